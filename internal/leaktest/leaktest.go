@@ -1,0 +1,72 @@
+// Package leaktest makes a package's tests fail when they leave goroutines,
+// file descriptors or child processes behind.
+package leaktest
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+// Main runs the tests and exits: call it from TestMain. Its checks run only
+// where the tests passed.
+func Main(m *testing.M) {
+	before := openFiles()
+	code := m.Run()
+	if code == 0 {
+		if err := check(before); err != nil {
+			fmt.Fprintln(os.Stderr, "leaktest:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// check gives what ends asynchronously two seconds to end.
+func check(before map[string]string) error {
+	if err := goleak.Find(); err != nil {
+		return err
+	}
+	var err error
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if err = leaked(before); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+func leaked(before map[string]string) error {
+	for fd, target := range openFiles() {
+		if _, ok := before[fd]; !ok {
+			return fmt.Errorf("fd %s is still open: %s", fd, target)
+		}
+	}
+	tasks, _ := filepath.Glob("/proc/self/task/*/children")
+	for _, t := range tasks {
+		if pids, _ := os.ReadFile(t); len(strings.TrimSpace(string(pids))) > 0 {
+			return fmt.Errorf("child processes still run: %s", pids)
+		}
+	}
+	return nil
+}
+
+// openFiles maps each open fd to what it is, without those that the Go runtime
+// opens once and keeps.
+func openFiles() map[string]string {
+	files := map[string]string{}
+	entries, _ := os.ReadDir("/proc/self/fd")
+	for _, e := range entries {
+		target, err := os.Readlink("/proc/self/fd/" + e.Name())
+		if err != nil || target == "anon_inode:[eventpoll]" || target == "anon_inode:[eventfd]" || strings.HasPrefix(target, "anon_inode:[pidfd") {
+			continue
+		}
+		files[e.Name()] = target
+	}
+	return files
+}

@@ -1,0 +1,120 @@
+// Package netns names network namespaces and runs code in them. A namespace is
+// a value that is passed down; nothing here changes what the caller is in.
+package netns
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	vnetns "github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// RunDir is where ip-netns(8) binds named namespaces.
+const RunDir = "/var/run/netns"
+
+// NS is an open network namespace. Close it.
+type NS struct {
+	handle vnetns.NsHandle
+	label  string
+}
+
+// Current opens the calling thread's network namespace.
+func Current() (*NS, error) {
+	h, err := vnetns.Get()
+	if err != nil {
+		return nil, fmt.Errorf("open the current netns: %w", err)
+	}
+	return &NS{h, ""}, nil
+}
+
+// Open opens a network namespace by the name that ip-netns(8) knows, or by a
+// path, which holds a slash: /proc/123/ns/net, /var/run/netns/blue. The empty
+// name is the current one.
+func Open(nameOrPath string) (*NS, error) {
+	if nameOrPath == "" {
+		return Current()
+	}
+	path := nameOrPath
+	if !strings.Contains(path, "/") {
+		if path == "." || path == ".." {
+			return nil, fmt.Errorf("netns %q: not a name", nameOrPath)
+		}
+		path = filepath.Join(RunDir, path)
+	}
+	h, err := vnetns.GetFromPath(path)
+	if err != nil {
+		return nil, fmt.Errorf("open netns %q: %w (ip netns list names them; a path must hold a slash)", nameOrPath, err)
+	}
+	if kind, err := unix.IoctlRetInt(int(h), unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
+		h.Close()
+		return nil, fmt.Errorf("open netns %q: %s is not a network namespace", nameOrPath, path)
+	}
+	return &NS{h, nameOrPath}, nil
+}
+
+// New makes an unnamed network namespace, which lives while it is open
+// or something in it is. It needs CAP_SYS_ADMIN.
+func New() (*NS, error) {
+	var ns *NS
+	err := onOwnThread(func() error {
+		h, err := vnetns.New()
+		if err == nil {
+			ns = &NS{h, "unnamed"}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make a netns: %w", err)
+	}
+	return ns, nil
+}
+
+// Close closes the namespace's fd.
+func (ns *NS) Close() error { return ns.handle.Close() }
+
+// Handle is the open fd, for netlink handles; ns keeps it.
+func (ns *NS) Handle() vnetns.NsHandle { return ns.handle }
+
+// String is the name or path that the namespace was opened by; empty for the current one.
+func (ns *NS) String() string { return ns.label }
+
+// Path names the namespace for as long as ns is open, for this process and those it starts.
+func (ns *NS) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(ns.handle)) }
+
+// Inode identifies the namespace among all of this kernel's.
+func (ns *NS) Inode() (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(ns.handle), &st); err != nil {
+		return 0, fmt.Errorf("stat netns: %w", err)
+	}
+	return st.Ino, nil
+}
+
+// Do runs f with its thread in ns. f must not start goroutines that rely on it.
+// Where it is the namespace that the thread is in anyway, nothing is switched.
+func (ns *NS) Do(f func() error) error {
+	if ns.label == "" {
+		return f()
+	}
+	return onOwnThread(func() error {
+		if err := vnetns.Set(ns.handle); err != nil {
+			return fmt.Errorf("enter netns %s: %w", ns.label, err)
+		}
+		return f()
+	})
+}
+
+// onOwnThread runs f on a thread that ends with it: a thread whose namespace
+// was changed is never given back to the Go runtime.
+func onOwnThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked, so the thread dies with the goroutine
+		done <- f()
+	}()
+	return <-done
+}

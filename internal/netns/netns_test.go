@@ -1,0 +1,57 @@
+package netns_test
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"vmnet/internal/leaktest"
+	"vmnet/internal/netns"
+	"vmnet/internal/nstest"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
+
+func TestLiveDoRunsInsideAndLeavesTheCallerWhereItWas(t *testing.T) {
+	ns := nstest.New(t)
+	before, err := os.Readlink("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var inside []net.Interface
+	if err := ns.Do(func() (err error) { inside, err = net.Interfaces(); return err }); err != nil {
+		t.Fatal(err)
+	}
+	if len(inside) != 1 || inside[0].Name != "lo" {
+		t.Errorf("inside: %v, want only lo", inside)
+	}
+	if after, _ := os.Readlink("/proc/thread-self/ns/net"); after != before {
+		t.Errorf("the caller moved from %s to %s", before, after)
+	}
+	a, err := ns.Inode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	same, err := netns.Open(ns.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer same.Close()
+	if b, _ := same.Inode(); a != b {
+		t.Errorf("opened again by path: inode %d, want %d", b, a)
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"no-such-netns", "..", ".", file, "/proc/self/ns/mnt"} {
+		if ns, err := netns.Open(name); err == nil {
+			ns.Close()
+			t.Errorf("Open(%q) succeeded", name)
+		}
+	}
+}

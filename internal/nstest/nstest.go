@@ -1,0 +1,61 @@
+// Package nstest gives kernel tests a network namespace of their own, and says
+// what to do where a machine cannot run them.
+package nstest
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/netns"
+)
+
+// Require skips the test unless ok, and names the cure. Where the feature is
+// listed in the environment's VMNET_REQUIRE (comma-separated, as CI sets it) or
+// that is "all", the test fails instead, so that CI cannot pass by skipping.
+func Require(tb testing.TB, feature string, ok bool, cure string) {
+	tb.Helper()
+	if ok {
+		return
+	}
+	for f := range strings.SplitSeq(os.Getenv("VMNET_REQUIRE"), ",") {
+		if f == feature || f == "all" {
+			tb.Fatalf("this test needs %s, which VMNET_REQUIRE demands: %s", feature, cure)
+		}
+	}
+	tb.Skipf("this test needs %s: %s", feature, cure)
+}
+
+// New makes an unnamed netns with lo up, which ends with the test.
+func New(tb testing.TB) *netns.NS {
+	tb.Helper()
+	Require(tb, "root", os.Geteuid() == 0, "run it as root")
+	ns, err := netns.New()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = ns.Close() })
+	nl := Handle(tb, ns)
+	lo, err := nl.LinkByName("lo")
+	if err == nil {
+		err = nl.LinkSetUp(lo)
+	}
+	if err != nil {
+		tb.Fatalf("bring lo up: %v", err)
+	}
+	return ns
+}
+
+// Handle is a netlink handle in ns, which ends with the test.
+func Handle(tb testing.TB, ns *netns.NS) *netlink.Handle {
+	tb.Helper()
+	nl, err := netlink.NewHandleAt(ns.Handle(), unix.NETLINK_ROUTE)
+	if err != nil {
+		tb.Fatalf("open netlink: %v", err)
+	}
+	tb.Cleanup(nl.Close)
+	return nl
+}

@@ -1,0 +1,73 @@
+// Package step runs a list of reversible changes: forwards, and backwards
+// when one of them fails.
+//
+// The list is data, so that one list serves the run, its undo, a dry run (print
+// the texts), a verbose run (time the steps) and the tests (fail any of them).
+package step
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// A Step is one reversible change.
+type Step struct {
+	// Name is short, stable and unique in its list: "tap", "getfd q0".
+	Name string
+	// Text says what is done, with the system call or command and its
+	// arguments: "TUNSETIFF P2-net0 IFF_TAP|IFF_NO_PI".
+	Text string
+	// Do makes the change.
+	Do func(context.Context) error
+	// Undo takes it back; nil where there is nothing to take back. It also runs
+	// when Do failed or was never reached half way, so it must succeed on what
+	// is not there.
+	Undo func(context.Context) error
+}
+
+// Around wraps the Do of every step, for example to time it. It must call do
+// unless it returns an error.
+type Around func(ctx context.Context, s Step, do func(context.Context) error) error
+
+// UndoTimeout bounds the whole way back. It starts when a step has failed, and
+// is independent of the run's own context, which may be what ended the run.
+const UndoTimeout = 10 * time.Second
+
+// Run does the steps in order. When one fails, or ctx ends between two, it
+// undoes the failed step and all before it, last first, goes on when an Undo
+// fails, and returns all errors joined. Each error names its step.
+// around may be nil.
+func Run(ctx context.Context, steps []Step, around Around) error {
+	if around == nil {
+		around = func(ctx context.Context, s Step, do func(context.Context) error) error { return do(ctx) }
+	}
+	for i, s := range steps {
+		err := context.Cause(ctx)
+		if err == nil {
+			err = around(ctx, s, s.Do)
+		}
+		if err != nil {
+			return errors.Join(fmt.Errorf("%s: %w", s.Name, err), Undo(ctx, steps[:i+1]))
+		}
+	}
+	return nil
+}
+
+// Undo takes the steps back, last first, and returns the errors joined. It runs
+// to its end, or to UndoTimeout, even if ctx has ended.
+func Undo(ctx context.Context, steps []Step) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), UndoTimeout)
+	defer cancel()
+	var errs []error
+	for i := len(steps) - 1; i >= 0; i-- {
+		if steps[i].Undo == nil {
+			continue
+		}
+		if err := steps[i].Undo(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("undo %s: %w", steps[i].Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
