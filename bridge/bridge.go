@@ -1,0 +1,235 @@
+// Package bridge makes and reads Linux bridges and their ports.
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"vmnet/internal/rtnl"
+)
+
+// Config says how a new bridge should be.
+type Config struct {
+	Name      string           // at most 15 bytes
+	MTU       int              // bytes; 0 leaves it to the kernel, which follows the smallest port
+	MAC       net.HardwareAddr // nil leaves it to the kernel, which follows the lowest port's
+	STP       bool             // spanning tree; ports then take 30 s until they forward
+	Ageing    time.Duration    // how long a MAC is remembered; 0 means 300 s
+	Addresses []netip.Prefix   // of the host on the bridge
+}
+
+// Info is a bridge as it is.
+type Info struct {
+	Name      string   `json:"bridge"`
+	MAC       string   `json:"mac"`
+	MTU       int      `json:"mtu"`
+	Up        bool     `json:"up"`
+	STP       bool     `json:"stp"`
+	Ageing    float64  `json:"ageing_seconds"`
+	Addresses []string `json:"addresses"`
+	Ports     []Port   `json:"ports"`
+}
+
+// Port is a bridge's port as it is.
+type Port struct {
+	Interface string    `json:"interface"`
+	State     string    `json:"state"`
+	ForwardIn float64   `json:"forwards_in_seconds,omitempty"`
+	MTU       int       `json:"mtu"`
+	Alias     string    `json:"alias,omitempty"`
+	Learned   []Learned `json:"learned"`
+}
+
+// Learned is one MAC address that the bridge knows behind a port.
+type Learned struct {
+	MAC    string `json:"mac"`
+	VLAN   int    `json:"vlan,omitempty"`
+	Static bool   `json:"static,omitempty"`
+}
+
+// Validate checks what can be checked without the kernel.
+func (cfg Config) Validate() error {
+	switch {
+	case !ValidName(cfg.Name):
+		return fmt.Errorf("bridge name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", cfg.Name)
+	case cfg.MTU != 0 && (cfg.MTU < 68 || cfg.MTU > 65535):
+		return fmt.Errorf("bridge %s: MTU %d: want 68 to 65535 bytes", cfg.Name, cfg.MTU)
+	case cfg.Ageing < 0 || cfg.Ageing > 1e6*time.Second:
+		return fmt.Errorf("bridge %s: ageing %v: want 0 to 1000000 s", cfg.Name, cfg.Ageing)
+	case cfg.MAC != nil && (len(cfg.MAC) != 6 || cfg.MAC[0]&1 != 0):
+		return fmt.Errorf("bridge %s: MAC %s: want 6 bytes, not multicast", cfg.Name, cfg.MAC)
+	}
+	return nil
+}
+
+// ValidName tells whether the kernel takes name for an interface as it is: it
+// would cut at 15 bytes and replace %d.
+func ValidName(name string) bool {
+	return name != "" && len(name) <= 15 && name != "." && name != ".." && !strings.ContainsAny(name, "/:% \t\n\v\f\r\x00\xa0")
+}
+
+// Create makes a bridge and brings it up. When a later step fails the bridge is
+// removed again. A taken name is an error that Is fs.ErrExist.
+func Create(c *rtnl.Conn, cfg Config) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	attrs := []rtnl.Attr{rtnl.Name(cfg.Name), rtnl.BridgeSTP(cfg.STP)}
+	if cfg.MTU != 0 {
+		attrs = append(attrs, rtnl.MTU(cfg.MTU))
+	}
+	if cfg.MAC != nil {
+		attrs = append(attrs, rtnl.MAC(cfg.MAC))
+	}
+	if cfg.Ageing != 0 {
+		attrs = append(attrs, rtnl.BridgeAgeing(int(cfg.Ageing.Seconds())))
+	}
+	if err := c.Create("bridge", attrs...); err != nil {
+		return fmt.Errorf("create bridge %s: %w", cfg.Name, explain(err))
+	}
+	br, err := c.Link(cfg.Name)
+	if err != nil {
+		return fmt.Errorf("create bridge %s: %w", cfg.Name, err)
+	}
+	if err := setUp(c, br, cfg.Addresses); err != nil {
+		return errors.Join(fmt.Errorf("create bridge %s: %w", cfg.Name, explain(err)), c.Delete(br.Index))
+	}
+	return nil
+}
+
+func setUp(c *rtnl.Conn, br *rtnl.Link, addrs []netip.Prefix) error {
+	for _, a := range addrs {
+		if err := c.AddAddr(br.Index, a); err != nil {
+			return fmt.Errorf("add address %s: %w", a, err)
+		}
+	}
+	if err := c.Set(br.Index, rtnl.Up(true)); err != nil {
+		return fmt.Errorf("set up: %w", err)
+	}
+	return nil
+}
+
+// Get reads a bridge's link. A link that is none is an error, as is none of
+// that name, which Is fs.ErrNotExist.
+func Get(c *rtnl.Conn, name string) (*rtnl.Link, error) {
+	br, err := c.Link(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("bridge %s: %w (vmnet bridge list shows those that are here; vmnet bridge create %s makes it)", name, fs.ErrNotExist, name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("bridge %s: %w", name, err)
+	}
+	if br.Bridge == nil {
+		kind := br.Kind
+		if kind == "" {
+			kind = "physical"
+		}
+		return nil, fmt.Errorf("%s is not a bridge but a %s device", name, kind)
+	}
+	return br, nil
+}
+
+// Delete removes a bridge. Unless force, one that has ports is left alone: its
+// ports would lose their network.
+func Delete(c *rtnl.Conn, name string, force bool) error {
+	br, err := Get(c, name)
+	if err != nil {
+		return err
+	}
+	ports, err := c.Links("", br.Index)
+	if err != nil {
+		return err
+	}
+	if len(ports) > 0 && !force {
+		var names []string
+		for _, p := range ports {
+			names = append(names, p.Name)
+		}
+		return fmt.Errorf("delete bridge %s: it has ports: %s (detach them first, or use --force)", name, strings.Join(names, ", "))
+	}
+	if err := c.Delete(br.Index); err != nil {
+		return fmt.Errorf("delete bridge %s: %w", name, explain(err))
+	}
+	return nil
+}
+
+// List reads all bridges, by name.
+func List(c *rtnl.Conn) ([]Info, error) {
+	links, err := c.Links("bridge", 0)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(links, func(a, b *rtnl.Link) int { return strings.Compare(a.Name, b.Name) })
+	infos := make([]Info, 0, len(links))
+	for _, l := range links {
+		info, err := describe(c, l)
+		if err != nil {
+			return nil, err
+		}
+		infos = append(infos, info)
+	}
+	return infos, nil
+}
+
+// Show reads one bridge.
+func Show(c *rtnl.Conn, name string) (Info, error) {
+	br, err := Get(c, name)
+	if err != nil {
+		return Info{}, err
+	}
+	return describe(c, br)
+}
+
+func describe(c *rtnl.Conn, br *rtnl.Link) (Info, error) {
+	info := Info{
+		Name: br.Name, MAC: br.MAC.String(), MTU: br.MTU, Up: br.Up,
+		STP: br.Bridge.STP, Ageing: br.Bridge.Ageing.Seconds(), Addresses: []string{}, Ports: []Port{},
+	}
+	addrs, err := c.Addrs(br.Index)
+	if err != nil {
+		return info, err
+	}
+	for _, a := range addrs {
+		info.Addresses = append(info.Addresses, a.String())
+	}
+	learned, err := LearnedBy(c, br.Index, 0)
+	if err != nil {
+		return info, err
+	}
+	links, err := c.Links("", br.Index)
+	if err != nil {
+		return info, err
+	}
+	for _, l := range links {
+		if l.Port == nil {
+			continue
+		}
+		macs := learned[l.Index]
+		if macs == nil {
+			macs = []Learned{}
+		}
+		info.Ports = append(info.Ports, Port{
+			Interface: l.Name, State: l.Port.State.String(), ForwardIn: ForwardsIn(l, br).Seconds(),
+			MTU: l.MTU, Alias: l.Alias, Learned: macs,
+		})
+	}
+	return info, nil
+}
+
+// explain adds the cause and cure to errors of bridge requests.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, syscall.EPERM):
+		return fmt.Errorf("%w (needs CAP_NET_ADMIN)", err)
+	case errors.Is(err, syscall.EOPNOTSUPP):
+		return fmt.Errorf("%w (the kernel has no bridge driver, or it is not loaded: modprobe bridge)", err)
+	}
+	return err
+}

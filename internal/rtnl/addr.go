@@ -1,0 +1,115 @@
+package rtnl
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// AddAddr gives a link an IP address with its prefix length. IPv6 addresses are
+// usable at once (no duplicate address detection).
+func (c *Conn) AddAddr(index int, p netip.Prefix) error {
+	req := c.request(unix.RTM_NEWADDR, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	msg := nl.NewIfAddrmsg(family(p.Addr()))
+	msg.Index = uint32(index)
+	msg.Prefixlen = uint8(p.Bits())
+	if p.Addr().Is6() {
+		msg.IfAddrmsg.Flags = unix.IFA_F_NODAD
+	}
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, p.Addr().AsSlice()))
+	req.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, p.Addr().AsSlice()))
+	return do(req)
+}
+
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+// Addrs lists the IP addresses of a link, without IPv6 link-local ones.
+func (c *Conn) Addrs(index int) ([]netip.Prefix, error) {
+	req := c.request(unix.RTM_GETADDR, unix.NLM_F_DUMP)
+	req.AddData(nl.NewIfAddrmsg(unix.AF_UNSPEC))
+	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	var found []netip.Prefix
+	for _, m := range msgs {
+		if len(m) < unix.SizeofIfAddrmsg {
+			return nil, fmt.Errorf("netlink address message of %d bytes", len(m))
+		}
+		if int(binary.NativeEndian.Uint32(m[4:])) != index {
+			continue
+		}
+		bits := int(m[1])
+		each(m[unix.SizeofIfAddrmsg:], func(kind uint16, v []byte) {
+			a, ok := netip.AddrFromSlice(v)
+			local := kind == unix.IFA_LOCAL || kind == unix.IFA_ADDRESS && a.Is6()
+			if ok && local && !a.IsLinkLocalUnicast() {
+				found = append(found, netip.PrefixFrom(a, bits))
+			}
+		})
+	}
+	return found, nil
+}
+
+// An FDBEntry is a MAC address that a bridge has learned behind a port, or was told.
+type FDBEntry struct {
+	MAC    net.HardwareAddr
+	Port   int // index of the port's link
+	VLAN   int // 0 for none
+	Static bool
+}
+
+// sizeofNdmsg is the size of struct ndmsg (include/uapi/linux/neighbour.h).
+const sizeofNdmsg = 12
+
+// FDB lists a bridge's forwarding database, or only one port's part where port
+// is not 0. The bridge's and ports' own addresses are left out.
+//
+// The request carries struct ifinfomsg, as `bridge fdb` once did, because the
+// kernel filters by port only then, or with strict checking (rtnl_fdb_dump).
+func (c *Conn) FDB(bridge, port int) ([]FDBEntry, error) {
+	req := c.request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP)
+	msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
+	msg.Index = int32(port)
+	req.AddData(msg)
+	req.AddData(Master(bridge).rta)
+	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
+	if err != nil {
+		return nil, fmt.Errorf("list the FDB: %w", err)
+	}
+	var found []FDBEntry
+	for _, m := range msgs {
+		if len(m) < sizeofNdmsg {
+			return nil, fmt.Errorf("netlink FDB message of %d bytes", len(m))
+		}
+		state := binary.NativeEndian.Uint16(m[8:])
+		e := FDBEntry{Port: int(binary.NativeEndian.Uint32(m[4:])), Static: state&unix.NUD_NOARP != 0}
+		master := 0
+		each(m[sizeofNdmsg:], func(kind uint16, v []byte) {
+			switch kind {
+			case unix.NDA_LLADDR:
+				e.MAC = net.HardwareAddr(append([]byte(nil), v...))
+			case unix.NDA_VLAN:
+				if len(v) >= 2 {
+					e.VLAN = int(binary.NativeEndian.Uint16(v))
+				}
+			case unix.NDA_MASTER:
+				master = int(u32(v))
+			}
+		})
+		if state&unix.NUD_PERMANENT == 0 && master == bridge && (port == 0 || port == e.Port) {
+			found = append(found, e)
+		}
+	}
+	return found, nil
+}

@@ -1,0 +1,246 @@
+package rtnl
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// A Link is what the kernel tells of a network interface.
+type Link struct {
+	Index    int
+	Name     string
+	AltNames []string
+	Alias    string
+	Kind     string // "tun", "bridge", "veth"; empty for hardware
+	MAC      net.HardwareAddr
+	MTU      int // bytes
+	Up       bool
+	Carrier  bool
+	Master   int // index of the bridge or bond it belongs to; 0 for none
+	Stats    Stats
+
+	Port   *Port   // its port data, where its master is a bridge
+	Bridge *Bridge // where it is a bridge
+	Tun    *Tun    // where it is a tun or tap device
+}
+
+// Stats are the link's counters as the host sees them (struct rtnl_link_stats64).
+type Stats struct {
+	RxPackets uint64 `json:"rx_packets"`
+	TxPackets uint64 `json:"tx_packets"`
+	RxBytes   uint64 `json:"rx_bytes"`
+	TxBytes   uint64 `json:"tx_bytes"`
+	RxErrors  uint64 `json:"rx_errors"`
+	TxErrors  uint64 `json:"tx_errors"`
+	RxDropped uint64 `json:"rx_dropped"`
+	TxDropped uint64 `json:"tx_dropped"`
+}
+
+// PortState is a bridge port's state (BR_STATE_* of include/uapi/linux/if_bridge.h).
+type PortState uint8
+
+// The states of IEEE 802.1D.
+const (
+	Disabled PortState = iota
+	Listening
+	Learning
+	Forwarding
+	Blocking
+)
+
+func (s PortState) String() string {
+	names := [...]string{"disabled", "listening", "learning", "forwarding", "blocking"}
+	if int(s) < len(names) {
+		return names[s]
+	}
+	return fmt.Sprintf("state %d", uint8(s))
+}
+
+// Port is a bridge port's data (IFLA_BRPORT_*).
+type Port struct {
+	State PortState
+	Timer time.Duration // until the forward delay timer ends and the next state comes
+}
+
+// Bridge is a bridge's data (IFLA_BR_*).
+type Bridge struct {
+	STP          bool
+	ForwardDelay time.Duration
+	Ageing       time.Duration
+}
+
+// Tun is a tun or tap device's data (IFLA_TUN_*).
+type Tun struct {
+	Tap        bool
+	Persist    bool
+	VnetHdr    bool
+	MultiQueue bool
+	Queues     int // attached and enabled
+}
+
+// parseLink decodes an RTM_NEWLINK message.
+func parseLink(msg []byte) (*Link, error) {
+	if len(msg) < unix.SizeofIfInfomsg {
+		return nil, fmt.Errorf("netlink link message of %d bytes", len(msg))
+	}
+	info := nl.DeserializeIfInfomsg(msg)
+	attrs, err := nl.ParseRouteAttr(msg[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return nil, fmt.Errorf("netlink link message: %w", err)
+	}
+	l := &Link{Index: int(info.Index), Up: info.Flags&unix.IFF_UP != 0, Carrier: info.Flags&unix.IFF_LOWER_UP != 0}
+	for _, a := range attrs {
+		v := a.Value
+		switch a.Attr.Type &^ unix.NLA_F_NESTED {
+		case unix.IFLA_IFNAME:
+			l.Name = unix.ByteSliceToString(v)
+		case unix.IFLA_IFALIAS:
+			l.Alias = unix.ByteSliceToString(v)
+		case unix.IFLA_ADDRESS:
+			l.MAC = net.HardwareAddr(append([]byte(nil), v...))
+		case unix.IFLA_MTU:
+			l.MTU = int(u32(v))
+		case unix.IFLA_MASTER:
+			l.Master = int(u32(v))
+		case unix.IFLA_STATS64:
+			l.Stats = parseStats(v)
+		case unix.IFLA_PROP_LIST:
+			each(v, func(kind uint16, v []byte) {
+				if kind == unix.IFLA_ALT_IFNAME {
+					l.AltNames = append(l.AltNames, unix.ByteSliceToString(v))
+				}
+			})
+		case unix.IFLA_LINKINFO:
+			l.parseInfo(v)
+		}
+	}
+	return l, nil
+}
+
+// parseInfo decodes IFLA_LINKINFO: the link's own kind and data, and what it is
+// to its master.
+func (l *Link) parseInfo(b []byte) {
+	var data, slave []byte
+	var slaveKind string
+	each(b, func(kind uint16, v []byte) {
+		switch kind {
+		case nl.IFLA_INFO_KIND:
+			l.Kind = unix.ByteSliceToString(v)
+		case nl.IFLA_INFO_DATA:
+			data = v
+		case nl.IFLA_INFO_SLAVE_KIND:
+			slaveKind = unix.ByteSliceToString(v)
+		case nl.IFLA_INFO_SLAVE_DATA:
+			slave = v
+		}
+	})
+	switch l.Kind {
+	case "bridge":
+		l.Bridge = parseBridge(data)
+	case "tun":
+		l.Tun = parseTun(data)
+	}
+	if slaveKind == "bridge" {
+		l.Port = parsePort(slave)
+	}
+}
+
+func parsePort(b []byte) *Port {
+	p := &Port{}
+	each(b, func(kind uint16, v []byte) {
+		switch kind {
+		case nl.IFLA_BRPORT_STATE:
+			p.State = PortState(u8(v))
+		case nl.IFLA_BRPORT_FORWARD_DELAY_TIMER:
+			p.Timer = ticks(u64(v))
+		}
+	})
+	return p
+}
+
+func parseBridge(b []byte) *Bridge {
+	br := &Bridge{}
+	each(b, func(kind uint16, v []byte) {
+		switch kind {
+		case nl.IFLA_BR_STP_STATE:
+			br.STP = u32(v) != 0
+		case nl.IFLA_BR_FORWARD_DELAY:
+			br.ForwardDelay = ticks(uint64(u32(v)))
+		case nl.IFLA_BR_AGEING_TIME:
+			br.Ageing = ticks(uint64(u32(v)))
+		}
+	})
+	return br
+}
+
+func parseTun(b []byte) *Tun {
+	t := &Tun{}
+	each(b, func(kind uint16, v []byte) {
+		switch kind {
+		case nl.IFLA_TUN_TYPE:
+			t.Tap = u8(v) == unix.IFF_TAP
+		case nl.IFLA_TUN_PERSIST:
+			t.Persist = u8(v) != 0
+		case nl.IFLA_TUN_VNET_HDR:
+			t.VnetHdr = u8(v) != 0
+		case nl.IFLA_TUN_MULTI_QUEUE:
+			t.MultiQueue = u8(v) != 0
+		case nl.IFLA_TUN_NUM_QUEUES:
+			t.Queues = int(u32(v))
+		}
+	})
+	return t
+}
+
+// parseStats decodes the start of struct rtnl_link_stats64, which only grows at its end.
+func parseStats(b []byte) Stats {
+	at := func(i int) uint64 {
+		if len(b) < 8*(i+1) {
+			return 0
+		}
+		return binary.NativeEndian.Uint64(b[8*i:])
+	}
+	return Stats{at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)}
+}
+
+// each walks nested attributes; what is cut short ends the walk.
+func each(b []byte, f func(kind uint16, value []byte)) {
+	attrs, err := nl.ParseRouteAttr(b)
+	if err != nil {
+		return
+	}
+	for _, a := range attrs {
+		f(a.Attr.Type&^unix.NLA_F_NESTED, a.Value)
+	}
+}
+
+// The kernel's own numbers may come shorter than expected only from a kernel
+// that is not the one the headers describe; they read as zero then.
+
+func u8(b []byte) uint8 {
+	if len(b) < 1 {
+		return 0
+	}
+	return b[0]
+}
+
+func u32(b []byte) uint32 {
+	if len(b) < 4 {
+		return 0
+	}
+	return binary.NativeEndian.Uint32(b)
+}
+
+func u64(b []byte) uint64 {
+	if len(b) < 8 {
+		return 0
+	}
+	return binary.NativeEndian.Uint64(b)
+}
+
+func ticks(n uint64) time.Duration { return time.Duration(n) * time.Second / clockTick }

@@ -1,0 +1,187 @@
+// Package rtnl speaks route netlink (rtnetlink(7)) about links: several
+// settings in one message, the kernel's own words in errors, and the bridge
+// port data that the netlink library does not decode. It builds on that
+// library's encoder and sockets.
+package rtnl
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	vnetns "github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/netns"
+)
+
+// timeout bounds one request; the kernel answers in microseconds unless rtnl is held long.
+var timeout = unix.Timeval{Sec: 30}
+
+// A Conn is a netlink socket in one network namespace, for concurrent use.
+type Conn struct {
+	sock *nl.SocketHandle
+}
+
+// Open opens a socket in ns, which may be closed afterwards.
+func Open(ns *netns.NS) (*Conn, error) {
+	s, err := nl.GetNetlinkSocketAt(ns.Handle(), vnetns.None(), unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	err = errors.Join(s.SetSendTimeout(&timeout), s.SetReceiveTimeout(&timeout), s.SetExtAck(true))
+	if err != nil {
+		s.Close()
+		return nil, fmt.Errorf("set up netlink: %w", err)
+	}
+	return &Conn{&nl.SocketHandle{Socket: s}}, nil
+}
+
+// Close closes the socket.
+func (c *Conn) Close() { c.sock.Close() }
+
+// request makes an empty request of the given type for this socket.
+func (c *Conn) request(kind, flags int) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(kind, flags)
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: c.sock}
+	return req
+}
+
+// linkRequest is a request about the link of that index.
+func (c *Conn) linkRequest(kind, flags, index int, attrs []Attr) *nl.NetlinkRequest {
+	req := c.request(kind, flags)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	req.AddData(msg)
+	for _, a := range attrs {
+		if a.up != nil {
+			msg.Change |= unix.IFF_UP
+			if *a.up {
+				msg.Flags |= unix.IFF_UP
+			}
+			continue
+		}
+		req.AddData(a.rta)
+	}
+	return req
+}
+
+// do runs a request that answers with an acknowledgement only.
+func do(req *nl.NetlinkRequest) error {
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return notExist(err)
+}
+
+// notExist makes "no such device" match fs.ErrNotExist as well.
+func notExist(err error) error {
+	if errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
+	return err
+}
+
+// Set changes all of attrs on the link of that index in one message. The kernel
+// applies them in its own order (do_setlink), and stops at the first that it
+// refuses.
+func (c *Conn) Set(index int, attrs ...Attr) error {
+	return do(c.linkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK, index, attrs))
+}
+
+// Create makes a link of that kind. A taken name is an error that Is fs.ErrExist.
+func (c *Conn) Create(kind string, attrs ...Attr) error {
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(kind))
+	var data *nl.RtAttr
+	var rest []Attr
+	for _, a := range attrs {
+		if !a.info {
+			rest = append(rest, a)
+			continue
+		}
+		if data == nil {
+			data = info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
+		}
+		data.AddChild(a.rta)
+	}
+	rest = append(rest, Attr{rta: info})
+	return do(c.linkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, 0, rest))
+}
+
+// Delete removes the link of that index.
+func (c *Conn) Delete(index int) error {
+	return do(c.linkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK, index, nil))
+}
+
+// AddAltName gives the link one more name (up to 127 bytes). Names and altnames
+// share one name space.
+func (c *Conn) AddAltName(index int, name string) error {
+	list := nl.NewRtAttr(unix.IFLA_PROP_LIST|unix.NLA_F_NESTED, nil)
+	list.AddRtAttr(unix.IFLA_ALT_IFNAME, nl.ZeroTerminated(name))
+	return do(c.linkRequest(unix.RTM_NEWLINKPROP, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, index, []Attr{{rta: list}}))
+}
+
+// Link reads one link by name or altname. None is an error that Is fs.ErrNotExist.
+func (c *Conn) Link(name string) (*Link, error) {
+	kind := uint16(unix.IFLA_IFNAME)
+	if len(name) >= unix.IFNAMSIZ {
+		kind = unix.IFLA_ALT_IFNAME
+	}
+	return c.get(0, Attr{rta: nl.NewRtAttr(int(kind), nl.ZeroTerminated(name))})
+}
+
+// LinkByIndex reads one link by its interface index.
+func (c *Conn) LinkByIndex(index int) (*Link, error) { return c.get(index) }
+
+func (c *Conn) get(index int, attrs ...Attr) (*Link, error) {
+	msgs, err := c.linkRequest(unix.RTM_GETLINK, unix.NLM_F_ACK, index, attrs).Execute(unix.NETLINK_ROUTE, 0)
+	if err != nil {
+		return nil, notExist(err)
+	}
+	if len(msgs) != 1 {
+		return nil, fmt.Errorf("netlink gave %d links for one: %w", len(msgs), fs.ErrNotExist)
+	}
+	return parseLink(msgs[0])
+}
+
+// dumpTries bounds how often a listing that the kernel says was disturbed by a
+// change is read again.
+const dumpTries = 10
+
+// Links lists the links, filtered by the kernel: of that kind unless it is
+// empty, and with that master unless it is 0.
+func (c *Conn) Links(kind string, master int) ([]*Link, error) {
+	var attrs []Attr
+	if kind != "" {
+		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+		info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(kind))
+		attrs = append(attrs, Attr{rta: info})
+	}
+	if master != 0 {
+		attrs = append(attrs, Master(master))
+	}
+	for try := 1; ; try++ {
+		links, err := c.dump(attrs)
+		if err == nil || !errors.Is(err, nl.ErrDumpInterrupted) || try == dumpTries {
+			return links, err
+		}
+		time.Sleep(time.Duration(try) * time.Millisecond)
+	}
+}
+
+func (c *Conn) dump(attrs []Attr) ([]*Link, error) {
+	msgs, err := c.linkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP, 0, attrs).Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	links := make([]*Link, 0, len(msgs))
+	for _, m := range msgs {
+		l, err := parseLink(m)
+		if err != nil {
+			return nil, err
+		}
+		links = append(links, l)
+	}
+	return links, nil
+}

@@ -1,0 +1,67 @@
+// Package vhost opens /dev/vhost-net for a VMM.
+//
+// A vhost-net fd serves one queue pair. It is handed over unused: it is bound to
+// an address space by VHOST_SET_OWNER, which only the VMM may issue
+// (include/uapi/linux/vhost.h).
+package vhost
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Device is vhost-net's node, a static device name: opening it loads the module.
+const Device = "/dev/vhost-net"
+
+// VHOST_GET_FEATURES, _IOR(VHOST_VIRTIO, 0x00, __u64).
+const vhostGetFeatures = 0x8008af00
+
+// Feature bits of vhost-net (include/uapi/linux/vhost_types.h, virtio_net.h).
+const (
+	FeatureMrgRxbuf = 1 << 15 // VIRTIO_NET_F_MRG_RXBUF
+	FeatureVnetHdr  = 1 << 27 // VHOST_NET_F_VIRTIO_NET_HDR
+)
+
+// Open opens the device once. The caller owns the file. The error says what is
+// missing and how to get it.
+func Open() (*os.File, error) {
+	f, err := os.OpenFile(Device, os.O_RDWR, 0)
+	if err != nil {
+		return nil, explain(err)
+	}
+	if _, err := Features(f); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// Features reads the feature bits that the kernel's vhost-net offers.
+func Features(f *os.File) (uint64, error) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var bits uint64
+	var ioErr error
+	err = conn.Control(func(fd uintptr) { bits, ioErr = getFeatures(int(fd)) })
+	if err = errors.Join(err, ioErr); err != nil {
+		return 0, fmt.Errorf("VHOST_GET_FEATURES on %s: %w", f.Name(), err)
+	}
+	return bits, nil
+}
+
+func explain(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w (the kernel has no vhost-net, or it is not loaded: modprobe vhost_net)", err)
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return fmt.Errorf("%w (its module is not loaded and could not be: modprobe vhost_net)", err)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w (give this user access: usually by the group kvm, or run as root)", err)
+	}
+	return err
+}
