@@ -1,0 +1,178 @@
+package agent
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// ErrGone is the error of requests whose connection to the guest has ended.
+var ErrGone = errors.New("the connection to the agent has ended")
+
+// Guest is the host's end: it asks the program in the guest to do things.
+// Requests may run at the same time. Each is abandoned when its ctx ends, in the
+// guest too. Errors name the guest and the method.
+type Guest struct {
+	name   string
+	conn   net.Conn
+	prefix string // of request ids: no other connection's late replies fit
+	done   chan struct{}
+
+	writing sync.Mutex
+
+	mu      sync.Mutex
+	next    int
+	pending map[string]chan response
+}
+
+// NewGuest speaks over conn, which it takes over. Close it.
+func NewGuest(name string, conn net.Conn) *Guest {
+	g := &Guest{name: name, conn: conn, prefix: rand.Text()[:8], done: make(chan struct{}), pending: map[string]chan response{}}
+	go g.read()
+	return g
+}
+
+// Dial opens the agent socket at path. It serves one connection at a time: what
+// comes second waits unanswered until the first is closed.
+func Dial(ctx context.Context, name, path string) (*Guest, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("guest %s: open the agent's socket: %w", name, err)
+	}
+	return NewGuest(name, conn), nil
+}
+
+// Close frees the agent's socket for others. Running requests fail with ErrGone.
+// So does the guest's end; then Close is not needed, but does no harm.
+func (g *Guest) Close() error {
+	err := g.conn.Close()
+	<-g.done
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// Done is closed when the connection has ended.
+func (g *Guest) Done() <-chan struct{} { return g.done }
+
+func (g *Guest) read() {
+	defer close(g.done)
+	defer g.conn.Close()
+	r := bufio.NewReader(g.conn)
+	for {
+		line, err := readLine(r)
+		if err != nil {
+			return
+		}
+		var res response
+		if line == nil || json.Unmarshal(line, &res) != nil {
+			continue
+		}
+		g.mu.Lock()
+		reply, ok := g.pending[res.ID]
+		delete(g.pending, res.ID)
+		g.mu.Unlock()
+		if ok {
+			reply <- res
+		}
+	}
+}
+
+// call sends a request and waits for its reply. result may be nil.
+func (g *Guest) call(ctx context.Context, method string, params, result any) error {
+	res, err := g.roundTrip(ctx, method, params)
+	if err == nil && res.Error != "" {
+		err = errors.New(res.Error)
+	}
+	if err == nil && result != nil {
+		err = json.Unmarshal(res.Result, result)
+	}
+	if err != nil {
+		return fmt.Errorf("guest %s: %s: %w", g.name, method, err)
+	}
+	return nil
+}
+
+func (g *Guest) roundTrip(ctx context.Context, method string, params any) (response, error) {
+	raw, err := json.Marshal(params)
+	if err != nil {
+		return response{}, err
+	}
+	req := request{Method: method, Params: raw}
+	if deadline, ok := ctx.Deadline(); ok {
+		req.TimeoutMS = max(1, time.Until(deadline).Milliseconds())
+	}
+	reply := make(chan response, 1)
+	g.mu.Lock()
+	g.next++
+	req.ID = g.prefix + "-" + strconv.Itoa(g.next)
+	g.pending[req.ID] = reply
+	g.mu.Unlock()
+	defer g.forget(req.ID)
+	if err := g.send(ctx, req); err != nil {
+		return response{}, err
+	}
+	select {
+	case res := <-reply:
+		return res, nil
+	case <-g.done:
+		return response{}, ErrGone
+	case <-ctx.Done():
+		g.cancel(ctx, req.ID)
+		return response{}, context.Cause(ctx)
+	}
+}
+
+func (g *Guest) forget(id string) {
+	g.mu.Lock()
+	delete(g.pending, id)
+	g.mu.Unlock()
+}
+
+// cancel tells the guest to give up a request, as far as it listens.
+func (g *Guest) cancel(ctx context.Context, id string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 100*time.Millisecond)
+	defer cancel()
+	raw, _ := json.Marshal(id)
+	_ = g.send(ctx, request{Method: cancelMethod, Params: raw})
+}
+
+// send writes one message. A guest that does not read yet, or no more, blocks it
+// once the socket is full; ctx ends that.
+func (g *Guest) send(ctx context.Context, req request) error {
+	line, err := encode(req)
+	if err != nil {
+		return err
+	}
+	g.writing.Lock()
+	defer g.writing.Unlock()
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	_ = g.conn.SetWriteDeadline(time.Time{})
+	fired := make(chan struct{})
+	stopped := context.AfterFunc(ctx, func() {
+		_ = g.conn.SetWriteDeadline(time.Unix(1, 0))
+		close(fired)
+	})
+	_, err = g.conn.Write(line)
+	if !stopped() {
+		<-fired // else it would end a later write
+	}
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	default:
+		return fmt.Errorf("%w: %w", ErrGone, err)
+	}
+}

@@ -1,0 +1,122 @@
+package agent
+
+import "time"
+
+// The methods that the guest serves.
+const (
+	MethodHello    = "hello"
+	MethodExec     = "exec"
+	MethodLinks    = "links"
+	MethodLinkSet  = "link-set"
+	MethodAddr     = "addr"
+	MethodRoute    = "route"
+	MethodWaitNIC  = "wait-nic"
+	MethodPing     = "ping"
+	MethodServe    = "serve"
+	MethodUnserve  = "unserve"
+	MethodTCPSend  = "tcp-send"
+	MethodUDPSend  = "udp-send"
+	MethodPowerOff = "poweroff"
+)
+
+// Info says what runs in the guest.
+type Info struct {
+	Kernel string        `json:"kernel"`
+	Uptime time.Duration `json:"uptime"`
+}
+
+// Command is a program to run in the guest.
+type Command struct {
+	// Argv is the program and its arguments; what busybox has is found by name.
+	Argv  []string `json:"argv"`
+	Stdin string   `json:"stdin,omitempty"`
+}
+
+// MaxOutput bounds each of a command's two outputs, in bytes; the rest is dropped.
+const MaxOutput = 512 << 10
+
+// Output is what a command that was started came to.
+type Output struct {
+	Stdout string `json:"stdout"`
+	Stderr string `json:"stderr"`
+	// Code is the exit status; -1 where a signal ended the command.
+	Code int `json:"code"`
+}
+
+// Link is a network interface of the guest.
+type Link struct {
+	Name  string `json:"name"`
+	Index int    `json:"index"`
+	MAC   string `json:"mac"`
+	// MTU in bytes.
+	MTU     int  `json:"mtu"`
+	Up      bool `json:"up"`
+	Carrier bool `json:"carrier"`
+	// Driver and PCI ("0000:00:03.0") are empty where the link is no PCI device.
+	Driver string `json:"driver,omitempty"`
+	PCI    string `json:"pci,omitempty"`
+	// RxQueues and TxQueues count the queues in use.
+	RxQueues int      `json:"rx_queues"`
+	TxQueues int      `json:"tx_queues"`
+	Addrs    []string `json:"addrs,omitempty"`
+	Counters Counters `json:"counters"`
+}
+
+// Counters are those of struct rtnl_link_stats64 (include/uapi/linux/if_link.h).
+type Counters struct {
+	RxPackets uint64 `json:"rx_packets"`
+	RxBytes   uint64 `json:"rx_bytes"`
+	RxDropped uint64 `json:"rx_dropped"`
+	RxErrors  uint64 `json:"rx_errors"`
+	TxPackets uint64 `json:"tx_packets"`
+	TxBytes   uint64 `json:"tx_bytes"`
+	TxDropped uint64 `json:"tx_dropped"`
+	TxErrors  uint64 `json:"tx_errors"`
+}
+
+// LinkSet changes a link; nil and empty leave as is.
+type LinkSet struct {
+	Link string `json:"link"`
+	Up   *bool  `json:"up,omitempty"`
+	// MTU in bytes.
+	MTU int    `json:"mtu,omitempty"`
+	MAC string `json:"mac,omitempty"`
+}
+
+// AddrChange puts an address (CIDR) on a link, or takes it off.
+type AddrChange struct {
+	Link   string `json:"link"`
+	Addr   string `json:"addr"`
+	Remove bool   `json:"remove,omitempty"`
+}
+
+// Route sends a destination ("default" or CIDR) through a gateway, a link or both.
+type Route struct {
+	To   string `json:"to"`
+	Via  string `json:"via,omitempty"`
+	Link string `json:"link,omitempty"`
+}
+
+// NICWait waits until a NIC is there, or until it is gone.
+type NICWait struct {
+	MAC  string `json:"mac"`
+	Gone bool   `json:"gone,omitempty"`
+}
+
+// Service is a server to start or end: "tcp" counts and hashes what it is sent, "udp" echoes.
+type Service struct {
+	Proto string `json:"proto"`
+	// Addr is "ip:port"; port 0 lets the guest choose. The reply has the real one.
+	Addr string `json:"addr"`
+}
+
+// Send sends to such a server.
+type Send struct {
+	// To is "ip:port".
+	To string `json:"to"`
+	// Bytes is the length of a TCP stream.
+	Bytes int64 `json:"bytes,omitempty"`
+	// Count and Size (bytes) are the number and the payload of UDP datagrams.
+	Count int `json:"count,omitempty"`
+	Size  int `json:"size,omitempty"`
+}

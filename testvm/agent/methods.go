@@ -1,0 +1,161 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"vmnet/testvm/traffic"
+)
+
+// WaitReady waits until the guest answers. It asks again every second, since a
+// guest that is reset forgets what it was asked.
+func (g *Guest) WaitReady(ctx context.Context) (Info, error) {
+	for {
+		try, cancel := context.WithTimeout(ctx, time.Second)
+		var info Info
+		err := g.call(try, MethodHello, nil, &info)
+		late := try.Err() != nil && ctx.Err() == nil
+		cancel()
+		if err == nil || !late {
+			return info, err
+		}
+	}
+}
+
+// Run runs a command to its end and returns what it came to. A status that is
+// not zero is no error.
+func (g *Guest) Run(ctx context.Context, c Command) (Output, error) {
+	var out Output
+	err := g.call(ctx, MethodExec, c, &out)
+	return out, err
+}
+
+// Exec runs a command and returns its standard output. A status that is not zero
+// is an error with what the command said.
+func (g *Guest) Exec(ctx context.Context, argv ...string) (string, error) {
+	out, err := g.Run(ctx, Command{Argv: argv})
+	if err == nil && out.Code != 0 {
+		err = fmt.Errorf("guest %s: %s: exit status %d: %s", g.name, strings.Join(argv, " "), out.Code, strings.TrimSpace(out.Stderr))
+	}
+	return out.Stdout, err
+}
+
+// Links returns all network interfaces, lo too.
+func (g *Guest) Links(ctx context.Context) ([]Link, error) {
+	var links []Link
+	err := g.call(ctx, MethodLinks, nil, &links)
+	return links, err
+}
+
+// Up brings a link up.
+func (g *Guest) Up(ctx context.Context, link string) error {
+	up := true
+	return g.call(ctx, MethodLinkSet, LinkSet{Link: link, Up: &up}, nil)
+}
+
+// Down takes a link down.
+func (g *Guest) Down(ctx context.Context, link string) error {
+	up := false
+	return g.call(ctx, MethodLinkSet, LinkSet{Link: link, Up: &up}, nil)
+}
+
+// SetMTU sets a link's MTU, in bytes.
+func (g *Guest) SetMTU(ctx context.Context, link string, mtu int) error {
+	return g.call(ctx, MethodLinkSet, LinkSet{Link: link, MTU: mtu}, nil)
+}
+
+// SetMAC sets a link's hardware address.
+func (g *Guest) SetMAC(ctx context.Context, link, mac string) error {
+	return g.call(ctx, MethodLinkSet, LinkSet{Link: link, MAC: mac}, nil)
+}
+
+// AddAddr puts an address ("10.0.0.2/24", "fd00::2/64") on a link; it is usable at
+// once, without duplicate address detection. The link stays up or down as it is.
+func (g *Guest) AddAddr(ctx context.Context, link, cidr string) error {
+	return g.call(ctx, MethodAddr, AddrChange{Link: link, Addr: cidr}, nil)
+}
+
+// DelAddr takes an address off a link.
+func (g *Guest) DelAddr(ctx context.Context, link, cidr string) error {
+	return g.call(ctx, MethodAddr, AddrChange{Link: link, Addr: cidr, Remove: true}, nil)
+}
+
+// AddRoute adds or replaces a route to "default" or a CIDR through a gateway.
+func (g *Guest) AddRoute(ctx context.Context, to, via string) error {
+	return g.call(ctx, MethodRoute, Route{To: to, Via: via}, nil)
+}
+
+// WaitNIC waits until a NIC with this hardware address is there.
+func (g *Guest) WaitNIC(ctx context.Context, mac string) (Link, error) {
+	var link Link
+	err := g.call(ctx, MethodWaitNIC, NICWait{MAC: mac}, &link)
+	return link, err
+}
+
+// WaitNICGone waits until no NIC has this hardware address.
+func (g *Guest) WaitNICGone(ctx context.Context, mac string) error {
+	return g.call(ctx, MethodWaitNIC, NICWait{MAC: mac, Gone: true}, nil)
+}
+
+// Ping returns the round-trip time of the first echo request that is answered,
+// out of five, a second each.
+func (g *Guest) Ping(ctx context.Context, addr string) (time.Duration, error) {
+	res, err := g.PingWith(ctx, traffic.Ping{Addr: addr, Count: 5, UntilFirst: true})
+	return res.Min, err
+}
+
+// PingWith pings with all options. No reply at all is an error.
+func (g *Guest) PingWith(ctx context.Context, p traffic.Ping) (traffic.PingResult, error) {
+	var res traffic.PingResult
+	err := g.call(ctx, MethodPing, p, &res)
+	return res, err
+}
+
+// TCPServe starts a server for TCPSend at "ip:port" (port 0: any) and returns
+// where it listens. It ends with Unserve or the guest.
+func (g *Guest) TCPServe(ctx context.Context, addr string) (string, error) {
+	return g.serve(ctx, Service{"tcp", addr})
+}
+
+// UDPServe starts a server for UDPSend: it echoes every datagram.
+func (g *Guest) UDPServe(ctx context.Context, addr string) (string, error) {
+	return g.serve(ctx, Service{"udp", addr})
+}
+
+func (g *Guest) serve(ctx context.Context, s Service) (string, error) {
+	err := g.call(ctx, MethodServe, s, &s)
+	return s.Addr, err
+}
+
+// TCPUnserve ends the server that TCPServe said to listen at addr.
+func (g *Guest) TCPUnserve(ctx context.Context, addr string) error {
+	return g.call(ctx, MethodUnserve, Service{"tcp", addr}, nil)
+}
+
+// UDPUnserve ends the server that UDPServe said to listen at addr.
+func (g *Guest) UDPUnserve(ctx context.Context, addr string) error {
+	return g.call(ctx, MethodUnserve, Service{"udp", addr}, nil)
+}
+
+// TCPSend sends n pseudo-random bytes to a traffic server and checks that they
+// arrived whole.
+func (g *Guest) TCPSend(ctx context.Context, to string, n int64) (traffic.TCPResult, error) {
+	var res traffic.TCPResult
+	err := g.call(ctx, MethodTCPSend, Send{To: to, Bytes: n}, &res)
+	return res, err
+}
+
+// UDPSend sends count datagrams with size bytes each, one after the other, to a
+// traffic server, and checks each echo. No echo at all is an error.
+func (g *Guest) UDPSend(ctx context.Context, to string, count, size int) (traffic.UDPResult, error) {
+	var res traffic.UDPResult
+	err := g.call(ctx, MethodUDPSend, Send{To: to, Count: count, Size: size}, &res)
+	return res, err
+}
+
+// PowerOff asks the guest to power off and returns before it has.
+func (g *Guest) PowerOff(ctx context.Context) error {
+	return g.call(ctx, MethodPowerOff, nil, nil)
+}

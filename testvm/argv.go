@@ -1,0 +1,102 @@
+package testvm
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"vmnet/testvm/agent"
+	"vmnet/testvm/guest"
+)
+
+// Files are the paths that a machine's command line names.
+type Files struct {
+	Kernel    string
+	Initramfs string
+	// QMP and Agent are sockets; Console is the log of the serial port.
+	QMP, Agent, Console string
+}
+
+// CommandLine returns QEMU's whole command line. It touches nothing, and "auto"
+// as the accelerator becomes TCG.
+func CommandLine(c Config, f Files) ([]string, error) {
+	c = c.withDefaults()
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	kvm := c.Accel == "kvm"
+	argv := []string{
+		c.QEMU, "-name", "guest=" + escape(c.Name),
+		"-nodefaults", "-no-user-config", "-display", "none",
+	}
+	if kvm {
+		argv = append(argv, "-machine", c.Machine+",accel=kvm", "-cpu", "host")
+	} else {
+		argv = append(argv, "-machine", c.Machine+",accel=tcg")
+	}
+	argv = append(argv, "-m", strconv.Itoa(c.MemoryMiB), "-smp", strconv.Itoa(c.CPUs),
+		"-kernel", f.Kernel, "-initrd", f.Initramfs, "-append", kernelArgs(c))
+	if !c.AllowReset {
+		argv = append(argv, "-no-reboot")
+	}
+	if c.Paused {
+		argv = append(argv, "-S")
+	}
+	if c.QMP != "none" {
+		argv = append(argv, "-qmp", "unix:"+escape(f.QMP)+",server=on,wait=off")
+	}
+	console := "file,id=console,path=" + escape(f.Console)
+	if c.Terminal {
+		console = "stdio,id=console,signal=off,logfile=" + escape(f.Console)
+	}
+	argv = append(argv,
+		"-chardev", console, "-serial", "chardev:console",
+		// Sockets are made in this order: who reaches the agent's finds the monitor's too.
+		"-chardev", "socket,id=agent,path="+escape(f.Agent)+",server=on,wait=off",
+		"-device", "virtio-serial-pci,id=serial0",
+		"-device", "virtserialport,bus=serial0.0,chardev=agent,name="+agent.PortName)
+	for i := range c.SparePorts {
+		argv = append(argv, "-device", fmt.Sprintf("pcie-root-port,id=port%d,chassis=%d", i, i+1))
+	}
+	for _, n := range c.NICs {
+		argv = append(argv, n.argv()...)
+	}
+	return append(argv, c.ExtraArgs...), nil
+}
+
+func (n NIC) argv() []string {
+	device := fmt.Sprintf("%s,id=%s,netdev=host-%s,mac=%s,romfile=", n.Model, n.ID, n.ID, n.MAC)
+	if n.Device != "" {
+		device += "," + n.Device
+	}
+	return []string{"-netdev", n.Netdev + ",id=host-" + n.ID, "-device", device}
+}
+
+// kernelArgs is the guest kernel's command line. A panic resets at once, so that
+// -no-reboot ends QEMU and Start can tell.
+func kernelArgs(c Config) string {
+	args := []string{"console=ttyS0", "loglevel=4", "panic=-1", "net.ifnames=0", "mitigations=off", "tsc=reliable", "no_timer_check"}
+	if c.Terminal {
+		args = append(args, guest.ShellArg)
+	}
+	return strings.Join(append(args, c.KernelArgs...), " ")
+}
+
+// escape doubles commas, as QEMU's option values want it.
+func escape(value string) string { return strings.ReplaceAll(value, ",", ",,") }
+
+// ShellQuote returns a command line that a shell takes as it is.
+func ShellQuote(argv []string) string {
+	quoted := make([]string, len(argv))
+	for i, arg := range argv {
+		quoted[i] = arg
+		if arg == "" || strings.ContainsFunc(arg, needsQuote) {
+			quoted[i] = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
+		}
+	}
+	return strings.Join(quoted, " ")
+}
+
+func needsQuote(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_=.,:/+@%", r)
+}

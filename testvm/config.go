@@ -1,0 +1,164 @@
+package testvm
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"vmnet/internal/netns"
+)
+
+// Config describes a virtual machine. The zero value is a small one without NICs.
+type Config struct {
+	// Name is QEMU's -name guest=; empty means "testvm".
+	Name string
+	// Machine is "pc" or "q35"; empty means "pc".
+	Machine string
+	// SparePorts is the number of empty PCIe root ports to plug devices into, with
+	// the ids port0, port1 and so on. Only q35 has them; pc needs none.
+	SparePorts int
+	// MemoryMiB is the guest's memory; 0 means 128.
+	MemoryMiB int
+	// CPUs is the number of virtual processors; 0 means 1.
+	CPUs int
+	// NICs are those that the guest boots with.
+	NICs []NIC
+	// ExtraFiles are inherited by QEMU as fd 3, 4 and so on, for a NIC's Netdev or
+	// ExtraArgs to name. The caller still closes its own.
+	ExtraFiles []*os.File
+	// QMP is the path of the monitor's socket; empty means one in the machine's
+	// own folder, "none" means no monitor.
+	QMP string
+	// Agent is the path of the agent's socket; empty means one in the machine's own folder.
+	Agent string
+	// Accel is "kvm", "tcg" or "auto"; empty means "auto": KVM where it surely works, else TCG.
+	Accel string
+	// KernelArgs are added to the kernel's command line: "acpi=off".
+	KernelArgs []string
+	// Modules are loaded besides the virtio drivers, with what they depend on: "8021q".
+	Modules []string
+	// ExtraArgs are added to QEMU's arguments as they are.
+	ExtraArgs []string
+	// AllowReset lets the guest be reset; else a reset, also that of a panic, ends QEMU.
+	AllowReset bool
+	// Paused starts QEMU with the processors stopped (-S). It implies NoWait.
+	Paused bool
+	// NoWait makes Start return once QEMU runs, while the guest still boots; see VM.WaitReady.
+	NoWait bool
+	// BootTimeout bounds the wait for the guest; 0 means 60 s.
+	BootTimeout time.Duration
+	// Netns is the network namespace that QEMU runs in; nil means the caller's.
+	Netns *netns.NS
+	// Terminal puts a shell on the guest's console and connects it with this
+	// process's stdin and stdout. QEMU then stays in the foreground process group,
+	// and the guest powers off when the shell ends.
+	Terminal bool
+	// Init is the path of the static program that becomes /init, a build of
+	// cmd/testvm; empty means this program if it is that, or else to build it.
+	Init string
+	// QEMU is the program to run; empty means qemu-system-x86_64.
+	QEMU string
+	// Logf is told the command line and the boot time; nil means nobody.
+	Logf func(format string, args ...any)
+}
+
+// NIC is a network device that the guest boots with.
+type NIC struct {
+	// ID names the device; empty means boot0, boot1 and so on.
+	ID string
+	// Model is QEMU's device; empty means virtio-net-pci.
+	Model string
+	// MAC is the hardware address; empty means 52:54:00:76:6d:00 and following.
+	MAC string
+	// Netdev is the value of QEMU's -netdev without its id, as it is:
+	// "user,restrict=on", "tap,fd=3". The netdev's id is that of the NIC with "host-" before it.
+	Netdev string
+	// Device is added to the value of -device as it is: "mq=on,vectors=6".
+	Device string
+}
+
+// maxSparePorts leaves room on the root bus for the other devices.
+const maxSparePorts = 16
+
+var plainID = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]*$`)
+
+func (c Config) withDefaults() Config {
+	c.Name = cmp.Or(c.Name, "testvm")
+	c.Machine = cmp.Or(c.Machine, "pc")
+	c.MemoryMiB = cmp.Or(c.MemoryMiB, 128)
+	c.CPUs = cmp.Or(c.CPUs, 1)
+	c.Accel = cmp.Or(c.Accel, "auto")
+	c.BootTimeout = cmp.Or(c.BootTimeout, time.Minute)
+	c.QEMU = cmp.Or(c.QEMU, "qemu-system-x86_64")
+	c.NoWait = c.NoWait || c.Paused
+	if c.Logf == nil {
+		c.Logf = func(string, ...any) {}
+	}
+	c.NICs = slices.Clone(c.NICs)
+	for i := range c.NICs {
+		n := &c.NICs[i]
+		n.ID = cmp.Or(n.ID, fmt.Sprintf("boot%d", i))
+		n.Model = cmp.Or(n.Model, "virtio-net-pci")
+		n.MAC = cmp.Or(n.MAC, fmt.Sprintf("52:54:00:76:6d:%02x", i))
+	}
+	return c
+}
+
+// validate checks a Config that has its defaults. It touches nothing.
+func (c Config) validate() error {
+	var errs []error
+	refuse := func(bad bool, format string, args ...any) {
+		if bad {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	refuse(strings.ContainsFunc(c.Name, func(r rune) bool { return r < ' ' }), "name %q holds control characters", c.Name)
+	refuse(c.Machine != "pc" && c.Machine != "q35", "machine %q is unknown (known: pc, q35)", c.Machine)
+	refuse(!slices.Contains([]string{"auto", "kvm", "tcg"}, c.Accel), "accel %q is unknown (known: auto, kvm, tcg)", c.Accel)
+	refuse(c.SparePorts < 0 || c.SparePorts > maxSparePorts, "spare ports: %d is not within 0 and %d", c.SparePorts, maxSparePorts)
+	refuse(c.SparePorts > 0 && c.Machine == "pc", "spare ports: machine pc has none and needs none (take q35)")
+	refuse(c.MemoryMiB < 64, "memory: %d MiB is too little (the guest needs 64)", c.MemoryMiB)
+	refuse(c.CPUs < 1 || c.CPUs > 255, "cpus: %d is not within 1 and 255", c.CPUs)
+	refuse(c.BootTimeout < 0, "boot timeout %s is negative", c.BootTimeout)
+	for _, path := range []string{c.QMP, c.Agent} {
+		refuse(len(path) > 107, "socket path %q is longer than the 107 bytes that a socket's address holds", path)
+	}
+	ids := map[string]bool{}
+	for i, n := range c.NICs {
+		refuse(!plainID.MatchString(n.ID), "NIC %d: id %q is not a letter and then letters, digits, '.', '_' or '-'", i, n.ID)
+		refuse(ids[n.ID], "NIC %d: id %q is taken by another one", i, n.ID)
+		ids[n.ID] = true
+		mac, err := net.ParseMAC(n.MAC)
+		refuse(err != nil || len(mac) != 6 || mac[0]&1 != 0, "NIC %s: %q is no unicast hardware address", n.ID, n.MAC)
+		refuse(n.Netdev == "" || strings.Contains(","+n.Netdev, ",id="), "NIC %s: netdev %q must be given, and without an id", n.ID, n.Netdev)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("configure guest %s: %w", c.Name, err)
+	}
+	return nil
+}
+
+// accel says what "auto" is here. The node alone proves nothing: where only
+// kvm_pvm stands behind it, an ordinary guest hangs in its firmware for ever.
+func accel(want string) string {
+	if want != "auto" {
+		return want
+	}
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return "tcg"
+	}
+	_ = f.Close()
+	for _, module := range []string{"kvm_intel", "kvm_amd"} {
+		if _, err := os.Stat("/sys/module/" + module); err == nil {
+			return "kvm"
+		}
+	}
+	return "tcg"
+}

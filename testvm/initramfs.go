@@ -1,0 +1,156 @@
+package testvm
+
+import (
+	"bytes"
+	"context"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/testvm/guest"
+)
+
+// program is the import path of the program that is host and /init.
+const program = "vmnet/cmd/testvm"
+
+// buildInitramfs packs /init, the modules with all they depend on, and, for
+// people, busybox where the host has a static one. It is not compressed: TCG
+// unpacks slowly.
+func buildInitramfs(k Kernel, init []byte, modules []string) ([]byte, error) {
+	files, err := moduleFiles(k.Modules, modules)
+	if err != nil {
+		return nil, err
+	}
+	w := &cpioWriter{}
+	for _, dir := range []string{"bin", "dev", "etc", "proc", "sys", "tmp", guest.ModulesDir[1:]} {
+		w.dir(dir)
+	}
+	w.charDevice("dev/console", 0o600, 5, 1) // before devtmpfs is there
+	w.charDevice("dev/null", 0o666, 1, 3)
+	w.file("init", 0o755, init)
+	for i, file := range files {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("pack kernel module: %w", err)
+		}
+		w.file(fmt.Sprintf("%s/%03d-%s", guest.ModulesDir[1:], i, filepath.Base(file)), 0o644, content)
+	}
+	addBusybox(w)
+	return w.finish(), nil
+}
+
+// addBusybox adds busybox under all its names. The guest works without it.
+func addBusybox(w *cpioWriter) {
+	path, err := exec.LookPath("busybox")
+	if err != nil || !isStatic(path) {
+		return
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return
+	}
+	w.file("bin/busybox", 0o755, content)
+	names, _ := exec.Command(path, "--list").Output()
+	for name := range strings.FieldsSeq(string(names)) {
+		if name != "busybox" && !strings.Contains(name, "/") {
+			w.symlink("bin/"+name, "busybox")
+		}
+	}
+}
+
+// isStatic reports whether path is a program that needs no dynamic loader.
+func isStatic(path string) bool {
+	f, err := elf.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return false
+		}
+	}
+	return true
+}
+
+// initProgram returns the program that becomes /init: the one at path, or where
+// path is empty this one if it is a static cmd/testvm, or else a fresh build of it.
+func initProgram(ctx context.Context, path string) ([]byte, error) {
+	info, ok := debug.ReadBuildInfo()
+	switch {
+	case path == "" && ok && info.Path == program && isStatic("/proc/self/exe"):
+		path = "/proc/self/exe"
+	case path == "":
+		return built.get(ctx)
+	case !isStatic(path):
+		return nil, fmt.Errorf("use %s as the guest's /init: it is no static program (build it with CGO_ENABLED=0)", path)
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the guest's /init: %w", err)
+	}
+	return content, nil
+}
+
+// built is the program as this process built it.
+var built buildOnce
+
+type buildOnce struct {
+	mu      sync.Mutex
+	content []byte
+}
+
+// get builds the program once. An error is not kept: ctx may be its cause.
+func (b *buildOnce) get(ctx context.Context) ([]byte, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.content != nil {
+		return b.content, nil
+	}
+	cache, err := CacheDir()
+	if err != nil {
+		return nil, err
+	}
+	b.content, err = buildProgram(ctx, cache)
+	if err != nil {
+		return nil, fmt.Errorf("build the guest's /init: %w", err)
+	}
+	return b.content, nil
+}
+
+// buildProgram builds cmd/testvm in dir. Processes take turns, so that each reads
+// what it built; and where the last build is still good, go leaves it alone.
+func buildProgram(ctx context.Context, dir string) ([]byte, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "testvm.lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
+	out := filepath.Join(dir, "testvm")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, program)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	err = cmd.Run()
+	if errors.Is(err, exec.ErrNotFound) {
+		return nil, fmt.Errorf("%w (name a static testvm program instead, or install Go)", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("go build %s: %w: %s", program, err, strings.TrimSpace(stderr.String()))
+	}
+	return os.ReadFile(out)
+}

@@ -1,0 +1,159 @@
+package testvm
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// keepOutput bounds what is read of a log, from its end, in bytes.
+const keepOutput = 256 << 10
+
+// process is QEMU's. What it ended with may be read once done is closed.
+type process struct {
+	cancel  context.CancelFunc
+	started chan struct{} // closed when cmd.Process is set, or the start failed
+	done    chan struct{}
+	cmd     *exec.Cmd
+
+	err             error
+	console, stderr string
+}
+
+// start starts QEMU and the goroutine that owns it. Failure to start ends it.
+func (p *process) start(ctx context.Context, vm *VM) {
+	ctx, p.cancel = context.WithCancel(ctx)
+	p.started, p.done = make(chan struct{}), make(chan struct{})
+	p.cmd = exec.CommandContext(ctx, vm.Argv[0], vm.Argv[1:]...)
+	p.cmd.ExtraFiles = vm.config.ExtraFiles
+	p.cmd.WaitDelay = 5 * time.Second
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{
+		Pdeathsig: syscall.SIGKILL,
+		Setpgid:   !vm.config.Terminal, // Ctrl-C is for us to see first
+	}
+	go p.own(vm)
+	<-p.started
+}
+
+// own runs QEMU to its end and cleans up after it.
+func (p *process) own(vm *VM) {
+	// The death signal comes when the thread that forked ends, not the process.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if ns := vm.config.Netns; ns != nil {
+		err := ns.Do(func() error { p.run(vm); return nil })
+		p.err = cmp.Or(p.err, err)
+	} else {
+		p.run(vm)
+	}
+	p.cancel()
+	p.console, p.stderr = readTail(vm.path("console")), readTail(vm.path("stderr"))
+	for _, name := range []string{vm.QMP, vm.Agent, vm.dir} {
+		if name != "" {
+			_ = os.RemoveAll(name)
+		}
+	}
+	select {
+	case <-p.started:
+	default:
+		close(p.started)
+	}
+	close(p.done)
+}
+
+func (p *process) run(vm *VM) {
+	log, err := os.Create(vm.path("stderr"))
+	if err != nil {
+		p.err = err
+		return
+	}
+	defer log.Close()
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	if vm.config.Terminal {
+		p.cmd.Stdin, p.cmd.Stdout = os.Stdin, os.Stdout
+	}
+	if p.err = p.cmd.Start(); p.err != nil {
+		return
+	}
+	close(p.started)
+	p.err = p.cmd.Wait()
+}
+
+// status says how QEMU ended.
+func (p *process) status() string {
+	if p.err == nil {
+		return "exit status 0"
+	}
+	return p.err.Error()
+}
+
+// readTail reads the last keepOutput bytes of a file; what cannot be read is empty.
+func readTail(name string) string {
+	f, err := os.Open(name)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err == nil && info.Size() > keepOutput {
+		_, _ = f.Seek(-keepOutput, io.SeekEnd)
+	}
+	content, _ := io.ReadAll(io.LimitReader(f, keepOutput))
+	return string(content)
+}
+
+// Pid is QEMU's process id.
+func (vm *VM) Pid() int { return vm.process.cmd.Process.Pid }
+
+// Done is closed when QEMU has ended and nothing is left of it.
+func (vm *VM) Done() <-chan struct{} { return vm.process.done }
+
+// Wait waits until QEMU has ended and says how: nil means with status 0.
+func (vm *VM) Wait(ctx context.Context) error {
+	select {
+	case <-vm.Done():
+		return vm.process.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Signal sends QEMU a signal.
+func (vm *VM) Signal(s os.Signal) error { return vm.process.cmd.Process.Signal(s) }
+
+// Kill sends QEMU SIGKILL, as an accident would, and does not wait. It is no error
+// that it has ended already.
+func (vm *VM) Kill() error {
+	if err := vm.Signal(unix.SIGKILL); !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	return nil
+}
+
+// Stop kills QEMU, waits for its end and removes the machine's files. It may be
+// called again.
+func (vm *VM) Stop() {
+	vm.process.cancel()
+	<-vm.Done()
+	if vm.Guest != nil {
+		_ = vm.Guest.Close()
+	}
+}
+
+// Console returns what the guest wrote on its serial console, up to the last 256
+// KiB, also after its end.
+func (vm *VM) Console() string {
+	select {
+	case <-vm.Done():
+		return vm.process.console
+	default:
+		return readTail(vm.path("console"))
+	}
+}

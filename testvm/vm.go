@@ -1,0 +1,181 @@
+// Package testvm boots tiny virtual machines for tests, and for people who want
+// to try vmnet: Debian's kernel, an initramfs made on the spot, and one static
+// program in it that does what the test asks (package agent).
+package testvm
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"vmnet/testvm/agent"
+)
+
+// VM is a running machine. It ends with the context of its Start, with Stop, or
+// by itself; then its files are removed. QEMU dies with this process, however
+// that ends.
+type VM struct {
+	// Guest speaks with the program inside. Guest.Close frees Agent for others.
+	Guest *agent.Guest
+	// Argv is QEMU's command line.
+	Argv []string
+	// QMP is the path of the monitor's socket; empty if there is none.
+	QMP string
+	// Agent is the path of the agent's socket.
+	Agent string
+
+	config  Config
+	dir     string // holds the initramfs, logs and sockets
+	process process
+}
+
+// Start boots a machine and returns when its guest answers, or with NoWait when
+// QEMU runs. Its errors show what QEMU and the guest's console said last.
+// When ctx ends the machine is killed, also later.
+func Start(ctx context.Context, c Config) (*VM, error) {
+	c = c.withDefaults()
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	vm := &VM{config: c}
+	start := time.Now()
+	if err := vm.prepare(ctx); err != nil {
+		_ = os.RemoveAll(vm.dir)
+		return nil, fmt.Errorf("start guest %s: %w", c.Name, err)
+	}
+	c.Logf("guest %s: %s", c.Name, ShellQuote(vm.Argv))
+	vm.process.start(ctx, vm)
+	info, err := vm.boot(ctx)
+	if err != nil {
+		return nil, vm.failed(err)
+	}
+	if !c.NoWait {
+		c.Logf("guest %s: kernel %s answered after %s", c.Name, info.Kernel, time.Since(start).Round(time.Millisecond))
+	}
+	return vm, nil
+}
+
+// prepare makes the machine's folder, with the initramfs in it, and the command line.
+func (vm *VM) prepare(ctx context.Context) error {
+	c := vm.config
+	kernel, err := FindKernel()
+	if err != nil {
+		return err
+	}
+	init, err := initProgram(ctx, c.Init)
+	if err != nil {
+		return err
+	}
+	initramfs, err := buildInitramfs(kernel, init, append(guestModules[:len(guestModules):len(guestModules)], c.Modules...))
+	if err != nil {
+		return err
+	}
+	if vm.dir, err = os.MkdirTemp("", "testvm-"); err != nil {
+		return err
+	}
+	f := Files{Kernel: kernel.Image, Initramfs: vm.path("initramfs"), QMP: c.QMP, Agent: c.Agent, Console: vm.path("console")}
+	if f.QMP == "" {
+		f.QMP = vm.path("qmp")
+	}
+	if f.Agent == "" {
+		f.Agent = vm.path("agent")
+	}
+	if err := os.WriteFile(f.Initramfs, initramfs, 0o600); err != nil {
+		return err
+	}
+	c.QMP, c.Agent, c.Accel = f.QMP, f.Agent, accel(c.Accel)
+	if c.QMP != "none" {
+		vm.QMP = c.QMP
+	}
+	vm.Agent = c.Agent
+	vm.Argv, err = CommandLine(c, f)
+	return err
+}
+
+func (vm *VM) path(name string) string { return filepath.Join(vm.dir, name) }
+
+// boot waits until QEMU, and unless NoWait its guest, is there.
+func (vm *VM) boot(ctx context.Context) (agent.Info, error) {
+	limit := vm.config.BootTimeout
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
+	defer cancel()
+	err := vm.connect(ctx)
+	if err != nil {
+		return agent.Info{}, err
+	}
+	if vm.config.NoWait {
+		return agent.Info{}, vm.greeted(ctx)
+	}
+	return vm.Guest.WaitReady(ctx)
+}
+
+// connect opens the agent's socket as soon as QEMU has made it.
+func (vm *VM) connect(ctx context.Context) error {
+	for {
+		var err error
+		if vm.Guest, err = agent.Dial(ctx, vm.config.Name, vm.Agent); err == nil {
+			return nil
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-vm.Done():
+			return errors.New("QEMU has ended")
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// greeted waits for the monitor's greeting: QEMU sends it when all devices are made.
+func (vm *VM) greeted(ctx context.Context) error {
+	if vm.QMP == "" {
+		return nil
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", vm.QMP)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	if _, err := bufio.NewReader(conn).ReadString('\n'); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return fmt.Errorf("wait for the monitor's greeting: %w", err)
+	}
+	return nil
+}
+
+// failed ends the machine and adds to err what is known of the reason.
+func (vm *VM) failed(err error) error {
+	select {
+	case <-vm.Done():
+	case <-time.After(time.Second / 2): // between a socket's end and the process's
+	}
+	ended := ""
+	select {
+	case <-vm.Done():
+		ended = "\nQEMU ended: " + vm.process.status()
+	default:
+	}
+	vm.Stop()
+	story := ended + section("QEMU said", vm.process.stderr) + section("the console's last lines", vm.Console())
+	return fmt.Errorf("start guest %s: %w%s", vm.config.Name, err, story)
+}
+
+// section is a titled piece of a longer error, with the last lines of text.
+func section(title, text string) string {
+	const keep = 20
+	lines := strings.Split(strings.TrimSpace(strings.ReplaceAll(text, "\r", "")), "\n")
+	if len(lines) == 1 && lines[0] == "" {
+		return ""
+	}
+	lines = lines[max(0, len(lines)-keep):]
+	return "\n" + title + ":\n\t" + strings.Join(lines, "\n\t")
+}
