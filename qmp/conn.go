@@ -1,0 +1,225 @@
+package qmp
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+)
+
+// Conn is a negotiated connection to one QEMU's monitor. Its methods may be
+// called by many goroutines at once. Close it.
+type Conn struct {
+	uc      *net.UnixConn
+	peer    Peer
+	version version
+
+	greeting chan version
+	writing  chan struct{} // holds a token while somebody writes
+	passing  chan struct{} // holds a token while a command with an fd is unanswered
+	done     chan struct{} // closed when the connection has failed
+	idle     chan struct{} // closed when the reader has ended
+
+	mu      sync.Mutex
+	err     error // why done is closed
+	lastID  uint64
+	pending map[uint64]*pending
+	subs    map[*Subscription]struct{} // nil once the reader has ended
+	silent  bool                       // an undo command was not answered in time
+}
+
+// pending is a command that was sent, or is about to be. It stays listed until
+// its reply has come, whether or not somebody still waits.
+type pending struct {
+	command string
+	id      uint64
+	reply   chan message // has room for the one reply
+	passes  bool         // carries an fd
+	undoes  bool         // must reach QEMU even if nobody waits
+}
+
+// command is QMP's request.
+type command struct {
+	Execute   string `json:"execute"`
+	Arguments any    `json:"arguments,omitempty"`
+	ID        uint64 `json:"id,omitempty"`
+}
+
+func newConn(uc *net.UnixConn) *Conn {
+	return &Conn{
+		uc:       uc,
+		greeting: make(chan version, 1),
+		writing:  make(chan struct{}, 1),
+		passing:  make(chan struct{}, 1),
+		done:     make(chan struct{}),
+		idle:     make(chan struct{}),
+		pending:  map[uint64]*pending{},
+		subs:     map[*Subscription]struct{}{},
+	}
+}
+
+// Peer is who listened on the socket, taken when the connection was made.
+func (c *Conn) Peer() Peer { return c.peer }
+
+// Version is QEMU's, from the greeting: 7, 2, 22.
+func (c *Conn) Version() (major, minor, micro int) {
+	return c.version.Major, c.version.Minor, c.version.Micro
+}
+
+// Done is closed when the connection has ended.
+func (c *Conn) Done() <-chan struct{} { return c.done }
+
+// Err says why the connection ended, and is nil before. It Is [ErrClosed] or [ErrProtocol].
+func (c *Conn) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// Close ends the connection, and with it all commands and subscriptions.
+// Undo commands that a stopped or very busy QEMU has not answered yet are left
+// behind for it to run; see leave.
+func (c *Conn) Close() error {
+	if c.owes() {
+		c.leave()
+	}
+	c.fail(fmt.Errorf("%w: closed by this side", ErrClosed))
+	<-c.idle
+	return nil
+}
+
+// fail ends the connection; the first reason stays.
+func (c *Conn) fail(reason error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return
+	}
+	c.err = reason
+	close(c.done)
+	if c.uc != nil {
+		_ = c.uc.Close()
+	}
+}
+
+// Execute runs a command and decodes what it returns into reply.
+// args is nil or marshals to a JSON object; reply is nil or a pointer.
+// QEMU's refusal is an [*Error]. When ctx ends first, the error Is ctx's, and QEMU
+// may or may not run the command. When the connection ends, it Is [ErrClosed] or
+// [ErrProtocol]. A message of QEMU may be up to 64 MiB.
+func (c *Conn) Execute(ctx context.Context, command string, args, reply any) error {
+	p, err := c.send(ctx, &pending{command: command}, args, nil)
+	if err != nil {
+		return err
+	}
+	return c.await(ctx, p, reply)
+}
+
+// ExecuteFD is [Conn.Execute] with a copy of f sent along (SCM_RIGHTS); f stays
+// the caller's, who may close it once ExecuteFD has returned.
+//
+// Only one such command is in flight at a time, since QEMU keeps one received
+// fd: the next waits until the former was answered, even if nobody awaits that
+// answer any more.
+func (c *Conn) ExecuteFD(ctx context.Context, command string, args any, f *os.File, reply any) error {
+	if f == nil {
+		return fmt.Errorf("%s: no file to pass", command)
+	}
+	p, err := c.send(ctx, &pending{command: command, passes: true}, args, f)
+	if err != nil {
+		return err
+	}
+	return c.await(ctx, p, reply)
+}
+
+// send writes the command and returns it listed as pending.
+func (c *Conn) send(ctx context.Context, p *pending, args any, f *os.File) (*pending, error) {
+	if p.passes {
+		if err := c.acquire(ctx, c.passing); err != nil {
+			return nil, fmt.Errorf("%s: earlier command with an fd is unanswered: %w", p.command, err)
+		}
+	}
+	c.register(p)
+	text, err := json.Marshal(command{p.command, args, p.id})
+	if err == nil {
+		err = c.write(ctx, append(text, '\n'), f)
+	}
+	if err != nil {
+		c.forget(p)
+		return nil, fmt.Errorf("%s: %w", p.command, err)
+	}
+	return p, nil
+}
+
+// await waits for the reply; one that has come counts more than an end.
+func (c *Conn) await(ctx context.Context, p *pending, reply any) error {
+	var cause error
+	select {
+	case m := <-p.reply:
+		return m.decode(p.command, reply)
+	case <-c.idle:
+		cause = c.Err()
+	case <-ctx.Done():
+		cause = fmt.Errorf("no reply: %w", ended(ctx))
+	}
+	select {
+	case m := <-p.reply:
+		return m.decode(p.command, reply)
+	default:
+		return fmt.Errorf("%s: %w", p.command, cause)
+	}
+}
+
+// acquire takes one of the connection's tokens.
+func (c *Conn) acquire(ctx context.Context, token chan<- struct{}) error {
+	select {
+	case <-c.done:
+		return c.Err()
+	case <-ctx.Done():
+		return ended(ctx)
+	default:
+	}
+	select {
+	case token <- struct{}{}:
+		return nil
+	case <-c.done:
+		return c.Err()
+	case <-ctx.Done():
+		return ended(ctx)
+	}
+}
+
+func (c *Conn) register(p *pending) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lastID++
+	p.id, p.reply = c.lastID, make(chan message, 1)
+	c.pending[p.id] = p
+}
+
+// forget takes a command off the list: it was answered, or never sent.
+func (c *Conn) forget(p *pending) {
+	c.mu.Lock()
+	_, listed := c.pending[p.id]
+	delete(c.pending, p.id)
+	c.mu.Unlock()
+	if listed && p.passes {
+		<-c.passing
+	}
+}
+
+func (m *message) decode(command string, reply any) error {
+	if m.Error != nil {
+		return &Error{Command: command, Class: m.Error.Class, Desc: m.Error.Desc}
+	}
+	if reply == nil {
+		return nil
+	}
+	if err := json.Unmarshal(m.Return, reply); err != nil {
+		return fmt.Errorf("%s: decode the reply: %w", command, errors.Join(ErrProtocol, err))
+	}
+	return nil
+}

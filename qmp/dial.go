@@ -1,0 +1,142 @@
+package qmp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxPath is what sockaddr_un's sun_path holds besides the final zero (unix(7)).
+	maxPath = 107
+	// connectRetry is the pause before the next try at a full listen backlog.
+	connectRetry = 20 * time.Millisecond
+	// patience is how long a greeting may take before the monitor counts as busy.
+	patience = 300 * time.Millisecond
+)
+
+// Peer is who made the socket listen: QEMU itself, unless somebody passed it the
+// socket ready-made (SO_PEERCRED, unix(7)).
+type Peer struct{ PID, UID, GID int }
+
+// A Dialer connects to monitors. The zero value is what [Dial] uses.
+type Dialer struct {
+	// CheckPeer, if not nil, sees who listens before anything is awaited from or
+	// sent to it. Its error ends Dial.
+	CheckPeer func(Peer) error
+	// Waiting, if not nil, is called once where no greeting came within 0.3 s.
+	Waiting func()
+}
+
+// Dial connects to the QMP socket at path, awaits the greeting and negotiates
+// capabilities. QEMU greets one client at a time: while another is connected,
+// Dial waits until ctx ends, and then returns an error that Is [ErrBusy] and ctx's.
+// A missing socket (fs.ErrNotExist) or one that nobody listens on
+// (unix.ECONNREFUSED) is an error at once. A path may be of any length.
+func Dial(ctx context.Context, path string) (*Conn, error) { return Dialer{}.Dial(ctx, path) }
+
+// Dial is [Dial] with d's hooks.
+func (d Dialer) Dial(ctx context.Context, path string) (*Conn, error) {
+	uc, err := connect(ctx, path)
+	if err != nil {
+		return nil, fmt.Errorf("connect to monitor %s: %w", path, err)
+	}
+	c := newConn(uc)
+	go c.read(uc)
+	if err := d.shakeHands(ctx, c); err != nil {
+		_ = c.Close()
+		return nil, fmt.Errorf("monitor %s: %w", path, err)
+	}
+	return c, nil
+}
+
+func (d Dialer) shakeHands(ctx context.Context, c *Conn) (err error) {
+	if c.peer, err = peerOf(c.uc); err != nil {
+		return err
+	}
+	if d.CheckPeer != nil {
+		if err := d.CheckPeer(c.peer); err != nil {
+			return err
+		}
+	}
+	if err := d.awaitGreeting(ctx, c); err != nil {
+		return err
+	}
+	return c.Execute(ctx, "qmp_capabilities", nil, nil)
+}
+
+func (d Dialer) awaitGreeting(ctx context.Context, c *Conn) error {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
+		select {
+		case c.version = <-c.greeting:
+			return nil
+		case <-timer.C:
+			if d.Waiting != nil {
+				d.Waiting()
+			}
+		case <-c.done:
+			return c.Err()
+		case <-ctx.Done():
+			return fmt.Errorf("%w: no greeting, another client holds it or QEMU is stopped: %w", ErrBusy, ended(ctx))
+		}
+	}
+}
+
+// connect retries while the listener's backlog is full, which a non-blocking
+// connect(2) on a unix socket tells by EAGAIN.
+func connect(ctx context.Context, path string) (*net.UnixConn, error) {
+	addr := path
+	if len(path) > maxPath {
+		fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = unix.Close(fd) }()
+		addr = "/proc/self/fd/" + strconv.Itoa(fd)
+	}
+	for {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", addr)
+		if err == nil {
+			return conn.(*net.UnixConn), nil
+		}
+		if ctx.Err() != nil {
+			return nil, ended(ctx)
+		}
+		var errno syscall.Errno
+		if !errors.As(err, &errno) {
+			return nil, err
+		}
+		if errno != unix.EAGAIN {
+			return nil, errno // without net.OpError's text, which names the fd instead of the path
+		}
+		select {
+		case <-time.After(connectRetry):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: too many clients wait for it: %w", ErrBusy, ended(ctx))
+		}
+	}
+}
+
+func peerOf(uc *net.UnixConn) (Peer, error) {
+	raw, err := uc.SyscallConn()
+	if err != nil {
+		return Peer{}, err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	if err := raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return Peer{}, err
+	}
+	if credErr != nil {
+		return Peer{}, fmt.Errorf("SO_PEERCRED: %w", credErr)
+	}
+	return Peer{PID: int(cred.Pid), UID: int(cred.Uid), GID: int(cred.Gid)}, nil
+}

@@ -1,0 +1,55 @@
+package qmp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+var (
+	// ErrBusy is a monitor that has not greeted: another client holds it, or QEMU is stopped.
+	ErrBusy = errors.New("the monitor does not answer")
+	// ErrClosed is a connection that has ended: QEMU died, or Close was called.
+	ErrClosed = errors.New("the monitor connection is closed")
+	// ErrProtocol is a peer that does not speak QMP. It ends the connection.
+	ErrProtocol = errors.New("not a QMP message")
+	// ErrDeviceNotFound matches an [Error] of class DeviceNotFound.
+	ErrDeviceNotFound = errors.New("device not found")
+	// ErrNoPort is a machine without a place for another hot-plugged NIC.
+	ErrNoPort = errors.New("no free hot-plug port")
+	// ErrGuestRefused is a guest that answered an unplug with a refusal (DEVICE_UNPLUG_GUEST_ERROR).
+	ErrGuestRefused = errors.New("the guest refused to let go of the device")
+	// ErrUnplugTimeout is a guest that did not react to an unplug in time.
+	ErrUnplugTimeout = errors.New("the guest has not let go of the device (is it still booting, paused or without ACPI?)")
+	// ErrUnanswered is an undo command that QEMU has been sent but has not answered yet; see [Conn.Close].
+	ErrUnanswered = errors.New("no answer yet; QEMU runs the command when it reads its monitor again")
+)
+
+// Error is QEMU's refusal of a command.
+type Error struct {
+	Command string // as executed: "netdev_add"
+	Class   string // QapiErrorClass: "GenericError", "DeviceNotFound", "CommandNotFound", ...
+	Desc    string // for people
+}
+
+func (e *Error) Error() string { return e.Command + ": " + e.Desc }
+
+// Is makes an Error of class DeviceNotFound match [ErrDeviceNotFound].
+func (e *Error) Is(target error) bool {
+	return target == ErrDeviceNotFound && e.Class == "DeviceNotFound"
+}
+
+// refused tells QEMU's own refusal from a command whose fate is unknown.
+func refused(err error) bool {
+	var e *Error
+	return errors.As(err, &e)
+}
+
+// ended says why ctx ended; the result matches both ctx.Err and the cause.
+func ended(ctx context.Context) error {
+	cause := context.Cause(ctx)
+	if errors.Is(cause, ctx.Err()) {
+		return cause
+	}
+	return fmt.Errorf("%w: %w", ctx.Err(), cause)
+}

@@ -1,0 +1,129 @@
+package qmp
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+)
+
+// peripheral is the QOM folder of the devices that were given an id.
+const peripheral = "/machine/peripheral"
+
+// GetFD gives QEMU a copy of f under a name (getfd). The name must not start with a
+// digit; a former fd of that name is closed by QEMU. The name outlives the connection.
+func (c *Conn) GetFD(ctx context.Context, name string, f *os.File) error {
+	return c.ExecuteFD(ctx, "getfd", fdName(name), f, nil)
+}
+
+// CloseFD makes QEMU close the fd of that name (closefd). A name that is not
+// there, for example because netdev_add has taken it, is success.
+func (c *Conn) CloseFD(ctx context.Context, name string) error {
+	return unlessGone(c.Execute(ctx, "closefd", fdName(name), nil))
+}
+
+// NetdevAdd makes a network backend (netdev_add, NetdevInfo in qapi/net.json).
+// Success proves little: with vhost, QEMU 7.2 may only warn and have made nothing,
+// which the following device_add then tells.
+func (c *Conn) NetdevAdd(ctx context.Context, args map[string]any) error {
+	return c.Execute(ctx, "netdev_add", args, nil)
+}
+
+// NetdevDel removes a network backend (netdev_del) and closes its fds: at once in
+// QEMU 7.2, in newer versions when its device goes. One that is not there is success.
+func (c *Conn) NetdevDel(ctx context.Context, id string) error {
+	return unlessGone(c.Execute(ctx, "netdev_del", idArg(id), nil))
+}
+
+// DeviceAdd plugs a device (device_add). QEMU from 9.2 on insists on the properties' JSON
+// types, earlier ones also take all as strings.
+func (c *Conn) DeviceAdd(ctx context.Context, args map[string]any) error {
+	return c.Execute(ctx, "device_add", args, nil)
+}
+
+// HasDevice tells whether the guest has a device of that id (qom-list). A device
+// that is being unplugged is there until the guest has let go of it.
+func (c *Conn) HasDevice(ctx context.Context, id string) (bool, error) {
+	devices, err := c.qomList(ctx, peripheral)
+	_, has := devices[id]
+	return has && err == nil, err
+}
+
+// CPUs counts the guest's virtual CPUs (query-cpus-fast).
+func (c *Conn) CPUs(ctx context.Context) (int, error) {
+	var cpus []struct{}
+	err := c.Execute(ctx, "query-cpus-fast", nil, &cpus)
+	return len(cpus), err
+}
+
+// Name is the guest's, by QEMU's -name (query-name); empty if it has none.
+func (c *Conn) Name(ctx context.Context) (string, error) {
+	var reply struct {
+		Name string `json:"name"`
+	}
+	err := c.Execute(ctx, "query-name", nil, &reply)
+	return reply.Name, err
+}
+
+// RxFilter is what the guest's driver has asked its NIC to receive (RxFilterInfo in
+// qapi/net.json). States are "normal", "none" or "all".
+type RxFilter struct {
+	Name              string   `json:"name"`
+	MainMAC           string   `json:"main-mac"`
+	Promiscuous       bool     `json:"promiscuous"`
+	BroadcastAllowed  bool     `json:"broadcast-allowed"`
+	Unicast           string   `json:"unicast"`
+	Multicast         string   `json:"multicast"`
+	VLAN              string   `json:"vlan"`
+	UnicastOverflow   bool     `json:"unicast-overflow"`
+	MulticastOverflow bool     `json:"multicast-overflow"`
+	UnicastTable      []string `json:"unicast-table"`
+	MulticastTable    []string `json:"multicast-table"`
+	VLANTable         []int    `json:"vlan-table"`
+}
+
+// RxFilter returns the receive filter of a NIC (query-rx-filter), and with it
+// re-arms the event NIC_RX_FILTER_CHANGED. Not all models have one; virtio has.
+func (c *Conn) RxFilter(ctx context.Context, device string) (RxFilter, error) {
+	var filters []RxFilter
+	if err := c.Execute(ctx, "query-rx-filter", map[string]any{"name": device}, &filters); err != nil {
+		return RxFilter{}, err
+	}
+	if len(filters) == 0 {
+		return RxFilter{}, &Error{Command: "query-rx-filter", Class: "GenericError", Desc: "no filter for " + device}
+	}
+	return filters[0], nil
+}
+
+// qomList maps an object's properties to their types (qom-list).
+func (c *Conn) qomList(ctx context.Context, path string) (map[string]string, error) {
+	var list []struct{ Name, Type string }
+	if err := c.Execute(ctx, "qom-list", map[string]any{"path": path}, &list); err != nil {
+		return nil, err
+	}
+	types := make(map[string]string, len(list))
+	for _, p := range list {
+		types[p.Name] = p.Type
+	}
+	return types, nil
+}
+
+// qomGet reads an object's property (qom-get).
+func (c *Conn) qomGet(ctx context.Context, path, property string, value any) error {
+	return c.Execute(ctx, "qom-get", map[string]any{"path": path, "property": property}, value)
+}
+
+// unlessGone makes success of QEMU's answer that a thing is not there. For
+// netdev_del and device_del that is class DeviceNotFound; for closefd there is only the text
+// "File descriptor named 'x' not found".
+func unlessGone(err error) error {
+	var e *Error
+	if errors.As(err, &e) && (errors.Is(e, ErrDeviceNotFound) || e.Command == "closefd" && strings.Contains(e.Desc, "not found")) {
+		return nil
+	}
+	return err
+}
+
+func fdName(name string) map[string]any { return map[string]any{"fdname": name} }
+
+func idArg(id string) map[string]any { return map[string]any{"id": id} }

@@ -1,0 +1,193 @@
+package qmp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// DefaultModel is the NIC model that guests drive fastest.
+const DefaultModel = "virtio-net-pci"
+
+// maxQueues is MAX_TAP_QUEUES of QEMU's net/tap.c.
+const maxQueues = 1024
+
+// NIC is what [Conn.Plug] gives QEMU: a netdev of type tap over ready fds, and
+// the device which the guest sees.
+type NIC struct {
+	ID     string // of the device: "vmnet-net0"
+	Netdev string // id of the netdev; empty: NetdevID(ID)
+
+	Queues []*os.File // of one tap or macvtap, at least one; they stay the caller's
+	Vhosts []*os.File // none, or an open /dev/vhost-net for each queue; they stay the caller's
+
+	Model   string            // QEMU's device model; empty: DefaultModel
+	MAC     net.HardwareAddr  // the guest's; nil: QEMU chooses
+	HostMTU int               // bytes, the MTU that a virtio guest is told and may not exceed; 0: none is told
+	Bus     string            // where to plug, from FreePort; empty: QEMU chooses
+	Addr    string            // the slot on Bus, from FreePort; empty: QEMU chooses
+	Options map[string]string // further properties, as on QEMU's command line: rx_queue_size=512, mrg_rxbuf=off
+
+	typed map[string]any // Options as TypeOptions has found them
+}
+
+// NetdevID is the netdev's id of the device with that id. QEMU lists neither netdevs nor
+// getfd names, so that all of them derive from the device's id.
+func NetdevID(deviceID string) string { return deviceID + "-netdev" }
+
+// QueueName is the getfd name of a NIC's i-th queue.
+func QueueName(deviceID string, i int) string { return deviceID + "-q" + strconv.Itoa(i) }
+
+// VhostName is the getfd name of a NIC's i-th vhost fd.
+func VhostName(deviceID string, i int) string { return deviceID + "-vhost" + strconv.Itoa(i) }
+
+// ownProperties are set by NIC's other fields.
+var ownProperties = []string{"driver", "id", "netdev", "mac", "bus", "addr", "mq", "host_mtu"}
+
+// Validate checks what can be checked without QEMU.
+func (n NIC) Validate() error {
+	switch {
+	case !wellFormed(n.ID):
+		return fmt.Errorf("device id %q: a letter, then letters, digits, '-', '.' or '_'", n.ID)
+	case !wellFormed(n.netdev()):
+		return fmt.Errorf("netdev id %q: a letter, then letters, digits, '-', '.' or '_'", n.Netdev)
+	case len(n.Queues) == 0 || len(n.Queues) > maxQueues:
+		return fmt.Errorf("%s has %d queues: 1 to %d are possible", n.ID, len(n.Queues), maxQueues)
+	case slices.Contains(n.Queues, nil) || slices.Contains(n.Vhosts, nil):
+		return fmt.Errorf("%s: a queue or vhost file is nil", n.ID)
+	case len(n.Vhosts) != 0 && len(n.Vhosts) != len(n.Queues):
+		return fmt.Errorf("%s has %d queues and %d vhost fds: each queue needs one, or none has", n.ID, len(n.Queues), len(n.Vhosts))
+	case len(n.Queues) > 1 && !n.virtio():
+		return fmt.Errorf("%s: model %s has one queue, only virtio has more", n.ID, n.model())
+	case n.MAC != nil && (len(n.MAC) != 6 || n.MAC[0]&1 != 0):
+		return fmt.Errorf("%s: %s is not the address of one Ethernet card", n.ID, n.MAC)
+	case n.HostMTU != 0 && !n.virtio():
+		return fmt.Errorf("%s: model %s cannot tell the guest an MTU, only virtio can", n.ID, n.model())
+	case n.HostMTU != 0 && (n.HostMTU < 68 || n.HostMTU > 65535):
+		return fmt.Errorf("%s: MTU %d: 68 to 65535 are possible", n.ID, n.HostMTU)
+	}
+	for name := range n.Options {
+		if name == "" || slices.Contains(ownProperties, name) {
+			return fmt.Errorf("%s: device property %q is not an option, it is set otherwise", n.ID, name)
+		}
+	}
+	return nil
+}
+
+// TypeOptions returns n with its options given the types that the model's
+// properties have (device-list-properties), so that [Conn.PlugSteps] prints exactly
+// what is sent. Without it that is done when device_add is reached.
+func (c *Conn) TypeOptions(ctx context.Context, n NIC) (NIC, error) {
+	if len(n.Options) == 0 || n.typed != nil {
+		return n, nil
+	}
+	var list []struct{ Name, Type string }
+	err := c.Execute(ctx, "device-list-properties", map[string]any{"typename": n.model()}, &list)
+	if err != nil && !errors.Is(err, ErrDeviceNotFound) { // device_add knows aliases of models too, and tells an unknown one better
+		return n, err
+	}
+	types := make(map[string]string, len(list))
+	for _, p := range list {
+		types[p.Name] = p.Type
+	}
+	n.typed = make(map[string]any, len(n.Options))
+	for name, value := range n.Options {
+		n.typed[name] = typeValue(name, types[name], value)
+	}
+	return n, nil
+}
+
+// typeValue turns a command-line value into what a JSON property of that QOM type takes.
+// What does not fit stays a string, for QEMU to refuse in its own words.
+func typeValue(name, qomType, value string) any {
+	switch {
+	case name == "addr": // listed as int32, but a number means slot*8+function and a string the hexadecimal slot
+		return value
+	case qomType == "bool":
+		switch strings.ToLower(value) {
+		case "on", "yes", "true", "y":
+			return true
+		case "off", "no", "false", "n":
+			return false
+		}
+	case strings.HasPrefix(qomType, "int") || strings.HasPrefix(qomType, "uint") || qomType == "size":
+		if i, err := strconv.ParseInt(value, 0, 64); err == nil {
+			return i
+		}
+		if u, err := strconv.ParseUint(value, 0, 64); err == nil {
+			return u
+		}
+	}
+	return value
+}
+
+// netdevArgs are netdev_add's (NetdevTapOptions in qapi/net.json).
+func (n NIC) netdevArgs() map[string]any {
+	args := map[string]any{"type": "tap", "id": n.netdev(), "fds": n.names(len(n.Queues), QueueName)}
+	if len(n.Vhosts) > 0 {
+		args["vhost"] = true
+		args["vhostfds"] = n.names(len(n.Vhosts), VhostName)
+	}
+	return args
+}
+
+func (n NIC) names(count int, name func(string, int) string) string {
+	names := make([]string, count)
+	for i := range names {
+		names[i] = name(n.ID, i)
+	}
+	return strings.Join(names, ":")
+}
+
+func (n NIC) deviceArgs() map[string]any {
+	args := map[string]any{"driver": n.model(), "id": n.ID, "netdev": n.netdev()}
+	if n.MAC != nil {
+		args["mac"] = n.MAC.String()
+	}
+	if n.Bus != "" {
+		args["bus"] = n.Bus
+	}
+	if n.Addr != "" {
+		args["addr"] = n.Addr
+	}
+	if n.HostMTU != 0 {
+		args["host_mtu"] = n.HostMTU
+	}
+	if queues := len(n.Queues); queues > 1 {
+		args["mq"] = true
+		if strings.HasPrefix(n.model(), "virtio-net-pci") {
+			args["vectors"] = 2*queues + 2 // receive and send of each pair, control, configuration
+		}
+	}
+	for name, value := range n.Options {
+		args[name] = value
+	}
+	maps.Copy(args, n.typed)
+	return args
+}
+
+func (n NIC) netdev() string {
+	if n.Netdev == "" {
+		return NetdevID(n.ID)
+	}
+	return n.Netdev
+}
+
+func (n NIC) model() string {
+	if n.Model == "" {
+		return DefaultModel
+	}
+	return n.Model
+}
+
+func (n NIC) virtio() bool { return strings.HasPrefix(n.model(), "virtio-net") }
+
+// wellFormed is id_wellformed of QEMU's util/id.c; it also makes valid getfd names.
+func wellFormed(id string) bool { return regexp.MustCompile(`^[A-Za-z][-._A-Za-z0-9]*$`).MatchString(id) }

@@ -1,0 +1,186 @@
+package qmp
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Port is a free place for a PCI device: device_add's bus and addr.
+type Port struct {
+	Bus  string // "pci.0", or the id of a port or bridge
+	Addr string // hexadecimal slot; empty: QEMU chooses
+}
+
+// portCure is what to do about a machine without a free port.
+const portCure = "start the guest with spare ones: -device pcie-root-port,id=port0,chassis=1 -device pcie-root-port,id=port1,chassis=2 ... (q35), or with ACPI on (pc)"
+
+// pciBus is a bus that takes hot-plugged devices.
+type pciBus struct {
+	path string // in QOM
+	name string
+	kind busKind
+}
+
+type busKind int
+
+const (
+	rootBus    busKind = iota // conventional PCI, of the machine itself
+	portBus                   // PCI Express, one slot
+	bridgedBus                // conventional PCI, behind a bridge that has an id
+)
+
+// pciSlots is how many a conventional PCI bus has.
+const pciSlots = 32
+
+// FreePort finds where a PCI NIC can be hot-plugged: the root bus of a pc machine, else an
+// empty PCI Express port that allows it, else a slot behind a PCI bridge. Ports and
+// bridges must have been given an id. Where there is none, the error Is [ErrNoPort] and says what
+// to change about the machine. It rests on QOM, which unlike query-pci is right before the
+// firmware has numbered the buses.
+func (c *Conn) FreePort(ctx context.Context) (Port, error) {
+	buses, hosts, err := c.hotplugBuses(ctx)
+	if err != nil {
+		return Port{}, fmt.Errorf("find a free PCI port: %w", err)
+	}
+	for _, bus := range buses {
+		port, free, err := c.freeSlot(ctx, bus)
+		if err != nil {
+			return Port{}, fmt.Errorf("find a free PCI port: %w", err)
+		}
+		if free {
+			return port, nil
+		}
+	}
+	switch {
+	case hosts == 0:
+		return Port{}, fmt.Errorf("%w: this machine has no PCI bus (microvm has none), QEMU can add no NIC to it while it runs", ErrNoPort)
+	case len(buses) == 0:
+		return Port{}, fmt.Errorf("%w: no bus of this machine takes devices while it runs; %s", ErrNoPort, portCure)
+	default:
+		return Port{}, fmt.Errorf("%w: all %d are taken; %s", ErrNoPort, len(buses), portCure)
+	}
+}
+
+// hotplugBuses lists the buses in FreePort's order, and counts the host bridges.
+func (c *Conn) hotplugBuses(ctx context.Context) (buses []pciBus, hosts int, err error) {
+	machine, err := c.qomList(ctx, "/machine")
+	if err != nil {
+		return nil, 0, err
+	}
+	var parents []string
+	for name, kind := range machine { // child<i440FX-pcihost>, child<q35-pcihost>
+		if strings.HasPrefix(kind, "child<") && strings.Contains(kind, "pcihost") {
+			parents = append(parents, "/machine/"+name)
+		}
+	}
+	hosts = len(parents)
+	devices, err := c.qomList(ctx, peripheral)
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(devices)) {
+		if strings.HasPrefix(devices[name], "child<") {
+			parents = append(parents, peripheral+"/"+name)
+		}
+	}
+	for i, parent := range parents {
+		found, err := c.busesOf(ctx, parent, i < hosts)
+		if err != nil {
+			return nil, 0, err
+		}
+		buses = append(buses, found...)
+	}
+	slices.SortStableFunc(buses, func(a, b pciBus) int { return int(a.kind) - int(b.kind) })
+	return buses, hosts, nil
+}
+
+// busesOf lists a device's PCI buses that take hot-plugged devices: those with a
+// hotplug-handler, which is how QEMU itself decides.
+func (c *Conn) busesOf(ctx context.Context, parent string, host bool) (buses []pciBus, err error) {
+	properties, err := c.qomList(ctx, parent)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(properties)) {
+		bus := pciBus{path: parent + "/" + name, name: name}
+		switch kind := properties[name]; {
+		case kind == "child<PCI>" && host:
+			bus.kind = rootBus
+		case kind == "child<PCI>":
+			bus.kind = bridgedBus
+		case kind == "child<PCIE>" && !host && properties["hotplug"] != "": // a port; a switch's inner bus has no such property
+			bus.kind = portBus
+		default:
+			continue
+		}
+		takes, err := c.takesHotplug(ctx, parent, bus)
+		if err != nil {
+			return nil, err
+		}
+		if takes {
+			buses = append(buses, bus)
+		}
+	}
+	return buses, nil
+}
+
+func (c *Conn) takesHotplug(ctx context.Context, parent string, bus pciBus) (bool, error) {
+	var handler string
+	if err := c.qomGet(ctx, bus.path, "hotplug-handler", &handler); err != nil || handler == "" {
+		return false, err
+	}
+	allowed := true
+	if bus.kind == portBus {
+		if err := c.qomGet(ctx, parent, "hotplug", &allowed); err != nil {
+			return false, err
+		}
+	}
+	return allowed, nil
+}
+
+// freeSlot finds a slot that none of the bus's devices is in.
+func (c *Conn) freeSlot(ctx context.Context, bus pciBus) (Port, bool, error) {
+	properties, err := c.qomList(ctx, bus.path)
+	if err != nil {
+		return Port{}, false, err
+	}
+	var taken [pciSlots]bool
+	devices := 0
+	for name, kind := range properties {
+		if !strings.HasPrefix(name, "child[") || !strings.HasPrefix(kind, "link<") {
+			continue
+		}
+		devices++
+		slot, err := c.slotOf(ctx, bus.path, name)
+		if err != nil {
+			return Port{}, false, err
+		}
+		taken[slot] = true
+	}
+	switch bus.kind {
+	case portBus:
+		return Port{Bus: bus.name}, devices == 0, nil
+	case rootBus:
+		return Port{Bus: bus.name}, slices.Contains(taken[:], false), nil
+	default: // slot 0 is the hot-plug controller's own where the bridge has one
+		slot := 1 + slices.Index(taken[1:], false)
+		return Port{Bus: bus.name, Addr: strconv.FormatInt(int64(slot), 16)}, slot > 0, nil
+	}
+}
+
+// slotOf reads a bus's link to a device and the device's addr: slot*8 + function.
+func (c *Conn) slotOf(ctx context.Context, bus, link string) (int, error) {
+	var device string
+	if err := c.qomGet(ctx, bus, link, &device); err != nil {
+		return 0, err
+	}
+	var devfn int
+	if err := c.qomGet(ctx, device, "addr", &devfn); err != nil {
+		return 0, err
+	}
+	return devfn >> 3 & (pciSlots - 1), nil
+}

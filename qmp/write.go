@@ -1,0 +1,84 @@
+package qmp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// write sends one whole command, with f's descriptor if f is not nil. Where ctx
+// ends with the command half written the connection is lost: what follows
+// would be taken for the other half.
+func (c *Conn) write(ctx context.Context, text []byte, f *os.File) error {
+	if err := c.acquire(ctx, c.writing); err != nil {
+		return err
+	}
+	defer func() { <-c.writing }()
+	unbound := bindDeadline(ctx, c.uc)
+	var n int
+	var err error
+	if f == nil {
+		n, err = c.uc.Write(text)
+	} else {
+		n, err = writeFD(c.uc, text, f)
+	}
+	unbound()
+	switch {
+	case err == nil:
+		return nil
+	case n == 0 && errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("not sent, QEMU does not read its monitor: %w", ended(ctx))
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		err = fmt.Errorf("%w: command cut off after %d bytes, QEMU does not read its monitor: %w", ErrClosed, n, ended(ctx))
+	case errors.Is(err, errFile):
+		return err
+	case errors.Is(err, net.ErrClosed):
+		return c.Err()
+	default:
+		err = fmt.Errorf("%w: %w", ErrClosed, err)
+	}
+	c.fail(err)
+	return err
+}
+
+// errFile is a file to pass that is closed already.
+var errFile = errors.New("pass the file")
+
+// writeFD sends the descriptor with the first bytes; sendmsg(2) may take only
+// some of them, and the rest goes without it.
+func writeFD(uc *net.UnixConn, text []byte, f *os.File) (n int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", errFile, err)
+	}
+	var sendErr error
+	err = raw.Control(func(fd uintptr) { n, _, sendErr = uc.WriteMsgUnix(text, unix.UnixRights(int(fd)), nil) })
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", errFile, err)
+	}
+	if sendErr != nil || n == len(text) {
+		return n, sendErr
+	}
+	rest, err := uc.Write(text[n:])
+	return n + rest, err
+}
+
+// bindDeadline makes writes end with ctx, until the returned function is called.
+func bindDeadline(ctx context.Context, uc *net.UnixConn) (unbound func()) {
+	fired := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = uc.SetWriteDeadline(time.Unix(1, 0))
+		close(fired)
+	})
+	return func() {
+		if !stop() {
+			<-fired // else it could strike the next writer
+			_ = uc.SetWriteDeadline(time.Time{})
+		}
+	}
+}
