@@ -23,7 +23,8 @@ func (c *Conn) Plug(ctx context.Context, n NIC) error {
 }
 
 // PlugSteps is [Conn.Plug] as a list, one step for each monitor command; a step's Text is the
-// command as it is sent. c may be nil where only the texts are wanted.
+// command as it is sent. c may be nil where only the texts are wanted. The elements of
+// n.Queues and n.Vhosts are read when their step runs, so that steps before may open them.
 //
 // The vhost fds come after the queues, so that they are given back before them: an undo
 // that is cut short leaves a tap, whose link tells what else is left.
@@ -36,11 +37,11 @@ func (c *Conn) PlugSteps(n NIC) []step.Step {
 		Text: commandText("qom-list", map[string]any{"path": peripheral}),
 		Do:   func(ctx context.Context) error { return c.checkNew(ctx, n) },
 	}}
-	for i, f := range n.Queues {
-		steps = append(steps, c.getFDStep(QueueName(n.ID, i), f))
+	for i := range n.Queues {
+		steps = append(steps, c.getFDStep(QueueName(n.ID, i), &n.Queues[i]))
 	}
-	for i, f := range n.Vhosts {
-		steps = append(steps, c.getFDStep(VhostName(n.ID, i), f))
+	for i := range n.Vhosts {
+		steps = append(steps, c.getFDStep(VhostName(n.ID, i), &n.Vhosts[i]))
 	}
 	return append(steps, c.netdevStep(n), c.deviceStep(n))
 }
@@ -56,14 +57,15 @@ func (c *Conn) checkNew(ctx context.Context, n NIC) error {
 	return err
 }
 
-func (c *Conn) getFDStep(name string, f *os.File) step.Step {
+// getFDStep reads *f when it runs: an earlier step may open it.
+func (c *Conn) getFDStep(name string, f **os.File) step.Step {
 	tried := false
 	return step.Step{
 		Name: "getfd " + name,
 		Text: commandText("getfd", fdName(name)),
 		Do: func(ctx context.Context) error {
 			tried = true
-			return c.GetFD(ctx, name, f)
+			return c.GetFD(ctx, name, *f)
 		},
 		Undo: func(ctx context.Context) error {
 			if !tried {

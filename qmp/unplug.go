@@ -59,6 +59,15 @@ func (c *Conn) removeDevice(ctx context.Context, id string, progress func(time.D
 	}
 }
 
+// RequestUnplug asks the guest once to let go of a device, and does not wait. A device
+// that is not there, or that it was asked for before, is success.
+func (c *Conn) RequestUnplug(ctx context.Context, deviceID string) error {
+	if _, err := c.askUnplug(ctx, deviceID); err != nil {
+		return fmt.Errorf("unplug %s: %w", deviceID, err)
+	}
+	return nil
+}
+
 // askUnplug requests the device. It also tells a device that has gone unnoticed.
 func (c *Conn) askUnplug(ctx context.Context, id string) (gone bool, err error) {
 	err = c.Execute(ctx, "device_del", idArg(id), nil)

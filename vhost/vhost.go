@@ -10,6 +10,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,6 +55,22 @@ func Features(f *os.File) (uint64, error) {
 		return 0, fmt.Errorf("VHOST_GET_FEATURES on %s: %w", f.Name(), err)
 	}
 	return bits, nil
+}
+
+// FDs lists the vhost-net fds of a process, ascending. Which queue each serves the
+// kernel does not tell. It is empty where the caller may not look.
+func FDs(pid int) []int {
+	fds := []int{}
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		target, _ := os.Readlink(filepath.Join(dir, e.Name()))
+		if fd, err := strconv.Atoi(e.Name()); err == nil && filepath.Base(target) == filepath.Base(Device) {
+			fds = append(fds, fd)
+		}
+	}
+	slices.Sort(fds)
+	return fds
 }
 
 func explain(err error) error {

@@ -1,0 +1,144 @@
+package tapmgr
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// aliasPrefix begins the IFLA_IFALIAS of every link of ours.
+const aliasPrefix = "vmnet "
+
+// maxAlias is what the kernel takes (IFALIASZ less its NUL).
+const maxAlias = 255
+
+// phase is what an alias says of work under way.
+type phase string
+
+const (
+	attaching phase = "attaching" // not yet plugged
+	plugged   phase = ""
+	detaching phase = "detaching" // the guest was asked to let go
+)
+
+// record is what a link's alias says: what the NIC should be. It is all that
+// vmnet remembers.
+type record struct {
+	VM, NIC string
+	Bridge  string
+	MAC     net.HardwareAddr
+	Model   string
+	Queues  int
+	Vhost   bool
+	MTU     int    // that the guest was told; 0 where it was not told
+	Options string // hash of the device options; empty for none
+	Phase   phase
+}
+
+// encode writes the alias. It fails where that would be too long.
+func (r record) encode() (string, error) {
+	var b strings.Builder
+	b.WriteString(strings.TrimSpace(aliasPrefix))
+	add := func(key, value string) {
+		if value != "" {
+			fmt.Fprintf(&b, " %s=%s", key, escape(value))
+		}
+	}
+	add("vm", r.VM)
+	add("nic", r.NIC)
+	add("bridge", r.Bridge)
+	add("mac", r.MAC.String())
+	add("model", r.Model)
+	add("queues", strconv.Itoa(r.Queues))
+	if r.Vhost {
+		add("vhost", "on")
+	}
+	if r.MTU != 0 {
+		add("mtu", strconv.Itoa(r.MTU))
+	}
+	add("opts", r.Options)
+	add("state", string(r.Phase))
+	if b.Len() > maxAlias {
+		return "", fmt.Errorf("the names need %d bytes of the %d that an interface alias has: use a shorter guest name", b.Len(), maxAlias)
+	}
+	return b.String(), nil
+}
+
+// parseAlias reads an alias. ok is false where the link is not ours. Keys that
+// this version does not know are passed over.
+func parseAlias(alias string) (r record, ok bool) {
+	rest, ok := strings.CutPrefix(alias, aliasPrefix)
+	if !ok || len(alias) > maxAlias {
+		return record{}, false
+	}
+	for field := range strings.SplitSeq(rest, " ") {
+		key, raw, _ := strings.Cut(field, "=")
+		value, err := url.PathUnescape(raw)
+		if err != nil {
+			return record{}, false
+		}
+		if !r.set(key, value) {
+			return record{}, false
+		}
+	}
+	return r, ValidVM(r.VM) == nil && ValidNIC(r.NIC) == nil && r.Queues >= 1 && len(r.MAC) == 6
+}
+
+// set takes one field; false for a value that encode never writes.
+func (r *record) set(key, value string) bool {
+	var err error
+	switch key {
+	case "vm":
+		r.VM = value
+	case "nic":
+		r.NIC = value
+	case "bridge":
+		r.Bridge = value
+	case "mac":
+		r.MAC, err = net.ParseMAC(value)
+	case "model":
+		r.Model = value
+	case "queues":
+		r.Queues, err = strconv.Atoi(value)
+		return err == nil && r.Queues <= MaxQueues
+	case "vhost":
+		r.Vhost = value == "on"
+	case "mtu":
+		r.MTU, err = strconv.Atoi(value)
+	case "opts":
+		r.Options = value
+	case "state":
+		r.Phase = phase(value)
+	}
+	return err == nil
+}
+
+// escape percent-encodes what would break the alias into wrong fields or a terminal.
+func escape(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		if c := s[i]; c <= ' ' || c == '%' || c == 0x7f {
+			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
+// optionsHash is what a record keeps of the device options: enough to see that
+// they differ.
+func optionsHash(options map[string]string) string {
+	if len(options) == 0 {
+		return ""
+	}
+	var texts []string
+	for _, k := range slices.Sorted(maps.Keys(options)) {
+		texts = append(texts, k, options[k])
+	}
+	return shortHash(texts...)
+}

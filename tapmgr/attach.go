@@ -1,0 +1,325 @@
+package tapmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"vmnet/bridge"
+	"vmnet/internal/rtnl"
+	"vmnet/internal/step"
+	"vmnet/internal/tun"
+	"vmnet/qmp"
+	"vmnet/vhost"
+)
+
+// Result is what Attach did.
+type Result struct {
+	NIC       NIC
+	Changed   bool          // false where the NIC was there already, as asked for
+	ForwardIn time.Duration // until the bridge port forwards; 0 where it does
+	Notices   []string      // what a person should know, though it is no error
+}
+
+// Attach gives a running guest a NIC, or leaves nothing of it behind. The same
+// Spec again is success without a change; another one under the same id is an
+// error that Is ErrExist and tells the difference. What a crashed attach of the same
+// NIC left is taken away first.
+func (m *Manager) Attach(ctx context.Context, spec Spec) (Result, error) {
+	if err := spec.Validate(); err != nil {
+		return Result{}, err
+	}
+	spec = spec.withDefaults()
+	res, err := m.attach(ctx, spec)
+	if err != nil {
+		return Result{}, fmt.Errorf("attach %s/%s: %w", spec.VM, spec.NIC, err)
+	}
+	return res, nil
+}
+
+func (m *Manager) attach(ctx context.Context, spec Spec) (Result, error) {
+	// What is wrong on this side is told without waiting for the guest.
+	br, err := bridge.Get(m.nl, spec.Bridge)
+	if err != nil {
+		return Result{}, fmt.Errorf("%w: %w", ErrLink, err)
+	}
+	vm, err := m.open(ctx, spec.Target)
+	if err != nil {
+		return Result{}, err
+	}
+	defer vm.Close()
+
+	a := &attachment{m: m, vm: vm, spec: spec, br: br}
+	existing, err := a.existing(ctx)
+	if err != nil || existing != nil {
+		return Result{NIC: deref(existing)}, err
+	}
+	if err := a.plan(ctx); err != nil {
+		return Result{}, err
+	}
+	if err := m.run(ctx, a.steps()); err != nil {
+		return Result{}, err
+	}
+	return a.result(), nil
+}
+
+func deref(n *NIC) NIC {
+	if n == nil {
+		return NIC{}
+	}
+	return *n
+}
+
+// attachment is one attach under way, while its guest is locked.
+type attachment struct {
+	m    *Manager
+	vm   *vm
+	spec Spec
+	br   *rtnl.Link
+
+	// what plan decides
+	name, altName string
+	record        record
+	alias         string // while it is under way
+	nic           qmp.NIC
+	vhost         bool
+	notices       []string
+	left          *ours // what a crash left under our id
+
+	// what the steps make
+	tap    *tun.Tap
+	link   *rtnl.Link
+	vhosts []*os.File
+}
+
+// existing returns the NIC of that id if it is there as asked for. It notes what is
+// there but not plugged, for the steps to take away.
+func (a *attachment) existing(ctx context.Context) (*NIC, error) {
+	link, err := a.m.findByName(a.spec.VM, a.spec.NIC)
+	if err != nil {
+		return nil, err
+	}
+	device, err := a.vm.HasDevice(ctx, deviceID(a.spec.NIC))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrHandover, err)
+	}
+	if device && link == nil { // it may have been renamed
+		if link, err = a.m.find(a.spec.VM, a.spec.NIC); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case link == nil && device:
+		return nil, fmt.Errorf("%w: the guest has device %s, but there is no such tap here: it was attached in another netns, or the guest has not let go of a former one (vmnet detach --vm %s --nic %s)", ErrExist, deviceID(a.spec.NIC), a.spec.VM, a.spec.NIC)
+	case link == nil:
+		return nil, nil
+	case !device:
+		a.left = link
+		return nil, a.m.mayRelease(link, a.vm.pid)
+	case link.want.Phase == detaching:
+		return nil, fmt.Errorf("%w: it is being detached, but the guest has not let go of it yet (vmnet detach waits for it)", ErrExist)
+	}
+	if diff := a.spec.differences(link.want); len(diff) > 0 {
+		return nil, fmt.Errorf("%w, but not as asked for: %s (detach it first, or use another --nic)", ErrExist, strings.Join(diff, ", "))
+	}
+	nic := describe(*link, nil)
+	return &nic, nil
+}
+
+// differences tells where a NIC that is there is not what the Spec asks for. What
+// the Spec leaves open matches anything.
+func (s Spec) differences(r record) []string {
+	var diff []string
+	add := func(what string, is, want any) {
+		if is != want {
+			diff = append(diff, fmt.Sprintf("%s is %v, asked for %v", what, is, want))
+		}
+	}
+	add("bridge", r.Bridge, s.Bridge)
+	add("MAC", r.MAC.String(), s.MAC.String())
+	add("model", r.Model, s.Model)
+	if s.Queues != QueuesAuto {
+		add("queues", r.Queues, s.Queues)
+	}
+	if s.Vhost != VhostAuto {
+		add("vhost", onOff(r.Vhost), string(s.Vhost))
+	}
+	if s.MTU != 0 {
+		add("MTU", r.guestMTU(), s.MTU)
+	}
+	if r.Options != optionsHash(s.DeviceOptions) {
+		diff = append(diff, "the device options differ")
+	}
+	return diff
+}
+
+func onOff(b bool) string {
+	if b {
+		return "on"
+	}
+	return "off"
+}
+
+// ethernetMTU is what a guest assumes that is told nothing.
+const ethernetMTU = 1500
+
+func (r record) guestMTU() int {
+	if r.MTU == 0 {
+		return ethernetMTU
+	}
+	return r.MTU
+}
+
+// plan decides everything that the steps need; it changes nothing.
+func (a *attachment) plan(ctx context.Context) error {
+	s := a.spec
+	queues, err := a.queues(ctx)
+	if err != nil {
+		return err
+	}
+	mtu, err := a.hostMTU()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrLink, err)
+	}
+	if a.vhost, err = a.useVhost(); err != nil {
+		return fmt.Errorf("%w: %w", ErrLink, err)
+	}
+	a.name, a.altName = InterfaceName(s.VM, s.NIC)
+	a.record = record{
+		VM: s.VM, NIC: s.NIC, Bridge: s.Bridge, MAC: s.MAC, Model: s.Model, Queues: queues,
+		Vhost: a.vhost, MTU: mtu, Options: optionsHash(s.DeviceOptions), Phase: attaching,
+	}
+	if a.alias, err = a.record.encode(); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	a.nic = qmp.NIC{
+		ID: deviceID(s.NIC), Model: s.Model, MAC: s.MAC, HostMTU: mtu, Options: s.DeviceOptions,
+		Queues: make([]*os.File, queues),
+	}
+	if a.vhost {
+		a.nic.Vhosts = make([]*os.File, queues)
+	}
+	if a.nic, err = a.vm.TypeOptions(ctx, a.nic); err != nil {
+		return fmt.Errorf("%w: %w", ErrHandover, err)
+	}
+	return a.place(ctx)
+}
+
+// place finds where the device can be plugged, unless an option says so.
+func (a *attachment) place(ctx context.Context) error {
+	if a.spec.DeviceOptions["bus"] != "" {
+		return nil
+	}
+	port, err := a.vm.FreePort(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrHandover, err)
+	}
+	a.nic.Bus, a.nic.Addr = port.Bus, port.Addr
+	return nil
+}
+
+func (a *attachment) queues(ctx context.Context) (int, error) {
+	if a.spec.Queues != QueuesAuto {
+		return a.spec.Queues, nil
+	}
+	if !a.spec.virtio() {
+		return 1, nil
+	}
+	cpus, err := a.vm.CPUs(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrHandover, err)
+	}
+	return max(1, min(cpus, MaxAutoQueues)), nil
+}
+
+// hostMTU is what the guest is told; 0 where it needs no telling. It is also the
+// most that the guest can set later, so the usual one is not told.
+func (a *attachment) hostMTU() (int, error) {
+	mtu := a.br.MTU
+	if a.spec.MTU != 0 {
+		mtu = a.spec.MTU
+	}
+	switch {
+	case mtu > a.br.MTU:
+		return 0, fmt.Errorf("MTU %d: bridge %s carries at most %d bytes", mtu, a.br.Name, a.br.MTU)
+	case mtu == ethernetMTU, !a.spec.virtio():
+		return 0, nil
+	}
+	return mtu, nil
+}
+
+// useVhost decides by opening the device once: only that proves it.
+func (a *attachment) useVhost() (bool, error) {
+	if a.spec.Vhost == VhostOff || !a.spec.virtio() {
+		return false, nil
+	}
+	f, err := vhost.Open()
+	if err == nil {
+		return true, f.Close()
+	}
+	if a.spec.Vhost == VhostOn {
+		return false, fmt.Errorf("vhost: %w", err)
+	}
+	a.notices = append(a.notices, fmt.Sprintf("vhost-net is not used: %v", err))
+	return false, nil
+}
+
+// result describes what the steps have made. After a dry run there is no link.
+func (a *attachment) result() Result {
+	res := Result{Changed: true, Notices: a.notices}
+	if a.link == nil {
+		return res
+	}
+	res.NIC = describe(ours{a.link, a.record}, nil)
+	res.ForwardIn = bridge.ForwardsIn(a.link, a.br)
+	if res.ForwardIn > 0 {
+		res.Notices = append(res.Notices, fmt.Sprintf("%s is %s, forwards in about %.0f s (%s runs STP)", a.link.Name, a.link.Port.State, res.ForwardIn.Seconds(), a.br.Name))
+	}
+	return res
+}
+
+// WaitForwarding waits until the NIC's bridge port forwards.
+func (m *Manager) WaitForwarding(ctx context.Context, nic NIC) error {
+	for {
+		l, err := m.nl.Link(nic.Interface)
+		if err != nil {
+			return fmt.Errorf("wait for %s: %w", nic.Interface, err)
+		}
+		if l.Port != nil && l.Port.State == rtnl.Forwarding {
+			return nil
+		}
+		if l.Port == nil {
+			return fmt.Errorf("wait for %s: it is on no bridge any more", nic.Interface)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s, which is %s: %w", nic.Interface, l.Port.State, context.Cause(ctx))
+		case <-time.After(20 * pollEvery):
+		}
+	}
+}
+
+// sentinel wraps a step's error so that it Is the stage as well.
+func sentinel(stage error, do func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if err := do(ctx); err != nil {
+			return fmt.Errorf("%w: %w", stage, err)
+		}
+		return nil
+	}
+}
+
+// noIPv6 tells that the kernel runs no IPv6, so that there is nothing to switch off.
+func noIPv6(err error) bool { return errors.Is(err, syscall.EAFNOSUPPORT) }
+
+// inStage makes the errors of all steps Is the stage.
+func inStage(stage error, steps []step.Step) []step.Step {
+	for i := range steps {
+		steps[i].Do = sentinel(stage, steps[i].Do)
+	}
+	return steps
+}

@@ -1,0 +1,117 @@
+package tapmgr
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"vmnet/bridge"
+)
+
+// Difference is one thing that is not as it should be.
+type Difference struct {
+	VM        string `json:"vm"`
+	NIC       string `json:"nic"`
+	Interface string `json:"interface"`
+	What      string `json:"what"`
+	Want      string `json:"want"`
+	Found     string `json:"found"`
+}
+
+// Checked is what Check found.
+type Checked struct {
+	NICs        int          `json:"nics"` // that were compared
+	Differences []Difference `json:"differences"`
+	Notices     []string     `json:"notices"` // what could not be compared, and why
+}
+
+// Check compares what every NIC should be, which its alias says, with what it is:
+// in the kernel, and in the guest where its monitor is free.
+func (m *Manager) Check(ctx context.Context) (Checked, error) {
+	links, held, err := m.inventory()
+	if err != nil {
+		return Checked{}, err
+	}
+	c := &checker{m: m, held: held, Checked: Checked{Differences: []Difference{}, Notices: []string{}}}
+	byVMM := map[int][]ours{}
+	for _, o := range links {
+		c.NICs++
+		if c.host(o) {
+			if pid := held.vmm(o.Name); pid != 0 {
+				byVMM[pid] = append(byVMM[pid], o)
+			}
+		}
+	}
+	for pid, nics := range byVMM {
+		c.guest(ctx, pid, nics)
+	}
+	return c.Checked, nil
+}
+
+type checker struct {
+	m    *Manager
+	held *holders
+	Checked
+}
+
+func (c *checker) compare(o ours, what, want, found string) {
+	if want != found {
+		c.Differences = append(c.Differences, Difference{o.want.VM, o.want.NIC, o.Name, what, want, found})
+	}
+}
+
+// host compares the link; the result is false where the guest need not be asked.
+func (c *checker) host(o ours) bool {
+	switch {
+	case c.held.none(o.Name):
+		c.compare(o, "holder", "a guest", "nobody: it is left over")
+		return false
+	case o.want.Phase == attaching && c.held.stranger(o.Name) != 0:
+		c.Notices = append(c.Notices, fmt.Sprintf("%s/%s is being attached", o.want.VM, o.want.NIC))
+		return false
+	case o.want.Phase == attaching:
+		c.compare(o, "attach", "done", "cut short")
+	case o.want.Phase == detaching:
+		c.compare(o, "detach", "done", "the guest has not let go of it")
+		return true
+	}
+	c.compare(o, "bridge", o.want.Bridge, c.m.masterName(o.Link))
+	c.compare(o, "link", "up", upDown(o.Up))
+	c.compare(o, "host MAC", hostMAC(o.want.MAC).String(), o.MAC.String())
+	if br, err := bridge.Get(c.m.nl, o.want.Bridge); err == nil {
+		c.compare(o, "MTU", strconv.Itoa(br.MTU), strconv.Itoa(o.MTU))
+	}
+	if h := c.held.of(o.Name); len(h) > 0 {
+		c.compare(o, "queues", strconv.Itoa(o.want.Queues), strconv.Itoa(len(h[0].FDs)))
+	}
+	return true
+}
+
+func upDown(up bool) string {
+	if up {
+		return "up"
+	}
+	return "down"
+}
+
+// guest asks a guest whether it has its devices.
+func (c *checker) guest(ctx context.Context, pid int, nics []ours) {
+	ctx, cancel := context.WithTimeout(ctx, monitorWait)
+	defer cancel()
+	vm, err := c.m.open(ctx, Target{VM: nics[0].want.VM, PID: pid})
+	if err != nil {
+		c.Notices = append(c.Notices, fmt.Sprintf("%s was not asked: %v", nics[0].want.VM, err))
+		return
+	}
+	defer vm.Close()
+	for _, o := range nics {
+		has, err := vm.HasDevice(ctx, deviceID(o.want.NIC))
+		if err != nil {
+			c.Notices = append(c.Notices, fmt.Sprintf("%s/%s was not asked for: %v", o.want.VM, o.want.NIC, err))
+			continue
+		}
+		if !has {
+			c.compare(o, "device", deviceID(o.want.NIC), "the guest has none")
+		}
+	}
+}

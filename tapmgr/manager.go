@@ -1,0 +1,213 @@
+package tapmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"vmnet/internal/netns"
+	"vmnet/internal/qemu"
+	"vmnet/internal/rtnl"
+	"vmnet/internal/step"
+	"vmnet/qmp"
+)
+
+// A Manager works on the taps and bridges of one network namespace. Its methods
+// may be called at the same time, and by several processes.
+type Manager struct {
+	// Run runs a list of steps; nil is step.Run alone. It is where steps are
+	// printed, timed and, in tests, broken.
+	Run func(ctx context.Context, steps []step.Step) error
+	// Progress, if not nil, is told what is being waited for.
+	Progress func(text string)
+
+	ns *netns.NS
+	nl *rtnl.Conn
+}
+
+// New returns a Manager for ns, which stays the caller's and must stay open.
+// Close the Manager.
+func New(ns *netns.NS) (*Manager, error) {
+	nl, err := rtnl.Open(ns)
+	if err != nil {
+		return nil, err
+	}
+	return &Manager{ns: ns, nl: nl}, nil
+}
+
+// Close closes the netlink socket.
+func (m *Manager) Close() { m.nl.Close() }
+
+func (m *Manager) run(ctx context.Context, steps []step.Step) error {
+	if m.Run != nil {
+		return m.Run(ctx, steps)
+	}
+	return step.Run(ctx, steps, nil)
+}
+
+func (m *Manager) progress(format string, args ...any) {
+	if m.Progress != nil {
+		m.Progress(fmt.Sprintf(format, args...))
+	}
+}
+
+// vm is a running guest whose monitor, and so whose lock, we hold.
+type vm struct {
+	*qmp.Conn
+	name string // as it is called in aliases
+	pid  int
+}
+
+// open finds the guest, makes sure that its monitor is its own, and waits for the lock.
+func (m *Manager) open(ctx context.Context, t Target) (*vm, error) {
+	proc, path, err := locate(t)
+	if err != nil {
+		return nil, err
+	}
+	d := qmp.Dialer{
+		CheckPeer: func(p qmp.Peer) error { return checkPeer(t, &proc, p) },
+		Waiting:   func() { m.progress("waiting for the monitor of %s, which somebody else is using", t.VM) },
+	}
+	conn, err := d.Dial(ctx, path)
+	if err != nil {
+		return nil, fmt.Errorf("guest %s: %w", t.VM, explainMonitor(err))
+	}
+	return &vm{conn, t.VM, proc.PID}, nil
+}
+
+// locate finds the guest's process and its monitor's socket. With only a socket
+// named, the process stays unknown until its listener tells.
+func locate(t Target) (proc qemu.Process, path string, err error) {
+	switch {
+	case t.PID != 0:
+		if proc, err = qemu.ByPID(t.PID); err != nil {
+			return proc, "", err
+		}
+		if proc.Name != "" && proc.Name != t.VM {
+			return proc, "", fmt.Errorf("%w: process %d is guest %q, not %q", ErrInvalid, t.PID, proc.Name, t.VM)
+		}
+	case t.QMP == "":
+		if proc, err = qemu.Find(t.VM); err != nil {
+			return proc, "", err
+		}
+	}
+	if t.QMP != "" {
+		return proc, t.QMP, nil
+	}
+	path, err = proc.MonitorPath()
+	return proc, path, err
+}
+
+// checkPeer makes sure that who listens on the monitor's socket is the guest
+// that is meant, and may be: SO_PEERCRED is the proof, a command line is none.
+func checkPeer(t Target, proc *qemu.Process, p qmp.Peer) error {
+	if proc.PID != 0 {
+		if p.PID != proc.PID {
+			return fmt.Errorf("%w: process %d listens there, not the guest's process %d (name the guest's own socket with --qmp)", fs.ErrPermission, p.PID, proc.PID)
+		}
+		return nil
+	}
+	if p.UID != os.Geteuid() {
+		return fmt.Errorf("%w: process %d listens there for uid %d (name it with --pid %d if that is the guest you mean)", qemu.ErrOtherUser, p.PID, p.UID, p.PID)
+	}
+	if known, err := qemu.ByPID(p.PID); err == nil && known.Name != "" && known.Name != t.VM {
+		return fmt.Errorf("%w: process %d, which listens there, is guest %q, not %q", ErrInvalid, p.PID, known.Name, t.VM)
+	}
+	*proc = qemu.Process{PID: p.PID, UID: p.UID}
+	return nil
+}
+
+func explainMonitor(err error) error {
+	switch {
+	case errors.Is(err, qmp.ErrBusy):
+		return fmt.Errorf("%w (it serves one client at a time: close the other one, give the guest a second -qmp socket, or wait with --timeout)", err)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w (its command line tells this path, and nothing is there: name the socket with --qmp)", err)
+	}
+	return err
+}
+
+// ours is a link that carries our alias.
+type ours struct {
+	*rtnl.Link
+	want record // as its alias says
+}
+
+// links lists the links that are ours, in no order.
+func (m *Manager) links() ([]ours, error) {
+	all, err := m.nl.Links("tun", 0)
+	if err != nil {
+		return nil, err
+	}
+	var found []ours
+	for _, l := range all {
+		if r, ok := parseAlias(l.Alias); ok {
+			found = append(found, ours{l, r})
+		}
+	}
+	return found, nil
+}
+
+// find returns the link of a guest's NIC, or nil: by its name, and where it is
+// not called that, among all.
+func (m *Manager) find(vm, nic string) (*ours, error) {
+	if o, err := m.findByName(vm, nic); o != nil || err != nil {
+		return o, err
+	}
+	all, err := m.links()
+	for _, o := range all {
+		if o.want.VM == vm && o.want.NIC == nic {
+			return &o, err
+		}
+	}
+	return nil, err
+}
+
+// findByName is find for the name alone, whose cost does not grow with the
+// number of links.
+func (m *Manager) findByName(vm, nic string) (*ours, error) {
+	name, _ := InterfaceName(vm, nic)
+	l, err := m.nl.Link(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if r, ok := parseAlias(l.Alias); ok && r.VM == vm && r.NIC == nic {
+		return &ours{l, r}, nil
+	}
+	return nil, nil
+}
+
+// pollEvery is how often the kernel is asked for something that has no event we could wait for.
+const pollEvery = 5 * time.Millisecond
+
+// waitGone waits until the link of that index is gone.
+func (m *Manager) waitGone(ctx context.Context, index int) error {
+	for {
+		l, err := m.nl.LinkByIndex(index)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w: something still holds it: %w", l.Name, ErrInUse, context.Cause(ctx))
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+// gone makes success of an error that tells that the link is not there any more.
+func gone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}

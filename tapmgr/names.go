@@ -1,0 +1,85 @@
+package tapmgr
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/base32"
+	"net"
+	"os"
+	"regexp"
+	"strings"
+)
+
+// hostMACByte is the first byte of every tap's own address: high, so that a
+// bridge that follows its lowest port never takes it.
+const hostMACByte = 0xfe
+
+const (
+	maxName    = 15  // IFNAMSIZ less its NUL
+	maxAltName = 127 // ALTIFNAMSIZ less its NUL
+	hashLen    = 6
+)
+
+var plainVM = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_-]*$`)
+
+// InterfaceName is the tap's name: <vm>-<nic> where the kernel takes that as it
+// is, else a cleaned and shortened form with a hash of both. altName is then
+// the full one, and empty otherwise.
+func InterfaceName(vm, nic string) (name, altName string) {
+	full := vm + "-" + nic
+	if plainVM.MatchString(vm) && len(full) <= maxName {
+		return full, ""
+	}
+	clean := strings.Trim(strings.Map(plainRune, vm), "-")
+	clean = clean[:min(len(clean), maxName-1-hashLen)]
+	name = strings.TrimLeft(strings.TrimRight(clean, "-")+"-"+shortHash(vm, nic), "-")
+	if len(full) <= maxAltName && full != name {
+		altName = full
+	}
+	return name, altName
+}
+
+// plainRune keeps what is safe in an interface name everywhere.
+func plainRune(r rune) rune {
+	switch {
+	case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', r == '_':
+		return r
+	}
+	return '-'
+}
+
+// digest hashes texts so that no two lists of them are alike.
+func digest(texts ...string) []byte {
+	h := sha256.New()
+	for _, t := range texts {
+		h.Write([]byte(t))
+		h.Write([]byte{0})
+	}
+	return h.Sum(nil)
+}
+
+func shortHash(texts ...string) string {
+	return strings.ToLower(base32.StdEncoding.EncodeToString(digest(texts...)))[:hashLen]
+}
+
+// machineIDFile tells hosts apart, see machine-id(5).
+const machineIDFile = "/etc/machine-id"
+
+// DefaultMAC is the guest's address where none is asked for: the same each time
+// on the same machine, in the range that QEMU uses, 52:54:00.
+func DefaultMAC(vm, nic string) net.HardwareAddr {
+	id, _ := os.ReadFile(machineIDFile) // without one, two such hosts give equal guests equal addresses
+	sum := digest(string(bytes.TrimSpace(id)), vm, nic)
+	return net.HardwareAddr{0x52, 0x54, 0x00, sum[0], sum[1], sum[2]}
+}
+
+// hostMAC is the tap's own address for a guest's.
+func hostMAC(guest net.HardwareAddr) net.HardwareAddr {
+	mac := bytes.Clone(guest)
+	mac[0] = hostMACByte
+	return mac
+}
+
+// deviceID is the QEMU device of a NIC. netdev id and getfd names derive from
+// it (package qmp), since QMP lists neither.
+func deviceID(nic string) string { return "vmnet-" + nic }

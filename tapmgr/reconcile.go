@@ -1,0 +1,186 @@
+package tapmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"vmnet/bridge"
+	"vmnet/internal/rtnl"
+)
+
+// Action is one thing that Reconcile did, would do, or left alone.
+type Action struct {
+	VM        string `json:"vm"`
+	NIC       string `json:"nic"`
+	Interface string `json:"interface"`
+	Action    string `json:"action"`          // in words
+	Changed   bool   `json:"changed"`         // it changes something
+	Error     string `json:"error,omitempty"` // why it did not succeed
+}
+
+// monitorWait bounds how long reading verbs and reconcile wait for a guest's monitor.
+const monitorWait = 2 * time.Second
+
+// Reconcile makes what is agree with what should be: it removes what is ours
+// and has no guest any more, takes back attaches and ends detaches that were cut
+// short, and puts ports that have no master back on their bridge. What is plugged,
+// what a living vmnet works on and what is on another bridge is left alone. dry only tells.
+//
+// Failures are told in the actions; the error is about the reading of what is.
+func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
+	links, held, err := m.inventory()
+	if err != nil {
+		return nil, err
+	}
+	r := &reconciler{m: m, dry: dry, actions: []Action{}}
+	byVMM := map[int][]ours{}
+	var order []int
+	for _, o := range links {
+		pid := held.vmm(o.Name)
+		switch {
+		case held.none(o.Name):
+			r.do(o, "removed: nobody holds it", func() error { return m.deleteStep(&o).Do(ctx) })
+		case held.stranger(o.Name) != 0:
+			r.note(o, fmt.Sprintf("left alone: process %d works on it", held.stranger(o.Name)))
+		case pid == 0:
+			r.note(o, "left alone: this user cannot see who holds it")
+		default:
+			if byVMM[pid] == nil {
+				order = append(order, pid)
+			}
+			byVMM[pid] = append(byVMM[pid], o)
+		}
+	}
+	for _, pid := range order {
+		r.guest(ctx, pid, byVMM[pid])
+	}
+	return r.actions, nil
+}
+
+type reconciler struct {
+	m       *Manager
+	dry     bool
+	actions []Action
+}
+
+func (r *reconciler) note(o ours, text string) {
+	r.actions = append(r.actions, Action{VM: o.want.VM, NIC: o.want.NIC, Interface: o.Name, Action: text})
+}
+
+func (r *reconciler) do(o ours, text string, f func() error) {
+	a := Action{VM: o.want.VM, NIC: o.want.NIC, Interface: o.Name, Action: text, Changed: true}
+	if !r.dry {
+		if err := f(); err != nil {
+			a.Error = err.Error()
+		}
+	}
+	r.actions = append(r.actions, a)
+}
+
+// guest looks at the NICs that one QEMU holds, under that guest's lock.
+func (r *reconciler) guest(ctx context.Context, pid int, nics []ours) {
+	ctx, cancel := context.WithTimeout(ctx, monitorWait+time.Duration(len(nics))*releaseWait)
+	defer cancel()
+	dialCtx, cancelDial := context.WithTimeout(ctx, monitorWait)
+	defer cancelDial()
+	vm, err := r.m.open(dialCtx, Target{VM: nics[0].want.VM, PID: pid})
+	if err != nil {
+		for _, o := range nics {
+			r.port(o) // needs no lock
+			r.note(o, fmt.Sprintf("not looked into: %v", err))
+		}
+		return
+	}
+	defer vm.Close()
+	for _, o := range nics {
+		r.nic(ctx, vm, o)
+	}
+}
+
+// nic decides about one NIC whose guest is locked.
+func (r *reconciler) nic(ctx context.Context, vm *vm, o ours) {
+	now, err := r.m.again(o)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	has := false
+	if err == nil {
+		has, err = vm.HasDevice(ctx, deviceID(o.want.NIC))
+	}
+	switch {
+	case err != nil:
+		r.note(o, fmt.Sprintf("not looked into: %v", err))
+	case !has:
+		r.do(now, "removed: the guest has no such device", func() error {
+			if err := r.m.mayRelease(&now, vm.pid); err != nil {
+				return err
+			}
+			return r.m.release(ctx, vm, &now)
+		})
+	case now.want.Phase == detaching:
+		r.note(now, "left alone: the guest has not let go of it yet")
+	default:
+		if now.want.Phase == attaching {
+			r.do(now, "kept: it is plugged, which its alias did not say yet", func() error { return r.m.markPlugged(now) })
+		}
+		r.port(now)
+	}
+}
+
+// again reads a link anew: it may have changed while we waited for the lock.
+func (m *Manager) again(o ours) (ours, error) {
+	l, err := m.nl.LinkByIndex(o.Index)
+	if err != nil {
+		return o, err
+	}
+	want, ok := parseAlias(l.Alias)
+	if !ok || want.VM != o.want.VM || want.NIC != o.want.NIC {
+		return o, fmt.Errorf("link %s: %w", o.Name, fs.ErrNotExist)
+	}
+	return ours{l, want}, nil
+}
+
+func (m *Manager) markPlugged(o ours) error {
+	o.want.Phase = plugged
+	alias, err := o.want.encode()
+	if err != nil {
+		return err
+	}
+	return m.nl.Set(o.Index, rtnl.Alias(alias))
+}
+
+// port puts a plugged NIC that has no master back on its bridge.
+func (r *reconciler) port(o ours) {
+	if o.want.Phase == detaching || o.want.Bridge == "" {
+		return
+	}
+	br, err := bridge.Get(r.m.nl, o.want.Bridge)
+	switch {
+	case o.Master != 0 && (err != nil || o.Master != br.Index):
+		r.note(o, fmt.Sprintf("left alone: it is a port of %s, not of %s", r.m.masterName(o.Link), o.want.Bridge))
+	case o.Master != 0:
+	case err != nil:
+		r.note(o, fmt.Sprintf("left alone: %v", err))
+	default:
+		r.do(o, "put back on "+br.Name, func() error {
+			if err := r.m.nl.Set(o.Index, rtnl.MTU(br.MTU)); err != nil {
+				return err
+			}
+			return bridge.AddPort(r.m.nl, br, o.Link)
+		})
+	}
+}
+
+// masterName names what a link is a port of; empty for nothing.
+func (m *Manager) masterName(l *rtnl.Link) string {
+	if l.Master == 0 {
+		return ""
+	}
+	if master, err := m.nl.LinkByIndex(l.Master); err == nil {
+		return master.Name
+	}
+	return fmt.Sprintf("interface %d", l.Master)
+}

@@ -1,0 +1,154 @@
+package tapmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"vmnet/bridge"
+	"vmnet/internal/rtnl"
+	"vmnet/internal/tun"
+	"vmnet/qmp"
+	"vmnet/vhost"
+)
+
+// Detail explains one NIC.
+type Detail struct {
+	NIC
+	Index     int              `json:"index"`
+	AltNames  []string         `json:"altnames,omitempty"`
+	HostMAC   string           `json:"host_mac"`
+	HostMTU   int              `json:"host_mtu"` // bytes, of the tap
+	Holders   []Holder         `json:"holders"`  // who has its queues open
+	VhostFDs  []int            `json:"vhost_fds"`
+	Bridge    string           `json:"bridge"` // that it is on now
+	ForwardIn float64          `json:"forwards_in_seconds,omitempty"`
+	Learned   []bridge.Learned `json:"learned"`
+	Counters  rtnl.Stats       `json:"counters"` // as the host counts: rx comes from the guest
+	Guest     *GuestView       `json:"guest"`    // nil where it could not be asked
+	Notices   []string         `json:"notices,omitempty"`
+}
+
+// Holder is a process that holds queues of a tap.
+type Holder struct {
+	PID int   `json:"pid"`
+	FDs []int `json:"fds"`
+}
+
+// GuestView is what the guest's VMM says of the NIC.
+type GuestView struct {
+	Device      string   `json:"device"`
+	Plugged     bool     `json:"plugged"`
+	MAC         string   `json:"mac,omitempty"` // that the guest's driver uses
+	Promiscuous bool     `json:"promiscuous"`
+	Multicast   []string `json:"multicast,omitempty"`
+	VLANs       []int    `json:"vlans,omitempty"`
+}
+
+// Show explains all NICs of a guest. The guest's view needs its monitor; where that
+// is in use, a notice says so instead.
+func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
+	links, held, err := m.inventory()
+	if err != nil {
+		return nil, err
+	}
+	details := []Detail{}
+	var g *guestViews
+	for _, o := range links {
+		if o.want.VM != vm {
+			continue
+		}
+		d, err := m.detail(o, held)
+		if err != nil {
+			return nil, err
+		}
+		if pid := held.vmm(o.Name); pid != 0 {
+			if g == nil {
+				g = m.openViews(ctx, Target{VM: vm, PID: pid})
+				defer g.Close()
+			}
+			g.fill(ctx, &d)
+		}
+		details = append(details, d)
+	}
+	return details, nil
+}
+
+// detail is what the kernel says.
+func (m *Manager) detail(o ours, held *holders) (Detail, error) {
+	d := Detail{
+		NIC: describe(o, held), Index: o.Index, AltNames: o.AltNames, HostMAC: o.MAC.String(), HostMTU: o.Link.MTU,
+		Holders: []Holder{}, VhostFDs: []int{}, Bridge: m.masterName(o.Link), Learned: []bridge.Learned{}, Counters: o.Stats,
+	}
+	for _, h := range held.of(o.Name) {
+		d.Holders = append(d.Holders, holderOf(h))
+	}
+	if o.want.Vhost {
+		if pid := held.vmm(o.Name); pid != 0 {
+			d.VhostFDs = vhost.FDs(pid)
+		}
+	}
+	if o.Port == nil {
+		return d, nil
+	}
+	br, err := m.nl.LinkByIndex(o.Master)
+	if err != nil {
+		return d, err
+	}
+	d.ForwardIn = bridge.ForwardsIn(o.Link, br).Seconds()
+	learned, err := bridge.LearnedBy(m.nl, o.Master, o.Index)
+	if err != nil {
+		return d, err
+	}
+	d.Learned = append(d.Learned, learned[o.Index]...)
+	return d, nil
+}
+
+func holderOf(h tun.Holder) Holder { return Holder{h.PID, h.FDs} }
+
+// guestViews asks one guest about its NICs.
+type guestViews struct {
+	vm     *vm
+	err    error
+	cancel context.CancelFunc
+}
+
+func (m *Manager) openViews(ctx context.Context, t Target) *guestViews {
+	ctx, cancel := context.WithTimeout(ctx, monitorWait)
+	vm, err := m.open(ctx, t)
+	return &guestViews{vm, err, cancel}
+}
+
+func (g *guestViews) Close() {
+	g.cancel()
+	if g.vm != nil {
+		_ = g.vm.Close()
+	}
+}
+
+func (g *guestViews) fill(ctx context.Context, d *Detail) {
+	ctx, cancel := context.WithTimeout(ctx, monitorWait)
+	defer cancel()
+	err := g.err
+	if err == nil {
+		d.Guest, err = g.view(ctx, deviceID(d.ID))
+	}
+	if err != nil {
+		d.Notices = append(d.Notices, fmt.Sprintf("the guest was not asked: %v", err))
+	}
+}
+
+func (g *guestViews) view(ctx context.Context, device string) (*GuestView, error) {
+	has, err := g.vm.HasDevice(ctx, device)
+	if err != nil || !has {
+		return &GuestView{Device: device}, err
+	}
+	v := &GuestView{Device: device, Plugged: true}
+	f, err := g.vm.RxFilter(ctx, device)
+	var refused *qmp.Error
+	if errors.As(err, &refused) { // models other than virtio have no filter to tell
+		return v, nil
+	}
+	v.MAC, v.Promiscuous, v.Multicast, v.VLANs = f.MainMAC, f.Promiscuous, f.MulticastTable, f.VLANTable
+	return v, err
+}
