@@ -75,7 +75,10 @@ func (n NIC) argv() []string {
 // kernelArgs is the guest kernel's command line. A panic resets at once, so that
 // -no-reboot ends QEMU and Start can tell.
 func kernelArgs(c Config) string {
-	args := []string{"console=ttyS0", "loglevel=4", "panic=-1", "net.ifnames=0", "mitigations=off", "tsc=reliable", "no_timer_check"}
+	args := []string{"console=ttyS0", "loglevel=4", "panic=-1", "net.ifnames=0", "mitigations=off", "tsc=reliable", "no_timer_check", "cryptomgr.notests"}
+	if plainID.MatchString(c.Name) {
+		args = append(args, guest.HostnameArg+c.Name)
+	}
 	if c.Terminal {
 		args = append(args, guest.ShellArg)
 	}

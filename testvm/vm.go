@@ -5,9 +5,11 @@ package testvm
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -44,12 +46,12 @@ func Start(ctx context.Context, c Config) (*VM, error) {
 		return nil, err
 	}
 	vm := &VM{config: c}
-	start := time.Now()
 	if err := vm.prepare(ctx); err != nil {
 		_ = os.RemoveAll(vm.dir)
 		return nil, fmt.Errorf("start guest %s: %w", c.Name, err)
 	}
 	c.Logf("guest %s: %s", c.Name, ShellQuote(vm.Argv))
+	start := time.Now()
 	vm.process.start(ctx, vm)
 	info, err := vm.boot(ctx)
 	if err != nil {
@@ -110,7 +112,7 @@ func (vm *VM) boot(ctx context.Context) (agent.Info, error) {
 		return agent.Info{}, err
 	}
 	if vm.config.NoWait {
-		return agent.Info{}, vm.greeted(ctx)
+		return agent.Info{}, vm.monitored(ctx)
 	}
 	return vm.Guest.WaitReady(ctx)
 }
@@ -132,8 +134,9 @@ func (vm *VM) connect(ctx context.Context) error {
 	}
 }
 
-// greeted waits for the monitor's greeting: QEMU sends it when all devices are made.
-func (vm *VM) greeted(ctx context.Context) error {
+// monitored waits until the monitor answers a command: QEMU does that only when all
+// devices are made, unlike its greeting. The monitor is free again after it.
+func (vm *VM) monitored(ctx context.Context) error {
 	if vm.QMP == "" {
 		return nil
 	}
@@ -143,13 +146,16 @@ func (vm *VM) greeted(ctx context.Context) error {
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
-	if _, err := bufio.NewReader(conn).ReadString('\n'); err != nil {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
+	_, err = conn.Write([]byte(`{"execute": "qmp_capabilities"}`))
+	for s := bufio.NewScanner(conn); err == nil && s.Scan(); err = s.Err() {
+		if strings.HasPrefix(s.Text(), `{"return"`) {
+			return nil
 		}
-		return fmt.Errorf("wait for the monitor's greeting: %w", err)
 	}
-	return nil
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return fmt.Errorf("wait for the monitor's answer: %w", cmp.Or(err, io.ErrUnexpectedEOF))
 }
 
 // failed ends the machine and adds to err what is known of the reason.

@@ -1,7 +1,16 @@
+// Program testvm boots a tiny virtual machine and does things inside it. It is
+// also the program that runs in there, as /init.
 package main
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"os"
+	"os/signal"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"vmnet/testvm/guest"
 )
@@ -10,4 +19,35 @@ func main() {
 	if os.Getpid() == 1 {
 		guest.Main()
 	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	err := root().ExecuteContext(ctx)
+	code := exitCode(1)
+	switch {
+	case err == nil:
+		return
+	case !errors.As(err, &code):
+		fmt.Fprintln(os.Stderr, "testvm:", err)
+	}
+	os.Exit(int(code))
+}
+
+// exitCode is the status of a command in the guest, which has said itself what is wrong.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprintf("exit status %d", int(c)) }
+
+func root() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "testvm",
+		Short: "Boot a tiny virtual machine and do things inside it",
+		Example: `  testvm run --name P2                     # one terminal; Ctrl-C ends it
+  testvm addr --name P2 eth0 10.0.0.2/24   # another one
+  testvm ping --name P2 10.0.0.1`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	cmd.CompletionOptions.DisableDefaultCmd = true
+	cmd.AddCommand(runCommand(), execCommand(), linksCommand(), addrCommand(), pingCommand(), powerOffCommand())
+	return cmd
 }

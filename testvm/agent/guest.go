@@ -108,7 +108,8 @@ func (g *Guest) roundTrip(ctx context.Context, method string, params any) (respo
 	}
 	req := request{Method: method, Params: raw}
 	if deadline, ok := ctx.Deadline(); ok {
-		req.TimeoutMS = max(1, time.Until(deadline).Milliseconds())
+		// The guest's limit is for a host that has gone; else ctx ends first, here.
+		req.TimeoutMS = max(0, time.Until(deadline).Milliseconds()) + 1000
 	}
 	reply := make(chan response, 1)
 	g.mu.Lock()

@@ -26,6 +26,9 @@ import (
 // the guest powers off when it ends.
 const ShellArg = "vmnet.shell"
 
+// HostnameArg and what follows it on the kernel's command line is the guest's name.
+const HostnameArg = "vmnet.hostname="
+
 // ModulesDir holds the kernel modules to load, in the order of their names.
 const ModulesDir = "/modules"
 
@@ -39,9 +42,9 @@ func Main() {
 		do   func() error
 	}{
 		{"mount", mountAll},
+		{"switch duplicate address detection off", skipDAD}, // before the NICs copy the setting
 		{"load modules", loadModules},
 		{"bring lo up", func() error { return setLink(agent.LinkSet{Link: "lo", Up: new(true)}) }},
-		{"switch duplicate address detection off", skipDAD},
 	} {
 		if err := step.do(); err != nil {
 			say("%s: %v", step.name, err)
@@ -49,8 +52,14 @@ func Main() {
 	}
 	_ = os.Setenv("PATH", "/bin:/sbin:/usr/bin:/usr/sbin")
 	_ = os.Setenv("HOME", "/")
-	cmdline, _ := os.ReadFile("/proc/cmdline")
-	if slices.Contains(strings.Fields(string(cmdline)), ShellArg) {
+	raw, _ := os.ReadFile("/proc/cmdline")
+	cmdline := strings.Fields(string(raw))
+	for _, arg := range cmdline {
+		if name, ok := strings.CutPrefix(arg, HostnameArg); ok {
+			_ = unix.Sethostname([]byte(name))
+		}
+	}
+	if slices.Contains(cmdline, ShellArg) {
 		go shell()
 	}
 	serveForever()

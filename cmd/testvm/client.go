@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/testvm/agent"
+	"vmnet/testvm/traffic"
+)
+
+// onGuest makes cmd one that speaks with a running guest.
+func onGuest(cmd *cobra.Command, do func(ctx context.Context, g *agent.Guest, args []string) error) *cobra.Command {
+	var name, path string
+	var limit time.Duration
+	cmd.Flags().StringVar(&name, "name", "testvm", "the guest's name")
+	cmd.Flags().StringVar(&path, "agent", "", "path of the agent's socket (default: found by the name)")
+	cmd.Flags().DurationVar(&limit, "timeout", 30*time.Second, "give up after this time")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		path, err := socket(path, name, "agent")
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeoutCause(cmd.Context(), limit, fmt.Errorf("no answer within %s", limit))
+		defer cancel()
+		g, err := agent.Dial(ctx, name, path)
+		if err != nil {
+			return fmt.Errorf("%w (does 'testvm run --name %s' run?)", err, name)
+		}
+		return errors.Join(do(ctx, g, args), g.Close())
+	}
+	return cmd
+}
+
+func execCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "exec [flags] -- COMMAND [ARGUMENT...]",
+		Short:   "Run a command in the guest; its tools are busybox's",
+		Example: "  testvm exec --name P2 -- ip -4 addr",
+		Args:    cobra.MinimumNArgs(1),
+	}
+	return onGuest(cmd, func(ctx context.Context, g *agent.Guest, args []string) error {
+		out, err := g.Run(ctx, agent.Command{Argv: args})
+		if err != nil {
+			return err
+		}
+		fmt.Fprint(cmd.OutOrStdout(), out.Stdout)
+		fmt.Fprint(cmd.ErrOrStderr(), out.Stderr)
+		switch {
+		case out.Code < 0:
+			return errors.New("a signal ended the command")
+		case out.Code > 0:
+			return exitCode(out.Code)
+		}
+		return nil
+	})
+}
+
+func linksCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{Use: "links", Short: "List the guest's network interfaces", Args: cobra.NoArgs}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print all that is known, as JSON")
+	return onGuest(cmd, func(ctx context.Context, g *agent.Guest, _ []string) error {
+		links, err := g.Links(ctx)
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			e := json.NewEncoder(cmd.OutOrStdout())
+			e.SetIndent("", "  ")
+			return e.Encode(links)
+		}
+		return printLinks(cmd.OutOrStdout(), links)
+	})
+}
+
+func printLinks(out io.Writer, links []agent.Link) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "NAME\tSTATE\tMAC\tMTU\tDRIVER\tPCI\tQUEUES\tADDRESSES")
+	for _, l := range links {
+		state := "down"
+		switch {
+		case l.Up && l.Carrier:
+			state = "up"
+		case l.Up:
+			state = "no-carrier"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%d\t%s\n", l.Name, state, dash(l.MAC), l.MTU, dash(l.Driver), dash(l.PCI),
+			l.TxQueues, dash(strings.Join(l.Addrs, " ")))
+	}
+	return w.Flush()
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func addrCommand() *cobra.Command {
+	var via string
+	cmd := &cobra.Command{
+		Use:     "addr [flags] LINK CIDR",
+		Short:   "Bring a link of the guest up and put an address on it",
+		Example: "  testvm addr --name P2 --via 10.0.0.1 eth0 10.0.0.2/24",
+		Args:    cobra.ExactArgs(2),
+	}
+	cmd.Flags().StringVar(&via, "via", "", "also make this gateway the default one")
+	return onGuest(cmd, func(ctx context.Context, g *agent.Guest, args []string) error {
+		if err := g.Up(ctx, args[0]); err != nil {
+			return err
+		}
+		if err := g.AddAddr(ctx, args[0], args[1]); err != nil || via == "" {
+			return err
+		}
+		return g.AddRoute(ctx, "default", via)
+	})
+}
+
+func pingCommand() *cobra.Command {
+	p := traffic.Ping{}
+	cmd := &cobra.Command{Use: "ping [flags] ADDRESS", Short: "Ping from the guest", Args: cobra.ExactArgs(1)}
+	cmd.Flags().IntVarP(&p.Count, "count", "c", 3, "echo requests to send")
+	cmd.Flags().IntVarP(&p.Size, "size", "s", 56, "payload in bytes")
+	return onGuest(cmd, func(ctx context.Context, g *agent.Guest, args []string) error {
+		p.Addr = args[0]
+		res, err := g.PingWith(ctx, p)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "%d of %d replies from %s, after %s to %s\n", res.Received, res.Sent, p.Addr,
+			res.Min.Round(time.Microsecond), res.Max.Round(time.Microsecond))
+		return nil
+	})
+}
+
+func powerOffCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "poweroff", Short: "Power the guest off", Args: cobra.NoArgs}
+	return onGuest(cmd, func(ctx context.Context, g *agent.Guest, _ []string) error { return g.PowerOff(ctx) })
+}
