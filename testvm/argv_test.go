@@ -18,8 +18,10 @@ var testFiles = Files{Kernel: "/k/vmlinuz", Initramfs: "/vm/initramfs", QMP: "/v
 func TestCommandLineGolden(t *testing.T) {
 	for name, c := range map[string]Config{
 		"default": {},
-		"q35": {Name: "P2", Machine: "q35", SparePorts: 2, MemoryMiB: 256, CPUs: 2, Accel: "kvm", KernelArgs: []string{"acpi=off"},
-			ExtraArgs: []string{"-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"}},
+		"q35": {
+			Name: "P2", Machine: "q35", SparePorts: 2, MemoryMiB: 256, CPUs: 2, Accel: "kvm", KernelArgs: []string{"acpi=off"},
+			ExtraArgs: []string{"-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"},
+		},
 		"nics": {Name: "P3", QMP: "none", NICs: []NIC{
 			{Netdev: "user,restrict=on"},
 			{ID: "lan", Model: "e1000e", MAC: "52:54:00:00:00:02", Netdev: "tap,fds=3:4", Device: "mq=on,vectors=6"},

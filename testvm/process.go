@@ -56,11 +56,12 @@ func (p *process) own(vm *VM) {
 	}
 	p.cancel()
 	p.console, p.stderr = readTail(vm.path("console")), readTail(vm.path("stderr"))
-	for _, name := range []string{vm.QMP, vm.Agent, vm.dir} {
-		if name != "" {
-			_ = os.RemoveAll(name)
+	for _, name := range []string{vm.QMP, vm.Agent} {
+		if info, err := os.Lstat(name); err == nil && info.Mode().Type() == os.ModeSocket {
+			_ = os.Remove(name)
 		}
 	}
+	_ = os.RemoveAll(vm.dir)
 	select {
 	case <-p.started:
 	default:

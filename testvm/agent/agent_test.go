@@ -131,9 +131,11 @@ func TestCancelReachesTheGuest(t *testing.T) {
 			t.Fatalf("%d of 2 requests were cancelled in the guest", cancelled.Load())
 		}
 	}
+	g.mu.Lock()
 	if len(g.pending) != 0 {
 		t.Errorf("%d requests are still pending", len(g.pending))
 	}
+	g.mu.Unlock()
 	if out, err := g.Exec(t.Context(), "next"); err != nil || out != "next" {
 		t.Errorf("after late replies: %q, %v", out, err)
 	}

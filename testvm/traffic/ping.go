@@ -16,6 +16,8 @@ import (
 	"net/netip"
 	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Ping is a series of ICMP or ICMPv6 echo requests, one after the other.
@@ -28,6 +30,8 @@ type Ping struct {
 	Timeout time.Duration `json:"timeout,omitempty"`
 	// Size of the payload in bytes; 0 means 56, and less than 16 means 16.
 	Size int `json:"size,omitempty"`
+	// DontFragment makes what is longer than the path's MTU fail, instead of going in pieces.
+	DontFragment bool `json:"dont_fragment,omitempty"`
 	// UntilFirst ends the series with the first reply.
 	UntilFirst bool `json:"until_first,omitempty"`
 }
@@ -107,6 +111,12 @@ func openEcho(addr netip.Addr, p Ping) (*echo, error) {
 	if err != nil {
 		return nil, err
 	}
+	if p.DontFragment {
+		if err := dontFragment(conn, addr.Is6()); err != nil {
+			_ = conn.Close()
+			return nil, err
+		}
+	}
 	size := p.Size
 	if size == 0 {
 		size = 56
@@ -118,6 +128,22 @@ func openEcho(addr netip.Addr, p Ping) (*echo, error) {
 	}
 	e.packet, e.buf = make([]byte, icmpHeader+size), make([]byte, 1<<16)
 	return e, nil
+}
+
+// dontFragment sets what ip(7) and ipv6(7) call path MTU discovery to "do", which
+// refuses to send longer packets and never splits them.
+func dontFragment(conn *net.IPConn, v6 bool) error {
+	level, option, value := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO
+	if v6 {
+		level, option, value = unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var setErr error
+	err = raw.Control(func(fd uintptr) { setErr = unix.SetsockoptInt(int(fd), level, option, value) })
+	return errors.Join(err, setErr)
 }
 
 // once sends one request, with fresh random bytes by which its reply is known:

@@ -3,11 +3,14 @@ package traffic_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vmnet/internal/leaktest"
 	"vmnet/internal/netns"
@@ -50,6 +53,29 @@ func TestLivePing(t *testing.T) {
 		}
 		return err
 	})
+}
+
+func TestLivePingDontFragment(t *testing.T) {
+	ns := nstest.New(t)
+	nl := nstest.Handle(t, ns)
+	lo, err := nl.LinkByName("lo")
+	if err == nil {
+		err = nl.LinkSetMTU(lo, 1500)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for addr, fits := range map[string]int{"127.0.0.1": 1472, "::1": 1452} {
+		for size, ok := range map[int]bool{fits: true, fits + 1: false} {
+			do(t, ns, func(ctx context.Context) error {
+				_, err := traffic.SendPing(ctx, traffic.Ping{Addr: addr, Size: size, DontFragment: true})
+				if (err == nil) != ok || (err != nil && !errors.Is(err, unix.EMSGSIZE)) {
+					t.Errorf("%s, %d bytes: %v", addr, size, err)
+				}
+				return nil
+			})
+		}
+	}
 }
 
 func TestLivePingWithoutReply(t *testing.T) {
