@@ -49,7 +49,7 @@ type Config struct {
 	AllowReset bool
 	// Paused starts QEMU with the processors stopped (-S). It implies NoWait.
 	Paused bool
-	// NoWait makes Start return once QEMU runs, while the guest still boots; see VM.WaitReady.
+	// NoWait makes Start return once QEMU runs, while the guest still boots; see agent.Guest.WaitReady.
 	NoWait bool
 	// BootTimeout bounds the wait for the guest; 0 means 60 s.
 	BootTimeout time.Duration
@@ -72,7 +72,7 @@ type Config struct {
 type NIC struct {
 	// ID names the device; empty means boot0, boot1 and so on.
 	ID string
-	// Model is QEMU's device; empty means virtio-net-pci.
+	// Model is QEMU's device; empty means virtio-net-pci, the only kind whose driver the guest has.
 	Model string
 	// MAC is the hardware address; empty means 52:54:00:76:6d:00 and following.
 	MAC string
