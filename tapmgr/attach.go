@@ -45,7 +45,7 @@ func (m *Manager) attach(ctx context.Context, spec Spec) (Result, error) {
 	// What is wrong on this side is told without waiting for the guest.
 	br, err := bridge.Get(m.nl, spec.Bridge)
 	if err != nil {
-		return Result{}, fmt.Errorf("%w: %w", ErrLink, err)
+		return Result{}, in(ErrLink, err)
 	}
 	vm, err := m.open(ctx, spec.Target)
 	if err != nil {
@@ -105,7 +105,7 @@ func (a *attachment) existing(ctx context.Context) (*NIC, error) {
 	}
 	device, err := a.vm.HasDevice(ctx, deviceID(a.spec.NIC))
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrHandover, err)
+		return nil, in(ErrHandover, err)
 	}
 	if device && link == nil { // it may have been renamed
 		if link, err = a.m.find(a.spec.VM, a.spec.NIC); err != nil {
@@ -183,10 +183,10 @@ func (a *attachment) plan(ctx context.Context) error {
 	}
 	mtu, err := a.hostMTU()
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrLink, err)
+		return in(ErrLink, err)
 	}
 	if a.vhost, err = a.useVhost(); err != nil {
-		return fmt.Errorf("%w: %w", ErrLink, err)
+		return in(ErrLink, err)
 	}
 	a.name, a.altName = InterfaceName(s.VM, s.NIC)
 	a.record = record{
@@ -194,7 +194,7 @@ func (a *attachment) plan(ctx context.Context) error {
 		Vhost: a.vhost, MTU: mtu, Options: optionsHash(s.DeviceOptions), Phase: attaching,
 	}
 	if a.alias, err = a.record.encode(); err != nil {
-		return fmt.Errorf("%w: %w", ErrInvalid, err)
+		return in(ErrInvalid, err)
 	}
 	a.nic = qmp.NIC{
 		ID: deviceID(s.NIC), Model: s.Model, MAC: s.MAC, HostMTU: mtu, Options: s.DeviceOptions,
@@ -204,7 +204,7 @@ func (a *attachment) plan(ctx context.Context) error {
 		a.nic.Vhosts = make([]*os.File, queues)
 	}
 	if a.nic, err = a.vm.TypeOptions(ctx, a.nic); err != nil {
-		return fmt.Errorf("%w: %w", ErrHandover, err)
+		return in(ErrHandover, err)
 	}
 	return a.place(ctx)
 }
@@ -216,7 +216,7 @@ func (a *attachment) place(ctx context.Context) error {
 	}
 	port, err := a.vm.FreePort(ctx)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrHandover, err)
+		return in(ErrHandover, err)
 	}
 	a.nic.Bus, a.nic.Addr = port.Bus, port.Addr
 	return nil
@@ -231,7 +231,7 @@ func (a *attachment) queues(ctx context.Context) (int, error) {
 	}
 	cpus, err := a.vm.CPUs(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %w", ErrHandover, err)
+		return 0, in(ErrHandover, err)
 	}
 	return max(1, min(cpus, MaxAutoQueues)), nil
 }
@@ -303,23 +303,14 @@ func (m *Manager) WaitForwarding(ctx context.Context, nic NIC) error {
 	}
 }
 
-// sentinel wraps a step's error so that it Is the stage as well.
-func sentinel(stage error, do func(context.Context) error) func(context.Context) error {
-	return func(ctx context.Context) error {
-		if err := do(ctx); err != nil {
-			return fmt.Errorf("%w: %w", stage, err)
-		}
-		return nil
-	}
-}
-
 // noIPv6 tells that the kernel runs no IPv6, so that there is nothing to switch off.
 func noIPv6(err error) bool { return errors.Is(err, syscall.EAFNOSUPPORT) }
 
 // inStage makes the errors of all steps Is the stage.
-func inStage(stage error, steps []step.Step) []step.Step {
+func inStage(stage error, steps ...step.Step) []step.Step {
 	for i := range steps {
-		steps[i].Do = sentinel(stage, steps[i].Do)
+		do := steps[i].Do
+		steps[i].Do = func(ctx context.Context) error { return in(stage, do(ctx)) }
 	}
 	return steps
 }

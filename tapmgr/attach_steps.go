@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"vmnet/bridge"
 	"vmnet/internal/rtnl"
@@ -19,9 +20,8 @@ func (a *attachment) steps() []step.Step {
 	if a.left != nil {
 		list = append(list, a.releaseStep())
 	}
-	list = append(list, inStage(ErrLink, a.hostSteps())...)
-	plug := a.vm.PlugSteps(a.nic)
-	list = append(list, inStage(ErrHandover, plug)...)
+	list = append(list, inStage(ErrLink, a.hostSteps()...)...)
+	list = append(list, inStage(ErrHandover, a.vm.PlugSteps(a.nic)...)...)
 	return append(list, a.closeStep(), a.verifyStep())
 }
 
@@ -54,6 +54,10 @@ func (a *attachment) hostSteps() []step.Step {
 	return list
 }
 
+// undoWait bounds how long an undo watches for the tap to go: it goes at once, unless
+// QEMU does not answer and so still holds it.
+const undoWait = time.Second
+
 func (a *attachment) tapStep() step.Step {
 	flags := "IFF_TAP|IFF_NO_PI|IFF_VNET_HDR|IFF_TUN_EXCL"
 	if a.record.Queues > 1 {
@@ -80,6 +84,8 @@ func (a *attachment) tapStep() step.Step {
 			if a.link == nil {
 				return err
 			}
+			ctx, cancel := context.WithTimeout(ctx, undoWait)
+			defer cancel()
 			return errors.Join(err, a.m.waitGone(ctx, a.link.Index))
 		},
 	}
@@ -189,10 +195,10 @@ func (a *attachment) verifyStep() step.Step {
 			}
 			l, err := a.m.nl.LinkByIndex(a.link.Index)
 			if err != nil {
-				return fmt.Errorf("%w: the tap is gone, QEMU did not keep it: %w", ErrHandover, err)
+				return in(ErrHandover, fmt.Errorf("the tap is gone, QEMU did not keep it: %w", err))
 			}
 			if l.Master != a.br.Index || !l.Up {
-				return fmt.Errorf("%w: somebody changed %s meanwhile: up is %v, its bridge was changed: %v", ErrLink, l.Name, l.Up, l.Master != a.br.Index)
+				return in(ErrLink, fmt.Errorf("somebody changed %s meanwhile: up is %v, its bridge was changed: %v", l.Name, l.Up, l.Master != a.br.Index))
 			}
 			a.link = l
 			attrs := []rtnl.Attr{rtnl.Alias(alias)}

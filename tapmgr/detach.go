@@ -33,7 +33,7 @@ type DetachResult struct {
 // already is success. A guest that refuses, or does not answer, keeps a working NIC.
 func (m *Manager) Detach(ctx context.Context, spec DetachSpec) (DetachResult, error) {
 	if err := errors.Join(ValidVM(spec.VM), ValidNIC(spec.NIC)); err != nil {
-		return DetachResult{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+		return DetachResult{}, in(ErrInvalid, err)
 	}
 	res, err := m.detach(ctx, spec)
 	if err != nil {
@@ -62,7 +62,7 @@ func (m *Manager) detach(ctx context.Context, spec DetachSpec) (DetachResult, er
 	}
 	device, err := vm.HasDevice(ctx, deviceID(spec.NIC))
 	if err != nil {
-		return DetachResult{}, fmt.Errorf("%w: %w", ErrHandover, err)
+		return DetachResult{}, in(ErrHandover, err)
 	}
 	if d.link == nil && !device {
 		// A netdev whose tap was deleted under it can be seen by nothing, so it is removed blindly.
@@ -182,15 +182,15 @@ func (d *detachment) unplugStep() step.Step {
 	return step.Step{
 		Name: "unplug",
 		Text: fmt.Sprintf("device_del %s, again each second until the guest lets go of it; netdev_del %s", id, qmp.NetdevID(id)),
-		Do: sentinel(ErrHandover, func(ctx context.Context) error {
+		Do: func(ctx context.Context) error {
 			err := d.vm.Unplug(ctx, id, func(elapsed time.Duration) {
 				d.m.progress("waiting for the guest to let go of %s for %.0f s", d.spec.NIC, elapsed.Seconds())
 			})
 			if d.asked = !errors.Is(err, qmp.ErrGuestRefused); errors.Is(err, qmp.ErrUnplugTimeout) {
-				return fmt.Errorf("%w (the NIC works until the guest does; try again, or cut it off with --force)", err)
+				err = fmt.Errorf("%w (the NIC works until then; try again, or cut it off with --force)", err)
 			}
-			return err
-		}),
+			return in(ErrHandover, err)
+		},
 	}
 }
 
@@ -223,12 +223,12 @@ func (d *detachment) forceSteps() []step.Step {
 	return append(list, step.Step{
 		Name: "netdev_del",
 		Text: fmt.Sprintf("device_del %s, without waiting; netdev_del %s", id, qmp.NetdevID(id)),
-		Do: sentinel(ErrHandover, func(ctx context.Context) error {
+		Do: func(ctx context.Context) error {
 			if err := d.vm.RequestUnplug(ctx, id); err != nil {
-				return err
+				return in(ErrHandover, err)
 			}
-			return d.vm.NetdevDel(ctx, qmp.NetdevID(id))
-		}),
+			return in(ErrHandover, d.vm.NetdevDel(ctx, qmp.NetdevID(id)))
+		},
 	}, step.Step{
 		Name: "left",
 		Text: "see what remains until the guest lets go of the device",

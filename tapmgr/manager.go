@@ -87,7 +87,7 @@ func locate(t Target) (proc qemu.Process, path string, err error) {
 			return proc, "", err
 		}
 		if proc.Name != "" && proc.Name != t.VM {
-			return proc, "", fmt.Errorf("%w: process %d is guest %q, not %q", ErrInvalid, t.PID, proc.Name, t.VM)
+			return proc, "", in(ErrInvalid, fmt.Errorf("process %d is guest %q, not %q", t.PID, proc.Name, t.VM))
 		}
 	case t.QMP == "":
 		if proc, err = qemu.Find(t.VM); err != nil {
@@ -114,7 +114,7 @@ func checkPeer(t Target, proc *qemu.Process, p qmp.Peer) error {
 		return fmt.Errorf("%w: process %d listens there for uid %d (name it with --pid %d if that is the guest you mean)", qemu.ErrOtherUser, p.PID, p.UID, p.PID)
 	}
 	if known, err := qemu.ByPID(p.PID); err == nil && known.Name != "" && known.Name != t.VM {
-		return fmt.Errorf("%w: process %d, which listens there, is guest %q, not %q", ErrInvalid, p.PID, known.Name, t.VM)
+		return in(ErrInvalid, fmt.Errorf("process %d, which listens there, is guest %q, not %q", p.PID, known.Name, t.VM))
 	}
 	*proc = qemu.Process{PID: p.PID, UID: p.UID}
 	return nil
@@ -198,7 +198,7 @@ func (m *Manager) waitGone(ctx context.Context, index int) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%s: %w: something still holds it: %w", l.Name, ErrInUse, context.Cause(ctx))
+			return fmt.Errorf("interface %s is still %w: it goes when QEMU answers and lets go of it, or by vmnet reconcile: %w", l.Name, ErrInUse, context.Cause(ctx))
 		case <-time.After(pollEvery):
 		}
 	}

@@ -1,6 +1,7 @@
 package tapmgr
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net"
@@ -94,12 +95,7 @@ func (s Spec) withDefaults() Spec {
 // Is ErrInvalid.
 func (s Spec) Validate() error {
 	d := s.withDefaults()
-	for _, err := range []error{ValidVM(d.VM), ValidNIC(d.NIC), d.validateHost(), d.validateDevice()} {
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrInvalid, err)
-		}
-	}
-	return nil
+	return in(ErrInvalid, cmp.Or(ValidVM(d.VM), ValidNIC(d.NIC), d.validateHost(), d.validateDevice()))
 }
 
 // ValidVM checks a guest's name.

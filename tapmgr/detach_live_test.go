@@ -1,0 +1,207 @@
+package tapmgr_test
+
+import (
+	"context"
+	"errors"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"vmnet/bridge"
+	"vmnet/internal/qemu"
+	"vmnet/internal/rtnl"
+	"vmnet/qmp"
+	"vmnet/tapmgr"
+	"vmnet/testvm"
+)
+
+func (h *host) tryDetach(g *guest, timeout time.Duration, force bool) (tapmgr.DetachResult, error) {
+	h.Helper()
+	return h.Detach(h.context(timeout), tapmgr.DetachSpec{Target: tapmgr.Target{VM: g.name}, NIC: "net0", Force: force})
+}
+
+func TestLiveGuestThatIgnoresTheUnplug(t *testing.T) {
+	h := newHost(t)
+	// Without ACPI nothing in the guest hears of it. The machine has hot-pluggable
+	// slots all the same, but the guest sees a new NIC only when it looks.
+	g := h.booted(testvm.Config{KernelArgs: []string{"acpi=off"}})
+	nic := h.attach(g.spec("net0"))
+	if _, err := g.Guest.Exec(h.context(10*time.Second), "sh", "-c", "echo 1 > /sys/bus/pci/rescan"); err != nil {
+		t.Fatal(err)
+	}
+	h.reach(g, nic, guestAddr)
+
+	waits := 0
+	h.Progress = func(string) { waits++ }
+	_, err := h.tryDetach(g, 2500*time.Millisecond, false)
+	if !errors.Is(err, qmp.ErrUnplugTimeout) || !errors.Is(err, context.DeadlineExceeded) || waits < 2 {
+		t.Errorf("got %v after telling %d times that it waits, want a time-out", err, waits)
+	}
+	h.ping(g) // it works as before
+	if list, err := h.List(g.name); err != nil || len(list) != 1 || list[0].State != tapmgr.Detaching {
+		t.Errorf("list %+v, %v: want detaching", list, err)
+	}
+	if _, err := h.Attach(h.context(10*time.Second), g.spec("net0")); !errors.Is(err, tapmgr.ErrExist) {
+		t.Errorf("attach meanwhile: got %v, want ErrExist", err)
+	}
+	h.reconciled(tapmgr.Action{VM: g.name, NIC: "net0", Interface: nic.Interface, Action: "left alone: the guest has not let go of it yet"})
+
+	res, err := h.tryDetach(g, 10*time.Second, true)
+	if err != nil || !strings.Contains(strings.Join(res.Notices, " "), "keeps the dead device") {
+		t.Errorf("forced: %+v, %v: want to be told what stays", res, err)
+	}
+	h.gone(nic.Interface)
+	if _, err := h.tryDetach(g, 2*time.Second, false); !errors.Is(err, qmp.ErrUnplugTimeout) {
+		t.Errorf("the dead device: got %v, want a time-out", err)
+	}
+	_, err = h.Attach(h.context(10*time.Second), g.spec("net0"))
+	if !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), "vmnet detach") {
+		t.Errorf("attach over the dead device: got %v, want the cure", err)
+	}
+}
+
+func TestLiveDetachWhileTheGuestBoots(t *testing.T) {
+	h := newHost(t)
+	g := h.booted(testvm.Config{NoWait: true})
+	nic := h.attach(g.spec("net0"))
+	if _, err := h.tryDetach(g, 60*time.Second, false); err != nil {
+		t.Fatal(err)
+	}
+	h.nothingLeft(g, "net0")
+	if _, err := g.Guest.WaitReady(h.context(60 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Guest.WaitNICGone(h.context(20*time.Second), nic.MAC); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLiveDetachOfWhatIsGone(t *testing.T) {
+	h := newHost(t)
+	g := h.empty()
+	if res, err := h.tryDetach(g, 10*time.Second, false); err != nil || res.Changed {
+		t.Errorf("never attached: %+v, %v: want success without a change", res, err)
+	}
+	h.attach(g.spec("net0"))
+	g.Stop()
+	h.gone(mustName(g))
+	if res, err := h.tryDetach(g, 10*time.Second, false); err != nil || res.Changed || len(res.Notices) != 1 {
+		t.Errorf("guest gone: %+v, %v: want success with a notice", res, err)
+	}
+}
+
+func TestLiveLeftOverTapIsRemoved(t *testing.T) {
+	h := newHost(t)
+	makeLeftOver := func() {
+		t.Helper()
+		h.ip("tuntap", "add", "dead-net0", "mode", "tap")
+		l, err := h.nl.Link("dead-net0")
+		if err == nil {
+			err = h.nl.Set(l.Index, rtnl.Alias("vmnet vm=dead nic=net0 bridge=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1"))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	makeLeftOver()
+	if list, err := h.List(""); err != nil || len(list) != 1 || list[0].State != tapmgr.LeftOver {
+		t.Errorf("list %+v, %v: want one left over", list, err)
+	}
+	dry, err := h.Reconcile(h.context(5*time.Second), true)
+	if err != nil || len(dry) != 1 || !dry[0].Changed {
+		t.Errorf("dry run: %+v, %v", dry, err)
+	}
+	if _, err := h.nl.Link("dead-net0"); err != nil {
+		t.Errorf("the dry run changed something: %v", err)
+	}
+	h.reconciled(tapmgr.Action{VM: "dead", NIC: "net0", Interface: "dead-net0", Action: "removed: nobody holds it", Changed: true})
+	h.gone("dead-net0")
+
+	makeLeftOver()
+	res, err := h.Detach(h.context(5*time.Second), tapmgr.DetachSpec{Target: tapmgr.Target{VM: "dead"}, NIC: "net0"})
+	if err != nil || !res.Changed {
+		t.Errorf("detach: %+v, %v", res, err)
+	}
+	h.gone("dead-net0")
+}
+
+// ip runs ip(8) in the host's netns.
+func (h *host) ip(args ...string) {
+	h.Helper()
+	err := h.ns.Do(func() error {
+		out, err := exec.Command("ip", args...).CombinedOutput()
+		if err != nil {
+			h.Logf("ip %s: %s", strings.Join(args, " "), out)
+		}
+		return err
+	})
+	if err != nil {
+		h.Fatal(err)
+	}
+}
+
+func TestLiveSTPIsANoticeAndCanBeWaitedFor(t *testing.T) {
+	h := newHost(t)
+	h.bridge(bridge.Config{Name: "br1", STP: true})
+	h.ip("link", "set", "br1", "type", "bridge", "forward_delay", "200") // 2 s, the least
+	g := h.empty()
+	spec := g.spec("net0")
+	spec.Bridge = "br1"
+	res, err := h.Attach(h.context(10*time.Second), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.ForwardIn < 3*time.Second || res.ForwardIn > 4*time.Second || !strings.Contains(strings.Join(res.Notices, " "), "forwards in about") {
+		t.Errorf("%+v: want a notice of nearly 4 s", res)
+	}
+	if err := h.WaitForwarding(h.context(10*time.Second), res.NIC); err != nil {
+		t.Error(err)
+	}
+	if list, _ := h.List(""); list[0].State != "forwarding" {
+		t.Errorf("after the wait: %+v", list)
+	}
+}
+
+func TestLiveWhichGuest(t *testing.T) {
+	h := newHost(t)
+	g := h.empty()
+	twin := testvm.StartT(t, testvm.Config{Name: g.name, Paused: true})
+	muteName := h.name("mute")
+	mute := testvm.StartT(t, testvm.Config{Name: muteName, Paused: true, QMP: "none"})
+	ctx := h.context(20 * time.Second)
+
+	attempt := func(change func(*tapmgr.Target)) error {
+		spec := g.spec("net0")
+		change(&spec.Target)
+		_, err := h.Attach(ctx, spec)
+		return err
+	}
+	if err := attempt(func(*tapmgr.Target) {}); !errors.Is(err, qemu.ErrAmbiguous) {
+		t.Errorf("two of one name: got %v", err)
+	}
+	if err := attempt(func(s *tapmgr.Target) { s.PID = twin.Pid() }); err != nil {
+		t.Errorf("named by process: %v", err)
+	}
+	if err := attempt(func(s *tapmgr.Target) { s.QMP = twin.QMP }); err != nil {
+		t.Errorf("named by socket: %v", err)
+	}
+	if err := attempt(func(s *tapmgr.Target) { s.PID, s.QMP = g.Pid(), twin.QMP }); err == nil || !strings.Contains(err.Error(), "listens there") {
+		t.Errorf("another guest's socket: got %v", err)
+	}
+	if err := attempt(func(s *tapmgr.Target) { s.VM, s.PID = "someone-else", g.Pid() }); !errors.Is(err, tapmgr.ErrInvalid) {
+		t.Errorf("another guest's process: got %v", err)
+	}
+	if err := attempt(func(s *tapmgr.Target) { s.VM, s.QMP = "someone-else", g.QMP }); !errors.Is(err, tapmgr.ErrInvalid) {
+		t.Errorf("another guest's socket, by name: got %v", err)
+	}
+	if err := attempt(func(s *tapmgr.Target) { s.VM = "no-such-guest" }); !errors.Is(err, qemu.ErrNotFound) {
+		t.Errorf("none: got %v", err)
+	}
+	if err := attempt(func(s *tapmgr.Target) { s.VM, s.PID = "x", mute.Pid() }); !errors.Is(err, tapmgr.ErrInvalid) {
+		t.Errorf("a process of another name: got %v", err)
+	}
+	if err := attempt(func(s *tapmgr.Target) { s.VM = muteName }); !errors.Is(err, qemu.ErrNoMonitor) {
+		t.Errorf("no monitor: got %v", err)
+	}
+}

@@ -1,0 +1,315 @@
+package tapmgr_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"vmnet/bridge"
+	"vmnet/internal/rtnl"
+	"vmnet/internal/step"
+	"vmnet/internal/tun"
+	"vmnet/qmp"
+	"vmnet/tapmgr"
+	"vmnet/testvm"
+)
+
+var errFault = errors.New("injected fault")
+
+// stepNames are the steps that an attach of the spec would take now.
+func (h *host) stepNames(spec tapmgr.Spec) []string {
+	h.Helper()
+	var names []string
+	run := h.Run
+	defer func() { h.Run = run }()
+	h.Run = func(_ context.Context, list []step.Step) error {
+		for _, s := range list {
+			names = append(names, s.Name)
+		}
+		return nil
+	}
+	if _, err := h.Attach(h.context(10*time.Second), spec); err != nil {
+		h.Fatal(err)
+	}
+	return names
+}
+
+// at runs do instead of the step of that name, which it may call.
+func (h *host) at(name string, instead func(do func() error) error) {
+	h.Run = func(ctx context.Context, list []step.Step) error {
+		return step.Run(ctx, list, func(ctx context.Context, s step.Step, do func(context.Context) error) error {
+			if s.Name != name {
+				return do(ctx)
+			}
+			return instead(func() error { return do(ctx) })
+		})
+	}
+}
+
+// twoQueues is a NIC with more than one of everything that can fail.
+func (g *guest) twoQueues(nic string) tapmgr.Spec {
+	spec := g.spec(nic)
+	spec.Queues = 2
+	return spec
+}
+
+// TestLiveFaultAtEveryStep fails each step before and after it was done, on a guest that
+// runs and uses another NIC meanwhile.
+func TestLiveFaultAtEveryStep(t *testing.T) {
+	h := newHost(t)
+	g := h.booted(testvm.Config{CPUs: 2})
+	h.reach(g, h.attach(g.spec("net0")), guestAddr)
+	spec := g.twoQueues("net1")
+	before := monitorState(h, g)
+	for _, name := range h.stepNames(spec) {
+		for _, after := range []bool{false, true} {
+			h.at(name, func(do func() error) error {
+				if after {
+					if err := do(); err != nil {
+						return err
+					}
+				}
+				return errFault
+			})
+			_, err := h.Attach(h.context(20*time.Second), spec)
+			if !errors.Is(err, errFault) || strings.Contains(err.Error(), "undo") {
+				t.Errorf("%s, done %v: got %v, want only the fault", name, after, err)
+			}
+			h.nothingLeft(g, "net1")
+		}
+	}
+	h.Run = nil
+	if after := monitorState(h, g); after != before {
+		t.Errorf("QEMU changed from\n%s to\n%s", before, after)
+	}
+	h.ping(g)
+	h.attach(spec)
+	h.detach(g, "net1")
+	h.nothingLeft(g, "net1")
+}
+
+// TestLiveQEMUKilledAtEveryStep needs a new guest each time, so it takes empty ones.
+func TestLiveQEMUKilledAtEveryStep(t *testing.T) {
+	h := newHost(t)
+	for _, name := range h.stepNames(h.empty().twoQueues("net0")) {
+		g := h.empty()
+		h.at(name, func(do func() error) error {
+			if err := g.Kill(); err != nil {
+				return err
+			}
+			return do()
+		})
+		res, err := h.Attach(h.context(20*time.Second), g.twoQueues("net0"))
+		if err == nil && res.NIC.Interface == "" {
+			t.Errorf("%s: neither error nor NIC", name)
+		}
+		link, _ := tapmgr.InterfaceName(g.name, "net0")
+		h.gone(link)
+	}
+	h.Run = nil
+}
+
+// TestLiveSilentMonitor stops QEMU in the middle. What was sent to it must be taken
+// back even though it answers only after we have given up.
+func TestLiveSilentMonitor(t *testing.T) {
+	h := newHost(t)
+	g := h.empty()
+	for _, name := range h.stepNames(g.twoQueues("net0")) {
+		h.at(name, func(do func() error) error {
+			if err := g.Signal(syscall.SIGSTOP); err != nil {
+				return err
+			}
+			return do()
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 700*time.Millisecond)
+		start := time.Now()
+		_, err := h.Attach(ctx, g.twoQueues("net0"))
+		cancel()
+		if d := time.Since(start); d > step.UndoTimeout {
+			t.Errorf("%s: gave up after %v", name, d)
+		}
+		t.Logf("%s: %v", name, err)
+		if err := g.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		h.Run = nil
+		if err == nil { // it had all it needed from QEMU before
+			_, err := h.Detach(h.context(10*time.Second), tapmgr.DetachSpec{Target: tapmgr.Target{VM: g.name}, NIC: "net0", Force: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.gone(mustName(g))
+			g = h.empty() // the dead device stays, this guest's processors stand still
+			continue
+		}
+		if strings.HasPrefix(name, "device_add") {
+			// The request may be run after all, and a standing guest never gives a device back.
+			h.gone(mustName(g))
+			g = h.empty()
+			continue
+		}
+		h.nothingLeft(g, "net0")
+	}
+}
+
+func TestLiveBridgeDeletedUnderThePort(t *testing.T) {
+	h := newHost(t)
+	g := h.empty()
+	h.at("verify", func(do func() error) error {
+		if err := bridge.Delete(h.nl, "br0", true); err != nil {
+			return err
+		}
+		return do()
+	})
+	ctx := h.context(20 * time.Second)
+	_, err := h.Attach(ctx, g.spec("net0"))
+	if !errors.Is(err, tapmgr.ErrLink) || !strings.Contains(err.Error(), "bridge was changed") {
+		t.Errorf("during attach: got %v", err)
+	}
+	h.gone(mustName(g))
+	h.Run = nil
+
+	g = h.empty()
+	h.bridge(bridge.Config{Name: "br0"})
+	nic := h.attach(g.spec("net0"))
+	if err := bridge.Delete(h.nl, "br0", true); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.check(); len(got) != 1 || got[0].What != "bridge" || got[0].Want != "br0" {
+		t.Errorf("check %+v: want the bridge to be missed", got)
+	}
+	if list, err := h.List(""); err != nil || list[0].State != tapmgr.NoBridge {
+		t.Errorf("list %+v, %v", list, err)
+	}
+	h.bridge(bridge.Config{Name: "br0"})
+	h.reconciled(tapmgr.Action{VM: g.name, NIC: "net0", Interface: nic.Interface, Action: "put back on br0", Changed: true})
+	if got := h.check(); len(got) != 0 {
+		t.Errorf("check after reconcile: %+v", got)
+	}
+	h.reconciled()
+}
+
+func (h *host) check() []tapmgr.Difference {
+	h.Helper()
+	c, err := h.Check(h.context(10 * time.Second))
+	if err != nil {
+		h.Fatal(err)
+	}
+	return c.Differences
+}
+
+// reconciled reconciles and demands these actions.
+func (h *host) reconciled(want ...tapmgr.Action) {
+	h.Helper()
+	got, err := h.Reconcile(h.context(20*time.Second), false)
+	if err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
+		h.Errorf("reconcile: %+v, %v\nwant %+v", got, err, want)
+	}
+}
+
+func TestLiveNameTaken(t *testing.T) {
+	h := newHost(t)
+	g := h.empty()
+	stranger, err := tun.Create(h.ns, mustName(g), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stranger.Close()
+	_, err = h.Attach(h.context(10*time.Second), g.spec("net0"))
+	if !errors.Is(err, tapmgr.ErrExist) || !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "which vmnet did not make") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := h.nl.Link(mustName(g)); err != nil {
+		t.Errorf("the stranger's link: %v", err)
+	}
+	h.reconciled()
+	if state := monitorState(h, g); strings.Contains(state, "vmnet-") {
+		t.Errorf("QEMU has\n%s", state)
+	}
+}
+
+func TestLiveRefusedByQEMU(t *testing.T) {
+	h := newHost(t)
+	g := h.empty()
+	ctx := h.context(20 * time.Second)
+	for _, change := range []func(*tapmgr.Spec){
+		func(s *tapmgr.Spec) { s.Model = "no-such-nic" },
+		func(s *tapmgr.Spec) { s.DeviceOptions = map[string]string{"no-such-property": "1"} },
+		func(s *tapmgr.Spec) { s.DeviceOptions = map[string]string{"rx_queue_size": "3"} },
+	} {
+		spec := g.twoQueues("net0")
+		if change(&spec); spec.Model == "no-such-nic" {
+			spec.Queues = 1
+		}
+		_, err := h.Attach(ctx, spec)
+		var refusal *qmp.Error
+		if !errors.Is(err, tapmgr.ErrHandover) || !errors.As(err, &refusal) {
+			t.Errorf("%+v: got %v, want QEMU's refusal", spec, err)
+		}
+		h.nothingLeft(g, "net0")
+	}
+}
+
+func TestLiveNoFreePort(t *testing.T) {
+	h := newHost(t)
+	g := h.booted(testvm.Config{Machine: "q35", SparePorts: 1, Paused: true})
+	h.attach(g.spec("net0"))
+	_, err := h.Attach(h.context(10*time.Second), g.spec("net1"))
+	if !errors.Is(err, qmp.ErrNoPort) || !strings.Contains(err.Error(), "pcie-root-port") {
+		t.Errorf("got %v, want the cure", err)
+	}
+	h.nothingLeft(g, "net1")
+}
+
+func TestLiveForeignDeviceOfOurName(t *testing.T) {
+	h, elsewhere := newHost(t), newHost(t)
+	g := h.empty()
+	nic := elsewhere.attach(g.spec("net0"))
+	_, err := h.Attach(h.context(10*time.Second), g.spec("net0"))
+	if !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), "another netns") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := elsewhere.nl.Link(nic.Interface); err != nil {
+		t.Errorf("the other NIC was hurt: %v", err)
+	}
+}
+
+func TestLiveReconcileLeavesStrangersAlone(t *testing.T) {
+	h := newHost(t)
+	const alias = "vmnet vm=%s nic=net0 bridge=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1 state=attaching"
+	for name, alias := range map[string]string{
+		"plain":   "",
+		"worded":  "vmnet is a fine thing",
+		"working": fmt.Sprintf(alias, "living"),
+	} {
+		tap, err := tun.Create(h.ns, name, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tap.Close()
+		l, err := h.nl.Link(name)
+		if err == nil {
+			err = h.nl.Set(l.Index, rtnl.Alias(alias))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := h.Reconcile(h.context(10*time.Second), false)
+	if err != nil || len(got) != 1 || got[0].Changed || got[0].Interface != "working" {
+		t.Errorf("reconcile %+v, %v: want only that a process works on one", got, err)
+	}
+	list, err := h.List("")
+	if err != nil || len(list) != 1 || list[0].State != tapmgr.Attaching {
+		t.Errorf("list %+v, %v: want one that is attaching", list, err)
+	}
+	for _, name := range []string{"plain", "worded", "working"} {
+		if _, err := h.nl.Link(name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -1,0 +1,209 @@
+package tapmgr_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"vmnet/internal/netns"
+	"vmnet/internal/step"
+	"vmnet/tapmgr"
+)
+
+const helperEnv = "VMNET_TEST_HELPER"
+
+// order is what a helper process does: one attach in the netns that is its fd 3.
+type order struct {
+	Spec   tapmgr.Spec
+	KillAt string // dies by SIGKILL at the step of that name
+	After  bool   // when it was done
+	NoTun  bool   // sees no /dev/net/tun
+}
+
+// command is a process of this test binary that attaches.
+func (h *host) command(o order) *exec.Cmd {
+	h.Helper()
+	text, err := json.Marshal(o)
+	if err != nil {
+		h.Fatal(err)
+	}
+	cmd := exec.CommandContext(h.context(30*time.Second), "/proc/self/exe")
+	cmd.Env = append(os.Environ(), helperEnv+"="+string(text))
+	ns, err := os.Open(h.ns.Path())
+	if err != nil {
+		h.Fatal(err)
+	}
+	h.Cleanup(func() { _ = ns.Close() })
+	cmd.ExtraFiles = []*os.File{ns}
+	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	if o.NoTun {
+		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS
+	}
+	return cmd
+}
+
+// helper is the process's main.
+func helper() int {
+	var o order
+	err := json.Unmarshal([]byte(os.Getenv(helperEnv)), &o)
+	if err == nil && o.NoTun {
+		err = syscall.Mount("none", "/dev/net", "tmpfs", 0, "")
+	}
+	if err == nil {
+		err = o.run()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+func (o order) run() error {
+	ns, err := netns.Open("/proc/self/fd/3")
+	if err != nil {
+		return err
+	}
+	m, err := tapmgr.New(ns)
+	if err != nil {
+		return err
+	}
+	m.Run = func(ctx context.Context, list []step.Step) error {
+		return step.Run(ctx, list, func(ctx context.Context, s step.Step, do func(context.Context) error) error {
+			if s.Name == o.KillAt && !o.After {
+				die()
+			}
+			err := do(ctx)
+			if s.Name == o.KillAt {
+				die()
+			}
+			return err
+		})
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	_, err = m.Attach(ctx, o.Spec)
+	return err
+}
+
+// die is what kill -9 does.
+func die() {
+	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	select {}
+}
+
+// TestLiveKilledAtEveryStep kills the attaching process at each step. Then reconcile alone
+// must make all well: the NIC works, or nothing is left of it.
+func TestLiveKilledAtEveryStep(t *testing.T) {
+	h := newHost(t)
+	g := h.empty()
+	h.attach(g.spec("other"))
+	spec := g.twoQueues("net0")
+	plugged := 0
+	for _, name := range h.stepNames(spec) {
+		for _, after := range []bool{false, true} {
+			cmd := h.command(order{Spec: spec, KillAt: name, After: after})
+			out, err := cmd.CombinedOutput()
+			if cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+				t.Fatalf("%s: %v: %s", name, err, out)
+			}
+			if _, err := h.Reconcile(h.context(20*time.Second), false); err != nil {
+				t.Fatal(err)
+			}
+			if diff := h.check(); len(diff) > 0 {
+				t.Errorf("killed at %s, done %v: reconcile left %+v", name, after, diff)
+			}
+			nics, err := h.List(g.name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(nics) == 1 { // rolled back
+				h.nothingLeft(g, "net0")
+				continue
+			}
+			plugged++
+			if res, err := h.Attach(h.context(10*time.Second), spec); err != nil || res.Changed {
+				t.Errorf("killed at %s, done %v: the same again %+v, %v: want it there, unchanged", name, after, res, err)
+			}
+			if nics[0].State != "forwarding" {
+				t.Errorf("killed at %s, done %v: %+v does not forward", name, after, nics[0])
+			}
+			g = h.empty() // a standing guest gives no device back
+			h.attach(g.spec("other"))
+			spec = g.twoQueues("net0")
+		}
+	}
+	if plugged != 5 { // from device_add done to verify done
+		t.Errorf("%d kills left a plugged NIC, want 5", plugged)
+	}
+}
+
+func TestLiveReconcileIsNotNeededToAttachAgain(t *testing.T) {
+	h := newHost(t)
+	g := h.empty()
+	spec := g.twoQueues("net0")
+	cmd := h.command(order{Spec: spec, KillAt: "netdev_add vmnet-net0-netdev", After: true})
+	if err := cmd.Run(); err == nil {
+		t.Fatal("it was not killed")
+	}
+	if list, err := h.List(""); err != nil || len(list) != 1 || list[0].State != tapmgr.Incomplete {
+		t.Errorf("list %+v, %v: want one incomplete NIC", list, err)
+	}
+	if got := h.check(); len(got) == 0 {
+		t.Error("check saw no difference")
+	}
+	h.attach(spec)
+	if got := h.check(); len(got) != 0 {
+		t.Errorf("check after the second attach: %+v", got)
+	}
+}
+
+func TestLiveDetachAfterACrash(t *testing.T) {
+	h := newHost(t)
+	g := h.empty()
+	cmd := h.command(order{Spec: g.twoQueues("net0"), KillAt: "getfd vmnet-net0-q1", After: true})
+	if err := cmd.Run(); err == nil {
+		t.Fatal("it was not killed")
+	}
+	h.detach(g, "net0")
+	h.nothingLeft(g, "net0")
+}
+
+func TestLiveWithoutCapNetAdmin(t *testing.T) {
+	h := newHost(t)
+	g := h.empty()
+	cmd := h.command(order{Spec: g.spec("net0")})
+	const capDACOverride, capSysPtrace = 1, 19
+	const capSysAdmin = 21 // to enter the netns; CAP_NET_ADMIN is what is missing
+	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
+	cmd.SysProcAttr.AmbientCaps = []uintptr{capDACOverride, capSysPtrace, capSysAdmin}
+	h.failsToAttach(cmd, g, "--pid") // another user's guest must be named by its process
+
+	spec := g.spec("net0")
+	spec.PID = g.Pid()
+	cmd = h.command(order{Spec: spec})
+	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
+	cmd.SysProcAttr.AmbientCaps = []uintptr{capDACOverride, capSysPtrace, capSysAdmin}
+	h.failsToAttach(cmd, g, "needs CAP_NET_ADMIN")
+}
+
+func TestLiveWithoutTunDevice(t *testing.T) {
+	h := newHost(t)
+	g := h.empty()
+	h.failsToAttach(h.command(order{Spec: g.spec("net0"), NoTun: true}), g, "modprobe tun")
+}
+
+func (h *host) failsToAttach(cmd *exec.Cmd, g *guest, cure string) {
+	h.Helper()
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), cure) {
+		h.Errorf("%v: %s\nwant a failure that names %q", err, out, cure)
+	}
+	h.nothingLeft(g, "net0")
+}

@@ -1,0 +1,192 @@
+package tapmgr_test
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"vmnet/bridge"
+	"vmnet/internal/netns"
+	"vmnet/internal/nstest"
+	"vmnet/internal/rtnl"
+	"vmnet/qmp"
+	"vmnet/tapmgr"
+	"vmnet/testvm"
+)
+
+const (
+	hostAddr  = "10.7.0.1"
+	guestAddr = "10.7.0.2"
+)
+
+// host is a netns with br0 in it, and a Manager for it.
+type host struct {
+	testing.TB
+	ns *netns.NS
+	nl *rtnl.Conn
+	*tapmgr.Manager
+	guests int
+}
+
+func newHost(t testing.TB) *host {
+	t.Helper()
+	ns := nstest.New(t)
+	nl, err := rtnl.Open(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nl.Close)
+	m, err := tapmgr.New(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(m.Close)
+	h := &host{TB: t, ns: ns, nl: nl, Manager: m}
+	h.bridge(bridge.Config{Name: "br0", Addresses: []netip.Prefix{netip.MustParsePrefix(hostAddr + "/24")}})
+	return h
+}
+
+func (h *host) bridge(cfg bridge.Config) {
+	h.Helper()
+	if err := bridge.Create(h.nl, cfg); err != nil {
+		h.Fatal(err)
+	}
+}
+
+// context bounds one operation.
+func (h *host) context(d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	h.Cleanup(cancel)
+	return ctx
+}
+
+// name makes guest names that nothing else on this machine uses.
+func (h *host) name(short string) string {
+	h.guests++
+	return fmt.Sprintf("%s-%s%d", short, uniqueSuffix(h.ns), h.guests)
+}
+
+// booted is a guest that is up.
+func (h *host) booted(c testvm.Config) *guest {
+	h.Helper()
+	c.Name = h.name(cmp.Or(c.Name, "P2"))
+	return &guest{testvm.StartT(h, c), c.Name}
+}
+
+// empty is a QEMU whose processors stand still: quick, and deaf to device_del.
+func (h *host) empty() *guest { return h.booted(testvm.Config{Paused: true}) }
+
+type guest struct {
+	*testvm.VM
+	name string
+}
+
+func (g *guest) spec(nic string) tapmgr.Spec {
+	return tapmgr.Spec{Target: tapmgr.Target{VM: g.name}, NIC: nic, Bridge: "br0", Vhost: tapmgr.VhostOff}
+}
+
+func (h *host) attach(spec tapmgr.Spec) tapmgr.NIC {
+	h.Helper()
+	res, err := h.Attach(h.context(20*time.Second), spec)
+	if err != nil {
+		h.Fatal(err)
+	}
+	return res.NIC
+}
+
+func (h *host) detach(g *guest, nic string) {
+	h.Helper()
+	_, err := h.Detach(h.context(20*time.Second), tapmgr.DetachSpec{Target: tapmgr.Target{VM: g.name}, NIC: nic})
+	if err != nil {
+		h.Fatal(err)
+	}
+}
+
+// reach makes the guest use a NIC and pings the host through it.
+func (h *host) reach(g *guest, nic tapmgr.NIC, addr string) {
+	h.Helper()
+	ctx := h.context(30 * time.Second)
+	link, err := g.Guest.WaitNIC(ctx, nic.MAC)
+	if err == nil {
+		err = g.Guest.AddAddr(ctx, link.Name, addr+"/24")
+	}
+	if err == nil {
+		err = g.Guest.Up(ctx, link.Name)
+	}
+	if err != nil {
+		h.Fatal(err)
+	}
+	h.ping(g)
+}
+
+func (h *host) ping(g *guest) {
+	h.Helper()
+	if _, err := g.Guest.Ping(h.context(10*time.Second), hostAddr); err != nil {
+		h.Errorf("ping the host: %v", err)
+	}
+}
+
+// gone demands that soon no link of that name is there.
+func (h *host) gone(name string) {
+	h.Helper()
+	var err error
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if _, err = h.nl.Link(name); errors.Is(err, fs.ErrNotExist) {
+			return
+		}
+	}
+	h.Errorf("link %s is still there (%v)", name, err)
+}
+
+// nothingLeft demands that of a NIC neither link nor device nor netdev is left. That no
+// getfd name holds the tap is proven by the link.
+func (h *host) nothingLeft(g *guest, nic string) {
+	h.Helper()
+	name, _ := tapmgr.InterfaceName(g.name, nic)
+	h.gone(name)
+	if state := monitorState(h, g); strings.Contains(state, "vmnet-"+nic) {
+		h.Errorf("QEMU still has it:\n%s", state)
+	}
+}
+
+// monitorState is QEMU's own word on its netdevs and devices.
+func monitorState(h *host, g *guest) string {
+	h.Helper()
+	ctx := h.context(10 * time.Second)
+	c, err := qmp.Dial(ctx, g.QMP)
+	if err != nil {
+		h.Fatal(err)
+	}
+	defer c.Close()
+	var netdevs string
+	if err := c.Execute(ctx, "human-monitor-command", map[string]any{"command-line": "info network"}, &netdevs); err != nil {
+		h.Fatal(err)
+	}
+	var devices []struct{ Name string }
+	if err := c.Execute(ctx, "qom-list", map[string]any{"path": "/machine/peripheral"}, &devices); err != nil {
+		h.Fatal(err)
+	}
+	for _, d := range devices {
+		netdevs += d.Name + "\n"
+	}
+	return netdevs
+}
+
+func uniqueSuffix(ns *netns.NS) string {
+	inode, err := ns.Inode()
+	if err != nil {
+		return "x"
+	}
+	const digits = "0123456789abcdefghijklmnopqrstuvwxyz"
+	var s []byte
+	for ; inode > 0; inode /= 36 {
+		s = append(s, digits[inode%36])
+	}
+	return string(s)
+}

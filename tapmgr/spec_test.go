@@ -1,0 +1,162 @@
+package tapmgr
+
+import (
+	"errors"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"vmnet/bridge"
+)
+
+func valid() Spec { return Spec{Target: Target{VM: "P2"}, Bridge: "br0"} }
+
+func TestValidate(t *testing.T) {
+	if err := valid().Validate(); err != nil {
+		t.Errorf("the least Spec: %v", err)
+	}
+	for want, change := range map[string]func(*Spec){
+		"no guest is named":        func(s *Spec) { s.VM = "" },
+		"at most 100":              func(s *Spec) { s.VM = strings.Repeat("x", 101) },
+		"control characters":       func(s *Spec) { s.VM = "a\nb" },
+		"NIC id":                   func(s *Spec) { s.NIC = "Net0" },
+		"1 to 12":                  func(s *Spec) { s.NIC = "abcdefghijklm" },
+		"no bridge is named":       func(s *Spec) { s.Bridge = "" },
+		"bridge name":              func(s *Spec) { s.Bridge = "br%d" },
+		"multicast":                func(s *Spec) { s.MAC = net.HardwareAddr{1, 0, 0, 0, 0, 1} },
+		"zero":                     func(s *Spec) { s.MAC = make(net.HardwareAddr, 6) },
+		"begin with fe":            func(s *Spec) { s.MAC = net.HardwareAddr{0xfe, 0, 0, 0, 0, 1} },
+		"6 bytes":                  func(s *Spec) { s.MAC = make(net.HardwareAddr, 8) },
+		"MTU 67":                   func(s *Spec) { s.MTU = 67 },
+		"MTU 65536":                func(s *Spec) { s.MTU = 65536 },
+		"257 queues":               func(s *Spec) { s.Queues = 257 },
+		"-2 queues":                func(s *Spec) { s.Queues = -2 },
+		`vhost "yes"`:              func(s *Spec) { s.Vhost = "yes" },
+		"has one queue":            func(s *Spec) { s.Model, s.Queues = "e1000", 2 },
+		"cannot use vhost-net":     func(s *Spec) { s.Model, s.Vhost = "e1000", VhostOn },
+		"cannot be told an MTU":    func(s *Spec) { s.Model, s.MTU = "e1000", 1400 },
+		"model":                    func(s *Spec) { s.Model = "a b" },
+		"set by --mac":             func(s *Spec) { s.DeviceOptions = map[string]string{"mac": "x"} },
+		"set by vmnet":             func(s *Spec) { s.DeviceOptions = map[string]string{"netdev": "x"} },
+		"want the name of a prope": func(s *Spec) { s.DeviceOptions = map[string]string{"a,b": "x"} },
+	} {
+		s := valid()
+		change(&s)
+		if err := s.Validate(); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want ErrInvalid with %q", err, want)
+		}
+	}
+}
+
+func TestInterfaceName(t *testing.T) {
+	long := strings.Repeat("v", 100)
+	for _, c := range []struct{ vm, nic, name, alt string }{
+		{"P2", "net0", "P2-net0", ""},
+		{"ten-bytes_", "net0", "ten-bytes_-net0", ""},
+		{"eleven-byte", "net0", "eleven-b-urvq7k", "eleven-byte-net0"},
+		{"my vm", "net0", "my-vm-vvfklu", "my vm-net0"},
+		{"-x", "net0", "x-2hstvt", "-x-net0"},
+		{"名前", "net0", "a5yvbp", "名前-net0"},
+		{long, "net0", "vvvvvvvv-zp3irr", long + "-net0"},
+	} {
+		name, alt := InterfaceName(c.vm, c.nic)
+		if name != c.name || alt != c.alt {
+			t.Errorf("InterfaceName(%q, %q) = %q, %q, want %q, %q", c.vm, c.nic, name, alt, c.name, c.alt)
+		}
+		if !bridge.ValidName(name) || len(alt) > maxAltName {
+			t.Errorf("InterfaceName(%q, %q): the kernel takes neither %q nor %q", c.vm, c.nic, name, alt)
+		}
+	}
+}
+
+func TestInterfaceNamesOfLikeGuestsDiffer(t *testing.T) {
+	seen := map[string]string{}
+	for _, vm := range []string{"production-database-1", "production-database-2", "production.database-1", "production_database"} {
+		for _, nic := range []string{"net0", "net1"} {
+			name, _ := InterfaceName(vm, nic)
+			if other, ok := seen[name]; ok {
+				t.Errorf("%s/%s and %s are both %s", vm, nic, other, name)
+			}
+			seen[name] = vm + "/" + nic
+		}
+	}
+}
+
+func TestDefaultMAC(t *testing.T) {
+	a, b := DefaultMAC("P2", "net0"), DefaultMAC("P2", "net1")
+	if a.String() == b.String() || a.String() != DefaultMAC("P2", "net0").String() {
+		t.Errorf("%v and %v: want stable and different", a, b)
+	}
+	if !strings.HasPrefix(a.String(), "52:54:00:") {
+		t.Errorf("%v is not in QEMU's range", a)
+	}
+	if got := hostMAC(a); got[0] != 0xfe || got.String()[2:] != a.String()[2:] || a[0] != 0x52 {
+		t.Errorf("host side %v of %v", got, a)
+	}
+}
+
+func exampleRecord() record {
+	return record{
+		VM: "my vm=100%", NIC: "net0", Bridge: "br0", MAC: net.HardwareAddr{0x52, 0x54, 0, 1, 2, 3},
+		Model: "virtio-net-pci", Queues: 2, Vhost: true, MTU: 9000, Options: "abc", Phase: attaching,
+	}
+}
+
+func TestAliasRoundTrip(t *testing.T) {
+	want := exampleRecord()
+	alias, err := want.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const text = "vmnet vm=my%20vm=100%25 nic=net0 bridge=br0 mac=52:54:00:01:02:03 model=virtio-net-pci queues=2 vhost=on mtu=9000 opts=abc state=attaching"
+	if diff := cmp.Diff(text, alias); diff != "" {
+		t.Errorf("alias (-want +got):\n%s", diff)
+	}
+	got, ok := parseAlias(alias)
+	if diff := cmp.Diff(want, got); !ok || diff != "" {
+		t.Errorf("parsed %v (-want +got):\n%s", ok, diff)
+	}
+	if _, ok := parseAlias(alias + " later=1"); !ok {
+		t.Error("a key of a later version makes it a stranger")
+	}
+}
+
+func TestAliasRefuses(t *testing.T) {
+	for _, alias := range []string{
+		"", "vmnet", "vmnet ", "vmnetx vm=a nic=b queues=1 mac=52:54:00:01:02:03", "web server uplink",
+		"vmnet vm=a nic=b queues=1", "vmnet vm=a nic=B queues=1 mac=52:54:00:01:02:03",
+		"vmnet vm=a nic=b queues=0 mac=52:54:00:01:02:03", "vmnet vm=a nic=b queues=9999999 mac=52:54:00:01:02:03",
+		"vmnet vm=%zz nic=b queues=1 mac=52:54:00:01:02:03", "vmnet vm=a%0Ab nic=b queues=1 mac=52:54:00:01:02:03",
+	} {
+		if r, ok := parseAlias(alias); ok {
+			t.Errorf("%q was taken for ours: %+v", alias, r)
+		}
+	}
+	r := exampleRecord()
+	r.VM = strings.Repeat(" ", 90)
+	if alias, err := r.encode(); err == nil {
+		t.Errorf("an alias of %d bytes was written", len(alias))
+	}
+}
+
+func FuzzParseAlias(f *testing.F) {
+	alias, _ := exampleRecord().encode()
+	f.Add(alias)
+	f.Add("vmnet vm=a nic=b queues=1 mac=52:54:00:01:02:03")
+	f.Add("vmnet =")
+	f.Fuzz(func(t *testing.T, alias string) {
+		r, ok := parseAlias(alias)
+		if !ok {
+			return
+		}
+		again, err := r.encode()
+		if err != nil {
+			return // longer when written our way
+		}
+		if back, ok := parseAlias(again); !ok || !cmp.Equal(r, back) {
+			t.Errorf("%q was read as %+v, written as %q, read as %+v", alias, r, again, back)
+		}
+	})
+}
