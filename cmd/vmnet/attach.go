@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/tapmgr"
+)
+
+// attachOptions are the flags of attach.
+type attachOptions struct {
+	spec    tapmgr.Spec
+	steps   stepFlags
+	wait    bool
+	timeout time.Duration
+	json    bool
+}
+
+func (a *app) attachCommand() *cobra.Command {
+	var o attachOptions
+	vhost := string(tapmgr.VhostAuto)
+	cmd := &cobra.Command{
+		Use:   "attach --vm NAME --bridge BRIDGE",
+		Short: "Give a running guest a NIC on a bridge",
+		Long: `Give a running guest a NIC on a bridge, or leave nothing of it behind. The same
+command again is success and changes nothing.`,
+		Example: `  vmnet attach --vm P2 --bridge br0
+  vmnet attach --vm P2 --bridge br0 --nic net1 --queues auto --wait
+  vmnet attach --vm P2 --bridge br0 --model e1000 --device-opt addr=0x7
+  vmnet attach --vm P2 --bridge br0 --dry-run`,
+		Args: cobra.NoArgs,
+	}
+	f := cmd.Flags()
+	targetFlags(cmd, &o.spec.Target)
+	f.StringVar(&o.spec.Bridge, "bridge", "", "the `BRIDGE` that the NIC is put on")
+	f.StringVar(&o.spec.NIC, "nic", "net0", "`ID` of the NIC within the guest: 1 to 12 of a-z, 0-9 and _")
+	macFlag(f, &o.spec.MAC, "the guest's address (default one made from machine, guest and NIC, always the same)")
+	f.IntVar(&o.spec.MTU, "mtu", 0, "`BYTES` that the guest is told, 68 to 65535, at most the bridge's (default the bridge's)")
+	queuesFlag(cmd, &o.spec.Queues)
+	choice(cmd, f, &vhost, "vhost", "", "whether the kernel's vhost-net moves the frames; auto: where it can be had", "auto", "on", "off")
+	f.StringVar(&o.spec.Model, "model", "virtio-net-pci", "QEMU's `DEVICE`")
+	optionsFlag(f, &o.spec.DeviceOptions)
+	f.BoolVar(&o.wait, "wait", false, "wait until the bridge port forwards: 30 s where the bridge runs STP")
+	durationFlag(f, &o.timeout, "timeout", 10*time.Second, time.Millisecond, "give up after this long; --wait is not counted")
+	o.steps.add(cmd)
+	format := outputFlag(cmd)
+	require(cmd, "bridge")
+	complete(cmd, "vm", runningGuests)
+	complete(cmd, "bridge", a.bridgeNames)
+	complete(cmd, "model", cobra.FixedCompletions([]string{"virtio-net-pci", "e1000", "e1000e", "rtl8139", "vmxnet3"}, noFiles))
+	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
+		o.spec.Vhost, o.json = tapmgr.Vhost(vhost), *format == "json"
+		return a.attach(cmd.Context(), &o)
+	})
+	return cmd
+}
+
+func (a *app) attach(ctx context.Context, o *attachOptions) error {
+	if err := o.spec.Validate(); err != nil {
+		return err
+	}
+	return a.withManager(func(m *tapmgr.Manager) error {
+		o.steps.apply(a, m, o.json)
+		res, err := attachInTime(ctx, m, o)
+		if err != nil {
+			return err
+		}
+		a.notes(res.Notices)
+		if o.steps.planned {
+			return nil
+		}
+		var waitErr error
+		if o.wait {
+			waitErr = a.waitForwarding(ctx, m, &res)
+		}
+		// The NIC is there, whether or not it forwards: that is told first.
+		if err := a.printAttached(res, o.json); err != nil {
+			return err
+		}
+		return waitErr
+	})
+}
+
+func attachInTime(ctx context.Context, m *tapmgr.Manager, o *attachOptions) (tapmgr.Result, error) {
+	ctx, cancel := withTimeout(ctx, o.timeout)
+	defer cancel()
+	return m.Attach(ctx, o.spec)
+}
+
+const (
+	// forwardSlack is how much later than estimated a port may forward.
+	forwardSlack = 5 * time.Second
+	// maxForward is how long it takes with the largest forward delay there is
+	// (BR_MAX_FORWARD_DELAY, net/bridge/br_private_stp.h), listening and learning.
+	maxForward = 2 * 30 * time.Second
+)
+
+func (a *app) waitForwarding(ctx context.Context, m *tapmgr.Manager, res *tapmgr.Result) error {
+	if res.NIC.State == forwarding {
+		return nil
+	}
+	estimate := res.ForwardIn
+	if !res.Changed { // no estimate is made for what was there already
+		estimate = maxForward
+	}
+	a.say(fmt.Sprintf("waiting until %s forwards, at most %.0f s", res.NIC.Interface, estimate.Seconds()))
+	limit := estimate + forwardSlack
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it does not forward after %v", limit.Round(time.Second)))
+	defer cancel()
+	if err := m.WaitForwarding(ctx, res.NIC); err != nil {
+		return fmt.Errorf("attach %s/%s: the NIC is attached, but: %w", res.NIC.VM, res.NIC.ID, err)
+	}
+	res.NIC.State, res.ForwardIn = forwarding, 0
+	return nil
+}
+
+const forwarding tapmgr.State = "forwarding"
+
+func (a *app) printAttached(res tapmgr.Result, json bool) error {
+	n := res.NIC
+	if json {
+		return a.printJSON(struct {
+			tapmgr.NIC
+			Changed   bool    `json:"changed"`
+			ForwardIn float64 `json:"forwards_in_seconds,omitempty"`
+		}{n, res.Changed, res.ForwardIn.Seconds()})
+	}
+	unchanged := ""
+	if !res.Changed {
+		unchanged = "unchanged: "
+	}
+	return a.print("%s: %s%s %s on %s, MAC %s, %s, vhost %s\n", clean(n.VM+"/"+n.ID), unchanged,
+		n.Type, n.Interface, n.Source, n.MAC, count(n.Queues, "queue"), n.Vhost)
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/bridge"
+	"vmnet/internal/rtnl"
+)
+
+func (a *app) bridgeCreateCommand() *cobra.Command {
+	var cfg bridge.Config
+	cmd := &cobra.Command{
+		Use:   "create NAME",
+		Short: "Make a bridge and bring it up",
+		Example: `  vmnet bridge create br0 --address 10.0.0.1/24 --address fd00::1/64
+  vmnet bridge create br1 --mtu 9000`,
+		Args:              oneArg("a name for the bridge"),
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	f := cmd.Flags()
+	addressFlag(f, &cfg.Addresses)
+	f.IntVar(&cfg.MTU, "mtu", 0, "`BYTES`, 68 to 65535 (default that of the smallest port)")
+	macFlag(f, &cfg.MAC, "the bridge's own address (default that of its lowest port)")
+	f.BoolVar(&cfg.STP, "stp", false, "run the spanning tree protocol; ports then take 30 s until they forward")
+	durationFlag(f, &cfg.Ageing, "ageing", 300*time.Second, time.Second, "how long an address is remembered that is not heard of")
+	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) error {
+		cfg.Name = args[0]
+		if err := cfg.Validate(); err != nil {
+			return usagef("%w", err)
+		}
+		return a.withNetlink(func(c *rtnl.Conn) error {
+			if err := bridge.Create(c, cfg); err != nil {
+				return err
+			}
+			return a.print("bridge %s created\n", cfg.Name)
+		})
+	})
+	return cmd
+}

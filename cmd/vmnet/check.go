@@ -1,0 +1,60 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"vmnet/tapmgr"
+)
+
+func (a *app) checkCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Compare what every NIC should be with what it is",
+		Long: `Compare what every NIC should be with what it is, in the kernel and in the guest.
+Each difference is one line; the exit status is then 1.`,
+		Example: "  vmnet check || vmnet reconcile",
+		Args:    cobra.NoArgs,
+	}
+	format := outputFlag(cmd)
+	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
+		return a.withManager(func(m *tapmgr.Manager) error {
+			checked, err := m.Check(cmd.Context())
+			if err != nil {
+				return err
+			}
+			a.notes(checked.Notices)
+			print := a.printChecked
+			if *format == "json" {
+				print = func(c tapmgr.Checked) error { return a.printJSON(c) }
+			}
+			if err := print(checked); err != nil {
+				return err
+			}
+			if len(checked.Differences) > 0 {
+				return exitStatus(exitFailure)
+			}
+			return nil
+		})
+	})
+	return cmd
+}
+
+func (a *app) printChecked(c tapmgr.Checked) error {
+	for _, d := range c.Differences {
+		err := a.print("%s %s: %s: want %s, found %s\n", clean(d.VM+"/"+d.NIC), d.Interface, d.What, clean(orNone(d.Want)), clean(orNone(d.Found)))
+		if err != nil {
+			return err
+		}
+	}
+	if len(c.Differences) == 0 {
+		return a.print("%s compared, no difference\n", count(c.NICs, "NIC"))
+	}
+	return nil
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}

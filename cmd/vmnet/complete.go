@@ -1,0 +1,109 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/bridge"
+	"vmnet/internal/netns"
+	"vmnet/internal/qemu"
+	"vmnet/internal/rtnl"
+	"vmnet/tapmgr"
+)
+
+// Completion never fails: what cannot be read is not offered.
+const noFiles = cobra.ShellCompDirectiveNoFileComp
+
+// guestNames lists the names of the running guests.
+func guestNames() []string {
+	all, err := qemu.List()
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, p := range all {
+		if p.Name != "" {
+			names = append(names, p.Name)
+		}
+	}
+	return names
+}
+
+func runningGuests(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return guestNames(), noFiles
+}
+
+func qemuPIDs(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	all, err := qemu.List()
+	if err != nil {
+		return nil, noFiles
+	}
+	var pids []cobra.Completion
+	for _, p := range all {
+		pids = append(pids, cobra.CompletionWithDesc(strconv.Itoa(p.PID), p.Name))
+	}
+	return pids, noFiles
+}
+
+func netnsNames(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	entries, _ := os.ReadDir(netns.RunDir)
+	var names []cobra.Completion
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names, cobra.ShellCompDirectiveDefault
+}
+
+// nics lists the NICs that are there, of one guest where vm is not empty.
+func (a *app) nics(vm string) []tapmgr.NIC {
+	var nics []tapmgr.NIC
+	_ = a.withManager(func(m *tapmgr.Manager) (err error) {
+		nics, err = m.List(vm)
+		return err
+	})
+	return nics
+}
+
+// attachedGuests completes the names of guests that have NICs.
+func (a *app) attachedGuests(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, noFiles
+	}
+	count := map[string]int{}
+	for _, n := range a.nics("") {
+		count[n.VM]++
+	}
+	var names []cobra.Completion
+	for vm, n := range count {
+		names = append(names, cobra.CompletionWithDesc(vm, fmt.Sprintf("%d NICs", n)))
+	}
+	return names, noFiles
+}
+
+// nicIDs completes the ids of the NICs that the guest of --vm has.
+func (a *app) nicIDs(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	vm, _ := cmd.Flags().GetString("vm")
+	var ids []cobra.Completion
+	for _, n := range a.nics(vm) {
+		ids = append(ids, cobra.CompletionWithDesc(n.ID, fmt.Sprintf("%s on %s", n.MAC, n.Source)))
+	}
+	return ids, noFiles
+}
+
+func (a *app) bridgeNames(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, noFiles
+	}
+	var names []cobra.Completion
+	_ = a.withNetlink(func(c *rtnl.Conn) error {
+		all, err := bridge.List(c)
+		for _, b := range all {
+			names = append(names, cobra.CompletionWithDesc(b.Name, fmt.Sprintf("%d ports", len(b.Ports))))
+		}
+		return err
+	})
+	return names, noFiles
+}

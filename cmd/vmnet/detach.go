@@ -1,0 +1,59 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/tapmgr"
+)
+
+func (a *app) detachCommand() *cobra.Command {
+	var spec tapmgr.DetachSpec
+	var steps stepFlags
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "detach --vm NAME --nic ID",
+		Short: "Take a NIC away from a guest",
+		Long: `Take a NIC away: ask the guest to let go of it, wait until it has, and remove the
+rest. What is gone already is success. A guest that does not answer in time keeps
+a working NIC, unless --force cuts it off.`,
+		Example: `  vmnet detach --vm P2 --nic net0
+  vmnet detach --vm P2 --nic net0 --timeout 2m   # a guest that boots
+  vmnet detach --vm P2 --nic net0 --force        # one that never answers`,
+		Args: cobra.NoArgs,
+		RunE: a.verb(func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := withTimeout(cmd.Context(), timeout)
+			defer cancel()
+			return a.detach(ctx, spec, &steps)
+		}),
+	}
+	f := cmd.Flags()
+	targetFlags(cmd, &spec.Target)
+	f.StringVar(&spec.NIC, "nic", "", "`ID` of the NIC within the guest")
+	f.BoolVar(&spec.Force, "force", false, "cut the NIC off at once, without waiting for the guest")
+	durationFlag(f, &timeout, "timeout", 30*time.Second, time.Millisecond, "give up after this long")
+	steps.add(cmd)
+	require(cmd, "nic")
+	complete(cmd, "vm", a.attachedGuests)
+	complete(cmd, "nic", a.nicIDs)
+	return cmd
+}
+
+func (a *app) detach(ctx context.Context, spec tapmgr.DetachSpec, steps *stepFlags) error {
+	return a.withManager(func(m *tapmgr.Manager) error {
+		steps.apply(a, m, false)
+		res, err := m.Detach(ctx, spec)
+		a.notes(res.Notices)
+		switch {
+		case err != nil || steps.planned:
+			return err
+		case !res.Changed:
+			return a.print("%s/%s: unchanged: there is no such NIC\n", clean(spec.VM), spec.NIC)
+		case spec.Force:
+			return a.print("%s/%s: cut off\n", clean(spec.VM), spec.NIC)
+		}
+		return a.print("%s/%s: detached\n", clean(spec.VM), spec.NIC)
+	})
+}

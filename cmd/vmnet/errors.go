@@ -1,0 +1,85 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"unicode"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/tapmgr"
+)
+
+const (
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+// errUsage is a command line that parses but makes no sense.
+var errUsage = errors.New("wrong usage")
+
+func usagef(format string, args ...any) error {
+	return usageError{fmt.Errorf(format, args...)}
+}
+
+// usageError Is errUsage, without saying so in its text.
+type usageError struct{ error }
+
+func (e usageError) Is(target error) bool { return target == errUsage }
+func (e usageError) Unwrap() error        { return e.error }
+
+// exitStatus ends the program without a word more: its output has told why.
+type exitStatus int
+
+func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
+
+// report tells an error and returns the exit status.
+func (a *app) report(cmd *cobra.Command, err error) int {
+	var status exitStatus
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &status):
+		return int(status)
+	case errors.Is(err, syscall.EPIPE) && errors.Is(err, errOutput):
+		return exitFailure // nobody is left to read why
+	case !a.started || errors.Is(err, errUsage) || errors.Is(err, tapmgr.ErrInvalid):
+		a.say(err.Error())
+		fmt.Fprintf(a.err, "see %s --help\n", cmd.CommandPath())
+		return exitUsage
+	}
+	a.say(err.Error())
+	return exitFailure
+}
+
+// say prints to stderr. Joined errors come as several lines, of which the first
+// is the cause and the others what went wrong while it was undone.
+func (a *app) say(text string) {
+	for i, line := range strings.Split(strings.TrimSpace(text), "\n") {
+		also := ""
+		if i > 0 {
+			also = "also: "
+		}
+		fmt.Fprintf(a.err, "vmnet: %s%s\n", also, clean(line))
+	}
+}
+
+func (a *app) note(text string) { a.say("note: " + text) }
+
+func (a *app) notes(texts []string) {
+	for _, t := range texts {
+		a.note(t)
+	}
+}
+
+// clean keeps text that others chose, such as a guest's name, from steering the terminal.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s)
+}

@@ -1,0 +1,47 @@
+package main
+
+import (
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/tapmgr"
+)
+
+func (a *app) listCommand() *cobra.Command {
+	var vm string
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List the NICs of all guests",
+		Long:  "List the NICs of all guests. It asks the kernel only, so it waits for nobody.",
+		Example: `  vmnet list
+  vmnet list --vm P2 -o json`,
+		Args: cobra.NoArgs,
+	}
+	cmd.Flags().StringVar(&vm, "vm", "", "only those of the guest of that `NAME` (default all)")
+	format := outputFlag(cmd)
+	complete(cmd, "vm", a.attachedGuests)
+	cmd.RunE = a.verb(func(*cobra.Command, []string) error {
+		return a.withManager(func(m *tapmgr.Manager) error {
+			nics, err := m.List(vm)
+			if err != nil {
+				return err
+			}
+			if *format == "json" {
+				return a.printJSON(nics)
+			}
+			return a.printList(nics)
+		})
+	})
+	return cmd
+}
+
+func (a *app) printList(nics []tapmgr.NIC) error {
+	rows := [][]string{{"VM", "NIC", "INTERFACE", "TYPE", "SOURCE", "MODEL", "MAC", "QUEUES", "VHOST", "STATE"}}
+	for _, n := range nics {
+		rows = append(rows, []string{
+			n.VM, n.ID, n.Interface, n.Type, n.Source, n.Model, n.MAC, strconv.Itoa(n.Queues), n.Vhost, string(n.State),
+		})
+	}
+	return a.table(rows)
+}

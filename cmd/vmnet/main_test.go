@@ -1,0 +1,87 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"go.uber.org/goleak"
+
+	"vmnet/internal/nstest"
+	"vmnet/internal/tun"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(leakChecked{m}, map[string]func(){"vmnet": main})
+}
+
+// leakChecked fails tests that leave goroutines behind.
+type leakChecked struct{ m *testing.M }
+
+func (l leakChecked) Run() int {
+	code := l.m.Run()
+	if err := goleak.Find(); code == 0 && err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
+}
+
+// TestScripts runs the scripts that need neither root nor a guest.
+func TestScripts(t *testing.T) { runScripts(t, "testdata", func(*testscript.Env) {}) }
+
+// TestLiveHost runs those that work in a network namespace of their own, $NETNS.
+func TestLiveHost(t *testing.T) {
+	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
+	runScripts(t, "testdata/host", ownNetns)
+}
+
+// TestLiveGuest runs those that start guests as well, of names of their own: $VM and $VM2.
+func TestLiveGuest(t *testing.T) {
+	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
+	_, err := exec.LookPath(qemuProgram)
+	nstest.Require(t, "qemu", err == nil, "apt install qemu-system-x86")
+	_, err = os.Stat(tun.Device)
+	nstest.Require(t, "tun", err == nil, "modprobe tun")
+	runScripts(t, "testdata/guest", ownNetns)
+}
+
+func ownNetns(env *testscript.Env) {
+	ns := nstest.New(env.T().(testing.TB))
+	env.Setenv("NETNS", ns.Path())
+	env.Setenv("VM", uniqueVM())
+	env.Setenv("VM2", uniqueVM())
+}
+
+func runScripts(t *testing.T, dir string, setup func(*testscript.Env)) {
+	testscript.Run(t, testscript.Params{
+		Dir: dir,
+		Setup: func(env *testscript.Env) error {
+			env.Values[guestsKey{}] = guests{}
+			setup(env)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits":      cmdExits,
+			"eventually": cmdEventually,
+			"qemu":       cmdQEMU,
+			"stopqemu":   cmdStopQEMU,
+			"hold":       cmdHold,
+		},
+		RequireUniqueNames: true,
+	})
+}
+
+var vms atomic.Int64
+
+// uniqueVM is a name that no other guest on this machine has, short enough for
+// its taps to be called by it in full.
+func uniqueVM() string {
+	name := "v" + strconv.FormatInt(int64(os.Getpid()), 36) + strconv.FormatInt(vms.Add(1), 36)
+	return strings.ToUpper(name)
+}

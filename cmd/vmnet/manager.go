@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"vmnet/internal/netns"
+	"vmnet/internal/rtnl"
+	"vmnet/tapmgr"
+)
+
+// withManager calls f with a Manager for --netns.
+func (a *app) withManager(f func(*tapmgr.Manager) error) error {
+	ns, err := netns.Open(a.netns)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	m, err := tapmgr.New(ns)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	m.Progress = a.progress()
+	return f(m)
+}
+
+// withNetlink calls f with a netlink socket in --netns.
+func (a *app) withNetlink(f func(*rtnl.Conn) error) error {
+	ns, err := netns.Open(a.netns)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	c, err := rtnl.Open(ns)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return f(c)
+}
+
+// progressEvery is a little less than the second at which waits tell of
+// themselves, so that none of them is lost to jitter.
+const progressEvery = 900 * time.Millisecond
+
+// progress tells what is being waited for, at most once a second.
+func (a *app) progress() func(string) {
+	var last time.Time
+	return func(text string) {
+		if time.Since(last) >= progressEvery {
+			last = time.Now()
+			a.say(text)
+		}
+	}
+}
+
+// withTimeout bounds ctx, and names the flag that can change that.
+func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, d, fmt.Errorf("timed out after %v (--timeout allows more)", d))
+}

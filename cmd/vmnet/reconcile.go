@@ -1,0 +1,76 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/tapmgr"
+)
+
+func (a *app) reconcileCommand() *cobra.Command {
+	var dry bool
+	cmd := &cobra.Command{
+		Use:   "reconcile",
+		Short: "Put right what crashes and others have left",
+		Long: `Remove the NICs that have no guest any more, take back attaches and end detaches
+that were cut short, and put ports without a bridge back on theirs. NICs that are
+plugged, that a vmnet works on, or that are on another bridge are left alone.`,
+		Example: `  vmnet reconcile --dry-run
+  vmnet reconcile`,
+		Args: cobra.NoArgs,
+	}
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "only tell what would be done")
+	format := outputFlag(cmd)
+	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
+		return a.withManager(func(m *tapmgr.Manager) error {
+			actions, err := m.Reconcile(cmd.Context(), dry)
+			if err != nil {
+				return err
+			}
+			if *format == "json" {
+				err = a.printJSON(actions)
+			} else {
+				err = a.printActions(actions, dry)
+			}
+			if err != nil {
+				return err
+			}
+			return failures(actions)
+		})
+	})
+	return cmd
+}
+
+func (a *app) printActions(actions []tapmgr.Action, dry bool) error {
+	for _, act := range actions {
+		text := act.Action
+		switch {
+		case act.Error != "":
+			text = fmt.Sprintf("failed: %s: %s", text, act.Error)
+		case dry && act.Changed:
+			text = "would be " + text
+		}
+		if err := a.print("%s %s: %s\n", clean(act.VM+"/"+act.NIC), act.Interface, clean(text)); err != nil {
+			return err
+		}
+	}
+	if len(actions) == 0 {
+		return a.print("nothing to do\n")
+	}
+	return nil
+}
+
+// failures is an error where an action failed.
+func failures(actions []tapmgr.Action) error {
+	failed := 0
+	for _, act := range actions {
+		if act.Error != "" {
+			failed++
+		}
+	}
+	if failed > 0 {
+		return fmt.Errorf("reconcile: %d of %s failed", failed, count(len(actions), "action"))
+	}
+	return nil
+}

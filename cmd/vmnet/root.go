@@ -1,0 +1,113 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// app is one run of the program.
+type app struct {
+	out, err io.Writer
+	netns    string // --netns
+	started  bool   // the command line made sense, and its verb has begun
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "vmnet",
+		Short: "Give running QEMU guests their NICs",
+		Long: `vmnet gives a running QEMU guest a NIC on a Linux bridge, shows the NICs it
+made, and takes them away again. It keeps no files: what there is, it reads from
+the kernel and from QEMU each time.
+
+Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong usage.`,
+		Example: `  vmnet bridge create br0 --address 10.0.0.1/24
+  vmnet attach --vm P2 --bridge br0
+  vmnet list
+  vmnet detach --vm P2 --nic net0`,
+		Version:                    versionText(),
+		SilenceUsage:               true,
+		SilenceErrors:              true,
+		SuggestionsMinimumDistance: 2,
+	}
+	group(root)
+	root.Flags().Bool("version", false, "tell which vmnet this is") // ours, since cobra's would take -v
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
+	root.SetHelpCommand(a.helpCommand())
+	root.PersistentFlags().StringVar(&a.netns, "netns", "", "network namespace of bridge and taps: a `NAME` of ip-netns(8), or a path with a slash (default the current one)")
+	root.AddCommand(
+		a.attachCommand(), a.detachCommand(), a.listCommand(), a.showCommand(), a.checkCommand(),
+		a.reconcileCommand(), a.bridgeCommand(), a.versionCommand(), a.manCommand(),
+	)
+	complete(root, "netns", netnsNames)
+	return root
+}
+
+// verb wraps what a command does. What fails before is wrong usage.
+func (a *app) verb(do func(cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		a.started = true
+		return do(cmd, args)
+	}
+}
+
+// group makes a command that only has others under it refuse anything else;
+// cobra would print its help and call that success.
+func group(cmd *cobra.Command) {
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return fmt.Errorf("%s needs a command", cmd.CommandPath())
+		}
+		hint := ""
+		if names := cmd.SuggestionsFor(args[0]); len(names) > 0 {
+			hint = fmt.Sprintf(" (did you mean %s?)", strings.Join(names, " or "))
+		}
+		return fmt.Errorf("%s has no command %q%s", cmd.CommandPath(), args[0], hint)
+	}
+	cmd.RunE = func(*cobra.Command, []string) error { return nil } // never reached, see Args
+}
+
+func (a *app) helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Explain a command",
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			var names []cobra.Completion
+			if of, _, err := cmd.Root().Find(args); err == nil {
+				for _, c := range of.Commands() {
+					if c.IsAvailableCommand() {
+						names = append(names, cobra.CompletionWithDesc(c.Name(), c.Short))
+					}
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			of, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return fmt.Errorf("no command %q to explain", strings.Join(args, " "))
+			}
+			of.InitDefaultHelpFlag()
+			return of.Help()
+		},
+	}
+}
+
+// shells adds `completion`, which cobra writes, for the shells that Linux users have.
+func (a *app) shells(root *cobra.Command) {
+	root.InitDefaultCompletionCmd()
+	cmd, _, err := root.Find([]string{"completion"})
+	if err != nil {
+		return
+	}
+	group(cmd)
+	for _, c := range cmd.Commands() {
+		if c.Name() == "powershell" {
+			cmd.RemoveCommand(c)
+		}
+	}
+}

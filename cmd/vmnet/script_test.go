@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// patience is how long things may take that need no time on an idle machine.
+const patience = 20 * time.Second
+
+// cmdExits is `exits N command...`: the command must exit with that status.
+func cmdExits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits STATUS COMMAND...")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	got := 0
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		got = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if got != want {
+		ts.Fatalf("%s exited with %d, want %d", args[1], got, want)
+	}
+}
+
+// cmdEventually is `eventually REGEXP command...`: the command is run again until
+// its output matches, with ! until it does not match any more.
+func cmdEventually(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 2 {
+		ts.Fatalf("usage: [!] eventually REGEXP COMMAND...")
+	}
+	want, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		err := ts.Exec(args[1], args[2:]...)
+		if err == nil && want.MatchString(ts.ReadFile("stdout")) != neg {
+			return
+		}
+	}
+	ts.Fatalf("%s: it did not come to pass in %v", args[0], patience)
+}
+
+const qemuProgram = "qemu-system-x86_64"
+
+// guests are the QEMUs that a script has started, by the variable that holds their pid.
+type guests map[string]*guest
+
+type guest struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed when it has ended
+}
+
+// cmdQEMU is `qemu PIDVAR argument...`: it starts a QEMU that stays paused, and
+// sets $PIDVAR. It ends with the script.
+func cmdQEMU(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: qemu PIDVAR ARGUMENT...")
+	}
+	argv := append([]string{"-S", "-nodefaults", "-machine", "pc,accel=tcg", "-m", "32", "-display", "none"}, args[1:]...)
+	g := &guest{cmd: exec.Command(qemuProgram, argv...), done: make(chan struct{})}
+	g.cmd.Dir = ts.MkAbs(".")
+	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	go func() {
+		// Pdeathsig is about the thread that started it.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		started <- g.cmd.Start()
+		_ = g.cmd.Wait()
+		close(g.done)
+	}()
+	ts.Check(<-started)
+	ts.Defer(g.stop)
+	ts.Setenv(args[0], strconv.Itoa(g.cmd.Process.Pid))
+	all, _ := ts.Value(guestsKey{}).(guests)
+	all[args[0]] = g
+}
+
+type guestsKey struct{}
+
+func (g *guest) stop() {
+	_ = g.cmd.Process.Kill()
+	<-g.done
+}
+
+// cmdStopQEMU is `stopqemu PIDVAR`: it kills what qemu has started.
+func cmdStopQEMU(ts *testscript.TestScript, neg bool, args []string) {
+	all, _ := ts.Value(guestsKey{}).(guests)
+	if neg || len(args) != 1 || all[args[0]] == nil {
+		ts.Fatalf("usage: stopqemu PIDVAR")
+	}
+	all[args[0]].stop()
+}
+
+// cmdHold is `hold SOCKET`: it waits until QEMU serves that monitor, and stays
+// its client until the script ends.
+func cmdHold(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: hold SOCKET")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", ts.MkAbs(args[0]))
+	ts.Check(err)
+	ts.Defer(func() { conn.Close() })
+	ts.Check(conn.SetReadDeadline(time.Now().Add(patience)))
+	_, err = conn.Read(make([]byte, 1)) // the greeting
+	ts.Check(err)
+}

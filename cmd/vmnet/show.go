@@ -1,0 +1,187 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/internal/qemu"
+	"vmnet/tapmgr"
+)
+
+func (a *app) showCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "show VM",
+		Short: "Explain the NICs of a guest",
+		Long: `Explain each NIC of a guest: who holds it by which fds, its bridge and port, the
+addresses learned behind it, its counters, and what the guest says of it.`,
+		Example: `  vmnet show P2
+  vmnet show P2 -o json`,
+		Args:              oneArg("the name of a guest"),
+		ValidArgsFunction: a.attachedGuests,
+	}
+	format := outputFlag(cmd)
+	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
+		return a.show(cmd.Context(), args[0], *format == "json")
+	})
+	return cmd
+}
+
+// oneArg is cobra.ExactArgs(1) with words that tell what is missing.
+func oneArg(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return fmt.Errorf("%s takes %s, got %s", cmd.CommandPath(), what, count(len(args), "argument"))
+		}
+		return nil
+	}
+}
+
+func (a *app) show(ctx context.Context, vm string, json bool) error {
+	if err := tapmgr.ValidVM(vm); err != nil {
+		return usagef("%w", err)
+	}
+	return a.withManager(func(m *tapmgr.Manager) error {
+		details, err := m.Show(ctx, vm)
+		if err != nil {
+			return fmt.Errorf("show %s: %w", vm, err)
+		}
+		if len(details) == 0 {
+			return noNICs(vm)
+		}
+		for _, d := range details {
+			for _, n := range d.Notices {
+				a.note(fmt.Sprintf("%s/%s: %s", d.VM, d.ID, n))
+			}
+		}
+		if json {
+			return a.printJSON(details)
+		}
+		for i, d := range details {
+			if i > 0 {
+				if err := a.print("\n"); err != nil {
+					return err
+				}
+			}
+			if err := a.block(d.VM+"/"+d.ID, detailFields(d)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func noNICs(vm string) error {
+	names := guestNames()
+	if slices.Contains(names, vm) {
+		return fmt.Errorf("show %s: it has no NIC here that vmnet made (vmnet attach --vm %s --bridge BRIDGE gives it one; --netns looks elsewhere)", vm, vm)
+	}
+	running := "none"
+	if len(names) > 0 {
+		running = strings.Join(names, ", ")
+	}
+	return fmt.Errorf("show %s: %w, nor a NIC of one (running: %s; vmnet list shows all NICs)", vm, qemu.ErrNotFound, running)
+}
+
+func detailFields(d tapmgr.Detail) []field {
+	fields := []field{
+		{"interface", fmt.Sprintf("%s (%s, index %d)", d.Interface, d.Type, d.Index)},
+		{"altnames", strings.Join(d.AltNames, ", ")},
+		{"state", stateText(d)},
+		{"bridge", bridgeText(d)},
+		{"model", d.Model},
+		{"MAC", fmt.Sprintf("%s, of the guest; %s on the host's side", d.MAC, d.HostMAC)},
+		{"MTU", fmt.Sprintf("%d bytes, of the guest; %d of the tap", d.MTU, d.HostMTU)},
+		{"queues", fmt.Sprint(d.Queues)},
+		{"held by", holdersText(d.Holders)},
+		{"vhost", vhostText(d)},
+		{"learned", learnedText(d)},
+		{"from guest", counterText(d.Counters.RxPackets, d.Counters.RxBytes, d.Counters.RxErrors, d.Counters.RxDropped)},
+		{"to guest", counterText(d.Counters.TxPackets, d.Counters.TxBytes, d.Counters.TxErrors, d.Counters.TxDropped)},
+		{"guest's view", guestText(d.Guest)},
+	}
+	if len(d.AltNames) == 0 {
+		fields = slices.Delete(fields, 1, 2)
+	}
+	return fields
+}
+
+func stateText(d tapmgr.Detail) string {
+	if d.ForwardIn > 0 {
+		return fmt.Sprintf("%s, forwards in %.0f s", d.State, d.ForwardIn)
+	}
+	return string(d.State)
+}
+
+func bridgeText(d tapmgr.Detail) string {
+	if d.Bridge != d.Source {
+		return fmt.Sprintf("%s, but should be %s", orNone(d.Bridge), orNone(d.Source))
+	}
+	return d.Bridge
+}
+
+func holdersText(holders []tapmgr.Holder) string {
+	var texts []string
+	for _, h := range holders {
+		who := "process"
+		if p, err := qemu.ByPID(h.PID); err == nil && p.PID != 0 {
+			who = "QEMU, pid"
+		}
+		texts = append(texts, fmt.Sprintf("%s %d, fds %s", who, h.PID, joinInts(h.FDs)))
+	}
+	if len(texts) == 0 {
+		return "nobody that this user can see"
+	}
+	return strings.Join(texts, "; ")
+}
+
+func vhostText(d tapmgr.Detail) string {
+	if len(d.VhostFDs) == 0 {
+		return d.Vhost
+	}
+	return fmt.Sprintf("%s, QEMU's vhost-net fds: %s", d.Vhost, joinInts(d.VhostFDs))
+}
+
+func learnedText(d tapmgr.Detail) string {
+	var macs []string
+	for _, l := range d.Learned {
+		text := l.MAC
+		if l.VLAN != 0 {
+			text += fmt.Sprintf(" (VLAN %d)", l.VLAN)
+		}
+		macs = append(macs, text)
+	}
+	return orNone(strings.Join(macs, ", "))
+}
+
+func counterText(packets, bytes, errors, dropped uint64) string {
+	return fmt.Sprintf("%d packets, %d bytes, %d errors, %d dropped", packets, bytes, errors, dropped)
+}
+
+func guestText(g *tapmgr.GuestView) string {
+	switch {
+	case g == nil:
+		return "unknown, it was not asked"
+	case !g.Plugged:
+		return fmt.Sprintf("it has no device %s", g.Device)
+	}
+	texts := []string{"device " + g.Device}
+	if g.MAC != "" {
+		texts = append(texts, "MAC "+g.MAC)
+	}
+	if g.Promiscuous {
+		texts = append(texts, "promiscuous")
+	}
+	if len(g.Multicast) > 0 {
+		texts = append(texts, "multicast "+strings.Join(g.Multicast, " "))
+	}
+	if len(g.VLANs) > 0 {
+		texts = append(texts, "VLANs "+joinInts(g.VLANs))
+	}
+	return strings.Join(texts, ", ")
+}
+
+func joinInts(ns []int) string { return strings.Trim(fmt.Sprint(ns), "[]") }

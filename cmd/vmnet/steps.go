@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/internal/step"
+	"vmnet/tapmgr"
+)
+
+// stepFlags are how the steps of a verb are run.
+type stepFlags struct {
+	dryRun, verbose bool
+	planned         bool // a dry run has printed its steps
+}
+
+func (s *stepFlags) add(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&s.dryRun, "dry-run", false, "print every step in order, and change nothing")
+	cmd.Flags().BoolVarP(&s.verbose, "verbose", "v", false, "log every step with the time it took to stderr")
+}
+
+// apply makes m run its steps so.
+func (s *stepFlags) apply(a *app, m *tapmgr.Manager, json bool) {
+	switch {
+	case s.dryRun:
+		m.Run = func(_ context.Context, steps []step.Step) error {
+			s.planned = true
+			return a.printSteps(steps, json)
+		}
+	case s.verbose:
+		log := slog.New(slog.NewTextHandler(a.err, nil))
+		m.Run = func(ctx context.Context, steps []step.Step) error { return runLogged(ctx, log, steps) }
+	}
+}
+
+func (a *app) printSteps(steps []step.Step, json bool) error {
+	if json {
+		type plan struct {
+			Step int    `json:"step"`
+			Name string `json:"name"`
+			Text string `json:"text"`
+		}
+		plans := []plan{}
+		for i, s := range steps {
+			plans = append(plans, plan{i + 1, s.Name, s.Text})
+		}
+		return a.printJSON(plans)
+	}
+	for i, s := range steps {
+		if err := a.print("%2d. %s: %s\n", i+1, s.Name, clean(s.Text)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runLogged runs steps and logs each, and each that is undone.
+func runLogged(ctx context.Context, log *slog.Logger, steps []step.Step) error {
+	timed := func(ctx context.Context, what string, s step.Step, do func(context.Context) error) error {
+		start := time.Now()
+		err := do(ctx)
+		attrs := []any{"name", s.Name, "took", time.Since(start).Round(time.Microsecond), "text", s.Text}
+		if err != nil {
+			attrs = append(attrs, "error", err)
+		}
+		log.Info(what, attrs...)
+		return err
+	}
+	logged := make([]step.Step, len(steps))
+	for i, s := range steps {
+		logged[i] = s
+		if s.Undo != nil {
+			logged[i].Undo = func(ctx context.Context) error { return timed(ctx, "undo", s, s.Undo) }
+		}
+	}
+	return step.Run(ctx, logged, func(ctx context.Context, s step.Step, do func(context.Context) error) error {
+		return timed(ctx, "step", s, do)
+	})
+}
