@@ -72,6 +72,7 @@ func runScripts(t *testing.T, dir string, setup func(*testscript.Env)) {
 			"qemu":       cmdQEMU,
 			"stopqemu":   cmdStopQEMU,
 			"hold":       cmdHold,
+			"query":      cmdQuery,
 		},
 		RequireUniqueNames: true,
 	})

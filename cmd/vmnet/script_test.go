@@ -2,16 +2,21 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os/exec"
 	"regexp"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"vmnet/qmp"
 )
 
 // patience is how long things may take that need no time on an idle machine.
@@ -65,7 +70,8 @@ type guest struct {
 }
 
 // cmdQEMU is `qemu PIDVAR argument...`: it starts a QEMU that stays paused, and
-// sets $PIDVAR. It ends with the script.
+// sets $PIDVAR, and waits until its monitor on a unix socket listens. It ends with
+// the script.
 func cmdQEMU(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
 		ts.Fatalf("usage: qemu PIDVAR ARGUMENT...")
@@ -86,11 +92,31 @@ func cmdQEMU(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(<-started)
 	ts.Defer(g.stop)
 	ts.Setenv(args[0], strconv.Itoa(g.cmd.Process.Pid))
-	all, _ := ts.Value(guestsKey{}).(guests)
-	all[args[0]] = g
+	ts.Value(guestsKey{}).(guests)[args[0]] = g
+	for _, arg := range args {
+		if path, ok := strings.CutPrefix(arg, "unix:"); ok {
+			path, _, _ = strings.Cut(path, ",")
+			awaitListener(ts, path)
+		}
+	}
 }
 
 type guestsKey struct{}
+
+func awaitListener(ts *testscript.TestScript, path string) {
+	end := time.Now().Add(patience)
+	for {
+		conn, err := net.Dial("unix", ts.MkAbs(path))
+		if err == nil {
+			ts.Check(conn.Close())
+			return
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("QEMU does not listen: %v", err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
 
 func (g *guest) stop() {
 	_ = g.cmd.Process.Kill()
@@ -99,11 +125,26 @@ func (g *guest) stop() {
 
 // cmdStopQEMU is `stopqemu PIDVAR`: it kills what qemu has started.
 func cmdStopQEMU(ts *testscript.TestScript, neg bool, args []string) {
-	all, _ := ts.Value(guestsKey{}).(guests)
+	all := ts.Value(guestsKey{}).(guests)
 	if neg || len(args) != 1 || all[args[0]] == nil {
 		ts.Fatalf("usage: stopqemu PIDVAR")
 	}
 	all[args[0]].stop()
+}
+
+// cmdQuery is `query SOCKET COMMAND`: it prints what QEMU answers.
+func cmdQuery(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: query SOCKET COMMAND")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	conn, err := qmp.Dial(ctx, ts.MkAbs(args[0]))
+	ts.Check(err)
+	defer conn.Close()
+	var answer json.RawMessage
+	ts.Check(conn.Execute(ctx, args[1], nil, &answer))
+	fmt.Fprintf(ts.Stdout(), "%s\n", answer)
 }
 
 // cmdHold is `hold SOCKET`: it waits until QEMU serves that monitor, and stays
