@@ -13,13 +13,14 @@ import (
 	"time"
 
 	"vmnet/internal/rtnl"
+	"vmnet/internal/stablemac"
 )
 
 // Config says how a new bridge should be.
 type Config struct {
 	Name      string           // at most 15 bytes
 	MTU       int              // bytes; 0 leaves it to the kernel, which follows the smallest port
-	MAC       net.HardwareAddr // nil leaves it to the kernel, which follows the lowest port's
+	MAC       net.HardwareAddr // nil means DefaultMAC's
 	STP       bool             // spanning tree; ports then take 30 s until they forward
 	Ageing    time.Duration    // how long a MAC is remembered; 0 means 300 s
 	Addresses []netip.Prefix   // of the host on the bridge
@@ -69,10 +70,22 @@ func (cfg Config) Validate() error {
 	return nil
 }
 
-// ValidName tells whether the kernel takes name for an interface as it is: it
-// would cut at 15 bytes and replace %d.
+// ValidName tells whether the kernel takes name for an interface as it is
+// (dev_valid_name): it would cut at 15 bytes and replace %d. 0xa0 is a blank to it.
 func ValidName(name string) bool {
-	return name != "" && len(name) <= 15 && name != "." && name != ".." && !strings.ContainsAny(name, "/:% \t\n\v\f\r\x00\xa0")
+	for i := range len(name) {
+		if c := name[i]; c <= ' ' || c == 0xa0 || c == '/' || c == ':' || c == '%' {
+			return false
+		}
+	}
+	return name != "" && len(name) <= 15 && name != "." && name != ".."
+}
+
+// DefaultMAC is a bridge's own address where none is asked for: the same each time on
+// the same machine. It has to be set, since otherwise the bridge follows its lowest
+// port, and its address would change under the host's neighbours as guests come and go.
+func DefaultMAC(name string) net.HardwareAddr {
+	return stablemac.New([]byte{0x02}, "bridge", name)
 }
 
 // Create makes a bridge and brings it up. When a later step fails the bridge is
@@ -81,12 +94,12 @@ func Create(c *rtnl.Conn, cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	attrs := []rtnl.Attr{rtnl.Name(cfg.Name), rtnl.BridgeSTP(cfg.STP)}
+	if cfg.MAC == nil {
+		cfg.MAC = DefaultMAC(cfg.Name)
+	}
+	attrs := []rtnl.Attr{rtnl.Name(cfg.Name), rtnl.MAC(cfg.MAC), rtnl.BridgeSTP(cfg.STP)}
 	if cfg.MTU != 0 {
 		attrs = append(attrs, rtnl.MTU(cfg.MTU))
-	}
-	if cfg.MAC != nil {
-		attrs = append(attrs, rtnl.MAC(cfg.MAC))
 	}
 	if cfg.Ageing != 0 {
 		attrs = append(attrs, rtnl.BridgeAgeing(int(cfg.Ageing.Seconds())))

@@ -128,6 +128,29 @@ func TestLivePortsAreNotStolen(t *testing.T) {
 	}
 }
 
+func TestLiveTheAddressStaysWhilePortsComeAndGo(t *testing.T) {
+	ns, c := open(t)
+	br := create(t, c, bridge.Config{Name: "br0"})
+	if want := bridge.DefaultMAC("br0"); br.MAC.String() != want.String() {
+		t.Errorf("created with %s, want %s", br.MAC, want)
+	}
+	dev, port := tap(t, ns, c, "tap0")
+	if err := c.Set(port.Index, rtnl.MAC(net.HardwareAddr{0, 0, 0, 0, 0, 1})); err != nil { // the lowest
+		t.Fatal(err)
+	}
+	if err := bridge.AddPort(c, br, port); err != nil {
+		t.Fatal(err)
+	}
+	for _, when := range []string{"with a port", "after it went"} {
+		if now, err := c.Link("br0"); err != nil || now.MAC.String() != br.MAC.String() {
+			t.Errorf("%s: %+v, %v: want %s", when, now, err, br.MAC)
+		}
+		if err := dev.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestLiveNotABridge(t *testing.T) {
 	ns, c := open(t)
 	tap(t, ns, c, "tap0")

@@ -5,9 +5,10 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"net"
-	"os"
 	"regexp"
 	"strings"
+
+	"vmnet/internal/stablemac"
 )
 
 // hostMACByte is the first byte of every tap's own address: high, so that a
@@ -48,29 +49,20 @@ func plainRune(r rune) rune {
 	return '-'
 }
 
-// digest hashes texts so that no two lists of them are alike.
-func digest(texts ...string) []byte {
+// shortHash hashes texts so that no two lists of them are alike.
+func shortHash(texts ...string) string {
 	h := sha256.New()
 	for _, t := range texts {
 		h.Write([]byte(t))
 		h.Write([]byte{0})
 	}
-	return h.Sum(nil)
+	return strings.ToLower(base32.StdEncoding.EncodeToString(h.Sum(nil)))[:hashLen]
 }
-
-func shortHash(texts ...string) string {
-	return strings.ToLower(base32.StdEncoding.EncodeToString(digest(texts...)))[:hashLen]
-}
-
-// machineIDFile tells hosts apart, see machine-id(5).
-const machineIDFile = "/etc/machine-id"
 
 // DefaultMAC is the guest's address where none is asked for: the same each time
 // on the same machine, in the range that QEMU uses, 52:54:00.
 func DefaultMAC(vm, nic string) net.HardwareAddr {
-	id, _ := os.ReadFile(machineIDFile) // without one, two such hosts give equal guests equal addresses
-	sum := digest(string(bytes.TrimSpace(id)), vm, nic)
-	return net.HardwareAddr{0x52, 0x54, 0x00, sum[0], sum[1], sum[2]}
+	return stablemac.New([]byte{0x52, 0x54, 0x00}, vm, nic)
 }
 
 // hostMAC is the tap's own address for a guest's.

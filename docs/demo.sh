@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# The main job of vmnet, shown on a real guest. `make demo` runs it in network and
+# process namespaces of its own, so that nothing of the machine is touched and
+# all of it ends with the script.
+set -eu
+cd "$(dirname "$0")/.."
+export PATH="$PWD/bin:$PATH" XDG_RUNTIME_DIR
+XDG_RUNTIME_DIR=$(mktemp -d)
+trap 'rm -rf "$XDG_RUNTIME_DIR"' EXIT
+start=$(date +%s)
+
+title() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
+run() { printf '\033[36m$ %s\033[0m\n' "$*"; "$@"; }
+
+title "A bridge, and a guest that knows nothing of it"
+ip link set lo up
+run vmnet bridge create br0 --address 10.7.0.1/24
+printf '\033[36m$ testvm run --name P2 --machine q35 --cpus 2 --spare-ports 2 &\033[0m\n'
+testvm run --name P2 --machine q35 --cpus 2 --spare-ports 2 >"$XDG_RUNTIME_DIR/P2.log" 2>&1 &
+for _ in $(seq 300); do
+	grep -q 'runs with pid' "$XDG_RUNTIME_DIR/P2.log" && break
+	kill -0 $! 2>/dev/null || { cat "$XDG_RUNTIME_DIR/P2.log"; exit 1; }
+	sleep 0.1
+done
+cat "$XDG_RUNTIME_DIR/P2.log"
+run testvm links --name P2
+
+title "It gets a NIC while it runs"
+run vmnet attach --vm P2 --bridge br0 --queues 2
+run testvm addr --name P2 eth0 10.7.0.2/24
+run testvm ping --name P2 10.7.0.1
+run vmnet list
+run vmnet show P2
+
+title "A second one comes and goes"
+run vmnet attach --vm P2 --bridge br0 --nic net1
+run vmnet list
+run vmnet detach --vm P2 --nic net1
+run vmnet list
+run testvm ping --name P2 10.7.0.1
+run vmnet check
+
+title "QEMU is killed: nothing is left, and nobody had to clean up"
+qemu=$(vmnet list -o json | sed -n 's/.*"pid": *\([0-9]*\).*/\1/p')
+run kill -9 "$qemu"
+for _ in $(seq 100); do ip -o link show | grep -q P2-net0 || break; sleep 0.05; done
+run ip -brief link
+run vmnet list
+if ip -o link show | grep -q P2-net0; then echo "P2-net0 is still there"; exit 1; fi
+
+printf '\nDone in %s s.\n' $(($(date +%s) - start))
