@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -151,6 +152,36 @@ func TestLiveMTUFollowsTheBridge(t *testing.T) {
 		t.Errorf("more than the bridge's: got %v", err)
 	}
 	h.nothingLeft(g, "net0")
+}
+
+func TestLiveAnyNameHasAReadableLink(t *testing.T) {
+	h := newHost(t)
+	g := h.booted(testvm.Config{Name: "web server, 100%", Paused: true})
+	nic := h.attach(g.spec("net0"))
+	l, err := h.nl.Link(g.name + "-net0") // its altname
+	if err != nil || l.Name != nic.Interface || !strings.HasPrefix(l.Name, "web-serv-") {
+		t.Errorf("%+v, %v: want %s by its full name too", l, err, nic.Interface)
+	}
+	if list, err := h.List(g.name); err != nil || len(list) != 1 || list[0].VM != g.name {
+		t.Errorf("list %+v, %v", list, err)
+	}
+	if res, err := h.Attach(h.context(10*time.Second), g.spec("net0")); err != nil || res.Changed {
+		t.Errorf("the same again: %+v, %v", res, err)
+	}
+}
+
+func TestLiveHostGivesTheTapNoAddress(t *testing.T) {
+	h := newHost(t)
+	g := h.empty()
+	nic := h.attach(g.spec("net0"))
+	var table []byte
+	err := h.ns.Do(func() (err error) { table, err = os.ReadFile("/proc/thread-self/net/if_inet6"); return err })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(table), "br0") || strings.Contains(string(table), nic.Interface) {
+		t.Errorf("IPv6 addresses:\n%s\nwant one on br0 and none on %s", table, nic.Interface)
+	}
 }
 
 func TestLiveAttachesAtOnce(t *testing.T) {

@@ -3,7 +3,10 @@ package tapmgr_test
 import (
 	"context"
 	"errors"
+	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -201,7 +204,31 @@ func TestLiveWhichGuest(t *testing.T) {
 	if err := attempt(func(s *tapmgr.Target) { s.VM, s.PID = "x", mute.Pid() }); !errors.Is(err, tapmgr.ErrInvalid) {
 		t.Errorf("a process of another name: got %v", err)
 	}
+	if err := attempt(func(s *tapmgr.Target) { s.VM = h.likeLibvirts() }); !errors.Is(err, qemu.ErrLibvirt) {
+		t.Errorf("libvirt's: got %v", err)
+	}
 	if err := attempt(func(s *tapmgr.Target) { s.VM = muteName }); !errors.Is(err, qemu.ErrNoMonitor) {
 		t.Errorf("no monitor: got %v", err)
 	}
+}
+
+// likeLibvirts is a guest started as libvirt does it: QEMU inherits a monitor socket
+// that somebody else listens on.
+func (h *host) likeLibvirts() string {
+	h.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(h.TempDir(), "monitor")})
+	if err != nil {
+		h.Fatal(err)
+	}
+	f, err := l.File()
+	if err != nil {
+		h.Fatal(err)
+	}
+	h.Cleanup(func() { _, _ = f.Close(), l.Close() })
+	name := h.name("virt")
+	testvm.StartT(h, testvm.Config{
+		Name: name, Paused: true, QMP: "none", ExtraFiles: []*os.File{f},
+		ExtraArgs: []string{"-chardev", "socket,id=charmonitor,fd=3,server=on,wait=off", "-mon", "chardev=charmonitor,id=monitor,mode=control"},
+	})
+	return name
 }

@@ -211,6 +211,30 @@ func (h *host) reconciled(want ...tapmgr.Action) {
 	}
 }
 
+func TestLivePortOnAnotherBridgeIsReportedNotMoved(t *testing.T) {
+	h := newHost(t)
+	g := h.empty()
+	nic := h.attach(g.spec("net0"))
+	h.bridge(bridge.Config{Name: "br1"})
+	h.ip("link", "set", nic.Interface, "master", "br1")
+	if got := h.check(); len(got) != 1 || got[0].Found != "br1" {
+		t.Errorf("check %+v: want br1 found", got)
+	}
+	h.reconciled(tapmgr.Action{VM: g.name, NIC: "net0", Interface: nic.Interface, Action: "left alone: it is a port of br1, not of br0"})
+	if l, err := h.nl.Link(nic.Interface); err != nil || h.masterOf(l) != "br1" {
+		t.Errorf("%+v, %v: want it on br1 still", l, err)
+	}
+}
+
+func (h *host) masterOf(l *rtnl.Link) string {
+	h.Helper()
+	m, err := h.nl.LinkByIndex(l.Master)
+	if err != nil {
+		h.Fatal(err)
+	}
+	return m.Name
+}
+
 func TestLiveNameTaken(t *testing.T) {
 	h := newHost(t)
 	g := h.empty()

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"vmnet/bridge"
@@ -100,14 +101,14 @@ func (s Spec) Validate() error {
 
 // ValidVM checks a guest's name.
 func ValidVM(name string) error {
-	bad := func(r rune) bool { return r < 0x20 || r == 0x7f || r == utf8.RuneError }
+	bad := func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }
 	switch {
 	case name == "":
 		return fmt.Errorf("no guest is named (--vm)")
 	case len(name) > MaxVMName:
 		return fmt.Errorf("guest name of %d bytes: at most %d fit", len(name), MaxVMName)
 	case strings.ContainsFunc(name, bad):
-		return fmt.Errorf("guest name %q: want UTF-8 text without control characters", name)
+		return fmt.Errorf("guest name %q: want printable UTF-8 text", name)
 	}
 	return nil
 }

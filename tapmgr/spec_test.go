@@ -20,7 +20,7 @@ func TestValidate(t *testing.T) {
 	for want, change := range map[string]func(*Spec){
 		"no guest is named":        func(s *Spec) { s.VM = "" },
 		"at most 100":              func(s *Spec) { s.VM = strings.Repeat("x", 101) },
-		"control characters":       func(s *Spec) { s.VM = "a\nb" },
+		"printable":                func(s *Spec) { s.VM = "a\nb" },
 		"NIC id":                   func(s *Spec) { s.NIC = "Net0" },
 		"1 to 12":                  func(s *Spec) { s.NIC = "abcdefghijklm" },
 		"no bridge is named":       func(s *Spec) { s.Bridge = "" },

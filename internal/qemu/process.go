@@ -157,8 +157,8 @@ const maxNames = 10
 func names(ps []Process) string {
 	var s []string
 	for _, p := range ps {
-		name := p.Name
-		if name == "" {
+		name := strconv.Quote(p.Name) // anybody's process may be called anything
+		if p.Name == "" {
 			name = fmt.Sprintf("process %d", p.PID)
 		}
 		if s = append(s, name); len(s) == maxNames {

@@ -1,0 +1,82 @@
+// Package arch keeps the arrows of ARCHITECTURE.md pointing down.
+package arch
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// layers are the packages from top to bottom; those of one layer know nothing
+// of each other.
+var layers = [][]string{
+	{"cmd/vmnet"},
+	{"tapmgr"},
+	{"bridge", "vhost", "qmp"},
+	{"internal/tun", "internal/rtnl", "internal/qemu"},
+	{"internal/netns", "internal/step", "internal/stablemac"},
+}
+
+// systemCalls are the packages that may import x/sys/unix.
+var systemCalls = []string{"internal/tun", "internal/netns", "internal/rtnl", "vhost", "qmp", "testvm", "cmd/testvm"}
+
+// forTests may be imported by tests and by cmd/testvm alone.
+var forTests = []string{"internal/nstest", "internal/leaktest", "testvm"}
+
+// imports lists the module's packages and what their code, without tests, imports.
+func imports(t *testing.T) map[string][]string {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "vmnet/...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string][]string{}
+	for line := range strings.Lines(string(out)) {
+		f := strings.Fields(line)
+		all[strings.TrimPrefix(f[0], "vmnet/")] = f[1:]
+	}
+	return all
+}
+
+func layerOf(pkg string) int {
+	return slices.IndexFunc(layers, func(l []string) bool { return slices.Contains(l, pkg) })
+}
+
+func under(pkg string, roots []string) bool {
+	return slices.ContainsFunc(roots, func(r string) bool { return pkg == r || strings.HasPrefix(pkg, r+"/") })
+}
+
+func TestImportsPointDown(t *testing.T) {
+	all := imports(t)
+	if len(all) < 10 {
+		t.Fatalf("only %d packages were listed", len(all))
+	}
+	for pkg, deps := range all {
+		layer := layerOf(pkg)
+		testing := under(pkg, forTests) || under(pkg, []string{"cmd/testvm", "internal/arch", "internal/bench"})
+		if layer < 0 && !testing {
+			t.Errorf("%s is in no layer: put it into ARCHITECTURE.md and into this test", pkg)
+		}
+		for _, dep := range deps {
+			name, ours := strings.CutPrefix(dep, "vmnet/")
+			switch {
+			case ours && layer >= 0 && layerOf(name) <= layer:
+				t.Errorf("%s imports %s, which is not below it", pkg, name)
+			case ours && !testing && under(name, forTests):
+				t.Errorf("%s imports %s, which is for tests", pkg, name)
+			case dep == "golang.org/x/sys/unix" && !under(pkg, systemCalls) && !under(pkg, forTests):
+				t.Errorf("%s imports %s: system calls belong into %v", pkg, dep, systemCalls)
+			}
+		}
+	}
+}
+
+func TestNoPackageIsCalledUtil(t *testing.T) {
+	for pkg := range imports(t) {
+		base := pkg[strings.LastIndex(pkg, "/")+1:]
+		if slices.Contains([]string{"util", "utils", "common", "types", "helpers", "core"}, base) {
+			t.Errorf("%s says nothing by its name", pkg)
+		}
+	}
+}
