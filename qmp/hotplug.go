@@ -45,8 +45,7 @@ func (c *Conn) DeviceAdd(ctx context.Context, args map[string]any) error {
 // that is being unplugged is there until the guest has let go of it.
 func (c *Conn) HasDevice(ctx context.Context, id string) (bool, error) {
 	devices, err := c.qomList(ctx, peripheral)
-	_, has := devices[id]
-	return has && err == nil, err
+	return strings.HasPrefix(devices[id], "child<"), err
 }
 
 // CPUs counts the guest's virtual CPUs (query-cpus-fast).

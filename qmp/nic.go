@@ -190,4 +190,6 @@ func (n NIC) model() string {
 func (n NIC) virtio() bool { return strings.HasPrefix(n.model(), "virtio-net") }
 
 // wellFormed is id_wellformed of QEMU's util/id.c; it also makes valid getfd names.
-func wellFormed(id string) bool { return regexp.MustCompile(`^[A-Za-z][-._A-Za-z0-9]*$`).MatchString(id) }
+func wellFormed(id string) bool {
+	return regexp.MustCompile(`^[A-Za-z][-._A-Za-z0-9]*$`).MatchString(id)
+}

@@ -1,0 +1,177 @@
+package qmp
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestDialNegotiates(t *testing.T) {
+	path := fake(t, func(s *session) {
+		s.say(greetingLine)
+		r, _ := s.next()
+		// Events may come before the reply.
+		s.say(`{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "RESUME"}`, r.returns("{}"))
+		answer(s)
+	})
+	c := dialT(t, path)
+	if major, minor, micro := c.Version(); major != 7 || minor != 2 || micro != 22 {
+		t.Errorf("version %d.%d.%d, want 7.2.22", major, minor, micro)
+	}
+	if want := (Peer{os.Getpid(), os.Getuid(), os.Getgid()}); c.Peer() != want {
+		t.Errorf("peer %+v, want %+v", c.Peer(), want)
+	}
+	if err := c.Execute(within(t, 5*time.Second), "stop", nil, nil); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDialLongPath(t *testing.T) {
+	path := fake(t, func(s *session) { s.negotiate(); answer(s) })
+	deep := filepath.Join(t.TempDir(), strings.Repeat("d", 100), strings.Repeat("e", 100))
+	if err := os.MkdirAll(deep, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	long := filepath.Join(deep, "qmp.sock")
+	if err := os.Rename(path, long); err != nil {
+		t.Fatal(err)
+	}
+	dialT(t, long)
+	if _, err := Dial(within(t, 5*time.Second), long+"x"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("long path that is not there: %v", err)
+	}
+}
+
+func TestDialRefusedAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	_, err := Dial(within(t, 5*time.Second), filepath.Join(dir, "none"))
+	if !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no socket: %v", err)
+	}
+	dead := filepath.Join(dir, "dead")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dead, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	_ = l.Close()
+	if _, err = Dial(within(t, 5*time.Second), dead); !errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, ErrBusy) {
+		t.Errorf("nobody listens: %v", err)
+	}
+}
+
+func TestDialCheckPeerComesBeforeTheGreeting(t *testing.T) {
+	path := fake(t, swallow) // never greets
+	stranger := errors.New("not QEMU")
+	_, err := Dialer{CheckPeer: func(p Peer) error {
+		if p.PID != os.Getpid() {
+			t.Errorf("peer %+v", p)
+		}
+		return stranger
+	}}.Dial(within(t, 5*time.Second), path)
+	if !errors.Is(err, stranger) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestDialBusy(t *testing.T) {
+	path := fake(t, swallow)
+	waits := 0
+	_, err := Dialer{Waiting: func() { waits++ }}.Dial(within(t, 700*time.Millisecond), path)
+	if !errors.Is(err, ErrBusy) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	if waits != 1 {
+		t.Errorf("Waiting was called %d times", waits)
+	}
+
+	cause := errors.New("interrupted")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(cause)
+	if _, err := Dial(ctx, path); !errors.Is(err, cause) || !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled before: %v", err)
+	}
+}
+
+func TestDialFullBacklog(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "qmp.sock")
+	l, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(l) }()
+	if err := errors.Join(unix.Bind(l, &unix.SockaddrUnix{Name: path}), unix.Listen(l, 0)); err != nil {
+		t.Fatal(err)
+	}
+	first, err := net.Dial("unix", path) // a backlog of 0 has room for one
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = first.Close() }()
+	if _, err := Dial(within(t, 200*time.Millisecond), path); !errors.Is(err, ErrBusy) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("full backlog: %v", err)
+	}
+
+	// With room again, the retry gets in.
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		time.Sleep(100 * time.Millisecond)
+		_ = first.Close()
+		for range 2 {
+			fd, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
+			if err != nil {
+				return
+			}
+			f := os.NewFile(uintptr(fd), "accepted")
+			conn, err := net.FileConn(f)
+			_ = f.Close()
+			if err == nil {
+				s := &session{uc: conn.(*net.UnixConn)}
+				s.negotiate()
+				_ = conn.Close()
+			}
+		}
+	}()
+	c, err := Dial(within(t, 5*time.Second), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	<-served
+}
+
+func TestDialStrangers(t *testing.T) {
+	for name, tc := range map[string]struct {
+		say  string
+		want error
+	}{
+		"hangs up":          {"", ErrClosed},
+		"not JSON":          {"SSH-2.0-OpenSSH_9.2\n", ErrProtocol},
+		"no greeting":       {`{"return": {}}` + "\n", ErrProtocol},
+		"two greetings":     {greetingLine + "\n" + greetingLine + "\n", ErrProtocol},
+		"half a greeting":   {greetingLine[:40], ErrClosed},
+		"not an object":     {"[]\n", ErrProtocol},
+		"endless text":      {strings.Repeat("x", 1<<20) + "\n", ErrProtocol},
+		"blank, then leave": {"\r\n\r\n", ErrClosed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := fake(t, func(s *session) { _, _ = s.uc.Write([]byte(tc.say)) })
+			_, err := Dial(within(t, 5*time.Second), path)
+			if !errors.Is(err, tc.want) {
+				t.Errorf("got %v, want %v", err, tc.want)
+			}
+			if err != nil && len(err.Error()) > 600 {
+				t.Errorf("the error has %d bytes", len(err.Error()))
+			}
+		})
+	}
+}

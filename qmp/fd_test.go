@@ -1,0 +1,102 @@
+package qmp
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+func TestExecuteFDGoesWithItsCommandOneAtATime(t *testing.T) {
+	var unanswered, overlaps atomic.Int32
+	counts := make(chan request, 100)
+	c := fakeConn(t, func(s *session) {
+		for r, ok := s.next(); ok; r, ok = s.next() {
+			counts <- r
+			if r.Execute != "getfd" {
+				s.say(r.returns("{}"))
+				continue
+			}
+			if unanswered.Add(1) > 1 {
+				overlaps.Add(1)
+			}
+			// Whatever else was sent meanwhile must carry no descriptor.
+			time.Sleep(5 * time.Millisecond)
+			unanswered.Add(-1)
+			s.say(r.returns("{}"))
+		}
+	})
+	f := nullFile(t)
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() {
+			if err := c.GetFD(within(t, 10*time.Second), "q0", f); err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Go(func() {
+			if err := c.Execute(within(t, 10*time.Second), "stop", nil, nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if overlaps.Load() > 0 {
+		t.Error("two commands with a descriptor were in flight")
+	}
+	for range 20 {
+		r := <-counts
+		if want := map[string]int{"getfd": 1, "stop": 0}[r.Execute]; r.files != want {
+			t.Errorf("%s came with %d descriptors, want %d", r.Execute, r.files, want)
+		}
+	}
+}
+
+func TestExecuteFDWaitsForAnAbandonedOne(t *testing.T) {
+	first, release := make(chan request, 1), make(chan struct{})
+	seen := make(chan request, 1)
+	c := fakeConn(t, func(s *session) {
+		r, _ := s.next()
+		first <- r
+		<-release
+		s.say(r.returns("{}"))
+		r, _ = s.next()
+		seen <- r
+		s.say(r.returns("{}"))
+		answer(s)
+	})
+	f := nullFile(t)
+	if err := c.GetFD(within(t, 50*time.Millisecond), "a", f); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("got %v", err)
+	}
+	<-first
+	if err := c.GetFD(within(t, 50*time.Millisecond), "b", f); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("second while the first is unanswered: %v", err)
+	}
+	close(release)
+	if err := c.GetFD(within(t, 5*time.Second), "c", f); err != nil {
+		t.Error(err)
+	}
+	if r := <-seen; r.Arguments["fdname"] != "c" {
+		t.Errorf("the second getfd to arrive was for %v, want c", r.Arguments["fdname"])
+	}
+}
+
+func TestExecuteFDOfNoFile(t *testing.T) {
+	c := fakeConn(t, answer)
+	f := nullFile(t)
+	_ = f.Close()
+	for range 2 { // the turn to pass is given back
+		if err := c.GetFD(within(t, 5*time.Second), "a", f); err == nil {
+			t.Error("a closed file was passed")
+		}
+	}
+	if err := c.GetFD(t.Context(), "a", nil); err == nil {
+		t.Error("nil was passed")
+	}
+	if err := c.GetFD(within(t, 5*time.Second), "a", nullFile(t)); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,291 @@
+package qmp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"vmnet/internal/step"
+)
+
+// guestless answers like a QEMU without devices, keeps the commands, and refuses those in refusals.
+type guestless struct {
+	mu       sync.Mutex
+	log      []string
+	refusals map[string]string // command: description
+	mute     string            // from this command on nothing is answered
+	dieAt    int               // the connection ends after this many commands; 0: never
+}
+
+func (g *guestless) serve(s *session) {
+	silent := false
+	for n := 1; ; n++ {
+		r, ok := s.next()
+		if !ok {
+			return
+		}
+		g.mu.Lock()
+		g.log = append(g.log, strings.TrimSpace(r.Execute+" "+fmt.Sprint(target(r))))
+		g.mu.Unlock()
+		if n == g.dieAt {
+			return
+		}
+		silent = silent || r.Execute == g.mute
+		if silent {
+			continue
+		}
+		if desc, refuse := g.refusals[r.Execute]; refuse {
+			s.say(r.refuses("GenericError", desc))
+		} else if r.Execute == "qom-list" || r.Execute == "device-list-properties" {
+			s.say(r.returns(`[]`))
+		} else {
+			s.say(r.returns(`{}`))
+		}
+		if r.Execute == "device_del" {
+			s.say(`{"event": "DEVICE_DELETED", "data": {"path": "/machine/peripheral/x/virtio-backend"}}`,
+				fmt.Sprintf(`{"event": "DEVICE_DELETED", "data": {"device": %q, "path": "/x"}}`, r.Arguments["id"]))
+		}
+	}
+}
+
+func (g *guestless) commands() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.log)
+}
+
+func target(r request) any {
+	for _, key := range []string{"fdname", "id"} {
+		if v := r.Arguments[key]; v != nil {
+			return v
+		}
+	}
+	return ""
+}
+
+func testNIC(t *testing.T) NIC {
+	f := nullFile(t)
+	mac, _ := net.ParseMAC("52:54:00:00:00:01")
+	return NIC{ID: "n", Queues: []*os.File{f, f}, Vhosts: []*os.File{f, f}, MAC: mac, HostMTU: 1500, Bus: "port0", Addr: "1", Options: map[string]string{"mrg_rxbuf": "off"}}
+}
+
+var (
+	plugged  = []string{"qom-list", "getfd n-q0", "getfd n-q1", "getfd n-vhost0", "getfd n-vhost1", "netdev_add n-netdev", "device-list-properties", "device_add n"}
+	restored = []string{"netdev_del n-netdev", "closefd n-vhost1", "closefd n-vhost0", "closefd n-q1", "closefd n-q0"}
+)
+
+func TestPlugSteps(t *testing.T) {
+	type row struct{ Name, Text string }
+	var got []row
+	for _, s := range (*Conn)(nil).PlugSteps(testNIC(t)) {
+		got = append(got, row{s.Name, s.Text})
+	}
+	want := []row{
+		{"check n", `{"execute":"qom-list","arguments":{"path":"/machine/peripheral"}}`},
+		{"getfd n-q0", `{"execute":"getfd","arguments":{"fdname":"n-q0"}}`},
+		{"getfd n-q1", `{"execute":"getfd","arguments":{"fdname":"n-q1"}}`},
+		{"getfd n-vhost0", `{"execute":"getfd","arguments":{"fdname":"n-vhost0"}}`},
+		{"getfd n-vhost1", `{"execute":"getfd","arguments":{"fdname":"n-vhost1"}}`},
+		{"netdev_add n-netdev", `{"execute":"netdev_add","arguments":{"fds":"n-q0:n-q1","id":"n-netdev","type":"tap","vhost":true,"vhostfds":"n-vhost0:n-vhost1"}}`},
+		{"device_add n", `{"execute":"device_add","arguments":{"addr":"1","bus":"port0","driver":"virtio-net-pci","host_mtu":1500,"id":"n","mac":"52:54:00:00:00:01","mq":true,"mrg_rxbuf":"off","netdev":"n-netdev","vectors":6}}`},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestPlugIsUndoneWhereverQEMURefuses(t *testing.T) {
+	for command, want := range map[string][]string{
+		"qom-list":               {"qom-list"},
+		"getfd":                  {"qom-list", "getfd n-q0", "closefd n-q0"},
+		"netdev_add":             slices.Concat(plugged[:6], restored),
+		"device-list-properties": slices.Concat(plugged[:7], restored),
+		"device_add":             slices.Concat(plugged, restored),
+	} {
+		t.Run(command, func(t *testing.T) {
+			g := &guestless{refusals: map[string]string{command: "no way", "closefd": "File descriptor named 'n' not found"}}
+			err := fakeConn(t, g.serve).Plug(within(t, 10*time.Second), testNIC(t))
+			if want := command + ": no way"; err == nil || !strings.HasSuffix(err.Error(), want) {
+				t.Errorf("error %v, want ... %s", err, want)
+			}
+			if diff := cmp.Diff(want, g.commands()); diff != "" {
+				t.Errorf("commands (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestPlugLeavesAnotherNICAlone(t *testing.T) {
+	g := &guestless{refusals: map[string]string{"netdev_add": "Duplicate ID 'n-netdev'"}}
+	if err := fakeConn(t, g.serve).Plug(within(t, 10*time.Second), testNIC(t)); !refused(err) {
+		t.Error(err)
+	}
+	if slices.Contains(g.commands(), "netdev_del n-netdev") {
+		t.Error("the netdev of another NIC was removed")
+	}
+
+	c := fakeConn(t, func(s *session) {
+		r, _ := s.next()
+		s.say(r.returns(`[{"name": "type", "type": "string"}, {"name": "n", "type": "child<virtio-net-pci>"}]`))
+		if r, ok := s.next(); ok {
+			t.Errorf("%s was sent", r.Execute)
+		}
+	})
+	if err := c.Plug(within(t, 10*time.Second), testNIC(t)); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestLaterFailureUnplugsTheDevice(t *testing.T) {
+	var g guestless
+	fault := errors.New("fault")
+	c := fakeConn(t, g.serve)
+	err := step.Run(within(t, 20*time.Second), c.PlugSteps(testNIC(t)), func(ctx context.Context, s step.Step, do func(context.Context) error) error {
+		if err := do(ctx); err != nil || !strings.HasPrefix(s.Name, "device_add") {
+			return err
+		}
+		return fault
+	})
+	if !errors.Is(err, fault) || strings.Contains(err.Error(), "undo") {
+		t.Errorf("got %v, want the fault alone", err)
+	}
+	got := slices.DeleteFunc(g.commands(), func(s string) bool { return s == "device_del n" })
+	if diff := cmp.Diff(slices.Concat(plugged, restored), got); diff != "" {
+		t.Errorf("commands (-want +got):\n%s", diff)
+	}
+	if !slices.Contains(g.commands(), "device_del n") {
+		t.Error("no device_del was sent")
+	}
+}
+
+// Death after each command: every error says so, soon, and nothing hangs.
+func TestPlugWhileQEMUDies(t *testing.T) {
+	for k := 1; k <= len(plugged); k++ {
+		t.Run(plugged[k-1], func(t *testing.T) {
+			g := &guestless{dieAt: k}
+			c := fakeConn(t, g.serve)
+			start := time.Now()
+			err := c.Plug(within(t, 20*time.Second), testNIC(t))
+			if !errors.Is(err, ErrClosed) {
+				t.Errorf("got %v", err)
+			}
+			if d := time.Since(start); d > 3*time.Second {
+				t.Errorf("took %v", d)
+			}
+			if diff := cmp.Diff(plugged[:k], g.commands()); diff != "" {
+				t.Errorf("commands (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Silence from each command on: the whole way back is sent all the same.
+func TestPlugWhileQEMUFallsSilent(t *testing.T) {
+	for _, tc := range []struct {
+		mute string
+		want []string
+	}{
+		{"getfd", []string{"qom-list", "getfd n-q0", "closefd n-q0"}},
+		{"netdev_add", slices.Concat(plugged[:6], restored)},
+		{"device_add", slices.Concat(plugged, []string{"device_del n"}, restored)},
+	} {
+		t.Run(tc.mute, func(t *testing.T) {
+			t.Parallel()
+			g := &guestless{mute: tc.mute}
+			c := fakeConn(t, g.serve)
+			start := time.Now()
+			err := c.Plug(within(t, 100*time.Millisecond), testNIC(t))
+			if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, ErrUnanswered) {
+				t.Errorf("got %v", err)
+			}
+			if d := time.Since(start); d > undoReply+2*time.Second {
+				t.Errorf("took %v", d)
+			}
+			_ = c.Close()
+			want := append(tc.want, "getfd "+holdName, "closefd "+holdName)
+			for end := time.Now().Add(5 * time.Second); len(g.commands()) < len(want) && time.Now().Before(end); {
+				time.Sleep(10 * time.Millisecond)
+			}
+			if diff := cmp.Diff(want, g.commands()); diff != "" {
+				t.Errorf("commands (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestRollback(t *testing.T) {
+	var g guestless
+	if err := fakeConn(t, g.serve).Rollback(within(t, 5*time.Second), "n", 2); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff(restored, g.commands()); diff != "" {
+		t.Errorf("commands (-want +got):\n%s", diff)
+	}
+}
+
+func TestValidate(t *testing.T) {
+	f := nullFile(t)
+	mac := func(s string) net.HardwareAddr { m, _ := net.ParseMAC(s); return m }
+	for _, tc := range []struct {
+		text string // in the error; empty: valid
+		edit func(*NIC)
+	}{
+		{"", func(*NIC) {}},
+		{"", func(n *NIC) { n.Model, n.Queues, n.Vhosts, n.HostMTU = "e1000e", n.Queues[:1], nil, 0 }},
+		{"device id", func(n *NIC) { n.ID = "" }},
+		{"device id", func(n *NIC) { n.ID = "0n" }},
+		{"device id", func(n *NIC) { n.ID = "n:1" }},
+		{"netdev id", func(n *NIC) { n.Netdev = "a b" }},
+		{"0 queues", func(n *NIC) { n.Queues, n.Vhosts = nil, nil }},
+		{"queues: 1 to 1024", func(n *NIC) { n.Queues = make([]*os.File, 1025) }},
+		{"is nil", func(n *NIC) { n.Queues = []*os.File{nil, f} }},
+		{"each queue needs one", func(n *NIC) { n.Vhosts = n.Vhosts[:1] }},
+		{"has one queue", func(n *NIC) { n.Model = "e1000e" }},
+		{"not the address", func(n *NIC) { n.MAC = mac("01:00:5e:00:00:01") }},
+		{"not the address", func(n *NIC) { n.MAC = mac("02:00:00:00:00:00:00:01") }},
+		{"cannot tell the guest", func(n *NIC) { n.Model, n.Queues, n.Vhosts = "e1000e", n.Queues[:1], nil }},
+		{"MTU 67", func(n *NIC) { n.HostMTU = 67 }},
+		{"MTU 65536", func(n *NIC) { n.HostMTU = 65536 }},
+		{"is set otherwise", func(n *NIC) { n.Options = map[string]string{"netdev": "x"} }},
+	} {
+		n := testNIC(t)
+		tc.edit(&n)
+		err := n.Validate()
+		if (err == nil) != (tc.text == "") || err != nil && !strings.Contains(err.Error(), tc.text) {
+			t.Errorf("got %v, want %q", err, tc.text)
+		}
+	}
+}
+
+func TestTypeValue(t *testing.T) {
+	for _, tc := range []struct {
+		name, kind, value string
+		want              any
+	}{
+		{"mrg_rxbuf", "bool", "off", false},
+		{"mrg_rxbuf", "bool", "TRUE", true},
+		{"mrg_rxbuf", "bool", "perhaps", "perhaps"},
+		{"rx_queue_size", "uint16", "512", int64(512)},
+		{"x", "uint64", "0xffffffffffffffff", uint64(1<<64 - 1)},
+		{"speed", "int32", "-1", int64(-1)},
+		{"speed", "int32", "fast", "fast"},
+		{"addr", "int32", "5", "5"},
+		{"mac", "str", "52", "52"},
+		{"disable-legacy", "OnOffAuto", "on", "on"},
+		{"unknown", "", "1", "1"},
+	} {
+		if got := typeValue(tc.name, tc.kind, tc.value); got != tc.want {
+			t.Errorf("%s (%s) = %q: got %v (%T), want %v (%T)", tc.name, tc.kind, tc.value, got, got, tc.want, tc.want)
+		}
+	}
+}

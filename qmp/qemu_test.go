@@ -1,0 +1,178 @@
+package qmp
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/netns"
+	"vmnet/internal/nstest"
+)
+
+// qemu is a QEMU whose processors never start.
+type qemu struct {
+	cmd  *exec.Cmd
+	path string // of its monitor
+}
+
+// startQEMU starts one, which ends with the test.
+func startQEMU(t *testing.T, machine string, args ...string) *qemu {
+	t.Helper()
+	bin, err := exec.LookPath("qemu-system-x86_64")
+	nstest.Require(t, "qemu", err == nil, "apt-get install qemu-system-x86")
+	dir, err := os.MkdirTemp("", "qmp") // t.TempDir may hold commas, which end a QEMU option
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	q := &qemu{path: filepath.Join(dir, "qmp.sock")}
+	q.cmd = exec.Command(bin, append([]string{
+		"-S", "-nodefaults", "-no-user-config", "-machine", machine + ",accel=tcg", "-m", "64", "-display", "none",
+		"-qmp", "unix:" + q.path + ",server=on,wait=off",
+	}, args...)...)
+	var stderr strings.Builder
+	q.cmd.Stderr = &stderr
+	q.cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
+
+	// Pdeathsig strikes when the starting thread ends, so that one must stay.
+	started, release := make(chan error), make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		started <- q.cmd.Start()
+		<-release
+	}()
+	if err := <-started; err != nil {
+		close(release)
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = q.cmd.Process.Kill()
+		_ = q.cmd.Wait()
+		close(release)
+		if stderr.Len() > 0 {
+			t.Logf("QEMU: %s", stderr.String())
+		}
+	})
+	waitFor(t, "the monitor's socket", func() bool { _, err := os.Stat(q.path); return err == nil })
+	return q
+}
+
+func (q *qemu) signal(t *testing.T, s os.Signal) {
+	t.Helper()
+	if err := q.cmd.Process.Signal(s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// stop halts QEMU, and waits until it stands.
+func (q *qemu) stop(t *testing.T) {
+	t.Helper()
+	q.signal(t, unix.SIGSTOP)
+	waitFor(t, "QEMU to stop", func() bool {
+		stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", q.cmd.Process.Pid))
+		_, state, _ := strings.Cut(string(stat), ") ")
+		return strings.HasPrefix(state, "T")
+	})
+}
+
+// dial connects to a monitor whose socket may have been bound but not listened on yet.
+func (q *qemu) dial(t *testing.T) *Conn {
+	t.Helper()
+	var c *Conn
+	waitFor(t, "the monitor", func() bool {
+		var err error
+		c, err = Dial(within(t, 20*time.Second), q.path)
+		return err == nil
+	})
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func waitFor(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// newTap makes a tap in ns and opens its queues.
+func newTap(t *testing.T, ns *netns.NS, name string, queues int) (files []*os.File) {
+	t.Helper()
+	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if queues > 1 {
+		flags |= unix.IFF_MULTI_QUEUE
+	}
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range queues {
+		err := ns.Do(func() error {
+			fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			f := os.NewFile(uintptr(fd), name)
+			files = append(files, f)
+			t.Cleanup(func() { _ = f.Close() })
+			ifr.SetUint16(flags)
+			return unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
+		})
+		if err != nil {
+			t.Fatalf("make tap %s: %v", name, err)
+		}
+	}
+	return files
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}
+
+func hasLink(t *testing.T, ns *netns.NS, name string) bool {
+	t.Helper()
+	links, err := nstest.Handle(t, ns).LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if l.Attrs().Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// wantGone fails unless nobody holds the tap any more.
+func wantGone(t *testing.T, ns *netns.NS, name string) {
+	t.Helper()
+	waitFor(t, "link "+name+" to go", func() bool { return !hasLink(t, ns, name) })
+}
+
+// netdevs asks the human monitor, the only one that lists them.
+func netdevs(t *testing.T, c *Conn) string {
+	t.Helper()
+	var text string
+	if err := c.Execute(within(t, 5*time.Second), "human-monitor-command", map[string]any{"command-line": "info network"}, &text); err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+func qomValue(ctx context.Context, c *Conn, id, property string) (value any, err error) {
+	err = c.qomGet(ctx, peripheral+"/"+id, property, &value)
+	return value, err
+}

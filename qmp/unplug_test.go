@@ -1,0 +1,116 @@
+package qmp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func deleted(id string) string {
+	return fmt.Sprintf(`{"event": "DEVICE_DELETED", "data": {"device": %q, "path": "/machine/peripheral/x"}}`, id)
+}
+
+func TestUnplug(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		reply func(s *session, r request, nth int) // to the nth device_del
+		want  error
+		dels  int
+	}{
+		{"answers", func(s *session, r request, _ int) {
+			s.say(r.returns("{}"), `{"event": "DEVICE_DELETED", "data": {"path": "/machine/peripheral/n/virtio-backend"}}`, deleted("other"), deleted("n"))
+		}, nil, 1},
+		{"event before the reply", func(s *session, r request, _ int) { s.say(deleted("n"), r.returns("{}")) }, nil, 1},
+		{"was not there", func(s *session, r request, _ int) { s.say(r.refuses("DeviceNotFound", "Device 'n' not found")) }, nil, 1},
+		{"first request swallowed", func(s *session, r request, nth int) {
+			if s.say(r.returns("{}")); nth == 2 {
+				s.say(deleted("n"))
+			}
+		}, nil, 2},
+		{"event lost", func(s *session, r request, nth int) {
+			if nth == 1 {
+				s.say(r.returns("{}"))
+			} else {
+				s.say(r.refuses("DeviceNotFound", "Device 'n' not found"))
+			}
+		}, nil, 2},
+		{"under way", func(s *session, r request, nth int) {
+			switch nth {
+			case 1:
+				s.say(r.refuses("GenericError", "Hot-unplug failed: guest is busy (power indicator blinking)"))
+			case 2:
+				s.say(r.refuses("GenericError", "Device n is already in the process of unplug"), deleted("n"))
+			}
+		}, nil, 2},
+		{"refused by QEMU", func(s *session, r request, _ int) {
+			s.say(r.refuses("GenericError", "Bus 'pcie.0' does not support hotplugging"))
+		}, &Error{"device_del", "GenericError", "Bus 'pcie.0' does not support hotplugging"}, 1},
+		{"refused by the guest", func(s *session, r request, _ int) {
+			s.say(r.returns("{}"), `{"event": "DEVICE_UNPLUG_GUEST_ERROR", "data": {"device": "n", "path": "/machine/peripheral/n"}}`)
+		}, ErrGuestRefused, 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			var log []string
+			ended := make(chan struct{})
+			c := fakeConn(t, func(s *session) {
+				defer close(ended)
+				dels := 0
+				for r, ok := s.next(); ok; r, ok = s.next() {
+					log = append(log, r.Execute)
+					if r.Execute != "device_del" {
+						s.say(r.returns("{}"))
+						continue
+					}
+					dels++
+					tc.reply(s, r, dels)
+				}
+			})
+			waits := 0
+			err := c.Unplug(within(t, 10*time.Second), "n", func(time.Duration) { waits++ })
+			var want *Error
+			if errors.As(tc.want, &want) {
+				if err == nil || !strings.HasSuffix(err.Error(), want.Error()) {
+					t.Errorf("got %v, want %v", err, tc.want)
+				}
+			} else if !errors.Is(err, tc.want) || err != nil && tc.want == nil {
+				t.Errorf("got %v, want %v", err, tc.want)
+			}
+			_ = c.Close()
+			<-ended
+			if n := len(slices.DeleteFunc(slices.Clone(log), func(s string) bool { return s != "device_del" })); n != tc.dels {
+				t.Errorf("device_del was sent %d times, want %d: %v", n, tc.dels, log)
+			}
+			if waits != tc.dels-1 {
+				t.Errorf("progress was told %d times, want %d", waits, tc.dels-1)
+			}
+			if deleted := slices.Contains(log, "netdev_del"); deleted != (tc.want == nil) {
+				t.Errorf("netdev_del sent: %v", deleted)
+			}
+		})
+	}
+}
+
+func TestUnplugEnds(t *testing.T) {
+	accept := func(s *session) { answer(s) }
+	c := fakeConn(t, accept)
+	err := c.Unplug(within(t, 50*time.Millisecond), "n", nil)
+	if !errors.Is(err, ErrUnplugTimeout) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("silent guest: %v", err)
+	}
+	c = fakeConn(t, swallow)
+	if err := c.Unplug(within(t, 50*time.Millisecond), "n", nil); !errors.Is(err, ErrUnplugTimeout) {
+		t.Errorf("silent QEMU: %v", err)
+	}
+	c = fakeConn(t, func(s *session) {
+		r, _ := s.next()
+		s.say(r.returns("{}"))
+	})
+	if err := c.Unplug(within(t, 5*time.Second), "n", nil); !errors.Is(err, ErrClosed) {
+		t.Errorf("QEMU died: %v", err)
+	}
+}
