@@ -29,7 +29,7 @@ func (a *app) attachCommand() *cobra.Command {
 command again is success and changes nothing.`,
 		Example: `  vmnet attach --vm P2 --bridge br0
   vmnet attach --vm P2 --bridge br0 --nic net1 --queues auto --wait
-  vmnet attach --vm P2 --bridge br0 --model e1000 --device-opt addr=0x7
+  vmnet attach --vm P2 --bridge br0 --mtu 1400 --device-opt rx_queue_size=1024
   vmnet attach --vm P2 --bridge br0 --dry-run`,
 		Args: cobra.NoArgs,
 	}
@@ -106,8 +106,8 @@ func (a *app) waitForwarding(ctx context.Context, m *tapmgr.Manager, res *tapmgr
 	if !res.Changed { // no estimate is made for what was there already
 		estimate = maxForward
 	}
-	a.say(fmt.Sprintf("waiting until %s forwards, at most %.0f s", res.NIC.Interface, estimate.Seconds()))
 	limit := estimate + forwardSlack
+	a.say(fmt.Sprintf("waiting until %s forwards, %.0f s at most", res.NIC.Interface, limit.Seconds()))
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it does not forward after %v", limit.Round(time.Second)))
 	defer cancel()
 	if err := m.WaitForwarding(ctx, res.NIC); err != nil {

@@ -87,7 +87,7 @@ func optionsFlag(fs *pflag.FlagSet, p *map[string]string) {
 		}
 		(*p)[k] = v
 		return nil
-	}}, "device-opt", "a further property of QEMU's device, such as bus=rp1 (repeatable)")
+	}}, "device-opt", "a further property of QEMU's device, such as rx_queue_size=1024 (repeatable)")
 }
 
 func addressFlag(fs *pflag.FlagSet, p *[]netip.Prefix) {

@@ -63,6 +63,7 @@ func runScripts(t *testing.T, dir string, setup func(*testscript.Env)) {
 		Dir: dir,
 		Setup: func(env *testscript.Env) error {
 			env.Values[guestsKey{}] = guests{}
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // else each vmnet sleeps a second under -race
 			setup(env)
 			return nil
 		},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -179,9 +180,28 @@ func guestText(g *tapmgr.GuestView) string {
 		texts = append(texts, "multicast "+strings.Join(g.Multicast, " "))
 	}
 	if len(g.VLANs) > 0 {
-		texts = append(texts, "VLANs "+joinInts(g.VLANs))
+		texts = append(texts, "VLANs "+vlanText(g.VLANs))
 	}
 	return strings.Join(texts, ", ")
+}
+
+// vlanText writes 1-3 for 1, 2 and 3: a guest that does not filter takes all 4096.
+func vlanText(ids []int) string {
+	ids = slices.Sorted(slices.Values(ids))
+	var ranges []string
+	for i := 0; i < len(ids); {
+		j := i
+		for j+1 < len(ids) && ids[j+1] <= ids[j]+1 {
+			j++
+		}
+		if text := strconv.Itoa(ids[i]); ids[i] == ids[j] {
+			ranges = append(ranges, text)
+		} else {
+			ranges = append(ranges, text+"-"+strconv.Itoa(ids[j]))
+		}
+		i = j + 1
+	}
+	return strings.Join(ranges, " ")
 }
 
 func joinInts(ns []int) string { return strings.Trim(fmt.Sprint(ns), "[]") }

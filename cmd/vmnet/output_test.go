@@ -1,0 +1,74 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"syscall"
+	"testing"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/tapmgr"
+)
+
+func TestVLANText(t *testing.T) {
+	all := make([]int, 4096)
+	for i := range all {
+		all[i] = 4095 - i
+	}
+	for _, tt := range []struct {
+		ids  []int
+		want string
+	}{
+		{nil, ""},
+		{[]int{7}, "7"},
+		{[]int{3, 1, 2, 9, 10}, "1-3 9-10"},
+		{[]int{5, 5}, "5"},
+		{all, "0-4095"},
+	} {
+		if got := vlanText(tt.ids); got != tt.want {
+			t.Errorf("vlanText(%v) = %q; want %q", tt.ids, got, tt.want)
+		}
+	}
+}
+
+func TestReport(t *testing.T) {
+	joined := fmt.Errorf("attach P2/net0: port: %w\nundo tap: %w", syscall.EBUSY, syscall.EPERM)
+	for _, tt := range []struct {
+		name    string
+		started bool
+		err     error
+		status  int
+		want    string
+	}{
+		{"success", true, nil, 0, ""},
+		{"silent", true, exitStatus(1), 1, ""},
+		{"failure", true, syscall.EBUSY, 1, "vmnet: device or resource busy\n"},
+		{"joined", true, joined, 1, "vmnet: attach P2/net0: port: device or resource busy\nvmnet: also: undo tap: operation not permitted\n"},
+		{"before the verb", false, syscall.EINVAL, 2, "vmnet: invalid argument\nsee x --help\n"},
+		{"invalid", true, fmt.Errorf("MTU 1: %w", tapmgr.ErrInvalid), 2, "vmnet: MTU 1: " + tapmgr.ErrInvalid.Error() + "\nsee x --help\n"},
+		{"usage", true, usagef("no"), 2, "vmnet: no\nsee x --help\n"},
+		{"reader gone", true, outputError(syscall.EPIPE), 1, ""},
+		{"monitor gone", true, syscall.EPIPE, 1, "vmnet: broken pipe\n"},
+		{"control characters", true, fmt.Errorf("guest \x1b[31m"), 1, "vmnet: guest \ufffd[31m\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var stderr bytes.Buffer
+			a := &app{err: &stderr, started: tt.started}
+			status := a.report(&cobra.Command{Use: "x"}, tt.err)
+			if status != tt.status || stderr.String() != tt.want {
+				t.Errorf("report(%v) = %d, printed %q; want %d, %q", tt.err, status, stderr.String(), tt.status, tt.want)
+			}
+		})
+	}
+}
+
+func TestProgressIsThrottled(t *testing.T) {
+	var stderr bytes.Buffer
+	tell := (&app{err: &stderr}).progress()
+	tell("one")
+	tell("two")
+	if got, want := stderr.String(), "vmnet: one\n"; got != want {
+		t.Errorf("two texts at once printed %q; want %q", got, want)
+	}
+}
