@@ -23,11 +23,12 @@ Each difference is one line; the exit status is then 1.`,
 				return err
 			}
 			a.notes(checked.Notices)
-			print := a.printChecked
 			if *format == "json" {
-				print = func(c tapmgr.Checked) error { return a.printJSON(c) }
+				err = a.printJSON(checked)
+			} else {
+				err = a.printChecked(checked)
 			}
-			if err := print(checked); err != nil {
+			if err != nil {
 				return err
 			}
 			if len(checked.Differences) > 0 {

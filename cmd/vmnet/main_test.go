@@ -17,7 +17,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(leakChecked{m}, map[string]func(){"vmnet": main})
+	testscript.Main(leakChecked{m}, map[string]func(){"vmnet": main, "signalled": signalled})
 }
 
 // leakChecked fails tests that leave goroutines behind.

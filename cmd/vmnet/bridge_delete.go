@@ -1,0 +1,29 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"vmnet/bridge"
+	"vmnet/internal/rtnl"
+)
+
+func (a *app) bridgeDeleteCommand() *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use:               "delete NAME",
+		Short:             "Delete a bridge that has no ports",
+		Example:           "  vmnet bridge delete br0",
+		Args:              oneArg("the name of a bridge"),
+		ValidArgsFunction: a.bridgeNames,
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "delete it with ports on it too, which then have no network")
+	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) error {
+		return a.withNetlink(func(c *rtnl.Conn) error {
+			if err := bridge.Delete(c, args[0], force); err != nil {
+				return err
+			}
+			return a.print("bridge %s deleted\n", args[0])
+		})
+	})
+	return cmd
+}

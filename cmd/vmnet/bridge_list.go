@@ -1,0 +1,44 @@
+package main
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/bridge"
+	"vmnet/internal/rtnl"
+)
+
+func (a *app) bridgeListCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "list",
+		Short:   "List the bridges",
+		Example: "  vmnet bridge list",
+		Args:    cobra.NoArgs,
+	}
+	format := outputFlag(cmd)
+	cmd.RunE = a.verb(func(*cobra.Command, []string) error {
+		return a.withNetlink(func(c *rtnl.Conn) error {
+			all, err := bridge.List(c)
+			if err != nil {
+				return err
+			}
+			if *format == "json" {
+				return a.printJSON(all)
+			}
+			return a.printBridges(all)
+		})
+	})
+	return cmd
+}
+
+func (a *app) printBridges(all []bridge.Info) error {
+	rows := [][]string{{"BRIDGE", "LINK", "MTU", "MAC", "STP", "PORTS", "ADDRESSES"}}
+	for _, b := range all {
+		rows = append(rows, []string{
+			b.Name, upDown(b.Up), strconv.Itoa(b.MTU), b.MAC, onOff(b.STP), strconv.Itoa(len(b.Ports)), strings.Join(b.Addresses, " "),
+		})
+	}
+	return a.table(rows)
+}
