@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -42,6 +43,9 @@ a working NIC, unless --force cuts it off.`,
 }
 
 func (a *app) detach(ctx context.Context, spec tapmgr.DetachSpec, steps *stepFlags) error {
+	if err := cmp.Or(tapmgr.ValidVM(spec.VM), tapmgr.ValidNIC(spec.NIC)); err != nil {
+		return usagef("%w", err)
+	}
 	return a.withManager(func(m *tapmgr.Manager) error {
 		steps.apply(a, m, false)
 		res, err := m.Detach(ctx, spec)

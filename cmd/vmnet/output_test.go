@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -70,5 +71,13 @@ func TestProgressIsThrottled(t *testing.T) {
 	tell("two")
 	if got, want := stderr.String(), "vmnet: one\n"; got != want {
 		t.Errorf("two texts at once printed %q; want %q", got, want)
+	}
+}
+
+func TestVersionText(t *testing.T) {
+	defer func(v string) { version = v }(version)
+	version = "v1.2.3"
+	if got := versionText(); !strings.HasPrefix(got, "vmnet v1.2.3 ") {
+		t.Errorf("versionText() = %q; want what -ldflags has set", got)
 	}
 }
