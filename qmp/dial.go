@@ -48,6 +48,10 @@ func (d Dialer) Dial(ctx context.Context, path string) (*Conn, error) {
 		return nil, fmt.Errorf("connect to monitor %s: %w", path, err)
 	}
 	c := newConn(uc)
+	if c.peer, err = peerOf(uc); err != nil {
+		_ = uc.Close()
+		return nil, fmt.Errorf("monitor %s: %w", path, err)
+	}
 	go c.read(uc)
 	if err := d.shakeHands(ctx, c); err != nil {
 		_ = c.Close()
@@ -56,10 +60,7 @@ func (d Dialer) Dial(ctx context.Context, path string) (*Conn, error) {
 	return c, nil
 }
 
-func (d Dialer) shakeHands(ctx context.Context, c *Conn) (err error) {
-	if c.peer, err = peerOf(c.uc); err != nil {
-		return err
-	}
+func (d Dialer) shakeHands(ctx context.Context, c *Conn) error {
 	if d.CheckPeer != nil {
 		if err := d.CheckPeer(c.peer); err != nil {
 			return err

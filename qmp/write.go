@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// lastWords bounds the reading of what a peer said before it hung up.
+const lastWords = time.Second
+
 // write sends one whole command, with f's descriptor if f is not nil. Where ctx
 // ends with the command half written the connection is lost: what follows
 // would be taken for the other half.
@@ -39,8 +42,15 @@ func (c *Conn) write(ctx context.Context, text []byte, f *os.File) error {
 		return err
 	case errors.Is(err, net.ErrClosed):
 		return c.Err()
-	default:
+	default: // the peer has hung up; what it said before is still to be read, and tells more
+		select {
+		case <-c.idle:
+		case <-time.After(lastWords):
+		}
 		err = fmt.Errorf("%w: %w", ErrClosed, err)
+		if c.Err() != nil {
+			return c.Err()
+		}
 	}
 	c.fail(err)
 	return err
