@@ -114,3 +114,22 @@ func TestUnplugEnds(t *testing.T) {
 		t.Errorf("QEMU died: %v", err)
 	}
 }
+
+func TestRequestUnplug(t *testing.T) {
+	for desc, ok := range map[string]bool{
+		"Device n is already in the process of unplug": true,
+		"Bus 'pcie.0' does not support hotplugging":    false,
+	} {
+		c := fakeConn(t, (&guestless{refusals: map[string]string{"device_del": desc}}).serve)
+		if err := c.RequestUnplug(within(t, 5*time.Second), "n"); (err == nil) != ok {
+			t.Errorf("%s: %v", desc, err)
+		}
+	}
+	gone := fakeConn(t, func(s *session) {
+		r, _ := s.next()
+		s.say(r.refuses("DeviceNotFound", "Device 'n' not found"))
+	})
+	if err := gone.RequestUnplug(within(t, 5*time.Second), "n"); err != nil {
+		t.Errorf("not there: %v", err)
+	}
+}
