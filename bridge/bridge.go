@@ -55,8 +55,18 @@ type Learned struct {
 	Static bool   `json:"static,omitempty"`
 }
 
-// Validate checks what can be checked without the kernel.
+// ErrInvalid is a Config that makes no sense.
+var ErrInvalid = errors.New("invalid bridge")
+
+// Validate checks what can be checked without the kernel. Its error Is ErrInvalid.
 func (cfg Config) Validate() error {
+	if err := cfg.validate(); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return nil
+}
+
+func (cfg Config) validate() error {
 	switch {
 	case !ValidName(cfg.Name):
 		return fmt.Errorf("bridge name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", cfg.Name)

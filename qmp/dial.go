@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -30,7 +31,7 @@ type Dialer struct {
 	// CheckPeer, if not nil, sees who listens before anything is awaited from or
 	// sent to it. Its error ends Dial.
 	CheckPeer func(Peer) error
-	// Waiting, if not nil, is called once where no greeting came within 0.3 s.
+	// Waiting, if not nil, is called once where there was no greeting within 0.3 s.
 	Waiting func()
 }
 
@@ -43,7 +44,11 @@ func Dial(ctx context.Context, path string) (*Conn, error) { return Dialer{}.Dia
 
 // Dial is [Dial] with d's hooks.
 func (d Dialer) Dial(ctx context.Context, path string) (*Conn, error) {
-	uc, err := connect(ctx, path)
+	if d.Waiting == nil {
+		d.Waiting = func() {}
+	}
+	d.Waiting = sync.OnceFunc(d.Waiting)
+	uc, err := d.connect(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("connect to monitor %s: %w", path, err)
 	}
@@ -80,9 +85,7 @@ func (d Dialer) awaitGreeting(ctx context.Context, c *Conn) error {
 		case c.version = <-c.greeting:
 			return nil
 		case <-timer.C:
-			if d.Waiting != nil {
-				d.Waiting()
-			}
+			d.Waiting()
 		case <-c.done:
 			return c.Err()
 		case <-ctx.Done():
@@ -93,7 +96,7 @@ func (d Dialer) awaitGreeting(ctx context.Context, c *Conn) error {
 
 // connect retries while the listener's backlog is full, which a non-blocking
 // connect(2) on a unix socket tells by EAGAIN.
-func connect(ctx context.Context, path string) (*net.UnixConn, error) {
+func (d Dialer) connect(ctx context.Context, path string) (*net.UnixConn, error) {
 	addr := path
 	if len(path) > maxPath {
 		fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
@@ -103,6 +106,7 @@ func connect(ctx context.Context, path string) (*net.UnixConn, error) {
 		defer func() { _ = unix.Close(fd) }()
 		addr = "/proc/self/fd/" + strconv.Itoa(fd)
 	}
+	start := time.Now()
 	for {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", addr)
 		if err == nil {
@@ -117,6 +121,9 @@ func connect(ctx context.Context, path string) (*net.UnixConn, error) {
 		}
 		if errno != unix.EAGAIN {
 			return nil, errno // without net.OpError's text, which names the fd instead of the path
+		}
+		if time.Since(start) > patience {
+			d.Waiting()
 		}
 		select {
 		case <-time.After(connectRetry):

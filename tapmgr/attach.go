@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"strings"
 	"syscall"
@@ -54,9 +55,13 @@ func (m *Manager) attach(ctx context.Context, spec Spec) (Result, error) {
 	defer vm.Close()
 
 	a := &attachment{m: m, vm: vm, spec: spec, br: br}
-	existing, err := a.existing(ctx)
-	if err != nil || existing != nil {
-		return Result{NIC: deref(existing)}, err
+	link, err := a.existing(ctx)
+	if err != nil {
+		return Result{}, err
+	}
+	if link != nil {
+		a.link, a.record = link.Link, link.want
+		return a.result(false), nil
 	}
 	if err := a.plan(ctx); err != nil {
 		return Result{}, err
@@ -64,14 +69,7 @@ func (m *Manager) attach(ctx context.Context, spec Spec) (Result, error) {
 	if err := m.run(ctx, a.steps()); err != nil {
 		return Result{}, err
 	}
-	return a.result(), nil
-}
-
-func deref(n *NIC) NIC {
-	if n == nil {
-		return NIC{}
-	}
-	return *n
+	return a.result(true), nil
 }
 
 // attachment is one attach under way, while its guest is locked.
@@ -98,7 +96,7 @@ type attachment struct {
 
 // existing returns the NIC of that id if it is there as asked for. It notes what is
 // there but not plugged, for the steps to take away.
-func (a *attachment) existing(ctx context.Context) (*NIC, error) {
+func (a *attachment) existing(ctx context.Context) (*ours, error) {
 	link, err := a.m.findByName(a.spec.VM, a.spec.NIC)
 	if err != nil {
 		return nil, err
@@ -126,8 +124,7 @@ func (a *attachment) existing(ctx context.Context) (*NIC, error) {
 	if diff := a.spec.differences(link.want); len(diff) > 0 {
 		return nil, fmt.Errorf("%w, but not as asked for: %s (detach it first, or use another --nic)", ErrExist, strings.Join(diff, ", "))
 	}
-	nic := describe(*link, nil)
-	return &nic, nil
+	return link, nil
 }
 
 // differences tells where a NIC that is there is not what the Spec asks for. What
@@ -197,28 +194,35 @@ func (a *attachment) plan(ctx context.Context) error {
 		return in(ErrInvalid, err)
 	}
 	a.nic = qmp.NIC{
-		ID: deviceID(s.NIC), Model: s.Model, MAC: s.MAC, HostMTU: mtu, Options: s.DeviceOptions,
-		Queues: make([]*os.File, queues),
+		ID: deviceID(s.NIC), Model: s.Model, MAC: s.MAC, HostMTU: mtu, Queues: make([]*os.File, queues),
 	}
 	if a.vhost {
 		a.nic.Vhosts = make([]*os.File, queues)
 	}
-	if a.nic, err = a.vm.TypeOptions(ctx, a.nic); err != nil {
-		return in(ErrHandover, err)
+	if err := a.place(ctx); err != nil {
+		return err
 	}
-	return a.place(ctx)
+	a.nic, err = a.vm.TypeOptions(ctx, a.nic)
+	return in(ErrHandover, err)
 }
 
-// place finds where the device can be plugged, unless an option says so.
+// place finds where the device can be plugged, unless options say so.
 func (a *attachment) place(ctx context.Context) error {
-	if a.spec.DeviceOptions["bus"] != "" {
+	a.nic.Options = maps.Clone(a.spec.DeviceOptions)
+	a.nic.Bus, a.nic.Addr = a.nic.Options["bus"], a.nic.Options["addr"]
+	delete(a.nic.Options, "bus")
+	delete(a.nic.Options, "addr")
+	if a.nic.Bus != "" {
 		return nil
 	}
 	port, err := a.vm.FreePort(ctx)
 	if err != nil {
 		return in(ErrHandover, err)
 	}
-	a.nic.Bus, a.nic.Addr = port.Bus, port.Addr
+	a.nic.Bus = port.Bus
+	if a.nic.Addr == "" {
+		a.nic.Addr = port.Addr
+	}
 	return nil
 }
 
@@ -268,9 +272,9 @@ func (a *attachment) useVhost() (bool, error) {
 	return false, nil
 }
 
-// result describes what the steps have made. After a dry run there is no link.
-func (a *attachment) result() Result {
-	res := Result{Changed: true, Notices: a.notices}
+// result describes the NIC that is there now. After a dry run there is none.
+func (a *attachment) result(changed bool) Result {
+	res := Result{Changed: changed, Notices: a.notices}
 	if a.link == nil {
 		return res
 	}

@@ -96,7 +96,7 @@ func upDown(up bool) string {
 
 // guest asks a guest whether it has its devices.
 func (c *checker) guest(ctx context.Context, pid int, nics []ours) {
-	ctx, cancel := context.WithTimeout(ctx, monitorWait)
+	ctx, cancel := monitorTimeout(ctx)
 	defer cancel()
 	vm, err := c.m.open(ctx, Target{VM: nics[0].want.VM, PID: pid})
 	if err != nil {

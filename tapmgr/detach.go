@@ -64,12 +64,21 @@ func (m *Manager) detach(ctx context.Context, spec DetachSpec) (DetachResult, er
 	if err != nil {
 		return DetachResult{}, in(ErrHandover, err)
 	}
-	if d.link == nil && !device {
-		// A netdev whose tap was deleted under it can be seen by nothing, so it is removed blindly.
-		return DetachResult{}, vm.NetdevDel(ctx, qmp.NetdevID(deviceID(spec.NIC)))
-	}
 	err = m.run(ctx, d.steps(device))
-	return DetachResult{Changed: true, Notices: d.notices}, err
+	if errors.Is(err, qmp.ErrClosed) && d.wentWithGuest(ctx) {
+		d.notices, err = append(d.notices, "the guest ended meanwhile, and the NIC with it"), nil
+	}
+	return DetachResult{Changed: d.link != nil || device, Notices: d.notices}, err
+}
+
+// wentWithGuest tells whether the guest has ended, and so nothing is left to detach.
+func (d *detachment) wentWithGuest(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseWait)
+	defer cancel()
+	if _, err := qemu.ByPID(d.vm.pid); !errors.Is(err, qemu.ErrNotFound) {
+		return false
+	}
+	return d.link == nil || d.m.waitGone(ctx, d.link.Index) == nil
 }
 
 // openHolder opens the guest that holds the link, which is surer than one of
@@ -127,6 +136,8 @@ type detachment struct {
 
 func (d *detachment) steps(device bool) []step.Step {
 	switch {
+	case !device && d.link == nil:
+		return []step.Step{d.blindStep()}
 	case !device:
 		return []step.Step{d.releaseStep()}
 	case d.spec.Force:
@@ -137,6 +148,16 @@ func (d *detachment) steps(device bool) []step.Step {
 		list = append([]step.Step{d.markStep()}, append(list, d.goneStep())...)
 	}
 	return list
+}
+
+// blindStep removes a netdev whose tap was deleted under it: nothing shows that one.
+func (d *detachment) blindStep() step.Step {
+	netdev := qmp.NetdevID(deviceID(d.spec.NIC))
+	return step.Step{
+		Name: "netdev_del",
+		Text: fmt.Sprintf("neither link nor device is there: netdev_del %s, if that is", netdev),
+		Do:   func(ctx context.Context) error { return in(ErrHandover, d.vm.NetdevDel(ctx, netdev)) },
+	}
 }
 
 // releaseStep finishes a detach, or takes back an attach, that was cut short.

@@ -123,7 +123,7 @@ func checkPeer(t Target, proc *qemu.Process, p qmp.Peer) error {
 func explainMonitor(err error) error {
 	switch {
 	case errors.Is(err, qmp.ErrBusy):
-		return fmt.Errorf("%w (it serves one client at a time: close the other one, give the guest a second -qmp socket, or wait with --timeout)", err)
+		return fmt.Errorf("%w (it serves one client at a time: end the other one, wait for it, or give the guest a second -qmp socket)", err)
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w (its command line tells this path, and nothing is there: name the socket with --qmp)", err)
 	}
@@ -181,6 +181,11 @@ func (m *Manager) findByName(vm, nic string) (*ours, error) {
 		return &ours{l, r}, nil
 	}
 	return nil, nil
+}
+
+// monitorTimeout is the cause of giving up on a monitor where no limit was asked for.
+func monitorTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, monitorWait, fmt.Errorf("no answer within %v: %w", monitorWait, context.DeadlineExceeded))
 }
 
 // pollEvery is how often the kernel is asked for something that has no event we could wait for.

@@ -84,7 +84,7 @@ func (r *reconciler) do(o ours, text string, f func() error) {
 func (r *reconciler) guest(ctx context.Context, pid int, nics []ours) {
 	ctx, cancel := context.WithTimeout(ctx, monitorWait+time.Duration(len(nics))*releaseWait)
 	defer cancel()
-	dialCtx, cancelDial := context.WithTimeout(ctx, monitorWait)
+	dialCtx, cancelDial := monitorTimeout(ctx)
 	defer cancelDial()
 	vm, err := r.m.open(dialCtx, Target{VM: nics[0].want.VM, PID: pid})
 	if err != nil {

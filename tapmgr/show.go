@@ -42,7 +42,7 @@ type GuestView struct {
 	MAC         string   `json:"mac,omitempty"` // that the guest's driver uses
 	Promiscuous bool     `json:"promiscuous"`
 	Multicast   []string `json:"multicast,omitempty"`
-	VLANs       []int    `json:"vlans,omitempty"`
+	VLANs       []int    `json:"vlans,omitempty"` // that the driver asked for; none where it takes all
 }
 
 // Show explains all NICs of a guest. The guest's view needs its monitor; where that
@@ -114,7 +114,7 @@ type guestViews struct {
 }
 
 func (m *Manager) openViews(ctx context.Context, t Target) *guestViews {
-	ctx, cancel := context.WithTimeout(ctx, monitorWait)
+	ctx, cancel := monitorTimeout(ctx)
 	vm, err := m.open(ctx, t)
 	return &guestViews{vm, err, cancel}
 }
@@ -127,7 +127,7 @@ func (g *guestViews) Close() {
 }
 
 func (g *guestViews) fill(ctx context.Context, d *Detail) {
-	ctx, cancel := context.WithTimeout(ctx, monitorWait)
+	ctx, cancel := monitorTimeout(ctx)
 	defer cancel()
 	err := g.err
 	if err == nil {
@@ -149,6 +149,9 @@ func (g *guestViews) view(ctx context.Context, device string) (*GuestView, error
 	if errors.As(err, &refused) { // models other than virtio have no filter to tell
 		return v, nil
 	}
-	v.MAC, v.Promiscuous, v.Multicast, v.VLANs = f.MainMAC, f.Promiscuous, f.MulticastTable, f.VLANTable
+	v.MAC, v.Promiscuous, v.Multicast = f.MainMAC, f.Promiscuous, f.MulticastTable
+	if f.VLAN == "normal" { // else it is none or all of them
+		v.VLANs = f.VLANTable
+	}
 	return v, err
 }

@@ -90,23 +90,14 @@ func attachInTime(ctx context.Context, m *tapmgr.Manager, o *attachOptions) (tap
 	return m.Attach(ctx, o.spec)
 }
 
-const (
-	// forwardSlack is how much later than estimated a port may forward.
-	forwardSlack = 5 * time.Second
-	// maxForward is how long it takes with the largest forward delay there is
-	// (BR_MAX_FORWARD_DELAY, net/bridge/br_private_stp.h), listening and learning.
-	maxForward = 2 * 30 * time.Second
-)
+// forwardSlack is how much later than estimated a port may forward.
+const forwardSlack = 5 * time.Second
 
 func (a *app) waitForwarding(ctx context.Context, m *tapmgr.Manager, res *tapmgr.Result) error {
 	if res.NIC.State == forwarding {
 		return nil
 	}
-	estimate := res.ForwardIn
-	if !res.Changed { // no estimate is made for what was there already
-		estimate = maxForward
-	}
-	limit := estimate + forwardSlack
+	limit := res.ForwardIn + forwardSlack
 	a.say(fmt.Sprintf("waiting until %s forwards, %.0f s at most", res.NIC.Interface, limit.Seconds()))
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it does not forward after %v", limit.Round(time.Second)))
 	defer cancel()

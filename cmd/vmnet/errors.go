@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmnet/bridge"
 	"vmnet/tapmgr"
 )
 
@@ -45,7 +46,7 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 		return int(status)
 	case errors.Is(err, syscall.EPIPE) && errors.Is(err, errOutput):
 		return exitFailure // nobody is left to read why
-	case !a.started || errors.Is(err, errUsage) || errors.Is(err, tapmgr.ErrInvalid):
+	case !a.started || errors.Is(err, errUsage) || errors.Is(err, tapmgr.ErrInvalid) || errors.Is(err, bridge.ErrInvalid):
 		a.say(err.Error())
 		fmt.Fprintf(a.err, "see %s --help\n", cmd.CommandPath())
 		return exitUsage

@@ -13,13 +13,13 @@ import (
 var layers = [][]string{
 	{"cmd/vmnet"},
 	{"tapmgr"},
-	{"bridge", "vhost", "qmp"},
+	{"bridge", "macvtap", "vhost", "qmp"},
 	{"internal/tun", "internal/rtnl", "internal/qemu"},
 	{"internal/netns", "internal/step", "internal/stablemac"},
 }
 
 // systemCalls are the packages that may import x/sys/unix.
-var systemCalls = []string{"internal/tun", "internal/netns", "internal/rtnl", "vhost", "qmp", "testvm", "cmd/testvm"}
+var systemCalls = []string{"internal/tun", "internal/netns", "internal/rtnl", "macvtap", "vhost", "qmp", "testvm", "cmd/testvm"}
 
 // forTests may be imported by tests and by cmd/testvm alone.
 var forTests = []string{"internal/nstest", "internal/leaktest", "testvm"}

@@ -94,15 +94,18 @@ func (ns *NS) Inode() (uint64, error) {
 	return st.Ino, nil
 }
 
+// IsCurrent tells whether ns was opened as the one that this process is in.
+func (ns *NS) IsCurrent() bool { return ns.label == "" }
+
 // Do runs f with its thread in ns. f must not start goroutines that rely on it.
 // Where it is the namespace that the thread is in anyway, nothing is switched.
 func (ns *NS) Do(f func() error) error {
-	if ns.label == "" {
+	if ns.IsCurrent() {
 		return f()
 	}
 	return onOwnThread(func() error {
 		if err := vnetns.Set(ns.handle); err != nil {
-			return fmt.Errorf("enter netns %s: %w", ns.label, err)
+			return fmt.Errorf("enter netns %s: %w (needs CAP_SYS_ADMIN)", ns, err)
 		}
 		return f()
 	})

@@ -5,13 +5,18 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"vmnet/internal/netns"
 )
 
 // An Attr is one setting of a link in a request.
 type Attr struct {
 	rta  *nl.RtAttr
-	up   *bool // not an attribute but a flag of the header
-	info bool  // belongs into IFLA_INFO_DATA of a new link
+	info bool // belongs into IFLA_INFO_DATA of a new link
+
+	// What stands in the header, struct ifinfomsg, instead.
+	flagMask, flags uint32
+	index           int
 }
 
 func attr(kind int, data []byte) Attr { return Attr{rta: nl.NewRtAttr(kind, data)} }
@@ -32,7 +37,31 @@ func MTU(bytes int) Attr { return attr(unix.IFLA_MTU, nl.Uint32Attr(uint32(bytes
 func Master(index int) Attr { return attr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(index))) }
 
 // Up sets the link administratively up or down.
-func Up(up bool) Attr { return Attr{up: &up} }
+func Up(up bool) Attr { return flag(unix.IFF_UP, up) }
+
+// AllMulti makes the link receive every multicast frame.
+func AllMulti(on bool) Attr { return flag(unix.IFF_ALLMULTI, on) }
+
+func flag(mask uint32, on bool) Attr {
+	if on {
+		return Attr{flagMask: mask, flags: mask}
+	}
+	return Attr{flagMask: mask}
+}
+
+// Index is the index that a new link should have.
+func Index(index int) Attr { return Attr{index: index} }
+
+// Netns is the open namespace that a new link should be in.
+func Netns(ns *netns.NS) Attr {
+	return attr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(ns.Handle())))
+}
+
+// Lower is the index of the link that a new one sits on, in the namespace of the socket.
+func Lower(index int) Attr { return attr(unix.IFLA_LINK, nl.Uint32Attr(uint32(index))) }
+
+// TxQLen is the length of the transmit queue in frames; a macvtap sizes its ring by it.
+func TxQLen(frames int) Attr { return attr(unix.IFLA_TXQLEN, nl.Uint32Attr(uint32(frames))) }
 
 // NoIPv6Autoconf keeps the host from giving the link an IPv6 address of its
 // own: IFLA_INET6_ADDR_GEN_MODE is IN6_ADDR_GEN_MODE_NONE. It must be set
@@ -53,10 +82,40 @@ func BridgeSTP(on bool) Attr {
 	if on {
 		v = 1
 	}
-	return Attr{rta: nl.NewRtAttr(nl.IFLA_BR_STP_STATE, nl.Uint32Attr(v)), info: true}
+	return infoAttr(nl.IFLA_BR_STP_STATE, nl.Uint32Attr(v))
 }
 
 // BridgeAgeing is how long a new bridge remembers a MAC address, in seconds.
 func BridgeAgeing(seconds int) Attr {
-	return Attr{rta: nl.NewRtAttr(nl.IFLA_BR_AGEING_TIME, nl.Uint32Attr(uint32(seconds)*clockTick)), info: true}
+	return infoAttr(nl.IFLA_BR_AGEING_TIME, nl.Uint32Attr(uint32(seconds)*clockTick))
 }
+
+// MacvlanMode is MACVLAN_MODE_* of a new macvlan or macvtap (include/uapi/linux/if_link.h).
+func MacvlanMode(mode uint32) Attr { return infoAttr(unix.IFLA_MACVLAN_MODE, nl.Uint32Attr(mode)) }
+
+// MacvlanNoPromisc keeps a passthru macvlan from making its lower promiscuous (MACVLAN_FLAG_NOPROMISC).
+func MacvlanNoPromisc() Attr {
+	const flagNoPromisc = 1
+	return infoAttr(unix.IFLA_MACVLAN_FLAGS, nl.Uint16Attr(flagNoPromisc))
+}
+
+// MacvlanSources are the only senders that a macvlan in source mode hears: two
+// attributes, the operation (MACVLAN_MACADDR_SET) and the list.
+func MacvlanSources(macs []net.HardwareAddr) []Attr {
+	list := nl.NewRtAttr(unix.IFLA_MACVLAN_MACADDR_DATA, nil)
+	for _, mac := range macs {
+		list.AddRtAttr(unix.IFLA_MACVLAN_MACADDR, mac)
+	}
+	return []Attr{
+		infoAttr(unix.IFLA_MACVLAN_MACADDR_MODE, nl.Uint32Attr(nl.MACVLAN_MACADDR_SET)),
+		{rta: list, info: true},
+	}
+}
+
+// IPVlanMode is IPVLAN_MODE_* of a new ipvlan or ipvtap.
+func IPVlanMode(mode uint16) Attr { return infoAttr(unix.IFLA_IPVLAN_MODE, nl.Uint16Attr(mode)) }
+
+// IPVlanFlags are IPVLAN_F_* of a new ipvlan or ipvtap.
+func IPVlanFlags(flags uint16) Attr { return infoAttr(unix.IFLA_IPVLAN_FLAGS, nl.Uint16Attr(flags)) }
+
+func infoAttr(kind int, data []byte) Attr { return Attr{rta: nl.NewRtAttr(kind, data), info: true} }

@@ -21,12 +21,18 @@ type Link struct {
 	MTU      int // bytes
 	Up       bool
 	Carrier  bool
-	Master   int // index of the bridge or bond it belongs to; 0 for none
+	AllMulti bool // receives every multicast frame
+	TxQLen   int  // frames
+	Master   int  // index of the bridge or bond it belongs to; 0 for none
+	Lower    int  // index of the link that it sits on; 0 for none
+	LowerNS  int  // the kernel's id for the other netns that Lower is in; -1 where it is in the same
 	Stats    Stats
 
-	Port   *Port   // its port data, where its master is a bridge
-	Bridge *Bridge // where it is a bridge
-	Tun    *Tun    // where it is a tun or tap device
+	Port    *Port    // its port data, where its master is a bridge
+	Bridge  *Bridge  // where it is a bridge
+	Tun     *Tun     // where it is a tun or tap device
+	Macvlan *Macvlan // where it is a macvlan or macvtap
+	IPVlan  *IPVlan  // where it is an ipvlan or ipvtap
 }
 
 // Stats are the link's counters as the host sees them (struct rtnl_link_stats64).
@@ -83,6 +89,19 @@ type Tun struct {
 	Queues     int // attached and enabled
 }
 
+// Macvlan is the data of a macvlan or macvtap (IFLA_MACVLAN_*).
+type Macvlan struct {
+	Mode      uint32 // MACVLAN_MODE_*
+	NoPromisc bool
+	Sources   []net.HardwareAddr
+}
+
+// IPVlan is the data of an ipvlan or ipvtap (IFLA_IPVLAN_*).
+type IPVlan struct {
+	Mode  uint16 // IPVLAN_MODE_*
+	Flags uint16 // IPVLAN_F_*
+}
+
 // parseLink decodes an RTM_NEWLINK message.
 func parseLink(msg []byte) (*Link, error) {
 	if len(msg) < unix.SizeofIfInfomsg {
@@ -93,7 +112,10 @@ func parseLink(msg []byte) (*Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("netlink link message: %w", err)
 	}
-	l := &Link{Index: int(info.Index), Up: info.Flags&unix.IFF_UP != 0, Carrier: info.Flags&unix.IFF_LOWER_UP != 0}
+	l := &Link{
+		Index: int(info.Index), LowerNS: -1,
+		Up: info.Flags&unix.IFF_UP != 0, Carrier: info.Flags&unix.IFF_LOWER_UP != 0, AllMulti: info.Flags&unix.IFF_ALLMULTI != 0,
+	}
 	for _, a := range attrs {
 		v := a.Value
 		switch a.Attr.Type &^ unix.NLA_F_NESTED {
@@ -107,6 +129,12 @@ func parseLink(msg []byte) (*Link, error) {
 			l.MTU = int(u32(v))
 		case unix.IFLA_MASTER:
 			l.Master = int(u32(v))
+		case unix.IFLA_LINK:
+			l.Lower = int(u32(v))
+		case unix.IFLA_LINK_NETNSID:
+			l.LowerNS = int(int32(u32(v)))
+		case unix.IFLA_TXQLEN:
+			l.TxQLen = int(u32(v))
 		case unix.IFLA_STATS64:
 			l.Stats = parseStats(v)
 		case unix.IFLA_PROP_LIST:
@@ -144,6 +172,10 @@ func (l *Link) parseInfo(b []byte) {
 		l.Bridge = parseBridge(data)
 	case "tun":
 		l.Tun = parseTun(data)
+	case "macvlan", "macvtap":
+		l.Macvlan = parseMacvlan(data)
+	case "ipvlan", "ipvtap":
+		l.IPVlan = parseIPVlan(data)
 	}
 	if slaveKind == "bridge" {
 		l.Port = parsePort(slave)
@@ -195,6 +227,37 @@ func parseTun(b []byte) *Tun {
 		}
 	})
 	return t
+}
+
+func parseMacvlan(b []byte) *Macvlan {
+	m := &Macvlan{}
+	each(b, func(kind uint16, v []byte) {
+		switch kind {
+		case unix.IFLA_MACVLAN_MODE:
+			m.Mode = u32(v)
+		case unix.IFLA_MACVLAN_FLAGS:
+			m.NoPromisc = len(v) >= 2 && binary.NativeEndian.Uint16(v)&1 != 0
+		case unix.IFLA_MACVLAN_MACADDR_DATA:
+			each(v, func(_ uint16, mac []byte) {
+				m.Sources = append(m.Sources, append(net.HardwareAddr(nil), mac...))
+			})
+		}
+	})
+	return m
+}
+
+func parseIPVlan(b []byte) *IPVlan {
+	i := &IPVlan{}
+	each(b, func(kind uint16, v []byte) {
+		switch {
+		case len(v) < 2:
+		case kind == unix.IFLA_IPVLAN_MODE:
+			i.Mode = binary.NativeEndian.Uint16(v)
+		case kind == unix.IFLA_IPVLAN_FLAGS:
+			i.Flags = binary.NativeEndian.Uint16(v)
+		}
+	})
+	return i
 }
 
 // parseStats decodes the start of struct rtnl_link_stats64, which only grows at its end.

@@ -27,7 +27,14 @@ type Conn struct {
 
 // Open opens a socket in ns, which may be closed afterwards.
 func Open(ns *netns.NS) (*Conn, error) {
-	s, err := nl.GetNetlinkSocketAt(ns.Handle(), vnetns.None(), unix.NETLINK_ROUTE)
+	at := ns.Handle()
+	if ns.IsCurrent() {
+		at = vnetns.None() // entering a netns takes CAP_SYS_ADMIN, even the one that we are in
+	}
+	s, err := nl.GetNetlinkSocketAt(at, vnetns.None(), unix.NETLINK_ROUTE)
+	if err != nil && at.IsOpen() {
+		return nil, fmt.Errorf("open netlink in netns %s: %w (entering a netns needs CAP_SYS_ADMIN)", ns, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
@@ -56,14 +63,14 @@ func (c *Conn) linkRequest(kind, flags, index int, attrs []Attr) *nl.NetlinkRequ
 	msg.Index = int32(index)
 	req.AddData(msg)
 	for _, a := range attrs {
-		if a.up != nil {
-			msg.Change |= unix.IFF_UP
-			if *a.up {
-				msg.Flags |= unix.IFF_UP
-			}
-			continue
+		msg.Change |= a.flagMask
+		msg.Flags |= a.flags
+		if a.index != 0 {
+			msg.Index = int32(a.index)
 		}
-		req.AddData(a.rta)
+		if a.rta != nil {
+			req.AddData(a.rta)
+		}
 	}
 	return req
 }

@@ -1,0 +1,131 @@
+package macvtap
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"syscall"
+
+	"vmnet/internal/rtnl"
+)
+
+// The modes and flags by name (include/uapi/linux/if_link.h).
+var (
+	macvlanModes = map[string]uint32{"private": 1, "vepa": 2, "bridge": 4, "passthru": 8, "source": 16}
+	ipvlanModes  = map[string]uint16{"l2": 0, "l3": 1, "l3s": 2}
+	ipvlanFlags  = map[string]uint16{"": 0, "bridge": 0, "private": 1, "vepa": 2}
+)
+
+// Modes lists the modes of a kind, the usual one first.
+func Modes(kind Kind) []string {
+	if kind == IPVtap {
+		return []string{"l2", "l3", "l3s"}
+	}
+	return []string{"bridge", "vepa", "private", "passthru", "source"}
+}
+
+// ModeName names the mode that a link has; empty where it is neither macvlan nor ipvlan.
+func ModeName(l *rtnl.Link) string {
+	switch {
+	case l.Macvlan != nil:
+		for name, mode := range macvlanModes {
+			if mode == l.Macvlan.Mode {
+				return name
+			}
+		}
+	case l.IPVlan != nil:
+		for name, mode := range ipvlanModes {
+			if mode == l.IPVlan.Mode {
+				return name
+			}
+		}
+	}
+	return ""
+}
+
+// Validate checks what can be checked without asking the kernel again.
+func (cfg Config) Validate() error {
+	_, flag := ipvlanFlags[cfg.Flag]
+	switch {
+	case cfg.Kind != Macvtap && cfg.Kind != IPVtap:
+		return fmt.Errorf("kind %q: want macvtap or ipvtap", cfg.Kind)
+	case cfg.Lower == nil:
+		return errors.New("no lower device")
+	case !slices.Contains(Modes(cfg.Kind), cfg.Mode):
+		return fmt.Errorf("%s mode %q: want %s", cfg.Kind, cfg.Mode, strings.Join(Modes(cfg.Kind), ", "))
+	case !cfg.Lower.Up:
+		return fmt.Errorf("%w: nothing passes %s (ip link set %s up)", syscall.ENETDOWN, cfg.Lower.Name, cfg.Lower.Name)
+	case cfg.MTU > cfg.Lower.MTU:
+		return fmt.Errorf("MTU %d: %s carries at most %d bytes", cfg.MTU, cfg.Lower.Name, cfg.Lower.MTU)
+	case cfg.NoPromisc && cfg.Mode != "passthru":
+		return errors.New("nopromisc goes with mode passthru: the other modes never make the lower promiscuous")
+	case len(cfg.Sources) > 0 && cfg.Mode != "source":
+		return errors.New("source addresses go with mode source")
+	case cfg.Mode == "source" && len(cfg.Sources) == 0:
+		return errors.New("mode source hears only the senders that are named, and none is")
+	case !flag, cfg.Flag != "" && cfg.Kind != IPVtap:
+		return fmt.Errorf("flag %q: want bridge, private or vepa, of an ipvtap", cfg.Flag)
+	case cfg.Kind == IPVtap && cfg.MAC != nil:
+		return errors.New("an ipvtap has its lower's MAC, no other")
+	case cfg.Kind == IPVtap && len(cfg.Addrs) == 0:
+		return errors.New("an ipvtap delivers by IP address, and none is named")
+	case cfg.Kind == Macvtap && len(cfg.Addrs) > 0:
+		return errors.New("a macvtap needs no IP address: only an ipvtap delivers by it")
+	}
+	return nil
+}
+
+// explain adds who has the lower already, and what to do.
+func explain(nl *rtnl.Conn, err error, cfg Config) error {
+	switch {
+	case errors.Is(err, syscall.EPERM):
+		return fmt.Errorf("%w (needs CAP_NET_ADMIN)", err)
+	case errors.Is(err, syscall.EOPNOTSUPP):
+		return fmt.Errorf("%w (the kernel has no %s, or it is not loaded: modprobe %s)", err, cfg.Kind, cfg.Kind)
+	case errors.Is(err, syscall.EBUSY):
+		if master := masterOf(nl, cfg.Lower); master != "" {
+			return fmt.Errorf("%w (%s is a port of %s, and a device can be only one of port and lower: attach to that bridge instead)", err, cfg.Lower.Name, master)
+		}
+		return fmt.Errorf("%w (something else takes the frames of %s: Open vSwitch, a bond, or a macvtap where an ipvtap is wanted)", err, cfg.Lower.Name)
+	case errors.Is(err, syscall.EINVAL):
+		if holders := siblings(nl, cfg.Lower); holders != "" {
+			return fmt.Errorf("%w (passthru is for one device alone, and on %s there is %s)", err, cfg.Lower.Name, holders)
+		}
+		return fmt.Errorf("%w (passthru is for one device alone: is there another one on %s, in some netns?)", err, cfg.Lower.Name)
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("%w (something on %s has that MAC already)", err, cfg.Lower.Name)
+	}
+	return err
+}
+
+func masterOf(nl *rtnl.Conn, l *rtnl.Link) string {
+	if l.Master == 0 {
+		return ""
+	}
+	m, err := nl.LinkByIndex(l.Master)
+	if err != nil {
+		return ""
+	}
+	if m.Kind == "" || m.Kind == "bridge" {
+		return m.Name
+	}
+	return fmt.Sprintf("%s (%s)", m.Name, m.Kind)
+}
+
+// siblings names the other devices on the lower that its own netns shows.
+func siblings(nl *rtnl.Conn, lower *rtnl.Link) string {
+	var names []string
+	for _, kind := range []string{"macvtap", "macvlan"} {
+		links, err := nl.Links(kind, 0)
+		if err != nil {
+			continue
+		}
+		for _, l := range links {
+			if l.Lower == lower.Index && l.LowerNS < 0 {
+				names = append(names, l.Name)
+			}
+		}
+	}
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,127 @@
+package macvtap
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// OpenQueue opens one more queue; it is used by the kernel from then on.
+//
+// No udev and no node in /dev is needed: the device number is read from a sysfs that
+// shows the device's own netns, and a node is made on a tmpfs. Both are mounted
+// nowhere (fsmount(2)), so that neither /sys nor a nodev /run or /tmp nor
+// somebody else's /dev/tapN of the same index matters. It needs CAP_SYS_ADMIN and CAP_MKNOD.
+func (d *Device) OpenQueue() error {
+	if d.node == nil {
+		if err := d.ns.Do(d.makeNode); err != nil {
+			return fmt.Errorf("make a node for %s: %w", d.Link.Name, err)
+		}
+	}
+	var fd int
+	// From inside the netns: the queue's socket then pins it.
+	err := d.ns.Do(func() (err error) {
+		fd, err = unix.Open("/proc/thread-self/fd/"+strconv.Itoa(int(d.node.Fd())), unix.O_RDWR|unix.O_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("open a queue of %s: %w", d.Link.Name, err)
+	}
+	if err := setIff(fd); err != nil {
+		_ = unix.Close(fd)
+		return fmt.Errorf("TUNSETIFF on %s: %w", d.Link.Name, err)
+	}
+	d.queues = append(d.queues, os.NewFile(uintptr(fd), d.Link.Name))
+	return nil
+}
+
+// setIff sets the flags; the name is not looked at (tap_set_iff in drivers/net/tap.c).
+func setIff(fd int) error {
+	ifr, err := unix.NewIfreq("")
+	if err != nil {
+		return err
+	}
+	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_MULTI_QUEUE)
+	return unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
+}
+
+// makeNode runs in the device's netns.
+func (d *Device) makeNode() error {
+	dev, err := d.number()
+	if err != nil {
+		return err
+	}
+	dir, err := detachedMount("tmpfs")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	if err := unix.Mknodat(dir, "tap", unix.S_IFCHR|0o600, int(dev)); err != nil {
+		return fmt.Errorf("mknod: %w (needs CAP_MKNOD)", err)
+	}
+	node, err := unix.Openat(dir, "tap", unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	d.node = os.NewFile(uintptr(node), "tap node")
+	return nil
+}
+
+// number reads the character device's number from sysfs, whose path differs: macvtap/tapN
+// and ipvtap/tapN, where N is the interface index.
+func (d *Device) number() (uint64, error) {
+	sys, err := detachedMount("sysfs")
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(sys)
+	path := fmt.Sprintf("class/net/%s/%s/tap%d/dev", d.Link.Name, d.kind, d.Link.Index)
+	fd, err := unix.Openat(sys, path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("open sysfs %s: %w", path, err)
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	text := make([]byte, 32)
+	n, err := f.Read(text)
+	if err != nil {
+		return 0, err
+	}
+	return parseNumber(text[:n])
+}
+
+// parseNumber reads "MAJOR:MINOR\n".
+func parseNumber(text []byte) (uint64, error) {
+	major, minor, ok := bytes.Cut(bytes.TrimSpace(text), []byte(":"))
+	a, err1 := strconv.ParseUint(string(major), 10, 32)
+	b, err2 := strconv.ParseUint(string(minor), 10, 32)
+	if !ok || err1 != nil || err2 != nil {
+		return 0, fmt.Errorf("device number %q", text)
+	}
+	return unix.Mkdev(uint32(a), uint32(b)), nil
+}
+
+// detachedMount mounts a new file system of that kind nowhere and returns its root.
+// sysfs shows the netns of the calling thread.
+func detachedMount(kind string) (int, error) {
+	fsfd, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
+	if errors.Is(err, unix.ENOSYS) {
+		return -1, fmt.Errorf("fsopen %s: %w (needs Linux 5.2)", kind, err)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("fsopen %s: %w (needs CAP_SYS_ADMIN)", kind, err)
+	}
+	defer unix.Close(fsfd)
+	if err := unix.FsconfigCreate(fsfd); err != nil {
+		return -1, fmt.Errorf("create %s: %w (needs CAP_SYS_ADMIN)", kind, err)
+	}
+	root, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("mount %s: %w (needs CAP_SYS_ADMIN)", kind, err)
+	}
+	return root, nil
+}
