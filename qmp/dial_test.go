@@ -116,8 +116,10 @@ func TestDialFullBacklog(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = first.Close() }()
-	if _, err := Dial(within(t, 200*time.Millisecond), path); !errors.Is(err, ErrBusy) || !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("full backlog: %v", err)
+	waits := 0
+	d := Dialer{Waiting: func() { waits++ }}
+	if _, err := d.Dial(within(t, 2*patience), path); !errors.Is(err, ErrBusy) || !errors.Is(err, context.DeadlineExceeded) || waits != 1 {
+		t.Errorf("full backlog: %v, said %d times that it waits", err, waits)
 	}
 
 	// With room again, the retry gets in.
