@@ -28,6 +28,10 @@ type NIC struct {
 	Queues []*os.File // of one tap or macvtap, at least one; they stay the caller's
 	Vhosts []*os.File // none, or an open /dev/vhost-net for each queue; they stay the caller's
 
+	// Netns is none, or the network namespace that a macvtap is in. QEMU makes no use of
+	// it, but whoever looks for the device finds it there. It stays the caller's.
+	Netns []*os.File
+
 	Model   string            // QEMU's device model; empty: DefaultModel
 	MAC     net.HardwareAddr  // the guest's; nil: QEMU chooses
 	HostMTU int               // bytes, the MTU that a virtio guest is told and may not exceed; 0: none is told
@@ -48,6 +52,9 @@ func QueueName(deviceID string, i int) string { return deviceID + "-q" + strconv
 // VhostName is the getfd name of a NIC's i-th vhost fd.
 func VhostName(deviceID string, i int) string { return deviceID + "-vhost" + strconv.Itoa(i) }
 
+// NetnsName is the getfd name of a NIC's network namespace.
+func NetnsName(deviceID string) string { return deviceID + "-netns" }
+
 // ownProperties are set by NIC's other fields.
 var ownProperties = []string{"driver", "id", "netdev", "mac", "bus", "addr", "mq", "host_mtu"}
 
@@ -60,10 +67,12 @@ func (n NIC) Validate() error {
 		return fmt.Errorf("netdev id %q: a letter, then letters, digits, '-', '.' or '_'", n.Netdev)
 	case len(n.Queues) == 0 || len(n.Queues) > maxQueues:
 		return fmt.Errorf("%s has %d queues: 1 to %d are possible", n.ID, len(n.Queues), maxQueues)
-	case slices.Contains(n.Queues, nil) || slices.Contains(n.Vhosts, nil):
-		return fmt.Errorf("%s: a queue or vhost file is nil", n.ID)
+	case slices.Contains(n.Queues, nil) || slices.Contains(n.Vhosts, nil) || slices.Contains(n.Netns, nil):
+		return fmt.Errorf("%s: a queue, vhost or netns file is nil", n.ID)
 	case len(n.Vhosts) != 0 && len(n.Vhosts) != len(n.Queues):
 		return fmt.Errorf("%s has %d queues and %d vhost fds: each queue needs one, or none has", n.ID, len(n.Queues), len(n.Vhosts))
+	case len(n.Netns) > 1:
+		return fmt.Errorf("%s has %d netns: it can be in one", n.ID, len(n.Netns))
 	case len(n.Queues) > 1 && !n.virtio():
 		return fmt.Errorf("%s: model %s has one queue, only virtio has more", n.ID, n.model())
 	case n.MAC != nil && (len(n.MAC) != 6 || n.MAC[0]&1 != 0):

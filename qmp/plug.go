@@ -24,10 +24,10 @@ func (c *Conn) Plug(ctx context.Context, n NIC) error {
 
 // PlugSteps is [Conn.Plug] as a list, one step for each monitor command; a step's Text is the
 // command as it is sent. c may be nil where only the texts are wanted. The elements of
-// n.Queues and n.Vhosts are read when their step runs, so that steps before may open them.
+// n.Queues, n.Vhosts and n.Netns are read when their step runs, so that steps before may open them.
 //
-// The vhost fds come after the queues, so that they are given back before them: an undo
-// that is cut short leaves a tap, whose link tells what else is left.
+// The vhost fds come after the queues, and these after the netns, so that they are given back
+// before them: an undo that is cut short leaves a device, whose link tells what else is left.
 //
 // An Undo takes back only what its own Do may have done, so that a
 // NIC which has the same id already is not touched. After a crash, use [Conn.Rollback].
@@ -37,6 +37,9 @@ func (c *Conn) PlugSteps(n NIC) []step.Step {
 		Text: commandText("qom-list", map[string]any{"path": peripheral}),
 		Do:   func(ctx context.Context) error { return c.checkNew(ctx, n) },
 	}}
+	for i := range n.Netns {
+		steps = append(steps, c.getFDStep(NetnsName(n.ID), &n.Netns[i]))
+	}
 	for i := range n.Queues {
 		steps = append(steps, c.getFDStep(QueueName(n.ID, i), &n.Queues[i]))
 	}
@@ -147,6 +150,7 @@ func (c *Conn) Rollback(ctx context.Context, deviceID string, queues int) error 
 			errs = append(errs, unlessGone(c.undo(ctx, "closefd", fdName(name(deviceID, i)))))
 		}
 	}
+	errs = append(errs, unlessGone(c.undo(ctx, "closefd", fdName(NetnsName(deviceID)))))
 	return errors.Join(errs...)
 }
 

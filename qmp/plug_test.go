@@ -76,12 +76,12 @@ func target(r request) any {
 func testNIC(t *testing.T) NIC {
 	f := nullFile(t)
 	mac, _ := net.ParseMAC("52:54:00:00:00:01")
-	return NIC{ID: "n", Queues: []*os.File{f, f}, Vhosts: []*os.File{f, f}, MAC: mac, HostMTU: 1500, Bus: "port0", Addr: "1", Options: map[string]string{"mrg_rxbuf": "off"}}
+	return NIC{ID: "n", Queues: []*os.File{f, f}, Vhosts: []*os.File{f, f}, Netns: []*os.File{f}, MAC: mac, HostMTU: 1500, Bus: "port0", Addr: "1", Options: map[string]string{"mrg_rxbuf": "off"}}
 }
 
 var (
-	plugged  = []string{"qom-list", "getfd n-q0", "getfd n-q1", "getfd n-vhost0", "getfd n-vhost1", "netdev_add n-netdev", "device-list-properties", "device_add n"}
-	restored = []string{"netdev_del n-netdev", "closefd n-vhost1", "closefd n-vhost0", "closefd n-q1", "closefd n-q0"}
+	plugged  = []string{"qom-list", "getfd n-netns", "getfd n-q0", "getfd n-q1", "getfd n-vhost0", "getfd n-vhost1", "netdev_add n-netdev", "device-list-properties", "device_add n"}
+	restored = []string{"netdev_del n-netdev", "closefd n-vhost1", "closefd n-vhost0", "closefd n-q1", "closefd n-q0", "closefd n-netns"}
 )
 
 func TestPlugSteps(t *testing.T) {
@@ -92,6 +92,7 @@ func TestPlugSteps(t *testing.T) {
 	}
 	want := []row{
 		{"check n", `{"execute":"qom-list","arguments":{"path":"/machine/peripheral"}}`},
+		{"getfd n-netns", `{"execute":"getfd","arguments":{"fdname":"n-netns"}}`},
 		{"getfd n-q0", `{"execute":"getfd","arguments":{"fdname":"n-q0"}}`},
 		{"getfd n-q1", `{"execute":"getfd","arguments":{"fdname":"n-q1"}}`},
 		{"getfd n-vhost0", `{"execute":"getfd","arguments":{"fdname":"n-vhost0"}}`},
@@ -107,9 +108,9 @@ func TestPlugSteps(t *testing.T) {
 func TestPlugIsUndoneWhereverQEMURefuses(t *testing.T) {
 	for command, want := range map[string][]string{
 		"qom-list":               {"qom-list"},
-		"getfd":                  {"qom-list", "getfd n-q0", "closefd n-q0"},
-		"netdev_add":             slices.Concat(plugged[:6], restored),
-		"device-list-properties": slices.Concat(plugged[:7], restored),
+		"getfd":                  {"qom-list", "getfd n-netns", "closefd n-netns"},
+		"netdev_add":             slices.Concat(plugged[:7], restored),
+		"device-list-properties": slices.Concat(plugged[:8], restored),
 		"device_add":             slices.Concat(plugged, restored),
 	} {
 		t.Run(command, func(t *testing.T) {
@@ -195,8 +196,8 @@ func TestPlugWhileQEMUFallsSilent(t *testing.T) {
 		mute string
 		want []string
 	}{
-		{"getfd", []string{"qom-list", "getfd n-q0", "closefd n-q0"}},
-		{"netdev_add", slices.Concat(plugged[:6], restored)},
+		{"getfd", []string{"qom-list", "getfd n-netns", "closefd n-netns"}},
+		{"netdev_add", slices.Concat(plugged[:7], restored)},
 		{"device_add", slices.Concat(plugged, []string{"device_del n"}, restored)},
 	} {
 		t.Run(tc.mute, func(t *testing.T) {

@@ -19,7 +19,7 @@ const unplugRepeat = time.Second
 // repeated each second until the device has gone, the guest has refused ([ErrGuestRefused]),
 // or ctx has ended ([ErrUnplugTimeout], which also Is ctx's error). In both cases the NIC
 // goes on working, unless the guest gives in later; its netdev stays until
-// Unplug is called again, or [Conn.NetdevDel], which also takes the NIC's
+// Unplug is called again, or [Conn.Release], which also takes the NIC's
 // backend from under a guest that will not let go.
 //
 // progress, if not nil, is told each second how long the wait has been.
@@ -27,7 +27,16 @@ func (c *Conn) Unplug(ctx context.Context, deviceID string, progress func(elapse
 	if err := c.removeDevice(ctx, deviceID, progress); err != nil {
 		return err
 	}
-	return c.NetdevDel(ctx, NetdevID(deviceID))
+	return c.Release(ctx, deviceID)
+}
+
+// Release takes the backend from a NIC: its netdev, and the name of its netns. What is
+// not there is success. A device that is still there is dead from then on.
+func (c *Conn) Release(ctx context.Context, deviceID string) error {
+	if err := c.NetdevDel(ctx, NetdevID(deviceID)); err != nil {
+		return err
+	}
+	return c.CloseFD(ctx, NetnsName(deviceID))
 }
 
 // removeDevice is the device's half of Unplug.
