@@ -1,0 +1,104 @@
+package bench
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/bridge"
+	"vmnet/internal/netns"
+	"vmnet/internal/nstest"
+	"vmnet/internal/rtnl"
+	"vmnet/testvm"
+)
+
+// attaches is how many NICs each guest gets: machine pc has slots for 29.
+const attaches = 20
+
+// BenchmarkAttach gives standing guests (-S) NICs on one bridge, from the start of a
+// process to its end: `vmnet attach`, `virsh attach-interface`, and by hand, with
+// ip(8) and a monitor client that needs no process. `vmnet version` is what of it is
+// the start of a process.
+func BenchmarkAttach(b *testing.B) {
+	runtime.LockOSThread() // never unlocked: it and what it starts are in the lab's netns
+	l := newLab(b)
+	own := &Way{Name: "vmnet attach", Do: l.vmnet(l.guest("own"))}
+	ways := []*Way{own, {Name: "by hand", Do: l.byHand(l.guest("hand"))}, {Name: "vmnet version", Do: l.version}}
+	if _, err := exec.LookPath("libvirtd"); Available(b, "libvirt", err == nil, "apt install libvirt-daemon libvirt-clients") {
+		ways = append(ways, &Way{Name: "virsh attach-interface", Do: l.virsh("bench")})
+	}
+	for _, w := range ways {
+		if _, err := w.Do(attaches); err != nil { // the first reads the programs from disk
+			b.Fatalf("%s: %v", w.Name, err)
+		}
+	}
+	Turns(b, attaches, ways...)
+	Report(b, ways...)
+}
+
+// lab is a netns with br0, which the calling thread has entered.
+type lab struct {
+	*testing.B
+	ns      *netns.NS
+	dir     string
+	program string // vmnet
+}
+
+func newLab(b *testing.B) *lab {
+	testvm.Require(b)
+	l := &lab{B: b, ns: nstest.New(b), dir: b.TempDir()}
+	l.program = filepath.Join(l.dir, "vmnet")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", l.program, "vmnet/cmd/vmnet")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		b.Fatalf("%v: %s", err, out)
+	}
+	c, err := rtnl.Open(l.ns)
+	if err == nil {
+		err = bridge.Create(c, bridge.Config{Name: "br0"})
+		c.Close()
+	}
+	if err == nil {
+		err = unix.Setns(int(l.ns.Handle()), unix.CLONE_NEWNET)
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	return l
+}
+
+// guest starts a QEMU whose processors stand still.
+func (l *lab) guest(name string) *testvm.VM {
+	name += "-" + strconv.Itoa(os.Getpid())
+	return testvm.StartT(l.B, testvm.Config{Name: name, Paused: true, Netns: l.ns, Logf: func(string, ...any) {}})
+}
+
+func (l *lab) vmnet(vm *testvm.VM) func(int) (time.Duration, error) {
+	name := "own-" + strconv.Itoa(os.Getpid())
+	return func(i int) (time.Duration, error) {
+		return timed(l.program, "attach", "--vm", name, "--bridge", "br0", "--nic", fmt.Sprintf("net%d", i))
+	}
+}
+
+func (l *lab) version(int) (time.Duration, error) { return timed(l.program, "version") }
+
+// timed runs a command, from exec to its exit.
+func timed(args ...string) (time.Duration, error) {
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	start := time.Now()
+	out, err := cmd.CombinedOutput()
+	took := time.Since(start)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w: %s", testvm.ShellQuote(args), err, out)
+	}
+	return took, nil
+}
