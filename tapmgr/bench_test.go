@@ -135,8 +135,8 @@ func (s *site) steps() func(int) (time.Duration, error) {
 	s.ends = append(s.ends, m.Close, func() { _ = ns.Close() })
 	return func(i int) (time.Duration, error) {
 		s.enter()
-		a := plannedAttachment(m, s.br, s.spec(i))
-		s.ends = append(s.ends, func() { _ = a.tap.Close() })
+		a, side := plannedAttachment(m, s.br, s.spec(i))
+		s.ends = append(s.ends, func() { _ = side.close() })
 		start := time.Now()
 		err := step.Run(context.Background(), inStage(ErrLink, a.hostSteps()...), nil)
 		return time.Since(start), err
@@ -144,12 +144,12 @@ func (s *site) steps() func(int) (time.Duration, error) {
 }
 
 // plannedAttachment is what plan makes, without asking a guest.
-func plannedAttachment(m *Manager, br *rtnl.Link, s Spec) *attachment {
-	a := &attachment{m: m, spec: s, br: br, nic: qmp.NIC{Queues: make([]*os.File, s.Queues)}}
-	a.name, a.altName = InterfaceName(s.VM, s.NIC)
-	a.record = record{VM: s.VM, NIC: s.NIC, Bridge: s.Bridge, MAC: s.MAC, Model: s.Model, Queues: s.Queues, Phase: attaching}
-	a.alias, _ = a.record.encode()
-	return a
+func plannedAttachment(m *Manager, br *rtnl.Link, s Spec) (*attachment, *tapSide) {
+	side := &tapSide{m: m, spec: s, br: br}
+	side.name, side.altName = InterfaceName(s.VM, s.NIC)
+	a := &attachment{m: m, spec: s, side: side, nic: qmp.NIC{Queues: make([]*os.File, s.Queues)}}
+	a.record = record{VM: s.VM, NIC: s.NIC, Type: TypeTap, Source: s.Bridge, MAC: s.MAC, Model: s.Model, Queues: s.Queues, Phase: attaching}
+	return a, side
 }
 
 // bare is the floor: six system calls that leave the device as hostSteps does. The
@@ -158,12 +158,16 @@ func plannedAttachment(m *Manager, br *rtnl.Link, s Spec) *attachment {
 func (s *site) bare(i int) (time.Duration, error) {
 	s.enter()
 	spec := s.spec(i)
-	a := plannedAttachment(nil, s.br, spec)
-	name := rtnlAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(a.name))
-	settings := linkMessage(unix.RTM_SETLINK, 0, 0, name, rtnlAttr(unix.IFLA_IFALIAS, []byte(a.alias)),
+	a, side := plannedAttachment(nil, s.br, spec)
+	alias, err := a.record.encode()
+	if err != nil {
+		return 0, err
+	}
+	name := rtnlAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(side.name))
+	settings := linkMessage(unix.RTM_SETLINK, 0, 0, name, rtnlAttr(unix.IFLA_IFALIAS, []byte(alias)),
 		rtnlAttr(unix.IFLA_ADDRESS, hostMAC(spec.MAC)), rtnlAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(s.br.MTU))), noAutoconf())
 	port := linkMessage(unix.RTM_SETLINK, 0, unix.IFF_UP, name, rtnlAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(s.br.Index))))
-	ifr, err := unix.NewIfreq(a.name)
+	ifr, err := unix.NewIfreq(side.name)
 	if err != nil {
 		return 0, err
 	}

@@ -30,10 +30,15 @@ const attaches = 20
 func BenchmarkAttach(b *testing.B) {
 	runtime.LockOSThread() // never unlocked: it and what it starts are in the lab's netns
 	l := newLab(b)
-	own := &Way{Name: "vmnet attach", Do: l.vmnet(l.guest("own"))}
-	ways := []*Way{own, {Name: "by hand", Do: l.byHand(l.guest("hand"))}, {Name: "vmnet version", Do: l.version}}
-	if _, err := exec.LookPath("libvirtd"); Available(b, "libvirt", err == nil, "apt install libvirt-daemon libvirt-clients") {
-		ways = append(ways, &Way{Name: "virsh attach-interface", Do: l.virsh("bench")})
+	ways := []*Way{
+		{Name: "vmnet attach", Do: l.vmnet()},
+		{Name: "vmnet version", Do: func(int) (time.Duration, error) { return timed(l.program, "version") }},
+		{Name: "by hand", Do: l.byHand()},
+	}
+	_, noDaemon := exec.LookPath("libvirtd")
+	_, noClient := exec.LookPath("virsh")
+	if Available(b, "libvirt", noDaemon == nil && noClient == nil, "apt install libvirt-daemon libvirt-clients") {
+		ways = append(ways, &Way{Name: "virsh attach-interface", Do: l.virsh()})
 	}
 	for _, w := range ways {
 		if _, err := w.Do(attaches); err != nil { // the first reads the programs from disk
@@ -56,10 +61,8 @@ func newLab(b *testing.B) *lab {
 	testvm.Require(b)
 	l := &lab{B: b, ns: nstest.New(b), dir: b.TempDir()}
 	l.program = filepath.Join(l.dir, "vmnet")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", l.program, "vmnet/cmd/vmnet")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		b.Fatalf("%v: %s", err, out)
+	if _, err := timed("env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", l.program, "vmnet/cmd/vmnet"); err != nil {
+		b.Fatal(err)
 	}
 	c, err := rtnl.Open(l.ns)
 	if err == nil {
@@ -75,20 +78,19 @@ func newLab(b *testing.B) *lab {
 	return l
 }
 
-// guest starts a QEMU whose processors stand still.
-func (l *lab) guest(name string) *testvm.VM {
-	name += "-" + strconv.Itoa(os.Getpid())
-	return testvm.StartT(l.B, testvm.Config{Name: name, Paused: true, Netns: l.ns, Logf: func(string, ...any) {}})
+// guest starts a QEMU whose processors stand still, and returns its name and monitor.
+func (l *lab) guest(kind string) (name, monitor string) {
+	name = kind + "-" + strconv.Itoa(os.Getpid())
+	vm := testvm.StartT(l.B, testvm.Config{Name: name, Paused: true, Netns: l.ns, Logf: func(string, ...any) {}})
+	return name, vm.QMP
 }
 
-func (l *lab) vmnet(vm *testvm.VM) func(int) (time.Duration, error) {
-	name := "own-" + strconv.Itoa(os.Getpid())
+func (l *lab) vmnet() func(int) (time.Duration, error) {
+	name, _ := l.guest("own")
 	return func(i int) (time.Duration, error) {
 		return timed(l.program, "attach", "--vm", name, "--bridge", "br0", "--nic", fmt.Sprintf("net%d", i))
 	}
 }
-
-func (l *lab) version(int) (time.Duration, error) { return timed(l.program, "version") }
 
 // timed runs a command, from exec to its exit.
 func timed(args ...string) (time.Duration, error) {

@@ -7,18 +7,17 @@ import (
 	"fmt"
 	"net"
 	"time"
-
-	"vmnet/testvm"
 )
 
 // byHand is what one types without vmnet: a persistent tap by ip(8), then the monitor.
-func (l *lab) byHand(vm *testvm.VM) func(int) (time.Duration, error) {
+func (l *lab) byHand() func(int) (time.Duration, error) {
+	_, socket := l.guest("hand")
 	return func(i int) (time.Duration, error) {
 		tap := fmt.Sprintf("hand%d", i)
 		start := time.Now()
 		_, addErr := timed("ip", "tuntap", "add", "dev", tap, "mode", "tap", "vnet_hdr")
 		_, portErr := timed("ip", "link", "set", "dev", tap, "master", "br0", "up")
-		err := errors.Join(addErr, portErr, monitor(vm.QMP,
+		err := errors.Join(addErr, portErr, monitor(socket,
 			`{"execute": "qmp_capabilities"}`,
 			fmt.Sprintf(`{"execute": "netdev_add", "arguments": {"type": "tap", "id": "n%d", "ifname": %q, "script": "no", "downscript": "no"}}`, i, tap),
 			fmt.Sprintf(`{"execute": "device_add", "arguments": {"driver": "virtio-net-pci", "id": "d%d", "netdev": "n%d", "mac": "52:54:00:00:01:%02x"}}`, i, i, i)))

@@ -41,8 +41,8 @@ const libvirtDomain = `<domain type='qemu'>
 </domain>
 `
 
-// virsh starts libvirtd with a standing guest of that name.
-func (l *lab) virsh(domain string) func(int) (time.Duration, error) {
+// virsh starts libvirtd with a standing guest.
+func (l *lab) virsh() func(int) (time.Duration, error) {
 	l.libvirtd()
 	virsh := func(args ...string) (time.Duration, error) {
 		uri := "qemu+unix:///system?socket=" + filepath.Join(l.dir, "libvirt-sock")
@@ -66,7 +66,7 @@ func (l *lab) virsh(domain string) func(int) (time.Duration, error) {
 		l.Fatalf("%v\nlibvirtd said:\n%s", err, log)
 	}
 	return func(int) (time.Duration, error) {
-		return virsh("attach-interface", domain, "bridge", "br0", "--model", "virtio", "--live")
+		return virsh("attach-interface", "bench", "bridge", "br0", "--model", "virtio", "--live")
 	}
 }
 
