@@ -11,6 +11,7 @@
 package macvtap
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -75,7 +76,7 @@ type Device struct {
 // Create makes a device on cfg.Lower, which nl's namespace has. The device is down,
 // in a netns of its own. It needs CAP_NET_ADMIN, and CAP_SYS_ADMIN for the netns.
 func Create(nl *rtnl.Conn, cfg Config) (*Device, error) {
-	if err := cfg.Validate(); err != nil {
+	if err := cmp.Or(cfg.Validate(), cfg.checkLower()); err != nil {
 		return nil, err
 	}
 	ns, err := netns.New()
@@ -133,6 +134,12 @@ func (cfg Config) attrs() ([]rtnl.Attr, error) {
 	}
 	return attrs, nil
 }
+
+// NL is a netlink socket in the device's netns. It stays the Device's.
+func (d *Device) NL() *rtnl.Conn { return d.nl }
+
+// AddAltName gives the device one more name.
+func (d *Device) AddAltName(name string) error { return d.nl.AddAltName(d.Link.Index, name) }
 
 // Set changes settings of the device, in its own netns.
 func (d *Device) Set(attrs ...rtnl.Attr) error { return d.nl.Set(d.Link.Index, attrs...) }

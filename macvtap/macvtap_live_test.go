@@ -228,6 +228,11 @@ func TestLiveExplainedErrors(t *testing.T) {
 		t.Errorf("the same MAC: got %v", err)
 	}
 	w.ip("link", "set", "eth0", "down")
+	cfg = w.config()
+	cfg.MTU = 1501
+	if _, err := macvtap.Create(w.nl, cfg); err == nil || !strings.Contains(err.Error(), "at most 1500") {
+		t.Errorf("more than the lower carries: got %v", err)
+	}
 	w.read()
 	if _, err := macvtap.Create(w.nl, w.config()); !errors.Is(err, syscall.ENETDOWN) || !strings.Contains(err.Error(), "ip link set eth0 up") {
 		t.Errorf("lower down: got %v", err)
@@ -238,9 +243,7 @@ func TestValidate(t *testing.T) {
 	lower := &rtnl.Link{Name: "eth0", MTU: 1500, Up: true}
 	for want, change := range map[string]func(*macvtap.Config){
 		"want macvtap or ipvtap": func(c *macvtap.Config) { c.Kind = "tap" },
-		"no lower":               func(c *macvtap.Config) { c.Lower = nil },
 		`mode "l2"`:              func(c *macvtap.Config) { c.Mode = "l2" },
-		"at most 1500":           func(c *macvtap.Config) { c.MTU = 1501 },
 		"mode passthru":          func(c *macvtap.Config) { c.NoPromisc = true },
 		"mode source":            func(c *macvtap.Config) { c.Sources = []net.HardwareAddr{guestMAC} },
 		"none is":                func(c *macvtap.Config) { c.Mode = "source" },

@@ -44,20 +44,14 @@ func ModeName(l *rtnl.Link) string {
 	return ""
 }
 
-// Validate checks what can be checked without asking the kernel again.
+// Validate checks what can be checked without the kernel. The lower may be missing.
 func (cfg Config) Validate() error {
 	_, flag := ipvlanFlags[cfg.Flag]
 	switch {
 	case cfg.Kind != Macvtap && cfg.Kind != IPVtap:
 		return fmt.Errorf("kind %q: want macvtap or ipvtap", cfg.Kind)
-	case cfg.Lower == nil:
-		return errors.New("no lower device")
 	case !slices.Contains(Modes(cfg.Kind), cfg.Mode):
 		return fmt.Errorf("%s mode %q: want %s", cfg.Kind, cfg.Mode, strings.Join(Modes(cfg.Kind), ", "))
-	case !cfg.Lower.Up:
-		return fmt.Errorf("%w: nothing passes %s (ip link set %s up)", syscall.ENETDOWN, cfg.Lower.Name, cfg.Lower.Name)
-	case cfg.MTU > cfg.Lower.MTU:
-		return fmt.Errorf("MTU %d: %s carries at most %d bytes", cfg.MTU, cfg.Lower.Name, cfg.Lower.MTU)
 	case cfg.NoPromisc && cfg.Mode != "passthru":
 		return errors.New("nopromisc goes with mode passthru: the other modes never make the lower promiscuous")
 	case len(cfg.Sources) > 0 && cfg.Mode != "source":
@@ -72,6 +66,17 @@ func (cfg Config) Validate() error {
 		return errors.New("an ipvtap delivers by IP address, and none is named")
 	case cfg.Kind == Macvtap && len(cfg.Addrs) > 0:
 		return errors.New("a macvtap needs no IP address: only an ipvtap delivers by it")
+	}
+	return nil
+}
+
+// checkLower checks the lower as it was read.
+func (cfg Config) checkLower() error {
+	switch {
+	case !cfg.Lower.Up:
+		return fmt.Errorf("%w: nothing passes %s (ip link set %s up)", syscall.ENETDOWN, cfg.Lower.Name, cfg.Lower.Name)
+	case cfg.MTU > cfg.Lower.MTU:
+		return fmt.Errorf("MTU %d: %s carries at most %d bytes", cfg.MTU, cfg.Lower.Name, cfg.Lower.MTU)
 	}
 	return nil
 }

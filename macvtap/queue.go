@@ -5,10 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"vmnet/internal/netns"
+	"vmnet/internal/procfd"
+	"vmnet/internal/rtnl"
 )
+
+// nodeName is the node's on its tmpfs, and how /dev/tapN begins.
+const nodeName = "tap"
 
 // OpenQueue opens one more queue; it is used by the kernel from then on.
 //
@@ -60,10 +70,10 @@ func (d *Device) makeNode() error {
 		return err
 	}
 	defer unix.Close(dir)
-	if err := unix.Mknodat(dir, "tap", unix.S_IFCHR|0o600, int(dev)); err != nil {
+	if err := unix.Mknodat(dir, nodeName, unix.S_IFCHR|0o600, int(dev)); err != nil {
 		return fmt.Errorf("mknod: %w (needs CAP_MKNOD)", err)
 	}
-	node, err := unix.Openat(dir, "tap", unix.O_PATH|unix.O_CLOEXEC, 0)
+	node, err := unix.Openat(dir, nodeName, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
@@ -124,4 +134,31 @@ func detachedMount(kind string) (int, error) {
 		return -1, fmt.Errorf("mount %s: %w (needs CAP_SYS_ADMIN)", kind, err)
 	}
 	return root, nil
+}
+
+// QueuesOf lists which fds of a process are queues of a device that it holds, ascending.
+// ns is the device's namespace. The kernel tells it by the device number alone: the
+// node's path is gone.
+func QueuesOf(pid int, ns *netns.NS, l *rtnl.Link) ([]int, error) {
+	d := &Device{Link: l, ns: ns, kind: Kind(l.Kind)}
+	var dev uint64
+	err := ns.Do(func() (err error) { dev, err = d.number(); return err })
+	if err != nil {
+		return nil, err
+	}
+	var fds []int
+	procfd.Of(pid, func(f procfd.File) {
+		var st unix.Stat_t
+		if LooksLikeQueue(f) && unix.Stat(f.Path(), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == dev {
+			fds = append(fds, f.FD)
+		}
+	})
+	slices.Sort(fds)
+	return fds, nil
+}
+
+// LooksLikeQueue tells quickly whether a file may be a queue of a macvtap or ipvtap: its
+// node, which has no folder any more, or /dev/tapN.
+func LooksLikeQueue(f procfd.File) bool {
+	return strings.HasPrefix(f.Target, "/") && strings.HasPrefix(filepath.Base(f.Target), nodeName)
 }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"vmnet/macvtap"
 )
 
 // aliasPrefix begins the IFLA_IFALIAS of every link of ours.
@@ -28,15 +30,18 @@ const (
 // record is what a link's alias says: what the NIC should be. It is all that
 // vmnet remembers.
 type record struct {
-	VM, NIC string
-	Bridge  string
-	MAC     net.HardwareAddr
-	Model   string
-	Queues  int
-	Vhost   bool
-	MTU     int    // that the guest was told; 0 where it was not told
-	Options string // hash of the device options; empty for none
-	Phase   phase
+	VM, NIC  string
+	Type     string // TypeTap, "macvtap" or "ipvtap"
+	Source   string // the bridge or lower
+	Mode     string // of a macvtap or ipvtap
+	RxFilter string // of a macvtap or ipvtap
+	MAC      net.HardwareAddr
+	Model    string
+	Queues   int
+	Vhost    bool
+	MTU      int    // that the guest was told; 0 where it was not told
+	Options  string // hash of what else was asked for; empty for nothing
+	Phase    phase
 }
 
 // encode writes the alias. It fails where that would be too long.
@@ -50,7 +55,10 @@ func (r record) encode() (string, error) {
 	}
 	add("vm", r.VM)
 	add("nic", r.NIC)
-	add("bridge", r.Bridge)
+	add("type", r.Type)
+	add("source", r.Source)
+	add("mode", r.Mode)
+	add("rx", r.RxFilter)
 	add("mac", r.MAC.String())
 	add("model", r.Model)
 	add("queues", strconv.Itoa(r.Queues))
@@ -85,7 +93,8 @@ func parseAlias(alias string) (r record, ok bool) {
 			return record{}, false
 		}
 	}
-	return r, ValidVM(r.VM) == nil && ValidNIC(r.NIC) == nil && r.Queues >= 1 && len(r.MAC) == 6
+	known := r.Type == TypeTap || r.Type == string(macvtap.Macvtap) || r.Type == string(macvtap.IPVtap)
+	return r, known && ValidVM(r.VM) == nil && ValidNIC(r.NIC) == nil && r.Queues >= 1 && len(r.MAC) == 6
 }
 
 // set takes one field; false for a value that encode never writes.
@@ -96,8 +105,14 @@ func (r *record) set(key, value string) bool {
 		r.VM = value
 	case "nic":
 		r.NIC = value
-	case "bridge":
-		r.Bridge = value
+	case "type":
+		r.Type = value
+	case "source":
+		r.Source = value
+	case "mode":
+		r.Mode = value
+	case "rx":
+		r.RxFilter = value
 	case "mac":
 		r.MAC, err = net.ParseMAC(value)
 	case "model":
@@ -130,15 +145,17 @@ func escape(s string) string {
 	return b.String()
 }
 
-// optionsHash is what a record keeps of the device options: enough to see that
-// they differ.
-func optionsHash(options map[string]string) string {
-	if len(options) == 0 {
-		return ""
-	}
+// optionsHash is what a record keeps of the rest of a Spec: enough to see that two differ.
+func (s Spec) optionsHash() string {
 	var texts []string
-	for _, k := range slices.Sorted(maps.Keys(options)) {
-		texts = append(texts, k, options[k])
+	for _, k := range slices.Sorted(maps.Keys(s.DeviceOptions)) {
+		texts = append(texts, k, s.DeviceOptions[k])
+	}
+	if l := s.Lower; l != nil && (l.NoPromisc || l.Flag != "" || len(l.Sources)+len(l.Addrs) > 0) {
+		texts = append(texts, fmt.Sprint(l.NoPromisc, l.Flag, l.Sources, l.Addrs))
+	}
+	if len(texts) == 0 {
+		return ""
 	}
 	return shortHash(texts...)
 }

@@ -1,19 +1,17 @@
 package tapmgr
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"strings"
-	"syscall"
 	"time"
 
 	"vmnet/bridge"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
-	"vmnet/internal/tun"
 	"vmnet/qmp"
 	"vmnet/vhost"
 )
@@ -43,25 +41,24 @@ func (m *Manager) Attach(ctx context.Context, spec Spec) (Result, error) {
 }
 
 func (m *Manager) attach(ctx context.Context, spec Spec) (Result, error) {
+	a := &attachment{m: m, spec: spec, side: m.side(spec), record: record{
+		VM: spec.VM, NIC: spec.NIC, MAC: spec.MAC, Model: spec.Model, Options: spec.optionsHash(), Phase: attaching,
+	}}
 	// What is wrong on this side is told without waiting for the guest.
-	br, err := bridge.Get(m.nl, spec.Bridge)
-	if err != nil {
+	if err := a.side.plan(&a.record); err != nil {
 		return Result{}, in(ErrLink, err)
 	}
-	vm, err := m.open(ctx, spec.Target)
+	var err error
+	if a.vm, err = m.open(ctx, spec.Target); err != nil {
+		return Result{}, err
+	}
+	defer a.vm.Close()
+	there, err := a.existing(ctx)
 	if err != nil {
 		return Result{}, err
 	}
-	defer vm.Close()
-
-	a := &attachment{m: m, vm: vm, spec: spec, br: br}
-	link, err := a.existing(ctx)
-	if err != nil {
-		return Result{}, err
-	}
-	if link != nil {
-		a.link, a.record = link.Link, link.want
-		return a.result(false), nil
+	if there != nil {
+		return a.result(there, false), nil
 	}
 	if err := a.plan(ctx); err != nil {
 		return Result{}, err
@@ -69,7 +66,15 @@ func (m *Manager) attach(ctx context.Context, spec Spec) (Result, error) {
 	if err := m.run(ctx, a.steps()); err != nil {
 		return Result{}, err
 	}
-	return a.result(true), nil
+	return a.result(a.made, true), nil
+}
+
+// side is the host's side that a Spec asks for.
+func (m *Manager) side(spec Spec) hostSide {
+	if spec.Lower != nil {
+		return &lowerSide{m: m, spec: spec}
+	}
+	return &tapSide{m: m, spec: spec}
 }
 
 // attachment is one attach under way, while its guest is locked.
@@ -77,27 +82,23 @@ type attachment struct {
 	m    *Manager
 	vm   *vm
 	spec Spec
-	br   *rtnl.Link
+	side hostSide
 
 	// what plan decides
-	name, altName string
-	record        record
-	alias         string // while it is under way
-	nic           qmp.NIC
-	vhost         bool
-	notices       []string
-	left          *ours // what a crash left under our id
+	record  record // while it is under way
+	nic     qmp.NIC
+	notices []string
+	left    *ours // what a crash left under our id
 
 	// what the steps make
-	tap    *tun.Tap
-	link   *rtnl.Link
 	vhosts []*os.File
+	made   *ours
 }
 
 // existing returns the NIC of that id if it is there as asked for. It notes what is
 // there but not plugged, for the steps to take away.
 func (a *attachment) existing(ctx context.Context) (*ours, error) {
-	link, err := a.m.findByName(a.spec.VM, a.spec.NIC)
+	link, err := a.m.findFor(a.vm.pid, a.spec.VM, a.spec.NIC)
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +113,7 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 	}
 	switch {
 	case link == nil && device:
-		return nil, fmt.Errorf("%w: the guest has device %s, but there is no such tap here: it was attached in another netns, or the guest has not let go of a former one (vmnet detach --vm %s --nic %s)", ErrExist, deviceID(a.spec.NIC), a.spec.VM, a.spec.NIC)
+		return nil, fmt.Errorf("%w: the guest has device %s, but there is no such link here: it was attached in another netns, or the guest has not let go of a former one (vmnet detach --vm %s --nic %s)", ErrExist, deviceID(a.spec.NIC), a.spec.VM, a.spec.NIC)
 	case link == nil:
 		return nil, nil
 	case !device:
@@ -136,8 +137,18 @@ func (s Spec) differences(r record) []string {
 			diff = append(diff, fmt.Sprintf("%s is %v, asked for %v", what, is, want))
 		}
 	}
-	add("bridge", r.Bridge, s.Bridge)
-	add("MAC", r.MAC.String(), s.MAC.String())
+	if l := s.Lower; l != nil {
+		add("type", r.Type, string(l.Kind))
+		add("lower", r.Source, l.Device)
+		add("mode", r.Mode, l.Mode)
+		add("rx filter", r.RxFilter, l.RxFilter)
+	} else {
+		add("type", r.Type, TypeTap)
+		add("bridge", r.Source, s.Bridge)
+	}
+	if s.MAC != nil {
+		add("MAC", r.MAC.String(), s.MAC.String())
+	}
 	add("model", r.Model, s.Model)
 	if s.Queues != QueuesAuto {
 		add("queues", r.Queues, s.Queues)
@@ -148,8 +159,8 @@ func (s Spec) differences(r record) []string {
 	if s.MTU != 0 {
 		add("MTU", r.guestMTU(), s.MTU)
 	}
-	if r.Options != optionsHash(s.DeviceOptions) {
-		diff = append(diff, "the device options differ")
+	if r.Options != s.optionsHash() {
+		diff = append(diff, "its further options differ")
 	}
 	return diff
 }
@@ -172,32 +183,28 @@ func (r record) guestMTU() int {
 }
 
 // plan decides everything that the steps need; it changes nothing.
-func (a *attachment) plan(ctx context.Context) error {
-	s := a.spec
-	queues, err := a.queues(ctx)
-	if err != nil {
+func (a *attachment) plan(ctx context.Context) (err error) {
+	r := &a.record
+	if r.Queues, err = a.queues(ctx); err != nil {
 		return err
 	}
-	mtu, err := a.hostMTU()
-	if err != nil {
+	if r.MTU, err = a.guestMTU(); err != nil {
 		return in(ErrLink, err)
 	}
-	if a.vhost, err = a.useVhost(); err != nil {
+	if r.Vhost, err = a.useVhost(); err != nil {
 		return in(ErrLink, err)
 	}
-	a.name, a.altName = InterfaceName(s.VM, s.NIC)
-	a.record = record{
-		VM: s.VM, NIC: s.NIC, Bridge: s.Bridge, MAC: s.MAC, Model: s.Model, Queues: queues,
-		Vhost: a.vhost, MTU: mtu, Options: optionsHash(s.DeviceOptions), Phase: attaching,
-	}
-	if a.alias, err = a.record.encode(); err != nil {
+	if _, err := r.encode(); err != nil {
 		return in(ErrInvalid, err)
 	}
 	a.nic = qmp.NIC{
-		ID: deviceID(s.NIC), Model: s.Model, MAC: s.MAC, HostMTU: mtu, Queues: make([]*os.File, queues),
+		ID: deviceID(r.NIC), Model: r.Model, MAC: r.MAC, HostMTU: r.MTU, Queues: make([]*os.File, r.Queues),
 	}
-	if a.vhost {
-		a.nic.Vhosts = make([]*os.File, queues)
+	if r.Vhost {
+		a.nic.Vhosts = make([]*os.File, r.Queues)
+	}
+	if a.spec.Lower != nil {
+		a.nic.Netns = make([]*os.File, 1)
 	}
 	if err := a.place(ctx); err != nil {
 		return err
@@ -240,16 +247,14 @@ func (a *attachment) queues(ctx context.Context) (int, error) {
 	return max(1, min(cpus, MaxAutoQueues)), nil
 }
 
-// hostMTU is what the guest is told; 0 where it needs no telling. It is also the
+// guestMTU is what the guest is told; 0 where it needs no telling. It is also the
 // most that the guest can set later, so the usual one is not told.
-func (a *attachment) hostMTU() (int, error) {
-	mtu := a.br.MTU
-	if a.spec.MTU != 0 {
-		mtu = a.spec.MTU
-	}
+func (a *attachment) guestMTU() (int, error) {
+	most := a.side.maxMTU()
+	mtu := cmp.Or(a.spec.MTU, most)
 	switch {
-	case mtu > a.br.MTU:
-		return 0, fmt.Errorf("MTU %d: bridge %s carries at most %d bytes", mtu, a.br.Name, a.br.MTU)
+	case mtu > most:
+		return 0, fmt.Errorf("MTU %d: %s carries at most %d bytes", mtu, a.record.Source, most)
 	case mtu == ethernetMTU, !a.spec.virtio():
 		return 0, nil
 	}
@@ -273,21 +278,28 @@ func (a *attachment) useVhost() (bool, error) {
 }
 
 // result describes the NIC that is there now. After a dry run there is none.
-func (a *attachment) result(changed bool) Result {
+func (a *attachment) result(o *ours, changed bool) Result {
 	res := Result{Changed: changed, Notices: a.notices}
-	if a.link == nil {
+	if o == nil {
 		return res
 	}
-	res.NIC = describe(ours{a.link, a.record}, nil)
-	res.ForwardIn = bridge.ForwardsIn(a.link, a.br)
+	res.NIC = a.m.describe(*o)
+	tap, ok := a.side.(*tapSide)
+	if !ok {
+		return res
+	}
+	res.ForwardIn = bridge.ForwardsIn(o.Link, tap.br)
 	if res.ForwardIn > 0 {
-		res.Notices = append(res.Notices, fmt.Sprintf("%s is %s, forwards in about %.0f s (%s runs STP)", a.link.Name, a.link.Port.State, res.ForwardIn.Seconds(), a.br.Name))
+		res.Notices = append(res.Notices, fmt.Sprintf("%s is %s, forwards in about %.0f s (%s runs STP)", o.Name, o.Port.State, res.ForwardIn.Seconds(), tap.br.Name))
 	}
 	return res
 }
 
-// WaitForwarding waits until the NIC's bridge port forwards.
+// WaitForwarding waits until the NIC's bridge port forwards. What is on no bridge does so at once.
 func (m *Manager) WaitForwarding(ctx context.Context, nic NIC) error {
+	if nic.Type != TypeTap {
+		return nil
+	}
 	for {
 		l, err := m.nl.Link(nic.Interface)
 		if err != nil {
@@ -306,9 +318,6 @@ func (m *Manager) WaitForwarding(ctx context.Context, nic NIC) error {
 		}
 	}
 }
-
-// noIPv6 tells that the kernel runs no IPv6, so that there is nothing to switch off.
-func noIPv6(err error) bool { return errors.Is(err, syscall.EAFNOSUPPORT) }
 
 // inStage makes the errors of all steps Is the stage.
 func inStage(stage error, steps ...step.Step) []step.Step {

@@ -4,12 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
-	"vmnet/bridge"
-	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
-	"vmnet/internal/tun"
 	"vmnet/vhost"
 )
 
@@ -33,116 +29,31 @@ func (a *attachment) releaseStep() step.Step {
 	}
 }
 
-// hostSteps make the tap, put it on the bridge, and open vhost-net.
+// hostSteps make the device and open vhost-net.
 func (a *attachment) hostSteps() []step.Step {
-	list := []step.Step{a.tapStep()}
-	for i := 1; i < a.record.Queues; i++ {
-		list = append(list, step.Step{
-			Name: fmt.Sprintf("queue %d", i),
-			Text: fmt.Sprintf("open %s; TUNSETIFF %s: queue %d", tun.Device, a.name, i),
-			Do:   func(context.Context) error { return a.openQueue() },
-		})
+	alias, _ := a.record.encode() // plan has tried it
+	list := a.side.steps(alias, a.record.Queues)
+	for i := range list {
+		do := list[i].Do
+		list[i].Do = func(ctx context.Context) error {
+			if err := do(ctx); err != nil {
+				return err
+			}
+			a.take()
+			return nil
+		}
 	}
-	list = append(list, a.settingsStep())
-	if a.altName != "" {
-		list = append(list, a.altNameStep())
-	}
-	list = append(list, a.portStep())
 	for i := range a.nic.Vhosts {
 		list = append(list, a.vhostStep(i))
 	}
 	return list
 }
 
-// undoWait bounds how long an undo watches for the tap to go: it goes at once, unless
-// QEMU does not answer and so still holds it.
-const undoWait = time.Second
-
-func (a *attachment) tapStep() step.Step {
-	flags := "IFF_TAP|IFF_NO_PI|IFF_VNET_HDR|IFF_TUN_EXCL"
-	if a.record.Queues > 1 {
-		flags += "|IFF_MULTI_QUEUE"
-	}
-	return step.Step{
-		Name: "tap",
-		Text: fmt.Sprintf("open %s; TUNSETIFF %s %s", tun.Device, a.name, flags),
-		Do: func(context.Context) (err error) {
-			a.tap, err = tun.Create(a.m.ns, a.name, a.record.Queues > 1)
-			if err != nil {
-				return a.explainTaken(err)
-			}
-			copy(a.nic.Queues, a.tap.Queues())
-			a.link, err = a.m.nl.Link(a.name)
-			return err
-		},
-		// Closing our queues removes the tap, once QEMU has given back its own.
-		Undo: func(ctx context.Context) error {
-			if a.tap == nil {
-				return nil
-			}
-			err := a.tap.Close()
-			if a.link == nil {
-				return err
-			}
-			ctx, cancel := context.WithTimeout(ctx, undoWait)
-			defer cancel()
-			return errors.Join(err, a.m.waitGone(ctx, a.link.Index))
-		},
-	}
-}
-
-// explainTaken tells who has the name.
-func (a *attachment) explainTaken(err error) error {
-	l, readErr := a.m.nl.Link(a.name)
-	if readErr != nil {
-		return err
-	}
-	owner := "which vmnet did not make"
-	if r, ok := parseAlias(l.Alias); ok {
-		owner = fmt.Sprintf("which is %s/%s", r.VM, r.NIC)
-	}
-	return fmt.Errorf("%w: %w: interface %s, %s (use another --nic)", ErrExist, err, l.Name, owner)
-}
-
-func (a *attachment) openQueue() error {
-	if err := a.tap.AddQueue(); err != nil {
-		return err
-	}
-	copy(a.nic.Queues, a.tap.Queues())
-	return nil
-}
-
-// settingsStep comes before the tap's fds go anywhere, so that whoever finds the
-// link can tell whose it is.
-func (a *attachment) settingsStep() step.Step {
-	mac := hostMAC(a.spec.MAC)
-	return step.Step{
-		Name: "settings",
-		Text: fmt.Sprintf("RTM_SETLINK %s: address %s, mtu %d, inet6 addr_gen_mode none, alias %q", a.name, mac, a.br.MTU, a.alias),
-		Do: func(context.Context) error {
-			attrs := []rtnl.Attr{rtnl.Alias(a.alias), rtnl.MAC(mac), rtnl.MTU(a.br.MTU)}
-			err := a.m.nl.Set(a.link.Index, append(attrs, rtnl.NoIPv6Autoconf())...)
-			if noIPv6(err) {
-				err = a.m.nl.Set(a.link.Index, attrs...)
-			}
-			return err
-		},
-	}
-}
-
-func (a *attachment) altNameStep() step.Step {
-	return step.Step{
-		Name: "altname",
-		Text: fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", a.name, a.altName),
-		Do:   func(context.Context) error { return a.m.nl.AddAltName(a.link.Index, a.altName) },
-	}
-}
-
-func (a *attachment) portStep() step.Step {
-	return step.Step{
-		Name: "port",
-		Text: fmt.Sprintf("RTM_SETLINK %s: master %s, up", a.name, a.br.Name),
-		Do:   func(context.Context) error { return bridge.AddPort(a.m.nl, a.br, a.link) },
+// take tells the hand-over which fds are open by now.
+func (a *attachment) take() {
+	copy(a.nic.Queues, a.side.queues())
+	for i := range a.nic.Netns {
+		a.nic.Netns[i] = a.side.netns()
 	}
 }
 
@@ -172,40 +83,32 @@ func (a *attachment) closeVhosts() error {
 	return errors.Join(errs...)
 }
 
-// closeStep leaves the tap to QEMU: from here on it lives as long as QEMU holds it.
+// closeStep leaves the device to QEMU: from here on it lives as long as QEMU holds it.
 func (a *attachment) closeStep() step.Step {
 	return step.Step{
 		Name: "close",
 		Text: "close our copies of the fds",
-		Do:   func(context.Context) error { return errors.Join(a.tap.Close(), a.closeVhosts()) },
+		Do:   func(context.Context) error { return errors.Join(a.side.close(), a.closeVhosts()) },
 	}
 }
 
 // verifyStep reads back from the kernel what should be, and only then says in
 // the alias that the NIC is plugged.
 func (a *attachment) verifyStep() step.Step {
-	a.record.Phase = plugged
-	alias, err := a.record.encode()
+	r := a.record
+	r.Phase = plugged
+	alias, _ := r.encode() // shorter than the one that plan has tried
 	return step.Step{
 		Name: "verify",
-		Text: fmt.Sprintf("RTM_GETLINK %s: is it there, up and on %s; RTM_SETLINK: alias %q", a.name, a.br.Name, alias),
+		Text: fmt.Sprintf("read the device back; RTM_SETLINK: alias %q", alias),
 		Do: func(context.Context) error {
+			made, err := a.side.verify(a.vm.pid, alias)
 			if err != nil {
-				return err
+				return in(ErrLink, err)
 			}
-			l, err := a.m.nl.LinkByIndex(a.link.Index)
-			if err != nil {
-				return in(ErrHandover, fmt.Errorf("the tap is gone, QEMU did not keep it: %w", err))
-			}
-			if l.Master != a.br.Index || !l.Up {
-				return in(ErrLink, fmt.Errorf("somebody changed %s meanwhile: up is %v, its bridge was changed: %v", l.Name, l.Up, l.Master != a.br.Index))
-			}
-			a.link = l
-			attrs := []rtnl.Attr{rtnl.Alias(alias)}
-			if want := hostMAC(a.spec.MAC); l.MAC.String() != want.String() {
-				attrs = append(attrs, rtnl.MAC(want)) // udev's MACAddressPolicy was quicker
-			}
-			return a.m.nl.Set(l.Index, attrs...)
+			made.want = r
+			a.made = made
+			return nil
 		},
 	}
 }

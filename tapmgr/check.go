@@ -6,6 +6,8 @@ import (
 	"strconv"
 
 	"vmnet/bridge"
+	"vmnet/internal/rtnl"
+	"vmnet/macvtap"
 )
 
 // Difference is one thing that is not as it should be.
@@ -28,16 +30,16 @@ type Checked struct {
 // Check compares what every NIC should be, which its alias says, with what it is:
 // in the kernel, and in the guest where its monitor is free.
 func (m *Manager) Check(ctx context.Context) (Checked, error) {
-	links, held, err := m.inventory()
+	links, err := m.inventory()
 	if err != nil {
 		return Checked{}, err
 	}
-	c := &checker{m: m, held: held, Checked: Checked{Differences: []Difference{}, Notices: []string{}}}
+	c := &checker{m: m, Checked: Checked{Differences: []Difference{}, Notices: []string{}}}
 	byVMM := map[int][]ours{}
 	for _, o := range links {
 		c.NICs++
 		if c.host(o) {
-			if pid := held.vmm(o.Name); pid != 0 {
+			if pid := o.vmm(); pid != 0 {
 				byVMM[pid] = append(byVMM[pid], o)
 			}
 		}
@@ -49,8 +51,7 @@ func (m *Manager) Check(ctx context.Context) (Checked, error) {
 }
 
 type checker struct {
-	m    *Manager
-	held *holders
+	m *Manager
 	Checked
 }
 
@@ -63,10 +64,10 @@ func (c *checker) compare(o ours, what, want, found string) {
 // host compares the link; the result is false where the guest need not be asked.
 func (c *checker) host(o ours) bool {
 	switch {
-	case c.held.none(o.Name):
+	case o.unheld():
 		c.compare(o, "holder", "a guest", "nobody: it is left over")
 		return false
-	case o.want.Phase == attaching && c.held.stranger(o.Name) != 0:
+	case o.want.Phase == attaching && o.stranger() != 0:
 		c.Notices = append(c.Notices, fmt.Sprintf("%s/%s is being attached", o.want.VM, o.want.NIC))
 		return false
 	case o.want.Phase == attaching:
@@ -75,16 +76,38 @@ func (c *checker) host(o ours) bool {
 		c.compare(o, "detach", "done", "the guest has not let go of it")
 		return true
 	}
-	c.compare(o, "bridge", o.want.Bridge, c.m.masterName(o.Link))
 	c.compare(o, "link", "up", upDown(o.Up))
-	c.compare(o, "host MAC", hostMAC(o.want.MAC).String(), o.MAC.String())
-	if br, err := bridge.Get(c.m.nl, o.want.Bridge); err == nil {
-		c.compare(o, "MTU", strconv.Itoa(br.MTU), strconv.Itoa(o.MTU))
+	if o.want.Type == TypeTap {
+		c.tap(o)
+	} else {
+		c.macvtap(o)
 	}
-	if h := c.held.of(o.Name); len(h) > 0 {
-		c.compare(o, "queues", strconv.Itoa(o.want.Queues), strconv.Itoa(len(h[0].FDs)))
+	if len(o.holders) > 0 {
+		c.compare(o, "queues", strconv.Itoa(o.want.Queues), strconv.Itoa(len(o.holders[0].FDs)))
 	}
 	return true
+}
+
+func (c *checker) tap(o ours) {
+	c.compare(o, "bridge", o.want.Source, c.m.masterName(o.Link))
+	c.compare(o, "host MAC", hostMAC(o.want.MAC).String(), o.MAC.String())
+	if br, err := bridge.Get(c.m.nl, o.want.Source); err == nil {
+		c.compare(o, "MTU", strconv.Itoa(br.MTU), strconv.Itoa(o.MTU))
+	}
+}
+
+func (c *checker) macvtap(o ours) {
+	c.compare(o, "lower", o.want.Source, c.m.lowerName(&o))
+	c.compare(o, "mode", o.want.Mode, macvtap.ModeName(o.Link))
+	c.compare(o, "host MAC", o.want.MAC.String(), o.MAC.String())
+	c.compare(o, "rx filter", o.want.RxFilter, rxFilter(o.Link))
+}
+
+func rxFilter(l *rtnl.Link) string {
+	if l.AllMulti {
+		return RxAllMulti
+	}
+	return RxNone
 }
 
 func upDown(up bool) string {

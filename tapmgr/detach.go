@@ -78,21 +78,17 @@ func (d *detachment) wentWithGuest(ctx context.Context) bool {
 	if _, err := qemu.ByPID(d.vm.pid); !errors.Is(err, qemu.ErrNotFound) {
 		return false
 	}
-	return d.link == nil || d.m.waitGone(ctx, d.link.Index) == nil
+	return d.link == nil || d.m.waitGone(ctx, d.link) == nil
 }
 
 // openHolder opens the guest that holds the link, which is surer than one of
 // that name; without a link, or where no holder is seen, the one that is named.
 func (m *Manager) openHolder(ctx context.Context, t Target, link *ours) (*vm, error) {
 	if link != nil && t.PID == 0 && t.QMP == "" {
-		held, err := m.holders()
-		if err != nil {
-			return nil, err
-		}
-		if held.none(link.Name) {
+		if link.unheld() {
 			return nil, fmt.Errorf("%w: nobody holds %s", qemu.ErrNotFound, link.Name)
 		}
-		t.PID = held.vmm(link.Name)
+		t.PID = link.vmm()
 	}
 	return m.open(ctx, t)
 }
@@ -112,11 +108,11 @@ func (m *Manager) deleteStep(o *ours) step.Step {
 		Name: "delete",
 		Text: fmt.Sprintf("RTM_DELLINK %s, which nobody holds", o.Name),
 		Do: func(ctx context.Context) error {
-			held, err := m.holders()
-			if err != nil {
+			now, err := m.find(o.want.VM, o.want.NIC)
+			if err != nil || now == nil {
 				return err
 			}
-			if !held.none(o.Name) { // QEMU would spin on a tap that is deleted under it
+			if !now.unheld() || o.in != nil { // QEMU would spin on a tap that is deleted under it
 				return fmt.Errorf("%w: interface %s", ErrInUse, o.Name)
 			}
 			return m.nl.Delete(o.Index)
@@ -156,7 +152,7 @@ func (d *detachment) blindStep() step.Step {
 	return step.Step{
 		Name: "netdev_del",
 		Text: fmt.Sprintf("neither link nor device is there: netdev_del %s, if that is", netdev),
-		Do:   func(ctx context.Context) error { return in(ErrHandover, d.vm.NetdevDel(ctx, netdev)) },
+		Do:   func(ctx context.Context) error { return in(ErrHandover, d.vm.Release(ctx, deviceID(d.spec.NIC))) },
 	}
 }
 
@@ -187,13 +183,13 @@ func (d *detachment) markStep() step.Step {
 			if err != nil {
 				return err
 			}
-			return d.m.nl.Set(d.link.Index, rtnl.Alias(alias))
+			return d.m.set(d.link, rtnl.Alias(alias))
 		},
 		Undo: func(context.Context) error {
 			if d.asked {
 				return nil
 			}
-			return gone(d.m.nl.Set(d.link.Index, rtnl.Alias(former)))
+			return gone(d.m.set(d.link, rtnl.Alias(former)))
 		},
 	}
 }
@@ -219,7 +215,7 @@ func (d *detachment) goneStep() step.Step {
 	return step.Step{
 		Name: "gone",
 		Text: fmt.Sprintf("wait until %s is gone", d.link.Name),
-		Do:   func(ctx context.Context) error { return d.m.waitGone(ctx, d.link.Index) },
+		Do:   func(ctx context.Context) error { return d.m.waitGone(ctx, d.link) },
 	}
 }
 
@@ -237,7 +233,11 @@ func (d *detachment) forceSteps() []step.Step {
 			Name: "cut",
 			Text: fmt.Sprintf("RTM_SETLINK %s: down, no master", l.Name),
 			Do: func(context.Context) error {
-				return errors.Join(d.m.nl.Set(l.Index, rtnl.Up(false)), bridge.RemovePort(d.m.nl, l.Link))
+				err := d.m.set(l, rtnl.Up(false))
+				if l.Port != nil {
+					err = errors.Join(err, bridge.RemovePort(d.m.nl, l.Link))
+				}
+				return err
 			},
 		})
 	}
@@ -248,7 +248,7 @@ func (d *detachment) forceSteps() []step.Step {
 			if err := d.vm.RequestUnplug(ctx, id); err != nil {
 				return in(ErrHandover, err)
 			}
-			return in(ErrHandover, d.vm.NetdevDel(ctx, qmp.NetdevID(id)))
+			return in(ErrHandover, d.vm.Release(ctx, id))
 		},
 	}, step.Step{
 		Name: "left",
@@ -261,7 +261,7 @@ func (d *detachment) tellLeft(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, forceWait)
 	defer cancel()
 	if d.link != nil {
-		if err := d.m.waitGone(ctx, d.link.Index); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		if err := d.m.waitGone(ctx, d.link); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 			return err
 		} else if err != nil {
 			d.notices = append(d.notices, fmt.Sprintf("%s stays, down and on no bridge, until the guest lets go of the device", d.link.Name))
@@ -283,14 +283,12 @@ func (m *Manager) release(ctx context.Context, vm *vm, o *ours) error {
 	if err := vm.Rollback(ctx, deviceID(o.want.NIC), o.want.Queues); err != nil {
 		return err
 	}
-	held, err := m.holders()
-	if err != nil {
+	if now, err := m.find(o.want.VM, o.want.NIC); err != nil {
 		return err
-	}
-	if o.Tun != nil && o.Tun.Persist && held.none(o.Name) {
-		return gone(m.nl.Delete(o.Index))
+	} else if now != nil && now.unheld() {
+		return gone(m.nl.Delete(o.Index)) // a persistent one
 	}
 	ctx, cancel := context.WithTimeout(ctx, releaseWait)
 	defer cancel()
-	return m.waitGone(ctx, o.Index)
+	return m.waitGone(ctx, o)
 }

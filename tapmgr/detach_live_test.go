@@ -101,7 +101,7 @@ func TestLiveLeftOverTapIsRemoved(t *testing.T) {
 		h.ip("tuntap", "add", "dead-net0", "mode", "tap")
 		l, err := h.nl.Link("dead-net0")
 		if err == nil {
-			err = h.nl.Set(l.Index, rtnl.Alias("vmnet vm=dead nic=net0 bridge=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1"))
+			err = h.nl.Set(l.Index, rtnl.Alias("vmnet vm=dead nic=net0 type=tap source=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1"))
 		}
 		if err != nil {
 			t.Fatal(err)

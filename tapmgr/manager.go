@@ -130,59 +130,6 @@ func explainMonitor(err error) error {
 	return err
 }
 
-// ours is a link that carries our alias.
-type ours struct {
-	*rtnl.Link
-	want record // as its alias says
-}
-
-// links lists the links that are ours, in no order.
-func (m *Manager) links() ([]ours, error) {
-	all, err := m.nl.Links("tun", 0)
-	if err != nil {
-		return nil, err
-	}
-	var found []ours
-	for _, l := range all {
-		if r, ok := parseAlias(l.Alias); ok {
-			found = append(found, ours{l, r})
-		}
-	}
-	return found, nil
-}
-
-// find returns the link of a guest's NIC, or nil: by its name, and where it is
-// not called that, among all.
-func (m *Manager) find(vm, nic string) (*ours, error) {
-	if o, err := m.findByName(vm, nic); o != nil || err != nil {
-		return o, err
-	}
-	all, err := m.links()
-	for _, o := range all {
-		if o.want.VM == vm && o.want.NIC == nic {
-			return &o, err
-		}
-	}
-	return nil, err
-}
-
-// findByName is find for the name alone, whose cost does not grow with the
-// number of links.
-func (m *Manager) findByName(vm, nic string) (*ours, error) {
-	name, _ := InterfaceName(vm, nic)
-	l, err := m.nl.Link(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	if r, ok := parseAlias(l.Alias); ok && r.VM == vm && r.NIC == nic {
-		return &ours{l, r}, nil
-	}
-	return nil, nil
-}
-
 // monitorTimeout is the cause of giving up on a monitor where no limit was asked for.
 func monitorTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, monitorWait, fmt.Errorf("no answer within %v: %w", monitorWait, context.DeadlineExceeded))
@@ -190,24 +137,6 @@ func monitorTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
 
 // pollEvery is how often the kernel is asked for something that has no event we could wait for.
 const pollEvery = 5 * time.Millisecond
-
-// waitGone waits until the link of that index is gone.
-func (m *Manager) waitGone(ctx context.Context, index int) error {
-	for {
-		l, err := m.nl.LinkByIndex(index)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("interface %s is still %w: it goes when QEMU answers and lets go of it, or by vmnet reconcile: %w", l.Name, ErrInUse, context.Cause(ctx))
-		case <-time.After(pollEvery):
-		}
-	}
-}
 
 // gone makes success of an error that tells that the link is not there any more.
 func gone(err error) error {

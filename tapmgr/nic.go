@@ -1,19 +1,15 @@
 package tapmgr
 
-import (
-	"slices"
-	"strings"
-
-	"vmnet/internal/rtnl"
-)
+import "vmnet/internal/rtnl"
 
 // NIC is one NIC of a guest as it is. Its JSON keys are stable.
 type NIC struct {
 	VM        string `json:"vm"`
 	ID        string `json:"nic"`
 	Interface string `json:"interface"`
-	Type      string `json:"type"`   // "tap"
-	Source    string `json:"source"` // the bridge that it belongs on
+	Type      string `json:"type"`           // "tap", "macvtap" or "ipvtap"
+	Source    string `json:"source"`         // the bridge that it belongs on, or its lower
+	Mode      string `json:"mode,omitempty"` // of a macvtap or ipvtap
 	Model     string `json:"model"`
 	MAC       string `json:"mac"` // the guest's
 	Queues    int    `json:"queues"`
@@ -23,8 +19,8 @@ type NIC struct {
 	PID       int    `json:"pid,omitempty"` // of the process that holds it; 0 where none is seen
 }
 
-// State says in one word how a NIC is: its bridge port's state, or what keeps
-// it from having one.
+// State says in one word how a NIC is: its bridge port's state, or what else
+// there is to say.
 type State string
 
 // States besides those of a bridge port.
@@ -35,80 +31,67 @@ const (
 	LeftOver   State = "left-over"  // nobody holds it: vmnet reconcile
 	NoBridge   State = "no-bridge"  // it is on none
 	Down       State = "down"
+	NoCarrier  State = "no-carrier" // its lower has no link
+	Up         State = "up"         // a macvtap or ipvtap, which has no port
 )
 
-// TypeTap is the only type of NIC so far.
+// TypeTap is the type of a NIC on a bridge; the others are those of package macvtap.
 const TypeTap = "tap"
 
 // List returns the NICs of all guests, or of one where vm is not empty, by
 // guest and id. It opens no monitor, so it never waits for anybody.
 func (m *Manager) List(vm string) ([]NIC, error) {
-	links, held, err := m.inventory()
+	links, err := m.inventory()
 	if err != nil {
 		return nil, err
 	}
 	nics := []NIC{}
 	for _, o := range links {
 		if vm == "" || o.want.VM == vm {
-			nics = append(nics, describe(o, held))
+			nics = append(nics, o.state(m.describe(o)))
 		}
 	}
 	return nics, nil
 }
 
-// inventory reads our links, by guest and id, and who holds them.
-func (m *Manager) inventory() ([]ours, *holders, error) {
-	// The holders first: who lets go of a tap between the two takes its link away too.
-	held, err := m.holders()
-	if err != nil {
-		return nil, nil, err
+// describe tells how a link of ours is, provided that its guest holds it.
+func (m *Manager) describe(o ours) NIC {
+	r := o.want
+	return NIC{
+		VM: r.VM, ID: r.NIC, Interface: o.Name, Type: r.Type, Source: r.Source, Mode: r.Mode, Model: r.Model,
+		MAC: r.MAC.String(), Queues: r.Queues, Vhost: onOff(r.Vhost), MTU: r.guestMTU(), State: linkState(o.Link),
 	}
-	links, err := m.links()
-	if err != nil {
-		return nil, nil, err
-	}
-	slices.SortFunc(links, func(a, b ours) int {
-		if c := strings.Compare(a.want.VM, b.want.VM); c != 0 {
-			return c
-		}
-		return strings.Compare(a.want.NIC, b.want.NIC)
-	})
-	return links, held, nil
 }
 
-// describe tells how a link of ours is. held may be nil where it is known that
-// its guest holds it.
-func describe(o ours, held *holders) NIC {
-	r := o.want
-	nic := NIC{
-		VM: r.VM, ID: r.NIC, Interface: o.Name, Type: TypeTap, Source: r.Bridge, Model: r.Model,
-		MAC: r.MAC.String(), Queues: r.Queues, Vhost: onOff(r.Vhost), MTU: r.guestMTU(), State: portState(o.Link),
-	}
-	if held == nil {
-		return nic
-	}
-	if h := held.of(o.Name); len(h) > 0 {
-		nic.PID = h[0].PID
+// state adds what its holders tell.
+func (o *ours) state(nic NIC) NIC {
+	if len(o.holders) > 0 {
+		nic.PID = o.holders[0].PID
 	}
 	switch {
-	case held.none(o.Name):
+	case o.unheld():
 		nic.State = LeftOver
-	case r.Phase == attaching && held.stranger(o.Name) != 0:
+	case o.want.Phase == attaching && o.stranger() != 0:
 		nic.State = Attaching
-	case r.Phase == attaching:
+	case o.want.Phase == attaching:
 		nic.State = Incomplete
-	case r.Phase == detaching:
+	case o.want.Phase == detaching:
 		nic.State = Detaching
 	}
 	return nic
 }
 
-func portState(l *rtnl.Link) State {
+// linkState is a tap's port state, or whether a macvtap's lower has a link.
+func linkState(l *rtnl.Link) State {
 	switch {
-	case l.Port == nil:
+	case l.Kind == "tun" && l.Port == nil:
 		return NoBridge
 	case !l.Up:
 		return Down
+	case l.Port != nil:
+		return State(l.Port.State.String())
+	case !l.Carrier:
+		return NoCarrier
 	}
-	return State(l.Port.State.String())
+	return Up
 }

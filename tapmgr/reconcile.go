@@ -31,7 +31,7 @@ const monitorWait = 2 * time.Second
 //
 // Failures are told in the actions; the error is about the reading of what is.
 func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
-	links, held, err := m.inventory()
+	links, err := m.inventory()
 	if err != nil {
 		return nil, err
 	}
@@ -39,12 +39,12 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
 	byVMM := map[int][]ours{}
 	var order []int
 	for _, o := range links {
-		pid := held.vmm(o.Name)
+		pid := o.vmm()
 		switch {
-		case held.none(o.Name):
+		case o.unheld():
 			r.do(o, "removed: nobody holds it", func() error { return m.deleteStep(&o).Do(ctx) })
-		case held.stranger(o.Name) != 0:
-			r.note(o, fmt.Sprintf("left alone: process %d works on it", held.stranger(o.Name)))
+		case o.stranger() != 0:
+			r.note(o, fmt.Sprintf("left alone: process %d works on it", o.stranger()))
 		case pid == 0:
 			r.note(o, "left alone: this user cannot see who holds it")
 		default:
@@ -130,37 +130,24 @@ func (r *reconciler) nic(ctx context.Context, vm *vm, o ours) {
 	}
 }
 
-// again reads a link anew: it may have changed while we waited for the lock.
-func (m *Manager) again(o ours) (ours, error) {
-	l, err := m.nl.LinkByIndex(o.Index)
-	if err != nil {
-		return o, err
-	}
-	want, ok := parseAlias(l.Alias)
-	if !ok || want.VM != o.want.VM || want.NIC != o.want.NIC {
-		return o, fmt.Errorf("link %s: %w", o.Name, fs.ErrNotExist)
-	}
-	return ours{l, want}, nil
-}
-
 func (m *Manager) markPlugged(o ours) error {
 	o.want.Phase = plugged
 	alias, err := o.want.encode()
 	if err != nil {
 		return err
 	}
-	return m.nl.Set(o.Index, rtnl.Alias(alias))
+	return m.set(&o, rtnl.Alias(alias))
 }
 
 // port puts a plugged NIC that has no master back on its bridge.
 func (r *reconciler) port(o ours) {
-	if o.want.Phase == detaching || o.want.Bridge == "" {
+	if o.want.Phase == detaching || o.want.Type != TypeTap {
 		return
 	}
-	br, err := bridge.Get(r.m.nl, o.want.Bridge)
+	br, err := bridge.Get(r.m.nl, o.want.Source)
 	switch {
 	case o.Master != 0 && (err != nil || o.Master != br.Index):
-		r.note(o, fmt.Sprintf("left alone: it is a port of %s, not of %s", r.m.masterName(o.Link), o.want.Bridge))
+		r.note(o, fmt.Sprintf("left alone: it is a port of %s, not of %s", r.m.masterName(o.Link), o.want.Source))
 	case o.Master != 0:
 	case err != nil:
 		r.note(o, fmt.Sprintf("left alone: %v", err))

@@ -7,7 +7,6 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/rtnl"
-	"vmnet/internal/tun"
 	"vmnet/qmp"
 	"vmnet/vhost"
 )
@@ -21,18 +20,15 @@ type Detail struct {
 	HostMTU   int              `json:"host_mtu"` // bytes, of the tap
 	Holders   []Holder         `json:"holders"`  // who has its queues open
 	VhostFDs  []int            `json:"vhost_fds"`
-	Bridge    string           `json:"bridge"` // that it is on now
+	Bridge    string           `json:"bridge,omitempty"`    // that a tap is on now
+	Lower     string           `json:"lower,omitempty"`     // that a macvtap or ipvtap is on now
+	RxFilter  string           `json:"rx_filter,omitempty"` // of a macvtap or ipvtap
+	Netns     string           `json:"netns,omitempty"`     // path of the netns that a macvtap or ipvtap is in
 	ForwardIn float64          `json:"forwards_in_seconds,omitempty"`
 	Learned   []bridge.Learned `json:"learned"`
 	Counters  rtnl.Stats       `json:"counters"` // as the host counts: rx comes from the guest
 	Guest     *GuestView       `json:"guest"`    // nil where it could not be asked
 	Notices   []string         `json:"notices,omitempty"`
-}
-
-// Holder is a process that holds queues of a tap.
-type Holder struct {
-	PID int   `json:"pid"`
-	FDs []int `json:"fds"`
 }
 
 // GuestView is what the guest's VMM says of the NIC.
@@ -48,7 +44,7 @@ type GuestView struct {
 // Show explains all NICs of a guest. The guest's view needs its monitor; where that
 // is in use, a notice says so instead.
 func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
-	links, held, err := m.inventory()
+	links, err := m.inventory()
 	if err != nil {
 		return nil, err
 	}
@@ -58,11 +54,11 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 		if o.want.VM != vm {
 			continue
 		}
-		d, err := m.detail(o, held)
+		d, err := m.detail(o)
 		if err != nil {
 			return nil, err
 		}
-		if pid := held.vmm(o.Name); pid != 0 {
+		if pid := o.vmm(); pid != 0 {
 			if g == nil {
 				g = m.openViews(ctx, Target{VM: vm, PID: pid})
 				defer g.Close()
@@ -75,16 +71,16 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 }
 
 // detail is what the kernel says.
-func (m *Manager) detail(o ours, held *holders) (Detail, error) {
+func (m *Manager) detail(o ours) (Detail, error) {
 	d := Detail{
-		NIC: describe(o, held), Index: o.Index, AltNames: o.AltNames, HostMAC: o.MAC.String(), HostMTU: o.Link.MTU,
-		Holders: []Holder{}, VhostFDs: []int{}, Bridge: m.masterName(o.Link), Learned: []bridge.Learned{}, Counters: o.Stats,
+		NIC: o.state(m.describe(o)), Index: o.Index, AltNames: o.AltNames, HostMAC: o.MAC.String(), HostMTU: o.MTU,
+		Holders: append([]Holder{}, o.holders...), VhostFDs: []int{}, Bridge: m.masterName(o.Link), Learned: []bridge.Learned{}, Counters: o.Stats,
 	}
-	for _, h := range held.of(o.Name) {
-		d.Holders = append(d.Holders, holderOf(h))
+	if o.in != nil {
+		d.Lower, d.RxFilter, d.Netns = m.lowerName(&o), rxFilter(o.Link), o.in.Path()
 	}
 	if o.want.Vhost {
-		if pid := held.vmm(o.Name); pid != 0 {
+		if pid := o.vmm(); pid != 0 {
 			d.VhostFDs = vhost.FDs(pid)
 		}
 	}
@@ -103,8 +99,6 @@ func (m *Manager) detail(o ours, held *holders) (Detail, error) {
 	d.Learned = append(d.Learned, learned[o.Index]...)
 	return d, nil
 }
-
-func holderOf(h tun.Holder) Holder { return Holder{h.PID, h.FDs} }
 
 // guestViews asks one guest about its NICs.
 type guestViews struct {

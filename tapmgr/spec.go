@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"vmnet/bridge"
+	"vmnet/macvtap"
 )
 
 // Target names the guest that a NIC belongs to, and how to reach its VMM.
@@ -26,14 +28,35 @@ type Target struct {
 type Spec struct {
 	Target
 	NIC           string            // id within the guest, [a-z0-9_]{1,12}; empty means net0
-	Bridge        string            // the bridge that the tap becomes a port of
-	MAC           net.HardwareAddr  // of the guest's side; nil means the one that DefaultMAC gives
-	MTU           int               // bytes, told to the guest; 0 means the bridge's
+	Bridge        string            // the bridge that a tap becomes a port of; or else:
+	Lower         *Lower            // the device that a macvtap or ipvtap sits on
+	MAC           net.HardwareAddr  // of the guest's side; nil means DefaultMAC, or the lower's where it has to be that
+	MTU           int               // bytes, told to the guest; 0 means the bridge's or the lower's
 	Queues        int               // queue pairs; 0 means 1, QueuesAuto the number of vCPUs
 	Vhost         Vhost             // empty means auto
 	Model         string            // QEMU's device; empty means virtio-net-pci
 	DeviceOptions map[string]string // further properties of the device
 }
+
+// Lower says how a NIC sits on a network card without a bridge.
+type Lower struct {
+	Kind      macvtap.Kind
+	Device    string             // the lower's interface name
+	Mode      string             // of macvtap.Modes(Kind); empty means the first of them
+	NoPromisc bool               // mode passthru: do not make the lower promiscuous
+	Sources   []net.HardwareAddr // mode source: whom the guest hears
+	Flag      string             // ipvtap: "bridge", "private", "vepa"
+	Addrs     []netip.Prefix     // ipvtap: the guest's own addresses, by which the kernel delivers
+	RxFilter  string             // RxAllMulti or RxNone; empty means RxAllMulti
+}
+
+// What a macvtap or ipvtap takes in besides frames for its guest's address and broadcasts.
+// The guest's own list of multicast groups does not reach the host: with RxNone
+// its IPv6 neighbours cannot find it, nor does mDNS reach it. Hence the default.
+const (
+	RxAllMulti = "allmulti"
+	RxNone     = "none"
+)
 
 // QueuesAuto asks for a queue pair per vCPU, at most MaxAutoQueues.
 const QueuesAuto = -1
@@ -77,8 +100,14 @@ func (s Spec) withDefaults() Spec {
 	if s.NIC == "" {
 		s.NIC = "net0"
 	}
-	if s.MAC == nil {
+	if s.MAC == nil && !s.Lower.ownsMAC() {
 		s.MAC = DefaultMAC(s.VM, s.NIC)
+	}
+	if s.Lower != nil {
+		lower := *s.Lower
+		lower.Mode = cmp.Or(lower.Mode, macvtap.Modes(lower.Kind)[0])
+		lower.RxFilter = cmp.Or(lower.RxFilter, RxAllMulti)
+		s.Lower = &lower
 	}
 	if s.Queues == 0 {
 		s.Queues = 1
@@ -123,14 +152,12 @@ func ValidNIC(id string) error {
 
 func (s Spec) validateHost() error {
 	switch {
-	case s.Bridge == "":
-		return fmt.Errorf("no bridge is named (--bridge)")
-	case !bridge.ValidName(s.Bridge):
+	case s.Bridge == "" && s.Lower == nil:
+		return fmt.Errorf("neither bridge nor lower is named (--bridge, --macvtap or --ipvtap)")
+	case s.Bridge != "" && s.Lower != nil:
+		return fmt.Errorf("a NIC is either on a bridge or on a lower")
+	case s.Lower == nil && !bridge.ValidName(s.Bridge):
 		return fmt.Errorf("bridge name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", s.Bridge)
-	case len(s.MAC) != 6 || s.MAC[0]&1 != 0 || s.MAC.String() == "00:00:00:00:00:00":
-		return fmt.Errorf("MAC %s: want 6 bytes, neither multicast nor zero", s.MAC)
-	case s.MAC[0] == hostMACByte:
-		return fmt.Errorf("MAC %s: addresses that begin with fe are those of the host's side", s.MAC)
 	case s.MTU != 0 && (s.MTU < minMTU || s.MTU > maxMTU):
 		return fmt.Errorf("MTU %d: want %d to %d bytes", s.MTU, minMTU, maxMTU)
 	case s.Vhost != VhostAuto && s.Vhost != VhostOn && s.Vhost != VhostOff:
@@ -138,7 +165,40 @@ func (s Spec) validateHost() error {
 	case s.Queues != QueuesAuto && (s.Queues < 1 || s.Queues > MaxQueues):
 		return fmt.Errorf("%d queues: want 1 to %d, or auto", s.Queues, MaxQueues)
 	}
+	if s.MAC != nil {
+		if err := s.validateMAC(); err != nil {
+			return err
+		}
+	}
+	return s.Lower.validate(s.MAC)
+}
+
+func (s Spec) validateMAC() error {
+	switch {
+	case len(s.MAC) != 6 || s.MAC[0]&1 != 0 || s.MAC.String() == "00:00:00:00:00:00":
+		return fmt.Errorf("MAC %s: want 6 bytes, neither multicast nor zero", s.MAC)
+	case s.MAC[0] == hostMACByte && s.Lower == nil:
+		return fmt.Errorf("MAC %s: addresses that begin with fe are those of the host's side", s.MAC)
+	}
 	return nil
+}
+
+// validate checks what needs no kernel; a nil Lower is valid.
+func (l *Lower) validate(mac net.HardwareAddr) error {
+	switch {
+	case l == nil:
+		return nil
+	case !bridge.ValidName(l.Device):
+		return fmt.Errorf("lower name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", l.Device)
+	case l.RxFilter != RxAllMulti && l.RxFilter != RxNone:
+		return fmt.Errorf("rx filter %q: want %s or %s", l.RxFilter, RxAllMulti, RxNone)
+	}
+	return l.config("x", nil, mac).Validate()
+}
+
+// ownsMAC tells whether the NIC has its lower's address unless told otherwise.
+func (l *Lower) ownsMAC() bool {
+	return l != nil && (l.Kind == macvtap.IPVtap || l.Mode == "passthru")
 }
 
 func (s Spec) validateDevice() error {

@@ -23,7 +23,7 @@ func TestValidate(t *testing.T) {
 		"printable":                func(s *Spec) { s.VM = "a\nb" },
 		"NIC id":                   func(s *Spec) { s.NIC = "Net0" },
 		"1 to 12":                  func(s *Spec) { s.NIC = "abcdefghijklm" },
-		"no bridge is named":       func(s *Spec) { s.Bridge = "" },
+		"neither bridge nor":      func(s *Spec) { s.Bridge = "" },
 		"bridge name":              func(s *Spec) { s.Bridge = "br%d" },
 		"multicast":                func(s *Spec) { s.MAC = net.HardwareAddr{1, 0, 0, 0, 0, 1} },
 		"zero":                     func(s *Spec) { s.MAC = make(net.HardwareAddr, 6) },
@@ -99,7 +99,7 @@ func TestDefaultMAC(t *testing.T) {
 
 func exampleRecord() record {
 	return record{
-		VM: "my vm=100%", NIC: "net0", Bridge: "br0", MAC: net.HardwareAddr{0x52, 0x54, 0, 1, 2, 3},
+		VM: "my vm=100%", NIC: "net0", Type: TypeTap, Source: "br0", MAC: net.HardwareAddr{0x52, 0x54, 0, 1, 2, 3},
 		Model: "virtio-net-pci", Queues: 2, Vhost: true, MTU: 9000, Options: "abc", Phase: attaching,
 	}
 }
@@ -110,7 +110,7 @@ func TestAliasRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const text = "vmnet vm=my%20vm=100%25 nic=net0 bridge=br0 mac=52:54:00:01:02:03 model=virtio-net-pci queues=2 vhost=on mtu=9000 opts=abc state=attaching"
+	const text = "vmnet vm=my%20vm=100%25 nic=net0 type=tap source=br0 mac=52:54:00:01:02:03 model=virtio-net-pci queues=2 vhost=on mtu=9000 opts=abc state=attaching"
 	if diff := cmp.Diff(text, alias); diff != "" {
 		t.Errorf("alias (-want +got):\n%s", diff)
 	}
@@ -126,9 +126,9 @@ func TestAliasRoundTrip(t *testing.T) {
 func TestAliasRefuses(t *testing.T) {
 	for _, alias := range []string{
 		"", "vmnet", "vmnet ", "vmnetx vm=a nic=b queues=1 mac=52:54:00:01:02:03", "web server uplink",
-		"vmnet vm=a nic=b queues=1", "vmnet vm=a nic=B queues=1 mac=52:54:00:01:02:03",
-		"vmnet vm=a nic=b queues=0 mac=52:54:00:01:02:03", "vmnet vm=a nic=b queues=9999999 mac=52:54:00:01:02:03",
-		"vmnet vm=%zz nic=b queues=1 mac=52:54:00:01:02:03", "vmnet vm=a%0Ab nic=b queues=1 mac=52:54:00:01:02:03",
+		"vmnet vm=a nic=b type=tap queues=1", "vmnet vm=a nic=b type=tun queues=1 mac=52:54:00:01:02:03", "vmnet vm=a nic=B type=tap queues=1 mac=52:54:00:01:02:03",
+		"vmnet vm=a nic=b type=tap queues=0 mac=52:54:00:01:02:03", "vmnet vm=a nic=b type=tap queues=9999999 mac=52:54:00:01:02:03",
+		"vmnet vm=%zz nic=b type=tap queues=1 mac=52:54:00:01:02:03", "vmnet vm=a%0Ab nic=b type=tap queues=1 mac=52:54:00:01:02:03",
 	} {
 		if r, ok := parseAlias(alias); ok {
 			t.Errorf("%q was taken for ours: %+v", alias, r)
@@ -144,7 +144,7 @@ func TestAliasRefuses(t *testing.T) {
 func FuzzParseAlias(f *testing.F) {
 	alias, _ := exampleRecord().encode()
 	f.Add(alias)
-	f.Add("vmnet vm=a nic=b queues=1 mac=52:54:00:01:02:03")
+	f.Add("vmnet vm=a nic=b type=tap queues=1 mac=52:54:00:01:02:03")
 	f.Add("vmnet =")
 	f.Fuzz(func(t *testing.T, alias string) {
 		r, ok := parseAlias(alias)

@@ -12,9 +12,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"vmnet/internal/procfd"
 )
 
 // Device is vhost-net's node, a static device name: opening it loads the module.
@@ -61,14 +62,11 @@ func Features(f *os.File) (uint64, error) {
 // kernel does not tell. It is empty where the caller may not look.
 func FDs(pid int) []int {
 	fds := []int{}
-	dir := fmt.Sprintf("/proc/%d/fd", pid)
-	entries, _ := os.ReadDir(dir)
-	for _, e := range entries {
-		target, _ := os.Readlink(filepath.Join(dir, e.Name()))
-		if fd, err := strconv.Atoi(e.Name()); err == nil && filepath.Base(target) == filepath.Base(Device) {
-			fds = append(fds, fd)
+	procfd.Of(pid, func(f procfd.File) {
+		if filepath.Base(f.Target) == filepath.Base(Device) {
+			fds = append(fds, f.FD)
 		}
-	}
+	})
 	slices.Sort(fds)
 	return fds
 }

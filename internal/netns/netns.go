@@ -7,10 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 
 	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"vmnet/internal/procfd"
 )
 
 // RunDir is where ip-netns(8) binds named namespaces.
@@ -56,6 +59,26 @@ func Open(nameOrPath string) (*NS, error) {
 	return &NS{h, nameOrPath}, nil
 }
 
+// OpenHeld opens the namespace that a process has open as an fd.
+func OpenHeld(f procfd.File) (*NS, error) {
+	ns, err := Open(f.Path())
+	if err != nil {
+		return nil, err
+	}
+	ns.label = "unnamed"
+	return ns, nil
+}
+
+// InodeOf tells which namespace a file of a process is; ok is false where it is none.
+func InodeOf(f procfd.File) (inode uint64, ok bool) {
+	text, ok := strings.CutPrefix(f.Target, "net:[")
+	if !ok {
+		return 0, false
+	}
+	inode, err := strconv.ParseUint(strings.TrimSuffix(text, "]"), 10, 64)
+	return inode, err == nil
+}
+
 // New makes an unnamed network namespace, which lives while it is open
 // or something in it is. It needs CAP_SYS_ADMIN.
 func New() (*NS, error) {
@@ -78,6 +101,15 @@ func (ns *NS) Close() error { return ns.handle.Close() }
 
 // Handle is the open fd, for netlink handles; ns keeps it.
 func (ns *NS) Handle() vnetns.NsHandle { return ns.handle }
+
+// File is a copy of the open fd, which the caller owns.
+func (ns *NS) File() (*os.File, error) {
+	fd, err := unix.FcntlInt(uintptr(ns.handle), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("copy the netns fd: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "netns "+ns.label), nil
+}
 
 // String is the name or path that the namespace was opened by; empty for the current one.
 func (ns *NS) String() string { return ns.label }

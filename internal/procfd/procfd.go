@@ -1,0 +1,54 @@
+// Package procfd lists what processes have open, as /proc tells (proc(5)).
+package procfd
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+)
+
+// File is an open file of a process.
+type File struct {
+	PID    int
+	FD     int
+	Target string // of the link in /proc/PID/fd: a path, "net:[4026531840]", "socket:[1]"
+}
+
+// Path opens, or is asked for, the file itself, also where its path is gone.
+func (f File) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", f.PID, f.FD) }
+
+// All visits the open files of all processes that the caller may inspect: its own
+// user's, or all with CAP_SYS_PTRACE. Processes that end meanwhile are left out.
+func All(visit func(File)) error {
+	procs, err := os.ReadDir("/proc")
+	if err != nil {
+		return fmt.Errorf("list processes: %w", err)
+	}
+	for _, p := range procs {
+		if pid, err := strconv.Atoi(p.Name()); err == nil {
+			Of(pid, visit)
+		}
+	}
+	return nil
+}
+
+// Of visits the open files of one process; none where it has ended or may not be looked into.
+func Of(pid int, visit func(File)) {
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		f := File{PID: pid, FD: fd}
+		if f.Target, err = os.Readlink(f.Path()); err == nil {
+			visit(f)
+		}
+	}
+}
+
+// SeesAll tells whether All visits every process.
+func SeesAll() bool { return os.Geteuid() == 0 }

@@ -1,0 +1,187 @@
+package tapmgr
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+
+	"vmnet/internal/netns"
+	"vmnet/internal/rtnl"
+	"vmnet/internal/step"
+	"vmnet/macvtap"
+)
+
+// lowerSide is a macvtap or ipvtap on a network card.
+type lowerSide struct {
+	m             *Manager
+	spec          Spec
+	lower         *rtnl.Link
+	name, altName string
+
+	dev   *macvtap.Device
+	ns    *os.File // a copy of its netns fd
+	inode uint64
+}
+
+// config is what package macvtap is asked for. lower may be nil to validate the rest.
+func (l *Lower) config(name string, lower *rtnl.Link, mac net.HardwareAddr) macvtap.Config {
+	cfg := macvtap.Config{
+		Kind: l.Kind, Name: name, Lower: lower, Mode: l.Mode,
+		NoPromisc: l.NoPromisc, Sources: l.Sources, Flag: l.Flag, Addrs: l.Addrs,
+	}
+	cfg.MAC = mac
+	return cfg
+}
+
+func (s *lowerSide) plan(r *record) (err error) {
+	l := s.spec.Lower
+	s.lower, err = s.m.nl.Link(l.Device)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("lower %s: %w (ip link shows the devices that are here)", l.Device, fs.ErrNotExist)
+	}
+	if err != nil {
+		return fmt.Errorf("lower %s: %w", l.Device, err)
+	}
+	if s.spec.MAC == nil {
+		r.MAC = s.lower.MAC
+	}
+	s.name, s.altName = InterfaceName(s.spec.VM, s.spec.NIC)
+	r.Type, r.Source, r.Mode, r.RxFilter = string(l.Kind), l.Device, l.Mode, l.RxFilter
+	return nil
+}
+
+func (s *lowerSide) maxMTU() int { return s.lower.MTU }
+
+func (s *lowerSide) queues() []*os.File { return s.dev.Queues() }
+
+func (s *lowerSide) netns() *os.File { return s.ns }
+
+func (s *lowerSide) close() error {
+	var errs []error
+	if s.dev != nil {
+		errs = append(errs, s.dev.Close())
+	}
+	if s.ns != nil {
+		errs = append(errs, s.ns.Close())
+		s.ns = nil
+	}
+	return errors.Join(errs...)
+}
+
+func (s *lowerSide) steps(alias string, queues int) []step.Step {
+	list := []step.Step{s.createStep(), s.settingsStep(alias)}
+	for _, a := range s.spec.Lower.Addrs {
+		list = append(list, step.Step{
+			Name: "address " + a.String(),
+			Text: fmt.Sprintf("RTM_NEWADDR %s: %s, by which the kernel delivers", s.name, a),
+			Do:   func(context.Context) error { return s.dev.AddAddr(a) },
+		})
+	}
+	for i := range queues {
+		list = append(list, step.Step{
+			Name: fmt.Sprintf("queue %d", i),
+			Text: fmt.Sprintf("open the node of %s; TUNSETIFF IFF_TAP|IFF_NO_PI|IFF_VNET_HDR|IFF_MULTI_QUEUE: queue %d", s.name, i),
+			Do:   func(context.Context) error { return s.dev.OpenQueue() },
+		})
+	}
+	if s.altName != "" {
+		list = append(list, step.Step{
+			Name: "altname",
+			Text: fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", s.name, s.altName),
+			Do:   func(context.Context) error { return s.dev.AddAltName(s.altName) },
+		})
+	}
+	return append(list, step.Step{
+		Name: "up",
+		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
+		Do:   func(context.Context) error { return s.explainUp(s.dev.Up()) },
+	})
+}
+
+func (s *lowerSide) createStep() step.Step {
+	l := s.spec.Lower
+	return step.Step{
+		Name: string(l.Kind),
+		Text: fmt.Sprintf("unshare(CLONE_NEWNET); RTM_NEWLINK %s: %s mode %s on %s, in that netns", s.name, l.Kind, l.Mode, l.Device),
+		Do: func(context.Context) (err error) {
+			mac := s.spec.MAC
+			if l.Mode == "passthru" && mac == nil {
+				mac = s.lower.MAC
+			}
+			if s.dev, err = macvtap.Create(s.m.nl, l.config(s.name, s.lower, mac)); err != nil {
+				return s.explainCreate(err)
+			}
+			if s.inode, err = s.dev.Netns().Inode(); err != nil {
+				return err
+			}
+			s.ns, err = s.dev.Netns().File()
+			return err
+		},
+		// The device goes with the last fd, which is ours once QEMU has given back its own.
+		Undo: func(context.Context) error { return s.close() },
+	}
+}
+
+// settingsStep comes before the device's fds go anywhere.
+func (s *lowerSide) settingsStep(alias string) step.Step {
+	all := s.spec.Lower.RxFilter == RxAllMulti
+	text := fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s, alias %q", s.name, onOff(all), alias)
+	return step.Step{Name: "settings", Text: text, Do: func(context.Context) error {
+		return setQuiet(s.dev.NL(), s.dev.Link.Index, rtnl.Alias(alias), rtnl.AllMulti(all))
+	}}
+}
+
+// explainCreate names our own NICs on the lower, which its netns does not show.
+func (s *lowerSide) explainCreate(err error) error { return s.m.withSiblings(err, s.spec.Lower.Device) }
+
+func (s *lowerSide) explainUp(err error) error { return s.m.withSiblings(err, s.spec.Lower.Device) }
+
+// withSiblings adds to an error which NICs are on a lower already.
+func (m *Manager) withSiblings(err error, lower string) error {
+	if err == nil {
+		return nil
+	}
+	all, listErr := m.inventory()
+	if listErr != nil {
+		return err
+	}
+	var names string
+	for _, o := range all {
+		if o.in != nil && o.want.Source == lower && o.want.Phase != attaching {
+			names += fmt.Sprintf(" %s/%s (%s, MAC %s)", o.want.VM, o.want.NIC, o.want.Mode, o.MAC)
+		}
+	}
+	if names == "" {
+		return err
+	}
+	return fmt.Errorf("%w; on %s there is%s", err, lower, names)
+}
+
+func (s *lowerSide) verify(pid int, alias string) (*ours, error) {
+	for _, f := range spacesOf(pid) {
+		if inode, _ := netns.InodeOf(f); inode != s.inode {
+			continue
+		}
+		o := s.m.inSpace(f, s.inode)
+		if o == nil {
+			return nil, errors.New("the device cannot be found in the netns that QEMU holds")
+		}
+		if !o.Up {
+			return nil, fmt.Errorf("somebody set %s down meanwhile", o.Name)
+		}
+		return o, s.m.set(o, rtnl.Alias(alias))
+	}
+	return nil, errors.New("the device is gone, QEMU did not keep it")
+}
+
+// lowerName names the device that a macvtap of ours sits on now.
+func (m *Manager) lowerName(o *ours) string {
+	if l, err := m.nl.LinkByIndex(o.Lower); err == nil {
+		return l.Name
+	}
+	return cmp.Or(o.want.Source, "?")
+}

@@ -1,0 +1,154 @@
+package tapmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"vmnet/bridge"
+	"vmnet/internal/rtnl"
+	"vmnet/internal/step"
+	"vmnet/internal/tun"
+)
+
+// tapSide is a tap on a bridge.
+type tapSide struct {
+	m             *Manager
+	spec          Spec
+	br            *rtnl.Link
+	name, altName string
+	multi         bool
+
+	tap  *tun.Tap
+	link *rtnl.Link
+}
+
+func (s *tapSide) plan(r *record) (err error) {
+	if s.br, err = bridge.Get(s.m.nl, s.spec.Bridge); err != nil {
+		return err
+	}
+	s.name, s.altName = InterfaceName(s.spec.VM, s.spec.NIC)
+	r.Type, r.Source = TypeTap, s.spec.Bridge
+	return nil
+}
+
+func (s *tapSide) maxMTU() int { return s.br.MTU }
+
+func (s *tapSide) queues() []*os.File { return s.tap.Queues() }
+
+func (s *tapSide) netns() *os.File { return nil }
+
+func (s *tapSide) close() error { return s.tap.Close() }
+
+func (s *tapSide) steps(alias string, queues int) []step.Step {
+	s.multi = queues > 1
+	list := []step.Step{s.tapStep()}
+	for i := 1; i < queues; i++ {
+		list = append(list, step.Step{
+			Name: fmt.Sprintf("queue %d", i),
+			Text: fmt.Sprintf("open %s; TUNSETIFF %s: queue %d", tun.Device, s.name, i),
+			Do:   func(context.Context) error { return s.tap.AddQueue() },
+		})
+	}
+	list = append(list, s.settingsStep(alias))
+	if s.altName != "" {
+		list = append(list, step.Step{
+			Name: "altname",
+			Text: fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", s.name, s.altName),
+			Do:   func(context.Context) error { return s.m.nl.AddAltName(s.link.Index, s.altName) },
+		})
+	}
+	return append(list, step.Step{
+		Name: "port",
+		Text: fmt.Sprintf("RTM_SETLINK %s: master %s, up", s.name, s.br.Name),
+		Do:   func(context.Context) error { return bridge.AddPort(s.m.nl, s.br, s.link) },
+	})
+}
+
+// undoWait bounds how long an undo watches for the device to go: it goes at once, unless
+// QEMU does not answer and so still holds it.
+const undoWait = time.Second
+
+func (s *tapSide) tapStep() step.Step {
+	flags := "IFF_TAP|IFF_NO_PI|IFF_VNET_HDR|IFF_TUN_EXCL"
+	if s.multi {
+		flags += "|IFF_MULTI_QUEUE"
+	}
+	return step.Step{
+		Name: "tap",
+		Text: fmt.Sprintf("open %s; TUNSETIFF %s %s", tun.Device, s.name, flags),
+		Do: func(context.Context) (err error) {
+			if s.tap, err = tun.Create(s.m.ns, s.name, s.multi); err != nil {
+				return s.explainTaken(err)
+			}
+			s.link, err = s.m.nl.Link(s.name)
+			return err
+		},
+		// Closing our queues removes the tap, once QEMU has given back its own.
+		Undo: func(ctx context.Context) error {
+			if s.tap == nil {
+				return nil
+			}
+			err := s.tap.Close()
+			if s.link == nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(ctx, undoWait)
+			defer cancel()
+			return errors.Join(err, s.m.waitGone(ctx, &ours{Link: s.link}))
+		},
+	}
+}
+
+// explainTaken tells who has the name.
+func (s *tapSide) explainTaken(err error) error {
+	l, readErr := s.m.nl.Link(s.name)
+	if readErr != nil {
+		return err
+	}
+	owner := "which vmnet did not make"
+	if r, ok := parseAlias(l.Alias); ok {
+		owner = fmt.Sprintf("which is %s/%s", r.VM, r.NIC)
+	}
+	return fmt.Errorf("%w: %w: interface %s, %s (use another --nic)", ErrExist, err, l.Name, owner)
+}
+
+// settingsStep comes before the tap's fds go anywhere, so that whoever finds the
+// link can tell whose it is.
+func (s *tapSide) settingsStep(alias string) step.Step {
+	mac := hostMAC(s.spec.MAC)
+	return step.Step{
+		Name: "settings",
+		Text: fmt.Sprintf("RTM_SETLINK %s: address %s, mtu %d, inet6 addr_gen_mode none, alias %q", s.name, mac, s.br.MTU, alias),
+		Do: func(context.Context) error {
+			return setQuiet(s.m.nl, s.link.Index, rtnl.Alias(alias), rtnl.MAC(mac), rtnl.MTU(s.br.MTU))
+		},
+	}
+}
+
+// setQuiet also keeps the host from using the link for IPv6 itself, where the kernel runs that.
+func setQuiet(nl *rtnl.Conn, index int, attrs ...rtnl.Attr) error {
+	err := nl.Set(index, append(attrs, rtnl.NoIPv6Autoconf())...)
+	if errors.Is(err, syscall.EAFNOSUPPORT) {
+		err = nl.Set(index, attrs...)
+	}
+	return err
+}
+
+func (s *tapSide) verify(_ int, alias string) (*ours, error) {
+	l, err := s.m.nl.LinkByIndex(s.link.Index)
+	if err != nil {
+		return nil, fmt.Errorf("the tap is gone, QEMU did not keep it: %w", err)
+	}
+	if l.Master != s.br.Index || !l.Up {
+		return nil, fmt.Errorf("somebody changed %s meanwhile: up is %v, its bridge was changed: %v", l.Name, l.Up, l.Master != s.br.Index)
+	}
+	attrs := []rtnl.Attr{rtnl.Alias(alias)}
+	if want := hostMAC(s.spec.MAC); l.MAC.String() != want.String() {
+		attrs = append(attrs, rtnl.MAC(want)) // udev's MACAddressPolicy was quicker
+	}
+	return &ours{Link: l}, s.m.nl.Set(l.Index, attrs...)
+}

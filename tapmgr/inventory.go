@@ -1,0 +1,328 @@
+package tapmgr
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"time"
+
+	"vmnet/internal/netns"
+	"vmnet/internal/procfd"
+	"vmnet/internal/qemu"
+	"vmnet/internal/rtnl"
+	"vmnet/internal/tun"
+	"vmnet/macvtap"
+)
+
+// ours is a link that carries our alias, where it is, and who holds it.
+type ours struct {
+	*rtnl.Link
+	want record // as its alias says
+
+	// A macvtap is in a netns of its own, which is reached through who has it open.
+	in    *procfd.File // nil: the link is in the Manager's netns
+	inode uint64       // of that netns
+
+	holders []Holder // as far as the caller may see
+	surely  bool     // the caller sees all processes
+}
+
+// Holder is a process that holds queues of a tap, or the netns that a macvtap is in. What
+// is alive and what is left over is told by that alone, never by a guest's name.
+type Holder struct {
+	PID int   `json:"pid"`
+	FDs []int `json:"fds"` // its queues, ascending
+}
+
+// on runs f with a netlink socket in the link's netns.
+func (m *Manager) on(o *ours, f func(nl *rtnl.Conn) error) error {
+	if o.in == nil {
+		return f(m.nl)
+	}
+	ns, err := netns.OpenHeld(*o.in)
+	if err != nil {
+		return fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
+	defer ns.Close()
+	if inode, err := ns.Inode(); err != nil || inode != o.inode {
+		return fmt.Errorf("the netns of %s: %w", o.Name, fs.ErrNotExist)
+	}
+	nl, err := rtnl.Open(ns)
+	if err != nil {
+		return err
+	}
+	defer nl.Close()
+	return f(nl)
+}
+
+// set changes settings of a link of ours.
+func (m *Manager) set(o *ours, attrs ...rtnl.Attr) error {
+	return m.on(o, func(nl *rtnl.Conn) error { return nl.Set(o.Index, attrs...) })
+}
+
+// inventory reads all links of ours and who holds them, by guest and id.
+func (m *Manager) inventory() ([]ours, error) {
+	inode, err := m.ns.Inode()
+	if err != nil {
+		return nil, err
+	}
+	// The holders first: who lets go of a device between the two takes its link away too.
+	taps := map[string][]Holder{}
+	var spaces []procfd.File
+	var mayHold map[int]bool
+	err = procfd.All(func(f procfd.File) {
+		if name := tun.QueueOf(f, inode); name != "" {
+			taps[name] = addHolder(taps[name], f)
+		} else if _, ok := netns.InodeOf(f); ok {
+			spaces = append(spaces, f)
+		} else if macvtap.LooksLikeQueue(f) {
+			if mayHold == nil {
+				mayHold = map[int]bool{}
+			}
+			mayHold[f.PID] = true
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	links, err := m.taps(taps)
+	if err != nil {
+		return nil, err
+	}
+	spaces = slices.DeleteFunc(spaces, func(f procfd.File) bool { return !mayHold[f.PID] && !isQEMU(f.PID) })
+	links = append(links, m.inSpaces(spaces)...)
+	slices.SortFunc(links, func(a, b ours) int {
+		return cmp.Or(strings.Compare(a.want.VM, b.want.VM), strings.Compare(a.want.NIC, b.want.NIC))
+	})
+	return links, nil
+}
+
+func isQEMU(pid int) bool {
+	_, err := qemu.ByPID(pid)
+	return err == nil
+}
+
+func addHolder(hs []Holder, f procfd.File) []Holder {
+	i := slices.IndexFunc(hs, func(h Holder) bool { return h.PID == f.PID })
+	if i < 0 {
+		return append(hs, Holder{f.PID, []int{f.FD}})
+	}
+	hs[i].FDs = append(hs[i].FDs, f.FD)
+	slices.Sort(hs[i].FDs)
+	return hs
+}
+
+// taps lists the taps of ours in the Manager's netns.
+func (m *Manager) taps(held map[string][]Holder) ([]ours, error) {
+	all, err := m.nl.Links("tun", 0)
+	if err != nil {
+		return nil, err
+	}
+	var found []ours
+	for _, l := range all {
+		if r, ok := parseAlias(l.Alias); ok {
+			found = append(found, ours{Link: l, want: r, holders: held[l.Name], surely: procfd.SeesAll()})
+		}
+	}
+	return found, nil
+}
+
+// inSpaces lists the macvtaps of ours in namespaces that processes have open, whose lower is
+// in the Manager's. A namespace that cannot be looked into is passed over: it may
+// be anybody's.
+func (m *Manager) inSpaces(spaces []procfd.File) []ours {
+	byInode := map[uint64]*ours{}
+	var order []uint64
+	for _, f := range spaces {
+		inode, _ := netns.InodeOf(f)
+		o, known := byInode[inode]
+		if !known {
+			o = m.inSpace(f, inode)
+			byInode[inode] = o
+			order = append(order, inode)
+		}
+		if o != nil && !slices.ContainsFunc(o.holders, func(h Holder) bool { return h.PID == f.PID }) {
+			o.holders = append(o.holders, m.macvtapHolder(o, f.PID))
+		}
+	}
+	var found []ours
+	for _, inode := range order {
+		if o := byInode[inode]; o != nil {
+			found = append(found, *o)
+		}
+	}
+	return found
+}
+
+// inSpace looks for a macvtap or ipvtap of ours in one namespace; nil for none.
+func (m *Manager) inSpace(f procfd.File, inode uint64) (found *ours) {
+	at := &ours{Link: &rtnl.Link{}, in: &f, inode: inode, surely: procfd.SeesAll()}
+	_ = m.on(at, func(nl *rtnl.Conn) error {
+		for _, kind := range []macvtap.Kind{macvtap.Macvtap, macvtap.IPVtap} {
+			links, err := nl.Links(string(kind), 0)
+			if err != nil {
+				return err
+			}
+			for _, l := range links {
+				r, ok := parseAlias(l.Alias)
+				if id, err := nl.NetnsID(m.ns); !ok || err != nil || id < 0 || id != l.LowerNS {
+					continue
+				}
+				at.Link, at.want, found = l, r, at
+				return nil
+			}
+		}
+		return nil
+	})
+	return found
+}
+
+// macvtapHolder tells which queues a process holds; none is known where we may not look.
+func (m *Manager) macvtapHolder(o *ours, pid int) Holder {
+	h := Holder{pid, []int{}}
+	ns, err := netns.OpenHeld(*o.in)
+	if err != nil {
+		return h
+	}
+	defer ns.Close()
+	if fds, err := macvtap.QueuesOf(pid, ns, o.Link); err == nil && fds != nil {
+		h.FDs = fds
+	}
+	return h
+}
+
+// find returns the link of a guest's NIC, wherever it is, or nil.
+func (m *Manager) find(vm, nic string) (*ours, error) {
+	all, err := m.inventory()
+	for _, o := range all {
+		if o.want.VM == vm && o.want.NIC == nic {
+			return &o, err
+		}
+	}
+	return nil, err
+}
+
+// findFor is find at a cost that does not grow with what else there is: by the tap's
+// name, and among what the guest's process holds. Its holders are not filled in.
+func (m *Manager) findFor(pid int, vm, nic string) (*ours, error) {
+	name, _ := InterfaceName(vm, nic)
+	l, err := m.nl.Link(name)
+	if err == nil {
+		if r, ok := parseAlias(l.Alias); ok && r.VM == vm && r.NIC == nic {
+			return &ours{Link: l, want: r}, nil
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, o := range m.inSpaces(spacesOf(pid)) {
+		if o.want.VM == vm && o.want.NIC == nic {
+			return &o, nil
+		}
+	}
+	return nil, nil
+}
+
+// spacesOf lists the namespaces that a process has open.
+func spacesOf(pid int) (spaces []procfd.File) {
+	procfd.Of(pid, func(f procfd.File) {
+		if _, ok := netns.InodeOf(f); ok {
+			spaces = append(spaces, f)
+		}
+	})
+	return spaces
+}
+
+// again reads a link anew: it may have changed while we waited for the lock.
+func (m *Manager) again(o ours) (now ours, err error) {
+	now = o
+	err = m.on(&o, func(nl *rtnl.Conn) error {
+		l, err := nl.LinkByIndex(o.Index)
+		if err != nil {
+			return err
+		}
+		want, ok := parseAlias(l.Alias)
+		if !ok || want.VM != o.want.VM || want.NIC != o.want.NIC {
+			return fmt.Errorf("link %s: %w", o.Name, fs.ErrNotExist)
+		}
+		now.Link, now.want = l, want
+		return nil
+	})
+	return now, err
+}
+
+// unheld tells that surely nobody holds the link. Who may not look into all
+// processes cannot tell.
+func (o *ours) unheld() bool { return o.surely && len(o.holders) == 0 }
+
+// vmm returns the QEMU that holds the link; 0 where none is seen.
+func (o *ours) vmm() int {
+	for _, h := range o.holders {
+		if isQEMU(h.PID) {
+			return h.PID
+		}
+	}
+	return 0
+}
+
+// stranger returns a process that holds the link and is no QEMU, such as a vmnet
+// that works on it; 0 where none is seen.
+func (o *ours) stranger() int {
+	for _, h := range o.holders {
+		if _, err := qemu.ByPID(h.PID); errors.Is(err, qemu.ErrNotFound) {
+			return h.PID
+		}
+	}
+	return 0
+}
+
+// mayRelease tells whether a device that is not plugged into the guest whose lock we
+// hold may be taken away: an error names the process that uses it.
+func (m *Manager) mayRelease(o *ours, pid int) error {
+	now, err := m.find(o.want.VM, o.want.NIC)
+	if err != nil || now == nil {
+		return err
+	}
+	for _, h := range now.holders {
+		if h.PID != pid {
+			return fmt.Errorf("%w: interface %s, which process %d holds", ErrInUse, o.Name, h.PID)
+		}
+	}
+	return nil
+}
+
+// waitGone waits until a link is gone: a tap's from its netns, a macvtap's because the process
+// that kept it has let go of the netns and of every queue.
+func (m *Manager) waitGone(ctx context.Context, o *ours) error {
+	for {
+		there, err := m.there(o)
+		if err != nil || !there {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("interface %s is still %w: it goes when QEMU answers and lets go of it, or by vmnet reconcile: %w", o.Name, ErrInUse, context.Cause(ctx))
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+func (m *Manager) there(o *ours) (bool, error) {
+	if o.in == nil {
+		_, err := m.nl.LinkByIndex(o.Index)
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
+		}
+		return err == nil, err
+	}
+	held := false
+	procfd.Of(o.in.PID, func(f procfd.File) {
+		if inode, ok := netns.InodeOf(f); ok && inode == o.inode {
+			held = true
+		}
+	})
+	return held, nil
+}

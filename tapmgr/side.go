@@ -1,0 +1,28 @@
+package tapmgr
+
+import (
+	"os"
+
+	"vmnet/internal/step"
+)
+
+// hostSide is the host's half of a NIC while it is being attached: one for each way in which a
+// guest's frames can leave its VMM.
+type hostSide interface {
+	// plan reads what the steps need and changes nothing. It fills in what the
+	// record says of this side, and the guest's MAC where that is not free.
+	plan(r *record) error
+	// maxMTU is the most bytes that it carries; plan has been called.
+	maxMTU() int
+	// steps make the device with that many queues, ready for the guest. alias is set before
+	// the first fd can leave us.
+	steps(alias string, queues int) []step.Step
+	// queues are the open queues; they stay this side's.
+	queues() []*os.File
+	// netns is the namespace to hand along; nil for none.
+	netns() *os.File
+	// close closes our copies. Without a VMM's the device goes.
+	close() error
+	// verify reads the device back when the VMM has it, and sets its final alias.
+	verify(pid int, alias string) (*ours, error)
+}
