@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -18,41 +17,17 @@ import (
 
 // Config says how a new bridge should be.
 type Config struct {
-	Name      string           // at most 15 bytes
-	MTU       int              // bytes; 0 leaves it to the kernel, which follows the smallest port
-	MAC       net.HardwareAddr // nil means DefaultMAC's
-	STP       bool             // spanning tree; ports then take 30 s until they forward
-	Ageing    time.Duration    // how long a MAC is remembered; 0 means 300 s
-	Addresses []netip.Prefix   // of the host on the bridge
-}
+	Name string           // at most 15 bytes
+	MTU  int              // bytes; 0 leaves it to the kernel, which follows the smallest port
+	MAC  net.HardwareAddr // nil means DefaultMAC's
+	STP  bool             // spanning tree; ports then take 30 s until they forward
 
-// Info is a bridge as it is.
-type Info struct {
-	Name      string   `json:"bridge"`
-	MAC       string   `json:"mac"`
-	MTU       int      `json:"mtu"`
-	Up        bool     `json:"up"`
-	STP       bool     `json:"stp"`
-	Ageing    float64  `json:"ageing_seconds"`
-	Addresses []string `json:"addresses"`
-	Ports     []Port   `json:"ports"`
-}
+	// VLANFiltering keeps VLANs apart, as PortConfig says port by port. The host itself
+	// is in the default VLAN, 1, only, as is every port for which nothing else is said.
+	VLANFiltering bool
 
-// Port is a bridge's port as it is.
-type Port struct {
-	Interface string    `json:"interface"`
-	State     string    `json:"state"`
-	ForwardIn float64   `json:"forwards_in_seconds,omitempty"`
-	MTU       int       `json:"mtu"`
-	Alias     string    `json:"alias,omitempty"`
-	Learned   []Learned `json:"learned"`
-}
-
-// Learned is one MAC address that the bridge knows behind a port.
-type Learned struct {
-	MAC    string `json:"mac"`
-	VLAN   int    `json:"vlan,omitempty"`
-	Static bool   `json:"static,omitempty"`
+	Ageing    time.Duration  // how long a MAC is remembered; 0 means 300 s
+	Addresses []netip.Prefix // of the host on the bridge
 }
 
 // ErrInvalid is a Config that makes no sense.
@@ -121,14 +96,19 @@ func Create(c *rtnl.Conn, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("create bridge %s: %w", cfg.Name, err)
 	}
-	if err := setUp(c, br, cfg.Addresses); err != nil {
+	if err := setUp(c, br, cfg); err != nil {
 		return errors.Join(fmt.Errorf("create bridge %s: %w", cfg.Name, explain(err)), c.Delete(br.Index))
 	}
 	return nil
 }
 
-func setUp(c *rtnl.Conn, br *rtnl.Link, addrs []netip.Prefix) error {
-	for _, a := range addrs {
+func setUp(c *rtnl.Conn, br *rtnl.Link, cfg Config) error {
+	if cfg.VLANFiltering {
+		if err := filterVLANs(c, br); err != nil {
+			return err
+		}
+	}
+	for _, a := range cfg.Addresses {
 		if err := c.AddAddr(br.Index, a); err != nil {
 			return fmt.Errorf("add address %s: %w", a, err)
 		}
@@ -181,69 +161,6 @@ func Delete(c *rtnl.Conn, name string, force bool) error {
 		return fmt.Errorf("delete bridge %s: %w", name, explain(err))
 	}
 	return nil
-}
-
-// List reads all bridges, by name.
-func List(c *rtnl.Conn) ([]Info, error) {
-	links, err := c.Links("bridge", 0)
-	if err != nil {
-		return nil, err
-	}
-	slices.SortFunc(links, func(a, b *rtnl.Link) int { return strings.Compare(a.Name, b.Name) })
-	infos := make([]Info, 0, len(links))
-	for _, l := range links {
-		info, err := describe(c, l)
-		if err != nil {
-			return nil, err
-		}
-		infos = append(infos, info)
-	}
-	return infos, nil
-}
-
-// Show reads one bridge.
-func Show(c *rtnl.Conn, name string) (Info, error) {
-	br, err := Get(c, name)
-	if err != nil {
-		return Info{}, err
-	}
-	return describe(c, br)
-}
-
-func describe(c *rtnl.Conn, br *rtnl.Link) (Info, error) {
-	info := Info{
-		Name: br.Name, MAC: br.MAC.String(), MTU: br.MTU, Up: br.Up,
-		STP: br.Bridge.STP, Ageing: br.Bridge.Ageing.Seconds(), Addresses: []string{}, Ports: []Port{},
-	}
-	addrs, err := c.Addrs(br.Index)
-	if err != nil {
-		return info, err
-	}
-	for _, a := range addrs {
-		info.Addresses = append(info.Addresses, a.String())
-	}
-	learned, err := LearnedBy(c, br.Index, 0)
-	if err != nil {
-		return info, err
-	}
-	links, err := c.Links("", br.Index)
-	if err != nil {
-		return info, err
-	}
-	for _, l := range links {
-		if l.Port == nil {
-			continue
-		}
-		macs := learned[l.Index]
-		if macs == nil {
-			macs = []Learned{}
-		}
-		info.Ports = append(info.Ports, Port{
-			Interface: l.Name, State: l.Port.State.String(), ForwardIn: ForwardsIn(l, br).Seconds(),
-			MTU: l.MTU, Alias: l.Alias, Learned: macs,
-		})
-	}
-	return info, nil
 }
 
 // explain adds the cause and cure to errors of bridge requests.

@@ -12,14 +12,59 @@ import (
 // AddPort makes a link a port of the bridge and brings it up, in one request.
 // A link that has another master is refused: the kernel would move it silently.
 func AddPort(c *rtnl.Conn, br, port *rtnl.Link) error {
+	if err := notStolen(c, br, port); err != nil {
+		return err
+	}
+	return addPort(c, br, port, rtnl.Up(true))
+}
+
+// AddPortWith is AddPort for a port that has settings, of which it is never without
+// while it is up: a link that is up is taken down until it has them. Where
+// they are refused, it is taken off the bridge again.
+func AddPortWith(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig) error {
+	added := port.Master == 0
+	if added && cfg.IsZero() {
+		return AddPort(c, br, port)
+	}
+	if err := notStolen(c, br, port); err != nil {
+		return err
+	}
+	if err := cfg.fits(br); err != nil {
+		return fmt.Errorf("add port %s to %s: %w", port.Name, br.Name, err)
+	}
+	if added && port.Up {
+		if err := c.Set(port.Index, rtnl.Up(false)); err != nil {
+			return fmt.Errorf("add port %s to %s: set it down: %w", port.Name, br.Name, explain(err))
+		}
+	}
+	if added {
+		if err := addPort(c, br, port); err != nil {
+			return err
+		}
+	}
+	err := SetPort(c, br, port, cfg)
+	if err == nil {
+		err = addPort(c, br, port, rtnl.Up(true))
+	}
+	if err != nil && added {
+		return errors.Join(err, RemovePort(c, port))
+	}
+	return err
+}
+
+// addPort makes a link a port and changes more of it. That it is one is no error.
+func addPort(c *rtnl.Conn, br, port *rtnl.Link, more ...rtnl.Attr) error {
+	if err := c.Set(port.Index, append(more, rtnl.Master(br.Index))...); err != nil {
+		return fmt.Errorf("add port %s to %s: %w", port.Name, br.Name, explainPort(c, err, br, port))
+	}
+	return nil
+}
+
+func notStolen(c *rtnl.Conn, br, port *rtnl.Link) error {
 	if port.Master != 0 && port.Master != br.Index {
 		return fmt.Errorf("add port %s to %s: it is a port of %s now", port.Name, br.Name, nameOf(c, port.Master))
 	}
-	err := c.Set(port.Index, rtnl.Master(br.Index), rtnl.Up(true))
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("add port %s to %s: %w", port.Name, br.Name, explainPort(c, err, br, port))
+	return nil
 }
 
 // RemovePort takes a link off whatever bridge it is on.

@@ -15,15 +15,16 @@ func (a *app) bridgeCreateCommand() *cobra.Command {
 		Use:   "create NAME",
 		Short: "Make a bridge and bring it up",
 		Example: `  vmnet bridge create br0 --address 10.0.0.1/24 --address fd00::1/64
-  vmnet bridge create br1 --mtu 9000`,
+  vmnet bridge create br1 --mtu 9000 --vlan-filtering`,
 		Args:              oneArg("a name for the bridge"),
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := cmd.Flags()
 	addressFlag(f, &cfg.Addresses)
 	f.IntVar(&cfg.MTU, "mtu", 0, "`BYTES`, 68 to 65535 (default that of the smallest port)")
-	macFlag(f, &cfg.MAC, "the bridge's own address (default that of its lowest port)")
+	macFlag(f, &cfg.MAC, "the bridge's own address (default one made of its name and this machine's id)")
 	f.BoolVar(&cfg.STP, "stp", false, "run the spanning tree protocol; ports then take 30 s until they forward")
+	f.BoolVar(&cfg.VLANFiltering, "vlan-filtering", false, "keep VLANs apart, as each port's settings say; ports without are in VLAN 1, as is the host")
 	durationFlag(f, &cfg.Ageing, "ageing", 300*time.Second, time.Second, "how long an address is remembered that is not heard of")
 	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) error {
 		cfg.Name = args[0]

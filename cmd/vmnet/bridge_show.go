@@ -41,6 +41,7 @@ func (a *app) printBridge(b bridge.Info) error {
 		{"MAC", b.MAC},
 		{"MTU", fmt.Sprintf("%d bytes", b.MTU)},
 		{"STP", onOff(b.STP)},
+		{"VLANs", vlanFiltering(b)},
 		{"ageing", fmt.Sprintf("%g s", b.Ageing)},
 		{"addresses", orNone(strings.Join(b.Addresses, " "))},
 		{"ports", strconv.Itoa(len(b.Ports))},
@@ -48,7 +49,7 @@ func (a *app) printBridge(b bridge.Info) error {
 	if err != nil || len(b.Ports) == 0 {
 		return err
 	}
-	rows := [][]string{{"PORT", "STATE", "MTU", "LEARNED", "ALIAS"}}
+	rows := [][]string{{"PORT", "STATE", "MTU", "SETTINGS", "LEARNED", "ALIAS"}}
 	for _, p := range b.Ports {
 		state := p.State
 		if p.ForwardIn > 0 {
@@ -56,11 +57,29 @@ func (a *app) printBridge(b bridge.Info) error {
 		}
 		var macs []string
 		for _, l := range p.Learned {
-			macs = append(macs, l.MAC)
+			macs = append(macs, learnedIn(l))
 		}
-		rows = append(rows, []string{p.Interface, state, strconv.Itoa(p.MTU), strings.Join(macs, " "), p.Alias})
+		rows = append(rows, []string{p.Interface, state, strconv.Itoa(p.MTU), p.Config.String(), strings.Join(macs, ", "), p.Alias})
 	}
 	return a.table(rows)
+}
+
+func vlanFiltering(b bridge.Info) string {
+	switch {
+	case !b.VLANFiltering:
+		return "not kept apart"
+	case b.DefaultVLAN == 0:
+		return "kept apart; new ports are in none"
+	}
+	return fmt.Sprintf("kept apart; new ports are in %d", b.DefaultVLAN)
+}
+
+// learnedIn is a learned address with the VLAN that it was learned in.
+func learnedIn(l bridge.Learned) string {
+	if l.VLAN == 0 {
+		return l.MAC
+	}
+	return fmt.Sprintf("%s (VLAN %d)", l.MAC, l.VLAN)
 }
 
 func upDown(up bool) string {

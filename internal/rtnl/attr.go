@@ -90,6 +90,10 @@ func BridgeAgeing(seconds int) Attr {
 	return infoAttr(nl.IFLA_BR_AGEING_TIME, nl.Uint32Attr(uint32(seconds)*clockTick))
 }
 
+// BridgeVLANFiltering makes a bridge filter VLANs. A kernel without
+// CONFIG_BRIDGE_VLAN_FILTERING answers EOPNOTSUPP (br_vlan_filter_toggle).
+func BridgeVLANFiltering() Attr { return infoAttr(nl.IFLA_BR_VLAN_FILTERING, boolByte(true)) }
+
 // MacvlanMode is MACVLAN_MODE_* of a new macvlan or macvtap (include/uapi/linux/if_link.h).
 func MacvlanMode(mode uint32) Attr { return infoAttr(unix.IFLA_MACVLAN_MODE, nl.Uint32Attr(mode)) }
 

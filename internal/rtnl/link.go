@@ -47,46 +47,14 @@ type Stats struct {
 	TxDropped uint64 `json:"tx_dropped"`
 }
 
-// PortState is a bridge port's state (BR_STATE_* of include/uapi/linux/if_bridge.h).
-type PortState uint8
-
-// The states of IEEE 802.1D.
-const (
-	Disabled PortState = iota
-	Listening
-	Learning
-	Forwarding
-	Blocking
-)
-
-func (s PortState) String() string {
-	names := [...]string{"disabled", "listening", "learning", "forwarding", "blocking"}
-	if int(s) < len(names) {
-		return names[s]
-	}
-	return fmt.Sprintf("state %d", uint8(s))
-}
-
-// Port is a bridge port's data (IFLA_BRPORT_*).
-type Port struct {
-	State PortState
-	Timer time.Duration // until the forward delay timer ends and the next state comes
-}
-
-// Bridge is a bridge's data (IFLA_BR_*).
-type Bridge struct {
-	STP          bool
-	ForwardDelay time.Duration
-	Ageing       time.Duration
-}
-
 // Tun is a tun or tap device's data (IFLA_TUN_*).
 type Tun struct {
 	Tap        bool
 	Persist    bool
 	VnetHdr    bool
 	MultiQueue bool
-	Queues     int // attached and enabled
+	Queues     int  // open, of a multi-queue device
+	Attached   bool // some process has it open
 }
 
 // Macvlan is the data of a macvlan or macvtap (IFLA_MACVLAN_*).
@@ -116,6 +84,7 @@ func parseLink(msg []byte) (*Link, error) {
 		Index: int(info.Index), LowerNS: -1,
 		Up: info.Flags&unix.IFF_UP != 0, Carrier: info.Flags&unix.IFF_LOWER_UP != 0, AllMulti: info.Flags&unix.IFF_ALLMULTI != 0,
 	}
+	carrier := false
 	for _, a := range attrs {
 		v := a.Value
 		switch a.Attr.Type &^ unix.NLA_F_NESTED {
@@ -143,9 +112,14 @@ func parseLink(msg []byte) (*Link, error) {
 					l.AltNames = append(l.AltNames, unix.ByteSliceToString(v))
 				}
 			})
+		case unix.IFLA_CARRIER:
+			carrier = u8(v) != 0
 		case unix.IFLA_LINKINFO:
 			l.parseInfo(v)
 		}
+	}
+	if l.Tun != nil { // the carrier of a tap goes with its last queue
+		l.Tun.Attached = carrier || l.Tun.Queues > 0
 	}
 	return l, nil
 }
@@ -182,34 +156,6 @@ func (l *Link) parseInfo(b []byte) {
 	}
 }
 
-func parsePort(b []byte) *Port {
-	p := &Port{}
-	each(b, func(kind uint16, v []byte) {
-		switch kind {
-		case nl.IFLA_BRPORT_STATE:
-			p.State = PortState(u8(v))
-		case nl.IFLA_BRPORT_FORWARD_DELAY_TIMER:
-			p.Timer = ticks(u64(v))
-		}
-	})
-	return p
-}
-
-func parseBridge(b []byte) *Bridge {
-	br := &Bridge{}
-	each(b, func(kind uint16, v []byte) {
-		switch kind {
-		case nl.IFLA_BR_STP_STATE:
-			br.STP = u32(v) != 0
-		case nl.IFLA_BR_FORWARD_DELAY:
-			br.ForwardDelay = ticks(uint64(u32(v)))
-		case nl.IFLA_BR_AGEING_TIME:
-			br.Ageing = ticks(uint64(u32(v)))
-		}
-	})
-	return br
-}
-
 func parseTun(b []byte) *Tun {
 	t := &Tun{}
 	each(b, func(kind uint16, v []byte) {
@@ -222,8 +168,8 @@ func parseTun(b []byte) *Tun {
 			t.VnetHdr = u8(v) != 0
 		case nl.IFLA_TUN_MULTI_QUEUE:
 			t.MultiQueue = u8(v) != 0
-		case nl.IFLA_TUN_NUM_QUEUES:
-			t.Queues = int(u32(v))
+		case nl.IFLA_TUN_NUM_QUEUES, nl.IFLA_TUN_NUM_DISABLED_QUEUES:
+			t.Queues += int(u32(v))
 		}
 	})
 	return t
@@ -290,6 +236,13 @@ func u8(b []byte) uint8 {
 		return 0
 	}
 	return b[0]
+}
+
+func u16(b []byte) uint16 {
+	if len(b) < 2 {
+		return 0
+	}
+	return binary.NativeEndian.Uint16(b)
 }
 
 func u32(b []byte) uint32 {

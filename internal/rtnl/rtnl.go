@@ -98,6 +98,17 @@ func (c *Conn) Set(index int, attrs ...Attr) error {
 
 // Create makes a link of that kind. A taken name is an error that Is fs.ErrExist.
 func (c *Conn) Create(kind string, attrs ...Attr) error {
+	return do(c.linkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, 0, withInfo(kind, attrs)))
+}
+
+// Change is Set for a link of that kind which also changes its kind's own settings
+// (rtnl_changelink).
+func (c *Conn) Change(kind string, index int, attrs ...Attr) error {
+	return do(c.linkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK, index, withInfo(kind, attrs)))
+}
+
+// withInfo puts those of attrs that belong there into IFLA_LINKINFO.
+func withInfo(kind string, attrs []Attr) []Attr {
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(kind))
 	var data *nl.RtAttr
@@ -112,8 +123,7 @@ func (c *Conn) Create(kind string, attrs ...Attr) error {
 		}
 		data.AddChild(a.rta)
 	}
-	rest = append(rest, Attr{rta: info})
-	return do(c.linkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, 0, rest))
+	return append(rest, Attr{rta: info})
 }
 
 // Delete removes the link of that index.

@@ -1,0 +1,173 @@
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"syscall"
+
+	"vmnet/internal/rtnl"
+)
+
+// ErrNotSupported is what the running kernel was built without.
+var ErrNotSupported = errors.New("not supported by this kernel")
+
+// SetPort makes a port of br exactly as cfg says, whatever it was before; where it
+// is so, nothing is sent but two reads. What the bridge itself (the host) is a member
+// of is left alone, as are a port's VLANs on a bridge that does not filter, where they mean nothing.
+//
+// While it changes a port that is up, no frame passes that neither the old nor the
+// new settings let through: first the port leaves all VLANs that it should not be
+// in, then one message sets the flags and after them the VLANs. But a port that was just
+// added has the kernel's settings until then; AddPortWith keeps it down meanwhile.
+func SetPort(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig) error {
+	err := cfg.fits(br)
+	if err == nil {
+		err = setPort(c, br, port, cfg.On(br))
+	}
+	if err != nil {
+		return fmt.Errorf("set port %s of %s: %w", port.Name, br.Name, explainSet(err))
+	}
+	return nil
+}
+
+// fits checks cfg, and refuses VLANs on a bridge that would not keep them apart.
+func (cfg PortConfig) fits(br *rtnl.Link) error {
+	switch err := cfg.Validate(); {
+	case err != nil:
+		return err
+	case !cfg.hasVLANs() || filters(br):
+		return nil
+	case br.Bridge != nil && !br.Bridge.CanFilterVLANs:
+		return cannotFilter(br.Name)
+	}
+	return fmt.Errorf("bridge %s does not filter VLANs (vmnet bridge create --vlan-filtering; ip link set %s type bridge vlan_filtering 1)", br.Name, br.Name)
+}
+
+// filterVLANs makes a new bridge filter. It reads that back, since kernels differ in
+// whether they refuse or ignore what they were built without. It is a request of its
+// own because a kernel without any bridge driver refuses in the same way.
+func filterVLANs(c *rtnl.Conn, br *rtnl.Link) error {
+	err := c.Change("bridge", br.Index, rtnl.BridgeVLANFiltering())
+	if err != nil && !errors.Is(err, syscall.EOPNOTSUPP) {
+		return fmt.Errorf("filter VLANs: %w", err)
+	}
+	now, err := c.LinkByIndex(br.Index)
+	if err == nil && !filters(now) {
+		err = cannotFilter(br.Name)
+	}
+	return err
+}
+
+func cannotFilter(bridge string) error {
+	return fmt.Errorf("bridge %s cannot filter VLANs: %w (which was built without CONFIG_BRIDGE_VLAN_FILTERING; use one bridge for each VLAN, or another kernel)", bridge, ErrNotSupported)
+}
+
+// explainSet adds the cause and cure to errors of requests about a port's settings.
+func explainSet(err error) error {
+	if errors.Is(err, syscall.EPERM) {
+		return fmt.Errorf("%w (needs CAP_NET_ADMIN)", err)
+	}
+	return err
+}
+
+func filters(br *rtnl.Link) bool { return br.Bridge != nil && br.Bridge.VLANFiltering }
+
+func setPort(c *rtnl.Conn, br, port *rtnl.Link, want PortConfig) error {
+	port, err := c.LinkByIndex(port.Index) // its port data may be older than its being a port
+	if err != nil {
+		return err
+	}
+	have, err := readPort(c, br, port)
+	if err != nil || have.Equal(want) {
+		return err
+	}
+	change := rtnl.PortChange{
+		PortFlags: want.flags(),
+		Flush:     want.NoLearning && !have.NoLearning, // what it learned before would stay for a while
+	}
+	if filters(br) {
+		change.VLANs = want.vlans()
+		if err := c.DeletePortVLANs(port.Index, allBut(change.VLANs)); err != nil {
+			return fmt.Errorf("leave VLANs: %w", err)
+		}
+	}
+	return c.SetPort(port.Index, change)
+}
+
+// vlans is the membership that cfg, which is normal, means to the kernel.
+func (cfg PortConfig) vlans() []rtnl.VLANs {
+	var vlans []rtnl.VLANs
+	for _, r := range cfg.Trunk {
+		vlans = append(vlans, rtnl.VLANs{First: r.First, Last: r.Last})
+	}
+	if untagged := max(cfg.VLAN, cfg.Native); untagged != 0 {
+		vlans = append(vlans, rtnl.VLANs{First: untagged, Last: untagged, PVID: true, Untagged: true})
+	}
+	return vlans
+}
+
+// allBut is every VLAN that is not in keep. The kernel does not mind that the port is
+// in few of them.
+func allBut(keep []rtnl.VLANs) []rtnl.VLANs {
+	var kept []VLANRange
+	for _, v := range keep {
+		kept = append(kept, VLANRange{v.First, v.Last})
+	}
+	var gone []rtnl.VLANs
+	for _, r := range without([]VLANRange{{1, maxVLAN}}, merge(kept)) {
+		gone = append(gone, rtnl.VLANs{First: r.First, Last: r.Last})
+	}
+	return gone
+}
+
+// ReadPort tells how a port of br is now; port must have been read since it became
+// one. What was set by SetPort reads as cfg.On(br): on a bridge that filters VLANs, a
+// port for which none were asked is an access port of the default VLAN. On one that
+// does not, there are no VLANs.
+func ReadPort(c *rtnl.Conn, br, port *rtnl.Link) (PortConfig, error) {
+	cfg, err := readPort(c, br, port)
+	if err != nil {
+		return cfg, fmt.Errorf("read port %s of %s: %w", port.Name, br.Name, err)
+	}
+	return cfg, nil
+}
+
+func readPort(c *rtnl.Conn, br, port *rtnl.Link) (PortConfig, error) {
+	if port.Port == nil || port.Master != br.Index {
+		return PortConfig{}, errors.New("it is not a port of that bridge")
+	}
+	if !filters(br) {
+		return portConfig(port, nil), nil
+	}
+	vlans, err := c.PortVLANs(port.Index)
+	return portConfig(port, vlans[port.Index]), err
+}
+
+// portConfig puts together what the kernel tells of a port.
+func portConfig(port *rtnl.Link, vlans []rtnl.VLANs) PortConfig {
+	f := port.Port.PortFlags
+	cfg := PortConfig{Isolated: f.Isolated, Hairpin: f.Hairpin, NoLearning: !f.Learning, NoFlood: !f.Flood}
+	var untagged []VLANRange
+	var other []string
+	for _, v := range vlans {
+		r := VLANRange{v.First, v.Last}
+		cfg.Trunk = append(cfg.Trunk, r)
+		switch {
+		case v.PVID:
+			cfg.Native = v.First
+			if !v.Untagged {
+				other = append(other, "tagged-native:"+FormatVLANs([]VLANRange{r}))
+			}
+		case v.Untagged:
+			untagged = append(untagged, r)
+		}
+	}
+	if len(untagged) > 0 {
+		other = append(other, "untagged:"+FormatVLANs(merge(untagged)))
+	}
+	slices.Sort(other)
+	cfg.Other = strings.Join(other, ";")
+	return cfg.normal()
+}

@@ -1,0 +1,76 @@
+package bridge
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"vmnet/internal/rtnl"
+)
+
+// TestWithoutIsTheComplement compares with sets that are counted out one by one.
+func TestWithoutIsTheComplement(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for range 300 {
+		var all [2]map[int]bool
+		var ranges [2][]VLANRange
+		for i := range ranges {
+			all[i] = map[int]bool{}
+			for range rnd.IntN(6) {
+				first := 1 + rnd.IntN(30)
+				last := first + rnd.IntN(8)
+				ranges[i] = append(ranges[i], VLANRange{first, last})
+				for v := first; v <= last; v++ {
+					all[i][v] = true
+				}
+			}
+		}
+		got := map[int]bool{}
+		before := -1
+		for _, r := range without(merge(ranges[0]), merge(ranges[1])) {
+			if r.First <= before+1 && before >= 0 && !all[1][before+1] {
+				t.Fatalf("%v without %v: %v begins where the one before ended", ranges[0], ranges[1], r)
+			}
+			for v := r.First; v <= r.Last; v++ {
+				got[v] = true
+			}
+			before = r.Last
+		}
+		for v := range 50 {
+			if want := all[0][v] && !all[1][v]; got[v] != want {
+				t.Fatalf("%v without %v: %d is %v, want %v", ranges[0], ranges[1], v, got[v], want)
+			}
+		}
+	}
+}
+
+func TestAllBut(t *testing.T) {
+	got := allBut([]rtnl.VLANs{{First: 2, Last: 5}, {First: 4094, Last: 4094}, {First: 1, Last: 1, PVID: true}})
+	if diff := cmp.Diff([]rtnl.VLANs{{First: 6, Last: 4093}}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if got := allBut([]rtnl.VLANs{{First: 1, Last: 4094}}); got != nil {
+		t.Errorf("all but all: %v", got)
+	}
+}
+
+func TestPortConfigOfAMembership(t *testing.T) {
+	vlan := func(first, last int, pvid, untagged bool) rtnl.VLANs {
+		return rtnl.VLANs{First: first, Last: last, PVID: pvid, Untagged: untagged}
+	}
+	for want, vlans := range map[string][]rtnl.VLANs{
+		"":                               nil,
+		"vlan:1":                         {vlan(1, 1, true, true)},
+		"trunk:2-5,7":                    {vlan(2, 5, false, false), vlan(7, 7, false, false)},
+		"trunk:2,4;native:3":             {vlan(2, 2, false, false), vlan(3, 3, true, true), vlan(4, 4, false, false)},
+		"vlan:10;tagged-native:10":       {vlan(10, 10, true, false)},
+		"trunk:20;native:10;untagged:20": {vlan(10, 10, true, true), vlan(20, 20, false, true)},
+		"trunk:1-9;native:10;tagged-native:10;untagged:1-9": {vlan(1, 9, false, true), vlan(10, 10, true, false)},
+	} {
+		port := &rtnl.Link{Port: &rtnl.Port{PortFlags: rtnl.PortFlags{Learning: true, Flood: true}}}
+		if got := portConfig(port, vlans); got.String() != want {
+			t.Errorf("%+v: got %q, want %q", vlans, got, want)
+		}
+	}
+}

@@ -1,0 +1,94 @@
+package rtnl
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+)
+
+// PortState is a bridge port's state (BR_STATE_* of include/uapi/linux/if_bridge.h).
+type PortState uint8
+
+// The states of IEEE 802.1D.
+const (
+	Disabled PortState = iota
+	Listening
+	Learning
+	Forwarding
+	Blocking
+)
+
+func (s PortState) String() string {
+	names := [...]string{"disabled", "listening", "learning", "forwarding", "blocking"}
+	if int(s) < len(names) {
+		return names[s]
+	}
+	return fmt.Sprintf("state %d", uint8(s))
+}
+
+// Port is a bridge port's data (IFLA_BRPORT_*).
+type Port struct {
+	State PortState
+	Timer time.Duration // until the forward delay timer ends and the next state comes
+	PortFlags
+}
+
+// PortFlags are a bridge port's switches (IFLA_BRPORT_*). A new port learns and floods.
+type PortFlags struct {
+	Hairpin  bool // a frame may leave by the port that it came in by (IFLA_BRPORT_MODE)
+	Isolated bool // no frames to and from other isolated ports
+	Learning bool // senders' addresses are put into the FDB
+	Flood    bool // unicast frames to unknown addresses are sent out here
+}
+
+// Bridge is a bridge's data (IFLA_BR_*).
+type Bridge struct {
+	STP          bool
+	ForwardDelay time.Duration
+	Ageing       time.Duration
+
+	CanFilterVLANs bool // the kernel has CONFIG_BRIDGE_VLAN_FILTERING
+	VLANFiltering  bool // frames pass only in VLANs that both ports are members of
+	DefaultPVID    int  // the VLAN that new ports are put into, untagged; 0 for none
+}
+
+func parsePort(b []byte) *Port {
+	p := &Port{}
+	each(b, func(kind uint16, v []byte) {
+		switch kind {
+		case nl.IFLA_BRPORT_STATE:
+			p.State = PortState(u8(v))
+		case nl.IFLA_BRPORT_FORWARD_DELAY_TIMER:
+			p.Timer = ticks(u64(v))
+		case nl.IFLA_BRPORT_MODE:
+			p.Hairpin = u8(v) != 0
+		case nl.IFLA_BRPORT_ISOLATED:
+			p.Isolated = u8(v) != 0
+		case nl.IFLA_BRPORT_LEARNING:
+			p.Learning = u8(v) != 0
+		case nl.IFLA_BRPORT_UNICAST_FLOOD:
+			p.Flood = u8(v) != 0
+		}
+	})
+	return p
+}
+
+func parseBridge(b []byte) *Bridge {
+	br := &Bridge{}
+	each(b, func(kind uint16, v []byte) {
+		switch kind {
+		case nl.IFLA_BR_STP_STATE:
+			br.STP = u32(v) != 0
+		case nl.IFLA_BR_FORWARD_DELAY:
+			br.ForwardDelay = ticks(uint64(u32(v)))
+		case nl.IFLA_BR_AGEING_TIME:
+			br.Ageing = ticks(uint64(u32(v)))
+		case nl.IFLA_BR_VLAN_FILTERING:
+			br.VLANFiltering = u8(v) != 0
+		case nl.IFLA_BR_VLAN_DEFAULT_PVID: // left out by a kernel that cannot (br_fill_info)
+			br.CanFilterVLANs, br.DefaultPVID = true, int(u16(v))
+		}
+	})
+	return br
+}

@@ -1,0 +1,167 @@
+package rtnl
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// VLANs is a range of VLAN ids that a bridge port is a member of.
+type VLANs struct {
+	First, Last int
+	PVID        bool // untagged frames that come in belong to it; a range of one only
+	Untagged    bool // its frames leave without a tag
+}
+
+// PortChange is what SetPort changes of a bridge port.
+type PortChange struct {
+	PortFlags
+	Flush bool    // forget the addresses learned behind the port
+	VLANs []VLANs // to become a member of; of those that it has, PVID and Untagged are changed
+}
+
+// SetPort changes a bridge port in one message: RTM_SETLINK of AF_BRIDGE, where
+// br_setlink (net/bridge/br_netlink.c) takes the flags of IFLA_PROTINFO before the
+// VLANs of IFLA_AF_SPEC. VLANs that it does not name are kept.
+func (c *Conn) SetPort(index int, p PortChange) error {
+	req := c.portRequest(unix.RTM_SETLINK, index)
+	info := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
+	for kind, on := range map[int]bool{
+		nl.IFLA_BRPORT_MODE: p.Hairpin, nl.IFLA_BRPORT_ISOLATED: p.Isolated,
+		nl.IFLA_BRPORT_LEARNING: p.Learning, nl.IFLA_BRPORT_UNICAST_FLOOD: p.Flood,
+	} {
+		info.AddRtAttr(kind, boolByte(on))
+	}
+	if p.Flush {
+		info.AddRtAttr(nl.IFLA_BRPORT_FLUSH, nil)
+	}
+	req.AddData(info)
+	if len(p.VLANs) > 0 {
+		req.AddData(vlanSpec(p.VLANs))
+	}
+	return do(req)
+}
+
+// DeletePortVLANs takes a bridge port out of VLANs. It is no error that it is not in
+// them (br_vlan_info ignores that), and what was learned in them is forgotten.
+func (c *Conn) DeletePortVLANs(index int, vlans []VLANs) error {
+	req := c.portRequest(unix.RTM_DELLINK, index)
+	req.AddData(vlanSpec(vlans))
+	return do(req)
+}
+
+// portRequest is a request to the bridge that the link is a port of
+// (rtnl_bridge_setlink, rtnl_bridge_dellink of net/core/rtnetlink.c).
+func (c *Conn) portRequest(kind, index int) *nl.NetlinkRequest {
+	req := c.request(kind, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
+	msg.Index = int32(index)
+	req.AddData(msg)
+	return req
+}
+
+// vlanSpec is IFLA_AF_SPEC with a struct bridge_vlan_info for each VLAN, or for each
+// end of a range: a range of one must go as one (br_process_vlan_info).
+func vlanSpec(vlans []VLANs) *nl.RtAttr {
+	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC|unix.NLA_F_NESTED, nil)
+	for _, v := range vlans {
+		var flags uint16
+		if v.PVID {
+			flags |= nl.BRIDGE_VLAN_INFO_PVID
+		}
+		if v.Untagged {
+			flags |= nl.BRIDGE_VLAN_INFO_UNTAGGED
+		}
+		if v.First == v.Last {
+			spec.AddRtAttr(nl.IFLA_BRIDGE_VLAN_INFO, vlanInfo(flags, v.First))
+			continue
+		}
+		spec.AddRtAttr(nl.IFLA_BRIDGE_VLAN_INFO, vlanInfo(flags|nl.BRIDGE_VLAN_INFO_RANGE_BEGIN, v.First))
+		spec.AddRtAttr(nl.IFLA_BRIDGE_VLAN_INFO, vlanInfo(flags|nl.BRIDGE_VLAN_INFO_RANGE_END, v.Last))
+	}
+	return spec
+}
+
+// vlanInfo is struct bridge_vlan_info (include/uapi/linux/if_bridge.h).
+func vlanInfo(flags uint16, vid int) []byte {
+	b := binary.NativeEndian.AppendUint16(nil, flags)
+	return binary.NativeEndian.AppendUint16(b, uint16(vid))
+}
+
+// Of include/uapi/linux/if_bridge.h.
+const (
+	vlandbEntry      = 1 // BRIDGE_VLANDB_ENTRY
+	vlandbEntryInfo  = 1 // BRIDGE_VLANDB_ENTRY_INFO
+	vlandbEntryRange = 2 // BRIDGE_VLANDB_ENTRY_RANGE
+)
+
+// PortVLANs reads the VLANs of one bridge port, or where index is 0 those of every
+// bridge and port, by the link's index. A kernel without CONFIG_BRIDGE_VLAN_FILTERING
+// answers EOPNOTSUPP.
+//
+// It asks by RTM_GETVLAN, since the older RTM_GETLINK of AF_BRIDGE cannot be
+// limited to one port (rtnl_bridge_getlink).
+func (c *Conn) PortVLANs(index int) (map[int][]VLANs, error) {
+	req := c.request(unix.RTM_GETVLAN, unix.NLM_F_DUMP)
+	req.AddData(&brVLANMsg{index})
+	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWVLAN)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, fmt.Errorf("read the VLANs of bridge ports: %w (needs Linux 5.6 with CONFIG_BRIDGE_VLAN_FILTERING)", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the VLANs of bridge ports: %w", notExist(err))
+	}
+	found := map[int][]VLANs{}
+	for _, m := range msgs {
+		if len(m) < sizeofBrVLANMsg {
+			return nil, fmt.Errorf("netlink VLAN message of %d bytes", len(m))
+		}
+		port := int(u32(m[4:]))
+		each(m[sizeofBrVLANMsg:], func(kind uint16, v []byte) {
+			if kind == vlandbEntry {
+				found[port] = append(found[port], parseVLANs(v))
+			}
+		})
+	}
+	return found, nil
+}
+
+func parseVLANs(b []byte) VLANs {
+	var v VLANs
+	each(b, func(kind uint16, b []byte) {
+		switch {
+		case kind == vlandbEntryInfo && len(b) >= 4:
+			flags := binary.NativeEndian.Uint16(b)
+			v.First = int(binary.NativeEndian.Uint16(b[2:]))
+			v.Last = max(v.Last, v.First)
+			v.PVID = flags&nl.BRIDGE_VLAN_INFO_PVID != 0
+			v.Untagged = flags&nl.BRIDGE_VLAN_INFO_UNTAGGED != 0
+		case kind == vlandbEntryRange && len(b) >= 2:
+			v.Last = int(binary.NativeEndian.Uint16(b))
+		}
+	})
+	return v
+}
+
+// brVLANMsg is struct br_vlan_msg (include/uapi/linux/if_bridge.h).
+type brVLANMsg struct{ index int }
+
+const sizeofBrVLANMsg = 8
+
+func (*brVLANMsg) Len() int { return sizeofBrVLANMsg }
+
+func (m *brVLANMsg) Serialize() []byte {
+	b := make([]byte, 4, sizeofBrVLANMsg)
+	b[0] = unix.AF_BRIDGE
+	return binary.NativeEndian.AppendUint32(b, uint32(m.index))
+}
+
+func boolByte(on bool) []byte {
+	if on {
+		return []byte{1}
+	}
+	return []byte{0}
+}
