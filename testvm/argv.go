@@ -55,6 +55,12 @@ func CommandLine(c Config, f Files) ([]string, error) {
 		"-chardev", "socket,id=agent,path="+escape(f.Agent)+",server=on,wait=off",
 		"-device", "virtio-serial-pci,id=serial0",
 		"-device", "virtserialport,bus=serial0.0,chardev=agent,name="+agent.PortName)
+	if c.Root != "" {
+		argv = append(argv,
+			// Without remap, files of different file systems could have one inode number.
+			"-fsdev", "local,id=root,path="+escape(c.Root)+",security_model=none,readonly=on,multidevs=remap",
+			"-device", "virtio-9p-pci,fsdev=root,mount_tag="+guest.RootTag)
+	}
 	for i := range c.SparePorts {
 		argv = append(argv, "-device", fmt.Sprintf("pcie-root-port,id=port%d,chassis=%d", i, i+1))
 	}
@@ -81,6 +87,9 @@ func kernelArgs(c Config) string {
 	}
 	if c.Terminal {
 		args = append(args, guest.ShellArg)
+	}
+	if c.Root != "" {
+		args = append(args, guest.RootArg)
 	}
 	return strings.Join(append(args, c.KernelArgs...), " ")
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"vmnet/internal/netns"
+	"vmnet/testvm/guest"
 )
 
 // Config describes a virtual machine. The zero value is a small one without NICs.
@@ -51,8 +52,14 @@ type Config struct {
 	Paused bool
 	// NoWait makes Start return once QEMU runs, while the guest still boots; see agent.Guest.WaitReady.
 	NoWait bool
-	// BootTimeout bounds the wait for the guest; 0 means 60 s.
+	// BootTimeout bounds the wait for the guest; 0 means 60 s, or 150 s in a lab host.
 	BootTimeout time.Duration
+	// Kernel is what the guest boots; the zero value means the one that FindKernel finds.
+	Kernel Kernel
+	// Root is a folder of this machine that the guest has as its root, read-only below
+	// a tmpfs: with "/" it is a lab host, see package lab. Empty means the initramfs.
+	// The kernel must have 9p and overlayfs.
+	Root string
 	// Netns is the network namespace that QEMU runs in; nil means the caller's.
 	Netns *netns.NS
 	// Terminal puts a shell on the guest's console and connects it with this
@@ -94,7 +101,7 @@ func (c Config) withDefaults() Config {
 	c.MemoryMiB = cmp.Or(c.MemoryMiB, 128)
 	c.CPUs = cmp.Or(c.CPUs, 1)
 	c.Accel = cmp.Or(c.Accel, "auto")
-	c.BootTimeout = cmp.Or(c.BootTimeout, time.Minute)
+	c.BootTimeout = cmp.Or(c.BootTimeout, bootTimeout())
 	c.QEMU = cmp.Or(c.QEMU, "qemu-system-x86_64")
 	c.NoWait = c.NoWait || c.Paused
 	if c.Logf == nil {
@@ -161,4 +168,12 @@ func accel(want string) string {
 		}
 	}
 	return "tcg"
+}
+
+// bootTimeout allows for the slowness of an emulated machine in an emulated one.
+func bootTimeout() time.Duration {
+	if guest.Inside() {
+		return 150 * time.Second
+	}
+	return time.Minute
 }

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 
@@ -22,9 +23,13 @@ import (
 const program = "vmnet/cmd/testvm"
 
 // buildInitramfs packs /init, the modules with all they depend on, and, for
-// people, busybox where the host has a static one. It is not compressed: TCG
-// unpacks slowly.
-func buildInitramfs(k Kernel, init []byte, modules []string) ([]byte, error) {
+// people, busybox where the host has a static one. A guest with another root needs
+// no more than the way there. It is not compressed: TCG unpacks slowly.
+func buildInitramfs(k Kernel, init []byte, c Config) ([]byte, error) {
+	modules := slices.Concat(guestModules, c.Modules)
+	if c.Root != "" {
+		modules = append(modules, rootModules...)
+	}
 	files, err := moduleFiles(k.Modules, modules)
 	if err != nil {
 		return nil, err
@@ -43,7 +48,13 @@ func buildInitramfs(k Kernel, init []byte, modules []string) ([]byte, error) {
 		}
 		w.file(fmt.Sprintf("%s/%03d-%s", guest.ModulesDir[1:], i, filepath.Base(file)), 0o644, content)
 	}
-	addBusybox(w)
+	if c.Root == "" {
+		addBusybox(w)
+	} else {
+		w.dir("lib")
+		w.dir("lib/modules")
+		w.symlink(guest.ModuleTrees[1:]+k.Release, k.Modules)
+	}
 	return w.finish(), nil
 }
 
@@ -82,12 +93,15 @@ func isStatic(path string) bool {
 }
 
 // initProgram returns the program that becomes /init: the one at path, or where
-// path is empty this one if it is a static cmd/testvm, or else a fresh build of it.
+// path is empty this one if it is a static cmd/testvm, or the one that a lab host
+// around us has, or else a fresh build.
 func initProgram(ctx context.Context, path string) ([]byte, error) {
 	info, ok := debug.ReadBuildInfo()
 	switch {
 	case path == "" && ok && info.Path == program && isStatic("/proc/self/exe"):
 		path = "/proc/self/exe"
+	case path == "" && guest.Inside():
+		path = guest.Program
 	case path == "":
 		return built.get(ctx)
 	case !isStatic(path):

@@ -15,6 +15,9 @@ import (
 // guestModules are what every guest needs: virtio NICs, and the agent's port.
 var guestModules = []string{"virtio_pci", "virtio_net", "virtio_console"}
 
+// rootModules are what a guest with a folder of the machine as its root needs besides.
+var rootModules = []string{"9pnet_virtio", "9p", "overlay"}
+
 // moduleFiles returns the files of the named modules and of all that they depend
 // on, in the order in which they can be loaded. Names that are built into the
 // kernel need no file.

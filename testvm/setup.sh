@@ -6,11 +6,13 @@
 #   setup.sh [--packages p1,p2]... [--kernel cloud|full]...
 #
 #   --packages   more packages to install
-#   --kernel     another kernel to unpack besides the cloud one
+#   --kernel     another kernel to unpack besides the cloud one; the full one is
+#                for lab hosts, whose modprobe comes with it
 #   VMNET_CACHE  the cache folder; default ${XDG_CACHE_HOME:-~/.cache}/vmnet
 set -eu
 exec </dev/null
 export DEBIAN_FRONTEND=noninteractive
+PATH=$PATH:/usr/sbin:/sbin
 
 packages='qemu-system-x86 busybox-static iproute2 dnsmasq-base ethtool'
 kernels=cloud
@@ -24,7 +26,10 @@ die() {
 while [ $# -gt 0 ]; do
     case $1 in
     --packages) packages="$packages $(echo "${2:?--packages needs a list}" | tr , ' ')" && shift 2 ;;
-    --kernel) kernels="$kernels ${2:?--kernel needs cloud or full}" && shift 2 ;;
+    --kernel)
+        kernels="$kernels ${2:?--kernel needs cloud or full}" && shift 2
+        packages="$packages kmod"
+        ;;
     *) die "unknown argument $1 (known: --packages, --kernel)" ;;
     esac
 done
@@ -74,6 +79,13 @@ download() {
     apt download "$name"
 }
 
+# index_modules writes what modprobe reads for the kernel unpacked in $1.
+index_modules() {
+    for modules in "$1"/lib/modules/*; do
+        [ -e "$modules/modules.dep.bin" ] || depmod -b "$1" "${modules##*/}"
+    done
+}
+
 # unpack_kernel makes $cache/$1-kernel out of metapackage $2. It appears whole or not at all.
 unpack_kernel() {
     [ ! -d "$cache/$1-kernel" ] || return 0
@@ -83,6 +95,7 @@ unpack_kernel() {
     trap 'exit 1' HUP INT TERM
     (cd "$tmp" && download "$2" && dpkg-deb -x ./*.deb tree) || die "unpack $2: see above"
     chmod 755 "$tmp/tree"
+    index_modules "$tmp/tree"
     # Where another run was faster, its folder serves as well.
     mv -T "$tmp/tree" "$cache/$1-kernel" 2>/dev/null || [ -d "$cache/$1-kernel" ] || die "make $cache/$1-kernel"
     rm -rf "$tmp"

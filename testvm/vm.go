@@ -66,15 +66,18 @@ func Start(ctx context.Context, c Config) (*VM, error) {
 // prepare makes the machine's folder, with the initramfs in it, and the command line.
 func (vm *VM) prepare(ctx context.Context) error {
 	c := vm.config
-	kernel, err := FindKernel()
-	if err != nil {
-		return err
+	kernel := c.Kernel
+	if kernel == (Kernel{}) {
+		var err error
+		if kernel, err = FindKernel(); err != nil {
+			return err
+		}
 	}
 	init, err := initProgram(ctx, c.Init)
 	if err != nil {
 		return err
 	}
-	initramfs, err := buildInitramfs(kernel, init, append(guestModules[:len(guestModules):len(guestModules)], c.Modules...))
+	initramfs, err := buildInitramfs(kernel, init, c)
 	if err != nil {
 		return err
 	}

@@ -53,13 +53,7 @@ func execCommand() *cobra.Command {
 		}
 		fmt.Fprint(cmd.OutOrStdout(), out.Stdout)
 		fmt.Fprint(cmd.ErrOrStderr(), out.Stderr)
-		switch {
-		case out.Code < 0:
-			return errors.New("a signal ended the command")
-		case out.Code > 0:
-			return exitCode(out.Code)
-		}
-		return nil
+		return exitStatus(out.Code, nil)
 	})
 }
 

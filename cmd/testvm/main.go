@@ -19,6 +19,9 @@ func main() {
 	if os.Getpid() == 1 {
 		guest.Main()
 	}
+	if os.Args[0] == guest.ServeName {
+		guest.Serve()
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
 	err := root().ExecuteContext(ctx)
@@ -40,7 +43,7 @@ func (c exitCode) Error() string { return fmt.Sprintf("exit status %d", int(c)) 
 func root() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "testvm",
-		Short: "Boot a tiny virtual machine and do things inside it",
+		Short: "Boot a tiny virtual machine, or a lab host, and do things inside it",
 		Example: `  testvm run --name P2                     # one terminal; Ctrl-C ends it
   testvm addr --name P2 eth0 10.0.0.2/24   # another one
   testvm ping --name P2 10.0.0.1`,
@@ -48,6 +51,6 @@ func root() *cobra.Command {
 		SilenceErrors: true,
 	}
 	cmd.CompletionOptions.DisableDefaultCmd = true
-	cmd.AddCommand(runCommand(), execCommand(), linksCommand(), addrCommand(), pingCommand(), powerOffCommand())
+	cmd.AddCommand(runCommand(), labCommand(), execCommand(), linksCommand(), addrCommand(), pingCommand(), powerOffCommand())
 	return cmd
 }

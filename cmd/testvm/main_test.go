@@ -10,6 +10,7 @@ import (
 
 	"vmnet/internal/leaktest"
 	"vmnet/testvm"
+	"vmnet/testvm/lab"
 )
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
@@ -55,4 +56,9 @@ func TestScripts(t *testing.T) { runScripts(t, "testdata/usage.txt") }
 func TestLiveScripts(t *testing.T) {
 	testvm.Require(t)
 	runScripts(t, "testdata/run.txt")
+}
+
+func TestLiveLabScript(t *testing.T) {
+	lab.Require(t)
+	runScripts(t, "testdata/lab.txt")
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -54,7 +55,14 @@ func testHandlers(cancelled *atomic.Int32) map[string]Handler {
 			}
 			return Output{Stdout: strings.Join(c.Argv, " ")}, nil
 		}),
-		MethodLinks: func(context.Context, json.RawMessage) (any, error) { panic("oh") },
+		MethodStream: Streaming(func(ctx context.Context, c Command, send func(any)) (Output, error) {
+			n, err := strconv.Atoi(c.Argv[0])
+			for i := 0; i < n && ctx.Err() == nil; i++ {
+				send(Part{Stdout: fmt.Appendf(nil, "out %d\n", i), Stderr: fmt.Appendf(nil, "err %d\n", i)})
+			}
+			return Output{Code: n}, err
+		}),
+		MethodLinks: func(context.Context, json.RawMessage, func(any)) (any, error) { panic("oh") },
 		MethodPing:  Method(func(context.Context, struct{}) (any, error) { return nil, errors.New("no reply") }),
 	}
 }
@@ -139,6 +147,45 @@ func TestCancelReachesTheGuest(t *testing.T) {
 	if out, err := g.Exec(t.Context(), "next"); err != nil || out != "next" {
 		t.Errorf("after late replies: %q, %v", out, err)
 	}
+}
+
+func TestStreamGivesAllParts(t *testing.T) {
+	g, _ := start(t)
+	var stdout, stderr strings.Builder
+	code, err := g.Stream(t.Context(), Command{Argv: []string{"3"}}, &stdout, &stderr)
+	if err != nil || code != 3 || stdout.String() != "out 0\nout 1\nout 2\n" || stderr.String() != "err 0\nerr 1\nerr 2\n" {
+		t.Errorf("code %d, %v, %q, %q", code, err, stdout.String(), stderr.String())
+	}
+	if code, err := g.Stream(t.Context(), Command{Argv: []string{"2"}}, nil, nil); err != nil || code != 2 {
+		t.Errorf("without writers: code %d, %v", code, err)
+	}
+}
+
+// TestStreamThatIsAbandoned: a writer is not used once Stream has returned.
+func TestStreamThatIsAbandoned(t *testing.T) {
+	g, _ := start(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	returned := false // the race detector sees a write that comes too late
+	_, err := g.Stream(ctx, Command{Argv: []string{"1000000"}}, writerFunc(func([]byte) {
+		if returned {
+			t.Error("written after the return")
+		}
+		cancel()
+	}), nil)
+	returned = true
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if out, err := g.Exec(t.Context(), "next"); err != nil || out != "next" {
+		t.Errorf("after it: %q, %v", out, err)
+	}
+}
+
+type writerFunc func([]byte)
+
+func (w writerFunc) Write(p []byte) (int, error) {
+	w(p)
+	return len(p), nil
 }
 
 func TestGarbageIsSkipped(t *testing.T) {

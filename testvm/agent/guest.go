@@ -16,6 +16,9 @@ import (
 // ErrGone is the error of requests whose connection to the guest has ended.
 var ErrGone = errors.New("the connection to the agent has ended")
 
+// noLimit is for a request that may run for as long as the connection lasts.
+const noLimit = 10000 * time.Hour
+
 // Guest is the host's end: it asks the program in the guest to do things.
 // Requests may run at the same time. Each is abandoned when its ctx ends, in the
 // guest too. Errors name the guest and the method.
@@ -29,12 +32,36 @@ type Guest struct {
 
 	mu      sync.Mutex
 	next    int
-	pending map[string]chan response
+	pending map[string]*pending
+}
+
+// pending is a request that has no reply yet.
+type pending struct {
+	reply chan response
+
+	mu   sync.Mutex // held while part runs
+	part func(json.RawMessage)
+}
+
+// give hands over a part, unless the request was abandoned.
+func (p *pending) give(part json.RawMessage) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.part != nil {
+		p.part(part)
+	}
+}
+
+// drop makes sure that part runs no more.
+func (p *pending) drop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.part = nil
 }
 
 // NewGuest speaks over conn, which it takes over. Close it.
 func NewGuest(name string, conn net.Conn) *Guest {
-	g := &Guest{name: name, conn: conn, prefix: rand.Text()[:8], done: make(chan struct{}), pending: map[string]chan response{}}
+	g := &Guest{name: name, conn: conn, prefix: rand.Text()[:8], done: make(chan struct{}), pending: map[string]*pending{}}
 	go g.read()
 	return g
 }
@@ -77,18 +104,29 @@ func (g *Guest) read() {
 			continue
 		}
 		g.mu.Lock()
-		reply, ok := g.pending[res.ID]
-		delete(g.pending, res.ID)
+		p, ok := g.pending[res.ID]
+		if res.Part == nil {
+			delete(g.pending, res.ID)
+		}
 		g.mu.Unlock()
-		if ok {
-			reply <- res
+		switch {
+		case ok && res.Part != nil:
+			p.give(res.Part)
+		case ok:
+			p.reply <- res
 		}
 	}
 }
 
 // call sends a request and waits for its reply. result may be nil.
 func (g *Guest) call(ctx context.Context, method string, params, result any) error {
-	res, err := g.roundTrip(ctx, method, params)
+	return g.stream(ctx, method, params, nil, result)
+}
+
+// stream is call for a method with parts, which part gets one after the other
+// before stream returns. The next one waits for it, and so do all other replies.
+func (g *Guest) stream(ctx context.Context, method string, params any, part func(json.RawMessage), result any) error {
+	res, err := g.roundTrip(ctx, method, params, part)
 	if err == nil && res.Error != "" {
 		err = errors.New(res.Error)
 	}
@@ -101,7 +139,7 @@ func (g *Guest) call(ctx context.Context, method string, params, result any) err
 	return nil
 }
 
-func (g *Guest) roundTrip(ctx context.Context, method string, params any) (response, error) {
+func (g *Guest) roundTrip(ctx context.Context, method string, params any, part func(json.RawMessage)) (response, error) {
 	raw, err := json.Marshal(params)
 	if err != nil {
 		return response{}, err
@@ -110,19 +148,22 @@ func (g *Guest) roundTrip(ctx context.Context, method string, params any) (respo
 	if deadline, ok := ctx.Deadline(); ok {
 		// The guest's limit is for a host that has gone; else ctx ends first, here.
 		req.TimeoutMS = max(0, time.Until(deadline).Milliseconds()) + 1000
+	} else if part != nil {
+		req.TimeoutMS = noLimit.Milliseconds()
 	}
-	reply := make(chan response, 1)
+	p := &pending{reply: make(chan response, 1), part: part}
 	g.mu.Lock()
 	g.next++
 	req.ID = g.prefix + "-" + strconv.Itoa(g.next)
-	g.pending[req.ID] = reply
+	g.pending[req.ID] = p
 	g.mu.Unlock()
+	defer p.drop()
 	defer g.forget(req.ID)
 	if err := g.send(ctx, req); err != nil {
 		return response{}, err
 	}
 	select {
-	case res := <-reply:
+	case res := <-p.reply:
 		return res, nil
 	case <-g.done:
 		return response{}, ErrGone

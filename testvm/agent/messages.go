@@ -6,6 +6,7 @@ import "time"
 const (
 	MethodHello    = "hello"
 	MethodExec     = "exec"
+	MethodStream   = "stream"
 	MethodLinks    = "links"
 	MethodLinkSet  = "link-set"
 	MethodAddr     = "addr"
@@ -28,7 +29,11 @@ type Info struct {
 // Command is a program to run in the guest.
 type Command struct {
 	// Argv is the program and its arguments; what busybox has is found by name.
-	Argv  []string `json:"argv"`
+	Argv []string `json:"argv"`
+	// Dir is the working directory; empty means the root.
+	Dir string `json:"dir,omitempty"`
+	// Env is added to the environment of the guest's programs: "A=1".
+	Env   []string `json:"env,omitempty"`
 	Stdin string   `json:"stdin,omitempty"`
 }
 
@@ -41,6 +46,12 @@ type Output struct {
 	Stderr string `json:"stderr"`
 	// Code is the exit status; -1 where a signal ended the command.
 	Code int `json:"code"`
+}
+
+// Part is a piece of what a running command writes.
+type Part struct {
+	Stdout []byte `json:"stdout,omitempty"`
+	Stderr []byte `json:"stderr,omitempty"`
 }
 
 // Link is a network interface of the guest.

@@ -1,8 +1,11 @@
 package agent
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -40,6 +43,29 @@ func (g *Guest) Exec(ctx context.Context, argv ...string) (string, error) {
 		err = fmt.Errorf("guest %s: %s: exit status %d: %s", g.name, strings.Join(argv, " "), out.Code, strings.TrimSpace(out.Stderr))
 	}
 	return out.Stdout, err
+}
+
+// Stream is Run with unbounded output, which stdout and stderr get as it comes; nil
+// drops it. While one of them blocks, so does every request to this guest.
+func (g *Guest) Stream(ctx context.Context, c Command, stdout, stderr io.Writer) (code int, err error) {
+	var broken error
+	write := func(to io.Writer, content []byte) {
+		if to != nil && len(content) > 0 {
+			_, err := to.Write(content)
+			broken = cmp.Or(broken, err)
+		}
+	}
+	var out Output
+	err = g.stream(ctx, MethodStream, c, func(raw json.RawMessage) {
+		var part Part
+		broken = cmp.Or(broken, json.Unmarshal(raw, &part))
+		write(stdout, part.Stdout)
+		write(stderr, part.Stderr)
+	}, &out)
+	if err == nil && broken != nil {
+		err = fmt.Errorf("guest %s: pass on the output of %s: %w", g.name, c.Argv[0], broken)
+	}
+	return out.Code, err
 }
 
 // Links returns all network interfaces, lo too.

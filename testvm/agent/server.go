@@ -13,19 +13,25 @@ import (
 // maxRun ends a request that named no time limit.
 const maxRun = 10 * time.Minute
 
-// A Handler serves one method. It must return soon after ctx ends.
-type Handler func(ctx context.Context, params json.RawMessage) (any, error)
+// A Handler serves one method. It must return soon after ctx ends. It may send
+// parts before its result, where the method has them.
+type Handler func(ctx context.Context, params json.RawMessage, send func(part any)) (any, error)
 
 // Method makes a handler of a function with typed parameters.
 func Method[P, R any](f func(context.Context, P) (R, error)) Handler {
-	return func(ctx context.Context, raw json.RawMessage) (any, error) {
+	return Streaming(func(ctx context.Context, params P, _ func(any)) (R, error) { return f(ctx, params) })
+}
+
+// Streaming makes a handler of a function that sends parts as well.
+func Streaming[P, R any](f func(context.Context, P, func(part any)) (R, error)) Handler {
+	return func(ctx context.Context, raw json.RawMessage, send func(any)) (any, error) {
 		var params P
 		if len(raw) > 0 {
 			if err := json.Unmarshal(raw, &params); err != nil {
 				return nil, fmt.Errorf("read the parameters: %w", err)
 			}
 		}
-		return f(ctx, params)
+		return f(ctx, params, send)
 	}
 }
 
@@ -93,7 +99,12 @@ func (s *server) call(ctx context.Context, req request) (res response) {
 	if !ok {
 		return response{Error: fmt.Sprintf("unknown method %q", req.Method)}
 	}
-	result, err := h(ctx, req.Params)
+	result, err := h(ctx, req.Params, func(part any) {
+		raw, err := json.Marshal(part)
+		if err == nil {
+			s.reply(req.ID, response{Part: raw})
+		}
+	})
 	if err != nil {
 		return response{Error: err.Error()}
 	}

@@ -30,8 +30,10 @@ type request struct {
 	Params    json.RawMessage `json:"params,omitempty"`
 }
 
+// response is the reply to a request, or with Part a piece that comes before it.
 type response struct {
 	ID     string          `json:"id"`
+	Part   json.RawMessage `json:"part,omitempty"`
 	Result json.RawMessage `json:"result,omitempty"`
 	Error  string          `json:"error,omitempty"`
 }

@@ -102,10 +102,10 @@ func TestLiveLinks(t *testing.T) {
 func TestServices(t *testing.T) {
 	serve := handlers()[agent.MethodServe]
 	stop := handlers()[agent.MethodUnserve]
-	if _, err := serve(t.Context(), []byte(`{"proto":"sctp","addr":"127.0.0.1:0"}`)); err == nil || !strings.Contains(err.Error(), "unknown protocol") {
+	if _, err := serve(t.Context(), []byte(`{"proto":"sctp","addr":"127.0.0.1:0"}`), nil); err == nil || !strings.Contains(err.Error(), "unknown protocol") {
 		t.Errorf("sctp: %v", err)
 	}
-	if _, err := stop(t.Context(), []byte(`{"proto":"tcp","addr":"127.0.0.1:1"}`)); err == nil || !strings.Contains(err.Error(), "nothing serves") {
+	if _, err := stop(t.Context(), []byte(`{"proto":"tcp","addr":"127.0.0.1:1"}`), nil); err == nil || !strings.Contains(err.Error(), "nothing serves") {
 		t.Errorf("stop what does not run: %v", err)
 	}
 }

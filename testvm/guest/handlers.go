@@ -1,15 +1,10 @@
 package guest
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,9 +18,10 @@ type none struct{}
 func handlers() map[string]agent.Handler {
 	s := &services{running: map[agent.Service]*traffic.Server{}}
 	return map[string]agent.Handler{
-		agent.MethodHello: agent.Method(func(context.Context, none) (agent.Info, error) { return hello() }),
-		agent.MethodExec:  agent.Method(run),
-		agent.MethodLinks: agent.Method(func(context.Context, none) ([]agent.Link, error) { return links() }),
+		agent.MethodHello:  agent.Method(func(context.Context, none) (agent.Info, error) { return hello() }),
+		agent.MethodExec:   agent.Method(run),
+		agent.MethodStream: agent.Streaming(stream),
+		agent.MethodLinks:  agent.Method(func(context.Context, none) ([]agent.Link, error) { return links() }),
 		agent.MethodLinkSet: agent.Method(func(_ context.Context, c agent.LinkSet) (none, error) {
 			return none{}, setLink(c)
 		}),
@@ -55,38 +51,6 @@ func hello() (agent.Info, error) {
 		return agent.Info{}, err
 	}
 	return agent.Info{Kernel: unix.ByteSliceToString(name.Release[:]), Uptime: time.Duration(up.Nano())}, nil
-}
-
-// run runs a command; when ctx ends, its whole process group is killed.
-func run(ctx context.Context, c agent.Command) (agent.Output, error) {
-	if len(c.Argv) == 0 {
-		return agent.Output{}, errors.New("no command given")
-	}
-	var stdout, stderr limited
-	cmd := exec.CommandContext(ctx, c.Argv[0], c.Argv[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(c.Stdin), &stdout, &stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
-	cmd.WaitDelay = time.Second // for children that hold its output open
-	err := cmd.Run()
-	exit := new(exec.ExitError)
-	switch {
-	case ctx.Err() != nil:
-		return agent.Output{}, fmt.Errorf("run %s: %w", c.Argv[0], context.Cause(ctx))
-	case errors.Is(err, exec.ErrNotFound), errors.Is(err, os.ErrNotExist):
-		return agent.Output{}, fmt.Errorf("run %s: no such program in the guest, whose tools are busybox's: install busybox-static on the host", c.Argv[0])
-	case err != nil && !errors.As(err, &exit) && !errors.Is(err, exec.ErrWaitDelay):
-		return agent.Output{}, fmt.Errorf("run %s: %w", c.Argv[0], err)
-	}
-	return agent.Output{Stdout: stdout.buf.String(), Stderr: stderr.buf.String(), Code: cmd.ProcessState.ExitCode()}, nil
-}
-
-// limited keeps the first agent.MaxOutput bytes.
-type limited struct{ buf bytes.Buffer }
-
-func (l *limited) Write(p []byte) (int, error) {
-	l.buf.Write(p[:min(len(p), agent.MaxOutput-l.buf.Len())])
-	return len(p), nil
 }
 
 // services are the running traffic servers, by protocol and address.

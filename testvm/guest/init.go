@@ -1,5 +1,6 @@
 // Package guest is the program that runs as /init in a test guest: it loads the
-// virtio drivers and does what the host asks over the agent's port.
+// virtio drivers and does what the host asks over the agent's port. In a lab host
+// it first moves into the machine's file system.
 package guest
 
 import (
@@ -35,49 +36,69 @@ const ModulesDir = "/modules"
 // retry is how long the guest waits for its port or its host before it looks again.
 const retry = 20 * time.Millisecond
 
+type step struct {
+	name string
+	do   func() error
+}
+
 // Main is /init; it never returns.
 func Main() {
-	for _, step := range []struct {
-		name string
-		do   func() error
-	}{
-		{"mount", mountAll},
-		{"switch duplicate address detection off", skipDAD}, // before the NICs copy the setting
-		{"load modules", loadModules},
-		{"bring lo up", func() error { return setLink(agent.LinkSet{Link: "lo", Up: new(true)}) }},
-	} {
-		if err := step.do(); err != nil {
-			say("%s: %v", step.name, err)
-		}
+	attempt(step{"mount", func() error { return mountAll(initMounts) }}, step{"set the hostname", setHostname})
+	lo := step{"bring lo up", func() error { return setLink(agent.LinkSet{Link: "lo", Up: new(true)}) }}
+	modules := step{"load modules", loadModules}
+	if told(RootArg) {
+		attempt(modules, lo)
+		labHost()
 	}
+	attempt(step{"switch duplicate address detection off", skipDAD}, modules, lo) // the NICs copy the setting
 	_ = os.Setenv("PATH", "/bin:/sbin:/usr/bin:/usr/sbin")
 	_ = os.Setenv("HOME", "/")
-	raw, _ := os.ReadFile("/proc/cmdline")
-	cmdline := strings.Fields(string(raw))
-	for _, arg := range cmdline {
-		if name, ok := strings.CutPrefix(arg, HostnameArg); ok {
-			_ = unix.Sethostname([]byte(name))
+	Serve()
+}
+
+// attempt takes the steps and goes on after an error, with a line on the console.
+func attempt(steps ...step) {
+	for _, s := range steps {
+		if err := s.do(); err != nil {
+			say("%s: %v", s.name, err)
 		}
 	}
-	if slices.Contains(cmdline, ShellArg) {
+}
+
+// Serve does what the host asks, and runs the shell that the kernel's command line
+// asks for; it never returns.
+func Serve() {
+	if told(ShellArg) {
 		go shell()
 	}
 	serveForever()
 }
 
+// told reports whether the kernel's command line holds the argument.
+func told(arg string) bool { return slices.Contains(commandLine(), arg) }
+
+func commandLine() []string {
+	raw, _ := os.ReadFile("/proc/cmdline")
+	return strings.Fields(string(raw))
+}
+
+func setHostname() error {
+	for _, arg := range commandLine() {
+		if name, ok := strings.CutPrefix(arg, HostnameArg); ok {
+			return unix.Sethostname([]byte(name))
+		}
+	}
+	return nil
+}
+
 // say prints a line on the console.
 func say(format string, args ...any) { fmt.Printf("vmnet: "+format+"\n", args...) }
 
-func mountAll() error {
-	var errs []error
-	for _, m := range []struct{ kind, target string }{
-		{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/tmp"},
-	} {
-		if err := unix.Mount(m.kind, m.target, m.kind, 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
-			errs = append(errs, fmt.Errorf("%s: %w", m.target, err))
-		}
-	}
-	return errors.Join(errs...)
+var initMounts = []mount{
+	{"proc", "/proc", "proc", "", 0},
+	{"sysfs", "/sys", "sysfs", "", 0},
+	{"devtmpfs", "/dev", "devtmpfs", "", 0},
+	{"tmpfs", "/tmp", "tmpfs", "", 0},
 }
 
 // loadModules goes on after an error: the next module may be the one that matters.
@@ -154,6 +175,9 @@ func shell() {
 	tty, err := os.OpenFile("/dev/ttyS0", os.O_RDWR|syscall.O_NOCTTY, 0)
 	if err == nil {
 		cmd := exec.Command("/bin/busybox", "sh", "-l")
+		if Inside() {
+			cmd = exec.Command("/bin/bash", "-l")
+		}
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
 		cmd.Env = append(os.Environ(), "TERM=vt100", `PS1=\h:\w\$ `)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}

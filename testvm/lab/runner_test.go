@@ -1,0 +1,193 @@
+package lab_test
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"vmnet/internal/leaktest"
+	"vmnet/internal/nstest"
+	"vmnet/testvm"
+	"vmnet/testvm/lab"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
+
+// packageLimit bounds the tests of one package.
+const packageLimit = 5 * time.Minute
+
+// TestLabHost runs the tests TestLab* of all packages in one lab host, and has a
+// subtest for each. One that skips there fails here. The environment narrows it:
+// VMNET_LAB_PKG has patterns of packages, VMNET_LAB_RUN a pattern of tests, as for
+// go test; VMNET_LAB_NORACE builds them without the race detector.
+func TestLabHost(t *testing.T) {
+	lab.Require(t)
+	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
+	ctx := t.Context()
+	if end, ok := t.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, end.Add(-10*time.Second))
+		defer cancel()
+	}
+	root, err := moduleRoot(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	packages, err := labPackages(ctx, root, strings.Fields(cmp.Or(os.Getenv("VMNET_LAB_PKG"), "./..."))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	programs := compileAll(ctx, t, packages)
+	h := lab.StartT(t, lab.Config{})
+	for p := range programs {
+		t.Run(p.Path, func(t *testing.T) {
+			if p.err != nil {
+				t.Fatal(p.err)
+			}
+			ran, err := runTests(ctx, t, h, p)
+			if err != nil {
+				t.Error(err)
+			}
+			if ran == 0 {
+				t.Error("no test ran")
+			}
+		})
+	}
+}
+
+// program is a package's test program.
+type program struct {
+	pkg
+	file string
+	err  error
+}
+
+// compileAll compiles one package after the other, while others already run.
+func compileAll(ctx context.Context, t *testing.T, packages []pkg) <-chan program {
+	t.Helper()
+	cache, err := testvm.CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp(cache, "lab-") // where a lab host sees it
+	if err != nil {
+		t.Fatal(err)
+	}
+	programs := make(chan program, len(packages))
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	t.Cleanup(func() {
+		cancel()
+		<-done
+		_ = os.RemoveAll(dir)
+	})
+	go func() {
+		defer close(done)
+		defer close(programs)
+		for _, p := range packages {
+			file, err := compile(ctx, p, dir)
+			programs <- program{p, file, err}
+		}
+	}()
+	return programs
+}
+
+// runTests runs a package's tests and returns how many have ended.
+func runTests(ctx context.Context, t *testing.T, h *lab.Host, p program) (ran int, err error) {
+	limit := packageLimit
+	if end, ok := ctx.Deadline(); ok {
+		limit = min(limit, time.Until(end))
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done within %s", limit))
+	defer cancel()
+	events, output := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		status, err := convert(ctx, output, func(stdin io.Writer) (int, error) {
+			return h.Run(ctx, lab.Command{
+				Argv: []string{
+					p.file, "-test.v=test2json", "-test.run=" + cmp.Or(os.Getenv("VMNET_LAB_RUN"), "^TestLab"), "-test.skip=^" + runner + "$",
+					fmt.Sprintf("-test.timeout=%s", (limit - limit/10).Round(time.Second)),
+				},
+				Dir: p.Dir, Env: append(os.Environ(), "VMNET_REQUIRE=all"), Stdout: stdin, Stderr: stdin,
+			})
+		})
+		if err == nil && status != 0 {
+			err = fmt.Errorf("%s ended with status %d", p.Path, status)
+		}
+		_ = output.Close()
+		ended <- err
+	}()
+	ran, err = report(t, events)
+	_ = events.Close()
+	return ran, errors.Join(err, <-ended)
+}
+
+// convert makes test events of what run writes.
+func convert(ctx context.Context, events io.Writer, run func(io.Writer) (int, error)) (int, error) {
+	cmd := exec.CommandContext(ctx, "go", "tool", "test2json")
+	cmd.Stdout, cmd.Stderr = events, events
+	cmd.WaitDelay = 5 * time.Second
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return 0, err
+	}
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	status, err := run(stdin)
+	_ = stdin.Close()
+	return status, errors.Join(err, cmd.Wait())
+}
+
+// event is one of those that "go doc test2json" describes.
+type event struct{ Action, Test, Output string }
+
+// report makes a subtest of each test that ends, and a log of what belongs to none.
+func report(t *testing.T, events io.Reader) (ran int, err error) {
+	output := map[string]*strings.Builder{}
+	for d := json.NewDecoder(events); ; {
+		var e event
+		if err := d.Decode(&e); err == io.EOF {
+			break
+		} else if err != nil {
+			return ran, fmt.Errorf("read test events: %w", err)
+		}
+		name, _, sub := strings.Cut(e.Test, "/")
+		text := output[name]
+		if text == nil {
+			text = &strings.Builder{}
+			output[name] = text
+		}
+		switch {
+		case e.Action == "output":
+			text.WriteString(e.Output)
+		case name == "" || (sub && e.Action != "skip"):
+		case e.Action == "pass", e.Action == "fail", e.Action == "skip":
+			if !sub {
+				ran++
+				delete(output, name)
+			}
+			t.Run(e.Test, func(t *testing.T) {
+				t.Log("\n" + text.String())
+				if e.Action != "pass" {
+					t.Errorf("in the lab host: %s", e.Action)
+				}
+			})
+		}
+	}
+	for name, text := range output { // of a program that crashed, too
+		if s := strings.TrimSpace(text.String()); s != "" && s != "PASS" {
+			t.Logf("%s\n%s", name, s)
+		}
+	}
+	return ran, nil
+}
