@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 var (
@@ -32,7 +33,16 @@ type Error struct {
 	Desc    string // for people
 }
 
-func (e *Error) Error() string { return e.Command + ": " + e.Desc }
+// maxDesc bounds what an error repeats of QEMU's words, in bytes.
+const maxDesc = 500
+
+func (e *Error) Error() string {
+	desc := strings.Join(strings.Fields(e.Desc), " ") // on one line
+	if len(desc) > maxDesc {
+		desc = strings.ToValidUTF8(desc[:maxDesc], "") + "..."
+	}
+	return e.Command + ": " + desc
+}
 
 // Is makes an Error of class DeviceNotFound match [ErrDeviceNotFound].
 func (e *Error) Is(target error) bool {

@@ -42,60 +42,81 @@ const pciSlots = 32
 // to change about the machine. It rests on QOM, which unlike query-pci is right before the
 // firmware has numbered the buses.
 func (c *Conn) FreePort(ctx context.Context) (Port, error) {
-	buses, hosts, err := c.hotplugBuses(ctx)
+	hosts, err := c.children(ctx, "/machine", "pcihost") // child<i440FX-pcihost>, child<q35-pcihost>
 	if err != nil {
 		return Port{}, fmt.Errorf("find a free PCI port: %w", err)
 	}
-	for _, bus := range buses {
-		port, free, err := c.freeSlot(ctx, bus)
-		if err != nil {
-			return Port{}, fmt.Errorf("find a free PCI port: %w", err)
-		}
-		if free {
-			return port, nil
-		}
+	if len(hosts) == 0 {
+		return Port{}, fmt.Errorf("%w: this machine has no PCI bus (microvm has none), QEMU can add no NIC to it while it runs", ErrNoPort)
+	}
+	s := portSearch{c: c}
+	port, free, err := s.under(ctx, hosts, true)
+	if err == nil && !free {
+		port, free, err = s.underDevices(ctx)
 	}
 	switch {
-	case hosts == 0:
-		return Port{}, fmt.Errorf("%w: this machine has no PCI bus (microvm has none), QEMU can add no NIC to it while it runs", ErrNoPort)
-	case len(buses) == 0:
+	case err != nil:
+		return Port{}, fmt.Errorf("find a free PCI port: %w", err)
+	case free:
+		return port, nil
+	case s.buses == 0:
 		return Port{}, fmt.Errorf("%w: no bus of this machine takes devices while it runs; %s", ErrNoPort, portCure)
 	default:
-		return Port{}, fmt.Errorf("%w: all %d are taken; %s", ErrNoPort, len(buses), portCure)
+		return Port{}, fmt.Errorf("%w: all %d are taken; %s", ErrNoPort, s.buses, portCure)
 	}
 }
 
-// hotplugBuses lists the buses in FreePort's order, and counts the host bridges.
-func (c *Conn) hotplugBuses(ctx context.Context) (buses []pciBus, hosts int, err error) {
-	machine, err := c.qomList(ctx, "/machine")
+// children lists the children of a QOM object whose type's name has one of the parts, by name.
+func (c *Conn) children(ctx context.Context, path string, parts ...string) ([]string, error) {
+	properties, err := c.qomList(ctx, path)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	var parents []string
-	for name, kind := range machine { // child<i440FX-pcihost>, child<q35-pcihost>
-		if strings.HasPrefix(kind, "child<") && strings.Contains(kind, "pcihost") {
-			parents = append(parents, "/machine/"+name)
+	var found []string
+	for _, name := range slices.Sorted(maps.Keys(properties)) {
+		kind := properties[name]
+		if strings.HasPrefix(kind, "child<") && slices.ContainsFunc(parts, func(p string) bool { return strings.Contains(kind, p) }) {
+			found = append(found, path+"/"+name)
 		}
 	}
-	hosts = len(parents)
-	devices, err := c.qomList(ctx, peripheral)
-	if err != nil {
-		return nil, 0, err
-	}
-	for _, name := range slices.Sorted(maps.Keys(devices)) {
-		if strings.HasPrefix(devices[name], "child<") {
-			parents = append(parents, peripheral+"/"+name)
-		}
-	}
-	for i, parent := range parents {
-		found, err := c.busesOf(ctx, parent, i < hosts)
+	return found, nil
+}
+
+// portSearch asks no more than it needs: each question is a round trip.
+type portSearch struct {
+	c     *Conn
+	buses int // that take devices, and are full
+}
+
+// underDevices looks at ports before bridges. Other devices have no bus to offer.
+func (s *portSearch) underDevices(ctx context.Context) (Port, bool, error) {
+	for _, parts := range [][]string{{"root-port", "downstream", "ioh3420"}, {"bridge"}} {
+		parents, err := s.c.children(ctx, peripheral, parts...)
 		if err != nil {
-			return nil, 0, err
+			return Port{}, false, err
 		}
-		buses = append(buses, found...)
+		if port, free, err := s.under(ctx, parents, false); free || err != nil {
+			return port, free, err
+		}
 	}
-	slices.SortStableFunc(buses, func(a, b pciBus) int { return int(a.kind) - int(b.kind) })
-	return buses, hosts, nil
+	return Port{}, false, nil
+}
+
+// under finds the first free place on the buses of these devices.
+func (s *portSearch) under(ctx context.Context, parents []string, host bool) (Port, bool, error) {
+	for _, parent := range parents {
+		buses, err := s.c.busesOf(ctx, parent, host)
+		if err != nil {
+			return Port{}, false, err
+		}
+		for _, bus := range buses {
+			if port, free, err := s.c.freeSlot(ctx, bus); free || err != nil {
+				return port, free, err
+			}
+			s.buses++
+		}
+	}
+	return Port{}, false, nil
 }
 
 // busesOf lists a device's PCI buses that take hot-plugged devices: those with a
@@ -148,28 +169,32 @@ func (c *Conn) freeSlot(ctx context.Context, bus pciBus) (Port, bool, error) {
 	if err != nil {
 		return Port{}, false, err
 	}
-	var taken [pciSlots]bool
-	devices := 0
+	var devices []string
 	for name, kind := range properties {
-		if !strings.HasPrefix(name, "child[") || !strings.HasPrefix(kind, "link<") {
-			continue
+		if strings.HasPrefix(name, "child[") && strings.HasPrefix(kind, "link<") {
+			devices = append(devices, name)
 		}
-		devices++
+	}
+	switch {
+	case bus.kind == portBus:
+		return Port{Bus: bus.name}, len(devices) == 0, nil
+	case bus.kind == rootBus && len(devices) < pciSlots: // however they share slots, one is free
+		return Port{Bus: bus.name}, true, nil
+	}
+	var taken [pciSlots]bool
+	for _, name := range devices {
 		slot, err := c.slotOf(ctx, bus.path, name)
 		if err != nil {
 			return Port{}, false, err
 		}
 		taken[slot] = true
 	}
-	switch bus.kind {
-	case portBus:
-		return Port{Bus: bus.name}, devices == 0, nil
-	case rootBus:
+	if bus.kind == rootBus {
 		return Port{Bus: bus.name}, slices.Contains(taken[:], false), nil
-	default: // slot 0 is the hot-plug controller's own where the bridge has one
-		slot := 1 + slices.Index(taken[1:], false)
-		return Port{Bus: bus.name, Addr: strconv.FormatInt(int64(slot), 16)}, slot > 0, nil
 	}
+	// Slot 0 is the hot-plug controller's own where the bridge has one.
+	slot := 1 + slices.Index(taken[1:], false)
+	return Port{Bus: bus.name, Addr: strconv.FormatInt(int64(slot), 16)}, slot > 0, nil
 }
 
 // slotOf reads a bus's link to a device and the device's addr: slot*8 + function.

@@ -32,21 +32,25 @@ func (m *Manager) Attach(ctx context.Context, spec Spec) (Result, error) {
 	if err := spec.Validate(); err != nil {
 		return Result{}, err
 	}
+	asked := spec
 	spec = spec.withDefaults()
-	res, err := m.attach(ctx, spec)
+	res, err := m.attach(ctx, spec, asked)
 	if err != nil {
 		return Result{}, fmt.Errorf("attach %s/%s: %w", spec.VM, spec.NIC, err)
 	}
 	return res, nil
 }
 
-func (m *Manager) attach(ctx context.Context, spec Spec) (Result, error) {
-	a := &attachment{m: m, spec: spec, side: m.side(spec), record: record{
+func (m *Manager) attach(ctx context.Context, spec, asked Spec) (Result, error) {
+	a := &attachment{m: m, spec: spec, asked: asked, side: m.side(spec), record: record{
 		VM: spec.VM, NIC: spec.NIC, MAC: spec.MAC, Model: spec.Model, Options: spec.optionsHash(), Phase: attaching,
 	}}
 	// What is wrong on this side is told without waiting for the guest.
 	if err := a.side.plan(&a.record); err != nil {
 		return Result{}, in(ErrLink, err)
+	}
+	if a.asked.Lower == nil {
+		a.asked.Bridge = a.record.Source // it may have been named by an altname
 	}
 	var err error
 	if a.vm, err = m.open(ctx, spec.Target); err != nil {
@@ -58,7 +62,7 @@ func (m *Manager) attach(ctx context.Context, spec Spec) (Result, error) {
 		return Result{}, err
 	}
 	if there != nil {
-		return a.result(there, false), nil
+		return a.repaired(ctx, there)
 	}
 	if err := a.plan(ctx); err != nil {
 		return Result{}, err
@@ -79,10 +83,11 @@ func (m *Manager) side(spec Spec) hostSide {
 
 // attachment is one attach under way, while its guest is locked.
 type attachment struct {
-	m    *Manager
-	vm   *vm
-	spec Spec
-	side hostSide
+	m     *Manager
+	vm    *vm
+	spec  Spec // with its defaults
+	asked Spec // without
+	side  hostSide
 
 	// what plan decides
 	record  record // while it is under way
@@ -111,6 +116,15 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 			return nil, err
 		}
 	}
+	if link != nil && device {
+		held, err := a.m.heldBy(link, a.vm.pid)
+		if err != nil {
+			return nil, err
+		}
+		if !held {
+			return nil, fmt.Errorf("%w: %s belongs to another process than %d, whose device %s was attached in another netns (two guests of one name?)", ErrExist, link.Name, a.vm.pid, deviceID(a.spec.NIC))
+		}
+	}
 	switch {
 	case link == nil && device:
 		return nil, fmt.Errorf("%w: the guest has device %s, but there is no such link here: it was attached in another netns, or the guest has not let go of a former one (vmnet detach --vm %s --nic %s)", ErrExist, deviceID(a.spec.NIC), a.spec.VM, a.spec.NIC)
@@ -122,15 +136,43 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 	case link.want.Phase == detaching:
 		return nil, fmt.Errorf("%w: it is being detached, but the guest has not let go of it yet (vmnet detach waits for it)", ErrExist)
 	}
-	if diff := a.spec.differences(link.want); len(diff) > 0 {
+	if diff := a.asked.differences(*link); len(diff) > 0 {
 		return nil, fmt.Errorf("%w, but not as asked for: %s (detach it first, or use another --nic)", ErrExist, strings.Join(diff, ", "))
 	}
 	return link, nil
 }
 
+// repaired returns the NIC that is there as asked for, and puts right what is not as
+// it should be: a port without a master, an alias that a crash has left.
+func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
+	var list []step.Step
+	if tap, ok := a.side.(*tapSide); ok && o.Master == 0 {
+		list = append(list, step.Step{
+			Name: "port",
+			Text: fmt.Sprintf("RTM_SETLINK %s: mtu %d, master %s, up", o.Name, tap.br.MTU, tap.br.Name),
+			Do:   func(context.Context) error { return in(ErrLink, a.m.putBack(o, tap.br)) },
+		})
+	}
+	if o.want.Phase == attaching {
+		list = append(list, step.Step{
+			Name: "mark",
+			Text: fmt.Sprintf("RTM_SETLINK %s: alias, which does not say yet that it is plugged", o.Name),
+			Do:   func(context.Context) error { return in(ErrLink, a.m.markPlugged(*o)) },
+		})
+	}
+	if len(list) > 0 {
+		if err := a.m.run(ctx, list); err != nil {
+			return Result{}, err
+		}
+	}
+	now, err := a.m.again(*o)
+	return a.result(&now, len(list) > 0), err
+}
+
 // differences tells where a NIC that is there is not what the Spec asks for. What
 // the Spec leaves open matches anything.
-func (s Spec) differences(r record) []string {
+func (s Spec) differences(o ours) []string {
+	r := o.want
 	var diff []string
 	add := func(what string, is, want any) {
 		if is != want {
@@ -140,26 +182,35 @@ func (s Spec) differences(r record) []string {
 	if l := s.Lower; l != nil {
 		add("type", r.Type, string(l.Kind))
 		add("lower", r.Source, l.Device)
-		add("mode", r.Mode, l.Mode)
-		add("rx filter", r.RxFilter, l.RxFilter)
+		if l.Mode != "" {
+			add("mode", r.Mode, l.Mode)
+		}
+		if l.RxFilter != "" {
+			add("rx filter", r.RxFilter, l.RxFilter)
+		}
 	} else {
 		add("type", r.Type, TypeTap)
 		add("bridge", r.Source, s.Bridge)
+		if o.master != "" && o.master != r.Source {
+			diff = append(diff, fmt.Sprintf("somebody has made it a port of %s", o.master))
+		}
 	}
 	if s.MAC != nil {
 		add("MAC", r.MAC.String(), s.MAC.String())
 	}
-	add("model", r.Model, s.Model)
-	if s.Queues != QueuesAuto {
+	if s.Model != "" {
+		add("model", r.Model, s.Model)
+	}
+	if s.Queues != QueuesAuto && s.Queues != 0 {
 		add("queues", r.Queues, s.Queues)
 	}
-	if s.Vhost != VhostAuto {
+	if s.Vhost != VhostAuto && s.Vhost != "" {
 		add("vhost", onOff(r.Vhost), string(s.Vhost))
 	}
 	if s.MTU != 0 {
 		add("MTU", r.guestMTU(), s.MTU)
 	}
-	if r.Options != s.optionsHash() {
+	if h := s.optionsHash(); h != "" && r.Options != h {
 		diff = append(diff, "its further options differ")
 	}
 	return diff
@@ -287,6 +338,9 @@ func (a *attachment) result(o *ours, changed bool) Result {
 	tap, ok := a.side.(*tapSide)
 	if !ok {
 		return res
+	}
+	if !tap.br.Up {
+		res.Notices = append(res.Notices, fmt.Sprintf("bridge %s is down, nothing passes it (ip link set %s up)", tap.br.Name, tap.br.Name))
 	}
 	res.ForwardIn = bridge.ForwardsIn(o.Link, tap.br)
 	if res.ForwardIn > 0 {

@@ -14,6 +14,9 @@ import (
 	"vmnet/internal/tun"
 )
 
+// maxTapMTU is MAX_MTU less an Ethernet header (drivers/net/tun.c).
+const maxTapMTU = 65535 - 14
+
 // tapSide is a tap on a bridge.
 type tapSide struct {
 	m             *Manager
@@ -31,7 +34,10 @@ func (s *tapSide) plan(r *record) (err error) {
 		return err
 	}
 	s.name, s.altName = InterfaceName(s.spec.VM, s.spec.NIC)
-	r.Type, r.Source = TypeTap, s.spec.Bridge
+	if s.br.MTU > maxTapMTU {
+		return fmt.Errorf("bridge %s: its MTU of %d bytes is more than the %d that a tap can have (ip link set %s mtu %d)", s.br.Name, s.br.MTU, maxTapMTU, s.br.Name, maxTapMTU)
+	}
+	r.Type, r.Source = TypeTap, s.br.Name
 	return nil
 }
 
@@ -150,5 +156,5 @@ func (s *tapSide) verify(_ int, alias string) (*ours, error) {
 	if want := hostMAC(s.spec.MAC); l.MAC.String() != want.String() {
 		attrs = append(attrs, rtnl.MAC(want)) // udev's MACAddressPolicy was quicker
 	}
-	return &ours{Link: l}, s.m.nl.Set(l.Index, attrs...)
+	return &ours{Link: l, master: s.br.Name}, s.m.nl.Set(l.Index, attrs...)
 }

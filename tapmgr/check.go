@@ -2,7 +2,9 @@ package tapmgr
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"strconv"
 
 	"vmnet/bridge"
@@ -36,16 +38,24 @@ func (m *Manager) Check(ctx context.Context) (Checked, error) {
 	}
 	c := &checker{m: m, Checked: Checked{Differences: []Difference{}, Notices: []string{}}}
 	byVMM := map[int][]ours{}
+	var order []int
 	for _, o := range links {
 		c.NICs++
-		if c.host(o) {
-			if pid := o.vmm(); pid != 0 {
-				byVMM[pid] = append(byVMM[pid], o)
-			}
+		if !c.host(o) {
+			continue
 		}
+		pid := o.vmm()
+		if pid == 0 {
+			c.Notices = append(c.Notices, fmt.Sprintf("%s/%s: who holds it cannot be seen from here (as root it can)", o.want.VM, o.want.NIC))
+			continue
+		}
+		if byVMM[pid] == nil {
+			order = append(order, pid)
+		}
+		byVMM[pid] = append(byVMM[pid], o)
 	}
-	for pid, nics := range byVMM {
-		c.guest(ctx, pid, nics)
+	for _, pid := range order {
+		c.guest(ctx, pid, byVMM[pid])
 	}
 	return c.Checked, nil
 }
@@ -71,7 +81,7 @@ func (c *checker) host(o ours) bool {
 		c.Notices = append(c.Notices, fmt.Sprintf("%s/%s is being attached", o.want.VM, o.want.NIC))
 		return false
 	case o.want.Phase == attaching:
-		c.compare(o, "attach", "done", "cut short")
+		return true // under the guest's lock we shall see whether it goes on
 	case o.want.Phase == detaching:
 		c.compare(o, "detach", "done", "the guest has not let go of it")
 		return true
@@ -89,7 +99,7 @@ func (c *checker) host(o ours) bool {
 }
 
 func (c *checker) tap(o ours) {
-	c.compare(o, "bridge", o.want.Source, c.m.masterName(o.Link))
+	c.compare(o, "bridge", o.want.Source, o.master)
 	c.compare(o, "host MAC", hostMAC(o.want.MAC).String(), o.MAC.String())
 	if br, err := bridge.Get(c.m.nl, o.want.Source); err == nil {
 		c.compare(o, "MTU", strconv.Itoa(br.MTU), strconv.Itoa(o.MTU))
@@ -128,10 +138,20 @@ func (c *checker) guest(ctx context.Context, pid int, nics []ours) {
 	}
 	defer vm.Close()
 	for _, o := range nics {
-		has, err := vm.HasDevice(ctx, deviceID(o.want.NIC))
+		o, err := c.m.again(o)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // detached meanwhile
+		}
+		has := false
+		if err == nil {
+			has, err = vm.HasDevice(ctx, deviceID(o.want.NIC))
+		}
 		if err != nil {
 			c.Notices = append(c.Notices, fmt.Sprintf("%s/%s was not asked for: %v", o.want.VM, o.want.NIC, err))
 			continue
+		}
+		if o.want.Phase == attaching {
+			c.compare(o, "attach", "done", "cut short")
 		}
 		if !has {
 			c.compare(o, "device", deviceID(o.want.NIC), "the guest has none")

@@ -47,28 +47,65 @@ func (m *Manager) detach(ctx context.Context, spec DetachSpec) (DetachResult, er
 	if err != nil {
 		return DetachResult{}, err
 	}
-	vm, err := m.openHolder(ctx, spec.Target, link)
-	if errors.Is(err, qemu.ErrNotFound) {
+	d := &detachment{m: m, spec: spec, link: link}
+	if err := d.cutFirst(ctx); err != nil {
+		return DetachResult{}, err
+	}
+	d.vm, err = m.openHolder(ctx, spec.Target, link)
+	switch {
+	case errors.Is(err, qemu.ErrNotFound) && spec.PID == 0 && spec.QMP == "":
 		return m.detachDead(ctx, spec, link)
-	}
-	if err != nil {
+	case err != nil && d.cut:
+		return DetachResult{Changed: true}, fmt.Errorf("%w; %s is cut off, down and on no bridge: detach again when the monitor answers", err, link.Name)
+	case err != nil:
 		return DetachResult{}, err
 	}
-	defer vm.Close()
+	defer d.vm.Close()
+	return d.run(ctx)
+}
 
-	d := &detachment{m: m, vm: vm, spec: spec}
-	if d.link, err = m.find(spec.VM, spec.NIC); err != nil { // again, now that the guest is locked
-		return DetachResult{}, err
+// cutFirst cuts a NIC off before its guest is asked for anything, where that is wanted: it
+// needs no monitor. Not where the guest is named by its monitor alone, which may be another's.
+func (d *detachment) cutFirst(ctx context.Context) error {
+	if !d.spec.Force || d.link == nil || d.link.vmm() == 0 || d.spec.QMP != "" {
+		return nil
 	}
-	device, err := vm.HasDevice(ctx, deviceID(spec.NIC))
+	if err := d.isOurs(d.spec.PID); err != nil {
+		return err
+	}
+	d.cut = true
+	return d.m.run(ctx, []step.Step{d.markStep(), d.cutStep()})
+}
+
+// isOurs tells by an error that the link is held by another process than the guest's; 0 is any.
+func (d *detachment) isOurs(pid int) error {
+	if held := d.link.vmm(); pid != 0 && held != 0 && held != pid {
+		return fmt.Errorf("%w: interface %s belongs to process %d, not to %d (two guests of one name?)", ErrInUse, d.link.Name, held, pid)
+	}
+	return nil
+}
+
+// run detaches, now that the guest is locked.
+func (d *detachment) run(ctx context.Context) (res DetachResult, err error) {
+	if d.link, err = d.m.find(d.spec.VM, d.spec.NIC); err != nil { // again: it may have changed
+		return res, err
+	}
+	if d.link != nil {
+		if err := d.isOurs(d.vm.pid); err != nil {
+			return res, err
+		}
+	}
+	device, err := d.vm.HasDevice(ctx, deviceID(d.spec.NIC))
 	if err != nil {
-		return DetachResult{}, in(ErrHandover, err)
+		return res, in(ErrHandover, err)
 	}
-	err = m.run(ctx, d.steps(device))
+	res.Changed = d.link != nil || device
+	err = d.m.run(ctx, d.steps(device))
 	if errors.Is(err, qmp.ErrClosed) && d.wentWithGuest(ctx) {
 		d.notices, err = append(d.notices, "the guest ended meanwhile, and the NIC with it"), nil
 	}
-	return DetachResult{Changed: d.link != nil || device, Notices: d.notices}, err
+	res.Notices = d.notices
+	return res, err
 }
 
 // wentWithGuest tells whether the guest has ended, and so nothing is left to detach.
@@ -115,7 +152,7 @@ func (m *Manager) deleteStep(o *ours) step.Step {
 			if !now.unheld() || o.in != nil { // QEMU would spin on a tap that is deleted under it
 				return fmt.Errorf("%w: interface %s", ErrInUse, o.Name)
 			}
-			return m.nl.Delete(o.Index)
+			return gone(m.nl.Delete(o.Index))
 		},
 	}
 }
@@ -127,6 +164,7 @@ type detachment struct {
 	spec    DetachSpec
 	link    *ours // nil where the tap is gone, or in another netns
 	asked   bool  // the guest may let go of it at any time
+	cut     bool  // it is cut off on our side already
 	notices []string
 }
 
@@ -203,7 +241,9 @@ func (d *detachment) unplugStep() step.Step {
 			err := d.vm.Unplug(ctx, id, func(elapsed time.Duration) {
 				d.m.progress("waiting for the guest to let go of %s for %.0f s", d.spec.NIC, elapsed.Seconds())
 			})
-			if d.asked = !errors.Is(err, qmp.ErrGuestRefused); errors.Is(err, qmp.ErrUnplugTimeout) {
+			var refusal *qmp.Error // QEMU itself did not pass it on, as during a migration
+			d.asked = !errors.Is(err, qmp.ErrGuestRefused) && !errors.As(err, &refusal)
+			if errors.Is(err, qmp.ErrUnplugTimeout) {
 				err = fmt.Errorf("%w (the NIC works until then; try again, or cut it off with --force)", err)
 			}
 			return in(ErrHandover, err)
@@ -223,30 +263,35 @@ func (d *detachment) goneStep() step.Step {
 // QEMU 7.2 closes it with the netdev; newer ones only with the device.
 const forceWait = 500 * time.Millisecond
 
-// forceSteps cut the NIC off on our side first, so that no frame passes whatever
-// QEMU and the guest do.
+// cutStep ends all traffic on our side, whatever QEMU and the guest do.
+func (d *detachment) cutStep() step.Step {
+	l := d.link
+	return step.Step{
+		Name: "cut",
+		Text: fmt.Sprintf("RTM_SETLINK %s: down, no master", l.Name),
+		Do: func(context.Context) error {
+			err := d.m.set(l, rtnl.Up(false))
+			if l.Port != nil {
+				err = errors.Join(err, bridge.RemovePort(d.m.nl, l.Link))
+			}
+			d.asked = true // the mark stays: this is no working NIC any more
+			return err
+		},
+	}
+}
+
 func (d *detachment) forceSteps() []step.Step {
 	id := deviceID(d.spec.NIC)
 	var list []step.Step
-	if l := d.link; l != nil {
-		list = append(list, d.markStep(), step.Step{
-			Name: "cut",
-			Text: fmt.Sprintf("RTM_SETLINK %s: down, no master", l.Name),
-			Do: func(context.Context) error {
-				err := d.m.set(l, rtnl.Up(false))
-				if l.Port != nil {
-					err = errors.Join(err, bridge.RemovePort(d.m.nl, l.Link))
-				}
-				return err
-			},
-		})
+	if d.link != nil && !d.cut {
+		list = append(list, d.markStep(), d.cutStep())
 	}
 	return append(list, step.Step{
 		Name: "netdev_del",
 		Text: fmt.Sprintf("device_del %s, without waiting; netdev_del %s", id, qmp.NetdevID(id)),
 		Do: func(ctx context.Context) error {
 			if err := d.vm.RequestUnplug(ctx, id); err != nil {
-				return in(ErrHandover, err)
+				d.notices = append(d.notices, fmt.Sprintf("the guest was not asked: %v", err))
 			}
 			return in(ErrHandover, d.vm.Release(ctx, id))
 		},
@@ -277,18 +322,51 @@ func (d *detachment) tellLeft(ctx context.Context) error {
 // releaseWait bounds how long a released tap may take to go.
 const releaseWait = 5 * time.Second
 
-// release makes QEMU let go of a tap that is not plugged, and waits until it is
+// release makes QEMU let go of a device that is not plugged, and waits until it is
 // gone. The caller has made sure that nobody else holds it.
 func (m *Manager) release(ctx context.Context, vm *vm, o *ours) error {
 	if err := vm.Rollback(ctx, deviceID(o.want.NIC), o.want.Queues); err != nil {
 		return err
 	}
-	if now, err := m.find(o.want.VM, o.want.NIC); err != nil {
+	now, err := m.find(o.want.VM, o.want.NIC)
+	if err != nil || now == nil {
 		return err
-	} else if now != nil && now.unheld() {
+	}
+	if now.unheld() {
 		return gone(m.nl.Delete(o.Index)) // a persistent one
 	}
-	ctx, cancel := context.WithTimeout(ctx, releaseWait)
+	if m.waitGoneFor(ctx, o, undoWait) == nil {
+		return nil
+	}
+	// A fd that was given through another monitor of this guest is known to that one only.
+	tried := m.rollbackElsewhere(ctx, vm, o)
+	return errors.Join(m.waitGoneFor(ctx, o, releaseWait), tried)
+}
+
+func (m *Manager) waitGoneFor(ctx context.Context, o *ours, d time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
 	return m.waitGone(ctx, o)
+}
+
+// rollbackElsewhere tries the guest's other monitors.
+func (m *Manager) rollbackElsewhere(ctx context.Context, locked *vm, o *ours) error {
+	proc, err := qemu.ByPID(locked.pid)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, path := range proc.MonitorPaths() {
+		if path == locked.path {
+			continue
+		}
+		dialCtx, cancel := monitorTimeout(ctx)
+		other, err := m.open(dialCtx, Target{VM: o.want.VM, PID: locked.pid, QMP: path})
+		if err == nil {
+			err = errors.Join(other.Rollback(dialCtx, deviceID(o.want.NIC), o.want.Queues), other.Close())
+		}
+		cancel()
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }

@@ -192,16 +192,16 @@ func TestLiveWhichGuest(t *testing.T) {
 	if err := attempt(func(s *tapmgr.Target) { s.PID, s.QMP = g.Pid(), twin.QMP }); err == nil || !strings.Contains(err.Error(), "listens there") {
 		t.Errorf("another guest's socket: got %v", err)
 	}
-	if err := attempt(func(s *tapmgr.Target) { s.VM, s.PID = "someone-else", g.Pid() }); !errors.Is(err, tapmgr.ErrInvalid) {
+	if err := attempt(func(s *tapmgr.Target) { s.VM, s.PID = "someone-else", g.Pid() }); !errors.Is(err, tapmgr.ErrOtherGuest) {
 		t.Errorf("another guest's process: got %v", err)
 	}
-	if err := attempt(func(s *tapmgr.Target) { s.VM, s.QMP = "someone-else", g.QMP }); !errors.Is(err, tapmgr.ErrInvalid) {
+	if err := attempt(func(s *tapmgr.Target) { s.VM, s.QMP = "someone-else", g.QMP }); !errors.Is(err, tapmgr.ErrOtherGuest) {
 		t.Errorf("another guest's socket, by name: got %v", err)
 	}
 	if err := attempt(func(s *tapmgr.Target) { s.VM = "no-such-guest" }); !errors.Is(err, qemu.ErrNotFound) {
 		t.Errorf("none: got %v", err)
 	}
-	if err := attempt(func(s *tapmgr.Target) { s.VM, s.PID = "x", mute.Pid() }); !errors.Is(err, tapmgr.ErrInvalid) {
+	if err := attempt(func(s *tapmgr.Target) { s.VM, s.PID = "x", mute.Pid() }); !errors.Is(err, tapmgr.ErrOtherGuest) {
 		t.Errorf("a process of another name: got %v", err)
 	}
 	if err := attempt(func(s *tapmgr.Target) { s.VM = h.likeLibvirts() }); !errors.Is(err, qemu.ErrLibvirt) {

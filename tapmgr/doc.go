@@ -22,6 +22,8 @@ var (
 	ErrLink = errors.New("host side")
 	// ErrHandover is a failure to give the NIC to the VMM.
 	ErrHandover = errors.New("hand-over")
+	// ErrOtherGuest is a process or monitor that belongs to another guest than the one named.
+	ErrOtherGuest = errors.New("another guest")
 	// ErrInUse is a link that a living process holds.
 	ErrInUse = errors.New("in use")
 )

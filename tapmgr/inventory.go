@@ -21,14 +21,14 @@ import (
 // ours is a link that carries our alias, where it is, and who holds it.
 type ours struct {
 	*rtnl.Link
-	want record // as its alias says
+	want   record // as its alias says
+	master string // what a tap is a port of; empty for nothing
 
 	// A macvtap is in a netns of its own, which is reached through who has it open.
 	in    *procfd.File // nil: the link is in the Manager's netns
 	inode uint64       // of that netns
 
-	holders []Holder // as far as the caller may see
-	surely  bool     // the caller sees all processes
+	holders []Holder // as far as the caller may see, the VMM first
 }
 
 // Holder is a process that holds queues of a tap, or the netns that a macvtap is in. What
@@ -70,30 +70,34 @@ func (m *Manager) inventory() ([]ours, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The holders first: who lets go of a device between the two takes its link away too.
-	taps := map[string][]Holder{}
-	var spaces []procfd.File
-	var mayHold map[int]bool
+	links, err := m.taps()
+	if err != nil {
+		return nil, err
+	}
+	byName := map[string]*ours{}
+	for i := range links {
+		byName[links[i].Name] = &links[i]
+	}
+	var queues, spaces []procfd.File
+	hasTap := map[int]bool{}
 	err = procfd.All(func(f procfd.File) {
-		if name := tun.QueueOf(f, inode); name != "" {
-			taps[name] = addHolder(taps[name], f)
+		if tun.LooksLikeQueue(f) {
+			queues = append(queues, f)
 		} else if _, ok := netns.InodeOf(f); ok {
 			spaces = append(spaces, f)
 		} else if macvtap.LooksLikeQueue(f) {
-			if mayHold == nil {
-				mayHold = map[int]bool{}
-			}
-			mayHold[f.PID] = true
+			hasTap[f.PID] = true
 		}
 	})
 	if err != nil {
 		return nil, err
 	}
-	links, err := m.taps(taps)
-	if err != nil {
-		return nil, err
+	for _, f := range queues {
+		if o := byName[tun.InterfaceOf(f)]; o != nil && tun.InNetns(f, inode) && f.Still() {
+			o.addHolder(f)
+		}
 	}
-	spaces = slices.DeleteFunc(spaces, func(f procfd.File) bool { return !mayHold[f.PID] && !isQEMU(f.PID) })
+	spaces = slices.DeleteFunc(spaces, func(f procfd.File) bool { return !hasTap[f.PID] && !isQEMU(f.PID) })
 	links = append(links, m.inSpaces(spaces)...)
 	slices.SortFunc(links, func(a, b ours) int {
 		return cmp.Or(strings.Compare(a.want.VM, b.want.VM), strings.Compare(a.want.NIC, b.want.NIC))
@@ -106,27 +110,38 @@ func isQEMU(pid int) bool {
 	return err == nil
 }
 
-func addHolder(hs []Holder, f procfd.File) []Holder {
-	i := slices.IndexFunc(hs, func(h Holder) bool { return h.PID == f.PID })
-	if i < 0 {
-		return append(hs, Holder{f.PID, []int{f.FD}})
+// addHolder notes a queue. A guest's VMM comes first, whoever else holds one.
+func (o *ours) addHolder(f procfd.File) {
+	i := slices.IndexFunc(o.holders, func(h Holder) bool { return h.PID == f.PID })
+	if i >= 0 {
+		o.holders[i].FDs = append(o.holders[i].FDs, f.FD)
+		slices.Sort(o.holders[i].FDs)
+		return
 	}
-	hs[i].FDs = append(hs[i].FDs, f.FD)
-	slices.Sort(hs[i].FDs)
-	return hs
+	at := len(o.holders)
+	if isQEMU(f.PID) {
+		at = 0
+	}
+	o.holders = slices.Insert(o.holders, at, Holder{f.PID, []int{f.FD}})
 }
 
 // taps lists the taps of ours in the Manager's netns.
-func (m *Manager) taps(held map[string][]Holder) ([]ours, error) {
+func (m *Manager) taps() ([]ours, error) {
 	all, err := m.nl.Links("tun", 0)
 	if err != nil {
 		return nil, err
 	}
+	masters := map[int]string{0: ""}
 	var found []ours
 	for _, l := range all {
-		if r, ok := parseAlias(l.Alias); ok {
-			found = append(found, ours{Link: l, want: r, holders: held[l.Name], surely: procfd.SeesAll()})
+		r, ok := parseAlias(l.Alias)
+		if !ok {
+			continue
 		}
+		if _, known := masters[l.Master]; !known {
+			masters[l.Master] = m.masterName(l)
+		}
+		found = append(found, ours{Link: l, want: r, master: masters[l.Master]})
 	}
 	return found, nil
 }
@@ -160,7 +175,7 @@ func (m *Manager) inSpaces(spaces []procfd.File) []ours {
 
 // inSpace looks for a macvtap or ipvtap of ours in one namespace; nil for none.
 func (m *Manager) inSpace(f procfd.File, inode uint64) (found *ours) {
-	at := &ours{Link: &rtnl.Link{}, in: &f, inode: inode, surely: procfd.SeesAll()}
+	at := &ours{Link: &rtnl.Link{}, in: &f, inode: inode}
 	_ = m.on(at, func(nl *rtnl.Conn) error {
 		for _, kind := range []macvtap.Kind{macvtap.Macvtap, macvtap.IPVtap} {
 			links, err := nl.Links(string(kind), 0)
@@ -213,7 +228,7 @@ func (m *Manager) findFor(pid int, vm, nic string) (*ours, error) {
 	l, err := m.nl.Link(name)
 	if err == nil {
 		if r, ok := parseAlias(l.Alias); ok && r.VM == vm && r.NIC == nic {
-			return &ours{Link: l, want: r}, nil
+			return &ours{Link: l, want: r, master: m.masterName(l)}, nil
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -254,9 +269,12 @@ func (m *Manager) again(o ours) (now ours, err error) {
 	return now, err
 }
 
-// unheld tells that surely nobody holds the link. Who may not look into all
-// processes cannot tell.
-func (o *ours) unheld() bool { return o.surely && len(o.holders) == 0 }
+// unheld tells that surely nobody holds the link, whatever the caller may see: a tap that is
+// not persistent is there only because somebody holds it, and a persistent one
+// has neither carrier nor queues without. Nor is a macvtap of ours there unheld.
+func (o *ours) unheld() bool {
+	return o.Tun != nil && o.Tun.Persist && !o.Tun.Attached && len(o.holders) == 0
+}
 
 // vmm returns the QEMU that holds the link; 0 where none is seen.
 func (o *ours) vmm() int {
@@ -277,6 +295,22 @@ func (o *ours) stranger() int {
 		}
 	}
 	return 0
+}
+
+// heldBy tells whether a process holds the link.
+func (m *Manager) heldBy(o *ours, pid int) (bool, error) {
+	if o.in != nil {
+		return o.in.PID == pid, nil
+	}
+	inode, err := m.ns.Inode()
+	if err != nil {
+		return false, err
+	}
+	held := false
+	procfd.Of(pid, func(f procfd.File) {
+		held = held || tun.LooksLikeQueue(f) && tun.InterfaceOf(f) == o.Name && tun.InNetns(f, inode)
+	})
+	return held, nil
 }
 
 // mayRelease tells whether a device that is not plugged into the guest whose lock we

@@ -57,8 +57,8 @@ func (m *Manager) progress(format string, args ...any) {
 // vm is a running guest whose monitor, and so whose lock, we hold.
 type vm struct {
 	*qmp.Conn
-	name string // as it is called in aliases
 	pid  int
+	path string // of the monitor
 }
 
 // open finds the guest, makes sure that its monitor is its own, and waits for the lock.
@@ -69,13 +69,13 @@ func (m *Manager) open(ctx context.Context, t Target) (*vm, error) {
 	}
 	d := qmp.Dialer{
 		CheckPeer: func(p qmp.Peer) error { return checkPeer(t, &proc, p) },
-		Waiting:   func() { m.progress("waiting for the monitor of %s, which somebody else is using", t.VM) },
+		Waiting:   func() { m.progress("waiting for the monitor of %s: another client has it, or QEMU stands still", t.VM) },
 	}
 	conn, err := d.Dial(ctx, path)
 	if err != nil {
-		return nil, fmt.Errorf("guest %s: %w", t.VM, explainMonitor(err))
+		return nil, fmt.Errorf("guest %s: %w", t.VM, explainMonitor(err, t))
 	}
-	return &vm{conn, t.VM, proc.PID}, nil
+	return &vm{conn, proc.PID, path}, nil
 }
 
 // locate finds the guest's process and its monitor's socket. With only a socket
@@ -87,7 +87,7 @@ func locate(t Target) (proc qemu.Process, path string, err error) {
 			return proc, "", err
 		}
 		if proc.Name != "" && proc.Name != t.VM {
-			return proc, "", in(ErrInvalid, fmt.Errorf("process %d is guest %q, not %q", t.PID, proc.Name, t.VM))
+			return proc, "", fmt.Errorf("%w: process %d is guest %q, not %q", ErrOtherGuest, t.PID, proc.Name, t.VM)
 		}
 	case t.QMP == "":
 		if proc, err = qemu.Find(t.VM); err != nil {
@@ -114,17 +114,17 @@ func checkPeer(t Target, proc *qemu.Process, p qmp.Peer) error {
 		return fmt.Errorf("%w: process %d listens there for uid %d (name it with --pid %d if that is the guest you mean)", qemu.ErrOtherUser, p.PID, p.UID, p.PID)
 	}
 	if known, err := qemu.ByPID(p.PID); err == nil && known.Name != "" && known.Name != t.VM {
-		return in(ErrInvalid, fmt.Errorf("process %d, which listens there, is guest %q, not %q", p.PID, known.Name, t.VM))
+		return fmt.Errorf("%w: process %d, which listens there, is guest %q, not %q", ErrOtherGuest, p.PID, known.Name, t.VM)
 	}
 	*proc = qemu.Process{PID: p.PID, UID: p.UID}
 	return nil
 }
 
-func explainMonitor(err error) error {
+func explainMonitor(err error, t Target) error {
 	switch {
 	case errors.Is(err, qmp.ErrBusy):
 		return fmt.Errorf("%w (it serves one client at a time: end the other one, wait for it, or give the guest a second -qmp socket)", err)
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist) && t.QMP == "":
 		return fmt.Errorf("%w (its command line tells this path, and nothing is there: name the socket with --qmp)", err)
 	}
 	return err

@@ -25,14 +25,15 @@ type State string
 
 // States besides those of a bridge port.
 const (
-	Attaching  State = "attaching"  // a vmnet works on it
-	Detaching  State = "detaching"  // the guest was asked to let go of it
-	Incomplete State = "incomplete" // an attach was cut short: vmnet reconcile
-	LeftOver   State = "left-over"  // nobody holds it: vmnet reconcile
-	NoBridge   State = "no-bridge"  // it is on none
-	Down       State = "down"
-	NoCarrier  State = "no-carrier" // its lower has no link
-	Up         State = "up"         // a macvtap or ipvtap, which has no port
+	Attaching   State = "attaching"    // a vmnet works on it
+	Detaching   State = "detaching"    // the guest was asked to let go of it
+	Incomplete  State = "incomplete"   // an attach was cut short: vmnet reconcile
+	LeftOver    State = "left-over"    // nobody holds it: vmnet reconcile
+	NoBridge    State = "no-bridge"    // it is on none
+	OtherBridge State = "other-bridge" // somebody has moved it
+	Down        State = "down"
+	NoCarrier   State = "no-carrier" // its lower has no link
+	Up          State = "up"         // a macvtap or ipvtap, which has no port
 )
 
 // TypeTap is the type of a NIC on a bridge; the others are those of package macvtap.
@@ -77,6 +78,8 @@ func (o *ours) state(nic NIC) NIC {
 		nic.State = Incomplete
 	case o.want.Phase == detaching:
 		nic.State = Detaching
+	case o.master != "" && o.master != o.want.Source:
+		nic.State = OtherBridge
 	}
 	return nic
 }

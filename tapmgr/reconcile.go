@@ -46,7 +46,7 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
 		case o.stranger() != 0:
 			r.note(o, fmt.Sprintf("left alone: process %d works on it", o.stranger()))
 		case pid == 0:
-			r.note(o, "left alone: this user cannot see who holds it")
+			r.note(o, "left alone: who holds it cannot be seen from here")
 		default:
 			if byVMM[pid] == nil {
 				order = append(order, pid)
@@ -70,6 +70,11 @@ func (r *reconciler) note(o ours, text string) {
 	r.actions = append(r.actions, Action{VM: o.want.VM, NIC: o.want.NIC, Interface: o.Name, Action: text})
 }
 
+// fail tells that a NIC could not be looked into.
+func (r *reconciler) fail(o ours, err error) {
+	r.actions = append(r.actions, Action{VM: o.want.VM, NIC: o.want.NIC, Interface: o.Name, Action: "not looked into", Error: err.Error()})
+}
+
 func (r *reconciler) do(o ours, text string, f func() error) {
 	a := Action{VM: o.want.VM, NIC: o.want.NIC, Interface: o.Name, Action: text, Changed: true}
 	if !r.dry {
@@ -90,7 +95,7 @@ func (r *reconciler) guest(ctx context.Context, pid int, nics []ours) {
 	if err != nil {
 		for _, o := range nics {
 			r.port(o) // needs no lock
-			r.note(o, fmt.Sprintf("not looked into: %v", err))
+			r.fail(o, err)
 		}
 		return
 	}
@@ -112,7 +117,7 @@ func (r *reconciler) nic(ctx context.Context, vm *vm, o ours) {
 	}
 	switch {
 	case err != nil:
-		r.note(o, fmt.Sprintf("not looked into: %v", err))
+		r.fail(o, err)
 	case !has:
 		r.do(now, "removed: the guest has no such device", func() error {
 			if err := r.m.mayRelease(&now, vm.pid); err != nil {
@@ -121,6 +126,7 @@ func (r *reconciler) nic(ctx context.Context, vm *vm, o ours) {
 			return r.m.release(ctx, vm, &now)
 		})
 	case now.want.Phase == detaching:
+		r.port(now)
 		r.note(now, "left alone: the guest has not let go of it yet")
 	default:
 		if now.want.Phase == attaching {
@@ -141,7 +147,7 @@ func (m *Manager) markPlugged(o ours) error {
 
 // port puts a plugged NIC that has no master back on its bridge.
 func (r *reconciler) port(o ours) {
-	if o.want.Phase == detaching || o.want.Type != TypeTap {
+	if o.want.Phase == detaching && !o.Up || o.want.Type != TypeTap { // cut off by force
 		return
 	}
 	br, err := bridge.Get(r.m.nl, o.want.Source)
@@ -152,13 +158,16 @@ func (r *reconciler) port(o ours) {
 	case err != nil:
 		r.note(o, fmt.Sprintf("left alone: %v", err))
 	default:
-		r.do(o, "put back on "+br.Name, func() error {
-			if err := r.m.nl.Set(o.Index, rtnl.MTU(br.MTU)); err != nil {
-				return err
-			}
-			return bridge.AddPort(r.m.nl, br, o.Link)
-		})
+		r.do(o, "put back on "+br.Name, func() error { return r.m.putBack(&o, br) })
 	}
+}
+
+// putBack makes a tap without a master a port of its bridge again.
+func (m *Manager) putBack(o *ours, br *rtnl.Link) error {
+	if err := m.nl.Set(o.Index, rtnl.MTU(br.MTU)); err != nil {
+		return err
+	}
+	return bridge.AddPort(m.nl, br, o.Link)
 }
 
 // masterName names what a link is a port of; empty for nothing.

@@ -49,7 +49,7 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 		return nil, err
 	}
 	details := []Detail{}
-	var g *guestViews
+	guests := map[int]*guestViews{} // there may be two of one name
 	for _, o := range links {
 		if o.want.VM != vm {
 			continue
@@ -59,11 +59,11 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 			return nil, err
 		}
 		if pid := o.vmm(); pid != 0 {
-			if g == nil {
-				g = m.openViews(ctx, Target{VM: vm, PID: pid})
-				defer g.Close()
+			if guests[pid] == nil {
+				guests[pid] = m.openViews(ctx, Target{VM: vm, PID: pid})
+				defer guests[pid].Close()
 			}
-			g.fill(ctx, &d)
+			guests[pid].fill(ctx, &d)
 		}
 		details = append(details, d)
 	}
@@ -74,7 +74,7 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 func (m *Manager) detail(o ours) (Detail, error) {
 	d := Detail{
 		NIC: o.state(m.describe(o)), Index: o.Index, AltNames: o.AltNames, HostMAC: o.MAC.String(), HostMTU: o.MTU,
-		Holders: append([]Holder{}, o.holders...), VhostFDs: []int{}, Bridge: m.masterName(o.Link), Learned: []bridge.Learned{}, Counters: o.Stats,
+		Holders: append([]Holder{}, o.holders...), VhostFDs: []int{}, Bridge: o.master, Learned: []bridge.Learned{}, Counters: o.Stats,
 	}
 	if o.in != nil {
 		d.Lower, d.RxFilter, d.Netns = m.lowerName(&o), rxFilter(o.Link), o.in.Path()

@@ -23,7 +23,7 @@ func TestValidate(t *testing.T) {
 		"printable":                func(s *Spec) { s.VM = "a\nb" },
 		"NIC id":                   func(s *Spec) { s.NIC = "Net0" },
 		"1 to 12":                  func(s *Spec) { s.NIC = "abcdefghijklm" },
-		"neither bridge nor":      func(s *Spec) { s.Bridge = "" },
+		"neither bridge nor":       func(s *Spec) { s.Bridge = "" },
 		"bridge name":              func(s *Spec) { s.Bridge = "br%d" },
 		"multicast":                func(s *Spec) { s.MAC = net.HardwareAddr{1, 0, 0, 0, 0, 1} },
 		"zero":                     func(s *Spec) { s.MAC = make(net.HardwareAddr, 6) },

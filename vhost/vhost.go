@@ -37,7 +37,11 @@ func Open() (*os.File, error) {
 	if err != nil {
 		return nil, explain(err)
 	}
-	if _, err := Features(f); err != nil {
+	bits, err := Features(f)
+	if err == nil && bits&FeatureMrgRxbuf == 0 {
+		err = fmt.Errorf("%s offers features %#x, without mergeable buffers: it would be slower than none", Device, bits)
+	}
+	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil

@@ -23,36 +23,43 @@ func (a *app) attachCommand() *cobra.Command {
 	var o attachOptions
 	vhost := string(tapmgr.VhostAuto)
 	cmd := &cobra.Command{
-		Use:   "attach --vm NAME --bridge BRIDGE",
-		Short: "Give a running guest a NIC on a bridge",
-		Long: `Give a running guest a NIC on a bridge, or leave nothing of it behind. The same
-command again is success and changes nothing.`,
+		Use:   "attach --vm NAME {--bridge BRIDGE | --macvtap LOWER | --ipvtap LOWER}",
+		Short: "Give a running guest a NIC",
+		Long: `Give a running guest a NIC, or leave nothing of it behind: on a bridge, or
+directly on a network card, its lower. The same command again is success and
+changes nothing.`,
 		Example: `  vmnet attach --vm P2 --bridge br0
   vmnet attach --vm P2 --bridge br0 --nic net1 --queues auto --wait
   vmnet attach --vm P2 --bridge br0 --mtu 1400 --device-opt rx_queue_size=1024
+  vmnet attach --vm P2 --macvtap eth0 --mode bridge
+  vmnet attach --vm P2 --ipvtap wlan0 --ip 192.0.2.7/24
   vmnet attach --vm P2 --bridge br0 --dry-run`,
 		Args: cobra.NoArgs,
 	}
 	f := cmd.Flags()
 	targetFlags(cmd, &o.spec.Target)
 	f.StringVar(&o.spec.Bridge, "bridge", "", "the `BRIDGE` that the NIC is put on")
+	lower := a.lowerFlags(cmd)
 	f.StringVar(&o.spec.NIC, "nic", "net0", "`ID` of the NIC within the guest: 1 to 12 of a-z, 0-9 and _")
-	macFlag(f, &o.spec.MAC, "the guest's address (default one made from machine, guest and NIC, always the same)")
-	f.IntVar(&o.spec.MTU, "mtu", 0, "`BYTES` that the guest is told, 68 to 65535, at most the bridge's (default the bridge's)")
+	macFlag(f, &o.spec.MAC, "the guest's address (default one made from machine, guest and NIC, always the same; of an ipvtap or in mode passthru its lower's)")
+	f.IntVar(&o.spec.MTU, "mtu", 0, "`BYTES` that the guest is told, 68 to 65535, at most and by default the bridge's or lower's")
 	queuesFlag(cmd, &o.spec.Queues)
 	choice(cmd, f, &vhost, "vhost", "", "whether the kernel's vhost-net moves the frames; auto: where it can be had", "auto", "on", "off")
-	f.StringVar(&o.spec.Model, "model", "virtio-net-pci", "QEMU's `DEVICE`")
+	f.StringVar(&o.spec.Model, "model", "", "QEMU's `DEVICE` (default virtio-net-pci)")
 	optionsFlag(f, &o.spec.DeviceOptions)
 	f.BoolVar(&o.wait, "wait", false, "wait until the bridge port forwards: 30 s where the bridge runs STP")
 	durationFlag(f, &o.timeout, "timeout", 10*time.Second, time.Millisecond, "give up after this long; --wait is not counted")
 	o.steps.add(cmd)
 	format := outputFlag(cmd)
-	require(cmd, "bridge")
 	complete(cmd, "vm", runningGuests)
 	complete(cmd, "bridge", a.bridgeNames)
 	complete(cmd, "model", cobra.FixedCompletions([]string{"virtio-net-pci", "e1000", "e1000e", "rtl8139", "vmxnet3"}, noFiles))
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
 		o.spec.Vhost, o.json = tapmgr.Vhost(vhost), *format == "json"
+		var err error
+		if o.spec.Lower, err = lower.spec(); err != nil {
+			return err
+		}
 		return a.attach(cmd.Context(), &o)
 	})
 	return cmd
@@ -123,8 +130,12 @@ func (a *app) printAttached(res tapmgr.Result, json bool) error {
 	if !res.Changed {
 		unchanged = "unchanged: "
 	}
-	return a.print("%s: %s%s %s on %s, MAC %s, %s, vhost %s\n", clean(n.VM+"/"+n.ID), unchanged,
-		n.Type, n.Interface, n.Source, n.MAC, count(n.Queues, "queue"), n.Vhost)
+	mode := ""
+	if n.Mode != "" {
+		mode = " mode " + n.Mode
+	}
+	return a.line("%s/%s: %s%s %s on %s%s, MAC %s, %s, vhost %s", n.VM, n.ID, unchanged,
+		n.Type, n.Interface, n.Source, mode, n.MAC, count(n.Queues, "queue"), n.Vhost)
 }
 
 func count(n int, what string) string {

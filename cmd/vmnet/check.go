@@ -42,13 +42,13 @@ Each difference is one line; the exit status is then 1.`,
 
 func (a *app) printChecked(c tapmgr.Checked) error {
 	for _, d := range c.Differences {
-		err := a.print("%s %s: %s: want %s, found %s\n", clean(d.VM+"/"+d.NIC), d.Interface, d.What, clean(orNone(d.Want)), clean(orNone(d.Found)))
+		err := a.line("%s/%s %s: %s: want %s, found %s", d.VM, d.NIC, d.Interface, d.What, orNone(d.Want), orNone(d.Found))
 		if err != nil {
 			return err
 		}
 	}
 	if len(c.Differences) == 0 {
-		return a.print("%s compared, no difference\n", count(c.NICs, "NIC"))
+		return a.line("%s compared, no difference", count(c.NICs, "NIC"))
 	}
 	return nil
 }

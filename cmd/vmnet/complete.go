@@ -107,3 +107,18 @@ func (a *app) bridgeNames(_ *cobra.Command, args []string, _ string) ([]cobra.Co
 	})
 	return names, noFiles
 }
+
+// interfaceNames completes the devices that a NIC could sit on.
+func (a *app) interfaceNames(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	var names []cobra.Completion
+	_ = a.withNetlink(func(c *rtnl.Conn) error {
+		links, err := c.Links("", 0)
+		for _, l := range links {
+			if l.Name != "lo" && l.Kind != "bridge" && l.Kind != "tun" {
+				names = append(names, l.Name)
+			}
+		}
+		return err
+	})
+	return names, noFiles
+}

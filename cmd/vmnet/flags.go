@@ -59,7 +59,6 @@ func macFlag(fs *pflag.FlagSet, p *net.HardwareAddr, usage string) {
 }
 
 func queuesFlag(cmd *cobra.Command, p *int) {
-	*p = 1
 	cmd.Flags().Var(&value{"N|auto", "1", func(s string) error {
 		if s == "auto" {
 			*p = tapmgr.QueuesAuto

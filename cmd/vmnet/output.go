@@ -17,6 +17,11 @@ func (a *app) print(format string, args ...any) error {
 	return outputError(err)
 }
 
+// line prints one line, whatever others chose of its text.
+func (a *app) line(format string, args ...any) error {
+	return a.print("%s\n", clean(fmt.Sprintf(format, args...)))
+}
+
 func (a *app) printJSON(v any) error {
 	enc := json.NewEncoder(a.out)
 	enc.SetEscapeHTML(false)

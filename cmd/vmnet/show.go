@@ -92,22 +92,38 @@ func detailFields(d tapmgr.Detail) []field {
 		{"interface", fmt.Sprintf("%s (%s, index %d)", d.Interface, d.Type, d.Index)},
 		{"altnames", strings.Join(d.AltNames, ", ")},
 		{"state", stateText(d)},
-		{"bridge", bridgeText(d)},
+		placeField(d),
 		{"model", d.Model},
 		{"MAC", fmt.Sprintf("%s, of the guest; %s on the host's side", d.MAC, d.HostMAC)},
-		{"MTU", fmt.Sprintf("%d bytes, of the guest; %d of the tap", d.MTU, d.HostMTU)},
+		{"MTU", fmt.Sprintf("%d bytes, of the guest; %d of the %s", d.MTU, d.HostMTU, d.Type)},
 		{"queues", fmt.Sprint(d.Queues)},
 		{"held by", holdersText(d.Holders)},
 		{"vhost", vhostText(d)},
 		{"learned", learnedText(d)},
-		{"from guest", counterText(d.Counters.RxPackets, d.Counters.RxBytes, d.Counters.RxErrors, d.Counters.RxDropped)},
-		{"to guest", counterText(d.Counters.TxPackets, d.Counters.TxBytes, d.Counters.TxErrors, d.Counters.TxDropped)},
-		{"guest's view", guestText(d.Guest)},
 	}
-	if len(d.AltNames) == 0 {
-		fields = slices.Delete(fields, 1, 2)
+	fields = append(fields, counterFields(d)...)
+	fields = append(fields, field{"guest's view", guestText(d.Guest)})
+	return slices.DeleteFunc(fields, func(f field) bool { return f.value == "" })
+}
+
+// placeField says where the NIC leads to.
+func placeField(d tapmgr.Detail) field {
+	if d.Type == tapmgr.TypeTap {
+		return field{"bridge", bridgeText(d)}
 	}
-	return fields
+	return field{"lower", fmt.Sprintf("%s, mode %s, rx filter %s, in a netns of its own (nsenter --net=%s)", d.Lower, d.Mode, d.RxFilter, d.Netns)}
+}
+
+// counterFields are told from the guest's side. A tap receives what the guest sends; a
+// macvtap sends it.
+func counterFields(d tapmgr.Detail) []field {
+	c := d.Counters
+	rx := counterText(c.RxPackets, c.RxBytes, c.RxErrors, c.RxDropped)
+	tx := counterText(c.TxPackets, c.TxBytes, c.TxErrors, c.TxDropped)
+	if d.Type != tapmgr.TypeTap {
+		rx, tx = tx, rx
+	}
+	return []field{{"from guest", rx}, {"to guest", tx}}
 }
 
 func stateText(d tapmgr.Detail) string {
@@ -154,6 +170,9 @@ func learnedText(d tapmgr.Detail) string {
 			text += fmt.Sprintf(" (VLAN %d)", l.VLAN)
 		}
 		macs = append(macs, text)
+	}
+	if d.Type != tapmgr.TypeTap {
+		return "" // there is no bridge that could learn
 	}
 	return orNone(strings.Join(macs, ", "))
 }

@@ -23,7 +23,7 @@ var layers = [][]string{
 var systemCalls = []string{"internal/tun", "internal/netns", "internal/rtnl", "macvtap", "vhost", "qmp", "testvm", "cmd/testvm"}
 
 // forTests may be imported by tests and by cmd/testvm alone.
-var forTests = []string{"internal/nstest", "internal/leaktest", "testvm"}
+var forTests = []string{"internal/nstest", "internal/leaktest", "internal/bench", "testvm"}
 
 // imports lists the module's packages and what their code, without tests, imports.
 func imports(t *testing.T) map[string][]string {

@@ -3,6 +3,7 @@ package qemu
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/user"
@@ -72,8 +73,8 @@ func read(pid int) (Process, bool) {
 		return Process{}, false
 	}
 	defer f.Close()
-	argv := readArgs(f)
-	if len(argv) == 0 || !isQEMU(argv[0]) && !isQEMU(exe(dir)) {
+	argv := readArgs(f, func(program string) bool { return isQEMU(program) || isQEMU(exe(dir)) })
+	if len(argv) == 0 {
 		return Process{}, false
 	}
 	info, err := os.Stat(dir)
@@ -84,22 +85,18 @@ func read(pid int) (Process, bool) {
 	return Process{PID: pid, UID: uid, CmdLine: Parse(argv)}, true
 }
 
-// readArgs reads NUL-separated arguments. Most processes are no QEMU and are
-// told by their first few bytes, so it reads on only for those that are.
-func readArgs(f *os.File) []string {
-	head := make([]byte, 4096)
-	n, _ := f.Read(head)
-	if n <= 0 {
+// readArgs reads NUL-separated arguments, of programs that are wanted: most processes
+// are none, and are told by their first bytes.
+func readArgs(f *os.File, wanted func(program string) bool) []string {
+	data := make([]byte, 4096)
+	n, _ := f.Read(data)
+	data = data[:max(n, 0)]
+	program, _, _ := strings.Cut(string(data), "\x00")
+	if program == "" || !wanted(program) {
 		return nil
 	}
-	data := head[:n]
-	for n > 0 && len(data) < maxCmdLine {
-		more := make([]byte, 64<<10)
-		if n, _ = f.Read(more); n > 0 {
-			data = append(data, more[:n]...)
-		}
-	}
-	return strings.Split(strings.TrimSuffix(string(data), "\x00"), "\x00")
+	rest, _ := io.ReadAll(io.LimitReader(f, maxCmdLine))
+	return strings.Split(strings.TrimSuffix(string(append(data, rest...)), "\x00"), "\x00")
 }
 
 // exe is the program that runs, which argv[0] may hide; empty where the caller may not see it.
@@ -191,16 +188,32 @@ func (p Process) MonitorPath() (string, error) {
 	case len(p.Monitors) == 0:
 		return "", fmt.Errorf("%w: %s (process %d) has none on its command line (start it with -qmp unix:PATH,server=on,wait=off, or name its socket with --qmp)", ErrNoMonitor, p.label(), p.PID)
 	}
-	// More than one: the last, which leaves the first to whoever else manages the guest.
-	path := p.Monitors[len(p.Monitors)-1].Path
-	if !filepath.IsAbs(path) {
-		return fmt.Sprintf("/proc/%d/cwd/%s", p.PID, path), nil
+	paths := p.MonitorPaths()
+	path := paths[len(paths)-1]
+	if p.isRelative() {
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			return "", fmt.Errorf("%w: that of %s (process %d) has the relative path %s, and QEMU has changed its folder since, as with -daemonize (name the socket with --qmp)", ErrNoMonitor, p.label(), p.PID, p.Monitors[len(p.Monitors)-1].Path)
+		}
 	}
-	seen := fmt.Sprintf("/proc/%d/root%s", p.PID, path)
-	if _, err := os.Lstat(seen); errors.Is(err, fs.ErrPermission) {
-		return path, nil // its root may not be looked into: most likely it is ours
+	return path, nil
+}
+
+func (p Process) isRelative() bool { return !filepath.IsAbs(p.Monitors[len(p.Monitors)-1].Path) }
+
+// MonitorPaths is where to connect to each of the monitors, in the order of the command
+// line. The last is the one that is used, which leaves the first to whoever else manages the guest.
+func (p Process) MonitorPaths() []string {
+	var paths []string
+	for _, m := range p.Monitors {
+		seen := fmt.Sprintf("/proc/%d/root%s", p.PID, m.Path)
+		if !filepath.IsAbs(m.Path) {
+			seen = fmt.Sprintf("/proc/%d/cwd/%s", p.PID, m.Path)
+		} else if _, err := os.Lstat(seen); errors.Is(err, fs.ErrPermission) {
+			seen = m.Path // its root may not be looked into: most likely it is ours
+		}
+		paths = append(paths, seen)
 	}
-	return seen, nil
+	return paths
 }
 
 func (p Process) label() string {

@@ -14,23 +14,16 @@ import (
 	"vmnet/internal/procfd"
 )
 
-// QueueOf tells of which tap in the netns of that inode a file is a queue; empty
-// where of none.
-func QueueOf(f procfd.File, netnsInode uint64) (name string) {
+// LooksLikeQueue tells quickly whether a file may be a queue of a tap.
+func LooksLikeQueue(f procfd.File) bool {
 	// The path differs in containers, the name of the node does not.
-	if !strings.HasPrefix(f.Target, "/") || !strings.Contains(filepath.Base(f.Target), "tun") {
-		return ""
-	}
-	name = interfaceOf(f)
-	if name == "" || !inNetns(f, netnsInode) {
-		return ""
-	}
-	return name
+	return strings.HasPrefix(f.Target, "/") && strings.Contains(filepath.Base(f.Target), "tun")
 }
 
-// interfaceOf reads the "iff:" line that the tun driver adds to fdinfo. It is
-// empty for other files, and for a tap that was deleted under its holder.
-func interfaceOf(f procfd.File) string {
+// InterfaceOf tells of which tap a file is a queue, in whatever netns that is, by the
+// "iff:" line that the tun driver adds to fdinfo. It is empty for other files, and
+// for a tap that was deleted under its holder.
+func InterfaceOf(f procfd.File) string {
 	info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", f.PID, f.FD))
 	if err != nil {
 		return ""
@@ -43,10 +36,10 @@ func interfaceOf(f procfd.File) string {
 	return ""
 }
 
-// inNetns tells whether the tap behind the file is in that netns. fdinfo does not
+// InNetns tells whether the tap behind a queue is in the netns of that inode. fdinfo does not
 // say, so a copy of the fd is asked (TUNGETDEVNETNS). Where the kernel does
 // not let us, the answer is yes: whoever asks must then treat the tap as held.
-func inNetns(f procfd.File, inode uint64) bool {
+func InNetns(f procfd.File, inode uint64) bool {
 	dev, err := devNetns(f)
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EBADF) || errors.Is(err, fs.ErrNotExist) {
 		return false // ended, or closed meanwhile

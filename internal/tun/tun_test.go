@@ -88,7 +88,7 @@ func queues(t *testing.T, ns *netns.NS, name string) (n int) {
 		t.Fatal(err)
 	}
 	procfd.Of(os.Getpid(), func(f procfd.File) {
-		if tun.QueueOf(f, inode) == name {
+		if tun.LooksLikeQueue(f) && tun.InterfaceOf(f) == name && tun.InNetns(f, inode) {
 			n++
 		}
 	})

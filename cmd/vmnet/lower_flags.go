@@ -1,0 +1,82 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/macvtap"
+	"vmnet/tapmgr"
+)
+
+// lowerOptions are the flags of a NIC that sits on a network card without a bridge.
+type lowerOptions struct {
+	macvtap, ipvtap string
+	mode            string
+	sources         []string
+	noPromisc       bool
+	addrs           []string
+	flag            string
+	rxFilter        string
+}
+
+func (a *app) lowerFlags(cmd *cobra.Command) *lowerOptions {
+	var o lowerOptions
+	f := cmd.Flags()
+	f.StringVar(&o.macvtap, "macvtap", "", "the `LOWER` that a macvtap is put on, instead of --bridge")
+	f.StringVar(&o.ipvtap, "ipvtap", "", "the `LOWER` that an ipvtap is put on, instead of --bridge; for Wi-Fi and where only one MAC is allowed")
+	f.StringVar(&o.mode, "mode", "", "macvtap: bridge, vepa, private, passthru or source (default bridge); ipvtap: l2, l3 or l3s (default l2)")
+	f.StringArrayVar(&o.sources, "source-mac", nil, "mode source: a `MAC` that the guest hears (repeatable)")
+	f.BoolVar(&o.noPromisc, "nopromisc", false, "mode passthru: do not make the lower promiscuous")
+	f.StringArrayVar(&o.addrs, "ip", nil, "ipvtap: an `ADDR` of the guest, by which the kernel delivers; with or without /BITS (repeatable)")
+	f.StringVar(&o.flag, "flag", "", "ipvtap: bridge, private or vepa (default bridge)")
+	choice(cmd, f, &o.rxFilter, "rx-filter", "", "macvtap and ipvtap: allmulti takes in all multicast, without which IPv6 and mDNS do not find the guest; none only what is for its address", tapmgr.RxAllMulti, tapmgr.RxNone)
+	complete(cmd, "macvtap", a.interfaceNames)
+	complete(cmd, "ipvtap", a.interfaceNames)
+	complete(cmd, "mode", cobra.FixedCompletions(append(macvtap.Modes(macvtap.Macvtap), macvtap.Modes(macvtap.IPVtap)...), cobra.ShellCompDirectiveNoFileComp))
+	cmd.MarkFlagsMutuallyExclusive("bridge", "macvtap", "ipvtap")
+	return &o
+}
+
+// spec is what the flags ask for; nil for a NIC on a bridge.
+func (o *lowerOptions) spec() (*tapmgr.Lower, error) {
+	l := &tapmgr.Lower{Kind: macvtap.Macvtap, Device: o.macvtap, Mode: o.mode, NoPromisc: o.noPromisc, Flag: o.flag, RxFilter: o.rxFilter}
+	if o.ipvtap != "" {
+		l.Kind, l.Device = macvtap.IPVtap, o.ipvtap
+	}
+	if l.Device == "" {
+		if o.mode != "" || o.noPromisc || o.flag != "" || len(o.sources)+len(o.addrs) > 0 {
+			return nil, usagef("--mode, --source-mac, --nopromisc, --ip and --flag go with --macvtap or --ipvtap")
+		}
+		return nil, nil
+	}
+	for _, s := range o.sources {
+		mac, err := net.ParseMAC(s)
+		if err != nil || len(mac) != 6 {
+			return nil, usagef("--source-mac %q: want six bytes such as 52:54:00:01:02:03", s)
+		}
+		l.Sources = append(l.Sources, mac)
+	}
+	for _, s := range o.addrs {
+		p, err := parseAddr(s)
+		if err != nil {
+			return nil, usagef("--ip %q: %w", s, err)
+		}
+		l.Addrs = append(l.Addrs, p)
+	}
+	return l, nil
+}
+
+// parseAddr reads an address with or without its prefix length.
+func parseAddr(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return p, fmt.Errorf("want an IP address such as 192.0.2.7 or 192.0.2.7/24")
+	}
+	return p, nil
+}
