@@ -87,9 +87,12 @@ func setPort(c *rtnl.Conn, br, port *rtnl.Link, want PortConfig) error {
 		PortFlags: want.flags(),
 		Flush:     want.NoLearning && !have.NoLearning, // what it learned before would stay for a while
 	}
-	if filters(br) {
-		change.VLANs = want.vlans()
-		if err := c.DeletePortVLANs(port.Index, allBut(change.VLANs)); err != nil {
+	if !filters(br) {
+		return c.SetPort(port.Index, change)
+	}
+	change.VLANs = want.vlans()
+	if left := leave(have.vlans(), change.VLANs); len(left) > 0 {
+		if err := c.DeletePortVLANs(port.Index, left); err != nil {
 			return fmt.Errorf("leave VLANs: %w", err)
 		}
 	}
@@ -108,18 +111,21 @@ func (cfg PortConfig) vlans() []rtnl.VLANs {
 	return vlans
 }
 
-// allBut is every VLAN that is not in keep. The kernel does not mind that the port is
-// in few of them.
-func allBut(keep []rtnl.VLANs) []rtnl.VLANs {
-	var kept []VLANRange
-	for _, v := range keep {
-		kept = append(kept, VLANRange{v.First, v.Last})
-	}
+// leave is the VLANs of have that are not in want.
+func leave(have, want []rtnl.VLANs) []rtnl.VLANs {
 	var gone []rtnl.VLANs
-	for _, r := range without([]VLANRange{{1, maxVLAN}}, merge(kept)) {
+	for _, r := range without(ranges(have), ranges(want)) {
 		gone = append(gone, rtnl.VLANs{First: r.First, Last: r.Last})
 	}
 	return gone
+}
+
+func ranges(vlans []rtnl.VLANs) []VLANRange {
+	var all []VLANRange
+	for _, v := range vlans {
+		all = append(all, VLANRange{v.First, v.Last})
+	}
+	return merge(all)
 }
 
 // ReadPort tells how a port of br is now; port must have been read since it became

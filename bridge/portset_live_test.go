@@ -215,6 +215,25 @@ func TestLiveSetPortOfNoPort(t *testing.T) {
 	}
 }
 
+// What was read of the bridge is out of date: it does not filter VLANs any more, and
+// the kernel refuses to tell of any.
+func TestLiveAddPortWithIsUndone(t *testing.T) {
+	l := newLAN(t, bridge.Config{})
+	if l.br.Bridge.CanFilterVLANs {
+		t.Skip("this kernel can filter VLANs, so it refuses nothing here")
+	}
+	_, link := tap(t, l.ns, l.c, "a")
+	stale := *l.br
+	stale.Bridge = &rtnl.Bridge{CanFilterVLANs: true, VLANFiltering: true, DefaultPVID: 1}
+	err := bridge.AddPortWith(l.c, &stale, link, bridge.PortConfig{VLAN: 10})
+	if !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "set port a of br0: read the VLANs") {
+		t.Errorf("got %v", err)
+	}
+	if a := l.link("a"); a.Master != 0 || a.Up {
+		t.Errorf("a is still a port: %+v", a)
+	}
+}
+
 // A guest that sends all the time must not slip through while its port is added.
 func TestLiveAddPortWithHasNoGap(t *testing.T) {
 	l := newLAN(t, bridge.Config{})

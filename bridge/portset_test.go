@@ -45,13 +45,15 @@ func TestWithoutIsTheComplement(t *testing.T) {
 	}
 }
 
-func TestAllBut(t *testing.T) {
-	got := allBut([]rtnl.VLANs{{First: 2, Last: 5}, {First: 4094, Last: 4094}, {First: 1, Last: 1, PVID: true}})
-	if diff := cmp.Diff([]rtnl.VLANs{{First: 6, Last: 4093}}, got); diff != "" {
+func TestLeave(t *testing.T) {
+	have := []rtnl.VLANs{{First: 2, Last: 9}, {First: 20, Last: 20}, {First: 1, Last: 1, PVID: true, Untagged: true}}
+	want := []rtnl.VLANs{{First: 4, Last: 5}, {First: 20, Last: 20, PVID: true}, {First: 30, Last: 40}}
+	diff := cmp.Diff([]rtnl.VLANs{{First: 1, Last: 3}, {First: 6, Last: 9}}, leave(have, want))
+	if diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if got := allBut([]rtnl.VLANs{{First: 1, Last: 4094}}); got != nil {
-		t.Errorf("all but all: %v", got)
+	if got := leave(have, have); got != nil {
+		t.Errorf("nothing to leave: %v", got)
 	}
 }
 

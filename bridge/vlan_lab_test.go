@@ -1,6 +1,7 @@
 package bridge_test
 
 import (
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -63,31 +64,31 @@ func TestLabAccessPorts(t *testing.T) {
 
 func TestLabTrunk(t *testing.T) {
 	l := newVLANs(t, map[string]string{
-		"t": "trunk:10,20-21;native:30", "all": "trunk:1-4094", "a10": "vlan:10", "a20": "vlan:20", "a30": "vlan:30", "a1": "",
+		"t": "trunk:10,20-21;native:30", "every": "trunk:1-4094", "a10": "vlan:10", "a20": "vlan:20", "a30": "vlan:30", "a1": "",
 	})
 	l.check([]sending{
-		{"t", 10, map[string]int{"a10": untagged, "all": 10}},
-		{"t", 20, map[string]int{"a20": untagged, "all": 20}},
-		{"t", 21, map[string]int{"all": 21}},
+		{"t", 10, map[string]int{"a10": untagged, "every": 10}},
+		{"t", 20, map[string]int{"a20": untagged, "every": 20}},
+		{"t", 21, map[string]int{"every": 21}},
 		{"t", 22, map[string]int{}},
 		{"t", 1, map[string]int{}},
-		{"t", untagged, map[string]int{"a30": untagged, "all": 30}},
-		{"a10", untagged, map[string]int{"t": 10, "all": 10}},
-		{"a30", untagged, map[string]int{"t": untagged, "all": 30}},
-		{"a1", untagged, map[string]int{"all": 1}},
-		{"all", 20, map[string]int{"t": 20, "a20": untagged}},
-		{"all", 4094, map[string]int{}},
-		{"all", untagged, map[string]int{}},
+		{"t", untagged, map[string]int{"a30": untagged, "every": 30}},
+		{"a10", untagged, map[string]int{"t": 10, "every": 10}},
+		{"a30", untagged, map[string]int{"t": untagged, "every": 30}},
+		{"a1", untagged, map[string]int{"every": 1}},
+		{"every", 20, map[string]int{"t": 20, "a20": untagged}},
+		{"every", 4094, map[string]int{}},
+		{"every", untagged, map[string]int{}},
 	})
 	l.set("t", "trunk:10,30") // 30 is tagged now, and nothing is native
-	l.set("all", "trunk:1-4094;native:20")
+	l.set("every", "trunk:1-4094;native:20")
 	l.check([]sending{
 		{"t", untagged, map[string]int{}},
-		{"t", 30, map[string]int{"a30": untagged, "all": 30}},
+		{"t", 30, map[string]int{"a30": untagged, "every": 30}},
 		{"t", 20, map[string]int{}},
-		{"a30", untagged, map[string]int{"t": 30, "all": 30}},
-		{"all", untagged, map[string]int{"a20": untagged}},
-		{"a20", untagged, map[string]int{"all": untagged}},
+		{"a30", untagged, map[string]int{"t": 30, "every": 30}},
+		{"every", untagged, map[string]int{"a20": untagged}},
+		{"a20", untagged, map[string]int{"every": untagged}},
 	})
 }
 
@@ -148,19 +149,28 @@ func TestLabSetPortFromAnyToAny(t *testing.T) {
 		"trunk:2-5,7;native:3":       "untagged 3, tagged 2,4-5,7",
 		"trunk:1,3,5,7,9,11":         "tagged 1,3,5,7,9,11",
 		"trunk:1-4094;native:10":     "untagged 10, tagged 1-9,11-4094",
-		"trunk:1-4094;nolearn":       "tagged 1-4094",
+		"trunk:8-9;nolearn":          "tagged 8-9",
 		"trunk:4,9-10;native:4094":   "untagged 4094, tagged 4,9-10",
-		"trunk:9-4094;hairpin":       "tagged 9-4094",
+		"trunk:4000-4094;hairpin":    "tagged 4000-4094",
 		"vlan:10;isolated;hairpin":   "untagged 10",
 		"trunk:1-9,4094;native:4093": "untagged 4093, tagged 1-9,4094",
 	}
-	for from := range settings {
-		for to, want := range settings {
-			l.set("a", from)
-			l.set("a", to)
-			if got := l.known(nl, "a"); got != want {
-				t.Errorf("from %q to %q: it is %q, want %q", from, to, got, want)
-			}
+	var all []string
+	for text := range settings {
+		all = append(all, text)
+	}
+	step := func(to string) {
+		from := l.read("a")
+		l.set("a", to)
+		if got, want := l.known(nl, "a"), settings[to]; got != want {
+			t.Errorf("from %q to %q: it is %q, want %q", from, to, got, want)
+		}
+	}
+	for i, from := range all {
+		step(from)
+		for _, to := range all[i+1:] {
+			step(to)
+			step(from)
 		}
 	}
 }
@@ -206,30 +216,25 @@ func TestLabReadPortOfWhatOthersSet(t *testing.T) {
 
 func TestLabTheDefaultVLANIsTheBridges(t *testing.T) {
 	l := newVLANs(t, nil)
-	nl := nstest.Handle(t, l.ns)
-	br, err := nl.LinkByName("br0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for pvid, want := range map[uint16]string{0: "", 77: "vlan:77"} {
-		if err := nl.BridgeSetVlanDefaultPVID(br, pvid); err != nil {
-			t.Fatal(err)
+	for pvid, want := range map[string]string{"0": "", "77": "vlan:77"} {
+		cmd := exec.Command("nsenter", "--net="+l.ns.Path(), "ip", "link", "set", "br0", "type", "bridge", "vlan_default_pvid", pvid)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
 		}
 		l.br = l.link("br0")
-		name := "port" + want[max(0, len(want)-2):]
-		l.add(name, "")
+		l.add("port"+pvid, "")
 		for _, settings := range []string{"", "vlan:10", ""} {
-			l.set(name, settings)
+			l.set("port"+pvid, settings)
 		}
-		if got := l.read(name).String(); got != want {
-			t.Errorf("with the default VLAN %d: %q, want %q", pvid, got, want)
+		if got := l.read("port" + pvid).String(); got != want {
+			t.Errorf("with the default VLAN %s: %q, want %q", pvid, got, want)
 		}
 	}
 }
 
 // A guest that sends all the time must not reach the default VLAN while its port is added.
 func TestLabAddPortWithHasNoGap(t *testing.T) {
-	l := newVLANs(t, map[string]string{"default": "", "all": "trunk:1-4094"})
+	l := newVLANs(t, map[string]string{"plain": "", "every": "trunk:1-4094"})
 	dev, link := tap(t, l.ns, l.c, "a")
 	floodWhile(t, dev.Queues()[0], func() {
 		for range 20 {
@@ -241,20 +246,20 @@ func TestLabAddPortWithHasNoGap(t *testing.T) {
 			}
 		}
 	})
-	l.onlyIn(map[string][]int{"default": {}, "all": {10}})
+	l.onlyIn(map[string][]int{"plain": {}, "every": {10}})
 }
 
 // A port that changes from one VLAN to another is in none but those two meanwhile.
 func TestLabSetPortHasNoGap(t *testing.T) {
-	l := newVLANs(t, map[string]string{"a": "vlan:10", "default": "", "a30": "vlan:30"})
-	l.add("all", "trunk:1-4094")
+	l := newVLANs(t, map[string]string{"a": "vlan:10", "plain": "", "a30": "vlan:30"})
+	l.add("every", "trunk:1-4094")
 	floodWhile(t, l.taps["a"].Queues()[0], func() {
 		for range 20 {
 			l.set("a", "trunk:1-9,11-29;native:30")
 			l.set("a", "vlan:10")
 		}
 	})
-	l.onlyIn(map[string][]int{"default": {}, "a30": {untagged}, "all": {10, 30}})
+	l.onlyIn(map[string][]int{"plain": {}, "a30": {untagged}, "every": {10, 30}})
 }
 
 // onlyIn checks with which tags the frames came that each port got.
