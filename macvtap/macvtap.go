@@ -159,6 +159,16 @@ func (d *Device) Up() error {
 	return nil
 }
 
+// Delete removes the device at once, which the kernel does only some time after the
+// last fd is closed. No process may hold a queue of it any more.
+func (d *Device) Delete() error {
+	err := d.nl.Delete(d.Link.Index)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
 // Read reads the device's link again.
 func (d *Device) Read() (*rtnl.Link, error) { return d.nl.LinkByIndex(d.Link.Index) }
 

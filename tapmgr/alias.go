@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"vmnet/bridge"
 	"vmnet/macvtap"
 )
 
@@ -33,6 +34,7 @@ type record struct {
 	VM, NIC  string
 	Type     string // TypeTap, "macvtap" or "ipvtap"
 	Source   string // the bridge or lower
+	Port     string // settings of the bridge port, as bridge.PortConfig writes them
 	Mode     string // of a macvtap or ipvtap
 	RxFilter string // of a macvtap or ipvtap
 	MAC      net.HardwareAddr
@@ -42,6 +44,12 @@ type record struct {
 	MTU      int    // that the guest was told; 0 where it was not told
 	Options  string // hash of what else was asked for; empty for nothing
 	Phase    phase
+}
+
+// port is how the bridge port should be.
+func (r record) port() bridge.PortConfig {
+	cfg, _ := bridge.ParsePortConfig(r.Port) // parseAlias has tried it
+	return cfg
 }
 
 // encode writes the alias. It fails where that would be too long.
@@ -57,6 +65,7 @@ func (r record) encode() (string, error) {
 	add("nic", r.NIC)
 	add("type", r.Type)
 	add("source", r.Source)
+	add("port", r.Port)
 	add("mode", r.Mode)
 	add("rx", r.RxFilter)
 	add("mac", r.MAC.String())
@@ -71,7 +80,7 @@ func (r record) encode() (string, error) {
 	add("opts", r.Options)
 	add("state", string(r.Phase))
 	if b.Len() > maxAlias {
-		return "", fmt.Errorf("the names need %d bytes of the %d that an interface alias has: use a shorter guest name", b.Len(), maxAlias)
+		return "", fmt.Errorf("the names need %d bytes of the %d that an interface alias has: use a shorter guest name, or fewer VLAN ranges", b.Len(), maxAlias)
 	}
 	return b.String(), nil
 }
@@ -109,6 +118,9 @@ func (r *record) set(key, value string) bool {
 		r.Type = value
 	case "source":
 		r.Source = value
+	case "port":
+		r.Port = value
+		_, err = bridge.ParsePortConfig(value)
 	case "mode":
 		r.Mode = value
 	case "rx":

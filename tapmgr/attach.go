@@ -191,6 +191,9 @@ func (s Spec) differences(o ours) []string {
 	} else {
 		add("type", r.Type, TypeTap)
 		add("bridge", r.Source, s.Bridge)
+		if !s.Port.IsZero() {
+			add("port setting", r.Port, s.Port.String())
+		}
 		if o.master != "" && o.master != r.Source {
 			diff = append(diff, fmt.Sprintf("somebody has made it a port of %s", o.master))
 		}

@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"syscall"
+	"time"
 
 	"vmnet/internal/netns"
 	"vmnet/internal/rtnl"
@@ -22,6 +24,7 @@ type lowerSide struct {
 	lower         *rtnl.Link
 	name, altName string
 
+	pid   int // of the guest's VMM, known when the steps run
 	dev   *macvtap.Device
 	ns    *os.File // a copy of its netns fd
 	inode uint64
@@ -72,7 +75,8 @@ func (s *lowerSide) close() error {
 	return errors.Join(errs...)
 }
 
-func (s *lowerSide) steps(alias string, queues int) []step.Step {
+func (s *lowerSide) steps(pid int, alias string, queues int) []step.Step {
+	s.pid = pid
 	list := []step.Step{s.createStep(), s.settingsStep(alias)}
 	for _, a := range s.spec.Lower.Addrs {
 		list = append(list, step.Step{
@@ -98,7 +102,7 @@ func (s *lowerSide) steps(alias string, queues int) []step.Step {
 	return append(list, step.Step{
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
-		Do:   func(context.Context) error { return s.explainUp(s.dev.Up()) },
+		Do:   func(ctx context.Context) error { return s.retry(ctx, s.dev.Up) },
 	})
 }
 
@@ -107,13 +111,17 @@ func (s *lowerSide) createStep() step.Step {
 	return step.Step{
 		Name: string(l.Kind),
 		Text: fmt.Sprintf("unshare(CLONE_NEWNET); RTM_NEWLINK %s: %s mode %s on %s, in that netns", s.name, l.Kind, l.Mode, l.Device),
-		Do: func(context.Context) (err error) {
+		Do: func(ctx context.Context) (err error) {
 			mac := s.spec.MAC
 			if l.Mode == "passthru" && mac == nil {
 				mac = s.lower.MAC
 			}
-			if s.dev, err = macvtap.Create(s.m.nl, l.config(s.name, s.lower, mac)); err != nil {
-				return s.explainCreate(err)
+			err = s.retry(ctx, func() (err error) {
+				s.dev, err = macvtap.Create(s.m.nl, l.config(s.name, s.lower, mac))
+				return err
+			})
+			if err != nil {
+				return err
 			}
 			if s.inode, err = s.dev.Netns().Inode(); err != nil {
 				return err
@@ -121,8 +129,7 @@ func (s *lowerSide) createStep() step.Step {
 			s.ns, err = s.dev.Netns().File()
 			return err
 		},
-		// The device goes with the last fd, which is ours once QEMU has given back its own.
-		Undo: func(context.Context) error { return s.close() },
+		Undo: func(context.Context) error { return s.undo() },
 	}
 }
 
@@ -135,10 +142,48 @@ func (s *lowerSide) settingsStep(alias string) step.Step {
 	}}
 }
 
-// explainCreate names our own NICs on the lower, which its netns does not show.
-func (s *lowerSide) explainCreate(err error) error { return s.m.withSiblings(err, s.spec.Lower.Device) }
+// undo removes the device at once, unless QEMU still holds a queue: then it goes with that.
+func (s *lowerSide) undo() error {
+	if s.dev == nil {
+		return nil
+	}
+	var errs []error
+	if ns := s.dev.Netns(); ns != nil {
+		fds, err := macvtap.QueuesOf(s.pid, ns, s.dev.Link)
+		if err == nil && len(fds) == 0 {
+			err = s.dev.Delete()
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(append(errs, s.close())...)
+}
 
-func (s *lowerSide) explainUp(err error) error { return s.m.withSiblings(err, s.spec.Lower.Device) }
+// lingering is how long the kernel may take to remove a device whose last fd was closed: it does
+// so in a worker of its own.
+const lingering = 3 * time.Second
+
+// retry does what a device may be in the way of that nobody holds any more. Where
+// one stays in the way, the error names our own NICs on the lower, which its
+// netns does not show.
+func (s *lowerSide) retry(ctx context.Context, do func() error) error {
+	deadline := time.Now().Add(lingering)
+	for {
+		err := do()
+		inTheWay := errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.EBUSY) && s.lower.Master == 0
+		if !inTheWay {
+			return err
+		}
+		named := s.m.withSiblings(err, s.spec.Lower.Device)
+		if named != err || time.Now().After(deadline) {
+			return named
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(err, context.Cause(ctx))
+		case <-time.After(4 * pollEvery):
+		}
+	}
+}
 
 // withSiblings adds to an error which NICs are on a lower already.
 func (m *Manager) withSiblings(err error, lower string) error {

@@ -32,7 +32,7 @@ func (a *attachment) releaseStep() step.Step {
 // hostSteps make the device and open vhost-net.
 func (a *attachment) hostSteps() []step.Step {
 	alias, _ := a.record.encode() // plan has tried it
-	list := a.side.steps(alias, a.record.Queues)
+	list := a.side.steps(a.vm.pid, alias, a.record.Queues)
 	for i := range list {
 		do := list[i].Do
 		list[i].Do = func(ctx context.Context) error {

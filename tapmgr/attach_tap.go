@@ -37,7 +37,7 @@ func (s *tapSide) plan(r *record) (err error) {
 	if s.br.MTU > maxTapMTU {
 		return fmt.Errorf("bridge %s: its MTU of %d bytes is more than the %d that a tap can have (ip link set %s mtu %d)", s.br.Name, s.br.MTU, maxTapMTU, s.br.Name, maxTapMTU)
 	}
-	r.Type, r.Source = TypeTap, s.br.Name
+	r.Type, r.Source, r.Port = TypeTap, s.br.Name, s.spec.Port.String()
 	return nil
 }
 
@@ -49,7 +49,7 @@ func (s *tapSide) netns() *os.File { return nil }
 
 func (s *tapSide) close() error { return s.tap.Close() }
 
-func (s *tapSide) steps(alias string, queues int) []step.Step {
+func (s *tapSide) steps(_ int, alias string, queues int) []step.Step {
 	s.multi = queues > 1
 	list := []step.Step{s.tapStep()}
 	for i := 1; i < queues; i++ {
@@ -69,9 +69,17 @@ func (s *tapSide) steps(alias string, queues int) []step.Step {
 	}
 	return append(list, step.Step{
 		Name: "port",
-		Text: fmt.Sprintf("RTM_SETLINK %s: master %s, up", s.name, s.br.Name),
-		Do:   func(context.Context) error { return bridge.AddPort(s.m.nl, s.br, s.link) },
+		Text: fmt.Sprintf("RTM_SETLINK %s: master %s%s, up", s.name, s.br.Name, portText(s.spec.Port)),
+		Do:   func(context.Context) error { return bridge.AddPortWith(s.m.nl, s.br, s.link, s.spec.Port) },
 	})
+}
+
+// portText names the settings of a port for a step's text.
+func portText(cfg bridge.PortConfig) string {
+	if cfg.IsZero() {
+		return ""
+	}
+	return " with " + cfg.String()
 }
 
 // undoWait bounds how long an undo watches for the device to go: it goes at once, unless

@@ -147,7 +147,7 @@ func (s *site) steps() func(int) (time.Duration, error) {
 func plannedAttachment(m *Manager, br *rtnl.Link, s Spec) (*attachment, *tapSide) {
 	side := &tapSide{m: m, spec: s, br: br}
 	side.name, side.altName = InterfaceName(s.VM, s.NIC)
-	a := &attachment{m: m, spec: s, side: side, nic: qmp.NIC{Queues: make([]*os.File, s.Queues)}}
+	a := &attachment{m: m, vm: &vm{}, spec: s, side: side, nic: qmp.NIC{Queues: make([]*os.File, s.Queues)}}
 	a.record = record{VM: s.VM, NIC: s.NIC, Type: TypeTap, Source: s.Bridge, MAC: s.MAC, Model: s.Model, Queues: s.Queues, Phase: attaching}
 	return a, side
 }

@@ -103,7 +103,20 @@ func (c *checker) tap(o ours) {
 	c.compare(o, "host MAC", hostMAC(o.want.MAC).String(), o.MAC.String())
 	if br, err := bridge.Get(c.m.nl, o.want.Source); err == nil {
 		c.compare(o, "MTU", strconv.Itoa(br.MTU), strconv.Itoa(o.MTU))
+		c.port(o, br)
 	}
+}
+
+func (c *checker) port(o ours, br *rtnl.Link) {
+	if o.Master != br.Index {
+		return
+	}
+	found, err := bridge.ReadPort(c.m.nl, br, o.Link)
+	if err != nil {
+		c.Notices = append(c.Notices, fmt.Sprintf("%s/%s: its port was not compared: %v", o.want.VM, o.want.NIC, err))
+		return
+	}
+	c.compare(o, "port", o.want.port().On(br).String(), found.String())
 }
 
 func (c *checker) macvtap(o ours) {

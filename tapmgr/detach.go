@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/internal/netns"
 	"vmnet/internal/qemu"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
+	"vmnet/macvtap"
 	"vmnet/qmp"
 )
 
@@ -238,8 +241,10 @@ func (d *detachment) unplugStep() step.Step {
 		Name: "unplug",
 		Text: fmt.Sprintf("device_del %s, again each second until the guest lets go of it; netdev_del %s", id, qmp.NetdevID(id)),
 		Do: func(ctx context.Context) error {
-			err := d.vm.Unplug(ctx, id, func(elapsed time.Duration) {
-				d.m.progress("waiting for the guest to let go of %s for %.0f s", d.spec.NIC, elapsed.Seconds())
+			err := d.m.letGo(d.link, d.vm.pid, func() error {
+				return d.vm.Unplug(ctx, id, func(elapsed time.Duration) {
+					d.m.progress("waiting for the guest to let go of %s for %.0f s", d.spec.NIC, elapsed.Seconds())
+				})
 			})
 			var refusal *qmp.Error // QEMU itself did not pass it on, as during a migration
 			d.asked = !errors.Is(err, qmp.ErrGuestRefused) && !errors.As(err, &refusal)
@@ -293,7 +298,7 @@ func (d *detachment) forceSteps() []step.Step {
 			if err := d.vm.RequestUnplug(ctx, id); err != nil {
 				d.notices = append(d.notices, fmt.Sprintf("the guest was not asked: %v", err))
 			}
-			return in(ErrHandover, d.vm.Release(ctx, id))
+			return in(ErrHandover, d.m.letGo(d.link, d.vm.pid, func() error { return d.vm.Release(ctx, id) }))
 		},
 	}, step.Step{
 		Name: "left",
@@ -325,7 +330,8 @@ const releaseWait = 5 * time.Second
 // release makes QEMU let go of a device that is not plugged, and waits until it is
 // gone. The caller has made sure that nobody else holds it.
 func (m *Manager) release(ctx context.Context, vm *vm, o *ours) error {
-	if err := vm.Rollback(ctx, deviceID(o.want.NIC), o.want.Queues); err != nil {
+	err := m.letGo(o, vm.pid, func() error { return vm.Rollback(ctx, deviceID(o.want.NIC), o.want.Queues) })
+	if err != nil {
 		return err
 	}
 	now, err := m.find(o.want.VM, o.want.NIC)
@@ -341,6 +347,35 @@ func (m *Manager) release(ctx context.Context, vm *vm, o *ours) error {
 	// A fd that was given through another monitor of this guest is known to that one only.
 	tried := m.rollbackElsewhere(ctx, vm, o)
 	return errors.Join(m.waitGoneFor(ctx, o, releaseWait), tried)
+}
+
+// letGo runs what makes a VMM let go of a device. A macvtap is then deleted, since the kernel would
+// do so only some time later, and its address and lower would be taken until then.
+func (m *Manager) letGo(o *ours, pid int, release func() error) error {
+	if o == nil || o.in == nil {
+		return release()
+	}
+	ns, err := netns.OpenHeld(*o.in)
+	if err != nil { // it is going already
+		return release()
+	}
+	defer ns.Close()
+	if err := release(); err != nil {
+		return err
+	}
+	fds, err := macvtap.QueuesOf(pid, ns, o.Link)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil || len(fds) > 0 { // QEMU keeps it until the guest lets go
+		return err
+	}
+	nl, err := rtnl.Open(ns)
+	if err != nil {
+		return err
+	}
+	defer nl.Close()
+	return gone(nl.Delete(o.Index))
 }
 
 func (m *Manager) waitGoneFor(ctx context.Context, o *ours, d time.Duration) error {

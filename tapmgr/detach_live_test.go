@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/internal/netns"
 	"vmnet/internal/qemu"
 	"vmnet/internal/rtnl"
 	"vmnet/qmp"
@@ -132,7 +133,12 @@ func TestLiveLeftOverTapIsRemoved(t *testing.T) {
 // ip runs ip(8) in the host's netns.
 func (h *host) ip(args ...string) {
 	h.Helper()
-	err := h.ns.Do(func() error {
+	h.ipIn(h.ns, args...)
+}
+
+func (h *host) ipIn(ns *netns.NS, args ...string) {
+	h.Helper()
+	err := ns.Do(func() error {
 		out, err := exec.Command("ip", args...).CombinedOutput()
 		if err != nil {
 			h.Logf("ip %s: %s", strings.Join(args, " "), out)

@@ -235,6 +235,49 @@ func (h *host) masterOf(l *rtnl.Link) string {
 	return m.Name
 }
 
+func TestLivePortSettingsAreKeptTrue(t *testing.T) {
+	h := newHost(t)
+	g := h.empty()
+	spec := g.spec("net0")
+	spec.Port = bridge.PortConfig{Isolated: true, NoLearning: true}
+	nic := h.attach(spec)
+	if list, err := h.List(g.name); err != nil || list[0].Port != "isolated;nolearn" {
+		t.Errorf("list %+v, %v", list, err)
+	}
+	if res, err := h.Attach(h.context(10*time.Second), spec); err != nil || res.Changed {
+		t.Errorf("the same again: %+v, %v", res, err)
+	}
+	spec.Port = bridge.PortConfig{Hairpin: true}
+	if _, err := h.Attach(h.context(10*time.Second), spec); !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), "port setting is isolated;nolearn") {
+		t.Errorf("another setting: %v", err)
+	}
+	h.ip("link", "set", nic.Interface, "type", "bridge_slave", "isolated", "off")
+	if got := h.check(); len(got) != 1 || got[0].What != "port" {
+		t.Errorf("check %+v: want the port to be missed", got)
+	}
+	h.settled()
+	if got := h.check(); len(got) != 0 {
+		t.Errorf("check after reconcile: %+v", got)
+	}
+	h.ip("link", "set", nic.Interface, "nomaster")
+	h.settled()
+	if got := h.check(); len(got) != 0 {
+		t.Errorf("check after it was put back: %+v", got)
+	}
+}
+
+func TestLiveVLANsNeedABridgeThatFilters(t *testing.T) {
+	h := newHost(t)
+	g := h.empty()
+	spec := g.spec("net0")
+	spec.Port = bridge.PortConfig{VLAN: 10}
+	_, err := h.Attach(h.context(10*time.Second), spec)
+	if !errors.Is(err, tapmgr.ErrLink) || !strings.Contains(err.Error(), "VLAN") {
+		t.Errorf("got %v", err)
+	}
+	h.nothingLeft(g, "net0")
+}
+
 func TestLiveNameTaken(t *testing.T) {
 	h := newHost(t)
 	g := h.empty()

@@ -32,6 +32,7 @@ type host struct {
 	nl *rtnl.Conn
 	*tapmgr.Manager
 	guests int
+	far    *netns.NS // where the cable of wire ends
 }
 
 func newHost(t testing.TB) *host {

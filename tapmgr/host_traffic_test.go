@@ -2,6 +2,8 @@ package tapmgr_test
 
 import (
 	"context"
+	"net"
+	"testing"
 
 	"vmnet/internal/rtnl"
 	"vmnet/testvm/traffic"
@@ -28,4 +30,17 @@ func (h *host) setMTU(index, mtu int) {
 	if err := h.nl.Set(index, rtnl.MTU(mtu)); err != nil {
 		h.Fatal(err)
 	}
+}
+
+func macs(t testing.TB, texts ...string) []net.HardwareAddr {
+	t.Helper()
+	var all []net.HardwareAddr
+	for _, s := range texts {
+		mac, err := net.ParseMAC(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, mac)
+	}
+	return all
 }

@@ -10,6 +10,7 @@ type NIC struct {
 	Type      string `json:"type"`           // "tap", "macvtap" or "ipvtap"
 	Source    string `json:"source"`         // the bridge that it belongs on, or its lower
 	Mode      string `json:"mode,omitempty"` // of a macvtap or ipvtap
+	Port      string `json:"port,omitempty"` // settings of the bridge port: "vlan:10;isolated"
 	Model     string `json:"model"`
 	MAC       string `json:"mac"` // the guest's
 	Queues    int    `json:"queues"`
@@ -59,7 +60,7 @@ func (m *Manager) List(vm string) ([]NIC, error) {
 func (m *Manager) describe(o ours) NIC {
 	r := o.want
 	return NIC{
-		VM: r.VM, ID: r.NIC, Interface: o.Name, Type: r.Type, Source: r.Source, Mode: r.Mode, Model: r.Model,
+		VM: r.VM, ID: r.NIC, Interface: o.Name, Type: r.Type, Source: r.Source, Mode: r.Mode, Port: r.Port, Model: r.Model,
 		MAC: r.MAC.String(), Queues: r.Queues, Vhost: onOff(r.Vhost), MTU: r.guestMTU(), State: linkState(o.Link),
 	}
 }

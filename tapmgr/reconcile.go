@@ -1,6 +1,7 @@
 package tapmgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -155,6 +156,7 @@ func (r *reconciler) port(o ours) {
 	case o.Master != 0 && (err != nil || o.Master != br.Index):
 		r.note(o, fmt.Sprintf("left alone: it is a port of %s, not of %s", r.m.masterName(o.Link), o.want.Source))
 	case o.Master != 0:
+		r.settings(o, br)
 	case err != nil:
 		r.note(o, fmt.Sprintf("left alone: %v", err))
 	default:
@@ -162,12 +164,26 @@ func (r *reconciler) port(o ours) {
 	}
 }
 
+// settings puts back those of a port that somebody has changed.
+func (r *reconciler) settings(o ours, br *rtnl.Link) {
+	found, err := bridge.ReadPort(r.m.nl, br, o.Link)
+	want := o.want.port()
+	if err != nil {
+		r.fail(o, err)
+	} else if !found.Equal(want.On(br)) {
+		text := fmt.Sprintf("port set to %s, it was %s", orNothing(want.On(br).String()), orNothing(found.String()))
+		r.do(o, text, func() error { return bridge.SetPort(r.m.nl, br, o.Link, want) })
+	}
+}
+
+func orNothing(s string) string { return cmp.Or(s, "nothing special") }
+
 // putBack makes a tap without a master a port of its bridge again.
 func (m *Manager) putBack(o *ours, br *rtnl.Link) error {
 	if err := m.nl.Set(o.Index, rtnl.MTU(br.MTU)); err != nil {
 		return err
 	}
-	return bridge.AddPort(m.nl, br, o.Link)
+	return bridge.AddPortWith(m.nl, br, o.Link, o.want.port())
 }
 
 // masterName names what a link is a port of; empty for nothing.

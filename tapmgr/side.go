@@ -15,8 +15,8 @@ type hostSide interface {
 	// maxMTU is the most bytes that it carries; plan has been called.
 	maxMTU() int
 	// steps make the device with that many queues, ready for the guest. alias is set before
-	// the first fd can leave us.
-	steps(alias string, queues int) []step.Step
+	// the first fd can leave us. pid is the VMM's.
+	steps(pid int, alias string, queues int) []step.Step
 	// queues are the open queues; they stay this side's.
 	queues() []*os.File
 	// netns is the namespace to hand along; nil for none.

@@ -29,6 +29,7 @@ type Spec struct {
 	Target
 	NIC           string            // id within the guest, [a-z0-9_]{1,12}; empty means net0
 	Bridge        string            // the bridge that a tap becomes a port of; or else:
+	Port          bridge.PortConfig // how the bridge port is set
 	Lower         *Lower            // the device that a macvtap or ipvtap sits on
 	MAC           net.HardwareAddr  // of the guest's side; nil means DefaultMAC, or the lower's where it has to be that
 	MTU           int               // bytes, told to the guest; 0 means the bridge's or the lower's
@@ -170,7 +171,10 @@ func (s Spec) validateHost() error {
 			return err
 		}
 	}
-	return s.Lower.validate(s.MAC)
+	if s.Lower != nil && !s.Port.IsZero() {
+		return fmt.Errorf("VLANs, isolation, hairpin, learning and flooding are settings of a bridge port: a NIC on a lower has none")
+	}
+	return cmp.Or(s.Port.Validate(), s.Lower.validate(s.MAC))
 }
 
 func (s Spec) validateMAC() error {

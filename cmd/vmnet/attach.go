@@ -40,6 +40,7 @@ changes nothing.`,
 	targetFlags(cmd, &o.spec.Target)
 	f.StringVar(&o.spec.Bridge, "bridge", "", "the `BRIDGE` that the NIC is put on")
 	lower := a.lowerFlags(cmd)
+	portFlags(cmd, &o.spec.Port)
 	f.StringVar(&o.spec.NIC, "nic", "net0", "`ID` of the NIC within the guest: 1 to 12 of a-z, 0-9 and _")
 	macFlag(f, &o.spec.MAC, "the guest's address (default one made from machine, guest and NIC, always the same; of an ipvtap or in mode passthru its lower's)")
 	f.IntVar(&o.spec.MTU, "mtu", 0, "`BYTES` that the guest is told, 68 to 65535, at most and by default the bridge's or lower's")
@@ -133,6 +134,9 @@ func (a *app) printAttached(res tapmgr.Result, json bool) error {
 	mode := ""
 	if n.Mode != "" {
 		mode = " mode " + n.Mode
+	}
+	if n.Port != "" {
+		mode = " with " + n.Port
 	}
 	return a.line("%s/%s: %s%s %s on %s%s, MAC %s, %s, vhost %s", n.VM, n.ID, unchanged,
 		n.Type, n.Interface, n.Source, mode, n.MAC, count(n.Queues, "queue"), n.Vhost)

@@ -36,11 +36,19 @@ func (a *app) listCommand() *cobra.Command {
 	return cmd
 }
 
+// sourceText is where a NIC leads to, and how.
+func sourceText(n tapmgr.NIC) string {
+	if how := n.Mode + n.Port; how != "" {
+		return n.Source + "(" + how + ")"
+	}
+	return n.Source
+}
+
 func (a *app) printList(nics []tapmgr.NIC) error {
 	rows := [][]string{{"VM", "NIC", "INTERFACE", "TYPE", "SOURCE", "MODEL", "MAC", "QUEUES", "VHOST", "STATE"}}
 	for _, n := range nics {
 		rows = append(rows, []string{
-			n.VM, n.ID, n.Interface, n.Type, n.Source, n.Model, n.MAC, strconv.Itoa(n.Queues), n.Vhost, string(n.State),
+			n.VM, n.ID, n.Interface, n.Type, sourceText(n), n.Model, n.MAC, strconv.Itoa(n.Queues), n.Vhost, string(n.State),
 		})
 	}
 	return a.table(rows)

@@ -137,6 +137,9 @@ func bridgeText(d tapmgr.Detail) string {
 	if d.Bridge != d.Source {
 		return fmt.Sprintf("%s, but should be %s", orNone(d.Bridge), orNone(d.Source))
 	}
+	if d.Port != "" {
+		return d.Bridge + ", port with " + d.Port
+	}
 	return d.Bridge
 }
 

@@ -1,0 +1,30 @@
+package main
+
+import (
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/bridge"
+)
+
+// portFlags are the settings of the bridge port that a NIC gets.
+func portFlags(cmd *cobra.Command, p *bridge.PortConfig) {
+	f := cmd.Flags()
+	vlan := func(to *int) func(string) error {
+		return func(s string) (err error) {
+			*to, err = strconv.Atoi(s)
+			return err
+		}
+	}
+	f.Var(&value{"N", "", vlan(&p.VLAN)}, "vlan", "the port is in VLAN N alone, untagged; 1 to 4094, on a bridge with --vlan-filtering")
+	f.Var(&value{"LIST", "", func(s string) (err error) {
+		p.Trunk, err = bridge.ParseVLANs(s)
+		return err
+	}}, "trunk", "the VLANs that the guest may use with tags: 2-5,7")
+	f.Var(&value{"N", "", vlan(&p.Native)}, "native", "with --trunk: the VLAN of untagged frames (default: they are dropped)")
+	f.BoolVar(&p.Isolated, "isolated", false, "no frames to and from other isolated ports")
+	f.BoolVar(&p.Hairpin, "hairpin", false, "send frames back to the port that they came from")
+	f.BoolVar(&p.NoLearning, "no-learning", false, "learn no addresses behind the port")
+	f.BoolVar(&p.NoFlood, "no-flood", false, "no frames for addresses that are not known to be behind the port")
+}

@@ -1,0 +1,330 @@
+package tapmgr_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"vmnet/internal/nstest"
+	"vmnet/macvtap"
+	"vmnet/tapmgr"
+	"vmnet/testvm"
+	"vmnet/testvm/traffic"
+)
+
+const (
+	farAddr   = "10.8.0.1"
+	farMAC    = "02:00:00:00:00:01"
+	lowerAddr = "10.8.0.9"
+)
+
+// wire gives the host a network card, eth0, whose cable ends at far0 in another netns, at a
+// bridge with an address that guests can ping.
+func (h *host) wire() {
+	h.Helper()
+	h.far = nstest.New(h)
+	h.ip("link", "add", "eth0", "type", "veth", "peer", "name", "far0", "netns", h.far.Path())
+	h.ip("link", "set", "eth0", "up")
+	h.farIP("link", "add", "switch0", "address", farMAC, "type", "bridge")
+	h.farIP("addr", "add", farAddr+"/24", "dev", "switch0")
+	h.farIP("link", "set", "far0", "master", "switch0")
+	h.farIP("link", "set", "far0", "up")
+	h.farIP("link", "set", "switch0", "up")
+}
+
+func (h *host) farIP(args ...string) {
+	h.Helper()
+	h.ipIn(h.far, args...)
+}
+
+func (g *guest) lowerSpec(nic string, l tapmgr.Lower) tapmgr.Spec {
+	spec := g.spec(nic)
+	spec.Bridge = ""
+	l.Kind, l.Device = macvtap.Macvtap, "eth0"
+	spec.Lower = &l
+	return spec
+}
+
+// use makes the guest use a NIC with an address, and pings the outside through it.
+func (h *host) use(g *guest, nic tapmgr.NIC, addr string) {
+	h.Helper()
+	ctx := h.context(30 * time.Second)
+	link, err := g.Guest.WaitNIC(ctx, nic.MAC)
+	if err == nil {
+		err = g.Guest.AddAddr(ctx, link.Name, addr)
+	}
+	if err == nil {
+		err = g.Guest.Up(ctx, link.Name)
+	}
+	if err != nil {
+		h.Fatal(err)
+	}
+}
+
+func (h *host) pings(g *guest, addr string) {
+	h.Helper()
+	if _, err := g.Guest.Ping(h.context(10*time.Second), addr); err != nil {
+		h.Errorf("ping %s: %v", addr, err)
+	}
+}
+
+// free demands that nothing is left on eth0: passthru is allowed only then.
+func (h *host) free() {
+	h.Helper()
+	var err error
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		lower, linkErr := h.nl.Link("eth0")
+		if linkErr != nil {
+			h.Fatal(linkErr)
+		}
+		var d *macvtap.Device
+		d, err = macvtap.Create(h.nl, macvtap.Config{Kind: macvtap.Macvtap, Name: "probe", Lower: lower, Mode: "passthru", MAC: lower.MAC})
+		if err == nil {
+			if err := d.Close(); err != nil {
+				h.Error(err)
+			}
+			return
+		}
+	}
+	h.Errorf("something is still on eth0: %v", err)
+}
+
+func TestLiveMacvtapOfABootedGuest(t *testing.T) {
+	for _, c := range []testvm.Config{{Machine: "pc", CPUs: 2}, {Machine: "q35", SparePorts: 2, CPUs: 2}} {
+		t.Run(c.Machine, func(t *testing.T) {
+			h := newHost(t)
+			h.wire()
+			g := h.booted(c)
+			spec := g.lowerSpec("net0", tapmgr.Lower{})
+			spec.Queues = 2
+			nic := h.attach(spec)
+			if nic.Type != "macvtap" || nic.Mode != "bridge" || nic.Source != "eth0" || nic.State != tapmgr.Up {
+				t.Errorf("attached %+v", nic)
+			}
+			h.use(g, nic, "10.8.0.2/24")
+			h.pings(g, farAddr)
+			h.listed2(g, nic)
+			if res, err := h.Attach(h.context(10*time.Second), spec); err != nil || res.Changed {
+				t.Errorf("the same again: %+v, %v", res, err)
+			}
+			spec.Lower.Mode = "private"
+			if _, err := h.Attach(h.context(10*time.Second), spec); !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), "mode is bridge, asked for private") {
+				t.Errorf("another mode: %v", err)
+			}
+			if got := h.check(); len(got) != 0 {
+				t.Errorf("check: %+v", got)
+			}
+			h.reconciled()
+			h.detach(g, "net0")
+			h.nothingLeft(g, "net0")
+			h.free()
+
+			h.attach(g.lowerSpec("net1", tapmgr.Lower{}))
+			if err := g.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			h.free()
+		})
+	}
+}
+
+func (h *host) listed2(g *guest, nic tapmgr.NIC) {
+	h.Helper()
+	got, err := h.List(g.name)
+	nic.PID = g.Pid()
+	if err != nil || len(got) != 1 || got[0] != nic {
+		h.Errorf("list %+v, %v: want %+v", got, err, nic)
+	}
+	details, err := h.Show(h.context(10*time.Second), g.name)
+	if err != nil || len(details) != 1 {
+		h.Fatalf("show %+v, %v", details, err)
+	}
+	d := details[0]
+	if len(d.Holders) != 1 || len(d.Holders[0].FDs) != 2 || d.Lower != "eth0" || d.RxFilter != tapmgr.RxAllMulti ||
+		d.Guest == nil || !d.Guest.Plugged || d.Counters.TxPackets == 0 || d.HostMAC != nic.MAC {
+		h.Errorf("show %+v", d)
+	}
+}
+
+// TestLiveMacvtapFaults fails, and kills the attaching process, at every step.
+func TestLiveMacvtapFaults(t *testing.T) {
+	h := newHost(t)
+	h.wire()
+	g := h.empty()
+	spec := g.lowerSpec("net0", tapmgr.Lower{})
+	spec.Queues = 2
+	for _, name := range h.stepNames(spec) {
+		for _, after := range []bool{false, true} {
+			if strings.HasPrefix(name, "device_add") || name == "close" || name == "verify" {
+				break // a standing guest gives no device back; the booted one below does
+			}
+			h.at(name, func(do func() error) error {
+				if after {
+					if err := do(); err != nil {
+						return err
+					}
+				}
+				return errFault
+			})
+			if _, err := h.Attach(h.context(20*time.Second), spec); !errors.Is(err, errFault) || strings.Contains(err.Error(), "undo") {
+				t.Errorf("%s, done %v: got %v, want only the fault", name, after, err)
+			}
+			h.Run = nil
+			h.nothingLeft(g, "net0")
+			h.free()
+
+			cmd := h.command(order{Spec: spec, KillAt: name, After: after})
+			out, err := cmd.CombinedOutput()
+			if cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+				t.Fatalf("%s: %v: %s", name, err, out)
+			}
+			h.settled()
+			h.nothingLeft(g, "net0")
+			h.free()
+		}
+	}
+}
+
+// settled reconciles and demands that every action succeeded.
+func (h *host) settled() {
+	h.Helper()
+	actions, err := h.Reconcile(h.context(20*time.Second), false)
+	if err != nil {
+		h.Fatal(err)
+	}
+	for _, a := range actions {
+		if a.Error != "" {
+			h.Errorf("reconcile: %+v", a)
+		}
+	}
+}
+
+func TestLiveMacvtapKilledLate(t *testing.T) {
+	h := newHost(t)
+	h.wire()
+	for _, at := range []string{"device_add vmnet-net0", "close", "verify"} {
+		g := h.empty()
+		cmd := h.command(order{Spec: g.lowerSpec("net0", tapmgr.Lower{}), KillAt: at, After: true})
+		if err := cmd.Run(); err == nil {
+			t.Fatal("it was not killed")
+		}
+		h.settled()
+		if list, err := h.List(g.name); err != nil || len(list) != 1 || list[0].State != tapmgr.Up {
+			t.Errorf("killed after %s: list %+v, %v: want it up", at, list, err)
+		}
+		if err := g.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		h.free()
+	}
+}
+
+func TestLiveGuestsFindEachOtherByIPv6OverMacvtap(t *testing.T) {
+	h := newHost(t)
+	h.wire()
+	a, b := h.booted(testvm.Config{}), h.booted(testvm.Config{Name: "P3"})
+	h.use(a, h.attach(a.lowerSpec("net0", tapmgr.Lower{})), "fd00:8::2/64")
+	h.use(b, h.attach(b.lowerSpec("net0", tapmgr.Lower{})), "fd00:8::3/64")
+	h.pings(a, "fd00:8::3") // by neighbour discovery, which is multicast
+
+	h.detach(b, "net0")
+	h.use(b, h.attach(b.lowerSpec("net0", tapmgr.Lower{RxFilter: tapmgr.RxNone})), "fd00:8::4/64")
+	if _, err := a.Guest.Ping(h.context(4*time.Second), "fd00:8::4"); err == nil {
+		t.Error("with rx filter none the guest was found")
+	}
+}
+
+// TestLiveMacvtapReachability goes through what each mode lets two guests, the lower, and
+// a peer outside say to each other, without and with a switch that reflects (VEPA).
+func TestLiveMacvtapReachability(t *testing.T) {
+	h := newHost(t)
+	h.wire()
+	h.ip("addr", "add", lowerAddr+"/24", "dev", "eth0")
+	a, b := h.booted(testvm.Config{}), h.booted(testvm.Config{Name: "P3"})
+	for _, mode := range []string{"bridge", "vepa", "private"} {
+		for _, reflect := range []bool{false, true} {
+			h.reflective(reflect)
+			h.use(a, h.attach(a.lowerSpec("net0", tapmgr.Lower{Mode: mode})), "10.8.0.2/24")
+			h.use(b, h.attach(b.lowerSpec("net0", tapmgr.Lower{Mode: mode})), "10.8.0.3/24")
+			for addr, want := range map[string]bool{
+				farAddr:    true,
+				"10.8.0.3": mode == "bridge" || mode == "vepa" && reflect,
+				lowerAddr:  reflect && mode != "private", // only by way of the switch
+			} {
+				timeout := 10 * time.Second
+				if !want {
+					timeout = time.Second
+				}
+				_, err := a.Guest.Ping(h.context(timeout), addr)
+				if (err == nil) != want {
+					t.Errorf("mode %s, reflective switch %v: %s answered: %v, want %v (%v)", mode, reflect, addr, err == nil, want, err)
+				}
+			}
+			h.detach(a, "net0")
+			h.detach(b, "net0")
+		}
+	}
+}
+
+// reflective makes the switch send frames back to where they came from, or not, as one of
+// IEEE 802.1Qbg does.
+func (h *host) reflective(on bool) {
+	h.Helper()
+	state := "off"
+	if on {
+		state = "on"
+	}
+	h.farIP("link", "set", "far0", "type", "bridge_slave", "hairpin", state)
+}
+
+func TestLivePassthruHasTheLowersAddress(t *testing.T) {
+	h := newHost(t)
+	h.wire()
+	g, other := h.booted(testvm.Config{}), h.empty()
+	lower, err := h.nl.Link("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nic := h.attach(g.lowerSpec("net0", tapmgr.Lower{Mode: "passthru"}))
+	if nic.MAC != lower.MAC.String() {
+		t.Errorf("MAC %s, want the lower's %s", nic.MAC, lower.MAC)
+	}
+	h.use(g, nic, "10.8.0.2/24")
+	h.pings(g, farAddr)
+	_, err = h.Attach(h.context(10*time.Second), other.lowerSpec("net0", tapmgr.Lower{}))
+	if !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.EBUSY) || !strings.Contains(fmt.Sprint(err), g.name) {
+		t.Errorf("beside passthru: got %v, want the guest that has it named", err)
+	}
+}
+
+func TestLiveSourceModeHearsOnlyItsSources(t *testing.T) {
+	h := newHost(t)
+	h.wire()
+	g := h.booted(testvm.Config{})
+	sources := macs(t, farMAC)
+	h.use(g, h.attach(g.lowerSpec("net0", tapmgr.Lower{Mode: "source", Sources: sources})), "10.8.0.2/24")
+	h.pings(g, farAddr)
+	h.farIP("link", "set", "switch0", "address", "02:00:00:00:00:77")
+	err := h.far.Do(func() error {
+		_, err := traffic.SendPing(h.context(2*time.Second), traffic.Ping{Addr: "10.8.0.2", Count: 1, Timeout: time.Second})
+		return err
+	})
+	if err == nil {
+		t.Error("a sender that is no source was heard")
+	}
+}
+
+func TestLiveMacvtapBesideABridge(t *testing.T) {
+	h := newHost(t)
+	h.wire()
+	h.ip("link", "set", "eth0", "master", "br0")
+	g := h.empty()
+	_, err := h.Attach(h.context(10*time.Second), g.lowerSpec("net0", tapmgr.Lower{}))
+	if !errors.Is(err, tapmgr.ErrLink) || !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "port of br0") {
+		t.Errorf("got %v, want br0 named", err)
+	}
+	h.nothingLeft(g, "net0")
+}
