@@ -162,3 +162,21 @@ func QueuesOf(pid int, ns *netns.NS, l *rtnl.Link) ([]int, error) {
 func LooksLikeQueue(f procfd.File) bool {
 	return strings.HasPrefix(f.Target, "/") && strings.HasPrefix(filepath.Base(f.Target), nodeName)
 }
+
+// IsWireless tells whether a link of that netns is a Wi-Fi card, by its sysfs folder.
+func IsWireless(ns *netns.NS, link string) (wireless bool, err error) {
+	err = ns.Do(func() error {
+		sys, err := detachedMount("sysfs")
+		if err != nil {
+			return err
+		}
+		defer unix.Close(sys)
+		err = unix.Faccessat(sys, "class/net/"+link+"/phy80211", unix.F_OK, 0)
+		wireless = err == nil
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		return err
+	})
+	return wireless, err
+}

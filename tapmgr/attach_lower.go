@@ -49,6 +49,11 @@ func (s *lowerSide) plan(r *record) (err error) {
 	if err != nil {
 		return fmt.Errorf("lower %s: %w", l.Device, err)
 	}
+	if l.Kind == macvtap.Macvtap && l.Mode != "passthru" {
+		if wireless, err := macvtap.IsWireless(s.m.ns, s.lower.Name); err == nil && wireless {
+			return fmt.Errorf("lower %s is a Wi-Fi card: access points drop frames whose sender is not the card itself, and a guest with an address of its own would be mute (use --ipvtap %s, which shares the card's address, or --mode passthru)", s.lower.Name, s.lower.Name)
+		}
+	}
 	if s.spec.MAC == nil {
 		r.MAC = s.lower.MAC
 	}

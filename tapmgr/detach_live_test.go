@@ -138,15 +138,17 @@ func (h *host) ip(args ...string) {
 
 func (h *host) ipIn(ns *netns.NS, args ...string) {
 	h.Helper()
-	err := ns.Do(func() error {
-		out, err := exec.Command("ip", args...).CombinedOutput()
-		if err != nil {
-			h.Logf("ip %s: %s", strings.Join(args, " "), out)
-		}
-		return err
-	})
-	if err != nil {
+	if err := ns.Do(func() error { h.run("ip", args...); return nil }); err != nil {
 		h.Fatal(err)
+	}
+}
+
+// run runs a program and fails the test, from whatever goroutine, if that fails.
+func (h *host) run(program string, args ...string) {
+	h.Helper()
+	out, err := exec.Command(program, args...).CombinedOutput()
+	if err != nil {
+		h.Errorf("%s %s: %v: %s", program, strings.Join(args, " "), err, out)
 	}
 }
 

@@ -1,0 +1,283 @@
+package tapmgr_test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"vmnet/bridge"
+	"vmnet/macvtap"
+	"vmnet/tapmgr"
+	"vmnet/testvm"
+	"vmnet/testvm/lab"
+)
+
+// TestLabGuest has one guest for all that needs one: it takes long to boot in the lab host.
+func TestLabGuest(t *testing.T) {
+	lab.Inside(t)
+	h := newHost(t)
+	h.wire()
+	g := h.booted(testvm.Config{CPUs: 2, BootTimeout: 3 * time.Minute})
+	t.Run("vhost on a bridge", func(t *testing.T) { h.TB = t; h.vhostOnABridge(g) })
+	t.Run("vhost on a macvtap", func(t *testing.T) { h.TB = t; h.vhostOnAMacvtap(g) })
+	for _, mode := range []string{"l2", "l3", "l3s"} {
+		t.Run("ipvtap "+mode, func(t *testing.T) { h.TB = t; h.ipvtap(g, mode) })
+	}
+	t.Run("killed", func(t *testing.T) { h.TB = t; h.killedWithVhost(g) })
+	h.TB = t
+}
+
+func (h *host) vhostOnABridge(g *guest) {
+	spec := g.spec("net0")
+	spec.Vhost, spec.Queues = tapmgr.VhostOn, 2
+	nic := h.attach(spec)
+	h.reach(g, nic, guestAddr)
+	if !slices.Contains(threads(h), fmt.Sprintf("vhost-%d", g.Pid())) {
+		h.Errorf("no kernel thread vhost-%d", g.Pid())
+	}
+	details, err := h.Show(h.context(20*time.Second), g.name)
+	if err != nil || len(details) != 1 || len(details[0].VhostFDs) != 2 || len(details[0].Holders[0].FDs) != 2 || nic.Vhost != "on" {
+		h.Errorf("show %+v, %v: want 2 vhost fds and 2 queues", details, err)
+	}
+	h.tcpBothWays(g)
+	h.detach(g, "net0")
+	h.nothingLeft(g, "net0")
+}
+
+// threads lists the names of all kernel threads and processes.
+func threads(h *host) (names []string) {
+	files, err := filepath.Glob("/proc/[0-9]*/comm")
+	if err != nil {
+		h.Fatal(err)
+	}
+	for _, f := range files {
+		if name, err := os.ReadFile(f); err == nil {
+			names = append(names, strings.TrimSpace(string(name)))
+		}
+	}
+	return names
+}
+
+func (h *host) tcpBothWays(g *guest) {
+	h.Helper()
+	ctx := h.context(2 * time.Minute)
+	if res, err := g.Guest.TCPSend(ctx, h.tcpSink(), 4<<20); err != nil {
+		h.Errorf("guest to host: %+v, %v", res, err)
+	}
+	served, err := g.Guest.TCPServe(ctx, guestAddr+":0")
+	if err == nil {
+		err = h.tcpSend(ctx, served, 4<<20)
+	}
+	if err != nil {
+		h.Errorf("host to guest: %v", err)
+	}
+}
+
+func (h *host) vhostOnAMacvtap(g *guest) {
+	spec := g.lowerSpec("net0", tapmgr.Lower{})
+	spec.Vhost = tapmgr.VhostOn
+	nic := h.attach(spec)
+	h.use(g, nic, "10.8.0.2/24")
+	h.pings(g, farAddr)
+	h.detach(g, "net0")
+	h.nothingLeft(g, "net0")
+	h.free()
+}
+
+// ipvtap proves that the kernel delivers by the addresses on the device, and that they are not
+// the host's own.
+func (h *host) ipvtap(g *guest, mode string) {
+	spec := g.lowerSpec("net0", tapmgr.Lower{Mode: mode, Addrs: []netip.Prefix{netip.MustParsePrefix("10.8.0.4/24")}})
+	spec.Lower.Kind = macvtap.IPVtap
+	nic := h.attach(spec)
+	lower, err := h.nl.Link("eth0")
+	if err != nil || nic.MAC != lower.MAC.String() || nic.Type != "ipvtap" || nic.Mode != mode {
+		h.Fatalf("attached %+v, %v", nic, err)
+	}
+	h.use(g, nic, "10.8.0.4/24")
+	if mode == "l2" { // in l3 and l3s the host routes for the guest, which needs neighbours told
+		h.pings(g, farAddr)
+	}
+	local, err := os.ReadFile("/proc/net/fib_trie")
+	if err != nil || strings.Contains(string(local), "10.8.0.4") {
+		h.Errorf("the guest's address is the host's (%v)", err)
+	}
+	if got := h.check(); len(got) != 0 {
+		h.Errorf("check: %+v", got)
+	}
+	h.detach(g, "net0")
+	h.nothingLeft(g, "net0")
+}
+
+func (h *host) killedWithVhost(g *guest) {
+	spec := g.lowerSpec("net1", tapmgr.Lower{})
+	spec.Vhost = tapmgr.VhostOn
+	h.attach(spec)
+	spec = g.spec("net0")
+	spec.Vhost = tapmgr.VhostOn
+	nic := h.attach(spec)
+	if err := g.Kill(); err != nil {
+		h.Fatal(err)
+	}
+	h.gone(nic.Interface)
+	h.free()
+}
+
+// TestLabFaultsWithVhost fails each step while there are vhost fds to give back.
+func TestLabFaultsWithVhost(t *testing.T) {
+	lab.Inside(t)
+	h := newHost(t)
+	g := h.empty()
+	spec := g.twoQueues("net0")
+	spec.Vhost = tapmgr.VhostOn
+	for _, name := range h.stepNames(spec) {
+		if strings.HasPrefix(name, "device_add") {
+			break // a standing guest gives no device back
+		}
+		h.at(name, func(do func() error) error {
+			if err := do(); err != nil {
+				return err
+			}
+			return errFault
+		})
+		if _, err := h.Attach(h.context(30*time.Second), spec); !errors.Is(err, errFault) || strings.Contains(err.Error(), "undo") {
+			t.Errorf("%s: got %v, want only the fault", name, err)
+		}
+		h.Run = nil
+		h.nothingLeft(g, "net0")
+		cmd := h.command(order{Spec: spec, KillAt: name, After: true})
+		if err := cmd.Run(); err == nil {
+			t.Fatalf("%s: it was not killed", name)
+		}
+		h.settled()
+		h.nothingLeft(g, "net0")
+		if fds := vhostFDs(g); fds != 0 {
+			t.Errorf("killed at %s: QEMU keeps %d vhost fds", name, fds)
+		}
+	}
+	h.attach(spec)
+}
+
+func vhostFDs(g *guest) (n int) {
+	entries, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", g.Pid()))
+	for _, e := range entries {
+		if target, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", g.Pid(), e.Name())); target == "/dev/vhost-net" {
+			n++
+		}
+	}
+	return n
+}
+
+func TestLabVhostNotToBeHad(t *testing.T) {
+	lab.Inside(t)
+	h := newHost(t)
+	g := h.empty()
+	try := func(v tapmgr.Vhost) (tapmgr.Result, error) {
+		spec := g.spec("net0")
+		spec.Vhost = v
+		return h.Attach(h.context(20*time.Second), spec)
+	}
+	lab.WithoutModule(t, "vhost_net")
+	if _, err := try(tapmgr.VhostOn); !errors.Is(err, tapmgr.ErrLink) || !strings.Contains(err.Error(), "modprobe vhost_net") {
+		t.Errorf("not loaded: got %v", err)
+	}
+	h.nothingLeft(g, "net0")
+	res, err := try(tapmgr.VhostAuto)
+	if err != nil || res.NIC.Vhost != "off" || !strings.Contains(strings.Join(res.Notices, " "), "modprobe vhost_net") {
+		t.Errorf("auto: %+v, %v: want to be told why it is off", res, err)
+	}
+}
+
+func TestLabVhostWithoutPermission(t *testing.T) {
+	lab.Inside(t)
+	h := newHost(t)
+	g := h.empty()
+	spec := g.spec("net0")
+	spec.Vhost, spec.PID = tapmgr.VhostOn, g.Pid()
+	cmd := h.command(order{Spec: spec})
+	const capSysPtrace, capSysAdmin, capNetAdmin = 19, 21, 12
+	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
+	cmd.SysProcAttr.AmbientCaps = []uintptr{capSysPtrace, capSysAdmin, capNetAdmin}
+	if err := os.Chmod(g.QMP, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Dir(g.QMP), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h.failsToAttach(cmd, g, "give this user access")
+}
+
+func TestLabVLANs(t *testing.T) {
+	lab.Inside(t)
+	h := newHost(t)
+	h.bridge(bridge.Config{Name: "br1", VLANFiltering: true})
+	g := h.empty()
+	for i, port := range []bridge.PortConfig{
+		{VLAN: 10},
+		{Trunk: []bridge.VLANRange{{First: 2, Last: 5}, {First: 7, Last: 7}}, Native: 1, Isolated: true},
+	} {
+		spec := g.spec(fmt.Sprintf("net%d", i))
+		spec.Bridge, spec.Port = "br1", port
+		nic := h.attach(spec)
+		if nic.Port != port.String() {
+			t.Errorf("attached %+v, want %s", nic, port)
+		}
+		if got := h.check(); len(got) != 0 {
+			t.Errorf("check: %+v", got)
+		}
+		// Its bridge is deleted and made again.
+		if err := bridge.Delete(h.nl, "br1", true); err != nil {
+			t.Fatal(err)
+		}
+		h.bridge(bridge.Config{Name: "br1", VLANFiltering: true})
+		h.settled()
+		if got := h.check(); len(got) != 0 {
+			t.Errorf("check after the bridge came back: %+v", got)
+		}
+	}
+}
+
+func TestLabWiFiTakesNoMacvtap(t *testing.T) {
+	lab.Inside(t)
+	h := newHost(t)
+	wlan := h.wifi()
+	g := h.empty()
+	spec := g.lowerSpec("net0", tapmgr.Lower{})
+	spec.Lower.Device = wlan
+	_, err := h.Attach(h.context(20*time.Second), spec)
+	if !errors.Is(err, tapmgr.ErrLink) || !strings.Contains(err.Error(), "--ipvtap") {
+		t.Errorf("got %v, want ipvtap to be suggested", err)
+	}
+	spec.Lower = &tapmgr.Lower{Kind: macvtap.IPVtap, Device: wlan, Addrs: []netip.Prefix{netip.MustParsePrefix("10.8.0.4/24")}}
+	if nic := h.attach(spec); nic.Type != "ipvtap" {
+		t.Errorf("attached %+v", nic)
+	}
+}
+
+// wifi moves a simulated Wi-Fi card into the host's netns, brings it up and returns its name.
+func (h *host) wifi() string {
+	h.Helper()
+	links, err := filepath.Glob("/sys/class/net/wlan*")
+	if err == nil && len(links) == 0 {
+		h.run("modprobe", "mac80211_hwsim", "radios=1")
+		links, err = filepath.Glob("/sys/class/net/wlan*")
+	}
+	if err != nil || len(links) == 0 {
+		h.Fatalf("no wlan: %v", err)
+	}
+	name := filepath.Base(links[0])
+	phy, err := os.Readlink(filepath.Join(links[0], "phy80211"))
+	if err != nil {
+		h.Fatal(err)
+	}
+	h.run("iw", "phy", filepath.Base(phy), "set", "netns", "name", h.ns.Path())
+	h.ip("link", "set", name, "up")
+	return name
+}
