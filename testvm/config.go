@@ -40,6 +40,8 @@ type Config struct {
 	Agent string
 	// Accel is "kvm", "tcg" or "auto"; empty means "auto": KVM where it surely works, else TCG.
 	Accel string
+	// EmulatedCPU is the processor that TCG emulates (QEMU's -cpu); empty means QEMU's default.
+	EmulatedCPU string
 	// KernelArgs are added to the kernel's command line: "acpi=off".
 	KernelArgs []string
 	// Modules are loaded besides the virtio drivers, with what they depend on: "8021q".
@@ -52,7 +54,7 @@ type Config struct {
 	Paused bool
 	// NoWait makes Start return once QEMU runs, while the guest still boots; see agent.Guest.WaitReady.
 	NoWait bool
-	// BootTimeout bounds the wait for the guest; 0 means 60 s, or 150 s in a lab host.
+	// BootTimeout bounds the wait for the guest; 0 means 60 s, or 4 minutes in a lab host.
 	BootTimeout time.Duration
 	// Kernel is what the guest boots; the zero value means the one that FindKernel finds.
 	Kernel Kernel
@@ -170,10 +172,11 @@ func accel(want string) string {
 	return "tcg"
 }
 
-// bootTimeout allows for the slowness of an emulated machine in an emulated one.
+// bootTimeout allows for the slowness of an emulated machine in an emulated one: a
+// minute where nothing else runs.
 func bootTimeout() time.Duration {
 	if guest.Inside() {
-		return 150 * time.Second
+		return 4 * time.Minute
 	}
 	return time.Minute
 }

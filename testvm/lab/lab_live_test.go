@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"vmnet/testvm"
 	"vmnet/testvm/lab"
 )
 
@@ -221,6 +222,31 @@ func TestLiveContextEndsTheHost(t *testing.T) {
 	case <-h.Done():
 	case <-time.After(10 * time.Second):
 		t.Error("QEMU lives on")
+	}
+}
+
+func TestLiveCacheThatIsNotSeenInside(t *testing.T) {
+	lab.Require(t)
+	cache, err := testvm.CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("/dev/shm", "vmnet-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Symlink(filepath.Join(cache, "full-kernel"), dir+"/full-kernel"); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("VMNET_CACHE", dir)
+	h, err := lab.Start(t.Context(), lab.Config{Logf: t.Logf})
+	if err == nil {
+		h.Stop()
+		t.Fatal("it started")
+	}
+	if !strings.Contains(err.Error(), "is not seen in a lab host") {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -3,7 +3,6 @@ package lab_test
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,8 +20,9 @@ import (
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
-// packageLimit bounds the tests of one package.
-const packageLimit = 5 * time.Minute
+// packageLimit bounds the tests of one package. A guest takes a minute to boot in a
+// lab host, and more where other things run beside it.
+const packageLimit = 10 * time.Minute
 
 // TestLabHost runs the tests TestLab* of all packages in one lab host, and has a
 // subtest for each. One that skips there fails here. The environment narrows it:
@@ -126,7 +126,18 @@ func runTests(ctx context.Context, t *testing.T, h *lab.Host, p program) (ran in
 		_ = output.Close()
 		ended <- err
 	}()
-	ran, err = report(t, events)
+	rest, err := readEvents(events, func(r result) {
+		ran++
+		t.Run(r.name, func(t *testing.T) {
+			t.Log("\n" + r.output)
+			if r.bad != "" {
+				t.Error("in the lab host: " + r.bad)
+			}
+		})
+	})
+	if rest != "" {
+		t.Logf("output of no test that has ended:\n%s", rest)
+	}
 	_ = events.Close()
 	return ran, errors.Join(err, <-ended)
 }
@@ -146,48 +157,4 @@ func convert(ctx context.Context, events io.Writer, run func(io.Writer) (int, er
 	status, err := run(stdin)
 	_ = stdin.Close()
 	return status, errors.Join(err, cmd.Wait())
-}
-
-// event is one of those that "go doc test2json" describes.
-type event struct{ Action, Test, Output string }
-
-// report makes a subtest of each test that ends, and a log of what belongs to none.
-func report(t *testing.T, events io.Reader) (ran int, err error) {
-	output := map[string]*strings.Builder{}
-	for d := json.NewDecoder(events); ; {
-		var e event
-		if err := d.Decode(&e); err == io.EOF {
-			break
-		} else if err != nil {
-			return ran, fmt.Errorf("read test events: %w", err)
-		}
-		name, _, sub := strings.Cut(e.Test, "/")
-		text := output[name]
-		if text == nil {
-			text = &strings.Builder{}
-			output[name] = text
-		}
-		switch {
-		case e.Action == "output":
-			text.WriteString(e.Output)
-		case name == "" || (sub && e.Action != "skip"):
-		case e.Action == "pass", e.Action == "fail", e.Action == "skip":
-			if !sub {
-				ran++
-				delete(output, name)
-			}
-			t.Run(e.Test, func(t *testing.T) {
-				t.Log("\n" + text.String())
-				if e.Action != "pass" {
-					t.Errorf("in the lab host: %s", e.Action)
-				}
-			})
-		}
-	}
-	for name, text := range output { // of a program that crashed, too
-		if s := strings.TrimSpace(text.String()); s != "" && s != "PASS" {
-			t.Logf("%s\n%s", name, s)
-		}
-	}
-	return ran, nil
 }
