@@ -37,25 +37,19 @@ func (m *Manager) Check(ctx context.Context) (Checked, error) {
 		return Checked{}, err
 	}
 	c := &checker{m: m, Checked: Checked{Differences: []Difference{}, Notices: []string{}}}
-	byVMM := map[int][]ours{}
-	var order []int
+	var held []ours
 	for _, o := range links {
 		c.NICs++
-		if !c.host(o) {
-			continue
-		}
-		pid := o.vmm()
-		if pid == 0 {
+		switch {
+		case !c.host(o):
+		case o.vmm() == 0:
 			c.Notices = append(c.Notices, fmt.Sprintf("%s/%s: who holds it cannot be seen from here (as root it can)", o.want.VM, o.want.NIC))
-			continue
+		default:
+			held = append(held, o)
 		}
-		if byVMM[pid] == nil {
-			order = append(order, pid)
-		}
-		byVMM[pid] = append(byVMM[pid], o)
 	}
-	for _, pid := range order {
-		c.guest(ctx, pid, byVMM[pid])
+	for _, nics := range byVMM(held) {
+		c.guest(ctx, nics)
 	}
 	return c.Checked, nil
 }
@@ -141,10 +135,10 @@ func upDown(up bool) string {
 }
 
 // guest asks a guest whether it has its devices.
-func (c *checker) guest(ctx context.Context, pid int, nics []ours) {
+func (c *checker) guest(ctx context.Context, nics []ours) {
 	ctx, cancel := monitorTimeout(ctx)
 	defer cancel()
-	vm, err := c.m.open(ctx, Target{VM: nics[0].want.VM, PID: pid})
+	vm, err := c.m.open(ctx, Target{VM: nics[0].want.VM, PID: nics[0].vmm()})
 	if err != nil {
 		c.Notices = append(c.Notices, fmt.Sprintf("%s was not asked: %v", nics[0].want.VM, err))
 		return

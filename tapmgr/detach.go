@@ -4,15 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"time"
 
 	"vmnet/bridge"
-	"vmnet/internal/netns"
 	"vmnet/internal/qemu"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
-	"vmnet/macvtap"
 	"vmnet/qmp"
 )
 
@@ -322,86 +319,4 @@ func (d *detachment) tellLeft(ctx context.Context) error {
 		d.notices = append(d.notices, fmt.Sprintf("the guest keeps the dead device %s until it lets go of it", deviceID(d.spec.NIC)))
 	}
 	return nil
-}
-
-// releaseWait bounds how long a released tap may take to go.
-const releaseWait = 5 * time.Second
-
-// release makes QEMU let go of a device that is not plugged, and waits until it is
-// gone. The caller has made sure that nobody else holds it.
-func (m *Manager) release(ctx context.Context, vm *vm, o *ours) error {
-	err := m.letGo(o, vm.pid, func() error { return vm.Rollback(ctx, deviceID(o.want.NIC), o.want.Queues) })
-	if err != nil {
-		return err
-	}
-	now, err := m.find(o.want.VM, o.want.NIC)
-	if err != nil || now == nil {
-		return err
-	}
-	if now.unheld() {
-		return gone(m.nl.Delete(o.Index)) // a persistent one
-	}
-	if m.waitGoneFor(ctx, o, undoWait) == nil {
-		return nil
-	}
-	// A fd that was given through another monitor of this guest is known to that one only.
-	tried := m.rollbackElsewhere(ctx, vm, o)
-	return errors.Join(m.waitGoneFor(ctx, o, releaseWait), tried)
-}
-
-// letGo runs what makes a VMM let go of a device. A macvtap is then deleted, since the kernel would
-// do so only some time later, and its address and lower would be taken until then.
-func (m *Manager) letGo(o *ours, pid int, release func() error) error {
-	if o == nil || o.in == nil {
-		return release()
-	}
-	ns, err := netns.OpenHeld(*o.in)
-	if err != nil { // it is going already
-		return release()
-	}
-	defer ns.Close()
-	if err := release(); err != nil {
-		return err
-	}
-	fds, err := macvtap.QueuesOf(pid, ns, o.Link)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil || len(fds) > 0 { // QEMU keeps it until the guest lets go
-		return err
-	}
-	nl, err := rtnl.Open(ns)
-	if err != nil {
-		return err
-	}
-	defer nl.Close()
-	return gone(nl.Delete(o.Index))
-}
-
-func (m *Manager) waitGoneFor(ctx context.Context, o *ours, d time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, d)
-	defer cancel()
-	return m.waitGone(ctx, o)
-}
-
-// rollbackElsewhere tries the guest's other monitors.
-func (m *Manager) rollbackElsewhere(ctx context.Context, locked *vm, o *ours) error {
-	proc, err := qemu.ByPID(locked.pid)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, path := range proc.MonitorPaths() {
-		if path == locked.path {
-			continue
-		}
-		dialCtx, cancel := monitorTimeout(ctx)
-		other, err := m.open(dialCtx, Target{VM: o.want.VM, PID: locked.pid, QMP: path})
-		if err == nil {
-			err = errors.Join(other.Rollback(dialCtx, deviceID(o.want.NIC), o.want.Queues), other.Close())
-		}
-		cancel()
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
 }

@@ -2,13 +2,11 @@ package tapmgr
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
 	"strings"
-	"time"
 
 	"vmnet/internal/netns"
 	"vmnet/internal/procfd"
@@ -313,50 +311,19 @@ func (m *Manager) heldBy(o *ours, pid int) (bool, error) {
 	return held, nil
 }
 
-// mayRelease tells whether a device that is not plugged into the guest whose lock we
-// hold may be taken away: an error names the process that uses it.
-func (m *Manager) mayRelease(o *ours, pid int) error {
-	now, err := m.find(o.want.VM, o.want.NIC)
-	if err != nil || now == nil {
-		return err
+// byVMM groups links by the QEMU that holds them, each group in the order of links.
+func byVMM(links []ours) [][]ours {
+	var groups [][]ours
+	at := map[int]int{}
+	for _, o := range links {
+		pid := o.vmm()
+		i, known := at[pid]
+		if !known {
+			i = len(groups)
+			at[pid] = i
+			groups = append(groups, nil)
+		}
+		groups[i] = append(groups[i], o)
 	}
-	for _, h := range now.holders {
-		if h.PID != pid {
-			return fmt.Errorf("%w: interface %s, which process %d holds", ErrInUse, o.Name, h.PID)
-		}
-	}
-	return nil
-}
-
-// waitGone waits until a link is gone: a tap's from its netns, a macvtap's because the process
-// that kept it has let go of the netns and of every queue.
-func (m *Manager) waitGone(ctx context.Context, o *ours) error {
-	for {
-		there, err := m.there(o)
-		if err != nil || !there {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("interface %s is still %w: it goes when QEMU answers and lets go of it, or by vmnet reconcile: %w", o.Name, ErrInUse, context.Cause(ctx))
-		case <-time.After(pollEvery):
-		}
-	}
-}
-
-func (m *Manager) there(o *ours) (bool, error) {
-	if o.in == nil {
-		_, err := m.nl.LinkByIndex(o.Index)
-		if errors.Is(err, fs.ErrNotExist) {
-			return false, nil
-		}
-		return err == nil, err
-	}
-	held := false
-	procfd.Of(o.in.PID, func(f procfd.File) {
-		if inode, ok := netns.InodeOf(f); ok && inode == o.inode {
-			held = true
-		}
-	})
-	return held, nil
+	return groups
 }

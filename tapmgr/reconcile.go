@@ -37,26 +37,21 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
 		return nil, err
 	}
 	r := &reconciler{m: m, dry: dry, actions: []Action{}}
-	byVMM := map[int][]ours{}
-	var order []int
+	var held []ours
 	for _, o := range links {
-		pid := o.vmm()
 		switch {
 		case o.unheld():
 			r.do(o, "removed: nobody holds it", func() error { return m.deleteStep(&o).Do(ctx) })
 		case o.stranger() != 0:
 			r.note(o, fmt.Sprintf("left alone: process %d works on it", o.stranger()))
-		case pid == 0:
+		case o.vmm() == 0:
 			r.note(o, "left alone: who holds it cannot be seen from here")
 		default:
-			if byVMM[pid] == nil {
-				order = append(order, pid)
-			}
-			byVMM[pid] = append(byVMM[pid], o)
+			held = append(held, o)
 		}
 	}
-	for _, pid := range order {
-		r.guest(ctx, pid, byVMM[pid])
+	for _, nics := range byVMM(held) {
+		r.guest(ctx, nics)
 	}
 	return r.actions, nil
 }
@@ -87,12 +82,12 @@ func (r *reconciler) do(o ours, text string, f func() error) {
 }
 
 // guest looks at the NICs that one QEMU holds, under that guest's lock.
-func (r *reconciler) guest(ctx context.Context, pid int, nics []ours) {
+func (r *reconciler) guest(ctx context.Context, nics []ours) {
 	ctx, cancel := context.WithTimeout(ctx, monitorWait+time.Duration(len(nics))*releaseWait)
 	defer cancel()
 	dialCtx, cancelDial := monitorTimeout(ctx)
 	defer cancelDial()
-	vm, err := r.m.open(dialCtx, Target{VM: nics[0].want.VM, PID: pid})
+	vm, err := r.m.open(dialCtx, Target{VM: nics[0].want.VM, PID: nics[0].vmm()})
 	if err != nil {
 		for _, o := range nics {
 			r.port(o) // needs no lock

@@ -1,0 +1,145 @@
+package tapmgr
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"vmnet/internal/step"
+)
+
+// existing returns the NIC of that id if it is there as asked for. It notes what is
+// there but not plugged, for the steps to take away.
+func (a *attachment) existing(ctx context.Context) (*ours, error) {
+	link, err := a.m.findFor(a.vm.pid, a.spec.VM, a.spec.NIC)
+	if err != nil {
+		return nil, err
+	}
+	device, err := a.vm.HasDevice(ctx, deviceID(a.spec.NIC))
+	if err != nil {
+		return nil, in(ErrHandover, err)
+	}
+	if device && link == nil { // it may have been renamed
+		if link, err = a.m.find(a.spec.VM, a.spec.NIC); err != nil {
+			return nil, err
+		}
+	}
+	if link != nil && device {
+		held, err := a.m.heldBy(link, a.vm.pid)
+		if err != nil {
+			return nil, err
+		}
+		if !held {
+			return nil, fmt.Errorf("%w: %s belongs to another process than %d, whose device %s was attached in another netns (two guests of one name?)", ErrExist, link.Name, a.vm.pid, deviceID(a.spec.NIC))
+		}
+	}
+	switch {
+	case link == nil && device:
+		return nil, fmt.Errorf("%w: the guest has device %s, but there is no such link here: it was attached in another netns, or the guest has not let go of a former one (vmnet detach --vm %s --nic %s)", ErrExist, deviceID(a.spec.NIC), a.spec.VM, a.spec.NIC)
+	case link == nil:
+		return nil, nil
+	case !device:
+		a.left = link
+		return nil, a.m.mayRelease(link, a.vm.pid)
+	case link.want.Phase == detaching:
+		return nil, fmt.Errorf("%w: it is being detached, but the guest has not let go of it yet (vmnet detach waits for it)", ErrExist)
+	}
+	if diff := a.asked.differences(*link); len(diff) > 0 {
+		return nil, fmt.Errorf("%w, but not as asked for: %s (detach it first, or use another --nic)", ErrExist, strings.Join(diff, ", "))
+	}
+	return link, nil
+}
+
+// repaired returns the NIC that is there as asked for, and puts right what is not as
+// it should be: a port without a master, an alias that a crash has left.
+func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
+	var list []step.Step
+	if tap, ok := a.side.(*tapSide); ok && o.Master == 0 {
+		list = append(list, step.Step{
+			Name: "port",
+			Text: fmt.Sprintf("RTM_SETLINK %s: mtu %d, master %s, up", o.Name, tap.br.MTU, tap.br.Name),
+			Do:   func(context.Context) error { return in(ErrLink, a.m.putBack(o, tap.br)) },
+		})
+	}
+	if o.want.Phase == attaching {
+		list = append(list, step.Step{
+			Name: "mark",
+			Text: fmt.Sprintf("RTM_SETLINK %s: alias, which does not say yet that it is plugged", o.Name),
+			Do:   func(context.Context) error { return in(ErrLink, a.m.markPlugged(*o)) },
+		})
+	}
+	if len(list) > 0 {
+		if err := a.m.run(ctx, list); err != nil {
+			return Result{}, err
+		}
+	}
+	now, err := a.m.again(*o)
+	return a.result(&now, len(list) > 0), err
+}
+
+// differences tells where a NIC that is there is not what the Spec asks for. What
+// the Spec leaves open matches anything.
+func (s Spec) differences(o ours) []string {
+	r := o.want
+	var diff []string
+	add := func(what string, is, want any) {
+		if is != want {
+			diff = append(diff, fmt.Sprintf("%s is %v, asked for %v", what, is, want))
+		}
+	}
+	if l := s.Lower; l != nil {
+		add("type", r.Type, string(l.Kind))
+		add("lower", r.Source, l.Device)
+		if l.Mode != "" {
+			add("mode", r.Mode, l.Mode)
+		}
+		if l.RxFilter != "" {
+			add("rx filter", r.RxFilter, l.RxFilter)
+		}
+	} else {
+		add("type", r.Type, TypeTap)
+		add("bridge", r.Source, s.Bridge)
+		if !s.Port.IsZero() {
+			add("port setting", r.Port, s.Port.String())
+		}
+		if o.master != "" && o.master != r.Source {
+			diff = append(diff, fmt.Sprintf("somebody has made it a port of %s", o.master))
+		}
+	}
+	if s.MAC != nil {
+		add("MAC", r.MAC.String(), s.MAC.String())
+	}
+	if s.Model != "" {
+		add("model", r.Model, s.Model)
+	}
+	if s.Queues != QueuesAuto && s.Queues != 0 {
+		add("queues", r.Queues, s.Queues)
+	}
+	if s.Vhost != VhostAuto && s.Vhost != "" {
+		add("vhost", onOff(r.Vhost), string(s.Vhost))
+	}
+	if s.MTU != 0 {
+		add("MTU", r.guestMTU(), s.MTU)
+	}
+	if h := s.optionsHash(); h != "" && r.Options != h {
+		diff = append(diff, "its further options differ")
+	}
+	return diff
+}
+
+func onOff(b bool) string {
+	if b {
+		return "on"
+	}
+	return "off"
+}
+
+// ethernetMTU is what a guest assumes that is told nothing.
+const ethernetMTU = 1500
+
+func (r record) guestMTU() int {
+	if r.MTU == 0 {
+		return ethernetMTU
+	}
+	return r.MTU
+}

@@ -1,0 +1,145 @@
+package tapmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"vmnet/internal/netns"
+	"vmnet/internal/procfd"
+	"vmnet/internal/qemu"
+	"vmnet/internal/rtnl"
+	"vmnet/macvtap"
+)
+
+// releaseWait bounds how long a released tap may take to go.
+const releaseWait = 5 * time.Second
+
+// release makes QEMU let go of a device that is not plugged, and waits until it is
+// gone. The caller has made sure that nobody else holds it.
+func (m *Manager) release(ctx context.Context, vm *vm, o *ours) error {
+	err := m.letGo(o, vm.pid, func() error { return vm.Rollback(ctx, deviceID(o.want.NIC), o.want.Queues) })
+	if err != nil {
+		return err
+	}
+	now, err := m.find(o.want.VM, o.want.NIC)
+	if err != nil || now == nil {
+		return err
+	}
+	if now.unheld() {
+		return gone(m.nl.Delete(o.Index)) // a persistent one
+	}
+	if m.waitGoneFor(ctx, o, undoWait) == nil {
+		return nil
+	}
+	// A fd that was given through another monitor of this guest is known to that one only.
+	tried := m.rollbackElsewhere(ctx, vm, o)
+	return errors.Join(m.waitGoneFor(ctx, o, releaseWait), tried)
+}
+
+// letGo runs what makes a VMM let go of a device. A macvtap is then deleted, since the kernel would
+// do so only some time later, and its address and lower would be taken until then.
+func (m *Manager) letGo(o *ours, pid int, release func() error) error {
+	if o == nil || o.in == nil {
+		return release()
+	}
+	ns, err := netns.OpenHeld(*o.in)
+	if err != nil { // it is going already
+		return release()
+	}
+	defer ns.Close()
+	if err := release(); err != nil {
+		return err
+	}
+	fds, err := macvtap.QueuesOf(pid, ns, o.Link)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil || len(fds) > 0 { // QEMU keeps it until the guest lets go
+		return err
+	}
+	nl, err := rtnl.Open(ns)
+	if err != nil {
+		return err
+	}
+	defer nl.Close()
+	return gone(nl.Delete(o.Index))
+}
+
+func (m *Manager) waitGoneFor(ctx context.Context, o *ours, d time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	return m.waitGone(ctx, o)
+}
+
+// rollbackElsewhere tries the guest's other monitors.
+func (m *Manager) rollbackElsewhere(ctx context.Context, locked *vm, o *ours) error {
+	proc, err := qemu.ByPID(locked.pid)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, path := range proc.MonitorPaths() {
+		if path == locked.path {
+			continue
+		}
+		dialCtx, cancel := monitorTimeout(ctx)
+		other, err := m.open(dialCtx, Target{VM: o.want.VM, PID: locked.pid, QMP: path})
+		if err == nil {
+			err = errors.Join(other.Rollback(dialCtx, deviceID(o.want.NIC), o.want.Queues), other.Close())
+		}
+		cancel()
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// mayRelease tells whether a device that is not plugged into the guest whose lock we
+// hold may be taken away: an error names the process that uses it.
+func (m *Manager) mayRelease(o *ours, pid int) error {
+	now, err := m.find(o.want.VM, o.want.NIC)
+	if err != nil || now == nil {
+		return err
+	}
+	for _, h := range now.holders {
+		if h.PID != pid {
+			return fmt.Errorf("%w: interface %s, which process %d holds", ErrInUse, o.Name, h.PID)
+		}
+	}
+	return nil
+}
+
+// waitGone waits until a link is gone: a tap's from its netns, a macvtap's because the process
+// that kept it has let go of the netns and of every queue.
+func (m *Manager) waitGone(ctx context.Context, o *ours) error {
+	for {
+		there, err := m.there(o)
+		if err != nil || !there {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("interface %s is still %w: it goes when QEMU answers and lets go of it, or by vmnet reconcile: %w", o.Name, ErrInUse, context.Cause(ctx))
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+func (m *Manager) there(o *ours) (bool, error) {
+	if o.in == nil {
+		_, err := m.nl.LinkByIndex(o.Index)
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
+		}
+		return err == nil, err
+	}
+	held := false
+	procfd.Of(o.in.PID, func(f procfd.File) {
+		if inode, ok := netns.InodeOf(f); ok && inode == o.inode {
+			held = true
+		}
+	})
+	return held, nil
+}
