@@ -18,6 +18,7 @@ import (
 	"vmnet/qmp"
 	"vmnet/tapmgr"
 	"vmnet/testvm"
+	labguest "vmnet/testvm/guest"
 )
 
 const (
@@ -60,8 +61,12 @@ func (h *host) bridge(cfg bridge.Config) {
 	}
 }
 
-// context bounds one operation.
+// context bounds one operation. In the lab host, where a guest is emulated by an
+// emulated machine, all takes longer.
 func (h *host) context(d time.Duration) context.Context {
+	if labguest.Inside() {
+		d *= 8
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	h.Cleanup(cancel)
 	return ctx

@@ -24,7 +24,7 @@ func TestLabGuest(t *testing.T) {
 	lab.Inside(t)
 	h := newHost(t)
 	h.wire()
-	g := h.booted(testvm.Config{CPUs: 2, BootTimeout: 3 * time.Minute})
+	g := h.booted(testvm.Config{BootTimeout: 4 * time.Minute})
 	t.Run("vhost on a bridge", func(t *testing.T) { h.TB = t; h.vhostOnABridge(g) })
 	t.Run("vhost on a macvtap", func(t *testing.T) { h.TB = t; h.vhostOnAMacvtap(g) })
 	for _, mode := range []string{"l2", "l3", "l3s"} {
@@ -67,13 +67,13 @@ func threads(h *host) (names []string) {
 
 func (h *host) tcpBothWays(g *guest) {
 	h.Helper()
-	ctx := h.context(2 * time.Minute)
-	if res, err := g.Guest.TCPSend(ctx, h.tcpSink(), 4<<20); err != nil {
+	ctx := h.context(20 * time.Second)
+	if res, err := g.Guest.TCPSend(ctx, h.tcpSink(), 1<<20); err != nil {
 		h.Errorf("guest to host: %+v, %v", res, err)
 	}
 	served, err := g.Guest.TCPServe(ctx, guestAddr+":0")
 	if err == nil {
-		err = h.tcpSend(ctx, served, 4<<20)
+		err = h.tcpSend(ctx, served, 1<<20)
 	}
 	if err != nil {
 		h.Errorf("host to guest: %v", err)
