@@ -33,9 +33,6 @@ func CommandLine(c Config, f Files) ([]string, error) {
 		argv = append(argv, "-machine", c.Machine+",accel=kvm", "-cpu", "host")
 	} else {
 		argv = append(argv, "-machine", c.Machine+",accel=tcg")
-		if c.EmulatedCPU != "" {
-			argv = append(argv, "-cpu", c.EmulatedCPU)
-		}
 	}
 	argv = append(argv, "-m", strconv.Itoa(c.MemoryMiB), "-smp", strconv.Itoa(c.CPUs),
 		"-kernel", f.Kernel, "-initrd", f.Initramfs, "-append", kernelArgs(c))

@@ -28,7 +28,7 @@ func TestCommandLineGolden(t *testing.T) {
 		}},
 		"paused":   {Name: "comma, blank and $dollar", Paused: true, AllowReset: true},
 		"terminal": {Name: "P4", Terminal: true},
-		"lab":      {Name: "lab", CPUs: 2, MemoryMiB: 1536, EmulatedCPU: "max,la57=off", Root: "/"},
+		"lab":      {Name: "lab", CPUs: 2, MemoryMiB: 1536, Root: "/"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			argv, err := CommandLine(c, testFiles)

@@ -40,8 +40,6 @@ type Config struct {
 	Agent string
 	// Accel is "kvm", "tcg" or "auto"; empty means "auto": KVM where it surely works, else TCG.
 	Accel string
-	// EmulatedCPU is the processor that TCG emulates (QEMU's -cpu); empty means QEMU's default.
-	EmulatedCPU string
 	// KernelArgs are added to the kernel's command line: "acpi=off".
 	KernelArgs []string
 	// Modules are loaded besides the virtio drivers, with what they depend on: "8021q".
@@ -172,7 +170,7 @@ func accel(want string) string {
 	return "tcg"
 }
 
-// bootTimeout allows for the slowness of an emulated machine in an emulated one: a
+// bootTimeout allows for the slowness of an emulated machine in an emulated one: over a
 // minute where nothing else runs.
 func bootTimeout() time.Duration {
 	if guest.Inside() {

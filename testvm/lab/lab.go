@@ -84,9 +84,6 @@ func (c Config) machine(k testvm.Kernel) testvm.Config {
 		Terminal:    c.Terminal,
 		Init:        c.Init,
 		Logf:        c.Logf,
-		// With all that TCG can, a QEMU inside is a fifth faster; but tables of five
-		// levels would cost more than they give.
-		EmulatedCPU: "max,la57=off",
 		Kernel:      k,
 		Root:        "/",
 	}

@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
-// packageLimit bounds the tests of one package. A guest takes a minute to boot in a
+// packageLimit bounds the tests of one package. A guest takes over a minute to boot in a
 // lab host, and more where other things run beside it.
 const packageLimit = 10 * time.Minute
 
