@@ -40,8 +40,18 @@ run vmnet list
 run testvm ping --name P2 10.7.0.1
 run vmnet check
 
+title "And one directly on a network card, whose cable leads to a peer outside"
+run ip link add eth1 type veth peer name peer0
+run ip addr add 10.8.0.1/24 dev peer0
+ip link set eth1 up
+ip link set peer0 up
+run vmnet attach --vm P2 --macvtap eth1 --nic net1
+run testvm addr --name P2 eth1 10.8.0.2/24
+run testvm ping --name P2 10.8.0.1
+run vmnet list
+
 title "QEMU is killed: nothing is left, and nobody had to clean up"
-qemu=$(vmnet list -o json | sed -n 's/.*"pid": *\([0-9]*\).*/\1/p')
+qemu=$(vmnet list -o json | sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' | head -n 1)
 run kill -9 "$qemu"
 for _ in $(seq 100); do ip -o link show | grep -q P2-net0 || break; sleep 0.05; done
 run ip -brief link

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -103,12 +104,15 @@ func addrCommand() *cobra.Command {
 	var via string
 	cmd := &cobra.Command{
 		Use:     "addr [flags] LINK CIDR",
-		Short:   "Bring a link of the guest up and put an address on it",
+		Short:   "Bring a link of the guest up, once it is there, and put an address on it",
 		Example: "  testvm addr --name P2 --via 10.0.0.1 eth0 10.0.0.2/24",
 		Args:    cobra.ExactArgs(2),
 	}
 	cmd.Flags().StringVar(&via, "via", "", "also make this gateway the default one")
 	return onGuest(cmd, func(ctx context.Context, g *agent.Guest, args []string) error {
+		if err := awaitLink(ctx, g, args[0]); err != nil {
+			return err
+		}
 		if err := g.Up(ctx, args[0]); err != nil {
 			return err
 		}
@@ -117,6 +121,21 @@ func addrCommand() *cobra.Command {
 		}
 		return g.AddRoute(ctx, "default", via)
 	})
+}
+
+// linkWait is how long a guest may take to notice a NIC that was just plugged.
+const linkWait = 5 * time.Second
+
+// awaitLink waits until the guest has a link of that name. Where it gets none, whatever is
+// done next tells so.
+func awaitLink(ctx context.Context, g *agent.Guest, name string) error {
+	for end := time.Now().Add(linkWait); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		links, err := g.Links(ctx)
+		if err != nil || slices.ContainsFunc(links, func(l agent.Link) bool { return l.Name == name }) {
+			return err
+		}
+	}
+	return nil
 }
 
 func pingCommand() *cobra.Command {
