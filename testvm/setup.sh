@@ -7,14 +7,15 @@
 #
 #   --packages   more packages to install
 #   --kernel     another kernel to unpack besides the cloud one; the full one is
-#                for lab hosts, whose modprobe comes with it
+#                for lab hosts, whose modprobe and iw come with it
 #   VMNET_CACHE  the cache folder; default ${XDG_CACHE_HOME:-~/.cache}/vmnet
 set -eu
 exec </dev/null
 export DEBIAN_FRONTEND=noninteractive
 PATH=$PATH:/usr/sbin:/sbin
 
-packages='qemu-system-x86 busybox-static iproute2 dnsmasq-base ethtool'
+# gcc is for Go's race detector.
+packages='qemu-system-x86 busybox-static iproute2 gcc libc6-dev'
 kernels=cloud
 updated=
 
@@ -28,14 +29,14 @@ while [ $# -gt 0 ]; do
     --packages) packages="$packages $(echo "${2:?--packages needs a list}" | tr , ' ')" && shift 2 ;;
     --kernel)
         kernels="$kernels ${2:?--kernel needs cloud or full}" && shift 2
-        packages="$packages kmod"
+        packages="$packages kmod iw"
         ;;
     *) die "unknown argument $1 (known: --packages, --kernel)" ;;
     esac
 done
 
 cache=${VMNET_CACHE:-${XDG_CACHE_HOME:-${HOME:?set HOME or VMNET_CACHE}/.cache}/vmnet}
-command -v dpkg-query >/dev/null || die "this machine is not Debian: install qemu-system-x86_64, busybox (static), iproute2, dnsmasq and ethtool by hand"
+command -v dpkg-query >/dev/null || die "this machine is not Debian: install qemu-system-x86_64, busybox (static), iproute2 and gcc by hand"
 
 apt() { apt-get -qq -o APT::Sandbox::User=root -o Dpkg::Use-Pty=0 "$@"; }
 
