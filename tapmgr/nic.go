@@ -4,12 +4,12 @@ import "vmnet/internal/rtnl"
 
 // NIC is one NIC of a guest as it is. Its JSON keys are stable.
 type NIC struct {
-	VM        string `json:"vm"`
+	VM        string `json:"vm"` // empty for a host access, which is no guest's
 	ID        string `json:"nic"`
 	Interface string `json:"interface"`
-	Type      string `json:"type"`           // "tap", "macvtap" or "ipvtap"
+	Type      string `json:"type"`           // "tap", "macvtap" or "ipvtap"; "macvlan" for a host access
 	Source    string `json:"source"`         // the bridge that it belongs on, or its lower
-	Mode      string `json:"mode,omitempty"` // of a macvtap or ipvtap
+	Mode      string `json:"mode,omitempty"` // of a macvtap or ipvtap; "host access"
 	Port      string `json:"port,omitempty"` // settings of the bridge port: "vlan:10;isolated"
 	Model     string `json:"model"`
 	MAC       string `json:"mac"` // the guest's
@@ -54,6 +54,20 @@ func (m *Manager) List(vm string) ([]NIC, error) {
 		}
 	}
 	return nics, nil
+}
+
+// ListAll returns the NICs of all guests as List does, and after them the host accesses,
+// which have no guest.
+func (m *Manager) ListAll() ([]NIC, error) {
+	nics, err := m.List("")
+	if err != nil {
+		return nil, err
+	}
+	all, err := m.HostAccesses()
+	for _, h := range all {
+		nics = append(nics, h.NIC())
+	}
+	return nics, err
 }
 
 // describe tells how a link of ours is, provided that its guest holds it.

@@ -13,7 +13,9 @@ func (a *app) listCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the NICs of all guests",
-		Long:  "List the NICs of all guests. It asks the kernel only, so it waits for nobody.",
+		Long: `List the NICs of all guests, and after them the host's own access to the guests of a
+lower (vmnet lower), as type macvlan, of no guest. It asks the kernel only, so it waits for
+nobody.`,
 		Example: `  vmnet list
   vmnet list --vm P2 -o json`,
 		Args: cobra.NoArgs,
@@ -23,7 +25,7 @@ func (a *app) listCommand() *cobra.Command {
 	complete(cmd, "vm", a.attachedGuests)
 	cmd.RunE = a.verb(func(*cobra.Command, []string) error {
 		return a.withManager(func(m *tapmgr.Manager) error {
-			nics, err := m.List(vm)
+			nics, err := list(m, vm)
 			if err != nil {
 				return err
 			}
@@ -34,6 +36,14 @@ func (a *app) listCommand() *cobra.Command {
 		})
 	})
 	return cmd
+}
+
+// list leaves host accesses out where only one guest's NICs are asked for.
+func list(m *tapmgr.Manager, vm string) ([]tapmgr.NIC, error) {
+	if vm == "" {
+		return m.ListAll()
+	}
+	return m.List(vm)
 }
 
 // sourceText is where a NIC leads to, and how.
@@ -48,8 +58,16 @@ func (a *app) printList(nics []tapmgr.NIC) error {
 	rows := [][]string{{"VM", "NIC", "INTERFACE", "TYPE", "SOURCE", "MODEL", "MAC", "QUEUES", "VHOST", "STATE"}}
 	for _, n := range nics {
 		rows = append(rows, []string{
-			n.VM, n.ID, n.Interface, n.Type, sourceText(n), n.Model, n.MAC, strconv.Itoa(n.Queues), n.Vhost, string(n.State),
+			n.VM, n.ID, n.Interface, n.Type, sourceText(n), n.Model, n.MAC, queuesText(n), n.Vhost, string(n.State),
 		})
 	}
 	return a.table(rows)
+}
+
+// queuesText is empty for a host access, which has none that anybody opens.
+func queuesText(n tapmgr.NIC) string {
+	if n.Queues == 0 {
+		return ""
+	}
+	return strconv.Itoa(n.Queues)
 }

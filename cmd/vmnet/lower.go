@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/tapmgr"
+)
+
+// lowerVerb is what the command line of lower asks for.
+type lowerVerb struct {
+	lower      string
+	hostAccess string // "on", "off", or empty to show
+	addrs      []netip.Prefix
+	json       bool
+	steps      stepFlags
+}
+
+func (a *app) lowerCommand() *cobra.Command {
+	var o lowerVerb
+	cmd := &cobra.Command{
+		Use:   "lower LOWER",
+		Short: "Show a network card that guests sit on, and let the host reach them",
+		Long: `Show what is on a network card, the lower of macvtap and ipvtap guests, or switch host
+access on it on or off.
+
+A guest on a macvtap reaches everything but the address of the lower itself. With host access
+on, the host has a macvlan beside the guests, called LOWER-host, and host and guests in mode
+bridge reach each other by its addresses. It stays until it is switched off, or the machine is:
+no other verb takes it away. The same again changes nothing; addresses that are missing are added.
+
+Give it addresses of a network that the lower has no address of. In the lower's own network the
+host would send through the lower, where guests do not hear it, until each guest's
+address is routed: ip route add GUEST dev LOWER-host.`,
+		Example: `  vmnet lower eth0
+  vmnet lower eth0 --host-access on --address 10.9.0.1/24
+  vmnet lower eth0 --host-access off`,
+		Args:              oneArg("the name of a network card"),
+		ValidArgsFunction: a.lowerNames,
+	}
+	f := cmd.Flags()
+	choice(cmd, f, &o.hostAccess, "host-access", "", "on makes host and guests reach each other, off ends that (default: show how it is)", "on", "off")
+	addressFlag(f, &o.addrs)
+	f.Lookup("address").Usage = "with --host-access on: IP address of the host among the guests, such as 10.9.0.1/24 (repeatable)"
+	o.steps.add(cmd)
+	format := outputFlag(cmd)
+	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
+		o.lower, o.json = args[0], *format == "json"
+		return a.lower(cmd.Context(), &o)
+	})
+	return cmd
+}
+
+// lowerNames completes the one argument.
+func (a *app) lowerNames(cmd *cobra.Command, args []string, text string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, noFiles
+	}
+	return a.interfaceNames(cmd, args, text)
+}
+
+func (a *app) lower(ctx context.Context, o *lowerVerb) error {
+	switch {
+	case o.hostAccess != "on" && len(o.addrs) > 0:
+		return usagef("--address goes with --host-access on")
+	case o.hostAccess == "" && (o.steps.dryRun || o.steps.verbose):
+		return usagef("--dry-run and --verbose go with --host-access: to show takes no steps")
+	}
+	return a.withManager(func(m *tapmgr.Manager) error {
+		if o.hostAccess == "" {
+			return a.showLower(m, o)
+		}
+		o.steps.apply(a, m, o.json)
+		h, changed, err := m.SetHostAccess(ctx, o.lower, o.hostAccess == "on", o.addrs)
+		if err != nil || o.steps.planned {
+			return err
+		}
+		return a.printHostAccess(h, changed, o)
+	})
+}
+
+func (a *app) printHostAccess(h tapmgr.HostAccess, changed bool, o *lowerVerb) error {
+	on := o.hostAccess == "on"
+	if o.json {
+		there := &h
+		if !on {
+			there = nil
+		}
+		return a.printJSON(struct {
+			Lower      string             `json:"lower"`
+			HostAccess *tapmgr.HostAccess `json:"host_access"`
+			Changed    bool               `json:"changed"`
+		}{h.Lower, there, changed})
+	}
+	switch {
+	case !on && !changed:
+		return a.line("%s: unchanged: host access is off, nothing to do", h.Lower)
+	case !on:
+		return a.line("%s: host access off, %s removed", h.Lower, h.Interface)
+	}
+	a.notes(h.Notices)
+	unchanged, added := "unchanged: ", ""
+	if changed {
+		unchanged = ""
+	}
+	if len(h.Added) > 0 {
+		added = ", added " + prefixes(h.Added)
+	}
+	return a.line("%s: %shost access on, %s with %s%s", h.Lower, unchanged, h.Interface, addressText(h.Addresses), added)
+}
+
+func prefixes(all []netip.Prefix) string {
+	var texts []string
+	for _, p := range all {
+		texts = append(texts, p.String())
+	}
+	return strings.Join(texts, " ")
+}
+
+func addressText(all []netip.Prefix) string {
+	if len(all) == 0 {
+		return "no address"
+	}
+	return prefixes(all)
+}
+
+func (a *app) showLower(m *tapmgr.Manager, o *lowerVerb) error {
+	info, err := m.ShowLower(o.lower)
+	if err != nil {
+		return err
+	}
+	if o.json {
+		return a.printJSON(info)
+	}
+	fields := []field{{"host access", "off"}}
+	if h := info.HostAccess; h != nil {
+		a.notes(h.Notices)
+		fields = []field{
+			{"host access", "on"},
+			{"interface", fmt.Sprintf("%s, %s", h.Interface, h.State)},
+			{"MAC", h.MAC},
+			{"MTU", fmt.Sprintf("%d bytes", h.MTU)},
+			{"addresses", orNone(prefixes(h.Addresses))},
+		}
+	}
+	fields = append(fields, field{"NICs", fmt.Sprint(len(info.NICs))})
+	if err := a.block(info.Lower, fields); err != nil || len(info.NICs) == 0 {
+		return err
+	}
+	return a.printList(info.NICs)
+}
