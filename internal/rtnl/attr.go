@@ -1,9 +1,7 @@
 package rtnl
 
 import (
-	"errors"
 	"net"
-	"net/netip"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -125,17 +123,3 @@ func IPVlanMode(mode uint16) Attr { return infoAttr(unix.IFLA_IPVLAN_MODE, nl.Ui
 func IPVlanFlags(flags uint16) Attr { return infoAttr(unix.IFLA_IPVLAN_FLAGS, nl.Uint16Attr(flags)) }
 
 func infoAttr(kind int, data []byte) Attr { return Attr{rta: nl.NewRtAttr(kind, data), info: true} }
-
-// DeleteAddr takes an IP address off a link. One that is not there is success.
-func (c *Conn) DeleteAddr(index int, p netip.Prefix) error {
-	req := c.request(unix.RTM_DELADDR, unix.NLM_F_ACK)
-	msg := nl.NewIfAddrmsg(family(p.Addr()))
-	msg.Index = uint32(index)
-	msg.Prefixlen = uint8(p.Bits())
-	req.AddData(msg)
-	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, p.Addr().AsSlice()))
-	if err := do(req); !errors.Is(err, unix.EADDRNOTAVAIL) {
-		return err
-	}
-	return nil
-}
