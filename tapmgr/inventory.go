@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"sync"
 
 	"vmnet/internal/netns"
 	"vmnet/internal/procfd"
@@ -22,11 +23,13 @@ type ours struct {
 	want   record // as its alias says
 	master string // what a tap is a port of; empty for nothing
 
-	// A macvtap is in a netns of its own, which is reached through who has it open.
+	// A macvtap is in a netns of its own, which is reached through who has it open. One that
+	// was handed over by name is in the Manager's.
 	in    *procfd.File // nil: the link is in the Manager's netns
 	inode uint64       // of that netns
 
 	holders []Holder // as far as the caller may see, the VMM first
+	allSeen bool     // of a macvtap in the Manager's netns: whoever held it would be among them
 }
 
 // Holder is a process that holds queues of a tap, or the netns that a macvtap is in. What
@@ -68,7 +71,7 @@ func (m *Manager) inventory() ([]ours, error) {
 	if err != nil {
 		return nil, err
 	}
-	links, err := m.taps()
+	links, err := m.inOwn()
 	if err != nil {
 		return nil, err
 	}
@@ -77,14 +80,14 @@ func (m *Manager) inventory() ([]ours, error) {
 		byName[links[i].Name] = &links[i]
 	}
 	var queues, spaces []procfd.File
-	hasTap := map[int]bool{}
+	nodes := map[int][]int{} // fds that may be queues of a macvtap, by process
 	err = procfd.All(func(f procfd.File) {
 		if tun.LooksLikeQueue(f) {
 			queues = append(queues, f)
 		} else if _, ok := netns.InodeOf(f); ok {
 			spaces = append(spaces, f)
 		} else if macvtap.LooksLikeQueue(f) {
-			hasTap[f.PID] = true
+			nodes[f.PID] = append(nodes[f.PID], f.FD)
 		}
 	})
 	if err != nil {
@@ -95,8 +98,10 @@ func (m *Manager) inventory() ([]ours, error) {
 			o.addHolder(f)
 		}
 	}
-	spaces = slices.DeleteFunc(spaces, func(f procfd.File) bool { return !hasTap[f.PID] && !isQEMU(f.PID) })
-	links = append(links, m.inSpaces(spaces)...)
+	spaces = slices.DeleteFunc(spaces, func(f procfd.File) bool { return nodes[f.PID] == nil && !isQEMU(f.PID) })
+	elsewhere := m.inSpaces(spaces)
+	m.addNodeHolders(links, elsewhere, nodes)
+	links = append(links, elsewhere...)
 	slices.SortFunc(links, func(a, b ours) int {
 		return cmp.Or(strings.Compare(a.want.VM, b.want.VM), strings.Compare(a.want.NIC, b.want.NIC))
 	})
@@ -123,25 +128,64 @@ func (o *ours) addHolder(f procfd.File) {
 	o.holders = slices.Insert(o.holders, at, Holder{f.PID, []int{f.FD}})
 }
 
-// taps lists the taps of ours in the Manager's netns.
-func (m *Manager) taps() ([]ours, error) {
-	all, err := m.nl.Links("tun", 0)
-	if err != nil {
-		return nil, err
-	}
-	masters := map[int]string{0: ""}
+// inOwn lists the links of ours in the Manager's netns: taps, and macvtaps that were handed
+// over by name.
+func (m *Manager) inOwn() ([]ours, error) {
 	var found []ours
-	for _, l := range all {
-		r, ok := parseAlias(l.Alias)
-		if !ok {
-			continue
+	masters := map[int]string{0: ""}
+	for _, kind := range []string{"tun", string(macvtap.Macvtap), string(macvtap.IPVtap)} {
+		all, err := m.nl.Links(kind, 0)
+		if err != nil {
+			return nil, err
 		}
-		if _, known := masters[l.Master]; !known {
-			masters[l.Master] = m.masterName(l)
+		for _, l := range all {
+			r, ok := parseAlias(l.Alias)
+			// The kernel lists links of every kind where it does not know the one that is asked
+			// for. A macvtap whose lower is elsewhere belongs to the Manager there.
+			if !ok || l.Kind != kind || kind != "tun" && l.LowerNS >= 0 {
+				continue
+			}
+			if _, known := masters[l.Master]; !known {
+				masters[l.Master] = m.masterName(l)
+			}
+			found = append(found, ours{Link: l, want: r, master: masters[l.Master]})
 		}
-		found = append(found, ours{Link: l, want: r, master: masters[l.Master]})
 	}
 	return found, nil
+}
+
+// addNodeHolders notes who has the nodes of the macvtaps in the Manager's netns open. nodes
+// are fds that may be such, by process; those of the macvtaps elsewhere are known
+// already, and so the processes that hold nothing else need not be asked for each link.
+func (m *Manager) addNodeHolders(links, elsewhere []ours, nodes map[int][]int) {
+	take := func(h Holder) {
+		nodes[h.PID] = slices.DeleteFunc(nodes[h.PID], func(fd int) bool { return slices.Contains(h.FDs, fd) })
+	}
+	for _, o := range elsewhere {
+		for _, h := range o.holders {
+			take(h)
+		}
+	}
+	seen := sync.OnceValue(seesAll)
+	for i := range links {
+		o := &links[i]
+		if o.Tun != nil {
+			continue
+		}
+		o.allSeen = true
+		for pid, fds := range nodes {
+			if len(fds) == 0 {
+				continue
+			}
+			mine, err := macvtap.QueuesOf(pid, m.ns, o.Link)
+			o.allSeen = o.allSeen && err == nil
+			for _, fd := range mine {
+				o.addHolder(procfd.File{PID: pid, FD: fd})
+			}
+			take(Holder{pid, mine})
+		}
+		o.allSeen = o.allSeen && len(o.holders) == 0 && seen()
+	}
 }
 
 // inSpaces lists the macvtaps of ours in namespaces that processes have open, whose lower is
@@ -269,8 +313,12 @@ func (m *Manager) again(o ours) (now ours, err error) {
 
 // unheld tells that surely nobody holds the link, whatever the caller may see: a tap that is
 // not persistent is there only because somebody holds it, and a persistent one
-// has neither carrier nor queues without. Nor is a macvtap of ours there unheld.
+// has neither carrier nor queues without. Of a macvtap the kernel does not tell, so all
+// processes must have been seen; one that is in a netns of its own is not there unheld.
 func (o *ours) unheld() bool {
+	if o.Tun == nil {
+		return o.in == nil && o.allSeen && len(o.holders) == 0
+	}
 	return o.Tun != nil && o.Tun.Persist && !o.Tun.Attached && len(o.holders) == 0
 }
 
@@ -299,6 +347,10 @@ func (o *ours) stranger() int {
 func (m *Manager) heldBy(o *ours, pid int) (bool, error) {
 	if o.in != nil {
 		return o.in.PID == pid, nil
+	}
+	if o.Tun == nil {
+		fds, err := macvtap.QueuesOf(pid, m.ns, o.Link)
+		return len(fds) > 0, err
 	}
 	inode, err := m.ns.Inode()
 	if err != nil {

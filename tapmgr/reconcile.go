@@ -37,11 +37,12 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
 		return nil, err
 	}
 	r := &reconciler{m: m, dry: dry, actions: []Action{}}
+	failed := r.leftOvers(ctx, links)
 	var held []ours
 	for _, o := range links {
 		switch {
 		case o.unheld():
-			r.do(o, "removed: nobody holds it", func() error { return m.deleteStep(&o).Do(ctx) })
+			r.do(o, "removed: nobody holds it", func() error { return failed[o.Index] })
 		case o.stranger() != 0:
 			r.note(o, fmt.Sprintf("left alone: process %d works on it", o.stranger()))
 		case o.vmm() == 0:
@@ -60,6 +61,20 @@ type reconciler struct {
 	m       *Manager
 	dry     bool
 	actions []Action
+}
+
+// leftOvers deletes the links that nobody holds, and tells by link index which it could not.
+func (r *reconciler) leftOvers(ctx context.Context, links []ours) map[int]error {
+	if r.dry {
+		return nil
+	}
+	var left []ours
+	for _, o := range links {
+		if o.unheld() {
+			left = append(left, o)
+		}
+	}
+	return r.m.deleteLeftOvers(ctx, left)
 }
 
 func (r *reconciler) note(o ours, text string) {

@@ -1,0 +1,217 @@
+package tapmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+
+	"vmnet/internal/rtnl"
+	"vmnet/internal/step"
+)
+
+// deleteLeftOvers deletes links that nobody holds, and tells by link index which it could
+// not delete. Each deletion takes some 20 ms, in which the kernel waits until nothing of it
+// looks at the link any more; for a group of links it waits once. What cannot go
+// with a group is deleted alone.
+func (m *Manager) deleteLeftOvers(ctx context.Context, links []ours) map[int]error {
+	g := &grouping{m: m, links: links, former: map[int]uint32{}, deleted: map[int]bool{}}
+	var refused error
+	if len(links) > 1 {
+		refused = m.run(ctx, g.steps())
+	}
+	failed := map[int]error{}
+	for _, o := range links {
+		if g.deleted[o.Index] {
+			continue
+		}
+		err := context.Cause(ctx)
+		if err == nil {
+			err = m.deleteStep(&o).Do(ctx)
+		}
+		if err != nil {
+			failed[o.Index] = errors.Join(err, refused)
+		}
+	}
+	return failed
+}
+
+// grouping deletes links of ours in the Manager's netns by a group number that nobody uses.
+type grouping struct {
+	m       *Manager
+	links   []ours
+	number  uint32
+	former  map[int]uint32 // group by link index, of those that were put into ours
+	deleted map[int]bool   // by link index
+}
+
+// steps leave nothing between the last look at who holds the links and their
+// deletion: both are one step.
+func (g *grouping) steps() []step.Step {
+	return []step.Step{
+		{
+			Name: "group",
+			Text: fmt.Sprintf("RTM_SETLINK of %d links which nobody holds: IFLA_GROUP, a number that no link has", len(g.links)),
+			Do:   g.fill,
+			Undo: g.empty,
+		},
+		{
+			Name: "delete group",
+			Text: "look again who holds them; RTM_DELLINK of the group",
+			Do:   g.delete,
+		},
+	}
+}
+
+func (g *grouping) fill(context.Context) error {
+	all, err := g.m.nl.Groups()
+	if err != nil {
+		return err
+	}
+	g.number = unusedGroup(all)
+	groupOf := map[int]uint32{}
+	for number, links := range all {
+		for _, l := range links {
+			groupOf[l.Index] = number
+		}
+	}
+	for _, o := range g.links {
+		former, there := groupOf[o.Index]
+		if !there {
+			continue
+		}
+		g.former[o.Index] = former
+		if err := gone(g.m.nl.Set(o.Index, rtnl.Group(g.number))); err != nil {
+			return fmt.Errorf("put interface %s into group %d: %w", o.Name, g.number, err)
+		}
+	}
+	return nil
+}
+
+// groupBase begins the numbers that we draw from, which end where the kernel's int does
+// (netif_set_group). People and their tools count from 0.
+const groupBase = 1 << 30
+
+func unusedGroup(used map[uint32][]*rtnl.Link) uint32 {
+	for {
+		if number := groupBase + rand.Uint32N(groupBase); len(used[number]) == 0 {
+			return number
+		}
+	}
+}
+
+// empty puts the links that are still in the group back to where they were.
+func (g *grouping) empty(context.Context) error {
+	all, err := g.m.nl.Groups()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, l := range all[g.number] {
+		if _, ok := g.former[l.Index]; ok {
+			errs = append(errs, g.takeOut(l))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (g *grouping) takeOut(l *rtnl.Link) error {
+	err := gone(g.m.nl.Set(l.Index, rtnl.Group(g.former[l.Index])))
+	if err != nil {
+		return fmt.Errorf("put interface %s back into group %d: %w", l.Name, g.former[l.Index], err)
+	}
+	return nil
+}
+
+func (g *grouping) delete(context.Context) error {
+	members, err := g.deletable()
+	if err != nil || len(members) == 0 {
+		return err
+	}
+	if err := gone(g.m.nl.DeleteGroup(g.number)); err != nil {
+		return fmt.Errorf("delete group %d: %w", g.number, err)
+	}
+	for _, l := range members {
+		g.deleted[l.Index] = true
+	}
+	return nil
+}
+
+// deletable takes out of the group what somebody holds meanwhile, and returns what is
+// left in it. What it looks at last is what the kernel deletes from: the group's members, with what
+// the kernel says of a tap's queues. Whoever opens a macvtap in the moment since its holders were
+// looked for is not seen, as when one link is deleted alone.
+func (g *grouping) deletable() ([]*rtnl.Link, error) {
+	links, err := g.m.inventory()
+	if err != nil {
+		return nil, err
+	}
+	known := map[int]ours{}
+	for _, o := range links {
+		if o.in == nil {
+			known[o.Index] = o
+		}
+	}
+	for { // each round but the last takes a link out
+		all, err := g.m.nl.Groups()
+		if err != nil {
+			return nil, err
+		}
+		members := all[g.number]
+		out := 0
+		for _, l := range members {
+			if _, ok := g.former[l.Index]; !ok {
+				return nil, fmt.Errorf("%w: group %d, by interface %s, which somebody put there", ErrInUse, g.number, l.Name)
+			}
+			if known[l.Index].stillUnheld(l) {
+				continue
+			}
+			if err := g.takeOut(l); err != nil {
+				return nil, err
+			}
+			out++
+		}
+		if out == 0 {
+			return members, nil
+		}
+	}
+}
+
+// stillUnheld tells whether l is the same link of ours as it is later, and still held by nobody.
+func (o ours) stillUnheld(l *rtnl.Link) bool {
+	if o.Link == nil || l.Alias != o.Alias {
+		return false
+	}
+	o.Link = l
+	return o.unheld()
+}
+
+// initPidNS is the first pid namespace, in which all processes are seen (PROC_PID_INIT_INO in
+// include/linux/proc_ns.h).
+const initPidNS = "pid:[4026531836]"
+
+// seesAll tells whether the caller sees what all processes have open. Process 1 may be shielded
+// even from root; it is seen where it can be, and else taken for what it is: no VMM.
+func seesAll() bool {
+	if ns, err := os.Readlink("/proc/self/ns/pid"); err != nil || ns != initPidNS {
+		return false
+	}
+	procs, err := filepath.Glob("/proc/[0-9]*")
+	for _, p := range procs {
+		if p == "/proc/1" {
+			continue
+		}
+		fds, openErr := os.Open(p + "/fd")
+		if openErr == nil {
+			_ = fds.Close()
+		}
+		_, linkErr := os.Readlink(p + "/ns/net") // asks for the same rights as the links in fd (proc_fd_link)
+		if errors.Is(openErr, fs.ErrPermission) || errors.Is(linkErr, fs.ErrPermission) {
+			return false
+		}
+	}
+	return err == nil
+}
