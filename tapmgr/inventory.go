@@ -215,6 +215,17 @@ func (m *Manager) inSpaces(spaces []procfd.File) []ours {
 	return found
 }
 
+// hasLower tells whether a device's lower is in the Manager's netns. Of a macvtap the kernel tells
+// which netns that is; of an ipvtap it does not (no get_link_net), so name and index must do.
+func (m *Manager) hasLower(nl *rtnl.Conn, l *rtnl.Link, r record) bool {
+	if l.LowerNS < 0 {
+		lower, err := m.nl.LinkByIndex(l.Lower)
+		return err == nil && lower.Name == r.Source
+	}
+	id, err := nl.NetnsID(m.ns)
+	return err == nil && id == l.LowerNS
+}
+
 // inSpace looks for a macvtap or ipvtap of ours in one namespace; nil for none.
 func (m *Manager) inSpace(f procfd.File, inode uint64) (found *ours) {
 	at := &ours{Link: &rtnl.Link{}, in: &f, inode: inode}
@@ -226,7 +237,7 @@ func (m *Manager) inSpace(f procfd.File, inode uint64) (found *ours) {
 			}
 			for _, l := range links {
 				r, ok := parseAlias(l.Alias)
-				if id, err := nl.NetnsID(m.ns); !ok || err != nil || id < 0 || id != l.LowerNS {
+				if !ok || !m.hasLower(nl, l, r) {
 					continue
 				}
 				at.Link, at.want, found = l, r, at

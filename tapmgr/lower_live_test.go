@@ -3,6 +3,8 @@ package tapmgr_test
 import (
 	"errors"
 	"fmt"
+	"net"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -203,10 +205,16 @@ func (h *host) settled() {
 }
 
 func TestLiveMacvtapKilledLate(t *testing.T) {
+	for _, machine := range []testvm.Config{{Machine: "pc", Paused: true}, {Machine: "q35", SparePorts: 1, Paused: true}} {
+		t.Run(machine.Machine, func(t *testing.T) { killedLate(t, machine) })
+	}
+}
+
+func killedLate(t *testing.T, machine testvm.Config) {
 	h := newHost(t)
 	h.wire()
 	for _, at := range []string{"device_add vmnet-net0", "close", "verify"} {
-		g := h.empty()
+		g := h.booted(machine)
 		cmd := h.command(order{Spec: g.lowerSpec("net0", tapmgr.Lower{}), KillAt: at, After: true})
 		if err := cmd.Run(); err == nil {
 			t.Fatal("it was not killed")
@@ -234,6 +242,69 @@ func TestLiveGuestsFindEachOtherByIPv6OverMacvtap(t *testing.T) {
 	h.use(b, h.attach(b.lowerSpec("net0", tapmgr.Lower{RxFilter: tapmgr.RxNone})), "fd00:8::4/64")
 	if _, err := a.Guest.Ping(h.context(4*time.Second), "fd00:8::4"); err == nil {
 		t.Error("with rx filter none the guest was found")
+	}
+}
+
+// TestLiveMulticastReachesTheGuest sends to mDNS's group. The guest takes in all that comes,
+// so that only the macvtap's filter is seen.
+func TestLiveMulticastReachesTheGuest(t *testing.T) {
+	h := newHost(t)
+	h.wire()
+	g := h.booted(testvm.Config{})
+	for filter, want := range map[string]bool{tapmgr.RxAllMulti: true, tapmgr.RxNone: false} {
+		nic := h.attach(g.lowerSpec("net0", tapmgr.Lower{RxFilter: filter}))
+		h.use(g, nic, "10.8.0.2/24")
+		h.pings(g, farAddr)
+		ctx := h.context(20 * time.Second)
+		link, err := g.Guest.WaitNIC(ctx, nic.MAC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := g.Guest.Exec(ctx, "ip", "link", "set", link.Name, "promisc", "on"); err != nil {
+			t.Fatal(err)
+		}
+		before := h.received(g, link.Name)
+		h.sendMulticast(50)
+		time.Sleep(300 * time.Millisecond)
+		if got := h.received(g, link.Name) - before; (got >= 50) != want {
+			t.Errorf("rx filter %s: %d of 50 came, want all: %v", filter, got, want)
+		}
+		h.detach(g, "net0")
+	}
+}
+
+func (h *host) received(g *guest, link string) uint64 {
+	h.Helper()
+	links, err := g.Guest.Links(h.context(10 * time.Second))
+	if err != nil {
+		h.Fatal(err)
+	}
+	for _, l := range links {
+		if l.Name == link {
+			return l.Counters.RxPackets
+		}
+	}
+	h.Fatalf("no link %s", link)
+	return 0
+}
+
+func (h *host) sendMulticast(n int) {
+	h.Helper()
+	err := h.far.Do(func() error {
+		c, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.ParseIP(farAddr)}, &net.UDPAddr{IP: net.IPv4(224, 0, 0, 251), Port: 5353})
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		for range n {
+			if _, err := c.Write([]byte("mdns")); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		h.Fatal(err)
 	}
 }
 
@@ -297,6 +368,24 @@ func TestLivePassthruHasTheLowersAddress(t *testing.T) {
 	_, err = h.Attach(h.context(10*time.Second), other.lowerSpec("net0", tapmgr.Lower{}))
 	if !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.EBUSY) || !strings.Contains(fmt.Sprint(err), g.name) {
 		t.Errorf("beside passthru: got %v, want the guest that has it named", err)
+	}
+}
+
+func TestLivePassthruMayLeaveTheLowerUnpromiscuous(t *testing.T) {
+	h := newHost(t)
+	h.wire()
+	for noPromisc, want := range map[bool]string{false: "promiscuity 1", true: "promiscuity 0"} {
+		g := h.empty()
+		h.attach(g.lowerSpec("net0", tapmgr.Lower{Mode: "passthru", NoPromisc: noPromisc}))
+		var out []byte
+		err := h.ns.Do(func() (err error) { out, err = exec.Command("ip", "-d", "link", "show", "eth0").Output(); return err })
+		if err != nil || !strings.Contains(string(out), want) {
+			t.Errorf("nopromisc %v: %v: %s: want %s", noPromisc, err, out, want)
+		}
+		if err := g.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		h.free()
 	}
 }
 

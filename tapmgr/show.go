@@ -76,8 +76,11 @@ func (m *Manager) detail(o ours) (Detail, error) {
 		NIC: o.state(m.describe(o)), Index: o.Index, AltNames: o.AltNames, HostMAC: o.MAC.String(), HostMTU: o.MTU,
 		Holders: append([]Holder{}, o.holders...), VhostFDs: []int{}, Bridge: o.master, Learned: []bridge.Learned{}, Counters: o.Stats,
 	}
+	if o.want.Type != TypeTap {
+		d.Lower, d.RxFilter = m.lowerName(&o), rxFilter(o.Link)
+	}
 	if o.in != nil {
-		d.Lower, d.RxFilter, d.Netns = m.lowerName(&o), rxFilter(o.Link), o.in.Path()
+		d.Netns = o.in.Path()
 	}
 	if o.want.Vhost {
 		if pid := o.vmm(); pid != 0 {

@@ -111,7 +111,11 @@ func placeField(d tapmgr.Detail) field {
 	if d.Type == tapmgr.TypeTap {
 		return field{"bridge", bridgeText(d)}
 	}
-	return field{"lower", fmt.Sprintf("%s, mode %s, rx filter %s, in a netns of its own (nsenter --net=%s)", d.Lower, d.Mode, d.RxFilter, d.Netns)}
+	text := fmt.Sprintf("%s, mode %s, rx filter %s", d.Lower, d.Mode, d.RxFilter)
+	if d.Netns != "" {
+		text += fmt.Sprintf(", in a netns of its own (nsenter --net=%s)", d.Netns)
+	}
+	return field{"lower", text}
 }
 
 // counterFields are told from the guest's side. A tap receives what the guest sends; a
