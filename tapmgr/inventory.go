@@ -192,10 +192,17 @@ func (m *Manager) addNodeHolders(links, elsewhere []ours, nodes map[int][]int) {
 // in the Manager's. A namespace that cannot be looked into is passed over: it may
 // be anybody's.
 func (m *Manager) inSpaces(spaces []procfd.File) []ours {
+	own, err := m.ns.Inode()
+	if err != nil {
+		return nil
+	}
 	byInode := map[uint64]*ours{}
 	var order []uint64
 	for _, f := range spaces {
 		inode, _ := netns.InodeOf(f)
+		if inode == own { // what is in there is no secret
+			continue
+		}
 		o, known := byInode[inode]
 		if !known {
 			o = m.inSpace(f, inode)

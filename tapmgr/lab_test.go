@@ -130,6 +130,38 @@ func (h *host) killedWithVhost(g *guest) {
 	h.free()
 }
 
+// TestLabKilledWithVhost kills QEMU, and the attaching process and then QEMU, under taps and
+// macvtaps with vhost.
+func TestLabKilledWithVhost(t *testing.T) {
+	lab.Inside(t)
+	for _, c := range []testvm.Config{{Machine: "pc", Paused: true}, {Machine: "q35", SparePorts: 2, Paused: true}} {
+		t.Run(c.Machine, func(t *testing.T) {
+			h := newHost(t)
+			h.wire()
+			for _, killed := range []bool{false, true} {
+				g := h.booted(c)
+				tap, macvtap := g.spec("net0"), g.lowerSpec("net1", tapmgr.Lower{})
+				tap.Vhost, macvtap.Vhost = tapmgr.VhostOn, tapmgr.VhostOn
+				for _, spec := range []tapmgr.Spec{tap, macvtap} {
+					if !killed {
+						h.attach(spec)
+					} else if err := h.command(order{Spec: spec, KillAt: "close", After: true}).Run(); err == nil {
+						t.Fatal("it was not killed")
+					}
+				}
+				if n := vhostFDs(g); n != 2 {
+					t.Errorf("QEMU has %d vhost fds, want 2", n)
+				}
+				if err := g.Kill(); err != nil {
+					t.Fatal(err)
+				}
+				h.gone(mustName(g))
+				h.free()
+			}
+		})
+	}
+}
+
 // TestLabFaultsWithVhost fails each step while there are vhost fds to give back.
 func TestLabFaultsWithVhost(t *testing.T) {
 	lab.Inside(t)

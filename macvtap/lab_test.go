@@ -1,0 +1,52 @@
+package macvtap_test
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+
+	"vmnet/macvtap"
+	"vmnet/testvm/lab"
+)
+
+// TestLabBondPortIsNoLower: a bond takes the frames of its ports, as a bridge does.
+func TestLabBondPortIsNoLower(t *testing.T) {
+	lab.Inside(t)
+	w := newWire(t)
+	w.ip("link", "add", "bond0", "type", "bond")
+	w.ip("link", "set", "eth0", "down")
+	w.ip("link", "set", "eth0", "master", "bond0")
+	w.ip("link", "set", "eth0", "up")
+	w.read()
+	_, err := macvtap.Create(w.nl, w.config())
+	if !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "bond0 (bond)") {
+		t.Errorf("got %v, want bond0 named", err)
+	}
+}
+
+// TestLabMacvtapAndIPVtapDoNotShareALower: each takes all frames of its lower.
+func TestLabMacvtapAndIPVtapDoNotShareALower(t *testing.T) {
+	lab.Inside(t)
+	w := newWire(t)
+	w.create(w.config())
+	cfg := w.config()
+	cfg.Kind, cfg.Mode, cfg.MAC, cfg.Addrs = macvtap.IPVtap, "l2", nil, prefixes(t, "10.9.0.2/24")
+	_, err := macvtap.Create(w.nl, cfg)
+	if !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "macvtap where an ipvtap is wanted") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func prefixes(t *testing.T, texts ...string) (all []netip.Prefix) {
+	t.Helper()
+	for _, s := range texts {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+	return all
+}
