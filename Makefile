@@ -24,11 +24,11 @@ demo: setup build
 # The lab host comes last and alone: guests in it are three times slower beside others.
 test: setup
 	$(GO) tool gotestsum --format pkgname -- -race -timeout 15m -skip '^TestLabHost$$' ./...
-	$(GO) tool gotestsum --format testname -- -race -timeout 20m -run '^TestLabHost$$' ./testvm/lab
+	$(GO) tool gotestsum --format testname -- -race -timeout 30m -run '^TestLabHost$$' ./testvm/lab
 
 # The tests TestLab* of all packages, on a full kernel in a virtual machine.
 lab: setup
-	$(GO) test -race -timeout 20m -v -run '^TestLabHost$$' ./testvm/lab
+	$(GO) test -race -timeout 30m -v -run '^TestLabHost$$' ./testvm/lab
 
 # Without devices, guests and root.
 unit:

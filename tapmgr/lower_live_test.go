@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -314,13 +315,19 @@ func TestLiveMacvtapReachability(t *testing.T) {
 	h := newHost(t)
 	h.wire()
 	h.ip("addr", "add", lowerAddr+"/24", "dev", "eth0")
+	const hostAddr = "10.11.0.1" // of the host's macvlan, which is in mode bridge
+	if _, _, err := h.SetHostAccess(h.context(10*time.Second), "eth0", true, []netip.Prefix{netip.MustParsePrefix(hostAddr + "/24")}); err != nil {
+		t.Fatal(err)
+	}
 	a, b := h.booted(testvm.Config{}), h.booted(testvm.Config{Name: "P3"})
 	for _, mode := range []string{"bridge", "vepa", "private"} {
 		for _, reflect := range []bool{false, true} {
 			h.reflective(reflect)
 			h.use(a, h.attach(a.lowerSpec("net0", tapmgr.Lower{Mode: mode})), "10.8.0.2/24")
 			h.use(b, h.attach(b.lowerSpec("net0", tapmgr.Lower{Mode: mode})), "10.8.0.3/24")
+			h.use(a, h.listedOne(a), "10.11.0.2/24")
 			for addr, want := range map[string]bool{
+				hostAddr:   mode == "bridge" || mode == "vepa" && reflect,
 				farAddr:    true,
 				"10.8.0.3": mode == "bridge" || mode == "vepa" && reflect,
 				lowerAddr:  reflect && mode != "private", // only by way of the switch
@@ -338,6 +345,15 @@ func TestLiveMacvtapReachability(t *testing.T) {
 			h.detach(b, "net0")
 		}
 	}
+}
+
+func (h *host) listedOne(g *guest) tapmgr.NIC {
+	h.Helper()
+	nics, err := h.List(g.name)
+	if err != nil || len(nics) != 1 {
+		h.Fatalf("list %+v, %v", nics, err)
+	}
+	return nics[0]
 }
 
 // reflective makes the switch send frames back to where they came from, or not, as one of

@@ -22,7 +22,7 @@ func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // packageLimit bounds the tests of one package. A guest takes over a minute to boot in a
 // lab host, and more where other things run beside it.
-const packageLimit = 10 * time.Minute
+const packageLimit = 15 * time.Minute
 
 // TestLabHost runs the tests TestLab* of all packages in one lab host, and has a
 // subtest for each. One that skips there fails here. The environment narrows it:
