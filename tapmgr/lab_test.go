@@ -102,7 +102,11 @@ func (h *host) ipvtap(g *guest, mode string) {
 		h.Fatalf("attached %+v, %v", nic, err)
 	}
 	h.use(g, nic, "10.8.0.4/24")
-	if mode == "l2" { // in l3 and l3s the host routes for the guest, which needs neighbours told
+	switch mode {
+	case "l2":
+		h.pings(g, farAddr)
+	case "l3":
+		h.routeFor(g, nic)
 		h.pings(g, farAddr)
 	}
 	local, err := os.ReadFile("/proc/net/fib_trie")
@@ -114,6 +118,26 @@ func (h *host) ipvtap(g *guest, mode string) {
 	}
 	h.detach(g, "net0")
 	h.nothingLeft(g, "net0")
+}
+
+// routeFor does what l3 leaves to people: the host routes for the guest, by the route that
+// its own address on the lower gives, and nobody asks or answers ARP for the guest.
+func (h *host) routeFor(g *guest, nic tapmgr.NIC) {
+	h.Helper()
+	if lower, err := h.nl.Link("eth0"); err != nil {
+		h.Fatal(err)
+	} else if addrs, err := h.nl.Addrs(lower.Index); err != nil || len(addrs) == 0 {
+		h.ip("addr", "add", lowerAddr+"/24", "dev", "eth0")
+	}
+	h.farIP("neigh", "replace", "10.8.0.4", "lladdr", nic.MAC, "dev", "switch0")
+	ctx := h.context(10 * time.Second)
+	link, err := g.Guest.WaitNIC(ctx, nic.MAC)
+	if err == nil {
+		_, err = g.Guest.Exec(ctx, "ip", "link", "set", link.Name, "arp", "off")
+	}
+	if err != nil {
+		h.Fatal(err)
+	}
 }
 
 func (h *host) killedWithVhost(g *guest) {
