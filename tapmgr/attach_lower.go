@@ -32,12 +32,10 @@ type lowerSide struct {
 
 // config is what package macvtap is asked for. lower may be nil to validate the rest.
 func (l *Lower) config(name string, lower *rtnl.Link, mac net.HardwareAddr) macvtap.Config {
-	cfg := macvtap.Config{
-		Kind: l.Kind, Name: name, Lower: lower, Mode: l.Mode,
+	return macvtap.Config{
+		Kind: l.Kind, Name: name, Lower: lower, Mode: l.Mode, MAC: mac,
 		NoPromisc: l.NoPromisc, Sources: l.Sources, Flag: l.Flag, Addrs: l.Addrs,
 	}
-	cfg.MAC = mac
-	return cfg
 }
 
 func (s *lowerSide) plan(r *record) (err error) {
