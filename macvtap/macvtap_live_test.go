@@ -254,6 +254,7 @@ func TestValidate(t *testing.T) {
 		"none is":                func(c *macvtap.Config) { c.Mode = "source" },
 		`flag "vepa"`:            func(c *macvtap.Config) { c.Flag = "vepa" },
 		"delivers by IP address": func(c *macvtap.Config) { c.Kind, c.Mode, c.MAC = macvtap.IPVtap, "l2", nil },
+		"never receive":          func(c *macvtap.Config) { c.Kind, c.Mode, c.MAC = macvtap.IPVtap, "l3s", nil },
 		"has its lower's MAC":    func(c *macvtap.Config) { c.Kind, c.Mode = macvtap.IPVtap, "l2" },
 	} {
 		cfg := macvtap.Config{Kind: macvtap.Macvtap, Name: "x", Lower: lower, Mode: "bridge", MAC: guestMAC}

@@ -10,7 +10,7 @@ import (
 	"vmnet/internal/rtnl"
 )
 
-// The modes and flags by name (include/uapi/linux/if_link.h).
+// The modes and flags by name (include/uapi/linux/if_link.h). l3s is there to be named, not made.
 var (
 	macvlanModes = map[string]uint32{"private": 1, "vepa": 2, "bridge": 4, "passthru": 8, "source": 16}
 	ipvlanModes  = map[string]uint16{"l2": 0, "l3": 1, "l3s": 2}
@@ -20,7 +20,7 @@ var (
 // Modes lists the modes of a kind, the usual one first.
 func Modes(kind Kind) []string {
 	if kind == IPVtap {
-		return []string{"l2", "l3", "l3s"}
+		return []string{"l2", "l3"}
 	}
 	return []string{"bridge", "vepa", "private", "passthru", "source"}
 }
@@ -50,6 +50,9 @@ func (cfg Config) Validate() error {
 	switch {
 	case cfg.Kind != Macvtap && cfg.Kind != IPVtap:
 		return fmt.Errorf("kind %q: want macvtap or ipvtap", cfg.Kind)
+	case cfg.Kind == IPVtap && cfg.Mode == "l3s":
+		// ipvlan_nf_input in drivers/net/ipvlan/ipvlan_l3s.c gives them to the ipvtap after its rx_handler's turn.
+		return errors.New("ipvtap mode l3s: the kernel keeps what arrives for its own IP stack, so that the guest could send but never receive (use mode l3 or l2)")
 	case !slices.Contains(Modes(cfg.Kind), cfg.Mode):
 		return fmt.Errorf("%s mode %q: want %s", cfg.Kind, cfg.Mode, strings.Join(Modes(cfg.Kind), ", "))
 	case cfg.NoPromisc && cfg.Mode != "passthru":

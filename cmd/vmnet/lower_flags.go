@@ -27,7 +27,7 @@ func (a *app) lowerFlags(cmd *cobra.Command) *lowerOptions {
 	f := cmd.Flags()
 	f.StringVar(&o.macvtap, "macvtap", "", "the `LOWER` that a macvtap is put on, instead of --bridge")
 	f.StringVar(&o.ipvtap, "ipvtap", "", "the `LOWER` that an ipvtap is put on, instead of --bridge; for Wi-Fi and where only one MAC is allowed")
-	f.StringVar(&o.mode, "mode", "", "macvtap: bridge, vepa, private, passthru or source (default bridge); ipvtap: l2, l3 or l3s (default l2)")
+	f.StringVar(&o.mode, "mode", "", "macvtap: bridge, vepa, private, passthru or source (default bridge); ipvtap: l2 or l3 (default l2)")
 	f.StringArrayVar(&o.sources, "source-mac", nil, "mode source: a `MAC` that the guest hears (repeatable)")
 	f.BoolVar(&o.noPromisc, "nopromisc", false, "mode passthru: do not make the lower promiscuous")
 	f.StringArrayVar(&o.addrs, "ip", nil, "ipvtap: an `ADDR` of the guest, by which the kernel delivers; with or without /BITS (repeatable)")
