@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net"
 	"os"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -200,5 +199,10 @@ func (n NIC) virtio() bool { return strings.HasPrefix(n.model(), "virtio-net") }
 
 // wellFormed is id_wellformed of QEMU's util/id.c; it also makes valid getfd names.
 func wellFormed(id string) bool {
-	return regexp.MustCompile(`^[A-Za-z][-._A-Za-z0-9]*$`).MatchString(id)
+	other := func(r rune) bool { return !isLetter(r) && !strings.ContainsRune("-._0123456789", r) }
+	return id != "" && isLetter(rune(id[0])) && !strings.ContainsFunc(id, other)
+}
+
+func isLetter(r rune) bool {
+	return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z'
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"net"
-	"regexp"
 	"strings"
 
 	"vmnet/internal/stablemac"
@@ -21,14 +20,24 @@ const (
 	hashLen    = 6
 )
 
-var plainVM = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_-]*$`)
+const (
+	digits    = "0123456789"
+	lowerCase = "abcdefghijklmnopqrstuvwxyz"
+	letters   = lowerCase + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+)
+
+// formed tells whether s is of 1 to most bytes, the first one of first, the others
+// of first or more. Both are ASCII. A regexp would cost every start of the program.
+func formed(s string, most int, first, more string) bool {
+	return s != "" && len(s) <= most && strings.Contains(first, s[:1]) && strings.Trim(s, first+more) == ""
+}
 
 // InterfaceName is the tap's name: <vm>-<nic> where the kernel takes that as it
 // is, else a cleaned and shortened form with a hash of both. altName is then
 // the full one, and empty otherwise.
 func InterfaceName(vm, nic string) (name, altName string) {
 	full := vm + "-" + nic
-	if plainVM.MatchString(vm) && len(full) <= maxName {
+	if formed(vm, maxName, letters+digits+"_", "-") && len(full) <= maxName {
 		return full, ""
 	}
 	clean := strings.Trim(strings.Map(plainRune, vm), "-")

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode"
@@ -84,12 +83,6 @@ const (
 
 const defaultModel = "virtio-net-pci"
 
-var (
-	nicID    = regexp.MustCompile(`^[a-z0-9_]{1,12}$`)
-	modelID  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
-	optionID = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]{0,63}$`)
-)
-
 // ownOptions are device properties that the Spec or the hand-over sets.
 var ownOptions = map[string]string{
 	"driver": "--model", "id": "--nic", "netdev": "", "mac": "--mac",
@@ -145,7 +138,7 @@ func ValidVM(name string) error {
 
 // ValidNIC checks a NIC's id.
 func ValidNIC(id string) error {
-	if !nicID.MatchString(id) {
+	if !formed(id, 12, lowerCase+digits+"_", "") {
 		return fmt.Errorf("NIC id %q: want 1 to 12 of a-z, 0-9 and _", id)
 	}
 	return nil
@@ -206,7 +199,7 @@ func (l *Lower) ownsMAC() bool {
 }
 
 func (s Spec) validateDevice() error {
-	if !modelID.MatchString(s.Model) {
+	if !formed(s.Model, 64, letters+digits, "._-") {
 		return fmt.Errorf("model %q: want the name of a QEMU device such as %s", s.Model, defaultModel)
 	}
 	if !s.virtio() {
@@ -229,7 +222,7 @@ func (s Spec) validateDevice() error {
 			return fmt.Errorf("device option %q is set by %s", k, flag)
 		case own:
 			return fmt.Errorf("device option %q is set by vmnet", k)
-		case !optionID.MatchString(k):
+		case !formed(k, 64, letters, digits+"._-"):
 			return fmt.Errorf("device option %q: want the name of a property", k)
 		case len(s.DeviceOptions[k]) > 255:
 			return fmt.Errorf("device option %s: a value of %d bytes", k, len(s.DeviceOptions[k]))
