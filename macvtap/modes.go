@@ -44,6 +44,19 @@ func ModeName(l *rtnl.Link) string {
 	return ""
 }
 
+// FlagName names the flag that a link has; empty where it is no ipvlan.
+func FlagName(l *rtnl.Link) string {
+	if l.IPVlan == nil {
+		return ""
+	}
+	for name, flag := range ipvlanFlags {
+		if name != "" && flag == l.IPVlan.Flags {
+			return name
+		}
+	}
+	return ""
+}
+
 // Validate checks what can be checked without the kernel. The lower may be missing.
 func (cfg Config) Validate() error {
 	_, flag := ipvlanFlags[cfg.Flag]

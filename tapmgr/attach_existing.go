@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"vmnet/internal/step"
+	"vmnet/macvtap"
 )
 
 // existing returns the NIC of that id if it is there as asked for. It notes what is
@@ -92,6 +93,9 @@ func (s Spec) differences(o ours) []string {
 		add("lower", r.Source, l.Device)
 		if l.Mode != "" {
 			add("mode", r.Mode, l.Mode)
+		}
+		if l.Flag != "" {
+			add("flag", macvtap.FlagName(o.Link), l.Flag)
 		}
 		if l.RxFilter != "" {
 			add("rx filter", r.RxFilter, l.RxFilter)

@@ -52,6 +52,9 @@ func (s *lowerSide) plan(r *record) (err error) {
 			return fmt.Errorf("lower %s is a Wi-Fi card: access points drop frames whose sender is not the card itself, and a guest with an address of its own would be mute (use --ipvtap %s, which shares the card's address, or --mode passthru)", s.lower.Name, s.lower.Name)
 		}
 	}
+	if err := s.agrees(); err != nil {
+		return err
+	}
 	if s.spec.MAC == nil {
 		r.MAC = s.lower.MAC
 	}
@@ -118,6 +121,9 @@ func (s *lowerSide) createStep() step.Step {
 			mac := s.spec.MAC
 			if l.Mode == "passthru" && mac == nil {
 				mac = s.lower.MAC
+			}
+			if err := s.agrees(); err != nil { // again: to wait for the guest may take long
+				return err
 			}
 			err = s.retry(ctx, func() (err error) {
 				s.dev, err = macvtap.Create(s.m.nl, l.config(s.name, s.lower, mac))

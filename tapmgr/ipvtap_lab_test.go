@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -14,11 +15,16 @@ import (
 	"vmnet/internal/rtnl"
 	"vmnet/internal/tun"
 	"vmnet/macvtap"
+	"vmnet/tapmgr"
 	"vmnet/testvm/lab"
 	"vmnet/testvm/traffic"
 )
 
-const standInA = "10.8.0.2"
+// Addresses of stand-ins.
+const (
+	standInA = "10.8.0.2"
+	standInB = "10.8.0.3"
+)
 
 // standIn is a guest that need not boot: an IP stack in a netns, between whose tap and an
 // ipvtap this process carries the frames, as a VMM does.
@@ -104,6 +110,55 @@ func (h *host) answers(from *netns.NS, addr string, patience time.Duration) bool
 	}) == nil
 }
 
+// TestLabIPvtapReachability goes through what mode and flag let two guests, the lower, and a
+// peer outside say to each other, without and with a switch that reflects.
+func TestLabIPvtapReachability(t *testing.T) {
+	lab.Inside(t)
+	h := newHost(t)
+	h.wire()
+	h.ip("addr", "add", lowerAddr+"/24", "dev", "eth0")
+	for _, mode := range []string{"l2", "l3"} {
+		if mode == "l3" {
+			h.knowWithoutARP(standInA)
+			h.knowWithoutARP(standInB)
+		}
+		for _, flag := range []string{"bridge", "private", "vepa"} {
+			for _, reflect := range []bool{false, true} {
+				h.reflective(reflect)
+				h.ipvtapReaches(mode, flag, map[string]bool{
+					farAddr:   true,
+					standInB:  flag == "bridge" || flag == "vepa" && reflect,
+					lowerAddr: reflect, // only by way of the switch
+				})
+			}
+		}
+	}
+}
+
+func (h *host) ipvtapReaches(mode, flag string, wants map[string]bool) {
+	h.Helper()
+	a, b := h.standIn(mode, flag, standInA), h.standIn(mode, flag, standInB)
+	defer a.end()
+	defer b.end()
+	for addr, want := range wants {
+		patience := 10 * time.Second
+		if !want {
+			patience = time.Second
+		}
+		if got := h.answers(a.ns, addr, patience); got != want {
+			h.Errorf("mode %s, flag %s, want %v: %s answered: %v", mode, flag, wants, addr, got)
+		}
+	}
+}
+
+// knowWithoutARP makes host and outside send to a guest without asking, as mode l3 needs it.
+func (h *host) knowWithoutARP(guest string) {
+	h.Helper()
+	mac := h.lower().MAC.String()
+	h.ip("neigh", "replace", guest, "lladdr", mac, "dev", "eth0")
+	h.farIP("neigh", "replace", guest, "lladdr", mac, "dev", "switch0")
+}
+
 // TestLabIPvtapInL3SReceivesNothing is why macvtap refuses that mode: where it fails, a newer
 // kernel has changed that, and the mode may be allowed.
 func TestLabIPvtapInL3SReceivesNothing(t *testing.T) {
@@ -111,7 +166,7 @@ func TestLabIPvtapInL3SReceivesNothing(t *testing.T) {
 	h := newHost(t)
 	h.wire()
 	h.ip("addr", "add", lowerAddr+"/24", "dev", "eth0")
-	h.farKnows(standInA)
+	h.knowWithoutARP(standInA)
 	g := h.standIn("l3", "", standInA)
 	defer g.end()
 	if !h.answers(g.ns, farAddr, 5*time.Second) || !h.answers(h.far, standInA, 5*time.Second) || g.came.Load() < 2 {
@@ -134,8 +189,37 @@ func TestLabIPvtapInL3SReceivesNothing(t *testing.T) {
 	}
 }
 
-// farKnows makes the outside send to a guest without asking, as mode l3 needs it.
-func (h *host) farKnows(addr string) {
-	h.Helper()
-	h.farIP("neigh", "replace", addr, "lladdr", h.lower().MAC.String(), "dev", "switch0")
+// TestLabIPvtapsShareModeAndFlag proves that the kernel changes living ipvtaps, and that an attach does not.
+func TestLabIPvtapsShareModeAndFlag(t *testing.T) {
+	lab.Inside(t)
+	h := newHost(t)
+	h.wire()
+	a, b := h.empty(), h.empty()
+	spec := func(g *guest, mode, flag, addr string) tapmgr.Spec {
+		s := g.lowerSpec("net0", tapmgr.Lower{Mode: mode, Flag: flag, Addrs: []netip.Prefix{netip.MustParsePrefix(addr + "/24")}})
+		s.Lower.Kind = macvtap.IPVtap
+		return s
+	}
+	h.attach(spec(a, "l2", "private", standInA))
+	for _, c := range []struct{ mode, flag string }{{"", ""}, {"l2", "vepa"}, {"l3", "private"}} {
+		_, err := h.Attach(h.context(20*time.Second), spec(b, c.mode, c.flag, standInB))
+		if !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), a.name+"/net0 (use --mode l2 --flag private, or") {
+			t.Errorf("mode %q, flag %q: got %v, want the sibling and the cure", c.mode, c.flag, err)
+		}
+	}
+	h.attach(spec(b, "l2", "private", standInB))
+	if res, err := h.Attach(h.context(20*time.Second), spec(a, "l2", "private", standInA)); err != nil || res.Changed {
+		t.Errorf("the same again: %+v, %v", res, err)
+	}
+	if got := h.check(); len(got) != 0 {
+		t.Errorf("check: %+v", got)
+	}
+	h.ip("link", "add", "link", "eth0", "name", "foreign", "type", "ipvlan", "mode", "l3s", "vepa")
+	if got := h.check(); len(got) != 2 || got[0].What != "mode" || got[0].Found != "l3s" {
+		t.Errorf("check: %+v: want both in mode l3s, as the kernel gives the latest's to all", got)
+	}
+	_, err := h.Attach(h.context(20*time.Second), spec(a, "l2", "private", standInA))
+	if !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "foreign (detach or remove") {
+		t.Errorf("beside an ipvlan in mode l3s: got %v", err)
+	}
 }

@@ -1,0 +1,86 @@
+package tapmgr
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"syscall"
+
+	"vmnet/internal/rtnl"
+	"vmnet/macvtap"
+)
+
+// ipvlanSibling is an ipvlan or ipvtap that shares a lower.
+type ipvlanSibling struct {
+	*rtnl.Link
+	name string // the guest and its NIC, or an interface
+}
+
+// agrees refuses an ipvtap that would change the guests beside it: a lower has one mode and one
+// flag, and the kernel gives those of the latest ipvtap to all (ipvlan_link_new in
+// drivers/net/ipvlan/ipvlan_main.c).
+func (s *lowerSide) agrees() error {
+	l := s.spec.Lower
+	if l.Kind != macvtap.IPVtap {
+		return nil
+	}
+	all, err := s.ipvlanSiblings()
+	if err != nil || len(all) == 0 {
+		return err
+	}
+	wanted, there := l.Mode+" "+l.flag(), macvtap.ModeName(all[0].Link)+" "+macvtap.FlagName(all[0].Link)
+	if wanted == there {
+		return nil
+	}
+	cure := "detach or remove what is there first"
+	if mode, flag, _ := strings.Cut(there, " "); slices.Contains(macvtap.Modes(l.Kind), mode) {
+		cure = fmt.Sprintf("use --mode %s --flag %s, or %s", mode, flag, cure)
+	}
+	return fmt.Errorf("%w: mode and flag are one for all ipvtaps on %s, and %s would become %s for %s (%s)",
+		syscall.EBUSY, s.lower.Name, there, wanted, names(all), cure)
+}
+
+// flag is the ipvtap's flag, named.
+func (l *Lower) flag() string {
+	if l.Flag == "" {
+		return "bridge"
+	}
+	return l.Flag
+}
+
+func names(all []ipvlanSibling) string {
+	var list []string
+	for _, o := range all {
+		list = append(list, o.name)
+	}
+	return strings.Join(list, ", ")
+}
+
+// ipvlanSiblings lists what shares the lower with the NIC: other NICs of ours, wherever they are,
+// and what else the Manager's netns shows. A lower that is an ipvlan itself shares its own lower.
+func (s *lowerSide) ipvlanSiblings() (found []ipvlanSibling, err error) {
+	all, err := s.m.inventory()
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range all {
+		self := o.want.VM == s.spec.VM && o.want.NIC == s.spec.NIC
+		if o.IPVlan != nil && o.Lower == s.lower.Index && !self {
+			found = append(found, ipvlanSibling{o.Link, o.want.VM + "/" + o.want.NIC})
+		}
+	}
+	for _, kind := range []string{"ipvlan", "ipvtap"} {
+		links, err := s.m.nl.Links(kind, 0)
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range links {
+			_, ours := parseAlias(l.Alias)
+			on := l.Lower == s.lower.Index && l.LowerNS < 0 || l.Index == s.lower.Index
+			if l.Kind == kind && l.IPVlan != nil && on && !ours {
+				found = append(found, ipvlanSibling{l, l.Name})
+			}
+		}
+	}
+	return found, nil
+}
