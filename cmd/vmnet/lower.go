@@ -28,10 +28,25 @@ func (a *app) lowerCommand() *cobra.Command {
 		Long: `Show what is on a network card, the lower of macvtap and ipvtap guests, or switch host
 access on it on or off.
 
-A guest on a macvtap reaches everything but the address of the lower itself. With host access
-on, the host has a macvlan beside the guests, called LOWER-host, and host and guests in mode
-bridge reach each other by its addresses. It stays until it is switched off, or the machine is:
-no other verb takes it away. The same again changes nothing; addresses that are missing are added.
+What guests on the same lower reach ("back": only by way of a switch outside that sends frames
+back to where they came from, as one for VEPA does):
+
+    TYPE, MODE OR FLAG   GUESTS  OUTSIDE  LOWER'S ADDRESS  HOST ACCESS
+    macvtap bridge       yes     yes      back             yes
+    macvtap vepa         back    yes      back             back
+    macvtap private      no      yes      no               no
+    ipvtap bridge        yes     yes      back             -
+    ipvtap private       no      yes      back             -
+    ipvtap vepa          back    yes      back             -
+
+An ipvtap's flag means the same in modes l2 and l3. In l3 no ARP passes: the guest must not ask (ip
+link set eth0 arp off), and host and outside need routes or neighbour entries for it. All ipvtaps on
+a lower have one mode and one flag.
+
+With host access on, the host has a macvlan beside the guests, called LOWER-host, and host and
+guests in mode bridge reach each other by its addresses. It stays until it is switched off, or the
+machine is: no other verb takes it away. The same again changes nothing; addresses that are missing
+are added.
 
 Give it addresses of a network that the lower has no address of. In the lower's own network the
 host would send through the lower, where guests do not hear it, until each guest's
