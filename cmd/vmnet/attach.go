@@ -7,6 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmnet/internal/nicflags"
+	"vmnet/macvtap"
 	"vmnet/tapmgr"
 )
 
@@ -21,7 +23,6 @@ type attachOptions struct {
 
 func (a *app) attachCommand() *cobra.Command {
 	var o attachOptions
-	vhost := string(tapmgr.VhostAuto)
 	cmd := &cobra.Command{
 		Use:   "attach --vm NAME {--bridge BRIDGE | --macvtap LOWER | --ipvtap LOWER}",
 		Short: "Give a running guest a NIC",
@@ -37,33 +38,41 @@ changes nothing.`,
 		Args: cobra.NoArgs,
 	}
 	f := cmd.Flags()
-	targetFlags(cmd, &o.spec.Target)
-	f.StringVar(&o.spec.Bridge, "bridge", "", "the `BRIDGE` that the NIC is put on")
-	lower := a.lowerFlags(cmd)
-	portFlags(cmd, &o.spec.Port)
-	f.StringVar(&o.spec.NIC, "nic", "net0", "`ID` of the NIC within the guest: 1 to 12 of a-z, 0-9 and _")
-	macFlag(f, &o.spec.MAC, "the guest's address (default one made from machine, guest and NIC, always the same; of an ipvtap or in mode passthru its lower's)")
-	f.IntVar(&o.spec.MTU, "mtu", 0, "`BYTES` that the guest is told, 68 to 65535, at most and by default the bridge's or lower's")
-	queuesFlag(cmd, &o.spec.Queues)
-	choice(cmd, f, &vhost, "vhost", "", "whether the kernel's vhost-net moves the frames; auto: where it can be had", "auto", "on", "off")
-	f.StringVar(&o.spec.Model, "model", "", "QEMU's `DEVICE` (default virtio-net-pci)")
-	optionsFlag(f, &o.spec.DeviceOptions)
+	var target tapmgr.Target
+	targetFlags(cmd, &target)
+	nic := nicflags.AddNIC(f)
 	f.BoolVar(&o.wait, "wait", false, "wait until the bridge port forwards: 30 s where the bridge runs STP")
 	durationFlag(f, &o.timeout, "timeout", 10*time.Second, time.Millisecond, "give up after this long; --wait is not counted")
 	o.steps.add(cmd)
 	format := outputFlag(cmd)
 	complete(cmd, "vm", runningGuests)
-	complete(cmd, "bridge", a.bridgeNames)
-	complete(cmd, "model", cobra.FixedCompletions([]string{"virtio-net-pci", "e1000", "e1000e", "rtl8139", "vmxnet3"}, noFiles))
+	a.completeNIC(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
-		o.spec.Vhost, o.json = tapmgr.Vhost(vhost), *format == "json"
-		var err error
-		if o.spec.Lower, err = lower.spec(); err != nil {
-			return err
+		spec, err := nic.Spec()
+		if err != nil {
+			return usagef("%w", err)
 		}
+		o.spec, o.json = spec, *format == "json"
+		o.spec.Target = target
 		return a.attach(cmd.Context(), &o)
 	})
 	return cmd
+}
+
+// completeNIC completes the flags of nicflags.AddNIC.
+func (a *app) completeNIC(cmd *cobra.Command) {
+	complete(cmd, "bridge", a.bridgeNames)
+	complete(cmd, "macvtap", a.interfaceNames)
+	complete(cmd, "ipvtap", a.interfaceNames)
+	for flag, words := range map[string][]string{
+		"mode":      append(macvtap.Modes(macvtap.Macvtap), macvtap.Modes(macvtap.IPVtap)...),
+		"rx-filter": {tapmgr.RxAllMulti, tapmgr.RxNone},
+		"queues":    nicflags.Queues,
+		"vhost":     nicflags.Vhosts,
+		"model":     {"virtio-net-pci", "e1000", "e1000e", "rtl8139", "vmxnet3"},
+	} {
+		complete(cmd, flag, cobra.FixedCompletions(words, noFiles))
+	}
 }
 
 func (a *app) attach(ctx context.Context, o *attachOptions) error {

@@ -11,16 +11,17 @@ import (
 // layers are the packages from top to bottom; those of one layer know nothing
 // of each other.
 var layers = [][]string{
-	{"cmd/vmnet"},
+	{"cmd/vmnet", "cmd/qemu-netup"},
+	{"internal/nicflags"},
 	{"tapmgr"},
 	{"bridge", "macvtap", "vhost", "qmp"},
 	{"internal/tun", "internal/rtnl", "internal/qemu"},
 	{"internal/netns", "internal/step", "internal/stablemac"},
-	{"internal/procfd"},
+	{"internal/procfd", "internal/fdpass"},
 }
 
 // systemCalls are the packages that may import x/sys/unix.
-var systemCalls = []string{"internal/tun", "internal/netns", "internal/rtnl", "macvtap", "vhost", "qmp", "testvm", "cmd/testvm"}
+var systemCalls = []string{"internal/tun", "internal/netns", "internal/rtnl", "internal/fdpass", "macvtap", "vhost", "qmp", "testvm", "cmd/testvm"}
 
 // forTests may be imported by tests and by cmd/testvm alone.
 var forTests = []string{"internal/nstest", "internal/leaktest", "internal/bench", "testvm"}

@@ -1,18 +1,19 @@
-package main
+package nicflags
 
 import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
-	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
 )
 
-// lowerOptions are the flags of a NIC that sits on a network card without a bridge.
-type lowerOptions struct {
+// lower are the flags of a NIC that sits on a network card without a bridge.
+type lower struct {
 	macvtap, ipvtap string
 	mode            string
 	sources         []string
@@ -22,9 +23,7 @@ type lowerOptions struct {
 	rxFilter        string
 }
 
-func (a *app) lowerFlags(cmd *cobra.Command) *lowerOptions {
-	var o lowerOptions
-	f := cmd.Flags()
+func (o *lower) add(f *pflag.FlagSet) {
 	f.StringVar(&o.macvtap, "macvtap", "", "the `LOWER` that a macvtap is put on, instead of --bridge")
 	f.StringVar(&o.ipvtap, "ipvtap", "", "the `LOWER` that an ipvtap is put on, instead of --bridge; for Wi-Fi and where only one MAC is allowed")
 	f.StringVar(&o.mode, "mode", "", "macvtap: bridge, vepa, private, passthru or source (default bridge); ipvtap: l2 or l3 (default l2)")
@@ -32,41 +31,53 @@ func (a *app) lowerFlags(cmd *cobra.Command) *lowerOptions {
 	f.BoolVar(&o.noPromisc, "nopromisc", false, "mode passthru: do not make the lower promiscuous")
 	f.StringArrayVar(&o.addrs, "ip", nil, "ipvtap: an `ADDR` of the guest, by which the kernel delivers; with or without /BITS (repeatable)")
 	f.StringVar(&o.flag, "flag", "", "ipvtap: bridge, private or vepa (default bridge)")
-	choice(cmd, f, &o.rxFilter, "rx-filter", "", "macvtap and ipvtap: allmulti takes in all multicast, without which IPv6 and mDNS do not find the guest; none only what is for its address", tapmgr.RxAllMulti, tapmgr.RxNone)
-	complete(cmd, "macvtap", a.interfaceNames)
-	complete(cmd, "ipvtap", a.interfaceNames)
-	complete(cmd, "mode", cobra.FixedCompletions(append(macvtap.Modes(macvtap.Macvtap), macvtap.Modes(macvtap.IPVtap)...), cobra.ShellCompDirectiveNoFileComp))
-	cmd.MarkFlagsMutuallyExclusive("bridge", "macvtap", "ipvtap")
-	return &o
+	Choice(f, &o.rxFilter, "rx-filter", "", "macvtap and ipvtap: allmulti takes in all multicast, without which IPv6 and mDNS do not find the guest; none only what is for its address", tapmgr.RxAllMulti, tapmgr.RxNone)
 }
 
 // spec is what the flags ask for; nil for a NIC on a bridge.
-func (o *lowerOptions) spec() (*tapmgr.Lower, error) {
+func (o *lower) spec(bridge string) (*tapmgr.Lower, error) {
+	if err := o.oneOf(bridge); err != nil {
+		return nil, err
+	}
 	l := &tapmgr.Lower{Kind: macvtap.Macvtap, Device: o.macvtap, Mode: o.mode, NoPromisc: o.noPromisc, Flag: o.flag, RxFilter: o.rxFilter}
 	if o.ipvtap != "" {
 		l.Kind, l.Device = macvtap.IPVtap, o.ipvtap
 	}
 	if l.Device == "" {
 		if o.mode != "" || o.noPromisc || o.flag != "" || len(o.sources)+len(o.addrs) > 0 {
-			return nil, usagef("--mode, --source-mac, --nopromisc, --ip and --flag go with --macvtap or --ipvtap")
+			return nil, fmt.Errorf("--mode, --source-mac, --nopromisc, --ip and --flag go with --macvtap or --ipvtap")
 		}
 		return nil, nil
 	}
 	for _, s := range o.sources {
 		mac, err := net.ParseMAC(s)
 		if err != nil || len(mac) != 6 {
-			return nil, usagef("--source-mac %q: want six bytes such as 52:54:00:01:02:03", s)
+			return nil, fmt.Errorf("--source-mac %q: want six bytes such as 52:54:00:01:02:03", s)
 		}
 		l.Sources = append(l.Sources, mac)
 	}
 	for _, s := range o.addrs {
 		p, err := parseAddr(s)
 		if err != nil {
-			return nil, usagef("--ip %q: %w", s, err)
+			return nil, fmt.Errorf("--ip %q: %w", s, err)
 		}
 		l.Addrs = append(l.Addrs, p)
 	}
 	return l, nil
+}
+
+// oneOf makes sure that one place was named, not several.
+func (o *lower) oneOf(bridge string) error {
+	var given []string
+	for _, p := range []struct{ flag, value string }{{"--bridge", bridge}, {"--macvtap", o.macvtap}, {"--ipvtap", o.ipvtap}} {
+		if p.value != "" {
+			given = append(given, p.flag)
+		}
+	}
+	if len(given) > 1 {
+		return fmt.Errorf("%s: a NIC is at one of them", strings.Join(given, " and "))
+	}
+	return nil
 }
 
 // parseAddr reads an address with or without its prefix length.

@@ -1,28 +1,27 @@
-package main
+package nicflags
 
 import (
 	"strconv"
 
-	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"vmnet/bridge"
 )
 
-// portFlags are the settings of the bridge port that a NIC gets.
-func portFlags(cmd *cobra.Command, p *bridge.PortConfig) {
-	f := cmd.Flags()
+// AddPort adds the settings of the bridge port that a NIC gets.
+func AddPort(f *pflag.FlagSet, p *bridge.PortConfig) {
 	vlan := func(to *int) func(string) error {
 		return func(s string) (err error) {
 			*to, err = strconv.Atoi(s)
 			return err
 		}
 	}
-	f.Var(&value{"N", "", vlan(&p.VLAN)}, "vlan", "the port is in VLAN N alone, untagged; 1 to 4094, on a bridge with --vlan-filtering")
-	f.Var(&value{"LIST", "", func(s string) (err error) {
+	f.Var(Value("N", "", vlan(&p.VLAN)), "vlan", "the port is in VLAN N alone, untagged; 1 to 4094, on a bridge with --vlan-filtering")
+	f.Var(Value("LIST", "", func(s string) (err error) {
 		p.Trunk, err = bridge.ParseVLANs(s)
 		return err
-	}}, "trunk", "the VLANs that the guest may use with tags: 2-5,7")
-	f.Var(&value{"N", "", vlan(&p.Native)}, "native", "with --trunk: the VLAN of untagged frames (default: they are dropped)")
+	}), "trunk", "the VLANs that the guest may use with tags: 2-5,7")
+	f.Var(Value("N", "", vlan(&p.Native)), "native", "with --trunk: the VLAN of untagged frames (default: they are dropped)")
 	f.BoolVar(&p.Isolated, "isolated", false, "no frames to and from other isolated ports")
 	f.BoolVar(&p.Hairpin, "hairpin", false, "send frames back to the port that they came from")
 	f.BoolVar(&p.NoLearning, "no-learning", false, "learn no addresses behind the port")

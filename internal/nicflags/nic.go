@@ -1,0 +1,87 @@
+package nicflags
+
+import (
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"vmnet/tapmgr"
+)
+
+// NIC are the flags of one NIC.
+type NIC struct {
+	spec  tapmgr.Spec
+	vhost string
+	lower lower
+}
+
+// AddNIC adds them to fs.
+func AddNIC(fs *pflag.FlagSet) *NIC {
+	n := &NIC{vhost: string(tapmgr.VhostAuto)}
+	fs.StringVar(&n.spec.Bridge, "bridge", "", "the `BRIDGE` that the NIC is put on")
+	n.lower.add(fs)
+	AddPort(fs, &n.spec.Port)
+	fs.StringVar(&n.spec.NIC, "nic", "net0", "`ID` of the NIC within the guest: 1 to 12 of a-z, 0-9 and _")
+	AddMAC(fs, &n.spec.MAC, "the guest's address (default one made from machine, guest and NIC, always the same; of an ipvtap or in mode passthru its lower's)")
+	fs.IntVar(&n.spec.MTU, "mtu", 0, "`BYTES` that the guest is told, 68 to 65535, at most and by default the bridge's or lower's")
+	addQueues(fs, &n.spec.Queues)
+	Choice(fs, &n.vhost, "vhost", "", "whether the kernel's vhost-net moves the frames; auto: where it can be had", Vhosts...)
+	fs.StringVar(&n.spec.Model, "model", "", "QEMU's `DEVICE` (default virtio-net-pci)")
+	addOptions(fs, &n.spec.DeviceOptions)
+	return n
+}
+
+// Vhosts and Queues are what the flags --vhost and --queues take, for completion.
+var (
+	Vhosts = []string{string(tapmgr.VhostAuto), string(tapmgr.VhostOn), string(tapmgr.VhostOff)}
+	Queues = []string{"auto", "1", "2", "4", "8"}
+)
+
+// Spec is what the flags ask for, but for the guest. Its error is a case of wrong usage.
+func (n *NIC) Spec() (s tapmgr.Spec, err error) {
+	s = n.spec
+	s.Vhost = tapmgr.Vhost(n.vhost)
+	s.Lower, err = n.lower.spec(s.Bridge)
+	return s, err
+}
+
+// AddMAC adds --mac, an address whose form alone is checked.
+func AddMAC(fs *pflag.FlagSet, p *net.HardwareAddr, usage string) {
+	fs.Var(Value("MAC", "", func(s string) (err error) {
+		*p, err = net.ParseMAC(s)
+		return err
+	}), "mac", usage)
+}
+
+func addQueues(fs *pflag.FlagSet, p *int) {
+	fs.Var(Value("N|auto", "1", func(s string) error {
+		if s == "auto" {
+			*p = tapmgr.QueuesAuto
+			return nil
+		}
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 || n > tapmgr.MaxQueues {
+			return fmt.Errorf("want 1 to %d, or auto", tapmgr.MaxQueues)
+		}
+		*p = n
+		return nil
+	}), "queues", fmt.Sprintf("queue pairs, 1 to %d; auto is the number of vCPUs, at most %d", tapmgr.MaxQueues, tapmgr.MaxAutoQueues))
+}
+
+func addOptions(fs *pflag.FlagSet, p *map[string]string) {
+	*p = map[string]string{}
+	fs.Var(Value("KEY=VALUE", "", func(s string) error {
+		k, v, ok := strings.Cut(s, "=")
+		if !ok || k == "" {
+			return fmt.Errorf("want KEY=VALUE")
+		}
+		if _, twice := (*p)[k]; twice {
+			return fmt.Errorf("%s is given twice", k)
+		}
+		(*p)[k] = v
+		return nil
+	}), "device-opt", "a further property of QEMU's device, such as rx_queue_size=1024 (repeatable)")
+}
