@@ -171,7 +171,7 @@ func portConfig(port *rtnl.Link, vlans []rtnl.VLANs) PortConfig {
 		}
 	}
 	if len(untagged) > 0 {
-		other = append(other, "untagged:"+FormatVLANs(merge(untagged)))
+		other = append(other, "untagged:"+FormatVLANs(untagged))
 	}
 	slices.Sort(other)
 	cfg.Other = strings.Join(other, ";")

@@ -115,10 +115,10 @@ func parseVLAN(s string) (int, error) {
 	return int(id), nil
 }
 
-// FormatVLANs writes what ParseVLANs reads.
+// FormatVLANs writes what ParseVLANs reads, sorted and merged as that does.
 func FormatVLANs(ranges []VLANRange) string {
 	var items []string
-	for _, r := range ranges {
+	for _, r := range merge(ranges) {
 		item := strconv.Itoa(r.First)
 		if r.Last != r.First {
 			item += "-" + strconv.Itoa(r.Last)

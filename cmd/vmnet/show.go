@@ -4,11 +4,11 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"vmnet/bridge"
 	"vmnet/internal/qemu"
 	"vmnet/tapmgr"
 )
@@ -213,21 +213,11 @@ func guestText(g *tapmgr.GuestView) string {
 
 // vlanText writes 1-3 for 1, 2 and 3: a guest that does not filter takes all 4096.
 func vlanText(ids []int) string {
-	ids = slices.Sorted(slices.Values(ids))
-	var ranges []string
-	for i := 0; i < len(ids); {
-		j := i
-		for j+1 < len(ids) && ids[j+1] <= ids[j]+1 {
-			j++
-		}
-		if text := strconv.Itoa(ids[i]); ids[i] == ids[j] {
-			ranges = append(ranges, text)
-		} else {
-			ranges = append(ranges, text+"-"+strconv.Itoa(ids[j]))
-		}
-		i = j + 1
+	var ranges []bridge.VLANRange
+	for _, id := range ids {
+		ranges = append(ranges, bridge.VLANRange{First: id, Last: id})
 	}
-	return strings.Join(ranges, " ")
+	return bridge.FormatVLANs(ranges)
 }
 
 func joinInts(ns []int) string { return strings.Trim(fmt.Sprint(ns), "[]") }
