@@ -48,9 +48,7 @@ func (m *Manager) attach(ctx context.Context, spec, asked Spec) (Result, error) 
 	if err := a.side.plan(&a.record); err != nil {
 		return Result{}, in(ErrLink, err)
 	}
-	if a.asked.Lower == nil {
-		a.asked.Bridge = a.record.Source // it may have been named by an altname
-	}
+	a.asked = a.asked.on(a.record.Source) // it may have been named by an altname
 	var err error
 	if a.vm, err = m.open(ctx, spec.Target); err != nil {
 		return Result{}, err

@@ -59,7 +59,7 @@ func (s *lowerSide) plan(r *record) (err error) {
 		r.MAC = s.lower.MAC
 	}
 	s.name, s.altName = InterfaceName(s.spec.VM, s.spec.NIC)
-	r.Type, r.Source, r.Mode, r.RxFilter = string(l.Kind), l.Device, l.Mode, l.RxFilter
+	r.Type, r.Source, r.Mode, r.RxFilter = string(l.Kind), s.lower.Name, l.Mode, l.RxFilter
 	return nil
 }
 

@@ -194,6 +194,7 @@ func TestLabIPvtapsShareModeAndFlag(t *testing.T) {
 	lab.Inside(t)
 	h := newHost(t)
 	h.wire()
+	h.ip("link", "property", "add", "dev", "eth0", "altname", "uplink")
 	a, b := h.empty(), h.empty()
 	spec := func(g *guest, mode, flag, addr string) tapmgr.Spec {
 		s := g.lowerSpec("net0", tapmgr.Lower{Mode: mode, Flag: flag, Addrs: []netip.Prefix{netip.MustParsePrefix(addr + "/24")}})
@@ -207,7 +208,9 @@ func TestLabIPvtapsShareModeAndFlag(t *testing.T) {
 			t.Errorf("mode %q, flag %q: got %v, want the sibling and the cure", c.mode, c.flag, err)
 		}
 	}
-	h.attach(spec(b, "l2", "private", standInB))
+	byAltname := spec(b, "l2", "private", standInB)
+	byAltname.Lower.Device = "uplink"
+	h.attach(byAltname)
 	if res, err := h.Attach(h.context(20*time.Second), spec(a, "l2", "private", standInA)); err != nil || res.Changed {
 		t.Errorf("the same again: %+v, %v", res, err)
 	}

@@ -134,6 +134,24 @@ func TestLiveMacvtapOfABootedGuest(t *testing.T) {
 	}
 }
 
+func TestLiveLowerNamedByItsAltname(t *testing.T) {
+	h := newHost(t)
+	h.wire()
+	h.ip("link", "property", "add", "dev", "eth0", "altname", "uplink")
+	g := h.empty()
+	spec := g.lowerSpec("net0", tapmgr.Lower{})
+	spec.Lower.Device = "uplink"
+	if nic := h.attach(spec); nic.Source != "eth0" {
+		t.Errorf("attached %+v", nic)
+	}
+	if res, err := h.Attach(h.context(10*time.Second), spec); err != nil || res.Changed {
+		t.Errorf("the same again: %+v, %v", res, err)
+	}
+	if got := h.check(); len(got) != 0 {
+		t.Errorf("check: %+v", got)
+	}
+}
+
 func (h *host) listed2(g *guest, nic tapmgr.NIC) {
 	h.Helper()
 	got, err := h.List(g.name)

@@ -115,6 +115,18 @@ func (s Spec) withDefaults() Spec {
 	return s
 }
 
+// on is the Spec with the bridge or lower of that name.
+func (s Spec) on(source string) Spec {
+	if s.Lower == nil {
+		s.Bridge = source
+		return s
+	}
+	lower := *s.Lower
+	lower.Device = source
+	s.Lower = &lower
+	return s
+}
+
 // Validate checks the Spec alone; it touches neither kernel nor VMM. Its error
 // Is ErrInvalid.
 func (s Spec) Validate() error {
