@@ -108,7 +108,7 @@ func (s *lowerSide) steps(pid int, alias string, queues int) []step.Step {
 	return append(list, step.Step{
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
-		Do:   func(ctx context.Context) error { return s.retry(ctx, s.dev.Up) },
+		Do:   func(ctx context.Context) error { return s.m.retry(ctx, s.lower, s.dev.Up) },
 	})
 }
 
@@ -125,7 +125,7 @@ func (s *lowerSide) createStep() step.Step {
 			if err := s.agrees(); err != nil { // again: to wait for the guest may take long
 				return err
 			}
-			err = s.retry(ctx, func() (err error) {
+			err = s.m.retry(ctx, s.lower, func() (err error) {
 				s.dev, err = macvtap.Create(s.m.nl, l.config(s.name, s.lower, mac))
 				return err
 			})
@@ -171,18 +171,18 @@ func (s *lowerSide) undo() error {
 // so in a worker of its own.
 const lingering = 3 * time.Second
 
-// retry does what a device may be in the way of that nobody holds any more. Where
+// retry does on a lower what a device may be in the way of that nobody holds any more. Where
 // one stays in the way, the error names our own NICs on the lower, which its
 // netns does not show.
-func (s *lowerSide) retry(ctx context.Context, do func() error) error {
+func (m *Manager) retry(ctx context.Context, lower *rtnl.Link, do func() error) error {
 	deadline := time.Now().Add(lingering)
 	for {
 		err := do()
-		inTheWay := errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.EBUSY) && s.lower.Master == 0
+		inTheWay := errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.EBUSY) && lower.Master == 0
 		if !inTheWay {
 			return err
 		}
-		named := s.m.withSiblings(err, s.spec.Lower.Device)
+		named := m.withSiblings(err, lower.Name)
 		if named != err || time.Now().After(deadline) {
 			return named
 		}

@@ -171,9 +171,10 @@ func (s *switchingOn) createStep() step.Step {
 		Name: "macvlan",
 		Text: fmt.Sprintf("RTM_NEWLINK %s: macvlan mode bridge on %s, MAC %s, MTU %d", s.name, s.lower.Name, mac, s.lower.MTU),
 		Do: func(ctx context.Context) error {
-			err := s.retry(ctx, func() error {
+			err := s.m.retry(ctx, s.lower, func() error {
 				const modeBridge = 4 // MACVLAN_MODE_BRIDGE of include/uapi/linux/if_link.h
-				return s.m.nl.Create("macvlan", rtnl.Name(s.name), rtnl.Lower(s.lower.Index), rtnl.MAC(mac), rtnl.MTU(s.lower.MTU), rtnl.MacvlanMode(modeBridge))
+				err := s.m.nl.Create("macvlan", rtnl.Name(s.name), rtnl.Lower(s.lower.Index), rtnl.MAC(mac), rtnl.MTU(s.lower.MTU), rtnl.MacvlanMode(modeBridge))
+				return explainHostAccess(err, s.lower)
 			})
 			if errors.Is(err, fs.ErrExist) {
 				return fmt.Errorf("%s: %w: %w", s.name, err, errMeanwhile)
@@ -187,13 +188,6 @@ func (s *switchingOn) createStep() step.Step {
 		},
 		Undo: func(context.Context) error { return s.undo() },
 	}
-}
-
-// retry does what a passthru guest, or one on an ipvtap, may be in the way of, and waits a little
-// where nobody has that any more.
-func (s *switchingOn) retry(ctx context.Context, do func() error) error {
-	side := &lowerSide{m: s.m, lower: s.lower, spec: Spec{Lower: &Lower{Device: s.lower.Name}}}
-	return side.retry(ctx, func() error { return explainHostAccess(do(), s.lower) })
 }
 
 // undo removes what createStep made.
