@@ -4,9 +4,11 @@
 GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 PREFIX  ?= /usr/local
+PRIVILEGE ?= none
+GROUP   ?=
 FUZZTIME ?= 20s
 
-.PHONY: all build setup demo test unit live vm lab lint fuzz bench install clean
+.PHONY: all build setup demo test unit live vm lab lint fuzz bench man install uninstall clean
 
 all: build
 
@@ -62,14 +64,19 @@ bench:
 	sh testvm/setup.sh --packages libvirt-daemon,libvirt-clients,qemu-system-common
 	$(GO) test -run '^$$' -bench 'HostSteps|Attach' -benchtime 1x -p 1 -timeout 10m ./tapmgr ./internal/bench
 
-install: build
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
-	install -m 0755 bin/vmnet $(DESTDIR)$(PREFIX)/bin/vmnet
-	bin/vmnet man $(DESTDIR)$(PREFIX)/share/man/man1
-	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
-	bin/vmnet completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmnet
-	bin/vmnet completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_vmnet
-	bin/vmnet completion fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vmnet.fish
+# The man pages, of the day of the last commit.
+man:
+	rm -rf bin/man
+	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null)} $(GO) run -tags mangen ./cmd/vmnet docs/man bin/man
+
+# qemu-netup lets users without rights have NICs: PRIVILEGE=setuid (with GROUP=kvm,
+# those of a group alone) or setcap gives it its right, none leaves that to you.
+# uninstall takes the same PREFIX and DESTDIR.
+install: build man
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' PRIVILEGE='$(PRIVILEGE)' GROUP='$(GROUP)' sh internal/install/install.sh install
+
+uninstall:
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' sh internal/install/install.sh uninstall
 
 clean:
 	rm -rf bin

@@ -1,3 +1,5 @@
+//go:build !mangen
+
 // Program vmnet gives running QEMU guests their NICs, shows them, and takes
 // them away.
 package main

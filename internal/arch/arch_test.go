@@ -21,10 +21,11 @@ var layers = [][]string{
 }
 
 // systemCalls are the packages that may import x/sys/unix.
-var systemCalls = []string{"internal/tun", "internal/netns", "internal/rtnl", "internal/fdpass", "macvtap", "vhost", "qmp", "testvm", "cmd/testvm"}
+var systemCalls = []string{"internal/privilege", "internal/tun", "internal/netns", "internal/rtnl", "internal/fdpass", "macvtap", "vhost", "qmp", "testvm", "cmd/testvm"}
 
-// forTests may be imported by tests and by cmd/testvm alone.
-var forTests = []string{"internal/nstest", "internal/leaktest", "internal/bench", "testvm"}
+// forTests may be imported by tests and by cmd/testvm alone; internal/mangen, by
+// what writes the man pages.
+var forTests = []string{"internal/nstest", "internal/leaktest", "internal/bench", "internal/mangen", "testvm"}
 
 // imports lists the module's packages and what their code, without tests, imports.
 func imports(t *testing.T) map[string][]string {

@@ -1,0 +1,25 @@
+# bash completion for qemu-netup: its options, what some of them take, and after
+# -- the command that is started.
+_qemu_netup() {
+	local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} i words
+	for ((i = 1; i < COMP_CWORD; i++)); do
+		if [[ ${COMP_WORDS[i]} == -- ]]; then
+			declare -F _command_offset >/dev/null && _command_offset $((i + 1))
+			return
+		fi
+	done
+	case $before in
+	--bridge | --br) words=$(cd /sys/class/net 2>/dev/null && for i in */bridge; do echo "${i%/bridge}"; done) ;;
+	--macvtap | --ipvtap) words=$(cd /sys/class/net 2>/dev/null && echo *) ;;
+	--mode) words="bridge vepa private passthru source l2 l3" ;;
+	--flag) words="bridge private vepa" ;;
+	--rx-filter) words="allmulti none" ;;
+	--vhost) words="auto on off" ;;
+	--place) words="auto pci pcie mmio" ;;
+	--queues) words="auto 1 2 4 8" ;;
+	--qmp) words="none auto" ;;
+	*) words=$(qemu-netup --help 2>&1 | grep -oE -e '--[a-z][a-z-]*' | sort -u) ;;
+	esac
+	mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")
+}
+complete -o default -F _qemu_netup qemu-netup

@@ -1,0 +1,111 @@
+#!/bin/sh
+# Puts what was built into $DESTDIR$PREFIX, or takes it out again; for the Makefile.
+# A list of what was put there is kept beside it: uninstall removes that and nothing else.
+set -eu
+umask 022
+PATH=$PATH:/usr/sbin:/sbin # setcap, for a root without them
+to=$DESTDIR$PREFIX
+ours="libexec/vmnet share/doc/vmnet/examples share/doc/vmnet" # folders, innermost first
+list=share/doc/vmnet/files
+
+die() { echo "install: $*" >&2; exit 2; }
+
+# put MODE FROM TO copies a file; link TARGET TO makes a symbolic link.
+put() { place "$3"; install -m "$1" "$2" "$to/$3"; }
+link() { place "$2"; ln -sfn "$1" "$to/$2"; }
+place() { mkdir -p "$to/$(dirname "$1")"; echo "$1" >>"$new"; }
+
+# made TO, from standard input, is for what a program writes.
+made() { place "$1"; cat >"$to/$1"; chmod 0644 "$to/$1"; }
+
+# remove takes what the list on standard input names.
+remove() {
+	while IFS= read -r file; do
+		case /$file/ in *//* | */../*) die "$to/$list names $file" ;; esac
+		rm -f "$to/$file"
+	done
+}
+
+check() {
+	case $PRIVILEGE in
+	none) [ -z "$GROUP" ] || die "GROUP=$GROUP goes with PRIVILEGE=setuid or setcap" ;;
+	setuid | setcap) [ "$(id -u)" = 0 ] || die "PRIVILEGE=$PRIVILEGE can only be given by root" ;;
+	*) die "PRIVILEGE=$PRIVILEGE: want none, setuid or setcap" ;;
+	esac
+	[ "$PRIVILEGE" != setcap ] || command -v setcap >/dev/null || die "there is no setcap: apt install libcap2-bin"
+}
+
+# netup installs the helper last of all, and gives it its right once it is whole.
+netup() {
+	[ -e bin/qemu-netup ] || return 0
+	others=5
+	[ -z "$GROUP" ] || others=0
+	case $PRIVILEGE in
+	none) put 0755 bin/qemu-netup bin/qemu-netup ;;
+	setuid)
+		place bin/qemu-netup
+		install -o root -g "${GROUP:-root}" -m "475$others" bin/qemu-netup "$to/bin/qemu-netup"
+		;;
+	setcap)
+		place bin/qemu-netup
+		install -o root -g "${GROUP:-root}" -m "075$others" bin/qemu-netup "$to/bin/qemu-netup"
+		setcap cap_net_admin+ep "$to/bin/qemu-netup"
+		;;
+	esac
+	for name in qemu-bridge-helper qemu-ifup qemu-ifdown; do
+		link ../../bin/qemu-netup "libexec/vmnet/$name"
+	done
+}
+
+documents() {
+	for page in bin/man/*; do
+		put 0644 "$page" "share/man/man${page##*.}/${page##*/}"
+	done
+	bin/vmnet completion bash | made share/bash-completion/completions/vmnet
+	bin/vmnet completion zsh | made share/zsh/site-functions/_vmnet
+	bin/vmnet completion fish | made share/fish/vendor_completions.d/vmnet.fish
+	put 0644 docs/completion/qemu-netup.bash share/bash-completion/completions/qemu-netup
+	for example in docs/examples/*; do
+		put 0644 "$example" "share/doc/vmnet/examples/${example##*/}"
+	done
+}
+
+install_all() {
+	check
+	new=$(mktemp)
+	trap 'rm -f "$new"' EXIT
+	place "$list"
+	put 0755 bin/vmnet bin/vmnet
+	documents
+	netup
+	if [ -e "$to/$list" ]; then # of another version
+		grep -vxF -f "$new" "$to/$list" | remove
+	fi
+	install -m 0644 "$new" "$to/$list"
+	tell
+}
+
+tell() {
+	echo "vmnet is in $to; vmnet doctor checks it, vmnet(8) and qemu-netup(8) explain it."
+	[ "$PRIVILEGE" = none ] || return 0
+	cat <<-END
+		qemu-netup has no right yet: only root can use it. To let other users have what
+		/etc/vmnet/policy.yaml and /etc/qemu/bridge.conf allow them, do as root one of
+		  setcap cap_net_admin+ep $PREFIX/bin/qemu-netup
+		  chmod u+s $PREFIX/bin/qemu-netup
+	END
+}
+
+uninstall() {
+	[ -e "$to/$list" ] || { echo "nothing of vmnet is in $to"; return; }
+	remove <"$to/$list"
+	for folder in $ours; do
+		[ ! -d "$to/$folder" ] || rmdir --ignore-fail-on-non-empty "$to/$folder"
+	done
+}
+
+case $PREFIX in /*) ;; *) die "PREFIX=$PREFIX: want an absolute path" ;; esac
+case $1 in
+install) install_all ;;
+uninstall) uninstall ;;
+esac

@@ -1,0 +1,102 @@
+// Package mangen writes the man pages: those of vmnet from its commands, the
+// others from markdown. No program that is installed imports it, since a
+// markdown reader costs a millisecond at each start.
+package mangen
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cpuguy83/go-md2man/v2/md2man"
+	"github.com/spf13/cobra"
+)
+
+// Write makes a page in dir of each command of root's tree that is not hidden,
+// and of each docs/NAME.SECTION.md.
+func Write(root *cobra.Command, docs, dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	sources, err := filepath.Glob(filepath.Join(docs, "*.md"))
+	if err != nil {
+		return err
+	}
+	for _, source := range sources {
+		text, err := os.ReadFile(source)
+		if err != nil {
+			return err
+		}
+		name := strings.TrimSuffix(filepath.Base(source), ".md")
+		page, err := Markdown(name, text)
+		if err != nil {
+			return fmt.Errorf("%s: %w", source, err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), page, 0o644); err != nil {
+			return err
+		}
+	}
+	return tree(root, dir)
+}
+
+func tree(cmd *cobra.Command, dir string) error {
+	if err := os.WriteFile(filepath.Join(dir, pageName(cmd)+"."+section), Command(cmd), 0o644); err != nil {
+		return err
+	}
+	for _, sub := range cmd.Commands() {
+		if !sub.IsAvailableCommand() {
+			continue
+		}
+		if err := tree(sub, dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// titleLine is what go-md2man makes the .TH of: "% NAME SECTION" and nothing more.
+var titleLine = regexp.MustCompile(`^% *"?([A-Za-z0-9._-]+)"?[ (]+"?([1-9])[)"]?.*\n`)
+
+// Markdown makes the page called NAME.SECTION of go-md2man's markdown. Its title
+// line, which may be missing, is written anew, so that all pages have the same.
+func Markdown(name string, text []byte) ([]byte, error) {
+	title, sect, ok := cutLast(name, ".")
+	if !ok {
+		return nil, fmt.Errorf("page %q: want NAME.SECTION", name)
+	}
+	if m := titleLine.FindSubmatch(text); m != nil {
+		if !strings.EqualFold(string(m[1]), title) || string(m[2]) != sect {
+			return nil, fmt.Errorf("its title is %s(%s), want %s(%s)", m[1], m[2], title, sect)
+		}
+		text = text[len(m[0]):]
+	}
+	head := fmt.Sprintf("%% %q %q %q \"vmnet\" %q\n\n", strings.ToUpper(title), sect, date(), manual(sect))
+	return md2man.Render(append([]byte(head), text...)), nil
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i > 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
+func manual(section string) string {
+	if section == "5" {
+		return "File Formats Manual"
+	}
+	return "System Manager's Manual"
+}
+
+// date is that of SOURCE_DATE_EPOCH, so that a build can be repeated; else today.
+func date() string {
+	at := time.Now()
+	if s, err := strconv.ParseInt(os.Getenv("SOURCE_DATE_EPOCH"), 10, 64); err == nil {
+		at = time.Unix(s, 0)
+	}
+	return at.UTC().Format("2006-01-02")
+}
