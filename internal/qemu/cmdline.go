@@ -5,6 +5,8 @@ package qemu
 import (
 	"errors"
 	"fmt"
+	"iter"
+	"slices"
 	"strings"
 )
 
@@ -31,16 +33,7 @@ func Parse(argv []string) CmdLine {
 	var c CmdLine
 	chardevs := map[string]options{}
 	var mons []string // the chardevs of control monitors; QEMU takes the options in any order
-	for i := 1; i < len(argv); i++ {
-		opt, ok := strings.CutPrefix(argv[i], "-")
-		if !ok {
-			continue
-		}
-		opt = strings.TrimPrefix(opt, "-")
-		if i+1 >= len(argv) {
-			break
-		}
-		value := argv[i+1]
+	for opt, value := range valued(argv) {
 		switch opt {
 		case "name":
 			if o := parseOptions(value, "guest"); o["guest"] != "" {
@@ -55,10 +48,7 @@ func Parse(argv []string) CmdLine {
 			if o := parseOptions(value, "chardev"); o["mode"] == "control" {
 				mons = append(mons, o["chardev"])
 			}
-		default:
-			continue
 		}
-		i++ // the value is no option
 	}
 	for _, id := range mons {
 		o, ok := chardevs[id]
@@ -73,6 +63,27 @@ func Parse(argv []string) CmdLine {
 		c.add(monitorOf(o))
 	}
 	return c
+}
+
+// valued yields the options that this package reads, without their dashes and with their
+// values; a value is no option, whatever it looks like.
+func valued(argv []string) iter.Seq2[string, string] {
+	return func(yield func(opt, value string) bool) {
+		for i := 1; i+1 < len(argv); i++ {
+			opt, ok := strings.CutPrefix(argv[i], "-")
+			if opt = strings.TrimPrefix(opt, "-"); !ok || !isRead(opt) {
+				continue
+			}
+			i++
+			if !yield(opt, argv[i]) {
+				return
+			}
+		}
+	}
+}
+
+func isRead(opt string) bool {
+	return slices.Contains([]string{"name", "qmp", "qmp-pretty", "chardev", "mon", "machine", "M"}, opt)
 }
 
 func (c *CmdLine) add(m Monitor, err error) {
@@ -163,3 +174,6 @@ func splitCommas(s string) []string {
 	}
 	return append(parts, part.String())
 }
+
+// Escape doubles commas, as QEMU's option values want it.
+func Escape(value string) string { return strings.ReplaceAll(value, ",", ",,") }

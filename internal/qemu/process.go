@@ -59,7 +59,7 @@ func ByPID(pid int) (Process, error) {
 	}
 	p, ok := read(pid)
 	if !ok {
-		return Process{}, fmt.Errorf("process %d is not a QEMU (its program is not called qemu-system-*, qemu-kvm or kvm): %w", pid, ErrNotFound)
+		return Process{}, fmt.Errorf("process %d is not a QEMU (its program is not called qemu-system-*, qemu-kvm, kvm or qemu): %w", pid, ErrNotFound)
 	}
 	return p, nil
 }
@@ -73,7 +73,7 @@ func read(pid int) (Process, bool) {
 		return Process{}, false
 	}
 	defer f.Close()
-	argv := readArgs(f, func(program string) bool { return isQEMU(program) || isQEMU(exe(dir)) })
+	argv := readArgs(f, func(program string) bool { return IsQEMU(program) || IsQEMU(exe(dir)) })
 	if len(argv) == 0 {
 		return Process{}, false
 	}
@@ -105,9 +105,10 @@ func exe(dir string) string {
 	return strings.TrimSuffix(target, " (deleted)")
 }
 
-func isQEMU(program string) bool {
+// IsQEMU tells by a program's name or path whether it is a QEMU that runs guests.
+func IsQEMU(program string) bool {
 	base := filepath.Base(program)
-	return strings.HasPrefix(base, "qemu-system-") || base == "qemu-kvm" || base == "kvm"
+	return strings.HasPrefix(base, "qemu-system-") || base == "qemu-kvm" || base == "kvm" || base == "qemu"
 }
 
 // Find returns the one running QEMU of the calling user whose guest has that
