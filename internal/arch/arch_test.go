@@ -17,7 +17,7 @@ var layers = [][]string{
 	{"bridge", "macvtap", "vhost", "qmp"},
 	{"internal/tun", "internal/rtnl", "internal/qemu"},
 	{"internal/netns", "internal/step", "internal/stablemac"},
-	{"internal/procfd", "internal/fdpass"},
+	{"internal/procfd", "internal/fdpass", "internal/privilege"},
 }
 
 // systemCalls are the packages that may import x/sys/unix.

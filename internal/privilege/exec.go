@@ -1,0 +1,129 @@
+package privilege
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	atSecure    = 23 // AT_SECURE of getauxval(3)
+	maxPath     = 4096
+	defaultPath = "/usr/local/bin:/usr/bin:/bin" // where PATH is not set, as with execvp(3)
+)
+
+// takeEnv empties the environment and returns what the caller gave.
+//
+// For ourselves nothing in it is trusted: PATH, TMPDIR, XDG_*, and what libraries
+// ask for. What Go's runtime has honoured before main is out of reach, in setuid
+// programs as well: GODEBUG, GOGC, GOMEMLIMIT, GOMAXPROCS can make it slower,
+// bigger or more talkative on fd 2, no more. LD_* means nothing to a static
+// program. In secure mode (AT_SECURE) Go sets GOTRACEBACK=none, so a crash prints
+// no memory; that is taken out again, and a GOTRACEBACK of the caller's is lost.
+func takeEnv() []string {
+	env := os.Environ()
+	os.Clearenv()
+	if secure() {
+		env = slices.DeleteFunc(env, func(s string) bool { return s == "GOTRACEBACK=none" })
+	}
+	return env
+}
+
+func secure() bool {
+	aux, err := unix.Auxv()
+	return err != nil || slices.Contains(aux, [2]uintptr{atSecure, 1})
+}
+
+// Getenv is a variable of the caller's environment: to be trusted as much as the
+// caller, so to be used with the caller's rights only. "" where it is not set.
+func (p *Process) Getenv(key string) string {
+	for _, s := range p.env {
+		if k, v, _ := strings.Cut(s, "="); k == key {
+			return v
+		}
+	}
+	return ""
+}
+
+// Find looks a program up in the caller's PATH as execvp(3) does, with the
+// caller's rights. A name with a slash is itself the path.
+func (p *Process) Find(name string) (string, error) {
+	if name == "" {
+		return "", errors.New("find a program without a name: name one")
+	}
+	if strings.Contains(name, "/") {
+		return name, executable(name)
+	}
+	path := p.Getenv("PATH")
+	if path == "" {
+		path = defaultPath
+	}
+	var denied error
+	for dir := range strings.SplitSeq(path, ":") {
+		file := filepath.Join(dir, name)
+		if dir == "" {
+			file = "./" + name
+		}
+		err := executable(file)
+		if err == nil {
+			return file, nil
+		}
+		if denied == nil && errors.Is(err, unix.EACCES) {
+			denied = err
+		}
+	}
+	if denied != nil {
+		return "", denied
+	}
+	return "", fmt.Errorf("find %s: not in PATH (%.200s): install it or give its path", name, path)
+}
+
+// executable asks with the real ids, which are the caller's.
+func executable(path string) error {
+	if len(path) >= maxPath {
+		return fmt.Errorf("find a program: its path of %d bytes is too long", len(path))
+	}
+	if err := unix.Access(path, unix.X_OK); err != nil {
+		return fmt.Errorf("find %s: %w", path, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return fmt.Errorf("find %s: %w", path, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return fmt.Errorf("find %s: %w: it is not a file to execute", path, unix.EACCES)
+	}
+	return nil
+}
+
+// Exec lets a program take this process's place, as if the caller had started it
+// itself: with the caller's environment, umask, limits, and signals. It refuses
+// unless Drop has been there. It returns only with an error, after which the
+// privileges are still dropped.
+//
+// What Go's runtime does not give back (runtime/signal_unix.go), because nothing
+// tells afterwards how it was: a signal that the caller ignored is not ignored
+// any more, except SIGHUP, SIGINT, SIGCONT, SIGTSTP, SIGTTIN, SIGTTOU and those two
+// only if os/signal was not used on them (signal.Reset undoes it); and of those that the
+// caller blocked, SIGCHLD, SIGPROF, SIGURG, the ones of faults (SIGSEGV, SIGBUS, SIGFPE, SIGILL,
+// SIGTRAP, SIGSTKFLT) and 32 to 34 are open. For the limit of open files see
+// syscall.Exec. A soft stack limit above 8 MiB is lowered to that by the
+// kernel when it starts a setuid program.
+func (p *Process) Exec(path string, argv []string) error {
+	if !p.dropped {
+		return fmt.Errorf("execute %s: privileges have not been dropped", path)
+	}
+	if len(argv) == 0 {
+		return fmt.Errorf("execute %s: no program name to give it (argv is empty)", path)
+	}
+	unix.Umask(p.umask)
+	err := syscall.Exec(path, argv, p.env)
+	unix.Umask(ownUmask)
+	return fmt.Errorf("execute %s: %w", path, err)
+}

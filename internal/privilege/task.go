@@ -1,0 +1,105 @@
+package privilege
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// task is the credentials of one thread, as /proc/PID/task/TID/status has them
+// (proc_pid_status(5)). Two of them are equal with ==.
+type task struct {
+	uids, gids         [4]int // real, effective, saved, file system
+	groups             string
+	inh, prm, eff, amb uint64 // bit n is capability n
+}
+
+func same(id int) [4]int { return [4]int{id, id, id, id} }
+
+func readTask(path string) (task, error) {
+	status, err := os.ReadFile(path)
+	if err != nil {
+		return task{}, fmt.Errorf("read own credentials: %w", err)
+	}
+	t, err := parseTask(string(status))
+	if err != nil {
+		return task{}, fmt.Errorf("read own credentials: %s: %w", path, err)
+	}
+	return t, nil
+}
+
+// parseTask needs every line it knows, except CapAmb, which Linux has from 4.3 on.
+func parseTask(status string) (task, error) {
+	var t task
+	ids := map[string]*[4]int{"Uid": &t.uids, "Gid": &t.gids}
+	caps := map[string]*uint64{"CapInh": &t.inh, "CapPrm": &t.prm, "CapEff": &t.eff, "CapAmb": &t.amb}
+	seen := map[string]bool{"CapAmb": true}
+	for line := range strings.Lines(status) {
+		key, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ":")
+		var err error
+		switch {
+		case ids[key] != nil:
+			err = parseIDs(value, ids[key])
+		case caps[key] != nil:
+			*caps[key], err = strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+		case key == "Groups":
+			t.groups = strings.TrimSpace(value)
+		}
+		if err != nil {
+			return task{}, fmt.Errorf("%s: %w", key, err)
+		}
+		seen[key] = true
+	}
+	for _, key := range []string{"Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff"} {
+		if !seen[key] {
+			return task{}, fmt.Errorf("%s: no such line", key)
+		}
+	}
+	return t, nil
+}
+
+func parseIDs(value string, ids *[4]int) error {
+	f := strings.Fields(value)
+	if len(f) != len(ids) {
+		return fmt.Errorf("%d ids instead of %d", len(f), len(ids))
+	}
+	for i := range ids {
+		id, err := strconv.ParseUint(f[i], 10, 32)
+		if err != nil {
+			return err
+		}
+		ids[i] = int(id)
+	}
+	return nil
+}
+
+// check compares every thread of the process with what it should be.
+func check(want task) error {
+	const dir = "/proc/self/task"
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("list own threads: %w", err)
+	}
+	found := 0
+	for _, e := range entries {
+		got, err := readTask(dir + "/" + e.Name() + "/status")
+		switch {
+		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH): // it has ended
+			continue
+		case err != nil:
+			return err
+		case got != want:
+			return fmt.Errorf("thread %s did not become what it should: it has %+v instead of %+v", e.Name(), got, want)
+		}
+		found++
+	}
+	if found == 0 {
+		return fmt.Errorf("list own threads: %s is empty", dir)
+	}
+	return nil
+}
