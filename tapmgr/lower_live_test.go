@@ -341,6 +341,7 @@ func TestLiveMacvtapReachability(t *testing.T) {
 	for _, mode := range []string{"bridge", "vepa", "private"} {
 		for _, reflect := range []bool{false, true} {
 			h.reflective(reflect)
+			h.ip("neigh", "flush", "all") // else the host may still ask a guest in mode private, who thereby learns the host's MAC
 			h.use(a, h.attach(a.lowerSpec("net0", tapmgr.Lower{Mode: mode})), "10.8.0.2/24")
 			h.use(b, h.attach(b.lowerSpec("net0", tapmgr.Lower{Mode: mode})), "10.8.0.3/24")
 			h.use(a, h.listedOne(a), "10.11.0.2/24")
