@@ -59,20 +59,27 @@ var ownProperties = []string{"driver", "id", "netdev", "mac", "bus", "addr", "mq
 
 // Validate checks what can be checked without QEMU.
 func (n NIC) Validate() error {
+	err := n.validate(len(n.Queues), len(n.Vhosts))
+	if err == nil && (slices.Contains(n.Queues, nil) || slices.Contains(n.Vhosts, nil) || slices.Contains(n.Netns, nil)) {
+		err = fmt.Errorf("%s: a queue, vhost or netns file is nil", n.ID)
+	}
+	return err
+}
+
+// validate checks all but the fds, of which it is told how many there are.
+func (n NIC) validate(queues, vhosts int) error {
 	switch {
 	case !wellFormed(n.ID):
 		return fmt.Errorf("device id %q: a letter, then letters, digits, '-', '.' or '_'", n.ID)
 	case !wellFormed(n.netdev()):
 		return fmt.Errorf("netdev id %q: a letter, then letters, digits, '-', '.' or '_'", n.Netdev)
-	case len(n.Queues) == 0 || len(n.Queues) > maxQueues:
-		return fmt.Errorf("%s has %d queues: 1 to %d are possible", n.ID, len(n.Queues), maxQueues)
-	case slices.Contains(n.Queues, nil) || slices.Contains(n.Vhosts, nil) || slices.Contains(n.Netns, nil):
-		return fmt.Errorf("%s: a queue, vhost or netns file is nil", n.ID)
-	case len(n.Vhosts) != 0 && len(n.Vhosts) != len(n.Queues):
-		return fmt.Errorf("%s has %d queues and %d vhost fds: each queue needs one, or none has", n.ID, len(n.Queues), len(n.Vhosts))
+	case queues == 0 || queues > maxQueues:
+		return fmt.Errorf("%s has %d queues: 1 to %d are possible", n.ID, queues, maxQueues)
+	case vhosts != 0 && vhosts != queues:
+		return fmt.Errorf("%s has %d queues and %d vhost fds: each queue needs one, or none has", n.ID, queues, vhosts)
 	case len(n.Netns) > 1:
 		return fmt.Errorf("%s has %d netns: it can be in one", n.ID, len(n.Netns))
-	case len(n.Queues) > 1 && !n.virtio():
+	case queues > 1 && !n.virtio():
 		return fmt.Errorf("%s: model %s has one queue, only virtio has more", n.ID, n.model())
 	case n.MAC != nil && (len(n.MAC) != 6 || n.MAC[0]&1 != 0):
 		return fmt.Errorf("%s: %s is not the address of one Ethernet card", n.ID, n.MAC)
@@ -138,10 +145,18 @@ func typeValue(name, qomType, value string) any {
 
 // netdevArgs are netdev_add's (NetdevTapOptions in qapi/net.json).
 func (n NIC) netdevArgs() map[string]any {
-	args := map[string]any{"type": "tap", "id": n.netdev(), "fds": n.names(len(n.Queues), QueueName)}
+	args := n.backend(n.names(len(n.Queues), QueueName), n.names(len(n.Vhosts), VhostName))
 	if len(n.Vhosts) > 0 {
 		args["vhost"] = true
-		args["vhostfds"] = n.names(len(n.Vhosts), VhostName)
+	}
+	return args
+}
+
+// backend is the netdev over fds as QEMU lists them, with colons. vhostfds turn vhost on.
+func (n NIC) backend(fds, vhostfds string) map[string]any {
+	args := map[string]any{"type": "tap", "id": n.netdev(), "fds": fds}
+	if vhostfds != "" {
+		args["vhostfds"] = vhostfds
 	}
 	return args
 }
@@ -154,7 +169,10 @@ func (n NIC) names(count int, name func(string, int) string) string {
 	return strings.Join(names, ":")
 }
 
-func (n NIC) deviceArgs() map[string]any {
+// deviceArgs are device_add's.
+func (n NIC) deviceArgs() map[string]any { return n.device(len(n.Queues)) }
+
+func (n NIC) device(queues int) map[string]any {
 	args := map[string]any{"driver": n.model(), "id": n.ID, "netdev": n.netdev()}
 	if n.MAC != nil {
 		args["mac"] = n.MAC.String()
@@ -168,7 +186,7 @@ func (n NIC) deviceArgs() map[string]any {
 	if n.HostMTU != 0 {
 		args["host_mtu"] = n.HostMTU
 	}
-	if queues := len(n.Queues); queues > 1 {
+	if queues > 1 {
 		args["mq"] = true
 		if strings.HasPrefix(n.model(), "virtio-net-pci") {
 			args["vectors"] = 2*queues + 2 // receive and send of each pair, control, configuration
