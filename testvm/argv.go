@@ -96,19 +96,3 @@ func kernelArgs(c Config) string {
 
 // escape doubles commas, as QEMU's option values want it.
 func escape(value string) string { return strings.ReplaceAll(value, ",", ",,") }
-
-// ShellQuote returns a command line that a shell takes as it is.
-func ShellQuote(argv []string) string {
-	quoted := make([]string, len(argv))
-	for i, arg := range argv {
-		quoted[i] = arg
-		if arg == "" || strings.ContainsFunc(arg, needsQuote) {
-			quoted[i] = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
-		}
-	}
-	return strings.Join(quoted, " ")
-}
-
-func needsQuote(r rune) bool {
-	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_=.,:/+@%", r)
-}

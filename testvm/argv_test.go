@@ -93,10 +93,3 @@ func TestConfigIsValidated(t *testing.T) {
 		}
 	}
 }
-
-func TestShellQuote(t *testing.T) {
-	got := ShellQuote([]string{"qemu", "a b", "", "it's", "$x", "a=b,c:d/e", "*"})
-	if want := `qemu 'a b' '' 'it'\''s' '$x' a=b,c:d/e '*'`; got != want {
-		t.Errorf("got %s, want %s", got, want)
-	}
-}

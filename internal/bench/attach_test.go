@@ -17,6 +17,7 @@ import (
 	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
 	"vmnet/internal/rtnl"
+	"vmnet/internal/shellquote"
 	"vmnet/testvm"
 )
 
@@ -100,7 +101,7 @@ func timed(args ...string) (time.Duration, error) {
 	out, err := cmd.CombinedOutput()
 	took := time.Since(start)
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w: %s", testvm.ShellQuote(args), err, out)
+		return 0, fmt.Errorf("%s: %w: %s", shellquote.Join(args), err, out)
 	}
 	return took, nil
 }

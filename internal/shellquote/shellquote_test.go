@@ -1,0 +1,32 @@
+package shellquote_test
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"vmnet/internal/shellquote"
+)
+
+func TestJoin(t *testing.T) {
+	got := shellquote.Join([]string{"qemu", "a b", "", "it's", "$x", "a=b,c:d/e", "*", "~"})
+	if want := `qemu 'a b' '' 'it'\''s' '$x' a=b,c:d/e '*' '~'`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// A real shell has the last word.
+func TestShellReadsItBack(t *testing.T) {
+	argv := []string{"-netdev", "tap,id=n,fds=3:4", "", "a  b\t", "it's", "$HOME `id`", "*", "~", "\\", "line\nline", "é\xff", "#", "a=b", "--", "!"}
+	cmd := exec.Command("sh", "-c", `eval "set -- $ARGS"; for a; do printf '%s\0' "$a"; done`)
+	cmd.Env = []string{"ARGS=" + shellquote.Join(argv), "HOME=/"}
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(argv, strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00")); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
