@@ -43,6 +43,7 @@ type record struct {
 	Vhost    bool
 	MTU      int    // that the guest was told; 0 where it was not told
 	Options  string // hash of what else was asked for; empty for nothing
+	Owner    int    // uid for whom a privileged helper made it; 0 for none
 	Phase    phase
 }
 
@@ -78,6 +79,9 @@ func (r record) encode() (string, error) {
 		add("mtu", strconv.Itoa(r.MTU))
 	}
 	add("opts", r.Options)
+	if r.Owner != 0 {
+		add("uid", strconv.Itoa(r.Owner))
+	}
 	add("state", string(r.Phase))
 	if b.Len() > maxAlias {
 		return "", fmt.Errorf("the names need %d bytes of the %d that an interface alias has: use a shorter guest name, or fewer VLAN ranges", b.Len(), maxAlias)
@@ -93,17 +97,20 @@ func parseAlias(alias string) (r record, ok bool) {
 		return record{}, false
 	}
 	for field := range strings.SplitSeq(rest, " ") {
-		key, raw, _ := strings.Cut(field, "=")
-		value, err := url.PathUnescape(raw)
-		if err != nil {
-			return record{}, false
-		}
-		if !r.set(key, value) {
+		key, value, err := parseField(field)
+		if err != nil || !r.set(key, value) {
 			return record{}, false
 		}
 	}
 	known := r.Type == TypeTap || r.Type == string(macvtap.Macvtap) || r.Type == string(macvtap.IPVtap)
 	return r, known && ValidVM(r.VM) == nil && ValidNIC(r.NIC) == nil && r.Queues >= 1 && len(r.MAC) == 6
+}
+
+// parseField reads one key=value.
+func parseField(field string) (key, value string, err error) {
+	key, raw, _ := strings.Cut(field, "=")
+	value, err = url.PathUnescape(raw)
+	return key, value, err
 }
 
 // set takes one field; false for a value that encode never writes.
@@ -138,6 +145,8 @@ func (r *record) set(key, value string) bool {
 		r.MTU, err = strconv.Atoi(value)
 	case "opts":
 		r.Options = value
+	case "uid":
+		r.Owner, err = strconv.Atoi(value)
 	case "state":
 		r.Phase = phase(value)
 	}

@@ -55,11 +55,11 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 // it should be: a port without a master, an alias that a crash has left.
 func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
 	var list []step.Step
-	if tap, ok := a.side.(*tapSide); ok && o.Master == 0 {
+	if br := a.side.bridgeLink(); br != nil && o.Master == 0 {
 		list = append(list, step.Step{
 			Name: "port",
-			Text: fmt.Sprintf("RTM_SETLINK %s: mtu %d, master %s, up", o.Name, tap.br.MTU, tap.br.Name),
-			Do:   func(context.Context) error { return in(ErrLink, a.m.putBack(o, tap.br)) },
+			Text: fmt.Sprintf("RTM_SETLINK %s: mtu %d, master %s, up", o.Name, br.MTU, br.Name),
+			Do:   func(context.Context) error { return in(ErrLink, a.m.putBack(o, br)) },
 		})
 	}
 	if o.want.Phase == attaching {

@@ -2,11 +2,9 @@ package tapmgr
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"vmnet/internal/step"
-	"vmnet/vhost"
 )
 
 // steps is an attach from the first device to the last check, in order. It is
@@ -16,7 +14,7 @@ func (a *attachment) steps() []step.Step {
 	if a.left != nil {
 		list = append(list, a.releaseStep())
 	}
-	list = append(list, inStage(ErrLink, a.hostSteps()...)...)
+	list = append(list, inStage(ErrLink, a.hostSteps(a.vm.pid)...)...)
 	list = append(list, inStage(ErrHandover, a.vm.PlugSteps(a.nic)...)...)
 	return append(list, a.closeStep(), a.verifyStep())
 }
@@ -29,66 +27,12 @@ func (a *attachment) releaseStep() step.Step {
 	}
 }
 
-// hostSteps make the device and open vhost-net.
-func (a *attachment) hostSteps() []step.Step {
-	alias, _ := a.record.encode() // plan has tried it
-	list := a.side.steps(a.vm.pid, alias, a.record.Queues)
-	for i := range list {
-		do := list[i].Do
-		list[i].Do = func(ctx context.Context) error {
-			if err := do(ctx); err != nil {
-				return err
-			}
-			a.take()
-			return nil
-		}
-	}
-	for i := range a.nic.Vhosts {
-		list = append(list, a.vhostStep(i))
-	}
-	return list
-}
-
-// take tells the hand-over which fds are open by now.
-func (a *attachment) take() {
-	copy(a.nic.Queues, a.side.queues())
-	for i := range a.nic.Netns {
-		a.nic.Netns[i] = a.side.netns()
-	}
-}
-
-func (a *attachment) vhostStep(i int) step.Step {
-	return step.Step{
-		Name: fmt.Sprintf("vhost %d", i),
-		Text: fmt.Sprintf("open %s: queue %d", vhost.Device, i),
-		Do: func(context.Context) error {
-			f, err := vhost.Open()
-			if err != nil {
-				return err
-			}
-			a.vhosts = append(a.vhosts, f)
-			a.nic.Vhosts[i] = f
-			return nil
-		},
-		Undo: func(context.Context) error { return a.closeVhosts() },
-	}
-}
-
-func (a *attachment) closeVhosts() error {
-	var errs []error
-	for _, f := range a.vhosts {
-		errs = append(errs, f.Close())
-	}
-	a.vhosts = nil
-	return errors.Join(errs...)
-}
-
 // closeStep leaves the device to QEMU: from here on it lives as long as QEMU holds it.
 func (a *attachment) closeStep() step.Step {
 	return step.Step{
 		Name: "close",
 		Text: "close our copies of the fds",
-		Do:   func(context.Context) error { return errors.Join(a.side.close(), a.closeVhosts()) },
+		Do:   func(context.Context) error { return a.close() },
 	}
 }
 

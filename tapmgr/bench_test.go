@@ -135,19 +135,19 @@ func (s *site) steps() func(int) (time.Duration, error) {
 	s.ends = append(s.ends, m.Close, func() { _ = ns.Close() })
 	return func(i int) (time.Duration, error) {
 		s.enter()
-		a, side := plannedAttachment(m, s.br, s.spec(i))
+		a, side := planned(m, s.br, s.spec(i))
 		s.ends = append(s.ends, func() { _ = side.close() })
 		start := time.Now()
-		err := step.Run(context.Background(), inStage(ErrLink, a.hostSteps()...), nil)
+		err := step.Run(context.Background(), inStage(ErrLink, a.hostSteps(0)...), nil)
 		return time.Since(start), err
 	}
 }
 
-// plannedAttachment is what plan makes, without asking a guest.
-func plannedAttachment(m *Manager, br *rtnl.Link, s Spec) (*attachment, *tapSide) {
+// planned is what plan makes.
+func planned(m *Manager, br *rtnl.Link, s Spec) (*half, *tapSide) {
 	side := &tapSide{m: m, spec: s, br: br}
 	side.name, side.altName = InterfaceName(s.VM, s.NIC)
-	a := &attachment{m: m, vm: &vm{}, spec: s, side: side, nic: qmp.NIC{Queues: make([]*os.File, s.Queues)}}
+	a := &half{m: m, spec: s, side: side, nic: qmp.NIC{Queues: make([]*os.File, s.Queues)}}
 	a.record = record{VM: s.VM, NIC: s.NIC, Type: TypeTap, Source: s.Bridge, MAC: s.MAC, Model: s.Model, Queues: s.Queues, Phase: attaching}
 	return a, side
 }
@@ -158,7 +158,7 @@ func plannedAttachment(m *Manager, br *rtnl.Link, s Spec) (*attachment, *tapSide
 func (s *site) bare(i int) (time.Duration, error) {
 	s.enter()
 	spec := s.spec(i)
-	a, side := plannedAttachment(nil, s.br, spec)
+	a, side := planned(nil, s.br, spec)
 	alias, err := a.record.encode()
 	if err != nil {
 		return 0, err

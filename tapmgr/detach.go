@@ -67,7 +67,7 @@ func (m *Manager) detach(ctx context.Context, spec DetachSpec) (DetachResult, er
 // cutFirst cuts a NIC off before its guest is asked for anything, where that is wanted: it
 // needs no monitor. Not where the guest is named by its monitor alone, which may be another's.
 func (d *detachment) cutFirst(ctx context.Context) error {
-	if !d.spec.Force || d.link == nil || d.link.vmm() == 0 || d.spec.QMP != "" {
+	if !d.spec.Force || !d.mayChange() || d.link.vmm() == 0 || d.spec.QMP != "" {
 		return nil
 	}
 	if err := d.isOurs(d.spec.PID); err != nil {
@@ -179,10 +179,17 @@ func (d *detachment) steps(device bool) []step.Step {
 	}
 	list := []step.Step{d.unplugStep()}
 	if d.link != nil {
-		list = append([]step.Step{d.markStep()}, append(list, d.goneStep())...)
+		list = append(list, d.goneStep())
+	}
+	if d.mayChange() {
+		list = append([]step.Step{d.markStep()}, list...)
 	}
 	return list
 }
+
+// mayChange tells whether there is a link that the caller has the right to change. Without, the
+// guest and QEMU still let go of it, and so it goes.
+func (d *detachment) mayChange() bool { return d.link != nil && d.m.HelperPath == "" }
 
 // blindStep removes a netdev whose tap was deleted under it: nothing shows that one.
 func (d *detachment) blindStep() step.Step {
@@ -285,7 +292,7 @@ func (d *detachment) cutStep() step.Step {
 func (d *detachment) forceSteps() []step.Step {
 	id := deviceID(d.spec.NIC)
 	var list []step.Step
-	if d.link != nil && !d.cut {
+	if d.mayChange() && !d.cut {
 		list = append(list, d.markStep(), d.cutStep())
 	}
 	return append(list, step.Step{

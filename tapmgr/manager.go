@@ -23,6 +23,12 @@ type Manager struct {
 	Run func(ctx context.Context, steps []step.Step) error
 	// Progress, if not nil, is told what is being waited for.
 	Progress func(text string)
+	// Owner is the uid for which a privileged helper works, as the aliases of
+	// its links say; 0 where nobody but root is concerned.
+	Owner int
+	// HelperPath, if not empty, is the path of the privileged program that makes taps where
+	// the caller may not: see Serve. What else needs a right is then not done.
+	HelperPath string
 
 	ns *netns.NS
 	nl *rtnl.Conn

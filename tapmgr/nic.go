@@ -18,6 +18,7 @@ type NIC struct {
 	State     State  `json:"state"`
 	MTU       int    `json:"mtu"`           // bytes, as the guest was told; 1500 where it was told nothing
 	PID       int    `json:"pid,omitempty"` // of the process that holds it; 0 where none is seen
+	UID       int    `json:"uid,omitempty"` // of the user for whom qemu-netup made it; 0 for none
 }
 
 // State says in one word how a NIC is: its bridge port's state, or what else
@@ -56,13 +57,18 @@ func (m *Manager) List(vm string) ([]NIC, error) {
 	return nics, nil
 }
 
-// ListAll returns the NICs of all guests as List does, and after them the host accesses,
-// which have no guest.
+// ListAll returns the NICs of all guests as List does, after them the taps of which qemu-netup knows
+// the bridge alone, and the host accesses, which have no guest.
 func (m *Manager) ListAll() ([]NIC, error) {
 	nics, err := m.List("")
 	if err != nil {
 		return nil, err
 	}
+	plain, err := m.plainNICs()
+	if err != nil {
+		return nil, err
+	}
+	nics = append(nics, plain...)
 	all, err := m.HostAccesses()
 	for _, h := range all {
 		nics = append(nics, h.NIC())
@@ -75,7 +81,7 @@ func (m *Manager) describe(o ours) NIC {
 	r := o.want
 	return NIC{
 		VM: r.VM, ID: r.NIC, Interface: o.Name, Type: r.Type, Source: r.Source, Mode: r.Mode, Port: r.Port, Model: r.Model,
-		MAC: r.MAC.String(), Queues: r.Queues, Vhost: onOff(r.Vhost), MTU: r.guestMTU(), State: linkState(o.Link),
+		MAC: r.MAC.String(), Queues: r.Queues, Vhost: onOff(r.Vhost), MTU: r.guestMTU(), State: linkState(o.Link), UID: r.Owner,
 	}
 }
 

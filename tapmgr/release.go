@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"vmnet/internal/netns"
-	"vmnet/internal/procfd"
 	"vmnet/internal/qemu"
 	"vmnet/internal/rtnl"
 	"vmnet/macvtap"
@@ -111,8 +110,7 @@ func (m *Manager) mayRelease(o *ours, pid int) error {
 	return nil
 }
 
-// waitGone waits until a link is gone: a tap's from its netns, a macvtap's because the process
-// that kept it has let go of the netns and of every queue.
+// waitGone waits until a link is gone from its netns, or with it.
 func (m *Manager) waitGone(ctx context.Context, o *ours) error {
 	for {
 		there, err := m.there(o)
@@ -127,19 +125,15 @@ func (m *Manager) waitGone(ctx context.Context, o *ours) error {
 	}
 }
 
+// there tells whether a link still exists. Who closes its netns last is of no matter: a VMM
+// that was started with the fd can keep that without the link.
 func (m *Manager) there(o *ours) (bool, error) {
-	if o.in == nil {
-		_, err := m.nl.LinkByIndex(o.Index)
-		if errors.Is(err, fs.ErrNotExist) {
-			return false, nil
-		}
-		return err == nil, err
-	}
-	held := false
-	procfd.Of(o.in.PID, func(f procfd.File) {
-		if inode, ok := netns.InodeOf(f); ok && inode == o.inode {
-			held = true
-		}
+	err := m.on(o, func(nl *rtnl.Conn) error {
+		_, err := nl.LinkByIndex(o.Index)
+		return err
 	})
-	return held, nil
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }

@@ -3,6 +3,7 @@ package tapmgr
 import (
 	"os"
 
+	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
 )
 
@@ -14,6 +15,10 @@ type hostSide interface {
 	plan(r *record) error
 	// maxMTU is the most bytes that it carries; plan has been called.
 	maxMTU() int
+	// bridgeLink is the bridge that it is put on; nil for none. plan has been called.
+	bridgeLink() *rtnl.Link
+	// interfaceName is the device's; plan has been called.
+	interfaceName() string
 	// steps make the device with that many queues, ready for the guest. alias is set before
 	// the first fd can leave us. pid is the VMM's.
 	steps(pid int, alias string, queues int) []step.Step
@@ -26,3 +31,11 @@ type hostSide interface {
 	// verify reads the device back when the VMM has it, and sets its final alias.
 	verify(pid int, alias string) (*ours, error)
 }
+
+func (s *tapSide) bridgeLink() *rtnl.Link { return s.br }
+
+func (s *tapSide) interfaceName() string { return s.name }
+
+func (s *lowerSide) bridgeLink() *rtnl.Link { return nil }
+
+func (s *lowerSide) interfaceName() string { return s.name }

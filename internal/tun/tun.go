@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -18,8 +19,8 @@ import (
 // Device is the tun driver's clone device.
 const Device = "/dev/net/tun"
 
-// flags are passed on every open: an attach overwrites the device's NO_PI and
-// VNET_HDR with the caller's.
+// flags are passed on every open, as far as the tap has them: an attach overwrites the
+// device's NO_PI and VNET_HDR with the caller's.
 const flags = unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR
 
 // A Tap is a tap device made by Create, and the queues that this process opened.
@@ -29,7 +30,7 @@ type Tap struct {
 	Name string // at most 15 bytes
 
 	ns     *netns.NS
-	multi  bool
+	flags  uint16
 	queues []*os.File
 }
 
@@ -38,7 +39,24 @@ type Tap struct {
 // or with that altname, is an error that Is unix.EBUSY; without CAP_NET_ADMIN it Is
 // unix.EPERM.
 func Create(ns *netns.NS, name string, multi bool) (*Tap, error) {
-	t := &Tap{Name: name, ns: ns, multi: multi}
+	t := &Tap{Name: name, ns: ns, flags: flags}
+	if multi {
+		t.flags |= unix.IFF_MULTI_QUEUE
+	}
+	if err := t.open(unix.IFF_TUN_EXCL); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// CreateNumbered makes a new tap with one queue, whose name, tap0 or tap1 and so on, the kernel
+// chooses. Without vnetHdr frames come without a vnet header, as a VMM needs
+// it that does not know of that. Errors are those of Create.
+func CreateNumbered(ns *netns.NS, vnetHdr bool) (*Tap, error) {
+	t := &Tap{Name: "tap%d", ns: ns, flags: flags}
+	if !vnetHdr {
+		t.flags &^= unix.IFF_VNET_HDR
+	}
 	if err := t.open(unix.IFF_TUN_EXCL); err != nil {
 		return nil, err
 	}
@@ -73,23 +91,17 @@ func (t *Tap) open(extra uint16) error {
 	if err != nil {
 		return openError(err)
 	}
-	name, err := setIff(fd, t.Name, t.flags()|extra)
-	if err == nil && name != t.Name {
+	name, err := setIff(fd, t.Name, t.flags|extra)
+	if err == nil && name != t.Name && !strings.HasSuffix(t.Name, "%d") {
 		err = fmt.Errorf("the kernel named it %q", name)
 	}
 	if err != nil {
 		_ = unix.Close(fd)
 		return fmt.Errorf("TUNSETIFF %s: %w", t.Name, explain(err))
 	}
+	t.Name = name
 	t.queues = append(t.queues, os.NewFile(uintptr(fd), Device))
 	return nil
-}
-
-func (t *Tap) flags() uint16 {
-	if t.multi {
-		return flags | unix.IFF_MULTI_QUEUE
-	}
-	return flags
 }
 
 // setIff is TUNSETIFF; it returns the name that the kernel gave.

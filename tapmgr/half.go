@@ -1,0 +1,185 @@
+package tapmgr
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+
+	"vmnet/bridge"
+	"vmnet/internal/step"
+	"vmnet/qmp"
+	"vmnet/vhost"
+)
+
+// half is the host's half of a NIC in the making, whoever the VMM is: a running QEMU that it is
+// plugged into, or one that is yet to start.
+type half struct {
+	m    *Manager
+	spec Spec // with its defaults
+	side hostSide
+
+	// what plan decides
+	record  record // while it is under way
+	nic     qmp.NIC
+	notices []string
+
+	vhosts []*os.File // what the steps open
+}
+
+// half begins one; p is what the alias says from the first on.
+func (m *Manager) half(spec Spec, p phase) *half {
+	return &half{m: m, spec: spec, side: m.side(spec), record: record{
+		VM: spec.VM, NIC: spec.NIC, MAC: spec.MAC, Model: spec.Model, Options: spec.optionsHash(), Owner: m.Owner, Phase: p,
+	}}
+}
+
+// side is the host's side that a Spec asks for.
+func (m *Manager) side(spec Spec) hostSide {
+	if m.HelperPath != "" {
+		return &helperSide{tapSide: tapSide{m: m, spec: spec}}
+	}
+	if spec.Lower != nil {
+		return &lowerSide{m: m, spec: spec}
+	}
+	return &tapSide{m: m, spec: spec}
+}
+
+// plan decides what the steps need, once side.plan has been asked; it changes nothing.
+func (h *half) plan(queues int) (err error) {
+	r := &h.record
+	r.Queues = queues
+	if r.MTU, err = h.guestMTU(); err != nil {
+		return in(ErrLink, err)
+	}
+	if r.Vhost, err = h.useVhost(); err != nil {
+		return in(ErrLink, err)
+	}
+	if _, err := r.encode(); err != nil {
+		return in(ErrInvalid, err)
+	}
+	h.nic = qmp.NIC{
+		ID: deviceID(r.NIC), Model: r.Model, MAC: r.MAC, HostMTU: r.MTU, Queues: make([]*os.File, queues),
+		Options: maps.Clone(h.spec.DeviceOptions),
+	}
+	h.nic.Bus, h.nic.Addr = h.nic.Options["bus"], h.nic.Options["addr"]
+	delete(h.nic.Options, "bus")
+	delete(h.nic.Options, "addr")
+	if r.Vhost {
+		h.nic.Vhosts = make([]*os.File, queues)
+	}
+	if h.spec.Lower != nil {
+		h.nic.Netns = make([]*os.File, 1)
+	}
+	return nil
+}
+
+// guestMTU is what the guest is told; 0 where it needs no telling. It is also the
+// most that the guest can set later, so the usual one is not told.
+func (h *half) guestMTU() (int, error) {
+	most := h.side.maxMTU()
+	mtu := cmp.Or(h.spec.MTU, most)
+	switch {
+	case mtu > most:
+		return 0, fmt.Errorf("MTU %d: %s carries at most %d bytes", mtu, h.record.Source, most)
+	case mtu == ethernetMTU, !h.spec.virtio():
+		return 0, nil
+	}
+	return mtu, nil
+}
+
+// useVhost decides by opening the device once: only that proves it.
+func (h *half) useVhost() (bool, error) {
+	if h.spec.Vhost == VhostOff || !h.spec.virtio() {
+		return false, nil
+	}
+	f, err := vhost.Open()
+	if err == nil {
+		return true, f.Close()
+	}
+	if h.spec.Vhost == VhostOn {
+		return false, fmt.Errorf("vhost: %w", err)
+	}
+	h.notices = append(h.notices, fmt.Sprintf("vhost-net is not used: %v", err))
+	return false, nil
+}
+
+// hostSteps make the device and open vhost-net.
+func (h *half) hostSteps(pid int) []step.Step {
+	alias, _ := h.record.encode() // plan has tried it
+	list := h.side.steps(pid, alias, h.record.Queues)
+	for i := range list {
+		do := list[i].Do
+		list[i].Do = func(ctx context.Context) error {
+			if err := do(ctx); err != nil {
+				return err
+			}
+			h.take()
+			return nil
+		}
+	}
+	for i := range h.nic.Vhosts {
+		list = append(list, h.vhostStep(i))
+	}
+	return list
+}
+
+// take tells the hand-over which fds are open by now.
+func (h *half) take() {
+	copy(h.nic.Queues, h.side.queues())
+	for i := range h.nic.Netns {
+		h.nic.Netns[i] = h.side.netns()
+	}
+}
+
+func (h *half) vhostStep(i int) step.Step {
+	return step.Step{
+		Name: fmt.Sprintf("vhost %d", i),
+		Text: fmt.Sprintf("open %s: queue %d", vhost.Device, i),
+		Do: func(context.Context) error {
+			f, err := vhost.Open()
+			if err != nil {
+				return err
+			}
+			h.vhosts = append(h.vhosts, f)
+			h.nic.Vhosts[i] = f
+			return nil
+		},
+		Undo: func(context.Context) error { return h.closeVhosts() },
+	}
+}
+
+func (h *half) closeVhosts() error {
+	var errs []error
+	for _, f := range h.vhosts {
+		errs = append(errs, f.Close())
+	}
+	h.vhosts = nil
+	return errors.Join(errs...)
+}
+
+// close closes our copies of all fds. Without a VMM's the device goes.
+func (h *half) close() error { return errors.Join(h.side.close(), h.closeVhosts()) }
+
+// result describes the NIC that is there now. After a dry run there is none.
+func (h *half) result(o *ours, changed bool) Result {
+	res := Result{Changed: changed, Notices: h.notices}
+	if o == nil {
+		return res
+	}
+	res.NIC = h.m.describe(*o)
+	br := h.side.bridgeLink()
+	if br == nil {
+		return res
+	}
+	if !br.Up {
+		res.Notices = append(res.Notices, fmt.Sprintf("bridge %s is down, nothing passes it (ip link set %s up)", br.Name, br.Name))
+	}
+	res.ForwardIn = bridge.ForwardsIn(o.Link, br)
+	if res.ForwardIn > 0 {
+		res.Notices = append(res.Notices, fmt.Sprintf("%s is %s, forwards in about %.0f s (%s runs STP)", o.Name, o.Port.State, res.ForwardIn.Seconds(), br.Name))
+	}
+	return res
+}

@@ -1,0 +1,126 @@
+package tapmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"vmnet/internal/step"
+	"vmnet/qmp"
+)
+
+// Launch is the host's side of the NICs of a VMM that is yet to be started: whoever starts it,
+// or becomes it, passes the fds on. They stay the Launch's.
+type Launch struct {
+	NICs   []Launched
+	halves []*half
+}
+
+// Launched is one NIC of a Launch.
+type Launched struct {
+	NIC     NIC
+	Device  qmp.NIC  // what QEMU is to be given, with the open fds
+	Notices []string // what a person should know, though it is no error
+}
+
+// Launch makes the host's side of all NICs of one guest, or leaves nothing behind. The ids are
+// those of Attach, so that afterwards List, Show, Check and Detach treat them like any
+// other. QueuesAuto must have been decided. A NIC of that name that is there is an error that Is ErrExist.
+func (m *Manager) Launch(ctx context.Context, specs ...Spec) (*Launch, error) {
+	l := &Launch{}
+	var list []step.Step
+	for _, spec := range specs {
+		h, err := m.planLaunch(spec)
+		if err != nil {
+			return nil, fmt.Errorf("launch %s/%s: %w", spec.VM, spec.NIC, err)
+		}
+		l.halves = append(l.halves, h)
+		steps := h.hostSteps(os.Getpid())
+		for i := range steps {
+			if len(specs) > 1 {
+				steps[i].Name = spec.NIC + " " + steps[i].Name
+			}
+		}
+		list = append(list, inStage(ErrLink, steps...)...)
+	}
+	if err := m.run(ctx, list); err != nil {
+		return nil, fmt.Errorf("launch %s: %w", specs[0].VM, err)
+	}
+	return l, l.look()
+}
+
+// planLaunch decides everything about one NIC and changes nothing.
+func (m *Manager) planLaunch(spec Spec) (*half, error) {
+	if err := spec.Validate(); err != nil {
+		return nil, err
+	}
+	spec = spec.withDefaults()
+	if spec.Queues == QueuesAuto {
+		return nil, in(ErrInvalid, errors.New("the number of queues is not decided"))
+	}
+	h := m.half(spec, plugged)
+	if err := h.side.plan(&h.record); err != nil {
+		return nil, in(ErrLink, err)
+	}
+	if spec.Lower != nil { // its name is taken in no netns that we could see
+		there, err := m.find(spec.VM, spec.NIC)
+		if err != nil {
+			return nil, err
+		}
+		if there != nil {
+			return nil, fmt.Errorf("%w: %s on %s (use another --nic)", ErrExist, there.Name, there.want.Source)
+		}
+	}
+	return h, h.plan(spec.Queues)
+}
+
+// look reads the devices back. After a dry run there are none.
+func (l *Launch) look() error {
+	for _, h := range l.halves {
+		one := Launched{Device: h.nic, Notices: h.notices}
+		if h.side.queues() != nil {
+			alias, _ := h.record.encode()
+			made, err := h.side.verify(os.Getpid(), alias)
+			if err != nil {
+				return errors.Join(fmt.Errorf("launch %s/%s: %w", h.spec.VM, h.spec.NIC, in(ErrLink, err)), l.Close())
+			}
+			made.want = h.record
+			res := h.result(made, true)
+			one.NIC, one.Notices = res.NIC, res.Notices
+		}
+		l.NICs = append(l.NICs, one)
+	}
+	return nil
+}
+
+// Close closes our copies of all fds; the devices go with them unless a VMM has its own.
+func (l *Launch) Close() error {
+	var errs []error
+	for _, h := range l.halves {
+		errs = append(errs, h.close())
+	}
+	return errors.Join(errs...)
+}
+
+// Owned counts the NICs that privileged helpers have made for a user and that are there, as
+// the aliases of links tell: taps in the Manager's netns, whoever holds them, and those macvtaps
+// and ipvtaps whose holders the caller may look into.
+func (m *Manager) Owned(uid int) (n int, err error) {
+	all, err := m.inventory()
+	if err != nil {
+		return 0, err
+	}
+	for _, o := range all {
+		if o.want.Owner == uid {
+			n++
+		}
+	}
+	plain, err := m.plainTaps()
+	for _, t := range plain {
+		if t.owner == uid {
+			n++
+		}
+	}
+	return n, err
+}

@@ -1,0 +1,176 @@
+package tapmgr
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+
+	"vmnet/bridge"
+	"vmnet/internal/fdpass"
+	"vmnet/internal/step"
+)
+
+// What an attach without rights and its privileged helper say to each other, one JSON text in
+// each message: a wish, an offer with the queues, plugged, and an offer again. Whoever
+// closes the socket before has given up, and nothing is left behind.
+type (
+	// wish asks for a tap on a bridge.
+	wish struct {
+		VM      string `json:"vm"`
+		NIC     string `json:"nic"`
+		Bridge  string `json:"bridge"`
+		Port    string `json:"port"` // as bridge.PortConfig writes it
+		MAC     string `json:"mac"`  // the guest's
+		Model   string `json:"model"`
+		Queues  int    `json:"queues"`
+		MTU     int    `json:"mtu"` // bytes that the guest is told; 0 for none
+		Vhost   bool   `json:"vhost"`
+		Options string `json:"options"` // hash of the device's options
+	}
+	// offer answers; the files with the first one are the queues.
+	offer struct {
+		Interface string `json:"interface"`
+		Error     string `json:"error,omitempty"`
+	}
+	// progress tells that QEMU has the NIC.
+	progress struct {
+		Plugged bool `json:"plugged"`
+	}
+)
+
+// maxMessage bounds a message in bytes.
+const maxMessage = 16 << 10
+
+// optionsHashLen bounds what a wish may put into an alias.
+const optionsHashLen = 16
+
+// Serve makes the tap that one attach of another process asks for over sock, hands it over, and
+// stays until that has plugged it or given up. allow decides whether the caller may
+// have it; it is asked before anything is made, and again when the tap is there.
+func (m *Manager) Serve(ctx context.Context, sock *fdpass.Socket, allow func(Spec) error) error {
+	s := &service{m: m, sock: sock, allow: allow}
+	err := s.serve(ctx)
+	if err != nil {
+		_ = s.send(offer{Error: err.Error()}) // it may have gone
+	}
+	return err
+}
+
+type service struct {
+	m     *Manager
+	sock  *fdpass.Socket
+	allow func(Spec) error
+}
+
+func (s *service) serve(ctx context.Context) error {
+	var w wish
+	if err := s.receive(&w); err != nil {
+		return fmt.Errorf("read what is asked for: %w", err)
+	}
+	h, err := s.plan(w)
+	if err != nil {
+		return err
+	}
+	steps := h.hostSteps(0)
+	if err := s.m.run(ctx, steps); err != nil {
+		return err
+	}
+	// Our own copies go in any case: the tap then lives as long as QEMU holds it.
+	defer h.close()
+	if err := s.allow(h.spec); err != nil { // others may have been as quick
+		return err
+	}
+	if err := s.send(offer{Interface: h.side.interfaceName()}, h.side.queues()...); err != nil {
+		return errors.Join(err, step.Undo(ctx, steps))
+	}
+	var p progress
+	if err := s.receive(&p); err != nil || !p.Plugged {
+		return nil // it has given up, and undone its part
+	}
+	h.record.Phase = plugged
+	alias, _ := h.record.encode()
+	if _, err := h.side.verify(0, alias); err != nil {
+		return err
+	}
+	return s.send(offer{Interface: h.side.interfaceName()})
+}
+
+// plan makes the host's half of a wish that its maker may have, and trusts nothing in it.
+func (s *service) plan(w wish) (*half, error) {
+	port, err := bridge.ParsePortConfig(w.Port)
+	if err != nil {
+		return nil, in(ErrInvalid, err)
+	}
+	mac, err := net.ParseMAC(w.MAC)
+	if err != nil {
+		return nil, in(ErrInvalid, err)
+	}
+	spec := Spec{
+		Target: Target{VM: w.VM}, NIC: w.NIC, Bridge: w.Bridge, Port: port,
+		MAC: mac, MTU: w.MTU, Queues: w.Queues, Model: w.Model, Vhost: VhostOff,
+	}
+	switch {
+	case w.Queues < 1 || w.Queues > fdpass.MaxFiles:
+		return nil, in(ErrInvalid, fmt.Errorf("%d queues: 1 to %d can be handed over", w.Queues, fdpass.MaxFiles))
+	case len(w.Options) > optionsHashLen:
+		return nil, in(ErrInvalid, fmt.Errorf("a hash of %d bytes", len(w.Options)))
+	}
+	if err := spec.Validate(); err != nil {
+		return nil, err
+	}
+	if err := s.allow(spec); err != nil {
+		return nil, err
+	}
+	h := s.m.half(spec.withDefaults(), attaching)
+	if err := h.side.plan(&h.record); err != nil {
+		return nil, err
+	}
+	if err := h.plan(w.Queues); err != nil {
+		return nil, err
+	}
+	// The caller opens vhost-net with its own rights; the rest is only noted.
+	h.record.Vhost, h.record.Options = w.Vhost, w.Options
+	_, err = h.record.encode()
+	return h, in(ErrInvalid, err)
+}
+
+func (s *service) send(o offer, files ...*os.File) error { return send(s.sock, o, files...) }
+
+func (s *service) receive(to any) error {
+	files, err := receive(s.sock, to)
+	fdpass.CloseAll(files) // none is expected
+	return err
+}
+
+func send(sock *fdpass.Socket, message any, files ...*os.File) error {
+	text, err := json.Marshal(message)
+	if err != nil {
+		return err
+	}
+	return sock.Send(text, files...)
+}
+
+func receive(sock *fdpass.Socket, to any) ([]*os.File, error) {
+	text, files, err := sock.Receive(maxMessage)
+	if err != nil {
+		return nil, err
+	}
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	err = dec.Decode(to)
+	if err == nil {
+		if _, more := dec.Token(); !errors.Is(more, io.EOF) {
+			err = errors.New("more than one JSON text in a message")
+		}
+	}
+	if err != nil {
+		fdpass.CloseAll(files)
+		return nil, err
+	}
+	return files, nil
+}
