@@ -14,10 +14,11 @@ var layers = [][]string{
 	{"cmd/vmnet", "cmd/qemu-netup"},
 	{"internal/nicflags"},
 	{"tapmgr"},
+	{"internal/launch"},
 	{"bridge", "macvtap", "vhost", "qmp"},
 	{"internal/tun", "internal/rtnl", "internal/qemu"},
 	{"internal/netns", "internal/step", "internal/stablemac"},
-	{"internal/procfd", "internal/fdpass", "internal/privilege"},
+	{"internal/procfd", "internal/fdpass", "internal/privilege", "internal/shellquote"},
 }
 
 // systemCalls are the packages that may import x/sys/unix.

@@ -1,0 +1,107 @@
+package launch
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"vmnet/internal/qemu"
+	"vmnet/qmp"
+)
+
+// rootBus is what q35 and the virt machines call theirs.
+const rootBus = "pcie.0"
+
+// mmioModel is the NIC of a machine without PCI.
+const mmioModel = "virtio-net-device"
+
+// placement gives NICs their places, with names that nothing else has.
+type placement struct {
+	kind  qemu.Place
+	taken qemu.Taken
+}
+
+// placement reserves the NICs' own ids, so that no port gets one of them.
+func (c Config) placement(argv []string) (placement, error) {
+	p := placement{kind: qemu.Place(c.Place), taken: qemu.ReadTaken(argv[1:])}
+	if c.Place == "" || c.Place == "auto" {
+		p.kind = qemu.MachineOf(argv).Place
+	}
+	for _, n := range c.NICs {
+		for _, id := range []string{n.Device.ID, netdevID(n.Device)} {
+			if p.taken.IDs[id] {
+				return p, fmt.Errorf("NIC %s: the id %s is taken already (give the NIC another --nic)", n.Name, id)
+			}
+			p.taken.IDs[id] = true
+		}
+	}
+	return p, nil
+}
+
+// place returns the device with its bus, and the arguments that make the bus.
+func (p placement) place(n qmp.NIC) (device qmp.NIC, port []string, err error) {
+	n = ownPlace(n)
+	if p.kind == qemu.PlaceMMIO && n.Model == "" {
+		n.Model = mmioModel
+	}
+	if p.kind == qemu.PlacePCIe && n.Bus == "" && n.Addr == "" && onPCI(n.Model) {
+		n.Bus, port, err = p.port()
+	}
+	return n, port, err
+}
+
+// ownPlace takes the place that the options may name out of them.
+func ownPlace(n qmp.NIC) qmp.NIC {
+	n.Options = maps.Clone(n.Options)
+	for name, field := range map[string]*string{"bus": &n.Bus, "addr": &n.Addr} {
+		if value, ok := n.Options[name]; ok {
+			*field = value
+			delete(n.Options, name)
+		}
+	}
+	return n
+}
+
+// onPCI is true of all NICs that QEMU has but a few.
+func onPCI(model string) bool {
+	return !slices.Contains([]string{mmioModel, "virtio-net-ccw", "usb-net", "ne2k_isa", "spapr-vlan", "xen-net-device"}, model)
+}
+
+// port makes a root port. The pair of chassis and slot must be its own (pcie_chassis_add_slot in
+// QEMU's hw/pci/pcie_port.c), and the guest may name its NICs by the chassis.
+func (p placement) port() (id string, args []string, err error) {
+	chassis := 1
+	for chassis <= 255 && p.taken.Chassis[uint8(chassis)] {
+		chassis++
+	}
+	if chassis > 255 {
+		return "", nil, fmt.Errorf("all 255 chassis numbers of PCI ports are taken (place the NIC with --device-opt bus=ID)")
+	}
+	for i := 0; id == "" || p.taken.IDs[id]; i++ {
+		id = fmt.Sprintf("vmnet-port%d", i)
+	}
+	p.taken.Chassis[uint8(chassis)], p.taken.IDs[id] = true, true
+	return id, []string{"-device", fmt.Sprintf("pcie-root-port,id=%s,bus=%s,chassis=%d", id, rootBus, chassis)}, nil
+}
+
+// spare makes empty ports, where there can be any.
+func (p placement) spare(count int) (args []string, err error) {
+	for range count {
+		if p.kind != qemu.PlacePCIe {
+			break
+		}
+		_, port, err := p.port()
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, port...)
+	}
+	return args, nil
+}
+
+func netdevID(n qmp.NIC) string {
+	if n.Netdev == "" {
+		return qmp.NetdevID(n.ID)
+	}
+	return n.Netdev
+}

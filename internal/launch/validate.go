@@ -1,0 +1,62 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"vmnet/internal/qemu"
+)
+
+// validate checks all but what qmp.NIC.Args checks.
+func (c Config) validate(argv []string) error {
+	switch {
+	case len(argv) == 0 || argv[0] == "":
+		return errors.New("there is no program to run (give it after --)")
+	case len(argv) > maxArguments:
+		return fmt.Errorf("%d arguments: at most %d are possible", len(argv), maxArguments)
+	case placeholder(argv) > 0 && slices.Contains(argv[placeholder(argv)+1:], Placeholder):
+		return fmt.Errorf("%s is there twice: the NICs can go to one place (leave one out)", Placeholder)
+	case !slices.Contains([]string{"", "auto", string(qemu.PlacePCI), string(qemu.PlacePCIe), string(qemu.PlaceMMIO)}, c.Place):
+		return fmt.Errorf("place %q: want auto, pci, pcie or mmio", c.Place)
+	case c.SparePorts < 0 || c.SparePorts > maxPorts:
+		return fmt.Errorf("%d spare ports: 0 to %d are possible", c.SparePorts, maxPorts)
+	case len(c.Monitor) > maxSocket:
+		return fmt.Errorf("the monitor's path %s is longer than the %d bytes of a socket's (choose a shorter one)", c.Monitor, maxSocket)
+	case strings.Contains(c.Monitor, "="):
+		return fmt.Errorf("the monitor's path %s holds a '=', which QEMU takes for an option (choose another one)", c.Monitor)
+	case len(c.NICs) == 0 || len(c.NICs) > maxNICs:
+		return fmt.Errorf("%d NICs: 1 to %d are possible", len(c.NICs), maxNICs)
+	}
+	return errors.Join(c.uniqueNames(), c.uniqueFDs())
+}
+
+func (c Config) uniqueNames() error {
+	seen := map[string]bool{}
+	for _, n := range c.NICs {
+		if n.Name == "" || seen[n.Name] {
+			return fmt.Errorf("two NICs are called %q, or one has no name (give each its own --nic)", n.Name)
+		}
+		seen[n.Name] = true
+	}
+	return nil
+}
+
+// uniqueFDs also refuses the standard streams, which are what a forgotten number is.
+func (c Config) uniqueFDs() error {
+	seen := map[int]bool{}
+	for _, n := range c.NICs {
+		fds := slices.Concat(n.Queues, n.Vhosts)
+		if n.Netns != -1 {
+			fds = append(fds, n.Netns)
+		}
+		for _, fd := range fds {
+			if fd < 3 || seen[fd] {
+				return fmt.Errorf("NIC %s: file descriptor %d is a standard stream or used twice", n.Name, fd)
+			}
+			seen[fd] = true
+		}
+	}
+	return nil
+}
