@@ -15,6 +15,7 @@ var layers = [][]string{
 	{"internal/nicflags"},
 	{"tapmgr"},
 	{"internal/launch"},
+	{"internal/bridgeconf", "internal/policy"},
 	{"bridge", "macvtap", "vhost", "qmp"},
 	{"internal/tun", "internal/rtnl", "internal/qemu"},
 	{"internal/netns", "internal/step", "internal/stablemac"},

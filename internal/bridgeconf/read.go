@@ -1,0 +1,118 @@
+package bridgeconf
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"syscall"
+)
+
+// Bounds. QEMU has none but the length of its line buffer, 4096 bytes with the final NUL.
+const (
+	maxBytes = 1 << 20 // of all files together
+	maxRules = 10000   // and includes, of all files together
+	maxDepth = 8       // of files that include each other, the main one being the first
+	maxLine  = 4095
+)
+
+// errRefused is a file that QEMU would read. It is an error in included files too, since a deny
+// may be in what was not read.
+var errRefused = errors.New("refused")
+
+// Read reads the file and those that it includes, with the rights of the caller: so file
+// modes choose whom an included file is for. An error names file, line and cure. That
+// of a main file that is not there Is fs.ErrNotExist; without it nothing is allowed.
+func Read(path string) (*ACL, error) {
+	r := reader{acl: &ACL{Path: path}}
+	if err := r.read(path); err != nil {
+		return nil, err
+	}
+	return r.acl, nil
+}
+
+// reader is one reading of a main file and all that it includes.
+type reader struct {
+	acl      *ACL
+	bytes    int           // read so far
+	includes int           // seen so far
+	done     []os.FileInfo // files that were read, or are being read
+	open     []os.FileInfo // those being read, the main one first
+}
+
+func (r *reader) read(path string) error {
+	if len(r.open) == maxDepth {
+		return fmt.Errorf("%w: %s: files include each other more than %d deep (include it from a file further up)", errRefused, path, maxDepth)
+	}
+	f, info, err := openFile(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if contains(r.open, info) {
+		return fmt.Errorf("%s: it includes itself (remove the include)", path) // QEMU goes on until it has no fds left
+	}
+	if contains(r.done, info) {
+		return nil // to have the same rules twice changes nothing
+	}
+	r.done = append(r.done, info)
+	r.open = append(r.open, info)
+	defer func() { r.open = r.open[:len(r.open)-1] }()
+	data, err := r.content(f, path)
+	if err != nil {
+		return err
+	}
+	return r.parse(path, data)
+}
+
+func contains(files []os.FileInfo, f os.FileInfo) bool {
+	for _, other := range files {
+		if os.SameFile(f, other) {
+			return true
+		}
+	}
+	return false
+}
+
+// openFile opens a regular file, and does not wait for the writer of a fifo.
+func openFile(path string) (*os.File, os.FileInfo, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return nil, nil, explainOpen(err)
+	}
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+	case info.IsDir():
+		err = fmt.Errorf("%s: it is a directory (name the files in it)", path) // empty to QEMU
+	case !info.Mode().IsRegular():
+		err = fmt.Errorf("%w: %s: it is not a regular file (replace it by one)", errRefused, path)
+	default:
+		return f, info, nil
+	}
+	_ = f.Close()
+	return nil, nil, err
+}
+
+func explainOpen(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w (its mode and owner say for whom it is)", err)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w (create it, with lines such as: allow br0)", err)
+	}
+	return err
+}
+
+func (r *reader) content(f io.Reader, path string) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(f, int64(maxBytes-r.bytes)+1))
+	r.bytes += len(data)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	case r.bytes > maxBytes:
+		return nil, fmt.Errorf("%w: %s: more than %d bytes, with the files read before it (take rules out)", errRefused, path, maxBytes)
+	}
+	return data, nil
+}
