@@ -13,7 +13,7 @@ import (
 var layers = [][]string{
 	{"cmd/vmnet", "cmd/qemu-netup"},
 	{"internal/nicflags"},
-	{"tapmgr"},
+	{"tapmgr", "internal/doctor"},
 	{"internal/launch"},
 	{"internal/bridgeconf", "internal/policy"},
 	{"bridge", "macvtap", "vhost", "qmp"},
@@ -23,7 +23,7 @@ var layers = [][]string{
 }
 
 // systemCalls are the packages that may import x/sys/unix.
-var systemCalls = []string{"internal/privilege", "internal/tun", "internal/netns", "internal/rtnl", "internal/fdpass", "macvtap", "vhost", "qmp", "testvm", "cmd/testvm"}
+var systemCalls = []string{"internal/privilege", "internal/tun", "internal/netns", "internal/rtnl", "internal/fdpass", "macvtap", "vhost", "qmp", "internal/doctor", "testvm", "cmd/testvm"}
 
 // forTests may be imported by tests and by cmd/testvm alone; internal/mangen, by
 // what writes the man pages.

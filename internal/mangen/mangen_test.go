@@ -110,6 +110,7 @@ func TestOptionsAreTold(t *testing.T) {
 		run  []string
 	}{
 		{"vmnet-attach.8", []string{"./cmd/vmnet", "attach", "--help"}},
+		{"vmnet-doctor.8", []string{"./cmd/vmnet", "doctor", "--help"}},
 	} {
 		cmd := exec.Command("go", append([]string{"run"}, c.run...)...)
 		cmd.Dir = top

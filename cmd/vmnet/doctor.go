@@ -1,0 +1,72 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/internal/doctor"
+	"vmnet/internal/netns"
+)
+
+func (a *app) doctorCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Look whether this machine is ready for guests' NICs",
+		Long: `Look whether this machine is ready for guests' NICs: the helper qemu-netup, its right and
+its rules, the kernel's devices, QEMU, what else takes hold of taps, and the bridges.
+Nothing is changed. Each finding is one line: ok, warn or fail, what was looked at, and what
+was found, with the cure. The exit status is 1 if there is a fail.
+
+Root is told all, others what they may see: whether they themselves may use the helper.`,
+		Example: "  vmnet doctor\n  vmnet doctor -o json",
+		Args:    cobra.NoArgs,
+	}
+	format := outputFlag(cmd)
+	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
+		ns, err := netns.Open(a.netns)
+		if err != nil {
+			return err
+		}
+		defer ns.Close()
+		self, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		m := doctor.Machine{Self: filepath.Dir(self), Path: filepath.SplitList(os.Getenv("PATH")), NS: ns}
+		return a.printChecks(m.Look(cmd.Context()), *format == "json")
+	})
+	return cmd
+}
+
+func (a *app) printChecks(checks []doctor.Check, json bool) error {
+	print := a.printCheckLines
+	if json {
+		print = func(checks []doctor.Check) error { return a.printJSON(checks) }
+	}
+	if err := print(checks); err != nil {
+		return err
+	}
+	if doctor.Failed(checks) {
+		return exitStatus(exitFailure)
+	}
+	return nil
+}
+
+func (a *app) printCheckLines(checks []doctor.Check) error {
+	width := 0
+	for _, c := range checks {
+		width = max(width, len(c.Name))
+	}
+	for _, c := range checks {
+		cure := ""
+		if c.Cure != "" {
+			cure = " (" + c.Cure + ")"
+		}
+		if err := a.line("%-4s  %-*s  %s%s", c.Status, width, c.Name, c.Text, cure); err != nil {
+			return err
+		}
+	}
+	return nil
+}

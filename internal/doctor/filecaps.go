@@ -1,0 +1,66 @@
+package doctor
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// fileCaps are a file's capabilities, of which a program gets Permitted when it is
+// executed, and has them at once if Effective (capabilities(7)).
+type fileCaps struct {
+	Permitted uint64
+	Effective bool
+	Root      uint32 // the user namespace's root that they are valid for, as uid; 0 for everybody's
+}
+
+const capsAttr = "security.capability"
+
+// readCaps reads a file's capabilities; ok is false where it has none.
+func readCaps(path string) (caps fileCaps, ok bool, err error) {
+	buf := make([]byte, 64)
+	n, err := unix.Getxattr(path, capsAttr, buf)
+	switch {
+	case errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP):
+		return fileCaps{}, false, nil
+	case err != nil:
+		return fileCaps{}, false, fmt.Errorf("read %s of %s: %w", capsAttr, path, err)
+	}
+	caps, err = parseCaps(buf[:n])
+	return caps, err == nil, err
+}
+
+// Parts of struct vfs_cap_data and vfs_ns_cap_data (include/uapi/linux/capability.h):
+// 32-bit words, little-endian: revision and flag, then permitted and inheritable, the
+// lower halves first, then in revision 3 the root's uid.
+const (
+	capsRevision  = 0xff000000
+	capsRevision1 = 0x01000000
+	capsRevision2 = 0x02000000
+	capsRevision3 = 0x03000000
+	capsEffective = 1
+)
+
+func parseCaps(b []byte) (fileCaps, error) {
+	if len(b) < 4 {
+		return fileCaps{}, fmt.Errorf("%s of %d bytes: too short", capsAttr, len(b))
+	}
+	word := func(i int) uint32 { return binary.LittleEndian.Uint32(b[4*i:]) }
+	size := map[uint32]int{capsRevision1: 12, capsRevision2: 20, capsRevision3: 24}[word(0)&capsRevision]
+	if size == 0 || len(b) != size {
+		return fileCaps{}, fmt.Errorf("%s of revision %#x and %d bytes: unknown", capsAttr, word(0)&capsRevision, len(b))
+	}
+	caps := fileCaps{Permitted: uint64(word(1)), Effective: word(0)&capsEffective != 0}
+	if size >= 20 {
+		caps.Permitted |= uint64(word(3)) << 32
+	}
+	if size == 24 {
+		caps.Root = word(5)
+	}
+	return caps, nil
+}
+
+// has tells whether a capability, by its number, is among them.
+func (c fileCaps) has(number int) bool { return c.Permitted&(1<<number) != 0 }

@@ -1,0 +1,138 @@
+package doctor
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Helper is the program that gives users without rights what the policy allows them.
+const Helper = "qemu-netup"
+
+// helperFolders are where vmnet looks for the helper, in that order.
+func (m Machine) helperFolders() []string {
+	return append([]string{m.Self, filepath.Join(m.Self, "../libexec/vmnet")}, m.Path...)
+}
+
+func (m Machine) helper() []Check {
+	path, found := m.find(Helper, m.helperFolders())
+	if !found {
+		return warn("helper", "make install PRIVILEGE=setuid, or setcap",
+			"%s is neither beside vmnet nor in $PATH: only root can give guests NICs", Helper)
+	}
+	checks := ok("helper", "%s", path)
+	if wrong, cure := m.unsafe(path); wrong != "" {
+		checks = append(checks, fail("helper owner", cure, "%s: who can write it, can do what it can", wrong)...)
+	} else {
+		checks = append(checks, ok("helper owner", "it and its folders are root's, and nobody else can write them")...)
+	}
+	return append(checks, m.right(path)...)
+}
+
+// unsafe tells what lets others than root write a file, or put another in its place.
+func (m Machine) unsafe(file string) (wrong, cure string) {
+	real, err := filepath.EvalSymlinks(m.at(file))
+	if err != nil {
+		return err.Error(), ""
+	}
+	for path := real; ; path = filepath.Dir(path) {
+		info, err := os.Lstat(path)
+		if err != nil {
+			return err.Error(), ""
+		}
+		name := filepath.Clean("/" + strings.TrimPrefix(path, m.Root))
+		uid := info.Sys().(*syscall.Stat_t).Uid
+		writable := info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0
+		switch {
+		case uid != 0:
+			return fmt.Sprintf("%s belongs to uid %d", name, uid), "chown root " + name
+		case writable:
+			return fmt.Sprintf("%s has mode %04o", name, unixMode(info.Mode())), "chmod go-w " + name
+		case name == "/":
+			return "", ""
+		}
+	}
+}
+
+// unixMode is the mode as chmod(1) has it.
+func unixMode(m fs.FileMode) uint32 {
+	mode := uint32(m.Perm())
+	for bit, flag := range map[uint32]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
+		if m&flag != 0 {
+			mode |= bit
+		}
+	}
+	return mode
+}
+
+// right looks at what the helper may do that its user may not.
+func (m Machine) right(path string) []Check {
+	const name = "helper right"
+	real := m.at(path)
+	info, err := os.Stat(real)
+	if err != nil {
+		return fail(name, "", "%v", err)
+	}
+	caps, hasCaps, err := readCaps(real)
+	if err != nil {
+		return fail(name, "setcap cap_net_admin+ep "+path, "%v", err)
+	}
+	setuid := info.Mode()&fs.ModeSetuid != 0
+	uid := info.Sys().(*syscall.Stat_t).Uid
+	switch {
+	case !setuid && !hasCaps:
+		return warn(name, fmt.Sprintf("as root: setcap cap_net_admin+ep %s, or chmod u+s %s", path, path),
+			"mode %04o and no capabilities: only root can use it", unixMode(info.Mode()))
+	case noSuid(real):
+		return fail(name, "install it on another file system, or mount this one with the option suid",
+			"its file system is mounted with the option nosuid: the kernel gives it no right")
+	case setuid && uid != 0:
+		return fail(name, fmt.Sprintf("chown root %s && chmod u+s %s", path, path), "it is setuid to uid %d, which is not root", uid)
+	case !setuid && (!caps.has(unix.CAP_NET_ADMIN) || !caps.Effective || caps.Root != 0):
+		return fail(name, "setcap cap_net_admin+ep "+path, "its capabilities (%s) are not cap_net_admin+ep", caps)
+	case unix.Access(real, unix.X_OK) != nil:
+		return warn(name, fmt.Sprintf("join its group (ls -l %s), and log in anew", path), "mode %04o: you may not execute it", unixMode(info.Mode()))
+	case m.noNewPrivs():
+		return warn(name, "run it outside of the sandbox or container that set that", "this process has no_new_privs: programs that it starts get no right")
+	case setuid:
+		return ok(name, "setuid root, mode %04o", unixMode(info.Mode()))
+	}
+	return ok(name, "file capabilities %s, mode %04o", caps, unixMode(info.Mode()))
+}
+
+// String is as setcap(8) has it, with numbers for what the helper does not need.
+func (c fileCaps) String() string {
+	var names []string
+	for i := range 64 {
+		switch {
+		case i == unix.CAP_NET_ADMIN && c.has(i):
+			names = append(names, "cap_net_admin")
+		case c.has(i):
+			names = append(names, fmt.Sprint(i))
+		}
+	}
+	how := "+p"
+	if c.Effective {
+		how = "+ep"
+	}
+	if c.Root != 0 {
+		how += fmt.Sprintf(" in the user namespace of uid %d", c.Root)
+	}
+	return strings.Join(names, ",") + how
+}
+
+// noSuid tells whether the file system ignores setuid bits and file capabilities.
+func noSuid(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && st.Flags&unix.ST_NOSUID != 0
+}
+
+func (m Machine) noNewPrivs() bool {
+	status, err := m.read("/proc/self/status")
+	return err == nil && strings.Contains(status, "\nNoNewPrivs:\t1\n")
+}

@@ -1,0 +1,175 @@
+package doctor
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/bridge"
+	"vmnet/internal/leaktest"
+	"vmnet/internal/nstest"
+	"vmnet/internal/rtnl"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
+
+const helperPath = "/usr/bin/" + Helper
+
+// withHelper is a made-up machine with a helper, which is then changed.
+func withHelper(t *testing.T, change func(helper string) error) Machine {
+	t.Helper()
+	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
+	m := made(t, map[string]string{helperPath + "*": "", "/proc/self/status": "Name:\tx\nNoNewPrivs:\t0\n"})
+	if err := change(m.at(helperPath)); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func mode(mode os.FileMode) func(string) error {
+	return func(helper string) error { return os.Chmod(helper, mode) }
+}
+
+func setcap(caps string) func(string) error {
+	return func(helper string) error {
+		return unix.Setxattr(helper, capsAttr, []byte(caps), 0)
+	}
+}
+
+func TestLiveHelper(t *testing.T) {
+	const setuid = 0o755 | os.ModeSetuid
+	chown := func(path string, uid int) func(string) error {
+		return func(helper string) error { return os.Chown(filepath.Join(filepath.Dir(helper), path), uid, -1) }
+	}
+	dirMode := func(mode os.FileMode) func(string) error {
+		return func(helper string) error { return os.Chmod(filepath.Dir(helper), mode) }
+	}
+	all := func(changes ...func(string) error) func(string) error {
+		return func(helper string) (err error) {
+			for _, c := range changes {
+				err = errors.Join(err, c(helper))
+			}
+			return err
+		}
+	}
+	for _, c := range []struct {
+		name   string
+		change func(string) error
+		want   Check
+	}{
+		{"none", os.Remove, Check{"helper", Warn, "only root", "make install"}},
+		{"found", mode(0o755), Check{"helper", OK, helperPath, ""}},
+		{"safe", mode(0o755), Check{"helper owner", OK, "nobody else", ""}},
+		{"without right", mode(0o755), Check{"helper right", Warn, "mode 0755 and no capabilities", "setcap cap_net_admin+ep " + helperPath}},
+		{"setuid", mode(setuid), Check{"helper right", OK, "setuid root, mode 4755", ""}},
+		{"setuid for a group", mode(0o750 | os.ModeSetuid), Check{"helper right", OK, "setuid root, mode 4750", ""}},
+		{"setuid to another", all(chown(Helper, 1000), mode(setuid)), Check{"helper right", Fail, "setuid to uid 1000", "chown root"}},
+		{"owned by another", chown(Helper, 1000), Check{"helper owner", Fail, helperPath + " belongs to uid 1000", "chown root " + helperPath}},
+		{"in a folder of another", chown(".", 1000), Check{"helper owner", Fail, "/usr/bin belongs to uid 1000", "chown root /usr/bin"}},
+		{"writable by its group", mode(0o775), Check{"helper owner", Fail, "mode 0775", "chmod go-w " + helperPath}},
+		{"in a writable folder", dirMode(0o777), Check{"helper owner", Fail, "/usr/bin has mode 0777", "chmod go-w /usr/bin"}},
+		{"in a sticky folder", dirMode(0o777 | os.ModeSticky), Check{"helper owner", OK, "", ""}},
+		{"capabilities", setcap("\x01\x00\x00\x02\x00\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), Check{"helper right", OK, "cap_net_admin+ep", ""}},
+		{"not effective", setcap("\x00\x00\x00\x02\x00\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), Check{"helper right", Fail, "(cap_net_admin+p)", "setcap"}},
+		{"another capability", setcap("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), Check{"helper right", Fail, "(13+ep)", "setcap"}},
+		{"no_new_privs", all(mode(setuid), func(helper string) error {
+			return os.WriteFile(filepath.Join(filepath.Dir(helper), "../../proc/self/status"), []byte("Name:\tx\nNoNewPrivs:\t1\n"), 0o644)
+		}), Check{"helper right", Warn, "no_new_privs", "outside"}},
+		{"a link", all(mode(setuid), func(helper string) error {
+			return errors.Join(os.Rename(helper, helper+"-1"), os.Symlink(Helper+"-1", helper))
+		}), Check{"helper right", OK, "setuid root", ""}},
+	} {
+		t.Run(c.name, func(t *testing.T) { wants(t, withHelper(t, c.change).helper(), c.want) })
+	}
+}
+
+// A setuid program on a file system that is mounted nosuid, in a mount namespace of its own.
+func TestLiveNoSuid(t *testing.T) {
+	if dir := os.Getenv("NOSUID_DIR"); dir != "" {
+		wants(t, Machine{Root: dir, Self: "/"}.helper(), Check{"helper right", Fail, "nosuid", "option suid"})
+		return
+	}
+	m := withHelper(t, mode(0o755))
+	dir := filepath.Dir(m.at(helperPath))
+	script := `mount -t tmpfs -o nosuid none "$0" && install -m 4755 /dev/null "$0/` + Helper + `" && NOSUID_DIR="$0" "$1" -test.run '^TestLiveNoSuid$' -test.v`
+	out, err := exec.Command("unshare", "--mount", "sh", "-c", script, dir, os.Args[0]).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "PASS") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func TestLiveRules(t *testing.T) {
+	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
+	const conf = "/etc/qemu/bridge.conf"
+	for _, c := range []struct {
+		name, text string
+		mode       os.FileMode
+		want       Check
+	}{
+		{"none", "", 0, Check{"bridge.conf", Warn, "there is no " + conf, "allow BRIDGE"}},
+		{"good", "allow br0\n", 0o640, Check{"bridge.conf", OK, "mode 0640", ""}},
+		{"wrong", "alow br0\n", 0o644, Check{"bridge.conf", Fail, "bridge.conf:1", "correct it"}},
+		{"writable", "allow br0\n", 0o666, Check{"bridge.conf", Fail, "mode 0666", "chmod go-w " + conf}},
+		{"include", "include /nonexistent/vmnet.conf\n", 0o644, Check{"bridge.conf", Warn, "/nonexistent/vmnet.conf", "readable"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := made(t, map[string]string{"/etc/qemu/x": ""})
+			if c.mode != 0 {
+				path := m.at(conf)
+				if err := errors.Join(os.WriteFile(path, []byte(c.text), 0o644), os.Chmod(path, c.mode)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			wants(t, m.bridgeConf(), c.want)
+		})
+	}
+}
+
+// This machine, with bridges in a netns of its own: each check says something.
+func TestLive(t *testing.T) {
+	ns := nstest.New(t)
+	m := Machine{Self: "/usr/bin", Path: filepath.SplitList(os.Getenv("PATH")), NS: ns}
+	wants(t, m.Look(t.Context()), Check{"bridges", Warn, "there is none", "vmnet bridge create"})
+
+	c, err := rtnl.Open(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, cfg := range []bridge.Config{{Name: "up0"}, {Name: "stp0", STP: true, MTU: 9000}, {Name: "down0"}} {
+		if err := bridge.Create(c, cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	down, err := c.Link("down0")
+	if err == nil {
+		err = c.Set(down.Index, rtnl.Up(false))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := m.Look(t.Context())
+	wants(t, all, Check{"bridge up0", OK, "MTU 1500 bytes, 0 ports, up", ""})
+	wants(t, all, Check{"bridge stp0", Warn, "MTU 9000 bytes, 0 ports; it runs STP: a new port takes 30 s", "vmnet attach --wait"})
+	wants(t, all, Check{"bridge down0", Warn, "it is down", "ip link set down0 up"})
+	found := map[string]bool{}
+	for _, check := range all {
+		found[check.Name] = true
+		if check.Text == "" || check.Status != OK && check.Status != Warn && check.Status != Fail {
+			t.Errorf("%+v says nothing", check)
+		}
+	}
+	for _, name := range []string{"helper", "bridge.conf", "policy.yaml", "tun", "vhost-net", "qemu", "br_netfilter", "NetworkManager", "systemd-networkd", "udev"} {
+		if !found[name] {
+			t.Errorf("nothing is said of %s", name)
+		}
+	}
+	if Failed([]Check{{Status: Warn}}) || !Failed([]Check{{Status: OK}, {Status: Fail}}) {
+		t.Error("Failed")
+	}
+}
