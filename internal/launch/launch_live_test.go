@@ -14,10 +14,12 @@ import (
 	"time"
 
 	"vmnet/internal/launch"
+	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
 	"vmnet/internal/qemu"
 	"vmnet/internal/tun"
 	"vmnet/qmp"
+	"vmnet/testvm"
 )
 
 // TestLiveQEMUAcceptsTheLine lets QEMU, with its defaults, start what Command returns.
@@ -59,25 +61,31 @@ func TestLiveQEMUAcceptsTheLine(t *testing.T) {
 	}
 }
 
-// The root port of a NIC that came with the command line lets go of it.
-func TestLivePortsTakeHotPlug(t *testing.T) {
-	c := start(t, launch.Config{VM: "P2"}, []string{"-M", "q35"})
-	for _, port := range []string{"vmnet-port0", "vmnet-port1"} {
-		path := "/machine/peripheral/" + port
-		if !ask[bool](t, c, "qom-get", map[string]any{"path": path, "property": "hotplug"}) {
-			t.Errorf("%s has no hot plug", port)
-		}
-		if handler := ask[string](t, c, "qom-get", map[string]any{"path": path + "/" + port, "property": "hotplug-handler"}); handler == "" {
-			t.Errorf("%s has no hotplug-handler", port)
-		}
+// A booted guest gives a NIC of its command line back, and the root port is free again.
+func TestLiveGuestLetsGoOfItsNIC(t *testing.T) {
+	files, nics := taps(t, nstest.New(t))
+	config := launch.Config{NICs: nics}
+	command, err := config.Command([]string{"qemu-system-x86_64", "-M", "q35", "-name", "testvm"})
+	if err != nil {
+		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	vm := testvm.StartT(t, testvm.Config{Machine: "q35", ExtraFiles: files, ExtraArgs: command.Argv[5:]})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if err := c.Execute(ctx, "device_del", map[string]any{"id": "vmnet-net0"}, nil); err != nil {
-		t.Errorf("device_del: %v", err) // it is the guest who would carry it out
+	for _, n := range nics {
+		if _, err := vm.Guest.WaitNIC(ctx, n.Device.MAC.String()); err != nil {
+			t.Fatal(err)
+		}
 	}
+	c := dial(t, vm.QMP)
 	if port, err := c.FreePort(ctx); !errors.Is(err, qmp.ErrNoPort) {
-		t.Errorf("a port %q is free, %v, though no spare one was asked for", port.Bus, err)
+		t.Errorf("port %q is free, %v, though no spare one was asked for", port.Bus, err)
+	}
+	if err := c.Unplug(ctx, "vmnet-net1", nil); err != nil {
+		t.Fatal(err)
+	}
+	if port, err := c.FreePort(ctx); port.Bus != "vmnet-port1" || err != nil {
+		t.Errorf("port %q is free, %v", port.Bus, err)
 	}
 }
 
@@ -106,18 +114,9 @@ func ask[T any](t *testing.T, c *qmp.Conn, command string, args map[string]any) 
 	return reply
 }
 
-// start makes a tap of one queue and one of two, and a QEMU that inherits them.
-func start(t *testing.T, config launch.Config, line []string) *qmp.Conn {
+// taps makes a tap of one queue and one of two, which are to be fd 3, 4 and 5.
+func taps(t *testing.T, ns *netns.NS) (files []*os.File, nics []launch.NIC) {
 	t.Helper()
-	bin, err := exec.LookPath("qemu-system-x86_64")
-	nstest.Require(t, "qemu", err == nil, "apt-get install qemu-system-x86")
-	ns := nstest.New(t)
-	dir, err := os.MkdirTemp("", "launch")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	var files []*os.File
 	for i, queues := range []int{1, 2} {
 		n := nic("net"+string(rune('0'+i)), 3+len(files), queues, false)
 		tap, err := tun.Create(ns, n.Interface, queues > 1)
@@ -130,9 +129,23 @@ func start(t *testing.T, config launch.Config, line []string) *qmp.Conn {
 				t.Fatal(err)
 			}
 		}
-		files = append(files, tap.Queues()...)
-		config.NICs = append(config.NICs, n)
+		files, nics = append(files, tap.Queues()...), append(nics, n)
 	}
+	return files, nics
+}
+
+// start starts a QEMU that inherits taps, with its processors stopped.
+func start(t *testing.T, config launch.Config, line []string) *qmp.Conn {
+	t.Helper()
+	bin, err := exec.LookPath("qemu-system-x86_64")
+	nstest.Require(t, "qemu", err == nil, "apt-get install qemu-system-x86")
+	dir, err := os.MkdirTemp("", "launch")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	files, nics := taps(t, nstest.New(t))
+	config.NICs = nics
 	config.Monitor = filepath.Join(dir, "q,mp")
 	command, err := config.Command(append([]string{bin, "-S", "-m", "64", "-display", "none", "-no-user-config"}, line...))
 	if err != nil {
