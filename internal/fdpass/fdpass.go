@@ -133,3 +133,11 @@ func CloseAll(files []*os.File) {
 		_ = f.Close()
 	}
 }
+
+// Inherit leaves a file open over execve(2), under the number that it has.
+func Inherit(f *os.File) error {
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETFD, 0); err != nil {
+		return fmt.Errorf("leave %s open: %w", f.Name(), err)
+	}
+	return nil
+}

@@ -115,7 +115,9 @@ func executable(path string) error {
 // SIGTRAP, SIGSTKFLT) and 32 to 34 are open. For the limit of open files see
 // syscall.Exec. A soft stack limit above 8 MiB is lowered to that by the
 // kernel when it starts a setuid program.
-func (p *Process) Exec(path string, argv []string) error {
+//
+// extra is added to the environment, "NAME=value"; what has those names is replaced.
+func (p *Process) Exec(path string, argv []string, extra ...string) error {
 	if !p.dropped {
 		return fmt.Errorf("execute %s: privileges have not been dropped", path)
 	}
@@ -123,7 +125,17 @@ func (p *Process) Exec(path string, argv []string) error {
 		return fmt.Errorf("execute %s: no program name to give it (argv is empty)", path)
 	}
 	unix.Umask(p.umask)
-	err := syscall.Exec(path, argv, p.env)
+	err := syscall.Exec(path, argv, withExtra(p.env, extra))
 	unix.Umask(ownUmask)
 	return fmt.Errorf("execute %s: %w", path, err)
+}
+
+// withExtra gives programs one value for each name: which of two counts is up to them.
+func withExtra(env, extra []string) []string {
+	env = slices.Clone(env)
+	for _, e := range extra {
+		name, _, _ := strings.Cut(e, "=")
+		env = slices.DeleteFunc(env, func(s string) bool { return strings.HasPrefix(s, name+"=") })
+	}
+	return append(env, extra...)
 }

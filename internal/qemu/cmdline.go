@@ -83,7 +83,7 @@ func valued(argv []string) iter.Seq2[string, string] {
 }
 
 func isRead(opt string) bool {
-	return slices.Contains([]string{"name", "qmp", "qmp-pretty", "chardev", "mon", "machine", "M"}, opt)
+	return slices.Contains([]string{"name", "qmp", "qmp-pretty", "chardev", "mon", "machine", "M", "smp"}, opt)
 }
 
 func (c *CmdLine) add(m Monitor, err error) {
