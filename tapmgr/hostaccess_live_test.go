@@ -288,6 +288,7 @@ func TestLiveHostAccessRefused(t *testing.T) {
 	if err := g.Kill(); err != nil {
 		t.Fatal(err)
 	}
+	<-g.Done()
 	h.hostOn(true) // though the kernel may take a while to remove the passthru device
 	h.hostOff(true)
 
