@@ -39,6 +39,7 @@ back to where they came from, as one for VEPA does):
     ipvtap private       no      yes      back             -
     ipvtap vepa          back    yes      back             -
 
+A switch that sends frames back undoes macvtap's private mode where MACs are known already.
 An ipvtap's flag means the same in modes l2 and l3. In l3 no ARP passes: the guest must not ask (ip
 link set eth0 arp off), and host and outside need routes or neighbour entries for it. All ipvtaps on
 a lower have one mode and one flag.
