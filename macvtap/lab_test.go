@@ -34,7 +34,7 @@ func TestLabMacvtapAndIPVtapDoNotShareALower(t *testing.T) {
 	cfg := w.config()
 	cfg.Kind, cfg.Mode, cfg.MAC, cfg.Addrs = macvtap.IPVtap, "l2", nil, prefixes(t, "10.9.0.2/24")
 	_, err := macvtap.Create(w.nl, cfg)
-	if !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "macvtap where an ipvtap is wanted") {
+	if !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "a macvtap, beside which there can be no ipvtap") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -107,7 +107,7 @@ func (d *Device) create(nl *rtnl.Conn, cfg Config) (err error) {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("create %s on %s: %w", cfg.Kind, cfg.Lower.Name, explain(nl, err, cfg))
+		return fmt.Errorf("create %s on %s: %w", cfg.Kind, cfg.Lower.Name, Explain(nl, err, cfg.Kind, cfg.Lower))
 	}
 	d.Link, err = d.nl.Link(cfg.Name)
 	return err

@@ -88,36 +88,58 @@ func (cfg Config) Validate() error {
 
 // checkLower checks the lower as it was read.
 func (cfg Config) checkLower() error {
-	switch {
-	case !cfg.Lower.Up:
-		return fmt.Errorf("%w: nothing passes %s (ip link set %s up)", syscall.ENETDOWN, cfg.Lower.Name, cfg.Lower.Name)
-	case cfg.MTU > cfg.Lower.MTU:
+	if err := CheckLower(cfg.Kind, cfg.Lower); err != nil {
+		return err
+	}
+	if cfg.MTU > cfg.Lower.MTU {
 		return fmt.Errorf("MTU %d: %s carries at most %d bytes", cfg.MTU, cfg.Lower.Name, cfg.Lower.MTU)
 	}
 	return nil
 }
 
-// explain adds who has the lower already, and what to do.
-func explain(nl *rtnl.Conn, err error, cfg Config) error {
+// CheckLower tells why a device of that kind, which may be a macvlan, could not work on a lower, as
+// far as the lower's link shows that.
+func CheckLower(kind Kind, lower *rtnl.Link) error {
+	switch {
+	case len(lower.MAC) != 6 || lower.MAC.String() == "00:00:00:00:00:00":
+		return fmt.Errorf("%s is no Ethernet device, so no %s can be put on it", lower.Name, kind)
+	case !lower.Up:
+		return fmt.Errorf("%w: nothing passes %s (ip link set %s up)", syscall.ENETDOWN, lower.Name, lower.Name)
+	}
+	return nil
+}
+
+// Explain adds to an error of making or setting up a device of that kind, which may be a macvlan, who has
+// the lower already, and what to do.
+func Explain(nl *rtnl.Conn, err error, kind Kind, lower *rtnl.Link) error {
 	switch {
 	case errors.Is(err, syscall.EPERM):
 		return fmt.Errorf("%w (needs CAP_NET_ADMIN)", err)
 	case errors.Is(err, syscall.EOPNOTSUPP):
-		return fmt.Errorf("%w (the kernel has no %s, or it is not loaded: modprobe %s)", err, cfg.Kind, cfg.Kind)
+		return fmt.Errorf("%w (the kernel has no %s, or it is not loaded: modprobe %s)", err, kind, kind)
 	case errors.Is(err, syscall.EBUSY):
-		if master := masterOf(nl, cfg.Lower); master != "" {
-			return fmt.Errorf("%w (%s is a port of %s, and a device can be only one of port and lower: attach to that bridge instead)", err, cfg.Lower.Name, master)
+		return fmt.Errorf("%w (%s)", err, taker(nl, kind, lower))
+	case errors.Is(err, syscall.EINVAL) && kind != IPVtap:
+		if holders := siblings(nl, lower); holders != "" {
+			return fmt.Errorf("%w (passthru is for one device alone, and on %s there is %s)", err, lower.Name, holders)
 		}
-		return fmt.Errorf("%w (something else takes the frames of %s: Open vSwitch, a bond, or a macvtap where an ipvtap is wanted)", err, cfg.Lower.Name)
-	case errors.Is(err, syscall.EINVAL):
-		if holders := siblings(nl, cfg.Lower); holders != "" {
-			return fmt.Errorf("%w (passthru is for one device alone, and on %s there is %s)", err, cfg.Lower.Name, holders)
-		}
-		return fmt.Errorf("%w (passthru is for one device alone: is there another one on %s, in some netns?)", err, cfg.Lower.Name)
+		return fmt.Errorf("%w (passthru is for one device alone: is there another one on %s, in some netns?)", err, lower.Name)
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("%w (something on %s has that MAC already)", err, cfg.Lower.Name)
+		return fmt.Errorf("%w (something on %s has that MAC already)", err, lower.Name)
 	}
 	return err
+}
+
+// taker tells what takes the frames of a lower that are wanted for a device of that kind.
+func taker(nl *rtnl.Conn, kind Kind, lower *rtnl.Link) string {
+	if master := masterOf(nl, lower); master != "" {
+		return fmt.Sprintf("%s is a port of %s, and a device can be only one of port and lower: use %s instead", lower.Name, master, master)
+	}
+	rival := "an ipvtap"
+	if kind == IPVtap {
+		rival = "a macvtap"
+	}
+	return fmt.Sprintf("something else takes the frames of %s: Open vSwitch, a bond, or %s, beside which there can be no %s", lower.Name, rival, kind)
 }
 
 func masterOf(nl *rtnl.Conn, l *rtnl.Link) string {

@@ -121,15 +121,11 @@ func (m *Manager) hostAccessOnce(ctx context.Context, lower string, addrs []neti
 
 // mayBeLower refuses what a macvlan on it could not work with.
 func (m *Manager) mayBeLower(l *rtnl.Link) error {
-	switch {
-	case l.Macvlan != nil || l.IPVlan != nil:
+	if l.Macvlan != nil || l.IPVlan != nil {
 		return fmt.Errorf("%s is a %s itself: name the device that it sits on", l.Name, l.Kind)
-	case len(l.MAC) != 6 || l.MAC.String() == "00:00:00:00:00:00":
-		return fmt.Errorf("%s is no Ethernet device, so no macvlan can be put on it", l.Name)
-	case l.Master != 0:
-		return fmt.Errorf("%w: %s is a port of %s, whose frames go there: give the host an address on %s instead", syscall.EBUSY, l.Name, m.masterName(l), m.masterName(l))
-	case !l.Up:
-		return fmt.Errorf("%w: nothing passes %s (ip link set %s up)", syscall.ENETDOWN, l.Name, l.Name)
+	}
+	if err := macvtap.CheckLower(TypeMacvlan, l); err != nil {
+		return err
 	}
 	if wireless, err := macvtap.IsWireless(m.ns, l.Name); err == nil && wireless {
 		return fmt.Errorf("%s is a Wi-Fi card: access points drop frames whose sender is not the card itself, so a macvlan on it would be mute, as would macvtap guests (use a bridge of its own for host and guests, and route)", l.Name)
@@ -174,7 +170,7 @@ func (s *switchingOn) createStep() step.Step {
 			err := s.m.retry(ctx, s.lower, func() error {
 				const modeBridge = 4 // MACVLAN_MODE_BRIDGE of include/uapi/linux/if_link.h
 				err := s.m.nl.Create("macvlan", rtnl.Name(s.name), rtnl.Lower(s.lower.Index), rtnl.MAC(mac), rtnl.MTU(s.lower.MTU), rtnl.MacvlanMode(modeBridge))
-				return explainHostAccess(err, s.lower)
+				return s.explain(err)
 			})
 			if errors.Is(err, fs.ErrExist) {
 				return fmt.Errorf("%s: %w: %w", s.name, err, errMeanwhile)
@@ -188,6 +184,10 @@ func (s *switchingOn) createStep() step.Step {
 		},
 		Undo: func(context.Context) error { return s.undo() },
 	}
+}
+
+func (s *switchingOn) explain(err error) error {
+	return macvtap.Explain(s.m.nl, err, TypeMacvlan, s.lower)
 }
 
 // undo removes what createStep made.
@@ -293,7 +293,7 @@ func (s *switchingOn) upStep() step.Step {
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
 		Do: func(context.Context) error {
-			return explainHostAccess(s.m.nl.Set(s.link.Index, rtnl.Up(true)), s.lower)
+			return s.explain(s.m.nl.Set(s.link.Index, rtnl.Up(true)))
 		},
 		Undo: func(context.Context) error {
 			if s.made || s.link == nil {
@@ -310,19 +310,4 @@ func mayNot(err error) error {
 		return fmt.Errorf("%w (needs CAP_NET_ADMIN)", err)
 	}
 	return err
-}
-
-// explainHostAccess adds who is in the way of a macvlan on the lower, and the cure.
-func explainHostAccess(err error, lower *rtnl.Link) error {
-	switch {
-	case errors.Is(err, syscall.EOPNOTSUPP):
-		return fmt.Errorf("%w (the kernel has no macvlan, or it is not loaded: modprobe macvlan)", err)
-	case errors.Is(err, syscall.EBUSY):
-		return fmt.Errorf("%w (something else takes the frames of %s: Open vSwitch, or an ipvtap, beside which no macvlan can be)", err, lower.Name)
-	case errors.Is(err, syscall.EINVAL):
-		return fmt.Errorf("%w (beside a passthru macvtap, which is for one guest alone, there can be no host access: is there one on %s, in some netns?)", err, lower.Name)
-	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("%w (something on %s has the MAC %s already)", err, lower.Name, hostAccessMAC(lower.Name))
-	}
-	return mayNot(err)
 }
