@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -64,3 +66,27 @@ func parseCaps(b []byte) (fileCaps, error) {
 
 // has tells whether a capability, by its number, is among them.
 func (c fileCaps) has(number int) bool { return c.Permitted&(1<<number) != 0 }
+
+// capNames are those that the helper has a use for.
+var capNames = map[int]string{unix.CAP_NET_ADMIN: "cap_net_admin", unix.CAP_SYS_ADMIN: "cap_sys_admin", unix.CAP_MKNOD: "cap_mknod"}
+
+// String is as setcap(8) has it, with numbers for what the helper does not need.
+func (c fileCaps) String() string {
+	var names []string
+	for i := range 64 {
+		switch {
+		case c.has(i) && capNames[i] != "":
+			names = append(names, capNames[i])
+		case c.has(i):
+			names = append(names, strconv.Itoa(i))
+		}
+	}
+	how := "+p"
+	if c.Effective {
+		how = "+ep"
+	}
+	if c.Root != 0 {
+		how += fmt.Sprintf(" in the user namespace of uid %d", c.Root)
+	}
+	return strings.Join(names, ",") + how
+}

@@ -74,7 +74,8 @@ func TestLiveHelper(t *testing.T) {
 		{"writable by its group", mode(0o775), Check{"helper owner", Fail, "mode 0775", "chmod go-w " + helperPath}},
 		{"in a writable folder", dirMode(0o777), Check{"helper owner", Fail, "/usr/bin has mode 0777", "chmod go-w /usr/bin"}},
 		{"in a sticky folder", dirMode(0o777 | os.ModeSticky), Check{"helper owner", OK, "", ""}},
-		{"capabilities", setcap("\x01\x00\x00\x02\x00\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), Check{"helper right", OK, "cap_net_admin+ep", ""}},
+		{"capabilities", setcap("\x01\x00\x00\x02\x00\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), Check{"helper right", OK, "cap_net_admin+ep, mode 0755: NICs on bridges", ""}},
+		{"more capabilities", setcap("\x01\x00\x00\x02\x00\x10\x20\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), Check{"helper right", OK, "cap_net_admin,cap_sys_admin,cap_mknod+ep, mode 0755", ""}},
 		{"not effective", setcap("\x00\x00\x00\x02\x00\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), Check{"helper right", Fail, "(cap_net_admin+p)", "setcap"}},
 		{"another capability", setcap("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), Check{"helper right", Fail, "(13+ep)", "setcap"}},
 		{"no_new_privs", all(mode(setuid), func(helper string) error {
