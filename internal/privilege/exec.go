@@ -107,16 +107,17 @@ func executable(path string) error {
 // unless Drop has been there. It returns only with an error, after which the
 // privileges are still dropped.
 //
-// What Go's runtime does not give back (runtime/signal_unix.go), because nothing
-// tells afterwards how it was: a signal that the caller ignored is not ignored
-// any more, except SIGHUP, SIGINT, SIGCONT, SIGTSTP, SIGTTIN, SIGTTOU and those two
-// only if os/signal was not used on them (signal.Reset undoes it); and of those that the
-// caller blocked, SIGCHLD, SIGPROF, SIGURG, the ones of faults (SIGSEGV, SIGBUS, SIGFPE, SIGILL,
-// SIGTRAP, SIGSTKFLT) and 32 to 34 are open. For the limit of open files see
-// syscall.Exec. A soft stack limit above 8 MiB is lowered to that by the
-// kernel when it starts a setuid program.
+// What Go's runtime changes before main and does not give back (initsig and
+// blockableSig of runtime/signal_unix.go), because nothing tells how it was:
+//   - of the signals that the caller ignored, only SIGHUP, SIGINT, SIGCONT, SIGTSTP, SIGTTIN
+//     and SIGTTOU still are; and where os/signal was used on them, only after signal.Reset;
+//   - of those that the caller blocked, these are open: the ones that end a Go
+//     program (SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGABRT), those of faults (SIGILL, SIGTRAP, SIGBUS, SIGFPE,
+//     SIGSEGV, SIGSTKFLT, SIGSYS), SIGCHLD, SIGPROF, SIGURG, and 32 to 34.
 //
-// extra is added to the environment, "NAME=value"; what has those names is replaced.
+// The kernel itself lowers a soft stack limit above 8 MiB to that when it starts a
+// setuid program or one with file capabilities (begin_new_exec in fs/exec.c).
+// The limit of open files is the caller's again by syscall.Exec.
 func (p *Process) Exec(path string, argv []string, extra ...string) error {
 	if !p.dropped {
 		return fmt.Errorf("execute %s: privileges have not been dropped", path)

@@ -92,21 +92,21 @@ func (p *Process) become(eff uint64) error {
 }
 
 // setIDs needs no privilege: the real ids are the caller's already. When the last
-// uid of 0 goes, so do all capabilities, unless keep.
+// uid of 0 goes, so do all capabilities, unless keep; that flag then stays set until
+// execve, without a meaning any more: a second call to reset it would cost as much.
 func setIDs(c Caller, keep bool) error {
-	ru, eu, su := unix.Getresuid()
-	rg, eg, sg := unix.Getresgid()
-	if [3]int{ru, eu, su} == [3]int{c.UID, c.UID, c.UID} && [3]int{rg, eg, sg} == [3]int{c.GID, c.GID, c.GID} {
+	if r, e, s := unix.Getresgid(); [3]int{r, e, s} != [3]int{c.GID, c.GID, c.GID} {
+		if err := syscall.Setresgid(c.GID, c.GID, c.GID); err != nil {
+			return fmt.Errorf("return to gid %d: %w", c.GID, err)
+		}
+	}
+	if r, e, s := unix.Getresuid(); [3]int{r, e, s} == [3]int{c.UID, c.UID, c.UID} {
 		return nil
 	}
-	if keep {
+	if keep && !c.Root() {
 		if _, err := cap.Prctlw(unix.PR_SET_KEEPCAPS, 1); err != nil {
 			return fmt.Errorf("keep capabilities over the change of the uid (PR_SET_KEEPCAPS; do the securebits forbid it?): %w", err)
 		}
-		defer func() { _, _ = cap.Prctlw(unix.PR_SET_KEEPCAPS, 0) }()
-	}
-	if err := syscall.Setresgid(c.GID, c.GID, c.GID); err != nil {
-		return fmt.Errorf("return to gid %d: %w", c.GID, err)
 	}
 	if err := syscall.Setresuid(c.UID, c.UID, c.UID); err != nil {
 		return fmt.Errorf("return to uid %d: %w", c.UID, err)

@@ -2,7 +2,6 @@ package privilege
 
 import (
 	"fmt"
-	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -25,17 +24,17 @@ const sigevNone = 1 // SIGEV_NONE
 // privileged process in a busy loop. A POSIX timer takes an entry of the same
 // queue (timer_create(2), EAGAIN), and has no effect as long as it is not armed.
 func roomForSignals() error {
-	threads, err := os.ReadDir("/proc/self/task")
+	ids, err := threads()
 	if err != nil {
-		return fmt.Errorf("list own threads: %w", err)
+		return err
 	}
 	const more = 8 // that may start meanwhile
-	for range len(threads) + more {
+	for range len(ids) + more {
 		var id int32
 		e := sigevent{notify: sigevNone}
 		_, _, errno := unix.Syscall(unix.SYS_TIMER_CREATE, unix.CLOCK_MONOTONIC, uintptr(unsafe.Pointer(&e)), uintptr(unsafe.Pointer(&id)))
 		if errno == unix.EAGAIN {
-			return fmt.Errorf("the user's queue of pending signals has no room for %d more: raise the limit (ulimit -i) or end the process that fills it", len(threads)+more)
+			return fmt.Errorf("the user's queue of pending signals has no room for %d more: raise the limit (ulimit -i) or end the process that fills it", len(ids)+more)
 		}
 		if errno != 0 {
 			return nil // a kernel without POSIX timers cannot be asked
