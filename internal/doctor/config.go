@@ -15,33 +15,36 @@ const policyFile = "/etc/vmnet/policy.yaml"
 func (m Machine) bridgeConf() []Check {
 	const name = "bridge.conf"
 	var skipped []error
-	checks := m.rules(name, bridgeconf.DefaultPath, "users without rights may have NICs on no bridge",
-		"write it: allow BRIDGE; see bridge.conf(5)", func(path string) error {
-			acl, err := bridgeconf.Read(path)
-			if err == nil {
-				skipped = acl.Skipped
-			}
-			return err
-		})
+	absent := warn(name, "write it: allow BRIDGE; see bridge.conf(5)", "there is no %s: others than root may have NICs on no bridge", bridgeconf.DefaultPath)
+	checks := m.rules(name, bridgeconf.DefaultPath, absent, func(path string) error {
+		acl, err := bridgeconf.Read(path)
+		if err == nil {
+			skipped = acl.Skipped
+		}
+		return err
+	})
 	for _, err := range skipped {
 		checks = append(checks, warn(name, "make it readable for whom it is meant, or take the include out", "passed over: %v", err)...)
 	}
 	return checks
 }
 
+// policy reads who may have what, as the helper will.
 func (m Machine) policy() []Check {
-	return m.rules("policy.yaml", policyFile, "POLICY", "see policy.yaml(5)", func(path string) error {
+	const name = "policy.yaml"
+	absent := ok(name, "there is no %s: bridge.conf alone says which bridges others than root may have, and they may have no network cards and no VLANs", policyFile)
+	return m.rules(name, policyFile, absent, func(path string) error {
 		_, err := os.ReadFile(path)
 		return err
 	})
 }
 
-// rules looks at a file that says what the helper allows.
-func (m Machine) rules(name, path, absent, cure string, read func(path string) error) []Check {
+// rules looks at a file that says what the helper allows; absent is the finding where there is none.
+func (m Machine) rules(name, path string, absent []Check, read func(path string) error) []Check {
 	info, err := os.Stat(m.at(path))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return warn(name, cure, "there is no %s: %s", path, absent)
+		return absent
 	case errors.Is(err, fs.ErrPermission):
 		return warn(name, "run this as root", "%s: you may not look at it", path)
 	case err != nil:
