@@ -97,5 +97,8 @@ func TestLiveHostileArgvAndEnvironment(t *testing.T) {
 		if !strings.Contains(o.stdout, "regain operation not permitted") || !strings.Contains(o.stdout, "getenv /root|\ngetenv /nowhere|\n") {
 			t.Errorf("%s", o.stdout)
 		}
+		if o = run(t, start{path: path, env: env}, "panic"); o.code != 2 || strings.Contains(o.stderr, "goroutine ") {
+			t.Errorf("a crash prints more than its cause: exit status %d\n%s", o.code, o.stderr)
+		}
 	}
 }

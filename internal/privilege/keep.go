@@ -36,6 +36,9 @@ func (p *Process) Keep(values ...cap.Value) error {
 	if missing := want &^ p.start.prm; missing != 0 {
 		err = p.refusal(missing, want)
 	} else {
+		if p.Caller.Root() {
+			want |= rootsFiles & p.start.prm
+		}
 		err = p.become(want)
 	}
 	if err != nil {
@@ -75,9 +78,6 @@ func (p *Process) goal(eff uint64) task {
 }
 
 func (p *Process) become(eff uint64) error {
-	if p.Caller.Root() && eff != p.start.eff {
-		eff |= rootsFiles & p.start.prm
-	}
 	if err := roomForSignals(); err != nil {
 		return err
 	}
@@ -140,7 +140,7 @@ func (p *Process) refusal(missing, want uint64) error {
 	var why string
 	switch {
 	case p.start.uids[1] == 0:
-		why = "root's capabilities are limited here: give it to the container or service that this was started in (its bounding set)"
+		why = "root's capabilities are limited here: give it to the container or service that this was started in (its bounding set and securebits)"
 	case p.start.prm != 0:
 		why = "the file's capabilities, or those that the caller gave, are others: install it " + install
 	case nnp == 1:

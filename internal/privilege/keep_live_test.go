@@ -133,6 +133,39 @@ func TestLiveFileBeyondTheBounds(t *testing.T) {
 	}
 }
 
+// Securebits come down from the caller's manager (capabilities(7)): whatever they do to
+// setuid root, Drop leaves nothing.
+func TestLiveSecurebits(t *testing.T) {
+	l := newLab(t)
+	for name, test := range map[string]struct{ bits, want string }{
+		"SECBIT_NOROOT":           {"1", "(its bounding set and securebits)"},
+		"SECBIT_NO_SETUID_FIXUP":  {"4", "ok"},
+		"SECBIT_KEEP_CAPS_LOCKED": {"32", "(PR_SET_KEEPCAPS; do the securebits forbid it?)"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := ok(t, start{path: l.plain, root: true}, "launch", "securebits="+test.bits, "user=65534", "--", l.setuid, "threads=4", "trykeep=net_admin", "drop", "report", "regain")
+			_, got := o.reports(t)
+			if want := (task{uids: same(nobody), gids: same(nobody)}); got[0] != want || slices.Contains(o.lines["regain"], "ok") {
+				t.Errorf("left: %+v", got[0])
+			}
+			if !strings.Contains(o.lines["trykeep"][0], test.want) {
+				t.Errorf("got %q, want %q", o.lines["trykeep"][0], test.want)
+			}
+		})
+	}
+}
+
+// Without Keep, Drop does it all.
+func TestLiveDropAtOnce(t *testing.T) {
+	l := newLab(t)
+	for _, s := range []start{{path: l.setuid}, {path: l.setids}, {path: l.ep}, {path: l.p}, {path: l.plain, ambient: []uintptr{12}}, {path: l.plain}} {
+		_, got := ok(t, s, "threads=4", "drop", "report").reports(t)
+		if want := (task{uids: same(nobody), gids: same(nobody)}); got[0] != want {
+			t.Errorf("left: %+v", got[0])
+		}
+	}
+}
+
 func TestLiveHarden(t *testing.T) {
 	l := newLab(t)
 	suid, err := os.ReadFile("/proc/sys/fs/suid_dumpable")

@@ -110,6 +110,7 @@ var steps = map[string]func(p *privilege.Process, value string) (string, error){
 		}
 		return s, err
 	},
+	"panic": func(*privilege.Process, string) (string, error) { panic("as told") },
 	"sleep": func(*privilege.Process, string) (string, error) { time.Sleep(time.Millisecond); return "", nil },
 	"notify": func(*privilege.Process, string) (string, error) {
 		signal.Notify(make(chan os.Signal, 1), unix.SIGINT)
@@ -286,6 +287,9 @@ func change(name, value string) error {
 		return err
 	case "bound":
 		return cap.DropBound(cap.Value(number(value)))
+	case "securebits":
+		_, err := cap.Prctlw(unix.PR_SET_SECUREBITS, uintptr(number(value)))
+		return err
 	case "nosuid":
 		if err := unix.Mount(value, value, "", unix.MS_BIND, ""); err != nil {
 			return err
