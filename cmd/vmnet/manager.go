@@ -23,6 +23,7 @@ func (a *app) withManager(f func(*tapmgr.Manager) error) error {
 	}
 	defer m.Close()
 	m.Progress = a.progress()
+	m.HelperPath = helperPath()
 	return f(m)
 }
 

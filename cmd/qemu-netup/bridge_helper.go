@@ -1,0 +1,161 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/spf13/pflag"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
+
+	"vmnet/bridge"
+	"vmnet/internal/fdpass"
+	"vmnet/internal/nicflags"
+	"vmnet/internal/policy"
+	"vmnet/internal/privilege"
+	"vmnet/tapmgr"
+)
+
+// bridgeOptions are the command line of qemu-bridge-helper, and what may stand before it.
+type bridgeOptions struct {
+	bridge  string
+	fd      int
+	useVnet bool
+	profile string
+	port    bridge.PortConfig
+}
+
+func (o *bridgeOptions) flags() *pflag.FlagSet {
+	f := newFlags()
+	f.StringVar(&o.bridge, "br", "", "the `BRIDGE` that the tap is put on (QEMU gives it)")
+	f.IntVar(&o.fd, "fd", -1, "the `NUMBER` of the unix socket that the tap's queue is sent over (QEMU gives it)")
+	f.BoolVar(&o.useVnet, "use-vnet", false, "the tap has a vnet header (QEMU says so)")
+	f.StringVar(&o.profile, "profile", "", profileUsage)
+	nicflags.AddPort(f, &o.port)
+	return f
+}
+
+func (o *bridgeOptions) parse(args []string) error {
+	for _, arg := range args {
+		if arg == "--br" || arg == "--fd" {
+			return usagef("%s: want %s=VALUE, as QEMU gives it", arg, arg)
+		}
+	}
+	f := o.flags()
+	if err := parse(f, args); err != nil {
+		return err
+	}
+	switch {
+	case f.NArg() > 0:
+		return usagef("argument %q: this form has flags only", f.Arg(0))
+	case o.fd < 0:
+		return usagef("--fd=NUMBER is missing, the socket that QEMU waits at")
+	case !f.Changed("br") && o.profile == "":
+		return usagef("--br=BRIDGE is missing")
+	}
+	return nil
+}
+
+// bridgeHelper is the form that QEMU and libvirt call. All of its failures have the
+// exit status 1, and nothing is sent then: QEMU takes the status as the answer.
+func (a *app) bridgeHelper(args []string) error {
+	if err := a.helpBridge(args); err != nil {
+		a.say(err.Error())
+		return errSaid
+	}
+	return nil
+}
+
+func (a *app) helpBridge(args []string) error {
+	var o bridgeOptions
+	if err := o.parse(args); err != nil {
+		return err
+	}
+	sock, err := a.socket(o.fd)
+	if err != nil {
+		return err
+	}
+	defer sock.Close()
+	return a.manager(func(m *tapmgr.Manager) error {
+		g, err := a.openGate(m)
+		if err != nil {
+			return err
+		}
+		if err := o.settle(g.policy); err != nil {
+			return err
+		}
+		r := policy.Request{Bridge: o.bridge, Port: o.port, Queues: 1}
+		if err := g.allow(aclAlways, r); err != nil {
+			return err
+		}
+		tap, err := m.PlainTap(o.bridge, o.port, o.useVnet)
+		if err != nil {
+			return err
+		}
+		defer tap.Close()
+		if err := g.still(); err != nil {
+			return err
+		}
+		// One byte and one fd: QEMU looks at nothing else (recv_fd in its net/tap.c).
+		return sock.Send([]byte{0}, tap.Queues()[0])
+	})
+}
+
+// settle adds what a profile says. Its bridge wins: QEMU always names one, its default if need be.
+func (o *bridgeOptions) settle(p *policy.Policy) error {
+	if o.profile == "" {
+		return nil
+	}
+	from, err := p.Profile(o.profile)
+	if err != nil {
+		return err
+	}
+	if from.Bridge != "" {
+		o.bridge = from.Bridge
+	}
+	if o.port.IsZero() {
+		o.port = from.Port
+	}
+	return nil
+}
+
+// socket takes over the socket that the caller has named, and makes this process one that can
+// do no more than serve it.
+func (a *app) socket(fd int) (*fdpass.Socket, error) {
+	if err := privilege.Inherited(fd); err != nil {
+		return nil, err
+	}
+	sock, err := fdpass.Inherited(fd)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.p.Keep(cap.NET_ADMIN); err != nil {
+		return nil, err
+	}
+	if err := privilege.Harden(); err != nil {
+		return nil, err
+	}
+	return sock, privilege.CloseInherited(fd)
+}
+
+// aclAlways and aclForUsers tell whether bridge.conf binds root as well, as it does
+// with QEMU's own helper.
+const (
+	aclAlways   = true
+	aclForUsers = false
+)
+
+// newFlags makes an empty set of flags.
+func newFlags() *pflag.FlagSet {
+	f := pflag.NewFlagSet("qemu-netup", pflag.ContinueOnError)
+	f.SortFlags = false
+	f.Usage = func() {} // errors tell where help is
+	return f
+}
+
+func parse(f *pflag.FlagSet, args []string) error {
+	if err := f.Parse(args); err != nil {
+		return usagef("%s", strings.TrimPrefix(err.Error(), "pflag: "))
+	}
+	return nil
+}
+
+const profileUsage = "the `NAME` of settings in policy.yaml"

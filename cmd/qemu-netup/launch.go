@@ -1,0 +1,201 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"time"
+
+	"kernel.org/pub/linux/libs/security/libcap/cap"
+
+	"vmnet/internal/fdpass"
+	"vmnet/internal/launch"
+	"vmnet/internal/netns"
+	"vmnet/internal/policy"
+	"vmnet/internal/shellquote"
+	"vmnet/internal/step"
+	"vmnet/tapmgr"
+)
+
+// launch makes the NICs and becomes the guest's VMM.
+func (a *app) launch(args []string) error {
+	o, err := parseLaunch(args)
+	if err != nil {
+		return err
+	}
+	if err := a.keepFor(o); err != nil {
+		return err
+	}
+	path, err := a.p.Find(o.argv[0])
+	if err != nil {
+		return err
+	}
+	monitor, err := a.monitor(o)
+	if err != nil {
+		return err
+	}
+	made, err := a.make(o)
+	if err != nil {
+		return err
+	}
+	// From here on every failure ends us, and the devices with us.
+	command, err := o.command(made, monitor)
+	if err != nil {
+		return err
+	}
+	if o.dryRun {
+		return a.print(a.out, "%s\n", clean(shellquote.Join(command.Argv)))
+	}
+	if err := a.p.Drop(); err != nil {
+		return err
+	}
+	if err := inherit(made); err != nil {
+		return err
+	}
+	err = a.p.Exec(path, command.Argv, command.Env...)
+	runtime.KeepAlive(made) // or its files would be closed before
+	return err
+}
+
+// keepFor keeps what making the devices takes: a macvtap is made in a netns of its own
+// (CAP_SYS_ADMIN) and opened by a node of its own (CAP_MKNOD).
+func (a *app) keepFor(o *launchOptions) error {
+	if o.netns != "" && !a.p.Caller.Root() {
+		return usagef("--netns %s: for root alone, since this program has rights in all of them that you may not have", o.netns)
+	}
+	if o.dryRun {
+		return a.p.Drop()
+	}
+	for _, n := range o.nics {
+		if n.spec.Lower == nil {
+			continue
+		}
+		if !a.p.Has(cap.SYS_ADMIN) || !a.p.Has(cap.MKNOD) {
+			return fmt.Errorf("%s on %s: making one needs CAP_SYS_ADMIN and CAP_MKNOD, which only the installation setuid root gives (chmod u+s; vmnet doctor tells more), or root", n.spec.Lower.Kind, n.spec.Lower.Device)
+		}
+		return a.p.Keep(cap.NET_ADMIN, cap.SYS_ADMIN, cap.MKNOD)
+	}
+	return a.p.Keep(cap.NET_ADMIN)
+}
+
+// make makes the devices that the caller may have.
+func (a *app) make(o *launchOptions) (made *tapmgr.Launch, err error) {
+	err = a.managerIn(o.netns, func(m *tapmgr.Manager) error {
+		m.Run = a.runner(o)
+		g, err := a.openGate(m)
+		if err != nil {
+			return err
+		}
+		specs, err := o.settle(g.policy)
+		if err != nil {
+			return err
+		}
+		var requests []policy.Request
+		for _, s := range specs {
+			requests = append(requests, request(s))
+		}
+		if err := g.allow(aclForUsers, requests...); err != nil {
+			return err
+		}
+		if made, err = m.Launch(context.Background(), specs...); err != nil {
+			return err
+		}
+		for _, n := range made.NICs {
+			for _, text := range n.Notices {
+				a.say("note: " + text)
+			}
+		}
+		if o.dryRun {
+			return nil
+		}
+		return g.still()
+	})
+	return made, err
+}
+
+func (a *app) managerIn(name string, do func(*tapmgr.Manager) error) error {
+	if name == "" {
+		return a.manager(do)
+	}
+	ns, err := netns.Open(name)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	m, err := tapmgr.New(ns)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	return do(m)
+}
+
+// runner runs the steps as asked for: in silence, telling each, or only telling.
+func (a *app) runner(o *launchOptions) func(context.Context, []step.Step) error {
+	switch {
+	case o.dryRun:
+		return func(_ context.Context, steps []step.Step) error {
+			for i, s := range steps {
+				if err := a.print(a.out, "%2d. %s: %s\n", i+1, s.Name, clean(s.Text)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	case o.verbose:
+		return func(ctx context.Context, steps []step.Step) error {
+			return step.Run(ctx, steps, func(ctx context.Context, s step.Step, do func(context.Context) error) error {
+				start := time.Now()
+				err := do(ctx)
+				a.say(fmt.Sprintf("%s: %s (%v)", s.Name, s.Text, time.Since(start).Round(time.Microsecond)))
+				return err
+			})
+		}
+	}
+	return nil
+}
+
+// command adds the NICs to the VMM's command line. The fds keep their numbers over execve.
+func (o *launchOptions) command(made *tapmgr.Launch, monitor string) (launch.Command, error) {
+	next := 3 // numbers of a dry run
+	c := launch.Config{VM: o.vm, Place: o.place, SparePorts: o.sparePorts, Monitor: monitor}
+	for _, n := range made.NICs {
+		one := launch.NIC{
+			Device: n.Device, Name: n.NIC.ID, Interface: n.NIC.Interface, Type: n.NIC.Type, Source: n.NIC.Source, MTU: n.NIC.MTU,
+			Queues: numbers(n.Device.Queues, &next), Vhosts: numbers(n.Device.Vhosts, &next), Netns: -1,
+		}
+		if fds := numbers(n.Device.Netns, &next); len(fds) > 0 {
+			one.Netns = fds[0]
+		}
+		c.NICs = append(c.NICs, one)
+	}
+	return c.Command(o.argv)
+}
+
+// numbers are the files' fds, or where there are none yet, the next ones.
+func numbers(files []*os.File, next *int) (fds []int) {
+	for _, f := range files {
+		if f != nil {
+			fds = append(fds, int(f.Fd()))
+			continue
+		}
+		fds = append(fds, *next)
+		*next++
+	}
+	return fds
+}
+
+// inherit leaves all of the devices' fds open over execve.
+func inherit(made *tapmgr.Launch) error {
+	for _, n := range made.NICs {
+		for _, files := range [][]*os.File{n.Device.Queues, n.Device.Vhosts, n.Device.Netns} {
+			for _, f := range files {
+				if err := fdpass.Inherit(f); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}

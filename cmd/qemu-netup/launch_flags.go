@@ -1,0 +1,155 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/spf13/pflag"
+
+	"vmnet/internal/launch"
+	"vmnet/internal/nicflags"
+	"vmnet/internal/policy"
+	"vmnet/internal/qemu"
+	"vmnet/tapmgr"
+)
+
+// launchOptions are the command line of the form that executes a VMM.
+type launchOptions struct {
+	vm         string
+	qmp        string
+	place      string
+	netns      string
+	sparePorts int
+	dryRun     bool
+	verbose    bool
+	nics       []nicOptions
+	argv       []string // of the VMM
+}
+
+// nicOptions are those of one NIC.
+type nicOptions struct {
+	spec    tapmgr.Spec
+	profile string
+	queues  bool // they were given
+}
+
+// maxNICs is more than a machine has room for.
+const maxNICs = 32
+
+// nextNIC stands between the options of one NIC and those of another.
+const nextNIC = "--next-nic"
+
+// parseLaunch reads everything before and after --.
+func parseLaunch(args []string) (*launchOptions, error) {
+	o := &launchOptions{qmp: "none", place: "auto", sparePorts: launch.DefaultSparePorts}
+	end := slices.Index(args, "--")
+	if end < 0 {
+		return nil, usagef("what to run is missing: -- and then the guest's command line, such as -- qemu-system-x86_64 -m 1G disk.img")
+	}
+	args, o.argv = args[:end], args[end+1:]
+	if len(o.argv) == 0 {
+		return nil, usagef("nothing follows --: want the guest's command line")
+	}
+	for {
+		i := slices.Index(args, nextNIC)
+		segment := args
+		if i >= 0 {
+			segment = args[:i]
+		}
+		if err := o.parseNIC(segment); err != nil {
+			return nil, err
+		}
+		if i < 0 {
+			break
+		}
+		if args = args[i+1:]; len(o.nics) == maxNICs {
+			return nil, usagef("more than %d NICs", maxNICs)
+		}
+	}
+	return o, o.name()
+}
+
+func (o *launchOptions) parseNIC(args []string) error {
+	f := newFlags()
+	nic := o.flags(f)
+	profile := f.String("profile", "", profileUsage)
+	if err := parse(f, args); err != nil {
+		return err
+	}
+	if f.NArg() > 0 {
+		return usagef("argument %q: what to run comes after --", f.Arg(0))
+	}
+	spec, err := nic.Spec()
+	if err != nil {
+		return usageError{err}
+	}
+	if !f.Changed("nic") {
+		spec.NIC = fmt.Sprintf("net%d", len(o.nics))
+	}
+	o.nics = append(o.nics, nicOptions{spec: spec, profile: *profile, queues: f.Changed("queues")})
+	return nil
+}
+
+// flags are those of a NIC and, whichever NIC they stand at, those of all.
+func (o *launchOptions) flags(f *pflag.FlagSet) *nicflags.NIC {
+	nic := nicflags.AddNIC(f)
+	f.StringVar(&o.vm, "vm", o.vm, "the guest's `NAME` (default that of QEMU's -name guest=)")
+	f.StringVar(&o.qmp, "qmp", o.qmp, "give QEMU a monitor: auto, where vmnet attach finds it, a `PATH`, or none")
+	f.IntVar(&o.sparePorts, "spare-ports", o.sparePorts, "`N` empty PCI Express ports on q35, for what is attached later")
+	nicflags.Choice(f, &o.place, "place", "", "where the machine has room for NICs (default what its type says)", "auto", "pci", "pcie", "mmio")
+	f.StringVar(&o.netns, "netns", o.netns, "the network namespace of bridge and taps, a `NAME` of ip-netns(8) or a path; for root")
+	f.BoolVar(&o.dryRun, "dry-run", o.dryRun, "print every step and the command line, and change nothing")
+	f.BoolVarP(&o.verbose, "verbose", "v", o.verbose, "tell every step with the time it took on stderr")
+	return nic
+}
+
+// name makes the NICs the guest's, and decides what its command line decides.
+func (o *launchOptions) name() error {
+	name, err := launch.GuestName(o.vm, o.argv)
+	if err != nil {
+		return err
+	}
+	machine := qemu.Place(o.place)
+	if o.place == "auto" {
+		machine = qemu.MachineOf(o.argv).Place
+	}
+	for i := range o.nics {
+		s := &o.nics[i].spec
+		s.VM = name
+		if s.Model == "" && machine == qemu.PlaceMMIO {
+			s.Model = "virtio-net-device"
+		}
+		if s.Queues == tapmgr.QueuesAuto {
+			s.Queues = min(qemu.CPUs(o.argv), tapmgr.MaxAutoQueues)
+		}
+	}
+	return nil
+}
+
+// settle adds what profiles say to what was not asked for, and checks the result.
+func (o *launchOptions) settle(p *policy.Policy) ([]tapmgr.Spec, error) {
+	var specs []tapmgr.Spec
+	for _, n := range o.nics {
+		s := n.spec
+		if n.profile != "" {
+			from, err := p.Profile(n.profile)
+			if err != nil {
+				return nil, err
+			}
+			if s.Bridge == "" && s.Lower == nil {
+				s.Bridge = from.Bridge
+			}
+			if s.Port.IsZero() && s.Lower == nil {
+				s.Port = from.Port
+			}
+			if !n.queues && from.Queues != 0 {
+				s.Queues = from.Queues
+			}
+		}
+		if err := s.Validate(); err != nil {
+			return nil, err
+		}
+		specs = append(specs, s)
+	}
+	return specs, nil
+}

@@ -1,0 +1,175 @@
+// Program qemu-netup gives guests their NICs at launch, for users who are not root: it is installed
+// setuid root or with the file capability CAP_NET_ADMIN. Which of its forms is
+// meant it sees by how it is called; see help.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"unicode"
+
+	"vmnet/internal/launch"
+	"vmnet/internal/netns"
+	"vmnet/internal/privilege"
+	"vmnet/tapmgr"
+)
+
+const (
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+func main() {
+	p, err := privilege.Begin() // before anything else
+	a := &app{p: p, out: os.Stdout, err: os.Stderr}
+	if err != nil {
+		a.say(err.Error())
+		os.Exit(exitFailure)
+	}
+	os.Exit(a.run(os.Args))
+}
+
+// app is one run of the program.
+type app struct {
+	p        *privilege.Process
+	out, err io.Writer
+}
+
+// errUsage is a command line that makes no sense.
+var errUsage = errors.New("wrong usage")
+
+// usageError Is errUsage, without saying so in its text.
+type usageError struct{ error }
+
+func (e usageError) Is(target error) bool { return target == errUsage }
+func (e usageError) Unwrap() error        { return e.error }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// run is the whole program; the result is its exit status.
+func (a *app) run(argv []string) int {
+	form, args := formOf(argv)
+	err := form(a, args)
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errSaid):
+		return exitFailure
+	}
+	a.say(err.Error())
+	if errors.Is(err, errUsage) || errors.Is(err, tapmgr.ErrInvalid) || errors.Is(err, launch.ErrInvalid) {
+		a.print(a.err, "see qemu-netup --help\n")
+		return exitUsage
+	}
+	return exitFailure
+}
+
+// errSaid is an error that somebody else has been told.
+var errSaid = errors.New("said elsewhere")
+
+// A form is one way in which the program is called.
+type form func(*app, []string) error
+
+// formOf tells by the program's name and the shape of its arguments which form is meant.
+func formOf(argv []string) (form, []string) {
+	args := argv[1:]
+	switch filepath.Base(argv[0]) {
+	case "qemu-ifup":
+		return (*app).ifUp, args
+	case "qemu-ifdown":
+		return (*app).ifDown, args
+	case "qemu-bridge-helper":
+		return (*app).bridgeHelper, args
+	}
+	has := func(flags ...string) bool {
+		return slices.ContainsFunc(args, func(arg string) bool {
+			name, _, _ := strings.Cut(arg, "=")
+			return slices.Contains(flags, name)
+		})
+	}
+	switch {
+	case slices.Contains(args, "--"):
+		return (*app).launch, args
+	case len(args) == 0:
+		return (*app).nothing, args
+	case slices.Contains([]string{"-h", "--help", "help"}, args[0]):
+		return (*app).help, args[1:]
+	case slices.Contains([]string{"--version", "version"}, args[0]):
+		return (*app).version, args[1:]
+	case has("--attach"):
+		return (*app).serve, args
+	case has("--br", "--fd", "--use-vnet"):
+		return (*app).bridgeHelper, args
+	case args[0] == "ifup":
+		return (*app).ifUp, args[1:]
+	case args[0] == "ifdown":
+		return (*app).ifDown, args[1:]
+	case len(args) == 1 && !strings.HasPrefix(args[0], "-"):
+		return (*app).ifUp, args
+	}
+	return (*app).launch, args
+}
+
+func (a *app) nothing([]string) error { return usagef("nothing is asked for") }
+
+func (a *app) help([]string) error { return a.print(a.out, "%s", helpText()) }
+
+func (a *app) version([]string) error {
+	text := version
+	if info, ok := debug.ReadBuildInfo(); ok {
+		text += " " + info.GoVersion
+	}
+	return a.print(a.out, "qemu-netup %s\n", text)
+}
+
+// version is set by the linker.
+var version = "devel"
+
+// manager works in the namespace that we are in, for the caller.
+func (a *app) manager(do func(*tapmgr.Manager) error) error {
+	ns, err := netns.Current()
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	m, err := tapmgr.New(ns)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	m.Owner = a.p.Caller.UID
+	return do(m)
+}
+
+func (a *app) print(w io.Writer, format string, args ...any) error {
+	_, err := fmt.Fprintf(w, format, args...)
+	return err
+}
+
+// say prints to stderr, which QEMU's users see. Of several lines the first is the cause; the
+// others are an example, or what went wrong while it was undone.
+func (a *app) say(text string) {
+	for i, line := range strings.Split(strings.TrimSpace(text), "\n") {
+		lead := "qemu-netup: "
+		if i > 0 {
+			lead = "  "
+		}
+		_ = a.print(a.err, "%s%s\n", lead, clean(line))
+	}
+}
+
+// clean keeps text that others chose from steering the terminal.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s)
+}

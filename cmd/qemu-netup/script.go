@@ -1,0 +1,55 @@
+package main
+
+import (
+	"github.com/spf13/pflag"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
+
+	"vmnet/internal/policy"
+	"vmnet/internal/privilege"
+	"vmnet/tapmgr"
+)
+
+// interfaceArg reads the only argument that QEMU gives its scripts, and keeps no more
+// rights than they need.
+func (a *app) interfaceArg(args []string) (string, error) {
+	f := pflag.NewFlagSet("qemu-ifup", pflag.ContinueOnError)
+	f.Usage = func() {}
+	if err := parse(f, args); err != nil {
+		return "", err
+	}
+	if f.NArg() != 1 {
+		return "", usagef("%d arguments: want the name of one tap, as QEMU gives it", f.NArg())
+	}
+	if err := a.p.Keep(cap.NET_ADMIN); err != nil {
+		return "", err
+	}
+	return f.Arg(0), privilege.Harden()
+}
+
+// ifUp is QEMU's script=: it puts the tap on the bridge that the policy file tells for its name.
+func (a *app) ifUp(args []string) error {
+	name, err := a.interfaceArg(args)
+	if err != nil {
+		return err
+	}
+	return a.manager(func(m *tapmgr.Manager) error {
+		g, err := a.openGate(m)
+		if err != nil {
+			return err
+		}
+		profile := g.policy.Script(name)
+		if err := g.allow(aclForUsers, policy.Request{Bridge: profile.Bridge, Port: profile.Port, Queues: 1}); err != nil {
+			return err
+		}
+		return m.IfUp(name, profile.Bridge, profile.Port)
+	})
+}
+
+// ifDown is QEMU's downscript=.
+func (a *app) ifDown(args []string) error {
+	name, err := a.interfaceArg(args)
+	if err != nil {
+		return err
+	}
+	return a.manager(func(m *tapmgr.Manager) error { return m.IfDown(name) })
+}

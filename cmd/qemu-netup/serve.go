@@ -1,0 +1,53 @@
+package main
+
+import (
+	"context"
+
+	"vmnet/internal/policy"
+	"vmnet/tapmgr"
+)
+
+// serve makes the tap of one `vmnet attach` by a user who may not: a form for that program alone.
+func (a *app) serve(args []string) error {
+	f := newFlags()
+	f.Bool("attach", false, "")
+	fd := f.Int("fd", -1, "")
+	if err := parse(f, args); err != nil {
+		return err
+	}
+	if f.NArg() > 0 || *fd < 0 {
+		return usagef("--attach --fd=NUMBER is how vmnet attach calls this program: call that")
+	}
+	sock, err := a.socket(*fd)
+	if err != nil {
+		return err
+	}
+	defer sock.Close()
+	return a.manager(func(m *tapmgr.Manager) error {
+		g, err := a.openGate(m)
+		if err != nil {
+			return err
+		}
+		asked := false
+		err = m.Serve(context.Background(), sock, func(s tapmgr.Spec) error {
+			if asked {
+				return g.still()
+			}
+			asked = true
+			return g.allow(aclForUsers, request(s))
+		})
+		if err != nil {
+			return errSaid // to vmnet attach, over the socket
+		}
+		return nil
+	})
+}
+
+// request is what the policy is asked about a NIC.
+func request(s tapmgr.Spec) policy.Request {
+	r := policy.Request{Bridge: s.Bridge, Port: s.Port, MAC: s.MAC, Queues: s.Queues}
+	if s.Lower != nil {
+		r.Lower = s.Lower.Device
+	}
+	return r
+}
