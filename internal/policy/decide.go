@@ -1,0 +1,186 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+
+	"vmnet/bridge"
+)
+
+// Request is a NIC that somebody asks for.
+type Request struct {
+	UID    int
+	GIDs   []int  // all groups of the process, in any order
+	Bridge string // or Lower
+	Lower  string // the network card of a macvtap or ipvtap
+	Port   bridge.PortConfig
+	MAC    net.HardwareAddr // nil: none asked for
+	Queues int              // 0 is 1; what was asked for as automatic must have been decided
+	NICs   int              // how many the user would then have
+}
+
+// Verdict is the answer to a Request.
+type Verdict struct {
+	Allowed bool
+	By      string   // what allows it: "FILE:LINE" of a rule, or a few words
+	Line    int      // of that rule; 0: no rule
+	Reasons []Reason // for a denial: one for each rule that is for the user, or that there is none
+	Example string   // for a denial: lines of a file that would allow it; may be empty
+}
+
+// Reason is why something is denied.
+type Reason struct {
+	File string `json:"file,omitempty"`
+	Line int    `json:"line,omitempty"` // 0: about the whole file
+	Text string `json:"text"`
+	Cure string `json:"cure,omitempty"`
+}
+
+func (r Reason) String() string {
+	text := r.Text
+	switch {
+	case r.Line > 0:
+		text = fmt.Sprintf("%s:%d: %s", r.File, r.Line, r.Text)
+	case r.File != "":
+		text = r.File + ": " + r.Text
+	}
+	if r.Cure != "" {
+		text += " (" + r.Cure + ")"
+	}
+	return text
+}
+
+// Err is nil for what is allowed. For a denial it is the reasons on one line, and the
+// Example on lines of its own behind it.
+func (v Verdict) Err() error {
+	if v.Allowed {
+		return nil
+	}
+	var texts []string
+	for _, r := range v.Reasons {
+		texts = append(texts, r.String())
+	}
+	text := "denied: " + strings.Join(texts, "; ")
+	if v.Example != "" {
+		text += "\n" + v.Example
+	}
+	return errors.New(text)
+}
+
+// noFile is what holds without a file.
+var noFile = rule{anybody: true, bridges: []string{"*"}, queues: defaultQueues}
+
+// Decide tells whether q is allowed: if one rule that is for the user allows all of it. Root is
+// not bound, who could write the file anew. bridge.conf must allow a bridge as well.
+func (p *Policy) Decide(q Request) Verdict {
+	if err := q.validate(); err != nil {
+		return Verdict{Reasons: []Reason{{Text: err.Error()}}}
+	}
+	switch {
+	case q.UID == 0:
+		return Verdict{Allowed: true, By: "root's rights"}
+	case p == nil:
+		return withoutFile(&q)
+	}
+	return p.decide(&q)
+}
+
+func (p *Policy) decide(q *Request) Verdict {
+	var v Verdict
+	ids := newNames()
+	for i := range p.rules {
+		r := &p.rules[i]
+		if !r.isFor(q, ids) {
+			continue
+		}
+		no := r.objection(q)
+		if no == nil {
+			return Verdict{Allowed: true, By: fmt.Sprintf("%s:%d", p.File, r.line), Line: r.line}
+		}
+		at := r.line
+		if l := r.lines[no.key]; l > 0 {
+			at = l
+		}
+		v.Reasons = append(v.Reasons, Reason{p.File, at, no.text, no.cure})
+	}
+	if len(v.Reasons) == 0 {
+		v.Reasons = []Reason{{File: p.File, Text: fmt.Sprintf("no rule is for uid %d", q.UID), Cure: "add under rules: " + q.rule()}}
+	}
+	return v
+}
+
+// withoutFile shows a file that would allow q and leave all others what they have.
+func withoutFile(q *Request) Verdict {
+	no := noFile.objection(q)
+	if no == nil {
+		return Verdict{Allowed: true, By: "the defaults without " + DefaultPath}
+	}
+	return Verdict{
+		Reasons: []Reason{{File: DefaultPath, Text: "there is no such file, and without it " + no.text, Cure: "write it, as policy.yaml(5) says"}},
+		Example: "rules:\n  - {users: [\"*\"], bridges: [\"*\"]}\n  " + q.rule(),
+	}
+}
+
+// validate refuses what nobody may ask for, so that texts need not doubt names.
+func (q *Request) validate() error {
+	name := q.Bridge + q.Lower
+	switch {
+	case (q.Bridge == "") == (q.Lower == ""):
+		return errors.New("want either a bridge or a lower")
+	case !bridge.ValidName(name):
+		return fmt.Errorf("name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", name)
+	case q.MAC != nil && (len(q.MAC) != 6 || q.MAC[0]&1 != 0 || number(q.MAC) == 0):
+		return fmt.Errorf("MAC %s: want 6 bytes, neither multicast nor zero", q.MAC)
+	case q.UID < 0 || q.Queues < 0 || q.NICs < 0:
+		return fmt.Errorf("uid %d, %d queues, %d NICs: want no negative numbers", q.UID, q.Queues, q.NICs)
+	}
+	return q.Port.Validate()
+}
+
+// vlans is what the request asks for, tagged or not.
+func (q *Request) vlans() []bridge.VLANRange {
+	asked := slices.Clone(q.Port.Trunk)
+	for _, id := range []int{q.Port.VLAN, q.Port.Native} {
+		if id != 0 {
+			asked = append(asked, bridge.VLANRange{First: id, Last: id})
+		}
+	}
+	return asked
+}
+
+// rule is one that allows the request, as a line of the file.
+func (q *Request) rule() string {
+	items := []string{fmt.Sprintf("users: [%d]", q.UID)}
+	if q.Lower != "" {
+		items = append(items, "lowers: ["+scalar(q.Lower)+"]")
+	} else {
+		items = append(items, "bridges: ["+scalar(q.Bridge)+"]")
+	}
+	if vlans := q.vlans(); len(vlans) > 0 {
+		items = append(items, "vlans: ["+bridge.FormatVLANs(vlans)+"]")
+	}
+	var port []string
+	for _, s := range settings {
+		if s.on(q.Port) && s.word != isolated {
+			port = append(port, s.word)
+		}
+	}
+	if len(port) > 0 {
+		items = append(items, "port: ["+strings.Join(port, ", ")+"]")
+	}
+	if q.Queues > defaultQueues {
+		items = append(items, fmt.Sprintf("queues: %d", q.Queues))
+	}
+	return "- {" + strings.Join(items, ", ") + "}"
+}
+
+// scalar writes a name for YAML.
+func scalar(s string) string {
+	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789") == "" && s[0] >= 'a' && s != "null" {
+		return s
+	}
+	return fmt.Sprintf("%q", s)
+}

@@ -1,0 +1,47 @@
+package policy
+
+import (
+	"strings"
+
+	"github.com/goccy/go-yaml/ast"
+)
+
+// glob is a pattern for names of interfaces.
+func (d *document) glob(n ast.Node, what string) (string, error) {
+	g, err := d.text(n, what)
+	if err == nil && (g == "" || len(g) > 64 || strings.ContainsAny(g, " \t\r\n/:%[]{}\\")) {
+		err = d.errorf(tokenOf(n), "%s: %q is no name or pattern of one (* is any text, ? any byte, there is nothing else)", what, g)
+	}
+	return g, err
+}
+
+// match tells whether all of name is as glob says. It takes len(glob) times len(name) steps at most.
+func match(glob, name string) bool {
+	g, n := 0, 0
+	star, mark := -1, 0 // the last star, and up to where of name it reaches
+	for n < len(name) {
+		switch {
+		case g < len(glob) && glob[g] == '*':
+			star, mark = g, n
+			g++
+		case g < len(glob) && (glob[g] == '?' || glob[g] == name[n]):
+			g++
+			n++
+		case star >= 0:
+			mark++
+			g, n = star+1, mark
+		default:
+			return false
+		}
+	}
+	return strings.Trim(glob[g:], "*") == ""
+}
+
+func matchAny(globs []string, name string) bool {
+	for _, g := range globs {
+		if match(g, name) {
+			return true
+		}
+	}
+	return false
+}

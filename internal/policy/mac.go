@@ -1,0 +1,61 @@
+package policy
+
+import (
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+
+	"github.com/goccy/go-yaml/ast"
+)
+
+// macRange is the addresses whose first bits are those of addr.
+type macRange struct {
+	addr uint64
+	bits int
+}
+
+const macBits = 48
+
+func (d *document) macRange(n ast.Node) (macRange, error) {
+	text, err := d.text(n, "an address of macs")
+	if err != nil {
+		return macRange{}, err
+	}
+	addr, length, cut := strings.Cut(text, "/")
+	r := macRange{bits: macBits}
+	if cut {
+		r.bits, err = strconv.Atoi(length)
+	}
+	mac, macErr := net.ParseMAC(addr)
+	if err != nil || macErr != nil || len(mac) != 6 || r.bits < 0 || r.bits > macBits {
+		return r, d.errorf(tokenOf(n), "macs: %q: want six bytes, and how many bits of them count, such as 52:54:00:00:00:00/24", text)
+	}
+	r.addr = number(mac)
+	if r.addr != r.addr>>(macBits-r.bits)<<(macBits-r.bits) {
+		return r, d.errorf(tokenOf(n), "macs: %q: bits behind the first %d do not count (make them zero)", text, r.bits)
+	}
+	return r, nil
+}
+
+func number(mac net.HardwareAddr) (n uint64) {
+	for _, b := range mac {
+		n = n<<8 | uint64(b)
+	}
+	return n
+}
+
+func (r macRange) contains(mac net.HardwareAddr) bool {
+	return (number(mac)^r.addr)>>(macBits-r.bits) == 0
+}
+
+func (r macRange) String() string {
+	mac := make(net.HardwareAddr, 6)
+	for i := range mac {
+		mac[i] = byte(r.addr >> (macBits - 8*(i+1)))
+	}
+	if r.bits == macBits {
+		return mac.String()
+	}
+	return fmt.Sprintf("%s/%d", mac, r.bits)
+}

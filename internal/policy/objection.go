@@ -1,0 +1,118 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+
+	"vmnet/bridge"
+)
+
+// objection is why a rule does not allow a request.
+type objection struct{ key, text, cure string }
+
+// objection is the first one that the rule has; nil if it allows all of q.
+func (r *rule) objection(q *Request) *objection {
+	for _, check := range []func(*Request) *objection{
+		r.checkPlace, r.checkVLANs, r.checkPort, r.checkRequired, r.checkMAC, r.checkNICs, r.checkQueues,
+	} {
+		if no := check(q); no != nil {
+			return no
+		}
+	}
+	return nil
+}
+
+func (r *rule) checkPlace(q *Request) *objection {
+	what, key, name, globs := "bridge", "bridges", q.Bridge, r.bridges
+	if q.Lower != "" {
+		what, key, name, globs = "lower", "lowers", q.Lower, r.lowers
+	}
+	if matchAny(globs, name) {
+		return nil
+	}
+	return &objection{key, what + " " + name + notAmong(globs), fmt.Sprintf("add %s to %s", scalar(name), key)}
+}
+
+// notAmong ends a sentence about something that is not on a list.
+func notAmong(list []string) string {
+	if len(list) == 0 {
+		return " may not be asked for"
+	}
+	return " is not among " + listed(list)
+}
+
+func (r *rule) checkVLANs(q *Request) *objection {
+	for _, asked := range q.vlans() {
+		id, outside := firstOutside(asked, r.vlans)
+		if !outside {
+			continue
+		}
+		var allowed []string
+		for _, v := range r.vlans {
+			allowed = append(allowed, bridge.FormatVLANs([]bridge.VLANRange{v}))
+		}
+		return &objection{"vlans", fmt.Sprintf("VLAN %d", id) + notAmong(allowed), fmt.Sprintf("add %d to vlans", id)}
+	}
+	return nil
+}
+
+// firstOutside is the first id of asked that is not in allowed, which is sorted and without overlaps.
+func firstOutside(asked bridge.VLANRange, allowed []bridge.VLANRange) (id int, outside bool) {
+	id = asked.First
+	for _, r := range allowed {
+		if r.First <= id && id <= r.Last {
+			id = r.Last + 1
+		}
+	}
+	return id, id <= asked.Last
+}
+
+func (r *rule) checkPort(q *Request) *objection {
+	for _, s := range settings {
+		if s.word != isolated && s.on(q.Port) && !slices.Contains(r.port, s.word) {
+			return &objection{"port", s.word + " may not be asked for", fmt.Sprintf("add %s to port", s.word)}
+		}
+	}
+	return nil
+}
+
+// checkRequired is about ports of bridges: a macvtap or ipvtap has none.
+func (r *rule) checkRequired(q *Request) *objection {
+	if q.Lower != "" {
+		return nil
+	}
+	has := map[string]bool{isolated: q.Port.Isolated, vlan: len(q.vlans()) > 0}
+	for _, word := range r.require {
+		if !has[word] {
+			return &objection{"require", fmt.Sprintf("%s must be asked for", word), fmt.Sprintf("ask with --%s", word)}
+		}
+	}
+	return nil
+}
+
+// checkMAC: who asks for no address gets one made from names, which is nobody else's.
+func (r *rule) checkMAC(q *Request) *objection {
+	_, limited := r.lines["macs"]
+	if q.MAC == nil || !limited || slices.ContainsFunc(r.macs, func(m macRange) bool { return m.contains(q.MAC) }) {
+		return nil
+	}
+	var allowed []string
+	for _, m := range r.macs {
+		allowed = append(allowed, m.String())
+	}
+	return &objection{"macs", "MAC " + q.MAC.String() + notAmong(allowed), fmt.Sprintf("ask for none, or add \"%s\" to macs", q.MAC)}
+}
+
+func (r *rule) checkNICs(q *Request) *objection {
+	if r.nics == 0 || q.NICs <= r.nics {
+		return nil
+	}
+	return &objection{"nics", fmt.Sprintf("it would be NIC %d of uid %d, who may have %d at one time", q.NICs, q.UID, r.nics), "detach one, or raise nics"}
+}
+
+func (r *rule) checkQueues(q *Request) *objection {
+	if q.Queues <= r.queues {
+		return nil
+	}
+	return &objection{"queues", fmt.Sprintf("%d queues are more than %d", q.Queues, r.queues), fmt.Sprintf("ask for %d, or write queues: %d", r.queues, q.Queues)}
+}

@@ -1,0 +1,158 @@
+package policy
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/token"
+
+	"vmnet/bridge"
+)
+
+// byteOrderMark is what some editors begin a file with.
+var byteOrderMark = []byte("\ufeff")
+
+// Parse reads a file's content; name is for errors, which are *ParseError.
+func Parse(name string, data []byte) (*Policy, error) {
+	data = bytes.TrimPrefix(data, byteOrderMark)
+	d := &decoder{document: newDocument(name, data), p: &Policy{File: name, profiles: map[string]Profile{}}}
+	if len(data) > maxBytes {
+		return nil, d.errorf(nil, "the file has more than %d bytes", maxBytes)
+	}
+	root, err := d.root(data)
+	if err != nil {
+		return nil, err
+	}
+	if root == nil {
+		return d.p, nil
+	}
+	err = d.mapping(
+		root, "the file",
+		field{"rules", func(n ast.Node) error { return d.list(n, "rules", d.rule) }},
+		field{"profiles", func(n ast.Node) error { return d.entries(n, "profiles", d.profile) }},
+		field{"scripts", func(n ast.Node) error { return d.list(n, "scripts", d.script) }},
+	)
+	if err == nil {
+		err = d.checkScripts()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return d.p, nil
+}
+
+// decoder makes a Policy of a document.
+type decoder struct {
+	*document
+	p    *Policy
+	uses []*token.Token // of profiles, by the scripts
+}
+
+func (d *decoder) profile(name string, at *token.Token, n ast.Node) error {
+	if name == "" || len(name) > 64 || strings.ContainsAny(name, " \t\r\n") {
+		return d.errorf(at, "profile name %q: want 1 to 64 bytes without blanks", name)
+	}
+	var p Profile
+	flag := func(key string, to *bool) field {
+		return field{key, func(n ast.Node) (err error) { *to, err = d.flag(n, key); return err }}
+	}
+	number := func(key string, to *int, most int) field {
+		return field{key, func(n ast.Node) (err error) { *to, err = d.number(n, key, 1, most); return err }}
+	}
+	err := d.mapping(
+		n, "a profile",
+		field{"bridge", func(n ast.Node) (err error) { p.Bridge, err = d.bridgeName(n); return err }},
+		number("vlan", &p.Port.VLAN, 4094),
+		field{"trunk", func(n ast.Node) (err error) { p.Port.Trunk, err = d.vlans(n, "trunk"); return err }},
+		number("native", &p.Port.Native, 4094),
+		flag("isolated", &p.Port.Isolated),
+		flag("hairpin", &p.Port.Hairpin),
+		flag("no-learning", &p.Port.NoLearning),
+		flag("no-flood", &p.Port.NoFlood),
+		number("queues", &p.Queues, maxQueues),
+	)
+	if err != nil {
+		return err
+	}
+	if err := p.Port.Validate(); err != nil {
+		return d.errorf(at, "profile %s: %v", name, err)
+	}
+	d.p.profiles[name] = p
+	return nil
+}
+
+func (d *decoder) bridgeName(n ast.Node) (string, error) {
+	name, err := d.text(n, "bridge")
+	if err == nil && !bridge.ValidName(name) {
+		err = d.errorf(tokenOf(n), "bridge name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", name)
+	}
+	return name, err
+}
+
+func (d *decoder) script(n ast.Node) error {
+	var s script
+	var use *token.Token
+	err := d.mapping(
+		n, "a script",
+		field{"interface", func(n ast.Node) (err error) { s.glob, err = d.glob(n, "interface"); return err }},
+		field{"profile", func(n ast.Node) (err error) {
+			use = tokenOf(n)
+			s.profile, err = d.text(n, "profile")
+			return err
+		}},
+	)
+	if err == nil && (s.glob == "" || use == nil) {
+		err = d.errorf(tokenOf(n), "a script needs both interface and profile")
+	}
+	d.p.scripts = append(d.p.scripts, s)
+	d.uses = append(d.uses, use)
+	return err
+}
+
+// checkScripts comes last, since profiles may come after the scripts that name them.
+func (d *decoder) checkScripts() error {
+	for i, s := range d.p.scripts {
+		if _, ok := d.p.profiles[s.profile]; !ok {
+			return d.errorf(d.uses[i], "no profile is called %q (there is %s)", s.profile, listed(d.p.Profiles()))
+		}
+	}
+	return nil
+}
+
+// vlans is a list such as [10, 20-29], or a text as --trunk takes it.
+func (d *decoder) vlans(n ast.Node, what string) ([]bridge.VLANRange, error) {
+	var items []string
+	add := func(n ast.Node) error {
+		item, err := d.text(n, what)
+		items = append(items, item)
+		return err
+	}
+	var err error
+	if _, ok := n.(*ast.SequenceNode); ok {
+		err = d.list(n, what, add)
+	} else {
+		err = add(n)
+	}
+	if err != nil || len(items) == 0 {
+		return nil, err
+	}
+	ranges, err := bridge.ParseVLANs(strings.Join(items, ","))
+	if err != nil {
+		return nil, d.errorf(tokenOf(n), "%s: %v", what, err)
+	}
+	return ranges, nil
+}
+
+// listed is names for a message.
+func listed(names []string) string {
+	const most = 20
+	switch {
+	case len(names) == 0:
+		return "none"
+	case len(names) > most:
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+	}
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,159 @@
+// Package policy reads policy.yaml, which says who may have what NICs of qemu-netup, and
+// decides by it. docs/man/policy.yaml.5.md describes the file.
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"syscall"
+
+	"vmnet/bridge"
+)
+
+// DefaultPath is where the file is.
+const DefaultPath = "/etc/vmnet/policy.yaml"
+
+// Bounds of a file.
+const (
+	maxBytes   = 1 << 20
+	maxEntries = 1000 // of each list, that of the rules among them
+	maxQueues  = 256  // of a tap: MAX_TAP_QUEUES in the kernel's drivers/net/tun.c
+)
+
+// defaultQueues is how many queues a NIC may have where no rule says.
+const defaultQueues = 8
+
+// DefaultBridge is where scripts put an interface of which the policy says nothing.
+const DefaultBridge = "br0"
+
+// Policy is the content of a file. A nil Policy is what holds where there is none: which
+// bridges may be had is left to bridge.conf, and no lowers, VLANs or port settings may be
+// asked for but isolated.
+type Policy struct {
+	File string
+
+	rules    []rule
+	profiles map[string]Profile
+	scripts  []script
+	draft    error // why Load refuses the file
+}
+
+// Profile is settings by a name.
+type Profile struct {
+	Bridge string // may be empty in one that Policy.Profile returned
+	Port   bridge.PortConfig
+	Queues int // 0: the profile does not say
+}
+
+// script is which profile an interface gets.
+type script struct{ glob, profile string }
+
+// Load reads a file that only root can have written. Without it the error Is
+// fs.ErrNotExist, and a nil Policy holds. Any other error must end in a denial.
+func Load(path string) (*Policy, error) {
+	p, err := LoadDraft(path)
+	if err == nil && p.draft != nil {
+		return nil, p.draft
+	}
+	return p, err
+}
+
+// LoadDraft reads a file whoever has written it, to be looked at. If Load would refuse it,
+// the first of its Warnings says so.
+func LoadDraft(path string) (*Policy, error) {
+	f, err := open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: it is not a regular file (replace it by one)", path)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxBytes+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	p, err := Parse(path, data)
+	if err != nil {
+		return nil, err
+	}
+	p.draft = trusted(path, info, 0)
+	return p, nil
+}
+
+// open does not wait for the writer of a fifo. A link that leads nowhere is not a file
+// that is not there: somebody wanted a policy.
+func open(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, lerr := os.Lstat(path); lerr == nil {
+			return nil, fmt.Errorf("%s: it is a link to a file that is not there (correct or remove it)", path)
+		}
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("%w (everyone must be able to read it: chmod 0644)", err)
+	}
+	return f, err
+}
+
+// trusted tells whether a file with info is what its owner wrote, and owner that uid.
+func trusted(path string, info fs.FileInfo, uid uint32) error {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	switch {
+	case !ok || st.Uid != uid:
+		return fmt.Errorf("%s: it does not belong to uid %d (chown %d %s)", path, uid, uid, path)
+	case info.Mode().Perm()&0o022 != 0:
+		return fmt.Errorf("%s: others than its owner may write it (chmod 0644 %s)", path, path)
+	}
+	return nil
+}
+
+// Rules is how many rules there are.
+func (p *Policy) Rules() int { return len(p.rules) }
+
+// Profiles are the names of all profiles, sorted. There are none in a nil Policy.
+func (p *Policy) Profiles() []string {
+	var names []string
+	if p != nil {
+		for name := range p.profiles {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Profile is the one of that name.
+func (p *Policy) Profile(name string) (Profile, error) {
+	if p == nil {
+		return Profile{}, fmt.Errorf("no profile %q: there is no %s (write it, with: profiles: {NAME: {bridge: br0}})", name, DefaultPath)
+	}
+	profile, ok := p.profiles[name]
+	if !ok {
+		return Profile{}, fmt.Errorf("no profile %q in %s (it has %s)", name, p.File, listed(p.Profiles()))
+	}
+	return profile, nil
+}
+
+// Script is what qemu-ifup makes of an interface; its Bridge is never empty.
+func (p *Policy) Script(ifname string) Profile {
+	var profile Profile
+	if p != nil {
+		i := slices.IndexFunc(p.scripts, func(s script) bool { return match(s.glob, ifname) })
+		if i >= 0 {
+			profile = p.profiles[p.scripts[i].profile]
+		}
+	}
+	if profile.Bridge == "" {
+		profile.Bridge = DefaultBridge
+	}
+	return profile
+}

@@ -1,0 +1,123 @@
+package policy
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/goccy/go-yaml/ast"
+
+	"vmnet/bridge"
+)
+
+// rule is what some users may have. A list that is nil is one that the file does not have.
+type rule struct {
+	line          int
+	lines         map[string]int // of its keys, for reasons
+	anybody       bool
+	users, groups []who
+	bridges       []string // globs
+	lowers        []string // globs
+	vlans         []bridge.VLANRange
+	port          []string // of settings
+	require       []string // of requirements
+	macs          []macRange
+	nics          int // 0: no limit
+	queues        int
+}
+
+// settings are the words for a port's settings beside VLANs. The first only takes away, and
+// may always be asked for.
+var settings = []struct {
+	word string
+	on   func(bridge.PortConfig) bool
+}{
+	{isolated, func(c bridge.PortConfig) bool { return c.Isolated }},
+	{"hairpin", func(c bridge.PortConfig) bool { return c.Hairpin }},
+	{"no-learning", func(c bridge.PortConfig) bool { return c.NoLearning }},
+	{"no-flood", func(c bridge.PortConfig) bool { return c.NoFlood }},
+}
+
+// What a rule can require of a port.
+const (
+	isolated = "isolated"
+	vlan     = "vlan"
+)
+
+func (d *decoder) rule(n ast.Node) error {
+	r := rule{line: line(n), lines: map[string]int{}, queues: defaultQueues}
+	// of is a key with a list, and what takes each item.
+	of := func(key string, take func(ast.Node) error) field {
+		return field{key, func(n ast.Node) error { r.lines[key] = line(n); return d.list(n, key, take) }}
+	}
+	number := func(key string, to *int, most int) field {
+		return field{key, func(n ast.Node) (err error) {
+			r.lines[key] = line(n)
+			*to, err = d.number(n, key, 1, most)
+			return err
+		}}
+	}
+	globs := func(key string, to *[]string) field {
+		return of(key, func(n ast.Node) error {
+			g, err := d.glob(n, key)
+			*to = append(*to, g)
+			return err
+		})
+	}
+	words := func(key string, to *[]string, from ...string) field {
+		return of(key, func(n ast.Node) error {
+			word, err := d.text(n, key)
+			if err == nil && !slices.Contains(from, word) {
+				err = d.errorf(tokenOf(n), "%s: %q: want %s", key, word, strings.Join(from, ", "))
+			}
+			*to = append(*to, word)
+			return err
+		})
+	}
+	err := d.mapping(
+		n, "a rule",
+		of("users", func(n ast.Node) error { return d.user(n, &r) }),
+		of("groups", func(n ast.Node) error { return d.group(n, &r) }),
+		globs("bridges", &r.bridges),
+		globs("lowers", &r.lowers),
+		field{"vlans", func(n ast.Node) (err error) {
+			r.lines["vlans"] = line(n)
+			r.vlans, err = d.vlans(n, "vlans")
+			return err
+		}},
+		words("port", &r.port, settingWords()...),
+		words("require", &r.require, isolated, vlan),
+		of("macs", func(n ast.Node) error {
+			m, err := d.macRange(n)
+			r.macs = append(r.macs, m)
+			return err
+		}),
+		number("nics", &r.nics, 1<<20),
+		number("queues", &r.queues, maxQueues),
+	)
+	switch {
+	case err != nil:
+		return err
+	case !r.anybody && len(r.users)+len(r.groups) == 0:
+		return d.errorf(tokenOf(n), "the rule is for nobody (say for whom: users or groups)")
+	case len(r.bridges)+len(r.lowers) == 0:
+		return d.errorf(tokenOf(n), "the rule allows nothing (say what: bridges or lowers)")
+	}
+	d.p.rules = append(d.p.rules, r)
+	return nil
+}
+
+func settingWords() []string {
+	var words []string
+	for _, s := range settings {
+		words = append(words, s.word)
+	}
+	return words
+}
+
+// line is where a node begins.
+func line(n ast.Node) int {
+	if t := tokenOf(n); t != nil && t.Position != nil {
+		return t.Position.Line
+	}
+	return 1
+}

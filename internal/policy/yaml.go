@@ -1,0 +1,222 @@
+package policy
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/lexer"
+	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
+)
+
+// ParseError is what is wrong in a file, and where.
+type ParseError struct {
+	File   string
+	Line   int // from 1
+	Column int // from 1
+	Text   string
+	Source string // the line, as much of it as helps
+}
+
+func (e *ParseError) Error() string {
+	return fmt.Sprintf("%s:%d:%d: %s, in `%s`", e.File, e.Line, e.Column, e.Text, e.Source)
+}
+
+// document is a file's text, for errors that show it. Only lists, mappings and scalars are
+// taken: what is said of somebody is said in one place, without anchors, tags and merges.
+type document struct {
+	file  string
+	lines [][]byte
+}
+
+// maxSource is how much of a line errors show, in bytes.
+const maxSource = 80
+
+func (d *document) errorf(t *token.Token, format string, args ...any) error {
+	e := &ParseError{File: d.file, Line: 1, Column: 1, Text: fmt.Sprintf(format, args...)}
+	if t != nil && t.Position != nil {
+		e.Line, e.Column = max(1, t.Position.Line), max(1, t.Position.Column)
+	}
+	if e.Line <= len(d.lines) {
+		source := strings.TrimSpace(string(d.lines[e.Line-1]))
+		if len(source) > maxSource {
+			source = source[:maxSource] + "..."
+		}
+		e.Source = strings.ToValidUTF8(source, "?")
+	}
+	return e
+}
+
+// root is the file's content; nil where it has none but comments.
+func (d *document) root(data []byte) (ast.Node, error) {
+	tokens := lexer.Tokenize(string(data))
+	if err := d.shallow(tokens); err != nil {
+		return nil, err
+	}
+	file, err := parser.Parse(tokens, 0)
+	if err != nil {
+		return nil, d.syntax(err)
+	}
+	var root ast.Node
+	for _, doc := range file.Docs {
+		switch {
+		case doc.Body == nil:
+		case root != nil:
+			return nil, d.errorf(tokenOf(doc.Body), "a second document (one file has one)")
+		default:
+			root = doc.Body
+		}
+	}
+	return root, nil
+}
+
+// shallow refuses what is nested so deep that the parser, whose time grows with the square
+// of it, would be busy for minutes.
+func (d *document) shallow(tokens token.Tokens) error {
+	const maxFlow, maxColumn = 8, 80
+	flow := 0
+	for _, t := range tokens {
+		switch t.Type {
+		case token.SequenceStartType, token.MappingStartType:
+			flow++
+		case token.SequenceEndType, token.MappingEndType:
+			flow--
+		case token.SequenceEntryType, token.MappingKeyType, token.AnchorType, token.TagType:
+			if t.Position.Column > maxColumn {
+				return d.errorf(t, "%q is too far to the right (indent less)", t.Value)
+			}
+		}
+		if flow > maxFlow {
+			return d.errorf(t, "nested too deep")
+		}
+	}
+	return nil
+}
+
+// syntax is a parser's error in our form.
+func (d *document) syntax(err error) error {
+	var at interface {
+		GetMessage() string
+		GetToken() *token.Token
+	}
+	if errors.As(err, &at) {
+		return d.errorf(at.GetToken(), "%s", at.GetMessage())
+	}
+	return d.errorf(nil, "%v", err)
+}
+
+// field is a key of a mapping and what takes its value.
+type field struct {
+	key string
+	set func(ast.Node) error
+}
+
+// mapping hands the values of n to the fields of their keys.
+func (d *document) mapping(n ast.Node, what string, fields ...field) error {
+	return d.entries(n, what, func(key string, at *token.Token, value ast.Node) error {
+		var keys []string
+		for _, f := range fields {
+			if f.key == key {
+				return f.set(value)
+			}
+			keys = append(keys, f.key)
+		}
+		return d.errorf(at, "%s has no key %q (want %s)", what, key, strings.Join(keys, ", "))
+	})
+}
+
+// entries calls f with each key of a mapping, its place and its value.
+func (d *document) entries(n ast.Node, what string, f func(key string, at *token.Token, value ast.Node) error) error {
+	m, ok := n.(*ast.MappingNode)
+	if !ok {
+		return d.errorf(tokenOf(n), "%s is not a mapping of keys to values", what)
+	}
+	if len(m.Values) > maxEntries {
+		return d.errorf(tokenOf(n), "%s has more than %d keys", what, maxEntries)
+	}
+	seen := map[string]bool{}
+	for _, v := range m.Values {
+		at := tokenOf(v.Key)
+		key, err := d.text(v.Key, "a key of "+what)
+		if err != nil {
+			return err
+		}
+		if seen[key] {
+			return d.errorf(at, "%s has %q twice", what, key)
+		}
+		seen[key] = true
+		if err := f(key, at, v.Value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// list calls f with each item.
+func (d *document) list(n ast.Node, what string, f func(ast.Node) error) error {
+	s, ok := n.(*ast.SequenceNode)
+	if !ok {
+		return d.errorf(tokenOf(n), "%s is not a list (write [a, b])", what)
+	}
+	if len(s.Values) > maxEntries {
+		return d.errorf(tokenOf(n), "%s has more than %d entries", what, maxEntries)
+	}
+	for _, item := range s.Values {
+		if err := f(item); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// text is a scalar as it is written, so that a bridge may be called 10.
+func (d *document) text(n ast.Node, what string) (string, error) {
+	switch n := n.(type) {
+	case *ast.StringNode:
+		return n.Value, nil
+	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode:
+		return n.GetToken().Value, nil
+	}
+	return "", d.errorf(tokenOf(n), "%s is not a plain value", what)
+}
+
+func (d *document) number(n ast.Node, what string, least, most int) (int, error) {
+	text, err := d.text(n, what)
+	if err != nil {
+		return 0, err
+	}
+	i, err := strconv.Atoi(text)
+	if err != nil || i < least || i > most {
+		return 0, d.errorf(tokenOf(n), "%s is %q: want %d to %d", what, text, least, most)
+	}
+	return i, nil
+}
+
+func (d *document) flag(n ast.Node, what string) (bool, error) {
+	b, ok := n.(*ast.BoolNode)
+	if !ok {
+		return false, d.errorf(tokenOf(n), "%s is neither true nor false", what)
+	}
+	return b.Value, nil
+}
+
+// tokenOf is where a node begins, as far as it is known.
+func tokenOf(n ast.Node) *token.Token {
+	switch n := n.(type) {
+	case nil:
+		return nil
+	case *ast.MappingNode:
+		if n.Start != nil && n.Start.Type != token.MappingStartType && len(n.Values) > 0 {
+			return tokenOf(n.Values[0].Key) // not the colon behind it
+		}
+	}
+	return n.GetToken()
+}
+
+func newDocument(file string, data []byte) *document {
+	return &document{file: file, lines: bytes.Split(data, []byte("\n"))}
+}
