@@ -65,7 +65,12 @@ func (s *lowerSide) plan(r *record) (err error) {
 
 func (s *lowerSide) maxMTU() int { return s.lower.MTU }
 
-func (s *lowerSide) queues() []*os.File { return s.dev.Queues() }
+func (s *lowerSide) queues() []*os.File {
+	if s.dev == nil {
+		return nil
+	}
+	return s.dev.Queues()
+}
 
 func (s *lowerSide) netns() *os.File { return s.ns }
 

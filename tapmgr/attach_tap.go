@@ -43,7 +43,12 @@ func (s *tapSide) plan(r *record) (err error) {
 
 func (s *tapSide) maxMTU() int { return s.br.MTU }
 
-func (s *tapSide) queues() []*os.File { return s.tap.Queues() }
+func (s *tapSide) queues() []*os.File {
+	if s.tap == nil {
+		return nil
+	}
+	return s.tap.Queues()
+}
 
 func (s *tapSide) netns() *os.File { return nil }
 

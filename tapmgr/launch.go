@@ -47,7 +47,10 @@ func (m *Manager) Launch(ctx context.Context, specs ...Spec) (*Launch, error) {
 	if err := m.run(ctx, list); err != nil {
 		return nil, fmt.Errorf("launch %s: %w", specs[0].VM, err)
 	}
-	return l, l.look()
+	if err := l.look(); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
 }
 
 // planLaunch decides everything about one NIC and changes nothing.
@@ -83,7 +86,7 @@ func (l *Launch) look() error {
 			alias, _ := h.record.encode()
 			made, err := h.side.verify(os.Getpid(), alias)
 			if err != nil {
-				return errors.Join(fmt.Errorf("launch %s/%s: %w", h.spec.VM, h.spec.NIC, in(ErrLink, err)), l.Close())
+				return fmt.Errorf("launch %s/%s: %w", h.spec.VM, h.spec.NIC, in(ErrLink, err))
 			}
 			made.want = h.record
 			res := h.result(made, true)

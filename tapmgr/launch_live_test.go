@@ -1,15 +1,18 @@
 package tapmgr_test
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"vmnet/bridge"
 	"vmnet/internal/fdpass"
+	"vmnet/internal/step"
 	"vmnet/internal/tun"
 	"vmnet/tapmgr"
 	"vmnet/testvm"
@@ -299,4 +302,28 @@ func TestLiveServeLeavesNothing(t *testing.T) {
 		})
 	}
 	h.TB = t
+}
+
+func TestLiveLaunchDry(t *testing.T) {
+	h := newHost(t)
+	h.wire()
+	var names []string
+	h.Run = func(_ context.Context, steps []step.Step) error {
+		for _, s := range steps {
+			names = append(names, s.Name)
+		}
+		return nil
+	}
+	defer func() { h.Run = nil }()
+	l, err := h.Launch(h.context(10*time.Second),
+		tapmgr.Spec{Target: tapmgr.Target{VM: "P3"}, NIC: "net0", Bridge: "br0", Vhost: tapmgr.VhostOff},
+		tapmgr.Spec{Target: tapmgr.Target{VM: "P3"}, NIC: "net1", Lower: &tapmgr.Lower{Kind: "macvtap", Device: "eth0"}, Vhost: tapmgr.VhostOff})
+	if err != nil || len(l.NICs) != 2 {
+		t.Fatalf("%+v, %v", l, err)
+	}
+	want := []string{"net0 tap", "net0 settings", "net0 port", "net1 macvtap", "net1 settings", "net1 queue 0", "net1 up"}
+	if !slices.Equal(names, want) {
+		t.Errorf("steps %q, want %q", names, want)
+	}
+	h.gone("P3-net0")
 }

@@ -199,7 +199,7 @@ func TestLiveManyLeftOversGoAtOnceAndNothingElse(t *testing.T) {
 		delete(actions, name)
 	}
 	for _, name := range []string{"held", "held-persist", "held-macvtap"} {
-		if want := fmt.Sprintf("left alone: process %d works on it", os.Getpid()); actions[name].Action != want || actions[name].Changed {
+		if want := fmt.Sprintf("left alone: process %d holds it", os.Getpid()); actions[name].Action != want || actions[name].Changed {
 			t.Errorf("%s: %+v: want %s", name, actions[name], want)
 		}
 		delete(actions, name)

@@ -44,7 +44,7 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
 		case o.unheld():
 			r.do(o, "removed: nobody holds it", func() error { return failed[o.Index] })
 		case o.stranger() != 0:
-			r.note(o, fmt.Sprintf("left alone: process %d works on it", o.stranger()))
+			r.note(o, fmt.Sprintf("left alone: process %d holds it", o.stranger()))
 		case o.vmm() == 0:
 			r.note(o, "left alone: who holds it cannot be seen from here")
 		default:

@@ -22,7 +22,7 @@ type hostSide interface {
 	// steps make the device with that many queues, ready for the guest. alias is set before
 	// the first fd can leave us. pid is the VMM's.
 	steps(pid int, alias string, queues int) []step.Step
-	// queues are the open queues; they stay this side's.
+	// queues are the open queues, none before the steps; they stay this side's.
 	queues() []*os.File
 	// netns is the namespace to hand along; nil for none.
 	netns() *os.File
