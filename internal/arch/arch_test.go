@@ -27,7 +27,7 @@ var systemCalls = []string{"internal/privilege", "internal/tun", "internal/netns
 
 // forTests may be imported by tests and by cmd/testvm alone; internal/mangen, by
 // what writes the man pages.
-var forTests = []string{"internal/nstest", "internal/leaktest", "internal/bench", "internal/mangen", "testvm"}
+var forTests = []string{"internal/nstest", "internal/leaktest", "internal/bench", "internal/mangen", "internal/install", "testvm"}
 
 // imports lists the module's packages and what their code, without tests, imports.
 func imports(t *testing.T) map[string][]string {

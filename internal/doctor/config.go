@@ -2,14 +2,13 @@ package doctor
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 
 	"vmnet/internal/bridgeconf"
+	"vmnet/internal/policy"
 )
-
-// policyFile says who may have what NICs; see policy.yaml(5).
-const policyFile = "/etc/vmnet/policy.yaml"
 
 // bridgeConf reads QEMU's list of bridges as the helper will.
 func (m Machine) bridgeConf() []Check {
@@ -32,11 +31,23 @@ func (m Machine) bridgeConf() []Check {
 // policy reads who may have what, as the helper will.
 func (m Machine) policy() []Check {
 	const name = "policy.yaml"
-	absent := ok(name, "there is no %s: bridge.conf alone says which bridges others than root may have, and they may have no network cards and no VLANs", policyFile)
-	return m.rules(name, policyFile, absent, func(path string) error {
-		_, err := os.ReadFile(path)
-		return err
+	var warnings []string
+	absent := ok(name, "there is no %s: bridge.conf alone says which bridges others than root may have, and they may have no network cards and no VLANs", policy.DefaultPath)
+	checks := m.rules(name, policy.DefaultPath, absent, func(path string) error {
+		p, err := policy.Load(path)
+		if err != nil {
+			return err
+		}
+		warnings = p.Warnings()
+		if info, err := os.Stat(path); err == nil && info.Mode()&0o004 == 0 {
+			return fmt.Errorf("%s: mode %04o: others cannot read it, so that all is denied them (chmod 0644)", policy.DefaultPath, unixMode(info.Mode()))
+		}
+		return nil
 	})
+	for _, text := range warnings {
+		checks = append(checks, warn(name, "", "%s", text)...)
+	}
+	return checks
 }
 
 // rules looks at a file that says what the helper allows; absent is the finding where there is none.

@@ -106,27 +106,30 @@ func TestLiveNoSuid(t *testing.T) {
 
 func TestLiveRules(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
-	const conf = "/etc/qemu/bridge.conf"
+	const conf, pol = "/etc/qemu/bridge.conf", "/etc/vmnet/policy.yaml"
 	for _, c := range []struct {
-		name, text string
-		mode       os.FileMode
-		want       Check
+		name, path, text string
+		mode             os.FileMode
+		want             Check
 	}{
-		{"none", "", 0, Check{"bridge.conf", Warn, "there is no " + conf, "allow BRIDGE"}},
-		{"good", "allow br0\n", 0o640, Check{"bridge.conf", OK, "mode 0640", ""}},
-		{"wrong", "alow br0\n", 0o644, Check{"bridge.conf", Fail, "bridge.conf:1", "correct it"}},
-		{"writable", "allow br0\n", 0o666, Check{"bridge.conf", Fail, "mode 0666", "chmod go-w " + conf}},
-		{"include", "include /nonexistent/vmnet.conf\n", 0o644, Check{"bridge.conf", Warn, "/nonexistent/vmnet.conf", "readable"}},
+		{"none", "/etc/x", "", 0o644, Check{"bridge.conf", Warn, "there is no " + conf, "allow BRIDGE"}},
+		{"good", conf, "allow br0\n", 0o640, Check{"bridge.conf", OK, "mode 0640", ""}},
+		{"wrong", conf, "alow br0\n", 0o644, Check{"bridge.conf", Fail, "bridge.conf:1", "correct it"}},
+		{"writable", conf, "allow br0\n", 0o666, Check{"bridge.conf", Fail, "mode 0666", "chmod go-w " + conf}},
+		{"include", conf, "include /nonexistent/vmnet.conf\n", 0o644, Check{"bridge.conf", Warn, "/nonexistent/vmnet.conf", "readable"}},
+		{"no policy", "/etc/x", "", 0o644, Check{"policy.yaml", OK, "bridge.conf alone", ""}},
+		{"policy", pol, "rules:\n  - {users: [root], bridges: [br0]}\n", 0o644, Check{"policy.yaml", OK, "mode 0644", ""}},
+		{"wrong policy", pol, "rules:\n  - {users: [root], bridge: br0}\n", 0o644, Check{"policy.yaml", Fail, "policy.yaml:2", "correct it"}},
+		{"writable policy", pol, "rules: []\n", 0o664, Check{"policy.yaml", Fail, "mode 0664", "chmod go-w " + pol}},
+		{"hidden policy", pol, "rules:\n  - {users: [root], bridges: [br0]}\n", 0o600, Check{"policy.yaml", Fail, "mode 0600: others cannot read it", ""}},
+		{"policy without rules", pol, "rules: []\n", 0o644, Check{"policy.yaml", Warn, "without rules", ""}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m := made(t, map[string]string{"/etc/qemu/x": ""})
-			if c.mode != 0 {
-				path := m.at(conf)
-				if err := errors.Join(os.WriteFile(path, []byte(c.text), 0o644), os.Chmod(path, c.mode)); err != nil {
-					t.Fatal(err)
-				}
+			m := made(t, map[string]string{c.path: c.text})
+			if err := os.Chmod(m.at(c.path), c.mode); err != nil {
+				t.Fatal(err)
 			}
-			wants(t, m.bridgeConf(), c.want)
+			wants(t, append(m.bridgeConf(), m.policy()...), c.want)
 		})
 	}
 }

@@ -11,7 +11,7 @@ list=share/doc/vmnet/files
 die() { echo "install: $*" >&2; exit 2; }
 
 # put MODE FROM TO copies a file; link TARGET TO makes a symbolic link.
-put() { place "$3"; install -m "$1" "$2" "$to/$3"; }
+put() { place "$3"; install -T -m "$1" "$2" "$to/$3"; }
 link() { place "$2"; ln -sfn "$1" "$to/$2"; }
 place() { mkdir -p "$to/$(dirname "$1")"; echo "$1" >>"$new"; }
 
@@ -27,6 +27,7 @@ remove() {
 }
 
 check() {
+	[ -z "$GROUP" ] || [ "$PRIVILEGE" = none ] || getent group "$GROUP" >/dev/null || die "there is no group $GROUP: groupadd --system $GROUP"
 	case $PRIVILEGE in
 	none) [ -z "$GROUP" ] || die "GROUP=$GROUP goes with PRIVILEGE=setuid or setcap" ;;
 	setuid | setcap) [ "$(id -u)" = 0 ] || die "PRIVILEGE=$PRIVILEGE can only be given by root" ;;
@@ -37,18 +38,17 @@ check() {
 
 # netup installs the helper last of all, and gives it its right once it is whole.
 netup() {
-	[ -e bin/qemu-netup ] || return 0
 	others=5
 	[ -z "$GROUP" ] || others=0
 	case $PRIVILEGE in
 	none) put 0755 bin/qemu-netup bin/qemu-netup ;;
 	setuid)
 		place bin/qemu-netup
-		install -o root -g "${GROUP:-root}" -m "475$others" bin/qemu-netup "$to/bin/qemu-netup"
+		install -T -o root -g "${GROUP:-root}" -m "475$others" bin/qemu-netup "$to/bin/qemu-netup"
 		;;
 	setcap)
 		place bin/qemu-netup
-		install -o root -g "${GROUP:-root}" -m "075$others" bin/qemu-netup "$to/bin/qemu-netup"
+		install -T -o root -g "${GROUP:-root}" -m "075$others" bin/qemu-netup "$to/bin/qemu-netup"
 		setcap cap_net_admin+ep "$to/bin/qemu-netup"
 		;;
 	esac
@@ -73,7 +73,7 @@ documents() {
 install_all() {
 	check
 	new=$(mktemp)
-	trap 'rm -f "$new"' EXIT
+	trap record EXIT
 	place "$list"
 	put 0755 bin/vmnet bin/vmnet
 	documents
@@ -81,8 +81,17 @@ install_all() {
 	if [ -e "$to/$list" ]; then # of another version
 		grep -vxF -f "$new" "$to/$list" | remove
 	fi
-	install -m 0644 "$new" "$to/$list"
 	tell
+}
+
+# record writes the list, and where a step failed one that has the old files as well,
+# so that uninstall finds all.
+record() {
+	status=$?
+	[ $status = 0 ] || [ ! -e "$to/$list" ] || cat "$to/$list" >>"$new"
+	install -m 0644 "$new" "$to/$list"
+	rm -f "$new"
+	exit $status
 }
 
 tell() {

@@ -1,0 +1,300 @@
+// Package install holds what `make install` runs, and its test.
+package install
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"vmnet/internal/bridgeconf"
+	"vmnet/internal/nstest"
+	"vmnet/internal/policy"
+)
+
+const top = "../.." // of the source tree
+
+// run runs a command in dir, without what a make above this test has told.
+func run(t *testing.T, dir string, attr *syscall.SysProcAttr, args ...string) (string, error) {
+	t.Helper()
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Dir, cmd.SysProcAttr = dir, attr
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(e string) bool {
+		name, _, _ := strings.Cut(e, "=")
+		return slices.Contains([]string{"MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "PREFIX", "DESTDIR", "PRIVILEGE", "GROUP"}, name)
+	})
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// mustRun wants success.
+func mustRun(t *testing.T, dir string, attr *syscall.SysProcAttr, args ...string) string {
+	t.Helper()
+	out, err := run(t, dir, attr, args...)
+	if err != nil {
+		t.Fatalf("%q: %v\n%s", args, err, out)
+	}
+	return out
+}
+
+// tree lists a folder's files, with their modes, by their paths in it.
+func tree(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	found := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(dir, path)
+		if err != nil {
+			return err
+		}
+		found[rel] = info.Mode().String()
+		if info.Mode()&fs.ModeSymlink != 0 {
+			to, err := filepath.EvalSymlinks(path)
+			if err != nil {
+				return err
+			}
+			found[rel] = "-> " + strings.TrimPrefix(to, dir+"/")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// want are files among those that are installed, for each mode of the helper.
+func want(t *testing.T, helper string) map[string]string {
+	t.Helper()
+	files := map[string]string{
+		"usr/bin/vmnet":                        "-rwxr-xr-x",
+		"usr/bin/qemu-netup":                   helper,
+		"usr/libexec/vmnet/qemu-ifup":          "-> usr/bin/qemu-netup",
+		"usr/libexec/vmnet/qemu-ifdown":        "-> usr/bin/qemu-netup",
+		"usr/libexec/vmnet/qemu-bridge-helper": "-> usr/bin/qemu-netup",
+	}
+	data := []string{
+		"man/man8/vmnet.8", "man/man8/vmnet-attach.8",
+		"bash-completion/completions/vmnet", "bash-completion/completions/qemu-netup", "zsh/site-functions/_vmnet", "fish/vendor_completions.d/vmnet.fish",
+		"doc/vmnet/examples/bridge.conf", "doc/vmnet/examples/policy.yaml", "doc/vmnet/files",
+	}
+	sources, err := filepath.Glob(filepath.Join(top, "docs/man/*.md"))
+	if err != nil || len(sources) == 0 {
+		t.Fatalf("%d sources of man pages, %v", len(sources), err)
+	}
+	for _, source := range sources {
+		page := strings.TrimSuffix(filepath.Base(source), ".md")
+		data = append(data, "man/man"+page[len(page)-1:]+"/"+page)
+	}
+	for _, file := range data {
+		files["usr/share/"+file] = "-rw-r--r--"
+	}
+	return files
+}
+
+// compare wants at least these files, and all of them under usr.
+func compare(t *testing.T, found, want map[string]string) {
+	t.Helper()
+	for path, mode := range want {
+		if found[path] != mode {
+			t.Errorf("%s is %q, want %q", path, found[path], mode)
+		}
+	}
+	for path := range found {
+		if !strings.HasPrefix(path, "usr/") {
+			t.Errorf("%s is outside of PREFIX", path)
+		}
+		if strings.Contains(path, "testvm") {
+			t.Errorf("%s is for tests", path)
+		}
+	}
+}
+
+// gone wants no file to be left, nor a folder that is ours alone.
+func gone(t *testing.T, dest string) {
+	t.Helper()
+	if left := tree(t, dest); len(left) > 0 {
+		t.Errorf("uninstall leaves %v", left)
+	}
+	for _, ours := range []string{"usr/libexec/vmnet", "usr/share/doc/vmnet"} {
+		if _, err := os.Stat(filepath.Join(dest, ours)); err == nil {
+			t.Errorf("uninstall leaves the folder %s", ours)
+		}
+	}
+}
+
+func TestMakeInstall(t *testing.T) {
+	dest := t.TempDir()
+	out := mustRun(t, top, nil, "make", "install", "DESTDIR="+dest, "PREFIX=/usr")
+	if !strings.Contains(out, "setcap cap_net_admin+ep /usr/bin/qemu-netup\n") {
+		t.Errorf("it does not tell how to go on:\n%s", out)
+	}
+	compare(t, tree(t, dest), want(t, "-rwxr-xr-x"))
+	mustRun(t, top, nil, "make", "uninstall", "DESTDIR="+dest, "PREFIX=/usr")
+	gone(t, dest)
+	mustRun(t, top, nil, "make", "uninstall", "DESTDIR="+dest, "PREFIX=/usr") // once more is success
+
+	t.Run("TestCompletion", testCompletion)
+	t.Run("TestAgain", testAgain)
+	t.Run("TestWithoutRoot", testWithoutRoot)
+	t.Run("TestLivePrivilege", testLivePrivilege)
+	t.Run("TestWrong", testWrong)
+}
+
+// script is what the Makefile runs, once it has built.
+func script(verb, dest, privilege, group string) []string {
+	return []string{"env", "DESTDIR=" + dest, "PREFIX=/usr", "PRIVILEGE=" + privilege, "GROUP=" + group, "sh", "internal/install/install.sh", verb}
+}
+
+// The examples are files that the helper would take.
+func TestExamples(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(top, "docs/examples/policy.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err := policy.Parse("policy.yaml", text); err != nil || p.Rules() == 0 || len(p.Profiles()) == 0 {
+		t.Errorf("policy.yaml: %v", err)
+	}
+	acl, err := bridgeconf.Read(filepath.Join(top, "docs/examples/bridge.conf"))
+	if err != nil || !acl.Decide("virbr0").Allowed || acl.Decide("br0").Allowed {
+		t.Errorf("bridge.conf: %v", err)
+	}
+}
+
+// testCompletion asks qemu-netup's completion as bash does.
+func testCompletion(t *testing.T) {
+	nstest.Require(t, "bash", exec.Command("bash", "-c", "true").Run() == nil, "apt install bash")
+	for line, want := range map[string]string{
+		"qemu-netup --macv":     "--macvtap",
+		"qemu-netup --vhost o":  "on off",
+		"qemu-netup --spare":    "--spare-ports",
+		"qemu-netup -- --macv":  "",
+		"qemu-netup --nothing.": "",
+	} {
+		ask := "source docs/completion/qemu-netup.bash; PATH=$PWD/bin:$PATH; COMP_WORDS=($0); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _qemu_netup; echo ${COMPREPLY[@]}"
+		if got := strings.TrimSpace(mustRun(t, top, nil, "bash", "-c", ask, line)); got != want {
+			t.Errorf("%s completes to %q, want %q", line, got, want)
+		}
+	}
+}
+
+// testAgain: another version's files go, somebody else's stay.
+func testAgain(t *testing.T) {
+	dest := t.TempDir()
+	mustRun(t, top, nil, script("install", dest, "none", "")...)
+	before := tree(t, dest)
+	old, theirs := filepath.Join(dest, "usr/share/man/man8/vmnet-old.8"), filepath.Join(dest, "usr/libexec/vmnet/theirs")
+	for _, file := range []string{old, theirs} {
+		if err := os.WriteFile(file, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	appendTo(t, filepath.Join(dest, "usr/share/doc/vmnet/files"), "share/man/man8/vmnet-old.8\n")
+	mustRun(t, top, nil, script("install", dest, "none", "")...)
+	after := tree(t, dest)
+	if len(after) != len(before)+1 || after["usr/libexec/vmnet/theirs"] == "" {
+		t.Errorf("%d files, then %d: %v", len(before), len(after), after)
+	}
+	mustRun(t, top, nil, script("uninstall", dest, "", "")...)
+	if left := tree(t, dest); len(left) != 1 || left["usr/libexec/vmnet/theirs"] == "" {
+		t.Errorf("uninstall leaves %v", left)
+	}
+}
+
+func appendTo(t *testing.T, path, text string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := fmt.Fprint(f, text); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// testWithoutRoot stages as a packager does.
+func testWithoutRoot(t *testing.T) {
+	src, dest := t.TempDir(), t.TempDir()
+	mustRun(t, top, nil, "cp", "-r", "--parents", "bin", "docs", "internal/install", src)
+	var nobody *syscall.SysProcAttr
+	if os.Geteuid() == 0 {
+		const id = 65534
+		nobody = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: id, Gid: id}}
+		if err := errors.Join(os.Chown(dest, id, id), os.Chmod(filepath.Dir(src), 0o755), os.Chmod(filepath.Dir(dest), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustRun(t, src, nobody, script("install", dest, "none", "")...)
+	compare(t, tree(t, dest), want(t, "-rwxr-xr-x"))
+	if out, err := run(t, src, nobody, script("install", dest, "setuid", "")...); err == nil || !strings.Contains(out, "can only be given by root") {
+		t.Errorf("a setuid program by somebody else than root: %v\n%s", err, out)
+	}
+	mustRun(t, src, nobody, script("uninstall", dest, "", "")...)
+	gone(t, dest)
+}
+
+func testLivePrivilege(t *testing.T) {
+	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
+	for _, c := range []struct{ privilege, group, mode string }{
+		{"setuid", "", "urwxr-xr-x"},
+		{"setuid", "daemon", "urwxr-x---"},
+		{"setcap", "", "-rwxr-xr-x"},
+		{"setcap", "daemon", "-rwxr-x---"},
+	} {
+		t.Run(c.privilege+c.group, func(t *testing.T) {
+			dest := t.TempDir()
+			mustRun(t, top, nil, script("install", dest, c.privilege, c.group)...)
+			compare(t, tree(t, dest), want(t, c.mode))
+			caps := mustRun(t, top, nil, "getcap", dest+"/usr/bin/qemu-netup")
+			if strings.Contains(caps, "cap_net_admin=ep") != (c.privilege == "setcap") {
+				t.Errorf("its capabilities: %q", caps)
+			}
+			mustRun(t, top, nil, script("uninstall", dest, "", "")...)
+			gone(t, dest)
+		})
+	}
+}
+
+func testWrong(t *testing.T) {
+	for want, args := range map[string][]string{
+		"PRIVILEGE=all: want none, setuid or setcap":     script("install", t.TempDir(), "all", ""),
+		"GROUP=kvm goes with PRIVILEGE=setuid or setcap": script("install", t.TempDir(), "none", "kvm"),
+		"there is no group nosuch: groupadd":             script("install", t.TempDir(), "setuid", "nosuch"),
+		"PREFIX=usr: want an absolute path":              append([]string{"env", "DESTDIR=/nonexistent/", "PREFIX=usr", "sh"}, "internal/install/install.sh", "install"),
+	} {
+		if out, err := run(t, top, nil, args...); err == nil || !strings.Contains(out, want) {
+			t.Errorf("%v, want %q:\n%s", err, want, out)
+		}
+	}
+	dest := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dest, "usr/bin/qemu-netup/in-the-way"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := run(t, top, nil, script("install", dest, "none", "")...); err == nil {
+		t.Errorf("it replaces a folder:\n%s", out)
+	}
+	if err := os.RemoveAll(filepath.Join(dest, "usr/bin/qemu-netup")); err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, top, nil, script("uninstall", dest, "", "")...)
+	gone(t, dest)
+
+	mustRun(t, top, nil, script("install", dest, "none", "")...)
+	appendTo(t, filepath.Join(dest, "usr/share/doc/vmnet/files"), "../outside\n")
+	if out, err := run(t, top, nil, script("uninstall", dest, "", "")...); err == nil || !strings.Contains(out, "names ../outside") {
+		t.Errorf("a list that points outside: %v\n%s", err, out)
+	}
+}
