@@ -41,7 +41,7 @@ Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong u
 	root.PersistentFlags().StringVar(&a.netns, "netns", "", "network namespace of bridge and taps: a `NAME` of ip-netns(8), or a path with a slash (default the current one)")
 	root.AddCommand(
 		a.attachCommand(), a.detachCommand(), a.listCommand(), a.showCommand(), a.checkCommand(),
-		a.reconcileCommand(), a.bridgeCommand(), a.lowerCommand(), a.doctorCommand(), a.versionCommand(),
+		a.reconcileCommand(), a.bridgeCommand(), a.lowerCommand(), a.policyCommand(), a.doctorCommand(), a.versionCommand(),
 	)
 	complete(root, "netns", netnsNames)
 	return root

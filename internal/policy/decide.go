@@ -76,7 +76,7 @@ var noFile = rule{anybody: true, bridges: []string{"*"}, queues: defaultQueues}
 // Decide tells whether q is allowed: if one rule that is for the user allows all of it. Root is
 // not bound, who could write the file anew. bridge.conf must allow a bridge as well.
 func (p *Policy) Decide(q Request) Verdict {
-	if err := q.validate(); err != nil {
+	if err := q.Validate(); err != nil {
 		return Verdict{Reasons: []Reason{{Text: err.Error()}}}
 	}
 	switch {
@@ -124,8 +124,8 @@ func withoutFile(q *Request) Verdict {
 	}
 }
 
-// validate refuses what nobody may ask for, so that texts need not doubt names.
-func (q *Request) validate() error {
+// Validate refuses what nobody may ask for, such as names that no interface has. Decide denies it.
+func (q *Request) Validate() error {
 	name := q.Bridge + q.Lower
 	switch {
 	case (q.Bridge == "") == (q.Lower == ""):

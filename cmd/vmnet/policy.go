@@ -1,0 +1,65 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"vmnet/internal/bridgeconf"
+	"vmnet/internal/policy"
+)
+
+func (a *app) policyCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "policy",
+		Short: "Check who may have what NICs of qemu-netup",
+		Long: `Check the files that say who may have what NICs without being root: ` + policy.DefaultPath + `
+and ` + bridgeconf.DefaultPath + `, of which both must allow a NIC on a bridge.`,
+		SuggestionsMinimumDistance: 2,
+	}
+	group(cmd)
+	cmd.AddCommand(a.policyCheckCommand(), a.policyTestCommand())
+	return cmd
+}
+
+func (a *app) policyCheckCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "check [FILE]",
+		Short: "Check a policy for mistakes",
+		Long: `Check a policy for mistakes, by default ` + policy.DefaultPath + `. What cannot be
+meant is an error with its line and column; what is allowed but hardly meant, such as a user whom
+this machine does not have, is a note.`,
+		Example: `  vmnet policy check
+  vmnet policy check ./policy.yaml -o json`,
+		Args: cobra.MaximumNArgs(1),
+	}
+	format := outputFlag(cmd)
+	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) error {
+		path := policy.DefaultPath
+		if len(args) > 0 {
+			path = args[0]
+		}
+		return a.policyCheck(path, *format == "json")
+	})
+	return cmd
+}
+
+// policyChecked is a file without mistakes.
+type policyChecked struct {
+	File     string   `json:"file"`
+	Rules    int      `json:"rules"`
+	Profiles []string `json:"profiles"`
+	Warnings []string `json:"warnings"`
+}
+
+func (a *app) policyCheck(path string, json bool) error {
+	p, err := policy.LoadDraft(path)
+	if err != nil {
+		return err
+	}
+	c := policyChecked{File: path, Rules: p.Rules(), Profiles: []string{}, Warnings: []string{}} // no null in JSON
+	c.Profiles, c.Warnings = append(c.Profiles, p.Profiles()...), append(c.Warnings, p.Warnings()...)
+	if json {
+		return a.printJSON(c)
+	}
+	a.notes(c.Warnings)
+	return a.line("%s: %s, %s, ok", c.File, count(c.Rules, "rule"), count(len(c.Profiles), "profile"))
+}

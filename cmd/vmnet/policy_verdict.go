@@ -1,0 +1,199 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/internal/bridgeconf"
+	"vmnet/internal/nicflags"
+	"vmnet/internal/policy"
+)
+
+// policyTest is what the command line of policy test asks for.
+type policyTest struct {
+	request         policy.Request
+	user            string
+	file            string // empty: the default one, which need not be there
+	bridgeConf      string
+	macvtap, ipvtap string
+	json            bool
+}
+
+func (a *app) policyTestCommand() *cobra.Command {
+	var o policyTest
+	cmd := &cobra.Command{
+		Use:   "test --user USER {--bridge BRIDGE | --macvtap LOWER | --ipvtap LOWER}",
+		Short: "Tell whether a user may have a NIC, and why",
+		Long: `Tell whether a user may have a NIC, by which rule, or why not and what would change that.
+Exit status: 0 for allowed, 1 for denied, 2 for wrong usage.
+
+bridge.conf and what it includes are read with the rights of whoever runs this. Where the modes
+of included files say for whom they are, run it as that user.`,
+		Example: `  vmnet policy test --user alice --bridge br0 --vlan 10
+  vmnet policy test --user alice --bridge br0 --file ./policy.yaml
+  sudo -u alice vmnet policy test --user alice --bridge br0`,
+		Args: cobra.NoArgs,
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.user, "user", "", "`USER` who asks, by name or id, with the groups that this machine gives him")
+	f.StringVar(&o.request.Bridge, "bridge", "", "the `BRIDGE` asked for")
+	f.StringVar(&o.macvtap, "macvtap", "", "the `LOWER` of a macvtap asked for")
+	f.StringVar(&o.ipvtap, "ipvtap", "", "the `LOWER` of an ipvtap asked for")
+	portFlags(cmd, &o.request.Port)
+	nicflags.AddMAC(f, &o.request.MAC, "the address asked for (default none: it is made from names)")
+	f.IntVar(&o.request.Queues, "queues", 1, "queue pairs asked for")
+	f.IntVar(&o.request.NICs, "nics", 1, "how many NICs the user would then have")
+	f.StringVar(&o.file, "file", "", "`FILE` with the policy, whoever may write it (default "+policy.DefaultPath+")")
+	f.StringVar(&o.bridgeConf, "bridge-conf", bridgeconf.DefaultPath, "`FILE` with the bridges that QEMU's users may have")
+	format := outputFlag(cmd)
+	require(cmd, "user")
+	cmd.MarkFlagsMutuallyExclusive("bridge", "macvtap", "ipvtap")
+	cmd.MarkFlagsOneRequired("bridge", "macvtap", "ipvtap")
+	complete(cmd, "user", cobra.NoFileCompletions)
+	complete(cmd, "bridge", a.bridgeNames)
+	complete(cmd, "macvtap", a.interfaceNames)
+	complete(cmd, "ipvtap", a.interfaceNames)
+	cmd.RunE = a.verb(func(*cobra.Command, []string) error {
+		o.json = *format == "json"
+		return a.policyTest(&o)
+	})
+	return cmd
+}
+
+// policyTest asks both files, whatever the first one says, so that all cures are told at once.
+func (a *app) policyTest(o *policyTest) error {
+	o.request.Lower = o.macvtap + o.ipvtap
+	if err := findUser(o.user, &o.request); err != nil {
+		return err
+	}
+	if err := o.request.Validate(); err != nil {
+		return usagef("%w", err)
+	}
+	p, err := a.loadPolicy(o.file)
+	if err != nil {
+		return err
+	}
+	answer := policyAnswer{By: []string{}, Reasons: []policy.Reason{}} // no null in JSON
+	answer.policy(p.Decide(o.request))
+	if o.request.Bridge != "" {
+		a.askBridgeConf(&answer, o)
+	}
+	answer.Allowed = len(answer.Reasons) == 0
+	return a.printAnswer(answer, o.json)
+}
+
+// findUser fills in the ids of a user, by name or by an id that may have no name.
+func findUser(text string, q *policy.Request) error {
+	u, err := user.Lookup(text)
+	if err != nil {
+		id, numErr := strconv.ParseUint(text, 10, 32)
+		if numErr != nil {
+			return fmt.Errorf("--user %q: %w (name one of /etc/passwd, or an id)", text, err)
+		}
+		q.UID = int(id)
+		if u, err = user.LookupId(text); err != nil {
+			return nil // in no group, then
+		}
+	}
+	if q.UID, err = strconv.Atoi(u.Uid); err != nil {
+		return fmt.Errorf("--user %q: uid %q: %w", text, u.Uid, err)
+	}
+	groups, err := u.GroupIds()
+	if err != nil {
+		return fmt.Errorf("--user %q: look up groups: %w", text, err)
+	}
+	for _, g := range groups {
+		if id, err := strconv.Atoi(g); err == nil {
+			q.GIDs = append(q.GIDs, id)
+		}
+	}
+	return nil
+}
+
+// loadPolicy reads the policy as qemu-netup does, or a draft of one.
+func (a *app) loadPolicy(file string) (*policy.Policy, error) {
+	if file == "" {
+		p, err := policy.Load(policy.DefaultPath)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		return p, err
+	}
+	p, err := policy.LoadDraft(file)
+	if err == nil {
+		a.notes(p.Warnings())
+	}
+	return p, err
+}
+
+// policyAnswer is what both files say.
+type policyAnswer struct {
+	Allowed bool            `json:"allowed"`
+	By      []string        `json:"by"`
+	Reasons []policy.Reason `json:"reasons"`
+	Example string          `json:"example,omitempty"`
+}
+
+func (w *policyAnswer) policy(v policy.Verdict) {
+	w.Reasons, w.Example = append(w.Reasons, v.Reasons...), v.Example
+	if v.Allowed {
+		w.By = append(w.By, v.By)
+	}
+}
+
+// askBridgeConf adds what bridge.conf says, which binds root as well.
+func (a *app) askBridgeConf(w *policyAnswer, o *policyTest) {
+	acl, err := bridgeconf.Read(o.bridgeConf)
+	if err != nil {
+		w.Reasons = append(w.Reasons, policy.Reason{Text: err.Error()})
+		return
+	}
+	d := acl.Decide(o.request.Bridge)
+	included := len(d.Skipped) > 0 || d.Rule != nil && d.Rule.File != acl.Path
+	if included && o.request.UID != os.Getuid() {
+		a.note(fmt.Sprintf("files that %s includes were read with your rights, which may not be those of %s (run it as that user)", acl.Path, o.user))
+	}
+	if err := d.Err(); err != nil {
+		w.Reasons = append(w.Reasons, policy.Reason{Text: err.Error()})
+		return
+	}
+	w.By = append(w.By, d.Rule.String())
+}
+
+func (a *app) printAnswer(w policyAnswer, json bool) error {
+	print := a.printAnswerText
+	if json {
+		print = func(w policyAnswer) error { return a.printJSON(w) }
+	}
+	if err := print(w); err != nil || w.Allowed {
+		return err
+	}
+	return exitStatus(exitFailure)
+}
+
+func (a *app) printAnswerText(w policyAnswer) error {
+	if w.Allowed {
+		return a.line("allowed by %s", strings.Join(w.By, " and "))
+	}
+	for _, r := range w.Reasons {
+		if err := a.line("denied: %s", r); err != nil {
+			return err
+		}
+	}
+	if w.Example == "" {
+		return nil
+	}
+	for l := range strings.Lines(w.Example) {
+		if err := a.line("%s", strings.TrimSuffix(l, "\n")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
