@@ -12,17 +12,22 @@ start=$(date +%s)
 title() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
 run() { printf '\033[36m$ %s\033[0m\n' "$*"; "$@"; }
 
+# guest NAME OPTION... boots a guest that goes on in the background.
+guest() {
+	printf '\033[36m$ testvm run --name %s &\033[0m\n' "$*"
+	testvm run --name "$@" >"$XDG_RUNTIME_DIR/$1.log" 2>&1 &
+	for _ in $(seq 300); do
+		grep -q 'runs with pid' "$XDG_RUNTIME_DIR/$1.log" && break
+		kill -0 $! 2>/dev/null || { cat "$XDG_RUNTIME_DIR/$1.log"; exit 1; }
+		sleep 0.1
+	done
+	cat "$XDG_RUNTIME_DIR/$1.log"
+}
+
 title "A bridge, and a guest that knows nothing of it"
 ip link set lo up
 run vmnet bridge create br0 --address 10.7.0.1/24
-printf '\033[36m$ testvm run --name P2 --machine q35 --cpus 2 --spare-ports 2 &\033[0m\n'
-testvm run --name P2 --machine q35 --cpus 2 --spare-ports 2 >"$XDG_RUNTIME_DIR/P2.log" 2>&1 &
-for _ in $(seq 300); do
-	grep -q 'runs with pid' "$XDG_RUNTIME_DIR/P2.log" && break
-	kill -0 $! 2>/dev/null || { cat "$XDG_RUNTIME_DIR/P2.log"; exit 1; }
-	sleep 0.1
-done
-cat "$XDG_RUNTIME_DIR/P2.log"
+guest P2 --machine q35 --cpus 2 --spare-ports 2
 run testvm links --name P2
 
 title "It gets a NIC while it runs"
@@ -49,6 +54,19 @@ run vmnet attach --vm P2 --macvtap eth1 --nic net1
 run testvm addr --name P2 eth1 10.8.0.2/24
 run testvm ping --name P2 10.8.0.1
 run vmnet list
+
+title "A guest that has its NIC from the start: qemu-netup becomes its QEMU"
+cat >"$XDG_RUNTIME_DIR/launch" <<'EOF'
+#!/bin/sh
+exec qemu-netup --bridge br0 --queues 2 -- qemu-system-x86_64 "$@"
+EOF
+chmod +x "$XDG_RUNTIME_DIR/launch"
+tail -n 1 "$XDG_RUNTIME_DIR/launch"
+guest P3 --cpus 2 --qemu "$XDG_RUNTIME_DIR/launch"
+run testvm addr --name P3 eth0 10.7.0.3/24
+run testvm ping --name P3 10.7.0.2
+run vmnet list
+run vmnet detach --vm P3 --nic net0
 
 title "QEMU is killed: nothing is left, and nobody had to clean up"
 qemu=$(vmnet list -o json | sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' | head -n 1)

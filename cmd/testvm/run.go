@@ -45,6 +45,7 @@ func runCommand() *cobra.Command {
 	f.StringVar(&c.QMP, "qmp", "", "path of the monitor's socket, or none (default NAME.qmp in your folder for sockets)")
 	f.StringVar(&c.Agent, "agent", "", "path of the agent's socket (default NAME.agent in your folder for sockets)")
 	f.StringVar(&c.Accel, "accel", "auto", "kvm, tcg, or auto: kvm where it works")
+	f.StringVar(&c.QEMU, "qemu", "", "`PROGRAM` that is QEMU, or becomes it (default qemu-system-x86_64)")
 	f.StringArrayVar(&netdevs, "netdev", nil, "boot with a NIC on this QEMU netdev, without id: user,restrict=on (repeatable)")
 	f.BoolVar(&c.Terminal, "shell", false, "a shell in the guest on this terminal; the guest ends with it")
 	f.BoolVar(&print, "print-command", false, "print QEMU's command line as well")
