@@ -35,7 +35,8 @@ func (a *app) policyTestCommand() *cobra.Command {
 Exit status: 0 for allowed, 1 for denied, 2 for wrong usage.
 
 bridge.conf and what it includes are read with the rights of whoever runs this. Where the modes
-of included files say for whom they are, run it as that user.`,
+of included files say for whom they are, run it as that user. Root is bound by bridge.conf alone,
+and only where qemu-netup takes the place of QEMU's helper: the answer for root is for that.`,
 		Example: `  vmnet policy test --user alice --bridge br0 --vlan 10
   vmnet policy test --user alice --bridge br0 --file ./policy.yaml
   sudo -u alice vmnet policy test --user alice --bridge br0`,
@@ -148,7 +149,7 @@ func (w *policyAnswer) policy(v policy.Verdict) {
 	}
 }
 
-// askBridgeConf adds what bridge.conf says, which binds root as well.
+// askBridgeConf adds what bridge.conf says, as to QEMU's helper, which asks it for root too.
 func (a *app) askBridgeConf(w *policyAnswer, o *policyTest) {
 	acl, err := bridgeconf.Read(o.bridgeConf)
 	if err != nil {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"testing"
 
@@ -158,6 +159,20 @@ func TestParseErrors(t *testing.T) {
 				t.Errorf("got  %v\nwant f:%s", err, tc.want)
 			}
 		})
+	}
+}
+
+// The example of the man page is one.
+func TestManPage(t *testing.T) {
+	page, err := os.ReadFile("../../docs/man/policy.yaml.5.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(page), "# EXAMPLES\n")
+	text, _, _ = strings.Cut(text, "\nWhat may")
+	p := parse(t, strings.ReplaceAll(text, "\n    ", "\n"))
+	if p.Rules() != 3 || p.Script("tap150").Bridge != "lab-1" || p.Script("tap15").Bridge != "br0" {
+		t.Errorf("%+v", p)
 	}
 }
 
