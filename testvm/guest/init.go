@@ -150,11 +150,28 @@ func serveForever() {
 			told = true
 		}
 		for err == nil || errors.Is(err, io.EOF) {
-			err = agent.Serve(context.Background(), port, handlers)
+			err = agent.Serve(context.Background(), steadyPort{port}, handlers)
 			time.Sleep(retry)
 		}
 		say("%v", err)
 		port.Close()
+	}
+}
+
+// settle is how late the port may know that somebody is connected.
+const settle = 500 * time.Millisecond
+
+// steadyPort reads EOF only where nobody has been connected for a while. Who connects right after
+// another is read before the port knows of it: that comes by another queue. An EOF in
+// between would cancel what has just been asked for.
+type steadyPort struct{ *os.File }
+
+func (p steadyPort) Read(b []byte) (n int, err error) {
+	for end := time.Now().Add(settle); ; time.Sleep(retry) {
+		n, err = p.File.Read(b)
+		if !errors.Is(err, io.EOF) || time.Now().After(end) {
+			return n, err
+		}
 	}
 }
 
