@@ -30,14 +30,20 @@ Root is told all, others what they may see: whether they themselves may use the 
 			return err
 		}
 		defer ns.Close()
-		self, err := os.Executable()
+		m, err := machine()
 		if err != nil {
 			return err
 		}
-		m := doctor.Machine{Self: filepath.Dir(self), Path: filepath.SplitList(os.Getenv("PATH")), NS: ns}
+		m.NS = ns
 		return a.printChecks(m.Look(cmd.Context()), *format == "json")
 	})
 	return cmd
+}
+
+// machine is the one that we run on.
+func machine() (doctor.Machine, error) {
+	self, err := os.Executable()
+	return doctor.Machine{Self: filepath.Dir(self), Path: filepath.SplitList(os.Getenv("PATH"))}, err
 }
 
 func (a *app) printChecks(checks []doctor.Check, json bool) error {

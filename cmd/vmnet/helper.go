@@ -1,32 +1,17 @@
 package main
 
-import (
-	"os"
-	"os/exec"
-	"path/filepath"
+import "kernel.org/pub/linux/libs/security/libcap/cap"
 
-	"kernel.org/pub/linux/libs/security/libcap/cap"
-)
-
-// helperProgram gives those who may not change links themselves what the policy allows them.
-const helperProgram = "qemu-netup"
-
-// helperPath is the program to ask; empty where the caller needs none, or there is none: the
-// first step that needs a right then tells which.
+// helperPath is the program to ask for what we have no right to; empty where we have it, or there is
+// none: the first step that needs the right then says so.
 func helperPath() string {
 	if may, err := cap.GetProc().GetFlag(cap.Effective, cap.NET_ADMIN); err != nil || may {
 		return ""
 	}
-	if self, err := os.Executable(); err == nil {
-		for _, dir := range []string{".", "../libexec/vmnet"} {
-			if path, err := exec.LookPath(filepath.Join(filepath.Dir(self), dir, helperProgram)); err == nil {
-				return path
-			}
-		}
-	}
-	path, err := exec.LookPath(helperProgram)
+	m, err := machine()
 	if err != nil {
 		return ""
 	}
+	path, _ := m.FindHelper()
 	return path
 }

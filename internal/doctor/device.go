@@ -31,13 +31,14 @@ func (m Machine) tun() []Check {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return warn(name, "chmod 0666 "+tun.Device+": the kernel asks for CAP_NET_ADMIN anyway",
-			"%s has mode %04o: you may not open it, nor may a helper with file capabilities for you; one that is setuid may", tun.Device, mode)
+			"%s has mode %04o: you may not open it, nor may qemu-netup for you: it opens files with its caller's rights", tun.Device, mode)
 	case err != nil:
 		return fail(name, "modprobe tun", "%v", err)
 	}
 	f.Close()
 	if mode&0o006 != 0o006 {
-		return ok(name, "%s can be opened, mode %04o: not by others, nor by a helper with file capabilities for them; by one that is setuid", tun.Device, mode)
+		return warn(name, "chmod 0666 "+tun.Device+": the kernel asks for CAP_NET_ADMIN anyway",
+			"%s can be opened, mode %04o: not by others, nor by qemu-netup for them", tun.Device, mode)
 	}
 	return ok(name, "%s can be opened, mode %04o", tun.Device, mode)
 }

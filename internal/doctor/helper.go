@@ -14,13 +14,16 @@ import (
 // Helper is the program that gives users without rights what the policy allows them.
 const Helper = "qemu-netup"
 
+// FindHelper finds the program that vmnet asks where its user has no right.
+func (m Machine) FindHelper() (path string, found bool) { return m.find(Helper, m.helperFolders()) }
+
 // helperFolders are where vmnet looks for the helper, in that order.
 func (m Machine) helperFolders() []string {
 	return append([]string{m.Self, filepath.Join(m.Self, "../libexec/vmnet")}, m.Path...)
 }
 
 func (m Machine) helper() []Check {
-	path, found := m.find(Helper, m.helperFolders())
+	path, found := m.FindHelper()
 	if !found {
 		return warn("helper", "make install PRIVILEGE=setuid, or setcap",
 			"%s is neither beside vmnet nor in $PATH: only root can give guests NICs", Helper)
