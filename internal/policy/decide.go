@@ -177,9 +177,9 @@ func (q *Request) rule() string {
 	return "- {" + strings.Join(items, ", ") + "}"
 }
 
-// scalar writes a name for YAML.
+// scalar writes a name for YAML, and for people: what could steer a terminal is quoted.
 func scalar(s string) string {
-	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789") == "" && s[0] >= 'a' && s != "null" {
+	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-._") == "" && s[0] >= 'a' && s != "null" {
 		return s
 	}
 	return fmt.Sprintf("%q", s)

@@ -65,6 +65,7 @@ func TestDecide(t *testing.T) {
 
 		{"nobody", Request{UID: 3000, Bridge: "br0"}, `denied: policy.yaml: no rule is for uid 3000 (add under rules: - {users: [3000], bridges: [br0]})`},
 		{"another bridge", Request{UID: 1000, Bridge: "br9"}, `denied: policy.yaml:3: bridge br9 is not among br0, lab-* (add br9 to bridges)`},
+		{"an odd name", Request{UID: 1000, Bridge: `a"b`}, `denied: policy.yaml:3: bridge "a\"b" is not among br0, lab-* (add "a\"b" to bridges)`},
 		{"no lowers", Request{UID: 1000, Lower: "eth1"}, `denied: policy.yaml:2: lower eth1 may not be asked for (add eth1 to lowers)`},
 		{"two rules", Request{UID: 1000, GIDs: []int{7}, Lower: "eth2"}, `denied: policy.yaml:2: lower eth2 may not be asked for (add eth2 to lowers); policy.yaml:9: lower eth2 is not among eth1 (add eth2 to lowers)`},
 		{"VLAN outside", port(bridge.PortConfig{VLAN: 30}), `denied: policy.yaml:4: VLAN 30 is not among 10, 20-29 (add 30 to vlans)`},
@@ -155,6 +156,9 @@ func TestExamplesAllow(t *testing.T) {
 	for _, q := range []Request{
 		{UID: 1000, Lower: "eth1"},
 		{UID: 1000, Lower: "null"},
+		{UID: 1000, Lower: "e-1_.x"},
+		{UID: 1000, Lower: "-"},
+		{UID: 1000, Lower: "1e3"},
 		{UID: 1000, Bridge: "*\"\\", Queues: 9},
 		{UID: 1000, Bridge: "br0", Queues: 256, MAC: mac("02:00:00:00:00:01"), NICs: 7, Port: bridge.PortConfig{
 			Trunk: []bridge.VLANRange{{First: 2, Last: 5}, {First: 9, Last: 9}}, Native: 7, Isolated: true, Hairpin: true, NoLearning: true, NoFlood: true,

@@ -30,7 +30,7 @@ func (r *rule) checkPlace(q *Request) *objection {
 	if matchAny(globs, name) {
 		return nil
 	}
-	return &objection{key, what + " " + name + notAmong(globs), fmt.Sprintf("add %s to %s", scalar(name), key)}
+	return &objection{key, what + " " + scalar(name) + notAmong(globs), fmt.Sprintf("add %s to %s", scalar(name), key)}
 }
 
 // notAmong ends a sentence about something that is not on a list.

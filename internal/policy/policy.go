@@ -116,8 +116,13 @@ func trusted(path string, info fs.FileInfo, uid uint32) error {
 	return nil
 }
 
-// Rules is how many rules there are.
-func (p *Policy) Rules() int { return len(p.rules) }
+// Rules is how many rules there are, none in a nil Policy.
+func (p *Policy) Rules() int {
+	if p == nil {
+		return 0
+	}
+	return len(p.rules)
+}
 
 // Profiles are the names of all profiles, sorted. There are none in a nil Policy.
 func (p *Policy) Profiles() []string {

@@ -103,8 +103,11 @@ func (r *rule) isFor(q *Request, n *names) bool {
 }
 
 // Warnings is what is allowed in a file but hardly meant: names that nobody has, and for a
-// draft why Load would refuse it.
+// draft why Load would refuse it. A nil Policy has none.
 func (p *Policy) Warnings() []string {
+	if p == nil {
+		return nil
+	}
 	var all []string
 	if p.draft != nil {
 		all = append(all, p.draft.Error())
