@@ -152,7 +152,7 @@ func planned(m *Manager, br *rtnl.Link, s Spec) (*half, *tapSide) {
 	return a, side
 }
 
-// bare is the floor: six system calls that leave the device as hostSteps does. The
+// bare is the floor: seven system calls that leave the device as hostSteps does. The
 // messages cannot be one: the kernel brings a link up before it looks at its
 // addr_gen_mode (do_setlink).
 func (s *site) bare(i int) (time.Duration, error) {
@@ -178,7 +178,7 @@ func (s *site) bare(i int) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	err = errors.Join(unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr), request(s.sock, settings), request(s.sock, port))
+	err = errors.Join(unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr), unix.IoctlSetInt(fd, unix.TUNSETOWNER, 0), request(s.sock, settings), request(s.sock, port))
 	took := time.Since(start)
 	s.ends = append(s.ends, func() { _ = unix.Close(fd) })
 	return took, err

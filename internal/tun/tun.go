@@ -25,7 +25,9 @@ const flags = unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR
 
 // A Tap is a tap device made by Create, and the queues that this process opened.
 // It is not persistent: the kernel removes it when its last queue fd is closed,
-// here and in whatever process was given a copy.
+// here and in whatever process was given a copy. It belongs to the user of this process:
+// to a tap without an owner anybody who may open the clone device could add a queue, and
+// get some of its frames (tun_not_capable in drivers/net/tun.c).
 type Tap struct {
 	Name string // at most 15 bytes
 
@@ -100,6 +102,12 @@ func (t *Tap) open(extra uint16) error {
 		return fmt.Errorf("TUNSETIFF %s: %w", t.Name, explain(err))
 	}
 	t.Name = name
+	if extra&unix.IFF_TUN_EXCL != 0 {
+		if err := unix.IoctlSetInt(fd, unix.TUNSETOWNER, os.Geteuid()); err != nil {
+			_ = unix.Close(fd)
+			return fmt.Errorf("TUNSETOWNER %s: %w", t.Name, err)
+		}
+	}
 	t.queues = append(t.queues, os.NewFile(uintptr(fd), Device))
 	return nil
 }

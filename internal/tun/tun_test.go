@@ -60,6 +60,36 @@ func TestLiveCreateIsExclusive(t *testing.T) {
 	}
 }
 
+func TestLiveNobodyElseAddsAQueue(t *testing.T) {
+	ns := nstest.New(t)
+	tap, err := tun.Create(ns, "tap0", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.Close()
+	// On a thread that ends: from setresuid on it is another user's.
+	err = ns.Do(func() error {
+		fd, err := unix.Open(tun.Device, unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		const nobody = 65534
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, nobody, nobody, nobody); errno != 0 {
+			return errno
+		}
+		ifr, err := unix.NewIfreq("tap0")
+		if err != nil {
+			return err
+		}
+		ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_MULTI_QUEUE)
+		return unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
+	})
+	if !errors.Is(err, unix.EPERM) {
+		t.Errorf("another user added a queue: %v, want EPERM", err)
+	}
+}
+
 func TestLiveHoldersTellNetnsApart(t *testing.T) {
 	a, b := nstest.New(t), nstest.New(t)
 	open := func(ns *netns.NS) *tun.Tap {
