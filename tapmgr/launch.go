@@ -127,3 +127,12 @@ func (m *Manager) Owned(uid int) (n int, err error) {
 	}
 	return n, err
 }
+
+// LinkName is the interface name of a link that was named by that or by an altname.
+func (m *Manager) LinkName(name string) (string, error) {
+	l, err := m.nl.Link(name)
+	if err != nil {
+		return "", fmt.Errorf("interface %s: %w", name, err)
+	}
+	return l.Name, nil
+}

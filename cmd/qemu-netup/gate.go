@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"math"
+	"slices"
 
 	"vmnet/internal/bridgeconf"
 	"vmnet/internal/policy"
@@ -41,6 +42,8 @@ func (g *gate) allow(always bool, requests ...policy.Request) error {
 	if g.caller.Root() && !always {
 		return nil
 	}
+	more := len(requests)
+	requests = g.byName(requests)
 	if err := g.acl(requests); err != nil {
 		return err
 	}
@@ -51,7 +54,28 @@ func (g *gate) allow(always bool, requests ...policy.Request) error {
 		r.UID, r.GIDs = g.caller.UID, append([]int{g.caller.GID}, g.caller.Groups...)
 		g.asked = append(g.asked, r)
 	}
-	return g.within(len(requests))
+	return g.within(more)
+}
+
+// byName adds what is asked for by an altname once more by its name: rules are about either, and
+// none may be got round by the other.
+func (g *gate) byName(requests []policy.Request) []policy.Request {
+	all := slices.Clone(requests)
+	for _, r := range requests {
+		asked := r
+		for _, name := range []*string{&r.Bridge, &r.Lower} {
+			if *name == "" {
+				continue
+			}
+			if real, err := g.m.LinkName(*name); err == nil { // else whoever makes the NIC tells
+				*name = real
+			}
+		}
+		if asked.Bridge != r.Bridge || asked.Lower != r.Lower {
+			all = append(all, r)
+		}
+	}
+	return all
 }
 
 func (g *gate) acl(requests []policy.Request) error {

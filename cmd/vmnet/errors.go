@@ -55,15 +55,18 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 	return exitFailure
 }
 
-// say prints to stderr. Joined errors come as several lines, of which the first
-// is the cause and the others what went wrong while it was undone.
+// say prints to stderr. Of several lines the first is the cause; the others are what went wrong
+// while it was undone, or an example, which can be copied as it stands.
 func (a *app) say(text string) {
 	for i, line := range strings.Split(strings.TrimSpace(text), "\n") {
-		also := ""
-		if i > 0 {
-			also = "also: "
+		lead := "vmnet: "
+		switch {
+		case strings.HasPrefix(line, "undo "):
+			lead += "also: "
+		case i > 0:
+			lead = "  "
 		}
-		fmt.Fprintf(a.err, "vmnet: %s%s\n", also, clean(line))
+		fmt.Fprintf(a.err, "%s%s\n", lead, clean(line))
 	}
 }
 
