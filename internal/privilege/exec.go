@@ -21,18 +21,22 @@ const (
 // takeEnv empties the environment and returns what the caller gave.
 //
 // For ourselves nothing in it is trusted: PATH, TMPDIR, XDG_*, and what libraries
-// ask for. What Go's runtime has honoured before main is out of reach, in setuid
-// programs as well: GODEBUG, GOGC, GOMEMLIMIT, GOMAXPROCS can make it slower,
-// bigger or more talkative on fd 2, no more. LD_* means nothing to a static
-// program. In secure mode (AT_SECURE) Go sets GOTRACEBACK=none, so a crash prints
-// no memory; that is taken out again, and a GOTRACEBACK of the caller's is lost.
-func takeEnv() []string {
+// ask for. LD_* means nothing to a static program. What Go's runtime has honoured
+// before main is out of reach, in setuid programs as well: GOGC, GOMEMLIMIT and
+// GOMAXPROCS only make it slower or bigger; GODEBUG does more (sbrk=1, another
+// allocator, makes Go hang now and then) and is refused in secure mode (AT_SECURE). There
+// Go also sets GOTRACEBACK=none, so a crash prints no memory; that is
+// taken out again, and a GOTRACEBACK of the caller's is lost.
+func takeEnv() ([]string, error) {
 	env := os.Environ()
 	os.Clearenv()
-	if secure() {
-		env = slices.DeleteFunc(env, func(s string) bool { return s == "GOTRACEBACK=none" })
+	if !secure() {
+		return env, nil
 	}
-	return env
+	if slices.ContainsFunc(env, func(s string) bool { return strings.HasPrefix(s, "GODEBUG=") }) {
+		return nil, errors.New("GODEBUG is set, which a privileged program does not run under: unset it")
+	}
+	return slices.DeleteFunc(env, func(s string) bool { return s == "GOTRACEBACK=none" }), nil
 }
 
 func secure() bool {

@@ -29,7 +29,7 @@ func asStarted(out string) []string {
 func TestLiveExecAsCaller(t *testing.T) {
 	l := newLab(t)
 	files := "cat /proc/self/status /proc/self/limits /proc/self/environ"
-	env := []string{"PATH=/usr/bin:/bin", "A=1", "GODEBUG=gctrace=0", "LD_PRELOAD=", "TMPDIR=/x y", "EMPTY="}
+	env := []string{"PATH=/usr/bin:/bin", "A=1", "GOGC=50", "LD_PRELOAD=", "TMPDIR=/x y", "EMPTY="}
 	for name, changes := range map[string][]string{
 		"as usual":     {},
 		"signals":      {"ignore=1,2,20,21,22", "block=10,12,13,14,18,20,28,29,64"},

@@ -90,12 +90,15 @@ func TestLiveHostileArgvAndEnvironment(t *testing.T) {
 			t.Errorf("no argv: exit status %d\n%s", o.code, o.stderr)
 		}
 		env := []string{
-			"PATH=/nowhere", "GOTRACEBACK=crash", "GOGC=1", "GOMEMLIMIT=1", "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1,madvdontneed=0,sbrk=1",
+			"PATH=/nowhere", "GOTRACEBACK=crash", "GOGC=1", "GOMEMLIMIT=1", "GOMAXPROCS=1",
 			"LD_PRELOAD=/x.so", "TMPDIR=/root", "=", "NOVALUE", strings.Repeat("X", 100000) + "=1",
 		}
 		o := ok(t, start{path: path, env: env}, "keep=net_admin", "threads=3", "drop", "regain", "getenv=TMPDIR", "getenv=PATH")
 		if !strings.Contains(o.stdout, "regain operation not permitted") || !strings.Contains(o.stdout, "getenv /root|\ngetenv /nowhere|\n") {
 			t.Errorf("%s", o.stdout)
+		}
+		if o = run(t, start{path: path, env: []string{"GODEBUG=sbrk=1"}}, "keep=net_admin"); o.code != 3 || !strings.Contains(o.stderr, "GODEBUG is set") {
+			t.Errorf("GODEBUG: exit status %d\n%s", o.code, o.stderr)
 		}
 		if o = run(t, start{path: path, env: env}, "panic"); o.code != 2 || strings.Contains(o.stderr, "goroutine ") {
 			t.Errorf("a crash prints more than its cause: exit status %d\n%s", o.code, o.stderr)

@@ -77,8 +77,11 @@ func Begin() (*Process, error) {
 	if err := openStandard(); err != nil {
 		return nil, err
 	}
-	p := &Process{umask: unix.Umask(ownUmask), env: takeEnv()}
-	var err error
+	env, err := takeEnv()
+	if err != nil {
+		return nil, err
+	}
+	p := &Process{umask: unix.Umask(ownUmask), env: env}
 	if p.Caller, err = Who(); err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -245,6 +246,7 @@ func fds() (string, error) {
 // launch is the caller: it changes itself as told and executes the program after "--".
 func launch(args []string) error {
 	runtime.LockOSThread()
+	debug.SetGCPercent(-1)
 	for len(args) > 0 && args[0] != "--" {
 		name, value, _ := strings.Cut(args[0], "=")
 		args = args[1:]
@@ -314,7 +316,11 @@ func change(name, value string) error {
 			return errors.New("no such change")
 		}
 		v := uint64(number(value))
-		return syscall.Setrlimit(n, &syscall.Rlimit{Cur: v, Max: v})
+		l := syscall.Rlimit{Cur: v, Max: v} // raw: Go is not to start a thread for it, which might find no memory
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRLIMIT, uintptr(n), uintptr(unsafe.Pointer(&l)), 0); errno != 0 {
+			return errno
+		}
+		return nil
 	}
 	return nil
 }
