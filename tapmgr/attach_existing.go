@@ -69,6 +69,9 @@ func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
 			Do:   func(context.Context) error { return in(ErrLink, a.m.markPlugged(*o)) },
 		})
 	}
+	if len(list) > 0 && a.m.HelperPath != "" {
+		return a.unrepaired(o)
+	}
 	if len(list) > 0 {
 		if err := a.m.run(ctx, list); err != nil {
 			return Result{}, err
@@ -76,6 +79,17 @@ func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
 	}
 	now, err := a.m.again(*o)
 	return a.result(&now, len(list) > 0), err
+}
+
+// unrepaired is for a caller who may not change links: the helper makes NICs and does no more. One
+// that only its alias belies is as asked for.
+func (a *attachment) unrepaired(o *ours) (Result, error) {
+	if a.side.bridgeLink() != nil && o.Master == 0 {
+		return Result{}, in(ErrLink, fmt.Errorf("%s is on no bridge any more, and to put it on %s takes root (vmnet reconcile as root; or detach it, and attach it again)", o.Name, o.want.Source))
+	}
+	res := a.result(o, false)
+	res.Notices = append(res.Notices, fmt.Sprintf("a former attach of %s was cut short after the guest had it: it works, and is listed as %s (until vmnet reconcile as root; or detach it, and attach it again)", o.Name, Incomplete))
+	return res, nil
 }
 
 // differences tells where a NIC that is there is not what the Spec asks for. What

@@ -83,7 +83,7 @@ func (a *app) attach(ctx context.Context, o *attachOptions) error {
 		o.steps.apply(a, m, o.json)
 		res, err := attachInTime(ctx, m, o)
 		if err != nil {
-			return err
+			return tellOfHelper(m, err)
 		}
 		a.notes(res.Notices)
 		if o.steps.planned {

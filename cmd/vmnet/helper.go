@@ -1,6 +1,14 @@
 package main
 
-import "kernel.org/pub/linux/libs/security/libcap/cap"
+import (
+	"errors"
+	"fmt"
+	"syscall"
+
+	"kernel.org/pub/linux/libs/security/libcap/cap"
+
+	"vmnet/tapmgr"
+)
 
 // helperPath is the program to ask for what we have no right to; empty where we have it, or there is
 // none: the first step that needs the right then says so.
@@ -14,4 +22,12 @@ func helperPath() string {
 	}
 	path, _ := m.FindHelper()
 	return path
+}
+
+// tellOfHelper adds to an attach's error what those need who may not change links and have no helper.
+func tellOfHelper(m *tapmgr.Manager, err error) error {
+	if m.HelperPath == "" && errors.Is(err, tapmgr.ErrLink) && errors.Is(err, syscall.EPERM) {
+		return fmt.Errorf("%w; run vmnet as root, or install qemu-netup setuid root, which gives users what a policy allows", err)
+	}
+	return err
 }
