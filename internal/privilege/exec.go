@@ -23,9 +23,9 @@ const (
 // For ourselves nothing in it is trusted: PATH, TMPDIR, XDG_*, and what libraries
 // ask for. LD_* means nothing to a static program. What Go's runtime has honoured
 // before main is out of reach, in setuid programs as well: GOGC, GOMEMLIMIT and
-// GOMAXPROCS only make it slower or bigger; GODEBUG does more (sbrk=1, another
-// allocator, makes Go hang now and then) and is refused in secure mode (AT_SECURE). There
-// Go also sets GOTRACEBACK=none, so a crash prints no memory; that is
+// GOMAXPROCS only make it slower or bigger; GODEBUG does more (with sbrk=1,
+// another allocator, Go hangs now and then, even before main; the caller may kill
+// it) and is refused in secure mode (AT_SECURE). There Go also sets GOTRACEBACK=none, so a crash prints no memory; that is
 // taken out again, and a GOTRACEBACK of the caller's is lost.
 func takeEnv() ([]string, error) {
 	env := os.Environ()

@@ -58,7 +58,7 @@ func TestLiveHostileStart(t *testing.T) {
 func TestLiveNoMoreThreads(t *testing.T) {
 	l := newLab(t)
 	for _, path := range []string{l.setuid, l.ep} {
-		o := run(t, start{path: l.plain, root: true}, "launch", "nproc=1", "user=65534", "--", path, "keep=net_admin", "threads=20", "drop")
+		o := run(t, start{path: l.plain, root: true}, "launch", "user=65534", "nproc=1", "--", path, "keep=net_admin", "threads=20", "drop")
 		if o.code != 2 || !strings.Contains(o.stderr, "(ulimit -u)") || strings.Contains(o.stderr, "panic:") || strings.Contains(o.stdout, "drop") {
 			t.Errorf("exit status %d\n%s%s", o.code, o.stdout, o.stderr)
 		}
@@ -97,7 +97,7 @@ func TestLiveHostileArgvAndEnvironment(t *testing.T) {
 		if !strings.Contains(o.stdout, "regain operation not permitted") || !strings.Contains(o.stdout, "getenv /root|\ngetenv /nowhere|\n") {
 			t.Errorf("%s", o.stdout)
 		}
-		if o = run(t, start{path: path, env: []string{"GODEBUG=sbrk=1"}}, "keep=net_admin"); o.code != 3 || !strings.Contains(o.stderr, "GODEBUG is set") {
+		if o = run(t, start{path: path, env: []string{"GODEBUG=madvdontneed=1"}}, "keep=net_admin"); o.code != 3 || !strings.Contains(o.stderr, "GODEBUG is set") {
 			t.Errorf("GODEBUG: exit status %d\n%s", o.code, o.stderr)
 		}
 		if o = run(t, start{path: path, env: env}, "panic"); o.code != 2 || strings.Contains(o.stderr, "goroutine ") {
