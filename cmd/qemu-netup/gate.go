@@ -21,6 +21,7 @@ var (
 // gate decides what the caller may have: bridge.conf and policy.yaml must both allow it. Both are
 // read with the caller's rights, so that file modes choose whom a file is for.
 type gate struct {
+	p      *privilege.Process
 	caller privilege.Caller
 	policy *policy.Policy // nil where there is no policy.yaml
 	m      *tapmgr.Manager
@@ -28,7 +29,7 @@ type gate struct {
 }
 
 func (a *app) openGate(m *tapmgr.Manager) (*gate, error) {
-	g := &gate{caller: a.p.Caller, m: m}
+	g := &gate{p: a.p, caller: a.p.Caller, m: m}
 	var err error
 	g.policy, err = policy.Load(policyPath)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -103,7 +104,11 @@ func (g *gate) within(more int) error {
 	if len(g.asked) == 0 || g.decide(math.MaxInt) == nil {
 		return nil
 	}
-	owned, err := g.m.Owned(g.caller.UID)
+	var owned int
+	err := g.p.With(func() (err error) {
+		owned, err = g.m.Owned(g.caller.UID)
+		return err
+	})
 	if err != nil {
 		return err
 	}

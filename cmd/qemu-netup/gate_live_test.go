@@ -1,8 +1,13 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"vmnet/internal/nstest"
 	"vmnet/internal/rtnl"
@@ -42,4 +47,52 @@ func TestLiveAnAltnameGetsRoundNoRule(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestLiveAHiddenHolderCounts has a VMM that other processes of its user may not look into: it may
+// be executed and not read.
+func TestLiveAHiddenHolderCounts(t *testing.T) {
+	i := install(t)
+	i.config("policy.yaml", "rules: [{users: ['*'], lowers: [eth0], nics: 1}]\n")
+	sleep, err := exec.LookPath("sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := os.ReadFile(sleep)
+	if err == nil {
+		err = os.WriteFile(i.path("sleep"), program, 0o711)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns := nstest.New(t)
+	_ = ns.Do(func() error {
+		for _, line := range []string{"link add eth0 type veth peer name far0", "link set eth0 up", "link set far0 up"} {
+			if out, err := exec.Command("ip", strings.Fields(line)...).CombinedOutput(); err != nil {
+				t.Fatalf("ip %s: %v: %s", line, err, out)
+			}
+		}
+		first := i.as(nobody, "--vm", "H1", "--macvtap", "eth0", "--", "./sleep", "60")
+		if err := first.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _, _ = first.Process.Kill(), first.Wait() }()
+		i.becomes(first.Process.Pid, "sleep")
+		out, err := i.as(nobody, "--vm", "H2", "--macvtap", "eth0", "--", "/bin/true").CombinedOutput()
+		if exit := new(exec.ExitError); !errors.As(err, &exit) || !strings.Contains(string(out), "policy.yaml:1") {
+			t.Errorf("a second one: %v: %s", err, out)
+		}
+		return nil
+	})
+}
+
+// becomes waits until the process has executed a program of that name.
+func (i *installation) becomes(pid int, name string) {
+	i.Helper()
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && strings.TrimSpace(string(comm)) == name {
+			return
+		}
+	}
+	i.Fatalf("process %d did not become %s", pid, name)
 }

@@ -74,6 +74,9 @@ func (a *app) keepFor(o *launchOptions) error {
 		if !a.p.Has(cap.SYS_ADMIN) || !a.p.Has(cap.MKNOD) {
 			return fmt.Errorf("%s on %s: making one needs CAP_SYS_ADMIN and CAP_MKNOD, which only the installation setuid root gives (chmod u+s; vmnet doctor tells more), or root", n.spec.Lower.Kind, n.spec.Lower.Device)
 		}
+		// A macvtap is in a netns that only its holders show, and they can hide from other processes
+		// of their user: whoever counts must be able to look into all.
+		a.p.Reserve(cap.SYS_PTRACE, cap.DAC_READ_SEARCH)
 		return a.p.Keep(cap.NET_ADMIN, cap.SYS_ADMIN, cap.MKNOD)
 	}
 	return a.p.Keep(cap.NET_ADMIN)

@@ -55,6 +55,7 @@ func (p *Process) Keep(values ...cap.Value) error {
 // The bounding set and the securebits are the caller's all the time.
 func (p *Process) Drop() error {
 	var err error
+	p.reserve = 0
 	if p.Caller.Root() {
 		err = p.become(p.start.eff)
 	} else {
@@ -72,7 +73,7 @@ func (p *Process) goal(eff uint64) task {
 	t := p.start
 	t.uids, t.gids, t.eff = same(p.Caller.UID), same(p.Caller.GID), eff
 	if !p.Caller.Root() {
-		t.prm, t.inh, t.amb = eff, 0, 0
+		t.prm, t.inh, t.amb = eff|p.reserve, 0, 0
 	}
 	return t
 }

@@ -62,6 +62,7 @@ type Process struct {
 	start   task
 	env     []string
 	umask   int
+	reserve uint64 // permitted, but in effect in With alone
 	dropped bool
 }
 
