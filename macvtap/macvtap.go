@@ -69,7 +69,7 @@ type Device struct {
 	ns     *netns.NS
 	nl     *rtnl.Conn
 	kind   Kind
-	node   *os.File // O_PATH, from which queues are opened
+	node   *os.File // the folder of its node, by which queues are opened
 	queues []*os.File
 }
 

@@ -2,6 +2,7 @@ package macvtap_test
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -113,6 +114,22 @@ func TestLiveDeviceIsAsAskedForAndUnseenByTheHost(t *testing.T) {
 	}
 	if _, err := w.nl.Link("P2-net0"); err == nil {
 		t.Error("the host's netns shows it")
+	}
+}
+
+// A queue is no way to another one, not even for root: whoever is given it may own the node.
+func TestLiveAQueueOpensNoOther(t *testing.T) {
+	w := newWire(t)
+	d := w.create(w.config())
+	if err := errors.Join(d.OpenQueue(), d.OpenQueue()); err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range d.Queues() {
+		f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", q.Fd()), os.O_RDWR, 0)
+		if !errors.Is(err, syscall.EACCES) {
+			t.Errorf("opened again: %v, want EACCES", err)
+			_ = f.Close()
+		}
 	}
 }
 

@@ -35,7 +35,7 @@ func (d *Device) OpenQueue() error {
 	var fd int
 	// From inside the netns: the queue's socket then pins it.
 	err := d.ns.Do(func() (err error) {
-		fd, err = unix.Open("/proc/thread-self/fd/"+strconv.Itoa(int(d.node.Fd())), unix.O_RDWR|unix.O_CLOEXEC, 0)
+		fd, err = d.openNode()
 		return err
 	})
 	if err != nil {
@@ -46,6 +46,37 @@ func (d *Device) OpenQueue() error {
 		return fmt.Errorf("TUNSETIFF on %s: %w", d.Link.Name, err)
 	}
 	d.queues = append(d.queues, os.NewFile(uintptr(fd), d.Link.Name))
+	return nil
+}
+
+// openNode opens the node on a mount that is nodev at all other times: else whoever is given a queue
+// could open more of them by it (/proc/self/fd), where the node is that user's own.
+func (d *Device) openNode() (int, error) {
+	folder := int(d.node.Fd())
+	if err := setNodev(folder, false); err != nil {
+		return -1, err
+	}
+	fd, err := unix.Openat(folder, nodeName, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err := setNodev(folder, true); err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// setNodev forbids or allows to open devices on a mount. Before Linux 5.12 it is not possible.
+func setNodev(root int, on bool) error {
+	attr := unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_NODEV}
+	if on {
+		attr = unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV}
+	}
+	err := unix.MountSetattr(root, "", unix.AT_EMPTY_PATH, &attr)
+	if err != nil && !errors.Is(err, unix.ENOSYS) {
+		return fmt.Errorf("mount_setattr nodev: %w", err)
+	}
 	return nil
 }
 
@@ -69,15 +100,11 @@ func (d *Device) makeNode() error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(dir)
 	if err := unix.Mknodat(dir, nodeName, unix.S_IFCHR|0o600, int(dev)); err != nil {
+		_ = unix.Close(dir)
 		return fmt.Errorf("mknod: %w (needs CAP_MKNOD)", err)
 	}
-	node, err := unix.Openat(dir, nodeName, unix.O_PATH|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	d.node = os.NewFile(uintptr(node), "tap node")
+	d.node = os.NewFile(uintptr(dir), "tap node's folder")
 	return nil
 }
 

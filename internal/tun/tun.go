@@ -25,9 +25,10 @@ const flags = unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR
 
 // A Tap is a tap device made by Create, and the queues that this process opened.
 // It is not persistent: the kernel removes it when its last queue fd is closed,
-// here and in whatever process was given a copy. It belongs to the user of this process:
-// to a tap without an owner anybody who may open the clone device could add a queue, and
-// get some of its frames (tun_not_capable in drivers/net/tun.c).
+// here and in whatever process was given a copy. It belongs to root, so that to add a queue
+// takes CAP_NET_ADMIN: to a tap without an owner anybody who may open the clone device could, and
+// get some of its frames; and to one of its own user's, that user beyond what a policy
+// allows (tun_not_capable in drivers/net/tun.c).
 type Tap struct {
 	Name string // at most 15 bytes
 
@@ -103,13 +104,22 @@ func (t *Tap) open(extra uint16) error {
 	}
 	t.Name = name
 	if extra&unix.IFF_TUN_EXCL != 0 {
-		if err := unix.IoctlSetInt(fd, unix.TUNSETOWNER, os.Geteuid()); err != nil {
+		if err := setOwner(fd); err != nil {
 			_ = unix.Close(fd)
 			return fmt.Errorf("TUNSETOWNER %s: %w", t.Name, err)
 		}
 	}
 	t.queues = append(t.queues, os.NewFile(uintptr(fd), Device))
 	return nil
+}
+
+// setOwner makes the tap root's, or where a user namespace has no root, this process's user's.
+func setOwner(fd int) error {
+	err := unix.IoctlSetInt(fd, unix.TUNSETOWNER, 0)
+	if errors.Is(err, unix.EINVAL) {
+		err = unix.IoctlSetInt(fd, unix.TUNSETOWNER, os.Geteuid())
+	}
+	return err
 }
 
 // setIff is TUNSETIFF; it returns the name that the kernel gave.
