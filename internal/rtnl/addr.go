@@ -24,7 +24,7 @@ func (c *Conn) AddAddr(index int, p netip.Prefix) error {
 	req.AddData(msg)
 	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, p.Addr().AsSlice()))
 	req.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, p.Addr().AsSlice()))
-	return do(req)
+	return c.do(req)
 }
 
 // DeleteAddr takes an IP address off a link. One that is not there is success.
@@ -35,7 +35,7 @@ func (c *Conn) DeleteAddr(index int, p netip.Prefix) error {
 	msg.Prefixlen = uint8(p.Bits())
 	req.AddData(msg)
 	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, p.Addr().AsSlice()))
-	if err := do(req); !errors.Is(err, unix.EADDRNOTAVAIL) {
+	if err := c.do(req); !errors.Is(err, unix.EADDRNOTAVAIL) {
 		return err
 	}
 	return nil
@@ -52,7 +52,7 @@ func family(a netip.Addr) int {
 func (c *Conn) Addrs(index int) ([]netip.Prefix, error) {
 	req := c.request(unix.RTM_GETADDR, unix.NLM_F_DUMP)
 	req.AddData(nl.NewIfAddrmsg(unix.AF_UNSPEC))
-	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR)
+	msgs, err := c.sock.execute(req, unix.RTM_NEWADDR)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -98,7 +98,7 @@ func (c *Conn) FDB(bridge, port int) ([]FDBEntry, error) {
 	msg.Index = int32(port)
 	req.AddData(msg)
 	req.AddData(Master(bridge).rta)
-	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
+	msgs, err := c.sock.execute(req, unix.RTM_NEWNEIGH)
 	if err != nil {
 		return nil, fmt.Errorf("list the FDB: %w", err)
 	}

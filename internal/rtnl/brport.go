@@ -42,7 +42,7 @@ func (c *Conn) SetPort(index int, p PortChange) error {
 	if len(p.VLANs) > 0 {
 		req.AddData(vlanSpec(p.VLANs))
 	}
-	return do(req)
+	return c.do(req)
 }
 
 // DeletePortVLANs takes a bridge port out of VLANs. It is no error that it is not in
@@ -50,7 +50,7 @@ func (c *Conn) SetPort(index int, p PortChange) error {
 func (c *Conn) DeletePortVLANs(index int, vlans []VLANs) error {
 	req := c.portRequest(unix.RTM_DELLINK, index)
 	req.AddData(vlanSpec(vlans))
-	return do(req)
+	return c.do(req)
 }
 
 // portRequest is a request to the bridge that the link is a port of
@@ -107,7 +107,7 @@ const (
 func (c *Conn) PortVLANs(index int) (map[int][]VLANs, error) {
 	req := c.request(unix.RTM_GETVLAN, unix.NLM_F_DUMP)
 	req.AddData(&brVLANMsg{index})
-	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWVLAN)
+	msgs, err := c.sock.execute(req, unix.RTM_NEWVLAN)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return nil, fmt.Errorf("read the VLANs of bridge ports: %w (needs Linux 5.6 with CONFIG_BRIDGE_VLAN_FILTERING)", err)
 	}

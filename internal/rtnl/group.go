@@ -27,7 +27,7 @@ func (c *Conn) Groups() (map[uint32][]*Link, error) {
 func (c *Conn) dumpGroups() (map[uint32][]*Link, error) {
 	const skipStats = 1 << 3 // RTEXT_FILTER_SKIP_STATS, include/uapi/linux/rtnetlink.h
 	mask := attr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats))
-	msgs, err := c.linkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP, 0, []Attr{mask}).Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	msgs, err := c.sock.execute(c.linkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP, 0, []Attr{mask}), unix.RTM_NEWLINK)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -53,5 +53,5 @@ func (c *Conn) dumpGroups() (map[uint32][]*Link, error) {
 // group 0 with EPERM, and a group with a member that cannot be deleted with EOPNOTSUPP, before
 // it has deleted anything. An empty group is an error that Is fs.ErrNotExist.
 func (c *Conn) DeleteGroup(number uint32) error {
-	return do(c.linkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK, 0, []Attr{Group(number)}))
+	return c.do(c.linkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK, 0, []Attr{Group(number)}))
 }

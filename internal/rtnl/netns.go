@@ -15,7 +15,7 @@ func (c *Conn) NetnsID(other *netns.NS) (int, error) {
 	req := c.request(unix.RTM_GETNSID, 0)
 	req.AddData(&rtgenmsg{})
 	req.AddData(nl.NewRtAttr(unix.NETNSA_FD, nl.Uint32Attr(uint32(other.Handle()))))
-	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNSID)
+	msgs, err := c.sock.execute(req, unix.RTM_NEWNSID)
 	if err != nil {
 		return -1, fmt.Errorf("ask for a netns id: %w", err)
 	}

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
-	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"vmnet/internal/netns"
@@ -22,38 +21,28 @@ var timeout = unix.Timeval{Sec: 30}
 
 // A Conn is a netlink socket in one network namespace, for concurrent use.
 type Conn struct {
-	sock *nl.SocketHandle
+	sock *socket
 }
 
 // Open opens a socket in ns, which may be closed afterwards.
 func Open(ns *netns.NS) (*Conn, error) {
-	at := ns.Handle()
-	if ns.IsCurrent() {
-		at = vnetns.None() // entering a netns takes CAP_SYS_ADMIN, even the one that we are in
-	}
-	s, err := nl.GetNetlinkSocketAt(at, vnetns.None(), unix.NETLINK_ROUTE)
-	if err != nil && at.IsOpen() {
-		return nil, fmt.Errorf("open netlink in netns %s: %w (entering a netns needs CAP_SYS_ADMIN)", ns, err)
-	}
+	var c Conn
+	err := ns.Do(func() (err error) {
+		c.sock, err = openSocket()
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
-	err = errors.Join(s.SetSendTimeout(&timeout), s.SetReceiveTimeout(&timeout), s.SetExtAck(true))
-	if err != nil {
-		s.Close()
-		return nil, fmt.Errorf("set up netlink: %w", err)
-	}
-	return &Conn{&nl.SocketHandle{Socket: s}}, nil
+	return &c, nil
 }
 
 // Close closes the socket.
-func (c *Conn) Close() { c.sock.Close() }
+func (c *Conn) Close() { c.sock.close() }
 
-// request makes an empty request of the given type for this socket.
+// request makes an empty request of the given type.
 func (c *Conn) request(kind, flags int) *nl.NetlinkRequest {
-	req := nl.NewNetlinkRequest(kind, flags)
-	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: c.sock}
-	return req
+	return nl.NewNetlinkRequest(kind, flags)
 }
 
 // linkRequest is a request about the link of that index.
@@ -76,8 +65,8 @@ func (c *Conn) linkRequest(kind, flags, index int, attrs []Attr) *nl.NetlinkRequ
 }
 
 // do runs a request that answers with an acknowledgement only.
-func do(req *nl.NetlinkRequest) error {
-	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+func (c *Conn) do(req *nl.NetlinkRequest) error {
+	_, err := c.sock.execute(req, 0)
 	return notExist(err)
 }
 
@@ -93,18 +82,18 @@ func notExist(err error) error {
 // applies them in its own order (do_setlink), and stops at the first that it
 // refuses.
 func (c *Conn) Set(index int, attrs ...Attr) error {
-	return do(c.linkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK, index, attrs))
+	return c.do(c.linkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK, index, attrs))
 }
 
 // Create makes a link of that kind. A taken name is an error that Is fs.ErrExist.
 func (c *Conn) Create(kind string, attrs ...Attr) error {
-	return do(c.linkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, 0, withInfo(kind, attrs)))
+	return c.do(c.linkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, 0, withInfo(kind, attrs)))
 }
 
 // Change is Set for a link of that kind which also changes its kind's own settings
 // (rtnl_changelink).
 func (c *Conn) Change(kind string, index int, attrs ...Attr) error {
-	return do(c.linkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK, index, withInfo(kind, attrs)))
+	return c.do(c.linkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK, index, withInfo(kind, attrs)))
 }
 
 // withInfo puts those of attrs that belong there into IFLA_LINKINFO.
@@ -128,7 +117,7 @@ func withInfo(kind string, attrs []Attr) []Attr {
 
 // Delete removes the link of that index.
 func (c *Conn) Delete(index int) error {
-	return do(c.linkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK, index, nil))
+	return c.do(c.linkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK, index, nil))
 }
 
 // AddAltName gives the link one more name (up to 127 bytes). Names and altnames
@@ -136,7 +125,7 @@ func (c *Conn) Delete(index int) error {
 func (c *Conn) AddAltName(index int, name string) error {
 	list := nl.NewRtAttr(unix.IFLA_PROP_LIST|unix.NLA_F_NESTED, nil)
 	list.AddRtAttr(unix.IFLA_ALT_IFNAME, nl.ZeroTerminated(name))
-	return do(c.linkRequest(unix.RTM_NEWLINKPROP, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, index, []Attr{{rta: list}}))
+	return c.do(c.linkRequest(unix.RTM_NEWLINKPROP, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, index, []Attr{{rta: list}}))
 }
 
 // Link reads one link by name or altname. None is an error that Is fs.ErrNotExist.
@@ -152,7 +141,7 @@ func (c *Conn) Link(name string) (*Link, error) {
 func (c *Conn) LinkByIndex(index int) (*Link, error) { return c.get(index) }
 
 func (c *Conn) get(index int, attrs ...Attr) (*Link, error) {
-	msgs, err := c.linkRequest(unix.RTM_GETLINK, unix.NLM_F_ACK, index, attrs).Execute(unix.NETLINK_ROUTE, 0)
+	msgs, err := c.sock.execute(c.linkRequest(unix.RTM_GETLINK, 0, index, attrs), unix.RTM_NEWLINK)
 	if err != nil {
 		return nil, notExist(err)
 	}
@@ -188,7 +177,7 @@ func (c *Conn) Links(kind string, master int) ([]*Link, error) {
 }
 
 func (c *Conn) dump(attrs []Attr) ([]*Link, error) {
-	msgs, err := c.linkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP, 0, attrs).Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	msgs, err := c.sock.execute(c.linkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP, 0, attrs), unix.RTM_NEWLINK)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}

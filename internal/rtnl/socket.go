@@ -1,0 +1,194 @@
+package rtnl
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"syscall"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// socket is a netlink socket that blocks. The kernel has worked a request off when sendto(2)
+// returns (netlink_rcv_skb), so there is nothing to wait for that Go's poller would be
+// worth, which wakes a thread of its own for each answer.
+type socket struct {
+	mu     sync.Mutex
+	fd     int    // -1 when closed
+	port   uint32 // the kernel's name for it
+	seq    uint32 // of the last request
+	buffer []byte // made by the first answer
+}
+
+// maxMessage bounds one datagram of the kernel's: a dump comes in pieces of 32 KiB at most
+// (netlink_dump), a single link with all its attributes in less than 64 KiB.
+const maxMessage = 64 << 10
+
+// openSocket opens one in the netns of the calling thread.
+func openSocket() (*socket, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
+	s := &socket{fd: fd}
+	if err := s.setUp(); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *socket) setUp() error {
+	err := errors.Join(
+		unix.SetsockoptTimeval(s.fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout),
+		unix.SetsockoptTimeval(s.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout),
+		unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1),
+		unix.Bind(s.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
+	if err != nil {
+		return err
+	}
+	name, err := unix.Getsockname(s.fd)
+	if own, ok := name.(*unix.SockaddrNetlink); ok {
+		s.port = own.Pid
+	}
+	return err
+}
+
+// close waits for a request that is under way.
+func (s *socket) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd >= 0 {
+		_ = unix.Close(s.fd)
+	}
+	s.fd = -1
+}
+
+// execute sends a request and collects the answers of that type (0: of any). The last one is
+// the acknowledgement, where the request asks for one or is for a dump, else the first. A
+// dump that a change has disturbed is nl.ErrDumpInterrupted.
+func (s *socket) execute(req *nl.NetlinkRequest, kind uint16) ([][]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd < 0 {
+		return nil, fmt.Errorf("netlink: %w", fs.ErrClosed)
+	}
+	s.seq++
+	req.Seq = s.seq
+	if err := s.send(req.Serialize()); err != nil {
+		return nil, err
+	}
+	a := answers{kind: kind, single: req.Flags&(unix.NLM_F_ACK|unix.NLM_F_DUMP) == 0}
+	for !a.done {
+		messages, err := s.receive()
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range messages {
+			if m.Header.Seq != s.seq || m.Header.Pid != s.port {
+				continue
+			}
+			if err := a.add(m); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if a.disturbed {
+		return nil, nl.ErrDumpInterrupted
+	}
+	return a.found, nil
+}
+
+func (s *socket) send(request []byte) error {
+	for {
+		err := unix.Sendto(s.fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		if !errors.Is(err, unix.EINTR) {
+			return late(err)
+		}
+	}
+}
+
+// receive reads one datagram of the kernel's; its messages are valid until the next.
+func (s *socket) receive() ([]syscall.NetlinkMessage, error) {
+	if s.buffer == nil {
+		s.buffer = make([]byte, maxMessage)
+	}
+	for {
+		n, from, err := unix.Recvfrom(s.fd, s.buffer, unix.MSG_TRUNC)
+		switch sender, ok := from.(*unix.SockaddrNetlink); {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return nil, late(err)
+		case n > len(s.buffer):
+			return nil, fmt.Errorf("netlink: an answer of %d bytes, more than %d", n, len(s.buffer))
+		case !ok || sender.Pid != nl.PidKernel:
+			continue
+		}
+		return syscall.ParseNetlinkMessage(s.buffer[:n])
+	}
+}
+
+// late tells a timeout, whose errno says no more than that there is nothing yet.
+func late(err error) error {
+	if errors.Is(err, unix.EAGAIN) {
+		return fmt.Errorf("netlink: no answer within %d s: %w", timeout.Sec, os.ErrDeadlineExceeded)
+	}
+	return err
+}
+
+// answers are what comes back for one request.
+type answers struct {
+	kind      uint16
+	single    bool
+	found     [][]byte
+	done      bool
+	disturbed bool
+}
+
+func (a *answers) add(m syscall.NetlinkMessage) error {
+	a.disturbed = a.disturbed || m.Header.Flags&unix.NLM_F_DUMP_INTR != 0
+	switch m.Header.Type {
+	case unix.NLMSG_DONE, unix.NLMSG_ERROR:
+		a.done = true
+		return answerError(m)
+	}
+	if a.kind == 0 || m.Header.Type == a.kind {
+		a.found = append(a.found, append([]byte(nil), m.Data...))
+		a.done = a.single && m.Header.Flags&unix.NLM_F_MULTI == 0
+	}
+	return nil
+}
+
+// answerError is the errno of struct nlmsgerr with the kernel's own words, which stand behind
+// the copy of the request (NLMSGERR_ATTR_MSG of include/uapi/linux/netlink.h).
+func answerError(m syscall.NetlinkMessage) error {
+	if len(m.Data) < 4 { // of a dump that ended well
+		return nil
+	}
+	errno := -int32(u32(m.Data))
+	if errno == 0 {
+		return nil
+	}
+	err := error(syscall.Errno(errno))
+	rest := m.Data[4:]
+	if m.Header.Flags&unix.NLM_F_ACK_TLVS == 0 || len(rest) < unix.SizeofNlMsghdr {
+		return err
+	}
+	request := int(u32(rest)+3) &^ 3
+	if m.Header.Flags&unix.NLM_F_CAPPED != 0 {
+		request = unix.SizeofNlMsghdr
+	}
+	if request < 0 || request > len(rest) {
+		return err
+	}
+	each(rest[request:], func(kind uint16, text []byte) {
+		if kind == nl.NLMSGERR_ATTR_MSG {
+			err = fmt.Errorf("%w: %s", err, unix.ByteSliceToString(text))
+		}
+	})
+	return err
+}
