@@ -16,17 +16,25 @@ import (
 // The bounding set is left alone: it limits what execve may add, which is nothing
 // with no_new_privs, and to clear it takes forty calls in all threads.
 func Harden() error {
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("forbid dumps (PR_SET_DUMPABLE): %w", err)
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("limit core dumps to 0: %w", err)
+	if err := hardenProcess(); err != nil {
+		return err
 	}
 	if err := roomForSignals(); err != nil {
 		return err
 	}
 	if _, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1); err != nil {
 		return fmt.Errorf("give up new privileges (PR_SET_NO_NEW_PRIVS): %w", err)
+	}
+	return nil
+}
+
+// hardenProcess is what is one for all threads.
+func hardenProcess() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("forbid dumps (PR_SET_DUMPABLE): %w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("limit core dumps to 0: %w", err)
 	}
 	return nil
 }

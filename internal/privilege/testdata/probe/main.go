@@ -85,6 +85,13 @@ var steps = map[string]func(p *privilege.Process, value string) (string, error){
 		}
 		return result(p.Keep(vs...))
 	},
+	"confine": func(p *privilege.Process, value string) (string, error) {
+		vs, err := capabilities(value)
+		if err != nil {
+			return "", err
+		}
+		return result(p.Confine(vs...))
+	},
 	"drop":      func(p *privilege.Process, _ string) (string, error) { return "ok", p.Drop() },
 	"harden":    func(p *privilege.Process, _ string) (string, error) { return "ok", privilege.Harden() },
 	"regain":    func(*privilege.Process, string) (string, error) { return result(regain()) },
