@@ -127,10 +127,7 @@ func (a *app) socket(fd int) (*fdpass.Socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.p.Keep(cap.NET_ADMIN); err != nil {
-		return nil, err
-	}
-	if err := privilege.Harden(); err != nil {
+	if err := a.p.Confine(cap.NET_ADMIN); err != nil {
 		return nil, err
 	}
 	return sock, privilege.CloseInherited(fd)

@@ -5,7 +5,6 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"vmnet/internal/policy"
-	"vmnet/internal/privilege"
 	"vmnet/tapmgr"
 )
 
@@ -20,10 +19,7 @@ func (a *app) interfaceArg(args []string) (string, error) {
 	if f.NArg() != 1 {
 		return "", usagef("%d arguments: want the name of one tap, as QEMU gives it", f.NArg())
 	}
-	if err := a.p.Keep(cap.NET_ADMIN); err != nil {
-		return "", err
-	}
-	return f.Arg(0), privilege.Harden()
+	return f.Arg(0), a.p.Confine(cap.NET_ADMIN)
 }
 
 // ifUp is QEMU's script=: it puts the tap on the bridge that the policy file tells for its name.

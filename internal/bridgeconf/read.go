@@ -77,10 +77,12 @@ func contains(files []os.FileInfo, f os.FileInfo) bool {
 
 // openFile opens a regular file, and does not wait for the writer of a fifo.
 func openFile(path string) (*os.File, os.FileInfo, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
+	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY|syscall.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, nil, explainOpen(err)
+		return nil, nil, explainOpen(&fs.PathError{Op: "open", Path: path, Err: err})
 	}
+	_ = syscall.SetNonblock(fd, false) // or Go would set its poller up for it
+	f := os.NewFile(uintptr(fd), path)
 	info, err := f.Stat()
 	switch {
 	case err != nil:
