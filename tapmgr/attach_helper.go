@@ -38,7 +38,7 @@ func (s *helperSide) queues() []*os.File { return s.files }
 func (s *helperSide) steps(_ int, _ string, queues int) []step.Step {
 	return []step.Step{{
 		Name: "helper",
-		Text: fmt.Sprintf("%s --attach: it makes tap %s with %d queues on %s%s", s.m.HelperPath, s.name, queues, s.br.Name, portText(s.spec.Port)),
+		Text: fmt.Sprintf("%s --attach: it makes tap %s on %s%s, queues: %d", s.m.HelperPath, s.name, s.br.Name, portText(s.spec.Port), queues),
 		Do:   s.ask,
 		Undo: func(ctx context.Context) error {
 			err := s.close()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 
+	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
 	"vmnet/qmp"
 )
@@ -81,7 +82,7 @@ func (m *Manager) planLaunch(spec Spec) (*half, error) {
 // look reads the devices back. After a dry run there are none.
 func (l *Launch) look() error {
 	for _, h := range l.halves {
-		one := Launched{Device: h.nic, Notices: h.notices}
+		one := Launched{NIC: h.planned(), Device: h.nic, Notices: h.notices}
 		if h.side.queues() != nil {
 			alias, _ := h.record.encode()
 			made, err := h.side.verify(os.Getpid(), alias)
@@ -95,6 +96,13 @@ func (l *Launch) look() error {
 		l.NICs = append(l.NICs, one)
 	}
 	return nil
+}
+
+// planned is the NIC as it would be, without a state.
+func (h *half) planned() NIC {
+	n := h.m.describe(ours{Link: &rtnl.Link{Name: h.side.interfaceName()}, want: h.record})
+	n.State = ""
+	return n
 }
 
 // Close closes our copies of all fds; the devices go with them unless a VMM has its own.

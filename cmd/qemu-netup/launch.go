@@ -104,17 +104,26 @@ func (a *app) make(o *launchOptions) (made *tapmgr.Launch, err error) {
 		if made, err = m.Launch(context.Background(), specs...); err != nil {
 			return err
 		}
-		for _, n := range made.NICs {
-			for _, text := range n.Notices {
-				a.say("note: " + text)
-			}
-		}
+		a.notes(made)
 		if o.dryRun {
 			return nil
 		}
 		return g.still()
 	})
 	return made, err
+}
+
+// notes tells what people should know of their NICs, and what is so of several only once.
+func (a *app) notes(made *tapmgr.Launch) {
+	told := map[string]bool{}
+	for _, n := range made.NICs {
+		for _, text := range n.Notices {
+			if !told[text] {
+				a.say("note: " + text)
+			}
+			told[text] = true
+		}
+	}
 }
 
 func (a *app) managerIn(name string, do func(*tapmgr.Manager) error) error {

@@ -1,0 +1,197 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/pflag"
+
+	"vmnet/internal/launch"
+	"vmnet/tapmgr"
+)
+
+func TestHelpNamesEveryFlag(t *testing.T) {
+	help := helpText()
+	named := func(f *pflag.Flag) {
+		if !strings.Contains(help, "--"+f.Name+" ") && !strings.Contains(help, "--"+f.Name+"=") {
+			t.Errorf("--help says nothing of --%s", f.Name)
+		}
+		if f.Usage == "" {
+			t.Errorf("--%s has no help", f.Name)
+		}
+	}
+	f := newFlags()
+	(&launchOptions{}).flags(f)
+	f.VisitAll(named)
+	(&bridgeOptions{}).flags().VisitAll(func(f *pflag.Flag) {
+		if f.Usage == "" || !strings.Contains(help, "--"+f.Name) {
+			t.Errorf("--help says nothing of --%s", f.Name)
+		}
+	})
+	for _, flag := range []string{"--next-nic ", "--profile "} {
+		if !strings.Contains(help, flag) {
+			t.Errorf("--help says nothing of %s", flag)
+		}
+	}
+	for line := range strings.Lines(help) {
+		if strings.ContainsAny(line, "\t\x1b`") {
+			t.Errorf("--help has odd characters: %q", line)
+		}
+	}
+}
+
+func TestParseLaunchRefuses(t *testing.T) {
+	for line, want := range map[string]string{
+		"--bridge br0":                                                 "-- and then the guest's command line",
+		"--":                                                           "nothing follows --",
+		"--vm a --bridge br0 extra -- x":                               `argument "extra": what to run comes after --`,
+		"--vm a --bridge br0 --mac x -- x":                             "--mac",
+		"--vm a --bridge br0 --queues 0 -- x":                          "want 1 to 256, or auto",
+		"--vm a --bridge br0 --vhost maybe -- x":                       "want auto or on or off",
+		"--vm a --bridge br0 --place moon -- x":                        "want auto or pci or pcie or mmio",
+		"--vm a --bridge br0 --macvtap eth0 -- x":                      "--bridge and --macvtap: a NIC is at one of them",
+		"--vm a --mode bridge --bridge br0 -- x":                       "go with --macvtap or --ipvtap",
+		"--bridge br0 -- x":                                            "the guest has no name",
+		"--vm a --bridge br0 -- qemu-system-x86_64 -name b":            "the guest has two names",
+		"--vm a --bridge br0 --spare-ports many -- qemu-system-x86_64": "--spare-ports",
+		"--vm a --bridge br0 --netsn x -- x":                           "unknown flag: --netsn",
+	} {
+		_, err := parseLaunch(strings.Fields(line))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", line, err, want)
+		}
+		if !isUsage(err) {
+			t.Errorf("%s: %v is no case of wrong usage", line, err)
+		}
+	}
+}
+
+// isUsage tells whether run ends with exitUsage for it.
+func isUsage(err error) bool {
+	return errors.Is(err, errUsage) || errors.Is(err, tapmgr.ErrInvalid) || errors.Is(err, launch.ErrInvalid)
+}
+
+func TestParseLaunchReads(t *testing.T) {
+	line := "--vm P7 --bridge br0 --queues auto --qmp auto --next-nic --bridge br1 --nic lan --next-nic --ipvtap eth0 --ip 192.0.2.1 -- vmm --next-nic -- --bridge"
+	o, err := parseLaunch(strings.Fields(line))
+	if err != nil {
+		t.Fatal(err)
+	}
+	type nic struct {
+		VM, ID, Bridge string
+		Queues         int
+		Lower          bool
+	}
+	var got []nic
+	for _, n := range o.nics {
+		got = append(got, nic{n.spec.VM, n.spec.NIC, n.spec.Bridge, n.spec.Queues, n.spec.Lower != nil})
+	}
+	want := []nic{{"P7", "net0", "br0", 1, false}, {"P7", "lan", "br1", 0, false}, {"P7", "net2", "", 0, true}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if got := strings.Join(o.argv, " "); got != "vmm --next-nic -- --bridge" || o.qmp != "auto" {
+		t.Errorf("runs %q, monitor %q", got, o.qmp)
+	}
+}
+
+func TestBridgeOptions(t *testing.T) {
+	for line, want := range map[string]string{
+		"--use-vnet --br=br0 --fd=5":            "",
+		"--vlan 5 --isolated --br=br0 --fd=5":   "",
+		"--profile lab --fd=5":                  "",
+		"--br=br0":                              "--fd=NUMBER is missing",
+		"--fd=5":                                "--br=BRIDGE is missing",
+		"--br br0 --fd=5":                       "want --br=VALUE",
+		"--br=br0 --fd=five":                    "--fd",
+		"--br=br0 --fd=5 more":                  `argument "more"`,
+		"--br=br0 --fd=99999999999999999999999": "--fd",
+		"--br=br0 --fd=5 --helper=x":            "unknown flag: --helper",
+	} {
+		var o bridgeOptions
+		err := o.parse(strings.Fields(line))
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", line, err, want)
+		}
+	}
+}
+
+func FuzzArgs(f *testing.F) {
+	for _, line := range []string{
+		"--vm\x00a\x00--bridge\x00br0\x00--\x00x", "--bridge\x00br0\x00--next-nic\x00--macvtap\x00eth0\x00--\x00qemu-system-x86_64\x00-name\x00guest=a,b",
+		"--use-vnet\x00--br=br0\x00--fd=5", "--\x00", "-v\x00--trunk\x001-9,4094\x00--queues=auto\x00--vm=é\x00--\x00kvm\x00-smp\x0099999999999",
+		"--attach\x00--fd=3", "ifup\x00tap0",
+	} {
+		f.Add(line)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		args := strings.Split(line, "\x00")
+		if form, _ := formOf(append([]string{"qemu-netup"}, args...)); form == nil {
+			t.Fatal("no form")
+		}
+		_ = (&bridgeOptions{}).parse(args)
+		o, err := parseLaunch(args)
+		if err != nil {
+			if !isUsage(err) {
+				t.Fatalf("%q: %v is no case of wrong usage", args, err)
+			}
+			return
+		}
+		if len(o.nics) == 0 || len(o.nics) > maxNICs || len(o.argv) == 0 {
+			t.Fatalf("%q: %+v", args, o)
+		}
+		specs, err := o.settle(nil)
+		for _, s := range specs {
+			if s.VM == "" || s.NIC == "" || s.Bridge == "" && s.Lower == nil {
+				t.Fatalf("%q: %+v", args, s)
+			}
+		}
+		_ = err
+	})
+}
+
+var times = regexp.MustCompile(`\([0-9.]+(µs|ms|s)\)`)
+
+// golden compares with a file of testdata, where $DIR is the installation's folder.
+func (h *host) golden(name, got string) {
+	h.Helper()
+	want, err := os.ReadFile(filepath.Join("testdata", name))
+	if err != nil {
+		h.Fatal(err)
+	}
+	got = times.ReplaceAllString(strings.ReplaceAll(got, h.dir, "$DIR"), "(TIME)")
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		h.Errorf("%s (-want +got):\n%s", name, diff)
+	}
+}
+
+func TestLiveStepsAreTold(t *testing.T) {
+	h := newHost(t)
+	h.far(farAddr)
+	h.policy("{users: [65534], bridges: [br0], lowers: [eth0]}")
+	options := []string{
+		"--bridge", "br0", "--queues", "2", "--mac", "52:54:00:00:00:01", "--isolated", "--vhost", "off", "--qmp", "auto",
+		"--next-nic", "--macvtap", "eth0", "--mac", "52:54:00:00:00:02", "--vhost", "off",
+	}
+	qemu := []string{"--", qemuProgram, "-name", "guest=P5", "-M", "q35"}
+	r := h.nobodys(append(append([]string{"--dry-run"}, options...), qemu...)...)
+	h.ok(r)
+	h.golden("dry-run.txt", r.stdout+r.stderr)
+	if n := h.taps(); n != 0 {
+		t.Errorf("a dry run made %d taps", n)
+	}
+	if _, err := os.Stat(h.path("run/vmnet")); err == nil {
+		t.Error("a dry run made the monitor's folder")
+	}
+	r = h.nobodys(append(append([]string{"-v", "--vm", "P5"}, options...), "--", "/bin/true")...)
+	h.ok(r)
+	h.golden("verbose.txt", r.stdout+r.stderr)
+
+	// What is denied is denied to a dry run as well.
+	h.fails(h.nobodys("--dry-run", "--vm", "P5", "--bridge", "br1", "--", "/bin/true"), exitFailure, "bridge.conf allows it")
+}
