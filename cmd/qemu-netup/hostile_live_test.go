@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -147,6 +149,10 @@ func TestLiveMonitorFolder(t *testing.T) {
 	}
 	mustOwn(filepath.Join(others, "vmnet"), 0o777, 1)    // somebody else's
 	mustOwn(filepath.Join(open, "vmnet"), 0o777, nobody) // nobody's, but all may write
+	inTmp := fmt.Sprintf("/tmp/vmnet-%d", nobody)
+	if _, err := os.Lstat(inTmp); err != nil {
+		t.Cleanup(func() { _ = os.Remove(inTmp) })
+	}
 	for _, c := range []struct {
 		run  string
 		safe bool
@@ -162,14 +168,42 @@ func TestLiveMonitorFolder(t *testing.T) {
 		cmd := h.command(h.program, "--bridge", "br0", "--qmp", "auto", "--vhost", "off", "--vm", "P3", "--", "/bin/sh", "-c", "echo $VMNET_ARGS")
 		cmd.Env = []string{"XDG_RUNTIME_DIR=" + c.run, "TMPDIR=" + c.run}
 		r := h.do(cmd)
-		where := fmt.Sprintf("unix:/tmp/vmnet-%d/P3.qmp", nobody)
+		where := "unix:" + inTmp + "/P3.qmp"
 		if c.safe {
 			where = "unix:" + c.run + "/vmnet/P3.qmp"
 		}
 		h.ok(r, where)
 	}
+	sock, err := net.Listen("unix", h.path("run/vmnet/P3.qmp"))
+	if err == nil {
+		err = os.Chmod(sock.Addr().String(), 0o777)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sock.Close()
+	h.fails(h.nobodys(append([]string{"--qmp", "auto"}, launchArgs("/bin/true")...)...), exitFailure, "a guest of that name listens on "+h.path("run/vmnet/P3.qmp")+" already")
 	if entries, err := os.ReadDir(filepath.Join(others, "vmnet")); err != nil || len(entries) != 0 {
 		t.Errorf("left in another's folder: %v, %v", entries, err)
+	}
+}
+
+func TestOwnedAlone(t *testing.T) {
+	dir, me := t.TempDir(), os.Getuid()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	err := errors.Join(
+		os.Mkdir(path("good"), 0o700), os.Mkdir(path("group"), 0o700), os.Chmod(path("group"), 0o770), os.Mkdir(path("all"), 0o700), os.Chmod(path("all"), 0o707),
+		os.Symlink(path("good"), path("link")), os.WriteFile(path("file"), nil, 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"good": true, "group": false, "all": false, "link": false, "file": false, "nothing": false} {
+		if err := ownedAlone(path(name), me); (err == nil) != want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if ownedAlone(path("good"), me+1) == nil {
+		t.Error("another's folder is taken")
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 	"vmnet/tapmgr"
 	"vmnet/testvm"
 	"vmnet/testvm/traffic"
+	"vmnet/vhost"
 )
 
 func TestLiveNobodyGetsWhatIsAllowed(t *testing.T) {
@@ -230,7 +231,7 @@ func (h *host) fds(g *guest, queues, netns int) {
 		case target == "/dev/net/tun", strings.HasPrefix(base, "tap"), strings.Contains(target, "macvtap"), strings.Contains(target, "(deleted)"):
 			gotQueues++
 		case strings.HasPrefix(target, "anon_inode:"), strings.HasPrefix(target, "socket:"), strings.HasPrefix(target, "pipe:"), strings.HasPrefix(target, "/memfd:"):
-		case target == "/dev/null", base == "console", base == "stderr", base == "vmlinuz", base == "initramfs", base == "kvm":
+		case target == "/dev/null", target == vhost.Device, base == "console", base == "stderr", base == "vmlinuz", base == "initramfs", base == "kvm":
 		default:
 			h.Errorf("QEMU has %s open as fd %s (%s)", target, filepath.Base(l), dir)
 		}
