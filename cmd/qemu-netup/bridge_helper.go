@@ -35,8 +35,8 @@ func (o *bridgeOptions) flags() *pflag.FlagSet {
 
 func (o *bridgeOptions) parse(args []string) error {
 	for _, arg := range args {
-		if arg == "--br" || arg == "--fd" {
-			return usagef("%s: want %s=VALUE, as QEMU gives it", arg, arg)
+		if err := asQEMU(arg); err != nil {
+			return err
 		}
 	}
 	f := o.flags()
@@ -50,6 +50,22 @@ func (o *bridgeOptions) parse(args []string) error {
 		return usagef("--fd=NUMBER is missing, the socket that QEMU waits at")
 	case !f.Changed("br") && o.profile == "":
 		return usagef("--br=BRIDGE is missing")
+	}
+	return nil
+}
+
+// asQEMU refuses how flags may be written elsewhere, but not in the form that QEMU uses.
+func asQEMU(arg string) error {
+	name, value, has := strings.Cut(arg, "=")
+	switch {
+	case arg == "--br", arg == "--fd":
+		return usagef("%s: want %s=VALUE, as QEMU gives it", arg, arg)
+	case name == "--use-vnet" && has, arg == "--":
+		return usagef("argument %q: this form has none like it", arg)
+	case name == "--fd" && (value == "" || strings.Trim(value, "0123456789") != ""):
+		return usagef("%q: want the number of an open socket, in decimal digits", arg)
+	case name == "--fd" && len(value) > 1 && value[0] == '0':
+		return usagef("%q: want the number without zeros before it", arg) // they would make it octal
 	}
 	return nil
 }

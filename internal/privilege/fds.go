@@ -2,6 +2,7 @@ package privilege
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -36,7 +37,7 @@ func openStandard() error {
 // everything that Go opens is; so it is to be asked before an fd is prepared
 // for a program to execute.
 func Inherited(fd int) error {
-	if fd < 0 {
+	if fd < 0 || fd > math.MaxInt32 { // of which the kernel would take the lower half
 		return fmt.Errorf("fd %d: not a number of an open file", fd)
 	}
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)

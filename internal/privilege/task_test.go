@@ -119,6 +119,9 @@ func TestInherited(t *testing.T) {
 	if err := Inherited(fd); err != nil {
 		t.Error(err)
 	}
+	if err := Inherited(1<<32 + fd); err == nil {
+		t.Error("a number that the kernel cuts to an inherited one is taken for it")
+	}
 }
 
 func TestOpenStandard(t *testing.T) {
