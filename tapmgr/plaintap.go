@@ -97,7 +97,11 @@ func (m *Manager) putOn(br *rtnl.Link, name string, port bridge.PortConfig) erro
 	if err := setQuiet(m.nl, l.Index, rtnl.Alias(alias), rtnl.MAC(hostMAC(l.MAC)), rtnl.MTU(br.MTU)); err != nil {
 		return fmt.Errorf("set up %s: %w", name, err)
 	}
-	return bridge.AddPortWith(m.nl, br, l, port)
+	if err := bridge.AddPortWith(m.nl, br, l, port); err != nil {
+		// One that its VMM has made stays, as it was.
+		return errors.Join(err, gone(m.nl.Set(l.Index, rtnl.Alias(l.Alias), rtnl.MAC(l.MAC), rtnl.MTU(l.MTU))))
+	}
+	return nil
 }
 
 // IfUp puts a tap that a VMM has made on a bridge and brings it up, as QEMU wants it of a script=.
