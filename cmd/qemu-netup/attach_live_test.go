@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"vmnet/internal/fdpass"
+	"vmnet/internal/nstest"
 	"vmnet/internal/rtnl"
 	"vmnet/tapmgr"
 )
@@ -26,30 +27,30 @@ func (h *host) attach(vm, nic string, args ...string) result {
 
 func TestLiveAttachThroughTheHelper(t *testing.T) {
 	h := newHost(t)
-	h.plainQEMU("P2")
-	h.ok(h.attach("P2", "net0", "--bridge", "br0", "--queues", "4", "--isolated"), "tap P2-net0 on br0 with isolated", "4 queues")
-	h.ok(h.attach("P2", "net0", "--bridge", "br0", "--queues", "4", "--isolated"), "unchanged")
-	h.ok(h.nobodysVMNet("list"), "P2-net0", "br0(isolated)", "forwarding")
-	h.ok(h.nobodysVMNet("show", "P2"), "port with isolated", "QEMU, pid", "device vmnet-net0")
-	nics, err := h.List("P2")
+	h.plainQEMU("N2")
+	h.ok(h.attach("N2", "net0", "--bridge", "br0", "--queues", "4", "--isolated"), "tap N2-net0 on br0 with isolated", "4 queues")
+	h.ok(h.attach("N2", "net0", "--bridge", "br0", "--queues", "4", "--isolated"), "unchanged")
+	h.ok(h.nobodysVMNet("list"), "N2-net0", "br0(isolated)", "forwarding")
+	h.ok(h.nobodysVMNet("show", "N2"), "port with isolated", "QEMU, pid", "device vmnet-net0")
+	nics, err := h.List("N2")
 	if err != nil || len(nics) != 1 || nics[0].UID != nobody || nics[0].Queues != 4 || nics[0].State != "forwarding" {
 		t.Errorf("root sees %+v, %v", nics, err)
 	}
 	h.asItShouldBe()
-	h.ok(h.attach("P2", "net1", "--bridge", "br0", "--dry-run"), "helper: "+h.program+" --attach")
+	h.ok(h.attach("N2", "net1", "--bridge", "br0", "--dry-run"), "helper: "+h.program+" --attach")
 
 	// A guest that stands still gives no device back; with force it is cut off.
-	h.fails(h.nobodysVMNet("detach", "--vm", "P2", "--nic", "net0", "--timeout", "300ms"), exitFailure, "--timeout allows more")
-	h.ok(h.nobodysVMNet("detach", "--vm", "P2", "--nic", "net0", "--force"), "cut off")
-	h.gone("P2-net0")
+	h.fails(h.nobodysVMNet("detach", "--vm", "N2", "--nic", "net0", "--timeout", "300ms"), exitFailure, "--timeout allows more")
+	h.ok(h.nobodysVMNet("detach", "--vm", "N2", "--nic", "net0", "--force"), "cut off")
+	h.gone("N2-net0")
 }
 
 // TestLiveAttachCutShort has a NIC whose attach died once the guest had it: only root can say so in the alias.
 func TestLiveAttachCutShort(t *testing.T) {
 	h := newHost(t)
-	h.plainQEMU("P2")
-	h.ok(h.attach("P2", "net0", "--bridge", "br0"))
-	l, err := h.nl.Link("P2-net0")
+	h.plainQEMU("N2")
+	h.ok(h.attach("N2", "net0", "--bridge", "br0"))
+	l, err := h.nl.Link("N2-net0")
 	if err == nil {
 		err = h.nl.Set(l.Index, rtnl.Alias(l.Alias+" state=attaching"))
 	}
@@ -57,7 +58,7 @@ func TestLiveAttachCutShort(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.ok(h.nobodysVMNet("list"), "incomplete")
-	r := h.attach("P2", "net0", "--bridge", "br0")
+	r := h.attach("N2", "net0", "--bridge", "br0")
 	h.ok(r, "unchanged")
 	if !strings.Contains(r.stderr, "until vmnet reconcile as root") {
 		t.Errorf("it does not tell of the alias: %s", r.stderr)
@@ -65,7 +66,7 @@ func TestLiveAttachCutShort(t *testing.T) {
 	if err := h.nl.Set(l.Index, rtnl.Master(0)); err != nil {
 		t.Fatal(err)
 	}
-	h.fails(h.attach("P2", "net0", "--bridge", "br0"), exitFailure, "P2-net0 is on no bridge any more")
+	h.fails(h.attach("N2", "net0", "--bridge", "br0"), exitFailure, "N2-net0 is on no bridge any more")
 	if got, err := h.Reconcile(h.context(5*time.Second), false); err != nil || len(got) == 0 {
 		t.Errorf("reconcile %+v, %v", got, err)
 	}
@@ -83,7 +84,7 @@ func (h *host) asItShouldBe() {
 
 func TestLiveAttachDenied(t *testing.T) {
 	h := newHost(t)
-	h.plainQEMU("P2")
+	h.plainQEMU("N2")
 	for _, c := range []struct {
 		policy, nic string // the rule; empty: no file
 		args        []string
@@ -104,17 +105,34 @@ func TestLiveAttachDenied(t *testing.T) {
 		if c.policy != "" {
 			h.policy(c.policy)
 		}
-		r := h.attach("P2", c.nic, c.args...)
+		r := h.attach("N2", c.nic, c.args...)
 		h.fails(r, exitFailure, c.wants...)
-		h.fails(r, exitFailure, "vmnet: attach P2/net0: ")
+		h.fails(r, exitFailure, "vmnet: attach N2/net0: ")
 		if n := h.taps(); n != 0 {
 			t.Errorf("%v left %d taps", c.args, n)
 		}
 	}
 	h.policy("{users: [65534], bridges: [br0], nics: 1}")
-	h.ok(h.attach("P2", "net0", "--bridge", "br0"))
-	h.fails(h.attach("P2", "net1", "--bridge", "br0"), exitFailure,
+	h.ok(h.attach("N2", "net0", "--bridge", "br0"))
+	h.fails(h.attach("N2", "net1", "--bridge", "br0"), exitFailure,
 		h.path("policy.yaml")+":2: it would be NIC 2 of uid 65534, who may have 1 at one time (detach one, or raise nics)")
+}
+
+// TestLiveAttachToAnothersGuest has a guest that is not nobody's, whose monitor all may connect to.
+func TestLiveAttachToAnothersGuest(t *testing.T) {
+	h := newHost(t)
+	socket := h.path("other.qmp")
+	program, err := exec.LookPath(qemuProgram)
+	nstest.Require(t, "qemu", err == nil, "install QEMU")
+	cmd := h.command(program, "-name", "guest=N7", "-S", "-nodefaults", "-machine", "none", "-display", "none", "-qmp", "unix:"+socket+",server=on,wait=off")
+	cmd.SysProcAttr.Credential = nil
+	h.start(cmd)
+	h.await("QEMU's monitor", func() error { return errors.Join(listens(socket), os.Chmod(socket, 0o777)) })
+	h.fails(h.attach("N7", "net0", "--bridge", "br0"), exitFailure, "guest of another user", "runs as user root")
+	h.fails(h.nobodysVMNet("attach", "--vm", "N7", "--qmp", socket, "--bridge", "br0"), exitFailure, "guest of another user")
+	if n := h.taps(); n != 0 {
+		t.Errorf("%d taps are left", n)
+	}
 }
 
 // TestLiveAttachRaces asks for eight NICs of eight guests at once.
@@ -123,7 +141,7 @@ func TestLiveAttachRaces(t *testing.T) {
 	h.policy("{users: [65534], bridges: [br0], nics: 3}")
 	const guests, most = 8, 3
 	for i := range guests {
-		h.plainQEMU(fmt.Sprintf("P%d", i))
+		h.plainQEMU(fmt.Sprintf("N%d", i))
 	}
 	stop := make(chan struct{})
 	var watch sync.WaitGroup
@@ -131,7 +149,7 @@ func TestLiveAttachRaces(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range guests {
 		wg.Go(func() {
-			r := h.attach(fmt.Sprintf("P%d", i), "net0", "--bridge", "br0")
+			r := h.attach(fmt.Sprintf("N%d", i), "net0", "--bridge", "br0")
 			if r.code != 0 && !strings.Contains(r.stderr, "who may have 3 at one time") {
 				t.Errorf("exit status %d: %s", r.code, r.stderr)
 			}
@@ -146,7 +164,7 @@ func TestLiveAttachRaces(t *testing.T) {
 	}
 	// Whatever the race left to be had can be had now, and no more.
 	for i := range guests {
-		r := h.attach(fmt.Sprintf("P%d", i), "net0", "--bridge", "br0")
+		r := h.attach(fmt.Sprintf("N%d", i), "net0", "--bridge", "br0")
 		if r.code != 0 && !strings.Contains(r.stderr, "who may have 3 at one time") {
 			t.Errorf("exit status %d: %s", r.code, r.stderr)
 		}
@@ -184,13 +202,13 @@ func (h *host) neverMore(most int, stop chan struct{}) {
 
 func TestLiveAttachWithoutAUsableHelper(t *testing.T) {
 	h := newHost(t)
-	h.plainQEMU("P2")
+	h.plainQEMU("N2")
 	h.reconfigure(0o755, nil)
-	h.fails(h.attach("P2", "net0", "--bridge", "br0"), exitFailure, "the right CAP_NET_ADMIN is missing", "must be installed setuid root")
+	h.fails(h.attach("N2", "net0", "--bridge", "br0"), exitFailure, "the right CAP_NET_ADMIN is missing", "must be installed setuid root")
 	if err := os.Remove(h.program); err != nil {
 		t.Fatal(err)
 	}
-	h.fails(h.attach("P2", "net0", "--bridge", "br0"), exitFailure, "needs CAP_NET_ADMIN", "or install qemu-netup setuid root")
+	h.fails(h.attach("N2", "net0", "--bridge", "br0"), exitFailure, "needs CAP_NET_ADMIN", "or install qemu-netup setuid root")
 	if n := h.taps(); n != 0 {
 		t.Errorf("%d taps are left", n)
 	}
@@ -282,7 +300,7 @@ func (h *host) recovers(vm string) {
 func TestLiveReconcileAfterAKill(t *testing.T) {
 	h := newHost(t)
 	sock, helper := h.client()
-	h.wish(sock, "P9", 2)
+	h.wish(sock, "N9", 2)
 	_, queues, err := sock.Receive(4096)
 	if err != nil || len(queues) != 2 {
 		t.Fatalf("%d queues, %v", len(queues), err)
@@ -293,7 +311,7 @@ func TestLiveReconcileAfterAKill(t *testing.T) {
 		t.Errorf("list %+v, %v: want it incomplete", nics, err)
 	}
 	fdpass.CloseAll(queues)
-	h.gone("P9-net0")
+	h.gone("N9-net0")
 	if got, err := h.Reconcile(h.context(5*time.Second), false); err != nil || len(got) != 0 {
 		t.Errorf("reconcile %+v, %v", got, err)
 	}
@@ -335,7 +353,7 @@ func TestLiveHelperOfASlowClient(t *testing.T) {
 		sock, helper := h.client()
 		var queues []*os.File
 		if step != "connected" {
-			h.wish(sock, "P9", 2)
+			h.wish(sock, "N9", 2)
 		}
 		if step != "connected" && step != "asked" {
 			var err error
@@ -363,7 +381,7 @@ func TestLiveHelperOfASlowClient(t *testing.T) {
 		}
 		ends(t, step, helper)
 		fdpass.CloseAll(queues)
-		h.gone("P9-net0")
+		h.gone("N9-net0")
 		_ = sock.Close()
 	}
 }

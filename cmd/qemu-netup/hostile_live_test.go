@@ -224,9 +224,9 @@ func TestLiveFileCapabilities(t *testing.T) {
 	h.ok(h.nobodys(launchArgs("/bin/sh", "-c", "grep Cap /proc/self/status; id -u")...), "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "65534")
 	h.fails(h.nobodys("--vm", "P3", "--macvtap", "eth0", "--", "/bin/true"), exitFailure,
 		"macvtap on eth0: making one needs CAP_SYS_ADMIN and CAP_MKNOD, which only the installation setuid root gives")
-	h.plainQEMU("P2")
-	h.ok(h.attach("P2", "net0", "--bridge", "br0", "--queues", "2"), "2 queues")
-	h.fails(h.attach("P2", "net1", "--bridge", "br1"), exitFailure, "bridge.conf allows it")
+	h.plainQEMU("N2")
+	h.ok(h.attach("N2", "net0", "--bridge", "br0", "--queues", "2"), "2 queues")
+	h.fails(h.attach("N2", "net1", "--bridge", "br1"), exitFailure, "bridge.conf allows it")
 
 	// Another capability than the one that is needed.
 	h.reconfigure(0o755, fileCaps(cap.NET_RAW))

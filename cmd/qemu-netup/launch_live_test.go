@@ -307,6 +307,28 @@ func TestLiveMacvtap(t *testing.T) {
 	h.free()
 }
 
+// TestLiveLaunchKilled kills qemu-netup after ever longer, and at last what it has become.
+func TestLiveLaunchKilled(t *testing.T) {
+	h := newHost(t)
+	h.far(farAddr)
+	h.policy("{users: [65534], bridges: [br0], lowers: [eth0]}")
+	became := 0
+	for delay := time.Duration(0); delay < 2*time.Second && became < 3; delay += time.Millisecond {
+		task := h.start(h.command(h.program, "--vm", "P8", "--bridge", "br0", "--queues", "4", "--vhost", "off",
+			"--next-nic", "--macvtap", "eth0", "--vhost", "off", "--", "/bin/sleep", "1000"))
+		time.Sleep(delay)
+		if name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", task.Process.Pid)); string(name) == "sleep\n" {
+			became++
+		}
+		task.kill()
+		h.gone("P8-net0")
+	}
+	if became == 0 {
+		t.Error("it was killed before it became anything, each time")
+	}
+	h.free()
+}
+
 // free demands that nothing is left on eth0: passthru is allowed only then.
 func (h *host) free() {
 	h.Helper()
