@@ -98,6 +98,7 @@ func (a *app) helpBridge(args []string) error {
 		if err := o.settle(g.policy); err != nil {
 			return err
 		}
+		g.countLater = true
 		r := policy.Request{Bridge: o.bridge, Port: o.port, Queues: 1}
 		if err := g.allow(aclAlways, r); err != nil {
 			return err
