@@ -16,18 +16,18 @@ var layers = [][]string{
 	{"tapmgr", "internal/doctor"},
 	{"internal/launch"},
 	{"internal/bridgeconf", "internal/policy"},
-	{"bridge", "macvtap", "vhost", "qmp"},
+	{"bridge", "macvtap", "vhost", "qmp", "libvirt"},
 	{"internal/tun", "internal/rtnl", "internal/qemu"},
 	{"internal/netns", "internal/step", "internal/stablemac"},
 	{"internal/procfd", "internal/fdpass", "internal/privilege", "internal/shellquote"},
 }
 
 // systemCalls are the packages that may import x/sys/unix.
-var systemCalls = []string{"internal/privilege", "internal/tun", "internal/netns", "internal/rtnl", "internal/fdpass", "macvtap", "vhost", "qmp", "internal/doctor", "testvm", "cmd/testvm"}
+var systemCalls = []string{"internal/privilege", "internal/tun", "internal/netns", "internal/rtnl", "internal/fdpass", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "testvm", "cmd/testvm"}
 
 // forTests may be imported by tests and by cmd/testvm alone; internal/mangen, by
 // what writes the man pages.
-var forTests = []string{"internal/nstest", "internal/leaktest", "internal/bench", "internal/mangen", "internal/install", "testvm"}
+var forTests = []string{"internal/nstest", "internal/leaktest", "internal/bench", "internal/mangen", "internal/install", "testvm", "libvirt/libvirttest"}
 
 // imports lists the module's packages and what their code, without tests, imports.
 func imports(t *testing.T) map[string][]string {

@@ -1,0 +1,180 @@
+package libvirt
+
+import (
+	"bytes"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+)
+
+// UserAlias is how a device's alias must begin that is not libvirt's own choice
+// (VIR_DOMAIN_USER_ALIAS_PREFIX in src/conf/domain_conf.c).
+const UserAlias = "ua-"
+
+// maxInterfaces bounds a definition. PCI, with all its bridges, has room for less.
+const maxInterfaces = 4096
+
+// Definition is what a domain's XML (formatdomain) says, as far as NICs are concerned.
+type Definition struct {
+	Type       string // "kvm", "qemu"
+	Name       string
+	UUID       UUID
+	ID         int32 // -1 where it does not run
+	Interfaces []Interface
+}
+
+// Interface is one <interface>. What the XML does not say is zero.
+type Interface struct {
+	Type      string // "ethernet", "bridge", "network", "direct", "user" and so on
+	MAC       net.HardwareAddr
+	Source    Source
+	Target    string // the device on the host; of libvirt's choosing only while the domain runs
+	Unmanaged bool   // libvirt neither makes nor removes Target (managed='no')
+	Model     string // "virtio"
+	Queues    int    // the driver's queue pairs; 0 is one
+	MTU       int    // bytes
+	Alias     string // the device's id in QEMU; of libvirt's choosing only while the domain runs
+	Address   string // on PCI: "0000:01:00.0"
+}
+
+// Source is what an interface is connected to; its type says which of these count.
+type Source struct {
+	Bridge  string `xml:"bridge,attr"`
+	Network string `xml:"network,attr"`
+	Device  string `xml:"dev,attr"`
+	Mode    string `xml:"mode,attr"` // "bridge", "vepa", "private", "passthrough"
+}
+
+type domainXML struct {
+	XMLName    xml.Name       `xml:"domain"`
+	Type       string         `xml:"type,attr"`
+	ID         *int32         `xml:"id,attr"`
+	Name       string         `xml:"name"`
+	UUID       string         `xml:"uuid"`
+	Interfaces []interfaceXML `xml:"devices>interface"`
+}
+
+type interfaceXML struct {
+	Type string `xml:"type,attr"`
+	MAC  struct {
+		Address string `xml:"address,attr"`
+	} `xml:"mac"`
+	Source Source `xml:"source"`
+	Target struct {
+		Device  string `xml:"dev,attr"`
+		Managed string `xml:"managed,attr"`
+	} `xml:"target"`
+	Model struct {
+		Type string `xml:"type,attr"`
+	} `xml:"model"`
+	Driver struct {
+		Queues uint16 `xml:"queues,attr"`
+	} `xml:"driver"`
+	MTU struct {
+		Size uint32 `xml:"size,attr"`
+	} `xml:"mtu"`
+	Alias struct {
+		Name string `xml:"name,attr"`
+	} `xml:"alias"`
+	Address addressXML `xml:"address"`
+}
+
+type addressXML struct {
+	Type     string `xml:"type,attr"`
+	Domain   string `xml:"domain,attr"`
+	Bus      string `xml:"bus,attr"`
+	Slot     string `xml:"slot,attr"`
+	Function string `xml:"function,attr"`
+}
+
+// ParseDefinition reads the XML of a domain. Entities other than XML's own five are an error,
+// so nothing expands; depth and size are bounded.
+func ParseDefinition(text string) (*Definition, error) {
+	if len(text) > maxString {
+		return nil, fmt.Errorf("domain XML of %d bytes, libvirt's own end at %d", len(text), maxString)
+	}
+	var x domainXML
+	if err := decodeXML(text, &x); err != nil {
+		return nil, fmt.Errorf("domain XML: %w", err)
+	}
+	uuid, err := ParseUUID(strings.TrimSpace(x.UUID))
+	if err != nil {
+		return nil, fmt.Errorf("domain XML: %w", err)
+	}
+	if len(x.Interfaces) > maxInterfaces {
+		return nil, fmt.Errorf("domain XML: %d interfaces, at most %d are understood", len(x.Interfaces), maxInterfaces)
+	}
+	def := &Definition{Type: x.Type, Name: x.Name, UUID: uuid, ID: -1}
+	if x.ID != nil {
+		def.ID = *x.ID
+	}
+	for i, ix := range x.Interfaces {
+		nic, err := ix.parse()
+		if err != nil {
+			return nil, fmt.Errorf("domain XML: interface %d: %w", i+1, err)
+		}
+		def.Interfaces = append(def.Interfaces, nic)
+	}
+	return def, nil
+}
+
+// decodeXML reads one element and nothing behind it. Text that holds too deep a nest is refused
+// by encoding/xml, which allows 10,000 levels.
+func decodeXML(text string, v any) error {
+	d := xml.NewDecoder(strings.NewReader(text))
+	if err := d.Decode(v); err != nil {
+		return err
+	}
+	for {
+		switch t, err := d.Token(); {
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return err
+		default:
+			if s, ok := t.(xml.CharData); ok && len(bytes.TrimSpace(s)) == 0 {
+				continue
+			}
+			return errors.New("something follows the element")
+		}
+	}
+}
+
+func (x *interfaceXML) parse() (Interface, error) {
+	nic := Interface{
+		Type: x.Type, Source: x.Source, Target: x.Target.Device, Unmanaged: x.Target.Managed == "no",
+		Model: x.Model.Type, Queues: int(x.Driver.Queues), MTU: int(x.MTU.Size), Alias: x.Alias.Name,
+	}
+	var err error
+	if x.MAC.Address != "" {
+		if nic.MAC, err = net.ParseMAC(x.MAC.Address); err != nil {
+			return Interface{}, err
+		}
+	}
+	if x.Address.Type == "pci" {
+		nic.Address, err = x.Address.pci()
+	}
+	return nic, err
+}
+
+// pci is the address as Linux and lspci write it.
+func (x *addressXML) pci() (string, error) {
+	var n [4]uint64
+	for i, part := range []struct {
+		text string
+		bits int
+	}{{x.Domain, 16}, {x.Bus, 8}, {x.Slot, 5}, {x.Function, 3}} {
+		if part.text == "" {
+			continue
+		}
+		var err error
+		if n[i], err = strconv.ParseUint(part.text, 0, 32); err != nil || n[i]>>part.bits != 0 {
+			return "", fmt.Errorf("PCI address %q has no part of %d bits in it", cut(part.text), part.bits)
+		}
+	}
+	return fmt.Sprintf("%04x:%02x:%02x.%x", n[0], n[1], n[2], n[3]), nil
+}

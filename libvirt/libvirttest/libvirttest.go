@@ -1,0 +1,197 @@
+// Package libvirttest runs a libvirtd of a test's own: with its own /etc, /run and /var, in
+// the test's network namespace and a process namespace with which its guests end.
+package libvirttest
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"vmnet/internal/netns"
+	"vmnet/internal/nstest"
+)
+
+// script starts libvirtd (its arguments are the folder for its sockets, and lines for its
+// configuration), again whenever it has ended. Control groups are off because a machine may have
+// none; it does without an own log daemon, security driver and user as well.
+// None of that makes it slower. The shell stays as the first process, which has to reap
+// what libvirtd's children leave: libvirtd waits for them by kill(2), 40 s long.
+const script = `set -e
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t tmpfs none /run
+mount -t tmpfs none /var
+mkdir -p /var/etc/libvirt
+cp /etc/passwd /etc/group /etc/nsswitch.conf /etc/ld.so.cache /var/etc
+mount --bind /var/etc /etc
+printf 'unix_sock_dir = "%s"\nauth_unix_rw = "none"\n%s\n' "$1" "$2" >/etc/libvirt/libvirtd.conf
+cat >/etc/libvirt/qemu.conf <<E
+user = "root"
+group = "root"
+security_driver = "none"
+stdio_handler = "file"
+cgroup_controllers = []
+E
+while :; do
+	libvirtd </dev/null || :
+	sleep 0.1
+done
+`
+
+// startup is how long libvirtd may take; it needs 0.2 s on an idle machine.
+const startup = 30 * time.Second
+
+// Daemon is a running libvirtd.
+type Daemon struct {
+	tb   testing.TB
+	dir  string
+	init *os.Process // the shell
+}
+
+// Require skips the test where libvirtd, virsh or the rights to run them are missing.
+func Require(tb testing.TB) {
+	tb.Helper()
+	nstest.Require(tb, "root", os.Geteuid() == 0, "run it as root")
+	for _, program := range []string{"libvirtd", "virsh", "qemu-system-x86_64"} {
+		_, err := exec.LookPath(program)
+		nstest.Require(tb, "libvirt", err == nil, program+" is missing: apt install --no-install-recommends libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86")
+	}
+}
+
+// Start runs libvirtd in ns until the test ends. conf are lines for libvirtd.conf.
+func Start(tb testing.TB, ns *netns.NS, conf ...string) *Daemon {
+	tb.Helper()
+	Require(tb)
+	dir, err := os.MkdirTemp("", "libvirt") // short: a socket's path has at most 107 bytes
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command("nsenter", "--net="+ns.Path(), "sh", "-s", dir, strings.Join(conf, "\n"))
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(script), log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Pdeathsig:    syscall.SIGKILL,
+		Cloneflags:   syscall.CLONE_NEWPID,
+		Unshareflags: syscall.CLONE_NEWNS,
+	}
+	if err := cmd.Start(); err != nil {
+		tb.Fatal(err)
+	}
+	d := &Daemon{tb, dir, cmd.Process}
+	tb.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	d.Await()
+	return d
+}
+
+// Await waits until libvirtd answers.
+func (d *Daemon) Await() {
+	d.tb.Helper()
+	var out string
+	err := os.ErrDeadlineExceeded
+	for end := time.Now().Add(startup); err != nil && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		out, err = d.Try("version")
+	}
+	if err != nil {
+		d.tb.Fatalf("libvirtd does not answer: %v: %s\nit said:\n%s", err, out, d.Log())
+	}
+}
+
+// Socket is the path of its socket; that for read-only connections has "-ro" added.
+func (d *Daemon) Socket() string { return filepath.Join(d.dir, "libvirt-sock") }
+
+// URI names it for virsh.
+func (d *Daemon) URI() string { return "qemu+unix:///system?socket=" + d.Socket() }
+
+// Log is what it has said so far.
+func (d *Daemon) Log() string {
+	log, _ := os.ReadFile(filepath.Join(d.dir, "log"))
+	return string(log)
+}
+
+// Try runs virsh on it.
+func (d *Daemon) Try(args ...string) (string, error) {
+	out, err := exec.Command("virsh", append([]string{"-q", "-c", d.URI()}, args...)...).CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+// Virsh is Try that must work.
+func (d *Daemon) Virsh(args ...string) string {
+	d.tb.Helper()
+	out, err := d.Try(args...)
+	if err != nil {
+		d.tb.Fatalf("virsh %s: %v: %s\nlibvirtd said:\n%s", strings.Join(args, " "), err, out, d.Log())
+	}
+	return out
+}
+
+// Define makes a domain of its XML.
+func (d *Daemon) Define(xml string) {
+	d.tb.Helper()
+	d.Virsh("define", d.file(xml))
+}
+
+// Create starts a transient domain of its XML, its CPUs standing.
+func (d *Daemon) Create(xml string) {
+	d.tb.Helper()
+	d.Virsh("create", "--paused", d.file(xml))
+}
+
+func (d *Daemon) file(text string) string {
+	d.tb.Helper()
+	name := filepath.Join(d.dir, "domain.xml")
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		d.tb.Fatal(err)
+	}
+	return name
+}
+
+// PID is libvirtd's process. Whoever kills it gets a new one: see Await.
+func (d *Daemon) PID() int {
+	d.tb.Helper()
+	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", d.init.Pid))
+	for child := range strings.FieldsSeq(string(children)) {
+		if comm, _ := os.ReadFile("/proc/" + child + "/comm"); string(comm) == "libvirtd\n" {
+			if pid, err := strconv.Atoi(child); err == nil {
+				return pid
+			}
+		}
+	}
+	d.tb.Fatalf("libvirtd does not run; it said:\n%s", d.Log())
+	return 0
+}
+
+// QEMU is the process of a domain.
+func (d *Daemon) QEMU(domain string) int {
+	d.tb.Helper()
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, name := range lines {
+		line, _ := os.ReadFile(name)
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+		if err == nil && strings.Contains(string(line), "\x00guest="+domain+",") && d.owns(pid) {
+			return pid
+		}
+	}
+	d.tb.Fatalf("no QEMU of domain %s", domain)
+	return 0
+}
+
+// owns tells whether a process is in the daemon's process namespace.
+func (d *Daemon) owns(pid int) bool {
+	ours, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", d.init.Pid))
+	theirs, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
+	return err == nil && ours == theirs
+}
