@@ -1,0 +1,235 @@
+package bench
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/bridge"
+	"vmnet/internal/fdpass"
+	"vmnet/internal/netns"
+	"vmnet/internal/nstest"
+	"vmnet/internal/rtnl"
+)
+
+// helperTurns is how often each way is taken: one start takes a few milliseconds, and other
+// processes of the machine disturb some of them.
+const helperTurns = 300
+
+// BenchmarkBridgeHelper has QEMU's own bridge helper and qemu-netup make taps on one bridge: from
+// fork to the exit of the helper, which is what QEMU waits for (net_bridge_run_helper of
+// its net/tap.c). An empty Go program and /bin/true are what the start of a process takes.
+func BenchmarkBridgeHelper(b *testing.B) {
+	for _, user := range []struct {
+		name string
+		uid  int
+	}{{"nobody", 65534}, {"root", 0}} {
+		b.Run(user.name, func(b *testing.B) {
+			h := newHelperLab(b, user.uid)
+			ways := []*Way{}
+			if h.qemu != "" {
+				ways = append(ways, &Way{Name: "qemu-bridge-helper", Do: h.tap(h.qemu)})
+			}
+			ways = append(ways,
+				&Way{Name: "qemu-netup", Do: h.tap(h.plain)},
+				&Way{Name: "qemu-netup with a policy", Do: h.tap(h.limited)},
+				&Way{Name: "empty Go program", Do: h.run(h.empty)},
+				&Way{Name: "/bin/true", Do: h.run("/bin/true")})
+			compare(b, ways)
+		})
+	}
+}
+
+// BenchmarkLaunch is what qemu-netup adds to the start of a program, until that says its first
+// word. What the kernel does when the program ends, and its NICs with it, is not counted.
+func BenchmarkLaunch(b *testing.B) {
+	h := newHelperLab(b, 65534)
+	nics := func(n int) func(int) (time.Duration, error) {
+		args := []string{"--vm", "bench", "--bridge", "br0"}
+		for range n - 1 {
+			args = append(args, "--next-nic", "--bridge", "br0")
+		}
+		return h.run(h.plain, append(args, "--", "/bin/echo", "here")...)
+	}
+	compare(b, []*Way{
+		{Name: "/bin/echo", Do: h.run("/bin/echo", "here")},
+		{Name: "1 NIC", Do: nics(1)},
+		{Name: "4 NICs", Do: nics(4)},
+	})
+}
+
+func compare(b *testing.B, ways []*Way) {
+	b.Helper()
+	for _, w := range ways {
+		if _, err := w.Do(0); err != nil { // the first reads the programs from disk
+			b.Fatalf("%s: %v", w.Name, err)
+		}
+	}
+	Turns(b, helperTurns, ways...)
+	Report(b, ways...)
+}
+
+// helperLab is a netns with br0 and a mount namespace with an /etc of its own, which the calling
+// thread has entered, and programs that are installed setuid root.
+type helperLab struct {
+	*testing.B
+	dir string
+	uid int // of who starts them
+
+	qemu    string // empty: there is none
+	plain   string // qemu-netup without policy.yaml
+	limited string // qemu-netup with one that limits the number of NICs
+	empty   string
+}
+
+func newHelperLab(b *testing.B, uid int) *helperLab {
+	nstest.Require(b, "root", os.Geteuid() == 0, "run it as root")
+	h := &helperLab{B: b, dir: b.TempDir(), uid: uid}
+	h.must(errors.Join(os.Chmod(filepath.Dir(h.dir), 0o755), os.Chmod(h.dir, 0o755)))
+	h.write("bridge.conf", "allow br0\n")
+	h.write("policy.yaml", "rules:\n- {users: [\"*\"], bridges: [br0], nics: 4}\n")
+	h.write("empty.go", "package main\n\nfunc main() {}\n")
+	h.plain = h.netup("plain", filepath.Join(h.dir, "none.yaml"))
+	h.limited = h.netup("limited", filepath.Join(h.dir, "policy.yaml"))
+	h.empty = h.build("empty", "", filepath.Join(h.dir, "empty.go"))
+	h.qemu = h.copyHelper()
+	ns := nstest.New(b)
+	c, err := rtnl.Open(ns)
+	h.must(err)
+	defer c.Close()
+	h.must(bridge.Create(c, bridge.Config{Name: "br0"}))
+	h.enter(ns)
+	return h
+}
+
+func (h *helperLab) must(err error) {
+	h.Helper()
+	if err != nil {
+		h.Fatal(err)
+	}
+}
+
+func (h *helperLab) write(name, text string) {
+	h.must(os.WriteFile(filepath.Join(h.dir, name), []byte(text), 0o644))
+}
+
+// build compiles as the Makefile does.
+func (h *helperLab) build(name, flags, source string) string {
+	path := filepath.Join(h.dir, name)
+	_, err := timed("env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags", "-s -w "+flags, "-o", path, source)
+	h.must(err)
+	return path
+}
+
+func (h *helperLab) netup(name, policyPath string) string {
+	path := h.build(name, fmt.Sprintf("-X main.policyPath=%s -X main.aclPath=%s", policyPath, filepath.Join(h.dir, "bridge.conf")), "vmnet/cmd/qemu-netup")
+	h.must(os.Chmod(path, 0o755|os.ModeSetuid))
+	return path
+}
+
+// copyHelper installs QEMU's helper, whose folder may be mounted nosuid, in the same place as ours.
+func (h *helperLab) copyHelper() string {
+	for _, path := range []string{"/usr/lib/qemu/qemu-bridge-helper", "/usr/libexec/qemu-bridge-helper"} {
+		program, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		copied := filepath.Join(h.dir, "qemu-bridge-helper")
+		h.must(os.WriteFile(copied, program, 0o755))
+		h.must(os.Chmod(copied, 0o755|os.ModeSetuid))
+		return copied
+	}
+	Available(h.B, "qemu-bridge-helper", false, "apt install qemu-system-common")
+	return ""
+}
+
+// enter moves the calling thread, and what it starts, into the netns and into mounts of its
+// own: an /etc that has what a C program looks for, and QEMU's ACL file.
+func (h *helperLab) enter(ns *netns.NS) {
+	runtime.LockOSThread() // never unlocked
+	etc := filepath.Join(h.dir, "etc")
+	h.must(errors.Join(os.MkdirAll(filepath.Join(etc, "qemu"), 0o755), os.Link(filepath.Join(h.dir, "bridge.conf"), filepath.Join(etc, "qemu/bridge.conf"))))
+	for _, name := range []string{"ld.so.cache", "passwd", "group", "nsswitch.conf"} {
+		if text, err := os.ReadFile(filepath.Join("/etc", name)); err == nil {
+			h.must(os.WriteFile(filepath.Join(etc, name), text, 0o644))
+		}
+	}
+	node := filepath.Join(h.dir, "tun") // that everybody may open, as on most machines
+	var st unix.Stat_t
+	h.must(unix.Stat("/dev/net/tun", &st))
+	h.must(errors.Join(unix.Mknod(node, unix.S_IFCHR|0o666, int(st.Rdev)), unix.Chmod(node, 0o666)))
+	h.must(errors.Join(
+		unix.Unshare(unix.CLONE_NEWNS|unix.CLONE_FS),
+		unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+		unix.Mount(etc, "/etc", "", unix.MS_BIND, ""),
+		unix.Mount(node, "/dev/net/tun", "", unix.MS_BIND, ""),
+		unix.Setns(int(ns.Handle()), unix.CLONE_NEWNET)))
+}
+
+// command is one that the lab's user starts.
+func (h *helperLab) command(program string, args ...string) *exec.Cmd {
+	cmd := exec.Command(program, args...)
+	cmd.Env = []string{}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Credential: &syscall.Credential{Uid: uint32(h.uid), Gid: uint32(h.uid)},
+		Pdeathsig:  syscall.SIGKILL,
+	}
+	return cmd
+}
+
+// run starts a program, until it says something, or says nothing and ends.
+func (h *helperLab) run(program string, args ...string) func(int) (time.Duration, error) {
+	return func(int) (time.Duration, error) {
+		cmd := h.command(program, args...)
+		var stderr strings.Builder
+		cmd.Stderr = &stderr
+		said, err := cmd.StdoutPipe()
+		if err != nil {
+			return 0, err
+		}
+		start := time.Now()
+		if err := cmd.Start(); err != nil {
+			return 0, err
+		}
+		_, _ = said.Read(make([]byte, 100))
+		took := time.Since(start)
+		if err := cmd.Wait(); err != nil {
+			return 0, fmt.Errorf("%w: %s", err, stderr.String())
+		}
+		return took, nil
+	}
+}
+
+// tap does what QEMU does.
+func (h *helperLab) tap(program string) func(int) (time.Duration, error) {
+	return func(int) (time.Duration, error) {
+		sock, theirs, err := fdpass.Pair() // QEMU's is a SOCK_STREAM, which makes no difference here
+		if err != nil {
+			return 0, err
+		}
+		defer sock.Close()
+		defer theirs.Close()
+		cmd := h.command(program, "--use-vnet", "--fd=3", "--br=br0")
+		cmd.ExtraFiles = []*os.File{theirs}
+		start := time.Now()
+		if err := cmd.Run(); err != nil {
+			return 0, err
+		}
+		took := time.Since(start)
+		_, files, err := sock.Receive(1)
+		if err == nil && len(files) != 1 {
+			err = fmt.Errorf("%d fds", len(files))
+		}
+		fdpass.CloseAll(files) // the kernel removes the tap now
+		return took, err
+	}
+}
