@@ -89,7 +89,8 @@ func (a *app) helpBridge(args []string) error {
 	if err != nil {
 		return err
 	}
-	defer sock.Close()
+	// Our end closes it, not we: libvirt looks at stderr once when the socket ends, and by then
+	// that must tell why.
 	return a.manager(func(m *tapmgr.Manager) error {
 		g, err := a.openGate(m)
 		if err != nil {

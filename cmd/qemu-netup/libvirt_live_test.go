@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"vmnet/internal/nstest"
+)
+
+// sessionScript is libvirt's session mode: nobody's own libvirtd, which has no rights, starts a guest with an
+// interface on br0. $1 is its bridge_helper. Machine, network, /run, /var and /etc are the script's own. The
+// shell is the first process of a process namespace, so all ends with it.
+const sessionScript = `set -e
+mount -t proc proc /proc
+mount -t tmpfs none /run
+mount -t tmpfs none /var
+mkdir -p /var/etc /var/tmp /var/home/run /var/home/config/libvirt
+cp /etc/passwd /etc/group /etc/nsswitch.conf /etc/ld.so.cache /var/etc
+mount --bind /var/etc /etc
+cat >/var/home/config/libvirt/qemu.conf <<E
+bridge_helper = "$1"
+security_driver = "none"
+stdio_handler = "file"
+cgroup_controllers = []
+E
+chown -R 65534:65534 /var/home
+chmod 700 /var/home/run
+cat >/var/domain.xml <<E
+<domain type='qemu'>
+  <name>session</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='pc'>hvm</type></os>
+  <features><acpi/></features>
+  <devices>
+    <controller type='usb' model='none'/><memballoon model='none'/>
+    <interface type='bridge'><source bridge='$2'/><model type='virtio'/></interface>
+  </devices>
+</domain>
+E
+ip link set lo up
+ip link add br0 type bridge
+ip link add br1 type bridge
+export HOME=/var/home XDG_RUNTIME_DIR=/var/home/run XDG_CONFIG_HOME=/var/home/config PATH=/usr/sbin:/usr/bin:/sbin:/bin
+nobody="setpriv --reuid 65534 --regid 65534 --clear-groups"
+$nobody libvirtd >/var/home/log 2>&1 &
+n=0
+until $nobody virsh -q -c qemu:///session version >/dev/null 2>&1; do
+  n=$((n + 1))
+  [ $n -lt 100 ] || { cat /var/home/log; exit 3; }
+  sleep 0.2
+done
+$nobody virsh -q -c qemu:///session create --paused /var/domain.xml
+ip -o link show master br0 | sed 's/^/PORT /'
+$nobody virsh -q -c qemu:///session destroy session
+n=0
+while [ -n "$(ip -o link show master br0)" ]; do
+  n=$((n + 1))
+  [ $n -lt 100 ] || { echo "it is still there"; exit 4; }
+  sleep 0.1
+done
+echo GONE
+`
+
+func TestLiveLibvirtSession(t *testing.T) {
+	i := install(t)
+	i.config("bridge.conf", "allow br0\n")
+	for _, program := range []string{"libvirtd", "virsh"} {
+		nstest.Require(t, "libvirt", available(program), "apt install libvirt-daemon libvirt-clients")
+	}
+	nstest.Require(t, "qemu", available(qemuSystem), "apt install qemu-system-x86")
+	out, err := i.session("br0")
+	if err != nil || !strings.Contains(out, "alias vmnet plain uid=65534 source=br0") || strings.Count(out, "PORT ") != 1 || !strings.Contains(out, "GONE") {
+		t.Errorf("%v: %s", err, out)
+	}
+	out, err = i.session("br1")
+	if err == nil || !strings.Contains(out, `qemu-netup: bridge "br1": no line of `) || strings.Contains(out, "PORT ") {
+		t.Errorf("denied: %v: %s", err, out)
+	}
+}
+
+func (i *installation) session(bridge string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience(2*time.Minute))
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "sh", "-s", i.program, bridge)
+	cmd.Stdin = strings.NewReader(sessionScript)
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Pdeathsig:    syscall.SIGKILL,
+		Cloneflags:   syscall.CLONE_NEWPID | syscall.CLONE_NEWNET,
+		Unshareflags: syscall.CLONE_NEWNS,
+	}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
