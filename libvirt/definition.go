@@ -92,7 +92,7 @@ type addressXML struct {
 }
 
 // ParseDefinition reads the XML of a domain. Entities other than XML's own five are an error,
-// so nothing expands; depth and size are bounded.
+// so nothing expands.
 func ParseDefinition(text string) (*Definition, error) {
 	if len(text) > maxString {
 		return nil, fmt.Errorf("domain XML of %d bytes, libvirt's own end at %d", len(text), maxString)
@@ -122,8 +122,7 @@ func ParseDefinition(text string) (*Definition, error) {
 	return def, nil
 }
 
-// decodeXML reads one element and nothing behind it. Text that holds too deep a nest is refused
-// by encoding/xml, which allows 10,000 levels.
+// decodeXML reads one element and nothing behind it.
 func decodeXML(text string, v any) error {
 	d := xml.NewDecoder(strings.NewReader(text))
 	if err := d.Decode(v); err != nil {

@@ -6,7 +6,7 @@ import (
 )
 
 var (
-	// ErrNoConnection is a daemon that nobody reaches, or that went away.
+	// ErrNoConnection is a daemon that cannot be reached, that went away, or that has no QEMU driver.
 	ErrNoConnection = errors.New("no connection to libvirt")
 	// ErrClosed is a connection on which Close was called.
 	ErrClosed = errors.New("the connection to libvirt is closed")
@@ -33,6 +33,7 @@ type Code int32
 // The codes (VIR_ERR_...) that the sentinels stand for.
 const (
 	codeNoSupport            Code = 3
+	codeNoConnect            Code = 5
 	codeOperationDenied      Code = 29
 	codeRPC                  Code = 39 // also a procedure that the daemon does not have
 	codeNoDomain             Code = 42
@@ -50,6 +51,8 @@ const (
 
 func (c Code) sentinel() error {
 	switch c {
+	case codeNoConnect:
+		return ErrNoConnection
 	case codeNoDomain:
 		return ErrNoDomain
 	case codeDeviceMissing:
