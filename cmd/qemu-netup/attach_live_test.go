@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,7 +27,7 @@ func (h *host) attach(vm, nic string, args ...string) result {
 }
 
 func TestLiveAttachThroughTheHelper(t *testing.T) {
-	h := newHost(t)
+	h := newHost(t).withVMNet()
 	h.plainQEMU("N2")
 	h.ok(h.attach("N2", "net0", "--bridge", "br0", "--queues", "4", "--isolated"), "tap N2-net0 on br0 with isolated", "4 queues")
 	h.ok(h.attach("N2", "net0", "--bridge", "br0", "--queues", "4", "--isolated"), "unchanged")
@@ -47,7 +48,7 @@ func TestLiveAttachThroughTheHelper(t *testing.T) {
 
 // TestLiveAttachCutShort has a NIC whose attach died once the guest had it: only root can say so in the alias.
 func TestLiveAttachCutShort(t *testing.T) {
-	h := newHost(t)
+	h := newHost(t).withVMNet()
 	h.plainQEMU("N2")
 	h.ok(h.attach("N2", "net0", "--bridge", "br0"))
 	l, err := h.nl.Link("N2-net0")
@@ -83,7 +84,7 @@ func (h *host) asItShouldBe() {
 }
 
 func TestLiveAttachDenied(t *testing.T) {
-	h := newHost(t)
+	h := newHost(t).withVMNet()
 	h.plainQEMU("N2")
 	for _, c := range []struct {
 		policy, nic string // the rule; empty: no file
@@ -120,7 +121,7 @@ func TestLiveAttachDenied(t *testing.T) {
 
 // TestLiveAttachToAnothersGuest has a guest that is not nobody's, whose monitor all may connect to.
 func TestLiveAttachToAnothersGuest(t *testing.T) {
-	h := newHost(t)
+	h := newHost(t).withVMNet()
 	socket := h.path("other.qmp")
 	program, err := exec.LookPath(qemuProgram)
 	nstest.Require(t, "qemu", err == nil, "install QEMU")
@@ -137,7 +138,7 @@ func TestLiveAttachToAnothersGuest(t *testing.T) {
 
 // TestLiveAttachRaces asks for eight NICs of eight guests at once.
 func TestLiveAttachRaces(t *testing.T) {
-	h := newHost(t)
+	h := newHost(t).withVMNet()
 	h.policy("{users: [65534], bridges: [br0], nics: 3}")
 	const guests, most = 8, 3
 	for i := range guests {
@@ -201,7 +202,7 @@ func (h *host) neverMore(most int, stop chan struct{}) {
 }
 
 func TestLiveAttachWithoutAUsableHelper(t *testing.T) {
-	h := newHost(t)
+	h := newHost(t).withVMNet()
 	h.plainQEMU("N2")
 	h.reconfigure(0o755, nil)
 	h.fails(h.attach("N2", "net0", "--bridge", "br0"), exitFailure, "the right CAP_NET_ADMIN is missing", "must be installed setuid root")
@@ -216,7 +217,7 @@ func TestLiveAttachWithoutAUsableHelper(t *testing.T) {
 
 // TestLiveAttachKilled kills vmnet, or its helper, after ever longer.
 func TestLiveAttachKilled(t *testing.T) {
-	h := newHost(t)
+	h := newHost(t).withVMNet()
 	h.policy("{users: [65534], bridges: [br0], nics: 1}") // what is left counts
 	for _, who := range []string{"vmnet", "the helper"} {
 		t.Run(who, func(t *testing.T) {
@@ -224,11 +225,13 @@ func TestLiveAttachKilled(t *testing.T) {
 			name := "K" + who[:1]
 			q := h.plainQEMU(name)
 			done := 0
-			for delay := time.Duration(0); delay < 2*time.Second && done < 2; delay += 5 * time.Millisecond {
+			for delay := time.Duration(0); delay < 2*time.Second && done < 2; delay += time.Millisecond + delay/6 {
 				if h.killedAfter(name, delay, who == "vmnet") {
 					done++
 				}
-				h.recovers(name)
+				if !h.recovers(name) {
+					done++
+				}
 				q.kill() // a guest that stands still gives nothing back
 				h.gone(name + "-net0")
 				q = h.plainQEMU(name)
@@ -246,13 +249,13 @@ func (h *host) killedAfter(vm string, delay time.Duration, parent bool) (done bo
 	h.Helper()
 	cmd := h.command(h.vmnet, "attach", "--vm", vm, "--bridge", "br0", "--timeout", "5s")
 	task := h.start(cmd)
+	pid := cmd.Process.Pid
+	if !parent {
+		pid = childOf(task)
+	}
 	select {
 	case <-task.done:
 	case <-time.After(delay):
-	}
-	pid := cmd.Process.Pid
-	if !parent {
-		pid = childOf(pid)
 	}
 	if pid != 0 {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
@@ -261,26 +264,44 @@ func (h *host) killedAfter(vm string, delay time.Duration, parent bool) (done bo
 	return cmd.ProcessState.Success()
 }
 
-// childOf is the only child of a process; 0 for none.
-func childOf(pid int) (child int) {
-	out, err := exec.Command("pgrep", "-P", fmt.Sprint(pid)).Output()
-	if err == nil {
-		_, _ = fmt.Sscan(string(out), &child)
+// childOf waits for the only child of a process; 0 where that has ended without.
+func childOf(t *task) (child int) {
+	for {
+		lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", t.Process.Pid))
+		for _, l := range lists {
+			text, _ := os.ReadFile(l)
+			if _, err := fmt.Sscan(string(text), &child); err == nil {
+				return child
+			}
+		}
+		select {
+		case <-t.done:
+			return 0
+		case <-time.After(time.Millisecond / 2):
+		}
 	}
-	return child
 }
 
+// deadDevice is told of a guest that an attach was undone in once it had the device: one that stands still
+// lets go of none.
+const deadDevice = "the guest has not let go of a former one"
+
 // recovers demands that the same attach again gives the guest a NIC, whatever a kill left, and that all is
-// as it should be then.
-func (h *host) recovers(vm string) {
+// as it should be then. It is not whole where the guest keeps a dead device.
+func (h *host) recovers(vm string) (whole bool) {
 	h.Helper()
+	var r result
 	h.await("attach again", func() error {
-		r := h.attach(vm, "net0", "--bridge", "br0")
-		if r.code != 0 {
+		r = h.attach(vm, "net0", "--bridge", "br0")
+		if r.code != 0 && !strings.Contains(r.stderr, deadDevice) {
 			return errors.New(r.stderr)
 		}
 		return nil
 	})
+	if r.code != 0 {
+		h.gone(vm + "-net0")
+		return false
+	}
 	nics, err := h.List(vm)
 	if err != nil || len(nics) != 1 {
 		h.Fatalf("%s has %+v, %v", vm, nics, err)
@@ -294,6 +315,7 @@ func (h *host) recovers(vm string) {
 		}
 	}
 	h.asItShouldBe()
+	return true
 }
 
 // TestLiveReconcileAfterAKill takes back, as root, what a vmnet left that died with QEMU holding the queues.

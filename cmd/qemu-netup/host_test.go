@@ -42,23 +42,18 @@ func bridges(tb testing.TB, ns *netns.NS, names ...string) {
 // hostAddr is br0's.
 const hostAddr = "10.7.0.1"
 
-// host is a netns with br0 and br1, of which bridge.conf allows br0, where qemu-netup and
-// vmnet are installed.
+// host is a netns with br0 and br1, of which bridge.conf allows br0, where qemu-netup is installed.
 type host struct {
 	*installation
 	ns *netns.NS
 	nl *rtnl.Conn
 	*tapmgr.Manager
-	vmnet string // the program
+	vmnet string // the program, where withVMNet has built it
 }
 
 func newHost(tb testing.TB) *host {
 	tb.Helper()
 	h := &host{installation: install(tb), ns: nstest.New(tb)}
-	h.vmnet = h.path("vmnet")
-	if !labguest.Inside() { // where it would take a minute
-		h.build(h.vmnet, "vmnet/cmd/vmnet")
-	}
 	h.config("bridge.conf", "allow br0\n")
 	h.own("run")
 	var err error
@@ -78,13 +73,16 @@ func newHost(tb testing.TB) *host {
 	return h
 }
 
-func (i *installation) build(to, pkg string) {
-	i.Helper()
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", to, pkg)
+// withVMNet installs vmnet beside qemu-netup.
+func (h *host) withVMNet() *host {
+	h.Helper()
+	h.vmnet = h.path("vmnet")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", h.vmnet, "vmnet/cmd/vmnet")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		i.Fatalf("build %s: %v: %s", pkg, err, out)
+		h.Fatalf("build vmnet: %v: %s", err, out)
 	}
+	return h
 }
 
 // own makes a folder that is nobody's alone.

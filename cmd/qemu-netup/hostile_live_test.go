@@ -217,7 +217,7 @@ func fileCaps(v cap.Value) []byte {
 }
 
 func TestLiveFileCapabilities(t *testing.T) {
-	h := newHost(t)
+	h := newHost(t).withVMNet()
 	h.far(farAddr)
 	h.policy("{users: [65534], bridges: [br0], lowers: [eth0]}")
 	h.reconfigure(0o755, fileCaps(cap.NET_ADMIN))

@@ -99,7 +99,7 @@ var steadyClock = []string{"tsc_early_khz=2500000"}
 
 func TestLiveGuests(t *testing.T) {
 	testvm.Require(t)
-	h := newHost(t)
+	h := newHost(t).withVMNet()
 	h.kernel()
 	for i, c := range []struct {
 		name   string
