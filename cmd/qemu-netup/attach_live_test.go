@@ -225,7 +225,7 @@ func TestLiveAttachKilled(t *testing.T) {
 			name := "K" + who[:1]
 			q := h.plainQEMU(name)
 			done := 0
-			for delay := time.Duration(0); delay < 2*time.Second && done < 2; delay += time.Millisecond + delay/6 {
+			for delay := time.Duration(0); delay < 2*time.Second && done < 4; delay += time.Millisecond + delay/6 {
 				if h.killedAfter(name, delay, who == "vmnet") {
 					done++
 				}
