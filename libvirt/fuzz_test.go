@@ -32,25 +32,26 @@ func FuzzDecode(f *testing.F) {
 	e.uint32(24)
 	f.Add(e.buf)
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff})
+	var domains []Domain
+	var interfaces []InterfaceAddresses
 	decoders := []func(*decoder){
 		func(d *decoder) { d.domain() },
 		func(d *decoder) { d.string() },
 		func(d *decoder) { d.hyper() },
 		func(d *decoder) {
-			var all []Domain
 			for range d.count(maxList, 24) {
-				all = append(all, d.domain())
+				domains = append(domains, d.domain())
 			}
 		},
 		func(d *decoder) {
-			var all []InterfaceAddresses
 			for range d.count(maxAddrs, 12) {
-				all = append(all, d.interfaceAddresses())
+				interfaces = append(interfaces, d.interfaceAddresses())
 			}
 		},
 	}
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		allowed := uint64(64<<10 + 100*len(payload))
+		domains, interfaces = nil, nil
 		used := allocated(func() {
 			for _, decode := range decoders {
 				m := message{payload: payload}
@@ -61,8 +62,8 @@ func FuzzDecode(f *testing.F) {
 				_, _, _ = decodeEvent(kind, payload)
 			}
 		})
-		if used > allowed {
-			t.Errorf("%d bytes allocated for %d", used, len(payload))
+		if used > allowed || len(domains) > maxList || len(interfaces) > maxAddrs {
+			t.Errorf("%d bytes allocated for %d: %d domains, %d interfaces", used, len(payload), len(domains), len(interfaces))
 		}
 		d := decoder{buf: payload}
 		if dom := d.domain(); d.end() == nil && !strings.Contains(dom.Name, "\x00") {
