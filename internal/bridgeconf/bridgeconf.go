@@ -3,7 +3,8 @@
 //
 // The answers are those of QEMU. Some files that QEMU reads are refused instead, whether main or
 // included: those that nest deeper than 8, that have more than 1 MiB or 10000 rules and includes
-// in all, lines over 4095 bytes (which QEMU splits) or relative includes, and fifos and devices.
+// in all, lines over 4095 bytes (which QEMU splits) or relative includes, fifos and devices, and
+// those that cannot be read though they are there and the caller may.
 package bridgeconf
 
 import (

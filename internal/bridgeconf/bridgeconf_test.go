@@ -241,6 +241,63 @@ func TestFifoDoesNotHang(t *testing.T) {
 	}
 }
 
+// What is not there, or not a caller's, is passed over; what he could hinder to be read is not.
+func TestOpenErrors(t *testing.T) {
+	loop := filepath.Join(t.TempDir(), "loop")
+	if err := os.Symlink(loop, loop); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name, file string
+		want       error // nil: passed over
+	}{
+		{"nothing there", "DIR/nosuch", nil},
+		{"no folder", "DIR/bridge.conf/x", nil},
+		{"links in a circle", loop, syscall.ELOOP},
+		{"a long name", "DIR/" + strings.Repeat("x", 256), syscall.ENAMETOOLONG},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			acl, err := Read(write(t, "allow br0\ninclude "+tc.file+"\n", nil))
+			switch {
+			case tc.want == nil && (err != nil || len(acl.Skipped) != 1):
+				t.Errorf("%+v, %v", acl, err)
+			case tc.want != nil && (!errors.Is(err, tc.want) || !errors.Is(err, errRefused)):
+				t.Errorf("got %v, want %v", err, tc.want)
+			}
+		})
+	}
+}
+
+// A caller may have left one fd, for the main file.
+func TestFewFilesSkipNoDeny(t *testing.T) {
+	path := write(t, "allow br0\ninclude DIR/a\n", map[string]string{"a": "deny br0\n"})
+	var before syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := uint64(f.Fd())
+	f.Close()
+	for _, c := range []struct {
+		more uint64
+		want error
+	}{{0, syscall.EMFILE}, {1, syscall.EMFILE}, {2, nil}} {
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: next + c.more, Max: before.Max}); err != nil {
+			t.Fatal(err)
+		}
+		acl, err := Read(path)
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
+			t.Fatal(err)
+		}
+		if !errors.Is(err, c.want) || err == nil && acl.Decide("br0").Allowed {
+			t.Errorf("%d fds left: %+v, %v", c.more, acl, err)
+		}
+	}
+}
+
 // Each of 8 levels includes the next one many times: it is read once.
 func TestIncludesDoNotMultiply(t *testing.T) {
 	files := map[string]string{"f7": "allow br0\n"}

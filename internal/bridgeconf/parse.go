@@ -49,8 +49,8 @@ func (r *reader) line(path string, n int, line []byte) error {
 	return nil
 }
 
-// include reads a file as QEMU does, which goes on whatever the error. A relative path is
-// refused: QEMU takes it from the folder that its caller, whom the file is to bind, has chosen.
+// include reads a file as QEMU does, which goes on whatever the error; here what is refused ends
+// it. A relative path is refused: QEMU takes it from the folder that its caller, whom the file is to bind, has chosen.
 func (r *reader) include(path string, n int, file string) error {
 	if file != "" && !filepath.IsAbs(file) {
 		return fmt.Errorf("%w: %s:%d: include %s: the path is relative (write it from / on)", errRefused, path, n, quote(file))

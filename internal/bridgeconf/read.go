@@ -17,8 +17,8 @@ const (
 	maxLine  = 4095
 )
 
-// errRefused is a file that QEMU would read. It is an error in included files too, since a deny
-// may be in what was not read.
+// errRefused is a file that QEMU would read or pass over. It is an error in included files too, since a
+// deny may be in what was not read.
 var errRefused = errors.New("refused")
 
 // Read reads the file and those that it includes, with the rights of the caller: so file
@@ -86,6 +86,7 @@ func openFile(path string) (*os.File, os.FileInfo, error) {
 	info, err := f.Stat()
 	switch {
 	case err != nil:
+		err = fmt.Errorf("%w: %w", errRefused, err)
 	case info.IsDir():
 		err = fmt.Errorf("%s: it is a directory (name the files in it)", path) // empty to QEMU
 	case !info.Mode().IsRegular():
@@ -97,14 +98,18 @@ func openFile(path string) (*os.File, os.FileInfo, error) {
 	return nil, nil, err
 }
 
+// explainOpen tells files that are not there, or not for this user, from those that could be read at
+// another time: a caller with few fds left, say, must not choose which lines hold.
 func explainOpen(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%w (its mode and owner say for whom it is)", err)
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w (create it, with lines such as: allow br0)", err)
+	case errors.Is(err, syscall.ENOTDIR):
+		return err
 	}
-	return err
+	return fmt.Errorf("%w: %w (it may say what is denied, so it must be read)", errRefused, err)
 }
 
 func (r *reader) content(f io.Reader, path string) ([]byte, error) {
@@ -112,7 +117,7 @@ func (r *reader) content(f io.Reader, path string) ([]byte, error) {
 	r.bytes += len(data)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("read %s: %w", path, err)
+		return nil, fmt.Errorf("%w: read %s: %w (it may say what is denied, so it must be read)", errRefused, path, err)
 	case r.bytes > maxBytes:
 		return nil, fmt.Errorf("%w: %s: more than %d bytes, with the files read before it (take rules out)", errRefused, path, maxBytes)
 	}
