@@ -282,6 +282,7 @@ func TestLiveServeLeavesNothing(t *testing.T) {
 		{"many queues", strings.Replace(wish, `"queues":2`, `"queues":254`, 1), nil, "254"},
 		{"bad name", strings.Replace(wish, `"net0"`, `"../x"`, 1), nil, "NIC id"},
 		{"long hash", strings.Replace(wish, `"options":""`, `"options":"`+strings.Repeat("x", 20)+`"`, 1), nil, "hash"},
+		{"odd hash", strings.Replace(wish, `"options":""`, `"options":"\u009b"`, 1), nil, "hash"},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			h.TB = t

@@ -46,9 +46,6 @@ type (
 // maxMessage bounds a message in bytes.
 const maxMessage = 16 << 10
 
-// optionsHashLen bounds what a wish may put into an alias.
-const optionsHashLen = 16
-
 // Serve makes the tap that one attach of another process asks for over sock, hands it over, and
 // stays until that has plugged it or given up. allow decides whether the caller may
 // have it; it is asked before anything is made, and again when the tap is there.
@@ -117,8 +114,8 @@ func (s *service) plan(w wish) (*half, error) {
 	switch {
 	case w.Queues < 1 || w.Queues > fdpass.MaxFiles:
 		return nil, in(ErrInvalid, fmt.Errorf("%d queues: 1 to %d can be handed over", w.Queues, fdpass.MaxFiles))
-	case len(w.Options) > optionsHashLen:
-		return nil, in(ErrInvalid, fmt.Errorf("a hash of %d bytes", len(w.Options)))
+	case w.Options != "" && !formed(w.Options, hashLen, letters+digits, ""):
+		return nil, in(ErrInvalid, fmt.Errorf("hash %.20q", w.Options))
 	}
 	if err := spec.Validate(); err != nil {
 		return nil, err

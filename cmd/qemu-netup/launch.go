@@ -31,15 +31,15 @@ func (a *app) launch(args []string) error {
 	if err != nil {
 		return err
 	}
-	monitor, err := a.monitor(o)
-	if err != nil {
-		return err
-	}
 	made, err := a.make(o)
 	if err != nil {
 		return err
 	}
 	// From here on every failure ends us, and the devices with us.
+	monitor, err := a.monitor(o)
+	if err != nil {
+		return err
+	}
 	command, err := o.command(made, monitor)
 	if err != nil {
 		return err
@@ -85,7 +85,6 @@ func (a *app) keepFor(o *launchOptions) error {
 // make makes the devices that the caller may have.
 func (a *app) make(o *launchOptions) (made *tapmgr.Launch, err error) {
 	err = a.managerIn(o.netns, func(m *tapmgr.Manager) error {
-		m.Run = a.runner(o)
 		g, err := a.openGate(m)
 		if err != nil {
 			return err
@@ -101,6 +100,10 @@ func (a *app) make(o *launchOptions) (made *tapmgr.Launch, err error) {
 		if err := g.allow(aclForUsers, requests...); err != nil {
 			return err
 		}
+		if err := a.rehearse(m, o, specs); err != nil {
+			return err
+		}
+		m.Run = a.runner(o)
 		if made, err = m.Launch(context.Background(), specs...); err != nil {
 			return err
 		}
@@ -111,6 +114,17 @@ func (a *app) make(o *launchOptions) (made *tapmgr.Launch, err error) {
 		return g.still()
 	})
 	return made, err
+}
+
+// rehearse finds what is wrong with the command line before a device is made.
+func (a *app) rehearse(m *tapmgr.Manager, o *launchOptions, specs []tapmgr.Spec) error {
+	m.Run = func(context.Context, []step.Step) error { return nil }
+	planned, err := m.Launch(context.Background(), specs...)
+	if err != nil {
+		return err
+	}
+	_, err = o.command(planned, a.monitorPath(o))
+	return err
 }
 
 // notes tells what people should know of their NICs, and what is so of several only once.

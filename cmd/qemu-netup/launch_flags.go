@@ -22,6 +22,7 @@ type launchOptions struct {
 	sparePorts int
 	dryRun     bool
 	verbose    bool
+	given      []string // of these, by flag
 	nics       []nicOptions
 	argv       []string // of the VMM
 }
@@ -79,6 +80,9 @@ func (o *launchOptions) parseNIC(args []string) error {
 	if f.NArg() > 0 {
 		return usagef("argument %q: what to run comes after --", f.Arg(0))
 	}
+	if err := o.once(f); err != nil {
+		return err
+	}
 	spec, err := nic.Spec()
 	if err != nil {
 		return usageError{err}
@@ -88,6 +92,25 @@ func (o *launchOptions) parseNIC(args []string) error {
 	}
 	o.nics = append(o.nics, nicOptions{spec: spec, profile: *profile, queues: f.Changed("queues")})
 	return nil
+}
+
+// ofAll are the flags that are about all NICs.
+func ofAll() []string {
+	return []string{"vm", "qmp", "spare-ports", "place", "netns", "dry-run", "verbose"}
+}
+
+// once refuses those at a second NIC: which one is meant?
+func (o *launchOptions) once(f *pflag.FlagSet) (err error) {
+	f.Visit(func(flag *pflag.Flag) {
+		if !slices.Contains(ofAll(), flag.Name) {
+			return
+		}
+		if slices.Contains(o.given, flag.Name) {
+			err = usagef("--%s is given at two NICs, and is about all of them", flag.Name)
+		}
+		o.given = append(o.given, flag.Name)
+	})
+	return err
 }
 
 // flags are those of a NIC and, whichever NIC they stand at, those of all.

@@ -79,6 +79,10 @@ type form func(*app, []string) error
 // formOf tells by the program's name and the shape of its arguments which form is meant.
 func formOf(argv []string) (form, []string) {
 	args := argv[1:]
+	own := args // what is not the VMM's
+	if end := slices.Index(args, "--"); end >= 0 {
+		own = args[:end]
+	}
 	switch filepath.Base(argv[0]) {
 	case "qemu-ifup":
 		return (*app).ifUp, args
@@ -88,30 +92,32 @@ func formOf(argv []string) (form, []string) {
 		return (*app).bridgeHelper, args
 	}
 	has := func(flags ...string) bool {
-		return slices.ContainsFunc(args, func(arg string) bool {
+		return slices.ContainsFunc(own, func(arg string) bool {
 			name, _, _ := strings.Cut(arg, "=")
 			return slices.Contains(flags, name)
 		})
 	}
 	switch {
-	case slices.Contains(args, "--"):
+	case len(own) < len(args) && has("-h", "--help"):
+		return (*app).help, nil
+	case len(own) < len(args):
 		return (*app).launch, args
 	case len(args) == 0:
 		return (*app).nothing, args
-	case slices.Contains([]string{"-h", "--help", "help"}, args[0]):
-		return (*app).help, args[1:]
+	case args[0] == "help":
+		return (*app).help, nil
 	case slices.Contains([]string{"--version", "version"}, args[0]):
 		return (*app).version, args[1:]
 	case has("--attach"):
 		return (*app).serve, args
-	case has("--br", "--fd", "--use-vnet"):
+	case has("--br", "--fd", "--use-vnet"): // its exit status must not be 0 without an fd sent, not even for help
 		return (*app).bridgeHelper, args
+	case has("-h", "--help"):
+		return (*app).help, nil
 	case args[0] == "ifup":
 		return (*app).ifUp, args[1:]
 	case args[0] == "ifdown":
 		return (*app).ifDown, args[1:]
-	case len(args) == 1 && !strings.HasPrefix(args[0], "-"):
-		return (*app).ifUp, args
 	}
 	return (*app).launch, args
 }

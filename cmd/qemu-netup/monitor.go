@@ -13,29 +13,29 @@ import (
 	"vmnet/internal/launch"
 )
 
-// monitor is the path of the QMP socket that QEMU is to have; empty for none. The folder is made
-// with the caller's rights. vmnet attach finds it by QEMU's command line.
-func (a *app) monitor(o *launchOptions) (string, error) {
-	switch o.qmp {
-	case "none":
-		return "", nil
-	case "auto":
-		if launch.HasMonitor(o.argv) {
-			return "", nil
-		}
-	case "":
-		return "", usagef("--qmp: want auto, none or a path")
-	default:
-		return o.qmp, nil
+// monitorPath is where the QMP socket of QEMU is to be, if all goes well; empty for none.
+func (a *app) monitorPath(o *launchOptions) string {
+	switch {
+	case o.qmp != "auto":
+		return strings.TrimPrefix(o.qmp, "none")
+	case launch.HasMonitor(o.argv):
+		return ""
 	}
-	if o.dryRun {
-		return filepath.Join(a.monitorDirs()[0], monitorName(o.nics[0].spec.VM)), nil
+	return filepath.Join(a.monitorDirs()[0], monitorName(o.nics[0].spec.VM))
+}
+
+// monitor makes sure that the socket can be made, with the caller's rights. vmnet attach finds it by
+// QEMU's command line.
+func (a *app) monitor(o *launchOptions) (string, error) {
+	path := a.monitorPath(o)
+	if path == "" || o.qmp != "auto" || o.dryRun {
+		return path, nil
 	}
 	dir, err := a.monitorDir()
 	if err != nil {
 		return "", fmt.Errorf("--qmp auto: %w (name a path: --qmp PATH)", err)
 	}
-	path := filepath.Join(dir, monitorName(o.nics[0].spec.VM))
+	path = filepath.Join(dir, filepath.Base(path))
 	if conn, err := net.Dial("unix", path); err == nil { // QEMU would take the path from it
 		_ = conn.Close()
 		return "", fmt.Errorf("--qmp auto: a guest of that name listens on %s already (name another path: --qmp PATH)", path)

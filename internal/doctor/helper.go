@@ -50,7 +50,8 @@ func (m Machine) unsafe(file string) (wrong, cure string) {
 		}
 		name := filepath.Clean("/" + strings.TrimPrefix(path, m.Root))
 		uid := info.Sys().(*syscall.Stat_t).Uid
-		writable := info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0
+		sticky := info.IsDir() && info.Mode()&fs.ModeSticky != 0 // others cannot replace what is root's
+		writable := info.Mode().Perm()&0o022 != 0 && !sticky
 		switch {
 		case uid != 0:
 			return fmt.Sprintf("%s belongs to uid %d", name, uid), "chown root " + name

@@ -17,16 +17,18 @@ import (
 //
 // It is what makes a short life shorter: Go has to stop the world and wait for each thread
 // once instead of five times. Where there is no uid to give up, and so nothing that takes
-// the capabilities from other threads by itself, it is Keep and Harden.
+// the capabilities from other threads by itself, it is Keep and Harden; so too where the
+// caller's securebits keep the kernel from doing that.
 func (p *Process) Confine(values ...cap.Value) error {
-	if !p.Caller.Root() && p.start.uids == same(p.Caller.UID) {
+	const noSetuidFixup = 1 << 2 // SECBIT_NO_SETUID_FIXUP, include/uapi/linux/securebits.h
+	securebits, err := unix.PrctlRetInt(unix.PR_GET_SECUREBITS, 0, 0, 0, 0)
+	if err != nil || securebits&noSetuidFixup != 0 || !p.Caller.Root() && p.start.uids == same(p.Caller.UID) {
 		if err := p.Keep(values...); err != nil {
 			return err
 		}
 		return Harden()
 	}
 	want := bits(values...)
-	err := error(nil)
 	if missing := want &^ p.start.prm; missing != 0 {
 		err = p.refusal(missing, want)
 	} else {

@@ -89,6 +89,11 @@ func Begin() (*Process, error) {
 	if p.start, err = readTask("/proc/self/status"); err != nil {
 		return nil, err
 	}
+	if p.Elevated() { // after setuid or file capabilities it is so already, unless fs.suid_dumpable says else
+		if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+			return nil, fmt.Errorf("forbid debuggers and dumps (PR_SET_DUMPABLE): %w", err)
+		}
+	}
 	return p, nil
 }
 

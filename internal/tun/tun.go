@@ -25,10 +25,11 @@ const flags = unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR
 
 // A Tap is a tap device made by Create, and the queues that this process opened.
 // It is not persistent: the kernel removes it when its last queue fd is closed,
-// here and in whatever process was given a copy. It belongs to root, so that to add a queue
-// takes CAP_NET_ADMIN: to a tap without an owner anybody who may open the clone device could, and
-// get some of its frames; and to one of its own user's, that user beyond what a policy
-// allows (tun_not_capable in drivers/net/tun.c).
+// here and in whatever process was given a copy. It belongs to root, so that to add a queue by
+// name takes CAP_NET_ADMIN: to a tap without an owner anybody who may open the clone device could, and
+// get some of its frames (tun_not_capable in drivers/net/tun.c). Who holds a queue can do more: give
+// the tap to somebody else (TUNSETOWNER) and make it persistent (TUNSETPERSIST), which no right is
+// asked for.
 type Tap struct {
 	Name string // at most 15 bytes
 
