@@ -37,7 +37,10 @@ const liveDomain = `<domain type='qemu'>
 </domain>
 `
 
-const liveTap = "vmtap0"
+const (
+	liveTap      = "vmtap0"
+	liveMultiTap = "vmtap1"
+)
 
 func within(t *testing.T, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), d)
@@ -60,8 +63,11 @@ func TestLiveLibvirtd(t *testing.T) {
 	libvirttest.Require(t)
 	ns := nstest.New(t)
 	daemon := libvirttest.Start(t, ns, "keepalive_interval = 1", "keepalive_count = 1")
-	if out, err := exec.Command("nsenter", "--net="+ns.Path(), "ip", "tuntap", "add", liveTap, "mode", "tap").CombinedOutput(); err != nil {
-		t.Fatalf("make a tap: %v: %s", err, out)
+	for _, tap := range [][]string{{liveTap}, {liveMultiTap, "multi_queue"}} {
+		args := append([]string{"--net=" + ns.Path(), "ip", "tuntap", "add", "mode", "tap"}, tap...)
+		if out, err := exec.Command("nsenter", args...).CombinedOutput(); err != nil {
+			t.Fatalf("make a tap: %v: %s", err, out)
+		}
 	}
 	daemon.Define(liveDomain)
 	l := &live{daemon: daemon}
@@ -76,6 +82,7 @@ func TestLiveLibvirtd(t *testing.T) {
 		{"monitor", l.monitor},
 		{"files", l.files},
 		{"NIC", l.nic},
+		{"queues", l.queues},
 		{"keepalive", l.keepalive},
 		{"many at once", l.manyAtOnce},
 		{"cancelled", l.cancelled},
@@ -367,6 +374,35 @@ func (l *live) nic(t *testing.T) {
 	var refusal *Error
 	if err := c.DetachDeviceAlias(ctx, dom, "ua-vmnet-net0", AffectLive); !errors.As(err, &refusal) {
 		t.Errorf("detach again: %v", err)
+	}
+}
+
+// queues must be as the tap is.
+func (l *live) queues(t *testing.T) {
+	c, dom := l.dial(t)
+	ctx := within(t, 60*time.Second)
+	for _, test := range []struct {
+		tap    string
+		queues int
+		ok     bool
+	}{{liveTap, 2, false}, {liveMultiTap, 1, false}, {liveMultiTap, 2, true}} {
+		x, err := Ethernet{Tap: test.tap, MAC: []byte{2, 0, 0, 0, 0, 2}, Queues: test.queues, Alias: "ua-vmnet-net1"}.XML()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.AttachDevice(ctx, dom, x, AffectLive); (err == nil) != test.ok {
+			t.Errorf("%+v: %v", test, err)
+		} else {
+			t.Logf("%+v: %v", test, err)
+		}
+	}
+	nics := l.interfaces(t, c, dom)
+	if len(nics) != 1 || nics[0].Queues != 2 || nics[0].Target != liveMultiTap || nics[0].Alias != "ua-vmnet-net1" {
+		t.Errorf("%+v", nics)
+	}
+	link := "/dev/net/tun"
+	if n := held(l.daemon.QEMU("standing"), link); n != 2 {
+		t.Errorf("QEMU holds %d queues", n)
 	}
 }
 
