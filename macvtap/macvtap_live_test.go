@@ -23,6 +23,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(barrenEnv) != "" {
 		os.Exit(barren())
 	}
+	if os.Getenv(oldEnv) != "" {
+		os.Exit(old())
+	}
 	leaktest.Main(m)
 }
 

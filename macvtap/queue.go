@@ -49,8 +49,10 @@ func (d *Device) OpenQueue() error {
 	return nil
 }
 
-// openNode opens the node on a mount that is nodev at all other times: else whoever is given a queue
-// could open more of them by it (/proc/self/fd), where the node is that user's own.
+// openNode opens the node on a mount that is nodev at all other times. Else whoever is given a queue
+// could open its node again by it (/proc/self/fd), where that is the user's own; and once the device
+// is gone, the kernel gives its minor number to the next macvtap or ipvtap, whoever's it is and on
+// whatever lower: the kept node would open a queue of that one.
 func (d *Device) openNode() (int, error) {
 	folder := int(d.node.Fd())
 	if err := setNodev(folder, false); err != nil {
@@ -67,14 +69,21 @@ func (d *Device) openNode() (int, error) {
 	return fd, nil
 }
 
-// setNodev forbids or allows to open devices on a mount. Before Linux 5.12 it is not possible.
+// setNodev forbids or allows to open devices on a mount. Before Linux 5.12 there is no
+// mount_setattr(2). Root does without, since nobody else may open root's node; for another user, whose the
+// node would be, it is an error: see openNode.
 func setNodev(root int, on bool) error {
 	attr := unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_NODEV}
 	if on {
 		attr = unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV}
 	}
 	err := unix.MountSetattr(root, "", unix.AT_EMPTY_PATH, &attr)
-	if err != nil && !errors.Is(err, unix.ENOSYS) {
+	switch {
+	case errors.Is(err, unix.ENOSYS) && os.Getuid() == 0:
+		return nil
+	case errors.Is(err, unix.ENOSYS):
+		return fmt.Errorf("mount_setattr nodev: %w (needs Linux 5.12 for users other than root, who could keep the node and open the next macvtap by it, whoever's that is)", err)
+	case err != nil:
 		return fmt.Errorf("mount_setattr nodev: %w", err)
 	}
 	return nil
@@ -175,13 +184,23 @@ func QueuesOf(pid int, ns *netns.NS, l *rtnl.Link) ([]int, error) {
 	}
 	var fds []int
 	procfd.Of(pid, func(f procfd.File) {
-		var st unix.Stat_t
-		if LooksLikeQueue(f) && unix.Stat(f.Path(), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == dev {
+		if number, ok := numberOf(f); ok && number == dev {
 			fds = append(fds, f.FD)
 		}
 	})
 	slices.Sort(fds)
 	return fds, nil
+}
+
+// numberOf is the device number of a file that may be a queue. It asks the file's system for nothing:
+// that may be a user's own (FUSE), which never answers.
+func numberOf(f procfd.File) (number uint64, ok bool) {
+	if !LooksLikeQueue(f) {
+		return 0, false
+	}
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, f.Path(), unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st)
+	return unix.Mkdev(st.Rdev_major, st.Rdev_minor), err == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR
 }
 
 // LooksLikeQueue tells quickly whether a file may be a queue of a macvtap or ipvtap: its

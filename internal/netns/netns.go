@@ -126,6 +126,21 @@ func (ns *NS) Inode() (uint64, error) {
 	return st.Ino, nil
 }
 
+// Owner identifies the user namespace that owns ns, whose privileged users may do anything in it. It is an
+// error where that is not the caller's own or one beneath it (NS_GET_USERNS, ioctl_nsfs(2)).
+func (ns *NS) Owner() (inode uint64, err error) {
+	fd, err := unix.IoctlRetInt(int(ns.handle), unix.NS_GET_USERNS)
+	if err != nil {
+		return 0, fmt.Errorf("ask for the user namespace of netns %s: %w", ns, err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return 0, fmt.Errorf("stat user namespace: %w", err)
+	}
+	return st.Ino, nil
+}
+
 // IsCurrent tells whether ns was opened as the one that this process is in.
 func (ns *NS) IsCurrent() bool { return ns.label == "" }
 

@@ -1,9 +1,12 @@
 package netns_test
 
 import (
+	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"vmnet/internal/leaktest"
@@ -53,5 +56,30 @@ func TestOpenRefuses(t *testing.T) {
 			ns.Close()
 			t.Errorf("Open(%q) succeeded", name)
 		}
+	}
+}
+
+func TestLiveOwnerIsTheUserNamespace(t *testing.T) {
+	ns := nstest.New(t)
+	var want syscall.Stat_t
+	if err := syscall.Stat("/proc/self/ns/user", &want); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ns.Owner(); err != nil || got != want.Ino {
+		t.Errorf("a netns of this process is owned by %d, %v: want %d", got, err, want.Ino)
+	}
+	cmd := exec.Command("sleep", "60")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = cmd.Process.Kill(), cmd.Wait() }()
+	theirs, err := netns.Open(fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	if got, err := theirs.Owner(); err != nil || got == want.Ino {
+		t.Errorf("one in a user namespace of its own is owned by %d, %v", got, err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 )
 
 // File is an open file of a process.
@@ -20,16 +21,44 @@ func (f File) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", f.PID, f.FD) 
 // All visits the open files of all processes that the caller may inspect: its own
 // user's, or all with CAP_SYS_PTRACE. Processes that end meanwhile are left out.
 func All(visit func(File)) error {
+	pids, err := PIDs()
+	for _, pid := range pids {
+		Of(pid, visit)
+	}
+	return err
+}
+
+// PIDs lists the processes that /proc shows.
+func PIDs() (pids []int, err error) {
 	procs, err := os.ReadDir("/proc")
 	if err != nil {
-		return fmt.Errorf("list processes: %w", err)
+		return nil, fmt.Errorf("list processes: %w", err)
 	}
 	for _, p := range procs {
 		if pid, err := strconv.Atoi(p.Name()); err == nil {
-			Of(pid, visit)
+			pids = append(pids, pid)
 		}
 	}
-	return nil
+	return pids, nil
+}
+
+// RealUID is the user who runs a process (proc_pid_status(5)). That /proc/PID belongs to somebody says less:
+// it belongs to root where the process may not be looked into.
+func RealUID(pid int) (int, error) {
+	path := fmt.Sprintf("/proc/%d/status", pid)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return -1, err
+	}
+	for line := range strings.Lines(string(text)) {
+		rest, ok := strings.CutPrefix(line, "Uid:\t")
+		if !ok {
+			continue
+		}
+		real, _, _ := strings.Cut(rest, "\t")
+		return strconv.Atoi(real)
+	}
+	return -1, fmt.Errorf("%s tells no uid", path)
 }
 
 // Of visits the open files of one process; none where it has ended or may not be looked into.

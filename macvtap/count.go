@@ -1,0 +1,58 @@
+package macvtap
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/procfd"
+)
+
+// CountOf counts the macvtaps and ipvtaps of which processes of a user, by their real uid, hold queues,
+// whatever else they hold or have let go of. Only processes that the caller may look into count.
+func CountOf(uid int) (int, error) {
+	text, err := os.ReadFile("/proc/devices")
+	if err != nil {
+		return 0, fmt.Errorf("read which devices are macvtaps: %w", err)
+	}
+	majors := majorsOf(string(text))
+	if len(majors) == 0 { // the kernel has not had one yet
+		return 0, nil
+	}
+	pids, err := procfd.PIDs()
+	if err != nil {
+		return 0, err
+	}
+	devices := map[uint64]bool{}
+	for _, pid := range pids {
+		if owner, err := procfd.RealUID(pid); err != nil || owner != uid {
+			continue
+		}
+		procfd.Of(pid, func(f procfd.File) {
+			if number, ok := numberOf(f); ok && slices.Contains(majors, unix.Major(number)) {
+				devices[number] = true
+			}
+		})
+	}
+	return len(devices), nil
+}
+
+// majorsOf reads the major numbers of both kinds from /proc/devices (proc_devices(5)), by the names that
+// drivers/net/macvtap.c and drivers/net/ipvlan/ipvtap.c register.
+func majorsOf(text string) (majors []uint32) {
+	text, _, _ = strings.Cut(text, "Block devices:")
+	for line := range strings.Lines(text) {
+		number, name, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if name != string(Macvtap) && name != string(IPVtap) {
+			continue
+		}
+		if n, err := strconv.ParseUint(number, 10, 32); err == nil {
+			majors = append(majors, uint32(n))
+		}
+	}
+	return majors
+}
