@@ -39,7 +39,7 @@ type Dialer struct {
 	ReadOnly bool
 }
 
-// Dial connects to a URI or to the path of a socket; "" is [System].
+// Dial connects to a URI, or to the path of one of the system's sockets; "" is [System].
 func Dial(ctx context.Context, target string) (*Conn, error) {
 	if strings.HasPrefix(target, "/") {
 		return Dialer{Path: target}.Dial(ctx)

@@ -91,8 +91,10 @@ type early struct {
 	event    Event
 }
 
-// maxEarly bounds the events that are kept for the registration under way.
-const maxEarly = 1024
+const (
+	maxEarly = 1024     // events kept for the registration under way
+	maxEvent = 16 << 10 // bytes; names of domains and devices make fewer, since files are named after them
+)
 
 // Subscribe delivers events of the given kinds of one domain, or of all if dom is nil, from
 // now on: also those that libvirt sends before Subscribe returns. At most buffer events (at least 1)
@@ -107,7 +109,7 @@ func (c *Conn) Subscribe(ctx context.Context, dom *Domain, buffer int, kinds ...
 	for _, kind := range kinds {
 		if err := c.register(ctx, s, kind, dom); err != nil {
 			s.Close()
-			return nil, fmt.Errorf("%s: %w", connectDomainEventCallbackRegisterAny.name, err)
+			return nil, err
 		}
 	}
 	return s, nil
@@ -116,25 +118,22 @@ func (c *Conn) Subscribe(ctx context.Context, dom *Domain, buffer int, kinds ...
 // register adds one kind to s. Where libvirt must be asked, the reader takes the callback number
 // out of the reply and gives the token back (install), also when ctx has ended meanwhile.
 func (c *Conn) register(ctx context.Context, s *Subscription, kind Kind, dom *Domain) error {
-	t := topic{kind: kind, all: dom == nil}
+	p, t := connectDomainEventCallbackRegisterAny, topic{kind: kind, all: dom == nil}
 	if dom != nil {
 		t.dom = dom.UUID
 	}
 	select {
 	case c.events.token <- struct{}{}:
 	case <-c.done:
-		return c.Err()
+		return fmt.Errorf("%s: %w", p.name, c.Err())
 	case <-ctx.Done():
-		return fmt.Errorf("another registration is not answered yet: %w", context.Cause(ctx))
+		return fmt.Errorf("%s: another one is not answered yet: %w", p.name, context.Cause(ctx))
 	}
-	if known, err := c.join(s, t); known {
+	if c.join(s, t) {
 		<-c.events.token
-		return err
+		return nil
 	}
-	m, err := c.roundTrip(ctx, &call{
-		procedure: connectDomainEventCallbackRegisterAny,
-		registers: &registration{topic: t, subs: []*Subscription{s}},
-	}, func(e *encoder) {
+	m, err := c.roundTrip(ctx, &call{procedure: p, registers: &registration{topic: t, subs: []*Subscription{s}}}, func(e *encoder) {
 		e.int32(int32(kind))
 		e.present(dom != nil)
 		if dom != nil {
@@ -142,23 +141,23 @@ func (c *Conn) register(ctx context.Context, s *Subscription, kind Kind, dom *Do
 		}
 	}, nil)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", p.name, err)
 	}
-	return m.decode("event", func(d *decoder) { d.int32() })
+	return m.decode(p.name, func(d *decoder) { d.int32() })
 }
 
-// join adds s to a topic that libvirt tells us of already.
-func (c *Conn) join(s *Subscription, t topic) (known bool, err error) {
+// join adds s to a topic that libvirt tells us of already; false where it does not.
+func (c *Conn) join(s *Subscription, t topic) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.err != nil {
-		return true, c.err
-	}
 	r := c.events.topics[t]
-	if r != nil && !slices.Contains(r.subs, s) {
+	if r == nil || c.err != nil {
+		return false
+	}
+	if !slices.Contains(r.subs, s) {
 		r.subs = append(r.subs, s)
 	}
-	return r != nil, nil
+	return true
 }
 
 // settle notes that the reply to a registration has come, or never will. Conn.mu is held.
@@ -264,6 +263,9 @@ func (c *Conn) event(m message) error {
 		return nil
 	}
 	id, e, err := decodeEvent(kind, m.payload)
+	if len(m.payload) > maxEvent {
+		err = fmt.Errorf("%d bytes", len(m.payload))
+	}
 	if err != nil {
 		return fmt.Errorf("%w: event: %s: %w", ErrProtocol, m.header, err)
 	}

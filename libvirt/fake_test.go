@@ -179,6 +179,7 @@ func TestBrokenDaemon(t *testing.T) {
 		"a call":                {packet(header{remoteProgram, 1, 23, typeCall, 3, 0}), ErrProtocol},
 		"a stream":              {packet(header{remoteProgram, 1, 23, 3, 3, 0}), ErrProtocol},
 		"an empty event":        {packet(header{remoteProgram, 1, 318, typeMessage, 0, 0}), ErrProtocol},
+		"a huge event":          {append(append(length(maxEvent+30), packet(header{remoteProgram, 1, 318, typeMessage, 0, 0})[4:]...), make([]byte, maxEvent+2)...), ErrProtocol},
 		"no number of files":    {packet(header{remoteProgram, 1, 23, typeReplyWithFiles, 3, 0}), ErrProtocol},
 		"33 files":              {append(append(length(32), packet(header{remoteProgram, 1, 23, typeReplyWithFiles, 3, 0})[4:]...), length(33)...), ErrProtocol},
 		"a byte without a file": {append(append(append(length(32), packet(header{remoteProgram, 1, 23, typeReplyWithFiles, 3, 0})[4:]...), length(1)...), 0), ErrProtocol},

@@ -28,7 +28,7 @@ func (c *Conn) MonitorCommandWithFiles(ctx context.Context, dom Domain, command 
 	received, err = c.callWithFiles(ctx, domainMonitorCommandWithFiles, monitorArgs(dom, command), func(d *decoder) { reply = d.string() }, files)
 	var refusal *Error
 	if errors.As(err, &refusal) && refusal.Code == codeRPC {
-		err = fmt.Errorf("%w: libvirt older than 8.2 passes no files to QEMU: %w", ErrUnsupported, err)
+		err = fmt.Errorf("%w: %w (libvirt passes files to QEMU since 8.2)", ErrUnsupported, err)
 	}
 	return reply, received, err
 }

@@ -17,8 +17,8 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// script starts libvirtd (its arguments are the folder for its sockets, and lines for its
-// configuration), again whenever it has ended. Control groups are off because a machine may have
+// script starts libvirtd (its arguments are the folder for its sockets, lines for its
+// configuration, and what the command begins with), again whenever it has ended. Control groups are off because a machine may have
 // none; it does without an own log daemon, security driver and user as well.
 // None of that makes it slower. The shell stays as the first process, which has to reap
 // what libvirtd's children leave: libvirtd waits for them by kill(2), 40 s long.
@@ -39,7 +39,7 @@ stdio_handler = "file"
 cgroup_controllers = []
 E
 while :; do
-	libvirtd </dev/null || :
+	$3 libvirtd </dev/null || :
 	sleep 0.1
 done
 `
@@ -51,6 +51,8 @@ const startup = 30 * time.Second
 type Daemon struct {
 	tb   testing.TB
 	dir  string
+	uri  string // without the socket
+	log  string
 	init *os.Process // the shell
 }
 
@@ -67,18 +69,43 @@ func Require(tb testing.TB) {
 // Start runs libvirtd in ns until the test ends. conf are lines for libvirtd.conf.
 func Start(tb testing.TB, ns *netns.NS, conf ...string) *Daemon {
 	tb.Helper()
+	dir := folder(tb)
+	return start(tb, ns, &Daemon{tb: tb, dir: dir, uri: "qemu+unix:///system"}, dir, strings.Join(conf, "\n"), "")
+}
+
+// StartSession runs the libvirtd of an ordinary user, whose XDG_RUNTIME_DIR is returned as well.
+func StartSession(tb testing.TB, ns *netns.NS) (d *Daemon, runtimeDir string) {
+	tb.Helper()
+	const nobody = 65534
+	dir := folder(tb)
+	if err := os.Chown(dir, nobody, nobody); err != nil {
+		tb.Fatal(err)
+	}
+	d = &Daemon{tb: tb, dir: filepath.Join(dir, "libvirt"), uri: "qemu+unix:///session"}
+	as := fmt.Sprintf("setpriv --reuid %d --regid %[1]d --clear-groups env HOME=%s XDG_RUNTIME_DIR=%[2]s", nobody, dir)
+	return start(tb, ns, d, dir, "", as), dir
+}
+
+func folder(tb testing.TB) string {
+	tb.Helper()
 	Require(tb)
 	dir, err := os.MkdirTemp("", "libvirt") // short: a socket's path has at most 107 bytes
 	if err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
-	log, err := os.Create(filepath.Join(dir, "log"))
+	return dir
+}
+
+// start runs the script with its arguments, for d.
+func start(tb testing.TB, ns *netns.NS, d *Daemon, args ...string) *Daemon {
+	tb.Helper()
+	log, err := os.CreateTemp(args[0], "log")
 	if err != nil {
 		tb.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command("nsenter", "--net="+ns.Path(), "sh", "-s", dir, strings.Join(conf, "\n"))
+	cmd := exec.Command("nsenter", append([]string{"--net=" + ns.Path(), "sh", "-s"}, args...)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(script), log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Pdeathsig:    syscall.SIGKILL,
@@ -88,7 +115,7 @@ func Start(tb testing.TB, ns *netns.NS, conf ...string) *Daemon {
 	if err := cmd.Start(); err != nil {
 		tb.Fatal(err)
 	}
-	d := &Daemon{tb, dir, cmd.Process}
+	d.init, d.log = cmd.Process, log.Name()
 	tb.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
@@ -114,11 +141,11 @@ func (d *Daemon) Await() {
 func (d *Daemon) Socket() string { return filepath.Join(d.dir, "libvirt-sock") }
 
 // URI names it for virsh.
-func (d *Daemon) URI() string { return "qemu+unix:///system?socket=" + d.Socket() }
+func (d *Daemon) URI() string { return d.uri + "?socket=" + d.Socket() }
 
 // Log is what it has said so far.
 func (d *Daemon) Log() string {
-	log, _ := os.ReadFile(filepath.Join(d.dir, "log"))
+	log, _ := os.ReadFile(d.log)
 	return string(log)
 }
 
