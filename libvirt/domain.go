@@ -171,9 +171,9 @@ func (c *Conn) UpdateDevice(ctx context.Context, dom Domain, xml string, affect 
 }
 
 // DetachDevice asks for a device's removal; libvirt finds it by MAC and address. It is gone
-// once the guest has let it go; libvirt waits some seconds for that, and a return without an
-// error does not mean that it is gone. [DeviceRemoved] or [DeviceRemovalFailed] tells; or the XML.
-// That there is no such device Is [ErrDeviceMissing].
+// once the guest has let it go; libvirt waits five seconds for that, and returns no error either
+// way. [DeviceRemoved] or [DeviceRemovalFailed] tells; or the XML. Until then another request is an
+// error of QEMU's. That there is no such device Is [ErrDeviceMissing].
 func (c *Conn) DetachDevice(ctx context.Context, dom Domain, xml string, affect Affect) error {
 	return c.changeDevice(ctx, domainDetachDeviceFlags, dom, xml, affect)
 }
