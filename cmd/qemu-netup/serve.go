@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 
 	"vmnet/internal/policy"
+	"vmnet/macvtap"
 	"vmnet/tapmgr"
 )
 
@@ -45,9 +47,10 @@ func (a *app) serve(args []string) error {
 
 // request is what the policy is asked about a NIC.
 func request(s tapmgr.Spec) policy.Request {
-	r := policy.Request{Bridge: s.Bridge, Port: s.Port, MAC: s.MAC, Queues: s.Queues}
-	if s.Lower != nil {
-		r.Lower = s.Lower.Device
+	r := policy.Request{Guest: s.VM, Bridge: s.Bridge, Port: s.Port, MAC: s.MAC, Queues: s.Queues}
+	if l := s.Lower; l != nil {
+		r.Lower, r.Kind, r.Addrs = l.Device, l.Kind, l.Addrs
+		r.Mode = cmp.Or(l.Mode, macvtap.Modes(l.Kind)[0])
 	}
 	return r
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,6 +15,7 @@ import (
 	"vmnet/internal/bridgeconf"
 	"vmnet/internal/nicflags"
 	"vmnet/internal/policy"
+	"vmnet/macvtap"
 )
 
 // policyTest is what the command line of policy test asks for.
@@ -39,28 +41,13 @@ of included files say for whom they are, run it as that user. Root is bound by b
 and only where qemu-netup takes the place of QEMU's helper: the answer for root is for that.`,
 		Example: `  vmnet policy test --user alice --bridge br0 --vlan 10
   vmnet policy test --user alice --bridge br0 --file ./policy.yaml
+  vmnet policy test --user alice --vm alice-1 --ipvtap eth1 --ip 192.0.2.7
   sudo -u alice vmnet policy test --user alice --bridge br0`,
 		Args: cobra.NoArgs,
 	}
-	f := cmd.Flags()
-	f.StringVar(&o.user, "user", "", "`USER` who asks, by name or id, with the groups that this machine gives him")
-	f.StringVar(&o.request.Bridge, "bridge", "", "the `BRIDGE` asked for")
-	f.StringVar(&o.macvtap, "macvtap", "", "the `LOWER` of a macvtap asked for")
-	f.StringVar(&o.ipvtap, "ipvtap", "", "the `LOWER` of an ipvtap asked for")
-	portFlags(cmd, &o.request.Port)
-	nicflags.AddMAC(f, &o.request.MAC, "the address asked for (default none: it is made from names)")
-	f.IntVar(&o.request.Queues, "queues", 1, "queue pairs asked for")
-	f.IntVar(&o.request.NICs, "nics", 1, "how many NICs the user would then have")
-	f.StringVar(&o.file, "file", "", "`FILE` with the policy, whoever may write it (default "+policy.DefaultPath+")")
-	f.StringVar(&o.bridgeConf, "bridge-conf", bridgeconf.DefaultPath, "`FILE` with the bridges that QEMU's users may have")
+	o.flags(cmd)
 	format := outputFlag(cmd)
-	require(cmd, "user")
-	cmd.MarkFlagsMutuallyExclusive("bridge", "macvtap", "ipvtap")
-	cmd.MarkFlagsOneRequired("bridge", "macvtap", "ipvtap")
-	complete(cmd, "user", cobra.NoFileCompletions)
-	complete(cmd, "bridge", a.bridgeNames)
-	complete(cmd, "macvtap", a.interfaceNames)
-	complete(cmd, "ipvtap", a.interfaceNames)
+	a.completePolicyTest(cmd)
 	cmd.RunE = a.verb(func(*cobra.Command, []string) error {
 		o.json = *format == "json"
 		return a.policyTest(&o)
@@ -68,9 +55,44 @@ and only where qemu-netup takes the place of QEMU's helper: the answer for root 
 	return cmd
 }
 
+func (o *policyTest) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&o.user, "user", "", "`USER` who asks, by name or id, with the groups that this machine gives him")
+	f.StringVar(&o.request.Guest, "vm", "", "the guest's `NAME` (default none, as QEMU's bridge helper is told none)")
+	f.StringVar(&o.request.Bridge, "bridge", "", "the `BRIDGE` asked for")
+	f.StringVar(&o.macvtap, "macvtap", "", "the `LOWER` of a macvtap asked for")
+	f.StringVar(&o.ipvtap, "ipvtap", "", "the `LOWER` of an ipvtap asked for")
+	f.StringVar(&o.request.Mode, "mode", "", "the mode of a macvtap or ipvtap asked for (default bridge, or l2)")
+	f.Var(nicflags.Value("ADDR", "", func(s string) error {
+		ip, err := policy.ParseIP(s)
+		o.request.Addrs = append(o.request.Addrs, ip)
+		return err
+	}), "ip", "an address of an ipvtap's guest asked for (repeatable)")
+	portFlags(cmd, &o.request.Port)
+	nicflags.AddMAC(f, &o.request.MAC, "the address asked for (default none: it is made from names)")
+	f.IntVar(&o.request.Queues, "queues", 1, "queue pairs asked for")
+	f.IntVar(&o.request.NICs, "nics", 1, "how many NICs the user would then have")
+	f.StringVar(&o.file, "file", "", "`FILE` with the policy, whoever may write it (default "+policy.DefaultPath+")")
+	f.StringVar(&o.bridgeConf, "bridge-conf", bridgeconf.DefaultPath, "`FILE` with the bridges that QEMU's users may have")
+	require(cmd, "user")
+	cmd.MarkFlagsMutuallyExclusive("bridge", "macvtap", "ipvtap")
+	cmd.MarkFlagsOneRequired("bridge", "macvtap", "ipvtap")
+}
+
+func (a *app) completePolicyTest(cmd *cobra.Command) {
+	modes := append(macvtap.Modes(macvtap.Macvtap), macvtap.Modes(macvtap.IPVtap)...)
+	complete(cmd, "mode", cobra.FixedCompletions(modes, noFiles))
+	complete(cmd, "ip", cobra.NoFileCompletions)
+	complete(cmd, "vm", cobra.NoFileCompletions)
+	complete(cmd, "user", cobra.NoFileCompletions)
+	complete(cmd, "bridge", a.bridgeNames)
+	complete(cmd, "macvtap", a.interfaceNames)
+	complete(cmd, "ipvtap", a.interfaceNames)
+}
+
 // policyTest asks both files, whatever the first one says, so that all cures are told at once.
 func (a *app) policyTest(o *policyTest) error {
-	o.request.Lower = o.macvtap + o.ipvtap
+	o.lower()
 	if err := findUser(o.user, &o.request); err != nil {
 		return err
 	}
@@ -88,6 +110,20 @@ func (a *app) policyTest(o *policyTest) error {
 	}
 	answer.Allowed = len(answer.Reasons) == 0
 	return a.printAnswer(answer, o.json)
+}
+
+// lower fills in what is asked for on a network card, the usual mode where none is named.
+func (o *policyTest) lower() {
+	q := &o.request
+	switch {
+	case o.macvtap != "":
+		q.Lower, q.Kind = o.macvtap, macvtap.Macvtap
+	case o.ipvtap != "":
+		q.Lower, q.Kind = o.ipvtap, macvtap.IPVtap
+	default:
+		return
+	}
+	q.Mode = cmp.Or(q.Mode, macvtap.Modes(q.Kind)[0])
 }
 
 // findUser fills in the ids of a user, by name or by an id that may have no name.

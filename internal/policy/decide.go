@@ -1,22 +1,29 @@
 package policy
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 
 	"vmnet/bridge"
+	"vmnet/macvtap"
 )
 
 // Request is a NIC that somebody asks for.
 type Request struct {
 	UID    int
 	GIDs   []int  // all groups of the process, in any order
+	Guest  string // its name, which those of interfaces are made from; empty where none is asked for
 	Bridge string // or Lower
-	Lower  string // the network card of a macvtap or ipvtap
 	Port   bridge.PortConfig
+	Lower  string           // the network card of a macvtap or ipvtap
+	Kind   macvtap.Kind     // of what is on Lower
+	Mode   string           // of macvtap.Modes(Kind), never empty
+	Addrs  []netip.Prefix   // of an ipvtap's guest
 	MAC    net.HardwareAddr // nil: none asked for
 	Queues int              // 0 is 1; what was asked for as automatic must have been decided
 	NICs   int              // how many the user would then have
@@ -137,7 +144,7 @@ func (q *Request) Validate() error {
 	case q.UID < 0 || q.Queues < 0 || q.NICs < 0:
 		return fmt.Errorf("uid %d, %d queues, %d NICs: want no negative numbers", q.UID, q.Queues, q.NICs)
 	}
-	return q.Port.Validate()
+	return cmp.Or(q.validateLower(), q.Port.Validate())
 }
 
 // vlans is what the request asks for, tagged or not.
@@ -158,6 +165,16 @@ func (q *Request) rule() string {
 		items = append(items, "lowers: ["+scalar(q.Lower)+"]")
 	} else {
 		items = append(items, "bridges: ["+scalar(q.Bridge)+"]")
+	}
+	if q.Lower != "" && !slices.Contains(defaultModes, q.Mode) {
+		items = append(items, withMode(q.Mode))
+	}
+	var ips []string
+	for _, p := range q.Addrs {
+		ips = append(ips, fmt.Sprintf("%q", p.Addr()))
+	}
+	if len(ips) > 0 {
+		items = append(items, "ips: ["+strings.Join(ips, ", ")+"]")
 	}
 	if vlans := q.vlans(); len(vlans) > 0 {
 		items = append(items, "vlans: ["+bridge.FormatVLANs(vlans)+"]")

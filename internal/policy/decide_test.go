@@ -2,10 +2,12 @@ package policy
 
 import (
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 
 	"vmnet/bridge"
+	"vmnet/macvtap"
 )
 
 func mac(s string) net.HardwareAddr {
@@ -14,6 +16,14 @@ func mac(s string) net.HardwareAddr {
 		panic(err)
 	}
 	return m
+}
+
+// lower makes a request for a macvtap of one that says only where.
+func lower(q Request) Request {
+	if q.Lower != "" && q.Kind == "" {
+		q.Kind, q.Mode = macvtap.Macvtap, "bridge"
+	}
+	return q
 }
 
 // rules of the tests; uid 1000 and group 7 need no names.
@@ -82,7 +92,7 @@ func TestDecide(t *testing.T) {
 		{"not isolated", Request{UID: 2000, Bridge: "br1", Port: bridge.PortConfig{VLAN: 5}}, `denied: policy.yaml:13: isolated must be asked for (ask with --isolated)`},
 		{"in no VLAN", Request{UID: 2000, Bridge: "br1", Port: bridge.PortConfig{Isolated: true}}, `denied: policy.yaml:13: vlan must be asked for (ask with --vlan)`},
 	} {
-		t.Run(tc.name, func(t *testing.T) { checkVerdict(t, p.Decide(tc.q), tc.want) })
+		t.Run(tc.name, func(t *testing.T) { checkVerdict(t, p.Decide(lower(tc.q)), tc.want) })
 	}
 }
 
@@ -99,13 +109,24 @@ func checkVerdict(t *testing.T, v Verdict, want string) {
 
 // What nobody can have is not compared with rules, not even for root.
 func TestInvalidRequests(t *testing.T) {
-	p := parse(t, "rules: [{users: [\"*\"], bridges: [\"*\"], vlans: [1-4094]}]\n")
+	p := parse(t, "rules: [{users: [\"*\"], bridges: [\"*\"], lowers: [\"*\"], ips: [0.0.0.0/0, \"::/0\"], modes: [bridge, l2], vlans: [1-4094]}]\n")
 	for _, q := range []Request{
 		{},
 		{Bridge: "br0", Lower: "eth0"},
 		{Bridge: "a/b"},
 		{Bridge: "averylongbridgename"},
-		{Lower: "a b"},
+		{Lower: "a b", Kind: macvtap.Macvtap, Mode: "bridge"},
+		{Lower: "eth0"},
+		{Lower: "eth0", Kind: macvtap.Macvtap},
+		{Lower: "eth0", Kind: "macvlan", Mode: "bridge"},
+		{Lower: "eth0", Kind: macvtap.Macvtap, Mode: "l2"},
+		{Lower: "eth0", Kind: macvtap.Macvtap, Mode: "bridge", Addrs: ips("192.0.2.7")},
+		{Lower: "eth0", Kind: macvtap.IPVtap, Mode: "bridge", Addrs: ips("192.0.2.7")},
+		{Lower: "eth0", Kind: macvtap.IPVtap, Mode: "l2"},
+		{Lower: "eth0", Kind: macvtap.IPVtap, Mode: "l2", Addrs: []netip.Prefix{{}}},
+		{Lower: "eth0", Kind: macvtap.IPVtap, Mode: "l2", Addrs: []netip.Prefix{netip.MustParsePrefix("::ffff:192.0.2.7/128")}},
+		{Bridge: "br0", Mode: "bridge"},
+		{Bridge: "br0", Kind: macvtap.IPVtap, Addrs: ips("192.0.2.7")},
 		{Bridge: "br0", Port: bridge.PortConfig{VLAN: 4095}},
 		{Bridge: "br0", Port: bridge.PortConfig{VLAN: -1}},
 		{Bridge: "br0", Port: bridge.PortConfig{Trunk: []bridge.VLANRange{{First: 10, Last: 5}}}},
@@ -147,7 +168,7 @@ func TestWithoutFile(t *testing.T) {
 		{"port", Request{UID: 1000, Bridge: "10", Port: bridge.PortConfig{Hairpin: true, NoFlood: true}}, none + "hairpin may not be asked for" + write + "- {users: [1000], bridges: [\"10\"], port: [hairpin, no-flood]}"},
 		{"queues", Request{UID: 1000, Bridge: "br0", Queues: 16}, none + "16 queues are more than 8" + write + "- {users: [1000], bridges: [br0], queues: 16}"},
 	} {
-		t.Run(tc.name, func(t *testing.T) { checkVerdict(t, (*Policy)(nil).Decide(tc.q), tc.want) })
+		t.Run(tc.name, func(t *testing.T) { checkVerdict(t, (*Policy)(nil).Decide(lower(tc.q)), tc.want) })
 	}
 }
 
@@ -159,11 +180,14 @@ func TestExamplesAllow(t *testing.T) {
 		{UID: 1000, Lower: "e-1_.x"},
 		{UID: 1000, Lower: "-"},
 		{UID: 1000, Lower: "1e3"},
+		{UID: 1000, Lower: "eth1", Kind: macvtap.Macvtap, Mode: "passthru", Guest: "lab"},
+		{UID: 1000, Lower: "eth1", Kind: macvtap.IPVtap, Mode: "l3", Addrs: ips("192.0.2.7/24", "2001:db8::1")},
 		{UID: 1000, Bridge: "*\"\\", Queues: 9},
 		{UID: 1000, Bridge: "br0", Queues: 256, MAC: mac("02:00:00:00:00:01"), NICs: 7, Port: bridge.PortConfig{
 			Trunk: []bridge.VLANRange{{First: 2, Last: 5}, {First: 9, Last: 9}}, Native: 7, Isolated: true, Hairpin: true, NoLearning: true, NoFlood: true,
 		}},
 	} {
+		q = lower(q)
 		v := (*Policy)(nil).Decide(q)
 		p, err := Parse("f", []byte(v.Example))
 		if strings.ContainsAny(q.Bridge, "\"\\") {
@@ -259,7 +283,7 @@ func checkDecisions(t *testing.T, p *Policy) {
 	if v.Allowed || v.Err() == nil {
 		t.Fatalf("300 queues: %+v", v)
 	}
-	for _, q := range []Request{{UID: 1000, Bridge: "br0"}, {UID: 1000, Lower: "br0"}, {UID: 1000, Bridge: "br0", Port: full}} {
+	for _, q := range []Request{{UID: 1000, Bridge: "br0"}, lower(Request{UID: 1000, Lower: "br0"}), {UID: 1000, Bridge: "br0", Port: full}} {
 		v := p.Decide(q)
 		if v.Allowed == (v.Err() != nil) || v.Allowed != (v.Line > 0) || !v.Allowed && len(v.Reasons) == 0 {
 			t.Fatalf("%+v", v)

@@ -8,8 +8,17 @@ import (
 
 // glob is a pattern for names of interfaces.
 func (d *document) glob(n ast.Node, what string) (string, error) {
+	return d.pattern(n, what, 64, " /:%")
+}
+
+// guestGlob is a pattern for names of guests, which may have blanks.
+func (d *document) guestGlob(n ast.Node, what string) (string, error) {
+	return d.pattern(n, what, 100, "")
+}
+
+func (d *document) pattern(n ast.Node, what string, most int, without string) (string, error) {
 	g, err := d.text(n, what)
-	if err == nil && (g == "" || len(g) > 64 || strings.ContainsAny(g, " \t\r\n/:%[]{}\\")) {
+	if err == nil && (g == "" || len(g) > most || strings.ContainsAny(g, "\t\r\n[]{}\\"+without)) {
 		err = d.errorf(tokenOf(n), "%s: %q is no name or pattern of one (* is any text, ? any byte, there is nothing else)", what, g)
 	}
 	return g, err

@@ -13,7 +13,8 @@ type objection struct{ key, text, cure string }
 // objection is the first one that the rule has; nil if it allows all of q.
 func (r *rule) objection(q *Request) *objection {
 	for _, check := range []func(*Request) *objection{
-		r.checkPlace, r.checkVLANs, r.checkPort, r.checkRequired, r.checkMAC, r.checkNICs, r.checkQueues,
+		r.checkPlace, r.checkMode, r.checkIPs, r.checkGuest,
+		r.checkVLANs, r.checkPort, r.checkRequired, r.checkMAC, r.checkNICs, r.checkQueues,
 	} {
 		if no := check(q); no != nil {
 			return no
@@ -31,6 +32,16 @@ func (r *rule) checkPlace(q *Request) *objection {
 		return nil
 	}
 	return &objection{key, what + " " + scalar(name) + notAmong(globs), fmt.Sprintf("add %s to %s", scalar(name), key)}
+}
+
+// checkGuest: the names of interfaces are made from the guest's, so that who chooses it freely can
+// take those of others' guests.
+func (r *rule) checkGuest(q *Request) *objection {
+	_, limited := r.lines["guests"]
+	if q.Guest == "" || !limited || matchAny(r.guests, q.Guest) {
+		return nil
+	}
+	return &objection{"guests", "guest " + scalar(q.Guest) + notAmong(r.guests), fmt.Sprintf("use another name, or add %s to guests", scalar(q.Guest))}
 }
 
 // notAmong ends a sentence about something that is not on a list.

@@ -20,6 +20,9 @@ rules:
     groups: [daemon]
     bridges: [br0, "lab-*", 10]
     lowers: [eth1]
+    modes: [bridge, passthru, l3]
+    ips: [192.0.2.0/24, 198.51.100.7, "2001:db8::/32", 2001:db8::1]
+    guests: ["alice-*", "my vm"]
     vlans: [10, 20-29]
     port: [isolated, hairpin]
     macs: ["52:54:00:00:00:00/24", 02:00:00:00:00:01]
@@ -107,7 +110,7 @@ func TestParseErrors(t *testing.T) {
 	rule := func(s string) string { return "rules:\n  - users: [alice]\n    bridges: [br0]\n    " + s + "\n" }
 	for _, tc := range []struct{ name, text, want string }{
 		{"unknown key", "rulez: []\n", "1:1: the file has no key \"rulez\" (want rules, profiles, scripts), in `rulez: []`"},
-		{"unknown key of a rule", rule("vlan: 10"), "4:5: a rule has no key \"vlan\" (want users, groups, bridges, lowers, vlans, port, require, macs, nics, queues), in `vlan: 10`"},
+		{"unknown key of a rule", rule("vlan: 10"), "4:5: a rule has no key \"vlan\" (want users, groups, bridges, lowers, modes, ips, guests, vlans, port, require, macs, nics, queues), in `vlan: 10`"},
 		{"duplicate key", rule("bridges: [br1]"), "4:5: mapping key \"bridges\" already defined at [3:5], in `bridges: [br1]`"},
 		{"duplicate profile", "profiles:\n  a: {bridge: br0}\n  a: {bridge: br1}\n", "3:3: mapping key \"a\" already defined at [2:3], in `a: {bridge: br1}`"},
 		{"syntax", "rules: [\n", "1:8: sequence end token ']' not found, in `rules: [`"},
@@ -137,6 +140,10 @@ func TestParseErrors(t *testing.T) {
 		{"MAC", rule("macs: [52:54]"), "4:12: macs: \"52:54\": want six bytes, and how many bits of them count, such as 52:54:00:00:00:00/24, in `macs: [52:54]`"},
 		{"MAC bits", rule("macs: [52:54:00:00:00:00/49]"), "4:12: macs: \"52:54:00:00:00:00/49\": want six bytes, and how many bits of them count, such as 52:54:00:00:00:00/24, in `macs: [52:54:00:00:00:00/49]`"},
 		{"MAC behind the bits", rule("macs: [52:54:00:00:00:01/24]"), "4:12: macs: \"52:54:00:00:00:01/24\": bits behind the first 24 do not count (make them zero), in `macs: [52:54:00:00:00:01/24]`"},
+		{"mode", rule("modes: [l3s]"), "4:13: modes: \"l3s\": want bridge, vepa, private, passthru, source, l2, l3, in `modes: [l3s]`"},
+		{"IP", rule("ips: [192.0.2]"), "4:11: ips: \"192.0.2\": want an IP address such as 192.0.2.7 or 2001:db8::/64, in `ips: [192.0.2]`"},
+		{"IP behind the bits", rule("ips: [192.0.2.7/24]"), "4:11: ips: \"192.0.2.7/24\": bits behind the first 24 do not count (write 192.0.2.0/24), in `ips: [192.0.2.7/24]`"},
+		{"guest", rule(`guests: ["a[1]"]`), "4:14: guests: \"a[1]\" is no name or pattern of one (* is any text, ? any byte, there is nothing else), in `guests: [\"a[1]\"]`"},
 		{"nics", rule("nics: 0"), "4:11: nics is \"0\": want 1 to 1048576, in `nics: 0`"},
 		{"queues", rule("queues: 257"), "4:13: queues is \"257\": want 1 to 256, in `queues: 257`"},
 		{"queues as text", rule("queues: many"), "4:13: queues is \"many\": want 1 to 256, in `queues: many`"},

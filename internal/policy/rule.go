@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -17,6 +18,9 @@ type rule struct {
 	users, groups []who
 	bridges       []string // globs
 	lowers        []string // globs
+	modes         []string
+	ips           []netip.Prefix // masked
+	guests        []string       // globs
 	vlans         []bridge.VLANRange
 	port          []string // of settings
 	require       []string // of requirements
@@ -56,9 +60,9 @@ func (d *decoder) rule(n ast.Node) error {
 			return err
 		}}
 	}
-	globs := func(key string, to *[]string) field {
+	globs := func(key string, to *[]string, glob func(ast.Node, string) (string, error)) field {
 		return of(key, func(n ast.Node) error {
-			g, err := d.glob(n, key)
+			g, err := glob(n, key)
 			*to = append(*to, g)
 			return err
 		})
@@ -77,8 +81,15 @@ func (d *decoder) rule(n ast.Node) error {
 		n, "a rule",
 		of("users", func(n ast.Node) error { return d.user(n, &r) }),
 		of("groups", func(n ast.Node) error { return d.group(n, &r) }),
-		globs("bridges", &r.bridges),
-		globs("lowers", &r.lowers),
+		globs("bridges", &r.bridges, d.glob),
+		globs("lowers", &r.lowers, d.glob),
+		words("modes", &r.modes, allModes()...),
+		of("ips", func(n ast.Node) error {
+			p, err := d.ipRange(n)
+			r.ips = append(r.ips, p)
+			return err
+		}),
+		globs("guests", &r.guests, d.guestGlob),
 		field{"vlans", func(n ast.Node) (err error) {
 			r.lines["vlans"] = line(n)
 			r.vlans, err = d.vlans(n, "vlans")
