@@ -21,7 +21,7 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 		return nil, in(ErrHandover, err)
 	}
 	if device && link == nil { // it may have been renamed
-		if link, err = a.m.find(a.spec.VM, a.spec.NIC); err != nil {
+		if link, err = a.m.find(Target{VM: a.spec.VM, PID: a.vm.pid}, a.spec.NIC); err != nil {
 			return nil, err
 		}
 	}

@@ -59,7 +59,7 @@ func names(all []ipvlanSibling) string {
 // ipvlanSiblings lists what shares the lower with the NIC: other NICs of ours, wherever they are,
 // and what else the Manager's netns shows. A lower that is an ipvlan itself shares its own lower.
 func (s *lowerSide) ipvlanSiblings() (found []ipvlanSibling, err error) {
-	all, err := s.m.inventory()
+	all, err := s.m.whole()
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"vmnet/bridge"
@@ -43,8 +44,11 @@ func (m *Manager) Detach(ctx context.Context, spec DetachSpec) (DetachResult, er
 }
 
 func (m *Manager) detach(ctx context.Context, spec DetachSpec) (DetachResult, error) {
-	link, err := m.find(spec.VM, spec.NIC)
+	link, err := m.find(spec.Target, spec.NIC)
 	if err != nil {
+		return DetachResult{}, err
+	}
+	if err := mayOpen(spec.Target, link); err != nil {
 		return DetachResult{}, err
 	}
 	d := &detachment{m: m, spec: spec, link: link}
@@ -87,7 +91,7 @@ func (d *detachment) isOurs(pid int) error {
 
 // run detaches, now that the guest is locked.
 func (d *detachment) run(ctx context.Context) (res DetachResult, err error) {
-	if d.link, err = d.m.find(d.spec.VM, d.spec.NIC); err != nil { // again: it may have changed
+	if d.link, err = d.m.find(Target{VM: d.spec.VM, PID: d.vm.pid}, d.spec.NIC); err != nil { // again: it may have changed
 		return res, err
 	}
 	if d.link != nil {
@@ -118,6 +122,19 @@ func (d *detachment) wentWithGuest(ctx context.Context) bool {
 	return d.link == nil || d.m.waitGone(ctx, d.link) == nil
 }
 
+// mayOpen refuses the monitor of a holder of the link that is run by another user than root and the caller,
+// unless the guest is named by more than its name, as qemu.Find does: anybody may choose that.
+func mayOpen(t Target, link *ours) error {
+	if link == nil || t.PID != 0 || t.QMP != "" {
+		return nil
+	}
+	proc, err := qemu.ByPID(link.vmm())
+	if err != nil || proc.UID == 0 || proc.UID == os.Geteuid() { // no holder is seen: qemu.Find decides
+		return nil
+	}
+	return fmt.Errorf("%w: %s is held by process %d, which uid %d runs (name it with --pid %d if that is the guest you mean)", qemu.ErrOtherUser, link.Name, proc.PID, proc.UID, proc.PID)
+}
+
 // openHolder opens the guest that holds the link, which is surer than one of
 // that name; without a link, or where no holder is seen, the one that is named.
 func (m *Manager) openHolder(ctx context.Context, t Target, link *ours) (*vm, error) {
@@ -145,7 +162,7 @@ func (m *Manager) deleteStep(o *ours) step.Step {
 		Name: "delete",
 		Text: fmt.Sprintf("RTM_DELLINK %s, which nobody holds", o.Name),
 		Do: func(ctx context.Context) error {
-			now, err := m.find(o.want.VM, o.want.NIC)
+			now, err := m.anew(o)
 			if err != nil || now == nil {
 				return err
 			}

@@ -27,6 +27,7 @@ type order struct {
 	NoTun  bool   // sees no /dev/net/tun
 
 	Reconcile bool // reconciles instead, with a /proc of its own pid namespace
+	Hold      bool // only holds the fds that it was given
 }
 
 // command is a process of this test binary that attaches.
@@ -55,6 +56,10 @@ func (h *host) command(o order) *exec.Cmd {
 func helper() int {
 	var o order
 	err := json.Unmarshal([]byte(os.Getenv(helperEnv)), &o)
+	if err == nil && o.Hold {
+		time.Sleep(time.Minute)
+		return 0
+	}
 	if err == nil && o.Reconcile {
 		err = errors.Join(syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""), syscall.Mount("proc", "/proc", "proc", 0, ""))
 	}

@@ -108,6 +108,12 @@ func (m *Manager) inventory() ([]ours, error) {
 	return links, nil
 }
 
+// whole is the inventory with all processes looked into, as far as may be.
+func (m *Manager) whole() (all []ours, err error) {
+	err = m.lookInto(func() error { all, err = m.inventory(); return err })
+	return all, err
+}
+
 func isQEMU(pid int) bool {
 	_, err := qemu.ByPID(pid)
 	return err == nil
@@ -222,15 +228,38 @@ func (m *Manager) inSpaces(spaces []procfd.File) []ours {
 	return found
 }
 
-// hasLower tells whether a device's lower is in the Manager's netns. Of a macvtap the kernel tells
-// which netns that is; of an ipvtap it does not (no get_link_net), so name and index must do.
-func (m *Manager) hasLower(nl *rtnl.Conn, l *rtnl.Link, r record) bool {
-	if l.LowerNS < 0 {
-		lower, err := m.nl.LinkByIndex(l.Lower)
-		return err == nil && lower.Name == r.Source
+// hasLower tells whether the lower of a device, which at is the netns of, is in the Manager's. Of a macvtap
+// the kernel tells which netns that is, unless it is the device's own; of an ipvtap it does not (no
+// get_link_net), so name and index must do, which anybody can choose who may do as he likes in his netns.
+func (m *Manager) hasLower(at *ours, nl *rtnl.Conn, l *rtnl.Link, r record) bool {
+	if l.LowerNS >= 0 {
+		id, err := nl.NetnsID(m.ns)
+		return err == nil && id == l.LowerNS
 	}
-	id, err := nl.NetnsID(m.ns)
-	return err == nil && id == l.LowerNS
+	if l.Kind != string(macvtap.IPVtap) || !m.sameOwner(at) {
+		return false
+	}
+	lower, err := m.nl.LinkByIndex(l.Lower)
+	return err == nil && lower.Name == r.Source
+}
+
+// sameOwner tells whether the same user namespace owns that netns and the Manager's.
+func (m *Manager) sameOwner(at *ours) bool {
+	ns, err := netns.OpenHeld(*at.in)
+	if err != nil {
+		return false
+	}
+	defer ns.Close()
+	inode, err := ns.Inode()
+	if err != nil || inode != at.inode {
+		return false
+	}
+	owner, err := ns.Owner()
+	if err != nil {
+		return false
+	}
+	own, err := m.ns.Owner()
+	return err == nil && owner == own
 }
 
 // inSpace looks for a macvtap or ipvtap of ours in one namespace; nil for none.
@@ -244,7 +273,7 @@ func (m *Manager) inSpace(f procfd.File, inode uint64) (found *ours) {
 			}
 			for _, l := range links {
 				r, ok := parseAlias(l.Alias)
-				if !ok || !m.hasLower(nl, l, r) {
+				if !ok || !m.hasLower(at, nl, l, r) {
 					continue
 				}
 				at.Link, at.want, found = l, r, at
@@ -270,12 +299,58 @@ func (m *Manager) macvtapHolder(o *ours, pid int) Holder {
 	return h
 }
 
-// find returns the link of a guest's NIC, wherever it is, or nil.
-func (m *Manager) find(vm, nic string) (*ours, error) {
-	all, err := m.inventory()
+// named lists the links of that NIC of guests of that name, wherever they are: two users may both have one.
+func (m *Manager) named(vm, nic string) ([]ours, error) {
+	all, err := m.whole()
+	return slices.DeleteFunc(all, func(o ours) bool { return o.want.VM != vm || o.want.NIC != nic }), err
+}
+
+// find returns the link of a guest's NIC, wherever it is, or nil. Of several it is the one that the
+// Target's process holds.
+func (m *Manager) find(t Target, nic string) (*ours, error) {
+	all, err := m.named(t.VM, nic)
+	if err != nil {
+		return nil, err
+	}
+	if t.PID != 0 && len(all) > 1 {
+		all = slices.DeleteFunc(all, func(o ours) bool { return !o.isHeldBy(t.PID) })
+	}
+	switch len(all) {
+	case 0:
+		return nil, nil
+	case 1:
+		return &all[0], nil
+	}
+	return nil, fmt.Errorf("%w, with NIC %s: %s (name one guest with --pid)", qemu.ErrAmbiguous, nic, whose(all))
+}
+
+func (o *ours) isHeldBy(pid int) bool {
+	return slices.ContainsFunc(o.holders, func(h Holder) bool { return h.PID == pid })
+}
+
+// whose names links, and who holds them.
+func whose(all []ours) string {
+	var list []string
 	for _, o := range all {
-		if o.want.VM == vm && o.want.NIC == nic {
-			return &o, err
+		text := o.Name + " of nobody who can be seen"
+		if len(o.holders) > 0 {
+			pid := o.holders[0].PID
+			text = fmt.Sprintf("%s of process %d", o.Name, pid)
+			if uid, err := procfd.RealUID(pid); err == nil {
+				text += fmt.Sprintf(" (uid %d)", uid)
+			}
+		}
+		list = append(list, text)
+	}
+	return strings.Join(list, ", ")
+}
+
+// anew reads the same link and its holders again; nil where it is gone.
+func (m *Manager) anew(o *ours) (*ours, error) {
+	all, err := m.named(o.want.VM, o.want.NIC)
+	for _, now := range all {
+		if now.inode == o.inode && now.Index == o.Index {
+			return &now, err
 		}
 	}
 	return nil, err

@@ -8,6 +8,7 @@ import (
 
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
+	"vmnet/macvtap"
 	"vmnet/qmp"
 )
 
@@ -68,12 +69,12 @@ func (m *Manager) planLaunch(spec Spec) (*half, error) {
 		return nil, in(ErrLink, err)
 	}
 	if spec.Lower != nil { // its name is taken in no netns that we could see
-		there, err := m.find(spec.VM, spec.NIC)
+		there, err := m.named(spec.VM, spec.NIC)
 		if err != nil {
 			return nil, err
 		}
-		if there != nil {
-			return nil, fmt.Errorf("%w: %s on %s (use another --nic)", ErrExist, there.Name, there.want.Source)
+		if len(there) > 0 {
+			return nil, fmt.Errorf("%w: %s on %s (use another --nic)", ErrExist, there[0].Name, there[0].want.Source)
 		}
 	}
 	return h, h.plan(spec.Queues)
@@ -114,16 +115,20 @@ func (l *Launch) Close() error {
 	return errors.Join(errs...)
 }
 
-// Owned counts the NICs that privileged helpers have made for a user and that are there, as
-// the aliases of links tell: taps in the Manager's netns, whoever holds them, and those macvtaps
-// and ipvtaps whose holders the caller may look into.
+// Owned counts the NICs that a user has: taps in the Manager's netns that privileged helpers have made for
+// the user, as their aliases tell, whoever holds them; and the macvtaps and ipvtaps, wherever they are, of
+// which the user's processes hold queues, as far as the caller may look into them.
 func (m *Manager) Owned(uid int) (n int, err error) {
-	all, err := m.inventory()
+	err = m.lookInto(func() error { n, err = macvtap.CountOf(uid); return err })
+	if err != nil {
+		return 0, err
+	}
+	all, err := m.inOwn()
 	if err != nil {
 		return 0, err
 	}
 	for _, o := range all {
-		if o.want.Owner == uid {
+		if o.Tun != nil && o.want.Owner == uid {
 			n++
 		}
 	}

@@ -30,6 +30,10 @@ type Manager struct {
 	// the caller may not: see Serve. What else needs a right is then not done.
 	HelperPath string
 
+	// LookInto, if not nil, runs f with the right to look into other users' processes, which a privileged
+	// helper has at no other time: it counts what a user has, and sees whom a new NIC would disturb.
+	LookInto func(f func() error) error
+
 	ns *netns.NS
 	nl *rtnl.Conn
 }
@@ -52,6 +56,13 @@ func (m *Manager) run(ctx context.Context, steps []step.Step) error {
 		return m.Run(ctx, steps)
 	}
 	return step.Run(ctx, steps, nil)
+}
+
+func (m *Manager) lookInto(f func() error) error {
+	if m.LookInto != nil {
+		return m.LookInto(f)
+	}
+	return f()
 }
 
 func (m *Manager) progress(format string, args ...any) {

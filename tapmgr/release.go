@@ -23,7 +23,7 @@ func (m *Manager) release(ctx context.Context, vm *vm, o *ours) error {
 	if err != nil {
 		return err
 	}
-	now, err := m.find(o.want.VM, o.want.NIC)
+	now, err := m.anew(o)
 	if err != nil || now == nil {
 		return err
 	}
@@ -98,7 +98,7 @@ func (m *Manager) rollbackElsewhere(ctx context.Context, locked *vm, o *ours) er
 // mayRelease tells whether a device that is not plugged into the guest whose lock we
 // hold may be taken away: an error names the process that uses it.
 func (m *Manager) mayRelease(o *ours, pid int) error {
-	now, err := m.find(o.want.VM, o.want.NIC)
+	now, err := m.anew(o)
 	if err != nil || now == nil {
 		return err
 	}

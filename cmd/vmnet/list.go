@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os/user"
+	"slices"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -56,12 +58,30 @@ func sourceText(n tapmgr.NIC) string {
 
 func (a *app) printList(nics []tapmgr.NIC) error {
 	rows := [][]string{{"VM", "NIC", "INTERFACE", "TYPE", "SOURCE", "MODEL", "MAC", "QUEUES", "VHOST", "STATE"}}
+	owned := slices.ContainsFunc(nics, func(n tapmgr.NIC) bool { return n.UID != 0 })
+	if owned {
+		rows[0] = append(rows[0], "OWNER")
+	}
 	for _, n := range nics {
-		rows = append(rows, []string{
-			n.VM, n.ID, n.Interface, n.Type, sourceText(n), n.Model, n.MAC, queuesText(n), n.Vhost, string(n.State),
-		})
+		row := []string{n.VM, n.ID, n.Interface, n.Type, sourceText(n), n.Model, n.MAC, queuesText(n), n.Vhost, string(n.State)}
+		if owned {
+			row = append(row, ownerText(n.UID))
+		}
+		rows = append(rows, row)
 	}
 	return a.table(rows)
+}
+
+// ownerText names the user for whom qemu-netup made a NIC; it is empty for none.
+func ownerText(uid int) string {
+	if uid == 0 {
+		return ""
+	}
+	text := strconv.Itoa(uid)
+	if u, err := user.LookupId(text); err == nil {
+		return u.Username
+	}
+	return text
 }
 
 // queuesText is empty for a host access, which has none that anybody opens.

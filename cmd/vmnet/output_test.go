@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -79,5 +80,28 @@ func TestVersionText(t *testing.T) {
 	version = "v1.2.3"
 	if got := versionText(); !strings.HasPrefix(got, "vmnet v1.2.3 ") {
 		t.Errorf("versionText() = %q; want what -ldflags has set", got)
+	}
+}
+
+// TestListOwner: the column is there only where somebody has it.
+func TestListOwner(t *testing.T) {
+	nics := []tapmgr.NIC{{VM: "P2", ID: "net0"}, {VM: "P3", ID: "net0"}}
+	for uid, want := range map[int][]string{
+		0:         {"STATE", "-", "-"},
+		3_999_999: {"OWNER", "-", "3999999"}, // nobody's
+	} {
+		nics[1].UID = uid
+		var out bytes.Buffer
+		if err := (&app{out: &out}).printList(nics); err != nil {
+			t.Fatal(err)
+		}
+		var last []string
+		for line := range strings.Lines(out.String()) {
+			fields := strings.Fields(line)
+			last = append(last, fields[len(fields)-1])
+		}
+		if !slices.Equal(last, want) {
+			t.Errorf("uid %d: the last column is %q, want %q", uid, last, want)
+		}
 	}
 }
