@@ -82,7 +82,7 @@ func (o *lower) oneOf(bridge string) error {
 
 // parseAddr reads an address with or without its prefix length.
 func parseAddr(s string) (netip.Prefix, error) {
-	if a, err := netip.ParseAddr(s); err == nil {
+	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
 		return netip.PrefixFrom(a, a.BitLen()), nil
 	}
 	p, err := netip.ParsePrefix(s)
