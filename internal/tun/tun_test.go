@@ -3,6 +3,7 @@ package tun_test
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -123,4 +124,42 @@ func queues(t *testing.T, ns *netns.NS, name string) (n int) {
 		}
 	})
 	return n
+}
+
+func TestLiveOwnQueueOf(t *testing.T) {
+	a, b := nstest.New(t), nstest.New(t)
+	tap, err := tun.Create(a, "same", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.Close()
+	inodeA, errA := a.Inode()
+	inodeB, errB := b.Inode()
+	unattached, errC := os.OpenFile(tun.Device, os.O_RDWR, 0)
+	// A file that is called as the clone device is.
+	namesake, errD := os.Create(filepath.Join(t.TempDir(), "tun"))
+	if err := errors.Join(errA, errB, errC, errD); err != nil {
+		t.Fatal(err)
+	}
+	defer unattached.Close()
+	defer namesake.Close()
+	fd := int(tap.Queues()[0].Fd())
+	for _, c := range []struct {
+		what  string
+		fd    int
+		name  string
+		inode uint64
+		want  bool
+	}{
+		{"the tap", fd, "same", inodeA, true},
+		{"in another netns", fd, "same", inodeB, false},
+		{"another name", fd, "sam", inodeA, false},
+		{"no name", int(unattached.Fd()), "", inodeA, false},
+		{"another file", int(namesake.Fd()), "same", inodeA, false},
+		{"no file", -1, "same", inodeA, false},
+	} {
+		if got := tun.OwnQueueOf(c.fd, c.name, c.inode); got != c.want {
+			t.Errorf("%s: %v", c.what, got)
+		}
+	}
 }
