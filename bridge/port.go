@@ -3,6 +3,7 @@ package bridge
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -20,17 +21,16 @@ func AddPort(c *rtnl.Conn, br, port *rtnl.Link) error {
 
 // AddPortWith is AddPort for a port that has settings, of which it is never without
 // while it is up: a link that is up is taken down until it has them. Where
-// they are refused, it is taken off the bridge again.
-func AddPortWith(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig) error {
-	added := port.Master == 0
-	if added && cfg.IsZero() {
-		return AddPort(c, br, port)
-	}
-	if err := notStolen(c, br, port); err != nil {
+// they are refused, it is taken off the bridge again. more is set of the link by the same
+// request that makes it a port.
+func AddPortWith(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig, more ...rtnl.Attr) error {
+	if err := CheckPort(c, br, port, cfg); err != nil {
 		return err
 	}
-	if err := cfg.fits(br); err != nil {
-		return fmt.Errorf("add port %s to %s: %w", port.Name, br.Name, err)
+	added := port.Master == 0
+	up := append(slices.Clone(more), rtnl.Up(true))
+	if added && cfg.IsZero() {
+		return addPort(c, br, port, up...)
 	}
 	if added && port.Up {
 		if err := c.Set(port.Index, rtnl.Up(false)); err != nil {
@@ -38,13 +38,13 @@ func AddPortWith(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig) error {
 		}
 	}
 	if added {
-		if err := addPort(c, br, port); err != nil {
+		if err := addPort(c, br, port, more...); err != nil {
 			return err
 		}
 	}
 	err := SetPort(c, br, port, cfg)
 	if err == nil {
-		err = addPort(c, br, port, rtnl.Up(true))
+		err = addPort(c, br, port, up...)
 	}
 	if err != nil && added {
 		return errors.Join(err, RemovePort(c, port))
@@ -52,9 +52,20 @@ func AddPortWith(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig) error {
 	return err
 }
 
+// CheckPort tells why AddPortWith would refuse a link, as far as that is seen without a change.
+func CheckPort(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig) error {
+	if err := notStolen(c, br, port); err != nil {
+		return err
+	}
+	if err := cfg.fits(br); err != nil {
+		return fmt.Errorf("add port %s to %s: %w", port.Name, br.Name, err)
+	}
+	return nil
+}
+
 // addPort makes a link a port and changes more of it. That it is one is no error.
 func addPort(c *rtnl.Conn, br, port *rtnl.Link, more ...rtnl.Attr) error {
-	if err := c.Set(port.Index, append(more, rtnl.Master(br.Index))...); err != nil {
+	if err := c.Set(port.Index, append(slices.Clone(more), rtnl.Master(br.Index))...); err != nil {
 		return fmt.Errorf("add port %s to %s: %w", port.Name, br.Name, explainPort(c, err, br, port))
 	}
 	return nil

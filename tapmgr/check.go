@@ -51,7 +51,7 @@ func (m *Manager) Check(ctx context.Context) (Checked, error) {
 	for _, nics := range byVMM(held) {
 		c.guest(ctx, nics)
 	}
-	return c.Checked, nil
+	return c.Checked, c.plainTaps()
 }
 
 type checker struct {

@@ -154,6 +154,9 @@ func TestLivePlainTap(t *testing.T) {
 	}
 }
 
+// yes allows everything.
+func yes() error { return nil }
+
 func TestLiveScripts(t *testing.T) {
 	h := newHost(t)
 	tap, err := tun.Create(h.ns, "vm7", false)
@@ -163,7 +166,7 @@ func TestLiveScripts(t *testing.T) {
 	defer tap.Close()
 	h.Owner = 1000 // the tap's queue is open here
 	for range 2 {
-		if err := h.IfUp("vm7", "br0", bridge.PortConfig{Hairpin: true}); err != nil {
+		if err := h.IfUp("vm7", "br0", bridge.PortConfig{Hairpin: true}, yes); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -184,7 +187,7 @@ func TestLiveScripts(t *testing.T) {
 		t.Errorf("one that is gone: %v", err)
 	}
 	for name, want := range map[string]string{"br0": "no tap", "vm8": "not exist", "a/b": "1 to 15 bytes"} {
-		if err := h.IfUp(name, "br0", bridge.PortConfig{}); err == nil || !strings.Contains(err.Error(), want) {
+		if err := h.IfUp(name, "br0", bridge.PortConfig{}, yes); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", name, err, want)
 		}
 	}
@@ -194,11 +197,11 @@ func TestLiveScripts(t *testing.T) {
 func TestLiveScriptsOfOthers(t *testing.T) {
 	h := newHost(t)
 	h.ip("tuntap", "add", "vm7", "mode", "tap")
-	if err := h.IfUp("vm7", "br0", bridge.PortConfig{}); err != nil {
+	if err := h.IfUp("vm7", "br0", bridge.PortConfig{}, yes); err != nil {
 		t.Errorf("root: %v", err)
 	}
 	h.Owner = 1000
-	for _, err := range []error{h.IfUp("vm7", "br0", bridge.PortConfig{}), h.IfDown("vm7")} {
+	for _, err := range []error{h.IfUp("vm7", "br0", bridge.PortConfig{}, yes), h.IfDown("vm7")} {
 		if !errors.Is(err, fs.ErrPermission) {
 			t.Errorf("another user: %v", err)
 		}

@@ -28,7 +28,9 @@ const monitorWait = 2 * time.Second
 // Reconcile makes what is agree with what should be: it removes what is ours
 // and has no guest any more, takes back attaches and ends detaches that were cut
 // short, and puts ports that have no master back on their bridge. What is plugged,
-// what a living vmnet works on and what is on another bridge is left alone. dry only tells.
+// what a living vmnet works on and what is on another bridge is left alone. Of the taps of
+// which only their bridge is known, those that nobody holds are removed, or taken off the
+// bridge if they were there before. dry only tells.
 //
 // Failures are told in the actions; the error is about the reading of what is.
 func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
@@ -54,7 +56,7 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
 	for _, nics := range byVMM(held) {
 		r.guest(ctx, nics)
 	}
-	return r.actions, nil
+	return r.actions, r.plainTaps()
 }
 
 type reconciler struct {

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -11,7 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
+	"vmnet/internal/netns"
+	"vmnet/internal/nstest"
 	"vmnet/internal/rtnl"
+	"vmnet/internal/tun"
 )
 
 // scripts are qemu-ifup and qemu-ifdown, as they are installed.
@@ -180,5 +185,115 @@ func TestLiveScriptsOfRoot(t *testing.T) {
 	}
 	if nics, err := h.ListAll(); err != nil || len(nics) != 0 {
 		t.Errorf("%+v, %v", nics, err)
+	}
+}
+
+// held makes a persistent tap of nobody's and opens its queue, as a VMM does that then calls its script.
+func (h *host) held(name string) *os.File {
+	h.Helper()
+	h.tap(name, "nobody")
+	return h.queueOf(h.ns, name)
+}
+
+// queueOf opens the queue of a tap.
+func (h *host) queueOf(ns *netns.NS, name string) (queue *os.File) {
+	h.Helper()
+	err := ns.Do(func() error {
+		fd, err := unix.Open(tun.Device, unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		req, err := unix.NewIfreq(name)
+		if err == nil {
+			req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+			err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
+		}
+		queue = os.NewFile(uintptr(fd), tun.Device)
+		return err
+	})
+	if err != nil {
+		h.Fatal(err)
+	}
+	h.Cleanup(func() { _ = queue.Close() })
+	return queue
+}
+
+// with prepares a script that inherits a queue.
+func (h *host) with(queue *os.File, program string, args ...string) *exec.Cmd {
+	cmd := h.command(program, args...)
+	cmd.ExtraFiles = []*os.File{queue}
+	return cmd
+}
+
+const oneNIC = "rules: [{users: ['*'], bridges: [br0], nics: 1}]\n"
+
+// A tap that is on the bridge already, as after a crash, counts once.
+func TestLiveScriptsCountATapOnce(t *testing.T) {
+	h := newHost(t)
+	h.config("policy.yaml", oneNIC)
+	up, down := h.scripts()
+	first, second := h.held("vm0"), h.held("vm1")
+	for range 2 {
+		h.ok(h.do(h.with(first, up, "vm0")))
+		h.ok(h.do(h.with(first, up, "vm0")))
+		h.fails(h.do(h.with(second, up, "vm1")), exitFailure, "policy.yaml:1")
+		if br, l := h.port("vm1"); br != "" || l.Up || l.Alias != "" {
+			t.Errorf("vm1, which was refused: on %q, %+v", br, l)
+		}
+		h.ok(h.do(h.with(first, down, "vm0")))
+	}
+	h.ok(h.do(h.with(second, up, "vm1")))
+}
+
+// Of several that are asked for at once there is at most one, and those that were refused are as they were.
+func TestLiveScriptsAtOnce(t *testing.T) {
+	h := newHost(t)
+	h.config("policy.yaml", oneNIC)
+	up, _ := h.scripts()
+	wait, begin, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tasks []*task
+	for i := range 6 {
+		name := fmt.Sprint("vm", i)
+		cmd := h.with(h.held(name), "/bin/sh", "-c", "read line; exec "+up+" "+name)
+		cmd.Stdin = wait
+		tasks = append(tasks, h.start(cmd))
+	}
+	if err := errors.Join(wait.Close(), begin.Close()); err != nil {
+		t.Fatal(err)
+	}
+	on := 0
+	for i, task := range tasks {
+		<-task.done
+		br, l := h.port(fmt.Sprint("vm", i))
+		if br != "" {
+			on++
+		}
+		if done := task.ProcessState.ExitCode() == 0; done != (br == "br0") || done != l.Up || done != (l.Alias != "") {
+			t.Errorf("exit status %d, on %q, %+v", task.ProcessState.ExitCode(), br, l)
+		}
+	}
+	if on > 1 {
+		t.Errorf("%d taps are on the bridge", on)
+	}
+}
+
+// A tap of that name elsewhere proves nothing, however few files may be opened.
+func TestLiveScriptsProofIsHard(t *testing.T) {
+	h := newHost(t)
+	up, down := h.scripts()
+	h.tap("vm0", "root")
+	far := nstest.New(t)
+	h.ip(far, "tuntap", "add", "dev", "vm0", "mode", "tap")
+	queue := h.queueOf(far, "vm0")
+	for files := 4; files <= 16; files++ {
+		for _, script := range []string{up, down} {
+			r := h.do(h.with(queue, "/bin/sh", "-c", fmt.Sprintf("ulimit -n %d && exec %s vm0", files, script)))
+			if br, l := h.port("vm0"); r.code == 0 || br != "" || l.Up || l.Alias != "" {
+				t.Errorf("with %d files: exit status %d, on %q, %+v", files, r.code, br, l)
+			}
+		}
 	}
 }
