@@ -42,7 +42,7 @@ Each difference is one line; the exit status is then 1.`,
 
 func (a *app) printChecked(c tapmgr.Checked) error {
 	for _, d := range c.Differences {
-		err := a.line("%s/%s %s: %s: want %s, found %s", d.VM, d.NIC, d.Interface, d.What, orNone(d.Want), orNone(d.Found))
+		err := a.line("%s: %s: want %s, found %s", linkText(d.VM, d.NIC, d.Interface), d.What, orNone(d.Want), orNone(d.Found))
 		if err != nil {
 			return err
 		}
@@ -51,6 +51,14 @@ func (a *app) printChecked(c tapmgr.Checked) error {
 		return a.line("%s compared, no difference", count(c.NICs, "NIC"))
 	}
 	return nil
+}
+
+// linkText names a NIC and its interface. Of a tap that qemu-netup has put on a bridge only that is known.
+func linkText(vm, nic, iface string) string {
+	if vm == "" && nic == "" {
+		return iface
+	}
+	return vm + "/" + nic + " " + iface
 }
 
 func orNone(s string) string {

@@ -51,7 +51,7 @@ func (a *app) printActions(actions []tapmgr.Action, dry bool) error {
 		case dry && act.Changed:
 			text = "would be " + text
 		}
-		if err := a.line("%s/%s %s: %s", act.VM, act.NIC, act.Interface, text); err != nil {
+		if err := a.line("%s: %s", linkText(act.VM, act.NIC, act.Interface), text); err != nil {
 			return err
 		}
 	}
