@@ -116,7 +116,14 @@ func (m *Manager) putOn(br *rtnl.Link, t plainTap, port bridge.PortConfig, allow
 	if err := bridge.CheckPort(m.nl, br, t.Link, port); err != nil {
 		return err
 	}
-	err := m.nl.Set(t.Index, rtnl.Alias(alias))
+	var former bridge.PortConfig
+	var err error
+	if t.Master != 0 {
+		if former, err = bridge.ReadPort(m.nl, br, t.Link); err != nil {
+			return err
+		}
+	}
+	err = m.nl.Set(t.Index, rtnl.Alias(alias))
 	if err == nil {
 		err = allowed()
 	}
@@ -134,16 +141,21 @@ func (m *Manager) putOn(br *rtnl.Link, t plainTap, port bridge.PortConfig, allow
 		err = allowed()
 	}
 	if err != nil {
-		return errors.Join(err, gone(m.undoPutOn(t.Link)))
+		return errors.Join(err, gone(m.undoPutOn(br, t.Link, former)))
 	}
 	return nil
 }
 
 // undoPutOn makes a tap what it was before. It leaves the bridge first: as a port its MTU
 // would become the bridge's.
-func (m *Manager) undoPutOn(was *rtnl.Link) error {
+func (m *Manager) undoPutOn(br, was *rtnl.Link, former bridge.PortConfig) error {
 	if err := m.nl.Set(was.Index, rtnl.Alias(was.Alias), rtnl.Master(was.Master), rtnl.Up(was.Up)); err != nil {
 		return err
+	}
+	if was.Master != 0 && former.Other == "" {
+		if err := bridge.SetPort(m.nl, br, was, former); err != nil {
+			return err
+		}
 	}
 	return m.nl.Set(was.Index, rtnl.MAC(was.MAC), rtnl.MTU(was.MTU))
 }

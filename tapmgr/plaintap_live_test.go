@@ -165,6 +165,30 @@ func TestLiveARefusedIfUpChangesNothing(t *testing.T) {
 	}
 }
 
+// TestLiveARefusedIfUpLeavesThePort has a tap that is on the bridge already.
+func TestLiveARefusedIfUpLeavesThePort(t *testing.T) {
+	h := newHost(t)
+	h.tap("vm7", false)
+	if err := h.IfUp("vm7", "br0", bridge.PortConfig{Isolated: true}, yes); err != nil {
+		t.Fatal(err)
+	}
+	was := h.link("vm7")
+	calls := 0
+	err := h.IfUp("vm7", "br0", bridge.PortConfig{Hairpin: true}, func() error {
+		if calls++; calls > 1 {
+			return fs.ErrPermission
+		}
+		return nil
+	})
+	if !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("got %v", err)
+	}
+	h.same(was)
+	if p := h.link("vm7").Port; p == nil || !p.Isolated || p.Hairpin {
+		t.Errorf("port %+v", p)
+	}
+}
+
 func TestLiveIfDownLeavesOtherBridgesAlone(t *testing.T) {
 	h := newHost(t)
 	h.bridge(bridge.Config{Name: "br1"})
