@@ -21,7 +21,6 @@ var (
 // gate decides what the caller may have: bridge.conf and policy.yaml must both allow it. Both are
 // read with the caller's rights, so that file modes choose whom a file is for.
 type gate struct {
-	p      *privilege.Process
 	caller privilege.Caller
 	policy *policy.Policy // nil where there is no policy.yaml
 	m      *tapmgr.Manager
@@ -31,7 +30,7 @@ type gate struct {
 }
 
 func (a *app) openGate(m *tapmgr.Manager) (*gate, error) {
-	g := &gate{p: a.p, caller: a.p.Caller, m: m}
+	g := &gate{caller: a.p.Caller, m: m}
 	var err error
 	g.policy, err = policy.Load(policyPath)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -109,11 +108,7 @@ func (g *gate) within(more int) error {
 	if g.countLater && more > 0 {
 		return g.decide(more)
 	}
-	var owned int
-	err := g.p.With(func() (err error) {
-		owned, err = g.m.Owned(g.caller.UID)
-		return err
-	})
+	owned, err := g.m.Owned(g.caller.UID)
 	if err != nil {
 		return err
 	}

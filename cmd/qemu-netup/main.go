@@ -149,7 +149,7 @@ func (a *app) manager(do func(*tapmgr.Manager) error) error {
 		return err
 	}
 	defer m.Close()
-	m.Owner = a.p.Caller.UID
+	m.Owner, m.LookInto = a.p.Caller.UID, a.p.With
 	return do(m)
 }
 

@@ -13,7 +13,8 @@ func (a *app) reconcileCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "reconcile",
 		Short: "Put right what crashes and others have left",
-		Long: `Remove the NICs that have no guest any more, take back attaches and end detaches
+		Long: `Remove the NICs that have no guest any more, and the taps that a program which had
+them from qemu-netup has made persistent and left; take back attaches and end detaches
 that were cut short, and put ports without a bridge back on theirs. NICs that are
 plugged, that a vmnet works on, or that are on another bridge are left alone.`,
 		Example: `  vmnet reconcile --dry-run

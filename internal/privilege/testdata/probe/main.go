@@ -92,13 +92,20 @@ var steps = map[string]func(p *privilege.Process, value string) (string, error){
 		}
 		return result(p.Confine(vs...))
 	},
-	"drop":      func(p *privilege.Process, _ string) (string, error) { return "ok", p.Drop() },
-	"harden":    func(p *privilege.Process, _ string) (string, error) { return "ok", privilege.Harden() },
-	"regain":    func(*privilege.Process, string) (string, error) { return result(regain()) },
-	"read":      func(_ *privilege.Process, path string) (string, error) { _, err := os.ReadFile(path); return result(err) },
-	"write":     func(_ *privilege.Process, path string) (string, error) { return result(os.WriteFile(path, []byte("x"), 0o666)) },
-	"tun":       func(_ *privilege.Process, path string) (string, error) { return result(tap(path)) },
-	"getenv":    func(p *privilege.Process, key string) (string, error) { return p.Getenv(key) + "|" + os.Getenv(key), nil },
+	"drop":   func(p *privilege.Process, _ string) (string, error) { return "ok", p.Drop() },
+	"harden": func(p *privilege.Process, _ string) (string, error) { return "ok", privilege.Harden() },
+	"regain": func(*privilege.Process, string) (string, error) { return result(regain()) },
+	"read": func(_ *privilege.Process, path string) (string, error) {
+		_, err := os.ReadFile(path)
+		return result(err)
+	},
+	"write": func(_ *privilege.Process, path string) (string, error) {
+		return result(os.WriteFile(path, []byte("x"), 0o666))
+	},
+	"tun": func(_ *privilege.Process, path string) (string, error) { return result(tap(path)) },
+	"getenv": func(p *privilege.Process, key string) (string, error) {
+		return p.Getenv(key) + "|" + os.Getenv(key), nil
+	},
 	"inherited": func(_ *privilege.Process, n string) (string, error) { return result(privilege.Inherited(number(n))) },
 	"closeinherited": func(_ *privilege.Process, n string) (string, error) {
 		return "ok", privilege.CloseInherited(number(n))
