@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -216,14 +217,21 @@ func (h *host) serving(allow func(tapmgr.Spec) error) (client *fdpass.Socket, do
 		h.Fatal(err)
 	}
 	h.Cleanup(func() { _ = client.Close() })
-	sock, err := fdpass.Inherited(int(theirs.Fd()))
+	fd, err := syscall.Dup(int(theirs.Fd())) // an fd has one owner
+	if err == nil {
+		err = theirs.Close()
+	}
+	if err != nil {
+		h.Fatal(err)
+	}
+	sock, err := fdpass.Inherited(fd)
 	if err != nil {
 		h.Fatal(err)
 	}
 	done = make(chan error, 1)
 	go func() {
 		done <- h.Serve(h.context(10*time.Second), sock, allow)
-		_ = theirs.Close()
+		_ = sock.Close()
 	}()
 	return client, done
 }

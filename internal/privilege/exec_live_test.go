@@ -101,6 +101,7 @@ func TestLiveExecSignals(t *testing.T) {
 	ignored := signalSet(unix.SIGHUP, unix.SIGINT, unix.SIGCONT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU)
 	open := signalSet(unix.SIGKILL, unix.SIGSTOP, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGCHLD, unix.SIGPROF, unix.SIGURG,
 		unix.SIGABRT, unix.SIGSYS, unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGTRAP, unix.SIGSTKFLT, 32, 33, 34)
+	got["SigIgn"] &^= signalSet(32) // as whoever started the test has it: make(1) ignores it
 	if got["SigIgn"] != ignored || got["SigBlk"] != ^open {
 		t.Errorf("ignored %#x, want %#x; blocked %#x, want %#x", got["SigIgn"], ignored, got["SigBlk"], ^open)
 	}
