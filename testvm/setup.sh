@@ -14,8 +14,8 @@ exec </dev/null
 export DEBIAN_FRONTEND=noninteractive
 PATH=$PATH:/usr/sbin:/sbin
 
-# gcc is for Go's race detector. Of libvirt, these packages start no daemon.
-packages='qemu-system-x86 busybox-static iproute2 gcc libc6-dev libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients'
+# gcc is for Go's race detector, groff looks at the man pages, libcap2-bin has setcap. Of libvirt, these packages start no daemon.
+packages='qemu-system-x86 busybox-static iproute2 gcc libc6-dev groff-base libcap2-bin libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients'
 kernels=cloud
 updated=
 
