@@ -49,19 +49,10 @@ func inBarrenPlace() error {
 	for _, dir := range []string{"/run", "/tmp", "/dev", "/sys"} {
 		err = errors.Join(err, unix.Mount("none", dir, "tmpfs", unix.MS_NODEV, ""))
 	}
-	ns, nsErr := netns.Open("/proc/self/fd/3")
-	if err = errors.Join(err, nsErr); err != nil {
-		return err
-	}
-	nl, err := rtnl.Open(ns)
 	if err != nil {
 		return err
 	}
-	lower, err := nl.Link("eth0")
-	if err != nil {
-		return err
-	}
-	d, err := macvtap.Create(nl, macvtap.Config{Kind: macvtap.Macvtap, Name: "P2-net0", Lower: lower, Mode: "bridge", MAC: guestMAC})
+	d, err := createOnWire()
 	if err != nil {
 		return err
 	}
@@ -71,4 +62,21 @@ func inBarrenPlace() error {
 		return err
 	}
 	return errors.Join(d.OpenQueue(), d.OpenQueue(), d.Up(), d.Close())
+}
+
+// createOnWire makes a device on eth0 of the netns that a test's process has as fd 3.
+func createOnWire() (*macvtap.Device, error) {
+	ns, err := netns.Open("/proc/self/fd/3")
+	if err != nil {
+		return nil, err
+	}
+	nl, err := rtnl.Open(ns)
+	if err != nil {
+		return nil, err
+	}
+	lower, err := nl.Link("eth0")
+	if err != nil {
+		return nil, err
+	}
+	return macvtap.Create(nl, macvtap.Config{Kind: macvtap.Macvtap, Name: "P2-net0", Lower: lower, Mode: "bridge", MAC: guestMAC})
 }

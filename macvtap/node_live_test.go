@@ -12,10 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/netns"
 	"vmnet/internal/procfd"
-	"vmnet/internal/rtnl"
-	"vmnet/macvtap"
 )
 
 // TestLiveAKeptNodeOpensNoLaterDevice keeps a device's node and its folder as whoever was given a queue
@@ -130,19 +127,7 @@ func onOldKernel() error {
 			return err
 		}
 	}
-	ns, err := netns.Open("/proc/self/fd/3")
-	if err != nil {
-		return err
-	}
-	nl, err := rtnl.Open(ns)
-	if err != nil {
-		return err
-	}
-	lower, err := nl.Link("eth0")
-	if err != nil {
-		return err
-	}
-	d, err := macvtap.Create(nl, macvtap.Config{Kind: macvtap.Macvtap, Name: "P2-net0", Lower: lower, Mode: "bridge", MAC: guestMAC})
+	d, err := createOnWire()
 	if err != nil {
 		return err
 	}

@@ -117,15 +117,7 @@ func (h *host) detach(g *guest, nic string) {
 // reach makes the guest use a NIC and pings the host through it.
 func (h *host) reach(g *guest, nic tapmgr.NIC, addr string) {
 	h.Helper()
-	ctx := h.context(30 * time.Second)
-	link, err := g.Guest.WaitNIC(ctx, nic.MAC)
-	if err == nil {
-		err = g.Guest.AddAddr(ctx, link.Name, addr+"/24")
-	}
-	if err == nil {
-		err = g.Guest.Up(ctx, link.Name)
-	}
-	if err != nil {
+	if err := g.Guest.UseNIC(h.context(30*time.Second), nic.MAC, addr+"/24"); err != nil {
 		h.Fatal(err)
 	}
 	h.ping(g)

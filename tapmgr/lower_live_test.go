@@ -54,15 +54,7 @@ func (g *guest) lowerSpec(nic string, l tapmgr.Lower) tapmgr.Spec {
 // use makes the guest use a NIC with an address, and pings the outside through it.
 func (h *host) use(g *guest, nic tapmgr.NIC, addr string) {
 	h.Helper()
-	ctx := h.context(30 * time.Second)
-	link, err := g.Guest.WaitNIC(ctx, nic.MAC)
-	if err == nil {
-		err = g.Guest.AddAddr(ctx, link.Name, addr)
-	}
-	if err == nil {
-		err = g.Guest.Up(ctx, link.Name)
-	}
-	if err != nil {
+	if err := g.Guest.UseNIC(h.context(30*time.Second), nic.MAC, addr); err != nil {
 		h.Fatal(err)
 	}
 }

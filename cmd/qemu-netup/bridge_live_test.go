@@ -137,13 +137,7 @@ func TestLiveGuestOfTheHelperPings(t *testing.T) {
 		NICs: []testvm.NIC{{ID: "net0", MAC: mac.String(), Netdev: "bridge,br=br0,helper=" + h.program}},
 	})
 	ctx := h.context(time.Minute)
-	l, err := vm.Guest.WaitNIC(ctx, mac.String())
-	if err == nil {
-		err = vm.Guest.AddAddr(ctx, l.Name, "10.7.0.2/24")
-	}
-	if err == nil {
-		err = vm.Guest.Up(ctx, l.Name)
-	}
+	err := vm.Guest.UseNIC(ctx, mac.String(), "10.7.0.2/24")
 	if err == nil {
 		_, err = vm.Guest.Ping(ctx, hostAddr)
 	}

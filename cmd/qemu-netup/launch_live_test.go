@@ -160,15 +160,7 @@ func (h *host) reach(g *guest, nic tapmgr.NIC, addr string) {
 
 func (h *host) use(g *guest, nic tapmgr.NIC, addr string) {
 	h.Helper()
-	ctx := h.context(30 * time.Second)
-	link, err := g.Guest.WaitNIC(ctx, nic.MAC)
-	if err == nil {
-		err = g.Guest.AddAddr(ctx, link.Name, addr)
-	}
-	if err == nil {
-		err = g.Guest.Up(ctx, link.Name)
-	}
-	if err != nil {
+	if err := g.Guest.UseNIC(h.context(30*time.Second), nic.MAC, addr); err != nil {
 		h.Fatal(err)
 	}
 }

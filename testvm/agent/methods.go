@@ -120,6 +120,19 @@ func (g *Guest) WaitNIC(ctx context.Context, mac string) (Link, error) {
 	return link, err
 }
 
+// UseNIC waits until a NIC with this hardware address is there, gives it an address with its prefix
+// length ("10.0.0.2/24"), and brings it up.
+func (g *Guest) UseNIC(ctx context.Context, mac, addr string) error {
+	link, err := g.WaitNIC(ctx, mac)
+	if err == nil {
+		err = g.AddAddr(ctx, link.Name, addr)
+	}
+	if err == nil {
+		err = g.Up(ctx, link.Name)
+	}
+	return err
+}
+
 // WaitNICGone waits until no NIC has this hardware address.
 func (g *Guest) WaitNICGone(ctx context.Context, mac string) error {
 	return g.call(ctx, MethodWaitNIC, NICWait{MAC: mac, Gone: true}, nil)
