@@ -15,44 +15,51 @@ import (
 // Launch is the host's side of the NICs of a VMM that is yet to be started: whoever starts it,
 // or becomes it, passes the fds on. They stay the Launch's.
 type Launch struct {
-	NICs   []Launched
+	NICs   []Launched // as planned, until Make has made them
+	m      *Manager
 	halves []*half
+	steps  []step.Step
 }
 
 // Launched is one NIC of a Launch.
 type Launched struct {
 	NIC     NIC
-	Device  qmp.NIC  // what QEMU is to be given, with the open fds
+	Device  qmp.NIC  // what QEMU is to be given, with the fds once they are open
 	Notices []string // what a person should know, though it is no error
 }
 
-// Launch makes the host's side of all NICs of one guest, or leaves nothing behind. The ids are
+// PlanLaunch decides everything about the NICs of one guest, and changes nothing. The ids are
 // those of Attach, so that afterwards List, Show, Check and Detach treat them like any
 // other. QueuesAuto must have been decided. A NIC of that name that is there is an error that Is ErrExist.
-func (m *Manager) Launch(ctx context.Context, specs ...Spec) (*Launch, error) {
-	l := &Launch{}
-	var list []step.Step
+func (m *Manager) PlanLaunch(specs ...Spec) (*Launch, error) {
+	l := &Launch{m: m}
 	for _, spec := range specs {
 		h, err := m.planLaunch(spec)
 		if err != nil {
 			return nil, fmt.Errorf("launch %s/%s: %w", spec.VM, spec.NIC, err)
 		}
 		l.halves = append(l.halves, h)
+		l.NICs = append(l.NICs, Launched{NIC: h.planned(), Device: h.nic, Notices: h.notices})
 		steps := h.hostSteps(os.Getpid())
 		for i := range steps {
 			if len(specs) > 1 {
 				steps[i].Name = spec.NIC + " " + steps[i].Name
 			}
 		}
-		list = append(list, inStage(ErrLink, steps...)...)
-	}
-	if err := m.run(ctx, list); err != nil {
-		return nil, fmt.Errorf("launch %s: %w", specs[0].VM, err)
-	}
-	if err := l.look(); err != nil {
-		return nil, errors.Join(err, l.Close())
+		l.steps = append(l.steps, inStage(ErrLink, steps...)...)
 	}
 	return l, nil
+}
+
+// Make makes all of the NICs, or leaves nothing behind. A dry run leaves them planned.
+func (l *Launch) Make(ctx context.Context) error {
+	if err := l.m.run(ctx, l.steps); err != nil {
+		return fmt.Errorf("launch %s: %w", l.halves[0].spec.VM, err)
+	}
+	if err := l.look(); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	return nil
 }
 
 // planLaunch decides everything about one NIC and changes nothing.
@@ -80,21 +87,20 @@ func (m *Manager) planLaunch(spec Spec) (*half, error) {
 	return h, h.plan(spec.Queues)
 }
 
-// look reads the devices back. After a dry run there are none.
+// look reads the devices back, as far as there are any.
 func (l *Launch) look() error {
-	for _, h := range l.halves {
-		one := Launched{NIC: h.planned(), Device: h.nic, Notices: h.notices}
-		if h.side.queues() != nil {
-			alias, _ := h.record.encode()
-			made, err := h.side.verify(os.Getpid(), alias)
-			if err != nil {
-				return fmt.Errorf("launch %s/%s: %w", h.spec.VM, h.spec.NIC, in(ErrLink, err))
-			}
-			made.want = h.record
-			res := h.result(made, true)
-			one.NIC, one.Notices = res.NIC, res.Notices
+	for i, h := range l.halves {
+		if h.side.queues() == nil {
+			continue
 		}
-		l.NICs = append(l.NICs, one)
+		alias, _ := h.record.encode()
+		made, err := h.side.verify(os.Getpid(), alias)
+		if err != nil {
+			return fmt.Errorf("launch %s/%s: %w", h.spec.VM, h.spec.NIC, in(ErrLink, err))
+		}
+		made.want = h.record
+		res := h.result(made, true)
+		l.NICs[i] = Launched{NIC: res.NIC, Device: h.nic, Notices: res.Notices}
 	}
 	return nil
 }

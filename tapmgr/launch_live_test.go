@@ -19,6 +19,15 @@ import (
 	"vmnet/testvm"
 )
 
+// tryLaunch plans NICs and makes them.
+func (h *host) tryLaunch(ctx context.Context, specs ...tapmgr.Spec) (*tapmgr.Launch, error) {
+	l, err := h.PlanLaunch(specs...)
+	if err == nil {
+		err = l.Make(ctx)
+	}
+	return l, err
+}
+
 // launched starts a guest with the NICs, as who becomes its VMM would.
 func (h *host) launched(c testvm.Config, specs ...tapmgr.Spec) (*guest, *tapmgr.Launch) {
 	h.Helper()
@@ -26,7 +35,7 @@ func (h *host) launched(c testvm.Config, specs ...tapmgr.Spec) (*guest, *tapmgr.
 	for i := range specs {
 		specs[i].VM = c.Name
 	}
-	l, err := h.Launch(h.context(20*time.Second), specs...)
+	l, err := h.tryLaunch(h.context(20*time.Second), specs...)
 	if err != nil {
 		h.Fatal(err)
 	}
@@ -106,15 +115,15 @@ func TestLiveLaunchMakesAllOrNothing(t *testing.T) {
 	good := tapmgr.Spec{Target: tapmgr.Target{VM: "P3"}, NIC: "net0", Bridge: "br0"}
 	bad := good
 	bad.NIC, bad.Bridge = "net1", "br9"
-	if _, err := h.Launch(ctx, good, bad); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "P3/net1") {
+	if _, err := h.tryLaunch(ctx, good, bad); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "P3/net1") {
 		t.Errorf("got %v, want br9 to be missed", err)
 	}
-	if _, err := h.Launch(ctx, good, good); !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), "--nic") {
+	if _, err := h.tryLaunch(ctx, good, good); !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), "--nic") {
 		t.Errorf("got %v, want the second one's name to be taken", err)
 	}
 	h.gone("P3-net0")
 	good.Queues = tapmgr.QueuesAuto
-	if _, err := h.Launch(ctx, good); !errors.Is(err, tapmgr.ErrInvalid) {
+	if _, err := h.tryLaunch(ctx, good); !errors.Is(err, tapmgr.ErrInvalid) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -327,7 +336,7 @@ func TestLiveLaunchDry(t *testing.T) {
 		return nil
 	}
 	defer func() { h.Run = nil }()
-	l, err := h.Launch(h.context(10*time.Second),
+	l, err := h.tryLaunch(h.context(10*time.Second),
 		tapmgr.Spec{Target: tapmgr.Target{VM: "P3"}, NIC: "net0", Bridge: "br0", Vhost: tapmgr.VhostOff},
 		tapmgr.Spec{Target: tapmgr.Target{VM: "P3"}, NIC: "net1", Lower: &tapmgr.Lower{Kind: "macvtap", Device: "eth0"}, Vhost: tapmgr.VhostOff})
 	if err != nil || len(l.NICs) != 2 {

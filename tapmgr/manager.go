@@ -48,6 +48,22 @@ func New(ns *netns.NS) (*Manager, error) {
 	return &Manager{ns: ns, nl: nl}, nil
 }
 
+// In runs f with a Manager for a namespace that netns.Open knows by that name or path; empty
+// for the current one.
+func In(nameOrPath string, f func(*Manager) error) error {
+	ns, err := netns.Open(nameOrPath)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	m, err := New(ns)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	return f(m)
+}
+
 // Close closes the netlink socket.
 func (m *Manager) Close() { m.nl.Close() }
 

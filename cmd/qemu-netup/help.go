@@ -28,7 +28,7 @@ qemu-bridge-helper always 1). See qemu-netup(8), bridge.conf(5), policy.yaml(5).
 
 func helpText() string {
 	f := newFlags()
-	(&launchOptions{qmp: "none", place: "auto", sparePorts: 2}).flags(f)
+	newLaunchOptions().flags(f)
 	f.String("profile", "", profileUsage)
 	return synopsis + strings.TrimRight(f.FlagUsages(), "\n") + "\n      --next-nic                   the options that follow are those of another NIC\n" + closing
 }

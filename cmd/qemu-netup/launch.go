@@ -9,9 +9,9 @@ import (
 
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
+	"vmnet/internal/console"
 	"vmnet/internal/fdpass"
 	"vmnet/internal/launch"
-	"vmnet/internal/netns"
 	"vmnet/internal/policy"
 	"vmnet/internal/shellquote"
 	"vmnet/internal/step"
@@ -45,7 +45,7 @@ func (a *app) launch(args []string) error {
 		return err
 	}
 	if o.dryRun {
-		return a.print(a.out, "%s\n", clean(shellquote.Join(command.Argv)))
+		return a.print(a.out, "%s\n", console.Clean(shellquote.Join(command.Argv)))
 	}
 	if err := a.p.Drop(); err != nil {
 		return err
@@ -100,11 +100,15 @@ func (a *app) make(o *launchOptions) (made *tapmgr.Launch, err error) {
 		if err := g.allow(aclForUsers, requests...); err != nil {
 			return err
 		}
-		if err := a.rehearse(m, o, specs); err != nil {
+		m.Run = a.runner(o)
+		if made, err = m.PlanLaunch(specs...); err != nil {
 			return err
 		}
-		m.Run = a.runner(o)
-		if made, err = m.Launch(context.Background(), specs...); err != nil {
+		// What is wrong with the command line is told before a device is made.
+		if _, err := o.command(made, a.monitorPath(o)); err != nil {
+			return err
+		}
+		if err := made.Make(context.Background()); err != nil {
 			return err
 		}
 		a.notes(made)
@@ -114,17 +118,6 @@ func (a *app) make(o *launchOptions) (made *tapmgr.Launch, err error) {
 		return g.still()
 	})
 	return made, err
-}
-
-// rehearse finds what is wrong with the command line before a device is made.
-func (a *app) rehearse(m *tapmgr.Manager, o *launchOptions, specs []tapmgr.Spec) error {
-	m.Run = func(context.Context, []step.Step) error { return nil }
-	planned, err := m.Launch(context.Background(), specs...)
-	if err != nil {
-		return err
-	}
-	_, err = o.command(planned, a.monitorPath(o))
-	return err
 }
 
 // notes tells what people should know of their NICs, and what is so of several only once.
@@ -140,30 +133,13 @@ func (a *app) notes(made *tapmgr.Launch) {
 	}
 }
 
-func (a *app) managerIn(name string, do func(*tapmgr.Manager) error) error {
-	if name == "" {
-		return a.manager(do)
-	}
-	ns, err := netns.Open(name)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	m, err := tapmgr.New(ns)
-	if err != nil {
-		return err
-	}
-	defer m.Close()
-	return do(m)
-}
-
 // runner runs the steps as asked for: in silence, telling each, or only telling.
 func (a *app) runner(o *launchOptions) func(context.Context, []step.Step) error {
 	switch {
 	case o.dryRun:
 		return func(_ context.Context, steps []step.Step) error {
 			for i, s := range steps {
-				if err := a.print(a.out, "%2d. %s: %s\n", i+1, s.Name, clean(s.Text)); err != nil {
+				if err := a.print(a.out, "%2d. %s: %s\n", i+1, s.Name, console.Clean(s.Text)); err != nil {
 					return err
 				}
 			}

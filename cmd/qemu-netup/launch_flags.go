@@ -40,9 +40,14 @@ const maxNICs = 32
 // nextNIC stands between the options of one NIC and those of another.
 const nextNIC = "--next-nic"
 
+// newLaunchOptions are the defaults.
+func newLaunchOptions() *launchOptions {
+	return &launchOptions{qmp: "none", place: string(qemu.PlaceAuto), sparePorts: launch.DefaultSparePorts}
+}
+
 // parseLaunch reads everything before and after --.
 func parseLaunch(args []string) (*launchOptions, error) {
-	o := &launchOptions{qmp: "none", place: "auto", sparePorts: launch.DefaultSparePorts}
+	o := newLaunchOptions()
 	end := slices.Index(args, "--")
 	if end < 0 {
 		return nil, usagef("what to run is missing: -- and then the guest's command line, such as -- qemu-system-x86_64 -m 1G disk.img")
@@ -132,15 +137,12 @@ func (o *launchOptions) name() error {
 	if err != nil {
 		return err
 	}
-	machine := qemu.Place(o.place)
-	if o.place == "auto" {
-		machine = qemu.MachineOf(o.argv).Place
-	}
+	machine := qemu.Place(o.place).Of(o.argv)
 	for i := range o.nics {
 		s := &o.nics[i].spec
 		s.VM = name
 		if s.Model == "" && machine == qemu.PlaceMMIO {
-			s.Model = "virtio-net-device"
+			s.Model = launch.MMIOModel
 		}
 		if s.Queues == tapmgr.QueuesAuto {
 			s.Queues = min(qemu.CPUs(o.argv), tapmgr.MaxAutoQueues)

@@ -12,10 +12,9 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
-	"unicode"
 
+	"vmnet/internal/console"
 	"vmnet/internal/launch"
-	"vmnet/internal/netns"
 	"vmnet/internal/privilege"
 	"vmnet/tapmgr"
 )
@@ -137,20 +136,15 @@ func (a *app) version([]string) error {
 // version is set by the linker.
 var version = "devel"
 
-// manager works in the namespace that we are in, for the caller.
-func (a *app) manager(do func(*tapmgr.Manager) error) error {
-	ns, err := netns.Current()
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	m, err := tapmgr.New(ns)
-	if err != nil {
-		return err
-	}
-	defer m.Close()
-	m.Owner, m.LookInto = a.p.Caller.UID, a.p.With
-	return do(m)
+// manager works for the caller, in the namespace that we are in.
+func (a *app) manager(do func(*tapmgr.Manager) error) error { return a.managerIn("", do) }
+
+// managerIn is manager for a named namespace.
+func (a *app) managerIn(netns string, do func(*tapmgr.Manager) error) error {
+	return tapmgr.In(netns, func(m *tapmgr.Manager) error {
+		m.Owner, m.LookInto = a.p.Caller.UID, a.p.With
+		return do(m)
+	})
 }
 
 func (a *app) print(w io.Writer, format string, args ...any) error {
@@ -166,16 +160,6 @@ func (a *app) say(text string) {
 		if i > 0 {
 			lead = "  "
 		}
-		_ = a.print(a.err, "%s%s\n", lead, clean(line))
+		_ = a.print(a.err, "%s%s\n", lead, console.Clean(line))
 	}
-}
-
-// clean keeps text that others chose from steering the terminal.
-func clean(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return unicode.ReplacementChar
-		}
-		return r
-	}, s)
 }

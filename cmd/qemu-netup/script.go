@@ -1,7 +1,6 @@
 package main
 
 import (
-	"github.com/spf13/pflag"
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"vmnet/internal/policy"
@@ -11,8 +10,7 @@ import (
 // interfaceArg reads the only argument that QEMU gives its scripts, and keeps no more
 // rights than they need.
 func (a *app) interfaceArg(args []string) (string, error) {
-	f := pflag.NewFlagSet("qemu-ifup", pflag.ContinueOnError)
-	f.Usage = func() {}
+	f := newFlags()
 	if err := parse(f, args); err != nil {
 		return "", err
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmnet/internal/console"
 	"vmnet/tapmgr"
 )
 
@@ -54,10 +55,10 @@ func (a *app) detach(ctx context.Context, spec tapmgr.DetachSpec, steps *stepFla
 		case err != nil || steps.planned:
 			return err
 		case !res.Changed:
-			return a.print("%s/%s: unchanged: there is no such NIC\n", clean(spec.VM), spec.NIC)
+			return a.print("%s/%s: unchanged: there is no such NIC\n", console.Clean(spec.VM), spec.NIC)
 		case spec.Force:
-			return a.print("%s/%s: cut off\n", clean(spec.VM), spec.NIC)
+			return a.print("%s/%s: cut off\n", console.Clean(spec.VM), spec.NIC)
 		}
-		return a.print("%s/%s: detached\n", clean(spec.VM), spec.NIC)
+		return a.print("%s/%s: detached\n", console.Clean(spec.VM), spec.NIC)
 	})
 }

@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"strings"
 	"syscall"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
 	"vmnet/bridge"
+	"vmnet/internal/console"
 	"vmnet/tapmgr"
 )
 
@@ -66,7 +66,7 @@ func (a *app) say(text string) {
 		case i > 0:
 			lead = "  "
 		}
-		fmt.Fprintf(a.err, "%s%s\n", lead, clean(line))
+		fmt.Fprintf(a.err, "%s%s\n", lead, console.Clean(line))
 	}
 }
 
@@ -76,14 +76,4 @@ func (a *app) notes(texts []string) {
 	for _, t := range texts {
 		a.note(t)
 	}
-}
-
-// clean keeps text that others chose, such as a guest's name, from steering the terminal.
-func clean(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return unicode.ReplacementChar
-		}
-		return r
-	}, s)
 }

@@ -12,19 +12,11 @@ import (
 
 // withManager calls f with a Manager for --netns.
 func (a *app) withManager(f func(*tapmgr.Manager) error) error {
-	ns, err := netns.Open(a.netns)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	m, err := tapmgr.New(ns)
-	if err != nil {
-		return err
-	}
-	defer m.Close()
-	m.Progress = a.progress()
-	m.HelperPath = helperPath()
-	return f(m)
+	return tapmgr.In(a.netns, func(m *tapmgr.Manager) error {
+		m.Progress = a.progress()
+		m.HelperPath = helperPath()
+		return f(m)
+	})
 }
 
 // withNetlink calls f with a netlink socket in --netns.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 	"text/tabwriter"
+
+	"vmnet/internal/console"
 )
 
 // errOutput is stdout that takes no more: a full disk, a reader that has gone.
@@ -19,7 +21,7 @@ func (a *app) print(format string, args ...any) error {
 
 // line prints one line, whatever others chose of its text.
 func (a *app) line(format string, args ...any) error {
-	return a.print("%s\n", clean(fmt.Sprintf(format, args...)))
+	return a.print("%s\n", console.Clean(fmt.Sprintf(format, args...)))
 }
 
 func (a *app) printJSON(v any) error {
@@ -40,7 +42,7 @@ func (a *app) table(rows [][]string) error {
 			if cell == "" {
 				cell = "-"
 			}
-			fmt.Fprint(w, clean(cell))
+			fmt.Fprint(w, console.Clean(cell))
 		}
 		fmt.Fprintln(w)
 	}
@@ -57,9 +59,9 @@ func (a *app) block(title string, fields []field) error {
 		width = max(width, len(f.key)+1)
 	}
 	var b strings.Builder
-	fmt.Fprintln(&b, clean(title))
+	fmt.Fprintln(&b, console.Clean(title))
 	for _, f := range fields {
-		fmt.Fprintf(&b, "  %-*s %s\n", width, f.key+":", clean(f.value))
+		fmt.Fprintf(&b, "  %-*s %s\n", width, f.key+":", console.Clean(f.value))
 	}
 	return a.print("%s", b.String())
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmnet/internal/console"
 	"vmnet/internal/step"
 	"vmnet/tapmgr"
 )
@@ -50,7 +51,7 @@ func (a *app) printSteps(steps []step.Step, json bool) error {
 		return a.printJSON(plans)
 	}
 	for i, s := range steps {
-		if err := a.print("%2d. %s: %s\n", i+1, s.Name, clean(s.Text)); err != nil {
+		if err := a.print("%2d. %s: %s\n", i+1, s.Name, console.Clean(s.Text)); err != nil {
 			return err
 		}
 	}

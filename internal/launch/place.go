@@ -12,8 +12,8 @@ import (
 // rootBus is what q35 and the virt machines call theirs.
 const rootBus = "pcie.0"
 
-// mmioModel is the NIC of a machine without PCI.
-const mmioModel = "virtio-net-device"
+// MMIOModel is the NIC of a machine without PCI.
+const MMIOModel = "virtio-net-device"
 
 // placement gives NICs their places, with names that nothing else has.
 type placement struct {
@@ -23,10 +23,7 @@ type placement struct {
 
 // placement reserves the NICs' own ids, so that no port gets one of them.
 func (c Config) placement(argv []string) (placement, error) {
-	p := placement{kind: qemu.Place(c.Place), taken: qemu.ReadTaken(argv[1:])}
-	if c.Place == "" || c.Place == "auto" {
-		p.kind = qemu.MachineOf(argv).Place
-	}
+	p := placement{kind: qemu.Place(c.Place).Of(argv), taken: qemu.ReadTaken(argv[1:])}
 	for _, n := range c.NICs {
 		for _, id := range []string{n.Device.ID, netdevID(n.Device)} {
 			if p.taken.IDs[id] {
@@ -42,7 +39,7 @@ func (c Config) placement(argv []string) (placement, error) {
 func (p placement) place(n qmp.NIC) (device qmp.NIC, port []string, err error) {
 	n = ownPlace(n)
 	if p.kind == qemu.PlaceMMIO && n.Model == "" {
-		n.Model = mmioModel
+		n.Model = MMIOModel
 	}
 	if p.kind == qemu.PlacePCIe && n.Bus == "" && n.Addr == "" && onPCI(n.Model) {
 		n.Bus, port, err = p.port()
@@ -64,7 +61,7 @@ func ownPlace(n qmp.NIC) qmp.NIC {
 
 // onPCI is true of all NICs that QEMU has but a few.
 func onPCI(model string) bool {
-	return !slices.Contains([]string{mmioModel, "virtio-net-ccw", "usb-net", "ne2k_isa", "spapr-vlan", "xen-net-device"}, model)
+	return !slices.Contains([]string{MMIOModel, "virtio-net-ccw", "usb-net", "ne2k_isa", "spapr-vlan", "xen-net-device"}, model)
 }
 
 // port makes a root port. The pair of chassis and slot must be its own (pcie_chassis_add_slot in

@@ -25,6 +25,17 @@ const (
 	PlaceMMIO Place = "mmio"
 )
 
+// PlaceAuto is what the machine has; so is an empty Place.
+const PlaceAuto Place = "auto"
+
+// Of decides for a command line.
+func (p Place) Of(argv []string) Place {
+	if p == "" || p == PlaceAuto {
+		return MachineOf(argv).Place
+	}
+	return p
+}
+
 // Machine is what a command line says about the machine.
 type Machine struct {
 	Type  string // "q35", "pc-i440fx-7.2"; empty: none is named, and the program has no default
