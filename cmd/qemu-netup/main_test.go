@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 
@@ -49,6 +50,7 @@ func TestMain(m *testing.M) {
 func inOwnMounts(dir string) error {
 	done := make(chan error)
 	go func() {
+		runtime.LockOSThread() // never unlocked: without, the next system call may be another thread's
 		done <- func() error {
 			err := errors.Join(
 				unix.Unshare(unix.CLONE_NEWNS|unix.CLONE_FS),
