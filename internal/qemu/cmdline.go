@@ -3,9 +3,11 @@
 package qemu
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
+	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -17,7 +19,9 @@ type CmdLine struct {
 	Name     string    // -name guest=; empty where it has none
 	Monitors []Monitor // control (QMP) monitors on a unix socket, in order
 	Others   []string  // monitors that cannot be used, and why
+	UUID     string    // -uuid, as written; empty where it has none
 	Libvirt  bool      // libvirt started it, and holds its monitor
+	Dir      string    // where libvirt keeps the running domain's files; empty where that is not told
 }
 
 // Monitor is a QMP monitor that listens on a unix socket.
@@ -48,6 +52,12 @@ func Parse(argv []string) CmdLine {
 			if o := parseOptions(value, "chardev"); o["mode"] == "control" {
 				mons = append(mons, o["chardev"])
 			}
+		case "uuid":
+			c.UUID = value
+		case "object":
+			if file := masterKey(value); file != "" {
+				c.Dir = filepath.Dir(file)
+			}
 		}
 	}
 	for _, id := range mons {
@@ -63,6 +73,28 @@ func Parse(argv []string) CmdLine {
 		c.add(monitorOf(o))
 	}
 	return c
+}
+
+// masterKey is the file of the secret by which libvirt encrypts what it tells a domain's QEMU
+// (qemuBuildMasterKeyCommandLine in src/qemu/qemu_command.c): its folder is that domain's alone while it runs.
+// It is empty for another -object.
+func masterKey(object string) string {
+	o := options{}
+	if strings.HasPrefix(object, "{") {
+		var fields map[string]any
+		if json.Unmarshal([]byte(object), &fields) != nil {
+			return ""
+		}
+		for key, v := range fields {
+			o[key], _ = v.(string)
+		}
+	} else {
+		o = parseOptions(object, "qom-type")
+	}
+	if o["qom-type"] != "secret" || o["id"] != "masterKey0" || !filepath.IsAbs(o["file"]) {
+		return ""
+	}
+	return filepath.Clean(o["file"])
 }
 
 // valued yields the options that this package reads, without their dashes and with their
@@ -83,7 +115,7 @@ func valued(argv []string) iter.Seq2[string, string] {
 }
 
 func isRead(opt string) bool {
-	return slices.Contains([]string{"name", "qmp", "qmp-pretty", "chardev", "mon", "machine", "M", "smp"}, opt)
+	return slices.Contains([]string{"name", "qmp", "qmp-pretty", "chardev", "mon", "machine", "M", "smp", "uuid", "object"}, opt)
 }
 
 func (c *CmdLine) add(m Monitor, err error) {

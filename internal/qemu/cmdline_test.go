@@ -23,7 +23,10 @@ func TestParse(t *testing.T) {
 		"-qmp unix:/q":                                               {Others: []string{"a monitor that connects to /q instead of listening"}},
 		"-qmp unix:/q,server=on,abstract=on":                         {Others: []string{"a monitor on an abstract socket"}},
 		"-chardev socket,id=c,fd=5,server=on -mon c,mode=control":    {Others: []string{"a monitor on an inherited socket, whose path only its manager knows"}},
-		"-chardev socket,id=charmonitor,fd=24,server=on -mon chardev=charmonitor,id=monitor,mode=control -name guest=v": {Name: "v", Libvirt: true},
+		"-chardev socket,id=charmonitor,fd=24,server=on -mon chardev=charmonitor,id=monitor,mode=control -name guest=v":                      {Name: "v", Libvirt: true},
+		`-uuid 6a1b -object {"qom-type":"secret","id":"masterKey0","format":"raw","file":"/var/lib/libvirt/qemu/domain-1-v/master-key.aes"}`: {UUID: "6a1b", Dir: "/var/lib/libvirt/qemu/domain-1-v"},
+		"-object secret,id=masterKey0,format=raw,file=/d/../e/k":                                                                             {Dir: "/e"},
+		"-object secret,id=masterKey0,file=k -object secret,id=other,file=/d/k -object rng-random,id=masterKey0,file=/d/k -object {":         {},
 		"-device virtio-net-pci,id=x -name": {},
 		"-kernel -name":                     {},
 		"":                                  {},
@@ -46,6 +49,7 @@ func TestParseKeepsBlanksAndEquals(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add("-name\x00P2\x00-qmp\x00unix:/q,server=on")
 	f.Add("-chardev\x00socket,id=m,path=,,\x00-mon\x00m,mode=control")
+	f.Add("-uuid\x00-object\x00-object\x00{\"qom-type\":\"secret\",\"id\":\"masterKey0\",\"file\":\"/k\"}")
 	f.Add("-name\x00,,,=,\x00-qmp\x00:\x00-qmp")
 	f.Fuzz(func(t *testing.T, line string) {
 		argv := strings.Split(line, "\x00")

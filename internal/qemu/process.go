@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -139,6 +140,32 @@ func Find(name string) (Process, error) {
 		return Process{}, fmt.Errorf("%w: %q runs as %s (name it with --pid %d if that is the guest you mean)", ErrOtherUser, name, userName(p.UID), p.PID)
 	}
 	return Process{}, fmt.Errorf("%w: no running QEMU has -name guest=%s (running: %s; --pid or --qmp name one without a name)", ErrNotFound, name, names(all))
+}
+
+// OfLibvirt returns the running QEMUs, whoever runs them, that say of themselves that libvirt has started them
+// and that the guest is called so. Libvirt must vouch for one by its UUID.
+func OfLibvirt(name string) ([]Process, error) {
+	return filter(func(p Process) bool { return p.Libvirt && p.Name == name })
+}
+
+// FindUUID returns the one running QEMU, whoever runs it, whose command line has that UUID, in
+// whatever case.
+func FindUUID(uuid string) (Process, error) {
+	found, err := filter(func(p Process) bool { return p.UUID != "" && strings.EqualFold(p.UUID, uuid) })
+	switch {
+	case err != nil:
+		return Process{}, err
+	case len(found) == 0:
+		return Process{}, fmt.Errorf("%w: no running QEMU has -uuid %s", ErrNotFound, uuid)
+	case len(found) > 1:
+		return Process{}, fmt.Errorf("%w: processes %s all have -uuid %s", ErrAmbiguous, pids(found), uuid)
+	}
+	return found[0], nil
+}
+
+func filter(wanted func(Process) bool) ([]Process, error) {
+	all, err := List()
+	return slices.DeleteFunc(all, func(p Process) bool { return !wanted(p) }), err
 }
 
 func pids(ps []Process) string {
