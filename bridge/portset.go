@@ -32,6 +32,20 @@ func SetPort(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig) error {
 	return nil
 }
 
+// AddSettings makes a port of br that somebody else has set up as strict as cfg asks for, and leaves
+// the rest of it as it is: flags are only added, and VLANs set only where cfg names some. No flag
+// is sent that need not change, so that nothing is lost that the other one sets at the same
+// time. changed tells whether anything was sent.
+func AddSettings(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig) (changed bool, err error) {
+	if err = cfg.fits(br); err == nil {
+		changed, err = addSettings(c, br, port, cfg.normal())
+	}
+	if err != nil {
+		return changed, fmt.Errorf("set port %s of %s: %w", port.Name, br.Name, explainSet(err))
+	}
+	return changed, nil
+}
+
 // fits checks cfg, and refuses VLANs on a bridge that would not keep them apart.
 func (cfg PortConfig) fits(br *rtnl.Link) error {
 	switch err := cfg.Validate(); {
@@ -83,13 +97,23 @@ func setPort(c *rtnl.Conn, br, port *rtnl.Link, want PortConfig) error {
 	if err != nil || have.Equal(want) {
 		return err
 	}
-	change := rtnl.PortChange{
-		PortFlags: want.flags(),
-		Flush:     want.NoLearning && !have.NoLearning, // what it learned before would stay for a while
-	}
+	change := have.changeTo(want)
 	if !filters(br) {
 		return c.SetPort(port.Index, change)
 	}
+	return setVLANs(c, port, change, have, want)
+}
+
+// changeTo is the change of the flags.
+func (cfg PortConfig) changeTo(want PortConfig) rtnl.PortChange {
+	return rtnl.PortChange{
+		PortFlags: want.flags(),
+		Flush:     want.NoLearning && !cfg.NoLearning, // what it learned before would stay for a while
+	}
+}
+
+// setVLANs makes change as well as that of the VLANs.
+func setVLANs(c *rtnl.Conn, port *rtnl.Link, change rtnl.PortChange, have, want PortConfig) error {
 	change.VLANs = want.vlans()
 	if left := leave(have.vlans(), change.VLANs); len(left) > 0 {
 		if err := c.DeletePortVLANs(port.Index, left); err != nil {
@@ -97,6 +121,39 @@ func setPort(c *rtnl.Conn, br, port *rtnl.Link, want PortConfig) error {
 		}
 	}
 	return c.SetPort(port.Index, change)
+}
+
+func addSettings(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig) (changed bool, err error) {
+	if port, err = c.LinkByIndex(port.Index); err != nil {
+		return false, err
+	}
+	have, err := readPort(c, br, port)
+	if err != nil {
+		return false, err
+	}
+	want := have.plus(cfg)
+	if have.Equal(want) {
+		return false, nil
+	}
+	from := have.flags()
+	change := have.changeTo(want)
+	change.From = &from
+	if !cfg.hasVLANs() {
+		return true, c.SetPort(port.Index, change)
+	}
+	return true, setVLANs(c, port, change, have, want)
+}
+
+// plus is cfg with what else is asked for: the flags of both, the VLANs of more where it names any.
+func (cfg PortConfig) plus(more PortConfig) PortConfig {
+	cfg.Isolated = cfg.Isolated || more.Isolated
+	cfg.Hairpin = cfg.Hairpin || more.Hairpin
+	cfg.NoLearning = cfg.NoLearning || more.NoLearning
+	cfg.NoFlood = cfg.NoFlood || more.NoFlood
+	if more.hasVLANs() {
+		cfg.VLAN, cfg.Trunk, cfg.Native, cfg.Other = more.VLAN, more.Trunk, more.Native, ""
+	}
+	return cfg
 }
 
 // vlans is the membership that cfg, which is normal, means to the kernel.

@@ -119,6 +119,29 @@ func TestLiveSetPortFromAnyToAny(t *testing.T) {
 	}
 }
 
+// What somebody else has set of a port stays, also what is set while we are at it.
+func TestLiveAddSettingsKeepsTheRest(t *testing.T) {
+	l := newLAN(t, bridge.Config{})
+	l.add("a", "nolearn;hairpin")
+	for _, want := range []bool{true, false} {
+		changed, err := bridge.AddSettings(l.c, l.br, l.link("a"), bridge.PortConfig{Isolated: true})
+		if err != nil || changed != want {
+			t.Fatalf("changed is %v, want %v: %v", changed, want, err)
+		}
+		if got := l.read("a").String(); got != "isolated;hairpin;nolearn" {
+			t.Errorf("it is %q", got)
+		}
+	}
+	stale := rtnl.PortFlags{Learning: true, Flood: true} // as it was before somebody set hairpin and nolearn
+	err := l.c.SetPort(l.link("a").Index, rtnl.PortChange{PortFlags: rtnl.PortFlags{Learning: true}, From: &stale})
+	if got := l.read("a").String(); err != nil || got != "isolated;hairpin;nolearn;noflood" {
+		t.Errorf("it is %q: %v", got, err)
+	}
+	if _, err := bridge.AddSettings(l.c, l.br, l.link("a"), bridge.PortConfig{VLAN: 5000}); !errors.Is(err, bridge.ErrInvalid) {
+		t.Error(err)
+	}
+}
+
 // Who may only read learns that a port is as it should be, and why it cannot be changed.
 func TestLiveSetPortAgainChangesNothing(t *testing.T) {
 	l := newLAN(t, bridge.Config{})

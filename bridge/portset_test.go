@@ -76,3 +76,23 @@ func TestPortConfigOfAMembership(t *testing.T) {
 		}
 	}
 }
+
+func TestPlusOnlyAddsFlagsAndReplacesVLANs(t *testing.T) {
+	for _, test := range []struct{ have, more, want string }{
+		{"", "", ""},
+		{"isolated;nolearn", "noflood", "isolated;nolearn;noflood"},
+		{"vlan:1", "isolated", "vlan:1;isolated"},
+		{"vlan:1;hairpin", "vlan:20", "vlan:20;hairpin"},
+		{"trunk:2-5;native:7", "trunk:9", "trunk:9"},
+	} {
+		have, err1 := ParsePortConfig(test.have)
+		more, err2 := ParsePortConfig(test.more)
+		if got := have.plus(more).String(); err1 != nil || err2 != nil || got != test.want {
+			t.Errorf("%q plus %q: %q, want %q (%v, %v)", test.have, test.more, got, test.want, err1, err2)
+		}
+	}
+	odd := PortConfig{VLAN: 10, Other: "tagged-native:10"}
+	if got := odd.plus(PortConfig{VLAN: 20}); !got.Equal(PortConfig{VLAN: 20}) {
+		t.Errorf("what was odd of the old VLANs is kept: %q", got)
+	}
+}

@@ -19,8 +19,9 @@ type VLANs struct {
 // PortChange is what SetPort changes of a bridge port.
 type PortChange struct {
 	PortFlags
-	Flush bool    // forget the addresses learned behind the port
-	VLANs []VLANs // to become a member of; of those that it has, PVID and Untagged are changed
+	From  *PortFlags // the flags as they were read: those that stay are not sent; nil sends all
+	Flush bool       // forget the addresses learned behind the port
+	VLANs []VLANs    // to become a member of; of those that it has, PVID and Untagged are changed
 }
 
 // SetPort changes a bridge port in one message: RTM_SETLINK of AF_BRIDGE, where
@@ -29,11 +30,11 @@ type PortChange struct {
 func (c *Conn) SetPort(index int, p PortChange) error {
 	req := c.portRequest(unix.RTM_SETLINK, index)
 	info := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
-	for kind, on := range map[int]bool{
-		nl.IFLA_BRPORT_MODE: p.Hairpin, nl.IFLA_BRPORT_ISOLATED: p.Isolated,
-		nl.IFLA_BRPORT_LEARNING: p.Learning, nl.IFLA_BRPORT_UNICAST_FLOOD: p.Flood,
-	} {
-		info.AddRtAttr(kind, boolByte(on))
+	from := p.From.byKind()
+	for kind, on := range p.byKind() {
+		if was, known := from[kind]; !known || was != on {
+			info.AddRtAttr(kind, boolByte(on))
+		}
 	}
 	if p.Flush {
 		info.AddRtAttr(nl.IFLA_BRPORT_FLUSH, nil)
@@ -43,6 +44,17 @@ func (c *Conn) SetPort(index int, p PortChange) error {
 		req.AddData(vlanSpec(p.VLANs))
 	}
 	return c.do(req)
+}
+
+// byKind are the flags by IFLA_BRPORT_*; none of nil.
+func (f *PortFlags) byKind() map[int]bool {
+	if f == nil {
+		return nil
+	}
+	return map[int]bool{
+		nl.IFLA_BRPORT_MODE: f.Hairpin, nl.IFLA_BRPORT_ISOLATED: f.Isolated,
+		nl.IFLA_BRPORT_LEARNING: f.Learning, nl.IFLA_BRPORT_UNICAST_FLOOD: f.Flood,
+	}
 }
 
 // DeletePortVLANs takes a bridge port out of VLANs. It is no error that it is not in
