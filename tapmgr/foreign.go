@@ -1,0 +1,183 @@
+package tapmgr
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"slices"
+	"strings"
+
+	"vmnet/bridge"
+	"vmnet/internal/procfd"
+	"vmnet/internal/rtnl"
+	"vmnet/internal/tun"
+	"vmnet/macvtap"
+)
+
+// ForeignLink is a tap or macvtap of a guest that somebody else has made for it, such as libvirt.
+type ForeignLink struct {
+	Interface string
+	Index     int
+	Type      string            // TypeTap or "macvtap"
+	MAC       net.HardwareAddr  // the link's own, which HasGuest compares with the guest's
+	Source    string            // the bridge that it is a port of, or its lower; empty for none
+	Port      bridge.PortConfig // how the port of a bridge is set
+	State     State
+	MTU       int   // bytes
+	Queues    []int // the process's fds, ascending
+
+	link *rtnl.Link
+}
+
+// HasGuest tells whether the link may belong to the guest's NIC of that MAC: a macvtap has the same, a
+// tap one whose first byte is fe (virNetDevTapCreateInBridgePort of libvirt's src/util/virnetdevtap.c), as
+// one of ours.
+func (l ForeignLink) HasGuest(mac net.HardwareAddr) bool {
+	if len(mac) != 6 {
+		return false
+	}
+	if l.Type == TypeTap {
+		mac = hostMAC(mac)
+	}
+	return bytes.Equal(l.MAC, mac)
+}
+
+// Foreign lists the links in the Manager's netns that the QEMU process pid holds and that are not ours,
+// by interface index. To look at other users' processes takes CAP_SYS_PTRACE, to tell
+// who holds a macvtap CAP_SYS_ADMIN.
+func (m *Manager) Foreign(pid int) ([]ForeignLink, error) {
+	inode, err := m.ns.Inode()
+	if err != nil {
+		return nil, err
+	}
+	taps := map[string][]int{}
+	nodes := false
+	procfd.Of(pid, func(f procfd.File) {
+		if !tun.LooksLikeQueue(f) {
+			nodes = nodes || macvtap.LooksLikeQueue(f)
+		} else if name := tun.InterfaceOf(f); name != "" && tun.InNetns(f, inode) {
+			taps[name] = append(taps[name], f.FD)
+		}
+	})
+	var found []ForeignLink
+	for name, fds := range taps {
+		l, err := m.nl.Link(name)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !isForeign(l, "tun") {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("interface %s of process %d: %w", name, pid, err)
+		}
+		found = append(found, m.foreignTap(l, fds))
+	}
+	if nodes {
+		macvtaps, err := m.foreignMacvtaps(pid)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, macvtaps...)
+	}
+	slices.SortFunc(found, func(a, b ForeignLink) int { return a.Index - b.Index })
+	return found, nil
+}
+
+// isForeign tells whether a link is of that kind and carries no alias of ours.
+func isForeign(l *rtnl.Link, kind string) bool {
+	return l.Kind == kind && !strings.HasPrefix(l.Alias, aliasPrefix)
+}
+
+func (m *Manager) foreignTap(l *rtnl.Link, fds []int) ForeignLink {
+	slices.Sort(fds)
+	f := ForeignLink{
+		Interface: l.Name, Index: l.Index, Type: TypeTap, MAC: l.MAC, State: linkState(l), MTU: l.MTU, Queues: fds,
+		Source: m.masterName(l), link: l,
+	}
+	if br, err := m.portBridge(l); err == nil {
+		f.Port, _ = bridge.ReadPort(m.nl, br, l)
+	}
+	return f
+}
+
+// foreignMacvtaps are those whose node the process has open, with a lower in the Manager's netns or elsewhere.
+func (m *Manager) foreignMacvtaps(pid int) ([]ForeignLink, error) {
+	links, err := m.nl.Links(string(macvtap.Macvtap), 0)
+	if err != nil {
+		return nil, err
+	}
+	var found []ForeignLink
+	for _, l := range links {
+		if !isForeign(l, string(macvtap.Macvtap)) {
+			continue
+		}
+		fds, err := macvtap.QueuesOf(pid, m.ns, l)
+		if errors.Is(err, fs.ErrNotExist) { // gone meanwhile
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("who holds macvtap %s: %w", l.Name, err)
+		}
+		if len(fds) == 0 {
+			continue
+		}
+		f := ForeignLink{
+			Interface: l.Name, Index: l.Index, Type: string(macvtap.Macvtap), MAC: l.MAC, State: linkState(l), MTU: l.MTU, Queues: fds, link: l,
+		}
+		if lower, err := m.nl.LinkByIndex(l.Lower); err == nil && l.LowerNS < 0 {
+			f.Source = lower.Name
+		}
+		found = append(found, f)
+	}
+	return found, nil
+}
+
+// portBridge is the bridge that a link is a port of. No bridge, or another kind of master, is an error
+// that Is fs.ErrNotExist.
+func (m *Manager) portBridge(l *rtnl.Link) (*rtnl.Link, error) {
+	if l.Master == 0 {
+		return nil, fmt.Errorf("interface %s is on no bridge: %w", l.Name, fs.ErrNotExist)
+	}
+	br, err := m.nl.LinkByIndex(l.Master)
+	if err != nil {
+		return nil, fmt.Errorf("the bridge of %s: %w", l.Name, err)
+	}
+	if br.Bridge == nil {
+		return nil, fmt.Errorf("interface %s is a port of %s, which is no Linux bridge: %w", l.Name, br.Name, fs.ErrNotExist)
+	}
+	return br, nil
+}
+
+// SetForeignPort applies settings to the bridge port of the tap that somebody else has made for
+// process pid and its NIC of that MAC. It only adds to what they have set of it, as
+// bridge.AddSettings does, and changes nothing where it is so already. That there is no such
+// tap, or that it is on no bridge, Is fs.ErrNotExist.
+func (m *Manager) SetForeignPort(pid int, mac net.HardwareAddr, cfg bridge.PortConfig) (changed bool, err error) {
+	all, err := m.Foreign(pid)
+	if err != nil {
+		return false, err
+	}
+	found := false
+	for _, f := range all {
+		if f.Type != TypeTap || !f.HasGuest(mac) {
+			continue
+		}
+		found = true
+		c, err := m.setForeign(f.link, cfg)
+		if changed = changed || c; err != nil {
+			return changed, err
+		}
+	}
+	if !found {
+		return false, fmt.Errorf("process %d holds no tap for MAC %s that somebody else made: %w", pid, mac, fs.ErrNotExist)
+	}
+	return changed, nil
+}
+
+func (m *Manager) setForeign(l *rtnl.Link, cfg bridge.PortConfig) (changed bool, err error) {
+	br, err := m.portBridge(l)
+	if err != nil {
+		return false, err
+	}
+	return bridge.AddSettings(m.nl, br, l, cfg)
+}
