@@ -76,18 +76,13 @@ func parseLink(msg []byte) (*Link, error) {
 		return nil, fmt.Errorf("netlink link message of %d bytes", len(msg))
 	}
 	info := nl.DeserializeIfInfomsg(msg)
-	attrs, err := nl.ParseRouteAttr(msg[unix.SizeofIfInfomsg:])
-	if err != nil {
-		return nil, fmt.Errorf("netlink link message: %w", err)
-	}
 	l := &Link{
 		Index: int(info.Index), LowerNS: -1,
 		Up: info.Flags&unix.IFF_UP != 0, Carrier: info.Flags&unix.IFF_LOWER_UP != 0, AllMulti: info.Flags&unix.IFF_ALLMULTI != 0,
 	}
 	carrier := false
-	for _, a := range attrs {
-		v := a.Value
-		switch a.Attr.Type &^ unix.NLA_F_NESTED {
+	each(msg[unix.SizeofIfInfomsg:], func(kind uint16, v []byte) {
+		switch kind {
 		case unix.IFLA_IFNAME:
 			l.Name = unix.ByteSliceToString(v)
 		case unix.IFLA_IFALIAS:
@@ -117,7 +112,7 @@ func parseLink(msg []byte) (*Link, error) {
 		case unix.IFLA_LINKINFO:
 			l.parseInfo(v)
 		}
-	}
+	})
 	if l.Tun != nil { // the carrier of a tap goes with its last queue
 		l.Tun.Attached = carrier || l.Tun.Queues > 0
 	}
@@ -217,14 +212,15 @@ func parseStats(b []byte) Stats {
 	return Stats{at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)}
 }
 
-// each walks nested attributes; what is cut short ends the walk.
+// each walks attributes (struct nlattr, include/uapi/linux/netlink.h); what is cut short ends the walk.
 func each(b []byte, f func(kind uint16, value []byte)) {
-	attrs, err := nl.ParseRouteAttr(b)
-	if err != nil {
-		return
-	}
-	for _, a := range attrs {
-		f(a.Attr.Type&^unix.NLA_F_NESTED, a.Value)
+	for len(b) >= unix.SizeofRtAttr {
+		n := int(binary.NativeEndian.Uint16(b))
+		if n < unix.SizeofRtAttr || n > len(b) {
+			return
+		}
+		f(binary.NativeEndian.Uint16(b[2:])&^unix.NLA_F_NESTED, b[unix.SizeofRtAttr:n])
+		b = b[min((n+3)&^3, len(b)):]
 	}
 }
 
