@@ -25,6 +25,8 @@ type Definition struct {
 	UUID       UUID
 	ID         int32 // -1 where it does not run
 	Interfaces []Interface
+
+	metadata metadata
 }
 
 // Interface is one <interface>. What the XML does not say is zero.
@@ -53,8 +55,10 @@ type domainXML struct {
 	XMLName    xml.Name       `xml:"domain"`
 	Type       string         `xml:"type,attr"`
 	ID         *int32         `xml:"id,attr"`
+	Others     []xml.Attr     `xml:",any,attr"`
 	Name       string         `xml:"name"`
 	UUID       string         `xml:"uuid"`
+	Metadata   metadataXML    `xml:"metadata"`
 	Interfaces []interfaceXML `xml:"devices>interface"`
 }
 
@@ -108,7 +112,7 @@ func ParseDefinition(text string) (*Definition, error) {
 	if len(x.Interfaces) > maxInterfaces {
 		return nil, fmt.Errorf("domain XML: %d interfaces, at most %d are understood", len(x.Interfaces), maxInterfaces)
 	}
-	def := &Definition{Type: x.Type, Name: x.Name, UUID: uuid, ID: -1}
+	def := &Definition{Type: x.Type, Name: x.Name, UUID: uuid, ID: -1, metadata: metadata{text, x.Others, x.Metadata.elements}}
 	if x.ID != nil {
 		def.ID = *x.ID
 	}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 // definitionXML has what libvirt 9.0 writes of NICs of several types.
@@ -58,7 +59,7 @@ func TestParseDefinition(t *testing.T) {
 		{Type: "ethernet", Target: "tap0", Unmanaged: true, Alias: "ua-vmnet-net1"},
 		{Type: "user"},
 	}}
-	if diff := cmp.Diff(want, def); diff != "" {
+	if diff := cmp.Diff(want, def, cmpopts.IgnoreUnexported(Definition{})); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -17,6 +17,8 @@ var (
 	ErrNoDomain = errors.New("no such domain")
 	// ErrDeviceMissing is a device that the domain does not have.
 	ErrDeviceMissing = errors.New("no such device")
+	// ErrNoMetadata is a domain without metadata of that namespace.
+	ErrNoMetadata = errors.New("no such metadata")
 	// ErrOperationInvalid is what the domain's state does not allow: it is not running.
 	ErrOperationInvalid = errors.New("not possible in this state")
 	// ErrAccessDenied is what this user, or a read-only connection, may not do.
@@ -43,6 +45,7 @@ const (
 	codeOperationTimeout     Code = 68
 	codeArgumentUnsupported  Code = 74
 	codeAuthCancelled        Code = 79
+	codeNoMetadata           Code = 80
 	codeOperationUnsupported Code = 84
 	codeAccessDenied         Code = 88
 	codeAuthUnavailable      Code = 94
@@ -57,6 +60,8 @@ func (c Code) sentinel() error {
 		return ErrNoDomain
 	case codeDeviceMissing:
 		return ErrDeviceMissing
+	case codeNoMetadata:
+		return ErrNoMetadata
 	case codeOperationInvalid:
 		return ErrOperationInvalid
 	case codeAccessDenied, codeOperationDenied, codeAuthFailed, codeAuthCancelled, codeAuthUnavailable:

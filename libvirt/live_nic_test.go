@@ -98,7 +98,16 @@ func liveNIC(t *testing.T) string {
 
 func (l *live) interfaces(t *testing.T, c *Conn, dom Domain) []Interface {
 	t.Helper()
-	text, err := c.XML(within(t, 20*time.Second), dom, 0)
+	def := l.definition(t, c, dom, 0)
+	if def.ID < 1 {
+		t.Errorf("id %d", def.ID)
+	}
+	return def.Interfaces
+}
+
+func (l *live) definition(t *testing.T, c *Conn, dom Domain, flags XMLFlags) *Definition {
+	t.Helper()
+	text, err := c.XML(within(t, 20*time.Second), dom, flags)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,10 +115,7 @@ func (l *live) interfaces(t *testing.T, c *Conn, dom Domain) []Interface {
 	if err != nil {
 		t.Fatalf("%v in\n%s", err, text)
 	}
-	if def.ID < 1 {
-		t.Errorf("id %d", def.ID)
-	}
-	return def.Interfaces
+	return def
 }
 
 func (l *live) nic(t *testing.T) {

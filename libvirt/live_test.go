@@ -70,6 +70,7 @@ func TestLiveLibvirtd(t *testing.T) {
 		{"lookup", l.lookup},
 		{"refusals", l.refusals},
 		{"read only", l.readOnly},
+		{"metadata", l.metadata},
 		{"start", l.start},
 		{"monitor", l.monitor},
 		{"files", l.files},
