@@ -1,0 +1,143 @@
+package macvtap
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/netns"
+	"vmnet/internal/rtnl"
+)
+
+// MaxGroups bounds the multicast addresses that SetGroups takes. A virtio-net guest asks for 64
+// at most (MAC_TABLE_ENTRIES of QEMU's hw/net/virtio-net.c), and for all where it needs more.
+const MaxGroups = 256
+
+// SetGroups makes groups the only multicast addresses that somebody has asked a device to take in. Those that the
+// kernel itself has joined on it stay. The device tells its lower of them, and goes by a hash of 256
+// values, so that others may slip through (macvlan_set_mac_lists, ipvlan_set_multicast_mac_filter). With
+// allmulti it takes in all anyway. It needs CAP_NET_ADMIN over the device's netns, and
+// CAP_SYS_ADMIN to enter that.
+func SetGroups(ns *netns.NS, l *rtnl.Link, groups []net.HardwareAddr) (changed bool, err error) {
+	if err := validGroups(groups); err != nil {
+		return false, err
+	}
+	err = ns.Do(func() (err error) {
+		changed, err = setGroups(l, groups)
+		return err
+	})
+	if err != nil {
+		return changed, fmt.Errorf("set the multicast addresses of %s: %w", l.Name, err)
+	}
+	return changed, nil
+}
+
+func validGroups(groups []net.HardwareAddr) error {
+	if len(groups) > MaxGroups {
+		return fmt.Errorf("%d multicast addresses, at most %d", len(groups), MaxGroups)
+	}
+	for _, g := range groups {
+		if len(g) != 6 || g[0]&1 == 0 {
+			return fmt.Errorf("%s is no multicast address", g)
+		}
+	}
+	return nil
+}
+
+func setGroups(l *rtnl.Link, groups []net.HardwareAddr) (changed bool, err error) {
+	have, err := groupsOf(l.Index)
+	if err != nil {
+		return false, err
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(fd)
+	var errs []error
+	ask := func(request uint, g net.HardwareAddr) {
+		err := multicastIoctl(fd, request, l.Name, g)
+		changed = changed || err == nil
+		errs = append(errs, err)
+	}
+	for _, g := range groups { // new ones first: what stays is never missing
+		if !contains(have, g) {
+			ask(unix.SIOCADDMULTI, g)
+		}
+	}
+	for _, g := range have {
+		if !contains(groups, g) {
+			ask(unix.SIOCDELMULTI, g)
+		}
+	}
+	return changed, errors.Join(errs...)
+}
+
+func contains(all []net.HardwareAddr, one net.HardwareAddr) bool {
+	return slices.ContainsFunc(all, func(g net.HardwareAddr) bool { return slices.Equal(g, one) })
+}
+
+// Groups lists the multicast addresses that somebody has asked a device to take in.
+func Groups(ns *netns.NS, l *rtnl.Link) (groups []net.HardwareAddr, err error) {
+	err = ns.Do(func() (err error) {
+		groups, err = groupsOf(l.Index)
+		return err
+	})
+	return groups, err
+}
+
+// groupsOf runs in the device's netns.
+func groupsOf(index int) ([]net.HardwareAddr, error) {
+	text, err := os.ReadFile("/proc/thread-self/net/dev_mcast")
+	if err != nil {
+		return nil, fmt.Errorf("read the multicast addresses: %w", err)
+	}
+	return parseGroups(string(text), index), nil
+}
+
+// parseGroups reads lines of index, name, how often an address is used, whether SIOCADDMULTI is one of
+// the uses, and the address (dev_mc_seq_show of net/core/dev_addr_lists.c or net-procfs.c).
+func parseGroups(text string, index int) (groups []net.HardwareAddr) {
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		if len(f) != 5 || f[0] != strconv.Itoa(index) || f[3] == "0" {
+			continue
+		}
+		if mac, err := hex.DecodeString(f[4]); err == nil && len(mac) == 6 {
+			groups = append(groups, mac)
+		}
+	}
+	return groups
+}
+
+// ifreqAddr is struct ifreq with ifr_hwaddr (include/uapi/linux/if.h).
+type ifreqAddr struct {
+	name   [unix.IFNAMSIZ]byte
+	family uint16
+	addr   [14]byte
+	_      [8]byte // the union has other, longer members
+}
+
+// multicastIoctl asks for SIOCADDMULTI or SIOCDELMULTI (netdevice(7)), which want the family AF_UNSPEC.
+// What is so already is no error.
+func multicastIoctl(fd int, request uint, name string, group net.HardwareAddr) error {
+	req := ifreqAddr{family: unix.AF_UNSPEC}
+	copy(req.name[:unix.IFNAMSIZ-1], name)
+	copy(req.addr[:], group)
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), uintptr(unsafe.Pointer(&req)))
+	switch {
+	case errno == 0, errno == unix.EEXIST && request == unix.SIOCADDMULTI, errno == unix.ENOENT && request == unix.SIOCDELMULTI:
+		return nil
+	case errno == unix.EPERM:
+		return fmt.Errorf("%s: %w (needs CAP_NET_ADMIN)", group, errno)
+	}
+	return fmt.Errorf("%s: %w", group, errno)
+}
