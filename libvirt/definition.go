@@ -24,6 +24,7 @@ type Definition struct {
 	Name       string
 	UUID       UUID
 	ID         int32 // -1 where it does not run
+	CPUs       int   // virtual ones that it starts with
 	Interfaces []Interface
 
 	metadata metadata
@@ -59,7 +60,29 @@ type domainXML struct {
 	Name       string         `xml:"name"`
 	UUID       string         `xml:"uuid"`
 	Metadata   metadataXML    `xml:"metadata"`
+	VCPU       vcpuXML        `xml:"vcpu"`
 	Interfaces []interfaceXML `xml:"devices>interface"`
+}
+
+// vcpuXML is <vcpu current='2'>4</vcpu>, most of all and those it starts with.
+type vcpuXML struct {
+	Current uint16 `xml:"current,attr"`
+	Most    string `xml:",chardata"`
+}
+
+func (x vcpuXML) count() (int, error) {
+	if x.Current > 0 {
+		return int(x.Current), nil
+	}
+	most := strings.TrimSpace(x.Most)
+	if most == "" {
+		return 1, nil
+	}
+	n, err := strconv.ParseUint(most, 10, 16)
+	if err != nil {
+		return 0, fmt.Errorf("number of CPUs %q", cut(most))
+	}
+	return max(int(n), 1), nil
 }
 
 type interfaceXML struct {
@@ -115,6 +138,9 @@ func ParseDefinition(text string) (*Definition, error) {
 	def := &Definition{Type: x.Type, Name: x.Name, UUID: uuid, ID: -1, metadata: metadata{text, x.Others, x.Metadata.elements}}
 	if x.ID != nil {
 		def.ID = *x.ID
+	}
+	if def.CPUs, err = x.VCPU.count(); err != nil {
+		return nil, fmt.Errorf("domain XML: %w", err)
 	}
 	for i, ix := range x.Interfaces {
 		nic, err := ix.parse()

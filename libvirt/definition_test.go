@@ -15,6 +15,7 @@ const definitionXML = `<?xml version="1.0"?>
 <domain type='kvm' id='3' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>web &amp; mail</name>
   <uuid>c7a5fdbd-edaf-9455-926a-d65c16db1809</uuid>
+  <vcpu placement='static' current='2'>4</vcpu>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <interface type='bridge'>
@@ -53,7 +54,7 @@ func TestParseDefinition(t *testing.T) {
 	}
 	uuid, _ := ParseUUID("C7A5FDBD-edaf-9455-926a-d65c16db1809")
 	mac := func(last byte) net.HardwareAddr { return net.HardwareAddr{0x52, 0x54, 0, 0, 0, last} }
-	want := &Definition{Type: "kvm", Name: "web & mail", UUID: uuid, ID: 3, Interfaces: []Interface{
+	want := &Definition{Type: "kvm", Name: "web & mail", UUID: uuid, ID: 3, CPUs: 2, Interfaces: []Interface{
 		{Type: "bridge", MAC: mac(1), Source: Source{Bridge: "br0"}, Target: "vnet0", Model: "virtio", Queues: 4, MTU: 9000, Alias: "net0", Address: "0000:01:1f.7"},
 		{Type: "direct", MAC: mac(2), Source: Source{Device: "eth0", Mode: "bridge"}, Target: "macvtap0", Model: "e1000e"},
 		{Type: "ethernet", Target: "tap0", Unmanaged: true, Alias: "ua-vmnet-net1"},
