@@ -17,6 +17,7 @@ const (
 	DeviceRemoved       Kind = 15 // VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED: the guest has let it go
 	DeviceAdded         Kind = 19 // VIR_DOMAIN_EVENT_ID_DEVICE_ADDED
 	DeviceRemovalFailed Kind = 22 // VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED: the guest refuses
+	MetadataChange      Kind = 23 // VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, of the running domain or of what is stored
 )
 
 // Change is what happened to a domain: virDomainEventType.
@@ -41,7 +42,8 @@ type Event struct {
 	Domain Domain
 	Change Change // of Lifecycle
 	Detail int32  // of Change: virDomainEventStoppedDetailType and so on
-	Device string // the device's alias; of the other kinds
+	Device string // the device's alias; of the kinds that are about one
+	URI    string // the namespace of the element; of MetadataChange, and empty for a title or description
 }
 
 // A Subscription receives events. Close it.
@@ -295,6 +297,8 @@ func kindOf(procedure int32) (Kind, bool) {
 		return DeviceAdded, true
 	case 367: // ..._DEVICE_REMOVAL_FAILED
 		return DeviceRemovalFailed, true
+	case 379: // ..._METADATA_CHANGE
+		return MetadataChange, true
 	}
 	return 0, false
 }
@@ -303,9 +307,13 @@ func decodeEvent(kind Kind, payload []byte) (callback int32, e Event, err error)
 	d := decoder{buf: payload}
 	callback = d.int32()
 	e = Event{Kind: kind, Domain: d.domain()}
-	if kind == Lifecycle {
+	switch kind {
+	case Lifecycle:
 		e.Change, e.Detail = Change(d.int32()), d.int32()
-	} else {
+	case MetadataChange:
+		d.int32() // virDomainMetadataType
+		e.URI = d.optionalString()
+	default:
 		e.Device = d.string()
 	}
 	return callback, e, d.end()

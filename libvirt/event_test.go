@@ -192,3 +192,20 @@ func TestDecodeEvent(t *testing.T) {
 		t.Errorf("%d, %+v, %v", callback, event, err)
 	}
 }
+
+func TestDecodeMetadataChange(t *testing.T) {
+	for uri, write := range map[string]func(*encoder){
+		"urn:x": func(e *encoder) { e.present(true); e.string("urn:x") },
+		"":      func(e *encoder) { e.present(false) }, // of a title
+	} {
+		var e encoder
+		e.int32(7)
+		e.domain(guest)
+		e.int32(metadataElement)
+		write(&e)
+		callback, got, err := decodeEvent(MetadataChange, e.buf)
+		if want := (Event{Kind: MetadataChange, Domain: guest, URI: uri}); callback != 7 || got != want || err != nil {
+			t.Errorf("%d, %+v, %v; want %+v", callback, got, err, want)
+		}
+	}
+}
