@@ -1,0 +1,93 @@
+package tapmgr
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+
+	"vmnet/bridge"
+	"vmnet/internal/rtnl"
+)
+
+// PutBack makes the taps of ours that belong on a bridge, and are on none since it was deleted, ports of the
+// bridge of that name that is there now, with their settings. It needs no guest's lock. A tap
+// that is younger than the bridge was taken off it by somebody, and is left alone: the kernel numbers interfaces
+// in the order in which they are made. Failures are told in the actions; the error is about the reading of
+// what is. No bridge of that name Is fs.ErrNotExist.
+func (m *Manager) PutBack(name string) ([]Action, error) {
+	br, err := bridge.Get(m.nl, name)
+	if err != nil {
+		return nil, err
+	}
+	links, err := m.inOwn()
+	if err != nil {
+		return nil, err
+	}
+	plain, err := m.plainTaps()
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range plain {
+		links = append(links, ours{Link: t.Link, want: record{Type: TypeTap, Source: t.source, Port: t.port, Owner: t.owner}})
+	}
+	r := &reconciler{m: m, actions: []Action{}}
+	for _, o := range links {
+		working := o.want.Phase == attaching || o.want.Phase == detaching && !o.Up // cut off by force
+		if o.want.Type == TypeTap && o.want.Source == br.Name && outlived(o.Link, br) && !working {
+			r.do(o, "put back on "+br.Name, func() error { return m.putBack(&o, br) })
+		}
+	}
+	return r.actions, nil
+}
+
+// outlived tells whether a link is on no bridge, and was there before br.
+func outlived(l, br *rtnl.Link) bool { return l.Master == 0 && l.Index < br.Index }
+
+// PutBackForeign is PutBack for the tap of that name that somebody else, such as libvirt, has made for
+// a guest's NIC of that MAC. It leaves the tap up or down. done is false where there is nothing to do:
+// the tap is on a bridge, or younger than that one, or none of that MAC. No tap of that name, and no
+// such bridge, Is fs.ErrNotExist.
+func (m *Manager) PutBackForeign(name string, mac net.HardwareAddr, bridgeName string, cfg bridge.PortConfig) (done bool, err error) {
+	br, err := bridge.Get(m.nl, bridgeName)
+	if err != nil {
+		return false, err
+	}
+	l, err := m.nl.Link(name)
+	if err != nil {
+		return false, fmt.Errorf("interface %s: %w", name, err)
+	}
+	if !isForeignTap(l, mac) || !outlived(l, br) {
+		return false, nil
+	}
+	if l.Up {
+		return true, bridge.AddPortWith(m.nl, br, l, cfg)
+	}
+	if err := bridge.CheckPort(m.nl, br, l, cfg); err != nil {
+		return true, err
+	}
+	if err := m.nl.Set(l.Index, rtnl.Master(br.Index)); err != nil {
+		return true, fmt.Errorf("add port %s to %s: %w", l.Name, br.Name, err)
+	}
+	if err := bridge.SetPort(m.nl, br, l, cfg); err != nil {
+		return true, errors.Join(err, bridge.RemovePort(m.nl, l))
+	}
+	return true, nil
+}
+
+// SetForeignPortOf is SetForeignPort for the tap of that interface index, which no process needs
+// to hold yet. That it is no such tap any more, or on no bridge, Is fs.ErrNotExist.
+func (m *Manager) SetForeignPortOf(index int, mac net.HardwareAddr, cfg bridge.PortConfig) (changed bool, err error) {
+	l, err := m.nl.LinkByIndex(index)
+	if err != nil {
+		return false, fmt.Errorf("interface %d: %w", index, err)
+	}
+	if !isForeignTap(l, mac) {
+		return false, fmt.Errorf("interface %s is no tap for MAC %s that somebody else made: %w", l.Name, mac, fs.ErrNotExist)
+	}
+	return m.setForeign(l, cfg)
+}
+
+func isForeignTap(l *rtnl.Link, mac net.HardwareAddr) bool {
+	return isForeign(l, "tun") && ForeignLink{Type: TypeTap, MAC: l.MAC}.HasGuest(mac)
+}
