@@ -11,10 +11,6 @@ import (
 	"strings"
 )
 
-// UserAlias is how a device's alias must begin that is not libvirt's own choice
-// (VIR_DOMAIN_USER_ALIAS_PREFIX in src/conf/domain_conf.c).
-const UserAlias = "ua-"
-
 // maxInterfaces bounds a definition. PCI, with all its bridges, has room for less.
 const maxInterfaces = 4096
 
@@ -37,7 +33,9 @@ type Interface struct {
 	Source    Source
 	Target    string // the device on the host; of libvirt's choosing only while the domain runs
 	Unmanaged bool   // libvirt neither makes nor removes Target (managed='no')
+	LinkDown  bool   // as the guest sees it
 	Model     string // "virtio"
+	Driver    string // who serves virtio: "vhost", the kernel, or "qemu"; empty is vhost where there is one
 	Queues    int    // the driver's queue pairs; 0 is one
 	MTU       int    // bytes
 	Alias     string // the device's id in QEMU; of libvirt's choosing only while the domain runs
@@ -99,8 +97,12 @@ type interfaceXML struct {
 		Type string `xml:"type,attr"`
 	} `xml:"model"`
 	Driver struct {
+		Name   string `xml:"name,attr"`
 		Queues uint16 `xml:"queues,attr"`
 	} `xml:"driver"`
+	Link struct {
+		State string `xml:"state,attr"`
+	} `xml:"link"`
 	MTU struct {
 		Size uint32 `xml:"size,attr"`
 	} `xml:"mtu"`
@@ -175,8 +177,8 @@ func decodeXML(text string, v any) error {
 
 func (x *interfaceXML) parse() (Interface, error) {
 	nic := Interface{
-		Type: x.Type, Source: x.Source, Target: x.Target.Device, Unmanaged: x.Target.Managed == "no",
-		Model: x.Model.Type, Queues: int(x.Driver.Queues), MTU: int(x.MTU.Size), Alias: x.Alias.Name,
+		Type: x.Type, Source: x.Source, Target: x.Target.Device, Unmanaged: x.Target.Managed == "no", LinkDown: x.Link.State == "down",
+		Model: x.Model.Type, Driver: x.Driver.Name, Queues: int(x.Driver.Queues), MTU: int(x.MTU.Size), Alias: x.Alias.Name,
 	}
 	var err error
 	if x.MAC.Address != "" {

@@ -37,6 +37,7 @@ const definitionXML = `<?xml version="1.0"?>
     </interface>
     <interface type='ethernet'>
       <target dev='tap0' managed='no'/>
+      <link state='down'/>
       <alias name='ua-vmnet-net1'/>
     </interface>
     <interface type='user'/>
@@ -55,9 +56,9 @@ func TestParseDefinition(t *testing.T) {
 	uuid, _ := ParseUUID("C7A5FDBD-edaf-9455-926a-d65c16db1809")
 	mac := func(last byte) net.HardwareAddr { return net.HardwareAddr{0x52, 0x54, 0, 0, 0, last} }
 	want := &Definition{Type: "kvm", Name: "web & mail", UUID: uuid, ID: 3, CPUs: 2, Interfaces: []Interface{
-		{Type: "bridge", MAC: mac(1), Source: Source{Bridge: "br0"}, Target: "vnet0", Model: "virtio", Queues: 4, MTU: 9000, Alias: "net0", Address: "0000:01:1f.7"},
+		{Type: "bridge", MAC: mac(1), Source: Source{Bridge: "br0"}, Target: "vnet0", Model: "virtio", Driver: "vhost", Queues: 4, MTU: 9000, Alias: "net0", Address: "0000:01:1f.7"},
 		{Type: "direct", MAC: mac(2), Source: Source{Device: "eth0", Mode: "bridge"}, Target: "macvtap0", Model: "e1000e"},
-		{Type: "ethernet", Target: "tap0", Unmanaged: true, Alias: "ua-vmnet-net1"},
+		{Type: "ethernet", Target: "tap0", Unmanaged: true, LinkDown: true, Alias: "ua-vmnet-net1"},
 		{Type: "user"},
 	}}
 	if diff := cmp.Diff(want, def, cmpopts.IgnoreUnexported(Definition{})); diff != "" {
@@ -111,6 +112,10 @@ func TestEthernetXML(t *testing.T) {
 			`<model type="e1000e"></model><driver queues="4"></driver><mtu size="9000"></mtu><alias name="ua-1"></alias></interface>`: {
 			Tap: "a&b", MAC: mac, Model: "e1000e", Queues: 4, MTU: 9000, Alias: "ua-1",
 		},
+		`<interface type="ethernet"><mac address="02:00:00:00:00:01"></mac><target dev="tap0" managed="no"></target><link state="down"></link>` +
+			`<model type="virtio"></model><driver name="qemu"></driver><alias name="ua-1"></alias></interface>`: {
+			Tap: "tap0", MAC: mac, LinkDown: true, Driver: "qemu", Alias: "ua-1",
+		},
 	} {
 		if got, err := nic.XML(); err != nil || got != want {
 			t.Errorf("%+v: %v\n%s\nwant\n%s", nic, err, got, want)
@@ -122,6 +127,8 @@ func TestEthernetXML(t *testing.T) {
 		"long tap":      func(e *Ethernet) { e.Tap = "sixteen-letters-" },
 		"pattern":       func(e *Ethernet) { e.Tap = "tap%d" },
 		"path":          func(e *Ethernet) { e.Tap = "a/b" },
+		"libvirt's tap": func(e *Ethernet) { e.Tap = "vnet7" },
+		"driver":        func(e *Ethernet) { e.Driver = "xen" },
 		"space":         func(e *Ethernet) { e.Tap = "a b" },
 		"no MAC":        func(e *Ethernet) { e.MAC = nil },
 		"zero MAC":      func(e *Ethernet) { e.MAC = make([]byte, 6) },
@@ -137,6 +144,17 @@ func TestEthernetXML(t *testing.T) {
 		spoil(&nic)
 		if got, err := nic.XML(); err == nil {
 			t.Errorf("%s: %s", name, got)
+		}
+	}
+}
+
+func TestAlias(t *testing.T) {
+	if got := Alias("net0"); got != "ua-vmnet-net0" {
+		t.Error(got)
+	}
+	for alias, want := range map[string]string{"ua-vmnet-net0": "net0", "ua-vmnet-a b": "a b", "ua-vmnet-": "", "ua-net0": "", "vmnet-net0": "", "": ""} {
+		if got := AliasNIC(alias); got != want {
+			t.Errorf("%q: %q", alias, got)
 		}
 	}
 }

@@ -156,7 +156,7 @@ func FuzzDefinition(f *testing.F) {
 			if nic.Queues < 0 || nic.MTU < 0 || nic.Address != "" && len(nic.Address) != len("0000:00:00.0") {
 				t.Errorf("%+v", nic)
 			}
-			x, err := Ethernet{Tap: nic.Target, MAC: nic.MAC, Model: nic.Model, Queues: nic.Queues, MTU: nic.MTU, Alias: nic.Alias}.XML()
+			x, err := Ethernet{Tap: nic.Target, MAC: nic.MAC, LinkDown: nic.LinkDown, Model: nic.Model, Driver: nic.Driver, Queues: nic.Queues, MTU: nic.MTU, Alias: nic.Alias}.XML()
 			if err != nil {
 				continue
 			}
@@ -170,10 +170,10 @@ func FuzzDefinition(f *testing.F) {
 
 // FuzzEthernet writes elements that mean what they were made of.
 func FuzzEthernet(f *testing.F) {
-	f.Add("tap0", []byte{2, 0, 0, 0, 0, 1}, "virtio", 4, 1500, "ua-vmnet-net0")
-	f.Add("'/><x", []byte{1}, "a b", -1, 1<<20, "ua-\"")
-	f.Fuzz(func(t *testing.T, tap string, mac []byte, model string, queues, mtu int, alias string) {
-		n := Ethernet{tap, mac, model, queues, mtu, alias}
+	f.Add("tap0", []byte{2, 0, 0, 0, 0, 1}, "virtio", "qemu", 4, 1500, "ua-vmnet-net0", true)
+	f.Add("'/><x", []byte{1}, "a b", "", -1, 1<<20, "ua-\"", false)
+	f.Fuzz(func(t *testing.T, tap string, mac []byte, model, driver string, queues, mtu int, alias string, down bool) {
+		n := Ethernet{tap, mac, down, model, driver, queues, mtu, alias}
 		x, err := n.XML()
 		if err != nil {
 			return
@@ -183,7 +183,8 @@ func FuzzEthernet(f *testing.F) {
 			t.Fatalf("%s: %+v, %v", x, def, err)
 		}
 		got := def.Interfaces[0]
-		if got.Target != tap || got.MAC.String() != n.MAC.String() || model != "" && got.Model != model || got.MTU != mtu || got.Alias != alias || queues > 1 && got.Queues != queues {
+		if got.Target != tap || got.MAC.String() != n.MAC.String() || model != "" && got.Model != model || got.MTU != mtu ||
+			got.Alias != alias || queues > 1 && got.Queues != queues || got.Driver != driver || got.LinkDown != down {
 			t.Errorf("%+v became %s, which is %+v", n, x, got)
 		}
 	})

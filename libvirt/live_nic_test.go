@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -198,4 +200,84 @@ func (l *live) queues(t *testing.T) {
 	if n := held(l.daemon.QEMU("standing"), link); n != 2 {
 		t.Errorf("QEMU holds %d queues", n)
 	}
+}
+
+// drivers are taken with what the guest is told of the link; a tap's own MTU and state stay.
+func (l *live) drivers(t *testing.T) {
+	c, dom := l.dial(t)
+	ctx := within(t, 60*time.Second)
+	for _, driver := range []string{"qemu", "vhost"} { // which libvirt 9.0 takes for a guest without KVM and does without
+		n := Ethernet{Tap: liveTap, MAC: []byte{2, 0, 0, 0, 0, 3}, LinkDown: true, Driver: driver, MTU: 1300, Alias: Alias("net3")}
+		l.attached(t, c, dom, n, func(got Interface) {
+			if got.Driver != driver || !got.LinkDown || got.MTU != 1300 || AliasNIC(got.Alias) != "net3" {
+				t.Errorf("%+v", got)
+			}
+			if link := l.sh(t, "ip -o link show "+liveTap); !strings.Contains(link, "mtu 1500 ") || strings.Contains(link, "UP") {
+				t.Error(link)
+			}
+		})
+		if err := c.DetachDeviceAlias(ctx, dom, n.Alias, AffectLive); err == nil {
+			t.Error("it is still there")
+		}
+	}
+}
+
+// macvtap hands one over by its name, with one queue and with two, and it stays.
+func (l *live) macvtap(t *testing.T) {
+	c, dom := l.dial(t)
+	const name, index = "vmmv0", "917233471"
+	node := "/dev/tap" + index
+	l.sh(t, "ip link add vmlow0 type veth peer name vmlow1; ip link add link vmlow0 name "+name+" index "+index+" type macvtap mode bridge")
+	if _, err := os.Stat(node); err != nil { // no devtmpfs
+		device := l.sh(t, "mount -t sysfs sysfs /sys; cat /sys/class/net/"+name+"/macvtap/tap"+index+"/dev")
+		l.sh(t, "mknod "+node+" c "+strings.Replace(device, ":", " ", 1))
+		t.Cleanup(func() { _ = os.Remove(node) })
+	}
+	for queues := 1; queues <= 2; queues++ {
+		n := Ethernet{Tap: name, MAC: []byte{2, 0, 0, 0, 0, 4}, Queues: queues, Alias: Alias("net4")}
+		l.attached(t, c, dom, n, func(got Interface) {
+			if got.Target != name || !got.Unmanaged || max(got.Queues, 1) != queues {
+				t.Errorf("%+v", got)
+			}
+			if open := held(l.daemon.QEMU("standing"), node); open != queues {
+				t.Errorf("QEMU holds %d queues, not %d", open, queues)
+			}
+			if _, err := c.InterfaceStats(within(t, 20*time.Second), dom, name); err != nil {
+				t.Error(err)
+			}
+		})
+		l.sh(t, "ip link show "+name)
+	}
+}
+
+// attached runs look while the domain has n.
+func (l *live) attached(t *testing.T, c *Conn, dom Domain, n Ethernet, look func(Interface)) {
+	t.Helper()
+	ctx := within(t, 60*time.Second)
+	text, err := n.XML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.AttachDevice(ctx, dom, text, AffectLive); err != nil {
+		t.Fatal(err)
+	}
+	nics := l.interfaces(t, c, dom)
+	if i := slices.IndexFunc(nics, func(i Interface) bool { return i.Alias == n.Alias }); i < 0 {
+		t.Errorf("%s is not in %+v", n.Alias, nics)
+	} else {
+		look(nics[i])
+	}
+	if err := c.DetachDevice(ctx, dom, text, AffectLive); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// sh runs a script in the daemon's network namespace and a mount namespace of its own.
+func (l *live) sh(t *testing.T, script string) string {
+	t.Helper()
+	out, err := exec.Command("nsenter", "--net="+l.ns.Path(), "unshare", "-m", "sh", "-ec", script).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v: %s", script, err, out)
+	}
+	return strings.TrimSpace(string(out))
 }

@@ -3,12 +3,12 @@ package libvirt
 import (
 	"context"
 	"errors"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
 	"vmnet/libvirt/libvirttest"
 )
@@ -55,14 +55,9 @@ func TestLiveLibvirtd(t *testing.T) {
 	libvirttest.Require(t)
 	ns := nstest.New(t)
 	daemon := libvirttest.Start(t, ns, "keepalive_interval = 1", "keepalive_count = 1")
-	for _, tap := range [][]string{{liveTap}, {liveMultiTap, "multi_queue"}} {
-		args := append([]string{"--net=" + ns.Path(), "ip", "tuntap", "add", "mode", "tap"}, tap...)
-		if out, err := exec.Command("nsenter", args...).CombinedOutput(); err != nil {
-			t.Fatalf("make a tap: %v: %s", err, out)
-		}
-	}
+	l := &live{ns, daemon}
+	l.sh(t, "ip tuntap add mode tap "+liveTap+"; ip tuntap add mode tap multi_queue "+liveMultiTap)
 	daemon.Define(liveDomain)
-	l := &live{daemon: daemon}
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T)
@@ -75,6 +70,8 @@ func TestLiveLibvirtd(t *testing.T) {
 		{"monitor", l.monitor},
 		{"files", l.files},
 		{"NIC", l.nic},
+		{"drivers", l.drivers},
+		{"macvtap", l.macvtap},
 		{"queues", l.queues},
 		{"keepalive", l.keepalive},
 		{"many at once", l.manyAtOnce},
@@ -90,6 +87,7 @@ func TestLiveLibvirtd(t *testing.T) {
 }
 
 type live struct {
+	ns     *netns.NS
 	daemon *libvirttest.Daemon
 }
 
