@@ -20,8 +20,6 @@ import (
 	"net/netip"
 	"os"
 
-	"golang.org/x/sys/unix"
-
 	"vmnet/internal/netns"
 	"vmnet/internal/rtnl"
 )
@@ -98,19 +96,25 @@ func (d *Device) create(nl *rtnl.Conn, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	attrs = append(attrs, rtnl.Netns(d.ns))
-	for try := 1; ; try++ {
-		index := minIndex + rand.IntN(maxIndex-minIndex)
-		err = nl.Create(string(cfg.Kind), append(attrs, rtnl.Index(index))...)
-		if !errors.Is(err, fs.ErrExist) || try == tries {
-			break
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("create %s on %s: %w", cfg.Kind, cfg.Lower.Name, Explain(nl, err, cfg.Kind, cfg.Lower))
+	if err := newLink(nl, cfg, append(attrs, rtnl.Netns(d.ns))); err != nil {
+		return err
 	}
 	d.Link, err = d.nl.Link(cfg.Name)
 	return err
+}
+
+// newLink asks for a device with an index that nobody else is likely to have.
+func newLink(nl *rtnl.Conn, cfg Config, attrs []rtnl.Attr) error {
+	for try := 1; ; try++ {
+		index := minIndex + rand.IntN(maxIndex-minIndex)
+		err := nl.Create(string(cfg.Kind), append(attrs, rtnl.Index(index))...)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, fs.ErrExist) || try == tries {
+			return fmt.Errorf("create %s on %s: %w", cfg.Kind, cfg.Lower.Name, Explain(nl, err, cfg.Kind, cfg.Lower))
+		}
+	}
 }
 
 // attrs are the settings that RTM_NEWLINK takes.
@@ -148,16 +152,7 @@ func (d *Device) Set(attrs ...rtnl.Attr) error { return d.nl.Set(d.Link.Index, a
 func (d *Device) AddAddr(p netip.Prefix) error { return d.nl.AddAddr(d.Link.Index, p) }
 
 // Up brings the device up. An address that another device on the same lower has is refused then.
-func (d *Device) Up() error {
-	err := d.Set(rtnl.Up(true))
-	if errors.Is(err, unix.EADDRINUSE) {
-		return fmt.Errorf("set %s up: %w (something on the same lower has that address already)", d.Link.Name, err)
-	}
-	if err != nil {
-		return fmt.Errorf("set %s up: %w", d.Link.Name, err)
-	}
-	return nil
-}
+func (d *Device) Up() error { return Up(d.nl, d.Link) }
 
 // Delete removes the device at once, which the kernel does only some time after the
 // last fd is closed. No process may hold a queue of it any more.

@@ -24,6 +24,7 @@ type phase string
 
 const (
 	attaching phase = "attaching" // not yet plugged
+	starting  phase = "starting"  // made for a guest that is about to start
 	plugged   phase = ""
 	detaching phase = "detaching" // the guest was asked to let go
 )
@@ -44,7 +45,9 @@ type record struct {
 	MTU      int    // that the guest was told; 0 where it was not told
 	Options  string // hash of what else was asked for; empty for nothing
 	Owner    int    // uid for whom a privileged helper made it; 0 for none
+	Via      Via    // ViaLibvirt: handed over by name; ViaMonitor: as fds through libvirt; empty: as fds
 	Phase    phase
+	Since    int64 // of phase starting: seconds since the machine booted (CLOCK_BOOTTIME)
 }
 
 // port is how the bridge port should be.
@@ -82,7 +85,11 @@ func (r record) encode() (string, error) {
 	if r.Owner != 0 {
 		add("uid", strconv.Itoa(r.Owner))
 	}
+	add("via", string(r.Via))
 	add("state", string(r.Phase))
+	if r.Phase == starting {
+		add("since", strconv.FormatInt(r.Since, 10))
+	}
 	if b.Len() > maxAlias {
 		return "", fmt.Errorf("the names need %d bytes of the %d that an interface alias has: use a shorter guest name, or fewer VLAN ranges", b.Len(), maxAlias)
 	}
@@ -147,8 +154,12 @@ func (r *record) set(key, value string) bool {
 		r.Options = value
 	case "uid":
 		r.Owner, err = strconv.Atoi(value)
+	case "via":
+		r.Via = Via(value)
 	case "state":
 		r.Phase = phase(value)
+	case "since":
+		r.Since, err = strconv.ParseInt(value, 10, 64)
 	}
 	return err == nil
 }

@@ -27,11 +27,33 @@ func (m *Manager) Attach(ctx context.Context, spec Spec) (Result, error) {
 	}
 	asked := spec
 	spec = spec.withDefaults()
-	res, err := m.attach(ctx, spec, asked)
+	res, err := m.attachVia(ctx, spec, asked)
 	if err != nil {
 		return Result{}, fmt.Errorf("attach %s/%s: %w", spec.VM, spec.NIC, err)
 	}
 	return res, nil
+}
+
+// attachVia decides how the guest gets the NIC, without waiting for anything.
+func (m *Manager) attachVia(ctx context.Context, spec, asked Spec) (Result, error) {
+	ofLibvirt, err := managed(spec.Target)
+	switch {
+	case err != nil:
+		return Result{}, err
+	case !ofLibvirt && (spec.Via != "" || spec.Persistent):
+		return Result{}, in(ErrInvalid, fmt.Errorf("guest %s is not libvirt's: --via and --persistent do not concern it", spec.VM))
+	case ofLibvirt && spec.Via == "":
+		spec.Via = ViaLibvirt
+	}
+	if spec.Via == ViaLibvirt {
+		if err := spec.expressible(); err != nil {
+			return Result{}, in(ErrInvalid, err)
+		}
+	}
+	if spec.Via == ViaLibvirt && m.HelperPath != "" {
+		return Result{}, in(ErrLink, fmt.Errorf("to hand libvirt a device by its name takes root (--via monitor does without, of which libvirt then knows nothing)"))
+	}
+	return m.attach(ctx, spec, asked)
 }
 
 func (m *Manager) attach(ctx context.Context, spec, asked Spec) (Result, error) {
@@ -42,7 +64,7 @@ func (m *Manager) attach(ctx context.Context, spec, asked Spec) (Result, error) 
 	}
 	a.asked = a.asked.on(a.record.Source) // it may have been named by an altname
 	var err error
-	if a.vm, err = m.open(ctx, spec.Target); err != nil {
+	if a.vm, err = m.open(ctx, spec.Target, spec.Via); err != nil {
 		return Result{}, err
 	}
 	defer a.vm.Close()
@@ -59,13 +81,19 @@ func (m *Manager) attach(ctx context.Context, spec, asked Spec) (Result, error) 
 	if err := m.run(ctx, a.steps()); err != nil {
 		return Result{}, err
 	}
+	if spec.Via == ViaMonitor {
+		a.notices = append(a.notices, costOfMonitor)
+	}
 	return a.result(a.made, true), nil
 }
+
+// costOfMonitor is what a person should know of a NIC that libvirt does not.
+const costOfMonitor = "libvirt does not know this NIC: it is not in the guest's XML, virsh does not show it, the guest cannot be migrated with it, and the domain is marked as tainted (custom-monitor)"
 
 // attachment is one attach under way, while its guest is locked.
 type attachment struct {
 	*half
-	vm    *vm
+	vm    vmm
 	asked Spec  // without its defaults
 	left  *ours // what a crash left under our id
 	made  *ours
@@ -80,27 +108,7 @@ func (a *attachment) plan(ctx context.Context) error {
 	if err := a.half.plan(queues); err != nil {
 		return err
 	}
-	if err := a.place(ctx); err != nil {
-		return err
-	}
-	a.nic, err = a.vm.TypeOptions(ctx, a.nic)
-	return in(ErrHandover, err)
-}
-
-// place finds where the device can be plugged, unless options say so.
-func (a *attachment) place(ctx context.Context) error {
-	if a.nic.Bus != "" {
-		return nil
-	}
-	port, err := a.vm.FreePort(ctx)
-	if err != nil {
-		return in(ErrHandover, err)
-	}
-	a.nic.Bus = port.Bus
-	if a.nic.Addr == "" {
-		a.nic.Addr = port.Addr
-	}
-	return nil
+	return in(ErrHandover, a.vm.prepare(ctx, a.half))
 }
 
 func (a *attachment) queues(ctx context.Context) (int, error) {
@@ -110,7 +118,7 @@ func (a *attachment) queues(ctx context.Context) (int, error) {
 	if !a.spec.virtio() {
 		return 1, nil
 	}
-	cpus, err := a.vm.CPUs(ctx)
+	cpus, err := a.vm.cpus(ctx)
 	if err != nil {
 		return 0, in(ErrHandover, err)
 	}

@@ -1,6 +1,7 @@
 package tapmgr
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -12,26 +13,29 @@ import (
 // existing returns the NIC of that id if it is there as asked for. It notes what is
 // there but not plugged, for the steps to take away.
 func (a *attachment) existing(ctx context.Context) (*ours, error) {
-	link, err := a.m.findFor(a.vm.pid, a.spec.VM, a.spec.NIC)
+	link, err := a.m.findFor(a.vm.process(), a.spec.VM, a.spec.NIC)
 	if err != nil {
 		return nil, err
 	}
-	device, err := a.vm.HasDevice(ctx, deviceID(a.spec.NIC))
+	if link != nil && link.want.Via != a.spec.Via {
+		return nil, a.otherWay(link)
+	}
+	device, err := a.vm.has(ctx, a.spec.NIC)
 	if err != nil {
 		return nil, in(ErrHandover, err)
 	}
 	if device && link == nil { // it may have been renamed
-		if link, err = a.m.find(Target{VM: a.spec.VM, PID: a.vm.pid}, a.spec.NIC); err != nil {
+		if link, err = a.m.find(Target{VM: a.spec.VM, PID: a.vm.process()}, a.spec.NIC); err != nil {
 			return nil, err
 		}
 	}
 	if link != nil && device {
-		held, err := a.m.heldBy(link, a.vm.pid)
+		held, err := a.m.heldBy(link, a.vm.process())
 		if err != nil {
 			return nil, err
 		}
 		if !held {
-			return nil, fmt.Errorf("%w: %s belongs to another process than %d, whose device %s was attached in another netns (two guests of one name?)", ErrExist, link.Name, a.vm.pid, deviceID(a.spec.NIC))
+			return nil, fmt.Errorf("%w: %s belongs to another process than %d, whose device %s was attached in another netns (two guests of one name?)", ErrExist, link.Name, a.vm.process(), deviceID(a.spec.NIC))
 		}
 	}
 	switch {
@@ -41,7 +45,7 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 		return nil, nil
 	case !device:
 		a.left = link
-		return nil, a.m.mayRelease(link, a.vm.pid)
+		return nil, a.m.mayRelease(link, a.vm.process())
 	case link.want.Phase == detaching:
 		return nil, fmt.Errorf("%w: it is being detached, but the guest has not let go of it yet (vmnet detach waits for it)", ErrExist)
 	}
@@ -50,6 +54,24 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 	}
 	return link, nil
 }
+
+// otherWay is about a NIC that was, or was about to be, handed over in another way than the one asked for. What nobody holds is
+// replaced.
+func (a *attachment) otherWay(link *ours) error {
+	now, err := a.m.anew(link)
+	switch {
+	case err != nil:
+		return err
+	case now == nil:
+		return nil
+	case len(now.holders) > 0:
+		return fmt.Errorf("%w, but not as asked for: via is %s, asked for %s (detach it first, or use another --nic)", ErrExist, viaText(now.want.Via), viaText(a.spec.Via))
+	}
+	a.left = now
+	return nil
+}
+
+func viaText(v Via) string { return cmp.Or(string(v), "the guest's own monitor") }
 
 // repaired returns the NIC that is there as asked for, and puts right what is not as
 // it should be: a port without a master, an alias that a crash has left.
@@ -62,11 +84,18 @@ func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
 			Do:   func(context.Context) error { return in(ErrLink, a.m.putBack(o, br)) },
 		})
 	}
-	if o.want.Phase == attaching {
+	if o.want.Phase == attaching || o.want.Phase == starting {
 		list = append(list, step.Step{
 			Name: "mark",
 			Text: fmt.Sprintf("RTM_SETLINK %s: alias, which does not say yet that it is plugged", o.Name),
 			Do:   func(context.Context) error { return in(ErrLink, a.m.markPlugged(*o)) },
+		})
+	}
+	if o.Tun != nil && o.Tun.Persist && o.want.Via == ViaLibvirt {
+		list = append(list, step.Step{
+			Name: "lifetime",
+			Text: fmt.Sprintf("TUNSETPERSIST 0 on a copy of QEMU's own fd of %s", o.Name),
+			Do:   func(context.Context) error { return in(ErrLink, a.m.lendLife(o, a.vm.process())) },
 		})
 	}
 	if len(list) > 0 && a.m.HelperPath != "" {

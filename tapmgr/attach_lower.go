@@ -58,7 +58,7 @@ func (s *lowerSide) plan(r *record) (err error) {
 	if s.spec.MAC == nil {
 		r.MAC = s.lower.MAC
 	}
-	s.name, s.altName = InterfaceName(s.spec.VM, s.spec.NIC)
+	s.name, s.altName = s.spec.interfaceName()
 	r.Type, r.Source, r.Mode, r.RxFilter = string(l.Kind), s.lower.Name, l.Mode, l.RxFilter
 	return nil
 }

@@ -14,9 +14,9 @@ func (a *attachment) steps() []step.Step {
 	if a.left != nil {
 		list = append(list, a.releaseStep())
 	}
-	list = append(list, inStage(ErrLink, a.hostSteps(a.vm.pid)...)...)
-	list = append(list, inStage(ErrHandover, a.vm.PlugSteps(a.nic)...)...)
-	return append(list, a.closeStep(), a.verifyStep())
+	list = append(list, inStage(ErrLink, a.hostSteps(a.vm.process())...)...)
+	list = append(list, inStage(ErrHandover, a.vm.plugSteps(a.half)...)...)
+	return append(list, a.verifyStep())
 }
 
 func (a *attachment) releaseStep() step.Step {
@@ -24,15 +24,6 @@ func (a *attachment) releaseStep() step.Step {
 		Name: "release",
 		Text: fmt.Sprintf("take back what a crash left of %s in the guest", a.left.Name),
 		Do:   func(ctx context.Context) error { return a.m.release(ctx, a.vm, a.left) },
-	}
-}
-
-// closeStep leaves the device to QEMU: from here on it lives as long as QEMU holds it.
-func (a *attachment) closeStep() step.Step {
-	return step.Step{
-		Name: "close",
-		Text: "close our copies of the fds",
-		Do:   func(context.Context) error { return a.close() },
 	}
 }
 
@@ -46,7 +37,7 @@ func (a *attachment) verifyStep() step.Step {
 		Name: "verify",
 		Text: fmt.Sprintf("read the device back; RTM_SETLINK: alias %q", alias),
 		Do: func(context.Context) error {
-			made, err := a.side.verify(a.vm.pid, alias)
+			made, err := a.side.verify(a.vm.process(), alias)
 			if err != nil {
 				return in(ErrLink, err)
 			}

@@ -33,7 +33,7 @@ func (s *tapSide) plan(r *record) (err error) {
 	if s.br, err = bridge.Get(s.m.nl, s.spec.Bridge); err != nil {
 		return err
 	}
-	s.name, s.altName = InterfaceName(s.spec.VM, s.spec.NIC)
+	s.name, s.altName = s.spec.interfaceName()
 	if s.br.MTU > maxTapMTU {
 		return fmt.Errorf("bridge %s: its MTU of %d bytes is more than the %d that a tap can have (ip link set %s mtu %d)", s.br.Name, s.br.MTU, maxTapMTU, s.br.Name, maxTapMTU)
 	}
@@ -64,7 +64,12 @@ func (s *tapSide) steps(_ int, alias string, queues int) []step.Step {
 			Do:   func(context.Context) error { return s.tap.AddQueue() },
 		})
 	}
-	list = append(list, s.settingsStep(alias))
+	return append(list, s.portSteps(alias)...)
+}
+
+// portSteps make a tap that is there a port of its bridge.
+func (s *tapSide) portSteps(alias string) []step.Step {
+	list := []step.Step{s.settingsStep(alias)}
 	if s.altName != "" {
 		list = append(list, step.Step{
 			Name: "altname",

@@ -71,10 +71,13 @@ func (c *checker) host(o ours) bool {
 	case o.unheld():
 		c.compare(o, "holder", "a guest", "nobody: it is left over")
 		return false
-	case o.want.Phase == attaching && o.stranger() != 0:
+	case o.starts():
+		c.Notices = append(c.Notices, fmt.Sprintf("%s/%s was made for a guest that is about to start", o.want.VM, o.want.NIC))
+		return false
+	case o.busy, o.want.Phase == attaching && o.stranger() != 0:
 		c.Notices = append(c.Notices, fmt.Sprintf("%s/%s is being attached", o.want.VM, o.want.NIC))
 		return false
-	case o.want.Phase == attaching:
+	case o.want.Phase == attaching, o.want.Phase == starting:
 		return true // under the guest's lock we shall see whether it goes on
 	case o.want.Phase == detaching:
 		c.compare(o, "detach", "done", "the guest has not let go of it")
@@ -94,11 +97,21 @@ func (c *checker) host(o ours) bool {
 
 func (c *checker) tap(o ours) {
 	c.compare(o, "bridge", o.want.Source, o.master)
+	if o.want.Via == ViaLibvirt {
+		c.compare(o, "lifetime", "that of its guest", lifetime(o))
+	}
 	c.compare(o, "host MAC", hostMAC(o.want.MAC).String(), o.MAC.String())
 	if br, err := bridge.Get(c.m.nl, o.want.Source); err == nil {
 		c.compare(o, "MTU", strconv.Itoa(br.MTU), strconv.Itoa(o.MTU))
 		c.port(o, br)
 	}
+}
+
+func lifetime(o ours) string {
+	if o.Tun.Persist {
+		return "persistent"
+	}
+	return "that of its guest"
 }
 
 func (c *checker) port(o ours, br *rtnl.Link) {
@@ -138,7 +151,7 @@ func upDown(up bool) string {
 func (c *checker) guest(ctx context.Context, nics []ours) {
 	ctx, cancel := monitorTimeout(ctx)
 	defer cancel()
-	vm, err := c.m.open(ctx, Target{VM: nics[0].want.VM, PID: nics[0].vmm()})
+	vm, err := c.m.openRead(ctx, nics[0])
 	if err != nil {
 		c.Notices = append(c.Notices, fmt.Sprintf("%s was not asked: %v", nics[0].want.VM, err))
 		return
@@ -151,13 +164,13 @@ func (c *checker) guest(ctx context.Context, nics []ours) {
 		}
 		has := false
 		if err == nil {
-			has, err = vm.HasDevice(ctx, deviceID(o.want.NIC))
+			has, err = vm.has(ctx, o.want.NIC)
 		}
 		if err != nil {
 			c.Notices = append(c.Notices, fmt.Sprintf("%s/%s was not asked for: %v", o.want.VM, o.want.NIC, err))
 			continue
 		}
-		if o.want.Phase == attaching {
+		if o.want.Phase == attaching || o.want.Phase == starting {
 			c.compare(o, "attach", "done", "cut short")
 		}
 		if !has {

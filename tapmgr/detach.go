@@ -91,15 +91,15 @@ func (d *detachment) isOurs(pid int) error {
 
 // run detaches, now that the guest is locked.
 func (d *detachment) run(ctx context.Context) (res DetachResult, err error) {
-	if d.link, err = d.m.find(Target{VM: d.spec.VM, PID: d.vm.pid}, d.spec.NIC); err != nil { // again: it may have changed
+	if d.link, err = d.m.find(Target{VM: d.spec.VM, PID: d.vm.process()}, d.spec.NIC); err != nil { // again: it may have changed
 		return res, err
 	}
 	if d.link != nil {
-		if err := d.isOurs(d.vm.pid); err != nil {
+		if err := d.isOurs(d.vm.process()); err != nil {
 			return res, err
 		}
 	}
-	device, err := d.vm.HasDevice(ctx, deviceID(d.spec.NIC))
+	device, err := d.vm.has(ctx, d.spec.NIC)
 	if err != nil {
 		return res, in(ErrHandover, err)
 	}
@@ -116,7 +116,7 @@ func (d *detachment) run(ctx context.Context) (res DetachResult, err error) {
 func (d *detachment) wentWithGuest(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseWait)
 	defer cancel()
-	if _, err := qemu.ByPID(d.vm.pid); !errors.Is(err, qemu.ErrNotFound) {
+	if _, err := qemu.ByPID(d.vm.process()); !errors.Is(err, qemu.ErrNotFound) {
 		return false
 	}
 	return d.link == nil || d.m.waitGone(ctx, d.link) == nil
@@ -137,14 +137,18 @@ func mayOpen(t Target, link *ours) error {
 
 // openHolder opens the guest that holds the link, which is surer than one of
 // that name; without a link, or where no holder is seen, the one that is named.
-func (m *Manager) openHolder(ctx context.Context, t Target, link *ours) (*vm, error) {
+func (m *Manager) openHolder(ctx context.Context, t Target, link *ours) (vmm, error) {
 	if link != nil && t.PID == 0 && t.QMP == "" {
 		if link.unheld() {
 			return nil, fmt.Errorf("%w: nobody holds %s", qemu.ErrNotFound, link.Name)
 		}
 		t.PID = link.vmm()
 	}
-	return m.open(ctx, t)
+	via := Via("")
+	if link != nil {
+		via = link.want.Via
+	}
+	return m.open(ctx, t, via)
 }
 
 // detachDead detaches from a guest that is not there (any more): at most its link is.
@@ -169,7 +173,7 @@ func (m *Manager) deleteStep(o *ours) step.Step {
 			if !now.unheld() || o.in != nil { // QEMU would spin on a tap that is deleted under it
 				return fmt.Errorf("%w: interface %s", ErrInUse, o.Name)
 			}
-			return gone(m.nl.Delete(o.Index))
+			return m.delete(now)
 		},
 	}
 }
@@ -177,7 +181,7 @@ func (m *Manager) deleteStep(o *ours) step.Step {
 // detachment is one detach under way, while its guest is locked.
 type detachment struct {
 	m       *Manager
-	vm      *vm
+	vm      vmm
 	spec    DetachSpec
 	link    *ours // nil where the tap is gone, or in another netns
 	asked   bool  // the guest may let go of it at any time
@@ -214,7 +218,7 @@ func (d *detachment) blindStep() step.Step {
 	return step.Step{
 		Name: "netdev_del",
 		Text: fmt.Sprintf("neither link nor device is there: netdev_del %s, if that is", netdev),
-		Do:   func(ctx context.Context) error { return in(ErrHandover, d.vm.Release(ctx, deviceID(d.spec.NIC))) },
+		Do:   func(ctx context.Context) error { return in(ErrHandover, d.vm.cutOff(ctx, d.spec.NIC)) },
 	}
 }
 
@@ -224,7 +228,7 @@ func (d *detachment) releaseStep() step.Step {
 		Name: "release",
 		Text: fmt.Sprintf("the guest has no device %s: release its netdev and fds", deviceID(d.spec.NIC)),
 		Do: func(ctx context.Context) error {
-			if err := d.m.mayRelease(d.link, d.vm.pid); err != nil {
+			if err := d.m.mayRelease(d.link, d.vm.process()); err != nil {
 				return err
 			}
 			return d.m.release(ctx, d.vm, d.link)
@@ -262,8 +266,8 @@ func (d *detachment) unplugStep() step.Step {
 		Name: "unplug",
 		Text: fmt.Sprintf("device_del %s, again each second until the guest lets go of it; netdev_del %s", id, qmp.NetdevID(id)),
 		Do: func(ctx context.Context) error {
-			err := d.m.letGo(d.link, d.vm.pid, func() error {
-				return d.vm.Unplug(ctx, id, func(elapsed time.Duration) {
+			err := d.m.letGo(d.link, d.vm.process(), func() error {
+				return d.vm.unplug(ctx, d.spec.NIC, func(elapsed time.Duration) {
 					d.m.progress("waiting for the guest to let go of %s for %.0f s", d.spec.NIC, elapsed.Seconds())
 				})
 			})
@@ -316,10 +320,10 @@ func (d *detachment) forceSteps() []step.Step {
 		Name: "netdev_del",
 		Text: fmt.Sprintf("device_del %s, without waiting; netdev_del %s", id, qmp.NetdevID(id)),
 		Do: func(ctx context.Context) error {
-			if err := d.vm.RequestUnplug(ctx, id); err != nil {
+			if err := d.vm.request(ctx, d.spec.NIC); err != nil {
 				d.notices = append(d.notices, fmt.Sprintf("the guest was not asked: %v", err))
 			}
-			return in(ErrHandover, d.m.letGo(d.link, d.vm.pid, func() error { return d.vm.Release(ctx, id) }))
+			return in(ErrHandover, d.m.letGo(d.link, d.vm.process(), func() error { return d.vm.cutOff(ctx, d.spec.NIC) }))
 		},
 	}, step.Step{
 		Name: "left",
@@ -338,7 +342,7 @@ func (d *detachment) tellLeft(ctx context.Context) error {
 			d.notices = append(d.notices, fmt.Sprintf("%s stays, down and on no bridge, until the guest lets go of the device", d.link.Name))
 		}
 	}
-	has, err := d.vm.HasDevice(ctx, deviceID(d.spec.NIC))
+	has, err := d.vm.has(ctx, d.spec.NIC)
 	if has && err == nil {
 		d.notices = append(d.notices, fmt.Sprintf("the guest keeps the dead device %s until it lets go of it", deviceID(d.spec.NIC)))
 	}

@@ -32,12 +32,18 @@ type half struct {
 // half begins one; p is what the alias says from the first on.
 func (m *Manager) half(spec Spec, p phase) *half {
 	return &half{m: m, spec: spec, side: m.side(spec), record: record{
-		VM: spec.VM, NIC: spec.NIC, MAC: spec.MAC, Model: spec.Model, Options: spec.optionsHash(), Owner: m.Owner, Phase: p,
+		VM: spec.VM, NIC: spec.NIC, MAC: spec.MAC, Model: spec.Model, Options: spec.optionsHash(), Owner: m.Owner, Via: spec.Via, Phase: p,
 	}}
 }
 
 // side is the host's side that a Spec asks for.
 func (m *Manager) side(spec Spec) hostSide {
+	if spec.Via == ViaLibvirt && spec.Lower != nil {
+		return &namedMacvtap{lowerSide: lowerSide{m: m, spec: spec}}
+	}
+	if spec.Via == ViaLibvirt {
+		return &namedTap{tapSide: tapSide{m: m, spec: spec}}
+	}
 	if m.HelperPath != "" {
 		return &helperSide{tapSide: tapSide{m: m, spec: spec}}
 	}

@@ -30,6 +30,7 @@ type ours struct {
 
 	holders []Holder // as far as the caller may see, the VMM first
 	allSeen bool     // of a macvtap in the Manager's netns: whoever held it would be among them
+	busy    bool     // nobody holds it, since an attach is about to hand it over by its name
 }
 
 // Holder is a process that holds queues of a tap, or the netns that a macvtap is in. What
@@ -101,6 +102,9 @@ func (m *Manager) inventory() ([]ours, error) {
 	spaces = slices.DeleteFunc(spaces, func(f procfd.File) bool { return nodes[f.PID] == nil && !isQEMU(f.PID) })
 	elsewhere := m.inSpaces(spaces)
 	m.addNodeHolders(links, elsewhere, nodes)
+	for i := range links {
+		links[i].busy = links[i].awaitsLibvirt()
+	}
 	links = append(links, elsewhere...)
 	slices.SortFunc(links, func(a, b ours) int {
 		return cmp.Or(strings.Compare(a.want.VM, b.want.VM), strings.Compare(a.want.NIC, b.want.NIC))
@@ -289,11 +293,14 @@ func (m *Manager) again(o ours) (now ours, err error) {
 	return now, err
 }
 
-// unheld tells that surely nobody holds the link, whatever the caller may see: a tap that is
+// unheld tells that surely nobody holds the link, nor is about to.
+func (o *ours) unheld() bool { return o.free() && !o.busy && !o.starts() }
+
+// free tells that surely nobody holds the link, whatever the caller may see: a tap that is
 // not persistent is there only because somebody holds it, and a persistent one
 // has neither carrier nor queues without. Of a macvtap the kernel does not tell, so all
 // processes must have been seen; one that is in a netns of its own is not there unheld.
-func (o *ours) unheld() bool {
+func (o *ours) free() bool {
 	if o.Tun == nil {
 		return o.in == nil && o.allSeen && len(o.holders) == 0
 	}
@@ -341,16 +348,21 @@ func (m *Manager) heldBy(o *ours, pid int) (bool, error) {
 	return held, nil
 }
 
-// byVMM groups links by the QEMU that holds them, each group in the order of links.
+// byVMM groups links by the QEMU that holds them and the way in which it got them, each group in the order of
+// links.
 func byVMM(links []ours) [][]ours {
+	type way struct {
+		pid int
+		via Via
+	}
 	var groups [][]ours
-	at := map[int]int{}
+	at := map[way]int{}
 	for _, o := range links {
-		pid := o.vmm()
-		i, known := at[pid]
+		w := way{o.vmm(), o.want.Via}
+		i, known := at[w]
 		if !known {
 			i = len(groups)
-			at[pid] = i
+			at[w] = i
 			groups = append(groups, nil)
 		}
 		groups[i] = append(groups[i], o)

@@ -11,6 +11,7 @@ import (
 
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
+	"vmnet/macvtap"
 )
 
 // deleteLeftOvers deletes links that nobody holds, and tells by link index which it could
@@ -131,13 +132,32 @@ func (g *grouping) delete(context.Context) error {
 	if err != nil || len(members) == 0 {
 		return err
 	}
+	nodes := g.m.nodesOf(members)
 	if err := gone(g.m.nl.DeleteGroup(g.number)); err != nil {
 		return fmt.Errorf("delete group %d: %w", g.number, err)
 	}
+	var errs []error
 	for _, l := range members {
 		g.deleted[l.Index] = true
+		if number, ok := nodes[l.Index]; ok {
+			errs = append(errs, macvtap.RemoveNode(l, number))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// nodesOf tells the numbers of the nodes of those links that have one, by link index.
+func (m *Manager) nodesOf(links []*rtnl.Link) map[int]uint64 {
+	nodes := map[int]uint64{}
+	for _, l := range links {
+		if l.Tun != nil {
+			continue
+		}
+		if number, err := macvtap.Number(m.ns, l); err == nil {
+			nodes[l.Index] = number
+		}
+	}
+	return nodes
 }
 
 // deletable takes out of the group what somebody holds meanwhile, and returns what is

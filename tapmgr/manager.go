@@ -87,30 +87,6 @@ func (m *Manager) progress(format string, args ...any) {
 	}
 }
 
-// vm is a running guest whose monitor, and so whose lock, we hold.
-type vm struct {
-	*qmp.Conn
-	pid  int
-	path string // of the monitor
-}
-
-// open finds the guest, makes sure that its monitor is its own, and waits for the lock.
-func (m *Manager) open(ctx context.Context, t Target) (*vm, error) {
-	proc, path, err := locate(t)
-	if err != nil {
-		return nil, err
-	}
-	d := qmp.Dialer{
-		CheckPeer: func(p qmp.Peer) error { return checkPeer(t, &proc, p) },
-		Waiting:   func() { m.progress("waiting for the monitor of %s: another client has it, or QEMU stands still", t.VM) },
-	}
-	conn, err := d.Dial(ctx, path)
-	if err != nil {
-		return nil, fmt.Errorf("guest %s: %w", t.VM, explainMonitor(err, t))
-	}
-	return &vm{conn, proc.PID, path}, nil
-}
-
 // locate finds the guest's process and its monitor's socket. With only a socket
 // named, the process stays unknown until its listener tells.
 func locate(t Target) (proc qemu.Process, path string, err error) {

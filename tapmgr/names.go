@@ -84,3 +84,11 @@ func hostMAC(guest net.HardwareAddr) net.HardwareAddr {
 // deviceID is the QEMU device of a NIC. netdev id and getfd names derive from
 // it (package qmp), since QMP lists neither.
 func deviceID(nic string) string { return "vmnet-" + nic }
+
+// deviceOf is the QEMU device of a NIC that was handed over in that way.
+func deviceOf(nic string, via Via) string {
+	if via == ViaLibvirt {
+		return domainAlias(nic)
+	}
+	return deviceID(nic)
+}

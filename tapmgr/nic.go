@@ -19,6 +19,7 @@ type NIC struct {
 	MTU       int    `json:"mtu"`           // bytes, as the guest was told; 1500 where it was told nothing
 	PID       int    `json:"pid,omitempty"` // of the process that holds it; 0 where none is seen
 	UID       int    `json:"uid,omitempty"` // of the user for whom qemu-netup made it; 0 for none
+	Via       Via    `json:"via,omitempty"` // how a guest of libvirt's got it; empty for other guests
 }
 
 // State says in one word how a NIC is: its bridge port's state, or what else
@@ -28,6 +29,7 @@ type State string
 // States besides those of a bridge port.
 const (
 	Attaching   State = "attaching"    // a vmnet works on it
+	Starting    State = "starting"     // made for a guest that libvirt is about to start
 	Detaching   State = "detaching"    // the guest was asked to let go of it
 	Incomplete  State = "incomplete"   // an attach was cut short: vmnet reconcile
 	LeftOver    State = "left-over"    // nobody holds it: vmnet reconcile
@@ -81,7 +83,7 @@ func (m *Manager) describe(o ours) NIC {
 	r := o.want
 	return NIC{
 		VM: r.VM, ID: r.NIC, Interface: o.Name, Type: r.Type, Source: r.Source, Mode: r.Mode, Port: r.Port, Model: r.Model,
-		MAC: r.MAC.String(), Queues: r.Queues, Vhost: onOff(r.Vhost), MTU: r.guestMTU(), State: linkState(o.Link), UID: r.Owner,
+		MAC: r.MAC.String(), Queues: r.Queues, Vhost: onOff(r.Vhost), MTU: r.guestMTU(), State: linkState(o.Link), UID: r.Owner, Via: r.Via,
 	}
 }
 
@@ -91,11 +93,13 @@ func (o *ours) state(nic NIC) NIC {
 		nic.PID = o.holders[0].PID
 	}
 	switch {
+	case o.starts():
+		nic.State = Starting
 	case o.unheld():
 		nic.State = LeftOver
 	case o.want.Phase == attaching && o.stranger() != 0:
 		nic.State = Attaching
-	case o.want.Phase == attaching:
+	case o.want.Phase == attaching, o.want.Phase == starting:
 		nic.State = Incomplete
 	case o.want.Phase == detaching:
 		nic.State = Detaching

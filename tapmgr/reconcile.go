@@ -45,6 +45,10 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
 		switch {
 		case o.unheld():
 			r.do(o, "removed: nobody holds it", func() error { return failed[o.Index] })
+		case o.starts():
+			r.note(o, "left alone: it was made for a guest that is about to start")
+		case o.busy:
+			r.note(o, "left alone: it is being attached")
 		case o.stranger() != 0:
 			r.note(o, fmt.Sprintf("left alone: process %d holds it", o.stranger()))
 		case o.vmm() == 0:
@@ -104,7 +108,7 @@ func (r *reconciler) guest(ctx context.Context, nics []ours) {
 	defer cancel()
 	dialCtx, cancelDial := monitorTimeout(ctx)
 	defer cancelDial()
-	vm, err := r.m.open(dialCtx, Target{VM: nics[0].want.VM, PID: nics[0].vmm()})
+	vm, err := r.m.open(dialCtx, Target{VM: nics[0].want.VM, PID: nics[0].vmm()}, nics[0].want.Via)
 	if err != nil {
 		for _, o := range nics {
 			r.port(o) // needs no lock
@@ -119,21 +123,21 @@ func (r *reconciler) guest(ctx context.Context, nics []ours) {
 }
 
 // nic decides about one NIC whose guest is locked.
-func (r *reconciler) nic(ctx context.Context, vm *vm, o ours) {
+func (r *reconciler) nic(ctx context.Context, vm vmm, o ours) {
 	now, err := r.m.again(o)
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}
 	has := false
 	if err == nil {
-		has, err = vm.HasDevice(ctx, deviceID(o.want.NIC))
+		has, err = vm.has(ctx, o.want.NIC)
 	}
 	switch {
 	case err != nil:
 		r.fail(o, err)
 	case !has:
 		r.do(now, "removed: the guest has no such device", func() error {
-			if err := r.m.mayRelease(&now, vm.pid); err != nil {
+			if err := r.m.mayRelease(&now, vm.process()); err != nil {
 				return err
 			}
 			return r.m.release(ctx, vm, &now)
@@ -142,15 +146,23 @@ func (r *reconciler) nic(ctx context.Context, vm *vm, o ours) {
 		r.port(now)
 		r.note(now, "left alone: the guest has not let go of it yet")
 	default:
-		if now.want.Phase == attaching {
+		r.lifetime(now, vm.process())
+		if now.want.Phase == attaching || now.want.Phase == starting {
 			r.do(now, "kept: it is plugged, which its alias did not say yet", func() error { return r.m.markPlugged(now) })
 		}
 		r.port(now)
 	}
 }
 
+// lifetime makes a plugged tap that was handed over by its name go with its guest.
+func (r *reconciler) lifetime(o ours, pid int) {
+	if o.want.Via == ViaLibvirt && o.Tun != nil && o.Tun.Persist {
+		r.do(o, "made to go with its guest", func() error { return r.m.lendLife(&o, pid) })
+	}
+}
+
 func (m *Manager) markPlugged(o ours) error {
-	o.want.Phase = plugged
+	o.want.Phase, o.want.Since = plugged, 0
 	alias, err := o.want.encode()
 	if err != nil {
 		return err

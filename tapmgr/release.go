@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"vmnet/internal/netns"
-	"vmnet/internal/qemu"
 	"vmnet/internal/rtnl"
 	"vmnet/macvtap"
 )
@@ -18,8 +17,8 @@ const releaseWait = 5 * time.Second
 
 // release makes QEMU let go of a device that is not plugged, and waits until it is
 // gone. The caller has made sure that nobody else holds it.
-func (m *Manager) release(ctx context.Context, vm *vm, o *ours) error {
-	err := m.letGo(o, vm.pid, func() error { return vm.Rollback(ctx, deviceID(o.want.NIC), o.want.Queues) })
+func (m *Manager) release(ctx context.Context, vm vmm, o *ours) error {
+	err := m.letGo(o, vm.process(), func() error { return vm.giveBack(ctx, o) })
 	if err != nil {
 		return err
 	}
@@ -27,14 +26,13 @@ func (m *Manager) release(ctx context.Context, vm *vm, o *ours) error {
 	if err != nil || now == nil {
 		return err
 	}
-	if now.unheld() {
-		return gone(m.nl.Delete(o.Index)) // a persistent one
+	if now.free() {
+		return m.delete(now) // a persistent one
 	}
 	if m.waitGoneFor(ctx, o, undoWait) == nil {
 		return nil
 	}
-	// A fd that was given through another monitor of this guest is known to that one only.
-	tried := m.rollbackElsewhere(ctx, vm, o)
+	tried := vm.elsewhere(ctx, o)
 	return errors.Join(m.waitGoneFor(ctx, o, releaseWait), tried)
 }
 
@@ -71,28 +69,6 @@ func (m *Manager) waitGoneFor(ctx context.Context, o *ours, d time.Duration) err
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
 	return m.waitGone(ctx, o)
-}
-
-// rollbackElsewhere tries the guest's other monitors.
-func (m *Manager) rollbackElsewhere(ctx context.Context, locked *vm, o *ours) error {
-	proc, err := qemu.ByPID(locked.pid)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, path := range proc.MonitorPaths() {
-		if path == locked.path {
-			continue
-		}
-		dialCtx, cancel := monitorTimeout(ctx)
-		other, err := m.open(dialCtx, Target{VM: o.want.VM, PID: locked.pid, QMP: path})
-		if err == nil {
-			err = errors.Join(other.Rollback(dialCtx, deviceID(o.want.NIC), o.want.Queues), other.Close())
-		}
-		cancel()
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
 }
 
 // mayRelease tells whether a device that is not plugged into the guest whose lock we

@@ -2,12 +2,10 @@ package tapmgr
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"vmnet/bridge"
 	"vmnet/internal/rtnl"
-	"vmnet/qmp"
 	"vmnet/vhost"
 )
 
@@ -60,7 +58,7 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 		}
 		if pid := o.vmm(); pid != 0 {
 			if guests[pid] == nil {
-				guests[pid] = m.openViews(ctx, Target{VM: vm, PID: pid})
+				guests[pid] = m.openViews(ctx, o)
 				defer guests[pid].Close()
 			}
 			guests[pid].fill(ctx, &d)
@@ -105,14 +103,14 @@ func (m *Manager) detail(o ours) (Detail, error) {
 
 // guestViews asks one guest about its NICs.
 type guestViews struct {
-	vm     *vm
+	vm     vmm
 	err    error
 	cancel context.CancelFunc
 }
 
-func (m *Manager) openViews(ctx context.Context, t Target) *guestViews {
+func (m *Manager) openViews(ctx context.Context, o ours) *guestViews {
 	ctx, cancel := monitorTimeout(ctx)
-	vm, err := m.open(ctx, t)
+	vm, err := m.openRead(ctx, o)
 	return &guestViews{vm, err, cancel}
 }
 
@@ -128,27 +126,26 @@ func (g *guestViews) fill(ctx context.Context, d *Detail) {
 	defer cancel()
 	err := g.err
 	if err == nil {
-		d.Guest, err = g.view(ctx, deviceID(d.ID))
+		d.Guest, err = g.view(ctx, d.NIC.ID, d.Via)
 	}
 	if err != nil {
 		d.Notices = append(d.Notices, fmt.Sprintf("the guest was not asked: %v", err))
 	}
 }
 
-func (g *guestViews) view(ctx context.Context, device string) (*GuestView, error) {
-	has, err := g.vm.HasDevice(ctx, device)
-	if err != nil || !has {
-		return &GuestView{Device: device}, err
+func (g *guestViews) view(ctx context.Context, nic string, via Via) (*GuestView, error) {
+	v := &GuestView{Device: deviceOf(nic, via)}
+	var err error
+	if v.Plugged, err = g.vm.has(ctx, nic); err != nil || !v.Plugged {
+		return v, err
 	}
-	v := &GuestView{Device: device, Plugged: true}
-	f, err := g.vm.RxFilter(ctx, device)
-	var refused *qmp.Error
-	if errors.As(err, &refused) { // models other than virtio have no filter to tell
-		return v, nil
+	f, err := g.vm.rxFilter(ctx, nic)
+	if f == nil || err != nil {
+		return v, err
 	}
 	v.MAC, v.Promiscuous, v.Multicast = f.MainMAC, f.Promiscuous, f.MulticastTable
 	if f.VLAN == "normal" { // else it is none or all of them
 		v.VLANs = f.VLANTable
 	}
-	return v, err
+	return v, nil
 }

@@ -20,6 +20,9 @@ type Target struct {
 	VM  string // the guest's name, as in QEMU's -name guest=
 	QMP string // its monitor's socket; empty: read from its command line
 	PID int    // its process; 0: the one of that name
+	// Libvirt is the URI or socket of the libvirt that manages the guest; empty: found by itself
+	// where one does.
+	Libvirt string
 }
 
 // Spec says what NIC a guest should get. It is data: nothing of it exists
@@ -36,7 +39,21 @@ type Spec struct {
 	Vhost         Vhost             // empty means auto
 	Model         string            // QEMU's device; empty means virtio-net-pci
 	DeviceOptions map[string]string // further properties of the device
+	Via           Via               // how a guest of libvirt's gets it; empty means ViaLibvirt where that can be
+	Device        string            // name of the interface; empty means InterfaceName
+	Persistent    bool              // libvirt keeps the NIC in what it has stored of the guest, too
 }
+
+// Via says how a guest that libvirt manages gets a NIC.
+type Via string
+
+// ViaLibvirt hands the ready device over by its name: libvirt plugs it, and knows it. ViaMonitor
+// hands fds to QEMU through libvirt's monitor commands: libvirt knows nothing of the NIC, marks the domain as
+// tainted, and cannot migrate it.
+const (
+	ViaLibvirt Via = "libvirt"
+	ViaMonitor Via = "monitor"
+)
 
 // Lower says how a NIC sits on a network card without a bridge.
 type Lower struct {
@@ -87,6 +104,16 @@ const defaultModel = "virtio-net-pci"
 var ownOptions = map[string]string{
 	"driver": "--model", "id": "--nic", "netdev": "", "mac": "--mac",
 	"mq": "--queues", "vectors": "--queues", "host_mtu": "--mtu",
+}
+
+// interfaceName is the name of the device, and an altname where that is not the guest's and the
+// NIC's own.
+func (s Spec) interfaceName() (name, altName string) {
+	name, altName = InterfaceName(s.VM, s.NIC)
+	if s.Device == "" || s.Device == name {
+		return name, altName
+	}
+	return s.Device, name // by which it is found
 }
 
 // withDefaults fills in what an empty field means, save what depends on the guest.
@@ -168,6 +195,12 @@ func (s Spec) validateHost() error {
 		return fmt.Errorf("MTU %d: want %d to %d bytes", s.MTU, minMTU, maxMTU)
 	case s.Vhost != VhostAuto && s.Vhost != VhostOn && s.Vhost != VhostOff:
 		return fmt.Errorf("vhost %q: want auto, on or off", s.Vhost)
+	case s.Via != "" && s.Via != ViaLibvirt && s.Via != ViaMonitor:
+		return fmt.Errorf("via %q: want %s or %s", s.Via, ViaLibvirt, ViaMonitor)
+	case s.Device != "" && !bridge.ValidName(s.Device):
+		return fmt.Errorf("interface name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", s.Device)
+	case s.Via == ViaMonitor && s.Persistent:
+		return fmt.Errorf("libvirt cannot store a NIC that it does not know (--persistent without --via monitor)")
 	case s.Queues != QueuesAuto && (s.Queues < 1 || s.Queues > MaxQueues):
 		return fmt.Errorf("%d queues: want 1 to %d, or auto", s.Queues, MaxQueues)
 	}
@@ -209,6 +242,8 @@ func (l *Lower) validate(mac net.HardwareAddr) error {
 func (l *Lower) ownsMAC() bool {
 	return l != nil && (l.Kind == macvtap.IPVtap || l.Mode == "passthru")
 }
+
+func (l *Lower) isIPVtap() bool { return l != nil && l.Kind == macvtap.IPVtap }
 
 func (s Spec) validateDevice() error {
 	if !formed(s.Model, 64, letters+digits, "._-") {

@@ -1,0 +1,201 @@
+package tapmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"vmnet/internal/step"
+	"vmnet/libvirt"
+	"vmnet/qmp"
+)
+
+// libvirtModels are those that libvirt calls by other names than QEMU (virDomainNetModel in
+// src/conf/domain_conf.c, qemuBuildVirtioDevProps in src/qemu/qemu_command.c).
+var libvirtModels = map[string]string{
+	"virtio-net-pci":                  "virtio",
+	"virtio-net-pci-transitional":     "virtio-transitional",
+	"virtio-net-pci-non-transitional": "virtio-non-transitional",
+}
+
+// expressible tells by an error what of the Spec libvirt has no words for.
+func (s Spec) expressible() error {
+	const cure = "(--via monitor can, of which libvirt then knows nothing)"
+	switch {
+	case s.Lower.isIPVtap():
+		return fmt.Errorf("libvirt cannot be handed an ipvtap by name: in the host's netns its guest's address would be the host's own %s", cure)
+	case len(s.DeviceOptions) > 0:
+		return fmt.Errorf("libvirt decides the further options of a device %s", cure)
+	case s.virtio() && libvirtModels[s.Model] == "":
+		return fmt.Errorf("libvirt has no model %s %s", s.Model, cure)
+	}
+	return nil
+}
+
+// prepare writes the XML that libvirt is asked with.
+func (d *domain) prepare(ctx context.Context, h *half) (err error) {
+	d.persistent = h.spec.Persistent
+	if d.persistent {
+		stored, err := d.IsPersistent(ctx, d.dom)
+		if err != nil {
+			return err
+		}
+		if !stored {
+			return fmt.Errorf("%w: domain %s is transient, libvirt stores nothing of it (without --persistent)", ErrInvalid, d.dom.Name)
+		}
+	}
+	model := h.record.Model
+	if m := libvirtModels[model]; m != "" {
+		model = m
+	}
+	d.xml, err = libvirt.Ethernet{
+		Tap: h.side.interfaceName(), MAC: h.record.MAC, Model: model, Queues: h.record.Queues, MTU: h.record.MTU,
+		Alias: domainAlias(h.record.NIC),
+	}.XML()
+	return err
+}
+
+func (d *domain) affect() libvirt.Affect {
+	if d.persistent {
+		return libvirt.AffectLive | libvirt.AffectConfig
+	}
+	return libvirt.AffectLive
+}
+
+func (d *domain) plugSteps(h *half) []step.Step {
+	nic := h.record.NIC
+	list := []step.Step{{
+		Name: "attach-device",
+		Text: fmt.Sprintf("libvirt: attach %s to %s: %s", domainAlias(nic), d.dom.Name, d.xml),
+		Do:   func(ctx context.Context) error { return d.AttachDevice(ctx, d.dom, d.xml, d.affect()) },
+		Undo: func(ctx context.Context) error { return d.undoAttach(ctx, nic) },
+	}, {
+		Name: "lifetime",
+		Text: fmt.Sprintf("TUNSETPERSIST 0 on a copy of QEMU's own fd of %s", h.side.interfaceName()),
+		Do: func(context.Context) error {
+			link, err := d.m.nl.Link(h.side.interfaceName())
+			if err != nil {
+				return err
+			}
+			return d.m.lendLife(&ours{Link: link, want: h.record}, d.proc.PID)
+		},
+	}}
+	if h.spec.Lower != nil { // it stays until it is detached, or reconciled
+		list = list[:1]
+	}
+	return list
+}
+
+// undoAttach takes back an attach of which we may not know how it ended.
+func (d *domain) undoAttach(ctx context.Context, nic string) error {
+	ctx, cancel := context.WithTimeout(ctx, releaseWait)
+	defer cancel()
+	err := d.unplug(ctx, nic, func(time.Duration) {})
+	if d.persistent {
+		err = errors.Join(err, d.forget(ctx, nic))
+	}
+	return err
+}
+
+// forget removes the NIC from what libvirt has stored.
+func (d *domain) forget(ctx context.Context, nic string) error {
+	err := d.DetachDeviceAlias(ctx, d.dom, domainAlias(nic), libvirt.AffectConfig)
+	if isMissing(err) {
+		return nil
+	}
+	return err
+}
+
+// isMissing tells whether libvirt has no such device: 9.0 has no code of its own for an alias (virDomainDefFindDevice
+// in src/conf/domain_conf.c).
+func isMissing(err error) bool {
+	var refusal *libvirt.Error
+	return errors.Is(err, libvirt.ErrDeviceMissing) || errors.As(err, &refusal) && strings.Contains(refusal.Message, "no device found with alias")
+}
+
+// askAgain is how often a guest is asked that does not answer: one that boots drops a request.
+const askAgain = time.Second
+
+func (d *domain) unplug(ctx context.Context, nic string, waiting func(time.Duration)) error {
+	events, err := d.Subscribe(ctx, &d.dom, 64, libvirt.DeviceRemoved, libvirt.DeviceRemovalFailed, libvirt.Lifecycle)
+	if err != nil {
+		return err
+	}
+	defer events.Close()
+	start := time.Now()
+	for {
+		err := d.request(ctx, nic)
+		if isMissing(err) {
+			return nil
+		}
+		if err != nil && !underWay(err) {
+			return explainStopped(err)
+		}
+		done, err := d.awaitRemoved(ctx, events, nic)
+		if done || err != nil {
+			return err
+		}
+		waiting(time.Since(start))
+	}
+}
+
+// underWay tells whether QEMU refuses a request because it has one already (acpi_pcihp and pcie_cap_slot_unplug_request_cb
+// in QEMU's hw).
+func underWay(err error) bool {
+	var refusal *libvirt.Error
+	return errors.As(err, &refusal) && (strings.Contains(refusal.Message, "in the process of unplug") || strings.Contains(refusal.Message, "unplug pending") || strings.Contains(refusal.Message, "power indicator"))
+}
+
+// awaitRemoved waits for the answer to a request for as long as it makes sense; done is false where it should be asked again.
+func (d *domain) awaitRemoved(ctx context.Context, events *libvirt.Subscription, nic string) (done bool, err error) {
+	again := time.NewTimer(askAgain)
+	defer again.Stop()
+	for {
+		select {
+		case e, open := <-events.C:
+			switch {
+			case !open:
+				return false, explainStopped(d.Err())
+			case e.Kind == libvirt.DeviceRemoved && e.Device == domainAlias(nic):
+				return true, nil
+			case e.Kind == libvirt.DeviceRemovalFailed && e.Device == domainAlias(nic):
+				return false, fmt.Errorf("%w (libvirt: device %s)", qmp.ErrGuestRefused, e.Device)
+			case e.Kind == libvirt.Lifecycle && (e.Change == libvirt.Stopped || e.Change == libvirt.Crashed):
+				return false, errEnded
+			}
+		case <-again.C:
+			has, err := d.has(ctx, nic) // an event may have been lost
+			return !has && err == nil, explainStopped(err)
+		case <-ctx.Done():
+			return false, fmt.Errorf("%w: %w", qmp.ErrUnplugTimeout, context.Cause(ctx))
+		}
+	}
+}
+
+// errEnded is a guest that has ended, in the same terms as a monitor that is gone.
+var errEnded = fmt.Errorf("%w: the domain has ended", qmp.ErrClosed)
+
+// explainStopped makes libvirt's words for a domain that has ended ours.
+func explainStopped(err error) error {
+	if errors.Is(err, libvirt.ErrOperationInvalid) || errors.Is(err, libvirt.ErrNoDomain) {
+		return fmt.Errorf("%w: %w", errEnded, err)
+	}
+	return err
+}
+
+func (d *domain) request(ctx context.Context, nic string) error {
+	return d.DetachDeviceAlias(ctx, d.dom, domainAlias(nic), libvirt.AffectLive)
+}
+
+// cutOff is more than libvirt can: the backend goes with the device.
+func (d *domain) cutOff(context.Context, string) error { return nil }
+
+// giveBack has nothing to do: what libvirt could not plug, it has closed.
+func (d *domain) giveBack(context.Context, *ours) error { return nil }
+
+func (d *domain) elsewhere(context.Context, *ours) error { return nil }
+
+// rxFilter is known to QEMU alone, and to ask it would taint the domain.
+func (d *domain) rxFilter(context.Context, string) (*qmp.RxFilter, error) { return nil, nil }

@@ -1,0 +1,189 @@
+package tapmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"vmnet/internal/rtnl"
+	"vmnet/internal/step"
+	"vmnet/internal/tun"
+	"vmnet/macvtap"
+)
+
+// What libvirt is handed by name must outlive our own fds until libvirt has opened it. So it breaks the law of lifetime
+// for as long as that takes, a macvtap for good: detach, the hook's release, watch or reconcile removes it.
+
+// namedTap is a tap on a bridge that libvirt, or whoever is uid, opens by its name.
+type namedTap struct {
+	tapSide
+	uid int
+}
+
+// steps end with a persistent tap that nobody holds: a single-queue one can be opened but once, and of another a queue
+// of ours would get frames.
+func (s *namedTap) steps(_ int, alias string, queues int) []step.Step {
+	s.multi = queues > 1
+	list := append([]step.Step{s.tapStep()}, s.portSteps(alias)...)
+	return append(list, step.Step{
+		Name: "persist",
+		Text: fmt.Sprintf("TUNSETPERSIST 1 on %s; close it", s.name),
+		Do: func(context.Context) error {
+			return errors.Join(s.tap.Persist(s.uid), s.tap.Close())
+		},
+		Undo: func(ctx context.Context) error { return s.m.dropNamed(ctx, s.link) },
+	})
+}
+
+func (s *namedTap) queues() []*os.File { return nil }
+
+// namedMacvtap is a macvtap in the Manager's netns, which libvirt opens by /dev/tap<index>.
+type namedMacvtap struct {
+	lowerSide
+	link *rtnl.Link
+}
+
+func (s *namedMacvtap) queues() []*os.File { return nil }
+func (s *namedMacvtap) netns() *os.File    { return nil }
+func (s *namedMacvtap) close() error       { return nil }
+
+func (s *namedMacvtap) steps(_ int, alias string, _ int) []step.Step {
+	l := s.spec.Lower
+	list := []step.Step{{
+		Name: string(l.Kind),
+		Text: fmt.Sprintf("RTM_NEWLINK %s: %s mode %s on %s", s.name, l.Kind, l.Mode, l.Device),
+		Do:   s.create,
+		Undo: func(ctx context.Context) error { return s.m.dropNamed(ctx, s.link) },
+	}, {
+		Name: "settings",
+		Text: fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s, alias %q", s.name, onOff(l.RxFilter == RxAllMulti), alias),
+		Do: func(context.Context) error {
+			return setQuiet(s.m.nl, s.link.Index, rtnl.Alias(alias), rtnl.AllMulti(l.RxFilter == RxAllMulti))
+		},
+	}, {
+		Name: "node",
+		Text: fmt.Sprintf("see that %s has its node in /dev", s.name),
+		Do:   func(context.Context) error { return macvtap.MakeNode(s.m.ns, s.link) },
+	}}
+	if s.altName != "" {
+		list = append(list, step.Step{
+			Name: "altname",
+			Text: fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", s.name, s.altName),
+			Do:   func(context.Context) error { return s.m.nl.AddAltName(s.link.Index, s.altName) },
+		})
+	}
+	return append(list, step.Step{
+		Name: "up",
+		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
+		Do: func(ctx context.Context) error {
+			return s.m.retry(ctx, s.lower, func() error { return macvtap.Up(s.m.nl, s.link) })
+		},
+	})
+}
+
+func (s *namedMacvtap) create(ctx context.Context) error {
+	mac := s.spec.MAC
+	if mac == nil && s.spec.Lower.Mode == "passthru" {
+		mac = s.lower.MAC
+	}
+	return s.m.retry(ctx, s.lower, func() (err error) {
+		s.link, err = macvtap.CreateNamed(s.m.nl, s.spec.Lower.config(s.name, s.lower, mac))
+		return err
+	})
+}
+
+func (s *namedMacvtap) verify(_ int, alias string) (*ours, error) {
+	l, err := s.m.nl.LinkByIndex(s.link.Index)
+	if err != nil {
+		return nil, fmt.Errorf("the macvtap is gone: %w", err)
+	}
+	if !l.Up {
+		return nil, fmt.Errorf("somebody set %s down meanwhile", l.Name)
+	}
+	return &ours{Link: l}, s.m.nl.Set(l.Index, rtnl.Alias(alias))
+}
+
+// dropNamed removes a link that was made to be handed over by name, at once where nobody holds it. One that a VMM
+// holds already goes with that: a macvtap cannot, and stays for reconcile.
+func (m *Manager) dropNamed(ctx context.Context, l *rtnl.Link) error {
+	if l == nil {
+		return nil
+	}
+	o := &ours{Link: l}
+	if now, err := m.nl.LinkByIndex(l.Index); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	} else if o.Link = now; now.Tun != nil && now.Tun.Attached {
+		return m.letDie(o)
+	}
+	if err := m.waitUnheld(ctx, o); err != nil {
+		return err
+	}
+	return m.delete(o)
+}
+
+// delete deletes a link in the Manager's netns that nobody holds, and with it the node that we may have made.
+func (m *Manager) delete(o *ours) error {
+	if o.Tun != nil {
+		return gone(m.nl.Delete(o.Index))
+	}
+	number, err := macvtap.Number(m.ns, o.Link)
+	if err != nil {
+		return gone(err)
+	}
+	if err := gone(m.nl.Delete(o.Index)); err != nil {
+		return err
+	}
+	return macvtap.RemoveNode(o.Link, number)
+}
+
+// letDie takes persistence off a tap through whoever holds it.
+func (m *Manager) letDie(o *ours) error {
+	all, err := m.inventory()
+	if err != nil {
+		return err
+	}
+	for _, now := range all {
+		if now.in == nil && now.Index == o.Index && len(now.holders) > 0 {
+			return m.lendLife(&now, now.holders[0].PID)
+		}
+	}
+	return fmt.Errorf("%w: interface %s, by whom cannot be seen", ErrInUse, o.Name)
+}
+
+// lendLife makes a persistent tap live exactly as long as the process that holds it. A macvtap cannot.
+func (m *Manager) lendLife(o *ours, pid int) error {
+	inode, err := m.ns.Inode()
+	if err != nil || o.Tun == nil || !o.Tun.Persist {
+		return err
+	}
+	return tun.Unpersist(pid, o.Name, inode)
+}
+
+// waitUnheld waits until no process that is seen holds a macvtap in the Manager's netns.
+func (m *Manager) waitUnheld(ctx context.Context, o *ours) error {
+	for {
+		all, err := m.inventory()
+		if err != nil {
+			return err
+		}
+		held := 0
+		for _, now := range all {
+			if now.in == nil && now.Index == o.Index && len(now.holders) > 0 {
+				held = now.holders[0].PID
+			}
+		}
+		if held == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: interface %s, which process %d holds: %w", ErrInUse, o.Name, held, context.Cause(ctx))
+		case <-time.After(pollEvery):
+		}
+	}
+}

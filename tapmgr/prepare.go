@@ -1,0 +1,153 @@
+package tapmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"vmnet/internal/step"
+)
+
+// What the hook does for a guest that libvirt starts: the devices that its XML names must be there before libvirt opens
+// them, and nobody may ask libvirt anything meanwhile.
+
+// Prepare makes the device of a NIC for a guest that libvirt is about to start: a persistent tap on its bridge, or a
+// macvtap in the Manager's netns. Its alias says so, and Reconcile leaves it alone for a while. QueuesAuto must have been
+// decided. One that a former start of the same guest has left and nobody holds is replaced; any other of that id is an
+// error that Is ErrExist. Nothing is left on an error.
+func (m *Manager) Prepare(ctx context.Context, spec Spec) (Result, error) {
+	if err := spec.Validate(); err != nil {
+		return Result{}, err
+	}
+	spec = spec.withDefaults()
+	spec.Via = ViaLibvirt
+	res, err := m.prepare(ctx, spec)
+	if err != nil {
+		return Result{}, fmt.Errorf("prepare %s/%s: %w", spec.VM, spec.NIC, err)
+	}
+	return res, nil
+}
+
+func (m *Manager) prepare(ctx context.Context, spec Spec) (Result, error) {
+	if spec.Queues == QueuesAuto {
+		return Result{}, in(ErrInvalid, errors.New("the number of queues is not decided"))
+	}
+	if err := spec.expressible(); err != nil {
+		return Result{}, in(ErrInvalid, err)
+	}
+	h := m.half(spec, starting)
+	h.record.Since = sinceBoot()
+	if err := h.side.plan(&h.record); err != nil {
+		return Result{}, in(ErrLink, err)
+	}
+	if err := h.plan(spec.Queues); err != nil {
+		return Result{}, err
+	}
+	former, err := m.unstarted(spec)
+	if err != nil {
+		return Result{}, err
+	}
+	var list []step.Step
+	if former != nil {
+		list = append(list, step.Step{
+			Name: "delete",
+			Text: fmt.Sprintf("RTM_DELLINK %s, which a former start of the guest has left", former.Name),
+			Do:   func(context.Context) error { return in(ErrLink, m.delete(former)) },
+		})
+	}
+	list = append(list, inStage(ErrLink, h.hostSteps(0)...)...)
+	if err := m.run(ctx, list); err != nil {
+		return Result{}, err
+	}
+	return h.prepared()
+}
+
+// unstarted is what a former start of the guest has left under the NIC's id, which nobody holds; nil for nothing.
+func (m *Manager) unstarted(spec Spec) (*ours, error) {
+	all, err := m.named(spec.VM, spec.NIC)
+	if err != nil || len(all) == 0 {
+		return nil, err
+	}
+	o := all[0]
+	switch {
+	case len(all) > 1:
+		return nil, fmt.Errorf("%w: %s", ErrExist, whose(all))
+	case len(o.holders) > 0 || o.in != nil || o.Tun != nil && o.Tun.Attached:
+		return nil, fmt.Errorf("%w: interface %s, %s", ErrExist, o.Name, whose(all))
+	case o.busy:
+		return nil, fmt.Errorf("%w: interface %s, which is being attached", ErrExist, o.Name)
+	}
+	return &o, nil
+}
+
+// prepared reads the device back.
+func (h *half) prepared() (Result, error) {
+	l, err := h.m.nl.Link(h.side.interfaceName())
+	if errors.Is(err, fs.ErrNotExist) { // a dry run
+		return h.result(nil, true), nil
+	}
+	if err != nil {
+		return Result{}, err
+	}
+	return h.result(&ours{Link: l, want: h.record, master: h.m.masterName(l)}, true), nil
+}
+
+// Started finishes what Prepare has begun, once the guest's QEMU, process pid, has opened the devices: a tap goes with it
+// from then on, and the aliases say that the NICs are plugged. So it does for an attach that was cut short. Failures
+// are told in the actions; the error is about the reading of what is.
+func (m *Manager) Started(ctx context.Context, vm string, pid int) ([]Action, error) {
+	links, err := m.byName(vm)
+	if err != nil {
+		return nil, err
+	}
+	r := &reconciler{m: m, actions: []Action{}}
+	for _, o := range links {
+		if ctx.Err() != nil {
+			return r.actions, context.Cause(ctx)
+		}
+		if !o.isHeldBy(pid) {
+			continue
+		}
+		r.lifetime(o, pid)
+		if o.want.Phase == starting || o.want.Phase == attaching {
+			r.do(o, "the guest has started with it", func() error { return m.markPlugged(o) })
+		}
+		r.port(o)
+	}
+	return r.actions, nil
+}
+
+// Release removes what was handed over by name to a guest that libvirt says has ended: of that nobody who can be seen
+// holds anything. Failures are told in the actions; the error is about the reading of what is.
+func (m *Manager) Release(ctx context.Context, vm string) ([]Action, error) {
+	links, err := m.byName(vm)
+	if err != nil {
+		return nil, err
+	}
+	r := &reconciler{m: m, actions: []Action{}}
+	for _, o := range links {
+		switch {
+		case ctx.Err() != nil:
+			return r.actions, context.Cause(ctx)
+		case len(o.holders) > 0 || o.Tun != nil && o.Tun.Attached:
+			r.note(o, "left alone: it is held")
+		case o.Tun != nil && !o.Tun.Persist: // the kernel is about to
+		default:
+			r.do(o, "removed: its guest has ended", func() error { return m.delete(&o) })
+		}
+	}
+	return r.actions, nil
+}
+
+// byName lists the links of a guest that were handed over by their names.
+func (m *Manager) byName(vm string) ([]ours, error) {
+	all, err := m.whole()
+	var found []ours
+	for _, o := range all {
+		if o.want.VM == vm && o.want.Via == ViaLibvirt && o.in == nil {
+			found = append(found, o)
+		}
+	}
+	return found, err
+}

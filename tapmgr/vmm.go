@@ -1,0 +1,174 @@
+package tapmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"vmnet/internal/qemu"
+	"vmnet/internal/step"
+	"vmnet/qmp"
+)
+
+// vmm is a running guest that we have locked, by the way in which a NIC reaches it: its monitor, or
+// libvirt's own devices. NICs are named by their ids.
+type vmm interface {
+	// process is the VMM's.
+	process() int
+	// cpus counts the guest's virtual CPUs.
+	cpus(ctx context.Context) (int, error)
+	// has tells whether the NIC is plugged.
+	has(ctx context.Context, nic string) (bool, error)
+	// rxFilter is what the guest's driver wants to receive; nil where that cannot be asked.
+	rxFilter(ctx context.Context, nic string) (*qmp.RxFilter, error)
+
+	// prepare decides what the guest must be asked for. It changes nothing.
+	prepare(ctx context.Context, h *half) error
+	// plugSteps hand the NIC over; host and hostSteps have been run by then.
+	plugSteps(h *half) []step.Step
+
+	// unplug waits until the guest has let go of the NIC; waiting is told from time to time.
+	unplug(ctx context.Context, nic string, waiting func(elapsed time.Duration)) error
+	// request asks the guest to let go of the NIC, and does not wait.
+	request(ctx context.Context, nic string) error
+	// cutOff takes the backend from a NIC, as far as that goes without the guest.
+	cutOff(ctx context.Context, nic string) error
+	// giveBack makes the VMM let go of a NIC that is not plugged, and elsewhere what it was given in other ways.
+	giveBack(ctx context.Context, o *ours) error
+	elsewhere(ctx context.Context, o *ours) error
+
+	Close() error
+}
+
+// vm is a guest whose QEMU we reach by its monitor: the connection is the lock, or libvirt's monitor
+// commands stand in for it and domain has the lock.
+type vm struct {
+	*qmp.Conn
+	m      *Manager
+	pid    int
+	path   string  // of the monitor; empty: through libvirt
+	domain *domain // nil: no guest of libvirt's
+}
+
+// open finds the guest and waits for its lock. via says how the NIC is, or was, handed over; empty is
+// the guest's usual way.
+func (m *Manager) open(ctx context.Context, t Target, via Via) (vmm, error) {
+	d, err := m.openDomain(ctx, t)
+	switch {
+	case err != nil:
+		return nil, err
+	case d == nil && via != "":
+		return nil, fmt.Errorf("%w: guest %s is not libvirt's, --via does not concern it", ErrInvalid, t.VM)
+	case d == nil:
+		return m.openMonitor(ctx, t)
+	case via == ViaMonitor:
+		return d.monitor(ctx)
+	}
+	return d, nil
+}
+
+// openMonitor opens a guest that libvirt does not manage: it makes sure that the monitor is the guest's own, and waits
+// until nobody else uses it.
+func (m *Manager) openMonitor(ctx context.Context, t Target) (*vm, error) {
+	proc, path, err := locate(t)
+	if err != nil {
+		return nil, err
+	}
+	d := qmp.Dialer{
+		CheckPeer: func(p qmp.Peer) error { return checkPeer(t, &proc, p) },
+		Waiting:   func() { m.progress("waiting for the monitor of %s: another client has it, or QEMU stands still", t.VM) },
+	}
+	conn, err := d.Dial(ctx, path)
+	if err != nil {
+		return nil, fmt.Errorf("guest %s: %w", t.VM, explainMonitor(err, t))
+	}
+	return &vm{Conn: conn, m: m, pid: proc.PID, path: path}, nil
+}
+
+func (v *vm) Close() error {
+	err := v.Conn.Close()
+	if v.domain != nil {
+		err = errors.Join(err, v.domain.Close())
+	}
+	return err
+}
+
+func (v *vm) process() int { return v.pid }
+
+func (v *vm) cpus(ctx context.Context) (int, error) { return v.CPUs(ctx) }
+
+func (v *vm) has(ctx context.Context, nic string) (bool, error) {
+	return v.HasDevice(ctx, deviceID(nic))
+}
+
+// rxFilter: models other than virtio have no filter to tell.
+func (v *vm) rxFilter(ctx context.Context, nic string) (*qmp.RxFilter, error) {
+	f, err := v.RxFilter(ctx, deviceID(nic))
+	var refused *qmp.Error
+	if errors.As(err, &refused) {
+		return nil, nil
+	}
+	return &f, err
+}
+
+// prepare finds where the device can be plugged, unless options say so, and what types its options are of.
+func (v *vm) prepare(ctx context.Context, h *half) (err error) {
+	if h.nic.Bus == "" {
+		port, err := v.FreePort(ctx)
+		if err != nil {
+			return err
+		}
+		h.nic.Bus = port.Bus
+		if h.nic.Addr == "" {
+			h.nic.Addr = port.Addr
+		}
+	}
+	h.nic, err = v.TypeOptions(ctx, h.nic)
+	return err
+}
+
+// plugSteps end with our copies closed: from then on the device lives as long as QEMU holds it.
+func (v *vm) plugSteps(h *half) []step.Step {
+	return append(v.PlugSteps(h.nic), step.Step{
+		Name: "close",
+		Text: "close our copies of the fds",
+		Do:   func(context.Context) error { return h.close() },
+	})
+}
+
+func (v *vm) unplug(ctx context.Context, nic string, waiting func(time.Duration)) error {
+	return v.Unplug(ctx, deviceID(nic), waiting)
+}
+
+func (v *vm) request(ctx context.Context, nic string) error {
+	return v.RequestUnplug(ctx, deviceID(nic))
+}
+
+func (v *vm) cutOff(ctx context.Context, nic string) error { return v.Release(ctx, deviceID(nic)) }
+
+func (v *vm) giveBack(ctx context.Context, o *ours) error {
+	return v.Rollback(ctx, deviceID(o.want.NIC), o.want.Queues)
+}
+
+// elsewhere tries the guest's other monitors: a fd that was given through one is known to that one only.
+func (v *vm) elsewhere(ctx context.Context, o *ours) error {
+	proc, err := qemu.ByPID(v.pid)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, path := range proc.MonitorPaths() {
+		if path == v.path {
+			continue
+		}
+		dialCtx, cancel := monitorTimeout(ctx)
+		other, err := v.m.openMonitor(dialCtx, Target{VM: o.want.VM, PID: v.pid, QMP: path})
+		if err == nil {
+			err = errors.Join(other.giveBack(dialCtx, o), other.Close())
+		}
+		cancel()
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
