@@ -5,21 +5,37 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"slices"
 
 	"vmnet/bridge"
 	"vmnet/internal/rtnl"
 )
 
-// PutBack makes the taps of ours that belong on a bridge, and are on none since it was deleted, ports of the
-// bridge of that name that is there now, with their settings. It needs no guest's lock. A tap
-// that is younger than the bridge was taken off it by somebody, and is left alone: the kernel numbers interfaces
+// PutBack makes the taps of ours that belong on bridges, and are on none since those were deleted, ports of the
+// bridges of these names that are there now, with their settings. It needs no guest's lock. A tap
+// that is younger than its bridge was taken off it by somebody, and is left alone: the kernel numbers interfaces
 // in the order in which they are made. Failures are told in the actions; the error is about the reading of
-// what is. No bridge of that name Is fs.ErrNotExist.
-func (m *Manager) PutBack(name string) ([]Action, error) {
-	br, err := bridge.Get(m.nl, name)
+// what is.
+func (m *Manager) PutBack(bridges ...string) ([]Action, error) {
+	links, err := m.withoutMaster()
 	if err != nil {
 		return nil, err
 	}
+	r := &reconciler{m: m, actions: []Action{}}
+	for _, o := range links {
+		if !slices.Contains(bridges, o.want.Source) {
+			continue
+		}
+		br, err := bridge.Get(m.nl, o.want.Source)
+		if err == nil && outlived(o.Link, br) {
+			r.do(o, "put back on "+br.Name, func() error { return m.putBack(&o, br) })
+		}
+	}
+	return r.actions, nil
+}
+
+// withoutMaster lists the taps of ours that are on no bridge, and that nobody keeps off it.
+func (m *Manager) withoutMaster() ([]ours, error) {
 	links, err := m.inOwn()
 	if err != nil {
 		return nil, err
@@ -31,14 +47,16 @@ func (m *Manager) PutBack(name string) ([]Action, error) {
 	for _, t := range plain {
 		links = append(links, ours{Link: t.Link, want: record{Type: TypeTap, Source: t.source, Port: t.port, Owner: t.owner}})
 	}
-	r := &reconciler{m: m, actions: []Action{}}
-	for _, o := range links {
+	return slices.DeleteFunc(links, func(o ours) bool {
 		working := o.want.Phase == attaching || o.want.Phase == detaching && !o.Up // cut off by force
-		if o.want.Type == TypeTap && o.want.Source == br.Name && outlived(o.Link, br) && !working {
-			r.do(o, "put back on "+br.Name, func() error { return m.putBack(&o, br) })
-		}
-	}
-	return r.actions, nil
+		return o.want.Type != TypeTap || o.Master != 0 || working
+	}), nil
+}
+
+// ForeignWithoutMaster tells whether there is any tap that PutBackForeign might put on a bridge.
+func (m *Manager) ForeignWithoutMaster() (bool, error) {
+	links, err := m.nl.Links("tun", 0)
+	return slices.ContainsFunc(links, func(l *rtnl.Link) bool { return isForeign(l, "tun") && l.Master == 0 }), err
 }
 
 // outlived tells whether a link is on no bridge, and was there before br.

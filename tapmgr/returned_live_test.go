@@ -48,7 +48,7 @@ func TestLivePutBackAfterTheBridge(t *testing.T) {
 	h.persistentTaps("young")
 	h.markOurs("young")
 
-	actions, err := h.PutBack("br0")
+	actions, err := h.PutBack("br0", "br1", "br9")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,8 +72,11 @@ func TestLivePutBackAfterTheBridge(t *testing.T) {
 	if again, err := h.PutBack("br0"); err != nil || len(again) != 0 {
 		t.Errorf("again: %+v, %v", again, err)
 	}
-	if _, err := h.PutBack("br9"); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("no bridge: %v", err)
+	if none, err := h.PutBack("br9"); err != nil || len(none) != 0 {
+		t.Errorf("no bridge: %+v, %v", none, err)
+	}
+	if foreign, err := h.ForeignWithoutMaster(); err != nil || foreign {
+		t.Errorf("foreign taps are told without one: %v", err)
 	}
 }
 
@@ -99,6 +102,9 @@ func TestLivePutBackForeign(t *testing.T) {
 		h.on("vnet7", "br0", up)
 	}
 	h.replaced()
+	if foreign, err := h.ForeignWithoutMaster(); err != nil || !foreign {
+		t.Errorf("the foreign tap is not told: %v", err)
+	}
 	if done, err := h.PutBackForeign("vnet7", foreignMAC, "br0", bridge.PortConfig{VLAN: 10}); err == nil || !done {
 		t.Errorf("VLANs on a bridge that does not filter: %v, %v", done, err)
 	}
