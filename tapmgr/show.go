@@ -21,6 +21,7 @@ type Detail struct {
 	Bridge    string           `json:"bridge,omitempty"`    // that a tap is on now
 	Lower     string           `json:"lower,omitempty"`     // that a macvtap or ipvtap is on now
 	RxFilter  string           `json:"rx_filter,omitempty"` // of a macvtap or ipvtap
+	Mirrored  bool             `json:"mirrored,omitempty"`  // with RxMirror: the guest's groups are taken in, and no others
 	Netns     string           `json:"netns,omitempty"`     // path of the netns that a macvtap or ipvtap is in
 	ForwardIn float64          `json:"forwards_in_seconds,omitempty"`
 	Learned   []bridge.Learned `json:"learned"`
@@ -75,7 +76,8 @@ func (m *Manager) detail(o ours) (Detail, error) {
 		Holders: append([]Holder{}, o.holders...), VhostFDs: []int{}, Bridge: o.master, Learned: []bridge.Learned{}, Counters: o.Stats,
 	}
 	if o.want.Type != TypeTap {
-		d.Lower, d.RxFilter = m.lowerName(&o), rxFilter(o.Link)
+		d.Lower, d.RxFilter = m.lowerName(&o), rxFilter(&o)
+		d.Mirrored = d.RxFilter == RxMirror && !o.AllMulti
 	}
 	if o.in != nil {
 		d.Netns = o.in.Path()

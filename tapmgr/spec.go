@@ -64,7 +64,7 @@ type Lower struct {
 	Sources   []net.HardwareAddr // mode source: whom the guest hears
 	Flag      string             // ipvtap: "bridge", "private", "vepa"
 	Addrs     []netip.Prefix     // ipvtap: the guest's own addresses, by which the kernel delivers
-	RxFilter  string             // RxAllMulti or RxNone; empty means RxAllMulti
+	RxFilter  string             // RxAllMulti, RxNone or RxMirror; empty means RxAllMulti
 }
 
 // What a macvtap or ipvtap takes in besides frames for its guest's address and broadcasts.
@@ -73,6 +73,9 @@ type Lower struct {
 const (
 	RxAllMulti = "allmulti"
 	RxNone     = "none"
+	// RxMirror takes in the groups that the guest's driver has asked for, which vmnet watch finds out; until it
+	// has, all of them.
+	RxMirror = "mirror"
 )
 
 // QueuesAuto asks for a queue pair per vCPU, at most MaxAutoQueues.
@@ -232,11 +235,14 @@ func (l *Lower) validate(mac net.HardwareAddr) error {
 		return nil
 	case !bridge.ValidName(l.Device):
 		return fmt.Errorf("lower name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", l.Device)
-	case l.RxFilter != RxAllMulti && l.RxFilter != RxNone:
-		return fmt.Errorf("rx filter %q: want %s or %s", l.RxFilter, RxAllMulti, RxNone)
+	case !slices.Contains([]string{RxAllMulti, RxNone, RxMirror}, l.RxFilter):
+		return fmt.Errorf("rx filter %q: want %s, %s or %s", l.RxFilter, RxAllMulti, RxNone, RxMirror)
 	}
 	return l.config("x", nil, mac).Validate()
 }
+
+// allMulti tells whether a new device takes in all multicast.
+func (l *Lower) allMulti() bool { return l.RxFilter != RxNone }
 
 // ownsMAC tells whether the NIC has its lower's address unless told otherwise.
 func (l *Lower) ownsMAC() bool {

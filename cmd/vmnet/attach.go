@@ -66,7 +66,7 @@ func (a *app) completeNIC(cmd *cobra.Command) {
 	complete(cmd, "ipvtap", a.interfaceNames)
 	for flag, words := range map[string][]string{
 		"mode":      append(macvtap.Modes(macvtap.Macvtap), macvtap.Modes(macvtap.IPVtap)...),
-		"rx-filter": {tapmgr.RxAllMulti, tapmgr.RxNone},
+		"rx-filter": {tapmgr.RxAllMulti, tapmgr.RxMirror, tapmgr.RxNone},
 		"queues":    nicflags.Queues,
 		"vhost":     nicflags.Vhosts,
 		"model":     {"virtio-net-pci", "e1000", "e1000e", "rtl8139", "vmxnet3"},

@@ -112,6 +112,9 @@ func placeField(d tapmgr.Detail) field {
 		return field{"bridge", bridgeText(d)}
 	}
 	text := fmt.Sprintf("%s, mode %s, rx filter %s", d.Lower, d.Mode, d.RxFilter)
+	if d.RxFilter == tapmgr.RxMirror && !d.Mirrored {
+		text += " (all multicast until vmnet watch has asked the guest)"
+	}
 	if d.Netns != "" {
 		text += fmt.Sprintf(", in a netns of its own (nsenter --net=%s)", d.Netns)
 	}

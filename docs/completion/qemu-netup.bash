@@ -13,7 +13,7 @@ _qemu_netup() {
 	--macvtap | --ipvtap) words=$(cd /sys/class/net 2>/dev/null && echo *) ;;
 	--mode) words="bridge vepa private passthru source l2 l3" ;;
 	--flag) words="bridge private vepa" ;;
-	--rx-filter) words="allmulti none" ;;
+	--rx-filter) words="allmulti mirror none" ;;
 	--vhost) words="auto on off" ;;
 	--place) words="auto pci pcie mmio" ;;
 	--queues) words="auto 1 2 4 8" ;;

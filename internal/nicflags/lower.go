@@ -31,7 +31,7 @@ func (o *lower) add(f *pflag.FlagSet) {
 	f.BoolVar(&o.noPromisc, "nopromisc", false, "mode passthru: do not make the lower promiscuous")
 	f.StringArrayVar(&o.addrs, "ip", nil, "ipvtap: an `ADDR` of the guest, by which the kernel delivers; with or without /BITS (repeatable)")
 	f.StringVar(&o.flag, "flag", "", "ipvtap: bridge, private or vepa (default bridge)")
-	Choice(f, &o.rxFilter, "rx-filter", "", "macvtap and ipvtap: allmulti takes in all multicast, without which IPv6 and mDNS do not find the guest; none only what is for its address", tapmgr.RxAllMulti, tapmgr.RxNone)
+	Choice(f, &o.rxFilter, "rx-filter", "", "macvtap and ipvtap: allmulti takes in all multicast, without which IPv6 and mDNS do not find the guest; mirror only what the guest has asked for, by vmnet watch; none only what is for its address", tapmgr.RxAllMulti, tapmgr.RxMirror, tapmgr.RxNone)
 }
 
 // spec is what the flags ask for; nil for a NIC on a bridge.
