@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync/atomic"
+	"time"
 )
 
 // Kind is what an event is about: virDomainEventID.
@@ -18,6 +19,8 @@ const (
 	DeviceAdded         Kind = 19 // VIR_DOMAIN_EVENT_ID_DEVICE_ADDED
 	DeviceRemovalFailed Kind = 22 // VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED: the guest refuses
 	MetadataChange      Kind = 23 // VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, of the running domain or of what is stored
+
+	Monitor Kind = -1 // an event of QEMU's own; see Conn.SubscribeMonitor
 )
 
 // Change is what happened to a domain: virDomainEventType.
@@ -44,6 +47,10 @@ type Event struct {
 	Detail int32  // of Change: virDomainEventStoppedDetailType and so on
 	Device string // the device's alias; of the kinds that are about one
 	URI    string // the namespace of the element; of MetadataChange, and empty for a title or description
+
+	Name    string    // of Monitor: QAPI's, "DEVICE_DELETED"
+	Details string    // of Monitor: a JSON object; empty where there are none
+	Time    time.Time // of Monitor: by QEMU's clock
 }
 
 // A Subscription receives events. Close it.
@@ -62,14 +69,36 @@ type Subscription struct {
 // subscriptions to one share it.
 type topic struct {
 	kind Kind
-	all  bool // domains
+	name string // of Monitor; empty is all
+	all  bool   // domains
 	dom  UUID
+}
+
+func newTopic(kind Kind, name string, dom *Domain) topic {
+	if dom == nil {
+		return topic{kind: kind, name: name, all: true}
+	}
+	return topic{kind: kind, name: name, dom: dom.UUID}
+}
+
+// procedures begin and end a registration for the topic.
+func (t topic) procedures() (register, deregister procedure) {
+	if t.kind == Monitor {
+		return connectDomainMonitorEventRegister, connectDomainMonitorEventDeregister
+	}
+	return connectDomainEventCallbackRegisterAny, connectDomainEventCallbackDeregisterAny
+}
+
+// callback is libvirt's number for a registration with a program.
+type callback struct {
+	program uint32
+	number  int32
 }
 
 // registration is a topic that libvirt tells us of.
 type registration struct {
 	topic
-	callback int32 // libvirt's number for it
+	callback callback
 	subs     []*Subscription
 }
 
@@ -77,19 +106,19 @@ type registration struct {
 type registry struct {
 	token     chan struct{} // taken while libvirt has not answered a registration, or its end
 	topics    map[topic]*registration
-	callbacks map[int32]*registration
+	callbacks map[callback]*registration
 	expected  bool // the reply with a callback number is due
 	early     []early
 	missed    uint64 // early ones for which there was no room
 }
 
 func newRegistry() registry {
-	return registry{token: make(chan struct{}, 1), topics: map[topic]*registration{}, callbacks: map[int32]*registration{}}
+	return registry{token: make(chan struct{}, 1), topics: map[topic]*registration{}, callbacks: map[callback]*registration{}}
 }
 
 // early is an event whose number we have not been told yet: libvirt may send it before its reply.
 type early struct {
-	callback int32
+	callback callback
 	event    Event
 }
 
@@ -106,10 +135,18 @@ func (c *Conn) Subscribe(ctx context.Context, dom *Domain, buffer int, kinds ...
 	if len(kinds) == 0 {
 		return nil, errors.New("subscribe to no kind of event")
 	}
+	var topics []topic
+	for _, kind := range kinds {
+		topics = append(topics, newTopic(kind, "", dom))
+	}
+	return c.subscribe(ctx, dom, buffer, topics)
+}
+
+func (c *Conn) subscribe(ctx context.Context, dom *Domain, buffer int, topics []topic) (*Subscription, error) {
 	ch := make(chan Event, max(buffer, 1))
 	s := &Subscription{C: ch, conn: c, c: ch}
-	for _, kind := range kinds {
-		if err := c.register(ctx, s, kind, dom); err != nil {
+	for _, t := range topics {
+		if err := c.register(ctx, s, t, dom); err != nil {
 			s.Close()
 			return nil, err
 		}
@@ -117,13 +154,10 @@ func (c *Conn) Subscribe(ctx context.Context, dom *Domain, buffer int, kinds ...
 	return s, nil
 }
 
-// register adds one kind to s. Where libvirt must be asked, the reader takes the callback number
+// register adds one topic to s. Where libvirt must be asked, the reader takes the callback number
 // out of the reply and gives the token back (install), also when ctx has ended meanwhile.
-func (c *Conn) register(ctx context.Context, s *Subscription, kind Kind, dom *Domain) error {
-	p, t := connectDomainEventCallbackRegisterAny, topic{kind: kind, all: dom == nil}
-	if dom != nil {
-		t.dom = dom.UUID
-	}
+func (c *Conn) register(ctx context.Context, s *Subscription, t topic, dom *Domain) error {
+	p, _ := t.procedures()
 	select {
 	case c.events.token <- struct{}{}:
 	case <-c.done:
@@ -136,10 +170,14 @@ func (c *Conn) register(ctx context.Context, s *Subscription, kind Kind, dom *Do
 		return nil
 	}
 	m, err := c.roundTrip(ctx, &call{procedure: p, registers: &registration{topic: t, subs: []*Subscription{s}}}, func(e *encoder) {
-		e.int32(int32(kind))
-		e.present(dom != nil)
-		if dom != nil {
+		if t.kind != Monitor {
+			e.int32(int32(t.kind))
+		}
+		if e.present(dom != nil); dom != nil {
 			e.domain(*dom)
+		}
+		if t.kind == Monitor {
+			e.monitorEvent(t.name)
 		}
 	}, nil)
 	if err != nil {
@@ -172,7 +210,7 @@ func (r *registry) settle() {
 func (c *Conn) install(r *registration, m message) {
 	defer c.events.settle()
 	d := decoder{buf: m.payload}
-	r.callback = d.int32()
+	r.callback = callback{m.program, d.int32()}
 	if m.status != statusOK || d.end() != nil {
 		return
 	}
@@ -213,7 +251,8 @@ func (c *Conn) drop(r *registration) {
 		}
 		c.mu.Unlock()
 		if !wanted {
-			_ = c.call(context.Background(), connectDomainEventCallbackDeregisterAny, func(e *encoder) { e.int32(r.callback) }, nil)
+			_, deregister := r.procedures()
+			_ = c.call(context.Background(), deregister, func(e *encoder) { e.int32(r.callback.number) }, nil)
 		}
 	})
 }
@@ -247,6 +286,13 @@ func (s *Subscription) end() {
 	}
 }
 
+// lose counts an event that could not be kept. Conn.mu is held.
+func (r *registration) lose() {
+	for _, s := range r.subs {
+		s.lost.Add(1)
+	}
+}
+
 // deliver never waits. Conn.mu is held.
 func (r *registration) deliver(e Event) {
 	for _, s := range r.subs {
@@ -260,12 +306,13 @@ func (r *registration) deliver(e Event) {
 
 // event takes a message in. Those that we never ask for are passed over.
 func (c *Conn) event(m message) error {
-	kind, ok := kindOf(m.procedure)
+	kind, ok := kindOf(m.program, m.procedure)
 	if !ok {
 		return nil
 	}
-	id, e, err := decodeEvent(kind, m.payload)
-	if len(m.payload) > maxEvent {
+	number, e, err := decodeEvent(kind, m.payload)
+	tooLong := len(m.payload) > maxEvent
+	if tooLong && kind != Monitor {
 		err = fmt.Errorf("%d bytes", len(m.payload))
 	}
 	if err != nil {
@@ -273,12 +320,15 @@ func (c *Conn) event(m message) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	id := callback{m.program, number}
 	r := c.events.callbacks[id]
 	switch {
+	case r != nil && tooLong: // strings in it may be a stranger's, a VNC client's name
+		r.lose()
 	case r != nil:
 		r.deliver(e)
 	case !c.events.expected: // of a subscription closed meanwhile
-	case len(c.events.early) < maxEarly:
+	case len(c.events.early) < maxEarly && !tooLong:
 		c.events.early = append(c.events.early, early{id, e})
 	default:
 		c.events.missed++
@@ -286,8 +336,11 @@ func (c *Conn) event(m message) error {
 	return nil
 }
 
-// kindOf tells what REMOTE_PROC_DOMAIN_EVENT_CALLBACK_... carries.
-func kindOf(procedure int32) (Kind, bool) {
+// kindOf tells what REMOTE_PROC_DOMAIN_EVENT_CALLBACK_... or QEMU_PROC_DOMAIN_MONITOR_EVENT carries.
+func kindOf(program uint32, procedure int32) (Kind, bool) {
+	if program == qemuProgram {
+		return Monitor, procedure == domainMonitorEvent
+	}
 	switch procedure {
 	case 318: // ..._LIFECYCLE
 		return Lifecycle, true
@@ -313,6 +366,8 @@ func decodeEvent(kind Kind, payload []byte) (callback int32, e Event, err error)
 	case MetadataChange:
 		d.int32() // virDomainMetadataType
 		e.URI = d.optionalString()
+	case Monitor:
+		d.monitorEvent(&e)
 	default:
 		e.Device = d.string()
 	}

@@ -175,12 +175,12 @@ func TestSubscriptionEndsWithItsConnection(t *testing.T) {
 
 func TestDecodeEvent(t *testing.T) {
 	for procedure, want := range map[int32]Kind{318: Lifecycle, 333: DeviceRemoved, 354: DeviceAdded, 367: DeviceRemovalFailed} {
-		kind, ok := kindOf(procedure)
+		kind, ok := kindOf(remoteProgram, procedure)
 		if !ok || kind != want {
 			t.Errorf("%d is %d", procedure, kind)
 		}
 	}
-	if _, ok := kindOf(319); ok {
+	if _, ok := kindOf(remoteProgram, 319); ok {
 		t.Error("a reboot is not asked for")
 	}
 	e := encoder{}

@@ -58,7 +58,7 @@ func FuzzDecode(f *testing.F) {
 				_ = m.decode("fuzz", decode)
 			}
 			_ = decodeError("fuzz", payload)
-			for _, kind := range []Kind{Lifecycle, DeviceRemoved, MetadataChange} {
+			for _, kind := range []Kind{Lifecycle, DeviceRemoved, MetadataChange, Monitor} {
 				_, _, _ = decodeEvent(kind, payload)
 			}
 		})

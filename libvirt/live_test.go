@@ -67,6 +67,7 @@ func TestLiveLibvirtd(t *testing.T) {
 		{"read only", l.readOnly},
 		{"metadata", l.metadata},
 		{"start", l.start},
+		{"monitor events", l.monitorEvents},
 		{"monitor", l.monitor},
 		{"files", l.files},
 		{"NIC", l.nic},

@@ -52,10 +52,8 @@ func (c *Conn) dispatch(m message) error {
 			}
 		}
 		return nil
-	case m.kind == typeMessage && m.program == remoteProgram:
-		return c.event(m)
 	case m.kind == typeMessage:
-		return nil
+		return c.event(m)
 	}
 	fdpass.CloseAll(m.files)
 	return fmt.Errorf("%w: unexpected: %s", ErrProtocol, m.header)
