@@ -42,8 +42,13 @@ type Holder struct {
 
 // on runs f with a netlink socket in the link's netns.
 func (m *Manager) on(o *ours, f func(nl *rtnl.Conn) error) error {
+	return m.within(o, func(_ *netns.NS, nl *rtnl.Conn) error { return f(nl) })
+}
+
+// within runs f with the link's netns and a netlink socket there.
+func (m *Manager) within(o *ours, f func(ns *netns.NS, nl *rtnl.Conn) error) error {
 	if o.in == nil {
-		return f(m.nl)
+		return f(m.ns, m.nl)
 	}
 	ns, err := netns.OpenHeld(*o.in)
 	if err != nil {
@@ -58,7 +63,7 @@ func (m *Manager) on(o *ours, f func(nl *rtnl.Conn) error) error {
 		return err
 	}
 	defer nl.Close()
-	return f(nl)
+	return f(ns, nl)
 }
 
 // set changes settings of a link of ours.
