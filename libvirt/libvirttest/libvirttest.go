@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -112,16 +113,34 @@ func start(tb testing.TB, ns *netns.NS, d *Daemon, args ...string) *Daemon {
 		Cloneflags:   syscall.CLONE_NEWPID,
 		Unshareflags: syscall.CLONE_NEWNS,
 	}
-	if err := cmd.Start(); err != nil {
+	ended, err := startOnThread(cmd)
+	if err != nil {
 		tb.Fatal(err)
 	}
 	d.init, d.log = cmd.Process, log.Name()
 	tb.Cleanup(func() {
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		<-ended
 	})
 	d.Await()
 	return d
+}
+
+// startOnThread starts a command with which it is all over when its parent's thread ends (PR_SET_PDEATHSIG), from one
+// that stays until then.
+func startOnThread(cmd *exec.Cmd) (ended <-chan struct{}, err error) {
+	started, done := make(chan error), make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait()
+		}
+	}()
+	return done, <-started
 }
 
 // Await waits until libvirtd answers.
