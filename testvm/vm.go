@@ -67,33 +67,20 @@ func Start(ctx context.Context, c Config) (*VM, error) {
 // prepare makes the machine's folder, with the initramfs in it, and the command line.
 func (vm *VM) prepare(ctx context.Context) error {
 	c := vm.config
-	kernel := c.Kernel
-	if kernel == (Kernel{}) {
-		var err error
-		if kernel, err = FindKernel(); err != nil {
-			return err
-		}
-	}
-	init, err := initProgram(ctx, c.Init)
-	if err != nil {
-		return err
-	}
-	initramfs, err := buildInitramfs(kernel, init, c)
-	if err != nil {
-		return err
-	}
+	var err error
 	if vm.dir, err = os.MkdirTemp("", "testvm-"); err != nil {
 		return err
 	}
-	f := Files{Kernel: kernel.Image, Initramfs: vm.path("initramfs"), QMP: c.QMP, Agent: c.Agent, Console: vm.path("console")}
+	parts, err := MakeParts(ctx, c, vm.dir)
+	if err != nil {
+		return err
+	}
+	f := Files{Kernel: parts.Kernel, Initramfs: parts.Initramfs, QMP: c.QMP, Agent: c.Agent, Console: vm.path("console")}
 	if f.QMP == "" {
 		f.QMP = vm.path("qmp")
 	}
 	if f.Agent == "" {
 		f.Agent = vm.path("agent")
-	}
-	if err := os.WriteFile(f.Initramfs, initramfs, 0o600); err != nil {
-		return err
 	}
 	c.QMP, c.Agent, c.Accel = f.QMP, f.Agent, accel(c.Accel)
 	if c.QMP != "none" {

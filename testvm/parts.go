@@ -1,0 +1,36 @@
+package testvm
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+)
+
+// Parts are what a guest boots from.
+type Parts struct {
+	Kernel, Initramfs string // files
+	Args              string // the kernel's command line
+}
+
+// MakeParts makes a guest's initramfs in dir, for whoever starts its QEMU in another way than Start does. That one needs a
+// virtio-serial port of the name agent.PortName, whose socket agent.Dial is given.
+func MakeParts(ctx context.Context, c Config, dir string) (Parts, error) {
+	c = c.withDefaults()
+	kernel := c.Kernel
+	if kernel == (Kernel{}) {
+		var err error
+		if kernel, err = FindKernel(); err != nil {
+			return Parts{}, err
+		}
+	}
+	init, err := initProgram(ctx, c.Init)
+	if err != nil {
+		return Parts{}, err
+	}
+	initramfs, err := buildInitramfs(kernel, init, c)
+	if err != nil {
+		return Parts{}, err
+	}
+	p := Parts{Kernel: kernel.Image, Initramfs: filepath.Join(dir, "initramfs"), Args: kernelArgs(c)}
+	return p, os.WriteFile(p.Initramfs, initramfs, 0o600)
+}
