@@ -11,7 +11,9 @@ import (
 // layers are the packages from top to bottom; those of one layer know nothing
 // of each other.
 var layers = [][]string{
-	{"cmd/vmnet", "cmd/qemu-netup"},
+	{"cmd/vmnet", "cmd/qemu-netup", "cmd/vmnet-hook"},
+	{"internal/hook", "internal/watch"},
+	{"internal/declared"},
 	{"internal/nicflags"},
 	{"tapmgr", "internal/doctor"},
 	{"internal/launch"},

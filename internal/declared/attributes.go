@@ -1,0 +1,227 @@
+package declared
+
+import (
+	"cmp"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"vmnet/internal/nicflags"
+	"vmnet/macvtap"
+	"vmnet/tapmgr"
+)
+
+// maxNICs bounds an element. PCI has room for less.
+const maxNICs = 256
+
+// The attributes that say what a device sits on and how, and how its port is set; id and mac come before them.
+var (
+	lowerNames = []string{"mode", "source-mac", "nopromisc", "rx-filter"} // go with macvtap
+	portNames  = []string{"vlan", "trunk", "native", "isolated", "hairpin", "no-learning", "no-flood"}
+	allNames   = slices.Concat([]string{"id", "mac", "bridge", "macvtap"}, lowerNames, portNames)
+)
+
+// refused are flags of vmnet attach that a NIC of libvirt's cannot have.
+var refused = []string{"ipvtap", "ip", "flag"}
+
+// attribute is one of a nic, attributes are all of it, as they are written.
+type (
+	attribute  struct{ name, value string }
+	attributes []attribute
+)
+
+// decode reads an element, which must have all its namespaces declared.
+func decode(text string) ([]attributes, error) {
+	d := xml.NewDecoder(strings.NewReader(text))
+	root, err := next(d)
+	if err != nil {
+		return nil, err
+	}
+	start, ok := root.(xml.StartElement)
+	if !ok || start.Name != (xml.Name{Space: Namespace, Local: "nics"}) {
+		return nil, errors.New("the element is not nics")
+	}
+	if attrs, err := plain(start.Attr); err != nil || len(attrs) > 0 {
+		return nil, cmp.Or(err, errors.New("nics has no attributes"))
+	}
+	var all []attributes
+	for {
+		token, err := next(d)
+		if err != nil {
+			return nil, err
+		}
+		start, ok := token.(xml.StartElement)
+		if !ok { // the end: anything else is an error of next's
+			return all, nil
+		}
+		attrs, err := decodeNIC(d, start)
+		if err != nil {
+			return nil, fmt.Errorf("nic %s: %w", attrs.label(), err)
+		}
+		if all = append(all, attrs); len(all) > maxNICs {
+			return nil, fmt.Errorf("more than %d elements nic", maxNICs)
+		}
+	}
+}
+
+func decodeNIC(d *xml.Decoder, start xml.StartElement) (attributes, error) {
+	if start.Name != (xml.Name{Space: Namespace, Local: "nic"}) {
+		return nil, fmt.Errorf("element %q is not known: want nic, in namespace %s", start.Name.Local, Namespace)
+	}
+	attrs, err := plain(start.Attr)
+	if err != nil {
+		return attrs, err
+	}
+	inside, err := next(d)
+	if _, ends := inside.(xml.EndElement); err == nil && !ends {
+		err = errors.New("it has elements in it: it takes attributes alone")
+	}
+	return attrs, err
+}
+
+// next is the next start or end of an element. Text is an error, blanks and comments are passed over.
+func next(d *xml.Decoder) (xml.Token, error) {
+	for {
+		token, err := d.Token()
+		switch t := token.(type) {
+		case nil:
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return nil, err
+		case xml.StartElement, xml.EndElement:
+			return token, nil
+		case xml.CharData:
+			if strings.TrimSpace(string(t)) != "" {
+				return nil, fmt.Errorf("text %.40q: it takes attributes alone", t)
+			}
+		}
+	}
+}
+
+// plain are the attributes without namespace, each of which may be there once. Declarations of namespaces are none.
+func plain(all []xml.Attr) (attributes, error) {
+	var attrs attributes
+	for _, a := range all {
+		switch {
+		case a.Name.Space == "xmlns" || a.Name.Space == "" && a.Name.Local == "xmlns":
+			continue
+		case a.Name.Space != "":
+			return attrs, fmt.Errorf("attribute %q has a namespace: ours have none", a.Name.Local)
+		case attrs.has(a.Name.Local):
+			return attrs, fmt.Errorf("attribute %q is there twice", a.Name.Local)
+		}
+		attrs = append(attrs, attribute{a.Name.Local, a.Value})
+	}
+	return attrs, nil
+}
+
+func (a attributes) get(name string) string {
+	for _, x := range a {
+		if x.name == name {
+			return x.value
+		}
+	}
+	return ""
+}
+
+func (a attributes) has(names ...string) bool {
+	return slices.ContainsFunc(a, func(x attribute) bool { return slices.Contains(names, x.name) })
+}
+
+// label names it in texts.
+func (a attributes) label() string {
+	if name := cmp.Or(a.get("id"), a.get("mac")); name != "" {
+		return fmt.Sprintf("%.40q", name)
+	}
+	return "without id and mac"
+}
+
+// nic is what the attributes say, without the interface.
+func (a attributes) nic() (NIC, error) {
+	if err := a.check(); err != nil {
+		return NIC{}, err
+	}
+	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+	flags := nicflags.AddNIC(fs)
+	n := NIC{Made: a.has("bridge", "macvtap")}
+	for _, x := range a {
+		if err := n.take(fs, x); err != nil {
+			return NIC{}, fmt.Errorf("attribute %s=%q: %w", x.name, x.value, err)
+		}
+	}
+	var err error
+	if n.Spec, err = flags.Spec(); err != nil {
+		return NIC{}, fmt.Errorf("attributes %s: %w", strings.Join(lowerNames, ", "), err)
+	}
+	n.Port = n.Spec.Port
+	if !n.Made {
+		n.Spec = tapmgr.Spec{}
+	}
+	return n, n.Port.Validate()
+}
+
+// check tells what is too much, too little, or unknown.
+func (a attributes) check() error {
+	for _, x := range a {
+		switch {
+		case slices.Contains(refused, x.name):
+			return fmt.Errorf("attribute %q: an %s cannot be handed to libvirt by name: in the host's netns its guest's address would be the host's own (vmnet attach --via monitor)", x.name, macvtap.IPVtap)
+		case !slices.Contains(allNames, x.name):
+			return fmt.Errorf("attribute %q is not known: want %s", x.name, names(allNames))
+		case x.value == "":
+			return fmt.Errorf("attribute %q is empty", x.name)
+		case slices.Contains(lowerNames, x.name) && !a.has("macvtap"):
+			return fmt.Errorf("attribute %q goes with macvtap", x.name)
+		}
+	}
+	switch {
+	case a.has("bridge") && a.has("macvtap"):
+		return errors.New("bridge and macvtap: a NIC is at one of them")
+	case !a.has("id") && a.has("bridge", "macvtap"):
+		return errors.New("it needs an id, since vmnet makes its device")
+	case !a.has("id", "mac"):
+		return errors.New("it needs an id or a mac, by which its interface is found")
+	case !a.has("bridge", "macvtap") && !a.has(portNames...):
+		return fmt.Errorf("it says nothing of its NIC: want a place, by bridge= or macvtap=, or settings of its port: %s", names(portNames))
+	}
+	return nil
+}
+
+// take reads one attribute; but for id and mac, as the flag of that name is read.
+func (n *NIC) take(fs *pflag.FlagSet, x attribute) (err error) {
+	switch x.name {
+	case "id":
+		n.ID = x.value
+		return tapmgr.ValidNIC(x.value)
+	case "mac":
+		if n.MAC, err = net.ParseMAC(x.value); err == nil && len(n.MAC) != 6 {
+			err = errors.New("want 6 bytes")
+		}
+		return err
+	case "source-mac":
+		for _, mac := range strings.Fields(x.value) {
+			if err := fs.Set(x.name, mac); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	flag := fs.Lookup(x.name).Value
+	if flag.Type() != "bool" {
+		return flag.Set(x.value)
+	}
+	switch x.value {
+	case "yes":
+		return flag.Set("true")
+	case "no":
+		return flag.Set("false")
+	}
+	return errors.New("want yes or no")
+}

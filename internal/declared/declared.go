@@ -1,0 +1,177 @@
+// Package declared reads which of a libvirt domain's NICs are ours: an element of its <metadata> says what
+// vmnet does for its <interface>s.
+//
+//	<vmnet:nics xmlns:vmnet="urn:vmnet:nics:1">
+//	  <vmnet:nic id="net0" bridge="br0" vlan="10" isolated="yes"/>
+//	  <vmnet:nic id="net1" macvtap="eth0" mode="passthru"/>
+//	  <vmnet:nic mac="52:54:00:00:00:03" isolated="yes"/>
+//	</vmnet:nics>
+//
+// A NIC with a place, bridge or macvtap, is on a device that vmnet makes before the guest starts, and that
+// libvirt opens by its name. One without is on a tap that libvirt makes, of whose bridge port vmnet sets what
+// libvirt has no words for. The attributes are called as the flags of vmnet attach. All else that there is to say of a
+// NIC stands in its <interface>.
+package declared
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+
+	"vmnet/bridge"
+	"vmnet/libvirt"
+	"vmnet/tapmgr"
+)
+
+const (
+	// Namespace is that of the element in a domain's <metadata>.
+	Namespace = "urn:vmnet:nics:1"
+	// Prefix is what stands for it by custom.
+	Prefix = "vmnet"
+)
+
+// NIC is a declared NIC and its <interface>.
+type NIC struct {
+	ID        string            // of vmnet; may be empty where it is not Made
+	MAC       net.HardwareAddr  // of the guest's side; nil where the XML has none yet, which libvirt then makes up
+	Interface libvirt.Interface // to which it belongs
+	Made      bool              // vmnet makes the device
+	Spec      tapmgr.Spec       // of a device to make
+	Port      bridge.PortConfig // settings of the bridge port
+}
+
+// Place is where a made device sits.
+func (n NIC) Place() string {
+	switch {
+	case !n.Made:
+		return ""
+	case n.Spec.Lower != nil:
+		return n.Spec.Lower.Device
+	}
+	return n.Spec.Bridge
+}
+
+// Label names the NIC in texts.
+func (n NIC) Label() string { return cmp.Or(n.ID, n.MAC.String()) }
+
+// Parse reads the declared NICs of a domain, none where there is no such element. What is not known, or cannot be, is
+// an error: nothing that somebody has declared is passed over.
+func Parse(def *libvirt.Definition) ([]NIC, error) {
+	text, ok := def.Metadata(Namespace)
+	if !ok {
+		return nil, nil
+	}
+	all, err := decode(text)
+	if err != nil {
+		return nil, fmt.Errorf("metadata %s: %w", Namespace, err)
+	}
+	var nics []NIC
+	taken := map[int]string{} // by index of the interface
+	for _, attrs := range all {
+		nic, err := parseNIC(def, attrs, taken)
+		if err != nil {
+			return nil, fmt.Errorf("nic %s: %w", attrs.label(), err)
+		}
+		nics = append(nics, nic)
+	}
+	return nics, nil
+}
+
+func parseNIC(def *libvirt.Definition, attrs attributes, taken map[int]string) (NIC, error) {
+	n, err := attrs.nic()
+	if err != nil {
+		return NIC{}, err
+	}
+	i, err := find(def.Interfaces, n)
+	if err != nil {
+		return NIC{}, err
+	}
+	if other, twice := taken[i]; twice {
+		return NIC{}, fmt.Errorf("its interface is that of nic %s already", other)
+	}
+	taken[i] = attrs.label()
+	n.Interface = def.Interfaces[i]
+	n.MAC = n.Interface.MAC
+	if !n.Made {
+		return n, n.onTapOfLibvirt()
+	}
+	n.specify(def.Name)
+	return n, n.handedOver()
+}
+
+// find is the index of the NIC's interface. Where it has both id and MAC, they must agree.
+func find(all []libvirt.Interface, n NIC) (int, error) {
+	byID, byMAC := -1, -1
+	for i, x := range all {
+		if n.ID != "" && libvirt.AliasNIC(x.Alias) == n.ID {
+			if byID >= 0 {
+				return 0, fmt.Errorf("two interfaces have the alias %s", x.Alias)
+			}
+			byID = i
+		}
+		if n.MAC != nil && bytes.Equal(x.MAC, n.MAC) {
+			if byMAC >= 0 {
+				return 0, fmt.Errorf("two interfaces have the MAC %s (name one by id=)", n.MAC)
+			}
+			byMAC = i
+		}
+	}
+	switch {
+	case n.ID == "" && byMAC < 0:
+		return 0, fmt.Errorf("no interface has the MAC %s", n.MAC)
+	case n.ID == "":
+		return byMAC, nil
+	case byID < 0 && n.Made:
+		return 0, fmt.Errorf("no interface has <alias name='%s'/>", libvirt.Alias(n.ID))
+	case byID < 0 && n.MAC == nil:
+		return 0, fmt.Errorf("no interface has <alias name='%s'/> (or name it by mac=)", libvirt.Alias(n.ID))
+	case n.MAC == nil:
+		return byID, nil
+	case byID >= 0 && byID != byMAC:
+		return 0, fmt.Errorf("the interface with <alias name='%s'/> has the MAC %s, not %s", libvirt.Alias(n.ID), all[byID].MAC, n.MAC)
+	case byMAC < 0:
+		return 0, fmt.Errorf("no interface has the MAC %s", n.MAC)
+	}
+	return byMAC, nil
+}
+
+// onTapOfLibvirt checks an interface whose tap libvirt makes.
+func (n NIC) onTapOfLibvirt() error {
+	switch n.Interface.Type {
+	case "bridge", "network":
+		return nil
+	}
+	return fmt.Errorf("its interface is of type %q, of which libvirt puts no tap on a bridge: settings of a port go with type bridge or network; or give a place by bridge= or macvtap=", n.Interface.Type)
+}
+
+// handedOver checks an interface whose device vmnet makes.
+func (n NIC) handedOver() error {
+	x := n.Interface
+	switch {
+	case x.Type != "ethernet" || !x.Unmanaged || x.Target == "":
+		return errors.New("vmnet makes its device: its interface must be <interface type='ethernet'> with <target dev='NAME' managed='no'/>")
+	case libvirt.GeneratedName(x.Target):
+		return fmt.Errorf("device %s: libvirt takes names like that for its own and drops them (call it otherwise)", x.Target)
+	}
+	return n.Spec.Validate()
+}
+
+// specify completes the Spec with what the interface says.
+func (n *NIC) specify(guest string) {
+	x, s := n.Interface, &n.Spec
+	s.VM, s.NIC, s.Device, s.Via = guest, n.ID, x.Target, tapmgr.ViaLibvirt
+	s.MAC, s.MTU, s.Queues = x.MAC, x.MTU, max(x.Queues, 1)
+	s.Model = tapmgr.ModelOf(x.Model)
+	s.Vhost = tapmgr.VhostAuto
+	if x.Driver == "qemu" {
+		s.Vhost = tapmgr.VhostOff
+	}
+}
+
+// names are for texts: "a, b or c".
+func names(all []string) string {
+	return strings.Join(all[:len(all)-1], ", ") + " or " + all[len(all)-1]
+}

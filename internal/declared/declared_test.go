@@ -1,0 +1,256 @@
+package declared
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"vmnet/bridge"
+	"vmnet/libvirt"
+	"vmnet/macvtap"
+	"vmnet/tapmgr"
+)
+
+// interfaces are those of the domains here: three that are handed over, two that libvirt makes, and others.
+const interfaces = `
+<interface type='ethernet'><mac address='52:54:00:00:00:01'/><target dev='web-0' managed='no'/><model type='virtio'/><driver queues='4'/><mtu size='1400'/><alias name='ua-vmnet-net0'/></interface>
+<interface type='ethernet'><mac address='52:54:00:00:00:02'/><target dev='web-1' managed='no'/><model type='e1000e'/><alias name='ua-vmnet-net1'/></interface>
+<interface type='bridge'><mac address='52:54:00:00:00:03'/><source bridge='br0'/><target dev='vnet0'/><alias name='net2'/></interface>
+<interface type='network'><mac address='52:54:00:00:00:04'/><source network='default'/><alias name='ua-vmnet-net3'/></interface>
+<interface type='direct'><mac address='52:54:00:00:00:05'/><source dev='eth0' mode='bridge'/></interface>
+<interface type='bridge'><mac address='52:54:00:00:00:06'/><source bridge='br0'/></interface>
+<interface type='bridge'><mac address='52:54:00:00:00:06'/><source bridge='br1'/></interface>
+<interface type='ethernet'><mac address='52:54:00:00:00:07'/><target dev='vnet7' managed='no'/><alias name='ua-vmnet-net7'/></interface>
+<interface type='ethernet'><mac address='52:54:00:00:00:08'/><target dev='web-8'/><alias name='ua-vmnet-net8'/></interface>
+<interface type='ethernet'><mac address='52:54:00:00:00:09'/><target dev='web-9' managed='no'/><model type='virtio-transitional'/><driver name='qemu'/><alias name='ua-vmnet-net9'/></interface>
+`
+
+func definition(t *testing.T, guest, metadata string) *libvirt.Definition {
+	t.Helper()
+	def, err := libvirt.ParseDefinition(fmt.Sprintf(`<domain type='qemu'><name>%s</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid>
+<metadata>%s</metadata><devices>%s</devices></domain>`, guest, metadata, interfaces))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return def
+}
+
+func nics(inside string) string { return `<v:nics xmlns:v="` + Namespace + `">` + inside + `</v:nics>` }
+
+func mac(last byte) net.HardwareAddr { return net.HardwareAddr{0x52, 0x54, 0, 0, 0, last} }
+
+func TestParse(t *testing.T) {
+	def := definition(t, "web", nics(`
+		<!-- one of each -->
+		<v:nic id="net0" bridge="br0" trunk="2-5,7" native="1" isolated="yes" hairpin="no"/>
+		<v:nic id="net1" macvtap="eth0" mode="source" source-mac="02:00:00:00:00:01  02:00:00:00:00:02" rx-filter="none" mac="52:54:00:00:00:02"></v:nic>
+		<v:nic mac="52:54:00:00:00:03" vlan="20"/>
+		<v:nic id="net3" no-learning="yes" no-flood="yes"/>
+		<v:nic id="net9" macvtap="eth1" mode="passthru" nopromisc="yes"/>`))
+	spec := func(nic, device string, last byte) tapmgr.Spec {
+		return tapmgr.Spec{
+			Target: tapmgr.Target{VM: "web"}, NIC: nic, Device: device, MAC: mac(last), Queues: 1,
+			Vhost: tapmgr.VhostAuto, Via: tapmgr.ViaLibvirt, DeviceOptions: map[string]string{},
+		}
+	}
+	trunk := bridge.PortConfig{Trunk: []bridge.VLANRange{{First: 2, Last: 5}, {First: 7, Last: 7}}, Native: 1, Isolated: true}
+	onBridge := spec("net0", "web-0", 1)
+	onBridge.Bridge, onBridge.Port, onBridge.Queues, onBridge.MTU, onBridge.Model = "br0", trunk, 4, 1400, "virtio-net-pci"
+	source := spec("net1", "web-1", 2)
+	source.Model = "e1000e"
+	source.Lower = &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth0", Mode: "source", RxFilter: "none", Sources: []net.HardwareAddr{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}}
+	passthru := spec("net9", "web-9", 9)
+	passthru.Model, passthru.Vhost = "virtio-net-pci-transitional", tapmgr.VhostOff
+	passthru.Lower = &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth1", Mode: "passthru", NoPromisc: true}
+	want := []NIC{
+		{ID: "net0", MAC: mac(1), Interface: def.Interfaces[0], Made: true, Spec: onBridge, Port: trunk},
+		{ID: "net1", MAC: mac(2), Interface: def.Interfaces[1], Made: true, Spec: source},
+		{MAC: mac(3), Interface: def.Interfaces[2], Port: bridge.PortConfig{VLAN: 20}},
+		{ID: "net3", MAC: mac(4), Interface: def.Interfaces[3], Port: bridge.PortConfig{NoLearning: true, NoFlood: true}},
+		{ID: "net9", MAC: mac(9), Interface: def.Interfaces[9], Made: true, Spec: passthru},
+	}
+	got, err := Parse(def)
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Fatalf("%v\n%s", err, diff)
+	}
+	for i, place := range []string{"br0", "eth0", "", "", "eth1"} {
+		if got[i].Place() != place {
+			t.Errorf("%s is at %q, want %q", got[i].Label(), got[i].Place(), place)
+		}
+	}
+	written, err := XML(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := Parse(definition(t, "web", namespaced(written)))
+	if diff := cmp.Diff(want, again); err != nil || diff != "" {
+		t.Errorf("written as %s: %v\n%s", written, err, diff)
+	}
+}
+
+// namespaced is what libvirt makes of an element without a namespace.
+func namespaced(text string) string {
+	return strings.Replace(text, "<nics", `<nics xmlns="`+Namespace+`"`, 1)
+}
+
+func TestParseNothing(t *testing.T) {
+	for _, metadata := range []string{"", `<o:nics xmlns:o="urn:other"><o:nic wrong="x"/></o:nics>`, "<nics/>", nics(""), "<x xmlns='urn:x'>" + nics("<v:nic/>") + "</x>"} {
+		if got, err := Parse(definition(t, "web", metadata)); err != nil || len(got) != 0 {
+			t.Errorf("%s: %v, %v", metadata, got, err)
+		}
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	for inside, want := range map[string]string{
+		`<v:nic id="net0" bridge="br0" isolatd="yes"/>`:                   `nic "net0": attribute "isolatd" is not known: want id, mac, bridge, macvtap, mode,`,
+		`<v:nic id="net0" bridge="br0" isolated="true"/>`:                 `nic "net0": attribute isolated="true": want yes or no`,
+		`<v:nic id="net0" bridge="br0" vlan="4095"/>`:                     `VLAN 4095: want 1 to 4094`,
+		`<v:nic id="net0" bridge="br0" vlan="x"/>`:                        `nic "net0": attribute vlan="x":`,
+		`<v:nic id="net0" bridge="br0" trunk="5-2"/>`:                     `want the lower first`,
+		`<v:nic id="net0" bridge="br0" vlan="2" trunk="3"/>`:              `both VLAN and trunk`,
+		`<v:nic id="net0" bridge="br0" isolated="yes" isolated="no"/>`:    `attribute "isolated" is there twice`,
+		`<v:nic id="net0" bridge="br0" v:isolated="yes"/>`:                `attribute "isolated" has a namespace`,
+		`<v:nic id="net0" bridge=""/>`:                                    `attribute "bridge" is empty`,
+		`<v:nic id="net0" bridge="a b"/>`:                                 `bridge name "a b"`,
+		`<v:nic id="net0" bridge="br0" macvtap="eth0"/>`:                  `bridge and macvtap: a NIC is at one of them`,
+		`<v:nic id="net0" bridge="br0" mode="passthru"/>`:                 `attribute "mode" goes with macvtap`,
+		`<v:nic id="net0" macvtap="eth0" mode="l2"/>`:                     `mode "l2"`,
+		`<v:nic id="net0" macvtap="eth0" mode="source" source-mac="x"/>`:  `want six bytes`,
+		`<v:nic id="net0" macvtap="eth0" rx-filter="all"/>`:               `attribute rx-filter="all": want allmulti`,
+		`<v:nic id="net0" macvtap="eth0" isolated="yes"/>`:                `settings of a bridge port`,
+		`<v:nic id="net0" ipvtap="eth0"/>`:                                `attribute "ipvtap": an ipvtap cannot be handed to libvirt by name`,
+		`<v:nic id="net0" bridge="br0" queues="4"/>`:                      `attribute "queues" is not known`,
+		`<v:nic id="NET" bridge="br0"/>`:                                  `NIC id "NET"`,
+		`<v:nic bridge="br0"/>`:                                           `nic without id and mac: it needs an id, since vmnet makes its device`,
+		`<v:nic mac="52:54:00:00:00:01" bridge="br0"/>`:                   `it needs an id, since`,
+		`<v:nic isolated="yes"/>`:                                         `it needs an id or a mac`,
+		`<v:nic id="net0"/>`:                                              `it says nothing of its NIC`,
+		`<v:nic mac="1:2" isolated="yes"/>`:                               `attribute mac="1:2":`,
+		`<v:nic mac="00:00:00:00:00:00:00:01" isolated="yes"/>`:           `want 6 bytes`,
+		`<v:nic id="net5" bridge="br0"/>`:                                 `no interface has <alias name='ua-vmnet-net5'/>`,
+		`<v:nic id="net5" isolated="yes"/>`:                               `no interface has <alias name='ua-vmnet-net5'/> (or name it by mac=)`,
+		`<v:nic mac="52:54:00:00:00:ff" isolated="yes"/>`:                 `no interface has the MAC 52:54:00:00:00:ff`,
+		`<v:nic id="net5" mac="52:54:00:00:00:ff" isolated="yes"/>`:       `no interface has the MAC 52:54:00:00:00:ff`,
+		`<v:nic id="net0" mac="52:54:00:00:00:02" bridge="br0"/>`:         `has the MAC 52:54:00:00:00:01, not 52:54:00:00:00:02`,
+		`<v:nic id="net0" mac="52:54:00:00:00:ff" bridge="br0"/>`:         `has the MAC 52:54:00:00:00:01, not 52:54:00:00:00:ff`,
+		`<v:nic mac="52:54:00:00:00:06" isolated="yes"/>`:                 `two interfaces have the MAC 52:54:00:00:00:06`,
+		`<v:nic mac="52:54:00:00:00:05" isolated="yes"/>`:                 `its interface is of type "direct"`,
+		`<v:nic id="net0" isolated="yes"/>`:                               `its interface is of type "ethernet"`,
+		`<v:nic id="net3" bridge="br0"/>`:                                 `its interface must be <interface type='ethernet'>`,
+		`<v:nic id="net8" bridge="br0"/>`:                                 `its interface must be <interface type='ethernet'>`,
+		`<v:nic id="net7" bridge="br0"/>`:                                 `device vnet7: libvirt takes names like that for its own`,
+		`<v:nic id="net0" bridge="br0"/><v:nic id="net0" bridge="br0"/>`:  `nic "net0": its interface is that of nic "net0" already`,
+		`<v:nic id="net0" bridge="br0"><v:vlan/></v:nic>`:                 `nic "net0": it has elements in it`,
+		`<v:nic id="net0" bridge="br0">text</v:nic>`:                      `nic "net0": text "text"`,
+		`<v:nic id="net0" bridge="br0"/>text`:                             `text "text"`,
+		`<v:net id="net0" bridge="br0"/>`:                                 `element "net" is not known: want nic`,
+		`<nic id="net0" bridge="br0"/>`:                                   `element "nic" is not known: want nic, in namespace ` + Namespace,
+		strings.Repeat(`<v:nic mac="52:54:00:00:00:03" vlan="20"/>`, 257): `more than 256 elements nic`,
+	} {
+		got, err := Parse(definition(t, "web", nics(inside)))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s\nis %+v, %v\nwant an error with %s", inside, got, err, want)
+		}
+	}
+	attr := strings.Replace(nics(`<v:nic id="net0" bridge="br0"/>`), "<v:nics", `<v:nics version="2"`, 1)
+	if _, err := Parse(definition(t, "web", attr)); err == nil || !strings.Contains(err.Error(), "nics has no attributes") {
+		t.Errorf("attribute of nics: %v", err)
+	}
+	long := strings.Repeat("g", tapmgr.MaxVMName+1)
+	if _, err := Parse(definition(t, long, nics(`<v:nic id="net0" bridge="br0"/>`))); err == nil || !strings.Contains(err.Error(), "guest name of 101 bytes") {
+		t.Errorf("a long name: %v", err)
+	}
+}
+
+func TestPutAndRemove(t *testing.T) {
+	element := nics(`<v:nic id="net0" bridge="br0"/><v:nic mac="52:54:00:00:00:03" vlan="20"/>`)
+	for _, test := range []struct {
+		text string
+		nic  NIC
+		put  string
+	}{
+		{"", NIC{ID: "net0", Made: true, Spec: tapmgr.Spec{Bridge: "br<1"}}, `<nics><nic id="net0" bridge="br&lt;1"/></nics>`},
+		{
+			element,
+			NIC{ID: "net0", MAC: mac(1), Made: true, Spec: tapmgr.Spec{Bridge: "br1"}, Port: bridge.PortConfig{Isolated: true}},
+			`<nics><nic mac="52:54:00:00:00:03" vlan="20"/><nic id="net0" mac="52:54:00:00:00:01" bridge="br1" isolated="yes"/></nics>`,
+		},
+		{
+			element,
+			NIC{MAC: mac(3), Port: bridge.PortConfig{Hairpin: true}},
+			`<nics><nic id="net0" bridge="br0"/><nic mac="52:54:00:00:00:03" hairpin="yes"/></nics>`,
+		},
+	} {
+		if got, err := Put(test.text, test.nic); err != nil || got != test.put {
+			t.Errorf("put: %v\n%s, want\n%s", err, got, test.put)
+		}
+	}
+	for id, want := range map[string]string{
+		"net0": `<nics><nic mac="52:54:00:00:00:03" vlan="20"/></nics>`,
+		"net1": `<nics><nic id="net0" bridge="br0"/><nic mac="52:54:00:00:00:03" vlan="20"/></nics>`,
+	} {
+		if got, err := Remove(element, NIC{ID: id}); err != nil || got != want {
+			t.Errorf("remove %s: %v\n%s, want\n%s", id, err, got, want)
+		}
+	}
+	if got, err := Remove(nics(`<v:nic id="net0" bridge="br0"/>`), NIC{ID: "net0"}); err != nil || got != "" {
+		t.Errorf("the last one: %q, %v", got, err)
+	}
+	for _, wrong := range []NIC{
+		{},
+		{ID: "net0"},
+		{ID: "NET", Made: true, Spec: tapmgr.Spec{Bridge: "br0"}},
+		{Made: true, Spec: tapmgr.Spec{Bridge: "br0"}},
+		{ID: "net0", Made: true, Spec: tapmgr.Spec{Lower: &tapmgr.Lower{Kind: macvtap.IPVtap, Device: "eth0"}}},
+	} {
+		if got, err := XML([]NIC{wrong}); err == nil {
+			t.Errorf("%+v became %s", wrong, got)
+		}
+	}
+	if _, err := Put("<nics", NIC{ID: "net0", Made: true, Spec: tapmgr.Spec{Bridge: "br0"}}); err == nil {
+		t.Error("a broken element was taken")
+	}
+}
+
+// FuzzParse: what is taken is valid, and means the same when it is written and read again.
+func FuzzParse(f *testing.F) {
+	f.Add(`<v:nic id="net0" bridge="br0" trunk="2-5,7" native="1" isolated="yes"/>`)
+	f.Add(`<v:nic id="net1" macvtap="eth0" mode="source" source-mac="02:00:00:00:00:01 02:00:00:00:00:02" rx-filter="none"/>`)
+	f.Add(`<v:nic mac="52:54:00:00:00:03" vlan="20"/><!-- x --><v:nic id="net3" no-flood="yes"/>`)
+	f.Add(`<v:nic id="net0"><v:nic/></v:nic></v:nics><v:nics>`)
+	f.Fuzz(func(t *testing.T, inside string) {
+		text := fmt.Sprintf(`<domain type='qemu'><name>web</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid><metadata>%s</metadata><devices>%s</devices></domain>`, nics(inside), interfaces)
+		def, err := libvirt.ParseDefinition(text)
+		if err != nil {
+			return
+		}
+		got, err := Parse(def)
+		if err != nil {
+			return
+		}
+		for _, n := range got {
+			if n.Made && n.Spec.Validate() != nil || n.Port.Validate() != nil || n.Made == (n.Place() == "") {
+				t.Errorf("%+v", n)
+			}
+		}
+		written, err := XML(got)
+		if err != nil {
+			t.Fatalf("%s: %v", inside, err)
+		}
+		if len(got) == 0 {
+			return
+		}
+		def2, err := libvirt.ParseDefinition(strings.Replace(text, nics(inside), namespaced(written), 1))
+		if err != nil {
+			t.Fatalf("%s: %v", written, err)
+		}
+		again, err := Parse(def2)
+		if diff := cmp.Diff(got, again); err != nil || diff != "" {
+			t.Errorf("%s became %s: %v\n%s", inside, written, err, diff)
+		}
+	})
+}

@@ -1,0 +1,136 @@
+package declared
+
+import (
+	"encoding/xml"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"vmnet/bridge"
+	"vmnet/libvirt"
+)
+
+// XML is the element that declares the NICs, in the form that [libvirt.Conn.SetMetadata] takes with Namespace and
+// Prefix: without a namespace. What their interfaces say is not in it.
+func XML(nics []NIC) (string, error) {
+	var all []attributes
+	for _, n := range nics {
+		attrs, err := n.attributes()
+		if err != nil {
+			return "", err
+		}
+		all = append(all, attrs)
+	}
+	return encode(all), nil
+}
+
+// Put is the element, as [libvirt.Definition.Metadata] has it, with nic in place of the one of its id or MAC, or
+// added to it. Empty text is an element without NICs. The result is as that of [XML].
+func Put(text string, nic NIC) (string, error) {
+	attrs, err := nic.attributes()
+	if err != nil {
+		return "", err
+	}
+	all, err := without(text, nic)
+	return encode(append(all, attrs)), err
+}
+
+// Remove is the element without the NIC of that id or MAC; empty where no NIC is left in it.
+func Remove(text string, nic NIC) (string, error) {
+	all, err := without(text, nic)
+	if err != nil || len(all) == 0 {
+		return "", err
+	}
+	return encode(all), nil
+}
+
+// without decodes the element and drops the NIC.
+func without(text string, nic NIC) ([]attributes, error) {
+	if text == "" {
+		return nil, nil
+	}
+	all, err := decode(text)
+	return slices.DeleteFunc(all, func(a attributes) bool {
+		return nic.ID != "" && a.get("id") == nic.ID || nic.MAC != nil && strings.EqualFold(a.get("mac"), nic.MAC.String())
+	}), err
+}
+
+func encode(all []attributes) string {
+	var b strings.Builder
+	b.WriteString("<nics>")
+	for _, attrs := range all {
+		b.WriteString("<nic")
+		for _, a := range attrs {
+			b.WriteString(" " + a.name + `="`)
+			_ = xml.EscapeText(&b, []byte(a.value)) // a Builder takes all
+			b.WriteString(`"`)
+		}
+		b.WriteString("/>")
+	}
+	b.WriteString("</nics>")
+	return b.String()
+}
+
+// attributes are how the NIC is written.
+func (n NIC) attributes() (attributes, error) {
+	var a attributes
+	add := func(name, value string) {
+		if value != "" {
+			a = append(a, attribute{name, value})
+		}
+	}
+	add("id", n.ID)
+	if n.ID == "" || libvirt.AliasNIC(n.Interface.Alias) != n.ID {
+		add("mac", n.MAC.String())
+	}
+	if n.Made {
+		add("bridge", n.Spec.Bridge)
+		n.addLower(add)
+	}
+	addPort(add, n.Port)
+	_, err := a.nic() // what we write we can read
+	if err != nil {
+		return nil, fmt.Errorf("declare nic %s: %w", a.label(), err)
+	}
+	return a, nil
+}
+
+func (n NIC) addLower(add func(name, value string)) {
+	l := n.Spec.Lower
+	if l == nil {
+		return
+	}
+	var sources []string
+	for _, mac := range l.Sources {
+		sources = append(sources, mac.String())
+	}
+	add(string(l.Kind), l.Device)
+	add("mode", l.Mode)
+	add("source-mac", strings.Join(sources, " "))
+	add("nopromisc", yes(l.NoPromisc))
+	add("rx-filter", l.RxFilter)
+}
+
+func addPort(add func(name, value string), p bridge.PortConfig) {
+	number := func(n int) string {
+		if n == 0 {
+			return ""
+		}
+		return strconv.Itoa(n)
+	}
+	add("vlan", number(p.VLAN))
+	add("trunk", bridge.FormatVLANs(p.Trunk))
+	add("native", number(p.Native))
+	add("isolated", yes(p.Isolated))
+	add("hairpin", yes(p.Hairpin))
+	add("no-learning", yes(p.NoLearning))
+	add("no-flood", yes(p.NoFlood))
+}
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return ""
+}
