@@ -1,0 +1,127 @@
+package tapmgr_test
+
+import (
+	"errors"
+	"io/fs"
+	"strings"
+	"testing"
+	"time"
+
+	"vmnet/qmp"
+	"vmnet/tapmgr"
+	"vmnet/testvm"
+	"vmnet/testvm/traffic"
+)
+
+// farPings pings from the far end of the wire.
+func (h *host) farPings(addr string) error {
+	return h.far.Do(func() error {
+		_, err := traffic.SendPing(h.context(5*time.Second), traffic.Ping{Addr: addr, UntilFirst: true, Count: 3, Timeout: time.Second})
+		return err
+	})
+}
+
+// follow asks the guest once, as vmnet watch does, and tells the device.
+func (h *host) follow() (x tapmgr.Mirror, changed bool) {
+	h.Helper()
+	all, err := h.Mirrors()
+	if err != nil || len(all) != 1 {
+		h.Fatalf("mirrors %+v, %v", all, err)
+	}
+	filters, err := h.RxFilters(h.context(5*time.Second), all[0])
+	if err != nil || len(filters) != 1 || filters[0].Name != all[0].Device {
+		h.Fatalf("filters %+v, %v", filters, err)
+	}
+	if changed, err = h.Follow(all[0], filters[0]); err != nil {
+		h.Fatal(err)
+	}
+	return all[0], changed
+}
+
+// followed follows until nothing has changed for a while: a driver joins its groups one by one.
+func (h *host) followed() (x tapmgr.Mirror) {
+	h.Helper()
+	end := time.Now().Add(20 * time.Second)
+	for quiet := 0; quiet < 3; time.Sleep(200 * time.Millisecond) {
+		changed := false
+		if x, changed = h.follow(); changed {
+			quiet = 0
+		} else {
+			quiet++
+		}
+		if time.Now().After(end) {
+			h.Fatal("the filter changes all the time")
+		}
+	}
+	return x
+}
+
+func (h *host) mirrored(g *guest) (yes bool, heard uint64) {
+	h.Helper()
+	d, err := h.Show(h.context(10*time.Second), g.name)
+	if err != nil || len(d) != 1 || d[0].RxFilter != tapmgr.RxMirror {
+		h.Fatalf("shown %+v, %v", d, err)
+	}
+	return d[0].Mirrored, d[0].Counters.RxPackets
+}
+
+func TestLiveMirrorLetsInWhatTheGuestAskedFor(t *testing.T) {
+	h := newHost(t)
+	h.wire()
+	h.farIP("addr", "add", "fd00:8::1/64", "dev", "switch0", "nodad")
+	g := h.booted(testvm.Config{})
+	nic := h.attach(g.lowerSpec("net0", tapmgr.Lower{RxFilter: tapmgr.RxMirror}))
+	if yes, _ := h.mirrored(g); yes {
+		t.Error("it is mirrored before the guest was asked")
+	}
+	h.use(g, nic, "fd00:8::2/64")
+	h.followed()
+	if yes, _ := h.mirrored(g); !yes {
+		t.Error("it still takes in all multicast")
+	}
+	if err := h.farPings("fd00:8::2"); err != nil { // by neighbour discovery, which is multicast
+		t.Errorf("IPv6 without allmulti: %v", err)
+	}
+	_, before := h.mirrored(g)
+	h.sendMulticast(50)
+	time.Sleep(300 * time.Millisecond)
+	if _, after := h.mirrored(g); after-before >= 50 {
+		t.Errorf("%d frames to a group that it has not joined were heard", after-before)
+	}
+
+	// One more group: it is not heard until the guest was asked again.
+	h.use(g, nic, "fd00:8::7:7/64")
+	if err := h.farPings("fd00:8::7:7"); err == nil {
+		t.Error("a group is heard before it was asked for: this test shows nothing")
+	}
+	x := h.followed()
+	if err := h.farPings("fd00:8::7:7"); err != nil {
+		t.Errorf("a group that was joined later: %v", err)
+	}
+	if got := h.check(); len(got) != 0 {
+		t.Errorf("check: %+v", got)
+	}
+	for _, want := range []bool{true, false} {
+		if changed, err := h.TakeAll(x); err != nil || changed != want {
+			t.Errorf("take all: changed is %v, want %v: %v", changed, want, err)
+		}
+	}
+	if got := h.check(); len(got) != 0 {
+		t.Errorf("check: %+v", got)
+	}
+	h.detach(g, "net0")
+	if _, err := h.Follow(x, qmp.RxFilter{Multicast: "none"}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of a device that is gone: %v", err)
+	}
+}
+
+func TestLiveMirrorOfAnUnknownFilterIsRefused(t *testing.T) {
+	h := newHost(t)
+	spec := (&guest{name: "x"}).lowerSpec("net0", tapmgr.Lower{RxFilter: "some"})
+	if err := spec.Validate(); !errors.Is(err, tapmgr.ErrInvalid) || !strings.Contains(err.Error(), "want allmulti, none or mirror") {
+		t.Error(err)
+	}
+	if all, err := h.Mirrors(); err != nil || len(all) != 0 {
+		t.Errorf("mirrors %+v, %v", all, err)
+	}
+}
