@@ -281,7 +281,15 @@ func (d *detachment) unplugStep() step.Step {
 	}
 }
 
+// goneStep ends with the device gone: with what held it, or where that does not take it along, by us.
 func (d *detachment) goneStep() step.Step {
+	if l := d.link; l.staysBehind() {
+		return step.Step{
+			Name: "delete",
+			Text: fmt.Sprintf("wait until nobody holds %s; RTM_DELLINK", l.Name),
+			Do:   func(ctx context.Context) error { return d.m.dropNamed(ctx, l.Link) },
+		}
+	}
 	return step.Step{
 		Name: "gone",
 		Text: fmt.Sprintf("wait until %s is gone", d.link.Name),

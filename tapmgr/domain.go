@@ -42,8 +42,8 @@ func domainOf(t Target) ([]qemu.Process, error) {
 		return []qemu.Process{proc}, nil
 	}
 	all, err := qemu.OfLibvirt(t.VM)
-	if err != nil || len(all) == 0 || t.Libvirt != "" {
-		return all, err
+	if err != nil || len(all) == 0 {
+		return nil, err
 	}
 	if proc, err := qemu.Find(t.VM); err == nil && !proc.Libvirt { // the caller's own comes first
 		return nil, nil
@@ -54,7 +54,7 @@ func domainOf(t Target) ([]qemu.Process, error) {
 // managed tells whether libvirt manages the target.
 func managed(t Target) (bool, error) {
 	all, err := domainOf(t)
-	return len(all) > 0 || t.Libvirt != "" && err == nil, err
+	return len(all) > 0, err
 }
 
 // openDomain finds the target in libvirt and waits for its lock; nil where libvirt does not manage it.
@@ -73,10 +73,10 @@ func (m *Manager) openDomain(ctx context.Context, t Target) (*domain, error) {
 // write anything on a command line, but libvirt knows which UUID runs under that name.
 func (m *Manager) findDomain(ctx context.Context, t Target, readOnly bool) (*domain, error) {
 	procs, err := domainOf(t)
-	if err != nil || len(procs) == 0 && t.Libvirt == "" {
+	if err != nil || len(procs) == 0 {
 		return nil, err
 	}
-	conn, err := dialLibvirt(ctx, t, procs, readOnly)
+	conn, err := m.dialLibvirt(ctx, procs, readOnly)
 	if err != nil {
 		return nil, fmt.Errorf("guest %s is %w: %w", t.VM, qemu.ErrLibvirt, err)
 	}
@@ -89,13 +89,13 @@ func (m *Manager) findDomain(ctx context.Context, t Target, readOnly bool) (*dom
 
 // dialLibvirt connects to the libvirt that is named, else to the caller's own for the caller's own guest,
 // else to the machine's.
-func dialLibvirt(ctx context.Context, t Target, procs []qemu.Process, readOnly bool) (*libvirt.Conn, error) {
+func (m *Manager) dialLibvirt(ctx context.Context, procs []qemu.Process, readOnly bool) (*libvirt.Conn, error) {
 	own := func(p qemu.Process) bool { return p.UID == os.Geteuid() }
-	dialer := libvirt.Dialer{URI: t.Libvirt, ReadOnly: readOnly}
+	dialer := libvirt.Dialer{URI: m.Libvirt, ReadOnly: readOnly}
 	switch {
-	case filepath.IsAbs(t.Libvirt):
-		dialer.URI, dialer.Path = "", t.Libvirt
-	case t.Libvirt == "" && os.Geteuid() != 0 && slices.ContainsFunc(procs, own):
+	case filepath.IsAbs(m.Libvirt):
+		dialer.URI, dialer.Path = "", m.Libvirt
+	case m.Libvirt == "" && os.Geteuid() != 0 && slices.ContainsFunc(procs, own):
 		dialer.URI = libvirt.Session
 	}
 	return dialer.Dial(ctx)
@@ -222,4 +222,4 @@ func (d *domain) has(ctx context.Context, nic string) (bool, error) {
 }
 
 // domainAlias is libvirt's alias, and so QEMU's id, of a NIC that was handed over by name.
-func domainAlias(nic string) string { return libvirt.UserAlias + deviceID(nic) }
+func domainAlias(nic string) string { return libvirt.Alias(nic) }

@@ -50,9 +50,16 @@ func (d *domain) prepare(ctx context.Context, h *half) (err error) {
 	if m := libvirtModels[model]; m != "" {
 		model = m
 	}
+	driver := ""
+	if h.spec.virtio() {
+		driver = "qemu"
+		if h.record.Vhost {
+			driver = "vhost"
+		}
+	}
 	d.xml, err = libvirt.Ethernet{
 		Tap: h.side.interfaceName(), MAC: h.record.MAC, Model: model, Queues: h.record.Queues, MTU: h.record.MTU,
-		Alias: domainAlias(h.record.NIC),
+		Driver: driver, Alias: domainAlias(h.record.NIC),
 	}.XML()
 	return err
 }

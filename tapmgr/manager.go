@@ -29,6 +29,9 @@ type Manager struct {
 	// HelperPath, if not empty, is the path of the privileged program that makes taps where
 	// the caller may not: see Serve. What else needs a right is then not done.
 	HelperPath string
+	// Libvirt is the URI or socket of the libvirt that manages guests; empty: the caller's own for
+	// the caller's guests, else the machine's.
+	Libvirt string
 
 	// LookInto, if not nil, runs f with the right to look into other users' processes, which a privileged
 	// helper has at no other time: it counts what a user has, and sees whom a new NIC would disturb.

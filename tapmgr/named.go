@@ -106,6 +106,11 @@ func (s *namedMacvtap) verify(_ int, alias string) (*ours, error) {
 	return &ours{Link: l}, s.m.nl.Set(l.Index, rtnl.Alias(alias))
 }
 
+// staysBehind tells whether the link is one that is not gone with who holds it.
+func (o *ours) staysBehind() bool {
+	return o.want.Via == ViaLibvirt && o.in == nil && (o.Tun == nil || o.Tun.Persist)
+}
+
 // dropNamed removes a link that was made to be handed over by name, at once where nobody holds it. One that a VMM
 // holds already goes with that: a macvtap cannot, and stays for reconcile.
 func (m *Manager) dropNamed(ctx context.Context, l *rtnl.Link) error {

@@ -20,9 +20,6 @@ type Target struct {
 	VM  string // the guest's name, as in QEMU's -name guest=
 	QMP string // its monitor's socket; empty: read from its command line
 	PID int    // its process; 0: the one of that name
-	// Libvirt is the URI or socket of the libvirt that manages the guest; empty: found by itself
-	// where one does.
-	Libvirt string
 }
 
 // Spec says what NIC a guest should get. It is data: nothing of it exists

@@ -1,0 +1,166 @@
+package tapmgr_test
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"vmnet/libvirt/libvirttest"
+	"vmnet/macvtap"
+	"vmnet/tapmgr"
+)
+
+// libvirtHost is a host with a libvirtd.
+type libvirtHost struct {
+	*host
+	virt *libvirttest.Daemon
+}
+
+func newLibvirtHost(t testing.TB) *libvirtHost {
+	t.Helper()
+	h := newHost(t)
+	virt := libvirttest.Start(t, h.ns)
+	h.Libvirt = virt.URI()
+	return &libvirtHost{h, virt}
+}
+
+// domain is a guest of libvirt's, which is up.
+func (h *libvirtHost) domain(dom libvirttest.Domain) *libvirttest.Guest {
+	h.Helper()
+	dom.Name = h.name("P2")
+	g := h.virt.NewGuest(h, dom)
+	g.Boot()
+	return g
+}
+
+func (h *libvirtHost) target(g *libvirttest.Guest) tapmgr.Target {
+	return tapmgr.Target{VM: g.Name}
+}
+
+func (h *libvirtHost) spec(g *libvirttest.Guest, nic string) tapmgr.Spec {
+	return tapmgr.Spec{Target: h.target(g), NIC: nic, Bridge: "br0", Vhost: tapmgr.VhostOff}
+}
+
+func (h *libvirtHost) take(g *libvirttest.Guest, nic string) tapmgr.DetachResult {
+	h.Helper()
+	res, err := h.Detach(h.context(40*time.Second), tapmgr.DetachSpec{Target: h.target(g), NIC: nic})
+	if err != nil {
+		h.Fatal(err)
+	}
+	return res
+}
+
+// useNIC makes the guest use a NIC, and pings what is on the other side.
+func (h *libvirtHost) useNIC(g *libvirttest.Guest, nic tapmgr.NIC, addr, other string) {
+	h.Helper()
+	if err := g.UseNIC(h.context(30*time.Second), nic.MAC, addr+"/24"); err != nil {
+		h.Fatal(err)
+	}
+	if _, err := g.Ping(h.context(20*time.Second), other); err != nil {
+		h.Errorf("ping %s: %v", other, err)
+	}
+}
+
+// TestLiveLibvirtAttach attaches by name, with 1 and 2 queues, on both machines.
+func TestLiveLibvirtAttach(t *testing.T) {
+	h := newLibvirtHost(t)
+	for _, machine := range []string{"pc", "q35"} {
+		g := h.domain(libvirttest.Domain{Machine: machine, CPUs: 2})
+		for queues := 1; queues <= 2; queues++ {
+			spec := h.spec(g, "net0")
+			spec.Queues, spec.MTU = queues, 1400
+			nic := h.attach(spec)
+			want := tapmgr.NIC{
+				VM: g.Name, ID: "net0", Interface: nic.Interface, Type: "tap", Source: "br0", Model: "virtio-net-pci", MAC: tapmgr.DefaultMAC(g.Name, "net0").String(),
+				Queues: queues, Vhost: "off", State: "forwarding", MTU: 1400, Via: tapmgr.ViaLibvirt,
+			}
+			nic.PID = 0
+			if nic != want {
+				t.Errorf("attached %+v, want %+v", nic, want)
+			}
+			h.useNIC(g, nic, guestAddr, hostAddr)
+			h.agrees(g, nic)
+			res, err := h.Attach(h.context(20*time.Second), spec)
+			if err != nil || res.Changed {
+				t.Errorf("again: %+v, %v", res, err)
+			}
+			h.take(g, "net0")
+			h.gone(nic.Interface)
+			if out := h.virt.Virsh("domiflist", g.Name); strings.Contains(out, nic.Interface) {
+				t.Errorf("libvirt still has it: %s", out)
+			}
+			if res := h.take(g, "net0"); res.Changed {
+				t.Error("detached twice")
+			}
+		}
+		nic := h.attach(h.spec(g, "net0"))
+		h.virt.Virsh("destroy", g.Name)
+		h.gone(nic.Interface) // by the law of lifetime, with nobody's help
+	}
+}
+
+// agrees demands that virsh and we say the same.
+func (h *libvirtHost) agrees(g *libvirttest.Guest, nic tapmgr.NIC) {
+	h.Helper()
+	if out := h.virt.Virsh("domiflist", g.Name); !strings.Contains(out, nic.Interface) || !strings.Contains(out, nic.MAC) {
+		h.Errorf("virsh domiflist: %s", out)
+	}
+	if out := h.virt.Virsh("dumpxml", g.Name); !strings.Contains(out, "<alias name='ua-vmnet-"+nic.ID+"'/>") || !strings.Contains(out, "<target dev='"+nic.Interface+"' managed='no'/>") {
+		h.Errorf("virsh dumpxml: %s", out)
+	}
+	if out := h.virt.Virsh("domifstat", g.Name, nic.Interface); !strings.Contains(out, "rx_packets") || strings.Contains(out, "rx_packets 0") {
+		h.Errorf("virsh domifstat: %s", out)
+	}
+	all, err := h.List(g.Name)
+	if err != nil || len(all) != 1 || all[0].PID != g.QEMU() {
+		h.Errorf("listed %+v, %v; its QEMU is %d", all, err, g.QEMU())
+	}
+	ctx := h.context(20 * time.Second)
+	if c, err := h.Check(ctx); err != nil || len(c.Differences) != 0 || c.NICs != 1 || len(c.Notices) != 0 {
+		h.Errorf("check %+v, %v", c, err)
+	}
+	details, err := h.Show(ctx, g.Name)
+	if err != nil || len(details) != 1 || details[0].Guest == nil || !details[0].Guest.Plugged || details[0].Guest.Device != "ua-vmnet-"+nic.ID {
+		h.Errorf("show %+v, %v", details, err)
+	}
+	if actions, err := h.Reconcile(ctx, true); err != nil || len(actions) != 0 {
+		h.Errorf("reconcile would do %+v, %v", actions, err)
+	}
+}
+
+// TestLiveLibvirtMacvtap hands a macvtap over by its name.
+func TestLiveLibvirtMacvtap(t *testing.T) {
+	h := newLibvirtHost(t)
+	h.wire()
+	g := h.domain(libvirttest.Domain{CPUs: 2})
+	for queues := 1; queues <= 2; queues++ {
+		spec := h.spec(g, "net0")
+		spec.Bridge, spec.Queues, spec.Lower = "", queues, &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth0"}
+		nic := h.attach(spec)
+		if nic.Type != "macvtap" || nic.State != tapmgr.Up || nic.Queues != queues || nic.Via != tapmgr.ViaLibvirt {
+			t.Errorf("attached %+v", nic)
+		}
+		node := h.node(nic)
+		if out := h.virt.Virsh("domiflist", g.Name); !strings.Contains(out, nic.Interface) {
+			t.Errorf("virsh domiflist: %s", out)
+		}
+		h.useNIC(g, nic, "10.8.0.2", farAddr)
+		h.take(g, "net0")
+		h.gone(nic.Interface)
+		if _, err := os.Lstat(node); err == nil {
+			t.Errorf("%s is still there", node)
+		}
+	}
+}
+
+// node is the path of a macvtap's node.
+func (h *libvirtHost) node(nic tapmgr.NIC) string {
+	h.Helper()
+	l, err := h.nl.Link(nic.Interface)
+	if err != nil {
+		h.Fatal(err)
+	}
+	return fmt.Sprintf("/dev/tap%d", l.Index)
+}
