@@ -1,0 +1,54 @@
+package declared
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+
+	"vmnet/libvirt"
+)
+
+// Ports reads the declared settings of taps that libvirt makes, of a domain that runs: also of NICs that it does not
+// have now but may be given, which are then known by their MAC. Each has a MAC. What is not known, or cannot be, is an
+// error, as in Parse; NICs whose devices vmnet makes are passed over.
+func Ports(def *libvirt.Definition) ([]NIC, error) {
+	text, ok := def.Metadata(Namespace)
+	if !ok {
+		return nil, nil
+	}
+	all, err := decode(text)
+	if err != nil {
+		return nil, fmt.Errorf("metadata %s: %w", Namespace, err)
+	}
+	var nics []NIC
+	for _, attrs := range all {
+		n, err := attrs.nic()
+		if err == nil && !n.Made {
+			n, err = n.now(def.Interfaces)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("nic %s: %w", attrs.label(), err)
+		}
+		if !n.Made && n.MAC != nil {
+			nics = append(nics, n)
+		}
+	}
+	return nics, nil
+}
+
+// now is the NIC with the interface that it has, if there is one.
+func (n NIC) now(all []libvirt.Interface) (NIC, error) {
+	there := slices.ContainsFunc(all, func(x libvirt.Interface) bool {
+		return n.ID != "" && libvirt.AliasNIC(x.Alias) == n.ID || n.MAC != nil && bytes.Equal(x.MAC, n.MAC)
+	})
+	if !there {
+		return n, nil
+	}
+	i, err := find(all, n)
+	if err != nil {
+		return n, err
+	}
+	n.Interface = all[i]
+	n.MAC = n.Interface.MAC
+	return n, n.onTapOfLibvirt()
+}
