@@ -34,6 +34,7 @@ type Interface struct {
 	Target    string // the device on the host; of libvirt's choosing only while the domain runs
 	Unmanaged bool   // libvirt neither makes nor removes Target (managed='no')
 	LinkDown  bool   // as the guest sees it
+	Isolated  bool   // libvirt has the bridge port isolated (<port isolated='yes'/>)
 	Model     string // "virtio"
 	Driver    string // who serves virtio: "vhost", the kernel, or "qemu"; empty is vhost where there is one
 	Queues    int    // the driver's queue pairs; 0 is one
@@ -103,6 +104,9 @@ type interfaceXML struct {
 	Link struct {
 		State string `xml:"state,attr"`
 	} `xml:"link"`
+	Port struct {
+		Isolated string `xml:"isolated,attr"`
+	} `xml:"port"`
 	MTU struct {
 		Size uint32 `xml:"size,attr"`
 	} `xml:"mtu"`
@@ -177,7 +181,7 @@ func decodeXML(text string, v any) error {
 
 func (x *interfaceXML) parse() (Interface, error) {
 	nic := Interface{
-		Type: x.Type, Source: x.Source, Target: x.Target.Device, Unmanaged: x.Target.Managed == "no", LinkDown: x.Link.State == "down",
+		Type: x.Type, Source: x.Source, Target: x.Target.Device, Unmanaged: x.Target.Managed == "no", LinkDown: x.Link.State == "down", Isolated: x.Port.Isolated == "yes",
 		Model: x.Model.Type, Driver: x.Driver.Name, Queues: int(x.Driver.Queues), MTU: int(x.MTU.Size), Alias: x.Alias.Name,
 	}
 	var err error

@@ -22,6 +22,7 @@ const definitionXML = `<?xml version="1.0"?>
       <mac address='52:54:00:00:00:01'/>
       <source bridge='br0' network='' portid='x'/>
       <target dev='vnet0'/>
+      <port isolated='yes'/>
       <model type='virtio'/>
       <driver name='vhost' queues='4'/>
       <mtu size='9000'/>
@@ -56,7 +57,7 @@ func TestParseDefinition(t *testing.T) {
 	uuid, _ := ParseUUID("C7A5FDBD-edaf-9455-926a-d65c16db1809")
 	mac := func(last byte) net.HardwareAddr { return net.HardwareAddr{0x52, 0x54, 0, 0, 0, last} }
 	want := &Definition{Type: "kvm", Name: "web & mail", UUID: uuid, ID: 3, CPUs: 2, Interfaces: []Interface{
-		{Type: "bridge", MAC: mac(1), Source: Source{Bridge: "br0"}, Target: "vnet0", Model: "virtio", Driver: "vhost", Queues: 4, MTU: 9000, Alias: "net0", Address: "0000:01:1f.7"},
+		{Type: "bridge", MAC: mac(1), Source: Source{Bridge: "br0"}, Target: "vnet0", Isolated: true, Model: "virtio", Driver: "vhost", Queues: 4, MTU: 9000, Alias: "net0", Address: "0000:01:1f.7"},
 		{Type: "direct", MAC: mac(2), Source: Source{Device: "eth0", Mode: "bridge"}, Target: "macvtap0", Model: "e1000e"},
 		{Type: "ethernet", Target: "tap0", Unmanaged: true, LinkDown: true, Alias: "ua-vmnet-net1"},
 		{Type: "user"},
