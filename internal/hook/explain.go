@@ -1,0 +1,109 @@
+package hook
+
+import (
+	"cmp"
+	"fmt"
+
+	"vmnet/internal/declared"
+	"vmnet/libvirt"
+	"vmnet/macvtap"
+)
+
+// Explanation is what the hook does for a guest. Its JSON keys are stable.
+type Explanation struct {
+	Guest      string      `json:"guest"`
+	NICs       []Declared  `json:"nics"`
+	Operations []Operation `json:"operations"`
+}
+
+// Declared is a declared NIC.
+type Declared struct {
+	ID        string `json:"nic"`
+	MAC       string `json:"mac"`       // empty where libvirt is yet to make one up
+	Interface string `json:"interface"` // the device; empty where libvirt calls it as it likes
+	Made      bool   `json:"made"`      // vmnet makes the device
+	Type      string `json:"type"`      // "tap" or "macvtap"
+	Source    string `json:"source"`    // the bridge or lower of a device that vmnet makes
+	Mode      string `json:"mode,omitempty"`
+	Port      string `json:"port,omitempty"` // settings of the bridge port: "vlan:10;isolated"
+	Queues    int    `json:"queues"`
+}
+
+// Operation is what the hook does at one of libvirt's operations.
+type Operation struct {
+	Op      string   `json:"operation"` // "prepare begin"
+	Does    []string `json:"does"`      // in words
+	Failure string   `json:"failure"`   // what comes of one; empty where nothing is done
+}
+
+// Explain tells what the hook would do for a domain, without a look at the machine.
+func Explain(def *libvirt.Definition) (Explanation, error) {
+	nics, err := declared.Parse(def)
+	if err != nil {
+		return Explanation{}, err
+	}
+	e := Explanation{Guest: def.Name, NICs: []Declared{}}
+	for _, n := range nics {
+		e.NICs = append(e.NICs, describe(n))
+	}
+	for _, op := range operations {
+		o := Operation{Op: op.name + " " + op.subOp, Does: texts(op.name, nics)}
+		if len(o.Does) > 0 {
+			o.Failure = op.failure
+		}
+		e.Operations = append(e.Operations, o)
+	}
+	return e, nil
+}
+
+func describe(n declared.NIC) Declared {
+	d := Declared{
+		ID: n.ID, MAC: n.MAC.String(), Made: n.Made, Type: "tap", Source: n.Place(), Port: n.Port.String(), Queues: max(n.Interface.Queues, 1),
+	}
+	if n.Made {
+		d.Interface = n.Interface.Target
+	}
+	if l := n.Spec.Lower; l != nil {
+		d.Type, d.Mode = string(l.Kind), cmp.Or(l.Mode, macvtap.Modes(l.Kind)[0])
+	}
+	return d
+}
+
+// texts say what an operation does for the NICs.
+func texts(op string, nics []declared.NIC) []string {
+	does := []string{} // no null in JSON
+	made := false
+	for _, n := range nics {
+		d := describe(n)
+		made = made || n.Made
+		switch {
+		case n.Made && op == "prepare":
+			does = append(does, d.making())
+		case !n.Made && op == "start":
+			does = append(does, fmt.Sprintf("set the port of the tap that libvirt has made for %s: %s", n.MAC, cmp.Or(d.Port, "nothing")))
+		case !n.Made && (op == "started" || op == "reconnect"):
+			does = append(does, fmt.Sprintf("see that the port of the tap for %s is so: %s", n.MAC, cmp.Or(d.Port, "nothing")))
+		case n.Made && d.Type == "tap" && (op == "started" || op == "reconnect"):
+			does = append(does, fmt.Sprintf("see that %s goes with QEMU, and is on bridge %s", d.Interface, d.Source))
+		}
+	}
+	if made && op == "release" {
+		does = append(does, "remove the devices of the guest that nobody holds any more")
+	}
+	return does
+}
+
+// making tells of a device that is made.
+func (d Declared) making() string {
+	text := fmt.Sprintf("make tap %s on bridge %s", d.Interface, d.Source)
+	if d.Type != "tap" {
+		text = fmt.Sprintf("make %s %s on %s, mode %s", d.Type, d.Interface, d.Source, d.Mode)
+	}
+	if d.Port != "" {
+		text += ", port " + d.Port
+	}
+	if d.Queues > 1 {
+		text += fmt.Sprintf(", %d queues", d.Queues)
+	}
+	return text + ", for " + cmp.Or(d.MAC, "the MAC that libvirt makes up")
+}

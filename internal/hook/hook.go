@@ -1,0 +1,141 @@
+// Package hook is what libvirt's hook for QEMU guests does: it makes the devices of a guest's declared NICs
+// before libvirt opens them by name, sets the ports of the taps that libvirt makes, and removes what is left when the guest
+// has ended.
+//
+// Libvirt calls the hook with the guest's name, an operation, and the guest's XML on standard input (docs/hooks.rst and
+// src/util/virhook.c of libvirt), holds the guest's lock meanwhile, and waits as long as it takes: so
+// nothing here asks libvirt anything, and the caller bounds the time.
+package hook
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"vmnet/internal/declared"
+	"vmnet/libvirt"
+	"vmnet/tapmgr"
+)
+
+// maxXML bounds what is read of a guest's XML, in bytes; libvirt's own strings end at 4 MiB.
+const maxXML = 16 << 20
+
+// Call is one call of the hook by libvirt.
+type Call struct {
+	Guest  string
+	Op     string // "prepare", "release"
+	SubOp  string // "begin", "end"
+	XML    string // of the guest
+	Caller int    // libvirt's process
+}
+
+// Read reads what libvirt calls the hook with: the arguments GUEST OP SUBOP EXTRA, and the XML. The last
+// argument tells nothing of use. XML behind maxXML is cut off.
+func Read(args []string, stdin io.Reader, caller int) (Call, error) {
+	if len(args) != 4 {
+		return Call{}, fmt.Errorf("%d arguments: libvirt calls a hook with GUEST OPERATION SUBOPERATION EXTRA", len(args))
+	}
+	c := Call{Guest: args[0], Op: args[1], SubOp: args[2], Caller: caller}
+	var b strings.Builder
+	_, err := io.Copy(&b, io.LimitReader(stdin, maxXML))
+	c.XML = b.String()
+	if err != nil {
+		err = fmt.Errorf("read the XML of guest %s: %w", c.Guest, err)
+	}
+	return c, err
+}
+
+// Concerns tells whether the hook has anything to do. It is quick: libvirt calls the hook for every guest.
+func (c Call) Concerns() bool {
+	return c.operation().do != nil && (strings.Contains(c.XML, declared.Namespace) || strings.Contains(c.XML, libvirt.Alias("")))
+}
+
+// MustSucceed tells whether a failure has to reach libvirt. Where not, one would end a guest that runs.
+func (c Call) MustSucceed() bool { return c.operation().failure != goesOn }
+
+// Run does what the operation asks for, in the Manager's netns. The notes are what a person may want to know, though libvirt
+// need not.
+func (c Call) Run(ctx context.Context, m *tapmgr.Manager) (notes []string, err error) {
+	op := c.operation()
+	if op.do == nil {
+		return nil, nil
+	}
+	w := &work{Call: c, m: m}
+	if err := op.do(w, ctx); err != nil {
+		return w.notes, fmt.Errorf("%s %s: %w", c.Op, c.Guest, err)
+	}
+	return w.notes, nil
+}
+
+// operation is one of libvirt's.
+type operation struct {
+	name, subOp string
+	do          func(*work, context.Context) error // nil for nothing
+	failure     string                             // what comes of one
+}
+
+// What comes of a failure.
+const (
+	isRefused = "the guest does not start"
+	isLogged  = "libvirt logs it, nothing else"
+	goesOn    = "it is logged, and the guest goes on"
+)
+
+// operations are all that there are, in the order of a guest's life. Until the guest is started a failure is libvirt's to
+// tell, and the guest does not run with less than was declared. Libvirt would kill a guest that runs
+// for a failure of reconnect. It goes by the output of migrate and restore; without any the XML stays as it is.
+var operations = []operation{
+	{"migrate", "begin", nil, ""},
+	{"restore", "begin", nil, ""},
+	{"prepare", "begin", (*work).prepare, isRefused},
+	{"start", "begin", (*work).start, isRefused},
+	{"started", "begin", (*work).started, isRefused},
+	{"reconnect", "begin", (*work).started, goesOn},
+	{"attach", "begin", nil, ""},
+	{"stopped", "end", nil, ""},
+	{"release", "end", (*work).release, isLogged},
+}
+
+// operation is the call's; one that does nothing where libvirt has a new one.
+func (c Call) operation() operation {
+	for _, op := range operations {
+		if op.name == c.Op && op.subOp == c.SubOp {
+			return op
+		}
+	}
+	return operation{failure: goesOn}
+}
+
+// work is one call under way.
+type work struct {
+	Call
+	m     *tapmgr.Manager
+	uuid  string
+	notes []string
+}
+
+// nics reads what is declared.
+func (w *work) nics() ([]declared.NIC, error) {
+	def, err := libvirt.ParseDefinition(w.XML)
+	if err != nil {
+		return nil, err
+	}
+	if def.Name != w.Guest {
+		return nil, fmt.Errorf("the XML is that of guest %q", def.Name)
+	}
+	w.uuid = def.UUID.String()
+	return declared.Parse(def)
+}
+
+// failures are those among the actions.
+func failures(actions []tapmgr.Action) error {
+	var errs []error
+	for _, a := range actions {
+		if a.Error != "" {
+			errs = append(errs, fmt.Errorf("nic %s, interface %s: %s: %s", a.NIC, a.Interface, a.Action, a.Error))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,136 @@
+package hook
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"time"
+
+	"vmnet/internal/declared"
+	"vmnet/internal/qemu"
+)
+
+// undoWait bounds how long it may take to remove what was made.
+const undoWait = 3 * time.Second
+
+// prepare makes the devices that libvirt is about to open by name: all of them or none.
+func (w *work) prepare(ctx context.Context) error {
+	nics, err := w.nics()
+	if err != nil {
+		return err
+	}
+	for _, n := range nics {
+		if !n.Made {
+			continue
+		}
+		res, err := w.m.Prepare(ctx, n.Spec)
+		if err != nil {
+			return errors.Join(err, w.undo(ctx))
+		}
+		for _, note := range res.Notices {
+			w.notes = append(w.notes, fmt.Sprintf("guest %s, nic %s: %s", w.Guest, n.ID, note))
+		}
+	}
+	return nil
+}
+
+func (w *work) undo(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWait)
+	defer cancel()
+	if err := w.release(ctx); err != nil {
+		return fmt.Errorf("undo: %w", err)
+	}
+	return nil
+}
+
+// start sets the ports of the taps that libvirt has made by now and still holds itself, before there is a QEMU
+// (qemuProcessLaunch in src/qemu/qemu_process.c: the command line is built, and the taps with it, before this hook is
+// called). A libvirt that makes them later leaves it to started.
+func (w *work) start(ctx context.Context) error {
+	nics, err := w.nics()
+	if err != nil {
+		return err
+	}
+	return w.setPorts(ctx, nics, []int{w.Caller}, func(err error) bool { return errors.Is(err, fs.ErrNotExist) })
+}
+
+// started sets the ports of libvirt's taps that are not set yet, and finishes what prepare has begun. The ports of our own
+// were set when they were made: what fails there leaves a device behind at worst, and is noted.
+func (w *work) started(ctx context.Context) error {
+	nics, err := w.nics()
+	if err != nil {
+		return err
+	}
+	pids, err := w.processes()
+	if err != nil {
+		return err
+	}
+	if err := w.setPorts(ctx, nics, pids, func(error) bool { return false }); err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		actions, err := w.m.Started(ctx, w.Guest, pid)
+		if err = errors.Join(err, failures(actions)); err != nil {
+			w.notes = append(w.notes, fmt.Sprintf("guest %s, process %d: %v (vmnet reconcile tries again)", w.Guest, pid, err))
+		}
+	}
+	return nil
+}
+
+// processes are those that say that they are the guest's QEMU: one, unless somebody else pretends to be. What is
+// done for them is done to devices that they hold.
+func (w *work) processes() ([]int, error) {
+	all, err := qemu.OfLibvirt(w.Guest)
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, p := range all {
+		if strings.EqualFold(p.UUID, w.uuid) {
+			pids = append(pids, p.PID)
+		}
+	}
+	if len(pids) == 0 {
+		return nil, fmt.Errorf("%w: no QEMU of libvirt's has the UUID %s", qemu.ErrNotFound, w.uuid)
+	}
+	return pids, nil
+}
+
+// setPorts sets the ports of the taps that libvirt has made, which one of the processes holds.
+func (w *work) setPorts(ctx context.Context, nics []declared.NIC, pids []int, pass func(error) bool) error {
+	var errs []error
+	for _, n := range nics {
+		if n.Made {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		if err := w.setPort(n, pids); err != nil && !pass(err) {
+			errs = append(errs, fmt.Errorf("nic %s: %w", n.Label(), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// setPort wants one of the processes to hold the tap.
+func (w *work) setPort(n declared.NIC, pids []int) error {
+	var errs []error
+	for _, pid := range pids {
+		_, err := w.m.SetForeignPort(pid, n.MAC, n.Port)
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// release removes what was handed over by name and is held by nobody any more: macvtaps, and all that was made for a
+// guest that did not start. It goes by the guest's name alone, whatever its XML says by now.
+func (w *work) release(ctx context.Context) error {
+	actions, err := w.m.Release(ctx, w.Guest)
+	return errors.Join(err, failures(actions))
+}
