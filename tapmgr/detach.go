@@ -21,6 +21,8 @@ type DetachSpec struct {
 	// Force cuts the NIC off at once instead of waiting for the guest, which then
 	// keeps a dead device until it lets go of it.
 	Force bool
+	// Persistent removes it from what libvirt has stored of the guest, too.
+	Persistent bool
 }
 
 // DetachResult is what Detach did.
@@ -57,6 +59,8 @@ func (m *Manager) detach(ctx context.Context, spec DetachSpec) (DetachResult, er
 	}
 	d.vm, err = m.openHolder(ctx, spec.Target, link)
 	switch {
+	case errors.Is(err, qemu.ErrNotFound) && spec.Persistent:
+		return m.detachStored(ctx, spec, link)
 	case errors.Is(err, qemu.ErrNotFound) && spec.PID == 0 && spec.QMP == "":
 		return m.detachDead(ctx, spec, link)
 	case err != nil && d.cut:
@@ -103,13 +107,37 @@ func (d *detachment) run(ctx context.Context) (res DetachResult, err error) {
 	if err != nil {
 		return res, in(ErrHandover, err)
 	}
-	res.Changed = d.link != nil || device
-	err = d.m.run(ctx, d.steps(device))
+	stored, err := d.stored(ctx)
+	if err != nil {
+		return res, err
+	}
+	res.Changed = d.link != nil || device || len(stored) > 0
+	err = d.m.run(ctx, append(d.steps(device), stored...))
 	if errors.Is(err, qmp.ErrClosed) && d.wentWithGuest(ctx) {
 		d.notices, err = append(d.notices, "the guest ended meanwhile, and the NIC with it"), nil
 	}
 	res.Notices = d.notices
 	return res, err
+}
+
+// stored are the steps that remove the NIC from what libvirt has stored of the guest, where that is asked for.
+func (d *detachment) stored(ctx context.Context) ([]step.Step, error) {
+	dom, ok := d.vm.(*domain)
+	if !ok {
+		if d.spec.Persistent {
+			return nil, in(ErrInvalid, errors.New("libvirt has not stored this NIC (without --persistent)"))
+		}
+		return nil, nil
+	}
+	stored, err := dom.stored(ctx, d.spec.NIC)
+	switch {
+	case err != nil || !stored:
+		return nil, in(ErrHandover, err)
+	case !d.spec.Persistent:
+		d.notices = append(d.notices, "libvirt has it stored, the guest will start with it again (vmnet detach --persistent)")
+		return nil, nil
+	}
+	return inStage(ErrHandover, dom.forgetSteps(d.spec.NIC)...), nil
 }
 
 // wentWithGuest tells whether the guest has ended, and so nothing is left to detach.
@@ -158,6 +186,27 @@ func (m *Manager) detachDead(ctx context.Context, spec DetachSpec, link *ours) (
 	}
 	err := m.run(ctx, []step.Step{m.deleteStep(link)})
 	return DetachResult{Changed: true}, err
+}
+
+// detachStored detaches from a guest of libvirt's that is off.
+func (m *Manager) detachStored(ctx context.Context, spec DetachSpec, link *ours) (DetachResult, error) {
+	d, err := m.openStored(ctx, spec.VM)
+	if err != nil {
+		return DetachResult{}, err
+	}
+	defer d.Close()
+	stored, err := d.stored(ctx, spec.NIC)
+	if err != nil {
+		return DetachResult{}, in(ErrHandover, err)
+	}
+	var list []step.Step
+	if link != nil {
+		list = append(list, m.deleteStep(link))
+	}
+	if stored {
+		list = append(list, inStage(ErrHandover, d.forgetSteps(spec.NIC)...)...)
+	}
+	return DetachResult{Changed: len(list) > 0}, m.run(ctx, list)
 }
 
 // deleteStep deletes a link that nobody holds.

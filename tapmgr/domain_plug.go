@@ -38,12 +38,8 @@ func (s Spec) expressible() error {
 func (d *domain) prepare(ctx context.Context, h *half) (err error) {
 	d.persistent = h.spec.Persistent
 	if d.persistent {
-		stored, err := d.IsPersistent(ctx, d.dom)
-		if err != nil {
+		if err := d.storable(ctx); err != nil {
 			return err
-		}
-		if !stored {
-			return fmt.Errorf("%w: domain %s is transient, libvirt stores nothing of it (without --persistent)", ErrInvalid, d.dom.Name)
 		}
 	}
 	model := h.record.Model
@@ -92,6 +88,9 @@ func (d *domain) plugSteps(h *half) []step.Step {
 	if h.spec.Lower != nil { // it stays until it is detached, or reconciled
 		list = list[:1]
 	}
+	if d.persistent {
+		list = append([]step.Step{d.declareStep(h.spec)}, list...)
+	}
 	return list
 }
 
@@ -102,15 +101,6 @@ func (d *domain) undoAttach(ctx context.Context, nic string) error {
 	err := d.unplug(ctx, nic, func(time.Duration) {})
 	if d.persistent {
 		err = errors.Join(err, d.forget(ctx, nic))
-	}
-	return err
-}
-
-// forget removes the NIC from what libvirt has stored.
-func (d *domain) forget(ctx context.Context, nic string) error {
-	err := d.DetachDeviceAlias(ctx, d.dom, domainAlias(nic), libvirt.AffectConfig)
-	if isMissing(err) {
-		return nil
 	}
 	return err
 }

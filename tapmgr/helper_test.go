@@ -26,6 +26,8 @@ type order struct {
 	After  bool   // when it was done
 	NoTun  bool   // sees no /dev/net/tun
 
+	Libvirt string // URI
+
 	Reconcile bool // reconciles instead, with a /proc of its own pid namespace
 	Hold      bool // only holds the fds that it was given
 }
@@ -85,6 +87,7 @@ func (o order) run() error {
 	if err != nil {
 		return err
 	}
+	m.Libvirt = o.Libvirt
 	m.Run = func(ctx context.Context, list []step.Step) error {
 		return step.Run(ctx, list, func(ctx context.Context, s step.Step, do func(context.Context) error) error {
 			if s.Name == o.KillAt && !o.After {

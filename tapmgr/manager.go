@@ -32,6 +32,8 @@ type Manager struct {
 	// Libvirt is the URI or socket of the libvirt that manages guests; empty: the caller's own for
 	// the caller's guests, else the machine's.
 	Libvirt string
+	// Declarations are what --persistent needs of a domain's metadata; the zero value stores nothing.
+	Declarations Declarations
 
 	// LookInto, if not nil, runs f with the right to look into other users' processes, which a privileged
 	// helper has at no other time: it counts what a user has, and sees whom a new NIC would disturb.

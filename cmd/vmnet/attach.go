@@ -34,6 +34,7 @@ changes nothing.`,
   vmnet attach --vm P2 --bridge br0 --mtu 1400 --device-opt rx_queue_size=1024
   vmnet attach --vm P2 --macvtap eth0 --mode bridge
   vmnet attach --vm P2 --ipvtap wlan0 --ip 192.0.2.7/24
+  vmnet attach --vm web --bridge br0 --persistent   # a guest of libvirt's
   vmnet attach --vm P2 --bridge br0 --dry-run`,
 		Args: cobra.NoArgs,
 	}
@@ -41,6 +42,10 @@ changes nothing.`,
 	var target tapmgr.Target
 	targetFlags(cmd, &target)
 	nic := nicflags.AddNIC(f)
+	var via string
+	choice(cmd, f, &via, "via", "", "how a guest of libvirt's gets it: libvirt plugs it and knows it; monitor hands fds to QEMU through libvirt, which then knows nothing of it (default libvirt)", string(tapmgr.ViaLibvirt), string(tapmgr.ViaMonitor))
+	var persistent bool
+	f.BoolVar(&persistent, "persistent", false, "have libvirt store the NIC as well, so that the guest starts with it (needs vmnet hook install)")
 	f.BoolVar(&o.wait, "wait", false, "wait until the bridge port forwards: 30 s where the bridge runs STP")
 	durationFlag(f, &o.timeout, "timeout", 10*time.Second, time.Millisecond, "give up after this long; --wait is not counted")
 	o.steps.add(cmd)
@@ -53,7 +58,7 @@ changes nothing.`,
 			return usagef("%w", err)
 		}
 		o.spec, o.json = spec, *format == "json"
-		o.spec.Target = target
+		o.spec.Target, o.spec.Via, o.spec.Persistent = target, tapmgr.Via(via), persistent
 		return a.attach(cmd.Context(), &o)
 	})
 	return cmd

@@ -23,7 +23,8 @@ rest. What is gone already is success. A guest that does not answer in time keep
 a working NIC, unless --force cuts it off.`,
 		Example: `  vmnet detach --vm P2 --nic net0
   vmnet detach --vm P2 --nic net0 --timeout 2m   # a guest that boots
-  vmnet detach --vm P2 --nic net0 --force        # one that never answers`,
+  vmnet detach --vm P2 --nic net0 --force        # one that never answers
+  vmnet detach --vm web --nic net0 --persistent  # of libvirt's, for good`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := withTimeout(cmd.Context(), timeout)
@@ -35,6 +36,7 @@ a working NIC, unless --force cuts it off.`,
 	targetFlags(cmd, &spec.Target)
 	f.StringVar(&spec.NIC, "nic", "", "`ID` of the NIC within the guest")
 	f.BoolVar(&spec.Force, "force", false, "cut the NIC off at once, without waiting for the guest")
+	f.BoolVar(&spec.Persistent, "persistent", false, "remove it from what libvirt has stored of the guest as well")
 	durationFlag(f, &timeout, "timeout", 30*time.Second, time.Millisecond, "give up after this long")
 	steps.add(cmd)
 	require(cmd, "nic")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"vmnet/internal/declared"
 	"vmnet/internal/netns"
 	"vmnet/internal/rtnl"
 	"vmnet/tapmgr"
@@ -15,6 +16,8 @@ func (a *app) withManager(f func(*tapmgr.Manager) error) error {
 	return tapmgr.In(a.netns, func(m *tapmgr.Manager) error {
 		m.Progress = a.progress()
 		m.HelperPath = helperPath()
+		m.Libvirt = a.libvirt
+		m.Declarations = declared.Editor()
 		return f(m)
 	})
 }

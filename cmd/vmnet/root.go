@@ -3,15 +3,19 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"vmnet/libvirt"
 )
 
 // app is one run of the program.
 type app struct {
 	out, err io.Writer
 	netns    string // --netns
+	libvirt  string // --libvirt
 	started  bool   // the command line made sense, and its verb has begun
 }
 
@@ -39,11 +43,14 @@ Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong u
 	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
 	root.SetHelpCommand(a.helpCommand())
 	root.PersistentFlags().StringVar(&a.netns, "netns", "", "network namespace of bridge and taps: a `NAME` of ip-netns(8), or a path with a slash (default the current one)")
+	root.PersistentFlags().StringVar(&a.libvirt, "libvirt", os.Getenv("LIBVIRT_DEFAULT_URI"), "`URI` or socket of the libvirt that manages guests: qemu:///system, qemu:///session (default $LIBVIRT_DEFAULT_URI, else your own for your guests and the system's for others)")
+	root.PersistentFlags().Lookup("libvirt").DefValue = ""
 	root.AddCommand(
 		a.attachCommand(), a.detachCommand(), a.listCommand(), a.showCommand(), a.checkCommand(),
 		a.reconcileCommand(), a.bridgeCommand(), a.lowerCommand(), a.policyCommand(), a.doctorCommand(), a.versionCommand(),
 	)
 	complete(root, "netns", netnsNames)
+	complete(root, "libvirt", cobra.FixedCompletions([]cobra.Completion{libvirt.System, libvirt.Session}, noFiles))
 	return root
 }
 

@@ -1,0 +1,28 @@
+package declared
+
+import (
+	"strings"
+
+	"vmnet/tapmgr"
+)
+
+// Editor is what tapmgr needs to declare the NICs that it has libvirt store. Its elements are as those of
+// [libvirt.Conn.Metadata].
+func Editor() tapmgr.Declarations {
+	return tapmgr.Declarations{
+		Namespace: Namespace,
+		Prefix:    Prefix,
+		Put: func(element string, spec tapmgr.Spec) (string, error) {
+			return Put(namespaced(element), NIC{ID: spec.NIC, MAC: spec.MAC, Made: true, Spec: spec, Port: spec.Port})
+		},
+		Remove: func(element, nic string) (string, error) { return Remove(namespaced(element), NIC{ID: nic}) },
+	}
+}
+
+// namespaced puts an element into our namespace, which libvirt has taken off.
+func namespaced(element string) string {
+	if inside, ok := strings.CutPrefix(element, "<nics"); ok {
+		return `<nics xmlns="` + Namespace + `"` + inside
+	}
+	return element
+}

@@ -1,0 +1,130 @@
+package tapmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"vmnet/internal/step"
+	"vmnet/libvirt"
+)
+
+// Declarations edit the element of a domain's metadata by which the hook makes the devices of NICs that libvirt has stored.
+// An empty text is no element.
+type Declarations struct {
+	Namespace, Prefix string
+	// Put is the element with the NIC of a Spec in it, in place of one of its id.
+	Put func(element string, spec Spec) (string, error)
+	// Remove is the element without the NIC of that id.
+	Remove func(element, nic string) (string, error)
+}
+
+// openStored opens a domain of libvirt's that may be off. There is nothing to lock then.
+func (m *Manager) openStored(ctx context.Context, vm string) (*domain, error) {
+	conn, err := m.dialLibvirt(ctx, nil, false)
+	if err != nil {
+		return nil, err
+	}
+	d := &domain{Conn: conn, m: m}
+	if d.dom, err = d.LookupByName(ctx, vm); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// storable tells by an error why libvirt would not store a NIC.
+func (d *domain) storable(ctx context.Context) error {
+	stored, err := d.IsPersistent(ctx, d.dom)
+	switch {
+	case err != nil:
+		return err
+	case !stored:
+		return in(ErrInvalid, fmt.Errorf("domain %s is transient, libvirt stores nothing of it (without --persistent)", d.dom.Name))
+	case d.m.Declarations.Put == nil:
+		return in(ErrInvalid, errors.New("this program cannot declare NICs (--persistent)"))
+	}
+	return nil
+}
+
+// declareStep comes before the NIC is stored: then the hook will make its device.
+func (d *domain) declareStep(spec Spec) step.Step {
+	return d.editStep("declare", fmt.Sprintf("libvirt: metadata of %s: NIC %s, for the hook to make at the next start", d.dom.Name, spec.NIC),
+		func(element string) (string, error) { return d.m.Declarations.Put(element, spec) })
+}
+
+// editStep edits the element of both the stored and the running domain.
+func (d *domain) editStep(name, text string, edit func(string) (string, error)) step.Step {
+	all := []libvirt.Affect{libvirt.AffectConfig}
+	if d.dom.ID >= 0 {
+		all = append(all, libvirt.AffectLive)
+	}
+	former := map[libvirt.Affect]string{}
+	set := func(ctx context.Context, affect libvirt.Affect, element string) error {
+		decl := d.m.Declarations
+		return d.SetMetadata(ctx, d.dom, decl.Prefix, decl.Namespace, element, affect)
+	}
+	return step.Step{
+		Name: name,
+		Text: text,
+		Do: func(ctx context.Context) error {
+			for _, affect := range all {
+				element, err := d.Metadata(ctx, d.dom, d.m.Declarations.Namespace, affect)
+				if err != nil && !errors.Is(err, libvirt.ErrNoMetadata) {
+					return err
+				}
+				edited, err := edit(element)
+				if err != nil {
+					return err
+				}
+				former[affect] = element
+				if err := set(ctx, affect, edited); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		Undo: func(ctx context.Context) error {
+			var errs []error
+			for affect, element := range former {
+				errs = append(errs, set(ctx, affect, element))
+			}
+			return errors.Join(errs...)
+		},
+	}
+}
+
+// stored tells whether libvirt has stored the NIC.
+func (d *domain) stored(ctx context.Context, nic string) (bool, error) {
+	if persistent, err := d.IsPersistent(ctx, d.dom); err != nil || !persistent {
+		return false, err
+	}
+	text, err := d.XML(ctx, d.dom, libvirt.XMLInactive)
+	if err != nil {
+		return false, err
+	}
+	def, err := libvirt.ParseDefinition(text)
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(def.Interfaces, func(i libvirt.Interface) bool { return i.Alias == domainAlias(nic) }), nil
+}
+
+// forgetSteps remove a NIC from what libvirt has stored.
+func (d *domain) forgetSteps(nic string) []step.Step {
+	return []step.Step{{
+		Name: "forget",
+		Text: fmt.Sprintf("libvirt: detach %s from what is stored of %s", domainAlias(nic), d.dom.Name),
+		Do:   func(ctx context.Context) error { return d.forget(ctx, nic) },
+	}, d.editStep("undeclare", fmt.Sprintf("libvirt: metadata of %s: no NIC %s", d.dom.Name, nic),
+		func(element string) (string, error) { return d.m.Declarations.Remove(element, nic) })}
+}
+
+// forget removes the NIC from what libvirt has stored; none is success.
+func (d *domain) forget(ctx context.Context, nic string) error {
+	err := d.DetachDeviceAlias(ctx, d.dom, domainAlias(nic), libvirt.AffectConfig)
+	if isMissing(err) {
+		return nil
+	}
+	return err
+}
