@@ -13,14 +13,14 @@ func Editor() tapmgr.Declarations {
 		Namespace: Namespace,
 		Prefix:    Prefix,
 		Put: func(element string, spec tapmgr.Spec) (string, error) {
-			return Put(namespaced(element), NIC{ID: spec.NIC, MAC: spec.MAC, Made: true, Spec: spec, Port: spec.Port})
+			return Put(inNamespace(element), NIC{ID: spec.NIC, MAC: spec.MAC, Made: true, Spec: spec, Port: spec.Port})
 		},
-		Remove: func(element, nic string) (string, error) { return Remove(namespaced(element), NIC{ID: nic}) },
+		Remove: func(element, nic string) (string, error) { return Remove(inNamespace(element), NIC{ID: nic}) },
 	}
 }
 
-// namespaced puts an element into our namespace, which libvirt has taken off.
-func namespaced(element string) string {
+// inNamespace puts an element into our namespace, which libvirt has taken off.
+func inNamespace(element string) string {
 	if inside, ok := strings.CutPrefix(element, "<nics"); ok {
 		return `<nics xmlns="` + Namespace + `"` + inside
 	}
