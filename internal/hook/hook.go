@@ -92,7 +92,7 @@ var operations = []operation{
 	{"prepare", "begin", (*work).prepare, isRefused},
 	{"start", "begin", (*work).start, isRefused},
 	{"started", "begin", (*work).started, isRefused},
-	{"reconnect", "begin", (*work).started, goesOn},
+	{"reconnect", "begin", (*work).reconnect, goesOn},
 	{"attach", "begin", nil, ""},
 	{"stopped", "end", nil, ""},
 	{"release", "end", (*work).release, isLogged},
@@ -116,8 +116,16 @@ type work struct {
 	notes []string
 }
 
-// nics reads what is declared.
+// nics reads what is declared for a guest that starts.
 func (w *work) nics() ([]declared.NIC, error) {
+	def, err := w.definition()
+	if err != nil {
+		return nil, err
+	}
+	return declared.Parse(def)
+}
+
+func (w *work) definition() (*libvirt.Definition, error) {
 	def, err := libvirt.ParseDefinition(w.XML)
 	if err != nil {
 		return nil, err
@@ -126,7 +134,7 @@ func (w *work) nics() ([]declared.NIC, error) {
 		return nil, fmt.Errorf("the XML is that of guest %q", def.Name)
 	}
 	w.uuid = def.UUID.String()
-	return declared.Parse(def)
+	return def, nil
 }
 
 // failures are those among the actions.

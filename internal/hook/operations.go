@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,13 +57,29 @@ func (w *work) start(ctx context.Context) error {
 	return w.setPorts(ctx, nics, []int{w.Caller}, func(err error) bool { return errors.Is(err, fs.ErrNotExist) })
 }
 
-// started sets the ports of libvirt's taps that are not set yet, and finishes what prepare has begun. The ports of our own
-// were set when they were made: what fails there leaves a device behind at worst, and is noted.
+// started sets the ports of libvirt's taps that are not set yet, and finishes what prepare has begun.
 func (w *work) started(ctx context.Context) error {
 	nics, err := w.nics()
 	if err != nil {
 		return err
 	}
+	return w.finish(ctx, nics)
+}
+
+// reconnect is as started, for a guest that has run for a while and may have got and lost NICs meanwhile.
+func (w *work) reconnect(ctx context.Context) error {
+	def, err := w.definition()
+	if err != nil {
+		return err
+	}
+	nics, err := declared.Ports(def)
+	nics = slices.DeleteFunc(nics, func(n declared.NIC) bool { return n.Interface.Type == "" })
+	return errors.Join(err, w.finish(ctx, nics))
+}
+
+// finish looks after the NICs of a guest whose QEMU runs. Failures with devices of our own are notes: their ports were set when they
+// were made, and what fails here leaves a device behind at worst.
+func (w *work) finish(ctx context.Context, nics []declared.NIC) error {
 	pids, err := w.processes()
 	if err != nil {
 		return err

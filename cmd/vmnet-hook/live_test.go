@@ -1,0 +1,325 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"vmnet/tapmgr"
+)
+
+// TestLiveStart: devices are there when libvirt opens them, are plugged, and are gone with the guest.
+func TestLiveStart(t *testing.T) {
+	h := installed(t)
+	h.lower("eth1")
+	h.lower("eth2")
+	h.define("web", metadata(
+		`<vmnet:nic id="net0" bridge="br0" isolated="yes"/>`,
+		`<vmnet:nic id="net1" bridge="br0" no-flood="yes"/>`,
+		`<vmnet:nic id="net2" macvtap="eth1"/>`,
+		`<vmnet:nic id="net3" macvtap="eth2" mode="passthru" rx-filter="none"/>`,
+	), handed("web-0", "net0", 1, "")+handed("web-1", "net1", 2, "<driver queues='2'/>")+handed("web-2", "net2", 3, "")+handed("web-3", "net3", 4, ""))
+	for range 2 {
+		h.virt.Virsh("start", "web")
+		pid := h.virt.QEMU("web")
+		nic := func(id, device string, n int) tapmgr.NIC {
+			return tapmgr.NIC{
+				VM: "web", ID: id, Interface: device, Type: "tap", Source: "br0", Model: "virtio-net-pci", MAC: guestMAC(n).String(), Queues: 1,
+				Vhost: "off", State: "forwarding", MTU: 1500, PID: pid, Via: tapmgr.ViaLibvirt,
+			}
+		}
+		isolated, flood, bridged, passthru := nic("net0", "web-0", 1), nic("net1", "web-1", 2), nic("net2", "web-2", 3), nic("net3", "web-3", 4)
+		isolated.Port = "isolated"
+		flood.Port, flood.Queues = "noflood", 2
+		bridged.Type, bridged.Source, bridged.Mode, bridged.State = "macvtap", "eth1", "bridge", "up"
+		passthru.Type, passthru.Source, passthru.Mode, passthru.State = "macvtap", "eth2", "passthru", "up"
+		for _, want := range []tapmgr.NIC{isolated, flood, bridged, passthru} {
+			h.hasNIC(want)
+		}
+		if !h.isolated("web-0") || h.isolated("web-1") {
+			t.Error("not the ports that were asked for are isolated")
+		}
+		if shown := h.virt.Virsh("domiflist", "web"); strings.Count(shown, "ethernet") != 4 {
+			t.Errorf("virsh shows:\n%s", shown)
+		}
+		h.virt.Virsh("destroy", "web")
+		h.nothingLeft()
+		if nodes, _ := filepath.Glob("/dev/tap*"); len(nodes) > 0 {
+			t.Errorf("left: %v", nodes)
+		}
+	}
+}
+
+// TestLivePortOfLibvirt: the tap that libvirt makes has its settings before there is a QEMU, and gets them back.
+func TestLivePortOfLibvirt(t *testing.T) {
+	h := installed(t)
+	h.script("zz", `[ $2 != start ] || for p in /sys/class/net/br0/brif/*; do echo ${p##*/} $(cat $p/isolated) >>$DIR/seen; done; cat >/dev/null`)
+	h.define("web", metadata(`<vmnet:nic mac="`+guestMAC(2).String()+`" isolated="yes"/>`), onBridge(1)+onBridge(2))
+	h.virt.Virsh("start", "web")
+	seen, _ := os.ReadFile(filepath.Join(h.dir(), "seen"))
+	links := h.links()
+	slices.Sort(links)
+	if len(links) != 2 || string(seen) != links[0]+" 0\n"+links[1]+" 1\n" {
+		t.Fatalf("links %v; before there was a QEMU:\n%s", links, seen)
+	}
+	if h.isolated(links[0]) || !h.isolated(links[1]) {
+		t.Error("not the port that was asked for is isolated")
+	}
+
+	// Somebody spoils it, and libvirtd starts anew.
+	l, err := h.nl.LinkByName(links[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.nl.LinkSetIsolated(l, false); err != nil {
+		t.Fatal(err)
+	}
+	h.restart()
+	h.eventually("it is isolated again", func() bool { return h.isolated(links[1]) })
+	if state := h.virt.Virsh("domstate", "web"); state != "running" {
+		t.Errorf("it is %s", state)
+	}
+	h.virt.Virsh("destroy", "web")
+	h.nothingLeft()
+}
+
+// restart ends libvirtd, which is started anew, and has its guests reconnected.
+func (h *host) restart() {
+	h.Helper()
+	old := h.virt.PID()
+	if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+		h.Fatal(err)
+	}
+	h.eventually("libvirtd ends", func() bool { _, err := os.Stat(fmt.Sprintf("/proc/%d", old)); return err != nil })
+	h.virt.Await()
+}
+
+// TestLiveNobodyElsesGuest: guests without declared NICs start as ever, whatever their metadata says.
+func TestLiveNobodyElsesGuest(t *testing.T) {
+	h := installed(t)
+	h.define("plain", "", onBridge(1))
+	h.define("none", metadata(), onBridge(2))
+	h.define("other", `<o:nics xmlns:o="urn:other"><o:nic wrong="x"/></o:nics><t:note xmlns:t="urn:t">urn:vmnet:nics:1</t:note>`, onBridge(3))
+	for _, name := range []string{"plain", "none", "other"} {
+		h.virt.Virsh("start", name)
+		h.virt.Virsh("destroy", name)
+	}
+	h.nothingLeft()
+}
+
+// TestLiveManyNICs: a guest has no more of them.
+func TestLiveManyNICs(t *testing.T) {
+	h := installed(t)
+	var nics []string
+	interfaces := ""
+	for i := range 28 {
+		id := fmt.Sprintf("net%d", i)
+		nics = append(nics, `<vmnet:nic id="`+id+`" bridge="br0" isolated="yes"/>`)
+		interfaces += handed("many-"+id, id, i, "")
+	}
+	h.define("many", metadata(nics...), interfaces)
+	h.virt.Virsh("start", "many")
+	got := h.nics("many")
+	if len(got) != 28 || got["net27"].State != "forwarding" || !h.isolated("many-net27") {
+		t.Errorf("%d NICs, the last is %+v", len(got), got["net27"])
+	}
+	h.virt.Virsh("destroy", "many")
+	h.nothingLeft()
+}
+
+// TestLiveTwoAtOnce starts and ends guests at the same time.
+func TestLiveTwoAtOnce(t *testing.T) {
+	h := installed(t)
+	names := []string{"one", "two", "three"}
+	for i, name := range names {
+		h.define(name, metadata(`<vmnet:nic id="net0" bridge="br0" isolated="yes"/>`, `<vmnet:nic mac="`+guestMAC(10+i).String()+`" isolated="yes"/>`),
+			handed(name+"-0", "net0", i, "")+onBridge(10+i))
+	}
+	each := func(verb string) {
+		var all sync.WaitGroup
+		for _, name := range names {
+			all.Go(func() {
+				if out, err := h.virt.Try(verb, name); err != nil {
+					t.Errorf("%s %s: %v: %s", verb, name, err, out)
+				}
+			})
+		}
+		all.Wait()
+	}
+	each("start")
+	links := h.links()
+	if len(links) != 6 {
+		t.Errorf("links %v", links)
+	}
+	for _, l := range links {
+		if !h.isolated(l) {
+			t.Errorf("%s is not isolated", l)
+		}
+	}
+	each("destroy")
+	h.nothingLeft()
+}
+
+// TestLiveRefused: a guest whose NICs cannot be as declared does not start, says why, and leaves nothing.
+func TestLiveRefused(t *testing.T) {
+	h := installed(t)
+	good := `<vmnet:nic id="net0" bridge="br0"/>`
+	both := handed("web-0", "net0", 1, "") + handed("web-1", "net1", 2, "")
+	for name, test := range map[string]struct{ metadata, interfaces, want string }{
+		"attribute": {metadata(good, `<vmnet:nic id="net1" bridge="br0" isolatd="yes"/>`), both, `vmnet-hook: prepare attribute: nic "net1": attribute "isolatd" is not known`},
+		"bridge":    {metadata(good, `<vmnet:nic id="net1" bridge="br7"/>`), both, `vmnet-hook: prepare bridge: prepare bridge/net1: `},
+		"vlan":      {metadata(good, `<vmnet:nic id="net1" bridge="br0" vlan="7"/>`), both, `vmnet-hook: prepare vlan: prepare vlan/net1: `},
+		"lower":     {metadata(good, `<vmnet:nic id="net1" macvtap="eth7"/>`), both, `vmnet-hook: prepare lower: prepare lower/net1: `},
+		"interface": {metadata(good, `<vmnet:nic id="net2" bridge="br0"/>`), both, `no interface has <alias name='ua-vmnet-net2'/>`},
+		"direct": {
+			metadata(`<vmnet:nic mac="` + guestMAC(1).String() + `" isolated="yes"/>`),
+			`<interface type='user'><mac address='` + guestMAC(1).String() + `'/></interface>`, `its interface is of type "user"`,
+		},
+	} {
+		h.define(name, test.metadata, test.interfaces)
+		h.refused(name, test.want)
+	}
+}
+
+// TestLiveStartFails: what was made goes when the guest does not start for another reason.
+func TestLiveStartFails(t *testing.T) {
+	h := installed(t)
+	h.lower("eth1")
+	nics := metadata(`<vmnet:nic id="net0" bridge="br0"/>`, `<vmnet:nic id="net1" macvtap="eth1"/>`)
+	both := handed("web-0", "net0", 1, "") + handed("web-1", "net1", 2, "")
+	h.defineWith("kernel", nics, both, "<kernel>/nonexistent</kernel>")
+	h.refused("kernel", "/nonexistent")
+	h.define("web", nics, both)
+	for _, op := range []string{"prepare", "start", "started"} {
+		h.script("zz", "cat >/dev/null; [ $2 != "+op+" ]")
+		h.refused("web", "unexpected exit status 1")
+	}
+}
+
+// TestLiveKilled kills the hook at each operation: the guest does not start, or goes on.
+func TestLiveKilled(t *testing.T) {
+	h := installed(t)
+	h.lower("eth1")
+	h.define("web", metadata(`<vmnet:nic id="net0" bridge="br0"/>`, `<vmnet:nic id="net1" macvtap="eth1"/>`, `<vmnet:nic id="net2" bridge="br0"/>`),
+		handed("web-0", "net0", 1, "")+handed("web-1", "net1", 2, "")+handed("web-2", "net2", 3, "<driver queues='2'/>"))
+	// killing runs the hook, but kills it after a while at one operation.
+	killing := func(op, after string) {
+		h.script("vmnet", `[ $2 = `+op+` ] || exec $HOOK "$@"
+exec 3<&0; $HOOK "$@" <&3 & sleep `+after+`; kill -9 $! && touch $DIR/killed; wait $!`)
+	}
+	was := func() bool { return os.Remove(filepath.Join(h.dir(), "killed")) == nil }
+	kills := 0
+	for _, after := range []string{"0", "0.002", "0.005", "0.01", "0.015", "0.02", "0.03", "0.05"} {
+		for _, op := range []string{"prepare", "start", "started"} {
+			killing(op, after)
+			out, err := h.virt.Try("start", "web")
+			if was() {
+				kills++
+			}
+			if err == nil {
+				h.virt.Virsh("destroy", "web")
+			} else if !strings.Contains(out, "signal 9") && !strings.Contains(out, "exit status 137") {
+				t.Errorf("killed at %s after %s s: %s", op, after, out)
+			}
+			h.nothingLeft()
+		}
+		killing("release", after)
+		h.virt.Virsh("start", "web")
+		h.virt.Virsh("destroy", "web")
+		if was() {
+			kills++
+		}
+		for _, n := range h.nics("web") {
+			if n.State != tapmgr.LeftOver || n.Type != "macvtap" {
+				t.Errorf("left: %+v", n)
+			}
+		}
+	}
+	t.Logf("killed %d times", kills)
+	if kills < 8 {
+		t.Errorf("the hook was killed %d times only", kills)
+	}
+	killing("none", "0")
+	h.virt.Virsh("start", "web") // replaces what is left
+	if nics := h.nics("web"); len(nics) != 3 || nics["net1"].State != "up" {
+		t.Errorf("%+v", nics)
+	}
+	killing("stopped", "0")
+	h.virt.Virsh("destroy", "web")
+	h.nothingLeft()
+}
+
+// TestLiveReconnect: whatever goes wrong at reconnect, the guest goes on.
+func TestLiveReconnect(t *testing.T) {
+	h := installed(t)
+	h.lower("eth1")
+	h.define("web", metadata(`<vmnet:nic id="net0" bridge="br0" isolated="yes"/>`, `<vmnet:nic id="net1" macvtap="eth1"/>`),
+		handed("web-0", "net0", 1, "")+handed("web-1", "net1", 2, "")+onBridge(3))
+	h.virt.Virsh("start", "web")
+	pid := h.virt.QEMU("web")
+	before := maps.Clone(h.nics("web"))
+	for _, metadata := range []string{
+		"",
+		`<nics><nic mac="` + guestMAC(3).String() + `" isolatd="yes"/></nics>`,
+		`<nics><nic mac="` + guestMAC(3).String() + `" vlan="7"/></nics>`, // the bridge does not filter
+	} {
+		if metadata != "" {
+			h.virt.Virsh("metadata", "web", "urn:vmnet:nics:1", "--live", "--key", "vmnet", "--set", metadata)
+		}
+		h.script("zz", `[ $2 != reconnect ] || touch $DIR/reconnected; cat >/dev/null`)
+		h.restart()
+		h.eventually("libvirtd reconnects", func() bool { return os.Remove(filepath.Join(h.dir(), "reconnected")) == nil })
+		if state := h.virt.Virsh("domstate", "web"); state != "running" || h.virt.QEMU("web") != pid {
+			t.Fatalf("it is %s", state)
+		}
+		if now := h.nics("web"); !maps.Equal(now, before) {
+			t.Errorf("%+v, before\n%+v", now, before)
+		}
+	}
+	h.virt.Virsh("destroy", "web")
+	h.nothingLeft()
+}
+
+// TestLiveSaveRestore: the devices are made anew for what was saved.
+func TestLiveSaveRestore(t *testing.T) {
+	h := installed(t)
+	h.lower("eth1")
+	h.define("web", metadata(`<vmnet:nic id="net0" bridge="br0" isolated="yes"/>`, `<vmnet:nic id="net1" macvtap="eth1"/>`, `<vmnet:nic mac="`+guestMAC(3).String()+`" isolated="yes"/>`),
+		handed("web-0", "net0", 1, "")+handed("web-1", "net1", 2, "")+onBridge(3))
+	h.virt.Virsh("start", "web")
+	h.virt.Virsh("managedsave", "web")
+	h.nothingLeft()
+	h.virt.Virsh("start", "web")
+	if nics := h.nics("web"); nics["net0"].State != "forwarding" || nics["net1"].State != "up" {
+		t.Errorf("%+v", nics)
+	}
+	for _, l := range h.links() {
+		if !strings.HasPrefix(l, "web-1") && !h.isolated(l) {
+			t.Errorf("%s is not isolated", l)
+		}
+	}
+	h.virt.Virsh("destroy", "web")
+	h.nothingLeft()
+}
+
+// TestLiveReload: libvirtd calls a first hook when it has been told of it, and any other at once.
+func TestLiveReload(t *testing.T) {
+	h := newHost(t)
+	h.link()
+	h.define("web", metadata(`<vmnet:nic id="net0" bridge="br7"/>`), handed("web-0", "net0", 1, ""))
+	if out, err := h.virt.Try("start", "web"); err == nil || strings.Contains(out, "vmnet-hook") {
+		t.Errorf("it was called at once, or not needed: %v: %s", err, out)
+	}
+	h.reload()
+	h.refused("web", "vmnet-hook: prepare web:")
+	if err := os.Rename(h.etc("qemu.d", "vmnet"), h.etc("qemu.d", "50-vmnet")); err != nil {
+		t.Fatal(err)
+	}
+	h.refused("web", "vmnet-hook: prepare web:")
+}
