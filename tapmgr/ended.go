@@ -1,0 +1,23 @@
+package tapmgr
+
+import "context"
+
+// Ended removes what was handed over by name to a guest of libvirt's and nobody holds any more: after the guest has
+// ended, or a NIC was unplugged. Unlike Release it may come late: what was made since for the guest's next start, or is
+// about to be handed over, is left alone. Failures are told in the actions; the error is about the reading of what is.
+func (m *Manager) Ended(ctx context.Context, vm string) ([]Action, error) {
+	links, err := m.byName(vm)
+	if err != nil {
+		return nil, err
+	}
+	r := &reconciler{m: m, actions: []Action{}}
+	for _, o := range links {
+		if ctx.Err() != nil {
+			return r.actions, context.Cause(ctx)
+		}
+		if o.unheld() {
+			r.do(o, "removed: nobody holds it any more", func() error { return m.delete(&o) })
+		}
+	}
+	return r.actions, nil
+}
