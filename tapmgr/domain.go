@@ -174,14 +174,14 @@ func (m *Manager) openRead(ctx context.Context, o ours) (vmm, error) {
 		}
 		return d, nil
 	}
-	return m.openMonitor(ctx, t)
+	return asVMM(m.openMonitor(ctx, t))
 }
 
 // lockPatience is how long a lock may take before somebody is told.
 const lockPatience = 300 * time.Millisecond
 
 // monitor reaches the domain's QEMU by libvirt's monitor commands. It takes the domain over.
-func (d *domain) monitor(ctx context.Context) (*vm, error) {
+func (d *domain) monitor(ctx context.Context) (vmm, error) {
 	return nil, errors.Join(errors.New("not yet"), d.Close())
 }
 

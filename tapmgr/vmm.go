@@ -61,11 +61,19 @@ func (m *Manager) open(ctx context.Context, t Target, via Via) (vmm, error) {
 	case d == nil && via != "":
 		return nil, fmt.Errorf("%w: guest %s is not libvirt's, --via does not concern it", ErrInvalid, t.VM)
 	case d == nil:
-		return m.openMonitor(ctx, t)
+		return asVMM(m.openMonitor(ctx, t))
 	case via == ViaMonitor:
 		return d.monitor(ctx)
 	}
 	return d, nil
+}
+
+// asVMM keeps a nil from becoming an interface that is none.
+func asVMM(v *vm, err error) (vmm, error) {
+	if err != nil {
+		return nil, err
+	}
+	return v, nil
 }
 
 // openMonitor opens a guest that libvirt does not manage: it makes sure that the monitor is the guest's own, and waits
