@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"sync"
 )
@@ -13,12 +12,11 @@ import (
 // Conn is a negotiated connection to one QEMU's monitor. Its methods may be
 // called by many goroutines at once. Close it.
 type Conn struct {
-	uc      *net.UnixConn
+	way     way
 	peer    Peer
 	version version
 
 	greeting chan version
-	writing  chan struct{} // holds a token while somebody writes
 	passing  chan struct{} // holds a token while a command with an fd is unanswered
 	done     chan struct{} // closed when the connection has failed
 	idle     chan struct{} // closed when the reader has ended
@@ -31,12 +29,24 @@ type Conn struct {
 	silent  bool                       // an undo command was not answered in time
 }
 
+// way is how a Conn's commands reach QEMU: its socket, or a Relay. It has a reader, which
+// deals out what comes and closes Conn.idle at its end.
+type way interface {
+	// send hands over one command, whole or not at all and after those before, with a copy of f
+	// unless that is nil. It may end the connection.
+	send(ctx context.Context, c *Conn, p *pending, cmd command, f *os.File) error
+	// leave sees to it that QEMU runs the undo commands that it has not answered.
+	leave(c *Conn)
+	// close makes the reader end. Conn.mu is held.
+	close()
+}
+
 // pending is a command that was sent, or is about to be. It stays listed until
 // its reply has come, whether or not somebody still waits.
 type pending struct {
 	command string
 	id      uint64
-	reply   chan message // has room for the one reply
+	reply   chan outcome // has room for the one reply
 	passes  bool         // carries an fd
 	undoes  bool         // must reach QEMU even if nobody waits
 }
@@ -48,11 +58,10 @@ type command struct {
 	ID        uint64 `json:"id,omitempty"`
 }
 
-func newConn(uc *net.UnixConn) *Conn {
+func newConn(w way) *Conn {
 	return &Conn{
-		uc:       uc,
+		way:      w,
 		greeting: make(chan version, 1),
-		writing:  make(chan struct{}, 1),
 		passing:  make(chan struct{}, 1),
 		done:     make(chan struct{}),
 		idle:     make(chan struct{}),
@@ -61,7 +70,8 @@ func newConn(uc *net.UnixConn) *Conn {
 	}
 }
 
-// Peer is who listened on the socket, taken when the connection was made.
+// Peer is who listened on the socket, taken when the connection was made. Through a
+// [Relay] it is zero.
 func (c *Conn) Peer() Peer { return c.peer }
 
 // Version is QEMU's, from the greeting: 7, 2, 22.
@@ -81,10 +91,10 @@ func (c *Conn) Err() error {
 
 // Close ends the connection, and with it all commands and subscriptions.
 // Undo commands that a stopped or very busy QEMU has not answered yet are left
-// behind for it to run; see leave.
+// behind for it to run.
 func (c *Conn) Close() error {
 	if c.owes() {
-		c.leave()
+		c.way.leave(c)
 	}
 	c.fail(fmt.Errorf("%w: closed by this side", ErrClosed))
 	<-c.idle
@@ -100,9 +110,7 @@ func (c *Conn) fail(reason error) {
 	}
 	c.err = reason
 	close(c.done)
-	if c.uc != nil {
-		_ = c.uc.Close()
-	}
+	c.way.close()
 }
 
 // Execute runs a command and decodes what it returns into reply.
@@ -143,11 +151,7 @@ func (c *Conn) send(ctx context.Context, p *pending, args any, f *os.File) (*pen
 		}
 	}
 	c.register(p)
-	text, err := json.Marshal(command{p.command, args, p.id})
-	if err == nil {
-		err = c.write(ctx, append(text, '\n'), f)
-	}
-	if err != nil {
+	if err := c.way.send(ctx, c, p, command{p.command, args, p.id}, f); err != nil {
 		c.forget(p)
 		return nil, fmt.Errorf("%s: %w", p.command, err)
 	}
@@ -158,16 +162,16 @@ func (c *Conn) send(ctx context.Context, p *pending, args any, f *os.File) (*pen
 func (c *Conn) await(ctx context.Context, p *pending, reply any) error {
 	var cause error
 	select {
-	case m := <-p.reply:
-		return m.decode(p.command, reply)
+	case o := <-p.reply:
+		return o.decode(p.command, reply)
 	case <-c.idle:
 		cause = c.Err()
 	case <-ctx.Done():
-		cause = fmt.Errorf("no reply: %w", ended(ctx))
+		cause = fmt.Errorf("%w: %w", errNoReply, ended(ctx))
 	}
 	select {
-	case m := <-p.reply:
-		return m.decode(p.command, reply)
+	case o := <-p.reply:
+		return o.decode(p.command, reply)
 	default:
 		return fmt.Errorf("%s: %w", p.command, cause)
 	}
@@ -196,7 +200,7 @@ func (c *Conn) register(p *pending) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.lastID++
-	p.id, p.reply = c.lastID, make(chan message, 1)
+	p.id, p.reply = c.lastID, make(chan outcome, 1)
 	c.pending[p.id] = p
 }
 
@@ -211,14 +215,16 @@ func (c *Conn) forget(p *pending) {
 	}
 }
 
-func (m *message) decode(command string, reply any) error {
-	if m.Error != nil {
-		return &Error{Command: command, Class: m.Error.Class, Desc: m.Error.Desc}
-	}
-	if reply == nil {
+func (o *outcome) decode(command string, reply any) error {
+	switch {
+	case o.failure != nil:
+		return fmt.Errorf("%s: %w", command, o.failure)
+	case o.Error != nil:
+		return &Error{Command: command, Class: o.Error.Class, Desc: o.Error.Desc}
+	case reply == nil:
 		return nil
 	}
-	if err := json.Unmarshal(m.Return, reply); err != nil {
+	if err := json.Unmarshal(o.Return, reply); err != nil {
 		return fmt.Errorf("%s: decode the reply: %w", command, errors.Join(ErrProtocol, err))
 	}
 	return nil

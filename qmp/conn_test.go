@@ -12,7 +12,9 @@ import (
 	"time"
 )
 
-func TestExecuteDecodesRepliesAndErrors(t *testing.T) {
+func TestExecuteDecodesRepliesAndErrors(t *testing.T) { bothWays(t, executeDecodesRepliesAndErrors) }
+
+func executeDecodesRepliesAndErrors(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	c := fakeConn(t, func(s *session) {
 		r, _ := s.next()
 		s.say(r.returns(`{"name": "P2"}`))
@@ -169,7 +171,9 @@ func TestConnectionFaults(t *testing.T) {
 	}
 }
 
-func TestReplyBeforeDeathCounts(t *testing.T) {
+func TestReplyBeforeDeathCounts(t *testing.T) { bothWays(t, replyBeforeDeathCounts) }
+
+func replyBeforeDeathCounts(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	for range 50 {
 		c := fakeConn(t, func(s *session) {
 			r, _ := s.next()
@@ -181,7 +185,9 @@ func TestReplyBeforeDeathCounts(t *testing.T) {
 	}
 }
 
-func TestCloseEndsEverything(t *testing.T) {
+func TestCloseEndsEverything(t *testing.T) { bothWays(t, closeEndsEverything) }
+
+func closeEndsEverything(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	c := fakeConn(t, swallow)
 	got := make(chan error, 1)
 	go func() { got <- c.Execute(t.Context(), "stop", nil, nil) }()

@@ -52,7 +52,7 @@ func (d Dialer) Dial(ctx context.Context, path string) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to monitor %s: %w", path, err)
 	}
-	c := newConn(uc)
+	c := newConn(&socket{uc, make(chan struct{}, 1)})
 	if c.peer, err = peerOf(uc); err != nil {
 		_ = uc.Close()
 		return nil, fmt.Errorf("monitor %s: %w", path, err)
@@ -106,21 +106,21 @@ func (d Dialer) connect(ctx context.Context, path string) (*net.UnixConn, error)
 		defer func() { _ = unix.Close(fd) }()
 		addr = "/proc/self/fd/" + strconv.Itoa(fd)
 	}
-	start := time.Now()
+	start, full := time.Now(), false
 	for {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", addr)
-		if err == nil {
-			return conn.(*net.UnixConn), nil
-		}
-		if ctx.Err() != nil {
-			return nil, ended(ctx)
-		}
 		var errno syscall.Errno
-		if !errors.As(err, &errno) {
+		switch {
+		case err == nil:
+			return conn.(*net.UnixConn), nil
+		case ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded):
+			<-ctx.Done() // the dialer's clock may be ahead of it
+		case !errors.As(err, &errno):
 			return nil, err
-		}
-		if errno != unix.EAGAIN {
+		case errno != unix.EAGAIN:
 			return nil, errno // without net.OpError's text, which names the fd instead of the path
+		default:
+			full = true
 		}
 		if time.Since(start) > patience {
 			d.Waiting()
@@ -128,7 +128,10 @@ func (d Dialer) connect(ctx context.Context, path string) (*net.UnixConn, error)
 		select {
 		case <-time.After(connectRetry):
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: too many clients wait for it: %w", ErrBusy, ended(ctx))
+			if full {
+				return nil, fmt.Errorf("%w: too many clients wait for it: %w", ErrBusy, ended(ctx))
+			}
+			return nil, ended(ctx)
 		}
 	}
 }

@@ -4,7 +4,7 @@
 //
 // QMP is described in QEMU's docs/interop/qmp-spec.rst, its commands in
 // qapi/*.json. The monitor serves one client at a time, so an open [Conn] is also
-// a lock on the guest's configuration.
+// a lock on the guest's configuration, unless it goes through a [Relay].
 //
 // Out of scope: the out-of-band capability, and everything of QEMU that is not
 // about NICs (use [Conn.Execute]).

@@ -26,6 +26,9 @@ var (
 	ErrUnanswered = errors.New("no answer yet; QEMU runs the command when it reads its monitor again")
 )
 
+// errNoReply is a command that nobody waits for any more.
+var errNoReply = errors.New("no reply")
+
 // Error is QEMU's refusal of a command.
 type Error struct {
 	Command string // as executed: "netdev_add"

@@ -10,6 +10,10 @@ import (
 )
 
 func TestExecuteFDGoesWithItsCommandOneAtATime(t *testing.T) {
+	bothWays(t, executeFDGoesWithItsCommandOneAtATime)
+}
+
+func executeFDGoesWithItsCommandOneAtATime(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	var unanswered, overlaps atomic.Int32
 	counts := make(chan request, 100)
 	c := fakeConn(t, func(s *session) {
@@ -54,7 +58,9 @@ func TestExecuteFDGoesWithItsCommandOneAtATime(t *testing.T) {
 	}
 }
 
-func TestExecuteFDWaitsForAnAbandonedOne(t *testing.T) {
+func TestExecuteFDWaitsForAnAbandonedOne(t *testing.T) { bothWays(t, executeFDWaitsForAnAbandonedOne) }
+
+func executeFDWaitsForAnAbandonedOne(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	first, release := make(chan request, 1), make(chan struct{})
 	seen := make(chan request, 1)
 	c := fakeConn(t, func(s *session) {
@@ -84,7 +90,9 @@ func TestExecuteFDWaitsForAnAbandonedOne(t *testing.T) {
 	}
 }
 
-func TestExecuteFDOfNoFile(t *testing.T) {
+func TestExecuteFDOfNoFile(t *testing.T) { bothWays(t, executeFDOfNoFile) }
+
+func executeFDOfNoFile(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	c := fakeConn(t, answer)
 	f := nullFile(t)
 	_ = f.Close()

@@ -25,7 +25,7 @@ func FuzzReader(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		c := newConn(nil)
+		c := newConn(&relayed{cancel: func() {}})
 		c.passing <- struct{}{}
 		c.register(&pending{command: "a"})
 		c.register(&pending{command: "b", passes: true})

@@ -105,7 +105,9 @@ func TestPlugSteps(t *testing.T) {
 	}
 }
 
-func TestPlugIsUndoneWhereverQEMURefuses(t *testing.T) {
+func TestPlugIsUndoneWhereverQEMURefuses(t *testing.T) { bothWays(t, plugIsUndoneWhereverQEMURefuses) }
+
+func plugIsUndoneWhereverQEMURefuses(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	for command, want := range map[string][]string{
 		"qom-list":               {"qom-list"},
 		"getfd":                  {"qom-list", "getfd n-netns", "closefd n-netns"},
@@ -126,7 +128,9 @@ func TestPlugIsUndoneWhereverQEMURefuses(t *testing.T) {
 	}
 }
 
-func TestPlugLeavesAnotherNICAlone(t *testing.T) {
+func TestPlugLeavesAnotherNICAlone(t *testing.T) { bothWays(t, plugLeavesAnotherNICAlone) }
+
+func plugLeavesAnotherNICAlone(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	g := &guestless{refusals: map[string]string{"netdev_add": "Duplicate ID 'n-netdev'"}}
 	if err := fakeConn(t, g.serve).Plug(within(t, 10*time.Second), testNIC(t)); !refused(err) {
 		t.Error(err)
@@ -147,7 +151,9 @@ func TestPlugLeavesAnotherNICAlone(t *testing.T) {
 	}
 }
 
-func TestLaterFailureUnplugsTheDevice(t *testing.T) {
+func TestLaterFailureUnplugsTheDevice(t *testing.T) { bothWays(t, laterFailureUnplugsTheDevice) }
+
+func laterFailureUnplugsTheDevice(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	var g guestless
 	fault := errors.New("fault")
 	c := fakeConn(t, g.serve)
@@ -170,7 +176,9 @@ func TestLaterFailureUnplugsTheDevice(t *testing.T) {
 }
 
 // Death after each command: every error says so, soon, and nothing hangs.
-func TestPlugWhileQEMUDies(t *testing.T) {
+func TestPlugWhileQEMUDies(t *testing.T) { bothWays(t, plugWhileQEMUDies) }
+
+func plugWhileQEMUDies(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	for k := 1; k <= len(plugged); k++ {
 		t.Run(plugged[k-1], func(t *testing.T) {
 			g := &guestless{dieAt: k}
@@ -224,7 +232,9 @@ func TestPlugWhileQEMUFallsSilent(t *testing.T) {
 	}
 }
 
-func TestRollback(t *testing.T) {
+func TestRollback(t *testing.T) { bothWays(t, rollback) }
+
+func rollback(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	var g guestless
 	if err := fakeConn(t, g.serve).Rollback(within(t, 5*time.Second), "n", 2); err != nil {
 		t.Error(err)

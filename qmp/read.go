@@ -16,6 +16,17 @@ const maxMessage = 64 << 20
 
 type version struct{ Major, Minor, Micro int }
 
+// outcome is QEMU's answer to a command.
+type outcome struct {
+	Return json.RawMessage `json:"return"`
+	Error  *struct {
+		Class string `json:"class"`
+		Desc  string `json:"desc"`
+	} `json:"error"`
+
+	failure error // why there is none
+}
+
 // message is anything that QEMU sends: a greeting, a reply or an event.
 type message struct {
 	QMP *struct {
@@ -23,12 +34,8 @@ type message struct {
 			QEMU version `json:"qemu"`
 		} `json:"version"`
 	} `json:"QMP"`
-	ID     *uint64         `json:"id"`
-	Return json.RawMessage `json:"return"`
-	Error  *struct {
-		Class string `json:"class"`
-		Desc  string `json:"desc"`
-	} `json:"error"`
+	ID *uint64 `json:"id"`
+	outcome
 	Event     string          `json:"event"`
 	Data      json.RawMessage `json:"data"`
 	Timestamp struct {
@@ -114,7 +121,7 @@ func (c *Conn) dispatch(m *message) error {
 	c.mu.Unlock()
 	if p != nil {
 		c.forget(p)
-		p.reply <- *m
+		p.reply <- m.outcome
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package qmp
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -38,7 +39,7 @@ func (c *Conn) undo(ctx context.Context, command string, args any) error {
 	ctx, cancel = context.WithTimeout(ctx, patience)
 	defer cancel()
 	err = c.await(ctx, p, nil)
-	if err != nil && !refused(err) && c.Err() == nil {
+	if errors.Is(err, errNoReply) {
 		c.mu.Lock()
 		c.silent = true
 		c.mu.Unlock()
@@ -66,10 +67,10 @@ func (c *Conn) owes() bool {
 // the copy that waits in QEMU's own queue keeps it from hanging up, until QEMU has run
 // all that came before, takes the copy as a getfd name, and closes that by the
 // last command. Where QEMU dies first, the queue and the copy die with it.
-func (c *Conn) leave() {
+func (s *socket) leave(c *Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), undoSend)
 	defer cancel()
-	self, err := c.uc.File()
+	self, err := s.uc.File()
 	if err != nil {
 		return
 	}

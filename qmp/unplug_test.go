@@ -14,7 +14,9 @@ func deleted(id string) string {
 	return fmt.Sprintf(`{"event": "DEVICE_DELETED", "data": {"device": %q, "path": "/machine/peripheral/x"}}`, id)
 }
 
-func TestUnplug(t *testing.T) {
+func TestUnplug(t *testing.T) { bothWays(t, unplug) }
+
+func unplug(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	for _, tc := range []struct {
 		name  string
 		reply func(s *session, r request, nth int) // to the nth device_del
@@ -95,7 +97,9 @@ func TestUnplug(t *testing.T) {
 	}
 }
 
-func TestUnplugEnds(t *testing.T) {
+func TestUnplugEnds(t *testing.T) { bothWays(t, unplugEnds) }
+
+func unplugEnds(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	accept := func(s *session) { answer(s) }
 	c := fakeConn(t, accept)
 	err := c.Unplug(within(t, 50*time.Millisecond), "n", nil)
@@ -115,7 +119,9 @@ func TestUnplugEnds(t *testing.T) {
 	}
 }
 
-func TestRequestUnplug(t *testing.T) {
+func TestRequestUnplug(t *testing.T) { bothWays(t, requestUnplug) }
+
+func requestUnplug(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	for desc, ok := range map[string]bool{
 		"Device n is already in the process of unplug": true,
 		"Bus 'pcie.0' does not support hotplugging":    false,

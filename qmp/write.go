@@ -2,6 +2,7 @@ package qmp
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -14,21 +15,36 @@ import (
 // lastWords bounds the reading of what a peer said before it hung up.
 const lastWords = time.Second
 
-// write sends one whole command, with f's descriptor if f is not nil. Where ctx
-// ends with the command half written the connection is lost: what follows
-// would be taken for the other half.
-func (c *Conn) write(ctx context.Context, text []byte, f *os.File) error {
-	if err := c.acquire(ctx, c.writing); err != nil {
+// socket is QEMU's own.
+type socket struct {
+	uc      *net.UnixConn
+	writing chan struct{} // holds a token while somebody writes
+}
+
+func (s *socket) close() { _ = s.uc.Close() }
+
+// send writes one whole command. Where ctx ends with the command half written the
+// connection is lost: what follows would be taken for the other half.
+func (s *socket) send(ctx context.Context, c *Conn, _ *pending, cmd command, f *os.File) error {
+	text, err := json.Marshal(cmd)
+	if err != nil {
 		return err
 	}
-	defer func() { <-c.writing }()
-	unbound := bindDeadline(ctx, c.uc)
+	return s.write(ctx, c, append(text, '\n'), f)
+}
+
+func (s *socket) write(ctx context.Context, c *Conn, text []byte, f *os.File) error {
+	if err := c.acquire(ctx, s.writing); err != nil {
+		return err
+	}
+	defer func() { <-s.writing }()
+	unbound := bindDeadline(ctx, s.uc)
 	var n int
 	var err error
 	if f == nil {
-		n, err = c.uc.Write(text)
+		n, err = s.uc.Write(text)
 	} else {
-		n, err = writeFD(c.uc, text, f)
+		n, err = writeFD(s.uc, text, f)
 	}
 	unbound()
 	switch {
