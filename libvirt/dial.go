@@ -141,6 +141,9 @@ func connect(ctx context.Context, path string) (*net.UnixConn, error) {
 		if err == nil {
 			return conn.(*net.UnixConn), nil
 		}
+		if errors.Is(err, context.DeadlineExceeded) {
+			<-ctx.Done() // the dialer's clock may be ahead of it
+		}
 		if !errors.Is(err, syscall.EAGAIN) {
 			return nil, err
 		}
