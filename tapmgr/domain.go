@@ -182,7 +182,11 @@ const lockPatience = 300 * time.Millisecond
 
 // monitor reaches the domain's QEMU by libvirt's monitor commands. It takes the domain over.
 func (d *domain) monitor(ctx context.Context) (vmm, error) {
-	return nil, errors.Join(errors.New("not yet"), d.Close())
+	conn, err := dialThroughLibvirt(ctx, d.Conn, d.dom)
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return &vm{Conn: conn, m: d.m, pid: d.proc.PID, domain: d}, nil
 }
 
 // Close gives up the lock as well.

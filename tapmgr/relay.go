@@ -1,0 +1,85 @@
+package tapmgr
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+
+	"vmnet/internal/fdpass"
+	"vmnet/libvirt"
+	"vmnet/qmp"
+)
+
+// relayEvents is how many events of a guest's may wait to be looked at. A lost one costs a second: see [qmp.Conn.Unplug].
+const relayEvents = 256
+
+// dialThroughLibvirt reaches the monitor of a running domain through libvirt, whose own it is. Libvirt marks the
+// domain as tainted (custom-monitor) from then on. Closing the Conn does not close c, which must stay open until then; c's end ends
+// the Conn, and so does the domain's.
+func dialThroughLibvirt(ctx context.Context, c *libvirt.Conn, dom libvirt.Domain) (*qmp.Conn, error) {
+	events, err := c.Subscribe(ctx, &dom, relayEvents, libvirt.Lifecycle, libvirt.Monitor)
+	if err != nil {
+		return nil, fmt.Errorf("domain %s: %w", dom.Name, err)
+	}
+	conn, err := qmp.Through(ctx, &relay{c, dom, events})
+	if err != nil {
+		return nil, fmt.Errorf("domain %s: %w", dom.Name, err)
+	}
+	return conn, nil
+}
+
+// relay is libvirt as a [qmp.Relay]. Of what is not answered any more libvirt goes on with five commands at most
+// (max_client_requests in libvirtd.conf), and gives each up if QEMU answers none before it for 30 s: what an undo
+// then leaves in QEMU, the next attach, detach or reconcile finds.
+type relay struct {
+	conn   *libvirt.Conn
+	dom    libvirt.Domain
+	events *libvirt.Subscription
+}
+
+func (r *relay) Command(ctx context.Context, command string, f *os.File) (answer string, err error) {
+	if f == nil {
+		answer, err = r.conn.MonitorCommand(ctx, r.dom, command)
+	} else {
+		var received []*os.File
+		answer, received, err = r.conn.MonitorCommandWithFiles(ctx, r.dom, command, f)
+		fdpass.CloseAll(received)
+	}
+	if r.conn.Err() != nil && err != nil {
+		return "", fmt.Errorf("%w: %w", qmp.ErrClosed, err)
+	}
+	return answer, explainStopped(err)
+}
+
+func (r *relay) Event(ctx context.Context) (qmp.Event, error) {
+	for {
+		select {
+		case <-ctx.Done():
+			return qmp.Event{}, fmt.Errorf("%w: %w", qmp.ErrClosed, context.Cause(ctx))
+		case e, open := <-r.events.C:
+			switch {
+			case !open:
+				return qmp.Event{}, fmt.Errorf("%w: %w", qmp.ErrClosed, r.conn.Err())
+			case e.Kind == libvirt.Lifecycle && (e.Change == libvirt.Stopped || e.Change == libvirt.Crashed):
+				return qmp.Event{}, errEnded
+			case e.Kind == libvirt.Monitor:
+				return monitorEvent(e), nil
+			}
+		}
+	}
+}
+
+func monitorEvent(e libvirt.Event) qmp.Event {
+	event := qmp.Event{Name: e.Name, Time: e.Time}
+	if e.Details != "" {
+		event.Data = json.RawMessage(e.Details)
+	}
+	return event
+}
+
+// Close ends the events.
+func (r *relay) Close() error {
+	r.events.Close()
+	return nil
+}
