@@ -87,7 +87,7 @@ func TestLiveHostAccessLetsHostAndGuestsReachEachOther(t *testing.T) {
 	if err != nil || info.HostAccess == nil || len(info.NICs) != 1 || info.NICs[0].VM != g.name {
 		t.Errorf("show %+v, %v", info, err)
 	}
-	list, err := h.ListAll()
+	list, err := h.ListAll(t.Context(), "")
 	if err != nil || len(list) != 2 || list[0].VM != g.name || list[1].VM != "" || list[1].Type != tapmgr.TypeMacvlan || list[1].Source != "eth0" {
 		t.Errorf("list %+v, %v: want the guest's NIC, then the host access", list, err)
 	}

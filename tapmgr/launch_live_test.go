@@ -140,7 +140,7 @@ func TestLivePlainTap(t *testing.T) {
 	if err != nil || !l.Up || l.Port == nil || l.MAC[0] != 0xfe || !l.Tun.VnetHdr {
 		t.Errorf("made %+v, %v", l, err)
 	}
-	nics, err := h.ListAll()
+	nics, err := h.ListAll(t.Context(), "")
 	if err != nil || len(nics) != 1 || nics[0].Interface != tap.Name || nics[0].Source != "br0" || nics[0].UID != 1000 || nics[0].Port != "isolated" || nics[0].PID != os.Getpid() {
 		t.Errorf("list %+v, %v", nics, err)
 	}

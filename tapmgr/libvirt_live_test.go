@@ -164,3 +164,42 @@ func (h *libvirtHost) node(nic tapmgr.NIC) string {
 	}
 	return fmt.Sprintf("/dev/tap%d", l.Index)
 }
+
+// TestLiveLibvirtForeign has NICs that libvirt makes itself, beside one of ours.
+func TestLiveLibvirtForeign(t *testing.T) {
+	h := newLibvirtHost(t)
+	g := h.domain(libvirttest.Domain{Interfaces: `
+		<interface type='bridge'><mac address='52:54:00:00:00:07'/><source bridge='br0'/><target dev='theirs'/><model type='virtio'/></interface>`})
+	h.attach(h.spec(g, "net0"))
+	all, err := h.ListAll(t.Context(), "")
+	if err != nil || len(all) != 2 {
+		t.Fatalf("listed %+v, %v", all, err)
+	}
+	want := tapmgr.NIC{
+		VM: g.Name, ID: "net0", Interface: "theirs", Type: "tap", Source: "br0", Model: "virtio-net-pci", MAC: "52:54:00:00:00:07",
+		Queues: 1, Vhost: "off", State: all[1].State, MTU: 1500, PID: g.QEMU(), Foreign: true,
+	}
+	if all[1] != want || all[1].State == "" {
+		t.Errorf("listed %+v, want %+v", all[1], want)
+	}
+	if all[0].Foreign || all[0].Via != tapmgr.ViaLibvirt {
+		t.Errorf("ours: %+v", all[0])
+	}
+	details, err := h.Show(h.context(20*time.Second), g.Name)
+	if err != nil || len(details) != 2 || details[1].NIC != want || details[1].Bridge != "br0" || len(details[1].Holders) != 1 || details[1].HostMAC != "fe:54:00:00:00:07" {
+		t.Errorf("show %+v, %v", details, err)
+	}
+	h.take(g, "net0")
+	if res := h.take(g, "net0"); res.Changed {
+		t.Error("detach has touched what is libvirt's")
+	}
+	h.reconciled("foreign")
+	if out := h.virt.Virsh("domiflist", g.Name); !strings.Contains(out, "theirs") {
+		t.Errorf("virsh domiflist: %s", out)
+	}
+	h.Libvirt = h.virt.Socket() + "-none" // without libvirt, the kernel alone tells
+	all, err = h.ListAll(t.Context(), g.Name)
+	if err != nil || len(all) != 1 || !all[0].Foreign || all[0].Interface != "theirs" || all[0].MAC != "" {
+		t.Errorf("without libvirt: %+v, %v", all, err)
+	}
+}

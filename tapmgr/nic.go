@@ -1,6 +1,10 @@
 package tapmgr
 
-import "vmnet/internal/rtnl"
+import (
+	"context"
+
+	"vmnet/internal/rtnl"
+)
 
 // NIC is one NIC of a guest as it is. Its JSON keys are stable.
 type NIC struct {
@@ -16,10 +20,11 @@ type NIC struct {
 	Queues    int    `json:"queues"`
 	Vhost     string `json:"vhost"` // "on" or "off"
 	State     State  `json:"state"`
-	MTU       int    `json:"mtu"`           // bytes, as the guest was told; 1500 where it was told nothing
-	PID       int    `json:"pid,omitempty"` // of the process that holds it; 0 where none is seen
-	UID       int    `json:"uid,omitempty"` // of the user for whom qemu-netup made it; 0 for none
-	Via       Via    `json:"via,omitempty"` // how a guest of libvirt's got it; empty for other guests
+	MTU       int    `json:"mtu"`               // bytes, as the guest was told; 1500 where it was told nothing
+	PID       int    `json:"pid,omitempty"`     // of the process that holds it; 0 where none is seen
+	UID       int    `json:"uid,omitempty"`     // of the user for whom qemu-netup made it; 0 for none
+	Via       Via    `json:"via,omitempty"`     // how a guest of libvirt's got it; empty for other guests
+	Foreign   bool   `json:"foreign,omitempty"` // libvirt has made it itself; it is never touched
 }
 
 // State says in one word how a NIC is: its bridge port's state, or what else
@@ -43,7 +48,7 @@ const (
 // TypeTap is the type of a NIC on a bridge; the others are those of package macvtap.
 const TypeTap = "tap"
 
-// List returns the NICs of all guests, or of one where vm is not empty, by
+// List returns the NICs of all guests that are ours, or of one where vm is not empty, by
 // guest and id. It opens no monitor, so it never waits for anybody.
 func (m *Manager) List(vm string) ([]NIC, error) {
 	links, err := m.inventory()
@@ -59,12 +64,20 @@ func (m *Manager) List(vm string) ([]NIC, error) {
 	return nics, nil
 }
 
-// ListAll returns the NICs of all guests as List does, after them the taps of which qemu-netup knows
-// the bridge alone, and the host accesses, which have no guest.
-func (m *Manager) ListAll() ([]NIC, error) {
-	nics, err := m.List("")
+// ListAll returns the NICs of all guests as List does, or of one where vm is not empty, and after them those that
+// libvirt has made itself, whose guest's side libvirt is asked for, a second at most. With all guests' go the taps of
+// which qemu-netup knows the bridge alone, and the host accesses, which have no guest.
+func (m *Manager) ListAll(ctx context.Context, vm string) ([]NIC, error) {
+	nics, err := m.List(vm)
 	if err != nil {
 		return nil, err
+	}
+	foreign, err := m.foreignNICs(ctx, vm)
+	for _, f := range foreign {
+		nics = append(nics, f.NIC)
+	}
+	if err != nil || vm != "" {
+		return nics, err
 	}
 	plain, err := m.plainNICs()
 	if err != nil {

@@ -293,7 +293,7 @@ func TestLivePlainTapsLeftOver(t *testing.T) {
 	}
 	ctx := h.context(10 * time.Second)
 	left := map[string]bool{made[false]: true, "own0": true}
-	nics, err := h.ListAll()
+	nics, err := h.ListAll(t.Context(), "")
 	if err != nil || len(nics) != 4 {
 		t.Errorf("list %+v, %v", nics, err)
 	}

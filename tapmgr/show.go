@@ -40,7 +40,7 @@ type GuestView struct {
 	VLANs       []int    `json:"vlans,omitempty"` // that the driver asked for; none where it takes all
 }
 
-// Show explains all NICs of a guest. The guest's view needs its monitor; where that
+// Show explains all NICs of a guest, at last those that libvirt has made itself. The guest's view needs its monitor; where that
 // is in use, a notice says so instead.
 func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 	links, err := m.inventory()
@@ -66,7 +66,8 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 		}
 		details = append(details, d)
 	}
-	return details, nil
+	foreign, err := m.foreignDetails(ctx, vm)
+	return append(details, foreign...), err
 }
 
 // detail is what the kernel says.

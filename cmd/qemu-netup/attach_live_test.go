@@ -159,7 +159,7 @@ func TestLiveAttachRaces(t *testing.T) {
 	wg.Wait()
 	close(stop)
 	watch.Wait()
-	nics, err := h.ListAll()
+	nics, err := h.ListAll(t.Context(), "")
 	if err != nil || len(nics) > most || h.taps() != len(nics) {
 		t.Errorf("%d NICs and %d taps, %v, want at most %d", len(nics), h.taps(), err, most)
 	}

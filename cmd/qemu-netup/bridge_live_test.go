@@ -36,7 +36,7 @@ func (h *host) qemu(name string, args ...string) *exec.Cmd {
 func (h *host) nicOf(vm string) (found tapmgr.NIC) {
 	h.Helper()
 	h.await("the NIC of "+vm, func() error {
-		nics, err := h.ListAll()
+		nics, err := h.ListAll(h.Context(), "")
 		if err != nil {
 			return err
 		}

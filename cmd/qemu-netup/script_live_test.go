@@ -183,7 +183,7 @@ func TestLiveScriptsOfRoot(t *testing.T) {
 	if br, _ := h.port("vm0"); br != "br1" {
 		t.Errorf("taken off to %q", br)
 	}
-	if nics, err := h.ListAll(); err != nil || len(nics) != 0 {
+	if nics, err := h.ListAll(t.Context(), ""); err != nil || len(nics) != 0 {
 		t.Errorf("%+v, %v", nics, err)
 	}
 }

@@ -17,7 +17,8 @@ func (a *app) listCommand() *cobra.Command {
 		Short: "List the NICs of all guests",
 		Long: `List the NICs of all guests, and after them the host's own access to the guests of a
 lower (vmnet lower), as type macvlan, of no guest. It asks the kernel only, so it waits for
-nobody.`,
+nobody; but libvirt, for a second at most, where that has made NICs of its own. Those are marked
+as foreign, and never touched.`,
 		Example: `  vmnet list
   vmnet list --vm P2 -o json`,
 		Args: cobra.NoArgs,
@@ -25,9 +26,9 @@ nobody.`,
 	cmd.Flags().StringVar(&vm, "vm", "", "only those of the guest of that `NAME` (default all)")
 	format := outputFlag(cmd)
 	complete(cmd, "vm", a.attachedGuests)
-	cmd.RunE = a.verb(func(*cobra.Command, []string) error {
+	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
 		return a.withManager(func(m *tapmgr.Manager) error {
-			nics, err := list(m, vm)
+			nics, err := m.ListAll(cmd.Context(), vm)
 			if err != nil {
 				return err
 			}
@@ -38,14 +39,6 @@ nobody.`,
 		})
 	})
 	return cmd
-}
-
-// list leaves host accesses out where only one guest's NICs are asked for.
-func list(m *tapmgr.Manager, vm string) ([]tapmgr.NIC, error) {
-	if vm == "" {
-		return m.ListAll()
-	}
-	return m.List(vm)
 }
 
 // sourceText is where a NIC leads to, and how.
@@ -62,14 +55,29 @@ func (a *app) printList(nics []tapmgr.NIC) error {
 	if owned {
 		rows[0] = append(rows[0], "OWNER")
 	}
+	libvirt := slices.ContainsFunc(nics, func(n tapmgr.NIC) bool { return n.Via != "" || n.Foreign })
+	if libvirt {
+		rows[0] = append(rows[0], "VIA")
+	}
 	for _, n := range nics {
 		row := []string{n.VM, n.ID, n.Interface, n.Type, sourceText(n), n.Model, n.MAC, queuesText(n), n.Vhost, string(n.State)}
 		if owned {
 			row = append(row, ownerText(n.UID))
 		}
+		if libvirt {
+			row = append(row, viaText(n))
+		}
 		rows = append(rows, row)
 	}
 	return a.table(rows)
+}
+
+// viaText is how a guest of libvirt's has got a NIC; foreign is libvirt's own doing.
+func viaText(n tapmgr.NIC) string {
+	if n.Foreign {
+		return "foreign"
+	}
+	return string(n.Via)
 }
 
 // ownerText names the user for whom qemu-netup made a NIC; it is empty for none.

@@ -93,6 +93,7 @@ func detailFields(d tapmgr.Detail) []field {
 		{"altnames", strings.Join(d.AltNames, ", ")},
 		{"state", stateText(d)},
 		placeField(d),
+		{"via", viaText(d.NIC)},
 		{"model", d.Model},
 		{"MAC", fmt.Sprintf("%s, of the guest; %s on the host's side", d.MAC, d.HostMAC)},
 		{"MTU", fmt.Sprintf("%d bytes, of the guest; %d of the %s", d.MTU, d.HostMTU, d.Type)},

@@ -1,0 +1,133 @@
+package tapmgr
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"vmnet/bridge"
+	"vmnet/internal/qemu"
+	"vmnet/libvirt"
+)
+
+// libvirtWait bounds how long a list waits for libvirt to say what the kernel does not.
+const libvirtWait = time.Second
+
+// foreignNIC is a NIC that libvirt has made itself, and its link.
+type foreignNIC struct {
+	NIC
+	ForeignLink
+}
+
+// foreignNICs lists what libvirt has made itself for its guests, or for one where vm is not empty. Where libvirt does not
+// answer at once, it is what the kernel alone knows.
+func (m *Manager) foreignNICs(ctx context.Context, vm string) ([]foreignNIC, error) {
+	procs, err := qemu.List()
+	if err != nil {
+		return nil, err
+	}
+	var found []foreignNIC
+	asked := libvirtReader{m: m}
+	defer asked.close()
+	for _, p := range procs {
+		if !p.Libvirt || vm != "" && p.Name != vm {
+			continue
+		}
+		links, err := m.Foreign(p.PID)
+		if err != nil || len(links) == 0 {
+			continue // it has ended meanwhile, or may not be looked into
+		}
+		found = append(found, describeForeign(p, links, asked.interfaces(ctx, p))...)
+	}
+	return found, nil
+}
+
+func describeForeign(p qemu.Process, links []ForeignLink, interfaces []libvirt.Interface) (found []foreignNIC) {
+	for _, l := range links {
+		n := NIC{
+			VM: p.Name, Interface: l.Interface, Type: l.Type, Source: l.Source, Port: l.Port.String(), Queues: len(l.Queues),
+			State: l.State, MTU: l.MTU, PID: p.PID, UID: 0, Foreign: true, Vhost: onOff(false),
+		}
+		i := slices.IndexFunc(interfaces, func(i libvirt.Interface) bool { return i.Target == l.Interface })
+		if i >= 0 {
+			n.ID, n.MAC, n.Model, n.Mode = interfaces[i].Alias, interfaces[i].MAC.String(), modelOf(interfaces[i].Model), interfaces[i].Source.Mode
+		}
+		found = append(found, foreignNIC{n, l})
+	}
+	return found
+}
+
+// modelOf is QEMU's name of a model of libvirt's.
+func modelOf(model string) string {
+	for ours, theirs := range libvirtModels {
+		if theirs == model {
+			return ours
+		}
+	}
+	return model
+}
+
+// libvirtReader asks libvirt what it knows of its guests, by one connection that is made when it is needed.
+type libvirtReader struct {
+	m      *Manager
+	conn   *libvirt.Conn
+	failed error
+}
+
+// interfaces are those of a running guest; none where libvirt does not tell.
+func (r *libvirtReader) interfaces(ctx context.Context, p qemu.Process) []libvirt.Interface {
+	uuid, err := libvirt.ParseUUID(p.UUID)
+	if err != nil || r.failed != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, libvirtWait)
+	defer cancel()
+	if r.conn == nil {
+		if r.conn, r.failed = r.m.dialLibvirt(ctx, []qemu.Process{p}, true); r.failed != nil {
+			return nil
+		}
+	}
+	text, err := r.conn.XML(ctx, libvirt.Domain{Name: p.Name, UUID: uuid, ID: -1}, 0)
+	if err != nil {
+		if !errors.Is(err, libvirt.ErrNoDomain) {
+			r.failed = err
+		}
+		return nil
+	}
+	def, err := libvirt.ParseDefinition(text)
+	if err != nil {
+		return nil
+	}
+	return def.Interfaces
+}
+
+func (r *libvirtReader) close() {
+	if r.conn != nil {
+		_ = r.conn.Close()
+	}
+}
+
+// foreignDetails explain the NICs of a guest that libvirt has made itself.
+func (m *Manager) foreignDetails(ctx context.Context, vm string) ([]Detail, error) {
+	all, err := m.foreignNICs(ctx, vm)
+	details := []Detail{}
+	for _, f := range all {
+		d := Detail{
+			NIC: f.NIC, Index: f.link.Index, AltNames: f.link.AltNames, HostMAC: f.link.MAC.String(), HostMTU: f.link.MTU,
+			Holders: []Holder{{f.PID, f.ForeignLink.Queues}}, VhostFDs: []int{}, Learned: []bridge.Learned{}, Counters: f.link.Stats,
+		}
+		if f.NIC.Type != TypeTap {
+			d.Lower, d.RxFilter = f.NIC.Source, rxFilter(&ours{Link: f.link})
+		} else {
+			d.Bridge = f.NIC.Source
+		}
+		if f.link.Port != nil {
+			if learned, err := bridge.LearnedBy(m.nl, f.link.Master, f.link.Index); err == nil {
+				d.Learned = append(d.Learned, learned[f.link.Index]...)
+			}
+		}
+		details = append(details, d)
+	}
+	return details, err
+}
