@@ -1,14 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -24,19 +22,15 @@ import (
 // patience is how long things may take that need no time on an idle machine.
 const patience = 30 * time.Second
 
-// program builds the hook once; TestMain's process removes it.
-var program = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "vmnethook")
-	if err != nil {
-		return "", err
+// build builds the hook.
+func build(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "vmnet-hook")
+	if out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
-	path := filepath.Join(dir, "vmnet-hook")
-	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
-	if err != nil {
-		err = fmt.Errorf("%w: %s", err, out)
-	}
-	return path, err
-})
+	return path
+}
 
 // host is a machine with a libvirtd that calls our hook, and a bridge br0.
 type host struct {
@@ -51,17 +45,13 @@ type host struct {
 func newHost(t *testing.T, conf ...string) *host {
 	t.Helper()
 	libvirttest.Require(t)
-	path, err := program()
-	if err != nil {
-		t.Fatal(err)
-	}
 	ns := nstest.New(t)
 	m, err := tapmgr.New(ns)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(m.Close)
-	h := &host{T: t, Manager: m, ns: ns, nl: nstest.Handle(t, ns), hook: path}
+	h := &host{T: t, Manager: m, ns: ns, nl: nstest.Handle(t, ns), hook: build(t)}
 	h.add(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}})
 	h.virt = libvirttest.Start(t, ns, conf...)
 	if err := os.MkdirAll(h.etc("qemu.d"), 0o755); err != nil {
@@ -255,21 +245,4 @@ func (h *host) refused(domain, want string) {
 		h.Errorf("start %s: %v: %s\nwant %s", domain, err, out, want)
 	}
 	h.nothingLeft()
-}
-
-// direct runs the hook without libvirt. The result is its exit status, and what it said.
-func direct(t *testing.T, stdin string, args ...string) (int, string) {
-	t.Helper()
-	path, err := program()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var out bytes.Buffer
-	cmd := exec.Command(path, args...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &out
-	err = cmd.Run()
-	if cmd.ProcessState == nil {
-		t.Fatal(err)
-	}
-	return cmd.ProcessState.ExitCode(), out.String()
 }

@@ -1,0 +1,123 @@
+// Package hookfile puts our hook among libvirt's, and takes it out again. It is a symbolic link, so that a new
+// version of the program is used at once.
+package hookfile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+const (
+	// Program is the name of the hook's program.
+	Program = "vmnet-hook"
+	// Dir is where libvirt looks for hooks for its QEMU guests since version 6.5 (docs/hooks.rst), besides the
+	// one file that is called as the folder without its ".d". It runs all that can be executed there, in the order of their names.
+	Dir = "/etc/libvirt/hooks/qemu.d"
+	// Name is that of the link in Dir.
+	Name = "vmnet"
+)
+
+// ErrForeign is a file of that name that is not ours.
+var ErrForeign = errors.New("not vmnet's")
+
+// Change tells what Install and Remove did.
+type Change struct {
+	Path    string `json:"path"`    // of the link
+	Program string `json:"program"` // to which it points
+	Changed bool   `json:"changed"`
+	// Reload is whether libvirt has to be told: it looks for hooks only when it starts and at SIGHUP, and if
+	// there was none calls none until then (virHookInitialize in src/util/virhook.c).
+	Reload bool `json:"reload"`
+}
+
+// Look is the program that the link in dir points to. Its errors Is fs.ErrNotExist where there is none, and Is ErrForeign
+// where something else has its name.
+func Look(dir string) (program string, err error) {
+	path := filepath.Join(dir, Name)
+	info, err := os.Lstat(path)
+	if err != nil {
+		return "", err
+	}
+	if info.Mode()&fs.ModeSymlink == 0 {
+		return "", fmt.Errorf("%s is %w (move it away, or call it otherwise)", path, ErrForeign)
+	}
+	if program, err = os.Readlink(path); err == nil && filepath.Base(program) != Program {
+		err = fmt.Errorf("%s, a link to %s, is %w (remove it)", path, program, ErrForeign)
+	}
+	return program, err
+}
+
+// Install makes the link in dir to program, an absolute path of the machine whose / is root. dir is made if it
+// is not there. A link of ours to another program is replaced.
+func Install(root, dir, program string) (Change, error) {
+	c := Change{Path: filepath.Join(dir, Name), Program: program}
+	if !filepath.IsAbs(program) || filepath.Base(program) != Program {
+		return c, fmt.Errorf("program %q: want an absolute path to %s", program, Program)
+	}
+	if !executable(filepath.Join(root, program)) {
+		return c, fmt.Errorf("program %s cannot be executed: libvirt would pass it over", filepath.Join(root, program))
+	}
+	at := filepath.Join(root, dir)
+	old, err := Look(at)
+	if err == nil && old == program {
+		return c, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return c, err
+	}
+	c.Changed, c.Reload = true, !found(at)
+	if err := os.MkdirAll(at, 0o755); err != nil {
+		return c, err
+	}
+	return c, replace(filepath.Join(at, Name), program)
+}
+
+// replace makes the link in one step. The new one is made outside of the folder, all of which libvirt runs.
+func replace(path, target string) error {
+	tmp := filepath.Join(filepath.Dir(filepath.Dir(path)), fmt.Sprintf(".%s-%d", Name, os.Getpid()))
+	if err := os.Symlink(target, tmp); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return errors.Join(err, os.Remove(tmp))
+	}
+	return nil
+}
+
+// Remove removes the link; that there is none is success.
+func Remove(root, dir string) (Change, error) {
+	c := Change{Path: filepath.Join(dir, Name)}
+	var err error
+	c.Program, err = Look(filepath.Join(root, dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, nil
+	}
+	if err != nil {
+		return c, err
+	}
+	c.Changed = true
+	return c, os.Remove(filepath.Join(root, c.Path))
+}
+
+// found tells whether libvirt finds a hook for QEMU guests, ours or another.
+func found(dir string) bool {
+	if single := dir[:len(dir)-len(filepath.Ext(dir))]; executable(single) {
+		return true
+	}
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if executable(filepath.Join(dir, e.Name())) {
+			return true
+		}
+	}
+	return false
+}
+
+// executable is libvirt's own condition (virFileIsExecutable in src/util/virfile.c).
+func executable(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
+}
