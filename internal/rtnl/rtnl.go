@@ -151,6 +151,9 @@ func (c *Conn) get(index int, attrs ...Attr) (*Link, error) {
 	return parseLink(msgs[0])
 }
 
+// ErrDisturbed is a listing that changes have disturbed each time it was tried.
+var ErrDisturbed = nl.ErrDumpInterrupted
+
 // dumpTries bounds how often a listing that the kernel says was disturbed by a
 // change is read again.
 const dumpTries = 10
