@@ -241,6 +241,7 @@ func TestLiveLibvirtRefusals(t *testing.T) {
 		{"options", func(s *tapmgr.Spec) { s.DeviceOptions = map[string]string{"rx_queue_size": "1024"} }, tapmgr.ErrInvalid, "--via monitor"},
 		{"model", func(s *tapmgr.Spec) { s.Model = "virtio-net-device" }, tapmgr.ErrInvalid, "no model"},
 		{"no guest of libvirt's", func(s *tapmgr.Spec) { s.VM, s.Via = plain.name, tapmgr.ViaLibvirt }, tapmgr.ErrInvalid, "not libvirt's"},
+		{"another way", func(s *tapmgr.Spec) { s.NIC, s.Via = "net0", tapmgr.ViaMonitor }, tapmgr.ErrExist, "via is libvirt"},
 		{"other queues", func(s *tapmgr.Spec) { s.NIC, s.Queues = "net0", 2 }, tapmgr.ErrExist, "queues is 1"},
 		{"undeclared", func(s *tapmgr.Spec) { s.Persistent = true }, tapmgr.ErrInvalid, "--persistent"},
 		{"vhost", func(s *tapmgr.Spec) { s.Vhost = tapmgr.VhostOn }, tapmgr.ErrLink, "vhost"},

@@ -203,3 +203,45 @@ func TestLiveLibvirtForeign(t *testing.T) {
 		t.Errorf("without libvirt: %+v, %v", all, err)
 	}
 }
+
+// TestLiveLibvirtMonitor hands fds through libvirt's monitor commands: a tap and a macvtap that go with the guest.
+func TestLiveLibvirtMonitor(t *testing.T) {
+	h := newLibvirtHost(t)
+	h.wire()
+	for _, machine := range []string{"pc", "q35"} {
+		g := h.domain(libvirttest.Domain{Machine: machine, CPUs: 2})
+		tap, lower := h.spec(g, "net0"), h.spec(g, "net1")
+		tap.Via, tap.Queues = tapmgr.ViaMonitor, 2
+		lower.Via, lower.Bridge, lower.Lower = tapmgr.ViaMonitor, "", &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth0"}
+		for round := range 2 {
+			res, err := h.Attach(h.context(30*time.Second), tap)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(res.Notices) != 1 || !strings.Contains(res.Notices[0], "tainted") || res.NIC.Via != tapmgr.ViaMonitor || res.NIC.Queues != 2 {
+				t.Errorf("%+v", res)
+			}
+			h.useNIC(g, res.NIC, guestAddr, hostAddr)
+			macvtapNIC := h.attach(lower)
+			h.useNIC(g, macvtapNIC, "10.8.0.2", farAddr)
+			if again, err := h.Attach(h.context(30*time.Second), lower); err != nil || again.Changed {
+				t.Errorf("again: %+v, %v", again, err)
+			}
+			if c, err := h.Check(h.context(20 * time.Second)); err != nil || c.NICs != 2 || len(c.Differences) != 0 {
+				t.Errorf("check %+v, %v", c, err)
+			}
+			h.reconciled("via monitor")
+			if out := h.virt.Virsh("domiflist", g.Name); strings.Contains(out, res.NIC.Interface) {
+				t.Errorf("libvirt knows of it: %s", out)
+			}
+			if round == 0 {
+				h.take(g, "net0")
+				h.take(g, "net1")
+			} else {
+				h.virt.Virsh("destroy", g.Name)
+			}
+			h.gone(res.NIC.Interface)
+			h.free()
+		}
+	}
+}
