@@ -1,0 +1,186 @@
+package watch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"vmnet/internal/declared"
+	"vmnet/libvirt"
+)
+
+const (
+	callTimeout   = 5 * time.Second // of what is asked of libvirt in one go
+	firstRedial   = 100 * time.Millisecond
+	slowestRedial = 10 * time.Second
+	eventBuffer   = 1024 // events of libvirt's that may wait; more are made good for by reading all again
+)
+
+// domains has the connection to libvirt, while there is one.
+type domains struct {
+	mu   sync.Mutex
+	conn *libvirt.Conn
+}
+
+func (d *domains) current() *libvirt.Conn {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.conn
+}
+
+func (d *domains) set(conn *libvirt.Conn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.conn = conn
+}
+
+// followLibvirt keeps a connection. What the domains have declared is kept while there is none: they go on, and
+// nobody attaches anything without libvirt.
+func (w *watcher) followLibvirt(ctx context.Context) {
+	told := false
+	for wait := firstRedial; ctx.Err() == nil; {
+		conn, err := w.dial(ctx, w.Dial)
+		if err == nil {
+			if told {
+				w.report(Report{Text: "connected to libvirt again"})
+			}
+			told = false
+			start := time.Now()
+			err = w.serve(ctx, conn)
+			_ = conn.Close()
+			if time.Since(start) > slowestRedial {
+				wait = firstRedial
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if !told {
+			w.report(Report{Text: "without libvirt, which is tried again", Err: err})
+			told = true
+		}
+		w.ready() // without libvirt there is nothing to wait for
+		if !sleep(ctx, wait) {
+			return
+		}
+		wait = min(2*wait, slowestRedial)
+	}
+}
+
+func (w *watcher) dial(ctx context.Context, dial func(context.Context) (*libvirt.Conn, error)) (*libvirt.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return dial(ctx)
+}
+
+// serve follows the domains of one connection until that ends.
+func (w *watcher) serve(ctx context.Context, conn *libvirt.Conn) error {
+	subCtx, cancel := context.WithTimeout(ctx, callTimeout)
+	sub, err := conn.Subscribe(subCtx, nil, eventBuffer, libvirt.Lifecycle, libvirt.DeviceAdded, libvirt.DeviceRemoved, libvirt.MetadataChange)
+	cancel()
+	if err != nil {
+		return err
+	}
+	defer sub.Close()
+	if err := w.readDomains(ctx, conn); err != nil {
+		return err
+	}
+	w.domains.set(conn)
+	defer w.domains.set(nil)
+	w.bridges.all()
+	w.ready()
+	for lost := uint64(0); ; {
+		select {
+		case <-ctx.Done():
+			return nil
+		case e, open := <-sub.C:
+			if !open {
+				return conn.Err()
+			}
+			w.domainEvent(ctx, conn, e)
+		}
+		if now := sub.Lost(); now != lost {
+			lost = now
+			if !sleep(ctx, rereadEvery) {
+				return nil
+			}
+			if err := w.readDomains(ctx, conn); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// readDomains reads what all domains that run declare.
+func (w *watcher) readDomains(ctx context.Context, conn *libvirt.Conn) error {
+	listCtx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	running, err := conn.ListDomains(listCtx, libvirt.ListActive)
+	if err != nil {
+		return err
+	}
+	w.ports.keepDomains(running)
+	for _, dom := range running {
+		w.readDomain(ctx, conn, dom)
+	}
+	return nil
+}
+
+func (w *watcher) domainEvent(ctx context.Context, conn *libvirt.Conn, e libvirt.Event) {
+	switch {
+	case e.Kind == libvirt.Lifecycle && (e.Change == libvirt.Stopped || e.Change == libvirt.Crashed):
+		w.ports.declare(e.Domain, nil)
+		w.ended(ctx, e.Domain)
+	case e.Kind == libvirt.DeviceRemoved && libvirt.AliasNIC(e.Device) != "":
+		w.ended(ctx, e.Domain)
+	case e.Kind == libvirt.Lifecycle && e.Change == libvirt.Started,
+		e.Kind == libvirt.DeviceAdded,
+		e.Kind == libvirt.MetadataChange && e.URI == declared.Namespace:
+		w.readDomain(ctx, conn, e.Domain)
+	}
+}
+
+// ended removes what a domain has left: a macvtap that was handed over by its name stays.
+func (w *watcher) ended(ctx context.Context, dom libvirt.Domain) {
+	w.did(w.Manager.Ended(ctx, dom.Name))
+}
+
+// readDomain reads what a domain declares, and gives the taps that it has their settings.
+func (w *watcher) readDomain(ctx context.Context, conn *libvirt.Conn, dom libvirt.Domain) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	def, err := definition(ctx, conn, dom)
+	if err != nil && !isNoDomain(err) { // what is known of it stays
+		w.report(Report{Text: "what it declares is not read", Guest: dom.Name, Err: err})
+		return
+	}
+	var nics []declared.NIC
+	if err == nil && def.ID >= 0 { // what is off has no taps
+		nics, err = declared.Ports(def)
+	}
+	if err != nil && !isNoDomain(err) {
+		w.report(Report{Text: "what it declares is wrong", Guest: dom.Name, Err: err})
+	}
+	w.ports.declare(dom, nics)
+	for _, n := range nics {
+		if l, err := w.nl.Link(n.Interface.Target); n.Interface.Target != "" && err == nil && l.Master != 0 {
+			w.ports.apply(l.Index, l.Name, claim{dom.Name, n.MAC, n.Port})
+		}
+	}
+}
+
+func definition(ctx context.Context, conn *libvirt.Conn, dom libvirt.Domain) (*libvirt.Definition, error) {
+	text, err := conn.XML(ctx, dom, 0)
+	if err != nil {
+		return nil, err
+	}
+	def, err := libvirt.ParseDefinition(text)
+	if err != nil {
+		return nil, fmt.Errorf("domain %s: %w", dom.Name, err)
+	}
+	return def, nil
+}
+
+func isNoDomain(err error) bool { return errors.Is(err, libvirt.ErrNoDomain) }

@@ -1,0 +1,264 @@
+package watch
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"vmnet/bridge"
+	"vmnet/internal/netns"
+	"vmnet/internal/nstest"
+	"vmnet/internal/rtnl"
+	"vmnet/libvirt"
+	"vmnet/tapmgr"
+)
+
+// host is a netns that is watched.
+type host struct {
+	testing.TB
+	ns *netns.NS
+	nl *rtnl.Conn
+	m  *tapmgr.Manager
+
+	mu      sync.Mutex
+	reports []Report
+	times   []time.Time // of the reports
+}
+
+func newHost(t testing.TB) *host {
+	t.Helper()
+	h := &host{TB: t, ns: nstest.New(t)}
+	var err error
+	if h.nl, err = rtnl.Open(h.ns); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(h.nl.Close)
+	if h.m, err = tapmgr.New(h.ns); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(h.m.Close)
+	h.bridge("br0")
+	return h
+}
+
+func (h *host) bridge(name string) {
+	h.Helper()
+	if err := bridge.Create(h.nl, bridge.Config{Name: name}); err != nil {
+		h.Fatal(err)
+	}
+}
+
+// watch runs until the test ends, or stop is called. It is ready when watch returns.
+func (h *host) watch(dial func(context.Context) (*libvirt.Conn, error), more ...func(*Config)) (stop func()) {
+	h.Helper()
+	ready := make(chan struct{})
+	cfg := Config{NS: h.ns, Manager: h.m, Dial: dial, Ready: func() { close(ready) }, Report: h.report}
+	for _, change := range more {
+		change(&cfg)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- Run(ctx, cfg) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			h.Error(err)
+		}
+	})
+	h.Cleanup(stop)
+	select {
+	case <-ready:
+	case <-time.After(patience):
+		h.Fatal("it does not get ready")
+	}
+	return stop
+}
+
+// patience is how long things may take that need no time on an idle machine.
+const patience = 30 * time.Second
+
+func (h *host) report(r Report) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.Logf("%s/%s (%s): %s %v", r.Guest, r.NIC, r.Interface, r.Text, r.Err)
+	h.reports, h.times = append(h.reports, r), append(h.times, time.Now())
+}
+
+// reported waits for a report that begins so, and returns it and when it came.
+func (h *host) reported(text, iface string) (Report, time.Time) {
+	h.Helper()
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		h.mu.Lock()
+		for i, r := range h.reports {
+			if strings.HasPrefix(r.Text, text) && (iface == "" || r.Interface == iface) {
+				defer h.mu.Unlock()
+				return r, h.times[i]
+			}
+		}
+		h.mu.Unlock()
+	}
+	h.Fatalf("nobody reports %q of %s", text, iface)
+	return Report{}, time.Time{}
+}
+
+// quiet demands that there are no more reports than n, also after a while.
+func (h *host) quiet(n int) {
+	h.Helper()
+	time.Sleep(300 * time.Millisecond)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.reports) != n {
+		h.Errorf("%d reports, want %d: %+v", len(h.reports), n, h.reports)
+	}
+}
+
+func (h *host) forgetReports() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.reports, h.times = nil, nil
+}
+
+func (h *host) ip(args ...string) {
+	h.Helper()
+	out, err := exec.Command("nsenter", append([]string{"--net=" + h.ns.Path(), "ip"}, args...)...).CombinedOutput()
+	if err != nil {
+		h.Fatalf("ip %v: %v: %s", args, err, out)
+	}
+}
+
+// ours makes a tap that nobody holds, with the alias of a NIC.
+func (h *host) ours(name, bridge, port string) {
+	h.Helper()
+	h.ip("tuntap", "add", name, "mode", "tap")
+	h.ip("link", "set", "dev", name, "alias", fmt.Sprintf("vmnet vm=dead nic=%s type=tap source=%s port=%s mac=52:54:00:00:00:01 model=virtio-net-pci queues=1", name, bridge, port))
+}
+
+// portOf is how the port of a tap is set; bridge is empty where it is none.
+func (h *host) portOf(name string) (bridgeName, port string) {
+	h.Helper()
+	l, err := h.nl.Link(name)
+	if err != nil {
+		h.Fatal(err)
+	}
+	if l.Master == 0 {
+		return "", ""
+	}
+	br, err := h.nl.LinkByIndex(l.Master)
+	if err != nil {
+		h.Fatal(err)
+	}
+	cfg, err := bridge.ReadPort(h.nl, br, l)
+	if err != nil {
+		h.Fatal(err)
+	}
+	return br.Name, cfg.String()
+}
+
+// becomes waits until a tap is a port as wanted.
+func (h *host) becomes(name, bridgeName, port string) {
+	h.Helper()
+	var gotBridge, gotPort string
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if gotBridge, gotPort = h.portOf(name); gotBridge == bridgeName && gotPort == port {
+			return
+		}
+	}
+	h.Fatalf("%s is on %q and set to %q, want %q and %q", name, gotBridge, gotPort, bridgeName, port)
+}
+
+func TestLiveOursAreBackOnTheirBridge(t *testing.T) {
+	h := newHost(t)
+	h.ours("lost", "br0", "isolated")
+	h.ours("off", "br0", "")
+	h.ip("link", "del", "br0")
+	h.bridge("br0")
+	h.ours("young", "br0", "") // on no bridge since somebody wants that
+	h.watch(nil)
+	h.becomes("lost", "br0", "isolated") // at the start
+	h.becomes("off", "br0", "")
+
+	h.ip("link", "set", "off", "nomaster")
+	h.ip("link", "set", "br0", "mtu", "1400") // a change is no new bridge
+	h.quiet(2)
+	h.ip("link", "del", "br0")
+	h.ip("link", "add", "other", "type", "bridge")
+	h.quiet(2)
+	h.ip("link", "set", "other", "name", "br0")
+	h.becomes("off", "br0", "")
+	h.becomes("young", "br0", "")
+	h.becomes("lost", "br0", "isolated")
+}
+
+// A bridge that filters VLANs only a little later is most often meant.
+func TestLiveAPortIsTriedAgain(t *testing.T) {
+	h := newHost(t)
+	h.ours("tap", "br1", "vlan:10")
+	h.watch(nil)
+	h.bridge("br1")
+	h.quiet(0)
+	h.ip("link", "set", "dev", "tap", "alias", "vmnet vm=dead nic=tap type=tap source=br1 port=hairpin mac=52:54:00:00:00:01 model=virtio-net-pci queues=1")
+	h.becomes("tap", "br1", "hairpin")
+}
+
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// heap is what is in use.
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// TestLiveStorm has others make, change and delete a thousand links.
+func TestLiveStorm(t *testing.T) {
+	h := newHost(t)
+	h.ours("lost", "br0", "")
+	stop := h.watch(nil)
+	storm := func() {
+		var lines strings.Builder
+		for i := range 1000 {
+			kind := "ifb"
+			if i%20 == 0 { // the kernel takes 16 ms to delete one
+				kind = "bridge"
+			}
+			fmt.Fprintf(&lines, "link add d%d group 77 type %s\nlink set d%d mtu 1400\nlink set d%d mtu 1300\n", i, kind, i, i)
+		}
+		lines.WriteString("link del group 77\n")
+		cmd := exec.Command("nsenter", "--net="+h.ns.Path(), "ip", "-batch", "-")
+		cmd.Stdin = strings.NewReader(lines.String())
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	storm()
+	before, start := heap(), cpuTime()
+	storm()
+	used := cpuTime() - start
+	h.ip("link", "del", "br0")
+	h.bridge("br0")
+	h.becomes("lost", "br0", "")
+	after := heap()
+	t.Logf("5000 events cost %v of CPU, heap %d KiB before and %d KiB after", used, before>>10, after>>10)
+	const most = 4 << 20
+	if after > before+most {
+		t.Errorf("the heap grew from %d to %d bytes", before, after)
+	}
+	idle := cpuTime()
+	time.Sleep(3 * time.Second)
+	if used := cpuTime() - idle; used > 600*time.Millisecond {
+		t.Errorf("it used %v of CPU in 3 s without events", used)
+	}
+	stop()
+	h.quiet(1)
+}

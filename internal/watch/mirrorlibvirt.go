@@ -1,0 +1,101 @@
+package watch
+
+import (
+	"context"
+	"strings"
+
+	"vmnet/libvirt"
+	"vmnet/tapmgr"
+)
+
+// Guests of libvirt's are asked through it, when QEMU has told it of a change. That taints them (custom-monitor), so
+// it is done only for those with a NIC whose groups are mirrored, and the connection for it is there only with one.
+
+// ask asks the guests of libvirt's that have changed something, or all.
+func (m *mirrors) ask(ctx context.Context, all bool) {
+	if !m.reach(ctx) {
+		return
+	}
+	for _, g := range m.guests {
+		if g.nics[0].Guest.Libvirt && (g.due || all || g.misses > 0) {
+			g.due = false
+			m.askDomain(ctx, g)
+		}
+	}
+}
+
+// reach connects to libvirt where that is needed, and leaves it where it is not; false without a connection.
+func (m *mirrors) reach(ctx context.Context) bool {
+	needed := false
+	for _, g := range m.guests {
+		needed = needed || g.nics[0].Guest.Libvirt
+	}
+	if !needed || m.w.DialMonitor == nil {
+		m.hangUp()
+		return false
+	}
+	if m.monitor != nil {
+		return true
+	}
+	if err := m.connect(ctx); err != nil {
+		m.hangUp()
+		if text := err.Error(); text != m.told {
+			m.told = text
+			m.w.report(Report{Text: "libvirt's guests are not asked for their multicast groups", Err: err})
+		}
+		return false
+	}
+	m.told = ""
+	for _, g := range m.guests { // what has changed meanwhile, nobody has told us
+		g.due = true
+	}
+	return true
+}
+
+func (m *mirrors) connect(ctx context.Context) (err error) {
+	if m.monitor, err = m.w.dial(ctx, m.w.DialMonitor); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	m.changes, err = m.monitor.SubscribeMonitor(ctx, nil, eventBuffer, rxChanged)
+	return err
+}
+
+// hangUp may be called without a connection.
+func (m *mirrors) hangUp() {
+	if m.monitor != nil {
+		_ = m.monitor.Close() // and with it the subscription
+	}
+	m.monitor, m.changes = nil, nil
+}
+
+// noteChange tells whether an event is about a guest that we ask.
+func (m *mirrors) noteChange(e libvirt.Event) bool {
+	for _, g := range m.guests {
+		if strings.EqualFold(g.nics[0].Guest.UUID, e.Domain.UUID.String()) {
+			g.due = true
+			return true
+		}
+	}
+	return false
+}
+
+func (m *mirrors) askDomain(ctx context.Context, g *guest) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	uuid, err := libvirt.ParseUUID(g.nics[0].Guest.UUID)
+	var reply string
+	if err == nil {
+		var dom libvirt.Domain
+		if dom, err = m.monitor.LookupByUUID(ctx, uuid); err == nil {
+			reply, err = m.monitor.MonitorCommand(ctx, dom, `{"execute":"`+tapmgr.QueryRxFilter+`"}`)
+		}
+	}
+	if err != nil {
+		m.answered(g, nil, err)
+		return
+	}
+	filters, err := tapmgr.ParseRxFilters(reply)
+	m.answered(g, filters, err)
+}

@@ -1,0 +1,81 @@
+package watch
+
+import (
+	"context"
+	"slices"
+
+	"vmnet/bridge"
+	"vmnet/libvirt"
+	"vmnet/tapmgr"
+)
+
+// putBack puts taps of ours, and then those of libvirt's domains, back on the bridges of these names. What fails is
+// reported when it is tried for the last time: most often it succeeds before.
+func (w *watcher) putBack(ctx context.Context, names []string, last bool) (failed bool) {
+	actions, err := w.Manager.PutBack(names...)
+	if !last {
+		failed = slices.ContainsFunc(actions, func(a tapmgr.Action) bool { return a.Error != "" })
+		actions = slices.DeleteFunc(actions, func(a tapmgr.Action) bool { return a.Error != "" })
+	}
+	if err != nil && !last {
+		failed, err = true, nil
+	}
+	failed = w.did(actions, err) || failed
+	return w.putBackForeign(ctx, names, last) || failed
+}
+
+// putBackForeign asks libvirt which taps belong on the bridges. Nothing is asked where no tap is without a bridge.
+func (w *watcher) putBackForeign(ctx context.Context, names []string, last bool) (failed bool) {
+	conn := w.domains.current()
+	if conn == nil { // once libvirt is there, all bridges are looked at
+		return false
+	}
+	lost, err := w.Manager.ForeignWithoutMaster()
+	if err != nil || !lost {
+		return err != nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	running, err := conn.ListDomains(ctx, libvirt.ListActive)
+	if err != nil {
+		return true
+	}
+	for _, dom := range running {
+		def, err := definition(ctx, conn, dom)
+		if err != nil {
+			failed = failed || !isNoDomain(err)
+			continue
+		}
+		for _, x := range def.Interfaces {
+			if onBridge(x) && slices.Contains(names, x.Source.Bridge) {
+				failed = w.putBackInterface(def, x, last) || failed
+			}
+		}
+	}
+	return failed
+}
+
+// onBridge tells whether libvirt has made a tap for an interface and put it on a bridge. That of a network is told
+// in the XML of a domain that runs.
+func onBridge(x libvirt.Interface) bool {
+	return (x.Type == "bridge" || x.Type == "network") && x.Target != "" && len(x.MAC) == 6
+}
+
+func (w *watcher) putBackInterface(def *libvirt.Definition, x libvirt.Interface, last bool) (failed bool) {
+	cfg := w.ports.declaredFor(def.UUID, x)
+	done, err := w.Manager.PutBackForeign(x.Target, x.MAC, x.Source.Bridge, cfg)
+	if isGone(err) || err == nil && !done {
+		return false
+	}
+	if err == nil || last {
+		w.report(Report{Text: "put back on " + x.Source.Bridge + settingsText(cfg), Guest: def.Name, NIC: x.MAC.String(), Interface: x.Target, Err: err})
+	}
+	return err != nil
+}
+
+func settingsText(cfg bridge.PortConfig) string {
+	if cfg.IsZero() {
+		return ""
+	}
+	return " with " + cfg.String()
+}

@@ -1,0 +1,222 @@
+// Package watch does, while it runs, what nobody has a hook for: it gives the taps that libvirt makes for NICs attached
+// live the settings that their domain declares, puts ports back on a bridge that was deleted and made anew, has macvtaps
+// take in the multicast groups that their guests ask for, and removes devices that libvirt has let go of.
+//
+// It keeps nothing that it could not read again: what is declared it has from libvirt, what there is from the
+// kernel. All that it remembers is what it has done already, for as long as the link is there.
+package watch
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+	"sync"
+	"time"
+
+	"vmnet/internal/netns"
+	"vmnet/internal/rtnl"
+	"vmnet/libvirt"
+	"vmnet/tapmgr"
+)
+
+// Config says what to watch.
+type Config struct {
+	NS      *netns.NS       // stays the caller's
+	Manager *tapmgr.Manager // for NS
+
+	// Dial connects to the libvirt whose domains are watched, read-only; nil where there is none to watch.
+	Dial func(ctx context.Context) (*libvirt.Conn, error)
+	// DialMonitor connects so that monitor commands are allowed. It is used only while a domain has a NIC whose
+	// multicast groups are mirrored.
+	DialMonitor func(ctx context.Context) (*libvirt.Conn, error)
+
+	// Report is told what was done and what failed, by one goroutine at a time.
+	Report func(Report)
+	// Ready is called once, when everything that happens from then on is noticed; nil does nothing.
+	Ready func()
+}
+
+// Report is one thing that was done, or could not be.
+type Report struct {
+	Text      string // what: "port set to vlan:20"
+	Guest     string // whom it concerns; empty for nobody in particular
+	NIC       string // id or MAC
+	Interface string
+	Err       error // why it was not done; nil where it was
+}
+
+// rereadEvery bounds how often all links are read again because events were lost, or libvirt's domains.
+const rereadEvery = 200 * time.Millisecond
+
+type watcher struct {
+	Config
+	nl       *rtnl.Conn
+	reportMu sync.Mutex
+	readyMu  sync.Mutex
+	isReady  bool
+
+	ports   *ports
+	bridges *bridges
+	mirrors *mirrors
+	domains domains
+}
+
+// Run watches until ctx ends, which is no error, or the kernel's events cannot be had.
+func Run(ctx context.Context, cfg Config) error {
+	events, err := rtnl.OpenEvents(cfg.NS)
+	if err != nil {
+		return err
+	}
+	nl, err := rtnl.Open(cfg.NS)
+	if err != nil {
+		return errors.Join(err, events.Close())
+	}
+	defer nl.Close()
+	w := &watcher{Config: cfg, nl: nl}
+	w.ports = newPorts(cfg.Manager.SetForeignPortOf, w.report)
+	w.bridges = newBridges(w.putBack)
+	w.mirrors = newMirrors(w)
+	return w.run(ctx, events)
+}
+
+func (w *watcher) run(ctx context.Context, events *rtnl.Events) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = events.Close() })
+	defer stop()
+	if err := w.readLinks(); err != nil {
+		return errors.Join(err, events.Close())
+	}
+	all.Go(func() { w.bridges.work(ctx) })
+	all.Go(func() { w.mirrors.work(ctx) })
+	if w.Dial != nil {
+		all.Go(func() { w.followLibvirt(ctx) })
+	} else {
+		w.ready()
+	}
+	err := w.links(ctx, events)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return errors.Join(err, events.Close())
+}
+
+// links works off the kernel's events.
+func (w *watcher) links(ctx context.Context, events *rtnl.Events) error {
+	for {
+		e, err := events.Next()
+		if errors.Is(err, rtnl.ErrLost) {
+			err = w.reread(ctx, events)
+		} else if err == nil {
+			w.event(e)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// event is quick: it is what stands between a new tap and its settings.
+func (w *watcher) event(e rtnl.Event) {
+	switch {
+	case e.Gone:
+		w.ports.forget(e.Index)
+		w.bridges.gone(e.Index)
+	case e.Bridge != nil:
+		w.bridges.seen(e.Index, e.Name)
+	case e.Tun != nil:
+		w.ports.link(e.Link)
+	default: // a new macvtap, or the lower of one: the kernel tells of that when something is put on it
+		w.mirrors.stir()
+	}
+}
+
+// reread makes good for lost events. In a storm it is the pause that bounds what watching costs, and a list of
+// links may be disturbed time and again.
+func (w *watcher) reread(ctx context.Context, events *rtnl.Events) error {
+	for {
+		if !sleep(ctx, rereadEvery) {
+			return ctx.Err()
+		}
+		if err := events.Drain(); err != nil { // what comes after this is newer than what is read now
+			return err
+		}
+		err := w.readLinks()
+		if !errors.Is(err, rtnl.ErrDisturbed) {
+			return err
+		}
+	}
+}
+
+// readLinks takes in all links as if they were new, and forgets those that are gone.
+func (w *watcher) readLinks() error {
+	bridges, err := w.nl.Links("bridge", 0)
+	if err != nil {
+		return err
+	}
+	taps, err := w.nl.Links("tun", 0)
+	if err != nil {
+		return err
+	}
+	all := slices.Concat(bridges, taps)
+	there := make(map[int]bool, len(all))
+	for _, l := range all {
+		there[l.Index] = true
+		w.event(rtnl.Event{Link: l})
+	}
+	w.ports.keep(there)
+	w.bridges.keep(there)
+	w.mirrors.stir()
+	return nil
+}
+
+func (w *watcher) report(r Report) {
+	w.reportMu.Lock()
+	defer w.reportMu.Unlock()
+	w.Report(r)
+}
+
+// did reports what a Manager did.
+func (w *watcher) did(actions []tapmgr.Action, err error) (failed bool) {
+	for _, a := range actions {
+		r := Report{Text: a.Action, Guest: a.VM, NIC: a.NIC, Interface: a.Interface}
+		if a.Error != "" {
+			r.Err = errors.New(a.Error)
+			failed = true
+		}
+		if a.Changed || r.Err != nil {
+			w.report(r)
+		}
+	}
+	if err != nil {
+		w.report(Report{Text: "not looked into", Err: err})
+	}
+	return failed || err != nil
+}
+
+func (w *watcher) ready() {
+	w.readyMu.Lock()
+	defer w.readyMu.Unlock()
+	if !w.isReady && w.Ready != nil {
+		w.Ready()
+	}
+	w.isReady = true
+}
+
+// sleep waits; false where ctx has ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// isGone tells whether there was nothing to do any more.
+func isGone(err error) bool { return errors.Is(err, fs.ErrNotExist) }
