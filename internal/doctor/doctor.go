@@ -46,7 +46,7 @@ func (m Machine) Look(ctx context.Context) []Check {
 	return slices.Concat(
 		m.helper(), m.bridgeConf(), m.policy(),
 		m.tun(), m.vhost(),
-		m.qemu(ctx),
+		m.qemu(ctx), m.hook(ctx),
 		m.netfilter(), m.networkManager(), m.networkd(), m.udev(),
 		m.bridges(),
 	)
