@@ -14,6 +14,7 @@ import (
 
 	"vmnet/internal/nstest"
 	"vmnet/internal/tun"
+	"vmnet/libvirt/libvirttest"
 )
 
 func TestMain(m *testing.M) {
@@ -50,6 +51,37 @@ func TestLiveGuest(t *testing.T) {
 	nstest.Require(t, "tun", err == nil, "modprobe tun")
 	runScripts(t, "testdata/guest", ownNetns)
 }
+
+// TestLiveLibvirt runs those with a guest of libvirt's, $VM, which stands and lets go of devices all the same.
+func TestLiveLibvirt(t *testing.T) {
+	libvirttest.Require(t)
+	runScripts(t, "testdata/libvirt", func(env *testscript.Env) {
+		tb := env.T().(testing.TB)
+		ns := nstest.New(tb)
+		daemon := libvirttest.Start(tb, ns)
+		vm := uniqueVM()
+		daemon.Define(fmt.Sprintf(standingDomain, vm))
+		daemon.Virsh("start", "--paused", vm)
+		env.Setenv("NETNS", ns.Path())
+		env.Setenv("VM", vm)
+		env.Setenv("LIBVIRT_DEFAULT_URI", daemon.URI())
+	})
+}
+
+// standingDomain is of a machine type whose slots give a device up without the guest.
+const standingDomain = `<domain type='qemu'>
+  <name>%s</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='pc-q35-6.0'>hvm</type></os>
+  <features><acpi/></features>
+  <devices>
+    <controller type='usb' model='none'/><memballoon model='none'/>
+    <controller type='pci' index='0' model='pcie-root'/>
+    <controller type='pci' index='1' model='pcie-root-port'/>
+    <controller type='pci' index='2' model='pcie-root-port'/>
+    <controller type='pci' index='3' model='pcie-root-port'/>
+    <controller type='pci' index='4' model='pcie-root-port'/>
+  </devices>
+</domain>`
 
 func ownNetns(env *testscript.Env) {
 	ns := nstest.New(env.T().(testing.TB))
