@@ -3,8 +3,10 @@ package tapmgr
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"vmnet/internal/fdpass"
 	"vmnet/libvirt"
@@ -13,6 +15,9 @@ import (
 
 // relayEvents is how many events of a guest's may wait to be looked at. A lost one costs a second: see [qmp.Conn.Unplug].
 const relayEvents = 256
+
+// lastWords bounds the wait for the news that the domain has ended, after a failure that may come of that.
+const lastWords = time.Second
 
 // dialThroughLibvirt reaches the monitor of a running domain through libvirt, whose own it is. Libvirt marks the
 // domain as tainted (custom-monitor) from then on. Closing the Conn does not close c, which must stay open until then; c's end ends
@@ -46,10 +51,20 @@ func (r *relay) Command(ctx context.Context, command string, f *os.File) (answer
 		answer, received, err = r.conn.MonitorCommandWithFiles(ctx, r.dom, command, f)
 		fdpass.CloseAll(received)
 	}
-	if r.conn.Err() != nil && err != nil {
+	switch {
+	case err == nil, errors.Is(err, libvirt.ErrTimeout), errors.Is(err, libvirt.ErrAccessDenied), errors.Is(err, libvirt.ErrUnsupported):
+		return answer, err
+	case r.conn.Err() != nil:
 		return "", fmt.Errorf("%w: %w", qmp.ErrClosed, err)
 	}
-	return answer, explainStopped(err)
+	err = explainStopped(err)
+	if !errors.Is(err, qmp.ErrClosed) { // "Unable to read from monitor" is what libvirt says first of a QEMU that has ended
+		select {
+		case <-ctx.Done():
+		case <-time.After(lastWords):
+		}
+	}
+	return "", err
 }
 
 func (r *relay) Event(ctx context.Context) (qmp.Event, error) {

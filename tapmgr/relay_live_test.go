@@ -1,0 +1,417 @@
+package tapmgr
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"vmnet/internal/netns"
+	"vmnet/internal/nstest"
+	"vmnet/internal/procfd"
+	"vmnet/internal/step"
+	"vmnet/internal/tun"
+	"vmnet/libvirt"
+	"vmnet/libvirt/libvirttest"
+	"vmnet/qmp"
+)
+
+// relayed is a guest of libvirt's whose monitor is reached through libvirt.
+type relayed struct {
+	*testing.T
+	ns   *netns.NS
+	virt *libvirttest.Daemon
+	g    *libvirttest.Guest
+}
+
+func (r *relayed) within(d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(r.Context(), d)
+	r.Cleanup(cancel)
+	return ctx
+}
+
+// dial makes a connection to the daemon, and one to the monitor through it.
+func (r *relayed) dial() (*libvirt.Conn, *qmp.Conn) {
+	r.Helper()
+	c, err := libvirt.Dial(r.within(20*time.Second), r.virt.URI())
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(func() { _ = c.Close() })
+	dom, err := c.LookupByName(r.within(20*time.Second), r.g.Name)
+	if err != nil {
+		r.Fatal(err)
+	}
+	conn, err := dialThroughLibvirt(r.within(20*time.Second), c, dom)
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(func() { _ = conn.Close() })
+	return c, conn
+}
+
+// nic is a NIC with two queues of a new tap, for a free port.
+func (r *relayed) nic(c *qmp.Conn, id, tap string) (n qmp.NIC, close func()) {
+	r.Helper()
+	t, err := tun.Create(r.ns, tap, true)
+	if err == nil {
+		err = t.AddQueue()
+	}
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(func() { _ = t.Close() })
+	port, err := c.FreePort(r.within(20 * time.Second))
+	if err != nil {
+		r.Fatal(err)
+	}
+	return qmp.NIC{
+		ID: id, Queues: t.Queues(), MAC: []byte{0x52, 0x54, 0, 0, 1, 1}, Bus: port.Bus, Addr: port.Addr,
+		Options: map[string]string{"rx_queue_size": "512"},
+	}, func() { _ = t.Close() }
+}
+
+// wantGone fails unless the tap goes, which nobody holds then.
+func (r *relayed) wantGone(tap string) {
+	r.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		links, err := nstest.Handle(r, r.ns).LinkList()
+		if err != nil {
+			r.Fatal(err)
+		}
+		there := false
+		for _, l := range links {
+			there = there || l.Attrs().Name == tap
+		}
+		switch {
+		case !there:
+			return
+		case time.Now().After(end):
+			r.Fatalf("%s is still there", tap)
+		}
+	}
+}
+
+// held are the taps that QEMU holds, one for each queue.
+func (r *relayed) held() (taps []string) {
+	procfd.Of(r.g.QEMU(), func(f procfd.File) {
+		if tun.LooksLikeQueue(f) {
+			taps = append(taps, tun.InterfaceOf(f))
+		}
+	})
+	return taps
+}
+
+func (r *relayed) signal(pid int, s syscall.Signal) {
+	r.Helper()
+	if err := syscall.Kill(pid, s); err != nil {
+		r.Fatal(err)
+	}
+}
+
+// TestLiveRelay shares one daemon and one guest: they start slowly.
+func TestLiveRelay(t *testing.T) {
+	libvirttest.Require(t)
+	ns := nstest.New(t)
+	virt := libvirttest.Start(t, ns)
+	g := virt.NewGuest(t, libvirttest.Domain{Name: "relayed", CPUs: 2})
+	g.Boot()
+	for _, test := range []struct {
+		name string
+		run  func(*relayed)
+	}{
+		{"plug", (*relayed).plug},
+		{"refusals", (*relayed).refusals},
+		{"fault at every step", (*relayed).faults},
+		{"QEMU stands still", (*relayed).qemuStops},
+		{"libvirtd stands still", (*relayed).libvirtdStops},
+		{"libvirtd is restarted", (*relayed).libvirtdRestarts},
+		{"destroyed", (*relayed).destroyed},
+		{"killed", (*relayed).killed},
+	} {
+		if !t.Run(test.name, func(t *testing.T) { test.run(&relayed{t, ns, virt, g}) }) {
+			t.Logf("libvirtd said:\n%s", virt.Log())
+			return
+		}
+	}
+}
+
+// plug gives the guest a NIC, which it sees and lets go of again.
+func (r *relayed) plug() {
+	_, c := r.dial()
+	ctx := r.within(60 * time.Second)
+	if major, _, _ := c.Version(); major < 5 || c.Peer() != (qmp.Peer{}) {
+		r.Errorf("version %d, peer %+v", major, c.Peer())
+	}
+	if name, err := c.Name(ctx); name != r.g.Name || err != nil {
+		r.Errorf("name %q, %v", name, err)
+	}
+	if n, err := c.CPUs(ctx); n != 2 || err != nil {
+		r.Errorf("%d CPUs, %v", n, err)
+	}
+	events := c.Subscribe(64)
+	defer events.Close()
+	n, closeTap := r.nic(c, "vmnet-net0", "vr0")
+	if err := c.Plug(ctx, n); err != nil {
+		r.Fatal(err)
+	}
+	closeTap()
+	if got := r.held(); len(got) != 2 || got[0] != "vr0" || got[1] != "vr0" {
+		r.Errorf("QEMU holds %q", got)
+	}
+	if _, err := r.g.WaitNIC(ctx, n.MAC.String()); err != nil {
+		r.Error(err)
+	}
+	if f, err := c.RxFilter(ctx, n.ID); err != nil || f.MainMAC != n.MAC.String() {
+		r.Errorf("%+v, %v", f, err)
+	}
+	if err := r.g.UseNIC(ctx, n.MAC.String(), "192.0.2.1/24"); err != nil {
+		r.Error(err)
+	}
+	if has, err := c.HasDevice(ctx, n.ID); !has || err != nil {
+		r.Errorf("plugged %v, %v", has, err)
+	}
+	if err := c.Unplug(ctx, n.ID, nil); err != nil {
+		r.Fatal(err)
+	}
+	r.wantGone("vr0")
+	if err := c.Unplug(ctx, n.ID, nil); err != nil { // what is gone is success
+		r.Error(err)
+	}
+	r.wantEvents(events, n.ID)
+}
+
+// wantEvents expects what a NIC that came and went is told with.
+func (r *relayed) wantEvents(s *qmp.Subscription, id string) {
+	r.Helper()
+	missing := map[string]bool{"DEVICE_DELETED": true, "NIC_RX_FILTER_CHANGED": true}
+	for len(missing) > 0 {
+		select {
+		case e := <-s.C:
+			var data struct{ Device, Name string }
+			if json.Unmarshal(e.Data, &data) == nil && (data.Device == id || data.Name == id) && time.Since(e.Time).Abs() < time.Minute {
+				delete(missing, e.Name)
+			}
+		case <-time.After(10 * time.Second):
+			r.Fatalf("no events %v", missing)
+		}
+	}
+}
+
+// refusals are QEMU's own, in its own words.
+func (r *relayed) refusals() {
+	_, c := r.dial()
+	ctx := r.within(60 * time.Second)
+	var refused *qmp.Error
+	if err := c.Execute(ctx, "no-such-command", nil, nil); !errors.As(err, &refused) || refused.Class != "CommandNotFound" {
+		r.Errorf("%v", err)
+	}
+	n, closeTap := r.nic(c, "vmnet-net0", "vr0")
+	n.Options = map[string]string{"no_such_option": "on"}
+	if err := c.Plug(ctx, n); !errors.As(err, &refused) || refused.Command != "device_add" || strings.Contains(err.Error(), "undo") {
+		r.Errorf("%v", err)
+	}
+	closeTap()
+	r.wantGone("vr0")
+	if err := c.NetdevDel(ctx, "none"); err != nil {
+		r.Error(err)
+	}
+	if err := c.CloseFD(ctx, "none"); err != nil {
+		r.Error(err)
+	}
+	if err := c.Rollback(ctx, "vmnet-net0", 2); err != nil {
+		r.Error(err)
+	}
+	if c.Err() != nil {
+		r.Error(c.Err())
+	}
+}
+
+// faults fails every step after it was done: the way back leaves nothing.
+func (r *relayed) faults() {
+	_, c := r.dial()
+	fault := errors.New("fault")
+	for i := 0; ; i++ {
+		n, closeTap := r.nic(c, "vmnet-net0", "vr0")
+		steps := c.PlugSteps(n)
+		if i == len(steps) {
+			closeTap()
+			return
+		}
+		err := step.Run(r.within(60*time.Second), steps, func(ctx context.Context, s step.Step, do func(context.Context) error) error {
+			if err := do(ctx); err != nil || s.Name != steps[i].Name {
+				return err
+			}
+			return fault
+		})
+		if !errors.Is(err, fault) || strings.Contains(err.Error(), "undo") {
+			r.Errorf("%s: %v", steps[i].Name, err)
+		}
+		closeTap()
+		r.wantGone("vr0")
+	}
+}
+
+// qemuStops ends the context of each step while QEMU stands still. Nothing hangs, and once QEMU goes on
+// it gives everything back, though nobody of ours is there any more.
+func (r *relayed) qemuStops() {
+	qemu := r.g.QEMU()
+	defer r.signal(qemu, syscall.SIGCONT)
+	for i := 1; ; i++ {
+		conn, c := r.dial()
+		n, closeTap := r.nic(c, "vmnet-net0", "vr0")
+		steps := c.PlugSteps(n)
+		if i == len(steps) {
+			closeTap()
+			return
+		}
+		var start time.Time
+		err := step.Run(r.within(60*time.Second), steps, func(ctx context.Context, s step.Step, do func(context.Context) error) error {
+			if s.Name != steps[i].Name {
+				return do(ctx)
+			}
+			r.signal(qemu, syscall.SIGSTOP)
+			start = time.Now()
+			ctx, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+			defer cancel()
+			return do(ctx)
+		})
+		if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, qmp.ErrUnanswered) {
+			r.Errorf("%s: %v", steps[i].Name, err)
+		}
+		closeTap()
+		if err := errors.Join(c.Close(), conn.Close()); err != nil || time.Since(start) > 12*time.Second {
+			r.Errorf("%s: closed after %s, %v", steps[i].Name, time.Since(start), err)
+		}
+		r.Logf("%s: gave up after %s", steps[i].Name, time.Since(start).Round(time.Millisecond))
+		r.signal(qemu, syscall.SIGCONT)
+		start = time.Now()
+		r.wantGone("vr0")
+		r.Logf("given back after %s", time.Since(start).Round(time.Millisecond))
+	}
+}
+
+// libvirtdStops ends what waits for libvirtd with its context, and goes on.
+func (r *relayed) libvirtdStops() {
+	_, c := r.dial()
+	pid := r.virt.PID()
+	r.signal(pid, syscall.SIGSTOP)
+	defer r.signal(pid, syscall.SIGCONT)
+	for range 3 {
+		if _, err := c.Name(r.within(100 * time.Millisecond)); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, qmp.ErrClosed) {
+			r.Error(err)
+		}
+	}
+	r.signal(pid, syscall.SIGCONT)
+	if name, err := c.Name(r.within(20 * time.Second)); name != r.g.Name || err != nil {
+		r.Errorf("%q, %v", name, err)
+	}
+	r.signal(pid, syscall.SIGSTOP)
+	_, _ = c.Name(r.within(100 * time.Millisecond))
+	start := time.Now()
+	if err := c.Close(); err != nil || time.Since(start) > 5*time.Second {
+		r.Errorf("closed after %s, %v", time.Since(start), err)
+	}
+	r.signal(pid, syscall.SIGCONT)
+}
+
+// libvirtdRestarts with a command in flight and an fd in QEMU: the connection ends, and a new one cleans up.
+func (r *relayed) libvirtdRestarts() {
+	conn, c := r.dial()
+	n, closeTap := r.nic(c, "vmnet-net0", "vr0")
+	if err := c.GetFD(r.within(20*time.Second), qmp.QueueName(n.ID, 0), n.Queues[0]); err != nil {
+		r.Fatal(err)
+	}
+	closeTap()
+	events := c.Subscribe(64)
+	pid := r.virt.PID()
+	r.signal(pid, syscall.SIGSTOP)
+	inFlight := make(chan error)
+	go func() { inFlight <- c.NetdevDel(r.within(20*time.Second), "none") }()
+	time.Sleep(50 * time.Millisecond)
+	r.signal(pid, syscall.SIGKILL)
+	if err := <-inFlight; !errors.Is(err, qmp.ErrClosed) || !errors.Is(err, libvirt.ErrNoConnection) {
+		r.Errorf("in flight: %v", err)
+	}
+	r.ended(c, events)
+	if !errors.Is(c.Err(), libvirt.ErrNoConnection) {
+		r.Error(c.Err())
+	}
+	_ = conn.Close()
+	r.virt.Await()
+	_, c = r.dial()
+	if got := r.held(); len(got) != 1 {
+		r.Errorf("QEMU holds %q", got)
+	}
+	if err := c.Rollback(r.within(20*time.Second), n.ID, 2); err != nil {
+		r.Error(err)
+	}
+	r.wantGone("vr0")
+}
+
+// ended demands that the connection ends, and with it its subscriptions.
+func (r *relayed) ended(c *qmp.Conn, s *qmp.Subscription) {
+	r.Helper()
+	select {
+	case <-c.Done():
+	case <-time.After(10 * time.Second):
+		r.Fatal("the connection does not end")
+	}
+	if !errors.Is(c.Err(), qmp.ErrClosed) {
+		r.Error(c.Err())
+	}
+	for range s.C { // as long as it is open
+	}
+	if _, err := c.Name(r.within(time.Second)); !errors.Is(err, qmp.ErrClosed) {
+		r.Errorf("afterwards: %v", err)
+	}
+}
+
+// destroyed ends the domain while a paused guest is asked for a NIC.
+func (r *relayed) destroyed() {
+	conn, c := r.dial()
+	n, closeTap := r.nic(c, "vmnet-net0", "vr0")
+	if err := c.Plug(r.within(60*time.Second), n); err != nil {
+		r.Fatal(err)
+	}
+	closeTap()
+	r.virt.Virsh("suspend", r.g.Name)
+	unplug, events := make(chan error, 1), c.Subscribe(64)
+	go func() { unplug <- c.Unplug(r.within(30*time.Second), n.ID, nil) }()
+	time.Sleep(100 * time.Millisecond)
+	r.virt.Virsh("destroy", r.g.Name)
+	if err := <-unplug; !errors.Is(err, qmp.ErrClosed) {
+		r.Error(err)
+	}
+	r.ended(c, events)
+	r.wantGone("vr0")
+	dom, err := conn.LookupByName(r.within(20*time.Second), r.g.Name)
+	if err != nil {
+		r.Fatal(err)
+	}
+	if _, err := dialThroughLibvirt(r.within(20*time.Second), conn, dom); !errors.Is(err, qmp.ErrClosed) {
+		r.Errorf("dial of what does not run: %v", err)
+	}
+	if err := conn.Err(); err != nil {
+		r.Errorf("libvirt's connection: %v", err)
+	}
+}
+
+// killed ends QEMU with a command in flight.
+func (r *relayed) killed() {
+	r.g.Boot()
+	_, c := r.dial()
+	qemu := r.g.QEMU()
+	r.signal(qemu, syscall.SIGSTOP)
+	command, events := make(chan error, 1), c.Subscribe(64)
+	go func() { _, err := c.Name(r.within(30 * time.Second)); command <- err }()
+	time.Sleep(100 * time.Millisecond)
+	r.signal(qemu, syscall.SIGKILL)
+	if err := <-command; !errors.Is(err, qmp.ErrClosed) {
+		r.Error(err)
+	}
+	r.ended(c, events)
+}
