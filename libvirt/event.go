@@ -260,6 +260,9 @@ func (c *Conn) drop(r *registration) {
 // Lost counts the events that were dropped because C was full.
 func (s *Subscription) Lost() uint64 { return s.lost.Load() }
 
+// Err says why the connection ended, and with it the subscription: see [Conn.Err]. It is nil before.
+func (s *Subscription) Err() error { return s.conn.Err() }
+
 // Close ends the subscription, and tells libvirt. It may be called more than once.
 func (s *Subscription) Close() {
 	c := s.conn

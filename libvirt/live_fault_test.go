@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -57,18 +58,51 @@ func (l *live) cancelled(t *testing.T) {
 	pid := l.daemon.PID()
 	signal(t, pid, syscall.SIGSTOP)
 	defer signal(t, pid, syscall.SIGCONT)
-	if _, _, err := c.State(within(t, 100*time.Millisecond), dom); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("state: %v", err)
-	}
-	if _, err := c.Subscribe(within(t, 100*time.Millisecond), &dom, 1, Lifecycle); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("subscribe: %v", err)
-	}
-	if _, err := Dial(within(t, 100*time.Millisecond), l.daemon.Socket()); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("dial: %v", err)
+	for name, call := range l.calls(t, c, dom) {
+		start := time.Now()
+		err := call(within(t, 50*time.Millisecond))
+		if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 5*time.Second {
+			t.Errorf("%s: %v after %s", name, err, time.Since(start))
+		}
 	}
 	signal(t, pid, syscall.SIGCONT)
 	if state, _, err := c.State(within(t, 20*time.Second), dom); err != nil || state != StatePaused {
 		t.Errorf("state %d, %v", state, err)
+	}
+}
+
+// calls are all that can be asked, of which none changes anything when it is answered late.
+func (l *live) calls(t *testing.T, c *Conn, dom Domain) map[string]func(context.Context) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = r.Close(), w.Close() })
+	const query = `{"execute":"query-name"}`
+	return map[string]func(context.Context) error{
+		"dial":       func(ctx context.Context) error { _, err := Dial(ctx, l.daemon.Socket()); return err },
+		"version":    func(ctx context.Context) error { _, _, _, err := c.LibVersion(ctx); return err },
+		"list":       func(ctx context.Context) error { _, err := c.ListDomains(ctx, 0); return err },
+		"by name":    func(ctx context.Context) error { _, err := c.LookupByName(ctx, dom.Name); return err },
+		"by UUID":    func(ctx context.Context) error { _, err := c.LookupByUUID(ctx, dom.UUID); return err },
+		"XML":        func(ctx context.Context) error { _, err := c.XML(ctx, dom, 0); return err },
+		"state":      func(ctx context.Context) error { _, _, err := c.State(ctx, dom); return err },
+		"persistent": func(ctx context.Context) error { _, err := c.IsPersistent(ctx, dom); return err },
+		"attach":     func(ctx context.Context) error { return c.AttachDevice(ctx, dom, "<none/>", AffectLive) },
+		"update":     func(ctx context.Context) error { return c.UpdateDevice(ctx, dom, "<none/>", AffectLive) },
+		"detach":     func(ctx context.Context) error { return c.DetachDevice(ctx, dom, "<none/>", AffectLive) },
+		"by alias":   func(ctx context.Context) error { return c.DetachDeviceAlias(ctx, dom, "ua-none", AffectLive) },
+		"stats":      func(ctx context.Context) error { _, err := c.InterfaceStats(ctx, dom, "none"); return err },
+		"addresses":  func(ctx context.Context) error { _, err := c.InterfaceAddresses(ctx, dom, FromLeases); return err },
+		"metadata":   func(ctx context.Context) error { _, err := c.Metadata(ctx, dom, testURI, AffectLive); return err },
+		"set it":     func(ctx context.Context) error { return c.SetMetadata(ctx, dom, "x", testURI, "", AffectLive) },
+		"command":    func(ctx context.Context) error { _, err := c.MonitorCommand(ctx, dom, query); return err },
+		"with a file": func(ctx context.Context) error {
+			_, _, err := c.MonitorCommandWithFiles(ctx, dom, query, w)
+			return err
+		},
+		"subscribe":      func(ctx context.Context) error { _, err := c.Subscribe(ctx, &dom, 1, Lifecycle); return err },
+		"monitor events": func(ctx context.Context) error { _, err := c.SubscribeMonitor(ctx, &dom, 1, "STOP"); return err },
 	}
 }
 
@@ -82,7 +116,7 @@ func signal(t *testing.T, pid int, s syscall.Signal) {
 // restart kills the daemon with a call and a subscription open; the guest lives on.
 func (l *live) restart(t *testing.T) {
 	c, dom := l.dial(t)
-	s, err := c.Subscribe(within(t, 20*time.Second), &dom, 1, Lifecycle)
+	s, err := c.Subscribe(within(t, 20*time.Second), &dom, 1, Lifecycle, Monitor)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,6 +135,9 @@ func (l *live) restart(t *testing.T) {
 	<-c.Done()
 	if _, open := <-s.C; open {
 		t.Error("the subscription is open")
+	}
+	if err := s.Err(); !errors.Is(err, ErrNoConnection) {
+		t.Error(err)
 	}
 	if _, _, err := c.State(t.Context(), dom); !errors.Is(err, ErrNoConnection) {
 		t.Errorf("afterwards: %v", err)
