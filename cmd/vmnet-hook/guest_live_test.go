@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -61,14 +60,8 @@ func TestLiveSession(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	dir := fmt.Sprintf("/proc/%d/root/etc/libvirt/hooks/qemu.d", virt.PID())
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(path, filepath.Join(dir, "vmnet")); err != nil {
-		t.Fatal(err)
-	}
-	h := &host{T: t, ns: ns, virt: virt, nl: nstest.Handle(t, ns)}
+	h := &host{T: t, ns: ns, virt: virt, nl: nstest.Handle(t, ns), hook: path}
+	h.link()
 	h.sh("ip link add br0 type bridge")
 	h.restart()
 	h.define("web", metadata(`<vmnet:nic id="net0" bridge="br0"/>`), handed("web-0", "net0", 1, ""))

@@ -13,6 +13,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"vmnet/internal/hookfile"
 	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
 	"vmnet/libvirt/libvirttest"
@@ -74,11 +75,14 @@ func (h *host) etc(path ...string) string {
 	return filepath.Join(append([]string{fmt.Sprintf("/proc/%d/root/etc/libvirt/hooks", h.virt.PID())}, path...)...)
 }
 
-func (h *host) link() {
+// link is what vmnet hook install does.
+func (h *host) link() hookfile.Change {
 	h.Helper()
-	if err := os.Symlink(h.hook, h.etc("qemu.d", "vmnet")); err != nil {
+	change, err := hookfile.Install(fmt.Sprintf("/proc/%d/root", h.virt.PID()), hookfile.Dir, h.hook)
+	if err != nil {
 		h.Fatal(err)
 	}
+	return change
 }
 
 // script is another hook, before ours or after it by its name. In it $HOOK is ours.

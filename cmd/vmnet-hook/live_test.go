@@ -311,7 +311,9 @@ func TestLiveSaveRestore(t *testing.T) {
 // TestLiveReload: libvirtd calls a first hook when it has been told of it, and any other at once.
 func TestLiveReload(t *testing.T) {
 	h := newHost(t)
-	h.link()
+	if change := h.link(); !change.Reload {
+		t.Errorf("%+v", change)
+	}
 	h.define("web", metadata(`<vmnet:nic id="net0" bridge="br7"/>`), handed("web-0", "net0", 1, ""))
 	if out, err := h.virt.Try("start", "web"); err == nil || strings.Contains(out, "vmnet-hook") {
 		t.Errorf("it was called at once, or not needed: %v: %s", err, out)

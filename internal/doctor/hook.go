@@ -35,16 +35,39 @@ func (m Machine) HookSafe(path string) error {
 	return nil
 }
 
+// findLibvirt finds a daemon of libvirt's.
+func (m Machine) findLibvirt() (path string, found bool) {
+	for _, daemon := range libvirtDaemons {
+		if path, found = m.find(daemon, append(sbin, m.Path...)); found {
+			return path, true
+		}
+	}
+	return "", false
+}
+
+// HookUnknown is an error where libvirt is too old for folders of hooks. One that does not tell its version is not.
+func (m Machine) HookUnknown(ctx context.Context) error {
+	path, found := m.findLibvirt()
+	if !found {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, m.at(path), "--version").Output()
+	var major, minor int
+	if _, version, _ := strings.Cut(string(out), ") "); err == nil { // "libvirtd (libvirt) 9.0.0"
+		_, err = fmt.Sscanf(version, "%d.%d", &major, &minor)
+	}
+	if err == nil && (major < 6 || major == 6 && minor < 5) {
+		return fmt.Errorf("%s is version %d.%d, which does not look into %s (use libvirt 6.5 or later, or call the program from hooks/qemu)", path, major, minor, hookfile.Dir)
+	}
+	return nil
+}
+
 // hook looks whether libvirt can call our hook.
 func (m Machine) hook(ctx context.Context) []Check {
 	const name = "libvirt hook"
-	daemons := 0
-	for _, d := range libvirtDaemons {
-		if _, found := m.find(d, append(sbin, m.Path...)); found {
-			daemons++
-		}
-	}
-	if daemons == 0 {
+	if _, found := m.findLibvirt(); !found {
 		return ok(name, "libvirt is not installed")
 	}
 	program, err := hookfile.Look(m.at(hookfile.Dir))
@@ -54,6 +77,9 @@ func (m Machine) hook(ctx context.Context) []Check {
 	case errors.Is(err, fs.ErrPermission):
 		return ok(name, "only root may look at %s", hookfile.Dir)
 	case err != nil:
+		return fail(name, "", "%v", err)
+	}
+	if err := m.HookUnknown(ctx); err != nil {
 		return fail(name, "", "%v", err)
 	}
 	return m.hookProgram(ctx, name, program)

@@ -84,7 +84,7 @@ func texts(op string, nics []declared.NIC) []string {
 		case !n.Made && (op == "started" || op == "reconnect"):
 			does = append(does, fmt.Sprintf("see that the port of the tap for %s is so: %s", n.MAC, cmp.Or(d.Port, "nothing")))
 		case n.Made && d.Type == "tap" && (op == "started" || op == "reconnect"):
-			does = append(does, fmt.Sprintf("see that %s goes with QEMU, and is on bridge %s", d.Interface, d.Source))
+			does = append(does, fmt.Sprintf("see that %s goes with QEMU, and is on bridge %s; else it is logged", d.Interface, d.Source))
 		}
 	}
 	if made && op == "release" {
