@@ -144,15 +144,20 @@ func (w *watcher) domainEvent(ctx context.Context, conn *libvirt.Conn, e libvirt
 
 // ended removes what a domain has left: a macvtap that was handed over by its name stays.
 func (w *watcher) ended(ctx context.Context, dom libvirt.Domain) {
-	w.did(w.Manager.Ended(ctx, dom.Name))
+	if actions, err := w.Manager.Ended(ctx, dom.Name); ctx.Err() == nil {
+		w.did(actions, err)
+	}
 }
 
 // readDomain reads what a domain declares, and gives the taps that it has their settings.
 func (w *watcher) readDomain(ctx context.Context, conn *libvirt.Conn, dom libvirt.Domain) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	callCtx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	def, err := definition(ctx, conn, dom)
-	if err != nil && !isNoDomain(err) { // what is known of it stays
+	def, err := definition(callCtx, conn, dom)
+	switch {
+	case ctx.Err() != nil || conn.Err() != nil:
+		return
+	case err != nil && !isNoDomain(err): // what is known of it stays
 		w.report(Report{Text: "what it declares is not read", Guest: dom.Name, Err: err})
 		return
 	}

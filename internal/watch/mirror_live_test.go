@@ -1,0 +1,177 @@
+package watch
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"vmnet/internal/netns"
+	"vmnet/internal/nstest"
+	"vmnet/libvirt"
+	"vmnet/libvirt/libvirttest"
+	"vmnet/macvtap"
+	"vmnet/qmp"
+	"vmnet/tapmgr"
+	"vmnet/testvm"
+	"vmnet/testvm/agent"
+	"vmnet/testvm/traffic"
+)
+
+const farAddr = "fd00:8::1"
+
+// wire gives the host a network card, eth0, whose cable ends at an address in another netns.
+func (h *host) wire() (far *netns.NS) {
+	h.Helper()
+	far = nstest.New(h)
+	h.ip("link", "add", "eth0", "type", "veth", "peer", "name", "far0", "netns", far.Path())
+	h.ip("link", "set", "eth0", "up")
+	for _, args := range [][]string{{"link", "set", "far0", "up"}, {"addr", "add", farAddr + "/64", "dev", "far0", "nodad"}} {
+		if out, err := exec.Command("nsenter", append([]string{"--net=" + far.Path(), "ip"}, args...)...).CombinedOutput(); err != nil {
+			h.Fatalf("ip %v: %v: %s", args, err, out)
+		}
+	}
+	return far
+}
+
+func (h *host) within(d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	h.Cleanup(cancel)
+	return ctx
+}
+
+func mirrored(t tapmgr.Target) tapmgr.Spec {
+	return tapmgr.Spec{Target: t, NIC: "net0", Vhost: tapmgr.VhostOff, Lower: &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth0", RxFilter: tapmgr.RxMirror}}
+}
+
+func (h *host) attachMirrored(spec tapmgr.Spec) (mac string) {
+	h.Helper()
+	res, err := h.m.Attach(h.within(patience), spec)
+	if err != nil {
+		h.Fatal(err)
+	}
+	return res.NIC.MAC
+}
+
+// mirrors waits until the NIC takes in all multicast, or not.
+func (h *host) mirrors(vm string, want bool) {
+	h.Helper()
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		d, err := h.m.Show(h.within(patience), vm)
+		if err != nil || len(d) != 1 {
+			h.Fatalf("%+v, %v", d, err)
+		}
+		if d[0].Mirrored == want {
+			return
+		}
+	}
+	h.Fatalf("%s: mirrored is not %v", vm, want)
+}
+
+// found waits until the guest's address is found from outside, which takes neighbour discovery.
+func (h *host) found(far *netns.NS, addr string) {
+	h.Helper()
+	var err error
+	for end := time.Now().Add(patience); time.Now().Before(end); {
+		err = far.Do(func() error {
+			_, err := traffic.SendPing(h.within(patience), traffic.Ping{Addr: addr, UntilFirst: true, Count: 1, Timeout: time.Second})
+			return err
+		})
+		if err == nil {
+			return
+		}
+	}
+	h.Fatalf("%s is not found: %v", addr, err)
+}
+
+// exercise has a guest join the groups of two addresses, one after the other.
+func (h *host) exercise(far *netns.NS, vm, mac string, g *agent.Guest, first, second string) {
+	h.Helper()
+	ctx := h.within(2 * patience)
+	if err := g.UseNIC(ctx, mac, first+"/64"); err != nil {
+		h.Fatal(err)
+	}
+	h.mirrors(vm, true)
+	h.found(far, first)
+	if err := g.UseNIC(ctx, mac, second+"/64"); err != nil {
+		h.Fatal(err)
+	}
+	h.found(far, second)
+	h.mirrors(vm, true)
+}
+
+func TestLiveMirrorOfAGuestWithAMonitorOfItsOwn(t *testing.T) {
+	h := newHost(t)
+	far := h.wire()
+	name := "mirror-" + h.ns.Path()[len("/proc/"):]
+	name = strings.NewReplacer("/", "-").Replace(name)
+	vm := testvm.StartT(t, testvm.Config{Name: name})
+	stop := h.watch(nil)
+	mac := h.attachMirrored(mirrored(tapmgr.Target{VM: name}))
+	h.exercise(far, name, mac, vm.Guest, "fd00:8::2", "fd00:8::7:7")
+	r, _ := h.reported("takes in multicast to", "")
+	if r.Guest != name || r.NIC != "net0" || r.Err != nil {
+		t.Errorf("%+v", r)
+	}
+
+	// Another client has the monitor for long: better too much than too little.
+	conn, err := qmp.Dial(h.within(patience), vm.QMP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.reported("cannot be asked", "")
+	if err := vm.Guest.AddAddr(h.within(patience), linkOf(h, vm.Guest, mac), "fd00:8::9:9/64"); err != nil {
+		t.Fatal(err)
+	}
+	h.found(far, "fd00:8::9:9")
+	_ = conn.Close()
+	h.mirrors(name, true)
+
+	if err := vm.Guest.SetMAC(h.within(patience), linkOf(h, vm.Guest, mac), "52:54:00:66:66:66"); err != nil {
+		t.Fatal(err)
+	}
+	if r, _ := h.reported("not followed", ""); r.Err == nil || !strings.Contains(r.Err.Error(), "to 52:54:00:66:66:66") {
+		t.Errorf("%+v", r)
+	}
+	stop()
+	h.mirrors(name, false) // without us all is right as well
+}
+
+func linkOf(h *host, g *agent.Guest, mac string) string {
+	h.Helper()
+	l, err := g.WaitNIC(h.within(patience), mac)
+	if err != nil {
+		h.Fatal(err)
+	}
+	return l.Name
+}
+
+func TestLiveMirrorOfLibvirtsGuests(t *testing.T) {
+	m := newMachine(t)
+	far := m.wire()
+	for i, via := range []tapmgr.Via{tapmgr.ViaLibvirt, tapmgr.ViaMonitor} {
+		t.Run(string(via), func(t *testing.T) {
+			h := &host{TB: t, ns: m.ns, nl: m.nl, m: m.m}
+			h.m.Libvirt = m.daemon.URI()
+			g := m.daemon.NewGuest(t, libvirttest.Domain{Name: "mirror-" + string(via)})
+			g.Boot()
+			monitors := 0
+			h.watch(m.dial, func(cfg *Config) {
+				cfg.DialMonitor = func(ctx context.Context) (*libvirt.Conn, error) {
+					monitors++
+					return libvirt.Dialer{Path: m.daemon.Socket()}.Dial(ctx)
+				}
+			})
+			spec := mirrored(tapmgr.Target{VM: g.Name})
+			spec.Via = via
+			mac := h.attachMirrored(spec)
+			h.exercise(far, g.Name, mac, g.Guest, fmt.Sprintf("fd00:8::%d:2", i+1), fmt.Sprintf("fd00:8::%d:7", i+1))
+			if monitors != 1 {
+				t.Errorf("%d connections to use the monitor", monitors)
+			}
+			m.daemon.Virsh("destroy", g.Name)
+		})
+	}
+}
