@@ -156,6 +156,7 @@ func (r *record) set(key, value string) bool {
 		r.Owner, err = strconv.Atoi(value)
 	case "via":
 		r.Via = Via(value)
+		return r.Via == ViaLibvirt || r.Via == ViaMonitor
 	case "state":
 		r.Phase = phase(value)
 	case "since":

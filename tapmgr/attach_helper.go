@@ -61,7 +61,7 @@ func (s *helperSide) ask(ctx context.Context) error {
 	r := s.record
 	err := send(s.sock, wish{
 		VM: r.VM, NIC: r.NIC, Bridge: r.Source, Port: r.Port, MAC: r.MAC.String(), Model: r.Model,
-		Queues: r.Queues, MTU: r.MTU, Vhost: r.Vhost, Options: r.Options,
+		Queues: r.Queues, MTU: r.MTU, Vhost: r.Vhost, Options: r.Options, Via: r.Via,
 	})
 	if err != nil {
 		return s.explain(err)

@@ -31,6 +31,7 @@ type (
 		MTU     int    `json:"mtu"` // bytes that the guest is told; 0 for none
 		Vhost   bool   `json:"vhost"`
 		Options string `json:"options"` // hash of the device's options
+		Via     Via    `json:"via"`     // ViaMonitor, or empty
 	}
 	// offer answers; the files with the first one are the queues.
 	offer struct {
@@ -116,6 +117,8 @@ func (s *service) plan(w wish) (*half, error) {
 		return nil, in(ErrInvalid, fmt.Errorf("%d queues: 1 to %d can be handed over", w.Queues, fdpass.MaxFiles))
 	case w.Options != "" && !formed(w.Options, hashLen, letters+digits, ""):
 		return nil, in(ErrInvalid, fmt.Errorf("hash %.20q", w.Options))
+	case w.Via != "" && w.Via != ViaMonitor:
+		return nil, in(ErrInvalid, fmt.Errorf("via %.20q: what is handed over here is fds", w.Via))
 	}
 	if err := spec.Validate(); err != nil {
 		return nil, err
@@ -131,7 +134,7 @@ func (s *service) plan(w wish) (*half, error) {
 		return nil, err
 	}
 	// The caller opens vhost-net with its own rights; the rest is only noted.
-	h.record.Vhost, h.record.Options = w.Vhost, w.Options
+	h.record.Vhost, h.record.Options, h.record.Via = w.Vhost, w.Options, w.Via
 	_, err = h.record.encode()
 	return h, in(ErrInvalid, err)
 }

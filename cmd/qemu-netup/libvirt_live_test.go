@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"vmnet/internal/nstest"
+	"vmnet/libvirt/libvirttest"
+	"vmnet/tapmgr"
 )
 
 // sessionScript is libvirt's session mode: nobody's own libvirtd, which has no rights, starts a guest with an
@@ -103,4 +105,37 @@ func (i *installation) session(bridge string) (string, error) {
 	}
 	out, err := cmd.CombinedOutput()
 	return string(out), err
+}
+
+// standing is a guest whose machine gives devices up without it.
+const standing = `<domain type='qemu'>
+  <name>standing</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='pc-q35-6.0'>hvm</type></os>
+  <features><acpi/></features>
+  <devices>
+    <controller type='usb' model='none'/><memballoon model='none'/>
+    <controller type='pci' index='0' model='pcie-root'/>
+    <controller type='pci' index='1' model='pcie-root-port'/>
+    <controller type='pci' index='2' model='pcie-root-port'/>
+    <controller type='pci' index='3' model='pcie-root-port'/>
+  </devices>
+</domain>`
+
+// TestLiveLibvirtSessionAttach has nobody attach to a guest of nobody's own libvirt.
+func TestLiveLibvirtSessionAttach(t *testing.T) {
+	libvirttest.Require(t)
+	h := newHost(t).withVMNet()
+	h.config("bridge.conf", "allow br0\n")
+	daemon, _ := libvirttest.StartSession(t, h.ns)
+	daemon.Create(standing)
+	attach := []string{"--libvirt", daemon.URI(), "attach", "--vm", "standing", "--bridge", "br0"}
+	h.fails(h.nobodysVMNet(attach...), exitFailure, "takes root", "--via monitor")
+	h.ok(h.nobodysVMNet(append(attach, "--via", "monitor", "--queues", "2")...), "standing/net0: tap", "2 queues")
+	h.ok(h.nobodysVMNet(append(attach, "--via", "monitor")...), "unchanged")
+	nics, err := h.List("standing")
+	if err != nil || len(nics) != 1 || nics[0].UID != nobody || nics[0].Via != tapmgr.ViaMonitor || nics[0].Queues != 2 {
+		t.Errorf("root sees %+v, %v", nics, err)
+	}
+	h.ok(h.nobodysVMNet("--libvirt", daemon.URI(), "detach", "--vm", "standing", "--nic", "net0"), "detached")
+	h.gone("standing-net0")
 }
