@@ -213,17 +213,33 @@ func TestLiveLibvirtDetachMeanwhile(t *testing.T) {
 	if l, err := h.nl.Link(nic.Interface); err != nil || l.Up || l.Master != 0 {
 		t.Errorf("not cut off: %+v, %v", l, err)
 	}
+	h.detachWhile(g, func() { h.virt.Virsh("destroy", g.Name) })
+	h.gone(nic.Interface)
+
+	g.Boot()
+	nic = h.attach(h.spec(g, "net0"))
+	h.virt.Virsh("suspend", g.Name)
+	h.detachWhile(g, func() {
+		if err := syscall.Kill(g.QEMU(), syscall.SIGKILL); err != nil {
+			t.Error(err)
+		}
+	})
+	h.gone(nic.Interface)
+}
+
+// detachWhile ends the guest while it is asked for its NIC, which is success.
+func (h *libvirtHost) detachWhile(g *libvirttest.Guest, end func()) {
+	h.Helper()
 	done := make(chan error)
 	go func() {
 		_, err := h.Detach(h.context(20*time.Second), tapmgr.DetachSpec{Target: h.target(g), NIC: "net0"})
 		done <- err
 	}()
 	time.Sleep(500 * time.Millisecond)
-	h.virt.Virsh("destroy", g.Name)
+	end()
 	if err := <-done; err != nil {
-		t.Errorf("the guest ended meanwhile: %v", err)
+		h.Errorf("the guest ended meanwhile: %v", err)
 	}
-	h.gone(nic.Interface)
 }
 
 // TestLiveLibvirtRefusals are requests that libvirt cannot express, or that contradict what is there.

@@ -95,9 +95,15 @@ func TestLiveLibvirtAttach(t *testing.T) {
 				t.Error("detached twice")
 			}
 		}
-		nic := h.attach(h.spec(g, "net0"))
+		nic, old := h.attach(h.spec(g, "net0")), h.spec(g, "net1")
+		old.Model = "e1000" // to which libvirt gives a tap without a vnet header
+		other := h.attach(old)
+		if c, err := h.Check(h.context(20 * time.Second)); err != nil || c.NICs != 2 || len(c.Differences)+len(c.Notices) != 0 {
+			t.Errorf("check %+v, %v", c, err)
+		}
 		h.virt.Virsh("destroy", g.Name)
 		h.gone(nic.Interface) // by the law of lifetime, with nobody's help
+		h.gone(other.Interface)
 	}
 }
 
@@ -243,5 +249,46 @@ func TestLiveLibvirtMonitor(t *testing.T) {
 			h.gone(res.NIC.Interface)
 			h.free()
 		}
+	}
+}
+
+// TestLiveLibvirtTheirDetach has virsh, and not us, take NICs of ours away.
+func TestLiveLibvirtTheirDetach(t *testing.T) {
+	h := newLibvirtHost(t)
+	h.wire()
+	g := h.domain(libvirttest.Domain{Machine: "pc"})
+	lower := h.spec(g, "net1")
+	lower.Bridge, lower.Lower = "", &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth0"}
+	tap, other := h.attach(h.spec(g, "net0")), h.attach(lower)
+	node := h.node(other)
+	for _, mac := range []string{tap.MAC, other.MAC} {
+		h.virt.Virsh("detach-interface", g.Name, "ethernet", "--mac", mac, "--live")
+	}
+	h.gone(tap.Interface)
+	h.leftOver(g, other, node)
+
+	other = h.attach(lower)
+	node = h.node(other)
+	h.virt.Virsh("destroy", g.Name)
+	h.leftOver(g, other, node)
+}
+
+// leftOver demands that a macvtap by name stays when nobody holds it any more, and that reconcile removes it and its node.
+func (h *libvirtHost) leftOver(g *libvirttest.Guest, nic tapmgr.NIC, node string) {
+	h.Helper()
+	var all []tapmgr.NIC
+	var err error
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if all, err = h.List(g.Name); err == nil && len(all) == 1 && all[0].State == tapmgr.LeftOver {
+			break
+		}
+	}
+	if err != nil || len(all) != 1 || all[0].ID != nic.ID || all[0].State != tapmgr.LeftOver {
+		h.Fatalf("listed %+v, %v", all, err)
+	}
+	h.reconciled("left over")
+	h.gone(nic.Interface)
+	if _, err := os.Lstat(node); err == nil {
+		h.Errorf("%s is still there", node)
 	}
 }

@@ -28,7 +28,15 @@ func (a *app) attachCommand() *cobra.Command {
 		Short: "Give a running guest a NIC",
 		Long: `Give a running guest a NIC, or leave nothing of it behind: on a bridge, or
 directly on a network card, its lower. The same command again is success and
-changes nothing.`,
+changes nothing.
+
+A guest that libvirt manages is recognised by itself. vmnet makes the device, libvirt plugs
+it (<interface type='ethernet'> with managed='no', alias ua-vmnet-ID), and virsh shows it. A
+tap goes with its guest; a macvtap stays when the guest ends, until vmnet detach, the hook,
+vmnet watch or vmnet reconcile removes it. --persistent has libvirt store the NIC as well, for
+the hook to make at the next start (vmnet hook). What libvirt has no words for takes
+--via monitor: QEMU gets the fds through libvirt's monitor commands, libvirt knows nothing of
+the NIC, cannot migrate the guest with it, and marks the domain as tainted.`,
 		Example: `  vmnet attach --vm P2 --bridge br0
   vmnet attach --vm P2 --bridge br0 --nic net1 --queues auto --wait
   vmnet attach --vm P2 --bridge br0 --mtu 1400 --device-opt rx_queue_size=1024
