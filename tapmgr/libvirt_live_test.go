@@ -96,7 +96,7 @@ func TestLiveLibvirtAttach(t *testing.T) {
 			}
 		}
 		nic, old := h.attach(h.spec(g, "net0")), h.spec(g, "net1")
-		old.Model = "e1000" // to which libvirt gives a tap without a vnet header
+		old.Model = map[string]string{"pc": "e1000", "q35": "e1000e"}[machine] // to which libvirt gives a tap without a vnet header
 		other := h.attach(old)
 		if c, err := h.Check(h.context(20 * time.Second)); err != nil || c.NICs != 2 || len(c.Differences)+len(c.Notices) != 0 {
 			t.Errorf("check %+v, %v", c, err)
