@@ -4,7 +4,9 @@
 package mangen
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -16,8 +18,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Write makes a page in dir of each command of root's tree that is not hidden,
-// and of each docs/NAME.SECTION.md.
+// Write makes a page in dir of each docs/NAME.SECTION.md, and of each command of root's tree
+// that is not hidden and has none of those.
 func Write(root *cobra.Command, docs, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -40,18 +42,21 @@ func Write(root *cobra.Command, docs, dir string) error {
 			return err
 		}
 	}
-	return tree(root, dir)
+	return tree(root, docs, dir)
 }
 
-func tree(cmd *cobra.Command, dir string) error {
-	if err := os.WriteFile(filepath.Join(dir, pageName(cmd)+"."+section), Command(cmd), 0o644); err != nil {
-		return err
+func tree(cmd *cobra.Command, docs, dir string) error {
+	name := pageName(cmd) + "." + section
+	if _, err := os.Stat(filepath.Join(docs, name+".md")); errors.Is(err, fs.ErrNotExist) {
+		if err := os.WriteFile(filepath.Join(dir, name), Command(cmd), 0o644); err != nil {
+			return err
+		}
 	}
 	for _, sub := range cmd.Commands() {
 		if !sub.IsAvailableCommand() {
 			continue
 		}
-		if err := tree(sub, dir); err != nil {
+		if err := tree(sub, docs, dir); err != nil {
 			return err
 		}
 	}
