@@ -65,6 +65,7 @@ documents() {
 	bin/vmnet completion zsh | made share/zsh/site-functions/_vmnet
 	bin/vmnet completion fish | made share/fish/vendor_completions.d/vmnet.fish
 	put 0644 docs/completion/qemu-netup.bash share/bash-completion/completions/qemu-netup
+	put 0644 docs/libvirt.md share/doc/vmnet/libvirt.md
 	for example in docs/examples/*; do
 		put 0644 "$example" "share/doc/vmnet/examples/${example##*/}"
 	done
@@ -76,6 +77,7 @@ install_all() {
 	trap record EXIT
 	place "$list"
 	put 0755 bin/vmnet bin/vmnet
+	put 0755 bin/vmnet-hook bin/vmnet-hook # not deeper: AppArmor lets libvirt execute what is in /usr/bin
 	documents
 	netup
 	if [ -e "$to/$list" ]; then # of another version
@@ -96,6 +98,7 @@ record() {
 
 tell() {
 	echo "vmnet is in $to; vmnet doctor checks it, vmnet(8) and qemu-netup(8) explain it."
+	echo "For NICs that libvirt's guests declare: vmnet hook install, which vmnet-hook(8) explains."
 	[ "$PRIVILEGE" = none ] || return 0
 	cat <<-END
 		qemu-netup has no right yet: only root can use it. To let other users have what

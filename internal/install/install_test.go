@@ -80,6 +80,7 @@ func want(t *testing.T, helper string) map[string]string {
 	t.Helper()
 	files := map[string]string{
 		"usr/bin/vmnet":                        "-rwxr-xr-x",
+		"usr/bin/vmnet-hook":                   "-rwxr-xr-x",
 		"usr/bin/qemu-netup":                   helper,
 		"usr/libexec/vmnet/qemu-ifup":          "-> usr/bin/qemu-netup",
 		"usr/libexec/vmnet/qemu-ifdown":        "-> usr/bin/qemu-netup",
@@ -88,7 +89,7 @@ func want(t *testing.T, helper string) map[string]string {
 	data := []string{
 		"man/man8/vmnet.8", "man/man8/vmnet-attach.8",
 		"bash-completion/completions/vmnet", "bash-completion/completions/qemu-netup", "zsh/site-functions/_vmnet", "fish/vendor_completions.d/vmnet.fish",
-		"doc/vmnet/examples/bridge.conf", "doc/vmnet/examples/policy.yaml", "doc/vmnet/files",
+		"doc/vmnet/libvirt.md", "doc/vmnet/examples/bridge.conf", "doc/vmnet/examples/policy.yaml", "doc/vmnet/files",
 	}
 	sources, err := filepath.Glob(filepath.Join(top, "docs/man/*.md"))
 	if err != nil || len(sources) == 0 {
