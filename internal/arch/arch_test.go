@@ -21,7 +21,7 @@ var layers = [][]string{
 	{"bridge", "macvtap", "vhost", "qmp", "libvirt"},
 	{"internal/tun", "internal/rtnl", "internal/qemu"},
 	{"internal/netns", "internal/step", "internal/stablemac"},
-	{"internal/procfd", "internal/fdpass", "internal/console", "internal/privilege", "internal/shellquote", "internal/hookfile"},
+	{"internal/procfd", "internal/fdpass", "internal/console", "internal/privilege", "internal/shellquote", "internal/hookfile", "internal/offload"},
 }
 
 // systemCalls are the packages that may import x/sys/unix.

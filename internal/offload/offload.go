@@ -1,0 +1,130 @@
+// Package offload finishes in software what a frame's vnet header leaves to the
+// receiver: checksums that are filled in only partly, and super-frames that are to be cut into
+// segments. It makes no system call and no allocation.
+//
+// Contracts: include/uapi/linux/virtio_net.h; what the kernel demands of such a header,
+// include/linux/virtio_net.h (virtio_net_hdr_to_skb); how it cuts, net/ipv4/tcp_offload.c,
+// net/ipv4/udp_offload.c (__udp_gso_segment), net/ipv4/af_inet.c (inet_gso_segment) and
+// net/ipv6/ip6_offload.c. Live tests compare with the running kernel byte by byte.
+package offload
+
+import "encoding/binary"
+
+// HeaderLen is the length in bytes of struct virtio_net_hdr, which a tap has before each
+// frame unless TUNSETVNETHDRSZ asked for more; what follows in a longer one is not for us.
+const HeaderLen = 10
+
+// Header.Flags, VIRTIO_NET_HDR_F_*.
+const (
+	NeedsCsum = 1 // the checksum at CsumStart+CsumOffset holds the pseudo header's sum only
+	DataValid = 2 // the checksum was verified
+)
+
+// Header.GSOType, VIRTIO_NET_HDR_GSO_*. GSOECN is a bit beside a TCP type.
+const (
+	GSONone  = 0
+	GSOTCPv4 = 1
+	GSOUDP   = 3 // UDP fragmentation, which nobody sends any more; refused
+	GSOTCPv6 = 4
+	GSOUDPL4 = 5 // UDP segmentation, IPv4 or IPv6
+	GSOECN   = 0x80
+)
+
+// A Header is struct virtio_net_hdr, little endian on the wire: what TUNSETVNETLE
+// asks for, and what a little-endian host has anyway.
+type Header struct {
+	Flags   uint8
+	GSOType uint8
+	// HdrLen, the bytes of headers, is a hint that the kernel does not keep to; it is ignored.
+	HdrLen     uint16
+	GSOSize    uint16 // payload bytes of each segment but the last
+	CsumStart  uint16 // where the sum begins, in bytes from the frame's start
+	CsumOffset uint16 // where the checksum is, in bytes from CsumStart
+}
+
+// Parse reads a Header; it is not ok where b is shorter than HeaderLen.
+func Parse(b []byte) (h Header, ok bool) {
+	if len(b) < HeaderLen {
+		return Header{}, false
+	}
+	return Header{
+		Flags:      b[0],
+		GSOType:    b[1],
+		HdrLen:     binary.LittleEndian.Uint16(b[2:]),
+		GSOSize:    binary.LittleEndian.Uint16(b[4:]),
+		CsumStart:  binary.LittleEndian.Uint16(b[6:]),
+		CsumOffset: binary.LittleEndian.Uint16(b[8:]),
+	}, true
+}
+
+// Put writes h into the first HeaderLen bytes of b, which must have them.
+func (h Header) Put(b []byte) {
+	_ = b[HeaderLen-1]
+	b[0], b[1] = h.Flags, h.GSOType
+	binary.LittleEndian.PutUint16(b[2:], h.HdrLen)
+	binary.LittleEndian.PutUint16(b[4:], h.GSOSize)
+	binary.LittleEndian.PutUint16(b[6:], h.CsumStart)
+	binary.LittleEndian.PutUint16(b[8:], h.CsumOffset)
+}
+
+// Plain tells that the frame is finished already.
+func (h Header) Plain() bool { return h.Flags&NeedsCsum == 0 && h.GSOType == GSONone }
+
+// Limits is what a target takes. The zero value takes finished frames of any
+// length, without a vnet header.
+type Limits struct {
+	CSum   bool // partial checksums (TUN_F_CSUM); needs a vnet header
+	TSO4   bool // super-frames of TCP over IPv4 (TUN_F_TSO4)
+	TSO6   bool // and over IPv6 (TUN_F_TSO6)
+	TSOECN bool // those with the ECN bit (TUN_F_TSO_ECN)
+	USO    bool // super-frames of UDP (TUN_F_USO4 and TUN_F_USO6)
+
+	// MTU is the most bytes behind the Ethernet header and up to two VLAN tags, for a
+	// super-frame those of each segment; 0 is no limit.
+	MTU int
+	// VnetHdr is the length in bytes of the vnet header that the target wants before each
+	// frame: 0 none, else HeaderLen to MaxVnetHdr.
+	VnetHdr int
+}
+
+// MaxVnetHdr is the longest vnet header: struct virtio_net_hdr_v1_hash with room
+// for what newer kernels append.
+const MaxVnetHdr = 24
+
+// Fits tells whether the target takes the frame, which has passed Check, as it is, under
+// the same header. Where it does not, a Finisher makes of it what fits.
+func Fits(h Header, frame []byte, l Limits) bool {
+	if h.Flags&NeedsCsum != 0 && !l.CSum || h.sctp() {
+		return false
+	}
+	if h.GSOType == GSONone {
+		return l.admits(frame, len(frame))
+	}
+	p, why := parse(h, frame)
+	return why == OK && l.takes(h.GSOType) && l.admits(frame, min(len(frame), p.head+int(h.GSOSize)))
+}
+
+// takes tells whether the target takes super-frames of this type.
+func (l Limits) takes(gsoType uint8) bool {
+	if gsoType&GSOECN != 0 && !l.TSOECN {
+		return false
+	}
+	switch gsoType &^ GSOECN {
+	case GSOTCPv4:
+		return l.TSO4
+	case GSOTCPv6:
+		return l.TSO6
+	case GSOUDPL4:
+		return l.USO
+	}
+	return false
+}
+
+// admits tells whether n bytes that begin like frame are within the target's MTU.
+func (l Limits) admits(frame []byte, n int) bool {
+	if l.MTU == 0 || n <= l.MTU+etherLen {
+		return true
+	}
+	_, at := etherType(frame)
+	return n <= l.MTU+at
+}
