@@ -19,6 +19,7 @@ const closePatience = time.Second
 // at once; the daemon works on five calls of a connection at a time (max_client_requests in
 // libvirtd.conf) and leaves the others waiting. Close it.
 type Conn struct {
+	uri   string
 	uc    *net.UnixConn
 	out   chan *call    // to the writer
 	pongs chan struct{} // owed to the daemon: more than one is as good as one
@@ -53,6 +54,9 @@ type call struct {
 	abandoned bool         // nobody waits; under Conn.mu
 	registers *registration
 }
+
+// URI is [System] or [Session].
+func (c *Conn) URI() string { return c.uri }
 
 func newConn(uc *net.UnixConn) *Conn {
 	c := &Conn{

@@ -60,6 +60,7 @@ func (d Dialer) Dial(ctx context.Context) (*Conn, error) {
 		return nil, err
 	}
 	c := newConn(uc)
+	c.uri = uri
 	if err := c.open(ctx, uri, d.ReadOnly); err != nil {
 		_ = c.Close()
 		return nil, fmt.Errorf("open %s at %s: %w", uri, path, err)

@@ -157,7 +157,7 @@ func mayOpen(t Target, link *ours) error {
 		return nil
 	}
 	proc, err := qemu.ByPID(link.vmm())
-	if err != nil || proc.UID == 0 || proc.UID == os.Geteuid() { // no holder is seen: qemu.Find decides
+	if err != nil || proc.UID == 0 || proc.UID == os.Geteuid() || proc.Libvirt { // no holder is seen: qemu.Find decides; libvirt knows its own
 		return nil
 	}
 	return fmt.Errorf("%w: %s is held by process %d, which uid %d runs (name it with --pid %d if that is the guest you mean)", qemu.ErrOtherUser, link.Name, proc.PID, proc.UID, proc.PID)

@@ -23,6 +23,7 @@ type domain struct {
 	dom  libvirt.Domain
 	proc qemu.Process
 	lock *os.File // nil where it is only read
+	user int      // whose own libvirt this is; 0 for the machine's
 
 	persistent bool // the NIC is stored as well
 	xml        string
@@ -103,7 +104,9 @@ func (m *Manager) dialLibvirt(ctx context.Context, procs []qemu.Process, readOnl
 
 // identify asks libvirt for the domain, and which of the processes is its QEMU.
 func (d *domain) identify(ctx context.Context, t Target, procs []qemu.Process) (err error) {
-	if d.dom, err = d.LookupByName(ctx, t.VM); err != nil {
+	if d.dom, err = d.LookupByName(ctx, t.VM); errors.Is(err, libvirt.ErrNoDomain) {
+		return fmt.Errorf("%w (another libvirt manages it: name that with --libvirt, a user's own by qemu:///session?socket=PATH)", err)
+	} else if err != nil {
 		return err
 	}
 	if d.dom.ID < 0 {
@@ -113,6 +116,9 @@ func (d *domain) identify(ctx context.Context, t Target, procs []qemu.Process) (
 	switch len(procs) {
 	case 1:
 		d.proc = procs[0]
+		if strings.HasSuffix(d.URI(), "/session") {
+			d.user = d.proc.UID
+		}
 		return nil
 	case 0:
 		return fmt.Errorf("%w: no process that is seen from here is libvirt's domain %s (UUID %s)", qemu.ErrNotFound, t.VM, d.dom.UUID)

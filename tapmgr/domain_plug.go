@@ -42,6 +42,9 @@ func (d *domain) prepare(ctx context.Context, h *half) (err error) {
 			return err
 		}
 	}
+	if tap, ok := h.side.(*namedTap); ok {
+		tap.uid = d.user // who has no right to open root's
+	}
 	model := h.record.Model
 	if m := libvirtModels[model]; m != "" {
 		model = m

@@ -138,4 +138,23 @@ func TestLiveLibvirtSessionAttach(t *testing.T) {
 	}
 	h.ok(h.nobodysVMNet("--libvirt", daemon.URI(), "detach", "--vm", "standing", "--nic", "net0"), "detached")
 	h.gone("standing-net0")
+
+	// Root hands the user's libvirt a tap by its name.
+	h.Libvirt = daemon.URI()
+	for queues := 1; queues <= 2; queues++ {
+		spec := tapmgr.Spec{Target: tapmgr.Target{VM: "standing"}, Bridge: "br0", Queues: queues}
+		if _, err := h.Attach(h.context(20*time.Second), spec); err != nil {
+			t.Fatal(err)
+		}
+		h.asItShouldBe()
+		if _, err := h.Detach(h.context(20*time.Second), tapmgr.DetachSpec{Target: spec.Target, NIC: "net0"}); err != nil {
+			t.Error(err)
+		}
+		h.gone("standing-net0")
+	}
+	h.Libvirt = ""
+	_, err = h.Attach(h.context(20*time.Second), tapmgr.Spec{Target: tapmgr.Target{VM: "standing"}, Bridge: "br0"})
+	if err == nil || !strings.Contains(err.Error(), "managed by libvirt") {
+		t.Errorf("without its libvirt: %v", err)
+	}
 }
