@@ -156,6 +156,46 @@ func TestLiveFreePort(t *testing.T) {
 	}
 }
 
+// TestLiveFreePortThroughARelay: the last place, where whoever holds the monitor comes last.
+func TestLiveFreePortThroughARelay(t *testing.T) {
+	ports := func(n int) (args []string) {
+		for i := range n {
+			args = append(args, "-device", fmt.Sprintf("pcie-root-port,id=pci.%d,chassis=%[1]d", i+1))
+		}
+		return args
+	}
+	for _, tc := range []struct {
+		name, machine string
+		args          []string
+		want          Port
+	}{
+		{"pc", "pc", nil, Port{"pci.0", "1f"}},
+		{"pc, the last slot is taken", "pc", []string{"-device", "virtio-rng-pci,addr=1f"}, Port{"pci.0", "1e"}},
+		{"pc, full", "pc", fullFrom(2), Port{}},
+		{"q35", "q35", ports(3), Port{"pci.3", ""}},
+		{"q35, the last port is taken", "q35", append(ports(3), "-device", "virtio-rng-pci,bus=pci.3"), Port{"pci.2", ""}},
+		{"q35 with a PCI bridge", "q35", []string{"-device", "pcie-pci-bridge,id=br"}, Port{"br", "1f"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := throughT(t, holder{startQEMU(t, tc.machine, tc.args...).dial(t)})
+			ctx := within(t, 30*time.Second)
+			port, err := c.FreePort(ctx)
+			if port != tc.want || (err == nil) != (tc.want != Port{}) || err != nil && !errors.Is(err, ErrNoPort) {
+				t.Fatalf("got %+v, %v; want %+v", port, err, tc.want)
+			}
+			if err != nil {
+				return
+			}
+			n := NIC{ID: "n", Bus: port.Bus, Addr: port.Addr}
+			args := n.deviceArgs()
+			delete(args, "netdev")
+			if err := c.DeviceAdd(ctx, args); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // fullFrom fills the slots of a pc's root bus from the given one on.
 func fullFrom(slot int) (args []string) {
 	for ; slot < pciSlots; slot++ {

@@ -41,6 +41,9 @@ const pciSlots = 32
 // bridges must have been given an id. Where there is none, the error Is [ErrNoPort] and says what
 // to change about the machine. It rests on QOM, which unlike query-pci is right before the
 // firmware has numbered the buses.
+//
+// Through a [Relay] it is the last place in that order instead of the first: whoever holds the
+// monitor knows nothing of the device, and libvirt would put its own next one into the first.
 func (c *Conn) FreePort(ctx context.Context) (Port, error) {
 	hosts, err := c.children(ctx, "/machine", "pcihost") // child<i440FX-pcihost>, child<q35-pcihost>
 	if err != nil {
@@ -50,6 +53,7 @@ func (c *Conn) FreePort(ctx context.Context) (Port, error) {
 		return Port{}, fmt.Errorf("%w: this machine has no PCI bus (microvm has none), QEMU can add no NIC to it while it runs", ErrNoPort)
 	}
 	s := portSearch{c: c}
+	_, s.backwards = c.way.(*relayed)
 	port, free, err := s.under(ctx, hosts, true)
 	if err == nil && !free {
 		port, free, err = s.underDevices(ctx)
@@ -84,8 +88,9 @@ func (c *Conn) children(ctx context.Context, path string, parts ...string) ([]st
 
 // portSearch asks no more than it needs: each question is a round trip.
 type portSearch struct {
-	c     *Conn
-	buses int // that take devices, and are full
+	c         *Conn
+	backwards bool // the last place comes first
+	buses     int  // that take devices, and are full
 }
 
 // underDevices looks at ports before bridges. Other devices have no bus to offer.
@@ -104,13 +109,16 @@ func (s *portSearch) underDevices(ctx context.Context) (Port, bool, error) {
 
 // under finds the first free place on the buses of these devices.
 func (s *portSearch) under(ctx context.Context, parents []string, host bool) (Port, bool, error) {
+	if s.backwards {
+		slices.Reverse(parents)
+	}
 	for _, parent := range parents {
 		buses, err := s.c.busesOf(ctx, parent, host)
 		if err != nil {
 			return Port{}, false, err
 		}
 		for _, bus := range buses {
-			if port, free, err := s.c.freeSlot(ctx, bus); free || err != nil {
+			if port, free, err := s.freeSlot(ctx, bus); free || err != nil {
 				return port, free, err
 			}
 			s.buses++
@@ -164,8 +172,8 @@ func (c *Conn) takesHotplug(ctx context.Context, parent string, bus pciBus) (boo
 }
 
 // freeSlot finds a slot that none of the bus's devices is in.
-func (c *Conn) freeSlot(ctx context.Context, bus pciBus) (Port, bool, error) {
-	properties, err := c.qomList(ctx, bus.path)
+func (s *portSearch) freeSlot(ctx context.Context, bus pciBus) (Port, bool, error) {
+	properties, err := s.c.qomList(ctx, bus.path)
 	if err != nil {
 		return Port{}, false, err
 	}
@@ -178,23 +186,29 @@ func (c *Conn) freeSlot(ctx context.Context, bus pciBus) (Port, bool, error) {
 	switch {
 	case bus.kind == portBus:
 		return Port{Bus: bus.name}, len(devices) == 0, nil
-	case bus.kind == rootBus && len(devices) < pciSlots: // however they share slots, one is free
+	case bus.kind == rootBus && !s.backwards && len(devices) < pciSlots: // however they share slots, one is free
 		return Port{Bus: bus.name}, true, nil
 	}
 	var taken [pciSlots]bool
+	taken[0] = bus.kind == bridgedBus // the hot-plug controller's own where the bridge has one
 	for _, name := range devices {
-		slot, err := c.slotOf(ctx, bus.path, name)
+		slot, err := s.c.slotOf(ctx, bus.path, name)
 		if err != nil {
 			return Port{}, false, err
 		}
 		taken[slot] = true
 	}
-	if bus.kind == rootBus {
-		return Port{Bus: bus.name}, slices.Contains(taken[:], false), nil
+	slot := slices.Index(taken[:], false)
+	switch {
+	case slot < 0:
+		return Port{}, false, nil
+	case s.backwards:
+		for slot = pciSlots - 1; taken[slot]; slot-- {
+		}
+	case bus.kind == rootBus:
+		return Port{Bus: bus.name}, true, nil
 	}
-	// Slot 0 is the hot-plug controller's own where the bridge has one.
-	slot := 1 + slices.Index(taken[1:], false)
-	return Port{Bus: bus.name, Addr: strconv.FormatInt(int64(slot), 16)}, slot > 0, nil
+	return Port{Bus: bus.name, Addr: strconv.FormatInt(int64(slot), 16)}, true, nil
 }
 
 // slotOf reads a bus's link to a device and the device's addr: slot*8 + function.

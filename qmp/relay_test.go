@@ -151,6 +151,36 @@ func bothWays(t *testing.T, run func(t *testing.T, fakeConn func(*testing.T, fun
 	t.Run("relay", func(t *testing.T) { run(t, relayedConn) })
 }
 
+// holder is a Relay by who holds the monitor's socket.
+type holder struct{ *Conn }
+
+func (h holder) Command(ctx context.Context, text string, f *os.File) (string, error) {
+	var c struct {
+		Execute   string          `json:"execute"`
+		Arguments json.RawMessage `json:"arguments"`
+	}
+	if err := json.Unmarshal([]byte(text), &c); err != nil {
+		return "", err
+	}
+	var args any
+	if c.Arguments != nil {
+		args = c.Arguments
+	}
+	var reply json.RawMessage
+	err := h.Execute(ctx, c.Execute, args, &reply)
+	var refusal *Error
+	if errors.As(err, &refusal) {
+		answer, err := json.Marshal(map[string]any{"error": map[string]string{"class": refusal.Class, "desc": refusal.Desc}})
+		return string(answer), err
+	}
+	return fmt.Sprintf(`{"return": %s}`, reply), err
+}
+
+func (h holder) Event(ctx context.Context) (Event, error) {
+	<-ctx.Done()
+	return Event{}, ErrClosed
+}
+
 func TestThrough(t *testing.T) {
 	r, err := relayTo(fake(t, answer))
 	if err != nil {

@@ -415,3 +415,50 @@ func (r *relayed) killed() {
 	}
 	r.ended(c, events)
 }
+
+// TestLiveRelayBesideLibvirt: libvirt does not want a place that one of ours has, of which it does not know.
+func TestLiveRelayBesideLibvirt(t *testing.T) {
+	libvirttest.Require(t)
+	ns := nstest.New(t)
+	virt := libvirttest.Start(t, ns)
+	for _, machine := range []string{"pc", "q35"} {
+		r := &relayed{t, ns, virt, virt.NewGuest(t, libvirttest.Domain{Name: "beside-" + machine, Machine: machine})}
+		r.g.Start()
+		conn, c := r.dial()
+		n, closeTap := r.nic(c, "vmnet-net0", "vr0")
+		if err := c.Plug(r.within(60*time.Second), n); err != nil {
+			t.Fatal(err)
+		}
+		closeTap()
+		tap, err := tun.Create(ns, "vr1", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tap.Close()
+		if err := tap.Persist(0); err != nil {
+			t.Fatal(err)
+		}
+		_ = tap.Close() // a single queue is libvirt's or ours
+		text, err := libvirt.Ethernet{Tap: "vr1", MAC: []byte{0x52, 0x54, 0, 0, 1, 2}, Alias: libvirt.Alias("net1")}.XML()
+		if err != nil {
+			t.Fatal(err)
+		}
+		dom, err := conn.LookupByName(r.within(20*time.Second), r.g.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.AttachDevice(r.within(20*time.Second), dom, text, libvirt.AffectLive); err != nil {
+			t.Errorf("%s: %v", machine, err)
+		}
+		virt.Virsh("destroy", r.g.Name)
+		r.wantGone("vr0")
+		links := nstest.Handle(t, ns)
+		l, err := links.LinkByName("vr1")
+		if err == nil {
+			err = links.LinkDel(l)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
