@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/internal/netns"
+	"vmnet/internal/watch"
+	"vmnet/libvirt"
+	"vmnet/tapmgr"
+)
+
+// watchVerb is what the command line of watch asks for.
+type watchVerb struct {
+	log       string // "text" or "json"
+	noLibvirt bool
+}
+
+func (a *app) watchCommand() *cobra.Command {
+	var o watchVerb
+	cmd := &cobra.Command{
+		Use:   "watch",
+		Short: "Keep NICs as they should be, until it is stopped",
+		Long: `Stay, and do what nobody has a hook for: give the taps that libvirt makes for NICs attached
+live the port settings that their domain declares, put ports back on a bridge that was deleted
+and made anew, have the macvtaps with rx filter mirror take in the multicast groups that their
+guests ask for, and remove the macvtaps that libvirt's guests leave. What it does it logs to
+stderr, a line each. Nothing breaks without it, nor when it ends; vmnet-watch(8) tells more.`,
+		Example: `  vmnet watch
+  systemctl enable --now vmnet-watch`,
+		Args: cobra.NoArgs,
+	}
+	o.log = "text"
+	choice(cmd, cmd.Flags(), &o.log, "log", "", "how lines are logged: text for people, json for programs", "text", "json")
+	cmd.Flags().BoolVar(&o.noLibvirt, "no-libvirt", false, "do not look for a libvirt")
+	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error { return a.watch(cmd.Context(), &o) })
+	return cmd
+}
+
+func (a *app) watch(ctx context.Context, o *watchVerb) error {
+	ns, err := netns.Open(a.netns)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	m, err := tapmgr.New(ns)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	log := slog.New(slog.NewTextHandler(a.err, nil))
+	if o.log == "json" {
+		log = slog.New(slog.NewJSONHandler(a.err, nil))
+	}
+	cfg := watch.Config{NS: ns, Manager: m, Report: func(r watch.Report) { logReport(ctx, log, r) }, Ready: func() {
+		log.InfoContext(ctx, "ready")
+		if err := notify("READY=1"); err != nil {
+			log.WarnContext(ctx, "systemd is not told", "error", err)
+		}
+	}}
+	if !o.noLibvirt {
+		cfg.Dial, cfg.DialMonitor = dialer(a.libvirt, true), dialer(a.libvirt, false)
+	}
+	err = watch.Run(ctx, cfg)
+	log.InfoContext(ctx, "ended")
+	return errors.Join(err, notify("STOPPING=1"))
+}
+
+// dialer connects to the libvirt of a URI or socket; empty is the system's.
+func dialer(target string, readOnly bool) func(context.Context) (*libvirt.Conn, error) {
+	d := libvirt.Dialer{URI: target, ReadOnly: readOnly}
+	if strings.HasPrefix(target, "/") {
+		d.URI, d.Path = "", target
+	}
+	return d.Dial
+}
+
+// logReport writes one line. What others have chosen of its text the handlers quote.
+func logReport(ctx context.Context, log *slog.Logger, r watch.Report) {
+	level := slog.LevelInfo
+	var attrs []slog.Attr
+	for _, field := range []struct{ key, value string }{{"guest", r.Guest}, {"nic", r.NIC}, {"interface", r.Interface}} {
+		if field.value != "" {
+			attrs = append(attrs, slog.String(field.key, field.value))
+		}
+	}
+	if r.Err != nil {
+		level = slog.LevelWarn
+		attrs = append(attrs, slog.String("error", r.Err.Error()))
+	}
+	log.LogAttrs(ctx, level, r.Text, attrs...)
+}
+
+// notifyTimeout bounds how long we wait for a systemd that does not read.
+const notifyTimeout = time.Second
+
+// notify tells systemd our state by a datagram, where it wants to know (sd_notify(3)).
+func notify(state string) error {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return nil
+	}
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"}) // @ is an abstract name to both
+	if err == nil {
+		defer c.Close()
+		err = c.SetWriteDeadline(time.Now().Add(notifyTimeout))
+	}
+	if err == nil {
+		_, err = c.Write([]byte(state))
+	}
+	if err != nil {
+		return fmt.Errorf("tell systemd %s: %w", state, err)
+	}
+	return nil
+}

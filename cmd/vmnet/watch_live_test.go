@@ -1,0 +1,206 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"vmnet/internal/netns"
+	"vmnet/internal/nstest"
+	"vmnet/macvtap"
+	"vmnet/tapmgr"
+)
+
+// unitCapabilities are those that the systemd unit leaves vmnet watch, as setpriv(1) wants them.
+func unitCapabilities(t *testing.T) string {
+	t.Helper()
+	unit, err := os.ReadFile("../../docs/systemd/vmnet-watch.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`(?m)^CapabilityBoundingSet=(.*)$`).FindSubmatch(unit)
+	if found == nil {
+		t.Fatal("the unit names no capabilities")
+	}
+	set := "-all"
+	for _, name := range strings.Fields(string(found[1])) {
+		set += ",+" + strings.ToLower(strings.TrimPrefix(name, "CAP_"))
+	}
+	return set
+}
+
+// nobodysGuest is a QEMU of another user, whose monitor nobody else can reach.
+func nobodysGuest(t *testing.T, name string) (pid int) {
+	t.Helper()
+	const nobody = 65534
+	dir, err := os.MkdirTemp("", "nobody")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chown(dir, nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "qmp")
+	cmd := exec.Command("setpriv", "--reuid", fmt.Sprint(nobody), "--regid", fmt.Sprint(nobody), "--clear-groups",
+		qemuProgram, "-S", "-nodefaults", "-machine", "pc,accel=tcg", "-m", "32", "-display", "none", "-name", "guest="+name, "-qmp", "unix:"+socket+",server=on,wait=off")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		if c, err := net.Dial("unix", socket); err == nil {
+			_ = c.Close()
+			return cmd.Process.Pid
+		}
+		if time.Now().After(end) {
+			t.Fatal("QEMU does not listen")
+		}
+	}
+}
+
+// hasDeaf gives the guest a macvtap that does not take in what it wants, for watch to find.
+func hasDeaf(t *testing.T, ns *netns.NS, name string, pid int) {
+	t.Helper()
+	m, err := tapmgr.New(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	spec := tapmgr.Spec{
+		Target: tapmgr.Target{VM: name, PID: pid}, Vhost: tapmgr.VhostOff,
+		Lower: &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth0", RxFilter: tapmgr.RxMirror},
+	}
+	if _, err := m.Attach(ctx, spec); err != nil {
+		t.Fatal(err)
+	}
+	d, err := m.Show(ctx, name)
+	if err != nil || len(d) != 1 {
+		t.Fatalf("%+v, %v", d, err)
+	}
+	ipIn(t, d[0].Netns, "link", "set", "dev", d[0].Interface, "allmulticast", "off")
+}
+
+func ipIn(t *testing.T, netns string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command("nsenter", append([]string{"--net=" + netns, "ip"}, args...)...).CombinedOutput(); err != nil {
+		t.Fatalf("ip %v: %v: %s", args, err, out)
+	}
+}
+
+// TestLiveWatchWithTheRightsOfItsUnit has it do what takes each of them, and tell systemd of itself.
+func TestLiveWatchWithTheRightsOfItsUnit(t *testing.T) {
+	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
+	_, err := exec.LookPath(qemuProgram)
+	nstest.Require(t, "qemu", err == nil, "apt install qemu-system-x86")
+	ns := nstest.New(t)
+	ipIn(t, ns.Path(), "link", "add", "eth0", "type", "veth", "peer", "name", "far0")
+	ipIn(t, ns.Path(), "link", "set", "eth0", "up")
+	ipIn(t, ns.Path(), "tuntap", "add", "lost", "mode", "tap")
+	ipIn(t, ns.Path(), "link", "set", "dev", "lost", "alias", "vmnet vm=dead nic=lost type=tap source=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1")
+	ipIn(t, ns.Path(), "link", "add", "br0", "type", "bridge")
+	vm := uniqueVM()
+	hasDeaf(t, ns, vm, nobodysGuest(t, vm))
+
+	told := systemd(t)
+	cmd := exec.Command("setpriv", "--bounding-set", unitCapabilities(t), "--no-new-privs", "vmnet", "--netns", ns.Path(), "watch", "--no-libvirt", "--log", "json")
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+told.LocalAddr().String(), "GORACE=atexit_sleep_ms=0")
+	log, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Process.Kill() }()
+	lines := logLines(t, log)
+	hear(t, told, "READY=1")
+	want := map[string]string{"ready": "", "put back on br0": "lost", "takes in all multicast, as the guest wants": "net0"}
+	for len(want) > 0 {
+		l, open := <-lines
+		if !open {
+			t.Fatalf("it has ended; of what it should say, %v is missing", want)
+		}
+		if nic, wanted := want[l.Msg]; wanted && l.Level == "INFO" && l.NIC == nic {
+			delete(want, l.Msg)
+		} else {
+			t.Errorf("it says %+v", l)
+		}
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	hear(t, told, "STOPPING=1")
+	for l := range lines {
+		if l.Msg != "ended" {
+			t.Errorf("at its end it says %+v", l)
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
+// systemd is the socket that sd_notify(3) writes to.
+func systemd(t *testing.T) *net.UnixConn {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "notify")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "s"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func hear(t *testing.T, c *net.UnixConn, want string) {
+	t.Helper()
+	_ = c.SetReadDeadline(time.Now().Add(patience))
+	b := make([]byte, 100)
+	n, err := c.Read(b)
+	if err != nil || string(b[:n]) != want {
+		t.Fatalf("systemd is told %q, %v; want %q", b[:n], err, want)
+	}
+}
+
+type logLine struct{ Level, Msg, Guest, NIC, Interface, Error string }
+
+// logLines reads what it logs; a line that is none fails the test. Who waits for one is not left waiting for ever.
+func logLines(t *testing.T, log interface{ Read([]byte) (int, error) }) <-chan logLine {
+	lines := make(chan logLine)
+	go func() {
+		defer close(lines)
+		for s := bufio.NewScanner(log); s.Scan(); {
+			var l logLine
+			if err := json.Unmarshal(s.Bytes(), &l); err != nil {
+				t.Errorf("it logs %q: %v", s.Text(), err)
+				continue
+			}
+			select {
+			case lines <- l:
+			case <-time.After(patience):
+				return
+			}
+		}
+	}()
+	return lines
+}
