@@ -73,7 +73,7 @@ func (h *half) plan(queues int) (err error) {
 	h.nic.Bus, h.nic.Addr = h.nic.Options["bus"], h.nic.Options["addr"]
 	delete(h.nic.Options, "bus")
 	delete(h.nic.Options, "addr")
-	if r.Vhost {
+	if r.Vhost && h.spec.Via != ViaLibvirt { // libvirt opens it itself
 		h.nic.Vhosts = make([]*os.File, queues)
 	}
 	if h.spec.Lower != nil {

@@ -44,6 +44,9 @@ func (m *Manager) prepare(ctx context.Context, spec Spec) (Result, error) {
 	if err := h.plan(spec.Queues); err != nil {
 		return Result{}, err
 	}
+	if spec.MTU == 0 { // its XML tells the guest none, whatever the bridge has
+		h.record.MTU = 0
+	}
 	former, err := m.unstarted(spec)
 	if err != nil {
 		return Result{}, err
