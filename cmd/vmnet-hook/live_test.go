@@ -56,6 +56,28 @@ func TestLiveStart(t *testing.T) {
 	}
 }
 
+// TestLiveMTU: the guest is told what its XML says, not what the bridge has.
+func TestLiveMTU(t *testing.T) {
+	h := installed(t)
+	h.sh("ip link set br0 mtu 9000")
+	h.define("web", metadata(`<vmnet:nic id="net0" bridge="br0"/>`, `<vmnet:nic id="net1" bridge="br0"/>`),
+		handed("web-0", "net0", 1, "")+handed("web-1", "net1", 2, "<mtu size='4000'/>"))
+	h.virt.Virsh("start", "web")
+	nics := h.nics("web")
+	if nics["net0"].MTU != 1500 || nics["net1"].MTU != 4000 {
+		t.Errorf("the guest is told %d and %d bytes", nics["net0"].MTU, nics["net1"].MTU)
+	}
+	for _, name := range h.links() {
+		if l, err := h.nl.LinkByName(name); err != nil || l.Attrs().MTU != 9000 {
+			t.Errorf("%s has %+v, %v", name, l, err)
+		}
+	}
+	h.virt.Virsh("destroy", "web")
+	h.nothingLeft()
+	h.define("big", metadata(`<vmnet:nic id="net0" bridge="br0"/>`), handed("web-0", "net0", 1, "<mtu size='9001'/>"))
+	h.refused("big", "MTU 9001: br0 carries at most 9000 bytes")
+}
+
 // TestLivePortOfLibvirt: the tap that libvirt makes has its settings before there is a QEMU, and gets them back.
 func TestLivePortOfLibvirt(t *testing.T) {
 	h := installed(t)

@@ -1,0 +1,103 @@
+package hook
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"testing/iotest"
+
+	"vmnet/internal/leaktest"
+	"vmnet/libvirt"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
+
+func TestRead(t *testing.T) {
+	got, err := Read([]string{"web", "release", "end", "shutdown"}, strings.NewReader("<domain/>"), 7)
+	if want := (Call{"web", "release", "end", "<domain/>", 7}); err != nil || got != want {
+		t.Errorf("%+v, %v", got, err)
+	}
+	endless, err := Read([]string{"web", "prepare", "begin", "-"}, endlessReader{}, 7)
+	if err != nil || len(endless.XML) != maxXML {
+		t.Errorf("%d bytes, %v", len(endless.XML), err)
+	}
+	wrong := errors.New("wrong")
+	if _, err := Read([]string{"web", "prepare", "begin", "-"}, iotest.ErrReader(wrong), 7); !errors.Is(err, wrong) {
+		t.Error(err)
+	}
+	for _, args := range [][]string{nil, {"web"}, {"web", "prepare", "begin", "-", "-"}} {
+		if got, err := Read(args, strings.NewReader(""), 7); err == nil {
+			t.Errorf("%v: %+v", args, got)
+		}
+	}
+}
+
+type endlessReader struct{}
+
+func (endlessReader) Read(p []byte) (int, error) { return len(p), nil }
+
+var _ io.Reader = endlessReader{}
+
+// TestConcerns: a guest is ours by its metadata or by the alias of a NIC, an operation by what it does.
+func TestConcerns(t *testing.T) {
+	const metadata, alias = `<vmnet:nics xmlns:vmnet="urn:vmnet:nics:1"/>`, `<alias name='ua-vmnet-net0'/>`
+	for _, test := range []struct {
+		op, subOp, xml        string
+		concerns, mustSucceed bool
+	}{
+		{"prepare", "begin", metadata, true, true},
+		{"prepare", "begin", alias, true, true},
+		{"prepare", "begin", "<alias name='ua-net0'/>", false, true},
+		{"prepare", "end", metadata, false, false},
+		{"start", "begin", metadata, true, true},
+		{"started", "begin", metadata, true, true},
+		{"reconnect", "begin", metadata, true, false},
+		{"stopped", "end", metadata, false, true},
+		{"release", "end", alias, true, true},
+		{"migrate", "begin", metadata, false, true},
+		{"restore", "begin", metadata, false, true},
+		{"attach", "begin", metadata, false, true},
+		{"", "", metadata, false, false},
+		{"later", "begin", metadata, false, false},
+	} {
+		c := Call{Guest: "web", Op: test.op, SubOp: test.subOp, XML: test.xml}
+		if c.Concerns() != test.concerns || c.MustSucceed() != test.mustSucceed {
+			t.Errorf("%s %s with %s: %v, %v", test.op, test.subOp, test.xml, c.Concerns(), c.MustSucceed())
+		}
+		if test.concerns || test.xml != metadata {
+			continue
+		}
+		if notes, err := c.Run(t.Context(), nil); err != nil || notes != nil {
+			t.Errorf("%s %s: %v, %v", test.op, test.subOp, notes, err)
+		}
+	}
+}
+
+func TestExplain(t *testing.T) {
+	def, err := libvirt.ParseDefinition(`<domain type='qemu'><name>web</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid>
+<metadata><v:nics xmlns:v="urn:vmnet:nics:1"><v:nic id="net0" macvtap="eth0"/></v:nics></metadata>
+<devices><interface type='ethernet'><mac address='52:54:00:00:00:01'/><target dev='web-0' managed='no'/><alias name='ua-vmnet-net0'/></interface></devices></domain>`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := Explain(def)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A macvtap has nothing that could be finished once QEMU runs.
+	does := map[string]string{}
+	for _, op := range e.Operations {
+		if len(op.Does) > 0 {
+			does[op.Op] = strings.Join(op.Does, "|")
+		}
+	}
+	want := map[string]string{
+		"prepare begin": "make macvtap web-0 on eth0, mode bridge, for 52:54:00:00:00:01",
+		"release end":   "remove the devices of the guest that nobody holds any more",
+	}
+	if fmt.Sprint(does) != fmt.Sprint(want) || len(e.Operations) != len(operations) {
+		t.Errorf("%v, want\n%v", does, want)
+	}
+}
