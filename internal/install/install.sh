@@ -71,6 +71,14 @@ documents() {
 	done
 }
 
+# units has the units of systemd, of which nothing is enabled.
+units() {
+	prefix=$(printf %s "$PREFIX" | sed 's/[&|\\]/\\&/g')
+	for unit in docs/systemd/*; do
+		sed "s|@PREFIX@|$prefix|" "$unit" | made "lib/systemd/system/${unit##*/}"
+	done
+}
+
 install_all() {
 	check
 	new=$(mktemp)
@@ -79,6 +87,7 @@ install_all() {
 	put 0755 bin/vmnet bin/vmnet
 	put 0755 bin/vmnet-hook bin/vmnet-hook # not deeper: AppArmor lets libvirt execute what is in /usr/bin
 	documents
+	units
 	netup
 	if [ -e "$to/$list" ]; then # of another version
 		grep -vxF -f "$new" "$to/$list" | remove
@@ -99,6 +108,7 @@ record() {
 tell() {
 	echo "vmnet is in $to; vmnet doctor checks it, vmnet(8) and qemu-netup(8) explain it."
 	echo "For NICs that libvirt's guests declare: vmnet hook install, which vmnet-hook(8) explains."
+	echo "For NICs that they are given live: systemctl enable --now vmnet-watch, which vmnet-watch(8) explains."
 	[ "$PRIVILEGE" = none ] || return 0
 	cat <<-END
 		qemu-netup has no right yet: only root can use it. To let other users have what

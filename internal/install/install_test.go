@@ -102,6 +102,7 @@ func want(t *testing.T, helper string) map[string]string {
 	for _, file := range data {
 		files["usr/share/"+file] = "-rw-r--r--"
 	}
+	files["usr/lib/systemd/system/vmnet-watch.service"] = "-rw-r--r--"
 	return files
 }
 
@@ -143,6 +144,10 @@ func TestMakeInstall(t *testing.T) {
 		t.Errorf("it does not tell how to go on:\n%s", out)
 	}
 	compare(t, tree(t, dest), want(t, "-rwxr-xr-x"))
+	unit, err := os.ReadFile(filepath.Join(dest, "usr/lib/systemd/system/vmnet-watch.service"))
+	if err != nil || !strings.Contains(string(unit), "\nExecStart=\"/usr/bin/vmnet\" watch\n") {
+		t.Errorf("the unit starts another program: %v\n%s", err, unit)
+	}
 	mustRun(t, top, nil, "make", "uninstall", "DESTDIR="+dest, "PREFIX=/usr")
 	gone(t, dest)
 	mustRun(t, top, nil, "make", "uninstall", "DESTDIR="+dest, "PREFIX=/usr") // once more is success
