@@ -175,6 +175,25 @@ func TestLabSetPortFromAnyToAny(t *testing.T) {
 	}
 }
 
+// TestLabAddSettings adds to what somebody else has set of a port.
+func TestLabAddSettings(t *testing.T) {
+	l := newVLANs(t, map[string]string{"a": ""})
+	for _, test := range []struct{ have, add, want string }{
+		{"", "vlan:20", "vlan:20"},
+		{"isolated", "trunk:2-5;native:7", "trunk:2-5;native:7;isolated"},
+		{"vlan:20;nolearn", "isolated", "vlan:20;isolated;nolearn"},
+		{"trunk:2-9", "vlan:4;noflood", "vlan:4;noflood"},
+	} {
+		l.set("a", test.have)
+		for _, changes := range []bool{true, false} {
+			changed, err := bridge.AddSettings(l.c, l.br, l.link("a"), l.parse(test.add))
+			if got := l.read("a").String(); err != nil || changed != changes || got != test.want {
+				t.Errorf("%q and %q: it is %q, want %q; changed is %v: %v", test.have, test.add, got, test.want, changed, err)
+			}
+		}
+	}
+}
+
 func TestLabReadPortOfWhatOthersSet(t *testing.T) {
 	l := newVLANs(t, map[string]string{"a": ""})
 	nl := nstest.Handle(t, l.ns)

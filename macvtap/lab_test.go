@@ -2,6 +2,7 @@ package macvtap_test
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"strings"
 	"syscall"
@@ -36,6 +37,27 @@ func TestLabMacvtapAndIPVtapDoNotShareALower(t *testing.T) {
 	_, err := macvtap.Create(w.nl, cfg)
 	if !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "a macvtap, beside which there can be no ipvtap") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestLabGroupsOfAnIPVtap: it takes in what it was told to, as a macvtap does.
+func TestLabGroupsOfAnIPVtap(t *testing.T) {
+	lab.Inside(t)
+	w := newWire(t)
+	cfg := w.config()
+	cfg.Kind, cfg.Mode, cfg.MAC, cfg.Addrs = macvtap.IPVtap, "l2", nil, prefixes(t, "10.9.0.2/24")
+	d := w.create(cfg)
+	if err := errors.Join(d.OpenQueue(), d.Up()); err != nil {
+		t.Fatal(err)
+	}
+	mdns := net.HardwareAddr{1, 0, 0x5e, 0, 0, 0xfb}
+	for _, groups := range [][]net.HardwareAddr{{mdns}, nil} {
+		if changed, err := macvtap.SetGroups(d.Netns(), d.Link, groups); err != nil || !changed {
+			t.Errorf("%v: changed is %v: %v", groups, changed, err)
+		}
+		if got, err := macvtap.Groups(d.Netns(), d.Link); err != nil || len(got) != len(groups) {
+			t.Errorf("groups %v, want %v: %v", got, groups, err)
+		}
 	}
 }
 
