@@ -24,7 +24,7 @@ type shape struct {
 // build makes the frame and its vnet header. Addresses, ports, ids, options and
 // payload are random by the seed; addresses are those that the live tests forward.
 func (s shape) build() (Header, []byte) {
-	r := rand.New(rand.NewPCG(s.seed, 1))
+	r := rng(s.seed)
 	f := []byte{2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1}
 	for i, tag := range s.tags {
 		f = append(f, byte(tag>>8), byte(tag), 0, byte(i+5))
@@ -185,3 +185,5 @@ func randomShape(r *rand.Rand) shape {
 	s.payload = min(s.gso+s.tcpOptions+1+r.IntN(s.gso*most), 64000)
 	return s
 }
+
+func rng(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 1)) }

@@ -92,7 +92,8 @@ type Limits struct {
 const MaxVnetHdr = 24
 
 // Fits tells whether the target takes the frame, which has passed Check, as it is, under
-// the same header. Where it does not, a Finisher makes of it what fits.
+// the same header. Where it does not, a Finisher makes of it what fits. A super-frame without
+// NeedsCsum fits nowhere: a receiver may rely on getting both (virtio 1.2, 5.1.6.4).
 func Fits(h Header, frame []byte, l Limits) bool {
 	if h.Flags&NeedsCsum != 0 && !l.CSum || h.sctp() {
 		return false
@@ -101,7 +102,7 @@ func Fits(h Header, frame []byte, l Limits) bool {
 		return l.admits(frame, len(frame))
 	}
 	p, why := parse(h, frame)
-	return why == OK && l.takes(h.GSOType) && l.admits(frame, min(len(frame), p.head+int(h.GSOSize)))
+	return why == OK && h.Flags&NeedsCsum != 0 && l.takes(h.GSOType) && l.admits(frame, min(len(frame), p.head+int(h.GSOSize)))
 }
 
 // takes tells whether the target takes super-frames of this type.

@@ -19,7 +19,7 @@ func (f *Finisher) startCut(h Header) {
 	copy(head, f.frame)
 	clear(f.template[:f.vnet])
 	if f.partial {
-		Header{Flags: NeedsCsum, HdrLen: uint16(p.head), CsumStart: uint16(p.l4), CsumOffset: p.csum()}.Put(f.template[:])
+		Header{Flags: NeedsCsum, CsumStart: uint16(p.l4), CsumOffset: p.csum()}.Put(f.template[:])
 	}
 	f.pseudo = p.pseudo(h, f.frame)
 	if !p.v6 {
