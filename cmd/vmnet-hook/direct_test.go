@@ -185,3 +185,18 @@ func TestLiveFullDisk(t *testing.T) {
 		t.Errorf("%v: %s", err, out)
 	}
 }
+
+// TestLiveAllOrNothing: what was made goes by itself when a later NIC cannot be made, before libvirt asks for it.
+func TestLiveAllOrNothing(t *testing.T) {
+	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
+	text := `<domain type='qemu'><name>web</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid><metadata>` +
+		metadata(`<vmnet:nic id="net0" bridge="br0"/>`, `<vmnet:nic id="net1" bridge="br7"/>`) + `</metadata><devices>` +
+		handed("web-0", "net0", 1, "") + handed("web-1", "net1", 2, "") + `</devices></domain>`
+	cmd := exec.Command("unshare", "--net", "sh", "-c", `ip link add br0 type bridge; "$1" web prepare begin -; echo status $?; ip -o link`, "sh", build(t))
+	cmd.Stdin = strings.NewReader(text)
+	got := finish(t, cmd)
+	if !strings.HasPrefix(got.said, "status 1\n") || !strings.Contains(got.said, "br0") || strings.Contains(got.said, "web-0") ||
+		!strings.Contains(got.told, "prepare web/net1: ") {
+		t.Errorf("%+v", got)
+	}
+}

@@ -111,6 +111,28 @@ func TestLivePortOfLibvirt(t *testing.T) {
 	h.nothingLeft()
 }
 
+// TestLiveNetwork: libvirt's taps on a network's bridge are the same, by alias too.
+func TestLiveNetwork(t *testing.T) {
+	h := installed(t)
+	file := filepath.Join(h.dir(), "network.xml")
+	if err := os.WriteFile(file, []byte(`<network><name>lan</name><forward mode='bridge'/><bridge name='br0'/></network>`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.virt.Virsh("net-create", file)
+	h.define("web", metadata(`<vmnet:nic id="net0" isolated="yes" no-flood="yes"/>`),
+		`<interface type='network'><source network='lan'/><model type='virtio'/><alias name='ua-vmnet-net0'/></interface>`)
+	h.virt.Virsh("start", "web")
+	links := h.links()
+	if len(links) != 1 || !h.isolated(links[0]) {
+		t.Errorf("links %v are not isolated", links)
+	}
+	if nics := h.nics("web"); len(nics) != 0 {
+		t.Errorf("taps of libvirt's are taken for ours: %+v", nics)
+	}
+	h.virt.Virsh("destroy", "web")
+	h.nothingLeft()
+}
+
 // restart ends libvirtd, which is started anew, and has its guests reconnected.
 func (h *host) restart() {
 	h.Helper()
