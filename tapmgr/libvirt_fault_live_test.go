@@ -13,6 +13,7 @@ import (
 	"vmnet/internal/declared"
 	"vmnet/libvirt/libvirttest"
 	"vmnet/tapmgr"
+	"vmnet/testvm"
 )
 
 // stored is a NIC with more than one of everything that can fail.
@@ -39,7 +40,7 @@ func (h *libvirtHost) nothingLeft(g *libvirttest.Guest, nic string) {
 // another NIC meanwhile.
 func TestLiveLibvirtFaultAtEveryStep(t *testing.T) {
 	h := newLibvirtHost(t)
-	g := h.domain(libvirttest.Domain{CPUs: 2})
+	g := h.domain(testvm.Domain{CPUs: 2})
 	h.useNIC(g, h.attach(h.spec(g, "net0")), guestAddr, hostAddr)
 	spec := h.stored(g, "net1")
 	for _, name := range h.stepNames(spec) {
@@ -81,7 +82,7 @@ func TestLiveLibvirtFaultAtEveryStep(t *testing.T) {
 // clears up.
 func TestLiveLibvirtKilledAtEveryStep(t *testing.T) {
 	h := newLibvirtHost(t)
-	g := h.domain(libvirttest.Domain{})
+	g := h.domain(testvm.Domain{})
 	spec := h.spec(g, "net0")
 	name, _ := tapmgr.InterfaceName(g.Name, "net0")
 	for _, at := range h.stepNames(spec) {
@@ -123,7 +124,7 @@ func (h *libvirtHost) reconciled(what string) {
 // TestLiveLibvirtdKilled ends libvirtd around the moment in which it plugs the NIC.
 func TestLiveLibvirtdKilled(t *testing.T) {
 	h := newLibvirtHost(t)
-	g := h.domain(libvirttest.Domain{})
+	g := h.domain(testvm.Domain{})
 	spec := h.spec(g, "net0")
 	for _, after := range []bool{false, true} {
 		h.at("attach-device", func(do func() error) error {
@@ -159,7 +160,7 @@ func (h *libvirtHost) listed(g *libvirttest.Guest) tapmgr.NIC {
 // TestLiveLibvirtAtOnce attaches and detaches many NICs of one guest at once, some of them the same.
 func TestLiveLibvirtAtOnce(t *testing.T) {
 	h := newLibvirtHost(t)
-	g := h.domain(libvirttest.Domain{})
+	g := h.domain(testvm.Domain{})
 	each := func(f func(nic string) error) {
 		var wg sync.WaitGroup
 		for i := range 6 {
@@ -190,7 +191,7 @@ func TestLiveLibvirtAtOnce(t *testing.T) {
 // TestLiveLibvirtDetachMeanwhile detaches from guests that boot, that end, and that do not answer.
 func TestLiveLibvirtDetachMeanwhile(t *testing.T) {
 	h := newLibvirtHost(t)
-	g := h.virt.NewGuest(h, libvirttest.Domain{Name: h.name("P2")})
+	g := h.virt.NewGuest(h, testvm.Domain{Name: h.name("P2")})
 	g.Start()
 	nic := h.attach(h.spec(g, "net0"))
 	h.take(g, "net0") // a request during boot is swallowed
@@ -245,7 +246,7 @@ func (h *libvirtHost) detachWhile(g *libvirttest.Guest, end func()) {
 // TestLiveLibvirtRefusals are requests that libvirt cannot express, or that contradict what is there.
 func TestLiveLibvirtRefusals(t *testing.T) {
 	h := newLibvirtHost(t)
-	g := h.domain(libvirttest.Domain{})
+	g := h.domain(testvm.Domain{})
 	plain := h.empty()
 	h.attach(h.spec(g, "net0"))
 	for _, test := range []struct {

@@ -10,6 +10,7 @@ import (
 	"vmnet/libvirt/libvirttest"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
+	"vmnet/testvm"
 )
 
 // libvirtHost is a host with a libvirtd.
@@ -27,7 +28,7 @@ func newLibvirtHost(t testing.TB) *libvirtHost {
 }
 
 // domain is a guest of libvirt's, which is up.
-func (h *libvirtHost) domain(dom libvirttest.Domain) *libvirttest.Guest {
+func (h *libvirtHost) domain(dom testvm.Domain) *libvirttest.Guest {
 	h.Helper()
 	dom.Name = h.name("P2")
 	g := h.virt.NewGuest(h, dom)
@@ -67,7 +68,7 @@ func (h *libvirtHost) useNIC(g *libvirttest.Guest, nic tapmgr.NIC, addr, other s
 func TestLiveLibvirtAttach(t *testing.T) {
 	h := newLibvirtHost(t)
 	for _, machine := range []string{"pc", "q35"} {
-		g := h.domain(libvirttest.Domain{Machine: machine, CPUs: 2})
+		g := h.domain(testvm.Domain{Machine: machine, CPUs: 2})
 		for queues := 1; queues <= 2; queues++ {
 			spec := h.spec(g, "net0")
 			spec.Queues, spec.MTU = queues, 1400
@@ -140,7 +141,7 @@ func (h *libvirtHost) agrees(g *libvirttest.Guest, nic tapmgr.NIC) {
 func TestLiveLibvirtMacvtap(t *testing.T) {
 	h := newLibvirtHost(t)
 	h.wire()
-	g := h.domain(libvirttest.Domain{CPUs: 2})
+	g := h.domain(testvm.Domain{CPUs: 2})
 	for queues := 1; queues <= 2; queues++ {
 		spec := h.spec(g, "net0")
 		spec.Bridge, spec.Queues, spec.Lower = "", queues, &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth0"}
@@ -174,7 +175,7 @@ func (h *libvirtHost) node(nic tapmgr.NIC) string {
 // TestLiveLibvirtForeign has NICs that libvirt makes itself, beside one of ours.
 func TestLiveLibvirtForeign(t *testing.T) {
 	h := newLibvirtHost(t)
-	g := h.domain(libvirttest.Domain{Interfaces: `
+	g := h.domain(testvm.Domain{Interfaces: `
 		<interface type='bridge'><mac address='52:54:00:00:00:07'/><source bridge='br0'/><target dev='theirs'/><model type='virtio'/></interface>`})
 	h.attach(h.spec(g, "net0"))
 	all, err := h.ListAll(t.Context(), "")
@@ -215,7 +216,7 @@ func TestLiveLibvirtMonitor(t *testing.T) {
 	h := newLibvirtHost(t)
 	h.wire()
 	for _, machine := range []string{"pc", "q35"} {
-		g := h.domain(libvirttest.Domain{Machine: machine, CPUs: 2})
+		g := h.domain(testvm.Domain{Machine: machine, CPUs: 2})
 		tap, lower := h.spec(g, "net0"), h.spec(g, "net1")
 		tap.Via, tap.Queues = tapmgr.ViaMonitor, 2
 		lower.Via, lower.Bridge, lower.Lower = tapmgr.ViaMonitor, "", &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth0"}
@@ -256,7 +257,7 @@ func TestLiveLibvirtMonitor(t *testing.T) {
 func TestLiveLibvirtTheirDetach(t *testing.T) {
 	h := newLibvirtHost(t)
 	h.wire()
-	g := h.domain(libvirttest.Domain{Machine: "pc"})
+	g := h.domain(testvm.Domain{Machine: "pc"})
 	lower := h.spec(g, "net1")
 	lower.Bridge, lower.Lower = "", &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth0"}
 	tap, other := h.attach(h.spec(g, "net0")), h.attach(lower)

@@ -16,6 +16,7 @@ import (
 	"vmnet/libvirt"
 	"vmnet/libvirt/libvirttest"
 	"vmnet/qmp"
+	"vmnet/testvm"
 )
 
 // relayed is a guest of libvirt's whose monitor is reached through libvirt.
@@ -116,7 +117,7 @@ func TestLiveRelay(t *testing.T) {
 	libvirttest.Require(t)
 	ns := nstest.New(t)
 	virt := libvirttest.Start(t, ns)
-	g := virt.NewGuest(t, libvirttest.Domain{Name: "relayed", CPUs: 2})
+	g := virt.NewGuest(t, testvm.Domain{Name: "relayed", CPUs: 2})
 	g.Boot()
 	for _, test := range []struct {
 		name string
@@ -235,7 +236,7 @@ func TestLiveRelayBesideLibvirt(t *testing.T) {
 	ns := nstest.New(t)
 	virt := libvirttest.Start(t, ns)
 	for _, machine := range []string{"pc", "q35"} {
-		r := &relayed{t, ns, virt, virt.NewGuest(t, libvirttest.Domain{Name: "beside-" + machine, Machine: machine})}
+		r := &relayed{t, ns, virt, virt.NewGuest(t, testvm.Domain{Name: "beside-" + machine, Machine: machine})}
 		r.g.Start()
 		conn, c := r.dial()
 		n, closeTap := r.nic(c, "vmnet-net0", "vr0")

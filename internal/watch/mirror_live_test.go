@@ -11,7 +11,6 @@ import (
 	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
 	"vmnet/libvirt"
-	"vmnet/libvirt/libvirttest"
 	"vmnet/macvtap"
 	"vmnet/qmp"
 	"vmnet/tapmgr"
@@ -155,7 +154,7 @@ func TestLiveMirrorOfLibvirtsGuests(t *testing.T) {
 		t.Run(string(via), func(t *testing.T) {
 			h := &host{TB: t, ns: m.ns, nl: m.nl, m: m.m}
 			h.m.Libvirt = m.daemon.URI()
-			g := m.daemon.NewGuest(t, libvirttest.Domain{Name: "mirror-" + string(via)})
+			g := m.daemon.NewGuest(t, testvm.Domain{Name: "mirror-" + string(via)})
 			g.Boot()
 			monitors := 0
 			h.watch(m.dial, func(cfg *Config) {

@@ -2,11 +2,8 @@ package libvirttest
 
 import (
 	"context"
-	"encoding/xml"
-	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -24,19 +21,8 @@ type Guest struct {
 	log    string // of its console
 }
 
-// Domain says what a guest's domain has besides what every one has.
-type Domain struct {
-	Name       string
-	Machine    string // "pc" or "q35"; empty means q35, which has spare root ports
-	CPUs       int    // 0 means 1
-	Interfaces string // <interface> elements
-	Metadata   string // what <metadata> holds
-	Root       string // attributes of <domain> besides the type: namespaces
-	Extra      string // further elements of <domain>
-}
-
-// NewGuest defines a domain that boots a tiny guest. It is not started.
-func (d *Daemon) NewGuest(tb testing.TB, dom Domain) *Guest {
+// NewGuest defines a domain that boots a tiny guest; its agent and console are the test's. It is not started.
+func (d *Daemon) NewGuest(tb testing.TB, dom testvm.Domain) *Guest {
 	tb.Helper()
 	testvm.Require(tb)
 	dir, err := os.MkdirTemp("", "libvirtguest")
@@ -48,44 +34,9 @@ func (d *Daemon) NewGuest(tb testing.TB, dom Domain) *Guest {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	g := &Guest{Name: dom.Name, daemon: d, agent: filepath.Join(dir, "agent"), log: filepath.Join(dir, "console")}
-	d.Define(g.xml(dom, parts))
-	return g
-}
-
-func (g *Guest) xml(dom Domain, parts testvm.Parts) string {
-	ports, machine, root := "", "pc", dom.Root
-	if dom.Machine != "pc" {
-		machine = "q35"
-		ports = "<controller type='pci' index='0' model='pcie-root'/>"
-		for i := range rootPorts {
-			ports += fmt.Sprintf("<controller type='pci' index='%d' model='pcie-root-port'/>", i+1)
-		}
-	}
-	return fmt.Sprintf(`<domain type='qemu' %s>
-  <name>%s</name><memory unit='MiB'>128</memory><vcpu>%d</vcpu>
-  <metadata>%s</metadata>
-  <os><type arch='x86_64' machine='%s'>hvm</type><kernel>%s</kernel><initrd>%s</initrd><cmdline>%s</cmdline></os>
-  <features><acpi/></features>
-  <on_reboot>destroy</on_reboot>
-  <devices>
-    <controller type='usb' model='none'/><memballoon model='none'/>%s
-    <serial type='file'><source path='%s'/></serial>
-    <channel type='unix'><source mode='bind' path='%s'/><target type='virtio' name='%s'/></channel>
-    %s
-  </devices>
-  %s
-</domain>`, root, escape(dom.Name), max(dom.CPUs, 1), dom.Metadata, machine, escape(parts.Kernel), escape(parts.Initramfs), escape(parts.Args),
-		ports, escape(g.log), escape(g.agent), agent.PortName, dom.Interfaces, dom.Extra)
-}
-
-// rootPorts are some that the machine's own devices take, and spare ones.
-const rootPorts = 8
-
-func escape(text string) string {
-	var b strings.Builder
-	_ = xml.EscapeText(&b, []byte(text))
-	return b.String()
+	dom.Agent, dom.Console = filepath.Join(dir, "agent"), filepath.Join(dir, "console")
+	d.Define(dom.XML(parts))
+	return &Guest{Name: dom.Name, daemon: d, agent: dom.Agent, log: dom.Console}
 }
 
 // Start starts the domain, and does not wait for its guest.
