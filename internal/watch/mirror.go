@@ -23,6 +23,9 @@ const (
 	// lookEvery is after how many polls we look for NICs anew though nothing has happened, and ask libvirt's guests
 	// though they have not told of a change.
 	lookEvery = 15
+	// lookPause is how long we do not look again, as a multiple of how long it has taken: to look at all processes may
+	// take long where there are many, and links may change all the time.
+	lookPause = 50
 	// maxMisses is after how many polls without an answer a guest's NICs take in all multicast again.
 	maxMisses = 5
 	// maxPolls bounds how many monitors are asked at the same time.
@@ -43,8 +46,9 @@ type mirrors struct {
 	guests  map[int]*guest // by process
 	monitor *libvirt.Conn  // while there is a guest of libvirt's; nil else
 	changes *libvirt.Subscription
-	told    string // the last failure to reach libvirt
-	failed  string // the last failure to look for NICs
+	told    string    // the last failure to reach libvirt
+	failed  string    // the last failure to look for NICs
+	rested  time.Time // when we may look again
 }
 
 // guest is one with NICs whose groups are mirrored.
@@ -98,10 +102,12 @@ func (m *mirrors) events() <-chan libvirt.Event {
 
 // look finds the NICs, where something has happened to links, and now and then.
 func (m *mirrors) look(n int) {
-	if !m.dirty.Swap(false) && n%lookEvery != 0 {
+	start := time.Now()
+	if start.Before(m.rested) || !m.dirty.Swap(false) && n%lookEvery != 0 {
 		return
 	}
 	all, err := m.w.Manager.Mirrors()
+	m.rested = time.Now().Add(lookPause * time.Since(start))
 	if err != nil {
 		if text := err.Error(); text != m.failed {
 			m.failed = text
