@@ -36,6 +36,9 @@ func domainCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := parts.CopyKernel(dir); err != nil {
+				return err
+			}
 			d.Agent, d.Console = agent, filepath.Join(dir, "console")
 			_, err = fmt.Fprint(cmd.OutOrStdout(), d.XML(parts))
 			return err
