@@ -10,46 +10,62 @@ import (
 // are read, as long as the result is written in the same: all sums here are of little-endian
 // words, eight bytes at a time, with the carry added in again.
 
-// add adds b to a sum. b begins at an even place of what is summed.
+// add adds b to a sum. b begins at an even place of what is summed. Two chains of additions, each
+// of which waits for its carries, run beside each other: one alone is half as fast.
 func add(b []byte, acc uint64) uint64 {
-	var carry uint64
-	for len(b) >= 64 {
-		w := b[:64]
-		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(w), 0)
-		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(w[8:]), carry)
-		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(w[16:]), carry)
-		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(w[24:]), carry)
-		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(w[32:]), carry)
-		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(w[40:]), carry)
-		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(w[48:]), carry)
-		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(w[56:]), carry)
-		acc, carry = bits.Add64(acc, carry, 0)
-		acc += carry
-		b = b[64:]
+	x, y := acc, uint64(0)
+	var cx, cy uint64
+	for len(b) >= 128 {
+		w := b[:128]
+		x, cx = bits.Add64(x, word(w[0:]), cx)
+		x, cx = bits.Add64(x, word(w[8:]), cx)
+		x, cx = bits.Add64(x, word(w[16:]), cx)
+		x, cx = bits.Add64(x, word(w[24:]), cx)
+		x, cx = bits.Add64(x, word(w[32:]), cx)
+		x, cx = bits.Add64(x, word(w[40:]), cx)
+		x, cx = bits.Add64(x, word(w[48:]), cx)
+		x, cx = bits.Add64(x, word(w[56:]), cx)
+		y, cy = bits.Add64(y, word(w[64:]), cy)
+		y, cy = bits.Add64(y, word(w[72:]), cy)
+		y, cy = bits.Add64(y, word(w[80:]), cy)
+		y, cy = bits.Add64(y, word(w[88:]), cy)
+		y, cy = bits.Add64(y, word(w[96:]), cy)
+		y, cy = bits.Add64(y, word(w[104:]), cy)
+		y, cy = bits.Add64(y, word(w[112:]), cy)
+		y, cy = bits.Add64(y, word(w[120:]), cy)
+		b = b[128:]
 	}
 	for len(b) >= 8 {
-		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b), 0)
-		acc += carry
+		x, cx = bits.Add64(x, word(b), cx)
 		b = b[8:]
 	}
-	return addTail(b, acc)
+	x, cx = bits.Add64(x, addTail(b, y), cx) // y with its tail
+	return addCarry(x, cx+cy)
 }
+
+func word(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }
 
 // addTail adds the last 0 to 7 bytes; an odd one is followed by a zero.
 func addTail(b []byte, acc uint64) uint64 {
 	var last uint64
-	for i, c := range b {
-		last |= uint64(c) << (8 * i)
+	at := 0
+	if len(b) >= 4 {
+		last, at = uint64(binary.LittleEndian.Uint32(b)), 4
 	}
-	acc, carry := bits.Add64(acc, last, 0)
+	for ; at < len(b); at++ {
+		last |= uint64(b[at]) << (8 * at)
+	}
+	return addCarry(acc, last)
+}
+
+// addCarry adds with the carry added in again, which cannot carry a second time.
+func addCarry(acc, v uint64) uint64 {
+	acc, carry := bits.Add64(acc, v, 0)
 	return acc + carry
 }
 
 // addWord adds a number that is written big endian.
-func addWord(v uint16, acc uint64) uint64 {
-	acc, carry := bits.Add64(acc, uint64(bits.ReverseBytes16(v)), 0)
-	return acc + carry
-}
+func addWord(v uint16, acc uint64) uint64 { return addCarry(acc, uint64(bits.ReverseBytes16(v))) }
 
 // fold makes 16 bits of a sum.
 func fold(acc uint64) uint16 {

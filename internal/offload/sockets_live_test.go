@@ -28,7 +28,6 @@ type wire struct {
 	supers []made // super-frames that a sent, a few of each type
 	kinds  [256]int
 	why    [Reasons]int
-	cut    int // frames that were finished
 }
 
 // newWire gives a the addresses 10.9.8.1 and fd00::1, b those with 2. a takes all offloads.
