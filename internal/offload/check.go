@@ -43,10 +43,11 @@ const (
 // checksum never writes a MAC address or a VLAN tag. The kernel demands 20.
 const minCsumStart = etherLen + ipv4Len
 
-// Check tells whether a frame is consistent with its vnet header: OK, or why not. It is at
-// least as strict as virtio_net_hdr_to_skb and what cuts frames afterwards, with one
-// exception: like there, a payload of no more than GSOSize is no super-frame,
-// but TCP options do not count as payload.
+// Check tells whether a frame is consistent with its vnet header: OK, or why not. It is stricter
+// than virtio_net_hdr_to_skb and what cuts frames afterwards: a super-frame's IP and UDP
+// lengths must be right, it must be no fragment, have no more than two tags, and hold to the bounds above.
+// In one thing it is not: as there, a payload of no more than GSOSize makes a frame like any
+// other, but the kernel counts TCP options as payload and then drops such a frame.
 func Check(h Header, frame []byte) Reason {
 	if h.Plain() {
 		return OK

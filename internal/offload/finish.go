@@ -10,6 +10,7 @@ const slot = MaxVnetHdr + MaxHead
 
 // A Frame is a finished frame in two pieces, one iovec each: Head is the target's vnet header
 // and headers that were rewritten, Payload a part of the original frame. Either may be empty.
+// To put the pieces together by a copy costs about as much as the second iovec (BenchmarkLiveScatter).
 type Frame struct {
 	Head, Payload []byte
 }

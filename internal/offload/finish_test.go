@@ -2,6 +2,7 @@ package offload
 
 import (
 	"bytes"
+	"encoding/binary"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -48,6 +49,53 @@ func TestSegments(t *testing.T) {
 		}
 		if !bytes.Equal(frame, was) {
 			t.Fatal("the original frame was written to")
+		}
+	}
+}
+
+// zeroed are frames of which the (first) checksum is zero, and how it is then written: UDP must not
+// say that it has none; what only lacked its checksum gets all ones from the kernel.
+var zeroed = []struct {
+	name string
+	s    shape
+	want uint16
+}{
+	{"TCP segment", shape{payload: 5000, gso: 1000}, 0},
+	{"TCP segment, IPv6", shape{v6: true, payload: 5000, gso: 1000}, 0},
+	{"UDP segment", shape{udp: true, payload: 5000, gso: 1000}, 0xffff},
+	{"UDP segment, IPv6", shape{v6: true, udp: true, payload: 5000, gso: 1000}, 0xffff},
+	{"TCP", shape{payload: 999}, 0xffff},
+	{"UDP", shape{udp: true, payload: 999}, 0xffff},
+}
+
+// buildZeroed changes the payload's first word so that the checksum becomes zero.
+func (s shape) buildZeroed(t *testing.T) (h Header, frame []byte, field int) {
+	t.Helper()
+	h, frame = s.build()
+	out, _, why := finish(new(Finisher), h, frame, Limits{})
+	if why != OK {
+		t.Fatal(why)
+	}
+	field = int(h.CsumStart) + int(h.CsumOffset)
+	seen, err := look(out[0], false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := frame[seen.payload:]
+	sum := plainSum(out[0][field:field+2], uint32(binary.BigEndian.Uint16(w)))
+	binary.BigEndian.PutUint16(w, sum)
+	return h, frame, field
+}
+
+func TestChecksumOfZero(t *testing.T) {
+	for _, tt := range zeroed {
+		h, frame, field := tt.s.buildZeroed(t)
+		out, _, why := finish(new(Finisher), h, frame, Limits{})
+		if why != OK {
+			t.Fatalf("%s: %v", tt.name, why)
+		}
+		if got := binary.BigEndian.Uint16(out[0][field:]); got != tt.want {
+			t.Errorf("%s: %#x, want %#x", tt.name, got, tt.want)
 		}
 	}
 }

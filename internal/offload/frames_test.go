@@ -3,6 +3,7 @@ package offload
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"slices"
 )
 
 // A shape says what a super-frame, or with gso 0 a frame with a partial checksum, looks like.
@@ -170,7 +171,10 @@ func randomShape(r *rand.Rand) shape {
 	}
 	if s.v6 {
 		for range r.IntN(3) {
-			s.exts = append(s.exts, protoDstOpts)
+			s.exts = append(s.exts, []byte{protoRouting, protoDstOpts}[r.IntN(2)])
+		}
+		if r.IntN(3) == 0 {
+			s.exts = append([]byte{protoHopByHop}, s.exts...)
 		}
 		s.extLen = 8 * r.IntN(5)
 	} else {
@@ -180,7 +184,7 @@ func randomShape(r *rand.Rand) shape {
 	if s.udp {
 		s.ecn = false
 	} else {
-		s.tcpOptions, s.full, most = 4*r.IntN(11), r.IntN(8) == 0, 300
+		s.tcpOptions, s.full, most = 4*r.IntN(11), r.IntN(8) == 0 && !slices.Contains(s.exts, protoRouting), 300
 	}
 	s.payload = min(s.gso+s.tcpOptions+1+r.IntN(s.gso*most), 64000)
 	return s

@@ -258,6 +258,25 @@ func TestLiveRandomFramesAsTheKernelCutsThem(t *testing.T) {
 	}
 }
 
+func TestLiveChecksumOfZeroAsTheKernelWritesIt(t *testing.T) {
+	requireRoot(t)
+	c := newCutter(t, 0)
+	for _, tt := range zeroed {
+		h, frame, _ := tt.s.buildZeroed(t)
+		kernels, err := c.cut(h, frame)
+		if err != nil {
+			t.Fatalf("%s: the kernel: %v", tt.name, err)
+		}
+		ours, why := finished(new(Finisher), h, frame, targets[0].limits)
+		if why != OK {
+			t.Fatalf("%s: %v", tt.name, why)
+		}
+		if err := compare(ours, kernels); err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
+}
+
 // What Check lets through, the kernel takes as well, and makes the same of it.
 func TestLiveLyingFrames(t *testing.T) {
 	requireRoot(t)

@@ -11,8 +11,9 @@ const (
 	tcpCWR = 0x80
 )
 
-// startCut prepares what all segments have in common. The IPv4 id, the sequence number and the
-// flags go on from what the super-frame has.
+// startCut prepares what all segments have in common. The IPv4 id counts up from the super-frame's, with
+// or without DF: a vnet header cannot say that the id shall stay (SKB_GSO_TCP_FIXEDID), so
+// the kernel does the same.
 func (f *Finisher) startCut(h Header) {
 	p := &f.lay
 	head := f.template[f.vnet : f.vnet+p.head]
