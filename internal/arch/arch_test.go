@@ -18,6 +18,7 @@ var layers = [][]string{
 	{"tapmgr", "internal/doctor"},
 	{"internal/launch"},
 	{"internal/bridgeconf", "internal/policy"},
+	{"bridge/vswitch"},
 	{"bridge", "macvtap", "vhost", "qmp", "libvirt"},
 	{"internal/tun", "internal/rtnl", "internal/qemu"},
 	{"internal/netns", "internal/step", "internal/stablemac"},
@@ -25,7 +26,7 @@ var layers = [][]string{
 }
 
 // systemCalls are the packages that may import x/sys/unix.
-var systemCalls = []string{"internal/privilege", "internal/tun", "internal/netns", "internal/rtnl", "internal/fdpass", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "testvm", "cmd/testvm"}
+var systemCalls = []string{"bridge/vswitch", "internal/privilege", "internal/tun", "internal/netns", "internal/rtnl", "internal/fdpass", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "testvm", "cmd/testvm"}
 
 // forTests may be imported by tests and by cmd/testvm alone; internal/mangen, by
 // what writes the man pages.

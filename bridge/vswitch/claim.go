@@ -1,0 +1,139 @@
+package vswitch
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/netns"
+)
+
+// NFT_TABLE_F_OWNER of include/uapi/linux/netfilter/nf_tables.h, and NF_DROP of include/uapi/linux/netfilter.h.
+const (
+	tableOwner = 2
+	policyDrop = 0
+)
+
+// claimPriority puts the claim in front of other chains at the same hook.
+const claimPriority = -500
+
+// claim keeps what comes in by a device from the kernel's stack: from its addresses, bridges, VLANs and routes. A packet
+// socket gets each frame before that (__netif_receive_skb_core in net/core/dev.c: ptype_all, then nf_ingress, then
+// everything else).
+//
+// It is an nftables table of family netdev with one chain at the hook ingress, whose policy is drop, and that has no
+// rule. The table belongs to the netlink socket that made it (NFT_TABLE_F_OWNER, Linux 5.12): nobody else may change it, not
+// even by flushing the rule set, and it goes when release closes the socket or this process dies, however it does. That
+// two switches do not claim one device follows from its name.
+func claim(ns *netns.NS, device string) (release func() error, err error) {
+	fd := -1
+	err = ns.Do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+		return err
+	})
+	if err != nil {
+		return nil, explainClaim(device, err)
+	}
+	if err := makeClaim(fd, device); err != nil {
+		return nil, explainClaim(device, errors.Join(err, unix.Close(fd)))
+	}
+	return func() error { return unix.Close(fd) }, nil
+}
+
+func explainClaim(device string, err error) error {
+	cure := ""
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		cure = " (another switch has the device)"
+	case errors.Is(err, unix.EPERM):
+		cure = " (needs CAP_NET_ADMIN)"
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+		cure = " (needs Linux 5.12 with nf_tables and CONFIG_NF_TABLES_NETDEV: modprobe nf_tables)"
+	}
+	return fmt.Errorf("keep the frames of %s from the host's own stack: %w%s", device, err, cure)
+}
+
+// makeClaim sends table and chain in one transaction, which is applied as a whole or not at all.
+func makeClaim(fd int, device string) error {
+	timeout := unix.NsecToTimeval(int64(5 * time.Second))
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+		return err
+	}
+	name := "vmnet-switch-" + device
+	hook := nl.NewRtAttr(unix.NFTA_CHAIN_HOOK|unix.NLA_F_NESTED, nil)
+	hook.AddRtAttr(unix.NFTA_HOOK_HOOKNUM, be32(unix.NF_NETDEV_INGRESS))
+	priority := claimPriority
+	hook.AddRtAttr(unix.NFTA_HOOK_PRIORITY, be32(uint32(priority)))
+	hook.AddRtAttr(unix.NFTA_HOOK_DEV, nl.ZeroTerminated(device))
+	const create = unix.NLM_F_REQUEST | unix.NLM_F_ACK | unix.NLM_F_CREATE | unix.NLM_F_EXCL
+	messages := []*nl.NetlinkRequest{
+		nfMessage(unix.NFNL_MSG_BATCH_BEGIN, unix.NLM_F_REQUEST, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES),
+		nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, create, unix.NFPROTO_NETDEV, 0,
+			nl.NewRtAttr(unix.NFTA_TABLE_NAME, nl.ZeroTerminated(name)),
+			nl.NewRtAttr(unix.NFTA_TABLE_FLAGS, be32(tableOwner))),
+		nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWCHAIN, create, unix.NFPROTO_NETDEV, 0,
+			nl.NewRtAttr(unix.NFTA_CHAIN_TABLE, nl.ZeroTerminated(name)),
+			nl.NewRtAttr(unix.NFTA_CHAIN_NAME, nl.ZeroTerminated("ingress")),
+			hook,
+			nl.NewRtAttr(unix.NFTA_CHAIN_POLICY, be32(policyDrop)),
+			nl.NewRtAttr(unix.NFTA_CHAIN_TYPE, nl.ZeroTerminated("filter"))),
+		nfMessage(unix.NFNL_MSG_BATCH_END, unix.NLM_F_REQUEST, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES),
+	}
+	var batch []byte
+	for i, m := range messages {
+		m.Seq = uint32(i + 1)
+		batch = append(batch, m.Serialize()...)
+	}
+	if err := unix.Sendto(fd, batch, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	return acknowledged(fd, uint32(len(messages)-1))
+}
+
+// nfMessage is a message of nfnetlink (include/uapi/linux/netfilter/nfnetlink.h).
+func nfMessage(kind, flags int, family byte, resource uint16, attrs ...*nl.RtAttr) *nl.NetlinkRequest {
+	m := &nl.NetlinkRequest{NlMsghdr: unix.NlMsghdr{Len: unix.SizeofNlMsghdr, Type: uint16(kind), Flags: uint16(flags)}}
+	m.AddRawData(binary.BigEndian.AppendUint16([]byte{family, unix.NFNETLINK_V0}, resource))
+	for _, a := range attrs {
+		m.AddData(a)
+	}
+	return m
+}
+
+func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
+
+// acknowledged reads answers until that of message last, or an error.
+func acknowledged(fd int, last uint32) error {
+	b := make([]byte, 16<<10)
+	for {
+		n, from, err := unix.Recvfrom(fd, b, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("wait for nf_tables: %w", err)
+		}
+		if k, ok := from.(*unix.SockaddrNetlink); !ok || k.Pid != 0 {
+			continue // not the kernel
+		}
+		for m := b[:n]; len(m) >= unix.SizeofNlMsghdr+4; {
+			length := int(binary.NativeEndian.Uint32(m))
+			if length < unix.SizeofNlMsghdr+4 || length > len(m) {
+				return fmt.Errorf("nf_tables answered with a message of %d bytes in %d", length, len(m))
+			}
+			if binary.NativeEndian.Uint16(m[4:]) == unix.NLMSG_ERROR {
+				if errno := int32(binary.NativeEndian.Uint32(m[unix.SizeofNlMsghdr:])); errno != 0 {
+					return unix.Errno(-errno)
+				}
+				if binary.NativeEndian.Uint32(m[8:]) == last {
+					return nil
+				}
+			}
+			m = m[min((length+3)&^3, len(m)):]
+		}
+	}
+}

@@ -1,0 +1,291 @@
+package vswitch
+
+import (
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"vmnet/internal/leaktest"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
+
+func TestKeysSurviveThePermutation(t *testing.T) {
+	f := NewFDB(0, 0)
+	for range 10000 {
+		k := rand.Uint64() & keyMask
+		if got := f.restore(f.permute(k)); got != k {
+			t.Fatalf("%#x became %#x", k, got)
+		}
+	}
+	k := keyOf(0x0254_0a0b_0c0d, 4094)
+	if got := KeyOf(k.MAC(), k.VLAN()); got != k || k.MAC().String() != "02:54:0a:0b:0c:0d" || k.VLAN() != 4094 {
+		t.Errorf("%#x is %s in VLAN %d", uint64(k), k.MAC(), k.VLAN())
+	}
+}
+
+// TestFDBAgainstAMap does at random what may be done to an FDB, and the same to a map.
+func TestFDBAgainstAMap(t *testing.T) {
+	type known struct {
+		port   int
+		static bool
+		seen   uint32
+	}
+	const ageing = 5
+	f, model, now := NewFDB(0, ageing*time.Second), map[Key]known{}, uint32(0)
+	keys := make([]Key, 200)
+	for i := range keys { // few addresses in few VLANs, so that they meet again
+		keys[i] = keyOf(uint64(i%50)<<40|uint64(i), uint16(rand.IntN(3)))
+	}
+	keys[0] = 0 // an address and a VLAN of nothing but zeros
+	for step := range 20000 {
+		k, port := keys[rand.IntN(len(keys))], rand.IntN(5)
+		old, had := model[k]
+		switch rand.IntN(100) {
+		case 0:
+			if err := f.AddStatic(k, port); err != nil {
+				t.Fatal(err)
+			}
+			model[k] = known{port, true, now}
+		case 1:
+			if f.Remove(k) != had {
+				t.Fatalf("step %d: remove %v, it was there: %v", step, k.MAC(), had)
+			}
+			delete(model, k)
+		case 2:
+			static := rand.IntN(2) == 0
+			f.FlushPort(port, static)
+			for k, v := range model {
+				if v.port == port && (static || !v.static) {
+					delete(model, k)
+				}
+			}
+		case 3:
+			now++
+			f.Sweep(now)
+			for k, v := range model {
+				if !v.static && now-v.seen >= ageing {
+					delete(model, k)
+				}
+			}
+		default:
+			f.Learn(k, port)
+			if had && old.static {
+				port = old.port
+			}
+			model[k] = known{port, had && old.static, now}
+		}
+		k = keys[rand.IntN(len(keys))]
+		want := -1
+		if v, ok := model[k]; ok {
+			want = v.port
+		}
+		if got := f.Lookup(k); got != want {
+			t.Fatalf("step %d: %v is behind port %d, want %d", step, k.MAC(), got, want)
+		}
+		if step%500 != 0 {
+			continue
+		}
+		entries := f.Dump()
+		if len(entries) != len(model) || f.Stats().Entries != len(model) {
+			t.Fatalf("step %d: %d entries, %+v, want %d", step, len(entries), f.Stats(), len(model))
+		}
+		learned := [maxPorts]int32{}
+		for _, e := range entries {
+			if v := model[e.Key]; v.port != e.Port || v.static != e.Static || (!e.Static && e.Age != time.Duration(now-v.seen)*time.Second) {
+				t.Errorf("step %d: %+v, want %+v at %d", step, e, v, now)
+			}
+			if !e.Static {
+				learned[e.Port]++
+			}
+		}
+		for p := range learned {
+			if got := f.learned[p].Load(); got != learned[p] {
+				t.Errorf("step %d: port %d counts %d, want %d", step, p, got, learned[p])
+			}
+		}
+	}
+}
+
+// TestFDBConcurrently has many goroutines learn, look up and forget: an address is never found behind a
+// port that it was not at, and none stays twice.
+func TestFDBConcurrently(t *testing.T) {
+	const addresses, workers = 500, 4
+	f := NewFDB(1, time.Second)
+	// An address is only ever learned at one of two ports, which its number tells.
+	portFor := func(i, turn int) int { return i%100*2 + turn&1 }
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(1, uint64(w)))
+			for n := range 10000 {
+				i := r.IntN(addresses)
+				k := keyOf(uint64(i)*0x10001, uint16(i))
+				switch {
+				case n%1000 == 0:
+					f.FlushPort(r.IntN(200), false)
+				case n%100 == 0:
+					f.Sweep(uint32(n / 1000))
+				case n%101 == 0:
+					f.Remove(k)
+				default:
+					f.Learn(k, portFor(i, r.IntN(2)))
+				}
+				if got := f.Lookup(k); got >= 0 && got != portFor(i, 0) && got != portFor(i, 1) {
+					t.Errorf("address %d is behind %d", i, got)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	seen, learned := map[Key]bool{}, [maxPorts]int32{}
+	for _, e := range f.Dump() {
+		if seen[e.Key] {
+			t.Errorf("%v is in the table twice", e.Key)
+		}
+		seen[e.Key] = true
+		learned[e.Port]++
+	}
+	for p := range learned {
+		if got := f.learned[p].Load(); got != learned[p] {
+			t.Errorf("port %d counts %d, has %d", p, got, learned[p])
+		}
+	}
+}
+
+// TestFDBConcurrentInsertion has two goroutines put in the same new addresses at once.
+func TestFDBConcurrentInsertion(t *testing.T) {
+	f := NewFDB(0, 0)
+	const addresses = 5000
+	var wg sync.WaitGroup
+	for w := range 2 {
+		wg.Go(func() {
+			for i := range addresses {
+				f.Learn(keyOf(uint64(i), 1), w)
+				if i%16 == 0 {
+					_ = f.AddStatic(keyOf(uint64(i), 2), w)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	seen := map[Key]bool{}
+	for _, e := range f.Dump() {
+		if seen[e.Key] {
+			t.Errorf("%v is in the table twice", e.Key)
+		}
+		seen[e.Key] = true
+	}
+	for i := 0; i < addresses; i += 16 {
+		if !seen[keyOf(uint64(i), 2)] {
+			t.Errorf("the static entry of address %d is gone", i)
+		}
+	}
+}
+
+func TestFDBIsBounded(t *testing.T) {
+	f := NewFDB(0, 0)
+	for i := range 3 * len(f.slots) {
+		f.Learn(keyOf(uint64(i), 0), i%7)
+	}
+	s := f.Stats()
+	if s.Entries > s.Slots || s.Entries < s.Slots*8/10 || s.Evicted+uint64(s.Entries) != uint64(3*s.Slots) {
+		t.Errorf("%+v", s)
+	}
+	// What is seen again and again outlives the crowd.
+	kept := keyOf(0x0200_0000_0001, 9)
+	f.Learn(kept, 3)
+	for now := range uint32(20) {
+		f.Sweep(now)
+		f.Learn(kept, 3)
+		for range 1000 {
+			f.Learn(keyOf(rand.Uint64()>>16, 1), 1)
+		}
+	}
+	if got := f.Lookup(kept); got != 3 {
+		t.Errorf("a busy address was pushed out: %d", got)
+	}
+}
+
+func TestFDBHoldsItsCapacity(t *testing.T) {
+	f := NewFDB(0, 0)
+	for i := range defaultCapacity {
+		f.Learn(keyOf(rand.Uint64()>>16, uint16(i&1)), 1)
+	}
+	if s := f.Stats(); s.Evicted > defaultCapacity/1000 {
+		t.Errorf("%+v: more than one in a thousand was pushed out", s)
+	}
+}
+
+func TestFDBLimitsAPort(t *testing.T) {
+	f := NewFDB(0, 0)
+	f.LimitPort(1, 10)
+	for i := range 100 {
+		f.Learn(keyOf(uint64(i), 0), 1)
+		f.Learn(keyOf(uint64(i), 1), 2)
+	}
+	if s := f.Stats(); s.Entries != 110 || s.Refused != 90 {
+		t.Errorf("%+v", s)
+	}
+	f.FlushPort(1, false)
+	f.Learn(keyOf(50, 0), 1)
+	if got := f.Lookup(keyOf(50, 0)); got != 1 {
+		t.Errorf("after the flush: %d", got)
+	}
+}
+
+func TestFDBFullOfStatics(t *testing.T) {
+	f := NewFDB(0, 0)
+	k := keyOf(1, 1)
+	b, _ := f.place(k)
+	bit := Key(0)
+	for filled := 0; filled < ways; bit++ { // eight that share its bucket
+		other := keyOf(uint64(bit)+2, 5)
+		if ob, _ := f.place(other); ob != b {
+			continue
+		}
+		if err := f.AddStatic(other, 4); err != nil {
+			t.Fatal(err)
+		}
+		filled++
+	}
+	f.Learn(k, 1)
+	if got := f.Lookup(k); got != -1 || f.Stats().Refused != 1 {
+		t.Errorf("learned at %d, %+v", got, f.Stats())
+	}
+	if err := f.AddStatic(k, 1); !errors.Is(err, ErrFDBFull) {
+		t.Errorf("one more static entry: %v", err)
+	}
+}
+
+func BenchmarkFDB(b *testing.B) {
+	const n = 10000
+	f, keys := NewFDB(0, 0), make([]Key, n)
+	for i := range keys {
+		keys[i] = keyOf(rand.Uint64()>>16, uint16(i%4))
+		f.Learn(keys[i], i%64)
+	}
+	rand.Shuffle(n, func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })
+	b.Run("lookup", func(b *testing.B) {
+		b.ReportAllocs()
+		i, sum := 0, 0
+		for b.Loop() {
+			sum += f.Lookup(keys[i])
+			if i++; i == n {
+				i = 0
+			}
+		}
+	})
+	b.Run("learn", func(b *testing.B) {
+		b.ReportAllocs()
+		i := 0
+		for b.Loop() {
+			f.Learn(keys[i], i&63)
+			if i++; i == n {
+				i = 0
+			}
+		}
+	})
+}

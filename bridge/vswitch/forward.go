@@ -1,0 +1,233 @@
+package vswitch
+
+import (
+	"errors"
+	"os"
+	"time"
+
+	"vmnet/internal/offload"
+)
+
+// A receiver is the goroutine of one queue of a port: it takes a batch of frames, decides where each goes, and
+// writes them there. All that it needs for that is its own.
+type receiver struct {
+	sw    *Switch
+	port  *Port
+	queue queue
+	n     int // number of the queue
+
+	frames [batchSize]frame
+	to     [batchSize]*Port // where each frame goes that was not sent yet
+
+	out    *sender
+	heads  [batchSize][headMax]byte // of frames whose tag changes
+	fin    offload.Finisher
+	copied []byte // room for a frame that is to be both retagged and finished; made by the first
+}
+
+func newReceiver(sw *Switch, p *Port, n int) *receiver {
+	return &receiver{sw: sw, port: p, queue: p.wire.queues[n], n: n, out: newSender()}
+}
+
+func (r *receiver) run() {
+	for {
+		n, err := r.queue.receive(r.frames[:])
+		if err != nil {
+			if !errors.Is(err, os.ErrClosed) {
+				r.port.endWith(err)
+			}
+			return
+		}
+		r.input(r.frames[:n])
+	}
+}
+
+// input takes a batch: each frame is checked, learned from, and sent, in the order in which they came.
+func (r *receiver) input(frames []frame) {
+	t, now := r.sw.table.Load(), int64(time.Since(r.sw.start))
+	var count, bytes uint64
+	for i := range frames {
+		f := &frames[i]
+		why := f.lost
+		if why == Delivered {
+			count++
+			bytes += uint64(max(0, len(f.data)-vnetLen))
+			why = r.accept(f)
+		}
+		if why == Delivered {
+			why = r.forward(t, frames, i, now)
+		}
+		if why != Delivered {
+			r.port.drop(why)
+		}
+	}
+	r.flush(frames)
+	r.port.rx[r.n].add(count, bytes)
+}
+
+// accept tells whether the port takes a frame, and learns its source.
+func (r *receiver) accept(f *frame) Reason {
+	if why := f.parse(); why != Delivered {
+		return why
+	}
+	p := r.port
+	switch {
+	case f.src&groupBit != 0 || f.src == 0:
+		return Source
+	case !p.admits(f.src):
+		return Spoofed
+	case !p.vlans.classify(f):
+		return VLAN
+	case isLinkLocal(f.dst):
+		return LinkLocal
+	}
+	if !p.cfg.NoLearning {
+		r.sw.fdb.Learn(keyOf(f.src, f.vid), p.index)
+	}
+	return Delivered
+}
+
+// forward finds out where frame i goes. To one port it goes with others of the batch, in flush; what is flooded goes
+// at once, behind what came earlier.
+func (r *receiver) forward(t *table, frames []frame, i int, now int64) Reason {
+	f, p := &frames[i], r.port
+	switch {
+	case f.dst == broadcast:
+		if !p.broadcasts.take(now) {
+			return Broadcasts
+		}
+	case f.dst&groupBit != 0:
+		if !p.multicasts.take(now) {
+			return Multicasts
+		}
+	default:
+		index := r.sw.fdb.Lookup(keyOf(f.dst, f.vid))
+		if index >= 0 && index < len(t.by) && t.by[index] != nil {
+			to := t.by[index]
+			why := r.between(to, f)
+			if why == Delivered {
+				r.to[i] = to
+			}
+			return why
+		}
+		if !p.unknowns.take(now) {
+			return Unknowns
+		}
+	}
+	r.flush(frames[:i])
+	return r.flood(t, f)
+}
+
+// between tells whether a frame of this port may leave by another one.
+func (r *receiver) between(to *Port, f *frame) Reason {
+	switch {
+	case to == r.port && !to.cfg.Hairpin:
+		return Back
+	case r.port.cfg.Isolated && to.cfg.Isolated:
+		return Isolated
+	case !to.vlans.has(f.vid):
+		return VLAN
+	}
+	return Delivered
+}
+
+// flood sends a frame to all ports that may have it.
+func (r *receiver) flood(t *table, f *frame) Reason {
+	unknown, sent := f.dst&groupBit == 0, false
+	for _, to := range t.ports {
+		if r.between(to, f) != Delivered || unknown && to.cfg.NoFlood {
+			continue
+		}
+		sent = true
+		r.add(to, f)
+		r.send(to)
+	}
+	if !sent {
+		return NoPort
+	}
+	return Delivered
+}
+
+// flush sends what waits, target by target.
+func (r *receiver) flush(frames []frame) {
+	for i := range frames {
+		to := r.to[i]
+		if to == nil {
+			continue
+		}
+		for j := i; j < len(frames); j++ {
+			if r.to[j] == to {
+				r.to[j] = nil
+				r.add(to, &frames[j])
+			}
+		}
+		r.send(to)
+	}
+}
+
+// add puts a frame into the list for a target, in the form that the target takes. A frame that is finished in
+// software is sent at once, behind the list.
+func (r *receiver) add(to *Port, f *frame) {
+	h, whole := f.vnet, true
+	out := offload.Frame{Head: f.data}
+	if to.vlans.tags(f) != f.tagged {
+		h, out = f.retag(r.heads[r.out.n][:])
+		whole = false
+	}
+	// What the limits are about is the same with the tag and without it.
+	if offload.Fits(f.vnet, f.ether(), to.limits) {
+		out.Head = out.Head[vnetLen-to.limits.VnetHdr:]
+		r.out.add(out)
+		return
+	}
+	if !whole {
+		r.copied = append(append(r.copied[:0], out.Head...), out.Payload...)
+		out.Head = r.copied
+	}
+	r.finish(to, h, out.Head[vnetLen:])
+}
+
+// finish makes of a frame what the target takes, and sends it.
+func (r *receiver) finish(to *Port, h offload.Header, ether []byte) {
+	if why := r.fin.Start(h, ether, to.limits); why != offload.OK {
+		to.drop(fromOffload(why))
+		return
+	}
+	r.send(to)
+	for frames := r.fin.Next(); len(frames) > 0; frames = r.fin.Next() {
+		for _, f := range frames {
+			r.out.add(f)
+		}
+		r.send(to)
+	}
+}
+
+// send gives the list to a target. Each queue writes to one and the same of the target's, so that no flow is
+// overtaken by itself.
+func (r *receiver) send(to *Port) {
+	if r.out.n == 0 {
+		return
+	}
+	n := r.n % len(to.wire.queues)
+	r.out.begin(to.limits.VnetHdr)
+	to.wire.queues[n].send(r.out)
+	r.out.n = 0
+	if r.out.frames > 0 {
+		to.tx[n].add(r.out.frames, r.out.bytes)
+	}
+	if r.out.dropped {
+		to.dropped(r.out)
+	}
+}
+
+// dropped counts what a send has dropped.
+func (p *Port) dropped(s *sender) {
+	for why, n := range s.drops {
+		if n > 0 {
+			p.drops[why].Add(uint64(n))
+		}
+	}
+	if s.gone != 0 {
+		p.endWith(s.gone)
+	}
+}

@@ -1,0 +1,109 @@
+package vswitch
+
+import (
+	"encoding/binary"
+
+	"vmnet/internal/offload"
+)
+
+// Lengths in bytes. A frame's data is its vnet header, then the Ethernet frame: two addresses, an 802.1Q tag
+// or none, the type, the payload.
+const (
+	vnetLen  = offload.HeaderLen
+	macsLen  = 12
+	tagLen   = 4
+	etherLen = macsLen + 2
+
+	// maxFrame is the longest Ethernet frame: a super-frame of 64 KiB (GSO_LEGACY_MAX_SIZE in
+	// include/linux/netdevice.h) with room for its headers.
+	maxFrame = 64<<10 + 256
+)
+
+// etherTypeVLAN is the type of a tag of IEEE 802.1Q. Those of 802.1ad, which a provider puts in front,
+// are payload to this switch, as they are to a kernel bridge whose vlan_protocol is 802.1Q.
+const etherTypeVLAN = 0x8100
+
+// A frame is one that came in, and what input found out about it.
+type frame struct {
+	data []byte // vnet header and Ethernet frame, valid until the batch is done
+
+	vnet     offload.Header
+	dst, src uint64
+	vid      uint16 // its VLAN, from the tag or the port; 0 where neither says
+	tagged   bool   // carries an 802.1Q tag, if only of VLAN 0
+	lost     Reason // a frame that came, but not here: data is nil
+}
+
+// ether is the Ethernet frame.
+func (f *frame) ether() []byte { return f.data[vnetLen:] }
+
+// parse reads addresses and tag, or tells why the frame is none. It changes nothing.
+func (f *frame) parse() Reason {
+	if len(f.data) < vnetLen+etherLen {
+		return Short
+	}
+	if len(f.data) > vnetLen+maxFrame {
+		return Giant
+	}
+	f.vnet, _ = offload.Parse(f.data)
+	if why := offload.Check(f.vnet, f.ether()); why != offload.OK {
+		return fromOffload(why)
+	}
+	e := f.ether()
+	f.dst, f.src = macWord(e), macWord(e[6:])
+	f.tagged = binary.BigEndian.Uint16(e[macsLen:]) == etherTypeVLAN
+	f.vid = 0
+	if f.tagged {
+		if len(e) < etherLen+tagLen {
+			return Short
+		}
+		f.vid = binary.BigEndian.Uint16(e[macsLen+2:]) & (1<<vidBits - 1)
+	}
+	return Delivered
+}
+
+// macWord is an address in the lower 48 bits.
+func macWord(b []byte) uint64 {
+	return uint64(binary.BigEndian.Uint32(b))<<16 | uint64(binary.BigEndian.Uint16(b[4:]))
+}
+
+const (
+	broadcast = 1<<48 - 1
+	groupBit  = 1 << 40 // of a multicast address, and of broadcast
+
+	// The addresses 01:80:c2:00:00:00 to 0f are for the next bridge only (IEEE 802.1D, table 7-10). The first
+	// is that of spanning trees, which a bridge that takes no part in one passes on (br_handle_frame in
+	// net/bridge/br_input.c).
+	linkLocal     = 0x0180_c200_0000
+	linkLocalMask = broadcast &^ 0xf
+)
+
+func isLinkLocal(dst uint64) bool { return dst&linkLocalMask == linkLocal && dst != linkLocal }
+
+// headMax is the most that retag writes: vnet header, addresses and a tag.
+const headMax = vnetLen + macsLen + tagLen
+
+// retag is the frame with a tag of its VLAN put in, or with its tag taken out, in two pieces: the first is written into head, which
+// has room for headMax bytes, the second is the frame's own. The sum's start moves along.
+func (f *frame) retag(head []byte) (offload.Header, offload.Frame) {
+	e, n := f.ether(), vnetLen+macsLen
+	copy(head[vnetLen:], e[:macsLen])
+	if f.tagged {
+		return shifted(f.vnet, head, -tagLen), offload.Frame{Head: head[:n], Payload: e[macsLen+tagLen:]}
+	}
+	binary.BigEndian.PutUint16(head[n:], etherTypeVLAN)
+	binary.BigEndian.PutUint16(head[n+2:], f.vid)
+	return shifted(f.vnet, head, tagLen), offload.Frame{Head: head[:n+tagLen], Payload: e[macsLen:]}
+}
+
+// shifted writes into b the vnet header of a frame that has got by bytes more in front of its payload.
+func shifted(h offload.Header, b []byte, by int) offload.Header {
+	if h.Flags&offload.NeedsCsum != 0 {
+		h.CsumStart = uint16(int(h.CsumStart) + by)
+	}
+	if h.HdrLen != 0 {
+		h.HdrLen = uint16(int(h.HdrLen) + by)
+	}
+	h.Put(b)
+	return h
+}

@@ -1,0 +1,183 @@
+package vswitch
+
+import (
+	"bytes"
+	"encoding/binary"
+	"os"
+	"testing"
+
+	"vmnet/internal/offload"
+)
+
+// A memory is a queue that keeps what is sent to it, and never receives: the test gives frames, with whatever vnet
+// header, to the port's receiver itself.
+type memory struct {
+	closed chan struct{}
+	sent   [][]byte
+}
+
+func (m *memory) receive([]frame) (int, error) {
+	<-m.closed
+	return 0, os.ErrClosed
+}
+
+func (m *memory) send(s *sender) {
+	for i := range s.n {
+		m.sent = append(m.sent, append(bytes.Clone(s.list[i].Head), s.list[i].Payload...))
+		s.note(i, 0)
+	}
+}
+
+func (m *memory) close() error {
+	close(m.closed)
+	return nil
+}
+
+// everything is what a tap takes.
+var everything = offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: vnetLen}
+
+// memoryLAN is a switch whose ports are memories with those limits.
+func memoryLAN(tb testing.TB, ports map[string]PortConfig, limits map[string]offload.Limits) (*Switch, map[string]*memory) {
+	sw, queues := New(Config{}), map[string]*memory{}
+	tb.Cleanup(func() { _ = sw.Close() })
+	for name, cfg := range ports {
+		queues[name] = &memory{closed: make(chan struct{})}
+		if _, err := sw.AddPort(name, &Wire{kind: "memory", limits: limits[name], queues: []queue{queues[name]}}, cfg); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	return sw, queues
+}
+
+func receiverOf(sw *Switch, port string) *receiver {
+	return newReceiver(sw, sw.table.Load().find(port), 0)
+}
+
+// superFrame is one of TCP over IPv4 with its vnet header.
+func superFrame(payload, gso int, tags ...string) []byte {
+	const ip, tcp = 20, 20
+	f := etherFrame(mac(2), mac(1), tags, 0)
+	l3 := len(f)
+	binary.BigEndian.PutUint16(f[l3-2:], 0x0800)
+	f = append(f, make([]byte, ip+tcp+payload)...)
+	f[l3], f[l3+8], f[l3+9] = 0x45, 64, 6
+	binary.BigEndian.PutUint16(f[l3+2:], uint16(ip+tcp+payload))
+	f[l3+ip+12] = tcp / 4 << 4
+	binary.BigEndian.PutUint16(f[l3+ip+16:], uint16(6+tcp+payload)) // of the pseudo header
+	h := offload.Header{Flags: offload.NeedsCsum, GSOType: offload.GSOTCPv4, GSOSize: uint16(gso), HdrLen: uint16(l3 + ip + tcp), CsumStart: uint16(l3 + ip), CsumOffset: 16}
+	if gso == 0 {
+		h.GSOType = offload.GSONone
+	}
+	data := make([]byte, vnetLen)
+	h.Put(data)
+	return append(data, f...)
+}
+
+// FuzzInput gives the switch any header and any frame. What comes out must be consistent, no larger than the
+// target takes, and at no port that it was not for.
+func FuzzInput(f *testing.F) {
+	f.Add([]byte(nil))
+	f.Add(superFrame(5000, 1448))
+	f.Add(superFrame(5000, 1448, "8100:10"))
+	f.Add(superFrame(5000, 1448, "88a8:1", "8100:10"))
+	f.Add(superFrame(100, 0))
+	f.Add(append(make([]byte, vnetLen), etherFrame(all, mac(1), nil, 46)...))
+	for i := range vnetLen { // lying headers
+		lie := superFrame(3000, 1000)
+		lie[i] ^= 0xff
+		f.Add(lie)
+	}
+	ports := map[string]PortConfig{"in": {}, "tap": {}, "vlan": access(10), "socket": {}, "other": {}}
+	sw, queues := memoryLAN(f, ports, map[string]offload.Limits{"in": everything, "tap": everything, "vlan": everything})
+	if err := sw.fdb.AddStatic(KeyOf(mac(2), 0), sw.table.Load().find("tap").index); err != nil {
+		f.Fatal(err)
+	}
+	r := receiverOf(sw, "in")
+	f.Fuzz(func(t *testing.T, data []byte) {
+		before := bytes.Clone(data)
+		r.frames[0] = frame{data: data}
+		r.input(r.frames[:1])
+
+		known := len(before) >= vnetLen+etherLen && bytes.Equal(before[vnetLen:vnetLen+6], mac(2)) && binary.BigEndian.Uint16(before[vnetLen+macsLen:]) != etherTypeVLAN
+		for name, q := range queues {
+			limits := sw.table.Load().find(name).limits
+			if len(q.sent) > 0 && (name == "in" || known && name != "tap") {
+				t.Errorf("%s got what was not for it: %x", name, before)
+			}
+			sent := q.sent
+			q.sent = nil
+			for _, out := range sent {
+				h := offload.Header{}
+				if limits.VnetHdr > 0 {
+					h, _ = offload.Parse(out)
+				}
+				ether := out[limits.VnetHdr:]
+				if why := offload.Check(h, ether); why != offload.OK || !offload.Fits(h, ether, limits) {
+					t.Errorf("%s got a frame that does not fit: %+v (%s), %d bytes", name, h, why, len(ether))
+				}
+			}
+		}
+	})
+}
+
+// TestFinishesWhatATargetDoesNotTake sends a super-frame, and one with a partial checksum, to ports with and without tags,
+// offloads and vnet headers.
+func TestFinishesWhatATargetDoesNotTake(t *testing.T) {
+	ports := map[string]PortConfig{"in": {}, "tap": {}, "vlantap": access(10), "socket": {}, "vlansocket": access(10)}
+	limits := map[string]offload.Limits{"in": everything, "tap": everything, "vlantap": everything}
+	for _, c := range []struct {
+		payload, gso, frames int
+	}{{3000, 1000, 3}, {500, 0, 1}} {
+		sw, queues := memoryLAN(t, ports, limits)
+		r := receiverOf(sw, "in")
+		in := superFrame(c.payload, c.gso, "8100:10")
+		r.frames[0] = frame{data: bytes.Clone(in)}
+		r.input(r.frames[:1])
+		untagged := superFrame(c.payload, c.gso)
+		if got := queues["tap"].sent; len(got) != 1 || !bytes.Equal(got[0], in) {
+			t.Errorf("tap: %x, want %x", got, in)
+		}
+		if got := queues["vlantap"].sent; len(got) != 1 || !bytes.Equal(got[0], untagged) {
+			t.Errorf("tap with VLAN: %x, want %x", got, untagged)
+		}
+		tagged, plain := queues["socket"].sent, queues["vlansocket"].sent
+		if len(tagged) != c.frames || len(plain) != c.frames {
+			t.Fatalf("%d and %d frames, want %d", len(tagged), len(plain), c.frames)
+		}
+		for i := range plain {
+			if want := append(bytes.Clone(tagged[i][:macsLen]), tagged[i][macsLen+tagLen:]...); !bytes.Equal(plain[i], want) {
+				t.Errorf("frame %d: %x with VLAN, %x without", i, plain[i], want)
+			}
+			if sum := sumOf(plain[i][34:], 6+len(plain[i])-34); sum != 0xffff {
+				t.Errorf("frame %d: the TCP checksum is wrong: %#x", i, sum)
+			}
+		}
+	}
+}
+
+// sumOf adds up a TCP segment between addresses of zeros, and pseudo, the rest of its pseudo header; right is 0xffff.
+func sumOf(b []byte, pseudo int) uint16 {
+	sum := uint64(pseudo)
+	for i := range b {
+		sum += uint64(b[i]) << (8 * (1 - i&1))
+	}
+	for sum>>16 != 0 {
+		sum = sum&0xffff + sum>>16
+	}
+	return uint16(sum)
+}
+
+func TestSmallerMTU(t *testing.T) {
+	sw, queues := memoryLAN(t, map[string]PortConfig{"in": {}, "small": {MTU: 1000}, "jumbo": {MTU: 9000}},
+		map[string]offload.Limits{"in": everything, "small": everything, "jumbo": everything})
+	r := receiverOf(sw, "in")
+	for i, data := range [][]byte{superFrame(5000, 1448), superFrame(5000, 960), superFrame(960, 0), superFrame(961, 0), superFrame(9000-40, 0), superFrame(9001-40, 0)} {
+		r.frames[i] = frame{data: data}
+	}
+	r.input(r.frames[:6])
+	small, jumbo := sw.table.Load().find("small"), sw.table.Load().find("jumbo")
+	if len(queues["small"].sent) != 2 || small.Dropped(TooBig) != 4 || len(queues["jumbo"].sent) != 5 || jumbo.Dropped(TooBig) != 1 {
+		t.Errorf("%d frames at the small port, %d too big; %d at the other, %d too big",
+			len(queues["small"].sent), small.Dropped(TooBig), len(queues["jumbo"].sent), jumbo.Dropped(TooBig))
+	}
+}

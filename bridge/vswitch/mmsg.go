@@ -1,0 +1,163 @@
+package vswitch
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/offload"
+)
+
+// socketQueue receives and sends by batches, recvmmsg(2) and sendmmsg(2).
+type socketQueue struct {
+	file
+	msgs []mmsghdr
+	iovs []unix.Iovec
+	aux  [][auxLen]byte // what comes beside a frame; nil for nothing
+
+	slots []byte // room for one frame each
+	slot  int    // bytes of each
+	head  int    // of these, for what is put in front of what the kernel gives
+
+	ended func(errno syscall.Errno) bool // tells whether an error is the queue's end
+
+	// Of the receive under way.
+	fill   func(fd uintptr) bool // made once
+	frames []frame
+	n      int
+	err    error
+}
+
+// auxLen is the room for one control message, struct tpacket_auxdata (packet(7)).
+const auxLen = unix.SizeofCmsghdr + 24
+
+// newSocketQueue takes over f. It receives up to that many frames at a time, each of at most size bytes, and
+// leaves head bytes in front of each.
+func newSocketQueue(f file, frames, size, head int, aux bool) *socketQueue {
+	q := &socketQueue{
+		file: f, msgs: make([]mmsghdr, frames), iovs: make([]unix.Iovec, frames),
+		slot: (head + size + 63) &^ 63, head: head,
+	}
+	q.fill = q.fillFrames
+	q.slots = make([]byte, q.slot*frames)
+	if aux {
+		q.aux = make([][auxLen]byte, frames)
+	}
+	for i := range q.msgs {
+		at := q.slots[i*q.slot+head:]
+		q.iovs[i].Base = &at[0]
+		q.iovs[i].SetLen(size)
+		q.msgs[i].hdr.Iov = &q.iovs[i]
+		q.msgs[i].hdr.SetIovlen(1)
+	}
+	return q
+}
+
+func (q *socketQueue) receive(frames []frame) (int, error) {
+	q.frames, q.n, q.err = frames, 0, nil
+	if err := q.conn.Read(q.fill); err != nil {
+		return 0, err
+	}
+	return q.n, q.err
+}
+
+// fillFrames returns false to wait until there is something to receive. An error that is not the end stands for one frame that
+// did not come.
+func (q *socketQueue) fillFrames(fd uintptr) bool {
+	want := min(len(q.frames), len(q.msgs))
+	for i := range q.aux[:min(want, len(q.aux))] { // the kernel shortens it to what it has written
+		q.msgs[i].hdr.Control = &q.aux[i][0]
+		q.msgs[i].hdr.SetControllen(auxLen)
+	}
+	for {
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&q.msgs[0])), uintptr(want), unix.MSG_DONTWAIT, 0, 0)
+		switch {
+		case errno == unix.EINTR:
+			continue
+		case errno == unix.EAGAIN:
+			return false
+		case errno == 0:
+			for i := range int(n) {
+				q.frames[i] = q.take(i)
+			}
+			q.n = int(n)
+		case q.ended(errno):
+			q.err = fmt.Errorf("receive: %w", errno)
+		default:
+			q.frames[0], q.n = frame{lost: Unreadable}, 1
+		}
+		return true
+	}
+}
+
+// take makes a frame of message i: with the vnet header in front, or room for it, and the tag put back.
+func (q *socketQueue) take(i int) frame {
+	if q.msgs[i].hdr.Flags&unix.MSG_TRUNC != 0 {
+		return frame{lost: Giant}
+	}
+	start := i * q.slot
+	data := q.slots[start : start+q.head+int(q.msgs[i].len) : start+q.slot]
+	if q.aux == nil {
+		clear(data[:q.head])
+		return frame{data: data}
+	}
+	tag, ok := tagOf(&q.msgs[i].hdr, &q.aux[i])
+	if !ok || len(data) < q.head+vnetLen+macsLen {
+		return frame{data: data[q.head:]}
+	}
+	return frame{data: putBack(data, tag)}
+}
+
+// tagOf is the tag that the kernel took out of a frame (TP_STATUS_VLAN_VALID in
+// include/uapi/linux/if_packet.h).
+func tagOf(hdr *unix.Msghdr, aux *[auxLen]byte) (tag [tagLen]byte, ok bool) {
+	const auxSize = int(unsafe.Sizeof(unix.TpacketAuxdata{}))
+	c := (*unix.Cmsghdr)(unsafe.Pointer(aux))
+	if int(hdr.Controllen) < unix.SizeofCmsghdr+auxSize || c.Level != unix.SOL_PACKET || c.Type != unix.PACKET_AUXDATA {
+		return tag, false
+	}
+	a := (*unix.TpacketAuxdata)(unsafe.Pointer(&aux[unix.SizeofCmsghdr]))
+	if a.Status&unix.TP_STATUS_VLAN_VALID == 0 {
+		return tag, false
+	}
+	kind := uint16(etherTypeVLAN)
+	if a.Status&unix.TP_STATUS_VLAN_TPID_VALID != 0 {
+		kind = a.Vlan_tpid
+	}
+	binary.BigEndian.PutUint16(tag[:], kind)
+	binary.BigEndian.PutUint16(tag[2:], a.Vlan_tci)
+	return tag, true
+}
+
+// putBack moves the vnet header and the addresses into the room of 4 bytes in front of them, and puts the tag in behind.
+// What the header says of places in the frame moves along (virtio_net_hdr_from_skb in include/linux/virtio_net.h
+// counts without the tag).
+func putBack(data []byte, tag [tagLen]byte) []byte {
+	copy(data, data[tagLen:tagLen+vnetLen+macsLen])
+	copy(data[vnetLen+macsLen:], tag[:])
+	h, _ := offload.Parse(data)
+	shifted(h, data, tagLen)
+	return data
+}
+
+func (q *socketQueue) send(s *sender) { s.use(q.conn, s.burst) }
+
+// raiseBuffers makes room for bursts: as much as asked for with CAP_NET_ADMIN, else what net.core.rmem_max and wmem_max allow.
+func raiseBuffers(fd, bytes int) error {
+	var errs []error
+	for _, opt := range [][2]int{{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}, {unix.SO_SNDBUFFORCE, unix.SO_SNDBUF}} {
+		err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, opt[0], bytes)
+		if err != nil {
+			err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, opt[1], bytes)
+		}
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("raise socket buffers: %w", err)
+	}
+	return nil
+}

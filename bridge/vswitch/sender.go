@@ -1,0 +1,140 @@
+package vswitch
+
+import (
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/offload"
+)
+
+// A sender is one goroutine's way out: a list of frames for one queue, and what became of them. It does not
+// allocate.
+type sender struct {
+	list [batchSize]offload.Frame
+	n    int
+
+	// What became of the last list.
+	frames, bytes uint64 // delivered; without vnet headers
+	drops         [Reasons]uint32
+	dropped       bool
+	gone          syscall.Errno // where the other end is
+	vnet          int           // length of the list's vnet headers
+
+	msgs  [batchSize]mmsghdr
+	iovs  [batchSize][2]unix.Iovec
+	write func(fd uintptr) // the methods below as values, made once
+	burst func(fd uintptr)
+}
+
+// mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2).
+type mmsghdr struct {
+	hdr unix.Msghdr
+	len uint32
+}
+
+func newSender() *sender {
+	s := &sender{}
+	s.write, s.burst = s.writeEach, s.sendmmsg
+	for i := range s.msgs {
+		s.msgs[i].hdr.Iov = &s.iovs[i][0]
+		s.msgs[i].hdr.SetIovlen(len(s.iovs[i]))
+	}
+	return s
+}
+
+func (s *sender) add(f offload.Frame) {
+	s.list[s.n] = f
+	s.n++
+}
+
+// begin forgets the last list's fate; the new list has vnet headers of that length.
+func (s *sender) begin(vnet int) {
+	s.frames, s.bytes, s.vnet = 0, 0, vnet
+	if s.dropped {
+		clear(s.drops[:])
+		s.dropped, s.gone = false, 0
+	}
+}
+
+// use holds the fd while do runs, so that it is not closed meanwhile.
+func (s *sender) use(conn syscall.RawConn, do func(fd uintptr)) {
+	if conn.Control(do) != nil { // os.ErrClosed: the port was removed
+		s.drop(Gone, s.n)
+	}
+}
+
+func (s *sender) drop(why Reason, n int) {
+	s.drops[why] += uint32(n)
+	s.dropped = true
+}
+
+// note counts what became of the list's frame i.
+func (s *sender) note(i int, errno syscall.Errno) {
+	if errno != 0 {
+		why := reasonOf(errno)
+		if why == Gone {
+			s.gone = errno
+		}
+		s.drop(why, 1)
+		return
+	}
+	f := &s.list[i]
+	s.frames++
+	s.bytes += uint64(len(f.Head) + len(f.Payload) - s.vnet)
+}
+
+// writeEach gives each frame to a queue of a tap, which takes one in a system call.
+func (s *sender) writeEach(fd uintptr) {
+	for i := range s.n {
+		f := &s.list[i]
+		for {
+			var errno syscall.Errno
+			if len(f.Payload) == 0 {
+				errno = write(fd, f.Head)
+			} else {
+				s.vector(i)
+				errno = writev(fd, &s.iovs[i])
+			}
+			if errno != unix.EINTR {
+				s.note(i, errno)
+				break
+			}
+		}
+	}
+	runtime.KeepAlive(s)
+}
+
+func (s *sender) vector(i int) {
+	f, v := &s.list[i], &s.iovs[i]
+	v[0].Base, v[1].Base = unsafe.SliceData(f.Head), unsafe.SliceData(f.Payload)
+	v[0].SetLen(len(f.Head))
+	v[1].SetLen(len(f.Payload))
+}
+
+// sendmmsg gives the list to a socket. A call ends before the first frame that is refused, and the next
+// call, which begins with that one, tells why.
+func (s *sender) sendmmsg(fd uintptr) {
+	for i := range s.n {
+		s.vector(i)
+	}
+	for i := 0; i < s.n; {
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&s.msgs[i])), uintptr(s.n-i), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+		switch {
+		case errno == unix.EINTR:
+		case errno == unix.EAGAIN: // as it would be for the others
+			s.drop(Full, s.n-i)
+			i = s.n
+		case errno != 0:
+			s.note(i, errno)
+			i++
+		default:
+			for end := i + int(n); i < end; i++ {
+				s.note(i, 0)
+			}
+		}
+	}
+	runtime.KeepAlive(s)
+}

@@ -1,0 +1,201 @@
+// Package vswitch is a learning Ethernet switch in userspace, for where the kernel may not bridge: a frame comes in by
+// a queue, its source is learned, and the goroutine that read it writes it to the queues of the ports that it is for. No
+// frame is allocated, copied to another goroutine, or waited for with a lock.
+//
+// The vnet header travels along: a super-frame of 64 KiB crosses in one piece to a port that takes it. For one that does not,
+// package offload finishes it.
+//
+// What it does follows IEEE 802.1D and 802.1Q as the kernel's bridge does (net/bridge/br_input.c, br_forward.c), without
+// a spanning tree and without snooping of multicast groups.
+package vswitch
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Config says how a switch should be. Its zero value is good.
+type Config struct {
+	Ageing    time.Duration // after which an address that was not seen is forgotten; 0 means 300 s
+	Addresses int           // that the FDB has room for; 0 means 16384
+}
+
+// A Switch passes frames between its ports. Its methods may be called at any time, by any goroutine.
+type Switch struct {
+	fdb   *FDB
+	start time.Time
+	table atomic.Pointer[table]
+
+	mu     sync.Mutex // of whoever changes the ports
+	closed bool
+	stop   chan struct{}
+	clock  sync.WaitGroup
+}
+
+// A table is the ports at one time. It is never changed, but replaced by another: who uses it needs no lock.
+type table struct {
+	ports []*Port // in the order of their names
+	by    []*Port // by index, with gaps
+}
+
+// errors of AddPort and RemovePort.
+var (
+	errTooMany = fmt.Errorf("the switch has %d ports already", maxPorts)
+	errTaken   = fmt.Errorf("the switch has a port of that name: %w", fs.ErrExist)
+	errNoPort  = fmt.Errorf("the switch has no port of that name: %w", fs.ErrNotExist)
+	errClosed  = fmt.Errorf("the switch is closed: %w", fs.ErrClosed)
+)
+
+// New makes a switch without ports. Close it.
+func New(cfg Config) *Switch {
+	sw := &Switch{fdb: NewFDB(cfg.Addresses, cfg.Ageing), start: time.Now(), stop: make(chan struct{})}
+	sw.table.Store(&table{})
+	sw.clock.Go(sw.tick)
+	return sw
+}
+
+// tick is the FDB's clock, as coarse as ageing allows.
+func (sw *Switch) tick() {
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			sw.fdb.Sweep(uint32(time.Since(sw.start) / time.Second))
+		case <-sw.stop:
+			return
+		}
+	}
+}
+
+// AddPort plugs a wire in, while the switch runs. It takes the wire over, and closes it where there is an error: a taken
+// name's Is fs.ErrExist, and a closed switch's fs.ErrClosed.
+func (sw *Switch) AddPort(name string, w *Wire, cfg PortConfig) (*Port, error) {
+	p, err := sw.addPort(name, w, cfg)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("add port %q: %w", name, err), w.Close())
+	}
+	return p, nil
+}
+
+func (sw *Switch) addPort(name string, w *Wire, cfg PortConfig) (*Port, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	old := sw.table.Load()
+	index := slices.Index(old.by, nil)
+	if index < 0 {
+		index = len(old.by)
+	}
+	switch {
+	case sw.closed:
+		return nil, errClosed
+	case name == "":
+		return nil, errors.New("a port needs a name")
+	case old.find(name) != nil:
+		return nil, errTaken
+	case index == maxPorts:
+		return nil, errTooMany
+	}
+	p := newPort(name, index, w, cfg)
+	sw.fdb.LimitPort(index, cfg.MaxAddresses)
+	sw.table.Store(old.with(p))
+	for i := range w.queues {
+		r := newReceiver(sw, p, i)
+		p.receivers.Go(r.run)
+	}
+	return p, nil
+}
+
+// RemovePort unplugs a port: its wire is closed, what was learned behind it forgotten. When it returns no frame of the port's
+// is under way. No such port is an error that Is fs.ErrNotExist.
+func (sw *Switch) RemovePort(name string) error {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	p := sw.table.Load().find(name)
+	if p == nil {
+		return fmt.Errorf("remove port %q: %w", name, errNoPort)
+	}
+	return sw.remove(p)
+}
+
+// remove's order matters: nobody may learn for this port any more when another one gets its index, which is not before
+// sw.mu is free.
+func (sw *Switch) remove(p *Port) error {
+	sw.table.Store(sw.table.Load().without(p))
+	err := p.wire.Close()
+	p.receivers.Wait()
+	sw.fdb.FlushPort(p.index, true)
+	if err != nil {
+		return fmt.Errorf("remove port %q: %w", p.name, err)
+	}
+	return nil
+}
+
+// Close removes all ports, and ends. Called again, it does nothing.
+func (sw *Switch) Close() error {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	if sw.closed {
+		return nil
+	}
+	sw.closed = true
+	var errs []error
+	for _, p := range sw.table.Load().ports {
+		errs = append(errs, sw.remove(p))
+	}
+	close(sw.stop)
+	sw.clock.Wait()
+	return errors.Join(errs...)
+}
+
+// Ports are the ports, in the order of their names.
+func (sw *Switch) Ports() []*Port { return slices.Clone(sw.table.Load().ports) }
+
+// FDB is the switch's. It knows ports by PortIndex.
+func (sw *Switch) FDB() *FDB { return sw.fdb }
+
+// PortIndex is what the FDB calls a port of the switch.
+func (p *Port) PortIndex() int { return p.index }
+
+func (t *table) find(name string) *Port {
+	for _, p := range t.ports {
+		if p.name == name {
+			return p
+		}
+	}
+	return nil
+}
+
+func (t *table) with(p *Port) *table {
+	next := &table{ports: append(slices.Clone(t.ports), p), by: slices.Clone(t.by)}
+	slices.SortFunc(next.ports, func(a, b *Port) int {
+		if a.name < b.name {
+			return -1
+		}
+		return 1
+	})
+	if p.index == len(next.by) {
+		next.by = append(next.by, nil)
+	}
+	next.by[p.index] = p
+	return next
+}
+
+func (t *table) without(p *Port) *table {
+	next := &table{by: slices.Clone(t.by)}
+	for _, other := range t.ports {
+		if other != p {
+			next.ports = append(next.ports, other)
+		}
+	}
+	next.by[p.index] = nil
+	return next
+}

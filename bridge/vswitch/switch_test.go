@@ -1,0 +1,376 @@
+package vswitch
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/bridge"
+)
+
+func plain(names ...string) map[string]PortConfig {
+	ports := map[string]PortConfig{}
+	for _, n := range names {
+		ports[n] = PortConfig{}
+	}
+	return ports
+}
+
+func TestLearnsAndForwards(t *testing.T) {
+	l := newLAN(t, plain("a", "b", "c"))
+	step := func(what, from string, frame []byte, want ...string) {
+		t.Helper()
+		got := l.send(from, frame)
+		if !slices.Equal(names(got), want) {
+			t.Errorf("%s reached %v, want %v", what, names(got), want)
+		}
+		for name, frames := range got {
+			if len(frames) != 1 || !bytes.Equal(frames[0], frame) {
+				t.Errorf("%s: %s got %x, want %x", what, name, frames, frame)
+			}
+		}
+	}
+	step("to an unknown address", "a", etherFrame(mac(2), mac(1), nil, 100), "b", "c")
+	step("the answer", "b", etherFrame(mac(1), mac(2), nil, 100), "a")
+	step("now it is known", "a", etherFrame(mac(2), mac(1), nil, 100), "b")
+	step("broadcast", "a", etherFrame(all, mac(1), nil, 46), "b", "c")
+	step("multicast", "c", etherFrame(net.HardwareAddr{1, 0, 0x5e, 0, 0, 1}, mac(3), nil, 46), "a", "b")
+	step("a spanning tree's", "a", etherFrame(net.HardwareAddr{1, 0x80, 0xc2, 0, 0, 0}, mac(1), nil, 46), "b", "c")
+	step("one for the next bridge", "a", etherFrame(net.HardwareAddr{1, 0x80, 0xc2, 0, 0, 0xe}, mac(1), nil, 46))
+	step("to itself", "a", etherFrame(mac(1), mac(1), nil, 100))
+	step("b's address moves to c", "c", etherFrame(mac(1), mac(2), nil, 100), "a")
+	step("and is reached there", "a", etherFrame(mac(2), mac(1), nil, 100), "c")
+	step("with a tag, as it is", "a", etherFrame(all, mac(1), tagged("8100:4094"), 100), "b", "c")
+	step("with a priority, as it is", "a", etherFrame(all, mac(1), tagged("8100:24576"), 100), "b", "c")
+	step("a VLAN of its own", "a", etherFrame(mac(2), mac(1), tagged("8100:7"), 100), "b", "c")
+	step("no payload", "a", etherFrame(mac(2), mac(1), nil, 0), "c")
+	step("no source", "a", etherFrame(mac(2), net.HardwareAddr{0, 0, 0, 0, 0, 0}, nil, 100))
+	step("a group as source", "a", etherFrame(mac(2), all, nil, 100))
+	step("too short", "a", make([]byte, 13))
+	step("a tag cut off", "a", etherFrame(all, mac(1), tagged("8100:7"), 0)[:16])
+	step("the reserved VLAN", "a", etherFrame(all, mac(1), tagged("8100:4095"), 100))
+	step("longer than the port's buffers", "a", etherFrame(all, mac(1), nil, 9000))
+	step("as long as the MTU allows", "a", etherFrame(mac(2), mac(1), nil, 1500), "c")
+	step("with two tags, too", "a", etherFrame(mac(2), mac(1), tagged("88a8:1", "8100:5"), 1500), "c")
+	step("one byte more", "a", etherFrame(mac(2), mac(1), nil, 1501))
+
+	want := map[string]uint64{
+		LinkLocal.String(): 1, Back.String(): 1, Source.String(): 2, Short.String(): 2, VLAN.String(): 1, Giant.String(): 1,
+	}
+	if got := l.port("a").Stats(); !equal(got.Drops, want) || got.Total().TxFrames != 3 || got.Total().RxFrames != l.stations["a"].sent-1 {
+		t.Errorf("counted %+v, want %v", got, want)
+	}
+	if got := l.port("c").Dropped(TooBig); got != 1 {
+		t.Errorf("c has dropped %d as too big", got)
+	}
+}
+
+func equal(got, want map[string]uint64) bool {
+	if len(got) != len(want) {
+		return false
+	}
+	for k, v := range want {
+		if got[k] != v {
+			return false
+		}
+	}
+	return true
+}
+
+func TestVLANs(t *testing.T) {
+	l := newLAN(t, map[string]PortConfig{
+		"a10": access(10), "b10": access(10), "a20": access(20),
+		"trunk": trunk(0, 10, 20), "native": trunk(10, 20, 30), "plain": {},
+	})
+	for _, c := range []struct {
+		from string
+		tags []string
+		want map[string][]string // the tags that each station sees
+	}{
+		{"a10", nil, map[string][]string{"b10": nil, "trunk": tagged("8100:10"), "native": nil, "plain": tagged("8100:10")}},
+		{"a10", tagged("8100:20"), nil}, // no hopping
+		{"a10", tagged("8100:10"), map[string][]string{"b10": nil, "trunk": tagged("8100:10"), "native": nil, "plain": tagged("8100:10")}},
+		{"a20", nil, map[string][]string{"trunk": tagged("8100:20"), "native": tagged("8100:20"), "plain": tagged("8100:20")}},
+		{"trunk", nil, nil}, // it has no native VLAN
+		{"trunk", tagged("8100:0"), nil},
+		{"trunk", tagged("8100:30"), nil},
+		{"trunk", tagged("8100:20"), map[string][]string{"a20": nil, "native": tagged("8100:20"), "plain": tagged("8100:20")}},
+		{"native", nil, map[string][]string{"a10": nil, "b10": nil, "trunk": tagged("8100:10"), "plain": tagged("8100:10")}},
+		{"native", tagged("8100:30"), map[string][]string{"plain": tagged("8100:30")}},
+		{"plain", nil, nil}, // nobody else is in no VLAN
+		{"plain", tagged("8100:30"), map[string][]string{"native": tagged("8100:30")}},
+		// A priority stays where there is a tag for it: 3<<13.
+		{"a10", tagged("8100:24576"), map[string][]string{"b10": nil, "trunk": tagged("8100:24586"), "native": nil, "plain": tagged("8100:24586")}},
+		{"trunk", tagged("8100:24596"), map[string][]string{"a20": nil, "native": tagged("8100:24596"), "plain": tagged("8100:24596")}},
+		// A provider's tag is payload, and so is whatever is behind the first of ours.
+		{"a10", tagged("88a8:5", "8100:20"), map[string][]string{"b10": tagged("88a8:5", "8100:20"), "trunk": tagged("8100:10", "88a8:5", "8100:20"), "native": tagged("88a8:5", "8100:20"), "plain": tagged("8100:10", "88a8:5", "8100:20")}},
+		{"trunk", tagged("8100:20", "8100:10"), map[string][]string{"a20": tagged("8100:10"), "native": tagged("8100:20", "8100:10"), "plain": tagged("8100:20", "8100:10")}},
+	} {
+		got := l.send(c.from, etherFrame(all, mac(1), c.tags, 60))
+		if len(got) != len(c.want) {
+			t.Errorf("%s %v: reached %v, want %v", c.from, c.tags, names(got), c.want)
+		}
+		for name, tags := range c.want {
+			if want := etherFrame(all, mac(1), tags, 60); len(got[name]) != 1 || !bytes.Equal(got[name][0], want) {
+				t.Errorf("%s %v: %s got %x, want %x", c.from, c.tags, name, got[name], want)
+			}
+		}
+	}
+}
+
+// TestVLANsKeepAddressesApart has one address in two VLANs at two ports.
+func TestVLANsKeepAddressesApart(t *testing.T) {
+	l := newLAN(t, map[string]PortConfig{"a10": access(10), "a20": access(20), "b10": access(10), "b20": access(20)})
+	l.send("a10", etherFrame(all, mac(1), nil, 46))
+	l.send("a20", etherFrame(all, mac(1), nil, 46))
+	for from, want := range map[string]string{"b10": "a10", "b20": "a20"} {
+		if got := names(l.send(from, etherFrame(mac(1), mac(2), nil, 46))); !slices.Equal(got, []string{want}) {
+			t.Errorf("from %s: %v, want %s", from, got, want)
+		}
+	}
+}
+
+func TestPortSettings(t *testing.T) {
+	isolated := PortConfig{PortConfig: bridge.PortConfig{Isolated: true}}
+	l := newLAN(t, map[string]PortConfig{
+		"guest1": isolated, "guest2": isolated, "uplink": {},
+		"hairpin": {PortConfig: bridge.PortConfig{Hairpin: true}},
+		"deaf":    {PortConfig: bridge.PortConfig{NoLearning: true}},
+		"noflood": {PortConfig: bridge.PortConfig{NoFlood: true}},
+		"locked":  {MACs: []net.HardwareAddr{mac(6), mac(7)}},
+		"few":     {MaxAddresses: 2},
+	})
+	check := func(what string, got map[string][][]byte, want ...string) {
+		t.Helper()
+		slices.Sort(want)
+		if !slices.Equal(names(got), want) {
+			t.Errorf("%s: %v, want %v", what, names(got), want)
+		}
+	}
+	check("isolated, flooded", l.send("guest1", etherFrame(all, mac(1), nil, 46)), "uplink", "hairpin", "deaf", "noflood", "locked", "few")
+	check("isolated, known", l.send("guest2", etherFrame(mac(1), mac(2), nil, 46)))
+	check("from the uplink", l.send("uplink", etherFrame(mac(2), mac(3), nil, 46)), "guest2")
+	check("hairpin, flooded", l.send("hairpin", etherFrame(all, mac(4), nil, 46)), "guest1", "guest2", "uplink", "hairpin", "deaf", "noflood", "locked", "few")
+	check("hairpin, back", l.send("hairpin", etherFrame(mac(4), mac(44), nil, 46)), "hairpin")
+	check("not learned", l.send("deaf", etherFrame(mac(3), mac(5), nil, 46)), "uplink")
+	check("so flooded", l.send("uplink", etherFrame(mac(5), mac(3), nil, 46)), "guest1", "guest2", "hairpin", "deaf", "locked", "few")
+	check("spoofed", l.send("locked", etherFrame(mac(3), mac(1), nil, 46)))
+	check("allowed", l.send("locked", etherFrame(mac(3), mac(7), nil, 46)), "uplink")
+	check("the spoofed one stays where it was", l.send("uplink", etherFrame(mac(1), mac(3), nil, 46)), "guest1")
+	for n := byte(10); n < 20; n++ {
+		l.send("few", etherFrame(mac(3), mac(n), nil, 46))
+	}
+	if got := l.sw.FDB().Stats(); got.Refused != 8 {
+		t.Errorf("few: %+v", got)
+	}
+	if err := l.sw.FDB().AddStatic(KeyOf(mac(9), 0), l.port("uplink").PortIndex()); err != nil {
+		t.Error(err)
+	}
+	l.send("guest1", etherFrame(all, mac(9), nil, 46))
+	check("static", l.send("guest1", etherFrame(mac(9), mac(1), nil, 46)), "uplink")
+	if g, s := l.port("guest2").Dropped(Isolated), l.port("locked").Dropped(Spoofed); g != 1 || s != 1 {
+		t.Errorf("dropped %d as isolated and %d as spoofed, want 1 and 1", g, s)
+	}
+}
+
+func TestBucket(t *testing.T) {
+	var b bucket
+	b.limit(1000)
+	passed := 0
+	for now := int64(0); now < int64(time.Second); now += int64(10 * time.Microsecond) {
+		if b.take(now + int64(time.Hour)) {
+			passed++
+		}
+	}
+	if passed < 1090 || passed > 1110 { // a second's, and a tenth at once
+		t.Errorf("%d in a second, want 1100", passed)
+	}
+	var none bucket
+	none.limit(0)
+	for range 1000 {
+		if !none.take(0) {
+			t.Fatal("held back without a limit")
+		}
+	}
+}
+
+func TestStormLimit(t *testing.T) {
+	l := newLAN(t, map[string]PortConfig{"a": {Storm: Storm{Broadcast: 100, Multicast: 50, Unknown: 20}}, "b": {}})
+	l.send("b", etherFrame(all, mac(2), nil, 46))
+	for _, c := range []struct {
+		why   Reason
+		dst   net.HardwareAddr
+		burst int
+	}{
+		{Broadcasts, all, 10},
+		{Multicasts, net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, 5},
+		{Unknowns, mac(77), 2},
+		{Delivered, mac(2), 1000},
+	} {
+		got := 0
+		for range 50 {
+			frames := slices.Repeat([][]byte{etherFrame(c.dst, mac(1), nil, 46)}, 20)
+			got += len(l.send("a", frames...)["b"])
+		}
+		if dropped := l.port("a").Dropped(c.why); got < c.burst || (c.why != Delivered && (got > 500 || uint64(got)+dropped != 1000)) {
+			t.Errorf("%s: %d passed, %d were dropped", c.why, got, dropped)
+		}
+	}
+}
+
+// TestFullTargetBlocksNobody lets a station not read.
+func TestFullTargetBlocksNobody(t *testing.T) {
+	l := newLAN(t, plain("a", "b", "c"))
+	l.send("b", etherFrame(all, mac(2), nil, 46))
+	l.send("c", etherFrame(all, mac(3), nil, 46))
+	a, before := l.stations["a"], l.port("b").Stats().Total().TxFrames
+	for range 200 { // more than b's buffers hold
+		for range 100 {
+			_, err := unix.Write(a.fd, etherFrame(mac(2), mac(1), nil, 1500))
+			if err == nil {
+				a.sent++
+			}
+		}
+		l.settle("a")
+	}
+	if full := l.port("b").Dropped(Full); full == 0 || l.port("b").Stats().Total().TxFrames+full != before+a.sent {
+		t.Errorf("%d dropped: %+v of %d", full, l.port("b").Stats(), a.sent)
+	}
+	if _, err := unix.Write(a.fd, etherFrame(mac(3), mac(1), nil, 46)); err != nil {
+		t.Fatal(err)
+	}
+	a.sent++
+	l.settle("a")
+	if l.stations["c"].read() == nil {
+		t.Error("c got nothing")
+	}
+}
+
+func TestPortsComeAndGo(t *testing.T) {
+	l := newLAN(t, plain("a", "b"))
+	w, far, err := SocketPair(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	if _, err := l.sw.AddPort("a", w, PortConfig{}); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a taken name: %v", err)
+	}
+	if _, err := unix.Write(int(far.Fd()), make([]byte, 60)); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("the wire that was refused is open: %v", err)
+	}
+	if err := l.sw.RemovePort("nobody"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no such port: %v", err)
+	}
+	l.send("b", etherFrame(all, mac(2), nil, 46))
+	if err := l.sw.RemovePort("b"); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.send("a", etherFrame(mac(2), mac(1), nil, 46)); len(got) != 0 || l.port("a").Dropped(NoPort) != 1 {
+		t.Errorf("without b: %v, %+v", names(got), l.port("a").Stats())
+	}
+	_ = l.stations["b"].far.Close()
+	delete(l.stations, "b")
+	index := l.add("c", PortConfig{}).PortIndex()
+	if got := names(l.send("a", etherFrame(mac(2), mac(1), nil, 46))); !slices.Equal(got, []string{"c"}) || index != 1 {
+		t.Errorf("b's address reaches %v; c has index %d", got, index)
+	}
+	if got := l.sw.Ports(); len(got) != 2 || got[0].Name() != "a" || got[1].Name() != "c" {
+		t.Errorf("ports: %v", got)
+	}
+}
+
+func TestPeerThatCloses(t *testing.T) {
+	l := newLAN(t, plain("a", "b"))
+	p := l.port("b")
+	if p.Err() != nil {
+		t.Fatal(p.Err())
+	}
+	_ = l.stations["b"].far.Close()
+	l.stations["b"].fd = -1
+	l.send("a", etherFrame(all, mac(1), nil, 46))
+	select {
+	case <-p.Ended():
+	case <-time.After(5 * time.Second):
+		t.Fatal("the port does not notice")
+	}
+	if !errors.Is(p.Err(), unix.ECONNREFUSED) || p.Dropped(Gone) != 1 || !strings.Contains(p.Stats().Ended, "port b") {
+		t.Errorf("%v, %+v", p.Err(), p.Stats())
+	}
+}
+
+func TestAddPortToClosedSwitch(t *testing.T) {
+	l := newLAN(t, plain("a"))
+	if err := errors.Join(l.sw.Close(), l.sw.Close()); err != nil {
+		t.Error(err)
+	}
+	w, far, err := SocketPair(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	if _, err := l.sw.AddPort("b", w, PortConfig{}); !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("a port of a closed switch: %v", err)
+	}
+}
+
+func TestInvalidConfig(t *testing.T) {
+	for text, cfg := range map[string]PortConfig{
+		"MTU 67":         {MTU: 67},
+		"MTU 65536":      {MTU: 65536},
+		"not multicast":  {MACs: []net.HardwareAddr{all}},
+		"want 6 bytes":   {MACs: []net.HardwareAddr{{2, 0}}},
+		"at most 64":     {MACs: make([]net.HardwareAddr, 65)},
+		"VLAN 4095":      access(4095),
+		"storm limit":    {Storm: Storm{Multicast: -1}},
+		"want 0 to 8388": {MaxAddresses: -1},
+	} {
+		if err := cfg.Validate(); !errors.Is(err, bridge.ErrInvalid) || !strings.Contains(err.Error(), text) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	sw := New(Config{})
+	defer sw.Close()
+	for _, name := range []string{"", "a"} {
+		w, far, err := SocketPair(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := sw.AddPort(name, w, PortConfig{MTU: len(name)}); err == nil {
+			t.Errorf("port %q was added", name)
+		}
+		_ = far.Close()
+	}
+	if _, err := OpenTap(); err == nil {
+		t.Error("a tap without queues was opened")
+	}
+	for _, f := range []*os.File{os.Stdin} {
+		if _, err := OpenSocket(f, 0); err == nil {
+			t.Errorf("%s was opened as a socket", f.Name())
+		}
+		if _, err := OpenTap(f); err == nil {
+			t.Errorf("%s was opened as a tap", f.Name())
+		}
+	}
+}
+
+func TestReasonsHaveNames(t *testing.T) {
+	seen := map[string]Reason{}
+	for r := range Reason(Reasons) {
+		if r == offloadBase { // OK, which is Delivered
+			continue
+		}
+		if other, ok := seen[r.String()]; ok || strings.Contains(r.String(), "unknown reason") {
+			t.Errorf("%d and %d are both %q", r, other, r)
+		}
+		seen[r.String()] = r
+	}
+}

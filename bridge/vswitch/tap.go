@@ -1,0 +1,160 @@
+package vswitch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/offload"
+)
+
+// OpenTap makes a wire of queues of one tap (include/uapi/linux/if_tun.h): the peer is the kernel of the netns that
+// the tap is in. It copies the fds; the caller keeps, and may close, its own. But what is set here holds for the
+// caller's too: non-blocking, a vnet header of 10 bytes, little endian, and the offloads.
+//
+// The MTU of such a port is the PortConfig's: a tap's queue does not tell the device's, which takes whatever
+// is written into it.
+func OpenTap(queues ...*os.File) (*Wire, error) {
+	if len(queues) == 0 {
+		return nil, errors.New("open tap: no queue")
+	}
+	w := &Wire{kind: "tap"}
+	for i, f := range queues {
+		q, limits, err := openTapQueue(f)
+		if err == nil && i > 0 && limits.VnetHdr != w.limits.VnetHdr {
+			err = errors.Join(errors.New("the queues differ in IFF_VNET_HDR: they are not of one tap"), q.close())
+		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("open tap, queue %d: %w", i, err), w.Close())
+		}
+		w.limits = limits
+		w.queues = append(w.queues, q)
+	}
+	return w, nil
+}
+
+func openTapQueue(f *os.File) (*tapQueue, offload.Limits, error) {
+	var limits offload.Limits
+	own, err := duplicate(f, func(fd int) (err error) {
+		limits, err = setTap(fd)
+		return err
+	})
+	if err != nil {
+		return nil, limits, err
+	}
+	q := &tapQueue{file: own, pad: vnetLen - limits.VnetHdr, room: make([]byte, tapRoom)}
+	q.drain = q.drainQueue
+	return q, limits, nil
+}
+
+// setTap asks for frames with as little done to them as the kernel allows. A kernel older than 6.2 has no
+// UDP segmentation in vnet headers: it refuses TUN_F_USO4, and would refuse such frames.
+func setTap(fd int) (offload.Limits, error) {
+	ifr, err := unix.NewIfreq("")
+	if err != nil {
+		return offload.Limits{}, err
+	}
+	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr); err != nil {
+		return offload.Limits{}, fmt.Errorf("TUNGETIFF: %w (want the queue of a tap)", err)
+	}
+	switch flags := ifr.Uint16(); {
+	case flags&unix.IFF_TAP == 0 || flags&unix.IFF_NO_PI == 0:
+		return offload.Limits{}, fmt.Errorf("%s: want IFF_TAP and IFF_NO_PI, it has flags %#x", ifr.Name(), flags)
+	case flags&unix.IFF_VNET_HDR == 0:
+		return offload.Limits{}, nil
+	}
+	if err := errors.Join(
+		unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetLen),
+		unix.IoctlSetPointerInt(fd, unix.TUNSETVNETLE, 1),
+	); err != nil {
+		return offload.Limits{}, fmt.Errorf("set the vnet header of %s: %w", ifr.Name(), err)
+	}
+	const tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
+	limits := offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: vnetLen}
+	err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tso|unix.TUN_F_USO4|unix.TUN_F_USO6)
+	if errors.Is(err, unix.EINVAL) {
+		limits.USO = false
+		err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tso)
+	}
+	if err != nil {
+		return offload.Limits{}, fmt.Errorf("TUNSETOFFLOAD %s: %w", ifr.Name(), err)
+	}
+	return limits, nil
+}
+
+// tapRead is what one read(2) may give: one byte more than the longest frame, so that a longer one is known by its
+// length. tapRoom holds a batch of ordinary frames, or a few super-frames, and stays in the processor's cache.
+const (
+	tapRead = vnetLen + maxFrame + 1
+	tapRoom = 256 << 10
+)
+
+// tapQueue reads frame by frame until there is none, then waits in the runtime's poller.
+type tapQueue struct {
+	file
+	pad  int    // of zeros for the vnet header that the tap does not give
+	room []byte // frames lie in it one behind the other
+
+	// Of the receive under way. drain is made once: a method value would be allocated each time.
+	drain  func(fd uintptr) bool
+	frames []frame
+	n      int
+	err    error
+}
+
+func (q *tapQueue) receive(frames []frame) (int, error) {
+	q.frames, q.n, q.err = frames, 0, nil
+	if err := q.conn.Read(q.drain); err != nil {
+		return 0, err
+	}
+	return q.n, q.err
+}
+
+// drainQueue returns false to wait until there is something to read.
+func (q *tapQueue) drainQueue(fd uintptr) bool {
+	room := q.room
+	for q.n < len(q.frames) && len(room) >= tapRead {
+		clear(room[:q.pad])
+		n, errno := read(fd, room[q.pad:tapRead])
+		switch {
+		case errno == unix.EINTR:
+			continue
+		case errno == unix.EAGAIN:
+			return q.n > 0
+		case errno != 0:
+			if q.n == 0 { // else the next call meets it again
+				q.err = fmt.Errorf("read: %w", errno)
+			}
+			return true
+		}
+		n += q.pad
+		q.frames[q.n] = frame{data: room[:n:n]}
+		q.n++
+		room = room[min((n+63)&^63, len(room)):]
+	}
+	return true
+}
+
+func (q *tapQueue) send(s *sender) { s.use(q.conn, s.write) }
+
+// read, write and writev are the system calls alone. They are made on fds that do not block, so the scheduler
+// need not be told, which costs more than many of them.
+
+func read(fd uintptr, b []byte) (int, syscall.Errno) {
+	n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+	return int(n), errno
+}
+
+func write(fd uintptr, b []byte) syscall.Errno {
+	_, _, errno := unix.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+	return errno
+}
+
+func writev(fd uintptr, v *[2]unix.Iovec) syscall.Errno {
+	_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(v)), 2)
+	return errno
+}
