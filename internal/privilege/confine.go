@@ -89,35 +89,3 @@ func giveUpIDs(c Caller, start task) error {
 	}
 	return nil
 }
-
-// setOwnCaps and checkOwn are about the calling thread.
-func setOwnCaps(t task) error {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData // the lower 32 capabilities, and the others
-	for i := range data {
-		shift := 32 * i
-		data[i] = unix.CapUserData{Effective: uint32(t.eff >> shift), Permitted: uint32(t.prm >> shift), Inheritable: uint32(t.inh >> shift)}
-	}
-	if err := unix.Capset(&header, &data[0]); err != nil {
-		return fmt.Errorf("set capabilities (permitted %#x, effective %#x, inheritable %#x): %w", t.prm, t.eff, t.inh, err)
-	}
-	return nil
-}
-
-func checkOwn(want task) error {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return fmt.Errorf("read own credentials: %w", err)
-	}
-	got := want
-	got.uids[0], got.uids[1], got.uids[2] = unix.Getresuid()
-	got.gids[0], got.gids[1], got.gids[2] = unix.Getresgid()
-	got.prm = uint64(data[0].Permitted) | uint64(data[1].Permitted)<<32
-	got.eff = uint64(data[0].Effective) | uint64(data[1].Effective)<<32
-	got.inh = uint64(data[0].Inheritable) | uint64(data[1].Inheritable)<<32
-	if got != want {
-		return fmt.Errorf("the thread did not become what it should: it has %+v instead of %+v", got, want)
-	}
-	return nil
-}

@@ -1,13 +1,19 @@
 package privilege
 
 import (
+	"errors"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 	"kernel.org/pub/linux/libs/security/libcap/cap"
+
+	"vmnet/internal/nstest"
 )
 
 var eachField = cmp.AllowUnexported(task{})
@@ -219,5 +225,56 @@ func TestLiveFDs(t *testing.T) {
 	}
 	if fds := o.lines["fds"][0]; !strings.Contains(fds, " 4:/dev/null") || !strings.Contains(fds, ":/etc/passwd") {
 		t.Errorf("fds: %s", fds)
+	}
+}
+
+// Behind the numbers that may be ours everything is the caller's, but for what is to stay.
+func TestLiveManyFDs(t *testing.T) {
+	l := newLab(t)
+	f, err := os.Open(os.DevNull)
+	must(t, err)
+	defer f.Close()
+	o := ok(t, start{path: l.setuid, files: slices.Repeat([]*os.File{f}, 100)}, // 3 to 102
+		"keep=net_admin", "open=/etc/passwd", "closeinherited=80", "inherited=3", "inherited=79", "inherited=80", "inherited=81", "inherited=102", "fds")
+	for i, want := range []bool{false, false, true, false, false} {
+		if s := o.lines["inherited"][i]; (s == "ok") != want {
+			t.Errorf("step %d: %s\n%s", i, s, o.stdout)
+		}
+	}
+	if fds := o.lines["fds"][0]; !strings.Contains(fds, " 80:/dev/null") || !strings.Contains(fds, ":/etc/passwd") {
+		t.Errorf("fds: %s", fds)
+	}
+}
+
+// What system calls tell of a thread is what /proc tells.
+func TestLiveOwnTask(t *testing.T) {
+	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
+	var got, want task
+	var errs [6]error
+	done := make(chan struct{})
+	go func() { // whose thread ends with it
+		defer close(done)
+		runtime.LockOSThread()
+		raw := func(nr, a, b, c uintptr) error {
+			if _, _, errno := unix.RawSyscall(nr, a, b, c); errno != 0 {
+				return errno
+			}
+			return nil
+		}
+		groups := [3]uint32{27, 4, 4000000000}
+		errs[0] = raw(unix.SYS_SETGROUPS, 3, uintptr(unsafe.Pointer(&groups)), 0)
+		errs[1] = raw(unix.SYS_SETRESGID, 11, 12, 4000000001)
+		own, _ := ownTask()
+		own.inh = bits(cap.NET_ADMIN, cap.CHOWN)
+		errs[2] = setOwnCaps(own)
+		errs[3] = unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(cap.NET_ADMIN), 0, 0)
+		_, _ = unix.SetfsuidRetUid(77)
+		got, errs[4] = ownTask()
+		want, errs[5] = readTask("/proc/thread-self/status")
+	}()
+	<-done
+	must(t, errors.Join(errs[:]...))
+	if got != want || got.amb != bits(cap.NET_ADMIN) || got.uids[3] != 77 || got.gids[2] != 4000000001 {
+		t.Errorf("got %+v, want %+v", got, want)
 	}
 }

@@ -86,7 +86,7 @@ func Begin() (*Process, error) {
 	if p.Caller, err = Who(); err != nil {
 		return nil, err
 	}
-	if p.start, err = readTask("/proc/self/status"); err != nil {
+	if p.start, err = ownTask(); err != nil { // all threads are alike yet
 		return nil, err
 	}
 	if p.Elevated() { // after setuid or file capabilities it is so already, unless fs.suid_dumpable says else

@@ -2,6 +2,7 @@ package privilege
 
 import (
 	"fmt"
+	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -24,17 +25,15 @@ const sigevNone = 1 // SIGEV_NONE
 // privileged process in a busy loop. A POSIX timer takes an entry of the same
 // queue (timer_create(2), EAGAIN), and has no effect as long as it is not armed.
 func roomForSignals() error {
-	ids, err := threads()
-	if err != nil {
-		return err
-	}
-	const more = 8 // that may start meanwhile
-	for range len(ids) + more {
+	const more = 8                           // that may start meanwhile
+	n, _ := runtime.ThreadCreateProfile(nil) // counts the threads that Go knows, which are those that it changes
+	n += more
+	for range n {
 		var id int32
 		e := sigevent{notify: sigevNone}
 		_, _, errno := unix.Syscall(unix.SYS_TIMER_CREATE, unix.CLOCK_MONOTONIC, uintptr(unsafe.Pointer(&e)), uintptr(unsafe.Pointer(&id)))
 		if errno == unix.EAGAIN {
-			return fmt.Errorf("the user's queue of pending signals has no room for %d more: raise the limit (ulimit -i) or end the process that fills it", len(ids)+more)
+			return fmt.Errorf("the user's queue of pending signals has no room for %d more: raise the limit (ulimit -i) or end the process that fills it", n)
 		}
 		if errno != 0 {
 			return nil // a kernel without POSIX timers cannot be asked

@@ -11,8 +11,9 @@ import (
 )
 
 const (
-	taskDir   = "/proc/self/task"
-	maxStatus = 1 << 20 // 65536 supplementary groups (NGROUPS_MAX) of ten digits, and some
+	taskDir    = "/proc/self/task"
+	bufferSize = 1024    // on the stack: a bigger one makes that grow, which takes as long as the rest
+	maxStatus  = 1 << 20 // 65536 supplementary groups (NGROUPS_MAX) of ten digits, and some
 )
 
 // task is the credentials of one thread, as /proc/PID/task/TID/status has them
@@ -46,7 +47,7 @@ func read(path string) (string, error) {
 	}
 	defer unix.Close(fd)
 	var all []byte
-	for buf := make([]byte, 4096); ; {
+	for buf := make([]byte, bufferSize); ; {
 		n, err := unix.Read(fd, buf)
 		switch {
 		case errors.Is(err, unix.EINTR):
@@ -64,24 +65,32 @@ func read(path string) (string, error) {
 
 // threads lists the ids of the process's threads.
 func threads() ([]string, error) {
-	fd, err := unix.Open(taskDir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	ids, err := list(taskDir)
 	if err != nil {
-		return nil, fmt.Errorf("list own threads: %s: %w", taskDir, err)
+		return nil, fmt.Errorf("list own threads: %w", err)
+	}
+	return ids, nil
+}
+
+// list is os.ReadDir for a folder in /proc, as read is os.ReadFile: the names in it, in no order.
+func list(dir string) ([]string, error) {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer unix.Close(fd)
-	var ids []string
-	for buf := make([]byte, 4096); ; {
+	var names []string
+	for buf := make([]byte, bufferSize); ; {
 		n, err := unix.ReadDirent(fd, buf)
-		if errors.Is(err, unix.EINTR) {
+		switch {
+		case errors.Is(err, unix.EINTR):
 			continue
+		case err != nil:
+			return nil, &fs.PathError{Op: "read", Path: dir, Err: err}
+		case n == 0:
+			return names, nil
 		}
-		if err != nil {
-			return nil, fmt.Errorf("list own threads: %s: %w", taskDir, err)
-		}
-		if n == 0 {
-			return ids, nil
-		}
-		_, _, ids = unix.ParseDirent(buf[:n], -1, ids)
+		_, _, names = unix.ParseDirent(buf[:n], -1, names)
 	}
 }
 
