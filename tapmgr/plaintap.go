@@ -123,14 +123,11 @@ func (m *Manager) putOn(br *rtnl.Link, t plainTap, port bridge.PortConfig, allow
 			return err
 		}
 	}
-	err = m.nl.Set(t.Index, rtnl.Alias(alias))
-	if err == nil {
-		err = allowed()
+	if err = setQuiet(m.nl, t.Index, rtnl.Alias(alias), rtnl.MAC(hostMAC(t.MAC)), rtnl.MTU(br.MTU)); err != nil {
+		err = fmt.Errorf("set up %s: %w", t.Name, err)
 	}
 	if err == nil {
-		if err = setQuiet(m.nl, t.Index, rtnl.MAC(hostMAC(t.MAC)), rtnl.MTU(br.MTU)); err != nil {
-			err = fmt.Errorf("set up %s: %w", t.Name, err)
-		}
+		err = allowed()
 	}
 	if err == nil {
 		// Whoever clears the alias takes the tap off the bridge by the same request, so that
