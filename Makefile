@@ -62,7 +62,7 @@ fuzz:
 # Ratios against other ways to do the same, taken in turns within one run.
 bench:
 	sh testvm/setup.sh --packages libvirt-daemon,libvirt-clients,qemu-system-common
-	$(GO) test -run '^$$' -bench 'HostSteps|Attach|BridgeHelper|Launch' -benchtime 1x -p 1 -timeout 10m ./tapmgr ./internal/bench
+	$(GO) test -v -run '^$$' -bench 'HostSteps|Attach|BridgeHelper|Launch' -benchtime 1x -p 1 -timeout 10m ./tapmgr ./internal/bench
 
 # The man pages, of the day of the last commit.
 man:

@@ -1,9 +1,11 @@
 // Package bench compares several ways to do the same: they take turns within one
-// run, so that whatever else the machine does meanwhile hits them alike.
+// run, so that whatever else the machine does meanwhile hits them alike. Who goes first changes from
+// turn to turn, for what one leaves the kernel to do, such as to remove a tap, slows the next.
 package bench
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -23,11 +25,14 @@ type Way struct {
 	took []time.Duration
 }
 
-// Turns has each way do it n times, in turns: A B C A B C.
+// Turns has each way do it n times, in turns, whose order is mixed anew each time: A B C, B A C, C A B.
+// It is the same in each run.
 func Turns(b *testing.B, n int, ways ...*Way) {
 	b.Helper()
+	order := rand.New(rand.NewPCG(1, 1))
 	for i := range n {
-		for _, w := range ways {
+		for _, at := range order.Perm(len(ways)) {
+			w := ways[at]
 			d, err := w.Do(i)
 			if err != nil {
 				b.Fatalf("%s, turn %d: %v", w.Name, i, err)

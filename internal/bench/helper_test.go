@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,8 +27,9 @@ import (
 const helperTurns = 300
 
 // BenchmarkBridgeHelper has QEMU's own bridge helper and qemu-netup make taps on one bridge: from
-// fork to the exit of the helper, which is what QEMU waits for (net_bridge_run_helper of
-// its net/tap.c). An empty Go program and /bin/true are what the start of a process takes.
+// fork until the fd has been received, and in the same turns until the helper has ended, for which QEMU
+// waits as well (net_bridge_run_helper of its net/tap.c). An empty Go program and /bin/true
+// are what the start of a process takes.
 func BenchmarkBridgeHelper(b *testing.B) {
 	for _, user := range []struct {
 		name string
@@ -35,16 +37,21 @@ func BenchmarkBridgeHelper(b *testing.B) {
 	}{{"nobody", 65534}, {"root", 0}} {
 		b.Run(user.name, func(b *testing.B) {
 			h := newHelperLab(b, user.uid)
-			ways := []*Way{}
+			helpers := []helper{{"qemu-netup", h.plain}, {"qemu-netup with a limit", h.limited}}
 			if h.qemu != "" {
-				ways = append(ways, &Way{Name: "qemu-bridge-helper", Do: h.tap(h.qemu)})
+				helpers = slices.Insert(helpers, 0, helper{"qemu-bridge-helper", h.qemu})
 			}
-			ways = append(ways,
-				&Way{Name: "qemu-netup", Do: h.tap(h.plain)},
-				&Way{Name: "qemu-netup with a policy", Do: h.tap(h.limited)},
+			var ways, ended []*Way
+			for _, helper := range helpers {
+				first, last := h.tap(helper)
+				ways, ended = append(ways, first), append(ended, last)
+			}
+			ways = append(
+				ways,
 				&Way{Name: "empty Go program", Do: h.run(h.empty)},
 				&Way{Name: "/bin/true", Do: h.run("/bin/true")})
 			compare(b, ways)
+			Report(b, ended...)
 		})
 	}
 }
@@ -67,10 +74,13 @@ func BenchmarkLaunch(b *testing.B) {
 	})
 }
 
+// warmUp is the number of a turn that does not count: the first reads the programs from disk.
+const warmUp = -1
+
 func compare(b *testing.B, ways []*Way) {
 	b.Helper()
 	for _, w := range ways {
-		if _, err := w.Do(0); err != nil { // the first reads the programs from disk
+		if _, err := w.Do(warmUp); err != nil {
 			b.Fatalf("%s: %v", w.Name, err)
 		}
 	}
@@ -209,27 +219,45 @@ func (h *helperLab) run(program string, args ...string) func(int) (time.Duration
 	}
 }
 
-// tap does what QEMU does.
-func (h *helperLab) tap(program string) func(int) (time.Duration, error) {
-	return func(int) (time.Duration, error) {
-		sock, theirs, err := fdpass.Pair() // QEMU's is a SOCK_STREAM, which makes no difference here
-		if err != nil {
-			return 0, err
+// helper is a program that takes the arguments of qemu-bridge-helper.
+type helper struct{ name, program string }
+
+// tap does what QEMU does. The second way takes no turns: it is how long those of the first took in all.
+func (h *helperLab) tap(helper helper) (received, ended *Way) {
+	ended = &Way{Name: helper.name + " to its end"}
+	received = &Way{Name: helper.name + " to the fd", Do: func(i int) (time.Duration, error) {
+		took, end, err := h.start(helper.program)
+		if i != warmUp {
+			ended.took = append(ended.took, end)
 		}
-		defer sock.Close()
-		defer theirs.Close()
-		cmd := h.command(program, "--use-vnet", "--fd=3", "--br=br0")
-		cmd.ExtraFiles = []*os.File{theirs}
-		start := time.Now()
-		if err := cmd.Run(); err != nil {
-			return 0, err
-		}
-		took := time.Since(start)
-		_, files, err := sock.Receive(1)
-		if err == nil && len(files) != 1 {
-			err = fmt.Errorf("%d fds", len(files))
-		}
-		fdpass.CloseAll(files) // the kernel removes the tap now
 		return took, err
+	}}
+	return received, ended
+}
+
+// start tells when a helper's fd was there, and when the helper had ended.
+func (h *helperLab) start(program string) (received, ended time.Duration, err error) {
+	sock, theirs, err := fdpass.Pair() // QEMU's is a SOCK_STREAM, which makes no difference here
+	if err != nil {
+		return 0, 0, err
 	}
+	defer sock.Close()
+	cmd := h.command(program, "--use-vnet", "--fd=3", "--br=br0")
+	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.Stderr = os.Stderr // a pipe would take a goroutine's time
+	start := time.Now()
+	err = cmd.Start()
+	_ = theirs.Close() // else its end is not seen
+	if err != nil {
+		return 0, 0, err
+	}
+	_, files, err := sock.Receive(1)
+	received = time.Since(start)
+	err = errors.Join(err, cmd.Wait())
+	ended = time.Since(start)
+	if err == nil && len(files) != 1 {
+		err = fmt.Errorf("%d fds", len(files))
+	}
+	fdpass.CloseAll(files) // the kernel removes the tap now
+	return received, ended, err
 }
