@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
@@ -91,13 +92,18 @@ func makeClaim(fd int, device string) error {
 	if err := unix.Sendto(fd, batch, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return err
 	}
-	return acknowledged(fd, uint32(len(messages)-1))
+	const table, chain = 2, 3 // the messages' numbers
+	seq, err := acknowledged(fd, chain)
+	if seq == table && errors.Is(err, unix.EPERM) { // it belongs to another socket
+		err = unix.EEXIST
+	}
+	return err
 }
 
 // nfMessage is a message of nfnetlink (include/uapi/linux/netfilter/nfnetlink.h).
 func nfMessage(kind, flags int, family byte, resource uint16, attrs ...*nl.RtAttr) *nl.NetlinkRequest {
 	m := &nl.NetlinkRequest{NlMsghdr: unix.NlMsghdr{Len: unix.SizeofNlMsghdr, Type: uint16(kind), Flags: uint16(flags)}}
-	m.AddRawData(binary.BigEndian.AppendUint16([]byte{family, unix.NFNETLINK_V0}, resource))
+	m.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: unix.NFNETLINK_V0, ResId: binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, resource))})
 	for _, a := range attrs {
 		m.AddData(a)
 	}
@@ -106,8 +112,8 @@ func nfMessage(kind, flags int, family byte, resource uint16, attrs ...*nl.RtAtt
 
 func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
 
-// acknowledged reads answers until that of message last, or an error.
-func acknowledged(fd int, last uint32) error {
+// acknowledged reads answers until that of message last, or an error, and tells which message it is for.
+func acknowledged(fd int, last uint32) (seq uint32, err error) {
 	b := make([]byte, 16<<10)
 	for {
 		n, from, err := unix.Recvfrom(fd, b, 0)
@@ -115,25 +121,26 @@ func acknowledged(fd int, last uint32) error {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("wait for nf_tables: %w", err)
+			return 0, fmt.Errorf("wait for nf_tables: %w", err)
 		}
 		if k, ok := from.(*unix.SockaddrNetlink); !ok || k.Pid != 0 {
 			continue // not the kernel
 		}
-		for m := b[:n]; len(m) >= unix.SizeofNlMsghdr+4; {
-			length := int(binary.NativeEndian.Uint32(m))
-			if length < unix.SizeofNlMsghdr+4 || length > len(m) {
-				return fmt.Errorf("nf_tables answered with a message of %d bytes in %d", length, len(m))
+		messages, err := syscall.ParseNetlinkMessage(b[:n])
+		if err != nil {
+			return 0, fmt.Errorf("answer of nf_tables: %w", err)
+		}
+		for _, m := range messages {
+			if m.Header.Type != unix.NLMSG_ERROR || len(m.Data) < 4 {
+				continue
 			}
-			if binary.NativeEndian.Uint16(m[4:]) == unix.NLMSG_ERROR {
-				if errno := int32(binary.NativeEndian.Uint32(m[unix.SizeofNlMsghdr:])); errno != 0 {
-					return unix.Errno(-errno)
-				}
-				if binary.NativeEndian.Uint32(m[8:]) == last {
-					return nil
-				}
+			seq = m.Header.Seq
+			if errno := int32(binary.NativeEndian.Uint32(m.Data)); errno != 0 {
+				return seq, unix.Errno(-errno)
 			}
-			m = m[min((length+3)&^3, len(m)):]
+			if seq == last {
+				return seq, nil
+			}
 		}
 	}
 }

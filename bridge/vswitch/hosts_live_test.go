@@ -1,0 +1,218 @@
+package vswitch_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"vmnet/bridge/vswitch"
+	"vmnet/internal/netns"
+	"vmnet/internal/nstest"
+	"vmnet/internal/tun"
+	"vmnet/testvm/traffic"
+)
+
+// A host is a netns that stands for a guest: it has one tap, whose queues the switch has.
+type host struct {
+	t      *testing.T
+	ns     *netns.NS
+	nl     *netlink.Handle
+	device string
+	v4, v6 string
+}
+
+// newHost makes host number n of 10.9.0.0/16 and fd09::/64.
+func newHost(t *testing.T, n int, device string) *host {
+	t.Helper()
+	ns := nstest.New(t)
+	return &host{t, ns, nstest.Handle(t, ns), device, fmt.Sprintf("10.9.%d.%d", n/250, n%250+1), fmt.Sprintf("fd09::%x", n+1)}
+}
+
+// up gives the device an MTU and the host's addresses.
+func (h *host) up(mtu int) {
+	h.t.Helper()
+	l := h.link(h.device)
+	if err := h.nl.LinkSetMTU(l, mtu); err != nil {
+		h.t.Fatal(err)
+	}
+	for _, a := range []string{h.v4 + "/16", h.v6 + "/64"} {
+		addr, err := netlink.ParseAddr(a)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		addr.Flags = 2 // IFA_F_NODAD: no waiting for duplicates
+		if err := h.nl.AddrAdd(l, addr); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	if err := h.nl.LinkSetUp(l); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *host) link(name string) netlink.Link {
+	h.t.Helper()
+	l, err := h.nl.LinkByName(name)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return l
+}
+
+// newSwitch makes one that ends with the test, which shows its counters if it has failed.
+func newSwitch(t *testing.T) *vswitch.Switch {
+	t.Helper()
+	sw := vswitch.New(vswitch.Config{})
+	t.Cleanup(func() {
+		for _, p := range sw.Ports() {
+			if t.Failed() {
+				t.Logf("%+v", p.Stats())
+			}
+		}
+		if err := sw.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return sw
+}
+
+func addPort(t *testing.T, sw *vswitch.Switch, name string, w *vswitch.Wire, cfg vswitch.PortConfig) *vswitch.Port {
+	t.Helper()
+	p, err := sw.AddPort(name, w, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// tapHost makes host n with a tap of that many queues on a port "hN".
+func tapHost(t *testing.T, sw *vswitch.Switch, n, queues int, cfg vswitch.PortConfig) *host {
+	t.Helper()
+	h := newHost(t, n, "eth0")
+	tap, err := tun.Create(h.ns, h.device, queues > 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.Close() // the switch has copies
+	for range queues - 1 {
+		if err := tap.AddQueue(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w, err := vswitch.OpenTap(tap.Queues()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addPort(t, sw, fmt.Sprintf("h%d", n), w, cfg)
+	h.up(max(cfg.MTU, 1500))
+	return h
+}
+
+// socketHost makes host n as a guest behind a datagram socket: a tap without vnet headers, whose frames are carried
+// from and to the socket one by one.
+func socketHost(t *testing.T, sw *vswitch.Switch, n int, cfg vswitch.PortConfig) *host {
+	t.Helper()
+	ns := nstest.New(t)
+	tap, err := tun.CreateNumbered(ns, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHost(t, n, tap.Name)
+	h.ns, h.nl = ns, nstest.Handle(t, ns)
+	w, far, err := vswitch.SocketPair(max(cfg.MTU, 1500))
+	if err != nil {
+		t.Fatal(err)
+	}
+	addPort(t, sw, fmt.Sprintf("h%d", n), w, cfg)
+	h.up(max(cfg.MTU, 1500))
+	carry(t, pollable(t, tap.Queues()[0]), pollable(t, far))
+	_ = tap.Close()
+	_ = far.Close()
+	return h
+}
+
+// carry copies frames between two files until the test ends.
+func carry(t *testing.T, a, b *os.File) {
+	var wg sync.WaitGroup
+	one := func(dst io.Writer, src io.Reader) {
+		buf := make([]byte, 1<<17)
+		for {
+			n, err := src.Read(buf)
+			if err != nil {
+				return
+			}
+			_, _ = dst.Write(buf[:n])
+		}
+	}
+	wg.Go(func() { one(a, b) })
+	wg.Go(func() { one(b, a) })
+	t.Cleanup(func() {
+		_ = a.Close()
+		_ = b.Close()
+		wg.Wait()
+	})
+}
+
+// tcp sends n verified bytes from one host to another, over IPv4 and IPv6.
+func tcp(t *testing.T, from, to *host, n int64) {
+	t.Helper()
+	for _, addr := range []string{to.v4 + ":0", "[" + to.v6 + "]:0"} {
+		if err := tryTCP(t, from, to, addr, n, 30*time.Second); err != nil {
+			t.Errorf("%s to %s: %v", from.v4, addr, err)
+		}
+	}
+}
+
+func tryTCP(t *testing.T, from, to *host, addr string, n int64, limit time.Duration) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	var s *traffic.Server
+	if err := to.ns.Do(func() (err error) { s, err = traffic.ServeTCP(addr); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	return from.ns.Do(func() error {
+		_, err := traffic.SendTCP(ctx, s.Addr, n)
+		return err
+	})
+}
+
+// udp echoes datagrams of that size.
+func udp(t *testing.T, from, to *host, size int) {
+	t.Helper()
+	for _, addr := range []string{to.v4 + ":0", "[" + to.v6 + "]:0"} {
+		var s *traffic.Server
+		if err := to.ns.Do(func() (err error) { s, err = traffic.ServeUDP(addr); return err }); err != nil {
+			t.Fatal(err)
+		}
+		err := from.ns.Do(func() error {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			res, err := traffic.SendUDP(ctx, s.Addr, 20, size)
+			if err == nil && res.Received < 19 { // one may be lost on a busy machine
+				err = fmt.Errorf("%+v", res)
+			}
+			return err
+		})
+		s.Close()
+		if err != nil {
+			t.Errorf("%s to %s, %d bytes: %v", from.v4, addr, size, err)
+		}
+	}
+}
+
+// ping tells whether an address answers within a second.
+func ping(t *testing.T, from *host, addr string, size int) error {
+	t.Helper()
+	return from.ns.Do(func() error {
+		_, err := traffic.SendPing(t.Context(), traffic.Ping{Addr: addr, Count: 10, Timeout: 100 * time.Millisecond, UntilFirst: true, Size: size, DontFragment: true})
+		return err
+	})
+}

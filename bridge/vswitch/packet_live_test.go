@@ -1,0 +1,227 @@
+package vswitch_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"vmnet/bridge"
+	"vmnet/bridge/vswitch"
+	"vmnet/internal/tun"
+)
+
+// veth joins two hosts by devices of that name and MTU.
+func veth(t *testing.T, a, b *host, device string, mtu int) {
+	t.Helper()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = device, mtu
+	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: device, PeerNamespace: netlink.NsFd(int(b.ns.Handle())), PeerMTU: uint32(mtu)}
+	if err := a.nl.LinkAdd(pair); err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range []*host{a, b} {
+		if err := h.nl.LinkSetUp(h.link(device)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func openPacket(t *testing.T, h *host, device string) *vswitch.Wire {
+	t.Helper()
+	w, err := vswitch.OpenPacket(h.ns, device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// TestLivePacket has a veth as the uplink:
+//
+//	guest [eth0 tap] -- switch -- packet [lan0] middle -- veth -- [lan0] outside
+func TestLivePacket(t *testing.T) {
+	for _, mtu := range []int{1500, 9000} {
+		t.Run(fmt.Sprint(mtu), func(t *testing.T) {
+			sw := newSwitch(t)
+			cfg := vswitch.PortConfig{MTU: mtu}
+			guest, other := tapHost(t, sw, 0, 1, cfg), socketHost(t, sw, 3, cfg)
+			outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
+			veth(t, outside, middle, "lan0", mtu)
+			outside.up(mtu)
+			up := addPort(t, sw, "up", openPacket(t, middle, "lan0"), vswitch.PortConfig{})
+			middle.up(mtu) // the host in the middle has addresses on the device
+
+			if got := up.Stats().MTU; got != mtu {
+				t.Errorf("the port's MTU is %d", got)
+			}
+			for _, h := range []*host{guest, other} {
+				tcp(t, h, outside, 10<<20)
+				tcp(t, outside, h, 10<<20)
+				udp(t, h, outside, 1400)
+				udp(t, outside, h, 12000)
+			}
+			if err := ping(t, guest, outside.v4, mtu-28); err != nil {
+				t.Errorf("a full frame: %v", err)
+			}
+			for _, from := range []*host{guest, outside} {
+				for _, addr := range []string{middle.v4, middle.v6} {
+					if err := ping(t, from, addr, 0); err == nil {
+						t.Errorf("the host in the middle answers %s at %s", from.v4, addr)
+					}
+				}
+			}
+			if mean := meanFrame(sw.Ports()[0]); mean < 9100 {
+				t.Errorf("super-frames did not cross in one piece: mean length %d", mean)
+			}
+		})
+	}
+}
+
+// TestLivePacketOnATap has a guest that holds its tap itself, as QEMU does: the switch is on the kernel's side of
+// it. The guest asks by ARP for the host's address there.
+func TestLivePacketOnATap(t *testing.T) {
+	h := newHost(t, 0, "tap0")
+	tap, err := tun.Create(h.ns, "tap0", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.Close()
+	h.up(1500)
+	guest := pollable(t, tap.Queues()[0])
+	defer guest.Close()
+
+	if !arp(t, guest, h) {
+		t.Fatal("without a switch, the host does not answer: the test is wrong")
+	}
+	sw := newSwitch(t)
+	addPort(t, sw, "guest", openPacket(t, h, "tap0"), vswitch.PortConfig{})
+	other := tapHost(t, sw, 1, 1, vswitch.PortConfig{})
+	if arp(t, guest, h) {
+		t.Error("the host answers a guest of the switch")
+	}
+	if !arp(t, guest, other) {
+		t.Error("another guest of the switch does not answer")
+	}
+	if _, err := vswitch.OpenPacket(h.ns, "tap0"); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a second switch on the device: %v", err)
+	}
+	if err := sw.RemovePort("guest"); err != nil {
+		t.Fatal(err)
+	}
+	if !arp(t, guest, h) {
+		t.Error("the host does not answer when the switch is gone")
+	}
+}
+
+// arp asks for a host's address, and tells whether it answered within 300 ms.
+func arp(t *testing.T, guest *os.File, to *host) bool {
+	t.Helper()
+	own := []byte{2, 0, 0, 0, 0xaa, 1}
+	target := netip.MustParseAddr(to.v4).As4()
+	f := make([]byte, 10) // the vnet header
+	f = append(append(f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff), own...)
+	f = append(f, 0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1)
+	f = append(append(append(f, own...), 10, 9, 200, 200), 0, 0, 0, 0, 0, 0)
+	f = append(f, target[:]...)
+	if _, err := guest.Write(f); err != nil {
+		t.Fatal(err)
+	}
+	if err := guest.SetReadDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 1<<17)
+	for {
+		n, err := guest.Read(b)
+		if err != nil {
+			return false
+		}
+		// An ARP reply, from that address, to us.
+		if e := b[10:n]; len(e) >= 42 && binary.BigEndian.Uint16(e[12:]) == 0x0806 && e[21] == 2 && bytes.Equal(e[28:32], target[:]) && bytes.Equal(e[:6], own) {
+			return true
+		}
+	}
+}
+
+// TestLiveTrunk joins two switches by a trunk over a veth pair; two pairs of hosts, in VLANs 10 and 20, have the
+// same addresses. Frames with tags cross as super-frames, with partial checksums, tags in auxdata:
+//
+//	a10 --+                                                +-- b10
+//	      sw1 -- packet [t0] middle -- veth -- [t0] packet -- sw2
+//	a20 --+                                                +-- b20
+func TestLiveTrunk(t *testing.T) {
+	left, right := newHost(t, 10, "t0"), newHost(t, 11, "t0")
+	veth(t, left, right, "t0", 1500)
+	vlan := func(id int) vswitch.PortConfig {
+		return vswitch.PortConfig{PortConfig: bridge.PortConfig{VLAN: id}}
+	}
+	trunk := vswitch.PortConfig{PortConfig: bridge.PortConfig{Trunk: []bridge.VLANRange{{First: 10, Last: 11}}, Native: 20}}
+	sw1, sw2 := newSwitch(t), newSwitch(t)
+	addPort(t, sw1, "trunk", openPacket(t, left, "t0"), trunk)
+	addPort(t, sw2, "trunk", openPacket(t, right, "t0"), trunk)
+	a10, b10 := tapHost(t, sw1, 0, 1, vlan(10)), tapHost(t, sw2, 1, 1, vlan(10))
+	s10 := socketHost(t, sw2, 2, vlan(10))
+	for _, pair := range [][2]*host{{a10, b10}, {b10, a10}, {a10, s10}, {s10, a10}} {
+		tcp(t, pair[0], pair[1], 5<<20)
+		udp(t, pair[0], pair[1], 1400)
+		udp(t, pair[0], pair[1], 4000)
+	}
+	if err := ping(t, a10, b10.v4, 1472); err != nil {
+		t.Errorf("a full frame with a tag: %v", err)
+	}
+	if mean := meanFrame(sw2.Ports()[0]); mean < 3000 {
+		t.Errorf("super-frames with tags did not cross in one piece: mean length %d", mean)
+	}
+	// The same addresses, native VLAN: no tag on the way.
+	for sw, name := range map[*vswitch.Switch]string{sw1: "h0", sw2: "h1"} {
+		if err := sw.RemovePort(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a20, b20 := tapHost(t, sw1, 0, 1, vlan(20)), tapHost(t, sw2, 1, 1, vlan(20))
+	tcp(t, a20, b20, 5<<20)
+	if err := ping(t, a20, s10.v4, 0); err == nil {
+		t.Error("a host in VLAN 10 answers one in 20")
+	}
+}
+
+// TestLivePacketDevice takes the device down and up, and away.
+func TestLivePacketDevice(t *testing.T) {
+	sw := newSwitch(t)
+	guest := tapHost(t, sw, 0, 1, vswitch.PortConfig{})
+	outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
+	veth(t, outside, middle, "lan0", 1500)
+	outside.up(1500)
+	up := addPort(t, sw, "up", openPacket(t, middle, "lan0"), vswitch.PortConfig{})
+	tcp(t, guest, outside, 1<<20)
+	if err := middle.nl.LinkSetDown(middle.link("lan0")); err != nil {
+		t.Fatal(err)
+	}
+	if err := ping(t, guest, outside.v4, 0); err == nil {
+		t.Error("it answers while the device is down")
+	}
+	if up.Dropped(vswitch.Down) == 0 || up.Err() != nil {
+		t.Errorf("%+v", up.Stats())
+	}
+	if err := middle.nl.LinkSetUp(middle.link("lan0")); err != nil {
+		t.Fatal(err)
+	}
+	tcp(t, guest, outside, 1<<20)
+	if err := middle.nl.LinkDel(middle.link("lan0")); err != nil {
+		t.Fatal(err)
+	}
+	waitEnded(t, up)
+	if !errors.Is(up.Err(), unix.ENETDOWN) && !errors.Is(up.Err(), unix.ENXIO) { // by its receiver, or a sender
+		t.Errorf("it ended with %v", up.Err())
+	}
+	if _, err := vswitch.OpenPacket(middle.ns, "lan0"); !errors.Is(err, unix.ENODEV) {
+		t.Errorf("no such device: %v", err)
+	}
+}
