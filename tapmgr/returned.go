@@ -106,6 +106,15 @@ func (m *Manager) SetForeignPortOf(index int, mac net.HardwareAddr, cfg bridge.P
 	return m.setForeign(l, cfg)
 }
 
+// SetForeignPortNamed is SetForeignPortOf for the tap of that name.
+func (m *Manager) SetForeignPortNamed(name string, mac net.HardwareAddr, cfg bridge.PortConfig) (changed bool, err error) {
+	l, err := m.nl.Link(name)
+	if err != nil {
+		return false, fmt.Errorf("interface %s: %w", name, err)
+	}
+	return m.SetForeignPortOf(l.Index, mac, cfg)
+}
+
 func isForeignTap(l *rtnl.Link, mac net.HardwareAddr) bool {
 	return isForeign(l, "tun") && ForeignLink{Type: TypeTap, MAC: l.MAC}.HasGuest(mac)
 }

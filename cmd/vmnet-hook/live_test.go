@@ -4,12 +4,15 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/vishvananda/netlink"
 
 	"vmnet/tapmgr"
 )
@@ -109,6 +112,41 @@ func TestLivePortOfLibvirt(t *testing.T) {
 	}
 	h.virt.Virsh("destroy", "web")
 	h.nothingLeft()
+}
+
+// TestLiveStrangersTap: a user who holds a tap with the guest's MAC, and says to be its QEMU, gets nothing of what is declared.
+func TestLiveStrangersTap(t *testing.T) {
+	h := installed(t)
+	h.define("web", metadata(`<vmnet:nic mac="`+guestMAC(2).String()+`" isolated="yes"/>`), onBridge(2))
+	h.sh("ip tuntap add tap7 mode tap; ip link set tap7 address fe" + guestMAC(2).String()[2:] + " master br0 up")
+	monitor := filepath.Join(t.TempDir(), "libvirt", "monitor")
+	if err := os.Mkdir(filepath.Dir(monitor), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	stranger := exec.Command("nsenter", "--target", fmt.Sprint(h.virt.PID()), "--net", "--pid", "--mount", "qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-machine", "pc,accel=tcg", "-m", "32",
+		"-name", "guest=web", "-uuid", h.virt.Virsh("domuuid", "web"),
+		"-chardev", "socket,id=charmonitor,server=on,wait=off,path="+monitor, "-mon", "chardev=charmonitor,mode=control",
+		"-netdev", "tap,id=n,ifname=tap7,script=no,downscript=no", "-device", "virtio-net-pci,netdev=n")
+	if err := stranger.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = stranger.Process.Kill()
+		_ = stranger.Wait()
+	}()
+	h.eventually("the stranger holds its tap", func() bool {
+		l, err := h.nl.LinkByName("tap7")
+		return err == nil && l.Attrs().OperState == netlink.OperUp
+	})
+	h.virt.Virsh("start", "web")
+	if h.isolated("tap7") {
+		t.Error("the stranger's port was set")
+	}
+	for _, l := range h.links() {
+		if l != "tap7" && !h.isolated(l) {
+			t.Errorf("%s, the guest's, was not set", l)
+		}
+	}
 }
 
 // TestLiveNetwork: libvirt's taps on a network's bridge are the same, by alias too.

@@ -54,7 +54,7 @@ func (w *work) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return w.setPorts(ctx, nics, []int{w.Caller}, func(err error) bool { return errors.Is(err, fs.ErrNotExist) })
+	return w.setPorts(ctx, nics, func(err error) bool { return errors.Is(err, fs.ErrNotExist) })
 }
 
 // started sets the ports of libvirt's taps that are not set yet, and finishes what prepare has begun.
@@ -84,7 +84,7 @@ func (w *work) finish(ctx context.Context, nics []declared.NIC) error {
 	if err != nil {
 		return err
 	}
-	if err := w.setPorts(ctx, nics, pids, func(error) bool { return false }); err != nil {
+	if err := w.setPorts(ctx, nics, func(error) bool { return false }); err != nil {
 		return err
 	}
 	for _, pid := range pids {
@@ -115,8 +115,8 @@ func (w *work) processes() ([]int, error) {
 	return pids, nil
 }
 
-// setPorts sets the ports of the taps that libvirt has made, which one of the processes holds.
-func (w *work) setPorts(ctx context.Context, nics []declared.NIC, pids []int, pass func(error) bool) error {
+// setPorts sets the ports of the taps that libvirt has made.
+func (w *work) setPorts(ctx context.Context, nics []declared.NIC, pass func(error) bool) error {
 	var errs []error
 	for _, n := range nics {
 		if n.Made {
@@ -125,24 +125,22 @@ func (w *work) setPorts(ctx context.Context, nics []declared.NIC, pids []int, pa
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
-		if err := w.setPort(n, pids); err != nil && !pass(err) {
+		if err := w.setPort(n); err != nil && !pass(err) {
 			errs = append(errs, fmt.Errorf("nic %s: %w", n.Label(), err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// setPort wants one of the processes to hold the tap.
-func (w *work) setPort(n declared.NIC, pids []int) error {
-	var errs []error
-	for _, pid := range pids {
-		_, err := w.m.SetForeignPort(pid, n.MAC, n.Port)
-		if err == nil {
-			return nil
-		}
-		errs = append(errs, err)
+// setPort goes by the tap's name, or where the XML has none yet by what libvirt itself holds: any user can hold a tap with
+// the guest's MAC, and say to be its QEMU.
+func (w *work) setPort(n declared.NIC) (err error) {
+	if n.Interface.Target != "" {
+		_, err = w.m.SetForeignPortNamed(n.Interface.Target, n.MAC, n.Port)
+	} else {
+		_, err = w.m.SetForeignPort(w.Caller, n.MAC, n.Port)
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 // release removes what was handed over by name and is held by nobody any more: macvtaps, and all that was made for a

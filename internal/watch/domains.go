@@ -171,7 +171,7 @@ func (w *watcher) readDomain(ctx context.Context, conn *libvirt.Conn, dom libvir
 	w.ports.declare(dom, nics)
 	for _, n := range nics {
 		if l, err := w.nl.Link(n.Interface.Target); n.Interface.Target != "" && err == nil && l.Master != 0 {
-			w.ports.apply(l.Index, l.Name, claim{dom.Name, n.MAC, n.Port})
+			w.ports.apply(l.Index, l.Name, claim{dom.Name, n.MAC, n.Port, l.Name})
 		}
 	}
 }

@@ -15,7 +15,9 @@ import (
 
 // ports knows which settings the domains that run declare, and which taps have them already. A tap is known by its
 // MAC, which libvirt makes of the guest's before it puts the tap on its bridge, so that the kernel's event of that says
-// enough: nobody needs to be asked.
+// enough: nobody needs to be asked. That holds for the names that libvirt makes up. Whoever else holds a tap, such as one of
+// qemu-bridge-helper's, can give it any MAC (SIOCSIFHWADDR in drivers/net/tun.c asks for no right), and with that would get into
+// another guest's VLAN; but to name it takes CAP_NET_ADMIN. Of another name, libvirt must tell whose the tap is.
 type ports struct {
 	set    func(index int, mac net.HardwareAddr, cfg bridge.PortConfig) (changed bool, err error)
 	report func(Report)
@@ -37,6 +39,7 @@ type claim struct {
 	domain string
 	mac    net.HardwareAddr
 	cfg    bridge.PortConfig
+	target string // the tap's name, where libvirt has told it
 }
 
 func newPorts(set func(int, net.HardwareAddr, bridge.PortConfig) (bool, error), report func(Report)) *ports {
@@ -68,7 +71,7 @@ func (p *ports) index() {
 	for _, d := range p.domains {
 		for _, n := range d.nics {
 			key := string(n.MAC[1:])
-			p.byMAC[key] = append(p.byMAC[key], claim{d.name, n.MAC, n.Port})
+			p.byMAC[key] = append(p.byMAC[key], claim{d.name, n.MAC, n.Port, n.Interface.Target})
 		}
 	}
 }
@@ -84,7 +87,7 @@ func (p *ports) link(l *rtnl.Link) {
 	if len(l.MAC) != 6 || l.MAC[0] != hostMACByte {
 		return
 	}
-	if c, ok := p.claimOf(l.MAC); ok {
+	if c, ok := p.claimOf(l.MAC); ok && (libvirt.GeneratedName(l.Name) || l.Name == c.target) {
 		p.apply(l.Index, l.Name, c)
 	}
 }

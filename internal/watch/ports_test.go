@@ -131,6 +131,26 @@ func TestPortsFollowWhatIsDeclared(t *testing.T) {
 	}
 }
 
+// A user who holds a tap of qemu-bridge-helper's gives it a guest's MAC.
+func TestPortsOfStrangersAreLeftAlone(t *testing.T) {
+	var none error
+	p, set, _ := recorded(&none)
+	all := nics(bridge.PortConfig{VLAN: 20}, guestMAC(1))
+	p.declare(domain(1), all)
+	named := tap(7, tapMAC(1), 3)
+	named.Name = "tap7"
+	p.link(named)
+	if len(*set) != 0 {
+		t.Errorf("a stranger's tap was set: %v", *set)
+	}
+	all[0].Interface.Target = "tap7" // libvirt says that it is the guest's
+	p.declare(domain(1), all)
+	p.link(named)
+	if len(*set) != 1 {
+		t.Errorf("the guest's tap was not set: %v", *set)
+	}
+}
+
 func TestDeclaredForAnInterface(t *testing.T) {
 	p := newPorts(nil, nil)
 	p.declare(domain(1), nics(bridge.PortConfig{VLAN: 20}, guestMAC(1)))
