@@ -98,6 +98,11 @@ func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
 			Do:   func(context.Context) error { return in(ErrLink, a.m.lendLife(o, a.vm.process())) },
 		})
 	}
+	store, err := a.store(ctx, o)
+	if err != nil {
+		return Result{}, in(ErrHandover, err)
+	}
+	list = append(list, store...)
 	if len(list) > 0 && a.m.HelperPath != "" {
 		return a.unrepaired(o)
 	}
@@ -108,6 +113,16 @@ func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
 	}
 	now, err := a.m.again(*o)
 	return a.result(&now, len(list) > 0), err
+}
+
+// store is what it takes for libvirt to have the NIC stored, where that is asked for.
+func (a *attachment) store(ctx context.Context, o *ours) ([]step.Step, error) {
+	d, ok := a.vm.(*domain)
+	if !ok || !a.spec.Persistent {
+		return nil, nil
+	}
+	list, err := d.storeSteps(ctx, a.spec, o)
+	return inStage(ErrHandover, list...), err
 }
 
 // unrepaired is for a caller who may not change links: the helper makes NICs and does no more. One

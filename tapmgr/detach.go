@@ -129,15 +129,18 @@ func (d *detachment) stored(ctx context.Context) ([]step.Step, error) {
 		}
 		return nil, nil
 	}
-	stored, err := dom.stored(ctx, d.spec.NIC)
-	switch {
-	case err != nil || !stored:
-		return nil, in(ErrHandover, err)
-	case !d.spec.Persistent:
-		d.notices = append(d.notices, "libvirt has it stored, the guest will start with it again (vmnet detach --persistent)")
-		return nil, nil
+	if d.spec.Persistent {
+		list, err := dom.forgetSteps(ctx, d.spec.NIC)
+		return inStage(ErrHandover, list...), in(ErrHandover, err)
 	}
-	return inStage(ErrHandover, dom.forgetSteps(d.spec.NIC)...), nil
+	stored, err := dom.stored(ctx, d.spec.NIC)
+	if err != nil {
+		return nil, in(ErrHandover, err)
+	}
+	if stored != nil {
+		d.notices = append(d.notices, "libvirt has it stored, the guest will start with it again (vmnet detach --persistent)")
+	}
+	return nil, nil
 }
 
 // wentWithGuest tells whether the guest has ended, and so nothing is left to detach.
@@ -195,7 +198,7 @@ func (m *Manager) detachStored(ctx context.Context, spec DetachSpec, link *ours)
 		return DetachResult{}, err
 	}
 	defer d.Close()
-	stored, err := d.stored(ctx, spec.NIC)
+	forget, err := d.forgetSteps(ctx, spec.NIC)
 	if err != nil {
 		return DetachResult{}, in(ErrHandover, err)
 	}
@@ -203,9 +206,7 @@ func (m *Manager) detachStored(ctx context.Context, spec DetachSpec, link *ours)
 	if link != nil {
 		list = append(list, m.deleteStep(link))
 	}
-	if stored {
-		list = append(list, inStage(ErrHandover, d.forgetSteps(spec.NIC)...)...)
-	}
+	list = append(list, inStage(ErrHandover, forget...)...)
 	return DetachResult{Changed: len(list) > 0}, m.run(ctx, list)
 }
 

@@ -26,6 +26,7 @@ type domain struct {
 	user int      // whose own libvirt this is; 0 for the machine's
 
 	persistent bool // the NIC is stored as well
+	isStored   bool // and was before
 	xml        string
 }
 

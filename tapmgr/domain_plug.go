@@ -41,30 +41,37 @@ func (d *domain) prepare(ctx context.Context, h *half) (err error) {
 		if err := d.storable(ctx); err != nil {
 			return err
 		}
+		if d.isStored, err = d.storedAs(ctx, h.record.NIC, h.record.MAC, h.side.interfaceName()); err != nil {
+			return err
+		}
 	}
 	if tap, ok := h.side.(*namedTap); ok {
 		tap.uid = d.user // who has no right to open root's
 	}
-	model := h.record.Model
-	if m := libvirtModels[model]; m != "" {
-		model = m
-	}
-	driver := ""
-	if h.spec.virtio() {
-		driver = "qemu"
-		if h.record.Vhost {
-			driver = "vhost"
-		}
-	}
-	d.xml, err = libvirt.Ethernet{
-		Tap: h.side.interfaceName(), MAC: h.record.MAC, Model: model, Queues: h.record.Queues, MTU: h.record.MTU,
-		Driver: driver, Alias: domainAlias(h.record.NIC),
-	}.XML()
+	d.xml, err = ethernet(h.record, h.side.interfaceName())
 	return err
 }
 
+// ethernet is a NIC in libvirt's words.
+func ethernet(r record, device string) (string, error) {
+	model, driver := r.Model, ""
+	if strings.HasPrefix(r.Model, virtioNet) {
+		driver = "qemu"
+		if r.Vhost {
+			driver = "vhost"
+		}
+	}
+	if m := libvirtModels[model]; m != "" {
+		model = m
+	}
+	return libvirt.Ethernet{
+		Tap: device, MAC: r.MAC, Model: model, Queues: r.Queues, MTU: r.MTU, Driver: driver, Alias: domainAlias(r.NIC),
+	}.XML()
+}
+
+// affect is what an attach changes: what is stored already stays as it is.
 func (d *domain) affect() libvirt.Affect {
-	if d.persistent {
+	if d.persistent && !d.isStored {
 		return libvirt.AffectLive | libvirt.AffectConfig
 	}
 	return libvirt.AffectLive
@@ -102,7 +109,7 @@ func (d *domain) undoAttach(ctx context.Context, nic string) error {
 	ctx, cancel := context.WithTimeout(ctx, releaseWait)
 	defer cancel()
 	err := d.unplug(ctx, nic, func(time.Duration) {})
-	if d.persistent {
+	if d.persistent && !d.isStored {
 		err = errors.Join(err, d.forget(ctx, nic))
 	}
 	return err

@@ -283,4 +283,7 @@ func (s Spec) validateDevice() error {
 
 // virtio tells whether the model is one of virtio's, which alone have queues,
 // vhost and an MTU.
-func (s Spec) virtio() bool { return strings.HasPrefix(s.Model, "virtio-net") }
+func (s Spec) virtio() bool { return strings.HasPrefix(s.Model, virtioNet) }
+
+// virtioNet begins the names of virtio's models.
+const virtioNet = "virtio-net"

@@ -269,6 +269,19 @@ func TestLiveRefused(t *testing.T) {
 	}
 }
 
+// TestLiveAbsent: a declared NIC whose interface somebody has taken away does not keep the guest from starting.
+func TestLiveAbsent(t *testing.T) {
+	h := installed(t)
+	h.define("web", metadata(`<vmnet:nic id="net0" bridge="br0"/>`, `<vmnet:nic id="net1" bridge="br0"/>`), handed("web-0", "net0", 1, "")+handed("web-1", "net1", 2, ""))
+	h.virt.Virsh("detach-interface", "web", "ethernet", "--mac", guestMAC(2).String(), "--config")
+	h.virt.Virsh("start", "web")
+	if nics := h.nics("web"); len(nics) != 1 || nics["net0"].State == "" {
+		t.Errorf("NICs %v", nics)
+	}
+	h.virt.Virsh("destroy", "web")
+	h.nothingLeft()
+}
+
 // TestLiveStartFails: what was made goes when the guest does not start for another reason.
 func TestLiveStartFails(t *testing.T) {
 	h := installed(t)

@@ -87,7 +87,10 @@ func (a *app) printExplanation(e hook.Explanation) error {
 
 func nicText(n hook.Declared) string {
 	words := []string{"tap that libvirt makes"}
-	if n.Made {
+	switch {
+	case n.Made && n.Interface == "":
+		words = []string{n.Type + " on " + n.Source + " without an interface"}
+	case n.Made:
 		words = []string{n.Type + " " + n.Interface + " on " + n.Source}
 	}
 	for _, w := range []string{n.Mode, n.Port, n.MAC} {

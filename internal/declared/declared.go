@@ -37,7 +37,7 @@ const (
 type NIC struct {
 	ID        string            // of vmnet; may be empty where it is not Made
 	MAC       net.HardwareAddr  // of the guest's side; nil where the XML has none yet, which libvirt then makes up
-	Interface libvirt.Interface // to which it belongs
+	Interface libvirt.Interface // to which it belongs; zero where it is Absent
 	Made      bool              // vmnet makes the device
 	Spec      tapmgr.Spec       // of a device to make
 	Port      bridge.PortConfig // settings of the bridge port
@@ -54,11 +54,15 @@ func (n NIC) Place() string {
 	return n.Spec.Bridge
 }
 
+// Absent tells that the domain has no such interface, so that there is nothing to make: somebody has taken the interface away
+// and not what is declared, or a vmnet was killed between the two. A guest that starts does not miss anything.
+func (n NIC) Absent() bool { return n.Made && n.Interface.Type == "" }
+
 // Label names the NIC in texts.
 func (n NIC) Label() string { return cmp.Or(n.ID, n.MAC.String()) }
 
 // Parse reads the declared NICs of a domain, none where there is no such element. What is not known, or cannot be, is
-// an error: nothing that somebody has declared is passed over.
+// an error: nothing that somebody has declared is passed over, but for a NIC that is Absent.
 func Parse(def *libvirt.Definition) ([]NIC, error) {
 	text, ok := def.Metadata(Namespace)
 	if !ok {
@@ -77,7 +81,22 @@ func Parse(def *libvirt.Definition) ([]NIC, error) {
 		}
 		nics = append(nics, nic)
 	}
-	return nics, nil
+	return nics, mistaken(def, nics, taken)
+}
+
+// mistaken tells an Absent NIC from one whose id is not that of the interface that was meant.
+func mistaken(def *libvirt.Definition, nics []NIC, taken map[int]string) error {
+	for i, x := range def.Interfaces {
+		if _, known := taken[i]; known || !x.Unmanaged || libvirt.AliasNIC(x.Alias) == "" {
+			continue
+		}
+		for _, n := range nics {
+			if n.Absent() {
+				return fmt.Errorf("nic %q: no interface has <alias name='%s'/> (that with %s is not declared)", n.ID, libvirt.Alias(n.ID), x.Alias)
+			}
+		}
+	}
+	return nil
 }
 
 func parseNIC(def *libvirt.Definition, attrs attributes, taken map[int]string) (NIC, error) {
@@ -86,6 +105,9 @@ func parseNIC(def *libvirt.Definition, attrs attributes, taken map[int]string) (
 		return NIC{}, err
 	}
 	i, err := find(def.Interfaces, n)
+	if errors.Is(err, errAbsent) {
+		return n, nil
+	}
 	if err != nil {
 		return NIC{}, err
 	}
@@ -101,6 +123,9 @@ func parseNIC(def *libvirt.Definition, attrs attributes, taken map[int]string) (
 	n.specify(def.Name)
 	return n, n.handedOver()
 }
+
+// errAbsent is a NIC whose device we would make, without an interface.
+var errAbsent = errors.New("the domain has no such interface")
 
 // find is the index of the NIC's interface. Where it has both id and MAC, they must agree.
 func find(all []libvirt.Interface, n NIC) (int, error) {
@@ -124,6 +149,8 @@ func find(all []libvirt.Interface, n NIC) (int, error) {
 		return 0, fmt.Errorf("no interface has the MAC %s", n.MAC)
 	case n.ID == "":
 		return byMAC, nil
+	case byID < 0 && byMAC < 0 && n.Made:
+		return 0, errAbsent
 	case byID < 0 && n.Made:
 		return 0, fmt.Errorf("no interface has <alias name='%s'/>", libvirt.Alias(n.ID))
 	case byID < 0 && n.MAC == nil:

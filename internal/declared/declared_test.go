@@ -166,6 +166,28 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
+// A NIC whose interface somebody has taken away does not keep the guest from starting.
+func TestParseAbsent(t *testing.T) {
+	const absent = `<v:nic id="net5" mac="52:54:00:00:00:ff" bridge="br0"/>`
+	def, err := libvirt.ParseDefinition(`<domain type='qemu'><name>web</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid><metadata>` + nics(absent) + `</metadata>
+<devices><interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='br0'/></interface></devices></domain>`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Parse(def)
+	if err != nil || len(got) != 1 || !got[0].Absent() || got[0].ID != "net5" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := Parse(definition(t, "web", nics(absent))); err == nil || !strings.Contains(err.Error(), "(that with ua-vmnet-net0 is not declared)") {
+		t.Errorf("an id that is mistaken: %v", err)
+	}
+	for element, want := range map[string]bool{"": false, "<nics>" + strings.ReplaceAll(absent, "v:", "") + "</nics>": true, "<nics/>": false} {
+		if has, err := Editor().Has(element, "net5"); has != want || err != nil {
+			t.Errorf("%s has it: %v, %v", element, has, err)
+		}
+	}
+}
+
 func TestPutAndRemove(t *testing.T) {
 	element := nics(`<v:nic id="net0" bridge="br0"/><v:nic mac="52:54:00:00:00:03" vlan="20"/>`)
 	for _, test := range []struct {

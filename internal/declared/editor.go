@@ -1,6 +1,7 @@
 package declared
 
 import (
+	"slices"
 	"strings"
 
 	"vmnet/tapmgr"
@@ -14,6 +15,13 @@ func Editor() tapmgr.Declarations {
 		Prefix:    Prefix,
 		Put: func(element string, spec tapmgr.Spec) (string, error) {
 			return Put(inNamespace(element), NIC{ID: spec.NIC, MAC: spec.MAC, Made: true, Spec: spec, Port: spec.Port})
+		},
+		Has: func(element, nic string) (bool, error) {
+			if element == "" {
+				return false, nil
+			}
+			all, err := decode(inNamespace(element))
+			return slices.ContainsFunc(all, func(a attributes) bool { return a.get("id") == nic }), err
 		},
 		Remove: func(element, nic string) (string, error) { return Remove(inNamespace(element), NIC{ID: nic}) },
 	}

@@ -20,7 +20,7 @@ type Explanation struct {
 type Declared struct {
 	ID        string `json:"nic"`
 	MAC       string `json:"mac"`       // empty where libvirt is yet to make one up
-	Interface string `json:"interface"` // the device; empty where libvirt calls it as it likes
+	Interface string `json:"interface"` // the device; empty where libvirt calls it as it likes, and where there is no such interface
 	Made      bool   `json:"made"`      // vmnet makes the device
 	Type      string `json:"type"`      // "tap" or "macvtap"
 	Source    string `json:"source"`    // the bridge or lower of a device that vmnet makes
@@ -75,8 +75,11 @@ func texts(op string, nics []declared.NIC) []string {
 	made := false
 	for _, n := range nics {
 		d := describe(n)
-		made = made || n.Made
+		made = made || n.Made && !n.Absent()
 		switch {
+		case n.Absent() && op == "prepare":
+			does = append(does, fmt.Sprintf("make nothing for %s: no interface has <alias name='%s'/>", n.ID, libvirt.Alias(n.ID)))
+		case n.Absent():
 		case n.Made && op == "prepare":
 			does = append(does, d.making())
 		case !n.Made && op == "start":

@@ -11,6 +11,7 @@ import (
 
 	"vmnet/internal/declared"
 	"vmnet/internal/qemu"
+	"vmnet/libvirt"
 )
 
 // undoWait bounds how long it may take to remove what was made.
@@ -23,7 +24,10 @@ func (w *work) prepare(ctx context.Context) error {
 		return err
 	}
 	for _, n := range nics {
-		if !n.Made {
+		if n.Absent() {
+			w.notes = append(w.notes, fmt.Sprintf("guest %s, nic %s: it is declared, but no interface has <alias name='%s'/>: nothing is made for it (vmnet detach --persistent takes it out)", w.Guest, n.ID, libvirt.Alias(n.ID)))
+		}
+		if !n.Made || n.Absent() {
 			continue
 		}
 		res, err := w.m.Prepare(ctx, n.Spec)
