@@ -1,8 +1,6 @@
 package vswitch
 
 import (
-	"errors"
-	"os"
 	"time"
 
 	"vmnet/internal/offload"
@@ -33,9 +31,7 @@ func (r *receiver) run() {
 	for {
 		n, err := r.queue.receive(r.frames[:])
 		if err != nil {
-			if !errors.Is(err, os.ErrClosed) {
-				r.port.endWith(err)
-			}
+			r.port.endWith(err)
 			return
 		}
 		r.input(r.frames[:n])

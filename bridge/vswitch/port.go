@@ -22,7 +22,8 @@ type PortConfig struct {
 	// a super-frame, each of its segments. 0 is that of the device behind a packet wire, else 1500.
 	MTU int `json:"mtu,omitempty"`
 
-	// MACs are the only sources that frames may have which come in by the port; none means any.
+	// MACs are the only sources that frames may have which come in by the port; none means any. In the VLAN of
+	// the port's untagged frames they are static in the FDB: nobody else can draw their frames away.
 	MACs []net.HardwareAddr `json:"macs,omitempty"`
 
 	// MaxAddresses is how many addresses are learned behind the port; 0 means as many as the FDB holds. Those beyond
@@ -125,10 +126,10 @@ func newPort(name string, index int, w *Wire, cfg PortConfig) *Port {
 func (p *Port) Name() string { return p.name }
 
 // Ended is closed when the port's other end went away: its device was removed, its socket's peer closed. The port stays in
-// the switch, where frames for it count as dropped, until it is removed.
+// the switch, where frames for it count as dropped, until it is removed. It is closed by that, too.
 func (p *Port) Ended() <-chan struct{} { return p.ended }
 
-// Err tells why the port ended; nil before.
+// Err tells why the port ended; nil before. After RemovePort, if nothing came before that, it Is fs.ErrClosed.
 func (p *Port) Err() error {
 	select {
 	case <-p.ended:

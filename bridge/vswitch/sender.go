@@ -61,7 +61,7 @@ func (s *sender) begin(vnet int) {
 
 // use holds the fd while do runs, so that it is not closed meanwhile.
 func (s *sender) use(conn syscall.RawConn, do func(fd uintptr)) {
-	if conn.Control(do) != nil { // os.ErrClosed: the port was removed
+	if conn.Control(do) != nil { // the port was removed
 		s.drop(Gone, s.n)
 	}
 }

@@ -43,11 +43,12 @@ type table struct {
 	by    []*Port // by index, with gaps
 }
 
-// errors of AddPort and RemovePort.
+// Errors of AddPort and RemovePort, and what a removed port ends with.
 var (
 	errTooMany = fmt.Errorf("the switch has %d ports already", maxPorts)
 	errTaken   = fmt.Errorf("the switch has a port of that name: %w", fs.ErrExist)
 	errNoPort  = fmt.Errorf("the switch has no port of that name: %w", fs.ErrNotExist)
+	errRemoved = fmt.Errorf("it was removed: %w", fs.ErrClosed)
 	errClosed  = fmt.Errorf("the switch is closed: %w", fs.ErrClosed)
 )
 
@@ -106,12 +107,29 @@ func (sw *Switch) addPort(name string, w *Wire, cfg PortConfig) (*Port, error) {
 	}
 	p := newPort(name, index, w, cfg)
 	sw.fdb.LimitPort(index, cfg.MaxAddresses)
+	if err := sw.lock(p); err != nil {
+		sw.fdb.FlushPort(index, true)
+		return nil, err
+	}
 	sw.table.Store(old.with(p))
 	for i := range w.queues {
 		r := newReceiver(sw, p, i)
 		p.receivers.Go(r.run)
 	}
 	return p, nil
+}
+
+// lock makes the addresses that a port is locked to its own.
+func (sw *Switch) lock(p *Port) error {
+	if !p.vlans.untagged {
+		return nil
+	}
+	for _, mac := range p.macs {
+		if err := sw.fdb.AddStatic(keyOf(mac, p.vlans.native), p.index); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // RemovePort unplugs a port: its wire is closed, what was learned behind it forgotten. When it returns no frame of the port's
@@ -130,6 +148,7 @@ func (sw *Switch) RemovePort(name string) error {
 // sw.mu is free.
 func (sw *Switch) remove(p *Port) error {
 	sw.table.Store(sw.table.Load().without(p))
+	p.endWith(errRemoved)
 	err := p.wire.Close()
 	p.receivers.Wait()
 	sw.fdb.FlushPort(p.index, true)

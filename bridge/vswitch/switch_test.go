@@ -164,6 +164,8 @@ func TestPortSettings(t *testing.T) {
 	check("so flooded", l.send("uplink", etherFrame(mac(5), mac(3), nil, 46)), "guest1", "guest2", "hairpin", "deaf", "locked", "few")
 	check("spoofed", l.send("locked", etherFrame(mac(3), mac(1), nil, 46)))
 	check("allowed", l.send("locked", etherFrame(mac(3), mac(7), nil, 46)), "uplink")
+	l.send("uplink", etherFrame(mac(3), mac(6), nil, 46))
+	check("the address of a locked port is its own", l.send("guest1", etherFrame(mac(6), mac(1), nil, 46)), "locked")
 	check("the spoofed one stays where it was", l.send("uplink", etherFrame(mac(1), mac(3), nil, 46)), "guest1")
 	for n := byte(10); n < 20; n++ {
 		l.send("few", etherFrame(mac(3), mac(n), nil, 46))
@@ -271,8 +273,12 @@ func TestPortsComeAndGo(t *testing.T) {
 		t.Errorf("no such port: %v", err)
 	}
 	l.send("b", etherFrame(all, mac(2), nil, 46))
+	b := l.port("b")
 	if err := l.sw.RemovePort("b"); err != nil {
 		t.Fatal(err)
+	}
+	if !errors.Is(b.Err(), fs.ErrClosed) {
+		t.Errorf("b ended with %v", b.Err())
 	}
 	if got := l.send("a", etherFrame(mac(2), mac(1), nil, 46)); len(got) != 0 || l.port("a").Dropped(NoPort) != 1 {
 		t.Errorf("without b: %v, %+v", names(got), l.port("a").Stats())

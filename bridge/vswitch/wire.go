@@ -43,8 +43,8 @@ func (w *Wire) Close() error {
 // A queue is one way into a wire and out of it. One goroutine receives from it; any number send.
 type queue interface {
 	// receive waits for frames and tells how many came. Their data is valid until the next call, which
-	// is what makes a batch: it may be memory that is shared with whoever sent it. An error is the
-	// queue's end: os.ErrClosed after close.
+	// is what makes a batch. The switch may write a VLAN id into their tags. An error is the queue's
+	// end; after close there is one.
 	receive(frames []frame) (n int, err error)
 
 	// send gives away what s has in its list, each frame with the vnet header that the wire's limits
