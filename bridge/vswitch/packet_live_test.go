@@ -121,6 +121,64 @@ func TestLivePacketOnATap(t *testing.T) {
 	}
 }
 
+// TestLivePacketTags sends frames with tags by a packet socket, both ways: the kernel takes the first tag out of what it
+// gives, whoever's it is, and none of a frame may be lost.
+func TestLivePacketTags(t *testing.T) {
+	h := newHost(t, 0, "tap0")
+	tap, err := tun.Create(h.ns, "tap0", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.Close()
+	if err := h.nl.LinkSetUp(h.link("tap0")); err != nil {
+		t.Fatal(err)
+	}
+	outside := pollable(t, tap.Queues()[0])
+	defer outside.Close()
+	w, far, err := vswitch.SocketPair(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inside := pollable(t, far)
+	defer inside.Close()
+	defer far.Close()
+	sw := newSwitch(t)
+	addPort(t, sw, "packet", openPacket(t, h, "tap0"), vswitch.PortConfig{})
+	addPort(t, sw, "socket", w, vswitch.PortConfig{})
+
+	header := make([]byte, 10) // of what the tap gives and takes
+	for n, tags := range []string{"", "\x81\x00\x00\x05", "\x81\x00\x60\x05", "\x81\x00\x60\x00", "\x88\xa8\x00\x07\x81\x00\x00\x05", "\x81\x00\x00\x05\x81\x00\x00\x06"} {
+		f := "\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x0b" + string(rune(n)) + tags + "\x88\xb5" + string(make([]byte, 60))
+		expect(t, outside, append(header, f...), inside, []byte(f))
+		expect(t, inside, []byte(f), outside, append(header, f...))
+	}
+}
+
+// expect sends a frame, and looks for the other among those that come within a second.
+func expect(t *testing.T, from *os.File, sent []byte, to *os.File, want []byte) {
+	t.Helper()
+	_, err := from.Write(sent)
+	if err == nil {
+		err = to.SetReadDeadline(time.Now().Add(time.Second))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var others [][]byte
+	b := make([]byte, 1<<17)
+	for {
+		n, err := to.Read(b)
+		if err != nil {
+			t.Errorf("%x did not come, but %x", want, others)
+			return
+		}
+		if bytes.Equal(b[:n], want) {
+			return
+		}
+		others = append(others, bytes.Clone(b[:n]))
+	}
+}
+
 // arp asks for a host's address, and tells whether it answered within 300 ms.
 func arp(t *testing.T, guest *os.File, to *host) bool {
 	t.Helper()

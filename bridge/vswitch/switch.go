@@ -43,6 +43,9 @@ type table struct {
 	by    []*Port // by index, with gaps
 }
 
+// maxName is as long as an altname may be.
+const maxName = 127
+
 // Errors of AddPort and RemovePort, and what a removed port ends with.
 var (
 	errTooMany = fmt.Errorf("the switch has %d ports already", maxPorts)
@@ -98,8 +101,8 @@ func (sw *Switch) addPort(name string, w *Wire, cfg PortConfig) (*Port, error) {
 	switch {
 	case sw.closed:
 		return nil, errClosed
-	case name == "":
-		return nil, errors.New("a port needs a name")
+	case name == "" || len(name) > maxName:
+		return nil, fmt.Errorf("a name of %d bytes: want 1 to %d", len(name), maxName)
 	case old.find(name) != nil:
 		return nil, errTaken
 	case index == maxPorts:

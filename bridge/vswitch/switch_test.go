@@ -345,13 +345,13 @@ func TestInvalidConfig(t *testing.T) {
 	}
 	sw := New(Config{})
 	defer sw.Close()
-	for _, name := range []string{"", "a"} {
+	for name, mtu := range map[string]int{"": 0, strings.Repeat("a", 128): 0, "a": 1} {
 		w, far, err := SocketPair(0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := sw.AddPort(name, w, PortConfig{MTU: len(name)}); err == nil {
-			t.Errorf("port %q was added", name)
+		if _, err := sw.AddPort(name, w, PortConfig{MTU: mtu}); err == nil {
+			t.Errorf("port %q with MTU %d was added", name, mtu)
 		}
 		_ = far.Close()
 	}
