@@ -51,12 +51,32 @@ func TestLiveStart(t *testing.T) {
 		if shown := h.virt.Virsh("domiflist", "web"); strings.Count(shown, "ethernet") != 4 {
 			t.Errorf("virsh shows:\n%s", shown)
 		}
+		nodes := h.nodes("web-2", "web-3")
 		h.virt.Virsh("destroy", "web")
 		h.nothingLeft()
-		if nodes, _ := filepath.Glob("/dev/tap*"); len(nodes) > 0 {
-			t.Errorf("left: %v", nodes)
+		for _, node := range nodes {
+			if _, err := os.Lstat(node); err == nil {
+				t.Errorf("left: %s", node)
+			}
 		}
 	}
+}
+
+// nodes are those of macvtaps, which are there.
+func (h *host) nodes(names ...string) (nodes []string) {
+	h.Helper()
+	for _, name := range names {
+		l, err := h.nl.LinkByName(name)
+		if err != nil {
+			h.Fatal(err)
+		}
+		node := fmt.Sprintf("/dev/tap%d", l.Attrs().Index)
+		if _, err := os.Lstat(node); err != nil {
+			h.Error(err)
+		}
+		nodes = append(nodes, node)
+	}
+	return nodes
 }
 
 // TestLiveMTU: the guest is told what its XML says, not what the bridge has.
