@@ -21,6 +21,7 @@ type Definition struct {
 	UUID       UUID
 	ID         int32 // -1 where it does not run
 	CPUs       int   // virtual ones that it starts with
+	RunAs      int   // the uid of its QEMU, in libvirt's user namespace; -1 where that is not told: of one that does not run, and in a session
 	Interfaces []Interface
 
 	metadata metadata
@@ -61,6 +62,25 @@ type domainXML struct {
 	Metadata   metadataXML    `xml:"metadata"`
 	VCPU       vcpuXML        `xml:"vcpu"`
 	Interfaces []interfaceXML `xml:"devices>interface"`
+	Labels     []labelXML     `xml:"seclabel"`
+}
+
+// labelXML is, of the driver dac, who runs QEMU: +UID:+GID (virSecurityDACGenLabel in src/security/security_dac.c).
+type labelXML struct {
+	Model string `xml:"model,attr"`
+	Label string `xml:"label"`
+}
+
+// runAs is the uid of the label; -1 for none, and where a name stands for it.
+func (x *domainXML) runAs() int {
+	for _, l := range x.Labels {
+		owner, ok := strings.CutPrefix(strings.TrimSpace(l.Label), "+")
+		uid, _, whole := strings.Cut(owner, ":")
+		if n, err := strconv.ParseUint(uid, 10, 31); ok && whole && err == nil && l.Model == "dac" {
+			return int(n)
+		}
+	}
+	return -1
 }
 
 // vcpuXML is <vcpu current='2'>4</vcpu>, most of all and those it starts with.
@@ -141,7 +161,7 @@ func ParseDefinition(text string) (*Definition, error) {
 	if len(x.Interfaces) > maxInterfaces {
 		return nil, fmt.Errorf("domain XML: %d interfaces, at most %d are understood", len(x.Interfaces), maxInterfaces)
 	}
-	def := &Definition{Type: x.Type, Name: x.Name, UUID: uuid, ID: -1, metadata: metadata{text, x.Others, x.Metadata.elements}}
+	def := &Definition{Type: x.Type, Name: x.Name, UUID: uuid, ID: -1, RunAs: x.runAs(), metadata: metadata{text, x.Others, x.Metadata.elements}}
 	if x.ID != nil {
 		def.ID = *x.ID
 	}

@@ -44,6 +44,10 @@ const definitionXML = `<?xml version="1.0"?>
     <interface type='user'/>
     <hostdev><interface type='not one'/></hostdev>
   </devices>
+  <seclabel type='dynamic' model='apparmor'><label>libvirt-c7a5fdbd</label></seclabel>
+  <seclabel type='dynamic' model='dac' relabel='yes'>
+    <label>+64055:+108</label>
+  </seclabel>
 </domain>
 `
 
@@ -56,7 +60,7 @@ func TestParseDefinition(t *testing.T) {
 	}
 	uuid, _ := ParseUUID("C7A5FDBD-edaf-9455-926a-d65c16db1809")
 	mac := func(last byte) net.HardwareAddr { return net.HardwareAddr{0x52, 0x54, 0, 0, 0, last} }
-	want := &Definition{Type: "kvm", Name: "web & mail", UUID: uuid, ID: 3, CPUs: 2, Interfaces: []Interface{
+	want := &Definition{Type: "kvm", Name: "web & mail", UUID: uuid, ID: 3, CPUs: 2, RunAs: 64055, Interfaces: []Interface{
 		{Type: "bridge", MAC: mac(1), Source: Source{Bridge: "br0"}, Target: "vnet0", Isolated: true, Model: "virtio", Driver: "vhost", Queues: 4, MTU: 9000, Alias: "net0", Address: "0000:01:1f.7"},
 		{Type: "direct", MAC: mac(2), Source: Source{Device: "eth0", Mode: "bridge"}, Target: "macvtap0", Model: "e1000e"},
 		{Type: "ethernet", Target: "tap0", Unmanaged: true, LinkDown: true, Alias: "ua-vmnet-net1"},

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"vmnet/internal/procfd"
 	"vmnet/internal/qemu"
 	"vmnet/libvirt"
 )
@@ -83,7 +84,7 @@ func (m *Manager) findDomain(ctx context.Context, t Target, readOnly bool) (*dom
 		return nil, fmt.Errorf("guest %s is %w: %w", t.VM, qemu.ErrLibvirt, err)
 	}
 	d := &domain{Conn: conn, m: m}
-	if err := d.identify(ctx, t, procs); err != nil {
+	if err := d.identify(ctx, t); err != nil {
 		return nil, errors.Join(fmt.Errorf("guest %s: %w", t.VM, err), d.Close())
 	}
 	return d, nil
@@ -103,8 +104,8 @@ func (m *Manager) dialLibvirt(ctx context.Context, procs []qemu.Process, readOnl
 	return dialer.Dial(ctx)
 }
 
-// identify asks libvirt for the domain, and which of the processes is its QEMU.
-func (d *domain) identify(ctx context.Context, t Target, procs []qemu.Process) (err error) {
+// identify asks libvirt for the domain, and which process is its QEMU.
+func (d *domain) identify(ctx context.Context, t Target) (err error) {
 	if d.dom, err = d.LookupByName(ctx, t.VM); errors.Is(err, libvirt.ErrNoDomain) {
 		return fmt.Errorf("%w (another libvirt manages it: name that with --libvirt, a user's own by qemu:///session?socket=PATH)", err)
 	} else if err != nil {
@@ -113,7 +114,17 @@ func (d *domain) identify(ctx context.Context, t Target, procs []qemu.Process) (
 	if d.dom.ID < 0 {
 		return fmt.Errorf("%w: libvirt's domain %s is off (virsh start %[2]s)", qemu.ErrNotFound, t.VM)
 	}
-	procs = slices.DeleteFunc(procs, func(p qemu.Process) bool { return !strings.EqualFold(p.UUID, d.dom.UUID.String()) })
+	def, err := d.definition(ctx)
+	if err != nil {
+		return err
+	}
+	procs, err := QEMUsOf(def)
+	if err != nil {
+		return err
+	}
+	if t.PID != 0 {
+		procs = slices.DeleteFunc(procs, func(p qemu.Process) bool { return p.PID != t.PID })
+	}
 	switch len(procs) {
 	case 1:
 		d.proc = procs[0]
@@ -125,6 +136,30 @@ func (d *domain) identify(ctx context.Context, t Target, procs []qemu.Process) (
 		return fmt.Errorf("%w: no process that is seen from here is libvirt's domain %s (UUID %s)", qemu.ErrNotFound, t.VM, d.dom.UUID)
 	}
 	return fmt.Errorf("%w: processes %d and %d both say that they are libvirt's domain %s (name it with --pid)", qemu.ErrAmbiguous, procs[0].PID, procs[1].PID, t.VM)
+}
+
+// QEMUsOf returns the processes that may be the QEMU of a domain that runs: those that say so by its name and UUID, which
+// anybody can write on a command line. If several do, it is those that run as libvirt says, or where none does,
+// as in a user namespace, all of them.
+func QEMUsOf(def *libvirt.Definition) ([]qemu.Process, error) {
+	procs, err := qemu.OfLibvirt(def.Name)
+	if err != nil {
+		return nil, err
+	}
+	procs = slices.DeleteFunc(procs, func(p qemu.Process) bool { return !strings.EqualFold(p.UUID, def.UUID.String()) })
+	if len(procs) < 2 || def.RunAs < 0 {
+		return procs, nil
+	}
+	var vouched []qemu.Process
+	for _, p := range procs {
+		if uid, err := procfd.RealUID(p.PID); err == nil && uid == def.RunAs {
+			vouched = append(vouched, p)
+		}
+	}
+	if len(vouched) == 0 {
+		return procs, nil
+	}
+	return vouched, nil
 }
 
 // takeLock waits until no other vmnet works on the guest. Libvirt has no lock for others, so it is

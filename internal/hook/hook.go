@@ -112,7 +112,7 @@ func (c Call) operation() operation {
 type work struct {
 	Call
 	m     *tapmgr.Manager
-	uuid  string
+	def   *libvirt.Definition
 	notes []string
 }
 
@@ -133,7 +133,7 @@ func (w *work) definition() (*libvirt.Definition, error) {
 	if def.Name != w.Guest {
 		return nil, fmt.Errorf("the XML is that of guest %q", def.Name)
 	}
-	w.uuid = def.UUID.String()
+	w.def = def
 	return def, nil
 }
 

@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
-	"strings"
 	"time"
 
 	"vmnet/internal/declared"
 	"vmnet/internal/qemu"
 	"vmnet/libvirt"
+	"vmnet/tapmgr"
 )
 
 // undoWait bounds how long it may take to remove what was made.
@@ -100,21 +100,19 @@ func (w *work) finish(ctx context.Context, nics []declared.NIC) error {
 	return nil
 }
 
-// processes are those that say that they are the guest's QEMU: one, unless somebody else pretends to be. What is
-// done for them is done to devices that they hold.
+// processes are those that may be the guest's QEMU: one, unless somebody else pretends to be. What is done for them is done to
+// devices that they hold.
 func (w *work) processes() ([]int, error) {
-	all, err := qemu.OfLibvirt(w.Guest)
+	all, err := tapmgr.QEMUsOf(w.def)
 	if err != nil {
 		return nil, err
 	}
 	var pids []int
 	for _, p := range all {
-		if strings.EqualFold(p.UUID, w.uuid) {
-			pids = append(pids, p.PID)
-		}
+		pids = append(pids, p.PID)
 	}
 	if len(pids) == 0 {
-		return nil, fmt.Errorf("%w: no QEMU of libvirt's has the UUID %s", qemu.ErrNotFound, w.uuid)
+		return nil, fmt.Errorf("%w: no QEMU of libvirt's has the UUID %s", qemu.ErrNotFound, w.def.UUID)
 	}
 	return pids, nil
 }

@@ -3,6 +3,7 @@ package watch
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -172,5 +173,48 @@ func TestLiveMirrorOfLibvirtsGuests(t *testing.T) {
 			}
 			m.daemon.Virsh("destroy", g.Name)
 		})
+	}
+}
+
+// TestLiveMirrorAsksNoOtherGuest has a QEMU with a macvtap say that it is a domain, which must not be tainted for that.
+func TestLiveMirrorAsksNoOtherGuest(t *testing.T) {
+	m := newMachine(t)
+	m.wire()
+	m.start("victim", "", "")
+	dir := t.TempDir() + "/libvirt"
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	own := exec.Command("nsenter", "--net="+m.ns.Path(), "qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-machine", "pc,accel=tcg", "-m", "32", "-name", "guest=victim", "-qmp", "unix:"+dir+"/own,server=on,wait=off",
+		"-uuid", m.daemon.Virsh("domuuid", "victim"), "-chardev", "socket,id=charmonitor,server=on,wait=off,path="+dir+"/monitor", "-mon", "chardev=charmonitor,mode=control")
+	if err := own.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = own.Process.Kill()
+		_ = own.Wait()
+	}()
+	target := tapmgr.Target{VM: "victim", PID: own.Process.Pid, QMP: dir + "/own"}
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := os.Stat(dir + "/own"); err == nil {
+			break
+		} else if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+	m.attachMirrored(mirrored(target))
+	m.watch(m.dial, func(cfg *Config) {
+		cfg.DialMonitor = libvirt.Dialer{Path: m.daemon.Socket()}.Dial
+	})
+	if r, _ := m.reported("cannot be asked", ""); r.Err == nil || !strings.Contains(r.Err.Error(), "says that it is libvirt's domain victim, and so does another") {
+		t.Errorf("%+v", r)
+	}
+	const taint = "custom monitor control commands issued"
+	if strings.Contains(m.daemon.Virsh("dominfo", "victim"), taint) {
+		t.Error("the domain is tainted")
+	}
+	m.daemon.Virsh("qemu-monitor-command", "victim", "--hmp", "info version")
+	if info := m.daemon.Virsh("dominfo", "victim"); !strings.Contains(info, taint) {
+		t.Errorf("this is how it would look if it were:\n%s", info)
 	}
 }

@@ -2,9 +2,12 @@ package watch
 
 import (
 	"context"
+	"fmt"
 	"strings"
 
+	"vmnet/internal/qemu"
 	"vmnet/libvirt"
+	"vmnet/qmp"
 	"vmnet/tapmgr"
 )
 
@@ -84,18 +87,35 @@ func (m *mirrors) noteChange(e libvirt.Event) bool {
 func (m *mirrors) askDomain(ctx context.Context, g *guest) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	uuid, err := libvirt.ParseUUID(g.nics[0].Guest.UUID)
-	var reply string
-	if err == nil {
-		var dom libvirt.Domain
-		if dom, err = m.monitor.LookupByUUID(ctx, uuid); err == nil {
-			reply, err = m.monitor.MonitorCommand(ctx, dom, `{"execute":"`+tapmgr.QueryRxFilter+`"}`)
-		}
-	}
-	if err != nil {
-		m.answered(g, nil, err)
-		return
-	}
-	filters, err := tapmgr.ParseRxFilters(reply)
+	filters, err := m.filtersOf(ctx, g.nics[0].Guest)
 	m.answered(g, filters, err)
+}
+
+// filtersOf asks for what a guest wants to hear. That it is the guest of that UUID is only what its command line says: libvirt must
+// know better, or whoever writes another's there would have that one tainted.
+func (m *mirrors) filtersOf(ctx context.Context, q qemu.Process) ([]qmp.RxFilter, error) {
+	uuid, err := libvirt.ParseUUID(q.UUID)
+	if err != nil {
+		return nil, err
+	}
+	dom, err := m.monitor.LookupByUUID(ctx, uuid)
+	if err != nil {
+		return nil, err
+	}
+	def, err := definition(ctx, m.monitor, dom)
+	if err != nil {
+		return nil, err
+	}
+	all, err := tapmgr.QEMUsOf(def)
+	if err != nil {
+		return nil, err
+	}
+	if len(all) != 1 || all[0].PID != q.PID {
+		return nil, fmt.Errorf("%w: process %d says that it is libvirt's domain %s, and so does another", qemu.ErrAmbiguous, q.PID, dom.Name)
+	}
+	reply, err := m.monitor.MonitorCommand(ctx, dom, `{"execute":"`+tapmgr.QueryRxFilter+`"}`)
+	if err != nil {
+		return nil, err
+	}
+	return tapmgr.ParseRxFilters(reply)
 }
