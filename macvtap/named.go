@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -50,6 +51,16 @@ func Number(ns *netns.NS, l *rtnl.Link) (number uint64, err error) {
 // nodePath is where QEMU (net/tap-linux.c) and libvirt (src/util/virnetdevmacvlan.c) look for a device's node, whatever
 // netns it is in.
 func nodePath(l *rtnl.Link) string { return fmt.Sprintf("/dev/%s%d", nodeName, l.Index) }
+
+// NodeInTheWay is the node, of a macvtap in whatever netns, for which libvirt (virNetDevMacVLanIsMacvtap in
+// src/util/virnetdevmacvlan.c) and QEMU take any device of that index by its name, and open the other one's; empty
+// for none. Any user who may make a user namespace can make one, of any index: devtmpfs is the same for all.
+func NodeInTheWay(l *rtnl.Link) string {
+	if _, err := os.Lstat(nodePath(l)); errors.Is(err, fs.ErrNotExist) {
+		return ""
+	}
+	return nodePath(l)
+}
 
 // MakeNode makes /dev/tap<index>, root's alone, where neither devtmpfs nor udev has: in a container, say. One of
 // that name and another number is an error that Is fs.ErrExist. It needs CAP_MKNOD.

@@ -27,7 +27,9 @@ type namedTap struct {
 // of ours would get frames.
 func (s *namedTap) steps(_ int, alias string, queues int) []step.Step {
 	s.multi = queues > 1
-	list := append([]step.Step{s.tapStep()}, s.portSteps(alias)...)
+	tap := s.tapStep()
+	tap.Do = s.create(tap.Do)
+	list := append([]step.Step{tap}, s.portSteps(alias)...)
 	return append(list, step.Step{
 		Name: "persist",
 		Text: fmt.Sprintf("TUNSETPERSIST 1 on %s; close it", s.name),
@@ -39,6 +41,30 @@ func (s *namedTap) steps(_ int, alias string, queues int) []step.Step {
 }
 
 func (s *namedTap) queues() []*os.File { return nil }
+
+// indexTries is how many interface indices a tap may get that have a node in the way.
+const indexTries = 64
+
+// create makes the tap with an index of which there is no macvtap's node in /dev.
+func (s *namedTap) create(do func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		for try := 1; ; try++ {
+			if err := do(ctx); err != nil {
+				return err
+			}
+			node := macvtap.NodeInTheWay(s.link)
+			if node == "" {
+				return nil
+			}
+			if try == indexTries {
+				return fmt.Errorf("%w: %s is there, and %d before it, of macvtaps in other netns: libvirt would open that for %s (find who makes them: lsns -t net)", ErrExist, node, try-1, s.name)
+			}
+			if err := errors.Join(s.tap.Close(), s.m.waitGoneFor(ctx, &ours{Link: s.link}, undoWait)); err != nil {
+				return err
+			}
+		}
+	}
+}
 
 // namedMacvtap is a macvtap in the Manager's netns, which libvirt opens by /dev/tap<index>.
 type namedMacvtap struct {
@@ -166,7 +192,11 @@ func (m *Manager) lendLife(o *ours, pid int) error {
 	if err != nil || o.Tun == nil || !o.Tun.Persist {
 		return err
 	}
-	return tun.Unpersist(pid, o.Name, inode)
+	err = tun.Unpersist(pid, o.Name, inode)
+	if node := macvtap.NodeInTheWay(o.Link); errors.Is(err, fs.ErrNotExist) && node != "" {
+		err = fmt.Errorf("%w (libvirt has opened %s in its place, of a macvtap in another netns)", err, node)
+	}
+	return err
 }
 
 // waitUnheld waits until no process that is seen holds a macvtap in the Manager's netns.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 
 	"vmnet/internal/step"
+	"vmnet/macvtap"
 )
 
 // What the hook does for a guest that libvirt starts: the devices that its XML names must be there before libvirt opens
@@ -119,6 +120,22 @@ func (m *Manager) Started(ctx context.Context, vm string, pid int) ([]Action, er
 		r.port(o)
 	}
 	return r.actions, nil
+}
+
+// Opened tells by an error that libvirt has started a guest without opening the tap of that name, which Prepare has made: the node of
+// a macvtap in another netns was quicker in /dev than libvirt.
+func (m *Manager) Opened(name string) error {
+	l, err := m.nl.Link(name)
+	switch {
+	case err != nil:
+		return fmt.Errorf("interface %s: %w", name, err)
+	case l.Tun != nil && l.Tun.Attached:
+		return nil
+	}
+	if node := macvtap.NodeInTheWay(l); node != "" {
+		return fmt.Errorf("%w: libvirt has not opened %s, but %s in its place, of a macvtap in another netns", ErrInUse, name, node)
+	}
+	return fmt.Errorf("libvirt has not opened %s", name)
 }
 
 // Release removes what was handed over by name to a guest that libvirt says has ended: of that nobody who can be seen

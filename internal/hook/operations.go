@@ -67,6 +67,13 @@ func (w *work) started(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	for _, n := range nics {
+		if n.Made && !n.Absent() && n.Spec.Lower == nil {
+			if err := w.m.Opened(n.Spec.Device); err != nil { // the guest must not go on by a stranger's device
+				return fmt.Errorf("nic %s: %w", n.ID, err)
+			}
+		}
+	}
 	return w.finish(ctx, nics)
 }
 
