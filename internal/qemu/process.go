@@ -210,7 +210,7 @@ func userName(uid int) string {
 func (p Process) MonitorPath() (string, error) {
 	switch {
 	case p.Libvirt:
-		return "", fmt.Errorf("%s (process %d) is %w, which holds its monitor: this version cannot attach to such guests", p.label(), p.PID, ErrLibvirt)
+		return "", fmt.Errorf("%s (process %d) is %w, which holds its monitor", p.label(), p.PID, ErrLibvirt)
 	case len(p.Monitors) == 0 && len(p.Others) > 0:
 		return "", fmt.Errorf("%w: %s (process %d) has only %s (start it with -qmp unix:PATH,server=on,wait=off, or name its socket with --qmp)", ErrNoMonitor, p.label(), p.PID, strings.Join(p.Others, "; "))
 	case len(p.Monitors) == 0:
