@@ -289,3 +289,22 @@ func BenchmarkFDB(b *testing.B) {
 		}
 	})
 }
+
+// TestFDBSingle has an address twice in its bucket, as two goroutines leave it that put it in at once.
+func TestFDBSingle(t *testing.T) {
+	for _, c := range []struct {
+		first, second uint64
+		want          int
+	}{{0, 0, 1}, {staticBit, 0, 1}, {0, staticBit, 2}} {
+		f := NewFDB(0, 0)
+		k := keyOf(5, 5)
+		b, rest := f.place(k)
+		slots := f.bucket(b)
+		f.swap(&slots[3], 0, wordOf(rest, 1)|c.first)
+		f.swap(&slots[6], 0, wordOf(rest, 2)|c.second)
+		f.single(b, rest)
+		if got := f.Lookup(k); got != c.want || f.Stats().Entries != 1 {
+			t.Errorf("%+v: behind port %d, %+v", c, got, f.Stats())
+		}
+	}
+}

@@ -3,7 +3,9 @@ package vswitch
 import (
 	"bytes"
 	"encoding/binary"
+	"net"
 	"os"
+	"slices"
 	"testing"
 
 	"vmnet/internal/offload"
@@ -179,5 +181,29 @@ func TestSmallerMTU(t *testing.T) {
 	if len(queues["small"].sent) != 2 || small.Dropped(TooBig) != 4 || len(queues["jumbo"].sent) != 5 || jumbo.Dropped(TooBig) != 1 {
 		t.Errorf("%d frames at the small port, %d too big; %d at the other, %d too big",
 			len(queues["small"].sent), small.Dropped(TooBig), len(queues["jumbo"].sent), jumbo.Dropped(TooBig))
+	}
+}
+
+// TestOrder has frames to one port and to all in a batch: none overtakes another.
+func TestOrder(t *testing.T) {
+	sw, queues := memoryLAN(t, map[string]PortConfig{"in": {}, "a": {}, "b": {}}, nil)
+	for i, name := range []string{"a", "b"} {
+		if err := sw.fdb.AddStatic(KeyOf(mac(byte(i+10)), 0), sw.table.Load().find(name).index); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := receiverOf(sw, "in")
+	for i, dst := range []net.HardwareAddr{mac(10), mac(11), all, mac(11), mac(10), mac(99), mac(10)} {
+		r.frames[i] = frame{data: append(make([]byte, vnetLen), etherFrame(dst, mac(1), nil, 40+i)...)}
+	}
+	r.input(r.frames[:7])
+	for name, want := range map[string][]int{"a": {0, 2, 4, 5, 6}, "b": {1, 2, 3, 5}} {
+		var got []int
+		for _, f := range queues[name].sent {
+			got = append(got, len(f)-etherLen-40)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s got frames %v, want %v", name, got, want)
+		}
 	}
 }
