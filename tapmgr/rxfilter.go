@@ -3,7 +3,6 @@ package tapmgr
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 
@@ -53,7 +52,7 @@ func (m *Manager) Mirrors() ([]Mirror, error) {
 // wants all or has not said what it wants: QEMU has it promiscuous until then, and so a guest without a driver.
 // The guest's address stays the one that it was given. A device that is gone Is fs.ErrNotExist.
 func (m *Manager) Follow(x Mirror, f qmp.RxFilter) (changed bool, err error) {
-	groups, all := groupsOf(f)
+	groups, all := GroupsOf(f)
 	if all {
 		return m.TakeAll(x)
 	}
@@ -85,9 +84,9 @@ func setAllMulti(nl *rtnl.Conn, index int, on bool) (changed bool, err error) {
 	return true, nl.Set(index, rtnl.AllMulti(on))
 }
 
-// groupsOf tells what a driver wants to hear. What is no multicast address in its list, which the guest
+// GroupsOf tells what a driver wants to hear. What is no multicast address in its list, which the guest
 // wrote, is left out.
-func groupsOf(f qmp.RxFilter) (groups []net.HardwareAddr, all bool) {
+func GroupsOf(f qmp.RxFilter) (groups []net.HardwareAddr, all bool) {
 	switch {
 	case f.Promiscuous, f.Multicast == "all", f.MulticastOverflow, len(f.MulticastTable) > macvtap.MaxGroups:
 		return nil, true
@@ -130,7 +129,7 @@ func ParseRxFilters(reply string) ([]qmp.RxFilter, error) {
 		return nil, fmt.Errorf("%s: %w", QueryRxFilter, err)
 	}
 	if r.Error != nil {
-		return nil, fmt.Errorf("%s: %w", QueryRxFilter, errors.New(r.Error.Desc))
+		return nil, fmt.Errorf("%s: QEMU refuses: %.200q", QueryRxFilter, r.Error.Desc)
 	}
 	return r.Return, nil
 }

@@ -26,7 +26,7 @@ func TestGroupsOf(t *testing.T) {
 		"no driver yet":   {qmp.RxFilter{Multicast: "normal", Promiscuous: true}, nil, true},
 		"nothing":         {qmp.RxFilter{Multicast: "normal"}, nil, false},
 	} {
-		got, all := groupsOf(test.f)
+		got, all := GroupsOf(test.f)
 		if diff := cmp.Diff(test.groups, got); diff != "" || all != test.all {
 			t.Errorf("%s: all is %v (-want +got):\n%s", name, all, diff)
 		}
@@ -42,7 +42,7 @@ func FuzzParseRxFilters(f *testing.F) {
 			t.Error("filters and an error")
 		}
 		for _, filter := range filters {
-			groups, all := groupsOf(filter)
+			groups, all := GroupsOf(filter)
 			if len(groups) > macvtap.MaxGroups || all && groups != nil {
 				t.Errorf("%d groups, all is %v", len(groups), all)
 			}
@@ -55,7 +55,7 @@ func TestParseRxFilters(t *testing.T) {
 	if diff := cmp.Diff([]qmp.RxFilter{{Name: "a", Promiscuous: true, MainMAC: "52:54:00:00:00:01"}, {Name: "b"}}, got); diff != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
-	if _, err := ParseRxFilters(`{"error":{"class":"GenericError","desc":"no such thing"}}`); err == nil || err.Error() != "query-rx-filter: no such thing" {
+	if _, err := ParseRxFilters(`{"error":{"class":"GenericError","desc":"no such thing"}}`); err == nil || err.Error() != `query-rx-filter: QEMU refuses: "no such thing"` {
 		t.Error(err)
 	}
 	if _, err := ParseRxFilters(`[]`); err == nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,10 +25,10 @@ const (
 	// lookPause is how long we do not look again, as a multiple of how long it has taken: to look at all processes may
 	// take long where there are many, and links may change all the time.
 	lookPause = 50
+	// slowestAsk is how long a guest of libvirt's that cannot be asked is let be at most.
+	slowestAsk = 30 * time.Second
 	// maxMisses is after how many polls without an answer a guest's NICs take in all multicast again.
 	maxMisses = 5
-	// maxPolls bounds how many monitors are asked at the same time.
-	maxPolls = 4
 	// eventPause is how long we wait for more of a guest's changes before we ask what they are. QEMU tells of
 	// another one only after that.
 	eventPause = 100 * time.Millisecond
@@ -38,14 +37,27 @@ const (
 // rxChanged is QEMU's event of a changed filter (qapi/net.json).
 const rxChanged = "NIC_RX_FILTER_CHANGED"
 
+// macvtaps is what a tapmgr.Manager does for mirrors.
+type macvtaps interface {
+	Mirrors() ([]tapmgr.Mirror, error)
+	RxFilters(context.Context, tapmgr.Mirror) ([]qmp.RxFilter, error)
+	Follow(tapmgr.Mirror, qmp.RxFilter) (changed bool, err error)
+	TakeAll(tapmgr.Mirror) (changed bool, err error)
+}
+
 // mirrors has macvtaps take in the multicast groups that their guests ask for. All but stir is for work's goroutine.
 type mirrors struct {
 	w     *watcher
+	taps  macvtaps
 	dirty atomic.Bool
 
 	guests  map[int]*guest // by process
 	monitor *libvirt.Conn  // while there is a guest of libvirt's; nil else
 	changes *libvirt.Subscription
+	own     way // to guests with monitors of their own
+	domains way // to libvirt's
+	answers chan answer
+	asks    sync.WaitGroup
 	told    string    // the last failure to reach libvirt
 	failed  string    // the last failure to look for NICs
 	rested  time.Time // when we may look again
@@ -55,11 +67,18 @@ type mirrors struct {
 type guest struct {
 	nics   []tapmgr.Mirror
 	misses int             // polls without an answer since the last one with
-	due    bool            // of libvirt's: it has changed something
+	due    bool            // to be asked: of libvirt's, it has changed something
+	asking bool            // it has been asked, and that has not ended
+	rested time.Time       // when it may be asked again
 	told   map[string]bool // reports that were made once
 }
 
-func newMirrors(w *watcher) *mirrors { return &mirrors{w: w, guests: map[int]*guest{}} }
+func newMirrors(w *watcher, taps macvtaps) *mirrors {
+	m := &mirrors{w: w, taps: taps, guests: map[int]*guest{}, answers: make(chan answer)}
+	m.own = newWay(func(context.Context) ask { return m.poll })
+	m.domains = newWay(m.reach)
+	return m
+}
 
 // stir has NICs looked for soon.
 func (m *mirrors) stir() { m.dirty.Store(true) }
@@ -77,8 +96,8 @@ func (m *mirrors) work(ctx context.Context) {
 			return
 		case <-tick.C:
 			m.look(n)
-			m.poll(ctx)
-			m.ask(ctx, n%lookEvery == 0)
+			m.tick(n%lookEvery == 0)
+			m.askDue(ctx)
 			n++
 		case e, open := <-m.events():
 			if !open {
@@ -86,8 +105,13 @@ func (m *mirrors) work(ctx context.Context) {
 			} else if m.noteChange(e) {
 				pause.Reset(eventPause)
 			}
+		case a := <-m.answers:
+			m.answered(a)
+			if a.g.due { // something has changed since it was asked
+				pause.Reset(eventPause)
+			}
 		case <-pause.C:
-			m.ask(ctx, false)
+			m.askDue(ctx)
 		}
 	}
 }
@@ -106,7 +130,7 @@ func (m *mirrors) look(n int) {
 	if start.Before(m.rested) || !m.dirty.Swap(false) && n%lookEvery != 0 {
 		return
 	}
-	all, err := m.w.Manager.Mirrors()
+	all, err := m.taps.Mirrors()
 	m.rested = time.Now().Add(lookPause * time.Since(start))
 	if err != nil {
 		if text := err.Error(); text != m.failed {
@@ -129,56 +153,16 @@ func (m *mirrors) look(n int) {
 // known is what we know of a guest, without its NICs.
 func (m *mirrors) known(pid int) *guest {
 	if old := m.guests[pid]; old != nil {
-		return &guest{misses: old.misses, due: old.due, told: old.told}
+		old.nics = nil
+		return old
 	}
 	return &guest{due: true, told: map[string]bool{}}
 }
 
 func (g *guest) add(x tapmgr.Mirror) { g.nics = append(g.nics, x) }
 
-// poll asks the guests that have monitors of their own, each once.
-func (m *mirrors) poll(ctx context.Context) {
-	slots := make(chan struct{}, maxPolls)
-	var all sync.WaitGroup
-	for _, g := range m.guests {
-		if g.nics[0].Guest.Libvirt {
-			continue
-		}
-		slots <- struct{}{}
-		all.Go(func() {
-			defer func() { <-slots }()
-			ctx, cancel := context.WithTimeout(ctx, pollPatience)
-			defer cancel()
-			filters, err := m.w.Manager.RxFilters(ctx, g.nics[0])
-			m.answered(g, filters, err)
-		})
-	}
-	all.Wait()
-}
-
-// answered tells a guest's NICs what it has asked for, or after some time without an answer that all is to be taken in.
-func (m *mirrors) answered(g *guest, filters []qmp.RxFilter, err error) {
-	if err != nil {
-		if g.misses++; g.misses == maxMisses {
-			m.takeAll(g)
-			if x := g.nics[0]; g.once("no answer") {
-				m.w.report(Report{Text: "cannot be asked for its multicast groups, and takes in all", Guest: x.VM, NIC: x.NIC, Interface: x.Interface, Err: err})
-			}
-		}
-		return
-	}
-	g.misses = 0
-	for _, x := range g.nics {
-		for _, f := range filters {
-			if f.Name == x.Device {
-				m.follow(g, x, f)
-			}
-		}
-	}
-}
-
 func (m *mirrors) follow(g *guest, x tapmgr.Mirror, f qmp.RxFilter) {
-	changed, err := m.w.Manager.Follow(x, f)
+	changed, err := m.taps.Follow(x, f)
 	if isGone(err) {
 		m.stir()
 		return
@@ -206,25 +190,30 @@ func (g *guest) once(kind string) bool {
 	return true
 }
 
+// filterText has nothing of what QEMU says but addresses, and few of them.
 func filterText(f qmp.RxFilter) string {
-	if f.Promiscuous || f.Multicast == "all" || f.MulticastOverflow {
+	groups, all := tapmgr.GroupsOf(f)
+	if all {
 		return "all multicast, as the guest wants"
 	}
-	if f.Multicast == "none" || len(f.MulticastTable) == 0 {
+	if len(groups) == 0 {
 		return "no multicast, as the guest wants"
 	}
 	const most = 8
-	list := f.MulticastTable
-	if len(list) > most {
-		list = append(list[:most:most], fmt.Sprintf("%d more", len(f.MulticastTable)-most))
+	text := "multicast to"
+	for _, mac := range groups[:min(len(groups), most)] {
+		text += " " + mac.String()
 	}
-	return "multicast to " + strings.Join(list, " ")
+	if more := len(groups) - most; more > 0 {
+		text += fmt.Sprintf(" %d more", more)
+	}
+	return text
 }
 
 // takeAll has a guest's NICs take in all multicast.
 func (m *mirrors) takeAll(g *guest) {
 	for _, x := range g.nics {
-		changed, err := m.w.Manager.TakeAll(x)
+		changed, err := m.taps.TakeAll(x)
 		if !isGone(err) && (changed || err != nil) {
 			m.w.report(Report{Text: "takes in all multicast again", Guest: x.VM, NIC: x.NIC, Interface: x.Interface, Err: err})
 		}
@@ -233,6 +222,7 @@ func (m *mirrors) takeAll(g *guest) {
 
 // leave leaves all as it is right without us.
 func (m *mirrors) leave() {
+	m.asks.Wait()
 	for _, g := range m.guests {
 		m.takeAll(g)
 	}

@@ -31,7 +31,7 @@ func TestReportsThatAGuestCausesAreBounded(t *testing.T) {
 }
 
 func TestChangesAreOfTheGuestOfThatUUID(t *testing.T) {
-	m := newMirrors(nil)
+	m := newMirrors(nil, nil)
 	var x tapmgr.Mirror
 	x.Guest.UUID = "AA000000-0000-0000-0000-000000000000"
 	m.guests[7] = &guest{nics: []tapmgr.Mirror{x}}
@@ -49,10 +49,11 @@ func TestFilterText(t *testing.T) {
 		"no multicast, as the guest wants":                                   filter("none", many...),
 		"all multicast, as the guest wants":                                  filter("all", many...),
 		"multicast to 33:33:00:00:00:01":                                     filter("normal", many[0]),
-		"multicast to " + strings.Repeat("33:33:00:00:00:01 ", 8) + "2 more": filter("normal", many...),
+		"multicast to" + strings.Repeat(" 33:33:00:00:00:01", 8) + " 2 more": filter("normal", many...),
+		"multicast to 33:33:00:00:00:02":                                     filter("normal", "\x1b[2J", strings.Repeat("x", 1e6), "33:33:00:00:00:02"),
 	} {
 		if got := filterText(f); got != want {
-			t.Errorf("%q, want %q", got, want)
+			t.Errorf("%.200q, want %q", got, want)
 		}
 	}
 }

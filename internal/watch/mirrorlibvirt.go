@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"vmnet/internal/qemu"
 	"vmnet/libvirt"
@@ -14,32 +15,27 @@ import (
 // Guests of libvirt's are asked through it, when QEMU has told it of a change. That taints them (custom-monitor), so
 // it is done only for those with a NIC whose groups are mirrored, and the connection for it is there only with one.
 
-// ask asks the guests of libvirt's that have changed something, or all.
-func (m *mirrors) ask(ctx context.Context, all bool) {
-	if !m.reach(ctx) {
-		return
-	}
-	for _, g := range m.guests {
-		if g.nics[0].Guest.Libvirt && (g.due || all || g.misses > 0) {
-			g.due = false
-			m.askDomain(ctx, g)
-		}
-	}
-}
-
-// reach connects to libvirt where that is needed, and leaves it where it is not; false without a connection.
-func (m *mirrors) reach(ctx context.Context) bool {
+// reach connects to libvirt where that is needed, and leaves it where it is not; nil without a connection.
+func (m *mirrors) reach(ctx context.Context) ask {
 	needed := false
 	for _, g := range m.guests {
-		needed = needed || g.nics[0].Guest.Libvirt
+		needed = needed || g.ofLibvirt()
 	}
 	if !needed || m.w.DialMonitor == nil {
 		m.hangUp()
-		return false
+		return nil
 	}
-	if m.monitor != nil {
-		return true
+	if m.monitor == nil && !m.redial(ctx) {
+		return nil
 	}
+	conn := m.monitor // it may be another one before the answer is there
+	return func(ctx context.Context, x tapmgr.Mirror) ([]qmp.RxFilter, error) {
+		return filtersOf(ctx, conn, x.Guest)
+	}
+}
+
+// redial makes a new connection, or reports why there is none.
+func (m *mirrors) redial(ctx context.Context) (done bool) {
 	if err := m.connect(ctx); err != nil {
 		m.hangUp()
 		if text := err.Error(); text != m.told {
@@ -50,7 +46,7 @@ func (m *mirrors) reach(ctx context.Context) bool {
 	}
 	m.told = ""
 	for _, g := range m.guests { // what has changed meanwhile, nobody has told us
-		g.due = true
+		g.due, g.rested = true, time.Time{}
 	}
 	return true
 }
@@ -74,35 +70,28 @@ func (m *mirrors) hangUp() {
 }
 
 // noteChange tells whether an event is about a guest that we ask.
-func (m *mirrors) noteChange(e libvirt.Event) bool {
+func (m *mirrors) noteChange(e libvirt.Event) (is bool) {
 	for _, g := range m.guests {
 		if strings.EqualFold(g.nics[0].Guest.UUID, e.Domain.UUID.String()) {
-			g.due = true
-			return true
+			g.due, g.rested = true, time.Time{}
+			is = true // of several that say to be it, any
 		}
 	}
-	return false
-}
-
-func (m *mirrors) askDomain(ctx context.Context, g *guest) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	filters, err := m.filtersOf(ctx, g.nics[0].Guest)
-	m.answered(g, filters, err)
+	return is
 }
 
 // filtersOf asks for what a guest wants to hear. That it is the guest of that UUID is only what its command line says: libvirt must
 // know better, or whoever writes another's there would have that one tainted.
-func (m *mirrors) filtersOf(ctx context.Context, q qemu.Process) ([]qmp.RxFilter, error) {
+func filtersOf(ctx context.Context, conn *libvirt.Conn, q qemu.Process) ([]qmp.RxFilter, error) {
 	uuid, err := libvirt.ParseUUID(q.UUID)
 	if err != nil {
 		return nil, err
 	}
-	dom, err := m.monitor.LookupByUUID(ctx, uuid)
+	dom, err := conn.LookupByUUID(ctx, uuid)
 	if err != nil {
 		return nil, err
 	}
-	def, err := definition(ctx, m.monitor, dom)
+	def, err := definition(ctx, conn, dom)
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +102,7 @@ func (m *mirrors) filtersOf(ctx context.Context, q qemu.Process) ([]qmp.RxFilter
 	if len(all) != 1 || all[0].PID != q.PID {
 		return nil, fmt.Errorf("%w: process %d says that it is libvirt's domain %s, and so does another", qemu.ErrAmbiguous, q.PID, dom.Name)
 	}
-	reply, err := m.monitor.MonitorCommand(ctx, dom, `{"execute":"`+tapmgr.QueryRxFilter+`"}`)
+	reply, err := conn.MonitorCommand(ctx, dom, `{"execute":"`+tapmgr.QueryRxFilter+`"}`)
 	if err != nil {
 		return nil, err
 	}

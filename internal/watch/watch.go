@@ -76,7 +76,7 @@ func Run(ctx context.Context, cfg Config) error {
 	w := &watcher{Config: cfg, nl: nl}
 	w.ports = newPorts(cfg.Manager.SetForeignPortOf, w.report)
 	w.bridges = newBridges(w.putBack)
-	w.mirrors = newMirrors(w)
+	w.mirrors = newMirrors(w, cfg.Manager)
 	return w.run(ctx, events)
 }
 
