@@ -19,8 +19,10 @@ type libvirtHost struct {
 	virt *libvirttest.Daemon
 }
 
-func newLibvirtHost(t testing.TB) *libvirtHost {
+// newLibvirtHost lets the test run beside others of its kind: they wait for guests most of the time.
+func newLibvirtHost(t *testing.T) *libvirtHost {
 	t.Helper()
+	t.Parallel()
 	h := newHost(t)
 	virt := libvirttest.Start(t, h.ns)
 	h.Libvirt = virt.URI()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"syscall"
 	"time"
 
 	"vmnet/internal/rtnl"
@@ -143,12 +144,28 @@ func (m *Manager) dropNamed(ctx context.Context, l *rtnl.Link) error {
 	if l == nil {
 		return nil
 	}
-	o := &ours{Link: l}
-	if now, err := m.nl.LinkByIndex(l.Index); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
-		return err
-	} else if o.Link = now; now.Tun != nil && now.Tun.Attached {
+	ctx, cancel := context.WithTimeout(ctx, releaseWait)
+	defer cancel()
+	for {
+		err := m.tryDrop(ctx, l.Index)
+		if !errors.Is(err, ErrInUse) || ctx.Err() != nil {
+			return err
+		}
+		select { // whoever held it may have let go of it, or who has opened it be seen
+		case <-ctx.Done():
+			return err
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+func (m *Manager) tryDrop(ctx context.Context, index int) error {
+	now, err := m.nl.LinkByIndex(index)
+	if err != nil {
+		return gone(err)
+	}
+	o := &ours{Link: now}
+	if now.Tun != nil && now.Tun.Attached {
 		return m.letDie(o)
 	}
 	if err := m.waitUnheld(ctx, o); err != nil {
@@ -157,10 +174,11 @@ func (m *Manager) dropNamed(ctx context.Context, l *rtnl.Link) error {
 	return m.delete(o)
 }
 
-// delete deletes a link in the Manager's netns that nobody holds, and with it the node that we may have made.
+// delete removes a link in the Manager's netns that nobody holds, and with it the node that we may have made. A tap that somebody
+// has opened meanwhile goes with that one.
 func (m *Manager) delete(o *ours) error {
 	if o.Tun != nil {
-		return gone(m.nl.Delete(o.Index))
+		return m.expire(o)
 	}
 	number, err := macvtap.Number(m.ns, o.Link)
 	if err != nil {
@@ -170,6 +188,18 @@ func (m *Manager) delete(o *ours) error {
 		return err
 	}
 	return macvtap.RemoveNode(o.Link, number)
+}
+
+// expire removes a persistent tap, where there is the device to do that with; else it is deleted as any link.
+func (m *Manager) expire(o *ours) error {
+	err := tun.Expire(m.ns, o.Name, o.Tun.MultiQueue)
+	switch {
+	case errors.Is(err, syscall.EBUSY):
+		return fmt.Errorf("%w: interface %s: %w", ErrInUse, o.Name, err)
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EINVAL):
+		return gone(m.nl.Delete(o.Index))
+	}
+	return err
 }
 
 // letDie takes persistence off a tap through whoever holds it.

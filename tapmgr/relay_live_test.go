@@ -114,6 +114,7 @@ func (r *relayed) signal(pid int, s syscall.Signal) {
 
 // TestLiveRelay shares one daemon and one guest: they start slowly.
 func TestLiveRelay(t *testing.T) {
+	t.Parallel()
 	libvirttest.Require(t)
 	ns := nstest.New(t)
 	virt := libvirttest.Start(t, ns)
@@ -232,6 +233,7 @@ func (r *relayed) refusals() {
 
 // TestLiveRelayBesideLibvirt: libvirt does not want a place that one of ours has, of which it does not know.
 func TestLiveRelayBesideLibvirt(t *testing.T) {
+	t.Parallel()
 	libvirttest.Require(t)
 	ns := nstest.New(t)
 	virt := libvirttest.Start(t, ns)

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmnet/internal/netns"
 	"vmnet/internal/procfd"
 )
 
@@ -23,6 +24,21 @@ func (t *Tap) Persist(owner int) error {
 		return fmt.Errorf("TUNSETPERSIST %s: %w", t.Name, err)
 	}
 	return nil
+}
+
+// Expire removes a persistent tap that nobody holds. Unlike RTM_DELLINK it cannot take it from under a process that opens it
+// in the same moment: that one finds a single-queue tap busy, and keeps one of several queues, as long as it holds it. A
+// single-queue tap that is held Is unix.EBUSY. One that is not there is success.
+func Expire(ns *netns.NS, name string, multi bool) error {
+	t := &Tap{Name: name, ns: ns, flags: flags}
+	if multi {
+		t.flags |= unix.IFF_MULTI_QUEUE
+	}
+	if err := t.open(0); err != nil {
+		return err
+	}
+	err := unix.IoctlSetInt(int(t.queues[0].Fd()), unix.TUNSETPERSIST, 0)
+	return errors.Join(err, t.Close())
 }
 
 // Unpersist lets a tap go with the process that holds it: TUNSETPERSIST 0 on a copy of that one's own queue
