@@ -2,11 +2,14 @@ package privilege
 
 import (
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
@@ -251,10 +254,7 @@ func TestLiveOwnTask(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	var got, want task
 	var errs [6]error
-	done := make(chan struct{})
-	go func() { // whose thread ends with it
-		defer close(done)
-		runtime.LockOSThread()
+	onDyingThread(t, func() {
 		raw := func(nr, a, b, c uintptr) error {
 			if _, _, errno := unix.RawSyscall(nr, a, b, c); errno != 0 {
 				return errno
@@ -271,10 +271,38 @@ func TestLiveOwnTask(t *testing.T) {
 		_, _ = unix.SetfsuidRetUid(77)
 		got, errs[4] = ownTask()
 		want, errs[5] = readTask("/proc/thread-self/status")
-	}()
-	<-done
+	})
 	must(t, errors.Join(errs[:]...))
 	if got != want || got.amb != bits(cap.NET_ADMIN) || got.uids[3] != 77 || got.gids[2] != 4000000001 {
 		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+// onDyingThread runs f on a thread that has ended when it returns. The first thread of a process cannot: Go keeps it.
+func onDyingThread(t *testing.T, f func()) {
+	t.Helper()
+	ran := make(chan int)
+	var run func()
+	run = func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			done := make(chan struct{})
+			go func() { defer close(done); run() }()
+			<-done // while this one is taken
+			runtime.UnlockOSThread()
+			return
+		}
+		f()
+		ran <- unix.Gettid()
+	}
+	go run()
+	path := fmt.Sprintf("/proc/self/task/%d", <-ran)
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s is still there", path)
+		}
 	}
 }
