@@ -174,28 +174,34 @@ func (h *libvirtHost) node(nic tapmgr.NIC) string {
 	return fmt.Sprintf("/dev/tap%d", l.Index)
 }
 
-// TestLiveLibvirtForeign has NICs that libvirt makes itself, beside one of ours.
+// TestLiveLibvirtForeign has NICs that libvirt makes itself, a tap and a macvtap, beside one of ours.
 func TestLiveLibvirtForeign(t *testing.T) {
 	h := newLibvirtHost(t)
+	h.wire()
 	g := h.domain(testvm.Domain{Interfaces: `
-		<interface type='bridge'><mac address='52:54:00:00:00:07'/><source bridge='br0'/><target dev='theirs'/><model type='virtio'/></interface>`})
+		<interface type='bridge'><mac address='52:54:00:00:00:07'/><source bridge='br0'/><target dev='theirs'/><model type='virtio'/></interface>
+		<interface type='direct'><mac address='52:54:00:00:00:08'/><source dev='eth0' mode='bridge'/><model type='e1000e'/></interface>`})
 	h.attach(h.spec(g, "net0"))
 	all, err := h.ListAll(t.Context(), "")
-	if err != nil || len(all) != 2 {
+	if err != nil || len(all) != 3 {
 		t.Fatalf("listed %+v, %v", all, err)
 	}
-	want := tapmgr.NIC{
+	tap := tapmgr.NIC{
 		VM: g.Name, ID: "net0", Interface: "theirs", Type: "tap", Source: "br0", Model: "virtio-net-pci", MAC: "52:54:00:00:00:07",
 		Queues: 1, Vhost: "off", State: all[1].State, MTU: 1500, PID: g.QEMU(), Foreign: true,
 	}
-	if all[1] != want || all[1].State == "" {
-		t.Errorf("listed %+v, want %+v", all[1], want)
+	direct := tapmgr.NIC{
+		VM: g.Name, ID: "net1", Interface: all[2].Interface, Type: "macvtap", Source: "eth0", Mode: "bridge", Model: "e1000e", MAC: "52:54:00:00:00:08",
+		Queues: 1, Vhost: "off", State: tapmgr.Up, MTU: 1500, PID: g.QEMU(), Foreign: true,
+	}
+	if all[1] != tap || all[2] != direct || all[1].State == "" {
+		t.Errorf("listed %+v, want %+v and %+v", all[1:], tap, direct)
 	}
 	if all[0].Foreign || all[0].Via != tapmgr.ViaLibvirt {
 		t.Errorf("ours: %+v", all[0])
 	}
 	details, err := h.Show(h.context(20*time.Second), g.Name)
-	if err != nil || len(details) != 2 || details[1].NIC != want || details[1].Bridge != "br0" || len(details[1].Holders) != 1 || details[1].HostMAC != "fe:54:00:00:00:07" {
+	if err != nil || len(details) != 3 || details[1].NIC != tap || details[1].Bridge != "br0" || len(details[1].Holders) != 1 || details[1].HostMAC != "fe:54:00:00:00:07" || details[2].Lower != "eth0" {
 		t.Errorf("show %+v, %v", details, err)
 	}
 	h.take(g, "net0")
@@ -203,12 +209,12 @@ func TestLiveLibvirtForeign(t *testing.T) {
 		t.Error("detach has touched what is libvirt's")
 	}
 	h.reconciled("foreign")
-	if out := h.virt.Virsh("domiflist", g.Name); !strings.Contains(out, "theirs") {
+	if out := h.virt.Virsh("domiflist", g.Name); !strings.Contains(out, "theirs") || !strings.Contains(out, direct.Interface) {
 		t.Errorf("virsh domiflist: %s", out)
 	}
 	h.Libvirt = h.virt.Socket() + "-none" // without libvirt, the kernel alone tells
 	all, err = h.ListAll(t.Context(), g.Name)
-	if err != nil || len(all) != 1 || !all[0].Foreign || all[0].Interface != "theirs" || all[0].MAC != "" {
+	if err != nil || len(all) != 2 || !all[0].Foreign || all[0].Interface != "theirs" || all[0].MAC != "" || all[1].Type != "macvtap" {
 		t.Errorf("without libvirt: %+v, %v", all, err)
 	}
 }
