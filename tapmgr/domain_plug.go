@@ -115,13 +115,6 @@ func (d *domain) undoAttach(ctx context.Context, nic string) error {
 	return err
 }
 
-// isMissing tells whether libvirt has no such device: 9.0 has no code of its own for an alias (virDomainDefFindDevice
-// in src/conf/domain_conf.c).
-func isMissing(err error) bool {
-	var refusal *libvirt.Error
-	return errors.Is(err, libvirt.ErrDeviceMissing) || errors.As(err, &refusal) && strings.Contains(refusal.Message, "no device found with alias")
-}
-
 // askAgain is how often a guest is asked that does not answer: one that boots drops a request.
 const askAgain = time.Second
 
@@ -134,11 +127,8 @@ func (d *domain) unplug(ctx context.Context, nic string, waiting func(time.Durat
 	start := time.Now()
 	for {
 		err := d.request(ctx, nic)
-		if isMissing(err) {
-			return nil
-		}
-		if err != nil && !underWay(err) {
-			return explainStopped(err)
+		if absent, err := d.refused(ctx, nic, err); absent || err != nil {
+			return err
 		}
 		done, err := d.awaitRemoved(ctx, events, nic)
 		if done || err != nil {
@@ -146,6 +136,22 @@ func (d *domain) unplug(ctx context.Context, nic string, waiting func(time.Durat
 		}
 		waiting(time.Since(start))
 	}
+}
+
+// refused is about a request that libvirt, in whatever language it speaks, or QEMU has refused: absent where there is no such
+// device (any more), no error where it is under way already.
+func (d *domain) refused(ctx context.Context, nic string, refusal error) (absent bool, err error) {
+	if refusal == nil || underWay(refusal) {
+		return false, nil
+	}
+	if ended := explainStopped(refusal); ended != refusal {
+		return false, ended
+	}
+	has, err := d.has(ctx, nic)
+	if err == nil && !has {
+		return true, nil
+	}
+	return false, refusal
 }
 
 // underWay tells whether QEMU refuses a request because it has one already (acpi_pcihp and pcie_cap_slot_unplug_request_cb

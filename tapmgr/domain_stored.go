@@ -207,7 +207,10 @@ func (d *domain) forgetSteps(ctx context.Context, nic string) ([]step.Step, erro
 // forget removes the NIC from what libvirt has stored; none is success.
 func (d *domain) forget(ctx context.Context, nic string) error {
 	err := d.DetachDeviceAlias(ctx, d.dom, domainAlias(nic), libvirt.AffectConfig)
-	if isMissing(err) {
+	if err == nil {
+		return nil
+	}
+	if x, readErr := d.stored(ctx, nic); readErr == nil && x == nil { // 9.0 has no code of its own for that
 		return nil
 	}
 	return err
