@@ -236,7 +236,13 @@ func (c *Conn) drop(r *registration) {
 	if c.err != nil {
 		return
 	}
+	c.dropping++
 	c.background.Go(func() {
+		defer func() {
+			c.mu.Lock()
+			c.dropping--
+			c.mu.Unlock()
+		}()
 		select {
 		case c.events.token <- struct{}{}:
 			defer func() { <-c.events.token }()
