@@ -64,13 +64,9 @@ func (n NIC) Label() string { return cmp.Or(n.ID, n.MAC.String()) }
 // Parse reads the declared NICs of a domain, none where there is no such element. What is not known, or cannot be, is
 // an error: nothing that somebody has declared is passed over, but for a NIC that is Absent.
 func Parse(def *libvirt.Definition) ([]NIC, error) {
-	text, ok := def.Metadata(Namespace)
-	if !ok {
-		return nil, nil
-	}
-	all, err := decode(text)
+	all, err := elements(def)
 	if err != nil {
-		return nil, fmt.Errorf("metadata %s: %w", Namespace, err)
+		return nil, err
 	}
 	var nics []NIC
 	taken := map[int]string{} // by index of the interface
@@ -82,6 +78,19 @@ func Parse(def *libvirt.Definition) ([]NIC, error) {
 		nics = append(nics, nic)
 	}
 	return nics, mistaken(def, nics, taken)
+}
+
+// elements are the NICs that a domain's metadata declares, as they are written; none where there is no such element.
+func elements(def *libvirt.Definition) ([]attributes, error) {
+	text, ok := def.Metadata(Namespace)
+	if !ok {
+		return nil, nil
+	}
+	all, err := decode(text)
+	if err != nil {
+		return nil, fmt.Errorf("metadata %s: %w", Namespace, err)
+	}
+	return all, nil
 }
 
 // mistaken tells an Absent NIC from one whose id is not that of the interface that was meant.

@@ -12,13 +12,9 @@ import (
 // have now but may be given, which are then known by their MAC. Each has a MAC. What is not known, or cannot be, is an
 // error, as in Parse; NICs whose devices vmnet makes are passed over.
 func Ports(def *libvirt.Definition) ([]NIC, error) {
-	text, ok := def.Metadata(Namespace)
-	if !ok {
-		return nil, nil
-	}
-	all, err := decode(text)
+	all, err := elements(def)
 	if err != nil {
-		return nil, fmt.Errorf("metadata %s: %w", Namespace, err)
+		return nil, err
 	}
 	var nics []NIC
 	for _, attrs := range all {
