@@ -95,10 +95,9 @@ func (d *detachment) markStep() step.Step {
 }
 
 func (d *detachment) unplugStep() step.Step {
-	id := deviceID(d.spec.NIC)
 	return step.Step{
 		Name: "unplug",
-		Text: fmt.Sprintf("device_del %s, again each second until the guest lets go of it; netdev_del %s", id, qmp.NetdevID(id)),
+		Text: d.vm.unplugText(d.spec.NIC),
 		Do: func(ctx context.Context) error {
 			err := d.m.letGo(d.link, d.vm.process(), func() error {
 				return d.vm.unplug(ctx, d.spec.NIC, func(elapsed time.Duration) {

@@ -118,6 +118,10 @@ func (d *domain) undoAttach(ctx context.Context, nic string) error {
 // askAgain is how often a guest is asked that does not answer: one that boots drops a request.
 const askAgain = time.Second
 
+func (d *domain) unplugText(nic string) string {
+	return fmt.Sprintf("libvirt: detach %s from %s, again each second until the guest lets go of it", domainAlias(nic), d.dom.Name)
+}
+
 func (d *domain) unplug(ctx context.Context, nic string, waiting func(time.Duration)) error {
 	events, err := d.Subscribe(ctx, &d.dom, 64, libvirt.DeviceRemoved, libvirt.DeviceRemovalFailed, libvirt.Lifecycle)
 	if err != nil {

@@ -28,6 +28,8 @@ type vmm interface {
 	// plugSteps hand the NIC over; host and hostSteps have been run by then.
 	plugSteps(h *half) []step.Step
 
+	// unplugText is what unplug does, for people.
+	unplugText(nic string) string
 	// unplug waits until the guest has let go of the NIC; waiting is told from time to time.
 	unplug(ctx context.Context, nic string, waiting func(elapsed time.Duration)) error
 	// request asks the guest to let go of the NIC, and does not wait.
@@ -143,6 +145,11 @@ func (v *vm) plugSteps(h *half) []step.Step {
 		Text: "close our copies of the fds",
 		Do:   func(context.Context) error { return h.close() },
 	})
+}
+
+func (v *vm) unplugText(nic string) string {
+	id := deviceID(nic)
+	return fmt.Sprintf("device_del %s, again each second until the guest lets go of it; netdev_del %s", id, qmp.NetdevID(id))
 }
 
 func (v *vm) unplug(ctx context.Context, nic string, waiting func(time.Duration)) error {
