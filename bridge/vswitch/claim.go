@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"syscall"
 	"time"
 
@@ -22,17 +23,17 @@ const (
 // claimPriority puts the claim in front of other chains at the same hook.
 const claimPriority = -500
 
-// claim keeps what comes in by a device from the kernel's stack: from its addresses, bridges, VLANs and routes. A packet
+// claimDevice keeps what comes in by a device from the kernel's stack: from its addresses, bridges, VLANs and routes. A packet
 // socket gets each frame before that (__netif_receive_skb_core in net/core/dev.c: ptype_all, then nf_ingress, then
 // everything else).
 //
 // It is an nftables table of family netdev with one chain at the hook ingress, whose policy is drop, and that has no
 // rule. The table belongs to the netlink socket that made it (NFT_TABLE_F_OWNER, Linux 5.12): nobody else may change it, not
-// even by flushing the rule set, and it goes when release closes the socket or this process dies, however it does. That
+// even by flushing the rule set, and it goes with the last copy of the socket, however its holders end. That
 // two switches do not claim one device follows from its name.
-func claim(ns *netns.NS, device string) (release func() error, err error) {
+func claimDevice(ns *netns.NS, device string) (*os.File, error) {
 	fd := -1
-	err = ns.Do(func() (err error) {
+	err := ns.Do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 		return err
 	})
@@ -42,7 +43,20 @@ func claim(ns *netns.NS, device string) (release func() error, err error) {
 	if err := makeClaim(fd, device); err != nil {
 		return nil, explainClaim(device, errors.Join(err, unix.Close(fd)))
 	}
-	return func() error { return unix.Close(fd) }, nil
+	return os.NewFile(uintptr(fd), "claim of "+device), nil
+}
+
+// checkClaim tells whether a file can be a claim. Whether it is one nobody but its maker can tell; what comes of a wrong one is
+// the maker's.
+func checkClaim(fd int) error {
+	if err := checkKind(fd, unix.AF_NETLINK, unix.SOCK_RAW, "a netlink socket"); err != nil {
+		return err
+	}
+	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err == nil && protocol != unix.NETLINK_NETFILTER {
+		err = fmt.Errorf("netlink protocol %d: want that of netfilter", protocol)
+	}
+	return err
 }
 
 func explainClaim(device string, err error) error {

@@ -3,6 +3,7 @@ package vswitch
 import (
 	"errors"
 	"fmt"
+	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -29,88 +30,152 @@ const (
 // It needs CAP_NET_RAW and CAP_NET_ADMIN in ns, for opening only. A device that is removed ends the port; one that is
 // down does not.
 func OpenPacket(ns *netns.NS, device string) (*Wire, error) {
-	w, err := openPacket(ns, device)
+	socket, claim, err := PacketFiles(ns, device)
 	if err != nil {
-		return nil, fmt.Errorf("open packet socket on %s: %w", device, err)
+		return nil, err
 	}
-	return w, nil
+	defer socket.Close()
+	defer claim.Close()
+	return OpenPacketFiles(socket, claim)
 }
 
-func openPacket(ns *netns.NS, device string) (*Wire, error) {
+// PacketFiles opens what OpenPacket needs the right for, so that another process can make the wire: a packet socket
+// that hears the device from now on, and the netlink socket that its claim lasts as long as. The caller closes both.
+func PacketFiles(ns *netns.NS, device string) (socket, claim *os.File, err error) {
+	if socket, err = packetSocket(ns, device); err == nil {
+		if claim, err = claimDevice(ns, device); err == nil {
+			// Now that the stack gets nothing any more, the switch may have it.
+			if err = bindPacket(int(socket.Fd()), device); err == nil {
+				return socket, claim, nil
+			}
+			err = errors.Join(err, claim.Close())
+		}
+		err = errors.Join(err, socket.Close())
+	}
+	return nil, nil, fmt.Errorf("open packet socket on %s: %w", device, err)
+}
+
+// packetSocket is one that hears nothing yet.
+func packetSocket(ns *netns.NS, device string) (*os.File, error) {
 	fd := -1
 	err := ns.Do(func() (err error) {
-		// Protocol 0: it hears nothing until it is bound.
-		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0) // 0: no protocol until it is bound
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%w (needs CAP_NET_RAW)", err)
 	}
-	f, err := newFile(fd, "packet socket on "+device)
+	_, err = indexOf(fd, device)
+	if err == nil {
+		err = setPacket(fd)
+	}
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, unix.Close(fd))
 	}
+	return os.NewFile(uintptr(fd), "packet socket on "+device), nil
+}
+
+// OpenPacketFiles makes a wire of what PacketFiles has opened, by this process or another one, and needs no right. It copies
+// both; the caller keeps, and may close, its own. The packet socket is made non-blocking.
+func OpenPacketFiles(socket, claim *os.File) (*Wire, error) {
 	w := &Wire{kind: "packet", limits: offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: vnetLen}}
-	var index int
-	err = f.control(func(fd int) error {
-		index, w.mtu, err = askDevice(fd, device)
-		return errors.Join(err, setPacket(fd))
+	held, err := duplicate(claim, checkClaim)
+	if err != nil {
+		return nil, fmt.Errorf("open packet socket: the claim: %w", err)
+	}
+	w.claim = held.close
+	own, err := duplicate(socket, func(fd int) (err error) {
+		w.mtu, err = checkPacket(fd)
+		return err
 	})
-	if err == nil {
-		w.claim, err = claim(ns, device)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open packet socket: %w", err), w.Close())
 	}
-	if err == nil {
-		// Now that the stack gets nothing any more, the switch may have it.
-		err = f.control(func(fd int) error { return bindPacket(fd, index) })
-	}
-	q := &packetQueue{newSocketQueue(f, packetFrames, vnetLen+maxFrame, tagLen, true)}
+	q := &packetQueue{newSocketQueue(own, packetFrames, vnetLen+maxFrame, tagLen, true)}
 	q.ended = q.deviceGone
 	w.queues = []queue{q}
-	if err != nil {
-		return nil, errors.Join(err, w.Close())
-	}
 	return w, nil
 }
 
-// askDevice asks for a device's index and MTU in the socket's netns (netdevice(7)).
-func askDevice(fd int, device string) (index, mtu int, err error) {
+// checkPacket tells whether a socket is as PacketFiles makes it, and the MTU of its device.
+func checkPacket(fd int) (mtu int, err error) {
+	if err := checkKind(fd, unix.AF_PACKET, unix.SOCK_RAW, "a raw packet socket"); err != nil {
+		return 0, err
+	}
+	for _, o := range packetOptions {
+		if on, err := unix.GetsockoptInt(fd, unix.SOL_PACKET, o.opt); err != nil || on == 0 {
+			return 0, fmt.Errorf("%s is not set (%w)", o.name, errors.Join(unix.EINVAL, err))
+		}
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return 0, err
+	}
+	ll, ok := name.(*unix.SockaddrLinklayer)
+	if !ok || ll.Ifindex <= 0 || ll.Protocol != allProtocols {
+		return 0, errors.New("it is not bound to a device and all protocols")
+	}
+	return mtuOf(fd, ll.Ifindex)
+}
+
+// mtuOf asks for the MTU of a device in the socket's netns (netdevice(7)).
+func mtuOf(fd, index int) (int, error) {
+	ifr, err := unix.NewIfreq("")
+	if err != nil {
+		return 0, err
+	}
+	ifr.SetUint32(uint32(index))
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFNAME, ifr); err != nil {
+		return 0, fmt.Errorf("SIOCGIFNAME: %w", err)
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFMTU, ifr); err != nil {
+		return 0, fmt.Errorf("SIOCGIFMTU: %w", err)
+	}
+	return int(ifr.Uint32()), nil
+}
+
+func indexOf(fd int, device string) (int, error) {
 	ifr, err := unix.NewIfreq(device)
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
 	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ifr); err != nil {
-		return 0, 0, err
+		return 0, err
 	}
-	index = int(ifr.Uint32())
-	if err := unix.IoctlIfreq(fd, unix.SIOCGIFMTU, ifr); err != nil {
-		return 0, 0, err
-	}
-	return index, int(ifr.Uint32()), nil
+	return int(ifr.Uint32()), nil
+}
+
+var packetOptions = []struct {
+	name string
+	opt  int
+}{
+	{"PACKET_VNET_HDR", unix.PACKET_VNET_HDR},
+	{"PACKET_IGNORE_OUTGOING", unix.PACKET_IGNORE_OUTGOING}, // Linux 4.20
+	{"PACKET_AUXDATA", unix.PACKET_AUXDATA},
 }
 
 func setPacket(fd int) error {
-	for _, opt := range []struct {
-		name string
-		opt  int
-	}{
-		{"PACKET_VNET_HDR", unix.PACKET_VNET_HDR},
-		{"PACKET_IGNORE_OUTGOING", unix.PACKET_IGNORE_OUTGOING}, // Linux 4.20
-		{"PACKET_AUXDATA", unix.PACKET_AUXDATA},
-	} {
-		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, opt.opt, 1); err != nil {
-			return fmt.Errorf("%s: %w", opt.name, err)
+	for _, o := range packetOptions {
+		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, o.opt, 1); err != nil {
+			return fmt.Errorf("%s: %w", o.name, err)
 		}
 	}
 	return raiseBuffers(fd, packetBuffer)
 }
 
-func bindPacket(fd, index int) error {
+// allProtocols is ETH_P_ALL in network byte order.
+const allProtocols = (unix.ETH_P_ALL<<8 | unix.ETH_P_ALL>>8) & 0xffff
+
+func bindPacket(fd int, device string) error {
+	index, err := indexOf(fd, device)
+	if err != nil {
+		return err
+	}
 	promisc := unix.PacketMreq{Ifindex: int32(index), Type: unix.PACKET_MR_PROMISC}
 	if err := unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &promisc); err != nil {
 		return fmt.Errorf("make it promiscuous: %w", err)
 	}
-	const all = unix.ETH_P_ALL<<8 | unix.ETH_P_ALL>>8 // in network byte order
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all & 0xffff, Ifindex: index}); err != nil {
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: allProtocols, Ifindex: index}); err != nil {
 		return fmt.Errorf("bind: %w", err)
 	}
 	return nil

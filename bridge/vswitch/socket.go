@@ -33,35 +33,50 @@ func OpenSocket(f *os.File, mtu int) (*Wire, error) {
 }
 
 func checkSocket(fd int) error {
-	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
-	if err != nil {
+	if err := checkKind(fd, unix.AF_UNIX, unix.SOCK_DGRAM, "an AF_UNIX datagram socket"); err != nil {
 		return err
-	}
-	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
-	if err != nil {
-		return err
-	}
-	if domain != unix.AF_UNIX || kind != unix.SOCK_DGRAM {
-		return fmt.Errorf("domain %d, type %d: want an AF_UNIX datagram socket", domain, kind)
 	}
 	return raiseBuffers(fd, socketBuffer)
+}
+
+// checkKind tells whether an fd is the socket that is wanted.
+func checkKind(fd, domain, kind int, want string) error {
+	d, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		return fmt.Errorf("%w (want %s)", err, want)
+	}
+	k, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err == nil && (d != domain || k != kind) {
+		err = fmt.Errorf("domain %d, type %d: want %s", d, k, want)
+	}
+	return err
 }
 
 // SocketPair makes a wire as OpenSocket does, and its other end, which the caller owns: a file to hand to QEMU, with
 // room for as many frames.
 func SocketPair(mtu int) (*Wire, *os.File, error) {
+	near, far, err := SocketFiles()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer near.Close()
+	w, err := OpenSocket(near, mtu)
+	if err != nil {
+		return nil, nil, errors.Join(err, far.Close())
+	}
+	return w, far, nil
+}
+
+// SocketFiles makes the two ends of an AF_UNIX datagram socketpair with room for bursts: one for OpenSocket, of this process
+// or another one, and one to hand to QEMU. The caller closes both.
+func SocketFiles() (near, far *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("socketpair: %w", err)
 	}
-	near, far := os.NewFile(uintptr(fds[0]), "socket"), os.NewFile(uintptr(fds[1]), "socket")
-	defer near.Close()
-	w, err := OpenSocket(near, mtu)
-	if err == nil {
-		if err = raiseBuffers(fds[1], socketBuffer); err == nil {
-			return w, far, nil
-		}
-		err = errors.Join(err, w.Close())
+	near, far = os.NewFile(uintptr(fds[0]), "switch's end"), os.NewFile(uintptr(fds[1]), "guest's end")
+	if err := errors.Join(raiseBuffers(fds[0], socketBuffer), raiseBuffers(fds[1], socketBuffer)); err != nil {
+		return nil, nil, errors.Join(err, near.Close(), far.Close())
 	}
-	return nil, nil, errors.Join(err, far.Close())
+	return near, far, nil
 }

@@ -18,11 +18,12 @@ var layers = [][]string{
 	{"tapmgr", "internal/doctor"},
 	{"internal/launch"},
 	{"internal/bridgeconf", "internal/policy"},
+	{"bridge/vswitch/control"},
 	{"bridge/vswitch"},
 	{"bridge", "macvtap", "vhost", "qmp", "libvirt"},
 	{"internal/tun", "internal/rtnl", "internal/qemu"},
 	{"internal/netns", "internal/step", "internal/stablemac"},
-	{"internal/procfd", "internal/fdpass", "internal/console", "internal/privilege", "internal/shellquote", "internal/hookfile", "internal/offload"},
+	{"internal/procfd", "internal/fdpass", "internal/console", "internal/privilege", "internal/shellquote", "internal/hookfile", "internal/offload", "internal/rundir"},
 }
 
 // systemCalls are the packages that may import x/sys/unix.

@@ -1,0 +1,86 @@
+package control
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"vmnet/bridge"
+	"vmnet/internal/rundir"
+)
+
+// socketName is the socket's in its switch's folder, which is in one of folders.
+const socketName = "socket"
+
+// maxPath is what fits into sun_path of struct sockaddr_un (unix(7)), with its zero.
+const maxPath = 107
+
+// folders are where switches of a name are looked for by this user, best first: its own, and root's, in which there may be
+// switches that run as this user (see Prepare).
+func folders() []string {
+	uid := os.Geteuid()
+	var dirs []string
+	for _, dir := range rundir.Of(uid, os.Getenv("XDG_RUNTIME_DIR")) {
+		dirs = append(dirs, filepath.Join(dir, "switch"))
+	}
+	if uid != 0 {
+		dirs = append(dirs, filepath.Join(rundir.System, "switch"))
+	}
+	return dirs
+}
+
+// Path is the path of a switch's socket, whether that is there or not. A name with a slash is that path itself.
+func Path(name string) (string, error) {
+	if strings.Contains(name, "/") {
+		return name, checkPath(name)
+	}
+	if err := checkName(name); err != nil {
+		return "", err
+	}
+	dirs := folders()
+	for _, dir := range dirs {
+		path := filepath.Join(dir, name, socketName)
+		if _, err := os.Lstat(path); err == nil {
+			return path, checkPath(path)
+		}
+	}
+	path := filepath.Join(dirs[0], name, socketName)
+	return path, checkPath(path)
+}
+
+func checkPath(path string) error {
+	if len(path) > maxPath {
+		return fmt.Errorf("%w switch: a socket's path has at most %d bytes, %s has %d", bridge.ErrInvalid, maxPath, path, len(path))
+	}
+	return nil
+}
+
+// checkName allows what is a file's name, and needs no quotes in a shell or unit.
+func checkName(name string) error {
+	odd := func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._-", r))
+	}
+	if name == "" || len(name) > 64 || strings.ContainsFunc(name, odd) || strings.ContainsRune(".-", rune(name[0])) {
+		return fmt.Errorf("%w switch name %q: want 1 to 64 letters, digits, and - _ . behind the first, or a socket's path with a slash", bridge.ErrInvalid, name)
+	}
+	return nil
+}
+
+// Running lists the sockets of switches that this user could reach: root those of all users, in the folders that are known.
+// Whether somebody listens there is for Dial to find out. Who listens on another user's may answer anything, or nothing.
+func Running() ([]string, error) {
+	dirs := folders()
+	if os.Geteuid() == 0 {
+		dirs = append(dirs, "/run/user/*/vmnet/switch", "/tmp/vmnet-*/switch")
+	}
+	var paths []string
+	for _, dir := range dirs {
+		found, err := filepath.Glob(filepath.Join(dir, "*", socketName))
+		if err != nil {
+			return nil, err
+		}
+		paths = append(paths, found...)
+	}
+	return paths, nil
+}

@@ -1,0 +1,76 @@
+package fdpass
+
+import (
+	"fmt"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// SendOver is Send for a connection that has deadlines. Unlike that it leaves the files as they are, also those that the
+// runtime's poller waits for.
+func SendOver(c *net.UnixConn, payload []byte, files ...*os.File) error {
+	if len(payload) == 0 || len(files) > MaxFiles {
+		return fmt.Errorf("send %d bytes with %d files: at least 1 byte, at most %d files", len(payload), len(files), MaxFiles)
+	}
+	return withFDs(files, nil, func(fds []int) error {
+		var rights []byte
+		if len(fds) > 0 {
+			rights = unix.UnixRights(fds...)
+		}
+		_, _, err := c.WriteMsgUnix(payload, rights, nil)
+		return err
+	})
+}
+
+// withFDs runs do while nobody can close the files.
+func withFDs(files []*os.File, fds []int, do func(fds []int) error) error {
+	if len(files) == 0 {
+		return do(fds)
+	}
+	conn, err := files[0].SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	if err := conn.Control(func(fd uintptr) { inner = withFDs(files[1:], append(fds, int(fd)), do) }); err != nil {
+		return err
+	}
+	return inner
+}
+
+// ReceiveOver is Receive for a connection that has deadlines, and with at most that many files. The message is put into b.
+func ReceiveOver(c *net.UnixConn, b []byte, maxFiles int) (payload []byte, files []*os.File, err error) {
+	oob := make([]byte, unix.CmsgSpace(4*maxFiles))
+	n, oobn, flags, _, readErr := c.ReadMsgUnix(b, oob)
+	files, err = filesIn(oob[:oobn])
+	switch {
+	case readErr != nil: // an empty message may have files, and reads as the end
+		err = readErr
+	case err == nil && (flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || len(files) > maxFiles):
+		err = fmt.Errorf("a message of more than %d bytes or %d files, or no room for files here (ulimit -n)", len(b), maxFiles)
+	}
+	if err != nil {
+		CloseAll(files)
+		return nil, nil, err
+	}
+	return b[:n], files, nil
+}
+
+// PeerOf is who is at the other end: who connected, or who listened (SO_PEERCRED, unix(7)).
+func PeerOf(c *net.UnixConn) (pid, uid int, err error) {
+	conn, err := c.SyscallConn()
+	if err != nil {
+		return 0, 0, err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	if err := conn.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return 0, 0, err
+	}
+	if credErr != nil {
+		return 0, 0, fmt.Errorf("SO_PEERCRED: %w", credErr)
+	}
+	return int(cred.Pid), int(cred.Uid), nil
+}
