@@ -70,6 +70,9 @@ func dial(ctx context.Context, path string) (*Client, error) {
 // Close ends the connection. What was asked for stays.
 func (c *Client) Close() error { return c.conn.Close() }
 
+// Peer is the process that listens, and the user who runs it, as the kernel says; Info is what it says itself.
+func (c *Client) Peer() (pid, uid int) { return c.pid, c.uid }
+
 // Info is the switch as a whole.
 func (c *Client) Info(ctx context.Context) (Info, error) {
 	var info *Info
