@@ -13,7 +13,7 @@ import (
 
 // Args is the NIC as arguments of a QEMU that inherits its fds by those numbers: -netdev
 // and -device with their values. There is one vhost fd for each queue, or none; n's own Queues,
-// Vhosts and Netns count for nothing. fds= with a single number is the same as fd=, and
+// Vhosts, Netns and Label count for nothing. fds= with a single number is the same as fd=, and
 // numbers are told from getfd's names by their first digit (net_init_tap and
 // monitor_fd_param of QEMU).
 func (n NIC) Args(queues, vhosts []int) ([]string, error) {
@@ -35,14 +35,14 @@ func (n NIC) Args(queues, vhosts []int) ([]string, error) {
 		return nil, fmt.Errorf("%s: device model %q: a letter, then letters, digits, '-', '.' or '_'", n.ID, n.model())
 	}
 	return []string{
-		"-netdev", optionText(n.backend(fdNumbers(queues), fdNumbers(vhosts))),
+		"-netdev", optionText(n.netdevOver(fdNumbers(queues), fdNumbers(vhosts))),
 		"-device", optionText(device),
 	}, nil
 }
 
 // optionOrder is that of a command line: first what QEMU wants first, without its key.
 // Other properties follow by name.
-var optionOrder = []string{"type", "driver", "id", "fds", "vhostfds", "netdev", "mac", "bus", "addr", "mq", "vectors", "host_mtu"}
+var optionOrder = []string{"type", "driver", "id", "fds", "fd", "vhostfds", "netdev", "mac", "bus", "addr", "mq", "vectors", "host_mtu"}
 
 // optionText writes properties as the value of an option.
 func optionText(properties map[string]any) string {

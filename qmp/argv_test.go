@@ -24,6 +24,20 @@ func TestArgs(t *testing.T) {
 			"tap,id=n-netdev,fds=3", "virtio-net-pci,id=n,netdev=n-netdev",
 		},
 		{
+			"datagram socket",
+			NIC{ID: "n", Backend: Dgram},
+			[]int{3},
+			nil,
+			"dgram,id=n-netdev,local.str=3,local.type=fd", "virtio-net-pci,id=n,netdev=n-netdev",
+		},
+		{
+			"socket of any QEMU",
+			NIC{ID: "n", Backend: Socket},
+			[]int{3},
+			nil,
+			"socket,id=n-netdev,fd=3", "virtio-net-pci,id=n,netdev=n-netdev",
+		},
+		{
 			"all",
 			NIC{ID: "vmnet-net0", MAC: mac, HostMTU: 1500, Bus: "port0", Addr: "1", Options: map[string]string{"rx_queue_size": "512", "mrg_rxbuf": "off"}},
 			[]int{3, 4},

@@ -1,6 +1,7 @@
 package qmp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,18 +19,36 @@ const DefaultModel = "virtio-net-pci"
 // maxQueues is MAX_TAP_QUEUES of QEMU's net/tap.c.
 const maxQueues = 1024
 
-// NIC is what [Conn.Plug] gives QEMU: a netdev of type tap over ready fds, and
+// Backend is a type of netdev over ready fds (NetClientDriver in qapi/net.json).
+type Backend string
+
+const (
+	// Tap is queues of a tap or macvtap.
+	Tap Backend = "tap"
+	// Dgram is one end of an AF_UNIX datagram socketpair, one frame in each datagram, without a vnet header. QEMU has
+	// it since 7.2.
+	Dgram Backend = "dgram"
+	// Socket is the same for any QEMU: it sees by the fd what socket it is (net_socket_fd_init in net/socket.c).
+	Socket Backend = "socket"
+)
+
+// NIC is what [Conn.Plug] gives QEMU: a netdev over ready fds, and
 // the device which the guest sees.
 type NIC struct {
-	ID     string // of the device: "vmnet-net0"
-	Netdev string // id of the netdev; empty: NetdevID(ID)
+	ID      string  // of the device: "vmnet-net0"
+	Netdev  string  // id of the netdev; empty: NetdevID(ID)
+	Backend Backend // empty: Tap
 
-	Queues []*os.File // of one tap or macvtap, at least one; they stay the caller's
+	Queues []*os.File // of one tap or macvtap, at least one; the one socket of another backend; they stay the caller's
 	Vhosts []*os.File // none, or an open /dev/vhost-net for each queue; they stay the caller's
 
 	// Netns is none, or the network namespace that a macvtap is in. QEMU makes no use of
 	// it, but whoever looks for the device finds it there. It stays the caller's.
 	Netns []*os.File
+
+	// Label is none, or a file whose name tells what the NIC is (package fdlabel). QEMU makes no use of
+	// it either. It stays the caller's.
+	Label []*os.File
 
 	Model   string            // QEMU's device model; empty: DefaultModel
 	MAC     net.HardwareAddr  // the guest's; nil: QEMU chooses
@@ -54,14 +73,17 @@ func VhostName(deviceID string, i int) string { return deviceID + "-vhost" + str
 // NetnsName is the getfd name of a NIC's network namespace.
 func NetnsName(deviceID string) string { return deviceID + "-netns" }
 
+// LabelName is the getfd name of a NIC's label.
+func LabelName(deviceID string) string { return deviceID + "-label" }
+
 // ownProperties are set by NIC's other fields.
 var ownProperties = []string{"driver", "id", "netdev", "mac", "bus", "addr", "mq", "host_mtu"}
 
 // Validate checks what can be checked without QEMU.
 func (n NIC) Validate() error {
 	err := n.validate(len(n.Queues), len(n.Vhosts))
-	if err == nil && (slices.Contains(n.Queues, nil) || slices.Contains(n.Vhosts, nil) || slices.Contains(n.Netns, nil)) {
-		err = fmt.Errorf("%s: a queue, vhost or netns file is nil", n.ID)
+	if err == nil && (slices.Contains(n.Queues, nil) || slices.Contains(n.Vhosts, nil) || slices.Contains(n.Netns, nil) || slices.Contains(n.Label, nil)) {
+		err = fmt.Errorf("%s: a queue, vhost, netns or label file is nil", n.ID)
 	}
 	return err
 }
@@ -79,6 +101,12 @@ func (n NIC) validate(queues, vhosts int) error {
 		return fmt.Errorf("%s has %d queues and %d vhost fds: each queue needs one, or none has", n.ID, queues, vhosts)
 	case len(n.Netns) > 1:
 		return fmt.Errorf("%s has %d netns: it can be in one", n.ID, len(n.Netns))
+	case len(n.Label) > 1:
+		return fmt.Errorf("%s has %d labels: it can have one", n.ID, len(n.Label))
+	case n.backend() != Tap && n.backend() != Dgram && n.backend() != Socket:
+		return fmt.Errorf("%s: backend %q is none of tap, dgram and socket", n.ID, n.Backend)
+	case n.backend() != Tap && (queues > 1 || vhosts > 0):
+		return fmt.Errorf("%s has %d queues and %d vhost fds: a NIC over a socket has one queue and no vhost", n.ID, queues, vhosts)
 	case queues > 1 && !n.virtio():
 		return fmt.Errorf("%s: model %s has one queue, only virtio has more", n.ID, n.model())
 	case n.MAC != nil && (len(n.MAC) != 6 || n.MAC[0]&1 != 0):
@@ -143,18 +171,29 @@ func typeValue(name, qomType, value string) any {
 	return value
 }
 
-// netdevArgs are netdev_add's (NetdevTapOptions in qapi/net.json).
+// netdevArgs are netdev_add's (NetdevTapOptions, NetdevDgramOptions and NetdevSocketOptions in qapi/net.json).
 func (n NIC) netdevArgs() map[string]any {
-	args := n.backend(n.names(len(n.Queues), QueueName), n.names(len(n.Vhosts), VhostName))
+	if n.backend() == Dgram {
+		local := map[string]any{"type": "fd", "str": QueueName(n.ID, 0)}
+		return map[string]any{"type": Dgram, "id": n.netdev(), "local": local}
+	}
+	args := n.netdevOver(n.names(len(n.Queues), QueueName), n.names(len(n.Vhosts), VhostName))
 	if len(n.Vhosts) > 0 {
 		args["vhost"] = true
 	}
 	return args
 }
 
-// backend is the netdev over fds as QEMU lists them, with colons. vhostfds turn vhost on.
-func (n NIC) backend(fds, vhostfds string) map[string]any {
-	args := map[string]any{"type": "tap", "id": n.netdev(), "fds": fds}
+// netdevOver is the netdev over fds as QEMU lists them, with colons, as far as it is the same in JSON and on a command
+// line. vhostfds turn vhost on.
+func (n NIC) netdevOver(fds, vhostfds string) map[string]any {
+	switch n.backend() {
+	case Dgram:
+		return map[string]any{"type": Dgram, "id": n.netdev(), "local.type": "fd", "local.str": fds}
+	case Socket:
+		return map[string]any{"type": Socket, "id": n.netdev(), "fd": fds}
+	}
+	args := map[string]any{"type": Tap, "id": n.netdev(), "fds": fds}
 	if vhostfds != "" {
 		args["vhostfds"] = vhostfds
 	}
@@ -198,6 +237,8 @@ func (n NIC) device(queues int) map[string]any {
 	maps.Copy(args, n.typed)
 	return args
 }
+
+func (n NIC) backend() Backend { return cmp.Or(n.Backend, Tap) }
 
 func (n NIC) netdev() string {
 	if n.Netdev == "" {

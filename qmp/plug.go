@@ -24,9 +24,9 @@ func (c *Conn) Plug(ctx context.Context, n NIC) error {
 
 // PlugSteps is [Conn.Plug] as a list, one step for each monitor command; a step's Text is the
 // command as it is sent. c may be nil where only the texts are wanted. The elements of
-// n.Queues, n.Vhosts and n.Netns are read when their step runs, so that steps before may open them.
+// n.Queues, n.Vhosts, n.Netns and n.Label are read when their step runs, so that steps before may open them.
 //
-// The vhost fds come after the queues, and these after the netns, so that they are given back
+// The vhost fds come after the queues, and these after the netns and the label, so that they are given back
 // before them: an undo that is cut short leaves a device, whose link tells what else is left.
 //
 // An Undo takes back only what its own Do may have done, so that a
@@ -39,6 +39,9 @@ func (c *Conn) PlugSteps(n NIC) []step.Step {
 	}}
 	for i := range n.Netns {
 		steps = append(steps, c.getFDStep(NetnsName(n.ID), &n.Netns[i]))
+	}
+	for i := range n.Label {
+		steps = append(steps, c.getFDStep(LabelName(n.ID), &n.Label[i]))
 	}
 	for i := range n.Queues {
 		steps = append(steps, c.getFDStep(QueueName(n.ID, i), &n.Queues[i]))
@@ -150,7 +153,9 @@ func (c *Conn) Rollback(ctx context.Context, deviceID string, queues int) error 
 			errs = append(errs, unlessGone(c.undo(ctx, "closefd", fdName(name(deviceID, i)))))
 		}
 	}
-	errs = append(errs, unlessGone(c.undo(ctx, "closefd", fdName(NetnsName(deviceID)))))
+	for _, name := range []string{LabelName(deviceID), NetnsName(deviceID)} {
+		errs = append(errs, unlessGone(c.undo(ctx, "closefd", fdName(name))))
+	}
 	return errors.Join(errs...)
 }
 

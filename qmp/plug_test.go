@@ -76,12 +76,12 @@ func target(r request) any {
 func testNIC(t *testing.T) NIC {
 	f := nullFile(t)
 	mac, _ := net.ParseMAC("52:54:00:00:00:01")
-	return NIC{ID: "n", Queues: []*os.File{f, f}, Vhosts: []*os.File{f, f}, Netns: []*os.File{f}, MAC: mac, HostMTU: 1500, Bus: "port0", Addr: "1", Options: map[string]string{"mrg_rxbuf": "off"}}
+	return NIC{ID: "n", Queues: []*os.File{f, f}, Vhosts: []*os.File{f, f}, Netns: []*os.File{f}, Label: []*os.File{f}, MAC: mac, HostMTU: 1500, Bus: "port0", Addr: "1", Options: map[string]string{"mrg_rxbuf": "off"}}
 }
 
 var (
-	plugged  = []string{"qom-list", "getfd n-netns", "getfd n-q0", "getfd n-q1", "getfd n-vhost0", "getfd n-vhost1", "netdev_add n-netdev", "device-list-properties", "device_add n"}
-	restored = []string{"netdev_del n-netdev", "closefd n-vhost1", "closefd n-vhost0", "closefd n-q1", "closefd n-q0", "closefd n-netns"}
+	plugged  = []string{"qom-list", "getfd n-netns", "getfd n-label", "getfd n-q0", "getfd n-q1", "getfd n-vhost0", "getfd n-vhost1", "netdev_add n-netdev", "device-list-properties", "device_add n"}
+	restored = []string{"netdev_del n-netdev", "closefd n-vhost1", "closefd n-vhost0", "closefd n-q1", "closefd n-q0", "closefd n-label", "closefd n-netns"}
 )
 
 func TestPlugSteps(t *testing.T) {
@@ -93,6 +93,7 @@ func TestPlugSteps(t *testing.T) {
 	want := []row{
 		{"check n", `{"execute":"qom-list","arguments":{"path":"/machine/peripheral"}}`},
 		{"getfd n-netns", `{"execute":"getfd","arguments":{"fdname":"n-netns"}}`},
+		{"getfd n-label", `{"execute":"getfd","arguments":{"fdname":"n-label"}}`},
 		{"getfd n-q0", `{"execute":"getfd","arguments":{"fdname":"n-q0"}}`},
 		{"getfd n-q1", `{"execute":"getfd","arguments":{"fdname":"n-q1"}}`},
 		{"getfd n-vhost0", `{"execute":"getfd","arguments":{"fdname":"n-vhost0"}}`},
@@ -111,8 +112,8 @@ func plugIsUndoneWhereverQEMURefuses(t *testing.T, fakeConn func(*testing.T, fun
 	for command, want := range map[string][]string{
 		"qom-list":               {"qom-list"},
 		"getfd":                  {"qom-list", "getfd n-netns", "closefd n-netns"},
-		"netdev_add":             slices.Concat(plugged[:7], restored),
-		"device-list-properties": slices.Concat(plugged[:8], restored),
+		"netdev_add":             slices.Concat(plugged[:8], restored),
+		"device-list-properties": slices.Concat(plugged[:9], restored),
 		"device_add":             slices.Concat(plugged, restored),
 	} {
 		t.Run(command, func(t *testing.T) {
@@ -205,7 +206,7 @@ func TestPlugWhileQEMUFallsSilent(t *testing.T) {
 		want []string
 	}{
 		{"getfd", []string{"qom-list", "getfd n-netns", "closefd n-netns"}},
-		{"netdev_add", slices.Concat(plugged[:7], restored)},
+		{"netdev_add", slices.Concat(plugged[:8], restored)},
 		{"device_add", slices.Concat(plugged, []string{"device_del n"}, restored)},
 	} {
 		t.Run(tc.mute, func(t *testing.T) {
@@ -253,6 +254,12 @@ func TestValidate(t *testing.T) {
 	}{
 		{"", func(*NIC) {}},
 		{"", func(n *NIC) { n.Model, n.Queues, n.Vhosts, n.HostMTU = "e1000e", n.Queues[:1], nil, 0 }},
+		{"", func(n *NIC) { n.Backend, n.Queues, n.Vhosts = Dgram, n.Queues[:1], nil }},
+		{"one queue", func(n *NIC) { n.Backend, n.Vhosts = Socket, nil }},
+		{"no vhost", func(n *NIC) { n.Backend, n.Queues, n.Vhosts = Dgram, n.Queues[:1], n.Vhosts[:1] }},
+		{"none of tap", func(n *NIC) { n.Backend = "l2tpv3" }},
+		{"2 labels", func(n *NIC) { n.Label = []*os.File{f, f} }},
+		{"label file is nil", func(n *NIC) { n.Label = []*os.File{nil} }},
 		{"device id", func(n *NIC) { n.ID = "" }},
 		{"device id", func(n *NIC) { n.ID = "0n" }},
 		{"device id", func(n *NIC) { n.ID = "n:1" }},

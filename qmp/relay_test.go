@@ -335,7 +335,7 @@ func TestRelayedPlugWhileQEMUFallsSilent(t *testing.T) {
 		sent, left []string
 	}{
 		{"getfd", plugged[:2], []string{"closefd n-netns"}},
-		{"netdev_add", plugged[:7], restored},
+		{"netdev_add", plugged[:8], restored},
 		{"device_add", plugged, append([]string{"device_del n"}, restored...)},
 	} {
 		t.Run(tc.mute, func(t *testing.T) {

@@ -30,13 +30,13 @@ func (c *Conn) Unplug(ctx context.Context, deviceID string, progress func(elapse
 	return c.Release(ctx, deviceID)
 }
 
-// Release takes the backend from a NIC: its netdev, and the name of its netns. What is
+// Release takes the backend from a NIC: its netdev, and the names of its netns and its label. What is
 // not there is success. A device that is still there is dead from then on.
 func (c *Conn) Release(ctx context.Context, deviceID string) error {
 	if err := c.NetdevDel(ctx, NetdevID(deviceID)); err != nil {
 		return err
 	}
-	return c.CloseFD(ctx, NetnsName(deviceID))
+	return errors.Join(c.CloseFD(ctx, NetnsName(deviceID)), c.CloseFD(ctx, LabelName(deviceID)))
 }
 
 // removeDevice is the device's half of Unplug.

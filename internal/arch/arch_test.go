@@ -22,12 +22,12 @@ var layers = [][]string{
 	{"bridge/vswitch"},
 	{"bridge", "macvtap", "vhost", "qmp", "libvirt"},
 	{"internal/tun", "internal/rtnl", "internal/qemu"},
-	{"internal/netns", "internal/step", "internal/stablemac"},
+	{"internal/netns", "internal/step", "internal/stablemac", "internal/fdlabel"},
 	{"internal/procfd", "internal/fdpass", "internal/console", "internal/privilege", "internal/shellquote", "internal/hookfile", "internal/offload", "internal/rundir"},
 }
 
 // systemCalls are the packages that may import x/sys/unix.
-var systemCalls = []string{"bridge/vswitch", "internal/privilege", "internal/tun", "internal/netns", "internal/rtnl", "internal/fdpass", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "testvm", "cmd/testvm"}
+var systemCalls = []string{"bridge/vswitch", "internal/privilege", "internal/tun", "internal/netns", "internal/rtnl", "internal/fdpass", "internal/fdlabel", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "testvm", "cmd/testvm"}
 
 // forTests may be imported by tests and by cmd/testvm alone; internal/mangen, by
 // what writes the man pages.
