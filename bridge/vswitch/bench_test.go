@@ -90,6 +90,10 @@ func inputCases() map[string]inputCase {
 // A sink is a queue that counts.
 type sink struct{ memory }
 
+func memoryWire(limits offload.Limits) *Wire {
+	return &Wire{kind: "memory", limits: limits, queues: []queue{&sink{memory{closed: make(chan struct{})}}}}
+}
+
 func (q *sink) send(s *sender) {
 	for i := range s.n {
 		s.note(i, 0)
@@ -100,7 +104,7 @@ func (c inputCase) receiver(tb testing.TB) *receiver {
 	sw := New(Config{})
 	tb.Cleanup(func() { _ = sw.Close() })
 	add := func(name string, cfg PortConfig, limits offload.Limits) *Port {
-		p, err := sw.AddPort(name, &Wire{kind: "memory", limits: limits, queues: []queue{&sink{memory{closed: make(chan struct{})}}}}, cfg)
+		p, err := sw.AddPort(name, memoryWire(limits), cfg)
 		if err != nil {
 			tb.Fatal(err)
 		}
@@ -125,5 +129,5 @@ func (c inputCase) run(r *receiver) {
 	for i := range r.frames {
 		r.frames[i] = frame{data: c.data}
 	}
-	r.input(r.frames[:])
+	r.port.way.Load().input(r, r.frames[:])
 }

@@ -34,7 +34,7 @@ func (r *receiver) run() {
 			r.port.endWith(err)
 			return
 		}
-		r.input(r.frames[:n])
+		r.port.way.Load().input(r, r.frames[:n])
 	}
 }
 
@@ -55,6 +55,7 @@ func (r *receiver) input(frames []frame) {
 		}
 		if why != Delivered {
 			r.port.drop(why)
+			f.lost = why
 		}
 	}
 	r.flush(frames)
@@ -180,13 +181,13 @@ func (r *receiver) add(to *Port, f *frame) {
 		r.copied = append(append(r.copied[:0], out.Head...), out.Payload...)
 		out.Head = r.copied
 	}
-	r.finish(to, h, out.Head[vnetLen:])
+	r.finish(to, h, out.Head)
 }
 
 // finish makes of a frame what the target takes, and sends it.
-func (r *receiver) finish(to *Port, h offload.Header, ether []byte) {
-	if why := r.fin.Start(h, ether, to.limits); why != offload.OK {
-		to.drop(fromOffload(why))
+func (r *receiver) finish(to *Port, h offload.Header, data []byte) {
+	if why := r.fin.Start(h, data[vnetLen:], to.limits); why != offload.OK {
+		to.refuse(r, data, fromOffload(why))
 		return
 	}
 	r.send(to)
@@ -206,7 +207,7 @@ func (r *receiver) send(to *Port) {
 	}
 	n := r.n % len(to.wire.queues)
 	r.out.begin(to.limits.VnetHdr)
-	to.wire.queues[n].send(r.out)
+	to.way.Load().queues[n].send(r.out)
 	r.out.n = 0
 	if r.out.frames > 0 {
 		to.tx[n].add(r.out.frames, r.out.bytes)

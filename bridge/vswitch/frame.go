@@ -31,11 +31,19 @@ type frame struct {
 	dst, src uint64
 	vid      uint16 // its VLAN, from the tag or the port; 0 where neither says
 	tagged   bool   // carries an 802.1Q tag, if only of VLAN 0
-	lost     Reason // a frame that came, but not here: data is nil
+	lost     Reason // why it was dropped; if by the queue already, data is nil
 }
 
 // ether is the Ethernet frame.
 func (f *frame) ether() []byte { return f.data[vnetLen:] }
+
+// vnetLen is the length of the vnet header; data that has no room for one has none.
+func (f *frame) vnetLen() int {
+	if len(f.data) < vnetLen {
+		return 0
+	}
+	return vnetLen
+}
 
 // parse reads addresses and tag, or tells why the frame is none. It changes nothing.
 func (f *frame) parse() Reason {

@@ -73,6 +73,7 @@ type Port struct {
 	name   string
 	index  int // in the FDB and the switch's table
 	wire   *Wire
+	way    atomic.Pointer[way]
 	cfg    PortConfig
 	limits offload.Limits
 	vlans  *vlans
@@ -87,6 +88,14 @@ type Port struct {
 	end       sync.Once
 	ended     chan struct{}
 	err       error // why it ended; read it when ended is closed
+}
+
+// A way is how frames go through a port: what is done with a batch that came in, and the queues that frames leave by. It is never
+// changed, but replaced by another, as a switch's table is: who captures wraps it.
+type way struct {
+	input  func(r *receiver, frames []frame)
+	queues []queue
+	views  []*view // of captures
 }
 
 // counters are one queue's, in one direction. They fill a cache line, so that no two queues share one.
@@ -119,6 +128,7 @@ func newPort(name string, index int, w *Wire, cfg PortConfig) *Port {
 	p.broadcasts.limit(cfg.Storm.Broadcast)
 	p.multicasts.limit(cfg.Storm.Multicast)
 	p.unknowns.limit(cfg.Storm.Unknown)
+	p.way.Store(newWay(p, nil))
 	return p
 }
 

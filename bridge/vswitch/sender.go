@@ -19,6 +19,7 @@ type sender struct {
 	// What became of the last list.
 	frames, bytes uint64 // delivered; without vnet headers
 	drops         [Reasons]uint32
+	fates         [batchSize]Reason // of each frame
 	dropped       bool
 	gone          syscall.Errno // where the other end is
 	vnet          int           // length of the list's vnet headers
@@ -27,6 +28,8 @@ type sender struct {
 	iovs  [batchSize][2]unix.Iovec
 	write func(fd uintptr) // the methods below as values, made once
 	burst func(fd uintptr)
+
+	tell *teller // made by the first frame that is captured
 }
 
 // mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2).
@@ -55,6 +58,7 @@ func (s *sender) begin(vnet int) {
 	s.frames, s.bytes, s.vnet = 0, 0, vnet
 	if s.dropped {
 		clear(s.drops[:])
+		clear(s.fates[:])
 		s.dropped, s.gone = false, 0
 	}
 }
@@ -62,12 +66,16 @@ func (s *sender) begin(vnet int) {
 // use holds the fd while do runs, so that it is not closed meanwhile.
 func (s *sender) use(conn syscall.RawConn, do func(fd uintptr)) {
 	if conn.Control(do) != nil { // the port was removed
-		s.drop(Gone, s.n)
+		s.drop(0, s.n, Gone)
 	}
 }
 
-func (s *sender) drop(why Reason, n int) {
-	s.drops[why] += uint32(n)
+// drop counts the list's frames from first on, up to end, as dropped.
+func (s *sender) drop(first, end int, why Reason) {
+	s.drops[why] += uint32(end - first)
+	for i := first; i < end; i++ {
+		s.fates[i] = why
+	}
 	s.dropped = true
 }
 
@@ -78,7 +86,7 @@ func (s *sender) note(i int, errno syscall.Errno) {
 		if why == Gone {
 			s.gone = errno
 		}
-		s.drop(why, 1)
+		s.drop(i, i+1, why)
 		return
 	}
 	f := &s.list[i]
@@ -125,7 +133,7 @@ func (s *sender) sendmmsg(fd uintptr) {
 		switch {
 		case errno == unix.EINTR:
 		case errno == unix.EAGAIN: // as it would be for the others
-			s.drop(Full, s.n-i)
+			s.drop(i, s.n, Full)
 			i = s.n
 		case errno != 0:
 			s.note(i, errno)

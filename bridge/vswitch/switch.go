@@ -35,6 +35,9 @@ type Switch struct {
 	closed bool
 	stop   chan struct{}
 	clock  sync.WaitGroup
+
+	captures []*capture
+	watchers sync.WaitGroup // of captures
 }
 
 // A table is the ports at one time. It is never changed, but replaced by another: who uses it needs no lock.
@@ -155,6 +158,7 @@ func (sw *Switch) remove(p *Port) error {
 	err := p.wire.Close()
 	p.receivers.Wait()
 	sw.fdb.FlushPort(p.index, true)
+	sw.uncapture(p)
 	if err != nil {
 		return fmt.Errorf("remove port %q: %w", p.name, err)
 	}
@@ -163,6 +167,12 @@ func (sw *Switch) remove(p *Port) error {
 
 // Close removes all ports, and ends. Called again, it does nothing.
 func (sw *Switch) Close() error {
+	err := sw.close()
+	sw.watchers.Wait()
+	return err
+}
+
+func (sw *Switch) close() error {
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
 	if sw.closed {

@@ -1,0 +1,64 @@
+package vswitch
+
+import (
+	"testing"
+)
+
+// captureCases are which ports are captured while frames go from "from" to "to".
+func captureCases() map[string][]string {
+	return map[string][]string{"nobody": nil, "another port": {"idle"}, "both ports": {"from", "to"}}
+}
+
+// captured runs do with a reader that reads all it can.
+func captured(tb testing.TB, sw *Switch, ports []string, do func()) {
+	if len(ports) == 0 {
+		do()
+		return
+	}
+	c, done := startCapture(tb, sw, CaptureConfig{Ports: ports, Snaplen: 96}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			if _, err := c.Next(); err != nil {
+				return
+			}
+		}
+	}()
+	do()
+	_ = c.Stop()
+	<-done
+}
+
+// BenchmarkCapture is BenchmarkInput with captures.
+func BenchmarkCapture(b *testing.B) {
+	for name, ports := range captureCases() {
+		b.Run(name, func(b *testing.B) {
+			c := inputCases()["small"]
+			r := c.receiver(b)
+			if _, err := r.sw.AddPort("idle", memoryWire(everything), PortConfig{}); err != nil {
+				b.Fatal(err)
+			}
+			captured(b, r.sw, ports, func() {
+				b.ReportAllocs()
+				for b.Loop() {
+					c.run(r)
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/batchSize, "ns/frame")
+				b.ReportMetric(0, "ns/op")
+			})
+		})
+	}
+}
+
+// TestCaptureDoesNotAllocate has a reader that does not read, too.
+func TestCaptureDoesNotAllocate(t *testing.T) {
+	for name, c := range inputCases() {
+		r := c.receiver(t)
+		startCapture(t, r.sw, CaptureConfig{Ports: []string{"from", "to"}})
+		startCapture(t, r.sw, CaptureConfig{Ports: []string{"to"}, Drops: true})
+		c.run(r)
+		if n := testing.AllocsPerRun(20, func() { c.run(r) }); n != 0 {
+			t.Errorf("%s: %v allocations for a batch", name, n)
+		}
+	}
+}

@@ -1,0 +1,174 @@
+package vswitch
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/offload"
+)
+
+// A CapturedFrame is a frame as it went through a port. What left by a port has its form: retagged, finished, a segment.
+type CapturedFrame struct {
+	Time      time.Time
+	Port      int // its place in CaptureConfig.Ports
+	Queue     int
+	Direction Direction
+	Reason    string         // why it was dropped; "" if it was not
+	Vnet      offload.Header // what is left to do to it; plain for a port without vnet headers
+	Length    int            // bytes of the Ethernet frame
+	Data      []byte         // of these, up to the snaplen. Valid until the next call of Next
+}
+
+// CaptureTotals count the frames of one port and direction that were to be captured.
+type CaptureTotals struct {
+	Port      int
+	Direction Direction
+	Seen      uint64
+	Lost      uint64 // of these
+}
+
+// captureBuffer is what a pair has room for, where raising it is allowed.
+const captureBuffer = 16 << 20
+
+// A CaptureReader is the reader's end of a capture. One goroutine reads; Stop and Close may be called by any.
+type CaptureReader struct {
+	f      *os.File
+	buf    []byte
+	totals map[[2]int]*totals // by port and direction
+}
+
+type totals struct {
+	CaptureTotals
+	got uint64
+}
+
+// CapturePipe makes a reader and the file to give to Switch.Capture, which the caller closes when the switch has it. As large as
+// the buffers are, so many frames may come at once: with CAP_NET_ADMIN 16 MiB, else net.core.wmem_max.
+func CapturePipe() (*CaptureReader, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	near, far := os.NewFile(uintptr(fds[0]), "capture"), os.NewFile(uintptr(fds[1]), "capture")
+	if err := raiseBuffers(fds[1], captureBuffer); err != nil {
+		return nil, nil, errors.Join(err, near.Close(), far.Close())
+	}
+	return &CaptureReader{f: near, buf: make([]byte, maxRecord+1), totals: map[[2]int]*totals{}}, far, nil
+}
+
+// Next waits for a frame. At the capture's end it returns io.EOF: then the totals are complete. It waits no longer than the
+// reader's deadline; then the error Is os.ErrDeadlineExceeded.
+func (r *CaptureReader) Next() (CapturedFrame, error) {
+	for {
+		n, err := r.f.Read(r.buf)
+		switch {
+		case errors.Is(err, unix.ECONNRESET): // the switch has died
+			return CapturedFrame{}, io.EOF
+		case errors.Is(err, io.EOF):
+			return CapturedFrame{}, io.EOF
+		case err != nil:
+			return CapturedFrame{}, fmt.Errorf("read captured frames: %w", err)
+		}
+		f, more, err := r.parse(r.buf[:n])
+		if err != nil {
+			return CapturedFrame{}, fmt.Errorf("read captured frames: %w", err)
+		}
+		if more {
+			return f, nil
+		}
+	}
+}
+
+var errRecord = errors.New("not a record of this version's switch")
+
+// parse reads a record, and tells whether it was a frame's.
+func (r *CaptureReader) parse(b []byte) (f CapturedFrame, frame bool, err error) {
+	if len(b) < recordHead || len(b) > maxRecord || b[1] > byte(Out) {
+		return f, false, errRecord
+	}
+	port, d := int(binary.LittleEndian.Uint16(b[2:])), Direction(b[1])
+	if port >= maxPorts {
+		return f, false, errRecord
+	}
+	t := r.of(port, d)
+	switch b[0] {
+	case recordTotals:
+		t.Seen, t.Lost = binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])
+		return f, false, nil
+	case recordFrame:
+	default:
+		return f, false, errRecord
+	}
+	reason, vnet := int(b[6]), int(b[7])
+	if len(b) < recordHead+reason+vnet || vnet != 0 && vnet != vnetLen {
+		return f, false, errRecord
+	}
+	f = CapturedFrame{
+		Time: time.Unix(0, int64(binary.LittleEndian.Uint64(b[8:]))), Port: port, Direction: d,
+		Queue:  int(binary.LittleEndian.Uint16(b[4:])),
+		Reason: string(b[recordHead : recordHead+reason]),
+		Length: int(binary.LittleEndian.Uint32(b[24:])),
+		Data:   b[recordHead+reason+vnet:],
+	}
+	if f.Length < len(f.Data) {
+		return f, false, errRecord
+	}
+	f.Vnet, _ = offload.Parse(b[recordHead+reason : recordHead+reason+vnet])
+	t.note(binary.LittleEndian.Uint64(b[16:]))
+	return f, true, nil
+}
+
+func (r *CaptureReader) of(port int, d Direction) *totals {
+	key := [2]int{port, int(d)}
+	if r.totals[key] == nil {
+		r.totals[key] = &totals{CaptureTotals: CaptureTotals{Port: port, Direction: d}}
+	}
+	return r.totals[key]
+}
+
+// note counts a frame by its number: what is missing below the highest was lost, or is still to come.
+func (t *totals) note(number uint64) {
+	t.got++
+	t.Seen = max(t.Seen, number+1)
+	t.Lost = t.Seen - min(t.Seen, t.got)
+}
+
+// Totals are those of all ports and directions, as they are known: after io.EOF, all there were. Only a switch that has died
+// does not tell of frames lost after the last that was read.
+func (r *CaptureReader) Totals() []CaptureTotals {
+	var all []CaptureTotals
+	for _, t := range r.totals {
+		all = append(all, t.CaptureTotals)
+	}
+	slices.SortFunc(all, func(a, b CaptureTotals) int {
+		return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Direction, b.Direction))
+	})
+	return all
+}
+
+// SetDeadline says until when Next waits; the zero time is for ever.
+func (r *CaptureReader) SetDeadline(t time.Time) error { return r.f.SetReadDeadline(t) }
+
+// Stop asks the switch to end the capture. Next gives what is under way, then io.EOF.
+func (r *CaptureReader) Stop() error {
+	conn, err := r.f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	if err := conn.Control(func(fd uintptr) { inner = unix.Shutdown(int(fd), unix.SHUT_WR) }); err != nil {
+		return err
+	}
+	return inner
+}
+
+// Close closes the reader's end, which ends the capture.
+func (r *CaptureReader) Close() error { return r.f.Close() }

@@ -1,0 +1,381 @@
+package vswitch
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/bridge"
+	"vmnet/internal/offload"
+)
+
+// startCapture captures, and gives the reader's end.
+func startCapture(tb testing.TB, sw *Switch, cfg CaptureConfig) *CaptureReader {
+	tb.Helper()
+	r, far, err := CapturePipe()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = r.Close() })
+	defer far.Close()
+	if err := sw.Capture(far, cfg); err != nil {
+		tb.Fatal(err)
+	}
+	return r
+}
+
+// awaitSeen waits until the switch's only capture, or all together, have seen that many frames: they are told of after they
+// were delivered.
+func awaitSeen(tb testing.TB, sw *Switch, want int) {
+	tb.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		var seen uint64
+		sw.mu.Lock()
+		for _, c := range sw.captures {
+			for _, v := range c.views {
+				seen += v.counts[In].seen.Load() + v.counts[Out].seen.Load()
+			}
+		}
+		sw.mu.Unlock()
+		if seen >= uint64(want) {
+			return
+		}
+		if time.Now().After(end) {
+			tb.Fatalf("%d of %d frames were captured", seen, want)
+		}
+	}
+}
+
+// stopCapture reads what there is, up to the end.
+func stopCapture(tb testing.TB, r *CaptureReader) (frames []CapturedFrame) {
+	tb.Helper()
+	if err := errors.Join(r.Stop(), r.SetDeadline(time.Now().Add(10*time.Second))); err != nil {
+		tb.Fatal(err)
+	}
+	for {
+		f, err := r.Next()
+		if err == io.EOF {
+			return frames
+		}
+		if err != nil {
+			tb.Fatal(err)
+		}
+		f.Data = bytes.Clone(f.Data)
+		frames = append(frames, f)
+	}
+}
+
+// told is a frame as the tests compare it.
+func told(port int, d Direction, reason string, data []byte) string {
+	return fmt.Sprintf("%d %s %q %x", port, d, reason, data)
+}
+
+func tellAll(frames []CapturedFrame) []string {
+	var all []string
+	for _, f := range frames {
+		all = append(all, told(f.Port, f.Direction, f.Reason, f.Data))
+	}
+	slices.Sort(all)
+	return all
+}
+
+func TestCapture(t *testing.T) {
+	inVLAN := etherFrame(mac(2), mac(1), tagged("8100:10"), 60)
+	without := etherFrame(mac(2), mac(1), nil, 60)
+	spoofed := etherFrame(mac(2), mac(9), nil, 60)
+	long := etherFrame(mac(3), mac(2), nil, 1400)
+	back := etherFrame(mac(1), mac(1), nil, 60)
+	cases := map[string]struct {
+		cfg  CaptureConfig
+		want []string
+	}{
+		"both ways": {CaptureConfig{Ports: []string{"a", "b"}}, []string{
+			told(0, In, "", inVLAN), told(1, Out, "", without),
+			told(0, In, Spoofed.String(), spoofed),
+			told(1, In, "", long), told(0, In, Back.String(), back),
+		}},
+		"in":    {CaptureConfig{Ports: []string{"b"}, In: true}, []string{told(0, In, "", long)}},
+		"out":   {CaptureConfig{Ports: []string{"b", "a"}, Out: true}, []string{told(0, Out, "", without)}},
+		"drops": {CaptureConfig{Ports: []string{"c", "a"}, Drops: true}, []string{told(1, In, Spoofed.String(), spoofed), told(1, In, Back.String(), back), told(0, Out, TooBig.String(), long)}},
+		"short": {CaptureConfig{Ports: []string{"b"}, Snaplen: 20}, []string{told(0, Out, "", without[:20]), told(0, In, "", long[:20])}},
+	}
+	a := trunk(0, 10)
+	a.MACs = append(a.MACs, mac(1), mac(4))
+	a.Native = 10
+	c := access(10)
+	c.MTU = 1000
+	l := newLAN(t, map[string]PortConfig{"a": a, "b": access(10), "c": c})
+	l.send("b", etherFrame(all, mac(2), nil, 46))
+	l.send("c", etherFrame(all, mac(3), nil, 46))
+	l.send("a", etherFrame(all, mac(1), nil, 46))
+	readers := map[string]*CaptureReader{}
+	for name, c := range cases {
+		readers[name] = startCapture(t, l.sw, c.cfg)
+	}
+	from := time.Now()
+	l.send("a", inVLAN, spoofed, back)
+	l.send("b", long)
+	want := 0
+	for _, c := range cases {
+		want += len(c.want)
+	}
+	awaitSeen(t, l.sw, want)
+	for name, c := range cases {
+		got := stopCapture(t, readers[name])
+		slices.Sort(c.want)
+		if !slices.Equal(tellAll(got), c.want) {
+			t.Errorf("%s: got %q, want %q", name, tellAll(got), c.want)
+		}
+		var seen uint64
+		for _, n := range readers[name].Totals() {
+			seen += n.Seen
+			if n.Lost != 0 {
+				t.Errorf("%s: %+v", name, n)
+			}
+		}
+		if seen != uint64(len(c.want)) {
+			t.Errorf("%s: totals say %d, want %d", name, seen, len(c.want))
+		}
+		for _, f := range got {
+			if want := len(inVLAN); f.Length < want-tagLen || f.Time.Before(from) || f.Time.After(time.Now()) {
+				t.Errorf("%s: %+v", name, f)
+			}
+		}
+	}
+	if n := len(l.sw.captures); n != 0 {
+		t.Errorf("%d captures are left", n)
+	}
+}
+
+// TestCaptureOfOffloads has a super-frame come in, and leave in one piece, with a tag less, and cut.
+func TestCaptureOfOffloads(t *testing.T) {
+	ports := map[string]PortConfig{"in": {}, "tap": {}, "vlan": access(10), "socket": {}}
+	sw, queues := memoryLAN(t, ports, map[string]offload.Limits{"in": everything, "tap": everything, "vlan": everything})
+	c := startCapture(t, sw, CaptureConfig{Ports: []string{"in", "tap", "vlan", "socket"}})
+	r := receiverOf(sw, "in")
+	in := superFrame(5000, 1000, "8100:10")
+	r.frames[0] = frame{data: bytes.Clone(in)}
+	r.port.way.Load().input(r, r.frames[:1])
+	frames := stopCapture(t, c)
+	if len(frames) != 1+1+1+5 {
+		t.Fatalf("%d frames", len(frames))
+	}
+	through := [][][]byte{{in}, queues["tap"].sent, queues["vlan"].sent, queues["socket"].sent}
+	for i, b := range through[3] { // this port has no vnet headers
+		through[3][i] = append(make([]byte, vnetLen), b...)
+	}
+	for _, f := range frames {
+		header := make([]byte, vnetLen)
+		f.Vnet.Put(header)
+		want := through[f.Port][0]
+		through[f.Port] = through[f.Port][1:]
+		if got := append(header, f.Data...); !bytes.Equal(got, want) {
+			t.Errorf("at port %d %x was captured, want %x", f.Port, got[:100], want[:100])
+		}
+	}
+}
+
+// TestCaptureCountsWhatItLost has a reader that does not read.
+func TestCaptureCountsWhatItLost(t *testing.T) {
+	l := newLAN(t, plain("a", "b"))
+	l.send("b", etherFrame(all, mac(2), nil, 46))
+	r, far, err := CapturePipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer far.Close()
+	if err := unix.SetsockoptInt(int(far.Fd()), unix.SOL_SOCKET, unix.SO_SNDBUF, 64<<10); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.sw.Capture(far, CaptureConfig{Ports: []string{"a", "b"}}); err != nil {
+		t.Fatal(err)
+	}
+	_ = far.Close()
+	sent := 0
+	for range 50 {
+		sent += len(l.send("a", slices.Repeat([][]byte{etherFrame(mac(2), mac(1), nil, 1000)}, 20)...)["b"])
+	}
+	if sent != 1000 {
+		t.Errorf("%d of 1000 frames came: the capture is in their way", sent)
+	}
+	awaitSeen(t, l.sw, 2000)
+	got := stopCapture(t, r)
+	var seen, lost uint64
+	for _, n := range r.Totals() {
+		seen += n.Seen
+		lost += n.Lost
+	}
+	if len(got) == 0 || lost < 1000 || seen != 2000 || uint64(len(got))+lost != seen {
+		t.Errorf("%d were read, %d lost of %d", len(got), lost, seen)
+	}
+}
+
+func TestCaptureEnds(t *testing.T) {
+	end := func(t *testing.T, r *CaptureReader) {
+		t.Helper()
+		_ = r.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err := r.Next(); err != io.EOF {
+			t.Errorf("it goes on: %v", err)
+		}
+	}
+	captures := func(sw *Switch) int {
+		sw.mu.Lock()
+		defer sw.mu.Unlock()
+		return len(sw.captures)
+	}
+	for name, how := range map[string]func(t *testing.T, l *lan, r *CaptureReader){
+		"the reader leaves": func(t *testing.T, l *lan, r *CaptureReader) { _ = r.Close() },
+		"its ports are removed": func(t *testing.T, l *lan, r *CaptureReader) {
+			if err := l.sw.RemovePort("a"); err != nil {
+				t.Fatal(err)
+			}
+			if captures(l.sw) != 1 {
+				t.Error("it ended with its first port")
+			}
+			if err := l.sw.RemovePort("b"); err != nil {
+				t.Fatal(err)
+			}
+			end(t, r)
+		},
+		"the switch is closed": func(t *testing.T, l *lan, r *CaptureReader) {
+			if err := l.sw.Close(); err != nil {
+				t.Error(err)
+			}
+			end(t, r)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLAN(t, plain("a", "b", "c"))
+			r := startCapture(t, l.sw, CaptureConfig{Ports: []string{"a", "b"}})
+			how(t, l, r)
+			for end := time.Now().Add(10 * time.Second); captures(l.sw) != 0; time.Sleep(time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatal("the capture goes on")
+				}
+			}
+			if w := l.sw.table.Load().find("a"); w != nil && len(w.way.Load().views) != 0 {
+				t.Error("the port is captured still")
+			}
+		})
+	}
+}
+
+func TestCaptureRefusals(t *testing.T) {
+	l := newLAN(t, plain("a"))
+	for _, c := range []struct {
+		cfg  CaptureConfig
+		want error
+	}{
+		{CaptureConfig{}, bridge.ErrInvalid},
+		{CaptureConfig{Ports: []string{"a", "a"}}, bridge.ErrInvalid},
+		{CaptureConfig{Ports: []string{"a"}, Snaplen: -1}, bridge.ErrInvalid},
+		{CaptureConfig{Ports: []string{"a", "b"}}, fs.ErrNotExist},
+	} {
+		_, far, err := CapturePipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.sw.Capture(far, c.cfg); !errors.Is(err, c.want) {
+			t.Errorf("%+v: %v, want %v", c.cfg, err, c.want)
+		}
+		_ = far.Close()
+	}
+	if err := l.sw.Capture(os.Stdin, CaptureConfig{Ports: []string{"a"}}); err == nil {
+		t.Error("a file that is no socket was taken")
+	}
+	for range maxCaptures {
+		startCapture(t, l.sw, CaptureConfig{Ports: []string{"a"}})
+	}
+	r, far, err := CapturePipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	defer r.Close()
+	if err := l.sw.Capture(far, CaptureConfig{Ports: []string{"a"}}); err == nil || !strings.Contains(err.Error(), "captures already") {
+		t.Errorf("one more than there may be: %v", err)
+	}
+	_ = l.sw.Close()
+	if err := l.sw.Capture(far, CaptureConfig{Ports: []string{"a"}}); !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("a closed switch: %v", err)
+	}
+}
+
+// TestCapturesComeAndGo starts and stops captures while frames pass: each has all frames of its time, or counts them.
+func TestCapturesComeAndGo(t *testing.T) {
+	l := newLAN(t, plain("a", "b", "c"))
+	l.send("b", etherFrame(all, mac(2), nil, 46))
+	stop := make(chan struct{})
+	var traffic, readers sync.WaitGroup
+	traffic.Go(func() {
+		buf := make([]byte, maxFrame)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			_, _ = unix.Write(l.stations["a"].fd, etherFrame(mac(2), mac(1), nil, 100))
+			_, _ = unix.Write(l.stations["c"].fd, etherFrame(mac(2), mac(3), nil, 100))
+			for range 2 {
+				_, _ = unix.Read(l.stations["b"].fd, buf)
+			}
+		}
+	})
+	for range 3 {
+		readers.Go(func() {
+			for range 30 {
+				r := startCapture(t, l.sw, CaptureConfig{Ports: []string{"b", "a"}})
+				for range 20 {
+					if _, err := r.Next(); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+				n := uint64(20 + len(stopCapture(t, r)))
+				for _, total := range r.Totals() {
+					n -= total.Seen - total.Lost
+				}
+				if n != 0 {
+					t.Errorf("%d frames more or less than the totals say: %+v", int64(n), r.Totals())
+				}
+			}
+		})
+	}
+	readers.Wait()
+	close(stop)
+	traffic.Wait()
+}
+
+func FuzzCaptureReader(f *testing.F) {
+	h := make([]byte, recordHead, maxRecord)
+	h[0], h[6], h[7] = recordFrame, 4, vnetLen
+	f.Add(h)
+	h[24] = 60
+	f.Add(append(append(h, "full"...), make([]byte, vnetLen+60)...))
+	h[0] = recordTotals
+	f.Add(h[:recordHead])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r := &CaptureReader{totals: map[[2]int]*totals{}}
+		got, frame, err := r.parse(b)
+		if err == nil && frame && (len(got.Data) > got.Length || len(got.Reason) > maxReason || got.Port >= maxPorts) {
+			t.Errorf("%x: %+v", b, got)
+		}
+		for _, n := range r.Totals() {
+			if err == nil && frame && n.Lost > n.Seen {
+				t.Errorf("%x: %+v", b, n)
+			}
+		}
+	})
+}
