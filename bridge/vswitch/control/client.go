@@ -76,7 +76,11 @@ func (c *Client) Peer() (pid, uid int) { return c.pid, c.uid }
 // Info is the switch as a whole.
 func (c *Client) Info(ctx context.Context) (Info, error) {
 	var info *Info
-	err := c.ask(ctx, request{Do: doInfo}, nil, func(a *answer) { info = a.Info })
+	err := c.ask(ctx, request{Do: doInfo}, nil, func(a *answer) {
+		if a.Info != nil {
+			info = a.Info
+		}
+	})
 	if err == nil && info == nil {
 		err = errors.New("the switch told nothing of itself")
 	}

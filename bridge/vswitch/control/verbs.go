@@ -1,5 +1,16 @@
 package control
 
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"vmnet/bridge"
+)
+
 // What a request may ask for.
 const (
 	doInfo         = "info"
@@ -13,3 +24,117 @@ const (
 	doRemoveStatic = "remove-static"
 	doStop         = "stop"
 )
+
+// call is a request under way at the switch. Its files are closed when it is done: who needs one longer copies it.
+type call struct {
+	request
+	files []*os.File
+	send  func(answer) error // before the last answer, which tells of the error
+}
+
+// A verb is what the switch does for a request.
+type verb struct {
+	files func(*request) (least, most int) // that come along; nil for none
+	do    func(*Server, *call) error
+}
+
+func verbOf(name string) (verb, bool) {
+	v, ok := map[string]verb{
+		doInfo:         {do: (*Server).tellInfo},
+		doPorts:        {do: (*Server).tellPorts},
+		doAddPort:      {do: (*Server).addPort, files: func(r *request) (int, int) { return filesOf(r.Port) }},
+		doSetLabel:     {do: func(s *Server, c *call) error { return s.ports.label(c.Name, c.Label) }},
+		doRemovePort:   {do: func(s *Server, c *call) error { return s.ports.remove(c.Name) }},
+		doFDB:          {do: (*Server).tellFDB},
+		doFlush:        {do: func(s *Server, c *call) error { return s.ports.flush(c.Name) }},
+		doAddStatic:    {do: func(s *Server, c *call) error { return s.ports.addStatic(*c.Entry) }},
+		doRemoveStatic: {do: func(s *Server, c *call) error { return s.ports.removeStatic(*c.Entry) }},
+		doStop:         {do: func(s *Server, _ *call) error { s.stop(); return nil }},
+	}[name]
+	return v, ok
+}
+
+// parseRequest reads a request, and makes sure that it has what its verb needs. Its errors Are bridge.ErrInvalid.
+func parseRequest(b []byte) (*request, error) {
+	var r request
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields() // a setting that is not heeded would be worse than an error
+	err := d.Decode(&r)
+	if err == nil {
+		if _, trailing := d.Token(); !errors.Is(trailing, io.EOF) {
+			err = errors.New("text behind it")
+		}
+	}
+	_, known := verbOf(r.Do)
+	switch {
+	case err != nil:
+	case !known:
+		err = fmt.Errorf("%q is nothing that this switch can do (is it of another version?)", r.Do)
+	case r.Do == doAddPort && r.Port == nil, (r.Do == doAddStatic || r.Do == doRemoveStatic) && r.Entry == nil:
+		err = fmt.Errorf("%s of nothing", r.Do)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w request: %w", bridge.ErrInvalid, err)
+	}
+	return &r, nil
+}
+
+// perform does what a message asks for.
+func (s *Server) perform(b []byte, files []*os.File, send func(answer) error) error {
+	r, err := parseRequest(b)
+	if err != nil {
+		return err
+	}
+	v, _ := verbOf(r.Do)
+	least, most := 0, 0
+	if v.files != nil {
+		least, most = v.files(r)
+	}
+	if n := len(files); n < least || n > most {
+		return fmt.Errorf("%w request: %d files came along: want %d to %d", bridge.ErrInvalid, n, least, most)
+	}
+	return v.do(s, &call{request: *r, files: files, send: send})
+}
+
+func (s *Server) addPort(c *call) error { return s.ports.add(*c.Port, c.files) }
+
+func (s *Server) tellInfo(c *call) error {
+	info := s.info
+	info.UID = os.Geteuid()
+	info.FDB = s.ports.sw.FDB().Stats()
+	info.Ports = len(s.ports.sw.Ports())
+	return c.send(answer{Info: &info})
+}
+
+func (s *Server) tellPorts(c *call) error {
+	return inChunks(s.ports.list(), func(some []Port) error { return c.send(answer{Ports: some}) })
+}
+
+func (s *Server) tellFDB(c *call) error {
+	return inChunks(s.ports.fdb(), func(some []FDBEntry) error { return c.send(answer{FDB: some}) })
+}
+
+// chunk is the most bytes of a list in one answer, which has a few more.
+const chunk = maxMessage - 1024
+
+// inChunks gives away as many items at a time as fit into an answer.
+func inChunks[T any](items []T, send func([]T) error) error {
+	first, size := 0, 0
+	for i := range items {
+		b, err := json.Marshal(items[i])
+		if err != nil {
+			return err
+		}
+		if size+len(b)+1 > chunk && i > first {
+			if err := send(items[first:i]); err != nil {
+				return err
+			}
+			first, size = i, 0
+		}
+		size += len(b) + 1
+	}
+	if first == len(items) {
+		return nil
+	}
+	return send(items[first:])
+}

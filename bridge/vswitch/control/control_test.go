@@ -1,0 +1,344 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/bridge"
+	"vmnet/bridge/vswitch"
+	"vmnet/internal/leaktest"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
+
+// patience is how long things may take that need no time on an idle machine.
+const patience = 20 * time.Second
+
+// serve runs a switch and its server until the test ends.
+func serve(t testing.TB) (path string, s *Server) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "sw")
+	l, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sw := vswitch.New(vswitch.Config{})
+	s = NewServer(sw, Info{Name: "sw", Version: "1", Ageing: 300})
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(context.Background(), l) }()
+	t.Cleanup(func() {
+		s.stop()
+		if err := errors.Join(<-done, sw.Close(), l.Close()); err != nil {
+			t.Error(err)
+		}
+		s.Close()
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("its socket: %v", err)
+		}
+	})
+	return path, s
+}
+
+func soon(t testing.TB) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func client(t testing.TB, path string) *Client {
+	t.Helper()
+	c, err := Dial(soon(t), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// guest plugs a socket port in, and returns the guest's end.
+func guest(t testing.TB, c *Client, p Port, pidfd ...*os.File) *os.File {
+	t.Helper()
+	near, far, err := vswitch.SocketFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = far.Close() })
+	defer near.Close()
+	p.Kind = Socket
+	if err := c.AddPort(soon(t), p, append(pidfd, near)...); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.SetNonblock(int(far.Fd()), true); err != nil {
+		t.Fatal(err)
+	}
+	return far
+}
+
+// station is a guest's address.
+func station(n byte) []byte { return []byte{2, 0, 0, 0, 0, n} }
+
+func frame(dst, src []byte) []byte {
+	return append(append(append(bytes.Clone(dst), src...), 0x88, 0xb5), make([]byte, 46)...)
+}
+
+// awaitFrame reads until a frame comes.
+func awaitFrame(t testing.TB, f *os.File) []byte {
+	t.Helper()
+	b := make([]byte, 2000)
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if n, err := unix.Read(int(f.Fd()), b); err == nil {
+			return b[:n]
+		}
+	}
+	t.Fatal("no frame came")
+	return nil
+}
+
+func send(t testing.TB, f *os.File, frame []byte) {
+	t.Helper()
+	if _, err := unix.Write(int(f.Fd()), frame); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func names(t testing.TB, c *Client) (all []string) {
+	t.Helper()
+	ports, err := c.Ports(soon(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range ports {
+		all = append(all, p.Name)
+	}
+	return all
+}
+
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("it did not come to pass that %s", what)
+		}
+	}
+}
+
+func TestGuests(t *testing.T) {
+	path, _ := serve(t)
+	c := client(t, path)
+	a := guest(t, c, Port{Name: "a", Label: "vmnet vm=P2 nic=net0", Config: vswitch.PortConfig{MaxAddresses: 4}})
+	b := guest(t, c, Port{Name: "b"})
+	all := bytes.Repeat([]byte{0xff}, 6)
+	send(t, a, frame(all, station(1)))
+	if got := awaitFrame(t, b); !bytes.Equal(got, frame(all, station(1))) {
+		t.Errorf("%x", got)
+	}
+	ports, err := c.Ports(soon(t))
+	if err != nil || len(ports) != 2 {
+		t.Fatalf("%+v, %v", ports, err)
+	}
+	if p := ports[0]; p.Name != "a" || p.Kind != Socket || p.Label != "vmnet vm=P2 nic=net0" || p.Config.MaxAddresses != 4 || p.Stats == nil {
+		t.Errorf("%+v", p)
+	}
+	eventually(t, "the frame is counted", func() bool {
+		ports, _ := c.Ports(soon(t))
+		return len(ports) == 2 && ports[0].Stats.Total().RxFrames == 1
+	})
+	entries, err := c.FDB(soon(t))
+	if err != nil || len(entries) != 1 || entries[0] != (FDBEntry{MAC: "02:00:00:00:00:01", Port: "a"}) {
+		t.Errorf("%+v, %v", entries, err)
+	}
+	info, err := c.Info(soon(t))
+	if err != nil || info.Name != "sw" || info.PID != os.Getpid() || info.UID != os.Geteuid() || info.Ports != 2 || info.FDB.Entries != 1 || info.Version != "1" || info.Started.IsZero() || info.Ageing != 300 {
+		t.Errorf("%+v, %v", info, err)
+	}
+	if err := c.SetLabel(soon(t), "a", "other"); err != nil {
+		t.Error(err)
+	}
+	if err := c.RemovePort(soon(t), "b"); err != nil {
+		t.Error(err)
+	}
+	if ports, err := c.Ports(soon(t)); err != nil || len(ports) != 1 || ports[0].Label != "other" {
+		t.Errorf("%+v, %v", ports, err)
+	}
+}
+
+func TestFDB(t *testing.T) {
+	path, _ := serve(t)
+	c := client(t, path)
+	a, b := guest(t, c, Port{Name: "a"}), guest(t, c, Port{Name: "b"})
+	for i, f := range []*os.File{a, b} {
+		send(t, f, frame(station(99), station(byte(i+1))))
+	}
+	fixed := FDBEntry{MAC: "02:00:00:00:00:09", VLAN: 7, Port: "b", Static: true}
+	if err := c.AddStatic(soon(t), fixed); err != nil {
+		t.Error(err)
+	}
+	known := func(n int) func() bool {
+		return func() bool {
+			all, err := c.FDB(soon(t))
+			return err == nil && len(all) == n
+		}
+	}
+	eventually(t, "three addresses are known", known(3))
+	if err := c.Flush(soon(t), "a"); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "b's are left", known(2))
+	if err := c.Flush(soon(t), ""); err != nil {
+		t.Error(err)
+	}
+	if all, err := c.FDB(soon(t)); err != nil || len(all) != 1 || all[0] != fixed {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if err := c.RemoveStatic(soon(t), fixed); err != nil {
+		t.Error(err)
+	}
+	for _, test := range []struct {
+		what string
+		err  error
+		want error
+	}{
+		{"remove it again", c.RemoveStatic(soon(t), fixed), fs.ErrNotExist},
+		{"an address of no port", c.AddStatic(soon(t), FDBEntry{MAC: "02:00:00:00:00:09", Port: "x"}), fs.ErrNotExist},
+		{"a multicast address", c.AddStatic(soon(t), FDBEntry{MAC: "03:00:00:00:00:09", Port: "a"}), bridge.ErrInvalid},
+		{"no address", c.AddStatic(soon(t), FDBEntry{MAC: "x", Port: "a"}), bridge.ErrInvalid},
+		{"a VLAN too many", c.AddStatic(soon(t), FDBEntry{MAC: "02:00:00:00:00:09", VLAN: 4095, Port: "a"}), bridge.ErrInvalid},
+		{"flush no port", c.Flush(soon(t), "x"), fs.ErrNotExist},
+	} {
+		if !errors.Is(test.err, test.want) {
+			t.Errorf("%s: %v", test.what, test.err)
+		}
+	}
+}
+
+// sleeper is a process, and a pidfd of it.
+func sleeper(t testing.TB) (*exec.Cmd, *os.File) {
+	t.Helper()
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return cmd, pidfdOf(t, cmd.Process.Pid)
+}
+
+func pidfdOf(t testing.TB, pid int) *os.File {
+	t.Helper()
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+func TestPortGoesWithItsHolder(t *testing.T) {
+	path, s := serve(t)
+	c := client(t, path)
+	cmd, pidfd := sleeper(t)
+	f := guest(t, c, Port{Name: "held", Holder: cmd.Process.Pid}, pidfd)
+	guest(t, c, Port{Name: "free"})
+	send(t, f, frame(station(9), station(1)))
+	if got := names(t, c); fmt.Sprint(got) != "[free held]" {
+		t.Fatal(got)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the port is gone", func() bool { return len(names(t, c)) == 1 })
+	if all := s.ports.sw.FDB().Dump(); len(all) != 0 {
+		t.Errorf("its addresses are left: %+v", all)
+	}
+
+	// Its wire may end first: QEMU has closed the guest's end, and stays.
+	cmd, pidfd = sleeper(t)
+	f = guest(t, c, Port{Name: "held", Holder: cmd.Process.Pid}, pidfd)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	other := guest(t, c, Port{Name: "other"})
+	eventually(t, "the port is gone with its wire", func() bool {
+		send(t, other, frame(station(9), station(2))) // flooded: only who sends to a closed socket hears of it
+		return len(names(t, c)) == 2
+	})
+
+	// What has no holder stays, and tells why it ended.
+	if err := c.RemovePort(soon(t), "free"); err != nil {
+		t.Fatal(err)
+	}
+	f = guest(t, c, Port{Name: "free"})
+	_ = f.Close()
+	eventually(t, "the port has ended", func() bool {
+		send(t, other, frame(station(9), station(2)))
+		ports, _ := c.Ports(soon(t))
+		return len(ports) == 2 && ports[0].Stats.Ended != ""
+	})
+}
+
+func TestHolderRefused(t *testing.T) {
+	path, _ := serve(t)
+	c := client(t, path)
+	near, far, err := vswitch.SocketFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	defer far.Close()
+	cmd, pidfd := sleeper(t)
+	dead, deadFD := sleeper(t)
+	_ = dead.Process.Kill()
+	_ = dead.Wait()
+	zombie, zombieFD := sleeper(t)
+	_ = zombie.Process.Kill()
+	eventually(t, "it is a zombie", func() bool { return readable(zombieFD.Fd()) })
+	for _, test := range []struct {
+		what  string
+		pid   int
+		file  *os.File
+		wrong bool
+	}{
+		{"another process", 1, pidfd, true},
+		{"no pidfd", cmd.Process.Pid, near, true},
+		{"a dead process", dead.Process.Pid, deadFD, false},
+		{"a zombie", zombie.Process.Pid, zombieFD, false},
+	} {
+		err := c.AddPort(soon(t), Port{Name: "p", Kind: Socket, Holder: test.pid}, test.file, near)
+		if err == nil || errors.Is(err, bridge.ErrInvalid) != test.wrong {
+			t.Errorf("%s: %v", test.what, err)
+		}
+	}
+	if got := names(t, c); len(got) != 0 {
+		t.Error(got)
+	}
+}
+
+func TestStop(t *testing.T) {
+	path, s := serve(t)
+	c := client(t, path)
+	go func() {
+		<-s.stopped
+		time.Sleep(50 * time.Millisecond) // as the ports go
+		s.Close()
+	}()
+	if err := c.Stop(soon(t)); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Info(soon(t)); err == nil {
+		t.Error("it tells of itself")
+	}
+}

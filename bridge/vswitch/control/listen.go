@@ -1,0 +1,182 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"vmnet/internal/rundir"
+)
+
+// ErrRunning is a switch that runs already.
+var ErrRunning = fmt.Errorf("a switch of that name runs already: %w", fs.ErrExist)
+
+// Prepare makes the folder of a switch's socket and returns the socket's path. The folder is uid's, so that the switch can
+// listen there, and remove what it has made, when it runs with that user's rights and no others. A name with a slash is
+// the path, and its folder is left as it is.
+//
+// Where root's folder has one of that name that is this user's own, as a service manager makes it, that is taken.
+func Prepare(name string, uid, gid int) (path string, err error) {
+	if strings.Contains(name, "/") {
+		return name, checkPath(name)
+	}
+	if err := checkName(name); err != nil {
+		return "", err
+	}
+	self := os.Geteuid()
+	given := filepath.Join(rundir.System, "switch", name)
+	if self != 0 && rundir.OwnedAlone(given, self) == nil {
+		return filepath.Join(given, socketName), nil
+	}
+	dir, err := rundir.Make(rundir.Of(self, os.Getenv("XDG_RUNTIME_DIR")), self)
+	if err == nil {
+		dir, err = makeFolder(dir, name, uid, gid)
+	}
+	if err != nil {
+		return "", fmt.Errorf("a folder for the socket: %w (or name a path: ./%s)", err, name)
+	}
+	path = filepath.Join(dir, socketName)
+	return path, checkPath(path)
+}
+
+// makeFolder makes dir/switch/name, which becomes uid's, who must be able to get there.
+func makeFolder(dir, name string, uid, gid int) (string, error) {
+	self := os.Geteuid()
+	all, err := rundir.Make([]string{filepath.Join(dir, "switch")}, self)
+	if err != nil {
+		return "", err
+	}
+	own := filepath.Join(all, name)
+	if err := os.Mkdir(own, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	if uid == self {
+		return own, takeBack(own, uid)
+	}
+	return own, errors.Join(os.Chmod(dir, 0o711), os.Chmod(all, 0o711), os.Lchown(own, uid, gid))
+}
+
+// takeBack makes a folder ours again that was made for a switch with another user's rights.
+func takeBack(dir string, uid int) error {
+	if uid == 0 {
+		if err := os.Lchown(dir, 0, 0); err != nil {
+			return err
+		}
+	}
+	return rundir.OwnedAlone(dir, uid)
+}
+
+// A Listener is the socket of a switch that runs.
+type Listener struct {
+	path string
+	ln   *net.UnixListener
+	file fs.FileInfo // the socket's, by which it is known
+}
+
+// Listen makes the socket, for this user alone. One that a switch has left which was killed is replaced; where a
+// switch listens, or anything else is there, it is an error: ErrRunning, or one that names what is in the way.
+//
+// Two that want it at once are kept apart by a lock (flock(2)) on its folder, which lasts no longer than this call.
+func Listen(path string) (*Listener, error) {
+	unlock, err := lockFolder(filepath.Dir(path))
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	defer unlock()
+	l, err := listen(path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	return l, nil
+}
+
+func listen(path string) (*Listener, error) {
+	if err := clearPath(path); err != nil {
+		return nil, err
+	}
+	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
+	if err != nil {
+		return nil, err
+	}
+	ln.SetUnlinkOnClose(false)
+	l := &Listener{path: path, ln: ln}
+	// Who connects before that must be admitted all the same.
+	if err = os.Chmod(path, 0o600); err == nil {
+		l.file, err = os.Lstat(path)
+	}
+	if err != nil {
+		return nil, errors.Join(err, ln.Close(), os.Remove(path))
+	}
+	return l, nil
+}
+
+// clearPath removes a socket on which nobody listens.
+func clearPath(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return errors.New("it is there, and is no socket: remove it, or name another path")
+	}
+	conn, err := net.DialTimeout("unixpacket", path, time.Second)
+	switch {
+	case err == nil:
+		return errors.Join(ErrRunning, conn.Close())
+	case errors.Is(err, syscall.EAGAIN): // more have connected than it has taken
+		return ErrRunning
+	case errors.Is(err, syscall.EPROTOTYPE):
+		return errors.New("something else than a switch listens there: name another path")
+	case !errors.Is(err, syscall.ECONNREFUSED):
+		return err
+	}
+	return os.Remove(path)
+}
+
+// lockPatience is how long others may hold the lock, who should do so for a few milliseconds.
+const lockPatience = 5 * time.Second
+
+func lockFolder(dir string) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for end := time.Now().Add(lockPatience); ; time.Sleep(10 * time.Millisecond) {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
+			break
+		}
+		if time.Now().After(end) {
+			err = fmt.Errorf("another process has locked %s for %v", dir, lockPatience)
+			break
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// Close removes the socket, and its folder if that is empty then, and ends Serve.
+func (l *Listener) Close() error {
+	unlock, err := lockFolder(filepath.Dir(l.path))
+	if err == nil {
+		defer unlock()
+		if now, statErr := os.Lstat(l.path); statErr == nil && os.SameFile(now, l.file) {
+			err = os.Remove(l.path)
+		}
+		if filepath.Base(l.path) == socketName {
+			_ = os.Remove(filepath.Dir(l.path)) // whoever made it may have been root
+		}
+	}
+	return errors.Join(err, l.ln.Close())
+}

@@ -1,0 +1,264 @@
+package control
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+
+	"vmnet/bridge"
+	"vmnet/bridge/vswitch"
+	"vmnet/internal/fdpass"
+)
+
+// ports are a switch's ports and what is known of them beside it.
+type ports struct {
+	sw *vswitch.Switch
+
+	mu      sync.Mutex // of whoever adds and removes ports, or says where an address is
+	byName  map[string]*entry
+	waiting sync.WaitGroup
+}
+
+// entry is one port. Port has no counters.
+type entry struct {
+	Port
+	in     *vswitch.Port
+	holder *holder // nil for none
+}
+
+var errNoPort = fmt.Errorf("the switch has no port of that name: %w", fs.ErrNotExist)
+
+// filesOf is how many files a port is made of.
+func filesOf(p *Port) (least, most int) {
+	switch p.Kind {
+	case Tap:
+		least, most = 1, fdpass.MaxFiles-1
+	case Packet:
+		least, most = 2, 2
+	default:
+		least, most = 1, 1
+	}
+	if p.Holder != 0 {
+		least, most = least+1, most+1
+	}
+	return least, most
+}
+
+// open makes the wire of a port. It copies the files.
+func open(p *Port, files []*os.File) (*vswitch.Wire, error) {
+	var w *vswitch.Wire
+	var err error
+	switch p.Kind {
+	case Tap:
+		w, err = vswitch.OpenTap(files...)
+	case Packet:
+		w, err = vswitch.OpenPacketFiles(files[0], files[1])
+	default:
+		mtu := p.Config.MTU
+		if mtu == 0 {
+			mtu = 1500 // as the port's is then
+		}
+		w, err = vswitch.OpenSocket(files[0], mtu)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w port: %w", bridge.ErrInvalid, err)
+	}
+	return w, nil
+}
+
+// add plugs a port in for a client, with copies of its files.
+func (s *ports) add(p Port, files []*os.File) error {
+	if err := checkPort(p); err != nil {
+		return err
+	}
+	var h *holder
+	if p.Holder != 0 {
+		var err error
+		if h, err = openHolder(files[0], p.Holder); err != nil {
+			return err
+		}
+		files = files[1:]
+	}
+	w, err := open(&p, files)
+	if err != nil {
+		if h != nil {
+			err = errors.Join(err, h.close())
+		}
+		return err
+	}
+	return s.plug(p, w, h)
+}
+
+func checkPort(p Port) error {
+	if err := p.Validate(); err != nil {
+		return err
+	}
+	b, err := json.Marshal(p)
+	if err == nil && len(b) > maxPort {
+		err = fmt.Errorf("%w port: its settings take %d bytes: want at most %d", bridge.ErrInvalid, len(b), maxPort)
+	}
+	return err
+}
+
+// plug takes over the wire and the holder.
+func (s *ports) plug(p Port, w *vswitch.Wire, h *holder) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	in, err := s.sw.AddPort(p.Name, w, p.Config)
+	if err != nil {
+		if h != nil {
+			err = errors.Join(err, h.close())
+		}
+		return err
+	}
+	e := &entry{Port: p, in: in, holder: h}
+	s.byName[p.Name] = e
+	if h == nil {
+		return nil
+	}
+	s.waiting.Go(func() {
+		if h.wait() {
+			s.release(e)
+		}
+	})
+	s.waiting.Go(func() {
+		<-in.Ended()
+		s.release(e)
+	})
+	return nil
+}
+
+// release removes a port whose holder or wire has ended, if nobody has yet.
+func (s *ports) release(e *entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byName[e.Name] == e {
+		_ = s.unplug(e) // its files are closed whatever they say
+	}
+}
+
+// remove unplugs a port for a client.
+func (s *ports) remove(name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.byName[name]
+	if e == nil {
+		return errNoPort
+	}
+	return s.unplug(e)
+}
+
+func (s *ports) unplug(e *entry) error {
+	delete(s.byName, e.Name)
+	err := s.sw.RemovePort(e.Name)
+	if e.holder != nil {
+		err = errors.Join(err, e.holder.close())
+	}
+	return err
+}
+
+func (s *ports) label(name, label string) error {
+	if err := CheckLabel(label); err != nil {
+		return fmt.Errorf("%w port: %w", bridge.ErrInvalid, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.byName[name]
+	if e == nil {
+		return errNoPort
+	}
+	e.Label = label
+	return nil
+}
+
+// list is the ports with their counters, in the order of their names.
+func (s *ports) list() []Port {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]Port, 0, len(s.byName))
+	for _, e := range s.byName {
+		p, st := e.Port, e.in.Stats()
+		p.Stats = &st
+		all = append(all, p)
+	}
+	slices.SortFunc(all, func(a, b Port) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// close forgets all ports and their holders, whose switch is closed.
+func (s *ports) close() {
+	s.mu.Lock()
+	for name, e := range s.byName {
+		delete(s.byName, name)
+		if e.holder != nil {
+			_ = e.holder.close()
+		}
+	}
+	s.mu.Unlock()
+	s.waiting.Wait()
+}
+
+// Addresses. The lock keeps a port's index its own meanwhile.
+
+func (s *ports) fdb() []FDBEntry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	names := map[int]string{}
+	for name, e := range s.byName {
+		names[e.in.PortIndex()] = name
+	}
+	var all []FDBEntry
+	for _, e := range s.sw.FDB().Dump() {
+		if name, ok := names[e.Port]; ok {
+			all = append(all, FDBEntry{
+				MAC: e.Key.MAC().String(), VLAN: int(e.Key.VLAN()), Port: name, Static: e.Static, Age: int(e.Age.Seconds()),
+			})
+		}
+	}
+	return all
+}
+
+// flush forgets what was learned behind a port; behind all, where name is empty.
+func (s *ports) flush(name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if name != "" && s.byName[name] == nil {
+		return errNoPort
+	}
+	for n, e := range s.byName {
+		if name == "" || n == name {
+			s.sw.FDB().FlushPort(e.in.PortIndex(), false)
+		}
+	}
+	return nil
+}
+
+func (s *ports) addStatic(f FDBEntry) error {
+	key, err := f.key()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.byName[f.Port]
+	if e == nil {
+		return errNoPort
+	}
+	return s.sw.FDB().AddStatic(key, e.in.PortIndex())
+}
+
+func (s *ports) removeStatic(f FDBEntry) error {
+	key, err := f.key()
+	if err != nil {
+		return err
+	}
+	if !s.sw.FDB().Remove(key) {
+		return fmt.Errorf("the switch does not know %s in VLAN %d: %w", f.MAC, f.VLAN, fs.ErrNotExist)
+	}
+	return nil
+}

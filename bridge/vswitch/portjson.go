@@ -1,0 +1,52 @@
+package vswitch
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+)
+
+// plainConfig is a PortConfig without its methods, and textConfig one with its addresses as people write them.
+type (
+	plainConfig PortConfig
+	textConfig  struct {
+		plainConfig
+		MACs []string `json:"macs,omitempty"`
+	}
+)
+
+// MarshalJSON writes addresses as 52:54:00:01:02:03.
+func (cfg PortConfig) MarshalJSON() ([]byte, error) {
+	t := textConfig{plainConfig: plainConfig(cfg)}
+	for _, mac := range cfg.MACs {
+		t.MACs = append(t.MACs, mac.String())
+	}
+	return json.Marshal(t)
+}
+
+// UnmarshalJSON reads what MarshalJSON writes. A setting that it does not know is an error, for a port without
+// it would be another one than was meant.
+func (cfg *PortConfig) UnmarshalJSON(b []byte) error {
+	var t textConfig
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&t); err != nil {
+		return fmt.Errorf("port settings: %w", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("port settings: text behind them")
+	}
+	*cfg = PortConfig(t.plainConfig)
+	cfg.MACs = nil
+	for _, text := range t.MACs {
+		mac, err := net.ParseMAC(text)
+		if err != nil {
+			return fmt.Errorf("port settings: %w", err)
+		}
+		cfg.MACs = append(cfg.MACs, mac)
+	}
+	return nil
+}
