@@ -20,6 +20,9 @@ const (
 	policyDrop = 0
 )
 
+// claimWait bounds the wait for nf_tables.
+const claimWait = 5 * time.Second
+
 // claimPriority puts the claim in front of other chains at the same hook.
 const claimPriority = -500
 
@@ -74,7 +77,7 @@ func explainClaim(device string, err error) error {
 
 // makeClaim sends table and chain in one transaction, which is applied as a whole or not at all.
 func makeClaim(fd int, device string) error {
-	timeout := unix.NsecToTimeval(int64(5 * time.Second))
+	timeout := unix.NsecToTimeval(int64(claimWait))
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
 		return err
 	}
