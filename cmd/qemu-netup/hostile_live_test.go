@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -186,25 +185,6 @@ func TestLiveMonitorFolder(t *testing.T) {
 	h.fails(h.nobodys(append([]string{"--qmp", "auto"}, launchArgs("/bin/true")...)...), exitFailure, "a guest of that name listens on "+h.path("run/vmnet/P3.qmp")+" already")
 	if entries, err := os.ReadDir(filepath.Join(others, "vmnet")); err != nil || len(entries) != 0 {
 		t.Errorf("left in another's folder: %v, %v", entries, err)
-	}
-}
-
-func TestOwnedAlone(t *testing.T) {
-	dir, me := t.TempDir(), os.Getuid()
-	path := func(name string) string { return filepath.Join(dir, name) }
-	err := errors.Join(
-		os.Mkdir(path("good"), 0o700), os.Mkdir(path("group"), 0o700), os.Chmod(path("group"), 0o770), os.Mkdir(path("all"), 0o700), os.Chmod(path("all"), 0o707),
-		os.Symlink(path("good"), path("link")), os.WriteFile(path("file"), nil, 0o600))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, want := range map[string]bool{"good": true, "group": false, "all": false, "link": false, "file": false, "nothing": false} {
-		if err := ownedAlone(path(name), me); (err == nil) != want {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	if ownedAlone(path("good"), me+1) == nil {
-		t.Error("another's folder is taken")
 	}
 }
 

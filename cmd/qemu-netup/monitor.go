@@ -1,16 +1,13 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"net"
-	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"vmnet/internal/launch"
+	"vmnet/internal/rundir"
 )
 
 // monitorPath is where the QMP socket of QEMU is to be, if all goes well; empty for none.
@@ -31,7 +28,7 @@ func (a *app) monitor(o *launchOptions) (string, error) {
 	if path == "" || o.qmp != "auto" || o.dryRun {
 		return path, nil
 	}
-	dir, err := a.monitorDir()
+	dir, err := rundir.Make(a.monitorDirs(), a.p.Caller.UID)
 	if err != nil {
 		return "", fmt.Errorf("--qmp auto: %w (name a path: --qmp PATH)", err)
 	}
@@ -45,43 +42,7 @@ func (a *app) monitor(o *launchOptions) (string, error) {
 
 // monitorDirs are where the socket may be, best first.
 func (a *app) monitorDirs() []string {
-	if a.p.Caller.Root() {
-		return []string{"/run/vmnet"}
-	}
-	dirs := []string{fmt.Sprintf("/tmp/vmnet-%d", a.p.Caller.UID)}
-	if run := a.p.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(run) {
-		dirs = append([]string{filepath.Join(run, "vmnet")}, dirs...)
-	}
-	return dirs
-}
-
-// monitorDir makes the folder, or takes one that is the caller's alone: who else could write
-// there could listen in QEMU's place.
-func (a *app) monitorDir() (string, error) {
-	var errs []error
-	for _, dir := range a.monitorDirs() {
-		err := os.Mkdir(dir, 0o700)
-		if err == nil || errors.Is(err, fs.ErrExist) {
-			err = ownedAlone(dir, a.p.Caller.UID)
-		}
-		if err == nil {
-			return dir, nil
-		}
-		errs = append(errs, err)
-	}
-	return "", errors.Join(errs...)
-}
-
-func ownedAlone(dir string, uid int) error {
-	info, err := os.Lstat(dir)
-	if err != nil {
-		return err
-	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || !info.IsDir() || int(st.Uid) != uid || info.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("%s is no folder that you own and others cannot write to", dir)
-	}
-	return nil
+	return rundir.Of(a.p.Caller.UID, a.p.Getenv("XDG_RUNTIME_DIR"))
 }
 
 // monitorName makes a file name of a guest's.

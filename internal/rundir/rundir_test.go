@@ -1,0 +1,65 @@
+package rundir
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"vmnet/internal/leaktest"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
+
+func TestOf(t *testing.T) {
+	for _, test := range []struct {
+		uid     int
+		runtime string
+		want    []string
+	}{
+		{0, "/run/user/0", []string{"/run/vmnet"}},
+		{7, "", []string{"/tmp/vmnet-7"}},
+		{7, "relative", []string{"/tmp/vmnet-7"}},
+		{7, "/run/user/7", []string{"/run/user/7/vmnet", "/tmp/vmnet-7"}},
+	} {
+		if got := Of(test.uid, test.runtime); !slices.Equal(got, test.want) {
+			t.Errorf("%d, %q: %q", test.uid, test.runtime, got)
+		}
+	}
+}
+
+func TestMake(t *testing.T) {
+	dir, me := t.TempDir(), os.Getuid()
+	others, own := filepath.Join(dir, "others"), filepath.Join(dir, "own")
+	if err := errors.Join(os.Mkdir(others, 0o700), os.Chmod(others, 0o777)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // it is made, and taken
+		if got, err := Make([]string{filepath.Join(dir, "none", "x"), others, own}, me); got != own || err != nil {
+			t.Errorf("%s, %v", got, err)
+		}
+	}
+	if got, err := Make([]string{others}, me); err == nil {
+		t.Errorf("%s", got)
+	}
+}
+
+func TestOwnedAlone(t *testing.T) {
+	dir, me := t.TempDir(), os.Getuid()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	err := errors.Join(
+		os.Mkdir(path("good"), 0o700), os.Mkdir(path("group"), 0o700), os.Chmod(path("group"), 0o770), os.Mkdir(path("all"), 0o700), os.Chmod(path("all"), 0o707),
+		os.Symlink(path("good"), path("link")), os.WriteFile(path("file"), nil, 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"good": true, "group": false, "all": false, "link": false, "file": false, "nothing": false} {
+		if err := OwnedAlone(path(name), me); (err == nil) != want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if OwnedAlone(path("good"), me+1) == nil {
+		t.Error("another's folder is taken")
+	}
+}
