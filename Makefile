@@ -23,7 +23,7 @@ demo: setup build
 	unshare --net --pid --fork --mount-proc bash docs/demo.sh
 
 # All tests. As root all of them run; without, those that need devices are skipped.
-# The packages that take longest begin, so that none of them is left alone at the end. The lab host comes last and
+# The packages that take longest begin, so that none of them is left alone at the end. The lab hosts come last and
 # alone: guests in it are three times slower beside others.
 test: setup
 	$(GO) tool gotestsum --format pkgname -- -race -timeout 15m -skip '^TestLabHost$$' ./tapmgr ./cmd/vmnet-hook ./...
