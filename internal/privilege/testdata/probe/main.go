@@ -94,6 +94,16 @@ var steps = map[string]func(p *privilege.Process, value string) (string, error){
 	},
 	"drop":   func(p *privilege.Process, _ string) (string, error) { return "ok", p.Drop() },
 	"harden": func(p *privilege.Process, _ string) (string, error) { return "ok", privilege.Harden() },
+	"giveup": func(_ *privilege.Process, uid string) (string, error) {
+		to, err := privilege.Who()
+		if err == nil && uid != "" {
+			to = privilege.Caller{UID: number(uid), GID: number(uid), Groups: []int{7, 4}}
+		}
+		if err == nil {
+			err = privilege.GiveUp(to)
+		}
+		return result(err)
+	},
 	"regain": func(*privilege.Process, string) (string, error) { return result(regain()) },
 	"read": func(_ *privilege.Process, path string) (string, error) {
 		_, err := os.ReadFile(path)
