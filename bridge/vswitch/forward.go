@@ -21,6 +21,9 @@ type receiver struct {
 	heads  [batchSize][headMax]byte // of frames whose tag changes
 	fin    offload.Finisher
 	copied []byte // room for a frame that is to be both retagged and finished; made by the first
+
+	refused int         // frames of the batch
+	resting *time.Timer // made by the first rest
 }
 
 func newReceiver(sw *Switch, p *Port, n int) *receiver {
@@ -35,6 +38,10 @@ func (r *receiver) run() {
 			return
 		}
 		r.port.way.Load().input(r, r.frames[:n])
+		if r.refused > 0 {
+			r.rest(r.refused)
+			r.refused = 0
+		}
 	}
 }
 
@@ -56,6 +63,9 @@ func (r *receiver) input(frames []frame) {
 		if why != Delivered {
 			r.port.drop(why)
 			f.lost = why
+			if why.refused() {
+				r.refused++
+			}
 		}
 	}
 	r.flush(frames)

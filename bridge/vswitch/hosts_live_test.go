@@ -20,7 +20,7 @@ import (
 
 // A host is a netns that stands for a guest: it has one tap, whose queues the switch has.
 type host struct {
-	t      *testing.T
+	t      testing.TB
 	ns     *netns.NS
 	nl     *netlink.Handle
 	device string
@@ -28,7 +28,7 @@ type host struct {
 }
 
 // newHost makes host number n of 10.9.0.0/16 and fd09::/64.
-func newHost(t *testing.T, n int, device string) *host {
+func newHost(t testing.TB, n int, device string) *host {
 	t.Helper()
 	ns := nstest.New(t)
 	return &host{t, ns, nstest.Handle(t, ns), device, fmt.Sprintf("10.9.%d.%d", n/250, n%250+1), fmt.Sprintf("fd09::%x", n+1)}
@@ -66,7 +66,7 @@ func (h *host) link(name string) netlink.Link {
 }
 
 // newSwitch makes one that ends with the test, which shows its counters if it has failed.
-func newSwitch(t *testing.T) *vswitch.Switch {
+func newSwitch(t testing.TB) *vswitch.Switch {
 	t.Helper()
 	sw := vswitch.New(vswitch.Config{})
 	t.Cleanup(func() {
@@ -82,7 +82,7 @@ func newSwitch(t *testing.T) *vswitch.Switch {
 	return sw
 }
 
-func addPort(t *testing.T, sw *vswitch.Switch, name string, w *vswitch.Wire, cfg vswitch.PortConfig) *vswitch.Port {
+func addPort(t testing.TB, sw *vswitch.Switch, name string, w *vswitch.Wire, cfg vswitch.PortConfig) *vswitch.Port {
 	t.Helper()
 	p, err := sw.AddPort(name, w, cfg)
 	if err != nil {
@@ -92,7 +92,7 @@ func addPort(t *testing.T, sw *vswitch.Switch, name string, w *vswitch.Wire, cfg
 }
 
 // tapHost makes host n with a tap of that many queues on a port "hN".
-func tapHost(t *testing.T, sw *vswitch.Switch, n, queues int, cfg vswitch.PortConfig) *host {
+func tapHost(t testing.TB, sw *vswitch.Switch, n, queues int, cfg vswitch.PortConfig) *host {
 	t.Helper()
 	h := newHost(t, n, "eth0")
 	tap, err := tun.Create(h.ns, h.device, queues > 1)

@@ -35,7 +35,7 @@ func veth(t *testing.T, a, b *host, device string, mtu int) {
 	}
 }
 
-func openPacket(t *testing.T, h *host, device string) *vswitch.Wire {
+func openPacket(t testing.TB, h *host, device string) *vswitch.Wire {
 	t.Helper()
 	w, err := vswitch.OpenPacket(h.ns, device)
 	if err != nil {

@@ -79,7 +79,7 @@ type Port struct {
 	vlans  *vlans
 	macs   []uint64
 
-	broadcasts, multicasts, unknowns bucket
+	broadcasts, multicasts, unknowns, refused bucket
 
 	rx, tx []counters // by queue
 	drops  [Reasons]atomic.Uint64
@@ -128,6 +128,7 @@ func newPort(name string, index int, w *Wire, cfg PortConfig) *Port {
 	p.broadcasts.limit(cfg.Storm.Broadcast)
 	p.multicasts.limit(cfg.Storm.Multicast)
 	p.unknowns.limit(cfg.Storm.Unknown)
+	p.refused.limit(cfg.Storm.Refused)
 	p.way.Store(newWay(p, nil))
 	return p
 }

@@ -41,6 +41,15 @@ func fromOffload(r offload.Reason) Reason {
 	return offloadBase + Reason(r)
 }
 
+// refused tells whether a frame that came in was dropped for a reason that who sent it answers for, and not where it was to go.
+func (r Reason) refused() bool {
+	switch r {
+	case Delivered, VLAN, LinkLocal, Back, Isolated, NoPort, Unreadable:
+		return false
+	}
+	return true
+}
+
 // TooBig is a frame larger than the target's MTU.
 const TooBig = offloadBase + Reason(offload.TooBig)
 

@@ -228,6 +228,28 @@ func TestStormLimit(t *testing.T) {
 	}
 }
 
+// TestRefusedRests has stations that send what is refused: the switch reads them no faster than their limit allows. It reads on
+// where a frame is right, and only goes nowhere.
+func TestRefusedRests(t *testing.T) {
+	l := newLAN(t, map[string]PortConfig{"a": {Storm: Storm{Refused: 1000}}, "b": {Storm: Storm{Refused: 1}}})
+	refused, start := etherFrame(mac(2), all, nil, 46), time.Now()
+	l.send("a", slices.Repeat([][]byte{refused}, 300)...)
+	// 100 may come at once, and a batch is read before it is counted.
+	if took := time.Since(start); took < 100*time.Millisecond || took > 5*time.Second {
+		t.Errorf("300 refused frames were read in %v", took)
+	}
+	start = time.Now()
+	l.send("b", slices.Repeat([][]byte{etherFrame(mac(2), mac(2), nil, 46)}, 500)...)
+	if took := time.Since(start); took > 5*time.Second || l.port("b").Dropped(Back) < 400 {
+		t.Errorf("500 frames to nobody were read in %v: %+v", took, l.port("b").Stats())
+	}
+	l.send("b", slices.Repeat([][]byte{refused}, 50)...)
+	start = time.Now()
+	if err := l.sw.RemovePort("b"); err != nil || time.Since(start) > 500*time.Millisecond {
+		t.Errorf("a port that rests was removed in %v: %v", time.Since(start), err)
+	}
+}
+
 // TestFullTargetBlocksNobody lets a station not read.
 func TestFullTargetBlocksNobody(t *testing.T) {
 	l := newLAN(t, plain("a", "b", "c"))
@@ -337,6 +359,7 @@ func TestInvalidConfig(t *testing.T) {
 		"at most 64":     {MACs: make([]net.HardwareAddr, 65)},
 		"VLAN 4095":      access(4095),
 		"storm limit":    {Storm: Storm{Multicast: -1}},
+		"-2 frames":      {Storm: Storm{Refused: -2}},
 		"want 0 to 8388": {MaxAddresses: -1},
 	} {
 		if err := cfg.Validate(); !errors.Is(err, bridge.ErrInvalid) || !strings.Contains(err.Error(), text) {
