@@ -8,7 +8,7 @@ PRIVILEGE ?= none
 GROUP   ?=
 FUZZTIME ?= 20s
 
-.PHONY: all build setup demo test unit live vm lab lint fuzz bench man install uninstall clean
+.PHONY: all build setup demo test unit live vm lab lint fuzz bench bench-setup bench-switch man install uninstall clean
 
 all: build
 
@@ -60,10 +60,21 @@ fuzz:
 	  done; \
 	done
 
-# Ratios against other ways to do the same, taken in turns within one run.
+# Ratios against other ways to do the same, taken in turns within one run. bench-switch does it for the switch.
 bench:
 	sh testvm/setup.sh --packages libvirt-daemon,libvirt-clients,qemu-system-common
 	$(GO) test -v -run '^$$' -bench 'HostSteps|Attach|BridgeHelper|Launch' -benchtime 1x -p 1 -timeout 10m ./tapmgr ./internal/bench
+
+# The switch against others: table and plots in docs/bench. It takes 15 minutes of a quiet machine; with
+# BENCH=-quick a minute, and prints the table. BENCH=-h tells more.
+BENCH ?= -out docs/bench
+bench-switch: bench-setup
+	$(GO) build -o bin/switchbench ./internal/bench/switchbench
+	bin/switchbench $(BENCH)
+
+# What it compares with.
+bench-setup:
+	sh internal/bench/switchbench/setup.sh
 
 # The man pages, of the day of the last commit.
 man:

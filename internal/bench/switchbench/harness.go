@@ -1,0 +1,216 @@
+package main
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+//go:embed c/traffic.c
+var trafficSource []byte
+
+//go:embed c/reference.c
+var referenceSource []byte
+
+// A harness has all the switches, and what measures them.
+type harness struct {
+	tools  tools
+	lans   []*lan
+	kernel []int // threads, see kernelThreads
+	cpus   int
+	port   int // of the last workload
+}
+
+// cCompiler builds with what a Debian package would be built with.
+var cCompiler = []string{"cc", "-O2", "-Wall", "-pthread"}
+
+func newHarness() (*harness, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("measuring takes namespaces and taps: run it as root")
+	}
+	dir, err := os.MkdirTemp("", "switchbench-")
+	if err != nil {
+		return nil, err
+	}
+	h := &harness{tools: tools{dir: dir}, kernel: kernelThreads(), cpus: runtime.NumCPU()}
+	if err := h.build(); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return h, nil
+}
+
+func (h *harness) build() (err error) {
+	t := &h.tools
+	t.traffic, t.reference = filepath.Join(t.dir, "traffic"), filepath.Join(t.dir, "reference")
+	for program, source := range map[string][]byte{t.traffic: trafficSource, t.reference: referenceSource} {
+		if err := os.WriteFile(program+".c", source, 0o600); err != nil {
+			return err
+		}
+		cc := exec.Command(cCompiler[0], append(cCompiler[1:], "-o", program, program+".c")...)
+		if out, err := cc.CombinedOutput(); err != nil {
+			return fmt.Errorf("build %s: %w: %s (make bench-setup installs a compiler)", filepath.Base(program), err, out)
+		}
+	}
+	cache := os.Getenv("VMNET_CACHE")
+	if cache == "" {
+		base, err := os.UserCacheDir()
+		if err != nil {
+			return err
+		}
+		cache = filepath.Join(base, "vmnet")
+	}
+	t.ovs = filepath.Join(cache, "openvswitch")
+	t.self, err = os.Executable()
+	return err
+}
+
+func (h *harness) close() {
+	for _, l := range h.lans {
+		l.close()
+	}
+	_ = os.RemoveAll(h.tools.dir)
+}
+
+// manyPorts are the switches that are measured with more than two ports, by which workloads.
+var (
+	manyPorts     = []string{bridgeName, vdeName, superName, oursName}
+	manyWorkloads = []string{tcp1, small}
+	portCounts    = []int{2, 8, 64}
+)
+
+// A series is what gets a sample in each turn.
+type series struct {
+	lan  *lan
+	work *workload
+}
+
+// plan starts all switches, and lists what is to be measured.
+func (h *harness) plan(o options, r *results) ([]series, error) {
+	var all []series
+	for _, p := range peers() {
+		if !o.peers.MatchString(p.name) {
+			continue
+		}
+		if why := p.missing(&h.tools); why != "" {
+			r.Missing = append(r.Missing, fmt.Sprintf("%s: %s", p.name, why))
+			continue
+		}
+		for _, n := range portCounts {
+			works := h.works(o, p, n)
+			if len(works) == 0 {
+				continue
+			}
+			l, err := newLAN(p, n, &h.tools)
+			if err != nil {
+				return nil, err
+			}
+			h.lans = append(h.lans, l)
+			for _, w := range works {
+				all = append(all, series{l, w})
+			}
+		}
+	}
+	if len(all) == 0 {
+		return nil, errors.New("nothing is left to measure")
+	}
+	return all, nil
+}
+
+// works are the workloads of a switch with that many ports.
+func (h *harness) works(o options, p *peer, ports int) (works []*workload) {
+	for _, w := range workloads() {
+		many := slices.Contains(manyPorts, p.name) && slices.Contains(manyWorkloads, w.name) && ports <= o.ports
+		if o.work.MatchString(w.name) && (ports == 2 || many) {
+			works = append(works, w)
+		}
+	}
+	return works
+}
+
+// quietly takes a sample while nothing else runs, or else the least disturbed of several.
+func (h *harness) quietly(ctx context.Context, s series, o options) (best sample, err error) {
+	for i := range o.tries {
+		if err := h.waitForQuiet(ctx, o.patience); err != nil {
+			return best, err
+		}
+		got, err := h.measure(s.lan, s.work, o.long)
+		if err != nil {
+			return got, err
+		}
+		if i == 0 || got.Foreign < best.Foreign {
+			best = got
+		}
+		if best.Foreign <= disturbing || ctx.Err() != nil {
+			break
+		}
+	}
+	return best, ctx.Err()
+}
+
+// waitForQuiet waits, if not for ever, until the processors are idle.
+func (h *harness) waitForQuiet(ctx context.Context, patience time.Duration) error {
+	for end := time.Now().Add(patience); ctx.Err() == nil && time.Now().Before(end); {
+		before, err := loadNow(nil, nil, nil)
+		if err != nil {
+			return err
+		}
+		time.Sleep(100 * time.Millisecond)
+		after, err := loadNow(nil, nil, nil)
+		if err != nil || after.since(before, h.cpus).foreign <= disturbing {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+func measureAll(ctx context.Context, o options) (*results, error) {
+	h, err := newHarness()
+	if err != nil {
+		return nil, err
+	}
+	defer h.close()
+	r := &results{
+		Date: time.Now().UTC().Format(time.DateOnly), Repeats: o.repeats, Seconds: o.long.Seconds(),
+		Machine: machine(), Versions: h.tools.versions(), Figures: map[string][]sample{},
+	}
+	all, err := h.plan(o, r)
+	if err != nil {
+		return nil, err
+	}
+	order := rand.New(rand.NewPCG(1, 1)) // the same in each run
+	for turn := range o.repeats {
+		fmt.Fprintf(os.Stderr, "turn %d of %d: %d samples\n", turn+1, o.repeats, len(all))
+		for _, at := range order.Perm(len(all)) {
+			s := all[at]
+			got, err := h.quietly(ctx, s, o)
+			if err != nil {
+				return nil, err
+			}
+			key := keyOf(s.lan.peer.name, s.lan.ports, s.work.name)
+			r.Figures[key] = append(r.Figures[key], got)
+		}
+	}
+	return r, nil
+}
+
+// versions of all that has one.
+func (t *tools) versions() (all []string) {
+	for _, argv := range [][]string{{"cc", "--version"}, {"vde_switch", "--version"}, {t.vswitchd(), "--version"}, {"git", "describe", "--always", "--dirty"}} {
+		if v := version(argv...); v != "" {
+			if argv[0] == "git" {
+				v = "vmnet " + v
+			}
+			all = append(all, strings.TrimSuffix(v, "."))
+		}
+	}
+	return all
+}

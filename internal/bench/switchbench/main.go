@@ -1,0 +1,114 @@
+// Switchbench measures our switch against others: the kernel's bridge, vde_switch, Open vSwitch, and the least that a switch
+// can do, written in C. All run at the same time, each in network namespaces of its own, and take turns within one run, so that
+// whatever else the machine does meanwhile hits them alike. What it says are medians, and ratios of medians.
+//
+//	go run ./internal/bench/switchbench -quick             a minute, to the terminal
+//	go run ./internal/bench/switchbench -out docs/bench    all of it, with plots
+//
+// It needs root. Setup.sh installs what it compares with; what is missing is told, and left out.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"regexp"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// options are what the command line says.
+type options struct {
+	repeats int
+	long    time.Duration
+	peers   *regexp.Regexp
+	work    *regexp.Regexp
+	ports   int // the most; 2, 8 and 64 are measured
+	out     string
+	from    string
+
+	// When something else keeps the machine busy: how often a sample is taken at most, and how long it waits before each
+	// for that to end.
+	tries    int
+	patience time.Duration
+}
+
+func parse(args []string) (options, error) {
+	o := options{tries: 4, patience: 5 * time.Second}
+	f := flag.NewFlagSet("switchbench", flag.ContinueOnError)
+	f.IntVar(&o.repeats, "repeats", 5, "samples of each figure")
+	f.DurationVar(&o.long, "time", time.Second, "time of each sample")
+	only := f.String("peers", "", "only the switches whose names match this regular expression")
+	work := f.String("work", "", "only the workloads that match: tcp1, tcp4, udp64, trip")
+	f.IntVar(&o.ports, "ports", 64, "the most ports that a switch gets")
+	f.StringVar(&o.out, "out", "", "folder to write table, plots and samples into")
+	f.StringVar(&o.from, "from", "", "print the samples of this file (switch.json of -out) instead of measuring")
+	quick := f.Bool("quick", false, "short: one sample of each half as long, two ports")
+	if err := f.Parse(args); err != nil {
+		return o, err
+	}
+	if *quick {
+		o.repeats, o.long, o.ports, o.tries, o.patience = 1, o.long/2, 2, 1, 0
+	}
+	var err, err2 error
+	o.peers, err = regexp.Compile(*only)
+	o.work, err2 = regexp.Compile(*work)
+	if o.repeats < 1 || o.long < 10*time.Millisecond || f.NArg() > 0 {
+		return o, errors.New("want -repeats of 1 or more, -time of 10ms or more, and no other arguments")
+	}
+	return o, errors.Join(err, err2)
+}
+
+func main() {
+	runtime.LockOSThread() // start tells why
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	var err error
+	if len(os.Args) > 1 && os.Args[1] == "serve" {
+		err = serve(ctx, os.Args[2:])
+	} else {
+		err = bench(ctx, os.Args[1:])
+	}
+	stop()
+	if errors.Is(err, flag.ErrHelp) {
+		os.Exit(2)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "switchbench:", err)
+		os.Exit(1)
+	}
+}
+
+func bench(ctx context.Context, args []string) error {
+	o, err := parse(args)
+	if err != nil {
+		return err
+	}
+	var r *results
+	if o.from != "" {
+		r, err = readResults(o.from)
+	} else {
+		r, err = measureAll(ctx, o)
+	}
+	if err != nil {
+		return err
+	}
+	if o.out != "" {
+		return r.write(o.out)
+	}
+	return r.table(os.Stdout)
+}
+
+func readResults(file string) (*results, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	r := &results{}
+	return r, json.Unmarshal(b, r)
+}

@@ -1,0 +1,283 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"unsafe"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// A peer is one of the switches that are compared.
+type peer struct {
+	name   string // in tables and plots
+	ours   bool
+	guests bool // stations are behind programs in the place of a VMM, which cost as much again
+	needs  string
+	start  func(l *lan, t *tools) error
+}
+
+// tools are the programs that the peers are.
+type tools struct {
+	dir       string // for sockets and such; its own
+	traffic   string
+	reference string
+	self      string // this program
+	ovs       string // folder in which Open vSwitch was unpacked
+}
+
+// Names of the peers that ratios refer to.
+const (
+	bridgeName = "kernel bridge, veth"
+	vdeName    = "vde_switch, tap"
+	ovsName    = "Open vSwitch netdev"
+	ovsTSOName = "Open vSwitch netdev, userspace-tso"
+	plainName  = "C reference"
+	superName  = "C reference, super-frames"
+	oursName   = "vmnet switch, tap"
+	oursPlain  = "vmnet switch, tap, offloads off"
+	oursPacket = "vmnet switch, packet on veth"
+	viaSocket  = "vmnet switch, guest by socket"
+	viaTap     = "vmnet switch, guest by tap"
+)
+
+func peers() []*peer {
+	return []*peer{
+		{name: bridgeName, start: startBridge},
+		{name: vdeName, needs: "vde_switch", start: startVDE},
+		{name: ovsName, needs: "ovs-vswitchd", start: func(l *lan, t *tools) error { return startOVS(l, t, false) }},
+		{name: ovsTSOName, needs: "ovs-vswitchd", start: func(l *lan, t *tools) error { return startOVS(l, t, true) }},
+		{name: plainName, start: func(l *lan, t *tools) error { return startReference(l, t.reference) }},
+		{name: superName, start: func(l *lan, t *tools) error { return startReference(l, t.reference, "-g") }},
+		{name: oursName, ours: true, start: startTaps},
+		{name: oursPlain, ours: true, start: startTapsWithoutOffloads},
+		{name: oursPacket, ours: true, start: startPackets},
+		{name: viaSocket, ours: true, guests: true, start: startGuestSockets},
+		{name: viaTap, ours: true, guests: true, start: startGuestTaps},
+	}
+}
+
+func peerNamed(name string) *peer {
+	for _, p := range peers() {
+		if p.name == name {
+			return p
+		}
+	}
+	return nil
+}
+
+// missing tells what a peer lacks, or nothing.
+func (p *peer) missing(t *tools) string {
+	switch p.needs {
+	case "vde_switch":
+		if _, err := exec.LookPath(p.needs); err != nil {
+			return err.Error()
+		}
+	case "ovs-vswitchd":
+		if _, err := os.Stat(t.vswitchd()); err != nil {
+			return err.Error()
+		}
+	}
+	return ""
+}
+
+func (t *tools) vswitchd() string {
+	return filepath.Join(t.ovs, "usr/lib/openvswitch-switch/ovs-vswitchd")
+}
+
+// startBridge makes a bridge of the kernel's, which needs no program.
+func startBridge(l *lan, _ *tools) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "br0"
+	br := &netlink.Bridge{LinkAttrs: attrs}
+	if err := l.nl.LinkAdd(br); err != nil {
+		return fmt.Errorf("make a bridge: %w", err)
+	}
+	if err := errors.Join(l.nl.LinkSetUp(br), l.veths()); err != nil {
+		return err
+	}
+	for _, name := range l.names() {
+		link, err := l.nl.LinkByName(name)
+		if err == nil {
+			err = l.nl.LinkSetMaster(link, br)
+		}
+		if err != nil {
+			return fmt.Errorf("port %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// startVDE gives vde_switch room for the ports: it has 32 else, and forgets the others without a word.
+func startVDE(l *lan, t *tools) error {
+	sock, err := os.MkdirTemp(t.dir, "vde")
+	if err != nil {
+		return err
+	}
+	argv := []string{"vde_switch", "-s", filepath.Join(sock, "ctl"), "-n", "256"}
+	for _, name := range l.names() {
+		argv = append(argv, "-tap", name)
+	}
+	// It ends with its standard input, unless it is a daemon.
+	in, hold, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	l.undo = append(l.undo, func() { _ = hold.Close() })
+	defer in.Close()
+	if err := l.spawn(program{argv: argv, in: in}); err != nil {
+		return err
+	}
+	return l.moveTaps()
+}
+
+// startOVS starts a data base and a switch of its own.
+func startOVS(l *lan, t *tools, tso bool) error {
+	dir, err := os.MkdirTemp(t.dir, "ovs")
+	if err != nil {
+		return err
+	}
+	env := []string{"OVS_RUNDIR=" + dir, "OVS_LOGDIR=" + dir, "OVS_DBDIR=" + dir, "OVS_SYSCONFDIR=" + dir}
+	db, sock := filepath.Join(dir, "conf.db"), "unix:"+filepath.Join(dir, "db.sock")
+	schema := filepath.Join(t.ovs, "usr/share/openvswitch/vswitch.ovsschema")
+	if err := (program{argv: []string{"ovsdb-tool", "create", db, schema}, env: env}).run(l.in); err != nil {
+		return err
+	}
+	if err := l.spawn(program{argv: []string{"ovsdb-server", db, "--remote=p" + sock}, env: env}); err != nil {
+		return err
+	}
+	set := func(args ...string) error {
+		argv := append([]string{filepath.Join(t.ovs, "usr/bin/ovs-vsctl"), "--db=" + sock}, args...)
+		return program{argv: argv, env: env}.run(l.in)
+	}
+	if err := set("--no-wait", "--retry", "--timeout=9", "init"); err != nil {
+		return err
+	}
+	if err := set("--no-wait", "set", "Open_vSwitch", ".", fmt.Sprintf("other_config:userspace-tso-enable=%v", tso)); err != nil {
+		return err
+	}
+	if err := l.spawn(program{argv: []string{t.vswitchd(), sock}, env: env}); err != nil {
+		return err
+	}
+	args := []string{"--timeout=9", "add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev"}
+	for _, name := range l.names() {
+		args = append(args, "--", "add-port", "br0", name, "--", "set", "interface", name, "type=internal")
+	}
+	if err := set(args...); err != nil {
+		return err
+	}
+	return l.moveTaps()
+}
+
+func startReference(l *lan, argv ...string) error {
+	if err := l.spawn(program{argv: append(argv, l.names()...)}); err != nil {
+		return err
+	}
+	return l.moveTaps()
+}
+
+// ours starts our switch with ports of that kind.
+func (l *lan) ours(t *tools, kind string) error {
+	argv := []string{t.self, "serve"}
+	for _, name := range l.names() {
+		argv = append(argv, kind+":"+name)
+	}
+	return l.spawn(program{argv: argv})
+}
+
+func startTaps(l *lan, t *tools) error {
+	if err := l.ours(t, "tap"); err != nil {
+		return err
+	}
+	return l.moveTaps()
+}
+
+// startTapsWithoutOffloads has the stations' kernels cut and sum up by themselves, as those of the taps of vde_switch do.
+func startTapsWithoutOffloads(l *lan, t *tools) error {
+	if err := startTaps(l, t); err != nil {
+		return err
+	}
+	for i, s := range []*station{l.a, l.b} {
+		if err := s.ns.Do(func() error { return offloadsOff(portName(i)) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func startPackets(l *lan, t *tools) error {
+	if err := l.veths(); err != nil {
+		return err
+	}
+	return l.ours(t, "packet")
+}
+
+// startGuestSockets is what QEMU has by "netdev dgram": datagrams, one frame each.
+func startGuestSockets(l *lan, t *tools) error {
+	argv, near := []string{t.self, "serve"}, []*os.File{}
+	defer func() {
+		for _, f := range near {
+			_ = f.Close()
+		}
+	}()
+	for i, s := range []*station{l.a, l.b} {
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		far := os.NewFile(uintptr(fds[1]), "socket")
+		near = append(near, os.NewFile(uintptr(fds[0]), "socket"))
+		guest := fmt.Sprintf("guest%d", i)
+		err = errors.Join(unix.SetsockoptInt(fds[1], unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 4<<20), l.pump(program{argv: []string{t.reference, guest, "fd:3"}, files: []*os.File{far}}), far.Close())
+		if err == nil {
+			err = l.move(guest, s)
+		}
+		if err != nil {
+			return err
+		}
+		argv = append(argv, fmt.Sprintf("socket:%d", 3+i))
+	}
+	return l.spawn(program{argv: argv, files: near})
+}
+
+// startGuestTaps is what QEMU has by "netdev tap": here a tap whose kernel side is the switch's, by a packet socket.
+func startGuestTaps(l *lan, t *tools) error {
+	for i, s := range []*station{l.a, l.b} {
+		guest := fmt.Sprintf("guest%d", i)
+		if err := l.pump(program{argv: []string{t.reference, "-g", guest, portName(i)}}); err != nil {
+			return err
+		}
+		link, err := l.await(portName(i))
+		if err == nil {
+			err = errors.Join(l.nl.LinkSetUp(link), l.move(guest, s))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return l.ours(t, "packet")
+}
+
+// offloadsOff switches off a device's checksums, and with them what builds on them (ethtool -K NAME tx off).
+func offloadsOff(name string) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	value := struct{ cmd, data uint32 }{unix.ETHTOOL_STXCSUM, 0} // struct ethtool_value of include/uapi/linux/ethtool.h
+	ifr := struct {                                              // struct ifreq of netdevice(7)
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		_    [16]byte
+	}{data: unsafe.Pointer(&value)}
+	copy(ifr.name[:unix.IFNAMSIZ-1], name)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&ifr))); errno != 0 {
+		return fmt.Errorf("ETHTOOL_STXCSUM %s: %w", name, errno)
+	}
+	return nil
+}

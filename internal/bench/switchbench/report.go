@@ -1,0 +1,157 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// write puts table, plots and samples into a folder.
+func (r *results) write(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	raw, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		return err
+	}
+	var text strings.Builder
+	if err := r.table(&text); err != nil {
+		return err
+	}
+	files := map[string]string{"switch.json": string(raw) + "\n"}
+	for _, p := range r.plots() {
+		files[p.file] = p.svg()
+		fmt.Fprintf(&text, "\n![%s](%s)\n", p.title, p.file)
+	}
+	files["switch.md"] = text.String()
+	for name, content := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// table writes everything in Markdown.
+func (r *results) table(w io.Writer) error {
+	var t strings.Builder
+	fmt.Fprintf(&t, "# The switch and others\n\nMedians of %d samples of %g s, all switches taking turns within one run (`make bench-switch`, %s), on %s.\n",
+		r.Repeats, r.Seconds, r.Date, strings.Join(r.Machine, ", "))
+	fmt.Fprintf(&t, "Versions: %s.\n", strings.Join(r.Versions, "; "))
+	for _, m := range r.Missing {
+		fmt.Fprintf(&t, "\n**Not measured**: %s\n", m)
+	}
+	t.WriteString(`
+Sender, switch and receiver share the machine's processors: CPU seconds per GB (of the whole machine) tell more than Gb/s. Packets are UDP of 64 bytes,
+sent as fast as the sender can, so that loss is the rule. Round trips are TCP of 64 bytes with everything on one CPU. × is of the kernel
+bridge. A guest's rows have a program in the place of QEMU at each end, which costs as much as the switch again. * marks figures of which most samples were disturbed
+by other programs on the machine.
+
+| switch, 2 ports | TCP, 1 stream, Gb/s | × | CPU s/GB | 4 streams, Gb/s | × | CPU s/GB | 64 bytes, kpps | × | loss % | CPU µs/packet | round trip p50, µs | p99, µs |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|
+`)
+	for _, p := range peers() {
+		r.row(&t, p)
+	}
+	r.portsTable(&t)
+	r.goalsTable(&t)
+	_, err := io.WriteString(w, t.String())
+	return err
+}
+
+func (r *results) row(t *strings.Builder, p *peer) {
+	name := p.name
+	if p.ours {
+		name = "**" + name + "**"
+	}
+	cells := []string{name}
+	for _, c := range []struct {
+		work, figure string
+		ratio        bool
+	}{
+		{tcp1, gbps, true},
+		{tcp1, secPerGB, false},
+		{tcp4, gbps, true},
+		{tcp4, secPerGB, false},
+		{small, kpps, true},
+		{small, loss, false},
+		{small, usPerPkt, false},
+		{trip, p50, false},
+		{trip, p99, false},
+	} {
+		f := ref{peer: p.name, work: c.work, figure: c.figure}
+		cells = append(cells, r.cell(f))
+		if c.ratio {
+			base := f
+			base.peer = bridgeName
+			cells = append(cells, number(r.median(f)/r.median(base)))
+		}
+	}
+	if strings.Join(cells[1:], "") != "" {
+		fmt.Fprintf(t, "| %s |\n", strings.Join(cells, " | "))
+	}
+}
+
+// cell is a figure's median, marked where it is not to be relied on.
+func (r *results) cell(f ref) string {
+	text := number(r.median(f))
+	if text != "" && r.disturbed(f) {
+		text += "*"
+	}
+	return text
+}
+
+// number has three digits that count; what was not measured is empty.
+func number(v float64) string {
+	switch {
+	case math.IsNaN(v):
+		return ""
+	case math.IsInf(v, 0):
+		return "∞"
+	case math.Abs(v) >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case math.Abs(v) >= 10:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
+}
+
+func (r *results) portsTable(t *strings.Builder) {
+	t.WriteString("\n| ports | " + strings.Join(manyPorts, " | ") + " |\n|---" + strings.Repeat("|---", len(manyPorts)) + "|\n")
+	for _, c := range []struct{ text, work, figure string }{{"TCP, Gb/s", tcp1, gbps}, {"64 bytes, kpps", small, kpps}} {
+		for _, n := range portCounts {
+			fmt.Fprintf(t, "| %d, %s |", n, c.text)
+			for _, p := range manyPorts {
+				fmt.Fprintf(t, " %s |", r.cell(ref{peer: p, work: c.work, figure: c.figure, ports: n}))
+			}
+			t.WriteString("\n")
+		}
+	}
+}
+
+func (r *results) goalsTable(t *strings.Builder) {
+	t.WriteString("\n| what we aim at | wanted | reached | |\n|---|---|---|---|\n")
+	for _, g := range goals() {
+		v, ok := r.reached(g)
+		if math.IsNaN(v) {
+			continue
+		}
+		sign, verdict := "≥", "behind"
+		if g.atMost {
+			sign = "≤"
+		}
+		if ok {
+			verdict = "yes"
+		}
+		unit := ""
+		if g.b.peer != "" {
+			unit = "×"
+		}
+		fmt.Fprintf(t, "| %s | %s %s%s | %s%s | %s |\n", g.text, sign, number(g.want), unit, number(v), unit, verdict)
+	}
+}
