@@ -47,7 +47,7 @@ Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong u
 	root.PersistentFlags().Lookup("libvirt").DefValue = ""
 	root.AddCommand(
 		a.attachCommand(), a.detachCommand(), a.listCommand(), a.showCommand(), a.checkCommand(),
-		a.reconcileCommand(), a.watchCommand(), a.bridgeCommand(), a.lowerCommand(), a.hookCommand(), a.policyCommand(), a.doctorCommand(), a.versionCommand(),
+		a.reconcileCommand(), a.watchCommand(), a.bridgeCommand(), a.switchCommand(), a.lowerCommand(), a.hookCommand(), a.policyCommand(), a.doctorCommand(), a.versionCommand(),
 	)
 	complete(root, "netns", netnsNames)
 	complete(root, "libvirt", cobra.FixedCompletions([]cobra.Completion{libvirt.System, libvirt.Session}, noFiles))

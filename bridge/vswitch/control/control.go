@@ -21,6 +21,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
+	"vmnet/internal/fdpass"
 )
 
 // Kinds of ports, by what the switch is given of them.
@@ -40,6 +41,9 @@ type Port struct {
 	Config vswitch.PortConfig `json:"config"`
 	Stats  *vswitch.PortStats `json:"stats,omitempty"` // in answers only
 }
+
+// MaxQueues is the most that a tap may have: beside a pidfd, as many files as one message takes.
+const MaxQueues = fdpass.MaxFiles - 1
 
 // Bounds of a Port, in bytes.
 const (

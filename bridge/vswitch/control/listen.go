@@ -15,7 +15,7 @@ import (
 )
 
 // ErrRunning is a switch that runs already.
-var ErrRunning = fmt.Errorf("a switch of that name runs already: %w", fs.ErrExist)
+var ErrRunning = errors.New("a switch of that name runs already")
 
 // Prepare makes the folder of a switch's socket and returns the socket's path. The folder is uid's, so that the switch can
 // listen there, and remove what it has made, when it runs with that user's rights and no others. A name with a slash is
@@ -165,6 +165,9 @@ func lockFolder(dir string) (unlock func(), err error) {
 	}
 	return func() { _ = f.Close() }, nil
 }
+
+// Path is the socket's.
+func (l *Listener) Path() string { return l.path }
 
 // Close removes the socket, and its folder if that is empty then, and ends Serve.
 func (l *Listener) Close() error {

@@ -12,7 +12,6 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
-	"vmnet/internal/fdpass"
 )
 
 // ports are a switch's ports and what is known of them beside it.
@@ -37,7 +36,7 @@ var errNoPort = fmt.Errorf("the switch has no port of that name: %w", fs.ErrNotE
 func filesOf(p *Port) (least, most int) {
 	switch p.Kind {
 	case Tap:
-		least, most = 1, fdpass.MaxFiles-1
+		least, most = 1, MaxQueues
 	case Packet:
 		least, most = 2, 2
 	default:

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
 	"vmnet/internal/fdpass"
 )
@@ -38,12 +39,12 @@ func NewServer(sw *vswitch.Switch, info Info) *Server {
 	}
 }
 
-// AddPort plugs in a port that this process has opened. It takes the wire over, also where there is an error.
-func (s *Server) AddPort(p Port, w *vswitch.Wire) error {
-	if err := checkPort(p); err != nil {
-		return errors.Join(err, w.Close())
+// AddPort plugs in a port of this process's own, as a Client's does.
+func (s *Server) AddPort(p Port, files ...*os.File) error {
+	if least, most := filesOf(&p); len(files) < least || len(files) > most {
+		return fmt.Errorf("%w port %s: %d files: want %d to %d", bridge.ErrInvalid, p.Name, len(files), least, most)
 	}
-	return s.ports.plug(p, w, nil)
+	return s.ports.add(p, files)
 }
 
 // Ports are the ports with their counters, in the order of their names.

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/bridge/vswitch/control"
+)
+
+func (a *app) switchCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "switch",
+		Short: "Run a switch in userspace, and see and change those that run",
+		Long: `Run a learning switch in userspace, for where the kernel may not bridge, and see and change those
+that run. A switch needs no right of its own: who adds a port opens its files and passes them to it.
+vmnet-switch(8) tells more.`,
+		Example: `  vmnet switch run sw0 --tap tap0 --tap tap1,queues=2 --packet eth1,trunk=2-5
+  vmnet switch show sw0`,
+		SuggestionsMinimumDistance: 2,
+	}
+	group(cmd)
+	cmd.AddCommand(
+		a.switchRunCommand(), a.switchListCommand(), a.switchShowCommand(), a.switchFDBCommand(),
+		a.switchAddPortCommand(), a.switchRemovePortCommand(), a.switchStatsCommand(), a.switchStopCommand(),
+	)
+	return cmd
+}
+
+// switchPatience is how long a switch may take to answer, which takes it milliseconds.
+const switchPatience = 10 * time.Second
+
+// withSwitch calls f with a client of a running switch.
+func withSwitch(ctx context.Context, name string, f func(context.Context, *control.Client) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, switchPatience, fmt.Errorf("timed out after %v (is it stopped, or the machine busy?)", switchPatience))
+	defer cancel()
+	c, err := control.Dial(ctx, name)
+	if errors.Is(err, control.ErrNotRunning) {
+		return fmt.Errorf("%w (vmnet switch list shows those that run, vmnet switch run %s starts it)", err, name)
+	}
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return f(ctx, c)
+}
+
+// A seenSwitch is one that list has found.
+type seenSwitch struct {
+	Socket string        `json:"socket"`
+	State  string        `json:"state"` // "running", "ended" (its socket was left), or why nothing is known of it
+	Info   *control.Info `json:"info,omitempty"`
+}
+
+// glance is how long list waits for a switch.
+const glance = time.Second
+
+// seeSwitches asks all switches that this user can reach, at once.
+func seeSwitches(ctx context.Context) ([]seenSwitch, error) {
+	paths, err := control.Running()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, glance, fmt.Errorf("not within %v", glance))
+	defer cancel()
+	seen := make([]seenSwitch, len(paths))
+	done := make(chan struct{})
+	for i, path := range paths {
+		go func() {
+			seen[i] = seeSwitch(ctx, path)
+			done <- struct{}{}
+		}()
+	}
+	for range paths {
+		<-done
+	}
+	return seen, nil
+}
+
+func seeSwitch(ctx context.Context, path string) seenSwitch {
+	s := seenSwitch{Socket: path, State: "running"}
+	c, err := control.Dial(ctx, path)
+	if err == nil {
+		defer c.Close()
+		var info control.Info
+		if info, err = c.Info(ctx); err == nil {
+			s.Info = &info
+		}
+	}
+	switch {
+	case errors.Is(err, control.ErrNotRunning):
+		s.State = "ended"
+	case err != nil:
+		s.State = err.Error()
+	}
+	return s
+}
+
+// switchNames completes the name of a running switch, or its socket's path.
+func switchNames(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	seen, err := seeSwitches(cmd.Context())
+	if err != nil {
+		return nil, noFiles
+	}
+	var names []cobra.Completion
+	for _, s := range seen {
+		if s.Info != nil {
+			names = append(names, cobra.CompletionWithDesc(s.Info.Name, count(s.Info.Ports, "port")))
+		}
+	}
+	return names, cobra.ShellCompDirectiveDefault
+}
+
+// runningSwitches completes that as the first argument.
+func runningSwitches(cmd *cobra.Command, args []string, text string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, noFiles
+	}
+	return switchNames(cmd, args, text)
+}
+
+// switchPorts completes the name of a port of the switch that is the first argument.
+func switchPorts(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) == 0 {
+		return nil, noFiles
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), glance)
+	defer cancel()
+	c, err := control.Dial(ctx, args[0])
+	if err != nil {
+		return nil, noFiles
+	}
+	defer c.Close()
+	ports, _ := c.Ports(ctx)
+	var names []cobra.Completion
+	for _, p := range ports {
+		names = append(names, cobra.CompletionWithDesc(p.Name, p.Kind))
+	}
+	return names, noFiles
+}

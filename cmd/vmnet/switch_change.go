@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/netns"
+)
+
+func (a *app) switchAddPortCommand() *cobra.Command {
+	var ports []wantedPort
+	cmd := &cobra.Command{
+		Use:   "add-port NAME",
+		Short: "Add ports to a switch that runs",
+		Long: `Add ports to a switch that runs. Their devices are opened here, with the rights of whoever calls
+this, and passed to the switch. A guest's port is added by vmnet attach --switch.
+
+` + portHelp,
+		Example:           "  vmnet switch add-port sw0 --tap tap2,vlan=10\n  vmnet switch add-port sw0 --packet eth1 --netns blue",
+		Args:              oneArg("the name of a switch"),
+		ValidArgsFunction: runningSwitches,
+	}
+	devicePorts(cmd, a, &ports)
+	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
+		if len(ports) == 0 {
+			return usagef("no port is named: want --tap or --packet")
+		}
+		return withSwitch(cmd.Context(), args[0], func(ctx context.Context, c *control.Client) error {
+			return a.addPorts(ctx, c, ports)
+		})
+	})
+	return cmd
+}
+
+// addPorts adds all, or none.
+func (a *app) addPorts(ctx context.Context, c *control.Client, wanted []wantedPort) error {
+	ns, err := netns.Open(a.netns)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	opened, err := openPorts(ns, wanted)
+	if err != nil {
+		return err
+	}
+	defer closePorts(opened) //nolint:errcheck // the switch has its own copies
+	for i, p := range opened {
+		if err := c.AddPort(ctx, p.Port, p.files...); err != nil {
+			for _, added := range opened[:i] {
+				err = errors.Join(err, c.RemovePort(ctx, added.Name))
+			}
+			return err
+		}
+	}
+	for _, p := range opened {
+		if err := a.line("port %s added: %s %s, %s", p.Name, p.Kind, p.Device, p.how); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *app) switchRemovePortCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "remove-port NAME PORT",
+		Short:   "Remove a port from a switch",
+		Long:    "Remove a port from a switch. A tap that was made for it goes with it. A guest's port is removed by\nvmnet detach, which takes the guest's NIC away too; without that the NIC stays, and nothing passes.",
+		Example: "  vmnet switch remove-port sw0 tap2",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return fmt.Errorf("%s takes the names of a switch and of a port, got %s", cmd.CommandPath(), count(len(args), "argument"))
+			}
+			return nil
+		},
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, text string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			if len(args) == 1 {
+				return switchPorts(cmd, args, text)
+			}
+			return runningSwitches(cmd, args, text)
+		},
+	}
+	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
+		return withSwitch(cmd.Context(), args[0], func(ctx context.Context, c *control.Client) error {
+			if err := c.RemovePort(ctx, args[1]); err != nil {
+				return err
+			}
+			return a.line("port %s removed", args[1])
+		})
+	})
+	return cmd
+}
+
+func (a *app) switchStopCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "stop NAME",
+		Short:             "Stop a switch",
+		Long:              "Stop a switch, and wait until its ports are gone. The guests on it keep their NICs, without a network.",
+		Example:           "  vmnet switch stop sw0",
+		Args:              oneArg("the name of a switch"),
+		ValidArgsFunction: runningSwitches,
+	}
+	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
+		return withSwitch(cmd.Context(), args[0], func(ctx context.Context, c *control.Client) error {
+			if err := c.Stop(ctx); err != nil {
+				return err
+			}
+			return a.line("switch %s stopped", args[0])
+		})
+	})
+	return cmd
+}

@@ -1,0 +1,281 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/netns"
+	"vmnet/internal/nicflags"
+	"vmnet/internal/rtnl"
+	"vmnet/internal/tun"
+)
+
+// wantedPort is a port of a switch as the command line describes it.
+type wantedPort struct {
+	control.Port
+	queues int // of a tap
+}
+
+// portHelp is how ports are written, for run and add-port.
+const portHelp = `A port is written DEVICE[,OPTION...], with the options
+
+    name=NAME              what the switch calls it (default the device's name)
+    queues=N               of a tap
+    mtu=BYTES              of frames that leave by it (default the device's)
+    vlan=N                 it is in VLAN N alone, untagged
+    trunk=LIST             the VLANs whose frames come and go tagged: 2-5,7
+    native=N               with trunk: the VLAN of frames without a tag
+    isolated               no frames to and from other isolated ports
+    hairpin                frames may go back to the port that they came from
+    no-learning            learn no addresses behind it
+    no-flood               no frames to unknown addresses leave by it
+    mac=MAC                take frames of this source only (repeatable)
+    max-addresses=N        learn at most N addresses behind it
+    storm=N                have at most N broadcasts, multicast frames and frames to unknown
+                           addresses of it flooded, each in a second; storm-broadcast=N,
+                           storm-multicast=N and storm-unknown=N set one of them`
+
+// devicePorts are the flags --tap and --packet, in the order in which they were given.
+func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
+	for _, kind := range []struct{ name, usage string }{
+		{control.Tap, "a port that is the queues of a tap: made if it is missing, opened if it is persistent (repeatable)"},
+		{control.Packet, "a port on the kernel's side of a device that somebody else holds, such as a network card or a QEMU's tap (repeatable)"},
+	} {
+		cmd.Flags().Var(nicflags.Value("DEVICE[,OPTION...]", "", func(s string) error {
+			p, err := parsePort(kind.name, s)
+			*ports = append(*ports, p)
+			return err
+		}), kind.name, kind.usage)
+	}
+	complete(cmd, control.Tap, cobra.NoFileCompletions)
+	complete(cmd, control.Packet, a.interfaceNames)
+}
+
+// parsePort reads DEVICE[,OPTION...]. A list of VLANs may go on behind a comma.
+func parsePort(kind, text string) (wantedPort, error) {
+	words := strings.Split(text, ",")
+	w := wantedPort{Port: control.Port{Kind: kind, Name: words[0], Device: words[0]}, queues: 1}
+	options := w.options()
+	seen := map[string]bool{}
+	words = words[1:]
+	for len(words) > 0 {
+		option := words[0]
+		words = words[1:]
+		for strings.HasPrefix(option, "trunk=") && len(words) > 0 && words[0] != "" && words[0][0] >= '0' && words[0][0] <= '9' {
+			option += "," + words[0]
+			words = words[1:]
+		}
+		key, value, has := strings.Cut(option, "=")
+		f := options.Lookup(key)
+		switch {
+		case f == nil:
+			return w, fmt.Errorf("a port has no option %q", key)
+		case !has && f.NoOptDefVal == "":
+			return w, fmt.Errorf("option %s: want %s=%s", key, key, strings.ToUpper(f.Value.Type()))
+		case seen[key] && key != "mac":
+			return w, fmt.Errorf("option %s is given twice", key)
+		case !has:
+			value = f.NoOptDefVal
+		}
+		seen[key] = true
+		if err := f.Value.Set(value); err != nil {
+			return w, fmt.Errorf("option %s: %w", option, err)
+		}
+	}
+	return w, w.Validate()
+}
+
+func (w *wantedPort) options() *pflag.FlagSet {
+	f := pflag.NewFlagSet("port", pflag.ContinueOnError)
+	nicflags.AddPort(f, &w.Config.PortConfig)
+	storm := &w.Config.Storm
+	limit(f, "max-addresses", &w.Config.MaxAddresses)
+	limit(f, "storm", &storm.Broadcast, &storm.Multicast, &storm.Unknown)
+	limit(f, "storm-broadcast", &storm.Broadcast)
+	limit(f, "storm-multicast", &storm.Multicast)
+	limit(f, "storm-unknown", &storm.Unknown)
+	f.StringVar(&w.Name, "name", w.Name, "")
+	f.Var(nicflags.Value("BYTES", "", func(s string) (err error) {
+		if w.Config.MTU, err = strconv.Atoi(s); err != nil || w.Config.MTU == 0 {
+			return errors.New("want a number of bytes")
+		}
+		return nil
+	}), "mtu", "")
+	f.Var(nicflags.Value("MAC", "", func(s string) error {
+		mac, err := net.ParseMAC(s)
+		w.Config.MACs = append(w.Config.MACs, mac)
+		return err
+	}), "mac", "")
+	if w.Kind == control.Tap {
+		f.Var(nicflags.Value("N", "", func(s string) (err error) {
+			if w.queues, err = strconv.Atoi(s); err != nil || w.queues < 1 || w.queues > control.MaxQueues {
+				return fmt.Errorf("want 1 to %d", control.MaxQueues)
+			}
+			return nil
+		}), "queues", "")
+	}
+	return f
+}
+
+// limit is an option that sets numbers to one of at least 1.
+func limit(f *pflag.FlagSet, name string, to ...*int) {
+	f.Var(nicflags.Value("N", "", func(s string) error {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 {
+			return errors.New("want a number of at least 1")
+		}
+		for _, p := range to {
+			*p = n
+		}
+		return nil
+	}), name, "")
+}
+
+// An openPort is a wantedPort with its files, for whoever runs the switch.
+type openPort struct {
+	control.Port
+	files []*os.File
+	close func() error
+	how   string // it came to be
+}
+
+// openPorts opens all, or none. It takes the rights that their devices need.
+func openPorts(ns *netns.NS, wanted []wantedPort) (opened []openPort, err error) {
+	c, err := rtnl.Open(ns)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	for i := range wanted {
+		w := &wanted[i]
+		var p openPort
+		if w.Kind == control.Tap {
+			p, err = w.openTap(ns, c)
+		} else {
+			p, err = w.openPacket(ns, c)
+		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("port %s: %w", w.Name, err), closePorts(opened))
+		}
+		opened = append(opened, p)
+	}
+	return opened, nil
+}
+
+func closePorts(opened []openPort) error {
+	var errs []error
+	for _, p := range opened {
+		errs = append(errs, p.close())
+	}
+	return errors.Join(errs...)
+}
+
+func (w *wantedPort) openTap(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
+	link, err := c.Link(w.Device)
+	if errors.Is(err, fs.ErrNotExist) {
+		return w.makeTap(ns, c)
+	}
+	if err != nil {
+		return openPort{}, err
+	}
+	switch t := link.Tun; {
+	case t == nil || !t.Tap:
+		return openPort{}, fmt.Errorf("%s is no tap (--packet takes the frames of any device)", w.Device)
+	case !t.Persist || t.Attached:
+		return openPort{}, fmt.Errorf("another process has the tap %s open (--packet takes its frames on the kernel's side)", w.Device)
+	case w.queues > 1 && !t.MultiQueue:
+		return openPort{}, fmt.Errorf("the tap %s was made with one queue: ask for no more (or make it anew: ip tuntap add %s mode tap multi_queue)", w.Device, w.Device)
+	}
+	tap, err := tun.Open(ns, w.Device, link.Tun.MultiQueue, w.queues)
+	if err != nil {
+		return openPort{}, err
+	}
+	if w.Config.MTU == 0 {
+		w.Config.MTU = link.MTU
+	}
+	how := "opened"
+	if !link.Up {
+		how = "opened, the link is down"
+	}
+	return openPort{Port: w.Port, files: tap.Queues(), close: tap.Close, how: how}, nil
+}
+
+// makeTap makes a tap that goes with its last queue, and brings it up.
+func (w *wantedPort) makeTap(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
+	tap, err := tun.Create(ns, w.Device, w.queues > 1)
+	if err != nil {
+		return openPort{}, err
+	}
+	for range w.queues - 1 {
+		if err == nil {
+			err = tap.AddQueue()
+		}
+	}
+	var link *rtnl.Link
+	if err == nil {
+		link, err = c.Link(w.Device)
+	}
+	if err == nil {
+		attrs := []rtnl.Attr{rtnl.Up(true)}
+		if w.Config.MTU != 0 {
+			attrs = append(attrs, rtnl.MTU(w.Config.MTU))
+		}
+		err = c.Set(link.Index, attrs...)
+	}
+	if err != nil {
+		return openPort{}, errors.Join(err, tap.Close())
+	}
+	return openPort{Port: w.Port, files: tap.Queues(), close: tap.Close, how: "made"}, nil
+}
+
+func (w *wantedPort) openPacket(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
+	link, err := c.Link(w.Device)
+	if err != nil {
+		return openPort{}, err
+	}
+	socket, claim, err := vswitch.PacketFiles(ns, w.Device)
+	if err != nil {
+		return openPort{}, err
+	}
+	how := "opened"
+	if !link.Up {
+		how += ", the link is down"
+	}
+	if addrs, err := c.Addrs(link.Index); err == nil && len(addrs) > 0 {
+		how += ", the host is not reached by its addresses there meanwhile"
+	}
+	closeBoth := func() error { return errors.Join(socket.Close(), claim.Close()) }
+	return openPort{Port: w.Port, files: []*os.File{socket, claim}, close: closeBoth, how: how}, nil
+}
+
+// portSettings is a port's settings in short, as bridge show has them.
+func portSettings(cfg vswitch.PortConfig) string {
+	words := strings.FieldsFunc(cfg.PortConfig.String(), func(r rune) bool { return r == ';' })
+	for _, mac := range cfg.MACs {
+		words = append(words, "mac:"+mac.String())
+	}
+	for _, n := range []struct {
+		name  string
+		value int
+	}{
+		{"max-addresses", cfg.MaxAddresses},
+		{"storm-broadcast", cfg.Storm.Broadcast},
+		{"storm-multicast", cfg.Storm.Multicast},
+		{"storm-unknown", cfg.Storm.Unknown},
+	} {
+		if n.value != 0 {
+			words = append(words, n.name+":"+strconv.Itoa(n.value))
+		}
+	}
+	return strings.Join(words, ";")
+}

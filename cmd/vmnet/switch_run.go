@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/user"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/netns"
+	"vmnet/internal/privilege"
+)
+
+// runVerb is what the command line of switch run asks for.
+type runVerb struct {
+	name      string
+	ports     []wantedPort
+	ageing    time.Duration
+	addresses int
+	user      string
+}
+
+func (a *app) switchRunCommand() *cobra.Command {
+	var o runVerb
+	cmd := &cobra.Command{
+		Use:   "run NAME",
+		Short: "Run a switch, until it is stopped",
+		Long: `Run a learning switch in the foreground, until it is asked to end. It opens its ports, gives up
+every right that it was started with, and listens on a socket for whoever adds more: vmnet attach
+--switch, vmnet switch add-port. NAME is what others call it by, or with a slash the socket's path.
+
+A tap that is missing is made, and goes with the switch; it may be moved to another network
+namespace at any time, and stays a port. What comes in by a packet port's device reaches the switch
+only, and not the host's own stack.
+
+` + portHelp,
+		Example: `  vmnet switch run sw0
+  vmnet switch run sw0 --tap tap0 --tap tap1,queues=2,vlan=10 --user nobody
+  vmnet switch run sw0 --packet eth1,trunk=2-5,native=1 --ageing 60s`,
+		Args:              oneArg("a name for the switch"),
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	f := cmd.Flags()
+	devicePorts(cmd, a, &o.ports)
+	durationFlag(f, &o.ageing, "ageing", 300*time.Second, time.Second, "how long an address is remembered that is not heard of")
+	f.IntVar(&o.addresses, "addresses", 16384, "how many addresses there is room for, 1 to 2097152; beyond, those that were silent longest are forgotten")
+	f.StringVar(&o.user, "user", "", "the `USER` or UID:GID that it runs as once its ports are open (default who starts it)")
+	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
+		o.name = args[0]
+		if o.addresses < 1 || o.addresses > 1<<21 {
+			return usagef("--addresses %d: want 1 to %d", o.addresses, 1<<21)
+		}
+		return a.runSwitch(cmd.Context(), &o)
+	})
+	return cmd
+}
+
+func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
+	to, err := runsAs(o.user)
+	if err != nil {
+		return err
+	}
+	if err := mustNotRun(ctx, o.name); err != nil {
+		return err
+	}
+	sw := vswitch.New(vswitch.Config{Ageing: o.ageing, Addresses: o.addresses})
+	server := control.NewServer(sw, control.Info{Name: o.name, Version: versionText(), Ageing: int(o.ageing.Seconds())})
+	opened, err := a.plugIn(server, o.ports)
+	var l *control.Listener
+	if err == nil {
+		l, err = listenAs(o.name, to)
+	}
+	if err == nil {
+		err = a.serveSwitch(ctx, o.name, server, l, opened)
+	}
+	err = errors.Join(err, sw.Close())
+	if l != nil {
+		err = errors.Join(err, l.Close())
+	}
+	server.Close()
+	return err
+}
+
+// mustNotRun spares whoever starts a switch twice the errors of its devices.
+func mustNotRun(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, glance)
+	defer cancel()
+	c, err := control.Dial(ctx, name)
+	if err != nil {
+		return nil // Listen knows for sure
+	}
+	return errors.Join(fmt.Errorf("switch %s: %w (vmnet switch stop %s ends it)", name, control.ErrRunning, name), c.Close())
+}
+
+// runsAs is who the switch is to be; empty is who we are.
+func runsAs(name string) (privilege.Caller, error) {
+	to, err := privilege.Who()
+	if err != nil || name == "" {
+		return to, err
+	}
+	if uid, gid, ok := strings.Cut(name, ":"); ok {
+		u, uidErr := strconv.ParseUint(uid, 10, 31)
+		g, gidErr := strconv.ParseUint(gid, 10, 31)
+		if uidErr != nil || gidErr != nil {
+			return to, usagef("--user %s: want a user's name, or UID:GID in numbers", name)
+		}
+		return privilege.Caller{UID: int(u), GID: int(g)}, nil
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		return to, usagef("--user %s: %w (UID:GID in numbers does without /etc/passwd)", name, err)
+	}
+	to.Groups = nil
+	to.UID, err = strconv.Atoi(u.Uid)
+	if err == nil {
+		to.GID, err = strconv.Atoi(u.Gid)
+	}
+	return to, err
+}
+
+// plugIn opens the ports, and gives the switch copies of their files.
+func (a *app) plugIn(server *control.Server, wanted []wantedPort) ([]openPort, error) {
+	ns, err := netns.Open(a.netns)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	opened, err := openPorts(ns, wanted)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range opened {
+		if err == nil {
+			err = server.AddPort(p.Port, p.files...)
+		}
+	}
+	return opened, errors.Join(err, closePorts(opened))
+}
+
+// listenAs makes the socket, without any right left and as that user.
+func listenAs(name string, to privilege.Caller) (*control.Listener, error) {
+	path, err := control.Prepare(name, to.UID, to.GID)
+	if err != nil {
+		return nil, err
+	}
+	if err := privilege.GiveUp(to); err != nil {
+		return nil, err
+	}
+	return control.Listen(path)
+}
+
+func (a *app) serveSwitch(ctx context.Context, name string, server *control.Server, l *control.Listener, opened []openPort) error {
+	status := fmt.Sprintf("switch %s: runs with %s, socket %s", name, count(len(opened), "port"), l.Path())
+	if err := a.line("%s", status); err != nil {
+		return err
+	}
+	for _, p := range opened {
+		if err := a.line("  %s: %s %s, %s", p.Name, p.Kind, p.Device, p.how); err != nil {
+			return err
+		}
+	}
+	a.tellLimit()
+	if err := notify("READY=1\nSTATUS=" + status); err != nil {
+		a.note(err.Error())
+	}
+	err := server.Serve(ctx, l)
+	return errors.Join(err, notify("STOPPING=1"), a.line("switch %s: ended", name))
+}
+
+// fewFiles is less than a switch needs for a few hundred ports. Go has raised our limit as far as it goes.
+const fewFiles = 2048
+
+func (a *app) tellLimit() {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err == nil && limit.Cur < fewFiles {
+		a.note(fmt.Sprintf("it may open %d files, so have about %d ports (ulimit -Hn raises that)", limit.Cur, max(0, int(limit.Cur)-100)/3))
+	}
+}
