@@ -1,0 +1,163 @@
+package vswitch_test
+
+import (
+	"os"
+	"os/exec"
+	"runtime"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/bridge/vswitch"
+	"vmnet/internal/tun"
+)
+
+// A holder is a process that has a guest's end, and answers frames as long as it runs.
+type holder struct {
+	cmd  *exec.Cmd
+	port *vswitch.Port
+}
+
+// startHolder adds port "held", of a datagram socket or of the kernel side of a tap of h's.
+func startHolder(t *testing.T, sw *vswitch.Switch, kind string, h *host) *holder {
+	t.Helper()
+	var wire *vswitch.Wire
+	var far *os.File
+	if kind == "tap" {
+		tap, err := tun.Create(h.ns, h.device, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tap.Close()
+		if err := h.nl.LinkSetUp(h.link(h.device)); err != nil {
+			t.Fatal(err)
+		}
+		far, wire = tap.Queues()[0], openPacket(t, h, h.device)
+	} else {
+		var err error
+		if wire, far, err = vswitch.SocketPair(0); err != nil {
+			t.Fatal(err)
+		}
+		defer far.Close()
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "VMNET_TEST_HOLDER="+kind)
+	cmd.ExtraFiles = []*os.File{far}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	held := &holder{cmd, addPort(t, sw, "held", wire, guestPort())}
+	t.Cleanup(held.kill)
+	return held
+}
+
+// kill ends the process, and waits for it.
+func (h *holder) kill() {
+	if h.cmd.ProcessState == nil {
+		_ = h.cmd.Process.Kill()
+		_ = h.cmd.Wait()
+	}
+}
+
+// prober is a station that sends frames to the holder.
+type prober struct {
+	t  *testing.T
+	fd int
+}
+
+// answers tells whether the holder answers within a time.
+func (p prober) answers(within time.Duration) bool {
+	p.t.Helper()
+	b := make([]byte, 2000)
+	for end := time.Now().Add(within); time.Now().Before(end); {
+		p.load(1)
+		if n, err := unix.Read(p.fd, b); err == nil && n > 12 && b[0] == 2 && b[6] == 2 && b[11] == 0x77 {
+			return true
+		}
+	}
+	return false
+}
+
+// load sends n frames to the holder, which the switch learns behind its answers.
+func (p prober) load(n int) {
+	frame := append([]byte{2, 0, 0, 0, 0, 0x77, 2, 0, 0, 0, 0, 0x78, 0x88, 0xb5}, make([]byte, 1000)...)
+	for range n {
+		_, _ = unix.Write(p.fd, frame)
+	}
+}
+
+// await waits until what is true, at most 10 seconds.
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("in vain: wait until %s", what)
+		}
+	}
+}
+
+// TestLiveHolders stops, continues and kills processes that have ports' other ends, and starts them again, under load. The others
+// never stall.
+func TestLiveHolders(t *testing.T) {
+	for _, kind := range []string{"socket", "tap"} {
+		t.Run(kind, func(t *testing.T) {
+			sw := newSwitch(t)
+			a, b := tapHost(t, sw, 0, 1, vswitch.PortConfig{}), tapHost(t, sw, 1, 1, vswitch.PortConfig{})
+			s, p := newStream(t, a, b), prober{t, socketGuest(t, sw, "probe", vswitch.PortConfig{})}
+			moves := func(when string) {
+				t.Helper()
+				before := s.bytes.Load()
+				await(t, "the others go on "+when, func() bool { return s.bytes.Load() > before+1<<20 })
+			}
+			where := newHost(t, 100, "tap0")
+			files, goroutines := openFiles(t), runtime.NumGoroutine()
+			for round := range 3 {
+				h := startHolder(t, sw, kind, where)
+				if !p.answers(10 * time.Second) {
+					t.Fatalf("round %d: no answer: %+v", round, h.port.Stats())
+				}
+				stop(t, h, unix.SIGSTOP)
+				for range 100 {
+					p.load(100)
+				}
+				moves("while it is stopped")
+				if kind == "socket" { // a tap's kernel drops without telling
+					await(t, "it takes no more", func() bool { p.load(10); return h.port.Dropped(vswitch.Full) > 0 })
+				}
+				if err := h.port.Err(); err != nil {
+					t.Errorf("a port of a stopped process has ended: %v", err)
+				}
+				stop(t, h, unix.SIGCONT)
+				if !p.answers(10 * time.Second) {
+					t.Errorf("round %d: no answer after SIGCONT: %+v", round, h.port.Stats())
+				}
+				h.kill()
+				await(t, "its port ends", func() bool { p.load(1); return h.port.Err() != nil })
+				moves("when it is dead")
+				if err := sw.RemovePort("held"); err != nil {
+					t.Error(err)
+				}
+			}
+			await(t, "all is closed", func() bool { return openFiles(t) <= files && runtime.NumGoroutine() <= goroutines })
+		})
+	}
+}
+
+// stop sends a signal to the holder.
+func stop(t *testing.T, h *holder, sig os.Signal) {
+	t.Helper()
+	if err := h.cmd.Process.Signal(sig); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(files)
+}
+
