@@ -160,4 +160,3 @@ func openFiles(t *testing.T) int {
 	}
 	return len(files)
 }
-

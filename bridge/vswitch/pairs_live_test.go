@@ -1,0 +1,185 @@
+package vswitch_test
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/bridge/vswitch"
+	"vmnet/internal/offload"
+	"vmnet/internal/tun"
+)
+
+// A corner is a host on one kind of port, with an MTU, and what its kernel leaves to the port to finish.
+type corner struct {
+	kind     string
+	mtu      int
+	offloads string
+}
+
+func (c corner) String() string { return fmt.Sprintf("%s %d %s", c.kind, c.mtu, c.offloads) }
+
+// corners are all that there are. A tap without vnet headers, and a socket, have no offloads.
+func corners() []corner {
+	var all []corner
+	for _, mtu := range []int{1500, 9000} {
+		for _, kind := range []string{"tap", "queues", "packet"} {
+			for _, offloads := range []string{"all", "checksum", "none"} {
+				all = append(all, corner{kind, mtu, offloads})
+			}
+		}
+		all = append(all, corner{"plain tap", mtu, "none"}, corner{"socket", mtu, "none"})
+	}
+	return all
+}
+
+// host makes host n.
+func (c corner) host(t *testing.T, sw *vswitch.Switch, n int) *host {
+	t.Helper()
+	cfg := vswitch.PortConfig{MTU: c.mtu}
+	var h *host
+	switch c.kind {
+	case "tap":
+		h = tapHost(t, sw, n, 1, cfg)
+	case "queues":
+		h = tapHost(t, sw, n, 3, cfg)
+	case "plain tap":
+		h = plainTapHost(t, sw, n, cfg)
+	case "packet":
+		middle := newHost(t, 1000+n, "eth0")
+		h = newHost(t, n, "eth0")
+		veth(t, h, middle, "eth0", c.mtu)
+		addPort(t, sw, fmt.Sprintf("h%d", n), openPacket(t, middle, "eth0"), vswitch.PortConfig{})
+		h.up(c.mtu)
+	case "socket":
+		return socketHost(t, sw, n, cfg)
+	}
+	switch c.offloads {
+	case "none":
+		h.ethtool(unix.ETHTOOL_STXCSUM, 0)
+		fallthrough
+	case "checksum":
+		h.ethtool(unix.ETHTOOL_STSO, 0)
+		h.ethtool(unix.ETHTOOL_SGSO, 0)
+	}
+	return h
+}
+
+// plainTapHost makes host n with a tap without vnet headers.
+func plainTapHost(t *testing.T, sw *vswitch.Switch, n int, cfg vswitch.PortConfig) *host {
+	t.Helper()
+	h := newHost(t, n, "")
+	tap, err := tun.CreateNumbered(h.ns, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.Close()
+	h.device = tap.Name
+	w, err := vswitch.OpenTap(tap.Queues()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addPort(t, sw, fmt.Sprintf("h%d", n), w, cfg)
+	h.up(cfg.MTU)
+	return h
+}
+
+// ethtool sets a value of the host's device (struct ethtool_value of include/uapi/linux/ethtool.h).
+func (h *host) ethtool(cmd, value uint32) {
+	h.t.Helper()
+	if err := h.ns.Do(func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		v := [2]uint32{cmd, value}
+		req := struct { // struct ifreq of include/uapi/linux/if.h
+			name [unix.IFNAMSIZ]byte
+			data *[2]uint32
+			_    [16]byte
+		}{data: &v}
+		copy(req.name[:], h.device)
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req)))
+		runtime.KeepAlive(&req)
+		if errno != 0 {
+			return errno
+		}
+		return nil
+	}); err != nil {
+		h.t.Fatalf("ethtool %#x of %s: %v", cmd, h.device, err)
+	}
+}
+
+// seen is what came in by a port, of what its host's kernel leaves to others.
+type seen struct{ frames, partial, super int }
+
+// watch captures what comes in by all ports of corners, until stop.
+func watch(t *testing.T, sw *vswitch.Switch, ports int) (stop func() []seen) {
+	t.Helper()
+	cfg := vswitch.CaptureConfig{In: true, Snaplen: 64}
+	for n := range ports {
+		cfg.Ports = append(cfg.Ports, fmt.Sprintf("h%d", n))
+	}
+	r, far, err := vswitch.CapturePipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	if err := sw.Capture(far, cfg); err != nil {
+		t.Fatal(err)
+	}
+	all, done := make([]seen, ports), make(chan struct{})
+	go func() {
+		defer close(done)
+		for f, err := r.Next(); err == nil; f, err = r.Next() {
+			s := &all[f.Port]
+			s.frames++
+			if f.Vnet.Flags&offload.NeedsCsum != 0 {
+				s.partial++
+			}
+			if f.Vnet.GSOType != offload.GSONone {
+				s.super++
+			}
+		}
+	}()
+	return func() []seen {
+		_ = r.Stop()
+		<-done
+		_ = r.Close()
+		return all
+	}
+}
+
+// TestLivePairs sends verified TCP, over IPv4 and IPv6, from every kind of port to every other, with every mix of offloads and
+// MTUs.
+func TestLivePairs(t *testing.T) {
+	sw := newSwitch(t)
+	var hosts []*host
+	for n, c := range corners() {
+		hosts = append(hosts, c.host(t, sw, n))
+	}
+	stop := watch(t, sw, len(hosts))
+	for i, from := range corners() {
+		for j, to := range corners() {
+			if i == j {
+				continue
+			}
+			for _, addr := range []string{hosts[j].v4 + ":0", "[" + hosts[j].v6 + "]:0"} {
+				if err := tryTCP(t, hosts[i], hosts[j], addr, 200_000, 10*time.Second); err != nil {
+					t.Errorf("%v to %v: %v", from, to, err)
+				}
+			}
+		}
+	}
+	for n, s := range stop() {
+		c := corners()[n]
+		if s.frames < 100 || (s.super > 0) != (c.offloads == "all") || (s.partial > 0) != (c.offloads != "none") {
+			t.Errorf("the mix is not what it should be: from %v came %+v", c, s)
+		}
+	}
+}
