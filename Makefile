@@ -7,6 +7,7 @@ PREFIX  ?= /usr/local
 PRIVILEGE ?= none
 GROUP   ?=
 FUZZTIME ?= 20s
+SOAK    ?= 3m
 
 .PHONY: all build setup demo test unit live vm lab lint fuzz bench bench-setup bench-switch man install uninstall clean
 
@@ -59,6 +60,10 @@ fuzz:
 	    $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x $$pkg || exit 1; \
 	  done; \
 	done
+
+# The userspace switch at work for SOAK, with memory and files that must not grow.
+soak:
+	VMNET_REQUIRE=root VMNET_SOAK=$(SOAK) $(GO) test -race -timeout 2h -v -run '^TestLiveSoak$$' ./bridge/vswitch
 
 # Ratios against other ways to do the same, taken in turns within one run. bench-switch does it for the switch.
 bench:

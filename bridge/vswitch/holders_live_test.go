@@ -2,7 +2,6 @@ package vswitch_test
 
 import (
 	"os"
-	"os/exec"
 	"runtime"
 	"testing"
 	"time"
@@ -15,8 +14,8 @@ import (
 
 // A holder is a process that has a guest's end, and answers frames as long as it runs.
 type holder struct {
-	cmd  *exec.Cmd
-	port *vswitch.Port
+	process *os.Process
+	port    *vswitch.Port
 }
 
 // startHolder adds port "held", of a datagram socket or of the kernel side of a tap of h's.
@@ -41,23 +40,20 @@ func startHolder(t *testing.T, sw *vswitch.Switch, kind string, h *host) *holder
 		}
 		defer far.Close()
 	}
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), "VMNET_TEST_HOLDER="+kind)
-	cmd.ExtraFiles = []*os.File{far}
-	if err := cmd.Start(); err != nil {
+	p, err := os.StartProcess("/proc/self/exe", os.Args[:1], &os.ProcAttr{
+		Env: append(os.Environ(), "VMNET_TEST_HOLDER="+kind), Files: []*os.File{os.Stdin, os.Stdout, os.Stderr, far},
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
-	held := &holder{cmd, addPort(t, sw, "held", wire, guestPort())}
-	t.Cleanup(held.kill)
-	return held
+	t.Cleanup(func() { end(p) })
+	return &holder{p, addPort(t, sw, "held", wire, guestPort())}
 }
 
-// kill ends the process, and waits for it.
-func (h *holder) kill() {
-	if h.cmd.ProcessState == nil {
-		_ = h.cmd.Process.Kill()
-		_ = h.cmd.Wait()
-	}
+// end kills the process, and waits for it. Done again, it does nothing.
+func end(p *os.Process) {
+	_ = p.Kill()
+	_, _ = p.Wait()
 }
 
 // prober is a station that sends frames to the holder.
@@ -132,7 +128,7 @@ func TestLiveHolders(t *testing.T) {
 				if !p.answers(10 * time.Second) {
 					t.Errorf("round %d: no answer after SIGCONT: %+v", round, h.port.Stats())
 				}
-				h.kill()
+				end(h.process)
 				await(t, "its port ends", func() bool { p.load(1); return h.port.Err() != nil })
 				moves("when it is dead")
 				if err := sw.RemovePort("held"); err != nil {
@@ -147,7 +143,7 @@ func TestLiveHolders(t *testing.T) {
 // stop sends a signal to the holder.
 func stop(t *testing.T, h *holder, sig os.Signal) {
 	t.Helper()
-	if err := h.cmd.Process.Signal(sig); err != nil {
+	if err := h.process.Signal(sig); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -1,0 +1,136 @@
+package vswitch_test
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"vmnet/bridge/vswitch"
+)
+
+// soakTime is how long TestLiveSoak runs: VMNET_SOAK, or a few seconds.
+func soakTime(t *testing.T) time.Duration {
+	t.Helper()
+	text := os.Getenv("VMNET_SOAK")
+	if text == "" {
+		return 5 * time.Second
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < time.Second {
+		t.Fatalf("VMNET_SOAK=%s: want a duration of at least 1s (%v)", text, err)
+	}
+	return d
+}
+
+// weight is what the process has.
+type weight struct {
+	heap       uint64 // bytes, after a collection
+	resident   int    // KiB of memory
+	files      int
+	goroutines int
+}
+
+func weigh(t *testing.T) weight {
+	t.Helper()
+	runtime.GC()
+	runtime.GC() // finalizers of the first
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	w := weight{heap: m.HeapAlloc, files: openFiles(t), goroutines: runtime.NumGoroutine()}
+	status, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var size int
+	if _, err := fmt.Sscan(string(status), &size, &w.resident); err != nil {
+		t.Fatal(err)
+	}
+	w.resident *= os.Getpagesize() / 1024
+	return w
+}
+
+// TestLiveSoak has a switch at work for VMNET_SOAK ("3m"): streams between ports of all kinds, a hostile guest, ports and
+// captures that come and go, addresses that are forgotten. Whatever the process has after the first rounds is all that it
+// ever needs.
+func TestLiveSoak(t *testing.T) {
+	sw := newSwitch(t)
+	var hosts []*host
+	for n, c := range []corner{{"tap", 1500, "all"}, {"queues", 1500, "all"}, {"packet", 1500, "all"}, {"socket", 1500, "none"}} {
+		hosts = append(hosts, c.host(t, sw, n))
+	}
+	s, where := newStream(t, hosts[0], hosts[1]), newHost(t, 100, "tap0")
+	bad := floods(randomSources)(t, sw, guestPort())
+	var weights []weight
+	for end := time.Now().Add(soakTime(t)); time.Now().Before(end) && !t.Failed(); {
+		before := s.bytes.Load()
+		bad.on.Store(true)
+		soakRound(t, sw, hosts, where)
+		bad.on.Store(false)
+		if s.bytes.Load() == before {
+			t.Errorf("the stream has stalled: %+v", weights)
+		}
+		time.Sleep(100 * time.Millisecond) // what was closed ends
+		weights = append(weights, weigh(t))
+	}
+	compare(t, weights)
+}
+
+// soakRound does everything once.
+func soakRound(t *testing.T, sw *vswitch.Switch, hosts []*host, where *host) {
+	t.Helper()
+	stop := watch(t, sw, len(hosts))
+	var wg sync.WaitGroup
+	for i := range hosts {
+		wg.Go(func() { tcp(t, hosts[i], hosts[(i+1)%len(hosts)], 1<<20) })
+	}
+	for _, kind := range []string{"socket", "tap"} {
+		h := startHolder(t, sw, kind, where)
+		end(h.process)
+		if err := sw.RemovePort("held"); err != nil {
+			t.Error(err)
+		}
+	}
+	for i := range 20 {
+		name := fmt.Sprint("s", i)
+		w, far, err := vswitch.SocketPair(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		addPort(t, sw, name, w, guestPort())
+		_, _ = far.Write(broadcasts(make([]byte, 60)))
+		_ = far.Close()
+		if err := sw.RemovePort(name); err != nil {
+			t.Error(err)
+		}
+	}
+	wg.Wait()
+	for _, p := range sw.Ports() {
+		sw.FDB().FlushPort(p.PortIndex(), false)
+	}
+	stop()
+}
+
+// compare wants the last rounds no heavier than the first, but for what settles in the very first.
+func compare(t *testing.T, weights []weight) {
+	t.Helper()
+	if len(weights) < 4 {
+		t.Fatalf("only %d rounds in that time", len(weights))
+	}
+	weights = weights[1:]
+	least := func(ws []weight) weight {
+		w := ws[0]
+		for _, o := range ws {
+			w = weight{min(w.heap, o.heap), min(w.resident, o.resident), min(w.files, o.files), min(w.goroutines, o.goroutines)}
+		}
+		return w
+	}
+	third := max(1, len(weights)/3)
+	first, last := least(weights[:third]), least(weights[len(weights)-third:])
+	t.Logf("%d rounds: at first %+v, at last %+v", len(weights), first, last)
+	if last.heap > first.heap+(2<<20) || last.resident > first.resident+first.resident/2 || last.files > first.files || last.goroutines > first.goroutines {
+		t.Errorf("it grows: %+v", weights)
+	}
+}
