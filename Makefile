@@ -9,7 +9,7 @@ GROUP   ?=
 FUZZTIME ?= 20s
 SOAK    ?= 3m
 
-.PHONY: all build setup demo test unit live vm lab lint fuzz bench bench-setup bench-switch man install uninstall clean
+.PHONY: all build setup demo test unit live vm lab lint fuzz soak bench bench-setup bench-switch man install uninstall clean
 
 all: build
 
