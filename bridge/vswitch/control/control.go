@@ -132,6 +132,8 @@ type request struct {
 	Name  string    `json:"name,omitempty"`  // a port's
 	Label string    `json:"label,omitempty"` // set-label
 	Entry *FDBEntry `json:"entry,omitempty"` // add-static, remove-static
+
+	Capture *vswitch.CaptureConfig `json:"capture,omitempty"`
 }
 
 // answer is what the switch sends: several with More for what does not fit into one, and a last one without.

@@ -22,6 +22,7 @@ const (
 	doFlush        = "flush"
 	doAddStatic    = "add-static"
 	doRemoveStatic = "remove-static"
+	doCapture      = "capture"
 	doStop         = "stop"
 )
 
@@ -49,6 +50,7 @@ func verbOf(name string) (verb, bool) {
 		doFlush:        {do: func(s *Server, c *call) error { return s.ports.flush(c.Name) }},
 		doAddStatic:    {do: func(s *Server, c *call) error { return s.ports.addStatic(*c.Entry) }},
 		doRemoveStatic: {do: func(s *Server, c *call) error { return s.ports.removeStatic(*c.Entry) }},
+		doCapture:      {do: (*Server).capture, files: func(*request) (int, int) { return 1, 1 }},
 		doStop:         {do: func(s *Server, _ *call) error { s.stop(); return nil }},
 	}[name]
 	return v, ok
@@ -70,7 +72,7 @@ func parseRequest(b []byte) (*request, error) {
 	case err != nil:
 	case !known:
 		err = fmt.Errorf("%q is nothing that this switch can do (is it of another version?)", r.Do)
-	case r.Do == doAddPort && r.Port == nil, (r.Do == doAddStatic || r.Do == doRemoveStatic) && r.Entry == nil:
+	case r.Do == doAddPort && r.Port == nil, (r.Do == doAddStatic || r.Do == doRemoveStatic) && r.Entry == nil, r.Do == doCapture && r.Capture == nil:
 		err = fmt.Errorf("%s of nothing", r.Do)
 	}
 	if err != nil {

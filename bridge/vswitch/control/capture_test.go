@@ -1,0 +1,81 @@
+package control
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"io/fs"
+	"testing"
+	"time"
+
+	"vmnet/bridge"
+	"vmnet/bridge/vswitch"
+)
+
+func TestCapture(t *testing.T) {
+	path, s := serve(t)
+	c := client(t, path)
+	a := guest(t, c, Port{Name: "a"})
+	b := guest(t, c, Port{Name: "b"})
+	r, err := c.Capture(soon(t), vswitch.CaptureConfig{Ports: []string{"b", "a"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	sent := frame([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, station(1))
+	send(t, a, sent)
+	awaitFrame(t, b)
+	if err := r.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[int]vswitch.Direction{}
+	for range 2 {
+		f, err := r.Next()
+		if err != nil || !bytes.Equal(f.Data, sent) {
+			t.Fatalf("%+v, %v", f, err)
+		}
+		seen[f.Port] = f.Direction
+	}
+	if seen[0] != vswitch.Out || seen[1] != vswitch.In {
+		t.Errorf("%v", seen)
+	}
+	// The client's connection may end before the capture; the switch may not.
+	_ = c.Close()
+	send(t, a, sent)
+	if _, err := r.Next(); err != nil {
+		t.Error(err)
+	}
+	if err := s.ports.sw.Close(); err != nil {
+		t.Error(err)
+	}
+	for err == nil {
+		_, err = r.Next()
+	}
+	if err != io.EOF {
+		t.Errorf("the switch is closed: %v", err)
+	}
+}
+
+func TestCaptureRefusals(t *testing.T) {
+	path, _ := serve(t)
+	c := client(t, path)
+	guest(t, c, Port{Name: "a"})
+	files := openFiles(t)
+	for _, x := range []struct {
+		cfg  vswitch.CaptureConfig
+		want error
+	}{
+		{vswitch.CaptureConfig{}, bridge.ErrInvalid},
+		{vswitch.CaptureConfig{Ports: []string{"a", "nobody"}}, fs.ErrNotExist},
+	} {
+		if _, err := c.Capture(soon(t), x.cfg); !errors.Is(err, x.want) {
+			t.Errorf("%+v: %v, want %v", x.cfg, err, x.want)
+		}
+	}
+	for _, message := range []string{`{"do":"capture"}`, `{"do":"capture","capture":{"ports":["a"]}}`, `{"do":"capture","capture":{"ports":["a"],"filter":"x"}}`} {
+		if got := reply(t, raw(t, path), []byte(message)); !bytes.Contains([]byte(got), []byte(`"kind":"invalid"`)) {
+			t.Errorf("%s: %s", message, got)
+		}
+	}
+	eventually(t, "all files are closed", func() bool { return openFiles(t) <= files+2*3 })
+}
