@@ -204,13 +204,10 @@ func (s *ports) close() {
 
 // Addresses. The lock keeps a port's index its own meanwhile.
 
+// fdb does not hold the lock while it reads the whole table: an entry may so be told of a port that has just taken the
+// place of another one.
 func (s *ports) fdb() []FDBEntry {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	names := map[int]string{}
-	for name, e := range s.byName {
-		names[e.in.PortIndex()] = name
-	}
+	names := s.byIndex()
 	var all []FDBEntry
 	for _, e := range s.sw.FDB().Dump() {
 		if name, ok := names[e.Port]; ok {
@@ -220,6 +217,16 @@ func (s *ports) fdb() []FDBEntry {
 		}
 	}
 	return all
+}
+
+func (s *ports) byIndex() map[int]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	names := map[int]string{}
+	for name, e := range s.byName {
+		names[e.in.PortIndex()] = name
+	}
+	return names
 }
 
 // flush forgets what was learned behind a port; behind all, where name is empty.

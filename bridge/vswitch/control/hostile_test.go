@@ -1,0 +1,571 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/bridge"
+	"vmnet/bridge/vswitch"
+	"vmnet/internal/fdpass"
+	"vmnet/internal/nstest"
+)
+
+// raw is a connection that keeps to no rules.
+func raw(t testing.TB, path string) *net.UnixConn {
+	t.Helper()
+	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// reply is what the switch says to a message; closed, if it hangs up instead.
+func reply(t testing.TB, conn *net.UnixConn, message []byte, files ...*os.File) string {
+	t.Helper()
+	if err := fdpass.SendOver(conn, message, files...); err != nil {
+		return "closed"
+	}
+	b, _, err := fdpass.ReceiveOver(conn, make([]byte, maxMessage), 0)
+	switch {
+	case errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET):
+		return "closed"
+	case err != nil:
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func openFiles(t testing.TB) int {
+	t.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all)
+}
+
+func TestMessages(t *testing.T) {
+	path, _ := serve(t)
+	long := strings.Repeat("x", maxLabel+1)
+	port := func(p Port) string {
+		b, err := json.Marshal(request{Do: doAddPort, Port: &p})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	trunk := vswitch.PortConfig{}
+	for id := 1; id < 4000; id += 2 {
+		trunk.Trunk = append(trunk.Trunk, bridge.VLANRange{First: id, Last: id})
+	}
+	for _, test := range []struct{ message, want string }{
+		{"nonsense", "invalid character"},
+		{`{"do":"info"`, "unexpected EOF"},
+		{`{"do":"info"}{"do":"stop"}`, "text behind it"},
+		{`{}`, "nothing that this switch can do"},
+		{`{"do":"explode"}`, "is it of another version?"},
+		{`{"do":"info","verbose":true}`, "unknown field"},
+		{`{"do":["info"]}`, "cannot unmarshal"},
+		{`{"do":"add-port"}`, "add-port of nothing"},
+		{`{"do":"add-static"}`, "add-static of nothing"},
+		{`{"do":"remove-port","name":"x"}`, "no port of that name"},
+		{`{"do":"set-label","name":"x"}`, "no port of that name"},
+		{`{"do":"set-label","name":"x","label":"` + long + `"}`, "want at most 255"},
+		{`{"do":"add-port","port":{"name":"x","kind":"socket","config":{"vlans":1}}}`, "unknown field"},
+		{port(Port{Name: "x", Kind: Socket}), "0 files came along: want 1 to 1"},
+		{port(Port{Name: "x", Kind: Socket, Holder: 1}), "0 files came along: want 2 to 2"},
+		{port(Port{Name: "x", Kind: Packet}), "0 files came along: want 2 to 2"},
+		{port(Port{Name: "x", Kind: Tap}), "0 files came along: want 1 to 252"},
+		{strings.Repeat("[", maxMessage), "exceeded max depth"},
+		{strings.Repeat("\x00", maxMessage), "invalid character"},
+		{strings.Repeat(" ", maxMessage+1), "closed"},
+	} {
+		conn := raw(t, path)
+		if got := reply(t, conn, []byte(test.message)); !strings.Contains(got, test.want) {
+			t.Errorf("%.80s: %.200s\nwant %s", test.message, got, test.want)
+		}
+		if test.want == "closed" {
+			continue
+		}
+		if got := reply(t, conn, []byte(`{"do":"info"}`)); !strings.Contains(got, `"pid":`) {
+			t.Errorf("%.80s: then %s", test.message, got)
+		}
+	}
+	c := client(t, path)
+	near, far, err := vswitch.SocketFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	defer far.Close()
+	for _, p := range []Port{
+		{Name: "", Kind: Socket},
+		{Name: "two words", Kind: Socket},
+		{Name: "-o", Kind: Socket},
+		{Name: "new\nline", Kind: Socket},
+		{Name: "\xff", Kind: Socket},
+		{Name: strings.Repeat("n", maxName+1), Kind: Socket},
+		{Name: "x", Kind: "tun"},
+		{Name: "x", Kind: Socket, Holder: -1},
+		{Name: "x", Kind: Socket, Label: long},
+		{Name: "x", Kind: Socket, Device: "a b"},
+		{Name: "x", Kind: Socket, Config: vswitch.PortConfig{MTU: 1}},
+		{Name: "x", Kind: Socket, Config: trunk},
+	} {
+		if err := c.AddPort(soon(t), p, near); !errors.Is(err, bridge.ErrInvalid) {
+			t.Errorf("%.100v: %v", p, err)
+		}
+		if got := reply(t, raw(t, path), []byte(port(p)), near); !strings.Contains(got, `"error"`) {
+			t.Errorf("%.100v: %s", p, got)
+		}
+	}
+	if got := names(t, c); len(got) != 0 {
+		t.Errorf("ports: %v", got)
+	}
+}
+
+// TestEmptyMessage sends a file with no byte, which reads as the end does; Go's own functions would add one.
+func TestEmptyMessage(t *testing.T) {
+	path, _ := serve(t)
+	conn := raw(t, path)
+	reply(t, conn, []byte(`{"do":"flush"}`))
+	before := openFiles(t)
+	rights := unix.UnixRights(0)
+	hdr := unix.Msghdr{Control: &rights[0]}
+	hdr.SetControllen(len(rights))
+	rc, err := conn.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = rc.Control(func(fd uintptr) {
+		if _, _, errno := unix.Syscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&hdr)), 0); errno != 0 {
+			t.Error(errno)
+		}
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("%v", err)
+	}
+	eventually(t, "the switch has closed all", func() bool { return openFiles(t) == before-1 })
+}
+
+// TestFiles sends what is no port's.
+func TestFiles(t *testing.T) {
+	path, _ := serve(t)
+	plain, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	stream, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := os.NewFile(uintptr(stream), "stream")
+	defer other.Close()
+	near, far, err := vswitch.SocketFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	defer far.Close()
+	before := openFiles(t)
+	c := client(t, path)
+	_, pidfd := sleeper(t)
+	for _, f := range []*os.File{plain, r, other, far, pidfd} {
+		for _, kind := range []string{Tap, Packet, Socket} {
+			if kind == Socket && f == far {
+				continue
+			}
+			files := []*os.File{f}
+			if kind == Packet {
+				files = append(files, f)
+			}
+			if err := c.AddPort(soon(t), Port{Name: "x", Kind: kind}, files...); !errors.Is(err, bridge.ErrInvalid) {
+				t.Errorf("%s as a %s: %v", f.Name(), kind, err)
+			}
+		}
+	}
+	many := slices.Repeat([]*os.File{plain}, fdpass.MaxFiles)
+	for _, message := range []string{`{"do":"info"}`, `{"do":"add-port","port":{"name":"x","kind":"socket","config":{}}}`, "nonsense"} {
+		if got := reply(t, raw(t, path), []byte(message), many...); !strings.Contains(got, `"kind":"invalid"`) {
+			t.Errorf("%s with %d files: %s", message, len(many), got)
+		}
+	}
+	for i := range 30 { // and nobody reads the answers
+		conn := raw(t, path)
+		for range 10 {
+			_ = fdpass.SendOver(conn, []byte(`{"do":"info"}`), many[:20]...)
+		}
+		if i%2 == 0 {
+			_ = conn.Close()
+		}
+	}
+	if got := names(t, c); len(got) != 0 {
+		t.Errorf("ports: %v", got)
+	}
+	const clients = 40 // both ends of those that are open still
+	eventually(t, "the files are closed", func() bool { return openFiles(t) < before+2*clients })
+}
+
+// TestThousands has more clients than there is room for: those that are silent make room.
+func TestThousands(t *testing.T) {
+	path, s := serve(t)
+	var silent []*net.UnixConn
+	for range 2000 {
+		conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		silent = append(silent, conn)
+		if len(silent) > 300 {
+			_ = silent[0].Close()
+			silent = silent[1:]
+		}
+	}
+	c := client(t, path)
+	if _, err := c.Info(soon(t)); err != nil {
+		t.Error(err)
+	}
+	s.mu.Lock()
+	if n := len(s.sessions); n > maxSessions {
+		t.Errorf("%d sessions", n)
+	}
+	s.mu.Unlock()
+	for _, conn := range silent {
+		_ = conn.Close()
+	}
+}
+
+// TestDeaf has clients that ask for much and read nothing, while another one is served.
+func TestDeaf(t *testing.T) {
+	path, s := serve(t)
+	c := client(t, path)
+	guest(t, c, Port{Name: "a", Label: strings.Repeat("l", maxLabel)})
+	index := slices.Sorted(maps.Keys(s.ports.byIndex()))[0]
+	for i := range 4000 {
+		s.ports.sw.FDB().Learn(vswitch.KeyOf(net.HardwareAddr{2, 0, 0, 0, byte(i >> 8), byte(i)}, 0), index)
+	}
+	for range maxSessions - 1 {
+		conn := raw(t, path)
+		if err := fdpass.SendOver(conn, []byte(`{"do":"fdb"}`)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 5 {
+		if all, err := c.FDB(soon(t)); err != nil || len(all) < 3000 {
+			t.Fatalf("%d addresses, %v", len(all), err)
+		}
+	}
+}
+
+// TestManyPorts fills the switch, and lists it in pieces.
+func TestManyPorts(t *testing.T) {
+	path, s := serve(t)
+	c := client(t, path)
+	label := strings.Repeat("\x01", maxLabel) // six bytes each, as JSON
+	near, far, err := vswitch.SocketFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	defer far.Close()
+	const n = 200
+	for i := range n {
+		if err := c.AddPort(soon(t), Port{Name: fmt.Sprintf("p%03d", i), Kind: Socket, Label: label, Config: vswitch.PortConfig{MTU: 68}}, near); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := c.Ports(soon(t))
+	if err != nil || len(all) != n || all[n-1].Name != "p199" || all[n-1].Label != label {
+		t.Fatalf("%d ports, %v", len(all), err)
+	}
+	pieces := 0
+	err = s.perform([]byte(`{"do":"ports"}`), nil, func(a answer) error {
+		pieces++
+		if b, err := json.Marshal(a); err != nil || len(b) > maxMessage-16 {
+			t.Errorf("%d bytes, %v", len(b), err)
+		}
+		return nil
+	})
+	if err != nil || pieces < 5 {
+		t.Errorf("%d pieces, %v", pieces, err)
+	}
+}
+
+// TestAtOnce has many clients change ports at the same time.
+func TestAtOnce(t *testing.T) {
+	path, s := serve(t)
+	near, far, err := vswitch.SocketFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	defer far.Close()
+	cmd, pidfd := sleeper(t)
+	var all sync.WaitGroup
+	for i := range 8 {
+		c := client(t, path)
+		all.Go(func() {
+			for n := range 20 {
+				name := fmt.Sprintf("p%d", (i+n)%5)
+				p, files := Port{Name: name, Kind: Socket}, []*os.File{near}
+				if n%2 == 0 {
+					p.Holder, files = cmd.Process.Pid, []*os.File{pidfd, near}
+				}
+				_ = c.AddPort(context.Background(), p, files...)
+				_ = c.SetLabel(context.Background(), name, "x")
+				_, _ = c.Ports(context.Background())
+				_, _ = c.FDB(context.Background())
+				_ = c.Flush(context.Background(), "")
+				_ = c.RemovePort(context.Background(), name)
+			}
+		})
+	}
+	all.Wait()
+	_ = cmd.Process.Kill()
+	eventually(t, "held ports are gone", func() bool {
+		for _, p := range s.Ports() {
+			if p.Holder != 0 {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// TestLiveStranger connects as another user, where the socket would let it.
+func TestLiveStranger(t *testing.T) {
+	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
+	path, _ := serve(t)
+	for dir := filepath.Dir(path); len(dir) > len(os.TempDir()); dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if info, err := os.Lstat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("%v, %v", info, err)
+	}
+	as := func(uid int, do func() error) (err error) {
+		done := make(chan struct{})
+		go func() {
+			runtime.LockOSThread() // which ends with the goroutine
+			defer close(done)
+			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); errno != 0 {
+				err = errno
+				return
+			}
+			err = do()
+		}()
+		<-done
+		return err
+	}
+	connect := func() error {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+			return err
+		}
+		_, _ = unix.Write(fd, []byte(`{"do":"info"}`))
+		n, err := unix.Read(fd, make([]byte, maxMessage))
+		if err != nil || n != 0 {
+			return fmt.Errorf("%d bytes, %w", n, err)
+		}
+		return io.EOF
+	}
+	const nobody = 65534
+	if err := as(nobody, connect); !errors.Is(err, unix.EACCES) {
+		t.Errorf("by the socket's mode: %v", err)
+	}
+	if err := os.Chmod(path, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := as(nobody, connect); !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("by its credentials: %v", err)
+	}
+}
+
+// Switches that are none.
+
+// pretend listens and does with each connection what the test says.
+func pretend(t *testing.T, do func(*net.UnixConn)) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "sw")
+	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			conn, err := ln.AcceptUnix()
+			if err != nil {
+				return
+			}
+			serving.Go(func() {
+				do(conn)
+				_ = conn.Close()
+			})
+		}
+	})
+	t.Cleanup(func() {
+		_ = ln.Close()
+		serving.Wait()
+	})
+	return path
+}
+
+func TestClientOfALiar(t *testing.T) {
+	say := func(messages ...string) func(*net.UnixConn) {
+		return func(conn *net.UnixConn) {
+			_, _ = conn.Read(make([]byte, maxMessage))
+			for _, m := range messages {
+				if _, err := conn.Write([]byte(m)); err != nil {
+					return
+				}
+			}
+		}
+	}
+	for _, test := range []struct {
+		what string
+		do   func(*net.UnixConn)
+		want string
+	}{
+		{"nonsense", say("nonsense"), "answer of the switch"},
+		{"nothing", say(), "hung up"},
+		{"no info", say("{}"), "told nothing of itself"},
+		{"cut off", say(`{"more":true}`), "hung up"},
+		{"a null", say("null"), "told nothing of itself"},
+		{"too long", say(strings.Repeat(" ", maxMessage+1)), "a message of more than"},
+		{"an error", say(`{"error":{"text":"as told","kind":"nonsense"}}`), "as told"},
+		{"files", func(conn *net.UnixConn) {
+			_, _ = conn.Read(make([]byte, maxMessage))
+			_ = fdpass.SendOver(conn, []byte("{}"), os.Stderr, os.Stderr)
+		}, "a message of more than"},
+	} {
+		c := client(t, pretend(t, test.do))
+		before := openFiles(t)
+		if _, err := c.Info(soon(t)); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v", test.what, err)
+		}
+		if after := openFiles(t); after > before {
+			t.Errorf("%s: %d files are open, %d were", test.what, after, before)
+		}
+	}
+}
+
+func TestClientsContext(t *testing.T) {
+	endless := pretend(t, func(conn *net.UnixConn) {
+		_, _ = conn.Read(make([]byte, maxMessage))
+		for {
+			if _, err := conn.Write([]byte(`{"more":true}`)); err != nil {
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	})
+	silent := pretend(t, func(conn *net.UnixConn) { _, _ = io.Copy(io.Discard, conn) })
+	for _, path := range []string{endless, silent} {
+		c := client(t, path)
+		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+		if _, err := c.Ports(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v", err)
+		}
+		cancel()
+		if err := c.Flush(soon(t), ""); err == nil || !strings.Contains(err.Error(), "broke earlier") {
+			t.Errorf("afterwards: %v", err)
+		}
+		why := errors.New("as told")
+		ctx, cancelCause := context.WithCancelCause(context.Background())
+		cancelCause(why)
+		if _, err := client(t, path).Ports(ctx); !errors.Is(err, why) {
+			t.Errorf("ended before: %v", err)
+		}
+	}
+	if _, err := Dial(soon(t), filepath.Join(t.TempDir(), "none")); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("nobody listens: %v", err)
+	}
+}
+
+// FuzzPerform gives a switch any message, without and with a file.
+func FuzzPerform(f *testing.F) {
+	for _, seed := range []string{
+		`{"do":"info"}`, `{"do":"ports"}`, `{"do":"fdb"}`, `{"do":"flush","name":"a"}`, `{"do":"set-label","name":"a","label":"x"}`,
+		`{"do":"add-static","entry":{"mac":"02:00:00:00:00:01","vlan":7,"port":"a"}}`, `{"do":"remove-static","entry":{"mac":"02:00:00:00:00:01"}}`,
+		`{"do":"add-port","port":{"name":"b","kind":"socket","label":"l","holder":1,"config":{"trunk":[{"first":2,"last":5}],"macs":["02:00:00:00:00:01"],"storm":{"unknown":1}}}}`,
+		`{"do":"add-port","port":{"name":"b","kind":"tap","config":{}}}`, `{"do":"remove-port","name":"b"}`,
+	} {
+		f.Add([]byte(seed), false)
+		f.Add([]byte(seed), true)
+	}
+	near, far, err := vswitch.SocketFiles()
+	if err != nil {
+		f.Fatal(err)
+	}
+	sw := vswitch.New(vswitch.Config{Addresses: 64})
+	s := NewServer(sw, Info{Name: "sw"})
+	f.Cleanup(func() {
+		_ = sw.Close()
+		s.Close()
+		_ = near.Close()
+		_ = far.Close()
+	})
+	f.Fuzz(func(t *testing.T, message []byte, withFile bool) {
+		var files []*os.File
+		if withFile {
+			files = []*os.File{near}
+		}
+		err := s.perform(message, files, func(a answer) error {
+			if b, err := json.Marshal(a); err != nil || len(b) > maxMessage-16 {
+				t.Errorf("%d bytes, %v", len(b), err)
+			}
+			return nil
+		})
+		if err != nil {
+			if b, err := json.Marshal(answer{Error: refuse(err)}); err != nil || len(b) > maxMessage {
+				t.Errorf("%d bytes, %v", len(b), err)
+			}
+		}
+		for _, p := range s.Ports() {
+			if err := p.Config.Validate(); err != nil || len(p.Label) > maxLabel || len(p.Name) > maxName || bytes.ContainsAny([]byte(p.Name), " \n") {
+				t.Errorf("port %+v: %v", p, err)
+			}
+			if err := s.ports.remove(p.Name); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
