@@ -18,7 +18,7 @@ var layers = [][]string{
 	{"tapmgr", "internal/doctor"},
 	{"internal/launch"},
 	{"internal/bridgeconf", "internal/policy"},
-	{"bridge/vswitch/control"},
+	{"bridge/vswitch/control", "internal/capture"},
 	{"bridge/vswitch"},
 	{"bridge", "macvtap", "vhost", "qmp", "libvirt"},
 	{"internal/tun", "internal/rtnl", "internal/qemu"},

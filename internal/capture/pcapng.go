@@ -1,0 +1,127 @@
+package capture
+
+import (
+	"fmt"
+	"io"
+	"runtime"
+	"time"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+	"github.com/google/gopacket/pcapgo"
+
+	"vmnet/bridge/vswitch"
+	"vmnet/internal/console"
+)
+
+// A File is a capture as Wireshark reads it: pcapng (draft-ietf-opsawg-pcapng). Each port is two interfaces, "tap0 in" and "tap0 out", for the
+// library cannot tell of single frames which way they went; of dropped frames, each reason is one more.
+type File struct {
+	w     *pcapgo.NgWriter
+	cfg   vswitch.CaptureConfig
+	begin time.Time
+	ids   map[face]int
+	count map[int]uint64 // of frames, by interface
+}
+
+// face is what is an interface of the file.
+type face struct {
+	port      int
+	direction vswitch.Direction
+	reason    string
+}
+
+// ofAll is the section's comment.
+const ofAll = "Frames are as they went through the switch: super-frames in one piece, and without the checksums that " +
+	"a vnet header leaves to the receiver."
+
+// NewFile begins a capture of a switch, as cfg says. Program is who writes it, with its version.
+func NewFile(w io.Writer, program, name string, cfg vswitch.CaptureConfig) (*File, error) {
+	f := &File{cfg: cfg, begin: time.Now(), ids: map[face]int{}, count: map[int]uint64{}}
+	for _, d := range []vswitch.Direction{vswitch.In, vswitch.Out} {
+		if d == vswitch.In && cfg.Out && !cfg.In || d == vswitch.Out && cfg.In && !cfg.Out {
+			continue
+		}
+		for port := range cfg.Ports {
+			face := face{port: port, direction: d}
+			if f.w != nil {
+				if _, err := f.add(face); err != nil {
+					return nil, err
+				}
+				continue
+			}
+			var err error
+			f.w, err = pcapgo.NewNgWriterInterface(w, f.describe(face), pcapgo.NgWriterOptions{SectionInfo: pcapgo.NgSectionInfo{
+				Hardware: runtime.GOARCH, OS: runtime.GOOS, Application: program,
+				Comment: fmt.Sprintf("Captured at switch %s. %s", console.Clean(name), ofAll),
+			}})
+			if err != nil {
+				return nil, err
+			}
+			f.ids[face] = 0
+		}
+	}
+	return f, nil
+}
+
+func (f *File) describe(face face) pcapgo.NgInterface {
+	name := fmt.Sprintf("%s %s", console.Clean(f.cfg.Ports[face.port]), face.direction)
+	if face.reason != "" {
+		name += ", dropped: " + console.Clean(face.reason)
+	}
+	return pcapgo.NgInterface{Name: name, OS: runtime.GOOS, LinkType: layers.LinkTypeEthernet, SnapLength: uint32(f.cfg.Snaplen)}
+}
+
+// maxReasons bounds the interfaces of dropped frames; a reason beyond is not told.
+const maxReasons = 1024
+
+func (f *File) add(face face) (int, error) {
+	if face.reason != "" && len(f.ids) > maxReasons+2*len(f.cfg.Ports) {
+		face.reason = ""
+	}
+	if id, ok := f.ids[face]; ok {
+		return id, nil
+	}
+	id, err := f.w.AddInterface(f.describe(face))
+	f.ids[face] = id
+	return id, err
+}
+
+// Write adds a frame.
+func (f *File) Write(c vswitch.CapturedFrame) error {
+	if c.Port >= len(f.cfg.Ports) {
+		return fmt.Errorf("a frame of port %d of %d", c.Port, len(f.cfg.Ports))
+	}
+	face := face{port: c.Port, direction: c.Direction}
+	if f.cfg.Drops {
+		face.reason = c.Reason
+	}
+	id, err := f.add(face)
+	if err != nil {
+		return err
+	}
+	f.count[id]++
+	return f.w.WritePacket(gopacket.CaptureInfo{Timestamp: c.Time, CaptureLength: len(c.Data), Length: c.Length, InterfaceIndex: id}, c.Data)
+}
+
+// Flush writes what is still in memory.
+func (f *File) Flush() error { return f.w.Flush() }
+
+// Finish writes how many frames there were, and were lost, and flushes. The file is one without it, too.
+func (f *File) Finish(totals []vswitch.CaptureTotals) error {
+	lost := map[face]uint64{}
+	for _, t := range totals {
+		lost[face{port: t.Port, direction: t.Direction}] = t.Lost
+	}
+	now := time.Now()
+	for face, id := range f.ids {
+		err := f.w.WriteInterfaceStats(id, pcapgo.NgInterfaceStatistics{
+			LastUpdate: now, StartTime: f.begin, EndTime: now,
+			PacketsReceived: f.count[id] + lost[face], PacketsDropped: lost[face],
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return f.w.Flush()
+}
