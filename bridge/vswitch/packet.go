@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -91,7 +92,7 @@ func OpenPacketFiles(socket, claim *os.File) (*Wire, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open packet socket: %w", err), w.Close())
 	}
-	q := &packetQueue{newSocketQueue(own, packetFrames, vnetLen+maxFrame, tagLen, true)}
+	q := &packetQueue{socketQueue: newSocketQueue(own, packetFrames, vnetLen+maxFrame, tagLen, true)}
 	q.ended = q.deviceGone
 	w.queues = []queue{q}
 	return w, nil
@@ -181,11 +182,49 @@ func bindPacket(fd int, device string) error {
 	return nil
 }
 
-type packetQueue struct{ *socketQueue }
+type packetQueue struct {
+	*socketQueue
+	down bool // the device was, and no frame has come since
+}
+
+// How long after a device went down it is looked for: at first, since one that is removed goes down just before, and
+// then each time.
+const (
+	removedSoon = 20 * time.Millisecond
+	removedLate = time.Second
+)
+
+// receive also ends when a device that is down is removed: of that the kernel tells a socket nothing more
+// (packet_notifier in net/packet/af_packet.c).
+func (q *packetQueue) receive(frames []frame) (int, error) {
+	for {
+		n, err := q.socketQueue.receive(frames)
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded) && !q.gone():
+			_ = q.os.SetReadDeadline(time.Now().Add(removedLate))
+			continue
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return 0, fmt.Errorf("receive: %w", unix.ENETDOWN)
+		case q.down && err == nil && frames[0].lost == Delivered:
+			q.down = false
+			_ = q.os.SetReadDeadline(time.Time{})
+		}
+		return n, err
+	}
+}
 
 // deviceGone tells a device that was removed from one that went down, and from a frame that could not be told
 // in a vnet header: only the first takes the socket's device away (packet_notifier in net/packet/af_packet.c).
-func (q *packetQueue) deviceGone(syscall.Errno) bool {
+func (q *packetQueue) deviceGone(errno syscall.Errno) bool {
+	gone := q.gone()
+	if !gone && errno == unix.ENETDOWN {
+		q.down = true
+		_ = q.os.SetReadDeadline(time.Now().Add(removedSoon))
+	}
+	return gone
+}
+
+func (q *packetQueue) gone() bool {
 	gone := false
 	err := q.control(func(fd int) error {
 		name, err := unix.Getsockname(fd)

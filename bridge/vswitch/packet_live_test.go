@@ -283,3 +283,31 @@ func TestLivePacketDevice(t *testing.T) {
 		t.Errorf("no such device: %v", err)
 	}
 }
+
+// TestLivePacketDeviceRemovedWhenDown: the kernel tells the socket that a device goes down, and nothing when that is
+// removed later.
+func TestLivePacketDeviceRemovedWhenDown(t *testing.T) {
+	sw := newSwitch(t)
+	outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
+	for i, pause := range []time.Duration{0, 100 * time.Millisecond, 1500 * time.Millisecond} {
+		veth(t, outside, middle, "lan0", 1500)
+		up := addPort(t, sw, fmt.Sprint("up", i), openPacket(t, middle, "lan0"), vswitch.PortConfig{})
+		if err := middle.nl.LinkSetDown(middle.link("lan0")); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(pause)
+		if up.Err() != nil {
+			t.Errorf("it ended when it went down: %v", up.Err())
+		}
+		if err := middle.nl.LinkDel(middle.link("lan0")); err != nil {
+			t.Fatal(err)
+		}
+		waitEnded(t, up)
+		if !errors.Is(up.Err(), unix.ENETDOWN) {
+			t.Errorf("it ended with %v", up.Err())
+		}
+		if err := sw.RemovePort(up.Name()); err != nil { // with its claim
+			t.Fatal(err)
+		}
+	}
+}
