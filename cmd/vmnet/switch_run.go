@@ -67,7 +67,11 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 	if err != nil {
 		return err
 	}
-	if err := mustNotRun(ctx, o.name); err != nil {
+	path, err := control.Prepare(o.name, to.UID, to.GID)
+	if errors.Is(err, control.ErrRunning) {
+		return fmt.Errorf("%w (vmnet switch stop %s ends it)", err, o.name)
+	}
+	if err != nil {
 		return err
 	}
 	sw := vswitch.New(vswitch.Config{Ageing: o.ageing, Addresses: o.addresses})
@@ -75,7 +79,7 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 	opened, err := a.plugIn(server, o.ports)
 	var l *control.Listener
 	if err == nil {
-		l, err = listenAs(o.name, to)
+		l, err = listenAs(path, to)
 	}
 	if err == nil {
 		err = a.serveSwitch(ctx, o.name, server, l, opened)
@@ -86,17 +90,6 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 	}
 	server.Close()
 	return err
-}
-
-// mustNotRun spares whoever starts a switch twice the errors of its devices.
-func mustNotRun(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, glance)
-	defer cancel()
-	c, err := control.Dial(ctx, name)
-	if err != nil {
-		return nil // Listen knows for sure
-	}
-	return errors.Join(fmt.Errorf("switch %s: %w (vmnet switch stop %s ends it)", name, control.ErrRunning, name), c.Close())
 }
 
 // runsAs is who the switch is to be; empty is who we are.
@@ -145,11 +138,7 @@ func (a *app) plugIn(server *control.Server, wanted []wantedPort) ([]openPort, e
 }
 
 // listenAs makes the socket, without any right left and as that user.
-func listenAs(name string, to privilege.Caller) (*control.Listener, error) {
-	path, err := control.Prepare(name, to.UID, to.GID)
-	if err != nil {
-		return nil, err
-	}
+func listenAs(path string, to privilege.Caller) (*control.Listener, error) {
 	if err := privilege.GiveUp(to); err != nil {
 		return nil, err
 	}

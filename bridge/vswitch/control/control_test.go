@@ -327,6 +327,41 @@ func TestHolderRefused(t *testing.T) {
 	}
 }
 
+// TestHolderUnnamed is how an old kernel's switch knows a pidfd.
+func TestHolderUnnamed(t *testing.T) {
+	_, pidfd := sleeper(t)
+	gone, goneFD := sleeper(t)
+	_ = gone.Process.Kill()
+	_ = gone.Wait()
+	for _, test := range []struct {
+		f    *os.File
+		want int
+	}{{pidfd, anyProcess}, {goneFD, -1}} {
+		h, err := copyPidfd(test.f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := h.unnamed(); got != test.want || err != nil {
+			t.Errorf("%d, %v; want %d", got, err, test.want)
+		}
+		_ = h.close()
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	h, err := copyPidfd(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.close() //nolint:errcheck
+	if pid, err := h.unnamed(); err == nil {
+		t.Errorf("a pipe is process %d's", pid)
+	}
+}
+
 func TestStop(t *testing.T) {
 	path, s := serve(t)
 	c := client(t, path)

@@ -3,6 +3,7 @@ package control
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -63,7 +64,7 @@ func (h *holder) check(pid int) error {
 		return fmt.Errorf("%w port: %w", bridge.ErrInvalid, err)
 	case found == -1:
 		return errEnded
-	case found != pid:
+	case found != pid && found != anyProcess:
 		return fmt.Errorf("%w port: the file is process %d's", bridge.ErrInvalid, found)
 	}
 	ended := false
@@ -83,6 +84,9 @@ func (h *holder) pid() (int, error) {
 	var info []byte
 	var readErr error
 	err := h.conn.Control(func(fd uintptr) { info, readErr = os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd)) })
+	if errors.Is(readErr, fs.ErrPermission) {
+		return h.unnamed()
+	}
 	if err = errors.Join(err, readErr); err != nil {
 		return 0, err
 	}
@@ -93,6 +97,25 @@ func (h *holder) pid() (int, error) {
 	}
 	return 0, errors.New("the file that should be its pidfd is none")
 }
+
+// unnamed is for a switch that runs as another user than it was started by: a kernel before 5.14 does not let it read its own
+// fdinfo. Whether the process is there is all that it can tell then, and whether the file is a pidfd.
+func (h *holder) unnamed() (int, error) {
+	var sigErr error
+	err := h.conn.Control(func(fd uintptr) { sigErr = unix.PidfdSendSignal(int(fd), 0, nil, 0) })
+	switch {
+	case err != nil:
+		return 0, err
+	case errors.Is(sigErr, unix.ESRCH):
+		return -1, nil
+	case sigErr == nil, errors.Is(sigErr, unix.EPERM):
+		return anyProcess, nil
+	}
+	return 0, fmt.Errorf("the file that should be its pidfd is none: %w", sigErr)
+}
+
+// anyProcess is a process of which only that it is there is known.
+const anyProcess = -2
 
 // wait waits until the process has ended, and tells so, or until close.
 func (h *holder) wait() (ended bool) {

@@ -17,12 +17,29 @@ import (
 // ErrRunning is a switch that runs already.
 var ErrRunning = errors.New("a switch of that name runs already")
 
-// Prepare makes the folder of a switch's socket and returns the socket's path. The folder is uid's, so that the switch can
-// listen there, and remove what it has made, when it runs with that user's rights and no others. A name with a slash is
-// the path, and its folder is left as it is.
+// Prepare makes way for Listen, as long as this process has rights that it has not then: it makes the socket's folder, and
+// removes a socket that a switch has left which was killed, and may have been another user's. It returns the socket's path. One
+// that runs is ErrRunning.
 //
-// Where root's folder has one of that name that is this user's own, as a service manager makes it, that is taken.
+// The folder is uid's, so that the switch can listen there, and remove what it has made, with that user's rights and no
+// others. A name with a slash is the path, and its folder is left as it is. Where root's folder has one of that name that is
+// this user's own, as a service manager makes it, that is taken.
 func Prepare(name string, uid, gid int) (path string, err error) {
+	if path, err = prepareFolder(name, uid, gid); err != nil {
+		return "", err
+	}
+	unlock, err := lockFolder(filepath.Dir(path))
+	if err != nil {
+		return "", fmt.Errorf("switch %s: %w", name, err)
+	}
+	defer unlock()
+	if err := clearPath(path); err != nil {
+		return "", fmt.Errorf("switch %s: %s: %w", name, path, err)
+	}
+	return path, nil
+}
+
+func prepareFolder(name string, uid, gid int) (path string, err error) {
 	if strings.Contains(name, "/") {
 		return name, checkPath(name)
 	}

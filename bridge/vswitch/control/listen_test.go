@@ -1,0 +1,146 @@
+package control
+
+import (
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"vmnet/bridge"
+)
+
+// killed leaves a socket behind, as a switch that was killed does.
+func killed(t testing.TB, path, network string) {
+	t.Helper()
+	ln, err := net.ListenUnix(network, &net.UnixAddr{Name: path, Net: network})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.SetUnlinkOnClose(false)
+	if err := ln.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestOneListener has many want a socket at once, which one has left that was killed.
+func TestOneListener(t *testing.T) {
+	for range 50 {
+		path := filepath.Join(t.TempDir(), "sw")
+		killed(t, path, "unixpacket")
+		var mu sync.Mutex
+		var won []*Listener
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() {
+				l, err := Listen(path)
+				mu.Lock()
+				defer mu.Unlock()
+				if err == nil {
+					won = append(won, l)
+				} else if !errors.Is(err, ErrRunning) {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if len(won) != 1 {
+			t.Fatalf("%d listen", len(won))
+		}
+		if c, err := Dial(soon(t), path); err != nil {
+			t.Error(err)
+		} else {
+			_ = c.Close()
+		}
+		if err := won[0].Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestListenRefused(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	if err := errors.Join(os.WriteFile(at("file"), nil, 0o600), os.Symlink(at("nowhere"), at("link")), os.Mkdir(at("folder"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	other, err := net.Listen("unix", at("stream"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	for name, want := range map[string]string{
+		"file": "is no socket", "link": "is no socket", "folder": "is no socket", "stream": "something else than a switch", "none/sw": "no such file",
+	} {
+		if l, err := Listen(at(name)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, %v", name, l, err)
+		}
+	}
+	if _, err := os.Lstat(at("file")); err != nil {
+		t.Error(err)
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := Listen(at("sw")); err == nil || !strings.Contains(err.Error(), "another process has locked") {
+		t.Errorf("%v, %v", l, err)
+	}
+}
+
+// TestCloseLeavesOthers has a socket taken from under a listener.
+func TestCloseLeavesOthers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sw")
+	first, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	second, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(path); err != nil {
+		t.Error(err)
+	}
+	if err := second.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+func TestNames(t *testing.T) {
+	for _, name := range []string{"", ".", "..", ".x", "-x", "a b", "ü", "a\n", strings.Repeat("n", 65), "/" + strings.Repeat("p", maxPath)} {
+		if path, err := Path(name); !errors.Is(err, bridge.ErrInvalid) {
+			t.Errorf("%q: %s, %v", name, path, err)
+		}
+		if path, err := Prepare(name, os.Geteuid(), os.Getegid()); !errors.Is(err, bridge.ErrInvalid) {
+			t.Errorf("%q: %s, %v", name, path, err)
+		}
+	}
+	for _, name := range []string{"sw0", "a.b_c-9", strings.Repeat("n", 64)} {
+		if path, err := Path(name); err != nil || filepath.Base(filepath.Dir(path)) != name {
+			t.Errorf("%q: %s, %v", name, path, err)
+		}
+	}
+	for _, path := range []string{"./x", "/tmp/x"} {
+		if got, err := Path(path); got != path || err != nil {
+			t.Errorf("%s: %s, %v", path, got, err)
+		}
+	}
+}

@@ -1,0 +1,426 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/netns"
+	"vmnet/internal/nstest"
+	"vmnet/internal/tun"
+	"vmnet/testvm/traffic"
+)
+
+const nobody = 65534
+
+// A running switch of a test's.
+type running struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	socket string
+	said   chan string // lines of its output
+}
+
+// runSwitch starts one as a program, with setpriv's options in front, and waits until it is ready. Its socket is in a folder
+// that any user may use.
+func runSwitch(t *testing.T, ns *netns.NS, setpriv []string, args ...string) *running {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "switch")
+	if err == nil {
+		err = os.Chmod(dir, 0o777)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return startSwitch(t, ns, filepath.Join(dir, "sw"), setpriv, args...)
+}
+
+func startSwitch(t *testing.T, ns *netns.NS, socket string, setpriv []string, args ...string) *running {
+	t.Helper()
+	argv := append(append([]string{"setpriv"}, setpriv...), "vmnet", "switch", "run", socket)
+	if ns != nil {
+		argv = append(argv, "--netns", ns.Path())
+	}
+	argv = append(argv, args...)
+	r := &running{t: t, cmd: exec.Command(argv[0], argv[1:]...), socket: socket, said: make(chan string, 100)}
+	r.cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
+	r.cmd.Stderr = os.Stderr
+	out, err := r.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(r.said)
+		for s := bufio.NewScanner(out); s.Scan(); {
+			r.said <- s.Text()
+		}
+	}()
+	t.Cleanup(r.kill)
+	r.says("runs with")
+	for end := time.Now().Add(patience); r.ask(func(ctx context.Context, c *control.Client) error { return nil }) != nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("nobody listens")
+		}
+	}
+	return r
+}
+
+// says waits for a line.
+func (r *running) says(want string) {
+	r.t.Helper()
+	late := time.After(patience)
+	for {
+		select {
+		case line, open := <-r.said:
+			if strings.Contains(line, want) {
+				return
+			}
+			if !open {
+				r.t.Fatalf("it has not said %q", want)
+			}
+		case <-late:
+			r.t.Fatalf("it does not say %q", want)
+		}
+	}
+}
+
+// kill is what no program can do anything about.
+func (r *running) kill() {
+	_ = r.cmd.Process.Kill()
+	_ = r.cmd.Wait()
+}
+
+// end asks it to end, and wants success.
+func (r *running) end() {
+	r.t.Helper()
+	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		r.t.Fatal(err)
+	}
+	r.says(": ended")
+	if err := r.cmd.Wait(); err != nil {
+		r.t.Errorf("it ended with %v", err)
+	}
+	if _, err := os.Lstat(r.socket); !errors.Is(err, fs.ErrNotExist) {
+		r.t.Errorf("its socket: %v", err)
+	}
+}
+
+func (r *running) ask(f func(context.Context, *control.Client) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	c, err := control.Dial(ctx, r.socket)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return f(ctx, c)
+}
+
+func (r *running) ports() map[string]control.Port {
+	r.t.Helper()
+	all := map[string]control.Port{}
+	err := r.ask(func(ctx context.Context, c *control.Client) error {
+		ports, err := c.Ports(ctx)
+		for _, p := range ports {
+			all[p.Name] = p
+		}
+		return err
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return all
+}
+
+// powerless makes sure that no thread has any right, and that none can be had.
+func (r *running) powerless(uid int) {
+	r.t.Helper()
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", r.cmd.Process.Pid))
+	if err != nil || len(tasks) == 0 {
+		r.t.Fatalf("%v, %v", tasks, err)
+	}
+	for _, task := range tasks {
+		status, err := os.ReadFile(task)
+		if err != nil {
+			continue // a thread that has ended
+		}
+		for _, want := range []string{
+			fmt.Sprintf("Uid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d\n", uid), "NoNewPrivs:\t1\n",
+			"CapInh:\t0000000000000000\n", "CapPrm:\t0000000000000000\n", "CapEff:\t0000000000000000\n", "CapAmb:\t0000000000000000\n",
+		} {
+			if !strings.Contains(string(status), want) {
+				r.t.Errorf("%s has no line %q:\n%s", task, want, status)
+			}
+		}
+	}
+}
+
+// seat moves a device into a netns of its own, and gives it addresses there.
+func seat(t *testing.T, from *netns.NS, device, v4 string) *netns.NS {
+	t.Helper()
+	ns := nstest.New(t)
+	link, err := nstest.Handle(t, from).LinkByName(device)
+	if err == nil {
+		err = nstest.Handle(t, from).LinkSetNsFd(link, int(ns.Handle()))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	address(t, ns, device, v4)
+	return ns
+}
+
+func address(t *testing.T, ns *netns.NS, device, v4 string) {
+	t.Helper()
+	nl := nstest.Handle(t, ns)
+	link, err := nl.LinkByName(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, err := netlink.ParseAddr(v4 + "/24")
+	if err == nil {
+		err = nl.AddrAdd(link, addr)
+	}
+	if err == nil {
+		err = nl.LinkSetUp(link)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// stream sends verified bytes from one netns to an address in another one.
+func stream(t *testing.T, from, to *netns.NS, v4 string) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var s *traffic.Server
+	if err := to.Do(func() (err error) { s, err = traffic.ServeTCP(v4 + ":0"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	return from.Do(func() error {
+		_, err := traffic.SendTCP(ctx, s.Addr, 5<<20)
+		return err
+	})
+}
+
+func answers(t *testing.T, from *netns.NS, v4 string) bool {
+	t.Helper()
+	return from.Do(func() error {
+		_, err := traffic.SendPing(t.Context(), traffic.Ping{Addr: v4, Count: 10, Timeout: 100 * time.Millisecond, UntilFirst: true})
+		return err
+	}) == nil
+}
+
+func isThere(t *testing.T, ns *netns.NS, device string) bool {
+	t.Helper()
+	_, err := nstest.Handle(t, ns).LinkByName(device)
+	return err == nil
+}
+
+// awaitGone waits for the kernel, which removes a device some milliseconds after its last holder.
+func awaitGone(t *testing.T, ns *netns.NS, device string) {
+	t.Helper()
+	for end := time.Now().Add(patience); isThere(t, ns, device); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s is still there", device)
+		}
+	}
+}
+
+// persistent makes a tap as ip tuntap add does.
+func persistent(t *testing.T, ns *netns.NS, name string, multi bool) {
+	t.Helper()
+	tap, err := tun.Create(ns, name, multi)
+	if err == nil {
+		err = errors.Join(tap.Persist(0), tap.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestLiveSwitchTaps has taps that are made and such that are there, of one queue and of several, leave for other
+// namespaces, and traffic between them.
+func TestLiveSwitchTaps(t *testing.T) {
+	ns := nstest.New(t)
+	persistent(t, ns, "single", false)
+	persistent(t, ns, "multi", true)
+	r := runSwitch(t, ns, nil, "--user", "nobody", "--tap", "made", "--tap", "queues,queues=3,mtu=1400", "--tap", "single", "--tap", "multi,queues=2")
+	r.powerless(nobody)
+	for name, queues := range map[string]int{"made": 1, "queues": 3, "single": 1, "multi": 2} {
+		if p := r.ports()[name]; p.Stats == nil || len(p.Stats.Queues) != queues || p.Device != name || p.Kind != control.Tap {
+			t.Errorf("%+v", p)
+		}
+	}
+	if link, err := nstest.Handle(t, ns).LinkByName("queues"); err != nil || link.Attrs().MTU != 1400 || link.Attrs().Flags&1 == 0 {
+		t.Errorf("%+v, %v", link, err)
+	}
+	made, queues := seat(t, ns, "made", "10.7.0.1"), seat(t, ns, "queues", "10.7.0.2")
+	single, multi := seat(t, ns, "single", "10.7.0.3"), seat(t, ns, "multi", "10.7.0.4")
+	for _, pair := range []struct {
+		from, to *netns.NS
+		v4       string
+	}{{made, queues, "10.7.0.2"}, {queues, single, "10.7.0.3"}, {single, multi, "10.7.0.4"}, {multi, made, "10.7.0.1"}} {
+		if err := stream(t, pair.from, pair.to, pair.v4); err != nil {
+			t.Errorf("to %s: %v", pair.v4, err)
+		}
+	}
+	r.end()
+	awaitGone(t, made, "made")
+	awaitGone(t, queues, "queues")
+	if !isThere(t, single, "single") || !isThere(t, multi, "multi") {
+		t.Error("a persistent tap has gone")
+	}
+}
+
+// TestLiveSwitchPacket has a veth as the uplink, whose near end has an address of the host's, and takes it from a switch that
+// is killed to another one.
+func TestLiveSwitchPacket(t *testing.T) {
+	ns, outside := nstest.New(t), nstest.New(t)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "up0"
+	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: "lan0", PeerNamespace: netlink.NsFd(int(outside.Handle()))}
+	if err := nstest.Handle(t, ns).LinkAdd(pair); err != nil {
+		t.Fatal(err)
+	}
+	address(t, ns, "up0", "10.7.0.9")
+	address(t, outside, "lan0", "10.7.0.2")
+	if !answers(t, outside, "10.7.0.9") {
+		t.Fatal("without a switch the host does not answer: the test is wrong")
+	}
+
+	r := runSwitch(t, ns, nil, "--user", "nobody", "--tap", "tap0", "--packet", "up0")
+	r.powerless(nobody)
+	guest := seat(t, ns, "tap0", "10.7.0.1")
+	if err := stream(t, guest, outside, "10.7.0.2"); err != nil {
+		t.Error(err)
+	}
+	if answers(t, guest, "10.7.0.9") || answers(t, outside, "10.7.0.9") {
+		t.Error("the host's address is reached through the switch")
+	}
+	if out, err := exec.Command("vmnet", "--netns", ns.Path(), "switch", "run", r.socket+"2", "--packet", "up0").CombinedOutput(); err == nil || !strings.Contains(string(out), "another switch has the device") {
+		t.Errorf("a second switch: %s, %v", out, err)
+	}
+
+	// Killed, it leaves its socket and nothing else.
+	r.kill()
+	awaitGone(t, guest, "tap0")
+	if !answers(t, outside, "10.7.0.9") {
+		t.Error("the device's frames do not reach the host again")
+	}
+	if _, err := os.Lstat(r.socket); err != nil {
+		t.Errorf("the test is wrong: %v", err)
+	}
+	if err := r.ask(nil); !errors.Is(err, control.ErrNotRunning) {
+		t.Errorf("%v", err)
+	}
+	r = startSwitch(t, ns, r.socket, nil, "--tap", "tap0", "--packet", "up0")
+	r.powerless(0)
+	guest = seat(t, ns, "tap0", "10.7.0.1")
+	if err := stream(t, guest, outside, "10.7.0.2"); err != nil {
+		t.Error(err)
+	}
+	r.end()
+}
+
+// forNobody lets everybody execute the program that is tested.
+func forNobody(t *testing.T) {
+	t.Helper()
+	path, err := exec.LookPath("vmnet")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path = filepath.Dir(path); len(path) > len(os.TempDir()); path = filepath.Dir(path) {
+		if err := os.Chmod(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestLiveSwitchOfNobody has no right from the start, and two guests whose ports come by the socket.
+func TestLiveSwitchOfNobody(t *testing.T) {
+	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
+	forNobody(t)
+	r := runSwitch(t, nil, []string{"--reuid", fmt.Sprint(nobody), "--regid", fmt.Sprint(nobody), "--clear-groups", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"})
+	r.powerless(nobody)
+	holder := exec.Command("sleep", "1000")
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = holder.Process.Kill()
+		_ = holder.Wait()
+	}()
+	var ends []*os.File
+	for _, name := range []string{"a", "b"} {
+		near, far, err := vswitch.SocketFiles()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer far.Close()
+		pidfd, err := control.OpenHolder(holder.Process.Pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = r.ask(func(ctx context.Context, c *control.Client) error {
+			return c.AddPort(ctx, control.Port{Name: name, Kind: control.Socket, Holder: holder.Process.Pid, Label: "guest " + name}, pidfd, near)
+		})
+		if err = errors.Join(err, near.Close(), pidfd.Close()); err != nil {
+			t.Fatal(err)
+		}
+		ends = append(ends, far)
+	}
+	frame := append([]byte("\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x00\x01\x88\xb5"), make([]byte, 46)...)
+	if _, err := ends[0].Write(frame); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 2000)
+	if n, err := ends[1].Read(got); err != nil || string(got[:n]) != string(frame) {
+		t.Errorf("%x, %v", got[:n], err)
+	}
+	if err := holder.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(patience); len(r.ports()) > 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("ports of a process that has ended: %v", r.ports())
+		}
+	}
+	r.end()
+}
+
+// TestLiveSwitchTellsSystemd has the rights that its unit leaves it.
+func TestLiveSwitchTellsSystemd(t *testing.T) {
+	ns := nstest.New(t)
+	told := systemd(t)
+	t.Setenv("NOTIFY_SOCKET", told.LocalAddr().String())
+	r := runSwitch(t, ns, nil, "--tap", "tap0")
+	_ = told.SetReadDeadline(time.Now().Add(patience))
+	b := make([]byte, 500)
+	n, err := told.Read(b)
+	if want := regexp.MustCompile(`^READY=1\nSTATUS=switch .*/sw: runs with 1 port, socket `); err != nil || !want.Match(b[:n]) {
+		t.Errorf("%q, %v", b[:n], err)
+	}
+	r.end()
+	hear(t, told, "STOPPING=1")
+}
