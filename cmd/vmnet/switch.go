@@ -25,7 +25,7 @@ vmnet-switch(8) tells more.`,
 	group(cmd)
 	cmd.AddCommand(
 		a.switchRunCommand(), a.switchListCommand(), a.switchShowCommand(), a.switchFDBCommand(),
-		a.switchAddPortCommand(), a.switchRemovePortCommand(), a.switchStatsCommand(), a.switchStopCommand(),
+		a.switchAddPortCommand(), a.switchRemovePortCommand(), a.switchStatsCommand(), a.switchCaptureCommand(), a.switchStopCommand(),
 	)
 	return cmd
 }

@@ -1,0 +1,295 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/capture"
+	"vmnet/internal/console"
+)
+
+// captureVerb is what the command line of switch capture asks for.
+type captureVerb struct {
+	name      string
+	cfg       vswitch.CaptureConfig
+	direction string
+	file      string // "" for lines of text, "-" for stdout
+	count     int
+	duration  time.Duration
+	json      bool
+}
+
+// lineSnaplen is enough of a frame for a line that tells of it.
+const lineSnaplen = 256
+
+func (a *app) switchCaptureCommand() *cobra.Command {
+	o := captureVerb{direction: "both"}
+	cmd := &cobra.Command{
+		Use:   "capture NAME",
+		Short: "Show the frames that go through a switch's ports, or write them to a file",
+		Long: `Show the frames that go through a switch's ports, a line each, or write them to a file in
+pcapng, as Wireshark reads it, until Ctrl-C. Frames are as they went through the port: super-frames
+in one piece, and without the checksums that are left to the receiver. The switch waits for
+nobody who captures: what there was no room for is lost, and counted.`,
+		Example: `  vmnet switch capture sw0 --port tap0
+  vmnet switch capture sw0 --drops
+  vmnet switch capture sw0 --port tap0 -w tap0.pcapng --duration 10s
+  vmnet switch capture sw0 --port tap0 -w - | wireshark -k -i -`,
+		Args:              oneArg("the name of a switch"),
+		ValidArgsFunction: runningSwitches,
+	}
+	f := cmd.Flags()
+	f.StringArrayVar(&o.cfg.Ports, "port", nil, "only those of this `PORT` (repeatable; default all that the switch has now)")
+	f.StringVarP(&o.file, "write", "w", "", "write pcapng to a new `FILE`, or to stdout where it is -")
+	f.IntVar(&o.cfg.Snaplen, "snaplen", 0, "only the first `BYTES` of each frame (default all, without -w 256)")
+	f.IntVar(&o.count, "count", 0, "end after `N` frames (default never)")
+	durationFlag(f, &o.duration, "duration", 0, 100*time.Millisecond, "end after this time")
+	f.Lookup("duration").DefValue = ""
+	choice(cmd, f, &o.direction, "direction", "", "frames that come in by the port, go out by it, or both", "in", "out", "both")
+	f.BoolVar(&o.cfg.Drops, "drops", false, "only frames that the switch has dropped, with the reason")
+	complete(cmd, "port", switchPorts)
+	format := outputFlag(cmd)
+	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
+		o.name, o.json = args[0], *format == "json"
+		o.cfg.In, o.cfg.Out = o.direction == "in", o.direction == "out"
+		if err := a.checkCapture(&o); err != nil {
+			return err
+		}
+		return a.capture(cmd.Context(), &o)
+	})
+	return cmd
+}
+
+func (a *app) checkCapture(o *captureVerb) error {
+	switch {
+	case o.count < 0 || o.cfg.Snaplen < 0:
+		return usagef("--count %d and --snaplen %d: want 0 or more", o.count, o.cfg.Snaplen)
+	case o.json && o.file != "":
+		return usagef("-o json is for lines of text, -w for a file")
+	case o.file == "-" && isTerminal(a.out):
+		return usagef("-w -: stdout is a terminal: pipe it into a program such as wireshark -k -i -")
+	case o.file == "" && o.cfg.Snaplen == 0:
+		o.cfg.Snaplen = lineSnaplen
+	}
+	return nil
+}
+
+// isTerminal takes any character device but /dev/null for one.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	st, err := f.Stat()
+	if err != nil || st.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	null, err := os.Stat(os.DevNull)
+	return err != nil || !os.SameFile(st, null)
+}
+
+// A frameSink is where captured frames go.
+type frameSink interface {
+	Write(vswitch.CapturedFrame) error
+	Flush() error
+	Finish([]vswitch.CaptureTotals) error // with a last flush
+}
+
+func (a *app) capture(ctx context.Context, o *captureVerb) error {
+	if o.duration > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, o.duration)
+		defer cancel()
+	}
+	var r *vswitch.CaptureReader
+	err := withSwitch(ctx, o.name, func(ctx context.Context, c *control.Client) (err error) {
+		if len(o.cfg.Ports) == 0 {
+			ports, err := c.Ports(ctx)
+			if err != nil {
+				return err
+			}
+			for _, p := range ports {
+				o.cfg.Ports = append(o.cfg.Ports, p.Name)
+			}
+			if len(ports) == 0 {
+				return fmt.Errorf("switch %s has no port", o.name)
+			}
+		}
+		r, err = c.Capture(ctx, o.cfg)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	sink, done, err := a.captureSink(o)
+	if err != nil {
+		return err
+	}
+	n, err := follow(ctx, r, sink, o.count)
+	finished := sink.Finish(r.Totals())
+	if o.file == "-" {
+		finished = outputError(finished)
+	}
+	err = errors.Join(err, finished, done())
+	a.say(captureCounts(n, r.Totals()))
+	return err
+}
+
+// captureSink is where the verb has frames go, and what to do behind the last.
+func (a *app) captureSink(o *captureVerb) (frameSink, func() error, error) {
+	nothing := func() error { return nil }
+	var out io.Writer = a.out
+	switch o.file {
+	case "":
+		return &lines{w: bufio.NewWriter(a.out), ports: o.cfg.Ports, json: o.json}, nothing, nil
+	case "-":
+	default:
+		// A new file: nobody's is overwritten, and no symbolic link followed.
+		f, err := os.OpenFile(o.file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if errors.Is(err, os.ErrExist) {
+			return nil, nil, fmt.Errorf("%w (remove it, or name another)", err)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		out, nothing = f, f.Close
+	}
+	sink, err := capture.NewFile(out, "vmnet "+version, o.name, o.cfg)
+	if err != nil {
+		return nil, nil, errors.Join(err, nothing())
+	}
+	return sink, nothing, nil
+}
+
+const (
+	flushEvery = 200 * time.Millisecond
+	endWithin  = 3 * time.Second // after which a switch that does not end a capture is left
+)
+
+// follow writes frames until as many as wanted were written, or ctx or the capture ends. That the capture ended by itself is an
+// error.
+func follow(ctx context.Context, r *vswitch.CaptureReader, sink frameSink, wanted int) (n int, err error) {
+	defer context.AfterFunc(ctx, func() { _ = r.Stop() })()
+	w := ordered{sink: sink, wanted: wanted}
+	var leave time.Time
+	for {
+		now := time.Now()
+		_ = r.SetDeadline(now.Add(capture.Patience))
+		f, err := r.Next()
+		switch {
+		case err == nil:
+			w.order.Push(f)
+		case err == io.EOF && ctx.Err() == nil:
+			return w.n, errors.Join(w.write(w.order.Rest), errors.New("the switch has ended the capture: it was stopped, or the ports were removed"))
+		case err == io.EOF, !leave.IsZero() && now.After(leave):
+			return w.n, w.write(w.order.Rest)
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			return w.n, err
+		}
+		if err := w.due(now); err != nil || w.enough() {
+			return w.n, err
+		}
+		if ctx.Err() != nil && leave.IsZero() {
+			leave = now.Add(endWithin)
+		}
+	}
+}
+
+// ordered writes frames to a sink in the order of their times.
+type ordered struct {
+	sink    frameSink
+	order   capture.Order
+	n       int // that were written
+	wanted  int // 0 for any number
+	flushed time.Time
+}
+
+func (w *ordered) enough() bool { return w.wanted > 0 && w.n >= w.wanted }
+
+// due writes the frames whose turn it is.
+func (w *ordered) due(now time.Time) error {
+	if err := w.write(func() (vswitch.CapturedFrame, bool) { return w.order.Pop(now) }); err != nil {
+		return err
+	}
+	if now.Sub(w.flushed) < flushEvery {
+		return nil
+	}
+	w.flushed = now
+	return w.sink.Flush()
+}
+
+func (w *ordered) write(next func() (vswitch.CapturedFrame, bool)) error {
+	for !w.enough() {
+		f, ok := next()
+		if !ok {
+			break
+		}
+		if err := w.sink.Write(f); err != nil {
+			return err
+		}
+		w.n++
+	}
+	return nil
+}
+
+// captureCounts is the last line, on stderr.
+func captureCounts(n int, totals []vswitch.CaptureTotals) string {
+	var lost uint64
+	for _, t := range totals {
+		lost += t.Lost
+	}
+	text := fmt.Sprintf("%s captured, %d lost", count(n, "frame"), lost)
+	if lost > 0 {
+		text += " (a smaller --snaplen, fewer ports, or a larger net.core.wmem_max lose less)"
+	}
+	return text
+}
+
+// lines shows frames as text.
+type lines struct {
+	w     *bufio.Writer
+	ports []string
+	json  bool
+}
+
+// capturedLine is one in JSON.
+type capturedLine struct {
+	Time      time.Time `json:"time"`
+	Port      string    `json:"port"`
+	Direction string    `json:"direction"`
+	Queue     int       `json:"queue"`
+	Length    int       `json:"length"` // bytes of the Ethernet frame
+	Summary   string    `json:"summary"`
+	Dropped   string    `json:"dropped,omitempty"` // the reason
+}
+
+func (l *lines) Write(f vswitch.CapturedFrame) error {
+	if f.Port >= len(l.ports) {
+		return fmt.Errorf("a frame of port %d of %d", f.Port, len(l.ports))
+	}
+	line := capturedLine{f.Time, l.ports[f.Port], f.Direction.String(), f.Queue, f.Length, capture.Summary(f), f.Reason}
+	if l.json {
+		b, err := json.Marshal(line)
+		if err == nil {
+			_, err = l.w.Write(append(b, '\n'))
+		}
+		return outputError(err)
+	}
+	text := fmt.Sprintf("%s %s %-3s %s", line.Time.Format("15:04:05.000000"), line.Port, line.Direction, line.Summary)
+	_, err := l.w.WriteString(console.Clean(text) + "\n")
+	return outputError(err)
+}
+
+func (l *lines) Flush() error                         { return outputError(l.w.Flush()) }
+func (l *lines) Finish([]vswitch.CaptureTotals) error { return l.Flush() }
