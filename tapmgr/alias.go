@@ -33,9 +33,11 @@ const (
 // vmnet remembers.
 type record struct {
 	VM, NIC  string
-	Type     string // TypeTap, "macvtap" or "ipvtap"
-	Source   string // the bridge or lower
-	Port     string // settings of the bridge port, as bridge.PortConfig writes them
+	Type     string // TypeTap, TypeSocket, "macvtap" or "ipvtap"
+	Source   string // the bridge, lower or switch
+	Switch   bool   // Source is a userspace switch
+	Port     string // settings of the port, as bridge.PortConfig writes them
+	Guard    guard  // further ones of a switch's port
 	Mode     string // of a macvtap or ipvtap
 	RxFilter string // of a macvtap or ipvtap
 	MAC      net.HardwareAddr
@@ -69,7 +71,11 @@ func (r record) encode() (string, error) {
 	add("nic", r.NIC)
 	add("type", r.Type)
 	add("source", r.Source)
+	if r.Switch {
+		add("switch", "on")
+	}
 	add("port", r.Port)
+	r.Guard.encode(add)
 	add("mode", r.Mode)
 	add("rx", r.RxFilter)
 	add("mac", r.MAC.String())
@@ -109,7 +115,7 @@ func parseAlias(alias string) (r record, ok bool) {
 			return record{}, false
 		}
 	}
-	known := r.Type == TypeTap || r.Type == string(macvtap.Macvtap) || r.Type == string(macvtap.IPVtap)
+	known := r.Type == TypeTap || r.Type == TypeSocket && r.Switch || r.Type == string(macvtap.Macvtap) || r.Type == string(macvtap.IPVtap)
 	return r, known && ValidVM(r.VM) == nil && ValidNIC(r.NIC) == nil && r.Queues >= 1 && len(r.MAC) == 6
 }
 
@@ -135,6 +141,10 @@ func (r *record) set(key, value string) bool {
 	case "port":
 		r.Port = value
 		_, err = bridge.ParsePortConfig(value)
+	case "switch":
+		r.Switch = value == "on"
+	case "lock", "storm", "addresses":
+		return r.Guard.set(key, value)
 	case "mode":
 		r.Mode = value
 	case "rx":

@@ -47,6 +47,8 @@ func (m *Manager) attachVia(ctx context.Context, spec, asked Spec) (Result, erro
 			return Result{}, err
 		}
 		return Result{}, in(ErrInvalid, fmt.Errorf("guest %s is not libvirt's: --via and --persistent do not concern it", spec.VM))
+	case ofLibvirt && spec.Via == "" && spec.Switch != nil:
+		return Result{}, in(ErrInvalid, fmt.Errorf("guest %s is libvirt's, which cannot plug a port of a userspace switch (--via monitor hands it to QEMU, without libvirt's knowledge)", spec.VM))
 	case ofLibvirt && spec.Via == "":
 		spec.Via = ViaLibvirt
 	}
@@ -80,6 +82,11 @@ func (m *Manager) attach(ctx context.Context, spec, asked Spec) (Result, error) 
 	if there != nil {
 		return a.repaired(ctx, there)
 	}
+	if a.dead != nil { // first: it may have the only free place
+		if err := m.run(ctx, []step.Step{a.replaceStep()}); err != nil {
+			return Result{}, err
+		}
+	}
 	if err := a.plan(ctx); err != nil {
 		return Result{}, err
 	}
@@ -101,6 +108,7 @@ type attachment struct {
 	vm    vmm
 	asked Spec  // without its defaults
 	left  *ours // what a crash left under our id
+	dead  *ours // what leads nowhere under our id, as its switch has ended
 	made  *ours
 }
 
@@ -130,9 +138,9 @@ func (a *attachment) queues(ctx context.Context) (int, error) {
 	return max(1, min(cpus, MaxAutoQueues)), nil
 }
 
-// WaitForwarding waits until the NIC's bridge port forwards. What is on no bridge does so at once.
+// WaitForwarding waits until the NIC's bridge port forwards. What is on none of the kernel's bridges does so at once.
 func (m *Manager) WaitForwarding(ctx context.Context, nic NIC) error {
-	if nic.Type != TypeTap {
+	if nic.Type != TypeTap || nic.Switch {
 		return nil
 	}
 	for {

@@ -13,7 +13,11 @@ import (
 // existing returns the NIC of that id if it is there as asked for. It notes what is
 // there but not plugged, for the steps to take away.
 func (a *attachment) existing(ctx context.Context) (*ours, error) {
-	link, err := a.m.findFor(a.vm.process(), a.spec.VM, a.spec.NIC)
+	sw := ""
+	if a.spec.Switch != nil {
+		sw = a.record.Source
+	}
+	link, err := a.m.findFor(a.vm.process(), a.spec.VM, a.spec.NIC, sw)
 	if err != nil {
 		return nil, err
 	}
@@ -46,6 +50,9 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 	case !device:
 		a.left = link
 		return nil, a.m.mayRelease(link, a.vm.process())
+	case link.isSocket() && link.seatless():
+		a.dead = link
+		return nil, nil
 	case link.want.Phase == detaching:
 		return nil, fmt.Errorf("%w: it is being detached, but the guest has not let go of it yet (vmnet detach waits for it)", ErrExist)
 	}
@@ -84,11 +91,18 @@ func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
 			Do:   func(context.Context) error { return in(ErrLink, a.m.putBack(o, br)) },
 		})
 	}
+	if o.seatless() {
+		list = append(list, step.Step{
+			Name: "port",
+			Text: fmt.Sprintf("switch %s: add-port %s again, which it has lost", o.want.Source, o.Name),
+			Do:   func(ctx context.Context) error { return in(ErrLink, a.m.rejoin(ctx, o, a.vm.process())) },
+		})
+	}
 	if o.want.Phase == attaching || o.want.Phase == starting {
 		list = append(list, step.Step{
 			Name: "mark",
-			Text: fmt.Sprintf("RTM_SETLINK %s: alias, which does not say yet that it is plugged", o.Name),
-			Do:   func(context.Context) error { return in(ErrLink, a.m.markPlugged(*o)) },
+			Text: fmt.Sprintf("alias of %s, which does not say yet that it is plugged", o.Name),
+			Do:   func(ctx context.Context) error { return in(ErrLink, a.m.markPlugged(ctx, *o)) },
 		})
 	}
 	if o.Tun != nil && o.Tun.Persist && o.want.Via == ViaLibvirt {
@@ -103,7 +117,7 @@ func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
 		return Result{}, in(ErrHandover, err)
 	}
 	list = append(list, store...)
-	if len(list) > 0 && a.m.HelperPath != "" {
+	if len(list) > 0 && !a.m.mayChange(o) {
 		return a.unrepaired(o)
 	}
 	if len(list) > 0 {
@@ -125,9 +139,16 @@ func (a *attachment) store(ctx context.Context, o *ours) ([]step.Step, error) {
 	return inStage(ErrHandover, list...), err
 }
 
+// mayChange tells whether the caller has the right to change a NIC that is there: with a helper for what takes more, only
+// one by a socket.
+func (m *Manager) mayChange(o *ours) bool { return m.HelperPath == "" || o.isSocket() }
+
 // unrepaired is for a caller who may not change links: the helper makes NICs and does no more. One
 // that only its alias belies is as asked for.
 func (a *attachment) unrepaired(o *ours) (Result, error) {
+	if o.seatless() {
+		return Result{}, in(ErrLink, fmt.Errorf("switch %s has lost %s, and to join it again takes root (vmnet reconcile as root; or detach it, and attach it again)", o.want.Source, o.Name))
+	}
 	if a.side.bridgeLink() != nil && o.Master == 0 {
 		return Result{}, in(ErrLink, fmt.Errorf("%s is on no bridge any more, and to put it on %s takes root (vmnet reconcile as root; or detach it, and attach it again)", o.Name, o.want.Source))
 	}
@@ -146,6 +167,7 @@ func (s Spec) differences(o ours) []string {
 			diff = append(diff, fmt.Sprintf("%s is %v, asked for %v", what, is, want))
 		}
 	}
+	add("on a switch", r.Switch, s.Switch != nil)
 	if l := s.Lower; l != nil {
 		add("type", r.Type, string(l.Kind))
 		add("lower", r.Source, l.Device)
@@ -159,12 +181,16 @@ func (s Spec) differences(o ours) []string {
 			add("rx filter", r.RxFilter, l.RxFilter)
 		}
 	} else {
-		add("type", r.Type, TypeTap)
-		add("bridge", r.Source, s.Bridge)
+		if s.Switch == nil {
+			add("type", r.Type, TypeTap)
+			add("bridge", r.Source, s.Bridge)
+		} else {
+			s.Switch.differences(r, add)
+		}
 		if !s.Port.IsZero() {
 			add("port setting", r.Port, s.Port.String())
 		}
-		if o.master != "" && o.master != r.Source {
+		if o.master != "" && (r.Switch || o.master != r.Source) {
 			diff = append(diff, fmt.Sprintf("somebody has made it a port of %s", o.master))
 		}
 	}

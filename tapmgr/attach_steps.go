@@ -3,6 +3,7 @@ package tapmgr
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"vmnet/internal/step"
 )
@@ -24,6 +25,20 @@ func (a *attachment) releaseStep() step.Step {
 		Name: "release",
 		Text: fmt.Sprintf("take back what a crash left of %s in the guest", a.left.Name),
 		Do:   func(ctx context.Context) error { return a.m.release(ctx, a.vm, a.left) },
+	}
+}
+
+// replaceStep takes away a NIC that leads nowhere: QEMU's end of its socket cannot be given another peer.
+func (a *attachment) replaceStep() step.Step {
+	return step.Step{
+		Name: "replace",
+		Text: fmt.Sprintf("switch %s has lost %s: %s", a.dead.want.Source, a.dead.Name, a.vm.unplugText(a.spec.NIC)),
+		Do: func(ctx context.Context) error {
+			err := a.vm.unplug(ctx, a.spec.NIC, func(elapsed time.Duration) {
+				a.m.progress("waiting for the guest to let go of the former %s for %.0f s", a.spec.NIC, elapsed.Seconds())
+			})
+			return in(ErrHandover, err)
+		},
 	}
 }
 

@@ -22,6 +22,7 @@ type tapSide struct {
 	m             *Manager
 	spec          Spec
 	br            *rtnl.Link
+	mtu           int // of the tap
 	name, altName string
 	multi         bool
 
@@ -37,11 +38,12 @@ func (s *tapSide) plan(r *record) (err error) {
 	if s.br.MTU > maxTapMTU {
 		return fmt.Errorf("bridge %s: its MTU of %d bytes is more than the %d that a tap can have (ip link set %s mtu %d)", s.br.Name, s.br.MTU, maxTapMTU, s.br.Name, maxTapMTU)
 	}
+	s.mtu = s.br.MTU
 	r.Type, r.Source, r.Port = TypeTap, s.br.Name, s.spec.Port.String()
 	return nil
 }
 
-func (s *tapSide) maxMTU() int { return s.br.MTU }
+func (s *tapSide) maxMTU() int { return s.mtu }
 
 func (s *tapSide) queues() []*os.File {
 	if s.tap == nil {
@@ -55,6 +57,11 @@ func (s *tapSide) netns() *os.File { return nil }
 func (s *tapSide) close() error { return s.tap.Close() }
 
 func (s *tapSide) steps(_ int, alias string, queues int) []step.Step {
+	return append(s.queueSteps(queues), s.portSteps(alias)...)
+}
+
+// queueSteps make the tap, with all queues open.
+func (s *tapSide) queueSteps(queues int) []step.Step {
 	s.multi = queues > 1
 	list := []step.Step{s.tapStep()}
 	for i := 1; i < queues; i++ {
@@ -64,11 +71,20 @@ func (s *tapSide) steps(_ int, alias string, queues int) []step.Step {
 			Do:   func(context.Context) error { return s.tap.AddQueue() },
 		})
 	}
-	return append(list, s.portSteps(alias)...)
+	return list
 }
 
 // portSteps make a tap that is there a port of its bridge.
 func (s *tapSide) portSteps(alias string) []step.Step {
+	return append(s.linkSteps(alias), step.Step{
+		Name: "port",
+		Text: fmt.Sprintf("RTM_SETLINK %s: master %s%s, up", s.name, s.br.Name, portText(s.spec.Port)),
+		Do:   func(context.Context) error { return bridge.AddPortWith(s.m.nl, s.br, s.link, s.spec.Port) },
+	})
+}
+
+// linkSteps say on the link what it is.
+func (s *tapSide) linkSteps(alias string) []step.Step {
 	list := []step.Step{s.settingsStep(alias)}
 	if s.altName != "" {
 		list = append(list, step.Step{
@@ -77,11 +93,7 @@ func (s *tapSide) portSteps(alias string) []step.Step {
 			Do:   func(context.Context) error { return s.m.nl.AddAltName(s.link.Index, s.altName) },
 		})
 	}
-	return append(list, step.Step{
-		Name: "port",
-		Text: fmt.Sprintf("RTM_SETLINK %s: master %s%s, up", s.name, s.br.Name, portText(s.spec.Port)),
-		Do:   func(context.Context) error { return bridge.AddPortWith(s.m.nl, s.br, s.link, s.spec.Port) },
-	})
+	return list
 }
 
 // portText names the settings of a port for a step's text.
@@ -146,9 +158,9 @@ func (s *tapSide) settingsStep(alias string) step.Step {
 	mac := hostMAC(s.spec.MAC)
 	return step.Step{
 		Name: "settings",
-		Text: fmt.Sprintf("RTM_SETLINK %s: address %s, mtu %d, inet6 addr_gen_mode none, alias %q", s.name, mac, s.br.MTU, alias),
+		Text: fmt.Sprintf("RTM_SETLINK %s: address %s, mtu %d, inet6 addr_gen_mode none, alias %q", s.name, mac, s.mtu, alias),
 		Do: func(context.Context) error {
-			return setQuiet(s.m.nl, s.link.Index, rtnl.Alias(alias), rtnl.MAC(mac), rtnl.MTU(s.br.MTU))
+			return setQuiet(s.m.nl, s.link.Index, rtnl.Alias(alias), rtnl.MAC(mac), rtnl.MTU(s.mtu))
 		},
 	}
 }
@@ -170,9 +182,14 @@ func (s *tapSide) verify(_ int, alias string) (*ours, error) {
 	if l.Master != s.br.Index || !l.Up {
 		return nil, fmt.Errorf("somebody changed %s meanwhile: up is %v, its bridge was changed: %v", l.Name, l.Up, l.Master != s.br.Index)
 	}
+	return &ours{Link: l, master: s.br.Name}, s.finish(l, alias)
+}
+
+// finish sets the final alias.
+func (s *tapSide) finish(l *rtnl.Link, alias string) error {
 	attrs := []rtnl.Attr{rtnl.Alias(alias)}
 	if want := hostMAC(s.spec.MAC); l.MAC.String() != want.String() {
 		attrs = append(attrs, rtnl.MAC(want)) // udev's MACAddressPolicy was quicker
 	}
-	return &ours{Link: l, master: s.br.Name}, s.m.nl.Set(l.Index, attrs...)
+	return s.m.nl.Set(l.Index, attrs...)
 }

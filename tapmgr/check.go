@@ -2,12 +2,14 @@ package tapmgr
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"strconv"
 
 	"vmnet/bridge"
+	"vmnet/bridge/vswitch"
 	"vmnet/internal/rtnl"
 	"vmnet/macvtap"
 )
@@ -68,6 +70,8 @@ func (c *checker) compare(o ours, what, want, found string) {
 // host compares the link; the result is false where the guest need not be asked.
 func (c *checker) host(o ours) bool {
 	switch {
+	case o.isSocket() && o.unheld():
+		return false // the switch is about to remove it
 	case o.unheld():
 		c.compare(o, "holder", "a guest", "nobody: it is left over")
 		return false
@@ -84,12 +88,15 @@ func (c *checker) host(o ours) bool {
 		return true
 	}
 	c.compare(o, "link", "up", upDown(o.Up))
-	if o.want.Type == TypeTap {
+	switch {
+	case o.want.Switch:
+		c.seat(o)
+	case o.want.Type == TypeTap:
 		c.tap(o)
-	} else {
+	default:
 		c.macvtap(o)
 	}
-	if len(o.holders) > 0 {
+	if len(o.holders) > 0 && !o.isSocket() {
 		c.compare(o, "queues", strconv.Itoa(o.want.Queues), strconv.Itoa(len(o.holders[0].FDs)))
 	}
 	return true
@@ -105,6 +112,40 @@ func (c *checker) tap(o ours) {
 		c.compare(o, "MTU", strconv.Itoa(br.MTU), strconv.Itoa(o.MTU))
 		c.port(o, br)
 	}
+}
+
+// seat compares the port of a userspace switch.
+func (c *checker) seat(o ours) {
+	if o.seat.err != nil {
+		c.Notices = append(c.Notices, fmt.Sprintf("%s/%s: its port was not compared: %v", o.want.VM, o.want.NIC, o.seat.err))
+		return
+	}
+	if o.Tun != nil {
+		c.compare(o, "bridge", "", o.master)
+		c.compare(o, "host MAC", hostMAC(o.want.MAC).String(), o.MAC.String())
+	}
+	want := "a port of switch " + o.want.Source
+	if o.seatless() {
+		cure := cureOfLost
+		if o.Tun != nil {
+			cure = "vmnet reconcile, once the switch runs"
+		}
+		c.compare(o, "switch", want, fmt.Sprintf("none: it has ended, or lost it (%s)", cure))
+		return
+	}
+	if o.seat.port == nil {
+		return
+	}
+	c.compare(o, "settings", settingsText(o.want.switchPort()), settingsText(o.seat.port.Config))
+}
+
+// settingsText is a switch's port's settings, for comparison.
+func settingsText(cfg vswitch.PortConfig) string {
+	text, err := json.Marshal(cfg)
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
 }
 
 func lifetime(o ours) string {

@@ -211,7 +211,7 @@ func (m *Manager) detachStored(ctx context.Context, spec DetachSpec, link *ours)
 func (m *Manager) deleteStep(o *ours) step.Step {
 	return step.Step{
 		Name: "delete",
-		Text: fmt.Sprintf("RTM_DELLINK %s, which nobody holds", o.Name),
+		Text: deleteText(o),
 		Do: func(ctx context.Context) error {
 			now, err := m.anew(o)
 			if err != nil || now == nil {
@@ -223,4 +223,11 @@ func (m *Manager) deleteStep(o *ours) step.Step {
 			return m.delete(now)
 		},
 	}
+}
+
+func deleteText(o *ours) string {
+	if o.isSocket() {
+		return o.seatText() + ", which nobody holds"
+	}
+	return fmt.Sprintf("RTM_DELLINK %s, which nobody holds", o.Name)
 }

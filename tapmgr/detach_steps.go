@@ -33,8 +33,11 @@ func (d *detachment) steps(device bool) []step.Step {
 		return d.forceSteps()
 	}
 	list := []step.Step{d.unplugStep()}
-	if d.link != nil {
+	if d.link != nil && !d.link.isSocket() {
 		list = append(list, d.goneStep())
+	}
+	if d.link != nil && d.link.want.Switch {
+		list = append(list, d.leaveStep())
 	}
 	if d.mayChange() {
 		list = append([]step.Step{d.markStep()}, list...)
@@ -44,7 +47,7 @@ func (d *detachment) steps(device bool) []step.Step {
 
 // mayChange tells whether there is a link that the caller has the right to change. Without, the
 // guest and QEMU still let go of it, and so it goes.
-func (d *detachment) mayChange() bool { return d.link != nil && d.m.HelperPath == "" }
+func (d *detachment) mayChange() bool { return d.link != nil && d.m.mayChange(d.link) }
 
 // blindStep removes a netdev whose tap was deleted under it: nothing shows that one.
 func (d *detachment) blindStep() step.Step {
@@ -78,18 +81,18 @@ func (d *detachment) markStep() step.Step {
 	alias, err := r.encode()
 	return step.Step{
 		Name: "mark",
-		Text: fmt.Sprintf("RTM_SETLINK %s: alias %q", d.link.Name, alias),
-		Do: func(context.Context) error {
+		Text: fmt.Sprintf("alias of %s: %q", d.link.Name, alias),
+		Do: func(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			return d.m.set(d.link, rtnl.Alias(alias))
+			return d.m.setAlias(ctx, d.link, alias)
 		},
-		Undo: func(context.Context) error {
+		Undo: func(ctx context.Context) error {
 			if d.asked {
 				return nil
 			}
-			return gone(d.m.set(d.link, rtnl.Alias(former)))
+			return gone(d.m.setAlias(ctx, d.link, former))
 		},
 	}
 }
@@ -130,6 +133,15 @@ func (d *detachment) goneStep() step.Step {
 	}
 }
 
+// leaveStep removes the port from its switch, which does not hear that QEMU has closed its end of a socket.
+func (d *detachment) leaveStep() step.Step {
+	return step.Step{
+		Name: "leave",
+		Text: d.link.seatText(),
+		Do:   func(ctx context.Context) error { return in(ErrLink, d.m.leave(ctx, d.link)) },
+	}
+}
+
 // forceWait is how long a forced detach watches for the tap to go by itself.
 // QEMU 7.2 closes it with the netdev; newer ones only with the device.
 const forceWait = 500 * time.Millisecond
@@ -137,6 +149,9 @@ const forceWait = 500 * time.Millisecond
 // cutStep ends all traffic on our side, whatever QEMU and the guest do.
 func (d *detachment) cutStep() step.Step {
 	l := d.link
+	if l.isSocket() {
+		return d.cutSocketStep()
+	}
 	return step.Step{
 		Name: "cut",
 		Text: fmt.Sprintf("RTM_SETLINK %s: down, no master", l.Name),
@@ -149,6 +164,18 @@ func (d *detachment) cutStep() step.Step {
 			return err
 		},
 	}
+}
+
+// cutSocketStep takes the port from the switch.
+func (d *detachment) cutSocketStep() step.Step {
+	s := d.leaveStep()
+	leave := s.Do
+	s.Name = "cut"
+	s.Do = func(ctx context.Context) error {
+		d.asked = true
+		return leave(ctx)
+	}
+	return s
 }
 
 func (d *detachment) forceSteps() []step.Step {

@@ -44,10 +44,14 @@ func (m *Manager) side(spec Spec) hostSide {
 	if spec.Via == ViaLibvirt {
 		return &namedTap{tapSide: tapSide{m: m, spec: spec}}
 	}
-	if m.HelperPath != "" {
+	switch {
+	case spec.Switch != nil && m.by(spec) == BySocket:
+		return &socketSide{m: m, spec: spec}
+	case spec.Switch != nil:
+		return &switchTap{tapSide: tapSide{m: m, spec: spec}}
+	case m.HelperPath != "":
 		return &helperSide{tapSide: tapSide{m: m, spec: spec}}
-	}
-	if spec.Lower != nil {
+	case spec.Lower != nil:
 		return &lowerSide{m: m, spec: spec}
 	}
 	return &tapSide{m: m, spec: spec}
@@ -79,6 +83,9 @@ func (h *half) plan(queues int) (err error) {
 	if h.spec.Lower != nil {
 		h.nic.Netns = make([]*os.File, 1)
 	}
+	if r.Type == TypeSocket {
+		h.nic.Backend, h.nic.Label = qmp.Socket, make([]*os.File, 1)
+	}
 	return nil
 }
 
@@ -98,7 +105,7 @@ func (h *half) guestMTU() (int, error) {
 
 // useVhost decides by opening the device once: only that proves it.
 func (h *half) useVhost() (bool, error) {
-	if h.spec.Vhost == VhostOff || !h.spec.virtio() {
+	if h.spec.Vhost == VhostOff || !h.spec.virtio() || h.record.Type == TypeSocket {
 		return false, nil
 	}
 	f, err := vhost.Open()
@@ -137,6 +144,9 @@ func (h *half) take() {
 	copy(h.nic.Queues, h.side.queues())
 	for i := range h.nic.Netns {
 		h.nic.Netns[i] = h.side.netns()
+	}
+	for i := range h.nic.Label {
+		h.nic.Label[i] = h.side.label()
 	}
 }
 

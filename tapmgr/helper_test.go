@@ -30,6 +30,9 @@ type order struct {
 
 	Reconcile bool // reconciles instead, with a /proc of its own pid namespace
 	Hold      bool // only holds the fds that it was given
+
+	Serve    string // path of a switch's control socket: only runs that switch
+	Switches []string
 }
 
 // command is a process of this test binary that attaches.
@@ -58,6 +61,13 @@ func (h *host) command(o order) *exec.Cmd {
 func helper() int {
 	var o order
 	err := json.Unmarshal([]byte(os.Getenv(helperEnv)), &o)
+	if err == nil && o.Serve != "" {
+		if err := serveSwitch(o.Serve); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return 0
+	}
 	if err == nil && o.Hold {
 		time.Sleep(time.Minute)
 		return 0
@@ -88,6 +98,7 @@ func (o order) run() error {
 		return err
 	}
 	m.Libvirt = o.Libvirt
+	m.Switches = func() ([]string, error) { return o.Switches, nil }
 	m.Run = func(ctx context.Context, list []step.Step) error {
 		return step.Run(ctx, list, func(ctx context.Context, s step.Step, do func(context.Context) error) error {
 			if s.Name == o.KillAt && !o.After {

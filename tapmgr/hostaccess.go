@@ -179,7 +179,7 @@ func (m *Manager) ShowLower(name string) (LowerInfo, error) {
 	}
 	nics, err := m.List("")
 	for _, n := range nics {
-		if n.Type != TypeTap && (n.Source == link.Name || slices.Contains(link.AltNames, n.Source)) {
+		if n.Type != TypeTap && !n.Switch && (n.Source == link.Name || slices.Contains(link.AltNames, n.Source)) {
 			info.NICs = append(info.NICs, n)
 		}
 	}

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"slices"
 	"strings"
 	"sync"
 
+	"vmnet/internal/fdlabel"
 	"vmnet/internal/netns"
 	"vmnet/internal/procfd"
 	"vmnet/internal/qemu"
@@ -17,7 +19,8 @@ import (
 	"vmnet/macvtap"
 )
 
-// ours is a link that carries our alias, where it is, and who holds it.
+// ours is a link that carries our alias, where it is, and who holds it. A NIC by a socket has no
+// link: see switch_nics.go.
 type ours struct {
 	*rtnl.Link
 	want   record // as its alias says
@@ -27,6 +30,8 @@ type ours struct {
 	// was handed over by name is in the Manager's.
 	in    *procfd.File // nil: the link is in the Manager's netns
 	inode uint64       // of that netns
+
+	seat seat // of a NIC that belongs on a userspace switch
 
 	holders []Holder // as far as the caller may see, the VMM first
 	allSeen bool     // of a macvtap in the Manager's netns: whoever held it would be among them
@@ -85,10 +90,12 @@ func (m *Manager) inventory() ([]ours, error) {
 	for i := range links {
 		byName[links[i].Name] = &links[i]
 	}
-	var queues, spaces []procfd.File
+	var queues, spaces, labels []procfd.File
 	nodes := map[int][]int{} // fds that may be queues of a macvtap, by process
 	err = procfd.All(func(f procfd.File) {
-		if tun.LooksLikeQueue(f) {
+		if _, ok := fdlabel.Of(f); ok {
+			labels = append(labels, f)
+		} else if tun.LooksLikeQueue(f) {
 			queues = append(queues, f)
 		} else if _, ok := netns.InodeOf(f); ok {
 			spaces = append(spaces, f)
@@ -111,10 +118,28 @@ func (m *Manager) inventory() ([]ours, error) {
 		links[i].busy = links[i].awaitsLibvirt()
 	}
 	links = append(links, elsewhere...)
+	links = append(links, m.seats(links, labels)...)
 	slices.SortFunc(links, func(a, b ours) int {
 		return cmp.Or(strings.Compare(a.want.VM, b.want.VM), strings.Compare(a.want.NIC, b.want.NIC))
 	})
 	return links, nil
+}
+
+// seats asks the switches for the links that belong on them, and for the NICs that have no link, which it returns.
+func (m *Manager) seats(links []ours, labels []procfd.File) []ours {
+	names := sources(labels)
+	for _, o := range links {
+		if o.want.Switch {
+			names = append(names, o.want.Source)
+		}
+	}
+	all := m.askSwitches(names...)
+	for i := range links {
+		if o := &links[i]; o.want.Switch {
+			o.seat = seatOf(o.want, o.Name, all)
+		}
+	}
+	return m.socketNICs(labels, all)
 }
 
 // whole is the inventory with all processes looked into, as far as may be.
@@ -216,9 +241,9 @@ func (m *Manager) find(t Target, nic string) (*ours, error) {
 	if err != nil {
 		return nil, err
 	}
-	if t.PID != 0 && len(all) > 1 {
-		all = slices.DeleteFunc(all, func(o ours) bool { return !o.isHeldBy(t.PID) })
-	}
+	all = slices.DeleteFunc(all, func(o ours) bool {
+		return t.PID != 0 && (len(all) > 1 || o.isSocket()) && !o.isHeldBy(t.PID) || t.PID == 0 && o.isOthers()
+	})
 	switch len(all) {
 	case 0:
 		return nil, nil
@@ -226,6 +251,16 @@ func (m *Manager) find(t Target, nic string) (*ours, error) {
 		return &all[0], nil
 	}
 	return nil, fmt.Errorf("%w, with NIC %s: %s (name one guest with --pid)", qemu.ErrAmbiguous, nic, whose(all))
+}
+
+// isOthers tells whether a NIC is known only by the word of another user than root and the caller, who can give it any
+// name: it is meant only where its process is named.
+func (o *ours) isOthers() bool {
+	if !o.isSocket() || len(o.holders) == 0 {
+		return false
+	}
+	uid, err := procfd.RealUID(o.holders[0].PID)
+	return err == nil && uid != 0 && uid != os.Geteuid()
 }
 
 func (o *ours) isHeldBy(pid int) bool {
@@ -253,7 +288,7 @@ func whose(all []ours) string {
 func (m *Manager) anew(o *ours) (*ours, error) {
 	all, err := m.named(o.want.VM, o.want.NIC)
 	for _, now := range all {
-		if now.inode == o.inode && now.Index == o.Index {
+		if o.sameSocket(&now) || !o.isSocket() && !now.isSocket() && now.inode == o.inode && now.Index == o.Index {
 			return &now, err
 		}
 	}
@@ -261,13 +296,18 @@ func (m *Manager) anew(o *ours) (*ours, error) {
 }
 
 // findFor is find at a cost that does not grow with what else there is: by the tap's
-// name, and among what the guest's process holds. Its holders are not filled in.
-func (m *Manager) findFor(pid int, vm, nic string) (*ours, error) {
+// name, and among what the guest's process holds. sw is the switch that it is looked for in; empty for
+// none. The holders of a link are not filled in.
+func (m *Manager) findFor(pid int, vm, nic, sw string) (*ours, error) {
 	name, _ := InterfaceName(vm, nic)
 	l, err := m.nl.Link(name)
 	if err == nil {
 		if r, ok := parseAlias(l.Alias); ok && r.VM == vm && r.NIC == nic {
-			return &ours{Link: l, want: r, master: m.masterName(l)}, nil
+			o := &ours{Link: l, want: r, master: m.masterName(l)}
+			if r.Switch {
+				o.seat = seatOf(r, l.Name, m.askNamed([]string{r.Source}))
+			}
+			return o, nil
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -277,12 +317,19 @@ func (m *Manager) findFor(pid int, vm, nic string) (*ours, error) {
 			return &o, nil
 		}
 	}
-	return nil, nil
+	return m.socketFor(pid, vm, nic, sw), nil
 }
 
 // again reads a link anew: it may have changed while we waited for the lock.
 func (m *Manager) again(o ours) (now ours, err error) {
 	now = o
+	if o.isSocket() {
+		there, err := m.anew(&o)
+		if there == nil {
+			return o, cmp.Or(err, fmt.Errorf("NIC %s: %w", o.Name, fs.ErrNotExist))
+		}
+		return *there, err
+	}
 	err = m.on(&o, func(nl *rtnl.Conn) error {
 		l, err := nl.LinkByIndex(o.Index)
 		if err != nil {
@@ -335,6 +382,9 @@ func (o *ours) stranger() int {
 
 // heldBy tells whether a process holds the link.
 func (m *Manager) heldBy(o *ours, pid int) (bool, error) {
+	if o.isSocket() {
+		return o.isHeldBy(pid), nil
+	}
 	if o.in != nil {
 		return o.in.PID == pid, nil
 	}

@@ -39,8 +39,15 @@ type Manager struct {
 	// helper has at no other time: it counts what a user has, and sees whom a new NIC would disturb.
 	LookInto func(f func() error) error
 
-	ns *netns.NS
-	nl *rtnl.Conn
+	// Switches, if not nil, lists the control sockets of the userspace switches that are asked for guests' NICs, as
+	// control.Running does; nil asks none, as a privileged helper must: a switch is anybody's.
+	Switches func() ([]string, error)
+	// Notice, if not nil, is told of what could not be seen, such as a switch that does not answer.
+	Notice func(text string)
+
+	ns      *netns.NS
+	nl      *rtnl.Conn
+	silence silence
 }
 
 // New returns a Manager for ns, which stays the caller's and must stay open.
@@ -89,6 +96,12 @@ func (m *Manager) lookInto(f func() error) error {
 func (m *Manager) progress(format string, args ...any) {
 	if m.Progress != nil {
 		m.Progress(fmt.Sprintf(format, args...))
+	}
+}
+
+func (m *Manager) notice(format string, args ...any) {
+	if m.Notice != nil {
+		m.Notice(fmt.Sprintf(format, args...))
 	}
 }
 

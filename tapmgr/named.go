@@ -177,6 +177,9 @@ func (m *Manager) tryDrop(ctx context.Context, index int) error {
 // delete removes a link in the Manager's netns that nobody holds, and with it the node that we may have made. A tap that somebody
 // has opened meanwhile goes with that one.
 func (m *Manager) delete(o *ours) error {
+	if o.isSocket() {
+		return m.leave(context.Background(), o)
+	}
 	if o.Tun != nil {
 		return m.expire(o)
 	}

@@ -10,11 +10,13 @@ import (
 type NIC struct {
 	VM        string `json:"vm"` // empty for a host access, which is no guest's
 	ID        string `json:"nic"`
-	Interface string `json:"interface"`
-	Type      string `json:"type"`           // "tap", "macvtap" or "ipvtap"; "macvlan" for a host access
-	Source    string `json:"source"`         // the bridge that it belongs on, or its lower
-	Mode      string `json:"mode,omitempty"` // of a macvtap or ipvtap; "host access"
-	Port      string `json:"port,omitempty"` // settings of the bridge port: "vlan:10;isolated"
+	Interface string `json:"interface"`        // of a socket, the name of the switch's port
+	Type      string `json:"type"`             // "tap", "macvtap", "ipvtap" or "socket"; "macvlan" for a host access
+	Source    string `json:"source"`           // the bridge or switch that it belongs on, or its lower
+	Switch    bool   `json:"switch,omitempty"` // Source is a userspace switch
+	Limits    string `json:"limits,omitempty"` // of a switch's port, where they are not the defaults: "locked;storm:off"
+	Mode      string `json:"mode,omitempty"`   // of a macvtap or ipvtap; "host access"
+	Port      string `json:"port,omitempty"`   // settings of the bridge port: "vlan:10;isolated"
 	Model     string `json:"model"`
 	MAC       string `json:"mac"` // the guest's
 	Queues    int    `json:"queues"`
@@ -43,6 +45,8 @@ const (
 	Down        State = "down"
 	NoCarrier   State = "no-carrier" // its lower has no link
 	Up          State = "up"         // a macvtap or ipvtap, which has no port
+	NoSwitch    State = "no-switch"  // its switch has ended, or has lost it
+	Unknown     State = "unknown"    // its switch could not be asked
 )
 
 // TypeTap is the type of a NIC on a bridge; the others are those of package macvtap.
@@ -95,8 +99,8 @@ func (m *Manager) ListAll(ctx context.Context, vm string) ([]NIC, error) {
 func (m *Manager) describe(o ours) NIC {
 	r := o.want
 	return NIC{
-		VM: r.VM, ID: r.NIC, Interface: o.Name, Type: r.Type, Source: r.Source, Mode: r.Mode, Port: r.Port, Model: r.Model,
-		MAC: r.MAC.String(), Queues: r.Queues, Vhost: onOff(r.Vhost), MTU: r.guestMTU(), State: linkState(o.Link), UID: r.Owner, Via: r.Via,
+		VM: r.VM, ID: r.NIC, Interface: o.Name, Type: r.Type, Source: r.Source, Switch: r.Switch, Limits: r.Guard.String(), Mode: r.Mode, Port: r.Port, Model: r.Model,
+		MAC: r.MAC.String(), Queues: r.Queues, Vhost: onOff(r.Vhost), MTU: r.guestMTU(), State: o.ownState(), UID: r.Owner, Via: r.Via,
 	}
 }
 
@@ -116,10 +120,25 @@ func (o *ours) state(nic NIC) NIC {
 		nic.State = Incomplete
 	case o.want.Phase == detaching:
 		nic.State = Detaching
-	case o.master != "" && o.master != o.want.Source:
+	case o.master != "" && (o.want.Switch || o.master != o.want.Source):
 		nic.State = OtherBridge
 	}
 	return nic
+}
+
+// ownState is how a link of ours, or a port of a userspace switch, is.
+func (o *ours) ownState() State {
+	switch {
+	case !o.want.Switch:
+		return linkState(o.Link)
+	case !o.Up:
+		return Down
+	case o.seat.err != nil:
+		return Unknown
+	case o.seat.port == nil:
+		return NoSwitch
+	}
+	return State(rtnl.Forwarding.String())
 }
 
 // linkState is a tap's port state, or whether a macvtap's lower has a link.

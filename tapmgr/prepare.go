@@ -115,9 +115,9 @@ func (m *Manager) Started(ctx context.Context, vm string, pid int) ([]Action, er
 		}
 		r.lifetime(o, pid)
 		if o.want.Phase == starting || o.want.Phase == attaching {
-			r.do(o, "the guest has started with it", func() error { return m.markPlugged(o) })
+			r.do(o, "the guest has started with it", func() error { return m.markPlugged(ctx, o) })
 		}
-		r.port(o)
+		r.port(ctx, o)
 	}
 	return r.actions, nil
 }

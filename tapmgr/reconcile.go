@@ -43,6 +43,8 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
 	var held []ours
 	for _, o := range links {
 		switch {
+		case o.unheld() && o.isSocket():
+			r.do(o, "removed: nobody holds it", func() error { return r.m.leave(ctx, &o) })
 		case o.unheld():
 			r.do(o, "removed: nobody holds it", func() error { return failed[o.Index] })
 		case o.starts():
@@ -76,7 +78,7 @@ func (r *reconciler) leftOvers(ctx context.Context, links []ours) map[int]error 
 	}
 	var left []ours
 	for _, o := range links {
-		if o.unheld() {
+		if o.unheld() && !o.isSocket() {
 			left = append(left, o)
 		}
 	}
@@ -111,7 +113,7 @@ func (r *reconciler) guest(ctx context.Context, nics []ours) {
 	vm, err := r.m.open(dialCtx, Target{VM: nics[0].want.VM, PID: nics[0].vmm()}, nics[0].want.Via)
 	if err != nil {
 		for _, o := range nics {
-			r.port(o) // needs no lock
+			r.port(ctx, o) // needs no lock
 			r.fail(o, err)
 		}
 		return
@@ -143,14 +145,14 @@ func (r *reconciler) nic(ctx context.Context, vm vmm, o ours) {
 			return r.m.release(ctx, vm, &now)
 		})
 	case now.want.Phase == detaching:
-		r.port(now)
+		r.port(ctx, now)
 		r.note(now, "left alone: the guest has not let go of it yet")
 	default:
 		r.lifetime(now, vm.process())
 		if now.want.Phase == attaching || now.want.Phase == starting {
-			r.do(now, "kept: it is plugged, which its alias did not say yet", func() error { return r.m.markPlugged(now) })
+			r.do(now, "kept: it is plugged, which its alias did not say yet", func() error { return r.m.markPlugged(ctx, now) })
 		}
-		r.port(now)
+		r.port(ctx, now)
 	}
 }
 
@@ -161,18 +163,22 @@ func (r *reconciler) lifetime(o ours, pid int) {
 	}
 }
 
-func (m *Manager) markPlugged(o ours) error {
+func (m *Manager) markPlugged(ctx context.Context, o ours) error {
 	o.want.Phase, o.want.Since = plugged, 0
 	alias, err := o.want.encode()
 	if err != nil {
 		return err
 	}
-	return m.set(&o, rtnl.Alias(alias))
+	return m.setAlias(ctx, &o, alias)
 }
 
-// port puts a plugged NIC that has no master back on its bridge.
-func (r *reconciler) port(o ours) {
-	if o.want.Phase == detaching && !o.Up || o.want.Type != TypeTap { // cut off by force
+// port puts a plugged NIC that has no master back on its bridge, or into its switch.
+func (r *reconciler) port(ctx context.Context, o ours) {
+	switch {
+	case o.want.Switch && o.want.Phase != detaching:
+		r.seat(ctx, o)
+		return
+	case o.want.Switch, o.want.Type != TypeTap, o.want.Phase == detaching && !o.Up: // cut off by force
 		return
 	}
 	br, err := bridge.Get(r.m.nl, o.want.Source)
@@ -185,6 +191,21 @@ func (r *reconciler) port(o ours) {
 		r.note(o, fmt.Sprintf("left alone: %v", err))
 	default:
 		r.do(o, "put back on "+br.Name, func() error { return r.m.putBack(&o, br) })
+	}
+}
+
+// seat joins a tap again to a switch of that name that runs again. A NIC by a socket cannot be.
+func (r *reconciler) seat(ctx context.Context, o ours) {
+	switch {
+	case o.seat.err != nil:
+		r.fail(o, o.seat.err)
+	case !o.seatless():
+	case o.isSocket():
+		r.note(o, fmt.Sprintf("left alone: switch %s has lost it, and it leads nowhere (%s)", o.want.Source, cureOfLost))
+	case r.m.runs(o.want.Source) != nil:
+		r.note(o, fmt.Sprintf("left alone: %v", r.m.runs(o.want.Source)))
+	default:
+		r.do(o, "joined again to switch "+o.want.Source, func() error { return r.m.rejoin(ctx, &o, o.vmm()) })
 	}
 }
 

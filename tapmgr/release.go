@@ -18,6 +18,9 @@ const releaseWait = 5 * time.Second
 // release makes QEMU let go of a device that is not plugged, and waits until it is
 // gone. The caller has made sure that nobody else holds it.
 func (m *Manager) release(ctx context.Context, vm vmm, o *ours) error {
+	if o != nil && o.isSocket() {
+		return m.releaseSocket(ctx, vm, o)
+	}
 	err := m.letGo(o, vm.process(), func() error { return vm.giveBack(ctx, o) })
 	if err != nil {
 		return err
@@ -34,6 +37,23 @@ func (m *Manager) release(ctx context.Context, vm vmm, o *ours) error {
 	}
 	tried := vm.elsewhere(ctx, o)
 	return errors.Join(m.waitGoneFor(ctx, o, releaseWait), tried)
+}
+
+// releaseSocket does so where there is no link: port and label say whether it is gone.
+func (m *Manager) releaseSocket(ctx context.Context, vm vmm, o *ours) error {
+	err := errors.Join(vm.giveBack(ctx, o), m.leave(ctx, o))
+	if err != nil {
+		return err
+	}
+	now, err := m.anew(o)
+	if err != nil || now == nil {
+		return err
+	}
+	tried := vm.elsewhere(ctx, o)
+	if now, err = m.anew(o); err != nil || now == nil {
+		return err
+	}
+	return errors.Join(fmt.Errorf("%w: NIC %s, by process %d", ErrInUse, o.Name, now.vmm()), tried)
 }
 
 // letGo runs what makes a VMM let go of a device. A macvtap is then deleted, since the kernel would
@@ -104,6 +124,10 @@ func (m *Manager) waitGone(ctx context.Context, o *ours) error {
 // there tells whether a link still exists. Who closes its netns last is of no matter: a VMM
 // that was started with the fd can keep that without the link.
 func (m *Manager) there(o *ours) (bool, error) {
+	if o.isSocket() {
+		now, err := m.anew(o)
+		return now != nil, err
+	}
 	err := m.on(o, func(nl *rtnl.Conn) error {
 		_, err := nl.LinkByIndex(o.Index)
 		return err

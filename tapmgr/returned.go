@@ -49,7 +49,7 @@ func (m *Manager) withoutMaster() ([]ours, error) {
 	}
 	return slices.DeleteFunc(links, func(o ours) bool {
 		working := o.want.Phase == attaching || o.want.Phase == detaching && !o.Up // cut off by force
-		return o.want.Type != TypeTap || o.Master != 0 || working
+		return o.want.Type != TypeTap || o.want.Switch || o.Master != 0 || working
 	}), nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"vmnet/bridge"
+	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/rtnl"
 	"vmnet/vhost"
 )
@@ -12,22 +13,24 @@ import (
 // Detail explains one NIC.
 type Detail struct {
 	NIC
-	Index     int              `json:"index"`
-	AltNames  []string         `json:"altnames,omitempty"`
-	HostMAC   string           `json:"host_mac"`
-	HostMTU   int              `json:"host_mtu"` // bytes, of the tap
-	Holders   []Holder         `json:"holders"`  // who has its queues open
-	VhostFDs  []int            `json:"vhost_fds"`
-	Bridge    string           `json:"bridge,omitempty"`    // that a tap is on now
-	Lower     string           `json:"lower,omitempty"`     // that a macvtap or ipvtap is on now
-	RxFilter  string           `json:"rx_filter,omitempty"` // of a macvtap or ipvtap
-	Mirrored  bool             `json:"mirrored,omitempty"`  // with RxMirror: the guest's groups are taken in, and no others
-	Netns     string           `json:"netns,omitempty"`     // path of the netns that a macvtap or ipvtap is in
-	ForwardIn float64          `json:"forwards_in_seconds,omitempty"`
-	Learned   []bridge.Learned `json:"learned"`
-	Counters  rtnl.Stats       `json:"counters"` // as the host counts: rx comes from the guest
-	Guest     *GuestView       `json:"guest"`    // nil where it could not be asked
-	Notices   []string         `json:"notices,omitempty"`
+	Index     int               `json:"index"`
+	AltNames  []string          `json:"altnames,omitempty"`
+	HostMAC   string            `json:"host_mac"`
+	HostMTU   int               `json:"host_mtu"` // bytes, of the tap
+	Holders   []Holder          `json:"holders"`  // who has its queues open
+	VhostFDs  []int             `json:"vhost_fds"`
+	Bridge    string            `json:"bridge,omitempty"`    // that a tap is on now
+	Lower     string            `json:"lower,omitempty"`     // that a macvtap or ipvtap is on now
+	RxFilter  string            `json:"rx_filter,omitempty"` // of a macvtap or ipvtap
+	Mirrored  bool              `json:"mirrored,omitempty"`  // with RxMirror: the guest's groups are taken in, and no others
+	Socket    string            `json:"socket,omitempty"`    // of the userspace switch that it belongs on: path of its control socket
+	Netns     string            `json:"netns,omitempty"`     // path of the netns that a macvtap or ipvtap is in
+	ForwardIn float64           `json:"forwards_in_seconds,omitempty"`
+	Learned   []bridge.Learned  `json:"learned"`
+	Counters  rtnl.Stats        `json:"counters"`        // as the host counts: rx comes from the guest
+	Drops     map[string]uint64 `json:"drops,omitempty"` // at a switch's port, by reason
+	Guest     *GuestView        `json:"guest"`           // nil where it could not be asked
+	Notices   []string          `json:"notices,omitempty"`
 }
 
 // GuestView is what the guest's VMM says of the NIC.
@@ -76,7 +79,9 @@ func (m *Manager) detail(o ours) (Detail, error) {
 		NIC: o.state(m.describe(o)), Index: o.Index, AltNames: o.AltNames, HostMAC: o.MAC.String(), HostMTU: o.MTU,
 		Holders: append([]Holder{}, o.holders...), VhostFDs: []int{}, Bridge: o.master, Learned: []bridge.Learned{}, Counters: o.Stats,
 	}
-	if o.want.Type != TypeTap {
+	if o.want.Switch {
+		m.detailSeat(&d, o)
+	} else if o.want.Type != TypeTap {
 		d.Lower, d.RxFilter = m.lowerName(&o), rxFilter(&o)
 		d.Mirrored = d.RxFilter == RxMirror && !o.AllMulti
 	}
@@ -102,6 +107,40 @@ func (m *Manager) detail(o ours) (Detail, error) {
 	}
 	d.Learned = append(d.Learned, learned[o.Index]...)
 	return d, nil
+}
+
+// detailSeat is what the switch says.
+func (m *Manager) detailSeat(d *Detail, o ours) {
+	d.Socket = o.seat.path
+	if o.isSocket() {
+		d.HostMAC = ""
+	}
+	if o.seat.err != nil {
+		d.Notices = append(d.Notices, fmt.Sprintf("its switch was not asked: %v", o.seat.err))
+		return
+	}
+	if o.seat.port == nil {
+		return
+	}
+	if st := o.seat.port.Stats; st != nil {
+		d.Drops = st.Drops
+		if o.isSocket() {
+			t := st.Total()
+			d.Counters = rtnl.Stats{RxPackets: t.RxFrames, RxBytes: t.RxBytes, TxPackets: t.TxFrames, TxBytes: t.TxBytes}
+		}
+	}
+	err := withSwitch(context.Background(), o.seat.path, func(ctx context.Context, c *control.Client) error {
+		all, err := c.FDB(ctx)
+		for _, e := range all {
+			if e.Port == o.seat.port.Name {
+				d.Learned = append(d.Learned, bridge.Learned{MAC: e.MAC, VLAN: e.VLAN})
+			}
+		}
+		return err
+	})
+	if err != nil {
+		d.Notices = append(d.Notices, fmt.Sprintf("what the switch has learned is not known: %v", err))
+	}
 }
 
 // guestViews asks one guest about its NICs.

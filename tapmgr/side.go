@@ -15,7 +15,7 @@ type hostSide interface {
 	plan(r *record) error
 	// maxMTU is the most bytes that it carries; plan has been called.
 	maxMTU() int
-	// bridgeLink is the bridge that it is put on; nil for none. plan has been called.
+	// bridgeLink is the kernel's bridge that it is put on; nil for none. plan has been called.
 	bridgeLink() *rtnl.Link
 	// interfaceName is the device's; plan has been called.
 	interfaceName() string
@@ -26,6 +26,8 @@ type hostSide interface {
 	queues() []*os.File
 	// netns is the namespace to hand along; nil for none.
 	netns() *os.File
+	// label is the file to hand along that tells what the NIC is, where no link does; nil for none.
+	label() *os.File
 	// close closes our copies. Without a VMM's the device goes.
 	close() error
 	// verify reads the device back when the VMM has it, and sets its final alias.
@@ -36,6 +38,10 @@ func (s *tapSide) bridgeLink() *rtnl.Link { return s.br }
 
 func (s *tapSide) interfaceName() string { return s.name }
 
+func (s *tapSide) label() *os.File { return nil }
+
 func (s *lowerSide) bridgeLink() *rtnl.Link { return nil }
 
 func (s *lowerSide) interfaceName() string { return s.name }
+
+func (s *lowerSide) label() *os.File { return nil }

@@ -28,10 +28,11 @@ type Spec struct {
 	Target
 	NIC           string            // id within the guest, [a-z0-9_]{1,12}; empty means net0
 	Bridge        string            // the bridge that a tap becomes a port of; or else:
-	Port          bridge.PortConfig // how the bridge port is set
-	Lower         *Lower            // the device that a macvtap or ipvtap sits on
+	Lower         *Lower            // the device that a macvtap or ipvtap sits on; or:
+	Switch        *Switch           // the userspace switch that it becomes a port of
+	Port          bridge.PortConfig // how the port of bridge or switch is set
 	MAC           net.HardwareAddr  // of the guest's side; nil means DefaultMAC, or the lower's where it has to be that
-	MTU           int               // bytes, told to the guest; 0 means the bridge's or the lower's
+	MTU           int               // bytes, told to the guest; 0 means the bridge's or the lower's, 1500 on a switch
 	Queues        int               // queue pairs; 0 means 1, QueuesAuto the number of vCPUs
 	Vhost         Vhost             // empty means auto
 	Model         string            // QEMU's device; empty means virtio-net-pci
@@ -130,6 +131,11 @@ func (s Spec) withDefaults() Spec {
 		lower.RxFilter = cmp.Or(lower.RxFilter, RxAllMulti)
 		s.Lower = &lower
 	}
+	if s.Switch != nil {
+		sw := *s.Switch
+		sw.By = cmp.Or(sw.By, ByAuto)
+		s.Switch = &sw
+	}
 	if s.Queues == 0 {
 		s.Queues = 1
 	}
@@ -142,8 +148,14 @@ func (s Spec) withDefaults() Spec {
 	return s
 }
 
-// on is the Spec with the bridge or lower of that name.
+// on is the Spec with the bridge, lower or switch of that name.
 func (s Spec) on(source string) Spec {
+	if s.Switch != nil {
+		sw := *s.Switch
+		sw.Name = source
+		s.Switch = &sw
+		return s
+	}
 	if s.Lower == nil {
 		s.Bridge = source
 		return s
@@ -185,11 +197,11 @@ func ValidNIC(id string) error {
 
 func (s Spec) validateHost() error {
 	switch {
-	case s.Bridge == "" && s.Lower == nil:
-		return fmt.Errorf("neither bridge nor lower is named (--bridge, --macvtap or --ipvtap)")
-	case s.Bridge != "" && s.Lower != nil:
-		return fmt.Errorf("a NIC is either on a bridge or on a lower")
-	case s.Lower == nil && !bridge.ValidName(s.Bridge):
+	case s.Bridge == "" && s.Lower == nil && s.Switch == nil:
+		return fmt.Errorf("neither bridge nor lower nor switch is named (--bridge, --macvtap, --ipvtap or --switch)")
+	case s.Bridge != "" && s.Lower != nil, s.Switch != nil && (s.Bridge != "" || s.Lower != nil):
+		return fmt.Errorf("a NIC is either on a bridge, on a lower or on a switch")
+	case s.Bridge != "" && !bridge.ValidName(s.Bridge):
 		return fmt.Errorf("bridge name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", s.Bridge)
 	case s.MTU != 0 && (s.MTU < minMTU || s.MTU > maxMTU):
 		return fmt.Errorf("MTU %d: want %d to %d bytes", s.MTU, minMTU, maxMTU)
@@ -210,9 +222,9 @@ func (s Spec) validateHost() error {
 		}
 	}
 	if s.Lower != nil && !s.Port.IsZero() {
-		return fmt.Errorf("VLANs, isolation, hairpin, learning and flooding are settings of a bridge port: a NIC on a lower has none")
+		return fmt.Errorf("VLANs, isolation, hairpin, learning and flooding are settings of a port of a bridge or switch: a NIC on a lower has none")
 	}
-	return cmp.Or(s.Port.Validate(), s.Lower.validate(s.MAC))
+	return cmp.Or(s.Port.Validate(), s.Lower.validate(s.MAC), s.Switch.validate(s))
 }
 
 func (s Spec) validateMAC() error {

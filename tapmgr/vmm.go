@@ -134,6 +134,9 @@ func (v *vm) prepare(ctx context.Context, h *half) (err error) {
 			h.nic.Addr = port.Addr
 		}
 	}
+	if major, minor, _ := v.Version(); h.nic.Backend == qmp.Socket && (major > 7 || major == 7 && minor >= 2) {
+		h.nic.Backend = qmp.Dgram
+	}
 	h.nic, err = v.TypeOptions(ctx, h.nic)
 	return err
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -24,24 +25,33 @@ type attachOptions struct {
 func (a *app) attachCommand() *cobra.Command {
 	var o attachOptions
 	cmd := &cobra.Command{
-		Use:   "attach --vm NAME {--bridge BRIDGE | --macvtap LOWER | --ipvtap LOWER}",
+		Use:   "attach --vm NAME {--bridge BRIDGE | --macvtap LOWER | --ipvtap LOWER | --switch SWITCH}",
 		Short: "Give a running guest a NIC",
-		Long: `Give a running guest a NIC, or leave nothing of it behind: on a bridge, or
-directly on a network card, its lower. The same command again is success and
+		Long: `Give a running guest a NIC, or leave nothing of it behind: on a bridge, on a userspace
+switch, or directly on a network card, its lower. The same command again is success and
 changes nothing.
+
+On a userspace switch (vmnet switch run), --via socket hands QEMU one end of a datagram
+socketpair and the switch the other one: that needs no privilege and makes no device. --via tap
+hands QEMU a tap whose kernel side the switch takes: queues, offloads and vhost, with
+CAP_NET_ADMIN and CAP_NET_RAW. The port goes with QEMU, however that ends. Guests may have 5000
+frames of each kind flooded in a second and 256 addresses learned (--storm, --max-addresses).
+When the switch ends, a tap joins the next one of that name by vmnet reconcile; a NIC by a
+socket leads nowhere until the same attach replaces it.
 
 A guest that libvirt manages is recognised by itself. vmnet makes the device, libvirt plugs
 it (<interface type='ethernet'> with managed='no', alias ua-vmnet-ID), and virsh shows it. A
 tap goes with its guest; a macvtap stays when the guest ends, until vmnet detach, the hook,
 vmnet watch or vmnet reconcile removes it. --persistent has libvirt store the NIC as well, for
 the hook to make at the next start (vmnet hook). What libvirt has no words for takes
---via monitor: QEMU gets the fds through libvirt's monitor commands, libvirt knows nothing of
+--via monitor, and so does a port of a switch (--via monitor,socket): QEMU gets the fds through libvirt's monitor commands, libvirt knows nothing of
 the NIC, cannot migrate the guest with it, and marks the domain as tainted.`,
 		Example: `  vmnet attach --vm P2 --bridge br0
   vmnet attach --vm P2 --bridge br0 --nic net1 --queues auto --wait
   vmnet attach --vm P2 --bridge br0 --mtu 1400 --device-opt rx_queue_size=1024
   vmnet attach --vm P2 --macvtap eth0 --mode bridge
   vmnet attach --vm P2 --ipvtap wlan0 --ip 192.0.2.7/24
+  vmnet attach --vm P2 --switch sw0 --via socket     # without any privilege
   vmnet attach --vm web --bridge br0 --persistent   # a guest of libvirt's
   vmnet attach --vm P2 --bridge br0 --dry-run`,
 		Args: cobra.NoArgs,
@@ -50,8 +60,10 @@ the NIC, cannot migrate the guest with it, and marks the domain as tainted.`,
 	var target tapmgr.Target
 	targetFlags(cmd, &target)
 	nic := nicflags.AddNIC(f)
-	var via string
-	choice(cmd, f, &via, "via", "", "how a guest of libvirt's gets it: libvirt plugs it and knows it; monitor hands fds to QEMU through libvirt, which then knows nothing of it (default libvirt)", string(tapmgr.ViaLibvirt), string(tapmgr.ViaMonitor))
+	nic.AddSwitch(f)
+	nic.AddVia(f, true)
+	complete(cmd, "via", cobra.FixedCompletions(slices.Concat(nicflags.LibvirtWays, nicflags.SwitchWays), noFiles))
+	complete(cmd, "switch", switchNames)
 	var persistent bool
 	f.BoolVar(&persistent, "persistent", false, "have libvirt store the NIC as well, so that the guest starts with it (needs vmnet hook install)")
 	f.BoolVar(&o.wait, "wait", false, "wait until the bridge port forwards: 30 s where the bridge runs STP")
@@ -66,7 +78,7 @@ the NIC, cannot migrate the guest with it, and marks the domain as tainted.`,
 			return usagef("%w", err)
 		}
 		o.spec, o.json = spec, *format == "json"
-		o.spec.Target, o.spec.Via, o.spec.Persistent = target, tapmgr.Via(via), persistent
+		o.spec.Target, o.spec.Persistent = target, persistent
 		return a.attach(cmd.Context(), &o)
 	})
 	return cmd
@@ -153,15 +165,18 @@ func (a *app) printAttached(res tapmgr.Result, json bool) error {
 	if !res.Changed {
 		unchanged = "unchanged: "
 	}
-	mode := ""
+	mode, on := "", n.Source
+	if n.Switch {
+		on = "switch " + n.Source
+	}
 	if n.Mode != "" {
 		mode = " mode " + n.Mode
 	}
-	if n.Port != "" {
-		mode = " with " + n.Port
+	if settings := nicSettings(n); settings != "" {
+		mode = " with " + settings
 	}
 	return a.line("%s/%s: %s%s %s on %s%s, MAC %s, %s, vhost %s", n.VM, n.ID, unchanged,
-		n.Type, n.Interface, n.Source, mode, n.MAC, count(n.Queues, "queue"), n.Vhost)
+		n.Type, n.Interface, on, mode, n.MAC, count(n.Queues, "queue"), n.Vhost)
 }
 
 func count(n int, what string) string {

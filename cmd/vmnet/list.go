@@ -4,6 +4,7 @@ import (
 	"os/user"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -18,7 +19,8 @@ func (a *app) listCommand() *cobra.Command {
 		Long: `List the NICs of all guests, and after them the host's own access to the guests of a
 lower (vmnet lower), as type macvlan, of no guest. It asks the kernel only, so it waits for
 nobody; but libvirt, for a second at most, where that has made NICs of its own. Those are marked
-as foreign, and never touched.`,
+as foreign, and never touched. The NICs on userspace switches are asked of those, half a second
+at most; one that does not answer is told of.`,
 		Example: `  vmnet list
   vmnet list --vm P2 -o json`,
 		Args: cobra.NoArgs,
@@ -43,11 +45,18 @@ as foreign, and never touched.`,
 
 // sourceText is where a NIC leads to, and how.
 func sourceText(n tapmgr.NIC) string {
-	if how := n.Mode + n.Port; how != "" {
+	how := n.Mode + nicSettings(n)
+	if n.Switch {
+		how = strings.TrimSuffix("switch;"+how, ";")
+	}
+	if how != "" {
 		return n.Source + "(" + how + ")"
 	}
 	return n.Source
 }
+
+// nicSettings is how the port is set, where that is not as by default.
+func nicSettings(n tapmgr.NIC) string { return strings.Trim(n.Port+";"+n.Limits, ";") }
 
 func (a *app) printList(nics []tapmgr.NIC) error {
 	rows := [][]string{{"VM", "NIC", "INTERFACE", "TYPE", "SOURCE", "MODEL", "MAC", "QUEUES", "VHOST", "STATE"}}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/declared"
 	"vmnet/internal/netns"
 	"vmnet/internal/rtnl"
@@ -18,6 +19,8 @@ func (a *app) withManager(f func(*tapmgr.Manager) error) error {
 		m.HelperPath = helperPath()
 		m.Libvirt = a.libvirt
 		m.Declarations = declared.Editor()
+		m.Switches = control.Running
+		m.Notice = a.note
 		return f(m)
 	})
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -89,13 +90,13 @@ func noNICs(vm string) error {
 
 func detailFields(d tapmgr.Detail) []field {
 	fields := []field{
-		{"interface", fmt.Sprintf("%s (%s, index %d)", d.Interface, d.Type, d.Index)},
+		interfaceField(d),
 		{"altnames", strings.Join(d.AltNames, ", ")},
 		{"state", stateText(d)},
 		placeField(d),
 		{"via", viaText(d.NIC)},
 		{"model", d.Model},
-		{"MAC", fmt.Sprintf("%s, of the guest; %s on the host's side", d.MAC, d.HostMAC)},
+		{"MAC", fmt.Sprintf("%s, of the guest", d.MAC) + hostText("; %s on the host's side", d.HostMAC)},
 		{"MTU", fmt.Sprintf("%d bytes, of the guest; %d of the %s", d.MTU, d.HostMTU, d.Type)},
 		{"queues", fmt.Sprint(d.Queues)},
 		{"held by", holdersText(d.Holders)},
@@ -107,8 +108,39 @@ func detailFields(d tapmgr.Detail) []field {
 	return slices.DeleteFunc(fields, func(f field) bool { return f.value == "" })
 }
 
+// interfaceField is the device, or the port that stands for it.
+func interfaceField(d tapmgr.Detail) field {
+	if d.Type == tapmgr.TypeSocket {
+		return field{"port", d.Interface + " (socket)"}
+	}
+	return field{"interface", fmt.Sprintf("%s (%s, index %d)", d.Interface, d.Type, d.Index)}
+}
+
+// hostText is empty where there is no device.
+func hostText(format, mac string) string {
+	if mac == "" {
+		return ""
+	}
+	return fmt.Sprintf(format, mac)
+}
+
+// switchText is the switch and how its port is set.
+func switchText(d tapmgr.Detail) string {
+	text := d.Source
+	if settings := nicSettings(d.NIC); settings != "" {
+		text += ", port with " + settings
+	}
+	if d.Socket != "" && d.Socket != d.Source {
+		text += " (" + d.Socket + ")"
+	}
+	return text
+}
+
 // placeField says where the NIC leads to.
 func placeField(d tapmgr.Detail) field {
+	if d.Switch {
+		return field{"switch", switchText(d)}
+	}
 	if d.Type == tapmgr.TypeTap {
 		return field{"bridge", bridgeText(d)}
 	}
@@ -128,10 +160,19 @@ func counterFields(d tapmgr.Detail) []field {
 	c := d.Counters
 	rx := counterText(c.RxPackets, c.RxBytes, c.RxErrors, c.RxDropped)
 	tx := counterText(c.TxPackets, c.TxBytes, c.TxErrors, c.TxDropped)
-	if d.Type != tapmgr.TypeTap {
+	if d.Type != tapmgr.TypeTap && !d.Switch {
 		rx, tx = tx, rx
 	}
-	return []field{{"from guest", rx}, {"to guest", tx}}
+	return []field{{"from guest", rx}, {"to guest", tx}, {"dropped by the switch", dropsText(d.Drops)}}
+}
+
+// dropsText is empty where nothing was dropped.
+func dropsText(drops map[string]uint64) string {
+	var texts []string
+	for _, why := range slices.Sorted(maps.Keys(drops)) {
+		texts = append(texts, fmt.Sprintf("%d %s", drops[why], why))
+	}
+	return strings.Join(texts, ", ")
 }
 
 func stateText(d tapmgr.Detail) string {
@@ -182,7 +223,7 @@ func learnedText(d tapmgr.Detail) string {
 		}
 		macs = append(macs, text)
 	}
-	if d.Type != tapmgr.TypeTap {
+	if d.Type != tapmgr.TypeTap && !d.Switch {
 		return "" // there is no bridge that could learn
 	}
 	return orNone(strings.Join(macs, ", "))

@@ -121,7 +121,7 @@ func TestParseRefuses(t *testing.T) {
 		`<v:nic id="net0" macvtap="eth0" mode="l2"/>`:                     `mode "l2"`,
 		`<v:nic id="net0" macvtap="eth0" mode="source" source-mac="x"/>`:  `want six bytes`,
 		`<v:nic id="net0" macvtap="eth0" rx-filter="all"/>`:               `attribute rx-filter="all": want allmulti`,
-		`<v:nic id="net0" macvtap="eth0" isolated="yes"/>`:                `settings of a bridge port`,
+		`<v:nic id="net0" macvtap="eth0" isolated="yes"/>`:                `settings of a port of a bridge or switch`,
 		`<v:nic id="net0" ipvtap="eth0"/>`:                                `attribute "ipvtap": an ipvtap cannot be handed to libvirt by name`,
 		`<v:nic id="net0" bridge="br0" queues="4"/>`:                      `attribute "queues" is not known`,
 		`<v:nic id="NET" bridge="br0"/>`:                                  `NIC id "NET"`,

@@ -35,8 +35,8 @@ func (o *lower) add(f *pflag.FlagSet) {
 }
 
 // spec is what the flags ask for; nil for a NIC on a bridge.
-func (o *lower) spec(bridge string) (*tapmgr.Lower, error) {
-	if err := o.oneOf(bridge); err != nil {
+func (o *lower) spec(bridge, sw string) (*tapmgr.Lower, error) {
+	if err := o.oneOf(bridge, sw); err != nil {
 		return nil, err
 	}
 	l := &tapmgr.Lower{Kind: macvtap.Macvtap, Device: o.macvtap, Mode: o.mode, NoPromisc: o.noPromisc, Flag: o.flag, RxFilter: o.rxFilter}
@@ -67,9 +67,9 @@ func (o *lower) spec(bridge string) (*tapmgr.Lower, error) {
 }
 
 // oneOf makes sure that one place was named, not several.
-func (o *lower) oneOf(bridge string) error {
+func (o *lower) oneOf(bridge, sw string) error {
 	var given []string
-	for _, p := range []struct{ flag, value string }{{"--bridge", bridge}, {"--macvtap", o.macvtap}, {"--ipvtap", o.ipvtap}} {
+	for _, p := range []struct{ flag, value string }{{"--bridge", bridge}, {"--switch", sw}, {"--macvtap", o.macvtap}, {"--ipvtap", o.ipvtap}} {
 		if p.value != "" {
 			given = append(given, p.flag)
 		}

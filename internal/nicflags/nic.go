@@ -16,6 +16,7 @@ type NIC struct {
 	spec  tapmgr.Spec
 	vhost string
 	lower lower
+	sw    tapmgr.Switch
 }
 
 // AddNIC adds them to fs.
@@ -26,7 +27,7 @@ func AddNIC(fs *pflag.FlagSet) *NIC {
 	AddPort(fs, &n.spec.Port)
 	fs.StringVar(&n.spec.NIC, "nic", "net0", "`ID` of the NIC within the guest: 1 to 12 of a-z, 0-9 and _")
 	AddMAC(fs, &n.spec.MAC, "the guest's address (default one made from machine, guest and NIC, always the same; of an ipvtap or in mode passthru its lower's)")
-	fs.IntVar(&n.spec.MTU, "mtu", 0, "`BYTES` that the guest is told, 68 to 65535, at most and by default the bridge's or lower's")
+	fs.IntVar(&n.spec.MTU, "mtu", 0, "`BYTES` that the guest is told, 68 to 65535, at most and by default the bridge's or lower's; on a switch 1500 by default")
 	addQueues(fs, &n.spec.Queues)
 	Choice(fs, &n.vhost, "vhost", "", "whether the kernel's vhost-net moves the frames; auto: where it can be had", Vhosts...)
 	fs.StringVar(&n.spec.Model, "model", "", "QEMU's `DEVICE` (default virtio-net-pci)")
@@ -44,7 +45,10 @@ var (
 func (n *NIC) Spec() (s tapmgr.Spec, err error) {
 	s = n.spec
 	s.Vhost = tapmgr.Vhost(n.vhost)
-	s.Lower, err = n.lower.spec(s.Bridge)
+	if s.Switch, err = n.onSwitch(); err != nil {
+		return s, err
+	}
+	s.Lower, err = n.lower.spec(s.Bridge, n.sw.Name)
 	return s, err
 }
 

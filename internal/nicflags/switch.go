@@ -1,0 +1,91 @@
+package nicflags
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"vmnet/tapmgr"
+)
+
+// AddSwitch adds the flags of a NIC that is a port of a userspace switch.
+func (n *NIC) AddSwitch(fs *pflag.FlagSet) {
+	fs.StringVar(&n.sw.Name, "switch", "", "the userspace `SWITCH` that the NIC is a port of (vmnet switch run), by its name or its control socket's path with a slash, instead of --bridge")
+	fs.BoolVar(&n.sw.LockMAC, "lock-mac", false, "on a switch: drop frames from the guest with another source than the NIC's own address")
+	limit(fs, &n.sw.Storm, "storm", strconv.Itoa(tapmgr.DefaultStorm), "on a switch: `N|off` broadcasts, multicast frames and frames to unknown addresses that the guest may have flooded, each in a second")
+	limit(fs, &n.sw.MaxAddresses, "max-addresses", strconv.Itoa(tapmgr.DefaultMaxAddresses), "on a switch: `N|off` addresses that are learned behind the port; those beyond are reached by flooding")
+}
+
+// limit is a number of at least 1, or off.
+func limit(fs *pflag.FlagSet, p *int, name, def, usage string) {
+	fs.Var(Value("N|off", def, func(s string) error {
+		if s == "off" {
+			*p = tapmgr.NoLimit
+			return nil
+		}
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 {
+			return fmt.Errorf("want a number of at least 1, or off")
+		}
+		*p = n
+		return nil
+	}), name, usage)
+}
+
+// Ways are the words of --via: how a guest of libvirt's gets a NIC, and what is between QEMU and a switch.
+var (
+	LibvirtWays = []string{string(tapmgr.ViaLibvirt), string(tapmgr.ViaMonitor)}
+	SwitchWays  = []string{string(tapmgr.ByAuto), string(tapmgr.BySocket), string(tapmgr.ByTap)}
+)
+
+// AddVia adds --via, which takes a word of each kind; without libvirt, those of a switch alone.
+func (n *NIC) AddVia(fs *pflag.FlagSet, libvirt bool) {
+	kind, usage := strings.Join(SwitchWays, "|"), "on a switch: a socket needs no privilege, a tap is faster for each byte; auto: a tap where that is allowed"
+	if libvirt {
+		kind = strings.Join(LibvirtWays, "|") + "|" + kind
+		usage = "how a guest of libvirt's gets it: libvirt plugs it and knows it; monitor hands fds to QEMU through libvirt, which then knows nothing of it (default libvirt). " + strings.ToUpper(usage[:1]) + usage[1:] + " (default auto). One of each kind: --via monitor,socket"
+	}
+	fs.Var(Value(kind, "", func(s string) error {
+		for word := range strings.SplitSeq(s, ",") {
+			if err := n.via(word, libvirt); err != nil {
+				return err
+			}
+		}
+		return nil
+	}), "via", usage)
+}
+
+func (n *NIC) via(word string, libvirt bool) error {
+	words := SwitchWays
+	if libvirt {
+		words = slices.Concat(LibvirtWays, SwitchWays)
+	}
+	switch {
+	case !slices.Contains(words, word):
+		return fmt.Errorf("want %s", strings.Join(words, " or "))
+	case slices.Contains(SwitchWays, word) && n.sw.By == "":
+		n.sw.By = tapmgr.By(word)
+	case slices.Contains(LibvirtWays, word) && n.spec.Via == "":
+		n.spec.Via = tapmgr.Via(word)
+	default:
+		return fmt.Errorf("%s, and another word of its kind (%s; %s)", word, strings.Join(LibvirtWays, " or "), strings.Join(SwitchWays, " or "))
+	}
+	return nil
+}
+
+// onSwitch is the switch that the flags name; nil for none.
+func (n *NIC) onSwitch() (*tapmgr.Switch, error) {
+	sw := n.sw
+	switch {
+	case sw.Name != "":
+		return &sw, nil
+	case sw.By != "":
+		return nil, fmt.Errorf("--via %s goes with --switch", sw.By)
+	case sw != (tapmgr.Switch{}):
+		return nil, fmt.Errorf("--lock-mac, --storm and --max-addresses go with --switch")
+	}
+	return nil, nil
+}

@@ -1,0 +1,189 @@
+package tapmgr
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/fdlabel"
+	"vmnet/internal/rtnl"
+	"vmnet/internal/step"
+)
+
+// socketSide is a port of a userspace switch by a datagram socketpair: QEMU gets one end, the switch the other one.
+type socketSide struct {
+	m      *Manager
+	spec   Spec
+	name   string // of the port
+	record record // as it is when it is plugged
+	pid    int    // of the guest's VMM, known when the steps run
+
+	tag       *os.File // the label
+	near, far *os.File // the switch's end, until that has it, and QEMU's
+}
+
+func (s *socketSide) plan(r *record) error {
+	if err := s.spec.validateSocket(); err != nil {
+		return in(ErrInvalid, err)
+	}
+	s.name, _ = InterfaceName(s.spec.VM, s.spec.NIC)
+	r.Type = TypeSocket
+	return s.spec.planSwitch(r)
+}
+
+// planSwitch fills in what the record says of a switch, which must answer.
+func (s Spec) planSwitch(r *record) (err error) {
+	if r.Source, err = s.Switch.canonical(); err != nil {
+		return err
+	}
+	r.Switch, r.Port, r.Guard = true, s.Port.String(), s.Switch.guard()
+	if mtu := s.switchMTU(); mtu > maxTapMTU {
+		return fmt.Errorf("MTU %d: a switch carries at most %d bytes", mtu, maxTapMTU)
+	}
+	return withSwitch(context.Background(), r.Source, func(ctx context.Context, c *control.Client) error {
+		_, err := c.Info(ctx)
+		return err
+	})
+}
+
+// switchMTU is what a port of a switch carries: each has its own.
+func (s Spec) switchMTU() int { return cmp.Or(s.MTU, ethernetMTU) }
+
+func (s *socketSide) maxMTU() int            { return s.spec.switchMTU() }
+func (s *socketSide) bridgeLink() *rtnl.Link { return nil }
+func (s *socketSide) interfaceName() string  { return s.name }
+func (s *socketSide) netns() *os.File        { return nil }
+func (s *socketSide) label() *os.File        { return s.tag }
+func (s *socketSide) queues() (q []*os.File) {
+	if s.far != nil {
+		q = append(q, s.far)
+	}
+	return q
+}
+
+func (s *socketSide) steps(pid int, alias string, _ int) []step.Step {
+	s.pid = pid
+	s.record, _ = parseAlias(alias)
+	s.record.Phase = plugged
+	text, _ := s.record.encode() // shorter than alias
+	return []step.Step{
+		{
+			Name: "label",
+			Text: fmt.Sprintf("memfd_create %q, for QEMU to hold", text),
+			Do:   func(context.Context) (err error) { s.tag, err = fdlabel.New(text); return err },
+			Undo: func(context.Context) error { return closeFile(&s.tag) },
+		},
+		{
+			Name: "socket",
+			Text: "socketpair AF_UNIX SOCK_DGRAM",
+			Do:   func(context.Context) (err error) { s.near, s.far, err = vswitch.SocketFiles(); return err },
+			Undo: func(context.Context) error { return errors.Join(closeFile(&s.near), closeFile(&s.far)) },
+		},
+		addPortStep(s.record.Source, s.name, portOf(s.record, s.name, alias, pid), func(context.Context) ([]*os.File, error) { return []*os.File{s.near}, nil }),
+	}
+}
+
+// portOf is a NIC's port as a switch is asked for it.
+func portOf(r record, name, label string, pid int) control.Port {
+	p := control.Port{Name: name, Kind: control.Socket, Label: label, Holder: pid, Config: r.switchPort()}
+	if r.Type != TypeSocket {
+		p.Kind, p.Device = control.Packet, name
+	}
+	return p
+}
+
+// addPortStep plugs a port into a switch. open opens its files, which are closed when the switch has them.
+func addPortStep(sw, name string, p control.Port, open func(context.Context) ([]*os.File, error)) step.Step {
+	tried := false
+	return step.Step{
+		Name: "port",
+		Text: fmt.Sprintf("switch %s: add-port %s, %s, holder %d%s, label %q", sw, name, p.Kind, p.Holder, portText(p.Config.PortConfig), p.Label),
+		Do: func(ctx context.Context) error {
+			files, err := open(ctx)
+			if err != nil {
+				return err
+			}
+			defer closeAll(files)
+			tried = true
+			err = addPort(ctx, sw, p, files...)
+			tried = !errors.Is(err, fs.ErrExist)
+			return err
+		},
+		Undo: func(ctx context.Context) error {
+			if !tried {
+				return nil
+			}
+			return removePort(ctx, sw, name)
+		},
+	}
+}
+
+// addPort plugs a port into a switch, for as long as its holder lives.
+func addPort(ctx context.Context, sw string, p control.Port, files ...*os.File) error {
+	holder, err := control.OpenHolder(p.Holder)
+	if err != nil {
+		return err
+	}
+	defer holder.Close()
+	err = withSwitch(ctx, sw, func(ctx context.Context, c *control.Client) error {
+		return c.AddPort(ctx, p, append([]*os.File{holder}, files...)...)
+	})
+	if errors.Is(err, fs.ErrExist) {
+		err = fmt.Errorf("%w: %w (another guest of that name? vmnet switch show %s)", ErrExist, err, sw)
+	}
+	return err
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}
+
+// closeFile closes a file that may not be there, or be closed.
+func closeFile(f **os.File) error {
+	if *f == nil {
+		return nil
+	}
+	err := (*f).Close()
+	*f = nil
+	if errors.Is(err, fs.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+func (s *socketSide) close() error {
+	return errors.Join(closeFile(&s.near), closeFile(&s.far), closeFile(&s.tag))
+}
+
+// verify has the switch say in the label that the NIC is plugged.
+func (s *socketSide) verify(pid int, alias string) (*ours, error) {
+	path, err := control.Path(s.record.Source)
+	if err != nil {
+		return nil, err
+	}
+	var port *control.Port
+	err = withSwitch(context.Background(), s.record.Source, func(ctx context.Context, c *control.Client) error {
+		ports, err := c.Ports(ctx)
+		for i := range ports {
+			if ports[i].Name == s.name && ports[i].Holder == pid {
+				port = &ports[i]
+				port.Label = alias
+				return c.SetLabel(ctx, s.name, alias)
+			}
+		}
+		return cmp.Or(err, errNoSwitch)
+	})
+	if err != nil {
+		return nil, err
+	}
+	o := socketNIC(s.record)
+	o.holders, o.seat, o.Alias = []Holder{{PID: pid, FDs: []int{}}}, seat{path: path, port: port}, alias
+	return &o, nil
+}

@@ -1,0 +1,109 @@
+package tapmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/rtnl"
+	"vmnet/internal/step"
+)
+
+// switchTap is a tap on no bridge: a userspace switch has its kernel side, by a packet socket that this process opens.
+type switchTap struct {
+	tapSide
+	source string
+	path   string // of the switch's control socket
+	record record
+}
+
+func (s *switchTap) plan(r *record) (err error) {
+	s.name, s.altName = s.spec.interfaceName()
+	s.mtu = s.spec.switchMTU()
+	r.Type = TypeTap
+	if err := s.spec.planSwitch(r); err != nil {
+		return err
+	}
+	s.path, err = control.Path(r.Source)
+	return err
+}
+
+func (s *switchTap) steps(pid int, alias string, queues int) []step.Step {
+	s.record, _ = parseAlias(alias)
+	s.record.Phase = plugged
+	s.source = s.record.Source
+	port := portOf(s.record, s.name, s.portLabel(), pid)
+	list := append(s.queueSteps(queues), s.linkSteps(alias)...)
+	return append(list, step.Step{
+		Name: "up",
+		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
+		Do:   func(context.Context) error { return s.m.nl.Set(s.link.Index, rtnl.Up(true)) },
+	}, addPortStep(s.source, s.name, port, func(ctx context.Context) ([]*os.File, error) { return s.m.packetFiles(ctx, s.name) }))
+}
+
+// portLabel is the same before and after: the link's alias alone tells how far the attach is.
+func (s *switchTap) portLabel() string {
+	text, _ := s.record.encode()
+	return text
+}
+
+// claimWait bounds how long a switch may take to let go of the port of a tap of that name that was there before.
+const claimWait = time.Second
+
+// packetFiles are those of a switch's port by a device.
+func (m *Manager) packetFiles(ctx context.Context, device string) ([]*os.File, error) {
+	deadline := time.Now().Add(claimWait)
+	for {
+		socket, claim, err := vswitch.PacketFiles(m.ns, device)
+		switch {
+		case err == nil:
+			return []*os.File{socket, claim}, nil
+		case !errors.Is(err, syscall.EEXIST) || time.Now().After(deadline):
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(err, context.Cause(ctx))
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+func (s *switchTap) verify(_ int, alias string) (*ours, error) {
+	l, err := s.m.nl.LinkByIndex(s.link.Index)
+	if err != nil {
+		return nil, fmt.Errorf("the tap is gone, QEMU did not keep it: %w", err)
+	}
+	if l.Master != 0 || !l.Up {
+		return nil, fmt.Errorf("somebody changed %s meanwhile: up is %v, on a bridge: %v", l.Name, l.Up, l.Master != 0)
+	}
+	o := &ours{Link: l, seat: seatOf(s.record, s.name, s.m.askNamed([]string{s.source}))}
+	switch {
+	case o.seat.err != nil:
+		return nil, o.seat.err
+	case o.seat.port == nil:
+		return nil, errNoSwitch
+	}
+	return o, s.finish(l, alias)
+}
+
+// rejoin makes a tap a port of its switch again, which lives as long as the guest that holds the tap.
+func (m *Manager) rejoin(ctx context.Context, o *ours, pid int) error {
+	files, err := m.packetFiles(ctx, o.Name)
+	if err != nil {
+		return err
+	}
+	defer closeAll(files)
+	r := o.want
+	r.Phase = plugged
+	label, err := r.encode()
+	if err != nil {
+		return err
+	}
+	return addPort(ctx, r.Source, portOf(r, o.Name, label, pid), files...)
+}

@@ -1,0 +1,144 @@
+package tapmgr_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
+	"vmnet/tapmgr"
+)
+
+// serveSwitch is the main of a process that runs a switch until its stdin ends, at the latest with the test.
+func serveSwitch(path string) error {
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		stop()
+	}()
+	l, err := control.Listen(path)
+	if err != nil {
+		return err
+	}
+	sw := vswitch.New(vswitch.Config{})
+	s := control.NewServer(sw, control.Info{Name: path, Version: "test"})
+	err = errors.Join(s.Serve(ctx, l), sw.Close(), l.Close())
+	s.Close()
+	return err
+}
+
+// userSwitch is a switch that a process of its own runs.
+type userSwitch struct {
+	*host
+	path string
+	cmd  *exec.Cmd
+}
+
+// runSwitch runs a switch, of which the host's Manager knows.
+func (h *host) runSwitch() *userSwitch {
+	h.Helper()
+	s := &userSwitch{host: h, path: filepath.Join(h.tempDir(), "sw")}
+	h.Switches = func() ([]string, error) { return []string{s.path}, nil }
+	h.Notice = func(text string) { h.Log("notice: " + text) }
+	s.start()
+	h.Cleanup(s.kill)
+	return s
+}
+
+// tempDir has a name that is short enough for a socket.
+func (h *host) tempDir() string {
+	h.Helper()
+	dir, err := os.MkdirTemp("", "vs")
+	if err != nil {
+		h.Fatal(err)
+	}
+	h.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func (s *userSwitch) start() {
+	s.Helper()
+	s.cmd = s.command(order{Serve: s.path})
+	s.cmd.Cancel = func() error { return nil } // it is a test that ends it
+	s.cmd.Stderr = os.Stderr
+	if _, err := s.cmd.StdinPipe(); err != nil { // Wait closes it
+		s.Fatal(err)
+	}
+	if err := s.cmd.Start(); err != nil {
+		s.Fatal(err)
+	}
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		c, err := control.Dial(s.context(time.Second), s.path)
+		if err == nil {
+			_ = c.Close()
+			return
+		}
+		if time.Now().After(end) {
+			s.Fatal(err)
+		}
+	}
+}
+
+func (s *userSwitch) kill() {
+	if s.cmd.ProcessState == nil {
+		_ = s.cmd.Process.Kill()
+		_ = s.cmd.Wait()
+	}
+}
+
+func (s *userSwitch) signal(sig syscall.Signal) {
+	s.Helper()
+	if err := s.cmd.Process.Signal(sig); err != nil {
+		s.Fatal(err)
+	}
+}
+
+func (s *userSwitch) ports() []control.Port {
+	s.Helper()
+	c, err := control.Dial(s.context(5*time.Second), s.path)
+	if err != nil {
+		s.Fatal(err)
+	}
+	defer c.Close()
+	ports, err := c.Ports(s.context(5 * time.Second))
+	if err != nil {
+		s.Fatal(err)
+	}
+	return ports
+}
+
+// noPort demands that soon the switch has none.
+func (s *userSwitch) noPort() {
+	s.Helper()
+	var ports []control.Port
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if ports = s.ports(); len(ports) == 0 {
+			return
+		}
+	}
+	s.Errorf("the switch still has %+v", ports)
+}
+
+// on is a NIC on the switch.
+func (s *userSwitch) on(g *guest, nic string, by tapmgr.By) tapmgr.Spec {
+	spec := g.spec(nic)
+	spec.Bridge, spec.Switch = "", &tapmgr.Switch{Name: s.path, By: by}
+	return spec
+}
+
+var bothBys = []tapmgr.By{tapmgr.BySocket, tapmgr.ByTap}
+
+// eachBy runs a test for each way from QEMU to a switch.
+func eachBy(t *testing.T, test func(t *testing.T, s *userSwitch, by tapmgr.By)) {
+	for _, by := range bothBys {
+		t.Run(string(by), func(t *testing.T) { test(t, newHost(t).runSwitch(), by) })
+	}
+}

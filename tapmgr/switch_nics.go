@@ -1,0 +1,210 @@
+package tapmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"syscall"
+
+	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/fdlabel"
+	"vmnet/internal/procfd"
+	"vmnet/internal/rtnl"
+)
+
+// A NIC by a socket has no link that could tell of it. Two others do: its port in the switch, with a label as a link's
+// alias; and a label that QEMU holds beside the socket, which is there without the switch, too.
+
+// isSocket tells that there is no link.
+func (o *ours) isSocket() bool { return o.want.Type == TypeSocket }
+
+// seatless tells that a NIC belongs on a switch that has lost it: that was ended, or has removed its port.
+func (o *ours) seatless() bool {
+	return o.want.Switch && o.seat.path != "" && o.seat.port == nil && o.seat.err == nil
+}
+
+// socketNICs are the NICs by sockets that labels tell of, those of the switches that were asked, or both.
+func (m *Manager) socketNICs(labels []procfd.File, all []asked) []ours {
+	var found []ours
+	byLabel := map[[2]uint64]int{} // of the files' device and inode to found
+	for _, f := range labels {
+		text, _ := fdlabel.Of(f)
+		r, ok := parseAlias(text)
+		id, there := fileID(f)
+		if !ok || r.Type != TypeSocket || !there {
+			continue
+		}
+		i, known := byLabel[id]
+		if !known {
+			i = len(found)
+			byLabel[id] = i
+			found = append(found, socketNIC(r))
+		}
+		found[i].addHolder(f)
+	}
+	for _, a := range all {
+		for i, p := range a.ports {
+			r, ok := parseAlias(p.Label)
+			if !ok || r.Type != TypeSocket || p.Holder == 0 || !a.mayHold(p.Holder) {
+				continue
+			}
+			found = withPort(found, r, seat{path: a.path, port: &a.ports[i]})
+		}
+	}
+	for i := range found {
+		if o := &found[i]; o.seat.port == nil {
+			o.seat = seatOf(o.want, o.Name, all)
+		}
+	}
+	return found
+}
+
+// withPort notes a switch's port at the NIC whose label its holder has, or adds the NIC that nothing else tells of.
+func withPort(found []ours, r record, s seat) []ours {
+	i := slices.IndexFunc(found, func(o ours) bool {
+		return o.want.VM == r.VM && o.want.NIC == r.NIC && o.isHeldBy(s.port.Holder)
+	})
+	if i < 0 {
+		i = len(found)
+		found = append(found, socketNIC(r))
+		found[i].holders = []Holder{{PID: s.port.Holder, FDs: []int{}}}
+	}
+	found[i].want, found[i].seat = r, s // only the port's label tells the phase
+	found[i].Alias = s.port.Label
+	return found
+}
+
+func socketNIC(r record) ours {
+	name, _ := InterfaceName(r.VM, r.NIC)
+	return ours{Link: &rtnl.Link{Name: name, Kind: TypeSocket, Up: true, MTU: r.guestMTU()}, want: r, allSeen: true}
+}
+
+// fileID tells one open file from another, whoever has it open.
+func fileID(f procfd.File) (id [2]uint64, ok bool) {
+	info, err := os.Stat(f.Path())
+	if err != nil {
+		return id, false
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return id, false
+	}
+	return [2]uint64{st.Dev, st.Ino}, true
+}
+
+// labelsOf lists the labels that a process holds.
+func labelsOf(pid int) (labels []procfd.File) {
+	procfd.Of(pid, func(f procfd.File) {
+		if _, ok := fdlabel.Of(f); ok {
+			labels = append(labels, f)
+		}
+	})
+	return labels
+}
+
+// sources are the switches that labels name.
+func sources(labels []procfd.File) (names []string) {
+	for _, f := range labels {
+		text, _ := fdlabel.Of(f)
+		if r, ok := parseAlias(text); ok && r.Type == TypeSocket {
+			names = append(names, r.Source)
+		}
+	}
+	return names
+}
+
+// socketFor finds a NIC by a socket that a process holds, by its label, or as a port of the switch that is named, in which
+// a crash may have left it alone; nil for none.
+func (m *Manager) socketFor(pid int, vm, nic, sw string) *ours {
+	labels := labelsOf(pid)
+	names := sources(labels)
+	if sw != "" {
+		names = append(names, sw)
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	for _, o := range m.socketNICs(labels, m.askNamed(names)) {
+		if o.want.VM == vm && o.want.NIC == nic && o.isHeldBy(pid) {
+			return &o
+		}
+	}
+	return nil
+}
+
+// askNamed asks these switches and no others.
+func (m *Manager) askNamed(names []string) []asked {
+	var paths []string
+	for _, name := range names {
+		if path, err := control.Path(name); err == nil {
+			paths = append(paths, path)
+		}
+	}
+	slices.Sort(paths)
+	return m.askAll(slices.Compact(paths))
+}
+
+// sameSocket tells whether two readings are of one NIC by a socket.
+func (o *ours) sameSocket(now *ours) bool {
+	same := o.isSocket() && now.isSocket() && o.want.VM == now.want.VM && o.want.NIC == now.want.NIC
+	return same && slices.ContainsFunc(o.holders, func(h Holder) bool { return now.isHeldBy(h.PID) })
+}
+
+// leave removes a NIC's port from its switch. A switch, or port, that is not there any more is success.
+func (m *Manager) leave(ctx context.Context, o *ours) error {
+	if o.seat.err != nil {
+		return o.seat.err
+	}
+	if o.seat.port == nil {
+		return nil
+	}
+	return removePort(ctx, o.seat.path, o.seat.port.Name)
+}
+
+func removePort(ctx context.Context, sw, port string) error {
+	err := withSwitch(ctx, sw, func(ctx context.Context, c *control.Client) error { return c.RemovePort(ctx, port) })
+	if errors.Is(err, control.ErrNotRunning) {
+		return nil
+	}
+	return gone(err)
+}
+
+// setAlias says of a NIC what it is, on its link or in its port.
+func (m *Manager) setAlias(ctx context.Context, o *ours, alias string) error {
+	switch {
+	case !o.isSocket():
+		return m.set(o, rtnl.Alias(alias))
+	case o.seat.err != nil:
+		return o.seat.err
+	case o.seat.port == nil: // without a switch nobody could be told
+		return nil
+	}
+	return withSwitch(ctx, o.seat.path, func(ctx context.Context, c *control.Client) error {
+		return c.SetLabel(ctx, o.seat.port.Name, alias)
+	})
+}
+
+// seatText is where a port is, for a step's text.
+func (o *ours) seatText() string {
+	if o.seat.port == nil {
+		return fmt.Sprintf("switch %s, if it is there", o.want.Source)
+	}
+	return fmt.Sprintf("switch %s: remove-port %s", o.want.Source, o.seat.port.Name)
+}
+
+// cureOfLost is what helps a NIC by a socket whose switch has ended.
+const cureOfLost = "the same vmnet attach again replaces it"
+
+// runs tells by an error that a switch does not run, or does not answer.
+func (m *Manager) runs(name string) error {
+	return withSwitch(context.Background(), name, func(ctx context.Context, c *control.Client) error {
+		_, err := c.Info(ctx)
+		return err
+	})
+}
+
+// errNoSwitch is a NIC by a socket whose switch has ended, or has lost it.
+var errNoSwitch = fmt.Errorf("its switch has no such port any more: %w", fs.ErrNotExist)
