@@ -33,7 +33,7 @@ type harness struct {
 // cCompiler builds with what a Debian package would be built with.
 var cCompiler = []string{"cc", "-O2", "-Wall", "-pthread"}
 
-func newHarness() (*harness, error) {
+func newHarness(o options) (*harness, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("measuring takes namespaces and taps: run it as root")
 	}
@@ -41,14 +41,14 @@ func newHarness() (*harness, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &harness{tools: tools{dir: dir}, kernel: kernelThreads(), cpus: runtime.NumCPU()}
+	h := &harness{tools: tools{dir: dir, vmnet: o.vmnet, before: o.before}, kernel: kernelThreads(), cpus: runtime.NumCPU()}
 	if err := h.build(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	return h, nil
 }
 
-func (h *harness) build() (err error) {
+func (h *harness) build() error {
 	t := &h.tools
 	t.traffic, t.reference = filepath.Join(t.dir, "traffic"), filepath.Join(t.dir, "reference")
 	for program, source := range map[string][]byte{t.traffic: trafficSource, t.reference: referenceSource} {
@@ -69,8 +69,7 @@ func (h *harness) build() (err error) {
 		cache = filepath.Join(base, "vmnet")
 	}
 	t.ovs = filepath.Join(cache, "openvswitch")
-	t.self, err = os.Executable()
-	return err
+	return nil
 }
 
 func (h *harness) close() {
@@ -96,7 +95,11 @@ type series struct {
 // plan starts all switches, and lists what is to be measured.
 func (h *harness) plan(o options, r *results) ([]series, error) {
 	var all []series
-	for _, p := range peers() {
+	candidates := peers()
+	if o.before != "" {
+		candidates = append(candidates, before()...)
+	}
+	for _, p := range candidates {
 		if !o.peers.MatchString(p.name) {
 			continue
 		}
@@ -173,7 +176,7 @@ func (h *harness) waitForQuiet(ctx context.Context, patience time.Duration) erro
 }
 
 func measureAll(ctx context.Context, o options) (*results, error) {
-	h, err := newHarness()
+	h, err := newHarness(o)
 	if err != nil {
 		return nil, err
 	}
@@ -204,11 +207,8 @@ func measureAll(ctx context.Context, o options) (*results, error) {
 
 // versions of all that has one.
 func (t *tools) versions() (all []string) {
-	for _, argv := range [][]string{{"cc", "--version"}, {"vde_switch", "--version"}, {t.vswitchd(), "--version"}, {"git", "describe", "--always", "--dirty"}} {
+	for _, argv := range [][]string{{"cc", "--version"}, {"vde_switch", "--version"}, {t.vswitchd(), "--version"}, {t.vmnet, "version"}} {
 		if v := version(argv...); v != "" {
-			if argv[0] == "git" {
-				v = "vmnet " + v
-			}
 			all = append(all, strings.TrimSuffix(v, "."))
 		}
 	}

@@ -5,6 +5,8 @@
 //	go run ./internal/bench/switchbench -quick             a minute, to the terminal
 //	go run ./internal/bench/switchbench -out docs/bench    all of it, with plots
 //
+// With -before OLD, another build of vmnet, a change's effect is measured in the same way.
+//
 // It needs root. Setup.sh installs what it compares with; what is missing is told, and left out.
 package main
 
@@ -30,7 +32,9 @@ type options struct {
 	peers   *regexp.Regexp
 	work    *regexp.Regexp
 	ports   int // the most; 2, 8 and 64 are measured
+	vmnet   string
 	out     string
+	before  string
 	from    string
 
 	// When something else keeps the machine busy: how often a sample is taken at most, and how long it waits before each
@@ -49,6 +53,8 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.ports, "ports", 64, "the most ports that a switch gets")
 	f.StringVar(&o.out, "out", "", "folder to write table, plots and samples into")
 	f.StringVar(&o.from, "from", "", "print the samples of this file (switch.json of -out) instead of measuring")
+	f.StringVar(&o.vmnet, "vmnet", "bin/vmnet", "our switch's program")
+	f.StringVar(&o.before, "before", "", "another build of it, which takes part to be compared with")
 	quick := f.Bool("quick", false, "short: one sample of each half as long, two ports")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -68,12 +74,7 @@ func parse(args []string) (options, error) {
 func main() {
 	runtime.LockOSThread() // start tells why
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	var err error
-	if len(os.Args) > 1 && os.Args[1] == "serve" {
-		err = serve(ctx, os.Args[2:])
-	} else {
-		err = bench(ctx, os.Args[1:])
-	}
+	err := bench(ctx, os.Args[1:])
 	stop()
 	if errors.Is(err, flag.ErrHelp) {
 		os.Exit(2)

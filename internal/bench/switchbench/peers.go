@@ -1,15 +1,20 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"time"
 	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
 )
 
 // A peer is one of the switches that are compared.
@@ -26,7 +31,8 @@ type tools struct {
 	dir       string // for sockets and such; its own
 	traffic   string
 	reference string
-	self      string // this program
+	vmnet     string
+	before    string // another build of vmnet, to compare with; empty for none
 	ovs       string // folder in which Open vSwitch was unpacked
 }
 
@@ -70,17 +76,39 @@ func peerNamed(name string) *peer {
 	return nil
 }
 
+// beforeSuffix marks the rows of another build of our switch.
+const beforeSuffix = ", before"
+
+// before are our switches of another build.
+func before() (all []*peer) {
+	for _, p := range peers() {
+		if p.ours {
+			old := *p
+			old.name += beforeSuffix
+			old.start = func(l *lan, t *tools) error {
+				theirs := *t
+				theirs.vmnet = t.before
+				return p.start(l, &theirs)
+			}
+			all = append(all, &old)
+		}
+	}
+	return all
+}
+
 // missing tells what a peer lacks, or nothing.
 func (p *peer) missing(t *tools) string {
-	switch p.needs {
-	case "vde_switch":
-		if _, err := exec.LookPath(p.needs); err != nil {
-			return err.Error()
-		}
-	case "ovs-vswitchd":
-		if _, err := os.Stat(t.vswitchd()); err != nil {
-			return err.Error()
-		}
+	var err error
+	switch {
+	case p.ours:
+		_, err = exec.LookPath(t.vmnet)
+	case p.needs == "ovs-vswitchd":
+		_, err = os.Stat(t.vswitchd())
+	case p.needs != "":
+		_, err = exec.LookPath(p.needs)
+	}
+	if err != nil {
+		return err.Error()
 	}
 	return ""
 }
@@ -180,17 +208,22 @@ func startReference(l *lan, argv ...string) error {
 	return l.moveTaps()
 }
 
-// ours starts our switch with ports of that kind.
-func (l *lan) ours(t *tools, kind string) error {
-	argv := []string{t.self, "serve"}
-	for _, name := range l.names() {
-		argv = append(argv, kind+":"+name)
+// ours starts our switch with a port of that kind for each name.
+func (l *lan) ours(t *tools, kind string, names ...string) (socket string, err error) {
+	dir, err := os.MkdirTemp(t.dir, "vmnet")
+	if err != nil {
+		return "", err
 	}
-	return l.spawn(program{argv: argv})
+	socket = filepath.Join(dir, "socket")
+	argv := []string{t.vmnet, "switch", "run", socket}
+	for _, name := range names {
+		argv = append(argv, "--"+kind, name)
+	}
+	return socket, l.spawn(program{argv: argv})
 }
 
 func startTaps(l *lan, t *tools) error {
-	if err := l.ours(t, "tap"); err != nil {
+	if _, err := l.ours(t, "tap", l.names()...); err != nil {
 		return err
 	}
 	return l.moveTaps()
@@ -213,35 +246,48 @@ func startPackets(l *lan, t *tools) error {
 	if err := l.veths(); err != nil {
 		return err
 	}
-	return l.ours(t, "packet")
+	_, err := l.ours(t, "packet", l.names()...)
+	return err
 }
 
 // startGuestSockets is what QEMU has by "netdev dgram": datagrams, one frame each.
 func startGuestSockets(l *lan, t *tools) error {
-	argv, near := []string{t.self, "serve"}, []*os.File{}
-	defer func() {
-		for _, f := range near {
-			_ = f.Close()
-		}
-	}()
+	socket, err := l.ours(t, "")
+	if err != nil {
+		return err
+	}
 	for i, s := range []*station{l.a, l.b} {
-		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		near, far, err := vswitch.SocketFiles()
 		if err != nil {
 			return err
 		}
-		far := os.NewFile(uintptr(fds[1]), "socket")
-		near = append(near, os.NewFile(uintptr(fds[0]), "socket"))
 		guest := fmt.Sprintf("guest%d", i)
-		err = errors.Join(unix.SetsockoptInt(fds[1], unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 4<<20), l.pump(program{argv: []string{t.reference, guest, "fd:3"}, files: []*os.File{far}}), far.Close())
+		err = l.addPort(socket, control.Port{Name: guest, Kind: "socket"}, near)
 		if err == nil {
+			err = l.pump(program{argv: []string{t.reference, guest, "fd:3"}, files: []*os.File{far}})
+		}
+		if err = errors.Join(err, near.Close(), far.Close()); err == nil {
 			err = l.move(guest, s)
 		}
 		if err != nil {
 			return err
 		}
-		argv = append(argv, fmt.Sprintf("socket:%d", 3+i))
 	}
-	return l.spawn(program{argv: argv, files: near})
+	return nil
+}
+
+// addPort adds a port to our switch as soon as it listens.
+func (l *lan) addPort(socket string, p control.Port, files ...*os.File) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	c, err := control.Dial(ctx, socket)
+	for ; err != nil && ctx.Err() == nil; c, err = control.Dial(ctx, socket) {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.AddPort(ctx, p, files...), c.Close())
 }
 
 // startGuestTaps is what QEMU has by "netdev tap": here a tap whose kernel side is the switch's, by a packet socket.
@@ -259,7 +305,8 @@ func startGuestTaps(l *lan, t *tools) error {
 			return err
 		}
 	}
-	return l.ours(t, "packet")
+	_, err := l.ours(t, "packet", l.names()...)
+	return err
 }
 
 // offloadsOff switches off a device's checksums, and with them what builds on them (ethtool -K NAME tx off).

@@ -59,6 +59,7 @@ by other programs on the machine.
 		r.row(&t, p)
 	}
 	r.portsTable(&t)
+	r.changesTable(&t)
 	r.goalsTable(&t)
 	_, err := io.WriteString(w, t.String())
 	return err
@@ -130,6 +131,23 @@ func (r *results) portsTable(t *strings.Builder) {
 				fmt.Fprintf(t, " %s |", r.cell(ref{peer: p, work: c.work, figure: c.figure, ports: n}))
 			}
 			t.WriteString("\n")
+		}
+	}
+}
+
+// changesTable compares our switches with those of another build, where there was one.
+func (r *results) changesTable(t *strings.Builder) {
+	head := "\n| now, of before | " + strings.Join([]string{tcp1, secPerGB, tcp4, secPerGB, kpps, loss + ", before", loss + ", now", p50, p99}, " | ") + " |\n|" + strings.Repeat("---|", 10) + "\n"
+	for _, p := range before() {
+		cells := []string{strings.TrimSuffix(p.name, beforeSuffix)}
+		old := func(work, figure string) float64 { return r.median(ref{peer: p.name, work: work, figure: figure}) }
+		now := func(work, figure string) float64 { return r.median(ref{peer: cells[0], work: work, figure: figure}) }
+		ratio := func(work, figure string) string { return number(now(work, figure) / old(work, figure)) }
+		cells = append(cells, ratio(tcp1, gbps), ratio(tcp1, secPerGB), ratio(tcp4, gbps), ratio(tcp4, secPerGB), ratio(small, kpps),
+			number(old(small, loss)), number(now(small, loss)), ratio(trip, p50), ratio(trip, p99))
+		if strings.Join(cells[1:], "") != "" {
+			fmt.Fprintf(t, "%s| %s |\n", head, strings.Join(cells, " | "))
+			head = ""
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -16,14 +17,7 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// TestMain is our switch, where the harness starts this program as such.
-func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "serve" {
-		main()
-		return
-	}
-	leaktest.Main(m)
-}
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 func TestMedian(t *testing.T) {
 	for _, c := range []struct {
@@ -171,15 +165,19 @@ func TestPlotsAreWellFormed(t *testing.T) {
 func TestLiveMeasures(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	runtime.LockOSThread() // start tells why
-	o, err := parse([]string{"-quick", "-time", "100ms", "-peers", "^(C reference|vmnet switch, guest by tap)$"})
+	o, err := parse([]string{"-quick", "-time", "100ms", "-peers", "^(C reference|vmnet switch, guest by (tap|socket))$"})
 	if err != nil {
 		t.Fatal(err)
+	}
+	o.vmnet = filepath.Join(t.TempDir(), "vmnet")
+	if out, err := exec.Command("go", "build", "-o", o.vmnet, "vmnet/cmd/vmnet").CombinedOutput(); err != nil {
+		t.Fatalf("build vmnet: %v: %s", err, out)
 	}
 	r, err := measureAll(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Figures) != 2*len(workloads()) {
+	if len(r.Figures) != 3*len(workloads()) {
 		t.Errorf("%d figures: %v", len(r.Figures), r.Figures)
 	}
 	for key, samples := range r.Figures {
