@@ -87,6 +87,8 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 	err = errors.Join(err, sw.Close())
 	if l != nil {
 		err = errors.Join(err, l.Close())
+	} else {
+		control.Forget(path)
 	}
 	server.Close()
 	return err

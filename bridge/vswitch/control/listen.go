@@ -62,6 +62,13 @@ func prepareFolder(name string, uid, gid int) (path string, err error) {
 	return path, checkPath(path)
 }
 
+// Forget removes the folder that Prepare has made for a socket, if it is empty and this process may.
+func Forget(path string) {
+	if filepath.Base(path) == socketName {
+		_ = os.Remove(filepath.Dir(path))
+	}
+}
+
 // makeFolder makes dir/switch/name, which becomes uid's, who must be able to get there.
 func makeFolder(dir, name string, uid, gid int) (string, error) {
 	self := os.Geteuid()
@@ -194,9 +201,7 @@ func (l *Listener) Close() error {
 		if now, statErr := os.Lstat(l.path); statErr == nil && os.SameFile(now, l.file) {
 			err = os.Remove(l.path)
 		}
-		if filepath.Base(l.path) == socketName {
-			_ = os.Remove(filepath.Dir(l.path)) // whoever made it may have been root
-		}
+		Forget(l.path)
 	}
 	return errors.Join(err, l.ln.Close())
 }
