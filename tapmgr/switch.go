@@ -21,7 +21,7 @@ type Switch struct {
 	// LockMAC drops frames from the guest that have another source than the NIC's own address.
 	LockMAC bool
 	// Storm is how many broadcasts, multicast frames and frames to unknown addresses the guest may have flooded, each in a
-	// second; 0 means DefaultStorm, NoLimit any number.
+	// second; 0 means DefaultStorm, NoLimit any number. Of a guest that sends more the switch reads less often.
 	Storm int
 	// MaxAddresses is how many addresses the switch learns behind the port; 0 means DefaultMaxAddresses, NoLimit as many as it
 	// has room for.
@@ -44,7 +44,7 @@ const (
 // What a guest may do to the others of its switch unless told otherwise. A port's broadcasts cost a system call at each
 // other port, and its addresses the room of others'.
 const (
-	DefaultStorm        = 5000 // frames per second of each kind
+	DefaultStorm        = vswitch.GuestFrames // frames per second of each kind
 	DefaultMaxAddresses = 256
 	NoLimit             = -1
 )
@@ -201,7 +201,7 @@ func (r record) switchPort() vswitch.PortConfig {
 	storm := limit(r.Guard.Storm, DefaultStorm)
 	cfg := vswitch.PortConfig{
 		PortConfig: r.port(), MaxAddresses: limit(r.Guard.MaxAddresses, DefaultMaxAddresses),
-		Storm: vswitch.Storm{Broadcast: storm, Multicast: storm, Unknown: storm},
+		Storm: vswitch.GuestStorm(storm),
 	}
 	if r.Guard.LockMAC {
 		cfg.MACs = []net.HardwareAddr{r.MAC}

@@ -234,7 +234,7 @@ func (s *stream) kept(h *hostile, pairs int) float64 {
 
 // guestPort is how the docs recommend to have a guest's.
 func guestPort() vswitch.PortConfig {
-	return vswitch.PortConfig{Storm: vswitch.GuestStorm(), MaxAddresses: 64}
+	return vswitch.PortConfig{Storm: vswitch.GuestStorm(vswitch.GuestFrames), MaxAddresses: 64}
 }
 
 // BenchmarkLiveHostileGuest tells how much of their rate two hosts keep beside a hostile guest.

@@ -43,7 +43,9 @@ const portHelp = `A port is written DEVICE[,OPTION...], with the options
     max-addresses=N        learn at most N addresses behind it
     storm=N                have at most N broadcasts, multicast frames and frames to unknown
                            addresses of it flooded, each in a second; storm-broadcast=N,
-                           storm-multicast=N and storm-unknown=N set one of them`
+                           storm-multicast=N and storm-unknown=N set one of them
+    storm-refused=N        of more than N frames in a second that are refused, as beyond these
+                           limits or of another source, read it less often; for guests`
 
 // devicePorts are the flags --tap and --packet, in the order in which they were given.
 func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
@@ -104,6 +106,7 @@ func (w *wantedPort) options() *pflag.FlagSet {
 	limit(f, "storm-broadcast", &storm.Broadcast)
 	limit(f, "storm-multicast", &storm.Multicast)
 	limit(f, "storm-unknown", &storm.Unknown)
+	limit(f, "storm-refused", &storm.Refused)
 	f.StringVar(&w.Name, "name", w.Name, "")
 	f.Var(nicflags.Value("BYTES", "", func(s string) (err error) {
 		if w.Config.MTU, err = strconv.Atoi(s); err != nil || w.Config.MTU == 0 {
@@ -272,6 +275,7 @@ func portSettings(cfg vswitch.PortConfig) string {
 		{"storm-broadcast", cfg.Storm.Broadcast},
 		{"storm-multicast", cfg.Storm.Multicast},
 		{"storm-unknown", cfg.Storm.Unknown},
+		{"storm-refused", cfg.Storm.Refused},
 	} {
 		if n.value != 0 {
 			words = append(words, n.name+":"+strconv.Itoa(n.value))
