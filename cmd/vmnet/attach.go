@@ -34,9 +34,8 @@ changes nothing.
 On a userspace switch (vmnet switch run), --via socket hands QEMU one end of a datagram
 socketpair and the switch the other one: that needs no privilege and makes no device. --via tap
 hands QEMU a tap whose kernel side the switch takes: queues, offloads and vhost, with
-CAP_NET_ADMIN and CAP_NET_RAW. The port goes with QEMU, however that ends. Guests may have 5000
-frames of each kind flooded in a second and 256 addresses learned (--storm, --max-addresses).
-When the switch ends, a tap joins the next one of that name by vmnet reconcile; a NIC by a
+CAP_NET_ADMIN and CAP_NET_RAW. The port goes with QEMU, however that ends. What a guest may have
+flooded, and how many addresses learned, is limited (--storm, --max-addresses). When the switch ends, a tap joins the next one of that name by vmnet reconcile; a NIC by a
 socket leads nowhere until the same attach replaces it.
 
 A guest that libvirt manages is recognised by itself. vmnet makes the device, libvirt plugs

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"vmnet/internal/nstest"
+	"vmnet/testvm"
+)
+
+// asNobody are setpriv's options for a user without any capability, who never gets one.
+var asNobody = []string{"--reuid", fmt.Sprint(nobody), "--regid", fmt.Sprint(nobody), "--clear-groups", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"}
+
+// nobodys is a guest whose QEMU nobody runs, without any capability.
+func nobodys(t *testing.T) (*testvm.VM, string) {
+	t.Helper()
+	testvm.Require(t)
+	dir := t.TempDir()
+	for path := dir; len(path) > len(os.TempDir()); path = filepath.Dir(path) {
+		if err := os.Chmod(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kernel, err := testvm.FindKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := testvm.Parts{Kernel: kernel.Image}
+	if err := parts.CopyKernel(dir); err != nil {
+		t.Fatal(err)
+	}
+	kernel.Image = parts.Kernel
+	// It is started in QEMU's place, and gives the machine's folder away.
+	starter := filepath.Join(dir, "start")
+	script := fmt.Sprintf(`#!/bin/bash
+set -e
+for arg; do
+	case $arg in */initramfs) chown -R %[1]d:%[1]d "${arg%%/*}" ;; esac
+done
+cd /
+exec setpriv %[2]s -- %[3]s "$@"
+`, nobody, strings.Join(asNobody, " "), qemuProgram)
+	if err := os.WriteFile(starter, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	name := uniqueVM()
+	return testvm.StartT(t, testvm.Config{Name: name, Kernel: kernel, QEMU: starter}), name
+}
+
+// nobodyRuns runs vmnet as nobody.
+func nobodyRuns(t *testing.T, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "setpriv", append(append([]string{}, asNobody...), append([]string{"vmnet"}, args...)...)...)
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
+	cmd.Dir = "/"
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("vmnet %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// TestLiveSwitchAndGuestsOfNobody: a switch, two guests and whoever plugs them in, none of which has a capability.
+func TestLiveSwitchAndGuestsOfNobody(t *testing.T) {
+	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
+	forNobody(t)
+	sw := runSwitch(t, nil, asNobody)
+	sw.powerless(nobody)
+	red, redName := nobodys(t)
+	blue, blueName := nobodys(t)
+	for _, name := range []string{redName, blueName} {
+		out := nobodyRuns(t, "attach", "--vm", name, "--switch", sw.socket, "--lock-mac", "--nic", "lan")
+		if !strings.Contains(out, "socket "+name+"-lan on switch "+sw.socket+" with locked") {
+			t.Errorf("attach said %s", out)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ports := sw.ports()
+	if len(ports) != 2 || len(ports[redName+"-lan"].Config.MACs) != 1 {
+		t.Fatalf("ports %+v", ports)
+	}
+	mac := func(name string) string { return ports[name+"-lan"].Config.MACs[0].String() }
+	if err := errors.Join(red.Guest.UseNIC(ctx, mac(redName), "10.7.0.2/24"), blue.Guest.UseNIC(ctx, mac(blueName), "10.7.0.3/24")); err != nil {
+		t.Fatal(err)
+	}
+	tcp, err := blue.Guest.TCPServe(ctx, "10.7.0.3:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := red.Guest.TCPSend(ctx, tcp, 4<<20); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{redName, blueName} {
+		if out := nobodyRuns(t, "list", "--vm", name); !strings.Contains(out, "forwarding") {
+			t.Errorf("list said %s", out)
+		}
+	}
+	if out := nobodyRuns(t, "check"); !strings.Contains(out, "no difference") {
+		t.Errorf("check said %s", out)
+	}
+	nobodyRuns(t, "detach", "--vm", redName, "--nic", "lan")
+	if err := red.Guest.WaitNICGone(ctx, mac(redName)); err != nil {
+		t.Error(err)
+	}
+	if err := blue.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(patience); len(sw.ports()) > 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("ports of guests that have ended: %v", sw.ports())
+		}
+	}
+	sw.end()
+}
