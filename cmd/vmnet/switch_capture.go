@@ -81,7 +81,10 @@ func (a *app) checkCapture(o *captureVerb) error {
 	case o.file == "" && o.cfg.Snaplen == 0:
 		o.cfg.Snaplen = lineSnaplen
 	}
-	return nil
+	if len(o.cfg.Ports) == 0 {
+		return nil
+	}
+	return o.cfg.Validate()
 }
 
 // isTerminal takes any character device but /dev/null for one.
