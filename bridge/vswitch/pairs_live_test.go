@@ -125,12 +125,8 @@ func watch(t *testing.T, sw *vswitch.Switch, ports int) (stop func() []seen) {
 	for n := range ports {
 		cfg.Ports = append(cfg.Ports, fmt.Sprintf("h%d", n))
 	}
-	r, far, err := vswitch.CapturePipe()
+	r, err := startCapture(sw, cfg)
 	if err != nil {
-		t.Fatal(err)
-	}
-	defer far.Close()
-	if err := sw.Capture(far, cfg); err != nil {
 		t.Fatal(err)
 	}
 	all, done := make([]seen, ports), make(chan struct{})
