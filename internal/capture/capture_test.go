@@ -52,6 +52,8 @@ func TestSummary(t *testing.T) {
 	dropped.Reason = "queue full"
 	cut := frame(syn)
 	cut.Data = cut.Data[:30]
+	long := frame("0800 4500fe88 00004000 40060000 0a000001 0a000002 d431 0050 00000007 00000000 5010 ffff 0000 0000 01")
+	long.Length = 65174
 	for _, c := range []struct {
 		frame vswitch.CapturedFrame
 		want  string
@@ -71,6 +73,7 @@ func TestSummary(t *testing.T) {
 		{super, "IPv4 10.0.0.1:54321 > 10.0.0.2:80 TCP [S] seq 7 ack 0, 0 bytes, length 58, segments of 1448"},
 		{partial, "IPv4 10.0.0.1:54321 > 10.0.0.2:53 UDP, 4 bytes, length 46, checksum to fill in"},
 		{dropped, "ARP who has 10.0.0.2, tell 10.0.0.1, length 42, dropped: queue full"},
+		{long, "IPv4 10.0.0.1:54321 > 10.0.0.2:80 TCP [.] seq 7 ack 0, 65120 bytes, length 65174"},
 		{cut, "type 0x0800, length 58"},
 	} {
 		if got, want := Summary(c.frame), "02:00:00:00:00:01 > 02:00:00:00:00:02, "+c.want; got != want {

@@ -56,12 +56,12 @@ func payload(p gopacket.Packet) string {
 		if l.SrcIP == nil { // its header is cut off
 			break
 		}
-		return transport(p, "IPv4", l.SrcIP, l.DstIP, l.Protocol, l.FragOffset != 0 || l.Flags&layers.IPv4MoreFragments != 0)
+		return transport(p, ip{"IPv4", l.SrcIP, l.DstIP, l.Protocol, int(l.Length) - 4*int(l.IHL)}, l.FragOffset != 0 || l.Flags&layers.IPv4MoreFragments != 0)
 	case *layers.IPv6:
 		if l.SrcIP == nil {
 			break
 		}
-		return transport(p, "IPv6", l.SrcIP, l.DstIP, l.NextHeader, false)
+		return transport(p, ip{"IPv6", l.SrcIP, l.DstIP, l.NextHeader, int(l.Length)}, false)
 	}
 	if a, ok := p.Layer(layers.LayerTypeARP).(*layers.ARP); ok {
 		return arp(a)
@@ -101,20 +101,28 @@ func arp(a *layers.ARP) string {
 	return fmt.Sprintf("ARP operation %d", a.Operation)
 }
 
+// ip is what an IP header says. The packet may have been cut off behind it.
+type ip struct {
+	version  string
+	src, dst []byte
+	proto    layers.IPProtocol
+	payload  int // bytes
+}
+
 // transport is what an IP packet carries.
-func transport(p gopacket.Packet, version string, src, dst []byte, proto layers.IPProtocol, fragment bool) string {
-	from, _ := netip.AddrFromSlice(src)
-	to, _ := netip.AddrFromSlice(dst)
+func transport(p gopacket.Packet, h ip, fragment bool) string {
+	from, _ := netip.AddrFromSlice(h.src)
+	to, _ := netip.AddrFromSlice(h.dst)
 	between := func(a, b uint16) string {
-		return fmt.Sprintf("%s %s > %s", version, netip.AddrPortFrom(from, a), netip.AddrPortFrom(to, b))
+		return fmt.Sprintf("%s %s > %s", h.version, netip.AddrPortFrom(from, a), netip.AddrPortFrom(to, b))
 	}
 	switch l := p.TransportLayer().(type) {
 	case *layers.TCP:
-		return fmt.Sprintf("%s TCP [%s] seq %d ack %d, %d bytes", between(uint16(l.SrcPort), uint16(l.DstPort)), flags(l), l.Seq, l.Ack, len(l.Payload))
+		return fmt.Sprintf("%s TCP [%s] seq %d ack %d, %d bytes", between(uint16(l.SrcPort), uint16(l.DstPort)), flags(l), l.Seq, l.Ack, max(0, h.payload-4*int(l.DataOffset)))
 	case *layers.UDP:
-		return fmt.Sprintf("%s UDP, %d bytes", between(uint16(l.SrcPort), uint16(l.DstPort)), max(0, int(l.Length)-8))
+		return fmt.Sprintf("%s UDP, %d bytes", between(uint16(l.SrcPort), uint16(l.DstPort)), max(0, h.payload-8))
 	}
-	text := fmt.Sprintf("%s %s > %s", version, from, to)
+	text := fmt.Sprintf("%s %s > %s", h.version, from, to)
 	switch {
 	case fragment:
 		return text + " fragment"
@@ -123,7 +131,7 @@ func transport(p gopacket.Packet, version string, src, dst []byte, proto layers.
 	case p.Layer(layers.LayerTypeICMPv6) != nil:
 		return text + " ICMPv6 " + p.Layer(layers.LayerTypeICMPv6).(*layers.ICMPv6).TypeCode.String()
 	}
-	return fmt.Sprintf("%s protocol %d", text, proto)
+	return fmt.Sprintf("%s protocol %d", text, h.proto)
 }
 
 // flags are those of TCP as tcpdump(8) writes them.
