@@ -18,7 +18,9 @@ import (
 // It is what makes a short life shorter: Go has to stop the world and wait for each thread
 // once instead of five times. Where there is no uid to give up, and so nothing that takes
 // the capabilities from other threads by itself, it is Keep and Harden; so too where the
-// caller's securebits keep the kernel from doing that.
+// caller's securebits keep the kernel from doing that. Root could do without us whatever would be
+// forbidden: where the caller is root, it keeps all capabilities in effect, and is spared the
+// thread that Go starts as soon as one is locked.
 func (p *Process) Confine(values ...cap.Value) error {
 	const noSetuidFixup = 1 << 2 // SECBIT_NO_SETUID_FIXUP, include/uapi/linux/securebits.h
 	securebits, err := unix.PrctlRetInt(unix.PR_GET_SECUREBITS, 0, 0, 0, 0)
@@ -41,6 +43,22 @@ func (p *Process) Confine(values ...cap.Value) error {
 }
 
 func (p *Process) confine(want uint64) error {
+	if !p.Caller.Root() || p.start.gids != same(p.Caller.GID) {
+		if err := p.ownThread(want); err != nil {
+			return err
+		}
+	}
+	if err := hardenProcess(); err != nil {
+		return err
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("give up new privileges (PR_SET_NO_NEW_PRIVS): %w", err)
+	}
+	return nil
+}
+
+// ownThread gives everything up but what the calling thread keeps, to which its goroutine is locked.
+func (p *Process) ownThread(want uint64) error {
 	if p.Caller.Root() {
 		want |= rootsFiles & p.start.prm
 	}
@@ -52,16 +70,7 @@ func (p *Process) confine(want uint64) error {
 	if err := setOwnCaps(goal); err != nil {
 		return err
 	}
-	if err := checkOwn(goal); err != nil {
-		return err
-	}
-	if err := hardenProcess(); err != nil {
-		return err
-	}
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("give up new privileges (PR_SET_NO_NEW_PRIVS): %w", err)
-	}
-	return nil
+	return checkOwn(goal)
 }
 
 // giveUpIDs makes all threads the caller's. With the last uid of 0 go the capabilities of each

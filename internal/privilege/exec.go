@@ -31,12 +31,12 @@ func takeEnv() ([]string, error) {
 	env := os.Environ()
 	os.Clearenv()
 	if !secure() {
-		return env, nil
+		return unmask(env), nil
 	}
 	if slices.ContainsFunc(env, func(s string) bool { return strings.HasPrefix(s, "GODEBUG=") }) {
 		return nil, errors.New("GODEBUG is set, which a privileged program does not run under: unset it")
 	}
-	return slices.DeleteFunc(env, func(s string) bool { return s == "GOTRACEBACK=none" }), nil
+	return unmask(slices.DeleteFunc(env, func(s string) bool { return s == "GOTRACEBACK=none" })), nil
 }
 
 func secure() bool {

@@ -39,11 +39,15 @@ func Inherited(fd int) error {
 	if fd < 0 || fd > math.MaxInt32 { // of which the kernel would take the lower half
 		return fmt.Errorf("fd %d: not a number of an open file", fd)
 	}
-	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
-	if err != nil || flags&unix.FD_CLOEXEC != 0 {
+	if !handedOver(fd) {
 		return fmt.Errorf("fd %d: the caller has not handed it over", fd)
 	}
 	return nil
+}
+
+func handedOver(fd int) bool {
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	return err == nil && flags&unix.FD_CLOEXEC == 0
 }
 
 // CloseInherited closes all fds above 2 that the caller has handed over (see
@@ -57,7 +61,7 @@ func Inherited(fd int) error {
 func CloseInherited(keep ...int) error {
 	fd := 3
 	for free := 0; free < ownFDs; fd++ {
-		if Inherited(fd) != nil {
+		if !handedOver(fd) {
 			free++
 			continue
 		}

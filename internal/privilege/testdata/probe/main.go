@@ -157,6 +157,16 @@ var steps = map[string]func(p *privilege.Process, value string) (string, error){
 		}
 		return "", p.Exec(path, argv)
 	},
+	"handover": func(p *privilege.Process, value string) (string, error) { // PATH CAPABILITIES STEP...
+		argv := strings.Fields(value)
+		vs, err := capabilities(argv[1])
+		if err != nil {
+			return "", err
+		}
+		return result(p.HandOver(argv[0], append([]string{"by its own name"}, argv[2:]...), vs...))
+	},
+	"name":    func(*privilege.Process, string) (string, error) { return os.Args[0], nil },
+	"environ": func(*privilege.Process, string) (string, error) { return strings.Join(os.Environ(), " "), nil },
 }
 
 var opened []*os.File

@@ -1,0 +1,116 @@
+package privilege
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"kernel.org/pub/linux/libs/security/libcap/cap"
+)
+
+// The other program has the caller's ids and exactly what was passed on, in all threads, and gives it up like its own.
+func TestLiveHandOver(t *testing.T) {
+	l := newLab(t)
+	const admin = 1 << cap.NET_ADMIN
+	both := uint64(admin | 1<<cap.SYS_ADMIN)
+	own := task{uids: same(nobody), gids: same(nobody)}
+	with := func(caps uint64) task { t := own; t.prm, t.eff, t.inh, t.amb = caps, caps, caps, caps; return t }
+	for name, c := range map[string]struct {
+		start
+		caps string
+		want task
+	}{
+		"setuid root":            {start{path: l.setuid}, "net_admin", with(admin)},
+		"setuid, two":            {start{path: l.setuid}, "net_admin+sys_admin", with(both)},
+		"setuid and setgid":      {start{path: l.setids}, "net_admin", with(admin)},
+		"file +ep":               {start{path: l.ep}, "net_admin+sys_admin", with(admin)},
+		"file +p":                {start{path: l.p}, "net_admin", with(admin)},
+		"another capability":     {start{path: l.other}, "net_admin", own},
+		"no privilege":           {start{path: l.plain}, "net_admin+sys_admin", own},
+		"ambient, two, pass one": {start{path: l.plain, ambient: []uintptr{12, 13}}, "net_admin", with(admin)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.env = []string{"PATH=/usr/bin:/bin", "LD_PRELOAD=/x.so", "TMPDIR=/x y", "EMPTY="}
+			rest := "name environ getenv=LD_PRELOAD getenv=TMPDIR report tun=" + l.tun + " trykeep=net_admin report tun=" + l.tun + " read=" + l.secret + " drop report regain"
+			o := ok(t, c.start, "threads=4", "handover="+l.plain+" "+c.caps+" "+rest)
+			reports, tasks := o.reports(t)
+			kept := own
+			if c.want.prm != 0 {
+				kept.prm, kept.eff = admin, admin
+			}
+			if tasks[0] != c.want || tasks[1] != kept || tasks[2] != own {
+				t.Errorf("%+v\nwant %+v\n%+v", tasks, c.want, kept)
+			}
+			if c.want.prm != 0 && reports[0].Dumpable != 0 || reports[0].NoNewPrivs != 0 {
+				t.Errorf("%+v", reports[0])
+			}
+			may := c.want.prm != 0
+			if (o.lines["tun"][0] == "ok") != may || (o.lines["tun"][1] == "ok") != may || o.lines["read"][0] == "ok" || strings.Contains(strings.Join(o.lines["regain"], ""), "ok") {
+				t.Errorf("%s", o.stdout)
+			}
+			if o.lines["name"][0] != "by its own name" || o.lines["environ"][0] != "" || o.lines["getenv"][0] != "/x.so|" || o.lines["getenv"][1] != "/x y|" {
+				t.Errorf("%s", o.stdout)
+			}
+		})
+	}
+}
+
+// Root stays root, and what is executed in the end has the caller's environment.
+func TestLiveHandOverByRoot(t *testing.T) {
+	l := newLab(t)
+	o := ok(t, start{path: l.plain, root: true, env: []string{"PATH=/usr/bin:/bin", "LD_X=1"}}, "handover="+l.plain+" net_admin caller keep=net_admin read="+l.secret+" drop read="+l.secret)
+	if o.lines["caller"][0] != "0 0 [] true false" || o.lines["read"][0] != "ok" || o.lines["read"][1] != "ok" {
+		t.Errorf("%s", o.stdout)
+	}
+}
+
+// What others can write is not executed, and then nothing is left.
+func TestLiveHandOverRefuses(t *testing.T) {
+	l := newLab(t)
+	program, err := os.ReadFile(l.plain)
+	must(t, err)
+	theirs, open, folder := l.own+"/theirs", l.dir+"/open", l.dir+"/folder"
+	for _, path := range []string{theirs, open} {
+		must(t, os.WriteFile(path, program, 0o755))
+	}
+	must(t, os.Chown(theirs, nobody, nobody))
+	must(t, os.Chmod(open, 0o775))
+	must(t, os.Mkdir(folder, 0o755))
+	for path, want := range map[string]string{
+		theirs: "others than root may write it", open: "others than root may write it", folder: "others than root may write it",
+		"plain": "its path is not absolute", l.dir + "/none": "no such file or directory", l.secret: "permission denied",
+	} {
+		for _, from := range []string{l.setuid, l.ep} {
+			o := ok(t, start{path: from}, "handover="+path+" net_admin name", "report", "regain", "tun="+l.tun)
+			_, tasks := o.reports(t)
+			if want := (task{uids: same(nobody), gids: same(nobody)}); tasks[0] != want || o.lines["name"] != nil || o.lines["tun"][0] == "ok" || strings.Contains(strings.Join(o.lines["regain"], ""), "ok") {
+				t.Errorf("%s: %s", path, o.stdout)
+			}
+			if !strings.Contains(o.lines["handover"][0], want) {
+				t.Errorf("%s: %q, want %q", path, o.lines["handover"][0], want)
+			}
+		}
+	}
+	// Who has no more than its caller may become what it likes.
+	if o := ok(t, start{path: l.plain}, "handover="+theirs+" net_admin name"); o.lines["name"] != nil && o.lines["name"][0] != "by its own name" {
+		t.Errorf("%s", o.stdout)
+	}
+}
+
+// A caller's room for signals does not decide about privileges.
+func TestLiveHandOverHostile(t *testing.T) {
+	l := newLab(t)
+	for _, way := range []string{l.setuid, l.ep} {
+		for _, limit := range []string{"sigpending=0", "nofile=10", "umask=511", "ignore=all", "stack=65536"} {
+			o := run(t, start{path: l.plain, root: true}, "launch", "user=65534", limit, "--", way, "handover="+l.plain+" net_admin keep=net_admin drop regain")
+			done := strings.Contains(o.stdout, "drop ok\nregain operation not permitted")
+			refused := limit == "sigpending=0" && strings.Contains(o.stdout+o.stderr, "raise the limit (ulimit -i)")
+			if !done && !refused || strings.Contains(o.stdout, "regain ok") || strings.Contains(o.stderr, "panic") {
+				t.Errorf("%s: exit status %d\n%s%s", limit, o.code, o.stdout, o.stderr)
+			}
+		}
+		if o := run(t, start{path: way, env: []string{"GODEBUG=madvdontneed=1"}}, "handover="+l.plain+" net_admin name"); o.code != 3 || !strings.Contains(o.stderr, "GODEBUG is set") {
+			t.Errorf("GODEBUG: exit status %d\n%s%s", o.code, o.stdout, o.stderr)
+		}
+	}
+}
