@@ -4,20 +4,14 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 
 	"vmnet/bridge"
+	"vmnet/internal/alias"
 	"vmnet/macvtap"
 )
-
-// aliasPrefix begins the IFLA_IFALIAS of every link of ours.
-const aliasPrefix = "vmnet "
-
-// maxAlias is what the kernel takes (IFALIASZ less its NUL).
-const maxAlias = 255
 
 // phase is what an alias says of work under way.
 type phase string
@@ -61,10 +55,10 @@ func (r record) port() bridge.PortConfig {
 // encode writes the alias. It fails where that would be too long.
 func (r record) encode() (string, error) {
 	var b strings.Builder
-	b.WriteString(strings.TrimSpace(aliasPrefix))
+	b.WriteString(strings.TrimSpace(alias.Prefix))
 	add := func(key, value string) {
 		if value != "" {
-			fmt.Fprintf(&b, " %s=%s", key, escape(value))
+			fmt.Fprintf(&b, " %s=%s", key, alias.Escape(value))
 		}
 	}
 	add("vm", r.VM)
@@ -96,34 +90,27 @@ func (r record) encode() (string, error) {
 	if r.Phase == starting {
 		add("since", strconv.FormatInt(r.Since, 10))
 	}
-	if b.Len() > maxAlias {
-		return "", fmt.Errorf("the names need %d bytes of the %d that an interface alias has: use a shorter guest name, or fewer VLAN ranges", b.Len(), maxAlias)
+	if b.Len() > alias.Max {
+		return "", fmt.Errorf("the names need %d bytes of the %d that an interface alias has: use a shorter guest name, or fewer VLAN ranges", b.Len(), alias.Max)
 	}
 	return b.String(), nil
 }
 
 // parseAlias reads an alias. ok is false where the link is not ours. Keys that
 // this version does not know are passed over.
-func parseAlias(alias string) (r record, ok bool) {
-	rest, ok := strings.CutPrefix(alias, aliasPrefix)
-	if !ok || len(alias) > maxAlias {
+func parseAlias(text string) (r record, ok bool) {
+	rest, ok := strings.CutPrefix(text, alias.Prefix)
+	if !ok || len(text) > alias.Max {
 		return record{}, false
 	}
 	for field := range strings.SplitSeq(rest, " ") {
-		key, value, err := parseField(field)
+		key, value, err := alias.Field(field)
 		if err != nil || !r.set(key, value) {
 			return record{}, false
 		}
 	}
 	known := r.Type == TypeTap || r.Type == TypeSocket && r.Switch || r.Type == string(macvtap.Macvtap) || r.Type == string(macvtap.IPVtap)
 	return r, known && ValidVM(r.VM) == nil && ValidNIC(r.NIC) == nil && r.Queues >= 1 && len(r.MAC) == 6
-}
-
-// parseField reads one key=value.
-func parseField(field string) (key, value string, err error) {
-	key, raw, _ := strings.Cut(field, "=")
-	value, err = url.PathUnescape(raw)
-	return key, value, err
 }
 
 // set takes one field; false for a value that encode never writes.
@@ -173,19 +160,6 @@ func (r *record) set(key, value string) bool {
 		r.Since, err = strconv.ParseInt(value, 10, 64)
 	}
 	return err == nil
-}
-
-// escape percent-encodes what would break the alias into wrong fields or a terminal.
-func escape(s string) string {
-	var b strings.Builder
-	for i := range len(s) {
-		if c := s[i]; c <= ' ' || c == '%' || c == 0x7f {
-			fmt.Fprintf(&b, "%%%02X", c)
-		} else {
-			b.WriteByte(c)
-		}
-	}
-	return b.String()
 }
 
 // optionsHash is what a record keeps of the rest of a Spec: enough to see that two differ.

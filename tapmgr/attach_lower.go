@@ -152,7 +152,7 @@ func (s *lowerSide) settingsStep(alias string) step.Step {
 	all := s.spec.Lower.allMulti()
 	text := fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s, alias %q", s.name, onOff(all), alias)
 	return step.Step{Name: "settings", Text: text, Do: func(context.Context) error {
-		return setQuiet(s.dev.NL(), s.dev.Link.Index, rtnl.Alias(alias), rtnl.AllMulti(all))
+		return s.dev.NL().SetQuiet(s.dev.Link.Index, rtnl.Alias(alias), rtnl.AllMulti(all))
 	}}
 }
 

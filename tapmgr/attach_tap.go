@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"syscall"
 	"time"
 
 	"vmnet/bridge"
@@ -160,18 +159,9 @@ func (s *tapSide) settingsStep(alias string) step.Step {
 		Name: "settings",
 		Text: fmt.Sprintf("RTM_SETLINK %s: address %s, mtu %d, inet6 addr_gen_mode none, alias %q", s.name, mac, s.mtu, alias),
 		Do: func(context.Context) error {
-			return setQuiet(s.m.nl, s.link.Index, rtnl.Alias(alias), rtnl.MAC(mac), rtnl.MTU(s.mtu))
+			return s.m.nl.SetQuiet(s.link.Index, rtnl.Alias(alias), rtnl.MAC(mac), rtnl.MTU(s.mtu))
 		},
 	}
-}
-
-// setQuiet also keeps the host from using the link for IPv6 itself, where the kernel runs that.
-func setQuiet(nl *rtnl.Conn, index int, attrs ...rtnl.Attr) error {
-	err := nl.Set(index, append(attrs, rtnl.NoIPv6Autoconf())...)
-	if errors.Is(err, syscall.EAFNOSUPPORT) {
-		err = nl.Set(index, attrs...)
-	}
-	return err
 }
 
 func (s *tapSide) verify(_ int, alias string) (*ours, error) {

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"vmnet/bridge"
+	"vmnet/internal/alias"
 	"vmnet/internal/procfd"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/tun"
@@ -85,7 +86,7 @@ func (m *Manager) Foreign(pid int) ([]ForeignLink, error) {
 
 // isForeign tells whether a link is of that kind and carries no alias of ours.
 func isForeign(l *rtnl.Link, kind string) bool {
-	return l.Kind == kind && !strings.HasPrefix(l.Alias, aliasPrefix)
+	return l.Kind == kind && !strings.HasPrefix(l.Alias, alias.Prefix)
 }
 
 func (m *Manager) foreignTap(l *rtnl.Link, fds []int) ForeignLink {

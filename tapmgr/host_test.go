@@ -14,7 +14,9 @@ import (
 	"vmnet/bridge"
 	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
+	"vmnet/internal/plaintap"
 	"vmnet/internal/rtnl"
+	"vmnet/internal/tun"
 	"vmnet/qmp"
 	"vmnet/tapmgr"
 	"vmnet/testvm"
@@ -187,4 +189,9 @@ func uniqueSuffix(ns *netns.NS) string {
 		s = append(s, digits[inode%36])
 	}
 	return string(s)
+}
+
+// PlainTap makes what qemu-netup makes in the form of qemu-bridge-helper.
+func (h *host) PlainTap(bridgeName string, port bridge.PortConfig, vnetHdr bool) (*tun.Tap, error) {
+	return plaintap.Make(h.ns, h.nl, h.Owner, bridgeName, port, vnetHdr)
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"vmnet/bridge"
+	"vmnet/internal/alias"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/stablemac"
 )
@@ -46,7 +47,7 @@ func (h HostAccess) NIC() NIC {
 }
 
 // hostAccessAlias begins the alias of such a macvlan. parseAlias takes it for no NIC: it names no guest.
-const hostAccessAlias = aliasPrefix + "host-access lower="
+const hostAccessAlias = alias.Prefix + "host-access lower="
 
 // hostAccess is such a macvlan as it is.
 type hostAccess struct {

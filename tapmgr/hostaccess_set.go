@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"vmnet/internal/alias"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
 	"vmnet/macvtap"
@@ -226,11 +227,11 @@ func (s *switchingOn) stepsFor(there *hostAccess, addrs []netip.Prefix) (list []
 }
 
 func (s *switchingOn) aliasStep() step.Step {
-	alias := hostAccessAlias + escape(s.lower.Name)
+	text := hostAccessAlias + alias.Escape(s.lower.Name)
 	return step.Step{
 		Name: "alias",
-		Text: fmt.Sprintf("RTM_SETLINK %s: alias %q", s.name, alias),
-		Do:   func(context.Context) error { return mayNot(s.m.nl.Set(s.link.Index, rtnl.Alias(alias))) },
+		Text: fmt.Sprintf("RTM_SETLINK %s: alias %q", s.name, text),
+		Do:   func(context.Context) error { return mayNot(s.m.nl.Set(s.link.Index, rtnl.Alias(text))) },
 	}
 }
 

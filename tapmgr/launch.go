@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"os"
 
+	"vmnet/internal/owned"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
-	"vmnet/macvtap"
 	"vmnet/qmp"
 )
 
@@ -121,31 +121,8 @@ func (l *Launch) Close() error {
 	return errors.Join(errs...)
 }
 
-// Owned counts the NICs that a user has: taps in the Manager's netns that privileged helpers have made for
-// the user, as their aliases tell, whoever holds them; and the macvtaps and ipvtaps, wherever they are, of
-// which the user's processes hold queues, as far as the caller may look into them.
-func (m *Manager) Owned(uid int) (n int, err error) {
-	err = m.lookInto(func() error { n, err = macvtap.CountOf(uid); return err })
-	if err != nil {
-		return 0, err
-	}
-	all, err := m.inOwn()
-	if err != nil {
-		return 0, err
-	}
-	for _, o := range all {
-		if o.Tun != nil && o.want.Owner == uid {
-			n++
-		}
-	}
-	plain, err := m.plainTaps()
-	for _, t := range plain {
-		if t.owner == uid {
-			n++
-		}
-	}
-	return n, err
-}
+// Owned counts the NICs that a user has: see owned.Count.
+func (m *Manager) Owned(uid int) (int, error) { return owned.Count(m.nl, uid, m.lookInto) }
 
 // LinkName is the interface name of a link that was named by that or by an altname.
 func (m *Manager) LinkName(name string) (string, error) {

@@ -88,7 +88,7 @@ func (s *namedMacvtap) steps(_ int, alias string, _ int) []step.Step {
 		Name: "settings",
 		Text: fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s, alias %q", s.name, onOff(l.allMulti()), alias),
 		Do: func(context.Context) error {
-			return setQuiet(s.m.nl, s.link.Index, rtnl.Alias(alias), rtnl.AllMulti(l.allMulti()))
+			return s.m.nl.SetQuiet(s.link.Index, rtnl.Alias(alias), rtnl.AllMulti(l.allMulti()))
 		},
 	}, {
 		Name: "node",

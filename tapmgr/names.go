@@ -1,20 +1,18 @@
 package tapmgr
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/base32"
 	"net"
 	"strings"
 
 	"vmnet/internal/stablemac"
+	"vmnet/internal/tun"
 )
 
-// hostMACByte is the first byte of every tap's own address: high, so that a
-// bridge that follows its lowest port never takes it.
-const hostMACByte = 0xfe
-
 const (
+	hostMACByte = tun.HostMACByte
+
 	maxName    = 15  // IFNAMSIZ less its NUL
 	maxAltName = 127 // ALTIFNAMSIZ less its NUL
 	hashLen    = 6
@@ -75,11 +73,7 @@ func DefaultMAC(vm, nic string) net.HardwareAddr {
 }
 
 // hostMAC is the tap's own address for a guest's.
-func hostMAC(guest net.HardwareAddr) net.HardwareAddr {
-	mac := bytes.Clone(guest)
-	mac[0] = hostMACByte
-	return mac
-}
+func hostMAC(guest net.HardwareAddr) net.HardwareAddr { return tun.HostMAC(guest) }
 
 // deviceID is the QEMU device of a NIC. netdev id and getfd names derive from
 // it (package qmp), since QMP lists neither.

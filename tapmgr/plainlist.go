@@ -5,20 +5,21 @@ import (
 	"maps"
 	"slices"
 
+	"vmnet/internal/plaintap"
 	"vmnet/internal/procfd"
 	"vmnet/internal/qemu"
 	"vmnet/internal/tun"
 )
 
 // plainTaps lists those of the Manager's netns.
-func (m *Manager) plainTaps() ([]plainTap, error) {
+func (m *Manager) plainTaps() ([]plaintap.Tap, error) {
 	links, err := m.nl.Links("tun", 0)
 	if err != nil {
 		return nil, err
 	}
-	var found []plainTap
+	var found []plaintap.Tap
 	for _, l := range links {
-		if t, ok := parsePlain(l.Alias); ok && l.Tun != nil {
+		if t, ok := plaintap.Parse(l.Alias); ok && l.Tun != nil {
 			t.Link = l
 			found = append(found, t)
 		}
@@ -38,7 +39,7 @@ func (m *Manager) plainHeld() ([]ours, error) {
 	}
 	byName := map[string]*ours{}
 	for _, t := range taps {
-		byName[t.Name] = &ours{Link: t.Link, want: record{Type: TypeTap, Source: t.source, Port: t.port, Owner: t.owner}, master: m.masterName(t.Link)}
+		byName[t.Name] = &ours{Link: t.Link, want: record{Type: TypeTap, Source: t.Source, Port: t.Port, Owner: t.Owner}, master: m.masterName(t.Link)}
 	}
 	err = procfd.All(func(f procfd.File) {
 		if !tun.LooksLikeQueue(f) {
@@ -80,7 +81,7 @@ func (r *reconciler) plainTaps() error {
 		if !o.unheld() {
 			continue
 		}
-		if t, _ := parsePlain(o.Alias); t.elsewhere {
+		if t, _ := plaintap.Parse(o.Alias); t.Elsewhere {
 			t.Link = o.Link
 			r.do(o, "taken off its bridge: nobody holds it", func() error { return r.m.ifUnheld(o, func() error { return r.m.takeOff(t) }) })
 			continue

@@ -45,7 +45,7 @@ func (m *Manager) withoutMaster() ([]ours, error) {
 		return nil, err
 	}
 	for _, t := range plain {
-		links = append(links, ours{Link: t.Link, want: record{Type: TypeTap, Source: t.source, Port: t.port, Owner: t.owner}})
+		links = append(links, ours{Link: t.Link, want: record{Type: TypeTap, Source: t.Source, Port: t.Port, Owner: t.Owner}})
 	}
 	return slices.DeleteFunc(links, func(o ours) bool {
 		working := o.want.Phase == attaching || o.want.Phase == detaching && !o.Up // cut off by force

@@ -4,14 +4,11 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
-	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"vmnet/bridge"
-	"vmnet/internal/fdpass"
+	"vmnet/internal/bridgehelper"
 	"vmnet/internal/nicflags"
 	"vmnet/internal/policy"
-	"vmnet/internal/privilege"
-	"vmnet/tapmgr"
 )
 
 // bridgeOptions are the command line of qemu-bridge-helper, and what may stand before it.
@@ -85,40 +82,13 @@ func (a *app) helpBridge(args []string) error {
 	if err := o.parse(args); err != nil {
 		return err
 	}
-	sock, err := a.socket(o.fd)
-	if err != nil {
-		return err
-	}
-	// Our end closes it, not we: libvirt looks at stderr once when the socket ends, and by then
-	// that must tell why.
-	return a.manager(func(m *tapmgr.Manager) error {
-		g, err := a.openGate(m)
-		if err != nil {
-			return err
-		}
-		if err := o.settle(g.policy); err != nil {
-			return err
-		}
-		g.countLater = true
-		r := policy.Request{Bridge: o.bridge, Port: o.port, Queues: 1}
-		if err := g.allow(aclAlways, r); err != nil {
-			return err
-		}
-		tap, err := m.PlainTap(o.bridge, o.port, o.useVnet)
-		if err != nil {
-			return err
-		}
-		defer tap.Close()
-		if err := g.still(); err != nil {
-			return err
-		}
-		// One byte and one fd: QEMU looks at nothing else (recv_fd in its net/tap.c).
-		return sock.Send([]byte{0}, tap.Queues()[0])
+	return bridgehelper.Serve(a.p, files(), bridgehelper.Request{
+		Bridge: o.bridge, Port: o.port, VnetHdr: o.useVnet, FD: o.fd, Settle: o.settle,
 	})
 }
 
 // settle adds what a profile says. Its bridge wins: QEMU always names one, its default if need be.
-func (o *bridgeOptions) settle(p *policy.Policy) error {
+func (o *bridgeOptions) settle(p *policy.Policy, r *bridgehelper.Request) error {
 	if o.profile == "" {
 		return nil
 	}
@@ -127,36 +97,13 @@ func (o *bridgeOptions) settle(p *policy.Policy) error {
 		return err
 	}
 	if from.Bridge != "" {
-		o.bridge = from.Bridge
+		r.Bridge = from.Bridge
 	}
-	if o.port.IsZero() {
-		o.port = from.Port
+	if r.Port.IsZero() {
+		r.Port = from.Port
 	}
 	return nil
 }
-
-// socket takes over the socket that the caller has named, and makes this process one that can
-// do no more than serve it.
-func (a *app) socket(fd int) (*fdpass.Socket, error) {
-	if err := privilege.Inherited(fd); err != nil {
-		return nil, err
-	}
-	sock, err := fdpass.Inherited(fd)
-	if err != nil {
-		return nil, err
-	}
-	if err := a.p.Confine(cap.NET_ADMIN); err != nil {
-		return nil, err
-	}
-	return sock, privilege.CloseInherited(fd)
-}
-
-// aclAlways and aclForUsers tell whether bridge.conf binds root as well, as it does
-// with QEMU's own helper.
-const (
-	aclAlways   = true
-	aclForUsers = false
-)
 
 // newFlags makes an empty set of flags.
 func newFlags() *pflag.FlagSet {

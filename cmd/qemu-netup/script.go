@@ -32,7 +32,7 @@ func (a *app) ifUp(args []string) error {
 			return err
 		}
 		profile := g.policy.Script(name)
-		g.countLater = true // when the tap itself counts, once, however often it is put there
+		g.CountLater = true // when the tap itself counts, once, however often it is put there
 		if err := g.allow(aclForUsers, policy.Request{Bridge: profile.Bridge, Port: profile.Port, Queues: 1}); err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 
+	"vmnet/internal/bridgehelper"
 	"vmnet/internal/policy"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
@@ -20,7 +21,7 @@ func (a *app) serve(args []string) error {
 	if f.NArg() > 0 || *fd < 0 {
 		return usagef("--attach --fd=NUMBER is how vmnet attach calls this program: call that")
 	}
-	sock, err := a.socket(*fd)
+	sock, err := bridgehelper.Socket(a.p, *fd)
 	if err != nil {
 		return err
 	}

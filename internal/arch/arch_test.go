@@ -11,19 +11,22 @@ import (
 // layers are the packages from top to bottom; those of one layer know nothing
 // of each other.
 var layers = [][]string{
-	{"cmd/vmnet", "cmd/qemu-netup", "cmd/vmnet-hook"},
+	{"cmd/vmnet", "cmd/qemu-netup", "cmd/qemu-netup-front", "cmd/vmnet-hook"},
 	{"internal/hook", "internal/watch"},
 	{"internal/declared"},
 	{"internal/nicflags"},
+	{"internal/bridgehelper"},
+	{"internal/gate"},
 	{"tapmgr", "internal/doctor"},
 	{"internal/launch"},
 	{"internal/bridgeconf", "internal/policy"},
 	{"bridge/vswitch/control", "internal/capture"},
 	{"bridge/vswitch"},
+	{"internal/plaintap", "internal/owned"},
 	{"bridge", "macvtap", "vhost", "qmp", "libvirt"},
 	{"internal/tun", "internal/rtnl", "internal/qemu"},
 	{"internal/netns", "internal/step", "internal/stablemac", "internal/fdlabel"},
-	{"internal/procfd", "internal/fdpass", "internal/console", "internal/privilege", "internal/shellquote", "internal/hookfile", "internal/offload", "internal/rundir"},
+	{"internal/procfd", "internal/fdpass", "internal/console", "internal/privilege", "internal/shellquote", "internal/hookfile", "internal/offload", "internal/rundir", "internal/alias"},
 }
 
 // systemCalls are the packages that may import x/sys/unix.

@@ -141,8 +141,9 @@ func (ns *NS) Owner() (inode uint64, err error) {
 	return st.Ino, nil
 }
 
-// IsCurrent tells whether ns was opened as the one that this process is in.
-func (ns *NS) IsCurrent() bool { return ns.label == "" }
+// IsCurrent tells whether ns was opened as the one that this process is in. A nil NS is that too,
+// for who asks no more of it than this and Do.
+func (ns *NS) IsCurrent() bool { return ns == nil || ns.label == "" }
 
 // Do runs f with its thread in ns. f must not start goroutines that rely on it.
 // Where it is the namespace that the thread is in anyway, nothing is switched.

@@ -85,6 +85,15 @@ func (c *Conn) Set(index int, attrs ...Attr) error {
 	return c.do(c.linkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK, index, attrs))
 }
 
+// SetQuiet is Set that also keeps the host from using the link for IPv6 itself, where the kernel runs that.
+func (c *Conn) SetQuiet(index int, attrs ...Attr) error {
+	err := c.Set(index, append(attrs, NoIPv6Autoconf())...)
+	if errors.Is(err, unix.EAFNOSUPPORT) {
+		err = c.Set(index, attrs...)
+	}
+	return err
+}
+
 // Create makes a link of that kind. A taken name is an error that Is fs.ErrExist.
 func (c *Conn) Create(kind string, attrs ...Attr) error {
 	return c.do(c.linkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, 0, withInfo(kind, attrs)))

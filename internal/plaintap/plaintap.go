@@ -1,0 +1,90 @@
+package plaintap
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"vmnet/bridge"
+	"vmnet/internal/alias"
+	"vmnet/internal/netns"
+	"vmnet/internal/rtnl"
+	"vmnet/internal/tun"
+)
+
+// Make makes a tap on a bridge for a VMM of which no more is known, as qemu-bridge-helper does:
+// the kernel names it, it has one queue, and a vnet header only if the VMM can take one. nl is in ns;
+// owner is the uid that it counts for. The tap lives as long as somebody holds its queue. Close it.
+func Make(ns *netns.NS, nl *rtnl.Conn, owner int, bridgeName string, port bridge.PortConfig, vnetHdr bool) (*tun.Tap, error) {
+	br, err := bridge.Get(nl, bridgeName)
+	if err != nil {
+		return nil, err
+	}
+	tap, err := tun.CreateNumbered(ns, vnetHdr)
+	if err != nil {
+		return nil, err
+	}
+	l, err := nl.Link(tap.Name)
+	if err == nil {
+		t := Tap{Link: l, Owner: owner, Source: br.Name, Port: port.String()}
+		err = t.PutOn(nl, br, port, func() error { return nil })
+	}
+	if err != nil {
+		return nil, errors.Join(err, tap.Close())
+	}
+	return tap, nil
+}
+
+// PutOn makes the tap a port of a bridge, and says in its alias whose it is, by which it
+// counts. What is refused changes nothing for long: allowed is asked before a frame can pass, and
+// again in the end, since the tap may have been taken off and others put on meanwhile.
+func (t Tap) PutOn(nl *rtnl.Conn, br *rtnl.Link, port bridge.PortConfig, allowed func() error) error {
+	text := t.Alias()
+	if len(text) > alias.Max {
+		return fmt.Errorf("the port's settings need %d bytes of the %d that an interface alias has: use fewer VLAN ranges", len(text), alias.Max)
+	}
+	if err := bridge.CheckPort(nl, br, t.Link, port); err != nil {
+		return err
+	}
+	var former bridge.PortConfig
+	var err error
+	if t.Master != 0 {
+		if former, err = bridge.ReadPort(nl, br, t.Link); err != nil {
+			return err
+		}
+	}
+	if err = nl.SetQuiet(t.Index, rtnl.Alias(text), rtnl.MAC(tun.HostMAC(t.MAC)), rtnl.MTU(br.MTU)); err != nil {
+		err = fmt.Errorf("set up %s: %w", t.Name, err)
+	}
+	if err == nil {
+		err = allowed()
+	}
+	if err == nil {
+		// Whoever clears the alias takes the tap off the bridge by the same request, so that
+		// there is none on a bridge that does not count.
+		err = bridge.AddPortWith(nl, br, t.Link, port, rtnl.Alias(text))
+	}
+	if err == nil {
+		err = allowed()
+	}
+	if err != nil {
+		if undo := restore(nl, br, t.Link, former); !errors.Is(undo, fs.ErrNotExist) {
+			err = errors.Join(err, undo)
+		}
+	}
+	return err
+}
+
+// restore makes a tap what it was before. It leaves the bridge first: as a port its MTU
+// would become the bridge's.
+func restore(nl *rtnl.Conn, br, was *rtnl.Link, former bridge.PortConfig) error {
+	if err := nl.Set(was.Index, rtnl.Alias(was.Alias), rtnl.Master(was.Master), rtnl.Up(was.Up)); err != nil {
+		return err
+	}
+	if was.Master != 0 && former.Other == "" {
+		if err := bridge.SetPort(nl, br, was, former); err != nil {
+			return err
+		}
+	}
+	return nl.Set(was.Index, rtnl.MAC(was.MAC), rtnl.MTU(was.MTU))
+}
