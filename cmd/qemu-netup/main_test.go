@@ -91,7 +91,8 @@ func openTun(dir string) error {
 type installation struct {
 	testing.TB
 	dir     string // that everybody may look into
-	program string
+	program string // qemu-netup, as people know it: cmd/qemu-netup-front
+	full    string // this package
 }
 
 // install builds the program and installs it setuid root. bridge.conf and policy.yaml are where
@@ -100,13 +101,9 @@ func install(tb testing.TB) *installation {
 	tb.Helper()
 	nstest.Require(tb, "root", os.Geteuid() == 0, "run it as root")
 	i := &installation{TB: tb, dir: tb.TempDir()}
-	i.program = filepath.Join(i.dir, "qemu-netup")
-	flags := fmt.Sprintf("-X main.aclPath=%s -X main.policyPath=%s", i.path("bridge.conf"), i.path("policy.yaml"))
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w "+flags, "-o", i.program, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		tb.Fatalf("build: %v: %s", err, out)
-	}
+	i.program, i.full = i.path("qemu-netup"), i.path("qemu-netup-full")
+	i.build(i.program, "../qemu-netup-front")
+	i.build(i.full, ".")
 	// TempDir's parent is the owner's alone.
 	err := errors.Join(os.Chmod(filepath.Dir(i.dir), 0o755), os.Chmod(i.dir, 0o755), os.Chmod(i.program, 0o755|os.ModeSetuid))
 	if err != nil {
@@ -117,6 +114,17 @@ func install(tb testing.TB) *installation {
 		tb.Fatalf("%s is mounted nosuid (%v): set TMPDIR to a folder that is not", i.dir, err)
 	}
 	return i
+}
+
+// build compiles as the Makefile does.
+func (i *installation) build(to, source string) {
+	i.Helper()
+	flags := fmt.Sprintf("-s -w -X main.aclPath=%s -X main.policyPath=%s -X main.fullPath=%s", i.path("bridge.conf"), i.path("policy.yaml"), i.full)
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", flags, "-o", to, source)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		i.Fatalf("build %s: %v: %s", source, err, out)
+	}
 }
 
 func (i *installation) path(name string) string { return filepath.Join(i.dir, name) }

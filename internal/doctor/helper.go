@@ -34,7 +34,31 @@ func (m Machine) helper() []Check {
 	} else {
 		checks = append(checks, ok("helper owner", "it and its folders are root's, and nobody else can write them")...)
 	}
-	return append(checks, m.right(path)...)
+	return append(append(checks, m.right(path)...), m.full(path)...)
+}
+
+// Full is the program that the helper becomes for most of its forms.
+const Full = "qemu-netup-full"
+
+// full looks whether it is there, and is safe to become.
+func (m Machine) full(helper string) []Check {
+	const name = "helper's forms"
+	dir := filepath.Dir(helper)
+	path, found := m.find(Full, []string{filepath.Join(dir, "../libexec/vmnet"), dir})
+	if !found {
+		return warn(name, "make install", "%s is not where make install puts it: unless this %s is all in one, it does only what QEMU asks its bridge helper for", Full, Helper)
+	}
+	if wrong, cure := m.unsafe(path); wrong != "" {
+		return fail(name, cure, "%s: who can write it, can do what %s can", wrong, Helper)
+	}
+	info, err := os.Stat(m.at(path))
+	if err != nil {
+		return fail(name, "", "%v", err)
+	}
+	if _, caps, _ := readCaps(m.at(path)); caps || info.Mode()&fs.ModeSetuid != 0 {
+		return fail(name, fmt.Sprintf("chmod u-s %s; setcap -r %s", path, path), "%s has a right of its own, which the helper is to give it", path)
+	}
+	return ok(name, "%s, without a right of its own", path)
 }
 
 // unsafe tells what lets others than root write a file, or put another in its place.

@@ -1,0 +1,88 @@
+// Program qemu-netup-front is installed as qemu-netup, and is the only program of ours with a privilege. What QEMU asks
+// its bridge helper for it does itself, in as little time as the start of a small program takes; for
+// everything else it becomes cmd/qemu-netup, with the same arguments.
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"kernel.org/pub/linux/libs/security/libcap/cap"
+
+	"vmnet/internal/bridgeconf"
+	"vmnet/internal/bridgehelper"
+	"vmnet/internal/console"
+	"vmnet/internal/gate"
+	"vmnet/internal/policy"
+	"vmnet/internal/privilege"
+)
+
+// Where the files are; the build may have the linker say otherwise. No other way leads to another
+// place: whoever starts this program must not choose what it reads or becomes.
+var (
+	aclPath    = bridgeconf.DefaultPath
+	policyPath = policy.DefaultPath
+	fullPath   = "/usr/local/libexec/vmnet/qemu-netup-full"
+)
+
+const exitFailure = 1
+
+func main() {
+	p, err := privilege.Begin() // before anything else
+	if err == nil {
+		err = run(p, os.Args)
+	}
+	if err != nil {
+		say(err)
+		os.Exit(exitFailure)
+	}
+}
+
+func run(p *privilege.Process, argv []string) error {
+	if r, ok := asQEMU(argv); ok {
+		return bridgehelper.Serve(p, gate.Files{ACL: aclPath, Policy: policyPath}, r)
+	}
+	// What some form of that program has a use for; see there what each keeps.
+	return p.HandOver(fullPath, argv, cap.NET_ADMIN, cap.SYS_ADMIN, cap.MKNOD, cap.SYS_PTRACE, cap.DAC_READ_SEARCH)
+}
+
+// asQEMU reads a command line as QEMU and libvirt write it, and no other: --use-vnet if they
+// can take a vnet header, and one --br and --fd with values (net_bridge_run_helper of QEMU's net/tap.c).
+// What is wrong with another one is for the full program to tell.
+func asQEMU(argv []string) (r bridgehelper.Request, ok bool) {
+	if slices.Contains([]string{"qemu-ifup", "qemu-ifdown"}, filepath.Base(argv[0])) {
+		return r, false
+	}
+	r.FD = -1
+	for _, arg := range argv[1:] {
+		name, value, _ := strings.Cut(arg, "=")
+		switch {
+		case arg == "--use-vnet" && !r.VnetHdr:
+			r.VnetHdr = true
+		case name == "--br" && value != "" && r.Bridge == "":
+			r.Bridge = value
+		case name == "--fd" && r.FD < 0:
+			n, err := strconv.Atoi(value)
+			if err != nil || n < 0 || strconv.Itoa(n) != value {
+				return r, false
+			}
+			r.FD = n
+		default:
+			return r, false
+		}
+	}
+	return r, r.Bridge != "" && r.FD >= 0
+}
+
+// say tells stderr, which QEMU's users see: of several lines the first is the cause.
+func say(err error) {
+	lead := "qemu-netup: "
+	for line := range strings.Lines(strings.TrimSpace(err.Error())) {
+		_, _ = fmt.Fprintf(os.Stderr, "%s%s\n", lead, console.Clean(strings.TrimSuffix(line, "\n")))
+		lead = "  "
+	}
+}
