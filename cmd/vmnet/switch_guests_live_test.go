@@ -73,7 +73,7 @@ func nobodyRuns(t *testing.T, args ...string) string {
 func TestLiveSwitchAndGuestsOfNobody(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	forNobody(t)
-	sw := runSwitch(t, nil, asNobody)
+	sw := runSwitch(t, nil, append([]string{"setpriv"}, asNobody...))
 	sw.powerless(nobody)
 	red, redName := nobodys(t)
 	blue, blueName := nobodys(t)

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -35,9 +36,9 @@ type running struct {
 	said   chan string // lines of its output
 }
 
-// runSwitch starts one as a program, with setpriv's options in front, and waits until it is ready. Its socket is in a folder
+// runSwitch starts one as a program, with another one in front that may change its rights, and waits until it is ready. Its socket is in a folder
 // that any user may use.
-func runSwitch(t *testing.T, ns *netns.NS, setpriv []string, args ...string) *running {
+func runSwitch(t *testing.T, ns *netns.NS, before []string, args ...string) *running {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "switch")
 	if err == nil {
@@ -47,12 +48,12 @@ func runSwitch(t *testing.T, ns *netns.NS, setpriv []string, args ...string) *ru
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return startSwitch(t, ns, filepath.Join(dir, "sw"), setpriv, args...)
+	return startSwitch(t, ns, filepath.Join(dir, "sw"), before, args...)
 }
 
-func startSwitch(t *testing.T, ns *netns.NS, socket string, setpriv []string, args ...string) *running {
+func startSwitch(t *testing.T, ns *netns.NS, socket string, before []string, args ...string) *running {
 	t.Helper()
-	argv := append(append([]string{"setpriv"}, setpriv...), "vmnet", "switch", "run", socket)
+	argv := append(slices.Clone(before), "vmnet", "switch", "run", socket)
 	if ns != nil {
 		argv = append(argv, "--netns", ns.Path())
 	}
@@ -361,7 +362,7 @@ func forNobody(t *testing.T) {
 func TestLiveSwitchOfNobody(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	forNobody(t)
-	r := runSwitch(t, nil, []string{"--reuid", fmt.Sprint(nobody), "--regid", fmt.Sprint(nobody), "--clear-groups", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"})
+	r := runSwitch(t, nil, append([]string{"setpriv"}, asNobody...))
 	r.powerless(nobody)
 	holder := exec.Command("sleep", "1000")
 	if err := holder.Start(); err != nil {
@@ -409,16 +410,44 @@ func TestLiveSwitchOfNobody(t *testing.T) {
 	r.end()
 }
 
-// TestLiveSwitchTellsSystemd has the rights that its unit leaves it.
-func TestLiveSwitchTellsSystemd(t *testing.T) {
+// TestLiveSwitchWithTheRightsOfItsUnit has those that systemd gives the user it makes up, and tells systemd of itself.
+func TestLiveSwitchWithTheRightsOfItsUnit(t *testing.T) {
 	ns := nstest.New(t)
+	forNobody(t)
+	unit, err := os.ReadFile("../../docs/systemd/vmnet-switch@.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`(?m)^AmbientCapabilities=(.*)$`).FindSubmatch(unit)
+	if found == nil {
+		t.Fatal("the unit names no capabilities")
+	}
+	caps := ""
+	for _, name := range strings.Fields(string(found[1])) {
+		caps += ",+" + strings.ToLower(strings.TrimPrefix(name, "CAP_"))
+	}
+	ipIn(t, ns.Path(), "link", "add", "up0", "type", "veth", "peer", "name", "far0")
+
 	told := systemd(t)
+	for path := told.LocalAddr().String(); len(path) > len(os.TempDir()); path = filepath.Dir(path) {
+		if err := os.Chmod(path, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
 	t.Setenv("NOTIFY_SOCKET", told.LocalAddr().String())
-	r := runSwitch(t, ns, nil, "--tap", "tap0")
+	t.Setenv("NODE", filepath.Join(t.TempDir(), "tun"))
+	// Where there is no udev, /dev/net/tun is root's alone.
+	const node = `mknod "$NODE" c 10 200 && chmod 666 "$NODE" && mount --bind "$NODE" /dev/net/tun && exec "$@"`
+	r := runSwitch(t, nil, []string{
+		"nsenter", "--net=" + ns.Path(), "unshare", "--mount", "sh", "-c", node, "sh",
+		"setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", "--no-new-privs",
+		"--bounding-set", "-all" + caps, "--inh-caps", "-all" + caps, "--ambient-caps", "-all" + caps,
+	}, "--tap", "tap0,queues=2,mtu=9000", "--packet", "up0")
+	r.powerless(12345)
 	_ = told.SetReadDeadline(time.Now().Add(patience))
 	b := make([]byte, 500)
 	n, err := told.Read(b)
-	if want := regexp.MustCompile(`^READY=1\nSTATUS=switch .*/sw: runs with 1 port, socket `); err != nil || !want.Match(b[:n]) {
+	if want := regexp.MustCompile(`^READY=1\nSTATUS=switch .*/sw: runs with 2 ports, socket `); err != nil || !want.Match(b[:n]) {
 		t.Errorf("%q, %v", b[:n], err)
 	}
 	r.end()

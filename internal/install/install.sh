@@ -109,6 +109,7 @@ tell() {
 	echo "vmnet is in $to; vmnet doctor checks it, vmnet(8) and qemu-netup(8) explain it."
 	echo "For NICs that libvirt's guests declare: vmnet hook install, which vmnet-hook(8) explains."
 	echo "For NICs that they are given live: systemctl enable --now vmnet-watch, which vmnet-watch(8) explains."
+	echo "For a switch in userspace at each start: /etc/vmnet/switch/NAME.env and systemctl enable --now vmnet-switch@NAME, which vmnet-switch(8) explains."
 	[ "$PRIVILEGE" = none ] || return 0
 	cat <<-END
 		qemu-netup has no right yet: only root can use it. To let other users have what

@@ -89,7 +89,7 @@ func want(t *testing.T, helper string) map[string]string {
 	data := []string{
 		"man/man8/vmnet.8", "man/man8/vmnet-attach.8",
 		"bash-completion/completions/vmnet", "bash-completion/completions/qemu-netup", "zsh/site-functions/_vmnet", "fish/vendor_completions.d/vmnet.fish",
-		"doc/vmnet/libvirt.md", "doc/vmnet/examples/bridge.conf", "doc/vmnet/examples/policy.yaml", "doc/vmnet/files",
+		"doc/vmnet/libvirt.md", "doc/vmnet/examples/bridge.conf", "doc/vmnet/examples/policy.yaml", "doc/vmnet/examples/switch.env", "doc/vmnet/files",
 	}
 	sources, err := filepath.Glob(filepath.Join(top, "docs/man/*.md"))
 	if err != nil || len(sources) == 0 {
@@ -102,7 +102,9 @@ func want(t *testing.T, helper string) map[string]string {
 	for _, file := range data {
 		files["usr/share/"+file] = "-rw-r--r--"
 	}
-	files["usr/lib/systemd/system/vmnet-watch.service"] = "-rw-r--r--"
+	for _, unit := range []string{"vmnet-watch.service", "vmnet-switch@.service"} {
+		files["usr/lib/systemd/system/"+unit] = "-rw-r--r--"
+	}
 	return files
 }
 

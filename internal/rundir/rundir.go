@@ -27,11 +27,16 @@ func Of(uid int, runtime string) []string {
 	return dirs
 }
 
-// Make makes the first of the folders that can be made, or takes one that is the user's alone.
+// Make makes the first of the folders that can be made, or takes one that is the user's alone. Through root's others may pass,
+// to folders in it that are theirs.
 func Make(dirs []string, uid int) (string, error) {
 	var errs []error
+	mode := fs.FileMode(0o700)
+	if uid == 0 {
+		mode = 0o711
+	}
 	for _, dir := range dirs {
-		err := os.Mkdir(dir, 0o700)
+		err := os.Mkdir(dir, mode)
 		if err == nil || errors.Is(err, fs.ErrExist) {
 			err = OwnedAlone(dir, uid)
 		}
