@@ -202,18 +202,24 @@ func (c *Client) exchange(ctx context.Context, r request, files []*os.File, take
 	return nil
 }
 
+var errHungUp = errors.New("the switch has hung up (it serves its own user and root alone)")
+
 // maxAnswers is more than the biggest FDB and the most ports need.
 const maxAnswers = 1 << 16
 
 func (c *Client) roundTrip(b []byte, files []*os.File, take func(*answer)) (*refusal, error) {
-	if err := fdpass.SendOver(c.conn, b, files...); err != nil {
+	err := fdpass.SendOver(c.conn, b, files...)
+	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+		return nil, errHungUp
+	}
+	if err != nil {
 		return nil, err
 	}
 	room := make([]byte, maxMessage)
 	for range maxAnswers {
 		payload, _, err := fdpass.ReceiveOver(c.conn, room, 0)
 		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
-			return nil, errors.New("the switch has hung up")
+			return nil, errHungUp
 		}
 		if err != nil {
 			return nil, err
