@@ -32,7 +32,7 @@ func (s *socketSide) plan(r *record) error {
 		return in(ErrInvalid, err)
 	}
 	s.name, _ = InterfaceName(s.spec.VM, s.spec.NIC)
-	r.Type = TypeSocket
+	r.Type, r.Owner = TypeSocket, 0 // who attaches makes it with his own rights
 	return s.spec.planSwitch(r)
 }
 

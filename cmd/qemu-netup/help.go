@@ -16,6 +16,7 @@ CAP_NET_ADMIN, and serves those whom /etc/qemu/bridge.conf and /etc/vmnet/policy
 Examples:
   qemu-netup --bridge br0 -- qemu-system-x86_64 -name guest=P2 -m 1G disk.img
   qemu-netup --bridge br0 --queues 4 --next-nic --macvtap eth0 --qmp auto -- qemu-system-x86_64 -M q35 -smp 4 -name guest=P2 disk.img
+  qemu-netup --switch sw0 -- qemu-system-x86_64 -name guest=P2 -m 1G disk.img
   qemu-netup --vm P3 --bridge br0 -- ./my-vmm --net {vmnet}
 
 Options:

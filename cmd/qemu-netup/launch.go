@@ -67,7 +67,9 @@ func (a *app) keepFor(o *launchOptions) error {
 	if o.dryRun {
 		return a.p.Drop()
 	}
+	none := true // of them takes a right
 	for _, n := range o.nics {
+		none = none && n.spec.Switch != nil
 		if n.spec.Lower == nil {
 			continue
 		}
@@ -78,6 +80,9 @@ func (a *app) keepFor(o *launchOptions) error {
 		// of their user: whoever counts must be able to look into all.
 		a.p.Reserve(cap.SYS_PTRACE, cap.DAC_READ_SEARCH)
 		return a.p.Keep(cap.NET_ADMIN, cap.SYS_ADMIN, cap.MKNOD)
+	}
+	if none {
+		return a.p.Drop()
 	}
 	return a.p.Keep(cap.NET_ADMIN)
 }
@@ -95,10 +100,14 @@ func (a *app) make(o *launchOptions) (made *tapmgr.Launch, err error) {
 		}
 		var requests []policy.Request
 		for _, s := range specs {
-			requests = append(requests, request(s))
+			if s.Switch == nil { // that one admits whom it wants, and is asked as the caller
+				requests = append(requests, request(s))
+			}
 		}
-		if err := g.allow(aclForUsers, requests...); err != nil {
-			return err
+		if len(requests) > 0 {
+			if err := g.allow(aclForUsers, requests...); err != nil {
+				return err
+			}
 		}
 		m.Run = a.runner(o)
 		if made, err = m.PlanLaunch(specs...); err != nil {
@@ -112,7 +121,7 @@ func (a *app) make(o *launchOptions) (made *tapmgr.Launch, err error) {
 			return err
 		}
 		a.notes(made)
-		if o.dryRun {
+		if o.dryRun || len(requests) == 0 {
 			return nil
 		}
 		return g.still()
@@ -170,6 +179,9 @@ func (o *launchOptions) command(made *tapmgr.Launch, monitor string) (launch.Com
 		if fds := numbers(n.Device.Netns, &next); len(fds) > 0 {
 			one.Netns = fds[0]
 		}
+		if fds := numbers(n.Device.Label, &next); len(fds) > 0 {
+			one.Label = fds[0]
+		}
 		c.NICs = append(c.NICs, one)
 	}
 	return c.Command(o.argv)
@@ -191,7 +203,7 @@ func numbers(files []*os.File, next *int) (fds []int) {
 // inherit leaves all of the devices' fds open over execve.
 func inherit(made *tapmgr.Launch) error {
 	for _, n := range made.NICs {
-		for _, files := range [][]*os.File{n.Device.Queues, n.Device.Vhosts, n.Device.Netns} {
+		for _, files := range [][]*os.File{n.Device.Queues, n.Device.Vhosts, n.Device.Netns, n.Device.Label} {
 			for _, f := range files {
 				if err := fdpass.Inherit(f); err != nil {
 					return err

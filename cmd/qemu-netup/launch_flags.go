@@ -92,6 +92,12 @@ func (o *launchOptions) parseNIC(args []string) error {
 	if err != nil {
 		return usageError{err}
 	}
+	if spec.Switch != nil {
+		if *profile != "" {
+			return usagef("--profile %s is about bridges: a NIC on a switch takes none", *profile)
+		}
+		spec.Switch.By = tapmgr.BySocket // which takes no right, neither ours nor the caller's
+	}
 	if !f.Changed("nic") {
 		spec.NIC = fmt.Sprintf("net%d", len(o.nics))
 	}
@@ -121,6 +127,7 @@ func (o *launchOptions) once(f *pflag.FlagSet) (err error) {
 // flags are those of a NIC and, whichever NIC they stand at, those of all.
 func (o *launchOptions) flags(f *pflag.FlagSet) *nicflags.NIC {
 	nic := nicflags.AddNIC(f)
+	nic.AddSwitch(f)
 	f.StringVar(&o.vm, "vm", o.vm, "the guest's `NAME` (default that of QEMU's -name guest=)")
 	f.StringVar(&o.qmp, "qmp", o.qmp, "give QEMU a monitor: auto, where vmnet attach finds it, a `PATH`, or none")
 	f.IntVar(&o.sparePorts, "spare-ports", o.sparePorts, "`N` empty PCI Express ports on q35, for what is attached later")

@@ -220,9 +220,10 @@ func (h *host) fds(g *guest, queues, netns int) {
 		case err != nil:
 		case strings.HasPrefix(base, "net:["):
 			gotNetns++
+		case strings.HasPrefix(target, "/memfd:"): // QEMU's own, or a label
 		case target == "/dev/net/tun", strings.HasPrefix(base, "tap"), strings.Contains(target, "macvtap"), strings.Contains(target, "(deleted)"):
 			gotQueues++
-		case strings.HasPrefix(target, "anon_inode:"), strings.HasPrefix(target, "socket:"), strings.HasPrefix(target, "pipe:"), strings.HasPrefix(target, "/memfd:"):
+		case strings.HasPrefix(target, "anon_inode:"), strings.HasPrefix(target, "socket:"), strings.HasPrefix(target, "pipe:"):
 		case target == "/dev/null", target == vhost.Device, base == "console", base == "stderr", base == "vmlinuz", base == "initramfs", base == "kvm":
 		default:
 			h.Errorf("QEMU has %s open as fd %s (%s)", target, filepath.Base(l), dir)

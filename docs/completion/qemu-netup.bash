@@ -11,6 +11,7 @@ _qemu_netup() {
 	case $before in
 	--bridge | --br) words=$(cd /sys/class/net 2>/dev/null && for i in */bridge; do echo "${i%/bridge}"; done) ;;
 	--macvtap | --ipvtap) words=$(cd /sys/class/net 2>/dev/null && echo *) ;;
+	--switch) words=$(vmnet switch list -o json 2>/dev/null | grep -oP '"name": *"\K[^"]+') ;;
 	--mode) words="bridge vepa private passthru source l2 l3" ;;
 	--flag) words="bridge private vepa" ;;
 	--rx-filter) words="allmulti mirror none" ;;

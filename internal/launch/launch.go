@@ -53,13 +53,14 @@ type NIC struct {
 
 	Name      string // the NIC's id within the guest: "net0"
 	Interface string // the device on the host
-	Type      string // "tap", "macvtap", "ipvtap"
-	Source    string // the bridge or lower that it is on
+	Type      string // "tap", "macvtap", "ipvtap", "socket"
+	Source    string // the bridge, lower or switch that it is on
 	MTU       int    // of the device, in bytes
 
-	Queues []int // numbers of the fds in the VMM, 3 or higher
+	Queues []int // numbers of the fds in the VMM, 3 or higher; of a socket its one end
 	Vhosts []int // none, or one for each queue
 	Netns  int   // the netns that the device is in, kept open for whoever looks for it; -1: none
+	Label  int   // what tells whoever looks what the NIC is, kept open; 0: none
 }
 
 // Command is what to execute.

@@ -51,6 +51,9 @@ func (c Config) uniqueFDs() error {
 		if n.Netns != -1 {
 			fds = append(fds, n.Netns)
 		}
+		if n.Label != 0 {
+			fds = append(fds, n.Label)
+		}
 		for _, fd := range fds {
 			if fd < 3 || seen[fd] {
 				return fmt.Errorf("NIC %s: file descriptor %d is a standard stream or used twice", n.Name, fd)

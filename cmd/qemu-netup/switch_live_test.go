@@ -1,0 +1,116 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+	"time"
+
+	"vmnet/bridge/vswitch/control"
+	"vmnet/testvm"
+)
+
+// runSwitch runs one as a user, in a folder of that one's, and returns its socket's path.
+func (h *host) runSwitch(dir string, uid uint32) string {
+	h.Helper()
+	path := dir + "/sw"
+	cmd := exec.Command(h.vmnet, "switch", "run", path)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		h.Fatal(err)
+	}
+	h.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		c, err := control.Dial(h.context(time.Second), path)
+		if err == nil {
+			_ = c.Close()
+			return path
+		}
+		if time.Now().After(end) {
+			h.Fatal(err)
+		}
+	}
+}
+
+func (h *host) ports(path string) []control.Port {
+	h.Helper()
+	c, err := control.Dial(h.context(5*time.Second), path)
+	if err != nil {
+		h.Fatal(err)
+	}
+	defer c.Close()
+	ports, err := c.Ports(h.context(5 * time.Second))
+	if err != nil {
+		h.Fatal(err)
+	}
+	return ports
+}
+
+// TestLiveLaunchOnASwitch: two guests that nobody starts talk over nobody's switch, one of them on a bridge as well.
+func TestLiveLaunchOnASwitch(t *testing.T) {
+	testvm.Require(t)
+	h := newHost(t).withVMNet()
+	sw := h.runSwitch(h.path("run"), nobody)
+	h.Switches = func() ([]string, error) { return []string{sw}, nil }
+	a := h.boot(testvm.Config{Name: "Pa"}, ":", "--switch", sw, "--lock-mac")
+	b := h.boot(testvm.Config{Name: "Pb"}, ":", "--bridge", "br0", "--vhost", "off", "--next-nic", "--switch", sw)
+	nicA := h.one(a)
+	if nicA.Type != "socket" || nicA.State != "forwarding" || nicA.PID != a.Pid() || nicA.Limits != "locked" || nicA.UID != 0 {
+		t.Errorf("listed %+v", nicA)
+	}
+	h.hasNothing(a, 0, 0)
+	nics, err := h.List("Pb")
+	if err != nil || len(nics) != 2 || nics[1].Type != "socket" || nics[1].State != "forwarding" {
+		t.Fatalf("listed %+v, %v", nics, err)
+	}
+	h.hasNothing(b, 1, 0)
+	h.use(a, nicA, "10.9.0.1/24")
+	h.use(b, nics[1], "10.9.0.2/24")
+	h.pings(a, "10.9.0.2")
+	if c, err := h.Check(h.context(10 * time.Second)); err != nil || len(c.Differences) != 0 {
+		t.Errorf("check %+v, %v", c, err)
+	}
+	if err := a.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(5 * time.Second); len(h.ports(sw)) > 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("ports of guests that have ended: %+v", h.ports(sw))
+		}
+	}
+}
+
+// TestLiveLaunchOnAnothersSwitch: the program is root's, and asks as nobody all the same, whom root's switch does not admit.
+func TestLiveLaunchOnAnothersSwitch(t *testing.T) {
+	h := newHost(t).withVMNet()
+	dir := h.path("roots")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	sw := h.runSwitch(dir, 0)
+	if err := os.Chmod(sw, 0o666); err != nil { // that is not what keeps nobody out
+		t.Fatal(err)
+	}
+	for _, options := range [][]string{{}, {"--bridge", "br0", "--vhost", "off", "--next-nic"}} {
+		args := append([]string{"--vm", "P3"}, append(options, "--switch", sw, "--", "/bin/true")...)
+		h.fails(h.nobodys(args...), exitFailure, "hung up")
+		if ports := h.ports(sw); len(ports) != 0 {
+			t.Errorf("ports %+v", ports)
+		}
+		if n := h.taps(); n != 0 {
+			t.Errorf("%d taps are left", n)
+		}
+	}
+	if err := os.Chmod(sw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.fails(h.nobodys("--vm", "P3", "--switch", sw, "--", "/bin/true"), exitFailure, "permission denied")
+}
