@@ -267,15 +267,21 @@ func portSettings(cfg vswitch.PortConfig) string {
 	for _, mac := range cfg.MACs {
 		words = append(words, "mac:"+mac.String())
 	}
+	storm := cfg.Storm
+	all := 0 // of what storm= sets
+	if storm.Broadcast == storm.Multicast && storm.Multicast == storm.Unknown {
+		all, storm.Broadcast, storm.Multicast, storm.Unknown = storm.Broadcast, 0, 0, 0
+	}
 	for _, n := range []struct {
 		name  string
 		value int
 	}{
 		{"max-addresses", cfg.MaxAddresses},
-		{"storm-broadcast", cfg.Storm.Broadcast},
-		{"storm-multicast", cfg.Storm.Multicast},
-		{"storm-unknown", cfg.Storm.Unknown},
-		{"storm-refused", cfg.Storm.Refused},
+		{"storm", all},
+		{"storm-broadcast", storm.Broadcast},
+		{"storm-multicast", storm.Multicast},
+		{"storm-unknown", storm.Unknown},
+		{"storm-refused", storm.Refused},
 	} {
 		if n.value != 0 {
 			words = append(words, n.name+":"+strconv.Itoa(n.value))

@@ -159,11 +159,14 @@ func (s *Server) converse(c *session) {
 			return c.send(a)
 		})
 		fdpass.CloseAll(files)
-		last := answer{}
-		if err != nil {
+		last, stop := answer{}, errors.Is(err, errStop)
+		if err != nil && !stop {
 			last.Error = refuse(err)
 		}
 		err = c.send(last)
+		if stop {
+			s.stop()
+		}
 		c.last.Store(time.Now().UnixNano())
 		c.busy.Store(false)
 		if err != nil {

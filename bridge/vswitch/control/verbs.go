@@ -51,7 +51,7 @@ func verbOf(name string) (verb, bool) {
 		doAddStatic:    {do: func(s *Server, c *call) error { return s.ports.addStatic(*c.Entry) }},
 		doRemoveStatic: {do: func(s *Server, c *call) error { return s.ports.removeStatic(*c.Entry) }},
 		doCapture:      {do: (*Server).capture, files: func(*request) (int, int) { return 1, 1 }},
-		doStop:         {do: func(s *Server, _ *call) error { s.stop(); return nil }},
+		doStop:         {do: func(*Server, *call) error { return errStop }},
 	}[name]
 	return v, ok
 }
@@ -80,6 +80,9 @@ func parseRequest(b []byte) (*request, error) {
 	}
 	return &r, nil
 }
+
+// errStop is no error: who has asked for the switch's end is told first that it comes.
+var errStop = errors.New("stop")
 
 // perform does what a message asks for.
 func (s *Server) perform(b []byte, files []*os.File, send func(answer) error) error {
