@@ -168,7 +168,7 @@ func (a *app) captureSink(o *captureVerb) (frameSink, func() error, error) {
 		}
 		out, nothing = f, f.Close
 	}
-	sink, err := capture.NewFile(out, "vmnet "+version, o.name, o.cfg)
+	sink, err := capture.NewFile(out, versionText(), o.name, o.cfg)
 	if err != nil {
 		return nil, nil, errors.Join(err, nothing())
 	}
