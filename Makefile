@@ -13,8 +13,9 @@ SOAK    ?= 3m
 
 all: build
 
+# qemu-netup-front is what is installed as qemu-netup: it must know where the rest of it is.
 build:
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION) -X "main.fullPath=$(PREFIX)/libexec/vmnet/qemu-netup-full"' -o bin/ ./cmd/...
 
 setup:
 	sh testvm/setup.sh --kernel full

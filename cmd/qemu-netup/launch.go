@@ -11,6 +11,7 @@ import (
 
 	"vmnet/internal/console"
 	"vmnet/internal/fdpass"
+	"vmnet/internal/gate"
 	"vmnet/internal/launch"
 	"vmnet/internal/policy"
 	"vmnet/internal/shellquote"
@@ -94,7 +95,7 @@ func (a *app) make(o *launchOptions) (made *tapmgr.Launch, err error) {
 		if err != nil {
 			return err
 		}
-		specs, err := o.settle(g.policy)
+		specs, err := o.settle(g.Policy())
 		if err != nil {
 			return err
 		}
@@ -105,7 +106,7 @@ func (a *app) make(o *launchOptions) (made *tapmgr.Launch, err error) {
 			}
 		}
 		if len(requests) > 0 {
-			if err := g.allow(aclForUsers, requests...); err != nil {
+			if err := g.Allow(gate.ForUsers, requests...); err != nil {
 				return err
 			}
 		}
@@ -124,7 +125,7 @@ func (a *app) make(o *launchOptions) (made *tapmgr.Launch, err error) {
 		if o.dryRun || len(requests) == 0 {
 			return nil
 		}
-		return g.still()
+		return g.Still()
 	})
 	return made, err
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
+	"vmnet/internal/gate"
 	"vmnet/internal/policy"
 	"vmnet/tapmgr"
 )
@@ -31,12 +32,12 @@ func (a *app) ifUp(args []string) error {
 		if err != nil {
 			return err
 		}
-		profile := g.policy.Script(name)
+		profile := g.Policy().Script(name)
 		g.CountLater = true // when the tap itself counts, once, however often it is put there
-		if err := g.allow(aclForUsers, policy.Request{Bridge: profile.Bridge, Port: profile.Port, Queues: 1}); err != nil {
+		if err := g.Allow(gate.ForUsers, policy.Request{Bridge: profile.Bridge, Port: profile.Port, Queues: 1}); err != nil {
 			return err
 		}
-		return m.IfUp(name, profile.Bridge, profile.Port, g.still)
+		return m.IfUp(name, profile.Bridge, profile.Port, g.Still)
 	})
 }
 

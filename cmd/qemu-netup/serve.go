@@ -5,6 +5,7 @@ import (
 	"context"
 
 	"vmnet/internal/bridgehelper"
+	"vmnet/internal/gate"
 	"vmnet/internal/policy"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
@@ -34,10 +35,10 @@ func (a *app) serve(args []string) error {
 		asked := false
 		err = m.Serve(context.Background(), sock, func(s tapmgr.Spec) error {
 			if asked {
-				return g.still()
+				return g.Still()
 			}
 			asked = true
-			return g.allow(aclForUsers, request(s))
+			return g.Allow(gate.ForUsers, request(s))
 		})
 		if err != nil {
 			return errSaid // to vmnet attach, over the socket

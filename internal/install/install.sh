@@ -36,19 +36,21 @@ check() {
 	[ "$PRIVILEGE" != setcap ] || command -v setcap >/dev/null || die "there is no setcap: apt install libcap2-bin"
 }
 
-# netup installs the helper last of all, and gives it its right once it is whole.
+# netup installs the helper last of all, and gives it its right once it is whole. What it becomes
+# for most of its forms has none of its own.
 netup() {
+	put 0755 bin/qemu-netup libexec/vmnet/qemu-netup-full
 	others=5
 	[ -z "$GROUP" ] || others=0
 	case $PRIVILEGE in
-	none) put 0755 bin/qemu-netup bin/qemu-netup ;;
+	none) put 0755 bin/qemu-netup-front bin/qemu-netup ;;
 	setuid)
 		place bin/qemu-netup
-		install -T -o root -g "${GROUP:-root}" -m "475$others" bin/qemu-netup "$to/bin/qemu-netup"
+		install -T -o root -g "${GROUP:-root}" -m "475$others" bin/qemu-netup-front "$to/bin/qemu-netup"
 		;;
 	setcap)
 		place bin/qemu-netup
-		install -T -o root -g "${GROUP:-root}" -m "075$others" bin/qemu-netup "$to/bin/qemu-netup"
+		install -T -o root -g "${GROUP:-root}" -m "075$others" bin/qemu-netup-front "$to/bin/qemu-netup"
 		setcap cap_net_admin+ep "$to/bin/qemu-netup"
 		;;
 	esac

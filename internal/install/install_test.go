@@ -82,6 +82,7 @@ func want(t *testing.T, helper string) map[string]string {
 		"usr/bin/vmnet":                        "-rwxr-xr-x",
 		"usr/bin/vmnet-hook":                   "-rwxr-xr-x",
 		"usr/bin/qemu-netup":                   helper,
+		"usr/libexec/vmnet/qemu-netup-full":    "-rwxr-xr-x",
 		"usr/libexec/vmnet/qemu-ifup":          "-> usr/bin/qemu-netup",
 		"usr/libexec/vmnet/qemu-ifdown":        "-> usr/bin/qemu-netup",
 		"usr/libexec/vmnet/qemu-bridge-helper": "-> usr/bin/qemu-netup",
@@ -146,6 +147,10 @@ func TestMakeInstall(t *testing.T) {
 		t.Errorf("it does not tell how to go on:\n%s", out)
 	}
 	compare(t, tree(t, dest), want(t, "-rwxr-xr-x"))
+	program, err := os.ReadFile(filepath.Join(dest, "usr/bin/qemu-netup"))
+	if err != nil || !strings.Contains(string(program), "/usr/libexec/vmnet/qemu-netup-full") {
+		t.Errorf("qemu-netup becomes another program than the one that was installed: %v", err)
+	}
 	unit, err := os.ReadFile(filepath.Join(dest, "usr/lib/systemd/system/vmnet-watch.service"))
 	if err != nil || !strings.Contains(string(unit), "\nExecStart=\"/usr/bin/vmnet\" watch\n") {
 		t.Errorf("the unit starts another program: %v\n%s", err, unit)
@@ -269,6 +274,9 @@ func testLivePrivilege(t *testing.T) {
 			caps := mustRun(t, top, nil, "getcap", dest+"/usr/bin/qemu-netup")
 			if strings.Contains(caps, "cap_net_admin=ep") != (c.privilege == "setcap") {
 				t.Errorf("its capabilities: %q", caps)
+			}
+			if caps = mustRun(t, top, nil, "getcap", dest+"/usr/libexec/vmnet/qemu-netup-full"); caps != "" {
+				t.Errorf("what it becomes has capabilities of its own: %q", caps)
 			}
 			mustRun(t, top, nil, script("uninstall", dest, "", "")...)
 			gone(t, dest)
