@@ -138,6 +138,11 @@ func randomSources(b []byte) []byte {
 	return b[:60]
 }
 
+func toItself(b []byte) []byte {
+	copy(b, "\x02\x00\x00\x00\x66\x66\x02\x00\x00\x00\x66\x66\x88\xb5")
+	return b[:60]
+}
+
 func nonsense(b []byte) []byte {
 	for i := 0; i < 64; i += 8 {
 		binary.LittleEndian.PutUint64(b[i:], rand.Uint64())
@@ -153,6 +158,7 @@ func hostileGuests() map[string]func(tb testing.TB, sw *vswitch.Switch, cfg vswi
 		"broadcasts, tap":     floodsTap(broadcasts),
 		"random sources, tap": floodsTap(randomSources),
 		"nonsense, tap":       floodsTap(nonsense),
+		"to itself":           floods(toItself),
 		"does not read":       doesNotRead,
 	}
 }

@@ -41,14 +41,8 @@ func fromOffload(r offload.Reason) Reason {
 	return offloadBase + Reason(r)
 }
 
-// refused tells whether a frame that came in was dropped for a reason that who sent it answers for, and not where it was to go.
-func (r Reason) refused() bool {
-	switch r {
-	case Delivered, VLAN, LinkLocal, Back, Isolated, NoPort, Unreadable:
-		return false
-	}
-	return true
-}
+// refused tells whether a frame that came in goes nowhere, for a reason that who sent it answers for.
+func (r Reason) refused() bool { return r != Delivered && r != Unreadable }
 
 // TooBig is a frame larger than the target's MTU.
 const TooBig = offloadBase + Reason(offload.TooBig)

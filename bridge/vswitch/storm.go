@@ -14,9 +14,10 @@ type Storm struct {
 	Multicast int `json:"multicast,omitempty"`
 	Unknown   int `json:"unknown,omitempty"` // unicast to addresses that nobody was seen with
 
-	// Refused is how many frames the port may send that the switch refuses: beyond the other limits, from a source that it may not
-	// have, or none at all. Beyond it the port is not read for a while. Then who sends them waits, which costs the
-	// others no time; but what else comes by the port waits, too, so it is not for an uplink.
+	// Refused is how many frames the port may send that go nowhere: beyond the other limits, from a source or in a VLAN that it may
+	// not have, to a destination behind the port itself, or no frames at all. Beyond it the port is not read for a
+	// while. Then who sends them waits, which costs the others no time; but what else comes by the port
+	// waits, too, so it is not for an uplink.
 	Refused int `json:"refused,omitempty"`
 }
 

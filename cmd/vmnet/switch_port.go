@@ -44,7 +44,7 @@ const portHelp = `A port is written DEVICE[,OPTION...], with the options
     storm=N                have at most N broadcasts, multicast frames and frames to unknown
                            addresses of it flooded, each in a second; storm-broadcast=N,
                            storm-multicast=N and storm-unknown=N set one of them
-    storm-refused=N        of more than N frames in a second that are refused, as beyond these
+    storm-refused=N        of more than N frames in a second that go nowhere, as beyond these
                            limits or of another source, read it less often; for guests`
 
 // devicePorts are the flags --tap and --packet, in the order in which they were given.
