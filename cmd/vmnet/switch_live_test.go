@@ -232,6 +232,15 @@ func answers(t *testing.T, from *netns.NS, v4 string) bool {
 	}) == nil
 }
 
+func awaitAnswer(t *testing.T, from *netns.NS, v4 string) {
+	t.Helper()
+	for end := time.Now().Add(patience); !answers(t, from, v4); {
+		if time.Now().After(end) {
+			t.Fatalf("%s does not answer", v4)
+		}
+	}
+}
+
 func isThere(t *testing.T, ns *netns.NS, device string) bool {
 	t.Helper()
 	_, err := nstest.Handle(t, ns).LinkByName(device)
@@ -286,6 +295,8 @@ func TestLiveSwitchTaps(t *testing.T) {
 			t.Errorf("to %s: %v", pair.v4, err)
 		}
 	}
+	holder, _ := r.guests("guest") // which nobody may not look at
+	r.lose(holder, 4)
 	r.end()
 	awaitGone(t, made, "made")
 	awaitGone(t, queues, "queues")
@@ -306,9 +317,7 @@ func TestLiveSwitchPacket(t *testing.T) {
 	}
 	address(t, ns, "up0", "10.7.0.9")
 	address(t, outside, "lan0", "10.7.0.2")
-	if !answers(t, outside, "10.7.0.9") {
-		t.Fatal("without a switch the host does not answer: the test is wrong")
-	}
+	awaitAnswer(t, outside, "10.7.0.9") // else the test is wrong
 
 	r := runSwitch(t, ns, nil, "--user", "nobody", "--tap", "tap0", "--packet", "up0")
 	r.powerless(nobody)
@@ -326,9 +335,7 @@ func TestLiveSwitchPacket(t *testing.T) {
 	// Killed, it leaves its socket and nothing else.
 	r.kill()
 	awaitGone(t, guest, "tap0")
-	if !answers(t, outside, "10.7.0.9") {
-		t.Error("the device's frames do not reach the host again")
-	}
+	awaitAnswer(t, outside, "10.7.0.9") // the device's frames reach the host again
 	if _, err := os.Lstat(r.socket); err != nil {
 		t.Errorf("the test is wrong: %v", err)
 	}
@@ -358,39 +365,58 @@ func forNobody(t *testing.T) {
 	}
 }
 
+// guests plugs in socket ports of those names, whose holder is a process of root's, and returns that and the guests' ends.
+func (r *running) guests(names ...string) (holder *exec.Cmd, ends []*os.File) {
+	r.t.Helper()
+	holder = exec.Command("sleep", "1000")
+	if err := holder.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() {
+		_ = holder.Process.Kill()
+		_ = holder.Wait()
+	})
+	for _, name := range names {
+		near, far, err := vswitch.SocketFiles()
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		r.t.Cleanup(func() { _ = far.Close() })
+		pidfd, err := control.OpenHolder(holder.Process.Pid)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		err = r.ask(func(ctx context.Context, c *control.Client) error {
+			return c.AddPort(ctx, control.Port{Name: name, Kind: control.Socket, Holder: holder.Process.Pid, Label: "guest " + name}, pidfd, near)
+		})
+		if err = errors.Join(err, near.Close(), pidfd.Close()); err != nil {
+			r.t.Fatal(err)
+		}
+		ends = append(ends, far)
+	}
+	return holder, ends
+}
+
+// lose kills the holder of ports, and waits until as many as that are left.
+func (r *running) lose(holder *exec.Cmd, left int) {
+	r.t.Helper()
+	if err := holder.Process.Kill(); err != nil {
+		r.t.Fatal(err)
+	}
+	for end := time.Now().Add(patience); len(r.ports()) > left; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			r.t.Fatalf("ports of a process that has ended: %v", r.ports())
+		}
+	}
+}
+
 // TestLiveSwitchOfNobody has no right from the start, and two guests whose ports come by the socket.
 func TestLiveSwitchOfNobody(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	forNobody(t)
 	r := runSwitch(t, nil, append([]string{"setpriv"}, asNobody...))
 	r.powerless(nobody)
-	holder := exec.Command("sleep", "1000")
-	if err := holder.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = holder.Process.Kill()
-		_ = holder.Wait()
-	}()
-	var ends []*os.File
-	for _, name := range []string{"a", "b"} {
-		near, far, err := vswitch.SocketFiles()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer far.Close()
-		pidfd, err := control.OpenHolder(holder.Process.Pid)
-		if err != nil {
-			t.Fatal(err)
-		}
-		err = r.ask(func(ctx context.Context, c *control.Client) error {
-			return c.AddPort(ctx, control.Port{Name: name, Kind: control.Socket, Holder: holder.Process.Pid, Label: "guest " + name}, pidfd, near)
-		})
-		if err = errors.Join(err, near.Close(), pidfd.Close()); err != nil {
-			t.Fatal(err)
-		}
-		ends = append(ends, far)
-	}
+	holder, ends := r.guests("a", "b")
 	frame := append([]byte("\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x00\x01\x88\xb5"), make([]byte, 46)...)
 	if _, err := ends[0].Write(frame); err != nil {
 		t.Fatal(err)
@@ -399,14 +425,7 @@ func TestLiveSwitchOfNobody(t *testing.T) {
 	if n, err := ends[1].Read(got); err != nil || string(got[:n]) != string(frame) {
 		t.Errorf("%x, %v", got[:n], err)
 	}
-	if err := holder.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	for end := time.Now().Add(patience); len(r.ports()) > 0; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("ports of a process that has ended: %v", r.ports())
-		}
-	}
+	r.lose(holder, 0)
 	r.end()
 }
 

@@ -144,3 +144,37 @@ func TestNames(t *testing.T) {
 		}
 	}
 }
+
+func TestIsOurs(t *testing.T) {
+	for _, test := range []struct {
+		what   string
+		change func(top, own, socket string) error
+		want   bool
+	}{
+		{"as it should be", func(_, _, _ string) error { return nil }, true},
+		{"others can write to it", func(_, own, _ string) error { return os.Chmod(own, 0o770) }, false},
+		{"others can write above it", func(top, _, _ string) error { return os.Chmod(top, 0o777) }, false},
+		{"a link", func(_, _, socket string) error {
+			return errors.Join(os.Rename(socket, socket+"2"), os.Symlink(socket+"2", socket))
+		}, false},
+		{"a file", func(_, _, socket string) error {
+			return errors.Join(os.Remove(socket), os.WriteFile(socket, nil, 0o600))
+		}, false},
+		{"a folder that is a link", func(_, own, _ string) error { return errors.Join(os.Rename(own, own+"2"), os.Symlink(own+"2", own)) }, false},
+		{"nothing", func(_, own, _ string) error { return os.RemoveAll(own) }, false},
+	} {
+		top := filepath.Join(t.TempDir(), "vmnet")
+		own := filepath.Join(top, "switch", "sw0")
+		if err := os.MkdirAll(own, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		socket := filepath.Join(own, socketName)
+		killed(t, socket, "unixpacket")
+		if err := test.change(top, own, socket); err != nil {
+			t.Fatal(err)
+		}
+		if got := isOurs(socket); got != test.want {
+			t.Errorf("%s: %v", test.what, got)
+		}
+	}
+}

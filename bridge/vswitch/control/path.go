@@ -2,9 +2,12 @@ package control
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 
 	"vmnet/bridge"
 	"vmnet/internal/rundir"
@@ -68,7 +71,8 @@ func checkName(name string) error {
 }
 
 // Running lists the sockets of switches that this user could reach: root those of all users, in the folders that are known.
-// Whether somebody listens there is for Dial to find out. Who listens on another user's may answer anything, or nothing.
+// Whether somebody listens there is for Dial to find out. Who listens on another user's may answer anything, or nothing. What
+// lies in a folder that others than its user can write to is left out, and so are links.
 func Running() ([]string, error) {
 	dirs := folders()
 	if os.Geteuid() == 0 {
@@ -80,7 +84,33 @@ func Running() ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		paths = append(paths, found...)
+		paths = append(paths, slices.DeleteFunc(found, func(path string) bool { return !isOurs(path) })...)
 	}
 	return paths, nil
+}
+
+// isOurs tells whether a path can be that of a switch's socket: nobody but one user, or root, can have put it there.
+func isOurs(path string) bool {
+	own := filepath.Dir(path)
+	all := filepath.Dir(own)
+	user, ok := ownerOf(filepath.Dir(all))
+	as, asOK := ownerOf(own) // root's may be in part another user's, see Prepare
+	if !ok || !asOK || user != 0 && as != user {
+		return false
+	}
+	info, err := os.Lstat(path)
+	return err == nil && info.Mode().Type() == fs.ModeSocket &&
+		rundir.OwnedAlone(filepath.Dir(all), user) == nil && rundir.OwnedAlone(all, user) == nil && rundir.OwnedAlone(own, as) == nil
+}
+
+func ownerOf(path string) (uid int, ok bool) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return 0, false
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0, false
+	}
+	return int(st.Uid), true
 }

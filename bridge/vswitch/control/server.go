@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -151,6 +152,9 @@ func (s *Server) converse(c *session) {
 	for {
 		b, files, err := fdpass.ReceiveOver(c.conn, room, fdpass.MaxFiles)
 		if err != nil {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+				_ = c.send(answer{Error: refuse(err)})
+			}
 			return
 		}
 		c.busy.Store(true)
