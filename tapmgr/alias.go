@@ -32,6 +32,7 @@ type record struct {
 	Switch   bool   // Source is a userspace switch
 	Port     string // settings of the port, as bridge.PortConfig writes them
 	Guard    guard  // further ones of a switch's port
+	Netns    uint64 // inode of the Manager's, of a socket, which is in none; 0 of all else
 	Mode     string // of a macvtap or ipvtap
 	RxFilter string // of a macvtap or ipvtap
 	MAC      net.HardwareAddr
@@ -70,6 +71,9 @@ func (r record) encode() (string, error) {
 	}
 	add("port", r.Port)
 	r.Guard.encode(add)
+	if r.Netns != 0 {
+		add("netns", strconv.FormatUint(r.Netns, 10))
+	}
 	add("mode", r.Mode)
 	add("rx", r.RxFilter)
 	add("mac", r.MAC.String())
@@ -132,6 +136,8 @@ func (r *record) set(key, value string) bool {
 		r.Switch = value == "on"
 	case "lock", "storm", "addresses":
 		return r.Guard.set(key, value)
+	case "netns":
+		r.Netns, err = strconv.ParseUint(value, 10, 64)
 	case "mode":
 		r.Mode = value
 	case "rx":

@@ -33,6 +33,10 @@ func (s *socketSide) plan(r *record) error {
 	}
 	s.name, _ = InterfaceName(s.spec.VM, s.spec.NIC)
 	r.Type, r.Owner = TypeSocket, 0 // who attaches makes it with his own rights
+	var err error
+	if r.Netns, err = s.m.ns.Inode(); err != nil {
+		return err
+	}
 	return s.spec.planSwitch(r)
 }
 

@@ -197,6 +197,8 @@ func (r *reconciler) port(ctx context.Context, o ours) {
 // seat joins a tap again to a switch of that name that runs again. A NIC by a socket cannot be.
 func (r *reconciler) seat(ctx context.Context, o ours) {
 	switch {
+	case o.seat.err != nil && o.isOthers():
+		r.note(o, fmt.Sprintf("left alone: %v", o.seat.err))
 	case o.seat.err != nil:
 		r.fail(o, o.seat.err)
 	case !o.seatless():

@@ -68,6 +68,12 @@ func (s *userSwitch) start() {
 	s.Helper()
 	s.cmd = s.command(order{Serve: s.path})
 	s.cmd.Cancel = func() error { return nil } // it is a test that ends it
+	s.run()
+}
+
+// run starts the process, and waits until it listens.
+func (s *userSwitch) run() {
+	s.Helper()
 	s.cmd.Stderr = os.Stderr
 	if _, err := s.cmd.StdinPipe(); err != nil { // Wait closes it
 		s.Fatal(err)

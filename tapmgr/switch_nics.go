@@ -16,7 +16,8 @@ import (
 )
 
 // A NIC by a socket has no link that could tell of it. Two others do: its port in the switch, with a label as a link's
-// alias; and a label that QEMU holds beside the socket, which is there without the switch, too.
+// alias; and a label that QEMU holds beside the socket, which is there without the switch, too. It is in no netns, and
+// belongs to the one for which it was attached, as a tap would.
 
 // isSocket tells that there is no link.
 func (o *ours) isSocket() bool { return o.want.Type == TypeSocket }
@@ -29,12 +30,16 @@ func (o *ours) seatless() bool {
 // socketNICs are the NICs by sockets that labels tell of, those of the switches that were asked, or both.
 func (m *Manager) socketNICs(labels []procfd.File, all []asked) []ours {
 	var found []ours
+	own, err := m.ns.Inode()
+	if err != nil {
+		return nil
+	}
 	byLabel := map[[2]uint64]int{} // of the files' device and inode to found
 	for _, f := range labels {
 		text, _ := fdlabel.Of(f)
 		r, ok := parseAlias(text)
 		id, there := fileID(f)
-		if !ok || r.Type != TypeSocket || !there {
+		if !ok || r.Type != TypeSocket || r.Netns != own || !there {
 			continue
 		}
 		i, known := byLabel[id]
@@ -48,14 +53,19 @@ func (m *Manager) socketNICs(labels []procfd.File, all []asked) []ours {
 	for _, a := range all {
 		for i, p := range a.ports {
 			r, ok := parseAlias(p.Label)
-			if !ok || r.Type != TypeSocket || p.Holder == 0 || !a.mayHold(p.Holder) {
+			if !ok || r.Type != TypeSocket || r.Netns != own || p.Holder == 0 || !a.mayHold(p.Holder) {
 				continue
 			}
 			found = withPort(found, r, seat{path: a.path, port: &a.ports[i]})
 		}
 	}
 	for i := range found {
-		if o := &found[i]; o.seat.port == nil {
+		o := &found[i]
+		switch {
+		case o.seat.port != nil:
+		case o.isOthers(): // what its name means to that user is not known, nor may he send us anywhere
+			o.seat.err = errNotAsked
+		default:
 			o.seat = seatOf(o.want, o.Name, all)
 		}
 	}
@@ -105,11 +115,12 @@ func labelsOf(pid int) (labels []procfd.File) {
 	return labels
 }
 
-// sources are the switches that labels name.
+// sources are the switches that labels of root's and the caller's processes name. Another user's may name any socket.
 func sources(labels []procfd.File) (names []string) {
 	for _, f := range labels {
 		text, _ := fdlabel.Of(f)
-		if r, ok := parseAlias(text); ok && r.Type == TypeSocket {
+		uid, err := procfd.RealUID(f.PID)
+		if r, ok := parseAlias(text); ok && r.Type == TypeSocket && err == nil && (uid == 0 || uid == os.Geteuid()) {
 			names = append(names, r.Source)
 		}
 	}

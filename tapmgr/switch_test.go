@@ -49,6 +49,7 @@ func TestAliasOfASwitchPort(t *testing.T) {
 	want := record{
 		VM: "P2", NIC: "net0", Type: TypeSocket, Source: "/run/a b/sw", Switch: true, Port: "vlan:10", Model: defaultModel,
 		Guard: guard{LockMAC: true, Storm: NoLimit, MaxAddresses: 7}, MAC: net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}, Queues: 1, Phase: attaching,
+		Netns: 4026531840,
 	}
 	text, err := want.encode()
 	if err != nil {
@@ -56,13 +57,14 @@ func TestAliasOfASwitchPort(t *testing.T) {
 	}
 	got, ok := parseAlias(text)
 	again, _ := got.encode()
-	if !ok || again != text || got.Guard != want.Guard || !got.Switch || got.Source != want.Source {
+	if !ok || again != text || got.Guard != want.Guard || !got.Switch || got.Source != want.Source || got.Netns != want.Netns {
 		t.Errorf("%s became %+v, %v", text, got, ok)
 	}
 	for _, bad := range []string{
 		strings.Replace(text, " switch=on", "", 1), // a socket leads to a switch alone
 		strings.Replace(text, "storm=-1", "storm=-2", 1),
 		strings.Replace(text, "storm=-1", "storm=x", 1),
+		strings.Replace(text, "netns=4026531840", "netns=x", 1),
 		strings.Replace(text, "lock=on", "lock=off", 1),
 		strings.Replace(text, "addresses=7", "addresses=70000", 1),
 	} {

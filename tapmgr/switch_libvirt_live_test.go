@@ -1,0 +1,45 @@
+package tapmgr_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"vmnet/libvirt/libvirttest"
+	"vmnet/tapmgr"
+	"vmnet/testvm"
+)
+
+// TestLiveSwitchOfLibvirtsGuest: libvirt has no words for a port of a userspace switch, its monitor commands do.
+func TestLiveSwitchOfLibvirtsGuest(t *testing.T) {
+	libvirttest.Require(t)
+	h := newLibvirtHost(t)
+	s := h.runSwitch()
+	s.behind()
+	g := h.domain(testvm.Domain{Machine: "q35"})
+	spec := h.spec(g, "net0")
+	spec.Bridge, spec.Switch = "", &tapmgr.Switch{Name: s.path}
+	ctx := h.context(60 * time.Second)
+	if _, err := h.Attach(ctx, spec); !errors.Is(err, tapmgr.ErrInvalid) || !strings.Contains(err.Error(), "--via monitor") {
+		t.Errorf("without --via monitor: %v", err)
+	}
+	for _, by := range bothBys {
+		spec.Via, spec.Switch.By = tapmgr.ViaMonitor, by
+		nic := h.attach(spec)
+		if nic.Via != tapmgr.ViaMonitor || nic.Type != string(by) || nic.State != "forwarding" {
+			t.Errorf("%s: %+v", by, nic)
+		}
+		h.useNIC(g, nic, guestA, behindTap)
+		if diff := h.check(); len(diff) != 0 {
+			t.Errorf("%s: check %+v", by, diff)
+		}
+		if res, err := h.Attach(ctx, spec); err != nil || res.Changed {
+			t.Errorf("%s: the same again: %+v, %v", by, res, err)
+		}
+		h.take(g, "net0")
+		if ports := s.ports(); len(ports) != 1 {
+			t.Errorf("%s: ports %+v: want that of the host alone", by, ports)
+		}
+	}
+}
