@@ -410,6 +410,41 @@ func (r *running) lose(holder *exec.Cmd, left int) {
 	}
 }
 
+// TestLiveSwitchWithoutFiles has a switch that may open few files: it refuses ports, and goes on to serve clients, silent ones
+// among them.
+func TestLiveSwitchWithoutFiles(t *testing.T) {
+	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
+	r := runSwitch(t, nil, []string{"prlimit", "--nofile=64"})
+	var err error
+	n := 0
+	for ; err == nil && n < 64; n++ {
+		near, far, pairErr := vswitch.SocketFiles()
+		if pairErr != nil {
+			t.Fatal(pairErr)
+		}
+		err = r.ask(func(ctx context.Context, c *control.Client) error {
+			return c.AddPort(ctx, control.Port{Name: fmt.Sprint("p", n), Kind: control.Socket}, near)
+		})
+		_, _ = near.Close(), far.Close()
+	}
+	if err == nil || !strings.Contains(err.Error(), "no room for more ports") || n < 10 {
+		t.Fatalf("%d ports, %v", n, err)
+	}
+	for range 100 {
+		c, err := control.Dial(t.Context(), r.socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	for name := range r.ports() {
+		if err := r.ask(func(ctx context.Context, c *control.Client) error { return c.RemovePort(ctx, name) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.end()
+}
+
 // TestLiveSwitchOfNobody has no right from the start, and two guests whose ports come by the socket.
 func TestLiveSwitchOfNobody(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")

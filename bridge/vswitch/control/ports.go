@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
 )
@@ -64,10 +66,38 @@ func open(p *Port, files []*os.File) (*vswitch.Wire, error) {
 		}
 		w, err = vswitch.OpenSocket(files[0], mtu)
 	}
-	if err != nil {
+	if err == nil {
+		if err = roomForClients(); err != nil {
+			err = errors.Join(err, w.Close())
+		}
+	}
+	switch {
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+		return nil, fmt.Errorf("%w: the switch has no room for more ports (ulimit -n, LimitNOFILE= of its unit)", err)
+	case err != nil:
 		return nil, fmt.Errorf("%w port: %w", bridge.ErrInvalid, err)
 	}
 	return w, nil
+}
+
+// spareFiles are never a port's, so that clients can connect who take ports away.
+const spareFiles = 16
+
+func roomForClients() error {
+	var err error
+	var fds []int
+	for range spareFiles {
+		fd, openErr := unix.Eventfd(0, unix.EFD_CLOEXEC)
+		if openErr != nil {
+			err = openErr
+			break
+		}
+		fds = append(fds, fd)
+	}
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
+	return err
 }
 
 // add plugs a port in for a client, with copies of its files.

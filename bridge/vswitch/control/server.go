@@ -78,8 +78,9 @@ func (s *Server) Serve(ctx context.Context, l *Listener) error {
 			return nil
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("accept: %w", err)
-		case err != nil: // no room for one more file; it may pass
-			time.Sleep(100 * time.Millisecond)
+		case err != nil: // no room for one more file
+			s.evict()
+			time.Sleep(10 * time.Millisecond)
 		default:
 			s.admit(conn)
 		}
@@ -129,9 +130,17 @@ func (s *Server) admit(conn *net.UnixConn) {
 
 // makeRoom tells whether there is room for one more session; s.mu is held.
 func (s *Server) makeRoom() bool {
-	if len(s.sessions) < maxSessions {
-		return true
-	}
+	return len(s.sessions) < maxSessions || s.evictSilent()
+}
+
+func (s *Server) evict() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.evictSilent()
+}
+
+// evictSilent hangs up on who was silent longest; s.mu is held.
+func (s *Server) evictSilent() bool {
 	var silent *session
 	for c := range s.sessions {
 		if !c.busy.Load() && (silent == nil || c.last.Load() < silent.last.Load()) {
