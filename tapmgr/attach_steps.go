@@ -50,7 +50,7 @@ func (a *attachment) verifyStep() step.Step {
 	alias, _ := r.encode() // shorter than the one that plan has tried
 	return step.Step{
 		Name: "verify",
-		Text: fmt.Sprintf("read the device back; RTM_SETLINK: alias %q", alias),
+		Text: fmt.Sprintf("read the device back; set its alias %q", alias),
 		Do: func(context.Context) error {
 			made, err := a.side.verify(a.vm.process(), alias)
 			if err != nil {
