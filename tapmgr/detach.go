@@ -72,7 +72,7 @@ func (m *Manager) detach(ctx context.Context, spec DetachSpec) (DetachResult, er
 // cutFirst cuts a NIC off before its guest is asked for anything, where that is wanted: it
 // needs no monitor. Not where the guest is named by its monitor alone, which may be another's.
 func (d *detachment) cutFirst(ctx context.Context) error {
-	if !d.spec.Force || !d.mayChange() || d.link.vmm() == 0 || d.spec.QMP != "" {
+	if !d.spec.Force || !d.mayChange() || d.link.vmm() == 0 || d.spec.QMP != "" || d.link.isSocket() && d.link.seat.err != nil {
 		return nil
 	}
 	if err := d.isOurs(d.spec.PID); err != nil {

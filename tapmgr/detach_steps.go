@@ -181,7 +181,10 @@ func (d *detachment) cutSocketStep() step.Step {
 func (d *detachment) forceSteps() []step.Step {
 	id := deviceID(d.spec.NIC)
 	var list []step.Step
-	if d.mayChange() && !d.cut {
+	switch {
+	case d.link != nil && d.link.isSocket() && d.link.seat.err != nil: // QEMU's end is cut off all the same
+		d.notices = append(d.notices, fmt.Sprintf("its port stays in switch %s until the guest ends: %v", d.link.want.Source, d.link.seat.err))
+	case d.mayChange() && !d.cut:
 		list = append(list, d.markStep(), d.cutStep())
 	}
 	return append(list, step.Step{

@@ -215,13 +215,22 @@ func TestLiveSwitchStandsStill(t *testing.T) {
 	}); err == nil || !strings.Contains(err.Error(), "stand still") {
 		t.Errorf("detach: %v", err)
 	}
+	if err := quick("forced detach", func() error {
+		res, err := h.Detach(ctx, tapmgr.DetachSpec{Target: tapmgr.Target{VM: g.name}, NIC: "net0", Force: true})
+		if !strings.Contains(strings.Join(res.Notices, "; "), "its port stays in switch") {
+			t.Errorf("forced detach: notices %q", res.Notices)
+		}
+		return err
+	}); err != nil {
+		t.Error(err)
+	}
 	other := g.spec("net3") // on the kernel's bridge
 	if err := quick("attach elsewhere", func() error { _, err := h.Attach(ctx, other); return err }); err != nil {
 		t.Error(err)
 	}
 	s.signal(syscall.SIGCONT)
 	time.Sleep(6 * time.Second) // it is not asked again before
-	if diff := h.check(); len(diff) != 0 {
+	if diff := h.check(); len(diff) != 0 && diff[0].NIC != "net0" {
 		t.Errorf("check: %+v", diff)
 	}
 }
