@@ -18,23 +18,25 @@ import (
 // It is what makes a short life shorter: Go has to stop the world and wait for each thread
 // once instead of five times. Where there is no uid to give up, and so nothing that takes
 // the capabilities from other threads by itself, it is Keep and Harden; so too where the
-// caller's securebits keep the kernel from doing that. Root could do without us whatever would be
+// caller's securebits keep the kernel from doing that. But with file capabilities that are those
+// asked for and no others, all threads are from the start as Keep would make them. Root could do without us whatever would be
 // forbidden: where the caller is root, it keeps all capabilities in effect, and is spared the
 // thread that Go starts as soon as one is locked.
 func (p *Process) Confine(values ...cap.Value) error {
 	const noSetuidFixup = 1 << 2 // SECBIT_NO_SETUID_FIXUP, include/uapi/linux/securebits.h
 	securebits, err := unix.PrctlRetInt(unix.PR_GET_SECUREBITS, 0, 0, 0, 0)
-	if err != nil || securebits&noSetuidFixup != 0 || !p.Caller.Root() && p.start.uids == same(p.Caller.UID) {
+	want := bits(values...)
+	already := !p.Caller.Root() && p.start == p.goal(want) // which the threads have been alike in since
+	if err != nil || !already && (securebits&noSetuidFixup != 0 || !p.Caller.Root() && p.start.uids == same(p.Caller.UID)) {
 		if err := p.Keep(values...); err != nil {
 			return err
 		}
 		return Harden()
 	}
-	want := bits(values...)
 	if missing := want &^ p.start.prm; missing != 0 {
 		err = p.refusal(missing, want)
 	} else {
-		err = p.confine(want)
+		err = p.confine(want, already)
 	}
 	if err != nil {
 		return errors.Join(err, p.Drop())
@@ -42,8 +44,11 @@ func (p *Process) Confine(values ...cap.Value) error {
 	return nil
 }
 
-func (p *Process) confine(want uint64) error {
-	if !p.Caller.Root() || p.start.gids != same(p.Caller.GID) {
+func (p *Process) confine(want uint64, already bool) error {
+	switch {
+	case already:
+		runtime.LockOSThread() // never unlocked
+	case !p.Caller.Root() || p.start.gids != same(p.Caller.GID):
 		if err := p.ownThread(want); err != nil {
 			return err
 		}
