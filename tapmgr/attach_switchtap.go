@@ -23,6 +23,9 @@ type switchTap struct {
 }
 
 func (s *switchTap) plan(r *record) (err error) {
+	if err := vswitch.MayOpenPacket(s.m.ns); err != nil {
+		return fmt.Errorf("a tap for a switch: %w (--via socket takes no right)", err)
+	}
 	s.name, s.altName = s.spec.interfaceName()
 	s.mtu = s.spec.switchMTU()
 	r.Type = TypeTap

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"vmnet/internal/owned"
 	"vmnet/internal/rtnl"
@@ -80,6 +81,7 @@ func (m *Manager) planLaunch(spec Spec) (*half, error) {
 		if err != nil {
 			return nil, err
 		}
+		there = slices.DeleteFunc(there, func(o ours) bool { return o.isSocket() }) // anybody's word
 		if len(there) > 0 {
 			return nil, fmt.Errorf("%w: %s on %s (use another --nic)", ErrExist, there[0].Name, there[0].want.Source)
 		}

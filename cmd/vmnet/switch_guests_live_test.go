@@ -83,6 +83,10 @@ func TestLiveSwitchAndGuestsOfNobody(t *testing.T) {
 			t.Errorf("attach said %s", out)
 		}
 	}
+	cmd := exec.Command("setpriv", append(append([]string{}, asNobody...), "vmnet", "attach", "--vm", redName, "--switch", sw.socket, "--nic", "more", "--via", "tap")...)
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "(--via socket takes no right)") {
+		t.Errorf("a tap without a right: %v: %s", err, out)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	ports := sw.ports()
