@@ -275,3 +275,57 @@ func TestLiveSwitchNameTaken(t *testing.T) {
 		t.Errorf("list %+v, %v", nics, err)
 	}
 }
+
+// TestLiveSwitchQEMUKilledAtEveryStep needs a new guest each time, so it takes empty ones.
+func TestLiveSwitchQEMUKilledAtEveryStep(t *testing.T) {
+	eachBy(t, func(t *testing.T, s *userSwitch, by tapmgr.By) {
+		h := s.host
+		for _, name := range h.stepNames(s.on(h.empty(), "net0", by)) {
+			g := h.empty()
+			h.at(name, func(do func() error) error {
+				if err := g.Kill(); err != nil {
+					return err
+				}
+				return do()
+			})
+			res, err := h.Attach(h.context(20*time.Second), s.on(g, "net0", by))
+			if err == nil && res.NIC.Interface == "" {
+				t.Errorf("%s: neither error nor NIC", name)
+			}
+			s.noPort()
+			h.gone(mustName(g))
+		}
+		h.Run = nil
+	})
+}
+
+// TestLiveSwitchAttachesAtOnce: each NIC is made once, whoever asks for it at the same time.
+func TestLiveSwitchAttachesAtOnce(t *testing.T) {
+	h := newHost(t)
+	s := h.runSwitch()
+	g := h.empty()
+	ctx := h.context(30 * time.Second)
+	changed := make(chan bool)
+	nics := []string{"net0", "net1", "net2", "net0", "net1", "net0"}
+	for i, nic := range nics {
+		go func() {
+			res, err := h.Attach(ctx, s.on(g, nic, map[string]tapmgr.By{"net0": tapmgr.BySocket, "net1": tapmgr.ByTap, "net2": tapmgr.ByAuto}[nic]))
+			if err != nil {
+				t.Errorf("%d, %s: %v", i, nic, err)
+			}
+			changed <- res.Changed
+		}()
+	}
+	made := 0
+	for range nics {
+		if <-changed {
+			made++
+		}
+	}
+	if ports := s.ports(); made != 3 || len(ports) != 3 {
+		t.Errorf("%d made, ports %+v: want 3", made, ports)
+	}
+	if diff := h.check(); len(diff) != 0 {
+		t.Errorf("check %+v", diff)
+	}
+}
