@@ -31,6 +31,7 @@ func newReceiver(sw *Switch, p *Port, n int) *receiver {
 }
 
 func (r *receiver) run() {
+	defer r.out.close()
 	for {
 		n, err := r.queue.receive(r.frames[:])
 		if err != nil {

@@ -29,6 +29,9 @@ type sender struct {
 	write func(fd uintptr) // the methods below as values, made once
 	burst func(fd uintptr)
 
+	ring   *ring // for taps; made by the first list that is long enough
+	noRing bool  // there is none
+
 	tell *teller // made by the first frame that is captured
 }
 
@@ -94,8 +97,17 @@ func (s *sender) note(i int, errno syscall.Errno) {
 	s.bytes += uint64(len(f.Head) + len(f.Payload) - s.vnet)
 }
 
-// writeEach gives each frame to a queue of a tap, which takes one in a system call.
+// ringFrom is how many frames are worth a ring: with fewer there is nothing to save.
+const ringFrom = 4
+
+// writeEach gives each frame to a queue of a tap, which takes one in a system call, or all of them in one by a ring.
 func (s *sender) writeEach(fd uintptr) {
+	if s.n >= ringFrom && s.hasRing() {
+		if s.ring.write(fd, s) != nil {
+			s.close()
+		}
+		return
+	}
 	for i := range s.n {
 		f := &s.list[i]
 		for {
@@ -113,6 +125,23 @@ func (s *sender) writeEach(fd uintptr) {
 		}
 	}
 	runtime.KeepAlive(s)
+}
+
+// hasRing makes the ring, where the kernel has one for us.
+func (s *sender) hasRing() bool {
+	if s.ring == nil && !s.noRing {
+		ring, err := newRing()
+		s.ring, s.noRing = ring, err != nil
+	}
+	return s.ring != nil
+}
+
+// close ends the ring, and has no other made.
+func (s *sender) close() {
+	if s.ring != nil {
+		s.ring.close()
+	}
+	s.ring, s.noRing = nil, true
 }
 
 func (s *sender) vector(i int) {

@@ -1,0 +1,120 @@
+package vswitch
+
+import (
+	"bytes"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/nstest"
+	"vmnet/internal/offload"
+)
+
+// ringSender is a sender with a ring, if the kernel has one for us.
+func ringSender(t *testing.T) *sender {
+	t.Helper()
+	s := newSender()
+	t.Cleanup(s.close)
+	ok := s.hasRing()
+	nstest.Require(t, "io_uring", ok, "sysctl kernel.io_uring_disabled=0, and no seccomp filter against it")
+	return s
+}
+
+// pair is a datagram socketpair, whose frames are told apart as a tap's are.
+func pair(t *testing.T) (a, b int) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = unix.Close(fds[0])
+		_ = unix.Close(fds[1])
+	})
+	return fds[0], fds[1]
+}
+
+func TestRingWritesInOrder(t *testing.T) {
+	s, n := ringSender(t), 0
+	a, b := pair(t)
+	for turn := range 40 { // so that the ring goes round
+		s.begin(0)
+		var want [][]byte
+		for i := range 1 + turn*7%batchSize {
+			f := offload.Frame{Head: []byte{1, byte(n), byte(n >> 8)}}
+			if i%3 == 0 {
+				f.Payload = bytes.Repeat([]byte{byte(n)}, 1+n%1500)
+			}
+			s.add(f)
+			want = append(want, append(bytes.Clone(f.Head), f.Payload...))
+			n++
+		}
+		if err := s.ring.write(uintptr(a), s); err != nil {
+			t.Fatal(err)
+		}
+		if int(s.frames) != s.n || s.dropped {
+			t.Fatalf("turn %d: %d of %d frames, drops %v", turn, s.frames, s.n, s.drops)
+		}
+		s.n = 0
+		buf := make([]byte, 4096)
+		for i, w := range want {
+			got, err := unix.Read(b, buf)
+			if err != nil || !bytes.Equal(buf[:got], w) {
+				t.Fatalf("turn %d, frame %d: %x, %v; want %x", turn, i, buf[:max(0, got)], err, w)
+			}
+		}
+	}
+}
+
+// TestRingTellsFates has a socket take what it has room for, and then be gone.
+func TestRingTellsFates(t *testing.T) {
+	s := ringSender(t)
+	a, _ := pair(t)
+	if err := unix.SetsockoptInt(a, unix.SOL_SOCKET, unix.SO_SNDBUF, 20000); err != nil {
+		t.Fatal(err)
+	}
+	fill := func() {
+		s.n = 0
+		s.begin(0)
+		for range batchSize {
+			s.add(offload.Frame{Head: make([]byte, 4000)})
+		}
+		if err := s.ring.write(uintptr(a), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fill()
+	if s.frames == 0 || s.drops[Full] == 0 || s.frames+uint64(s.drops[Full]) != batchSize {
+		t.Errorf("%d frames, drops %v", s.frames, s.drops)
+	}
+	if got := s.fates[batchSize-1]; got != Full {
+		t.Errorf("the last frame is %v", got)
+	}
+	if err := unix.Shutdown(a, unix.SHUT_WR); err != nil {
+		t.Fatal(err)
+	}
+	fill()
+	if s.drops[Gone] != batchSize || s.gone != unix.EPIPE {
+		t.Errorf("drops %v, gone by %v", s.drops, s.gone)
+	}
+}
+
+func TestSenderWithoutARing(t *testing.T) {
+	s := newSender()
+	s.close()
+	a, b := pair(t)
+	s.begin(0)
+	for i := range byte(ringFrom + 1) {
+		s.add(offload.Frame{Head: []byte{i}})
+	}
+	s.writeEach(uintptr(a))
+	buf := make([]byte, 10)
+	for i := range byte(ringFrom + 1) {
+		if n, err := unix.Read(b, buf); n != 1 || err != nil || buf[0] != i {
+			t.Fatalf("frame %d: %x, %v", i, buf[:max(0, n)], err)
+		}
+	}
+	if s.ring != nil || s.frames != ringFrom+1 {
+		t.Errorf("ring %v, %d frames", s.ring, s.frames)
+	}
+}
