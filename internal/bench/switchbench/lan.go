@@ -45,6 +45,7 @@ func newLAN(p *peer, ports int, tools *tools) (*lan, error) {
 		err = l.reachable()
 	}
 	if err != nil {
+		time.Sleep(200 * time.Millisecond) // so that who failed has said so
 		for _, p := range l.all() {
 			err = errors.Join(err, p.alive())
 		}
@@ -158,7 +159,10 @@ func (s *station) up(name string) error {
 	if err := s.nl.AddrAdd(link, addr); err != nil {
 		return fmt.Errorf("address of %s: %w", name, err)
 	}
-	return s.nl.LinkSetUp(link)
+	if err := s.nl.LinkSetUp(link); err != nil {
+		return fmt.Errorf("bring %s up: %w", name, err)
+	}
+	return nil
 }
 
 // moveTaps gives the first two ports, interfaces that the switch has made, to A and B, and lets the others be.

@@ -44,7 +44,7 @@ type options struct {
 }
 
 func parse(args []string) (options, error) {
-	o := options{tries: 4, patience: 5 * time.Second}
+	o := options{patience: 5 * time.Second}
 	f := flag.NewFlagSet("switchbench", flag.ContinueOnError)
 	f.IntVar(&o.repeats, "repeats", 5, "samples of each figure")
 	f.DurationVar(&o.long, "time", time.Second, "time of each sample")
@@ -55,18 +55,22 @@ func parse(args []string) (options, error) {
 	f.StringVar(&o.from, "from", "", "print the samples of this file (switch.json of -out) instead of measuring")
 	f.StringVar(&o.vmnet, "vmnet", "bin/vmnet", "our switch's program")
 	f.StringVar(&o.before, "before", "", "another build of it, which takes part to be compared with")
+	f.IntVar(&o.tries, "tries", 4, "samples that are taken at most for one that nothing disturbs; 1 does not wait for quiet either")
 	quick := f.Bool("quick", false, "short: one sample of each half as long, two ports")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
 	if *quick {
-		o.repeats, o.long, o.ports, o.tries, o.patience = 1, o.long/2, 2, 1, 0
+		o.repeats, o.long, o.ports, o.tries = 1, o.long/2, 2, 1
+	}
+	if o.tries == 1 {
+		o.patience = 0
 	}
 	var err, err2 error
 	o.peers, err = regexp.Compile(*only)
 	o.work, err2 = regexp.Compile(*work)
-	if o.repeats < 1 || o.long < 10*time.Millisecond || f.NArg() > 0 {
-		return o, errors.New("want -repeats of 1 or more, -time of 10ms or more, and no other arguments")
+	if o.repeats < 1 || o.tries < 1 || o.long < 10*time.Millisecond || f.NArg() > 0 {
+		return o, errors.New("want -repeats and -tries of 1 or more, -time of 10ms or more, and no other arguments")
 	}
 	return o, errors.Join(err, err2)
 }
