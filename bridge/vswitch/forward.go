@@ -101,11 +101,11 @@ func (r *receiver) forward(t *table, frames []frame, i int, now int64) Reason {
 	f, p := &frames[i], r.port
 	switch {
 	case f.dst == broadcast:
-		if !p.broadcasts.take(now) {
+		if !p.broadcasts.take(now, f.segments()) {
 			return Broadcasts
 		}
 	case f.dst&groupBit != 0:
-		if !p.multicasts.take(now) {
+		if !p.multicasts.take(now, f.segments()) {
 			return Multicasts
 		}
 	default:
@@ -118,7 +118,7 @@ func (r *receiver) forward(t *table, frames []frame, i int, now int64) Reason {
 			}
 			return why
 		}
-		if !p.unknowns.take(now) {
+		if !p.unknowns.take(now, f.segments()) {
 			return Unknowns
 		}
 	}

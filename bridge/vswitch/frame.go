@@ -45,6 +45,15 @@ func (f *frame) vnetLen() int {
 	return vnetLen
 }
 
+// segments is how many frames it is where it has to be cut.
+func (f *frame) segments() int {
+	size := int(f.vnet.GSOSize)
+	if f.vnet.GSOType == offload.GSONone || size == 0 {
+		return 1
+	}
+	return max(1, (len(f.data)-vnetLen+size-1)/size)
+}
+
 // parse reads addresses and tag, or tells why the frame is none. It changes nothing.
 func (f *frame) parse() Reason {
 	if len(f.data) < vnetLen+etherLen {

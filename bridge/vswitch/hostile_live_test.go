@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch"
+	"vmnet/internal/offload"
 	"vmnet/internal/tun"
 )
 
@@ -73,9 +74,10 @@ func floods(next func(b []byte) []byte) func(tb testing.TB, sw *vswitch.Switch, 
 
 // floodsTap does it from behind a tap that the switch has as a packet port. Nothing makes such a guest wait: while it is
 // quiet, it burns the same time into a device that nobody listens to.
-func floodsTap(next func(b []byte) []byte) func(tb testing.TB, sw *vswitch.Switch, cfg vswitch.PortConfig) *hostile {
+func floodsTap(vnet offload.Header, next func(b []byte) []byte) func(tb testing.TB, sw *vswitch.Switch, cfg vswitch.PortConfig) *hostile {
 	return func(tb testing.TB, sw *vswitch.Switch, cfg vswitch.PortConfig) *hostile {
 		h, b := newHost(tb, 200, "tap0"), make([]byte, 10+64<<10)
+		vnet.Put(b)
 		var fds [2]int
 		for i, name := range []string{"tap0", "tap1"} {
 			tap, err := tun.Create(h.ns, name, false)
@@ -97,6 +99,15 @@ func floodsTap(next func(b []byte) []byte) func(tb testing.TB, sw *vswitch.Switc
 			_, _ = unix.Write(fd, b[:10+len(next(b[10:]))])
 		})
 	}
+}
+
+// floodsSuper floods super-frames of a thousand segments, which have to be cut for each of four guests on sockets.
+func floodsSuper(tb testing.TB, sw *vswitch.Switch, cfg vswitch.PortConfig) *hostile {
+	for i := range 4 {
+		socketGuest(tb, sw, fmt.Sprint("socket", i), vswitch.PortConfig{})
+	}
+	h := offload.Header{Flags: offload.NeedsCsum, GSOType: offload.GSOTCPv4, GSOSize: 60, HdrLen: 54, CsumStart: 34, CsumOffset: 16}
+	return floodsTap(h, superBroadcasts)(tb, sw, cfg)
 }
 
 // doesNotRead gets 20,000 frames a second, which it reads or not.
@@ -138,6 +149,15 @@ func randomSources(b []byte) []byte {
 	return b[:60]
 }
 
+func superBroadcasts(b []byte) []byte {
+	b = b[:60000]
+	copy(b, "\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x66\x66\x08\x00\x45")
+	binary.BigEndian.PutUint16(b[16:], uint16(len(b)-14))
+	b[22], b[23] = 64, 6 // hops, TCP
+	b[46] = 5 << 4       // header length
+	return b
+}
+
 func toItself(b []byte) []byte {
 	copy(b, "\x02\x00\x00\x00\x66\x66\x02\x00\x00\x00\x66\x66\x88\xb5")
 	return b[:60]
@@ -155,9 +175,10 @@ func hostileGuests() map[string]func(tb testing.TB, sw *vswitch.Switch, cfg vswi
 		"broadcasts":          floods(broadcasts),
 		"random sources":      floods(randomSources),
 		"nonsense":            floods(nonsense),
-		"broadcasts, tap":     floodsTap(broadcasts),
-		"random sources, tap": floodsTap(randomSources),
-		"nonsense, tap":       floodsTap(nonsense),
+		"broadcasts, tap":     floodsTap(offload.Header{}, broadcasts),
+		"random sources, tap": floodsTap(offload.Header{}, randomSources),
+		"nonsense, tap":       floodsTap(offload.Header{}, nonsense),
+		"super-frames, tap":   floodsSuper,
 		"to itself":           floods(toItself),
 		"does not read":       doesNotRead,
 	}

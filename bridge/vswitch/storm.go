@@ -7,8 +7,8 @@ import (
 )
 
 // Storm limits what a port may have flooded, in frames per second, each kind on its own; 0 is no limit. A tenth of
-// a second's worth may come at once. A flooded frame costs a system call for each port: without a limit, one
-// guest can keep a switch of many ports busy.
+// a second's worth may come at once. A super-frame counts as its segments. A flooded frame costs a system call for each port: without
+// a limit, one guest can keep a switch of many ports busy.
 type Storm struct {
 	Broadcast int `json:"broadcast,omitempty"`
 	Multicast int `json:"multicast,omitempty"`
@@ -57,15 +57,15 @@ func (b *bucket) limit(perSecond int) {
 	}
 }
 
-// take tells whether a frame may pass at that time.
-func (b *bucket) take(now int64) bool {
+// take tells whether n frames may pass at that time. More than may ever come at once pass alone.
+func (b *bucket) take(now int64, n int) bool {
 	if b.step == 0 {
 		return true
 	}
 	for {
 		full := b.full.Load()
-		next := max(full, now) + b.step
-		if next-now > b.depth {
+		next := max(full, now) + int64(n)*b.step
+		if next-now > b.depth && full > now {
 			return false
 		}
 		if b.full.CompareAndSwap(full, next) {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
+	"vmnet/internal/offload"
 )
 
 func plain(names ...string) map[string]PortConfig {
@@ -188,7 +189,7 @@ func TestBucket(t *testing.T) {
 	b.limit(1000)
 	passed := 0
 	for now := int64(0); now < int64(time.Second); now += int64(10 * time.Microsecond) {
-		if b.take(now + int64(time.Hour)) {
+		if b.take(now+int64(time.Hour), 1) {
 			passed++
 		}
 	}
@@ -198,7 +199,7 @@ func TestBucket(t *testing.T) {
 	var none bucket
 	none.limit(0)
 	for range 1000 {
-		if !none.take(0) {
+		if !none.take(0, 1) {
 			t.Fatal("held back without a limit")
 		}
 	}
@@ -225,6 +226,20 @@ func TestStormLimit(t *testing.T) {
 		if dropped := l.port("a").Dropped(c.why); got < c.burst || (c.why != Delivered && (got > 500 || uint64(got)+dropped != 1000)) {
 			t.Errorf("%s: %d passed, %d were dropped", c.why, got, dropped)
 		}
+	}
+}
+
+// TestStormCountsSegments has a guest flood super-frames, each of which is 500 frames to a port that takes none: the first
+// uses up the limits of seconds.
+func TestStormCountsSegments(t *testing.T) {
+	sw, queues := memoryLAN(t, map[string]PortConfig{"in": {Storm: Storm{Unknown: 100}}, "socket": {}}, map[string]offload.Limits{"in": everything})
+	r := receiverOf(sw, "in")
+	for i := range 3 {
+		r.frames[i] = frame{data: superFrame(50000, 100)}
+	}
+	r.input(r.frames[:3])
+	if got, dropped := len(queues["socket"].sent), r.port.Dropped(Unknowns); got != 500 || dropped != 2 {
+		t.Errorf("%d frames were flooded, %d dropped", got, dropped)
 	}
 }
 
