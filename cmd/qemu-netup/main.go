@@ -1,5 +1,6 @@
-// Program qemu-netup gives guests their NICs at launch, for users who are not root: it is installed
-// setuid root or with the file capability CAP_NET_ADMIN. Which of its forms is
+// Program qemu-netup gives guests their NICs at launch, for users who are not root. It is installed as
+// libexec/vmnet/qemu-netup-full without a right, and gets that from cmd/qemu-netup-front; setuid root or with
+// the file capability CAP_NET_ADMIN it works without that too. Which of its forms is
 // meant it sees by how it is called; see help.
 package main
 
