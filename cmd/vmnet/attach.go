@@ -35,16 +35,18 @@ On a userspace switch (vmnet switch run), --via socket hands QEMU one end of a d
 socketpair and the switch the other one: that needs no privilege and makes no device. --via tap
 hands QEMU a tap whose kernel side the switch takes: queues, offloads and vhost, with
 CAP_NET_ADMIN and CAP_NET_RAW. The port goes with QEMU, however that ends. What a guest may have
-flooded, and how many addresses learned, is limited (--storm, --max-addresses). When the switch ends, a tap joins the next one of that name by vmnet reconcile; a NIC by a
-socket leads nowhere until the same attach replaces it.
+flooded, and how many addresses learned, is limited (--storm, --max-addresses). When the switch
+ends, a tap joins the next one of that name by vmnet reconcile; a NIC by a socket leads nowhere
+until the same attach replaces it.
 
 A guest that libvirt manages is recognised by itself. vmnet makes the device, libvirt plugs
 it (<interface type='ethernet'> with managed='no', alias ua-vmnet-ID), and virsh shows it. A
 tap goes with its guest; a macvtap stays when the guest ends, until vmnet detach, the hook,
 vmnet watch or vmnet reconcile removes it. --persistent has libvirt store the NIC as well, for
 the hook to make at the next start (vmnet hook). What libvirt has no words for takes
---via monitor, and so does a port of a switch (--via monitor,socket): QEMU gets the fds through libvirt's monitor commands, libvirt knows nothing of
-the NIC, cannot migrate the guest with it, and marks the domain as tainted.`,
+--via monitor, and so does a port of a switch (--via monitor,socket): QEMU gets the fds through
+libvirt's monitor commands, libvirt knows nothing of the NIC, cannot migrate the guest with it,
+and marks the domain as tainted.`,
 		Example: `  vmnet attach --vm P2 --bridge br0
   vmnet attach --vm P2 --bridge br0 --nic net1 --queues auto --wait
   vmnet attach --vm P2 --bridge br0 --mtu 1400 --device-opt rx_queue_size=1024

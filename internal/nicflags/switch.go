@@ -15,8 +15,8 @@ import (
 func (n *NIC) AddSwitch(fs *pflag.FlagSet) {
 	fs.StringVar(&n.sw.Name, "switch", "", "the userspace `SWITCH` that the NIC is a port of (vmnet switch run), by its name or its control socket's path with a slash, instead of --bridge")
 	fs.BoolVar(&n.sw.LockMAC, "lock-mac", false, "on a switch: drop frames from the guest with another source than the NIC's own address")
-	limit(fs, &n.sw.Storm, "storm", strconv.Itoa(tapmgr.DefaultStorm), "on a switch: `N|off` broadcasts, multicast frames and frames to unknown addresses that the guest may have flooded, each in a second")
-	limit(fs, &n.sw.MaxAddresses, "max-addresses", strconv.Itoa(tapmgr.DefaultMaxAddresses), "on a switch: `N|off` addresses that are learned behind the port; those beyond are reached by flooding")
+	limit(fs, &n.sw.Storm, "storm", strconv.Itoa(tapmgr.DefaultStorm), "on a switch: how many broadcasts, multicast frames and frames to unknown addresses the guest may have flooded, each in a second")
+	limit(fs, &n.sw.MaxAddresses, "max-addresses", strconv.Itoa(tapmgr.DefaultMaxAddresses), "on a switch: how many addresses are learned behind the port; those beyond are reached by flooding")
 }
 
 // limit is a number of at least 1, or off.
