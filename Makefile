@@ -20,9 +20,11 @@ build:
 setup:
 	sh testvm/setup.sh --kernel full
 
-# The main job, on a real guest, in network and process namespaces of its own.
+# The main job, on a real guest, in network and process namespaces of its own; then a switch in userspace and two guests,
+# without a capability.
 demo: setup build
 	unshare --net --pid --fork --mount-proc bash docs/demo.sh
+	unshare --net --pid --fork --mount-proc setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all bash docs/demo-switch.sh
 
 # All tests. As root all of them run; without, those that need devices are skipped.
 # The packages that take longest begin, so that none of them is left alone at the end. The lab hosts come last and
