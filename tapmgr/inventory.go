@@ -127,7 +127,7 @@ func (m *Manager) inventory() ([]ours, error) {
 
 // seats asks the switches for the links that belong on them, and for the NICs that have no link, which it returns.
 func (m *Manager) seats(links []ours, labels []procfd.File) []ours {
-	names := sources(labels)
+	names := m.sources(labels)
 	for _, o := range links {
 		if o.want.Switch {
 			names = append(names, o.want.Source)

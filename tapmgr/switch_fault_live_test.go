@@ -167,6 +167,7 @@ func TestLiveSwitchKilled(t *testing.T) {
 
 // TestLiveSwitchStandsStill: no verb waits for it for long, or fails for that where it is not meant.
 func TestLiveSwitchStandsStill(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	h := newHost(t)
 	s := h.runSwitch()
 	g := h.empty()
@@ -229,7 +230,7 @@ func TestLiveSwitchStandsStill(t *testing.T) {
 		t.Error(err)
 	}
 	s.signal(syscall.SIGCONT)
-	time.Sleep(6 * time.Second) // it is not asked again before
+	s.asksAgain()
 	if diff := h.check(); len(diff) != 0 && diff[0].NIC != "net0" {
 		t.Errorf("check: %+v", diff)
 	}
@@ -253,7 +254,7 @@ func TestLiveSwitchStopsInTheMiddle(t *testing.T) {
 			t.Errorf("after %v: %v", d, err)
 		}
 		s.signal(syscall.SIGCONT)
-		time.Sleep(6 * time.Second) // it is not asked again before
+		s.asksAgain()
 		h.settled()
 		s.left(g)
 	})

@@ -115,12 +115,17 @@ func labelsOf(pid int) (labels []procfd.File) {
 	return labels
 }
 
-// sources are the switches that labels of root's and the caller's processes name. Another user's may name any socket.
-func sources(labels []procfd.File) (names []string) {
+// sources are the switches that labels of root's and the caller's processes name, for the Manager's netns. Another user's may
+// name any socket.
+func (m *Manager) sources(labels []procfd.File) (names []string) {
+	own, err := m.ns.Inode()
+	if err != nil {
+		return nil
+	}
 	for _, f := range labels {
 		text, _ := fdlabel.Of(f)
 		uid, err := procfd.RealUID(f.PID)
-		if r, ok := parseAlias(text); ok && r.Type == TypeSocket && err == nil && (uid == 0 || uid == os.Geteuid()) {
+		if r, ok := parseAlias(text); ok && r.Type == TypeSocket && r.Netns == own && err == nil && (uid == 0 || uid == os.Geteuid()) {
 			names = append(names, r.Source)
 		}
 	}
@@ -131,7 +136,7 @@ func sources(labels []procfd.File) (names []string) {
 // a crash may have left it alone; nil for none.
 func (m *Manager) socketFor(pid int, vm, nic, sw string) *ours {
 	labels := labelsOf(pid)
-	names := sources(labels)
+	names := m.sources(labels)
 	if sw != "" {
 		names = append(names, sw)
 	}
