@@ -76,8 +76,8 @@ bench:
 # The switch against others: table and plots in docs/bench. It takes 15 minutes of a quiet machine; with
 # BENCH=-quick a minute, and prints the table. BENCH=-h tells more.
 BENCH ?= -out docs/bench
-bench-switch: bench-setup
-	$(GO) build -o bin/switchbench ./internal/bench/switchbench
+bench-switch: build bench-setup
+	$(GO) build -o bin/ ./internal/bench/switchbench
 	bin/switchbench $(BENCH)
 
 # What it compares with.

@@ -93,7 +93,7 @@ func (r *results) row(t *strings.Builder, p *peer) {
 			cells = append(cells, number(r.median(f)/r.median(base)))
 		}
 	}
-	if strings.Join(cells[1:], "") != "" {
+	if r.has(p.name) {
 		fmt.Fprintf(t, "| %s |\n", strings.Join(cells, " | "))
 	}
 }
@@ -145,7 +145,7 @@ func (r *results) changesTable(t *strings.Builder) {
 		ratio := func(work, figure string) string { return number(now(work, figure) / old(work, figure)) }
 		cells = append(cells, ratio(tcp1, gbps), ratio(tcp1, secPerGB), ratio(tcp4, gbps), ratio(tcp4, secPerGB), ratio(small, kpps),
 			number(old(small, loss)), number(now(small, loss)), ratio(trip, p50), ratio(trip, p99))
-		if strings.Join(cells[1:], "") != "" {
+		if r.has(p.name) {
 			fmt.Fprintf(t, "%s| %s |\n", head, strings.Join(cells, " | "))
 			head = ""
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 )
 
 // results are all samples of a run, as switch.json has them.
@@ -51,6 +52,16 @@ func median(all []float64) float64 {
 	}
 	s := slices.Sorted(slices.Values(all))
 	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
+}
+
+// has tells whether there is any figure of a switch.
+func (r *results) has(peer string) bool {
+	for key := range r.Figures {
+		if strings.HasPrefix(key, peer+"/") {
+			return true
+		}
+	}
+	return false
 }
 
 // disturbed tells whether more than half of a figure's samples were.

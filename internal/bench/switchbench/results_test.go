@@ -132,6 +132,9 @@ func TestTable(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, &text)
 		}
 	}
+	if strings.Contains(text.String(), "of before") {
+		t.Errorf("there was no other build, and\n%s", &text)
+	}
 	if strings.Contains(text.String(), "NaN") {
 		t.Errorf("NaN in\n%s", &text)
 	}
