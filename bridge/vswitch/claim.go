@@ -33,7 +33,7 @@ const claimPriority = -500
 // It is an nftables table of family netdev with one chain at the hook ingress, whose policy is drop, and that has no
 // rule. The table belongs to the netlink socket that made it (NFT_TABLE_F_OWNER, Linux 5.12): nobody else may change it, not
 // even by flushing the rule set, and it goes with the last copy of the socket, however its holders end. That
-// two switches do not claim one device follows from its name.
+// two switches do not claim one device follows from its name; device must be the name proper, no altname.
 func claimDevice(ns *netns.NS, device string) (*os.File, error) {
 	fd := -1
 	err := ns.Do(func() (err error) {

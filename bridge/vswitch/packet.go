@@ -28,8 +28,8 @@ const (
 // kernel cannot do that, or somebody else has claimed it, it is an error. What the host itself sends by the device
 // goes out past the switch, so it should have no address there.
 //
-// It needs CAP_NET_RAW and CAP_NET_ADMIN in ns, for opening only. A device that is removed ends the port; one that is
-// down does not.
+// It needs CAP_NET_RAW and CAP_NET_ADMIN in ns, for opening only. A device that is removed, moved to another netns or
+// renamed ends the port; one that is down does not.
 func OpenPacket(ns *netns.NS, device string) (*Wire, error) {
 	socket, claim, err := PacketFiles(ns, device)
 	if err != nil {
@@ -43,10 +43,11 @@ func OpenPacket(ns *netns.NS, device string) (*Wire, error) {
 // PacketFiles opens what OpenPacket needs the right for, so that another process can make the wire: a packet socket
 // that hears the device from now on, and the netlink socket that its claim lasts as long as. The caller closes both.
 func PacketFiles(ns *netns.NS, device string) (socket, claim *os.File, err error) {
-	if socket, err = packetSocket(ns, device); err == nil {
-		if claim, err = claimDevice(ns, device); err == nil {
+	var d packetDevice
+	if socket, d, err = packetSocket(ns, device); err == nil {
+		if claim, err = claimDevice(ns, d.name); err == nil {
 			// Now that the stack gets nothing any more, the switch may have it.
-			if err = bindPacket(int(socket.Fd()), device); err == nil {
+			if err = bindPacket(int(socket.Fd()), d); err == nil {
 				return socket, claim, nil
 			}
 			err = errors.Join(err, claim.Close())
@@ -56,24 +57,34 @@ func PacketFiles(ns *netns.NS, device string) (socket, claim *os.File, err error
 	return nil, nil, fmt.Errorf("open packet socket on %s: %w", device, err)
 }
 
-// packetSocket is one that hears nothing yet.
-func packetSocket(ns *netns.NS, device string) (*os.File, error) {
+// A packetDevice is the device of a packet socket, by its name proper: a claim is not of an altname.
+type packetDevice struct {
+	index int
+	name  string
+}
+
+// packetSocket is one that hears nothing yet, and the device that has that name or altname.
+func packetSocket(ns *netns.NS, device string) (*os.File, packetDevice, error) {
 	fd := -1
 	err := ns.Do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0) // 0: no protocol until it is bound
 		return err
 	})
+	var d packetDevice
 	if err != nil {
-		return nil, fmt.Errorf("%w (needs CAP_NET_RAW)", err)
+		return nil, d, fmt.Errorf("%w (needs CAP_NET_RAW)", err)
 	}
-	_, err = indexOf(fd, device)
+	d.index, err = indexOf(fd, device)
+	if err == nil {
+		d.name, err = nameOf(fd, d.index)
+	}
 	if err == nil {
 		err = setPacket(fd)
 	}
 	if err != nil {
-		return nil, errors.Join(err, unix.Close(fd))
+		return nil, d, errors.Join(err, unix.Close(fd))
 	}
-	return os.NewFile(uintptr(fd), "packet socket on "+device), nil
+	return os.NewFile(uintptr(fd), "packet socket on "+d.name), d, nil
 }
 
 // OpenPacketFiles makes a wire of what PacketFiles has opened, by this process or another one, and needs no right. It copies
@@ -85,49 +96,65 @@ func OpenPacketFiles(socket, claim *os.File) (*Wire, error) {
 		return nil, fmt.Errorf("open packet socket: the claim: %w", err)
 	}
 	w.claim = held.close
+	var d packetDevice
 	own, err := duplicate(socket, func(fd int) (err error) {
-		w.mtu, err = checkPacket(fd)
+		d, err = checkPacket(fd)
+		if err == nil {
+			w.mtu, err = mtuOf(fd, d.name)
+		}
 		return err
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open packet socket: %w", err), w.Close())
 	}
-	q := &packetQueue{socketQueue: newSocketQueue(own, packetFrames, vnetLen+maxFrame, tagLen, true)}
+	q := &packetQueue{socketQueue: newSocketQueue(own, packetFrames, vnetLen+maxFrame, tagLen, true), device: d}
 	q.ended = q.deviceGone
+	q.lookAfter(lookEvery)
 	w.queues = []queue{q}
 	return w, nil
 }
 
-// checkPacket tells whether a socket is as PacketFiles makes it, and the MTU of its device.
-func checkPacket(fd int) (mtu int, err error) {
+// checkPacket tells whether a socket is as PacketFiles makes it, and its device.
+func checkPacket(fd int) (d packetDevice, err error) {
 	if err := checkKind(fd, unix.AF_PACKET, unix.SOCK_RAW, "a raw packet socket"); err != nil {
-		return 0, err
+		return d, err
 	}
 	for _, o := range packetOptions {
 		if on, err := unix.GetsockoptInt(fd, unix.SOL_PACKET, o.opt); err != nil || on == 0 {
-			return 0, fmt.Errorf("%s is not set (%w)", o.name, errors.Join(unix.EINVAL, err))
+			return d, fmt.Errorf("%s is not set (%w)", o.name, errors.Join(unix.EINVAL, err))
 		}
 	}
 	name, err := unix.Getsockname(fd)
 	if err != nil {
-		return 0, err
+		return d, err
 	}
 	ll, ok := name.(*unix.SockaddrLinklayer)
 	if !ok || ll.Ifindex <= 0 || ll.Protocol != allProtocols {
-		return 0, errors.New("it is not bound to a device and all protocols")
+		return d, errors.New("it is not bound to a device and all protocols")
 	}
-	return mtuOf(fd, ll.Ifindex)
+	d.index = ll.Ifindex
+	d.name, err = nameOf(fd, d.index)
+	return d, err
 }
 
-// mtuOf asks for the MTU of a device in the socket's netns (netdevice(7)).
-func mtuOf(fd, index int) (int, error) {
+// nameOf asks what a device in the socket's netns is called (netdevice(7)).
+func nameOf(fd, index int) (string, error) {
 	ifr, err := unix.NewIfreq("")
 	if err != nil {
-		return 0, err
+		return "", err
 	}
 	ifr.SetUint32(uint32(index))
 	if err := unix.IoctlIfreq(fd, unix.SIOCGIFNAME, ifr); err != nil {
-		return 0, fmt.Errorf("SIOCGIFNAME: %w", err)
+		return "", fmt.Errorf("SIOCGIFNAME: %w", err)
+	}
+	return ifr.Name(), nil
+}
+
+// mtuOf asks for the MTU of a device in the socket's netns.
+func mtuOf(fd int, device string) (int, error) {
+	ifr, err := unix.NewIfreq(device)
+	if err != nil {
+		return 0, err
 	}
 	if err := unix.IoctlIfreq(fd, unix.SIOCGIFMTU, ifr); err != nil {
 		return 0, fmt.Errorf("SIOCGIFMTU: %w", err)
@@ -167,59 +194,73 @@ func setPacket(fd int) error {
 // allProtocols is ETH_P_ALL in network byte order.
 const allProtocols = (unix.ETH_P_ALL<<8 | unix.ETH_P_ALL>>8) & 0xffff
 
-func bindPacket(fd int, device string) error {
-	index, err := indexOf(fd, device)
-	if err != nil {
-		return err
-	}
-	promisc := unix.PacketMreq{Ifindex: int32(index), Type: unix.PACKET_MR_PROMISC}
+func bindPacket(fd int, d packetDevice) error {
+	promisc := unix.PacketMreq{Ifindex: int32(d.index), Type: unix.PACKET_MR_PROMISC}
 	if err := unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &promisc); err != nil {
 		return fmt.Errorf("make it promiscuous: %w", err)
 	}
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: allProtocols, Ifindex: index}); err != nil {
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: allProtocols, Ifindex: d.index}); err != nil {
 		return fmt.Errorf("bind: %w", err)
+	}
+	return d.check(fd)
+}
+
+// check tells by an error that the device is not what was claimed any more. Since Linux 6.16 a claim is of the name, not of the device that
+// had it: after a rename the host's stack gets what comes in, and the next device of that name is claimed
+// (nf_tables_netdev_event in net/netfilter/nf_tables_api.c).
+func (d packetDevice) check(fd int) error {
+	name, err := nameOf(fd, d.index)
+	switch {
+	case err != nil:
+		return err
+	case name != d.name:
+		return fmt.Errorf("the device %s was renamed to %s, and is not kept from the host any more: remove the port, and add it by that name", d.name, name)
 	}
 	return nil
 }
 
 type packetQueue struct {
 	*socketQueue
-	down bool // the device was, and no frame has come since
+	device packetDevice
 }
 
-// How long after a device went down it is looked for: at first, since one that is removed goes down just before, and
-// then each time.
+// How often the device is looked for; and how soon after it went down, since one that is removed goes down just before.
 const (
+	lookEvery   = 500 * time.Millisecond
 	removedSoon = 20 * time.Millisecond
-	removedLate = time.Second
 )
 
-// receive also ends when a device that is down is removed: of that the kernel tells a socket nothing more
-// (packet_notifier in net/packet/af_packet.c).
+// receive also ends when the device was renamed, or is removed while it is down: of those the kernel tells a socket
+// nothing (packet_notifier in net/packet/af_packet.c).
 func (q *packetQueue) receive(frames []frame) (int, error) {
 	for {
 		n, err := q.socketQueue.receive(frames)
-		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded) && !q.gone():
-			_ = q.os.SetReadDeadline(time.Now().Add(removedLate))
-			continue
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			return 0, fmt.Errorf("receive: %w", unix.ENETDOWN)
-		case q.down && err == nil && frames[0].lost == Delivered:
-			q.down = false
-			_ = q.os.SetReadDeadline(time.Time{})
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return n, err
 		}
-		return n, err
+		if err := q.look(); err != nil {
+			return 0, errors.Join(fmt.Errorf("receive: %w", err), q.close()) // nothing leaves by it either
+		}
+		q.lookAfter(lookEvery)
 	}
 }
 
+// lookAfter has receive look for the device then.
+func (q *packetQueue) lookAfter(d time.Duration) { _ = q.os.SetReadDeadline(time.Now().Add(d)) }
+
+func (q *packetQueue) look() error {
+	if q.gone() {
+		return unix.ENETDOWN
+	}
+	return q.control(q.device.check)
+}
+
 // deviceGone tells a device that was removed from one that went down, and from a frame that could not be told
-// in a vnet header: only the first takes the socket's device away (packet_notifier in net/packet/af_packet.c).
+// in a vnet header: only the first takes the socket's device away.
 func (q *packetQueue) deviceGone(errno syscall.Errno) bool {
 	gone := q.gone()
 	if !gone && errno == unix.ENETDOWN {
-		q.down = true
-		_ = q.os.SetReadDeadline(time.Now().Add(removedSoon))
+		q.lookAfter(removedSoon)
 	}
 	return gone
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -306,8 +307,64 @@ func TestLivePacketDeviceRemovedWhenDown(t *testing.T) {
 		if !errors.Is(up.Err(), unix.ENETDOWN) {
 			t.Errorf("it ended with %v", up.Err())
 		}
-		if err := sw.RemovePort(up.Name()); err != nil { // with its claim
-			t.Fatal(err)
-		}
+		// Its claim is gone with it: who has the name next is somebody else.
+	}
+}
+
+// TestLivePacketDeviceRenamed: the host must not be reached by a device whose port looks well.
+func TestLivePacketDeviceRenamed(t *testing.T) {
+	sw := newSwitch(t)
+	outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
+	veth(t, outside, middle, "lan0", 1500)
+	outside.up(1500)
+	middle.up(1500)
+	up := addPort(t, sw, "up", openPacket(t, middle, "lan0"), vswitch.PortConfig{})
+	guest := tapHost(t, sw, 0, 1, vswitch.PortConfig{})
+	if err := ping(t, outside, middle.v4, 0); err == nil {
+		t.Error("the host answers")
+	}
+	if err := middle.nl.LinkSetName(middle.link("lan0"), "wan0"); err != nil {
+		t.Fatal(err)
+	}
+	waitEnded(t, up)
+	if up.Err() == nil || !strings.Contains(up.Err().Error(), "renamed to wan0") {
+		t.Errorf("it ended with %v", up.Err())
+	}
+	_ = ping(t, guest, outside.v4, 0) // unknown, so that it would leave by the port
+	if up.Dropped(vswitch.Gone) == 0 {
+		t.Errorf("what should leave by it: %+v", up.Stats())
+	}
+
+	// The name is anybody's now, and so is the device: the port's claim is gone.
+	again := addPort(t, sw, "again", openPacket(t, middle, "wan0"), vswitch.PortConfig{})
+	if err := ping(t, outside, middle.v4, 0); err == nil {
+		t.Error("the host answers by the device with its new name")
+	}
+	if again.Err() != nil {
+		t.Error(again.Err())
+	}
+	veth(t, newHost(t, 3, "lan0"), middle, "lan0", 1500)
+	addPort(t, sw, "other", openPacket(t, middle, "lan0"), vswitch.PortConfig{})
+}
+
+// TestLivePacketByAltname: the claim holds the device itself.
+func TestLivePacketByAltname(t *testing.T) {
+	sw := newSwitch(t)
+	outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
+	veth(t, outside, middle, "lan0", 1500)
+	outside.up(1500)
+	middle.up(1500)
+	if err := ping(t, outside, middle.v4, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := middle.nl.LinkAddAltName(middle.link("lan0"), "the-way-out"); err != nil {
+		t.Fatal(err)
+	}
+	addPort(t, sw, "up", openPacket(t, middle, "the-way-out"), vswitch.PortConfig{})
+	if err := ping(t, outside, middle.v4, 0); err == nil {
+		t.Error("the host answers")
+	}
+	if _, err := vswitch.OpenPacket(middle.ns, "lan0"); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("claimed twice: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package vswitch
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -152,7 +153,7 @@ func (p *Port) Err() error {
 
 func (p *Port) endWith(err error) {
 	p.end.Do(func() {
-		p.err = fmt.Errorf("port %s: %w", p.name, err)
+		p.err = errors.Join(fmt.Errorf("port %s: %w", p.name, err), p.wire.unclaim())
 		close(p.ended)
 	})
 }

@@ -21,7 +21,7 @@ type Wire struct {
 	limits offload.Limits // what it takes, but for the MTU
 	mtu    int            // the device's; 0 where it has none
 	queues []queue
-	claim  func() error // undone by Close; nil for none
+	claim  func() error // undone by Close and unclaim; nil for none
 }
 
 // Kind is "tap", "packet" or "socket".
@@ -33,11 +33,16 @@ func (w *Wire) Close() error {
 	for _, q := range w.queues {
 		errs = append(errs, q.close())
 	}
-	if w.claim != nil {
-		errs = append(errs, w.claim())
-		w.claim = nil
+	return errors.Join(append(errs, w.unclaim())...)
+}
+
+// unclaim gives the device back to its kernel's stack, when the wire has ended or is closed: who has its name then is nobody's
+// whom we know.
+func (w *Wire) unclaim() error {
+	if w.claim == nil {
+		return nil
 	}
-	return errors.Join(errs...)
+	return w.claim()
 }
 
 // A queue is one way into a wire and out of it. One goroutine receives from it; any number send.
@@ -96,7 +101,13 @@ func duplicate(f *os.File, check func(fd int) error) (file, error) {
 	return newFile(fd, f.Name())
 }
 
-func (f file) close() error { return f.os.Close() }
+// close closes the fd, once.
+func (f file) close() error {
+	if err := f.os.Close(); !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
 
 // control runs a few system calls on the fd that return errors.
 func (f file) control(do func(fd int) error) error {
