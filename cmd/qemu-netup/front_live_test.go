@@ -82,7 +82,7 @@ func TestLiveTheRightGoesNowhereElse(t *testing.T) {
 	cmd.Dir, cmd.Env = evil, []string{"PATH=" + evil, "VMNET_HANDED_OVER=1", "_PATH=" + evil}
 	h.ok(h.do(cmd), "qemu-netup ")
 	for name, spoil := range map[string]func() error{
-		"others than root may write it": func() error { return os.Chmod(h.full, 0o775) },
+		"others than root may write " + h.full: func() error { return os.Chmod(h.full, 0o775) },
 		"permission denied":             func() error { return os.Chmod(h.full, 0o700) },
 		"no such file or directory":     func() error { return os.Remove(h.full) },
 	} {

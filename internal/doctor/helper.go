@@ -5,10 +5,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"vmnet/internal/privilege"
 )
 
 // Helper is the program that gives users without rights what the policy allows them.
@@ -63,28 +66,32 @@ func (m Machine) full(helper string) []Check {
 
 // unsafe tells what lets others than root write a file, or put another in its place.
 func (m Machine) unsafe(file string) (wrong, cure string) {
-	real, err := filepath.EvalSymlinks(m.at(file))
+	way, err := privilege.Way(m.at(file))
 	if err != nil {
 		return err.Error(), ""
 	}
-	for path := real; ; path = filepath.Dir(path) {
+	for _, path := range slices.Backward(way) {
+		rest, within := strings.CutPrefix(path, strings.TrimSuffix(m.Root, "/"))
+		if !within {
+			continue
+		}
 		info, err := os.Lstat(path)
 		if err != nil {
 			return err.Error(), ""
 		}
-		name := filepath.Clean("/" + strings.TrimPrefix(path, m.Root))
-		uid := info.Sys().(*syscall.Stat_t).Uid
-		sticky := info.IsDir() && info.Mode()&fs.ModeSticky != 0 // others cannot replace what is root's
-		writable := info.Mode().Perm()&0o022 != 0 && !sticky
-		switch {
+		if privilege.RootsOwn(info) {
+			continue
+		}
+		name := filepath.Clean("/" + rest)
+		switch uid := info.Sys().(*syscall.Stat_t).Uid; {
+		case uid != 0 && info.Mode()&fs.ModeSymlink != 0:
+			return fmt.Sprintf("the link %s belongs to uid %d", name, uid), "chown -h root " + name
 		case uid != 0:
 			return fmt.Sprintf("%s belongs to uid %d", name, uid), "chown root " + name
-		case writable:
-			return fmt.Sprintf("%s has mode %04o", name, unixMode(info.Mode())), "chmod go-w " + name
-		case name == "/":
-			return "", ""
 		}
+		return fmt.Sprintf("%s has mode %04o", name, unixMode(info.Mode())), "chmod go-w " + name
 	}
+	return "", ""
 }
 
 // unixMode is the mode as chmod(1) has it.

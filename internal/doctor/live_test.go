@@ -84,6 +84,14 @@ func TestLiveHelper(t *testing.T) {
 		{"a link", all(mode(setuid), func(helper string) error {
 			return errors.Join(os.Rename(helper, helper+"-1"), os.Symlink(Helper+"-1", helper))
 		}), Check{"helper right", OK, "setuid root", ""}},
+		{"another's link", func(helper string) error {
+			return errors.Join(os.Rename(helper, helper+"-1"), os.Symlink(Helper+"-1", helper), os.Lchown(helper, 1000, -1))
+		}, Check{"helper owner", Fail, "the link " + helperPath + " belongs to uid 1000", "chown -h root " + helperPath}},
+		{"a link in a writable folder", func(helper string) error {
+			root := filepath.Join(filepath.Dir(helper), "../..")
+			return errors.Join(os.Mkdir(root+"/open", 0o755), os.Chmod(root+"/open", 0o777), os.Rename(helper, root+"/real"),
+				os.Symlink("../real", root+"/open/link"), os.Symlink("../../open/link", helper))
+		}, Check{"helper owner", Fail, "/open has mode 0777", "chmod go-w /open"}},
 	} {
 		t.Run(c.name, func(t *testing.T) { wants(t, withHelper(t, c.change).helper(), c.want) })
 	}

@@ -3,8 +3,6 @@ package privilege
 import (
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -31,7 +29,7 @@ const (
 // ambient ones the kernel makes no secure mode (AT_SECURE), in which C libraries and Go's
 // runtime would distrust the environment: hence no variable keeps its name on the way.
 //
-// Who can change the file at path can do what this process can: unless only root can, it is refused.
+// Who can change the file at path, or where that leads, can do what this process can: unless only root can, it is refused.
 func (p *Process) HandOver(path string, argv []string, values ...cap.Value) error {
 	err := p.passOn(path, bits(values...))
 	if err == nil {
@@ -71,21 +69,6 @@ func (p *Process) passOn(path string, want uint64) error {
 		}
 	}
 	return checkOwn(goal)
-}
-
-// rootsAlone makes sure that a program is root's, and nobody else's to write.
-func rootsAlone(path string) error {
-	if !filepath.IsAbs(path) {
-		return errors.New("its path is not absolute")
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Uid != 0 || info.Mode().Perm()&0o022 != 0 || !info.Mode().IsRegular() {
-		return fmt.Errorf("%w: others than root may write it (chown root, chmod go-w)", os.ErrPermission)
-	}
-	return nil
 }
 
 // masked is an environment of which no variable has a meaning.

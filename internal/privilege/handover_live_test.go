@@ -76,8 +76,17 @@ func TestLiveHandOverRefuses(t *testing.T) {
 	must(t, os.Chown(theirs, nobody, nobody))
 	must(t, os.Chmod(open, 0o775))
 	must(t, os.Mkdir(folder, 0o755))
+	// Paths that others can lead to another of root's programs.
+	ajar, rootsLink, theirLink, loop := l.dir+"/ajar", l.dir+"/rootsLink", l.own+"/link", l.dir+"/loop"
+	must(t, os.Mkdir(ajar, 0o755))
+	must(t, os.Chmod(ajar, 0o777))
+	for link, target := range map[string]string{ajar + "/program": l.plain, rootsLink: "ajar/program", theirLink: l.plain, loop: "loop"} {
+		must(t, os.Symlink(target, link))
+	}
 	for path, want := range map[string]string{
-		theirs: "others than root may write it", open: "others than root may write it", folder: "others than root may write it",
+		theirs: "others than root may write " + l.own, open: "others than root may write " + open, folder: "it is no program",
+		ajar + "/program": "others than root may write " + ajar, rootsLink: "others than root may write " + ajar, theirLink: "others than root may write " + l.own,
+		l.dir + "/ajar/../plain": "others than root may write " + ajar, loop: "too many levels of symbolic links",
 		"plain": "its path is not absolute", l.dir + "/none": "no such file or directory", l.secret: "permission denied",
 	} {
 		for _, from := range []string{l.setuid, l.ep} {
@@ -90,6 +99,11 @@ func TestLiveHandOverRefuses(t *testing.T) {
 				t.Errorf("%s: %q, want %q", path, o.lines["handover"][0], want)
 			}
 		}
+	}
+	good := l.dir + "/good"
+	must(t, os.Symlink("plain", good))
+	if o := ok(t, start{path: l.setuid}, "handover="+good+" net_admin name"); len(o.lines["name"]) != 1 {
+		t.Errorf("root's own link: %s", o.stdout)
 	}
 	// Who has no more than its caller may become what it likes.
 	if o := ok(t, start{path: l.plain}, "handover="+theirs+" net_admin name"); o.lines["name"] != nil && o.lines["name"][0] != "by its own name" {
