@@ -69,7 +69,7 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 	if err != nil {
 		return err
 	}
-	path, err := control.Prepare(o.name, to.UID, to.GID)
+	place, err := control.Prepare(o.name, to.UID, to.GID)
 	if errors.Is(err, control.ErrRunning) {
 		return fmt.Errorf("%w (vmnet switch stop %s ends it)", err, o.name)
 	}
@@ -82,7 +82,7 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 	opened, err := a.plugIn(server, o.ports)
 	var l *control.Listener
 	if err == nil {
-		l, err = listenAs(path, to)
+		l, err = listenAs(place, to)
 	}
 	if err == nil {
 		err = a.serveSwitch(ctx, o.name, server, l, opened)
@@ -91,7 +91,7 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 	if l != nil {
 		err = errors.Join(err, l.Close())
 	} else {
-		control.Forget(path)
+		place.Forget()
 	}
 	server.Close()
 	return err
@@ -155,11 +155,11 @@ func (a *app) plugIn(server *control.Server, wanted []wantedPort) ([]openPort, e
 }
 
 // listenAs makes the socket, without any right left and as that user.
-func listenAs(path string, to privilege.Caller) (*control.Listener, error) {
+func listenAs(place *control.Place, to privilege.Caller) (*control.Listener, error) {
 	if err := privilege.GiveUp(to); err != nil {
 		return nil, err
 	}
-	return control.Listen(path)
+	return place.Listen()
 }
 
 func (a *app) serveSwitch(ctx context.Context, name string, server *control.Server, l *control.Listener, opened []openPort) error {

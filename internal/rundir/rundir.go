@@ -36,7 +36,7 @@ func Make(dirs []string, uid int) (string, error) {
 		mode = 0o711
 	}
 	for _, dir := range dirs {
-		err := os.Mkdir(dir, mode)
+		err := Mkdir(dir, mode)
 		if err == nil || errors.Is(err, fs.ErrExist) {
 			err = OwnedAlone(dir, uid)
 		}
@@ -46,6 +46,14 @@ func Make(dirs []string, uid int) (string, error) {
 		errs = append(errs, err)
 	}
 	return "", errors.Join(errs...)
+}
+
+// Mkdir makes a folder with that mode, whatever the umask is.
+func Mkdir(dir string, mode fs.FileMode) error {
+	if err := os.Mkdir(dir, mode); err != nil {
+		return err
+	}
+	return os.Chmod(dir, mode)
 }
 
 // OwnedAlone is nil for a folder, not a link to one, that the user owns and nobody else can write to.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 
 	"vmnet/internal/leaktest"
@@ -42,6 +43,20 @@ func TestMake(t *testing.T) {
 	}
 	if got, err := Make([]string{others}, me); err == nil {
 		t.Errorf("%s", got)
+	}
+}
+
+func TestMkdirWhateverTheUmask(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "own")
+	defer syscall.Umask(syscall.Umask(0o777))
+	if err := Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	if err := Mkdir(dir, 0o711); !errors.Is(err, os.ErrExist) {
+		t.Error(err)
 	}
 }
 

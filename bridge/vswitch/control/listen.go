@@ -17,26 +17,72 @@ import (
 // ErrRunning is a switch that runs already.
 var ErrRunning = errors.New("a switch of that name runs already")
 
+// A Place is where a switch is about to listen, and nobody else meanwhile: its folder is locked (flock(2)) until Listen or Forget.
+type Place struct {
+	path   string
+	unlock func()
+}
+
 // Prepare makes way for Listen, as long as this process has rights that it has not then: it makes the socket's folder, and
-// removes a socket that a switch has left which was killed, and may have been another user's. It returns the socket's path. One
-// that runs is ErrRunning.
+// removes a socket that a switch has left which was killed, and may have been another user's. One that runs is ErrRunning. It
+// waits for others that start or end a switch there, up to 5 s.
 //
 // The folder is uid's, so that the switch can listen there, and remove what it has made, with that user's rights and no
 // others. A name with a slash is the path, and its folder is left as it is. Where root's folder has one of that name that is
 // this user's own, as a service manager makes it, that is taken.
-func Prepare(name string, uid, gid int) (path string, err error) {
-	if path, err = prepareFolder(name, uid, gid); err != nil {
-		return "", err
+func Prepare(name string, uid, gid int) (*Place, error) {
+	var folderErr error
+	p, err := prepareIn(func() (path string, err error) {
+		path, folderErr = prepareFolder(name, uid, gid)
+		return path, folderErr
+	})
+	if err != nil && folderErr == nil {
+		err = fmt.Errorf("switch %s: %w", name, err)
 	}
+	return p, err
+}
+
+// prepareIn is Prepare for a socket whose folder that function makes: again, where somebody who had made it first has removed it
+// meanwhile.
+func prepareIn(folder func() (path string, err error)) (*Place, error) {
+	const tries = 10
+	for n := 1; ; n++ {
+		path, err := folder()
+		if err != nil {
+			return nil, err
+		}
+		p, err := prepare(path)
+		if n == tries || !errors.Is(err, errFolderGone) {
+			return p, err
+		}
+	}
+}
+
+func prepare(path string) (*Place, error) {
 	unlock, err := lockFolder(filepath.Dir(path))
 	if err != nil {
-		return "", fmt.Errorf("switch %s: %w", name, err)
+		return nil, err
 	}
-	defer unlock()
 	if err := clearPath(path); err != nil {
-		return "", fmt.Errorf("switch %s: %s: %w", name, path, err)
+		unlock()
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return path, nil
+	return &Place{path, unlock}, nil
+}
+
+// Listen makes the socket, as the function does, and ends the Place; with an error, that is for Forget to do.
+func (p *Place) Listen() (*Listener, error) {
+	l, err := listen(p.path)
+	if err == nil {
+		p.unlock()
+	}
+	return l, err
+}
+
+// Forget removes the folder that Prepare has made, if it is empty and this process may. It ends the Place.
+func (p *Place) Forget() {
+	forget(p.path)
+	p.unlock()
 }
 
 func prepareFolder(name string, uid, gid int) (path string, err error) {
@@ -62,8 +108,8 @@ func prepareFolder(name string, uid, gid int) (path string, err error) {
 	return path, checkPath(path)
 }
 
-// Forget removes the folder that Prepare has made for a socket, if it is empty and this process may.
-func Forget(path string) {
+// forget removes a socket's own folder, if it is empty. The caller has locked it.
+func forget(path string) {
 	if filepath.Base(path) == socketName {
 		_ = os.Remove(filepath.Dir(path))
 	}
@@ -77,7 +123,7 @@ func makeFolder(dir, name string, uid, gid int) (string, error) {
 		return "", err
 	}
 	own := filepath.Join(all, name)
-	if err := os.Mkdir(own, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := rundir.Mkdir(own, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", err
 	}
 	if uid == self {
@@ -106,21 +152,26 @@ type Listener struct {
 // Listen makes the socket, for this user alone. One that a switch has left which was killed is replaced; where a
 // switch listens, or anything else is there, it is an error: ErrRunning, or one that names what is in the way.
 //
-// Two that want it at once are kept apart by a lock (flock(2)) on its folder, which lasts no longer than this call.
+// Two that want it at once are kept apart by a lock on its folder, which lasts no longer than this call.
 func Listen(path string) (*Listener, error) {
 	unlock, err := lockFolder(filepath.Dir(path))
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	defer unlock()
-	l, err := listen(path)
+	return listen(path)
+}
+
+// listen is for who has locked the folder.
+func listen(path string) (*Listener, error) {
+	l, err := makeSocket(path)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	return l, nil
 }
 
-func listen(path string) (*Listener, error) {
+func makeSocket(path string) (*Listener, error) {
 	if err := clearPath(path); err != nil {
 		return nil, err
 	}
@@ -184,24 +235,41 @@ func lockFolder(dir string) (unlock func(), err error) {
 			break
 		}
 	}
+	if err == nil && !isStill(f, dir) {
+		err = errFolderGone
+	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return func() { _ = f.Close() }, nil
 }
 
+var errFolderGone = fmt.Errorf("its folder was removed meanwhile: %w", fs.ErrNotExist)
+
+// isStill tells whether a folder that was opened is the one of that path.
+func isStill(f *os.File, dir string) bool {
+	opened, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	now, err := os.Stat(dir)
+	return err == nil && os.SameFile(opened, now)
+}
+
 // Path is the socket's.
 func (l *Listener) Path() string { return l.path }
 
-// Close removes the socket, and its folder if that is empty then, and ends Serve.
+// Close removes the socket, and its folder if that is empty then, and ends Serve. Where another process keeps the folder
+// locked, the folder stays.
 func (l *Listener) Close() error {
-	unlock, err := lockFolder(filepath.Dir(l.path))
-	if err == nil {
-		defer unlock()
-		if now, statErr := os.Lstat(l.path); statErr == nil && os.SameFile(now, l.file) {
-			err = os.Remove(l.path)
-		}
-		Forget(l.path)
+	unlock, lockErr := lockFolder(filepath.Dir(l.path))
+	var err error
+	if now, statErr := os.Lstat(l.path); statErr == nil && os.SameFile(now, l.file) {
+		err = os.Remove(l.path) // nobody else does, as long as we listen
+	}
+	if lockErr == nil {
+		forget(l.path)
+		unlock()
 	}
 	return errors.Join(err, l.ln.Close())
 }

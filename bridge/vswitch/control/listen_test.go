@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"vmnet/bridge"
 )
@@ -57,6 +58,60 @@ func TestOneListener(t *testing.T) {
 			_ = c.Close()
 		}
 		if err := won[0].Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestOneStarts has two start a switch of one name at once, of which the first ends up listening or not.
+func TestOneStarts(t *testing.T) {
+	for _, listens := range []bool{true, false} {
+		dir := t.TempDir()
+		folder := func() (string, error) {
+			own, err := makeFolder(dir, "sw", os.Geteuid(), os.Getegid())
+			return filepath.Join(own, socketName), err
+		}
+		first, err := prepareIn(folder)
+		if err != nil {
+			t.Fatal(err)
+		}
+		type result struct {
+			*Place
+			error
+		}
+		done := make(chan result)
+		go func() {
+			p, err := prepareIn(folder)
+			done <- result{p, err}
+		}()
+		select {
+		case r := <-done:
+			t.Fatalf("the second did not wait: %v", r.error)
+		case <-time.After(50 * time.Millisecond):
+		}
+		if listens {
+			l, err := first.Listen()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r := <-done; !errors.Is(r.error, ErrRunning) {
+				t.Error(r.error)
+			}
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		first.Forget()
+		r := <-done
+		if r.error != nil {
+			t.Fatal(r.error)
+		}
+		l, err := r.Listen()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
 	}
@@ -129,8 +184,8 @@ func TestNames(t *testing.T) {
 		if path, err := Path(name); !errors.Is(err, bridge.ErrInvalid) {
 			t.Errorf("%q: %s, %v", name, path, err)
 		}
-		if path, err := Prepare(name, os.Geteuid(), os.Getegid()); !errors.Is(err, bridge.ErrInvalid) {
-			t.Errorf("%q: %s, %v", name, path, err)
+		if place, err := Prepare(name, os.Geteuid(), os.Getegid()); !errors.Is(err, bridge.ErrInvalid) {
+			t.Errorf("%q: %v, %v", name, place, err)
 		}
 	}
 	for _, name := range []string{"sw0", "a.b_c-9", strings.Repeat("n", 64)} {
