@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -55,10 +57,13 @@ type seenSwitch struct {
 	Info   *control.Info `json:"info,omitempty"`
 }
 
-// glance is how long list waits for a switch.
-const glance = time.Second
+// glance is how long list waits for all switches together, of which it asks so many at once.
+const (
+	glance      = time.Second
+	askedAtOnce = 256
+)
 
-// seeSwitches asks all switches that this user can reach, at once.
+// seeSwitches asks all switches that this user can reach.
 func seeSwitches(ctx context.Context) ([]seenSwitch, error) {
 	paths, err := control.Running()
 	if err != nil {
@@ -67,16 +72,16 @@ func seeSwitches(ctx context.Context) ([]seenSwitch, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, glance, fmt.Errorf("not within %v", glance))
 	defer cancel()
 	seen := make([]seenSwitch, len(paths))
-	done := make(chan struct{})
+	places := make(chan struct{}, askedAtOnce)
+	var asked sync.WaitGroup
 	for i, path := range paths {
-		go func() {
+		places <- struct{}{}
+		asked.Go(func() {
 			seen[i] = seeSwitch(ctx, path)
-			done <- struct{}{}
-		}()
+			<-places
+		})
 	}
-	for range paths {
-		<-done
-	}
+	asked.Wait()
 	return seen, nil
 }
 
@@ -87,6 +92,9 @@ func seeSwitch(ctx context.Context, path string) seenSwitch {
 		defer c.Close()
 		var info control.Info
 		if info, err = c.Info(ctx); err == nil {
+			// Another user's may say anything of itself.
+			info.Name = filepath.Base(filepath.Dir(path))
+			info.PID, info.UID = c.Peer()
 			s.Info = &info
 		}
 	}
@@ -108,7 +116,7 @@ func switchNames(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, 
 	var names []cobra.Completion
 	for _, s := range seen {
 		if s.Info != nil {
-			names = append(names, cobra.CompletionWithDesc(s.Info.Name, count(s.Info.Ports, "port")))
+			names = append(names, cobra.CompletionWithDesc(control.NameOf(s.Socket), count(s.Info.Ports, "port")))
 		}
 	}
 	return names, cobra.ShellCompDirectiveDefault

@@ -55,12 +55,28 @@ func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
 	} {
 		cmd.Flags().Var(nicflags.Value("DEVICE[,OPTION...]", "", func(s string) error {
 			p, err := parsePort(kind.name, s)
+			if err == nil {
+				err = p.isNew(*ports)
+			}
 			*ports = append(*ports, p)
 			return err
 		}), kind.name, kind.usage)
 	}
 	complete(cmd, control.Tap, cobra.NoFileCompletions)
 	complete(cmd, control.Packet, a.interfaceNames)
+}
+
+// isNew is an error where one of the others has its name or device.
+func (w *wantedPort) isNew(others []wantedPort) error {
+	for _, o := range others {
+		switch {
+		case o.Name == w.Name:
+			return fmt.Errorf("port %s is given twice", w.Name)
+		case o.Device == w.Device:
+			return fmt.Errorf("device %s is given twice", w.Device)
+		}
+	}
+	return nil
 }
 
 // parsePort reads DEVICE[,OPTION...]. A list of VLANs may go on behind a comma.
@@ -243,6 +259,9 @@ func (w *wantedPort) makeTap(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 
 func (w *wantedPort) openPacket(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	link, err := c.Link(w.Device)
+	if errors.Is(err, fs.ErrNotExist) {
+		return openPort{}, fmt.Errorf("device %s: %w (ip link shows those that are here; --netns names another network namespace)", w.Device, fs.ErrNotExist)
+	}
 	if err != nil {
 		return openPort{}, err
 	}

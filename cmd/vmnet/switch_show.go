@@ -79,6 +79,7 @@ func (a *app) switchShowCommand() *cobra.Command {
 				return err
 			}
 			if *format == "json" {
+				s.Plugged = append([]control.Port{}, s.Plugged...)
 				return a.printJSON(s)
 			}
 			return a.printSwitch(s)

@@ -2,6 +2,7 @@ package control
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -231,5 +232,27 @@ func TestIsOurs(t *testing.T) {
 		if got := isOurs(socket); got != test.want {
 			t.Errorf("%s: %v", test.what, got)
 		}
+	}
+}
+
+// TestRunningIsBounded: who makes many sockets, or odd ones, hides nobody else's.
+func TestRunningIsBounded(t *testing.T) {
+	dir := t.TempDir()
+	add := func(user, name string) {
+		own := filepath.Join(dir, user, "switch", name)
+		if err := os.MkdirAll(own, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		killed(t, filepath.Join(own, socketName), "unixpacket")
+	}
+	for i := range 2 * maxOfUser {
+		add("a", fmt.Sprint("sw", i))
+	}
+	add("b", "$(id)")
+	add("b", "a\nb")
+	add("b", "sw")
+	got, err := runningIn(filepath.Join(dir, "*", "switch"))
+	if err != nil || len(got) != maxOfUser+1 || got[maxOfUser] != filepath.Join(dir, "b", "switch", "sw", socketName) {
+		t.Errorf("%d, last %q, %v", len(got), got[max(0, len(got)-1):], err)
 	}
 }

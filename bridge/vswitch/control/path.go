@@ -70,9 +70,13 @@ func checkName(name string) error {
 	return nil
 }
 
-// Running lists the sockets of switches that this user could reach: root those of all users, in the folders that are known.
-// Whether somebody listens there is for Dial to find out. Who listens on another user's may answer anything, or nothing. What
-// lies in a folder that others than its user can write to is left out, and so are links.
+// maxOfUser is how many switches of one user Running tells of.
+const maxOfUser = 64
+
+// Running lists the sockets of switches that this user could reach, its own first: root those of all users, in the folders that are
+// known. Whether somebody listens there is for Dial to find out. Who listens on another user's may answer anything, or nothing. What
+// lies in a folder that others than its user can write to is left out, and so are links, what is not called as a switch
+// is, and those of one user beyond 64: nobody hides the others' by many of his own.
 func Running() ([]string, error) {
 	dirs := folders()
 	if os.Geteuid() == 0 {
@@ -80,13 +84,38 @@ func Running() ([]string, error) {
 	}
 	var paths []string
 	for _, dir := range dirs {
-		found, err := filepath.Glob(filepath.Join(dir, "*", socketName))
+		found, err := runningIn(dir)
 		if err != nil {
 			return nil, err
 		}
-		paths = append(paths, slices.DeleteFunc(found, func(path string) bool { return !isOurs(path) })...)
+		paths = append(paths, found...)
 	}
 	return paths, nil
+}
+
+// runningIn is Running for folders of one user each, which a pattern tells (filepath.Match).
+func runningIn(pattern string) ([]string, error) {
+	found, err := filepath.Glob(filepath.Join(pattern, "*", socketName))
+	of := map[string]int{}
+	return slices.DeleteFunc(found, func(path string) bool {
+		own := filepath.Dir(path)
+		all := filepath.Dir(own)
+		if of[all] == maxOfUser || checkName(filepath.Base(own)) != nil || !isOurs(path) {
+			return true
+		}
+		of[all]++
+		return false
+	}), err
+}
+
+// NameOf is by what name this user reaches the switch of a socket that Running has told of: the path, where it is not one of
+// his own or root's.
+func NameOf(path string) string {
+	name := filepath.Base(filepath.Dir(path))
+	if own, err := Path(name); err == nil && own == path {
+		return name
+	}
+	return path
 }
 
 // isOurs tells whether a path can be that of a switch's socket: nobody but one user, or root, can have put it there.
