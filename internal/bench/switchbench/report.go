@@ -49,8 +49,8 @@ func (r *results) table(w io.Writer) error {
 	t.WriteString(`
 Sender, switch and receiver share the machine's processors: CPU seconds per GB (of the whole machine) tell more than Gb/s. Packets are UDP of 64 bytes,
 sent as fast as the sender can, so that loss is the rule. Round trips are TCP of 64 bytes with everything on one CPU. × is of the kernel
-bridge. A guest's rows have a program in the place of QEMU at each end, which costs as much as the switch again. * marks figures of which most samples were disturbed
-by other programs on the machine.
+bridge. A guest's rows have a program in the place of QEMU at each end, which costs as much as the switch again. Samples that other programs on the machine
+disturbed do not count; * marks figures that have no others.
 
 | switch, 2 ports | TCP, 1 stream, Gb/s | × | CPU s/GB | 4 streams, Gb/s | × | CPU s/GB | 64 bytes, kpps | × | loss % | CPU µs/packet | round trip p50, µs | p99, µs |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|
@@ -101,7 +101,7 @@ func (r *results) row(t *strings.Builder, p *peer) {
 // cell is a figure's median, marked where it is not to be relied on.
 func (r *results) cell(f ref) string {
 	text := number(r.median(f))
-	if text != "" && r.disturbed(f) {
+	if _, disturbed := r.samples(f); disturbed && text != "" {
 		text += "*"
 	}
 	return text
@@ -170,6 +170,11 @@ func (r *results) goalsTable(t *strings.Builder) {
 		if g.b.peer != "" {
 			unit = "×"
 		}
-		fmt.Fprintf(t, "| %s | %s %s%s | %s%s | %s |\n", g.text, sign, number(g.want), unit, number(v), unit, verdict)
+		for _, f := range []ref{g.a, g.b} {
+			if _, disturbed := r.samples(f); disturbed && f.peer != "" {
+				unit = strings.TrimRight(unit, "*") + "*"
+			}
+		}
+		fmt.Fprintf(t, "| %s | %s %s%s | %s%s | %s |\n", g.text, sign, number(g.want), strings.TrimRight(unit, "*"), number(v), unit, verdict)
 	}
 }

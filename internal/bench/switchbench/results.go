@@ -31,14 +31,26 @@ type ref struct {
 	ports              int
 }
 
-func (r *results) samples(f ref) []sample {
-	return r.Figures[keyOf(f.peer, max(2, f.ports), f.work)]
+// samples are a figure's: those that nothing disturbed, if there are any.
+func (r *results) samples(f ref) (all []sample, disturbed bool) {
+	var quiet []sample
+	all = r.Figures[keyOf(f.peer, max(2, f.ports), f.work)]
+	for _, s := range all {
+		if s.Foreign <= disturbing {
+			quiet = append(quiet, s)
+		}
+	}
+	if len(quiet) > 0 {
+		return quiet, false
+	}
+	return all, true
 }
 
 // median is the middle of a figure's samples; NaN where there is none.
 func (r *results) median(f ref) float64 {
 	var all []float64
-	for _, s := range r.samples(f) {
+	samples, _ := r.samples(f)
+	for _, s := range samples {
 		if v, ok := s.Values[f.figure]; ok {
 			all = append(all, v)
 		}
@@ -62,18 +74,6 @@ func (r *results) has(peer string) bool {
 		}
 	}
 	return false
-}
-
-// disturbed tells whether more than half of a figure's samples were.
-func (r *results) disturbed(f ref) bool {
-	n := 0
-	all := r.samples(f)
-	for _, s := range all {
-		if s.Foreign > disturbing {
-			n++
-		}
-	}
-	return 2*n > len(all)
 }
 
 // A goal is a ratio of two figures that the switch should reach.
