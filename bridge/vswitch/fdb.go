@@ -3,6 +3,7 @@ package vswitch
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -21,7 +22,8 @@ import (
 //
 // MAC and VLAN id are a key of 60 bits. A permutation of these, drawn anew for each table so that nobody outside
 // can aim at one bucket, gives the bucket in its low bits, 13 or more; what is left of it is the rest. Both together are the key
-// again, and no two keys are taken for one. A full bucket loses the entry that was silent longest.
+// again, and no two keys are taken for one. A full bucket loses the entry that was silent longest of the ports that have learned
+// most, so that no port pushes out the others' addresses by many of its own.
 type FDB struct {
 	slots []atomic.Uint64
 	seen  []atomic.Uint32 // the second in which each slot's address was seen last
@@ -168,14 +170,14 @@ func (f *FDB) Learn(k Key, port int) {
 	}
 }
 
-// insert puts a new address into an empty slot, or where none is, into that of the address that was silent longest.
+// insert puts a new address into an empty slot, or where none is, into that of another one of a port that has no smaller share.
 func (f *FDB) insert(b int, rest uint64, port int, now uint32) {
 	if limit := f.limit[port].Load(); limit > 0 && f.learned[port].Load() >= limit {
 		f.refused.Add(1)
 		return
 	}
 	i, old := f.victim(b, now)
-	if i < 0 {
+	if i < 0 || old != 0 && f.share(portOf(old)) < f.share(port) {
 		f.refused.Add(1)
 		return
 	}
@@ -193,6 +195,7 @@ func (f *FDB) insert(b int, rest uint64, port int, now uint32) {
 // victim is the slot of a bucket that a new address may have, and what is in it; -1 where all are static.
 func (f *FDB) victim(b int, now uint32) (slot int, word uint64) {
 	slot = -1
+	var most int
 	var oldest uint32
 	slots := f.bucket(b)
 	for i := range slots {
@@ -200,12 +203,19 @@ func (f *FDB) victim(b int, now uint32) (slot int, word uint64) {
 		if w == 0 {
 			return i, 0
 		}
-		if age := now - f.seen[b*ways+i].Load(); w&staticBit == 0 && (slot < 0 || age > oldest) {
-			slot, word, oldest = i, w, age
+		if w&staticBit != 0 {
+			continue
+		}
+		share, age := f.share(portOf(w)), now-f.seen[b*ways+i].Load()
+		if slot < 0 || share > most || share == most && age > oldest {
+			slot, word, most, oldest = i, w, share, age
 		}
 	}
 	return slot, word
 }
+
+// share is how much of the table a port has learned, in powers of two: ports that differ by less are alike.
+func (f *FDB) share(port int) int { return bits.Len32(uint32(max(0, f.learned[port].Load()))) }
 
 // single leaves one entry of an address that two goroutines have put in at once: the static one, else the first.
 // Each calls it after its own is in, so that the later of the two sees both.
@@ -354,7 +364,7 @@ type FDBStats struct {
 	Moves   uint64 `json:"moves"`   // to another port
 	Aged    uint64 `json:"aged"`    // not seen for the time of ageing
 	Evicted uint64 `json:"evicted"` // pushed out by another address
-	Refused uint64 `json:"refused"` // not learned: the port has its limit, or static ones are in the way
+	Refused uint64 `json:"refused"` // not learned: the port has its limit, or static ones or those of ports with fewer are in the way
 }
 
 // Stats counts.

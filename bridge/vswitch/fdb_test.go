@@ -222,7 +222,7 @@ func TestFDBIsBounded(t *testing.T) {
 		f.Learn(keyOf(uint64(i), 0), i%7)
 	}
 	s := f.Stats()
-	if s.Entries > s.Slots || s.Entries < s.Slots*8/10 || s.Evicted+uint64(s.Entries) != uint64(3*s.Slots) {
+	if s.Entries > s.Slots || s.Entries < s.Slots*8/10 || s.Evicted+s.Refused+uint64(s.Entries) != uint64(3*s.Slots) {
 		t.Errorf("%+v", s)
 	}
 	// What is seen again and again outlives the crowd.
@@ -237,6 +237,36 @@ func TestFDBIsBounded(t *testing.T) {
 	}
 	if got := f.Lookup(kept); got != 3 {
 		t.Errorf("a busy address was pushed out: %d", got)
+	}
+}
+
+// TestFDBIsShared: a port that sends from as many sources as it can does not have the others' addresses forgotten.
+func TestFDBIsShared(t *testing.T) {
+	f := NewFDB(0, 0)
+	const others = 1000
+	address := func(i int) Key { return keyOf(0x0200_0000_0000|uint64(i), 1) }
+	for i := range others {
+		f.Learn(address(i), 2+i%10)
+	}
+	flood := func() {
+		for range 4 * len(f.slots) {
+			f.Learn(keyOf(rand.Uint64()>>16, 1), 1)
+		}
+	}
+	f.Sweep(1)
+	flood()
+	for i := range others {
+		if got := f.Lookup(address(i)); got != 2+i%10 {
+			t.Fatalf("address %d is behind port %d", i, got)
+		}
+	}
+	f.Learn(address(others), 12) // there is room for somebody new
+	flood()
+	if got := f.Lookup(address(others)); got != 12 {
+		t.Errorf("the new one is behind port %d", got)
+	}
+	if s := f.Stats(); s.Entries < s.Slots*9/10 {
+		t.Errorf("%+v", s)
 	}
 }
 

@@ -41,8 +41,9 @@ func fromOffload(r offload.Reason) Reason {
 	return offloadBase + Reason(r)
 }
 
-// refused tells whether a frame that came in goes nowhere, for a reason that who sent it answers for.
-func (r Reason) refused() bool { return r != Delivered && r != Unreadable }
+// refused tells whether a frame that came in goes nowhere, for a reason that who sent it answers for. Isolated is none: behind which port
+// a destination is, others may lie about.
+func (r Reason) refused() bool { return r != Delivered && r != Unreadable && r != Isolated }
 
 // TooBig is a frame larger than the target's MTU.
 const TooBig = offloadBase + Reason(offload.TooBig)

@@ -15,7 +15,7 @@ type Storm struct {
 	Unknown   int `json:"unknown,omitempty"` // unicast to addresses that nobody was seen with
 
 	// Refused is how many frames the port may send that go nowhere: beyond the other limits, from a source or in a VLAN that it may
-	// not have, to a destination behind the port itself, or no frames at all. Beyond it the port is not read for a
+	// not have, to a destination behind the port itself, or no frames at all; not those to another isolated port. Beyond it the port is not read for a
 	// while. Then who sends them waits, which costs the others no time; but what else comes by the port
 	// waits, too, so it is not for an uplink.
 	Refused int `json:"refused,omitempty"`
@@ -74,14 +74,15 @@ func (b *bucket) take(now int64, n int) bool {
 	}
 }
 
-// spend takes what n frames cost, whether it is there or not, and tells how long to wait until it is.
+// spend takes what n frames cost, whether it is there or not, and tells how long to wait until it is: at most maxRest. What is beyond
+// that is let off, for a port that has misbehaved once is not to pay for it a day.
 func (b *bucket) spend(now int64, n int) time.Duration {
 	if b.step == 0 {
 		return 0
 	}
 	for {
 		full := b.full.Load()
-		next := max(full, now) + int64(n)*b.step
+		next := min(max(full, now)+int64(n)*b.step, now+b.depth+int64(maxRest))
 		if b.full.CompareAndSwap(full, next) {
 			return time.Duration(max(0, next-now-b.depth))
 		}
@@ -100,7 +101,7 @@ func (r *receiver) rest(refused int) {
 	if r.resting == nil {
 		r.resting = time.NewTimer(0)
 	}
-	r.resting.Reset(min(wait, maxRest))
+	r.resting.Reset(wait)
 	select {
 	case <-r.resting.C:
 	case <-r.port.ended:

@@ -205,6 +205,22 @@ func TestBucket(t *testing.T) {
 	}
 }
 
+// TestBucketForgives: however much a port has sent that goes nowhere, it does not wait longer than for a moment.
+func TestBucketForgives(t *testing.T) {
+	var b bucket
+	b.limit(1)
+	now := int64(time.Hour)
+	for range 1000 {
+		if wait := b.spend(now, 64); wait > maxRest {
+			t.Fatalf("a wait of %v", wait)
+		}
+	}
+	now += int64(maxRest) + b.depth
+	if wait := b.spend(now, 1); wait > 0 {
+		t.Errorf("after its rest, a wait of %v", wait)
+	}
+}
+
 func TestStormLimit(t *testing.T) {
 	l := newLAN(t, map[string]PortConfig{"a": {Storm: Storm{Broadcast: 100, Multicast: 50, Unknown: 20}}, "b": {}})
 	l.send("b", etherFrame(all, mac(2), nil, 46))
@@ -266,6 +282,19 @@ func TestRefusedRests(t *testing.T) {
 	start = time.Now()
 	if err := l.sw.RemovePort("b"); err != nil || time.Since(start) > 500*time.Millisecond {
 		t.Errorf("a port that rests was removed in %v: %v", time.Since(start), err)
+	}
+}
+
+// TestNobodyMakesAnotherRest has an isolated station take the address of one that the others talk to.
+func TestNobodyMakesAnotherRest(t *testing.T) {
+	isolated := PortConfig{PortConfig: bridge.PortConfig{Isolated: true}, Storm: Storm{Refused: 1}}
+	l := newLAN(t, map[string]PortConfig{"honest": isolated, "liar": isolated, "up": {}})
+	l.send("up", etherFrame(all, mac(9), nil, 46))
+	l.send("liar", etherFrame(all, mac(9), nil, 46))
+	start := time.Now()
+	l.send("honest", slices.Repeat([][]byte{etherFrame(mac(9), mac(1), nil, 46)}, 300)...)
+	if took, p := time.Since(start), l.port("honest"); took > 500*time.Millisecond || p.Dropped(Isolated) != 300 {
+		t.Errorf("300 frames were read in %v: %+v", took, p.Stats())
 	}
 }
 
