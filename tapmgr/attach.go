@@ -128,7 +128,7 @@ func (a *attachment) queues(ctx context.Context) (int, error) {
 	if a.spec.Queues != QueuesAuto {
 		return a.spec.Queues, nil
 	}
-	if !a.spec.virtio() {
+	if !a.spec.virtio() || a.record.Type == TypeSocket {
 		return 1, nil
 	}
 	cpus, err := a.vm.cpus(ctx)

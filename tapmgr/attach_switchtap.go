@@ -85,7 +85,8 @@ func (s *switchTap) verify(_ int, alias string) (*ours, error) {
 	if l.Master != 0 || !l.Up {
 		return nil, fmt.Errorf("somebody changed %s meanwhile: up is %v, on a bridge: %v", l.Name, l.Up, l.Master != 0)
 	}
-	o := &ours{Link: l, seat: seatOf(s.record, s.name, s.m.askNamed([]string{s.source}))}
+	o := &ours{Link: l, want: s.record}
+	o.seat = seatOf(o, s.m.askNamed(s.source))
 	switch {
 	case o.seat.err != nil:
 		return nil, o.seat.err

@@ -36,6 +36,10 @@ func (d *detachment) steps(device bool) []step.Step {
 	if d.link != nil && !d.link.isSocket() {
 		list = append(list, d.goneStep())
 	}
+	if d.unknownSeat() {
+		d.tellSeat()
+		return list
+	}
 	if d.link != nil && d.link.want.Switch {
 		list = append(list, d.leaveStep())
 	}
@@ -43,6 +47,16 @@ func (d *detachment) steps(device bool) []step.Step {
 		list = append([]step.Step{d.markStep()}, list...)
 	}
 	return list
+}
+
+// unknownSeat tells that none of the switches that were asked is known to be the NIC's: its guest is another user's, and the
+// switch has ended or is that user's own.
+func (d *detachment) unknownSeat() bool {
+	return d.link != nil && d.link.isSocket() && errors.Is(d.link.seat.err, errNotAsked)
+}
+
+func (d *detachment) tellSeat() {
+	d.notices = append(d.notices, fmt.Sprintf("its port stays in switch %s until the guest ends: %v", d.link.want.Source, d.link.seat.err))
 }
 
 // mayChange tells whether there is a link that the caller has the right to change. Without, the
@@ -183,7 +197,7 @@ func (d *detachment) forceSteps() []step.Step {
 	var list []step.Step
 	switch {
 	case d.link != nil && d.link.isSocket() && d.link.seat.err != nil: // QEMU's end is cut off all the same
-		d.notices = append(d.notices, fmt.Sprintf("its port stays in switch %s until the guest ends: %v", d.link.want.Source, d.link.seat.err))
+		d.tellSeat()
 	case d.mayChange() && !d.cut:
 		list = append(list, d.markStep(), d.cutStep())
 	}

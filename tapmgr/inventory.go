@@ -136,7 +136,7 @@ func (m *Manager) seats(links []ours, labels []procfd.File) []ours {
 	all := m.askSwitches(names...)
 	for i := range links {
 		if o := &links[i]; o.want.Switch {
-			o.seat = seatOf(o.want, o.Name, all)
+			o.seat = seatOf(o, all)
 		}
 	}
 	return m.socketNICs(labels, all)
@@ -305,7 +305,7 @@ func (m *Manager) findFor(pid int, vm, nic, sw string) (*ours, error) {
 		if r, ok := parseAlias(l.Alias); ok && r.VM == vm && r.NIC == nic {
 			o := &ours{Link: l, want: r, master: m.masterName(l)}
 			if r.Switch {
-				o.seat = seatOf(r, l.Name, m.askNamed([]string{r.Source}))
+				o.seat = seatOf(o, m.askNamed(r.Source))
 			}
 			return o, nil
 		}

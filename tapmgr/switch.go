@@ -125,9 +125,17 @@ func (s *Switch) differences(r record, add func(what string, is, want any)) {
 	if s.By != "" && s.By != ByAuto {
 		add("type", r.Type, string(s.By))
 	}
-	if g := s.guard(); g != (guard{}) {
-		add("limits", r.Guard.String(), g.String())
+	asked, is := s.guard(), r.Guard
+	if !s.LockMAC {
+		is.LockMAC = false
 	}
+	if s.Storm == 0 {
+		is.Storm = 0
+	}
+	if s.MaxAddresses == 0 {
+		is.MaxAddresses = 0
+	}
+	add("limits", cmp.Or(is.String(), "the default"), cmp.Or(asked.String(), "the default"))
 }
 
 // guard is what a record keeps of a Switch's limits: 0 for the defaults.

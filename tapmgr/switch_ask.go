@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -60,19 +59,38 @@ func (m *Manager) askSwitches(names ...string) []asked {
 	if err != nil {
 		m.notice("the switches were not asked: %v", err)
 	}
-	for _, name := range names {
-		if path, err := control.Path(name); err == nil {
-			paths = append(paths, path)
-		}
-	}
-	slices.Sort(paths)
-	paths = slices.Compact(paths)
+	paths = unique(append(pathsOf(names), paths...)) // those that NICs are on come first, then the caller's own and root's
 	if len(paths) > maxSwitches {
 		m.notice("of %d switches %d were not asked", len(paths), len(paths)-maxSwitches)
 		paths = paths[:maxSwitches]
 	}
 	return m.askAll(paths)
 }
+
+// pathsOf are the control sockets of switches of these names.
+func pathsOf(names []string) (paths []string) {
+	for _, name := range names {
+		if path, err := control.Path(name); err == nil {
+			paths = append(paths, path)
+		}
+	}
+	return paths
+}
+
+// unique leaves the first of each path.
+func unique(paths []string) (first []string) {
+	seen := map[string]bool{}
+	for _, path := range paths {
+		if !seen[path] {
+			seen[path] = true
+			first = append(first, path)
+		}
+	}
+	return first
+}
+
+// askNamed asks these switches and no others.
+func (m *Manager) askNamed(names ...string) []asked { return m.askAll(unique(pathsOf(names))) }
 
 func (m *Manager) askAll(paths []string) []asked {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), askWait, fmt.Errorf("no answer within %v (does it stand still?)", askWait))
@@ -154,19 +172,28 @@ type seat struct {
 
 var errNotAsked = errors.New("its switch was not asked")
 
-// seatOf is the seat of a NIC that belongs on a switch, among what was asked.
-func seatOf(r record, name string, all []asked) seat {
-	path, err := control.Path(r.Source)
+// seatOf is the seat of a NIC that belongs on a switch, among what was asked. The switch that the NIC's record names is believed,
+// whoever runs it: who attached the NIC chose it. Of two guests of one name each has the port that it holds.
+func seatOf(o *ours, all []asked) seat {
+	path, err := control.Path(o.want.Source)
 	s := seat{path: path, err: cmp.Or(err, errNotAsked)}
 	for _, a := range all {
+		if a.path != path {
+			continue
+		}
+		s.err = a.err
 		for i, p := range a.ports {
-			if l, ok := parseAlias(p.Label); ok && a.trusted && p.Name == name && l.VM == r.VM && l.NIC == r.NIC && a.path == path {
+			l, ok := parseAlias(p.Label)
+			if ok && p.Name == o.Name && l.VM == o.want.VM && l.NIC == o.want.NIC && o.mayHave(p) {
 				s.port = &a.ports[i]
 			}
 		}
-		if a.path == path {
-			s.err = a.err
-		}
 	}
 	return s
+}
+
+// mayHave tells whether a port of the NIC's name can be its own, and not that of another guest of that name.
+func (o *ours) mayHave(p control.Port) bool {
+	pid := o.vmm()
+	return pid == p.Holder || pid == 0 && !o.isOthers()
 }

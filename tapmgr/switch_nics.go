@@ -60,16 +60,22 @@ func (m *Manager) socketNICs(labels []procfd.File, all []asked) []ours {
 		}
 	}
 	for i := range found {
-		o := &found[i]
-		switch {
-		case o.seat.port != nil:
-		case o.isOthers(): // what its name means to that user is not known, nor may he send us anywhere
-			o.seat.err = errNotAsked
-		default:
-			o.seat = seatOf(o.want, o.Name, all)
+		if o := &found[i]; o.seat.port == nil {
+			o.sit(seatOf(o, all)) // of another user's only what was asked anyway: see sources
 		}
 	}
 	return found
+}
+
+// sit notes where a NIC by a socket is. Only the port's label tells the phase.
+func (o *ours) sit(s seat) {
+	o.seat = s
+	if s.port == nil {
+		return
+	}
+	if r, ok := parseAlias(s.port.Label); ok {
+		o.want.Phase, o.Alias = r.Phase, s.port.Label
+	}
 }
 
 // withPort notes a switch's port at the NIC whose label its holder has, or adds the NIC that nothing else tells of.
@@ -82,8 +88,7 @@ func withPort(found []ours, r record, s seat) []ours {
 		found = append(found, socketNIC(r))
 		found[i].holders = []Holder{{PID: s.port.Holder, FDs: []int{}}}
 	}
-	found[i].want, found[i].seat = r, s // only the port's label tells the phase
-	found[i].Alias = s.port.Label
+	found[i].sit(s)
 	return found
 }
 
@@ -143,24 +148,12 @@ func (m *Manager) socketFor(pid int, vm, nic, sw string) *ours {
 	if len(names) == 0 {
 		return nil
 	}
-	for _, o := range m.socketNICs(labels, m.askNamed(names)) {
+	for _, o := range m.socketNICs(labels, m.askNamed(names...)) {
 		if o.want.VM == vm && o.want.NIC == nic && o.isHeldBy(pid) {
 			return &o
 		}
 	}
 	return nil
-}
-
-// askNamed asks these switches and no others.
-func (m *Manager) askNamed(names []string) []asked {
-	var paths []string
-	for _, name := range names {
-		if path, err := control.Path(name); err == nil {
-			paths = append(paths, path)
-		}
-	}
-	slices.Sort(paths)
-	return m.askAll(slices.Compact(paths))
 }
 
 // sameSocket tells whether two readings are of one NIC by a socket.

@@ -151,7 +151,9 @@ func (o *launchOptions) name() error {
 		if s.Model == "" && machine == qemu.PlaceMMIO {
 			s.Model = launch.MMIOModel
 		}
-		if s.Queues == tapmgr.QueuesAuto {
+		if s.Queues == tapmgr.QueuesAuto && s.Switch != nil {
+			s.Queues = 1 // of a socket
+		} else if s.Queues == tapmgr.QueuesAuto {
 			s.Queues = min(qemu.CPUs(o.argv), tapmgr.MaxAutoQueues)
 		}
 	}

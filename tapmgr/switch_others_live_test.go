@@ -1,0 +1,168 @@
+package tapmgr_test
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"vmnet/tapmgr"
+	"vmnet/testvm"
+)
+
+// TestLiveSwitchOfAServicesUser: a service manager runs a switch as a user of its own, and libvirt QEMU as another one. Root,
+// who names both, has NICs there like any others.
+func TestLiveSwitchOfAServicesUser(t *testing.T) {
+	for _, by := range bothBys {
+		for _, user := range []string{"root", "daemon"} {
+			t.Run(fmt.Sprintf("%s of %s's guest", by, user), func(t *testing.T) {
+				t.Parallel()
+				h := newHost(t)
+				s := h.nobodysSwitch()
+				g := h.runAs(user)
+				spec := s.on(g, "net0", by)
+				spec.PID = g.Pid()
+				h.attach(spec)
+				s.forwards(g)
+				if res, err := h.Attach(h.context(10*time.Second), spec); err != nil || res.Changed {
+					t.Errorf("the same again: %+v, %v", res, err)
+				}
+				h.reconciled()
+				if diff := h.check(); len(diff) != 0 {
+					t.Errorf("check %+v", diff)
+				}
+				if _, err := h.Detach(h.context(10*time.Second), tapmgr.DetachSpec{Target: spec.Target, NIC: "net0", Force: true}); err != nil {
+					t.Error(err)
+				}
+				s.noPort()
+			})
+		}
+	}
+}
+
+// runAs is an empty guest whose QEMU gives its rights up.
+func (h *host) runAs(user string) *guest {
+	h.Helper()
+	if user == "root" {
+		return h.empty()
+	}
+	return h.booted(testvm.Config{Paused: true, ExtraArgs: []string{"-runas", user}})
+}
+
+func (s *userSwitch) forwards(g *guest) {
+	s.Helper()
+	if nics, err := s.List(g.name); err != nil || len(nics) != 1 || nics[0].State != "forwarding" || nics[0].PID != g.Pid() {
+		s.Errorf("list %+v, %v: want it forwarding", nics, err)
+	}
+}
+
+// TestLiveSwitchOfAnotherUsersGuestEnds: what that guest's label names nobody asks unless told to, so only who names the
+// switch gets the NIC replaced; detaching it takes no switch.
+func TestLiveSwitchOfAnotherUsersGuestEnds(t *testing.T) {
+	h := newHost(t)
+	s := h.runSwitch()
+	g := h.booted(testvm.Config{ExtraArgs: []string{"-runas", "daemon"}})
+	spec := s.on(g, "net0", tapmgr.BySocket)
+	spec.PID = g.Pid()
+	h.attach(spec)
+	s.forwards(g)
+	s.kill()
+	h.Switches = func() ([]string, error) { return nil, nil } // it is none of the caller's
+	if nics, err := h.List(g.name); err != nil || len(nics) != 1 || nics[0].State != tapmgr.Unknown {
+		t.Errorf("list %+v, %v: want it unknown", nics, err)
+	}
+	s.start()
+	res, err := h.Attach(h.context(60*time.Second), spec)
+	if err != nil || !res.Changed || res.NIC.State != "forwarding" {
+		t.Errorf("the same attach again: %+v, %v: want it replaced", res, err)
+	}
+	s.kill()
+	gone, err := h.Detach(h.context(60*time.Second), tapmgr.DetachSpec{Target: spec.Target, NIC: "net0"})
+	if err != nil || !strings.Contains(strings.Join(gone.Notices, ";"), "its port stays in switch") {
+		t.Errorf("detach %+v, %v", gone, err)
+	}
+	h.nothingLeft(g, "net0")
+}
+
+// TestLiveSwitchPortOfTheOtherGuest: of two guests of one name, the one whose port was lost has not the other's.
+func TestLiveSwitchPortOfTheOtherGuest(t *testing.T) {
+	h := newHost(t)
+	s := h.runSwitch()
+	a := h.empty()
+	b := &guest{testvm.StartT(t, testvm.Config{Name: a.name, Paused: true}), a.name}
+	specA, specB := s.on(a, "net0", tapmgr.BySocket), s.on(b, "net0", tapmgr.BySocket)
+	specA.PID, specB.PID = a.Pid(), b.Pid()
+	h.attach(specB)
+	s.kill()
+	s.start()
+	h.attach(specA)
+	nics, err := h.List(a.name)
+	for _, n := range nics {
+		if want := map[int]tapmgr.State{a.Pid(): "forwarding", b.Pid(): tapmgr.NoSwitch}[n.PID]; n.State != want {
+			t.Errorf("%+v: want %s", n, want)
+		}
+	}
+	if err != nil || len(nics) != 2 {
+		t.Errorf("list %+v, %v", nics, err)
+	}
+	if _, err := h.Detach(h.context(10*time.Second), tapmgr.DetachSpec{Target: specB.Target, NIC: "net0", Force: true}); err != nil {
+		t.Error(err)
+	}
+	if ports := s.ports(); len(ports) != 1 || ports[0].Holder != a.Pid() {
+		t.Errorf("ports %+v: want the other guest's untouched", ports)
+	}
+}
+
+// TestLiveSwitchAmongMany: however many sockets others have made, the switches that NICs are on are asked.
+func TestLiveSwitchAmongMany(t *testing.T) {
+	h := newHost(t)
+	s := h.runSwitch()
+	h.Switches = func() (paths []string, err error) {
+		for i := range 300 {
+			paths = append(paths, filepath.Join("/a", fmt.Sprint(i)))
+		}
+		return append(paths, s.path), nil
+	}
+	h.Notice = func(string) {}
+	g := h.empty()
+	for i, by := range bothBys {
+		h.attach(s.on(g, fmt.Sprintf("net%d", i), by))
+	}
+	nics, err := h.List(g.name)
+	if err != nil || len(nics) != 2 || slices.ContainsFunc(nics, func(n tapmgr.NIC) bool { return n.State != "forwarding" }) {
+		t.Errorf("list %+v, %v", nics, err)
+	}
+}
+
+// TestLiveSwitchLimitsAskedFor: what is asked for is compared, the default too, and what is left open is not.
+func TestLiveSwitchLimitsAskedFor(t *testing.T) {
+	h := newHost(t)
+	s := h.runSwitch()
+	g := h.booted(testvm.Config{Paused: true, CPUs: 2})
+	spec := s.on(g, "net0", tapmgr.BySocket)
+	spec.Queues = tapmgr.QueuesAuto // of a socket, one
+	spec.Switch.LockMAC, spec.Switch.Storm = true, tapmgr.NoLimit
+	if nic := h.attach(spec); nic.Queues != 1 {
+		t.Errorf("%+v: want one queue", nic)
+	}
+	for name, c := range map[string]struct {
+		asked tapmgr.Switch
+		same  bool
+	}{
+		"nothing":       {tapmgr.Switch{}, true},
+		"the lock":      {tapmgr.Switch{LockMAC: true}, true},
+		"no limit":      {tapmgr.Switch{Storm: tapmgr.NoLimit}, true},
+		"the default":   {tapmgr.Switch{Storm: tapmgr.DefaultStorm}, false},
+		"other numbers": {tapmgr.Switch{MaxAddresses: 3}, false},
+	} {
+		again := s.on(g, "net0", tapmgr.BySocket)
+		again.Switch.LockMAC, again.Switch.Storm, again.Switch.MaxAddresses = c.asked.LockMAC, c.asked.Storm, c.asked.MaxAddresses
+		res, err := h.Attach(h.context(10*time.Second), again)
+		if c.same && (err != nil || res.Changed) || !c.same && !errors.Is(err, tapmgr.ErrExist) {
+			t.Errorf("%s: %+v, %v", name, res, err)
+		}
+	}
+}
