@@ -241,6 +241,45 @@ func TestFiles(t *testing.T) {
 	eventually(t, "the files are closed", func() bool { return openFiles(t) < before+2*clients })
 }
 
+// TestClientLeftBeforeTheAnswer: what a switch that stood still finds in its queue of clients who have given up is not done.
+func TestClientLeftBeforeTheAnswer(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sw")
+	l, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	near, far, err := vswitch.SocketFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	defer far.Close()
+	gone, stays := raw(t, path), raw(t, path)
+	for conn, name := range map[*net.UnixConn]string{gone: "gone", stays: "stays"} {
+		message := fmt.Sprintf(`{"do":"add-port","port":{"name":%q,"kind":"socket","config":{}}}`, name)
+		if err := fdpass.SendOver(conn, []byte(message), near); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = gone.Close()
+	sw := vswitch.New(vswitch.Config{})
+	s := NewServer(sw, Info{})
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(context.Background(), l) }()
+	b, _, err := fdpass.ReceiveOver(stays, make([]byte, maxMessage), 0)
+	if err != nil || string(b) != "{}" {
+		t.Errorf("%s, %v", b, err)
+	}
+	if got := s.Ports(); len(got) != 1 || got[0].Name != "stays" {
+		t.Errorf("%+v", got)
+	}
+	s.stop()
+	if err := errors.Join(<-done, sw.Close(), l.Close()); err != nil {
+		t.Error(err)
+	}
+	s.Close()
+}
+
 // TestThousands has more clients than there is room for: those that are silent make room.
 func TestThousands(t *testing.T) {
 	path, s := serve(t)

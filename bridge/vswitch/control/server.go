@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
 	"vmnet/internal/fdpass"
@@ -155,7 +157,9 @@ func (s *Server) evictSilent() bool {
 	return true
 }
 
-// converse answers requests, one after the other, until the client has gone or breaks the rules.
+// converse answers requests, one after the other, until the client has gone or breaks the rules. What a client has asked for that has
+// gone since, for instance because the switch was stopped by a signal and did not answer in time, is not done: the client has
+// told that it was not.
 func (s *Server) converse(c *session) {
 	room := make([]byte, maxMessage)
 	for {
@@ -164,6 +168,10 @@ func (s *Server) converse(c *session) {
 			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
 				_ = c.send(answer{Error: refuse(err)})
 			}
+			return
+		}
+		if c.left() {
+			fdpass.CloseAll(files)
 			return
 		}
 		c.busy.Store(true)
@@ -186,6 +194,21 @@ func (s *Server) converse(c *session) {
 			return
 		}
 	}
+}
+
+// left tells whether the client has hung up (POLLHUP, unix(7)).
+func (c *session) left() bool {
+	conn, err := c.conn.SyscallConn()
+	if err != nil {
+		return true
+	}
+	hup := false
+	err = conn.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd)}}
+		n, pollErr := unix.Poll(p, 0)
+		hup = pollErr == nil && n > 0 && p[0].Revents&unix.POLLHUP != 0
+	})
+	return err != nil || hup
 }
 
 func (c *session) send(a answer) error {
