@@ -18,7 +18,7 @@ import (
 // It is what makes a short life shorter: Go has to stop the world and wait for each thread
 // once instead of five times. Where there is no uid to give up, and so nothing that takes
 // the capabilities from other threads by itself, it is Keep and Harden; so too where the
-// caller's securebits keep the kernel from doing that. But with file capabilities that are those
+// caller's securebits keep the kernel from doing that, or fs.suid_dumpable would let debuggers into those threads. But with file capabilities that are those
 // asked for and no others, all threads are from the start as Keep would make them. Root could do without us whatever would be
 // forbidden: where the caller is root, it keeps all capabilities in effect, and is spared the
 // thread that Go starts as soon as one is locked.
@@ -27,7 +27,7 @@ func (p *Process) Confine(values ...cap.Value) error {
 	securebits, err := unix.PrctlRetInt(unix.PR_GET_SECUREBITS, 0, 0, 0, 0)
 	want := bits(values...)
 	already := !p.Caller.Root() && p.start == p.goal(want) // which the threads have been alike in since
-	if err != nil || !already && (securebits&noSetuidFixup != 0 || !p.Caller.Root() && p.start.uids == same(p.Caller.UID)) {
+	if err != nil || !already && (p.exposed || securebits&noSetuidFixup != 0 || !p.Caller.Root() && p.start.uids == same(p.Caller.UID)) {
 		if err := p.Keep(values...); err != nil {
 			return err
 		}

@@ -52,7 +52,10 @@ func (p *Process) passOn(path string, want uint64) error {
 	}
 	runtime.LockOSThread() // never unlocked
 	if p.start.uids != same(p.Caller.UID) || p.start.gids != same(p.Caller.GID) {
-		if err := giveUpIDs(p.Caller, p.start); err != nil {
+		if err := roomForSignals(); err != nil {
+			return err
+		}
+		if err := setIDs(p.Caller, true); err != nil {
 			return err
 		}
 	}

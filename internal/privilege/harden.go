@@ -30,8 +30,8 @@ func Harden() error {
 
 // hardenProcess is what is one for all threads.
 func hardenProcess() error {
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("forbid dumps (PR_SET_DUMPABLE): %w", err)
+	if err := undumpable(); err != nil {
+		return err
 	}
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("limit core dumps to 0: %w", err)

@@ -83,7 +83,7 @@ func (p *Process) become(eff uint64) error {
 		return err
 	}
 	goal := p.goal(eff)
-	if err := setIDs(p.Caller, goal.prm != 0); err != nil {
+	if err := setIDs(p.Caller, goal.prm != 0 || p.exposed); err != nil {
 		return err
 	}
 	if err := setCaps(goal); err != nil {
@@ -95,10 +95,17 @@ func (p *Process) become(eff uint64) error {
 // setIDs needs no privilege: the real ids are the caller's already. When the last
 // uid of 0 goes, so do all capabilities, unless keep; that flag then stays set until
 // execve, without a meaning any more: a second call to reset it would cost as much.
+//
+// When an id changes the kernel makes the process as dumpable as fs.suid_dumpable says. If that is 1, only those
+// threads that have kept their capabilities are safe from the caller's debuggers meanwhile
+// (__ptrace_may_access of kernel/ptrace.c), and a debugger of any is in the memory of all.
 func setIDs(c Caller, keep bool) error {
 	if r, e, s := unix.Getresgid(); [3]int{r, e, s} != [3]int{c.GID, c.GID, c.GID} {
 		if err := syscall.Setresgid(c.GID, c.GID, c.GID); err != nil {
 			return fmt.Errorf("return to gid %d: %w", c.GID, err)
+		}
+		if err := undumpable(); err != nil {
+			return err
 		}
 	}
 	if r, e, s := unix.Getresuid(); [3]int{r, e, s} == [3]int{c.UID, c.UID, c.UID} {
@@ -112,7 +119,7 @@ func setIDs(c Caller, keep bool) error {
 	if err := syscall.Setresuid(c.UID, c.UID, c.UID); err != nil {
 		return fmt.Errorf("return to uid %d: %w", c.UID, err)
 	}
-	return nil
+	return undumpable()
 }
 
 // setCaps sets three sets; the kernel takes from the ambient one what is not in

@@ -62,6 +62,7 @@ type Process struct {
 	start   task
 	env     []string
 	umask   int
+	exposed bool   // the kernel lets debuggers in whenever an id changes (fs.suid_dumpable is 1)
 	reserve uint64 // permitted, but in effect in With alone
 	dropped bool
 }
@@ -89,12 +90,25 @@ func Begin() (*Process, error) {
 	if p.start, err = ownTask(); err != nil { // all threads are alike yet
 		return nil, err
 	}
-	if p.Elevated() { // after setuid or file capabilities it is so already, unless fs.suid_dumpable says else
-		if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-			return nil, fmt.Errorf("forbid debuggers and dumps (PR_SET_DUMPABLE): %w", err)
-		}
+	if p.Elevated() {
+		err = p.keepDebuggersOut()
 	}
-	return p, nil
+	return p, err
+}
+
+// keepDebuggersOut forbids debuggers and dumps: after setuid or file capabilities it is so already, unless
+// fs.suid_dumpable says else (proc_sys_fs(5)).
+func (p *Process) keepDebuggersOut() error {
+	was, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	p.exposed = err != nil || was == 1
+	return undumpable()
+}
+
+func undumpable() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("forbid debuggers and dumps (PR_SET_DUMPABLE): %w", err)
+	}
+	return nil
 }
 
 // Elevated tells whether the process was started with more than its caller would

@@ -1,6 +1,6 @@
 // Probe is a privileged program made of the package's functions: each argument is
 // a step, "name" or "name=value", and prints a line about itself. "launch" as the first
-// one makes it the other side: a caller that sets up a hostile start.
+// one makes it the other side: a caller that sets up a hostile start; and "attack", one that looks for its moment.
 package main
 
 import (
@@ -26,6 +26,10 @@ import (
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "launch" {
 		fail("launch", launch(os.Args[2:]))
+	}
+	if len(os.Args) > 1 && os.Args[1] == "attack" {
+		fail("attack", attack(os.Args[2:]))
+		return
 	}
 	start := time.Now()
 	p, err := privilege.Begin()
