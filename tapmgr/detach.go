@@ -65,7 +65,7 @@ func (m *Manager) detach(ctx context.Context, spec DetachSpec) (DetachResult, er
 	case err != nil:
 		return DetachResult{}, err
 	}
-	defer d.vm.Close()
+	defer func() { _ = d.vm.Close() }()
 	return d.run(ctx)
 }
 
@@ -100,6 +100,9 @@ func (d *detachment) run(ctx context.Context) (res DetachResult, err error) {
 			return res, err
 		}
 	}
+	if err := d.byMonitor(ctx); err != nil {
+		return res, err
+	}
 	device, err := d.vm.has(ctx, d.spec.NIC)
 	if err != nil {
 		return res, in(ErrHandover, err)
@@ -115,6 +118,20 @@ func (d *detachment) run(ctx context.Context) (res DetachResult, err error) {
 	}
 	res.Notices = d.notices
 	return res, err
+}
+
+// byMonitor goes on over the monitor of a guest of libvirt's, where it is seen only now that the NIC was handed over by that: the
+// label of a QEMU of libvirt's user counts since libvirt has vouched for the process.
+func (d *detachment) byMonitor(ctx context.Context) error {
+	dom, ok := d.vm.(*domain)
+	if !ok || d.link == nil || d.link.want.Via != ViaMonitor {
+		return nil
+	}
+	vm, err := dom.monitor(ctx)
+	if err == nil {
+		d.vm = vm
+	}
+	return err
 }
 
 // stored are the steps that remove the NIC from what libvirt has stored of the guest, where that is asked for.

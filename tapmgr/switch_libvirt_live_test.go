@@ -43,3 +43,33 @@ func TestLiveSwitchOfLibvirtsGuest(t *testing.T) {
 		}
 	}
 }
+
+// TestLiveSwitchOfLibvirtsGuestAsAnotherUser: libvirt runs QEMU as a user of its own, and the guest's name is all that it takes.
+func TestLiveSwitchOfLibvirtsGuestAsAnotherUser(t *testing.T) {
+	libvirttest.Require(t)
+	t.Parallel()
+	h := &libvirtHost{host: newHost(t)}
+	h.virt = libvirttest.StartPermissive(t, h.ns)
+	h.Libvirt = h.virt.URI()
+	s := h.runSwitch()
+	g := h.domain(testvm.Domain{
+		Machine: "q35", Attributes: "xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'",
+		Extra: "<qemu:commandline><qemu:arg value='-runas'/><qemu:arg value='daemon'/></qemu:commandline>",
+	})
+	spec := h.spec(g, "net0")
+	spec.Bridge, spec.Via = "", tapmgr.ViaMonitor
+	for _, by := range bothBys {
+		spec.Switch = &tapmgr.Switch{Name: s.path, By: by}
+		h.attach(spec)
+		if res, err := h.Attach(h.context(20*time.Second), spec); err != nil || res.Changed {
+			t.Errorf("%s: the same again: %+v, %v", by, res, err)
+		}
+		if diff := h.check(); len(diff) != 0 {
+			t.Errorf("%s: check %+v", by, diff)
+		}
+		h.take(g, "net0")
+		if ports := s.ports(); len(ports) != 0 {
+			t.Errorf("%s: ports %+v", by, ports)
+		}
+	}
+}

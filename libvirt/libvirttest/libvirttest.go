@@ -19,7 +19,7 @@ import (
 )
 
 // script starts libvirtd (its arguments are the folder for its sockets, lines for its
-// configuration, and what the command begins with), again whenever it has ended. Control groups are off because a machine may have
+// configuration, what the command begins with, and lines for that of its guests), again whenever it has ended. Control groups are off because a machine may have
 // none; it does without an own log daemon, security driver and user as well.
 // None of that makes it slower. The shell stays as the first process, which has to reap
 // what libvirtd's children leave: libvirtd waits for them by kill(2), 40 s long.
@@ -38,6 +38,7 @@ group = "root"
 security_driver = "none"
 stdio_handler = "file"
 cgroup_controllers = []
+$4
 E
 while :; do
 	$3 libvirtd </dev/null || :
@@ -72,6 +73,14 @@ func Start(tb testing.TB, ns *netns.NS, conf ...string) *Daemon {
 	tb.Helper()
 	dir := folder(tb)
 	return start(tb, ns, &Daemon{tb: tb, dir: dir, uri: "qemu+unix:///system"}, dir, strings.Join(conf, "\n"), "")
+}
+
+// StartPermissive runs a libvirtd whose guests may give up root's rights themselves (QEMU's -runas), which libvirt else has done
+// for them, or forbids.
+func StartPermissive(tb testing.TB, ns *netns.NS) *Daemon {
+	tb.Helper()
+	dir := folder(tb)
+	return start(tb, ns, &Daemon{tb: tb, dir: dir, uri: "qemu+unix:///system"}, dir, "", "", "clear_emulator_capabilities = 0\nseccomp_sandbox = 0")
 }
 
 // StartSession runs the libvirtd of an ordinary user, whose XDG_RUNTIME_DIR is returned as well.
