@@ -129,7 +129,10 @@ func checkPacket(fd int) (d packetDevice, err error) {
 		return d, err
 	}
 	ll, ok := name.(*unix.SockaddrLinklayer)
-	if !ok || ll.Ifindex <= 0 || ll.Protocol != allProtocols {
+	switch {
+	case ok && ll.Ifindex < 0:
+		return d, fmt.Errorf("the device was removed meanwhile: %w", unix.ENODEV)
+	case !ok || ll.Ifindex == 0 || ll.Protocol != allProtocols:
 		return d, errors.New("it is not bound to a device and all protocols")
 	}
 	d.index = ll.Ifindex

@@ -368,3 +368,21 @@ func TestLivePacketByAltname(t *testing.T) {
 		t.Errorf("claimed twice: %v", err)
 	}
 }
+
+// TestLivePacketDeviceRemovedBefore: the device goes between its opening and its port.
+func TestLivePacketDeviceRemovedBefore(t *testing.T) {
+	outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
+	veth(t, outside, middle, "lan0", 1500)
+	socket, claim, err := vswitch.PacketFiles(middle.ns, "lan0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	defer claim.Close()
+	if err := middle.nl.LinkDel(middle.link("lan0")); err != nil {
+		t.Fatal(err)
+	}
+	if w, err := vswitch.OpenPacketFiles(socket, claim); !errors.Is(err, unix.ENODEV) {
+		t.Errorf("%v, %v", w, err)
+	}
+}

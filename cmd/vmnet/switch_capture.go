@@ -144,7 +144,10 @@ func (a *app) capture(ctx context.Context, o *captureVerb) error {
 	if o.file == "-" {
 		finished = outputError(finished)
 	}
-	err = errors.Join(err, finished, done())
+	if err == nil { // else the same has been told
+		err = finished
+	}
+	err = errors.Join(err, done())
 	a.say(captureCounts(n, r.Totals()))
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,7 +34,7 @@ func (a *app) switchListCommand() *cobra.Command {
 		}
 		rows := [][]string{{"SWITCH", "STATE", "PID", "USER", "PORTS", "ADDRESSES", "UP", "SOCKET"}}
 		for _, s := range seen {
-			row := []string{"", s.State, "", "", "", "", "", s.Socket}
+			row := []string{filepath.Base(filepath.Dir(s.Socket)), s.State, "", "", "", "", "", s.Socket}
 			if i := s.Info; i != nil {
 				row = []string{i.Name, s.State, strconv.Itoa(i.PID), userName(i.UID), strconv.Itoa(i.Ports), strconv.Itoa(i.FDB.Entries), uptime(i.Started), s.Socket}
 			}

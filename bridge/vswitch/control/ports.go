@@ -74,6 +74,8 @@ func open(p *Port, files []*os.File) (*vswitch.Wire, error) {
 	switch {
 	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
 		return nil, fmt.Errorf("%w: the switch has no room for more ports (ulimit -n, LimitNOFILE= of its unit)", err)
+	case errors.Is(err, unix.ENODEV):
+		return nil, err
 	case err != nil:
 		return nil, fmt.Errorf("%w port: %w", bridge.ErrInvalid, err)
 	}
