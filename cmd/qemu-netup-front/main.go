@@ -4,7 +4,6 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,7 +36,7 @@ func main() {
 		err = run(p, os.Args)
 	}
 	if err != nil {
-		say(err)
+		console.Say(os.Stderr, "qemu-netup", err.Error()) // which QEMU's users see
 		os.Exit(exitFailure)
 	}
 }
@@ -76,13 +75,4 @@ func asQEMU(argv []string) (r bridgehelper.Request, ok bool) {
 		}
 	}
 	return r, r.Bridge != "" && r.FD >= 0
-}
-
-// say tells stderr, which QEMU's users see: of several lines the first is the cause.
-func say(err error) {
-	lead := "qemu-netup: "
-	for line := range strings.Lines(strings.TrimSpace(err.Error())) {
-		_, _ = fmt.Fprintf(os.Stderr, "%s%s\n", lead, console.Clean(strings.TrimSuffix(line, "\n")))
-		lead = "  "
-	}
 }

@@ -83,8 +83,8 @@ func TestLiveTheRightGoesNowhereElse(t *testing.T) {
 	h.ok(h.do(cmd), "qemu-netup ")
 	for name, spoil := range map[string]func() error{
 		"others than root may write " + h.full: func() error { return os.Chmod(h.full, 0o775) },
-		"permission denied":             func() error { return os.Chmod(h.full, 0o700) },
-		"no such file or directory":     func() error { return os.Remove(h.full) },
+		"permission denied":                    func() error { return os.Chmod(h.full, 0o700) },
+		"no such file or directory":            func() error { return os.Remove(h.full) },
 	} {
 		full, err := os.ReadFile(h.full)
 		if err == nil {

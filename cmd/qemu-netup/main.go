@@ -153,14 +153,5 @@ func (a *app) print(w io.Writer, format string, args ...any) error {
 	return err
 }
 
-// say prints to stderr, which QEMU's users see. Of several lines the first is the cause; the
-// others are an example, or what went wrong while it was undone.
-func (a *app) say(text string) {
-	for i, line := range strings.Split(strings.TrimSpace(text), "\n") {
-		lead := "qemu-netup: "
-		if i > 0 {
-			lead = "  "
-		}
-		_ = a.print(a.err, "%s%s\n", lead, console.Clean(line))
-	}
-}
+// say prints to stderr, which QEMU's users see.
+func (a *app) say(text string) { console.Say(a.err, "qemu-netup", text) }

@@ -2,6 +2,8 @@
 package console
 
 import (
+	"fmt"
+	"io"
 	"strings"
 	"unicode"
 )
@@ -14,4 +16,14 @@ func Clean(s string) string {
 		}
 		return r
 	}, s)
+}
+
+// Say tells what a program has to say, after its name. Of several lines the first is the cause; the
+// others are an example, or what went wrong while it was undone.
+func Say(w io.Writer, program, text string) {
+	lead := program + ": "
+	for line := range strings.SplitSeq(strings.TrimSpace(text), "\n") {
+		_, _ = fmt.Fprintf(w, "%s%s\n", lead, Clean(line)) // nobody is left to tell
+		lead = "  "
+	}
 }

@@ -27,7 +27,8 @@ const (
 // are the caller's already, and the capabilities are ambient ones: execve(2) passes no others on to
 // such a file except to root, and to uid 0 it would pass on more than this one's file may have been given. But of
 // ambient ones the kernel makes no secure mode (AT_SECURE), in which C libraries and Go's
-// runtime would distrust the environment: hence no variable keeps its name on the way.
+// runtime would distrust the environment: hence no variable keeps its name on the way. Nor does Go's runtime
+// keep to itself there what a deadly signal finds on the stack: let nothing be on it that the caller may not see.
 //
 // Who can change the file at path, or where that leads, can do what this process can: unless only root can, it is refused.
 func (p *Process) HandOver(path string, argv []string, values ...cap.Value) error {
@@ -76,7 +77,7 @@ func (p *Process) passOn(path string, want uint64) error {
 
 // masked is an environment of which no variable has a meaning.
 func masked(env []string) []string {
-	all := []string{mark, "GOTRACEBACK=none"} // a crash prints no memory
+	all := []string{mark, "GOTRACEBACK=none"} // a panic prints no stack
 	for _, s := range env {
 		all = append(all, mask+s)
 	}
