@@ -123,6 +123,7 @@ func (c *checker) seat(o ours) {
 	if o.Tun != nil {
 		c.compare(o, "bridge", "", o.master)
 		c.compare(o, "host MAC", hostMAC(o.want.MAC).String(), o.MAC.String())
+		c.compare(o, "MTU", strconv.Itoa(o.want.guestMTU()), strconv.Itoa(o.MTU))
 	}
 	want := "a port of switch " + o.want.Source
 	if o.seatless() {

@@ -339,9 +339,12 @@ func (m *Manager) again(o ours) (now ours, err error) {
 		if !ok || want.VM != o.want.VM || want.NIC != o.want.NIC {
 			return fmt.Errorf("link %s: %w", o.Name, fs.ErrNotExist)
 		}
-		now.Link, now.want = l, want
+		now.Link, now.want, now.master = l, want, m.masterName(l)
 		return nil
 	})
+	if err == nil && now.want.Switch {
+		now.seat = seatOf(&now, m.askNamed(now.want.Source))
+	}
 	return now, err
 }
 

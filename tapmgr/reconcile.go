@@ -201,12 +201,16 @@ func (r *reconciler) seat(ctx context.Context, o ours) {
 		r.note(o, fmt.Sprintf("left alone: %v", o.seat.err))
 	case o.seat.err != nil:
 		r.fail(o, o.seat.err)
+	case o.master != "":
+		r.note(o, fmt.Sprintf("left alone: it is a port of %s, and belongs on switch %s", o.master, o.want.Source))
 	case !o.seatless():
 	case o.isSocket():
 		r.note(o, fmt.Sprintf("left alone: switch %s has lost it, and it leads nowhere (%s)", o.want.Source, cureOfLost))
-	case r.m.runs(o.want.Source) != nil:
-		r.note(o, fmt.Sprintf("left alone: %v", r.m.runs(o.want.Source)))
 	default:
+		if err := r.m.runs(o.want.Source); err != nil {
+			r.note(o, fmt.Sprintf("left alone: %v", err))
+			return
+		}
 		r.do(o, "joined again to switch "+o.want.Source, func() error { return r.m.rejoin(ctx, &o, o.vmm()) })
 	}
 }

@@ -173,7 +173,8 @@ type seat struct {
 var errNotAsked = errors.New("its switch was not asked")
 
 // seatOf is the seat of a NIC that belongs on a switch, among what was asked. The switch that the NIC's record names is believed,
-// whoever runs it: who attached the NIC chose it. Of two guests of one name each has the port that it holds.
+// whoever runs it: who attached the NIC chose it. Of two guests of one name each has the port that it holds. A port keeps
+// its name when its tap is renamed.
 func seatOf(o *ours, all []asked) seat {
 	path, err := control.Path(o.want.Source)
 	s := seat{path: path, err: cmp.Or(err, errNotAsked)}
@@ -184,7 +185,7 @@ func seatOf(o *ours, all []asked) seat {
 		s.err = a.err
 		for i, p := range a.ports {
 			l, ok := parseAlias(p.Label)
-			if ok && p.Name == o.Name && l.VM == o.want.VM && l.NIC == o.want.NIC && o.mayHave(p) {
+			if ok && l.VM == o.want.VM && l.NIC == o.want.NIC && o.mayHave(p) && (s.port == nil || p.Name == o.Name) {
 				s.port = &a.ports[i]
 			}
 		}
@@ -192,7 +193,7 @@ func seatOf(o *ours, all []asked) seat {
 	return s
 }
 
-// mayHave tells whether a port of the NIC's name can be its own, and not that of another guest of that name.
+// mayHave tells whether a port with the NIC's label can be its own, and not that of another guest of that name.
 func (o *ours) mayHave(p control.Port) bool {
 	pid := o.vmm()
 	return pid == p.Holder || pid == 0 && !o.isOthers()

@@ -166,3 +166,39 @@ func TestLiveSwitchLimitsAskedFor(t *testing.T) {
 		}
 	}
 }
+
+// TestLiveSwitchTapChanged: what somebody does to the tap is told, and none of it makes it a port twice.
+func TestLiveSwitchTapChanged(t *testing.T) {
+	h := newHost(t)
+	s := h.runSwitch()
+	g := h.empty()
+	spec := s.on(g, "net0", tapmgr.ByTap)
+	nic := h.attach(spec)
+	h.ip("link", "set", nic.Interface, "name", "renamed0")
+	s.forwards(g)
+	h.reconciled()
+	if diff := h.check(); len(diff) != 0 {
+		t.Errorf("renamed: check %+v", diff)
+	}
+	if ports := s.ports(); len(ports) != 1 {
+		t.Errorf("renamed: ports %+v", ports)
+	}
+
+	h.ip("link", "set", "renamed0", "mtu", "1400", "master", "br0")
+	if diff := h.check(); len(diff) != 2 || diff[0].What != "bridge" || diff[1].What != "MTU" {
+		t.Errorf("on a bridge: check %+v", diff)
+	}
+	s.kill() // and it does not join again what somebody has put elsewhere
+	s.start()
+	actions, err := h.Reconcile(h.context(10*time.Second), false)
+	if err != nil || len(actions) != 1 || actions[0].Changed || !strings.Contains(actions[0].Action, "a port of br0") {
+		t.Errorf("on a bridge: reconcile %+v, %v", actions, err)
+	}
+	h.ip("link", "set", "renamed0", "mtu", "1500", "nomaster")
+	if res, err := h.Attach(h.context(10*time.Second), spec); err != nil || !res.Changed || res.NIC.State != "forwarding" {
+		t.Errorf("the same attach again: %+v, %v: want it back on its switch", res, err)
+	}
+	if diff := h.check(); len(diff) != 0 {
+		t.Errorf("check %+v", diff)
+	}
+}
