@@ -278,6 +278,15 @@ func (f *FDB) AddStatic(k Key, port int) error {
 	return fmt.Errorf("%s in VLAN %d: %w", k.MAC(), k.VLAN(), ErrFDBFull)
 }
 
+// staticPort is the port behind which an address is for good; -1 for none.
+func (f *FDB) staticPort(k Key) int {
+	b, rest := f.place(k)
+	if _, w := f.find(b, rest); w&staticBit != 0 {
+		return portOf(w)
+	}
+	return -1
+}
+
 // find is an address's slot in its bucket, and what is in it; -1 where it has none.
 func (f *FDB) find(b int, rest uint64) (slot int, word uint64) {
 	slots := f.bucket(b)

@@ -80,8 +80,8 @@ func (sw *Switch) tick() {
 	}
 }
 
-// AddPort plugs a wire in, while the switch runs. It takes the wire over, and closes it where there is an error: a taken
-// name's Is fs.ErrExist, and a closed switch's fs.ErrClosed.
+// AddPort plugs a wire in, while the switch runs. It takes the wire over, and closes it where there is an error: that of a taken
+// name, or of an address locked to another port, Is fs.ErrExist, and a closed switch's fs.ErrClosed.
 func (sw *Switch) AddPort(name string, w *Wire, cfg PortConfig) (*Port, error) {
 	p, err := sw.addPort(name, w, cfg)
 	if err != nil {
@@ -113,7 +113,7 @@ func (sw *Switch) addPort(name string, w *Wire, cfg PortConfig) (*Port, error) {
 	}
 	p := newPort(name, index, w, cfg)
 	sw.fdb.LimitPort(index, cfg.MaxAddresses)
-	if err := sw.lock(p); err != nil {
+	if err := sw.lock(p, old); err != nil {
 		sw.fdb.FlushPort(index, true)
 		return nil, err
 	}
@@ -125,13 +125,17 @@ func (sw *Switch) addPort(name string, w *Wire, cfg PortConfig) (*Port, error) {
 	return p, nil
 }
 
-// lock makes the addresses that a port is locked to its own.
-func (sw *Switch) lock(p *Port) error {
+// lock makes the addresses that a port is locked to its own, which must not be another's for good.
+func (sw *Switch) lock(p *Port, others *table) error {
 	if !p.vlans.untagged {
 		return nil
 	}
 	for _, mac := range p.macs {
-		if err := sw.fdb.AddStatic(keyOf(mac, p.vlans.native), p.index); err != nil {
+		k := keyOf(mac, p.vlans.native)
+		if at := sw.fdb.staticPort(k); at >= 0 && at != p.index && others.by[at] != nil {
+			return fmt.Errorf("%s in VLAN %d is port %s's for good: %w", k.MAC(), k.VLAN(), others.by[at].name, fs.ErrExist)
+		}
+		if err := sw.fdb.AddStatic(k, p.index); err != nil {
 			return err
 		}
 	}

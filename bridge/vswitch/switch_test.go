@@ -127,6 +127,29 @@ func TestVLANs(t *testing.T) {
 	}
 }
 
+// TestLockedTwice: an address that is one port's for good cannot become another's, and stays when that one is refused.
+func TestLockedTwice(t *testing.T) {
+	locked := PortConfig{MACs: []net.HardwareAddr{mac(8), mac(7)}}
+	l := newLAN(t, map[string]PortConfig{"a": {MACs: []net.HardwareAddr{mac(7)}}, "b": {}})
+	w, far, err := SocketPair(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	if p, err := l.sw.AddPort("c", w, locked); !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), "02:00:00:00:00:07 in VLAN 0 is port a's") {
+		t.Errorf("%v, %v", p, err)
+	}
+	if n := l.sw.FDB().Stats().Entries; n != 1 {
+		t.Errorf("%d entries", n)
+	}
+	l.send("b", etherFrame(all, mac(7), nil, 46))
+	if got := names(l.send("b", etherFrame(mac(7), mac(2), nil, 46))); !slices.Equal(got, []string{"a"}) {
+		t.Errorf("it went to %q", got)
+	}
+	locked.VLAN = 5 // where nobody has it
+	l.add("c", locked)
+}
+
 // TestVLANsKeepAddressesApart has one address in two VLANs at two ports.
 func TestVLANsKeepAddressesApart(t *testing.T) {
 	l := newLAN(t, map[string]PortConfig{"a10": access(10), "a20": access(20), "b10": access(10), "b20": access(20)})
