@@ -177,7 +177,10 @@ func (a *app) serveSwitch(ctx context.Context, name string, server *control.Serv
 		a.note(err.Error())
 	}
 	err := server.Serve(ctx, l)
-	return errors.Join(err, notify("STOPPING=1"), a.line("switch %s: ended", name))
+	if err := notify("STOPPING=1"); err != nil {
+		a.note(err.Error())
+	}
+	return errors.Join(err, a.line("switch %s: ended", name))
 }
 
 // fewFiles is less than a switch needs for a few hundred ports. Go has raised our limit as far as it goes.

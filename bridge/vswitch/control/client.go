@@ -202,7 +202,7 @@ func (c *Client) exchange(ctx context.Context, r request, files []*os.File, take
 	return nil
 }
 
-var errHungUp = errors.New("the switch has hung up (it serves its own user and root alone)")
+var errHungUp = errors.New("the switch has hung up: it has ended, or it serves another user (its own and root alone)")
 
 // maxAnswers is more than the biggest FDB and the most ports need.
 const maxAnswers = 1 << 16
