@@ -28,6 +28,10 @@ func (a *app) launch(args []string) error {
 	if err := a.keepFor(o); err != nil {
 		return err
 	}
+	// Switches are found by name where the caller's are: as the caller from here on.
+	if err := os.Setenv("XDG_RUNTIME_DIR", a.p.Getenv("XDG_RUNTIME_DIR")); err != nil {
+		return err
+	}
 	path, err := a.p.Find(o.argv[0])
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"syscall"
@@ -14,8 +15,14 @@ import (
 // runSwitch runs one as a user, in a folder of that one's, and returns its socket's path.
 func (h *host) runSwitch(dir string, uid uint32) string {
 	h.Helper()
-	path := dir + "/sw"
-	cmd := exec.Command(h.vmnet, "switch", "run", path)
+	return h.runSwitchOf(dir+"/sw", dir+"/sw", uid)
+}
+
+// runSwitchOf is runSwitch for one that is called by a name, and where its socket is then.
+func (h *host) runSwitchOf(name, path string, uid uint32) string {
+	h.Helper()
+	cmd := exec.Command(h.vmnet, "switch", "run", name)
+	cmd.Env = []string{"XDG_RUNTIME_DIR=" + h.path("run")}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
@@ -49,6 +56,24 @@ func (h *host) ports(path string) []control.Port {
 		h.Fatal(err)
 	}
 	return ports
+}
+
+// A switch is found by its name where its user's are, whichever NICs are beside it, and no right is left either way.
+func TestLiveLaunchOnANamedSwitch(t *testing.T) {
+	h := newHost(t).withVMNet()
+	path := h.runSwitchOf("sw7", h.path("run/vmnet/switch/sw7/socket"), nobody)
+	for _, more := range [][]string{nil, {"--next-nic", "--bridge", "br0", "--vhost", "off"}} {
+		args := append([]string{"--vm", "P3", "--switch", "sw7"}, more...)
+		h.ok(h.nobodys(append(args, "--", "/bin/sh", "-c", "grep Cap /proc/self/status; env")...),
+			"CapInh:\t0000000000000000", "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "CapAmb:\t0000000000000000",
+			"XDG_RUNTIME_DIR="+h.path("run"))
+	}
+	h.await("the ports to go", func() error {
+		if ports := h.ports(path); len(ports) > 0 {
+			return fmt.Errorf("%+v", ports)
+		}
+		return nil
+	})
 }
 
 // TestLiveLaunchOnASwitch: two guests that nobody starts talk over nobody's switch, one of them on a bridge as well.
