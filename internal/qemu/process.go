@@ -148,21 +148,6 @@ func OfLibvirt(name string) ([]Process, error) {
 	return filter(func(p Process) bool { return p.Libvirt && p.Name == name })
 }
 
-// FindUUID returns the one running QEMU, whoever runs it, whose command line has that UUID, in
-// whatever case.
-func FindUUID(uuid string) (Process, error) {
-	found, err := filter(func(p Process) bool { return p.UUID != "" && strings.EqualFold(p.UUID, uuid) })
-	switch {
-	case err != nil:
-		return Process{}, err
-	case len(found) == 0:
-		return Process{}, fmt.Errorf("%w: no running QEMU has -uuid %s", ErrNotFound, uuid)
-	case len(found) > 1:
-		return Process{}, fmt.Errorf("%w: processes %s all have -uuid %s", ErrAmbiguous, pids(found), uuid)
-	}
-	return found[0], nil
-}
-
 func filter(wanted func(Process) bool) ([]Process, error) {
 	all, err := List()
 	return slices.DeleteFunc(all, func(p Process) bool { return !wanted(p) }), err
