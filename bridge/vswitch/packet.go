@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmnet/bridge"
 	"vmnet/internal/netns"
 	"vmnet/internal/offload"
 )
@@ -74,9 +75,9 @@ func packetSocket(ns *netns.NS, device string) (*os.File, packetDevice, error) {
 	if err != nil {
 		return nil, d, fmt.Errorf("%w (needs CAP_NET_RAW)", err)
 	}
-	d.index, err = indexOf(fd, device)
+	index, err := indexOf(fd, device)
 	if err == nil {
-		d.name, err = nameOf(fd, d.index)
+		d, err = deviceOf(fd, index)
 	}
 	if err == nil {
 		err = setPacket(fd)
@@ -135,9 +136,28 @@ func checkPacket(fd int) (d packetDevice, err error) {
 	case !ok || ll.Ifindex == 0 || ll.Protocol != allProtocols:
 		return d, errors.New("it is not bound to a device and all protocols")
 	}
-	d.index = ll.Ifindex
-	d.name, err = nameOf(fd, d.index)
-	return d, err
+	return deviceOf(fd, ll.Ifindex)
+}
+
+// deviceOf makes sure that a device's frames are those of Ethernet: neither the loopback device's are, which its host needs itself, nor
+// those of a tunnel (ARPHRD_ETHER in include/uapi/linux/if_arp.h).
+func deviceOf(fd, index int) (packetDevice, error) {
+	d := packetDevice{index: index}
+	var err error
+	if d.name, err = nameOf(fd, index); err != nil {
+		return d, err
+	}
+	ifr, err := unix.NewIfreq(d.name)
+	if err != nil {
+		return d, err
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFHWADDR, ifr); err != nil {
+		return d, fmt.Errorf("SIOCGIFHWADDR: %w", err)
+	}
+	if kind := ifr.Uint16(); kind != unix.ARPHRD_ETHER { // sa_family of ifr_hwaddr, netdevice(7)
+		return d, fmt.Errorf("%w device: %s is not of Ethernet, but of type %d", bridge.ErrInvalid, d.name, kind)
+	}
+	return d, nil
 }
 
 // nameOf asks what a device in the socket's netns is called (netdevice(7)).

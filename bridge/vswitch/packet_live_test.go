@@ -386,3 +386,16 @@ func TestLivePacketDeviceRemovedBefore(t *testing.T) {
 		t.Errorf("%v, %v", w, err)
 	}
 }
+
+func TestLivePacketNotEthernet(t *testing.T) {
+	h := newHost(t, 1, "lan0")
+	tun := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "tun0"}, Mode: netlink.TUNTAP_MODE_TUN, Flags: netlink.TUNTAP_NO_PI}
+	if err := h.ns.Do(func() error { return netlink.LinkAdd(tun) }); err != nil {
+		t.Fatal(err)
+	}
+	for _, device := range []string{"lo", "tun0"} {
+		if w, err := vswitch.OpenPacket(h.ns, device); !errors.Is(err, bridge.ErrInvalid) {
+			t.Errorf("%s: %v, %v", device, w, err)
+		}
+	}
+}
