@@ -129,8 +129,8 @@ func (r *ring) close() {
 	_ = unix.Close(r.fd)
 }
 
-// write gives the list of s to a tap's queue, and notes what became of each frame. After an error, for which the rest of the list is
-// dropped, the ring is of no use any more.
+// write gives the list of s to a tap's queue, and notes what became of each frame. After an error the ring is of no use any more: with
+// EOPNOTSUPP nothing was written, with another the rest of the list is dropped.
 func (r *ring) write(fd uintptr, s *sender) error {
 	tail := r.sq.tail.Load()
 	for i := range s.n {
@@ -173,9 +173,11 @@ func (r *ring) reap(s *sender) (n int) {
 	head, tail := r.cq.head.Load(), r.cq.tail.Load()
 	for ; head != tail; head++ {
 		c := (*cqe)(unsafe.Add(r.cqes, uintptr(head&r.cq.mask)*unsafe.Sizeof(cqe{})))
-		errno := syscall.Errno(max(0, -c.res))
-		r.refused = r.refused || errno == unix.EOPNOTSUPP
-		s.note(int(c.userData), errno)
+		if errno := syscall.Errno(max(0, -c.res)); errno == unix.EOPNOTSUPP {
+			r.refused = true
+		} else {
+			s.note(int(c.userData), errno)
+		}
 		n++
 	}
 	r.cq.head.Store(head)

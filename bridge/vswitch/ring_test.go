@@ -2,6 +2,8 @@ package vswitch
 
 import (
 	"bytes"
+	"fmt"
+	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -116,5 +118,32 @@ func TestSenderWithoutARing(t *testing.T) {
 	}
 	if s.ring != nil || s.frames != ringFrom+1 {
 		t.Errorf("ring %v, %d frames", s.ring, s.frames)
+	}
+}
+
+// TestSenderWithoutWaitlessWrites: a file of proc(5), as a tap before Linux 5.11, has no writes that do not wait, and nothing is lost for that.
+func TestSenderWithoutWaitlessWrites(t *testing.T) {
+	s := ringSender(t)
+	name, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.WriteFile("/proc/self/comm", bytes.TrimSpace(name), 0o600) }()
+	f, err := os.OpenFile("/proc/self/comm", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for i := range 2 * ringFrom {
+		s.add(offload.Frame{Head: fmt.Appendf(nil, "frame %d", i)})
+	}
+	s.begin(0)
+	s.writeEach(f.Fd())
+	if int(s.frames) != s.n || s.dropped || s.ring != nil {
+		t.Errorf("%d of %d frames, drops %v, a ring: %v", s.frames, s.n, s.drops, s.ring != nil)
+	}
+	want := fmt.Sprintf("frame %d\n", s.n-1)
+	if got, err := os.ReadFile("/proc/self/comm"); err != nil || string(got) != want {
+		t.Errorf("read %q, %v; want %q", got, err, want)
 	}
 }

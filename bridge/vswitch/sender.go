@@ -1,6 +1,7 @@
 package vswitch
 
 import (
+	"errors"
 	"runtime"
 	"syscall"
 	"unsafe"
@@ -103,10 +104,14 @@ const ringFrom = 4
 // writeEach gives each frame to a queue of a tap, which takes one in a system call, or all of them in one by a ring.
 func (s *sender) writeEach(fd uintptr) {
 	if s.n >= ringFrom && s.hasRing() {
-		if s.ring.write(fd, s) != nil {
-			s.close()
+		err := s.ring.write(fd, s)
+		if err == nil {
+			return
 		}
-		return
+		s.close()
+		if !errors.Is(err, unix.EOPNOTSUPP) {
+			return
+		}
 	}
 	for i := range s.n {
 		f := &s.list[i]
