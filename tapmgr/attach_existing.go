@@ -188,7 +188,7 @@ func (s Spec) differences(o ours) []string {
 			s.Switch.differences(r, add)
 		}
 		if !s.Port.IsZero() {
-			add("port setting", r.Port, s.Port.String())
+			add("port setting", orNothing(r.Port), orNothing(s.Port.String()))
 		}
 		if o.master != "" && (r.Switch || o.master != r.Source) {
 			diff = append(diff, fmt.Sprintf("somebody has made it a port of %s", o.master))

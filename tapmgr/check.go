@@ -44,15 +44,15 @@ func (m *Manager) Check(ctx context.Context) (Checked, error) {
 		c.NICs++
 		switch {
 		case !c.host(o):
+		case o.stranger() != 0 && o.vmm() == 0:
+			c.Notices = append(c.Notices, fmt.Sprintf("%s/%s: process %d holds it, which is no QEMU", o.want.VM, o.want.NIC, o.stranger()))
 		case o.vmm() == 0:
 			c.Notices = append(c.Notices, fmt.Sprintf("%s/%s: who holds it cannot be seen from here (as root it can)", o.want.VM, o.want.NIC))
 		default:
 			held = append(held, o)
 		}
 	}
-	for _, nics := range byVMM(held) {
-		c.guest(ctx, nics)
-	}
+	eachGuest(ctx, held, c.guest)
 	return c.Checked, c.plainTaps()
 }
 

@@ -196,9 +196,10 @@ func (d *detachment) forceSteps() []step.Step {
 	id := deviceID(d.spec.NIC)
 	var list []step.Step
 	switch {
+	case d.cut: // already
 	case d.link != nil && d.link.isSocket() && d.link.seat.err != nil: // QEMU's end is cut off all the same
 		d.tellSeat()
-	case d.mayChange() && !d.cut:
+	case d.mayChange():
 		list = append(list, d.markStep(), d.cutStep())
 	}
 	return append(list, step.Step{

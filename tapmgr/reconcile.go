@@ -59,9 +59,7 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
 			held = append(held, o)
 		}
 	}
-	for _, nics := range byVMM(held) {
-		r.guest(ctx, nics)
-	}
+	eachGuest(ctx, held, r.guest)
 	return r.actions, r.plainTaps()
 }
 

@@ -121,11 +121,19 @@ func (m *Manager) by(spec Spec) By {
 
 // differences tells where a NIC that is there is not what is asked for.
 func (s *Switch) differences(r record, add func(what string, is, want any)) {
-	add("switch", r.Source, s.Name)
+	is, isErr := control.Path(r.Source)
+	asked, err := control.Path(s.Name)
+	if is != asked || isErr != nil || err != nil { // a name, and the path of that switch's socket, are one
+		add("switch", r.Source, s.Name)
+	}
 	if s.By != "" && s.By != ByAuto {
 		add("type", r.Type, string(s.By))
 	}
-	asked, is := s.guard(), r.Guard
+	s.limitDifferences(r.Guard, add)
+}
+
+// limitDifferences compares what is asked for, and leaves the rest open.
+func (s *Switch) limitDifferences(is guard, add func(what string, is, want any)) {
 	if !s.LockMAC {
 		is.LockMAC = false
 	}
@@ -135,7 +143,7 @@ func (s *Switch) differences(r record, add func(what string, is, want any)) {
 	if s.MaxAddresses == 0 {
 		is.MaxAddresses = 0
 	}
-	add("limits", cmp.Or(is.String(), "the default"), cmp.Or(asked.String(), "the default"))
+	add("limits", cmp.Or(is.String(), "the default"), cmp.Or(s.guard().String(), "the default"))
 }
 
 // guard is what a record keeps of a Switch's limits: 0 for the defaults.

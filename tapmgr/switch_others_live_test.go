@@ -3,9 +3,11 @@ package tapmgr_test
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -200,5 +202,41 @@ func TestLiveSwitchTapChanged(t *testing.T) {
 	}
 	if diff := h.check(); len(diff) != 0 {
 		t.Errorf("check %+v", diff)
+	}
+}
+
+// TestLiveCheckIsNotKeptWaiting: other users' guests are looked at last, and for a while only, however many there are.
+func TestLiveCheckIsNotKeptWaiting(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	h := newHost(t)
+	s := h.runSwitch()
+	var silent []*guest
+	for range 7 { // of which each is waited for 2 s
+		g := h.runAs("daemon")
+		spec := s.on(g, "net0", tapmgr.BySocket)
+		spec.PID = g.Pid()
+		h.attach(spec)
+		silent = append(silent, g)
+	}
+	own := h.booted(testvm.Config{Name: "z", Paused: true}) // behind the others by its name
+	h.attach(s.on(own, "net0", tapmgr.BySocket))
+	for _, g := range silent {
+		h.signal(g, syscall.SIGSTOP)
+		defer h.signal(g, syscall.SIGCONT)
+	}
+	start := time.Now()
+	c, err := h.Check(h.context(60 * time.Second))
+	if d := time.Since(start); d > 12*time.Second || err != nil || c.NICs != 8 {
+		t.Errorf("after %v: %+v, %v", d, c, err)
+	}
+	if len(c.Notices) != 7 || strings.Contains(strings.Join(c.Notices, "\n"), own.name) || !strings.Contains(c.Notices[6], "other users' guests") {
+		t.Errorf("notices %q: want one of each silent guest, the last of them unasked", c.Notices)
+	}
+}
+
+func (h *host) signal(g *guest, sig syscall.Signal) {
+	h.Helper()
+	if p, err := os.FindProcess(g.Pid()); err != nil || p.Signal(sig) != nil {
+		h.Errorf("signal %v to %s: %v", sig, g.name, err)
 	}
 }
