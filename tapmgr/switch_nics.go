@@ -148,7 +148,13 @@ func (m *Manager) socketFor(pid int, vm, nic, sw string) *ours {
 	if len(names) == 0 {
 		return nil
 	}
-	for _, o := range m.socketNICs(labels, m.askNamed(names...)) {
+	all := m.askNamed(names...)
+	for i := range all {
+		if path, err := control.Path(sw); err == nil && path == all[i].path {
+			all[i].trusted = true
+		}
+	}
+	for _, o := range m.socketNICs(labels, all) {
 		if o.want.VM == vm && o.want.NIC == nic && o.isHeldBy(pid) {
 			return &o
 		}

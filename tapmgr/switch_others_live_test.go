@@ -240,3 +240,26 @@ func (h *host) signal(g *guest, sig syscall.Signal) {
 		h.Errorf("signal %v to %s: %v", sig, g.name, err)
 	}
 }
+
+// TestLiveSwitchOfAServicesUserAfterACrash: what a crash has left in it is in nobody's way.
+func TestLiveSwitchOfAServicesUserAfterACrash(t *testing.T) {
+	h := newHost(t)
+	s := h.nobodysSwitch()
+	g := h.empty()
+	for _, by := range bothBys {
+		out, err := h.command(order{Spec: s.on(g, "net0", by), KillAt: "port", After: true, Switches: []string{s.path}}).CombinedOutput()
+		if err == nil || !strings.Contains(err.Error(), "killed") {
+			t.Fatalf("%s: %v: %s", by, err, out)
+		}
+		if ports := s.ports(); by == tapmgr.BySocket && len(ports) != 1 {
+			t.Errorf("%s: ports %+v: want what the crash has left", by, ports)
+		}
+		h.attach(s.on(g, "net0", by))
+		s.forwards(g)
+		if err := g.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		s.noPort()
+		g = h.empty()
+	}
+}
