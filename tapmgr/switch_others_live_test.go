@@ -177,8 +177,19 @@ func TestLiveSwitchTapChanged(t *testing.T) {
 	spec := s.on(g, "net0", tapmgr.ByTap)
 	nic := h.attach(spec)
 	h.ip("link", "set", nic.Interface, "name", "renamed0")
+	// The switch does not know whether it is still claimed, so that its port ends. With the right to claim it again it is back.
+	for end := time.Now().Add(10 * time.Second); len(s.ports()) > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("renamed: ports %+v", s.ports())
+		}
+	}
+	if diff := h.check(); len(diff) != 1 {
+		t.Errorf("renamed: check %+v", diff)
+	}
+	if actions, err := h.Reconcile(h.context(10*time.Second), false); err != nil || len(actions) != 1 || !actions[0].Changed {
+		t.Errorf("renamed: reconcile %+v, %v", actions, err)
+	}
 	s.forwards(g)
-	h.reconciled()
 	if diff := h.check(); len(diff) != 0 {
 		t.Errorf("renamed: check %+v", diff)
 	}
