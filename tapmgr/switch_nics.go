@@ -197,9 +197,13 @@ func (m *Manager) setAlias(ctx context.Context, o *ours, alias string) error {
 	case o.seat.port == nil: // without a switch nobody could be told
 		return nil
 	}
-	return withSwitch(ctx, o.seat.path, func(ctx context.Context, c *control.Client) error {
+	err := withSwitch(ctx, o.seat.path, func(ctx context.Context, c *control.Client) error {
 		return c.SetLabel(ctx, o.seat.port.Name, alias)
 	})
+	if errors.Is(err, control.ErrNotRunning) { // it has ended meanwhile
+		return nil
+	}
+	return gone(err)
 }
 
 // seatText is where a port is, for a step's text.

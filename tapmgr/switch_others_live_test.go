@@ -274,3 +274,26 @@ func TestLiveSwitchOfAServicesUserAfterACrash(t *testing.T) {
 		g = h.empty()
 	}
 }
+
+// TestLiveSwitchEndsInADetach: at whichever step, the NIC goes all the same.
+func TestLiveSwitchEndsInADetach(t *testing.T) {
+	h := newHost(t)
+	s := h.runSwitch()
+	g := h.booted(testvm.Config{})
+	for _, step := range []string{"mark", "unplug", "leave"} {
+		h.attach(s.on(g, "net0", tapmgr.BySocket))
+		killed := false
+		h.at(step, func(do func() error) error {
+			killed = true
+			s.kill()
+			return do()
+		})
+		h.detach(g, "net0")
+		h.Run = nil
+		h.nothingLeft(g, "net0")
+		if !killed {
+			t.Errorf("there is no step %s", step)
+		}
+		s.start()
+	}
+}
