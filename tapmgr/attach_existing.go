@@ -50,13 +50,15 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 	case !device:
 		a.left = link
 		return nil, a.m.mayRelease(link, a.vm.process())
-	case link.isSocket() && link.seatless():
+	}
+	diff := a.asked.differences(*link)
+	switch {
+	case link.isSocket() && link.seatless() && len(diff) == 0:
 		a.dead = link
 		return nil, nil
 	case link.want.Phase == detaching:
 		return nil, fmt.Errorf("%w: it is being detached, but the guest has not let go of it yet (vmnet detach waits for it)", ErrExist)
-	}
-	if diff := a.asked.differences(*link); len(diff) > 0 {
+	case len(diff) > 0:
 		return nil, fmt.Errorf("%w, but not as asked for: %s (detach it first, or use another --nic)", ErrExist, strings.Join(diff, ", "))
 	}
 	return link, nil

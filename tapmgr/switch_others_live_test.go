@@ -297,3 +297,15 @@ func TestLiveSwitchEndsInADetach(t *testing.T) {
 		s.start()
 	}
 }
+
+// TestLiveSwitchEndedAndAnotherAsked: only the same attach again replaces a NIC that leads nowhere.
+func TestLiveSwitchEndedAndAnotherAsked(t *testing.T) {
+	h := newHost(t)
+	s := h.runSwitch()
+	g := h.empty()
+	h.attach(s.on(g, "net0", tapmgr.BySocket))
+	s.kill()
+	if _, err := h.Attach(h.context(10*time.Second), g.spec("net0")); !errors.Is(err, tapmgr.ErrExist) {
+		t.Errorf("on a bridge: %v, want %v", err, tapmgr.ErrExist)
+	}
+}
