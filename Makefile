@@ -27,10 +27,11 @@ demo: setup build
 	unshare --net --pid --fork --mount-proc setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all bash docs/demo-switch.sh
 
 # All tests. As root all of them run; without, those that need devices are skipped.
-# The packages that take longest begin, so that none of them is left alone at the end. The lab hosts come last and
+# The packages that take longest begin, so that none of them is left alone at the end, and three run at a time: tests of
+# guests wait more than they compute. The lab hosts come last and
 # alone: guests in it are three times slower beside others.
 test: setup
-	$(GO) tool gotestsum --format pkgname -- -race -timeout 15m -skip '^TestLabHost$$' ./tapmgr ./cmd/vmnet-hook ./...
+	$(GO) tool gotestsum --format pkgname -- -race -timeout 15m -p 3 -skip '^TestLabHost$$' ./tapmgr ./cmd/vmnet-hook ./...
 	$(GO) tool gotestsum --format testname -- -race -timeout 30m -run '^TestLabHost$$' ./testvm/lab
 
 # The tests TestLab* of all packages, on a full kernel in a virtual machine.
