@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vmnet/internal/fdpass"
 )
 
 const (
@@ -137,17 +139,9 @@ func (d Dialer) connect(ctx context.Context, path string) (*net.UnixConn, error)
 }
 
 func peerOf(uc *net.UnixConn) (Peer, error) {
-	raw, err := uc.SyscallConn()
+	cred, err := fdpass.PeerOf(uc)
 	if err != nil {
 		return Peer{}, err
-	}
-	var cred *unix.Ucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
-		return Peer{}, err
-	}
-	if credErr != nil {
-		return Peer{}, fmt.Errorf("SO_PEERCRED: %w", credErr)
 	}
 	return Peer{PID: int(cred.Pid), UID: int(cred.Uid), GID: int(cred.Gid)}, nil
 }

@@ -57,14 +57,10 @@ func (g *guest) twoQueues(nic string) tapmgr.Spec {
 	return spec
 }
 
-// TestLiveFaultAtEveryStep fails each step before and after it was done, on a guest that
-// runs and uses another NIC meanwhile.
-func TestLiveFaultAtEveryStep(t *testing.T) {
-	h := newHost(t)
-	g := h.booted(testvm.Config{CPUs: 2})
-	h.reach(g, h.attach(g.spec("net0")), guestAddr)
-	spec := g.twoQueues("net1")
-	before := monitorState(h, g)
+// faultAtEveryStep fails each step of an attach before and after it was done, and has left look at what there is
+// then.
+func (h *host) faultAtEveryStep(spec tapmgr.Spec, left func()) {
+	h.Helper()
 	for _, name := range h.stepNames(spec) {
 		for _, after := range []bool{false, true} {
 			h.at(name, func(do func() error) error {
@@ -77,12 +73,23 @@ func TestLiveFaultAtEveryStep(t *testing.T) {
 			})
 			_, err := h.Attach(h.context(20*time.Second), spec)
 			if !errors.Is(err, errFault) || strings.Contains(err.Error(), "undo") {
-				t.Errorf("%s, done %v: got %v, want only the fault", name, after, err)
+				h.Errorf("%s, done %v: got %v, want only the fault", name, after, err)
 			}
-			h.nothingLeft(g, "net1")
+			left()
 		}
 	}
 	h.Run = nil
+}
+
+// TestLiveFaultAtEveryStep fails each step before and after it was done, on a guest that
+// runs and uses another NIC meanwhile.
+func TestLiveFaultAtEveryStep(t *testing.T) {
+	h := newHost(t)
+	g := h.booted(testvm.Config{CPUs: 2})
+	h.reach(g, h.attach(g.spec("net0")), guestAddr)
+	spec := g.twoQueues("net1")
+	before := monitorState(h, g)
+	h.faultAtEveryStep(spec, func() { h.nothingLeft(g, "net1") })
 	if after := monitorState(h, g); after != before {
 		t.Errorf("QEMU changed from\n%s to\n%s", before, after)
 	}

@@ -29,24 +29,7 @@ func TestLiveSwitchFaultAtEveryStep(t *testing.T) {
 		g := h.booted(testvm.Config{})
 		spec := s.on(g, "net0", by)
 		before := monitorState(h, g)
-		for _, name := range h.stepNames(spec) {
-			for _, after := range []bool{false, true} {
-				h.at(name, func(do func() error) error {
-					if after {
-						if err := do(); err != nil {
-							return err
-						}
-					}
-					return errFault
-				})
-				_, err := h.Attach(h.context(20*time.Second), spec)
-				if !errors.Is(err, errFault) || strings.Contains(err.Error(), "undo") {
-					t.Errorf("%s, done %v: got %v, want only the fault", name, after, err)
-				}
-				s.left(g)
-			}
-		}
-		h.Run = nil
+		h.faultAtEveryStep(spec, func() { s.left(g) })
 		if after := monitorState(h, g); after != before {
 			t.Errorf("QEMU changed from\n%s to\n%s", before, after)
 		}

@@ -59,18 +59,18 @@ func ReceiveOver(c *net.UnixConn, b []byte, maxFiles int) (payload []byte, files
 }
 
 // PeerOf is who is at the other end: who connected, or who listened (SO_PEERCRED, unix(7)).
-func PeerOf(c *net.UnixConn) (pid, uid int, err error) {
+func PeerOf(c *net.UnixConn) (unix.Ucred, error) {
 	conn, err := c.SyscallConn()
 	if err != nil {
-		return 0, 0, err
+		return unix.Ucred{}, err
 	}
 	var cred *unix.Ucred
 	var credErr error
 	if err := conn.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
-		return 0, 0, err
+		return unix.Ucred{}, err
 	}
 	if credErr != nil {
-		return 0, 0, fmt.Errorf("SO_PEERCRED: %w", credErr)
+		return unix.Ucred{}, fmt.Errorf("SO_PEERCRED: %w", credErr)
 	}
-	return int(cred.Pid), int(cred.Uid), nil
+	return *cred, nil
 }

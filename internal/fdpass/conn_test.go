@@ -73,9 +73,9 @@ func TestOverConnection(t *testing.T) {
 	if err := SendOver(a, nil); err == nil {
 		t.Error("an empty message is sent")
 	}
-	pid, uid, err := PeerOf(b)
-	if pid != os.Getpid() || uid != os.Geteuid() || err != nil {
-		t.Errorf("process %d of user %d, %v", pid, uid, err)
+	peer, err := PeerOf(b)
+	if int(peer.Pid) != os.Getpid() || int(peer.Uid) != os.Geteuid() || err != nil {
+		t.Errorf("process %d of user %d, %v", peer.Pid, peer.Uid, err)
 	}
 	if err := b.SetReadDeadline(time.Now()); err != nil {
 		t.Fatal(err)

@@ -56,7 +56,8 @@ func dial(ctx context.Context, path string) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{conn: conn.(*net.UnixConn)}
-	c.pid, c.uid, err = fdpass.PeerOf(c.conn)
+	peer, err := fdpass.PeerOf(c.conn)
+	c.pid, c.uid = int(peer.Pid), int(peer.Uid)
 	if self := os.Geteuid(); err == nil && self != 0 && c.uid != self && c.uid != 0 {
 		err = fmt.Errorf("process %d of user %d listens on %s: want your own or root's", c.pid, c.uid, path)
 	}

@@ -111,7 +111,8 @@ type session struct {
 
 // admit serves a client if it may be, and if there is room: for that, the one that was silent longest has to go.
 func (s *Server) admit(conn *net.UnixConn) {
-	_, uid, err := fdpass.PeerOf(conn)
+	peer, err := fdpass.PeerOf(conn)
+	uid := int(peer.Uid)
 	c := &session{conn: conn}
 	c.last.Store(time.Now().UnixNano())
 	s.mu.Lock()

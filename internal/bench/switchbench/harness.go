@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"vmnet/testvm"
 )
 
 //go:embed c/traffic.c
@@ -60,13 +62,9 @@ func (h *harness) build() error {
 			return fmt.Errorf("build %s: %w: %s (make bench-setup installs a compiler)", filepath.Base(program), err, out)
 		}
 	}
-	cache := os.Getenv("VMNET_CACHE")
-	if cache == "" {
-		base, err := os.UserCacheDir()
-		if err != nil {
-			return err
-		}
-		cache = filepath.Join(base, "vmnet")
+	cache, err := testvm.CacheDir()
+	if err != nil {
+		return err
 	}
 	t.ovs = filepath.Join(cache, "openvswitch")
 	return nil
