@@ -18,11 +18,8 @@ import (
 // shell is the first process of a process namespace, so all ends with it.
 const sessionScript = `set -e
 mount -t proc proc /proc
-mount -t tmpfs none /run
-mount -t tmpfs none /var
-mkdir -p /var/etc /var/tmp /var/home/run /var/home/config/libvirt
-cp /etc/passwd /etc/group /etc/nsswitch.conf /etc/ld.so.cache /var/etc
-mount --bind /var/etc /etc
+private_dirs
+mkdir -p /var/home/run /var/home/config/libvirt
 cat >/var/home/config/libvirt/qemu.conf <<E
 bridge_helper = "$1"
 security_driver = "none"
@@ -97,7 +94,7 @@ func (i *installation) session(bridge string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience(2*time.Minute))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh", "-s", i.program, bridge)
-	cmd.Stdin = strings.NewReader(sessionScript)
+	cmd.Stdin = strings.NewReader(libvirttest.Private + sessionScript)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Pdeathsig:    syscall.SIGKILL,
 		Cloneflags:   syscall.CLONE_NEWPID | syscall.CLONE_NEWNET,

@@ -3,6 +3,7 @@
 package libvirttest
 
 import (
+	_ "embed"
 	"fmt"
 	"os"
 	"os/exec"
@@ -18,28 +19,22 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// script starts libvirtd (its arguments are the folder for its sockets, lines for its
-// configuration, what the command begins with, and lines for that of its guests), again whenever it has ended. Control groups are off because a machine may have
-// none; it does without an own log daemon, security driver and user as well.
-// None of that makes it slower. The shell stays as the first process, which has to reap
-// what libvirtd's children leave: libvirtd waits for them by kill(2), 40 s long.
+// Private are the functions of private.sh, which begin a script of sh.
+//
+//go:embed private.sh
+var Private string
+
+// script starts libvirtd (its arguments are the directory for its sockets, lines for its
+// configuration, what the command begins with, and lines for that of its guests), again
+// whenever it has ended. Nothing that it does without makes it slower. The shell stays as
+// the first process, which has to reap what libvirtd's children leave: libvirtd waits for
+// them by kill(2), 40 s long.
 const script = `set -e
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
-mount -t tmpfs none /run
-mount -t tmpfs none /var
-mkdir -p /var/etc/libvirt
-cp /etc/passwd /etc/group /etc/nsswitch.conf /etc/ld.so.cache /var/etc
-mount --bind /var/etc /etc
-printf 'unix_sock_dir = "%s"\nauth_unix_rw = "none"\n%s\n' "$1" "$2" >/etc/libvirt/libvirtd.conf
-cat >/etc/libvirt/qemu.conf <<E
-user = "root"
-group = "root"
-security_driver = "none"
-stdio_handler = "file"
-cgroup_controllers = []
-$4
-E
+private_dirs
+private_conf "unix_sock_dir = \"$1\"
+$2" "$4"
 while :; do
 	$3 libvirtd </dev/null || :
 	sleep 0.1
@@ -116,7 +111,7 @@ func start(tb testing.TB, ns *netns.NS, d *Daemon, args ...string) *Daemon {
 	}
 	defer log.Close()
 	cmd := exec.Command("nsenter", append([]string{"--net=" + ns.Path(), "sh", "-s"}, args...)...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(script), log, log
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(Private+script), log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Pdeathsig:    syscall.SIGKILL,
 		Cloneflags:   syscall.CLONE_NEWPID,

@@ -1,0 +1,35 @@
+# What a libvirtd that is not the machine's needs: functions for sh, in a mount namespace of its own. The tests and
+# docs/libvirt-shell.sh share them.
+
+# private_dirs hides /run, /var and /etc behind empty ones. /etc has what programs need to start, and the user and group that
+# libvirtd looks for before it reads its configuration: the package with libvirt's units makes them, and is not needed
+# else. Test guests' kernels stay where they are.
+private_dirs() {
+	cache=${VMNET_CACHE:-/var/cache/vmnet}
+	mount -t tmpfs none /run
+	if [ -d "$cache" ]; then mkdir /run/cache && mount --bind "$cache" /run/cache; fi
+	mount -t tmpfs none /var
+	if [ -d /run/cache ]; then mkdir -p "$cache" && mount --move /run/cache "$cache" && rmdir /run/cache; fi
+	mkdir -p /var/etc/libvirt /var/tmp /run/lock
+	ln -s /run /var/run
+	for file in passwd group nsswitch.conf ld.so.cache machine-id bash.bashrc; do
+		[ ! -e "/etc/$file" ] || cp "/etc/$file" /var/etc
+	done
+	grep -q '^libvirt-qemu:' /var/etc/group || echo 'libvirt-qemu:x:64055:' >>/var/etc/group
+	grep -q '^libvirt-qemu:' /var/etc/passwd || echo 'libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin' >>/var/etc/passwd
+	mount --bind /var/etc /etc
+}
+
+# private_conf configures libvirtd, $1 being lines for libvirtd.conf and $2 for qemu.conf. Control groups are off because a
+# machine may have none; it does without a log daemon, a security driver and a user as well.
+private_conf() {
+	printf 'auth_unix_rw = "none"\n%s\n' "$1" >/etc/libvirt/libvirtd.conf
+	cat >/etc/libvirt/qemu.conf <<-E
+		user = "root"
+		group = "root"
+		security_driver = "none"
+		stdio_handler = "file"
+		cgroup_controllers = []
+		$2
+	E
+}
