@@ -25,6 +25,16 @@ type socketSide struct {
 
 	tag       *os.File // the label
 	near, far *os.File // the switch's end, until that has it, and QEMU's
+
+	lifeline lifeline // of a NIC that is made at launch
+}
+
+// lifeline keeps a port for those who inherit the guest's socket from the process that it was made for: QEMU's -daemonize, and
+// wrappers, go on in another one.
+type lifeline struct {
+	wanted      bool
+	inode       uint64
+	read, write *os.File // the switch's end, until that has it, and QEMU's
 }
 
 func (s *socketSide) plan(r *record) error {
@@ -75,7 +85,7 @@ func (s *socketSide) steps(pid int, alias string, _ int) []step.Step {
 	s.record, _ = parseAlias(alias)
 	s.record.Phase = plugged
 	text, _ := s.record.encode() // shorter than alias
-	return []step.Step{
+	list := []step.Step{
 		{
 			Name: "label",
 			Text: fmt.Sprintf("memfd_create %q, for QEMU to hold", text),
@@ -88,9 +98,34 @@ func (s *socketSide) steps(pid int, alias string, _ int) []step.Step {
 			Do:   func(context.Context) (err error) { s.near, s.far, err = vswitch.SocketFiles(); return err },
 			Undo: func(context.Context) error { return errors.Join(closeFile(&s.near), closeFile(&s.far)) },
 		},
-		addPortStep(s.record.Source, s.name, portOf(s.record, s.name, alias, pid), func(context.Context) ([]*os.File, error) { return []*os.File{s.near}, nil }),
+	}
+	port := portOf(s.record, s.name, alias, pid)
+	if s.lifeline.wanted {
+		list = append(list, s.lifelineStep(&port))
+	}
+	return append(list, addPortStep(s.record.Source, s.name, &port, func(context.Context) (files []*os.File, err error) {
+		if s.lifeline.wanted {
+			files = append(files, s.lifeline.read)
+		}
+		return append(files, s.near), nil
+	}))
+}
+
+func (s *socketSide) lifelineStep(port *control.Port) step.Step {
+	l := &s.lifeline
+	return step.Step{
+		Name: "lifeline",
+		Text: "pipe, whose end with the last process that has the guest's one is the port's end",
+		Do: func(context.Context) (err error) {
+			l.inode, l.read, l.write, err = control.NewLifeline()
+			port.Lifeline = l.inode
+			return err
+		},
+		Undo: func(context.Context) error { return l.close() },
 	}
 }
+
+func (l *lifeline) close() error { return errors.Join(closeFile(&l.read), closeFile(&l.write)) }
 
 // portOf is a NIC's port as a switch is asked for it.
 func portOf(r record, name, label string, pid int) control.Port {
@@ -101,8 +136,8 @@ func portOf(r record, name, label string, pid int) control.Port {
 	return p
 }
 
-// addPortStep plugs a port into a switch. open opens its files, which are closed when the switch has them.
-func addPortStep(sw, name string, p control.Port, open func(context.Context) ([]*os.File, error)) step.Step {
+// addPortStep plugs a port into a switch; p is read when the step runs. open opens its files, which are closed when the switch has them.
+func addPortStep(sw, name string, p *control.Port, open func(context.Context) ([]*os.File, error)) step.Step {
 	tried := false
 	return step.Step{
 		Name: "port",
@@ -114,7 +149,7 @@ func addPortStep(sw, name string, p control.Port, open func(context.Context) ([]
 			}
 			defer closeAll(files)
 			tried = true
-			err = addPort(ctx, sw, p, files...)
+			err = addPort(ctx, sw, *p, files...)
 			tried = !errors.Is(err, fs.ErrExist)
 			return err
 		},
@@ -163,7 +198,7 @@ func closeFile(f **os.File) error {
 }
 
 func (s *socketSide) close() error {
-	return errors.Join(closeFile(&s.near), closeFile(&s.far), closeFile(&s.tag))
+	return errors.Join(closeFile(&s.near), closeFile(&s.far), closeFile(&s.tag), s.lifeline.close())
 }
 
 // verify has the switch say in the label that the NIC is plugged.

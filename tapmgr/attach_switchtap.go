@@ -46,7 +46,7 @@ func (s *switchTap) steps(pid int, alias string, queues int) []step.Step {
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
 		Do:   func(context.Context) error { return s.m.nl.Set(s.link.Index, rtnl.Up(true)) },
-	}, addPortStep(s.source, s.name, port, func(ctx context.Context) ([]*os.File, error) { return s.m.packetFiles(ctx, s.name) }))
+	}, addPortStep(s.source, s.name, &port, func(ctx context.Context) ([]*os.File, error) { return s.m.packetFiles(ctx, s.name) }))
 }
 
 // portLabel is the same before and after: the link's alias alone tells how far the attach is.

@@ -24,9 +24,12 @@ type Launch struct {
 
 // Launched is one NIC of a Launch.
 type Launched struct {
-	NIC     NIC
-	Device  qmp.NIC  // what QEMU is to be given, with the fds once they are open
-	Notices []string // what a person should know, though it is no error
+	NIC    NIC
+	Device qmp.NIC // what QEMU is to be given, with the fds once they are open
+	// Lifeline is a file that whoever has the NIC's fds inherits along with them, without a use for it; nil for none. It stays
+	// the Launch's.
+	Lifeline *os.File
+	Notices  []string // what a person should know, though it is no error
 }
 
 // PlanLaunch decides everything about the NICs of one guest, and changes nothing. The ids are
@@ -73,6 +76,9 @@ func (m *Manager) planLaunch(spec Spec) (*half, error) {
 		return nil, in(ErrInvalid, errors.New("the number of queues is not decided"))
 	}
 	h := m.half(spec, plugged)
+	if s, ok := h.side.(*socketSide); ok {
+		s.lifeline.wanted = true
+	}
 	if err := h.side.plan(&h.record); err != nil {
 		return nil, in(ErrLink, err)
 	}
@@ -103,6 +109,9 @@ func (l *Launch) look() error {
 		made.want = h.record
 		res := h.result(made, true)
 		l.NICs[i] = Launched{NIC: res.NIC, Device: h.nic, Notices: res.Notices}
+		if s, ok := h.side.(*socketSide); ok {
+			l.NICs[i].Lifeline = s.lifeline.write
+		}
 	}
 	return nil
 }

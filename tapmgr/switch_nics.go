@@ -34,6 +34,7 @@ func (m *Manager) socketNICs(labels []procfd.File, all []asked) []ours {
 	if err != nil {
 		return nil
 	}
+	followLifelines(labels, all)
 	byLabel := map[[2]uint64]int{} // of the files' device and inode to found
 	for _, f := range labels {
 		text, _ := fdlabel.Of(f)
@@ -64,6 +65,34 @@ func (m *Manager) socketNICs(labels []procfd.File, all []asked) []ours {
 			o.sit(seatOf(o, all)) // of another user's only what was asked anyway: see sources
 		}
 	}
+	return found
+}
+
+// followLifelines names, of each port with a lifeline, the process that has it now: the one that the port was made for may have
+// started QEMU and waits for it, or have passed its files on and ended. That is a process with the port's own label.
+func followLifelines(labels []procfd.File, all []asked) {
+	for _, a := range all {
+		for i := range a.ports {
+			p := &a.ports[i]
+			if p.Lifeline == 0 {
+				continue
+			}
+			r, _ := parseAlias(p.Label)
+			pipe := fmt.Sprintf("pipe:[%d]", p.Lifeline)
+			for _, f := range labels {
+				text, _ := fdlabel.Of(f)
+				l, ok := parseAlias(text)
+				if ok && l.VM == r.VM && l.NIC == r.NIC && (isQEMU(f.PID) || !isQEMU(p.Holder)) && holds(f.PID, pipe) {
+					p.Holder = f.PID
+				}
+			}
+		}
+	}
+}
+
+// holds reports whether a process has a file open whose link in /proc reads so.
+func holds(pid int, target string) (found bool) {
+	procfd.Of(pid, func(f procfd.File) { found = found || f.Target == target })
 	return found
 }
 

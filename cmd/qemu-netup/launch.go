@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"time"
 
 	"kernel.org/pub/linux/libs/security/libcap/cap"
@@ -208,11 +209,13 @@ func numbers(files []*os.File, next *int) (fds []int) {
 // inherit leaves all of the devices' fds open over execve.
 func inherit(made *tapmgr.Launch) error {
 	for _, n := range made.NICs {
-		for _, files := range [][]*os.File{n.Device.Queues, n.Device.Vhosts, n.Device.Netns, n.Device.Label} {
-			for _, f := range files {
-				if err := fdpass.Inherit(f); err != nil {
-					return err
-				}
+		files := slices.Concat(n.Device.Queues, n.Device.Vhosts, n.Device.Netns, n.Device.Label)
+		if n.Lifeline != nil {
+			files = append(files, n.Lifeline)
+		}
+		for _, f := range files {
+			if err := fdpass.Inherit(f); err != nil {
+				return err
 			}
 		}
 	}

@@ -97,8 +97,8 @@ func (c *Client) Ports(ctx context.Context) (ports []Port, err error) {
 	return ports, err
 }
 
-// AddPort plugs a port in. files are a pidfd (pidfd_open(2)) of p.Holder, unless that is 0, and then what the port's kind
-// is made of; the caller keeps, and closes, its own copies. What is set on them holds for those too: all become
+// AddPort plugs a port in. files are a pidfd (pidfd_open(2)) of p.Holder, unless that is 0, the reading end of p.Lifeline,
+// unless that is 0, and then what the port's kind is made of; the caller keeps, and closes, its own copies. What is set on them holds for those too: all become
 // non-blocking, and see vswitch.OpenTap.
 //
 // A name that is taken is an error that Is fs.ErrExist; settings or files that make no port, one that Is bridge.ErrInvalid.

@@ -5,8 +5,8 @@
 // JSON object of at most 64 KiB; files go along with a request (SCM_RIGHTS). The switch needs no right for what it is
 // given: who adds a port opens its files, and passes them.
 //
-// A port with a holder is removed when that process ends, however it does; other ports stay, ended, until somebody removes
-// them. So what is plugged in for a guest goes with the guest.
+// A port with a holder is removed when that process ends, however it does, and with it whoever has inherited its lifeline;
+// other ports stay, ended, until somebody removes them. So what is plugged in for a guest goes with the guest.
 package control
 
 import (
@@ -33,13 +33,17 @@ const (
 
 // A Port is a port of a switch, as AddPort is told and Ports tells.
 type Port struct {
-	Name   string             `json:"name"`
-	Kind   string             `json:"kind"`
-	Device string             `json:"device,omitempty"` // the interface's name when the port was made; empty for a socket
-	Label  string             `json:"label,omitempty"`  // at most 255 bytes that mean nothing to the switch, as links have them in IFLA_IFALIAS
-	Holder int                `json:"holder,omitempty"` // the process whose end the port's end is; 0 is none. AddPort is given a pidfd of it
-	Config vswitch.PortConfig `json:"config"`
-	Stats  *vswitch.PortStats `json:"stats,omitempty"` // in answers only
+	Name   string `json:"name"`
+	Kind   string `json:"kind"`
+	Device string `json:"device,omitempty"` // the interface's name when the port was made; empty for a socket
+	Label  string `json:"label,omitempty"`  // at most 255 bytes that mean nothing to the switch, as links have them in IFLA_IFALIAS
+	Holder int    `json:"holder,omitempty"` // the process whose end the port's end is; 0 is none. AddPort is given a pidfd of it
+	// Lifeline is the inode of a pipe; 0 is none. The port of a Holder with a lifeline stays until, besides, nobody has the
+	// pipe's writing end open: so it outlives a process that has passed the guest on to another one, as QEMU's -daemonize does.
+	// AddPort is given the reading end.
+	Lifeline uint64             `json:"lifeline,omitempty"`
+	Config   vswitch.PortConfig `json:"config"`
+	Stats    *vswitch.PortStats `json:"stats,omitempty"` // in answers only
 }
 
 // MaxQueues is the most that a tap may have: beside a pidfd, as many files as one message takes.
@@ -66,6 +70,8 @@ func (p Port) validate() error {
 		return fmt.Errorf("kind %q: want %s, %s or %s", p.Kind, Tap, Packet, Socket)
 	case p.Holder < 0:
 		return fmt.Errorf("holder %d: want a process id", p.Holder)
+	case p.Holder == 0 && p.Lifeline != 0:
+		return errors.New("a lifeline without the process that it was given to")
 	case p.Stats != nil:
 		return errors.New("counters are not for the asking")
 	}

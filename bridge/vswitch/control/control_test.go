@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -290,6 +291,78 @@ func TestPortGoesWithItsHolder(t *testing.T) {
 	})
 }
 
+// lifeline is one for a port, whose writing end the caller closes.
+func lifeline(t *testing.T) (inode uint64, read, write *os.File) {
+	t.Helper()
+	inode, read, write, err := NewLifeline()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = read.Close()
+		_ = write.Close()
+	})
+	return inode, read, write
+}
+
+// TestPortGoesWithItsLifeline: the process that the guest was given to ends first, as of a QEMU with -daemonize, or passes
+// nothing on, as a program that closes what it does not know.
+func TestPortGoesWithItsLifeline(t *testing.T) {
+	path, _ := serve(t)
+	c := client(t, path)
+	for _, last := range []string{"lifeline", "process"} {
+		cmd, pidfd := sleeper(t)
+		inode, read, write := lifeline(t)
+		guest(t, c, Port{Name: "held", Holder: cmd.Process.Pid, Lifeline: inode}, pidfd, read)
+		ends := []func() error{cmd.Process.Kill, write.Close}
+		if last == "process" {
+			slices.Reverse(ends)
+		} else if _, err := write.WriteString("a guest that plays with it"); err != nil {
+			t.Fatal(err)
+		}
+		if err := ends[0](); err != nil {
+			t.Fatal(err)
+		}
+		if last == "lifeline" {
+			_ = cmd.Wait()
+		}
+		for range 50 { // its end would be seen within one of them
+			ports, err := c.Ports(soon(t))
+			if err != nil || len(ports) != 1 || ports[0].Lifeline != inode {
+				t.Fatalf("%s: %+v, %v", last, ports, err)
+			}
+		}
+		if err := ends[1](); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the port is gone with its "+last, func() bool { return len(names(t, c)) == 0 })
+	}
+}
+
+func TestLifelineRefused(t *testing.T) {
+	path, _ := serve(t)
+	c := client(t, path)
+	near, far, err := vswitch.SocketFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	defer far.Close()
+	cmd, pidfd := sleeper(t)
+	inode, read, _ := lifeline(t)
+	for what, files := range map[string][]*os.File{
+		"another pipe": {pidfd, read}, "no pipe": {pidfd, far}, "no lifeline": {pidfd}, "a pidfd": {pidfd, pidfd},
+	} {
+		p := Port{Name: "p", Kind: Socket, Holder: cmd.Process.Pid, Lifeline: inode + 1}
+		if err := c.AddPort(soon(t), p, append(files, near)...); !errors.Is(err, bridge.ErrInvalid) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := (Port{Name: "p", Kind: Socket, Lifeline: inode}).Validate(); !errors.Is(err, bridge.ErrInvalid) {
+		t.Errorf("a lifeline of nobody: %v", err)
+	}
+}
+
 func TestHolderRefused(t *testing.T) {
 	path, _ := serve(t)
 	c := client(t, path)
@@ -337,10 +410,11 @@ func TestHolderUnnamed(t *testing.T) {
 		f    *os.File
 		want int
 	}{{pidfd, anyProcess}, {goneFD, -1}} {
-		h, err := copyPidfd(test.f)
+		w, err := copyWaited(test.f, "pidfd")
 		if err != nil {
 			t.Fatal(err)
 		}
+		h := &holder{pidfd: w}
 		if got, err := h.unnamed(); got != test.want || err != nil {
 			t.Errorf("%d, %v; want %d", got, err, test.want)
 		}
@@ -352,10 +426,11 @@ func TestHolderUnnamed(t *testing.T) {
 	}
 	defer r.Close()
 	defer w.Close()
-	h, err := copyPidfd(r)
+	copied, err := copyWaited(r, "pidfd")
 	if err != nil {
 		t.Fatal(err)
 	}
+	h := &holder{pidfd: copied}
 	defer h.close() //nolint:errcheck
 	if pid, err := h.unnamed(); err == nil {
 		t.Errorf("a pipe is process %d's", pid)

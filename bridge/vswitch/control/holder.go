@@ -15,26 +15,53 @@ import (
 	"vmnet/bridge"
 )
 
-// A holder is the process that a port goes with.
+// A holder is what a port goes with: a process, and whoever has inherited the other end of a lifeline from it.
 type holder struct {
-	pidfd *os.File
-	conn  syscall.RawConn
+	pidfd, lifeline *waited // lifeline is nil where the port goes with the process itself
 }
 
-// openHolder copies a pidfd (pidfd_open(2)), which must be that of pid, and waits for in the runtime's poller: it is
-// readable when the process has ended. A process that has ended already is an error.
-func openHolder(f *os.File, pid int) (*holder, error) {
-	h, err := copyPidfd(f)
-	if err != nil {
-		return nil, fmt.Errorf("holder %d: %w", pid, err)
+// waited is a copy of a file that the runtime's poller waits for.
+type waited struct {
+	file *os.File
+	conn syscall.RawConn
+}
+
+// openHolder copies the files of a port's holder: a pidfd (pidfd_open(2)), which must be that of p.Holder, and the lifeline
+// of a port that has one. A process that has ended already is an error.
+func openHolder(p *Port, files []*os.File) (*holder, error) {
+	h := &holder{}
+	var err error
+	if h.pidfd, err = copyWaited(files[0], "pidfd"); err == nil {
+		err = h.check(p.Holder)
 	}
-	if err := h.check(pid); err != nil {
-		return nil, fmt.Errorf("holder %d: %w", pid, errors.Join(err, h.close()))
+	if err == nil && p.Lifeline != 0 {
+		h.lifeline, err = copyLifeline(files[1], p.Lifeline)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("holder %d: %w", p.Holder, errors.Join(err, h.close()))
 	}
 	return h, nil
 }
 
-func copyPidfd(f *os.File) (*holder, error) {
+// copyLifeline copies the reading end of a pipe, which must have that inode.
+func copyLifeline(f *os.File, inode uint64) (*waited, error) {
+	w, err := copyWaited(f, "lifeline")
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	var statErr error
+	err = w.conn.Control(func(fd uintptr) { statErr = unix.Fstat(int(fd), &st) })
+	if err = errors.Join(err, statErr); err == nil && (st.Mode&unix.S_IFMT != unix.S_IFIFO || st.Ino != inode) {
+		err = fmt.Errorf("%w port: the file that should be its lifeline is not pipe %d", bridge.ErrInvalid, inode)
+	}
+	if err != nil {
+		return nil, errors.Join(err, w.file.Close())
+	}
+	return w, nil
+}
+
+func copyWaited(f *os.File, name string) (*waited, error) {
 	conn, err := f.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -47,14 +74,14 @@ func copyPidfd(f *os.File) (*holder, error) {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
-	h := &holder{pidfd: os.NewFile(uintptr(fd), "pidfd")}
-	if h.conn, err = h.pidfd.SyscallConn(); err == nil {
-		err = h.pidfd.SetReadDeadline(time.Time{}) // only a file that can be waited for has one
+	w := &waited{file: os.NewFile(uintptr(fd), name)}
+	if w.conn, err = w.file.SyscallConn(); err == nil {
+		err = w.file.SetReadDeadline(time.Time{}) // only a file that can be waited for has one
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w port: the file that should be its pidfd: %w", bridge.ErrInvalid, errors.Join(err, h.close()))
+		return nil, fmt.Errorf("%w port: the file that should be its %s: %w", bridge.ErrInvalid, name, errors.Join(err, w.file.Close()))
 	}
-	return h, nil
+	return w, nil
 }
 
 func (h *holder) check(pid int) error {
@@ -68,7 +95,7 @@ func (h *holder) check(pid int) error {
 		return fmt.Errorf("%w port: the file is process %d's", bridge.ErrInvalid, found)
 	}
 	ended := false
-	if err := h.conn.Control(func(fd uintptr) { ended = readable(fd) }); err != nil {
+	if err := h.pidfd.conn.Control(func(fd uintptr) { ended = readable(fd) }); err != nil {
 		return err
 	}
 	if ended {
@@ -83,7 +110,7 @@ var errEnded = errors.New("the process has ended")
 func (h *holder) pid() (int, error) {
 	var info []byte
 	var readErr error
-	err := h.conn.Control(func(fd uintptr) { info, readErr = os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd)) })
+	err := h.pidfd.conn.Control(func(fd uintptr) { info, readErr = os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd)) })
 	if errors.Is(readErr, fs.ErrPermission) {
 		return h.unnamed()
 	}
@@ -102,7 +129,7 @@ func (h *holder) pid() (int, error) {
 // fdinfo. Whether the process is there is all that it can tell then, and whether the file is a pidfd.
 func (h *holder) unnamed() (int, error) {
 	var sigErr error
-	err := h.conn.Control(func(fd uintptr) { sigErr = unix.PidfdSendSignal(int(fd), 0, nil, 0) })
+	err := h.pidfd.conn.Control(func(fd uintptr) { sigErr = unix.PidfdSendSignal(int(fd), 0, nil, 0) })
 	switch {
 	case err != nil:
 		return 0, err
@@ -117,19 +144,38 @@ func (h *holder) unnamed() (int, error) {
 // anyProcess is a process of which only that it is there is known.
 const anyProcess = -2
 
-// wait waits until the process has ended, and tells so, or until close.
+// wait waits until the process has ended and nobody has its lifeline any more, and reports so; or until close. A pidfd is
+// readable then, and of a pipe the last writer has gone: a guest that writes to its lifeline changes nothing.
 func (h *holder) wait() (ended bool) {
-	_ = h.conn.Read(func(fd uintptr) bool {
-		ended = readable(fd)
+	return h.pidfd.wait(readable) && (h.lifeline == nil || h.lifeline.wait(hungUp))
+}
+
+func (w *waited) wait(over func(fd uintptr) bool) (ended bool) {
+	_ = w.conn.Read(func(fd uintptr) bool {
+		ended = over(fd)
 		return ended
 	})
 	return ended
 }
 
-func readable(fd uintptr) bool {
+func readable(fd uintptr) bool { return polled(fd)&unix.POLLIN != 0 }
+
+func hungUp(fd uintptr) bool { return polled(fd)&unix.POLLHUP != 0 }
+
+func polled(fd uintptr) int16 {
 	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	n, err := unix.Poll(p, 0)
-	return err == nil && n > 0
+	if _, err := unix.Poll(p, 0); err != nil {
+		return 0
+	}
+	return p[0].Revents
 }
 
-func (h *holder) close() error { return h.pidfd.Close() }
+func (h *holder) close() error {
+	var errs []error
+	for _, w := range []*waited{h.pidfd, h.lifeline} {
+		if w != nil {
+			errs = append(errs, w.file.Close())
+		}
+	}
+	return errors.Join(errs...)
+}

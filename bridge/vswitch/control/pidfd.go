@@ -1,8 +1,10 @@
 package control
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,4 +17,17 @@ func OpenHolder(pid int) (*os.File, error) {
 		return nil, fmt.Errorf("pidfd of process %d: %w", pid, err)
 	}
 	return os.NewFile(uintptr(fd), fmt.Sprintf("pidfd of %d", pid)), nil
+}
+
+// NewLifeline makes a pipe whose writing end a process inherits from another one, and whose reading end AddPort passes on. The
+// caller closes both.
+func NewLifeline() (inode uint64, read, write *os.File, err error) {
+	if read, write, err = os.Pipe(); err != nil {
+		return 0, nil, nil, fmt.Errorf("pipe: %w", err)
+	}
+	info, err := read.Stat()
+	if err != nil {
+		return 0, nil, nil, errors.Join(err, read.Close(), write.Close())
+	}
+	return info.Sys().(*syscall.Stat_t).Ino, read, write, nil
 }

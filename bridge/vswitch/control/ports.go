@@ -44,10 +44,19 @@ func filesOf(p *Port) (least, most int) {
 	default:
 		least, most = 1, 1
 	}
-	if p.Holder != 0 {
-		least, most = least+1, most+1
+	more := p.holderFiles()
+	return least + more, most + more
+}
+
+// holderFiles is how many files the port's holder takes: a pidfd, and a lifeline.
+func (p *Port) holderFiles() int {
+	switch {
+	case p.Holder == 0:
+		return 0
+	case p.Lifeline == 0:
+		return 1
 	}
-	return least, most
+	return 2
 }
 
 // open makes the wire of a port. It copies the files.
@@ -110,10 +119,10 @@ func (s *ports) add(p Port, files []*os.File) error {
 	var h *holder
 	if p.Holder != 0 {
 		var err error
-		if h, err = openHolder(files[0], p.Holder); err != nil {
+		if h, err = openHolder(&p, files); err != nil {
 			return err
 		}
-		files = files[1:]
+		files = files[p.holderFiles():]
 	}
 	w, err := open(&p, files)
 	if err != nil {
