@@ -44,7 +44,42 @@ func (e *Error) Error() string {
 	if len(desc) > maxDesc {
 		desc = strings.ToValidUTF8(desc[:maxDesc], "") + "..."
 	}
+	if own := e.explain(); own != "" {
+		return fmt.Sprintf("%s: %s (QEMU: %s)", e.Command, own, desc)
+	}
 	return e.Command + ": " + desc
+}
+
+// explanations are what refusals mean that QEMU words for its developers, by a part of the text, and what helps.
+var explanations = []struct{ command, part, own string }{
+	// monitor_get_fd reads what the kernel has dropped, as it does of a receiver that may open no more (unix(7), scm_detach_fds).
+	{"getfd", "No file descriptor supplied", "QEMU may open no more files: raise its limit (prlimit --pid PID --nofile=65536, LimitNOFILE= of its service, ulimit -n before its start)"},
+	{"add-fd", "No file descriptor supplied", "QEMU may open no more files: raise its limit (prlimit --pid PID --nofile=65536)"},
+	{"netdev_add", "Too many open files", "QEMU may open no more files: raise its limit (prlimit --pid PID --nofile=65536)"},
+	{"device_add", "No 'usb-bus' bus found", "the machine has no USB controller: start it with one (-device qemu-xhci), or choose another --model"},
+	{"device_add", "does not support hotplugging", "the bus takes devices only when the guest is started: name another one (--device-opt bus=ID), or " + portCure},
+	{"device_add", "no slot/function available", "the bus is full: name another one (--device-opt bus=ID), or " + portCure},
+	{"device_add", "not a valid device model name", "this QEMU has no such --model (-device help lists those that it has)"},
+	{"device_add", noROM, "QEMU does not see its ROMs: install them (ipxe-qemu), or do without one (--device-opt romfile=)"},
+}
+
+// noROM is in the refusal of a NIC whose boot ROM QEMU does not find (pci_add_option_rom in hw/pci/pci.c).
+const noROM = "failed to find romfile"
+
+// explain is the refusal in our own words; empty where QEMU's are good.
+func (e *Error) explain() string {
+	for _, x := range explanations {
+		if x.command == e.Command && strings.Contains(e.Desc, x.part) {
+			return x.own
+		}
+	}
+	return ""
+}
+
+// lacksROM reports whether QEMU has refused a device only for want of its boot ROM.
+func lacksROM(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Command == "device_add" && strings.Contains(e.Desc, noROM)
 }
 
 // Is makes an Error of class DeviceNotFound match [ErrDeviceNotFound].

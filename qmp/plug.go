@@ -111,7 +111,14 @@ func (c *Conn) deviceStep(n NIC) step.Step {
 			if err != nil {
 				return err
 			}
-			err = c.DeviceAdd(ctx, typed.deviceArgs())
+			args := typed.deviceArgs()
+			err = c.DeviceAdd(ctx, args)
+			if _, given := args["romfile"]; !given && lacksROM(err) {
+				// QEMU has changed its root (-chroot), or was installed without ROMs. One serves to boot from the NIC, which a
+				// guest that runs has done.
+				args["romfile"] = ""
+				err = c.DeviceAdd(ctx, args)
+			}
 			made = !refused(err)
 			return err
 		},

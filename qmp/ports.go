@@ -15,8 +15,11 @@ type Port struct {
 	Addr string // hexadecimal slot; empty: QEMU chooses
 }
 
-// portCure is what to do about a machine without a free port.
-const portCure = "start the guest with spare ones: -device pcie-root-port,id=port0,chassis=1 -device pcie-root-port,id=port1,chassis=2 ... (q35), or with ACPI on (pc)"
+// What to do about a machine without a free port, and about one without PCI.
+const (
+	portCure  = "start the guest with spare ones: -device pcie-root-port,id=port0,chassis=1 -device pcie-root-port,id=port1,chassis=2 ... (q35, virt), or with ACPI on (pc)"
+	noPCICure = "it takes a NIC when it is started (qemu-netup), by USB where it has a USB controller (--model usb-net), or as another machine (-M microvm,pcie=on with a -device pcie-root-port,id=port0)"
+)
 
 // pciBus is a bus that takes hot-plugged devices.
 type pciBus struct {
@@ -36,7 +39,7 @@ const (
 // pciSlots is how many a conventional PCI bus has.
 const pciSlots = 32
 
-// FreePort finds where a PCI NIC can be hot-plugged: the root bus of a pc machine, else an
+// FreePort finds where a PCI NIC can be hot-plugged: a root bus that allows it, as a pc, pseries or s390x machine has, else an
 // empty PCI Express port that allows it, else a slot behind a PCI bridge. Ports and
 // bridges must have been given an id. Where there is none, the error Is [ErrNoPort] and says what
 // to change about the machine. It rests on QOM, which unlike query-pci is right before the
@@ -45,12 +48,12 @@ const pciSlots = 32
 // Through a [Relay] it is the last place in that order instead of the first: whoever holds the
 // monitor knows nothing of the device, and libvirt would put its own next one into the first.
 func (c *Conn) FreePort(ctx context.Context) (Port, error) {
-	hosts, err := c.children(ctx, "/machine", "pcihost") // child<i440FX-pcihost>, child<q35-pcihost>
+	hosts, err := c.pciHosts(ctx)
 	if err != nil {
 		return Port{}, fmt.Errorf("find a free PCI port: %w", err)
 	}
 	if len(hosts) == 0 {
-		return Port{}, fmt.Errorf("%w: this machine has no PCI bus (microvm has none), QEMU can add no NIC to it while it runs", ErrNoPort)
+		return Port{}, fmt.Errorf("%w: this machine has no PCI bus; %s", ErrNoPort, noPCICure)
 	}
 	s := portSearch{c: c}
 	_, s.backwards = c.way.(*relayed)
@@ -70,16 +73,40 @@ func (c *Conn) FreePort(ctx context.Context) (Port, error) {
 	}
 }
 
-// children lists the children of a QOM object whose type's name has one of the parts, by name.
-func (c *Conn) children(ctx context.Context, path string, parts ...string) ([]string, error) {
+// pciHosts are the bridges from the machine to its PCI buses: of the board, where QEMU keeps those that were given no name, or
+// further ones of the command line (spapr-pci-host-bridge).
+func (c *Conn) pciHosts(ctx context.Context) (hosts []string, err error) {
+	types, err := c.typesOf(ctx, "pci-host-bridge")
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range []string{"/machine", "/machine/unattached", peripheral} {
+		found, err := c.children(ctx, path, func(kind string) bool { return types[kind] })
+		if err != nil {
+			return nil, err
+		}
+		hosts = append(hosts, found...)
+	}
+	return hosts, nil
+}
+
+// named matches types whose names have one of the parts.
+func named(parts ...string) func(kind string) bool {
+	return func(kind string) bool {
+		return slices.ContainsFunc(parts, func(p string) bool { return strings.Contains(kind, p) })
+	}
+}
+
+// children lists the children of a QOM object whose types match, by name.
+func (c *Conn) children(ctx context.Context, path string, match func(kind string) bool) ([]string, error) {
 	properties, err := c.qomList(ctx, path)
 	if err != nil {
 		return nil, err
 	}
 	var found []string
 	for _, name := range slices.Sorted(maps.Keys(properties)) {
-		kind := properties[name]
-		if strings.HasPrefix(kind, "child<") && slices.ContainsFunc(parts, func(p string) bool { return strings.Contains(kind, p) }) {
+		kind, child := strings.CutPrefix(properties[name], "child<")
+		if child && match(strings.TrimSuffix(kind, ">")) {
 			found = append(found, path+"/"+name)
 		}
 	}
@@ -96,7 +123,7 @@ type portSearch struct {
 // underDevices looks at ports before bridges. Other devices have no bus to offer.
 func (s *portSearch) underDevices(ctx context.Context) (Port, bool, error) {
 	for _, parts := range [][]string{{"root-port", "downstream", "ioh3420"}, {"bridge"}} {
-		parents, err := s.c.children(ctx, peripheral, parts...)
+		parents, err := s.c.children(ctx, peripheral, named(parts...))
 		if err != nil {
 			return Port{}, false, err
 		}

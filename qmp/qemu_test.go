@@ -1,6 +1,7 @@
 package qmp
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -26,8 +27,17 @@ type qemu struct {
 // startQEMU starts one, which ends with the test.
 func startQEMU(t *testing.T, machine string, args ...string) *qemu {
 	t.Helper()
-	bin, err := exec.LookPath("qemu-system-x86_64")
-	nstest.Require(t, "qemu", err == nil, "apt-get install qemu-system-x86")
+	return startQEMUOf(t, "x86_64", append([]string{"-machine", machine + ",accel=tcg", "-m", "64"}, args...)...)
+}
+
+// packages are Debian's of the QEMUs that tests start.
+var packages = map[string]string{"x86_64": "x86", "aarch64": "arm", "arm": "arm", "ppc64": "ppc"}
+
+// startQEMUOf is startQEMU for one that emulates that architecture.
+func startQEMUOf(t *testing.T, arch string, args ...string) *qemu {
+	t.Helper()
+	bin, err := exec.LookPath("qemu-system-" + arch)
+	nstest.Require(t, "qemu", err == nil, "apt-get install qemu-system-"+cmp.Or(packages[arch], "misc"))
 	dir, err := os.MkdirTemp("", "qmp") // t.TempDir may hold commas, which end a QEMU option
 	if err != nil {
 		t.Fatal(err)
@@ -35,7 +45,7 @@ func startQEMU(t *testing.T, machine string, args ...string) *qemu {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	q := &qemu{path: filepath.Join(dir, "qmp.sock")}
 	q.cmd = exec.Command(bin, append([]string{
-		"-S", "-nodefaults", "-no-user-config", "-machine", machine + ",accel=tcg", "-m", "64", "-display", "none",
+		"-S", "-nodefaults", "-no-user-config", "-display", "none",
 		"-qmp", "unix:" + q.path + ",server=on,wait=off",
 	}, args...)...)
 	var stderr strings.Builder

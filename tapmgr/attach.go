@@ -65,6 +65,7 @@ func (m *Manager) attachVia(ctx context.Context, spec, asked Spec) (Result, erro
 
 func (m *Manager) attach(ctx context.Context, spec, asked Spec) (Result, error) {
 	a := &attachment{half: m.half(spec, attaching), asked: asked}
+	a.anyModel = asked.Model == ""
 	// What is wrong on this side is told without waiting for the guest.
 	if err := a.side.plan(&a.record); err != nil {
 		return Result{}, in(ErrLink, err)

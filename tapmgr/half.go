@@ -21,6 +21,8 @@ type half struct {
 	spec Spec // with its defaults
 	side hostSide
 
+	anyModel bool // none was asked for: the machine decides
+
 	// what plan decides
 	record  record // while it is under way
 	nic     qmp.NIC

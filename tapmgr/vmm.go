@@ -124,8 +124,17 @@ func (v *vm) rxFilter(ctx context.Context, nic string) (*qmp.RxFilter, error) {
 
 // prepare finds where the device can be plugged, unless options say so, and what types its options are of.
 func (v *vm) prepare(ctx context.Context, h *half) (err error) {
+	if h.anyModel {
+		if h.nic.Model, err = v.BestModel(ctx); err != nil {
+			return err
+		}
+		h.record.Model = h.nic.Model
+		if _, err := h.record.encode(); err != nil {
+			return in(ErrInvalid, err)
+		}
+	}
 	if h.nic.Bus == "" {
-		port, err := v.FreePort(ctx)
+		port, err := v.FreePortFor(ctx, h.nic.Model)
 		if err != nil {
 			return err
 		}

@@ -14,8 +14,9 @@ exec </dev/null
 export DEBIAN_FRONTEND=noninteractive
 PATH=$PATH:/usr/sbin:/sbin
 
-# gcc is for Go's race detector, groff looks at the man pages, libcap2-bin has setcap. Of libvirt, these packages start no daemon.
-packages='qemu-system-x86 busybox-static iproute2 gcc libc6-dev groff-base libcap2-bin libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients'
+# The QEMUs besides x86 are for tests of their machines. gcc is for the race detector, groff for the man pages, libcap2-bin has
+# setcap. Of libvirt, these packages start no daemon.
+packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static iproute2 gcc libc6-dev groff-base libcap2-bin libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients'
 kernels=cloud
 updated=
 
