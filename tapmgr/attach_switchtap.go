@@ -62,10 +62,10 @@ const claimWait = time.Second
 func (m *Manager) packetFiles(ctx context.Context, device string) ([]*os.File, error) {
 	deadline := time.Now().Add(claimWait)
 	for {
-		socket, claim, err := vswitch.PacketFiles(m.ns, device)
+		files, err := vswitch.PacketFiles(m.ns, device)
 		switch {
 		case err == nil:
-			return []*os.File{socket, claim}, nil
+			return files, nil
 		case !errors.Is(err, syscall.EEXIST) || time.Now().After(deadline):
 			return nil, err
 		}

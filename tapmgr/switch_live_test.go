@@ -41,13 +41,14 @@ func (s *userSwitch) addPort(p control.Port, files ...*os.File) {
 func (s *userSwitch) uplink() {
 	s.Helper()
 	s.wire()
-	socket, claim, err := vswitch.PacketFiles(s.ns, "eth0")
+	files, err := vswitch.PacketFiles(s.ns, "eth0")
 	if err != nil {
 		s.Fatal(err)
 	}
-	defer socket.Close()
-	defer claim.Close()
-	s.addPort(control.Port{Name: "eth0", Kind: control.Packet, Device: "eth0"}, socket, claim)
+	for _, f := range files {
+		defer f.Close()
+	}
+	s.addPort(control.Port{Name: "eth0", Kind: control.Packet, Device: "eth0"}, files...)
 }
 
 // behind is a netns whose tap is a port of the switch.

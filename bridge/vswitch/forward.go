@@ -182,9 +182,10 @@ func (r *receiver) add(to *Port, f *frame) {
 		h, out = f.retag(r.heads[r.out.n][:])
 		whole = false
 	}
+	limits := to.limits.Load()
 	// What the limits are about is the same with the tag and without it.
-	if offload.Fits(f.vnet, f.ether(), to.limits) {
-		out.Head = out.Head[vnetLen-to.limits.VnetHdr:]
+	if offload.Fits(f.vnet, f.ether(), *limits) {
+		out.Head = out.Head[vnetLen-limits.VnetHdr:]
 		r.out.add(out)
 		return
 	}
@@ -197,7 +198,7 @@ func (r *receiver) add(to *Port, f *frame) {
 
 // finish makes of a frame what the target takes, and sends it.
 func (r *receiver) finish(to *Port, h offload.Header, data []byte) {
-	if why := r.fin.Start(h, data[vnetLen:], to.limits); why != offload.OK {
+	if why := r.fin.Start(h, data[vnetLen:], *to.limits.Load()); why != offload.OK {
 		to.refuse(r, data, fromOffload(why))
 		return
 	}
@@ -217,7 +218,7 @@ func (r *receiver) send(to *Port) {
 		return
 	}
 	n := r.n % len(to.wire.queues)
-	r.out.begin(to.limits.VnetHdr)
+	r.out.begin(to.wire.limits.VnetHdr)
 	to.way.Load().queues[n].send(r.out)
 	r.out.n = 0
 	if r.out.frames > 0 {

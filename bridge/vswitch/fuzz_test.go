@@ -102,7 +102,7 @@ func FuzzInput(f *testing.F) {
 
 		known := len(before) >= vnetLen+etherLen && bytes.Equal(before[vnetLen:vnetLen+6], mac(2)) && binary.BigEndian.Uint16(before[vnetLen+macsLen:]) != etherTypeVLAN
 		for name, q := range queues {
-			limits := sw.table.Load().find(name).limits
+			limits := *sw.table.Load().find(name).limits.Load()
 			if len(q.sent) > 0 && (name == "in" || known && name != "tap") {
 				t.Errorf("%s got what was not for it: %x", name, before)
 			}

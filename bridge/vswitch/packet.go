@@ -32,30 +32,51 @@ const (
 // It needs CAP_NET_RAW and CAP_NET_ADMIN in ns, for opening only. A device that is removed, moved to another netns or
 // renamed ends the port; one that is down does not.
 func OpenPacket(ns *netns.NS, device string) (*Wire, error) {
-	socket, claim, err := PacketFiles(ns, device)
+	files, err := PacketFiles(ns, device)
 	if err != nil {
 		return nil, err
 	}
-	defer socket.Close()
-	defer claim.Close()
-	return OpenPacketFiles(socket, claim)
+	defer closeAll(files)
+	return OpenPacketFiles(files)
 }
 
-// PacketFiles opens what OpenPacket needs the right for, so that another process can make the wire: a packet socket
-// that hears the device from now on, and the netlink socket that its claim lasts as long as. The caller closes both.
-func PacketFiles(ns *netns.NS, device string) (socket, claim *os.File, err error) {
-	var d packetDevice
-	if socket, d, err = packetSocket(ns, device); err == nil {
-		if claim, err = claimDevice(ns, d.name); err == nil {
-			// Now that the stack gets nothing any more, the switch may have it.
-			if err = bindPacket(int(socket.Fd()), d); err == nil {
-				return socket, claim, nil
-			}
-			err = errors.Join(err, claim.Close())
-		}
-		err = errors.Join(err, socket.Close())
+func closeAll(files []*os.File) error {
+	var errs []error
+	for _, f := range files {
+		errs = append(errs, f.Close())
 	}
-	return nil, nil, fmt.Errorf("open packet socket on %s: %w", device, err)
+	return errors.Join(errs...)
+}
+
+// PacketFileCount is how many files a wire of a packet socket is made of.
+const PacketFileCount = 3
+
+// PacketFiles opens what OpenPacket needs the privilege for, so that another process can make the wire:
+// a packet socket that hears the device from now on, the netlink socket that its claim lasts as long as,
+// and the one by which the wire follows the device. The caller closes them.
+func PacketFiles(ns *netns.NS, device string) (files []*os.File, err error) {
+	defer func() {
+		if err != nil {
+			files, err = nil, errors.Join(fmt.Errorf("open packet socket on %s: %w", device, err), closeAll(files))
+		}
+	}()
+	socket, d, err := packetSocket(ns, device)
+	if err != nil {
+		return nil, err
+	}
+	files = append(files, socket)
+	claim, err := claimDevice(ns, d.name)
+	if err != nil {
+		return files, err
+	}
+	files = append(files, claim)
+	link, err := LinkFile(ns)
+	if err != nil {
+		return files, err
+	}
+	files = append(files, link)
+	// Now that the stack gets nothing any more, the switch may have it.
+	return files, bindPacket(int(socket.Fd()), d)
 }
 
 // A packetDevice is the device of a packet socket, by its name proper: a claim is not of an altname.
@@ -88,9 +109,14 @@ func packetSocket(ns *netns.NS, device string) (*os.File, packetDevice, error) {
 	return os.NewFile(uintptr(fd), "packet socket on "+d.name), d, nil
 }
 
-// OpenPacketFiles makes a wire of what PacketFiles has opened, by this process or another one, and needs no right. It copies
-// both; the caller keeps, and may close, its own. The packet socket is made non-blocking.
-func OpenPacketFiles(socket, claim *os.File) (*Wire, error) {
+// OpenPacketFiles makes a wire of what PacketFiles has opened, by this process or another one, and needs
+// no privilege. It copies the files; the caller keeps, and may close, its own. The sockets are made
+// non-blocking.
+func OpenPacketFiles(files []*os.File) (*Wire, error) {
+	if len(files) != PacketFileCount {
+		return nil, fmt.Errorf("open packet socket: %d files: want %d", len(files), PacketFileCount)
+	}
+	socket, claim, link := files[0], files[1], files[2]
 	w := &Wire{kind: "packet", limits: offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: vnetLen}}
 	held, err := duplicate(claim, checkClaim)
 	if err != nil {
@@ -100,11 +126,14 @@ func OpenPacketFiles(socket, claim *os.File) (*Wire, error) {
 	var d packetDevice
 	own, err := duplicate(socket, func(fd int) (err error) {
 		d, err = checkPacket(fd)
-		if err == nil {
-			w.mtu, err = mtuOf(fd, d.name)
-		}
 		return err
 	})
+	w.device = d.name
+	if err == nil {
+		if err = w.Follow(link); err != nil {
+			err = errors.Join(err, own.close())
+		}
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open packet socket: %w", err), w.Close())
 	}
@@ -171,18 +200,6 @@ func nameOf(fd, index int) (string, error) {
 		return "", fmt.Errorf("SIOCGIFNAME: %w", err)
 	}
 	return ifr.Name(), nil
-}
-
-// mtuOf asks for the MTU of a device in the socket's netns.
-func mtuOf(fd int, device string) (int, error) {
-	ifr, err := unix.NewIfreq(device)
-	if err != nil {
-		return 0, err
-	}
-	if err := unix.IoctlIfreq(fd, unix.SIOCGIFMTU, ifr); err != nil {
-		return 0, fmt.Errorf("SIOCGIFMTU: %w", err)
-	}
-	return int(ifr.Uint32()), nil
 }
 
 func indexOf(fd int, device string) (int, error) {

@@ -373,16 +373,17 @@ func TestLivePacketByAltname(t *testing.T) {
 func TestLivePacketDeviceRemovedBefore(t *testing.T) {
 	outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
 	veth(t, outside, middle, "lan0", 1500)
-	socket, claim, err := vswitch.PacketFiles(middle.ns, "lan0")
+	files, err := vswitch.PacketFiles(middle.ns, "lan0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer socket.Close()
-	defer claim.Close()
+	for _, f := range files {
+		defer f.Close()
+	}
 	if err := middle.nl.LinkDel(middle.link("lan0")); err != nil {
 		t.Fatal(err)
 	}
-	if w, err := vswitch.OpenPacketFiles(socket, claim); !errors.Is(err, unix.ENODEV) {
+	if w, err := vswitch.OpenPacketFiles(files); !errors.Is(err, unix.ENODEV) {
 		t.Errorf("%v, %v", w, err)
 	}
 }

@@ -1,6 +1,7 @@
 package vswitch
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -20,7 +21,8 @@ type PortConfig struct {
 	bridge.PortConfig
 
 	// MTU is the most bytes that a frame may have that leaves by the port, without Ethernet header and VLAN tags; for
-	// a super-frame, each of its segments. 0 is that of the device behind a packet wire, else 1500.
+	// a super-frame, each of its segments. 0 is that of the wire's device, as it is at any time, where that is
+	// followed, else 1500.
 	MTU int `json:"mtu,omitempty"`
 
 	// MACs are the only sources that frames may have which come in by the port; none means any. In the VLAN of
@@ -76,7 +78,8 @@ type Port struct {
 	wire   *Wire
 	way    atomic.Pointer[way]
 	cfg    PortConfig
-	limits offload.Limits
+	limits atomic.Pointer[offload.Limits]
+	link   atomic.Pointer[LinkState] // the device's; nil where it is not followed
 	vlans  *vlans
 	macs   []uint64
 
@@ -112,16 +115,16 @@ func (c *counters) add(frames, bytes uint64) {
 
 func newPort(name string, index int, w *Wire, cfg PortConfig) *Port {
 	p := &Port{
-		name: name, index: index, wire: w, cfg: cfg, limits: w.limits, vlans: newVLANs(cfg.PortConfig),
+		name: name, index: index, wire: w, cfg: cfg, vlans: newVLANs(cfg.PortConfig),
 		rx: make([]counters, len(w.queues)), tx: make([]counters, len(w.queues)),
 		ended: make(chan struct{}),
 	}
-	p.limits.MTU = defaultMTU
-	if w.mtu != 0 {
-		p.limits.MTU = w.mtu
-	}
-	if cfg.MTU != 0 {
-		p.limits.MTU = cfg.MTU
+	limits := w.limits
+	limits.MTU = cmp.Or(cfg.MTU, w.mtu, defaultMTU)
+	p.limits.Store(&limits)
+	if w.link != nil {
+		s := w.link.State()
+		p.link.Store(&s)
 	}
 	for _, mac := range cfg.MACs {
 		p.macs = append(p.macs, macWord(mac))

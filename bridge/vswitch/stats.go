@@ -35,7 +35,7 @@ func (s PortStats) Total() (total QueueStats) {
 
 // Stats is a snapshot of the counters.
 func (p *Port) Stats() PortStats {
-	s := PortStats{Name: p.name, Kind: p.wire.kind, MTU: p.limits.MTU, Drops: map[string]uint64{}}
+	s := PortStats{Name: p.name, Kind: p.wire.kind, MTU: p.limits.Load().MTU, Drops: map[string]uint64{}}
 	if err := p.Err(); err != nil {
 		s.Ended = err.Error()
 	}

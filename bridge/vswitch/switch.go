@@ -118,6 +118,9 @@ func (sw *Switch) addPort(name string, w *Wire, cfg PortConfig) (*Port, error) {
 		return nil, err
 	}
 	sw.table.Store(old.with(p))
+	if w.link != nil {
+		p.receivers.Go(p.follow)
+	}
 	for i := range w.queues {
 		r := newReceiver(sw, p, i)
 		p.receivers.Go(r.run)

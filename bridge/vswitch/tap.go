@@ -16,8 +16,8 @@ import (
 // the tap is in. It copies the fds; the caller keeps, and may close, its own. But what is set here holds for the
 // caller's too: non-blocking, a vnet header of 10 bytes, little endian, and the offloads.
 //
-// The MTU of such a port is the PortConfig's: a tap's queue does not tell the device's, which takes whatever
-// is written into it.
+// A tap's queue tells nothing of its device but the name: Follow has the port follow its MTU. The device
+// takes whatever is written into it.
 func OpenTap(queues ...*os.File) (*Wire, error) {
 	if len(queues) == 0 {
 		return nil, errors.New("open tap: no queue")
@@ -31,7 +31,7 @@ func OpenTap(queues ...*os.File) (*Wire, error) {
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("open tap, queue %d: %w", i, err), w.Close())
 		}
-		w.limits = limits
+		w.limits, w.device = limits, q.device
 		w.queues = append(w.queues, q)
 	}
 	return w, nil
@@ -39,51 +39,53 @@ func OpenTap(queues ...*os.File) (*Wire, error) {
 
 func openTapQueue(f *os.File) (*tapQueue, offload.Limits, error) {
 	var limits offload.Limits
+	var device string
 	own, err := duplicate(f, func(fd int) (err error) {
-		limits, err = setTap(fd)
+		device, limits, err = setTap(fd)
 		return err
 	})
 	if err != nil {
 		return nil, limits, err
 	}
-	q := &tapQueue{file: own, pad: vnetLen - limits.VnetHdr, room: make([]byte, tapRoom)}
+	q := &tapQueue{file: own, device: device, pad: vnetLen - limits.VnetHdr, room: make([]byte, tapRoom)}
 	q.drain = q.drainQueue
 	return q, limits, nil
 }
 
 // setTap asks for frames with as little done to them as the kernel allows. A kernel older than 6.2 has no
 // UDP segmentation in vnet headers: it refuses TUN_F_USO4, and would refuse such frames.
-func setTap(fd int) (offload.Limits, error) {
+func setTap(fd int) (device string, limits offload.Limits, err error) {
 	ifr, err := unix.NewIfreq("")
 	if err != nil {
-		return offload.Limits{}, err
+		return "", limits, err
 	}
 	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr); err != nil {
-		return offload.Limits{}, fmt.Errorf("TUNGETIFF: %w (want the queue of a tap)", err)
+		return "", limits, fmt.Errorf("TUNGETIFF: %w (want the queue of a tap)", err)
 	}
+	device = ifr.Name()
 	switch flags := ifr.Uint16(); {
 	case flags&unix.IFF_TAP == 0 || flags&unix.IFF_NO_PI == 0:
-		return offload.Limits{}, fmt.Errorf("%s: want IFF_TAP and IFF_NO_PI, it has flags %#x", ifr.Name(), flags)
+		return device, limits, fmt.Errorf("%s: want IFF_TAP and IFF_NO_PI, it has flags %#x", device, flags)
 	case flags&unix.IFF_VNET_HDR == 0:
-		return offload.Limits{}, nil
+		return device, limits, nil
 	}
 	if err := errors.Join(
 		unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetLen),
 		unix.IoctlSetPointerInt(fd, unix.TUNSETVNETLE, 1),
 	); err != nil {
-		return offload.Limits{}, fmt.Errorf("set the vnet header of %s: %w", ifr.Name(), err)
+		return device, limits, fmt.Errorf("set the vnet header of %s: %w", device, err)
 	}
 	const tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
-	limits := offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: vnetLen}
+	limits = offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: vnetLen}
 	err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tso|unix.TUN_F_USO4|unix.TUN_F_USO6)
 	if errors.Is(err, unix.EINVAL) {
 		limits.USO = false
 		err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tso)
 	}
 	if err != nil {
-		return offload.Limits{}, fmt.Errorf("TUNSETOFFLOAD %s: %w", ifr.Name(), err)
+		return device, limits, fmt.Errorf("TUNSETOFFLOAD %s: %w", device, err)
 	}
-	return limits, nil
+	return device, limits, nil
 }
 
 // tapRead is what one read(2) may give: one byte more than the longest frame, so that a longer one is known by its
@@ -96,8 +98,9 @@ const (
 // tapQueue reads frame by frame until there is none, then waits in the runtime's poller.
 type tapQueue struct {
 	file
-	pad  int    // of zeros for the vnet header that the tap does not give
-	room []byte // frames lie in it one behind the other
+	device string
+	pad    int    // of zeros for the vnet header that the tap does not give
+	room   []byte // frames lie in it one behind the other
 
 	// Of the receive under way. drain is made once: a method value would be allocated each time.
 	drain  func(fd uintptr) bool

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/internal/offload"
+	"vmnet/internal/rtnl"
 )
 
 // batchSize is how many frames are received at a time, and sent: what offload gives at a time.
@@ -18,8 +19,10 @@ const batchSize = offload.Burst
 // OpenSocket. It has fds, and belongs to the switch once it is given to AddPort.
 type Wire struct {
 	kind   string
+	device string         // its name; empty where it has none
 	limits offload.Limits // what it takes, but for the MTU
-	mtu    int            // the device's; 0 where it has none
+	mtu    int            // the device's; 0 where that is not known
+	link   *rtnl.Follower // of the device; nil where it is not followed
 	queues []queue
 	claim  func() error // undone by Close and unclaim; nil for none
 }
@@ -32,6 +35,11 @@ func (w *Wire) Close() error {
 	var errs []error
 	for _, q := range w.queues {
 		errs = append(errs, q.close())
+	}
+	if w.link != nil {
+		if err := w.link.Close(); !errors.Is(err, os.ErrClosed) {
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(append(errs, w.unclaim())...)
 }

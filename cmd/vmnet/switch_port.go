@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -31,7 +32,7 @@ const portHelp = `A port is written DEVICE[,OPTION...], with the options
 
     name=NAME              what the switch calls it (default the device's name)
     queues=N               of a tap
-    mtu=BYTES              of frames that leave by it (default the device's)
+    mtu=BYTES              of frames that leave by it (default the device's, as it is at any time)
     vlan=N                 it is in VLAN N alone, untagged
     trunk=LIST             the VLANs whose frames come and go tagged: 2-5,7
     native=N               with trunk: the VLAN of frames without a tag
@@ -219,14 +220,11 @@ func (w *wantedPort) openTap(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	if err != nil {
 		return openPort{}, err
 	}
-	if w.Config.MTU == 0 {
-		w.Config.MTU = link.MTU
-	}
 	how := "opened"
 	if !link.Up {
 		how = "opened, the link is down"
 	}
-	return openPort{Port: w.Port, files: tap.Queues(), close: tap.Close, how: how}, nil
+	return w.followed(ns, tap, how)
 }
 
 // makeTap makes a tap that goes with its last queue, and brings it up.
@@ -254,7 +252,19 @@ func (w *wantedPort) makeTap(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	if err != nil {
 		return openPort{}, errors.Join(err, tap.Close())
 	}
-	return openPort{Port: w.Port, files: tap.Queues(), close: tap.Close, how: "made"}, nil
+	return w.followed(ns, tap, "made")
+}
+
+// followed is a port by a tap, whose device the switch follows.
+func (w *wantedPort) followed(ns *netns.NS, tap *tun.Tap, how string) (openPort, error) {
+	link, err := vswitch.LinkFile(ns)
+	if err != nil {
+		return openPort{}, errors.Join(err, tap.Close())
+	}
+	p := w.Port
+	p.Link = true
+	closeBoth := func() error { return errors.Join(tap.Close(), link.Close()) }
+	return openPort{Port: p, files: append(slices.Clone(tap.Queues()), link), close: closeBoth, how: how}, nil
 }
 
 func (w *wantedPort) openPacket(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
@@ -265,7 +275,7 @@ func (w *wantedPort) openPacket(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	if err != nil {
 		return openPort{}, err
 	}
-	socket, claim, err := vswitch.PacketFiles(ns, w.Device)
+	files, err := vswitch.PacketFiles(ns, w.Device)
 	if err != nil {
 		return openPort{}, err
 	}
@@ -276,8 +286,14 @@ func (w *wantedPort) openPacket(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	if addrs, err := c.Addrs(link.Index); err == nil && len(addrs) > 0 {
 		how += ", the host is not reached by its addresses there meanwhile"
 	}
-	closeBoth := func() error { return errors.Join(socket.Close(), claim.Close()) }
-	return openPort{Port: w.Port, files: []*os.File{socket, claim}, close: closeBoth, how: how}, nil
+	closeAll := func() error {
+		var errs []error
+		for _, f := range files {
+			errs = append(errs, f.Close())
+		}
+		return errors.Join(errs...)
+	}
+	return openPort{Port: w.Port, files: files, close: closeAll, how: how}, nil
 }
 
 // portSettings is a port's settings in short, as bridge show has them.

@@ -27,7 +27,7 @@ import (
 // Kinds of ports, by what the switch is given of them.
 const (
 	Tap    = "tap"    // the queues of a tap
-	Packet = "packet" // the two files of vswitch.OpenPacketFiles
+	Packet = "packet" // the files of vswitch.PacketFiles
 	Socket = "socket" // one end of an AF_UNIX datagram socketpair
 )
 
@@ -42,12 +42,14 @@ type Port struct {
 	// pipe's writing end open: so it outlives a process that has passed the guest on to another one, as QEMU's -daemonize does.
 	// AddPort is given the reading end.
 	Lifeline uint64             `json:"lifeline,omitempty"`
+	Link     bool               `json:"link,omitempty"` // of a tap: behind its queues comes the file of vswitch.LinkFile
 	Config   vswitch.PortConfig `json:"config"`
 	Stats    *vswitch.PortStats `json:"stats,omitempty"` // in answers only
 }
 
-// MaxQueues is the most that a tap may have: beside a pidfd, as many files as one message takes.
-const MaxQueues = fdpass.MaxFiles - 1
+// MaxQueues is the most that a tap may have: beside a holder's two files and the LinkFile, as many files as one
+// message takes.
+const MaxQueues = fdpass.MaxFiles - 3
 
 // Bounds of a Port, in bytes.
 const (
@@ -72,6 +74,8 @@ func (p Port) validate() error {
 		return fmt.Errorf("holder %d: want a process id", p.Holder)
 	case p.Holder == 0 && p.Lifeline != 0:
 		return errors.New("a lifeline without the process that it was given to")
+	case p.Link && p.Kind != Tap:
+		return errors.New("a link file is a tap's")
 	case p.Stats != nil:
 		return errors.New("counters are not for the asking")
 	}

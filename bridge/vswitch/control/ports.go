@@ -40,11 +40,14 @@ func filesOf(p *Port) (least, most int) {
 	case Tap:
 		least, most = 1, MaxQueues
 	case Packet:
-		least, most = 2, 2
+		least, most = vswitch.PacketFileCount, vswitch.PacketFileCount
 	default:
 		least, most = 1, 1
 	}
 	more := p.holderFiles()
+	if p.Link {
+		more++
+	}
 	return least + more, most + more
 }
 
@@ -65,9 +68,9 @@ func open(p *Port, files []*os.File) (*vswitch.Wire, error) {
 	var err error
 	switch p.Kind {
 	case Tap:
-		w, err = vswitch.OpenTap(files...)
+		w, err = openTap(p, files)
 	case Packet:
-		w, err = vswitch.OpenPacketFiles(files[0], files[1])
+		w, err = vswitch.OpenPacketFiles(files)
 	default:
 		mtu := p.Config.MTU
 		if mtu == 0 {
@@ -89,6 +92,20 @@ func open(p *Port, files []*os.File) (*vswitch.Wire, error) {
 		return nil, fmt.Errorf("%w port: %w", bridge.ErrInvalid, err)
 	}
 	return w, nil
+}
+
+func openTap(p *Port, files []*os.File) (*vswitch.Wire, error) {
+	queues := len(files)
+	if p.Link {
+		queues--
+	}
+	w, err := vswitch.OpenTap(files[:queues]...)
+	if err == nil && p.Link {
+		if err = w.Follow(files[queues]); err != nil {
+			return nil, errors.Join(err, w.Close())
+		}
+	}
+	return w, err
 }
 
 // spareFiles are never a port's, so that clients can connect who take ports away.
