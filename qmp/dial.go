@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strconv"
 	"sync"
 	"syscall"
@@ -31,8 +32,9 @@ type Peer struct{ PID, UID, GID int }
 // A Dialer connects to monitors. The zero value is what [Dial] uses.
 type Dialer struct {
 	// CheckPeer, if not nil, sees who listens before anything is awaited from or
-	// sent to it. Its error ends Dial.
-	CheckPeer func(Peer) error
+	// sent to it, with a pidfd of that process (SO_PEERPIDFD) that is closed afterwards. The
+	// pidfd is nil before Linux 6.5, or if the process has ended. An error ends Dial.
+	CheckPeer func(p Peer, pidfd *os.File) error
 	// Waiting, if not nil, is called once where there was no greeting within 0.3 s.
 	Waiting func()
 }
@@ -60,23 +62,32 @@ func (d Dialer) Dial(ctx context.Context, path string) (*Conn, error) {
 		return nil, fmt.Errorf("monitor %s: %w", path, err)
 	}
 	go c.read(uc)
-	if err := d.shakeHands(ctx, c); err != nil {
+	if err := d.shakeHands(ctx, c, uc); err != nil {
 		_ = c.Close()
 		return nil, fmt.Errorf("monitor %s: %w", path, err)
 	}
 	return c, nil
 }
 
-func (d Dialer) shakeHands(ctx context.Context, c *Conn) error {
-	if d.CheckPeer != nil {
-		if err := d.CheckPeer(c.peer); err != nil {
-			return err
-		}
+func (d Dialer) shakeHands(ctx context.Context, c *Conn, uc *net.UnixConn) error {
+	if err := d.checkPeer(c.peer, uc); err != nil {
+		return err
 	}
 	if err := d.awaitGreeting(ctx, c); err != nil {
 		return err
 	}
 	return c.Execute(ctx, "qmp_capabilities", nil, nil)
+}
+
+func (d Dialer) checkPeer(p Peer, uc *net.UnixConn) error {
+	if d.CheckPeer == nil {
+		return nil
+	}
+	pidfd := fdpass.PeerPidfd(uc)
+	if pidfd != nil {
+		defer pidfd.Close()
+	}
+	return d.CheckPeer(p, pidfd)
 }
 
 func (d Dialer) awaitGreeting(ctx context.Context, c *Conn) error {

@@ -71,7 +71,7 @@ func TestDialRefusedAtOnce(t *testing.T) {
 func TestDialCheckPeerComesBeforeTheGreeting(t *testing.T) {
 	path := fake(t, swallow) // never greets
 	stranger := errors.New("not QEMU")
-	_, err := Dialer{CheckPeer: func(p Peer) error {
+	_, err := Dialer{CheckPeer: func(p Peer, _ *os.File) error {
 		if p.PID != os.Getpid() {
 			t.Errorf("peer %+v", p)
 		}

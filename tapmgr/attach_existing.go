@@ -49,7 +49,7 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 		return nil, nil
 	case !device:
 		a.left = link
-		return nil, a.m.mayRelease(link, a.vm.process())
+		return nil, a.m.mayRelease(link, a.vm)
 	}
 	diff := a.asked.differences(*link)
 	switch {

@@ -56,6 +56,9 @@ func (a *attachment) verifyStep() step.Step {
 			if err != nil {
 				return in(ErrLink, err)
 			}
+			if err := a.vm.alive(); err != nil { // all steps have named it by its number
+				return in(ErrHandover, err)
+			}
 			made.want = r
 			a.made = made
 			return nil

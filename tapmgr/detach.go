@@ -161,7 +161,7 @@ func (d *detachment) stored(ctx context.Context) ([]step.Step, error) {
 func (d *detachment) wentWithGuest(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseWait)
 	defer cancel()
-	if _, err := qemu.ByPID(d.vm.process()); !errors.Is(err, qemu.ErrNotFound) {
+	if _, err := qemu.ByPID(d.vm.process()); !errors.Is(err, qemu.ErrNotFound) && d.vm.alive() == nil {
 		return false
 	}
 	return d.link == nil || d.m.waitGone(ctx, d.link) == nil

@@ -11,7 +11,6 @@ import (
 	"syscall"
 	"time"
 
-	"vmnet/internal/procfd"
 	"vmnet/internal/qemu"
 	"vmnet/libvirt"
 )
@@ -20,11 +19,11 @@ import (
 // and unplug.
 type domain struct {
 	*libvirt.Conn
-	m    *Manager
-	dom  libvirt.Domain
-	proc qemu.Process
-	lock *os.File // nil where it is only read
-	user int      // whose own libvirt this is; 0 for the machine's
+	m     *Manager
+	dom   libvirt.Domain
+	guest *guest
+	lock  *os.File // nil where it is only read
+	user  int      // whose own libvirt this is; 0 for the machine's
 
 	persistent bool // the NIC is stored as well
 	isStored   bool // and was before
@@ -83,7 +82,7 @@ func (m *Manager) findDomain(ctx context.Context, t Target, readOnly bool) (*dom
 	if err != nil {
 		return nil, fmt.Errorf("guest %s is %w: %w", t.VM, qemu.ErrLibvirt, err)
 	}
-	d := &domain{Conn: conn, m: m}
+	d := &domain{Conn: conn, m: m, guest: &guest{}}
 	if err := d.identify(ctx, t); err != nil {
 		return nil, errors.Join(fmt.Errorf("guest %s: %w", t.VM, err), d.Close())
 	}
@@ -127,11 +126,12 @@ func (d *domain) identify(ctx context.Context, t Target) (err error) {
 	}
 	switch len(procs) {
 	case 1:
-		d.proc = procs[0]
+		d.guest.Process = procs[0]
 		if strings.HasSuffix(d.URI(), "/session") {
-			d.user = d.proc.UID
+			d.user = d.guest.UID
 		}
-		return nil
+		d.guest.hold, err = d.guest.Hold()
+		return err
 	case 0:
 		return fmt.Errorf("%w: no process that is seen from here is libvirt's domain %s (UUID %s)", qemu.ErrNotFound, t.VM, d.dom.UUID)
 	}
@@ -152,7 +152,7 @@ func QEMUsOf(def *libvirt.Definition) ([]qemu.Process, error) {
 	}
 	var vouched []qemu.Process
 	for _, p := range procs {
-		if uid, err := procfd.RealUID(p.PID); err == nil && uid == def.RunAs {
+		if p.UID == def.RunAs {
 			vouched = append(vouched, p)
 		}
 	}
@@ -165,7 +165,7 @@ func QEMUsOf(def *libvirt.Definition) ([]qemu.Process, error) {
 // takeLock waits until no other vmnet works on the guest. Libvirt has no lock for others, so it is
 // flock(2) on the folder that libvirt keeps for the running domain alone, which others may not open.
 func (d *domain) takeLock(ctx context.Context) error {
-	f, err := openLock(d.proc)
+	f, err := openLock(d.guest.Process)
 	if err != nil {
 		return fmt.Errorf("lock guest %s: %w", d.dom.Name, err)
 	}
@@ -228,12 +228,12 @@ func (d *domain) monitor(ctx context.Context) (vmm, error) {
 	if err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	return &vm{Conn: conn, m: d.m, pid: d.proc.PID, domain: d}, nil
+	return &vm{Conn: conn, m: d.m, guest: d.guest, domain: d}, nil
 }
 
 // Close gives up the lock as well.
 func (d *domain) Close() error {
-	err := d.Conn.Close()
+	err := errors.Join(d.Conn.Close(), d.guest.hold.Close())
 	if d.lock != nil {
 		err = errors.Join(err, d.lock.Close())
 	}
@@ -249,7 +249,9 @@ func (d *domain) definition(ctx context.Context) (*libvirt.Definition, error) {
 	return libvirt.ParseDefinition(text)
 }
 
-func (d *domain) process() int { return d.proc.PID }
+func (d *domain) process() int { return d.guest.PID }
+
+func (d *domain) alive() error { return d.guest.hold.Check() }
 
 func (d *domain) cpus(ctx context.Context) (int, error) {
 	def, err := d.definition(ctx)

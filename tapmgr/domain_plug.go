@@ -92,7 +92,7 @@ func (d *domain) plugSteps(h *half) []step.Step {
 			if err != nil {
 				return err
 			}
-			return d.m.lendLife(&ours{Link: link, want: h.record}, d.proc.PID)
+			return d.m.lendLife(&ours{Link: link, want: h.record}, d.guest.PID)
 		},
 	}}
 	if h.spec.Lower != nil { // it stays until it is detached, or reconciled

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"vmnet/internal/netns"
+	"vmnet/internal/pidfd"
 	"vmnet/internal/qemu"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
@@ -128,23 +129,45 @@ func locate(t Target) (proc qemu.Process, path string, err error) {
 	return proc, path, err
 }
 
-// checkPeer makes sure that who listens on the monitor's socket is the guest
-// that is meant, and may be: SO_PEERCRED is the proof, a command line is none.
-func checkPeer(t Target, proc *qemu.Process, p qmp.Peer) error {
-	if proc.PID != 0 {
-		if p.PID != proc.PID {
-			return fmt.Errorf("%w: process %d listens there, not the guest's process %d (name the guest's own socket with --qmp)", fs.ErrPermission, p.PID, proc.PID)
+// guest is the process of a Target, held from when it was found until the verb ends.
+type guest struct {
+	qemu.Process
+	hold *pidfd.Handle // nil until the process is known
+}
+
+// checkPeer makes sure that who listens on the monitor's socket is the guest that is meant,
+// and may be: the kernel's word on the peer (SO_PEERCRED, SO_PEERPIDFD) is the proof, a
+// command line is none. process is the peer's pidfd, or nil.
+func checkPeer(t Target, g *guest, p qmp.Peer, process *os.File) error {
+	if g.hold == nil {
+		if err := g.take(t, p); err != nil {
+			return err
 		}
-		return nil
 	}
+	switch {
+	case p.PID != g.PID, process != nil && !g.hold.Is(process):
+		return fmt.Errorf("%w: process %d listens there, not the guest's process %d (name the guest's own socket with --qmp)", fs.ErrPermission, p.PID, g.PID)
+	case p.UID != g.UID && p.UID != 0: // QEMU listens before it gives up root's ids (-runas)
+		return fmt.Errorf("%w: uid %d has made the socket of process %d listen, which is uid %d's", fs.ErrPermission, p.UID, g.PID, g.UID)
+	}
+	return g.hold.Check()
+}
+
+// take makes the process that listens the guest, where only its socket was named.
+func (g *guest) take(t Target, p qmp.Peer) error {
 	if p.UID != os.Geteuid() {
 		return fmt.Errorf("%w: process %d listens there for uid %d (name it with --pid %d if that is the guest you mean)", qemu.ErrOtherUser, p.PID, p.UID, p.PID)
 	}
-	if known, err := qemu.ByPID(p.PID); err == nil && known.Name != "" && known.Name != t.VM {
-		return fmt.Errorf("%w: process %d, which listens there, is guest %q, not %q", ErrOtherGuest, p.PID, known.Name, t.VM)
+	proc, err := qemu.AnyByPID(p.PID)
+	if err != nil {
+		return err
 	}
-	*proc = qemu.Process{PID: p.PID, UID: p.UID}
-	return nil
+	if proc.Name != "" && proc.Name != t.VM {
+		return fmt.Errorf("%w: process %d, which listens there, is guest %q, not %q", ErrOtherGuest, p.PID, proc.Name, t.VM)
+	}
+	g.Process = proc
+	g.hold, err = proc.Hold()
+	return err
 }
 
 func explainMonitor(err error, t Target) error {

@@ -137,7 +137,7 @@ func (r *reconciler) nic(ctx context.Context, vm vmm, o ours) {
 		r.fail(o, err)
 	case !has:
 		r.do(now, "removed: the guest has no such device", func() error {
-			if err := r.m.mayRelease(&now, vm.process()); err != nil {
+			if err := r.m.mayRelease(&now, vm); err != nil {
 				return err
 			}
 			return r.m.release(ctx, vm, &now)

@@ -93,17 +93,17 @@ func (m *Manager) waitGoneFor(ctx context.Context, o *ours, d time.Duration) err
 
 // mayRelease tells whether a device that is not plugged into the guest whose lock we
 // hold may be taken away: an error names the process that uses it.
-func (m *Manager) mayRelease(o *ours, pid int) error {
+func (m *Manager) mayRelease(o *ours, vm vmm) error {
 	now, err := m.anew(o)
 	if err != nil || now == nil {
 		return err
 	}
 	for _, h := range now.holders {
-		if h.PID != pid {
+		if h.PID != vm.process() {
 			return fmt.Errorf("%w: interface %s, which process %d holds", ErrInUse, o.Name, h.PID)
 		}
 	}
-	return nil
+	return vm.alive() // its number means it
 }
 
 // waitGone waits until a link is gone from its netns, or with it.

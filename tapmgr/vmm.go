@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"vmnet/internal/qemu"
@@ -14,8 +15,10 @@ import (
 // vmm is a running guest that we have locked, by the way in which a NIC reaches it: its monitor, or
 // libvirt's own devices. NICs are named by their ids.
 type vmm interface {
-	// process is the VMM's.
+	// process is the VMM's. alive is an error where that process has ended: before, the
+	// number has meant no other.
 	process() int
+	alive() error
 	// cpus counts the guest's virtual CPUs.
 	cpus(ctx context.Context) (int, error)
 	// has tells whether the NIC is plugged.
@@ -48,7 +51,7 @@ type vmm interface {
 type vm struct {
 	*qmp.Conn
 	m      *Manager
-	pid    int
+	guest  *guest
 	path   string  // of the monitor; empty: through libvirt
 	domain *domain // nil: no guest of libvirt's
 }
@@ -80,31 +83,44 @@ func asVMM(v *vm, err error) (vmm, error) {
 
 // openMonitor opens a guest that libvirt does not manage: it makes sure that the monitor is the guest's own, and waits
 // until nobody else uses it.
-func (m *Manager) openMonitor(ctx context.Context, t Target) (*vm, error) {
+func (m *Manager) openMonitor(ctx context.Context, t Target) (_ *vm, err error) {
 	proc, path, err := locate(t)
 	if err != nil {
 		return nil, err
 	}
+	g := &guest{Process: proc}
+	defer func() {
+		if err != nil {
+			_ = g.hold.Close()
+		}
+	}()
+	if proc.PID != 0 {
+		if g.hold, err = proc.Hold(); err != nil {
+			return nil, fmt.Errorf("guest %s: %w", t.VM, err)
+		}
+	}
 	d := qmp.Dialer{
-		CheckPeer: func(p qmp.Peer) error { return checkPeer(t, &proc, p) },
+		CheckPeer: func(p qmp.Peer, process *os.File) error { return checkPeer(t, g, p, process) },
 		Waiting:   func() { m.progress("waiting for the monitor of %s: another client has it, or QEMU stands still", t.VM) },
 	}
 	conn, err := d.Dial(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("guest %s: %w", t.VM, explainMonitor(err, t))
 	}
-	return &vm{Conn: conn, m: m, pid: proc.PID, path: path}, nil
+	return &vm{Conn: conn, m: m, guest: g, path: path}, nil
 }
 
 func (v *vm) Close() error {
 	err := v.Conn.Close()
 	if v.domain != nil {
-		err = errors.Join(err, v.domain.Close())
+		return errors.Join(err, v.domain.Close()) // and the guest is the domain's
 	}
-	return err
+	return errors.Join(err, v.guest.hold.Close())
 }
 
-func (v *vm) process() int { return v.pid }
+func (v *vm) process() int { return v.guest.PID }
+
+func (v *vm) alive() error { return v.guest.hold.Check() }
 
 func (v *vm) cpus(ctx context.Context) (int, error) { return v.CPUs(ctx) }
 
@@ -180,7 +196,7 @@ func (v *vm) giveBack(ctx context.Context, o *ours) error {
 
 // elsewhere tries the guest's other monitors: a fd that was given through one is known to that one only.
 func (v *vm) elsewhere(ctx context.Context, o *ours) error {
-	proc, err := qemu.ByPID(v.pid)
+	proc, err := qemu.ByPID(v.guest.PID)
 	if err != nil {
 		return err
 	}
@@ -190,7 +206,7 @@ func (v *vm) elsewhere(ctx context.Context, o *ours) error {
 			continue
 		}
 		dialCtx, cancel := monitorTimeout(ctx)
-		other, err := v.m.openMonitor(dialCtx, Target{VM: o.want.VM, PID: v.pid, QMP: path})
+		other, err := v.m.openMonitor(dialCtx, Target{VM: o.want.VM, PID: v.guest.PID, QMP: path})
 		if err == nil {
 			err = errors.Join(other.giveBack(dialCtx, o), other.Close())
 		}

@@ -1,6 +1,7 @@
 package fdpass
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -59,18 +60,29 @@ func ReceiveOver(c *net.UnixConn, b []byte, maxFiles int) (payload []byte, files
 }
 
 // PeerOf is who is at the other end: who connected, or who listened (SO_PEERCRED, unix(7)).
-func PeerOf(c *net.UnixConn) (unix.Ucred, error) {
+func PeerOf(c *net.UnixConn) (cred unix.Ucred, err error) {
+	got, err := sockopt(c, func(fd int) (*unix.Ucred, error) { return unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err != nil {
+		return unix.Ucred{}, fmt.Errorf("SO_PEERCRED: %w", err)
+	}
+	return *got, nil
+}
+
+// PeerPidfd is a pidfd of the process that PeerOf names (SO_PEERPIDFD), which the caller
+// closes. It is nil where the kernel has none: before Linux 6.5, or if the process has ended.
+func PeerPidfd(c *net.UnixConn) *os.File {
+	fd, err := sockopt(c, func(fd int) (int, error) { return unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD) })
+	if err != nil || fd < 0 {
+		return nil
+	}
+	return os.NewFile(uintptr(fd), "pidfd of a peer")
+}
+
+func sockopt[T any](c *net.UnixConn, get func(fd int) (T, error)) (value T, err error) {
 	conn, err := c.SyscallConn()
 	if err != nil {
-		return unix.Ucred{}, err
+		return value, err
 	}
-	var cred *unix.Ucred
-	var credErr error
-	if err := conn.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
-		return unix.Ucred{}, err
-	}
-	if credErr != nil {
-		return unix.Ucred{}, fmt.Errorf("SO_PEERCRED: %w", credErr)
-	}
-	return *cred, nil
+	errControl := conn.Control(func(fd uintptr) { value, err = get(int(fd)) })
+	return value, errors.Join(errControl, err)
 }

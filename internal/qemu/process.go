@@ -6,22 +6,41 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
+
+	"vmnet/internal/pidfd"
 )
 
-// A Process is a running QEMU.
+// A Process is a running QEMU, as it was when it was looked at.
 type Process struct {
-	PID int
-	UID int // of the process, as /proc says
+	PID     int
+	UID     int    // whose it is: see [pidfd.Owner]
+	Started uint64 // see [pidfd.Started]
 	CmdLine
 }
 
-// Errors of Find and Open; the text names the guest and the cure.
+// Hold holds the process. That it has ended is an error that Is [ErrNotFound], also where
+// its number has been given to another one. The caller closes the Handle.
+func (p Process) Hold() (*pidfd.Handle, error) {
+	h, err := pidfd.Open(p.PID)
+	if err != nil {
+		return nil, ended(p.PID, err)
+	}
+	started, err := pidfd.Started(p.PID)
+	if err = errors.Join(err, h.Check()); err == nil && started != p.Started {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		_ = h.Close()
+		return nil, ended(p.PID, err)
+	}
+	return h, nil
+}
+
+// Errors of Find, Hold and the like; the text names the guest and the cure.
 var (
 	ErrNotFound  = errors.New("no such guest")
 	ErrAmbiguous = errors.New("more than one guest of that name")
@@ -34,56 +53,109 @@ var (
 // far higher, QEMU's command lines are far shorter).
 const maxCmdLine = 1 << 20
 
-// List returns the running QEMU processes of all network namespaces that /proc shows.
+// List returns the running QEMU processes of all network namespaces that /proc shows, but
+// not those of which nobody knows whose they are: see [pidfd.Owner].
 func List() ([]Process, error) {
+	found, _, err := list()
+	return found, err
+}
+
+// A doubtful process has the command line of a QEMU, and is not believed to be anybody's.
+type doubtful struct {
+	CmdLine
+	why error
+}
+
+func list() (found []Process, doubted []doubtful, err error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
-		return nil, fmt.Errorf("list processes: %w", err)
+		return nil, nil, fmt.Errorf("list processes: %w", err)
 	}
-	var found []Process
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
 			continue
 		}
-		if p, ok := read(pid); ok {
+		p, err := look(pid, isQEMU)
+		switch {
+		case err == nil:
 			found = append(found, p)
+		case errors.Is(err, pidfd.ErrDoubtful):
+			doubted = append(doubted, doubtful{p.CmdLine, err})
 		}
 	}
-	return found, nil
+	return found, doubted, nil
 }
 
-// ByPID reads one process, which must be a QEMU.
+// ByPID reads one process, which must be a QEMU. The error Is [ErrNotFound] where it is
+// none or has ended, and [pidfd.ErrDoubtful] too where nobody knows whose it is.
 func ByPID(pid int) (Process, error) {
-	if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); errors.Is(err, fs.ErrNotExist) {
-		return Process{}, fmt.Errorf("process %d: %w", pid, ErrNotFound)
-	}
-	p, ok := read(pid)
-	if !ok {
+	p, err := look(pid, isQEMU)
+	if errors.Is(err, errNoQEMU) {
 		return Process{}, fmt.Errorf("process %d is not a QEMU (its program is not called qemu-system-*, qemu-kvm, kvm or qemu): %w", pid, ErrNotFound)
 	}
-	return p, nil
+	return p, ended(pid, err)
 }
 
-// read looks at one process. The second result is false where it is no QEMU,
-// has ended or cannot be read.
-func read(pid int) (Process, bool) {
+// AnyByPID is ByPID for a process that listens on a monitor's socket, whatever its program is called.
+func AnyByPID(pid int) (Process, error) {
+	p, err := look(pid, func(string, string) bool { return true })
+	return p, ended(pid, err)
+}
+
+func ended(pid int, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("process %d: %w", pid, ErrNotFound)
+	}
+	return fmt.Errorf("%w: %w", ErrNotFound, err)
+}
+
+var errNoQEMU = errors.New("not a QEMU")
+
+// look reads one process. Of one that Is [pidfd.ErrDoubtful] it returns the command line too.
+func look(pid int, wanted func(dir, program string) bool) (Process, error) {
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
+	argv, err := arguments(dir, wanted)
+	if err != nil {
+		return Process{}, err
+	}
+	h, err := pidfd.Open(pid)
+	if err != nil {
+		return Process{}, err
+	}
+	defer h.Close()
+	p := Process{PID: pid}
+	if p.UID, err = pidfd.Owner(pid); err == nil {
+		p.Started, err = pidfd.Started(pid)
+	}
+	// The command line once more: it is the word of whoever is the owner only if the same
+	// process had it both before and after.
+	again, errAgain := arguments(dir, wanted)
+	if err = errors.Join(h.Check(), errAgain, err); err == nil && !slices.Equal(again, argv) {
+		err = errNoQEMU // it has executed another program meanwhile
+	}
+	p.CmdLine = Parse(argv)
+	return p, err
+}
+
+// isQEMU reports whether a process, whose files in /proc dir has, runs a QEMU.
+func isQEMU(dir, program string) bool { return IsQEMU(program) || IsQEMU(exe(dir)) }
+
+// arguments reads the command line of a process that is wanted.
+func arguments(dir string, wanted func(dir, program string) bool) ([]string, error) {
 	f, err := os.Open(filepath.Join(dir, "cmdline"))
 	if err != nil {
-		return Process{}, false
+		return nil, err
 	}
 	defer f.Close()
-	argv := readArgs(f, func(program string) bool { return IsQEMU(program) || IsQEMU(exe(dir)) })
+	argv := readArgs(f, func(program string) bool { return wanted(dir, program) })
 	if len(argv) == 0 {
-		return Process{}, false
+		return nil, errNoQEMU
 	}
-	info, err := os.Stat(dir)
-	if err != nil {
-		return Process{}, false
-	}
-	uid := int(info.Sys().(*syscall.Stat_t).Uid)
-	return Process{PID: pid, UID: uid, CmdLine: Parse(argv)}, true
+	return argv, nil
 }
 
 // readArgs reads NUL-separated arguments, of programs that are wanted: most processes
@@ -110,128 +182,4 @@ func exe(dir string) string {
 func IsQEMU(program string) bool {
 	base := filepath.Base(program)
 	return strings.HasPrefix(base, "qemu-system-") || base == "qemu-kvm" || base == "kvm" || base == "qemu"
-}
-
-// Find returns the one running QEMU of the calling user whose guest has that
-// name. Another user's is refused, since anybody may call a process anything:
-// it must be named by its pid.
-func Find(name string) (Process, error) {
-	all, err := List()
-	if err != nil {
-		return Process{}, err
-	}
-	var ours, others []Process
-	for _, p := range all {
-		switch {
-		case p.Name != name:
-		case p.UID == os.Geteuid():
-			ours = append(ours, p)
-		default:
-			others = append(others, p)
-		}
-	}
-	switch {
-	case len(ours) == 1:
-		return ours[0], nil
-	case len(ours) > 1:
-		return Process{}, fmt.Errorf("%w: %q: processes %s (name one with --pid)", ErrAmbiguous, name, pids(ours))
-	case len(others) > 0:
-		p := others[0]
-		return Process{}, fmt.Errorf("%w: %q runs as %s (name it with --pid %d if that is the guest you mean)", ErrOtherUser, name, userName(p.UID), p.PID)
-	}
-	return Process{}, fmt.Errorf("%w: no running QEMU has -name guest=%s (running: %s; --pid or --qmp name one without a name)", ErrNotFound, name, names(all))
-}
-
-// OfLibvirt returns the running QEMUs, whoever runs them, that say of themselves that libvirt has started them
-// and that the guest is called so. Libvirt must vouch for one by its UUID.
-func OfLibvirt(name string) ([]Process, error) {
-	return filter(func(p Process) bool { return p.Libvirt && p.Name == name })
-}
-
-func filter(wanted func(Process) bool) ([]Process, error) {
-	all, err := List()
-	return slices.DeleteFunc(all, func(p Process) bool { return !wanted(p) }), err
-}
-
-func pids(ps []Process) string {
-	var s []string
-	for _, p := range ps {
-		s = append(s, strconv.Itoa(p.PID))
-	}
-	return strings.Join(s, ", ")
-}
-
-// maxNames bounds how many guests an error text lists.
-const maxNames = 10
-
-func names(ps []Process) string {
-	var s []string
-	for _, p := range ps {
-		name := strconv.Quote(p.Name) // anybody's process may be called anything
-		if p.Name == "" {
-			name = fmt.Sprintf("process %d", p.PID)
-		}
-		if s = append(s, name); len(s) == maxNames {
-			s = append(s, "...")
-			break
-		}
-	}
-	if len(s) == 0 {
-		return "none"
-	}
-	return strings.Join(s, ", ")
-}
-
-func userName(uid int) string {
-	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
-		return "user " + u.Username
-	}
-	return fmt.Sprintf("uid %d", uid)
-}
-
-// MonitorPath is where to connect to the process's monitor, from the caller's
-// mount namespace: through the process's root, and its working directory where
-// the command line has a relative path.
-func (p Process) MonitorPath() (string, error) {
-	switch {
-	case p.Libvirt:
-		return "", fmt.Errorf("%s (process %d) is %w, which holds its monitor", p.label(), p.PID, ErrLibvirt)
-	case len(p.Monitors) == 0 && len(p.Others) > 0:
-		return "", fmt.Errorf("%w: %s (process %d) has only %s (start it with -qmp unix:PATH,server=on,wait=off, or name its socket with --qmp)", ErrNoMonitor, p.label(), p.PID, strings.Join(p.Others, "; "))
-	case len(p.Monitors) == 0:
-		return "", fmt.Errorf("%w: %s (process %d) has none on its command line (start it with -qmp unix:PATH,server=on,wait=off, or name its socket with --qmp)", ErrNoMonitor, p.label(), p.PID)
-	}
-	paths := p.MonitorPaths()
-	path := paths[len(paths)-1]
-	if p.isRelative() {
-		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-			return "", fmt.Errorf("%w: that of %s (process %d) has the relative path %s, and QEMU has changed its folder since, as with -daemonize (name the socket with --qmp)", ErrNoMonitor, p.label(), p.PID, p.Monitors[len(p.Monitors)-1].Path)
-		}
-	}
-	return path, nil
-}
-
-func (p Process) isRelative() bool { return !filepath.IsAbs(p.Monitors[len(p.Monitors)-1].Path) }
-
-// MonitorPaths is where to connect to each of the monitors, in the order of the command
-// line. The last is the one that is used, which leaves the first to whoever else manages the guest.
-func (p Process) MonitorPaths() []string {
-	var paths []string
-	for _, m := range p.Monitors {
-		seen := fmt.Sprintf("/proc/%d/root%s", p.PID, m.Path)
-		if !filepath.IsAbs(m.Path) {
-			seen = fmt.Sprintf("/proc/%d/cwd/%s", p.PID, m.Path)
-		} else if _, err := os.Lstat(seen); errors.Is(err, fs.ErrPermission) {
-			seen = m.Path // its root may not be looked into: most likely it is ours
-		}
-		paths = append(paths, seen)
-	}
-	return paths
-}
-
-func (p Process) label() string {
-	if p.Name == "" {
-		return "the guest"
-	}
-	return fmt.Sprintf("guest %q", p.Name)
 }

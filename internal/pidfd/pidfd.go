@@ -1,0 +1,93 @@
+// Package pidfd holds on to processes: a number names another process once the first has
+// ended, a pidfd never does (pidfd_open(2)).
+package pidfd
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Handle is a process that is held by a pidfd. While [Handle.Alive] reports true, PID has
+// named that process, and no other, ever since it was opened. Close it.
+type Handle struct {
+	PID int
+	f   *os.File
+}
+
+// Open holds the process of that number. That there is none is an error that Is fs.ErrNotExist.
+func Open(pid int) (*Handle, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	switch {
+	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL): // EINVAL: no process, but a thread of one, or no number of one
+		return nil, fmt.Errorf("process %d: %w", pid, fs.ErrNotExist)
+	case err != nil:
+		return nil, fmt.Errorf("pidfd of process %d: %w", pid, err)
+	}
+	return &Handle{pid, os.NewFile(uintptr(fd), fmt.Sprintf("pidfd of %d", pid))}, nil
+}
+
+// Alive reports whether the process has not ended yet: a pidfd is readable from then on.
+func (h *Handle) Alive() bool {
+	alive := false
+	err := h.control(func(fd int) {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		alive = n == 0 && (err == nil || errors.Is(err, unix.EINTR))
+	})
+	return err == nil && alive
+}
+
+// Check is an error that Is fs.ErrNotExist where the process has ended.
+func (h *Handle) Check() error {
+	if h.Alive() {
+		return nil
+	}
+	return fmt.Errorf("process %d has ended: %w", h.PID, fs.ErrNotExist)
+}
+
+// Close lets go of the process. A nil Handle may be closed.
+func (h *Handle) Close() error {
+	if h == nil {
+		return nil
+	}
+	return h.f.Close()
+}
+
+// Is reports whether f, which stays the caller's, is a pidfd of the same process.
+func (h *Handle) Is(f *os.File) bool {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	same := false
+	err = conn.Control(func(fd uintptr) { same = pidOf(int(fd)) == strconv.Itoa(h.PID) })
+	return err == nil && same && h.Alive() // the number means one process as long as that is alive
+}
+
+// pidOf is the number of a pidfd's process: -1 if it has ended, 0 if it is not in our pid
+// namespace, empty where fd is no pidfd (pidfd_open(2); "Pid:" in /proc/self/fdinfo).
+func pidOf(fd int) string {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(text)) {
+		if pid, ok := strings.CutPrefix(line, "Pid:"); ok {
+			return strings.TrimSpace(pid)
+		}
+	}
+	return ""
+}
+
+func (h *Handle) control(f func(fd int)) error {
+	conn, err := h.f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return conn.Control(func(fd uintptr) { f(int(fd)) })
+}

@@ -1,0 +1,48 @@
+package tapmgr_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"vmnet/internal/pidfd"
+	"vmnet/internal/qemu"
+	"vmnet/tapmgr"
+	"vmnet/testvm"
+)
+
+// TestLiveASetuidProgramIsNoGuest: whoever starts a set-user-ID program of root's chooses its
+// command line and its open files, and it is not root's guest for that.
+func TestLiveASetuidProgramIsNoGuest(t *testing.T) {
+	for name, program := range map[string]string{
+		"runs for its starter": "/usr/bin/passwd",
+		"becomes root's":       setuidCopy(t),
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			g := &guest{name: h.name("web")}
+			pid := h.forgeQEMU(program, g.name)
+			spec := g.spec("net0")
+			for _, spec.PID = range []int{0, pid} {
+				_, err := h.Attach(h.context(10*time.Second), spec)
+				if !errors.Is(err, qemu.ErrNotFound) || !errors.Is(err, pidfd.ErrDoubtful) || !strings.Contains(err.Error(), fmt.Sprintf("process %d", pid)) {
+					t.Errorf("attach with --pid %d: %v: want the process named, and why it is not believed", spec.PID, err)
+				}
+			}
+			gone := tapmgr.DetachSpec{Target: tapmgr.Target{VM: g.name}, NIC: "net0"}
+			if res, err := h.Detach(h.context(10*time.Second), gone); err != nil || res.Changed {
+				t.Errorf("detach: %+v, %v: want nothing to do", res, err)
+			}
+
+			real := &guest{testvm.StartT(t, testvm.Config{Name: g.name, Paused: true}), g.name}
+			if nic := h.attach(real.spec("net0")); nic.Interface == "" {
+				t.Errorf("%+v", nic)
+			}
+			if nics, err := h.List(g.name); err != nil || len(nics) != 1 || nics[0].PID != real.Pid() {
+				t.Errorf("list %+v, %v: want the NIC of process %d", nics, err, real.Pid())
+			}
+		})
+	}
+}
