@@ -18,6 +18,18 @@ private_dirs() {
 	grep -q '^libvirt-qemu:' /var/etc/group || echo 'libvirt-qemu:x:64055:' >>/var/etc/group
 	grep -q '^libvirt-qemu:' /var/etc/passwd || echo 'libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin' >>/var/etc/passwd
 	mount --bind /var/etc /etc
+	one_qemu
+}
+
+# one_qemu hides the QEMUs of other architectures: libvirtd runs every QEMU that it finds, to learn
+# what it can do, and answers nobody before it knows.
+one_qemu() {
+	for qemu in /usr/bin/qemu-system-*; do
+		case $qemu in
+		*-x86_64 | *-i386) ;;
+		*) [ ! -x "$qemu" ] || mount --bind /dev/null "$qemu" ;;
+		esac
+	done
 }
 
 # private_conf configures libvirtd, $1 being lines for libvirtd.conf and $2 for qemu.conf. Control groups are off because a
