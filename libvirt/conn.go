@@ -59,6 +59,13 @@ type call struct {
 // URI is [System] or [Session].
 func (c *Conn) URI() string { return c.uri }
 
+// Peer is the process that listens at the daemon's socket: the daemon, or who has started it there (SO_PEERCRED,
+// unix(7)). It is 0 where that is in a process namespace that cannot be seen from here.
+func (c *Conn) Peer() (pid int, err error) {
+	cred, err := fdpass.PeerOf(c.uc)
+	return int(cred.Pid), err
+}
+
 func newConn(uc *net.UnixConn) *Conn {
 	c := &Conn{
 		uc:      uc,

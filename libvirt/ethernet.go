@@ -31,9 +31,11 @@ func AliasNIC(alias string) (nic string) {
 // Ethernet is an <interface type='ethernet'> on a tap or macvtap that is there already and stays
 // there: libvirt opens it by its name (managed='no', since libvirt 5.7), as many times as there are
 // queues. It changes neither the device's MAC nor its MTU, and does not set it up. A device is a macvtap to
-// libvirt if /dev/tap<ifindex> exists, which it then opens.
+// libvirt if /dev/tap<ifindex> exists, which it then opens. Of one that is Managed libvirt makes the tap, which goes with
+// the guest, gives it a MAC like the guest's and sets it up, on no bridge.
 type Ethernet struct {
 	Tap      string           // the name of the tap or macvtap, at most 15 bytes; no GeneratedName
+	Managed  bool             // libvirt makes the tap; one of that name must not be there
 	MAC      net.HardwareAddr // 6 bytes, unicast
 	LinkDown bool             // the guest sees no carrier
 	Model    string           // empty is "virtio"
@@ -63,7 +65,7 @@ type nameXML struct {
 
 type targetXML struct {
 	Device  string `xml:"dev,attr"`
-	Managed string `xml:"managed,attr"`
+	Managed string `xml:"managed,attr,omitempty"`
 }
 
 type linkXML struct {
@@ -90,6 +92,9 @@ func (n Ethernet) XML() (string, error) {
 	x := ethernetXML{
 		Type: "ethernet", MAC: nameXML{Address: n.MAC.String()}, Target: targetXML{n.Tap, "no"},
 		Model: nameXML{Type: n.Model}, Alias: nameXML{Name: n.Alias},
+	}
+	if n.Managed {
+		x.Target.Managed = ""
 	}
 	if n.LinkDown {
 		x.Link = &linkXML{"down"}

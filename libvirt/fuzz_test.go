@@ -170,10 +170,10 @@ func FuzzDefinition(f *testing.F) {
 
 // FuzzEthernet writes elements that mean what they were made of.
 func FuzzEthernet(f *testing.F) {
-	f.Add("tap0", []byte{2, 0, 0, 0, 0, 1}, "virtio", "qemu", 4, 1500, "ua-vmnet-net0", true)
-	f.Add("'/><x", []byte{1}, "a b", "", -1, 1<<20, "ua-\"", false)
-	f.Fuzz(func(t *testing.T, tap string, mac []byte, model, driver string, queues, mtu int, alias string, down bool) {
-		n := Ethernet{tap, mac, down, model, driver, queues, mtu, alias}
+	f.Add("tap0", []byte{2, 0, 0, 0, 0, 1}, "virtio", "qemu", 4, 1500, "ua-vmnet-net0", true, false)
+	f.Add("'/><x", []byte{1}, "a b", "", -1, 1<<20, "ua-\"", false, true)
+	f.Fuzz(func(t *testing.T, tap string, mac []byte, model, driver string, queues, mtu int, alias string, down, managed bool) {
+		n := Ethernet{tap, managed, mac, down, model, driver, queues, mtu, alias}
 		x, err := n.XML()
 		if err != nil {
 			return
@@ -184,7 +184,7 @@ func FuzzEthernet(f *testing.F) {
 		}
 		got := def.Interfaces[0]
 		if got.Target != tap || got.MAC.String() != n.MAC.String() || model != "" && got.Model != model || got.MTU != mtu ||
-			got.Alias != alias || queues > 1 && got.Queues != queues || got.Driver != driver || got.LinkDown != down {
+			got.Alias != alias || queues > 1 && got.Queues != queues || got.Driver != driver || got.LinkDown != down || got.Unmanaged == managed {
 			t.Errorf("%+v became %s, which is %+v", n, x, got)
 		}
 	})

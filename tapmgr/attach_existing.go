@@ -114,11 +114,11 @@ func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
 			Do:   func(context.Context) error { return in(ErrLink, a.m.lendLife(o, a.vm.process())) },
 		})
 	}
-	store, err := a.store(ctx, o)
+	keep, err := a.keep(ctx, o)
 	if err != nil {
 		return Result{}, in(ErrHandover, err)
 	}
-	list = append(list, store...)
+	list = append(list, keep...)
 	if len(list) > 0 && !a.m.mayChange(o) {
 		return a.unrepaired(o)
 	}
@@ -131,14 +131,17 @@ func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
 	return a.result(&now, len(list) > 0), err
 }
 
-// store is what it takes for libvirt to have the NIC stored, where that is asked for.
-func (a *attachment) store(ctx context.Context, o *ours) ([]step.Step, error) {
+// keep is what it takes for libvirt to have the NIC come back, as far as that is not so already.
+func (a *attachment) keep(ctx context.Context, o *ours) ([]step.Step, error) {
 	d, ok := a.vm.(*domain)
-	if !ok || !a.spec.Persistent {
+	if !ok {
 		return nil, nil
 	}
-	list, err := d.storeSteps(ctx, a.spec, o)
-	return inStage(ErrHandover, list...), err
+	declare, store, err := d.keep(ctx, a.spec, o.want, o.Name, true)
+	if d.store = store; len(store) > 0 {
+		a.notices = append(a.notices, d.costOfNoHook()...)
+	}
+	return inStage(ErrHandover, append(declare, store...)...), err
 }
 
 // mayChange tells whether the caller has the right to change a NIC that is there: with a helper for what takes more, only

@@ -144,11 +144,19 @@ func (s *tapSide) explainTaken(err error) error {
 	if readErr != nil {
 		return err
 	}
-	owner := "which vmnet did not make"
-	if r, ok := parseAlias(l.Alias); ok {
-		owner = fmt.Sprintf("which is %s/%s", r.VM, r.NIC)
+	cure := "use another --nic"
+	if s.spec.Device != "" { // by a domain's XML
+		cure = "give one of the two interfaces another <target dev=...>"
 	}
-	return fmt.Errorf("%w: %w: interface %s, %s (use another --nic)", ErrExist, err, l.Name, owner)
+	return fmt.Errorf("%w: %w: interface %s, %s (%s)", ErrExist, err, l.Name, ownerText(l), cure)
+}
+
+// ownerText tells whose a device is.
+func ownerText(l *rtnl.Link) string {
+	if r, ok := parseAlias(l.Alias); ok {
+		return fmt.Sprintf("which is %s/%s", r.VM, r.NIC)
+	}
+	return "which vmnet did not make"
 }
 
 // settingsStep comes before the tap's fds go anywhere, so that whoever finds the

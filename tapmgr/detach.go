@@ -107,12 +107,12 @@ func (d *detachment) run(ctx context.Context) (res DetachResult, err error) {
 	if err != nil {
 		return res, in(ErrHandover, err)
 	}
-	stored, err := d.stored(ctx)
+	forget, err := d.forget(ctx)
 	if err != nil {
 		return res, err
 	}
-	res.Changed = d.link != nil || device || len(stored) > 0
-	err = d.m.run(ctx, append(d.steps(device), stored...))
+	res.Changed = d.link != nil || device || len(forget) > 0
+	err = d.m.run(ctx, append(d.steps(device), forget...))
 	if errors.Is(err, qmp.ErrClosed) && d.wentWithGuest(ctx) {
 		d.notices, err = append(d.notices, "the guest ended meanwhile, and the NIC with it"), nil
 	}
@@ -134,8 +134,9 @@ func (d *detachment) byMonitor(ctx context.Context) error {
 	return err
 }
 
-// stored are the steps that remove the NIC from what libvirt has stored of the guest, where that is asked for.
-func (d *detachment) stored(ctx context.Context) ([]step.Step, error) {
+// forget are the steps after which the NIC does not come back: when the guest is restored, and where that is asked for when it
+// starts.
+func (d *detachment) forget(ctx context.Context) ([]step.Step, error) {
 	dom, ok := d.vm.(*domain)
 	if !ok {
 		if d.spec.Persistent {
@@ -143,8 +144,8 @@ func (d *detachment) stored(ctx context.Context) ([]step.Step, error) {
 		}
 		return nil, nil
 	}
-	if d.spec.Persistent {
-		list, err := dom.forgetSteps(ctx, d.spec.NIC)
+	list, err := dom.forgetSteps(ctx, d.spec.NIC, d.spec.Persistent)
+	if err != nil || d.spec.Persistent {
 		return inStage(ErrHandover, list...), in(ErrHandover, err)
 	}
 	stored, err := dom.stored(ctx, d.spec.NIC)
@@ -154,7 +155,7 @@ func (d *detachment) stored(ctx context.Context) ([]step.Step, error) {
 	if stored != nil {
 		d.notices = append(d.notices, "libvirt has it stored, the guest will start with it again (vmnet detach --persistent)")
 	}
-	return nil, nil
+	return inStage(ErrHandover, list...), nil
 }
 
 // wentWithGuest tells whether the guest has ended, and so nothing is left to detach.
@@ -212,7 +213,7 @@ func (m *Manager) detachStored(ctx context.Context, spec DetachSpec, link *ours)
 		return DetachResult{}, err
 	}
 	defer d.Close()
-	forget, err := d.forgetSteps(ctx, spec.NIC)
+	forget, err := d.forgetSteps(ctx, spec.NIC, true)
 	if err != nil {
 		return DetachResult{}, in(ErrHandover, err)
 	}

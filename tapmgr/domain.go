@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"vmnet/internal/qemu"
+	"vmnet/internal/step"
 	"vmnet/libvirt"
 )
 
@@ -25,9 +26,8 @@ type domain struct {
 	lock  *os.File // nil where it is only read
 	user  int      // whose own libvirt this is; 0 for the machine's
 
-	persistent bool // the NIC is stored as well
-	isStored   bool // and was before
-	xml        string
+	xml            string      // the NIC that is about to be plugged
+	declare, store []step.Step // what makes it come back
 }
 
 // domainOf returns the processes of which one is the target's, if that is a guest of libvirt's: they say so

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,24 +37,28 @@ func (s Spec) expressible() error {
 
 // prepare writes the XML that libvirt is asked with.
 func (d *domain) prepare(ctx context.Context, h *half) (err error) {
-	d.persistent = h.spec.Persistent
-	if d.persistent {
-		if err := d.storable(ctx); err != nil {
-			return err
-		}
-		if d.isStored, err = d.storedAs(ctx, h.record.NIC, h.record.MAC, h.side.interfaceName()); err != nil {
-			return err
-		}
+	if d.declare, d.store, err = d.keep(ctx, h.spec, h.record, h.side.interfaceName(), false); err != nil {
+		return err
 	}
 	if tap, ok := h.side.(*namedTap); ok {
 		tap.uid = d.user // who has no right to open root's
 	}
-	d.xml, err = ethernet(h.record, h.side.interfaceName())
+	d.xml, err = ethernet(h.record, h.side.interfaceName()).XML()
+	h.notices = append(h.notices, d.costOfNoHook()...)
 	return err
 }
 
+// storedXML is a NIC in libvirt's words, as it is stored: libvirt makes a tap itself then, and the hook puts it on its bridge. So
+// a clone of the guest gets one of its own: virt-clone takes the device's name out, without which libvirt opens none that
+// is there already (managed='no'). Of a macvtap libvirt would know too little.
+func storedXML(r record, device string) (string, error) {
+	x := ethernet(r, device)
+	x.Managed = r.Type == TypeTap
+	return x.XML()
+}
+
 // ethernet is a NIC in libvirt's words.
-func ethernet(r record, device string) (string, error) {
+func ethernet(r record, device string) libvirt.Ethernet {
 	model, driver := r.Model, ""
 	if strings.HasPrefix(r.Model, virtioNet) {
 		driver = "qemu"
@@ -66,15 +71,7 @@ func ethernet(r record, device string) (string, error) {
 	}
 	return libvirt.Ethernet{
 		Tap: device, MAC: r.MAC, Model: model, Queues: r.Queues, MTU: r.MTU, Driver: driver, Alias: domainAlias(r.NIC),
-	}.XML()
-}
-
-// affect is what an attach changes: what is stored already stays as it is.
-func (d *domain) affect() libvirt.Affect {
-	if d.persistent && !d.isStored {
-		return libvirt.AffectLive | libvirt.AffectConfig
 	}
-	return libvirt.AffectLive
 }
 
 func (d *domain) plugSteps(h *half) []step.Step {
@@ -82,7 +79,7 @@ func (d *domain) plugSteps(h *half) []step.Step {
 	list := []step.Step{{
 		Name: "attach-device",
 		Text: fmt.Sprintf("libvirt: attach %s to %s: %s", domainAlias(nic), d.dom.Name, d.xml),
-		Do:   func(ctx context.Context) error { return d.AttachDevice(ctx, d.dom, d.xml, d.affect()) },
+		Do:   func(ctx context.Context) error { return d.AttachDevice(ctx, d.dom, d.xml, libvirt.AffectLive) },
 		Undo: func(ctx context.Context) error { return d.undoAttach(ctx, nic) },
 	}, {
 		Name: "lifetime",
@@ -98,21 +95,14 @@ func (d *domain) plugSteps(h *half) []step.Step {
 	if h.spec.Lower != nil { // it stays until it is detached, or reconciled
 		list = list[:1]
 	}
-	if d.persistent {
-		list = append([]step.Step{d.declareStep(h.spec)}, list...)
-	}
-	return list
+	return slices.Concat(d.declare, list, d.store)
 }
 
 // undoAttach takes back an attach of which we may not know how it ended.
 func (d *domain) undoAttach(ctx context.Context, nic string) error {
 	ctx, cancel := context.WithTimeout(ctx, releaseWait)
 	defer cancel()
-	err := d.unplug(ctx, nic, func(time.Duration) {})
-	if d.persistent && !d.isStored {
-		err = errors.Join(err, d.forget(ctx, nic))
-	}
-	return err
+	return d.unplug(ctx, nic, func(time.Duration) {})
 }
 
 // askAgain is how often a guest is asked that does not answer: one that boots drops a request.

@@ -5,24 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 
 	"vmnet/internal/step"
 	"vmnet/libvirt"
 )
-
-// Declarations edit the element of a domain's metadata by which the hook makes the devices of NICs that libvirt has stored.
-// An empty text is no element.
-type Declarations struct {
-	Namespace, Prefix string
-	// Put is the element with the NIC of a Spec in it, in place of one of its id.
-	Put func(element string, spec Spec) (string, error)
-	// Has tells whether the NIC of that id is in the element.
-	Has func(element, nic string) (bool, error)
-	// Remove is the element without the NIC of that id.
-	Remove func(element, nic string) (string, error)
-}
 
 // openStored opens a domain of libvirt's that may be off. There is nothing to lock then.
 func (m *Manager) openStored(ctx context.Context, vm string) (*domain, error) {
@@ -51,53 +38,6 @@ func (d *domain) storable(ctx context.Context) error {
 	return nil
 }
 
-// declareStep comes before the NIC is stored: then the hook will make its device.
-func (d *domain) declareStep(spec Spec) step.Step {
-	return d.editStep("declare", fmt.Sprintf("libvirt: metadata of %s: NIC %s, for the hook to make at the next start", d.dom.Name, spec.NIC),
-		func(element string) (string, error) { return d.m.Declarations.Put(element, spec) })
-}
-
-// editStep edits the element of both the stored and the running domain.
-func (d *domain) editStep(name, text string, edit func(string) (string, error)) step.Step {
-	all := []libvirt.Affect{libvirt.AffectConfig}
-	if d.dom.ID >= 0 {
-		all = append(all, libvirt.AffectLive)
-	}
-	former := map[libvirt.Affect]string{}
-	set := func(ctx context.Context, affect libvirt.Affect, element string) error {
-		decl := d.m.Declarations
-		return d.SetMetadata(ctx, d.dom, decl.Prefix, decl.Namespace, element, affect)
-	}
-	return step.Step{
-		Name: name,
-		Text: text,
-		Do: func(ctx context.Context) error {
-			for _, affect := range all {
-				element, err := d.Metadata(ctx, d.dom, d.m.Declarations.Namespace, affect)
-				if err != nil && !errors.Is(err, libvirt.ErrNoMetadata) {
-					return err
-				}
-				edited, err := edit(element)
-				if err != nil {
-					return err
-				}
-				former[affect] = element
-				if err := set(ctx, affect, edited); err != nil {
-					return err
-				}
-			}
-			return nil
-		},
-		Undo: func(ctx context.Context) error {
-			var errs []error
-			for affect, element := range former {
-				errs = append(errs, set(ctx, affect, element))
-			}
-			return errors.Join(errs...)
-		},
-	}
-}
-
 // stored is a NIC as libvirt has stored it; nil for none.
 func (d *domain) stored(ctx context.Context, nic string) (*libvirt.Interface, error) {
 	if persistent, err := d.IsPersistent(ctx, d.dom); err != nil || !persistent {
@@ -118,90 +58,95 @@ func (d *domain) stored(ctx context.Context, nic string) (*libvirt.Interface, er
 	return &def.Interfaces[i], nil
 }
 
-// storedAs tells whether libvirt has stored the NIC already, for that device. Another of its id is an error that Is ErrExist.
-func (d *domain) storedAs(ctx context.Context, nic string, mac net.HardwareAddr, device string) (bool, error) {
-	x, err := d.stored(ctx, nic)
+// storedAs reports whether libvirt has stored the NIC already, for that device or one that libvirt names itself. Another of its
+// id is an error that Is ErrExist.
+func (d *domain) storedAs(ctx context.Context, r record, device string) (bool, error) {
+	x, err := d.stored(ctx, r.NIC)
 	if err != nil || x == nil {
 		return false, err
 	}
-	if !bytes.Equal(x.MAC, mac) || x.Target != device {
-		return false, fmt.Errorf("%w: libvirt has stored another NIC as %s, with MAC %s on %q (vmnet detach --persistent removes it)", ErrExist, domainAlias(nic), x.MAC, x.Target)
+	if !bytes.Equal(x.MAC, r.MAC) || x.Target != device && (x.Target != "" || x.Unmanaged) {
+		return false, fmt.Errorf("%w: libvirt has stored another NIC as %s, with MAC %s on %q (vmnet detach --persistent removes it)", ErrExist, domainAlias(r.NIC), x.MAC, x.Target)
 	}
 	return true, nil
 }
 
-// declares tells whether the NIC is declared in what libvirt has stored.
-func (d *domain) declares(ctx context.Context, nic string) (bool, error) {
-	if d.m.Declarations.Has == nil {
-		return false, nil
+// keep decides what makes a NIC come back: declare for a guest that is restored, and where the Spec is Persistent both for
+// each start. declare comes before its interface, store after it. What is kept of one that is plugged already stays as it is.
+func (d *domain) keep(ctx context.Context, spec Spec, r record, device string, isPlugged bool) (declare, store []step.Step, err error) {
+	var in []libvirt.Affect
+	if d.m.Declarations.Put != nil {
+		in = append(in, libvirt.AffectLive)
 	}
-	if persistent, err := d.IsPersistent(ctx, d.dom); err != nil || !persistent {
-		return false, err
+	if spec.Persistent {
+		if err := d.storable(ctx); err != nil {
+			return nil, nil, err
+		}
+		isStored, err := d.storedAs(ctx, r, device)
+		if err != nil {
+			return nil, nil, err
+		}
+		if !isStored {
+			s, err := d.storeStep(r, device)
+			if err != nil {
+				return nil, nil, err
+			}
+			store = append(store, s)
+		}
+		in = append(in, libvirt.AffectConfig)
 	}
-	element, err := d.Metadata(ctx, d.dom, d.m.Declarations.Namespace, libvirt.AffectConfig)
-	if errors.Is(err, libvirt.ErrNoMetadata) {
-		return false, nil
+	if isPlugged {
+		if in, err = d.missing(ctx, r.NIC, in); err != nil {
+			return nil, nil, err
+		}
 	}
-	if err != nil {
-		return false, err
+	if len(in) > 0 {
+		spec.Port = r.port()
+		declare = append(declare, d.declareStep(spec, in))
 	}
-	return d.m.Declarations.Has(element, nic)
+	return declare, store, nil
 }
 
-// storeSteps store a NIC that is plugged already.
-func (d *domain) storeSteps(ctx context.Context, spec Spec, o *ours) ([]step.Step, error) {
-	if err := d.storable(ctx); err != nil {
-		return nil, err
-	}
-	nic := o.want.NIC
-	isStored, err := d.storedAs(ctx, nic, o.want.MAC, o.Name)
-	if err != nil {
-		return nil, err
-	}
-	isDeclared, err := d.declares(ctx, nic)
-	if err != nil {
-		return nil, err
-	}
-	var list []step.Step
-	if !isDeclared {
-		spec.MAC, spec.Port = o.want.MAC, o.want.port()
-		list = append(list, d.declareStep(spec))
-	}
-	if isStored {
-		return list, nil
-	}
-	text, err := ethernet(o.want, o.Name)
-	return append(list, step.Step{
+// storeStep has libvirt store a NIC.
+func (d *domain) storeStep(r record, device string) (step.Step, error) {
+	text, err := storedXML(r, device)
+	return step.Step{
 		Name: "store",
-		Text: fmt.Sprintf("libvirt: store %s with %s: %s", domainAlias(nic), d.dom.Name, text),
+		Text: fmt.Sprintf("libvirt: store %s with %s: %s", domainAlias(r.NIC), d.dom.Name, text),
 		Do:   func(ctx context.Context) error { return d.AttachDevice(ctx, d.dom, text, libvirt.AffectConfig) },
-		Undo: func(ctx context.Context) error { return d.forget(ctx, nic) },
-	}), err
+		Undo: func(ctx context.Context) error { return d.forget(ctx, r.NIC) },
+	}, err
 }
 
-// forgetSteps remove a NIC from what libvirt has stored, as far as it is there: its interface, and what is declared of it.
-func (d *domain) forgetSteps(ctx context.Context, nic string) ([]step.Step, error) {
-	stored, err := d.stored(ctx, nic)
-	if err != nil {
-		return nil, err
-	}
-	isDeclared, err := d.declares(ctx, nic)
-	if err != nil {
-		return nil, err
-	}
+// forgetSteps remove what makes a NIC come back, as far as it is there: what is declared of it in the running definition and,
+// where that is asked for, all that is stored of it.
+func (d *domain) forgetSteps(ctx context.Context, nic string, persistent bool) ([]step.Step, error) {
 	var list []step.Step
-	if stored != nil {
-		list = append(list, step.Step{
-			Name: "forget",
-			Text: fmt.Sprintf("libvirt: detach %s from what is stored of %s", domainAlias(nic), d.dom.Name),
-			Do:   func(ctx context.Context) error { return d.forget(ctx, nic) },
-		})
+	if persistent {
+		stored, err := d.stored(ctx, nic)
+		if err != nil {
+			return nil, err
+		}
+		if stored != nil {
+			list = append(list, step.Step{
+				Name: "forget",
+				Text: fmt.Sprintf("libvirt: detach %s from what is stored of %s", domainAlias(nic), d.dom.Name),
+				Do:   func(ctx context.Context) error { return d.forget(ctx, nic) },
+			})
+		}
+		isDeclared, err := d.declares(ctx, nic, libvirt.AffectConfig)
+		if err != nil {
+			return nil, err
+		}
+		if isDeclared {
+			list = append(list, d.undeclareStep("undeclare stored", nic, libvirt.AffectConfig))
+		}
 	}
-	if isDeclared {
-		list = append(list, d.editStep("undeclare", fmt.Sprintf("libvirt: metadata of %s: no NIC %s", d.dom.Name, nic),
-			func(element string) (string, error) { return d.m.Declarations.Remove(element, nic) }))
+	isDeclared, err := d.declares(ctx, nic, libvirt.AffectLive)
+	if err == nil && isDeclared {
+		list = append(list, d.undeclareRunning(nic))
 	}
-	return list, nil
+	return list, err
 }
 
 // forget removes the NIC from what libvirt has stored; none is success.

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"vmnet/internal/declared"
 	"vmnet/internal/netns"
 	"vmnet/internal/step"
 	"vmnet/tapmgr"
@@ -104,7 +105,7 @@ func (o order) run() error {
 	if err != nil {
 		return err
 	}
-	m.Libvirt = o.Libvirt
+	m.Libvirt, m.Declarations = o.Libvirt, declared.Editor()
 	m.Switches = func() ([]string, error) { return o.Switches, nil }
 	m.Run = func(ctx context.Context, list []step.Step) error {
 		return step.Run(ctx, list, func(ctx context.Context, s step.Step, do func(context.Context) error) error {

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/declared"
 	"vmnet/libvirt/libvirttest"
 	"vmnet/tapmgr"
 	"vmnet/testvm"
@@ -18,7 +17,6 @@ import (
 
 // stored is a NIC with more than one of everything that can fail.
 func (h *libvirtHost) stored(g *libvirttest.Guest, nic string) tapmgr.Spec {
-	h.Declarations = declared.Editor()
 	spec := h.spec(g, nic)
 	spec.Queues, spec.Persistent = 2, true
 	return spec

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"vmnet/internal/declared"
 	"vmnet/libvirt/libvirttest"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
@@ -26,6 +27,7 @@ func newLibvirtHost(t *testing.T) *libvirtHost {
 	h := newHost(t)
 	virt := libvirttest.Start(t, h.ns)
 	h.Libvirt = virt.URI()
+	h.Declarations = declared.Editor()
 	return &libvirtHost{h, virt}
 }
 
@@ -91,9 +93,7 @@ func TestLiveLibvirtAttach(t *testing.T) {
 			}
 			h.take(g, "net0")
 			h.gone(nic.Interface)
-			if out := h.virt.Virsh("domiflist", g.Name); strings.Contains(out, nic.Interface) {
-				t.Errorf("libvirt still has it: %s", out)
-			}
+			h.nothingLeft(g, "net0")
 			if res := h.take(g, "net0"); res.Changed {
 				t.Error("detached twice")
 			}
@@ -118,6 +118,9 @@ func (h *libvirtHost) agrees(g *libvirttest.Guest, nic tapmgr.NIC) {
 	}
 	if out := h.virt.Virsh("dumpxml", g.Name); !strings.Contains(out, "<alias name='ua-vmnet-"+nic.ID+"'/>") || !strings.Contains(out, "<target dev='"+nic.Interface+"' managed='no'/>") {
 		h.Errorf("virsh dumpxml: %s", out)
+	}
+	if running, stored := h.virt.Virsh("metadata", g.Name, declared.Namespace), h.virt.Virsh("dumpxml", "--inactive", g.Name); !strings.Contains(running, `id="`+nic.ID+`" bridge="br0"`) || strings.Contains(stored, nic.ID) {
+		h.Errorf("declared: %s\nstored:\n%s", running, stored)
 	}
 	if out := h.virt.Virsh("domifstat", g.Name, nic.Interface); !strings.Contains(out, "rx_packets") || strings.Contains(out, "rx_packets 0") {
 		h.Errorf("virsh domifstat: %s", out)

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"vmnet/internal/declared"
 	"vmnet/tapmgr"
 	"vmnet/testvm"
 )
@@ -25,7 +26,18 @@ func TestLiveLibvirtStored(t *testing.T) {
 	spec := h.stored(g, "net0")
 	live := spec
 	live.Persistent = false
+	undeclared := h.Declarations
+	h.Declarations = tapmgr.Declarations{} // as vmnet did once
 	h.attach(live)
+	h.Declarations = undeclared
+	for _, want := range []bool{true, false} {
+		if res, err := h.Attach(h.context(20*time.Second), live); err != nil || res.Changed != want {
+			t.Errorf("declared: changed %v, want %v: %v", res.Changed, want, err)
+		}
+		if out := h.virt.Virsh("metadata", g.Name, declared.Namespace); !strings.Contains(out, `id="net0"`) {
+			t.Errorf("declared: %s", out)
+		}
+	}
 	for _, changed := range []bool{true, false} {
 		res, err := h.Attach(h.context(20*time.Second), spec)
 		if err != nil || res.Changed != changed {
@@ -36,7 +48,7 @@ func TestLiveLibvirtStored(t *testing.T) {
 	h.take(g, "net0")
 
 	// What was stored before stays, whatever fails.
-	for _, step := range []string{"port", "attach-device", "lifetime", "verify"} {
+	for _, step := range []string{"declare", "port", "attach-device", "lifetime", "verify"} {
 		h.at(step, func(do func() error) error { return errors.Join(do(), errFault) })
 		if _, err := h.Attach(h.context(20*time.Second), spec); !errors.Is(err, errFault) || strings.Contains(err.Error(), "undo") {
 			t.Errorf("%s: got %v, want only the fault", step, err)

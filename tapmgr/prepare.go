@@ -23,48 +23,65 @@ func (m *Manager) Prepare(ctx context.Context, spec Spec) (Result, error) {
 	}
 	spec = spec.withDefaults()
 	spec.Via = ViaLibvirt
-	res, err := m.prepare(ctx, spec)
-	if err != nil {
-		return Result{}, fmt.Errorf("prepare %s/%s: %w", spec.VM, spec.NIC, err)
-	}
-	return res, nil
+	res, err := m.prepare(ctx, m.half(spec, starting))
+	return res, explainPrepare(spec, err)
 }
 
-func (m *Manager) prepare(ctx context.Context, spec Spec) (Result, error) {
-	if spec.Queues == QueuesAuto {
-		return Result{}, in(ErrInvalid, errors.New("the number of queues is not decided"))
+// explainPrepare names the NIC that an error is about.
+func explainPrepare(spec Spec, err error) error {
+	if err == nil {
+		return nil
 	}
-	if err := spec.expressible(); err != nil {
-		return Result{}, in(ErrInvalid, err)
-	}
-	h := m.half(spec, starting)
-	h.record.Since = sinceBoot()
-	if err := h.side.plan(&h.record); err != nil {
-		return Result{}, in(ErrLink, err)
-	}
-	if err := h.plan(spec.Queues); err != nil {
+	return fmt.Errorf("prepare %s/%s: %w", spec.VM, spec.NIC, err)
+}
+
+func (m *Manager) prepare(ctx context.Context, h *half) (Result, error) {
+	if err := m.planPrepare(h); err != nil {
 		return Result{}, err
 	}
-	if spec.MTU == 0 { // its XML tells the guest none, whatever the bridge has
-		h.record.MTU = 0
-	}
-	former, err := m.unstarted(spec)
+	former, err := m.unstarted(h.spec)
 	if err != nil {
 		return Result{}, err
 	}
 	var list []step.Step
 	if former != nil {
-		list = append(list, step.Step{
-			Name: "delete",
-			Text: fmt.Sprintf("RTM_DELLINK %s, which a former start of the guest has left", former.Name),
-			Do:   func(context.Context) error { return in(ErrLink, m.delete(former)) },
-		})
+		list = append(list, m.deleteFormer(former))
 	}
 	list = append(list, inStage(ErrLink, h.hostSteps(0)...)...)
 	if err := m.run(ctx, list); err != nil {
 		return Result{}, err
 	}
 	return h.prepared()
+}
+
+// planPrepare decides what the steps need, of a guest that is not there yet; it changes nothing.
+func (m *Manager) planPrepare(h *half) error {
+	if h.spec.Queues == QueuesAuto {
+		return in(ErrInvalid, errors.New("the number of queues is not decided"))
+	}
+	if err := h.spec.expressible(); err != nil {
+		return in(ErrInvalid, err)
+	}
+	h.record.Since = sinceBoot()
+	if err := h.side.plan(&h.record); err != nil {
+		return in(ErrLink, err)
+	}
+	if err := h.plan(h.spec.Queues); err != nil {
+		return err
+	}
+	if h.spec.MTU == 0 { // its XML tells the guest none, whatever the bridge has
+		h.record.MTU = 0
+	}
+	return nil
+}
+
+// deleteFormer removes what a former start of the guest has left.
+func (m *Manager) deleteFormer(former *ours) step.Step {
+	return step.Step{
+		Name: "delete",
+		Text: fmt.Sprintf("RTM_DELLINK %s, which a former start of the guest has left", former.Name),
+		Do:   func(context.Context) error { return in(ErrLink, m.delete(former)) },
+	}
 }
 
 // unstarted is what a former start of the guest has left under the NIC's id, which nobody holds; nil for nothing.

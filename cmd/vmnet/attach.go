@@ -42,8 +42,9 @@ until the same attach replaces it.
 A guest that libvirt manages is recognised by itself. vmnet makes the device, libvirt plugs
 it (<interface type='ethernet'> with managed='no', alias ua-vmnet-ID), and virsh shows it. A
 tap goes with its guest; a macvtap stays when the guest ends, until vmnet detach, the hook,
-vmnet watch or vmnet reconcile removes it. --persistent has libvirt store the NIC as well, for
-the hook to make at the next start (vmnet hook). What libvirt has no words for takes
+vmnet watch or vmnet reconcile removes it. With vmnet's hook (vmnet hook install) the guest can be
+saved, migrated and put back to a snapshot with the NIC. --persistent has libvirt store the NIC as
+well: then the guest starts with it, and so does a clone of the guest, with a NIC of its own. What libvirt has no words for takes
 --via monitor, and so does a port of a switch (--via monitor,socket): QEMU gets the fds through
 libvirt's monitor commands, libvirt knows nothing of the NIC, cannot migrate the guest with it,
 and marks the domain as tainted.`,

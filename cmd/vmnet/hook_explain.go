@@ -92,6 +92,8 @@ func nicText(n hook.Declared) string {
 		words = []string{n.Type + " on " + n.Source + " without an interface"}
 	case n.Made:
 		words = []string{n.Type + " " + n.Interface + " on " + n.Source}
+	case n.Source != "":
+		words = []string{strings.TrimSpace("tap "+n.Interface) + " that libvirt makes, on " + n.Source}
 	}
 	for _, w := range []string{n.Mode, n.Port, n.MAC} {
 		if w != "" {

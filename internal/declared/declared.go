@@ -7,9 +7,9 @@
 //	  <vmnet:nic mac="52:54:00:00:00:03" isolated="yes"/>
 //	</vmnet:nics>
 //
-// A NIC with a place, bridge or macvtap, is on a device that vmnet makes before the guest starts, and that
-// libvirt opens by its name. One without is on a tap that libvirt makes, of whose bridge port vmnet sets what
-// libvirt has no words for. The attributes are called as the flags of vmnet attach. All else that there is to say of a
+// A NIC with a place, bridge or macvtap, is one of vmnet's: on a tap that libvirt makes and vmnet puts on the bridge, or on a
+// device that vmnet makes before the guest starts and libvirt opens by its name (managed='no'). One without is libvirt's: vmnet
+// sets of its bridge port what libvirt has no words for. The attributes are called as the flags of vmnet attach. All else that there is to say of a
 // NIC stands in its <interface>.
 package declared
 
@@ -38,8 +38,8 @@ type NIC struct {
 	ID        string            // of vmnet; may be empty where it is not Made
 	MAC       net.HardwareAddr  // of the guest's side; nil where the XML has none yet, which libvirt then makes up
 	Interface libvirt.Interface // to which it belongs; zero where it is Absent
-	Made      bool              // vmnet makes the device
-	Spec      tapmgr.Spec       // of a device to make
+	Made      bool              // vmnet makes the device, or puts it in its place
+	Spec      tapmgr.Spec       // of such a device
 	Port      bridge.PortConfig // settings of the bridge port
 }
 
@@ -57,6 +57,9 @@ func (n NIC) Place() string {
 // Absent tells that the domain has no such interface, so that there is nothing to make: somebody has taken the interface away
 // and not what is declared, or a vmnet was killed between the two. A guest that starts does not miss anything.
 func (n NIC) Absent() bool { return n.Made && n.Interface.Type == "" }
+
+// Adopted reports whether libvirt makes the NIC's tap, which vmnet then puts on the bridge.
+func (n NIC) Adopted() bool { return n.Made && !n.Absent() && !n.Interface.Unmanaged }
 
 // Label names the NIC in texts.
 func (n NIC) Label() string { return cmp.Or(n.ID, n.MAC.String()) }
@@ -96,7 +99,7 @@ func elements(def *libvirt.Definition) ([]attributes, error) {
 // mistaken tells an Absent NIC from one whose id is not that of the interface that was meant.
 func mistaken(def *libvirt.Definition, nics []NIC, taken map[int]string) error {
 	for i, x := range def.Interfaces {
-		if _, known := taken[i]; known || !x.Unmanaged || libvirt.AliasNIC(x.Alias) == "" {
+		if _, known := taken[i]; known || x.Type != "ethernet" || libvirt.AliasNIC(x.Alias) == "" {
 			continue
 		}
 		for _, n := range nics {
@@ -130,13 +133,14 @@ func parseNIC(def *libvirt.Definition, attrs attributes, taken map[int]string) (
 		return n, n.onTapOfLibvirt()
 	}
 	n.specify(def.Name)
-	return n, n.handedOver()
+	return n, n.handedOver(def.Name)
 }
 
 // errAbsent is a NIC whose device we would make, without an interface.
 var errAbsent = errors.New("the domain has no such interface")
 
-// find is the index of the NIC's interface. Where it has both id and MAC, they must agree.
+// find is the index of the NIC's interface. Where it has both id and MAC, the id counts: a clone of the guest keeps its
+// aliases and gets other MACs. The MAC must not be another's then.
 func find(all []libvirt.Interface, n NIC) (int, error) {
 	byID, byMAC := -1, -1
 	for i, x := range all {
@@ -155,7 +159,7 @@ func find(all []libvirt.Interface, n NIC) (int, error) {
 	}
 	switch {
 	case n.ID == "" && byMAC < 0:
-		return 0, fmt.Errorf("no interface has the MAC %s", n.MAC)
+		return 0, fmt.Errorf("no interface has the MAC %s%s", n.MAC, ofClone)
 	case n.ID == "":
 		return byMAC, nil
 	case byID < 0 && byMAC < 0 && n.Made:
@@ -164,15 +168,18 @@ func find(all []libvirt.Interface, n NIC) (int, error) {
 		return 0, fmt.Errorf("no interface has <alias name='%s'/>", libvirt.Alias(n.ID))
 	case byID < 0 && n.MAC == nil:
 		return 0, fmt.Errorf("no interface has <alias name='%s'/> (or name it by mac=)", libvirt.Alias(n.ID))
-	case n.MAC == nil:
+	case byID >= 0 && (byMAC < 0 || byID == byMAC):
 		return byID, nil
-	case byID >= 0 && byID != byMAC:
-		return 0, fmt.Errorf("the interface with <alias name='%s'/> has the MAC %s, not %s", libvirt.Alias(n.ID), all[byID].MAC, n.MAC)
+	case byID >= 0:
+		return 0, fmt.Errorf("the interface with <alias name='%s'/> has the MAC %s, and another one %s", libvirt.Alias(n.ID), all[byID].MAC, n.MAC)
 	case byMAC < 0:
-		return 0, fmt.Errorf("no interface has the MAC %s", n.MAC)
+		return 0, fmt.Errorf("no interface has the MAC %s%s", n.MAC, ofClone)
 	}
 	return byMAC, nil
 }
+
+// ofClone is what may be the matter where a MAC is not found.
+const ofClone = " (a clone of a guest has other MACs: use id=, with <alias name='ua-vmnet-ID'/> in the interface)"
 
 // onTapOfLibvirt checks an interface whose tap libvirt makes.
 func (n NIC) onTapOfLibvirt() error {
@@ -183,12 +190,19 @@ func (n NIC) onTapOfLibvirt() error {
 	return fmt.Errorf("its interface is of type %q, of which libvirt puts no tap on a bridge: settings of a port go with type bridge or network; or give a place by bridge= or macvtap=", n.Interface.Type)
 }
 
-// handedOver checks an interface whose device vmnet makes.
-func (n NIC) handedOver() error {
+// handedOver checks an interface whose place vmnet decides.
+func (n NIC) handedOver(guest string) error {
 	x := n.Interface
+	device := func() string { name, _ := tapmgr.InterfaceName(guest, n.ID); return name }
 	switch {
-	case x.Type != "ethernet" || !x.Unmanaged || x.Target == "":
-		return errors.New("vmnet makes its device: its interface must be <interface type='ethernet'> with <target dev='NAME' managed='no'/>")
+	case x.Type != "ethernet":
+		return fmt.Errorf("vmnet decides its place: its interface must be <interface type='ethernet'>, not %q", x.Type)
+	case n.Adopted() && n.Spec.Lower == nil:
+		return n.Spec.Validate()
+	case !x.Unmanaged || x.Target == "" && n.Spec.Lower != nil:
+		return fmt.Errorf("libvirt must be told the name of its macvtap, which virt-clone takes out: give its interface <target dev='%s' managed='no'/> (virsh edit %s)", device(), guest)
+	case x.Target == "":
+		return fmt.Errorf("libvirt opens no device without a name, which virt-clone takes out: remove <target managed='no'/> from its interface, and libvirt makes the tap (virsh edit %s)", guest)
 	case libvirt.GeneratedName(x.Target):
 		return fmt.Errorf("device %s: libvirt takes names like that for its own and drops them (call it otherwise)", x.Target)
 	}

@@ -26,6 +26,8 @@ const interfaces = `
 <interface type='ethernet'><mac address='52:54:00:00:00:07'/><target dev='vnet7' managed='no'/><alias name='ua-vmnet-net7'/></interface>
 <interface type='ethernet'><mac address='52:54:00:00:00:08'/><target dev='web-8'/><alias name='ua-vmnet-net8'/></interface>
 <interface type='ethernet'><mac address='52:54:00:00:00:09'/><target dev='web-9' managed='no'/><model type='virtio-transitional'/><driver name='qemu'/><alias name='ua-vmnet-net9'/></interface>
+<interface type='ethernet'><mac address='52:54:00:00:00:0a'/><target managed='no'/><alias name='ua-vmnet-net10'/></interface>
+<interface type='ethernet'><mac address='52:54:00:00:00:0b'/><alias name='ua-vmnet-net11'/></interface>
 `
 
 func definition(t *testing.T, guest, metadata string) *libvirt.Definition {
@@ -91,6 +93,27 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// TestParseClone: a clone of a guest keeps its aliases. It has other MACs, and no names of devices (cloner.py of virt-manager).
+func TestParseClone(t *testing.T) {
+	got, err := Parse(definition(t, "clone", nics(`
+		<v:nic id="net0" mac="52:54:00:00:00:ff" bridge="br0"/>
+		<v:nic id="net3" mac="52:54:00:00:00:fe" isolated="yes"/>
+		<v:nic id="net8" bridge="br0" vlan="7"/>
+		<v:nic id="net11" bridge="br1"/>`)))
+	if err != nil || len(got) != 4 {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	for i, want := range []struct {
+		mac     byte
+		device  string
+		adopted bool
+	}{{1, "web-0", false}, {4, "", false}, {8, "web-8", true}, {0x0b, "", true}} {
+		if n := got[i]; n.MAC.String() != mac(want.mac).String() || n.Spec.Device != want.device || n.Adopted() != want.adopted {
+			t.Errorf("%+v, want %+v", n, want)
+		}
+	}
+}
+
 // namespaced is what libvirt makes of an element without a namespace.
 func namespaced(text string) string {
 	return strings.Replace(text, "<nics", `<nics xmlns="`+Namespace+`"`, 1)
@@ -133,15 +156,16 @@ func TestParseRefuses(t *testing.T) {
 		`<v:nic mac="00:00:00:00:00:00:00:01" isolated="yes"/>`:           `want 6 bytes`,
 		`<v:nic id="net5" bridge="br0"/>`:                                 `no interface has <alias name='ua-vmnet-net5'/>`,
 		`<v:nic id="net5" isolated="yes"/>`:                               `no interface has <alias name='ua-vmnet-net5'/> (or name it by mac=)`,
-		`<v:nic mac="52:54:00:00:00:ff" isolated="yes"/>`:                 `no interface has the MAC 52:54:00:00:00:ff`,
+		`<v:nic mac="52:54:00:00:00:ff" isolated="yes"/>`:                 `no interface has the MAC 52:54:00:00:00:ff (a clone of a guest has other MACs: use id=`,
 		`<v:nic id="net5" mac="52:54:00:00:00:ff" isolated="yes"/>`:       `no interface has the MAC 52:54:00:00:00:ff`,
-		`<v:nic id="net0" mac="52:54:00:00:00:02" bridge="br0"/>`:         `has the MAC 52:54:00:00:00:01, not 52:54:00:00:00:02`,
-		`<v:nic id="net0" mac="52:54:00:00:00:ff" bridge="br0"/>`:         `has the MAC 52:54:00:00:00:01, not 52:54:00:00:00:ff`,
+		`<v:nic id="net0" mac="52:54:00:00:00:02" bridge="br0"/>`:         `has the MAC 52:54:00:00:00:01, and another one 52:54:00:00:00:02`,
 		`<v:nic mac="52:54:00:00:00:06" isolated="yes"/>`:                 `two interfaces have the MAC 52:54:00:00:00:06`,
 		`<v:nic mac="52:54:00:00:00:05" isolated="yes"/>`:                 `its interface is of type "direct"`,
 		`<v:nic id="net0" isolated="yes"/>`:                               `its interface is of type "ethernet"`,
-		`<v:nic id="net3" bridge="br0"/>`:                                 `its interface must be <interface type='ethernet'>`,
-		`<v:nic id="net8" bridge="br0"/>`:                                 `its interface must be <interface type='ethernet'>`,
+		`<v:nic id="net3" bridge="br0"/>`:                                 `its interface must be <interface type='ethernet'>, not "network"`,
+		`<v:nic id="net8" macvtap="eth0"/>`:                               `give its interface <target dev='web-net8' managed='no'/> (virsh edit web)`,
+		`<v:nic id="net10" macvtap="eth0"/>`:                              `give its interface <target dev='web-net10' managed='no'/> (virsh edit web)`,
+		`<v:nic id="net10" bridge="br0"/>`:                                `remove <target managed='no'/> from its interface, and libvirt makes the tap (virsh edit web)`,
 		`<v:nic id="net7" bridge="br0"/>`:                                 `device vnet7: libvirt takes names like that for its own`,
 		`<v:nic id="net0" bridge="br0"/><v:nic id="net0" bridge="br0"/>`:  `nic "net0": its interface is that of nic "net0" already`,
 		`<v:nic id="net0" bridge="br0"><v:vlan/></v:nic>`:                 `nic "net0": it has elements in it`,
@@ -221,6 +245,10 @@ func TestPutAndRemove(t *testing.T) {
 	}
 	if got, err := Remove(nics(`<v:nic id="net0" bridge="br0"/>`), NIC{ID: "net0"}); err != nil || got != "" {
 		t.Errorf("the last one: %q, %v", got, err)
+	}
+	spec := tapmgr.Spec{Target: tapmgr.Target{VM: "web"}, NIC: "net0", Bridge: "br0", MAC: mac(1), Port: bridge.PortConfig{Isolated: true}}
+	if got, err := Editor().Put("", spec); err != nil || got != `<nics><nic id="net0" bridge="br0" isolated="yes"/></nics>` { // no MAC, which a clone would not have
+		t.Errorf("declared as %s, %v", got, err)
 	}
 	for _, wrong := range []NIC{
 		{},

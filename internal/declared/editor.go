@@ -4,17 +4,19 @@ import (
 	"slices"
 	"strings"
 
+	"vmnet/libvirt"
 	"vmnet/tapmgr"
 )
 
-// Editor is what tapmgr needs to declare the NICs that it has libvirt store. Its elements are as those of
-// [libvirt.Conn.Metadata].
+// Editor is what tapmgr needs to declare the NICs that it hands to libvirt. Its elements are as those of
+// [libvirt.Conn.Metadata]. A NIC is declared by its id alone, which its interface has in its alias: a clone of the guest
+// (virt-clone) keeps that, and gets other MACs.
 func Editor() tapmgr.Declarations {
 	return tapmgr.Declarations{
 		Namespace: Namespace,
 		Prefix:    Prefix,
 		Put: func(element string, spec tapmgr.Spec) (string, error) {
-			return Put(inNamespace(element), NIC{ID: spec.NIC, MAC: spec.MAC, Made: true, Spec: spec, Port: spec.Port})
+			return Put(inNamespace(element), NIC{ID: spec.NIC, Interface: libvirt.Interface{Alias: libvirt.Alias(spec.NIC)}, Made: true, Spec: spec, Port: spec.Port})
 		},
 		Has: func(element, nic string) (bool, error) {
 			if element == "" {

@@ -21,9 +21,9 @@ type Declared struct {
 	ID        string `json:"nic"`
 	MAC       string `json:"mac"`       // empty where libvirt is yet to make one up
 	Interface string `json:"interface"` // the device; empty where libvirt calls it as it likes, and where there is no such interface
-	Made      bool   `json:"made"`      // vmnet makes the device
+	Made      bool   `json:"made"`      // vmnet makes the device, not libvirt
 	Type      string `json:"type"`      // "tap" or "macvtap"
-	Source    string `json:"source"`    // the bridge or lower of a device that vmnet makes
+	Source    string `json:"source"`    // the bridge or lower that vmnet puts it on
 	Mode      string `json:"mode,omitempty"`
 	Port      string `json:"port,omitempty"` // settings of the bridge port: "vlan:10;isolated"
 	Queues    int    `json:"queues"`
@@ -58,7 +58,7 @@ func Explain(def *libvirt.Definition) (Explanation, error) {
 
 func describe(n declared.NIC) Declared {
 	d := Declared{
-		ID: n.ID, MAC: n.MAC.String(), Made: n.Made, Type: "tap", Source: n.Place(), Port: n.Port.String(), Queues: max(n.Interface.Queues, 1),
+		ID: n.ID, MAC: n.MAC.String(), Made: n.Made && !n.Adopted(), Type: "tap", Source: n.Place(), Port: n.Port.String(), Queues: max(n.Interface.Queues, 1),
 	}
 	if n.Made {
 		d.Interface = n.Interface.Target
@@ -80,6 +80,10 @@ func texts(op string, nics []declared.NIC) []string {
 		case n.Absent() && op == "prepare":
 			does = append(does, fmt.Sprintf("make nothing for %s: no interface has <alias name='%s'/>", n.ID, libvirt.Alias(n.ID)))
 		case n.Absent():
+		case n.Adopted() && op == "prepare":
+			does = append(does, fmt.Sprintf("see that libvirt can make %s", d.tap()))
+		case n.Adopted() && op == "start":
+			does = append(does, d.adopting())
 		case n.Made && op == "prepare":
 			does = append(does, d.making())
 		case !n.Made && op == "start":
@@ -87,13 +91,27 @@ func texts(op string, nics []declared.NIC) []string {
 		case !n.Made && (op == "started" || op == "reconnect"):
 			does = append(does, fmt.Sprintf("see that the port of the tap for %s is so: %s", n.MAC, cmp.Or(d.Port, "nothing")))
 		case n.Made && d.Type == "tap" && (op == "started" || op == "reconnect"):
-			does = append(does, fmt.Sprintf("see that %s goes with QEMU, and is on bridge %s; else it is logged", d.Interface, d.Source))
+			does = append(does, fmt.Sprintf("see that %s goes with QEMU, and is on bridge %s; else it is logged", d.tap(), d.Source))
 		}
 	}
 	if made && op == "release" {
 		does = append(does, "remove the devices of the guest that nobody holds any more")
 	}
 	return does
+}
+
+// tap names a tap that is there by then.
+func (d Declared) tap() string {
+	return cmp.Or(d.Interface, "the tap for "+cmp.Or(d.MAC, "the MAC that libvirt makes up"))
+}
+
+// adopting tells of a tap that libvirt makes.
+func (d Declared) adopting() string {
+	text := fmt.Sprintf("put %s, which libvirt has made, on bridge %s", d.tap(), d.Source)
+	if d.Port != "" {
+		text += ", port " + d.Port
+	}
+	return text
 }
 
 // making tells of a device that is made.

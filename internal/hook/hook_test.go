@@ -77,8 +77,9 @@ func TestConcerns(t *testing.T) {
 
 func TestExplain(t *testing.T) {
 	def, err := libvirt.ParseDefinition(`<domain type='qemu'><name>web</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid>
-<metadata><v:nics xmlns:v="urn:vmnet:nics:1"><v:nic id="net0" macvtap="eth0"/></v:nics></metadata>
-<devices><interface type='ethernet'><mac address='52:54:00:00:00:01'/><target dev='web-0' managed='no'/><alias name='ua-vmnet-net0'/></interface></devices></domain>`)
+<metadata><v:nics xmlns:v="urn:vmnet:nics:1"><v:nic id="net0" macvtap="eth0"/><v:nic id="net1" bridge="br0" vlan="7"/></v:nics></metadata>
+<devices><interface type='ethernet'><mac address='52:54:00:00:00:01'/><target dev='web-0' managed='no'/><alias name='ua-vmnet-net0'/></interface>
+<interface type='ethernet'><mac address='52:54:00:00:00:02'/><alias name='ua-vmnet-net1'/></interface></devices></domain>`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +87,7 @@ func TestExplain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A macvtap has nothing that could be finished once QEMU runs.
+	// A macvtap has nothing that could be finished once QEMU runs. The tap is libvirt's, without a name.
 	does := map[string]string{}
 	for _, op := range e.Operations {
 		if len(op.Does) > 0 {
@@ -94,8 +95,14 @@ func TestExplain(t *testing.T) {
 		}
 	}
 	want := map[string]string{
-		"prepare begin": "make macvtap web-0 on eth0, mode bridge, for 52:54:00:00:00:01",
-		"release end":   "remove the devices of the guest that nobody holds any more",
+		"prepare begin":   "make macvtap web-0 on eth0, mode bridge, for 52:54:00:00:00:01|see that libvirt can make the tap for 52:54:00:00:00:02",
+		"start begin":     "put the tap for 52:54:00:00:00:02, which libvirt has made, on bridge br0, port vlan:7",
+		"started begin":   "see that the tap for 52:54:00:00:00:02 goes with QEMU, and is on bridge br0; else it is logged",
+		"reconnect begin": "see that the tap for 52:54:00:00:00:02 goes with QEMU, and is on bridge br0; else it is logged",
+		"release end":     "remove the devices of the guest that nobody holds any more",
+	}
+	if n := e.NICs[1]; n.Made || n.Source != "br0" || n.Interface != "" {
+		t.Errorf("%+v", n)
 	}
 	if fmt.Sprint(does) != fmt.Sprint(want) || len(e.Operations) != len(operations) {
 		t.Errorf("%v, want\n%v", does, want)

@@ -17,7 +17,8 @@ import (
 // undoWait bounds how long it may take to remove what was made.
 const undoWait = 3 * time.Second
 
-// prepare makes the devices that libvirt is about to open by name: all of them or none.
+// prepare makes the devices that libvirt is about to open by name: all of them or none. Where libvirt makes one itself, its way
+// is cleared.
 func (w *work) prepare(ctx context.Context) error {
 	nics, err := w.nics()
 	if err != nil {
@@ -27,18 +28,28 @@ func (w *work) prepare(ctx context.Context) error {
 		if n.Absent() {
 			w.notes = append(w.notes, fmt.Sprintf("guest %s, nic %s: it is declared, but no interface has <alias name='%s'/>: nothing is made for it (vmnet detach --persistent takes it out)", w.Guest, n.ID, libvirt.Alias(n.ID)))
 		}
-		if !n.Made || n.Absent() {
-			continue
+		var err error
+		switch {
+		case !n.Made || n.Absent():
+		case n.Adopted():
+			err = w.m.Expect(ctx, n.Spec)
+		default:
+			err = w.tell(n, func() (tapmgr.Result, error) { return w.m.Prepare(ctx, n.Spec) })
 		}
-		res, err := w.m.Prepare(ctx, n.Spec)
 		if err != nil {
 			return errors.Join(err, w.undo(ctx))
 		}
-		for _, note := range res.Notices {
-			w.notes = append(w.notes, fmt.Sprintf("guest %s, nic %s: %s", w.Guest, n.ID, note))
-		}
 	}
 	return nil
+}
+
+// tell does something with a NIC, and notes what a person may want to know of it.
+func (w *work) tell(n declared.NIC, do func() (tapmgr.Result, error)) error {
+	res, err := do()
+	for _, note := range res.Notices {
+		w.notes = append(w.notes, fmt.Sprintf("guest %s, nic %s: %s", w.Guest, n.ID, note))
+	}
+	return err
 }
 
 func (w *work) undo(ctx context.Context) error {
@@ -50,21 +61,42 @@ func (w *work) undo(ctx context.Context) error {
 	return nil
 }
 
-// start sets the ports of the taps that libvirt has made by now and still holds itself, before there is a QEMU
-// (qemuProcessLaunch in src/qemu/qemu_process.c: the command line is built, and the taps with it, before this hook is
+// start adopts the taps that libvirt has made by now and still holds itself, and sets the ports of others, before there is a
+// QEMU (qemuProcessLaunch in src/qemu/qemu_process.c: the command line is built, and the taps with it, before this hook is
 // called). A libvirt that makes them later leaves it to started.
 func (w *work) start(ctx context.Context) error {
 	nics, err := w.nics()
 	if err != nil {
 		return err
 	}
-	return w.setPorts(ctx, nics, func(err error) bool { return errors.Is(err, fs.ErrNotExist) })
+	later := func(err error) bool { return errors.Is(err, fs.ErrNotExist) }
+	if err := w.adopt(ctx, nics, later); err != nil {
+		return err
+	}
+	return w.setPorts(ctx, nics, later)
+}
+
+// adopt puts the taps that libvirt has made on their bridges. It does nothing where that was done.
+func (w *work) adopt(ctx context.Context, nics []declared.NIC, pass func(error) bool) error {
+	for _, n := range nics {
+		if !n.Adopted() {
+			continue
+		}
+		err := w.tell(n, func() (tapmgr.Result, error) { return w.m.Adopt(ctx, n.Spec) })
+		if err != nil && !pass(err) {
+			return err
+		}
+	}
+	return nil
 }
 
 // started sets the ports of libvirt's taps that are not set yet, and finishes what prepare has begun.
 func (w *work) started(ctx context.Context) error {
 	nics, err := w.nics()
 	if err != nil {
+		return err
+	}
+	if err := w.adopt(ctx, nics, func(error) bool { return false }); err != nil {
 		return err
 	}
 	for _, n := range nics {
