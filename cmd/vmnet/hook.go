@@ -111,7 +111,7 @@ func (a *app) hookRemoveCommand() *cobra.Command {
 		Use:   "remove",
 		Short: "Take the hook out again",
 		Long: `Take the hook out again. libvirt does not call it any more, from the next operation on: guests whose NICs are on
-devices that vmnet makes then do not start, and the bridge ports of others are not set any more.`,
+devices that vmnet makes then do not start, taps that libvirt makes for vmnet are on no bridge, and the bridge ports of others are not set any more.`,
 		Example: "  vmnet hook remove",
 		Args:    cobra.NoArgs,
 	}

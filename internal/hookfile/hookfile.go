@@ -50,8 +50,9 @@ func Look(dir string) (program string, err error) {
 	return program, err
 }
 
-// Install makes the link in dir to program, an absolute path of the machine whose / is root. dir is made if it
-// is not there. A link of ours to another program is replaced.
+// Install makes the link in dir to program, an absolute path of the machine whose / is root. A dir that is not there is made
+// where libvirt's configuration is, of which it is hooks/qemu.d; else it is an error that Is fs.ErrNotExist. A link of
+// ours to another program is replaced.
 func Install(root, dir, program string) (Change, error) {
 	c := Change{Path: filepath.Join(dir, Name), Program: program}
 	if !filepath.IsAbs(program) || filepath.Base(program) != Program {
@@ -69,10 +70,27 @@ func Install(root, dir, program string) (Change, error) {
 		return c, err
 	}
 	c.Changed, c.Reload = true, !found(at)
-	if err := os.MkdirAll(at, 0o755); err != nil {
+	if err := makeDir(root, dir); err != nil {
 		return c, err
 	}
 	return c, replace(filepath.Join(at, Name), program)
+}
+
+// makeDir makes the directory of hooks, where libvirt would look for one.
+func makeDir(root, dir string) error {
+	at := filepath.Join(root, dir)
+	if _, err := os.Stat(at); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	hooks := filepath.Dir(at)
+	conf := filepath.Dir(hooks)
+	if filepath.Base(at) != filepath.Base(Dir) || filepath.Base(hooks) != filepath.Base(filepath.Dir(Dir)) {
+		return fmt.Errorf("directory %s: %w (libvirt's is %s)", at, fs.ErrNotExist, Dir)
+	}
+	if _, err := os.Stat(conf); err != nil {
+		return fmt.Errorf("libvirt's configuration: %w (install libvirt, or name its directory of hooks with --dir)", err)
+	}
+	return os.MkdirAll(at, 0o755)
 }
 
 // replace makes the link in one step. The new one is made outside of the folder, all of which libvirt runs.

@@ -19,6 +19,9 @@ func machine(t *testing.T) (root string) {
 	for _, dir := range []string{"/bin", "/new"} {
 		write(t, filepath.Join(root, dir, Program), 0o755)
 	}
+	if err := os.MkdirAll(filepath.Join(root, filepath.Dir(filepath.Dir(Dir))), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	return root
 }
 
@@ -80,6 +83,25 @@ func TestReload(t *testing.T) {
 	write(t, root+"/etc/libvirt/hooks/qemu", 0o644) // which libvirt passes over
 	if got, err := Install(root, Dir, program); err != nil || !got.Reload {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// TestNoDirectory: nothing is made where libvirt would not look.
+func TestNoDirectory(t *testing.T) {
+	for _, dir := range []string{"/nowhere", "/etc/libvirt/hook/qemu.d", "/etc/libvirt/hooks/network.d", "/usr/local/etc/libvirt/hooks/qemu.d", "/hooks/qemu.d/x"} {
+		root := machine(t)
+		if got, err := Install(root, dir, program); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %+v, %v", dir, got, err)
+		}
+		if _, err := os.Stat(filepath.Join(root, dir)); err == nil {
+			t.Errorf("%s was made", dir)
+		}
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := Install(root, dir, program); err != nil || !got.Changed {
+			t.Errorf("%s, which is there: %+v, %v", dir, got, err)
+		}
 	}
 }
 
