@@ -47,17 +47,20 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 	case errors.Is(err, syscall.EPIPE) && errors.Is(err, errOutput):
 		return exitFailure // nobody is left to read why
 	case !a.started || errors.Is(err, errUsage) || errors.Is(err, tapmgr.ErrInvalid) || errors.Is(err, bridge.ErrInvalid):
-		a.say(err.Error())
-		fmt.Fprintf(a.err, "see %s --help\n", cmd.CommandPath())
+		a.tell(priorityError, err.Error())
+		a.warn(priorityError, "see "+cmd.CommandPath()+" --help")
 		return exitUsage
 	}
-	a.say(err.Error())
+	a.tell(priorityError, err.Error())
 	return exitFailure
 }
 
-// say prints to stderr. Of several lines the first is the cause; the others are what went wrong
+// say tells what is going on.
+func (a *app) say(text string) { a.tell(priorityInfo, text) }
+
+// tell prints to stderr. Of several lines the first is the cause; the others are what went wrong
 // while it was undone, or an example, which can be copied as it stands.
-func (a *app) say(text string) {
+func (a *app) tell(p priority, text string) {
 	for i, line := range strings.Split(strings.TrimSpace(text), "\n") {
 		lead := "vmnet: "
 		switch {
@@ -66,11 +69,20 @@ func (a *app) say(text string) {
 		case i > 0:
 			lead = "  "
 		}
-		fmt.Fprintf(a.err, "%s%s\n", lead, console.Clean(line))
+		a.warn(p, lead+line)
 	}
 }
 
-func (a *app) note(text string) { a.say("note: " + text) }
+// warn prints one line to stderr, whatever others chose of its text.
+func (a *app) warn(p priority, line string) {
+	prefix := ""
+	if a.journal {
+		prefix = p.prefix()
+	}
+	fmt.Fprintf(a.err, "%s%s\n", prefix, console.Clean(line))
+}
+
+func (a *app) note(text string) { a.tell(priorityNotice, "note: "+text) }
 
 func (a *app) notes(texts []string) {
 	for _, t := range texts {

@@ -17,6 +17,7 @@ type app struct {
 	netns    string // --netns
 	libvirt  string // --libvirt
 	started  bool   // the command line made sense, and its verb has begun
+	journal  bool   // stderr leads to systemd's journal
 }
 
 func (a *app) root() *cobra.Command {

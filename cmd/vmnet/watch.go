@@ -33,7 +33,7 @@ func (a *app) watchCommand() *cobra.Command {
 live the port settings that their domain declares, put ports back on a bridge that was deleted
 and made anew, have the macvtaps with rx filter mirror take in the multicast groups that their
 guests ask for, and remove the macvtaps that libvirt's guests leave. What it does it logs to
-stderr, a line each. Nothing breaks without it, nor when it ends; vmnet-watch(8) tells more.`,
+stderr, a line each; systemd's journal is told the level of each. Nothing breaks without it, nor when it ends; vmnet-watch(8) tells more.`,
 		Example: `  vmnet watch
   systemctl enable --now vmnet-watch`,
 		Args: cobra.NoArgs,
@@ -56,10 +56,7 @@ func (a *app) watch(ctx context.Context, o *watchVerb) error {
 		return err
 	}
 	defer m.Close()
-	log := slog.New(slog.NewTextHandler(a.err, nil))
-	if o.log == "json" {
-		log = slog.New(slog.NewJSONHandler(a.err, nil))
-	}
+	log := a.logger(o.log)
 	cfg := watch.Config{NS: ns, Manager: m, Report: func(r watch.Report) { logReport(ctx, log, r) }, Ready: func() {
 		log.InfoContext(ctx, "ready")
 		if err := notify("READY=1"); err != nil {
@@ -68,6 +65,7 @@ func (a *app) watch(ctx context.Context, o *watchVerb) error {
 	}}
 	if !o.noLibvirt {
 		cfg.Dial, cfg.DialMonitor = dialer(a.libvirt, true), dialer(a.libvirt, false)
+		cfg.MayBeAbsent = a.libvirt == ""
 	}
 	err = watch.Run(ctx, cfg)
 	log.InfoContext(ctx, "ended")

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
+	"syscall"
 	"time"
 
 	"vmnet/internal/declared"
@@ -44,7 +46,7 @@ func (w *watcher) followLibvirt(ctx context.Context) {
 		conn, err := w.dial(ctx, w.Dial)
 		if err == nil {
 			if told {
-				w.report(Report{Text: "connected to libvirt again"})
+				w.report(Report{Text: "connected to libvirt"})
 			}
 			told = false
 			start := time.Now()
@@ -58,7 +60,7 @@ func (w *watcher) followLibvirt(ctx context.Context) {
 			return
 		}
 		if !told {
-			w.report(Report{Text: "without libvirt, which is tried again", Err: err})
+			w.report(w.withoutLibvirt(err))
 			told = true
 		}
 		w.ready() // without libvirt there is nothing to wait for
@@ -67,6 +69,14 @@ func (w *watcher) followLibvirt(ctx context.Context) {
 		}
 		wait = min(2*wait, slowestRedial)
 	}
+}
+
+// withoutLibvirt tells that libvirt cannot be reached.
+func (w *watcher) withoutLibvirt(err error) Report {
+	if w.MayBeAbsent && errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
+		return Report{Text: "no libvirt listens here: its guests are followed once it does"}
+	}
+	return Report{Text: "without libvirt, which is tried again", Err: err}
 }
 
 func (w *watcher) dial(ctx context.Context, dial func(context.Context) (*libvirt.Conn, error)) (*libvirt.Conn, error) {

@@ -218,7 +218,7 @@ func TestLiveLibvirtdRestarts(t *testing.T) {
 		}
 		m.reported("without libvirt", "")
 		m.daemon.Await()
-		m.reported("connected to libvirt again", "")
+		m.reported("connected to libvirt", "")
 	}
 	m.becomes(m.attach("web", guestMAC(2)), "br0", "isolated")
 }

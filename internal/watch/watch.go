@@ -27,6 +27,8 @@ type Config struct {
 
 	// Dial connects to the libvirt whose domains are watched, read-only; nil where there is none to watch.
 	Dial func(ctx context.Context) (*libvirt.Conn, error)
+	// MayBeAbsent is for a libvirt that nobody has named: that it is not installed is no failure.
+	MayBeAbsent bool
 	// DialMonitor connects so that monitor commands are allowed. It is used only while a domain has a NIC whose
 	// multicast groups are mirrored.
 	DialMonitor func(ctx context.Context) (*libvirt.Conn, error)

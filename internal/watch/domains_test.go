@@ -1,0 +1,26 @@
+package watch
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+	"testing"
+
+	"vmnet/libvirt"
+)
+
+// TestWithoutLibvirt: that a libvirt is not installed which nobody has named is no failure; that one does not answer is.
+func TestWithoutLibvirt(t *testing.T) {
+	absent := fmt.Errorf("%w: %w", libvirt.ErrNoConnection, errors.Join(syscall.ENOENT, syscall.ENOENT))
+	stopped := fmt.Errorf("%w: %w", libvirt.ErrNoConnection, errors.Join(syscall.ENOENT, syscall.ECONNREFUSED))
+	for _, test := range []struct {
+		mayBeAbsent bool
+		err         error
+		failure     bool
+	}{{true, absent, false}, {false, absent, true}, {true, stopped, true}, {true, libvirt.ErrAccessDenied, true}} {
+		w := &watcher{Config: Config{MayBeAbsent: test.mayBeAbsent}}
+		if r := w.withoutLibvirt(test.err); (r.Err != nil) != test.failure || r.Text == "" {
+			t.Errorf("%+v: %+v", test, r)
+		}
+	}
+}
