@@ -33,8 +33,8 @@ type PortConfig struct {
 	NoFlood    bool `json:"no_flood,omitempty"`    // no unicast to unknown addresses; broadcast and multicast go on
 
 	// Other is what a port is beyond all that, as somebody else has set it:
-	// "untagged:20" (leaves untagged too), "tagged-native:10" (leaves tagged). Only
-	// ReadPort sets it, and Validate refuses it.
+	// "untagged:20" (leaves untagged too), "tagged-native:10" (leaves tagged), "locked",
+	// "no-broadcast", "no-multicast" (rtnl.PortFlags). Only ReadPort sets it, and Validate refuses it.
 	Other string `json:"other,omitempty"`
 }
 
@@ -109,6 +109,12 @@ func (cfg PortConfig) On(br *rtnl.Link) PortConfig {
 		cfg.VLAN = br.Bridge.DefaultPVID
 	}
 	return cfg
+}
+
+// NoVLAN reports whether nothing passes a port of br that is as cfg says, since br filters VLANs and the port is in
+// none: br has no default VLAN (vlan_default_pvid 0), or somebody has taken the port out of it.
+func NoVLAN(br *rtnl.Link, cfg PortConfig) bool {
+	return filters(br) && !cfg.On(br).hasVLANs()
 }
 
 func (cfg PortConfig) hasVLANs() bool { return cfg.VLAN != 0 || len(cfg.Trunk) > 0 }

@@ -151,9 +151,18 @@ func (cfg PortConfig) plus(more PortConfig) PortConfig {
 	cfg.NoLearning = cfg.NoLearning || more.NoLearning
 	cfg.NoFlood = cfg.NoFlood || more.NoFlood
 	if more.hasVLANs() {
-		cfg.VLAN, cfg.Trunk, cfg.Native, cfg.Other = more.VLAN, more.Trunk, more.Native, ""
+		cfg.VLAN, cfg.Trunk, cfg.Native, cfg.Other = more.VLAN, more.Trunk, more.Native, otherFlags(cfg.Other)
 	}
 	return cfg
+}
+
+// flagWords are what Other says of flags, and not of VLANs.
+var flagWords = []string{"locked", "no-broadcast", "no-multicast"}
+
+// otherFlags is Other without what it says of VLANs.
+func otherFlags(other string) string {
+	words := strings.Split(other, ";")
+	return strings.Join(slices.DeleteFunc(words, func(w string) bool { return !slices.Contains(flagWords, w) }), ";")
 }
 
 // vlans is the membership that cfg, which is normal, means to the kernel.
@@ -229,6 +238,11 @@ func portConfig(port *rtnl.Link, vlans []rtnl.VLANs) PortConfig {
 	}
 	if len(untagged) > 0 {
 		other = append(other, "untagged:"+FormatVLANs(untagged))
+	}
+	for i, on := range []bool{f.Locked, f.NoBroadcast, f.NoMulticast} {
+		if on {
+			other = append(other, flagWords[i])
+		}
 	}
 	slices.Sort(other)
 	cfg.Other = strings.Join(other, ";")

@@ -172,3 +172,13 @@ func siblings(nl *rtnl.Conn, lower *rtnl.Link) string {
 	}
 	return strings.Join(names, ", ")
 }
+
+// SetMode changes the mode of a device of ours; nl is in its netns. The kernel refuses to change into or out of
+// passthru (macvlan_changelink), and changes the mode of an ipvtap with that of all others on its parent device.
+func SetMode(nl *rtnl.Conn, l *rtnl.Link, mode string) error {
+	attr := rtnl.MacvlanMode(macvlanModes[mode])
+	if l.IPVlan != nil {
+		attr = rtnl.IPVlanMode(ipvlanModes[mode])
+	}
+	return nl.Change(l.Kind, l.Index, attr)
+}

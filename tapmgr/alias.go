@@ -30,6 +30,7 @@ type record struct {
 	Type     string // TypeTap, TypeSocket, "macvtap" or "ipvtap"
 	Source   string // the bridge, lower or switch
 	Switch   bool   // Source is a userspace switch
+	At       int    // interface index of the bridge; 0 where that is not known
 	Port     string // settings of the port, as bridge.PortConfig writes them
 	Guard    guard  // further ones of a switch's port
 	Netns    uint64 // inode of the Manager's, of a socket, which is in none; 0 of all else
@@ -94,6 +95,9 @@ func (r record) encode() (string, error) {
 	if r.Phase == starting {
 		add("since", strconv.FormatInt(r.Since, 10))
 	}
+	if at := " at=" + strconv.Itoa(r.At); r.At != 0 && b.Len()+len(at) <= alias.Max { // it can be done without: see follow
+		b.WriteString(at)
+	}
 	if b.Len() > alias.Max {
 		return "", fmt.Errorf("the names need %d bytes of the %d that an interface alias has: use a shorter guest name, or fewer VLAN ranges", b.Len(), alias.Max)
 	}
@@ -153,6 +157,8 @@ func (r *record) set(key, value string) bool {
 		r.Vhost = value == "on"
 	case "mtu":
 		r.MTU, err = strconv.Atoi(value)
+	case "at":
+		r.At, err = strconv.Atoi(value)
 	case "opts":
 		r.Options = value
 	case "uid":

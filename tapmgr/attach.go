@@ -17,6 +17,9 @@ type Result struct {
 	Changed   bool          // false where the NIC was there already, as asked for
 	ForwardIn time.Duration // until the bridge port forwards; 0 where it does
 	Notices   []string      // what a person should know, though it is no error
+
+	// Differences is what of the NIC is not as it should be, and is not for an attach to mend.
+	Differences []Difference
 }
 
 // Attach gives a running guest a NIC, or leaves nothing of it behind. The same

@@ -82,24 +82,21 @@ func (a *attachment) otherWay(link *ours) error {
 
 func viaText(v Via) string { return cmp.Or(string(v), "the guest's own monitor") }
 
-// repaired returns the NIC that is there as asked for, and puts right what is not as
-// it should be: a port without a master, an alias that a crash has left.
+// repaired returns the NIC that is there as asked for, and mends what reconcile would: what is not as it should be, and
+// an alias that a crash has left.
 func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
+	if !o.isSocket() {
+		fds, err := a.m.queuesOf(o, a.vm.process())
+		if err != nil {
+			return Result{}, in(ErrLink, err)
+		}
+		o.holders = []Holder{{PID: a.vm.process(), FDs: fds}}
+	}
+	v, err := a.m.view(o)
+	if err != nil {
+		return Result{}, in(ErrLink, err)
+	}
 	var list []step.Step
-	if br := a.side.bridgeLink(); br != nil && o.Master == 0 {
-		list = append(list, step.Step{
-			Name: "port",
-			Text: fmt.Sprintf("RTM_SETLINK %s: mtu %d, master %s, up", o.Name, br.MTU, br.Name),
-			Do:   func(context.Context) error { return in(ErrLink, a.m.putBack(o, br)) },
-		})
-	}
-	if o.seatless() {
-		list = append(list, step.Step{
-			Name: "port",
-			Text: fmt.Sprintf("switch %s: add-port %s again, which it has lost", o.want.Source, o.Name),
-			Do:   func(ctx context.Context) error { return in(ErrLink, a.m.rejoin(ctx, o, a.vm.process())) },
-		})
-	}
 	if o.want.Phase == attaching || o.want.Phase == starting {
 		list = append(list, step.Step{
 			Name: "mark",
@@ -107,20 +104,24 @@ func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
 			Do:   func(ctx context.Context) error { return in(ErrLink, a.m.markPlugged(ctx, *o)) },
 		})
 	}
-	if o.Tun != nil && o.Tun.Persist && o.want.Via == ViaLibvirt {
-		list = append(list, step.Step{
-			Name: "lifetime",
-			Text: fmt.Sprintf("TUNSETPERSIST 0 on a copy of QEMU's own fd of %s", o.Name),
-			Do:   func(context.Context) error { return in(ErrLink, a.m.lendLife(o, a.vm.process())) },
-		})
+	for _, f := range v.compare() {
+		if f.do == nil {
+			continue
+		}
+		if !a.m.mayChange(o) {
+			return Result{}, in(ErrLink, fmt.Errorf("%s: %s: want %s, found %s, and to mend that takes root (vmnet reconcile as root; or detach it, and attach it again)", o.Name, f.what, cmp.Or(f.want, "none"), cmp.Or(f.found, "none")))
+		}
+		list = append(list, f.step(a.m))
 	}
 	keep, err := a.keep(ctx, o)
 	if err != nil {
 		return Result{}, in(ErrHandover, err)
 	}
 	list = append(list, keep...)
-	if len(list) > 0 && !a.m.mayChange(o) {
-		return a.unrepaired(o)
+	if len(list) > 0 && !a.m.mayChange(o) { // only its alias belies it
+		res := a.result(o, false)
+		res.Notices = append(res.Notices, fmt.Sprintf("a former attach of %s was cut short after the guest had it: it works, and is listed as %s (until vmnet reconcile as root; or detach it, and attach it again)", o.Name, Incomplete))
+		return res, nil
 	}
 	if len(list) > 0 {
 		if err := a.m.run(ctx, list); err != nil {
@@ -147,20 +148,6 @@ func (a *attachment) keep(ctx context.Context, o *ours) ([]step.Step, error) {
 // mayChange tells whether the caller has the right to change a NIC that is there: with a helper for what takes more, only
 // one by a socket.
 func (m *Manager) mayChange(o *ours) bool { return m.HelperPath == "" || o.isSocket() }
-
-// unrepaired is for a caller who may not change links: the helper makes NICs and does no more. One
-// that only its alias belies is as asked for.
-func (a *attachment) unrepaired(o *ours) (Result, error) {
-	if o.seatless() {
-		return Result{}, in(ErrLink, fmt.Errorf("switch %s has lost %s, and to join it again takes root (vmnet reconcile as root; or detach it, and attach it again)", o.want.Source, o.Name))
-	}
-	if a.side.bridgeLink() != nil && o.Master == 0 {
-		return Result{}, in(ErrLink, fmt.Errorf("%s is on no bridge any more, and to put it on %s takes root (vmnet reconcile as root; or detach it, and attach it again)", o.Name, o.want.Source))
-	}
-	res := a.result(o, false)
-	res.Notices = append(res.Notices, fmt.Sprintf("a former attach of %s was cut short after the guest had it: it works, and is listed as %s (until vmnet reconcile as root; or detach it, and attach it again)", o.Name, Incomplete))
-	return res, nil
-}
 
 // differences tells where a NIC that is there is not what the Spec asks for. What
 // the Spec leaves open matches anything.

@@ -38,7 +38,7 @@ func (s *tapSide) plan(r *record) (err error) {
 		return fmt.Errorf("bridge %s: its MTU of %d bytes is more than the %d that a tap can have (ip link set %s mtu %d)", s.br.Name, s.br.MTU, maxTapMTU, s.br.Name, maxTapMTU)
 	}
 	s.mtu = s.br.MTU
-	r.Type, r.Source, r.Port = TypeTap, s.br.Name, s.spec.Port.String()
+	r.Type, r.Source, r.At, r.Port = TypeTap, s.br.Name, s.br.Index, s.spec.Port.String()
 	return nil
 }
 

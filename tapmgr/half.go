@@ -188,16 +188,29 @@ func (h *half) result(o *ours, changed bool) Result {
 		return res
 	}
 	res.NIC = h.m.describe(*o)
+	h.tellFindings(&res, o)
 	br := h.side.bridgeLink()
 	if br == nil {
 		return res
-	}
-	if !br.Up {
-		res.Notices = append(res.Notices, fmt.Sprintf("bridge %s is down, nothing passes it (ip link set %s up)", br.Name, br.Name))
 	}
 	res.ForwardIn = bridge.ForwardsIn(o.Link, br)
 	if res.ForwardIn > 0 {
 		res.Notices = append(res.Notices, fmt.Sprintf("%s is %s, forwards in about %.0f s (%s runs STP)", o.Name, o.Port.State, res.ForwardIn.Seconds(), br.Name))
 	}
 	return res
+}
+
+// tellFindings adds what of the NIC is not as it should be, and is not for us to mend.
+func (h *half) tellFindings(res *Result, o *ours) {
+	v, err := h.m.view(o)
+	if err != nil {
+		res.Notices = append(res.Notices, fmt.Sprintf("%s was not compared with what it should be: %v", o.Name, err))
+	}
+	for _, f := range v.compare() {
+		if f.do == nil {
+			res.Differences = append(res.Differences, f.difference(o))
+			res.Notices = append(res.Notices, f.notice())
+		}
+	}
+	res.Notices = append(res.Notices, v.advice()...)
 }

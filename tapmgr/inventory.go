@@ -25,8 +25,9 @@ import (
 // link: see switch_nics.go.
 type ours struct {
 	*rtnl.Link
-	want   record // as its alias says
-	master string // what a tap is a port of; empty for nothing
+	want     record // as its alias says
+	formerly string // the name that its bridge or parent device had then; empty where it has it still
+	master   string // what a tap is a port of; empty for nothing
 
 	// A macvtap is in a netns of its own, which is reached through who has it open. One that
 	// was handed over by name is in the Manager's.
@@ -174,7 +175,7 @@ func (o *ours) addHolder(f procfd.File) {
 // over by name.
 func (m *Manager) inOwn() ([]ours, error) {
 	var found []ours
-	masters := map[int]string{0: ""}
+	masters := map[int]*rtnl.Link{0: nil}
 	for _, kind := range []string{"tun", string(macvtap.Macvtap), string(macvtap.IPVtap)} {
 		all, err := m.nl.Links(kind, 0)
 		if err != nil {
@@ -188,12 +189,26 @@ func (m *Manager) inOwn() ([]ours, error) {
 				continue
 			}
 			if _, known := masters[l.Master]; !known {
-				masters[l.Master] = m.masterName(l)
+				masters[l.Master] = m.masterOf(l)
 			}
-			found = append(found, ours{Link: l, want: r, master: masters[l.Master]})
+			found = append(found, m.own(l, r, masters[l.Master]))
 		}
 	}
 	return found, nil
+}
+
+// own is a link of ours in the Manager's netns, with its master; nil for none.
+func (m *Manager) own(l *rtnl.Link, r record, master *rtnl.Link) ours {
+	o := ours{Link: l, want: r}
+	if master != nil {
+		o.master = master.Name
+	}
+	on := master
+	if o.Tun == nil {
+		on, _ = m.nl.LinkByIndex(l.Lower)
+	}
+	m.follow(&o, on)
+	return o
 }
 
 // addNodeHolders notes who has the nodes of the macvtaps in the Manager's netns open. nodes
@@ -305,11 +320,11 @@ func (m *Manager) findFor(pid int, vm, nic, sw string) (*ours, error) {
 	l, err := m.nl.Link(name)
 	if err == nil {
 		if r, ok := parseAlias(l.Alias); ok && r.VM == vm && r.NIC == nic {
-			o := &ours{Link: l, want: r, master: m.masterName(l)}
+			o := m.own(l, r, m.masterOf(l))
 			if r.Switch {
-				o.seat = seatOf(o, m.askNamed(r.Source))
+				o.seat = seatOf(&o, m.askNamed(r.Source))
 			}
-			return o, nil
+			return &o, nil
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -341,7 +356,8 @@ func (m *Manager) again(o ours) (now ours, err error) {
 		if !ok || want.VM != o.want.VM || want.NIC != o.want.NIC {
 			return fmt.Errorf("link %s: %w", o.Name, fs.ErrNotExist)
 		}
-		now.Link, now.want, now.master = l, want, m.masterName(l)
+		fresh := m.own(l, want, m.masterOf(l))
+		now.Link, now.want, now.formerly, now.master = l, fresh.want, fresh.formerly, fresh.master
 		return nil
 	})
 	if err == nil && now.want.Switch {
@@ -393,19 +409,31 @@ func (m *Manager) heldBy(o *ours, pid int) (bool, error) {
 	if o.in != nil {
 		return o.in.PID == pid, nil
 	}
-	if o.Tun == nil {
-		fds, err := macvtap.QueuesOf(pid, m.ns, o.Link)
-		return len(fds) > 0, err
+	fds, err := m.queuesOf(o, pid)
+	return len(fds) > 0, err
+}
+
+// queuesOf are a process's fds that are queues of the link, ascending.
+func (m *Manager) queuesOf(o *ours, pid int) (fds []int, err error) {
+	switch {
+	case o.isSocket():
+		return nil, nil
+	case o.in != nil:
+		return m.macvtapHolder(o, pid).FDs, nil
+	case o.Tun == nil:
+		return macvtap.QueuesOf(pid, m.ns, o.Link)
 	}
 	inode, err := m.ns.Inode()
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	held := false
 	procfd.Of(pid, func(f procfd.File) {
-		held = held || tun.LooksLikeQueue(f) && tun.InterfaceOf(f) == o.Name && tun.InNetns(f, inode)
+		if tun.LooksLikeQueue(f) && tun.InterfaceOf(f) == o.Name && tun.InNetns(f, inode) {
+			fds = append(fds, f.FD)
+		}
 	})
-	return held, nil
+	slices.Sort(fds)
+	return fds, nil
 }
 
 // othersWait bounds how long guests are looked at altogether that only their users' word makes ours: anybody can run any

@@ -1,6 +1,7 @@
 package tapmgr
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,6 +11,9 @@ import (
 	"vmnet/internal/qemu"
 	"vmnet/internal/tun"
 )
+
+// isPlain reports whether only the tap's bridge is known, and no guest or NIC.
+func (o *ours) isPlain() bool { return o.want.VM == "" }
 
 // plainTaps lists those of the Manager's netns.
 func (m *Manager) plainTaps() ([]plaintap.Tap, error) {
@@ -39,7 +43,8 @@ func (m *Manager) plainHeld() ([]ours, error) {
 	}
 	byName := map[string]*ours{}
 	for _, t := range taps {
-		byName[t.Name] = &ours{Link: t.Link, want: record{Type: TypeTap, Source: t.Source, Port: t.Port, Owner: t.Owner}, master: m.masterName(t.Link)}
+		o := m.own(t.Link, record{Type: TypeTap, Source: t.Source, Port: t.Port, Owner: t.Owner}, m.masterOf(t.Link))
+		byName[t.Name] = &o
 	}
 	err = procfd.All(func(f procfd.File) {
 		if !tun.LooksLikeQueue(f) {
@@ -73,12 +78,15 @@ func (m *Manager) plainNICs() ([]NIC, error) {
 	return nics, err
 }
 
-// plainTaps removes those that nobody holds. One that was there before it was put on a bridge is
-// taken off that instead.
-func (r *reconciler) plainTaps() error {
+// plainTaps removes those that nobody holds, and mends the others. One that was there before it was put on a bridge is
+// taken off that instead of being removed.
+func (r *reconciler) plainTaps(ctx context.Context) error {
 	taps, err := r.m.plainHeld()
 	for _, o := range taps {
 		if !o.unheld() {
+			if o.want.Source != "" {
+				r.mend(ctx, o)
+			}
 			continue
 		}
 		if t, _ := plaintap.Parse(o.Alias); t.Elsewhere {
@@ -112,9 +120,9 @@ func (c *checker) plainTaps() error {
 		c.NICs++
 		switch {
 		case o.unheld():
-			c.compare(o, "holder", "a guest", "nobody: it is left over")
+			c.leftOver(o)
 		case o.want.Source != "":
-			c.compare(o, "bridge", o.want.Source, o.master)
+			c.link(o)
 		}
 	}
 	return err

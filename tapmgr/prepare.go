@@ -130,11 +130,10 @@ func (m *Manager) Started(ctx context.Context, vm string, pid int) ([]Action, er
 		if !o.isHeldBy(pid) {
 			continue
 		}
-		r.lifetime(o, pid)
+		r.mend(ctx, o)
 		if o.want.Phase == starting || o.want.Phase == attaching {
 			r.do(o, "the guest has started with it", func() error { return m.markPlugged(ctx, o) })
 		}
-		r.port(ctx, o)
 	}
 	return r.actions, nil
 }

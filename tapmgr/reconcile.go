@@ -27,8 +27,8 @@ const monitorWait = 2 * time.Second
 
 // Reconcile makes what is agree with what should be: it removes what is ours
 // and has no guest any more, takes back attaches and ends detaches that were cut
-// short, and puts ports that have no master back on their bridge. What is plugged,
-// what a living vmnet works on and what is on another bridge is left alone. Of the taps of
+// short, and mends what Check says that it does. What a living vmnet works on and
+// what is on another bridge is left alone. Of the taps of
 // which only their bridge is known, those that nobody holds are removed, or taken off the
 // bridge if they were there before. dry only tells.
 //
@@ -60,7 +60,7 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
 		}
 	}
 	eachGuest(ctx, held, r.guest)
-	return r.actions, r.plainTaps()
+	return r.actions, r.plainTaps(ctx)
 }
 
 type reconciler struct {
@@ -111,7 +111,9 @@ func (r *reconciler) guest(ctx context.Context, nics []ours) {
 	vm, err := r.m.open(dialCtx, Target{VM: nics[0].want.VM, PID: nics[0].vmm()}, nics[0].want.Via)
 	if err != nil {
 		for _, o := range nics {
-			r.port(ctx, o) // needs no lock
+			if o.want.Phase == plugged || o.want.Phase == detaching {
+				r.mend(ctx, o) // needs no lock
+			}
 			r.fail(o, err)
 		}
 		return
@@ -142,22 +144,29 @@ func (r *reconciler) nic(ctx context.Context, vm vmm, o ours) {
 			}
 			return r.m.release(ctx, vm, &now)
 		})
-	case now.want.Phase == detaching:
-		r.port(ctx, now)
-		r.note(now, "left alone: the guest has not let go of it yet")
 	default:
-		r.lifetime(now, vm.process())
 		if now.want.Phase == attaching || now.want.Phase == starting {
 			r.do(now, "kept: it is plugged, which its alias did not say yet", func() error { return r.m.markPlugged(ctx, now) })
 		}
-		r.port(ctx, now)
+		r.mend(ctx, now)
 	}
 }
 
-// lifetime makes a plugged tap that was handed over by its name go with its guest.
-func (r *reconciler) lifetime(o ours, pid int) {
-	if o.want.Via == ViaLibvirt && o.Tun != nil && o.Tun.Persist {
-		r.do(o, "made to go with its guest", func() error { return r.m.lendLife(&o, pid) })
+// mend puts right what differs, and tells what it leaves alone. It needs no guest's lock.
+func (r *reconciler) mend(ctx context.Context, o ours) {
+	v, err := r.m.view(&o)
+	switch {
+	case err != nil && o.isOthers():
+		r.note(o, fmt.Sprintf("left alone: %v", err))
+	case err != nil:
+		r.fail(o, err)
+	}
+	for _, f := range v.compare() {
+		if f.do == nil {
+			r.note(o, "left alone: "+f.notice())
+			continue
+		}
+		r.do(o, f.done, func() error { return f.do(ctx, r.m) })
 	}
 }
 
@@ -170,78 +179,29 @@ func (m *Manager) markPlugged(ctx context.Context, o ours) error {
 	return m.setAlias(ctx, &o, alias)
 }
 
-// port puts a plugged NIC that has no master back on its bridge, or into its switch.
-func (r *reconciler) port(ctx context.Context, o ours) {
-	switch {
-	case o.want.Switch && o.want.Phase != detaching:
-		r.seat(ctx, o)
-		return
-	case o.want.Switch, o.want.Type != TypeTap, o.want.Phase == detaching && !o.Up: // cut off by force
-		return
-	}
-	br, err := bridge.Get(r.m.nl, o.want.Source)
-	switch {
-	case o.Master != 0 && (err != nil || o.Master != br.Index):
-		r.note(o, fmt.Sprintf("left alone: it is a port of %s, not of %s", r.m.masterName(o.Link), o.want.Source))
-	case o.Master != 0:
-		r.settings(o, br)
-	case err != nil:
-		r.note(o, fmt.Sprintf("left alone: %v", err))
-	default:
-		r.do(o, "put back on "+br.Name, func() error { return r.m.putBack(&o, br) })
-	}
-}
-
-// seat joins a tap again to a switch of that name that runs again. A NIC by a socket cannot be.
-func (r *reconciler) seat(ctx context.Context, o ours) {
-	switch {
-	case o.seat.err != nil && o.isOthers():
-		r.note(o, fmt.Sprintf("left alone: %v", o.seat.err))
-	case o.seat.err != nil:
-		r.fail(o, o.seat.err)
-	case o.master != "":
-		r.note(o, fmt.Sprintf("left alone: it is a port of %s, and belongs on switch %s", o.master, o.want.Source))
-	case !o.seatless():
-	case o.isSocket():
-		r.note(o, fmt.Sprintf("left alone: switch %s has lost it, and it leads nowhere (%s)", o.want.Source, cureOfLost))
-	default:
-		if err := r.m.runs(o.want.Source); err != nil {
-			r.note(o, fmt.Sprintf("left alone: %v", err))
-			return
-		}
-		r.do(o, "joined again to switch "+o.want.Source, func() error { return r.m.rejoin(ctx, &o, o.vmm()) })
-	}
-}
-
-// settings puts back those of a port that somebody has changed.
-func (r *reconciler) settings(o ours, br *rtnl.Link) {
-	found, err := bridge.ReadPort(r.m.nl, br, o.Link)
-	want := o.want.port()
-	if err != nil {
-		r.fail(o, err)
-	} else if !found.Equal(want.On(br)) {
-		text := fmt.Sprintf("port set to %s, it was %s", orNothing(want.On(br).String()), orNothing(found.String()))
-		r.do(o, text, func() error { return bridge.SetPort(r.m.nl, br, o.Link, want) })
-	}
-}
-
 func orNothing(s string) string { return cmp.Or(s, "nothing special") }
 
-// putBack makes a tap without a master a port of its bridge again.
+// putBack makes a tap without a master a port of its bridge again, or of the one that was made in its place.
 func (m *Manager) putBack(o *ours, br *rtnl.Link) error {
-	if err := m.nl.Set(o.Index, rtnl.MTU(br.MTU)); err != nil {
+	if err := m.nl.SetQuiet(o.Index, rtnl.MTU(br.MTU)); err != nil {
 		return err
 	}
-	return bridge.AddPortWith(m.nl, br, o.Link, o.want.port())
+	if o.isPlain() || o.want.At == br.Index {
+		return bridge.AddPortWith(m.nl, br, o.Link, o.want.port())
+	}
+	r := o.want
+	r.At = br.Index
+	text, err := r.encode()
+	if err != nil {
+		return err
+	}
+	return bridge.AddPortWith(m.nl, br, o.Link, o.want.port(), rtnl.Alias(text))
 }
 
 // masterName names what a link is a port of; empty for nothing.
 func (m *Manager) masterName(l *rtnl.Link) string {
-	if l.Master == 0 {
-		return ""
-	}
-	if master, err := m.nl.LinkByIndex(l.Master); err == nil {
+	if master := m.masterOf(l); master != nil {
 		return master.Name
 	}
-	return fmt.Sprintf("interface %d", l.Master)
+	return ""
 }

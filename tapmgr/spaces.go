@@ -92,6 +92,9 @@ func (m *Manager) inSpace(f procfd.File, inode uint64) (found *ours) {
 					continue
 				}
 				at.Link, at.want, found = l, r, at
+				if parent, err := m.nl.LinkByIndex(l.Lower); err == nil {
+					m.follow(at, parent)
+				}
 				return nil
 			}
 		}

@@ -121,7 +121,7 @@ func TestLiveSwitchKilled(t *testing.T) {
 		t.Errorf("list %+v, %v", nics, err)
 	}
 	diff := h.check()
-	if len(diff) != 2 || !strings.Contains(diff[0].Found, "attach again replaces it") || !strings.Contains(diff[1].Found, "reconcile") {
+	if len(diff) != 2 || !strings.Contains(diff[0].Mend, "attach again replaces it") || !strings.Contains(diff[1].Mend, "reconcile") {
 		t.Errorf("check %+v", diff)
 	}
 	ctx := h.context(60 * time.Second)

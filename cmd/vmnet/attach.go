@@ -159,12 +159,17 @@ func (a *app) printAttached(res tapmgr.Result, json bool) error {
 	if json {
 		return a.printJSON(struct {
 			tapmgr.NIC
-			Changed   bool    `json:"changed"`
-			ForwardIn float64 `json:"forwards_in_seconds,omitempty"`
-		}{n, res.Changed, res.ForwardIn.Seconds()})
+			Changed     bool                `json:"changed"`
+			ForwardIn   float64             `json:"forwards_in_seconds,omitempty"`
+			Differences []tapmgr.Difference `json:"differences,omitempty"`
+		}{n, res.Changed, res.ForwardIn.Seconds(), res.Differences})
 	}
 	unchanged := ""
-	if !res.Changed {
+	switch {
+	case res.Changed:
+	case len(res.Differences) > 0:
+		unchanged = "there, but not as it should be: "
+	default:
 		unchanged = "unchanged: "
 	}
 	mode, on := "", n.Source

@@ -11,7 +11,9 @@ func (a *app) checkCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Compare what every NIC should be with what it is",
 		Long: `Compare what every NIC should be with what it is, in the kernel and in the guest.
-Each difference is one line; the exit status is then 1.`,
+Each difference is one line, and below it stands what mends it: vmnet reconcile and the
+same vmnet attach again mend alike; what they leave alone is for who administers the
+host, or takes a detach. The exit status is then 1.`,
 		Example: "  vmnet check || vmnet reconcile",
 		Args:    cobra.NoArgs,
 	}
@@ -43,6 +45,9 @@ Each difference is one line; the exit status is then 1.`,
 func (a *app) printChecked(c tapmgr.Checked) error {
 	for _, d := range c.Differences {
 		err := a.line("%s: %s: want %s, found %s", linkText(d.VM, d.NIC, d.Interface), d.What, orNone(d.Want), orNone(d.Found))
+		if err == nil && d.Mend != "" {
+			err = a.line("    mend: %s", d.Mend)
+		}
 		if err != nil {
 			return err
 		}

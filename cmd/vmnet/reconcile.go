@@ -15,8 +15,10 @@ func (a *app) reconcileCommand() *cobra.Command {
 		Short: "Put right what crashes and others have left",
 		Long: `Remove the NICs that have no guest any more, and the taps that a program which had
 them from qemu-netup has made persistent and left; take back attaches and end detaches
-that were cut short, and put ports without a bridge back on theirs. NICs that are
-plugged, that a vmnet works on, or that are on another bridge are left alone.`,
+that were cut short. What vmnet check finds of the others is mended: ports without a
+bridge are put back on theirs, and links, addresses, MTUs and port settings made what
+they should be. What only somebody else can mend, NICs that a vmnet works on, and those
+that are on another bridge are left alone, and listed with what mends them.`,
 		Example: `  vmnet reconcile --dry-run
   vmnet reconcile`,
 		Args: cobra.NoArgs,

@@ -50,6 +50,24 @@ func family(a netip.Addr) int {
 
 // Addrs lists the IP addresses of a link, without IPv6 link-local ones.
 func (c *Conn) Addrs(index int) ([]netip.Prefix, error) {
+	return c.addrs(index, func(a netip.Addr) bool { return !a.IsLinkLocalUnicast() })
+}
+
+// Quieten keeps the host from using a link for IPv6 from now on: it gets no further address by itself, and
+// loses the link-local ones that it has. Where the kernel does not run IPv6, nothing needs to be done.
+func (c *Conn) Quieten(index int) error {
+	if err := c.SetQuiet(index); err != nil {
+		return err
+	}
+	addrs, err := c.addrs(index, func(a netip.Addr) bool { return a.Is6() && a.IsLinkLocalUnicast() })
+	for _, a := range addrs {
+		err = errors.Join(err, c.DeleteAddr(index, a))
+	}
+	return err
+}
+
+// addrs lists those addresses of a link that keep keeps.
+func (c *Conn) addrs(index int, keep func(netip.Addr) bool) ([]netip.Prefix, error) {
 	req := c.request(unix.RTM_GETADDR, unix.NLM_F_DUMP)
 	req.AddData(nl.NewIfAddrmsg(unix.AF_UNSPEC))
 	msgs, err := c.sock.execute(req, unix.RTM_NEWADDR)
@@ -68,7 +86,7 @@ func (c *Conn) Addrs(index int) ([]netip.Prefix, error) {
 		each(m[unix.SizeofIfAddrmsg:], func(kind uint16, v []byte) {
 			a, ok := netip.AddrFromSlice(v)
 			local := kind == unix.IFA_LOCAL || kind == unix.IFA_ADDRESS && a.Is6()
-			if ok && local && !a.IsLinkLocalUnicast() {
+			if ok && local && keep(a) {
 				found = append(found, netip.PrefixFrom(a, bits))
 			}
 		})

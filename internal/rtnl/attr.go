@@ -63,11 +63,16 @@ func Lower(index int) Attr { return attr(unix.IFLA_LINK, nl.Uint32Attr(uint32(in
 // TxQLen is the length of the transmit queue in frames; a macvtap sizes its ring by it.
 func TxQLen(frames int) Attr { return attr(unix.IFLA_TXQLEN, nl.Uint32Attr(uint32(frames))) }
 
+// Carrier says whether a tap has a link partner (IFLA_CARRIER); only some kinds of links can be told.
+func Carrier(on bool) Attr { return attr(unix.IFLA_CARRIER, boolByte(on)) }
+
+// addrGenModeNone is IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h).
+const addrGenModeNone = 1
+
 // NoIPv6Autoconf keeps the host from giving the link an IPv6 address of its
 // own: IFLA_INET6_ADDR_GEN_MODE is IN6_ADDR_GEN_MODE_NONE. It must be set
 // before the link goes up, and works where /proc/sys cannot be written.
 func NoIPv6Autoconf() Attr {
-	const addrGenModeNone = 1
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{addrGenModeNone})
 	return Attr{rta: spec}

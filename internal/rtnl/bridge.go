@@ -40,6 +40,10 @@ type PortFlags struct {
 	Isolated bool // no frames to and from other isolated ports
 	Learning bool // senders' addresses are put into the FDB
 	Flood    bool // unicast frames to unknown addresses are sent out here
+
+	NoMulticast bool // no multicast to groups that nobody has joined (IFLA_BRPORT_MCAST_FLOOD is off)
+	NoBroadcast bool // no broadcasts (IFLA_BRPORT_BCAST_FLOOD is off)
+	Locked      bool // only frames from addresses in the FDB are taken in (IFLA_BRPORT_LOCKED)
 }
 
 // Bridge is a bridge's data (IFLA_BR_*).
@@ -69,6 +73,12 @@ func parsePort(b []byte) *Port {
 			p.Learning = u8(v) != 0
 		case nl.IFLA_BRPORT_UNICAST_FLOOD:
 			p.Flood = u8(v) != 0
+		case nl.IFLA_BRPORT_MCAST_FLOOD:
+			p.NoMulticast = u8(v) == 0
+		case nl.IFLA_BRPORT_BCAST_FLOOD:
+			p.NoBroadcast = u8(v) == 0
+		case nl.IFLA_BRPORT_LOCKED:
+			p.Locked = u8(v) != 0
 		}
 	})
 	return p

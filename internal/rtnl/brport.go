@@ -46,6 +46,16 @@ func (c *Conn) SetPort(index int, p PortChange) error {
 	return c.do(req)
 }
 
+// SetPortState sets the state of a bridge port that is up. The kernel refuses it on a bridge that runs STP,
+// with EBUSY (br_set_port_state).
+func (c *Conn) SetPortState(index int, s PortState) error {
+	req := c.portRequest(unix.RTM_SETLINK, index)
+	info := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
+	info.AddRtAttr(nl.IFLA_BRPORT_STATE, []byte{byte(s)})
+	req.AddData(info)
+	return c.do(req)
+}
+
 // byKind are the flags by IFLA_BRPORT_*; none of nil.
 func (f *PortFlags) byKind() map[int]bool {
 	if f == nil {
@@ -54,6 +64,8 @@ func (f *PortFlags) byKind() map[int]bool {
 	return map[int]bool{
 		nl.IFLA_BRPORT_MODE: f.Hairpin, nl.IFLA_BRPORT_ISOLATED: f.Isolated,
 		nl.IFLA_BRPORT_LEARNING: f.Learning, nl.IFLA_BRPORT_UNICAST_FLOOD: f.Flood,
+		nl.IFLA_BRPORT_MCAST_FLOOD: !f.NoMulticast, nl.IFLA_BRPORT_BCAST_FLOOD: !f.NoBroadcast,
+		nl.IFLA_BRPORT_LOCKED: f.Locked,
 	}
 }
 

@@ -21,7 +21,9 @@ type Link struct {
 	MTU      int // bytes
 	Up       bool
 	Carrier  bool
+	OperUp   bool // up and ready, in the eyes of its master too (IF_OPER_UP of RFC 2863)
 	AllMulti bool // receives every multicast frame
+	HostIPv6 bool // the kernel gives it an IPv6 address by itself: see NoIPv6Autoconf
 	TxQLen   int  // frames
 	Master   int  // index of the bridge or bond it belongs to; 0 for none
 	Lower    int  // index of the link that it sits on; 0 for none
@@ -107,8 +109,13 @@ func parseLink(msg []byte) (*Link, error) {
 					l.AltNames = append(l.AltNames, unix.ByteSliceToString(v))
 				}
 			})
+		case unix.IFLA_OPERSTATE:
+			const up = 6 // include/uapi/linux/if.h
+			l.OperUp = u8(v) == up
 		case unix.IFLA_CARRIER:
 			carrier = u8(v) != 0
+		case unix.IFLA_AF_SPEC:
+			l.HostIPv6 = hostIPv6(v)
 		case unix.IFLA_LINKINFO:
 			l.parseInfo(v)
 		}
@@ -117,6 +124,22 @@ func parseLink(msg []byte) (*Link, error) {
 		l.Tun.Attached = carrier || l.Tun.Queues > 0
 	}
 	return l, nil
+}
+
+// hostIPv6 reads IFLA_AF_SPEC. A link for which the kernel does not run IPv6, such as one with an MTU
+// below 1280 bytes, has no part for it (inet6_fill_link_af in net/ipv6/addrconf.c).
+func hostIPv6(b []byte) (on bool) {
+	each(b, func(family uint16, v []byte) {
+		if family != unix.AF_INET6 {
+			return
+		}
+		each(v, func(kind uint16, v []byte) {
+			if kind == unix.IFLA_INET6_ADDR_GEN_MODE {
+				on = u8(v) != addrGenModeNone
+			}
+		})
+	})
+	return on
 }
 
 // parseInfo decodes IFLA_LINKINFO: the link's own kind and data, and what it is

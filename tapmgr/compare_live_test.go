@@ -1,0 +1,195 @@
+package tapmgr_test
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"vmnet/bridge"
+	"vmnet/internal/netns"
+	"vmnet/macvtap"
+	"vmnet/tapmgr"
+)
+
+// spoiled is what somebody changes of a NIC, by a command in its netns, and the property that check misses then.
+type spoiled struct {
+	what   string
+	change string // DEV is the NIC's interface
+}
+
+// runIn runs a line of a program and its arguments in a netns; DEV in it is the NIC's interface.
+func (h *host) runIn(ns *netns.NS, nic tapmgr.NIC, line string) {
+	h.Helper()
+	argv := strings.Fields(strings.ReplaceAll(line, "DEV", nic.Interface))
+	if err := ns.Do(func() error { h.run(argv[0], argv[1:]...); return nil }); err != nil {
+		h.Fatal(err)
+	}
+}
+
+// mended spoils a NIC in each way, and demands that check tells it with the cure, that reconcile and the same attach
+// again each mend it, and that all is as it should be then.
+func (h *host) mended(spec tapmgr.Spec, nic tapmgr.NIC, ways []spoiled) {
+	h.Helper()
+	in := h.netnsOf(spec.VM, nic.ID)
+	mends := map[string]func(){
+		"reconcile": func() {
+			actions, err := h.Reconcile(h.context(20*time.Second), false)
+			if err != nil || len(actions) == 0 || !actions[0].Changed || actions[0].Error != "" {
+				h.Errorf("reconcile: %+v, %v", actions, err)
+			}
+		},
+		"attach": func() {
+			if res, err := h.Attach(h.context(20*time.Second), spec); err != nil || !res.Changed {
+				h.Errorf("the same again: %+v, %v", res, err)
+			}
+		},
+	}
+	for _, way := range ways {
+		for name, mend := range mends {
+			h.runIn(in, nic, way.change)
+			got := h.check()
+			if len(got) != 1 || got[0].What != way.what || got[0].MendedBy != tapmgr.MendReconcile || got[0].Mend != "vmnet reconcile" {
+				h.Errorf("%s: check %+v, want %s", way.change, got, way.what)
+			}
+			mend()
+			if got := h.check(); len(got) != 0 {
+				h.Errorf("%s, after %s: check %+v", way.change, name, got)
+			}
+		}
+	}
+	if res, err := h.Attach(h.context(20*time.Second), spec); err != nil || res.Changed || len(res.Differences) != 0 {
+		h.Errorf("the same once more: %+v, %v", res, err)
+	}
+	h.reconciled()
+}
+
+// netnsOf is the netns that a NIC's link is in.
+func (h *host) netnsOf(vm, nic string) *netns.NS {
+	h.Helper()
+	details, err := h.Show(h.context(10*time.Second), vm)
+	if err != nil {
+		h.Fatal(err)
+	}
+	for _, d := range details {
+		if d.ID == nic && d.Netns != "" {
+			ns, err := netns.Open(d.Netns)
+			if err != nil {
+				h.Fatal(err)
+			}
+			h.Cleanup(func() { _ = ns.Close() })
+			return ns
+		}
+	}
+	return h.ns
+}
+
+// altName is the altname of a guest's net0.
+func altName(g *guest) string {
+	_, alt := tapmgr.InterfaceName(g.name, "net0")
+	return alt
+}
+
+func TestLiveTapIsMended(t *testing.T) {
+	h := newHost(t)
+	g := h.empty()
+	spec := g.spec("net0")
+	spec.Port = bridge.PortConfig{Isolated: true}
+	nic := h.attach(spec)
+	for _, mtu := range []string{"1600", "1500"} { // one that was never set follows the ports'
+		h.ip("link", "set", "br0", "mtu", mtu)
+	}
+	h.settled()
+	h.mended(spec, nic, []spoiled{
+		{"link", "ip link set DEV down"},
+		{"carrier", "ip link set DEV carrier off"},
+		{"host MAC", "ip link set DEV address 52:54:00:09:09:09"},
+		{"MTU", "ip link set DEV mtu 1400"},
+		{"MTU", "ip link set DEV mtu 1200"}, // for which the kernel ends IPv6, and begins it again
+		{"IPv6 of the host", "ip link set DEV addrgenmode eui64"},
+		{"name", "ip link property del dev DEV altname " + altName(g)},
+		{"bridge", "ip link set DEV nomaster"},
+		{"port", "ip link set DEV type bridge_slave isolated off"},
+		{"port", "ip link set DEV type bridge_slave hairpin on"},
+		{"port", "ip link set DEV type bridge_slave learning off"},
+		{"port", "ip link set DEV type bridge_slave flood off"},
+		{"port", "ip link set DEV type bridge_slave mcast_flood off"},
+		{"port", "ip link set DEV type bridge_slave bcast_flood off"},
+		{"port", "ip link set DEV type bridge_slave locked on"},
+		{"port state", "bridge link set dev DEV state 0"},
+	})
+	l, err := h.nl.Link(nic.Interface)
+	if err != nil || l.HostIPv6 || l.Port.State.String() != "forwarding" {
+		t.Errorf("%+v, %v", l, err)
+	}
+	h.ip("link", "set", nic.Interface, "addrgenmode", "eui64")
+	h.settled()
+	if err := h.ns.Do(func() error {
+		return exec.Command("sh", "-c", "! grep -q "+nic.Interface+" /proc/thread-self/net/if_inet6").Run()
+	}); err != nil {
+		t.Errorf("the host has an IPv6 address on the guest's tap: %v", err)
+	}
+
+	// Several at once: what one mends must not spoil another.
+	h.ip("link", "set", "br0", "mtu", "1400")
+	for _, line := range []string{"nomaster", "address 52:54:00:09:09:09", "addrgenmode eui64", "mtu 1200", "down"} {
+		h.runIn(h.ns, nic, "ip link set DEV "+line)
+	}
+	if res, err := h.Attach(h.context(20*time.Second), spec); err != nil || !res.Changed || res.NIC.State != "forwarding" {
+		t.Errorf("the same again: %+v, %v", res, err)
+	}
+	if got := h.check(); len(got) != 0 {
+		t.Errorf("check %+v", got)
+	}
+}
+
+func TestLiveMacvtapIsMended(t *testing.T) {
+	h := newHost(t)
+	h.wire()
+	g := h.empty()
+	spec := g.lowerSpec("net0", tapmgr.Lower{})
+	nic := h.attach(spec)
+	h.mended(spec, nic, []spoiled{
+		{"link", "ip link set DEV down"},
+		{"host MAC", "ip link set DEV address 52:54:00:09:09:09"},
+		{"MTU", "ip link set DEV mtu 1400"},
+		{"IPv6 of the host", "ip link set DEV addrgenmode eui64"},
+		{"mode", "ip link set DEV type macvtap mode private"},
+		{"rx filter", "ip link set DEV allmulticast off"},
+		{"name", "ip link property del dev DEV altname " + altName(g)},
+	})
+}
+
+// TestLiveAdminMends: what is not for vmnet to mend is told with the command, by all three.
+func TestLiveAdminMends(t *testing.T) {
+	h := newHost(t)
+	h.wire()
+	g := h.empty()
+	tap, lower := g.spec("net0"), g.lowerSpec("net1", tapmgr.Lower{Kind: macvtap.Macvtap})
+	h.attach(tap)
+	h.attach(lower)
+	for _, c := range []struct {
+		down, what, cure string
+		spec             tapmgr.Spec
+	}{
+		{"br0", "bridge state", "ip link set br0 up", tap},
+		{"eth0", "parent device", "ip link set eth0 up", lower},
+	} {
+		h.ip("link", "set", c.down, "down")
+		if got := h.check(); len(got) != 1 || got[0].What != c.what || got[0].MendedBy != tapmgr.MendAdmin || got[0].Mend != c.cure {
+			t.Errorf("check %+v, want %s", got, c.what)
+		}
+		actions, err := h.Reconcile(h.context(20*time.Second), false)
+		if err != nil || len(actions) != 1 || actions[0].Changed || !strings.Contains(actions[0].Action, c.cure) {
+			t.Errorf("reconcile %+v, %v", actions, err)
+		}
+		res, err := h.Attach(h.context(20*time.Second), c.spec)
+		if err != nil || res.Changed || len(res.Differences) != 1 || res.Differences[0].What != c.what || !strings.Contains(strings.Join(res.Notices, " "), c.cure) {
+			t.Errorf("the same again: %+v, %v", res, err)
+		}
+		h.runIn(h.ns, tapmgr.NIC{}, c.cure)
+		if got := h.check(); len(got) != 0 {
+			t.Errorf("after %s: check %+v", c.cure, got)
+		}
+	}
+}

@@ -1,0 +1,206 @@
+package tapmgr
+
+import (
+	"net"
+	"strings"
+	"testing"
+
+	"vmnet/bridge"
+	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/rtnl"
+)
+
+var guestMAC = net.HardwareAddr{0x52, 0x54, 0, 1, 2, 3}
+
+// tapView is a NIC on a bridge that is as it should be.
+func tapView() *view {
+	v := &view{
+		ours: &ours{
+			Link: &rtnl.Link{
+				Name: "P2-net0", Index: 7, Kind: "tun", MAC: hostMAC(guestMAC), MTU: 1500, Up: true, Carrier: true, OperUp: true, Master: 3,
+				Tun: &rtnl.Tun{Tap: true, Attached: true}, Port: &rtnl.Port{State: rtnl.Forwarding},
+			},
+			want: record{
+				VM: "P2", NIC: "net0", Type: TypeTap, Source: "br0", At: 3, Port: "isolated", MAC: guestMAC, Model: defaultModel, Queues: 2, Vhost: true,
+			},
+			master: "br0", holders: []Holder{{PID: 1, FDs: []int{9, 10}}},
+		},
+		home:   &rtnl.Link{Name: "br0", Index: 3, MTU: 1500, Up: true, Bridge: &rtnl.Bridge{CanFilterVLANs: true}},
+		port:   &bridge.PortConfig{Isolated: true},
+		vhosts: 2,
+	}
+	return v
+}
+
+// macvtapView is a macvtap that is as it should be.
+func macvtapView() *view {
+	return &view{
+		ours: &ours{
+			Link: &rtnl.Link{
+				Name: "P2-net0", Index: 70000, Kind: "macvtap", MAC: guestMAC, MTU: 1500, Up: true, Carrier: true, OperUp: true, AllMulti: true, Lower: 3,
+				Macvlan: &rtnl.Macvlan{Mode: 4},
+			},
+			want: record{
+				VM: "P2", NIC: "net0", Type: "macvtap", Source: "eth0", Mode: "bridge", RxFilter: RxAllMulti, MAC: guestMAC, Model: defaultModel, Queues: 1,
+			},
+			holders: []Holder{{PID: 1, FDs: []int{9}}},
+		},
+		home:   &rtnl.Link{Name: "eth0", Index: 3, MTU: 1500, Up: true, Carrier: true, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}},
+		vhosts: -1,
+	}
+}
+
+// switchView is a tap of a userspace switch that is as it should be.
+func switchView() *view {
+	v := tapView()
+	v.want.Switch, v.want.Source, v.want.Port, v.master, v.Master = true, "sw0", "", "", 0
+	v.home, v.port = nil, nil
+	v.seat = seat{path: "/run/sw0", port: &control.Port{Name: "P2-net0", Config: v.want.switchPort()}}
+	return v
+}
+
+func socketView() *view {
+	v := switchView()
+	v.want.Type, v.want.Queues, v.want.Vhost, v.vhosts = TypeSocket, 1, false, -1
+	v.Link = &rtnl.Link{Name: "P2-net0", Kind: TypeSocket, Up: true, MTU: 1500}
+	v.seat.port.Config = v.want.switchPort()
+	return v
+}
+
+func plainView() *view {
+	v := tapView()
+	v.want = record{Type: TypeTap, Source: "br0", Port: "isolated", Owner: 1000}
+	v.Tun.Persist, v.vhosts = true, -1
+	return v
+}
+
+// TestCompare spoils each property, and demands what is told of it and who mends it. The last column is what the
+// cure names.
+func TestCompare(t *testing.T) {
+	const detachFirst = "vmnet detach --vm P2 --nic net0"
+	for _, test := range []struct {
+		what  string // the property; empty: nothing differs
+		of    func() *view
+		spoil func(v *view)
+		by    Mender
+		cure  string
+	}{
+		{"", tapView, func(*view) {}, "", ""},
+		{"", macvtapView, func(*view) {}, "", ""},
+		{"", switchView, func(*view) {}, "", ""},
+		{"", socketView, func(*view) {}, "", ""},
+		{"", plainView, func(*view) {}, "", ""},
+
+		{"link", tapView, func(v *view) { v.Up, v.OperUp, v.Carrier = false, false, false }, MendReconcile, "vmnet reconcile"},
+		{"carrier", tapView, func(v *view) { v.OperUp, v.Carrier = false, false }, MendReconcile, "vmnet reconcile"},
+		{"host MAC", tapView, func(v *view) { v.MAC = net.HardwareAddr{0x52, 0x54, 0, 9, 9, 9} }, MendReconcile, "vmnet reconcile"},
+		{"MTU", tapView, func(v *view) { v.MTU = 1400 }, MendReconcile, "vmnet reconcile"},
+		{"MTU", tapView, func(v *view) { v.home.MTU = 9000 }, MendReconcile, "vmnet reconcile"},
+		{"IPv6 of the host", tapView, func(v *view) { v.HostIPv6 = true }, MendReconcile, "vmnet reconcile"},
+		{"lifetime", tapView, func(v *view) { v.Tun.Persist = true }, MendReconcile, "vmnet reconcile"},
+		{"queues", tapView, func(v *view) { v.holders[0].FDs = []int{9} }, MendDetach, detachFirst},
+		{"vhost", tapView, func(v *view) { v.vhosts = 0 }, MendDetach, detachFirst},
+		{"", tapView, func(v *view) { v.vhosts = -1 }, "", ""},
+		{"name", tapView, func(v *view) { v.Name = "other" }, MendReconcile, "vmnet reconcile"},
+		{"", tapView, func(v *view) { v.Name, v.AltNames = "other", []string{"P2-net0"} }, "", ""},
+		{"bridge", tapView, func(v *view) { v.master, v.Master, v.port = "", 0, nil }, MendReconcile, "vmnet reconcile"},
+		{"bridge", tapView, func(v *view) { v.master, v.Master, v.port, v.home = "", 0, nil, nil }, MendAdmin, "vmnet bridge create br0"},
+		{"bridge", tapView, func(v *view) { v.master, v.Master, v.port = "br1", 4, nil }, MendAdmin, "ip link set P2-net0 nomaster"},
+		{"port", tapView, func(v *view) { v.port.Isolated = false }, MendReconcile, "vmnet reconcile"},
+		{"port", tapView, func(v *view) { v.port.NoLearning = true }, MendReconcile, "vmnet reconcile"},
+		{"port", tapView, func(v *view) { v.port.NoFlood = true }, MendReconcile, "vmnet reconcile"},
+		{"port", tapView, func(v *view) { v.port.Hairpin = true }, MendReconcile, "vmnet reconcile"},
+		{"port", tapView, func(v *view) { v.port.Other = "locked" }, MendReconcile, "vmnet reconcile"},
+		{"port", tapView, func(v *view) { v.filters(1); v.port.VLAN = 2 }, MendReconcile, "vmnet reconcile"},
+		{"port", tapView, func(v *view) { v.filters(1) }, MendReconcile, "vmnet reconcile"},
+		{"VLAN", tapView, func(v *view) { v.filters(0) }, MendDetach, "--vlan"},
+		{"port state", tapView, func(v *view) { v.Port.State = rtnl.Disabled }, MendReconcile, "vmnet reconcile"},
+		{"", tapView, func(v *view) { v.Port.State, v.home.Bridge.STP = rtnl.Listening, true }, "", ""},
+		{"", tapView, func(v *view) { v.Port.State, v.OperUp = rtnl.Disabled, false }, "", ""},
+		{"bridge state", tapView, func(v *view) { v.home.Up = false }, MendAdmin, "ip link set br0 up"},
+		{"detach", tapView, func(v *view) { v.want.Phase, v.Up, v.master, v.MTU = detaching, false, "", 1 }, MendDetach, detachFirst},
+
+		{"link", macvtapView, func(v *view) { v.Up = false }, MendReconcile, "vmnet reconcile"},
+		{"host MAC", macvtapView, func(v *view) { v.MAC = hostMAC(guestMAC) }, MendReconcile, "vmnet reconcile"},
+		{"host MAC", macvtapView, func(v *view) { v.want.Mode, v.Macvlan.Mode = "passthru", 8 }, MendReconcile, "vmnet reconcile"},
+		{"MTU", macvtapView, func(v *view) { v.MTU = 1400 }, MendReconcile, "vmnet reconcile"},
+		{"mode", macvtapView, func(v *view) { v.Macvlan.Mode = 1 }, MendReconcile, "vmnet reconcile"},
+		{"mode", macvtapView, func(v *view) { v.want.Mode = "source" }, MendDetach, detachFirst},
+		{"rx filter", macvtapView, func(v *view) { v.AllMulti = false }, MendReconcile, "vmnet reconcile"},
+		{"rx filter", macvtapView, func(v *view) { v.want.RxFilter = RxNone }, MendReconcile, "vmnet reconcile"},
+		{"", macvtapView, func(v *view) { v.want.RxFilter, v.AllMulti = RxMirror, false }, "", ""},
+		{"IPv6 of the host", macvtapView, func(v *view) { v.HostIPv6 = true }, MendReconcile, "vmnet reconcile"},
+		{"parent device", macvtapView, func(v *view) { v.home.Up = false }, MendAdmin, "ip link set eth0 up"},
+
+		{"bridge", switchView, func(v *view) { v.master = "br0" }, MendAdmin, "nomaster"},
+		{"MTU", switchView, func(v *view) { v.MTU = 9000 }, MendReconcile, "vmnet reconcile"},
+		{"switch", switchView, func(v *view) { v.seat.port = nil }, MendReconcile, "vmnet reconcile"},
+		{"switch", switchView, func(v *view) { v.seat.port, v.notRuns = nil, control.ErrNotRunning }, MendAdmin, "once the switch runs"},
+		{"settings", switchView, func(v *view) { v.seat.port.Config.MaxAddresses = 1 }, MendReconcile, "vmnet reconcile"},
+		{"switch", socketView, func(v *view) { v.seat.port = nil }, MendAttach, "the same vmnet attach again"},
+		{"settings", socketView, func(v *view) { v.seat.port.Config = vswitch.PortConfig{} }, MendDetach, detachFirst},
+
+		{"host MAC", plainView, func(v *view) { v.MAC = guestMAC }, MendReconcile, "vmnet reconcile"},
+		{"port", plainView, func(v *view) { v.port.Isolated = false }, MendReconcile, "vmnet reconcile"},
+		{"", plainView, func(v *view) { v.Carrier, v.OperUp = false, false }, "", ""},
+	} {
+		v := test.of()
+		test.spoil(v)
+		got := v.compare()
+		if test.what == "" && len(got) == 0 {
+			continue
+		}
+		if len(got) != 1 || got[0].what != test.what || got[0].by != test.by || !strings.Contains(got[0].cure, test.cure) {
+			t.Errorf("%s: %+v, want one of %s, by %s, with %q", test.what, got, test.what, test.by, test.cure)
+			continue
+		}
+		if mends := got[0].do != nil; mends != (test.by == MendReconcile) || mends && (got[0].text == "" || got[0].done == "") {
+			t.Errorf("%s is said to be mended by %s: %+v", test.what, test.by, got[0].remedy)
+		}
+	}
+}
+
+// filters makes the view's bridge one that filters VLANs.
+func (v *view) filters(pvid int) {
+	v.home.Bridge.VLANFiltering, v.home.Bridge.DefaultPVID = true, pvid
+}
+
+// TestAdvice: what is as it should be, and does not work as the guest expects.
+func TestAdvice(t *testing.T) {
+	for _, test := range []struct {
+		of    func() *view
+		spoil func(v *view)
+		want  string // in the one advice; empty for none
+	}{
+		{tapView, func(*view) {}, ""},
+		{plainView, func(v *view) { v.MTU, v.home.MTU = 1400, 1400 }, ""},
+		{tapView, func(v *view) { v.MTU, v.home.MTU = 1400, 1400 }, "br0 carries 1400"},
+		{tapView, func(v *view) { v.MTU, v.home.MTU, v.want.MTU = 1400, 1400, 1400 }, ""},
+		{macvtapView, func(v *view) { v.home.Carrier = false }, "eth0 has no carrier"},
+		{switchView, func(v *view) { v.MTU = 1400 }, ""},
+	} {
+		v := test.of()
+		test.spoil(v)
+		got := strings.Join(v.advice(), "; ")
+		if (got == "") != (test.want == "") || !strings.Contains(got, test.want) {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+}
+
+// TestPropertiesInOrder: a port is set before it goes up, so that no frame passes that it should not let through.
+func TestPropertiesInOrder(t *testing.T) {
+	at := map[string]int{}
+	for i, p := range properties {
+		at[p.name] = i
+	}
+	for _, pair := range [][2]string{{"detach", "lifetime"}, {"MTU", "IPv6 of the host"}, {"host MAC", "bridge"}, {"bridge", "port"}, {"port", "link"}, {"link", "port state"}} {
+		if at[pair[0]] >= at[pair[1]] {
+			t.Errorf("%s comes after %s", pair[0], pair[1])
+		}
+	}
+	if properties[0].name != "detach" {
+		t.Errorf("of a NIC that is cut off, %s is compared", properties[0].name)
+	}
+}
