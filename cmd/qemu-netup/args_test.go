@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -53,7 +54,7 @@ func TestParseLaunchRefuses(t *testing.T) {
 		"--vm a --bridge br0 --mac x -- x":                             "--mac",
 		"--vm a --bridge br0 --queues 0 -- x":                          "want 1 to 256, or auto",
 		"--vm a --bridge br0 --vhost maybe -- x":                       "want auto or on or off",
-		"--vm a --bridge br0 --place moon -- x":                        "want auto or pci or pcie or mmio",
+		"--vm a --bridge br0 --place moon -- x":                        "want auto or pci or pcie or mmio or ccw or usb",
 		"--vm a --bridge br0 --macvtap eth0 -- x":                      "--bridge and --macvtap: a NIC is at one of them",
 		"--vm a --mode bridge --bridge br0 -- x":                       "go with --macvtap or --ipvtap",
 		"--vm a --switch sw0 --bridge br0 -- x":                        "--bridge and --switch: a NIC is at one of them",
@@ -63,8 +64,12 @@ func TestParseLaunchRefuses(t *testing.T) {
 		"--vm a --bridge br0 -- qemu-system-x86_64 -name b":            "the guest has two names",
 		"--vm a --bridge br0 --spare-ports many -- qemu-system-x86_64": "--spare-ports",
 		"--vm a --bridge br0 --netsn x -- x":                           "unknown flag: --netsn",
+		"--vm a --bridge br0 -- x -m 1G":                               "x is not known as QEMU",
+		"--vm a --bridge br0 --vmm kvm -- x":                           "want auto or qemu or env",
+		"--vm a --bridge br0 -- sudo qemu-system-x86_64":               "closes all files that it inherits",
+		"--vm a --bridge br0 -- qemu-system-microblaze -M x":           "has no bus for a NIC",
 	} {
-		_, err := parseLaunch(strings.Fields(line))
+		_, err := parsed(strings.Fields(line))
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", line, err, want)
 		}
@@ -74,14 +79,23 @@ func TestParseLaunchRefuses(t *testing.T) {
 	}
 }
 
+// parsed is a command line with what it says of the guest, without a look at any file.
+func parsed(args []string) (*launchOptions, error) {
+	o, err := parseLaunch(args)
+	if err == nil {
+		err = o.name(guestFiles{read: func(string) (string, error) { return "", fs.ErrNotExist }})
+	}
+	return o, err
+}
+
 // isUsage tells whether run ends with exitUsage for it.
 func isUsage(err error) bool {
 	return errors.Is(err, errUsage) || errors.Is(err, tapmgr.ErrInvalid) || errors.Is(err, launch.ErrInvalid)
 }
 
 func TestParseLaunchReads(t *testing.T) {
-	line := "--vm P7 --bridge br0 --queues auto --qmp auto --next-nic --bridge br1 --nic lan --next-nic --ipvtap eth0 --ip 192.0.2.1 -- vmm --next-nic -- --bridge"
-	o, err := parseLaunch(strings.Fields(line))
+	line := "--vm P7 --bridge br0 --queues auto --qmp auto --next-nic --bridge br1 --nic lan --next-nic --ipvtap eth0 --ip 192.0.2.1 --vmm env -- vmm --next-nic -- --bridge"
+	o, err := parsed(strings.Fields(line))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +152,7 @@ func FuzzArgs(f *testing.F) {
 			t.Fatal("no form")
 		}
 		_ = (&bridgeOptions{}).parse(args)
-		o, err := parseLaunch(args)
+		o, err := parsed(args)
 		if err != nil {
 			if !isUsage(err) {
 				t.Fatalf("%q: %v is no case of wrong usage", args, err)
@@ -191,10 +205,10 @@ func TestLiveStepsAreTold(t *testing.T) {
 	if _, err := os.Stat(h.path("run/vmnet")); err == nil {
 		t.Error("a dry run made the monitor's folder")
 	}
-	r = h.nobodys(append(append([]string{"-v", "--vm", "P5"}, options...), "--", "/bin/true")...)
+	r = h.nobodys(append(append([]string{"-v", "--vm", "P5"}, options...), "--vmm", "env", "--", "/bin/true")...)
 	h.ok(r)
 	h.golden("verbose.txt", r.stdout+r.stderr)
 
 	// What is denied is denied to a dry run as well.
-	h.fails(h.nobodys("--dry-run", "--vm", "P5", "--bridge", "br1", "--", "/bin/true"), exitFailure, "bridge.conf allows it")
+	h.fails(h.nobodys("--dry-run", "--vm", "P5", "--bridge", "br1", "--vmm", "env", "--", "/bin/true"), exitFailure, "bridge.conf allows it")
 }

@@ -23,7 +23,8 @@ type bridgeOptions struct {
 func (o *bridgeOptions) flags() *pflag.FlagSet {
 	f := newFlags()
 	f.StringVar(&o.bridge, "br", "", "the `BRIDGE` that the tap is put on (QEMU gives it)")
-	f.IntVar(&o.fd, "fd", -1, "the `NUMBER` of the unix socket that the tap's queue is sent over (QEMU gives it)")
+	o.fd = -1 // none
+	nicflags.Number(f, &o.fd, "fd", "NUMBER", "the unix socket that the tap's queue is sent over (QEMU gives it)")
 	f.BoolVar(&o.useVnet, "use-vnet", false, "the tap has a vnet header (QEMU says so)")
 	f.StringVar(&o.profile, "profile", "", profileUsage)
 	nicflags.AddPort(f, &o.port)

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"vmnet/tapmgr"
 )
 
 // daemon is a QEMU without a guest that goes on in the background, with its pid.
@@ -89,4 +91,75 @@ func TestLiveDaemonizedOnASwitch(t *testing.T) {
 			return nil
 		})
 	}
+}
+
+// TestLiveWrappers: the NIC reaches a QEMU behind wrappers, by another name, or with a machine from a file; where that is not
+// sure, nothing is made.
+func TestLiveWrappers(t *testing.T) {
+	h := newHost(t).withVMNet()
+	link := h.path("run/vendor")
+	if err := os.Symlink("/usr/bin/qemu-system-x86_64", link); err != nil {
+		t.Fatal(err)
+	}
+	config := h.path("run/rc")
+	if err := os.WriteFile(config, []byte("[machine]\n  type = \"q35\"\n[name]\n  guest = \"Pw\"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	qemu := strings.Fields("qemu-system-x86_64 -accel tcg -m 16 -nodefaults -display none -S -name guest=Pw")
+	for what, line := range map[string][]string{
+		"wrappers": append(strings.Fields("env -u X taskset -c 0 nice -n 1"), qemu...),
+		"a link":   append([]string{link}, qemu[1:]...),
+		"a file":   {"qemu-system-x86_64", "-accel", "tcg", "-m", "16", "-nodefaults", "-display", "none", "-S", "-readconfig", config},
+		"a shell":  append([]string{"sh", "-c", `"$@"; true`, "sh"}, append(qemu, "{vmnet}")...),
+	} {
+		task := h.start(h.command(h.program, append([]string{"--vm", "Pw", "--bridge", "br0", "--vhost", "off", "--qmp", "auto", "--"}, line...)...))
+		var nic tapmgr.NIC
+		h.await(what+": the NIC to be held by QEMU", func() error {
+			nics, err := h.List("Pw")
+			if err != nil || len(nics) != 1 || nics[0].PID == 0 {
+				return fmt.Errorf("listed %+v, %w", nics, err)
+			}
+			nic = nics[0]
+			return nil
+		})
+		h.await(what+": the guest to have it", func() error {
+			c, err := h.Check(h.context(patience(5 * time.Second)))
+			if err == nil && (len(c.Differences) != 0 || len(c.Notices) != 0) {
+				err = fmt.Errorf("%+v", c)
+			}
+			return err
+		})
+		if what == "a file" {
+			argv, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", nic.PID))
+			if err != nil || strings.Count(string(argv), "pcie-root-port") != 3 {
+				t.Errorf("%s: %q, %v, want a port and two spare ones", what, argv, err)
+			}
+		}
+		if err := syscall.Kill(nic.PID, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		<-task.done
+		h.noTaps()
+	}
+	for want, line := range map[string][]string{
+		"is not known as QEMU":             append([]string{"wrap"}, qemu...),
+		"closes all files":                 append([]string{"sudo"}, qemu...),
+		"sh runs a text of its own":        {"sh", "-c", strings.Join(qemu, " ")},
+		`option "--colour" is not known`:   append([]string{"taskset", "--colour"}, qemu...),
+		"start qemu-netup there instead":   append([]string{"systemd-run"}, qemu...),
+		"taskset is followed by no progra": {"taskset", "-c", "0"},
+	} {
+		h.fails(h.nobodys(append([]string{"-v", "--vm", "Pw", "--bridge", "br0", "--"}, line...)...), exitUsage, want)
+	}
+	h.noTaps()
+}
+
+func (h *host) noTaps() {
+	h.Helper()
+	h.await("the taps to go", func() error {
+		if n := h.taps(); n != 0 {
+			return fmt.Errorf("%d taps", n)
+		}
+		return nil
+	})
 }

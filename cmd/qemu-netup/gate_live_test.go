@@ -36,9 +36,9 @@ func TestLiveAnAltnameGetsRoundNoRule(t *testing.T) {
 	}
 	_ = ns.Do(func() error {
 		for _, args := range [][]string{
-			{"--vm", "P3", "--bridge", "sidedoor", "--", "/bin/true"},
-			{"--vm", "P3", "--bridge", "secret0", "--", "/bin/true"},
-			{"--vm", "P3", "--macvtap", "open0", "--", "/bin/true"},
+			{"--vm", "P3", "--bridge", "sidedoor", "--vmm", "env", "--", "/bin/true"},
+			{"--vm", "P3", "--bridge", "secret0", "--vmm", "env", "--", "/bin/true"},
+			{"--vm", "P3", "--macvtap", "open0", "--vmm", "env", "--", "/bin/true"},
 		} {
 			out, err := i.as(nobody, args...).CombinedOutput()
 			if err == nil || !strings.Contains(string(out), "secret0") {
@@ -72,13 +72,13 @@ func TestLiveAHiddenHolderCounts(t *testing.T) {
 				t.Fatalf("ip %s: %v: %s", line, err, out)
 			}
 		}
-		first := i.as(nobody, "--vm", "H1", "--macvtap", "eth0", "--", "./sleep", "60")
+		first := i.as(nobody, "--vm", "H1", "--macvtap", "eth0", "--vmm", "env", "--", "./sleep", "60")
 		if err := first.Start(); err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _, _ = first.Process.Kill(), first.Wait() }()
 		i.becomes(first.Process.Pid, "sleep")
-		out, err := i.as(nobody, "--vm", "H2", "--macvtap", "eth0", "--", "/bin/true").CombinedOutput()
+		out, err := i.as(nobody, "--vm", "H2", "--macvtap", "eth0", "--vmm", "env", "--", "/bin/true").CombinedOutput()
 		if exit := new(exec.ExitError); !errors.As(err, &exit) || !strings.Contains(string(out), "policy.yaml:1") {
 			t.Errorf("a second one: %v: %s", err, out)
 		}

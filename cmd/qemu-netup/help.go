@@ -7,7 +7,7 @@ CAP_NET_ADMIN, and serves those whom /etc/qemu/bridge.conf and /etc/vmnet/policy
 
   qemu-netup [OPTION]... [--next-nic [OPTION]...]... -- PROGRAM [ARGUMENT]...
       makes the NICs, adds them to the command line of PROGRAM and becomes it: QEMU, or any
-      other VMM, which finds them where {vmnet} stands and in VMNET_ARGS and VMNET_JSON
+      other VMM, which finds them where {vmnet} stands, or with --vmm env in VMNET_ARGS and VMNET_JSON
   qemu-netup [--profile NAME] [PORT OPTION]... [--use-vnet] --br=BRIDGE --fd=NUMBER
       instead of qemu-bridge-helper: -netdev bridge,br=br0,helper=/usr/local/bin/qemu-netup
   qemu-netup ifup TAP, qemu-netup ifdown TAP; as qemu-ifup and qemu-ifdown: TAP

@@ -32,13 +32,13 @@ func TestLiveHostileArguments(t *testing.T) {
 		{"nothing", nil, exitUsage, "nothing is asked for"},
 		{"-- only", []string{"--"}, exitUsage, "nothing follows --"},
 		{"no program's name", launchArgs(""), exitFailure, "a program without a name"},
-		{"no bridge", []string{"--vm", "P3", "--", "/bin/true"}, exitUsage, "--bridge"},
-		{"no guest's name", []string{"--bridge", "br0", "--", "/bin/true"}, exitUsage, "--vm NAME"},
-		{"a control character", []string{"--vm", "a\x1b[2Jb", "--bridge", "br0", "--", "/bin/true"}, exitUsage, "want printable UTF-8 text"},
-		{"a line feed", []string{"--vm", "a\nvmnet: b", "--bridge", "br0", "--", "/bin/true"}, exitUsage, "want printable UTF-8 text"},
-		{"a bridge's name", []string{"--vm", "P3", "--bridge", "../br0", "--", "/bin/true"}, exitUsage, "../br0"},
-		{"a bridge's long name", []string{"--vm", "P3", "--bridge", long, "--", "/bin/true"}, exitUsage, "bridge"},
-		{"a NIC's name", []string{"--vm", "P3", "--nic", "a b", "--bridge", "br0", "--", "/bin/true"}, exitUsage, "NIC id"},
+		{"no bridge", []string{"--vm", "P3", "--vmm", "env", "--", "/bin/true"}, exitUsage, "--bridge"},
+		{"no guest's name", []string{"--bridge", "br0", "--vmm", "env", "--", "/bin/true"}, exitUsage, "--vm NAME"},
+		{"a control character", []string{"--vm", "a\x1b[2Jb", "--bridge", "br0", "--vmm", "env", "--", "/bin/true"}, exitUsage, "want printable UTF-8 text"},
+		{"a line feed", []string{"--vm", "a\nvmnet: b", "--bridge", "br0", "--vmm", "env", "--", "/bin/true"}, exitUsage, "want printable UTF-8 text"},
+		{"a bridge's name", []string{"--vm", "P3", "--bridge", "../br0", "--vmm", "env", "--", "/bin/true"}, exitUsage, "../br0"},
+		{"a bridge's long name", []string{"--vm", "P3", "--bridge", long, "--vmm", "env", "--", "/bin/true"}, exitUsage, "bridge"},
+		{"a NIC's name", []string{"--vm", "P3", "--nic", "a b", "--bridge", "br0", "--vmm", "env", "--", "/bin/true"}, exitUsage, "NIC id"},
 		{"a netns", append([]string{"--netns", "/proc/1/ns/net"}, launchArgs("/bin/true")...), exitUsage, "for root alone"},
 		{"4096 arguments", launchArgs(slices.Repeat([]string{"/bin/true"}, 4097)...), exitUsage, "at most 4096 are possible"},
 		{"4096 options", append(slices.Repeat([]string{"--isolated"}, 4096), launchArgs("/bin/true")...), 0, ""},
@@ -203,7 +203,7 @@ func TestLiveFileCapabilities(t *testing.T) {
 	h.policy("{users: [65534], bridges: [br0], lowers: [eth0]}")
 	h.reconfigure(0o755, fileCaps(cap.NET_ADMIN))
 	h.ok(h.nobodys(launchArgs("/bin/sh", "-c", "grep Cap /proc/self/status; id -u")...), "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "65534")
-	h.fails(h.nobodys("--vm", "P3", "--macvtap", "eth0", "--", "/bin/true"), exitFailure,
+	h.fails(h.nobodys("--vm", "P3", "--macvtap", "eth0", "--vmm", "env", "--", "/bin/true"), exitFailure,
 		"macvtap on eth0: making one needs CAP_SYS_ADMIN and CAP_MKNOD, which only the installation setuid root gives")
 	h.plainQEMU("N2")
 	h.ok(h.attach("N2", "net0", "--bridge", "br0", "--queues", "2"), "2 queues")

@@ -30,7 +30,7 @@ func TestLabVhost(t *testing.T) {
 		}
 	}
 	may(0o600)
-	r := h.nobodys(append(launch, "on", "--", "/bin/true")...)
+	r := h.nobodys(append(launch, "on", "--vmm", "env", "--", "/bin/true")...)
 	h.fails(r, exitFailure, "permission denied")
 	if !strings.Contains(r.stderr, "group") {
 		t.Errorf("no cure: %s", r.stderr)
@@ -83,8 +83,8 @@ func TestLabVLAN(t *testing.T) {
 	h.config("bridge.conf", "allow br2\n")
 	h.policy("{users: [65534], bridges: [br2], vlans: [20]}")
 	launch := []string{"--vm", "P4", "--bridge", "br2", "--vhost", "off", "--vlan"}
-	h.fails(h.nobodys(append(launch, "21", "--", "/bin/true")...), exitFailure, "VLAN 21 is not among 20")
-	task := h.start(h.command(h.program, append(launch, "20", "--", "/bin/sleep", "1000")...))
+	h.fails(h.nobodys(append(launch, "21", "--vmm", "env", "--", "/bin/true")...), exitFailure, "VLAN 21 is not among 20")
+	task := h.start(h.command(h.program, append(launch, "20", "--vmm", "env", "--", "/bin/sleep", "1000")...))
 	h.await("the port", func() error {
 		nics, err := h.List("P4")
 		if err == nil && (len(nics) != 1 || nics[0].Port != "vlan:20" || nics[0].State != "forwarding") {

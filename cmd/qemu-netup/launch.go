@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"vmnet/internal/gate"
 	"vmnet/internal/launch"
 	"vmnet/internal/policy"
+	"vmnet/internal/qemu"
 	"vmnet/internal/shellquote"
 	"vmnet/internal/step"
 	"vmnet/tapmgr"
@@ -32,6 +35,12 @@ func (a *app) launch(args []string) error {
 	// Switches are found by name where the caller's are: as the caller from here on.
 	if err := os.Setenv("XDG_RUNTIME_DIR", a.p.Getenv("XDG_RUNTIME_DIR")); err != nil {
 		return err
+	}
+	if err := o.name(a.guestFiles()); err != nil {
+		return err
+	}
+	for _, path := range o.unread {
+		a.say(fmt.Sprintf("note: %s was not read: what it says of the machine is not known (--place tells it)", path))
 	}
 	path, err := a.p.Find(o.argv[0])
 	if err != nil {
@@ -62,6 +71,36 @@ func (a *app) launch(args []string) error {
 	err = a.p.Exec(path, command.Argv, command.Env...)
 	runtime.KeepAlive(made) // or its files would be closed before
 	return err
+}
+
+// guestFiles look with the caller's rights, which we have left by then.
+func (a *app) guestFiles() guestFiles {
+	return guestFiles{
+		target: func(program string) string {
+			path, err := a.p.Find(program)
+			if err == nil {
+				path, err = filepath.EvalSymlinks(path)
+			}
+			if err != nil {
+				return program
+			}
+			return path
+		},
+		read: readConfig,
+	}
+}
+
+// readConfig reads a file that QEMU will read too, and so no pipe, of which only one of us would have the text.
+func readConfig(path string) (string, error) {
+	info, err := os.Stat(path)
+	if err == nil && (!info.Mode().IsRegular() || info.Size() > qemu.MaxConfig) {
+		err = fs.ErrInvalid
+	}
+	if err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(path)
+	return string(text), err
 }
 
 // keepFor keeps what making the devices takes: a macvtap is made in a netns of its own
@@ -176,7 +215,7 @@ func (a *app) runner(o *launchOptions) func(context.Context, []step.Step) error 
 // command adds the NICs to the VMM's command line. The fds keep their numbers over execve.
 func (o *launchOptions) command(made *tapmgr.Launch, monitor string) (launch.Command, error) {
 	next := 3 // numbers of a dry run
-	c := launch.Config{VM: o.vm, Place: o.place, SparePorts: o.sparePorts, Monitor: monitor}
+	c := launch.Config{Guest: o.guest, VM: o.vm, Place: o.place, SparePorts: o.sparePorts, Monitor: monitor}
 	for _, n := range made.NICs {
 		one := launch.NIC{
 			Device: n.Device, Name: n.NIC.ID, Interface: n.NIC.Interface, Type: n.NIC.Type, Source: n.NIC.Source, MTU: n.NIC.MTU,

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -25,6 +27,9 @@ type launchOptions struct {
 	given      []string // of these, by flag
 	nics       []nicOptions
 	argv       []string // of the VMM
+	vmm        string
+	guest      []string // QEMU's own part of argv, with the files that it reads; nil: not known
+	unread     []string // files that it will read, and we have not
 }
 
 // nicOptions are those of one NIC.
@@ -42,7 +47,7 @@ const nextNIC = "--next-nic"
 
 // newLaunchOptions are the defaults.
 func newLaunchOptions() *launchOptions {
-	return &launchOptions{qmp: "none", place: string(qemu.PlaceAuto), sparePorts: launch.DefaultSparePorts}
+	return &launchOptions{qmp: "none", place: string(qemu.PlaceAuto), vmm: string(launch.VMMAuto), sparePorts: launch.DefaultSparePorts}
 }
 
 // parseLaunch reads everything before and after --.
@@ -72,7 +77,7 @@ func parseLaunch(args []string) (*launchOptions, error) {
 			return nil, usagef("more than %d NICs", maxNICs)
 		}
 	}
-	return o, o.name()
+	return o, nil
 }
 
 func (o *launchOptions) parseNIC(args []string) error {
@@ -107,7 +112,7 @@ func (o *launchOptions) parseNIC(args []string) error {
 
 // ofAll are the flags that are about all NICs.
 func ofAll() []string {
-	return []string{"vm", "qmp", "spare-ports", "place", "netns", "dry-run", "verbose"}
+	return []string{"vm", "vmm", "qmp", "spare-ports", "place", "netns", "dry-run", "verbose"}
 }
 
 // once refuses those at a second NIC: which one is meant?
@@ -130,31 +135,44 @@ func (o *launchOptions) flags(f *pflag.FlagSet) *nicflags.NIC {
 	nic.AddSwitch(f)
 	f.StringVar(&o.vm, "vm", o.vm, "the guest's `NAME` (default that of QEMU's -name guest=)")
 	f.StringVar(&o.qmp, "qmp", o.qmp, "give QEMU a monitor: auto, where vmnet attach finds it, a `PATH`, or none")
-	f.IntVar(&o.sparePorts, "spare-ports", o.sparePorts, "`N` empty PCI Express ports on q35, for what is attached later")
-	nicflags.Choice(f, &o.place, "place", "", "where the machine has room for NICs (default what its type says)", "auto", "pci", "pcie", "mmio")
+	nicflags.Number(f, &o.sparePorts, "spare-ports", "N", "N empty PCI Express ports (q35, virt), for what is attached later")
+	nicflags.Choice(f, &o.place, "place", "", "where the machine has room for NICs (default what its type says)", launch.Places()...)
+	nicflags.Choice(f, &o.vmm, "vmm", "", "how PROGRAM takes its NICs: qemu, as arguments at its end; env, by VMNET_ARGS or VMNET_JSON; default: what it is", "auto", "qemu", "env")
 	f.StringVar(&o.netns, "netns", o.netns, "the network namespace of bridge and taps, a `NAME` of ip-netns(8) or a path; for root")
 	f.BoolVar(&o.dryRun, "dry-run", o.dryRun, "print every step and the command line, and change nothing")
 	f.BoolVarP(&o.verbose, "verbose", "v", o.verbose, "tell every step with the time it took on stderr")
 	return nic
 }
 
-// name makes the NICs the guest's, and decides what its command line decides.
-func (o *launchOptions) name() error {
-	name, err := launch.GuestName(o.vm, o.argv)
-	if err != nil {
+// guestFiles are what naming the guest looks at, with the caller's rights.
+type guestFiles struct {
+	target func(program string) string // where its links lead to
+	read   func(path string) (string, error)
+}
+
+// name finds QEMU in the command line, makes the NICs the guest's, and decides what its command line decides.
+func (o *launchOptions) name(files guestFiles) error {
+	guest, findErr := launch.Find(launch.VMM(o.vmm), o.argv, files.target)
+	if guest != nil {
+		o.guest, o.unread = qemu.Expand(guest, files.read)
+	}
+	name, err := launch.GuestName(o.vm, o.guest)
+	if err = cmp.Or(err, findErr); err != nil {
 		return err
 	}
-	machine := qemu.Place(o.place).Of(o.argv)
+	place := qemu.Place(o.place).Of(o.guest)
 	for i := range o.nics {
 		s := &o.nics[i].spec
 		s.VM = name
-		if s.Model == "" && machine == qemu.PlaceMMIO {
-			s.Model = launch.MMIOModel
+		if s.Model = cmp.Or(s.Model, place.Model()); s.Model == "" {
+			return usagef("the machine %s has no bus for a NIC, only those that its board brings along (--place or --model says otherwise)", qemu.MachineOf(o.guest).Type)
 		}
-		if s.Queues == tapmgr.QueuesAuto && s.Switch != nil {
-			s.Queues = 1 // of a socket
-		} else if s.Queues == tapmgr.QueuesAuto {
-			s.Queues = min(qemu.CPUs(o.argv), tapmgr.MaxAutoQueues)
+		switch {
+		case s.Queues != tapmgr.QueuesAuto:
+		case s.Switch != nil || !strings.HasPrefix(s.Model, "virtio-net"):
+			s.Queues = 1 // of a socket, or of another model
+		default:
+			s.Queues = min(qemu.CPUs(o.guest), tapmgr.MaxAutoQueues)
 		}
 	}
 	return nil

@@ -29,7 +29,7 @@ func TestLiveNobodyGetsWhatIsAllowed(t *testing.T) {
 	h.ok(h.nobodys("--vm", "P3", "--bridge", "br0", "--queues", "2", "--", "/bin/sh", "-c", "echo $VMNET_JSON; grep Cap /proc/self/status"),
 		`"interface":"P3-net0"`, "CapPrm:\t0000000000000000")
 	h.gone("P3-net0")
-	h.fails(h.nobodys("--vm", "P3", "--bridge", "br1", "--", "/bin/true"), exitFailure, "no line of "+h.path("bridge.conf")+" allows it")
+	h.fails(h.nobodys("--vm", "P3", "--bridge", "br1", "--vmm", "env", "--", "/bin/true"), exitFailure, "no line of "+h.path("bridge.conf")+" allows it")
 	if n := h.taps(); n != 0 {
 		t.Errorf("%d taps are left", n)
 	}
@@ -278,7 +278,7 @@ func TestLiveMacvtap(t *testing.T) {
 	h := newHost(t)
 	far := h.far(farAddr)
 	launch := []string{"--vm", "Pmac", "--macvtap", "eth0", "--vhost", "off"}
-	vmm := append(launch, "--", "/bin/true")
+	vmm := append(launch, "--vmm", "env", "--", "/bin/true")
 	h.fails(h.nobodys(vmm...), exitFailure, "there is no such file, and without it lower eth0 may not be asked for", "lowers: [eth0]")
 	h.policy("{users: [65534], lowers: [eth1]}")
 	h.fails(h.nobodys(vmm...), exitFailure, "policy.yaml:2: lower eth0 is not among eth1 (add eth0 to lowers)")
@@ -308,7 +308,7 @@ func TestLiveLaunchKilled(t *testing.T) {
 	became := 0
 	for delay := time.Duration(0); delay < 2*time.Second && became < 3; delay += time.Millisecond {
 		task := h.start(h.command(h.program, "--vm", "P8", "--bridge", "br0", "--queues", "4", "--vhost", "off",
-			"--next-nic", "--macvtap", "eth0", "--vhost", "off", "--", "/bin/sleep", "1000"))
+			"--next-nic", "--macvtap", "eth0", "--vhost", "off", "--vmm", "env", "--", "/bin/sleep", "1000"))
 		time.Sleep(delay)
 		if name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", task.Process.Pid)); string(name) == "sleep\n" {
 			became++

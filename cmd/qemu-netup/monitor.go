@@ -15,7 +15,7 @@ func (a *app) monitorPath(o *launchOptions) string {
 	switch {
 	case o.qmp != "auto":
 		return strings.TrimPrefix(o.qmp, "none")
-	case launch.HasMonitor(o.argv):
+	case launch.HasMonitor(o.guest):
 		return ""
 	}
 	return filepath.Join(a.monitorDirs()[0], monitorName(o.nics[0].spec.VM))

@@ -74,7 +74,7 @@ func TestLiveACardIsNotGivenWhole(t *testing.T) {
 			{"--vm P3 --macvtap eth0 --vhost off", ""},
 			{"--vm alice-1 --bridge br0 --vhost off", ""},
 		} {
-			out, err := i.as(nobody, append(strings.Fields(c.args), "--", "/bin/true")...).CombinedOutput()
+			out, err := i.as(nobody, append(strings.Fields(c.args), "--vmm", "env", "--", "/bin/true")...).CombinedOutput()
 			if (err == nil) != (c.want == "") || !strings.Contains(string(out), c.want) {
 				t.Errorf("%s: %v: %s, want %q", c.args, err, out, c.want)
 			}

@@ -64,7 +64,7 @@ func TestLiveLaunchOnANamedSwitch(t *testing.T) {
 	path := h.runSwitchOf("sw7", h.path("run/vmnet/switch/sw7/socket"), nobody)
 	for _, more := range [][]string{nil, {"--next-nic", "--bridge", "br0", "--vhost", "off"}} {
 		args := append([]string{"--vm", "P3", "--switch", "sw7"}, more...)
-		h.ok(h.nobodys(append(args, "--", "/bin/sh", "-c", "grep Cap /proc/self/status; env")...),
+		h.ok(h.nobodys(append(args, "--", "/bin/sh", "-c", "grep Cap /proc/self/status; env | grep -v VMNET_JSON")...),
 			"CapInh:\t0000000000000000", "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "CapAmb:\t0000000000000000",
 			"XDG_RUNTIME_DIR="+h.path("run"))
 	}
@@ -125,7 +125,7 @@ func TestLiveLaunchOnAnothersSwitch(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, options := range [][]string{{}, {"--bridge", "br0", "--vhost", "off", "--next-nic"}} {
-		args := append([]string{"--vm", "P3"}, append(options, "--switch", sw, "--", "/bin/true")...)
+		args := append([]string{"--vm", "P3"}, append(options, "--switch", sw, "--vmm", "env", "--", "/bin/true")...)
 		h.fails(h.nobodys(args...), exitFailure, "hung up")
 		if ports := h.ports(sw); len(ports) != 0 {
 			t.Errorf("ports %+v", ports)
@@ -137,5 +137,5 @@ func TestLiveLaunchOnAnothersSwitch(t *testing.T) {
 	if err := os.Chmod(sw, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	h.fails(h.nobodys("--vm", "P3", "--switch", sw, "--", "/bin/true"), exitFailure, "permission denied")
+	h.fails(h.nobodys("--vm", "P3", "--switch", sw, "--vmm", "env", "--", "/bin/true"), exitFailure, "permission denied")
 }

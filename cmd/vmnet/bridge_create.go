@@ -22,7 +22,7 @@ func (a *app) bridgeCreateCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	addressFlag(f, &cfg.Addresses)
-	f.IntVar(&cfg.MTU, "mtu", 0, "`BYTES`, 68 to 65535 (default that of the smallest port)")
+	nicflags.MTU(f, &cfg.MTU, "BYTES, 68 to 65535 (default that of the smallest port)")
 	nicflags.AddMAC(f, &cfg.MAC, "the bridge's own address (default one made of its name and this machine's id)")
 	f.BoolVar(&cfg.STP, "stp", false, "run the spanning tree protocol; ports then take 30 s until they forward")
 	f.BoolVar(&cfg.VLANFiltering, "vlan-filtering", false, "keep VLANs apart, as each port's settings say; ports without are in VLAN 1, as is the host")

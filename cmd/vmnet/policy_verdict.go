@@ -70,8 +70,9 @@ func (o *policyTest) flags(cmd *cobra.Command) {
 	}), "ip", "an address of an ipvtap's guest asked for (repeatable)")
 	portFlags(cmd, &o.request.Port)
 	nicflags.AddMAC(f, &o.request.MAC, "the address asked for (default none: it is made from names)")
-	f.IntVar(&o.request.Queues, "queues", 1, "queue pairs asked for")
-	f.IntVar(&o.request.NICs, "nics", 1, "how many NICs the user would then have")
+	o.request.Queues, o.request.NICs = 1, 1
+	nicflags.Number(f, &o.request.Queues, "queues", "N", "queue pairs asked for")
+	nicflags.Number(f, &o.request.NICs, "nics", "N", "how many NICs the user would then have")
 	f.StringVar(&o.file, "file", "", "`FILE` with the policy, whoever may write it (default "+policy.DefaultPath+")")
 	f.StringVar(&o.bridgeConf, "bridge-conf", bridgeconf.DefaultPath, "`FILE` with the bridges that QEMU's users may have")
 	require(cmd, "user")

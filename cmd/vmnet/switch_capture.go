@@ -16,6 +16,7 @@ import (
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/capture"
 	"vmnet/internal/console"
+	"vmnet/internal/nicflags"
 )
 
 // captureVerb is what the command line of switch capture asks for.
@@ -51,8 +52,8 @@ nobody who captures: what there was no room for is lost, and counted.`,
 	f := cmd.Flags()
 	f.StringArrayVar(&o.cfg.Ports, "port", nil, "only those of this `PORT` (repeatable; default all that the switch has now)")
 	f.StringVarP(&o.file, "write", "w", "", "write pcapng to a new `FILE`, or to stdout where it is -")
-	f.IntVar(&o.cfg.Snaplen, "snaplen", 0, "only the first `BYTES` of each frame (default all, without -w 256)")
-	f.IntVar(&o.count, "count", 0, "end after `N` frames (default never)")
+	nicflags.Number(f, &o.cfg.Snaplen, "snaplen", "BYTES", "only the first BYTES of each frame (default all, without -w 256)")
+	nicflags.Number(f, &o.count, "count", "N", "end after N frames (default never)")
 	durationFlag(f, &o.duration, "duration", 0, 100*time.Millisecond, "end after this time")
 	f.Lookup("duration").DefValue = ""
 	choice(cmd, f, &o.direction, "direction", "", "frames that come in by the port, go out by it, or both", "in", "out", "both")

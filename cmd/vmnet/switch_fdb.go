@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/nicflags"
 )
 
 func (a *app) switchFDBCommand() *cobra.Command {
@@ -89,7 +90,7 @@ func (a *app) switchFDBAddCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&e.Port, "port", "", "the `PORT` that the address is behind")
-	f.IntVar(&e.VLAN, "vlan", 0, "the VLAN `ID` of its frames (default none: ports without VLANs)")
+	nicflags.Number(f, &e.VLAN, "vlan", "ID", "the VLAN of its frames (default none: ports without VLANs)")
 	require(cmd, "port")
 	complete(cmd, "port", switchPorts)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
@@ -113,7 +114,7 @@ func (a *app) switchFDBDelCommand() *cobra.Command {
 		Args:              addressArgs,
 		ValidArgsFunction: addressNames,
 	}
-	cmd.Flags().IntVar(&e.VLAN, "vlan", 0, "the VLAN `ID` of its frames (default none: ports without VLANs)")
+	nicflags.Number(cmd.Flags(), &e.VLAN, "vlan", "ID", "the VLAN of its frames (default none: ports without VLANs)")
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		e.MAC = args[1]
 		return withSwitch(cmd.Context(), args[0], func(ctx context.Context, c *control.Client) error {

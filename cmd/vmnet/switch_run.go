@@ -17,6 +17,7 @@ import (
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/netns"
+	"vmnet/internal/nicflags"
 	"vmnet/internal/privilege"
 )
 
@@ -52,7 +53,8 @@ only, and not the host's own stack.
 	f := cmd.Flags()
 	devicePorts(cmd, a, &o.ports)
 	durationFlag(f, &o.ageing, "ageing", 300*time.Second, time.Second, "how long an address is remembered that is not heard of")
-	f.IntVar(&o.addresses, "addresses", 16384, "how many addresses there is room for, 1 to 2097152; beyond, those that were silent longest are forgotten")
+	o.addresses = 16384
+	nicflags.Number(f, &o.addresses, "addresses", "N", "how many addresses there is room for, 1 to 2097152; beyond, those that were silent longest are forgotten")
 	f.StringVar(&o.user, "user", "", "the `USER` or UID:GID that it runs as once its ports are open (default who starts it)")
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		o.name = args[0]

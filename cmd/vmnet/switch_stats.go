@@ -11,6 +11,7 @@ import (
 
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/nicflags"
 )
 
 // statsVerb is what the command line of switch stats asks for.
@@ -37,7 +38,7 @@ dropped. With --interval, show rates again and again, until Ctrl-C. A super-fram
 	f.StringVar(&o.port, "port", "", "only those of this `PORT` (default all)")
 	durationFlag(f, &o.interval, "interval", 0, 100*time.Millisecond, "show rates over this time, repeated")
 	f.Lookup("interval").DefValue = ""
-	f.IntVar(&o.count, "count", 0, "with --interval: end after `N` times (default never)")
+	nicflags.Number(f, &o.count, "count", "N", "with --interval: end after N times (default never)")
 	complete(cmd, "port", switchPorts)
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {

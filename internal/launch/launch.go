@@ -33,6 +33,10 @@ const DefaultSparePorts = 2
 
 // Config is what the command line is to say.
 type Config struct {
+	// Guest is QEMU's own part of the command line, as Find has it, with the files that it reads in their places (qemu.Expand);
+	// nil: as Find has it, which is nil too for another program.
+	Guest []string
+
 	VM    string // the guest's name; empty: that of -name
 	Place string // "pci", "pcie" or "mmio"; "auto" or empty: what the machine has
 
@@ -71,8 +75,8 @@ type Command struct {
 
 // Command adds the NICs to a VMM's command line, whose first element is the program.
 //
-// QEMU's gets its arguments at the end, that of another program nothing; an argument that is
-// exactly [Placeholder] says where they go instead. VMNET_ARGS has them in any case, quoted for
+// QEMU's gets its arguments at the end, behind the wrappers that [Find] knows, that of another program nothing; an argument
+// that is exactly [Placeholder] says where they go instead. VMNET_ARGS has them in any case, quoted for
 // a shell (eval "set -- $VMNET_ARGS"), and VMNET_JSON has the same as data.
 //
 // A -netdev takes away the NIC that QEMU makes if it is told nothing (default_net in QEMU's
@@ -81,15 +85,19 @@ func (c Config) Command(argv []string) (Command, error) {
 	if err := c.validate(argv); err != nil {
 		return Command{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	name, err := GuestName(c.VM, argv)
+	guest := c.Guest
+	if guest == nil {
+		guest, _ = Find(VMMAuto, argv, nil) // which whoever must be sure of the guest has asked before
+	}
+	name, err := GuestName(c.VM, guest)
 	if err != nil {
 		return Command{}, err
 	}
-	args, err := c.arguments(name, argv)
+	args, err := c.arguments(name, guest, argv)
 	if err != nil {
 		return Command{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	command := Command{Argv: insert(argv, args), Env: c.environment(name, args)}
+	command := Command{Argv: insert(argv, args, guest != nil), Env: c.environment(name, args)}
 	for _, s := range slices.Concat(command.Argv, command.Env) {
 		if len(s) > maxString || strings.Contains(s, "\x00") {
 			return Command{}, fmt.Errorf("%w: %.40q... is longer than the %d bytes that the kernel takes, or holds a NUL", ErrInvalid, s, maxString)
@@ -98,15 +106,15 @@ func (c Config) Command(argv []string) (Command, error) {
 	return command, nil
 }
 
-// arguments are those that are ours.
-func (c Config) arguments(name string, argv []string) (args []string, err error) {
-	if qemu.IsQEMU(argv[0]) && qemu.Parse(argv).Name == "" {
+// arguments are those that are ours. guest is QEMU's own part of argv; nil where it is not known.
+func (c Config) arguments(name string, guest, argv []string) (args []string, err error) {
+	if guest != nil && qemu.Parse(guest).Name == "" {
 		args = append(args, "-name", "guest="+qemu.Escape(name))
 	}
 	if c.Monitor != "" {
 		args = append(args, "-qmp", "unix:"+qemu.Escape(c.Monitor)+",server=on,wait=off")
 	}
-	p, err := c.placement(argv)
+	p, err := c.placement(guest, argv)
 	if err != nil {
 		return nil, err
 	}
@@ -125,12 +133,12 @@ func (c Config) arguments(name string, argv []string) (args []string, err error)
 	return append(args, spare...), err
 }
 
-// insert puts args where they belong and leaves argv's other elements as they are.
-func insert(argv, args []string) []string {
+// insert puts args where they belong and leaves argv's other elements as they are. atEnd is for QEMU's.
+func insert(argv, args []string, atEnd bool) []string {
 	if i := placeholder(argv); i > 0 {
 		return slices.Concat(argv[:i], args, argv[i+1:])
 	}
-	if qemu.IsQEMU(argv[0]) {
+	if atEnd {
 		return slices.Concat(argv, args)
 	}
 	return slices.Clone(argv)
@@ -139,18 +147,21 @@ func insert(argv, args []string) []string {
 // placeholder is the index of the first one; 0: there is none.
 func placeholder(argv []string) int { return slices.Index(argv[1:], Placeholder) + 1 }
 
-// HasMonitor tells whether it is a QEMU's command line with a QMP monitor that vmnet can use.
-func HasMonitor(argv []string) bool {
-	return len(argv) > 0 && qemu.IsQEMU(argv[0]) && len(qemu.Parse(argv).Monitors) > 0
+// HasMonitor reports whether a QEMU's command line, as Find has it, has a QMP monitor that vmnet can use.
+func HasMonitor(guest []string) bool { return len(parse(guest).Monitors) > 0 }
+
+// parse reads QEMU's command line; of another program's nothing is known.
+func parse(guest []string) qemu.CmdLine {
+	if len(guest) == 0 || !qemu.IsQEMU(guest[0]) {
+		return qemu.CmdLine{}
+	}
+	return qemu.Parse(guest)
 }
 
 // GuestName is what the guest is called: vm, or where that is empty by QEMU's -name. Its errors
-// are that there is none, or that there are two.
-func GuestName(vm string, argv []string) (string, error) {
-	named := ""
-	if len(argv) > 0 && qemu.IsQEMU(argv[0]) {
-		named = qemu.Parse(argv).Name
-	}
+// are that there is none, or that there are two. guest is as Find has it.
+func GuestName(vm string, guest []string) (string, error) {
+	named := parse(guest).Name
 	switch {
 	case vm == "" && named == "":
 		return "", fmt.Errorf("%w: the guest has no name (give it one with --vm NAME, or QEMU's -name guest=NAME)", ErrInvalid)

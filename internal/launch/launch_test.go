@@ -99,6 +99,11 @@ func TestCommand(t *testing.T) {
 		{"a name without a guest", launch.Config{VM: "P2", NICs: one}, "qemu-system-x86_64 -name process=x", "{} -name guest=P2" + netdev0 + device0},
 		{"where they go", launch.Config{NICs: one}, "qemu-system-x86_64 {vmnet} -name P2", "qemu-system-x86_64" + netdev0 + device0 + " -name P2"},
 		{"another program", launch.Config{VM: "P2", NICs: one}, "vmm --name x", "{}"},
+		{"behind wrappers", launch.Config{VM: "P2", NICs: one}, "taskset -c 0 nice qemu-system-x86_64 -m 64", "{} -name guest=P2" + netdev0 + device0},
+		{"a vendor's", launch.Config{VM: "P2", NICs: one}, "qemu-vanilla-system-aarch64 -M virt", "{} -name guest=P2" + ports(0, 1) + netdev0 + device0 + ",bus=vmnet-port0"},
+		{"s390x", launch.Config{VM: "P2", SparePorts: 2, NICs: []launch.NIC{net1}}, "qemu-system-s390x", "{} -name guest=P2" + netdev1 + strings.Replace(device1, "-pci", "-ccw", 1) + ",mq=on"},
+		{"a board with USB", launch.Config{VM: "P2", NICs: one}, "qemu-system-aarch64 -M raspi3b", "{} -name guest=P2" + netdev0 + strings.Replace(device0, "virtio-net-pci", "usb-net", 1)},
+		{"a script that hands them on", launch.Config{VM: "P2", NICs: one}, "sh -c script sh {vmnet}", "sh -c script sh" + netdev0 + device0},
 		{"another program that takes them", launch.Config{VM: "P2", NICs: one}, "vmm {vmnet} -name x a{vmnet}", "vmm" + netdev0 + device0 + " -name x a{vmnet}"},
 		{"another program with ports", launch.Config{VM: "P2", Place: "pcie", SparePorts: 1, NICs: one}, "vmm {vmnet}", "vmm" + ports(0, 1) + netdev0 + device0 + ",bus=vmnet-port0" + ports(1, 2)},
 	} {

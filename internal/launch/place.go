@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,9 +13,6 @@ import (
 // rootBus is what q35 and the virt machines call theirs.
 const rootBus = "pcie.0"
 
-// MMIOModel is the NIC of a machine without PCI.
-const MMIOModel = "virtio-net-device"
-
 // placement gives NICs their places, with names that nothing else has.
 type placement struct {
 	kind  qemu.Place
@@ -22,8 +20,8 @@ type placement struct {
 }
 
 // placement reserves the NICs' own ids, so that no port gets one of them.
-func (c Config) placement(argv []string) (placement, error) {
-	p := placement{kind: qemu.Place(c.Place).Of(argv), taken: qemu.ReadTaken(argv[1:])}
+func (c Config) placement(guest, argv []string) (placement, error) {
+	p := placement{kind: qemu.Place(c.Place).Of(guest), taken: qemu.ReadTaken(slices.Concat(argv[1:], guest))}
 	for _, n := range c.NICs {
 		for _, id := range []string{n.Device.ID, netdevID(n.Device)} {
 			if p.taken.IDs[id] {
@@ -38,9 +36,7 @@ func (c Config) placement(argv []string) (placement, error) {
 // place returns the device with its bus, and the arguments that make the bus.
 func (p placement) place(n qmp.NIC) (device qmp.NIC, port []string, err error) {
 	n = ownPlace(n)
-	if p.kind == qemu.PlaceMMIO && n.Model == "" {
-		n.Model = MMIOModel
-	}
+	n.Model = cmp.Or(n.Model, p.kind.Model())
 	if p.kind == qemu.PlacePCIe && n.Bus == "" && n.Addr == "" && onPCI(n.Model) {
 		n.Bus, port, err = p.port()
 	}
@@ -61,7 +57,7 @@ func ownPlace(n qmp.NIC) qmp.NIC {
 
 // onPCI is true of all NICs that QEMU has but a few.
 func onPCI(model string) bool {
-	return !slices.Contains([]string{MMIOModel, "virtio-net-ccw", "usb-net", "ne2k_isa", "spapr-vlan", "xen-net-device"}, model)
+	return !slices.Contains([]string{"virtio-net-device", "virtio-net-ccw", "usb-net", "ne2k_isa", "spapr-vlan", "xen-net-device"}, model)
 }
 
 // port makes a root port. The pair of chassis and slot must be its own (pcie_chassis_add_slot in

@@ -18,8 +18,8 @@ func (c Config) validate(argv []string) error {
 		return fmt.Errorf("%d arguments: at most %d are possible", len(argv), maxArguments)
 	case placeholder(argv) > 0 && slices.Contains(argv[placeholder(argv)+1:], Placeholder):
 		return fmt.Errorf("%s is there twice: the NICs can go to one place (leave one out)", Placeholder)
-	case !slices.Contains([]string{"", "auto", string(qemu.PlacePCI), string(qemu.PlacePCIe), string(qemu.PlaceMMIO)}, c.Place):
-		return fmt.Errorf("place %q: want auto, pci, pcie or mmio", c.Place)
+	case c.Place != "" && !slices.Contains(Places(), c.Place):
+		return fmt.Errorf("place %q: want %s", c.Place, strings.Join(Places(), ", "))
 	case c.SparePorts < 0 || c.SparePorts > maxPorts:
 		return fmt.Errorf("%d spare ports: 0 to %d are possible", c.SparePorts, maxPorts)
 	case len(c.Monitor) > maxSocket:
@@ -30,6 +30,15 @@ func (c Config) validate(argv []string) error {
 		return fmt.Errorf("%d NICs: 1 to %d are possible", len(c.NICs), maxNICs)
 	}
 	return errors.Join(c.uniqueNames(), c.uniqueFDs())
+}
+
+// Places are the values of Config.Place.
+func Places() []string {
+	places := []string{string(qemu.PlaceAuto)}
+	for _, p := range qemu.Places {
+		places = append(places, string(p))
+	}
+	return places
 }
 
 func (c Config) uniqueNames() error {

@@ -27,10 +27,10 @@ func AddNIC(fs *pflag.FlagSet) *NIC {
 	AddPort(fs, &n.spec.Port)
 	fs.StringVar(&n.spec.NIC, "nic", "net0", "`ID` of the NIC within the guest: 1 to 12 of a-z, 0-9 and _")
 	AddMAC(fs, &n.spec.MAC, "the guest's address (default one made from machine, guest and NIC, always the same; of an ipvtap or in mode passthru its lower's)")
-	fs.IntVar(&n.spec.MTU, "mtu", 0, "`BYTES` that the guest is told, 68 to 65535, at most and by default the bridge's or lower's; on a switch 1500 by default")
+	MTU(fs, &n.spec.MTU, "BYTES that the guest is told, 68 to 65535, at most and by default the bridge's or lower's; on a switch 1500 by default")
 	addQueues(fs, &n.spec.Queues)
 	Choice(fs, &n.vhost, "vhost", "", "whether the kernel's vhost-net moves the frames; auto: where it can be had", Vhosts...)
-	fs.StringVar(&n.spec.Model, "model", "", "QEMU's `DEVICE` (default virtio-net-pci)")
+	fs.StringVar(&n.spec.Model, "model", "", "QEMU's `DEVICE` (default virtio-net-pci, or what the machine has for it)")
 	addOptions(fs, &n.spec.DeviceOptions)
 	return n
 }

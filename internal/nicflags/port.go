@@ -1,6 +1,7 @@
 package nicflags
 
 import (
+	"errors"
 	"strconv"
 
 	"github.com/spf13/pflag"
@@ -11,9 +12,16 @@ import (
 // AddPort adds the settings of the bridge port that a NIC gets.
 func AddPort(f *pflag.FlagSet, p *bridge.PortConfig) {
 	vlan := func(to *int) func(string) error {
-		return func(s string) (err error) {
-			*to, err = strconv.Atoi(s)
-			return err
+		return func(s string) error {
+			id, err := strconv.Atoi(s)
+			switch {
+			case err != nil:
+				return errors.New("want a whole number, 1 to 4094")
+			case id == 0: // which would mean that none was asked for
+				return errors.New("VLAN 0 is none: a tag with it has a priority only (want 1 to 4094)")
+			}
+			*to = id
+			return nil
 		}
 	}
 	f.Var(Value("N", "", vlan(&p.VLAN)), "vlan", "the port is in VLAN N alone, untagged; 1 to 4094, on a bridge with --vlan-filtering")

@@ -3,8 +3,10 @@
 package nicflags
 
 import (
+	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -27,6 +29,34 @@ func (v *value) Set(s string) error {
 	}
 	v.text = s
 	return nil
+}
+
+// Number adds a flag that takes a whole number, whose bounds are checked with the rest; *p is the default.
+func Number(fs *pflag.FlagSet, p *int, name, what, usage string) {
+	def := ""
+	if *p != 0 {
+		def = strconv.Itoa(*p)
+	}
+	fs.Var(Value(what, def, func(s string) error {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			return errors.New("want a whole number")
+		}
+		*p = n
+		return nil
+	}), name, usage)
+}
+
+// MTU adds --mtu, in bytes. 0, which would mean that none was asked for, is refused.
+func MTU(fs *pflag.FlagSet, p *int, usage string) {
+	fs.Var(Value("BYTES", "", func(s string) error {
+		n, err := strconv.Atoi(s)
+		if err != nil || n == 0 {
+			return errors.New("want a whole number, 68 to 65535")
+		}
+		*p = n
+		return nil
+	}), "mtu", usage)
 }
 
 // Choice is a flag that takes one of a few words; *p is the default.

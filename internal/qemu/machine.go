@@ -10,40 +10,8 @@ import (
 	"strings"
 )
 
-// Place is where a machine has room for a NIC of its command line.
-type Place string
-
-// Places.
-const (
-	// PlacePCI is a slot of a PCI bus that QEMU chooses. It is also the answer where
-	// nothing is known, since nearly all machines have such a bus.
-	PlacePCI Place = "pci"
-	// PlacePCIe is a PCI Express root port on the bus pcie.0. A device on that bus itself
-	// cannot be unplugged while the guest runs (QEMU's docs/pcie.txt).
-	PlacePCIe Place = "pcie"
-	// PlaceMMIO is a virtio-mmio transport, of a machine without PCI.
-	PlaceMMIO Place = "mmio"
-)
-
-// PlaceAuto is what the machine has; so is an empty Place.
-const PlaceAuto Place = "auto"
-
-// Of decides for a command line.
-func (p Place) Of(argv []string) Place {
-	if p == "" || p == PlaceAuto {
-		return MachineOf(argv).Place
-	}
-	return p
-}
-
-// Machine is what a command line says about the machine.
-type Machine struct {
-	Type  string // "q35", "pc-i440fx-7.2"; empty: none is named, and the program has no default
-	Place Place
-}
-
 // MachineOf reads -machine and -M, which QEMU merges: of each property the last one counts
-// (machine_opts_dict in QEMU's softmmu/vl.c). A file given by -readconfig is not read.
+// (machine_opts_dict in QEMU's softmmu/vl.c). For a file given by -readconfig, see Expand.
 func MachineOf(argv []string) Machine {
 	o := options{}
 	for opt, value := range valued(argv) {
@@ -52,8 +20,8 @@ func MachineOf(argv []string) Machine {
 		}
 	}
 	arch := architecture(argv)
-	if o["type"] == "" && arch == "x86" {
-		o["type"] = "pc"
+	if o["type"] == "" {
+		o["type"] = defaultMachines[arch]
 	}
 	return Machine{Type: o["type"], Place: placeIn(o["type"], o["pcie"] == "on", arch)}
 }
@@ -67,29 +35,12 @@ func architecture(argv []string) string {
 	switch {
 	case !named && runtime.GOARCH == "amd64", strings.HasPrefix(name, "x86_64"), strings.HasPrefix(name, "i386"):
 		return "x86"
+	case !named && runtime.GOARCH == "arm64":
+		return "aarch64"
 	case !named:
 		return runtime.GOARCH
 	}
 	return name
-}
-
-// placeIn knows types with their versions ("pc-q35-7.2") and distributions' own names
-// ("pc-q35-rhel9.4.0", "ubuntu-q35").
-func placeIn(machine string, pcie bool, arch string) Place {
-	family, _, _ := strings.Cut(machine, "-")
-	switch {
-	case family == "microvm" && !pcie:
-		return PlaceMMIO
-	case strings.Contains(machine, "q35"), machine == "sbsa-ref":
-		return PlacePCIe
-	case family == "virt" && arch == "m68k":
-		return PlaceMMIO
-	case family == "virt": // of aarch64, arm, riscv64, loongarch64
-		return PlacePCIe
-	}
-	// microvm,pcie=on is among these: no firmware prepares its root ports, so that a guest
-	// does not see what is plugged into one.
-	return PlacePCI
 }
 
 // Taken are the names that a command line uses.
