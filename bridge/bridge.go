@@ -124,7 +124,7 @@ func setUp(c *rtnl.Conn, br *rtnl.Link, cfg Config) error {
 func Get(c *rtnl.Conn, name string) (*rtnl.Link, error) {
 	br, err := c.Link(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("bridge %s: %w (vmnet bridge list shows those that are here; vmnet bridge create %s makes it)", name, fs.ErrNotExist, name)
+		return nil, fmt.Errorf("bridge %s: %w (vmnet bridge list shows those that are here)", name, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("bridge %s: %w", name, err)

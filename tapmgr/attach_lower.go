@@ -42,7 +42,7 @@ func (s *lowerSide) plan(r *record) (err error) {
 	l := s.spec.Lower
 	s.lower, err = s.m.nl.Link(l.Device)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("lower %s: %w (ip link shows the devices that are here)", l.Device, fs.ErrNotExist)
+		return fmt.Errorf("lower %s: %w (ip link shows the devices that are here)", l.Device, err)
 	}
 	if err != nil {
 		return fmt.Errorf("lower %s: %w", l.Device, err)

@@ -191,7 +191,7 @@ func (m *Manager) ShowLower(name string) (LowerInfo, error) {
 func (m *Manager) lower(name string) (*rtnl.Link, error) {
 	l, err := m.nl.Link(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("lower %s: %w (ip link shows the devices that are here)", name, fs.ErrNotExist)
+		return nil, fmt.Errorf("lower %s: %w (ip link shows the devices that are here)", name, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lower %s: %w", name, err)

@@ -52,11 +52,20 @@ const maxName = 127
 // Errors of AddPort and RemovePort, and what a removed port ends with.
 var (
 	errTooMany = fmt.Errorf("the switch has %d ports already", maxPorts)
-	errTaken   = fmt.Errorf("the switch has a port of that name: %w", fs.ErrExist)
-	errNoPort  = fmt.Errorf("the switch has no port of that name: %w", fs.ErrNotExist)
+	errTaken   = portError{"the switch has a port of that name", fs.ErrExist}
+	errNoPort  = portError{"the switch has no port of that name", fs.ErrNotExist}
 	errRemoved = fmt.Errorf("it was removed: %w", fs.ErrClosed)
 	errClosed  = fmt.Errorf("the switch is closed: %w", fs.ErrClosed)
 )
+
+// portError Is an error of package fs, whose words are about files.
+type portError struct {
+	text string
+	is   error
+}
+
+func (e portError) Error() string { return e.text }
+func (e portError) Unwrap() error { return e.is }
 
 // New makes a switch without ports. Close it.
 func New(cfg Config) *Switch {

@@ -25,8 +25,9 @@ type attachOptions struct {
 func (a *app) attachCommand() *cobra.Command {
 	var o attachOptions
 	cmd := &cobra.Command{
-		Use:   "attach --vm NAME {--bridge BRIDGE | --macvtap LOWER | --ipvtap LOWER | --switch SWITCH}",
-		Short: "Give a running guest a NIC",
+		Use:        "attach --vm NAME {--bridge BRIDGE | --macvtap LOWER | --ipvtap LOWER | --switch SWITCH}",
+		SuggestFor: []string{"add", "plug", "connect"},
+		Short:      "Give a running guest a NIC",
 		Long: `Give a running guest a NIC, or leave nothing of it behind: on a bridge, on a userspace
 switch, or directly on a network card, its lower. The same command again is success and
 changes nothing.
@@ -44,10 +45,10 @@ it (<interface type='ethernet'> with managed='no', alias ua-vmnet-ID), and virsh
 tap goes with its guest; a macvtap stays when the guest ends, until vmnet detach, the hook,
 vmnet watch or vmnet reconcile removes it. With vmnet's hook (vmnet hook install) the guest can be
 saved, migrated and put back to a snapshot with the NIC. --persistent has libvirt store the NIC as
-well: then the guest starts with it, and so does a clone of the guest, with a NIC of its own. What libvirt has no words for takes
---via monitor, and so does a port of a switch (--via monitor,socket): QEMU gets the fds through
-libvirt's monitor commands, libvirt knows nothing of the NIC, cannot migrate the guest with it,
-and marks the domain as tainted.`,
+well: then the guest starts with it, and so does a clone of the guest, with a NIC of its own. What
+libvirt has no words for takes --via monitor, and so does a port of a switch (--via
+monitor,socket): QEMU gets the fds through libvirt's monitor commands, libvirt knows nothing of
+the NIC, cannot migrate the guest with it, and marks the domain as tainted.`,
 		Example: `  vmnet attach --vm P2 --bridge br0
   vmnet attach --vm P2 --bridge br0 --nic net1 --queues auto --wait
   vmnet attach --vm P2 --bridge br0 --mtu 1400 --device-opt rx_queue_size=1024
@@ -56,7 +57,7 @@ and marks the domain as tainted.`,
   vmnet attach --vm P2 --switch sw0 --via socket     # without any privilege
   vmnet attach --vm web --bridge br0 --persistent   # a guest of libvirt's
   vmnet attach --vm P2 --bridge br0 --dry-run`,
-		Args: cobra.NoArgs,
+		Args: noArgs("vm", "bridge"),
 	}
 	f := cmd.Flags()
 	var target tapmgr.Target
@@ -72,6 +73,7 @@ and marks the domain as tainted.`,
 	durationFlag(f, &o.timeout, "timeout", 10*time.Second, time.Millisecond, "give up after this long; --wait is not counted")
 	o.steps.add(cmd)
 	format := outputFlag(cmd)
+	requireOne(cmd, "bridge", "macvtap", "ipvtap", "switch")
 	complete(cmd, "vm", runningGuests)
 	a.completeNIC(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {

@@ -6,10 +6,9 @@ import (
 
 func (a *app) bridgeCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:                        "bridge",
-		Short:                      "Make and show the bridges that NICs are put on",
-		Example:                    "  vmnet bridge create br0 --address 10.0.0.1/24\n  vmnet bridge show br0",
-		SuggestionsMinimumDistance: 2,
+		Use:     "bridge",
+		Short:   "Make and show the bridges that NICs are put on",
+		Example: "  vmnet bridge create br0 --address 10.0.0.1/24\n  vmnet bridge show br0",
 	}
 	group(cmd)
 	cmd.AddCommand(a.bridgeCreateCommand(), a.bridgeDeleteCommand(), a.bridgeListCommand(), a.bridgeShowCommand())

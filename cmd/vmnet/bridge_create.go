@@ -15,6 +15,8 @@ func (a *app) bridgeCreateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create NAME",
 		Short: "Make a bridge and bring it up",
+		Long: `Make a bridge and bring it up. The same command again is success and changes nothing; addresses
+that are missing are added. A bridge that differs in anything else is left as it is, and told.`,
 		Example: `  vmnet bridge create br0 --address 10.0.0.1/24 --address fd00::1/64
   vmnet bridge create br1 --mtu 9000 --vlan-filtering`,
 		Args:              oneArg("a name for the bridge"),
@@ -33,11 +35,24 @@ func (a *app) bridgeCreateCommand() *cobra.Command {
 			return usagef("%w", err)
 		}
 		return a.withNetlink(func(c *rtnl.Conn) error {
-			if err := bridge.Create(c, cfg); err != nil {
+			done, err := bridge.Ensure(c, cfg)
+			if err != nil {
 				return err
 			}
-			return a.print("bridge %s created\n", cfg.Name)
+			return a.printEnsured(cfg.Name, done)
 		})
 	})
 	return cmd
+}
+
+func (a *app) printEnsured(name string, done bridge.Ensured) error {
+	switch {
+	case done.Created:
+		return a.line("bridge %s created", name)
+	case len(done.Added) > 0:
+		return a.line("bridge %s: added %s", name, prefixes(done.Added))
+	case done.WasDown:
+		return a.line("bridge %s: set up", name)
+	}
+	return a.line("bridge %s: unchanged", name)
 }

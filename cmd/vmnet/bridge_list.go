@@ -15,7 +15,7 @@ func (a *app) bridgeListCommand() *cobra.Command {
 		Use:     "list",
 		Short:   "List the bridges",
 		Example: "  vmnet bridge list",
-		Args:    cobra.NoArgs,
+		Args:    noArgs(),
 	}
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(*cobra.Command, []string) error {

@@ -15,7 +15,7 @@ Each difference is one line, and below it stands what mends it: vmnet reconcile 
 same vmnet attach again mend alike; what they leave alone is for who administers the
 host, or takes a detach. The exit status is then 1.`,
 		Example: "  vmnet check || vmnet reconcile",
-		Args:    cobra.NoArgs,
+		Args:    noArgs(),
 	}
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {

@@ -16,8 +16,9 @@ func (a *app) detachCommand() *cobra.Command {
 	var steps stepFlags
 	var timeout time.Duration
 	cmd := &cobra.Command{
-		Use:   "detach --vm NAME --nic ID",
-		Short: "Take a NIC away from a guest",
+		Use:        "detach --vm NAME --nic ID",
+		SuggestFor: []string{"remove", "rm", "del", "delete", "unplug"},
+		Short:      "Take a NIC away from a guest",
 		Long: `Take a NIC away: ask the guest to let go of it, wait until it has, and remove the
 rest. What is gone already is success. A guest that does not answer in time keeps
 a working NIC, unless --force cuts it off.`,
@@ -25,7 +26,7 @@ a working NIC, unless --force cuts it off.`,
   vmnet detach --vm P2 --nic net0 --timeout 2m   # a guest that boots
   vmnet detach --vm P2 --nic net0 --force        # one that never answers
   vmnet detach --vm web --nic net0 --persistent  # of libvirt's, for good`,
-		Args: cobra.NoArgs,
+		Args: noArgs("vm", "nic"),
 		RunE: a.verb(func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := withTimeout(cmd.Context(), timeout)
 			defer cancel()

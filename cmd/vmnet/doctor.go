@@ -21,7 +21,7 @@ was found, with the cure. The exit status is 1 if there is a fail.
 
 Root is told all, others what they may see: whether they themselves may use the helper.`,
 		Example: "  vmnet doctor\n  vmnet doctor -o json",
-		Args:    cobra.NoArgs,
+		Args:    noArgs(),
 	}
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {

@@ -44,6 +44,10 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 		return 0
 	case errors.As(err, &status):
 		return int(status)
+	case errors.Is(err, errNoCommand):
+		cmd.SetOut(a.err)
+		_ = cmd.Help()
+		return exitUsage
 	case errors.Is(err, syscall.EPIPE) && errors.Is(err, errOutput):
 		return exitFailure // nobody is left to read why
 	case !a.started || errors.Is(err, errUsage) || errors.Is(err, tapmgr.ErrInvalid) || errors.Is(err, bridge.ErrInvalid):

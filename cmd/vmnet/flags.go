@@ -69,15 +69,6 @@ func targetFlags(cmd *cobra.Command, t *tapmgr.Target) {
 	require(cmd, "vm")
 }
 
-// require makes flags mandatory.
-func require(cmd *cobra.Command, names ...string) {
-	for _, n := range names {
-		if err := cmd.MarkFlagRequired(n); err != nil {
-			panic(err) // no such flag: a typing error of ours
-		}
-	}
-}
-
 // complete tells how a flag's value is completed.
 func complete(cmd *cobra.Command, name string, f cobra.CompletionFunc) {
 	if err := cmd.RegisterFlagCompletionFunc(name, f); err != nil {

@@ -18,7 +18,6 @@ func (a *app) hookCommand() *cobra.Command {
 metadata of a domain then have their devices made before its guest starts, taps that libvirt makes have the
 declared settings of their bridge ports, and what is left when a guest ends is removed.
 vmnet-hook(8) says how NICs are declared.`,
-		SuggestionsMinimumDistance: 2,
 	}
 	group(cmd)
 	cmd.AddCommand(a.hookInstallCommand(), a.hookRemoveCommand(), a.hookExplainCommand())
@@ -58,7 +57,7 @@ version 6.5 or later, and where it knows of no hook yet it has to look for them 
 The program must be one that nobody but root can change, since libvirt executes it as root.`,
 		Example: `  vmnet hook install
   vmnet hook install --root /mnt/image --program /usr/bin/vmnet-hook`,
-		Args: cobra.NoArgs,
+		Args: noArgs(),
 	}
 	o.add(cmd)
 	cmd.Flags().StringVar(&program, "program", "", "`PATH` of the program (default "+hookfile.Program+" beside vmnet, or in $PATH)")
@@ -113,7 +112,7 @@ func (a *app) hookRemoveCommand() *cobra.Command {
 		Long: `Take the hook out again. libvirt does not call it any more, from the next operation on: guests whose NICs are on
 devices that vmnet makes then do not start, taps that libvirt makes for vmnet are on no bridge, and the bridge ports of others are not set any more.`,
 		Example: "  vmnet hook remove",
-		Args:    cobra.NoArgs,
+		Args:    noArgs(),
 	}
 	o.add(cmd)
 	format := outputFlag(cmd)

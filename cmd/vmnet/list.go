@@ -14,21 +14,29 @@ import (
 func (a *app) listCommand() *cobra.Command {
 	var vm string
 	cmd := &cobra.Command{
-		Use:   "list",
-		Short: "List the NICs of all guests",
+		Use:        "list [VM]",
+		SuggestFor: []string{"ls"},
+		Short:      "List the NICs of all guests",
 		Long: `List the NICs of all guests, and after them the host's own access to the guests of a
 lower (vmnet lower), as type macvlan, of no guest. It asks the kernel only, so it waits for
 nobody; but libvirt, for a second at most, where that has made NICs of its own. Those are marked
 as foreign, and never touched. The NICs on userspace switches are asked of those, half a second
 at most; one that does not answer is told of.`,
 		Example: `  vmnet list
-  vmnet list --vm P2 -o json`,
-		Args: cobra.NoArgs,
+  vmnet list P2 -o json`,
+		Args:              atMostOne("the name of a guest"),
+		ValidArgsFunction: a.attachedGuests,
 	}
 	cmd.Flags().StringVar(&vm, "vm", "", "only those of the guest of that `NAME` (default all)")
 	format := outputFlag(cmd)
 	complete(cmd, "vm", a.attachedGuests)
-	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
+	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			if vm != "" && vm != args[0] {
+				return usagef("--vm %s, and %s: list takes one guest, or all", vm, args[0])
+			}
+			vm = args[0]
+		}
 		return a.withManager(func(m *tapmgr.Manager) error {
 			nics, err := m.ListAll(cmd.Context(), vm)
 			if err != nil {

@@ -22,7 +22,7 @@ func main() {
 
 // run is the whole program; the result is its exit status.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	a := &app{out: stdout, err: stderr, journal: isJournal(stderr)}
+	a := &app{out: stdout, err: stderr, args: args, journal: isJournal(stderr)}
 	root := a.root()
 	root.SetArgs(args)
 	root.SetIn(stdin)

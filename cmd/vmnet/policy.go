@@ -13,7 +13,6 @@ func (a *app) policyCommand() *cobra.Command {
 		Short: "Check who may have what NICs of qemu-netup",
 		Long: `Check the files that say who may have what NICs without being root: ` + policy.DefaultPath + `
 and ` + bridgeconf.DefaultPath + `, of which both must allow a NIC on a bridge.`,
-		SuggestionsMinimumDistance: 2,
 	}
 	group(cmd)
 	cmd.AddCommand(a.policyCheckCommand(), a.policyTestCommand())
@@ -29,7 +28,7 @@ meant is an error with its line and column; what is allowed but hardly meant, su
 this machine does not have, is a note.`,
 		Example: `  vmnet policy check
   vmnet policy check ./policy.yaml -o json`,
-		Args: cobra.MaximumNArgs(1),
+		Args: atMostOne("a file"),
 	}
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) error {

@@ -43,7 +43,7 @@ and only where qemu-netup takes the place of QEMU's helper: the answer for root 
   vmnet policy test --user alice --bridge br0 --file ./policy.yaml
   vmnet policy test --user alice --vm alice-1 --ipvtap eth1 --ip 192.0.2.7
   sudo -u alice vmnet policy test --user alice --bridge br0`,
-		Args: cobra.NoArgs,
+		Args: noArgs(),
 	}
 	o.flags(cmd)
 	format := outputFlag(cmd)

@@ -21,7 +21,7 @@ they should be. What only somebody else can mend, NICs that a vmnet works on, an
 that are on another bridge are left alone, and listed with what mends them.`,
 		Example: `  vmnet reconcile --dry-run
   vmnet reconcile`,
-		Args: cobra.NoArgs,
+		Args: noArgs(),
 	}
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only tell what would be done")
 	format := outputFlag(cmd)

@@ -14,10 +14,11 @@ import (
 // app is one run of the program.
 type app struct {
 	out, err io.Writer
-	netns    string // --netns
-	libvirt  string // --libvirt
-	started  bool   // the command line made sense, and its verb has begun
-	journal  bool   // stderr leads to systemd's journal
+	args     []string // the command line
+	netns    string   // --netns
+	libvirt  string   // --libvirt
+	started  bool     // the command line made sense, and its verb has begun
+	journal  bool     // stderr leads to systemd's journal
 }
 
 func (a *app) root() *cobra.Command {
@@ -33,16 +34,16 @@ Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong u
   vmnet attach --vm P2 --bridge br0
   vmnet list
   vmnet detach --vm P2 --nic net0`,
-		Version:                    versionText(),
-		SilenceUsage:               true,
-		SilenceErrors:              true,
-		SuggestionsMinimumDistance: 2,
+		Version:       versionText(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
 	}
 	group(root)
 	root.Flags().Bool("version", false, "tell which vmnet this is") // ours, since cobra's would take -v
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
 	root.SetHelpCommand(a.helpCommand())
+	root.SetFlagErrorFunc(a.flagError)
 	root.PersistentFlags().StringVar(&a.netns, "netns", "", "network namespace of bridge and taps: a `NAME` of ip-netns(8), or a path with a slash (default the current one)")
 	root.PersistentFlags().StringVar(&a.libvirt, "libvirt", os.Getenv("LIBVIRT_DEFAULT_URI"), "`URI` or socket of the libvirt that manages guests: qemu:///system, qemu:///session (default $LIBVIRT_DEFAULT_URI, else your own for your guests and the system's for others)")
 	root.PersistentFlags().Lookup("libvirt").DefValue = ""
@@ -50,6 +51,7 @@ Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong u
 		a.attachCommand(), a.detachCommand(), a.listCommand(), a.showCommand(), a.checkCommand(),
 		a.reconcileCommand(), a.watchCommand(), a.bridgeCommand(), a.switchCommand(), a.lowerCommand(), a.hookCommand(), a.policyCommand(), a.doctorCommand(), a.versionCommand(),
 	)
+	strict(root)
 	complete(root, "netns", netnsNames)
 	complete(root, "libvirt", cobra.FixedCompletions([]cobra.Completion{libvirt.System, libvirt.Session}, noFiles))
 	return root
@@ -61,22 +63,6 @@ func (a *app) verb(do func(cmd *cobra.Command, args []string) error) func(*cobra
 		a.started = true
 		return do(cmd, args)
 	}
-}
-
-// group makes a command that only has others under it refuse anything else;
-// cobra would print its help and call that success.
-func group(cmd *cobra.Command) {
-	cmd.Args = func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return fmt.Errorf("%s needs a command", cmd.CommandPath())
-		}
-		hint := ""
-		if names := cmd.SuggestionsFor(args[0]); len(names) > 0 {
-			hint = fmt.Sprintf(" (did you mean %s?)", strings.Join(names, " or "))
-		}
-		return fmt.Errorf("%s has no command %q%s", cmd.CommandPath(), args[0], hint)
-	}
-	cmd.RunE = func(*cobra.Command, []string) error { return nil } // never reached, see Args
 }
 
 func (a *app) helpCommand() *cobra.Command {

@@ -16,8 +16,9 @@ import (
 
 func (a *app) showCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "show VM",
-		Short: "Explain the NICs of a guest",
+		Use:        "show VM",
+		SuggestFor: []string{"info", "inspect"},
+		Short:      "Explain the NICs of a guest",
 		Long: `Explain each NIC of a guest: who holds it by which fds, its bridge and port, the
 addresses learned behind it, its counters, and what the guest says of it.`,
 		Example: `  vmnet show P2
@@ -30,16 +31,6 @@ addresses learned behind it, its counters, and what the guest says of it.`,
 		return a.show(cmd.Context(), args[0], *format == "json")
 	})
 	return cmd
-}
-
-// oneArg is cobra.ExactArgs(1) with words that tell what is missing.
-func oneArg(what string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) != 1 {
-			return fmt.Errorf("%s takes %s, got %s", cmd.CommandPath(), what, count(len(args), "argument"))
-		}
-		return nil
-	}
 }
 
 func (a *app) show(ctx context.Context, vm string, json bool) error {

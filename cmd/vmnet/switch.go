@@ -22,7 +22,6 @@ that run. A switch needs no right of its own: who adds a port opens its files an
 vmnet-switch(8) tells more.`,
 		Example: `  vmnet switch run sw0 --tap tap0 --tap tap1,queues=2 --packet eth1,trunk=2-5
   vmnet switch show sw0`,
-		SuggestionsMinimumDistance: 2,
 	}
 	group(cmd)
 	cmd.AddCommand(

@@ -270,7 +270,7 @@ func (w *wantedPort) followed(ns *netns.NS, tap *tun.Tap, how string) (openPort,
 func (w *wantedPort) openPacket(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	link, err := c.Link(w.Device)
 	if errors.Is(err, fs.ErrNotExist) {
-		return openPort{}, fmt.Errorf("device %s: %w (ip link shows those that are here; --netns names another network namespace)", w.Device, fs.ErrNotExist)
+		return openPort{}, fmt.Errorf("device %s: %w (ip link shows those that are here; --netns names another network namespace)", w.Device, err)
 	}
 	if err != nil {
 		return openPort{}, err

@@ -21,7 +21,7 @@ func (a *app) switchListCommand() *cobra.Command {
 		Short:   "List the switches that run",
 		Long:    "List the switches that run: your own, and for root those of all users. One that does not answer\nwithin a second is told with the reason. A switch that was killed leaves its socket, for the next one.",
 		Example: "  vmnet switch list",
-		Args:    cobra.NoArgs,
+		Args:    noArgs(),
 	}
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io/fs"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -64,7 +63,7 @@ func (o *statsVerb) stats(ctx context.Context) (all []vswitch.PortStats, err err
 			}
 		}
 		if err == nil && o.port != "" && len(all) == 0 {
-			err = fmt.Errorf("switch %s has no port %s: %w", o.name, o.port, fs.ErrNotExist)
+			err = fmt.Errorf("switch %s has no port %s", o.name, o.port)
 		}
 		return err
 	})

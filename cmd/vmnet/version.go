@@ -15,7 +15,7 @@ func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Tell which vmnet this is",
-		Args:  cobra.NoArgs,
+		Args:  noArgs(),
 		RunE:  a.verb(func(*cobra.Command, []string) error { return a.print("%s\n", versionText()) }),
 	}
 }

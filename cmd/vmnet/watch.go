@@ -36,7 +36,7 @@ guests ask for, and remove the macvtaps that libvirt's guests leave. What it doe
 stderr, a line each; systemd's journal is told the level of each. Nothing breaks without it, nor when it ends; vmnet-watch(8) tells more.`,
 		Example: `  vmnet watch
   systemctl enable --now vmnet-watch`,
-		Args: cobra.NoArgs,
+		Args: noArgs(),
 	}
 	o.log = "text"
 	choice(cmd, cmd.Flags(), &o.log, "log", "", "how lines are logged: text for people, json for programs", "text", "json")

@@ -73,10 +73,16 @@ func (c *Conn) do(req *nl.NetlinkRequest) error {
 // notExist makes "no such device" match fs.ErrNotExist as well.
 func notExist(err error) error {
 	if errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+		return noDevice{err}
 	}
 	return err
 }
+
+// noDevice is the kernel's error about a device that is not there. It Is fs.ErrNotExist, which speaks of files.
+type noDevice struct{ error }
+
+func (noDevice) Error() string     { return "no such network device" }
+func (e noDevice) Unwrap() []error { return []error{fs.ErrNotExist, e.error} }
 
 // Set changes all of attrs on the link of that index in one message. The kernel
 // applies them in its own order (do_setlink), and stops at the first that it

@@ -32,7 +32,7 @@ type entry struct {
 	holder *holder // nil for none
 }
 
-var errNoPort = fmt.Errorf("the switch has no port of that name: %w", fs.ErrNotExist)
+var errNoPort = errors.New("the switch has no port of that name")
 
 // filesOf is how many files a port is made of.
 func filesOf(p *Port) (least, most int) {

@@ -1,0 +1,102 @@
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"vmnet/internal/rtnl"
+)
+
+// Ensured is what Ensure did.
+type Ensured struct {
+	Created bool
+	WasDown bool           // it was there, and was set up
+	Added   []netip.Prefix // addresses that were missing of one that was there
+}
+
+// Changed reports whether anything was done.
+func (e Ensured) Changed() bool { return e.Created || e.WasDown || len(e.Added) > 0 }
+
+// Ensure makes a bridge as Create does, or sees that the one of that name is as the Config says, where no MTU and no MAC
+// match any. It adds addresses that are missing, and sets the bridge up. A bridge that differs in anything else, and a device of
+// another kind, is an error that Is fs.ErrExist and tells the difference.
+func Ensure(c *rtnl.Conn, cfg Config) (Ensured, error) {
+	err := Create(c, cfg)
+	if !errors.Is(err, fs.ErrExist) {
+		return Ensured{Created: err == nil}, err
+	}
+	br, readErr := c.Link(cfg.Name)
+	if readErr != nil {
+		return Ensured{}, errors.Join(err, readErr)
+	}
+	if br.Bridge == nil {
+		return Ensured{}, fmt.Errorf("create bridge %s: %w", cfg.Name, there("a device of that name is there already, and is no bridge (ip link show %s)", cfg.Name))
+	}
+	if diff := cfg.differences(br); len(diff) > 0 {
+		return Ensured{}, fmt.Errorf("create bridge %s: %w", cfg.Name, there("it is there already, but not as asked for: %s (ip link set %s type bridge ... changes it)", strings.Join(diff, ", "), cfg.Name))
+	}
+	done, err := complete(c, br, cfg.Addresses)
+	if err != nil {
+		err = fmt.Errorf("bridge %s: %w", cfg.Name, explain(err))
+	}
+	return done, err
+}
+
+// there is an error that Is fs.ErrExist, which speaks of files.
+func there(format string, args ...any) error { return existing(fmt.Sprintf(format, args...)) }
+
+type existing string
+
+func (e existing) Error() string        { return string(e) }
+func (e existing) Is(target error) bool { return target == fs.ErrExist }
+
+// differences tells where a bridge is not what the Config asks for.
+func (cfg Config) differences(br *rtnl.Link) []string {
+	var diff []string
+	add := func(what string, is, want any) {
+		if is != want {
+			diff = append(diff, fmt.Sprintf("%s is %v, asked for %v", what, is, want))
+		}
+	}
+	onOff := map[bool]string{true: "on", false: "off"}
+	if cfg.MTU != 0 {
+		add("MTU", br.MTU, cfg.MTU)
+	}
+	if cfg.MAC != nil {
+		add("MAC", br.MAC.String(), cfg.MAC.String())
+	}
+	if cfg.Ageing != 0 {
+		add("ageing", br.Bridge.Ageing, cfg.Ageing)
+	}
+	add("STP", onOff[br.Bridge.STP], onOff[cfg.STP])
+	add("VLAN filtering", onOff[filters(br)], onOff[cfg.VLANFiltering])
+	return diff
+}
+
+// complete adds what a bridge that is there lacks.
+func complete(c *rtnl.Conn, br *rtnl.Link, addrs []netip.Prefix) (done Ensured, err error) {
+	has, err := c.Addrs(br.Index)
+	if err != nil {
+		return done, err
+	}
+	for _, a := range addrs {
+		if slices.Contains(has, a) {
+			continue
+		}
+		if err := c.AddAddr(br.Index, a); err != nil {
+			return done, fmt.Errorf("add address %s: %w", a, err)
+		}
+		done.Added = append(done.Added, a)
+	}
+	if !br.Up {
+		if err := c.Set(br.Index, rtnl.Up(true)); err != nil {
+			return done, fmt.Errorf("set up: %w", err)
+		}
+		done.WasDown = true
+	}
+	return done, nil
+}
