@@ -41,8 +41,8 @@ type FDB struct {
 	control sync.Mutex // of whoever changes more than one entry, or a static one
 }
 
-// A Key is what the FDB knows a station by: its address in the upper 48 bits, and below them the VLAN id in 12, 0
-// where frames have no tag and the port no VLAN of its own.
+// A Key is what the FDB knows a station by: its address in the upper 48 bits, and below them the VLAN id in 12, 1 of
+// all frames where the switch does not filter VLANs.
 type Key uint64
 
 const (
@@ -162,34 +162,52 @@ func (f *FDB) Learn(k Key, port int) {
 		f.insert(b, rest, port, now)
 		return
 	}
-	if seen := &f.seen[b*ways+i]; seen.Load() != now { // once a second, not for each frame
-		seen.Store(now)
+	if portOf(w) == port {
+		if seen := &f.seen[b*ways+i]; seen.Load() != now { // once a second, not for each frame
+			seen.Store(now)
+		}
+		return
 	}
-	if w&staticBit == 0 && portOf(w) != port && f.swap(&f.bucket(b)[i], w, wordOf(rest, port)) {
+	// A refused move leaves the entry its age, so that it is forgotten in its time.
+	if w&staticBit == 0 && f.replace(b, i, w, wordOf(rest, port), now) {
 		f.moves.Add(1)
 	}
 }
 
 // insert puts a new address into an empty slot, or where none is, into that of another one of a port that has no smaller share.
 func (f *FDB) insert(b int, rest uint64, port int, now uint32) {
-	if limit := f.limit[port].Load(); limit > 0 && f.learned[port].Load() >= limit {
-		f.refused.Add(1)
-		return
-	}
 	i, old := f.victim(b, now)
 	if i < 0 || old != 0 && f.share(portOf(old)) < f.share(port) {
 		f.refused.Add(1)
 		return
 	}
-	// First the time: the sweeper must not find the new address with that of the old one.
-	f.seen[b*ways+i].Store(now)
-	if !f.swap(&f.bucket(b)[i], old, wordOf(rest, port)) {
-		return // somebody was faster; the next frame learns it
+	if !f.replace(b, i, old, wordOf(rest, port), now) {
+		return
 	}
 	if old != 0 {
 		f.evicted.Add(1)
 	}
 	f.single(b, rest)
+}
+
+// replace makes a learned entry of a slot's word, whether the address is new or moves: the one place where a port's
+// limit is checked. It counts before it looks, so that two queues of a port cannot pass the limit together. Where
+// another goroutine was faster it reports false, and the next frame learns the address.
+func (f *FDB) replace(b, i int, old, word uint64, now uint32) bool {
+	learned, limit := &f.learned[portOf(word)], f.limit[portOf(word)].Load()
+	if n := learned.Add(1); limit > 0 && n > limit {
+		learned.Add(-1)
+		f.refused.Add(1)
+		return false
+	}
+	// First the time: the sweeper must not find the new address with that of the old one.
+	f.seen[b*ways+i].Store(now)
+	if !f.bucket(b)[i].CompareAndSwap(old, word) {
+		learned.Add(-1)
+		return false
+	}
+	f.count(old, -1)
+	return true
 }
 
 // victim is the slot of a bucket that a new address may have, and what is in it; -1 where all are static.
@@ -307,6 +325,11 @@ func (f *FDB) Remove(k Key) bool {
 // FlushPort forgets what was learned behind a port, and with static also what was told.
 func (f *FDB) FlushPort(port int, static bool) {
 	f.remove(0, len(f.slots), func(_ int, w uint64) bool { return portOf(w) == port && (static || w&staticBit == 0) })
+}
+
+// FlushLearned forgets all that was learned.
+func (f *FDB) FlushLearned() {
+	f.remove(0, len(f.slots), func(_ int, w uint64) bool { return w&staticBit == 0 })
 }
 
 // Sweep tells what time it is, in seconds from any start, and forgets what has aged. Call it once a second.

@@ -297,6 +297,41 @@ func TestFDBLimitsAPort(t *testing.T) {
 	}
 }
 
+// TestFDBLimitsMoves: a port's limit holds for addresses that move to it from another port, as for new ones, and for
+// all of the port's queues together. An address that may not move stays where it was, and ages there.
+func TestFDBLimitsMoves(t *testing.T) {
+	f := NewFDB(0, 10*time.Second)
+	f.LimitPort(1, 10)
+	for i := range 100 {
+		f.Learn(keyOf(uint64(i), 0), 2)
+	}
+	var queues sync.WaitGroup
+	for range 4 {
+		queues.Go(func() {
+			for i := range 100 {
+				f.Learn(keyOf(uint64(i), 0), 1)
+			}
+		})
+	}
+	queues.Wait()
+	at := map[int]int{}
+	for _, e := range f.Dump() {
+		at[e.Port]++
+	}
+	if at[1] != 10 || at[2] != 90 || f.Stats().Moves != 10 {
+		t.Errorf("by port: %v, %+v", at, f.Stats())
+	}
+	for now := range uint32(11) {
+		f.Sweep(now)
+		for i := range 100 {
+			f.Learn(keyOf(uint64(i), 0), 1)
+		}
+	}
+	if s := f.Stats(); s.Entries != 10 || s.Aged != 90 {
+		t.Errorf("those that may not move do not age: %+v", s)
+	}
+}
+
 func TestFDBFullOfStatics(t *testing.T) {
 	f := NewFDB(0, 0)
 	k := keyOf(1, 1)
