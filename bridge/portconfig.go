@@ -32,6 +32,10 @@ type PortConfig struct {
 	NoLearning bool `json:"no_learning,omitempty"` // addresses behind the port are not learned
 	NoFlood    bool `json:"no_flood,omitempty"`    // no unicast to unknown addresses; broadcast and multicast go on
 
+	// Forward are the protocols between neighbours whose frames are forwarded that come in by the port. (Those of
+	// spanning trees always are by a bridge that takes no part in one.)
+	Forward Protocols `json:"forward,omitempty"`
+
 	// Other is what a port is beyond all that, as somebody else has set it:
 	// "untagged:20" (leaves untagged too), "tagged-native:10" (leaves tagged), "locked",
 	// "no-broadcast", "no-multicast" (rtnl.PortFlags). Only ReadPort sets it, and Validate refuses it.
@@ -64,6 +68,9 @@ func (cfg PortConfig) validate() error {
 		return vlanError(cfg.VLAN)
 	case cfg.Native != 0 && !validVLAN(cfg.Native):
 		return vlanError(cfg.Native)
+	case cfg.Forward&^AllProtocols != 0:
+		_, err := parseProtocol("pause")
+		return err
 	}
 	for _, r := range cfg.Trunk {
 		if err := r.validate(); err != nil {
@@ -105,7 +112,7 @@ func (cfg PortConfig) Equal(other PortConfig) bool {
 // check compares with it.
 func (cfg PortConfig) On(br *rtnl.Link) PortConfig {
 	cfg = cfg.normal()
-	if filters(br) && !cfg.hasVLANs() {
+	if filters(br) && !cfg.HasVLANs() {
 		cfg.VLAN = br.Bridge.DefaultPVID
 	}
 	return cfg
@@ -114,13 +121,14 @@ func (cfg PortConfig) On(br *rtnl.Link) PortConfig {
 // NoVLAN reports whether nothing passes a port of br that is as cfg says, since br filters VLANs and the port is in
 // none: br has no default VLAN (vlan_default_pvid 0), or somebody has taken the port out of it.
 func NoVLAN(br *rtnl.Link, cfg PortConfig) bool {
-	return filters(br) && !cfg.On(br).hasVLANs()
+	return filters(br) && !cfg.On(br).HasVLANs()
 }
 
-func (cfg PortConfig) hasVLANs() bool { return cfg.VLAN != 0 || len(cfg.Trunk) > 0 }
+// HasVLANs reports whether the port was given VLANs of its own.
+func (cfg PortConfig) HasVLANs() bool { return cfg.VLAN != 0 || len(cfg.Trunk) > 0 }
 
 func (cfg PortConfig) flags() rtnl.PortFlags {
-	return rtnl.PortFlags{Hairpin: cfg.Hairpin, Isolated: cfg.Isolated, Learning: !cfg.NoLearning, Flood: !cfg.NoFlood}
+	return rtnl.PortFlags{Hairpin: cfg.Hairpin, Isolated: cfg.Isolated, Learning: !cfg.NoLearning, Flood: !cfg.NoFlood, Forward: uint16(cfg.Forward)}
 }
 
 // normal is the one way to write what cfg means: a sorted trunk without overlaps and

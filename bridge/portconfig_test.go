@@ -53,17 +53,18 @@ func TestPortConfigValidate(t *testing.T) {
 
 func TestPortConfigText(t *testing.T) {
 	for want, cfg := range map[string]bridge.PortConfig{
-		"":                       {},
-		"vlan:10":                {VLAN: 10},
-		"trunk:2-5,7;native:1":   {Trunk: []bridge.VLANRange{{7, 7}, {3, 5}, {2, 4}}, Native: 1},
-		"trunk:2,4-5;native:3":   {Trunk: vlans("2-5"), Native: 3}, // the native VLAN need not be told twice
-		"vlan:3":                 {Trunk: vlans("3"), Native: 3},   // is the same to the kernel
-		"trunk:1-4094":           {Trunk: vlans("1-2000,2001-4094")},
-		"isolated":               {Isolated: true},
-		"vlan:4094;hairpin":      {VLAN: 4094, Hairpin: true},
-		"isolated;nolearn":       {Isolated: true, NoLearning: true},
-		"trunk:9;noflood":        {Trunk: vlans("9"), NoFlood: true},
-		"vlan:1;hairpin;nolearn": {VLAN: 1, Hairpin: true, NoLearning: true},
+		"":                         {},
+		"vlan:10":                  {VLAN: 10},
+		"trunk:2-5,7;native:1":     {Trunk: []bridge.VLANRange{{7, 7}, {3, 5}, {2, 4}}, Native: 1},
+		"trunk:2,4-5;native:3":     {Trunk: vlans("2-5"), Native: 3}, // the native VLAN need not be told twice
+		"vlan:3":                   {Trunk: vlans("3"), Native: 3},   // is the same to the kernel
+		"trunk:1-4094":             {Trunk: vlans("1-2000,2001-4094")},
+		"isolated":                 {Isolated: true},
+		"vlan:4094;hairpin":        {VLAN: 4094, Hairpin: true},
+		"isolated;nolearn":         {Isolated: true, NoLearning: true},
+		"trunk:9;noflood":          {Trunk: vlans("9"), NoFlood: true},
+		"vlan:1;forward:lacp,lldp": {VLAN: 1, Forward: 1<<2 | 1<<14},
+		"vlan:1;hairpin;nolearn":   {VLAN: 1, Hairpin: true, NoLearning: true},
 		"trunk:2-5,7;native:1;isolated;hairpin;nolearn;noflood": {
 			Trunk: vlans("7,2-5"), Native: 1, Isolated: true, Hairpin: true, NoLearning: true, NoFlood: true,
 		},
@@ -141,7 +142,7 @@ func TestPortConfigJSON(t *testing.T) {
 // FuzzPortConfig: what is taken is valid, says the same when it is written and
 // read again, and has one way to be written.
 func FuzzPortConfig(f *testing.F) {
-	for _, text := range []string{"", "vlan:10", "trunk:2-5,7;native:1;isolated;hairpin;nolearn;noflood", "trunk:3,1-2;native:3", "trunk:4094-4094"} {
+	for _, text := range []string{"", "vlan:10", "trunk:2-5,7;native:1;isolated;hairpin;nolearn;noflood", "trunk:3,1-2;native:3", "trunk:4094-4094", "forward:lldp,lacp"} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -161,4 +162,42 @@ func FuzzPortConfig(f *testing.F) {
 			t.Fatalf("%q is written with blanks: %q", text, written)
 		}
 	})
+}
+
+func TestProtocols(t *testing.T) {
+	for list, want := range map[string]string{
+		"lldp": "lldp", "ptp": "lldp", "0e": "lldp", "lacp,lldp": "lacp,lldp", "lldp,lacp,eapol": "lacp,eapol,lldp",
+		"0d,stp,elmi": "stp,elmi,0d", "all": "all", "all,lldp": "all", "00": "stp",
+	} {
+		p, err := bridge.ParseProtocols(list)
+		if err != nil || p.String() != want {
+			t.Errorf("%s: %q, %v, want %q", list, p, err, want)
+		}
+		if again, err := bridge.ParseProtocols(p.String()); err != nil || again != p {
+			t.Errorf("%s: read again %v, %v", list, again, err)
+		}
+	}
+	for list, want := range map[string]string{
+		"": "want stp, lacp", "LLDP": "want stp", "lldp,": "want stp", "e": "want stp", "10": "00 to 0f", "1e": "00 to 0f", "-1": "00 to 0f", "+1": "00 to 0f",
+		"pause": "no bridge forwards them", "01": "ethtool -A", "lldp,pause": "ethtool -A",
+	} {
+		if p, err := bridge.ParseProtocols(list); !errors.Is(err, bridge.ErrInvalid) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, %v, want %q", list, p, err, want)
+		}
+	}
+	if err := (bridge.PortConfig{Forward: 2}).Validate(); !errors.Is(err, bridge.ErrInvalid) {
+		t.Errorf("pause: %v", err)
+	}
+	cfg := bridge.PortConfig{Forward: bridge.AllProtocols &^ 1}
+	text, err := json.Marshal(cfg)
+	var back bridge.PortConfig
+	if want := `{"forward":"lacp,eapol,04,05,06,elmi,08,09,0a,0b,0c,0d,lldp,0f"}`; err != nil || string(text) != want || json.Unmarshal(text, &back) != nil || !back.Equal(cfg) {
+		t.Errorf("%s, %v", text, err)
+	}
+	if back, err := bridge.ParsePortConfig(cfg.String()); err != nil || !back.Equal(cfg) || back.Equal(bridge.PortConfig{}) {
+		t.Errorf("%q: %+v, %v", cfg, back, err)
+	}
+	if all, err := bridge.ParseVLANs("all"); err != nil || bridge.FormatVLANs(all) != "1-4094" {
+		t.Errorf("all VLANs: %v, %v", all, err)
+	}
 }

@@ -51,7 +51,9 @@ func (cfg PortConfig) fits(br *rtnl.Link) error {
 	switch err := cfg.Validate(); {
 	case err != nil:
 		return err
-	case !cfg.hasVLANs() || filters(br):
+	case cfg.Forward.Has(spanningTree) && br.Bridge != nil && br.Bridge.STP:
+		return fmt.Errorf("bridge %s takes part in a spanning tree, so that it must not forward stp (name the other protocols one by one; ip link set %s type bridge stp_state 0)", br.Name, br.Name)
+	case !cfg.HasVLANs() || filters(br):
 		return nil
 	case br.Bridge != nil && !br.Bridge.CanFilterVLANs:
 		return cannotFilter(br.Name)
@@ -138,7 +140,7 @@ func addSettings(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig) (changed boo
 	from := have.flags()
 	change := have.changeTo(want)
 	change.From = &from
-	if !cfg.hasVLANs() {
+	if !cfg.HasVLANs() {
 		return true, c.SetPort(port.Index, change)
 	}
 	return true, setVLANs(c, port, change, have, want)
@@ -150,7 +152,8 @@ func (cfg PortConfig) plus(more PortConfig) PortConfig {
 	cfg.Hairpin = cfg.Hairpin || more.Hairpin
 	cfg.NoLearning = cfg.NoLearning || more.NoLearning
 	cfg.NoFlood = cfg.NoFlood || more.NoFlood
-	if more.hasVLANs() {
+	cfg.Forward |= more.Forward
+	if more.HasVLANs() {
 		cfg.VLAN, cfg.Trunk, cfg.Native, cfg.Other = more.VLAN, more.Trunk, more.Native, otherFlags(cfg.Other)
 	}
 	return cfg
@@ -220,7 +223,7 @@ func readPort(c *rtnl.Conn, br, port *rtnl.Link) (PortConfig, error) {
 // portConfig puts together what the kernel tells of a port.
 func portConfig(port *rtnl.Link, vlans []rtnl.VLANs) PortConfig {
 	f := port.Port.PortFlags
-	cfg := PortConfig{Isolated: f.Isolated, Hairpin: f.Hairpin, NoLearning: !f.Learning, NoFlood: !f.Flood}
+	cfg := PortConfig{Isolated: f.Isolated, Hairpin: f.Hairpin, NoLearning: !f.Learning, NoFlood: !f.Flood, Forward: Protocols(f.Forward)}
 	var untagged []VLANRange
 	var other []string
 	for _, v := range vlans {

@@ -110,12 +110,49 @@ func TestLiveNoFloodDropsTheUnknownOnly(t *testing.T) {
 func TestLiveSetPortFromAnyToAny(t *testing.T) {
 	l := newLAN(t, bridge.Config{})
 	l.add("a", "")
-	all := []string{"", "isolated", "hairpin", "nolearn", "noflood", "isolated;hairpin;nolearn;noflood", "hairpin;noflood"}
+	all := []string{"", "isolated", "hairpin", "nolearn", "noflood", "isolated;hairpin;nolearn;noflood", "hairpin;noflood", "forward:lldp", "noflood;forward:all"}
 	for _, from := range all {
 		for _, to := range all {
 			l.set("a", from)
 			l.set("a", to)
 		}
+	}
+}
+
+// The kernel forwards per port all of 01:80:c2:00:00:00 to 0f but pause frames, also those that it refuses for a whole bridge.
+func TestLiveForward(t *testing.T) {
+	l := newLAN(t, bridge.Config{})
+	for name, settings := range map[string]string{"none": "", "some": "forward:lldp,lacp", "every": "forward:all"} {
+		l.add(name, settings)
+	}
+	for last := range byte(17) {
+		for from, want := range map[string]bool{
+			"none":  last == 0 || last > 15,
+			"some":  last == 0 || last == 2 || last == 14 || last > 15,
+			"every": last != 1,
+		} {
+			l.sent++
+			f := frame(everybody, host(last), untagged, l.sent)
+			copy(f[vnetHdr:], []byte{1, 0x80, 0xc2, 0, 0, last})
+			if _, err := l.taps[from].Queues()[0].Write(f); err != nil {
+				t.Fatal(err)
+			}
+			got := 0
+			for _, frames := range l.frames() {
+				for _, f := range frames {
+					if _, id, ok := parseFrame(f); ok && id == l.sent {
+						got++
+					}
+				}
+			}
+			if got != 0 && !want || got != 2 && want {
+				t.Errorf("address %02x from %s: %d ports have got it", last, from, got)
+			}
+		}
+	}
+	changed, err := bridge.AddSettings(l.c, l.br, l.link("some"), l.parse("forward:eapol"))
+	if got := l.read("some").String(); err != nil || !changed || got != "forward:lacp,eapol,lldp" {
+		t.Errorf("it is %q, %v", got, err)
 	}
 }
 

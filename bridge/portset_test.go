@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -83,6 +84,7 @@ func TestPlusOnlyAddsFlagsAndReplacesVLANs(t *testing.T) {
 		{"isolated;nolearn", "noflood", "isolated;nolearn;noflood"},
 		{"vlan:1", "isolated", "vlan:1;isolated"},
 		{"vlan:1;hairpin", "vlan:20", "vlan:20;hairpin"},
+		{"forward:lldp", "forward:lacp", "forward:lacp,lldp"},
 		{"trunk:2-5;native:7", "trunk:9", "trunk:9"},
 	} {
 		have, err1 := ParsePortConfig(test.have)
@@ -94,5 +96,18 @@ func TestPlusOnlyAddsFlagsAndReplacesVLANs(t *testing.T) {
 	odd := PortConfig{VLAN: 10, Other: "tagged-native:10"}
 	if got := odd.plus(PortConfig{VLAN: 20}); !got.Equal(PortConfig{VLAN: 20}) {
 		t.Errorf("what was odd of the old VLANs is kept: %q", got)
+	}
+}
+
+// A bridge that takes part in a spanning tree must see its frames itself.
+func TestSpanningTreeIsNotForwarded(t *testing.T) {
+	for settings, want := range map[string]bool{"forward:stp": true, "forward:all": true, "forward:lldp": false, "": false} {
+		cfg, err := ParsePortConfig(settings)
+		if err == nil {
+			err = cfg.fits(&rtnl.Link{Name: "br0", Bridge: &rtnl.Bridge{STP: true}})
+		}
+		if got := err != nil && strings.Contains(err.Error(), "bridge br0 takes part in a spanning tree"); got != want {
+			t.Errorf("%q: %v", settings, err)
+		}
 	}
 }

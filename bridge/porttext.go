@@ -23,6 +23,7 @@ func (cfg PortConfig) String() string {
 	add(cfg.Hairpin, "hairpin")
 	add(cfg.NoLearning, "nolearn")
 	add(cfg.NoFlood, "noflood")
+	add(cfg.Forward != 0, "forward:"+cfg.Forward.String())
 	add(cfg.Other != "", cfg.Other)
 	return strings.Join(words, ";")
 }
@@ -58,6 +59,9 @@ func (cfg *PortConfig) setWord(word, key, value string) (err error) {
 	case "trunk":
 		cfg.Trunk, err = parseVLANs(value)
 		return err
+	case "forward":
+		cfg.Forward, err = ParseProtocols(value)
+		return err
 	}
 	switch word {
 	case "isolated":
@@ -74,7 +78,7 @@ func (cfg *PortConfig) setWord(word, key, value string) (err error) {
 	return nil
 }
 
-// ParseVLANs reads a list of VLANs and ranges of them, such as "2-5,7", and sorts
+// ParseVLANs reads a list of VLANs and ranges of them, such as "2-5,7", or "all", and sorts
 // and merges it. Its errors Is ErrInvalid.
 func ParseVLANs(list string) ([]VLANRange, error) {
 	ranges, err := parseVLANs(list)
@@ -85,6 +89,9 @@ func ParseVLANs(list string) ([]VLANRange, error) {
 }
 
 func parseVLANs(list string) ([]VLANRange, error) {
+	if list == "all" {
+		return []VLANRange{{1, maxVLAN}}, nil
+	}
 	var ranges []VLANRange
 	for item := range strings.SplitSeq(list, ",") {
 		first, last, isRange := strings.Cut(item, "-")

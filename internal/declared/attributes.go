@@ -23,7 +23,7 @@ const maxNICs = 256
 // The attributes that say what a device sits on and how, and how its port is set; id and mac come before them.
 var (
 	lowerNames = []string{"mode", "source-mac", "nopromisc", "rx-filter"} // go with macvtap
-	portNames  = []string{"vlan", "trunk", "native", "isolated", "hairpin", "no-learning", "no-flood"}
+	portNames  = []string{"vlan", "trunk", "native", "isolated", "hairpin", "no-learning", "no-flood", "forward"}
 	allNames   = slices.Concat([]string{"id", "mac", "bridge", "macvtap"}, lowerNames, portNames)
 )
 

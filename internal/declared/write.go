@@ -126,6 +126,7 @@ func addPort(add func(name, value string), p bridge.PortConfig) {
 	add("hairpin", yes(p.Hairpin))
 	add("no-learning", yes(p.NoLearning))
 	add("no-flood", yes(p.NoFlood))
+	add("forward", p.Forward.String())
 }
 
 func yes(b bool) string {

@@ -28,10 +28,14 @@ func AddPort(f *pflag.FlagSet, p *bridge.PortConfig) {
 	f.Var(Value("LIST", "", func(s string) (err error) {
 		p.Trunk, err = bridge.ParseVLANs(s)
 		return err
-	}), "trunk", "the VLANs that the guest may use with tags: 2-5,7")
+	}), "trunk", "the VLANs that the guest may use with tags: 2-5,7; or all")
 	f.Var(Value("N", "", vlan(&p.Native)), "native", "with --trunk: the VLAN of untagged frames (default: they are dropped)")
 	f.BoolVar(&p.Isolated, "isolated", false, "no frames to and from other isolated ports")
 	f.BoolVar(&p.Hairpin, "hairpin", false, "send frames back to the port that they came from")
 	f.BoolVar(&p.NoLearning, "no-learning", false, "learn no addresses behind the port")
+	f.Var(Value("LIST", "", func(s string) (err error) {
+		p.Forward, err = bridge.ParseProtocols(s)
+		return err
+	}), "forward", "forward the guest's frames of these protocols between neighbours: lldp, lacp, eapol, ptp, elmi, stp, or all")
 	f.BoolVar(&p.NoFlood, "no-flood", false, "no frames for addresses that are not known to be behind the port")
 }

@@ -71,6 +71,7 @@ func (d *decoder) profile(name string, at *token.Token, n ast.Node) error {
 		flag("hairpin", &p.Port.Hairpin),
 		flag("no-learning", &p.Port.NoLearning),
 		flag("no-flood", &p.Port.NoFlood),
+		field{"forward", func(n ast.Node) (err error) { p.Port.Forward, err = d.protocols(n, "forward"); return err }},
 		number("queues", &p.Queues, maxQueues),
 	)
 	if err != nil {
@@ -123,7 +124,18 @@ func (d *decoder) checkScripts() error {
 
 // vlans is a list such as [10, 20-29], or a text as --trunk takes it.
 func (d *decoder) vlans(n ast.Node, what string) ([]bridge.VLANRange, error) {
+	return joined(d, n, what, bridge.ParseVLANs)
+}
+
+// protocols is a list such as [lldp, lacp], or a text as --forward takes it.
+func (d *decoder) protocols(n ast.Node, what string) (bridge.Protocols, error) {
+	return joined(d, n, what, bridge.ParseProtocols)
+}
+
+// joined is what a list of texts, or one text, means to parse, with commas between the items.
+func joined[T any](d *decoder, n ast.Node, what string, parse func(string) (T, error)) (T, error) {
 	var items []string
+	var none T
 	add := func(n ast.Node) error {
 		item, err := d.text(n, what)
 		items = append(items, item)
@@ -136,13 +148,13 @@ func (d *decoder) vlans(n ast.Node, what string) ([]bridge.VLANRange, error) {
 		err = add(n)
 	}
 	if err != nil || len(items) == 0 {
-		return nil, err
+		return none, err
 	}
-	ranges, err := bridge.ParseVLANs(strings.Join(items, ","))
+	value, err := parse(strings.Join(items, ","))
 	if err != nil {
-		return nil, d.errorf(tokenOf(n), "%s: %v", what, err)
+		return none, d.errorf(tokenOf(n), "%s: %v", what, err)
 	}
-	return ranges, nil
+	return value, nil
 }
 
 // listed is names for a message.

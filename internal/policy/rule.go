@@ -39,6 +39,7 @@ var settings = []struct {
 	{"hairpin", func(c bridge.PortConfig) bool { return c.Hairpin }},
 	{"no-learning", func(c bridge.PortConfig) bool { return c.NoLearning }},
 	{"no-flood", func(c bridge.PortConfig) bool { return c.NoFlood }},
+	{"forward", func(c bridge.PortConfig) bool { return c.Forward != 0 }},
 }
 
 // What a rule can require of a port.

@@ -44,6 +44,10 @@ type PortFlags struct {
 	NoMulticast bool // no multicast to groups that nobody has joined (IFLA_BRPORT_MCAST_FLOOD is off)
 	NoBroadcast bool // no broadcasts (IFLA_BRPORT_BCAST_FLOOD is off)
 	Locked      bool // only frames from addresses in the FDB are taken in (IFLA_BRPORT_LOCKED)
+
+	// Forward has a bit for each of the addresses 01:80:c2:00:00:00 to 0f whose frames are forwarded that come in
+	// here (IFLA_BRPORT_GROUP_FWD_MASK, Linux 4.15; an older kernel leaves it out and ignores it).
+	Forward uint16
 }
 
 // Bridge is a bridge's data (IFLA_BR_*).
@@ -79,6 +83,8 @@ func parsePort(b []byte) *Port {
 			p.NoBroadcast = u8(v) == 0
 		case nl.IFLA_BRPORT_LOCKED:
 			p.Locked = u8(v) != 0
+		case nl.IFLA_BRPORT_GROUP_FWD_MASK:
+			p.Forward = u16(v)
 		}
 	})
 	return p

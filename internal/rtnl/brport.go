@@ -1,6 +1,7 @@
 package rtnl
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -31,9 +32,9 @@ func (c *Conn) SetPort(index int, p PortChange) error {
 	req := c.portRequest(unix.RTM_SETLINK, index)
 	info := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
 	from := p.From.byKind()
-	for kind, on := range p.byKind() {
-		if was, known := from[kind]; !known || was != on {
-			info.AddRtAttr(kind, boolByte(on))
+	for kind, value := range p.byKind() {
+		if was, known := from[kind]; !known || !bytes.Equal(was, value) {
+			info.AddRtAttr(kind, value)
 		}
 	}
 	if p.Flush {
@@ -57,15 +58,16 @@ func (c *Conn) SetPortState(index int, s PortState) error {
 }
 
 // byKind are the flags by IFLA_BRPORT_*; none of nil.
-func (f *PortFlags) byKind() map[int]bool {
+func (f *PortFlags) byKind() map[int][]byte {
 	if f == nil {
 		return nil
 	}
-	return map[int]bool{
-		nl.IFLA_BRPORT_MODE: f.Hairpin, nl.IFLA_BRPORT_ISOLATED: f.Isolated,
-		nl.IFLA_BRPORT_LEARNING: f.Learning, nl.IFLA_BRPORT_UNICAST_FLOOD: f.Flood,
-		nl.IFLA_BRPORT_MCAST_FLOOD: !f.NoMulticast, nl.IFLA_BRPORT_BCAST_FLOOD: !f.NoBroadcast,
-		nl.IFLA_BRPORT_LOCKED: f.Locked,
+	return map[int][]byte{
+		nl.IFLA_BRPORT_MODE: boolByte(f.Hairpin), nl.IFLA_BRPORT_ISOLATED: boolByte(f.Isolated),
+		nl.IFLA_BRPORT_LEARNING: boolByte(f.Learning), nl.IFLA_BRPORT_UNICAST_FLOOD: boolByte(f.Flood),
+		nl.IFLA_BRPORT_GROUP_FWD_MASK: binary.NativeEndian.AppendUint16(nil, f.Forward),
+		nl.IFLA_BRPORT_MCAST_FLOOD: boolByte(!f.NoMulticast), nl.IFLA_BRPORT_BCAST_FLOOD: boolByte(!f.NoBroadcast),
+		nl.IFLA_BRPORT_LOCKED: boolByte(f.Locked),
 	}
 }
 

@@ -1,0 +1,106 @@
+package bridge
+
+import (
+	"fmt"
+	"math/bits"
+	"strconv"
+	"strings"
+)
+
+// A Protocols is a set of the group addresses 01:80:c2:00:00:00 to 0f, one bit each, by their last byte. They are those
+// of protocols between neighbours (IEEE 802.1Q, table 8-1), which a bridge does not forward unless it is asked to.
+// The set is IFLA_BRPORT_GROUP_FWD_MASK of a port of the kernel's bridge (Linux 4.15).
+type Protocols uint16
+
+// pause is the address of pause frames (IEEE 802.3, annex 31B). They concern one link alone, and the kernel's bridge
+// forwards them on no account (br_handle_frame in net/bridge/br_input.c).
+const pause = 0x01
+
+// AllProtocols are all that can be forwarded.
+const AllProtocols Protocols = 0xffff &^ (1 << pause)
+
+// spanningTree is the address of BPDUs.
+const spanningTree = 0x00
+
+// protocolNames are words for the addresses. Where one has several, the first is written.
+var protocolNames = []struct {
+	word    string
+	address uint
+}{
+	{"stp", spanningTree},
+	{"lacp", 0x02},  // and OAM, synchronous Ethernet: the slow protocols
+	{"eapol", 0x03}, // 802.1X and MACsec's key agreement
+	{"elmi", 0x07},
+	{"lldp", 0x0e},
+	{"ptp", 0x0e}, // peer delay, and 802.1AS
+}
+
+// Has reports whether the address with that last byte is in the set.
+func (p Protocols) Has(address byte) bool { return address < 16 && p&(1<<address) != 0 }
+
+// ParseProtocols reads a list such as "lldp,lacp", of words, last bytes of addresses in two hexadecimal digits ("0d"), and
+// "all". Its error Is ErrInvalid.
+func ParseProtocols(list string) (Protocols, error) {
+	var p Protocols
+	for word := range strings.SplitSeq(list, ",") {
+		set, err := parseProtocol(word)
+		if err != nil {
+			return 0, fmt.Errorf("%w port: forward %q: %w", ErrInvalid, list, err)
+		}
+		p |= set
+	}
+	return p, nil
+}
+
+func parseProtocol(word string) (Protocols, error) {
+	if word == "all" {
+		return AllProtocols, nil
+	}
+	var words []string
+	for _, n := range protocolNames {
+		if n.word == word {
+			return 1 << n.address, nil
+		}
+		words = append(words, n.word)
+	}
+	address, err := strconv.ParseUint(word, 16, 8)
+	switch {
+	case word == "pause", err == nil && address == pause && len(word) == 2:
+		return 0, fmt.Errorf("pause frames (01:80:c2:00:00:01) concern one link alone, and no bridge forwards them (switch flow control off at their sender: ethtool -A)")
+	case err != nil, len(word) != 2, address > 0x0f:
+		return 0, fmt.Errorf("%q: want %s, all, or the last byte of an address 01:80:c2:00:00:XX, 00 to 0f", word, strings.Join(words, ", "))
+	}
+	return 1 << address, nil
+}
+
+// String is the list that ParseProtocols reads; empty for none.
+func (p Protocols) String() string {
+	if p == AllProtocols {
+		return "all"
+	}
+	var words []string
+	for p != 0 {
+		address := uint(bits.TrailingZeros16(uint16(p)))
+		p &^= 1 << address
+		words = append(words, addressWord(address))
+	}
+	return strings.Join(words, ",")
+}
+
+func addressWord(address uint) string {
+	for _, n := range protocolNames {
+		if n.address == address {
+			return n.word
+		}
+	}
+	return fmt.Sprintf("%02x", address)
+}
+
+// MarshalText makes it a list in JSON, too.
+func (p Protocols) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (p *Protocols) UnmarshalText(b []byte) (err error) {
+	*p, err = ParseProtocols(string(b))
+	return err
+}
