@@ -110,9 +110,13 @@ func (c inputCase) receiver(tb testing.TB) *receiver {
 		}
 		return p
 	}
-	add("from", PortConfig{}, everything)
+	from := PortConfig{}
+	if c.to.HasVLANs() {
+		from = trunkAll(1)
+	}
+	add("from", from, everything)
 	to := add("to", c.to, c.limits)
-	for _, vid := range []uint16{0, 10} {
+	for _, vid := range []uint16{defaultVLAN, 10} {
 		if err := sw.fdb.AddStatic(KeyOf(mac(2), vid), to.index); err != nil {
 			tb.Fatal(err)
 		}

@@ -157,9 +157,25 @@ func TestCapture(t *testing.T) {
 	}
 }
 
+// TestCaptureShowsAFrameAsItCame has frames whose tags the switch changes, in VLANs of every way in and out.
+func TestCaptureShowsAFrameAsItCame(t *testing.T) {
+	l := newLAN(t, map[string]PortConfig{"access": access(10), "native": trunk(10, 20), "hairpin": {PortConfig: bridge.PortConfig{VLAN: 10, Hairpin: true}}})
+	for _, tags := range [][]string{nil, tagged("8100:40960"), tagged("8100:0"), tagged("8100:40970"), tagged("8100:40960", "8100:40960"), tagged("8100:99")} {
+		for _, from := range []string{"access", "native", "hairpin"} {
+			r := startCapture(t, l.sw, CaptureConfig{Ports: []string{from}, In: true})
+			in := etherFrame(all, mac(1), tags, 60)
+			l.send(from, in)
+			awaitSeen(t, l.sw, 1)
+			if got := stopCapture(t, r); len(got) != 1 || !bytes.Equal(got[0].Data, in) {
+				t.Errorf("%s, %v: %+v, want %x", from, tags, got, in)
+			}
+		}
+	}
+}
+
 // TestCaptureOfOffloads has a super-frame come in, and leave in one piece, with a tag less, and cut.
 func TestCaptureOfOffloads(t *testing.T) {
-	ports := map[string]PortConfig{"in": {}, "tap": {}, "vlan": access(10), "socket": {}}
+	ports := map[string]PortConfig{"in": trunkAll(0), "tap": trunkAll(0), "vlan": access(10), "socket": trunkAll(0)}
 	sw, queues := memoryLAN(t, ports, map[string]offload.Limits{"in": everything, "tap": everything, "vlan": everything})
 	c := startCapture(t, sw, CaptureConfig{Ports: []string{"in", "tap", "vlan", "socket"}})
 	r := receiverOf(sw, "in")

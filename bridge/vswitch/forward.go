@@ -14,6 +14,9 @@ type receiver struct {
 	queue queue
 	n     int // number of the queue
 
+	// Of the batch under way.
+	ports  *table
+	now    int64 // nanoseconds since the switch's start
 	frames [batchSize]frame
 	to     [batchSize]*Port // where each frame goes that was not sent yet
 
@@ -48,7 +51,7 @@ func (r *receiver) run() {
 
 // input takes a batch: each frame is checked, learned from, and sent, in the order in which they came.
 func (r *receiver) input(frames []frame) {
-	t, now := r.sw.table.Load(), int64(time.Since(r.sw.start))
+	r.ports, r.now = r.sw.table.Load(), r.sw.now()
 	var count, bytes uint64
 	for i := range frames {
 		f := &frames[i]
@@ -59,7 +62,7 @@ func (r *receiver) input(frames []frame) {
 			why = r.accept(f)
 		}
 		if why == Delivered {
-			why = r.forward(t, frames, i, now)
+			why = r.forward(frames, i)
 		}
 		if why != Delivered {
 			r.port.drop(why)
@@ -73,57 +76,68 @@ func (r *receiver) input(frames []frame) {
 	r.port.rx[r.n].add(count, bytes)
 }
 
-// accept tells whether the port takes a frame, and learns its source.
+// accept tells whether the port takes a frame, and learns its source. As the kernel's bridge does, it learns from frames that
+// are for the next bridge only, but for those of pause (__br_handle_local_finish in net/bridge/br_input.c).
 func (r *receiver) accept(f *frame) Reason {
 	if why := f.parse(); why != Delivered {
 		return why
 	}
 	p := r.port
 	switch {
+	case p.stop.stopped(r.now):
+		return Looped
 	case f.src&groupBit != 0 || f.src == 0:
 		return Source
 	case !p.admits(f.src):
 		return Spoofed
-	case !p.vlans.classify(f):
-		return VLAN
-	case isLinkLocal(f.dst):
+	case f.dst == pauseFrame:
 		return LinkLocal
+	case !r.ports.classify(p, f):
+		return VLAN
 	}
-	if !p.cfg.NoLearning {
+	if !p.cfg.NoLearning && !p.down.Load() {
 		r.sw.fdb.Learn(keyOf(f.src, f.vid), p.index)
+	}
+	if isLinkLocal(f.dst) && !p.cfg.Forward.Has(byte(f.dst&0xf)) {
+		return LinkLocal
 	}
 	return Delivered
 }
 
 // forward finds out where frame i goes. To one port it goes with others of the batch, in flush; what is flooded goes
 // at once, behind what came earlier.
-func (r *receiver) forward(t *table, frames []frame, i int, now int64) Reason {
+func (r *receiver) forward(frames []frame, i int) Reason {
 	f, p := &frames[i], r.port
 	switch {
+	case f.dst&groupBit != 0 && r.looped(f):
+		return Looped
 	case f.dst == broadcast:
-		if !p.broadcasts.take(now, f.segments()) {
+		if !p.broadcasts.take(r.now, f.segments()) {
 			return Broadcasts
 		}
 	case f.dst&groupBit != 0:
-		if !p.multicasts.take(now, f.segments()) {
+		if !p.multicasts.take(r.now, f.segments()) {
 			return Multicasts
 		}
 	default:
 		index := r.sw.fdb.Lookup(keyOf(f.dst, f.vid))
-		if index >= 0 && index < len(t.by) && t.by[index] != nil {
-			to := t.by[index]
+		if by := r.ports.by; index >= 0 && index < len(by) && by[index] != nil {
+			to := by[index]
 			why := r.between(to, f)
 			if why == Delivered {
 				r.to[i] = to
 			}
 			return why
 		}
-		if !p.unknowns.take(now, f.segments()) {
+		if r.looped(f) {
+			return Looped
+		}
+		if !p.unknowns.take(r.now, f.segments()) {
 			return Unknowns
 		}
 	}
 	r.flush(frames[:i])
-	return r.flood(t, f)
+	return r.flood(f)
 }
 
 // between tells whether a frame of this port may leave by another one.
@@ -133,6 +147,8 @@ func (r *receiver) between(to *Port, f *frame) Reason {
 		return Back
 	case r.port.cfg.Isolated && to.cfg.Isolated:
 		return Isolated
+	case to.stop.stopped(r.now):
+		return Looped
 	case !to.vlans.has(f.vid):
 		return VLAN
 	}
@@ -140,9 +156,9 @@ func (r *receiver) between(to *Port, f *frame) Reason {
 }
 
 // flood sends a frame to all ports that may have it.
-func (r *receiver) flood(t *table, f *frame) Reason {
+func (r *receiver) flood(f *frame) Reason {
 	unknown, sent := f.dst&groupBit == 0, false
-	for _, to := range t.ports {
+	for _, to := range r.ports.ports {
 		if r.between(to, f) != Delivered || unknown && to.cfg.NoFlood {
 			continue
 		}
@@ -178,8 +194,8 @@ func (r *receiver) flush(frames []frame) {
 func (r *receiver) add(to *Port, f *frame) {
 	h, whole := f.vnet, true
 	out := offload.Frame{Head: f.data}
-	if to.vlans.tags(f) != f.tagged {
-		h, out = f.retag(r.heads[r.out.n][:])
+	if tci, tagged := r.ports.leaving(to, f); tagged != f.tagged || tci != f.tci {
+		h, out = f.retag(r.heads[r.out.n][:], tci, tagged)
 		whole = false
 	}
 	limits := to.limits.Load()
@@ -235,6 +251,9 @@ func (p *Port) dropped(s *sender) {
 		if n > 0 {
 			p.drops[why].Add(uint64(n))
 		}
+	}
+	if s.drops[Down] > 0 {
+		p.forget() // the device is down, whether the port follows it or not
 	}
 	if s.gone != 0 {
 		p.endWith(s.gone)

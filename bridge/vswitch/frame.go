@@ -29,8 +29,9 @@ type frame struct {
 
 	vnet     offload.Header
 	dst, src uint64
-	vid      uint16 // its VLAN, from the tag or the port; 0 where neither says
-	tagged   bool   // carries an 802.1Q tag, if only of VLAN 0
+	vid      uint16 // its VLAN, from the tag or the port
+	tagged   bool   // it carries an 802.1Q tag, if only of VLAN 0
+	tci      uint16 // of the tag: the VLAN's id, and a priority above it; 0 without one
 	lost     Reason // why it was dropped; if by the queue already, data is nil
 }
 
@@ -68,16 +69,18 @@ func (f *frame) parse() Reason {
 	}
 	e := f.ether()
 	f.dst, f.src = macWord(e), macWord(e[6:])
-	f.tagged = binary.BigEndian.Uint16(e[macsLen:]) == etherTypeVLAN
-	f.vid = 0
+	f.tagged, f.tci = binary.BigEndian.Uint16(e[macsLen:]) == etherTypeVLAN, 0
 	if f.tagged {
 		if len(e) < etherLen+tagLen {
 			return Short
 		}
-		f.vid = binary.BigEndian.Uint16(e[macsLen+2:]) & (1<<vidBits - 1)
+		f.tci = binary.BigEndian.Uint16(e[macsLen+2:])
 	}
 	return Delivered
 }
+
+// tagVID is the VLAN id in the frame's own tag.
+func (f *frame) tagVID() uint16 { return f.tci & maxVID }
 
 // macWord is an address in the lower 48 bits.
 func macWord(b []byte) uint64 {
@@ -88,29 +91,36 @@ const (
 	broadcast = 1<<48 - 1
 	groupBit  = 1 << 40 // of a multicast address, and of broadcast
 
-	// The addresses 01:80:c2:00:00:00 to 0f are for the next bridge only (IEEE 802.1D, table 7-10). The first
+	// The addresses 01:80:c2:00:00:00 to 0f are for the next bridge only (IEEE 802.1Q, table 8-1). The first
 	// is that of spanning trees, which a bridge that takes no part in one passes on (br_handle_frame in
 	// net/bridge/br_input.c).
 	linkLocal     = 0x0180_c200_0000
 	linkLocalMask = broadcast &^ 0xf
+	pauseFrame    = linkLocal | 1
 )
 
 func isLinkLocal(dst uint64) bool { return dst&linkLocalMask == linkLocal && dst != linkLocal }
 
+// maxVID covers the VLAN id in a tag.
+const maxVID = 1<<vidBits - 1
+
 // headMax is the most that retag writes: vnet header, addresses and a tag.
 const headMax = vnetLen + macsLen + tagLen
 
-// retag is the frame with a tag of its VLAN put in, or with its tag taken out, in two pieces: the first is written into head, which
-// has room for headMax bytes, the second is the frame's own. The sum's start moves along.
-func (f *frame) retag(head []byte) (offload.Header, offload.Frame) {
-	e, n := f.ether(), vnetLen+macsLen
+// retag is the frame with that tag, or with none, in two pieces: the first is written into head, which has room for headMax
+// bytes, the second is the frame's own. The frame itself stays as it came. The sum's start moves along.
+func (f *frame) retag(head []byte, tci uint16, tagged bool) (offload.Header, offload.Frame) {
+	e, n, rest, by := f.ether(), vnetLen+macsLen, macsLen, 0
 	copy(head[vnetLen:], e[:macsLen])
 	if f.tagged {
-		return shifted(f.vnet, head, -tagLen), offload.Frame{Head: head[:n], Payload: e[macsLen+tagLen:]}
+		rest, by = rest+tagLen, by-tagLen
 	}
-	binary.BigEndian.PutUint16(head[n:], etherTypeVLAN)
-	binary.BigEndian.PutUint16(head[n+2:], f.vid)
-	return shifted(f.vnet, head, tagLen), offload.Frame{Head: head[:n+tagLen], Payload: e[macsLen:]}
+	if tagged {
+		binary.BigEndian.PutUint16(head[n:], etherTypeVLAN)
+		binary.BigEndian.PutUint16(head[n+2:], tci)
+		n, by = n+tagLen, by+tagLen
+	}
+	return shifted(f.vnet, head, by), offload.Frame{Head: head[:n], Payload: e[rest:]}
 }
 
 // shifted writes into b the vnet header of a frame that has got by bytes more in front of its payload.

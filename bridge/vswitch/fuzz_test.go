@@ -89,9 +89,9 @@ func FuzzInput(f *testing.F) {
 		lie[i] ^= 0xff
 		f.Add(lie)
 	}
-	ports := map[string]PortConfig{"in": {}, "tap": {}, "vlan": access(10), "socket": {}, "other": {}}
+	ports := map[string]PortConfig{"in": trunkAll(1), "tap": {}, "vlan": access(10), "socket": trunkAll(0), "other": {}}
 	sw, queues := memoryLAN(f, ports, map[string]offload.Limits{"in": everything, "tap": everything, "vlan": everything})
-	if err := sw.fdb.AddStatic(KeyOf(mac(2), 0), sw.table.Load().find("tap").index); err != nil {
+	if err := sw.fdb.AddStatic(KeyOf(mac(2), defaultVLAN), sw.table.Load().find("tap").index); err != nil {
 		f.Fatal(err)
 	}
 	r := receiverOf(sw, "in")
@@ -125,7 +125,7 @@ func FuzzInput(f *testing.F) {
 // TestFinishesWhatATargetDoesNotTake sends a super-frame, and one with a partial checksum, to ports with and without tags,
 // offloads and vnet headers.
 func TestFinishesWhatATargetDoesNotTake(t *testing.T) {
-	ports := map[string]PortConfig{"in": {}, "tap": {}, "vlantap": access(10), "socket": {}, "vlansocket": access(10)}
+	ports := map[string]PortConfig{"in": trunkAll(1), "tap": trunkAll(1), "vlantap": access(10), "socket": trunkAll(1), "vlansocket": access(10)}
 	limits := map[string]offload.Limits{"in": everything, "tap": everything, "vlantap": everything}
 	for _, c := range []struct {
 		payload, gso, frames int
@@ -188,7 +188,7 @@ func TestSmallerMTU(t *testing.T) {
 func TestOrder(t *testing.T) {
 	sw, queues := memoryLAN(t, map[string]PortConfig{"in": {}, "a": {}, "b": {}}, nil)
 	for i, name := range []string{"a", "b"} {
-		if err := sw.fdb.AddStatic(KeyOf(mac(byte(i+10)), 0), sw.table.Load().find(name).index); err != nil {
+		if err := sw.fdb.AddStatic(KeyOf(mac(byte(i+10)), defaultVLAN), sw.table.Load().find(name).index); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -155,6 +155,11 @@ func access(vlan int) PortConfig {
 	return PortConfig{PortConfig: bridge.PortConfig{VLAN: vlan}}
 }
 
+// trunkAll is a port of all VLANs, with tags.
+func trunkAll(native int) PortConfig {
+	return PortConfig{PortConfig: bridge.PortConfig{Native: native, Trunk: []bridge.VLANRange{{First: 1, Last: 4094}}}}
+}
+
 func trunk(native int, vlans ...int) PortConfig {
 	cfg := PortConfig{PortConfig: bridge.PortConfig{Native: native}}
 	for _, id := range vlans {

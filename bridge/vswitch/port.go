@@ -13,11 +13,10 @@ import (
 	"vmnet/internal/offload"
 )
 
-// PortConfig says how a port should be. Its zero value is a port of a plain switch, which passes on frames of every
-// VLAN as they are.
+// PortConfig says how a port should be. Its zero value is a port of a plain switch.
 type PortConfig struct {
-	// Its VLAN, Trunk, Native, Isolated, Hairpin, NoLearning and NoFlood mean what they do to a kernel
-	// bridge that filters VLANs; but a port without VLAN and Trunk is in all of them.
+	// It means what it does to a port of a kernel bridge, which filters VLANs once a port has any: then one without VLAN
+	// and Trunk is in VLAN 1, untagged.
 	bridge.PortConfig
 
 	// MTU is the most bytes that a frame may have that leaves by the port, without Ethernet header and VLAN tags; for
@@ -73,6 +72,7 @@ func (cfg PortConfig) validate() error {
 
 // A Port is one way into a Switch and out of it.
 type Port struct {
+	sw     *Switch
 	name   string
 	index  int // in the FDB and the switch's table
 	wire   *Wire
@@ -80,10 +80,12 @@ type Port struct {
 	cfg    PortConfig
 	limits atomic.Pointer[offload.Limits]
 	link   atomic.Pointer[LinkState] // the device's; nil where it is not followed
+	down   atomic.Bool               // nothing passes: its device is down, or it has ended
 	vlans  *vlans
 	macs   []uint64
 
 	broadcasts, multicasts, unknowns, refused bucket
+	stop                                      stop
 
 	rx, tx []counters // by queue
 	drops  [Reasons]atomic.Uint64
@@ -113,9 +115,9 @@ func (c *counters) add(frames, bytes uint64) {
 	c.bytes.Add(bytes)
 }
 
-func newPort(name string, index int, w *Wire, cfg PortConfig) *Port {
+func newPort(sw *Switch, name string, index int, w *Wire, cfg PortConfig) *Port {
 	p := &Port{
-		name: name, index: index, wire: w, cfg: cfg, vlans: newVLANs(cfg.PortConfig),
+		sw: sw, name: name, index: index, wire: w, cfg: cfg, vlans: newVLANs(cfg.PortConfig),
 		rx: make([]counters, len(w.queues)), tx: make([]counters, len(w.queues)),
 		ended: make(chan struct{}),
 	}
@@ -125,6 +127,7 @@ func newPort(name string, index int, w *Wire, cfg PortConfig) *Port {
 	if w.link != nil {
 		s := w.link.State()
 		p.link.Store(&s)
+		p.down.Store(isDown(s))
 	}
 	for _, mac := range cfg.MACs {
 		p.macs = append(p.macs, macWord(mac))
@@ -158,6 +161,7 @@ func (p *Port) endWith(err error) {
 	p.end.Do(func() {
 		p.err = errors.Join(fmt.Errorf("port %s: %w", p.name, err), p.wire.unclaim())
 		close(p.ended)
+		p.setDown(true)
 	})
 }
 

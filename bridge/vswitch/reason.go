@@ -16,6 +16,7 @@ const (
 	Spoofed     // the port is locked to other sources
 	VLAN        // the port has no part in that VLAN
 	LinkLocal   // for the next bridge only
+	Looped      // the port that it came by, or is for, is stopped for a loop
 	Back        // the destination is behind the port that the frame came from
 	Isolated    // both ports are isolated
 	NoPort      // nobody else is in that VLAN
@@ -42,8 +43,10 @@ func fromOffload(r offload.Reason) Reason {
 }
 
 // refused tells whether a frame that came in goes nowhere, for a reason that who sent it answers for. Isolated is none: behind which port
-// a destination is, others may lie about.
-func (r Reason) refused() bool { return r != Delivered && r != Unreadable && r != Isolated }
+// a destination is, others may lie about; nor is Looped, of which the other port may be the reason.
+func (r Reason) refused() bool {
+	return r != Delivered && r != Unreadable && r != Isolated && r != Looped
+}
 
 // TooBig is a frame larger than the target's MTU.
 const TooBig = offloadBase + Reason(offload.TooBig)
@@ -65,6 +68,8 @@ func (r Reason) String() string {
 		return "VLAN not allowed"
 	case LinkLocal:
 		return "link-local destination"
+	case Looped:
+		return "port stopped for a loop"
 	case Back:
 		return "destination behind the same port"
 	case Isolated:

@@ -1,12 +1,41 @@
 package vswitch
 
+import "time"
+
+// A PortState says what passes a port.
+type PortState string
+
+// The states of a port.
+const (
+	StateUp      PortState = "up"
+	StateDown    PortState = "down"    // its device is, or has no carrier
+	StateStopped PortState = "stopped" // for a loop
+	StateEnded   PortState = "ended"   // its other end has gone
+)
+
+// State is the port's state now. A port whose device nobody follows is up until it has ended.
+func (p *Port) State() PortState {
+	switch {
+	case p.Err() != nil:
+		return StateEnded
+	case p.stop.stopped(p.sw.now()):
+		return StateStopped
+	case p.down.Load():
+		return StateDown
+	}
+	return StateUp
+}
+
 // PortStats are a port's counters since it was added.
 type PortStats struct {
-	Name   string       `json:"name"`
-	Kind   string       `json:"kind"` // of its wire: "tap", "packet", "socket"
-	MTU    int          `json:"mtu"`  // bytes, of frames that leave by it
-	Ended  string       `json:"ended,omitempty"`
-	Queues []QueueStats `json:"queues"`
+	Name    string       `json:"name"`
+	Kind    string       `json:"kind"` // of its wire: "tap", "packet", "socket"
+	MTU     int          `json:"mtu"`  // bytes, of frames that leave by it
+	State   PortState    `json:"state"`
+	Ended   string       `json:"ended,omitempty"`
+	Loops   uint64       `json:"loops,omitempty"`   // how many times it was stopped
+	Stopped int          `json:"stopped,omitempty"` // seconds until it is not any more
+	Queues  []QueueStats `json:"queues"`
 
 	// Drops are the reasons for which there were any: of frames that came in by the port and were not
 	// taken, and of frames that should have left by it.
@@ -35,9 +64,15 @@ func (s PortStats) Total() (total QueueStats) {
 
 // Stats is a snapshot of the counters.
 func (p *Port) Stats() PortStats {
-	s := PortStats{Name: p.name, Kind: p.wire.kind, MTU: p.limits.Load().MTU, Drops: map[string]uint64{}}
-	if err := p.Err(); err != nil {
-		s.Ended = err.Error()
+	s := PortStats{
+		Name: p.name, Kind: p.wire.kind, MTU: p.limits.Load().MTU, State: p.State(),
+		Loops: p.stop.loops.Load(), Drops: map[string]uint64{},
+	}
+	switch s.State {
+	case StateEnded:
+		s.Ended = p.Err().Error()
+	case StateStopped:
+		s.Stopped = int((p.stop.left(p.sw.now()) + time.Second - 1) / time.Second)
 	}
 	for i, q := range p.wire.queues {
 		s.Queues = append(s.Queues, QueueStats{

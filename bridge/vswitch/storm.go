@@ -94,7 +94,7 @@ const maxRest = time.Second
 
 // rest has the port's queue wait after a batch of which frames were refused, if these were too many.
 func (r *receiver) rest(refused int) {
-	wait := r.port.refused.spend(int64(time.Since(r.sw.start)), refused)
+	wait := r.port.refused.spend(r.sw.now(), refused)
 	if wait == 0 {
 		return
 	}

@@ -23,13 +23,23 @@ import (
 type Config struct {
 	Ageing    time.Duration // after which an address that was not seen is forgotten; 0 means 300 s
 	Addresses int           // that the FDB has room for; 0 means 16384
+
+	// VLANFiltering keeps VLANs apart from the start, and not only from the first port on that was given VLANs.
+	VLANFiltering bool
+
+	// Notice, if not nil, is told of what the switch has done of itself: a port that it has stopped, for instance. It is called by
+	// one goroutine.
+	Notice func(text string)
 }
 
 // A Switch passes frames between its ports. Its methods may be called at any time, by any goroutine.
 type Switch struct {
-	fdb   *FDB
-	start time.Time
-	table atomic.Pointer[table]
+	fdb     *FDB
+	start   time.Time
+	table   atomic.Pointer[table]
+	echoes  *echoes
+	settled atomic.Int64 // when what a loop has left under way is gone
+	notices chan string
 
 	mu     sync.Mutex // of whoever changes the ports
 	closed bool
@@ -42,8 +52,9 @@ type Switch struct {
 
 // A table is the ports at one time. It is never changed, but replaced by another: who uses it needs no lock.
 type table struct {
-	ports []*Port // in the order of their names
-	by    []*Port // by index, with gaps
+	ports   []*Port // in the order of their names
+	by      []*Port // by index, with gaps
+	filters bool    // VLANs; see vlan.go
 }
 
 // maxName is as long as an altname may be.
@@ -69,10 +80,38 @@ func (e portError) Unwrap() error { return e.is }
 
 // New makes a switch without ports. Close it.
 func New(cfg Config) *Switch {
-	sw := &Switch{fdb: NewFDB(cfg.Addresses, cfg.Ageing), start: time.Now(), stop: make(chan struct{})}
-	sw.table.Store(&table{})
+	sw := &Switch{
+		fdb: NewFDB(cfg.Addresses, cfg.Ageing), start: time.Now(), stop: make(chan struct{}),
+		echoes: newEchoes(), notices: make(chan string, maxNotices),
+	}
+	sw.table.Store(&table{filters: cfg.VLANFiltering})
 	sw.clock.Go(sw.tick)
+	if cfg.Notice != nil {
+		sw.clock.Go(func() { sw.tell(cfg.Notice) })
+	}
 	return sw
+}
+
+// maxNotices may wait for whoever reads them; more are lost.
+const maxNotices = 64
+
+// notice tells Config.Notice of something, without waiting.
+func (sw *Switch) notice(format string, args ...any) {
+	select {
+	case sw.notices <- fmt.Sprintf(format, args...):
+	default:
+	}
+}
+
+func (sw *Switch) tell(notice func(text string)) {
+	for {
+		select {
+		case text := <-sw.notices:
+			notice(text)
+		case <-sw.stop:
+			return
+		}
+	}
 }
 
 // tick is the FDB's clock, as coarse as ageing allows.
@@ -83,11 +122,24 @@ func (sw *Switch) tick() {
 		select {
 		case <-t.C:
 			sw.fdb.Sweep(uint32(time.Since(sw.start) / time.Second))
+			sw.forgetDead()
 		case <-sw.stop:
 			return
 		}
 	}
 }
+
+// forgetDead forgets what was learned behind ports that are down, from frames that were under way then.
+func (sw *Switch) forgetDead() {
+	for _, p := range sw.table.Load().ports {
+		if p.down.Load() {
+			p.forget()
+		}
+	}
+}
+
+// now is in nanoseconds since the switch's start.
+func (sw *Switch) now() int64 { return int64(time.Since(sw.start)) }
 
 // AddPort plugs a wire in, while the switch runs. It takes the wire over, and closes it where there is an error: that of a taken
 // name, or of an address locked to another port, Is fs.ErrExist, and a closed switch's fs.ErrClosed.
@@ -120,13 +172,20 @@ func (sw *Switch) addPort(name string, w *Wire, cfg PortConfig) (*Port, error) {
 	case index == maxPorts:
 		return nil, errTooMany
 	}
-	p := newPort(name, index, w, cfg)
+	p := newPort(sw, name, index, w, cfg)
 	sw.fdb.LimitPort(index, cfg.MaxAddresses)
 	if err := sw.lock(p, old); err != nil {
 		sw.fdb.FlushPort(index, true)
 		return nil, err
 	}
-	sw.table.Store(old.with(p))
+	next := old.with(p)
+	sw.table.Store(next)
+	if next.filters && !old.filters {
+		sw.fdb.FlushLearned() // from tagged frames, too, as of one VLAN
+		if len(old.ports) > 0 {
+			sw.notice("VLANs are kept apart from now on, since port %s has any: ports without are in VLAN %d, untagged", name, defaultVLAN)
+		}
+	}
 	if w.link != nil {
 		p.receivers.Go(p.follow)
 	}
@@ -139,19 +198,27 @@ func (sw *Switch) addPort(name string, w *Wire, cfg PortConfig) (*Port, error) {
 
 // lock makes the addresses that a port is locked to its own, which must not be another's for good.
 func (sw *Switch) lock(p *Port, others *table) error {
-	if !p.vlans.untagged {
-		return nil
-	}
-	for _, mac := range p.macs {
-		k := keyOf(mac, p.vlans.native)
+	for _, k := range p.locked() {
 		if at := sw.fdb.staticPort(k); at >= 0 && at != p.index && others.by[at] != nil {
-			return fmt.Errorf("%s in VLAN %d is port %s's for good: %w", k.MAC(), k.VLAN(), others.by[at].name, fs.ErrExist)
+			return fmt.Errorf("%s%s is port %s's for good: %w", k.MAC(), others.inVLAN(k), others.by[at].name, fs.ErrExist)
 		}
 		if err := sw.fdb.AddStatic(k, p.index); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// locked are the keys of the addresses that are a port's own: in the VLAN of its untagged frames.
+func (p *Port) locked() []Key {
+	if !p.vlans.untagged {
+		return nil
+	}
+	var keys []Key
+	for _, mac := range p.macs {
+		keys = append(keys, keyOf(mac, p.vlans.native))
+	}
+	return keys
 }
 
 // RemovePort unplugs a port: its wire is closed, what was learned behind it forgotten. When it returns no frame of the port's
@@ -210,6 +277,9 @@ func (sw *Switch) Ports() []*Port { return slices.Clone(sw.table.Load().ports) }
 // FDB is the switch's. It knows ports by PortIndex.
 func (sw *Switch) FDB() *FDB { return sw.fdb }
 
+// FiltersVLANs reports whether the switch keeps VLANs apart: from the start, or since a port was given VLANs.
+func (sw *Switch) FiltersVLANs() bool { return sw.table.Load().filters }
+
 // PortIndex is what the FDB calls a port of the switch.
 func (p *Port) PortIndex() int { return p.index }
 
@@ -222,8 +292,16 @@ func (t *table) find(name string) *Port {
 	return nil
 }
 
+// inVLAN names a key's VLAN in a message, where the switch knows any.
+func (t *table) inVLAN(k Key) string {
+	if !t.filters {
+		return ""
+	}
+	return fmt.Sprintf(" in VLAN %d", k.VLAN())
+}
+
 func (t *table) with(p *Port) *table {
-	next := &table{ports: append(slices.Clone(t.ports), p), by: slices.Clone(t.by)}
+	next := &table{ports: append(slices.Clone(t.ports), p), by: slices.Clone(t.by), filters: t.filters || p.cfg.HasVLANs()}
 	slices.SortFunc(next.ports, func(a, b *Port) int {
 		if a.name < b.name {
 			return -1
@@ -238,7 +316,7 @@ func (t *table) with(p *Port) *table {
 }
 
 func (t *table) without(p *Port) *table {
-	next := &table{by: slices.Clone(t.by)}
+	next := &table{by: slices.Clone(t.by), filters: t.filters}
 	for _, other := range t.ports {
 		if other != p {
 			next.ports = append(next.ports, other)

@@ -51,20 +51,20 @@ func TestLearnsAndForwards(t *testing.T) {
 	step("and is reached there", "a", etherFrame(mac(2), mac(1), nil, 100), "c")
 	step("with a tag, as it is", "a", etherFrame(all, mac(1), tagged("8100:4094"), 100), "b", "c")
 	step("with a priority, as it is", "a", etherFrame(all, mac(1), tagged("8100:24576"), 100), "b", "c")
-	step("a VLAN of its own", "a", etherFrame(mac(2), mac(1), tagged("8100:7"), 100), "b", "c")
+	step("with a tag to a known one", "a", etherFrame(mac(2), mac(1), tagged("8100:7"), 100), "c")
 	step("no payload", "a", etherFrame(mac(2), mac(1), nil, 0), "c")
 	step("no source", "a", etherFrame(mac(2), net.HardwareAddr{0, 0, 0, 0, 0, 0}, nil, 100))
 	step("a group as source", "a", etherFrame(mac(2), all, nil, 100))
 	step("too short", "a", make([]byte, 13))
 	step("a tag cut off", "a", etherFrame(all, mac(1), tagged("8100:7"), 0)[:16])
-	step("the reserved VLAN", "a", etherFrame(all, mac(1), tagged("8100:4095"), 100))
+	step("the reserved VLAN", "a", etherFrame(all, mac(1), tagged("8100:4095"), 100), "b", "c")
 	step("longer than the port's buffers", "a", etherFrame(all, mac(1), nil, 9000))
 	step("as long as the MTU allows", "a", etherFrame(mac(2), mac(1), nil, 1500), "c")
 	step("with two tags, too", "a", etherFrame(mac(2), mac(1), tagged("88a8:1", "8100:5"), 1500), "c")
 	step("one byte more", "a", etherFrame(mac(2), mac(1), nil, 1501))
 
 	want := map[string]uint64{
-		LinkLocal.String(): 1, Back.String(): 1, Source.String(): 2, Short.String(): 2, VLAN.String(): 1, Giant.String(): 1,
+		LinkLocal.String(): 1, Back.String(): 1, Source.String(): 2, Short.String(): 2, Giant.String(): 1,
 	}
 	if got := l.port("a").Stats(); !equal(got.Drops, want) || got.Total().TxFrames != 3 || got.Total().RxFrames != l.stations["a"].sent-1 {
 		t.Errorf("counted %+v, want %v", got, want)
@@ -89,41 +89,136 @@ func equal(got, want map[string]uint64) bool {
 func TestVLANs(t *testing.T) {
 	l := newLAN(t, map[string]PortConfig{
 		"a10": access(10), "b10": access(10), "a20": access(20),
-		"trunk": trunk(0, 10, 20), "native": trunk(10, 20, 30), "plain": {},
+		"trunk": trunk(0, 10, 20), "native": trunk(10, 20, 30), "all": trunkAll(1), "plain": {},
 	})
 	for _, c := range []struct {
 		from string
 		tags []string
 		want map[string][]string // the tags that each station sees
 	}{
-		{"a10", nil, map[string][]string{"b10": nil, "trunk": tagged("8100:10"), "native": nil, "plain": tagged("8100:10")}},
+		{"a10", nil, map[string][]string{"b10": nil, "trunk": tagged("8100:10"), "native": nil, "all": tagged("8100:10")}},
 		{"a10", tagged("8100:20"), nil}, // no hopping
-		{"a10", tagged("8100:10"), map[string][]string{"b10": nil, "trunk": tagged("8100:10"), "native": nil, "plain": tagged("8100:10")}},
-		{"a20", nil, map[string][]string{"trunk": tagged("8100:20"), "native": tagged("8100:20"), "plain": tagged("8100:20")}},
+		{"a10", tagged("8100:10"), map[string][]string{"b10": nil, "trunk": tagged("8100:10"), "native": nil, "all": tagged("8100:10")}},
+		{"a20", nil, map[string][]string{"trunk": tagged("8100:20"), "native": tagged("8100:20"), "all": tagged("8100:20")}},
 		{"trunk", nil, nil}, // it has no native VLAN
 		{"trunk", tagged("8100:0"), nil},
 		{"trunk", tagged("8100:30"), nil},
-		{"trunk", tagged("8100:20"), map[string][]string{"a20": nil, "native": tagged("8100:20"), "plain": tagged("8100:20")}},
-		{"native", nil, map[string][]string{"a10": nil, "b10": nil, "trunk": tagged("8100:10"), "plain": tagged("8100:10")}},
-		{"native", tagged("8100:30"), map[string][]string{"plain": tagged("8100:30")}},
-		{"plain", nil, nil}, // nobody else is in no VLAN
-		{"plain", tagged("8100:30"), map[string][]string{"native": tagged("8100:30")}},
+		{"trunk", tagged("8100:20"), map[string][]string{"a20": nil, "native": tagged("8100:20"), "all": tagged("8100:20")}},
+		{"native", nil, map[string][]string{"a10": nil, "b10": nil, "trunk": tagged("8100:10"), "all": tagged("8100:10")}},
+		{"native", tagged("8100:30"), map[string][]string{"all": tagged("8100:30")}},
+		{"all", nil, map[string][]string{"plain": nil}},
+		{"all", tagged("8100:30"), map[string][]string{"native": tagged("8100:30")}},
+		{"all", tagged("8100:4095"), nil},
+		// A port without VLANs is in VLAN 1, untagged: its tags open no other.
+		{"plain", nil, map[string][]string{"all": nil}},
+		{"plain", tagged("8100:1"), map[string][]string{"all": nil}},
+		{"plain", tagged("8100:24576"), map[string][]string{"all": nil}},
+		{"plain", tagged("8100:10"), nil},
+		{"plain", tagged("8100:4095"), nil},
+		{"plain", tagged("8100:10", "8100:1"), nil},
+		{"plain", tagged("88a8:10"), map[string][]string{"all": tagged("88a8:10")}},
 		// A priority stays where there is a tag for it: 3<<13.
-		{"a10", tagged("8100:24576"), map[string][]string{"b10": nil, "trunk": tagged("8100:24586"), "native": nil, "plain": tagged("8100:24586")}},
-		{"trunk", tagged("8100:24596"), map[string][]string{"a20": nil, "native": tagged("8100:24596"), "plain": tagged("8100:24596")}},
+		{"a10", tagged("8100:24576"), map[string][]string{"b10": nil, "trunk": tagged("8100:24586"), "native": nil, "all": tagged("8100:24586")}},
+		{"trunk", tagged("8100:24596"), map[string][]string{"a20": nil, "native": tagged("8100:24596"), "all": tagged("8100:24596")}},
 		// A provider's tag is payload, and so is whatever is behind the first of ours.
-		{"a10", tagged("88a8:5", "8100:20"), map[string][]string{"b10": tagged("88a8:5", "8100:20"), "trunk": tagged("8100:10", "88a8:5", "8100:20"), "native": tagged("88a8:5", "8100:20"), "plain": tagged("8100:10", "88a8:5", "8100:20")}},
-		{"trunk", tagged("8100:20", "8100:10"), map[string][]string{"a20": tagged("8100:10"), "native": tagged("8100:20", "8100:10"), "plain": tagged("8100:20", "8100:10")}},
+		{"a10", tagged("88a8:5", "8100:20"), map[string][]string{"b10": tagged("88a8:5", "8100:20"), "trunk": tagged("8100:10", "88a8:5", "8100:20"), "native": tagged("88a8:5", "8100:20"), "all": tagged("8100:10", "88a8:5", "8100:20")}},
+		{"trunk", tagged("8100:20", "8100:10"), map[string][]string{"a20": tagged("8100:10"), "native": tagged("8100:20", "8100:10"), "all": tagged("8100:20", "8100:10")}},
 	} {
-		got := l.send(c.from, etherFrame(all, mac(1), c.tags, 60))
-		if len(got) != len(c.want) {
-			t.Errorf("%s %v: reached %v, want %v", c.from, c.tags, names(got), c.want)
+		l.floods(c.from, c.tags, c.want)
+	}
+}
+
+// floods sends a broadcast with tags from a station, and compares what the others see of it.
+func (l *lan) floods(from string, tags []string, want map[string][]string) {
+	l.tb.Helper()
+	got := l.send(from, etherFrame(all, mac(1), tags, 60))
+	if len(got) != len(want) {
+		l.tb.Errorf("%s %v: reached %v, want %v", from, tags, names(got), want)
+	}
+	for name, tags := range want {
+		if want := etherFrame(all, mac(1), tags, 60); len(got[name]) != 1 || !bytes.Equal(got[name][0], want) {
+			l.tb.Errorf("%s %v: %s got %x, want %x", from, tags, name, got[name], want)
 		}
-		for name, tags := range c.want {
-			if want := etherFrame(all, mac(1), tags, 60); len(got[name]) != 1 || !bytes.Equal(got[name][0], want) {
-				t.Errorf("%s %v: %s got %x, want %x", c.from, c.tags, name, got[name], want)
+	}
+}
+
+// TestFilteringBeginsAndStays has the first port with a VLAN come and go on a switch whose ports pass on all tags.
+func TestFilteringBeginsAndStays(t *testing.T) {
+	l := newLAN(t, plain("a", "b"))
+	for _, tags := range [][]string{nil, tagged("8100:10"), tagged("8100:24576"), tagged("8100:4095"), tagged("88a8:5", "8100:10")} {
+		l.floods("a", tags, map[string][]string{"b": tags})
+	}
+	// One station is one address, whatever tags its frames have.
+	l.send("b", etherFrame(all, mac(2), tagged("8100:7"), 46))
+	l.add("c", PortConfig{})
+	if got := names(l.send("a", etherFrame(mac(2), mac(1), tagged("8100:8"), 46))); !slices.Equal(got, []string{"b"}) {
+		t.Errorf("it reached %v", got)
+	}
+	if err := l.sw.AddStatic("b", mac(9), 10); !errors.Is(err, bridge.ErrInvalid) || l.sw.FiltersVLANs() {
+		t.Errorf("an address in a VLAN: %v", err)
+	}
+	if err := l.sw.AddStatic("b", mac(9), 0); err != nil {
+		t.Error(err)
+	}
+
+	l.add("ten", access(10))
+	if n := l.sw.FDB().Stats().Entries; n != 1 || !l.sw.FiltersVLANs() {
+		t.Errorf("%d addresses are known, want the static one", n)
+	}
+	if got := names(l.send("a", etherFrame(mac(9), mac(1), nil, 46))); !slices.Equal(got, []string{"b"}) {
+		t.Errorf("the static address is at %v", got)
+	}
+	untaggedOnly := func() {
+		t.Helper()
+		l.floods("a", nil, map[string][]string{"b": nil, "c": nil})
+		l.floods("a", tagged("8100:10"), nil)
+	}
+	untaggedOnly()
+	if err := l.sw.RemovePort("ten"); err != nil {
+		t.Fatal(err)
+	}
+	_ = l.stations["ten"].far.Close()
+	delete(l.stations, "ten")
+	untaggedOnly()
+}
+
+// TestVLANFilteringFromTheStart is for a switch whose first ports are not to be in one network until a VLAN comes.
+func TestVLANFilteringFromTheStart(t *testing.T) {
+	sw := New(Config{VLANFiltering: true})
+	defer sw.Close()
+	if !sw.FiltersVLANs() {
+		t.Error("it does not filter")
+	}
+}
+
+// TestForward has protocols between neighbours come in by ports that do and do not forward them.
+func TestForward(t *testing.T) {
+	forward := func(list string) PortConfig {
+		p, err := bridge.ParseProtocols(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return PortConfig{PortConfig: bridge.PortConfig{Forward: p}}
+	}
+	l := newLAN(t, map[string]PortConfig{"none": {}, "some": forward("lldp,eapol"), "all": forward("all")})
+	for last := range byte(18) {
+		for from, want := range map[string]bool{
+			"none": last == 0 || last > 15,
+			"some": last == 0 || last == 3 || last == 14 || last > 15,
+			"all":  last != 1,
+		} {
+			got := l.send(from, etherFrame(net.HardwareAddr{1, 0x80, 0xc2, 0, 0, last}, mac(last), nil, 46))
+			if (len(got) == 2) != want || len(got) == 1 {
+				t.Errorf("%s, address %02x: reached %v", from, last, names(got))
 			}
 		}
+	}
+	// A frame that goes no further is learned from, as by the kernel's bridge; one of pause is not.
+	l.send("none", etherFrame(net.HardwareAddr{1, 0x80, 0xc2, 0, 0, 2}, mac(99), nil, 46))
+	l.send("none", etherFrame(net.HardwareAddr{1, 0x80, 0xc2, 0, 0, 1}, mac(98), nil, 46))
+	index := l.port("none").PortIndex()
+	if at, not := l.sw.FDB().Lookup(KeyOf(mac(99), defaultVLAN)), l.sw.FDB().Lookup(KeyOf(mac(98), defaultVLAN)); at != index || not != -1 {
+		t.Errorf("behind %d and %d, want %d and -1", at, not, index)
 	}
 }
 
@@ -136,7 +231,7 @@ func TestLockedTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer far.Close()
-	if p, err := l.sw.AddPort("c", w, locked); !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), "02:00:00:00:00:07 in VLAN 0 is port a's") {
+	if p, err := l.sw.AddPort("c", w, locked); !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), "02:00:00:00:00:07 is port a's") {
 		t.Errorf("%v, %v", p, err)
 	}
 	if n := l.sw.FDB().Stats().Entries; n != 1 {
@@ -148,6 +243,49 @@ func TestLockedTwice(t *testing.T) {
 	}
 	locked.VLAN = 5 // where nobody has it
 	l.add("c", locked)
+}
+
+// TestStaticAddresses: where an address is may be told of each VLAN, but not that of a port which is locked to it.
+func TestStaticAddresses(t *testing.T) {
+	locked := access(10)
+	locked.MACs = []net.HardwareAddr{mac(7)}
+	l := newLAN(t, map[string]PortConfig{"locked": locked, "trunk": trunk(0, 10, 20), "plain": {}})
+	for _, c := range []struct {
+		port string
+		mac  net.HardwareAddr
+		vlan int
+		want error
+		text string
+	}{
+		{"trunk", mac(7), 10, fs.ErrExist, "02:00:00:00:00:07 in VLAN 10 is port locked's for good"},
+		{"trunk", mac(7), 20, nil, ""},
+		{"locked", mac(7), 0, nil, ""},
+		{"trunk", mac(8), 0, bridge.ErrInvalid, "no VLAN of untagged frames"},
+		{"trunk", mac(8), 30, bridge.ErrInvalid, "port trunk has no part in it"},
+		{"plain", mac(8), 0, nil, ""},
+		{"plain", mac(8), 1, nil, ""},
+		{"nobody", mac(8), 0, fs.ErrNotExist, ""},
+	} {
+		err := l.sw.AddStatic(c.port, c.mac, c.vlan)
+		if !errors.Is(err, c.want) || err != nil && !strings.Contains(err.Error(), c.text) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+	for _, c := range []struct {
+		mac  net.HardwareAddr
+		vlan int
+		text string
+	}{
+		{mac(7), 10, "port locked's for good"},
+		{mac(7), 0, "in 2 VLANs"},
+		{mac(7), 20, ""},
+		{mac(8), 0, ""},
+		{mac(8), 0, "does not know"},
+	} {
+		if err := l.sw.Forget(c.mac, c.vlan); (err != nil) != (c.text != "") || err != nil && !strings.Contains(err.Error(), c.text) {
+			t.Errorf("forget %v in VLAN %d: %v", c.mac, c.vlan, err)
+		}
+	}
 }
 
 // TestVLANsKeepAddressesApart has one address in two VLANs at two ports.
@@ -197,7 +335,7 @@ func TestPortSettings(t *testing.T) {
 	if got := l.sw.FDB().Stats(); got.Refused != 8 {
 		t.Errorf("few: %+v", got)
 	}
-	if err := l.sw.FDB().AddStatic(KeyOf(mac(9), 0), l.port("uplink").PortIndex()); err != nil {
+	if err := l.sw.AddStatic("uplink", mac(9), 0); err != nil {
 		t.Error(err)
 	}
 	l.send("guest1", etherFrame(all, mac(9), nil, 46))

@@ -1,20 +1,23 @@
 package vswitch
 
-import (
-	"encoding/binary"
+import "vmnet/bridge"
 
-	"vmnet/bridge"
-)
+// A switch filters VLANs from its first port on that was given VLANs, or from the start where Config.VLANFiltering says
+// so, and never stops: that a port goes must not let the others' tagged frames pass. Until then it does what a kernel
+// bridge does whose vlan_filtering is 0: a tag is payload, and all ports are in one network.
+//
+// With filtering, it does what a bridge with vlan_filtering 1 does (net/bridge/br_vlan.c).
 
-// vlans says which VLANs a port has part in. VLAN 0 is that of frames without a tag on ports that were told nothing of
-// VLANs: such ports pass on every frame as it is.
+// defaultVLAN is the VLAN of ports that were not given any, untagged, as the kernel's default_pvid. It is also the VLAN of
+// all frames of a switch that does not filter, so that what the FDB was told holds when it begins to.
+const defaultVLAN = 1
+
+// vlans says which VLANs a port of a switch that filters has part in.
 type vlans struct {
 	native   uint16     // of frames without a tag
 	untagged bool       // these are taken, and those of the native VLAN leave so
 	tagged   [64]uint64 // a bit for each VLAN whose frames leave tagged, and come so
 }
-
-const noVLAN = 4095 // reserved (IEEE 802.1Q, table 9-2)
 
 func newVLANs(cfg bridge.PortConfig) *vlans {
 	v := &vlans{native: uint16(cfg.Native), untagged: cfg.Native != 0}
@@ -22,8 +25,7 @@ func newVLANs(cfg bridge.PortConfig) *vlans {
 	case cfg.VLAN != 0:
 		v.native, v.untagged = uint16(cfg.VLAN), true
 	case len(cfg.Trunk) == 0:
-		v.untagged = true
-		v.allow(bridge.VLANRange{First: 1, Last: noVLAN - 1})
+		v.native, v.untagged = defaultVLAN, true
 	}
 	for _, r := range cfg.Trunk {
 		v.allow(r)
@@ -39,29 +41,49 @@ func (v *vlans) allow(r bridge.VLANRange) {
 
 func (v *vlans) isNative(vid uint16) bool { return v.untagged && vid == v.native }
 
-// has tells whether the port takes part in a VLAN.
+// has reports whether the port takes part in a VLAN.
 func (v *vlans) has(vid uint16) bool {
 	return v.isNative(vid) || v.tagged[vid/64]&(1<<(vid%64)) != 0
 }
 
-// classify puts a frame that came in by the port into its VLAN, and tells whether the port has it. A tag of VLAN 0 says no
-// more than a priority (IEEE 802.1Q, 6.9.1): it gets the native VLAN's id, and the priority stays.
-func (v *vlans) classify(f *frame) bool {
-	if f.vid != 0 {
-		return v.has(f.vid)
+// meets reports whether a frame can pass from one port to the other: whether they have a VLAN in common.
+func (v *vlans) meets(other *vlans) bool {
+	if v.untagged && other.has(v.native) || other.untagged && v.has(other.native) {
+		return true
 	}
-	if !v.untagged {
+	for i := range v.tagged {
+		if v.tagged[i]&other.tagged[i] != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// classify finds the VLAN of a frame that came in by a port, and reports whether the port has it. A tag of VLAN 0 says no
+// more than a priority (IEEE 802.1Q, 6.9.1).
+func (t *table) classify(p *Port, f *frame) bool {
+	switch {
+	case !t.filters:
+		f.vid = defaultVLAN
+	case f.tagged && f.tagVID() != 0:
+		f.vid = f.tagVID()
+		return p.vlans.has(f.vid)
+	case !p.vlans.untagged:
 		return false
-	}
-	f.vid = v.native
-	if f.tagged && f.vid != 0 {
-		tci := f.ether()[macsLen+2:]
-		binary.BigEndian.PutUint16(tci, binary.BigEndian.Uint16(tci)|f.vid)
+	default:
+		f.vid = p.vlans.native
 	}
 	return true
 }
 
-// tags tells whether a frame leaves by the port with a tag. One of VLAN 0 with a priority keeps it.
-func (v *vlans) tags(f *frame) bool {
-	return !v.isNative(f.vid) || f.vid == 0 && f.tagged
+// leaving is the tag with which a frame leaves by a port. A priority stays where there is a tag for it. Where the switch
+// does not filter, the frame leaves as it came.
+func (t *table) leaving(to *Port, f *frame) (tci uint16, tagged bool) {
+	switch {
+	case !t.filters:
+		return f.tci, f.tagged
+	case to.vlans.isNative(f.vid):
+		return 0, false
+	}
+	return f.tci&^maxVID | f.vid, true
 }

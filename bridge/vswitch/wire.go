@@ -56,8 +56,7 @@ func (w *Wire) unclaim() error {
 // A queue is one way into a wire and out of it. One goroutine receives from it; any number send.
 type queue interface {
 	// receive waits for frames and tells how many came. Their data is valid until the next call, which
-	// is what makes a batch. The switch may write a VLAN id into their tags. An error is the queue's
-	// end; after close there is one.
+	// is what makes a batch. An error is the queue's end; after close there is one.
 	receive(frames []frame) (n int, err error)
 
 	// send gives away what s has in its list, each frame with the vnet header that the wire's limits

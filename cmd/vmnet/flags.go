@@ -47,7 +47,7 @@ func durationFlag(fs *pflag.FlagSet, p *time.Duration, name string, def, least t
 	fs.Var(nicflags.Value("duration", def.String(), func(s string) error {
 		d, err := time.ParseDuration(s)
 		if err != nil || d < least {
-			return fmt.Errorf("want a time of at least %v with its unit, such as %v", least, def)
+			return fmt.Errorf("want a time of at least %v with its unit, such as %v", least, max(def, least, time.Second))
 		}
 		*p = d
 		return nil

@@ -20,7 +20,7 @@ func (a *app) switchCommand() *cobra.Command {
 		Long: `Run a learning switch in userspace, for where the kernel may not bridge, and see and change those
 that run. A switch needs no right of its own: who adds a port opens its files and passes them to it.
 vmnet-switch(8) tells more.`,
-		Example: `  vmnet switch run sw0 --tap tap0 --tap tap1,queues=2 --packet eth1,trunk=2-5
+		Example: `  vmnet switch run sw0 --tap tap0 --tap tap1,queues=2 --packet eth1
   vmnet switch show sw0`,
 	}
 	group(cmd)

@@ -61,6 +61,15 @@ func (a *app) addPorts(ctx context.Context, c *control.Client, wanted []wantedPo
 			return err
 		}
 	}
+	info, err := c.Info(ctx)
+	if err != nil {
+		return err
+	}
+	ports, err := c.Ports(ctx)
+	if err != nil {
+		return err
+	}
+	a.tellAlone(ports, info.VLANFiltering)
 	return nil
 }
 

@@ -90,7 +90,7 @@ func (a *app) switchFDBAddCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&e.Port, "port", "", "the `PORT` that the address is behind")
-	nicflags.Number(f, &e.VLAN, "vlan", "ID", "the VLAN of its frames (default none: ports without VLANs)")
+	nicflags.Number(f, &e.VLAN, "vlan", "ID", "the VLAN of its frames (default that of the port's untagged frames)")
 	require(cmd, "port")
 	complete(cmd, "port", switchPorts)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
@@ -114,7 +114,7 @@ func (a *app) switchFDBDelCommand() *cobra.Command {
 		Args:              addressArgs,
 		ValidArgsFunction: addressNames,
 	}
-	nicflags.Number(cmd.Flags(), &e.VLAN, "vlan", "ID", "the VLAN of its frames (default none: ports without VLANs)")
+	nicflags.Number(cmd.Flags(), &e.VLAN, "vlan", "ID", "the VLAN of its frames (default the only one that it is known in)")
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		e.MAC = args[1]
 		return withSwitch(cmd.Context(), args[0], func(ctx context.Context, c *control.Client) error {

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/netns"
@@ -34,8 +35,10 @@ const portHelp = `A port is written DEVICE[,OPTION...], with the options
     queues=N               of a tap
     mtu=BYTES              of frames that leave by it (default the device's, as it is at any time)
     vlan=N                 it is in VLAN N alone, untagged
-    trunk=LIST             the VLANs whose frames come and go tagged: 2-5,7
+    trunk=LIST             the VLANs whose frames come and go tagged: 2-5,7; or all
     native=N               with trunk: the VLAN of frames without a tag
+    forward=LIST           forward frames of protocols between neighbours that come in by it:
+                           lldp, lacp, eapol, ptp, elmi, or all
     isolated               no frames to and from other isolated ports
     hairpin                frames may go back to the port that they came from
     no-learning            learn no addresses behind it
@@ -46,7 +49,10 @@ const portHelp = `A port is written DEVICE[,OPTION...], with the options
                            addresses of it flooded, each in a second; storm-broadcast=N,
                            storm-multicast=N and storm-unknown=N set one of them
     storm-refused=N        of more than N frames in a second that go nowhere, as beyond these
-                           limits or of another source, read it less often; for guests`
+                           limits or of another source, read it less often; for guests
+
+As soon as a port has a VLAN, the switch keeps VLANs apart, and ports without vlan and trunk are in
+VLAN 1, untagged; until then tags are payload, and all ports are in one network.`
 
 // devicePorts are the flags --tap and --packet, in the order in which they were given.
 func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
@@ -80,7 +86,7 @@ func (w *wantedPort) isNew(others []wantedPort) error {
 	return nil
 }
 
-// parsePort reads DEVICE[,OPTION...]. A list of VLANs may go on behind a comma.
+// parsePort reads DEVICE[,OPTION...]. A list may go on behind a comma.
 func parsePort(kind, text string) (wantedPort, error) {
 	words := strings.Split(text, ",")
 	w := wantedPort{Port: control.Port{Kind: kind, Name: words[0], Device: words[0]}, queues: 1}
@@ -90,7 +96,7 @@ func parsePort(kind, text string) (wantedPort, error) {
 	for len(words) > 0 {
 		option := words[0]
 		words = words[1:]
-		for strings.HasPrefix(option, "trunk=") && len(words) > 0 && words[0] != "" && words[0][0] >= '0' && words[0][0] <= '9' {
+		for len(words) > 0 && continues(option, words[0]) {
 			option += "," + words[0]
 			words = words[1:]
 		}
@@ -112,6 +118,18 @@ func parsePort(kind, text string) (wantedPort, error) {
 		}
 	}
 	return w, w.Validate()
+}
+
+// continues reports whether a word belongs to the list that an option has begun.
+func continues(option, word string) bool {
+	switch {
+	case strings.HasPrefix(option, "trunk="):
+		return word != "" && word[0] >= '0' && word[0] <= '9'
+	case strings.HasPrefix(option, "forward="):
+		_, err := bridge.ParseProtocols(word)
+		return err == nil
+	}
+	return false
 }
 
 func (w *wantedPort) options() *pflag.FlagSet {

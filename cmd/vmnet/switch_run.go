@@ -28,6 +28,7 @@ type runVerb struct {
 	ageing    time.Duration
 	addresses int
 	user      string
+	filter    bool
 }
 
 func (a *app) switchRunCommand() *cobra.Command {
@@ -45,8 +46,8 @@ only, and not the host's own stack.
 
 ` + portHelp,
 		Example: `  vmnet switch run sw0
-  vmnet switch run sw0 --tap tap0 --tap tap1,queues=2,vlan=10 --user nobody
-  vmnet switch run sw0 --packet eth1,trunk=2-5,native=1 --ageing 60s`,
+  vmnet switch run sw0 --tap tap0 --tap tap1,queues=2 --user nobody
+  vmnet switch run sw0 --tap tap0,vlan=5 --packet eth1,trunk=2-5,native=1 --ageing 60s`,
 		Args:              oneArg("a name for the switch"),
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
@@ -56,6 +57,7 @@ only, and not the host's own stack.
 	o.addresses = 16384
 	nicflags.Number(f, &o.addresses, "addresses", "N", "how many addresses there is room for, 1 to 2097152; beyond, those that were silent longest are forgotten")
 	f.StringVar(&o.user, "user", "", "the `USER` or UID:GID that it runs as once its ports are open (default who starts it)")
+	f.BoolVar(&o.filter, "vlan-filtering", false, "keep VLANs apart from the start, and not only once a port has a VLAN")
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		o.name = args[0]
 		if o.addresses < 1 || o.addresses > 1<<21 {
@@ -79,7 +81,7 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 		return err
 	}
 	roomForOthers()
-	sw := vswitch.New(vswitch.Config{Ageing: o.ageing, Addresses: o.addresses})
+	sw := vswitch.New(vswitch.Config{Ageing: o.ageing, Addresses: o.addresses, VLANFiltering: o.filter, Notice: func(text string) { a.note("switch " + o.name + ": " + text) }})
 	server := control.NewServer(sw, control.Info{Name: o.name, Version: versionText(), Ageing: int(o.ageing.Seconds())})
 	opened, err := a.plugIn(server, o.ports)
 	var l *control.Listener
@@ -174,6 +176,7 @@ func (a *app) serveSwitch(ctx context.Context, name string, server *control.Serv
 			return err
 		}
 	}
+	a.tellAlone(server.Ports(), server.Info().VLANFiltering)
 	a.tellLimit()
 	if err := notify("READY=1\nSTATUS=" + status); err != nil {
 		a.note(err.Error())

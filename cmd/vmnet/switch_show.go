@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 )
 
@@ -32,11 +33,11 @@ func (a *app) switchListCommand() *cobra.Command {
 		if *format == "json" {
 			return a.printJSON(seen)
 		}
-		rows := [][]string{{"SWITCH", "STATE", "PID", "USER", "PORTS", "ADDRESSES", "UP", "SOCKET"}}
+		rows := [][]string{{"SWITCH", "STATE", "PID", "USER", "PORTS", "DOWN", "ADDRESSES", "UP", "SOCKET"}}
 		for _, s := range seen {
-			row := []string{filepath.Base(filepath.Dir(s.Socket)), s.State, "", "", "", "", "", s.Socket}
+			row := []string{filepath.Base(filepath.Dir(s.Socket)), s.State, "", "", "", "", "", "", s.Socket}
 			if i := s.Info; i != nil {
-				row = []string{i.Name, s.State, strconv.Itoa(i.PID), userName(i.UID), strconv.Itoa(i.Ports), strconv.Itoa(i.FDB.Entries), uptime(i.Started), s.Socket}
+				row = []string{i.Name, s.State, strconv.Itoa(i.PID), userName(i.UID), strconv.Itoa(i.Ports), strconv.Itoa(i.Down), strconv.Itoa(i.FDB.Entries), uptime(i.Started), s.Socket}
 			}
 			rows = append(rows, row)
 		}
@@ -58,6 +59,7 @@ func uptime(since time.Time) string { return time.Since(since).Round(time.Second
 type shownSwitch struct {
 	control.Info
 	Plugged []control.Port `json:"plugged"`
+	Alone   []string       `json:"alone,omitempty"` // ports that can reach no other
 }
 
 func (a *app) switchShowCommand() *cobra.Command {
@@ -79,6 +81,7 @@ func (a *app) switchShowCommand() *cobra.Command {
 			if s.Plugged, err = c.Ports(ctx); err != nil {
 				return err
 			}
+			s.Alone = alone(s.Plugged, s.VLANFiltering)
 			if *format == "json" {
 				s.Plugged = append([]control.Port{}, s.Plugged...)
 				return a.printJSON(s)
@@ -96,6 +99,7 @@ func (a *app) printSwitch(s shownSwitch) error {
 		{"up", uptime(s.Started)},
 		{"ageing", fmt.Sprintf("%d s", s.Ageing)},
 		{"addresses", fmt.Sprintf("%d, %d moved, %d aged, %d pushed out, %d refused", s.FDB.Entries, s.FDB.Moves, s.FDB.Aged, s.FDB.Evicted, s.FDB.Refused)},
+		{"VLANs", vlansText(s.VLANFiltering)},
 		{"ports", strconv.Itoa(len(s.Plugged))},
 	})
 	if err != nil || len(s.Plugged) == 0 {
@@ -105,7 +109,56 @@ func (a *app) printSwitch(s shownSwitch) error {
 	for _, p := range s.Plugged {
 		rows = append(rows, portRow(p))
 	}
-	return a.table(rows)
+	if err := a.table(rows); err != nil {
+		return err
+	}
+	a.tellAlone(s.Plugged, s.VLANFiltering)
+	return nil
+}
+
+func vlansText(filters bool) string {
+	if filters {
+		return "kept apart"
+	}
+	return "not kept apart: tags are payload"
+}
+
+// alone are the names of ports that can reach no other.
+func alone(ports []control.Port, filters bool) (names []string) {
+	configs := make([]vswitch.PortConfig, len(ports))
+	for i, p := range ports {
+		configs[i] = p.Config
+	}
+	for _, i := range vswitch.Alone(configs, filters) {
+		names = append(names, ports[i].Name)
+	}
+	return names
+}
+
+// tellAlone notes what is seldom meant about the VLANs of a switch's ports: that some reach no other, and that there are
+// ports with VLANs and without.
+func (a *app) tellAlone(ports []control.Port, filters bool) {
+	if names := alone(ports, filters); len(names) > 0 {
+		a.note(fmt.Sprintf("ports that can reach no other: %s (none is in the same VLAN, or all are isolated)", namesText(names)))
+	}
+	var without []string
+	for _, p := range ports {
+		if !p.Config.HasVLANs() {
+			without = append(without, p.Name)
+		}
+	}
+	if filters && len(without) > 0 && len(without) < len(ports) {
+		a.note(fmt.Sprintf("ports without vlan and trunk are in VLAN 1, untagged: %s (trunk=all is for all VLANs, with tags)", namesText(without)))
+	}
+}
+
+// namesText is a list of ports for a line.
+func namesText(names []string) string {
+	const most = 8
+	if len(names) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+	}
+	return strings.Join(names, ", ")
 }
 
 func portRow(p control.Port) []string {
@@ -115,14 +168,21 @@ func portRow(p control.Port) []string {
 	}
 	if st := p.Stats; st != nil {
 		total := st.Total()
-		row[3], row[4], row[5] = "up", strconv.Itoa(st.MTU), strconv.Itoa(len(st.Queues))
-		if st.Ended != "" {
-			row[3] = "ended: " + st.Ended
-		}
+		row[3], row[4], row[5] = portState(st), strconv.Itoa(st.MTU), strconv.Itoa(len(st.Queues))
 		row[7], row[8] = strconv.FormatUint(total.RxFrames, 10), strconv.FormatUint(total.TxFrames, 10)
 		row[9] = dropText(st.Drops)
 	}
 	return row
+}
+
+func portState(st *vswitch.PortStats) string {
+	switch {
+	case st.Ended != "":
+		return "ended: " + st.Ended
+	case st.Stopped > 0:
+		return fmt.Sprintf("stopped: a loop, %d s left", st.Stopped)
+	}
+	return string(st.State)
 }
 
 // dropText is how many frames were dropped, and why, most first.

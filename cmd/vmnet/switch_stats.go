@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -80,8 +81,9 @@ func (a *app) showStats(ctx context.Context, o *statsVerb) error {
 	}
 	for _, st := range all {
 		fields := []field{{"kind", st.Kind}, {"MTU", fmt.Sprintf("%d bytes", st.MTU)}}
-		if st.Ended != "" {
-			fields = append(fields, field{"ended", st.Ended})
+		fields = append(fields, field{"state", portState(&st)})
+		if st.Loops > 0 {
+			fields = append(fields, field{"loops", strconv.FormatUint(st.Loops, 10)})
 		}
 		for i, q := range st.Queues {
 			fields = append(fields,

@@ -66,7 +66,7 @@ func (f *PortFlags) byKind() map[int][]byte {
 		nl.IFLA_BRPORT_MODE: boolByte(f.Hairpin), nl.IFLA_BRPORT_ISOLATED: boolByte(f.Isolated),
 		nl.IFLA_BRPORT_LEARNING: boolByte(f.Learning), nl.IFLA_BRPORT_UNICAST_FLOOD: boolByte(f.Flood),
 		nl.IFLA_BRPORT_GROUP_FWD_MASK: binary.NativeEndian.AppendUint16(nil, f.Forward),
-		nl.IFLA_BRPORT_MCAST_FLOOD: boolByte(!f.NoMulticast), nl.IFLA_BRPORT_BCAST_FLOOD: boolByte(!f.NoBroadcast),
+		nl.IFLA_BRPORT_MCAST_FLOOD:    boolByte(!f.NoMulticast), nl.IFLA_BRPORT_BCAST_FLOOD: boolByte(!f.NoBroadcast),
 		nl.IFLA_BRPORT_LOCKED: boolByte(f.Locked),
 	}
 }

@@ -107,29 +107,32 @@ type Info struct {
 	Version string           `json:"version"` // of its program
 	Started time.Time        `json:"started"`
 	Ports   int              `json:"ports"`
+	Down    int              `json:"down,omitempty"` // ports among them that are not up
 	FDB     vswitch.FDBStats `json:"fdb"`
 	Ageing  int              `json:"ageing"` // seconds
+
+	VLANFiltering bool `json:"vlan_filtering"` // it keeps VLANs apart
 }
 
 // FDBEntry is one address that the switch knows.
 type FDBEntry struct {
 	MAC    string `json:"mac"`
-	VLAN   int    `json:"vlan,omitempty"` // 0 for frames without a tag on ports without VLANs
+	VLAN   int    `json:"vlan,omitempty"` // 0 where the switch does not filter VLANs; in a request, the one of the port's untagged frames
 	Port   string `json:"port"`
 	Static bool   `json:"static,omitempty"` // told, not learned: it neither ages nor moves
 	Age    int    `json:"age"`              // seconds since it was seen
 }
 
-// key is the entry's in the FDB.
-func (e FDBEntry) key() (vswitch.Key, error) {
+// address is the entry's.
+func (e FDBEntry) address() (net.HardwareAddr, error) {
 	mac, err := net.ParseMAC(e.MAC)
 	switch {
 	case err != nil || len(mac) != 6 || mac[0]&1 != 0:
-		return 0, fmt.Errorf("%w address %q: want 6 bytes such as 52:54:00:01:02:03, not multicast", bridge.ErrInvalid, e.MAC)
+		return nil, fmt.Errorf("%w address %q: want 6 bytes such as 52:54:00:01:02:03, not multicast", bridge.ErrInvalid, e.MAC)
 	case e.VLAN < 0 || e.VLAN > 4094:
-		return 0, fmt.Errorf("%w VLAN %d: want 1 to 4094, or 0 for none", bridge.ErrInvalid, e.VLAN)
+		return nil, fmt.Errorf("%w VLAN %d: want 1 to 4094, or 0 for none", bridge.ErrInvalid, e.VLAN)
 	}
-	return vswitch.KeyOf(mac, uint16(e.VLAN)), nil
+	return mac, nil
 }
 
 // maxMessage is the most bytes of a message.

@@ -181,7 +181,7 @@ func TestFDB(t *testing.T) {
 	for i, f := range []*os.File{a, b} {
 		send(t, f, frame(station(99), station(byte(i+1))))
 	}
-	fixed := FDBEntry{MAC: "02:00:00:00:00:09", VLAN: 7, Port: "b", Static: true}
+	fixed := FDBEntry{MAC: "02:00:00:00:00:09", Port: "b", Static: true}
 	if err := c.AddStatic(soon(t), fixed); err != nil {
 		t.Error(err)
 	}
@@ -215,6 +215,7 @@ func TestFDB(t *testing.T) {
 		{"a multicast address", c.AddStatic(soon(t), FDBEntry{MAC: "03:00:00:00:00:09", Port: "a"}), bridge.ErrInvalid},
 		{"no address", c.AddStatic(soon(t), FDBEntry{MAC: "x", Port: "a"}), bridge.ErrInvalid},
 		{"a VLAN too many", c.AddStatic(soon(t), FDBEntry{MAC: "02:00:00:00:00:09", VLAN: 4095, Port: "a"}), bridge.ErrInvalid},
+		{"a VLAN where none is filtered", c.AddStatic(soon(t), FDBEntry{MAC: "02:00:00:00:00:09", VLAN: 7, Port: "a"}), bridge.ErrInvalid},
 		{"flush no port", c.Flush(soon(t), "x"), fs.ErrNotExist},
 	} {
 		if !errors.Is(test.err, test.want) {

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -265,13 +264,15 @@ func (s *ports) close() {
 // fdb does not hold the lock while it reads the whole table: an entry may so be told of a port that has just taken the
 // place of another one.
 func (s *ports) fdb() []FDBEntry {
-	names := s.byIndex()
+	names, filters := s.byIndex(), s.sw.FiltersVLANs()
 	var all []FDBEntry
 	for _, e := range s.sw.FDB().Dump() {
 		if name, ok := names[e.Port]; ok {
-			all = append(all, FDBEntry{
-				MAC: e.Key.MAC().String(), VLAN: int(e.Key.VLAN()), Port: name, Static: e.Static, Age: int(e.Age.Seconds()),
-			})
+			f := FDBEntry{MAC: e.Key.MAC().String(), Port: name, Static: e.Static, Age: int(e.Age.Seconds())}
+			if filters {
+				f.VLAN = int(e.Key.VLAN())
+			}
+			all = append(all, f)
 		}
 	}
 	return all
@@ -303,26 +304,17 @@ func (s *ports) flush(name string) error {
 }
 
 func (s *ports) addStatic(f FDBEntry) error {
-	key, err := f.key()
+	mac, err := f.address()
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e := s.byName[f.Port]
-	if e == nil {
-		return errNoPort
-	}
-	return s.sw.FDB().AddStatic(key, e.in.PortIndex())
+	return s.sw.AddStatic(f.Port, mac, f.VLAN)
 }
 
 func (s *ports) removeStatic(f FDBEntry) error {
-	key, err := f.key()
+	mac, err := f.address()
 	if err != nil {
 		return err
 	}
-	if !s.sw.FDB().Remove(key) {
-		return fmt.Errorf("the switch does not know %s in VLAN %d: %w", f.MAC, f.VLAN, fs.ErrNotExist)
-	}
-	return nil
+	return s.sw.Forget(mac, f.VLAN)
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"vmnet/bridge"
+	"vmnet/bridge/vswitch"
 )
 
 // What a request may ask for.
@@ -104,11 +105,24 @@ func (s *Server) perform(b []byte, files []*os.File, send func(answer) error) er
 func (s *Server) addPort(c *call) error { return s.ports.add(*c.Port, c.files) }
 
 func (s *Server) tellInfo(c *call) error {
+	info := s.Info()
+	return c.send(answer{Info: &info})
+}
+
+// Info is what the switch tells of itself.
+func (s *Server) Info() Info {
 	info := s.info
 	info.UID = os.Geteuid()
 	info.FDB = s.ports.sw.FDB().Stats()
-	info.Ports = len(s.ports.sw.Ports())
-	return c.send(answer{Info: &info})
+	ports := s.ports.sw.Ports()
+	info.Ports = len(ports)
+	for _, p := range ports {
+		if p.State() != vswitch.StateUp {
+			info.Down++
+		}
+	}
+	info.VLANFiltering = s.ports.sw.FiltersVLANs()
+	return info
 }
 
 func (s *Server) tellPorts(c *call) error {

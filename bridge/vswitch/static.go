@@ -1,0 +1,96 @@
+package vswitch
+
+import (
+	"fmt"
+	"io/fs"
+	"net"
+	"slices"
+
+	"vmnet/bridge"
+)
+
+// AddStatic notes for good behind which port an address is, in a VLAN; 0 is that of the port's untagged frames. An address that
+// another port is locked to (PortConfig.MACs) stays there: that error Is fs.ErrExist, and that of an unknown port
+// fs.ErrNotExist.
+func (sw *Switch) AddStatic(port string, mac net.HardwareAddr, vlan int) error {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	t := sw.table.Load()
+	p := t.find(port)
+	if p == nil {
+		return errNoPort
+	}
+	k, err := t.keyAt(p, mac, vlan)
+	if err != nil {
+		return err
+	}
+	if owner := t.lockedTo(k); owner != nil && owner != p {
+		return fmt.Errorf("%s%s is port %s's for good: %w", k.MAC(), t.inVLAN(k), owner.name, fs.ErrExist)
+	}
+	return sw.fdb.AddStatic(k, p.index)
+}
+
+// keyAt is an address's key behind a port. As the kernel's bridge does, it refuses a VLAN in which the port has no part.
+func (t *table) keyAt(p *Port, mac net.HardwareAddr, vlan int) (Key, error) {
+	switch {
+	case !t.filters && vlan != 0:
+		return 0, fmt.Errorf("%w VLAN %d: the switch does not filter VLANs (leave it out, or run the switch with --vlan-filtering)", bridge.ErrInvalid, vlan)
+	case !t.filters:
+		return KeyOf(mac, defaultVLAN), nil
+	case vlan == 0 && !p.vlans.untagged:
+		return 0, fmt.Errorf("%w VLAN 0: port %s has no VLAN of untagged frames (name one of its trunk's)", bridge.ErrInvalid, p.name)
+	case vlan == 0:
+		return KeyOf(mac, p.vlans.native), nil
+	case !p.vlans.has(uint16(vlan)):
+		return 0, fmt.Errorf("%w VLAN %d: port %s has no part in it", bridge.ErrInvalid, vlan, p.name)
+	}
+	return KeyOf(mac, uint16(vlan)), nil
+}
+
+// Forget has the switch forget an address, a static one too, in a VLAN; 0 is whichever it is known in, if that is one. An address
+// that it does not know is an error that Is fs.ErrNotExist. One that a port is locked to stays.
+func (sw *Switch) Forget(mac net.HardwareAddr, vlan int) error {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	t, k := sw.table.Load(), KeyOf(mac, uint16(vlan))
+	if vlan == 0 {
+		var err error
+		if k, err = sw.only(mac); err != nil {
+			return err
+		}
+	}
+	if owner := t.lockedTo(k); owner != nil {
+		return fmt.Errorf("%s%s is port %s's for good (remove the port, or add it without mac=%s)", k.MAC(), t.inVLAN(k), owner.name, k.MAC())
+	}
+	if !sw.fdb.Remove(k) {
+		return fmt.Errorf("the switch does not know %s%s: %w", mac, t.inVLAN(k), fs.ErrNotExist)
+	}
+	return nil
+}
+
+// only is the one key that an address is known by.
+func (sw *Switch) only(mac net.HardwareAddr) (Key, error) {
+	var found []Key
+	for _, e := range sw.fdb.Dump() {
+		if slices.Equal(e.Key.MAC(), mac) {
+			found = append(found, e.Key)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return 0, fmt.Errorf("the switch does not know %s: %w", mac, fs.ErrNotExist)
+	case 1:
+		return found[0], nil
+	}
+	return 0, fmt.Errorf("%w VLAN 0: %s is known in %d VLANs (name one)", bridge.ErrInvalid, mac, len(found))
+}
+
+// lockedTo is the port that an address is locked to; nil for none.
+func (t *table) lockedTo(k Key) *Port {
+	for _, p := range t.ports {
+		if slices.Contains(p.locked(), k) {
+			return p
+		}
+	}
+	return nil
+}
