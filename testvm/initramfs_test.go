@@ -97,6 +97,34 @@ func TestLiveModulesOfTheGuestKernel(t *testing.T) {
 	}
 }
 
+// kernelIn lays out what FindKernelIn takes for the kernel of that release.
+func kernelIn(t *testing.T, dir, release string) {
+	t.Helper()
+	if err := errors.Join(os.MkdirAll(dir+"/boot", 0o755), os.MkdirAll(dir+"/lib/modules/"+release, 0o755),
+		os.WriteFile(dir+"/boot/vmlinuz-"+release, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestWhereKernelsAre: a user's own kernel is found first, and $VMNET_CACHE leaves no choice.
+func TestWhereKernelsAre(t *testing.T) {
+	own, chosen := t.TempDir(), t.TempDir()
+	t.Setenv("XDG_CACHE_HOME", own)
+	t.Setenv("VMNET_CACHE", "")
+	kernelIn(t, own+"/vmnet/cloud-kernel", "own")
+	if k, err := FindKernel(); err != nil || k.Release != "own" {
+		t.Errorf("the user's own: %+v, %v", k, err)
+	}
+	t.Setenv("VMNET_CACHE", chosen)
+	if k, err := FindKernel(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("none in $VMNET_CACHE: %+v, %v", k, err)
+	}
+	kernelIn(t, chosen+"/full-kernel", "chosen")
+	if k, err := FindKernelOf("full"); err != nil || k.Release != "chosen" {
+		t.Errorf("$VMNET_CACHE: %+v, %v", k, err)
+	}
+}
+
 func TestKernelThatIsMissing(t *testing.T) {
 	t.Setenv("VMNET_CACHE", t.TempDir())
 	_, err := FindKernel()

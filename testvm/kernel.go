@@ -1,6 +1,7 @@
 package testvm
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -11,15 +12,18 @@ import (
 // setupCure is what a person does where something that setup.sh brings is missing.
 const setupCure = "run 'make setup', or testvm/setup.sh"
 
-// CacheDir is where setup.sh unpacks kernels: $VMNET_CACHE, or vmnet in the
-// user's cache folder.
+// SystemCacheDir is where setup.sh unpacks kernels for root, and so for all users.
+const SystemCacheDir = "/var/cache/vmnet"
+
+// CacheDir is where a user's own files are kept, also the kernels that setup.sh unpacks
+// without root: $VMNET_CACHE, or vmnet in the user's cache directory.
 func CacheDir() (string, error) {
 	if dir := os.Getenv("VMNET_CACHE"); dir != "" {
 		return dir, nil
 	}
 	dir, err := os.UserCacheDir()
 	if err != nil {
-		return "", fmt.Errorf("find the cache folder: %w (set HOME or VMNET_CACHE)", err)
+		return "", fmt.Errorf("find the cache directory: %w (set HOME or VMNET_CACHE)", err)
 	}
 	return filepath.Join(dir, "vmnet"), nil
 }
@@ -30,17 +34,29 @@ type Kernel struct {
 	Release string
 	// Image is the path of the bootable kernel.
 	Image string
-	// Modules is the folder with the release's modules.
+	// Modules is the directory with the release's modules.
 	Modules string
 }
 
 // FindKernel finds the kernel that guests boot, as setup.sh unpacked it.
-func FindKernel() (Kernel, error) {
-	cache, err := CacheDir()
-	if err != nil {
-		return Kernel{}, err
+func FindKernel() (Kernel, error) { return FindKernelOf("cloud") }
+
+// FindKernelOf finds the kernel that setup.sh calls kind, in $VMNET_CACHE alone where that
+// is set, else in the user's cache directory and then in the system's. fs.ErrNotExist is
+// true for its error where there is none.
+func FindKernelOf(kind string) (Kernel, error) {
+	own, err := CacheDir()
+	if err == nil {
+		var k Kernel
+		k, err = FindKernelIn(filepath.Join(own, kind+"-kernel"))
+		if !errors.Is(err, fs.ErrNotExist) || os.Getenv("VMNET_CACHE") != "" {
+			return k, err
+		}
 	}
-	return FindKernelIn(filepath.Join(cache, "cloud-kernel"))
+	if k, found := FindKernelIn(filepath.Join(SystemCacheDir, kind+"-kernel")); found == nil {
+		return k, nil
+	}
+	return Kernel{}, err
 }
 
 // FindKernelIn finds the kernel in an unpacked package. fs.ErrNotExist is true for

@@ -1,29 +1,42 @@
 #!/bin/sh
-# Makes a Debian 12 machine ready to boot test guests: installs what is missing,
-# and unpacks (never installs) Debian's cloud kernel into the cache folder.
-# Does nothing where everything is there.
+# Makes a Debian 12 machine ready to boot test guests: installs what is missing, and unpacks (never installs) Debian's
+# cloud kernel into the cache directory. Does nothing where everything is there. Only packages need root.
 #
 #   setup.sh [--packages p1,p2]... [--kernel cloud|full]...
+#   setup.sh --print-cache
 #
-#   --packages   more packages to install
-#   --kernel     another kernel to unpack besides the cloud one; the full one is
-#                for lab hosts, whose modprobe and iw come with it
-#   VMNET_CACHE  the cache folder; default ${XDG_CACHE_HOME:-~/.cache}/vmnet
+#   --packages     more packages to install
+#   --kernel       another kernel to unpack besides the cloud one; the full one is for lab hosts, whose modprobe and iw
+#                  come with it
+#   --print-cache  only print the cache directory
+#   VMNET_CACHE    the cache directory; the default is /var/cache/vmnet for root, whose kernels all users boot, else
+#                  ${XDG_CACHE_HOME:-~/.cache}/vmnet
 set -eu
 exec </dev/null
 export DEBIAN_FRONTEND=noninteractive
 PATH=$PATH:/usr/sbin:/sbin
+umask 022
 
 # The QEMUs besides x86 are for tests of their machines. gcc is for the race detector, groff for the man pages, libcap2-bin has
 # setcap. Of libvirt, these packages start no daemon.
-packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static iproute2 gcc libc6-dev groff-base libcap2-bin libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients'
+packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients'
 kernels=cloud
 updated=
 
+say() { echo "setup.sh: $*"; }
 die() {
     echo "setup.sh: $*" >&2
     exit 1
 }
+
+system=/var/cache/vmnet # testvm.SystemCacheDir
+if [ -n "${VMNET_CACHE:-}" ]; then
+    cache=$VMNET_CACHE
+elif [ "$(id -u)" = 0 ]; then
+    cache=$system
+else
+    cache=${XDG_CACHE_HOME:-${HOME:?set HOME or VMNET_CACHE}/.cache}/vmnet
+fi
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -32,19 +45,23 @@ while [ $# -gt 0 ]; do
         kernels="$kernels ${2:?--kernel needs cloud or full}" && shift 2
         packages="$packages kmod iw"
         ;;
-    *) die "unknown argument $1 (known: --packages, --kernel)" ;;
+    --print-cache) echo "$cache" && exit ;;
+    *) die "unknown argument $1 (known: --packages, --kernel, --print-cache)" ;;
     esac
 done
 
-cache=${VMNET_CACHE:-${XDG_CACHE_HOME:-${HOME:?set HOME or VMNET_CACHE}/.cache}/vmnet}
 command -v dpkg-query >/dev/null || die "this machine is not Debian: install qemu-system-x86_64, busybox (static), iproute2 and gcc by hand"
 
-apt() { apt-get -qq -o APT::Sandbox::User=root -o Dpkg::Use-Pty=0 "$@"; }
+# apt shows its progress to people.
+quiet=-qq
+[ ! -t 1 ] || quiet=-q
+apt() { apt-get $quiet -o APT::Sandbox::User=root -o Dpkg::Use-Pty=0 "$@"; }
 
 # update refreshes the package lists, once a run.
 update() {
     [ -z "$updated" ] || return 0
     [ "$(id -u)" = 0 ] || die "the package lists are missing or old: run 'apt-get update' as root, then this again"
+    say "updating the package lists"
     apt update
     updated=yes
 }
@@ -62,8 +79,17 @@ install_missing() {
     [ -n "$need" ] || return 0
     [ "$(id -u)" = 0 ] || die "these packages are missing: $need(run this as root, or: apt-get install --no-install-recommends $need)"
     update
+    say "installing, which may take some minutes: $need"
+    # dpkg tells of each package twice: that is for where something fails.
+    log=$(mktemp)
     # shellcheck disable=SC2086
-    apt install -y --no-install-recommends $need
+    if apt install -y --no-install-recommends $need >"$log"; then
+        rm -f "$log"
+    else
+        tail -n 30 "$log" >&2
+        rm -f "$log"
+        die "apt-get install failed: see above"
+    fi
 }
 
 # image prints the package that the metapackage $1 stands for today.
@@ -71,14 +97,20 @@ image() {
     apt-cache depends "$1" 2>/dev/null | awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9]/ { print $2; exit }'
 }
 
-# download puts the package of metapackage $1 into the current folder.
+# megabytes prints how many the package $1 has to download.
+megabytes() {
+    apt-cache --no-all-versions show "$1" | awk '$1 == "Size:" { printf "%.0f", $2 / 1e6; exit }'
+}
+
+# download puts the package of metapackage $1, the kernel for $2, into the current directory.
 download() {
     name=$(image "$1")
-    [ -n "$name" ] && apt download "$name" && return 0
-    update
-    name=$(image "$1")
+    [ -n "$name" ] || { update && name=$(image "$1"); }
     [ -n "$name" ] || die "the package lists do not know $1: is this Debian 12 on amd64?"
-    apt download "$name"
+    say "downloading the kernel of $2, $name ($(megabytes "$name") MB), to be unpacked into $cache"
+    apt download "$name" && return 0
+    update # the list names what the archive has replaced
+    apt download "$(image "$1")"
 }
 
 # index_modules writes what modprobe reads for the kernel unpacked in $1.
@@ -88,17 +120,25 @@ index_modules() {
     done
 }
 
-# unpack_kernel makes $cache/$1-kernel out of metapackage $2. It appears whole or not at all.
-unpack_kernel() {
+# unpacked reports whether there is a kernel of kind $1: in the cache directory, in that of the system, or where root's
+# kernels were once.
+unpacked() {
     [ ! -d "$cache/$1-kernel" ] || return 0
+    [ -z "${VMNET_CACHE:-}" ] || return 1
+    [ -r "$system/$1-kernel/boot" ] || [ -d "${XDG_CACHE_HOME:-${HOME:-}/.cache}/vmnet/$1-kernel" ]
+}
+
+# unpack_kernel makes $cache/$1-kernel out of metapackage $2, for $3. It appears whole or not at all.
+unpack_kernel() {
+    ! unpacked "$1" || return 0
     mkdir -p "$cache"
     tmp=$(mktemp -d "$cache/.$1-kernel.XXXXXX")
     trap 'rm -rf "$tmp"' EXIT
     trap 'exit 1' HUP INT TERM
-    (cd "$tmp" && download "$2" && dpkg-deb -x ./*.deb tree) || die "unpack $2: see above"
+    (cd "$tmp" && download "$2" "$3" && dpkg-deb -x ./*.deb tree) || die "unpack $2: see above"
     chmod 755 "$tmp/tree"
     index_modules "$tmp/tree"
-    # Where another run was faster, its folder serves as well.
+    # Where another run was faster, its directory serves as well.
     mv -T "$tmp/tree" "$cache/$1-kernel" 2>/dev/null || [ -d "$cache/$1-kernel" ] || die "make $cache/$1-kernel"
     rm -rf "$tmp"
     trap - EXIT
@@ -107,8 +147,8 @@ unpack_kernel() {
 install_missing
 for kernel in $kernels; do
     case $kernel in
-    cloud) unpack_kernel cloud linux-image-cloud-amd64 ;;
-    full) unpack_kernel full linux-image-amd64 ;;
+    cloud) unpack_kernel cloud linux-image-cloud-amd64 "test guests" ;;
+    full) unpack_kernel full linux-image-amd64 "lab hosts" ;;
     *) die "unknown kernel $kernel (known: cloud, full)" ;;
     esac
 done

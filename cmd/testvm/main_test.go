@@ -31,7 +31,7 @@ func buildCLI(t *testing.T) string {
 // for sockets of their own.
 func runScripts(t *testing.T, files ...string) {
 	bin := buildCLI(t)
-	cache, err := testvm.CacheDir()
+	cache, err := os.UserCacheDir()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +44,8 @@ func runScripts(t *testing.T, files ...string) {
 			}
 			env.Defer(func() { _ = os.RemoveAll(sockets) })
 			env.Setenv("XDG_RUNTIME_DIR", sockets)
-			env.Setenv("VMNET_CACHE", cache)
+			env.Setenv("XDG_CACHE_HOME", cache)
+			env.Setenv("VMNET_CACHE", os.Getenv("VMNET_CACHE"))
 			env.Setenv("PATH", bin+string(filepath.ListSeparator)+os.Getenv("PATH"))
 			return nil
 		},

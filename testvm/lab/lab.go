@@ -91,11 +91,7 @@ func (c Config) machine(k testvm.Kernel) testvm.Config {
 
 // FindKernel finds the full kernel, as setup.sh unpacked it.
 func FindKernel() (testvm.Kernel, error) {
-	cache, err := testvm.CacheDir()
-	if err != nil {
-		return testvm.Kernel{}, err
-	}
-	k, err := testvm.FindKernelIn(filepath.Join(cache, "full-kernel"))
+	k, err := testvm.FindKernelOf("full")
 	if err == nil {
 		_, err = os.Stat(filepath.Join(k.Modules, "modules.dep.bin"))
 	}

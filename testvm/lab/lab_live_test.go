@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/testvm"
 	"vmnet/testvm/lab"
 )
 
@@ -227,7 +226,7 @@ func TestLiveContextEndsTheHost(t *testing.T) {
 
 func TestLiveCacheThatIsNotSeenInside(t *testing.T) {
 	lab.Require(t)
-	cache, err := testvm.CacheDir()
+	k, err := lab.FindKernel()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +235,7 @@ func TestLiveCacheThatIsNotSeenInside(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	if err := os.Symlink(filepath.Join(cache, "full-kernel"), dir+"/full-kernel"); err != nil {
+	if err := os.Symlink(filepath.Dir(filepath.Dir(k.Image)), dir+"/full-kernel"); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("VMNET_CACHE", dir)

@@ -91,6 +91,9 @@ func compileAll(ctx context.Context, t *testing.T, packages []pkg) <-chan progra
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	dir, err := os.MkdirTemp(cache, "lab-") // where a lab host sees it
 	if err != nil {
 		t.Fatal(err)
