@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -19,6 +21,11 @@ import (
 
 // onGuest makes cmd one that speaks with a running guest.
 func onGuest(cmd *cobra.Command, do func(ctx context.Context, g *agent.Guest, args []string) error) *cobra.Command {
+	return onGuestBy(agent.Dial, cmd, do)
+}
+
+// onGuestBy is onGuest with another way to reach the guest.
+func onGuestBy(dial dialer, cmd *cobra.Command, do func(ctx context.Context, g *agent.Guest, args []string) error) *cobra.Command {
 	var name, path string
 	var limit time.Duration
 	cmd.Flags().StringVar(&name, "name", "testvm", "the guest's name")
@@ -31,13 +38,47 @@ func onGuest(cmd *cobra.Command, do func(ctx context.Context, g *agent.Guest, ar
 		}
 		ctx, cancel := context.WithTimeoutCause(cmd.Context(), limit, fmt.Errorf("no answer within %s", limit))
 		defer cancel()
-		g, err := agent.Dial(ctx, name, path)
+		g, err := dial(ctx, name, path)
 		if err != nil {
 			return fmt.Errorf("%w (does 'testvm run --name %s' run?)", err, name)
 		}
 		return errors.Join(do(ctx, g, args), g.Close())
 	}
 	return cmd
+}
+
+// dialer opens the agent's socket at path of the guest called name.
+type dialer func(ctx context.Context, name, path string) (*agent.Guest, error)
+
+// dialPause is the time between two attempts of dialStarting.
+const dialPause = 50 * time.Millisecond
+
+// dialStarting is for a guest that may only be about to start: it tries until ctx ends.
+func dialStarting(ctx context.Context, name, path string) (*agent.Guest, error) {
+	for {
+		g, err := agent.Dial(ctx, name, path)
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
+			return g, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(dialPause):
+		}
+	}
+}
+
+func waitCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "wait",
+		Short:   "Wait until the guest, which may only be about to start, answers",
+		Example: "  testvm run --name P2 & testvm wait --name P2",
+		Args:    cobra.NoArgs,
+	}
+	return onGuestBy(dialStarting, cmd, func(ctx context.Context, g *agent.Guest, _ []string) error {
+		_, err := g.WaitReady(ctx)
+		return err
+	})
 }
 
 func execCommand() *cobra.Command {

@@ -51,6 +51,6 @@ func root() *cobra.Command {
 		SilenceErrors: true,
 	}
 	cmd.CompletionOptions.DisableDefaultCmd = true
-	cmd.AddCommand(runCommand(), domainCommand(), labCommand(), execCommand(), linksCommand(), addrCommand(), pingCommand(), powerOffCommand())
+	cmd.AddCommand(runCommand(), domainCommand(), labCommand(), waitCommand(), execCommand(), linksCommand(), addrCommand(), pingCommand(), powerOffCommand())
 	return cmd
 }
