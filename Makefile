@@ -1,63 +1,95 @@
 # Every target sets up what it needs (testvm/setup.sh: Debian packages, and guest
-# kernels in a cache folder); on a machine that has it, that takes no time.
+# kernels in a cache directory); on a machine that has it, that takes no time.
+# `make help` prints the targets, by the comments that begin with two #.
 
 GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 PREFIX  ?= /usr/local
 PRIVILEGE ?= none
 GROUP   ?=
+BIN     ?= bin
 FUZZTIME ?= 20s
 SOAK    ?= 3m
 
-.PHONY: all build setup demo test unit live vm lab lint fuzz soak bench bench-setup bench-switch man install uninstall clean
+.PHONY: all help build programs man setup demo quick test fresh unit live vm lab lint fuzz soak bench bench-setup bench-switch install uninstall clean
 
 all: build
 
-# qemu-netup-front is what is installed as qemu-netup: it must know where the rest of it is.
-build:
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION) -X "main.fullPath=$(PREFIX)/libexec/vmnet/qemu-netup-full"' -o bin/ ./cmd/...
+# Goals that need Go are refused before anything else is done where it is missing or too old.
+ifneq ($(filter-out help setup install uninstall clean,$(or $(MAKECMDGOALS),all)),)
+no_go := $(shell sh internal/install/go-version.sh '$(GO)')
+ifneq ($(no_go),)
+$(error $(no_go))
+endif
+endif
 
-setup:
-	sh testvm/setup.sh --kernel full
+help: ## what there is, and how long it takes on two cores
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' Makefile
+
+build: programs man ## the programs and their man pages, in bin (a minute at first, then seconds)
+
+# qemu-netup-front is what is installed as qemu-netup: it must know where the rest of it is, and `make install` where that was.
+programs:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION) -X "main.fullPath=$(PREFIX)/libexec/vmnet/qemu-netup-full"' -o '$(BIN)/' ./cmd/...
+	@printf '%s\n' '$(PREFIX)' >'$(BIN)/prefix'
+
+# The man pages, of the day of the last commit.
+man:
+	rm -rf '$(BIN)/man'
+	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null)} $(GO) run -tags mangen ./cmd/vmnet docs/man '$(BIN)/man'
+
+# Lab hosts need root, so another user gets the one kernel of test guests.
+setup: ## Debian packages, as root, and kernels for test guests (minutes, once)
+	sh testvm/setup.sh $$([ "$$(id -u)" != 0 ] || echo --kernel full)
 
 # The main job, on a real guest, in network and process namespaces of its own; then a switch in userspace and two guests,
 # without a capability.
-demo: setup build
+demo: setup build ## the main job on a real guest, and a switch without privileges (a minute; root)
 	unshare --net --pid --fork --mount-proc bash docs/demo.sh
 	unshare --net --pid --fork --mount-proc setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all bash docs/demo-switch.sh
 
-# All tests. As root all of them run; without, those that need devices are skipped.
+define check_format
+unformatted=$$($(GO) tool gofumpt -l .); if [ -n "$$unformatted" ]; then echo "gofumpt would change:" $$unformatted; exit 1; fi
+endef
+
+# What to run at each save. Packages whose tests build programs are left to the others.
+quick: ## vet, format, and the tests that need neither root nor guests (a minute at first, then seconds)
+	$(GO) vet ./...
+	@$(check_format)
+	$(GO) test -skip '^TestLive|^TestLab' $$($(GO) list ./... | grep -v -e /internal/install$$ -e /internal/mangen$$)
+
+# What .ci/run does. STEPS=... are some of the steps that internal/fresh/steps.sh has.
+STEPS ?=
+fresh: ## all that a newcomer does, README.md's sessions too, in a fresh Debian 12 (25 minutes; root, network)
+	sh internal/fresh/fresh.sh $(STEPS)
+
+# As root all tests run; without, those that need devices are skipped.
 # The packages that take longest begin, so that none of them is left alone at the end, and three run at a time: tests of
 # guests wait more than they compute. The lab hosts come last and
 # alone: guests in it are three times slower beside others.
-test: setup
+test: setup ## all tests; without root, those that need none (15 minutes)
 	$(GO) tool gotestsum --format pkgname -- -race -timeout 15m -p 3 -skip '^TestLabHost$$' ./tapmgr ./cmd/vmnet-hook ./...
 	$(GO) tool gotestsum --format testname -- -race -timeout 30m -run '^TestLabHost$$' ./testvm/lab
 
-# The tests TestLab* of all packages, on a full kernel in a virtual machine.
-lab: setup
+lab: setup ## the tests TestLab* on a full kernel in a virtual machine (7 minutes; root)
 	$(GO) test -race -timeout 30m -v -run '^TestLabHost$$' ./testvm/lab
 
-# Without devices, guests and root.
-unit:
+unit: ## the tests that need neither devices nor guests nor root, with the race detector (3 minutes)
 	$(GO) test -race -skip '^TestLive|^TestLab' ./...
 
-# What works on real devices, without and with guests.
-live: setup
+live: setup ## the tests TestLive* of the packages that make devices (2 minutes; root)
 	$(GO) test -race -run '^TestLive' ./internal/... ./bridge/... ./macvtap/... ./vhost/...
 
-vm: setup
+vm: setup ## the tests TestLive* of the packages that start QEMU (8 minutes; root)
 	$(GO) test -race -timeout 15m -run '^TestLive' ./qmp/... ./tapmgr/... ./testvm/... ./cmd/...
 
-lint:
+lint: ## vet, staticcheck, gofumpt, go mod tidy (a minute at first, then seconds)
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
-	@unformatted=$$($(GO) tool gofumpt -l $$(git ls-files '*.go')); \
-	if [ -n "$$unformatted" ]; then echo "gofumpt would change:" $$unformatted; exit 1; fi
+	@$(check_format)
 	@$(GO) mod tidy -diff
 
-# Each fuzz target of the tree for FUZZTIME.
-fuzz:
+fuzz: ## each fuzz target for FUZZTIME (20s)
 	@for pkg in $$($(GO) list ./...); do \
 	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
 	    echo "== $$pkg $$target"; \
@@ -66,18 +98,18 @@ fuzz:
 	done
 
 # The userspace switch at work for SOAK, with memory and files that must not grow.
-soak:
+soak: ## the switch at work for SOAK (3m; root)
 	VMNET_REQUIRE=root VMNET_SOAK=$(SOAK) $(GO) test -race -timeout 2h -v -run '^TestLiveSoak$$' ./bridge/vswitch
 
 # Ratios against other ways to do the same, taken in turns within one run. bench-switch does it for the switch.
-bench:
+bench: ## attach and launch against other ways, docs/bench (5 minutes; root)
 	sh testvm/setup.sh --packages libvirt-daemon,libvirt-clients,qemu-system-common
 	$(GO) test -v -run '^$$' -bench 'HostSteps|Attach|BridgeHelper|Launch' -benchtime 1x -p 1 -timeout 10m ./tapmgr ./internal/bench
 
 # The switch against others: table and plots in docs/bench. It takes 15 minutes of a quiet machine; with
 # BENCH=-quick a minute, and prints the table. BENCH=-h tells more.
 BENCH ?= -out docs/bench
-bench-switch: build bench-setup
+bench-switch: programs bench-setup ## the switch against others, docs/bench (15 minutes; root)
 	$(GO) build -o bin/ ./internal/bench/switchbench
 	bin/switchbench $(BENCH)
 
@@ -85,19 +117,14 @@ bench-switch: build bench-setup
 bench-setup:
 	sh internal/bench/switchbench/setup.sh
 
-# The man pages, of the day of the last commit.
-man:
-	rm -rf bin/man
-	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null)} $(GO) run -tags mangen ./cmd/vmnet docs/man bin/man
-
 # qemu-netup lets users without rights have NICs: PRIVILEGE=setuid (with GROUP=kvm,
 # those of a group alone) or setcap gives it its right, none leaves that to you.
 # uninstall takes the same PREFIX and DESTDIR.
-install: build man
-	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' PRIVILEGE='$(PRIVILEGE)' GROUP='$(GROUP)' sh internal/install/install.sh install
+install: ## what make build has made, below PREFIX (root for most PREFIXes)
+	@BIN='$(BIN)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' PRIVILEGE='$(PRIVILEGE)' GROUP='$(GROUP)' sh internal/install/install.sh install
 
-uninstall:
+uninstall: ## takes that out again
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' sh internal/install/install.sh uninstall
 
-clean:
-	rm -rf bin
+clean: ## removes bin
+	rm -rf '$(BIN)'

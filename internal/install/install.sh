@@ -1,5 +1,5 @@
 #!/bin/sh
-# Puts what was built into $DESTDIR$PREFIX, or takes it out again; for the Makefile.
+# Puts what was built in $BIN into $DESTDIR$PREFIX, or takes it out again; for the Makefile. It builds nothing, and needs no Go.
 # A list of what was put there is kept beside it: uninstall removes that and nothing else.
 set -eu
 umask 022
@@ -26,6 +26,15 @@ remove() {
 	done
 }
 
+# built makes sure that all is there, and was built to be put where it is put now.
+built() {
+	for file in vmnet vmnet-hook qemu-netup qemu-netup-front prefix man/vmnet.8; do
+		[ -e "$BIN/$file" ] || die "nothing to install: $BIN/$file is missing. Run 'make build', as yourself, first"
+	done
+	[ "$(cat "$BIN/prefix")" = "$PREFIX" ] ||
+		die "what is in $BIN was built for PREFIX=$(cat "$BIN/prefix"). Run 'make build PREFIX=$PREFIX' first"
+}
+
 check() {
 	[ -z "$GROUP" ] || [ "$PRIVILEGE" = none ] || getent group "$GROUP" >/dev/null || die "there is no group $GROUP: groupadd --system $GROUP"
 	case $PRIVILEGE in
@@ -39,18 +48,18 @@ check() {
 # netup installs the helper last of all, and gives it its right once it is whole. What it becomes
 # for most of its forms has none of its own.
 netup() {
-	put 0755 bin/qemu-netup libexec/vmnet/qemu-netup-full
+	put 0755 "$BIN/qemu-netup" libexec/vmnet/qemu-netup-full
 	others=5
 	[ -z "$GROUP" ] || others=0
 	case $PRIVILEGE in
-	none) put 0755 bin/qemu-netup-front bin/qemu-netup ;;
+	none) put 0755 "$BIN/qemu-netup-front" bin/qemu-netup ;;
 	setuid)
 		place bin/qemu-netup
-		install -T -o root -g "${GROUP:-root}" -m "475$others" bin/qemu-netup-front "$to/bin/qemu-netup"
+		install -T -o root -g "${GROUP:-root}" -m "475$others" "$BIN/qemu-netup-front" "$to/bin/qemu-netup"
 		;;
 	setcap)
 		place bin/qemu-netup
-		install -T -o root -g "${GROUP:-root}" -m "075$others" bin/qemu-netup-front "$to/bin/qemu-netup"
+		install -T -o root -g "${GROUP:-root}" -m "075$others" "$BIN/qemu-netup-front" "$to/bin/qemu-netup"
 		setcap cap_net_admin+ep "$to/bin/qemu-netup"
 		;;
 	esac
@@ -60,12 +69,12 @@ netup() {
 }
 
 documents() {
-	for page in bin/man/*; do
+	for page in "$BIN"/man/*; do
 		put 0644 "$page" "share/man/man${page##*.}/${page##*/}"
 	done
-	bin/vmnet completion bash | made share/bash-completion/completions/vmnet
-	bin/vmnet completion zsh | made share/zsh/site-functions/_vmnet
-	bin/vmnet completion fish | made share/fish/vendor_completions.d/vmnet.fish
+	"$BIN/vmnet" completion bash | made share/bash-completion/completions/vmnet
+	"$BIN/vmnet" completion zsh | made share/zsh/site-functions/_vmnet
+	"$BIN/vmnet" completion fish | made share/fish/vendor_completions.d/vmnet.fish
 	put 0644 docs/completion/qemu-netup.bash share/bash-completion/completions/qemu-netup
 	put 0644 docs/libvirt.md share/doc/vmnet/libvirt.md
 	for example in docs/examples/*; do
@@ -82,12 +91,13 @@ units() {
 }
 
 install_all() {
+	built
 	check
 	new=$(mktemp)
 	trap record EXIT
 	place "$list"
-	put 0755 bin/vmnet bin/vmnet
-	put 0755 bin/vmnet-hook bin/vmnet-hook # not deeper: AppArmor lets libvirt execute what is in /usr/bin
+	put 0755 "$BIN/vmnet" bin/vmnet
+	put 0755 "$BIN/vmnet-hook" bin/vmnet-hook # not deeper: AppArmor lets libvirt execute what is in /usr/bin
 	documents
 	units
 	netup

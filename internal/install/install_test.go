@@ -140,9 +140,25 @@ func gone(t *testing.T, dest string) {
 	}
 }
 
+// built is where TestMakeInstall has built.
+var built string
+
 func TestMakeInstall(t *testing.T) {
 	dest := t.TempDir()
-	out := mustRun(t, top, nil, "make", "install", "DESTDIR="+dest, "PREFIX=/usr")
+	built = filepath.Join(t.TempDir(), "bin")
+	if err := os.Chmod(filepath.Dir(filepath.Dir(built)), 0o755); err != nil { // nobody installs it, too
+		t.Fatal(err)
+	}
+	install := []string{"env", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "make", "install", "DESTDIR=" + dest, "PREFIX=/usr", "BIN=" + built}
+	if out, err := run(t, top, nil, install...); err == nil || !strings.Contains(out, "make build") {
+		t.Errorf("nothing was built: %v\n%s", err, out)
+	}
+	mustRun(t, top, nil, "make", "build", "PREFIX=/usr", "BIN="+built)
+	if out, err := run(t, top, nil, append(install, "PREFIX=/opt")...); err == nil || !strings.Contains(out, "make build PREFIX=/opt") {
+		t.Errorf("it was built for another place: %v\n%s", err, out)
+	}
+	gone(t, dest)
+	out := mustRun(t, top, nil, install...)
 	if !strings.Contains(out, "setcap cap_net_admin+ep /usr/bin/qemu-netup\n") {
 		t.Errorf("it does not tell how to go on:\n%s", out)
 	}
@@ -168,7 +184,35 @@ func TestMakeInstall(t *testing.T) {
 
 // script is what the Makefile runs, once it has built.
 func script(verb, dest, privilege, group string) []string {
-	return []string{"env", "DESTDIR=" + dest, "PREFIX=/usr", "PRIVILEGE=" + privilege, "GROUP=" + group, "sh", "internal/install/install.sh", verb}
+	return []string{"env", "DESTDIR=" + dest, "PREFIX=/usr", "BIN=" + built, "PRIVILEGE=" + privilege, "GROUP=" + group, "sh", "internal/install/install.sh", verb}
+}
+
+// TestGoVersion: what is wrong with a Go is said before anything is done, and no more than that.
+func TestGoVersion(t *testing.T) {
+	dir := t.TempDir()
+	for name, test := range map[string]struct{ says, want string }{
+		"old":     {"echo go1.19.8", "old is 1.19.8"},
+		"other":   {"echo go1.26rc1", "other is 1.26rc1"},
+		"broken":  {"echo who knows >&2; exit 1", "broken is broken: who knows"},
+		"absent":  {"", "no program " + dir + "/absent"},
+		"newer":   {"echo go1.100.1", ""},
+		"devel":   {"echo 'devel go1.27-f1dd9c4'", ""},
+		"options": {"echo 'go1.100.0 X:nodwarf5'", ""},
+	} {
+		program := filepath.Join(dir, name)
+		if test.says != "" {
+			if err := os.WriteFile(program, []byte("#!/bin/sh\n"+test.says+"\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out, err := run(t, top, nil, "make", "--dry-run", "setup", "demo", "GO="+program)
+		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(out, test.want) || strings.Contains(out, "setup.sh")) {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+		if out, err := run(t, top, nil, "make", "--dry-run", "install", "GO="+program); err != nil {
+			t.Errorf("%s, to install: %v\n%s", name, err, out)
+		}
+	}
 }
 
 // The examples are files that the helper would take.
@@ -196,7 +240,7 @@ func testCompletion(t *testing.T) {
 		"qemu-netup -- --macv":  "",
 		"qemu-netup --nothing.": "",
 	} {
-		ask := "source docs/completion/qemu-netup.bash; PATH=$PWD/bin:$PATH; COMP_WORDS=($0); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _qemu_netup; echo ${COMPREPLY[@]}"
+		ask := "source docs/completion/qemu-netup.bash; PATH=" + built + ":$PATH; COMP_WORDS=($0); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _qemu_netup; echo ${COMPREPLY[@]}"
 		if got := strings.TrimSpace(mustRun(t, top, nil, "bash", "-c", ask, line)); got != want {
 			t.Errorf("%s completes to %q, want %q", line, got, want)
 		}
@@ -241,7 +285,7 @@ func appendTo(t *testing.T, path, text string) {
 // testWithoutRoot stages as a packager does.
 func testWithoutRoot(t *testing.T) {
 	src, dest := t.TempDir(), t.TempDir()
-	mustRun(t, top, nil, "cp", "-r", "--parents", "bin", "docs", "internal/install", src)
+	mustRun(t, top, nil, "cp", "-r", "--parents", "docs", "internal/install", src)
 	var nobody *syscall.SysProcAttr
 	if os.Geteuid() == 0 {
 		const id = 65534
