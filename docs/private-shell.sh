@@ -42,7 +42,7 @@ start_libvirtd() {
 	private_conf '' ''
 	echo "$me: starting libvirtd" >&2
 	libvirtd >/run/libvirtd.log 2>&1 </dev/null &
-	LIBVIRTD=$! HOOKS=/etc/libvirt/hooks
+	LIBVIRTD=$! HOOKS=/etc/libvirt/hooks/qemu.d
 	export LIBVIRTD HOOKS
 	n=0
 	until virsh -q version >/dev/null 2>&1; do

@@ -34,7 +34,7 @@ var systemCalls = []string{"bridge/vswitch", "internal/privilege", "internal/tun
 
 // forTests may be imported by tests and by cmd/testvm alone; internal/mangen, by
 // what writes the man pages.
-var forTests = []string{"internal/nstest", "internal/leaktest", "internal/bench", "internal/mangen", "internal/install", "testvm", "libvirt/libvirttest"}
+var forTests = []string{"internal/nstest", "internal/leaktest", "internal/bench", "internal/mangen", "internal/install", "internal/fresh", "testvm", "libvirt/libvirttest"}
 
 // imports lists the module's packages and what their code, without tests, imports.
 func imports(t *testing.T) map[string][]string {

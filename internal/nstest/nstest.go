@@ -4,6 +4,7 @@ package nstest
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -15,18 +16,35 @@ import (
 
 // Require skips the test unless ok, and names the cure. Where the feature is
 // listed in the environment's VMNET_REQUIRE (comma-separated, as CI sets it) or
-// that is "all", the test fails instead, so that CI cannot pass by skipping.
+// that has "all", the test fails instead, so that CI cannot pass by skipping;
+// "-feature" takes one out of all.
 func Require(tb testing.TB, feature string, ok bool, cure string) {
 	tb.Helper()
 	if ok {
 		return
 	}
-	for f := range strings.SplitSeq(os.Getenv("VMNET_REQUIRE"), ",") {
-		if f == feature || f == "all" {
-			tb.Fatalf("this test needs %s, which VMNET_REQUIRE demands: %s", feature, cure)
-		}
+	if demanded(os.Getenv("VMNET_REQUIRE"), feature) {
+		tb.Fatalf("this test needs %s, which VMNET_REQUIRE demands: %s", feature, cure)
 	}
 	tb.Skipf("this test needs %s: %s", feature, cure)
+}
+
+// demanded reports whether a list like VMNET_REQUIRE has a feature.
+func demanded(list, feature string) bool {
+	all := strings.Split(list, ",")
+	return slices.Contains(all, feature) || slices.Contains(all, "all") && !slices.Contains(all, "-"+feature)
+}
+
+// firstPIDNS is the name of the first process namespace (PROC_PID_INIT_INO in
+// include/linux/proc_ns.h).
+const firstPIDNS = "pid:[4026531836]"
+
+// RequireFirstPIDNS is for a test of what is only known where all processes of the
+// machine are seen: who holds a macvtap by its node.
+func RequireFirstPIDNS(tb testing.TB) {
+	tb.Helper()
+	ns, err := os.Readlink("/proc/self/ns/pid")
+	Require(tb, "pidns", err == nil && ns == firstPIDNS, "run it outside of containers and other process namespaces")
 }
 
 // New makes an unnamed netns with lo up, which ends with the test.

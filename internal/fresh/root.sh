@@ -1,0 +1,58 @@
+#!/bin/sh
+# In the mount namespace of fresh.sh: lays the root out, goes into it, and runs the steps there.
+set -eu
+here=$(dirname "$0")
+
+# lay_out makes the root at $1: what is written to it goes to a tmpfs.
+lay_out() {
+	mount -t tmpfs -o mode=755,size=80% fresh "$1"
+	mkdir "$1/upper" "$1/work" "$1/root"
+	mount -t overlay -o "lowerdir=$FRESH_BASE,upperdir=$1/upper,workdir=$1/work" fresh "$1/root"
+	cd "$1/root"
+	mount -t proc proc proc
+	mount -t sysfs sysfs sys
+	mount -t tmpfs -o mode=755 run run
+	mount --bind /dev dev
+	mount -t devpts -o newinstance,ptmxmode=666,mode=620,gid=5 devpts dev/pts
+	mount -t tmpfs -o mode=1777 shm dev/shm
+	mkdir -p usr/local/go opt/modules opt/debs root/.cache/go-build home/user/.cache/go-build
+	mount --bind -o ro "$FRESH_GOROOT" usr/local/go
+	mount --bind -o ro "$FRESH_MODULES" opt/modules
+	mount --bind "$FRESH_DEBS" opt/debs
+	mount --bind "$FRESH_BUILDS/root" root/.cache/go-build
+	mount --bind "$FRESH_BUILDS/user" home/user/.cache/go-build
+}
+
+# settle_in gives the root at . what a machine has after its installation: a name, a user, Go, and ways out.
+settle_in() {
+	cat /etc/resolv.conf >etc/resolv.conf
+	cat /etc/hosts >etc/hosts
+	echo 766d6e65742d6672657368000000000a >etc/machine-id # MACs derive from it, and the order of lists from them
+	apt-config dump 2>/dev/null | grep '^Acquire::' >etc/apt/apt.conf.d/80host || :
+	if [ -n "$FRESH_ARCHIVES" ]; then
+		echo "$FRESH_ARCHIVES" | sed 's/.*/deb & main/' >etc/apt/sources.list
+	fi
+	cp "$FRESH_DEBS"/*.deb var/cache/apt/archives 2>/dev/null || :
+	# As https://go.dev/doc/install says; modules come from what this machine has fetched.
+	{
+		echo 'export PATH=$PATH:/usr/local/go/bin'
+		echo "$FRESH_GOENV"
+	} >etc/profile.d/go.sh
+	chroot . useradd --home-dir /home/user --shell /bin/bash --uid 1000 user # the directory is there
+	cp etc/skel/.[!.]* home/user
+	copy_sources root/vmnet
+	copy_sources home/user/vmnet
+	chroot . chown -R user:user /home/user
+}
+
+# copy_sources copies the tree, without what git ignores, to $1.
+copy_sources() {
+	mkdir "$1"
+	git -c safe.directory="$FRESH_TOP" -C "$FRESH_TOP" ls-files -z --cached --others --exclude-standard |
+		(cd "$FRESH_TOP" && tar --null --files-from - --ignore-failed-read --create) | tar --extract --no-same-owner --directory "$1"
+}
+
+lay_out "$FRESH_AT"
+settle_in
+pivot_root . mnt
+exec chroot . /bin/sh /root/vmnet/internal/fresh/steps.sh --inside "$@"
