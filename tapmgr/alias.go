@@ -10,6 +10,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/alias"
+	"vmnet/internal/fdlabel"
 	"vmnet/macvtap"
 )
 
@@ -54,8 +55,24 @@ func (r record) port() bridge.PortConfig {
 	return cfg
 }
 
-// encode writes the alias. It fails where that would be too long.
+// encode writes the alias, without what goes without saying where it would be too long else. It fails where it still is.
 func (r record) encode() (string, error) {
+	most := alias.Max
+	if r.Type == TypeSocket { // which has a label, that is shorter
+		most = fdlabel.Max
+	}
+	text := r.text(false)
+	if len(text) > most {
+		text = r.text(true)
+	}
+	if len(text) > most {
+		return "", fmt.Errorf("the names need %d bytes of the %d that an interface alias has: use a guest name that is shorter by %d bytes, or fewer VLAN ranges", len(text), most, len(text)-most)
+	}
+	return text, nil
+}
+
+// text is the alias; a terse one leaves out the default model and the one queue.
+func (r record) text(terse bool) string {
 	var b strings.Builder
 	b.WriteString(strings.TrimSpace(alias.Prefix))
 	add := func(key, value string) {
@@ -78,8 +95,12 @@ func (r record) encode() (string, error) {
 	add("mode", r.Mode)
 	add("rx", r.RxFilter)
 	add("mac", r.MAC.String())
-	add("model", r.Model)
-	add("queues", strconv.Itoa(r.Queues))
+	if !terse || r.Model != defaultModel {
+		add("model", r.Model)
+	}
+	if !terse || r.Queues != 1 {
+		add("queues", strconv.Itoa(r.Queues))
+	}
 	if r.Vhost {
 		add("vhost", "on")
 	}
@@ -98,10 +119,7 @@ func (r record) encode() (string, error) {
 	if at := " at=" + strconv.Itoa(r.At); r.At != 0 && b.Len()+len(at) <= alias.Max { // it can be done without: see follow
 		b.WriteString(at)
 	}
-	if b.Len() > alias.Max {
-		return "", fmt.Errorf("the names need %d bytes of the %d that an interface alias has: use a shorter guest name, or fewer VLAN ranges", b.Len(), alias.Max)
-	}
-	return b.String(), nil
+	return b.String()
 }
 
 // parseAlias reads an alias. ok is false where the link is not ours. Keys that
@@ -111,6 +129,7 @@ func parseAlias(text string) (r record, ok bool) {
 	if !ok || len(text) > alias.Max {
 		return record{}, false
 	}
+	r = record{Model: defaultModel, Queues: 1}
 	for field := range strings.SplitSeq(rest, " ") {
 		key, value, err := alias.Field(field)
 		if err != nil || !r.set(key, value) {

@@ -83,7 +83,7 @@ const QueuesAuto = -1
 const (
 	MaxAutoQueues = 8
 	MaxQueues     = 256 // IFF_MULTI_QUEUE's own (MAX_TAP_QUEUES)
-	MaxVMName     = 100 // bytes, so that the alias holds it
+	MaxVMName     = 200 // bytes, of which the alias holds about 170, or less with many settings beside it
 	maxOptions    = 32
 	minMTU        = 68 // the least that IPv4 works with (RFC 791), and virtio-net's
 	maxMTU        = 65535
@@ -180,7 +180,7 @@ func ValidVM(name string) error {
 	case name == "":
 		return fmt.Errorf("no guest is named (--vm)")
 	case len(name) > MaxVMName:
-		return fmt.Errorf("guest name of %d bytes: at most %d fit", len(name), MaxVMName)
+		return fmt.Errorf("guest name of %d bytes: at most %d can fit", len(name), MaxVMName)
 	case strings.ContainsFunc(name, bad):
 		return fmt.Errorf("guest name %q: want printable UTF-8 text", name)
 	}

@@ -19,7 +19,7 @@ func TestValidate(t *testing.T) {
 	}
 	for want, change := range map[string]func(*Spec){
 		"no guest is named":        func(s *Spec) { s.VM = "" },
-		"at most 100":              func(s *Spec) { s.VM = strings.Repeat("x", 101) },
+		"at most 200":              func(s *Spec) { s.VM = strings.Repeat("x", 201) },
 		"printable":                func(s *Spec) { s.VM = "a\nb" },
 		"NIC id":                   func(s *Spec) { s.NIC = "Net0" },
 		"1 to 12":                  func(s *Spec) { s.NIC = "abcdefghijklm" },
@@ -120,6 +120,32 @@ func TestAliasRoundTrip(t *testing.T) {
 	}
 	if _, ok := parseAlias(alias + " later=1"); !ok {
 		t.Error("a key of a later version makes it a stranger")
+	}
+}
+
+// TestAliasOfALongName: a guest of KubeVirt's, called by its namespace and name, has 127 bytes.
+func TestAliasOfALongName(t *testing.T) {
+	for _, change := range []func(*record){
+		func(*record) {},
+		func(r *record) { r.Queues, r.Vhost, r.MTU, r.Owner = 8, true, 9000, 65534 },
+		func(r *record) { r.Via, r.Phase, r.Since = ViaLibvirt, starting, 1234567 },
+		func(r *record) { r.Type, r.Source, r.Mode, r.RxFilter = "macvtap", "enp5s0f1np1", "bridge", RxAllMulti },
+		func(r *record) { r.Type, r.Source, r.Switch, r.Netns = TypeSocket, "sw0", true, 4026531840 },
+	} {
+		want := record{
+			VM: strings.Repeat("n", 127), NIC: "net0", Type: TypeTap, Source: "br0", MAC: net.HardwareAddr{0x52, 0x54, 0, 1, 2, 3},
+			Model: "virtio-net-pci", Queues: 1, Phase: attaching,
+		}
+		change(&want)
+		alias, err := want.encode()
+		if err != nil {
+			t.Errorf("%+v: %v", want, err)
+			continue
+		}
+		got, ok := parseAlias(alias)
+		if diff := cmp.Diff(want, got); !ok || diff != "" {
+			t.Errorf("parsed %v (-want +got):\n%s", ok, diff)
+		}
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"vmnet/internal/bridgeconf"
 	"vmnet/internal/bridgehelper"
 	"vmnet/internal/console"
+	"vmnet/internal/fdroom"
 	"vmnet/internal/gate"
 	"vmnet/internal/policy"
 	"vmnet/internal/privilege"
@@ -31,9 +32,12 @@ var (
 const exitFailure = 1
 
 func main() {
-	p, err := privilege.Begin() // before anything else
+	err := fdroom.Check()
 	if err == nil {
-		err = run(p, os.Args)
+		var p *privilege.Process
+		if p, err = privilege.Begin(); err == nil { // before anything else
+			err = run(p, os.Args)
+		}
 	}
 	if err != nil {
 		console.Say(os.Stderr, "qemu-netup", err.Error()) // which QEMU's users see

@@ -212,3 +212,23 @@ func TestLiveStepsAreTold(t *testing.T) {
 	// What is denied is denied to a dry run as well.
 	h.fails(h.nobodys("--dry-run", "--vm", "P5", "--bridge", "br1", "--vmm", "env", "--", "/bin/true"), exitFailure, "bridge.conf allows it")
 }
+
+// TestMonitorNames: each guest has a file name of its own, which fits into a socket's path.
+func TestMonitorNames(t *testing.T) {
+	seen := map[string]string{}
+	for _, vm := range []string{
+		"a b", "a-b", "a/b", "a,b", "a=b", "a~b", "a\tb", ".a b", "..a-b", ".", "..", "-", strings.Repeat("n", 127), strings.Repeat("n", 126), strings.Repeat("é", 40), strings.Repeat("é", 41),
+	} {
+		name := monitorName(vm)
+		if seen[name] != "" || len(name) > maxMonitorName+len(".qmp") || strings.ContainsAny(name, "/,= \t") || name[0] == '.' && name != ".qmp" {
+			t.Errorf("%q has %q, as %q", vm, name, seen[name])
+		}
+		seen[name] = vm
+		if again := monitorName(strings.TrimSuffix(name, ".qmp")); strings.Contains(name, "~") && again == name {
+			t.Errorf("a guest called %q has the same name", name)
+		}
+	}
+	if got := monitorName("web-1.example"); got != "web-1.example.qmp" {
+		t.Errorf("got %q", got)
+	}
+}

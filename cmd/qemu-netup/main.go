@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"vmnet/internal/console"
+	"vmnet/internal/fdroom"
 	"vmnet/internal/launch"
 	"vmnet/internal/privilege"
 	"vmnet/tapmgr"
@@ -26,6 +27,10 @@ const (
 )
 
 func main() {
+	if err := fdroom.Check(); err != nil {
+		console.Say(os.Stderr, "qemu-netup", err.Error())
+		os.Exit(exitFailure)
+	}
 	p, err := privilege.Begin() // before anything else
 	a := &app{p: p, out: os.Stdout, err: os.Stderr}
 	if err != nil {

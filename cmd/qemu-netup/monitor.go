@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/base32"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -45,13 +47,23 @@ func (a *app) monitorDirs() []string {
 	return rundir.Of(a.p.Caller.UID, a.p.Getenv("XDG_RUNTIME_DIR"))
 }
 
-// monitorName makes a file name of a guest's.
+// maxMonitorName leaves room for the directory in a socket's path (sun_path of unix(7), 107 bytes).
+const maxMonitorName = 60
+
+// monitorName makes a file name of a guest's, a different one of each: what cannot be in it, or is too long for a socket's path, is
+// told apart by a hash, behind a ~ that no other name has.
 func monitorName(vm string) string {
 	plain := strings.Map(func(r rune) rune {
-		if r == '/' || r == ',' || r <= ' ' {
+		if strings.ContainsRune("/,=~", r) || r <= ' ' {
 			return '-'
 		}
 		return r
 	}, vm)
-	return strings.TrimLeft(plain, ".") + ".qmp"
+	plain = strings.TrimLeft(plain, ".")
+	if plain == vm && len(plain) <= maxMonitorName {
+		return plain + ".qmp"
+	}
+	sum := sha256.Sum256([]byte(vm))
+	hash := "~" + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:10])) // 16 letters
+	return strings.ToValidUTF8(plain[:min(len(plain), maxMonitorName-len(hash))], "") + hash + ".qmp"
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"vmnet/internal/fdroom"
 	"vmnet/testvm/guest"
 )
 
@@ -21,6 +22,10 @@ func main() {
 	}
 	if os.Args[0] == guest.ServeName {
 		guest.Serve()
+	}
+	if err := fdroom.Check(); err != nil {
+		fmt.Fprintln(os.Stderr, "testvm:", err)
+		os.Exit(1)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()

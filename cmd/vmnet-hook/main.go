@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"vmnet/internal/console"
+	"vmnet/internal/fdroom"
 	"vmnet/internal/hook"
 	"vmnet/tapmgr"
 )
@@ -31,6 +32,10 @@ var version = "devel"
 
 func main() {
 	signal.Ignore(syscall.SIGPIPE) // whoever reads what we say may go: that must not end us
+	if err := fdroom.Check(); err != nil {
+		console.Say(os.Stderr, "vmnet-hook", err.Error())
+		os.Exit(1)
+	}
 	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 

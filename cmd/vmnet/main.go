@@ -11,12 +11,19 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"vmnet/internal/console"
+	"vmnet/internal/fdroom"
 )
 
 func main() {
 	// Whoever reads our output may go at any time: that must not end us half way
 	// through an attach.
 	signal.Ignore(syscall.SIGPIPE)
+	if err := fdroom.Check(); err != nil {
+		console.Say(os.Stderr, "vmnet", err.Error())
+		os.Exit(exitFailure)
+	}
 	os.Exit(run(untilSignal(context.Background()), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 

@@ -1,0 +1,43 @@
+package fdroom
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"vmnet/internal/leaktest"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
+
+func TestCheck(t *testing.T) {
+	if err := Check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestProgramsWithoutRoom: each program says in a line of its own that it has no room, whatever little it has.
+func TestProgramsWithoutRoom(t *testing.T) {
+	dir := t.TempDir()
+	programs := []string{"vmnet", "qemu-netup", "qemu-netup-front", "vmnet-hook", "testvm"}
+	build := exec.Command("go", "build", "-trimpath", "-o", dir)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as they are installed
+	for _, p := range programs {
+		build.Args = append(build.Args, "vmnet/cmd/"+p)
+	}
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, p := range programs {
+		for _, n := range []int{3, 5, 6, 8, 12} {
+			out, err := exec.Command("/bin/sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$0" list`, n), filepath.Join(dir, p)).CombinedOutput()
+			text := string(out)
+			if err == nil || strings.Count(text, "\n") != 1 || !strings.Contains(text, fmt.Sprintf("raise the limit, which is %d (ulimit -n 1024", n)) {
+				t.Errorf("%s with %d files: %v, %q", p, n, err, text)
+			}
+		}
+	}
+}
