@@ -63,8 +63,13 @@ func CheckPort(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig) error {
 	return nil
 }
 
-// addPort makes a link a port and changes more of it. That it is one is no error.
+// addPort makes a link a port and changes more of it. That it is one is no error. The bridge keeps its address.
 func addPort(c *rtnl.Conn, br, port *rtnl.Link, more ...rtnl.Attr) error {
+	if port.Master == 0 {
+		if err := pin(c, br, port); err != nil {
+			return err
+		}
+	}
 	if err := c.Set(port.Index, append(slices.Clone(more), rtnl.Master(br.Index))...); err != nil {
 		return fmt.Errorf("add port %s to %s: %w", port.Name, br.Name, explainPort(c, err, br, port))
 	}

@@ -11,6 +11,7 @@ import (
 type Info struct {
 	Name   string  `json:"bridge"`
 	MAC    string  `json:"mac"`
+	MACOf  string  `json:"mac_of,omitempty"` // the guest's or container's port that has that address too, and with which it may go
 	MTU    int     `json:"mtu"`
 	Up     bool    `json:"up"`
 	STP    bool    `json:"stp"`
@@ -83,17 +84,18 @@ func describe(c *rtnl.Conn, br *rtnl.Link) (Info, error) {
 	for _, a := range addrs {
 		info.Addresses = append(info.Addresses, a.String())
 	}
-	info.Ports, err = ports(c, br)
+	links, err := c.Links("", br.Index)
+	if err != nil {
+		return info, err
+	}
+	info.MACOf = follows(br, links)
+	info.Ports, err = ports(c, br, links)
 	return info, err
 }
 
-// ports reads a bridge's ports, with one request for what is told of all of them.
-func ports(c *rtnl.Conn, br *rtnl.Link) ([]Port, error) {
+// ports describes a bridge's ports, with one request for what is told of all of them.
+func ports(c *rtnl.Conn, br *rtnl.Link, links []*rtnl.Link) ([]Port, error) {
 	learned, err := LearnedBy(c, br.Index, 0)
-	if err != nil {
-		return nil, err
-	}
-	links, err := c.Links("", br.Index)
 	if err != nil {
 		return nil, err
 	}

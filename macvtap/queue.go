@@ -105,7 +105,7 @@ func (d *Device) makeNode() error {
 	if err != nil {
 		return err
 	}
-	dir, err := detachedMount("tmpfs")
+	dir, err := netns.DetachedMount("tmpfs")
 	if err != nil {
 		return err
 	}
@@ -120,7 +120,7 @@ func (d *Device) makeNode() error {
 // number reads the character device's number from sysfs, whose path differs: macvtap/tapN
 // and ipvtap/tapN, where N is the interface index.
 func (d *Device) number() (uint64, error) {
-	sys, err := detachedMount("sysfs")
+	sys, err := netns.DetachedMount("sysfs")
 	if err != nil {
 		return 0, err
 	}
@@ -149,27 +149,6 @@ func parseNumber(text []byte) (uint64, error) {
 		return 0, fmt.Errorf("device number %q", text)
 	}
 	return unix.Mkdev(uint32(a), uint32(b)), nil
-}
-
-// detachedMount mounts a new file system of that kind nowhere and returns its root.
-// sysfs shows the netns of the calling thread.
-func detachedMount(kind string) (int, error) {
-	fsfd, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
-	if errors.Is(err, unix.ENOSYS) {
-		return -1, fmt.Errorf("fsopen %s: %w (needs Linux 5.2)", kind, err)
-	}
-	if err != nil {
-		return -1, fmt.Errorf("fsopen %s: %w (needs CAP_SYS_ADMIN)", kind, err)
-	}
-	defer unix.Close(fsfd)
-	if err := unix.FsconfigCreate(fsfd); err != nil {
-		return -1, fmt.Errorf("create %s: %w (needs CAP_SYS_ADMIN)", kind, err)
-	}
-	root, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("mount %s: %w (needs CAP_SYS_ADMIN)", kind, err)
-	}
-	return root, nil
 }
 
 // QueuesOf lists which fds of a process are queues of a device that it holds, ascending.
@@ -212,7 +191,7 @@ func LooksLikeQueue(f procfd.File) bool {
 // IsWireless tells whether a link of that netns is a Wi-Fi card, by its sysfs folder.
 func IsWireless(ns *netns.NS, link string) (wireless bool, err error) {
 	err = ns.Do(func() error {
-		sys, err := detachedMount("sysfs")
+		sys, err := netns.DetachedMount("sysfs")
 		if err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"fmt"
+	"strings"
 
 	"vmnet/bridge"
 	"vmnet/internal/rtnl"
@@ -22,8 +23,25 @@ func (m Machine) bridges() []Check {
 	var checks []Check
 	for _, b := range all {
 		checks = append(checks, look(b)...)
+		checks = append(checks, m.address(b)...)
 	}
 	return checks
+}
+
+// address looks whether a bridge's address goes with a guest. sysfs tells whether it was set: NET_ADDR_SET of
+// include/uapi/linux/netdevice.h, for whoever may look.
+func (m Machine) address(b bridge.Info) []Check {
+	const set = "3"
+	how, err := m.NS.ReadSys("class/net/" + b.Name + "/addr_assign_type")
+	if b.MACOf == "" || err == nil && strings.TrimSpace(how) == set {
+		return nil
+	}
+	unless := ""
+	if err != nil {
+		unless = ", unless somebody has set it, which only root can see"
+	}
+	return warn("bridge "+b.Name, fmt.Sprintf("ip link set %s address %s", b.Name, b.MAC),
+		"its address is that of its port %s%s: when that goes, it gets another one, and guests lose the host until their ARP caches forget the old one (the next vmnet attach to it sees to that)", b.MACOf, unless)
 }
 
 func list(m Machine) ([]bridge.Info, error) {

@@ -185,3 +185,30 @@ func TestLive(t *testing.T) {
 		t.Error("Failed")
 	}
 }
+
+// TestLiveBridgeAddress: a bridge that goes by a guest's address is told, until its address is set.
+func TestLiveBridgeAddress(t *testing.T) {
+	ns := nstest.New(t)
+	c, err := rtnl.Open(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	err = errors.Join(c.Create("bridge", rtnl.Name("br0")), c.Create("veth", rtnl.Name("v0")))
+	br, brErr := c.Link("br0")
+	port, portErr := c.Link("v0")
+	if err = errors.Join(err, brErr, portErr); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(c.Set(port.Index, rtnl.Master(br.Index)), c.Set(br.Index, rtnl.Up(true))); err != nil {
+		t.Fatal(err)
+	}
+	m := Machine{NS: ns}
+	wants(t, m.bridges(), Check{"bridge br0", Warn, "that of its port v0:", "ip link set br0 address " + port.MAC.String()})
+	if err := c.Set(br.Index, rtnl.MAC(port.MAC)); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.bridges(); len(got) != 1 || got[0].Status != OK {
+		t.Errorf("with the address set: %+v", got)
+	}
+}
