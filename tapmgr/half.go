@@ -1,6 +1,7 @@
 package tapmgr
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"os"
 
 	"vmnet/bridge"
+	"vmnet/internal/stablemac"
 	"vmnet/internal/step"
 	"vmnet/qmp"
 	"vmnet/vhost"
@@ -33,9 +35,15 @@ type half struct {
 
 // half begins one; p is what the alias says from the first on.
 func (m *Manager) half(spec Spec, p phase) *half {
-	return &half{m: m, spec: spec, side: m.side(spec), record: record{
+	h := &half{m: m, spec: spec, side: m.side(spec), record: record{
 		VM: spec.VM, NIC: spec.NIC, MAC: spec.MAC, Model: spec.Model, Options: spec.optionsHash(), Owner: m.Owner, Via: spec.Via, Phase: p,
 	}}
+	if bytes.Equal(spec.MAC, DefaultMAC(spec.VM, spec.NIC)) {
+		if err := stablemac.Check("/"); err != nil {
+			h.notices = append(h.notices, fmt.Sprintf("MAC %s: %v; or choose one with --mac", spec.MAC, err))
+		}
+	}
+	return h
 }
 
 // side is the host's side that a Spec asks for.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -8,6 +9,7 @@ import (
 	"vmnet/bridge"
 	"vmnet/internal/nicflags"
 	"vmnet/internal/rtnl"
+	"vmnet/internal/stablemac"
 )
 
 func (a *app) bridgeCreateCommand() *cobra.Command {
@@ -38,6 +40,9 @@ that are missing are added. A bridge that differs in anything else is left as it
 			done, err := bridge.Ensure(c, cfg)
 			if err != nil {
 				return err
+			}
+			if err := stablemac.Check("/"); err != nil && cfg.MAC == nil && done.Created {
+				a.note(fmt.Sprintf("bridge %s: %v; or name one with --mac", cfg.Name, err))
 			}
 			return a.printEnsured(cfg.Name, done)
 		})

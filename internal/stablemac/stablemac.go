@@ -5,22 +5,78 @@ package stablemac
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
+	"strings"
 )
 
-// machineIDFile tells hosts apart, see machine-id(5).
-const machineIDFile = "/etc/machine-id"
+// What tells hosts apart, as files of the machine.
+const (
+	machineIDFile = "/etc/machine-id"                 // machine-id(5)
+	bootIDFile    = "/proc/sys/kernel/random/boot_id" // random(4): a UUID that is new with each boot
+	hostNameFile  = "/proc/sys/kernel/hostname"       // of containers that share a kernel, and so the boot id
+)
+
+// ErrNoMachineID is a machine without an id: its addresses hold until it boots again.
+var ErrNoMachineID = errors.New("the host has no machine id")
 
 // New returns the address that begins with prefix (1 to 5 bytes) and is filled up from
-// a hash of the machine's id and the texts. Without a machine id, two such hosts get equal
-// addresses for equal texts.
+// a hash of the machine's id and the texts. A machine without an id, as [Check] reports it, is told from others by its
+// boot and its name instead: two hosts never silently get equal addresses.
 func New(prefix []byte, texts ...string) net.HardwareAddr {
-	id, _ := os.ReadFile(machineIDFile)
+	return derive(identity("/"), prefix, texts)
+}
+
+func derive(id string, prefix []byte, texts []string) net.HardwareAddr {
 	h := sha256.New()
-	for _, t := range append([]string{string(bytes.TrimSpace(id))}, texts...) {
+	for _, t := range append([]string{id}, texts...) {
 		h.Write([]byte(t))
 		h.Write([]byte{0}) // so that no two lists of texts are alike
 	}
 	return append(bytes.Clone(prefix), h.Sum(nil)[:6-len(prefix)]...)
+}
+
+// Check returns why the addresses of New change when the machine that root is the root directory of boots again: an error
+// that Is ErrNoMachineID, with its cure. It is nil where they do not.
+func Check(root string) error {
+	_, err := machineID(root)
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w, and addresses that vmnet chooses change with the next boot: %w (systemd-machine-id-setup, or dbus-uuidgen --ensure=%s)", ErrNoMachineID, err, machineIDFile)
+}
+
+// identity is the same text as long as the machine should have the same addresses. It reads only what every user may
+// read, as root and others must come to the same addresses; the UUID of the firmware is root's alone, and not always unique.
+func identity(root string) string {
+	if id, err := machineID(root); err == nil {
+		return id
+	}
+	return read(root, bootIDFile) + "\n" + read(root, hostNameFile)
+}
+
+// machineID reads the machine's id. Images are shipped with an empty file, or with the word
+// "uninitialized" in it, for systemd to fill at the first boot (machine-id(5)).
+func machineID(root string) (string, error) {
+	id := read(root, machineIDFile)
+	hex := strings.ReplaceAll(id, "-", "")
+	switch {
+	case id == "":
+		if _, err := os.Stat(filepath.Join(root, machineIDFile)); errors.Is(err, fs.ErrNotExist) {
+			return "", fmt.Errorf("there is no %s", machineIDFile)
+		}
+		return "", fmt.Errorf("%s is empty, or cannot be read", machineIDFile)
+	case len(hex) != 32 || strings.Trim(hex, "0123456789abcdefABCDEF") != "" || strings.Trim(hex, "0") == "":
+		return "", fmt.Errorf("%s holds %.40q, which is no id of 32 hexadecimal digits", machineIDFile, id)
+	}
+	return id, nil
+}
+
+func read(root, path string) string {
+	b, _ := os.ReadFile(filepath.Join(root, path))
+	return string(bytes.TrimSpace(b))
 }

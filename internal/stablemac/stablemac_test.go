@@ -1,0 +1,61 @@
+package stablemac
+
+import (
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// machine makes the files of one, those that are not empty.
+func machine(t *testing.T, machineID, bootID, name string) (root string) {
+	t.Helper()
+	root = t.TempDir()
+	for path, text := range map[string]string{machineIDFile: machineID, bootIDFile: bootID, hostNameFile: name} {
+		path = filepath.Join(root, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if text == "absent" {
+			continue
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
+}
+
+func address(root string) net.HardwareAddr {
+	return derive(identity(root), []byte{0x52, 0x54, 0}, []string{"web", "net0"})
+}
+
+func TestHostsWithoutAMachineIDDiffer(t *testing.T) {
+	const zeros = "00000000000000000000000000000000"
+	for _, id := range []string{"absent", "", "\n", "uninitialized\n", zeros, "localhost\n"} {
+		a, b := machine(t, id, "a3c0\n", "debian\n"), machine(t, id, "77f1\n", "debian\n")
+		container := machine(t, id, "a3c0\n", "c1\n")
+		if address(a).String() == address(b).String() || address(a).String() == address(container).String() {
+			t.Errorf("machine id %q: two hosts get %s", id, address(a))
+		}
+		if first, again := address(a), address(a); first.String() != again.String() {
+			t.Errorf("machine id %q: the same host gets two addresses", id)
+		}
+		if err := Check(a); !errors.Is(err, ErrNoMachineID) {
+			t.Errorf("machine id %q: %v", id, err)
+		}
+	}
+}
+
+func TestAMachineIDOutlastsABoot(t *testing.T) {
+	const id = "b08dfa6083e7567a1921a715000001fb"
+	before, after := machine(t, id+"\n", "a3c0\n", "debian\n"), machine(t, id, "77f1\n", "other\n")
+	// The address is the one that earlier versions have made of it.
+	if got := address(before); got.String() != address(after).String() || got.String() != "52:54:00:68:d5:b6" {
+		t.Errorf("%s, and after a boot %s", got, address(after))
+	}
+	if err := Check(before); err != nil {
+		t.Error(err)
+	}
+}
