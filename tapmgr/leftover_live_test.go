@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/internal/bench"
+	"vmnet/internal/nstest"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
 	"vmnet/internal/tun"
@@ -160,6 +161,7 @@ func (h *host) reconcileNamed(ctx context.Context) map[string]tapmgr.Action {
 }
 
 func TestLiveManyLeftOversGoAtOnceAndNothingElse(t *testing.T) {
+	nstest.RequireFirstPIDNS(t)
 	h := newHost(t)
 	h.wire()
 	h.strangers()
@@ -241,6 +243,7 @@ func (h *host) grouped() (result func() error) {
 }
 
 func TestLiveLeftOversThatAreGrabbedMeanwhileStay(t *testing.T) {
+	nstest.RequireFirstPIDNS(t)
 	h := newHost(t)
 	h.wire()
 	left := h.leftOvers(3)
@@ -267,6 +270,7 @@ func TestLiveLeftOversThatAreGrabbedMeanwhileStay(t *testing.T) {
 }
 
 func TestLiveLeftOversBesideAStrangerInTheirGroup(t *testing.T) {
+	nstest.RequireFirstPIDNS(t)
 	h := newHost(t)
 	h.wire()
 	left := h.leftOvers(2)
@@ -294,6 +298,7 @@ func TestLiveLeftOversBesideAStrangerInTheirGroup(t *testing.T) {
 }
 
 func TestLiveLeftOversWhenReconcileIsInterrupted(t *testing.T) {
+	nstest.RequireFirstPIDNS(t)
 	h := newHost(t)
 	h.wire()
 	left := h.leftOvers(2)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"vmnet/internal/declared"
+	"vmnet/internal/nstest"
 	"vmnet/libvirt/libvirttest"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
@@ -266,6 +267,7 @@ func TestLiveLibvirtMonitor(t *testing.T) {
 
 // TestLiveLibvirtTheirDetach has virsh, and not us, take NICs of ours away.
 func TestLiveLibvirtTheirDetach(t *testing.T) {
+	nstest.RequireFirstPIDNS(t)
 	h := newLibvirtHost(t)
 	h.wire()
 	g := h.domain(testvm.Domain{Machine: "pc"})

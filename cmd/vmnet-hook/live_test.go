@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"vmnet/internal/nstest"
 	"vmnet/tapmgr"
 )
 
@@ -281,6 +282,7 @@ func TestLiveStartFails(t *testing.T) {
 
 // TestLiveKilled kills the hook at each operation: the guest does not start, or goes on.
 func TestLiveKilled(t *testing.T) {
+	nstest.RequireFirstPIDNS(t)
 	h := installed(t)
 	h.lower("eth1")
 	h.define("web", metadata(`<vmnet:nic id="net0" bridge="br0"/>`, `<vmnet:nic id="net1" macvtap="eth1"/>`, `<vmnet:nic id="net2" bridge="br0"/>`),

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"vmnet/internal/nstest"
 	"vmnet/internal/rtnl"
 	"vmnet/libvirt"
 	"vmnet/libvirt/libvirttest"
@@ -280,6 +281,7 @@ func TestLiveLibvirtsTapsAreBackOnTheirBridge(t *testing.T) {
 
 // A macvtap that was handed over by its name stays when its guest has ended.
 func TestLiveWhatADomainLeavesIsRemoved(t *testing.T) {
+	nstest.RequireFirstPIDNS(t)
 	m := newMachine(t)
 	m.start("web", "", "")
 	m.watch(m.dial)
