@@ -180,7 +180,7 @@ func ValidVM(name string) error {
 	case name == "":
 		return fmt.Errorf("no guest is named (--vm)")
 	case len(name) > MaxVMName:
-		return fmt.Errorf("guest name of %d bytes: at most %d can fit", len(name), MaxVMName)
+		return fmt.Errorf("guest name of %d bytes: at most %d fit", len(name), MaxVMName)
 	case strings.ContainsFunc(name, bad):
 		return fmt.Errorf("guest name %q: want printable UTF-8 text", name)
 	}
