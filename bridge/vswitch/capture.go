@@ -102,7 +102,7 @@ func checkCapture(fd int) error {
 
 func (sw *Switch) capture(f file, cfg CaptureConfig) error {
 	c := &capture{sw: sw, file: f, in: cfg.In || !cfg.Out, out: cfg.Out || !cfg.In, drops: cfg.Drops, snaplen: cfg.Snaplen, live: len(cfg.Ports)}
-	if c.snaplen == 0 {
+	if c.snaplen == 0 || c.snaplen > maxFrame { // the longest record has that much
 		c.snaplen = maxFrame
 	}
 	sw.mu.Lock()

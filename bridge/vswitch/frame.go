@@ -14,9 +14,13 @@ const (
 	tagLen   = 4
 	etherLen = macsLen + 2
 
-	// maxFrame is the longest Ethernet frame: a super-frame of 64 KiB (GSO_LEGACY_MAX_SIZE in
-	// include/linux/netdevice.h) with room for its headers.
+	// maxFrame is the longest Ethernet frame that leaves, and that comes but by a packet socket: a
+	// super-frame of 64 KiB (GSO_LEGACY_MAX_SIZE in include/linux/netdevice.h) with room for its headers.
 	maxFrame = 64<<10 + 256
+
+	// maxBig is the longest that a packet socket gives: one of BIG TCP (GSO_MAX_SIZE there), with room for
+	// its headers.
+	maxBig = 8*65535 + offload.MaxHead
 )
 
 // etherTypeVLAN is the type of a tag of IEEE 802.1Q. Those of 802.1ad, which a provider puts in front,
@@ -60,7 +64,7 @@ func (f *frame) parse() Reason {
 	if len(f.data) < vnetLen+etherLen {
 		return Short
 	}
-	if len(f.data) > vnetLen+maxFrame {
+	if len(f.data) > vnetLen+maxBig {
 		return Giant
 	}
 	f.vnet, _ = offload.Parse(f.data)

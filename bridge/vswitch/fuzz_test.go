@@ -173,7 +173,7 @@ func TestSmallerMTU(t *testing.T) {
 	sw, queues := memoryLAN(t, map[string]PortConfig{"in": {}, "small": {MTU: 1000}, "jumbo": {MTU: 9000}},
 		map[string]offload.Limits{"in": everything, "small": everything, "jumbo": everything})
 	r := receiverOf(sw, "in")
-	for i, data := range [][]byte{superFrame(5000, 1448), superFrame(5000, 960), superFrame(960, 0), superFrame(961, 0), superFrame(9000-40, 0), superFrame(9001-40, 0)} {
+	for i, data := range [][]byte{superFrame(5000, 1448), superFrame(5000, 964), superFrame(964, 0), superFrame(965, 0), superFrame(9004-40, 0), superFrame(9005-40, 0)} {
 		r.frames[i] = frame{data: data}
 	}
 	r.input(r.frames[:6])

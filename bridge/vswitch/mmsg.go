@@ -22,6 +22,7 @@ type socketQueue struct {
 	slots []byte // room for one frame each
 	slot  int    // bytes of each
 	head  int    // of these, for what is put in front of what the kernel gives
+	big   int    // bytes of a frame that there shall be room for once one did not fit; 0 for none
 
 	ended func(errno syscall.Errno) bool // tells whether an error is the queue's end
 
@@ -30,6 +31,7 @@ type socketQueue struct {
 	frames []frame
 	n      int
 	err    error
+	grow   bool // before the next one
 }
 
 // auxLen is the room for one control message, struct tpacket_auxdata (packet(7)).
@@ -38,35 +40,45 @@ const auxLen = unix.SizeofCmsghdr + 24
 // newSocketQueue takes over f. It receives up to that many frames at a time, each of at most size bytes, and
 // leaves head bytes in front of each.
 func newSocketQueue(f file, frames, size, head int, aux bool) *socketQueue {
-	q := &socketQueue{
-		file: f, msgs: make([]mmsghdr, frames), iovs: make([]unix.Iovec, frames),
-		slot: (head + size + 63) &^ 63, head: head,
-	}
+	q := &socketQueue{file: f, head: head}
 	q.fill = q.fillFrames
-	q.slots = make([]byte, q.slot*frames)
 	if aux {
 		q.aux = make([][auxLen]byte, frames)
 	}
+	q.makeRoom(frames, size)
+	return q
+}
+
+// makeRoom makes room for so many frames at a time, of at most size bytes each.
+func (q *socketQueue) makeRoom(frames, size int) {
+	q.msgs, q.iovs = make([]mmsghdr, frames), make([]unix.Iovec, frames)
+	q.slot = (q.head + size + 63) &^ 63
+	q.slots = make([]byte, q.slot*frames)
 	for i := range q.msgs {
-		at := q.slots[i*q.slot+head:]
+		at := q.slots[i*q.slot+q.head:]
 		q.iovs[i].Base = &at[0]
 		q.iovs[i].SetLen(size)
 		q.msgs[i].hdr.Iov = &q.iovs[i]
 		q.msgs[i].hdr.SetIovlen(1)
 	}
-	return q
 }
 
 func (q *socketQueue) receive(frames []frame) (int, error) {
 	q.frames, q.n, q.err = frames, 0, nil
+	if q.grow {
+		q.makeRoom(bigFrames, q.big)
+		q.grow, q.big = false, 0
+	}
 	if err := q.conn.Read(q.fill); err != nil {
 		return 0, err
 	}
 	return q.n, q.err
 }
 
-// fillFrames returns false to wait until there is something to receive. An error that is not the end stands for one frame that
-// did not come.
+// fillFrames returns false to wait until there is something to receive. An error that is not the end
+// stands for one frame that did not come. EINVAL is a packet socket's for a super-frame for which a vnet
+// header has no type, such as SCTP's, or UDP's before Linux 6.2 (virtio_net_hdr_from_skb in
+// include/linux/virtio_net.h).
 func (q *socketQueue) fillFrames(fd uintptr) bool {
 	want := min(len(q.frames), len(q.msgs))
 	for i := range q.aux[:min(want, len(q.aux))] { // the kernel shortens it to what it has written
@@ -87,6 +99,8 @@ func (q *socketQueue) fillFrames(fd uintptr) bool {
 			q.n = int(n)
 		case q.ended(errno):
 			q.err = fmt.Errorf("receive: %w", errno)
+		case errno == unix.EINVAL:
+			q.frames[0], q.n = frame{lost: Indescribable}, 1
 		default:
 			q.frames[0], q.n = frame{lost: Unreadable}, 1
 		}
@@ -97,6 +111,7 @@ func (q *socketQueue) fillFrames(fd uintptr) bool {
 // take makes a frame of message i: with the vnet header in front, or room for it, and the tag put back.
 func (q *socketQueue) take(i int) frame {
 	if q.msgs[i].hdr.Flags&unix.MSG_TRUNC != 0 {
+		q.grow = q.big > 0
 		return frame{lost: Giant}
 	}
 	start := i * q.slot

@@ -14,10 +14,12 @@ import (
 	"vmnet/internal/offload"
 )
 
-// A packet socket's frames may be super-frames, so that each takes the room of one. packetBuffer is what
-// the kernel may queue for it, counted with its own overhead of each frame.
+// A packet socket's frames may be super-frames, so that each takes the room of one. That of BIG TCP is
+// made once one has come, which few devices send: until then it takes 2 MiB, with it 8 MiB. packetBuffer
+// is what the kernel may queue for it, counted with its own overhead of each frame.
 const (
 	packetFrames = 32
+	bigFrames    = 16
 	packetBuffer = 8 << 20
 )
 
@@ -138,6 +140,7 @@ func OpenPacketFiles(files []*os.File) (*Wire, error) {
 		return nil, errors.Join(fmt.Errorf("open packet socket: %w", err), w.Close())
 	}
 	q := &packetQueue{socketQueue: newSocketQueue(own, packetFrames, vnetLen+maxFrame, tagLen, true), device: d}
+	q.big = vnetLen + maxBig
 	q.ended = q.deviceGone
 	q.lookAfter(lookEvery)
 	w.queues = []queue{q}

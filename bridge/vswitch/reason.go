@@ -10,20 +10,24 @@ type Reason uint8
 const (
 	Delivered Reason = iota // not dropped
 
-	Short       // no Ethernet header, or a tag that is cut off
-	Giant       // longer than any frame may be, or than the port's buffers
-	Source      // the source is a multicast address, or all zeros
-	Spoofed     // the port is locked to other sources
-	VLAN        // the port has no part in that VLAN
-	LinkLocal   // for the next bridge only
-	Looped      // the port that it came by, or is for, is stopped for a loop
-	Back        // the destination is behind the port that the frame came from
-	Isolated    // both ports are isolated
-	NoPort      // nobody else is in that VLAN
-	Broadcasts  // more broadcasts than the port's storm limit
-	Multicasts  // more multicast frames than that
-	Unknowns    // more frames to unknown addresses than that
-	Unreadable  // the kernel gave an error instead of a frame
+	Short      // no Ethernet header, or a tag that is cut off
+	Giant      // longer than any frame may be, or than the port's buffers
+	Source     // the source is a multicast address, or all zeros
+	Spoofed    // the port is locked to other sources
+	VLAN       // the port has no part in that VLAN
+	LinkLocal  // for the next bridge only
+	Looped     // the port that it came by, or is for, is stopped for a loop
+	Back       // the destination is behind the port that the frame came from
+	Isolated   // both ports are isolated
+	NoPort     // nobody else is in that VLAN
+	Broadcasts // more broadcasts than the port's storm limit
+	Multicasts // more multicast frames than that
+	Unknowns   // more frames to unknown addresses than that
+	Unreadable // the kernel gave an error instead of a frame
+
+	// Indescribable is a super-frame that a packet socket cannot give, because a vnet header has no type for it.
+	Indescribable
+
 	Overrun     // the kernel had no room left in the port's own queue
 	Full        // the target has no room
 	Down        // the target is down
@@ -45,7 +49,7 @@ func fromOffload(r offload.Reason) Reason {
 // refused tells whether a frame that came in goes nowhere, for a reason that who sent it answers for. Isolated is none: behind which port
 // a destination is, others may lie about; nor is Looped, of which the other port may be the reason.
 func (r Reason) refused() bool {
-	return r != Delivered && r != Unreadable && r != Isolated && r != Looped
+	return r != Delivered && r != Unreadable && r != Indescribable && r != Isolated && r != Looped
 }
 
 // TooBig is a frame larger than the target's MTU.
@@ -84,6 +88,8 @@ func (r Reason) String() string {
 		return "unknown-unicast storm"
 	case Unreadable:
 		return "receive error"
+	case Indescribable:
+		return "super-frame that a packet socket cannot describe"
 	case Overrun:
 		return "receive queue overrun"
 	case Full:

@@ -8,35 +8,44 @@ import "encoding/binary"
 const (
 	MaxSegments    = 1024
 	MaxUDPSegments = 128
-	// MaxHead is the most bytes of headers, from Ethernet to TCP or UDP, that each
-	// segment repeats; IPv4 with all options and two VLAN tags has 142.
-	MaxHead = 256
+	// MaxHead is the most bytes of headers, from Ethernet to TCP or UDP, that each segment repeats. Geneve
+	// with all its options, in IPv6 and with TCP over IPv6 in it, has 444.
+	MaxHead = 512
 )
 
 const (
 	etherLen = 14 // struct ethhdr
 	vlanLen  = 4  // struct vlan_hdr
-	maxTags  = 2  // an 802.1ad tag and an 802.1Q tag
+	maxTags  = 8  // that are looked through
 	ipv4Len  = 20 // struct iphdr without options
 	ipv6Len  = 40 // struct ipv6hdr
 	tcpLen   = 20 // struct tcphdr without options
 	udpLen   = 8  // struct udphdr
 	maxExts  = 8  // IPv6 extension headers that are looked through
+	jumboLen = 8  // struct hop_jumbo_hdr
+	greLen   = 4  // struct gre_base_hdr
+	greCsum  = 4  // behind it, the checksum and 2 reserved bytes
+	pppoeLen = 6  // struct pppoe_hdr
 
 	tcpCsum  = 16 // offsetof(struct tcphdr, check)
 	udpCsum  = 6  // offsetof(struct udphdr, check)
 	sctpCsum = 8  // offsetof(struct sctphdr, checksum), a CRC32c
 
-	typeIPv4 = 0x0800
-	typeIPv6 = 0x86dd
-	typeVLAN = 0x8100
-	typeQinQ = 0x88a8
+	typeIPv4  = 0x0800
+	typeIPv6  = 0x86dd
+	typeVLAN  = 0x8100
+	typeQinQ  = 0x88a8
+	typePPPoE = 0x8864
 
 	protoHopByHop = 0
+	protoIPIP     = 4
 	protoTCP      = 6
 	protoUDP      = 17
+	protoIPv6     = 41
 	protoRouting  = 43
+	protoGRE      = 47
 	protoDstOpts  = 60
+	protoMPLS     = 137
 )
 
 // minCsumStart is the least CsumStart: behind an Ethernet and an IPv4 header, so that to fill in a
@@ -79,45 +88,6 @@ func (h Header) csumLen() int {
 	return 2
 }
 
-// layout is where a super-frame's headers are, in bytes from its start.
-type layout struct {
-	ip, l4 int
-	head   int // length of all headers
-	v6     bool
-	udp    bool
-	routed bool // has a routing header: the pseudo header's destination is not the IP header's
-}
-
-// parse finds a super-frame's headers, and checks all that cutting relies on.
-func parse(h Header, frame []byte) (p layout, why Reason) {
-	proto, why := checkType(h)
-	if why != OK {
-		return p, why
-	}
-	p.udp = proto == protoUDP
-	var l4 uint8
-	switch kind, at := etherType(frame); kind {
-	case typeIPv4:
-		p.ip = at
-		l4, why = p.ipv4(frame)
-	case typeIPv6:
-		p.ip, p.v6 = at, true
-		l4, why = p.ipv6(frame)
-	default:
-		return p, Protocol
-	}
-	switch kind := h.GSOType &^ GSOECN; {
-	case why != OK:
-		return p, why
-	case l4 != proto, p.v6 && kind == GSOTCPv4, !p.v6 && kind == GSOTCPv6:
-		return p, Protocol
-	}
-	if why = p.transport(frame); why != OK {
-		return p, why
-	}
-	return p, p.checkCut(h, frame)
-}
-
 // checkType tells the protocol that the header's type stands for.
 func checkType(h Header) (proto uint8, why Reason) {
 	switch {
@@ -135,7 +105,7 @@ func checkType(h Header) (proto uint8, why Reason) {
 }
 
 // etherType is the type behind the VLAN tags, and where what has that type begins.
-// Behind more than two tags it is a VLAN's.
+// Behind more than maxTags it is a VLAN's.
 func etherType(frame []byte) (kind uint16, at int) {
 	if len(frame) < etherLen {
 		return 0, len(frame)
@@ -150,97 +120,4 @@ func etherType(frame []byte) (kind uint16, at int) {
 		kind = binary.BigEndian.Uint16(frame[at-2:])
 	}
 	return kind, at
-}
-
-func (p *layout) ipv4(frame []byte) (proto uint8, why Reason) {
-	b := frame[p.ip:]
-	if len(b) < ipv4Len {
-		return 0, Truncated
-	}
-	ihl := int(b[0]&15) * 4
-	switch {
-	case b[0]>>4 != 4 || ihl < ipv4Len:
-		return 0, Protocol
-	case len(b) < ihl:
-		return 0, Truncated
-	case binary.BigEndian.Uint16(b[6:])&0x3fff != 0: // more fragments, or an offset
-		return 0, Fragment
-	case int(binary.BigEndian.Uint16(b[2:])) != len(b):
-		return 0, Length
-	}
-	p.l4 = p.ip + ihl
-	return b[9], OK
-}
-
-// ipv6 looks through the extension headers that the kernel looks through, too
-// (INET6_PROTO_GSO_EXTHDR, net/ipv6/exthdrs_offload.c).
-func (p *layout) ipv6(frame []byte) (proto uint8, why Reason) {
-	b := frame[p.ip:]
-	switch {
-	case len(b) < ipv6Len:
-		return 0, Truncated
-	case b[0]>>4 != 6:
-		return 0, Protocol
-	case int(binary.BigEndian.Uint16(b[4:])) != len(b)-ipv6Len:
-		return 0, Length
-	}
-	proto, at := b[6], ipv6Len
-	for range maxExts {
-		if proto != protoHopByHop && proto != protoRouting && proto != protoDstOpts {
-			break
-		}
-		p.routed = p.routed || proto == protoRouting
-		if len(b) < at+8 {
-			return 0, Truncated
-		}
-		proto, at = b[at], at+8+int(b[at+1])*8
-	}
-	p.l4 = p.ip + at
-	return proto, OK
-}
-
-// transport finds where the payload begins.
-func (p *layout) transport(frame []byte) Reason {
-	least := tcpLen
-	if p.udp {
-		least = udpLen
-	}
-	if len(frame) < p.l4+least {
-		return Truncated
-	}
-	p.head = p.l4 + least
-	b := frame[p.l4:]
-	if p.udp {
-		if int(binary.BigEndian.Uint16(b[4:])) != len(b) {
-			return Length
-		}
-		return OK
-	}
-	p.head = p.l4 + int(b[12]>>4)*4
-	switch {
-	case p.head < p.l4+tcpLen:
-		return Protocol
-	case len(frame) < p.head:
-		return Truncated
-	}
-	return OK
-}
-
-// checkCut checks the checksum's place and the bounds.
-func (p *layout) checkCut(h Header, frame []byte) Reason {
-	csum, most := tcpCsum, MaxSegments
-	if p.udp {
-		csum, most = udpCsum, MaxUDPSegments
-	}
-	switch {
-	case h.Flags&NeedsCsum == 0 && (p.udp || p.routed):
-		return NoCsum
-	case h.Flags&NeedsCsum != 0 && (int(h.CsumStart) != p.l4 || int(h.CsumOffset) != csum):
-		return CsumPlace
-	case p.head > MaxHead:
-		return Headers
-	case len(frame)-p.head > int(h.GSOSize)*most:
-		return Segments
-	}
-	return OK
 }

@@ -20,15 +20,15 @@ func TestCheckTellsWhy(t *testing.T) {
 		{"tcp6", tcp6, same, OK},
 		{"udp4", udp4, same, OK},
 		{"tags", shape{tags: []uint16{typeQinQ, typeVLAN}, payload: 5000, gso: 1000}, same, OK},
-		{"three tags", shape{tags: []uint16{typeQinQ, typeQinQ, typeVLAN}, payload: 5000, gso: 1000}, same, Protocol},
+		{"three tags", shape{tags: []uint16{typeQinQ, typeQinQ, typeVLAN}, payload: 5000, gso: 1000}, same, OK},
 		{"eight extension headers", shape{v6: true, exts: []byte{0, 60, 60, 60, 60, 60, 60, 60}, payload: 5000, gso: 1000}, same, OK},
 		{"nine extension headers", shape{v6: true, exts: []byte{0, 60, 60, 60, 60, 60, 60, 60, 60}, payload: 5000, gso: 1000}, same, Protocol},
-		{"long extension header", shape{v6: true, exts: []byte{60}, extLen: 200, payload: 5000, gso: 1000}, same, Headers},
+		{"long extension header", shape{v6: true, exts: []byte{60}, extLen: 504, payload: 5000, gso: 1000}, same, Headers},
 		{"fragment header", shape{v6: true, exts: []byte{44}, payload: 5000, gso: 1000}, same, Protocol},
 		{"routing header", shape{v6: true, exts: []byte{protoRouting}, payload: 5000, gso: 1000}, same, OK},
 		{"routing header, full", shape{v6: true, exts: []byte{protoRouting}, full: true, payload: 5000, gso: 1000}, same, NoCsum},
 		{"tcp4, full", shape{full: true, payload: 5000, gso: 1000}, same, OK},
-		{"udp4, full", udp4, func(h *Header, f []byte) []byte { h.Flags = 0; return f }, NoCsum},
+		{"udp4, full", udp4, func(h *Header, f []byte) []byte { h.Flags = 0; return f }, OK},
 		{"no frame", tcp4, func(_ *Header, f []byte) []byte { return f[:0] }, CsumRange},
 		{"half an Ethernet header", shape{full: true, payload: 5000, gso: 1000}, cutTo(13), Protocol},
 		{"half an IP header", shape{full: true, payload: 5000, gso: 1000}, cutTo(ip + 19), Truncated},
@@ -136,12 +136,15 @@ func TestFits(t *testing.T) {
 		{"partial", shape{payload: 50}, everything, true},
 		{"partial, no CSum", shape{payload: 50}, but(func(l *Limits) { l.CSum = false }), false},
 		{"tcp4, MTU", tcp4, mtu(1500), true},
-		{"tcp4, MTU one less", tcp4, mtu(1499), false},
+		{"tcp4, a tag's length more", tcp4, mtu(1496), true},
+		{"tcp4, MTU one less", tcp4, mtu(1495), false},
 		{"two tags, MTU", tagged, mtu(1500), true},
 		{"two tags, MTU one less", tagged, mtu(1499), false},
-		{"three tags, MTU", shape{tags: []uint16{typeVLAN, typeVLAN, typeVLAN}, payload: 1460}, mtu(1500), false},
-		{"1500 bytes", shape{payload: 1460}, mtu(1500), true},
-		{"1501 bytes", shape{payload: 1461}, mtu(1500), false},
+		{"three tags, MTU", shape{tags: []uint16{typeVLAN, typeVLAN, typeVLAN}, payload: 1460}, mtu(1500), true},
+		{"one tag and a tag's length", shape{tags: []uint16{typeVLAN}, payload: 1464}, mtu(1500), true},
+		{"one tag and one more", shape{tags: []uint16{typeVLAN}, payload: 1465}, mtu(1500), false},
+		{"1504 bytes", shape{payload: 1464}, mtu(1500), true},
+		{"1505 bytes", shape{payload: 1465}, mtu(1500), false},
 		{"less than a segment", shape{payload: 100, gso: 1460}, mtu(200), true},
 	}
 	for _, tt := range tests {
@@ -159,10 +162,10 @@ func TestStartRefusesWhatIsTooBig(t *testing.T) {
 	var f Finisher
 	for _, s := range []shape{{payload: 5000, gso: 1461}, {payload: 1461}, {payload: 1461, gso: 1500}} {
 		h, frame := s.build()
-		if why := f.Start(h, frame, Limits{MTU: 1500}); why != TooBig || len(f.Next()) > 0 {
+		if why := f.Start(h, frame, Limits{MTU: 1496}); why != TooBig || len(f.Next()) > 0 {
 			t.Errorf("%+v: %v", s, why)
 		}
-		if why := f.Start(h, frame, Limits{MTU: 1501}); why != OK || len(f.Next()) == 0 {
+		if why := f.Start(h, frame, Limits{MTU: 1497}); why != OK || len(f.Next()) == 0 {
 			t.Errorf("%+v, one more: %v", s, why)
 		}
 	}

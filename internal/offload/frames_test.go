@@ -46,7 +46,11 @@ func (s shape) build() (Header, []byte) {
 	h.Flags = NeedsCsum
 	if s.full {
 		h.Flags, h.CsumStart, h.CsumOffset = DataValid, 0, 0
-		binary.BigEndian.PutUint16(l4[tcpCsum:], 0x1234) // what it is does not matter
+		at := tcpCsum
+		if s.udp {
+			at = udpCsum
+		}
+		binary.BigEndian.PutUint16(l4[at:], 0x1234) // what it is does not matter
 	}
 	s.gsoHeader(&h)
 	if s.v6 {
@@ -181,10 +185,11 @@ func randomShape(r *rand.Rand) shape {
 		s.ipOptions = 4 * r.IntN(11)
 	}
 	most := 100
+	s.full = r.IntN(8) == 0 && !slices.Contains(s.exts, protoRouting)
 	if s.udp {
 		s.ecn = false
 	} else {
-		s.tcpOptions, s.full, most = 4*r.IntN(11), r.IntN(8) == 0 && !slices.Contains(s.exts, protoRouting), 300
+		s.tcpOptions, most = 4*r.IntN(11), 300
 	}
 	s.payload = min(s.gso+s.tcpOptions+1+r.IntN(s.gso*most), 64000)
 	return s

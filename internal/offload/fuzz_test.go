@@ -3,6 +3,8 @@ package offload
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"testing"
 )
 
@@ -10,10 +12,13 @@ import (
 // within the limits, and leave the frame as it was.
 func FuzzFinish(f *testing.F) {
 	r := rng(2)
-	for i := range 40 {
+	for i := range 80 {
 		s := randomShape(r)
 		s.payload = min(s.payload, s.gso*5)
 		h, frame := s.build()
+		if i >= 40 {
+			h, frame = wrapped(r, h, frame)
+		}
 		f.Add(h.put(), uint16(i*500), byte(i), frame)
 	}
 	fin := new(Finisher)
@@ -48,8 +53,9 @@ func FuzzFinish(f *testing.F) {
 // right checks what has become of a frame.
 func right(t *testing.T, h Header, l Limits, frame []byte, out [][]byte, heads []Header) {
 	t.Helper()
+	out, heads = expanded(t, l, out, heads)
 	for i, o := range out {
-		if _, at := etherType(o); l.MTU > 0 && len(o) > at+l.MTU {
+		if _, at := etherType(o); l.MTU > 0 && len(o) > max(at+l.MTU, l.MTU+etherLen+2*vlanLen) {
 			t.Fatalf("a frame of %d bytes for an MTU of %d", len(o), l.MTU)
 		}
 		if h := heads[i]; h.GSOType != GSONone || h.Flags != 0 && (!l.CSum || Check(h, o) != OK) {
@@ -58,7 +64,11 @@ func right(t *testing.T, h Header, l Limits, frame []byte, out [][]byte, heads [
 	}
 	switch {
 	case len(out) > 1:
-		if err := verify(frame, int(h.GSOSize), out, heads[0].Flags != 0); err != nil {
+		err := rightTunnel(h, frame, out, heads[0].Flags != 0)
+		if p, _ := parse(h, frame); p.plain {
+			err = errors.Join(err, verify(frame, int(h.GSOSize), out, heads[0].Flags != 0))
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 	case len(out) == 0 || len(out[0]) != len(frame):
@@ -82,6 +92,26 @@ func right(t *testing.T, h Header, l Limits, frame []byte, out [][]byte, heads [
 	}
 }
 
+// expanded has those cut that are super-frames, which the target cuts itself.
+func expanded(t *testing.T, l Limits, frames [][]byte, heads []Header) (out [][]byte, headers []Header) {
+	t.Helper()
+	for i, f := range frames {
+		if heads[i].GSOType == GSONone {
+			out, headers = append(out, f), append(headers, heads[i])
+			continue
+		}
+		if !Fits(heads[i], f, l) {
+			t.Fatalf("a super-frame that the target does not take: %+v for %+v", heads[i], l)
+		}
+		cut, h, why := finish(new(Finisher), heads[i], f, Limits{CSum: true, VnetHdr: l.VnetHdr, MTU: l.MTU})
+		if why != OK {
+			t.Fatal(why)
+		}
+		out, headers = append(out, cut...), append(headers, h...)
+	}
+	return out, headers
+}
+
 func limits(mtu uint16, offloads byte) Limits {
 	l := Limits{
 		MTU: int(mtu), CSum: offloads&1 != 0, TSO4: offloads&2 != 0, TSO6: offloads&4 != 0,
@@ -100,16 +130,86 @@ func fixUp(h Header, frame []byte) {
 	if why != OK {
 		return
 	}
-	addresses := frame[p.ip+12 : p.ip+20]
-	if p.v6 {
-		addresses = frame[p.ip+8 : p.ip+40]
-	} else {
-		clear(frame[p.ip+10 : p.ip+12])
-		binary.BigEndian.PutUint16(frame[p.ip+10:], ^plainSum(frame[p.ip:p.l4], 0))
+	for _, l := range p.layers[:p.n] {
+		if l.kind == layerIPv4 {
+			ip := frame[l.at : l.at+int(frame[l.at]&15)*4]
+			clear(ip[10:12])
+			binary.BigEndian.PutUint16(ip[10:], ^plainSum(ip, 0))
+		}
+	}
+	if h.Flags&NeedsCsum == 0 {
+		return
 	}
 	proto, _ := checkType(h)
-	pseudo := plainSum(addresses, uint32(proto)+uint32(len(frame)-p.l4))
+	pseudo := plainSum(addressesOf(p.ip(), frame), uint32(proto)+uint32(len(frame)-p.l4))
 	binary.BigEndian.PutUint16(frame[p.l4+int(p.csum()):], pseudo)
+}
+
+func addressesOf(ip layer, frame []byte) []byte {
+	if ip.kind == layerIPv6 {
+		return frame[ip.at+8 : ip.at+40]
+	}
+	return frame[ip.at+12 : ip.at+20]
+}
+
+// rightTunnel checks lengths and checksums of a super-frame's segments in all layers, and their payload.
+func rightTunnel(h Header, frame []byte, out [][]byte, partial bool) error {
+	was, why := parse(h, frame)
+	if why != OK {
+		return fmt.Errorf("the frame itself: %v", why)
+	}
+	var payload []byte
+	for i, o := range out {
+		p, why := parse(h, o)
+		if why != OK || p.n != was.n || p.head != was.head {
+			return fmt.Errorf("segment %d: %v, headers %+v, were %+v", i, why, p, was)
+		}
+		if n := len(o) - p.head; n != int(h.GSOSize) && (i < len(out)-1 || n > int(h.GSOSize) || n == 0) {
+			return fmt.Errorf("segment %d of %d has %d bytes of %d", i, len(out), n, h.GSOSize)
+		}
+		if err := rightLayers(p, frame, o, i, partial); err != nil {
+			return fmt.Errorf("segment %d: %w", i, err)
+		}
+		payload = append(payload, o[p.head:]...)
+	}
+	if !bytes.Equal(payload, frame[was.head:]) {
+		return fmt.Errorf("payload of %d bytes became %d", len(frame)-was.head, len(payload))
+	}
+	return nil
+}
+
+func rightLayers(p layout, frame, o []byte, number int, partial bool) error {
+	complete := bytes.Clone(o) // a partial checksum counts for tunnels as the target completes it
+	field := complete[p.l4+int(p.csum()):]
+	if partial {
+		binary.BigEndian.PutUint16(field, ^plainSum(complete[p.l4:], 0))
+	}
+	routed := false
+	for i, l := range p.layers[:p.n] {
+		b := complete[l.at:]
+		switch l.kind {
+		case layerIPv4:
+			if sum := plainSum(b[:int(b[0]&15)*4], 0); sum != 0xffff {
+				return fmt.Errorf("layer %d: IPv4 header sums up to %#x", i, sum)
+			}
+			if id, was := binary.BigEndian.Uint16(b[4:]), binary.BigEndian.Uint16(frame[l.at+4:]); id != was+uint16(number) {
+				return fmt.Errorf("layer %d: id %d, was %d", i, id, was)
+			}
+		case layerIPv6:
+			routed = routed || b[6] == protoHopByHop || b[6] == protoRouting || b[6] == protoDstOpts
+		case layerUDP:
+			ip := p.layers[i-1]
+			sum := plainSum(b, uint32(plainSum(addressesOf(ip, o), protoUDP+uint32(len(b)))))
+			if binary.BigEndian.Uint16(b[udpCsum:]) != 0 && sum != 0xffff && !routed {
+				return fmt.Errorf("layer %d: UDP sums up to %#x", i, sum)
+			}
+		case layerGRE:
+			if sum := plainSum(b, 0); sum != 0xffff {
+				return fmt.Errorf("layer %d: GRE sums up to %#x", i, sum)
+			}
+		}
+	}
+	return nil
 }
 
 func (h Header) put() []byte {

@@ -79,8 +79,8 @@ type Limits struct {
 	TSOECN bool // those with the ECN bit (TUN_F_TSO_ECN)
 	USO    bool // super-frames of UDP (TUN_F_USO4 and TUN_F_USO6)
 
-	// MTU is the most bytes behind the Ethernet header and up to two VLAN tags, for a
-	// super-frame those of each segment; 0 is no limit.
+	// MTU is the most bytes behind the Ethernet header and its VLAN tags, for a super-frame those of each
+	// segment; 0 is no limit. Four bytes more pass where no tag takes them, as the kernel has it.
 	MTU int
 	// VnetHdr is the length in bytes of the vnet header that the target wants before each
 	// frame: 0 none, else HeaderLen to MaxVnetHdr.
@@ -102,7 +102,26 @@ func Fits(h Header, frame []byte, l Limits) bool {
 		return l.admits(frame, len(frame))
 	}
 	p, why := parse(h, frame)
-	return why == OK && h.Flags&NeedsCsum != 0 && l.takes(h.GSOType) && l.admits(frame, min(len(frame), p.head+int(h.GSOSize)))
+	return why == OK && h.Flags&NeedsCsum != 0 && l.takesCut(h.GSOType, &p) && len(frame)-p.outer() <= maxIP &&
+		l.admits(frame, min(len(frame), p.segment(h)))
+}
+
+// maxIP is the most bytes of an IP packet that its length tells, and that a target takes. BIG TCP has
+// more (GSO_MAX_SIZE in include/linux/netdevice.h).
+const maxIP = 65535
+
+// segment is the most bytes of a segment.
+func (p *layout) segment(h Header) int {
+	n := p.head + int(h.GSOSize)
+	if p.jumbo != 0 {
+		n -= jumboLen
+	}
+	return n
+}
+
+// takesCut reports whether the target itself cuts super-frames of this type and these headers.
+func (l Limits) takesCut(gsoType uint8, p *layout) bool {
+	return l.CSum && l.VnetHdr >= HeaderLen && l.takes(gsoType) && p.plain
 }
 
 // takes tells whether the target takes super-frames of this type.
@@ -121,11 +140,13 @@ func (l Limits) takes(gsoType uint8) bool {
 	return false
 }
 
-// admits tells whether n bytes that begin like frame are within the target's MTU.
+// admits reports whether n bytes that begin like frame are within the target's MTU, by the rule of a
+// kernel bridge: an untagged frame may have a tag's length more (__is_skb_forwardable in
+// include/linux/netdevice.h), and the outermost tag does not count at all.
 func (l Limits) admits(frame []byte, n int) bool {
-	if l.MTU == 0 || n <= l.MTU+etherLen {
+	if l.MTU == 0 || n <= l.MTU+etherLen+vlanLen {
 		return true
 	}
 	_, at := etherType(frame)
-	return n <= l.MTU+at
+	return n <= l.MTU+at || at > etherLen && n <= l.MTU+etherLen+2*vlanLen
 }

@@ -10,10 +10,11 @@ const (
 	Truncated        // the frame ends within its headers
 	CsumRange        // CsumStart or CsumOffset points out of the frame, or in front of what can be summed
 	CsumPlace        // a super-frame's CsumStart and CsumOffset are not those of its TCP or UDP checksum
-	NoCsum           // a super-frame without NeedsCsum whose pseudo header is unknown
+	NoCsum           // a super-frame without NeedsCsum whose pseudo header is unknown, behind a routing header
 	GSOType          // a type that nobody may send: unknown, UDP fragmentation, a tunnel, or ECN without TCP
 	GSOSize          // 0, or the 65535 that the kernel keeps for itself (GSO_BY_FRAGS)
 	Protocol         // the frame's protocols are not those of the type
+	Tunnel           // a super-frame whose headers are of no known tunnel
 	Fragment         // a super-frame that is a fragment of an IP packet
 	Length           // the IP or UDP length is not the frame's
 	Segments         // more segments than MaxSegments or MaxUDPSegments
@@ -41,6 +42,8 @@ func (r Reason) String() string {
 		return "impossible segment size"
 	case Protocol:
 		return "type of super-frame disagrees with its protocols"
+	case Tunnel:
+		return "super-frame of an unknown tunnel or shim"
 	case Fragment:
 		return "super-frame is an IP fragment"
 	case Length:

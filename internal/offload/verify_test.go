@@ -50,7 +50,8 @@ func look(f []byte, partial bool) (s seen, err error) {
 		return s, fmt.Errorf("UDP length %d, have %d", n, len(f)-s.l4)
 	}
 	pseudo := uint32(plainSum(addresses, uint32(s.proto)+uint32(len(f)-s.l4)))
-	if sum := plainSum(f[s.l4:], pseudo); sum != 0xffff && !partial {
+	none := s.proto == protoUDP && binary.BigEndian.Uint16(f[s.l4+6:]) == 0
+	if sum := plainSum(f[s.l4:], pseudo); sum != 0xffff && !partial && !none {
 		return s, fmt.Errorf("segment sums up to %#x", sum)
 	}
 	return s, nil

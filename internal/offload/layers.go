@@ -1,0 +1,349 @@
+package offload
+
+import (
+	"encoding/binary"
+	"math"
+)
+
+// A super-frame's headers, from Ethernet to TCP or UDP. Those of a tunnel come twice or more: the vnet
+// header counts the innermost's payload only, and its CsumStart is where the innermost's TCP or UDP
+// begins (virtio_net_hdr_from_skb in include/linux/virtio_net.h). Of what is between, the headers of
+// tunnels and shims (VXLAN, Geneve, GRE, GUE, MPLS, NSH, an Ethernet header with tags), a segment has a
+// copy; only lengths, ids and checksums differ. So a header that has none of these is not read, but
+// the next IP header behind it is looked for: one whose length is what is left of the frame.
+
+// A layer is a header with a length, an id or a checksum of what follows.
+type layer struct {
+	at     int // from the frame's start
+	kind   layerKind
+	pseudo uint64 // of a tunnel's UDP header, the pseudo header's sum without the length
+}
+
+type layerKind uint8
+
+const (
+	layerIPv4  layerKind = iota
+	layerIPv6            // with its extension headers
+	layerUDP             // of a tunnel
+	layerGRE             // with a checksum (RFC 2784)
+	layerPPPoE           // RFC 2516
+)
+
+const (
+	// maxLayers bounds the headers within each other: those of two tunnels over UDP and IP with PPPoE
+	// around are 6.
+	maxLayers = 8
+	// maxTries bounds how often what looks like an IP header is taken for one, so that a frame that is
+	// made of such costs little.
+	maxTries = 64
+)
+
+// layout is where a super-frame's headers are, in bytes from its start.
+type layout struct {
+	layers [maxLayers]layer
+	n      int  // of layers; the last is the IP header that belongs to the transport header
+	tries  int  // of search, those that were given up included
+	l4     int  // the transport header
+	head   int  // length of all headers
+	jumbo  int  // where an IPv6 hop-by-hop header begins that has a jumbo payload option only; 0 for none
+	plain  bool // Ethernet, tags and one IP header
+	udp    bool
+	routed bool // has a routing header: the pseudo header's destination is not the IP header's
+}
+
+// ip is the innermost IP header.
+func (p *layout) ip() layer { return p.layers[p.n-1] }
+
+// outer is the outermost IP header's start.
+func (p *layout) outer() int {
+	if p.layers[0].kind == layerPPPoE {
+		return p.layers[1].at
+	}
+	return p.layers[0].at
+}
+
+// wanted is the transport header that a walk through the layers shall end at.
+type wanted struct {
+	proto uint8
+	at    int // -1 where the vnet header does not say
+	most  int // where it may begin at most
+}
+
+// parse finds a super-frame's headers, and checks all that cutting relies on.
+func parse(h Header, frame []byte) (p layout, why Reason) {
+	proto, why := checkType(h)
+	if why != OK {
+		return p, why
+	}
+	p.udp = proto == protoUDP
+	to := wanted{proto: proto, at: -1, most: min(len(frame), MaxHead)}
+	if h.Flags&NeedsCsum != 0 {
+		to.at = int(h.CsumStart)
+		to.most = min(to.at, to.most)
+	}
+	kind, at := etherType(frame)
+	if why = p.link(frame, kind, at, to); why != OK {
+		return p, why
+	}
+	p.plain = p.n == 1 && (kind == typeIPv4 || kind == typeIPv6)
+	if kind := h.GSOType &^ GSOECN; p.ip().kind == layerIPv6 && kind == GSOTCPv4 || p.ip().kind == layerIPv4 && kind == GSOTCPv6 {
+		return p, Protocol
+	}
+	if why = p.transport(frame); why != OK {
+		return p, why
+	}
+	return p, p.checkCut(h, frame)
+}
+
+// push adds a layer.
+func (p *layout) push(kind layerKind, at int) bool {
+	if p.n == maxLayers {
+		return false
+	}
+	p.layers[p.n] = layer{at: at, kind: kind}
+	p.n++
+	return true
+}
+
+// link walks on from what has that EtherType and begins at at.
+func (p *layout) link(frame []byte, kind uint16, at int, to wanted) Reason {
+	switch kind {
+	case typeIPv4:
+		return p.ipv4(frame, at, to)
+	case typeIPv6:
+		return p.ipv6(frame, at, to)
+	case typePPPoE:
+		return p.pppoe(frame, at, to)
+	}
+	if len(frame) < etherLen {
+		return Protocol
+	}
+	return p.search(frame, at, to)
+}
+
+// search looks for the next IP header from at on.
+func (p *layout) search(frame []byte, at int, to wanted) Reason {
+	was := *p
+	for ; at+ipv4Len <= to.most && was.tries < maxTries; at += 2 {
+		b := frame[at:]
+		if v := b[0] >> 4; v != 4 && v != 6 {
+			continue
+		}
+		why := Protocol
+		switch b[0] >> 4 {
+		case 4:
+			ihl := int(b[0]&15) * 4
+			if ihl >= ipv4Len && len(b) >= ihl && fold(add(b[:ihl], 0)) == 0xffff {
+				why = p.ipv4(frame, at, to)
+			}
+		case 6:
+			why = p.ipv6(frame, at, to)
+		}
+		if why == OK {
+			return OK
+		}
+		was.tries = p.tries + 1
+		*p = was
+	}
+	return Tunnel
+}
+
+func (p *layout) ipv4(frame []byte, at int, to wanted) Reason {
+	b := frame[at:]
+	if len(b) < ipv4Len {
+		return Truncated
+	}
+	ihl := int(b[0]&15) * 4
+	switch {
+	case b[0]>>4 != 4 || ihl < ipv4Len:
+		return Protocol
+	case len(b) < ihl:
+		return Truncated
+	case binary.BigEndian.Uint16(b[6:])&0x3fff != 0: // more fragments, or an offset
+		return Fragment
+	case !isLength(b[2:], len(b)):
+		return Length
+	case !p.push(layerIPv4, at):
+		return Headers
+	}
+	return p.behindIP(frame, b[9], at+ihl, to)
+}
+
+// isLength reports whether a header's field is n. Of more than 65535 bytes, BIG TCP, the kernel writes 0
+// (iph_set_totlen in include/net/ip.h, and for IPv6 without or with a jumbo option).
+func isLength(field []byte, n int) bool {
+	v := int(binary.BigEndian.Uint16(field))
+	return v == n || v == 0 && n > math.MaxUint16
+}
+
+// ipv6 looks through the extension headers that the kernel looks through, too
+// (INET6_PROTO_GSO_EXTHDR, net/ipv6/exthdrs_offload.c).
+func (p *layout) ipv6(frame []byte, at int, to wanted) Reason {
+	b := frame[at:]
+	switch {
+	case len(b) < ipv6Len:
+		return Truncated
+	case b[0]>>4 != 6:
+		return Protocol
+	case !isLength(b[4:], len(b)-ipv6Len):
+		return Length
+	case !p.push(layerIPv6, at):
+		return Headers
+	}
+	proto, next := b[6], ipv6Len
+	if isJumbo(b) {
+		p.jumbo = at + next
+	}
+	for range maxExts {
+		if proto != protoHopByHop && proto != protoRouting && proto != protoDstOpts {
+			break
+		}
+		p.routed = p.routed || proto == protoRouting
+		if len(b) < next+8 {
+			return Truncated
+		}
+		proto, next = b[next], next+8+int(b[next+1])*8
+	}
+	return p.behindIP(frame, proto, at+next, to)
+}
+
+// isJumbo reports whether an IPv6 header is followed by the hop-by-hop header that BIG TCP has: its only
+// option is the length (RFC 2675; struct hop_jumbo_hdr in include/net/ipv6.h).
+func isJumbo(b []byte) bool {
+	return len(b) >= ipv6Len+jumboLen && b[6] == protoHopByHop && b[ipv6Len+1] == 0 &&
+		b[ipv6Len+2] == 0xc2 && b[ipv6Len+3] == 4 && binary.BigEndian.Uint32(b[ipv6Len+4:]) == uint32(len(b)-ipv6Len)
+}
+
+// behindIP walks on from what an IP header has in it.
+func (p *layout) behindIP(frame []byte, proto uint8, at int, to wanted) Reason {
+	switch {
+	case proto == to.proto && (to.at < 0 || to.at == at):
+		p.l4 = at
+		return OK
+	case at == to.at:
+		return Protocol
+	}
+	switch proto {
+	case protoIPIP:
+		return p.inner(frame, at, to, p.ipv4)
+	case protoIPv6:
+		return p.inner(frame, at, to, p.ipv6)
+	case protoMPLS:
+		return p.inner(frame, at, to, p.search)
+	case protoUDP:
+		return p.inner(frame, at, to, p.udpTunnel)
+	case protoGRE:
+		return p.inner(frame, at, to, p.gre)
+	case to.proto:
+		return CsumPlace
+	}
+	return Protocol
+}
+
+// inner walks on behind a tunnel's IP header, as long as the vnet header's place is not passed.
+func (p *layout) inner(frame []byte, at int, to wanted, walk func([]byte, int, wanted) Reason) Reason {
+	switch {
+	case at > len(frame):
+		return Truncated
+	case at >= to.most && to.at >= 0:
+		return CsumPlace
+	}
+	return walk(frame, at, to)
+}
+
+func (p *layout) udpTunnel(frame []byte, at int, to wanted) Reason {
+	b := frame[at:]
+	switch {
+	case len(b) < udpLen:
+		return Truncated
+	case !isLength(b[4:], len(b)) && (len(b) <= math.MaxUint16 || binary.BigEndian.Uint16(b[4:]) != uint16(len(b))):
+		return Length
+	}
+	ip, routed := p.ip(), p.routed
+	if !p.push(layerUDP, at) {
+		return Headers
+	}
+	outer := &p.layers[p.n-1]
+	outer.pseudo = ip.pseudoOf(frame, protoUDP)
+	if routed { // the sender knew the destination, we do not: it left the pseudo header's sum (udp_set_csum in net/ipv4/udp.c)
+		outer.pseudo = withoutLength(b[udpCsum:], len(b))
+		p.routed = false
+	}
+	return p.search(frame, at+udpLen, to)
+}
+
+func (p *layout) gre(frame []byte, at int, to wanted) Reason {
+	b := frame[at:]
+	if len(b) < greLen+greCsum {
+		return Truncated
+	}
+	if b[0]&0x80 != 0 && !p.push(layerGRE, at) {
+		return Headers
+	}
+	return p.search(frame, at+greLen, to)
+}
+
+func (p *layout) pppoe(frame []byte, at int, to wanted) Reason {
+	b := frame[at:]
+	switch {
+	case len(b) < pppoeLen+2:
+		return Truncated
+	case int(binary.BigEndian.Uint16(b[4:])) != len(b)-pppoeLen:
+		return Length
+	case !p.push(layerPPPoE, at):
+		return Headers
+	}
+	switch binary.BigEndian.Uint16(b[pppoeLen:]) {
+	case 0x21:
+		return p.ipv4(frame, at+pppoeLen+2, to)
+	case 0x57:
+		return p.ipv6(frame, at+pppoeLen+2, to)
+	}
+	return Protocol
+}
+
+// transport finds where the payload begins.
+func (p *layout) transport(frame []byte) Reason {
+	least := tcpLen
+	if p.udp {
+		least = udpLen
+	}
+	if len(frame) < p.l4+least {
+		return Truncated
+	}
+	p.head = p.l4 + least
+	b := frame[p.l4:]
+	if p.udp {
+		if int(binary.BigEndian.Uint16(b[4:])) != len(b) {
+			return Length
+		}
+		return OK
+	}
+	p.head = p.l4 + int(b[12]>>4)*4
+	switch {
+	case p.head < p.l4+tcpLen:
+		return Protocol
+	case len(frame) < p.head:
+		return Truncated
+	}
+	return OK
+}
+
+// checkCut checks the checksum's place and the bounds.
+func (p *layout) checkCut(h Header, frame []byte) Reason {
+	csum, most := tcpCsum, MaxSegments
+	if p.udp {
+		csum, most = udpCsum, MaxUDPSegments
+	}
+	switch {
+	case h.Flags&NeedsCsum == 0 && p.routed:
+		return NoCsum
+	case h.Flags&NeedsCsum != 0 && int(h.CsumOffset) != csum:
+		return CsumPlace
+	case p.head > MaxHead:
+		return Headers
+	case len(frame)-p.head > int(h.GSOSize)*most:
+		return Segments
+	}
+	return OK
+}
