@@ -108,7 +108,7 @@ func (r *CaptureReader) parse(b []byte) (f CapturedFrame, frame bool, err error)
 		return f, false, errRecord
 	}
 	reason, vnet := int(b[6]), int(b[7])
-	if len(b) < recordHead+reason+vnet || vnet != 0 && vnet != vnetLen {
+	if len(b) < recordHead+reason+vnet || vnet != 0 && (vnet < vnetLen || vnet > offload.MaxVnetHdr) {
 		return f, false, errRecord
 	}
 	f = CapturedFrame{
@@ -121,7 +121,8 @@ func (r *CaptureReader) parse(b []byte) (f CapturedFrame, frame bool, err error)
 	if f.Length < len(f.Data) {
 		return f, false, errRecord
 	}
-	f.Vnet, _ = offload.Parse(b[recordHead+reason : recordHead+reason+vnet])
+	h, _ := offload.Parse(b[recordHead+reason : recordHead+reason+vnet])
+	f.Vnet = h.WithoutTunnel()
 	t.note(binary.LittleEndian.Uint64(b[16:]))
 	return f, true, nil
 }

@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"vmnet/internal/offload"
 )
 
 // A capture's records, each one message of a SOCK_SEQPACKET pair, little endian:
@@ -16,7 +18,7 @@ import (
 //	       2- 3  the port's place in CaptureConfig.Ports
 //	       4- 5  queue
 //	       6     length of the reason
-//	       7     length of the vnet header, 0 or 10
+//	       7     length of the vnet header, 0 or 10 to 24
 //	       8-15  nanoseconds since 1970
 //	      16-23  the frame's number among those of its port and direction
 //	      24-27  length of the Ethernet frame, of which the record may have less
@@ -29,7 +31,7 @@ const (
 	recordFrame  = 1
 	recordTotals = 2
 	maxReason    = 255
-	maxRecord    = recordHead + maxReason + vnetLen + maxFrame
+	maxRecord    = recordHead + maxReason + offload.MaxVnetHdr + maxFrame
 )
 
 // Direction says which way through a port a frame went.

@@ -21,7 +21,7 @@ type receiver struct {
 	to     [batchSize]*Port // where each frame goes that was not sent yet
 
 	out    *sender
-	heads  [batchSize][headMax]byte // of frames whose tag changes
+	heads  [batchSize][headMax]byte // of frames whose tag changes, or whose vnet header is longer
 	fin    offload.Finisher
 	copied []byte // room for a frame that is to be both retagged and finished; made by the first
 
@@ -192,24 +192,35 @@ func (r *receiver) flush(frames []frame) {
 // add puts a frame into the list for a target, in the form that the target takes. A frame that is finished in
 // software is sent at once, behind the list.
 func (r *receiver) add(to *Port, f *frame) {
-	h, whole := f.vnet, true
-	out := offload.Frame{Head: f.data}
-	if tci, tagged := r.ports.leaving(to, f); tagged != f.tagged || tci != f.tci {
-		h, out = f.retag(r.heads[r.out.n][:], tci, tagged)
-		whole = false
-	}
 	limits := to.limits.Load()
+	tci, tagged := r.ports.leaving(to, f)
+	retag := tagged != f.tagged || tci != f.tci
 	// What the limits are about is the same with the tag and without it.
-	if offload.Fits(f.vnet, f.ether(), *limits) {
-		out.Head = out.Head[vnetLen-limits.VnetHdr:]
+	fits := offload.Fits(f.vnet, f.ether(), *limits)
+	switch {
+	case fits && !retag && limits.VnetHdr <= vnetLen:
+		r.out.add(offload.Frame{Head: f.data[vnetLen-limits.VnetHdr:]})
+		return
+	case !fits && !retag:
+		r.finish(to, f.vnet, f.data)
+		return
+	}
+	head, shift := r.heads[r.out.n][:], 0
+	out := offload.Frame{Head: head[:offload.MaxVnetHdr], Payload: f.ether()}
+	if retag {
+		out, shift = f.retag(head, tci, tagged)
+	}
+	if fits {
+		out.Head = out.Head[offload.MaxVnetHdr-limits.VnetHdr:]
+		offload.Describe(f.vnet, f.ether(), out.Head[:limits.VnetHdr], shift)
 		r.out.add(out)
 		return
 	}
-	if !whole {
-		r.copied = append(append(r.copied[:0], out.Head...), out.Payload...)
-		out.Head = r.copied
-	}
-	r.finish(to, h, out.Head)
+	h := f.vnet.Shifted(shift)
+	out.Head = out.Head[offload.MaxVnetHdr-vnetLen:]
+	h.Put(out.Head)
+	r.copied = append(append(r.copied[:0], out.Head...), out.Payload...)
+	r.finish(to, h, r.copied)
 }
 
 // finish makes of a frame what the target takes, and sends it.

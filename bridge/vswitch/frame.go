@@ -108,33 +108,22 @@ func isLinkLocal(dst uint64) bool { return dst&linkLocalMask == linkLocal && dst
 // maxVID covers the VLAN id in a tag.
 const maxVID = 1<<vidBits - 1
 
-// headMax is the most that retag writes: vnet header, addresses and a tag.
-const headMax = vnetLen + macsLen + tagLen
+// headMax is the most that is put in front of a frame's rest: vnet header, addresses and a tag.
+const headMax = offload.MaxVnetHdr + macsLen + tagLen
 
-// retag is the frame with that tag, or with none, in two pieces: the first is written into head, which has room for headMax
-// bytes, the second is the frame's own. The frame itself stays as it came. The sum's start moves along.
-func (f *frame) retag(head []byte, tci uint16, tagged bool) (offload.Header, offload.Frame) {
-	e, n, rest, by := f.ether(), vnetLen+macsLen, macsLen, 0
-	copy(head[vnetLen:], e[:macsLen])
+// retag is the frame with that tag, or with none, in two pieces: the first is written into head, which
+// has room for headMax bytes, the second is the frame's own, which stays as it came. The first begins
+// with room for a vnet header of MaxVnetHdr. What the frame's own says moves by shift.
+func (f *frame) retag(head []byte, tci uint16, tagged bool) (out offload.Frame, shift int) {
+	e, n, rest := f.ether(), offload.MaxVnetHdr+macsLen, macsLen
+	copy(head[offload.MaxVnetHdr:], e[:macsLen])
 	if f.tagged {
-		rest, by = rest+tagLen, by-tagLen
+		rest, shift = rest+tagLen, shift-tagLen
 	}
 	if tagged {
 		binary.BigEndian.PutUint16(head[n:], etherTypeVLAN)
 		binary.BigEndian.PutUint16(head[n+2:], tci)
-		n, by = n+tagLen, by+tagLen
+		n, shift = n+tagLen, shift+tagLen
 	}
-	return shifted(f.vnet, head, by), offload.Frame{Head: head[:n], Payload: e[rest:]}
-}
-
-// shifted writes into b the vnet header of a frame that has got by bytes more in front of its payload.
-func shifted(h offload.Header, b []byte, by int) offload.Header {
-	if h.Flags&offload.NeedsCsum != 0 {
-		h.CsumStart = uint16(int(h.CsumStart) + by)
-	}
-	if h.HdrLen != 0 {
-		h.HdrLen = uint16(int(h.HdrLen) + by)
-	}
-	h.Put(b)
-	return h
+	return offload.Frame{Head: head[:n], Payload: e[rest:]}, shift
 }

@@ -155,7 +155,7 @@ func putBack(data []byte, tag [tagLen]byte) []byte {
 	copy(data, data[tagLen:tagLen+vnetLen+macsLen])
 	copy(data[vnetLen+macsLen:], tag[:])
 	h, _ := offload.Parse(data)
-	shifted(h, data, tagLen)
+	h.Shifted(tagLen).Put(data)
 	return data
 }
 

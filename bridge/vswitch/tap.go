@@ -14,7 +14,8 @@ import (
 
 // OpenTap makes a wire of queues of one tap (include/uapi/linux/if_tun.h): the peer is the kernel of the netns that
 // the tap is in. It copies the fds; the caller keeps, and may close, its own. But what is set here holds for the
-// caller's too: non-blocking, a vnet header of 10 bytes, little endian, and the offloads.
+// caller's too: non-blocking, a vnet header of 10 bytes, or 24 where the kernel can describe tunnels'
+// super-frames, little endian, and the offloads.
 //
 // A tap's queue tells nothing of its device but the name: Follow has the port follow its MTU. The device
 // takes whatever is written into it.
@@ -47,13 +48,12 @@ func openTapQueue(f *os.File) (*tapQueue, offload.Limits, error) {
 	if err != nil {
 		return nil, limits, err
 	}
-	q := &tapQueue{file: own, device: device, pad: vnetLen - limits.VnetHdr, room: make([]byte, tapRoom)}
+	q := &tapQueue{file: own, device: device, vnet: limits.VnetHdr, room: make([]byte, tapRoom)}
 	q.drain = q.drainQueue
 	return q, limits, nil
 }
 
-// setTap asks for frames with as little done to them as the kernel allows. A kernel older than 6.2 has no
-// UDP segmentation in vnet headers: it refuses TUN_F_USO4, and would refuse such frames.
+// setTap asks for frames with as little done to them as the kernel allows.
 func setTap(fd int) (device string, limits offload.Limits, err error) {
 	ifr, err := unix.NewIfreq("")
 	if err != nil {
@@ -69,29 +69,48 @@ func setTap(fd int) (device string, limits offload.Limits, err error) {
 	case flags&unix.IFF_VNET_HDR == 0:
 		return device, limits, nil
 	}
-	if err := errors.Join(
-		unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetLen),
-		unix.IoctlSetPointerInt(fd, unix.TUNSETVNETLE, 1),
-	); err != nil {
-		return device, limits, fmt.Errorf("set the vnet header of %s: %w", device, err)
+	limits, err = setOffloads(fd)
+	if err != nil {
+		err = fmt.Errorf("set the vnet header of %s: %w", device, err)
 	}
-	const tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
-	limits = offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: vnetLen}
-	err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tso|unix.TUN_F_USO4|unix.TUN_F_USO6)
+	return device, limits, err
+}
+
+// What include/uapi/linux/if_tun.h has since Linux 6.17.
+const (
+	tunTunnels    = 0x80  // TUN_F_UDP_TUNNEL_GSO
+	tunTunnelCsum = 0x100 // TUN_F_UDP_TUNNEL_GSO_CSUM
+)
+
+// setOffloads asks for the most that the kernel has to give: it refuses what it does not know.
+func setOffloads(fd int) (offload.Limits, error) {
+	const (
+		tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
+		uso = tso | unix.TUN_F_USO4 | unix.TUN_F_USO6
+	)
+	limits := offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, Tunnels: true, VnetHdr: offload.TunnelHeaderLen}
+	set := func(offloads int) error {
+		return errors.Join(
+			unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, limits.VnetHdr),
+			unix.IoctlSetPointerInt(fd, unix.TUNSETVNETLE, 1),
+			unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offloads))
+	}
+	err := set(uso | tunTunnels | tunTunnelCsum)
+	if errors.Is(err, unix.EINVAL) {
+		limits.Tunnels, limits.VnetHdr = false, vnetLen
+		err = set(uso)
+	}
 	if errors.Is(err, unix.EINVAL) {
 		limits.USO = false
-		err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tso)
+		err = set(tso)
 	}
-	if err != nil {
-		return device, limits, fmt.Errorf("TUNSETOFFLOAD %s: %w", device, err)
-	}
-	return device, limits, nil
+	return limits, err
 }
 
 // tapRead is what one read(2) may give: one byte more than the longest frame, so that a longer one is known by its
 // length. tapRoom holds a batch of ordinary frames, or a few super-frames, and stays in the processor's cache.
 const (
-	tapRead = vnetLen + maxFrame + 1
+	tapRead = offload.MaxVnetHdr + maxFrame + 1
 	tapRoom = 256 << 10
 )
 
@@ -99,7 +118,7 @@ const (
 type tapQueue struct {
 	file
 	device string
-	pad    int    // of zeros for the vnet header that the tap does not give
+	vnet   int    // length of the tap's vnet header
 	room   []byte // frames lie in it one behind the other
 
 	// Of the receive under way. drain is made once: a method value would be allocated each time.
@@ -120,9 +139,9 @@ func (q *tapQueue) receive(frames []frame) (int, error) {
 // drainQueue returns false to wait until there is something to read.
 func (q *tapQueue) drainQueue(fd uintptr) bool {
 	room := q.room
+	pad := max(0, vnetLen-q.vnet)
 	for q.n < len(q.frames) && len(room) >= tapRead {
-		clear(room[:q.pad])
-		n, errno := read(fd, room[q.pad:tapRead])
+		n, errno := read(fd, room[pad:tapRead])
 		switch {
 		case errno == unix.EINTR:
 			continue
@@ -134,12 +153,27 @@ func (q *tapQueue) drainQueue(fd uintptr) bool {
 			}
 			return true
 		}
-		n += q.pad
-		q.frames[q.n] = frame{data: room[:n:n]}
+		n += pad
+		q.frames[q.n] = q.take(room[:n:n])
 		q.n++
 		room = room[min((n+63)&^63, len(room)):]
 	}
 	return true
+}
+
+// take makes a frame of what was read: with zeros where the tap has given no vnet header, and with the
+// first part of a long one.
+func (q *tapQueue) take(data []byte) frame {
+	if q.vnet == 0 {
+		clear(data[:vnetLen])
+	}
+	if q.vnet <= vnetLen || len(data) < q.vnet {
+		return frame{data: data}
+	}
+	h, _ := offload.Parse(data)
+	data = data[q.vnet-vnetLen:]
+	h.WithoutTunnel().Put(data)
+	return frame{data: data}
 }
 
 func (q *tapQueue) send(s *sender) { s.use(q.conn, s.write) }

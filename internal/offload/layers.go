@@ -46,7 +46,8 @@ type layout struct {
 	l4     int  // the transport header
 	head   int  // length of all headers
 	jumbo  int  // where an IPv6 hop-by-hop header begins that has a jumbo payload option only; 0 for none
-	plain  bool // Ethernet, tags and one IP header
+	direct bool // Ethernet, tags and an IP header
+	plain  bool // and no other one
 	udp    bool
 	routed bool // has a routing header: the pseudo header's destination is not the IP header's
 }
@@ -61,6 +62,9 @@ func (p *layout) outer() int {
 	}
 	return p.layers[0].at
 }
+
+// overUDP reports whether it is a tunnel over UDP, whatever is between its header and the inner one's.
+func (p *layout) overUDP() bool { return p.direct && p.n == 3 && p.layers[1].kind == layerUDP }
 
 // wanted is the transport header that a walk through the layers shall end at.
 type wanted struct {
@@ -85,7 +89,8 @@ func parse(h Header, frame []byte) (p layout, why Reason) {
 	if why = p.link(frame, kind, at, to); why != OK {
 		return p, why
 	}
-	p.plain = p.n == 1 && (kind == typeIPv4 || kind == typeIPv6)
+	p.direct = kind == typeIPv4 || kind == typeIPv6
+	p.plain = p.direct && p.n == 1
 	if kind := h.GSOType &^ GSOECN; p.ip().kind == layerIPv6 && kind == GSOTCPv4 || p.ip().kind == layerIPv4 && kind == GSOTCPv6 {
 		return p, Protocol
 	}

@@ -11,8 +11,12 @@ package offload
 import "encoding/binary"
 
 // HeaderLen is the length in bytes of struct virtio_net_hdr, which a tap has before each
-// frame unless TUNSETVNETHDRSZ asked for more; what follows in a longer one is not for us.
+// frame unless TUNSETVNETHDRSZ asked for more.
 const HeaderLen = 10
+
+// TunnelHeaderLen is that of struct virtio_net_hdr_v1_hash_tunnel (Linux 6.17), which begins with a
+// virtio_net_hdr and can describe the super-frame of a tunnel over UDP.
+const TunnelHeaderLen = 24
 
 // Header.Flags, VIRTIO_NET_HDR_F_*.
 const (
@@ -28,6 +32,14 @@ const (
 	GSOTCPv6 = 4
 	GSOUDPL4 = 5 // UDP segmentation, IPv4 or IPv6
 	GSOECN   = 0x80
+
+	// Bits beside the type of what is in a tunnel, for the tunnel's own IP header; and that of
+	// Header.Flags for a tunnel whose UDP header has a checksum.
+	gsoTunnel4  = 0x20
+	gsoTunnel6  = 0x40
+	tunnelCsum  = 8
+	outerOffset = 20 // offsetof(struct virtio_net_hdr_v1_hash_tunnel, outer_th_offset)
+	innerOffset = 22 // and inner_nh_offset
 )
 
 // A Header is struct virtio_net_hdr, little endian on the wire: what TUNSETVNETLE
@@ -67,6 +79,13 @@ func (h Header) Put(b []byte) {
 	binary.LittleEndian.PutUint16(b[8:], h.CsumOffset)
 }
 
+// WithoutTunnel is h without what a TunnelHeaderLen header says of a tunnel, which is found in the frame.
+func (h Header) WithoutTunnel() Header {
+	h.GSOType &^= gsoTunnel4 | gsoTunnel6
+	h.Flags &^= tunnelCsum
+	return h
+}
+
 // Plain tells that the frame is finished already.
 func (h Header) Plain() bool { return h.Flags&NeedsCsum == 0 && h.GSOType == GSONone }
 
@@ -78,6 +97,9 @@ type Limits struct {
 	TSO6   bool // and over IPv6 (TUN_F_TSO6)
 	TSOECN bool // those with the ECN bit (TUN_F_TSO_ECN)
 	USO    bool // super-frames of UDP (TUN_F_USO4 and TUN_F_USO6)
+	// Tunnels takes these also in a tunnel over UDP, with and without a checksum (TUN_F_UDP_TUNNEL_GSO
+	// and TUN_F_UDP_TUNNEL_GSO_CSUM); it needs TunnelHeaderLen.
+	Tunnels bool
 
 	// MTU is the most bytes behind the Ethernet header and its VLAN tags, for a super-frame those of each
 	// segment; 0 is no limit. Four bytes more pass where no tag takes them, as the kernel has it.
@@ -87,9 +109,8 @@ type Limits struct {
 	VnetHdr int
 }
 
-// MaxVnetHdr is the longest vnet header: struct virtio_net_hdr_v1_hash with room
-// for what newer kernels append.
-const MaxVnetHdr = 24
+// MaxVnetHdr is the longest vnet header.
+const MaxVnetHdr = TunnelHeaderLen
 
 // Fits tells whether the target takes the frame, which has passed Check, as it is, under
 // the same header. Where it does not, a Finisher makes of it what fits. A super-frame without
@@ -121,7 +142,51 @@ func (p *layout) segment(h Header) int {
 
 // takesCut reports whether the target itself cuts super-frames of this type and these headers.
 func (l Limits) takesCut(gsoType uint8, p *layout) bool {
-	return l.CSum && l.VnetHdr >= HeaderLen && l.takes(gsoType) && p.plain
+	return l.CSum && l.VnetHdr >= HeaderLen && l.takes(gsoType) &&
+		(p.plain || p.overUDP() && l.Tunnels && l.VnetHdr >= TunnelHeaderLen)
+}
+
+// Describe writes into b the vnet header of a frame that Fits a target whose header is as long as b; 0
+// is none. Where the target gets a tag more than the frame has, or one less, shift is its length.
+func Describe(h Header, frame, b []byte, shift int) {
+	clear(b)
+	if len(b) < HeaderLen {
+		return
+	}
+	shifted := h.Shifted(shift)
+	if h.GSOType != GSONone && len(b) >= TunnelHeaderLen {
+		if p, why := parse(h, frame); why == OK && p.overUDP() {
+			p.putTunnel(shifted, frame, b, shift)
+			return
+		}
+	}
+	shifted.Put(b)
+}
+
+// Shifted is the vnet header of a frame that has got so many bytes more in front of its payload.
+func (h Header) Shifted(by int) Header {
+	if h.Flags&NeedsCsum != 0 {
+		h.CsumStart = uint16(int(h.CsumStart) + by)
+	}
+	if h.HdrLen != 0 {
+		h.HdrLen = uint16(int(h.HdrLen) + by)
+	}
+	return h
+}
+
+// putTunnel writes a header with what it says of the tunnel.
+func (p *layout) putTunnel(h Header, frame, b []byte, shift int) {
+	outer, inner := p.layers[1].at, p.layers[2].at
+	h.GSOType |= gsoTunnel4
+	if p.layers[0].kind == layerIPv6 {
+		h.GSOType ^= gsoTunnel4 | gsoTunnel6
+	}
+	if getSum(frame[outer+udpCsum:]) != 0 {
+		h.Flags |= tunnelCsum
+	}
+	h.Put(b)
+	binary.LittleEndian.PutUint16(b[outerOffset:], uint16(outer+shift))
+	binary.LittleEndian.PutUint16(b[innerOffset:], uint16(inner+shift))
 }
 
 // takes tells whether the target takes super-frames of this type.

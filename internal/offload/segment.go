@@ -91,7 +91,7 @@ func (f *Finisher) segment(room []byte) Frame {
 	n := copy(room, f.template[:f.vnet+p.head])
 	head := room[f.vnet:n]
 	if f.vnet >= HeaderLen {
-		f.header(len(payload)).Put(room)
+		f.describe(len(payload), room)
 	}
 	f.transport(head[p.l4:], payload)
 	for i := p.n - 1; i >= 0; i-- {
@@ -101,9 +101,9 @@ func (f *Finisher) segment(room []byte) Frame {
 	return Frame{room[:n], payload}
 }
 
-// header is the vnet header of a segment: of one that is a super-frame itself, which BIG TCP is cut
-// into, of one whose checksum is left to the target, or of a finished one.
-func (f *Finisher) header(payload int) Header {
+// describe writes the vnet header of a segment: of one that is a super-frame itself, which BIG TCP is
+// cut into, of one whose checksum is left to the target, or of a finished one.
+func (f *Finisher) describe(payload int, room []byte) {
 	p := &f.lay
 	var h Header
 	if f.partial && !f.noCsum {
@@ -114,8 +114,12 @@ func (f *Finisher) header(payload int) Header {
 		if f.number != 0 {
 			h.GSOType &^= GSOECN // CWR is the first one's
 		}
+		if p.overUDP() {
+			p.putTunnel(h, room[f.vnet:], room, 0)
+			return
+		}
 	}
-	return h
+	h.Put(room)
 }
 
 // network writes the lengths, the id and the checksums of a header that is not the transport's.
@@ -131,7 +135,11 @@ func (f *Finisher) network(l layer, head, payload []byte) {
 		putSum(b[10:], checksum(add(b[:int(b[0]&15)*4], 0)))
 	case layerUDP:
 		binary.BigEndian.PutUint16(b[4:], uint16(length))
-		if getSum(b[udpCsum:]) != 0 {
+		switch none := getSum(b[udpCsum:]) == 0; {
+		case none:
+		case len(payload) > f.gso: // a super-frame, whose target completes this sum, too
+			putSum(b[udpCsum:], fold(addWord(uint16(length), l.pseudo)))
+		default:
 			clear(b[udpCsum : udpCsum+2])
 			putSum(b[udpCsum:], mangled(checksum(f.sum(l, head, payload, addWord(uint16(length), l.pseudo)))))
 		}
