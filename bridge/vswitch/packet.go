@@ -51,11 +51,12 @@ func closeAll(files []*os.File) error {
 }
 
 // PacketFileCount is how many files a wire of a packet socket is made of.
-const PacketFileCount = 3
+const PacketFileCount = 4
 
 // PacketFiles opens what OpenPacket needs the privilege for, so that another process can make the wire:
 // a packet socket that hears the device from now on, the netlink socket that its claim lasts as long as,
-// and the one by which the wire follows the device. The caller closes them.
+// the one by which the wire follows the device, and a packet socket for frames with several tags. The
+// caller closes them.
 func PacketFiles(ns *netns.NS, device string) (files []*os.File, err error) {
 	defer func() {
 		if err != nil {
@@ -77,6 +78,11 @@ func PacketFiles(ns *netns.NS, device string) (files []*os.File, err error) {
 		return files, err
 	}
 	files = append(files, link)
+	wide, err := oversizeSocket(ns, d)
+	if err != nil {
+		return files, err
+	}
+	files = append(files, wide)
 	// Now that the stack gets nothing any more, the switch may have it.
 	return files, bindPacket(int(socket.Fd()), d)
 }
@@ -118,7 +124,7 @@ func OpenPacketFiles(files []*os.File) (*Wire, error) {
 	if len(files) != PacketFileCount {
 		return nil, fmt.Errorf("open packet socket: %d files: want %d", len(files), PacketFileCount)
 	}
-	socket, claim, link := files[0], files[1], files[2]
+	socket, claim, link, wide := files[0], files[1], files[2], files[3]
 	w := &Wire{kind: "packet", limits: offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: vnetLen}}
 	held, err := duplicate(claim, checkClaim)
 	if err != nil {
@@ -131,11 +137,6 @@ func OpenPacketFiles(files []*os.File) (*Wire, error) {
 		return err
 	})
 	w.device = d.name
-	if err == nil {
-		if err = w.Follow(link); err != nil {
-			err = errors.Join(err, own.close())
-		}
-	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open packet socket: %w", err), w.Close())
 	}
@@ -144,6 +145,13 @@ func OpenPacketFiles(files []*os.File) (*Wire, error) {
 	q.ended = q.deviceGone
 	q.lookAfter(lookEvery)
 	w.queues = []queue{q}
+	err = w.Follow(link)
+	if err == nil {
+		q.oversize, err = openOversize(wide, d.index)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open packet socket: %w", err), w.Close())
+	}
 	return w, nil
 }
 
@@ -264,7 +272,23 @@ func (d packetDevice) check(fd int) error {
 
 type packetQueue struct {
 	*socketQueue
-	device packetDevice
+	device   packetDevice
+	oversize *oversize
+}
+
+// send sends the list; what the socket finds too long goes by the other one.
+func (q *packetQueue) send(s *sender) {
+	s.oversize = q.oversize
+	q.socketQueue.send(s)
+	s.oversize = nil
+}
+
+func (q *packetQueue) close() error {
+	err := q.socketQueue.close()
+	if q.oversize != nil {
+		err = errors.Join(err, q.oversize.close())
+	}
+	return err
 }
 
 // How often the device is looked for; and how soon after it went down, since one that is removed goes down just before.

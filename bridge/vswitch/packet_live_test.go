@@ -148,10 +148,13 @@ func TestLivePacketTags(t *testing.T) {
 	addPort(t, sw, "socket", w, vswitch.PortConfig{})
 
 	header := make([]byte, 10) // of what the tap gives and takes
-	for n, tags := range []string{"", "\x81\x00\x00\x05", "\x81\x00\x60\x05", "\x81\x00\x60\x00", "\x88\xa8\x00\x07\x81\x00\x00\x05", "\x81\x00\x00\x05\x81\x00\x00\x06"} {
-		f := "\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x0b" + string(rune(n)) + tags + "\x88\xb5" + string(make([]byte, 60))
-		expect(t, outside, append(header, f...), inside, []byte(f))
-		expect(t, inside, []byte(f), outside, append(header, f...))
+	for n, tags := range []string{"", "\x81\x00\x00\x05", "\x81\x00\x60\x05", "\x81\x00\x60\x00", "\x88\xa8\x00\x07\x81\x00\x00\x05", "\x81\x00\x00\x05\x81\x00\x00\x06",
+		"\x88\xa8\x00\x07", "\x88\xa8\x00\x07\x88\xa8\x00\x06\x81\x00\x00\x05", "\x88\xa8\x00\x07\x88\xa8\x00\x06\x81\x00\x00\x05\x81\x00\x00\x04"} {
+		for _, payload := range []int{60, 1500} {
+			f := "\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x0b" + string(rune(n)) + tags + "\x88\xb5" + string(make([]byte, payload))
+			expect(t, outside, append(header, f...), inside, []byte(f))
+			expect(t, inside, []byte(f), outside, append(header, f...))
+		}
 	}
 }
 

@@ -30,6 +30,8 @@ type sender struct {
 	write func(fd uintptr) // the methods below as values, made once
 	burst func(fd uintptr)
 
+	oversize *oversize // of the list's queue, for what sendmmsg(2) finds too long; nil for none
+
 	ring   *ring // for taps; made by the first list that is long enough
 	noRing bool  // there is none
 
@@ -169,6 +171,9 @@ func (s *sender) sendmmsg(fd uintptr) {
 		case errno == unix.EAGAIN: // as it would be for the others
 			s.drop(i, s.n, Full)
 			i = s.n
+		case errno == unix.EMSGSIZE && s.oversize != nil:
+			s.note(i, s.oversize.send(&s.list[i]))
+			i++
 		case errno != 0:
 			s.note(i, errno)
 			i++

@@ -96,7 +96,7 @@ func TestMessages(t *testing.T) {
 		{`{"do":"add-port","port":{"name":"x","kind":"socket","config":{"vlans":1}}}`, "unknown field"},
 		{port(Port{Name: "x", Kind: Socket}), "0 files came along: want 1 to 1"},
 		{port(Port{Name: "x", Kind: Socket, Holder: 1}), "0 files came along: want 2 to 2"},
-		{port(Port{Name: "x", Kind: Packet}), "0 files came along: want 3 to 3"},
+		{port(Port{Name: "x", Kind: Packet}), "0 files came along: want 4 to 4"},
 		{port(Port{Name: "x", Kind: Tap}), "0 files came along: want 1 to 250"},
 		{strings.Repeat("[", maxMessage), "exceeded max depth"},
 		{strings.Repeat("\x00", maxMessage), "invalid character"},

@@ -1,0 +1,147 @@
+package vswitch
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/bits"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/netns"
+	"vmnet/internal/offload"
+)
+
+// A packet socket sends no frame that is longer than the device's MTU, an Ethernet header and one tag of
+// 802.1Q (packet_snd in net/packet/af_packet.c). A kernel bridge does not count the outermost tag, and
+// gives the device what has more: full frames with two tags, or with one of 802.1ad. A ring for sending,
+// with vnet headers, has no such limit (tpacket_snd there). It is slower, so only these frames go by it.
+//
+// The socket has no ring until the first such frame, and receives nothing.
+type oversize struct {
+	file
+
+	mu    sync.Mutex // these frames are few
+	ring  []byte
+	slots int
+	slot  int   // bytes of each
+	next  int   // the slot that is filled next
+	err   error // why there is no ring
+}
+
+const (
+	oversizeSlots = 64
+	// What of a slot is in front of the vnet header: struct tpacket2_hdr, aligned
+	// (TPACKET2_HDRLEN in include/uapi/linux/if_packet.h, less a sockaddr_ll).
+	tpacketHead = 32
+	tpacketLen  = 4 // offsetof(struct tpacket2_hdr, tp_len)
+)
+
+// oversizeSocket opens the socket, which is bound to the device and no protocol.
+func oversizeSocket(ns *netns.NS, d packetDevice) (*os.File, error) {
+	fd := -1
+	err := ns.Do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		return err
+	})
+	if err == nil {
+		err = errors.Join(
+			unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1),
+			unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VERSION, unix.TPACKET_V2),
+			unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: d.index}))
+		if err != nil {
+			_ = unix.Close(fd)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("socket for frames with several tags: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "packet socket for frames with several tags"), nil
+}
+
+// openOversize copies the file, which must be bound to the device of that index.
+func openOversize(f *os.File, index int) (*oversize, error) {
+	own, err := duplicate(f, func(fd int) error {
+		if err := checkKind(fd, unix.AF_PACKET, unix.SOCK_RAW, "a raw packet socket"); err != nil {
+			return err
+		}
+		name, err := unix.Getsockname(fd)
+		if ll, ok := name.(*unix.SockaddrLinklayer); err == nil && (!ok || ll.Ifindex != index || ll.Protocol != 0) {
+			err = errors.New("it is not bound to the device and no protocol")
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("socket for frames with several tags: %w", err)
+	}
+	return &oversize{file: own}, nil
+}
+
+func (o *oversize) close() error {
+	err := o.file.close() // whoever sends by it is done then, or gets an error
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.ring != nil {
+		err = errors.Join(err, unix.Munmap(o.ring))
+	}
+	o.ring, o.err = nil, os.ErrClosed
+	return err
+}
+
+// send gives a frame with its vnet header to the device, and tells its fate by an errno.
+func (o *oversize) send(f *offload.Frame) syscall.Errno {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	errno := syscall.Errno(unix.EBADF)
+	_ = o.conn.Control(func(fd uintptr) { errno = o.sendBy(int(fd), f) })
+	return errno
+}
+
+func (o *oversize) sendBy(fd int, f *offload.Frame) syscall.Errno {
+	n := len(f.Head) + len(f.Payload)
+	if o.ring == nil && o.err == nil {
+		o.err = o.makeRing(fd, n)
+	}
+	if o.err != nil || n > o.slot-tpacketHead {
+		return unix.EMSGSIZE
+	}
+	slot := o.ring[o.next*o.slot : (o.next+1)*o.slot]
+	status := (*atomic.Uint32)(unsafe.Pointer(&slot[0]))
+	if status.Load() != unix.TP_STATUS_AVAILABLE { // it is still being sent
+		return unix.ENOBUFS
+	}
+	copy(slot[tpacketHead+copy(slot[tpacketHead:], f.Head):], f.Payload)
+	binary.NativeEndian.PutUint32(slot[tpacketLen:], uint32(n))
+	status.Store(unix.TP_STATUS_SEND_REQUEST)
+	_, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(fd), 0, 0, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+	if errno != 0 { // it was not taken, and the kernel looks into the same slot next time
+		status.Store(unix.TP_STATUS_AVAILABLE)
+		return errno
+	}
+	o.next = (o.next + 1) % o.slots
+	return errno
+}
+
+// makeRing makes a ring of slots that take a frame of n bytes, a page at least. Longer ones, which a larger
+// MTU may allow later, are too big.
+func (o *oversize) makeRing(fd, n int) error {
+	o.slot = max(4096, 1<<bits.Len(uint(tpacketHead+n)))
+	o.slots = oversizeSlots
+	req := unix.TpacketReq{
+		Block_size: uint32(o.slot), Block_nr: uint32(o.slots), Frame_size: uint32(o.slot), Frame_nr: uint32(o.slots),
+	}
+	if err := unix.SetsockoptTpacketReq(fd, unix.SOL_PACKET, unix.PACKET_TX_RING, &req); err != nil {
+		return fmt.Errorf("PACKET_TX_RING: %w", err)
+	}
+	ring, err := unix.Mmap(fd, 0, o.slot*o.slots, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("map the ring: %w", err)
+	}
+	o.ring = ring
+	return nil
+}
