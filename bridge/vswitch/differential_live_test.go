@@ -1,0 +1,377 @@
+package vswitch_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"vmnet/bridge/vswitch"
+	"vmnet/internal/offload"
+	"vmnet/internal/tun"
+)
+
+// A line joins two hosts, by devices of the name lan0, through something that forwards frames:
+//
+//	outside [lan0] -- veth -- [p1] middle [..] -- [lan0] inside
+type line struct {
+	outside, middle, inside *host
+}
+
+// mtus are those of a line's devices in the middle, where the limit is that is compared.
+type mtus struct{ toOutside, toInside int }
+
+func newLine(t testing.TB, first int, m mtus) *line {
+	t.Helper()
+	l := &line{newHost(t, first, "lan0"), newHost(t, first+1, "lan0"), newHost(t, first+2, "lan0")}
+	join(t, l.outside, l.middle, "p1", m.toOutside)
+	return l
+}
+
+// join makes a veth pair between a host's lan0 and a device in the middle. The host's may receive more
+// than the other's MTU.
+func join(t testing.TB, h, middle *host, port string, mtu int) {
+	t.Helper()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = port, mtu
+	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: "lan0", PeerNamespace: netlink.NsFd(int(h.ns.Handle())), PeerMTU: 9000}
+	if err := middle.nl.LinkAdd(pair); err != nil {
+		t.Fatal(err)
+	}
+	for name, at := range map[string]*host{port: middle, "lan0": h} {
+		if err := at.nl.LinkSetUp(at.link(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// bridgeLine has a kernel bridge in the middle.
+func bridgeLine(t testing.TB, m mtus) *line {
+	t.Helper()
+	l := newLine(t, 0, m)
+	join(t, l.inside, l.middle, "p2", m.toInside)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = "br0", 9000
+	br := &netlink.Bridge{LinkAttrs: attrs}
+	if err := l.middle.nl.LinkAdd(br); err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{
+		l.middle.nl.LinkSetMaster(l.middle.link("p1"), br), l.middle.nl.LinkSetMaster(l.middle.link("p2"), br), l.middle.nl.LinkSetUp(br),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return l
+}
+
+// switchLine has a switch in the middle, with a packet port on p1 and the tap that is lan0 of the inside.
+func switchLine(t testing.TB, m mtus) (*line, *vswitch.Switch) {
+	t.Helper()
+	l, sw := newLine(t, 10, m), newSwitch(t)
+	addPort(t, sw, "p1", openPacket(t, l.middle, "p1"), vswitch.PortConfig{})
+	tap, err := tun.Create(l.inside.ns, "lan0", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.Close()
+	link, err := vswitch.LinkFile(l.inside.ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer link.Close()
+	w, err := vswitch.OpenTap(tap.Queues()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.inside.nl.LinkSetMTU(l.inside.link("lan0"), m.toInside); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Follow(link); err != nil {
+		t.Fatal(err)
+	}
+	addPort(t, sw, "lan0", w, vswitch.PortConfig{})
+	if err := l.inside.nl.LinkSetUp(l.inside.link("lan0")); err != nil {
+		t.Fatal(err)
+	}
+	return l, sw
+}
+
+// A probe sends and receives frames at a host's lan0, with their vnet headers.
+type probe struct {
+	t     *testing.T
+	fd    int
+	marks uint32
+	fin   offload.Finisher
+}
+
+func newProbe(t *testing.T, h *host) *probe {
+	t.Helper()
+	p := &probe{t: t}
+	const all = unix.ETH_P_ALL<<8 | unix.ETH_P_ALL>>8
+	err := h.ns.Do(func() (err error) {
+		p.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(p.fd) })
+	timeout := unix.NsecToTimeval(int64(20 * time.Second))
+	index := h.link("lan0").Attrs().Index
+	promisc := unix.PacketMreq{Ifindex: int32(index), Type: unix.PACKET_MR_PROMISC}
+	for _, err := range []error{
+		unix.SetsockoptInt(p.fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1),
+		unix.SetsockoptInt(p.fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1),
+		unix.SetsockoptInt(p.fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1),
+		unix.SetsockoptInt(p.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20),
+		unix.SetsockoptTimeval(p.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout),
+		unix.SetsockoptPacketMreq(p.fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &promisc),
+		unix.Bind(p.fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: index}),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return p
+}
+
+// ours is how the source addresses of the test's frames begin.
+var ours = []byte{2, 0x0d, 0x1f}
+
+// receive waits for a frame of the test's, finished, in one or more pieces.
+func (p *probe) receive() [][]byte {
+	p.t.Helper()
+	b, oob := make([]byte, 1<<17), make([]byte, 128)
+	for {
+		n, oobn, _, _, err := unix.Recvmsg(p.fd, b, oob, 0)
+		if err != nil {
+			p.t.Fatalf("receive: %v", err)
+		}
+		h, ok := offload.Parse(b[:n])
+		frame := b[offload.HeaderLen:n]
+		if !ok || len(frame) < 14 || !bytes.Equal(frame[6:9], ours) {
+			continue
+		}
+		if tag := p.tag(oob[:oobn]); tag != nil {
+			frame = slices.Concat(frame[:12], tag, frame[12:])
+			h = h.Shifted(len(tag))
+		}
+		if why := p.fin.Start(h, frame, offload.Limits{}); why != offload.OK {
+			p.t.Fatalf("%+v, %d bytes: %v", h, len(frame), why)
+		}
+		var out [][]byte
+		for frames := p.fin.Next(); len(frames) > 0; frames = p.fin.Next() {
+			for _, f := range frames {
+				out = append(out, slices.Concat(f.Head, f.Payload))
+			}
+		}
+		return out
+	}
+}
+
+// tag is what the kernel has taken out of a frame.
+func (p *probe) tag(oob []byte) []byte {
+	controls, err := unix.ParseSocketControlMessage(oob)
+	if err != nil || len(controls) == 0 {
+		return nil
+	}
+	aux := (*unix.TpacketAuxdata)(unsafe.Pointer(&controls[0].Data[0]))
+	if aux.Status&unix.TP_STATUS_VLAN_VALID == 0 {
+		return nil
+	}
+	return binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, aux.Vlan_tpid), aux.Vlan_tci)
+}
+
+// A sample is a frame that is sent, with its number in the source address.
+type sample struct {
+	h     offload.Header
+	frame []byte
+	tags  int
+	what  string
+}
+
+// carried sends the samples from one probe to another, and tells what became of each.
+func carried(from, to *probe, samples []sample) map[uint16][][]byte {
+	from.t.Helper()
+	out := map[uint16][][]byte{}
+	for len(samples) > 0 {
+		n := min(20, len(samples)) // a tap queues more, also where each becomes a hundred
+		for _, s := range samples[:n] {
+			b := make([]byte, offload.HeaderLen)
+			s.h.Put(b)
+			if _, err := unix.Write(from.fd, append(b, s.frame...)); err != nil {
+				from.t.Fatalf("%s of %d bytes: %v", s.what, len(s.frame), err)
+			}
+		}
+		samples = samples[n:]
+		from.marks++
+		mark := append(slices.Concat([]byte{2, 0, 0, 0, 0, 9}, ours, []byte{0xff, 0xff, 0xff, 0x88, 0xb6}), make([]byte, 46)...)
+		binary.BigEndian.PutUint32(mark[14:], from.marks)
+		if _, err := unix.Write(from.fd, append(make([]byte, offload.HeaderLen), mark...)); err != nil {
+			from.t.Fatal(err)
+		}
+		for {
+			frames := to.receive()
+			if bytes.Equal(frames[0], mark) {
+				break
+			}
+			number := binary.BigEndian.Uint16(frames[0][10:])
+			out[number] = append(out[number], frames...)
+		}
+	}
+	return out
+}
+
+// samples are n random ones, around an MTU of 1500.
+func samples(r *rand.Rand, n int) []sample {
+	out := make([]sample, 0, n)
+	for number := range n {
+		s := sample{}
+		head := slices.Concat([]byte{2, 0, 0, 0, 0, 9}, ours, []byte{0, 0, 0})
+		binary.BigEndian.PutUint16(head[10:], uint16(number))
+		for range r.IntN(5) {
+			kind := []byte{0x81, 0}
+			if r.IntN(2) == 0 {
+				kind = []byte{0x88, 0xa8}
+			}
+			head = append(append(head, kind...), byte(r.IntN(8))<<5|byte(r.IntN(15)), byte(r.Uint32()))
+			s.tags++
+		}
+		switch r.IntN(3) {
+		case 0:
+			payload := 1490 + r.IntN(20)
+			if r.IntN(4) == 0 {
+				payload = 46 + r.IntN(1400)
+			}
+			s.what = "plain frame"
+			s.frame = slices.Concat(head, []byte{0x88, 0xb5}, make([]byte, payload))
+		case 1:
+			s.what = "TCP"
+			s.super(r, head, unix.IPPROTO_TCP)
+		default:
+			s.what = "UDP"
+			s.super(r, head, unix.IPPROTO_UDP)
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// super makes a super-frame, or a frame with a partial checksum only.
+func (s *sample) super(r *rand.Rand, head []byte, proto byte) {
+	payload, gso, l4 := make([]byte, r.IntN(1440)), 0, 20
+	if proto == unix.IPPROTO_UDP {
+		l4 = 8
+	}
+	if r.IntN(2) == 0 && (proto == unix.IPPROTO_TCP || s.tags == 0) {
+		gso = 200 + r.IntN(1200)
+		payload = make([]byte, gso*(2+r.IntN(30)))
+	}
+	for i := range payload {
+		payload[i] = byte(r.Uint32())
+	}
+	transport := append(make([]byte, l4), payload...)
+	binary.BigEndian.PutUint32(transport, r.Uint32())
+	s.h = offload.Header{Flags: offload.NeedsCsum, GSOSize: uint16(gso), CsumOffset: 6}
+	if proto == unix.IPPROTO_TCP {
+		s.h.CsumOffset = 16
+		transport[12], transport[13] = 5<<4, byte(r.Uint32())
+	} else {
+		binary.BigEndian.PutUint16(transport[4:], uint16(len(transport)))
+	}
+	ip := s.network(r, proto, transport)
+	if gso > 0 {
+		s.h.GSOType = offload.GSOUDPL4
+		if proto == unix.IPPROTO_TCP {
+			s.h.GSOType = map[byte]uint8{4: offload.GSOTCPv4, 6: offload.GSOTCPv6}[ip[2]>>4]
+			if transport[13]&0x80 != 0 {
+				s.h.GSOType |= offload.GSOECN
+			}
+		}
+	}
+	s.frame = slices.Concat(head, ip, transport)
+	s.h.CsumStart = uint16(len(head) + len(ip))
+	if gso > 0 {
+		s.h.HdrLen = s.h.CsumStart + uint16(l4)
+	}
+}
+
+// network is an EtherType and an IP header for a transport header that gets the pseudo header's sum.
+func (s *sample) network(r *rand.Rand, proto byte, transport []byte) []byte {
+	var ip, addresses []byte
+	if r.IntN(2) == 0 {
+		options := 4 * r.IntN(4)
+		ip = append([]byte{8, 0, 0x40 | byte(5+options/4), 0, 0, 0, byte(r.Uint32()), byte(r.Uint32()), 0x40, 0, 64, proto, 0, 0, 10, 9, 8, 1, 10, 9, 8, 2}, bytes.Repeat([]byte{1}, options)...)
+		binary.BigEndian.PutUint16(ip[4:], uint16(len(ip)-2+len(transport)))
+		binary.BigEndian.PutUint16(ip[12:], ^onesSum(ip[2:], 0))
+		addresses = ip[14:22]
+	} else {
+		ip = make([]byte, 2+40)
+		copy(ip, []byte{0x86, 0xdd, 0x60})
+		ip[8], ip[9], ip[10], ip[26] = proto, 64, 0xfd, 0xfd
+		if r.IntN(3) == 0 {
+			ip[8] = unix.IPPROTO_DSTOPTS
+			ip = append(ip, proto, 0, 1, 4, 0, 0, 0, 0)
+		}
+		binary.BigEndian.PutUint16(ip[6:], uint16(len(ip)-42+len(transport)))
+		addresses = ip[10:42]
+	}
+	binary.BigEndian.PutUint16(transport[s.h.CsumOffset:], onesSum(addresses, int(proto)+len(transport)))
+	return ip
+}
+
+// onesSum is the one's complement sum of RFC 1071.
+func onesSum(b []byte, acc int) uint16 {
+	for i := range b {
+		acc += int(b[i]) << (8 * (1 - i&1))
+	}
+	for acc>>16 != 0 {
+		acc = acc&0xffff + acc>>16
+	}
+	return uint16(acc)
+}
+
+// TestLiveCarriesWhatTheBridgeCarries sends the same frames through a kernel bridge and a switch, both
+// ways: what the one carries the other does, too, byte by byte.
+func TestLiveCarriesWhatTheBridgeCarries(t *testing.T) {
+	for name, m := range map[string]mtus{"to a tap": {9000, 1500}, "to a packet port": {1500, 9000}} {
+		t.Run(name, func(t *testing.T) {
+			b := bridgeLine(t, m)
+			s, _ := switchLine(t, m)
+			ends := func(l *line) (from, to *probe) {
+				if m.toInside == 1500 {
+					return newProbe(t, l.outside), newProbe(t, l.inside)
+				}
+				return newProbe(t, l.inside), newProbe(t, l.outside)
+			}
+			list := samples(rand.New(rand.NewPCG(1, uint64(m.toInside))), 600)
+			from, to := ends(b)
+			bridges := carried(from, to, list)
+			from, to = ends(s)
+			switches := carried(from, to, list)
+			t.Logf("the bridge carries %d of %d frames, the switch %d", len(bridges), len(list), len(switches))
+			if len(bridges) < 400 || len(bridges) > 590 {
+				t.Errorf("the bridge carries %d of %d: the test is wrong", len(bridges), len(list))
+			}
+			for n, f := range list {
+				got, want := switches[uint16(n)], bridges[uint16(n)]
+				what := fmt.Sprintf("%s %d with %d tags, %d bytes, %+v", f.what, n, f.tags, len(f.frame), f.h)
+				switch {
+				case len(want) == 0 && len(got) > 0 && f.tags < 3: // with more, whatever is no longer than the MTU passes
+					t.Errorf("%s: the bridge drops it, the switch does not", what)
+				case len(want) > 0 && !slices.EqualFunc(got, want, bytes.Equal):
+					t.Errorf("%s: %d frames, from the bridge %d", what, len(got), len(want))
+				}
+			}
+		})
+	}
+}
