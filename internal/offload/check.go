@@ -31,11 +31,14 @@ const (
 	udpCsum  = 6  // offsetof(struct udphdr, check)
 	sctpCsum = 8  // offsetof(struct sctphdr, checksum), a CRC32c
 
-	typeIPv4  = 0x0800
-	typeIPv6  = 0x86dd
-	typeVLAN  = 0x8100
-	typeQinQ  = 0x88a8
-	typePPPoE = 0x8864
+	typeIPv4          = 0x0800
+	typeIPv6          = 0x86dd
+	typeVLAN          = 0x8100
+	typeQinQ          = 0x88a8
+	typePPPoE         = 0x8864
+	typeNSH           = 0x894f
+	typeMPLS          = 0x8847
+	typeMPLSMulticast = 0x8848
 
 	protoHopByHop = 0
 	protoIPIP     = 4

@@ -64,6 +64,7 @@ func (q tapQueue) read(buf []byte, timeout time.Duration) []byte {
 // out at another, for which the kernel has to do what is in the way of its offloads.
 type cutter struct {
 	in, out tapQueue
+	vnet    int // length of the vnet header of in
 	buf     []byte
 	marks   uint32
 }
@@ -79,7 +80,7 @@ func newCutter(t *testing.T, offloads int) *cutter {
 	if err := nl.LinkAdd(br); err != nil {
 		t.Fatal(err)
 	}
-	c := &cutter{buf: make([]byte, 1<<17)}
+	c := &cutter{buf: make([]byte, 1<<17), vnet: HeaderLen}
 	c.in, c.out = newTap(t, ns, "in", 0), newTap(t, ns, "out", offloads)
 	for _, err := range []error{
 		nl.LinkSetMTU(c.in.link, 9000), nl.LinkSetMTU(c.out.link, 9000), nl.LinkSetUp(br), nl.LinkSetMaster(c.in.link, br), nl.LinkSetMaster(c.out.link, br),
@@ -130,15 +131,15 @@ func isMark(f []byte) bool { return len(f) >= 18 && f[12] == 0x88 && f[13] == 0x
 // cut gives the frames, each behind its vnet header, that the kernel makes of one. An errno is
 // that of writing the super-frame; the kernel may also drop it in silence.
 func (c *cutter) cut(h Header, frame []byte) ([][]byte, error) {
-	b := make([]byte, HeaderLen, HeaderLen+len(frame))
-	h.Put(b)
+	b := make([]byte, c.vnet, c.vnet+len(frame))
+	Describe(h, frame, b, 0)
 	if _, err := unix.Write(c.in.fd, append(b, frame...)); err != nil {
 		return nil, err
 	}
 	var out [][]byte
 	for range 10 { // a mark is lost where there were more frames than the tap queues
 		c.marks++
-		if _, err := unix.Write(c.in.fd, append(make([]byte, HeaderLen), mark(c.marks)...)); err != nil {
+		if _, err := unix.Write(c.in.fd, append(make([]byte, c.vnet), mark(c.marks)...)); err != nil {
 			return nil, err
 		}
 		for b := c.out.read(c.buf, 200*time.Millisecond); b != nil; b = c.out.read(c.buf, 200*time.Millisecond) {
@@ -240,7 +241,7 @@ func TestLiveRandomFramesAsTheKernelCutsThem(t *testing.T) {
 					s.payload = 8001 + r.IntN(56000)
 				}
 				// The kernel, not we, gives such a frame a partial checksum first.
-				s.full = s.full && target.offloads == 0
+				s.full = s.full && target.offloads == 0 && !s.udp // nor does a tap take UDP's
 				h, frame := s.build()
 				kernels, err := c.cut(h, frame)
 				if err != nil {
@@ -291,8 +292,9 @@ func TestLiveLyingFrames(t *testing.T) {
 		h, frame := lie(r, s)
 		ours, why := finished(&f, h, frame, Limits{VnetHdr: HeaderLen})
 		refused[why]++
-		fewOptions := h.GSOType != GSONone && len(ours) == 1 // see Check
-		if why != OK || fewOptions || h.sctp() {
+		fewOptions := h.GSOType != GSONone && len(ours) == 1       // see Check
+		fullUDP := h.GSOType == GSOUDPL4 && h.Flags&NeedsCsum == 0 // a tap refuses it, a packet socket gives it
+		if why != OK || fewOptions || fullUDP || h.sctp() {
 			continue
 		}
 		kernels, err := c.cut(h, frame)
@@ -334,4 +336,47 @@ func lie(r *rand.Rand, s shape) (h Header, frame []byte) {
 		}
 	}
 	return h, frame
+}
+
+// TestLiveTunnelsAsTheKernelCutsThem describes tunnels' super-frames to a tap, as Linux 6.17 can, and has
+// the kernel cut them for one that takes none.
+func TestLiveTunnelsAsTheKernelCutsThem(t *testing.T) {
+	requireRoot(t)
+	c := newCutter(t, 0)
+	const tunnels = 0x80 | 0x100 // TUN_F_UDP_TUNNEL_GSO, TUN_F_UDP_TUNNEL_GSO_CSUM
+	err := errors.Join(unix.IoctlSetPointerInt(c.in.fd, unix.TUNSETVNETHDRSZ, TunnelHeaderLen), unix.IoctlSetInt(c.in.fd, unix.TUNSETOFFLOAD, allOffloads|tunnels))
+	nstest.Require(t, "Linux 6.17", err == nil, "boot a newer kernel: this one's taps describe no tunnels")
+	c.vnet = TunnelHeaderLen
+	all := targets[len(targets)-1].limits
+	all.Tunnels, all.VnetHdr = true, TunnelHeaderLen
+	for name, w := range wraps {
+		t.Run(name, func(t *testing.T) {
+			r := rng(11)
+			var f Finisher
+			for range 20 {
+				s := randomShape(r)
+				s.payload, s.gso, s.full = 3000+r.IntN(50000), 500+r.IntN(900), false
+				h, frame := s.build()
+				h, frame = in(r, h, frame, w)
+				p, _ := parse(h, frame)
+				if Fits(h, frame, all) != p.overUDP() {
+					t.Fatalf("%+v: it fits: %v", s, !p.overUDP())
+				}
+				if !p.overUDP() {
+					return // no vnet header describes it
+				}
+				kernels, err := c.cut(h, frame)
+				if err != nil {
+					t.Fatalf("%+v: the kernel: %v", s, err)
+				}
+				ours, why := finished(&f, h, frame, targets[0].limits)
+				if why != OK {
+					t.Fatalf("%+v: %v", s, why)
+				}
+				if err := compare(ours, kernels); err != nil {
+					t.Fatalf("%+v: %v", s, err)
+				}
+			}
+		})
+	}
 }

@@ -119,11 +119,10 @@ func (p *layout) link(frame []byte, kind uint16, at int, to wanted) Reason {
 		return p.ipv6(frame, at, to)
 	case typePPPoE:
 		return p.pppoe(frame, at, to)
+	case typeMPLS, typeMPLSMulticast, typeNSH:
+		return p.search(frame, at, to)
 	}
-	if len(frame) < etherLen {
-		return Protocol
-	}
-	return p.search(frame, at, to)
+	return Protocol
 }
 
 // search looks for the next IP header from at on.
