@@ -185,7 +185,7 @@ func TestParseRefuses(t *testing.T) {
 		t.Errorf("attribute of nics: %v", err)
 	}
 	long := strings.Repeat("g", tapmgr.MaxVMName+1)
-	if _, err := Parse(definition(t, long, nics(`<v:nic id="net0" bridge="br0"/>`))); err == nil || !strings.Contains(err.Error(), "guest name of 101 bytes") {
+	if _, err := Parse(definition(t, long, nics(`<v:nic id="net0" bridge="br0"/>`))); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("guest name of %d bytes", len(long))) {
 		t.Errorf("a long name: %v", err)
 	}
 }
