@@ -76,5 +76,12 @@ func (d *decoder) monitorEvent(e *Event) {
 	if seconds > 0 { // -1 where the host's clock failed
 		e.Time = time.Unix(seconds, micros*1000)
 	}
-	e.Details = d.optionalString()
+	// Many events may wait in a Subscription, and QEMU's process may be the guest's by now.
+	if details := d.optionalString(); len(details) <= maxDetails {
+		e.Details = details
+	}
 }
+
+// maxDetails bounds the details of an event of QEMU's, in bytes: its own have fewer than a
+// thousand, libvirt passes on 4 MiB. Longer ones are left out.
+const maxDetails = 64 << 10

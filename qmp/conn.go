@@ -117,7 +117,7 @@ func (c *Conn) fail(reason error) {
 // args is nil or marshals to a JSON object; reply is nil or a pointer.
 // QEMU's refusal is an [*Error]. When ctx ends first, the error Is ctx's, and QEMU
 // may or may not run the command. When the connection ends, it Is [ErrClosed] or
-// [ErrProtocol]. A message of QEMU may be up to 64 MiB.
+// [ErrProtocol]. A message of QEMU may have up to 1 MiB, the reply to query-qmp-schema 8 MiB.
 func (c *Conn) Execute(ctx context.Context, command string, args, reply any) error {
 	p, err := c.send(ctx, &pending{command: command}, args, nil)
 	if err != nil {

@@ -3,6 +3,7 @@ package qmp
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"testing"
 )
@@ -19,6 +20,7 @@ func FuzzReader(f *testing.F) {
 		greetingLine + "\n" + `{"error": {"class": "GenericError", "desc": "JSON parse error"}}` + "\n",
 		greetingLine + "\n" + `{"return": null, "id": null, "event": null}` + "\n",
 		`{"QMP": null}` + "\n" + `{"QMP": {}}` + "\n",
+		"{\"QMP\":\n {\n}\r\n}{\"return\": [\n\"}\\\"\\\\\"], \"id\":\n1}\n{\"event\"\n:\"STOP\"}",
 		greetingLine + "\n{\"return\": {\"x\": \"" + string(bytes.Repeat([]byte("y"), 100)) + "\"}, \"id\": 2}\n\xff",
 		"[[[[[[[[[[[[[[[[\n",
 	} {
@@ -30,7 +32,7 @@ func FuzzReader(f *testing.F) {
 		c.register(&pending{command: "a"})
 		c.register(&pending{command: "b", passes: true})
 		all, some := c.Subscribe(1), c.Subscribe(2, "STOP")
-		err := c.readAll(bufio.NewReaderSize(bytes.NewReader(data), 16), 4096)
+		err := c.readAll(bufio.NewReaderSize(bytes.NewReader(data), 16))
 		if !errors.Is(err, ErrClosed) && !errors.Is(err, ErrProtocol) {
 			t.Fatalf("ended with %v", err)
 		}
@@ -44,6 +46,33 @@ func FuzzReader(f *testing.F) {
 		for e := range some.C {
 			if e.Name != "STOP" {
 				t.Fatalf("%s was not subscribed to", e.Name)
+			}
+		}
+	})
+}
+
+// FuzzStream compares the objects that a stream finds, in pieces of every size, with those
+// that encoding/json finds.
+func FuzzStream(f *testing.F) {
+	for _, seed := range []string{
+		"", " \r\n{}", `{"a":"}"}{"b":[{},"\\"]}`, "{\n  \"a\": [\n1,\n2]\n}\n{}", `{"a":"\"}`, `[1]`, `{"a":1`, `{"a":1}}`, `{]`, "{\"\xff\":0}",
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s := stream{r: bufio.NewReaderSize(bytes.NewReader(data), 16), limit: func() int { return 1 << 10 }}
+		reference := json.NewDecoder(bytes.NewReader(data))
+		for {
+			var want json.RawMessage
+			errWant := reference.Decode(&want)
+			got, err := s.next()
+			switch {
+			case err != nil && !errors.Is(err, ErrClosed) && !errors.Is(err, ErrProtocol):
+				t.Fatalf("ended with %v", err)
+			case errWant != nil && (err != nil || !json.Valid(got)), err != nil && (want[0] != '{' || len(want) > 1<<10):
+				return
+			case err != nil, !bytes.Equal(got, want):
+				t.Fatalf("%q: got %q, %v; encoding/json finds %q, %v", data, got, err, want, errWant)
 			}
 		}
 	})

@@ -48,6 +48,7 @@ func startQEMUOf(t *testing.T, arch string, args ...string) *qemu {
 		"-S", "-nodefaults", "-no-user-config", "-display", "none",
 		"-qmp", "unix:" + q.path + ",server=on,wait=off",
 	}, args...)...)
+	q.cmd.Dir = dir
 	var stderr strings.Builder
 	q.cmd.Stderr = &stderr
 	q.cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}

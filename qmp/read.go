@@ -2,17 +2,25 @@ package qmp
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"time"
 )
 
-// maxMessage bounds one message of QEMU. The largest that QEMU 7.2 is known to
-// send, query-qmp-schema's reply, has about 200 KiB.
-const maxMessage = 64 << 20
+// Bounds of what QEMU sends, in bytes: its process may be the guest's by now.
+const (
+	// maxMessage bounds one message. What this package asks for has some kilobytes.
+	maxMessage = 1 << 20
+	// maxSchema bounds a message while query-qmp-schema is unanswered. That reply has about
+	// 200 KiB in QEMU 7.2, and five times that on a -qmp-pretty monitor.
+	maxSchema = 8 << 20
+	// maxEvent bounds an event, of which many may wait in a [Subscription].
+	maxEvent = 64 << 10
+)
+
+// querySchema is the one command whose reply may be long (qapi/introspect.json).
+const querySchema = "query-qmp-schema"
 
 type version struct{ Major, Minor, Micro int }
 
@@ -48,56 +56,51 @@ type message struct {
 func (c *Conn) read(r io.Reader) {
 	defer close(c.idle)
 	defer c.closeSubscriptions()
-	c.fail(c.readAll(bufio.NewReaderSize(r, 64<<10), maxMessage))
+	c.fail(c.readAll(bufio.NewReaderSize(newThrottle(r, c.done), 64<<10)))
+}
+
+// limit is how long the next message may be.
+func (c *Conn) limit() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	limit := maxMessage
+	for _, p := range c.pending {
+		limit = max(limit, limitOf(p))
+	}
+	return limit
+}
+
+// limitOf is how long the reply to a command may be.
+func limitOf(p *pending) int {
+	if p.command == querySchema {
+		return maxSchema
+	}
+	return maxMessage
 }
 
 // readAll deals out messages until something is wrong, and returns what.
-func (c *Conn) readAll(r *bufio.Reader, limit int) error {
+func (c *Conn) readAll(r *bufio.Reader) error {
+	stream := stream{r: r, limit: c.limit}
 	greeted := false
 	for {
-		line, err := readLine(r, limit)
+		text, err := stream.next()
 		if err != nil {
 			return err
 		}
-		if len(line) == 0 {
-			continue
-		}
-		var m message // its raw fields are copies, line is r's
-		if err := json.Unmarshal(line, &m); err != nil {
-			return fmt.Errorf("%w: %q: %w", ErrProtocol, cut(line), err)
+		var m message // its raw fields are copies, text is stream's
+		if err := json.Unmarshal(text, &m); err != nil {
+			return fmt.Errorf("%w: %q: %w", ErrProtocol, cut(text), err)
 		}
 		if (m.QMP == nil) != greeted {
-			return fmt.Errorf("%w: greeting expected first and once, got %q", ErrProtocol, cut(line))
+			return fmt.Errorf("%w: greeting expected first and once, got %q", ErrProtocol, cut(text))
 		}
 		greeted = true
+		if m.Event != "" && len(text) > maxEvent {
+			return fmt.Errorf("%w: event longer than %d bytes: %q", ErrProtocol, maxEvent, cut(text))
+		}
 		if err := c.dispatch(&m); err != nil {
-			return fmt.Errorf("%w: %q", err, cut(line))
+			return fmt.Errorf("%w: %q", err, cut(text))
 		}
-	}
-}
-
-// readLine returns the next line without its end. It is valid until the next call.
-func readLine(r *bufio.Reader, limit int) ([]byte, error) {
-	line, err := r.ReadSlice('\n')
-	if errors.Is(err, bufio.ErrBufferFull) {
-		long := bytes.Clone(line)
-		for errors.Is(err, bufio.ErrBufferFull) && len(long) <= limit {
-			line, err = r.ReadSlice('\n')
-			long = append(long, line...)
-		}
-		line = long
-	}
-	switch {
-	case len(line) > limit:
-		return nil, fmt.Errorf("%w: longer than %d bytes: %q", ErrProtocol, limit, cut(line))
-	case err == nil:
-		return bytes.TrimSpace(line), nil
-	case len(line) > 0:
-		return nil, fmt.Errorf("%w: QEMU hung up within a message: %w", ErrClosed, err)
-	case errors.Is(err, io.EOF):
-		return nil, fmt.Errorf("%w: QEMU hung up (has it ended?)", ErrClosed)
-	default:
-		return nil, fmt.Errorf("%w: %w", ErrClosed, err)
 	}
 }
 
@@ -131,13 +134,4 @@ func (m *message) time() time.Time {
 		return time.Time{}
 	}
 	return time.Unix(m.Timestamp.Seconds, m.Timestamp.Microseconds*1000)
-}
-
-// cut shortens a message for an error's text.
-func cut(line []byte) []byte {
-	const most = 120
-	if len(line) <= most {
-		return line
-	}
-	return append(bytes.Clone(line[:most]), "..."...)
 }

@@ -179,6 +179,9 @@ func (w *relayed) fill(ctx context.Context, c *Conn, o *order) {
 	}
 	var a outcome
 	text, err := w.relay.Command(ctx, o.text, o.f)
+	if err == nil && len(text) > limitOf(o.pending) {
+		err = fmt.Errorf("%w: longer than %d bytes: %q", ErrProtocol, limitOf(o.pending), cut([]byte(text[:maxEvent])))
+	}
 	if err == nil {
 		a, err = parseAnswer(text)
 	}

@@ -109,7 +109,7 @@ func (m *Manager) RxFilters(ctx context.Context, x Mirror) ([]qmp.RxFilter, erro
 		return nil, err
 	}
 	defer vm.Close()
-	var filters []qmp.RxFilter
+	var filters qmp.RxFilters
 	err = vm.Execute(ctx, QueryRxFilter, nil, &filters)
 	return filters, err
 }
@@ -120,7 +120,7 @@ const QueryRxFilter = "query-rx-filter"
 // ParseRxFilters reads QEMU's whole reply to it.
 func ParseRxFilters(reply string) ([]qmp.RxFilter, error) {
 	var r struct {
-		Return []qmp.RxFilter `json:"return"`
+		Return qmp.RxFilters `json:"return"`
 		Error  *struct {
 			Desc string `json:"desc"`
 		} `json:"error"`
