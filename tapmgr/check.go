@@ -47,7 +47,10 @@ func (m *Manager) Check(ctx context.Context) (Checked, error) {
 			held = append(held, o)
 		}
 	}
-	eachGuest(ctx, held, c.guest)
+	for _, part := range eachGuest(ctx, held, m.checkGuest) {
+		c.Differences = append(c.Differences, part.Differences...)
+		c.Notices = append(c.Notices, part.Notices...)
+	}
 	return c.Checked, c.plainTaps()
 }
 
@@ -108,10 +111,14 @@ func (c *checker) leftOver(o ours) {
 	c.add(o, finding{"holder", "a guest", "nobody: it is left over", remedy{by: MendReconcile, cure: reconcileCommand}})
 }
 
+func (m *Manager) checkGuest(_, reading context.Context, nics []ours) Checked {
+	c := checker{m: m}
+	c.guest(reading, nics)
+	return c.Checked
+}
+
 // guest asks a guest whether it has its devices.
 func (c *checker) guest(ctx context.Context, nics []ours) {
-	ctx, cancel := monitorTimeout(ctx)
-	defer cancel()
 	vm, err := c.m.openRead(ctx, nics[0])
 	if err != nil {
 		c.Notices = append(c.Notices, fmt.Sprintf("%s was not asked: %v", nics[0].want.VM, err))

@@ -2,7 +2,6 @@ package tapmgr
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"vmnet/internal/fdlabel"
 	"vmnet/internal/netns"
@@ -434,47 +432,4 @@ func (m *Manager) queuesOf(o *ours, pid int) (fds []int, err error) {
 	})
 	slices.Sort(fds)
 	return fds, nil
-}
-
-// othersWait bounds how long guests are looked at altogether that only their users' word makes ours: anybody can run any
-// number of processes that look like a guest and do not answer.
-const othersWait = 10 * time.Second
-
-// eachGuest looks at the NICs that each QEMU holds, and at such guests last.
-func eachGuest(ctx context.Context, held []ours, look func(ctx context.Context, nics []ours)) {
-	var others [][]ours
-	for _, nics := range byVMM(held) {
-		if slices.ContainsFunc(nics, func(o ours) bool { return !o.isOthers() }) {
-			look(ctx, nics)
-		} else {
-			others = append(others, nics)
-		}
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, othersWait, fmt.Errorf("other users' guests have taken %v", othersWait))
-	defer cancel()
-	for _, nics := range others {
-		look(ctx, nics)
-	}
-}
-
-// byVMM groups links by the QEMU that holds them and the way in which it got them, each group in the order of
-// links.
-func byVMM(links []ours) [][]ours {
-	type way struct {
-		pid int
-		via Via
-	}
-	var groups [][]ours
-	at := map[way]int{}
-	for _, o := range links {
-		w := way{o.vmm(), o.want.Via}
-		i, known := at[w]
-		if !known {
-			i = len(groups)
-			at[w] = i
-			groups = append(groups, nil)
-		}
-		groups[i] = append(groups[i], o)
-	}
-	return groups
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"sync"
 	"time"
 
 	"vmnet/internal/netns"
@@ -49,6 +50,7 @@ type Manager struct {
 	ns      *netns.NS
 	nl      *rtnl.Conn
 	silence silence
+	speech  sync.Mutex // held while Progress or Notice is called
 }
 
 // New returns a Manager for ns, which stays the caller's and must stay open.
@@ -95,12 +97,16 @@ func (m *Manager) lookInto(f func() error) error {
 }
 
 func (m *Manager) progress(format string, args ...any) {
+	m.speech.Lock()
+	defer m.speech.Unlock()
 	if m.Progress != nil {
 		m.Progress(fmt.Sprintf(format, args...))
 	}
 }
 
 func (m *Manager) notice(format string, args ...any) {
+	m.speech.Lock()
+	defer m.speech.Unlock()
 	if m.Notice != nil {
 		m.Notice(fmt.Sprintf(format, args...))
 	}
@@ -182,7 +188,11 @@ func explainMonitor(err error, t Target) error {
 
 // monitorTimeout is the cause of giving up on a monitor where no limit was asked for.
 func monitorTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, monitorWait, fmt.Errorf("no answer within %v: %w", monitorWait, context.DeadlineExceeded))
+	return context.WithTimeoutCause(ctx, monitorWait, noAnswer(monitorWait))
+}
+
+func noAnswer(within time.Duration) error {
+	return fmt.Errorf("no answer within %v: %w", within, context.DeadlineExceeded)
 }
 
 // pollEvery is how often the kernel is asked for something that has no event we could wait for.

@@ -59,7 +59,9 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
 			held = append(held, o)
 		}
 	}
-	eachGuest(ctx, held, r.guest)
+	for _, actions := range eachGuest(ctx, held, r.reconcileGuest) {
+		r.actions = append(r.actions, actions...)
+	}
 	return r.actions, r.plainTaps(ctx)
 }
 
@@ -102,13 +104,17 @@ func (r *reconciler) do(o ours, text string, f func() error) {
 	r.actions = append(r.actions, a)
 }
 
+func (r *reconciler) reconcileGuest(ctx, reading context.Context, nics []ours) []Action {
+	one := reconciler{m: r.m, dry: r.dry}
+	one.guest(ctx, reading, nics)
+	return one.actions
+}
+
 // guest looks at the NICs that one QEMU holds, under that guest's lock.
-func (r *reconciler) guest(ctx context.Context, nics []ours) {
+func (r *reconciler) guest(ctx, reading context.Context, nics []ours) {
 	ctx, cancel := context.WithTimeout(ctx, monitorWait+time.Duration(len(nics))*releaseWait)
 	defer cancel()
-	dialCtx, cancelDial := monitorTimeout(ctx)
-	defer cancelDial()
-	vm, err := r.m.open(dialCtx, Target{VM: nics[0].want.VM, PID: nics[0].vmm()}, nics[0].want.Via)
+	vm, err := r.m.open(reading, Target{VM: nics[0].want.VM, PID: nics[0].vmm()}, nics[0].want.Via)
 	if err != nil {
 		for _, o := range nics {
 			if o.want.Phase == plugged || o.want.Phase == detaching {
@@ -119,20 +125,25 @@ func (r *reconciler) guest(ctx context.Context, nics []ours) {
 		return
 	}
 	defer vm.Close()
-	for _, o := range nics {
-		r.nic(ctx, vm, o)
+	for i, o := range nics {
+		if i > 0 { // it has answered, and what was done since may have taken its time
+			var cancel context.CancelFunc
+			reading, cancel = monitorTimeout(ctx)
+			defer cancel()
+		}
+		r.nic(ctx, reading, vm, o)
 	}
 }
 
 // nic decides about one NIC whose guest is locked.
-func (r *reconciler) nic(ctx context.Context, vm vmm, o ours) {
+func (r *reconciler) nic(ctx, reading context.Context, vm vmm, o ours) {
 	now, err := r.m.again(o)
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}
 	has := false
 	if err == nil {
-		has, err = vm.has(ctx, o.want.NIC)
+		has, err = vm.has(reading, o.want.NIC)
 	}
 	switch {
 	case err != nil:

@@ -51,7 +51,9 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 		return nil, err
 	}
 	details := []Detail{}
-	guests := map[int]*guestViews{} // there may be two of one name
+	guests := map[int]*guestViews{} // there may be two of one name, or any number that say so
+	asking, cancel := context.WithTimeoutCause(ctx, othersWait, fmt.Errorf("guests have taken %v", othersWait))
+	defer cancel()
 	for _, o := range links {
 		if o.want.VM != vm {
 			continue
@@ -62,10 +64,10 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 		}
 		if pid := o.vmm(); pid != 0 {
 			if guests[pid] == nil {
-				guests[pid] = m.openViews(ctx, o)
+				guests[pid] = m.openViews(asking, o)
 				defer guests[pid].Close()
 			}
-			guests[pid].fill(ctx, &d)
+			guests[pid].fill(asking, &d)
 		}
 		details = append(details, d)
 	}
