@@ -1,6 +1,7 @@
 package qmp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,11 @@ type Dialer struct {
 	// sent to it, with a pidfd of that process (SO_PEERPIDFD) that is closed afterwards. The
 	// pidfd is nil before Linux 6.5, or if the process has ended. An error ends Dial.
 	CheckPeer func(p Peer, pidfd *os.File) error
+	// Name, if not empty, is what errors call the socket instead of by its path.
+	Name string
+	// In, if not nil, runs what makes the connection: the network namespace that it is run
+	// in has the abstract sockets ("@name"). Those with a path are in none.
+	In func(connect func() error) error
 	// Waiting, if not nil, is called once where there was no greeting within 0.3 s.
 	Waiting func()
 }
@@ -52,19 +58,20 @@ func (d Dialer) Dial(ctx context.Context, path string) (*Conn, error) {
 		d.Waiting = func() {}
 	}
 	d.Waiting = sync.OnceFunc(d.Waiting)
+	name := cmp.Or(d.Name, path)
 	uc, err := d.connect(ctx, path)
 	if err != nil {
-		return nil, fmt.Errorf("connect to monitor %s: %w", path, err)
+		return nil, fmt.Errorf("connect to monitor %s: %w", name, err)
 	}
 	c := newConn(&socket{uc, make(chan struct{}, 1)})
 	if c.peer, err = peerOf(uc); err != nil {
 		_ = uc.Close()
-		return nil, fmt.Errorf("monitor %s: %w", path, err)
+		return nil, fmt.Errorf("monitor %s: %w", name, err)
 	}
 	go c.read(uc)
 	if err := d.shakeHands(ctx, c, uc); err != nil {
 		_ = c.Close()
-		return nil, fmt.Errorf("monitor %s: %w", path, err)
+		return nil, fmt.Errorf("monitor %s: %w", name, err)
 	}
 	return c, nil
 }
@@ -111,7 +118,7 @@ func (d Dialer) awaitGreeting(ctx context.Context, c *Conn) error {
 // connect(2) on a unix socket tells by EAGAIN.
 func (d Dialer) connect(ctx context.Context, path string) (*net.UnixConn, error) {
 	addr := path
-	if len(path) > maxPath {
+	if len(path) > maxPath && path[0] != '@' {
 		fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return nil, err
@@ -121,11 +128,11 @@ func (d Dialer) connect(ctx context.Context, path string) (*net.UnixConn, error)
 	}
 	start, full := time.Now(), false
 	for {
-		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", addr)
+		conn, err := d.try(ctx, addr)
 		var errno syscall.Errno
 		switch {
 		case err == nil:
-			return conn.(*net.UnixConn), nil
+			return conn, nil
 		case ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded):
 			<-ctx.Done() // the dialer's clock may be ahead of it
 		case !errors.As(err, &errno):
@@ -147,6 +154,23 @@ func (d Dialer) connect(ctx context.Context, path string) (*net.UnixConn, error)
 			return nil, ended(ctx)
 		}
 	}
+}
+
+// try makes one attempt, on one thread.
+func (d Dialer) try(ctx context.Context, addr string) (uc *net.UnixConn, err error) {
+	connect := func() error {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", addr)
+		if err == nil {
+			uc = conn.(*net.UnixConn)
+		}
+		return err
+	}
+	if d.In == nil {
+		err = connect()
+	} else {
+		err = d.In(connect)
+	}
+	return uc, err
 }
 
 func peerOf(uc *net.UnixConn) (Peer, error) {

@@ -46,7 +46,7 @@ func (m *Manager) attachVia(ctx context.Context, spec, asked Spec) (Result, erro
 	case err != nil:
 		return Result{}, err
 	case !ofLibvirt && (spec.Via != "" || spec.Persistent):
-		if _, _, err := locate(spec.Target); errors.Is(err, qemu.ErrNotFound) {
+		if _, err := locate(spec.Target); errors.Is(err, qemu.ErrNotFound) {
 			return Result{}, err
 		}
 		return Result{}, in(ErrInvalid, fmt.Errorf("guest %s is not libvirt's: --via and --persistent do not concern it", spec.VM))

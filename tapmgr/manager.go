@@ -5,16 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"sync"
 	"time"
 
 	"vmnet/internal/netns"
-	"vmnet/internal/pidfd"
-	"vmnet/internal/qemu"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
-	"vmnet/qmp"
 )
 
 // A Manager works on the taps and bridges of one network namespace. Its methods
@@ -110,80 +106,6 @@ func (m *Manager) notice(format string, args ...any) {
 	if m.Notice != nil {
 		m.Notice(fmt.Sprintf(format, args...))
 	}
-}
-
-// locate finds the guest's process and its monitor's socket. With only a socket
-// named, the process stays unknown until its listener tells.
-func locate(t Target) (proc qemu.Process, path string, err error) {
-	switch {
-	case t.PID != 0:
-		if proc, err = qemu.ByPID(t.PID); err != nil {
-			return proc, "", err
-		}
-		if proc.Name != "" && proc.Name != t.VM {
-			return proc, "", fmt.Errorf("%w: process %d is guest %q, not %q", ErrOtherGuest, t.PID, proc.Name, t.VM)
-		}
-	case t.QMP == "":
-		if proc, err = qemu.Find(t.VM); err != nil {
-			return proc, "", err
-		}
-	}
-	if t.QMP != "" {
-		return proc, t.QMP, nil
-	}
-	path, err = proc.MonitorPath()
-	return proc, path, err
-}
-
-// guest is the process of a Target, held from when it was found until the verb ends.
-type guest struct {
-	qemu.Process
-	hold *pidfd.Handle // nil until the process is known
-}
-
-// checkPeer makes sure that who listens on the monitor's socket is the guest that is meant,
-// and may be: the kernel's word on the peer (SO_PEERCRED, SO_PEERPIDFD) is the proof, a
-// command line is none. process is the peer's pidfd, or nil.
-func checkPeer(t Target, g *guest, p qmp.Peer, process *os.File) error {
-	if g.hold == nil {
-		if err := g.take(t, p); err != nil {
-			return err
-		}
-	}
-	switch {
-	case p.PID != g.PID, process != nil && !g.hold.Is(process):
-		return fmt.Errorf("%w: process %d listens there, not the guest's process %d (name the guest's own socket with --qmp)", fs.ErrPermission, p.PID, g.PID)
-	case p.UID != g.UID && p.UID != 0: // QEMU listens before it gives up root's ids (-runas)
-		return fmt.Errorf("%w: uid %d has made the socket of process %d listen, which is uid %d's", fs.ErrPermission, p.UID, g.PID, g.UID)
-	}
-	return g.hold.Check()
-}
-
-// take makes the process that listens the guest, where only its socket was named.
-func (g *guest) take(t Target, p qmp.Peer) error {
-	if p.UID != os.Geteuid() {
-		return fmt.Errorf("%w: process %d listens there for uid %d (name it with --pid %d if that is the guest you mean)", qemu.ErrOtherUser, p.PID, p.UID, p.PID)
-	}
-	proc, err := qemu.AnyByPID(p.PID)
-	if err != nil {
-		return err
-	}
-	if proc.Name != "" && proc.Name != t.VM {
-		return fmt.Errorf("%w: process %d, which listens there, is guest %q, not %q", ErrOtherGuest, p.PID, proc.Name, t.VM)
-	}
-	g.Process = proc
-	g.hold, err = proc.Hold()
-	return err
-}
-
-func explainMonitor(err error, t Target) error {
-	switch {
-	case errors.Is(err, qmp.ErrBusy):
-		return fmt.Errorf("%w (it serves one client at a time: end the other one, wait for it, or give the guest a second -qmp socket)", err)
-	case errors.Is(err, fs.ErrNotExist) && t.QMP == "":
-		return fmt.Errorf("%w (its command line tells this path, and nothing is there: name the socket with --qmp)", err)
-	}
-	return err
 }
 
 // monitorTimeout is the cause of giving up on a monitor where no limit was asked for.

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
-	"vmnet/internal/qemu"
 	"vmnet/internal/step"
 	"vmnet/qmp"
 )
@@ -52,8 +50,8 @@ type vm struct {
 	*qmp.Conn
 	m      *Manager
 	guest  *guest
-	path   string  // of the monitor; empty: through libvirt
-	domain *domain // nil: no guest of libvirt's
+	socket monitorSocket // that the connection is over; nothing: through libvirt
+	domain *domain       // nil: no guest of libvirt's
 }
 
 // open finds the guest and waits for its lock. via says how the NIC is, or was, handed over; empty is
@@ -79,35 +77,6 @@ func asVMM(v *vm, err error) (vmm, error) {
 		return nil, err
 	}
 	return v, nil
-}
-
-// openMonitor opens a guest that libvirt does not manage: it makes sure that the monitor is the guest's own, and waits
-// until nobody else uses it.
-func (m *Manager) openMonitor(ctx context.Context, t Target) (_ *vm, err error) {
-	proc, path, err := locate(t)
-	if err != nil {
-		return nil, err
-	}
-	g := &guest{Process: proc}
-	defer func() {
-		if err != nil {
-			_ = g.hold.Close()
-		}
-	}()
-	if proc.PID != 0 {
-		if g.hold, err = proc.Hold(); err != nil {
-			return nil, fmt.Errorf("guest %s: %w", t.VM, err)
-		}
-	}
-	d := qmp.Dialer{
-		CheckPeer: func(p qmp.Peer, process *os.File) error { return checkPeer(t, g, p, process) },
-		Waiting:   func() { m.progress("waiting for the monitor of %s: another client has it, or QEMU stands still", t.VM) },
-	}
-	conn, err := d.Dial(ctx, path)
-	if err != nil {
-		return nil, fmt.Errorf("guest %s: %w", t.VM, explainMonitor(err, t))
-	}
-	return &vm{Conn: conn, m: m, guest: g, path: path}, nil
 }
 
 func (v *vm) Close() error {
@@ -196,18 +165,15 @@ func (v *vm) giveBack(ctx context.Context, o *ours) error {
 
 // elsewhere tries the guest's other monitors: a fd that was given through one is known to that one only.
 func (v *vm) elsewhere(ctx context.Context, o *ours) error {
-	proc, err := qemu.ByPID(v.guest.PID)
-	if err != nil {
-		return err
+	all, err := v.guest.Sockets()
+	if err != nil || !all[0].Told { // no other is surely a monitor
+		return nil
 	}
 	var errs []error
-	for _, path := range proc.MonitorPaths() {
-		if path == v.path {
-			continue
-		}
+	for _, s := range all {
 		dialCtx, cancel := monitorTimeout(ctx)
-		other, err := v.m.openMonitor(dialCtx, Target{VM: o.want.VM, PID: v.guest.PID, QMP: path})
-		if err == nil {
+		other, err := v.m.openOther(dialCtx, v, s)
+		if other != nil {
 			err = errors.Join(other.giveBack(dialCtx, o), other.Close())
 		}
 		cancel()

@@ -32,6 +32,12 @@ func (a *app) attachCommand() *cobra.Command {
 switch, or directly on a network card, its lower. The same command again is success and
 changes nothing.
 
+The guest is found by its name among the caller's own processes, and its QMP monitor among the
+sockets that the kernel says it listens on, however QEMU was told of that (-qmp, -mon, -chardev,
+-readconfig) and whatever its program is called. A process whose user ids differ, or were not all
+its user's when it was executed, is not believed to be anybody's guest. Name one that has no name,
+or that another user runs, with --pid.
+
 On a userspace switch (vmnet switch run), --via socket hands QEMU one end of a datagram
 socketpair and the switch the other one: that needs no privilege and makes no device. --via tap
 hands QEMU a tap whose kernel side the switch takes: queues, offloads and vhost, with

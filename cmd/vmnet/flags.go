@@ -58,7 +58,7 @@ func durationFlag(fs *pflag.FlagSet, p *time.Duration, name string, def, least t
 func targetFlags(cmd *cobra.Command, t *tapmgr.Target) {
 	f := cmd.Flags()
 	f.StringVar(&t.VM, "vm", "", "the guest's `NAME`, as in QEMU's -name guest=NAME")
-	f.StringVar(&t.QMP, "qmp", "", "`PATH` of the socket of the guest's QMP monitor (default from QEMU's command line)")
+	f.StringVar(&t.QMP, "qmp", "", "`PATH` of the socket of the guest's QMP monitor (default: the one that QEMU listens on)")
 	f.Var(nicflags.Value("PID", "", func(s string) (err error) {
 		if t.PID, err = strconv.Atoi(s); err != nil || t.PID < 1 {
 			return fmt.Errorf("want a process id")

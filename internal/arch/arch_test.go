@@ -26,11 +26,11 @@ var layers = [][]string{
 	{"bridge", "macvtap", "vhost", "qmp", "libvirt"},
 	{"internal/tun", "internal/rtnl", "internal/qemu"},
 	{"internal/netns", "internal/step", "internal/stablemac", "internal/fdlabel"},
-	{"internal/procfd", "internal/pidfd", "internal/fdpass", "internal/console", "internal/privilege", "internal/shellquote", "internal/hookfile", "internal/offload", "internal/rundir", "internal/alias", "internal/fdroom"},
+	{"internal/procfd", "internal/pidfd", "internal/procview", "internal/fdpass", "internal/console", "internal/privilege", "internal/shellquote", "internal/hookfile", "internal/offload", "internal/rundir", "internal/alias", "internal/fdroom"},
 }
 
 // systemCalls are the packages that may import x/sys/unix.
-var systemCalls = []string{"bridge/vswitch", "internal/privilege", "internal/tun", "internal/netns", "internal/rtnl", "internal/fdpass", "internal/fdlabel", "internal/pidfd", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "testvm", "cmd/testvm"}
+var systemCalls = []string{"bridge/vswitch", "internal/privilege", "internal/tun", "internal/netns", "internal/rtnl", "internal/fdpass", "internal/fdlabel", "internal/pidfd", "internal/procview", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "testvm", "cmd/testvm"}
 
 // forTests may be imported by tests and by cmd/testvm alone; internal/mangen, by
 // what writes the man pages.

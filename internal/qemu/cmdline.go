@@ -9,34 +9,37 @@ import (
 	"iter"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
 // CmdLine is what a QEMU command line says that matters here. Everything in it
 // was written by whoever started that QEMU: trust none of it further than that
-// user.
+// user, and take it for a hint where the kernel knows better.
 type CmdLine struct {
 	Name     string    // -name guest=; empty where it has none
-	Monitors []Monitor // control (QMP) monitors on a unix socket, in order
+	Monitors []Monitor // control (QMP) monitors on a unix socket that listens, in order
 	Others   []string  // monitors that cannot be used, and why
 	UUID     string    // -uuid, as written; empty where it has none
 	Libvirt  bool      // libvirt started it, and holds its monitor
 	Dir      string    // where libvirt keeps the running domain's files; empty where that is not told
 }
 
-// Monitor is a QMP monitor that listens on a unix socket.
+// Monitor is a QMP monitor that listens on a unix socket: on one that QEMU binds, or on one
+// that it has inherited.
 type Monitor struct {
-	Path string // as written; relative to QEMU's working directory
+	Path string // as written, and relative to QEMU's working directory; "@name" for an abstract one
+	FD   int    // of the inherited socket; 0 for none, which is no socket's where QEMU has a stdin
 }
 
 // Parse reads a command line. It knows the forms of QEMU's manual page:
-// -qmp unix:PATH,server=on; -mon chardev=ID,mode=control with -chardev
-// socket,id=ID,path=PATH,server=on; the deprecated ",server,nowait"; and the
-// double dash. Unknown options are passed over.
+// -qmp unix:PATH,server=on; -qmp chardev:ID; -mon chardev=ID,mode=control with
+// -chardev socket,id=ID,path=PATH,server=on; the deprecated ",server,nowait"; a JSON object
+// in place of key=value pairs; and the double dash. Unknown options are passed over.
 func Parse(argv []string) CmdLine {
 	var c CmdLine
 	chardevs := map[string]options{}
-	var mons []string // the chardevs of control monitors; QEMU takes the options in any order
+	var mons []options // what the monitors are on; QEMU takes the options in any order
 	for opt, value := range valued(argv) {
 		switch opt {
 		case "name":
@@ -44,13 +47,13 @@ func Parse(argv []string) CmdLine {
 				c.Name = o["guest"]
 			}
 		case "qmp", "qmp-pretty":
-			c.add(monitorOf(parseDevice(value)))
+			mons = append(mons, parseDevice(value))
 		case "chardev":
-			o := parseOptions(value, "backend")
+			o := parseChardev(value)
 			chardevs[o["id"]] = o
 		case "mon":
-			if o := parseOptions(value, "chardev"); o["mode"] == "control" {
-				mons = append(mons, o["chardev"])
+			if o := parseObject(value, "chardev"); o["mode"] == "control" {
+				mons = append(mons, options{"backend": "chardev", "id": o["chardev"]})
 			}
 		case "uuid":
 			c.UUID = value
@@ -60,13 +63,17 @@ func Parse(argv []string) CmdLine {
 			}
 		}
 	}
-	for _, id := range mons {
-		o, ok := chardevs[id]
-		if !ok {
-			continue
+	for _, o := range mons {
+		if o["backend"] == "chardev" {
+			var ok bool
+			if o, ok = chardevs[o["id"]]; !ok {
+				continue // QEMU does not start
+			}
 		}
-		// libvirt hands QEMU a socket that it listens on itself and calls it so.
-		if id == "charmonitor" && (o["fd"] != "" || strings.Contains(o["path"], "/libvirt/")) {
+		// Libvirt hands QEMU a socket that it listens on itself, and calls it so (qemuBuildMonitorCommandLine in
+		// src/qemu/qemu_command.c). What virsh domxml-to-native prints has a path there: QEMU binds that itself,
+		// and whoever runs that line has started it.
+		if o["id"] == "charmonitor" && o["fd"] != "" {
 			c.Libvirt = true
 			continue
 		}
@@ -79,18 +86,7 @@ func Parse(argv []string) CmdLine {
 // (qemuBuildMasterKeyCommandLine in src/qemu/qemu_command.c): its folder is that domain's alone while it runs.
 // It is empty for another -object.
 func masterKey(object string) string {
-	o := options{}
-	if strings.HasPrefix(object, "{") {
-		var fields map[string]any
-		if json.Unmarshal([]byte(object), &fields) != nil {
-			return ""
-		}
-		for key, v := range fields {
-			o[key], _ = v.(string)
-		}
-	} else {
-		o = parseOptions(object, "qom-type")
-	}
+	o := parseObject(object, "qom-type")
 	if o["qom-type"] != "secret" || o["id"] != "masterKey0" || !filepath.IsAbs(o["file"]) {
 		return ""
 	}
@@ -126,22 +122,27 @@ func (c *CmdLine) add(m Monitor, err error) {
 	c.Monitors = append(c.Monitors, m)
 }
 
-// monitorOf tells whether a chardev can be connected to as a QMP monitor that
-// takes file descriptors.
+// monitorOf is the monitor on a chardev, or why that cannot be connected to, or takes no
+// file descriptors.
 func monitorOf(o options) (Monitor, error) {
+	fd, err := strconv.Atoi(o["fd"])
 	switch {
 	case o["backend"] != "socket":
 		return Monitor{}, fmt.Errorf("a monitor on %q, which takes no file descriptors", o["backend"])
-	case o["path"] == "" && o["fd"] != "":
-		return Monitor{}, errors.New("a monitor on an inherited socket, whose path only its manager knows")
-	case o["path"] == "":
+	case o["path"] == "" && o["fd"] == "":
 		return Monitor{}, errors.New("a monitor on TCP, which carries no file descriptors")
-	case o["abstract"] == "on":
-		return Monitor{}, errors.New("a monitor on an abstract socket")
+	case o["server"] != "on" && o["path"] == "":
+		return Monitor{}, errors.New("a monitor on a connection that it has inherited")
 	case o["server"] != "on":
 		return Monitor{}, fmt.Errorf("a monitor that connects to %s instead of listening", o["path"])
+	case o["path"] == "" && (err != nil || fd <= 0):
+		return Monitor{}, fmt.Errorf("a monitor on the file descriptor %q", o["fd"])
+	case o["path"] == "":
+		return Monitor{FD: fd}, nil
+	case o["abstract"] == "on":
+		return Monitor{Path: "@" + o["path"]}, nil
 	}
-	return Monitor{o["path"]}, nil
+	return Monitor{Path: o["path"]}, nil
 }
 
 // options are the key=value pairs of one option argument.
@@ -169,22 +170,65 @@ func parseOptions(s, implied string) options {
 }
 
 // parseDevice reads the short form "unix:PATH,server=on" that -qmp takes
-// (qemu_chr_parse_compat).
+// (qemu_chr_parse_compat), where the path may be left out for another key ("unix:fd=3").
 func parseDevice(s string) options {
-	parts := splitCommas(s)
-	kind, rest, _ := strings.Cut(parts[0], ":")
-	o := parseOptions(s, "")
-	delete(o, "")
-	o["backend"] = kind
+	kind, rest, _ := strings.Cut(s, ":")
 	switch kind {
 	case "unix":
-		o["backend"], o["path"] = "socket", rest
-	case "tcp", "telnet":
+		o := parseOptions(rest, "path")
 		o["backend"] = "socket"
+		return o
+	case "tcp", "telnet":
+		return options{"backend": "socket"}
 	case "chardev":
-		o["backend"] = "chardev " + rest
+		id, _, _ := strings.Cut(rest, ",")
+		return options{"backend": "chardev", "id": id}
+	}
+	return options{"backend": kind}
+}
+
+// parseObject reads key=value pairs, or a JSON object in their place.
+func parseObject(s, implied string) options {
+	if strings.HasPrefix(s, "{") {
+		return parseJSON(s)
+	}
+	return parseOptions(s, implied)
+}
+
+// parseChardev reads -chardev's value, of which the JSON form is nested as in chardev-add
+// (qapi/char.json): backend and address each have a type and data.
+func parseChardev(s string) options {
+	if !strings.HasPrefix(s, "{") {
+		return parseOptions(s, "backend")
+	}
+	var object map[string]any
+	_ = json.Unmarshal([]byte(s), &object) // QEMU says what is wrong with it
+	o := options{}
+	var types []string
+	flatten(object, o, &types)
+	if slices.Contains(types, "socket") {
+		o["backend"] = "socket"
+	}
+	if slices.Contains(types, "fd") {
+		o["fd"] = o["str"]
 	}
 	return o
+}
+
+// flatten takes the members of an object and of those in it.
+func flatten(object map[string]any, o options, types *[]string) {
+	for key, value := range object {
+		switch v := value.(type) {
+		case map[string]any:
+			flatten(v, o, types)
+		case bool:
+			o[key] = map[bool]string{true: "on", false: "off"}[v]
+		case string:
+			if o[key] = v; key == "type" {
+				*types = append(*types, v)
+			}
+		}
+	}
 }
 
 // splitCommas splits at single commas and makes one of two.

@@ -21,12 +21,21 @@ func TestParse(t *testing.T) {
 		"-qmp tcp:localhost:4444,server=on":                          {Others: []string{"a monitor on TCP, which carries no file descriptors"}},
 		"-qmp stdio":                                                 {Others: []string{`a monitor on "stdio", which takes no file descriptors`}},
 		"-qmp unix:/q":                                               {Others: []string{"a monitor that connects to /q instead of listening"}},
-		"-qmp unix:/q,server=on,abstract=on":                         {Others: []string{"a monitor on an abstract socket"}},
-		"-chardev socket,id=c,fd=5,server=on -mon c,mode=control":    {Others: []string{"a monitor on an inherited socket, whose path only its manager knows"}},
-		"-chardev socket,id=charmonitor,fd=24,server=on -mon chardev=charmonitor,id=monitor,mode=control -name guest=v":                      {Name: "v", Libvirt: true},
-		`-uuid 6a1b -object {"qom-type":"secret","id":"masterKey0","format":"raw","file":"/var/lib/libvirt/qemu/domain-1-v/master-key.aes"}`: {UUID: "6a1b", Dir: "/var/lib/libvirt/qemu/domain-1-v"},
-		"-object secret,id=masterKey0,format=raw,file=/d/../e/k":                                                                             {Dir: "/e"},
-		"-object secret,id=masterKey0,file=k -object secret,id=other,file=/d/k -object rng-random,id=masterKey0,file=/d/k -object {":         {},
+		"-qmp unix:/q,server=on,abstract=on":                         {Monitors: []qemu.Monitor{{Path: "@/q"}}},
+		"-chardev socket,id=c,fd=5,server=on -mon c,mode=control":    {Monitors: []qemu.Monitor{{FD: 5}}},
+		"-qmp unix:fd=5,server=on,wait=off":                          {Monitors: []qemu.Monitor{{FD: 5}}},
+		"-chardev socket,id=c,fd=5 -mon c,mode=control":              {Others: []string{"a monitor on a connection that it has inherited"}},
+		"-chardev socket,id=c,fd=x,server -mon c,mode=control":       {Others: []string{`a monitor on the file descriptor "x"`}},
+		"-chardev socket,id=c,path=/q,server=on,wait=off -qmp chardev:c -chardev socket,id=d,path=/d,server=on -serial chardev:d":                                     {Monitors: []qemu.Monitor{{Path: "/q"}}},
+		`-chardev {"id":"c","backend":{"type":"socket","data":{"addr":{"type":"unix","data":{"path":"/q"}},"wait":false,"server":true}}} -mon chardev=c,mode=control`: {Monitors: []qemu.Monitor{{Path: "/q"}}},
+		`-chardev {"id":"c","backend":{"type":"socket","data":{"addr":{"type":"fd","data":{"str":"7"}},"server":true}}} -mon {"chardev":"c","mode":"control"}`:        {Monitors: []qemu.Monitor{{FD: 7}}},
+		`-chardev {"id":"c","backend":"socket","path":"/q","server":"on"} -qmp chardev:c`:                                                                             {Monitors: []qemu.Monitor{{Path: "/q"}}},
+		"-preconfig -qmp unix:/q,server=on -S": {Monitors: []qemu.Monitor{{Path: "/q"}}},
+		"-chardev socket,id=charmonitor,path=/var/lib/libvirt/qemu/domain--1-v/monitor.sock,server=on,wait=off -mon chardev=charmonitor,id=monitor,mode=control": {Monitors: []qemu.Monitor{{Path: "/var/lib/libvirt/qemu/domain--1-v/monitor.sock"}}},
+		"-chardev socket,id=charmonitor,fd=24,server=on -mon chardev=charmonitor,id=monitor,mode=control -name guest=v":                                          {Name: "v", Libvirt: true},
+		`-uuid 6a1b -object {"qom-type":"secret","id":"masterKey0","format":"raw","file":"/var/lib/libvirt/qemu/domain-1-v/master-key.aes"}`:                     {UUID: "6a1b", Dir: "/var/lib/libvirt/qemu/domain-1-v"},
+		"-object secret,id=masterKey0,format=raw,file=/d/../e/k":                                                                                                 {Dir: "/e"},
+		"-object secret,id=masterKey0,file=k -object secret,id=other,file=/d/k -object rng-random,id=masterKey0,file=/d/k -object {":                             {},
 		"-device virtio-net-pci,id=x -name": {},
 		"-kernel -name":                     {},
 		"":                                  {},
@@ -39,7 +48,7 @@ func TestParse(t *testing.T) {
 }
 
 func TestParseKeepsBlanksAndEquals(t *testing.T) {
-	got := qemu.Parse([]string{"qemu", "-name", "guest=my vm=1", "-qmp", "unix:/tmp/a b=c,server=on"})
+	got := qemu.Parse([]string{"qemu", "-name", "guest=my vm=1", "-chardev", "socket,id=q,path=/tmp/a b=c,server=on", "-qmp", "chardev:q"})
 	want := qemu.CmdLine{Name: "my vm=1", Monitors: []qemu.Monitor{{Path: "/tmp/a b=c"}}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -55,8 +64,8 @@ func FuzzParse(f *testing.F) {
 		argv := strings.Split(line, "\x00")
 		c := qemu.Parse(argv)
 		for _, m := range c.Monitors {
-			if m.Path == "" {
-				t.Errorf("%q: a monitor without a path", line)
+			if m.Path == "" && m.FD <= 0 {
+				t.Errorf("%q: a monitor nowhere", line)
 			}
 		}
 		if len(c.Monitors)+len(c.Others) > len(argv) {

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,8 +11,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"vmnet/internal/pidfd"
+	"vmnet/internal/procview"
 )
 
 // A Process is a running QEMU, as it was when it was looked at.
@@ -20,6 +23,8 @@ type Process struct {
 	UID     int    // whose it is: see [pidfd.Owner]
 	Started uint64 // see [pidfd.Started]
 	CmdLine
+
+	args []string // its command line, with the files of -readconfig in their places
 }
 
 // Hold holds the process. That it has ended is an error that Is [ErrNotFound], also where
@@ -51,7 +56,7 @@ var (
 
 // maxCmdLine bounds what is read of one command line (the kernel's own limit is
 // far higher, QEMU's command lines are far shorter).
-const maxCmdLine = 1 << 20
+const maxCmdLine = 256 << 10
 
 // List returns the running QEMU processes of all network namespaces that /proc shows, but
 // not those of which nobody knows whose they are: see [pidfd.Owner].
@@ -92,14 +97,14 @@ func list() (found []Process, doubted []doubtful, err error) {
 func ByPID(pid int) (Process, error) {
 	p, err := look(pid, isQEMU)
 	if errors.Is(err, errNoQEMU) {
-		return Process{}, fmt.Errorf("process %d is not a QEMU (its program is not called qemu-system-*, qemu-kvm, kvm or qemu): %w", pid, ErrNotFound)
+		return Process{}, fmt.Errorf("process %d is not a QEMU (its program is not called so, and it has no QEMU's options and listens on no socket): %w", pid, ErrNotFound)
 	}
 	return p, ended(pid, err)
 }
 
-// AnyByPID is ByPID for a process that listens on a monitor's socket, whatever its program is called.
+// AnyByPID is ByPID for a process that answers as a QEMU, whatever its command line says.
 func AnyByPID(pid int) (Process, error) {
-	p, err := look(pid, func(string, string) bool { return true })
+	p, err := look(pid, func(int, []string) bool { return true })
 	return p, ended(pid, err)
 }
 
@@ -115,10 +120,10 @@ func ended(pid int, err error) error {
 
 var errNoQEMU = errors.New("not a QEMU")
 
-// look reads one process. Of one that Is [pidfd.ErrDoubtful] it returns the command line too.
-func look(pid int, wanted func(dir, program string) bool) (Process, error) {
-	dir := filepath.Join("/proc", strconv.Itoa(pid))
-	argv, err := arguments(dir, wanted)
+// look reads one process that is wanted. Of one that Is [pidfd.ErrDoubtful] it returns the
+// command line too.
+func look(pid int, wanted func(pid int, argv []string) bool) (Process, error) {
+	argv, err := arguments(pid, wanted)
 	if err != nil {
 		return Process{}, err
 	}
@@ -133,48 +138,89 @@ func look(pid int, wanted func(dir, program string) bool) (Process, error) {
 	}
 	// The command line once more: it is the word of whoever is the owner only if the same
 	// process had it both before and after.
-	again, errAgain := arguments(dir, wanted)
+	again, errAgain := arguments(pid, wanted)
 	if err = errors.Join(h.Check(), errAgain, err); err == nil && !slices.Equal(again, argv) {
 		err = errNoQEMU // it has executed another program meanwhile
 	}
-	p.CmdLine = Parse(argv)
+	p.args = argv
+	if err == nil {
+		p.args = p.expanded(argv)
+	}
+	p.CmdLine = Parse(p.args)
 	return p, err
 }
 
-// isQEMU reports whether a process, whose files in /proc dir has, runs a QEMU.
-func isQEMU(dir, program string) bool { return IsQEMU(program) || IsQEMU(exe(dir)) }
+// configWait bounds the wait for a file system that has a file of -readconfig.
+const configWait = time.Second
 
-// arguments reads the command line of a process that is wanted.
-func arguments(dir string, wanted func(dir, program string) bool) ([]string, error) {
-	f, err := os.Open(filepath.Join(dir, "cmdline"))
+// expanded puts the files of -readconfig in their places. Only those are read that the
+// caller's own processes name, or root's.
+func (p Process) expanded(argv []string) []string {
+	if p.UID != 0 && p.UID != os.Geteuid() {
+		return argv
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), configWait)
+	defer cancel()
+	all, _ := Expand(argv, func(path string) (string, error) {
+		text, err := procview.Read(ctx, p.PID, path, MaxConfig)
+		return string(text), err
+	})
+	return all
+}
+
+// arguments reads the command line of a process that is wanted. Most are not, which their
+// first arguments tell.
+func arguments(pid int, wanted func(pid int, argv []string) bool) ([]string, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	argv := readArgs(f, func(program string) bool { return wanted(dir, program) })
-	if len(argv) == 0 {
+	text := make([]byte, 4096)
+	n, _ := f.Read(text)
+	text = text[:max(n, 0)]
+	if len(text) == 0 || !wanted(pid, split(text)) { // of a thread of the kernel's, or one that ends, it is empty
 		return nil, errNoQEMU
 	}
-	return argv, nil
+	rest, err := io.ReadAll(io.LimitReader(f, maxCmdLine))
+	return split(append(text, rest...)), err
 }
 
-// readArgs reads NUL-separated arguments, of programs that are wanted: most processes
-// are none, and are told by their first bytes.
-func readArgs(f *os.File, wanted func(program string) bool) []string {
-	data := make([]byte, 4096)
-	n, _ := f.Read(data)
-	data = data[:max(n, 0)]
-	program, _, _ := strings.Cut(string(data), "\x00")
-	if program == "" || !wanted(program) {
-		return nil
-	}
-	rest, _ := io.ReadAll(io.LimitReader(f, maxCmdLine))
-	return strings.Split(strings.TrimSuffix(string(append(data, rest...)), "\x00"), "\x00")
+func split(text []byte) []string {
+	return strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00")
 }
+
+// isQEMU reports whether a process runs guests. Where the name of its program does not say so,
+// it must have QEMU's options, and what a wrapper before QEMU has not: a socket to
+// be managed by, or a KVM guest.
+func isQEMU(pid int, argv []string) bool {
+	return IsQEMU(argv[0]) || IsQEMU(exe(pid)) || hasQEMUOptions(argv) && (procview.HasFile(pid, "anon_inode:kvm-vm") || listens(pid))
+}
+
+func listens(pid int) bool {
+	all, err := procview.Listening(pid)
+	return err == nil && len(all) > 0
+}
+
+// hasQEMUOptions reports whether arguments are QEMU's, and not those of a wrapper that names its program.
+func hasQEMUOptions(argv []string) bool {
+	for _, arg := range argv[1:] {
+		switch {
+		case slices.Contains(qemuOptions, arg):
+			return true
+		case IsQEMU(arg):
+			return false
+		}
+	}
+	return false
+}
+
+// qemuOptions are QEMU's own: few other programs have one of them.
+var qemuOptions = []string{"-qmp", "-qmp-pretty", "-mon", "-chardev", "-readconfig", "-machine", "-netdev", "-nodefaults", "-accel"}
 
 // exe is the program that runs, which argv[0] may hide; empty where the caller may not see it.
-func exe(dir string) string {
-	target, _ := os.Readlink(filepath.Join(dir, "exe"))
+func exe(pid int) string {
+	target, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 	return strings.TrimSuffix(target, " (deleted)")
 }
 

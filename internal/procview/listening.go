@@ -1,0 +1,152 @@
+package procview
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// A Listener is an AF_UNIX stream socket on which a process listens.
+type Listener struct {
+	FD   int    // the first of the process's that is the socket
+	Name string // as it was bound: a path, relative or not and gone or not; "@name" for an abstract one
+}
+
+const (
+	// maxTable bounds what is read of a list of sockets: it has all of a network namespace.
+	maxTable = 32 << 20
+	// maxListeners bounds how many are returned.
+	maxListeners = 64
+)
+
+// Listening returns the sockets on which a process listens, by fd. Whoever may not look into
+// the process (ptrace(2), PTRACE_MODE_READ_FSCREDS) gets an error that Is fs.ErrPermission.
+//
+// A name is to be checked by the one who connects: anybody can bind a name with a line feed
+// in it, after which another line of the kernel's list seems to begin. So a socket may be
+// returned with several names.
+func Listening(pid int) ([]Listener, error) {
+	sockets, err := socketsOf(pid)
+	if err != nil {
+		return nil, err
+	}
+	if len(sockets) == 0 {
+		return nil, nil
+	}
+	var found []Listener
+	for _, table := range tables(pid) {
+		list, err := listenersIn(table, sockets)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, list...)
+	}
+	slices.SortFunc(found, func(a, b Listener) int {
+		if a.FD != b.FD {
+			return a.FD - b.FD
+		}
+		return strings.Compare(a.Name, b.Name)
+	})
+	return found, nil
+}
+
+// HasFile reports whether a process has a file open whose link in /proc/PID/fd is target.
+func HasFile(pid int, target string) bool {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	return err == nil && slices.ContainsFunc(entries, func(e os.DirEntry) bool {
+		link, err := os.Readlink(dir + "/" + e.Name())
+		return err == nil && link == target
+	})
+}
+
+// socketsOf maps the inodes of a process's sockets to its fds.
+func socketsOf(pid int) (map[uint64]int, error) {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	sockets := map[uint64]int{}
+	for _, e := range entries {
+		target, err := os.Readlink(dir + "/" + e.Name())
+		if err != nil {
+			continue // closed meanwhile
+		}
+		inode, ok := strings.CutPrefix(target, "socket:[")
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseUint(strings.TrimSuffix(inode, "]"), 10, 64)
+		fd, errFD := strconv.Atoi(e.Name())
+		if errors.Join(err, errFD) != nil {
+			continue
+		}
+		if old, known := sockets[n]; !known || fd < old {
+			sockets[n] = fd
+		}
+	}
+	return sockets, nil
+}
+
+// tables are the lists of the network namespaces in which the sockets of a process may be:
+// its own, and of those that it has inherited, the caller's and that of the first process.
+func tables(pid int) (paths []string) {
+	var seen []string
+	for _, proc := range []string{strconv.Itoa(pid), "thread-self", "1"} {
+		ns, err := os.Readlink("/proc/" + proc + "/ns/net")
+		if err != nil && len(paths) > 0 || slices.Contains(seen, ns) {
+			continue
+		}
+		seen = append(seen, ns)
+		paths = append(paths, "/proc/"+proc+"/net/unix")
+	}
+	return paths
+}
+
+// listenersIn reads one list (unix_seq_show in the kernel's net/unix/af_unix.c).
+func listenersIn(path string, sockets map[uint64]int) (found []Listener, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	lines := bufio.NewReader(io.LimitReader(f, maxTable))
+	for len(found) < maxListeners {
+		line, err := lines.ReadString('\n')
+		if inode, name, ok := parseListener(strings.TrimSuffix(line, "\n")); ok {
+			if fd, known := sockets[inode]; known {
+				found = append(found, Listener{fd, name})
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return found, nil
+}
+
+// parseListener reads one line: "address: count protocol flags type state inode name", all but
+// the last two hexadecimal.
+func parseListener(line string) (inode uint64, name string, ok bool) {
+	const acceptsConnections, stream = "00010000", "0001" // __SO_ACCEPTCON of linux/net.h, SOCK_STREAM
+	var fields []string
+	rest := line
+	for range 7 {
+		field, after, _ := strings.Cut(strings.TrimLeft(rest, " "), " ")
+		fields, rest = append(fields, field), after
+	}
+	if fields[3] != acceptsConnections || fields[4] != stream || rest == "" {
+		return 0, "", false
+	}
+	inode, err := strconv.ParseUint(fields[6], 10, 64)
+	return inode, rest, err == nil
+}
