@@ -116,7 +116,7 @@ func (sw *Switch) capture(f file, cfg CaptureConfig) error {
 	for i, name := range cfg.Ports {
 		p := sw.table.Load().find(name)
 		if p == nil {
-			return fmt.Errorf("port %q: %w", name, errNoPort)
+			return fmt.Errorf("port %q: %w", name, ErrNoPort)
 		}
 		c.views = append(c.views, &view{capture: c, port: p, index: i})
 	}

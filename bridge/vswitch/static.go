@@ -18,14 +18,14 @@ func (sw *Switch) AddStatic(port string, mac net.HardwareAddr, vlan int) error {
 	t := sw.table.Load()
 	p := t.find(port)
 	if p == nil {
-		return errNoPort
+		return ErrNoPort
 	}
 	k, err := t.keyAt(p, mac, vlan)
 	if err != nil {
 		return err
 	}
 	if owner := t.lockedTo(k); owner != nil && owner != p {
-		return fmt.Errorf("%s%s is port %s's for good: %w", k.MAC(), t.inVLAN(k), owner.name, fs.ErrExist)
+		return owner.owns(t, k)
 	}
 	return sw.fdb.AddStatic(k, p.index)
 }
@@ -60,10 +60,10 @@ func (sw *Switch) Forget(mac net.HardwareAddr, vlan int) error {
 		}
 	}
 	if owner := t.lockedTo(k); owner != nil {
-		return fmt.Errorf("%s%s is port %s's for good (remove the port, or add it without mac=%s)", k.MAC(), t.inVLAN(k), owner.name, k.MAC())
+		return fmt.Errorf("%w (remove the port, or add it without mac=%s)", owner.owns(t, k), k.MAC())
 	}
 	if !sw.fdb.Remove(k) {
-		return fmt.Errorf("the switch does not know %s%s: %w", mac, t.inVLAN(k), fs.ErrNotExist)
+		return portError{fmt.Sprintf("the switch does not know %s%s", mac, t.inVLAN(k)), fs.ErrNotExist}
 	}
 	return nil
 }
@@ -78,7 +78,7 @@ func (sw *Switch) only(mac net.HardwareAddr) (Key, error) {
 	}
 	switch len(found) {
 	case 0:
-		return 0, fmt.Errorf("the switch does not know %s: %w", mac, fs.ErrNotExist)
+		return 0, portError{fmt.Sprintf("the switch does not know %s", mac), fs.ErrNotExist}
 	case 1:
 		return found[0], nil
 	}

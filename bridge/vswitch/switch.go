@@ -64,10 +64,12 @@ const maxName = 127
 var (
 	errTooMany = fmt.Errorf("the switch has %d ports already", maxPorts)
 	errTaken   = portError{"the switch has a port of that name", fs.ErrExist}
-	errNoPort  = portError{"the switch has no port of that name", fs.ErrNotExist}
 	errRemoved = fmt.Errorf("it was removed: %w", fs.ErrClosed)
 	errClosed  = fmt.Errorf("the switch is closed: %w", fs.ErrClosed)
 )
+
+// ErrNoPort is an unknown port's name. It Is fs.ErrNotExist.
+var ErrNoPort error = portError{"the switch has no port of that name", fs.ErrNotExist}
 
 // portError Is an error of package fs, whose words are about files.
 type portError struct {
@@ -200,13 +202,18 @@ func (sw *Switch) addPort(name string, w *Wire, cfg PortConfig) (*Port, error) {
 func (sw *Switch) lock(p *Port, others *table) error {
 	for _, k := range p.locked() {
 		if at := sw.fdb.staticPort(k); at >= 0 && at != p.index && others.by[at] != nil {
-			return fmt.Errorf("%s%s is port %s's for good: %w", k.MAC(), others.inVLAN(k), others.by[at].name, fs.ErrExist)
+			return others.by[at].owns(others, k)
 		}
 		if err := sw.fdb.AddStatic(k, p.index); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// owns is the error that an address is the port's for good.
+func (p *Port) owns(t *table, k Key) error {
+	return portError{fmt.Sprintf("%s%s is port %s's for good", k.MAC(), t.inVLAN(k), p.name), fs.ErrExist}
 }
 
 // locked are the keys of the addresses that are a port's own: in the VLAN of its untagged frames.
@@ -228,7 +235,7 @@ func (sw *Switch) RemovePort(name string) error {
 	defer sw.mu.Unlock()
 	p := sw.table.Load().find(name)
 	if p == nil {
-		return fmt.Errorf("remove port %q: %w", name, errNoPort)
+		return fmt.Errorf("remove port %q: %w", name, ErrNoPort)
 	}
 	return sw.remove(p)
 }

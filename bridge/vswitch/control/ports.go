@@ -31,8 +31,6 @@ type entry struct {
 	holder *holder // nil for none
 }
 
-var errNoPort = errors.New("the switch has no port of that name")
-
 // filesOf is how many files a port is made of.
 func filesOf(p *Port) (least, most int) {
 	switch p.Kind {
@@ -204,7 +202,7 @@ func (s *ports) remove(name string) error {
 	defer s.mu.Unlock()
 	e := s.byName[name]
 	if e == nil {
-		return errNoPort
+		return vswitch.ErrNoPort
 	}
 	return s.unplug(e)
 }
@@ -226,7 +224,7 @@ func (s *ports) label(name, label string) error {
 	defer s.mu.Unlock()
 	e := s.byName[name]
 	if e == nil {
-		return errNoPort
+		return vswitch.ErrNoPort
 	}
 	e.Label = label
 	return nil
@@ -293,7 +291,7 @@ func (s *ports) flush(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if name != "" && s.byName[name] == nil {
-		return errNoPort
+		return vswitch.ErrNoPort
 	}
 	for n, e := range s.byName {
 		if name == "" || n == name {
