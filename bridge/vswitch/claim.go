@@ -81,7 +81,7 @@ func makeClaim(fd int, device string) error {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
 		return err
 	}
-	name := "vmnet-switch-" + device
+	name := claimTable + device
 	hook := nl.NewRtAttr(unix.NFTA_CHAIN_HOOK|unix.NLA_F_NESTED, nil)
 	hook.AddRtAttr(unix.NFTA_HOOK_HOOKNUM, be32(unix.NF_NETDEV_INGRESS))
 	priority := claimPriority
@@ -115,6 +115,43 @@ func makeClaim(fd int, device string) error {
 		err = unix.EEXIST
 	}
 	return err
+}
+
+// claimTable is what the name of a claim's table begins with; the device's follows.
+const claimTable = "vmnet-switch-"
+
+// Claimed reports whether a switch has claimed a device, by its name proper, so that nothing else of its kernel gets what comes in by it.
+// It needs CAP_NET_ADMIN in ns. A kernel without nf_tables knows no claim.
+func Claimed(ns *netns.NS, device string) (bool, error) {
+	fd := -1
+	err := ns.Do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+		return err
+	})
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for a claim of %s: %w", device, err)
+	}
+	defer unix.Close(fd)
+	timeout := unix.NsecToTimeval(int64(claimWait))
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+		return false, err
+	}
+	get := nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETTABLE, unix.NLM_F_REQUEST|unix.NLM_F_ACK, unix.NFPROTO_NETDEV, 0,
+		nl.NewRtAttr(unix.NFTA_TABLE_NAME, nl.ZeroTerminated(claimTable+device)))
+	get.Seq = 1
+	if err = unix.Sendto(fd, get.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err == nil {
+		_, err = acknowledged(fd, 1)
+	}
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
+		return false, nil // no such table, or no nf_tables
+	}
+	return false, fmt.Errorf("look for a claim of %s: %w", device, err)
 }
 
 // nfMessage is a message of nfnetlink (include/uapi/linux/netfilter/nfnetlink.h).

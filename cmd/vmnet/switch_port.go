@@ -20,6 +20,7 @@ import (
 	"vmnet/internal/nicflags"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/tun"
+	"vmnet/tapmgr"
 )
 
 // wantedPort is a port of a switch as the command line describes it.
@@ -234,6 +235,7 @@ func (w *wantedPort) openTap(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	case w.queues > 1 && !t.MultiQueue:
 		return openPort{}, fmt.Errorf("the tap %s was made with one queue: ask for no more (or make it anew: ip tuntap add %s mode tap multi_queue)", w.Device, w.Device)
 	}
+	w.Segments = vswitch.SegmentsOf(c, link, false)
 	tap, err := tun.Open(ns, w.Device, link.Tun.MultiQueue, w.queues)
 	if err != nil {
 		return openPort{}, err
@@ -293,7 +295,15 @@ func (w *wantedPort) openPacket(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	if err != nil {
 		return openPort{}, err
 	}
-	files, err := vswitch.PacketFiles(ns, w.Device)
+	notes, err := vswitch.CheckInUse(ns, c, link)
+	if err == nil {
+		err = noGuestsOn(ns, link.Name)
+	}
+	if err != nil {
+		return openPort{}, err
+	}
+	w.Segments = vswitch.SegmentsOf(c, link, true)
+	files, err := vswitch.PacketFiles(ns, link.Name)
 	if err != nil {
 		return openPort{}, err
 	}
@@ -301,9 +311,7 @@ func (w *wantedPort) openPacket(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	if !link.Up {
 		how += ", the link is down"
 	}
-	if addrs, err := c.Addrs(link.Index); err == nil && len(addrs) > 0 {
-		how += ", the host is not reached by its addresses there meanwhile"
-	}
+	how = strings.Join(append([]string{how}, notes...), ", ")
 	closeAll := func() error {
 		var errs []error
 		for _, f := range files {
@@ -312,6 +320,22 @@ func (w *wantedPort) openPacket(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 		return errors.Join(errs...)
 	}
 	return openPort{Port: w.Port, files: files, close: closeAll, how: how}, nil
+}
+
+// noGuestsOn is an error where guests have macvtaps or ipvtaps on a device: these may be in network namespaces that only their
+// QEMUs have open.
+func noGuestsOn(ns *netns.NS, device string) error {
+	return tapmgr.In(ns.String(), func(m *tapmgr.Manager) error {
+		info, err := m.ShowLower(device)
+		if err != nil || len(info.NICs) == 0 {
+			return err
+		}
+		var names []string
+		for _, n := range info.NICs {
+			names = append(names, fmt.Sprintf("%s of %s", n.ID, n.VM))
+		}
+		return fmt.Errorf("NICs of guests are on %s, and would get nothing any more: %s (vmnet detach them, or take another device)", device, namesText(names))
+	})
 }
 
 // portSettings is a port's settings in short, as bridge show has them.

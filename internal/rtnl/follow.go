@@ -52,9 +52,6 @@ type LinkState struct {
 	Lost bool
 }
 
-// ownNS stands for the socket's own netns, in which events have no id.
-const ownNS = -1
-
 // A Follower hears of one link: how it is, and each change, also behind a rename or a move to another
 // netns. It is for one goroutine, but for Close.
 type Follower struct {
@@ -71,7 +68,7 @@ type Follower struct {
 // Follow takes over a file of FollowFile, and finds the link of that name in the file's netns. None is
 // an error that Is fs.ErrNotExist.
 func Follow(f *os.File, name string) (*Follower, error) {
-	w := &Follower{file: f, buffer: make([]byte, maxMessage), oob: make([]byte, 64), nsid: ownNS}
+	w := &Follower{file: f, buffer: make([]byte, maxMessage), oob: make([]byte, 64), nsid: OwnNS}
 	err := w.begin(name)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("follow %s: %w", name, err), f.Close())
@@ -98,7 +95,7 @@ func (w *Follower) begin(name string) (err error) {
 			if m.Header.Type == unix.NLMSG_ERROR {
 				return notExist(answerError(m))
 			}
-			if e, ok := parseEvent(m); ok && !e.Gone && nsid == ownNS && e.Name == name {
+			if e, ok := parseEvent(m); ok && !e.Gone && nsid == OwnNS && e.Name == name {
 				w.set(e.Link)
 			}
 		}
@@ -183,7 +180,7 @@ func (w *Follower) move(msg []byte) {
 // overrun asks how the link is, for events of it may be among those that were lost. Only of the
 // socket's own netns may it ask.
 func (w *Follower) overrun() {
-	if w.nsid != ownNS || w.moved || w.ask(nil) != nil {
+	if w.nsid != OwnNS || w.moved || w.ask(nil) != nil {
 		w.state.Lost = true
 	}
 }
@@ -221,13 +218,13 @@ func (w *Follower) receive() (messages []syscall.NetlinkMessage, nsid int, err e
 		}
 	})
 	if waitErr != nil {
-		return nil, ownNS, waitErr
+		return nil, OwnNS, waitErr
 	}
 	if err != nil {
-		return nil, ownNS, fmt.Errorf("netlink events: %w", err)
+		return nil, OwnNS, fmt.Errorf("netlink events: %w", err)
 	}
 	if sender, ok := from.(*unix.SockaddrNetlink); !ok || sender.Pid != nl.PidKernel {
-		return nil, ownNS, nil
+		return nil, OwnNS, nil
 	}
 	messages, err = syscall.ParseNetlinkMessage(w.buffer[:n])
 	return messages, nsidOf(w.oob[:oobn]), err
@@ -238,14 +235,14 @@ func (w *Follower) receive() (messages []syscall.NetlinkMessage, nsid int, err e
 func nsidOf(oob []byte) int {
 	controls, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
-		return ownNS
+		return OwnNS
 	}
 	for _, c := range controls {
 		if c.Header.Level == unix.SOL_NETLINK && c.Header.Type == unix.NETLINK_LISTEN_ALL_NSID {
 			return int(int32(u32(c.Data)))
 		}
 	}
-	return ownNS
+	return OwnNS
 }
 
 // filter has the kernel give the socket no other links' messages (socket(7)): on a host of a thousand

@@ -155,6 +155,18 @@ func (c *Conn) Link(name string) (*Link, error) {
 // LinkByIndex reads one link by its interface index.
 func (c *Conn) LinkByIndex(index int) (*Link, error) { return c.get(index) }
 
+// OwnNS stands for the socket's own netns where an id of one is asked for.
+const OwnNS = -1
+
+// LinkIn is LinkByIndex in the netns that the socket's own knows by that id, as Link.LowerNS has it (IFLA_TARGET_NETNSID, Linux
+// 4.15). It needs CAP_NET_ADMIN there.
+func (c *Conn) LinkIn(nsid, index int) (*Link, error) {
+	if nsid == OwnNS {
+		return c.get(index)
+	}
+	return c.get(index, Attr{rta: nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(nsid)))})
+}
+
 func (c *Conn) get(index int, attrs ...Attr) (*Link, error) {
 	msgs, err := c.sock.execute(c.linkRequest(unix.RTM_GETLINK, 0, index, attrs), unix.RTM_NEWLINK)
 	if err != nil {

@@ -41,8 +41,11 @@ type Port struct {
 	// Lifeline is the inode of a pipe; 0 is none. The port of a Holder with a lifeline stays until, besides, nobody has the
 	// pipe's writing end open: so it outlives a process that has passed the guest on to another one, as QEMU's -daemonize does.
 	// AddPort is given the reading end.
-	Lifeline uint64             `json:"lifeline,omitempty"`
-	Link     bool               `json:"link,omitempty"` // of a tap: behind its queues comes the file of vswitch.LinkFile
+	Lifeline uint64 `json:"lifeline,omitempty"`
+	Link     bool   `json:"link,omitempty"` // of a tap: behind its queues comes the file of vswitch.LinkFile
+	// Segments are what the device is joined to beside the switch, as vswitch.SegmentsOf finds it: ports on one of them would make
+	// a loop.
+	Segments []vswitch.Segment  `json:"segments,omitempty"`
 	Config   vswitch.PortConfig `json:"config"`
 	Stats    *vswitch.PortStats `json:"stats,omitempty"` // in answers only
 }
@@ -53,9 +56,10 @@ const MaxQueues = fdpass.MaxFiles - 3
 
 // Bounds of a Port, in bytes.
 const (
-	maxName  = 127
-	maxLabel = 255
-	maxPort  = 16 << 10 // as JSON, without counters: a trunk of a few hundred ranges
+	maxName     = 127
+	maxLabel    = 255
+	maxSegments = 4
+	maxPort     = 16 << 10 // as JSON, without counters: a trunk of a few hundred ranges
 )
 
 // Validate checks what can be checked without the port's files. Its error Is bridge.ErrInvalid.
@@ -78,6 +82,13 @@ func (p Port) validate() error {
 		return errors.New("a link file is a tap's")
 	case p.Stats != nil:
 		return errors.New("counters are not for the asking")
+	case len(p.Segments) > maxSegments:
+		return fmt.Errorf("%d segments: want at most %d", len(p.Segments), maxSegments)
+	}
+	for _, s := range p.Segments {
+		if err := errors.Join(checkText("segment", s.Key, 1, maxName), checkText("segment", s.Name, 1, maxName)); err != nil {
+			return err
+		}
 	}
 	return errors.Join(checkText("name", p.Name, 1, maxName), checkText("device", p.Device, 0, maxName), CheckLabel(p.Label))
 }

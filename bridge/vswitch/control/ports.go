@@ -163,7 +163,7 @@ func checkPort(p Port) error {
 func (s *ports) plug(p Port, w *vswitch.Wire, h *holder) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	in, err := s.sw.AddPort(p.Name, w, p.Config)
+	in, err := s.addPort(p, w)
 	if err != nil {
 		if h != nil {
 			err = errors.Join(err, h.close())
@@ -185,6 +185,16 @@ func (s *ports) plug(p Port, w *vswitch.Wire, h *holder) error {
 		s.release(e)
 	})
 	return nil
+}
+
+// addPort takes over the wire, unless its port would make a loop.
+func (s *ports) addPort(p Port, w *vswitch.Wire) (*vswitch.Port, error) {
+	for _, e := range s.byName {
+		if err := s.loop(&p, w.Key(), e); err != nil {
+			return nil, errors.Join(err, w.Close())
+		}
+	}
+	return s.sw.AddPort(p.Name, w, p.Config)
 }
 
 // release removes a port whose holder or wire has ended, if nobody has yet.
