@@ -3,7 +3,7 @@ set -eu
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$PWD/bin:$PATH" XDG_RUNTIME_DIR
 XDG_RUNTIME_DIR=$(mktemp -d)
-trap 'rm -rf "$XDG_RUNTIME_DIR"' EXIT
+trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$XDG_RUNTIME_DIR"' EXIT
 start=$(date +%s)
 
 title() { printf '\n\033[1m# %s\033[0m\n' "$*"; }

@@ -27,7 +27,13 @@ func main() {
 		fmt.Fprintln(os.Stderr, "testvm:", err)
 		os.Exit(1)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	ending := []os.Signal{unix.SIGTERM}
+	for _, s := range []os.Signal{unix.SIGINT, unix.SIGHUP} {
+		if !signal.Ignored(s) { // as nohup(1) has it
+			ending = append(ending, s)
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), ending...)
 	defer stop()
 	err := root().ExecuteContext(ctx)
 	code := exitCode(1)

@@ -8,10 +8,12 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/goleak"
 
+	"vmnet/internal/leaktest"
 	"vmnet/internal/nstest"
 	"vmnet/internal/tun"
 	"vmnet/libvirt/libvirttest"
@@ -25,6 +27,7 @@ func TestMain(m *testing.M) {
 type leakChecked struct{ m *testing.M }
 
 func (l leakChecked) Run() int {
+	leaktest.DefaultSignals()
 	code := l.m.Run()
 	if err := goleak.Find(); code == 0 && err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -90,6 +93,10 @@ func ownNetns(env *testscript.Env) {
 	env.Setenv("VM2", uniqueVM())
 }
 
+// scriptTime is how long all scripts of a directory may take: what they wait for is killed
+// then. They need half a minute on an idle machine.
+const scriptTime = 10 * time.Minute
+
 func runScripts(t *testing.T, dir string, setup func(*testscript.Env)) {
 	testscript.Run(t, testscript.Params{
 		Dir: dir,
@@ -108,6 +115,7 @@ func runScripts(t *testing.T, dir string, setup func(*testscript.Env)) {
 			"query":      cmdQuery,
 		},
 		RequireUniqueNames: true,
+		Deadline:           time.Now().Add(scriptTime),
 	})
 }
 

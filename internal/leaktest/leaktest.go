@@ -16,6 +16,7 @@ import (
 // Main runs the tests and exits: call it from TestMain. Its checks run only
 // where the tests passed.
 func Main(m *testing.M) {
+	DefaultSignals()
 	before := openFiles()
 	code := m.Run()
 	if code == 0 {
