@@ -233,7 +233,10 @@ func (d *domain) monitor(ctx context.Context) (vmm, error) {
 
 // Close gives up the lock as well.
 func (d *domain) Close() error {
-	err := errors.Join(d.Conn.Close(), d.guest.hold.Close())
+	err := d.Conn.Close()
+	if d.guest != nil { // of a domain that is off there is none
+		err = errors.Join(err, d.guest.hold.Close())
+	}
 	if d.lock != nil {
 		err = errors.Join(err, d.lock.Close())
 	}

@@ -25,7 +25,7 @@ type attachOptions struct {
 func (a *app) attachCommand() *cobra.Command {
 	var o attachOptions
 	cmd := &cobra.Command{
-		Use:        "attach --vm NAME {--bridge BRIDGE | --macvtap LOWER | --ipvtap LOWER | --switch SWITCH}",
+		Use:        "attach --vm NAME {--bridge|--macvtap|--ipvtap|--switch} PLACE",
 		SuggestFor: []string{"add", "plug", "connect"},
 		Short:      "Give a running guest a NIC",
 		Long: `Give a running guest a NIC, or leave nothing of it behind: on a bridge, on a userspace
@@ -79,6 +79,8 @@ the NIC, cannot migrate the guest with it, and marks the domain as tainted.`,
 	durationFlag(f, &o.timeout, "timeout", 10*time.Second, time.Millisecond, "give up after this long; --wait is not counted")
 	o.steps.add(cmd)
 	format := outputFlag(cmd)
+	cmd.InitDefaultHelpFlag()
+	groupNICFlags(f)
 	requireOne(cmd, "bridge", "macvtap", "ipvtap", "switch")
 	complete(cmd, "vm", runningGuests)
 	a.completeNIC(cmd)

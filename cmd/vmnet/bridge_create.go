@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -31,6 +32,7 @@ that are missing are added. A bridge that differs in anything else is left as it
 	f.BoolVar(&cfg.STP, "stp", false, "run the spanning tree protocol; ports then take 30 s until they forward")
 	f.BoolVar(&cfg.VLANFiltering, "vlan-filtering", false, "keep VLANs apart, as each port's settings say; ports without are in VLAN 1, as is the host")
 	durationFlag(f, &cfg.Ageing, "ageing", 300*time.Second, time.Second, "how long an address is remembered that is not heard of")
+	outputFlag(cmd)
 	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) error {
 		cfg.Name = args[0]
 		if err := cfg.Validate(); err != nil {
@@ -50,8 +52,17 @@ that are missing are added. A bridge that differs in anything else is left as it
 	return cmd
 }
 
+// bridgeChanged is what create or delete did.
+type bridgeChanged struct {
+	Bridge  string         `json:"bridge"`
+	Changed bool           `json:"changed"`
+	Added   []netip.Prefix `json:"added,omitempty"` // addresses of a bridge that was there
+}
+
 func (a *app) printEnsured(name string, done bridge.Ensured) error {
 	switch {
+	case a.json:
+		return a.printJSON(bridgeChanged{name, done.Changed(), done.Added})
 	case done.Created:
 		return a.line("bridge %s created", name)
 	case len(done.Added) > 0:

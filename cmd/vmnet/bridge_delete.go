@@ -17,12 +17,13 @@ func (a *app) bridgeDeleteCommand() *cobra.Command {
 		ValidArgsFunction: a.bridgeNames,
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "delete it with ports on it too, which then have no network")
+	outputFlag(cmd)
 	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) error {
 		return a.withNetlink(func(c *rtnl.Conn) error {
 			if err := bridge.Delete(c, args[0], force); err != nil {
 				return err
 			}
-			return a.print("bridge %s deleted\n", args[0])
+			return a.result(bridgeChanged{Bridge: args[0], Changed: true}, "bridge %s deleted", args[0])
 		})
 	})
 	return cmd

@@ -40,5 +40,5 @@ func (a *app) printBridges(all []bridge.Info) error {
 			b.Name, upDown(b.Up), strconv.Itoa(b.MTU), b.MAC, onOff(b.STP), onOff(b.VLANFiltering), strconv.Itoa(len(b.Ports)), strings.Join(b.Addresses, " "),
 		})
 	}
-	return a.table(rows)
+	return a.table(rows, nil)
 }

@@ -61,7 +61,7 @@ func (a *app) printBridge(b bridge.Info) error {
 		}
 		rows = append(rows, []string{p.Interface, state, strconv.Itoa(p.MTU), p.Config.String(), strings.Join(macs, ", "), p.Alias})
 	}
-	return a.table(rows)
+	return a.table(rows, nil)
 }
 
 func vlanFiltering(b bridge.Info) string {

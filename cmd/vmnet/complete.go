@@ -2,10 +2,14 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"vmnet/bridge"
 	"vmnet/internal/netns"
@@ -16,6 +20,22 @@ import (
 
 // Completion never fails: what cannot be read is not offered.
 const noFiles = cobra.ShellCompDirectiveNoFileComp
+
+// completes reports whether a shell asks for completions.
+func completes(args []string) bool {
+	return len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd)
+}
+
+// plainUsages takes the backquotes out of the usages of all flags, which mark the names of values for help texts: cobra hands
+// them to the shell.
+func plainUsages(cmd *cobra.Command) {
+	plain := func(f *pflag.Flag) { _, f.Usage = pflag.UnquoteUsage(f) }
+	cmd.Flags().VisitAll(plain)
+	cmd.PersistentFlags().VisitAll(plain)
+	for _, sub := range cmd.Commands() {
+		plainUsages(sub)
+	}
+}
 
 // guestNames lists the names of the running guests.
 func guestNames() []string {
@@ -29,7 +49,8 @@ func guestNames() []string {
 			names = append(names, p.Name)
 		}
 	}
-	return names
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 func runningGuests(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
@@ -72,13 +93,15 @@ func (a *app) attachedGuests(_ *cobra.Command, args []string, _ string) ([]cobra
 	if len(args) > 0 {
 		return nil, noFiles
 	}
-	count := map[string]int{}
+	has := map[string]int{}
 	for _, n := range a.nics("") {
-		count[n.VM]++
+		if n.VM != "" { // a host access
+			has[n.VM]++
+		}
 	}
 	var names []cobra.Completion
-	for vm, n := range count {
-		names = append(names, cobra.CompletionWithDesc(vm, fmt.Sprintf("%d NICs", n)))
+	for _, vm := range slices.Sorted(maps.Keys(has)) {
+		names = append(names, cobra.CompletionWithDesc(vm, count(has[vm], "NIC")))
 	}
 	return names, noFiles
 }
@@ -87,7 +110,12 @@ func (a *app) attachedGuests(_ *cobra.Command, args []string, _ string) ([]cobra
 func (a *app) nicIDs(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	vm, _ := cmd.Flags().GetString("vm")
 	var ids []cobra.Completion
+	seen := map[string]bool{} // without --vm, of another guest
 	for _, n := range a.nics(vm) {
+		if n.VM == "" || seen[n.ID] {
+			continue
+		}
+		seen[n.ID] = true
 		ids = append(ids, cobra.CompletionWithDesc(n.ID, fmt.Sprintf("%s on %s", n.MAC, n.Source)))
 	}
 	return ids, noFiles
@@ -101,7 +129,7 @@ func (a *app) bridgeNames(_ *cobra.Command, args []string, _ string) ([]cobra.Co
 	_ = a.withNetlink(func(c *rtnl.Conn) error {
 		all, err := bridge.List(c)
 		for _, b := range all {
-			names = append(names, cobra.CompletionWithDesc(b.Name, fmt.Sprintf("%d ports", len(b.Ports))))
+			names = append(names, cobra.CompletionWithDesc(b.Name, count(len(b.Ports), "port")))
 		}
 		return err
 	})

@@ -7,7 +7,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vmnet/internal/console"
 	"vmnet/tapmgr"
 )
 
@@ -40,10 +39,18 @@ a working NIC, unless --force cuts it off.`,
 	f.BoolVar(&spec.Persistent, "persistent", false, "remove it from what libvirt has stored of the guest as well")
 	durationFlag(f, &timeout, "timeout", 30*time.Second, time.Millisecond, "give up after this long")
 	steps.add(cmd)
+	outputFlag(cmd)
 	require(cmd, "nic")
 	complete(cmd, "vm", a.attachedGuests)
 	complete(cmd, "nic", a.nicIDs)
 	return cmd
+}
+
+// detached is what detach did.
+type detached struct {
+	VM      string `json:"vm"`
+	NIC     string `json:"nic"`
+	Changed bool   `json:"changed"`
 }
 
 func (a *app) detach(ctx context.Context, spec tapmgr.DetachSpec, steps *stepFlags) error {
@@ -51,17 +58,18 @@ func (a *app) detach(ctx context.Context, spec tapmgr.DetachSpec, steps *stepFla
 		return usagef("%w", err)
 	}
 	return a.withManager(func(m *tapmgr.Manager) error {
-		steps.apply(a, m, false)
+		steps.apply(a, m, a.json)
 		res, err := m.Detach(ctx, spec)
 		a.notes(res.Notices)
+		did := "detached"
 		switch {
 		case err != nil || steps.planned:
 			return err
 		case !res.Changed:
-			return a.print("%s/%s: unchanged: there is no such NIC\n", console.Clean(spec.VM), spec.NIC)
+			did = "unchanged: there is no such NIC"
 		case spec.Force:
-			return a.print("%s/%s: cut off\n", console.Clean(spec.VM), spec.NIC)
+			did = "cut off"
 		}
-		return a.print("%s/%s: detached\n", console.Clean(spec.VM), spec.NIC)
+		return a.result(detached{spec.VM, spec.NIC, res.Changed}, "%s/%s: %s", spec.VM, spec.NIC, did)
 	})
 }

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 
+	"vmnet/internal/console"
 	"vmnet/internal/doctor"
 	"vmnet/internal/netns"
 )
@@ -70,7 +72,8 @@ func (a *app) printCheckLines(checks []doctor.Check) error {
 		if c.Cure != "" {
 			cure = " (" + c.Cure + ")"
 		}
-		if err := a.line("%-4s  %-*s  %s%s", c.Status, width, c.Name, c.Text, cure); err != nil {
+		status := a.painted(map[doctor.Status]colour{doctor.OK: green, doctor.Warn: yellow, doctor.Fail: red}[c.Status], fmt.Sprintf("%-4s", c.Status))
+		if err := a.print("%s  %s\n", status, console.Clean(fmt.Sprintf("%-*s  %s%s", width, c.Name, c.Text, cure))); err != nil {
 			return err
 		}
 	}

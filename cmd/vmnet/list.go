@@ -23,12 +23,14 @@ nobody; but libvirt, for a second at most, where that has made NICs of its own. 
 as foreign, and never touched. The NICs on userspace switches are asked of those, half a second
 at most; one that does not answer is told of.`,
 		Example: `  vmnet list
-  vmnet list P2 -o json`,
+  vmnet list P2 -o json
+  vmnet list -o wide`,
 		Args:              atMostOne("the name of a guest"),
 		ValidArgsFunction: a.attachedGuests,
 	}
 	cmd.Flags().StringVar(&vm, "vm", "", "only those of the guest of that `NAME` (default all)")
-	format := outputFlag(cmd)
+	format := "text"
+	choice(cmd, cmd.Flags(), &format, "output", "o", "text for people, as much as fits; wide for all of it, name for names alone, json for programs", "text", "wide", "name", "json")
 	complete(cmd, "vm", a.attachedGuests)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
@@ -42,10 +44,13 @@ at most; one that does not answer is told of.`,
 			if err != nil {
 				return err
 			}
-			if *format == "json" {
+			switch format {
+			case "json":
 				return a.printJSON(nics)
+			case "name":
+				return a.printNames(nics)
 			}
-			return a.printList(nics)
+			return a.printList(nics, format == "wide")
 		})
 	})
 	return cmd
@@ -66,27 +71,62 @@ func sourceText(n tapmgr.NIC) string {
 // nicSettings is how the port is set, where that is not as by default.
 func nicSettings(n tapmgr.NIC) string { return strings.Trim(n.Port+";"+n.Limits, ";") }
 
-func (a *app) printList(nics []tapmgr.NIC) error {
-	rows := [][]string{{"VM", "NIC", "INTERFACE", "TYPE", "SOURCE", "MODEL", "MAC", "QUEUES", "VHOST", "STATE"}}
-	owned := slices.ContainsFunc(nics, func(n tapmgr.NIC) bool { return n.UID != 0 })
-	if owned {
-		rows[0] = append(rows[0], "OWNER")
+// printList prints what fits the terminal of what there is to say, or all of it.
+func (a *app) printList(nics []tapmgr.NIC, wide bool) error {
+	rows := listRows(nics, sourceText)
+	if screen := terminalWidth(a.out); !wide && tableWidth(rows) > screen {
+		first := []string{"MODEL", "VHOST", "QUEUES"}
+		if rows = fitted(rows, screen, first...); tableWidth(rows) > screen {
+			rows = without(listRows(nics, func(n tapmgr.NIC) string { return n.Source }), first...)
+			rows = fitted(rows, screen, "TYPE", "OWNER", "MAC", "VIA")
+		}
 	}
-	libvirt := slices.ContainsFunc(nics, func(n tapmgr.NIC) bool { return n.Via != "" || n.Foreign })
-	if libvirt {
-		rows[0] = append(rows[0], "VIA")
-	}
+	return a.table(rows, func(column, cell string) string {
+		if column != "STATE" {
+			return cell
+		}
+		return a.painted(stateColour(tapmgr.State(cell)), cell)
+	})
+}
+
+// listRows are all columns of a list, but for those that would be empty.
+func listRows(nics []tapmgr.NIC, source func(tapmgr.NIC) string) [][]string {
+	rows := [][]string{{"VM", "NIC", "INTERFACE", "TYPE", "SOURCE", "MODEL", "MAC", "QUEUES", "VHOST", "STATE", "OWNER", "VIA"}}
 	for _, n := range nics {
-		row := []string{n.VM, n.ID, n.Interface, n.Type, sourceText(n), n.Model, n.MAC, queuesText(n), n.Vhost, string(n.State)}
-		if owned {
-			row = append(row, ownerText(n.UID))
-		}
-		if libvirt {
-			row = append(row, viaText(n))
-		}
-		rows = append(rows, row)
+		rows = append(rows, []string{n.VM, n.ID, n.Interface, n.Type, source(n), n.Model, n.MAC, queuesText(n), n.Vhost, string(n.State), ownerText(n.UID), viaText(n)})
 	}
-	return a.table(rows)
+	if !slices.ContainsFunc(nics, func(n tapmgr.NIC) bool { return n.UID != 0 }) {
+		rows = without(rows, "OWNER")
+	}
+	if !slices.ContainsFunc(nics, func(n tapmgr.NIC) bool { return n.Via != "" || n.Foreign }) {
+		rows = without(rows, "VIA")
+	}
+	return rows
+}
+
+// stateColour is green for a NIC that has a network, yellow for one that will or may have, and red for others.
+func stateColour(s tapmgr.State) colour {
+	switch s {
+	case forwarding, tapmgr.Up:
+		return green
+	case tapmgr.Attaching, tapmgr.Starting, tapmgr.Detaching, tapmgr.Unknown, "listening", "learning":
+		return yellow
+	}
+	return red
+}
+
+// printNames prints NICs as other verbs name them, a line each.
+func (a *app) printNames(nics []tapmgr.NIC) error {
+	for _, n := range nics {
+		name := n.VM + "/" + n.ID
+		if n.VM == "" {
+			name = n.Interface // a host access
+		}
+		if err := a.line("%s", name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // viaText is how a guest of libvirt's has got a NIC; foreign is libvirt's own doing.

@@ -24,7 +24,7 @@ func (a *app) lowerCommand() *cobra.Command {
 	var o lowerVerb
 	cmd := &cobra.Command{
 		Use:   "lower LOWER",
-		Short: "Show a network card that guests sit on, and let the host reach them",
+		Short: "Show a network card that guests sit on, let the host reach them",
 		Long: `Show what is on a network card, the lower of macvtap and ipvtap guests, or switch host
 access on it on or off.
 
@@ -167,5 +167,5 @@ func (a *app) showLower(m *tapmgr.Manager, o *lowerVerb) error {
 	if err := a.block(info.Lower, fields); err != nil || len(info.NICs) == 0 {
 		return err
 	}
-	return a.printList(info.NICs)
+	return a.printList(info.NICs, false)
 }

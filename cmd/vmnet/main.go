@@ -29,13 +29,16 @@ func main() {
 
 // run is the whole program; the result is its exit status.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	a := &app{out: stdout, err: stderr, args: args, journal: isJournal(stderr)}
+	a := &app{out: stdout, err: stderr, args: args, journal: isJournal(stderr), json: asksJSON(args), colours: hasColours(stdout)}
 	root := a.root()
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	a.shells(root)
+	if completes(args) {
+		plainUsages(root)
+	}
 	cmd, err := root.ExecuteContextC(ctx)
 	return a.report(cmd, err)
 }

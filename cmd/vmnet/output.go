@@ -4,8 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"os"
+	"slices"
 	"strings"
-	"text/tabwriter"
+	"unicode/utf8"
+
+	"golang.org/x/term"
 
 	"vmnet/internal/console"
 )
@@ -31,22 +36,104 @@ func (a *app) printJSON(v any) error {
 	return outputError(enc.Encode(v))
 }
 
-// table prints rows in columns; the first row is the header.
-func (a *app) table(rows [][]string) error {
-	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+// table prints rows in columns; the first row is the header. paint may be nil; it is given the column's name.
+func (a *app) table(rows [][]string, paint func(column, cell string) string) error {
+	widths := columnWidths(rows)
+	var b strings.Builder
+	for n, row := range rows {
+		for i, cell := range row {
+			cell = shown(cell)
+			pad := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+columnGap)
+			if n > 0 && paint != nil {
+				cell = paint(rows[0][i], cell)
+			}
+			if i == len(row)-1 {
+				pad = ""
+			}
+			b.WriteString(cell + pad)
+		}
+		b.WriteByte('\n')
+	}
+	return a.print("%s", b.String())
+}
+
+// columnGap is what is between two columns.
+const columnGap = 2
+
+// shown is a cell as it is printed, whatever others chose of its text.
+func shown(cell string) string {
+	if cell == "" {
+		return "-"
+	}
+	return console.Clean(cell)
+}
+
+func columnWidths(rows [][]string) []int {
+	widths := make([]int, len(rows[0]))
 	for _, row := range rows {
 		for i, cell := range row {
-			if i > 0 {
-				fmt.Fprint(w, "\t")
-			}
-			if cell == "" {
-				cell = "-"
-			}
-			fmt.Fprint(w, console.Clean(cell))
+			widths[i] = max(widths[i], utf8.RuneCountInString(shown(cell)))
 		}
-		fmt.Fprintln(w)
 	}
-	return outputError(w.Flush())
+	return widths
+}
+
+// fitted drops columns, in the order of their names, until the rows fit that width or none is left to drop.
+func fitted(rows [][]string, width int, droppable ...string) [][]string {
+	for _, name := range droppable {
+		if tableWidth(rows) <= width {
+			break
+		}
+		rows = without(rows, name)
+	}
+	return rows
+}
+
+func tableWidth(rows [][]string) int {
+	total := -columnGap
+	for _, w := range columnWidths(rows) {
+		total += w + columnGap
+	}
+	return total
+}
+
+// without drops columns by their names.
+func without(rows [][]string, names ...string) [][]string {
+	header := rows[0]
+	var kept [][]string
+	for _, row := range rows {
+		var cells []string
+		for i, cell := range row {
+			if !slices.Contains(names, header[i]) {
+				cells = append(cells, cell)
+			}
+		}
+		kept = append(kept, cells)
+	}
+	return kept
+}
+
+// colour is how a text is shown on a terminal: SGR's colours (ECMA-48).
+type colour string
+
+const (
+	green  colour = "32"
+	yellow colour = "33"
+	red    colour = "31"
+)
+
+// painted is a text in a colour, where stdout is a terminal that has them and nobody objects (no-color.org).
+func (a *app) painted(c colour, text string) string {
+	if !a.colours || c == "" {
+		return text
+	}
+	return "\x1b[" + string(c) + "m" + text + "\x1b[0m"
+}
+
+// hasColours reports whether a stream is a terminal that shows colours to somebody who wants them.
+func hasColours(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 }
 
 // A field is one line of a block.

@@ -92,7 +92,7 @@ func TestListOwner(t *testing.T) {
 	} {
 		nics[1].UID = uid
 		var out bytes.Buffer
-		if err := (&app{out: &out}).printList(nics); err != nil {
+		if err := (&app{out: &out}).printList(nics, false); err != nil {
 			t.Fatal(err)
 		}
 		var last []string

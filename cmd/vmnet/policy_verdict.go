@@ -31,7 +31,7 @@ type policyTest struct {
 func (a *app) policyTestCommand() *cobra.Command {
 	var o policyTest
 	cmd := &cobra.Command{
-		Use:   "test --user USER {--bridge BRIDGE | --macvtap LOWER | --ipvtap LOWER}",
+		Use:   "test --user USER {--bridge|--macvtap|--ipvtap} PLACE",
 		Short: "Tell whether a user may have a NIC, and why",
 		Long: `Tell whether a user may have a NIC, by which rule, or why not and what would change that.
 Exit status: 0 for allowed, 1 for denied, 2 for wrong usage.

@@ -18,6 +18,8 @@ type app struct {
 	netns    string   // --netns
 	libvirt  string   // --libvirt
 	started  bool     // the command line made sense, and its verb has begun
+	json     bool     // -o json
+	colours  bool     // stdout shows them
 	journal  bool     // stderr leads to systemd's journal
 }
 
@@ -25,15 +27,29 @@ func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "vmnet",
 		Short: "Give running QEMU guests their NICs",
-		Long: `vmnet gives a running QEMU guest a NIC on a Linux bridge, shows the NICs it
-made, and takes them away again. It keeps no files: what there is, it reads from
-the kernel and from QEMU each time.
+		Long: `vmnet gives running QEMU guests NICs, on a Linux bridge, on a userspace switch or directly on a
+network card (macvtap, ipvtap), shows the NICs it made, and takes them away again. Guests that
+libvirt manages are recognised by themselves. It keeps no files: what there is, it reads from the
+kernel and from QEMU each time.
+
+Results go to stdout, all else to stderr. With -o json the result is JSON, and each line on stderr is
+an object: with a key "note" or "progress", or at last with "error", "exit_status" and, where more
+went wrong while the failure was undone, "also".
 
 Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong usage.`,
 		Example: `  vmnet bridge create br0 --address 10.0.0.1/24
   vmnet attach --vm P2 --bridge br0
+  vmnet attach --vm P2 --nic net1 --macvtap eth0
   vmnet list
-  vmnet detach --vm P2 --nic net0`,
+  vmnet detach --vm P2 --nic net0
+
+  # A switch that needs no privilege
+  vmnet switch run sw0 &
+  vmnet attach --vm P2 --switch sw0
+
+  # A guest of libvirt's, for good
+  vmnet hook install
+  vmnet attach --vm web --bridge br0 --persistent`,
 		Version:       versionText(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -41,7 +57,7 @@ Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong u
 	group(root)
 	root.Flags().Bool("version", false, "tell which vmnet this is") // ours, since cobra's would take -v
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
+	explain(root, a.out)
 	root.SetHelpCommand(a.helpCommand())
 	root.SetFlagErrorFunc(a.flagError)
 	root.PersistentFlags().StringVar(&a.netns, "netns", "", "network namespace of bridge and taps: a `NAME` of ip-netns(8), or a path with a slash (default the current one)")
@@ -51,6 +67,7 @@ Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong u
 		a.attachCommand(), a.detachCommand(), a.listCommand(), a.showCommand(), a.checkCommand(),
 		a.reconcileCommand(), a.watchCommand(), a.bridgeCommand(), a.switchCommand(), a.lowerCommand(), a.hookCommand(), a.policyCommand(), a.doctorCommand(), a.versionCommand(),
 	)
+	addGroups(root)
 	strict(root)
 	complete(root, "netns", netnsNames)
 	complete(root, "libvirt", cobra.FixedCompletions([]cobra.Completion{libvirt.System, libvirt.Session}, noFiles))
@@ -98,6 +115,7 @@ func (a *app) shells(root *cobra.Command) {
 	if err != nil {
 		return
 	}
+	cmd.Short = "Write the script by which a shell completes commands"
 	group(cmd)
 	for _, c := range cmd.Commands() {
 		if c.Name() == "powershell" {

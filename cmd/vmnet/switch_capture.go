@@ -37,7 +37,7 @@ func (a *app) switchCaptureCommand() *cobra.Command {
 	o := captureVerb{direction: "both"}
 	cmd := &cobra.Command{
 		Use:   "capture NAME",
-		Short: "Show the frames that go through a switch's ports, or write them to a file",
+		Short: "Show the frames that go through a switch, or write them to a file",
 		Long: `Show the frames that go through a switch's ports, a line each, or write them to a file in
 pcapng, as Wireshark reads it, until Ctrl-C. Frames are as they went through the port: super-frames
 in one piece, and without the checksums that are left to the receiver. The switch waits for

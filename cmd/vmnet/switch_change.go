@@ -25,6 +25,7 @@ this, and passed to the switch. A guest's port is added by vmnet attach --switch
 		ValidArgsFunction: runningSwitches,
 	}
 	devicePorts(cmd, a, &ports)
+	outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		if len(ports) == 0 {
 			return usagef("no port is named: want --tap or --packet")
@@ -56,6 +57,9 @@ func (a *app) addPorts(ctx context.Context, c *control.Client, wanted []wantedPo
 			return err
 		}
 	}
+	if a.json {
+		return a.printJSON(describePorts(opened))
+	}
 	for _, p := range opened {
 		if err := a.line("port %s added: %s %s, %s", p.Name, p.Kind, p.Device, p.how); err != nil {
 			return err
@@ -71,6 +75,31 @@ func (a *app) addPorts(ctx context.Context, c *control.Client, wanted []wantedPo
 	}
 	a.tellAlone(ports, info.VLANFiltering)
 	return nil
+}
+
+// pluggedPort is a port that was opened.
+type pluggedPort struct {
+	Name   string `json:"name"`
+	Kind   string `json:"kind"`
+	Device string `json:"device"`
+	How    string `json:"how"` // in words: "made", "was there"
+}
+
+func describePorts(opened []openPort) []pluggedPort {
+	ports := []pluggedPort{}
+	for _, p := range opened {
+		ports = append(ports, pluggedPort{p.Name, p.Kind, p.Device, p.how})
+	}
+	return ports
+}
+
+// switchChanged is what a verb did to a switch.
+type switchChanged struct {
+	Switch  string `json:"switch"`
+	Port    string `json:"port,omitempty"`
+	MAC     string `json:"mac,omitempty"`
+	VLAN    int    `json:"vlan,omitempty"`
+	Changed bool   `json:"changed"`
 }
 
 func (a *app) switchRemovePortCommand() *cobra.Command {
@@ -92,12 +121,13 @@ func (a *app) switchRemovePortCommand() *cobra.Command {
 			return runningSwitches(cmd, args, text)
 		},
 	}
+	outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		return withSwitch(cmd.Context(), args[0], func(ctx context.Context, c *control.Client) error {
 			if err := c.RemovePort(ctx, args[1]); err != nil {
 				return err
 			}
-			return a.line("port %s removed", args[1])
+			return a.result(switchChanged{Switch: args[0], Port: args[1], Changed: true}, "port %s removed", args[1])
 		})
 	})
 	return cmd
@@ -112,12 +142,13 @@ func (a *app) switchStopCommand() *cobra.Command {
 		Args:              oneArg("the name of a switch"),
 		ValidArgsFunction: runningSwitches,
 	}
+	outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		return withSwitch(cmd.Context(), args[0], func(ctx context.Context, c *control.Client) error {
 			if err := c.Stop(ctx); err != nil {
 				return err
 			}
-			return a.line("switch %s stopped", args[0])
+			return a.result(switchChanged{Switch: args[0], Changed: true}, "switch %s stopped", args[0])
 		})
 	})
 	return cmd

@@ -48,7 +48,7 @@ func (a *app) printFDB(entries []control.FDBEntry) error {
 		}
 		rows = append(rows, []string{e.MAC, vlan, e.Port, seen})
 	}
-	return a.table(rows)
+	return a.table(rows, nil)
 }
 
 // addressArgs are the name of a switch and an address.
@@ -93,13 +93,14 @@ func (a *app) switchFDBAddCommand() *cobra.Command {
 	nicflags.Number(f, &e.VLAN, "vlan", "ID", "the VLAN of its frames (default that of the port's untagged frames)")
 	require(cmd, "port")
 	complete(cmd, "port", switchPorts)
+	outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		e.MAC = args[1]
 		return withSwitch(cmd.Context(), args[0], func(ctx context.Context, c *control.Client) error {
 			if err := c.AddStatic(ctx, e); err != nil {
 				return err
 			}
-			return a.line("%s is behind %s", e.MAC, e.Port)
+			return a.result(switchChanged{args[0], e.Port, e.MAC, e.VLAN, true}, "%s is behind %s", e.MAC, e.Port)
 		})
 	})
 	return cmd
@@ -115,13 +116,14 @@ func (a *app) switchFDBDelCommand() *cobra.Command {
 		ValidArgsFunction: addressNames,
 	}
 	nicflags.Number(cmd.Flags(), &e.VLAN, "vlan", "ID", "the VLAN of its frames (default the only one that it is known in)")
+	outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		e.MAC = args[1]
 		return withSwitch(cmd.Context(), args[0], func(ctx context.Context, c *control.Client) error {
 			if err := c.RemoveStatic(ctx, e); err != nil {
 				return err
 			}
-			return a.line("%s is forgotten", e.MAC)
+			return a.result(switchChanged{args[0], "", e.MAC, e.VLAN, true}, "%s is forgotten", e.MAC)
 		})
 	})
 	return cmd
@@ -138,15 +140,17 @@ func (a *app) switchFDBFlushCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&port, "port", "", "only what was learned behind this `PORT` (default all)")
 	complete(cmd, "port", switchPorts)
+	outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		return withSwitch(cmd.Context(), args[0], func(ctx context.Context, c *control.Client) error {
 			if err := c.Flush(ctx, port); err != nil {
 				return err
 			}
-			if port == "" {
-				return a.line("all that was learned is forgotten")
+			what := "all that was learned"
+			if port != "" {
+				what = "what was learned behind " + port
 			}
-			return a.line("what was learned behind %s is forgotten", port)
+			return a.result(switchChanged{Switch: args[0], Port: port, Changed: true}, "%s is forgotten", what)
 		})
 	})
 	return cmd

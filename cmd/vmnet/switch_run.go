@@ -56,6 +56,7 @@ only, and not the host's own stack.
 	durationFlag(f, &o.ageing, "ageing", 300*time.Second, time.Second, "how long an address is remembered that is not heard of")
 	o.addresses = 16384
 	nicflags.Number(f, &o.addresses, "addresses", "N", "how many addresses there is room for, 1 to 2097152; beyond, those that were silent longest are forgotten")
+	outputFlag(cmd)
 	f.StringVar(&o.user, "user", "", "the `USER` or UID:GID that it runs as once its ports are open (default who starts it)")
 	f.BoolVar(&o.filter, "vlan-filtering", false, "keep VLANs apart from the start, and not only once a port has a VLAN")
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
@@ -168,13 +169,8 @@ func listenAs(place *control.Place, to privilege.Caller) (*control.Listener, err
 
 func (a *app) serveSwitch(ctx context.Context, name string, server *control.Server, l *control.Listener, opened []openPort) error {
 	status := fmt.Sprintf("switch %s: runs with %s, socket %s", name, count(len(opened), "port"), l.Path())
-	if err := a.line("%s", status); err != nil {
+	if err := a.printRunning(name, l.Path(), status, opened); err != nil {
 		return err
-	}
-	for _, p := range opened {
-		if err := a.line("  %s: %s %s, %s", p.Name, p.Kind, p.Device, p.how); err != nil {
-			return err
-		}
 	}
 	a.tellAlone(server.Ports(), server.Info().VLANFiltering)
 	a.tellLimit()
@@ -185,7 +181,27 @@ func (a *app) serveSwitch(ctx context.Context, name string, server *control.Serv
 	if err := notify("STOPPING=1"); err != nil {
 		a.note(err.Error())
 	}
-	return errors.Join(err, a.line("switch %s: ended", name))
+	return errors.Join(err, a.result(switchRuns{Switch: name, State: "ended"}, "switch %s: ended", name))
+}
+
+// switchRuns is what run says of itself, when it listens and when it ends.
+type switchRuns struct {
+	Switch string        `json:"switch"`
+	State  string        `json:"state"` // "running", "ended"
+	Socket string        `json:"socket,omitempty"`
+	Ports  []pluggedPort `json:"ports,omitempty"`
+}
+
+func (a *app) printRunning(name, socket, status string, opened []openPort) error {
+	if err := a.result(switchRuns{name, "running", socket, describePorts(opened)}, "%s", status); err != nil || a.json {
+		return err
+	}
+	for _, p := range opened {
+		if err := a.line("  %s: %s %s, %s", p.Name, p.Kind, p.Device, p.how); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // fewFiles is less than a switch needs for a few hundred ports. Go has raised our limit as far as it goes.

@@ -41,7 +41,7 @@ func (a *app) switchListCommand() *cobra.Command {
 			}
 			rows = append(rows, row)
 		}
-		return a.table(rows)
+		return a.table(rows, nil)
 	})
 	return cmd
 }
@@ -109,7 +109,7 @@ func (a *app) printSwitch(s shownSwitch) error {
 	for _, p := range s.Plugged {
 		rows = append(rows, portRow(p))
 	}
-	if err := a.table(rows); err != nil {
+	if err := a.table(rows, nil); err != nil {
 		return err
 	}
 	a.tellAlone(s.Plugged, s.VLANFiltering)

@@ -187,5 +187,5 @@ func (a *app) printRates(all []rate, asJSON bool) error {
 			fmt.Sprintf("%.0f", r.TxFrames), fmt.Sprintf("%.1f", r.TxBits/1e6), fmt.Sprintf("%.0f", r.Drops),
 		})
 	}
-	return a.table(rows)
+	return a.table(rows, nil)
 }

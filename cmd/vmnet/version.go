@@ -12,12 +12,18 @@ import (
 var version string
 
 func (a *app) versionCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Tell which vmnet this is",
 		Args:  noArgs(),
-		RunE:  a.verb(func(*cobra.Command, []string) error { return a.print("%s\n", versionText()) }),
+		RunE: a.verb(func(*cobra.Command, []string) error {
+			return a.result(struct {
+				Version string `json:"version"`
+			}{versionText()}, "%s", versionText())
+		}),
 	}
+	outputFlag(cmd)
+	return cmd
 }
 
 // versionText tells version and commit, as far as the build knew them, and Go's.

@@ -8,6 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"vmnet/internal/nicflags"
 )
 
 // section is that of vmnet's pages: it is for the administrator of a machine.
@@ -69,6 +71,15 @@ func options(b *bytes.Buffer, title string, flags *pflag.FlagSet) {
 		return
 	}
 	fmt.Fprintf(b, ".SH %s\n", title)
+	for _, s := range nicflags.Sections(flags) {
+		if s.Title != "" {
+			fmt.Fprintf(b, ".SS %s\n", escape(s.Title))
+		}
+		list(b, s.Flags)
+	}
+}
+
+func list(b *bytes.Buffer, flags *pflag.FlagSet) {
 	flags.VisitAll(func(f *pflag.Flag) {
 		if f.Hidden || f.Deprecated != "" {
 			return
