@@ -1,6 +1,7 @@
 // Package watch does, while it runs, what nobody has a hook for: it gives the taps that libvirt makes for NICs attached
-// live the settings that their domain declares, puts ports back on a bridge that was deleted and made anew, has macvtaps
-// take in the multicast groups that their guests ask for, and removes devices that libvirt has let go of.
+// live the settings that their domain declares, puts ports back on a bridge that was deleted and made again, sets back the
+// addresses of taps that their holders have changed, has macvtaps take in the multicast groups that their guests ask for,
+// and removes devices that libvirt has let go of.
 //
 // It keeps nothing that it could not read again: what is declared it has from libvirt, what there is from the
 // kernel. All that it remembers is what it has done already, for as long as the link is there.
@@ -59,6 +60,7 @@ type watcher struct {
 	isReady  bool
 
 	ports   *ports
+	macs    *addresses
 	bridges *bridges
 	mirrors *mirrors
 	domains domains
@@ -77,6 +79,7 @@ func Run(ctx context.Context, cfg Config) error {
 	defer nl.Close()
 	w := &watcher{Config: cfg, nl: nl}
 	w.ports = newPorts(cfg.Manager.SetForeignPortOf, w.report)
+	w.macs = newAddresses(cfg.Manager.SetBackAddress, w.report)
 	w.bridges = newBridges(w.putBack)
 	w.mirrors = newMirrors(w, cfg.Manager)
 	return w.run(ctx, events)
@@ -126,10 +129,12 @@ func (w *watcher) event(e rtnl.Event) {
 	switch {
 	case e.Gone:
 		w.ports.forget(e.Index)
+		w.macs.forget(e.Index)
 		w.bridges.gone(e.Index)
 	case e.Bridge != nil:
 		w.bridges.seen(e.Index, e.Name)
 	case e.Tun != nil:
+		w.macs.link(e.Link)
 		w.ports.link(e.Link)
 	default: // a new macvtap, or the lower of one: the kernel tells of that when something is put on it
 		w.mirrors.stir()
@@ -170,6 +175,7 @@ func (w *watcher) readLinks() error {
 		w.event(rtnl.Event{Link: l})
 	}
 	w.ports.keep(there)
+	w.macs.keep(there)
 	w.bridges.keep(there)
 	w.mirrors.stir()
 	return nil

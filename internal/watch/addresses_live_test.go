@@ -1,0 +1,97 @@
+package watch
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/bridge"
+	"vmnet/internal/nstest"
+	"vmnet/internal/plaintap"
+	"vmnet/internal/rtnl"
+	"vmnet/internal/tun"
+)
+
+// giveAddress is what the holder of a tap's queue may do without a privilege.
+func giveAddress(h *host, tap *tun.Tap, mac net.HardwareAddr) {
+	h.Helper()
+	ifr := struct { // struct ifreq with ifr_hwaddr (netdevice(7))
+		name [unix.IFNAMSIZ]byte
+		addr unix.RawSockaddr
+		_    [8]byte
+	}{addr: unix.RawSockaddr{Family: unix.ARPHRD_ETHER}}
+	copy(ifr.name[:], tap.Name)
+	for i, b := range mac {
+		ifr.addr.Data[i] = int8(b)
+	}
+	if err := unix.IoctlSetInt(int(tap.Queues()[0].Fd()), unix.SIOCSIFHWADDR, int(uintptr(unsafe.Pointer(&ifr)))); err != nil {
+		h.Fatal(err)
+	}
+}
+
+// TestLiveAddressIsSetBack: a guest's VMM gives its tap the address of another guest, whose frames the bridge would
+// keep then.
+func TestLiveAddressIsSetBack(t *testing.T) {
+	h := newHost(t)
+	h.watch(nil)
+	ours, err := tun.Create(h.ns, "P2-net0", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	const alias = "vmnet vm=P2 nic=net0 type=tap source=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1"
+	l, err := h.nl.Link("P2-net0")
+	if err == nil {
+		err = h.nl.Set(l.Index, rtnl.Alias(alias), rtnl.MAC(tun.HostMAC(guestMAC(1))))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := plaintap.Make(h.ns, h.nl, 1000, "br0", bridge.PortConfig{}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close()
+	foreign, err := tun.Create(h.ns, "tap9", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer foreign.Close()
+
+	victim := guestMAC(9)
+	giveAddress(h, foreign, victim) // of which nobody says what it should have
+	for _, tap := range []*tun.Tap{ours, plain} {
+		giveAddress(h, tap, victim)
+		r, _ := h.reported("address set back to fe:54:00:00:00:0", tap.Name)
+		if r.Err != nil || !strings.Contains(r.Text, victim.String()) || tap == ours && (r.Guest != "P2" || r.NIC != "net0") {
+			t.Errorf("reported %+v", r)
+		}
+	}
+	address := func(name string) string {
+		l, err := h.nl.Link(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l.MAC.String()
+	}
+	if got := address("P2-net0"); got != "fe:54:00:00:00:01" {
+		t.Errorf("ours has %s", got)
+	}
+	if got := address(plain.Name); got != "fe:54:00:00:00:09" {
+		t.Errorf("the plain one has %s", got)
+	}
+	if got := address("tap9"); got != victim.String() {
+		t.Errorf("somebody else's has %s", got)
+	}
+
+	// One that goes on is set back as often, and reported once.
+	for i := range 20 {
+		giveAddress(h, ours, guestMAC(byte(20+i)))
+		nstest.Eventually(t, patience, fmt.Sprintf("address set back for the time %d", i), func() bool { return address("P2-net0") == "fe:54:00:00:00:01" })
+	}
+	h.quiet(2)
+}

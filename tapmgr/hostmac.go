@@ -1,0 +1,51 @@
+package tapmgr
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+
+	"vmnet/internal/plaintap"
+	"vmnet/internal/rtnl"
+)
+
+// Whoever has a tap's queue open may give the tap any address: SIOCSIFHWADDR on that fd asks for no privilege
+// (__tun_chr_ioctl in drivers/net/tun.c). With the address of another guest, the tap's bridge keeps that guest's frames
+// to itself, as frames for a port's own address (br_handle_frame_finish), whatever isolates the ports.
+
+// HostAddress is the address that a tap of ours on a bridge should have on the host's side, by what its alias says; ok
+// is false of other links, and while the tap is being attached.
+func HostAddress(l *rtnl.Link) (mac net.HardwareAddr, ok bool) {
+	if l.Tun == nil || len(l.MAC) != 6 {
+		return nil, false
+	}
+	if t, plain := plaintap.Parse(l.Alias); plain {
+		return hostMAC(l.MAC), t.Source != ""
+	}
+	r, ok := parseAlias(l.Alias)
+	if !ok || r.Type != TypeTap || r.Phase == attaching {
+		return nil, false
+	}
+	return hostMAC(r.MAC), true
+}
+
+// SetBackAddress gives the tap of that interface index the address of HostAddress. Changed is false in the result where
+// it has that, or is no such tap (any more).
+func (m *Manager) SetBackAddress(index int) (Action, error) {
+	l, err := m.nl.LinkByIndex(index)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Action{}, nil
+	}
+	if err != nil {
+		return Action{}, err
+	}
+	want, ok := HostAddress(l)
+	if !ok || bytes.Equal(want, l.MAC) {
+		return Action{}, nil
+	}
+	r, _ := parseAlias(l.Alias)
+	a := Action{VM: r.VM, NIC: r.NIC, Interface: l.Name, Action: fmt.Sprintf("address set back to %s: whoever holds it had made it %s", want, l.MAC), Changed: true}
+	return a, gone(m.nl.Set(index, rtnl.MAC(want)))
+}
