@@ -70,11 +70,16 @@ func (m *Manager) attach(ctx context.Context, spec, asked Spec) (Result, error) 
 	a := &attachment{half: m.half(spec, attaching), asked: asked}
 	a.anyModel = asked.Model == ""
 	// What is wrong on this side is told without waiting for the guest.
-	if err := a.side.plan(&a.record); err != nil {
+	err := a.side.plan(&a.record)
+	if now := m.renamed(spec, err); now != "" {
+		a.half = m.half(spec.on(now), attaching)
+		a.notices = append(a.notices, fmt.Sprintf("%s is called %s now", spec.source(), now))
+		err = a.side.plan(&a.record)
+	}
+	if err != nil {
 		return Result{}, in(ErrLink, err)
 	}
 	a.asked = a.asked.on(a.record.Source) // it may have been named by an altname
-	var err error
 	if a.vm, err = m.open(ctx, spec.Target, spec.Via); err != nil {
 		return Result{}, err
 	}

@@ -37,6 +37,9 @@ func (s *tapSide) plan(r *record) (err error) {
 	if s.br.MTU > maxTapMTU {
 		return fmt.Errorf("bridge %s: its MTU of %d bytes is more than the %d that a tap can have (ip link set %s mtu %d)", s.br.Name, s.br.MTU, maxTapMTU, s.br.Name, maxTapMTU)
 	}
+	if bridge.NoVLAN(s.br, s.spec.Port) {
+		return fmt.Errorf("bridge %s filters VLANs and has no default one (vlan_default_pvid 0), so that nothing would pass a port that is in none: name one with --vlan N, or several with --trunk", s.br.Name)
+	}
 	s.mtu = s.br.MTU
 	r.Type, r.Source, r.At, r.Port = TypeTap, s.br.Name, s.br.Index, s.spec.Port.String()
 	return nil

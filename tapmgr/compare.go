@@ -148,9 +148,9 @@ var properties = []property{
 	{"vhost", func(v *view) bool { return v.want.Vhost && v.vhosts >= 0 }, is("on"), func(v *view) string { return onOff(v.vhosts > 0) }, byDetach},
 	{"name", func(v *view) bool { return v.hasLink() && !v.isPlain() }, wantName, foundName, mendName},
 	{"bridge", func(v *view) bool { return v.isTap() }, wantBridge, func(v *view) string { return v.master }, mendBridge},
-	{"port", func(v *view) bool { return v.port != nil }, func(v *view) string { return v.want.port().On(v.home).String() }, func(v *view) string { return v.port.String() }, mendPort},
+	{"port", (*view).hasSettings, func(v *view) string { return v.want.port().On(v.home).String() }, func(v *view) string { return v.port.String() }, mendPort},
 	{"VLAN", (*view).needsVLAN, is("one at least"), is(""), mendVLAN},
-	{"switch", func(v *view) bool { return v.want.Switch && v.seat.err == nil && v.seat.path != "" }, func(v *view) string { return "a port of switch " + v.want.Source }, foundSeat, mendSeat},
+	{"switch", (*view).knowsSeat, func(v *view) string { return "a port of switch " + v.want.Source }, foundSeat, mendSeat},
 	{"settings", func(v *view) bool { return v.seat.port != nil }, func(v *view) string { return settingsText(v.want.switchPort()) }, func(v *view) string { return settingsText(v.seat.port.Config) }, mendSettings},
 	{"link", func(v *view) bool { return v.hasLink() }, is("up"), func(v *view) string { return upDown(v.Up) }, mendLink},
 	{"carrier", func(v *view) bool { return v.isTap() && v.Up && !v.isPlain() }, is("on"), func(v *view) string { return onOff(v.Carrier) }, mendCarrier},
@@ -216,7 +216,7 @@ func mendMAC(v *view) remedy {
 // wantMTU is what the device should carry; 0 where that is not known.
 func (v *view) wantMTU() int {
 	switch {
-	case v.isSocket():
+	case v.isSocket(), v.isElsewhere(): // there it might become a bridge's MTU
 		return 0
 	case v.want.Switch:
 		return v.want.guestMTU()
@@ -327,6 +327,10 @@ func mendBridge(v *view) remedy {
 		func(_ context.Context, m *Manager) error { return m.putBack(v.ours, br) })
 }
 
+// hasSettings reports whether the port's settings are known, and those of its bridge. A tap of which only its bridge is
+// known may have some that somebody else has given it, unless the policy has.
+func (v *view) hasSettings() bool { return v.port != nil && (!v.isPlain() || v.want.Port != "") }
+
 func mendPort(v *view) remedy {
 	want := v.want.port()
 	text := fmt.Sprintf("port set to %s, it was %s", orNothing(want.On(v.home).String()), orNothing(v.port.String()))
@@ -336,11 +340,19 @@ func mendPort(v *view) remedy {
 
 // needsVLAN reports whether the port should be, and is, in no VLAN of a bridge that filters them.
 func (v *view) needsVLAN() bool {
-	return v.port != nil && bridge.NoVLAN(v.home, v.want.port()) && bridge.NoVLAN(v.home, *v.port)
+	return v.hasSettings() && bridge.NoVLAN(v.home, v.want.port()) && bridge.NoVLAN(v.home, *v.port)
 }
 
 func mendVLAN(v *view) remedy {
 	return remedy{by: MendDetach, cure: fmt.Sprintf("%s has no default VLAN, so that nothing passes a port without --vlan: %s; then attach it with --vlan", v.home.Name, v.detachCommand())}
+}
+
+// isElsewhere reports whether somebody has put a tap where it does not belong. There it is left alone.
+func (v *view) isElsewhere() bool { return v.isTap() && v.master != "" && v.master != wantBridge(v) }
+
+// knowsSeat reports whether the NIC belongs on a switch, of which it is known whether it has the NIC.
+func (v *view) knowsSeat() bool {
+	return v.want.Switch && v.seat.err == nil && v.seat.path != "" && !v.isElsewhere()
 }
 
 func foundSeat(v *view) string {

@@ -1,6 +1,7 @@
 package tapmgr_test
 
 import (
+	"errors"
 	"os/exec"
 	"strings"
 	"testing"
@@ -191,5 +192,78 @@ func TestLiveAdminMends(t *testing.T) {
 		if got := h.check(); len(got) != 0 {
 			t.Errorf("after %s: check %+v", c.cure, got)
 		}
+	}
+}
+
+// TestLiveRenamed: a bridge and a parent device that were renamed under a NIC are followed, and are found by either name.
+func TestLiveRenamed(t *testing.T) {
+	h := newHost(t)
+	h.wire()
+	g := h.empty()
+	tap, lower := g.spec("net0"), g.lowerSpec("net1", tapmgr.Lower{})
+	h.attach(tap)
+	h.attach(lower)
+	tap1 := g.spec("net2")
+	h.attach(tap1)
+	for old, name := range map[string]string{"br0": "lan0", "eth0": "wan0"} {
+		h.ip("link", "set", old, "down")
+		h.ip("link", "set", old, "name", name)
+		h.ip("link", "set", name, "up")
+	}
+	nics, err := h.List(g.name)
+	if err != nil || len(nics) != 3 || nics[0].Source != "lan0" || nics[0].State != "forwarding" || nics[1].Source != "wan0" || nics[2].Source != "lan0" {
+		t.Errorf("list %+v, %v", nics, err)
+	}
+	if got := h.check(); len(got) != 0 {
+		t.Errorf("check %+v", got)
+	}
+	h.reconciled()
+	if info, err := h.ShowLower("wan0"); err != nil || len(info.NICs) != 1 {
+		t.Errorf("lower %+v, %v", info, err)
+	}
+	for _, name := range []string{"br0", "lan0"} {
+		tap.Bridge = name
+		if res, err := h.Attach(h.context(20*time.Second), tap); err != nil || res.Changed || res.NIC.Source != "lan0" {
+			t.Errorf("attach to %s again: %+v, %v", name, res, err)
+		}
+	}
+	for _, name := range []string{"eth0", "wan0"} {
+		lower.Lower.Device = name
+		if res, err := h.Attach(h.context(20*time.Second), lower); err != nil || res.Changed || res.NIC.Source != "wan0" {
+			t.Errorf("attach to %s again: %+v, %v", name, res, err)
+		}
+	}
+
+	// A new bridge of the old name is another one, and the NIC stays where it is.
+	h.bridge(bridge.Config{Name: "br0"})
+	if got := h.check(); len(got) != 0 {
+		t.Errorf("with a new br0: check %+v", got)
+	}
+	tap.Bridge = "br0"
+	if _, err := h.Attach(h.context(20*time.Second), tap); !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), "bridge is lan0, asked for br0") {
+		t.Errorf("attach to the new br0: %v", err)
+	}
+
+	// One that was taken off the renamed bridge is put back there.
+	nic := nics[0].Interface
+	h.ip("link", "set", nic, "nomaster")
+	h.settled()
+	if l, err := h.nl.Link(nic); err != nil || h.masterOf(l) != "lan0" {
+		t.Errorf("%+v, %v: want it on lan0", l, err)
+	}
+
+	// One that has lost its bridge for good is put on what has its name, and followed from there.
+	if err := bridge.Delete(h.nl, "lan0", true); err != nil {
+		t.Fatal(err)
+	}
+	h.settled()
+	h.ip("link", "set", "br0", "down")
+	h.ip("link", "set", "br0", "name", "lan1")
+	h.ip("link", "set", "lan1", "up")
+	if nics, err = h.List(g.name); err != nil || nics[0].Source != "lan1" || nics[0].State != "forwarding" {
+		t.Errorf("list %+v, %v", nics, err)
+	}
+	if got := h.check(); len(got) != 0 {
+		t.Errorf("check %+v", got)
 	}
 }

@@ -134,6 +134,7 @@ func TestCompare(t *testing.T) {
 		{"parent device", macvtapView, func(v *view) { v.home.Up = false }, MendAdmin, "ip link set eth0 up"},
 
 		{"bridge", switchView, func(v *view) { v.master = "br0" }, MendAdmin, "nomaster"},
+		{"bridge", switchView, func(v *view) { v.master, v.seat.port, v.MTU = "br0", nil, 1400 }, MendAdmin, "nomaster"},
 		{"MTU", switchView, func(v *view) { v.MTU = 9000 }, MendReconcile, "vmnet reconcile"},
 		{"switch", switchView, func(v *view) { v.seat.port = nil }, MendReconcile, "vmnet reconcile"},
 		{"switch", switchView, func(v *view) { v.seat.port, v.notRuns = nil, control.ErrNotRunning }, MendAdmin, "once the switch runs"},

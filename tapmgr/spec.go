@@ -166,6 +166,17 @@ func (s Spec) on(source string) Spec {
 	return s
 }
 
+// source names what the NIC is on, as it was asked for.
+func (s Spec) source() string {
+	switch {
+	case s.Switch != nil:
+		return s.Switch.Name
+	case s.Lower != nil:
+		return s.Lower.Device
+	}
+	return s.Bridge
+}
+
 // Validate checks the Spec alone; it touches neither kernel nor VMM. Its error
 // Is ErrInvalid.
 func (s Spec) Validate() error {

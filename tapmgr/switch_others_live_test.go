@@ -183,10 +183,10 @@ func TestLiveSwitchTapChanged(t *testing.T) {
 			t.Fatalf("renamed: ports %+v", s.ports())
 		}
 	}
-	if diff := h.check(); len(diff) != 1 {
+	if diff := h.check(); len(diff) != 2 || diff[0].What != "name" || diff[1].What != "switch" {
 		t.Errorf("renamed: check %+v", diff)
 	}
-	if actions, err := h.Reconcile(h.context(10*time.Second), false); err != nil || len(actions) != 1 || !actions[0].Changed {
+	if actions, err := h.Reconcile(h.context(10*time.Second), false); err != nil || len(actions) != 2 || !actions[0].Changed || !actions[1].Changed {
 		t.Errorf("renamed: reconcile %+v, %v", actions, err)
 	}
 	s.forwards(g)
@@ -198,7 +198,7 @@ func TestLiveSwitchTapChanged(t *testing.T) {
 	}
 
 	h.ip("link", "set", "renamed0", "mtu", "1400", "master", "br0")
-	if diff := h.check(); len(diff) != 2 || diff[0].What != "bridge" || diff[1].What != "MTU" {
+	if diff := h.check(); len(diff) != 1 || diff[0].What != "bridge" {
 		t.Errorf("on a bridge: check %+v", diff)
 	}
 	s.kill() // and it does not join again what somebody has put elsewhere

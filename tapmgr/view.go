@@ -88,7 +88,25 @@ func (m *Manager) follow(o *ours, on *rtnl.Link) {
 	}
 }
 
-// master reads the link that another one is a port of; nil for none.
+// renamed is the present name of the bridge or parent device that a Spec names as it was called when the guest got the NIC,
+// where the error of a plan Is fs.ErrNotExist for that reason; else it is empty.
+func (m *Manager) renamed(spec Spec, why error) string {
+	if !errors.Is(why, fs.ErrNotExist) {
+		return ""
+	}
+	all, err := m.named(spec.VM, spec.NIC)
+	if err != nil {
+		return ""
+	}
+	for _, o := range all {
+		if o.formerly != "" && o.formerly == spec.source() && (spec.PID == 0 || o.isHeldBy(spec.PID)) {
+			return o.want.Source
+		}
+	}
+	return ""
+}
+
+// masterOf reads the link that another one is a port of; nil for none.
 func (m *Manager) masterOf(l *rtnl.Link) *rtnl.Link {
 	if l.Master == 0 {
 		return nil
