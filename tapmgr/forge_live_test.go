@@ -1,6 +1,7 @@
 package tapmgr_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	"vmnet/internal/pidfd"
 	"vmnet/internal/qemu"
+	"vmnet/internal/step"
 	"vmnet/tapmgr"
 	"vmnet/testvm"
 )
@@ -44,5 +46,30 @@ func TestLiveASetuidProgramIsNoGuest(t *testing.T) {
 				t.Errorf("list %+v, %v: want the NIC of process %d", nics, err, real.Pid())
 			}
 		})
+	}
+}
+
+// TestLiveLibvirtASetuidProgramIsNoGuest: nor does it come before a guest of libvirt's, also where it says to be that one.
+func TestLiveLibvirtASetuidProgramIsNoGuest(t *testing.T) {
+	h := newLibvirtHost(t)
+	g := h.virt.NewGuest(h, testvm.Domain{Name: h.name("web")})
+	g.Start()
+	uuid := strings.TrimSpace(h.virt.Virsh("domuuid", g.Name))
+	for name, args := range map[string][]string{
+		"a guest of its own": nil,
+		"libvirt's":          {"-uuid", uuid, "-chardev", "socket,id=charmonitor,fd=9,server=on", "-mon", "chardev=charmonitor,id=monitor,mode=control"},
+	} {
+		h.forgeQEMU(setuidCopy(t), g.Name, args...)
+		var steps []string
+		h.Run = func(_ context.Context, list []step.Step) error {
+			for _, s := range list {
+				steps = append(steps, s.Text)
+			}
+			return nil
+		}
+		_, err := h.Attach(h.context(20*time.Second), h.spec(g, "net0"))
+		if text := strings.Join(steps, "\n"); err != nil || !strings.Contains(text, "libvirt: attach") {
+			t.Errorf("beside %s: %v, %s: want it to be libvirt's", name, err, text)
+		}
 	}
 }

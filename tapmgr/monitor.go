@@ -97,8 +97,8 @@ func (m *Manager) openMonitor(ctx context.Context, t Target) (*vm, error) {
 }
 
 // openOther opens another monitor of a guest that is open; nil where it is the same.
-func (m *Manager) openOther(ctx context.Context, v *vm, s qemu.Socket) (*vm, error) {
-	t := Target{VM: v.guest.Name, PID: v.guest.PID}
+func (m *Manager) openOther(ctx context.Context, v *vm, name string, s qemu.Socket) (*vm, error) {
+	t := Target{VM: name, PID: v.guest.PID}
 	other, err := m.connect(ctx, t, v.guest.Process, func(d *monitorDialer) error {
 		d.not = v.socket
 		return d.socket(ctx, s)

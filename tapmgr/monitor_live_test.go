@@ -256,3 +256,32 @@ func TestLiveOnlyAMonitorIsConnectedTo(t *testing.T) {
 		t.Errorf("the guest is %q, %v: want it running", status.Status, err)
 	}
 }
+
+// TestLivePreconfig: a QEMU that has no machine yet is found, and what it waits for is told.
+func TestLivePreconfig(t *testing.T) {
+	h := newHost(t)
+	dir := h.dir()
+	vm := h.startOwn(ownQEMU{running: true, args: []string{"-name", "guest=%s", "-preconfig", "-qmp", "unix:q,server=on,wait=off"}}, dir)
+	nstest.Eventually(t, 30*time.Second, "the monitor", func() bool {
+		c, err := qmp.Dial(h.context(20*time.Second), filepath.Join(dir, "q"))
+		if err == nil {
+			_ = c.Close()
+		}
+		return err == nil
+	})
+	spec := tapmgr.Spec{Target: tapmgr.Target{VM: vm}, NIC: "net0", Bridge: "br0", Vhost: tapmgr.VhostOff}
+	if _, err := h.Attach(h.context(20*time.Second), spec); err == nil || !strings.Contains(err.Error(), "x-exit-preconfig") {
+		t.Errorf("attach: %v: want it to say what QEMU waits for", err)
+	}
+	ctx := h.context(20 * time.Second)
+	c, err := qmp.Dial(ctx, filepath.Join(dir, "q"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = c.Execute(ctx, "x-exit-preconfig", nil, nil)
+	_ = c.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.worksWithoutItsPath(vm, tapmgr.Spec{})
+}

@@ -109,6 +109,9 @@ func (v *vm) rxFilter(ctx context.Context, nic string) (*qmp.RxFilter, error) {
 
 // prepare finds where the device can be plugged, unless options say so, and what types its options are of.
 func (v *vm) prepare(ctx context.Context, h *half) (err error) {
+	if _, err := v.CPUs(ctx); err != nil { // there is no machine to look into, with -preconfig
+		return err
+	}
 	if h.anyModel {
 		if h.nic.Model, err = v.BestModel(ctx); err != nil {
 			return err
@@ -172,7 +175,7 @@ func (v *vm) elsewhere(ctx context.Context, o *ours) error {
 	var errs []error
 	for _, s := range all {
 		dialCtx, cancel := monitorTimeout(ctx)
-		other, err := v.m.openOther(dialCtx, v, s)
+		other, err := v.m.openOther(dialCtx, v, o.want.VM, s)
 		if other != nil {
 			err = errors.Join(other.giveBack(dialCtx, o), other.Close())
 		}
