@@ -8,6 +8,8 @@ import (
 	"slices"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"vmnet/internal/offload"
 )
 
@@ -75,6 +77,68 @@ func superFrame(payload, gso int, tags ...string) []byte {
 	return append(data, f...)
 }
 
+// everyTunnel is what a tap takes since Linux 6.17.
+var everyTunnel = func() offload.Limits {
+	l := everything
+	l.Tunnels, l.VnetHdr = true, offload.TunnelHeaderLen
+	return l
+}()
+
+// vxlanFrame is a super-frame in VXLAN.
+func vxlanFrame(csum bool) []byte {
+	inner := superFrame(5000, 1400)
+	h, _ := offload.Parse(inner)
+	inner = inner[vnetLen:]
+	binary.BigEndian.PutUint16(inner[etherLen+10:], ^sumOf(inner[etherLen:etherLen+20], 0))
+	outer := etherFrame(mac(9), mac(1), nil, 20+8+8)
+	ip := outer[etherLen:]
+	clear(ip)
+	binary.BigEndian.PutUint16(outer[macsLen:], 0x0800)
+	ip[0], ip[8], ip[9] = 0x45, 64, unix.IPPROTO_UDP
+	binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)+len(inner)))
+	binary.BigEndian.PutUint16(ip[10:], ^sumOf(ip[:20], 0))
+	binary.BigEndian.PutUint16(ip[22:], 4789)
+	binary.BigEndian.PutUint16(ip[24:], uint16(16+len(inner)))
+	if csum {
+		binary.BigEndian.PutUint16(ip[26:], sumOf(nil, unix.IPPROTO_UDP+16+len(inner)))
+	}
+	ip[28] = 8
+	h = h.Shifted(len(outer))
+	data := make([]byte, vnetLen)
+	h.Put(data)
+	return append(append(data, outer...), inner...)
+}
+
+// TestTunnelsInOnePiece has a tunnel's super-frame for a target that takes it, with and without a tag, and
+// for one that does not.
+func TestTunnelsInOnePiece(t *testing.T) {
+	for _, csum := range []bool{false, true} {
+		sw, queues := memoryLAN(t, map[string]PortConfig{"in": access(10), "whole": access(10), "tagged": trunkAll(1), "cut": access(10)},
+			map[string]offload.Limits{"in": everything, "whole": everyTunnel, "tagged": everyTunnel, "cut": everything})
+		r := receiverOf(sw, "in")
+		r.frames[0] = frame{data: vxlanFrame(csum)}
+		r.input(r.frames[:1])
+		for name, want := range map[string]struct{ frames, outer int }{"whole": {1, 34}, "tagged": {1, 38}, "cut": {4, 0}} {
+			sent := queues[name].sent
+			if len(sent) != want.frames {
+				t.Errorf("%s got %d frames", name, len(sent))
+				continue
+			}
+			if want.outer == 0 {
+				continue
+			}
+			h, _ := offload.Parse(sent[0])
+			outer, inner := binary.LittleEndian.Uint16(sent[0][20:]), binary.LittleEndian.Uint16(sent[0][22:])
+			if int(outer) != want.outer || int(inner) != want.outer+8+8+etherLen || h.GSOType != offload.GSOTCPv4|0x20 || (h.Flags&8 != 0) != csum {
+				t.Errorf("%s: %+v, outer UDP header at %d, inner IP header at %d", name, h, outer, inner)
+			}
+			if int(h.CsumStart) != int(inner)+20 {
+				t.Errorf("%s: %+v, the inner IP header is at %d", name, h, inner)
+			}
+		}
+	}
+}
+
 // FuzzInput gives the switch any header and any frame. What comes out must be consistent, no larger than the
 // target takes, and at no port that it was not for.
 func FuzzInput(f *testing.F) {
@@ -83,14 +147,16 @@ func FuzzInput(f *testing.F) {
 	f.Add(superFrame(5000, 1448, "8100:10"))
 	f.Add(superFrame(5000, 1448, "88a8:1", "8100:10"))
 	f.Add(superFrame(100, 0))
+	f.Add(vxlanFrame(false))
+	f.Add(vxlanFrame(true))
 	f.Add(append(make([]byte, vnetLen), etherFrame(all, mac(1), nil, 46)...))
 	for i := range vnetLen { // lying headers
 		lie := superFrame(3000, 1000)
 		lie[i] ^= 0xff
 		f.Add(lie)
 	}
-	ports := map[string]PortConfig{"in": trunkAll(1), "tap": {}, "vlan": access(10), "socket": trunkAll(0), "other": {}}
-	sw, queues := memoryLAN(f, ports, map[string]offload.Limits{"in": everything, "tap": everything, "vlan": everything})
+	ports := map[string]PortConfig{"in": trunkAll(1), "tap": {}, "vlan": access(10), "socket": trunkAll(0), "other": {}, "tunnels": trunkAll(1)}
+	sw, queues := memoryLAN(f, ports, map[string]offload.Limits{"in": everything, "tap": everything, "vlan": everything, "tunnels": everyTunnel})
 	if err := sw.fdb.AddStatic(KeyOf(mac(2), defaultVLAN), sw.table.Load().find("tap").index); err != nil {
 		f.Fatal(err)
 	}
@@ -112,6 +178,7 @@ func FuzzInput(f *testing.F) {
 				h := offload.Header{}
 				if limits.VnetHdr > 0 {
 					h, _ = offload.Parse(out)
+					h = h.WithoutTunnel()
 				}
 				ether := out[limits.VnetHdr:]
 				if why := offload.Check(h, ether); why != offload.OK || !offload.Fits(h, ether, limits) {
