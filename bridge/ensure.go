@@ -21,9 +21,10 @@ type Ensured struct {
 // Changed reports whether anything was done.
 func (e Ensured) Changed() bool { return e.Created || e.WasDown || len(e.Added) > 0 }
 
-// Ensure makes a bridge as Create does, or sees that the one of that name is as the Config says, where no MTU and no MAC
-// match any. It adds addresses that are missing, and sets the bridge up. A bridge that differs in anything else, and a device of
-// another kind, is an error that Is fs.ErrExist and tells the difference.
+// Ensure makes a bridge as Create does, or sees that the one of that name is as the Config says,
+// where no MTU and no MAC match any. It adds addresses that are missing, and sets the bridge up. A
+// bridge that differs in anything else, and a device of another kind, is an error that Is
+// fs.ErrExist and tells the difference.
 func Ensure(c *rtnl.Conn, cfg Config) (Ensured, error) {
 	err := Create(c, cfg)
 	if !errors.Is(err, fs.ErrExist) {

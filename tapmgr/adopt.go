@@ -11,14 +11,16 @@ import (
 	"vmnet/internal/step"
 )
 
-// What the hook does for a tap that libvirt makes for a guest that it starts, and that is to be ours: it goes with whoever
-// holds it from the first on, and its name may be libvirt's choice. So a clone of a guest starts with a NIC of its own.
+// What the hook does for a tap that libvirt makes for a guest that it starts, and that is to be
+// ours: it goes with whoever holds it from the first on, and its name may be libvirt's choice. So a
+// clone of a guest starts with a NIC of its own.
 
 // adoptedTap is a tap that libvirt has made and holds.
 type adoptedTap struct{ tapSide }
 
-// Expect clears the way for a tap that libvirt is about to make: the bridge of the Spec is there, and no device has its name.
-// What a former start of the guest has left is removed. One of that name is an error that Is ErrExist and tells whose it is.
+// Expect clears the way for a tap that libvirt is about to make: the bridge of the Spec is there,
+// and no device has its name. What a former start of the guest has left is removed. One of that
+// name is an error that Is ErrExist and tells whose it is.
 func (m *Manager) Expect(ctx context.Context, spec Spec) error {
 	h, err := m.adoption(spec)
 	if err != nil {
@@ -51,9 +53,10 @@ func (m *Manager) expect(ctx context.Context, h *half) error {
 		ErrExist, l.Name, ownerText(l), h.spec.Device, h.spec.VM)
 }
 
-// Adopt puts a tap that libvirt has made for a guest, and that the Spec names as its Device, on its bridge. Its alias says from
-// then on that it is the NIC's. One that was adopted is left as it is. That there is no such device Is fs.ErrNotExist; one that
-// is not libvirt's for that MAC is an error that Is ErrExist.
+// Adopt puts a tap that libvirt has made for a guest, and that the Spec names as its Device, on its
+// bridge. Its alias says from then on that it is the NIC's. One that was adopted is left as it is.
+// That there is no such device Is fs.ErrNotExist; one that is not libvirt's for that MAC is an
+// error that Is ErrExist.
 func (m *Manager) Adopt(ctx context.Context, spec Spec) (Result, error) {
 	h, err := m.adoption(spec)
 	if err != nil {
@@ -93,7 +96,8 @@ func (m *Manager) adoption(spec Spec) (*half, error) {
 	return h, explainPrepare(spec, m.planPrepare(h))
 }
 
-// isLibvirts tells by an error that the device is not a tap that libvirt has made for the guest and put nowhere.
+// isLibvirts tells by an error that the device is not a tap that libvirt has made for the guest and
+// put nowhere.
 func (s *adoptedTap) isLibvirts() error {
 	l := s.link
 	switch {
@@ -105,7 +109,8 @@ func (s *adoptedTap) isLibvirts() error {
 	return nil
 }
 
-// steps begin with the tap down, which libvirt has set up: so it loses the addresses of the host's IPv6.
+// steps begin with the tap down, which libvirt has set up: so it loses the addresses of the host's
+// IPv6.
 func (s *adoptedTap) steps(_ int, alias string, _ int) []step.Step {
 	return append([]step.Step{{
 		Name: "down",

@@ -14,7 +14,8 @@ import (
 	"vmnet/tapmgr"
 )
 
-// libvirtTap is a tap as libvirt makes it for a guest with that MAC: up, on no bridge, and held by the process that has made it.
+// libvirtTap is a tap as libvirt makes it for a guest with that MAC: up, on no bridge, and held by
+// the process that has made it.
 func (h *host) libvirtTap(name string, mac net.HardwareAddr) *rtnl.Link {
 	h.Helper()
 	tap, err := tun.Create(h.ns, name, false)
@@ -32,7 +33,8 @@ func (h *host) libvirtTap(name string, mac net.HardwareAddr) *rtnl.Link {
 	return l
 }
 
-// TestLiveAdopt: a tap that libvirt has made becomes ours as it is asked for, once; nobody else's does.
+// TestLiveAdopt: a tap that libvirt has made becomes ours as it is asked for, once; nobody else's
+// does.
 func TestLiveAdopt(t *testing.T) {
 	h := newHost(t)
 	h.bridge(bridge.Config{Name: "br1"})

@@ -13,12 +13,13 @@ import (
 	"vmnet/libvirt"
 )
 
-// What libvirt opens by its name must be there before the guest starts: the hook makes it, of what the domain's metadata
-// declares. A guest that is saved, snapshot with its memory or migrated starts again from its running definition, and one that
-// was off from the stored one: so a NIC is declared in each of the two that has its interface.
+// What libvirt opens by its name must be there before the guest starts: the hook makes it, of what
+// the domain's metadata declares. A guest that is saved, snapshot with its memory or migrated
+// starts again from its running definition, and one that was off from the stored one: so a NIC is
+// declared in each of the two that has its interface.
 
-// Declarations edit the element of a domain's metadata by which the hook makes the devices of NICs. An empty text is no
-// element.
+// Declarations edit the element of a domain's metadata by which the hook makes the devices of NICs.
+// An empty text is no element.
 type Declarations struct {
 	Namespace, Prefix string
 	// Put returns the element with the NIC of a Spec in it, in place of one of its id.
@@ -43,8 +44,8 @@ func (d *domain) missing(ctx context.Context, nic string, in []libvirt.Affect) (
 	return missing, nil
 }
 
-// declares reports whether the NIC is declared in the domain's running or stored definition. There is none of a domain that
-// is off, or transient.
+// declares reports whether the NIC is declared in the domain's running or stored definition. There
+// is none of a domain that is off, or transient.
 func (d *domain) declares(ctx context.Context, nic string, in libvirt.Affect) (bool, error) {
 	if d.m.Declarations.Has == nil || in == libvirt.AffectLive && d.dom.ID < 0 {
 		return false, nil
@@ -75,8 +76,8 @@ func (d *domain) undeclareStep(name, nic string, in libvirt.Affect) step.Step {
 		func(element string) (string, error) { return d.m.Declarations.Remove(element, nic) })
 }
 
-// undeclareRunning comes after the interface has gone. What a guest keeps of a NIC that was cut off stays declared: else the
-// guest could be saved, and not be restored.
+// undeclareRunning comes after the interface has gone. What a guest keeps of a NIC that was cut off
+// stays declared: else the guest could be saved, and not be restored.
 func (d *domain) undeclareRunning(nic string) step.Step {
 	s := d.undeclareStep("undeclare", nic, libvirt.AffectLive)
 	edit := s.Do
@@ -128,8 +129,8 @@ func (d *domain) editStep(name, text string, in []libvirt.Affect, edit func(stri
 	}
 }
 
-// costOfNoHook is what a person should know of a NIC whose device nobody will make again. Where libvirtd's hooks cannot be
-// seen, as in another process namespace, nothing is known of them.
+// costOfNoHook is what a person should know of a NIC whose device nobody will make again. Where
+// libvirtd's hooks cannot be seen, as in another process namespace, nothing is known of them.
 func (d *domain) costOfNoHook() []string {
 	pid, err := d.Peer()
 	if err != nil || pid == 0 {

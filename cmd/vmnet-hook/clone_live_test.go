@@ -41,8 +41,8 @@ var (
 	target = regexp.MustCompile(`<target dev='[^']*'`)
 )
 
-// clone defines a guest as virt-clone does: with another name, UUID and MACs, and interfaces without names of devices
-// (_setup_nics in virtinst/cloner.py of virt-manager).
+// clone defines a guest as virt-clone does: with another name, UUID and MACs, and interfaces
+// without names of devices (_setup_nics in virtinst/cloner.py of virt-manager).
 func (h *host) clone(of, name string) {
 	h.Helper()
 	n := 0x40
@@ -111,7 +111,8 @@ func TestLiveClone(t *testing.T) {
 	h.virt.Virsh("destroy", "clone")
 	h.eventually("its taps go", func() bool { return len(h.links()) == 2 })
 
-	// A copy with the names in it says what to do while the first guest runs, and starts when that is off.
+	// A copy with the names in it says what to do while the first guest runs, and starts when that
+	// is off.
 	h.virt.Define(h.named("web", "copy"))
 	if out, err := h.virt.Try("start", "copy"); err == nil || !strings.Contains(out, "interface web-net0, which is web/net0 (remove <target dev='web-net0'/>") {
 		t.Errorf("start copy: %v: %s", err, out)
@@ -126,7 +127,8 @@ func TestLiveClone(t *testing.T) {
 	h.nothingLeft()
 }
 
-// TestLiveCloneByName: where libvirt opens a device by its name, as of a macvtap, a clone of it does not start and names the cure.
+// TestLiveCloneByName: where libvirt opens a device by its name, as of a macvtap, a clone of it
+// does not start and names the cure.
 func TestLiveCloneByName(t *testing.T) {
 	h := installed(t)
 	h.lower("eth1")
@@ -167,7 +169,8 @@ func TestLiveCloneByName(t *testing.T) {
 	h.nothingLeft()
 }
 
-// TestLiveSaveAttached: a guest comes back with the NICs that it was given while it ran, however it was saved.
+// TestLiveSaveAttached: a guest comes back with the NICs that it was given while it ran, however it
+// was saved.
 func TestLiveSaveAttached(t *testing.T) {
 	h := installed(t)
 	h.lower("eth1")

@@ -22,7 +22,8 @@ func oneArg(what string) cobra.PositionalArgs {
 	}
 }
 
-// noArgs is cobra.NoArgs with words of its own. Each argument may stand for a flag, of which there is an example.
+// noArgs is cobra.NoArgs with words of its own. Each argument may stand for a flag, of which there
+// is an example.
 func noArgs(flags ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
@@ -77,8 +78,8 @@ func requireOne(cmd *cobra.Command, names ...string) {
 // oneOf is the annotation of a command that names the flags of requireOne.
 const oneOf = "one of"
 
-// strict has a command and those below it tell which flags they need, before cobra does in words of its own. What takes no
-// arguments is not completed with files.
+// strict has a command and those below it tell which flags they need, before cobra does in words of
+// its own. What takes no arguments is not completed with files.
 func strict(cmd *cobra.Command) {
 	if args := cmd.Args; args != nil && !cmd.HasSubCommands() {
 		if cmd.ValidArgsFunction == nil && args(cmd, []string{""}) != nil {
@@ -96,7 +97,8 @@ func strict(cmd *cobra.Command) {
 	}
 }
 
-// missingFlags is an error that names the flags that a command needs and was not given, as they are typed.
+// missingFlags is an error that names the flags that a command needs and was not given, as they are
+// typed.
 func missingFlags(cmd *cobra.Command) error {
 	var missing []string
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
@@ -126,8 +128,8 @@ func typed(f *pflag.Flag) string {
 // errNoCommand is a command line that ends where a command should follow.
 var errNoCommand = errors.New("no command is named")
 
-// group makes a command that only has others under it refuse anything else, and without anything show what there is; cobra
-// would call both success.
+// group makes a command that only has others under it refuse anything else, and without anything
+// show what there is; cobra would call both success.
 func group(cmd *cobra.Command) {
 	cmd.SuggestionsMinimumDistance = 2
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
@@ -143,8 +145,8 @@ func group(cmd *cobra.Command) {
 	cmd.RunE = func(*cobra.Command, []string) error { return nil } // never reached, see Args
 }
 
-// flagError is about a flag that a command does not have: of one that only has others under it, the command that was meant
-// comes first.
+// flagError is about a flag that a command does not have: of one that only has others under it, the
+// command that was meant comes first.
 func (a *app) flagError(cmd *cobra.Command, err error) error {
 	if !cmd.HasSubCommands() {
 		return err

@@ -17,7 +17,8 @@ const (
 	widestLines = 100 // that people like to read
 )
 
-// helpTemplate and usageTemplate are cobra's with groups of flags, and with lines that fit the terminal.
+// helpTemplate and usageTemplate are cobra's with groups of flags, and with lines that fit the
+// terminal.
 const (
 	helpTemplate = `{{with or .Long .Short}}{{fill .}}
 

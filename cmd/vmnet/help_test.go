@@ -23,7 +23,8 @@ func everyCommand(root *cobra.Command, f func(*cobra.Command)) {
 	}
 }
 
-// TestHelpFits: no line is wider than a terminal, but examples, tables and what cobra writes of shells.
+// TestHelpFits: no line is wider than a terminal, but examples, tables and what cobra writes of
+// shells.
 func TestHelpFits(t *testing.T) {
 	a := &app{out: &bytes.Buffer{}, err: &bytes.Buffer{}}
 	root := a.root()

@@ -20,7 +20,8 @@ const (
 	priorityDebug   priority = 7
 )
 
-// prefix is what the journal takes for a line's priority and does not keep (SyslogLevelPrefix= in systemd.exec(5)).
+// prefix is what the journal takes for a line's priority and does not keep (SyslogLevelPrefix= in
+// systemd.exec(5)).
 func (p priority) prefix() string { return fmt.Sprintf("<%d>", p) }
 
 // isJournal reports whether a stream leads to the journal, whose device and inode systemd names in
@@ -38,8 +39,8 @@ func isJournal(w io.Writer) bool {
 	return ok && os.Getenv("JOURNAL_STREAM") == fmt.Sprintf("%d:%d", stat.Dev, stat.Ino)
 }
 
-// logger logs to stderr, a line each, as text or as JSON. The journal knows the time of a line itself, and its level by
-// a prefix.
+// logger logs to stderr, a line each, as text or as JSON. The journal knows the time of a line
+// itself, and its level by a prefix.
 func (a *app) logger(format string) *slog.Logger {
 	handler := func(w io.Writer, o *slog.HandlerOptions) slog.Handler { return slog.NewTextHandler(w, o) }
 	if format == "json" {

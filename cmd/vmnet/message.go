@@ -22,7 +22,8 @@ type message struct {
 	See      string   `json:"see,omitempty"` // what explains the usage
 }
 
-// asksJSON reports whether a command line asks for JSON. It need make no sense otherwise: its error is to be JSON too.
+// asksJSON reports whether a command line asks for JSON. It need make no sense otherwise: its error
+// is to be JSON too.
 func asksJSON(args []string) bool {
 	for i, arg := range args {
 		switch {
@@ -36,7 +37,8 @@ func asksJSON(args []string) bool {
 	return false
 }
 
-// fail tells an error and what explains the usage, where it is wrong usage, and returns the exit status.
+// fail tells an error and what explains the usage, where it is wrong usage, and returns the exit
+// status.
 func (a *app) fail(err error, status int, see string) int {
 	if a.json {
 		lines := strings.Split(strings.TrimSpace(err.Error()), "\n")

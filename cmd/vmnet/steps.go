@@ -32,7 +32,11 @@ func (s *stepFlags) apply(a *app, m *tapmgr.Manager, json bool) {
 			return a.printSteps(steps, json)
 		}
 	case s.verbose:
-		log := a.logger(map[bool]string{false: "text", true: "json"}[a.json])
+		format := "text"
+		if json {
+			format = "json"
+		}
+		log := a.logger(format)
 		m.Run = func(ctx context.Context, steps []step.Step) error { return runLogged(ctx, log, steps) }
 	}
 }

@@ -9,8 +9,8 @@ import (
 // groupAnnotation is a flag's annotation that names its group.
 const groupAnnotation = "group"
 
-// Group puts flags under a title of their own in help texts and man pages. A name that is not there is passed over: not every
-// command has all flags of a NIC.
+// Group puts flags under a title of their own in help texts and man pages. A name that is not there
+// is passed over: not every command has all flags of a NIC.
 func Group(fs *pflag.FlagSet, title string, names ...string) {
 	for _, name := range names {
 		if fs.Lookup(name) != nil {
@@ -25,7 +25,8 @@ type Section struct {
 	Flags *pflag.FlagSet
 }
 
-// Sections are the groups of a flag set in the order in which their first flags were defined, and then the flags of no group.
+// Sections are the groups of a flag set in the order in which their first flags were defined, and
+// then the flags of no group.
 func Sections(fs *pflag.FlagSet) []Section {
 	var all []Section
 	rest := section("")

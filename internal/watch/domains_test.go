@@ -9,7 +9,8 @@ import (
 	"vmnet/libvirt"
 )
 
-// TestWithoutLibvirt: that a libvirt is not installed which nobody has named is no failure; that one does not answer is.
+// TestWithoutLibvirt: that a libvirt is not installed which nobody has named is no failure; that
+// one does not answer is.
 func TestWithoutLibvirt(t *testing.T) {
 	absent := fmt.Errorf("%w: %w", libvirt.ErrNoConnection, errors.Join(syscall.ENOENT, syscall.ENOENT))
 	stopped := fmt.Errorf("%w: %w", libvirt.ErrNoConnection, errors.Join(syscall.ENOENT, syscall.ECONNREFUSED))
