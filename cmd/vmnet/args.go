@@ -131,18 +131,26 @@ var errNoCommand = errors.New("no command is named")
 // group makes a command that only has others under it refuse anything else, and without anything
 // show what there is; cobra would call both success.
 func group(cmd *cobra.Command) {
-	cmd.SuggestionsMinimumDistance = 2
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
 			return errNoCommand
 		}
 		hint := ""
-		if names := cmd.SuggestionsFor(args[0]); len(names) > 0 {
+		if names := nearest(cmd, args[0]); len(names) > 0 {
 			hint = fmt.Sprintf(" (did you mean %s?)", strings.Join(names, " or "))
 		}
 		return fmt.Errorf("%s has no command %q%s", cmd.CommandPath(), args[0], hint)
 	}
 	cmd.RunE = func(*cobra.Command, []string) error { return nil } // never reached, see Args
+}
+
+// nearest are the commands that are spelt most like what was typed.
+func nearest(cmd *cobra.Command, typed string) (names []string) {
+	for distance := 1; distance <= 2 && len(names) == 0; distance++ {
+		cmd.SuggestionsMinimumDistance = distance
+		names = cmd.SuggestionsFor(typed)
+	}
+	return names
 }
 
 // flagError is about a flag that a command does not have: of one that only has others under it, the
