@@ -28,6 +28,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(vmmEnv) != "" {
 		os.Exit(runVMM())
 	}
+	leaktest.Enclose()
 	if os.Geteuid() != 0 || os.Getenv(insideEnv) != "" {
 		leaktest.Main(m)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -20,14 +21,17 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(leakChecked{m}, map[string]func(){"vmnet": main, "signalled": signalled})
+	commands := map[string]func(){"vmnet": main, "signalled": signalled}
+	if _, ok := commands[filepath.Base(os.Args[0])]; !ok {
+		leaktest.Enclose()
+	}
+	testscript.Main(leakChecked{m}, commands)
 }
 
 // leakChecked fails tests that leave goroutines behind.
 type leakChecked struct{ m *testing.M }
 
 func (l leakChecked) Run() int {
-	leaktest.DefaultSignals()
 	code := l.m.Run()
 	if err := goleak.Find(); code == 0 && err != nil {
 		fmt.Fprintln(os.Stderr, err)

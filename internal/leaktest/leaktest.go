@@ -1,5 +1,6 @@
-// Package leaktest makes a package's tests fail when they leave goroutines,
-// file descriptors or child processes behind.
+// Package leaktest runs a package's tests apart from the machine's other
+// processes and settings, and fails them when they leave goroutines, fds,
+// processes, links or files behind.
 package leaktest
 
 import (
@@ -13,10 +14,10 @@ import (
 	"go.uber.org/goleak"
 )
 
-// Main runs the tests and exits: call it from TestMain. Its checks run only
-// where the tests passed.
+// Main runs the tests as Enclose tells, and exits: call it from TestMain. Its
+// checks run only where the tests passed.
 func Main(m *testing.M) {
-	DefaultSignals()
+	Enclose()
 	before := openFiles()
 	code := m.Run()
 	if code == 0 {

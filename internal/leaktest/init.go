@@ -1,0 +1,210 @@
+package leaktest
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// runDir and tempDir are the tests' own.
+const (
+	runDir  = "/run"
+	tempDir = "/tmp"
+)
+
+// endsWithin is how long what the tests have started may take to end after them.
+const endsWithin = 5 * time.Second
+
+// initMain is the first process of the namespaces: it prepares them, runs the
+// tests, reaps what they orphan, and fails them for what they leave behind.
+func initMain() int {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGQUIT)
+	self, err := os.Executable()
+	if err != nil {
+		fail(err)
+	}
+	kept, err := prepare(self)
+	if err != nil {
+		fail(err)
+	}
+	if err := os.Setenv("TMPDIR", tempDir); err != nil {
+		fail(err)
+	}
+	if err := os.Setenv(stageEnv, stageInside); err != nil {
+		fail(err)
+	}
+	tests, err := os.StartProcess(self, os.Args, &os.ProcAttr{Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}})
+	if err != nil {
+		fail(err)
+	}
+	go func() {
+		for s := range signals {
+			_ = tests.Signal(s)
+		}
+	}()
+	status := reapUntil(tests.Pid)
+	if status != 0 {
+		return status
+	}
+	if err := left(kept); err != nil {
+		fmt.Fprintln(os.Stderr, "leaktest:", err)
+		return 1
+	}
+	return 0
+}
+
+// prepare makes the mounts private, mounts what shows the new namespaces, and
+// brings the loopback device up. It returns what stays of the machine's tempDir.
+func prepare(self string) (kept []string, err error) {
+	if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return nil, fmt.Errorf("make the mounts private: %w", err)
+	}
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return nil, fmt.Errorf("mount /proc: %w", err)
+	}
+	if err := unix.Mount("tmpfs", runDir, "tmpfs", unix.MS_NOSUID, "mode=755"); err != nil {
+		return nil, fmt.Errorf("mount %s: %w", runDir, err)
+	}
+	if err := ownSys(); err != nil {
+		return nil, err
+	}
+	if kept, err = ownTemp(self); err != nil {
+		return nil, err
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("bring lo up: %w", err)
+	}
+	return kept, nil
+}
+
+// ownSys mounts a sysfs of the new network namespace over the machine's, and
+// keeps the machine's cgroups in it. A container may forbid both: then the
+// machine's stays.
+func ownSys() error {
+	const cgroups, kept = "/sys/fs/cgroup", runDir + "/cgroup"
+	if err := os.Mkdir(kept, 0o700); err != nil {
+		return err
+	}
+	defer os.Remove(kept)
+	if err := unix.Mount(cgroups, kept, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("keep %s: %w", cgroups, err)
+	}
+	defer func() { _ = unix.Unmount(kept, unix.MNT_DETACH) }()
+	err := unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	if errors.Is(err, unix.EPERM) {
+		return nil
+	}
+	if err == nil {
+		err = unix.Mount(kept, cgroups, "", unix.MS_BIND|unix.MS_REC, "")
+	}
+	if err != nil {
+		return fmt.Errorf("mount /sys: %w", err)
+	}
+	return nil
+}
+
+// reapUntil reaps all children until pid has ended, and returns its exit status.
+func reapUntil(pid int) int {
+	for {
+		var status unix.WaitStatus
+		switch got, err := unix.Wait4(-1, &status, 0, nil); {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			fail(fmt.Errorf("wait for the tests: %w", err))
+		case got == pid && status.Exited():
+			return status.ExitStatus()
+		case got == pid:
+			fail(fmt.Errorf("the tests ended by %s", status.Signal()))
+		}
+	}
+}
+
+// left returns an error that names what the tests have left behind: processes,
+// links and files.
+func left(kept []string) error {
+	var err error
+	for end := time.Now().Add(endsWithin); ; time.Sleep(20 * time.Millisecond) {
+		for {
+			if got, waitErr := unix.Wait4(-1, nil, unix.WNOHANG, nil); got <= 0 || waitErr != nil {
+				break
+			}
+		}
+		err = errors.Join(leftProcesses(), leftLinks(), leftFiles(kept))
+		if err == nil || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+func leftProcesses() error {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return err
+	}
+	var found []string
+	for _, dir := range dirs {
+		if pid, _ := strconv.Atoi(filepath.Base(dir)); pid == os.Getpid() {
+			continue
+		}
+		argv, err := os.ReadFile(dir + "/cmdline")
+		if err != nil {
+			continue // it has ended
+		}
+		found = append(found, fmt.Sprintf("%s (%.200q)", filepath.Base(dir), strings.ReplaceAll(strings.TrimRight(string(argv), "\x00"), "\x00", " ")))
+	}
+	if found == nil {
+		return nil
+	}
+	return fmt.Errorf("processes still run: %s", strings.Join(found, ", "))
+}
+
+func leftLinks() error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	var found []string
+	for _, l := range links {
+		if l.Attrs().Flags&net.FlagLoopback == 0 {
+			found = append(found, l.Attrs().Name)
+		}
+	}
+	if found == nil {
+		return nil
+	}
+	return fmt.Errorf("links are still there: %s", strings.Join(found, ", "))
+}
+
+func leftFiles(kept []string) error {
+	var found []string
+	for _, dir := range []string{runDir, tempDir} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if path := filepath.Join(dir, e.Name()); !slices.Contains(kept, path) {
+				found = append(found, path)
+			}
+		}
+	}
+	if found == nil {
+		return nil
+	}
+	return fmt.Errorf("files are still there: %s", strings.Join(found, ", "))
+}
