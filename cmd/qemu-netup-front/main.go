@@ -1,3 +1,8 @@
+// A short program has no use for the CPU limit of its cgroup, whose files Go's runtime would open at
+// each start and keep open: under a low RLIMIT_NOFILE no fd would be left.
+//
+//go:debug containermaxprocs=0
+
 // Program qemu-netup-front is installed as qemu-netup, and is the only program of ours with a privilege. What QEMU asks
 // its bridge helper for it does itself, in as little time as the start of a small program takes; for
 // everything else it becomes cmd/qemu-netup, with the same arguments.

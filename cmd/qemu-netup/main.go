@@ -1,3 +1,8 @@
+// A short program has no use for the CPU limit of its cgroup, whose files Go's runtime would open at
+// each start and keep open: under a low RLIMIT_NOFILE no fd would be left.
+//
+//go:debug containermaxprocs=0
+
 // Program qemu-netup gives guests their NICs at launch, for users who are not root. It is installed as
 // libexec/vmnet/qemu-netup-full without a right, and gets that from cmd/qemu-netup-front; setuid root or with
 // the file capability CAP_NET_ADMIN it works without that too. Which of its forms is

@@ -1,3 +1,8 @@
+// A short program has no use for the CPU limit of its cgroup, whose files Go's runtime would open at
+// each start and keep open: under a low RLIMIT_NOFILE no fd would be left.
+//
+//go:debug containermaxprocs=0
+
 // Program vmnet-hook is what libvirt calls as a hook for its QEMU guests: vmnet hook install puts it into
 // /etc/libvirt/hooks/qemu.d. What it does is in package hook. Here is what keeps it from doing harm: it ends in
 // time, tells what is wrong in one line, and never ends a guest that runs.

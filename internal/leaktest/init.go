@@ -190,6 +190,9 @@ func leftLinks() error {
 	return fmt.Errorf("links are still there: %s", strings.Join(found, ", "))
 }
 
+// mountDir is where mount(8) keeps its own state.
+const mountDir = runDir + "/mount"
+
 func leftFiles(kept []string) error {
 	var found []string
 	for _, dir := range []string{runDir, tempDir} {
@@ -198,7 +201,7 @@ func leftFiles(kept []string) error {
 			return err
 		}
 		for _, e := range entries {
-			if path := filepath.Join(dir, e.Name()); !slices.Contains(kept, path) {
+			if path := filepath.Join(dir, e.Name()); path != mountDir && !slices.Contains(kept, path) {
 				found = append(found, path)
 			}
 		}

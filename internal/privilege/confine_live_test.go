@@ -58,7 +58,7 @@ func TestLiveConfineRoot(t *testing.T) {
 	o := ok(t, start{path: l.setuid, root: true}, "confine=net_admin", "read="+l.secret, "tun="+l.tun, "report")
 	var r report
 	must(t, json.Unmarshal([]byte(o.lines["report"][0]), &r))
-	if o.lines["read"][0] != "ok" || o.lines["tun"][0] != "ok" || r.NoNewPrivs != 1 {
+	if o.lines["read"][0] != "ok" || o.lines["tun"][0] != "ok" || !strings.Contains(r.Tasks[0], "NoNewPrivs:\t1\n") {
 		t.Errorf("%s", o.stdout)
 	}
 }

@@ -22,7 +22,9 @@ func TestLiveHostileStart(t *testing.T) {
 	}{
 		{"all signals blocked and ignored", []string{"ignore=all", "block=all"}, nil, ""},
 		{"ten files", []string{"nofile=10"}, nil, ""},
-		{"four files", []string{"nofile=4"}, nil, ""},
+		// Go's runtime opens the two files of a version 1 cgroup at each start, and forgets
+		// to close the first one if the second one cannot be had.
+		{"five files", []string{"nofile=5"}, nil, ""},
 		{"three files", []string{"nofile=3"}, nil, "too many open files"},
 		{"no memory to speak of", []string{"as=50000000"}, nil, goDies},
 		{"no file may grow", []string{"fsize=0"}, []string{"write=" + l.own + "/f"}, ""},

@@ -1,3 +1,8 @@
+// A short program has no use for the CPU limit of its cgroup, whose files Go's runtime would open at
+// each start and keep open: under a low RLIMIT_NOFILE no fd would be left.
+//
+//go:debug containermaxprocs=0
+
 // Probe is a privileged program made of the package's functions: each argument is
 // a step, "name" or "name=value", and prints a line about itself. "launch" as the first
 // one makes it the other side: a caller that sets up a hostile start; and "attack", one that looks for its moment.
