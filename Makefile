@@ -11,9 +11,11 @@ BIN     ?= bin
 FUZZTIME ?= 20s
 SOAK    ?= 3m
 
-.PHONY: all help build programs man setup demo quick test fresh unit live vm lab lint fuzz soak bench bench-setup bench-switch install uninstall clean
+.PHONY: all help build programs man setup demo quick test test-packages test-pids test-lab fresh unit live vm lab lint fuzz soak bench bench-setup bench-switch install uninstall clean
 
 all: build
+
+.NOTPARALLEL:
 
 # Goals that need Go are refused before anything else is done where it is missing or too old.
 ifneq ($(filter-out help setup install uninstall clean,$(or $(MAKECMDGOALS),all)),)
@@ -64,11 +66,19 @@ fresh: ## all that a newcomer does, README.md's sessions too, in a fresh Debian 
 	sh internal/fresh/fresh.sh $(STEPS)
 
 # As root all tests run; without, those that need devices are skipped.
+# Each package's tests have namespaces of their own; those of what only the first process namespace shows run apart.
 # The packages that take longest begin, so that none of them is left alone at the end, and three run at a time: tests of
 # guests wait more than they compute. The lab hosts come last and
 # alone: guests in it are three times slower beside others.
-test: setup ## all tests; without root, those that need none (15 minutes)
-	$(GO) tool gotestsum --format pkgname -- -race -timeout 15m -p 3 -skip '^TestLabHost$$' ./tapmgr ./cmd/vmnet-hook ./...
+test: setup test-packages test-pids test-lab ## all tests; without root, those that need none (15 minutes)
+
+test-packages:
+	$(GO) tool gotestsum --format pkgname -- -race -timeout 15m -p 3 -skip '^TestLabHost$$|^TestLiveAllPIDs' ./tapmgr ./cmd/vmnet-hook ./...
+
+test-pids:
+	VMNET_TEST_PIDS=machine $(GO) tool gotestsum --format testname -- -race -timeout 10m -run '^TestLiveAllPIDs' ./tapmgr ./cmd/vmnet-hook ./internal/watch
+
+test-lab:
 	$(GO) tool gotestsum --format testname -- -race -timeout 30m -run '^TestLabHost$$' ./testvm/lab
 
 lab: setup ## the tests TestLab* on a full kernel in a virtual machine (7 minutes; root)

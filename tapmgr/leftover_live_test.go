@@ -160,7 +160,7 @@ func (h *host) reconcileNamed(ctx context.Context) map[string]tapmgr.Action {
 	return byName
 }
 
-func TestLiveManyLeftOversGoAtOnceAndNothingElse(t *testing.T) {
+func TestLiveAllPIDsManyLeftOversGoAtOnceAndNothingElse(t *testing.T) {
 	nstest.RequireFirstPIDNS(t)
 	h := newHost(t)
 	h.wire()
@@ -242,7 +242,7 @@ func (h *host) grouped() (result func() error) {
 	return func() error { return err }
 }
 
-func TestLiveLeftOversThatAreGrabbedMeanwhileStay(t *testing.T) {
+func TestLiveAllPIDsLeftOversThatAreGrabbedMeanwhileStay(t *testing.T) {
 	nstest.RequireFirstPIDNS(t)
 	h := newHost(t)
 	h.wire()
@@ -269,7 +269,7 @@ func TestLiveLeftOversThatAreGrabbedMeanwhileStay(t *testing.T) {
 	}
 }
 
-func TestLiveLeftOversBesideAStrangerInTheirGroup(t *testing.T) {
+func TestLiveAllPIDsLeftOversBesideAStrangerInTheirGroup(t *testing.T) {
 	nstest.RequireFirstPIDNS(t)
 	h := newHost(t)
 	h.wire()
@@ -297,7 +297,7 @@ func TestLiveLeftOversBesideAStrangerInTheirGroup(t *testing.T) {
 	}
 }
 
-func TestLiveLeftOversWhenReconcileIsInterrupted(t *testing.T) {
+func TestLiveAllPIDsLeftOversWhenReconcileIsInterrupted(t *testing.T) {
 	nstest.RequireFirstPIDNS(t)
 	h := newHost(t)
 	h.wire()

@@ -265,8 +265,8 @@ func TestLiveLibvirtMonitor(t *testing.T) {
 	}
 }
 
-// TestLiveLibvirtTheirDetach has virsh, and not us, take NICs of ours away.
-func TestLiveLibvirtTheirDetach(t *testing.T) {
+// TestLiveAllPIDsLibvirtTheirDetach has virsh, and not us, take NICs of ours away.
+func TestLiveAllPIDsLibvirtTheirDetach(t *testing.T) {
 	nstest.RequireFirstPIDNS(t)
 	h := newLibvirtHost(t)
 	h.wire()

@@ -280,8 +280,8 @@ func TestLiveStartFails(t *testing.T) {
 	}
 }
 
-// TestLiveKilled kills the hook at each operation: the guest does not start, or goes on.
-func TestLiveKilled(t *testing.T) {
+// TestLiveAllPIDsKilled kills the hook at each operation: the guest does not start, or goes on.
+func TestLiveAllPIDsKilled(t *testing.T) {
 	nstest.RequireFirstPIDNS(t)
 	h := installed(t)
 	h.lower("eth1")

@@ -36,20 +36,10 @@ step_user_sessions() { as_user 'go run ./internal/fresh/sessions -prompt "$" REA
 step_quick() { as_user 'make quick'; }
 
 # What a test cannot do in a process namespace is done by the step pidns.
-log=/var/tmp/test.log
-step_test() {
-	as_root "set -o pipefail; VMNET_REQUIRE=${VMNET_REQUIRE:+$VMNET_REQUIRE,-pidns} make test 2>&1 | tee $log"
-}
+step_test() { as_root "VMNET_REQUIRE=${VMNET_REQUIRE:+$VMNET_REQUIRE,-pidns} make test"; }
 
-# pidns runs the tests that were skipped since they need the first process namespace, in it.
-step_pidns() {
-	awk '$1 == "===" { test = $2 == "SKIP:" ? $4 : ""; pkg = $3 }
-		/this test needs pidns/ && test { sub("/.*", "", test); all[pkg] = all[pkg] "|" test }
-		END { for (pkg in all) print "./" pkg, "^(" substr(all[pkg], 2) ")$" }' $log | sort >/var/tmp/pidns
-	while read -r pkg tests <&3; do
-		as_root "VMNET_REQUIRE=${VMNET_REQUIRE:-} go tool gotestsum --format testname -- -race -timeout 10m -run '$tests' $pkg" || return
-	done 3</var/tmp/pidns
-}
+# pidns runs the tests that need the first process namespace, in it.
+step_pidns() { as_root "VMNET_REQUIRE=${VMNET_REQUIRE:-} make test-pids"; }
 
 # step_run is for experiments: FRESH_RUN=LINE fresh.sh run
 step_run() { as_root "$FRESH_RUN"; }

@@ -22,6 +22,14 @@ const (
 	stageInside = "inside"
 )
 
+// pidsEnv has the value pidsMachine where the tests are to see the machine's processes.
+const (
+	pidsEnv     = "VMNET_TEST_PIDS"
+	pidsMachine = "machine"
+)
+
+func ownPIDs() bool { return os.Getenv(pidsEnv) != pidsMachine }
+
 // openFilesLimit is the RLIMIT_NOFILE of all tests, whatever the machine's is.
 const openFilesLimit = 16384
 
@@ -36,7 +44,8 @@ var foreign = []string{
 // mount, pid, network and IPC namespaces of its own, so that other processes,
 // links and sockets of the machine are neither seen nor changed, and /run and
 // the directory for temporary files vanish with it, however it ends. Without
-// root it is this process. In both cases nothing is inherited: signals have
+// root it is this process. Tests of what only the first pid namespace shows set
+// VMNET_TEST_PIDS=machine, and have no pid namespace of their own. In all cases nothing is inherited: signals have
 // their default actions, no fd above 2 is passed on, the umask is 022 and the
 // limit of open files is the same everywhere.
 //
@@ -129,9 +138,9 @@ func runInit(self string, signals <-chan os.Signal) int {
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), stageEnv+"="+stageInit)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC,
-		Pdeathsig:  unix.SIGKILL,
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC, Pdeathsig: unix.SIGKILL}
+	if ownPIDs() {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWPID
 	}
 	if err := cmd.Start(); err != nil {
 		fail(err)

@@ -102,18 +102,22 @@ func enclosed(t *testing.T, what string) *exec.Cmd {
 	}
 	cmd := exec.Command(self)
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, stageEnv+"=") })
-	cmd.Env = append(cmd.Env, doEnv+"="+what)
+	cmd.Env = append(cmd.Env, doEnv+"="+strings.TrimPrefix(what, "machine-"))
+	if strings.HasPrefix(what, "machine-") {
+		cmd.Env = append(cmd.Env, pidsEnv+"="+pidsMachine)
+	}
 	return cmd
 }
 
 func TestLiveWhatIsLeftIsNamed(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	for what, want := range map[string]string{
-		"nothing": "",
-		"process": `processes still run: `,
-		"link":    "links are still there: ",
-		"file":    "files are still there: /tmp/forgotten",
-		"run":     "files are still there: /run/forgotten",
+		"nothing":         "",
+		"process":         `processes still run: `,
+		"machine-process": `processes still run: `,
+		"link":            "links are still there: ",
+		"file":            "files are still there: /tmp/forgotten",
+		"run":             "files are still there: /run/forgotten",
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
@@ -121,7 +125,7 @@ func TestLiveWhatIsLeftIsNamed(t *testing.T) {
 			if !strings.Contains(string(out), want) || (err == nil) != (want == "") {
 				t.Errorf("got %v and %q, want %q", err, out, want)
 			}
-			for _, name := range map[string][]string{"process": {"sleep 600"}, "link": {"forgotten", "peer0"}}[what] {
+			for _, name := range map[string][]string{"process": {"sleep 600"}, "machine-process": {"sleep 600"}, "link": {"forgotten", "peer0"}}[what] {
 				if !strings.Contains(string(out), name) {
 					t.Errorf("%q does not name %s", out, name)
 				}

@@ -3,13 +3,16 @@ package leaktest
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -44,7 +47,11 @@ func initMain() int {
 	if err := os.Setenv(stageEnv, stageInside); err != nil {
 		fail(err)
 	}
-	tests, err := os.StartProcess(self, os.Args, &os.ProcAttr{Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}})
+	runtime.LockOSThread() // Pdeathsig is about the thread that starts the child
+	tests, err := os.StartProcess(self, os.Args, &os.ProcAttr{
+		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
+		Sys:   &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL},
+	})
 	if err != nil {
 		fail(err)
 	}
@@ -59,6 +66,7 @@ func initMain() int {
 	}
 	if err := left(kept); err != nil {
 		fmt.Fprintln(os.Stderr, "leaktest:", err)
+		endOthers()
 		return 1
 	}
 	return 0
@@ -70,8 +78,8 @@ func prepare(self string) (kept []string, err error) {
 	if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return nil, fmt.Errorf("make the mounts private: %w", err)
 	}
-	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
-		return nil, fmt.Errorf("mount /proc: %w", err)
+	if err := ownProc(); err != nil {
+		return nil, err
 	}
 	if err := unix.Mount("tmpfs", runDir, "tmpfs", unix.MS_NOSUID, "mode=755"); err != nil {
 		return nil, fmt.Errorf("mount %s: %w", runDir, err)
@@ -90,6 +98,21 @@ func prepare(self string) (kept []string, err error) {
 		return nil, fmt.Errorf("bring lo up: %w", err)
 	}
 	return kept, nil
+}
+
+// ownProc mounts /proc where there is a pid namespace for it to show. In the machine's, this process
+// becomes the parent of what the tests orphan.
+func ownProc() error {
+	if !ownPIDs() {
+		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+			return fmt.Errorf("become the parent of orphans: %w", err)
+		}
+		return nil
+	}
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
+	}
+	return nil
 }
 
 // ownSys mounts a sysfs of the new network namespace over the machine's, and
@@ -152,25 +175,59 @@ func left(kept []string) error {
 }
 
 func leftProcesses() error {
-	dirs, err := filepath.Glob("/proc/[0-9]*")
+	pids, err := others()
 	if err != nil {
-		return err
+		return fmt.Errorf("list processes: %w", err)
 	}
 	var found []string
-	for _, dir := range dirs {
-		if pid, _ := strconv.Atoi(filepath.Base(dir)); pid == os.Getpid() {
-			continue
-		}
-		argv, err := os.ReadFile(dir + "/cmdline")
+	for _, pid := range pids {
+		argv, err := os.ReadFile("/proc/" + pid + "/cmdline")
 		if err != nil {
 			continue // it has ended
 		}
-		found = append(found, fmt.Sprintf("%s (%.200q)", filepath.Base(dir), strings.ReplaceAll(strings.TrimRight(string(argv), "\x00"), "\x00", " ")))
+		found = append(found, fmt.Sprintf("%s (%.200q)", pid, strings.ReplaceAll(strings.TrimRight(string(argv), "\x00"), "\x00", " ")))
 	}
 	if found == nil {
 		return nil
 	}
 	return fmt.Errorf("processes still run: %s", strings.Join(found, ", "))
+}
+
+// endOthers kills what the tests have left in the machine's pid namespace. One of their own ends with
+// this process.
+func endOthers() {
+	for pids, err := others(); !ownPIDs() && err == nil && len(pids) > 0; pids, err = others() {
+		for _, text := range pids {
+			if pid, err := strconv.Atoi(text); err == nil {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		}
+		_, _ = unix.Wait4(-1, nil, 0, nil)
+	}
+}
+
+// others lists the other processes of the pid namespace, or in the machine's the children of this one.
+func others() ([]string, error) {
+	var pids []string
+	if ownPIDs() {
+		dirs, err := filepath.Glob("/proc/[0-9]*")
+		for _, dir := range dirs {
+			if pid := filepath.Base(dir); pid != strconv.Itoa(os.Getpid()) {
+				pids = append(pids, pid)
+			}
+		}
+		return pids, err
+	}
+	tasks, err := filepath.Glob("/proc/self/task/*/children")
+	for _, path := range tasks {
+		text, readErr := os.ReadFile(path)
+		if errors.Is(readErr, fs.ErrNotExist) {
+			continue // the thread has ended
+		}
+		err = errors.Join(err, readErr)
+		pids = append(pids, strings.Fields(string(text))...)
+	}
+	return pids, err
 }
 
 func leftLinks() error {

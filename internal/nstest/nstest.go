@@ -40,11 +40,16 @@ func demanded(list, feature string) bool {
 const firstPIDNS = "pid:[4026531836]"
 
 // RequireFirstPIDNS is for a test of what is only known where all processes of the
-// machine are seen: who holds a macvtap by its node.
+// machine are seen: who holds a macvtap by its node. Its name begins with
+// TestLiveAllPIDs, by which make test finds it.
 func RequireFirstPIDNS(tb testing.TB) {
 	tb.Helper()
+	if !strings.HasPrefix(tb.Name(), "TestLiveAllPIDs") {
+		tb.Fatal("the name of a test that needs the first process namespace begins with TestLiveAllPIDs")
+	}
 	ns, err := os.Readlink("/proc/self/ns/pid")
-	Require(tb, "pidns", err == nil && ns == firstPIDNS, "run it outside of containers and other process namespaces")
+	Require(tb, "pidns", err == nil && ns == firstPIDNS,
+		"run it outside of containers and other process namespaces, with VMNET_TEST_PIDS=machine (make test does)")
 }
 
 // New makes an unnamed netns with lo up, which ends with the test.

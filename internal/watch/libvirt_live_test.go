@@ -280,7 +280,7 @@ func TestLiveLibvirtsTapsAreBackOnTheirBridge(t *testing.T) {
 }
 
 // A macvtap that was handed over by its name stays when its guest has ended.
-func TestLiveWhatADomainLeavesIsRemoved(t *testing.T) {
+func TestLiveAllPIDsWhatADomainLeavesIsRemoved(t *testing.T) {
 	nstest.RequireFirstPIDNS(t)
 	m := newMachine(t)
 	m.start("web", "", "")
