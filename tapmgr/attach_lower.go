@@ -163,7 +163,11 @@ func (s *lowerSide) undo() error {
 	}
 	var errs []error
 	if ns := s.dev.Netns(); ns != nil {
-		fds, err := macvtap.QueuesOf(s.pid, ns, s.dev.Link)
+		var fds []int
+		var err error
+		if len(s.queues()) > 0 { // else QEMU cannot have one, also where nobody may look
+			fds, err = macvtap.QueuesOf(s.pid, ns, s.dev.Link)
+		}
 		if err == nil && len(fds) == 0 {
 			err = s.dev.Delete()
 		}

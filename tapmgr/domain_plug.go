@@ -79,7 +79,9 @@ func (d *domain) plugSteps(h *half) []step.Step {
 	list := []step.Step{{
 		Name: "attach-device",
 		Text: fmt.Sprintf("libvirt: attach %s to %s: %s", domainAlias(nic), d.dom.Name, d.xml),
-		Do:   func(ctx context.Context) error { return d.AttachDevice(ctx, d.dom, d.xml, libvirt.AffectLive) },
+		Do: func(ctx context.Context) error {
+			return explainPlug(d.AttachDevice(ctx, d.dom, d.xml, libvirt.AffectLive))
+		},
 		Undo: func(ctx context.Context) error { return d.undoAttach(ctx, nic) },
 	}, {
 		Name: "lifetime",
@@ -183,6 +185,25 @@ func (d *domain) awaitRemoved(ctx context.Context, events *libvirt.Subscription,
 
 // errEnded is a guest that has ended, in the same terms as a monitor that is gone.
 var errEnded = fmt.Errorf("%w: the domain has ended", qmp.ErrClosed)
+
+// explainPlug adds to libvirt's refusal what helps, where its words tell only what is the matter
+// (virDomainPCIAddressGetNextAddr of its src/conf/domain_addr.c, and QEMU's own).
+func explainPlug(err error) error {
+	var refusal *libvirt.Error
+	if !errors.As(err, &refusal) {
+		return err
+	}
+	for part, cure := range map[string]string{
+		"No more available PCI slots":  "the guest has no free PCI port: give it some while it is off, <controller type='pci' model='pcie-root-port'/> for each NIC (virsh edit), or detach another device",
+		"does not support hotplugging": "the guest's machine takes no devices while it runs: give it PCI Express root ports (virsh edit), or <acpi/> among its features",
+		"vhost-net was requested":      "libvirt cannot have vhost-net: --vhost off does without",
+	} {
+		if strings.Contains(refusal.Message, part) {
+			return fmt.Errorf("%s (%w)", cure, err)
+		}
+	}
+	return err
+}
 
 // explainStopped makes libvirt's words for a domain that has ended ours.
 func explainStopped(err error) error {
