@@ -67,7 +67,7 @@ func TestLiveAttachCutShort(t *testing.T) {
 	if err := h.nl.Set(l.Index, rtnl.Master(0)); err != nil {
 		t.Fatal(err)
 	}
-	h.fails(h.attach("N2", "net0", "--bridge", "br0"), exitFailure, "N2-net0 is on no bridge any more")
+	h.fails(h.attach("N2", "net0", "--bridge", "br0"), exitFailure, "N2-net0: bridge: want br0, found none")
 	if got, err := h.Reconcile(h.context(5*time.Second), false); err != nil || len(got) == 0 {
 		t.Errorf("reconcile %+v, %v", got, err)
 	}

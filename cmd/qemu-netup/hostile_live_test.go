@@ -17,7 +17,7 @@ import (
 
 // launchArgs gives a guest one NIC and executes what follows.
 func launchArgs(argv ...string) []string {
-	return append([]string{"--vm", "P3", "--bridge", "br0", "--vhost", "off", "--"}, argv...)
+	return append([]string{"--vm", "P3", "--bridge", "br0", "--vhost", "off", "--vmm", "env", "--"}, argv...)
 }
 
 func TestLiveHostileArguments(t *testing.T) {
