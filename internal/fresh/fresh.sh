@@ -83,6 +83,6 @@ mkdir -p "$FRESH_DEBS" "$FRESH_BUILDS/root" "$FRESH_BUILDS/user" "$FRESH_AT"
 env --default-signal=INT,QUIT,HUP setpriv --pdeathsig KILL unshare --mount --propagation private sh "$here/root.sh" "$@" </dev/null &
 child=$!
 for signal in HUP INT TERM; do
-	trap "kill -KILL $child 2>/dev/null; wait $child 2>/dev/null; trap - $signal; kill -$signal \$\$" $signal
+	trap "kill -KILL $child 2>/dev/null; wait $child 2>/dev/null || :; trap - $signal; kill -$signal \$\$" $signal
 done
 wait $child

@@ -1,6 +1,6 @@
 #!/bin/sh
-# What is done in the fresh root: steps.sh STEP... Packages and modules are fetched first, over the network; then there is
-# none. All steps but one are the first process of a process namespace's children, and end with it.
+# What is done in the fresh root: steps.sh --inside STEP... Packages and modules are fetched first, over the network; then
+# there is none. All steps but pidns are in a process namespace, and end with this script.
 set -u
 
 # as_root and as_user run a line in a login shell, in the tree of theirs.
@@ -23,7 +23,7 @@ step() {
 # setup is the only step that reaches the network.
 step_setup() {
 	apt-get -qq update && apt-get -qq -y --no-install-recommends install make >/dev/null && as_root 'make setup' || return
-	as_root 'go mod download' && as_user 'go mod download' || return
+	as_root 'go mod download && go clean -testcache' && as_user 'go mod download' || return
 	for deb in /var/cache/apt/archives/*.deb; do # for the next run
 		[ -e "/opt/debs/${deb##*/}" ] || { cp "$deb" "/opt/debs/.$$" && mv "/opt/debs/.$$" "/opt/debs/${deb##*/}"; }
 	done
@@ -44,26 +44,60 @@ step_pidns() { as_root "VMNET_REQUIRE=${VMNET_REQUIRE:-} make test-pids"; }
 # step_run is for experiments: FRESH_RUN=LINE fresh.sh run
 step_run() { as_root "$FRESH_RUN"; }
 
-# private gives what follows a network, and a view of /sys, of its own.
+# left prints the processes of this namespace but this shell, which is the first, and the links but those of the beginning.
+left() {
+	for p in /proc/[0-9]*; do
+		[ "$p" != /proc/1 ] && read -r stat <"$p/stat" || continue
+		case $stat in *') Z '*) ;; *) echo "process ${stat%%)*})" ;; esac
+	done 2>/dev/null
+	for link in /sys/class/net/*; do
+		case " $links " in *" ${link##*/} "*) ;; *) echo "link ${link##*/}" ;; esac
+	done
+}
+
+# own_network makes a network namespace that was just made one to work in.
+own_network() { umount /sys && mount -t sysfs sysfs /sys && ip link set lo up; }
+
+# private runs steps in namespaces of their own. None may leave anything behind.
 private() {
-	umount /sys && mount -t sysfs sysfs /sys && ip link set lo up || exit
-	for s in "$@"; do step "$s"; done
+	own_network || exit
+	links=$(cd /sys/class/net && echo *)
+	for s in "$@"; do
+		step "$s"
+		n=0
+		while left >/var/tmp/left && [ -s /var/tmp/left ]; do
+			n=$((n + 1))
+			[ $n -lt 100 ] || { echo "== $s left behind:" && cat /var/tmp/left && exit 1; }
+			sleep 0.1
+		done
+	done
 	exit
 }
 
+# in_pidns runs this script in a process namespace, and with what more of unshare(1) is given before --.
+in_pidns() {
+	options=''
+	while [ "$1" != -- ]; do options="$options $1" && shift; done
+	shift
+	# shellcheck disable=SC2086 # a list of words
+	setpriv --pdeathsig KILL unshare $options --mount --pid --fork --kill-child --mount-proc sh "$0" "$@" || exit
+}
+
 case $1 in
+--step) step "$2" ;;
 --private) shift && private "$@" ;;
 --inside)
 	shift
 	umount -l /mnt
-	step setup
-	in_pidns='' after=''
+	in_pidns -- --step setup
+	after=no
 	for s in "$@"; do
-		case $s in pidns) after=$s ;; *) in_pidns="$in_pidns $s" ;; esac
+		shift
+		case $s in pidns) after=yes ;; *) set -- "$@" "$s" ;; esac
 	done
-	# shellcheck disable=SC2086 # lists of words
-	[ -z "$in_pidns" ] || setpriv --pdeathsig KILL unshare --net --mount --pid --fork --kill-child --mount-proc sh "$0" --private $in_pidns || exit
-	[ -z "$after" ] || unshare --net --mount sh "$0" --private $after || exit
+	[ $# = 0 ] || in_pidns --net -- --private "$@"
+	[ $after = no ] || unshare --net --mount sh "$0" --private-network pidns || exit
 	echo "== all steps passed"
 	;;
+--private-network) own_network && step "$2" ;;
 esac
