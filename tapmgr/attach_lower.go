@@ -52,6 +52,9 @@ func (s *lowerSide) plan(r *record) (err error) {
 			return fmt.Errorf("lower %s is a Wi-Fi card: access points drop frames whose sender is not the card itself, and a guest with an address of its own would be mute (use --ipvtap %s, which shares the card's address, or --mode passthru)", s.lower.Name, s.lower.Name)
 		}
 	}
+	if err := s.m.mayBeParent(l.Kind, s.lower); err != nil {
+		return err
+	}
 	if err := s.agrees(); err != nil {
 		return err
 	}

@@ -33,6 +33,7 @@ type view struct {
 	*ours
 	home    *rtnl.Link         // the bridge or parent device that the NIC belongs on; nil where there is none
 	port    *bridge.PortConfig // of a tap that is on home; nil else
+	claimed bool               // a userspace switch takes all frames of the parent device
 	vhosts  int                // open vhost-net fds of its VMM; -1 where that was not read
 	notRuns error              // why its switch, which has lost it, cannot take it back
 }
@@ -157,6 +158,7 @@ var properties = []property{
 	{"port state", (*view).hasPortState, is(rtnl.Forwarding.String()), func(v *view) string { return v.Port.State.String() }, mendPortState},
 	{"bridge state", func(v *view) bool { return v.onBridge() && v.home != nil }, is("up"), func(v *view) string { return upDown(v.home.Up) }, mendHome},
 	{"parent device", func(v *view) bool { return !v.onBridge() && v.home != nil }, is("up"), func(v *view) string { return upDown(v.home.Up) }, mendHome},
+	{"frames of the parent device", func(v *view) bool { return !v.onBridge() && v.home != nil }, is("its own"), foundClaim, mendClaim},
 }
 
 // isCutOff reports whether a forced detach has taken the NIC off the network, and the guest keeps the dead device.
@@ -421,6 +423,19 @@ func mendHome(v *view) remedy {
 		what = "bridge"
 	}
 	r.left = fmt.Sprintf("%s %s is down, nothing passes it (%s)", what, v.home.Name, r.cure)
+	return r
+}
+
+func foundClaim(v *view) string {
+	if v.claimed {
+		return "taken by a userspace switch"
+	}
+	return "its own"
+}
+
+func mendClaim(v *view) remedy {
+	r := byAdmin("vmnet switch remove-port SWITCH %s (vmnet switch list shows those that run)", v.home.Name)
+	r.left = claimedText(v.home.Name, v.want.Type)
 	return r
 }
 

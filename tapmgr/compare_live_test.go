@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/bridge/vswitch"
+	"vmnet/internal/fdpass"
 	"vmnet/internal/netns"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
@@ -263,6 +265,48 @@ func TestLiveRenamed(t *testing.T) {
 	if nics, err = h.List(g.name); err != nil || nics[0].Source != "lan1" || nics[0].State != "forwarding" {
 		t.Errorf("list %+v, %v", nics, err)
 	}
+	if got := h.check(); len(got) != 0 {
+		t.Errorf("check %+v", got)
+	}
+}
+
+// TestLiveParentIsTaken: a device whose frames somebody else takes is no parent device; and where a switch takes them
+// later, that is told.
+func TestLiveParentIsTaken(t *testing.T) {
+	h := newHost(t)
+	h.wire()
+	g := h.empty()
+	spec := g.lowerSpec("net0", tapmgr.Lower{})
+	refused := func(why string) {
+		t.Helper()
+		_, err := h.Attach(h.context(20*time.Second), spec)
+		if !errors.Is(err, tapmgr.ErrLink) || !strings.Contains(err.Error(), why) {
+			t.Errorf("attach: %v, want it refused: %s", err, why)
+		}
+	}
+	h.ip("link", "set", "eth0", "master", "br0")
+	refused("eth0 is a port of br0")
+	h.ip("link", "set", "eth0", "nomaster")
+
+	claim := func() (end func()) {
+		files, err := vswitch.PacketFiles(h.ns, "eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return func() { fdpass.CloseAll(files) }
+	}
+	end := claim()
+	refused("eth0 is a port of a userspace switch")
+	if _, _, err := h.SetHostAccess(h.context(20*time.Second), "eth0", true, nil); err == nil || !strings.Contains(err.Error(), "userspace switch") {
+		t.Errorf("host access: %v", err)
+	}
+	end()
+	h.attach(spec)
+	end = claim() // which vmnet switch itself refuses by now
+	if got := h.check(); len(got) != 1 || got[0].What != "frames of the parent device" || got[0].MendedBy != tapmgr.MendAdmin {
+		t.Errorf("check %+v", got)
+	}
+	end()
 	if got := h.check(); len(got) != 0 {
 		t.Errorf("check %+v", got)
 	}

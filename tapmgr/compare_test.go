@@ -133,6 +133,8 @@ func TestCompare(t *testing.T) {
 		{"IPv6 of the host", macvtapView, func(v *view) { v.HostIPv6 = true }, MendReconcile, "vmnet reconcile"},
 		{"parent device", macvtapView, func(v *view) { v.home.Up = false }, MendAdmin, "ip link set eth0 up"},
 
+		{"frames of the parent device", macvtapView, func(v *view) { v.claimed = true }, MendAdmin, "vmnet switch remove-port SWITCH eth0"},
+
 		{"bridge", switchView, func(v *view) { v.master = "br0" }, MendAdmin, "nomaster"},
 		{"bridge", switchView, func(v *view) { v.master, v.seat.port, v.MTU = "br0", nil, 1400 }, MendAdmin, "nomaster"},
 		{"MTU", switchView, func(v *view) { v.MTU = 9000 }, MendReconcile, "vmnet reconcile"},

@@ -128,6 +128,9 @@ func (m *Manager) mayBeLower(l *rtnl.Link) error {
 	if err := macvtap.CheckLower(TypeMacvlan, l); err != nil {
 		return err
 	}
+	if err := m.mayBeParent(TypeMacvlan, l); err != nil {
+		return err
+	}
 	if wireless, err := macvtap.IsWireless(m.ns, l.Name); err == nil && wireless {
 		return fmt.Errorf("%s is a Wi-Fi card: access points drop frames whose sender is not the card itself, so a macvlan on it would be mute, as would macvtap guests (use a bridge of its own for host and guests, and route)", l.Name)
 	}

@@ -26,6 +26,11 @@ func (m *Manager) view(o *ours) (*view, error) {
 			errs = append(errs, fmt.Errorf("its port was not compared: %w", err))
 		}
 	}
+	if !o.onBridge() && v.home != nil {
+		if v.claimed, err = m.claimed(v.home); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	if o.want.Vhost && o.vmm() != 0 {
 		v.vhosts = len(vhost.FDs(o.vmm()))
 	}
