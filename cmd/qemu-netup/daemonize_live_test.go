@@ -77,6 +77,7 @@ func TestLiveDaemonizedOnASwitch(t *testing.T) {
 			}
 			return nil
 		})
+		h.ok(h.nobodysVMNet("switch", "show", sw), "heir of ")
 		c, err := h.Check(h.context(patience(10 * time.Second)))
 		if err != nil || len(c.Differences) != 0 {
 			t.Errorf("%s: check %+v, %v", form.name, c, err)

@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -161,11 +164,22 @@ func namesText(names []string) string {
 	return strings.Join(names, ", ")
 }
 
+// holderOf is the process that a port goes with, or has gone on from: with -daemonize QEMU is another one, which the guest's NIC
+// names (vmnet list).
+func holderOf(p control.Port) string {
+	if p.Holder == 0 {
+		return ""
+	}
+	pid := strconv.Itoa(p.Holder)
+	if _, err := os.Stat("/proc/" + pid); p.Lifeline != 0 && errors.Is(err, fs.ErrNotExist) {
+		return "heir of " + pid
+	}
+	return pid
+}
+
 func portRow(p control.Port) []string {
 	row := []string{p.Name, p.Kind, p.Device, "", "", "", portSettings(p.Config), "", "", "", "", p.Label}
-	if p.Holder != 0 {
-		row[10] = strconv.Itoa(p.Holder)
-	}
+	row[10] = holderOf(p)
 	if st := p.Stats; st != nil {
 		total := st.Total()
 		row[3], row[4], row[5] = portState(st), strconv.Itoa(st.MTU), strconv.Itoa(len(st.Queues))
