@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,14 +18,21 @@ func TestLiveStrangersTap(t *testing.T) {
 	h := installed(t)
 	h.define("web", metadata(`<vmnet:nic mac="`+guestMAC(2).String()+`" isolated="yes"/>`), onBridge(2))
 	h.sh("ip tuntap add tap7 mode tap; ip link set tap7 address fe" + guestMAC(2).String()[2:] + " master br0 up")
-	monitor := filepath.Join(t.TempDir(), "libvirt", "monitor")
-	if err := os.Mkdir(filepath.Dir(monitor), 0o755); err != nil {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "monitor"), Net: "unix"})
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer l.Close()
+	monitor, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer monitor.Close()
 	stranger := exec.Command("nsenter", "--target", fmt.Sprint(h.virt.PID()), "--net", "--pid", "--mount", "qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-machine", "pc,accel=tcg", "-m", "32",
 		"-name", "guest=web", "-uuid", h.virt.Virsh("domuuid", "web"),
-		"-chardev", "socket,id=charmonitor,server=on,wait=off,path="+monitor, "-mon", "chardev=charmonitor,mode=control",
+		"-chardev", "socket,id=charmonitor,server=on,wait=off,fd=3", "-mon", "chardev=charmonitor,mode=control",
 		"-netdev", "tap,id=n,ifname=tap7,script=no,downscript=no", "-device", "virtio-net-pci,netdev=n")
+	stranger.ExtraFiles = []*os.File{monitor}
 	if err := stranger.Start(); err != nil {
 		t.Fatal(err)
 	}

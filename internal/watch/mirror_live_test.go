@@ -3,6 +3,7 @@ package watch
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -185,8 +186,19 @@ func TestLiveMirrorAsksNoOtherGuest(t *testing.T) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dir + "/monitor", Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	inherited, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inherited.Close()
 	own := exec.Command("nsenter", "--net="+m.ns.Path(), "qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-machine", "pc,accel=tcg", "-m", "32", "-name", "guest=victim", "-qmp", "unix:"+dir+"/own,server=on,wait=off",
-		"-uuid", m.daemon.Virsh("domuuid", "victim"), "-chardev", "socket,id=charmonitor,server=on,wait=off,path="+dir+"/monitor", "-mon", "chardev=charmonitor,mode=control")
+		"-uuid", m.daemon.Virsh("domuuid", "victim"), "-chardev", "socket,id=charmonitor,server=on,wait=off,fd=3", "-mon", "chardev=charmonitor,mode=control")
+	own.ExtraFiles = []*os.File{inherited}
 	if err := own.Start(); err != nil {
 		t.Fatal(err)
 	}
