@@ -196,7 +196,7 @@ func TestLiveScripts(t *testing.T) {
 	if err := h.IfDown("vm8"); err != nil {
 		t.Errorf("one that is gone: %v", err)
 	}
-	for name, want := range map[string]string{"br0": "no tap", "vm8": "not exist", "a/b": "1 to 15 bytes"} {
+	for name, want := range map[string]string{"br0": "no tap", "vm8": "no such network device", "a/b": "1 to 15 bytes"} {
 		if err := h.IfUp(name, "br0", bridge.PortConfig{}, yes); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", name, err, want)
 		}
