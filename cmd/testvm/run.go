@@ -74,10 +74,11 @@ func run(ctx context.Context, out io.Writer, c testvm.Config) (err error) {
 		return err
 	}
 	defer vm.Stop()
+	// Who waits for the agent is answered after this is said.
+	fmt.Fprintf(out, "%s runs with pid %d\nmonitor  %s\nagent    %s\n", c.Name, vm.Pid(), c.QMP, c.Agent)
 	if err := vm.Guest.Close(); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "%s runs with pid %d\nmonitor  %s\nagent    %s\n", c.Name, vm.Pid(), c.QMP, c.Agent)
 	if err := vm.Wait(context.WithoutCancel(ctx)); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("guest %s: QEMU ended: %w", c.Name, err)
 	}

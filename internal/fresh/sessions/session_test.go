@@ -59,7 +59,7 @@ func TestSession(t *testing.T) {
 		{"other output", "# echo one\nwon\n# exit", "line 2: echo one: it says\none\n"},
 		{"more output", "# echo one; echo two\none\n# exit", "it says"},
 		{"a failure", "# true\n# false\n# exit", "line 3: false: exit status 1"},
-		{"no end", "# true", "lives on"},
+		{"no end", "# true", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			all, err := parse("```console\n" + test.lines + "\n```\n")
