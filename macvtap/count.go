@@ -38,7 +38,10 @@ func CountOf(uid int) (int, error) {
 			continue
 		}
 		procfd.Of(pid, func(f procfd.File) {
-			if number, ok := numberOf(f); ok && slices.Contains(majors, unix.Major(number)) {
+			if !LooksLikeQueue(f) {
+				return
+			}
+			if number, ok := NumberOf(f); ok && slices.Contains(majors, unix.Major(number)) {
 				devices[number] = true
 			}
 		})

@@ -163,7 +163,10 @@ func QueuesOf(pid int, ns *netns.NS, l *rtnl.Link) ([]int, error) {
 	}
 	var fds []int
 	procfd.Of(pid, func(f procfd.File) {
-		if number, ok := numberOf(f); ok && number == dev {
+		if !LooksLikeQueue(f) {
+			return
+		}
+		if number, ok := NumberOf(f); ok && number == dev {
 			fds = append(fds, f.FD)
 		}
 	})
@@ -171,15 +174,11 @@ func QueuesOf(pid int, ns *netns.NS, l *rtnl.Link) ([]int, error) {
 	return fds, nil
 }
 
-// numberOf is the device number of a file that may be a queue. It asks the file's system for nothing:
-// that may be a user's own (FUSE), which never answers.
-func numberOf(f procfd.File) (number uint64, ok bool) {
-	if !LooksLikeQueue(f) {
-		return 0, false
-	}
-	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, f.Path(), unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st)
-	return unix.Mkdev(st.Rdev_major, st.Rdev_minor), err == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR
+// NumberOf is the device number of a file that may be a queue, as Number is of a device. It asks nobody: the file
+// system may be a user's own (FUSE), which never answers.
+func NumberOf(f procfd.File) (number uint64, ok bool) {
+	st, err := f.Stat()
+	return st.Rdev, err == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR
 }
 
 // LooksLikeQueue tells quickly whether a file may be a queue of a macvtap or ipvtap: its

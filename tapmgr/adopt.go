@@ -22,7 +22,7 @@ type adoptedTap struct{ tapSide }
 // and no device has its name. What a former start of the guest has left is removed. One of that
 // name is an error that Is ErrExist and tells whose it is.
 func (m *Manager) Expect(ctx context.Context, spec Spec) error {
-	h, err := m.adoption(spec)
+	h, err := m.adoption(ctx, spec)
 	if err != nil {
 		return err
 	}
@@ -30,7 +30,7 @@ func (m *Manager) Expect(ctx context.Context, spec Spec) error {
 }
 
 func (m *Manager) expect(ctx context.Context, h *half) error {
-	former, err := m.unstarted(h.spec)
+	former, err := m.unstarted(ctx, h.spec)
 	if err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ func (m *Manager) expect(ctx context.Context, h *half) error {
 // That there is no such device Is fs.ErrNotExist; one that is not libvirt's for that MAC is an
 // error that Is ErrExist.
 func (m *Manager) Adopt(ctx context.Context, spec Spec) (Result, error) {
-	h, err := m.adoption(spec)
+	h, err := m.adoption(ctx, spec)
 	if err != nil {
 		return Result{}, err
 	}
@@ -85,7 +85,7 @@ func (m *Manager) adopt(ctx context.Context, h *half) (Result, error) {
 }
 
 // adoption decides all that Expect and Adopt need; it changes nothing.
-func (m *Manager) adoption(spec Spec) (*half, error) {
+func (m *Manager) adoption(ctx context.Context, spec Spec) (*half, error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
@@ -93,7 +93,7 @@ func (m *Manager) adoption(spec Spec) (*half, error) {
 	spec.Via = ViaLibvirt
 	h := m.half(spec, starting)
 	h.side = &adoptedTap{tapSide{m: m, spec: spec}}
-	return h, explainPrepare(spec, m.planPrepare(h))
+	return h, explainPrepare(spec, m.planPrepare(ctx, h))
 }
 
 // isLibvirts tells by an error that the device is not a tap that libvirt has made for the guest and

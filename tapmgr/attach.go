@@ -70,11 +70,11 @@ func (m *Manager) attach(ctx context.Context, spec, asked Spec) (Result, error) 
 	a := &attachment{half: m.half(spec, attaching), asked: asked}
 	a.anyModel = asked.Model == ""
 	// What is wrong on this side is told without waiting for the guest.
-	err := a.side.plan(&a.record)
-	if now := m.renamed(spec, err); now != "" {
+	err := a.side.plan(ctx, &a.record)
+	if now := m.renamed(ctx, spec, err); now != "" {
 		a.half = m.half(spec.on(now), attaching)
 		a.notices = append(a.notices, fmt.Sprintf("%s is called %s now", spec.source(), now))
-		err = a.side.plan(&a.record)
+		err = a.side.plan(ctx, &a.record)
 	}
 	if err != nil {
 		return Result{}, in(ErrLink, err)

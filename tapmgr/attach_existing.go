@@ -17,19 +17,19 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 	if a.spec.Switch != nil {
 		sw = a.record.Source
 	}
-	link, err := a.m.findFor(a.vm.process(), a.spec.VM, a.spec.NIC, sw)
+	link, err := a.m.findFor(ctx, a.vm.process(), a.spec.VM, a.spec.NIC, sw)
 	if err != nil {
 		return nil, err
 	}
 	if link != nil && link.want.Via != a.spec.Via {
-		return nil, a.otherWay(link)
+		return nil, a.otherWay(ctx, link)
 	}
 	device, err := a.vm.has(ctx, a.spec.NIC)
 	if err != nil {
 		return nil, in(ErrHandover, err)
 	}
 	if device && link == nil { // it may have been renamed
-		if link, err = a.m.find(Target{VM: a.spec.VM, PID: a.vm.process()}, a.spec.NIC); err != nil {
+		if link, err = a.m.find(ctx, Target{VM: a.spec.VM, PID: a.vm.process()}, a.spec.NIC); err != nil {
 			return nil, err
 		}
 	}
@@ -49,7 +49,7 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 		return nil, nil
 	case !device:
 		a.left = link
-		return nil, a.m.mayRelease(link, a.vm)
+		return nil, a.m.mayRelease(ctx, link, a.vm)
 	}
 	diff := a.asked.differences(*link)
 	switch {
@@ -66,8 +66,8 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 
 // otherWay is about a NIC that was, or was about to be, handed over in another way than the one asked for. What nobody holds is
 // replaced.
-func (a *attachment) otherWay(link *ours) error {
-	now, err := a.m.anew(link)
+func (a *attachment) otherWay(ctx context.Context, link *ours) error {
+	now, err := a.m.anew(ctx, link)
 	switch {
 	case err != nil:
 		return err
@@ -128,7 +128,7 @@ func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
 			return Result{}, err
 		}
 	}
-	now, err := a.m.again(*o)
+	now, err := a.m.again(ctx, *o)
 	return a.result(&now, len(list) > 0), err
 }
 

@@ -25,12 +25,12 @@ type helperSide struct {
 	files []*os.File
 }
 
-func (s *helperSide) plan(r *record) error {
+func (s *helperSide) plan(ctx context.Context, r *record) error {
 	if s.spec.Lower != nil {
 		return fmt.Errorf("a %s is made by root alone while the guest runs (run vmnet as root, or start the guest by qemu-netup --%s %s)", s.spec.Lower.Kind, s.spec.Lower.Kind, s.spec.Lower.Device)
 	}
 	s.record = r
-	return s.tapSide.plan(r)
+	return s.tapSide.plan(ctx, r)
 }
 
 func (s *helperSide) queues() []*os.File { return s.files }
@@ -154,7 +154,7 @@ func (s *helperSide) end() {
 }
 
 // verify has the helper say in the alias that the NIC is plugged.
-func (s *helperSide) verify(int, string) (*ours, error) {
+func (s *helperSide) verify(context.Context, int, string) (*ours, error) {
 	defer s.end()
 	if err := send(s.sock, progress{Plugged: true}); err != nil {
 		return nil, s.explain(err)

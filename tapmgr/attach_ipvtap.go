@@ -1,6 +1,7 @@
 package tapmgr
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -19,12 +20,12 @@ type ipvlanSibling struct {
 // agrees refuses an ipvtap that would change the guests beside it: a lower has one mode and one
 // flag, and the kernel gives those of the latest ipvtap to all (ipvlan_link_new in
 // drivers/net/ipvlan/ipvlan_main.c).
-func (s *lowerSide) agrees() error {
+func (s *lowerSide) agrees(ctx context.Context) error {
 	l := s.spec.Lower
 	if l.Kind != macvtap.IPVtap {
 		return nil
 	}
-	all, err := s.ipvlanSiblings()
+	all, err := s.ipvlanSiblings(ctx)
 	if err != nil || len(all) == 0 {
 		return err
 	}
@@ -58,8 +59,8 @@ func names(all []ipvlanSibling) string {
 
 // ipvlanSiblings lists what shares the lower with the NIC: other NICs of ours, wherever they are,
 // and what else the Manager's netns shows. A lower that is an ipvlan itself shares its own lower.
-func (s *lowerSide) ipvlanSiblings() (found []ipvlanSibling, err error) {
-	all, err := s.m.whole()
+func (s *lowerSide) ipvlanSiblings(ctx context.Context) (found []ipvlanSibling, err error) {
+	all, err := s.m.whole(ctx)
 	if err != nil {
 		return nil, err
 	}

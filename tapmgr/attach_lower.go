@@ -38,7 +38,7 @@ func (l *Lower) config(name string, lower *rtnl.Link, mac net.HardwareAddr) macv
 	}
 }
 
-func (s *lowerSide) plan(r *record) (err error) {
+func (s *lowerSide) plan(ctx context.Context, r *record) (err error) {
 	l := s.spec.Lower
 	s.lower, err = s.m.nl.Link(l.Device)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -55,7 +55,7 @@ func (s *lowerSide) plan(r *record) (err error) {
 	if err := s.m.mayBeParent(l.Kind, s.lower); err != nil {
 		return err
 	}
-	if err := s.agrees(); err != nil {
+	if err := s.agrees(ctx); err != nil {
 		return err
 	}
 	if s.spec.MAC == nil {
@@ -130,7 +130,7 @@ func (s *lowerSide) createStep() step.Step {
 			if l.Mode == "passthru" && mac == nil {
 				mac = s.lower.MAC
 			}
-			if err := s.agrees(); err != nil { // again: to wait for the guest may take long
+			if err := s.agrees(ctx); err != nil { // again: to wait for the guest may take long
 				return err
 			}
 			err = s.m.retry(ctx, s.lower, func() (err error) {
@@ -194,7 +194,7 @@ func (m *Manager) retry(ctx context.Context, lower *rtnl.Link, do func() error) 
 		if !inTheWay {
 			return err
 		}
-		named := m.withSiblings(err, lower.Name)
+		named := m.withSiblings(ctx, err, lower.Name)
 		if named != err || time.Now().After(deadline) {
 			return named
 		}
@@ -207,11 +207,11 @@ func (m *Manager) retry(ctx context.Context, lower *rtnl.Link, do func() error) 
 }
 
 // withSiblings adds to an error which NICs are on a lower already.
-func (m *Manager) withSiblings(err error, lower string) error {
+func (m *Manager) withSiblings(ctx context.Context, err error, lower string) error {
 	if err == nil {
 		return nil
 	}
-	all, listErr := m.inventory()
+	all, listErr := m.inventory(ctx)
 	if listErr != nil {
 		return err
 	}
@@ -227,8 +227,12 @@ func (m *Manager) withSiblings(err error, lower string) error {
 	return fmt.Errorf("%w; on %s there is%s", err, lower, names)
 }
 
-func (s *lowerSide) verify(pid int, alias string) (*ours, error) {
-	for _, f := range spacesOf(pid) {
+func (s *lowerSide) verify(ctx context.Context, pid int, alias string) (*ours, error) {
+	op, err := s.m.openedBy(pid)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range op.spaces {
 		if inode, _ := netns.InodeOf(f); inode != s.inode {
 			continue
 		}

@@ -37,7 +37,7 @@ type lifeline struct {
 	read, write *os.File // the switch's end, until that has it, and QEMU's
 }
 
-func (s *socketSide) plan(r *record) error {
+func (s *socketSide) plan(_ context.Context, r *record) error {
 	if err := s.spec.validateSocket(); err != nil {
 		return in(ErrInvalid, err)
 	}
@@ -202,7 +202,7 @@ func (s *socketSide) close() error {
 }
 
 // verify has the switch say in the label that the NIC is plugged.
-func (s *socketSide) verify(pid int, alias string) (*ours, error) {
+func (s *socketSide) verify(ctx context.Context, pid int, alias string) (*ours, error) {
 	path, err := control.Path(s.record.Source)
 	if err != nil {
 		return nil, err
@@ -222,7 +222,7 @@ func (s *socketSide) verify(pid int, alias string) (*ours, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := socketNIC(s.record)
+	o := socketNIC(s.record, ownerOf(pid))
 	o.holders, o.seat, o.Alias = []Holder{{PID: pid, FDs: []int{}}}, seat{path: path, port: port}, alias
 	return &o, nil
 }

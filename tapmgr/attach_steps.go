@@ -51,8 +51,8 @@ func (a *attachment) verifyStep() step.Step {
 	return step.Step{
 		Name: "verify",
 		Text: fmt.Sprintf("read the device back; set its alias %q", alias),
-		Do: func(context.Context) error {
-			made, err := a.side.verify(a.vm.process(), alias)
+		Do: func(ctx context.Context) error {
+			made, err := a.side.verify(ctx, a.vm.process(), alias)
 			if err != nil {
 				return in(ErrLink, err)
 			}

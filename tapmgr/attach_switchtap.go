@@ -22,7 +22,7 @@ type switchTap struct {
 	record record
 }
 
-func (s *switchTap) plan(r *record) (err error) {
+func (s *switchTap) plan(ctx context.Context, r *record) (err error) {
 	if err := vswitch.MayOpenPacket(s.m.ns); err != nil {
 		return fmt.Errorf("a tap for a switch: %w (--via socket takes no right)", err)
 	}
@@ -77,7 +77,7 @@ func (m *Manager) packetFiles(ctx context.Context, device string) ([]*os.File, e
 	}
 }
 
-func (s *switchTap) verify(_ int, alias string) (*ours, error) {
+func (s *switchTap) verify(ctx context.Context, _ int, alias string) (*ours, error) {
 	l, err := s.m.nl.LinkByIndex(s.link.Index)
 	if err != nil {
 		return nil, fmt.Errorf("the tap is gone, QEMU did not keep it: %w", err)
@@ -86,7 +86,7 @@ func (s *switchTap) verify(_ int, alias string) (*ours, error) {
 		return nil, fmt.Errorf("somebody changed %s meanwhile: up is %v, on a bridge: %v", l.Name, l.Up, l.Master != 0)
 	}
 	o := &ours{Link: l, want: s.record}
-	o.seat = seatOf(o, s.m.askNamed(s.source))
+	o.seat = seatOf(o, s.m.askNamed(ctx, s.source))
 	switch {
 	case o.seat.err != nil:
 		return nil, o.seat.err

@@ -29,7 +29,7 @@ type tapSide struct {
 	link *rtnl.Link
 }
 
-func (s *tapSide) plan(r *record) (err error) {
+func (s *tapSide) plan(_ context.Context, r *record) (err error) {
 	if s.br, err = bridge.Get(s.m.nl, s.spec.Bridge); err != nil {
 		return err
 	}
@@ -175,7 +175,7 @@ func (s *tapSide) settingsStep(alias string) step.Step {
 	}
 }
 
-func (s *tapSide) verify(_ int, alias string) (*ours, error) {
+func (s *tapSide) verify(_ context.Context, _ int, alias string) (*ours, error) {
 	l, err := s.m.nl.LinkByIndex(s.link.Index)
 	if err != nil {
 		return nil, fmt.Errorf("the tap is gone, QEMU did not keep it: %w", err)

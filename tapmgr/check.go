@@ -29,13 +29,17 @@ type Checked struct {
 // Check compares what every NIC should be, which its alias says, with what it is:
 // in the kernel, and in the guest where its monitor is free.
 func (m *Manager) Check(ctx context.Context) (Checked, error) {
-	links, err := m.inventory()
+	links, err := m.inventory(ctx)
 	if err != nil {
 		return Checked{}, err
 	}
 	c := &checker{m: m, Checked: Checked{Differences: []Difference{}, Notices: []string{}}}
 	var held []ours
 	for _, o := range links {
+		if o.isHearsay() {
+			c.Notices = append(c.Notices, fmt.Sprintf("%s/%s was not compared: %s", o.want.VM, o.want.NIC, o.hearsayText()))
+			continue
+		}
 		c.NICs++
 		switch {
 		case !c.host(o):
@@ -51,7 +55,7 @@ func (m *Manager) Check(ctx context.Context) (Checked, error) {
 		c.Differences = append(c.Differences, part.Differences...)
 		c.Notices = append(c.Notices, part.Notices...)
 	}
-	return c.Checked, c.plainTaps()
+	return c.Checked, c.plainTaps(ctx)
 }
 
 type checker struct {
@@ -126,7 +130,7 @@ func (c *checker) guest(ctx context.Context, nics []ours) {
 	}
 	defer vm.Close()
 	for _, o := range nics {
-		o, err := c.m.again(o)
+		o, err := c.m.again(ctx, o)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // detached meanwhile
 		}

@@ -43,7 +43,7 @@ func (m *Manager) Detach(ctx context.Context, spec DetachSpec) (DetachResult, er
 }
 
 func (m *Manager) detach(ctx context.Context, spec DetachSpec) (DetachResult, error) {
-	link, err := m.find(spec.Target, spec.NIC)
+	link, err := m.find(ctx, spec.Target, spec.NIC)
 	if err != nil {
 		return DetachResult{}, err
 	}
@@ -92,7 +92,7 @@ func (d *detachment) isOurs(pid int) error {
 
 // run detaches, now that the guest is locked.
 func (d *detachment) run(ctx context.Context) (res DetachResult, err error) {
-	if d.link, err = d.m.find(Target{VM: d.spec.VM, PID: d.vm.process()}, d.spec.NIC); err != nil { // again: it may have changed
+	if d.link, err = d.m.find(ctx, Target{VM: d.spec.VM, PID: d.vm.process()}, d.spec.NIC); err != nil { // again: it may have changed
 		return res, err
 	}
 	if d.link != nil {
@@ -231,7 +231,7 @@ func (m *Manager) deleteStep(o *ours) step.Step {
 		Name: "delete",
 		Text: deleteText(o),
 		Do: func(ctx context.Context) error {
-			now, err := m.anew(o)
+			now, err := m.anew(ctx, o)
 			if err != nil || now == nil {
 				return err
 			}

@@ -79,7 +79,7 @@ func (d *detachment) releaseStep() step.Step {
 		Name: "release",
 		Text: fmt.Sprintf("the guest has no device %s: release its netdev and fds", deviceID(d.spec.NIC)),
 		Do: func(ctx context.Context) error {
-			if err := d.m.mayRelease(d.link, d.vm); err != nil {
+			if err := d.m.mayRelease(ctx, d.link, d.vm); err != nil {
 				return err
 			}
 			return d.m.release(ctx, d.vm, d.link)

@@ -6,7 +6,7 @@ import "context"
 // ended, or a NIC was unplugged. Unlike Release it may come late: what was made since for the guest's next start, or is
 // about to be handed over, is left alone. Failures are told in the actions; the error is about the reading of what is.
 func (m *Manager) Ended(ctx context.Context, vm string) ([]Action, error) {
-	links, err := m.byName(vm)
+	links, err := m.byName(ctx, vm)
 	if err != nil {
 		return nil, err
 	}

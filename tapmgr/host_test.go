@@ -56,6 +56,12 @@ func newHost(t testing.TB) *host {
 	return h
 }
 
+// List is the Manager's, within the test.
+func (h *host) List(vm string) ([]tapmgr.NIC, error) {
+	h.Helper()
+	return h.Manager.List(h.context(30*time.Second), vm)
+}
+
 func (h *host) bridge(cfg bridge.Config) {
 	h.Helper()
 	if err := bridge.Create(h.nl, cfg); err != nil {

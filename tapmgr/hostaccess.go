@@ -2,6 +2,7 @@ package tapmgr
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -164,7 +165,7 @@ type LowerInfo struct {
 }
 
 // ShowLower tells of a lower whether it has host access, and which NICs of guests sit on it.
-func (m *Manager) ShowLower(name string) (LowerInfo, error) {
+func (m *Manager) ShowLower(ctx context.Context, name string) (LowerInfo, error) {
 	link, err := m.lower(name)
 	if err != nil {
 		return LowerInfo{}, err
@@ -178,7 +179,7 @@ func (m *Manager) ShowLower(name string) (LowerInfo, error) {
 		d := m.describeHostAccess(*h)
 		info.HostAccess = &d
 	}
-	nics, err := m.List("")
+	nics, err := m.List(ctx, "")
 	for _, n := range nics {
 		if n.Type != TypeTap && !n.Switch && (n.Source == link.Name || slices.Contains(link.AltNames, n.Source)) {
 			info.NICs = append(info.NICs, n)

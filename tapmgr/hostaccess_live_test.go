@@ -83,7 +83,7 @@ func TestLiveHostAccessLetsHostAndGuestsReachEachOther(t *testing.T) {
 	}
 	h.pings(g, farAddr)
 
-	info, err := h.ShowLower("eth0")
+	info, err := h.ShowLower(t.Context(), "eth0")
 	if err != nil || info.HostAccess == nil || len(info.NICs) != 1 || info.NICs[0].VM != g.name {
 		t.Errorf("show %+v, %v", info, err)
 	}

@@ -2,15 +2,13 @@ package tapmgr
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
-	"sync"
 
-	"vmnet/internal/fdlabel"
 	"vmnet/internal/netns"
 	"vmnet/internal/procfd"
 	"vmnet/internal/qemu"
@@ -34,6 +32,11 @@ type ours struct {
 
 	seat seat // of a NIC that belongs on a userspace switch
 
+	// Of a NIC by a socket: whose its process is, and whether root or the caller says that it is there,
+	// by a label of theirs or by a switch that is theirs.
+	uid     int
+	vouched bool
+
 	holders []Holder // as far as the caller may see, the VMM first
 	allSeen bool     // of a macvtap in the Manager's netns: whoever held it would be among them
 	busy    bool     // nobody holds it, since an attach is about to hand it over by its name
@@ -56,6 +59,18 @@ func (m *Manager) within(o *ours, f func(ns *netns.NS, nl *rtnl.Conn) error) err
 	if o.in == nil {
 		return f(m.ns, m.nl)
 	}
+	return m.withinOpen(o, func(ns *netns.NS) error {
+		nl, err := rtnl.Open(ns)
+		if err != nil {
+			return err
+		}
+		defer nl.Close()
+		return f(ns, nl)
+	})
+}
+
+// withinOpen runs f with the netns of a link that is not in the Manager's.
+func (m *Manager) withinOpen(o *ours, f func(*netns.NS) error) error {
 	ns, err := netns.OpenHeld(*o.in)
 	if err != nil {
 		return fmt.Errorf("%w: %w", fs.ErrNotExist, err)
@@ -64,12 +79,7 @@ func (m *Manager) within(o *ours, f func(ns *netns.NS, nl *rtnl.Conn) error) err
 	if inode, err := ns.Inode(); err != nil || inode != o.inode {
 		return fmt.Errorf("the netns of %s: %w", o.Name, fs.ErrNotExist)
 	}
-	nl, err := rtnl.Open(ns)
-	if err != nil {
-		return err
-	}
-	defer nl.Close()
-	return f(ns, nl)
+	return f(ns)
 }
 
 // set changes settings of a link of ours.
@@ -78,74 +88,78 @@ func (m *Manager) set(o *ours, attrs ...rtnl.Attr) error {
 }
 
 // inventory reads all links of ours and who holds them, by guest and id.
-func (m *Manager) inventory() ([]ours, error) {
-	inode, err := m.ns.Inode()
-	if err != nil {
-		return nil, err
-	}
+func (m *Manager) inventory(ctx context.Context) ([]ours, error) {
 	links, err := m.inOwn()
 	if err != nil {
 		return nil, err
 	}
-	byName := map[string]*ours{}
-	for i := range links {
-		byName[links[i].Name] = &links[i]
-	}
-	var queues, spaces, labels []procfd.File
-	nodes := map[int][]int{} // fds that may be queues of a macvtap, by process
-	err = procfd.All(func(f procfd.File) {
-		if _, ok := fdlabel.Of(f); ok {
-			labels = append(labels, f)
-		} else if tun.LooksLikeQueue(f) {
-			queues = append(queues, f)
-		} else if _, ok := netns.InodeOf(f); ok {
-			spaces = append(spaces, f)
-		} else if macvtap.LooksLikeQueue(f) {
-			nodes[f.PID] = append(nodes[f.PID], f.FD)
-		}
-	})
+	op, err := m.look(ctx, links)
 	if err != nil {
 		return nil, err
 	}
-	for _, f := range queues {
-		if o := byName[tun.InterfaceOf(f)]; o != nil && tun.InNetns(f, inode) && f.Still() {
-			o.addHolder(f)
+	return m.inventoryOf(ctx, links, op)
+}
+
+// inventoryOf is the inventory where links and processes were looked at already.
+func (m *Manager) inventoryOf(ctx context.Context, links []*rtnl.Link, op *opened) ([]ours, error) {
+	own := m.records(links)
+	for i := range own {
+		o := &own[i]
+		if o.Tun != nil {
+			o.addHolders(op, op.queuesOf(ctx, o.Name))
+		} else {
+			m.addNodeHolders(o, op)
 		}
+		o.busy = o.awaitsLibvirt()
 	}
-	spaces = slices.DeleteFunc(spaces, func(f procfd.File) bool { return nodes[f.PID] == nil && !isQEMU(f.PID) })
-	elsewhere := m.inSpaces(spaces)
-	m.addNodeHolders(links, elsewhere, nodes)
-	for i := range links {
-		links[i].busy = links[i].awaitsLibvirt()
+	all := append(own, m.inSpaces(ctx, op)...)
+	all = append(all, m.seats(ctx, all, op)...)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
 	}
-	links = append(links, elsewhere...)
-	links = append(links, m.seats(links, labels)...)
-	slices.SortFunc(links, func(a, b ours) int {
+	slices.SortFunc(all, func(a, b ours) int {
 		return cmp.Or(strings.Compare(a.want.VM, b.want.VM), strings.Compare(a.want.NIC, b.want.NIC))
 	})
-	return links, nil
+	return all, nil
+}
+
+// records are those of the links in the Manager's netns that are NICs.
+func (m *Manager) records(links []*rtnl.Link) []ours {
+	var found []ours
+	masters := map[int]*rtnl.Link{0: nil}
+	for _, l := range links {
+		r, ok := parseAlias(l.Alias)
+		if !ok {
+			continue
+		}
+		if _, known := masters[l.Master]; !known {
+			masters[l.Master] = m.masterOf(l)
+		}
+		found = append(found, m.own(l, r, masters[l.Master]))
+	}
+	return found
 }
 
 // seats asks the switches for the links that belong on them, and for the NICs that have no link, which it returns.
-func (m *Manager) seats(links []ours, labels []procfd.File) []ours {
-	names := m.sources(labels)
+func (m *Manager) seats(ctx context.Context, links []ours, op *opened) []ours {
+	names := sources(op.labels)
 	for _, o := range links {
 		if o.want.Switch {
 			names = append(names, o.want.Source)
 		}
 	}
-	all := m.askSwitches(names...)
+	all := m.askSwitches(ctx, names...)
 	for i := range links {
 		if o := &links[i]; o.want.Switch {
 			o.seat = seatOf(o, all)
 		}
 	}
-	return m.socketNICs(labels, all)
+	return m.socketNICs(op, all)
 }
 
 // whole is the inventory with all processes looked into, as far as may be.
-func (m *Manager) whole() (all []ours, err error) {
-	err = m.lookInto(func() error { all, err = m.inventory(); return err })
+func (m *Manager) whole(ctx context.Context) (all []ours, err error) {
+	err = m.lookInto(func() error { all, err = m.inventory(ctx); return err })
 	return all, err
 }
 
@@ -154,45 +168,35 @@ func isQEMU(pid int) bool {
 	return err == nil
 }
 
-// addHolder notes a queue. A guest's VMM comes first, whoever else holds one.
-func (o *ours) addHolder(f procfd.File) {
-	i := slices.IndexFunc(o.holders, func(h Holder) bool { return h.PID == f.PID })
-	if i >= 0 {
+// addHolders notes who has files open that are the link's, in the order in which they were seen; but a guest's
+// VMM comes first, whoever else holds one.
+func (o *ours) addHolders(op *opened, files []procfd.File) {
+	at := map[int]int{}
+	for i, h := range o.holders {
+		at[h.PID] = i
+	}
+	for _, f := range files {
+		i, known := at[f.PID]
+		if !known {
+			i = len(o.holders)
+			at[f.PID] = i
+			o.holders = append(o.holders, Holder{PID: f.PID})
+		}
 		o.holders[i].FDs = append(o.holders[i].FDs, f.FD)
-		slices.Sort(o.holders[i].FDs)
-		return
 	}
-	at := len(o.holders)
-	if isQEMU(f.PID) {
-		at = 0
+	for _, h := range o.holders {
+		slices.Sort(h.FDs)
 	}
-	o.holders = slices.Insert(o.holders, at, Holder{f.PID, []int{f.FD}})
+	slices.SortStableFunc(o.holders, func(a, b Holder) int {
+		return cmp.Compare(order(op.isVMM(a.PID)), order(op.isVMM(b.PID)))
+	})
 }
 
-// inOwn lists the links of ours in the Manager's netns: taps, and macvtaps that were handed
-// over by name.
-func (m *Manager) inOwn() ([]ours, error) {
-	var found []ours
-	masters := map[int]*rtnl.Link{0: nil}
-	for _, kind := range []string{"tun", string(macvtap.Macvtap), string(macvtap.IPVtap)} {
-		all, err := m.nl.Links(kind, 0)
-		if err != nil {
-			return nil, err
-		}
-		for _, l := range all {
-			r, ok := parseAlias(l.Alias)
-			// The kernel lists links of every kind where it does not know the one that is asked
-			// for. A macvtap whose lower is elsewhere belongs to the Manager there.
-			if !ok || l.Kind != kind || kind != "tun" && l.LowerNS >= 0 {
-				continue
-			}
-			if _, known := masters[l.Master]; !known {
-				masters[l.Master] = m.masterOf(l)
-			}
-			found = append(found, m.own(l, r, masters[l.Master]))
-		}
+func order(first bool) int {
+	if first {
+		return 0
 	}
-	return found, nil
+	return 1
 }
 
 // own is a link of ours in the Manager's netns, with its master; nil for none.
@@ -209,50 +213,29 @@ func (m *Manager) own(l *rtnl.Link, r record, master *rtnl.Link) ours {
 	return o
 }
 
-// addNodeHolders notes who has the nodes of the macvtaps in the Manager's netns open. nodes
-// are fds that may be such, by process; those of the macvtaps elsewhere are known
-// already, and so the processes that hold nothing else need not be asked for each link.
-func (m *Manager) addNodeHolders(links, elsewhere []ours, nodes map[int][]int) {
-	take := func(h Holder) {
-		nodes[h.PID] = slices.DeleteFunc(nodes[h.PID], func(fd int) bool { return slices.Contains(h.FDs, fd) })
-	}
-	for _, o := range elsewhere {
-		for _, h := range o.holders {
-			take(h)
+// addNodeHolders notes who has the node of a macvtap in the Manager's netns open.
+func (m *Manager) addNodeHolders(o *ours, op *opened) {
+	o.allSeen = len(op.over) == 0
+	if len(op.nodes) > 0 {
+		number, err := macvtap.Number(m.ns, o.Link)
+		if err == nil {
+			o.addHolders(op, op.nodesOf(number))
 		}
+		o.allSeen = o.allSeen && err == nil
 	}
-	seen := sync.OnceValue(seesAll)
-	for i := range links {
-		o := &links[i]
-		if o.Tun != nil {
-			continue
-		}
-		o.allSeen = true
-		for pid, fds := range nodes {
-			if len(fds) == 0 {
-				continue
-			}
-			mine, err := macvtap.QueuesOf(pid, m.ns, o.Link)
-			o.allSeen = o.allSeen && err == nil
-			for _, fd := range mine {
-				o.addHolder(procfd.File{PID: pid, FD: fd})
-			}
-			take(Holder{pid, mine})
-		}
-		o.allSeen = o.allSeen && len(o.holders) == 0 && seen()
-	}
+	o.allSeen = o.allSeen && len(o.holders) == 0 && op.seesAll()
 }
 
 // named lists the links of that NIC of guests of that name, wherever they are: two users may both have one.
-func (m *Manager) named(vm, nic string) ([]ours, error) {
-	all, err := m.whole()
+func (m *Manager) named(ctx context.Context, vm, nic string) ([]ours, error) {
+	all, err := m.whole(ctx)
 	return slices.DeleteFunc(all, func(o ours) bool { return o.want.VM != vm || o.want.NIC != nic }), err
 }
 
 // find returns the link of a guest's NIC, wherever it is, or nil. Of several it is the one that the
 // Target's process holds.
-func (m *Manager) find(t Target, nic string) (*ours, error) {
-	all, err := m.named(t.VM, nic)
+func (m *Manager) find(ctx context.Context, t Target, nic string) (*ours, error) {
+	all, err := m.named(ctx, t.VM, nic)
 	if err != nil {
 		return nil, err
 	}
@@ -268,14 +251,24 @@ func (m *Manager) find(t Target, nic string) (*ours, error) {
 	return nil, fmt.Errorf("%w, with NIC %s: %s (name one guest with --pid)", qemu.ErrAmbiguous, nic, whose(all))
 }
 
-// isOthers tells whether a NIC is known only by the word of another user than root and the caller, who can give it any
-// name: it is meant only where its process is named.
-func (o *ours) isOthers() bool {
-	if !o.isSocket() || len(o.holders) == 0 {
-		return false
+// isOthers reports whether a NIC by a socket is held by another user's process, than root's and the caller's: it is meant
+// only where that process is named.
+func (o *ours) isOthers() bool { return o.isSocket() && !isTrusted(o.uid) }
+
+// isHearsay reports whether nothing but the word of another user's processes says that there is a NIC: a label is
+// whatever its maker wrote, for whatever guest. It is shown, with that user. Of no other guest does it decide anything.
+func (o *ours) isHearsay() bool { return o.isOthers() && !o.vouched }
+
+// hearsayText names whose word it is.
+func (o *ours) hearsayText() string {
+	text := "nothing but"
+	if len(o.holders) > 0 {
+		text += fmt.Sprintf(" process %d of", o.holders[0].PID)
 	}
-	uid, err := procfd.RealUID(o.holders[0].PID)
-	return err == nil && uid != 0 && uid != os.Geteuid()
+	if o.uid == nobodys {
+		return text + " a user with other privileges says that it is there"
+	}
+	return fmt.Sprintf("%s user %d says that it is there", text, o.uid)
 }
 
 func (o *ours) isHeldBy(pid int) bool {
@@ -300,8 +293,8 @@ func whose(all []ours) string {
 }
 
 // anew reads the same link and its holders again; nil where it is gone.
-func (m *Manager) anew(o *ours) (*ours, error) {
-	all, err := m.named(o.want.VM, o.want.NIC)
+func (m *Manager) anew(ctx context.Context, o *ours) (*ours, error) {
+	all, err := m.named(ctx, o.want.VM, o.want.NIC)
 	for _, now := range all {
 		if o.sameSocket(&now) || !o.isSocket() && !now.isSocket() && now.inode == o.inode && now.Index == o.Index {
 			return &now, err
@@ -313,33 +306,37 @@ func (m *Manager) anew(o *ours) (*ours, error) {
 // findFor is find at a cost that does not grow with what else there is: by the tap's
 // name, and among what the guest's process holds. sw is the switch that it is looked for in; empty for
 // none. The holders of a link are not filled in.
-func (m *Manager) findFor(pid int, vm, nic, sw string) (*ours, error) {
+func (m *Manager) findFor(ctx context.Context, pid int, vm, nic, sw string) (*ours, error) {
 	name, _ := InterfaceName(vm, nic)
 	l, err := m.nl.Link(name)
 	if err == nil {
 		if r, ok := parseAlias(l.Alias); ok && r.VM == vm && r.NIC == nic {
 			o := m.own(l, r, m.masterOf(l))
 			if r.Switch {
-				o.seat = seatOf(&o, m.askNamed(r.Source))
+				o.seat = seatOf(&o, m.askNamed(ctx, r.Source))
 			}
 			return &o, nil
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	for _, o := range m.inSpaces(spacesOf(pid)) {
+	op, err := m.openedBy(pid)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range m.inSpaces(ctx, op) {
 		if o.want.VM == vm && o.want.NIC == nic {
 			return &o, nil
 		}
 	}
-	return m.socketFor(pid, vm, nic, sw), nil
+	return m.socketFor(ctx, pid, op, vm, nic, sw), nil
 }
 
 // again reads a link anew: it may have changed while we waited for the lock.
-func (m *Manager) again(o ours) (now ours, err error) {
+func (m *Manager) again(ctx context.Context, o ours) (now ours, err error) {
 	now = o
 	if o.isSocket() {
-		there, err := m.anew(&o)
+		there, err := m.anew(ctx, &o)
 		if there == nil {
 			return o, cmp.Or(err, fmt.Errorf("NIC %s: %w", o.Name, fs.ErrNotExist))
 		}
@@ -359,7 +356,7 @@ func (m *Manager) again(o ours) (now ours, err error) {
 		return nil
 	})
 	if err == nil && now.want.Switch {
-		now.seat = seatOf(&now, m.askNamed(now.want.Source))
+		now.seat = seatOf(&now, m.askNamed(ctx, now.want.Source))
 	}
 	return now, err
 }
@@ -417,7 +414,9 @@ func (m *Manager) queuesOf(o *ours, pid int) (fds []int, err error) {
 	case o.isSocket():
 		return nil, nil
 	case o.in != nil:
-		return m.macvtapHolder(o, pid).FDs, nil
+		// None is known where we may not look.
+		_ = m.withinOpen(o, func(ns *netns.NS) error { fds, err = macvtap.QueuesOf(pid, ns, o.Link); return err })
+		return fds, nil
 	case o.Tun == nil:
 		return macvtap.QueuesOf(pid, m.ns, o.Link)
 	}

@@ -35,10 +35,10 @@ type Launched struct {
 // PlanLaunch decides everything about the NICs of one guest, and changes nothing. The ids are
 // those of Attach, so that afterwards List, Show, Check and Detach treat them like any
 // other. QueuesAuto must have been decided. A NIC of that name that is there is an error that Is ErrExist.
-func (m *Manager) PlanLaunch(specs ...Spec) (*Launch, error) {
+func (m *Manager) PlanLaunch(ctx context.Context, specs ...Spec) (*Launch, error) {
 	l := &Launch{m: m}
 	for _, spec := range specs {
-		h, err := m.planLaunch(spec)
+		h, err := m.planLaunch(ctx, spec)
 		if err != nil {
 			return nil, fmt.Errorf("launch %s/%s: %w", spec.VM, spec.NIC, err)
 		}
@@ -60,14 +60,14 @@ func (l *Launch) Make(ctx context.Context) error {
 	if err := l.m.run(ctx, l.steps); err != nil {
 		return fmt.Errorf("launch %s: %w", l.halves[0].spec.VM, err)
 	}
-	if err := l.look(); err != nil {
+	if err := l.look(ctx); err != nil {
 		return errors.Join(err, l.Close())
 	}
 	return nil
 }
 
 // planLaunch decides everything about one NIC and changes nothing.
-func (m *Manager) planLaunch(spec Spec) (*half, error) {
+func (m *Manager) planLaunch(ctx context.Context, spec Spec) (*half, error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
@@ -79,11 +79,11 @@ func (m *Manager) planLaunch(spec Spec) (*half, error) {
 	if s, ok := h.side.(*socketSide); ok {
 		s.lifeline.wanted = true
 	}
-	if err := h.side.plan(&h.record); err != nil {
+	if err := h.side.plan(ctx, &h.record); err != nil {
 		return nil, in(ErrLink, err)
 	}
 	if spec.Lower != nil { // its name is taken in no netns that we could see
-		there, err := m.named(spec.VM, spec.NIC)
+		there, err := m.named(ctx, spec.VM, spec.NIC)
 		if err != nil {
 			return nil, err
 		}
@@ -96,13 +96,13 @@ func (m *Manager) planLaunch(spec Spec) (*half, error) {
 }
 
 // look reads the devices back, as far as there are any.
-func (l *Launch) look() error {
+func (l *Launch) look(ctx context.Context) error {
 	for i, h := range l.halves {
 		if h.side.queues() == nil {
 			continue
 		}
 		alias, _ := h.record.encode()
-		made, err := h.side.verify(os.Getpid(), alias)
+		made, err := h.side.verify(ctx, os.Getpid(), alias)
 		if err != nil {
 			return fmt.Errorf("launch %s/%s: %w", h.spec.VM, h.spec.NIC, in(ErrLink, err))
 		}

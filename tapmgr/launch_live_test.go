@@ -21,7 +21,7 @@ import (
 
 // tryLaunch plans NICs and makes them.
 func (h *host) tryLaunch(ctx context.Context, specs ...tapmgr.Spec) (*tapmgr.Launch, error) {
-	l, err := h.PlanLaunch(specs...)
+	l, err := h.PlanLaunch(ctx, specs...)
 	if err == nil {
 		err = l.Make(ctx)
 	}

@@ -127,8 +127,8 @@ func (g *grouping) takeOut(l *rtnl.Link) error {
 	return nil
 }
 
-func (g *grouping) delete(context.Context) error {
-	members, err := g.deletable()
+func (g *grouping) delete(ctx context.Context) error {
+	members, err := g.deletable(ctx)
 	if err != nil || len(members) == 0 {
 		return err
 	}
@@ -164,8 +164,8 @@ func (m *Manager) nodesOf(links []*rtnl.Link) map[int]uint64 {
 // left in it. What it looks at last is what the kernel deletes from: the group's members, with what
 // the kernel says of a tap's queues. Whoever opens a macvtap in the moment since its holders were
 // looked for is not seen, as when one link is deleted alone.
-func (g *grouping) deletable() ([]*rtnl.Link, error) {
-	links, err := g.m.inventory()
+func (g *grouping) deletable(ctx context.Context) ([]*rtnl.Link, error) {
+	links, err := g.m.inventory(ctx)
 	if err != nil {
 		return nil, err
 	}

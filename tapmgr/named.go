@@ -122,7 +122,7 @@ func (s *namedMacvtap) create(ctx context.Context) error {
 	})
 }
 
-func (s *namedMacvtap) verify(_ int, alias string) (*ours, error) {
+func (s *namedMacvtap) verify(_ context.Context, _ int, alias string) (*ours, error) {
 	l, err := s.m.nl.LinkByIndex(s.link.Index)
 	if err != nil {
 		return nil, fmt.Errorf("the macvtap is gone: %w", err)
@@ -166,7 +166,7 @@ func (m *Manager) tryDrop(ctx context.Context, index int) error {
 	}
 	o := &ours{Link: now}
 	if now.Tun != nil && now.Tun.Attached {
-		return m.letDie(o)
+		return m.letDie(ctx, o)
 	}
 	if err := m.waitUnheld(ctx, o); err != nil {
 		return err
@@ -206,8 +206,8 @@ func (m *Manager) expire(o *ours) error {
 }
 
 // letDie takes persistence off a tap through whoever holds it.
-func (m *Manager) letDie(o *ours) error {
-	all, err := m.inventory()
+func (m *Manager) letDie(ctx context.Context, o *ours) error {
+	all, err := m.inventory(ctx)
 	if err != nil {
 		return err
 	}
@@ -235,7 +235,7 @@ func (m *Manager) lendLife(o *ours, pid int) error {
 // waitUnheld waits until no process that is seen holds a macvtap in the Manager's netns.
 func (m *Manager) waitUnheld(ctx context.Context, o *ours) error {
 	for {
-		all, err := m.inventory()
+		all, err := m.inventory(ctx)
 		if err != nil {
 			return err
 		}

@@ -24,7 +24,7 @@ type NIC struct {
 	State     State  `json:"state"`
 	MTU       int    `json:"mtu"`               // bytes, as the guest was told; 1500 where it was told nothing
 	PID       int    `json:"pid,omitempty"`     // of the process that holds it; 0 where none is seen
-	UID       int    `json:"uid,omitempty"`     // of the user for whom qemu-netup made it; 0 for none
+	UID       int    `json:"uid,omitempty"`     // of the user for whom qemu-netup made it, or whose word alone it is; 0 for none
 	Via       Via    `json:"via,omitempty"`     // how a guest of libvirt's got it; empty for other guests
 	Foreign   bool   `json:"foreign,omitempty"` // libvirt has made it itself; it is never touched
 }
@@ -54,28 +54,39 @@ const TypeTap = "tap"
 
 // List returns the NICs of all guests that are ours, or of one where vm is not empty, by
 // guest and id. It opens no monitor, so it never waits for anybody.
-func (m *Manager) List(vm string) ([]NIC, error) {
-	links, err := m.inventory()
-	if err != nil {
-		return nil, err
-	}
+func (m *Manager) List(ctx context.Context, vm string) ([]NIC, error) {
+	all, err := m.inventory(ctx)
+	return m.nics(all, vm), err
+}
+
+// nics describes those of an inventory that a guest of that name has, or all where vm is empty.
+func (m *Manager) nics(all []ours, vm string) []NIC {
 	nics := []NIC{}
-	for _, o := range links {
+	for _, o := range all {
 		if vm == "" || o.want.VM == vm {
 			nics = append(nics, o.state(m.describe(o)))
 		}
 	}
-	return nics, nil
+	return nics
 }
 
 // ListAll returns the NICs of all guests as List does, or of one where vm is not empty, and after them those that
 // libvirt has made itself, whose guest's side libvirt is asked for, a second at most. With all guests' go the taps of
 // which qemu-netup knows the bridge alone, and the host accesses, which have no guest.
 func (m *Manager) ListAll(ctx context.Context, vm string) ([]NIC, error) {
-	nics, err := m.List(vm)
+	links, err := m.inOwn()
 	if err != nil {
 		return nil, err
 	}
+	op, err := m.look(ctx, links)
+	if err != nil {
+		return nil, err
+	}
+	all, err := m.inventoryOf(ctx, links, op)
+	if err != nil {
+		return nil, err
+	}
+	nics := m.nics(all, vm)
 	foreign, err := m.foreignNICs(ctx, vm)
 	for _, f := range foreign {
 		nics = append(nics, f.NIC)
@@ -83,13 +94,9 @@ func (m *Manager) ListAll(ctx context.Context, vm string) ([]NIC, error) {
 	if err != nil || vm != "" {
 		return nics, err
 	}
-	plain, err := m.plainNICs()
-	if err != nil {
-		return nil, err
-	}
-	nics = append(nics, plain...)
-	all, err := m.HostAccesses()
-	for _, h := range all {
+	nics = append(nics, m.plainNICs(ctx, links, op)...)
+	accesses, err := m.HostAccesses()
+	for _, h := range accesses {
 		nics = append(nics, h.NIC())
 	}
 	return nics, err
@@ -100,8 +107,16 @@ func (m *Manager) describe(o ours) NIC {
 	r := o.want
 	return NIC{
 		VM: r.VM, ID: r.NIC, Interface: o.Name, Type: r.Type, Source: r.Source, Switch: r.Switch, Limits: r.Guard.String(), Mode: r.Mode, Port: r.Port, Model: r.Model,
-		MAC: r.MAC.String(), Queues: r.Queues, Vhost: onOff(r.Vhost), MTU: r.guestMTU(), State: o.ownState(), UID: r.Owner, Via: r.Via,
+		MAC: r.MAC.String(), Queues: r.Queues, Vhost: onOff(r.Vhost), MTU: r.guestMTU(), State: o.ownState(), UID: o.owner(), Via: r.Via,
 	}
+}
+
+// owner is the user for whom qemu-netup made a NIC, or on whose word alone it is listed.
+func (o *ours) owner() int {
+	if o.isHearsay() {
+		return o.uid
+	}
+	return o.want.Owner
 }
 
 // state adds what its holders tell.

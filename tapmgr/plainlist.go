@@ -3,69 +3,54 @@ package tapmgr
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
+	"strings"
 
 	"vmnet/internal/plaintap"
-	"vmnet/internal/procfd"
 	"vmnet/internal/qemu"
-	"vmnet/internal/tun"
+	"vmnet/internal/rtnl"
 )
 
 // isPlain reports whether only the tap's bridge is known, and no guest or NIC.
 func (o *ours) isPlain() bool { return o.want.VM == "" }
 
-// plainTaps lists those of the Manager's netns.
-func (m *Manager) plainTaps() ([]plaintap.Tap, error) {
-	links, err := m.nl.Links("tun", 0)
-	if err != nil {
-		return nil, err
-	}
-	var found []plaintap.Tap
+// plain are the plain taps among links, by name.
+func (m *Manager) plain(links []*rtnl.Link) (found []ours) {
 	for _, l := range links {
 		if t, ok := plaintap.Parse(l.Alias); ok && l.Tun != nil {
-			t.Link = l
-			found = append(found, t)
+			want := record{Type: TypeTap, Source: t.Source, Port: t.Port, Owner: t.Owner}
+			found = append(found, m.own(l, want, m.masterOf(l)))
 		}
 	}
-	return found, nil
+	slices.SortFunc(found, func(a, b ours) int { return strings.Compare(a.Name, b.Name) })
+	return found
 }
 
-// plainHeld is plainTaps by name, and who of those that the caller may look into holds them.
-func (m *Manager) plainHeld() ([]ours, error) {
-	taps, err := m.plainTaps()
-	if err != nil || len(taps) == 0 {
-		return nil, err
+// plainOf is plain, and who of those that the caller may look into holds them.
+func (m *Manager) plainOf(ctx context.Context, links []*rtnl.Link, op *opened) []ours {
+	found := m.plain(links)
+	for i := range found {
+		found[i].addHolders(op, op.queuesOf(ctx, found[i].Name))
 	}
-	inode, err := m.ns.Inode()
+	return found
+}
+
+// plainHeld is plainOf for all links and processes.
+func (m *Manager) plainHeld(ctx context.Context) ([]ours, error) {
+	links, err := m.inOwn()
 	if err != nil {
 		return nil, err
 	}
-	byName := map[string]*ours{}
-	for _, t := range taps {
-		o := m.own(t.Link, record{Type: TypeTap, Source: t.Source, Port: t.Port, Owner: t.Owner}, m.masterOf(t.Link))
-		byName[t.Name] = &o
+	op, err := m.look(ctx, links)
+	if err != nil {
+		return nil, err
 	}
-	err = procfd.All(func(f procfd.File) {
-		if !tun.LooksLikeQueue(f) {
-			return
-		}
-		if o := byName[tun.InterfaceOf(f)]; o != nil && tun.InNetns(f, inode) {
-			o.addHolder(f)
-		}
-	})
-	var found []ours
-	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		found = append(found, *byName[name])
-	}
-	return found, err
+	return m.plainOf(ctx, links, op), context.Cause(ctx)
 }
 
 // plainNICs are the plain taps as rows of ListAll, with the guest's name where QEMU tells it.
-func (m *Manager) plainNICs() ([]NIC, error) {
-	taps, err := m.plainHeld()
-	var nics []NIC
-	for _, o := range taps {
+func (m *Manager) plainNICs(ctx context.Context, links []*rtnl.Link, op *opened) (nics []NIC) {
+	for _, o := range m.plainOf(ctx, links, op) {
 		nic := o.state(NIC{
 			Interface: o.Name, Type: TypeTap, Source: o.want.Source, Port: o.want.Port, Queues: 1, Vhost: "",
 			MTU: o.MTU, State: linkState(o.Link), UID: o.want.Owner,
@@ -75,13 +60,13 @@ func (m *Manager) plainNICs() ([]NIC, error) {
 		}
 		nics = append(nics, nic)
 	}
-	return nics, err
+	return nics
 }
 
 // plainTaps removes those that nobody holds, and mends the others. One that was there before it was put on a bridge is
 // taken off that instead of being removed.
 func (r *reconciler) plainTaps(ctx context.Context) error {
-	taps, err := r.m.plainHeld()
+	taps, err := r.m.plainHeld(ctx)
 	for _, o := range taps {
 		if !o.unheld() {
 			if o.want.Source != "" {
@@ -114,8 +99,8 @@ func (m *Manager) ifUnheld(o ours, do func() error) error {
 }
 
 // plainTaps compares the taps of which only their bridge is known.
-func (c *checker) plainTaps() error {
-	taps, err := c.m.plainHeld()
+func (c *checker) plainTaps(ctx context.Context) error {
+	taps, err := c.m.plainHeld(ctx)
 	for _, o := range taps {
 		c.NICs++
 		switch {

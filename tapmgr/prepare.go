@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"vmnet/internal/step"
 	"vmnet/macvtap"
@@ -36,10 +37,10 @@ func explainPrepare(spec Spec, err error) error {
 }
 
 func (m *Manager) prepare(ctx context.Context, h *half) (Result, error) {
-	if err := m.planPrepare(h); err != nil {
+	if err := m.planPrepare(ctx, h); err != nil {
 		return Result{}, err
 	}
-	former, err := m.unstarted(h.spec)
+	former, err := m.unstarted(ctx, h.spec)
 	if err != nil {
 		return Result{}, err
 	}
@@ -55,7 +56,7 @@ func (m *Manager) prepare(ctx context.Context, h *half) (Result, error) {
 }
 
 // planPrepare decides what the steps need, of a guest that is not there yet; it changes nothing.
-func (m *Manager) planPrepare(h *half) error {
+func (m *Manager) planPrepare(ctx context.Context, h *half) error {
 	if h.spec.Queues == QueuesAuto {
 		return in(ErrInvalid, errors.New("the number of queues is not decided"))
 	}
@@ -63,7 +64,7 @@ func (m *Manager) planPrepare(h *half) error {
 		return in(ErrInvalid, err)
 	}
 	h.record.Since = sinceBoot()
-	if err := h.side.plan(&h.record); err != nil {
+	if err := h.side.plan(ctx, &h.record); err != nil {
 		return in(ErrLink, err)
 	}
 	if err := h.plan(h.spec.Queues); err != nil {
@@ -85,8 +86,9 @@ func (m *Manager) deleteFormer(former *ours) step.Step {
 }
 
 // unstarted is what a former start of the guest has left under the NIC's id, which nobody holds; nil for nothing.
-func (m *Manager) unstarted(spec Spec) (*ours, error) {
-	all, err := m.named(spec.VM, spec.NIC)
+func (m *Manager) unstarted(ctx context.Context, spec Spec) (*ours, error) {
+	all, err := m.named(ctx, spec.VM, spec.NIC)
+	all = slices.DeleteFunc(all, func(o ours) bool { return o.isHearsay() }) // anybody's word must not keep a guest from starting
 	if err != nil || len(all) == 0 {
 		return nil, err
 	}
@@ -118,7 +120,7 @@ func (h *half) prepared() (Result, error) {
 // from then on, and the aliases say that the NICs are plugged. So it does for an attach that was cut short. Failures
 // are told in the actions; the error is about the reading of what is.
 func (m *Manager) Started(ctx context.Context, vm string, pid int) ([]Action, error) {
-	links, err := m.byName(vm)
+	links, err := m.byName(ctx, vm)
 	if err != nil {
 		return nil, err
 	}
@@ -157,7 +159,7 @@ func (m *Manager) Opened(name string) error {
 // Release removes what was handed over by name to a guest that libvirt says has ended: of that nobody who can be seen
 // holds anything. Failures are told in the actions; the error is about the reading of what is.
 func (m *Manager) Release(ctx context.Context, vm string) ([]Action, error) {
-	links, err := m.byName(vm)
+	links, err := m.byName(ctx, vm)
 	if err != nil {
 		return nil, err
 	}
@@ -177,11 +179,11 @@ func (m *Manager) Release(ctx context.Context, vm string) ([]Action, error) {
 }
 
 // byName lists the links of a guest that were handed over by their names.
-func (m *Manager) byName(vm string) ([]ours, error) {
-	all, err := m.whole()
+func (m *Manager) byName(ctx context.Context, vm string) ([]ours, error) {
+	all, err := m.whole(ctx)
 	var found []ours
 	for _, o := range all {
-		if o.want.VM == vm && o.want.Via == ViaLibvirt && o.in == nil {
+		if o.want.VM == vm && o.want.Via == ViaLibvirt && o.in == nil && !o.isSocket() {
 			found = append(found, o)
 		}
 	}

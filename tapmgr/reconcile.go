@@ -34,7 +34,7 @@ const monitorWait = 2 * time.Second
 //
 // Failures are told in the actions; the error is about the reading of what is.
 func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
-	links, err := m.inventory()
+	links, err := m.inventory(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -43,6 +43,8 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
 	var held []ours
 	for _, o := range links {
 		switch {
+		case o.isHearsay():
+			r.note(o, "left alone: "+o.hearsayText())
 		case o.unheld() && o.isSocket():
 			r.do(o, "removed: nobody holds it", func() error { return r.m.leave(ctx, &o) })
 		case o.unheld():
@@ -137,7 +139,7 @@ func (r *reconciler) guest(ctx, reading context.Context, nics []ours) {
 
 // nic decides about one NIC whose guest is locked.
 func (r *reconciler) nic(ctx, reading context.Context, vm vmm, o ours) {
-	now, err := r.m.again(o)
+	now, err := r.m.again(ctx, o)
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}
@@ -150,7 +152,7 @@ func (r *reconciler) nic(ctx, reading context.Context, vm vmm, o ours) {
 		r.fail(o, err)
 	case !has:
 		r.do(now, "removed: the guest has no such device", func() error {
-			if err := r.m.mayRelease(&now, vm); err != nil {
+			if err := r.m.mayRelease(ctx, &now, vm); err != nil {
 				return err
 			}
 			return r.m.release(ctx, vm, &now)

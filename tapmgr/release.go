@@ -25,7 +25,7 @@ func (m *Manager) release(ctx context.Context, vm vmm, o *ours) error {
 	if err != nil {
 		return err
 	}
-	now, err := m.anew(o)
+	now, err := m.anew(ctx, o)
 	if err != nil || now == nil {
 		return err
 	}
@@ -45,12 +45,12 @@ func (m *Manager) releaseSocket(ctx context.Context, vm vmm, o *ours) error {
 	if err != nil {
 		return err
 	}
-	now, err := m.anew(o)
+	now, err := m.anew(ctx, o)
 	if err != nil || now == nil {
 		return err
 	}
 	tried := vm.elsewhere(ctx, o)
-	if now, err = m.anew(o); err != nil || now == nil {
+	if now, err = m.anew(ctx, o); err != nil || now == nil {
 		return err
 	}
 	return errors.Join(fmt.Errorf("%w: NIC %s, by process %d", ErrInUse, o.Name, now.vmm()), tried)
@@ -93,8 +93,8 @@ func (m *Manager) waitGoneFor(ctx context.Context, o *ours, d time.Duration) err
 
 // mayRelease tells whether a device that is not plugged into the guest whose lock we
 // hold may be taken away: an error names the process that uses it.
-func (m *Manager) mayRelease(o *ours, vm vmm) error {
-	now, err := m.anew(o)
+func (m *Manager) mayRelease(ctx context.Context, o *ours, vm vmm) error {
+	now, err := m.anew(ctx, o)
 	if err != nil || now == nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (m *Manager) mayRelease(o *ours, vm vmm) error {
 // waitGone waits until a link is gone from its netns, or with it.
 func (m *Manager) waitGone(ctx context.Context, o *ours) error {
 	for {
-		there, err := m.there(o)
+		there, err := m.there(ctx, o)
 		if err != nil || !there {
 			return err
 		}
@@ -123,9 +123,9 @@ func (m *Manager) waitGone(ctx context.Context, o *ours) error {
 
 // there tells whether a link still exists. Who closes its netns last is of no matter: a VMM
 // that was started with the fd can keep that without the link.
-func (m *Manager) there(o *ours) (bool, error) {
+func (m *Manager) there(ctx context.Context, o *ours) (bool, error) {
 	if o.isSocket() {
-		now, err := m.anew(o)
+		now, err := m.anew(ctx, o)
 		return now != nil, err
 	}
 	err := m.on(o, func(nl *rtnl.Conn) error {

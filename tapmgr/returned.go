@@ -40,14 +40,8 @@ func (m *Manager) withoutMaster() ([]ours, error) {
 	if err != nil {
 		return nil, err
 	}
-	plain, err := m.plainTaps()
-	if err != nil {
-		return nil, err
-	}
-	for _, t := range plain {
-		links = append(links, ours{Link: t.Link, want: record{Type: TypeTap, Source: t.Source, Port: t.Port, Owner: t.Owner}})
-	}
-	return slices.DeleteFunc(links, func(o ours) bool {
+	all := append(m.records(links), m.plain(links)...)
+	return slices.DeleteFunc(all, func(o ours) bool {
 		working := o.want.Phase == attaching || o.want.Phase == detaching && !o.Up // cut off by force
 		return o.want.Type != TypeTap || o.want.Switch || o.Master != 0 || working
 	}), nil

@@ -25,8 +25,8 @@ type Mirror struct {
 }
 
 // Mirrors lists those that a QEMU holds, by guest and id. It looks at all processes.
-func (m *Manager) Mirrors() ([]Mirror, error) {
-	links, err := m.whole()
+func (m *Manager) Mirrors(ctx context.Context) ([]Mirror, error) {
+	links, err := m.whole(ctx)
 	if err != nil {
 		return nil, err
 	}

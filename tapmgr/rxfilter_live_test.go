@@ -24,7 +24,7 @@ func (h *host) farPings(addr string) error {
 // follow asks the guest once, as vmnet watch does, and tells the device.
 func (h *host) follow() (x tapmgr.Mirror, changed bool) {
 	h.Helper()
-	all, err := h.Mirrors()
+	all, err := h.Mirrors(h.context(30 * time.Second))
 	if err != nil || len(all) != 1 {
 		h.Fatalf("mirrors %+v, %v", all, err)
 	}
@@ -121,7 +121,7 @@ func TestLiveMirrorOfAnUnknownFilterIsRefused(t *testing.T) {
 	if err := spec.Validate(); !errors.Is(err, tapmgr.ErrInvalid) || !strings.Contains(err.Error(), "want allmulti, none or mirror") {
 		t.Error(err)
 	}
-	if all, err := h.Mirrors(); err != nil || len(all) != 0 {
+	if all, err := h.Mirrors(h.context(30 * time.Second)); err != nil || len(all) != 0 {
 		t.Errorf("mirrors %+v, %v", all, err)
 	}
 }

@@ -70,7 +70,7 @@ func (s *service) serve(ctx context.Context) error {
 	if err := s.receive(&w); err != nil {
 		return fmt.Errorf("read what is asked for: %w", err)
 	}
-	h, err := s.plan(w)
+	h, err := s.plan(ctx, w)
 	if err != nil {
 		return err
 	}
@@ -92,14 +92,14 @@ func (s *service) serve(ctx context.Context) error {
 	}
 	h.record.Phase = plugged
 	alias, _ := h.record.encode()
-	if _, err := h.side.verify(0, alias); err != nil {
+	if _, err := h.side.verify(ctx, 0, alias); err != nil {
 		return err
 	}
 	return s.send(offer{Interface: h.side.interfaceName()})
 }
 
 // plan makes the host's half of a wish that its maker may have, and trusts nothing in it.
-func (s *service) plan(w wish) (*half, error) {
+func (s *service) plan(ctx context.Context, w wish) (*half, error) {
 	port, err := bridge.ParsePortConfig(w.Port)
 	if err != nil {
 		return nil, in(ErrInvalid, err)
@@ -127,7 +127,7 @@ func (s *service) plan(w wish) (*half, error) {
 		return nil, err
 	}
 	h := s.m.half(spec.withDefaults(), attaching)
-	if err := h.side.plan(&h.record); err != nil {
+	if err := h.side.plan(ctx, &h.record); err != nil {
 		return nil, err
 	}
 	if err := h.plan(w.Queues); err != nil {

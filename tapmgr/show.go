@@ -46,7 +46,7 @@ type GuestView struct {
 // Show explains all NICs of a guest, at last those that libvirt has made itself. The guest's view needs its monitor; where that
 // is in use, a notice says so instead.
 func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
-	links, err := m.inventory()
+	links, err := m.inventory(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +58,7 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 		if o.want.VM != vm {
 			continue
 		}
-		d, err := m.detail(o)
+		d, err := m.detail(ctx, o)
 		if err != nil {
 			return nil, err
 		}
@@ -76,13 +76,13 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 }
 
 // detail is what the kernel says.
-func (m *Manager) detail(o ours) (Detail, error) {
+func (m *Manager) detail(ctx context.Context, o ours) (Detail, error) {
 	d := Detail{
 		NIC: o.state(m.describe(o)), Index: o.Index, AltNames: o.AltNames, HostMAC: o.MAC.String(), HostMTU: o.MTU,
 		Holders: append([]Holder{}, o.holders...), VhostFDs: []int{}, Bridge: o.master, Learned: []bridge.Learned{}, Counters: o.Stats,
 	}
 	if o.want.Switch {
-		m.detailSeat(&d, o)
+		m.detailSeat(ctx, &d, o)
 	} else if o.want.Type != TypeTap {
 		d.Lower, d.RxFilter = m.lowerName(&o), rxFilter(&o)
 		d.Mirrored = d.RxFilter == RxMirror && !o.AllMulti
@@ -112,7 +112,7 @@ func (m *Manager) detail(o ours) (Detail, error) {
 }
 
 // detailSeat is what the switch says.
-func (m *Manager) detailSeat(d *Detail, o ours) {
+func (m *Manager) detailSeat(ctx context.Context, d *Detail, o ours) {
 	d.Socket = o.seat.path
 	if o.isSocket() {
 		d.HostMAC = ""
@@ -131,7 +131,7 @@ func (m *Manager) detailSeat(d *Detail, o ours) {
 			d.Counters = rtnl.Stats{RxPackets: t.RxFrames, RxBytes: t.RxBytes, TxPackets: t.TxFrames, TxBytes: t.TxBytes}
 		}
 	}
-	err := withSwitch(context.Background(), o.seat.path, func(ctx context.Context, c *control.Client) error {
+	err := withSwitch(ctx, o.seat.path, func(ctx context.Context, c *control.Client) error {
 		all, err := c.FDB(ctx)
 		for _, e := range all {
 			if e.Port == o.seat.port.Name {

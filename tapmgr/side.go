@@ -1,6 +1,7 @@
 package tapmgr
 
 import (
+	"context"
 	"os"
 
 	"vmnet/internal/rtnl"
@@ -12,7 +13,7 @@ import (
 type hostSide interface {
 	// plan reads what the steps need and changes nothing. It fills in what the
 	// record says of this side, and the guest's MAC where that is not free.
-	plan(r *record) error
+	plan(ctx context.Context, r *record) error
 	// maxMTU is the most bytes that it carries; plan has been called.
 	maxMTU() int
 	// bridgeLink is the kernel's bridge that it is put on; nil for none. plan has been called.
@@ -31,7 +32,7 @@ type hostSide interface {
 	// close closes our copies. Without a VMM's the device goes.
 	close() error
 	// verify reads the device back when the VMM has it, and sets its final alias.
-	verify(pid int, alias string) (*ours, error)
+	verify(ctx context.Context, pid int, alias string) (*ours, error)
 }
 
 func (s *tapSide) bridgeLink() *rtnl.Link { return s.br }

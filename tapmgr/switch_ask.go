@@ -53,7 +53,7 @@ type asked struct {
 
 // askSwitches asks the switches that run, and those of these names, for their ports. One that nobody runs has
 // none; one that does not answer has an error, of which Notice is told.
-func (m *Manager) askSwitches(names ...string) []asked {
+func (m *Manager) askSwitches(ctx context.Context, names ...string) []asked {
 	if m.Switches == nil {
 		return nil
 	}
@@ -66,7 +66,7 @@ func (m *Manager) askSwitches(names ...string) []asked {
 		m.notice("of %d switches %d were not asked", len(paths), len(paths)-maxSwitches)
 		paths = paths[:maxSwitches]
 	}
-	return m.askAll(paths)
+	return m.askAll(ctx, paths)
 }
 
 // pathsOf are the control sockets of switches of these names.
@@ -92,10 +92,12 @@ func unique(paths []string) (first []string) {
 }
 
 // askNamed asks these switches and no others.
-func (m *Manager) askNamed(names ...string) []asked { return m.askAll(unique(pathsOf(names))) }
+func (m *Manager) askNamed(ctx context.Context, names ...string) []asked {
+	return m.askAll(ctx, unique(pathsOf(names)))
+}
 
-func (m *Manager) askAll(paths []string) []asked {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), askWait, fmt.Errorf("no answer within %v (does it stand still?)", askWait))
+func (m *Manager) askAll(ctx context.Context, paths []string) []asked {
+	ctx, cancel := context.WithTimeoutCause(ctx, askWait, fmt.Errorf("no answer within %v (does it stand still?)", askWait))
 	defer cancel()
 	all := make([]asked, len(paths))
 	var wg sync.WaitGroup

@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
-	"syscall"
 
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/fdlabel"
+	"vmnet/internal/pidfd"
 	"vmnet/internal/procfd"
 	"vmnet/internal/rtnl"
 )
@@ -28,36 +26,32 @@ func (o *ours) seatless() bool {
 }
 
 // socketNICs are the NICs by sockets that labels tell of, those of the switches that were asked, or both.
-func (m *Manager) socketNICs(labels []procfd.File, all []asked) []ours {
+func (m *Manager) socketNICs(op *opened, all []asked) []ours {
 	var found []ours
-	own, err := m.ns.Inode()
-	if err != nil {
-		return nil
-	}
-	followLifelines(labels, all)
+	followLifelines(op, all)
 	byLabel := map[[2]uint64]int{} // of the files' device and inode to found
-	for _, f := range labels {
-		text, _ := fdlabel.Of(f)
-		r, ok := parseAlias(text)
-		id, there := fileID(f)
-		if !ok || r.Type != TypeSocket || r.Netns != own || !there {
+	for _, l := range op.labels {
+		st, err := l.Stat()
+		if err != nil {
 			continue
 		}
+		id := [2]uint64{st.Dev, st.Ino}
 		i, known := byLabel[id]
 		if !known {
 			i = len(found)
 			byLabel[id] = i
-			found = append(found, socketNIC(r))
+			found = append(found, socketNIC(l.record, l.uid))
 		}
-		found[i].addHolder(f)
+		found[i].vouched = found[i].vouched || isTrusted(l.uid)
+		found[i].addHolders(op, []procfd.File{l.File})
 	}
 	for _, a := range all {
 		for i, p := range a.ports {
 			r, ok := parseAlias(p.Label)
-			if !ok || r.Type != TypeSocket || r.Netns != own || p.Holder == 0 || !a.mayHold(p.Holder) {
+			if !ok || r.Type != TypeSocket || r.Netns != op.own || p.Holder == 0 || !a.mayHold(p.Holder) {
 				continue
 			}
-			found = withPort(found, r, seat{path: a.path, port: &a.ports[i]})
+			found = withPort(found, r, seat{path: a.path, port: &a.ports[i]}, a.trusted)
 		}
 	}
 	for i := range found {
@@ -70,7 +64,7 @@ func (m *Manager) socketNICs(labels []procfd.File, all []asked) []ours {
 
 // followLifelines names, of each port with a lifeline, the process that has it now: the one that the port was made for may have
 // started QEMU and waits for it, or have passed its files on and ended. That is a process with the port's own label.
-func followLifelines(labels []procfd.File, all []asked) {
+func followLifelines(op *opened, all []asked) {
 	for _, a := range all {
 		for i := range a.ports {
 			p := &a.ports[i]
@@ -79,20 +73,18 @@ func followLifelines(labels []procfd.File, all []asked) {
 			}
 			r, _ := parseAlias(p.Label)
 			pipe := fmt.Sprintf("pipe:[%d]", p.Lifeline)
-			for _, f := range labels {
-				text, _ := fdlabel.Of(f)
-				l, ok := parseAlias(text)
-				if ok && l.VM == r.VM && l.NIC == r.NIC && (isQEMU(f.PID) || !isQEMU(p.Holder)) && holds(f.PID, pipe) {
-					p.Holder = f.PID
+			for _, l := range op.labels {
+				if l.VM == r.VM && l.NIC == r.NIC && (op.isVMM(l.PID) || !op.isVMM(p.Holder)) && holds(l.PID, pipe) {
+					p.Holder = l.PID
 				}
 			}
 		}
 	}
 }
 
-// holds reports whether a process has a file open whose link in /proc reads so.
+// holds reports whether a process has a file open whose link in /proc reads so, among those that a VMM has from the start.
 func holds(pid int, target string) (found bool) {
-	procfd.Of(pid, func(f procfd.File) { found = found || f.Target == target })
+	procfd.First(pid, maxEarly, func(f procfd.File) { found = found || f.Target == target })
 	return found
 }
 
@@ -108,59 +100,45 @@ func (o *ours) sit(s seat) {
 }
 
 // withPort notes a switch's port at the NIC whose label its holder has, or adds the NIC that nothing else tells of.
-func withPort(found []ours, r record, s seat) []ours {
+func withPort(found []ours, r record, s seat, trusted bool) []ours {
 	i := slices.IndexFunc(found, func(o ours) bool {
 		return o.want.VM == r.VM && o.want.NIC == r.NIC && o.isHeldBy(s.port.Holder)
 	})
 	if i < 0 {
 		i = len(found)
-		found = append(found, socketNIC(r))
+		found = append(found, socketNIC(r, ownerOf(s.port.Holder)))
 		found[i].holders = []Holder{{PID: s.port.Holder, FDs: []int{}}}
 	}
+	found[i].vouched = found[i].vouched || trusted
 	found[i].sit(s)
 	return found
 }
 
-func socketNIC(r record) ours {
+// socketNIC is one that a process of that user holds.
+func socketNIC(r record, uid int) ours {
 	name, _ := InterfaceName(r.VM, r.NIC)
-	return ours{Link: &rtnl.Link{Name: name, Kind: TypeSocket, Up: true, MTU: r.guestMTU()}, want: r, allSeen: true}
+	link := &rtnl.Link{Name: name, Kind: TypeSocket, Up: true, MTU: r.guestMTU()}
+	return ours{Link: link, want: r, allSeen: true, uid: uid}
 }
 
-// fileID tells one open file from another, whoever has it open.
-func fileID(f procfd.File) (id [2]uint64, ok bool) {
-	info, err := os.Stat(f.Path())
+// ownerOf is the user whose process it is, or nobody: see pidfd.Owner.
+func ownerOf(pid int) int {
+	uid, err := pidfd.Owner(pid)
 	if err != nil {
-		return id, false
+		return nobodys
 	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return id, false
-	}
-	return [2]uint64{st.Dev, st.Ino}, true
+	return uid
 }
 
-// labelsOf lists the labels that a process holds.
-func labelsOf(pid int) (labels []procfd.File) {
-	procfd.Of(pid, func(f procfd.File) {
-		if _, ok := fdlabel.Of(f); ok {
-			labels = append(labels, f)
-		}
-	})
-	return labels
-}
+// nobodys is the user whose word is not believed to be anybody's.
+const nobodys = -1
 
-// sources are the switches that labels of root's and the caller's processes name, for the Manager's netns. Another user's may
-// name any socket.
-func (m *Manager) sources(labels []procfd.File) (names []string) {
-	own, err := m.ns.Inode()
-	if err != nil {
-		return nil
-	}
-	for _, f := range labels {
-		text, _ := fdlabel.Of(f)
-		uid, err := procfd.RealUID(f.PID)
-		if r, ok := parseAlias(text); ok && r.Type == TypeSocket && r.Netns == own && err == nil && (uid == 0 || uid == os.Geteuid()) {
-			names = append(names, r.Source)
+// sources are the switches that labels of root's and the caller's processes name. Another user's may name any
+// socket.
+func sources(labels []label) (names []string) {
+	for _, l := range labels {
+		if isTrusted(l.uid) {
+			names = append(names, l.Source)
 		}
 	}
 	return names
@@ -168,22 +146,21 @@ func (m *Manager) sources(labels []procfd.File) (names []string) {
 
 // socketFor finds a NIC by a socket that a process holds, by its label, or as a port of the switch that is named, in which
 // a crash may have left it alone; nil for none.
-func (m *Manager) socketFor(pid int, vm, nic, sw string) *ours {
-	labels := labelsOf(pid)
-	names := m.sources(labels)
+func (m *Manager) socketFor(ctx context.Context, pid int, op *opened, vm, nic, sw string) *ours {
+	names := sources(op.labels)
 	if sw != "" {
 		names = append(names, sw)
 	}
 	if len(names) == 0 {
 		return nil
 	}
-	all := m.askNamed(names...)
+	all := m.askNamed(ctx, names...)
 	for i := range all {
 		if path, err := control.Path(sw); err == nil && path == all[i].path {
 			all[i].trusted = true
 		}
 	}
-	for _, o := range m.socketNICs(labels, all) {
+	for _, o := range m.socketNICs(op, all) {
 		if o.want.VM == vm && o.want.NIC == nic && o.isHeldBy(pid) {
 			return &o
 		}

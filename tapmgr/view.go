@@ -1,6 +1,7 @@
 package tapmgr
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -95,11 +96,11 @@ func (m *Manager) follow(o *ours, on *rtnl.Link) {
 
 // renamed is the present name of the bridge or parent device that a Spec names as it was called when the guest got the NIC,
 // where the error of a plan Is fs.ErrNotExist for that reason; else it is empty.
-func (m *Manager) renamed(spec Spec, why error) string {
+func (m *Manager) renamed(ctx context.Context, spec Spec, why error) string {
 	if !errors.Is(why, fs.ErrNotExist) {
 		return ""
 	}
-	all, err := m.named(spec.VM, spec.NIC)
+	all, err := m.named(ctx, spec.VM, spec.NIC)
 	if err != nil {
 		return ""
 	}

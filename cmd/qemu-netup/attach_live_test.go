@@ -33,7 +33,7 @@ func TestLiveAttachThroughTheHelper(t *testing.T) {
 	h.ok(h.attach("N2", "net0", "--bridge", "br0", "--queues", "4", "--isolated"), "unchanged")
 	h.ok(h.nobodysVMNet("list"), "N2-net0", "br0(isolated)", "forwarding")
 	h.ok(h.nobodysVMNet("show", "N2"), "port with isolated", "QEMU, pid", "device vmnet-net0")
-	nics, err := h.List("N2")
+	nics, err := h.List(t.Context(), "N2")
 	if err != nil || len(nics) != 1 || nics[0].UID != nobody || nics[0].Queues != 4 || nics[0].State != "forwarding" {
 		t.Errorf("root sees %+v, %v", nics, err)
 	}
@@ -178,7 +178,7 @@ func TestLiveAttachRaces(t *testing.T) {
 // neverMore watches that no more NICs than that are plugged in.
 func (h *host) neverMore(most int, stop chan struct{}) {
 	for {
-		nics, err := h.List("")
+		nics, err := h.List(h.Context(), "")
 		if err != nil {
 			h.Error(err)
 			return
@@ -302,7 +302,7 @@ func (h *host) recovers(vm string) (whole bool) {
 		h.gone(vm + "-net0")
 		return false
 	}
-	nics, err := h.List(vm)
+	nics, err := h.List(h.Context(), vm)
 	if err != nil || len(nics) != 1 {
 		h.Fatalf("%s has %+v, %v", vm, nics, err)
 	}
@@ -310,7 +310,7 @@ func (h *host) recovers(vm string) (whole bool) {
 		if got, err := h.Reconcile(h.context(5*time.Second), false); err != nil || len(got) != 1 {
 			h.Errorf("reconcile %+v, %v", got, err)
 		}
-		if nics, err = h.List(vm); err != nil || len(nics) != 1 || nics[0].State != "forwarding" {
+		if nics, err = h.List(h.Context(), vm); err != nil || len(nics) != 1 || nics[0].State != "forwarding" {
 			h.Errorf("%s has %+v, %v", vm, nics, err)
 		}
 	}
@@ -329,7 +329,7 @@ func TestLiveReconcileAfterAKill(t *testing.T) {
 	}
 	_ = helper.Process.Kill()
 	<-helper.done
-	if nics, err := h.List(""); err != nil || len(nics) != 1 || nics[0].State != tapmgr.Attaching {
+	if nics, err := h.List(h.Context(), ""); err != nil || len(nics) != 1 || nics[0].State != tapmgr.Attaching {
 		t.Errorf("list %+v, %v: want it incomplete", nics, err)
 	}
 	fdpass.CloseAll(queues)

@@ -66,7 +66,7 @@ func TestLiveDaemonizedOnASwitch(t *testing.T) {
 		h.ok(h.nobodys(append(command, form.after...)...))
 		qemu := pid()
 		h.await("both NICs to be there", func() error {
-			nics, err := h.List(form.name)
+			nics, err := h.List(h.Context(), form.name)
 			if err != nil || len(nics) != 2 {
 				return fmt.Errorf("listed %+v, %w", nics, err)
 			}

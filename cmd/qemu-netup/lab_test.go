@@ -86,7 +86,7 @@ func TestLabVLAN(t *testing.T) {
 	h.fails(h.nobodys(append(launch, "21", "--vmm", "env", "--", "/bin/true")...), exitFailure, "VLAN 21 is not among 20")
 	task := h.start(h.command(h.program, append(launch, "20", "--vmm", "env", "--", "/bin/sleep", "1000")...))
 	h.await("the port", func() error {
-		nics, err := h.List("P4")
+		nics, err := h.List(t.Context(), "P4")
 		if err == nil && (len(nics) != 1 || nics[0].Port != "vlan:20" || nics[0].State != "forwarding") {
 			err = fmt.Errorf("listed %+v", nics)
 		}

@@ -155,7 +155,7 @@ func (a *app) make(o *launchOptions) (made *tapmgr.Launch, err error) {
 			}
 		}
 		m.Run = a.runner(o)
-		if made, err = m.PlanLaunch(specs...); err != nil {
+		if made, err = m.PlanLaunch(context.Background(), specs...); err != nil {
 			return err
 		}
 		// What is wrong with the command line is told before a device is made.

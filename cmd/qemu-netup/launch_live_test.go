@@ -143,7 +143,7 @@ func (h *host) in(t *testing.T) *host {
 // one is the guest's only NIC, as root sees it.
 func (h *host) one(g *guest) tapmgr.NIC {
 	h.Helper()
-	nics, err := h.List(g.name)
+	nics, err := h.List(h.Context(), g.name)
 	if err != nil || len(nics) != 1 {
 		h.Fatalf("%s has %+v, %v", g.name, nics, err)
 	}
@@ -266,7 +266,7 @@ func (h *host) killed(g *guest, nic tapmgr.NIC) {
 		h.Error(err)
 	}
 	h.gone(nic.Interface)
-	if nics, err := h.List(g.name); err != nil || len(nics) != 0 {
+	if nics, err := h.List(h.Context(), g.name); err != nil || len(nics) != 0 {
 		h.Errorf("left %+v, %v", nics, err)
 	}
 }

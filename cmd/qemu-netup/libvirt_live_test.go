@@ -129,7 +129,7 @@ func TestLiveLibvirtSessionAttach(t *testing.T) {
 	h.fails(h.nobodysVMNet(attach...), exitFailure, "takes root", "--via monitor")
 	h.ok(h.nobodysVMNet(append(attach, "--via", "monitor", "--queues", "2")...), "standing/net0: tap", "2 queues")
 	h.ok(h.nobodysVMNet(append(attach, "--via", "monitor")...), "unchanged")
-	nics, err := h.List("standing")
+	nics, err := h.List(t.Context(), "standing")
 	if err != nil || len(nics) != 1 || nics[0].UID != nobody || nics[0].Via != tapmgr.ViaMonitor || nics[0].Queues != 2 {
 		t.Errorf("root sees %+v, %v", nics, err)
 	}

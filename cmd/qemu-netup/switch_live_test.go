@@ -89,7 +89,7 @@ func TestLiveLaunchOnASwitch(t *testing.T) {
 		t.Errorf("listed %+v", nicA)
 	}
 	h.hasNothing(a, 0, 0)
-	nics, err := h.List("Pb")
+	nics, err := h.List(t.Context(), "Pb")
 	if err != nil || len(nics) != 2 || nics[1].Type != "socket" || nics[1].State != "forwarding" {
 		t.Fatalf("listed %+v, %v", nics, err)
 	}

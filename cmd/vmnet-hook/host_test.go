@@ -171,7 +171,7 @@ func (h *host) nothingLeft() {
 // nics are the guest's, by their ids.
 func (h *host) nics(guest string) map[string]tapmgr.NIC {
 	h.Helper()
-	all, err := h.List(guest)
+	all, err := h.List(h.Context(), guest)
 	if err != nil {
 		h.Fatal(err)
 	}

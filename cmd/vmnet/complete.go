@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"os"
@@ -79,22 +80,22 @@ func netnsNames(*cobra.Command, []string, string) ([]cobra.Completion, cobra.She
 }
 
 // nics lists the NICs that are there, of one guest where vm is not empty.
-func (a *app) nics(vm string) []tapmgr.NIC {
+func (a *app) nics(ctx context.Context, vm string) []tapmgr.NIC {
 	var nics []tapmgr.NIC
 	_ = a.withManager(func(m *tapmgr.Manager) (err error) {
-		nics, err = m.List(vm)
+		nics, err = m.List(ctx, vm)
 		return err
 	})
 	return nics
 }
 
 // attachedGuests completes the names of guests that have NICs.
-func (a *app) attachedGuests(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+func (a *app) attachedGuests(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	if len(args) > 0 {
 		return nil, noFiles
 	}
 	has := map[string]int{}
-	for _, n := range a.nics("") {
+	for _, n := range a.nics(cmd.Context(), "") {
 		if n.VM != "" { // a host access
 			has[n.VM]++
 		}
@@ -111,7 +112,7 @@ func (a *app) nicIDs(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completi
 	vm, _ := cmd.Flags().GetString("vm")
 	var ids []cobra.Completion
 	seen := map[string]bool{} // without --vm, of another guest
-	for _, n := range a.nics(vm) {
+	for _, n := range a.nics(cmd.Context(), vm) {
 		if n.VM == "" || seen[n.ID] {
 			continue
 		}

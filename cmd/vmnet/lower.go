@@ -88,7 +88,7 @@ func (a *app) lower(ctx context.Context, o *lowerVerb) error {
 	}
 	return a.withManager(func(m *tapmgr.Manager) error {
 		if o.hostAccess == "" {
-			return a.showLower(m, o)
+			return a.showLower(ctx, m, o)
 		}
 		o.steps.apply(a, m, o.json)
 		h, changed, err := m.SetHostAccess(ctx, o.lower, o.hostAccess == "on", o.addrs)
@@ -144,8 +144,8 @@ func addressText(all []netip.Prefix) string {
 	return prefixes(all)
 }
 
-func (a *app) showLower(m *tapmgr.Manager, o *lowerVerb) error {
-	info, err := m.ShowLower(o.lower)
+func (a *app) showLower(ctx context.Context, m *tapmgr.Manager, o *lowerVerb) error {
+	info, err := m.ShowLower(ctx, o.lower)
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ var layers = [][]string{
 }
 
 // systemCalls are the packages that may import x/sys/unix.
-var systemCalls = []string{"bridge/vswitch", "internal/privilege", "internal/tun", "internal/netns", "internal/rtnl", "internal/fdpass", "internal/fdlabel", "internal/pidfd", "internal/procview", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "testvm", "cmd/testvm"}
+var systemCalls = []string{"bridge/vswitch", "internal/privilege", "internal/tun", "internal/netns", "internal/procfd", "internal/rtnl", "internal/fdpass", "internal/fdlabel", "internal/pidfd", "internal/procview", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "testvm", "cmd/testvm"}
 
 // forTests may be imported by tests and by cmd/testvm alone; internal/mangen, by
 // what writes the man pages.

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"syscall"
+
+	"vmnet/internal/procfd"
 )
 
 // Bounds. QEMU has none but the length of its line buffer, 4096 bytes with the final NUL.
@@ -75,27 +77,24 @@ func contains(files []os.FileInfo, f os.FileInfo) bool {
 	return false
 }
 
-// openFile opens a regular file, and does not wait for the writer of a fifo.
+// openFile opens a regular file. Anything else is refused without having been opened, which could wait
+// for the writer of a FIFO, or have effects.
 func openFile(path string) (*os.File, os.FileInfo, error) {
-	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY|syscall.O_CLOEXEC, 0)
+	f, err := procfd.OpenRegular(path)
+	if errors.Is(err, procfd.ErrNotRegular) {
+		if info, statErr := os.Stat(path); statErr == nil && info.IsDir() {
+			return nil, nil, fmt.Errorf("%s: it is a directory (name the files in it)", path) // empty to QEMU
+		}
+		return nil, nil, fmt.Errorf("%w: %s: it is not a regular file (replace it by one)", errRefused, path)
+	}
 	if err != nil {
-		return nil, nil, explainOpen(&fs.PathError{Op: "open", Path: path, Err: err})
+		return nil, nil, explainOpen(err)
 	}
-	_ = syscall.SetNonblock(fd, false) // or Go would set its poller up for it
-	f := os.NewFile(uintptr(fd), path)
 	info, err := f.Stat()
-	switch {
-	case err != nil:
-		err = fmt.Errorf("%w: %w", errRefused, err)
-	case info.IsDir():
-		err = fmt.Errorf("%s: it is a directory (name the files in it)", path) // empty to QEMU
-	case !info.Mode().IsRegular():
-		err = fmt.Errorf("%w: %s: it is not a regular file (replace it by one)", errRefused, path)
-	default:
-		return f, info, nil
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("%w: %w", errRefused, err), f.Close())
 	}
-	_ = f.Close()
-	return nil, nil, err
+	return f, info, nil
 }
 
 // explainOpen tells files that are not there, or not for this user, from those that could be read at

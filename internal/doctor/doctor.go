@@ -12,6 +12,7 @@ import (
 	"slices"
 
 	"vmnet/internal/netns"
+	"vmnet/internal/procfd"
 )
 
 // Status is how bad a finding is.
@@ -76,7 +77,7 @@ func (m Machine) at(path string) string { return filepath.Join(m.Root, path) }
 const maxFile = 1 << 20
 
 func (m Machine) read(path string) (string, error) {
-	f, err := os.Open(m.at(path))
+	f, err := procfd.OpenRegular(m.at(path))
 	if err != nil {
 		return "", err
 	}

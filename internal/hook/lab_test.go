@@ -80,7 +80,7 @@ func TestLabVLANs(t *testing.T) {
 	if _, err := call.Run(ctx, m); err != nil {
 		t.Fatal(err)
 	}
-	if left, err := m.List("web"); err != nil || len(left) > 0 {
+	if left, err := m.List(t.Context(), "web"); err != nil || len(left) > 0 {
 		t.Errorf("left: %+v, %v", left, err)
 	}
 }

@@ -48,7 +48,7 @@ func Open(nameOrPath string) (*NS, error) {
 		}
 		path = filepath.Join(RunDir, path)
 	}
-	h, err := vnetns.GetFromPath(path)
+	h, err := open(path)
 	if err != nil {
 		return nil, fmt.Errorf("open netns %q: %w (ip netns list names them; a path must hold a slash)", nameOrPath, err)
 	}
@@ -57,6 +57,27 @@ func Open(nameOrPath string) (*NS, error) {
 		return nil, fmt.Errorf("open netns %q: %s is not a network namespace", nameOrPath, path)
 	}
 	return &NS{h, nameOrPath}, nil
+}
+
+// open opens a namespace's file, and nothing else whatever the path leads to by now. All such files are on
+// the kernel's one nsfs, whose device number tells it without asking anybody: fstatfs(2) for its
+// NSFS_MAGIC would wait for the server of a FUSE file.
+func open(path string) (vnetns.NsHandle, error) {
+	r, err := procfd.Refer(path)
+	if err != nil {
+		return vnetns.None(), err
+	}
+	defer r.Close()
+	own, err := procfd.Refer("/proc/thread-self/ns/net")
+	if err != nil {
+		return vnetns.None(), err
+	}
+	defer own.Close()
+	if r.Dev != own.Dev {
+		return vnetns.None(), fmt.Errorf("%s is not a network namespace", path)
+	}
+	fd, err := r.Open(unix.O_RDONLY)
+	return vnetns.NsHandle(fd), err
 }
 
 // OpenHeld opens the namespace that a process has open as an fd.
@@ -137,6 +158,15 @@ func (ns *NS) Owner() (inode uint64, err error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return 0, fmt.Errorf("stat user namespace: %w", err)
+	}
+	return st.Ino, nil
+}
+
+// OwnUser identifies the user namespace that this process is in, as Owner does.
+func OwnUser() (inode uint64, err error) {
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/user", &st); err != nil {
+		return 0, fmt.Errorf("stat the own user namespace: %w", err)
 	}
 	return st.Ino, nil
 }

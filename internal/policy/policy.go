@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"vmnet/bridge"
+	"vmnet/internal/procfd"
 )
 
 // DefaultPath is where the file is.
@@ -74,9 +75,6 @@ func LoadDraft(path string) (*Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: it is not a regular file (replace it by one)", path)
-	}
 	data, err := io.ReadAll(io.LimitReader(f, maxBytes+1))
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
@@ -89,10 +87,13 @@ func LoadDraft(path string) (*Policy, error) {
 	return p, nil
 }
 
-// open does not wait for the writer of a fifo. A link that leads nowhere is not a file
-// that is not there: somebody wanted a policy.
+// open opens a regular file alone: it neither waits for the writer of a FIFO nor touches a device. A
+// link that leads nowhere is not a file that is not there: somebody wanted a policy.
 func open(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
+	f, err := procfd.OpenRegular(path)
+	if errors.Is(err, procfd.ErrNotRegular) {
+		return nil, fmt.Errorf("%s: it is not a regular file (replace it by one)", path)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, lerr := os.Lstat(path); lerr == nil {
 			return nil, fmt.Errorf("%s: it is a link to a file that is not there (correct or remove it)", path)

@@ -2,12 +2,14 @@ package tun
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -24,11 +26,14 @@ func LooksLikeQueue(f procfd.File) bool {
 // "iff:" line that the tun driver adds to fdinfo. It is empty for other files, and
 // for a tap that was deleted under its holder.
 func InterfaceOf(f procfd.File) string {
-	info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", f.PID, f.FD))
+	info, err := os.Open(fmt.Sprintf("/proc/%d/fdinfo/%d", f.PID, f.FD))
 	if err != nil {
 		return ""
 	}
-	for line := range bytes.Lines(info) {
+	defer info.Close()
+	start := make([]byte, 1024) // of a tap it is all; of another file, such as an epoll(7)'s, it may be any number of bytes
+	n, _ := info.Read(start)
+	for line := range bytes.Lines(start[:max(n, 0)]) {
 		if name, ok := bytes.CutPrefix(line, []byte("iff:")); ok {
 			return string(bytes.TrimSpace(name))
 		}
@@ -49,17 +54,63 @@ func InNetns(f procfd.File, inode uint64) bool {
 }
 
 func devNetns(f procfd.File) (inode uint64, err error) {
+	err = withCopy(f, func(fd int) error { inode, err = netnsOf(fd); return err })
+	return inode, err
+}
+
+// errNoQueue is returned for a file that is no queue of a tap, or is none any more.
+var errNoQueue = fmt.Errorf("no queue of a tap: %w", fs.ErrNotExist)
+
+// withCopy calls do with a copy of a process's queue (pidfd_getfd(2)), which takes the right to trace the process
+// (PTRACE_MODE_ATTACH_REALCREDS, ptrace(2)) and Linux 5.6. An ioctl on another driver's file could have effects, or
+// wait for a FUSE server, so the file is looked at before it is copied and after.
+func withCopy(f procfd.File, do func(fd int) error) error {
+	if st, err := f.Stat(); err != nil || !st.IsCharDevice(number) {
+		return cmp.Or(err, errNoQueue)
+	}
+	if kept.Load() >= maxKept {
+		return errors.New("processes exchange their files while they are looked at")
+	}
 	pidfd, err := unix.PidfdOpen(f.PID, 0)
 	if err != nil {
-		return 0, err
+		return fmt.Errorf("process %d: %w", f.PID, err)
 	}
 	defer unix.Close(pidfd)
 	dup, err := unix.PidfdGetfd(pidfd, f.FD, 0)
 	if err != nil {
-		return 0, err
+		return fmt.Errorf("copy fd %d of process %d: %w (needs the right to trace it)", f.FD, f.PID, err)
+	}
+	if !isQueue(dup) {
+		letGo(dup)
+		return errNoQueue
 	}
 	defer unix.Close(dup)
-	return netnsOf(dup)
+	return do(dup)
+}
+
+// kept counts the files that letGo did not close.
+var kept atomic.Int32
+
+// maxKept bounds them: after so many attempts to mislead us no process is asked any more.
+const maxKept = 16
+
+// letGo closes a copy of a file that took a queue's place between two looks. Its owner has chosen it: close(2) waits for
+// the server of a FUSE file, for ever if that does not answer (fuse_flush in fs/fuse/file.c), and for a socket that
+// lingers (SO_LINGER, socket(7)). Such a one stays open until this process ends, which waits for neither
+// (for FUSE since Linux 6.2).
+func letGo(fd int) {
+	st, err := procfd.StatFD(fd)
+	if err != nil || st.Mode&unix.S_IFMT == unix.S_IFCHR || st.Mode&unix.S_IFMT == unix.S_IFIFO {
+		_ = unix.Close(fd)
+		return
+	}
+	kept.Add(1)
+}
+
+// isQueue reports whether an fd of this process is of the tun driver. Another driver's file may answer anything.
+func isQueue(fd int) bool {
+	st, err := procfd.StatFD(fd)
+	return err == nil && st.IsCharDevice(number)
 }
 
 // netnsOf asks an open queue, which takes CAP_NET_ADMIN over the tap's netns.
@@ -80,9 +131,7 @@ func netnsOf(fd int) (inode uint64, err error) {
 // netns of that inode, as a proof of who may change the tap: the fd itself is asked, and no
 // answer (such as EMFILE, by the limits of whoever has started us) is a no.
 func OwnQueueOf(fd int, name string, inode uint64) bool {
-	// Another driver's file, such as one of FUSE, may answer anything.
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(miscMajor, tunMinor) {
+	if !isQueue(fd) {
 		return false
 	}
 	ifr, err := unix.NewIfreq("")
@@ -93,9 +142,6 @@ func OwnQueueOf(fd int, name string, inode uint64) bool {
 	return err == nil && found == inode
 }
 
-// The device number of the clone device: MISC_MAJOR in include/uapi/linux/major.h, TUN_MINOR in
+// number is the device number of the clone device: MISC_MAJOR in include/uapi/linux/major.h, TUN_MINOR in
 // include/linux/miscdevice.h.
-const (
-	miscMajor = 10
-	tunMinor  = 200
-)
+var number = unix.Mkdev(10, 200)

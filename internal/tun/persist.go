@@ -56,21 +56,13 @@ func Unpersist(pid int, name string, inode uint64) error {
 }
 
 func unpersist(f procfd.File, name string, inode uint64) error {
-	pidfd, err := unix.PidfdOpen(f.PID, 0)
-	if err != nil {
-		return fmt.Errorf("process %d: %w", f.PID, err)
-	}
-	defer unix.Close(pidfd)
-	dup, err := unix.PidfdGetfd(pidfd, f.FD, 0)
-	if err != nil {
-		return fmt.Errorf("copy fd %d of process %d: %w (needs the right to trace it)", f.FD, f.PID, err)
-	}
-	defer unix.Close(dup)
-	if !OwnQueueOf(dup, name, inode) {
-		return fmt.Errorf("fd %d of process %d is no queue of %s: %w", f.FD, f.PID, name, fs.ErrNotExist)
-	}
-	if err := unix.IoctlSetInt(dup, unix.TUNSETPERSIST, 0); err != nil {
-		return fmt.Errorf("TUNSETPERSIST %s: %w", name, err)
-	}
-	return nil
+	return withCopy(f, func(fd int) error {
+		if !OwnQueueOf(fd, name, inode) {
+			return fmt.Errorf("fd %d of process %d is no queue of %s: %w", f.FD, f.PID, name, fs.ErrNotExist)
+		}
+		if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0); err != nil {
+			return fmt.Errorf("TUNSETPERSIST %s: %w", name, err)
+		}
+		return nil
+	})
 }

@@ -39,7 +39,7 @@ const rxChanged = "NIC_RX_FILTER_CHANGED"
 
 // macvtaps is what a tapmgr.Manager does for mirrors.
 type macvtaps interface {
-	Mirrors() ([]tapmgr.Mirror, error)
+	Mirrors(ctx context.Context) ([]tapmgr.Mirror, error)
 	RxFilters(context.Context, tapmgr.Mirror) ([]qmp.RxFilter, error)
 	Follow(tapmgr.Mirror, qmp.RxFilter) (changed bool, err error)
 	TakeAll(tapmgr.Mirror) (changed bool, err error)
@@ -95,7 +95,7 @@ func (m *mirrors) work(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			m.look(n)
+			m.look(ctx, n)
 			m.tick(n%lookEvery == 0)
 			m.askDue(ctx)
 			n++
@@ -125,12 +125,12 @@ func (m *mirrors) events() <-chan libvirt.Event {
 }
 
 // look finds the NICs, where something has happened to links, and now and then.
-func (m *mirrors) look(n int) {
+func (m *mirrors) look(ctx context.Context, n int) {
 	start := time.Now()
 	if start.Before(m.rested) || !m.dirty.Swap(false) && n%lookEvery != 0 {
 		return
 	}
-	all, err := m.taps.Mirrors()
+	all, err := m.taps.Mirrors(ctx)
 	m.rested = time.Now().Add(lookPause * time.Since(start))
 	if err != nil {
 		if text := err.Error(); text != m.failed {

@@ -26,7 +26,7 @@ type fakes struct {
 	events chan libvirt.Event
 }
 
-func (f *fakes) Mirrors() ([]tapmgr.Mirror, error) { return f.all, nil }
+func (f *fakes) Mirrors(context.Context) ([]tapmgr.Mirror, error) { return f.all, nil }
 
 func (f *fakes) RxFilters(ctx context.Context, x tapmgr.Mirror) ([]qmp.RxFilter, error) {
 	f.mu.Lock()

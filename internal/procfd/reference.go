@@ -1,0 +1,122 @@
+package procfd
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// What another process has open, and what a path of somebody else's leads to, may be replaced at any
+// moment: by a FIFO, whose open(2) waits for a writer; by a device, whose open(2) has effects
+// (watchdog(4) reboots the machine); by a file of a FUSE server that never answers. So it is opened
+// as a reference (O_PATH), which asks neither driver nor file system, and it is that reference that is
+// looked at and, if it is what was wanted, opened.
+
+// Stat is what is known of a file without asking its file system (AT_STATX_DONT_SYNC, statx(2)).
+type Stat struct {
+	Dev, Ino uint64 // which file it is
+	Rdev     uint64 // of a device, as unix.Mkdev makes it
+	Mode     uint16 // type and permissions, as in struct stat
+	UID      int    // of its owner
+}
+
+// IsCharDevice reports whether the file is the character device of that number.
+func (s Stat) IsCharDevice(number uint64) bool {
+	return s.Mode&unix.S_IFMT == unix.S_IFCHR && s.Rdev == number
+}
+
+// IsRegular reports whether it is a regular file.
+func (s Stat) IsRegular() bool { return s.Mode&unix.S_IFMT == unix.S_IFREG }
+
+// IsSocket reports whether it is a socket in the file system.
+func (s Stat) IsSocket() bool { return s.Mode&unix.S_IFMT == unix.S_IFSOCK }
+
+// StatFD looks at an open file.
+func StatFD(fd int) (Stat, error) { return statx(fd, "", unix.AT_EMPTY_PATH) }
+
+// Stat looks at the file without opening it.
+func (f File) Stat() (Stat, error) { return statx(unix.AT_FDCWD, f.Path(), 0) }
+
+func statx(dir int, path string, flags int) (Stat, error) {
+	var st unix.Statx_t
+	err := unix.Statx(dir, path, flags|unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_BASIC_STATS, &st)
+	if err != nil {
+		return Stat{}, err
+	}
+	return Stat{
+		Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino, Rdev: unix.Mkdev(st.Rdev_major, st.Rdev_minor),
+		Mode: st.Mode, UID: int(st.Uid),
+	}, nil
+}
+
+// A Reference is a file that was found and not opened (O_PATH, open(2)). Close it.
+type Reference struct {
+	Stat
+	fd int
+}
+
+// Refer finds a file.
+func Refer(path string) (*Reference, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	return refer(path, fd, err)
+}
+
+// ReferWithin finds a file by a path that no symbolic link has a part in (RESOLVE_NO_SYMLINKS,
+// openat2(2)): whoever owns one of the directories cannot lead elsewhere.
+func ReferWithin(path string) (*Reference, error) {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS}
+	fd, err := unix.Openat2(unix.AT_FDCWD, path, &how)
+	return refer(path, fd, err)
+}
+
+func refer(path string, fd int, err error) (*Reference, error) {
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	st, err := StatFD(fd)
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, &os.PathError{Op: "statx", Path: path, Err: err}
+	}
+	return &Reference{st, fd}, nil
+}
+
+// Path leads to the file for as long as the Reference is open, whatever has become of the path by
+// which it was found.
+func (r *Reference) Path() string { return "/proc/self/fd/" + strconv.Itoa(r.fd) }
+
+// Open opens the file itself, with the access mode and flags of open(2). Whether that may have effects,
+// the caller has seen in Stat. The caller owns the fd.
+func (r *Reference) Open(flags int) (int, error) {
+	fd, err := unix.Open(r.Path(), flags|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open: %w", err)
+	}
+	return fd, nil
+}
+
+// Close closes the reference.
+func (r *Reference) Close() { _ = unix.Close(r.fd) }
+
+// ErrNotRegular is returned for a directory, FIFO, device or socket where a regular file is wanted.
+var ErrNotRegular = errors.New("it is not a regular file")
+
+// OpenRegular opens a regular file to read it. Anything else is refused without having been opened.
+func OpenRegular(path string) (*os.File, error) {
+	r, err := Refer(path)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	if !r.IsRegular() {
+		return nil, &os.PathError{Op: "open", Path: path, Err: ErrNotRegular}
+	}
+	fd, err := unix.Open(r.Path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}

@@ -1,0 +1,199 @@
+package tapmgr_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/fdlabel"
+	"vmnet/internal/netns"
+	"vmnet/internal/nstest"
+	"vmnet/internal/tun"
+	"vmnet/tapmgr"
+)
+
+// race has the helper exchange the files of fds 3 to 3+n-1 for one another at a hundred further fds.
+func race(n int) int {
+	for i := 0; ; i++ {
+		if err := unix.Dup3(3+i%n, 100+i/n%100, 0); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+}
+
+// racing starts a process, called like a QEMU, of a user who exchanges these files for one another.
+func (h *host) racing(files ...*os.File) {
+	h.Helper()
+	h.hostile(order{Race: len(files)}, "qemu-system-x86_64 -name guest=web", files...)
+}
+
+// hostile starts a process of a user, whose first file is its fd 3.
+func (h *host) hostile(o order, argv string, files ...*os.File) *exec.Cmd {
+	h.Helper()
+	cmd := h.command(o)
+	cmd.Args = strings.Fields(argv)
+	cmd.Stderr = os.Stderr
+	cmd.ExtraFiles = files
+	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: user, Gid: user}
+	if err := cmd.Start(); err != nil {
+		h.Fatal(err)
+	}
+	h.Cleanup(func() { _, _ = cmd.Process.Kill(), cmd.Wait() })
+	return cmd
+}
+
+// opens counts how often a file is opened, by whoever does it.
+func (h *host) opens(path string) func() int {
+	h.Helper()
+	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil {
+		h.Fatal(err)
+	}
+	h.Cleanup(func() { _ = unix.Close(fd) })
+	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_OPEN); err != nil {
+		h.Fatal(err)
+	}
+	return func() int {
+		n, err := unix.Read(fd, make([]byte, 64<<10))
+		if errors.Is(err, unix.EAGAIN) {
+			return 0
+		}
+		return max(n, 0) / unix.SizeofInotifyEvent
+	}
+}
+
+// fifo makes one and opens it so that nobody's open waits for its other end.
+func (h *host) fifo(name string) (*os.File, string) {
+	h.Helper()
+	path := filepath.Join(h.TempDir(), name)
+	err := unix.Mkfifo(path, 0o600)
+	if err != nil {
+		h.Fatal(err)
+	}
+	return h.file(os.OpenFile(path, os.O_RDWR, 0)), path
+}
+
+func (h *host) file(f *os.File, err error) *os.File {
+	h.Helper()
+	if err != nil {
+		h.Fatal(err)
+	}
+	h.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+// TestLiveNothingOfOthersIsOpened: a user's process has, at each of a hundred fds, now what belongs to a NIC and now a FIFO,
+// or a pty. All verbs that look at processes end, and have opened neither.
+func TestLiveNothingOfOthersIsOpened(t *testing.T) {
+	h := newHost(t)
+	h.wire()
+	made := h.launch(macvtapSpec("web", "net0"))
+	h.persistentTaps("web-net1")
+	h.markOurs("web-net1")
+	theirs, err := tun.Create(nstest.New(t), "web-net1", false) // of the same name as one of ours
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	inode, err := h.ns.Inode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	label := h.file(fdlabel.New(fmt.Sprintf("vmnet vm=web nic=net2 type=socket source=none switch=on netns=%d mac=52:54:00:00:00:09 model=e1000 queues=1", inode)))
+	pty := h.file(os.OpenFile("/dev/ptmx", os.O_RDWR, 0))
+
+	watched := map[string]func() int{"the pty": h.opens("/dev/ptmx")}
+	for i := range 3 { // namespaces that nobody else has open
+		ns, err := netns.New()
+		if err != nil {
+			t.Fatal(err)
+		}
+		bait := h.file(ns.File())
+		fifo, path := h.fifo("ns")
+		watched[fmt.Sprintf("the FIFO of namespace %d", i)] = h.opens(path)
+		h.racing(bait, fifo)
+		if err := errors.Join(ns.Close(), bait.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, bait := range map[string]*os.File{
+		"tun": theirs.Queues()[0], "tap9": made.NICs[0].Device.Queues[0], "label": label,
+	} {
+		fifo, path := h.fifo(name)
+		watched["the FIFO "+name] = h.opens(path)
+		h.racing(bait, fifo, pty)
+	}
+	ctx := h.context(20 * time.Second)
+	verbs := map[string]func() error{
+		"list":      func() error { _, err := h.ListAll(ctx, ""); return err },
+		"show":      func() error { _, err := h.Show(ctx, "web"); return err },
+		"check":     func() error { _, err := h.Check(ctx); return err },
+		"reconcile": func() error { _, err := h.Reconcile(ctx, true); return err },
+		"count":     func() error { _, err := h.Owned(user); return err },
+		"mirrors":   func() error { _, err := h.Mirrors(ctx); return err },
+		"detach": func() error {
+			_, err := h.Detach(ctx, tapmgr.DetachSpec{Target: tapmgr.Target{VM: "nobody"}, NIC: "net0"})
+			if strings.Contains(fmt.Sprint(err), "no such guest") {
+				return nil
+			}
+			return err
+		},
+	}
+	for range 3 {
+		for name, verb := range verbs {
+			if err := verb(); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+	for name, opened := range watched {
+		if n := opened(); n != 0 {
+			t.Errorf("%s was opened %d times", name, n)
+		}
+	}
+}
+
+// TestLiveContextEndsAnInventory: who interrupts a verb does not wait for the look at processes.
+func TestLiveContextEndsAnInventory(t *testing.T) {
+	h := newHost(t)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	why := errors.New("interrupted")
+	cancel(why)
+	for name, verb := range map[string]func() error{
+		"list":      func() error { _, err := h.ListAll(ctx, ""); return err },
+		"check":     func() error { _, err := h.Check(ctx); return err },
+		"reconcile": func() error { _, err := h.Reconcile(ctx, false); return err },
+		"show":      func() error { _, err := h.Show(ctx, "web"); return err },
+	} {
+		if err := verb(); !errors.Is(err, why) {
+			t.Errorf("%s: %v, want %v", name, err, why)
+		}
+	}
+}
+
+// TestOpenNetnsOpensNothingElse: a path that is no network namespace's is refused without having been opened.
+func TestOpenNetnsOpensNothingElse(t *testing.T) {
+	h := &host{TB: t}
+	fifo, path := h.fifo("fifo")
+	opened := h.opens(path)
+	for _, p := range []string{path, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fifo.Fd()), "/proc/self/ns/mnt", "/proc/self/ns/user", t.TempDir()} {
+		if ns, err := netns.Open(p); err == nil || !strings.Contains(err.Error(), "is not a network namespace") {
+			_ = ns.Close()
+			t.Errorf("%s: %v", p, err)
+		}
+	}
+	if n := opened(); n != 0 {
+		t.Errorf("the FIFO was opened %d times", n)
+	}
+}
+

@@ -1,0 +1,210 @@
+package tapmgr
+
+import (
+	"context"
+	"os"
+	"strings"
+	"sync"
+
+	"vmnet/internal/alias"
+	"vmnet/internal/fdlabel"
+	"vmnet/internal/netns"
+	"vmnet/internal/procfd"
+	"vmnet/internal/rtnl"
+	"vmnet/internal/tun"
+	"vmnet/macvtap"
+)
+
+// What users other than root and the caller can make a look at all processes cost is bounded, per user:
+// the files whose names are read, those that are looked at more closely, the namespaces that are entered,
+// and the labels that are kept. What is beyond is a notice, and hides those users' own NICs alone.
+const (
+	maxProcessFiles = 1 << 14
+	maxUserFiles    = 1 << 17
+	maxCloser       = 1 << 13
+	maxSpaces       = 1 << 10
+	maxLabels       = 1 << 8
+	maxEarly        = 1 << 11 // files in which the process with a label has its lifeline
+)
+
+// opened is what processes have open that NICs of the Manager's netns may hang on.
+type opened struct {
+	own    uint64                   // inode of the Manager's netns
+	queues map[string][]procfd.File // of taps of ours, by the tap's name
+	nodes  map[int][]procfd.File    // that may be queues of macvtaps, by process
+	spaces []procfd.File            // netns, one of each process
+	labels []label
+
+	vmms    map[int]bool             // which processes are QEMUs, once asked for
+	devices map[uint64][]procfd.File // nodes by their device number, once asked for
+	held    map[heldSpace]bool
+	closer  map[quota]int // how often files were looked at more closely, by user
+	over    map[int]bool  // the users of whom not all was looked at
+
+	seesAll func() bool // see seesAll
+}
+
+// label is one that tells of a NIC by a socket, and the file.
+type label struct {
+	procfd.File
+	record
+	uid int // whose process has it; nobodys where that is in doubt
+}
+
+type heldSpace struct {
+	pid   int
+	inode uint64
+}
+
+// quota is what a bound is about, of which user.
+type quota struct {
+	uid  int
+	what string
+}
+
+// isTrusted reports whether what a user's processes say of themselves is believed of others: root's and the caller's.
+func isTrusted(uid int) bool { return uid == 0 || uid == os.Geteuid() }
+
+// look looks at all processes, for what those of these links that are taps hang on, and all NICs elsewhere.
+func (m *Manager) look(ctx context.Context, links []*rtnl.Link) (*opened, error) {
+	op, err := m.newOpened()
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range links {
+		if l.Tun != nil {
+			op.queues[l.Name] = nil
+		}
+	}
+	scan := procfd.Scan{PerProcess: maxProcessFiles, PerUser: maxUserFiles}
+	if err := scan.All(ctx, op.visit); err != nil {
+		return nil, err
+	}
+	for _, uid := range scan.Over() {
+		op.over[uid] = true
+	}
+	for uid := range op.over {
+		m.notice("of the files of user %d's processes not all were looked at: they have too many", uid)
+	}
+	return op, nil
+}
+
+// openedBy looks at one process, for what NICs elsewhere hang on.
+func (m *Manager) openedBy(pid int) (*opened, error) {
+	op, err := m.newOpened()
+	if err == nil {
+		procfd.Of(pid, op.visit)
+	}
+	return op, err
+}
+
+func (m *Manager) newOpened() (*opened, error) {
+	own, err := m.ns.Inode()
+	return &opened{
+		own: own, queues: map[string][]procfd.File{}, nodes: map[int][]procfd.File{},
+		vmms: map[int]bool{}, held: map[heldSpace]bool{}, closer: map[quota]int{}, over: map[int]bool{},
+		seesAll: sync.OnceValue(seesAll),
+	}, err
+}
+
+// within reports whether a user stays within a bound with one more of what is counted.
+func (op *opened) within(uid int, what string, most int) bool {
+	if isTrusted(uid) {
+		return true
+	}
+	q := quota{uid, what}
+	if op.closer[q] == most {
+		op.over[uid] = true
+		return false
+	}
+	op.closer[q]++
+	return true
+}
+
+// visit keeps what matters of a file. The targets of links, which may be long, are not kept.
+func (op *opened) visit(f procfd.File) {
+	target := f.Target
+	f.Target = ""
+	if inode, ok := netns.InodeOf(procfd.File{Target: target}); ok {
+		if h := (heldSpace{f.PID, inode}); inode != op.own && !op.held[h] && op.within(f.UID, "files", maxCloser) {
+			op.held[h] = true
+			f.Target = target
+			op.spaces = append(op.spaces, f)
+		}
+		return
+	}
+	if text, ok := fdlabel.Of(procfd.File{Target: target}); ok {
+		r, ok := parseAlias(text)
+		if ok && r.Type == TypeSocket && r.Netns == op.own && op.within(f.UID, "labels", maxLabels) {
+			op.labels = append(op.labels, label{f, r, ownerOf(f.PID)})
+		}
+		return
+	}
+	switch {
+	case tun.LooksLikeQueue(procfd.File{Target: target}):
+		if len(op.queues) == 0 || !op.within(f.UID, "files", maxCloser) {
+			return
+		}
+		name := tun.InterfaceOf(f)
+		if known, ok := op.queues[name]; ok {
+			op.queues[name] = append(known, f)
+		}
+	case macvtap.LooksLikeQueue(procfd.File{Target: target}) && op.within(f.UID, "files", maxCloser):
+		op.nodes[f.PID] = append(op.nodes[f.PID], f)
+	}
+}
+
+// queuesOf lists who has queues of a tap in the Manager's netns open. A process that only looked at
+// somebody else's has closed its copy by now.
+func (op *opened) queuesOf(ctx context.Context, name string) (found []procfd.File) {
+	for _, f := range op.queues[name] {
+		if ctx.Err() == nil && tun.InNetns(f, op.own) && tun.InterfaceOf(f) == name {
+			found = append(found, f)
+		}
+	}
+	return found
+}
+
+// isVMM is isQEMU, asked once of each process.
+func (op *opened) isVMM(pid int) bool {
+	is, known := op.vmms[pid]
+	if !known {
+		is = isQEMU(pid)
+		op.vmms[pid] = is
+	}
+	return is
+}
+
+// nodesOf lists who has the node of that number open.
+func (op *opened) nodesOf(number uint64) []procfd.File {
+	if op.devices == nil {
+		op.devices = map[uint64][]procfd.File{}
+		for _, files := range op.nodes {
+			for _, f := range files {
+				if n, ok := macvtap.NumberOf(f); ok {
+					op.devices[n] = append(op.devices[n], f)
+				}
+			}
+		}
+	}
+	return op.devices[number]
+}
+
+// inOwn lists the links in the Manager's netns whose aliases begin as ours do: taps, and macvtaps that
+// were handed over by name.
+func (m *Manager) inOwn() ([]*rtnl.Link, error) {
+	var found []*rtnl.Link
+	for _, kind := range []string{"tun", string(macvtap.Macvtap), string(macvtap.IPVtap)} {
+		all, err := m.nl.Links(kind, 0)
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range all {
+			// A macvtap whose lower is elsewhere belongs to the Manager there.
+			if strings.HasPrefix(l.Alias, alias.Prefix) && (l.Tun != nil || l.LowerNS < 0) {
+				found = append(found, l)
+			}
+		}
+	}
+	return found, nil
+}
