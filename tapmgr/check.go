@@ -37,7 +37,9 @@ func (m *Manager) Check(ctx context.Context) (Checked, error) {
 	var held []ours
 	for _, o := range links {
 		if o.isHearsay() {
-			c.Notices = append(c.Notices, fmt.Sprintf("%s/%s was not compared: %s", o.want.VM, o.want.NIC, o.hearsayText()))
+			if !o.isWell() {
+				c.Notices = append(c.Notices, fmt.Sprintf("%s: %s; %s", o.title(), o.state(c.m.describe(o)).State, o.hearsayText()))
+			}
 			continue
 		}
 		c.NICs++

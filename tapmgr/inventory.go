@@ -259,6 +259,9 @@ func (o *ours) isOthers() bool { return o.isSocket() && !isTrusted(o.uid) }
 // whatever its maker wrote, for whatever guest. It is shown, with that user. Of no other guest does it decide anything.
 func (o *ours) isHearsay() bool { return o.isOthers() && !o.vouched }
 
+// isWell reports whether nothing is to be mended of a NIC by a socket, as far as its switch says.
+func (o *ours) isWell() bool { return o.want.Phase == plugged && o.seat.err == nil && !o.seatless() }
+
 // hearsayText names whose word it is.
 func (o *ours) hearsayText() string {
 	text := "nothing but"
@@ -266,7 +269,7 @@ func (o *ours) hearsayText() string {
 		text += fmt.Sprintf(" process %d of", o.holders[0].PID)
 	}
 	if o.uid == nobodys {
-		return text + " a user with other privileges says that it is there"
+		return text + " nobody in particular says that it is there"
 	}
 	return fmt.Sprintf("%s user %d says that it is there", text, o.uid)
 }

@@ -147,7 +147,7 @@ func (h *host) groups() map[string]uint32 {
 func (h *host) reconcileNamed(ctx context.Context) map[string]tapmgr.Action {
 	h.Helper()
 	actions, err := h.Reconcile(ctx, false)
-	if err != nil {
+	if err != nil && ctx.Err() == nil {
 		h.Fatal(err)
 	}
 	byName := map[string]tapmgr.Action{}

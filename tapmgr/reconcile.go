@@ -44,7 +44,9 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
 	for _, o := range links {
 		switch {
 		case o.isHearsay():
-			r.note(o, "left alone: "+o.hearsayText())
+			if !o.isWell() {
+				r.note(o, "left alone: "+o.hearsayText())
+			}
 		case o.unheld() && o.isSocket():
 			r.do(o, "removed: nobody holds it", func() error { return r.m.leave(ctx, &o) })
 		case o.unheld():

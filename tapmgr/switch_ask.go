@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,9 +24,12 @@ const (
 	// askWait bounds the asking of all switches for their ports, and silentFor how long one that did not answer is not
 	// asked again: others' switches delay nobody.
 	askWait   = 500 * time.Millisecond
+	userWait  = askWait / 2 // for all switches of another user
 	silentFor = 5 * time.Second
 	// maxSwitches bounds how many are asked: anybody may make folders in /tmp.
 	maxSwitches = 256
+	// askedAtOnce bounds how many are asked at a time: what one may answer takes memory.
+	askedAtOnce = 4
 )
 
 // withSwitch asks one switch, by its name or its socket's path.
@@ -46,6 +51,7 @@ func withSwitch(ctx context.Context, name string, f func(context.Context, *contr
 type asked struct {
 	path    string // of its control socket
 	trusted bool   // it is the caller's own, root's, or one that root has started or the caller names
+	found   bool   // it is another user's, and nobody has named it
 	uid     int    // of the user who runs it
 	ports   []control.Port
 	err     error
@@ -61,12 +67,13 @@ func (m *Manager) askSwitches(ctx context.Context, names ...string) []asked {
 	if err != nil {
 		m.notice("the switches were not asked: %v", err)
 	}
-	paths = unique(append(pathsOf(names), paths...)) // those that NICs are on come first, then the caller's own and root's
+	named := unique(pathsOf(names))
+	paths = unique(append(named, paths...)) // those that NICs are on come first, then the caller's own and root's
 	if len(paths) > maxSwitches {
 		m.notice("of %d switches %d were not asked", len(paths), len(paths)-maxSwitches)
 		paths = paths[:maxSwitches]
 	}
-	return m.askAll(ctx, paths)
+	return m.askAll(ctx, paths, len(named))
 }
 
 // pathsOf are the control sockets of switches of these names.
@@ -93,20 +100,34 @@ func unique(paths []string) (first []string) {
 
 // askNamed asks these switches and no others.
 func (m *Manager) askNamed(ctx context.Context, names ...string) []asked {
-	return m.askAll(ctx, unique(pathsOf(names)))
+	paths := unique(pathsOf(names))
+	return m.askAll(ctx, paths, len(paths))
 }
 
-func (m *Manager) askAll(ctx context.Context, paths []string) []asked {
+// askAll asks switches for their ports, the first of which were named. They and the caller's and root's are asked beside
+// the others; of other users' switches four at a time are asked, one of each user.
+func (m *Manager) askAll(ctx context.Context, paths []string, named int) []asked {
 	ctx, cancel := context.WithTimeoutCause(ctx, askWait, fmt.Errorf("no answer within %v (does it stand still?)", askWait))
 	defer cancel()
 	all := make([]asked, len(paths))
-	var wg sync.WaitGroup
+	others := map[int][]*asked{} // by user
+	var meant [][]*asked
 	for i, path := range paths {
-		all[i].path = path
-		if all[i].err = m.silence.of(path); all[i].err == nil {
-			wg.Go(func() { all[i].ask(ctx) })
+		a := &all[i]
+		a.path = path
+		if a.err = m.silence.of(path); a.err != nil {
+			continue
+		}
+		if uid, ok := control.FolderOwner(path); i >= named && ok && !isTrusted(uid) {
+			a.found = true
+			others[uid] = append(others[uid], a)
+		} else {
+			meant = append(meant, []*asked{a})
 		}
 	}
+	var wg sync.WaitGroup
+	wg.Go(func() { askGroups(ctx, meant, askWait) })
+	wg.Go(func() { askGroups(ctx, slices.Collect(maps.Values(others)), userWait) })
 	wg.Wait()
 	for _, a := range all {
 		if a.err != nil && m.silence.of(a.path) == nil {
@@ -117,20 +138,58 @@ func (m *Manager) askAll(ctx context.Context, paths []string) []asked {
 	return all
 }
 
-func (a *asked) ask(ctx context.Context) {
-	c, err := control.Dial(ctx, a.path)
+// askGroups asks groups of switches, four groups at a time and a group's one after the other, for as long as wait.
+func askGroups(ctx context.Context, groups [][]*asked, wait time.Duration) {
+	var wg sync.WaitGroup
+	room := make(chan struct{}, askedAtOnce)
+	for _, group := range groups {
+		room <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-room }()
+			ctx, cancel := context.WithTimeoutCause(ctx, wait, fmt.Errorf("no answer within %v (does it stand still?)", wait))
+			defer cancel()
+			ports := maxLabels
+			for _, a := range group {
+				if a.err = context.Cause(ctx); a.err == nil {
+					ports -= a.ask(ctx, ports)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// ask asks a switch for its ports. Of another user's switch no more than most are kept, all of NICs of that user's own
+// processes; the result is how many.
+func (a *asked) ask(ctx context.Context, most int) (kept int) {
+	dial := control.Dial
+	if a.found {
+		dial = control.DialFound
+	}
+	c, err := dial(ctx, a.path)
 	switch {
 	case errors.Is(err, control.ErrNotRunning): // a socket that somebody killed has left
-		return
+		return 0
 	case err != nil:
 		a.err = err
-		return
+		return 0
 	}
 	defer c.Close()
 	_, a.uid = c.Peer()
-	self := os.Geteuid()
-	a.trusted = a.uid == 0 || a.uid == self || self == 0 && strings.HasPrefix(a.path, rundir.System+"/")
-	a.ports, a.err = c.Ports(ctx)
+	a.trusted = isTrusted(a.uid) || os.Geteuid() == 0 && strings.HasPrefix(a.path, rundir.System+"/")
+	a.err = c.EachPort(ctx, func(p control.Port) error {
+		if a.found {
+			if _, ok := parseAlias(p.Label); !ok || p.Holder == 0 || !a.mayHold(p.Holder) {
+				return nil
+			}
+			if len(a.ports) == most {
+				return fmt.Errorf("user %d's switches tell of more than %d NICs", a.uid, maxLabels)
+			}
+		}
+		a.ports = append(a.ports, p)
+		return nil
+	})
+	return len(a.ports)
 }
 
 // mayHold tells whether the switch can be believed that a process holds a port of it: anybody can run one that says

@@ -116,7 +116,7 @@ func TestLiveWrappers(t *testing.T) {
 		task := h.start(h.command(h.program, append([]string{"--vm", "Pw", "--bridge", "br0", "--vhost", "off", "--qmp", "auto", "--"}, line...)...))
 		var nic tapmgr.NIC
 		h.await(what+": the NIC to be held by QEMU", func() error {
-			nics, err := h.List("Pw")
+			nics, err := h.List(h.Context(), "Pw")
 			if err != nil || len(nics) != 1 || nics[0].PID == 0 {
 				return fmt.Errorf("listed %+v, %w", nics, err)
 			}

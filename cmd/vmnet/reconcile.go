@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -28,18 +29,14 @@ that are on another bridge are left alone, and listed with what mends them.`,
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
 		return a.withManager(func(m *tapmgr.Manager) error {
 			actions, err := m.Reconcile(cmd.Context(), dry)
-			if err != nil {
+			if err != nil && len(actions) == 0 {
 				return err
 			}
+			show := func() error { return a.printActions(actions, dry) }
 			if *format == "json" {
-				err = a.printJSON(actions)
-			} else {
-				err = a.printActions(actions, dry)
+				show = func() error { return a.printJSON(actions) }
 			}
-			if err != nil {
-				return err
-			}
-			return failures(actions)
+			return cmp.Or(show(), err, failures(actions)) // what was done is printed also where it was interrupted
 		})
 	})
 	return cmd

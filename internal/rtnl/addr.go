@@ -68,9 +68,11 @@ func (c *Conn) Quieten(index int) error {
 
 // addrs lists those addresses of a link that keep keeps.
 func (c *Conn) addrs(index int, keep func(netip.Addr) bool) ([]netip.Prefix, error) {
-	req := c.request(unix.RTM_GETADDR, unix.NLM_F_DUMP)
-	req.AddData(nl.NewIfAddrmsg(unix.AF_UNSPEC))
-	msgs, err := c.sock.execute(req, unix.RTM_NEWADDR)
+	msgs, err := c.dump(func() *nl.NetlinkRequest {
+		req := c.request(unix.RTM_GETADDR, unix.NLM_F_DUMP)
+		req.AddData(nl.NewIfAddrmsg(unix.AF_UNSPEC))
+		return req
+	}, unix.RTM_NEWADDR)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -111,12 +113,14 @@ const sizeofNdmsg = 12
 // The request carries struct ifinfomsg, as `bridge fdb` once did, because the
 // kernel filters by port only then, or with strict checking (rtnl_fdb_dump).
 func (c *Conn) FDB(bridge, port int) ([]FDBEntry, error) {
-	req := c.request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP)
-	msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
-	msg.Index = int32(port)
-	req.AddData(msg)
-	req.AddData(Master(bridge).rta)
-	msgs, err := c.sock.execute(req, unix.RTM_NEWNEIGH)
+	msgs, err := c.dump(func() *nl.NetlinkRequest {
+		req := c.request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP)
+		msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
+		msg.Index = int32(port)
+		req.AddData(msg)
+		req.AddData(Master(bridge).rta)
+		return req
+	}, unix.RTM_NEWNEIGH)
 	if err != nil {
 		return nil, fmt.Errorf("list the FDB: %w", err)
 	}

@@ -131,9 +131,11 @@ const (
 // It asks by RTM_GETVLAN, since the older RTM_GETLINK of AF_BRIDGE cannot be
 // limited to one port (rtnl_bridge_getlink).
 func (c *Conn) PortVLANs(index int) (map[int][]VLANs, error) {
-	req := c.request(unix.RTM_GETVLAN, unix.NLM_F_DUMP)
-	req.AddData(&brVLANMsg{index})
-	msgs, err := c.sock.execute(req, unix.RTM_NEWVLAN)
+	msgs, err := c.dump(func() *nl.NetlinkRequest {
+		req := c.request(unix.RTM_GETVLAN, unix.NLM_F_DUMP)
+		req.AddData(&brVLANMsg{index})
+		return req
+	}, unix.RTM_NEWVLAN)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return nil, fmt.Errorf("read the VLANs of bridge ports: %w (needs Linux 5.6 with CONFIG_BRIDGE_VLAN_FILTERING)", err)
 	}

@@ -1,10 +1,6 @@
 package rtnl
 
 import (
-	"errors"
-	"fmt"
-	"time"
-
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -15,37 +11,13 @@ func Group(number uint32) Attr { return attr(unix.IFLA_GROUP, nl.Uint32Attr(numb
 
 // Groups lists all links by their group number, without counters.
 func (c *Conn) Groups() (map[uint32][]*Link, error) {
-	for try := 1; ; try++ {
-		groups, err := c.dumpGroups()
-		if err == nil || !errors.Is(err, nl.ErrDumpInterrupted) || try == dumpTries {
-			return groups, err
-		}
-		time.Sleep(time.Duration(try) * time.Millisecond)
-	}
-}
-
-func (c *Conn) dumpGroups() (map[uint32][]*Link, error) {
 	const skipStats = 1 << 3 // RTEXT_FILTER_SKIP_STATS, include/uapi/linux/rtnetlink.h
-	mask := attr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats))
-	msgs, err := c.sock.execute(c.linkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP, 0, []Attr{mask}), unix.RTM_NEWLINK)
-	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
-	}
+	all, err := c.links([]Attr{attr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats))})
 	groups := map[uint32][]*Link{}
-	for _, m := range msgs {
-		l, err := parseLink(m)
-		if err != nil {
-			return nil, err
-		}
-		var number uint32
-		each(m[unix.SizeofIfInfomsg:], func(kind uint16, v []byte) {
-			if kind == unix.IFLA_GROUP {
-				number = u32(v)
-			}
-		})
-		groups[number] = append(groups[number], l)
+	for _, l := range all {
+		groups[l.Group] = append(groups[l.Group], l)
 	}
-	return groups, nil
+	return groups, err
 }
 
 // DeleteGroup removes every link of a group, waiting once for all of them until nobody in

@@ -21,13 +21,14 @@ type Link struct {
 	MTU      int // bytes
 	Up       bool
 	Carrier  bool
-	OperUp   bool // up and ready, in the eyes of its master too (IF_OPER_UP of RFC 2863)
-	AllMulti bool // receives every multicast frame
-	HostIPv6 bool // the kernel gives it an IPv6 address by itself: see NoIPv6Autoconf
-	TxQLen   int  // frames
-	Master   int  // index of the bridge or bond it belongs to; 0 for none
-	Lower    int  // index of the link that it sits on; 0 for none
-	LowerNS  int  // the kernel's id for the other netns that Lower is in; -1 where it is in the same
+	OperUp   bool   // up and ready, in the eyes of its master too (IF_OPER_UP of RFC 2863)
+	AllMulti bool   // receives every multicast frame
+	HostIPv6 bool   // the kernel gives it an IPv6 address by itself: see NoIPv6Autoconf
+	TxQLen   int    // frames
+	Master   int    // index of the bridge or bond it belongs to; 0 for none
+	Lower    int    // index of the link that it sits on; 0 for none
+	Group    uint32 // its group number, 0 by default
+	LowerNS  int    // the kernel's id for the other netns that Lower is in; -1 where it is in the same
 	Stats    Stats
 
 	Port    *Port    // its port data, where its master is a bridge
@@ -99,6 +100,8 @@ func parseLink(msg []byte) (*Link, error) {
 			l.Lower = int(u32(v))
 		case unix.IFLA_LINK_NETNSID:
 			l.LowerNS = int(int32(u32(v)))
+		case unix.IFLA_GROUP:
+			l.Group = u32(v)
 		case unix.IFLA_TXQLEN:
 			l.TxQLen = int(u32(v))
 		case unix.IFLA_STATS64:

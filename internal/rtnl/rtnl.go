@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -176,48 +175,4 @@ func (c *Conn) get(index int, attrs ...Attr) (*Link, error) {
 		return nil, fmt.Errorf("netlink gave %d links for one: %w", len(msgs), fs.ErrNotExist)
 	}
 	return parseLink(msgs[0])
-}
-
-// ErrDisturbed is a listing that changes have disturbed each time it was tried.
-var ErrDisturbed = nl.ErrDumpInterrupted
-
-// dumpTries bounds how often a listing that the kernel says was disturbed by a
-// change is read again.
-const dumpTries = 10
-
-// Links lists the links, filtered by the kernel: of that kind unless it is
-// empty, and with that master unless it is 0.
-func (c *Conn) Links(kind string, master int) ([]*Link, error) {
-	var attrs []Attr
-	if kind != "" {
-		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
-		info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(kind))
-		attrs = append(attrs, Attr{rta: info})
-	}
-	if master != 0 {
-		attrs = append(attrs, Master(master))
-	}
-	for try := 1; ; try++ {
-		links, err := c.dump(attrs)
-		if err == nil || !errors.Is(err, nl.ErrDumpInterrupted) || try == dumpTries {
-			return links, err
-		}
-		time.Sleep(time.Duration(try) * time.Millisecond)
-	}
-}
-
-func (c *Conn) dump(attrs []Attr) ([]*Link, error) {
-	msgs, err := c.sock.execute(c.linkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP, 0, attrs), unix.RTM_NEWLINK)
-	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
-	}
-	links := make([]*Link, 0, len(msgs))
-	for _, m := range msgs {
-		l, err := parseLink(m)
-		if err != nil {
-			return nil, err
-		}
-		links = append(links, l)
-	}
-	return links, nil
 }

@@ -69,7 +69,7 @@ func (s *socket) close() {
 
 // execute sends a request and collects the answers of that type (0: of any). The last one is
 // the acknowledgement, where the request asks for one or is for a dump, else the first. A
-// dump that a change has disturbed is nl.ErrDumpInterrupted.
+// dump that a change has disturbed is nl.ErrDumpInterrupted, with what there was of it.
 func (s *socket) execute(req *nl.NetlinkRequest, kind uint16) ([][]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -97,7 +97,7 @@ func (s *socket) execute(req *nl.NetlinkRequest, kind uint16) ([][]byte, error) 
 		}
 	}
 	if a.disturbed {
-		return nil, nl.ErrDumpInterrupted
+		return a.found, nl.ErrDumpInterrupted
 	}
 	return a.found, nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"vmnet/internal/fdpass"
+	"vmnet/internal/procfd"
 )
 
 // ErrNotRunning is a switch that nobody runs.
@@ -41,6 +43,34 @@ func Dial(ctx context.Context, name string) (*Client, error) {
 	c, err := dial(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("switch %s: %w", name, err)
+	}
+	return c, nil
+}
+
+// DialFound connects to a switch of another user's that Running has found. What is there is that user's choice, and may be
+// replaced at any time: nothing but a socket of that user's own is connected to, on which that user listens, and no
+// symbolic link is followed to it.
+func DialFound(ctx context.Context, path string) (*Client, error) {
+	owner, ok := FolderOwner(path)
+	r, err := procfd.ReferWithin(path)
+	if err == nil {
+		defer r.Close()
+		if !ok || !r.IsSocket() || r.UID != owner {
+			err = fmt.Errorf("it is no socket of user %d", owner)
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		err = fmt.Errorf("%w: nobody listens on %s", ErrNotRunning, path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("switch %s: %w", path, err)
+	}
+	c, err := dial(ctx, r.Path())
+	if err == nil && c.uid != owner {
+		err = errors.Join(fmt.Errorf("user %d listens there", c.uid), c.Close())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("switch %s: %w", path, err)
 	}
 	return c, nil
 }
@@ -77,10 +107,11 @@ func (c *Client) Peer() (pid, uid int) { return c.pid, c.uid }
 // Info is the switch as a whole.
 func (c *Client) Info(ctx context.Context) (Info, error) {
 	var info *Info
-	err := c.ask(ctx, request{Do: doInfo}, nil, func(a *answer) {
+	err := c.ask(ctx, request{Do: doInfo}, nil, func(a *answer) error {
 		if a.Info != nil {
 			info = a.Info
 		}
+		return nil
 	})
 	if err == nil && info == nil {
 		err = errors.New("the switch told nothing of itself")
@@ -93,7 +124,7 @@ func (c *Client) Info(ctx context.Context) (Info, error) {
 
 // Ports are the switch's ports with their counters, in the order of their names.
 func (c *Client) Ports(ctx context.Context) (ports []Port, err error) {
-	err = c.ask(ctx, request{Do: doPorts}, nil, func(a *answer) { ports = append(ports, a.Ports...) })
+	err = c.EachPort(ctx, func(p Port) error { ports = append(ports, p); return nil })
 	return ports, err
 }
 
@@ -122,7 +153,7 @@ func (c *Client) RemovePort(ctx context.Context, name string) error {
 
 // FDB is what addresses the switch knows, in their order.
 func (c *Client) FDB(ctx context.Context) (entries []FDBEntry, err error) {
-	err = c.ask(ctx, request{Do: doFDB}, nil, func(a *answer) { entries = append(entries, a.FDB...) })
+	err = c.EachFDB(ctx, func(e FDBEntry) error { entries = append(entries, e); return nil })
 	return entries, err
 }
 
@@ -159,7 +190,7 @@ func (c *Client) Stop(ctx context.Context) error {
 }
 
 // ask sends a request and takes its answers, each of which take is given.
-func (c *Client) ask(ctx context.Context, r request, files []*os.File, take func(*answer)) error {
+func (c *Client) ask(ctx context.Context, r request, files []*os.File, take func(*answer) error) error {
 	if err := c.exchange(ctx, r, files, take); err != nil {
 		return fmt.Errorf("%s: %w", r.what(), err)
 	}
@@ -178,7 +209,7 @@ func (r request) what() string {
 	return fmt.Sprintf("%s %s", r.Do, name)
 }
 
-func (c *Client) exchange(ctx context.Context, r request, files []*os.File, take func(*answer)) error {
+func (c *Client) exchange(ctx context.Context, r request, files []*os.File, take func(*answer) error) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err
@@ -192,7 +223,7 @@ func (c *Client) exchange(ctx context.Context, r request, files []*os.File, take
 		return c.broken
 	}
 	defer c.deadline(ctx)()
-	refused, err := c.roundTrip(b, files, take)
+	refused, err := c.roundTrip(b, maxAnswer(r.Do), files, take)
 	if err != nil {
 		c.broken = fmt.Errorf("the connection broke earlier: %w", err)
 		return told(ctx, err)
@@ -205,10 +236,7 @@ func (c *Client) exchange(ctx context.Context, r request, files []*os.File, take
 
 var errHungUp = errors.New("the switch has hung up: it has ended, or it serves another user (its own and root alone)")
 
-// maxAnswers is more than the biggest FDB and the most ports need.
-const maxAnswers = 1 << 16
-
-func (c *Client) roundTrip(b []byte, files []*os.File, take func(*answer)) (*refusal, error) {
+func (c *Client) roundTrip(b []byte, most int, files []*os.File, take func(*answer) error) (*refusal, error) {
 	err := fdpass.SendOver(c.conn, b, files...)
 	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
 		return nil, errHungUp
@@ -217,7 +245,7 @@ func (c *Client) roundTrip(b []byte, files []*os.File, take func(*answer)) (*ref
 		return nil, err
 	}
 	room := make([]byte, maxMessage)
-	for range maxAnswers {
+	for read := 0; read <= most; {
 		payload, _, err := fdpass.ReceiveOver(c.conn, room, 0)
 		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
 			return nil, errHungUp
@@ -225,18 +253,21 @@ func (c *Client) roundTrip(b []byte, files []*os.File, take func(*answer)) (*ref
 		if err != nil {
 			return nil, err
 		}
+		read += len(payload)
 		var a answer
 		if err := json.Unmarshal(payload, &a); err != nil {
 			return nil, fmt.Errorf("answer of the switch: %w", err)
 		}
 		if take != nil {
-			take(&a)
+			if err := take(&a); err != nil {
+				return nil, err
+			}
 		}
 		if !a.More {
 			return a.Error, nil
 		}
 	}
-	return nil, fmt.Errorf("the switch has sent %d answers, and no end", maxAnswers)
+	return nil, fmt.Errorf("the switch has sent more than %d bytes, and no end", most)
 }
 
 // deadline has the connection's reads and writes end with ctx, until the function that it returns is called.

@@ -162,11 +162,11 @@ type request struct {
 
 // answer is what the switch sends: several with More for what does not fit into one, and a last one without.
 type answer struct {
-	More  bool       `json:"more,omitempty"`
-	Error *refusal   `json:"error,omitempty"`
-	Info  *Info      `json:"info,omitempty"`
-	Ports []Port     `json:"ports,omitempty"`
-	FDB   []FDBEntry `json:"fdb,omitempty"`
+	More  bool           `json:"more,omitempty"`
+	Error *refusal       `json:"error,omitempty"`
+	Info  *Info          `json:"info,omitempty"`
+	Ports list[Port]     `json:"ports,omitempty"`
+	FDB   list[FDBEntry] `json:"fdb,omitempty"`
 }
 
 // refusal is an error that has crossed the wire: its text, and which of the errors below it Is.

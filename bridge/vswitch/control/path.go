@@ -132,6 +132,9 @@ func isOurs(path string) bool {
 		rundir.OwnedAlone(filepath.Dir(all), user) == nil && rundir.OwnedAlone(all, user) == nil && rundir.OwnedAlone(own, as) == nil
 }
 
+// FolderOwner is the user in whose folder of switches the socket of that path is; ok is false where there is no such folder.
+func FolderOwner(path string) (uid int, ok bool) { return ownerOf(filepath.Dir(filepath.Dir(path))) }
+
 func ownerOf(path string) (uid int, ok bool) {
 	info, err := os.Lstat(path)
 	if err != nil {

@@ -1,0 +1,134 @@
+package rtnl
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/netns"
+	"vmnet/internal/nstest"
+)
+
+func open(t testing.TB, ns *netns.NS) *Conn {
+	t.Helper()
+	c, err := Open(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+// many makes so many links of kind bridge, br0 and so on.
+func many(t testing.TB, c *Conn, n int) {
+	t.Helper()
+	for i := range n {
+		if err := c.Create("bridge", Name(fmt.Sprint("br", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestLiveLinksThatComeAndGo: while others add and delete links all the time, every listing succeeds and has all links
+// that stay.
+func TestLiveLinksThatComeAndGo(t *testing.T) {
+	const links, listings = 300, 40
+	ns := nstest.New(t)
+	c := open(t, ns)
+	many(t, c, links)
+	done := make(chan struct{})
+	var busy sync.WaitGroup
+	for i := range 2 {
+		other := open(t, ns)
+		busy.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				name := fmt.Sprint("passing", i)
+				l, err := other.Link(name)
+				if err != nil {
+					err = other.Create("bridge", Name(name))
+				} else {
+					err = other.Delete(l.Index)
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	disturbed := 0
+	for range listings {
+		if _, err := c.sock.execute(c.linkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP, 0, nil), unix.RTM_NEWLINK); err != nil {
+			disturbed++
+		}
+		found, err := c.Links("bridge", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stay := 0
+		for _, l := range found {
+			if l.Name[:2] == "br" {
+				stay++
+			}
+		}
+		if stay != links {
+			t.Errorf("%d of %d links listed", stay, links)
+		}
+	}
+	close(done)
+	busy.Wait()
+	t.Logf("%d of %d single listings were disturbed", disturbed, listings)
+}
+
+// TestLiveCompleteListing: what earlier listings had and the last one lacks is in the result as it is by now.
+func TestLiveCompleteListing(t *testing.T) {
+	c := open(t, nstest.New(t))
+	many(t, c, 3)
+	all, err := c.dumpLinks(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	latest, missing := map[int]*Link{}, map[int]*Link{}
+	for index, l := range all {
+		switch l.Name {
+		case "br0":
+			missing[index] = l
+		case "br1":
+			missing[index] = l
+			if err := c.Delete(index); err != nil {
+				t.Fatal(err)
+			}
+		default:
+			latest[index] = l
+		}
+	}
+	found, err := c.complete(latest, missing)
+	var names []string
+	for _, l := range found {
+		names = append(names, l.Name)
+	}
+	if got := fmt.Sprint(names); err != nil || got != "[lo br0 br2]" {
+		t.Errorf("%s, %v", got, err)
+	}
+}
+
+// TestLiveLinksOfAnUnknownKind: the kernel ignores the filter for a kind that it does not know.
+func TestLiveLinksOfAnUnknownKind(t *testing.T) {
+	c := open(t, nstest.New(t))
+	many(t, c, 2)
+	for kind, want := range map[string]int{"no-such-kind": 0, "bridge": 2, "": 3} {
+		if found, err := c.Links(kind, 0); err != nil || len(found) != want {
+			t.Errorf("kind %q: %d links, %v: want %d", kind, len(found), err, want)
+		}
+	}
+	if found, err := c.Links("", 12345); len(found) != 0 {
+		t.Errorf("of no master: %+v, %v", found, err)
+	}
+}
