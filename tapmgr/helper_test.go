@@ -31,6 +31,7 @@ type order struct {
 
 	Reconcile bool // reconciles instead, with a /proc of its own pid namespace
 	Hold      bool // only holds the fds that it was given
+	Fill      int  // duplicates its fd 3 until it has so many files, says so and waits
 	Race      int  // exchanges the files of that many fds for one another, those that it was given, for ever
 
 	Forge  *forgery // becomes a forged QEMU
@@ -80,6 +81,9 @@ func helper() int {
 	if err == nil && o.Hold {
 		time.Sleep(time.Minute)
 		return 0
+	}
+	if err == nil && o.Fill > 0 {
+		return fill(o.Fill)
 	}
 	if err == nil && o.Race > 0 {
 		return race(o.Race)

@@ -40,7 +40,16 @@ func (h *host) racing(files ...*os.File) {
 // hostile starts a process of a user, whose first file is its fd 3.
 func (h *host) hostile(o order, argv string, files ...*os.File) *exec.Cmd {
 	h.Helper()
+	return h.hostileTo(nil, o, argv, files...)
+}
+
+// hostileTo is hostile with its output.
+func (h *host) hostileTo(out *os.File, o order, argv string, files ...*os.File) *exec.Cmd {
+	h.Helper()
 	cmd := h.command(o)
+	if out != nil {
+		cmd.Stdout = out
+	}
 	cmd.Args = strings.Fields(argv)
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = files
@@ -196,4 +205,3 @@ func TestOpenNetnsOpensNothingElse(t *testing.T) {
 		t.Errorf("the FIFO was opened %d times", n)
 	}
 }
-

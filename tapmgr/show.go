@@ -111,6 +111,9 @@ func (m *Manager) detail(ctx context.Context, o ours) (Detail, error) {
 	return d, nil
 }
 
+// maxLearned is how many addresses behind one port are told of: the switch may be anybody's.
+const maxLearned = 4096
+
 // detailSeat is what the switch says.
 func (m *Manager) detailSeat(ctx context.Context, d *Detail, o ours) {
 	d.Socket = o.seat.path
@@ -132,13 +135,12 @@ func (m *Manager) detailSeat(ctx context.Context, d *Detail, o ours) {
 		}
 	}
 	err := withSwitch(ctx, o.seat.path, func(ctx context.Context, c *control.Client) error {
-		all, err := c.FDB(ctx)
-		for _, e := range all {
-			if e.Port == o.seat.port.Name {
+		return c.EachFDB(ctx, func(e control.FDBEntry) error {
+			if e.Port == o.seat.port.Name && len(d.Learned) < maxLearned {
 				d.Learned = append(d.Learned, bridge.Learned{MAC: e.MAC, VLAN: e.VLAN})
 			}
-		}
-		return err
+			return nil
+		})
 	})
 	if err != nil {
 		d.Notices = append(d.Notices, fmt.Sprintf("what the switch has learned is not known: %v", err))

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -30,10 +29,7 @@ func (a *app) line(format string, args ...any) error {
 }
 
 func (a *app) printJSON(v any) error {
-	enc := json.NewEncoder(a.out)
-	enc.SetEscapeHTML(false)
-	enc.SetIndent("", "  ")
-	return outputError(enc.Encode(v))
+	return outputError(console.WriteJSON(a.out, v))
 }
 
 // table prints rows in columns; the first row is the header. paint may be nil; it is given the column's name.

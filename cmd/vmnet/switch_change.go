@@ -44,7 +44,7 @@ func (a *app) addPorts(ctx context.Context, c *control.Client, wanted []wantedPo
 		return err
 	}
 	defer ns.Close()
-	opened, err := openPorts(ns, wanted)
+	opened, err := openPorts(ctx, ns, wanted)
 	if err != nil {
 		return err
 	}

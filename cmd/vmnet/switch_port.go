@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -189,7 +190,7 @@ type openPort struct {
 }
 
 // openPorts opens all, or none. It takes the rights that their devices need.
-func openPorts(ns *netns.NS, wanted []wantedPort) (opened []openPort, err error) {
+func openPorts(ctx context.Context, ns *netns.NS, wanted []wantedPort) (opened []openPort, err error) {
 	c, err := rtnl.Open(ns)
 	if err != nil {
 		return nil, err
@@ -201,7 +202,7 @@ func openPorts(ns *netns.NS, wanted []wantedPort) (opened []openPort, err error)
 		if w.Kind == control.Tap {
 			p, err = w.openTap(ns, c)
 		} else {
-			p, err = w.openPacket(ns, c)
+			p, err = w.openPacket(ctx, ns, c)
 		}
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("port %s: %w", w.Name, err), closePorts(opened))
@@ -287,7 +288,7 @@ func (w *wantedPort) followed(ns *netns.NS, tap *tun.Tap, how string) (openPort,
 	return openPort{Port: p, files: append(slices.Clone(tap.Queues()), link), close: closeBoth, how: how}, nil
 }
 
-func (w *wantedPort) openPacket(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
+func (w *wantedPort) openPacket(ctx context.Context, ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	link, err := c.Link(w.Device)
 	if errors.Is(err, fs.ErrNotExist) {
 		return openPort{}, fmt.Errorf("device %s: %w (ip link shows those that are here; --netns names another network namespace)", w.Device, err)
@@ -297,7 +298,7 @@ func (w *wantedPort) openPacket(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	}
 	notes, err := vswitch.CheckInUse(ns, c, link)
 	if err == nil {
-		err = noGuestsOn(ns, link.Name)
+		err = noGuestsOn(ctx, ns, link.Name)
 	}
 	if err != nil {
 		return openPort{}, err
@@ -324,9 +325,9 @@ func (w *wantedPort) openPacket(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 
 // noGuestsOn is an error where guests have macvtaps or ipvtaps on a device: these may be in network namespaces that only their
 // QEMUs have open.
-func noGuestsOn(ns *netns.NS, device string) error {
+func noGuestsOn(ctx context.Context, ns *netns.NS, device string) error {
 	return tapmgr.In(ns.String(), func(m *tapmgr.Manager) error {
-		info, err := m.ShowLower(device)
+		info, err := m.ShowLower(ctx, device)
 		if err != nil || len(info.NICs) == 0 {
 			return err
 		}

@@ -84,7 +84,7 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 	roomForOthers()
 	sw := vswitch.New(vswitch.Config{Ageing: o.ageing, Addresses: o.addresses, VLANFiltering: o.filter, Notice: func(text string) { a.note("switch " + o.name + ": " + text) }})
 	server := control.NewServer(sw, control.Info{Name: o.name, Version: versionText(), Ageing: int(o.ageing.Seconds())})
-	opened, err := a.plugIn(server, o.ports)
+	opened, err := a.plugIn(ctx, server, o.ports)
 	var l *control.Listener
 	if err == nil {
 		l, err = listenAs(place, to)
@@ -141,13 +141,13 @@ func runsAs(name string) (privilege.Caller, error) {
 }
 
 // plugIn opens the ports, and gives the switch copies of their files.
-func (a *app) plugIn(server *control.Server, wanted []wantedPort) ([]openPort, error) {
+func (a *app) plugIn(ctx context.Context, server *control.Server, wanted []wantedPort) ([]openPort, error) {
 	ns, err := netns.Open(a.netns)
 	if err != nil {
 		return nil, err
 	}
 	defer ns.Close()
-	opened, err := openPorts(ns, wanted)
+	opened, err := openPorts(ctx, ns, wanted)
 	if err != nil {
 		return nil, err
 	}

@@ -1,5 +1,5 @@
-// Package rundir knows where a user's sockets are: in a folder that nobody else can write to, since who could would
-// listen in the place of whom the user means.
+// Package rundir knows where a user's sockets are: in a directory that nobody else can write to, for whoever can could
+// listen in the place of the program that the user means.
 package rundir
 
 import (
@@ -8,27 +8,45 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 )
 
 // System is root's.
 const System = "/run/vmnet"
 
-// Of are the folders that a user's sockets may be in, best first. runtime is the user's $XDG_RUNTIME_DIR; empty or
-// relative is none.
+// Shared are the directories in which everybody may make one, as a user without one of his own does.
+var Shared = []string{"/tmp", "/var/tmp", "/dev/shm"}
+
+// Of returns the directories that a user's sockets may be in, best first. runtime is the user's $XDG_RUNTIME_DIR; empty or
+// relative is none. Anybody can make a directory of a user's name in the shared ones, so there are several, and Own
+// chooses.
 func Of(uid int, runtime string) []string {
 	if uid == 0 {
 		return []string{System}
 	}
-	dirs := []string{fmt.Sprintf("/tmp/vmnet-%d", uid)}
+	var dirs []string
 	if filepath.IsAbs(runtime) {
-		dirs = append([]string{filepath.Join(runtime, "vmnet")}, dirs...)
+		dirs = append(dirs, filepath.Join(runtime, "vmnet"))
+	}
+	for _, dir := range Shared {
+		dirs = append(dirs, filepath.Join(dir, fmt.Sprintf("vmnet-%d", uid)))
+	}
+	// That of a login session (pam_systemd(8)) nobody else can make.
+	login := fmt.Sprintf("/run/user/%d/vmnet", uid)
+	if !slices.Contains(dirs, login) {
+		dirs = slices.Insert(dirs, len(dirs)-len(Shared)+1, login)
 	}
 	return dirs
 }
 
-// Make makes the first of the folders that can be made, or takes one that is the user's alone. Through root's others may pass,
-// to folders in it that are theirs.
+// Own leaves of directories those that are there and the user's alone, in which nobody else can have put anything.
+func Own(dirs []string, uid int) []string {
+	return slices.DeleteFunc(slices.Clone(dirs), func(dir string) bool { return OwnedAlone(dir, uid) != nil })
+}
+
+// Make makes the first of the directories that can be made, or takes one that is the user's alone. Through root's others may
+// pass, to directories in it that are theirs. An error names each of them and what to do.
 func Make(dirs []string, uid int) (string, error) {
 	var errs []error
 	mode := fs.FileMode(0o700)
@@ -43,9 +61,14 @@ func Make(dirs []string, uid int) (string, error) {
 		if err == nil {
 			return dir, nil
 		}
-		errs = append(errs, err)
+		if !errors.Is(err, fs.ErrNotExist) { // most users have no login session's
+			errs = append(errs, err)
+		}
 	}
-	return "", errors.Join(errs...)
+	if uid == 0 {
+		return "", errors.Join(errs...)
+	}
+	return "", fmt.Errorf("%w (set XDG_RUNTIME_DIR to a directory that is yours alone)", errors.Join(errs...))
 }
 
 // Mkdir makes a folder with that mode, whatever the umask is.
@@ -64,7 +87,7 @@ func OwnedAlone(dir string, uid int) error {
 	}
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || !info.IsDir() || int(st.Uid) != uid || info.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("%s is no folder that you own and others cannot write to", dir)
+		return fmt.Errorf("%s is not a directory that you own and others cannot write to", dir)
 	}
 	return nil
 }

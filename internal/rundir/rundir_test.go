@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -20,9 +21,10 @@ func TestOf(t *testing.T) {
 		want    []string
 	}{
 		{0, "/run/user/0", []string{"/run/vmnet"}},
-		{7, "", []string{"/tmp/vmnet-7"}},
-		{7, "relative", []string{"/tmp/vmnet-7"}},
-		{7, "/run/user/7", []string{"/run/user/7/vmnet", "/tmp/vmnet-7"}},
+		{7, "", []string{"/tmp/vmnet-7", "/run/user/7/vmnet", "/var/tmp/vmnet-7", "/dev/shm/vmnet-7"}},
+		{7, "relative", []string{"/tmp/vmnet-7", "/run/user/7/vmnet", "/var/tmp/vmnet-7", "/dev/shm/vmnet-7"}},
+		{7, "/run/user/7", []string{"/run/user/7/vmnet", "/tmp/vmnet-7", "/var/tmp/vmnet-7", "/dev/shm/vmnet-7"}},
+		{7, "/x", []string{"/x/vmnet", "/tmp/vmnet-7", "/run/user/7/vmnet", "/var/tmp/vmnet-7", "/dev/shm/vmnet-7"}},
 	} {
 		if got := Of(test.uid, test.runtime); !slices.Equal(got, test.want) {
 			t.Errorf("%d, %q: %q", test.uid, test.runtime, got)
@@ -41,8 +43,13 @@ func TestMake(t *testing.T) {
 			t.Errorf("%s, %v", got, err)
 		}
 	}
-	if got, err := Make([]string{others}, me); err == nil {
-		t.Errorf("%s", got)
+	got, err := Make([]string{others}, me)
+	cure := me == 0 || err != nil && strings.Contains(err.Error(), "set XDG_RUNTIME_DIR to a directory that is yours alone")
+	if err == nil || !strings.Contains(err.Error(), others+" is not a directory that you own") || !cure {
+		t.Errorf("%s, %v", got, err)
+	}
+	if got := Own([]string{others, filepath.Join(dir, "none"), own}, me); !slices.Equal(got, []string{own}) {
+		t.Errorf("own: %q", got)
 	}
 }
 

@@ -15,6 +15,8 @@ const (
 	maxPortBytes = 32 << 20
 	// maxFDBBytes is more than the biggest FDB needs.
 	maxFDBBytes = 256 << 20
+	// maxMessages is more than the biggest FDB needs.
+	maxMessages = 1 << 16
 	// maxItems is how many items fit into one message of a switch.
 	maxItems = maxMessage / 32
 	// maxReasons is more than a port has reasons to drop frames.

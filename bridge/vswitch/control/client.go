@@ -245,7 +245,7 @@ func (c *Client) roundTrip(b []byte, most int, files []*os.File, take func(*answ
 		return nil, err
 	}
 	room := make([]byte, maxMessage)
-	for read := 0; read <= most; {
+	for messages, read := 0, 0; messages < maxMessages && read <= most; messages++ {
 		payload, _, err := fdpass.ReceiveOver(c.conn, room, 0)
 		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
 			return nil, errHungUp
@@ -267,7 +267,7 @@ func (c *Client) roundTrip(b []byte, most int, files []*os.File, take func(*answ
 			return a.Error, nil
 		}
 	}
-	return nil, fmt.Errorf("the switch has sent more than %d bytes, and no end", most)
+	return nil, fmt.Errorf("the switch has sent more than %d bytes or %d messages, and no end", most, maxMessages)
 }
 
 // deadline has the connection's reads and writes end with ctx, until the function that it returns is called.

@@ -20,12 +20,17 @@ const socketName = "socket"
 const maxPath = 107
 
 // folders are where switches of a name are looked for by this user, best first: its own, and root's, in which there may be
-// switches that run as this user (see Prepare).
+// switches that run as this user (see Prepare). The first is there even if nothing is; of the others no
+// directory counts that somebody else has made, or could have filled.
 func folders() []string {
 	uid := os.Geteuid()
-	var dirs []string
-	for _, dir := range rundir.Of(uid, os.Getenv("XDG_RUNTIME_DIR")) {
-		dirs = append(dirs, filepath.Join(dir, "switch"))
+	own := rundir.Of(uid, os.Getenv("XDG_RUNTIME_DIR"))
+	dirs := rundir.Own(own, uid)
+	if len(dirs) == 0 {
+		dirs = own[:1]
+	}
+	for i, dir := range dirs {
+		dirs[i] = filepath.Join(dir, "switch")
 	}
 	if uid != 0 {
 		dirs = append(dirs, filepath.Join(rundir.System, "switch"))
@@ -80,7 +85,10 @@ const maxOfUser = 64
 func Running() ([]string, error) {
 	dirs := folders()
 	if os.Geteuid() == 0 {
-		dirs = append(dirs, "/run/user/*/vmnet/switch", "/tmp/vmnet-*/switch")
+		dirs = append(dirs, "/run/user/*/vmnet/switch")
+		for _, dir := range rundir.Shared {
+			dirs = append(dirs, filepath.Join(dir, "vmnet-*/switch"))
+		}
 	}
 	var paths []string
 	for _, dir := range dirs {

@@ -1,0 +1,150 @@
+package tapmgr_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/fdlabel"
+	"vmnet/internal/nstest"
+	"vmnet/tapmgr"
+)
+
+// labelOf is a label of a NIC by a socket in the host's netns.
+func (h *host) labelOf(vm, nic string) *os.File {
+	h.Helper()
+	inode, err := h.ns.Inode()
+	if err != nil {
+		h.Fatal(err)
+	}
+	return h.file(fdlabel.New(fmt.Sprintf("vmnet vm=%s nic=%s type=socket source=/run/none/socket switch=on netns=%d mac=52:54:00:00:00:09 model=e1000 queues=1", vm, nic, inode)))
+}
+
+// fill has the helper duplicate its fd 3 until it has n files, and say so.
+func fill(n int) int {
+	var limit unix.Rlimit
+	err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
+	limit.Cur = limit.Max
+	err = errors.Join(err, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
+	for fd := 10; err == nil && fd < n; fd++ {
+		err = unix.Dup3(3, fd, 0)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	fmt.Println("filled")
+	time.Sleep(time.Minute)
+	return 0
+}
+
+// prepared makes a NIC as the hook does, for a guest of libvirt's that is about to start.
+func (h *host) prepared(vm, nic string) error {
+	h.Helper()
+	_, err := h.Prepare(h.context(10*time.Second), tapmgr.Spec{
+		Target: tapmgr.Target{VM: vm}, NIC: nic, Bridge: "br0", Queues: 1, Vhost: tapmgr.VhostOff,
+	})
+	return err
+}
+
+// TestLiveOthersLabelsDecideNothing: a user's process says that libvirt's guest has a NIC. That keeps neither the guest
+// from starting nor its NIC from being attached, and is listed as that user's word.
+func TestLiveOthersLabelsDecideNothing(t *testing.T) {
+	h := newHost(t)
+	label := h.labelOf("web", "net0")
+	h.hostile(order{Hold: true}, "qemu-system-x86_64 -name guest=web", label)
+	if err := label.Close(); err != nil { // else it is root's word
+		t.Fatal(err)
+	}
+	nstest.Eventually(t, 10*time.Second, "the label is listed", func() bool {
+		nics, err := h.List("web")
+		return err == nil && len(nics) == 1 && nics[0].UID == user && nics[0].State == tapmgr.Unknown
+	})
+	if err := h.prepared("web", "net0"); err != nil {
+		t.Errorf("prepare: %v", err)
+	}
+	ctx := h.context(20 * time.Second)
+	checked, err := h.Check(ctx)
+	if err != nil || len(checked.Differences) != 0 || !strings.Contains(strings.Join(checked.Notices, "\n"), fmt.Sprintf("of user %d says that it is there", user)) {
+		t.Errorf("check %+v, %v", checked, err)
+	}
+	actions, err := h.Reconcile(ctx, false)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, a := range actions {
+		if a.Error != "" || a.Changed {
+			t.Errorf("reconcile %+v", a)
+		}
+	}
+	if left, err := h.Release(ctx, "web"); err != nil || len(left) != 1 || left[0].Error != "" {
+		t.Errorf("release %+v, %v", left, err)
+	}
+}
+
+// TestLiveRootsLabelsDecide: root's own process may say so.
+func TestLiveRootsLabelsDecide(t *testing.T) {
+	h := newHost(t)
+	label := h.labelOf("web", "net0") // held by this process
+	if nics, err := h.List("web"); err != nil || len(nics) != 1 || nics[0].UID != 0 {
+		t.Errorf("list %+v, %v", nics, err)
+	}
+	if err := h.prepared("web", "net0"); !errors.Is(err, tapmgr.ErrExist) {
+		t.Errorf("prepare: %v", err)
+	}
+	runtime.KeepAlive(label)
+}
+
+// TestLiveCostIsBounded: a user has 100,000 files open, of all kinds that NICs may hang on.
+func TestLiveCostIsBounded(t *testing.T) {
+	const processes, files = 5, 20_000
+	h := newHost(t)
+	var notices []string
+	h.Notice = func(text string) { notices = append(notices, text) }
+	tun := h.file(os.OpenFile("/dev/net/tun", os.O_RDWR, 0))
+	node, _ := h.fifo("tap9")
+	h.persistentTaps("web-net1") // so that queues matter
+	h.markOurs("web-net1")
+	started := time.Now()
+	for i, f := range []*os.File{h.labelOf("web", "net0"), h.labelOf("db", "net0"), tun, node, h.file(os.Open(os.DevNull))}[:processes] {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := h.hostileTo(w, order{Fill: files}, fmt.Sprintf("qemu-system-x86_64 -name guest=g%d", i), f)
+		_ = w.Close()
+		line := make([]byte, 7)
+		if n, err := r.Read(line); err != nil || string(line[:n]) != "filled\n" && string(line[:n]) != "filled" {
+			t.Fatalf("process %d: %q, %v", cmd.Process.Pid, line[:n], err)
+		}
+		_ = r.Close()
+	}
+	t.Logf("made %d files in %v", processes*files, time.Since(started))
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	started = time.Now()
+	nics, err := h.ListAll(h.context(30*time.Second), "")
+	took := time.Since(started)
+	runtime.ReadMemStats(&after)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("listed %d NICs in %v, %d KiB of heap more, %d KiB allocated in all", len(nics), took,
+		(int64(after.HeapSys)-int64(before.HeapSys))/1024, (after.TotalAlloc-before.TotalAlloc)/1024)
+	if took > 5*time.Second || after.HeapSys-before.HeapSys > 32<<20 {
+		t.Errorf("list took %v and %d bytes", took, after.HeapSys-before.HeapSys)
+	}
+	if !strings.Contains(strings.Join(notices, "\n"), fmt.Sprintf("of the files of user %d's processes not all were looked at", user)) {
+		t.Errorf("notices %q", notices)
+	}
+	if len(nics) > 10 {
+		t.Errorf("%d NICs listed", len(nics))
+	}
+}
