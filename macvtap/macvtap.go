@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -51,14 +50,8 @@ type Config struct {
 // txQLen sizes the ring of frames that wait for the VMM; without it the ring has no room.
 const txQLen = 1000
 
-// Index range of new devices: QEMU and libvirt take an interface for a macvtap when
-// /dev/tap<index> exists, whichever netns that belongs to, so an index must not
-// be one that somebody else's interface has.
-const (
-	minIndex = 1 << 20
-	maxIndex = 1 << 30
-	tries    = 128
-)
+// tries is how many indices a device may get that are taken.
+const tries = 128
 
 // A Device is a macvtap or ipvtap, and the fds of this process that keep it.
 type Device struct {
@@ -92,6 +85,9 @@ func (d *Device) create(nl *rtnl.Conn, cfg Config) (err error) {
 	if d.nl, err = rtnl.Open(d.ns); err != nil {
 		return err
 	}
+	if err := nl.AssignNetnsID(d.ns); err != nil { // see Everywhere
+		return err
+	}
 	attrs, err := cfg.attrs()
 	if err != nil {
 		return err
@@ -106,8 +102,7 @@ func (d *Device) create(nl *rtnl.Conn, cfg Config) (err error) {
 // newLink asks for a device with an index that nobody else is likely to have.
 func newLink(nl *rtnl.Conn, cfg Config, attrs []rtnl.Attr) error {
 	for try := 1; ; try++ {
-		index := minIndex + rand.IntN(maxIndex-minIndex)
-		err := nl.Create(string(cfg.Kind), append(attrs, rtnl.Index(index))...)
+		err := nl.Create(string(cfg.Kind), append(attrs, rtnl.Index(rtnl.RandomIndex()))...)
 		if err == nil {
 			return nil
 		}

@@ -24,6 +24,7 @@ type tapSide struct {
 	mtu           int // of the tap
 	name, altName string
 	multi         bool
+	byName        bool // it is handed over by its name
 
 	tap  *tun.Tap
 	link *rtnl.Link
@@ -110,6 +111,15 @@ func portText(cfg bridge.PortConfig) string {
 // QEMU does not answer and so still holds it.
 const undoWait = time.Second
 
+// create makes the tap. One that is handed over by its name gets an index that nobody can have guessed: see
+// rtnl.RandomIndex.
+func (s *tapSide) create() (*tun.Tap, error) {
+	if s.byName {
+		return tun.CreateAt(s.m.ns, s.name, s.multi, rtnl.RandomIndex())
+	}
+	return tun.Create(s.m.ns, s.name, s.multi)
+}
+
 func (s *tapSide) tapStep() step.Step {
 	flags := "IFF_TAP|IFF_NO_PI|IFF_VNET_HDR|IFF_TUN_EXCL"
 	if s.multi {
@@ -119,7 +129,7 @@ func (s *tapSide) tapStep() step.Step {
 		Name: "tap",
 		Text: fmt.Sprintf("open %s; TUNSETIFF %s %s", tun.Device, s.name, flags),
 		Do: func(context.Context) (err error) {
-			if s.tap, err = tun.Create(s.m.ns, s.name, s.multi); err != nil {
+			if s.tap, err = s.create(); err != nil {
 				return s.explainTaken(err)
 			}
 			s.link, err = s.m.nl.Link(s.name)

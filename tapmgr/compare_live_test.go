@@ -220,7 +220,7 @@ func TestLiveRenamed(t *testing.T) {
 		t.Errorf("check %+v", got)
 	}
 	h.reconciled()
-	if info, err := h.ShowLower("wan0"); err != nil || len(info.NICs) != 1 {
+	if info, err := h.ShowLower(t.Context(), "wan0"); err != nil || len(info.NICs) != 1 {
 		t.Errorf("lower %+v, %v", info, err)
 	}
 	for _, name := range []string{"br0", "lan0"} {

@@ -2,6 +2,7 @@ package tapmgr_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -61,24 +62,44 @@ func (h *host) hostileTo(out *os.File, o order, argv string, files ...*os.File) 
 	return cmd
 }
 
-// opens counts how often a file is opened, by whoever does it.
+// opens counts how often this process opens a file (fanotify(7)): other programs may look at all processes meanwhile.
 func (h *host) opens(path string) func() int {
 	h.Helper()
-	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	fd, err := unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK|unix.FAN_REPORT_FID, unix.O_RDONLY)
+	if err == nil {
+		err = unix.FanotifyMark(fd, unix.FAN_MARK_ADD, unix.FAN_OPEN, unix.AT_FDCWD, path)
+	}
 	if err != nil {
 		h.Fatal(err)
 	}
 	h.Cleanup(func() { _ = unix.Close(fd) })
-	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_OPEN); err != nil {
+	return func() (n int) {
+		events := make([]byte, 64<<10)
+		length, err := unix.Read(fd, events)
+		if err != nil && !errors.Is(err, unix.EAGAIN) {
+			h.Fatal(err)
+		}
+		// struct fanotify_event_metadata: its length first, the process last.
+		for rest := events[:max(length, 0)]; len(rest) >= unix.FAN_EVENT_METADATA_LEN; rest = rest[binary.NativeEndian.Uint32(rest):] {
+			if int(binary.NativeEndian.Uint32(rest[unix.FAN_EVENT_METADATA_LEN-4:])) == os.Getpid() {
+				n++
+			}
+		}
+		return n
+	}
+}
+
+// terminal is a pty's terminal, whose other end would see it opened.
+func (h *host) terminal() (*os.File, string) {
+	h.Helper()
+	pty := h.file(os.OpenFile("/dev/ptmx", os.O_RDWR, 0))
+	n, err := unix.IoctlGetInt(int(pty.Fd()), unix.TIOCGPTN)
+	err = errors.Join(err, unix.IoctlSetPointerInt(int(pty.Fd()), unix.TIOCSPTLCK, 0))
+	if err != nil {
 		h.Fatal(err)
 	}
-	return func() int {
-		n, err := unix.Read(fd, make([]byte, 64<<10))
-		if errors.Is(err, unix.EAGAIN) {
-			return 0
-		}
-		return max(n, 0) / unix.SizeofInotifyEvent
-	}
+	path := fmt.Sprintf("/dev/pts/%d", n)
+	return h.file(os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)), path
 }
 
 // fifo makes one and opens it so that nobody's open waits for its other end.
@@ -102,7 +123,7 @@ func (h *host) file(f *os.File, err error) *os.File {
 }
 
 // TestLiveNothingOfOthersIsOpened: a user's process has, at each of a hundred fds, now what belongs to a NIC and now a FIFO,
-// or a pty. All verbs that look at processes end, and have opened neither.
+// or a terminal. All verbs that look at processes end, and have opened neither.
 func TestLiveNothingOfOthersIsOpened(t *testing.T) {
 	h := newHost(t)
 	h.wire()
@@ -119,9 +140,9 @@ func TestLiveNothingOfOthersIsOpened(t *testing.T) {
 		t.Fatal(err)
 	}
 	label := h.file(fdlabel.New(fmt.Sprintf("vmnet vm=web nic=net2 type=socket source=none switch=on netns=%d mac=52:54:00:00:00:09 model=e1000 queues=1", inode)))
-	pty := h.file(os.OpenFile("/dev/ptmx", os.O_RDWR, 0))
+	pty, path := h.terminal()
 
-	watched := map[string]func() int{"the pty": h.opens("/dev/ptmx")}
+	watched := map[string]func() int{"the terminal": h.opens(path)}
 	for i := range 3 { // namespaces that nobody else has open
 		ns, err := netns.New()
 		if err != nil {

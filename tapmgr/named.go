@@ -27,9 +27,9 @@ type namedTap struct {
 // steps end with a persistent tap that nobody holds: a single-queue one can be opened but once, and of another a queue
 // of ours would get frames.
 func (s *namedTap) steps(_ int, alias string, queues int) []step.Step {
-	s.multi = queues > 1
+	s.multi, s.byName = queues > 1, true
 	tap := s.tapStep()
-	tap.Do = s.create(tap.Do)
+	tap.Do = s.outOfTheWay(tap.Do)
 	list := append([]step.Step{tap}, s.portSteps(alias)...)
 	return append(list, step.Step{
 		Name: "persist",
@@ -46,8 +46,8 @@ func (s *namedTap) queues() []*os.File { return nil }
 // indexTries is how many interface indices a tap may get that have a node in the way.
 const indexTries = 64
 
-// create makes the tap with an index of which there is no macvtap's node in /dev.
-func (s *namedTap) create(do func(context.Context) error) func(context.Context) error {
+// outOfTheWay makes the tap with an index of which there is no macvtap's node in /dev.
+func (s *namedTap) outOfTheWay(do func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) error {
 		for try := 1; ; try++ {
 			if err := do(ctx); err != nil {

@@ -45,6 +45,7 @@ const (
 	Down        State = "down"
 	NoCarrier   State = "no-carrier" // its lower has no link
 	Up          State = "up"         // a macvtap or ipvtap, which has no port
+	Hidden      State = "hidden"     // no process is seen to hold it: its files are where none has them open
 	NoSwitch    State = "no-switch"  // its switch has ended, or has lost it
 	Unknown     State = "unknown"    // its switch could not be asked
 )
@@ -87,6 +88,11 @@ func (m *Manager) ListAll(ctx context.Context, vm string) ([]NIC, error) {
 		return nil, err
 	}
 	nics := m.nics(all, vm)
+	hidden, err := m.hidden(all, vm)
+	if err != nil {
+		return nil, err
+	}
+	nics = append(nics, hidden...)
 	foreign, err := m.foreignNICs(ctx, vm)
 	for _, f := range foreign {
 		nics = append(nics, f.NIC)

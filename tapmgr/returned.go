@@ -13,9 +13,8 @@ import (
 
 // PutBack makes the taps of ours that belong on bridges, and are on none since those were deleted, ports of the
 // bridges of these names that are there now, with their settings. It needs no guest's lock. A tap
-// that is younger than its bridge was taken off it by somebody, and is left alone: the kernel numbers interfaces
-// in the order in which they are made. Failures are told in the actions; the error is about the reading of
-// what is.
+// that was made for that very bridge was taken off it by somebody, and is left alone. Failures are told in the actions; the
+// error is about the reading of what is.
 func (m *Manager) PutBack(bridges ...string) ([]Action, error) {
 	links, err := m.withoutMaster()
 	if err != nil {
@@ -27,7 +26,7 @@ func (m *Manager) PutBack(bridges ...string) ([]Action, error) {
 			continue
 		}
 		br, err := bridge.Get(m.nl, o.want.Source)
-		if err == nil && outlived(o.Link, br) {
+		if err == nil && o.outlived(br) {
 			r.do(o, "put back on "+br.Name, func() error { return m.putBack(&o, br) })
 		}
 	}
@@ -51,6 +50,15 @@ func (m *Manager) withoutMaster() ([]ours, error) {
 func (m *Manager) ForeignWithoutMaster() (bool, error) {
 	links, err := m.nl.Links("tun", 0)
 	return slices.ContainsFunc(links, func(l *rtnl.Link) bool { return isForeign(l, "tun") && l.Master == 0 }), err
+}
+
+// outlived reports whether a tap of ours is on no bridge, and was on one of br's name before br was made: it was made for a
+// bridge of another index. Where its alias has no room for that, it is older than br.
+func (o *ours) outlived(br *rtnl.Link) bool {
+	if o.want.At != 0 {
+		return o.Master == 0 && o.want.At != br.Index
+	}
+	return outlived(o.Link, br)
 }
 
 // outlived tells whether a link is on no bridge, and was there before br.

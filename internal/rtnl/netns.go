@@ -1,7 +1,10 @@
 package rtnl
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -31,6 +34,55 @@ func (c *Conn) NetnsID(other *netns.NS) (int, error) {
 		})
 	}
 	return id, nil
+}
+
+// AssignNetnsID gives another netns an id in the socket's, unless it has one: by that id it is found, whoever holds it and
+// however, for as long as it is there. It needs CAP_NET_ADMIN.
+func (c *Conn) AssignNetnsID(other *netns.NS) error {
+	req := c.request(unix.RTM_NEWNSID, unix.NLM_F_ACK)
+	req.AddData(&rtgenmsg{})
+	req.AddData(nl.NewRtAttr(unix.NETNSA_FD, nl.Uint32Attr(uint32(other.Handle()))))
+	const any = ^uint32(0) // NETNSA_NSID_NOT_ASSIGNED
+	req.AddData(nl.NewRtAttr(unix.NETNSA_NSID, nl.Uint32Attr(any)))
+	if err := c.do(req); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("give a netns an id: %w", err)
+	}
+	return nil
+}
+
+// NetnsIDs lists the ids by which the socket's netns knows others.
+func (c *Conn) NetnsIDs() (ids []int, err error) {
+	msgs, err := c.dump(func() *nl.NetlinkRequest {
+		req := c.request(unix.RTM_GETNSID, unix.NLM_F_DUMP)
+		req.AddData(&rtgenmsg{})
+		return req
+	}, unix.RTM_NEWNSID)
+	if err != nil {
+		return nil, fmt.Errorf("list netns ids: %w", err)
+	}
+	for _, m := range msgs {
+		if len(m) < sizeofRtgenmsg {
+			continue
+		}
+		each(m[sizeofRtgenmsg:], func(kind uint16, v []byte) {
+			if kind == unix.NETNSA_NSID {
+				ids = append(ids, int(int32(u32(v))))
+			}
+		})
+	}
+	return ids, nil
+}
+
+// LinksIn is Links for the netns of that id, which takes CAP_NET_ADMIN over it and Linux 4.20. The ids of other namespaces in
+// what it returns are the socket's own netns's. A netns that has gone is an error that Is fs.ErrNotExist.
+func (c *Conn) LinksIn(id int, kind string) ([]*Link, error) {
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(kind))
+	all, err := c.links([]Attr{{rta: info}, attr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(id)))})
+	if errors.Is(err, unix.EINVAL) {
+		err = fmt.Errorf("netns %d: %w", id, fs.ErrNotExist)
+	}
+	return slices.DeleteFunc(all, func(l *Link) bool { return l.Kind != kind }), err
 }
 
 // rtgenmsg is struct rtgenmsg with its padding (include/uapi/linux/rtnetlink.h).

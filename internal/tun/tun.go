@@ -48,6 +48,7 @@ type Tap struct {
 
 	ns     *netns.NS
 	flags  uint16
+	index  int // to be made with; 0: the kernel's choice
 	queues []*os.File
 }
 
@@ -56,7 +57,12 @@ type Tap struct {
 // or with that altname, is an error that Is unix.EBUSY; without CAP_NET_ADMIN it Is
 // unix.EPERM.
 func Create(ns *netns.NS, name string, multi bool) (*Tap, error) {
-	t := &Tap{Name: name, ns: ns, flags: flags}
+	return CreateAt(ns, name, multi, 0)
+}
+
+// CreateAt is Create for a tap of that interface index (TUNSETIFINDEX), unless it is 0. An index that is taken is an error that Is unix.EBUSY.
+func CreateAt(ns *netns.NS, name string, multi bool, index int) (*Tap, error) {
+	t := &Tap{Name: name, ns: ns, flags: flags, index: index}
 	if multi {
 		t.flags |= unix.IFF_MULTI_QUEUE
 	}
@@ -108,7 +114,13 @@ func (t *Tap) open(extra uint16) error {
 	if err != nil {
 		return openError(err)
 	}
-	name, err := setIff(fd, t.Name, t.flags|extra)
+	name := t.Name
+	if extra&unix.IFF_TUN_EXCL != 0 && t.index != 0 {
+		err = unix.IoctlSetPointerInt(fd, unix.TUNSETIFINDEX, t.index)
+	}
+	if err == nil {
+		name, err = setIff(fd, t.Name, t.flags|extra)
+	}
 	if err == nil && name != t.Name && !strings.HasSuffix(t.Name, "%d") {
 		err = fmt.Errorf("the kernel named it %q", name)
 	}
