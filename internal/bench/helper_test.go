@@ -70,7 +70,7 @@ func BenchmarkLaunch(b *testing.B) {
 		for range n - 1 {
 			args = append(args, "--next-nic", "--bridge", "br0")
 		}
-		return h.run(h.plain, append(args, "--", "/bin/echo", "here")...)
+		return h.run(h.plain, append(args, "--vmm", "env", "--", "/bin/echo", "here")...)
 	}
 	compare(b, []*Way{
 		{Name: "/bin/echo", Do: h.run("/bin/echo", "here")},
