@@ -3,6 +3,8 @@ package tapmgr
 import (
 	"context"
 
+	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/rtnl"
 )
 
@@ -47,6 +49,7 @@ const (
 	Up          State = "up"         // a macvtap or ipvtap, which has no port
 	Hidden      State = "hidden"     // no process is seen to hold it: its files are where none has them open
 	NoSwitch    State = "no-switch"  // its switch has ended, or has lost it
+	Stopped     State = "stopped"    // its switch has stopped its port, which is part of a loop
 	Unknown     State = "unknown"    // its switch could not be asked
 )
 
@@ -158,6 +161,18 @@ func (o *ours) ownState() State {
 		return Unknown
 	case o.seat.port == nil:
 		return NoSwitch
+	}
+	return portState(o.seat.port)
+}
+
+// portState is how a port of a userspace switch is, as the switch says.
+func portState(p *control.Port) State {
+	switch {
+	case p.Stats == nil:
+	case p.Stats.State == vswitch.StateStopped:
+		return Stopped
+	case p.Stats.State == vswitch.StateDown:
+		return Down
 	}
 	return State(rtnl.Forwarding.String())
 }

@@ -1,0 +1,24 @@
+package tapmgr
+
+import (
+	"testing"
+
+	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/rtnl"
+)
+
+// TestStateOfASwitchPort: a port that its switch has stopped, or that is down there, is not said to forward.
+func TestStateOfASwitchPort(t *testing.T) {
+	for state, want := range map[vswitch.PortState]State{
+		vswitch.StateUp: "forwarding", vswitch.StateDown: Down, vswitch.StateStopped: Stopped, "": "forwarding",
+	} {
+		o := ours{
+			Link: &rtnl.Link{Up: true}, want: record{Switch: true},
+			seat: seat{port: &control.Port{Stats: &vswitch.PortStats{State: state}}},
+		}
+		if got := o.ownState(); got != want {
+			t.Errorf("a port that is %q: %q, want %q", state, got, want)
+		}
+	}
+}
