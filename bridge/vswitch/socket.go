@@ -17,8 +17,8 @@ const socketBuffer = 4 << 20
 // own, which is made non-blocking.
 //
 // mtu is what the other end sends at most, in bytes, without Ethernet header and VLAN tags; longer frames are dropped. 0 means
-// 65535. The kernel does not tell the reader of a datagram socket that the other end was closed, only whoever sends to it:
-// then the port ends with ECONNREFUSED.
+// 65535. Where the other end is closed, the port ends with ECONNREFUSED: at the next frame that is sent to it, or within a second or two
+// (peer.go).
 func OpenSocket(f *os.File, mtu int) (*Wire, error) {
 	if mtu <= 0 {
 		mtu = 65535

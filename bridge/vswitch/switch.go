@@ -120,22 +120,28 @@ func (sw *Switch) tell(notice func(text string)) {
 func (sw *Switch) tick() {
 	t := time.NewTicker(time.Second)
 	defer t.Stop()
+	peers := newPeers()
+	defer peers.close()
 	for {
 		select {
 		case <-t.C:
 			sw.fdb.Sweep(uint32(time.Since(sw.start) / time.Second))
-			sw.forgetDead()
+			sw.forgetDead(peers)
 		case <-sw.stop:
 			return
 		}
 	}
 }
 
-// forgetDead forgets what was learned behind ports that are down, from frames that were under way then.
-func (sw *Switch) forgetDead() {
+// forgetDead ends ports whose socket's other end was closed, and forgets what was learned behind ports that are down, from frames that
+// were under way then.
+func (sw *Switch) forgetDead(peers *peers) {
 	for _, p := range sw.table.Load().ports {
-		if p.down.Load() {
+		switch q, ok := p.wire.queues[0].(*socketQueue); {
+		case p.down.Load():
 			p.forget()
+		case ok && peers.closed(q.file):
+			p.endWith(errPeerClosed)
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
+	"vmnet/internal/nstest"
 	"vmnet/internal/offload"
 )
 
@@ -541,6 +542,29 @@ func TestPeerThatCloses(t *testing.T) {
 	}
 	if !errors.Is(p.Err(), unix.ECONNREFUSED) || p.Dropped(Gone) != 1 || !strings.Contains(p.Stats().Ended, "port b") {
 		t.Errorf("%v, %+v", p.Err(), p.Stats())
+	}
+}
+
+// TestPeerThatClosesInSilence: nobody sends to a socket whose other end is closed. What was behind it is flooded.
+func TestPeerThatClosesInSilence(t *testing.T) {
+	l := newLAN(t, plain("a", "b", "c"))
+	l.send("b", etherFrame(all, mac(2), nil, 46))
+	p := l.port("b")
+	_ = l.stations["b"].far.Close()
+	delete(l.stations, "b")
+	nstest.Eventually(t, 20*time.Second, "the port has ended, and is forgotten", func() bool {
+		return p.State() == StateEnded && l.sw.FDB().Lookup(KeyOf(mac(2), defaultVLAN)) == -1
+	})
+	if !errors.Is(p.Err(), unix.ECONNREFUSED) {
+		t.Error(p.Err())
+	}
+	if got := names(l.send("a", etherFrame(mac(2), mac(1), nil, 46))); !slices.Equal(got, []string{"c"}) {
+		t.Errorf("what was for it reached %v", got)
+	}
+	for _, name := range []string{"a", "c"} {
+		if s := l.port(name).State(); s != StateUp {
+			t.Errorf("port %s is %s", name, s)
+		}
 	}
 }
 
