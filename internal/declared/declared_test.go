@@ -50,7 +50,7 @@ func TestParse(t *testing.T) {
 		<v:nic id="net0" bridge="br0" trunk="2-5,7" native="1" isolated="yes" hairpin="no"/>
 		<v:nic id="net1" macvtap="eth0" mode="source" source-mac="02:00:00:00:00:01  02:00:00:00:00:02" rx-filter="none" mac="52:54:00:00:00:02"></v:nic>
 		<v:nic mac="52:54:00:00:00:03" vlan="20"/>
-		<v:nic id="net3" no-learning="yes" no-flood="yes"/>
+		<v:nic id="net3" no-learning="yes" no-flood="yes" forward="lldp,lacp"/>
 		<v:nic id="net9" macvtap="eth1" mode="passthru" nopromisc="yes"/>`))
 	spec := func(nic, device string, last byte) tapmgr.Spec {
 		return tapmgr.Spec{
@@ -71,7 +71,7 @@ func TestParse(t *testing.T) {
 		{ID: "net0", MAC: mac(1), Interface: def.Interfaces[0], Made: true, Spec: onBridge, Port: trunk},
 		{ID: "net1", MAC: mac(2), Interface: def.Interfaces[1], Made: true, Spec: source},
 		{MAC: mac(3), Interface: def.Interfaces[2], Port: bridge.PortConfig{VLAN: 20}},
-		{ID: "net3", MAC: mac(4), Interface: def.Interfaces[3], Port: bridge.PortConfig{NoLearning: true, NoFlood: true}},
+		{ID: "net3", MAC: mac(4), Interface: def.Interfaces[3], Port: bridge.PortConfig{NoLearning: true, NoFlood: true, Forward: 1<<2 | 1<<14}},
 		{ID: "net9", MAC: mac(9), Interface: def.Interfaces[9], Made: true, Spec: passthru},
 	}
 	got, err := Parse(def)

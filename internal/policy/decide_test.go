@@ -83,6 +83,7 @@ func TestDecide(t *testing.T) {
 		{"trunk across a gap", trunk("10-21", 0), `denied: policy.yaml:4: VLAN 11 is not among 10, 20-29 (add 11 to vlans)`},
 		{"whole trunk", trunk("1-4094", 0), `denied: policy.yaml:4: VLAN 1 is not among 10, 20-29 (add 1 to vlans)`},
 		{"native outside", trunk("20", 1), `denied: policy.yaml:4: VLAN 1 is not among 10, 20-29 (add 1 to vlans)`},
+		{"forward", port(bridge.PortConfig{Forward: 1 << 14}), `denied: policy.yaml:5: forward may not be asked for (add forward to port)`},
 		{"no-flood", port(bridge.PortConfig{NoFlood: true}), `denied: policy.yaml:5: no-flood may not be asked for (add no-flood to port)`},
 		{"no-learning", port(bridge.PortConfig{NoLearning: true}), `denied: policy.yaml:5: no-learning may not be asked for (add no-learning to port)`},
 		{"MAC outside", Request{UID: 1000, Bridge: "br0", MAC: mac("52:54:01:00:00:00")}, `denied: policy.yaml:6: MAC 52:54:01:00:00:00 is not among 52:54:00:00:00:00/24 (ask for none, or add "52:54:01:00:00:00" to macs)`},

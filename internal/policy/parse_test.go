@@ -37,6 +37,7 @@ profiles:
     hairpin: true
     no-learning: true
     no-flood: false
+    forward: [lldp, eapol]
 scripts:
   - {interface: "tap1??", profile: lab}
   - {interface: "tap*", profile: tree}
@@ -67,7 +68,7 @@ func TestParse(t *testing.T) {
 				t.Error(diff)
 			}
 			lab := Profile{Bridge: "br1", Port: bridge.PortConfig{VLAN: 10, Isolated: true}, Queues: 2}
-			tree := Profile{Port: bridge.PortConfig{Trunk: []bridge.VLANRange{{First: 2, Last: 5}, {First: 7, Last: 7}}, Native: 1, Hairpin: true, NoLearning: true}}
+			tree := Profile{Port: bridge.PortConfig{Trunk: []bridge.VLANRange{{First: 2, Last: 5}, {First: 7, Last: 7}}, Native: 1, Hairpin: true, NoLearning: true, Forward: 1<<3 | 1<<14}}
 			checkProfile(t, p, "lab", lab)
 			checkProfile(t, p, "tree", tree)
 			tree.Bridge = "br0"
