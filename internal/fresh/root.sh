@@ -45,11 +45,16 @@ settle_in() {
 	chroot . chown -R user:user /home/user
 }
 
-# copy_sources copies the tree, without what git ignores, to $1.
+# sources lists the tree's files, without what git ignores, each ended by a zero byte.
+sources() {
+	git -c safe.directory="$FRESH_TOP" -C "$FRESH_TOP" ls-files -z --cached --others --exclude-standard 2>/dev/null ||
+		(cd "$FRESH_TOP" && find . -path ./bin -prune -o -path ./.git -prune -o ! -type d -print0)
+}
+
+# copy_sources copies them to $1.
 copy_sources() {
 	mkdir "$1"
-	git -c safe.directory="$FRESH_TOP" -C "$FRESH_TOP" ls-files -z --cached --others --exclude-standard |
-		(cd "$FRESH_TOP" && tar --null --files-from - --ignore-failed-read --create) | tar --extract --no-same-owner --directory "$1"
+	sources | (cd "$FRESH_TOP" && tar --null --files-from - --ignore-failed-read --create) | tar --extract --no-same-owner --directory "$1"
 }
 
 lay_out "$FRESH_AT"
