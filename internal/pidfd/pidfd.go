@@ -36,8 +36,12 @@ func Open(pid int) (*Handle, error) {
 func (h *Handle) Alive() bool {
 	alive := false
 	err := h.control(func(fd int) {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-		alive = n == 0 && (err == nil || errors.Is(err, unix.EINTR))
+		err := error(unix.EINTR)
+		// A pending signal, such as the one by which Go's runtime preempts, ends even a poll(2)
+		// that does not wait, and says nothing of the fd.
+		for n := 0; errors.Is(err, unix.EINTR); alive = n == 0 && err == nil {
+			n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		}
 	})
 	return err == nil && alive
 }

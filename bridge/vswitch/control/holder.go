@@ -162,9 +162,15 @@ func readable(fd uintptr) bool { return polled(fd)&unix.POLLIN != 0 }
 
 func hungUp(fd uintptr) bool { return polled(fd)&unix.POLLHUP != 0 }
 
+// polled returns what poll(2) says of fd now; 0 for nothing. A pending signal, such as the one by
+// which Go's runtime preempts, ends even a poll(2) that does not wait.
 func polled(fd uintptr) int16 {
 	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	if _, err := unix.Poll(p, 0); err != nil {
+	err := error(unix.EINTR)
+	for errors.Is(err, unix.EINTR) {
+		_, err = unix.Poll(p, 0)
+	}
+	if err != nil {
 		return 0
 	}
 	return p[0].Revents

@@ -12,8 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
 	"vmnet/internal/fdpass"
@@ -197,18 +195,14 @@ func (s *Server) converse(c *session) {
 	}
 }
 
-// left tells whether the client has hung up (POLLHUP, unix(7)).
+// left reports whether the client has hung up (POLLHUP, unix(7)).
 func (c *session) left() bool {
 	conn, err := c.conn.SyscallConn()
 	if err != nil {
 		return true
 	}
 	hup := false
-	err = conn.Control(func(fd uintptr) {
-		p := []unix.PollFd{{Fd: int32(fd)}}
-		n, pollErr := unix.Poll(p, 0)
-		hup = pollErr == nil && n > 0 && p[0].Revents&unix.POLLHUP != 0
-	})
+	err = conn.Control(func(fd uintptr) { hup = hungUp(fd) })
 	return err != nil || hup
 }
 
