@@ -53,7 +53,7 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 	}
 	diff := a.asked.differences(*link)
 	switch {
-	case link.isSocket() && link.seatless() && len(diff) == 0:
+	case (link.gone || link.isSocket() && link.seatless()) && len(diff) == 0:
 		a.dead = link
 		return nil, nil
 	case link.want.Phase == detaching:
@@ -85,7 +85,7 @@ func viaText(v Via) string { return cmp.Or(string(v), "the guest's own monitor")
 // repaired returns the NIC that is there as asked for, and mends what reconcile would: what is not as it should be, and
 // an alias that a crash has left.
 func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
-	if !o.isSocket() {
+	if o.hasLink() {
 		fds, err := a.m.queuesOf(o, a.vm.process())
 		if err != nil {
 			return Result{}, in(ErrLink, err)
@@ -147,7 +147,7 @@ func (a *attachment) keep(ctx context.Context, o *ours) ([]step.Step, error) {
 
 // mayChange tells whether the caller has the right to change a NIC that is there: with a helper for what takes more, only
 // one by a socket.
-func (m *Manager) mayChange(o *ours) bool { return m.HelperPath == "" || o.isSocket() }
+func (m *Manager) mayChange(o *ours) bool { return m.HelperPath == "" || !o.hasLink() }
 
 // differences tells where a NIC that is there is not what the Spec asks for. What
 // the Spec leaves open matches anything.

@@ -30,9 +30,13 @@ func (a *attachment) releaseStep() step.Step {
 
 // replaceStep takes away a NIC that leads nowhere: QEMU's end of its socket cannot be given another peer.
 func (a *attachment) replaceStep() step.Step {
+	why := fmt.Sprintf("switch %s has lost %s", a.dead.want.Source, a.dead.Name)
+	if a.dead.gone {
+		why = fmt.Sprintf("%s was deleted under the guest", a.dead.Name)
+	}
 	return step.Step{
 		Name: "replace",
-		Text: fmt.Sprintf("switch %s has lost %s: %s", a.dead.want.Source, a.dead.Name, a.vm.unplugText(a.spec.NIC)),
+		Text: fmt.Sprintf("%s: %s", why, a.vm.unplugText(a.spec.NIC)),
 		Do: func(ctx context.Context) error {
 			err := a.vm.unplug(ctx, a.spec.NIC, func(elapsed time.Duration) {
 				a.m.progress("waiting for the guest to let go of the former %s for %.0f s", a.spec.NIC, elapsed.Seconds())

@@ -86,6 +86,9 @@ func (f finding) step(m *Manager) step.Step {
 // compare finds what is not as it should be.
 func (v *view) compare() []finding {
 	var all []finding
+	if v.gone {
+		return []finding{goneFinding(v)}
+	}
 	list := properties
 	if v.isCutOff() {
 		list = properties[:1]
@@ -131,7 +134,7 @@ func is(text string) func(*view) string { return func(*view) string { return tex
 
 func (o *ours) isTap() bool    { return o.Tun != nil }
 func (o *ours) isIPVtap() bool { return o.want.Type == string(macvtap.IPVtap) }
-func (o *ours) hasLink() bool  { return !o.isSocket() }
+func (o *ours) hasLink() bool  { return !o.isSocket() && !o.gone }
 
 // onBridge reports whether the NIC belongs on a bridge of the kernel's.
 func (o *ours) onBridge() bool { return o.want.Type == TypeTap && !o.want.Switch }

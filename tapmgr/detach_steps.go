@@ -61,7 +61,7 @@ func (d *detachment) tellSeat() {
 
 // mayChange tells whether there is a link that the caller has the right to change. Without, the
 // guest and QEMU still let go of it, and so it goes.
-func (d *detachment) mayChange() bool { return d.link != nil && d.m.mayChange(d.link) }
+func (d *detachment) mayChange() bool { return d.link != nil && !d.link.gone && d.m.mayChange(d.link) }
 
 // blindStep removes a netdev whose tap was deleted under it: nothing shows that one.
 func (d *detachment) blindStep() step.Step {

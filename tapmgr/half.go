@@ -30,7 +30,10 @@ type half struct {
 	nic     qmp.NIC
 	notices []string
 
+	labelText string // of the label that the VMM gets; empty for none
+
 	vhosts []*os.File // what the steps open
+	label  *os.File
 }
 
 // half begins one; p is what the alias says from the first on.
@@ -93,8 +96,15 @@ func (h *half) plan(queues int) (err error) {
 	if h.spec.Lower != nil {
 		h.nic.Netns = make([]*os.File, 1)
 	}
-	if r.Type == TypeSocket {
+	if r.Type == TypeSocket { // whose side has the label
 		h.nic.Backend, h.nic.Label = qmp.Socket, make([]*os.File, 1)
+		return nil
+	}
+	if err := h.planLabel(); err != nil {
+		return in(ErrLink, err)
+	}
+	if h.labelText != "" {
+		h.nic.Label = make([]*os.File, 1)
 	}
 	return nil
 }
@@ -146,6 +156,9 @@ func (h *half) hostSteps(pid int) []step.Step {
 	for i := range h.nic.Vhosts {
 		list = append(list, h.vhostStep(i))
 	}
+	if h.labelText != "" {
+		list = append([]step.Step{h.labelStep()}, list...)
+	}
 	return list
 }
 
@@ -156,7 +169,7 @@ func (h *half) take() {
 		h.nic.Netns[i] = h.side.netns()
 	}
 	for i := range h.nic.Label {
-		h.nic.Label[i] = h.side.label()
+		h.nic.Label[i] = cmp.Or(h.label, h.side.label())
 	}
 }
 
@@ -187,7 +200,9 @@ func (h *half) closeVhosts() error {
 }
 
 // close closes our copies of all fds. Without a VMM's the device goes.
-func (h *half) close() error { return errors.Join(h.side.close(), h.closeVhosts()) }
+func (h *half) close() error {
+	return errors.Join(h.side.close(), h.closeVhosts(), closeFile(&h.label))
+}
 
 // result describes the NIC that is there now. After a dry run there is none.
 func (h *half) result(o *ours, changed bool) Result {

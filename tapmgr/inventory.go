@@ -31,6 +31,7 @@ type ours struct {
 	inode uint64       // of that netns
 
 	seat seat // of a NIC that belongs on a userspace switch
+	gone bool // its device was deleted under its VMM: see dead.go
 
 	// Of a NIC by a socket: whose its process is, and whether root or the caller says that it is there,
 	// by a label of theirs or by a switch that is theirs.
@@ -114,6 +115,7 @@ func (m *Manager) inventoryOf(ctx context.Context, links []*rtnl.Link, op *opene
 	}
 	all := append(own, m.inSpaces(ctx, op)...)
 	all = append(all, m.seats(ctx, all, op)...)
+	all = append(all, deadNICs(op, all)...)
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -240,7 +242,7 @@ func (m *Manager) find(ctx context.Context, t Target, nic string) (*ours, error)
 		return nil, err
 	}
 	all = slices.DeleteFunc(all, func(o ours) bool {
-		return t.PID != 0 && (len(all) > 1 || o.isSocket()) && !o.isHeldBy(t.PID) || t.PID == 0 && o.isOthers()
+		return t.PID != 0 && (len(all) > 1 || !o.hasLink()) && !o.isHeldBy(t.PID) || t.PID == 0 && o.isOthers()
 	})
 	switch len(all) {
 	case 0:
@@ -251,9 +253,9 @@ func (m *Manager) find(ctx context.Context, t Target, nic string) (*ours, error)
 	return nil, fmt.Errorf("%w, with NIC %s: %s (name one guest with --pid)", qemu.ErrAmbiguous, nic, whose(all))
 }
 
-// isOthers reports whether a NIC by a socket is held by another user's process, than root's and the caller's: it is meant
+// isOthers reports whether a NIC without a link is held by another user's process, than root's and the caller's: it is meant
 // only where that process is named.
-func (o *ours) isOthers() bool { return o.isSocket() && !isTrusted(o.uid) }
+func (o *ours) isOthers() bool { return !o.hasLink() && !isTrusted(o.uid) }
 
 // isHearsay reports whether nothing but the word of another user's processes says that there is a NIC: a label is
 // whatever its maker wrote, for whatever guest. It is shown, with that user. Of no other guest does it decide anything.
@@ -299,7 +301,7 @@ func whose(all []ours) string {
 func (m *Manager) anew(ctx context.Context, o *ours) (*ours, error) {
 	all, err := m.named(ctx, o.want.VM, o.want.NIC)
 	for _, now := range all {
-		if o.sameSocket(&now) || !o.isSocket() && !now.isSocket() && now.inode == o.inode && now.Index == o.Index {
+		if o.sameWithoutLink(&now) || o.hasLink() && now.hasLink() && now.inode == o.inode && now.Index == o.Index {
 			return &now, err
 		}
 	}
@@ -327,18 +329,22 @@ func (m *Manager) findFor(ctx context.Context, pid int, vm, nic, sw string) (*ou
 	if err != nil {
 		return nil, err
 	}
-	for _, o := range m.inSpaces(ctx, op) {
+	elsewhere := m.inSpaces(ctx, op)
+	if o := m.socketFor(ctx, pid, op, vm, nic, sw); o != nil {
+		return o, nil
+	}
+	for _, o := range append(elsewhere, deadNICs(op, elsewhere)...) {
 		if o.want.VM == vm && o.want.NIC == nic {
 			return &o, nil
 		}
 	}
-	return m.socketFor(ctx, pid, op, vm, nic, sw), nil
+	return nil, nil
 }
 
 // again reads a link anew: it may have changed while we waited for the lock.
 func (m *Manager) again(ctx context.Context, o ours) (now ours, err error) {
 	now = o
-	if o.isSocket() {
+	if !o.hasLink() {
 		there, err := m.anew(ctx, &o)
 		if there == nil {
 			return o, cmp.Or(err, fmt.Errorf("NIC %s: %w", o.Name, fs.ErrNotExist))
@@ -401,7 +407,7 @@ func (o *ours) stranger() int {
 
 // heldBy tells whether a process holds the link.
 func (m *Manager) heldBy(o *ours, pid int) (bool, error) {
-	if o.isSocket() {
+	if !o.hasLink() {
 		return o.isHeldBy(pid), nil
 	}
 	if o.in != nil {
@@ -414,7 +420,7 @@ func (m *Manager) heldBy(o *ours, pid int) (bool, error) {
 // queuesOf are a process's fds that are queues of the link, ascending.
 func (m *Manager) queuesOf(o *ours, pid int) (fds []int, err error) {
 	switch {
-	case o.isSocket():
+	case !o.hasLink():
 		return nil, nil
 	case o.in != nil:
 		// None is known where we may not look.

@@ -87,7 +87,7 @@ func (m *Manager) planLaunch(ctx context.Context, spec Spec) (*half, error) {
 		if err != nil {
 			return nil, err
 		}
-		there = slices.DeleteFunc(there, func(o ours) bool { return o.isSocket() }) // anybody's word
+		there = slices.DeleteFunc(there, func(o ours) bool { return !o.hasLink() }) // anybody's word
 		if len(there) > 0 {
 			return nil, fmt.Errorf("%w: %s on %s (use another --nic)", ErrExist, there[0].Name, there[0].want.Source)
 		}

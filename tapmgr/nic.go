@@ -50,6 +50,7 @@ const (
 	Hidden      State = "hidden"     // no process is seen to hold it: its files are where none has them open
 	NoSwitch    State = "no-switch"  // its switch has ended, or has lost it
 	Stopped     State = "stopped"    // its switch has stopped its port, which is part of a loop
+	Gone        State = "gone"       // its device was deleted, alone or with its parent device; the guest's NIC is dead
 	Unknown     State = "unknown"    // its switch could not be asked
 )
 
@@ -153,6 +154,8 @@ func (o *ours) state(nic NIC) NIC {
 // ownState is how a link of ours, or a port of a userspace switch, is.
 func (o *ours) ownState() State {
 	switch {
+	case o.gone:
+		return Gone
 	case !o.want.Switch:
 		return linkState(o.Link)
 	case !o.Up:

@@ -44,7 +44,7 @@ type opened struct {
 	seesAll func() bool // see seesAll
 }
 
-// label is one that tells of a NIC by a socket, and the file.
+// label is one that tells of a NIC of the Manager's netns, and the file.
 type label struct {
 	procfd.File
 	record
@@ -135,7 +135,7 @@ func (op *opened) visit(f procfd.File) {
 	}
 	if text, ok := fdlabel.Of(procfd.File{Target: target}); ok {
 		r, ok := parseAlias(text)
-		if ok && r.Type == TypeSocket && r.Netns == op.own && op.within(f.UID, "labels", maxLabels) {
+		if ok && r.Netns == op.own && op.within(f.UID, "labels", maxLabels) {
 			op.labels = append(op.labels, label{f, r, ownerOf(f.PID)})
 		}
 		return

@@ -18,7 +18,7 @@ const releaseWait = 5 * time.Second
 // release makes QEMU let go of a device that is not plugged, and waits until it is
 // gone. The caller has made sure that nobody else holds it.
 func (m *Manager) release(ctx context.Context, vm vmm, o *ours) error {
-	if o != nil && o.isSocket() {
+	if o != nil && !o.hasLink() {
 		return m.releaseSocket(ctx, vm, o)
 	}
 	err := m.letGo(o, vm.process(), func() error { return vm.giveBack(ctx, o) })
@@ -124,7 +124,7 @@ func (m *Manager) waitGone(ctx context.Context, o *ours) error {
 // there tells whether a link still exists. Who closes its netns last is of no matter: a VMM
 // that was started with the fd can keep that without the link.
 func (m *Manager) there(ctx context.Context, o *ours) (bool, error) {
-	if o.isSocket() {
+	if !o.hasLink() {
 		now, err := m.anew(ctx, o)
 		return now != nil, err
 	}

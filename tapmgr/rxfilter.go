@@ -32,7 +32,7 @@ func (m *Manager) Mirrors(ctx context.Context) ([]Mirror, error) {
 	}
 	var found []Mirror
 	for _, o := range links {
-		if o.want.RxFilter != RxMirror || o.Tun != nil {
+		if o.want.RxFilter != RxMirror || o.Tun != nil || !o.hasLink() {
 			continue
 		}
 		guest, err := qemu.ByPID(o.vmm())

@@ -87,6 +87,9 @@ func (m *Manager) detail(ctx context.Context, o ours) (Detail, error) {
 		d.Lower, d.RxFilter = m.lowerName(&o), rxFilter(&o)
 		d.Mirrored = d.RxFilter == RxMirror && !o.AllMulti
 	}
+	if o.gone {
+		d.HostMAC, d.Lower = "", ""
+	}
 	if o.in != nil {
 		d.Netns = o.in.Path()
 	}

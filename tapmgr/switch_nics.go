@@ -31,6 +31,9 @@ func (m *Manager) socketNICs(op *opened, all []asked) []ours {
 	followLifelines(op, all)
 	byLabel := map[[2]uint64]int{} // of the files' device and inode to found
 	for _, l := range op.labels {
+		if l.Type != TypeSocket {
+			continue
+		}
 		st, err := l.Stat()
 		if err != nil {
 			continue
@@ -74,7 +77,7 @@ func followLifelines(op *opened, all []asked) {
 			r, _ := parseAlias(p.Label)
 			pipe := fmt.Sprintf("pipe:[%d]", p.Lifeline)
 			for _, l := range op.labels {
-				if l.VM == r.VM && l.NIC == r.NIC && (op.isVMM(l.PID) || !op.isVMM(p.Holder)) && holds(l.PID, pipe) {
+				if l.Type == TypeSocket && l.VM == r.VM && l.NIC == r.NIC && (op.isVMM(l.PID) || !op.isVMM(p.Holder)) && holds(l.PID, pipe) {
 					p.Holder = l.PID
 				}
 			}
@@ -137,7 +140,7 @@ const nobodys = -1
 // socket.
 func sources(labels []label) (names []string) {
 	for _, l := range labels {
-		if isTrusted(l.uid) {
+		if l.Type == TypeSocket && isTrusted(l.uid) {
 			names = append(names, l.Source)
 		}
 	}
@@ -168,9 +171,9 @@ func (m *Manager) socketFor(ctx context.Context, pid int, op *opened, vm, nic, s
 	return nil
 }
 
-// sameSocket tells whether two readings are of one NIC by a socket.
-func (o *ours) sameSocket(now *ours) bool {
-	same := o.isSocket() && now.isSocket() && o.want.VM == now.want.VM && o.want.NIC == now.want.NIC
+// sameWithoutLink tells whether two readings are of one NIC that has no link.
+func (o *ours) sameWithoutLink(now *ours) bool {
+	same := !o.hasLink() && !now.hasLink() && o.want.VM == now.want.VM && o.want.NIC == now.want.NIC
 	return same && slices.ContainsFunc(o.holders, func(h Holder) bool { return now.isHeldBy(h.PID) })
 }
 
@@ -196,6 +199,8 @@ func removePort(ctx context.Context, sw, port string) error {
 // setAlias says of a NIC what it is, on its link or in its port.
 func (m *Manager) setAlias(ctx context.Context, o *ours, alias string) error {
 	switch {
+	case o.gone:
+		return nil
 	case !o.isSocket():
 		return m.set(o, rtnl.Alias(alias))
 	case o.seat.err != nil:

@@ -14,6 +14,9 @@ import (
 // view reads what a NIC is compared by. An error is about what could not be read, and the rest is there.
 func (m *Manager) view(o *ours) (*view, error) {
 	v := &view{ours: o, vhosts: -1}
+	if o.gone {
+		return v, nil
+	}
 	var errs []error
 	var err error
 	if v.home, err = m.home(o); err != nil {

@@ -1,0 +1,71 @@
+package tapmgr
+
+import (
+	"fmt"
+	"slices"
+
+	"vmnet/internal/procfd"
+	"vmnet/internal/rtnl"
+	"vmnet/internal/tun"
+)
+
+// deadNICs are the NICs whose device was deleted under their VMM: it holds a label that none of the NICs that are there
+// goes with, and a queue that leads nowhere. all are those NICs. A label alone, as a VMM keeps it that was started with
+// it after a detach, is no NIC.
+func deadNICs(op *opened, all []ours) (found []ours) {
+	queues := map[int]int{} // dead ones, by process
+	for _, l := range op.labels {
+		there := slices.ContainsFunc(all, func(o ours) bool {
+			return o.want.VM == l.VM && o.want.NIC == l.NIC && (len(o.holders) == 0 || o.isHeldBy(l.PID))
+		})
+		if l.Type == TypeSocket || there || slices.ContainsFunc(found, func(o ours) bool { return o.want.VM == l.VM && o.want.NIC == l.NIC && o.isHeldBy(l.PID) }) {
+			continue
+		}
+		if _, counted := queues[l.PID]; !counted {
+			queues[l.PID] = deadQueues(op, l.PID, all)
+		}
+		if queues[l.PID] > 0 {
+			found = append(found, deadNIC(l))
+		}
+	}
+	return found
+}
+
+// deadQueues counts the queues of a process that are those of no device any more: of a tap the kernel has no name for the
+// fd, and of a macvtap it has the number of the node, by which no NIC has the fd.
+func deadQueues(op *opened, pid int, all []ours) (n int) {
+	for _, f := range op.nodes[pid] {
+		alive := slices.ContainsFunc(all, func(o ours) bool {
+			return slices.ContainsFunc(o.holders, func(h Holder) bool { return h.PID == pid && slices.Contains(h.FDs, f.FD) })
+		})
+		if !alive {
+			n++
+		}
+	}
+	procfd.First(pid, maxEarly, func(f procfd.File) {
+		if tun.LooksLikeQueue(f) && tun.InterfaceOf(f) == "" {
+			n++
+		}
+	})
+	return n
+}
+
+func deadNIC(l label) ours {
+	r := l.record
+	name, _ := InterfaceName(r.VM, r.NIC)
+	link := &rtnl.Link{Name: name, Kind: r.Type, MTU: r.guestMTU()}
+	return ours{Link: link, want: r, gone: true, allSeen: true, uid: l.uid, vouched: isTrusted(l.uid), holders: []Holder{{PID: l.PID, FDs: []int{}}}}
+}
+
+// goneFinding is the one thing that is to be said of a NIC without its device.
+func goneFinding(v *view) finding {
+	on, with := "bridge "+v.want.Source, ""
+	switch {
+	case v.want.Switch:
+		on = "switch " + v.want.Source
+	case v.want.Type != TypeTap:
+		on, with = v.want.Source, ", most likely with its parent device"
+	}
+	r := remedy{by: MendAttach, cure: fmt.Sprintf("%s; the same vmnet attach again does so and replaces it, once %s is there", v.detachCommand(), v.want.Source)}
+	return finding{"device on the host", fmt.Sprintf("a %s on %s", v.want.Type, on), "none: it was deleted under the guest" + with, r}
+}
