@@ -7,13 +7,14 @@ import (
 	"strings"
 )
 
-// A Protocols is a set of the group addresses 01:80:c2:00:00:00 to 0f, one bit each, by their last byte. They are those
-// of protocols between neighbours (IEEE 802.1Q, table 8-1), which a bridge does not forward unless it is asked to.
-// The set is IFLA_BRPORT_GROUP_FWD_MASK of a port of the kernel's bridge (Linux 4.15).
+// A Protocols is a set of the group addresses 01:80:c2:00:00:00 to 0f, one bit each, by their last
+// byte. They are those of protocols between neighbours (IEEE 802.1Q, table 8-1), which a bridge
+// does not forward unless it is asked to. The set is IFLA_BRPORT_GROUP_FWD_MASK of a port of the
+// kernel's bridge (Linux 4.15).
 type Protocols uint16
 
-// pause is the address of pause frames (IEEE 802.3, annex 31B). They concern one link alone, and the kernel's bridge
-// forwards them on no account (br_handle_frame in net/bridge/br_input.c).
+// pause is the address of pause frames (IEEE 802.3, annex 31B). They concern one link alone, and
+// the kernel's bridge forwards them on no account (br_handle_frame in net/bridge/br_input.c).
 const pause = 0x01
 
 // AllProtocols are all that can be forwarded.
@@ -38,8 +39,8 @@ var protocolNames = []struct {
 // Has reports whether the address with that last byte is in the set.
 func (p Protocols) Has(address byte) bool { return address < 16 && p&(1<<address) != 0 }
 
-// ParseProtocols reads a list such as "lldp,lacp", of words, last bytes of addresses in two hexadecimal digits ("0d"), and
-// "all". Its error Is ErrInvalid.
+// ParseProtocols reads a list such as "lldp,lacp", of words, last bytes of addresses in two
+// hexadecimal digits ("0d"), and "all". Its error Is ErrInvalid.
 func ParseProtocols(list string) (Protocols, error) {
 	var p Protocols
 	for word := range strings.SplitSeq(list, ",") {

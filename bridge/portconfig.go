@@ -32,8 +32,8 @@ type PortConfig struct {
 	NoLearning bool `json:"no_learning,omitempty"` // addresses behind the port are not learned
 	NoFlood    bool `json:"no_flood,omitempty"`    // no unicast to unknown addresses; broadcast and multicast go on
 
-	// Forward are the protocols between neighbours whose frames are forwarded that come in by the port. (Those of
-	// spanning trees always are by a bridge that takes no part in one.)
+	// Forward are the protocols between neighbours whose frames are forwarded that come in by the
+	// port. (Those of spanning trees always are by a bridge that takes no part in one.)
 	Forward Protocols `json:"forward,omitempty"`
 
 	// Other is what a port is beyond all that, as somebody else has set it:

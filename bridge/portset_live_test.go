@@ -119,7 +119,8 @@ func TestLiveSetPortFromAnyToAny(t *testing.T) {
 	}
 }
 
-// The kernel forwards per port all of 01:80:c2:00:00:00 to 0f but pause frames, also those that it refuses for a whole bridge.
+// The kernel forwards per port all of 01:80:c2:00:00:00 to 0f but pause frames, also those that it
+// refuses for a whole bridge.
 func TestLiveForward(t *testing.T) {
 	l := newLAN(t, bridge.Config{})
 	for name, settings := range map[string]string{"none": "", "some": "forward:lldp,lacp", "every": "forward:all"} {

@@ -8,7 +8,8 @@ import (
 	"vmnet/internal/rtnl"
 )
 
-// TestStateOfASwitchPort: a port that its switch has stopped, or that is down there, is not said to forward.
+// TestStateOfASwitchPort: a port that its switch has stopped, or that is down there, is not said to
+// forward.
 func TestStateOfASwitchPort(t *testing.T) {
 	for state, want := range map[vswitch.PortState]State{
 		vswitch.StateUp: "forwarding", vswitch.StateDown: Down, vswitch.StateStopped: Stopped, "": "forwarding",

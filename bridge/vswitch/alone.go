@@ -1,8 +1,8 @@
 package vswitch
 
-// Alone finds the ports, by their places in all, that can exchange frames with no other: they share no VLAN with any, or are
-// isolated, as all of those are. filters says whether the switch filters VLANs although no port has any. A single port
-// is not alone, but the first.
+// Alone finds the ports, by their places in all, that can exchange frames with no other: they share
+// no VLAN with any, or are isolated, as all of those are. filters says whether the switch filters
+// VLANs although no port has any. A single port is not alone, but the first.
 func Alone(all []PortConfig, filters bool) (alone []int) {
 	if len(all) < 2 {
 		return nil

@@ -157,7 +157,8 @@ func TestCapture(t *testing.T) {
 	}
 }
 
-// TestCaptureShowsAFrameAsItCame has frames whose tags the switch changes, in VLANs of every way in and out.
+// TestCaptureShowsAFrameAsItCame has frames whose tags the switch changes, in VLANs of every way in
+// and out.
 func TestCaptureShowsAFrameAsItCame(t *testing.T) {
 	l := newLAN(t, map[string]PortConfig{"access": access(10), "native": trunk(10, 20), "hairpin": {PortConfig: bridge.PortConfig{VLAN: 10, Hairpin: true}}})
 	for _, tags := range [][]string{nil, tagged("8100:40960"), tagged("8100:0"), tagged("8100:40970"), tagged("8100:40960", "8100:40960"), tagged("8100:99")} {

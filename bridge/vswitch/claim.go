@@ -120,8 +120,9 @@ func makeClaim(fd int, device string) error {
 // claimTable is what the name of a claim's table begins with; the device's follows.
 const claimTable = "vmnet-switch-"
 
-// Claimed reports whether a switch has claimed a device, by its name proper, so that nothing else of its kernel gets what comes in by it.
-// It needs CAP_NET_ADMIN in ns. A kernel without nf_tables knows no claim.
+// Claimed reports whether a switch has claimed a device, by its name proper, so that nothing else
+// of its kernel gets what comes in by it. It needs CAP_NET_ADMIN in ns. A kernel without nf_tables
+// knows no claim.
 func Claimed(ns *netns.NS, device string) (bool, error) {
 	fd := -1
 	err := ns.Do(func() (err error) {

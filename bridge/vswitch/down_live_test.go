@@ -12,8 +12,9 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// TestLiveDownPortIsForgotten has a station move silently from behind a port whose device goes down, or loses its
-// carrier, or is closed, to another port: what is sent to it is flooded at once, as by the kernel's bridge.
+// TestLiveDownPortIsForgotten has a station move silently from behind a port whose device goes
+// down, or loses its carrier, or is closed, to another port: what is sent to it is flooded at once,
+// as by the kernel's bridge.
 func TestLiveDownPortIsForgotten(t *testing.T) {
 	sw := newSwitch(t)
 	tapDown, tapPort := followedTap(t, sw, 0, vswitch.PortConfig{})

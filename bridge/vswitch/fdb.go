@@ -41,8 +41,8 @@ type FDB struct {
 	control sync.Mutex // of whoever changes more than one entry, or a static one
 }
 
-// A Key is what the FDB knows a station by: its address in the upper 48 bits, and below them the VLAN id in 12, 1 of
-// all frames where the switch does not filter VLANs.
+// A Key is what the FDB knows a station by: its address in the upper 48 bits, and below them the
+// VLAN id in 12, 1 of all frames where the switch does not filter VLANs.
 type Key uint64
 
 const (
@@ -190,9 +190,10 @@ func (f *FDB) insert(b int, rest uint64, port int, now uint32) {
 	f.single(b, rest)
 }
 
-// replace makes a learned entry of a slot's word, whether the address is new or moves: the one place where a port's
-// limit is checked. It counts before it looks, so that two queues of a port cannot pass the limit together. Where
-// another goroutine was faster it reports false, and the next frame learns the address.
+// replace makes a learned entry of a slot's word, whether the address is new or moves: the one
+// place where a port's limit is checked. It counts before it looks, so that two queues of a port
+// cannot pass the limit together. Where another goroutine was faster it reports false, and the next
+// frame learns the address.
 func (f *FDB) replace(b, i int, old, word uint64, now uint32) bool {
 	learned, limit := &f.learned[portOf(word)], f.limit[portOf(word)].Load()
 	if n := learned.Add(1); limit > 0 && n > limit {

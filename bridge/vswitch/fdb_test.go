@@ -297,8 +297,9 @@ func TestFDBLimitsAPort(t *testing.T) {
 	}
 }
 
-// TestFDBLimitsMoves: a port's limit holds for addresses that move to it from another port, as for new ones, and for
-// all of the port's queues together. An address that may not move stays where it was, and ages there.
+// TestFDBLimitsMoves: a port's limit holds for addresses that move to it from another port, as for
+// new ones, and for all of the port's queues together. An address that may not move stays where it
+// was, and ages there.
 func TestFDBLimitsMoves(t *testing.T) {
 	f := NewFDB(0, 10*time.Second)
 	f.LimitPort(1, 10)

@@ -76,8 +76,9 @@ func (r *receiver) input(frames []frame) {
 	r.port.rx[r.n].add(count, bytes)
 }
 
-// accept tells whether the port takes a frame, and learns its source. As the kernel's bridge does, it learns from frames that
-// are for the next bridge only, but for those of pause (__br_handle_local_finish in net/bridge/br_input.c).
+// accept tells whether the port takes a frame, and learns its source. As the kernel's bridge does,
+// it learns from frames that are for the next bridge only, but for those of pause
+// (__br_handle_local_finish in net/bridge/br_input.c).
 func (r *receiver) accept(f *frame) Reason {
 	if why := f.parse(); why != Delivered {
 		return why

@@ -23,8 +23,8 @@ import (
 	"vmnet/testvm/lab"
 )
 
-// A network is a kernel bridge or a switch, between taps whose queues the test has: what it writes into one comes in by that port,
-// what leaves by a port it reads.
+// A network is a kernel bridge or a switch, between taps whose queues the test has: what it writes
+// into one comes in by that port, what leaves by a port it reads.
 type network struct {
 	t    *testing.T
 	ns   *netns.NS
@@ -121,8 +121,8 @@ func (n *network) up(port int) error {
 	return nl.LinkSetUp(link)
 }
 
-// send sends a frame by a port, and tells what has left by each. A bridge delivers within the write; the switch counts what it
-// is done with.
+// send sends a frame by a port, and tells what has left by each. A bridge delivers within the
+// write; the switch counts what it is done with.
 func (n *network) send(port int, frame []byte) [][]byte {
 	n.t.Helper()
 	if _, err := unix.Write(int(n.taps[port].Fd()), frame); err != nil {
@@ -209,7 +209,8 @@ func randomFrame(r *rand.Rand, ports int) (port int, frame []byte) {
 	return port, frame
 }
 
-// compareForwarding sends the same random frames to both, and wants the same of both, byte by byte and port by port.
+// compareForwarding sends the same random frames to both, and wants the same of both, byte by byte
+// and port by port.
 func compareForwarding(t *testing.T, ports []bridge.PortConfig, filtering bool, frames int) {
 	t.Helper()
 	br, sw := twins(t, ports, filtering)
@@ -302,7 +303,8 @@ func portsOf(t *testing.T, settings ...string) (ports []bridge.PortConfig) {
 	return ports
 }
 
-// TestLiveForwardsAsTheBridge compares a switch without VLANs with a bridge that does not filter them.
+// TestLiveForwardsAsTheBridge compares a switch without VLANs with a bridge that does not filter
+// them.
 func TestLiveForwardsAsTheBridge(t *testing.T) {
 	compareForwarding(t, portsOf(t, "", "", "isolated", "isolated", "hairpin", "nolearn", "noflood", "forward:lldp,lacp,0d", "isolated;hairpin;forward:all"), false, 3000)
 }

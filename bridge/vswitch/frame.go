@@ -95,9 +95,9 @@ const (
 	broadcast = 1<<48 - 1
 	groupBit  = 1 << 40 // of a multicast address, and of broadcast
 
-	// The addresses 01:80:c2:00:00:00 to 0f are for the next bridge only (IEEE 802.1Q, table 8-1). The first
-	// is that of spanning trees, which a bridge that takes no part in one passes on (br_handle_frame in
-	// net/bridge/br_input.c).
+	// The addresses 01:80:c2:00:00:00 to 0f are for the next bridge only (IEEE 802.1Q, table 8-1).
+	// The first is that of spanning trees, which a bridge that takes no part in one passes on
+	// (br_handle_frame in net/bridge/br_input.c).
 	linkLocal     = 0x0180_c200_0000
 	linkLocalMask = broadcast &^ 0xf
 	pauseFrame    = linkLocal | 1

@@ -9,10 +9,12 @@ import (
 	"vmnet/internal/rtnl"
 )
 
-// CheckInUse reports what a packet port would cut off that claims a device: an error where others have the device for their frames, which
-// would get none any more, with the cure; notes about what of the host's is cut off as long as the switch has it.
+// CheckInUse reports what a packet port would cut off that claims a device: an error where others
+// have the device for their frames, which would get none any more, with the cure; notes about what
+// of the host's is cut off as long as the switch has it.
 //
-// Devices on it are looked for in ns, and in other network namespaces that have a name or a process in them.
+// Devices on it are looked for in ns, and in other network namespaces that have a name or a process
+// in them.
 func CheckInUse(ns *netns.NS, c *rtnl.Conn, link *rtnl.Link) (notes []string, err error) {
 	if note, err := masterUse(c, link); err != nil {
 		return nil, err
@@ -24,13 +26,15 @@ func CheckInUse(ns *netns.NS, c *rtnl.Conn, link *rtnl.Link) (notes []string, er
 		return nil, err
 	}
 	if len(taken) > 0 {
-		return nil, fmt.Errorf("%s has %s on it, which would get nothing any more (remove them, or take another device)", link.Name, strings.Join(taken, ", "))
+		return nil, fmt.Errorf("%s has %s on it, which would get nothing any more (remove them, or take another device)",
+			link.Name, strings.Join(taken, ", "))
 	}
 	if link.Kind == "vlan" && link.LowerNS < 0 {
 		parent, err := c.LinkByIndex(link.Lower)
 		if err == nil {
 			if claimed, err := Claimed(ns, parent.Name); err == nil && claimed {
-				return nil, fmt.Errorf("a switch has %s, on which %s is: nothing comes in by it (give the port of %s the VLAN: trunk=)", parent.Name, link.Name, parent.Name)
+				return nil, fmt.Errorf("a switch has %s, on which %s is: nothing comes in by it (give the port of %s the VLAN: trunk=)",
+					parent.Name, link.Name, parent.Name)
 			}
 		}
 	}
@@ -52,24 +56,26 @@ func masterUse(c *rtnl.Conn, link *rtnl.Link) (note string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("read what %s is a port of: %w", link.Name, err)
 	}
+	what, cure := fmt.Sprintf("part of %s (%s)", m.Name, m.Kind), "ip link set "+link.Name+" nomaster"
 	switch m.Kind {
-	case "bridge":
-		return "", fmt.Errorf("%s is a port of bridge %s, which would get nothing from it any more (ip link set %s nomaster; or --packet %s joins the bridge to the switch)", link.Name, m.Name, link.Name, m.Name)
-	case "bond", "team":
-		return "", fmt.Errorf("%s is a member of %s, which would get nothing from it any more (--packet %s)", link.Name, m.Name, m.Name)
-	case "openvswitch":
-		return "", fmt.Errorf("%s is a port of Open vSwitch, which would get nothing from it any more (ovs-vsctl del-port %s)", link.Name, link.Name)
 	case "vrf":
-		return fmt.Sprintf("%s gets nothing by it meanwhile", m.Name), nil
+		return m.Name + " gets nothing by it meanwhile", nil
+	case "bridge":
+		what, cure = "a port of bridge "+m.Name, cure+"; or --packet "+m.Name+" joins the bridge to the switch"
+	case "bond", "team":
+		what, cure = "a member of "+m.Name, "--packet "+m.Name
+	case "openvswitch":
+		what, cure = "a port of Open vSwitch", "ovs-vsctl del-port "+link.Name
 	}
-	return "", fmt.Errorf("%s belongs to %s (%s), which would get nothing from it any more (ip link set %s nomaster)", link.Name, m.Name, m.Kind, link.Name)
+	return "", fmt.Errorf("%s is %s, which would get nothing from it any more (%s)", link.Name, what, cure)
 }
 
-// takers are the kinds of devices that take all or some of the frames of the one that they are on, before the host's stack does
-// (netdev_rx_handler_register).
+// takers are the kinds of devices that take all or some of the frames of the one that they are on,
+// before the host's stack does (netdev_rx_handler_register).
 var takers = []string{"macvlan", "macvtap", "ipvlan", "ipvtap", "macsec"}
 
-// uppers are the devices on a link: those that take its frames, in all namespaces, and its VLANs in this one.
+// uppers are the devices on a link: those that take its frames, in all namespaces, and its VLANs in
+// this one.
 func uppers(ns *netns.NS, c *rtnl.Conn, link *rtnl.Link) (taken, vlans []string, err error) {
 	for _, kind := range slices.Concat(takers, []string{"vlan"}) {
 		on, err := upper(c, kind, link.Index, rtnl.OwnNS)
@@ -89,7 +95,8 @@ func uppers(ns *netns.NS, c *rtnl.Conn, link *rtnl.Link) (taken, vlans []string,
 	return taken, vlans, err
 }
 
-// inOther are the takers in another namespace that are on a link of ns. One that may not be looked into has none.
+// inOther are the takers in another namespace that are on a link of ns. One that may not be looked
+// into has none.
 func inOther(ns, other *netns.NS, index int) (taken []string) {
 	c, err := rtnl.Open(other)
 	if err != nil {
@@ -109,7 +116,8 @@ func inOther(ns, other *netns.NS, index int) (taken []string) {
 	return taken
 }
 
-// upper are the links of a kind that are on the one of that index, which is in the netns of that id.
+// upper are the links of a kind that are on the one of that index, which is in the netns of that
+// id.
 func upper(c *rtnl.Conn, kind string, index, nsid int) (on []string, err error) {
 	links, err := c.Links(kind, 0)
 	if err != nil {

@@ -11,7 +11,8 @@ import (
 	"vmnet/testvm/lab"
 )
 
-// TestLabInUse has devices on a card, and what it belongs to, of kinds that this machine's kernel may not have.
+// TestLabInUse has devices on a card, and what it belongs to, of kinds that this machine's kernel
+// may not have.
 func TestLabInUse(t *testing.T) {
 	lab.Inside(t)
 	for name, c := range map[string]struct {

@@ -78,13 +78,14 @@ func (p *Port) linkChanged(was, is LinkState) {
 	p.setDown(isDown(is) || p.Err() != nil)
 }
 
-// isDown reports whether a link passes no frames: as the kernel's bridge has it, without a carrier either
-// (br_port_carrier_check in net/bridge/br_if.c). A link that is lost may be up.
+// isDown reports whether a link passes no frames: as the kernel's bridge has it, without a carrier
+// either (br_port_carrier_check in net/bridge/br_if.c). A link that is lost may be up.
 func isDown(s LinkState) bool { return !s.Lost && !(s.Up && s.Carrier) }
 
-// setDown notes that nothing passes the port's other end, or that it does again. What was learned behind the port is
-// flooded at once then, as by the kernel's bridge (br_stp_disable_port in net/bridge/br_stp_if.c). A frame that is under way may
-// be learned from afterwards: the switch's clock looks again.
+// setDown notes that nothing passes the port's other end, or that it does again. What was learned
+// behind the port is flooded at once then, as by the kernel's bridge (br_stp_disable_port in
+// net/bridge/br_stp_if.c). A frame that is under way may be learned from afterwards: the switch's
+// clock looks again.
 func (p *Port) setDown(down bool) {
 	if p.down.Swap(down) != down && down {
 		p.forget()

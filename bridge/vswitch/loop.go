@@ -7,21 +7,23 @@ import (
 	"time"
 )
 
-// A loop is noticed by what it does: a frame that was flooded comes in again, by another port, and that again and again. The
-// switch remembers the frames that it has flooded in the last second, and counts at each port those that another port has
-// brought first. A port with too many is stopped for a while: no frame passes in or out.
+// A loop is noticed by what it does: a frame that was flooded comes in again, by another port, and
+// that again and again. The switch remembers the frames that it has flooded in the last second, and
+// counts at each port those that another port has brought first. A port with too many is stopped
+// for a while: no frame passes in or out.
 //
-// Nothing else does that. A station that roams, migrates or takes over an address (VRRP, bonds) sends new frames, and
-// the same frame by two ports a few times a second at most. What a transparent firewall passes on into another VLAN is another
-// frame. That an address moves between ports, as it does in a loop, proves nothing, so it is not asked.
+// Nothing else does that. A station that roams, migrates or takes over an address (VRRP, bonds)
+// sends new frames, and the same frame by two ports a few times a second at most. What a
+// transparent firewall passes on into another VLAN is another frame. That an address moves between
+// ports, as it does in a loop, proves nothing, so it is not asked.
 
 const (
 	echoSlots    = 4096             // of frames that are remembered
 	echoBytes    = 256              // of each frame, behind its addresses and tag
 	echoWindow   = time.Second      // for which they are
 	echoLimit    = 64               // echoes of a port in a window that are a loop
-	hairpinLimit = 1024             // of a port that gets its own frames back, which must not send the same one as often
-	loopSettle   = time.Second / 4  // after a port was stopped, in which what is under way counts nowhere
+	hairpinLimit = 1024             // of equal frames of a port that gets its own back
+	loopSettle   = time.Second / 4  // after a stop, in which what is under way counts nowhere
 	loopFirst    = 10 * time.Second // for which a port is stopped, and twice as long each time that
 	loopLongest  = 5 * time.Minute  // the loop is still there afterwards
 )
@@ -45,9 +47,9 @@ const (
 
 func newEchoes() *echoes { return &echoes{seed: maphash.MakeSeed()} }
 
-// again reports whether the port is not the first that has brought the frame in the last second; now is in nanoseconds. It remembers
-// the first for as long as that brings the frame. Where frames go back to the port that they came from, it is so of any frame
-// that comes again.
+// again reports whether the port is not the first that has brought the frame in the last second;
+// now is in nanoseconds. It remembers the first for as long as that brings the frame. Where frames
+// go back to the port that they came from, it is so of any frame that comes again.
 func (e *echoes) again(f *frame, filters bool, p *Port, now int64) bool {
 	hash := e.hash(f, filters)
 	slot := &e.slots[hash%echoSlots]
@@ -62,8 +64,8 @@ func (e *echoes) again(f *frame, filters bool, p *Port, now int64) bool {
 	return known && p.cfg.Hairpin
 }
 
-// hash is of what stays the same of a frame in a loop: with its VLAN, but where the switch filters, without the tag, which differs from
-// port to port.
+// hash is of what stays the same of a frame in a loop: with its VLAN, but where the switch filters,
+// without the tag, which differs from port to port.
 func (e *echoes) hash(f *frame, filters bool) uint64 {
 	b := f.ether()
 	addresses, rest := b[:macsLen], b[macsLen:]
@@ -115,22 +117,25 @@ func (s *stop) begin(now int64) time.Duration {
 	return time.Duration(length)
 }
 
-// looped notices that a frame that is to be flooded has come back. Then the port may be stopped, and the frame goes nowhere.
+// looped notices that a frame that is to be flooded has come back. Then the port may be stopped,
+// and the frame goes nowhere.
 func (r *receiver) looped(f *frame) bool {
 	sw, p, limit := r.sw, r.port, int32(echoLimit)
 	if p.cfg.Hairpin {
 		limit = hairpinLimit
 	}
-	if !sw.echoes.again(f, r.ports.filters, p, r.now) || !p.stop.count(r.now, limit) {
+	if !sw.echoes.again(f, r.ports.filters, p, r.now) || p.cfg.NoLoopGuard || !p.stop.count(r.now, limit) {
 		return false
 	}
-	// One port is enough to break a loop: others have what is under way, of which each would be stopped too.
+	// One port is enough to break a loop: others have what is under way, of which each would be
+	// stopped too.
 	settled := sw.settled.Load()
 	if r.now < settled || !sw.settled.CompareAndSwap(settled, r.now+int64(loopSettle)) {
 		return false
 	}
 	length := p.stop.begin(r.now)
 	p.forget()
-	sw.notice("port %s is stopped for %v: frames that other ports had brought came in by it again, so there is a loop", p.name, length)
+	sw.notice("port %s is stopped for %v: frames that other ports had brought came in by it again, so there is a loop",
+		p.name, length)
 	return true
 }

@@ -14,7 +14,8 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// cable joins two stations as a bridge behind them does: what one of them gets, the other one sends.
+// cable joins two stations as a bridge behind them does: what one of them gets, the other one
+// sends.
 func (l *lan) cable(a, b string) {
 	l.tb.Helper()
 	var carriers sync.WaitGroup
@@ -61,7 +62,8 @@ func (h *heard) all() string {
 	return strings.Join(h.text, "\n")
 }
 
-// TestLoopIsStopped has a cable between two ports, in switches with and without VLANs, and between ports that do not learn.
+// TestLoopIsStopped has a cable between two ports, in switches with and without VLANs, and between
+// ports that do not learn.
 func TestLoopIsStopped(t *testing.T) {
 	deaf := PortConfig{PortConfig: bridge.PortConfig{NoLearning: true}}
 	for name, cfg := range map[string]PortConfig{"plain": {}, "VLAN": access(10), "no learning": deaf, "storm": {Storm: GuestStorm(GuestFrames)}} {
@@ -92,7 +94,8 @@ func TestLoopIsStopped(t *testing.T) {
 				t.Errorf("the others' frames pass no more: %v", got)
 			}
 
-			// When the port is tried again and the loop is still there, it is stopped for longer; when it is gone, not.
+			// When the port is tried again and the loop is still there, it is stopped for longer;
+			// when it is gone, not.
 			again := b
 			if c.stop.stopped(l.sw.now()) {
 				again = c
@@ -149,6 +152,19 @@ func (l *lan) say(from string, frame []byte) map[string]int {
 		return len(got) > 0
 	})
 	return got
+}
+
+// TestLoopGuardOff has one port of a loop that is never stopped: the other one is.
+func TestLoopGuardOff(t *testing.T) {
+	l := newLAN(t, map[string]PortConfig{"a": {}, "b": {NoLoopGuard: true}, "c": {}})
+	l.cable("b", "c")
+	nstest.Eventually(t, 10*time.Second, "the other port is stopped", func() bool {
+		_, _ = unix.Write(l.stations["a"].fd, etherFrame(all, mac(1), nil, 46))
+		return l.port("c").State() == StateStopped
+	})
+	if s := l.port("b").Stats(); s.Loops > 0 {
+		t.Errorf("%+v", s)
+	}
 }
 
 // TestHairpinLoopIsStopped has a port that gets its own frames back, and a mirror behind it.
@@ -249,7 +265,8 @@ func TestNoLoop(t *testing.T) {
 	}
 }
 
-// TestStopGrowsAndForgives: a loop that is there again stops its port for longer, up to a bound; one that was gone for as long does not.
+// TestStopGrowsAndForgives: a loop that is there again stops its port for longer, up to a bound;
+// one that was gone for as long does not.
 func TestStopGrowsAndForgives(t *testing.T) {
 	var s stop
 	now := int64(time.Hour)

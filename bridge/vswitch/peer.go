@@ -9,9 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The other end of a datagram socketpair that is closed tells nobody: who sends to it learns of it, who reads does not. So the
-// switch's clock asks the kernel for each such socket's peer (sock_diag(7), unix_diag_req of include/uapi/linux/unix_diag.h).
-// Of a socket that was made in another network namespace than this process is in, the kernel says nothing.
+// The other end of a datagram socketpair that is closed tells nobody: who sends to it learns of it,
+// who reads does not. So the switch's clock asks the kernel for each such socket's peer
+// (sock_diag(7), unix_diag_req of include/uapi/linux/unix_diag.h). Of a socket that was made in
+// another network namespace than this process is in, the kernel says nothing.
 
 const (
 	sockDiagByFamily = 20  // SOCK_DIAG_BY_FAMILY of include/uapi/linux/sock_diag.h

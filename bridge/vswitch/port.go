@@ -15,8 +15,8 @@ import (
 
 // PortConfig says how a port should be. Its zero value is a port of a plain switch.
 type PortConfig struct {
-	// It means what it does to a port of a kernel bridge, which filters VLANs once a port has any: then one without VLAN
-	// and Trunk is in VLAN 1, untagged.
+	// It means what it does to a port of a kernel bridge, which filters VLANs once a port has any:
+	// then one without VLAN and Trunk is in VLAN 1, untagged.
 	bridge.PortConfig
 
 	// MTU is the most bytes that a frame may have that leaves by the port, without Ethernet header and VLAN tags; for
@@ -31,6 +31,10 @@ type PortConfig struct {
 	// MaxAddresses is how many addresses are learned behind the port; 0 means as many as the FDB holds. Those beyond
 	// are reached by flooding.
 	MaxAddresses int `json:"max_addresses,omitempty"`
+
+	// NoLoopGuard has the port never stopped for a loop, of which another port is part, too: for a way out where
+	// somebody may send the guests' broadcasts back on purpose.
+	NoLoopGuard bool `json:"no_loop_guard,omitempty"`
 
 	Storm Storm `json:"storm,omitzero"`
 }

@@ -11,19 +11,21 @@ import (
 	"vmnet/internal/rtnl"
 )
 
-// A Segment is a network that a port's device is on beside the switch. Two ports on one segment make a loop.
+// A Segment is a network that a port's device is on beside the switch. Two ports on one segment
+// make a loop.
 type Segment struct {
 	Key  string `json:"key"`  // of the device that stands for it
 	Name string `json:"name"` // the device's, for people
 }
 
-// deviceKey tells a device from others, in whatever network namespace: by index and address, since two devices that have both in
-// common could not be on one switch either.
+// deviceKey tells a device from others, in whatever network namespace: by index and address, since
+// two devices that have both in common could not be on one switch either.
 func deviceKey(index int, mac net.HardwareAddr) string { return fmt.Sprintf("%d/%s", index, mac) }
 
-// SegmentsOf finds what a link is joined to behind a port, beside the link itself: for a tap's queues, the bridge that the tap is a
-// port of; for the kernel's side of a device (packet), the other end of a veth pair and its bridge, or what a macvlan sits on. What
-// it may not look at is left out.
+// SegmentsOf finds what a link is joined to behind a port, beside the link itself: for a tap's
+// queues, the bridge that the tap is a port of; for the kernel's side of a device (packet), the
+// other end of a veth pair and its bridge, or what a macvlan sits on. What it may not look at is
+// left out.
 func SegmentsOf(c *rtnl.Conn, link *rtnl.Link, packet bool) []Segment {
 	at := place{c, rtnl.OwnNS}
 	if !packet {
@@ -58,8 +60,8 @@ type place struct {
 	ns int
 }
 
-// master is the segment of the bridge or bond that a link is a port of. Open vSwitch has one master for all of its bridges, and
-// a VRF is no segment.
+// master is the segment of the bridge or bond that a link is a port of. Open vSwitch has one master
+// for all of its bridges, and a VRF is no segment.
 func (at place) master(l *rtnl.Link) []Segment {
 	if l.Master == 0 {
 		return nil

@@ -16,9 +16,9 @@ const socketBuffer = 4 << 20
 // header: what QEMU's netdev "dgram" speaks, and needs no privilege. It copies the fd; the caller keeps, and may close, its
 // own, which is made non-blocking.
 //
-// mtu is what the other end sends at most, in bytes, without Ethernet header and VLAN tags; longer frames are dropped. 0 means
-// 65535. Where the other end is closed, the port ends with ECONNREFUSED: at the next frame that is sent to it, or within a second or two
-// (peer.go).
+// mtu is what the other end sends at most, in bytes, without Ethernet header and VLAN tags; longer
+// frames are dropped. 0 means 65535. Where the other end is closed, the port ends with
+// ECONNREFUSED: at the next frame that is sent to it, or within a second or two (peer.go).
 func OpenSocket(f *os.File, mtu int) (*Wire, error) {
 	if mtu <= 0 {
 		mtu = 65535

@@ -9,9 +9,9 @@ import (
 	"vmnet/bridge"
 )
 
-// AddStatic notes for good behind which port an address is, in a VLAN; 0 is that of the port's untagged frames. An address that
-// another port is locked to (PortConfig.MACs) stays there: that error Is fs.ErrExist, and that of an unknown port
-// fs.ErrNotExist.
+// AddStatic notes for good behind which port an address is, in a VLAN; 0 is that of the port's
+// untagged frames. An address that another port is locked to (PortConfig.MACs) stays there: that
+// error Is fs.ErrExist, and that of an unknown port fs.ErrNotExist.
 func (sw *Switch) AddStatic(port string, mac net.HardwareAddr, vlan int) error {
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
@@ -30,7 +30,8 @@ func (sw *Switch) AddStatic(port string, mac net.HardwareAddr, vlan int) error {
 	return sw.fdb.AddStatic(k, p.index)
 }
 
-// keyAt is an address's key behind a port. As the kernel's bridge does, it refuses a VLAN in which the port has no part.
+// keyAt is an address's key behind a port. As the kernel's bridge does, it refuses a VLAN in which
+// the port has no part.
 func (t *table) keyAt(p *Port, mac net.HardwareAddr, vlan int) (Key, error) {
 	switch {
 	case !t.filters && vlan != 0:
@@ -47,8 +48,9 @@ func (t *table) keyAt(p *Port, mac net.HardwareAddr, vlan int) (Key, error) {
 	return KeyOf(mac, uint16(vlan)), nil
 }
 
-// Forget has the switch forget an address, a static one too, in a VLAN; 0 is whichever it is known in, if that is one. An address
-// that it does not know is an error that Is fs.ErrNotExist. One that a port is locked to stays.
+// Forget has the switch forget an address, a static one too, in a VLAN; 0 is whichever it is known
+// in, if that is one. An address that it does not know is an error that Is fs.ErrNotExist. One that
+// a port is locked to stays.
 func (sw *Switch) Forget(mac net.HardwareAddr, vlan int) error {
 	sw.mu.Lock()
 	defer sw.mu.Unlock()

@@ -24,11 +24,12 @@ type Config struct {
 	Ageing    time.Duration // after which an address that was not seen is forgotten; 0 means 300 s
 	Addresses int           // that the FDB has room for; 0 means 16384
 
-	// VLANFiltering keeps VLANs apart from the start, and not only from the first port on that was given VLANs.
+	// VLANFiltering keeps VLANs apart from the start, and not only from the first port on that was
+	// given VLANs.
 	VLANFiltering bool
 
-	// Notice, if not nil, is told of what the switch has done of itself: a port that it has stopped, for instance. It is called by
-	// one goroutine.
+	// Notice, if not nil, is told of what the switch has done of itself: a port that it has
+	// stopped, for instance. It is called by one goroutine.
 	Notice func(text string)
 }
 
@@ -133,8 +134,8 @@ func (sw *Switch) tick() {
 	}
 }
 
-// forgetDead ends ports whose socket's other end was closed, and forgets what was learned behind ports that are down, from frames that
-// were under way then.
+// forgetDead ends ports whose socket's other end was closed, and forgets what was learned behind
+// ports that are down, from frames that were under way then.
 func (sw *Switch) forgetDead(peers *peers) {
 	for _, p := range sw.table.Load().ports {
 		switch q, ok := p.wire.queues[0].(*socketQueue); {
@@ -290,7 +291,8 @@ func (sw *Switch) Ports() []*Port { return slices.Clone(sw.table.Load().ports) }
 // FDB is the switch's. It knows ports by PortIndex.
 func (sw *Switch) FDB() *FDB { return sw.fdb }
 
-// FiltersVLANs reports whether the switch keeps VLANs apart: from the start, or since a port was given VLANs.
+// FiltersVLANs reports whether the switch keeps VLANs apart: from the start, or since a port was
+// given VLANs.
 func (sw *Switch) FiltersVLANs() bool { return sw.table.Load().filters }
 
 // PortIndex is what the FDB calls a port of the switch.

@@ -144,7 +144,8 @@ func (l *lan) floods(from string, tags []string, want map[string][]string) {
 	}
 }
 
-// TestFilteringBeginsAndStays has the first port with a VLAN come and go on a switch whose ports pass on all tags.
+// TestFilteringBeginsAndStays has the first port with a VLAN come and go on a switch whose ports
+// pass on all tags.
 func TestFilteringBeginsAndStays(t *testing.T) {
 	l := newLAN(t, plain("a", "b"))
 	for _, tags := range [][]string{nil, tagged("8100:10"), tagged("8100:24576"), tagged("8100:4095"), tagged("88a8:5", "8100:10")} {
@@ -184,7 +185,8 @@ func TestFilteringBeginsAndStays(t *testing.T) {
 	untaggedOnly()
 }
 
-// TestVLANFilteringFromTheStart is for a switch whose first ports are not to be in one network until a VLAN comes.
+// TestVLANFilteringFromTheStart is for a switch whose first ports are not to be in one network
+// until a VLAN comes.
 func TestVLANFilteringFromTheStart(t *testing.T) {
 	sw := New(Config{VLANFiltering: true})
 	defer sw.Close()
@@ -247,7 +249,8 @@ func TestLockedTwice(t *testing.T) {
 	l.add("c", locked)
 }
 
-// TestStaticAddresses: where an address is may be told of each VLAN, but not that of a port which is locked to it.
+// TestStaticAddresses: where an address is may be told of each VLAN, but not that of a port which
+// is locked to it.
 func TestStaticAddresses(t *testing.T) {
 	locked := access(10)
 	locked.MACs = []net.HardwareAddr{mac(7)}
@@ -546,7 +549,8 @@ func TestPeerThatCloses(t *testing.T) {
 	}
 }
 
-// TestPeerThatClosesInSilence: nobody sends to a socket whose other end is closed. What was behind it is flooded.
+// TestPeerThatClosesInSilence: nobody sends to a socket whose other end is closed. What was behind
+// it is flooded.
 func TestPeerThatClosesInSilence(t *testing.T) {
 	l := newLAN(t, plain("a", "b", "c"))
 	l.send("b", etherFrame(all, mac(2), nil, 46))

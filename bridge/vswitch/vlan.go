@@ -2,14 +2,16 @@ package vswitch
 
 import "vmnet/bridge"
 
-// A switch filters VLANs from its first port on that was given VLANs, or from the start where Config.VLANFiltering says
-// so, and never stops: that a port goes must not let the others' tagged frames pass. Until then it does what a kernel
-// bridge does whose vlan_filtering is 0: a tag is payload, and all ports are in one network.
+// A switch filters VLANs from its first port on that was given VLANs, or from the start where
+// Config.VLANFiltering says so, and never stops: that a port goes must not let the others' tagged
+// frames pass. Until then it does what a kernel bridge does whose vlan_filtering is 0: a tag is
+// payload, and all ports are in one network.
 //
 // With filtering, it does what a bridge with vlan_filtering 1 does (net/bridge/br_vlan.c).
 
-// defaultVLAN is the VLAN of ports that were not given any, untagged, as the kernel's default_pvid. It is also the VLAN of
-// all frames of a switch that does not filter, so that what the FDB was told holds when it begins to.
+// defaultVLAN is the VLAN of ports that were not given any, untagged, as the kernel's default_pvid.
+// It is also the VLAN of all frames of a switch that does not filter, so that what the FDB was told
+// holds when it begins to.
 const defaultVLAN = 1
 
 // vlans says which VLANs a port of a switch that filters has part in.
@@ -46,7 +48,8 @@ func (v *vlans) has(vid uint16) bool {
 	return v.isNative(vid) || v.tagged[vid/64]&(1<<(vid%64)) != 0
 }
 
-// meets reports whether a frame can pass from one port to the other: whether they have a VLAN in common.
+// meets reports whether a frame can pass from one port to the other: whether they have a VLAN in
+// common.
 func (v *vlans) meets(other *vlans) bool {
 	if v.untagged && other.has(v.native) || other.untagged && v.has(other.native) {
 		return true
@@ -59,8 +62,8 @@ func (v *vlans) meets(other *vlans) bool {
 	return false
 }
 
-// classify finds the VLAN of a frame that came in by a port, and reports whether the port has it. A tag of VLAN 0 says no
-// more than a priority (IEEE 802.1Q, 6.9.1).
+// classify finds the VLAN of a frame that came in by a port, and reports whether the port has it. A
+// tag of VLAN 0 says no more than a priority (IEEE 802.1Q, 6.9.1).
 func (t *table) classify(p *Port, f *frame) bool {
 	switch {
 	case !t.filters:
@@ -76,8 +79,8 @@ func (t *table) classify(p *Port, f *frame) bool {
 	return true
 }
 
-// leaving is the tag with which a frame leaves by a port. A priority stays where there is a tag for it. Where the switch
-// does not filter, the frame leaves as it came.
+// leaving is the tag with which a frame leaves by a port. A priority stays where there is a tag for
+// it. Where the switch does not filter, the frame leaves as it came.
 func (t *table) leaving(to *Port, f *frame) (tci uint16, tagged bool) {
 	switch {
 	case !t.filters:

@@ -97,7 +97,8 @@ func card(t *testing.T, ns *netns.NS, name string) (outside *netns.NS) {
 	return outside
 }
 
-// TestLiveShippedOptions has the guests of docs/examples/switch.env talk to the network outside, untagged and in a VLAN.
+// TestLiveShippedOptions has the guests of docs/examples/switch.env talk to the network outside,
+// untagged and in a VLAN.
 func TestLiveShippedOptions(t *testing.T) {
 	var shipped []string
 	for _, e := range runExamples(t) {
@@ -123,7 +124,8 @@ func TestLiveShippedOptions(t *testing.T) {
 	r.end()
 }
 
-// vlanOutside has a guest ask for an address that nobody has, and reads in which VLAN the question gets out.
+// vlanOutside has a guest ask for an address that nobody has, and reads in which VLAN the question
+// gets out.
 func vlanOutside(t *testing.T, guest, outside *netns.NS) (vlan int) {
 	t.Helper()
 	fd := -1

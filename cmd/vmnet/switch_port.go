@@ -45,6 +45,7 @@ const portHelp = `A port is written DEVICE[,OPTION...], with the options
     hairpin                frames may go back to the port that they came from
     no-learning            learn no addresses behind it
     no-flood               no frames to unknown addresses leave by it
+    no-loop-guard          never stop it for a loop
     mac=MAC                take frames of this source only (repeatable)
     max-addresses=N        learn at most N addresses behind it
     storm=N                have at most N broadcasts, multicast frames and frames to unknown
@@ -144,6 +145,7 @@ func (w *wantedPort) options() *pflag.FlagSet {
 	limit(f, "storm-multicast", &storm.Multicast)
 	limit(f, "storm-unknown", &storm.Unknown)
 	limit(f, "storm-refused", &storm.Refused)
+	f.BoolVar(&w.Config.NoLoopGuard, "no-loop-guard", false, "")
 	f.StringVar(&w.Name, "name", w.Name, "")
 	f.Var(nicflags.Value("BYTES", "", func(s string) (err error) {
 		if w.Config.MTU, err = strconv.Atoi(s); err != nil || w.Config.MTU == 0 {
@@ -323,8 +325,8 @@ func (w *wantedPort) openPacket(ctx context.Context, ns *netns.NS, c *rtnl.Conn)
 	return openPort{Port: w.Port, files: files, close: closeAll, how: how}, nil
 }
 
-// noGuestsOn is an error where guests have macvtaps or ipvtaps on a device: these may be in network namespaces that only their
-// QEMUs have open.
+// noGuestsOn is an error where guests have macvtaps or ipvtaps on a device: these may be in network
+// namespaces that only their QEMUs have open.
 func noGuestsOn(ctx context.Context, ns *netns.NS, device string) error {
 	return tapmgr.In(ns.String(), func(m *tapmgr.Manager) error {
 		info, err := m.ShowLower(ctx, device)
@@ -344,6 +346,9 @@ func portSettings(cfg vswitch.PortConfig) string {
 	words := strings.FieldsFunc(cfg.PortConfig.String(), func(r rune) bool { return r == ';' })
 	for _, mac := range cfg.MACs {
 		words = append(words, "mac:"+mac.String())
+	}
+	if cfg.NoLoopGuard {
+		words = append(words, "no-loop-guard")
 	}
 	storm := cfg.Storm
 	all := 0 // of what storm= sets

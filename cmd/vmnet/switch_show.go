@@ -138,8 +138,8 @@ func alone(ports []control.Port, filters bool) (names []string) {
 	return names
 }
 
-// tellAlone notes what is seldom meant about the VLANs of a switch's ports: that some reach no other, and that there are
-// ports with VLANs and without.
+// tellAlone notes what is seldom meant about the VLANs of a switch's ports: that some reach no
+// other, and that there are ports with VLANs and without.
 func (a *app) tellAlone(ports []control.Port, filters bool) {
 	if names := alone(ports, filters); len(names) > 0 {
 		a.note(fmt.Sprintf("ports that can reach no other: %s (none is in the same VLAN, or all are isolated)", namesText(names)))

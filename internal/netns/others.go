@@ -6,8 +6,8 @@ import (
 	"strconv"
 )
 
-// Others calls f with each other network namespace that has a name (ip-netns(8)) or a process in it, as far as the caller may look. It
-// ends with f's first error.
+// Others calls f with each other network namespace that has a name (ip-netns(8)) or a process in
+// it, as far as the caller may look. It ends with f's first error.
 func (ns *NS) Others(f func(*NS) error) error {
 	own, err := ns.Inode()
 	if err != nil {

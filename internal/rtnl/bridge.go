@@ -45,8 +45,9 @@ type PortFlags struct {
 	NoBroadcast bool // no broadcasts (IFLA_BRPORT_BCAST_FLOOD is off)
 	Locked      bool // only frames from addresses in the FDB are taken in (IFLA_BRPORT_LOCKED)
 
-	// Forward has a bit for each of the addresses 01:80:c2:00:00:00 to 0f whose frames are forwarded that come in
-	// here (IFLA_BRPORT_GROUP_FWD_MASK, Linux 4.15; an older kernel leaves it out and ignores it).
+	// Forward has a bit for each of the addresses 01:80:c2:00:00:00 to 0f whose frames are
+	// forwarded that come in here (IFLA_BRPORT_GROUP_FWD_MASK, Linux 4.15; an older kernel leaves
+	// it out and ignores it).
 	Forward uint16
 }
 

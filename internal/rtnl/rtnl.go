@@ -157,8 +157,8 @@ func (c *Conn) LinkByIndex(index int) (*Link, error) { return c.get(index) }
 // OwnNS stands for the socket's own netns where an id of one is asked for.
 const OwnNS = -1
 
-// LinkIn is LinkByIndex in the netns that the socket's own knows by that id, as Link.LowerNS has it (IFLA_TARGET_NETNSID, Linux
-// 4.15). It needs CAP_NET_ADMIN there.
+// LinkIn is LinkByIndex in the netns that the socket's own knows by that id, as Link.LowerNS has it
+// (IFLA_TARGET_NETNSID, Linux 4.15). It needs CAP_NET_ADMIN there.
 func (c *Conn) LinkIn(nsid, index int) (*Link, error) {
 	if nsid == OwnNS {
 		return c.get(index)

@@ -43,8 +43,8 @@ type Port struct {
 	// AddPort is given the reading end.
 	Lifeline uint64 `json:"lifeline,omitempty"`
 	Link     bool   `json:"link,omitempty"` // of a tap: behind its queues comes the file of vswitch.LinkFile
-	// Segments are what the device is joined to beside the switch, as vswitch.SegmentsOf finds it: ports on one of them would make
-	// a loop.
+	// Segments are what the device is joined to beside the switch, as vswitch.SegmentsOf finds it:
+	// ports on one of them would make a loop.
 	Segments []vswitch.Segment  `json:"segments,omitempty"`
 	Config   vswitch.PortConfig `json:"config"`
 	Stats    *vswitch.PortStats `json:"stats,omitempty"` // in answers only
