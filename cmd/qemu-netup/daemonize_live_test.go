@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -117,10 +118,14 @@ func TestLiveWrappers(t *testing.T) {
 		var nic tapmgr.NIC
 		h.await(what+": the NIC to be held by QEMU", func() error {
 			nics, err := h.List(h.Context(), "Pw")
-			if err != nil || len(nics) != 1 || nics[0].PID == 0 {
+			if err != nil || len(nics) != 1 {
 				return fmt.Errorf("listed %+v, %w", nics, err)
 			}
-			nic = nics[0]
+			nic = nics[0] // until QEMU runs, the wrappers have it
+			exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", nic.PID))
+			if err != nil || filepath.Base(exe) != "qemu-system-x86_64" {
+				return fmt.Errorf("process %d runs %q, %w", nic.PID, exe, err)
+			}
 			return nil
 		})
 		h.await(what+": the guest to have it", func() error {
