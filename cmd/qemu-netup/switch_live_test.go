@@ -85,7 +85,7 @@ func TestLiveLaunchOnASwitch(t *testing.T) {
 	a := h.boot(testvm.Config{Name: "Pa"}, ":", "--switch", sw, "--lock-mac")
 	b := h.boot(testvm.Config{Name: "Pb"}, ":", "--bridge", "br0", "--vhost", "off", "--next-nic", "--switch", sw)
 	nicA := h.one(a)
-	if nicA.Type != "socket" || nicA.State != "forwarding" || nicA.PID != a.Pid() || nicA.Limits != "locked" || nicA.UID != 0 {
+	if nicA.Type != "socket" || nicA.State != "forwarding" || nicA.PID != a.Pid() || nicA.Limits != "locked" || nicA.UID != nobody {
 		t.Errorf("listed %+v", nicA)
 	}
 	h.hasNothing(a, 0, 0)
