@@ -36,7 +36,8 @@ func runScripts(t *testing.T, files ...string) {
 		t.Fatal(err)
 	}
 	testscript.Run(t, testscript.Params{
-		Files: files,
+		Files:       files,
+		WorkdirRoot: t.TempDir(), // its own one stays where -run names a script
 		Setup: func(env *testscript.Env) error {
 			sockets, err := os.MkdirTemp("", "tv") // a socket's path must be short
 			if err != nil {

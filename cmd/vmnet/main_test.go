@@ -103,7 +103,8 @@ const scriptTime = 10 * time.Minute
 
 func runScripts(t *testing.T, dir string, setup func(*testscript.Env)) {
 	testscript.Run(t, testscript.Params{
-		Dir: dir,
+		Dir:         dir,
+		WorkdirRoot: t.TempDir(), // its own one stays where -run names a script
 		Setup: func(env *testscript.Env) error {
 			env.Values[guestsKey{}] = guests{}
 			env.Setenv("GORACE", "atexit_sleep_ms=0") // else each vmnet sleeps a second under -race
