@@ -156,6 +156,7 @@ var properties = []property{
 	{"VLAN", (*view).needsVLAN, is("one at least"), is(""), mendVLAN},
 	{"switch", (*view).knowsSeat, func(v *view) string { return "a port of switch " + v.want.Source }, foundSeat, mendSeat},
 	{"settings", func(v *view) bool { return v.seat.port != nil }, func(v *view) string { return settingsText(v.want.switchPort()) }, func(v *view) string { return settingsText(v.seat.port.Config) }, mendSettings},
+	{"switch port", func(v *view) bool { return v.seat.port != nil }, is("no loop"), foundLoop, mendLoop},
 	{"link", func(v *view) bool { return v.hasLink() }, is("up"), func(v *view) string { return upDown(v.Up) }, mendLink},
 	{"carrier", func(v *view) bool { return v.isTap() && v.Up && !v.isPlain() }, is("on"), func(v *view) string { return onOff(v.Carrier) }, mendCarrier},
 	{"port state", (*view).hasPortState, is(rtnl.Forwarding.String()), func(v *view) string { return v.Port.State.String() }, mendPortState},
@@ -401,6 +402,18 @@ func mendSettings(v *view) remedy {
 			}
 			return m.rejoin(ctx, v.ours, v.vmm())
 		})
+}
+
+func foundLoop(v *view) string {
+	if portState(v.seat.port) == Stopped {
+		return "stopped: it is part of a loop"
+	}
+	return "no loop"
+}
+
+// mendLoop: the port goes on by itself, once there is no loop any more.
+func mendLoop(v *view) remedy {
+	return byAdmin("end the loop behind it (vmnet switch show %s)", v.want.Source)
 }
 
 func mendLink(v *view) remedy {

@@ -141,6 +141,7 @@ func TestCompare(t *testing.T) {
 		{"switch", switchView, func(v *view) { v.seat.port = nil }, MendReconcile, "vmnet reconcile"},
 		{"switch", switchView, func(v *view) { v.seat.port, v.notRuns = nil, control.ErrNotRunning }, MendAdmin, "once the switch runs"},
 		{"settings", switchView, func(v *view) { v.seat.port.Config.MaxAddresses = 1 }, MendReconcile, "vmnet reconcile"},
+		{"switch port", socketView, func(v *view) { v.seat.port.Stats = &vswitch.PortStats{State: vswitch.StateStopped} }, MendAdmin, "loop"},
 		{"switch", socketView, func(v *view) { v.seat.port = nil }, MendAttach, "the same vmnet attach again"},
 		{"settings", socketView, func(v *view) { v.seat.port.Config = vswitch.PortConfig{} }, MendDetach, detachFirst},
 

@@ -29,8 +29,16 @@ func (a *app) attachCommand() *cobra.Command {
 		SuggestFor: []string{"add", "plug", "connect"},
 		Short:      "Give a running guest a NIC",
 		Long: `Give a running guest a NIC, or leave nothing of it behind: on a bridge, on a userspace
-switch, or directly on a network card, its lower. The same command again is success and
-changes nothing.
+switch, or directly on a network card, its lower. The same command again is success, and
+changes nothing where the NIC is as it should be: what vmnet check finds, it mends as vmnet
+reconcile does, or tells who must. A bridge or card that was renamed under a NIC is found by
+either name.
+
+A bridge whose address nobody has set takes that of its lowest port. Where that would be a
+guest's, the bridge keeps the address that it has (ip link set BRIDGE address MAC sets another),
+so that neighbours find the host whichever guest goes. A bridge that filters VLANs and has no
+default one takes no NIC without --vlan or --trunk. Without a machine id (machine-id(5)) the
+default MAC is another one after the next boot, which is told.
 
 The guest is found by its name among the caller's own processes, and its QMP monitor among the
 sockets that the kernel says it listens on, however QEMU was told of that (-qmp, -mon, -chardev,

@@ -71,6 +71,13 @@ func TestOthers(t *testing.T) {
 			Check{"br_netfilter", Warn, "iptables, ip6tables, whose FORWARD", "sysctl -w net.bridge.bridge-nf-call-iptables=0"},
 		},
 
+		{"no machine id", nil, Machine.machineID, Check{"machine id", Warn, "no /etc/machine-id", "systemd-machine-id-setup"}},
+		{"machine id of an image", map[string]string{"/etc/machine-id": "uninitialized\n"}, Machine.machineID, Check{"machine id", Warn, `"uninitialized"`, "--mac"}},
+		{"machine id", map[string]string{"/etc/machine-id": "b08dfa6083e7567a1921a715000001fb\n"}, Machine.machineID, Check{"machine id", OK, "the same after a boot", ""}},
+
+		{"no watch", map[string]string{"/proc/12/cmdline": "vmnet\x00list\x00"}, Machine.watch, Check{"watch", Warn, "another guest's address", "vmnet-watch"}},
+		{"watch", map[string]string{"/proc/12/cmdline": "/usr/bin/vmnet\x00watch\x00"}, Machine.watch, Check{"watch", OK, "sets back the addresses", ""}},
+
 		{"no NetworkManager", map[string]string{nm: "init\n"}, Machine.networkManager, Check{"NetworkManager", OK, "does not run", ""}},
 		{"NetworkManager", map[string]string{nm: "NetworkManager\n"}, Machine.networkManager, Check{"NetworkManager", Warn, "not told", "unmanaged-devices+=type:tun"}},
 		{
