@@ -49,15 +49,28 @@ func (l ForeignLink) HasGuest(mac net.HardwareAddr) bool {
 // by interface index. To look at other users' processes takes CAP_SYS_PTRACE, to tell
 // who holds a macvtap CAP_SYS_ADMIN.
 func (m *Manager) Foreign(pid int) ([]ForeignLink, error) {
+	return m.foreign(pid, &allowance{files: maxUserFiles, closer: maxUserFiles})
+}
+
+// allowance is how many files of a user's processes are looked at, and how many of these more closely.
+type allowance struct{ files, closer int }
+
+func (m *Manager) foreign(pid int, left *allowance) ([]ForeignLink, error) {
 	inode, err := m.ns.Inode()
 	if err != nil {
 		return nil, err
 	}
 	taps := map[string][]int{}
-	nodes := false
-	procfd.Of(pid, func(f procfd.File) {
-		if !tun.LooksLikeQueue(f) {
-			nodes = nodes || macvtap.LooksLikeQueue(f)
+	var nodes []procfd.File
+	procfd.First(pid, min(left.files, maxProcessFiles), func(f procfd.File) {
+		left.files--
+		isTap, isNode := tun.LooksLikeQueue(f), macvtap.LooksLikeQueue(f)
+		if !isTap && !isNode || left.closer == 0 {
+			return
+		}
+		left.closer--
+		if !isTap {
+			nodes = append(nodes, procfd.File{PID: f.PID, FD: f.FD})
 		} else if name := tun.InterfaceOf(f); name != "" && tun.InNetns(f, inode) {
 			taps[name] = append(taps[name], f.FD)
 		}
@@ -73,13 +86,11 @@ func (m *Manager) Foreign(pid int) ([]ForeignLink, error) {
 		}
 		found = append(found, m.foreignTap(l, fds))
 	}
-	if nodes {
-		macvtaps, err := m.foreignMacvtaps(pid)
-		if err != nil {
-			return nil, err
-		}
-		found = append(found, macvtaps...)
+	macvtaps, err := m.foreignMacvtaps(nodes)
+	if err != nil {
+		return nil, err
 	}
+	found = append(found, macvtaps...)
 	slices.SortFunc(found, func(a, b ForeignLink) int { return a.Index - b.Index })
 	return found, nil
 }
@@ -101,8 +112,17 @@ func (m *Manager) foreignTap(l *rtnl.Link, fds []int) ForeignLink {
 	return f
 }
 
-// foreignMacvtaps are those whose node the process has open, with a lower in the Manager's netns or elsewhere.
-func (m *Manager) foreignMacvtaps(pid int) ([]ForeignLink, error) {
+// foreignMacvtaps are those of which a process has nodes open, with a parent device in the Manager's netns or elsewhere.
+func (m *Manager) foreignMacvtaps(nodes []procfd.File) ([]ForeignLink, error) {
+	queues := map[uint64][]int{} // fds by the node's number
+	for _, f := range nodes {
+		if number, ok := macvtap.NumberOf(f); ok {
+			queues[number] = append(queues[number], f.FD)
+		}
+	}
+	if len(queues) == 0 {
+		return nil, nil
+	}
 	links, err := m.nl.Links(string(macvtap.Macvtap), 0)
 	if err != nil {
 		return nil, err
@@ -112,16 +132,18 @@ func (m *Manager) foreignMacvtaps(pid int) ([]ForeignLink, error) {
 		if !isForeign(l, string(macvtap.Macvtap)) {
 			continue
 		}
-		fds, err := macvtap.QueuesOf(pid, m.ns, l)
+		number, err := macvtap.Number(m.ns, l)
 		if errors.Is(err, fs.ErrNotExist) { // gone meanwhile
 			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("who holds macvtap %s: %w", l.Name, err)
 		}
+		fds := queues[number]
 		if len(fds) == 0 {
 			continue
 		}
+		slices.Sort(fds)
 		f := ForeignLink{
 			Interface: l.Name, Index: l.Index, Type: string(macvtap.Macvtap), MAC: l.MAC, State: linkState(l), MTU: l.MTU, Queues: fds, link: l,
 		}

@@ -30,11 +30,18 @@ func (m *Manager) foreignNICs(ctx context.Context, vm string) ([]foreignNIC, err
 	var found []foreignNIC
 	asked := libvirtReader{m: m}
 	defer asked.close()
+	left := map[int]*allowance{} // by user: anybody may call processes QEMUs of libvirt's
 	for _, p := range procs {
 		if !p.Libvirt || vm != "" && p.Name != vm {
 			continue
 		}
-		links, err := m.Foreign(p.PID)
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if left[p.UID] == nil {
+			left[p.UID] = &allowance{files: maxUserFiles, closer: maxCloser}
+		}
+		links, err := m.foreign(p.PID, left[p.UID])
 		if err != nil || len(links) == 0 {
 			continue // it has ended meanwhile, or may not be looked into
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/internal/qemu"
 	"vmnet/internal/rtnl"
 )
 
@@ -118,7 +119,14 @@ func (r *reconciler) reconcileGuest(ctx, reading context.Context, nics []ours) [
 func (r *reconciler) guest(ctx, reading context.Context, nics []ours) {
 	ctx, cancel := context.WithTimeout(ctx, monitorWait+time.Duration(len(nics))*releaseWait)
 	defer cancel()
-	vm, err := r.m.open(reading, Target{VM: nics[0].want.VM, PID: nics[0].vmm()}, nics[0].want.Via)
+	pid := nics[0].vmm()
+	if pid == 0 { // it has ended meanwhile, and its NICs with it
+		return
+	}
+	vm, err := r.m.open(reading, Target{VM: nics[0].want.VM, PID: pid}, nics[0].want.Via)
+	if errors.Is(err, qemu.ErrNotFound) && nics[0].vmm() == 0 {
+		return
+	}
 	if err != nil {
 		for _, o := range nics {
 			if o.want.Phase == plugged || o.want.Phase == detaching {

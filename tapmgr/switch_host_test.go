@@ -3,16 +3,19 @@ package tapmgr_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/nstest"
 	"vmnet/tapmgr"
 )
 
@@ -116,6 +119,12 @@ func (s *userSwitch) signal(sig syscall.Signal) {
 	s.Helper()
 	if err := s.cmd.Process.Signal(sig); err != nil {
 		s.Fatal(err)
+	}
+	if sig == syscall.SIGSTOP {
+		nstest.Eventually(s, 10*time.Second, "the switch stands still", func() bool {
+			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
+			return err == nil && strings.Contains(string(status), "State:\tT")
+		})
 	}
 }
 

@@ -21,7 +21,11 @@ func (a *app) listCommand() *cobra.Command {
 lower (vmnet lower), as type macvlan, of no guest. It asks the kernel only, so it waits for
 nobody; but libvirt, for a second at most, where that has made NICs of its own. Those are marked
 as foreign, and never touched. The NICs on userspace switches are asked of those, half a second
-at most; one that does not answer is told of.`,
+at most; one that does not answer is told of.
+
+OWNER is the user for whom qemu-netup made a NIC. Of a NIC on a switch it may be the user whose
+processes alone say that it is there: such a word is listed, and decides nothing. A macvtap that
+no process is seen to hold is hidden: its files are where none has them open.`,
 		Example: `  vmnet list
   vmnet list P2 -o json
   vmnet list -o wide`,

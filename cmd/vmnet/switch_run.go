@@ -46,7 +46,7 @@ only, and not the host's own stack.
 
 ` + portHelp,
 		Example: `  vmnet switch run sw0
-  vmnet switch run sw0 --tap tap0 --tap tap1,queues=2 --user nobody
+  vmnet switch run sw0 --tap tap0 --tap tap1,queues=2 --user vmnet-switch
   vmnet switch run sw0 --tap tap0,vlan=5 --packet eth1,trunk=2-5,native=1 --ageing 60s`,
 		Args:              oneArg("a name for the switch"),
 		ValidArgsFunction: cobra.NoFileCompletions,

@@ -20,6 +20,8 @@ type Listener struct {
 const (
 	// maxTable bounds what is read of a list of sockets: it has all of a network namespace.
 	maxTable = 32 << 20
+	// maxFiles bounds how many files of a process are looked at; no VMM has nearly as many.
+	maxFiles = 1 << 14
 	// maxListeners bounds how many are returned.
 	maxListeners = 64
 )
@@ -58,23 +60,37 @@ func Listening(pid int) ([]Listener, error) {
 // HasFile reports whether a process has a file open whose link in /proc/PID/fd is target.
 func HasFile(pid int, target string) bool {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
-	entries, err := os.ReadDir(dir)
-	return err == nil && slices.ContainsFunc(entries, func(e os.DirEntry) bool {
-		link, err := os.Readlink(dir + "/" + e.Name())
+	names, err := filesOf(dir)
+	return err == nil && slices.ContainsFunc(names, func(name string) bool {
+		link, err := os.Readlink(dir + "/" + name)
 		return err == nil && link == target
 	})
+}
+
+// filesOf lists the names in /proc/PID/fd. Anybody can have any number of files open: no more than maxFiles are looked at.
+func filesOf(dir string) ([]string, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(maxFiles)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return names, err
 }
 
 // socketsOf maps the inodes of a process's sockets to its fds.
 func socketsOf(pid int) (map[uint64]int, error) {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
-	entries, err := os.ReadDir(dir)
+	names, err := filesOf(dir)
 	if err != nil {
 		return nil, err
 	}
 	sockets := map[uint64]int{}
-	for _, e := range entries {
-		target, err := os.Readlink(dir + "/" + e.Name())
+	for _, name := range names {
+		target, err := os.Readlink(dir + "/" + name)
 		if err != nil {
 			continue // closed meanwhile
 		}
@@ -83,7 +99,7 @@ func socketsOf(pid int) (map[uint64]int, error) {
 			continue
 		}
 		n, err := strconv.ParseUint(strings.TrimSuffix(inode, "]"), 10, 64)
-		fd, errFD := strconv.Atoi(e.Name())
+		fd, errFD := strconv.Atoi(name)
 		if errors.Join(err, errFD) != nil {
 			continue
 		}
