@@ -29,10 +29,12 @@ type order struct {
 
 	Libvirt string // URI
 
-	Reconcile bool // reconciles instead, with a /proc of its own pid namespace
-	Hold      bool // only holds the fds that it was given
-	Fill      int  // duplicates its fd 3 until it has so many files, says so and waits
-	Race      int  // exchanges the files of that many fds for one another, those that it was given, for ever
+	Reconcile bool   // reconciles instead, with a /proc of its own pid namespace
+	Hold      bool   // only holds the fds that it was given
+	Flood     string // directory: listens like 64 switches there, says so, and answers ports without end
+	Netns     uint64 // inode of the host's, for those
+	Fill      int    // duplicates its fd 3 until it has so many files, says so and waits
+	Race      int    // exchanges the files of that many fds for one another, those that it was given, for ever
 
 	Forge  *forgery // becomes a forged QEMU
 	Root   bool     // becomes root's and says something
@@ -81,6 +83,9 @@ func helper() int {
 	if err == nil && o.Hold {
 		time.Sleep(time.Minute)
 		return 0
+	}
+	if err == nil && o.Flood != "" {
+		return flood(o.Flood, o.Netns)
 	}
 	if err == nil && o.Fill > 0 {
 		return fill(o.Fill)

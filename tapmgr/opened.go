@@ -38,6 +38,7 @@ type opened struct {
 	vmms    map[int]bool             // which processes are QEMUs, once asked for
 	devices map[uint64][]procfd.File // nodes by their device number, once asked for
 	held    map[heldSpace]bool
+	said    map[saying]bool
 	closer  map[quota]int // how often files were looked at more closely, by user
 	over    map[int]bool  // the users of whom not all was looked at
 
@@ -49,6 +50,12 @@ type label struct {
 	procfd.File
 	record
 	uid int // whose process has it; nobodys where that is in doubt
+}
+
+// saying is the text of a label of a process, which may have it open any number of times.
+type saying struct {
+	pid  int
+	text string
 }
 
 type heldSpace struct {
@@ -102,7 +109,7 @@ func (m *Manager) newOpened() (*opened, error) {
 	own, err := m.ns.Inode()
 	return &opened{
 		own: own, queues: map[string][]procfd.File{}, nodes: map[int][]procfd.File{},
-		vmms: map[int]bool{}, held: map[heldSpace]bool{}, closer: map[quota]int{}, over: map[int]bool{},
+		vmms: map[int]bool{}, held: map[heldSpace]bool{}, said: map[saying]bool{}, closer: map[quota]int{}, over: map[int]bool{},
 		seesAll: sync.OnceValue(seesAll),
 	}, err
 }
@@ -134,6 +141,11 @@ func (op *opened) visit(f procfd.File) {
 		return
 	}
 	if text, ok := fdlabel.Of(procfd.File{Target: target}); ok {
+		if s := (saying{f.PID, text}); op.said[s] {
+			return
+		} else if strings.HasPrefix(text, alias.Prefix) && op.within(f.UID, "sayings", maxCloser) {
+			op.said[s] = true
+		}
 		r, ok := parseAlias(text)
 		if ok && r.Netns == op.own && op.within(f.UID, "labels", maxLabels) {
 			op.labels = append(op.labels, label{f, r, ownerOf(f.PID)})

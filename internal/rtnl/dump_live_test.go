@@ -34,7 +34,7 @@ func many(t testing.TB, c *Conn, n int) {
 // TestLiveLinksThatComeAndGo: while others add and delete links all the time, every listing succeeds and has all links
 // that stay.
 func TestLiveLinksThatComeAndGo(t *testing.T) {
-	const links, listings = 300, 40
+	const links, listings = 300, 20
 	ns := nstest.New(t)
 	c := open(t, ns)
 	many(t, c, links)
