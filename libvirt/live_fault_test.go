@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"vmnet/internal/nstest"
 )
 
 // keepalive asks for the daemon's pings (VIR_DRV_FEATURE_PROGRAM_KEEPALIVE), one a second here;
@@ -127,7 +129,7 @@ func (l *live) restart(t *testing.T) {
 		_, err := c.XML(within(t, 20*time.Second), dom, 0)
 		inFlight <- err
 	}()
-	time.Sleep(50 * time.Millisecond)
+	nstest.Eventually(t, 20*time.Second, "the call is in flight", func() bool { return nstest.Waiting("libvirt.(*Conn).await") == 1 })
 	signal(t, pid, syscall.SIGKILL)
 	if err := <-inFlight; !errors.Is(err, ErrNoConnection) || !strings.Contains(err.Error(), "may or may not") {
 		t.Errorf("in flight: %v", err)

@@ -177,10 +177,15 @@ func replyBeforeDeathCounts(t *testing.T, fakeConn func(*testing.T, func(*sessio
 func TestCloseEndsEverything(t *testing.T) { bothWays(t, closeEndsEverything) }
 
 func closeEndsEverything(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
-	c := fakeConn(t, swallow)
+	received := make(chan struct{})
+	c := fakeConn(t, func(s *session) {
+		s.next()
+		close(received)
+		swallow(s)
+	})
 	got := make(chan error, 1)
 	go func() { got <- c.Execute(t.Context(), "stop", nil, nil) }()
-	time.Sleep(20 * time.Millisecond)
+	<-received
 	if err := errors.Join(c.Close(), c.Close()); err != nil {
 		t.Error(err)
 	}

@@ -123,10 +123,10 @@ func TestDialFullBacklog(t *testing.T) {
 	}
 
 	// With room again, the retry gets in.
-	served := make(chan struct{})
+	served, waiting := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(served)
-		time.Sleep(100 * time.Millisecond)
+		<-waiting
 		_ = first.Close()
 		for range 2 {
 			fd, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
@@ -143,7 +143,7 @@ func TestDialFullBacklog(t *testing.T) {
 			}
 		}
 	}()
-	c, err := Dial(within(t, 5*time.Second), path)
+	c, err := Dialer{Waiting: func() { close(waiting) }}.Dial(within(t, 20*time.Second), path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -89,7 +89,7 @@ func TestLiveQEMUDies(t *testing.T) {
 			}
 		})
 	}
-	time.Sleep(50 * time.Millisecond)
+	nstest.Eventually(t, 20*time.Second, "the commands are in flight", func() bool { return nstest.Waiting("qmp.(*Conn).await") == 3 })
 	if err := q.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}

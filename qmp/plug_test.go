@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"vmnet/internal/nstest"
 	"vmnet/internal/step"
 )
 
@@ -223,9 +224,7 @@ func TestPlugWhileQEMUFallsSilent(t *testing.T) {
 			}
 			_ = c.Close()
 			want := append(tc.want, "getfd "+holdName, "closefd "+holdName)
-			for end := time.Now().Add(5 * time.Second); len(g.commands()) < len(want) && time.Now().Before(end); {
-				time.Sleep(10 * time.Millisecond)
-			}
+			nstest.Eventually(t, 20*time.Second, "all commands have come", func() bool { return len(g.commands()) >= len(want) })
 			if diff := cmp.Diff(want, g.commands()); diff != "" {
 				t.Errorf("commands (-want +got):\n%s", diff)
 			}

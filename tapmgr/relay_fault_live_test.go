@@ -7,6 +7,7 @@ import (
 	"syscall"
 	"time"
 
+	"vmnet/internal/nstest"
 	"vmnet/internal/step"
 	"vmnet/libvirt"
 	"vmnet/qmp"
@@ -113,7 +114,7 @@ func (r *relayed) libvirtdRestarts() {
 	r.signal(pid, syscall.SIGSTOP)
 	inFlight := make(chan error)
 	go func() { inFlight <- c.NetdevDel(r.within(20*time.Second), "none") }()
-	time.Sleep(50 * time.Millisecond)
+	r.inFlight("qmp.(*Conn).await")
 	r.signal(pid, syscall.SIGKILL)
 	if err := <-inFlight; !errors.Is(err, qmp.ErrClosed) || !errors.Is(err, libvirt.ErrNoConnection) {
 		r.Errorf("in flight: %v", err)
@@ -132,6 +133,12 @@ func (r *relayed) libvirtdRestarts() {
 		r.Error(err)
 	}
 	r.wantGone("vr0")
+}
+
+// inFlight waits until a command waits for its answer in fn.
+func (r *relayed) inFlight(fn string) {
+	r.Helper()
+	nstest.Eventually(r, 20*time.Second, "a command is in flight", func() bool { return nstest.Waiting(fn) == 1 })
 }
 
 // ended demands that the connection ends, and with it its subscriptions.
@@ -163,7 +170,7 @@ func (r *relayed) destroyed() {
 	r.virt.Virsh("suspend", r.g.Name)
 	unplug, events := make(chan error, 1), c.Subscribe(64)
 	go func() { unplug <- c.Unplug(r.within(30*time.Second), n.ID, nil) }()
-	time.Sleep(100 * time.Millisecond)
+	r.inFlight("qmp.awaitGone")
 	r.virt.Virsh("destroy", r.g.Name)
 	if err := <-unplug; !errors.Is(err, qmp.ErrClosed) {
 		r.Error(err)
@@ -190,7 +197,7 @@ func (r *relayed) killed() {
 	r.signal(qemu, syscall.SIGSTOP)
 	command, events := make(chan error, 1), c.Subscribe(64)
 	go func() { _, err := c.Name(r.within(30 * time.Second)); command <- err }()
-	time.Sleep(100 * time.Millisecond)
+	r.inFlight("qmp.(*Conn).await")
 	r.signal(qemu, syscall.SIGKILL)
 	if err := <-command; !errors.Is(err, qmp.ErrClosed) {
 		r.Error(err)

@@ -38,12 +38,7 @@ func TestLiveNoWaitAndReset(t *testing.T) {
 		out, err := vm.Guest.Run(try, agent.Command{Argv: []string{"ls", "/tmp/before-reset"}})
 		return err == nil && out.Code != 0
 	}
-	for !gone() {
-		if ctx.Err() != nil {
-			t.Fatal("the guest was not reset, or did not come back")
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+	nstest.Eventually(t, 40*time.Second, "the guest is reset and comes back", gone)
 	if vm.Pid() != before || !alive(before) {
 		t.Error("QEMU did not live through the reset")
 	}
@@ -200,18 +195,19 @@ func TestLiveDeathOfTheStarter(t *testing.T) {
 		_ = cmd.Wait()
 		t.Fatalf("the helper said %q: %v", line[:n], err)
 	}
-	time.Sleep(100 * time.Millisecond) // the death signal must not come while the helper lives
+	// not a wait: the death signal must not come while the helper lives
+	time.Sleep(100 * time.Millisecond)
 	if !alive(pid) {
 		t.Error("QEMU died before its starter")
 	}
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
-	for end := time.Now().Add(10 * time.Second); alive(pid); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
+	defer func() {
+		if alive(pid) {
 			_ = unix.Kill(pid, unix.SIGKILL)
-			t.Fatal("QEMU outlived its starter")
 		}
-	}
+	}()
+	nstest.Eventually(t, 30*time.Second, "QEMU ends with its starter", func() bool { return !alive(pid) })
 }
 
 func helper() {

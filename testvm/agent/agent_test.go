@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/internal/leaktest"
+	"vmnet/internal/nstest"
 )
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
@@ -134,11 +135,7 @@ func TestCancelReachesTheGuest(t *testing.T) {
 	if _, err := g.Exec(limited, "hang"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
-	for end := time.Now().Add(5 * time.Second); cancelled.Load() != 2; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%d of 2 requests were cancelled in the guest", cancelled.Load())
-		}
-	}
+	nstest.Eventually(t, 20*time.Second, "both requests were cancelled in the guest", func() bool { return cancelled.Load() == 2 })
 	g.mu.Lock()
 	if len(g.pending) != 0 {
 		t.Errorf("%d requests are still pending", len(g.pending))
@@ -192,11 +189,14 @@ func TestGarbageIsSkipped(t *testing.T) {
 	host, port := pair(t)
 	served := make(chan error, 1)
 	go func() { served <- Serve(context.Background(), port, testHandlers(new(atomic.Int32))) }()
-	go func() {
-		_, _ = fmt.Fprintf(host, "\n\n\x00\xff garbage\n[1,2]\n{\"id\": 7}\n%s\n{\"id\":\"half", strings.Repeat("x", MaxLine+10))
-		_, _ = host.Write([]byte("\n{\"id\":\"stale\",\"method\":\"hello\"}\n")) // its reply fits no request of ours
-	}()
-	time.Sleep(10 * time.Millisecond)
+	for _, garbage := range []string{
+		fmt.Sprintf("\n\n\x00\xff garbage\n[1,2]\n{\"id\": 7}\n%s\n{\"id\":\"half", strings.Repeat("x", MaxLine+10)),
+		"\n{\"id\":\"stale\",\"method\":\"hello\"}\n", // its reply fits no request of ours
+	} {
+		if _, err := host.Write([]byte(garbage)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	g := NewGuest("P2", host)
 	defer g.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -235,7 +235,11 @@ func TestGuestThatDoesNotReadAndThenGoes(t *testing.T) {
 	}
 	hung := make(chan error)
 	go func() { _, err := g.Links(context.Background()); hung <- err }()
-	time.Sleep(10 * time.Millisecond)
+	nstest.Eventually(t, 20*time.Second, "the request runs", func() bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return len(g.pending) == 1
+	})
 	_ = port.Close()
 	if err := <-hung; !errors.Is(err, ErrGone) {
 		t.Errorf("running request: %v", err)

@@ -18,6 +18,7 @@ import (
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
 	"vmnet/internal/leaktest"
+	"vmnet/internal/nstest"
 )
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
@@ -443,7 +444,9 @@ func TestStop(t *testing.T) {
 	c := client(t, path)
 	go func() {
 		<-s.stopped
-		time.Sleep(50 * time.Millisecond) // as the ports go
+		nstest.Eventually(t, patience, "the client waits for the ports to go", func() bool {
+			return nstest.Waiting("bridge/vswitch/control.(*Client).Stop") == 1
+		})
 		s.Close()
 	}()
 	if err := c.Stop(soon(t)); err != nil {

@@ -536,7 +536,7 @@ func TestClientsContext(t *testing.T) {
 			if _, err := conn.Write([]byte(`{"more":true}`)); err != nil {
 				return
 			}
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // not a wait: the pace of what it sends
 		}
 	})
 	silent := pretend(t, func(conn *net.UnixConn) { _, _ = io.Copy(io.Discard, conn) })
