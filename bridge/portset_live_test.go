@@ -337,7 +337,7 @@ func floodWhile(t *testing.T, q *os.File, f func()) {
 			default:
 			}
 			if _, err := q.Write(frame(everybody, 1, untagged, 1)); err != nil {
-				time.Sleep(10 * time.Microsecond) // it is down
+				time.Sleep(10 * time.Microsecond) // not a wait: the pace while it is down
 			} else {
 				sent++
 			}

@@ -203,11 +203,7 @@ func TestLiveDeviceLivesAsLongAsAnyOfItsFDs(t *testing.T) {
 				t.Error("the device went while a copy was open")
 			}
 			kept.Close()
-			for end := time.Now().Add(5 * time.Second); !w.isFree(); time.Sleep(10 * time.Millisecond) {
-				if time.Now().After(end) {
-					t.Fatal("the device stays")
-				}
-			}
+			nstest.Eventually(t, 20*time.Second, "the device goes", w.isFree)
 		})
 	}
 }

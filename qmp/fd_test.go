@@ -26,7 +26,7 @@ func executeFDGoesWithItsCommandOneAtATime(t *testing.T, fakeConn func(*testing.
 			if unanswered.Add(1) > 1 {
 				overlaps.Add(1)
 			}
-			// not a wait: whatever else is sent while it is unanswered must carry no descriptor
+			// not a wait: what else is sent while it is unanswered must carry no descriptor
 			time.Sleep(5 * time.Millisecond)
 			unanswered.Add(-1)
 			s.say(r.returns("{}"))

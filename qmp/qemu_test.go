@@ -73,7 +73,7 @@ func startQEMUOf(t *testing.T, arch string, args ...string) *qemu {
 			t.Logf("QEMU: %s", stderr.String())
 		}
 	})
-	waitFor(t, "the monitor's socket", func() bool { _, err := os.Stat(q.path); return err == nil })
+	nstest.Eventually(t, 30*time.Second, "the monitor's socket", func() bool { _, err := os.Stat(q.path); return err == nil })
 	return q
 }
 
@@ -88,7 +88,7 @@ func (q *qemu) signal(t *testing.T, s os.Signal) {
 func (q *qemu) stop(t *testing.T) {
 	t.Helper()
 	q.signal(t, unix.SIGSTOP)
-	waitFor(t, "QEMU to stop", func() bool {
+	nstest.Eventually(t, 30*time.Second, "QEMU to stop", func() bool {
 		stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", q.cmd.Process.Pid))
 		_, state, _ := strings.Cut(string(stat), ") ")
 		return strings.HasPrefix(state, "T")
@@ -99,22 +99,13 @@ func (q *qemu) stop(t *testing.T) {
 func (q *qemu) dial(t *testing.T) *Conn {
 	t.Helper()
 	var c *Conn
-	waitFor(t, "the monitor", func() bool {
+	nstest.Eventually(t, 30*time.Second, "the monitor", func() bool {
 		var err error
 		c, err = Dial(within(t, 20*time.Second), q.path)
 		return err == nil
 	})
 	t.Cleanup(func() { _ = c.Close() })
 	return c
-}
-
-func waitFor(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waited in vain for %s", what)
-		}
-	}
 }
 
 // newTap makes a tap in ns and opens its queues.
@@ -170,7 +161,7 @@ func hasLink(t *testing.T, ns *netns.NS, name string) bool {
 // wantGone fails unless nobody holds the tap any more.
 func wantGone(t *testing.T, ns *netns.NS, name string) {
 	t.Helper()
-	waitFor(t, "link "+name+" to go", func() bool { return !hasLink(t, ns, name) })
+	nstest.Eventually(t, 30*time.Second, "link "+name+" to go", func() bool { return !hasLink(t, ns, name) })
 }
 
 // netdevs asks the human monitor, the only one that lists them.

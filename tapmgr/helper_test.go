@@ -81,7 +81,7 @@ func helper() int {
 		return o.pretend()
 	}
 	if err == nil && o.Hold {
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // not a wait: it is there for so long
 		return 0
 	}
 	if err == nil && o.Flood != "" {

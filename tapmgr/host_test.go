@@ -141,13 +141,10 @@ func (h *host) ping(g *guest) {
 // gone demands that soon no link of that name is there.
 func (h *host) gone(name string) {
 	h.Helper()
-	var err error
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if _, err = h.nl.Link(name); errors.Is(err, fs.ErrNotExist) {
-			return
-		}
-	}
-	h.Errorf("link %s is still there (%v)", name, err)
+	nstest.Eventually(h, 20*time.Second, "link "+name+" is gone", func() bool {
+		_, err := h.nl.Link(name)
+		return errors.Is(err, fs.ErrNotExist)
+	})
 }
 
 // nothingLeft demands that of a NIC neither link nor device nor netdev is left. That no

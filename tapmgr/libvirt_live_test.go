@@ -290,16 +290,10 @@ func TestLiveAllPIDsLibvirtTheirDetach(t *testing.T) {
 // leftOver demands that a macvtap by name stays when nobody holds it any more, and that reconcile removes it and its node.
 func (h *libvirtHost) leftOver(g *libvirttest.Guest, nic tapmgr.NIC, node string) {
 	h.Helper()
-	var all []tapmgr.NIC
-	var err error
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if all, err = h.List(g.Name); err == nil && len(all) == 1 && all[0].State == tapmgr.LeftOver {
-			break
-		}
-	}
-	if err != nil || len(all) != 1 || all[0].ID != nic.ID || all[0].State != tapmgr.LeftOver {
-		h.Fatalf("listed %+v, %v", all, err)
-	}
+	nstest.Eventually(h, 30*time.Second, nic.ID+" is left over", func() bool {
+		all, err := h.List(g.Name)
+		return err == nil && len(all) == 1 && all[0].ID == nic.ID && all[0].State == tapmgr.LeftOver
+	})
 	h.reconciled("left over")
 	h.gone(nic.Interface)
 	if _, err := os.Lstat(node); err == nil {

@@ -69,22 +69,20 @@ func (h *host) pings(g *guest, addr string) {
 // free demands that nothing is left on eth0: passthru is allowed only then.
 func (h *host) free() {
 	h.Helper()
-	var err error
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		lower, linkErr := h.nl.Link("eth0")
-		if linkErr != nil {
-			h.Fatal(linkErr)
+	nstest.Eventually(h, 20*time.Second, "nothing is on eth0", func() bool {
+		lower, err := h.nl.Link("eth0")
+		if err != nil {
+			h.Fatal(err)
 		}
-		var d *macvtap.Device
-		d, err = macvtap.Create(h.nl, macvtap.Config{Kind: macvtap.Macvtap, Name: "probe", Lower: lower, Mode: "passthru", MAC: lower.MAC})
-		if err == nil {
-			if err := d.Close(); err != nil {
-				h.Error(err)
-			}
-			return
+		d, err := macvtap.Create(h.nl, macvtap.Config{Kind: macvtap.Macvtap, Name: "probe", Lower: lower, Mode: "passthru", MAC: lower.MAC})
+		if err != nil {
+			return false
 		}
-	}
-	h.Errorf("something is still on eth0: %v", err)
+		if err := d.Close(); err != nil {
+			h.Error(err)
+		}
+		return true
+	})
 }
 
 func TestLiveMacvtapOfABootedGuest(t *testing.T) {

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/nstest"
 	"vmnet/tapmgr"
 )
 
@@ -83,14 +83,10 @@ func (h *host) allForward(want int) {
 // noPorts demands that soon no tap is there.
 func (h *host) noPorts() {
 	h.Helper()
-	var taps []*rtnl.Link
-	var err error
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if taps, err = h.nl.Links("tun", 0); err == nil && len(taps) == 0 {
-			return
-		}
-	}
-	h.Errorf("%d taps are still there, %v", len(taps), err)
+	nstest.Eventually(h, 30*time.Second, "no tap is there", func() bool {
+		taps, err := h.nl.Links("tun", 0)
+		return err == nil && len(taps) == 0
+	})
 }
 
 // jobs are functions that run at the same time.

@@ -91,12 +91,15 @@ func (h *host) endDaemon(pidfile string) {
 func (h *host) attachOwn(spec tapmgr.Spec) {
 	h.Helper()
 	var err error
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if _, err = h.Attach(h.context(20*time.Second), spec); err == nil {
-			return
+	defer func() {
+		if err != nil {
+			h.Log(err)
 		}
-	}
-	h.Fatal(err)
+	}()
+	nstest.Eventually(h, 30*time.Second, "a guest of that name is found, and attached to", func() bool {
+		_, err = h.Attach(h.context(20*time.Second), spec)
+		return err == nil
+	})
 }
 
 // worksWithoutItsPath has a guest get a NIC, be looked at and lose it, by its name alone.

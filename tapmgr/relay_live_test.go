@@ -4,10 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
@@ -77,22 +80,14 @@ func (r *relayed) nic(c *qmp.Conn, id, tap string) (n qmp.NIC, close func()) {
 // wantGone fails unless the tap goes, which nobody holds then.
 func (r *relayed) wantGone(tap string) {
 	r.Helper()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		links, err := nstest.Handle(r, r.ns).LinkList()
+	nl := nstest.Handle(r, r.ns)
+	nstest.Eventually(r, 20*time.Second, tap+" is gone", func() bool {
+		links, err := nl.LinkList()
 		if err != nil {
 			r.Fatal(err)
 		}
-		there := false
-		for _, l := range links {
-			there = there || l.Attrs().Name == tap
-		}
-		switch {
-		case !there:
-			return
-		case time.Now().After(end):
-			r.Fatalf("%s is still there", tap)
-		}
-	}
+		return !slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Attrs().Name == tap })
+	})
 }
 
 // held are the taps that QEMU holds, one for each queue.

@@ -84,16 +84,13 @@ func (s *userSwitch) run() {
 	if err := s.cmd.Start(); err != nil {
 		s.Fatal(err)
 	}
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	nstest.Eventually(s, 30*time.Second, "the switch listens", func() bool {
 		c, err := control.Dial(s.context(time.Second), s.path)
 		if err == nil {
 			_ = c.Close()
-			return
 		}
-		if time.Now().After(end) {
-			s.Fatal(err)
-		}
-	}
+		return err == nil
+	})
 }
 
 func (s *userSwitch) kill() {
@@ -145,13 +142,7 @@ func (s *userSwitch) ports() []control.Port {
 // noPort demands that soon the switch has none.
 func (s *userSwitch) noPort() {
 	s.Helper()
-	var ports []control.Port
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if ports = s.ports(); len(ports) == 0 {
-			return
-		}
-	}
-	s.Errorf("the switch still has %+v", ports)
+	nstest.Eventually(s, 20*time.Second, "the switch has no port", func() bool { return len(s.ports()) == 0 })
 }
 
 // on is a NIC on the switch.

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
+	"vmnet/internal/nstest"
 	"vmnet/internal/offload"
 )
 
@@ -38,7 +39,7 @@ func startCapture(tb testing.TB, sw *Switch, cfg CaptureConfig) *CaptureReader {
 // were delivered.
 func awaitSeen(tb testing.TB, sw *Switch, want int) {
 	tb.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	nstest.Eventually(tb, 20*time.Second, fmt.Sprintf("%d frames are captured", want), func() bool {
 		var seen uint64
 		sw.mu.Lock()
 		for _, c := range sw.captures {
@@ -47,13 +48,8 @@ func awaitSeen(tb testing.TB, sw *Switch, want int) {
 			}
 		}
 		sw.mu.Unlock()
-		if seen >= uint64(want) {
-			return
-		}
-		if time.Now().After(end) {
-			tb.Fatalf("%d of %d frames were captured", seen, want)
-		}
-	}
+		return seen >= uint64(want)
+	})
 }
 
 // stopCapture reads what there is, up to the end.
@@ -276,11 +272,7 @@ func TestCaptureEnds(t *testing.T) {
 			l := newLAN(t, plain("a", "b", "c"))
 			r := startCapture(t, l.sw, CaptureConfig{Ports: []string{"a", "b"}})
 			how(t, l, r)
-			for end := time.Now().Add(10 * time.Second); captures(l.sw) != 0; time.Sleep(time.Millisecond) {
-				if time.Now().After(end) {
-					t.Fatal("the capture goes on")
-				}
-			}
+			nstest.Eventually(t, 20*time.Second, "the capture ends", func() bool { return captures(l.sw) == 0 })
 			if w := l.sw.table.Load().find("a"); w != nil && len(w.way.Load().views) != 0 {
 				t.Error("the port is captured still")
 			}

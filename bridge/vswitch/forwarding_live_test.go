@@ -131,11 +131,9 @@ func (n *network) send(port int, frame []byte) [][]byte {
 	n.sent[port]++
 	if n.sw != nil {
 		p := n.sw.Ports()[port]
-		for end := time.Now().Add(20 * time.Second); p.Stats().Total().RxFrames < n.sent[port]; time.Sleep(20 * time.Microsecond) {
-			if time.Now().After(end) {
-				n.t.Fatalf("frame %d of port %d is not done: %+v", n.sent[port], port, p.Stats())
-			}
-		}
+		nstest.Eventually(n.t, 20*time.Second, "the switch is done with the frame", func() bool {
+			return p.Stats().Total().RxFrames >= n.sent[port]
+		})
 	}
 	return n.left()
 }

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch"
+	"vmnet/internal/nstest"
 	"vmnet/internal/tun"
 )
 
@@ -83,16 +84,6 @@ func (p prober) load(n int) {
 	}
 }
 
-// await waits until what is true, at most 10 seconds.
-func await(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("in vain: wait until %s", what)
-		}
-	}
-}
-
 // TestLiveHolders stops, continues and kills processes that have ports' other ends, and starts them again, under load. The others
 // never stall.
 func TestLiveHolders(t *testing.T) {
@@ -104,7 +95,7 @@ func TestLiveHolders(t *testing.T) {
 			moves := func(when string) {
 				t.Helper()
 				before := s.bytes.Load()
-				await(t, "the others go on "+when, func() bool { return s.bytes.Load() > before+1<<20 })
+				nstest.Eventually(t, 20*time.Second, "the others go on "+when, func() bool { return s.bytes.Load() > before+1<<20 })
 			}
 			where := newHost(t, 100, "tap0")
 			files, goroutines := openFiles(t), runtime.NumGoroutine()
@@ -119,7 +110,7 @@ func TestLiveHolders(t *testing.T) {
 				}
 				moves("while it is stopped")
 				if kind == "socket" { // a tap's kernel drops without telling
-					await(t, "it takes no more", func() bool { p.load(10); return h.port.Dropped(vswitch.Full) > 0 })
+					nstest.Eventually(t, 20*time.Second, "it takes no more", func() bool { p.load(10); return h.port.Dropped(vswitch.Full) > 0 })
 				}
 				if err := h.port.Err(); err != nil {
 					t.Errorf("a port of a stopped process has ended: %v", err)
@@ -129,13 +120,13 @@ func TestLiveHolders(t *testing.T) {
 					t.Errorf("round %d: no answer after SIGCONT: %+v", round, h.port.Stats())
 				}
 				end(h.process)
-				await(t, "its port ends", func() bool { p.load(1); return h.port.Err() != nil })
+				nstest.Eventually(t, 20*time.Second, "its port ends", func() bool { p.load(1); return h.port.Err() != nil })
 				moves("when it is dead")
 				if err := sw.RemovePort("held"); err != nil {
 					t.Error(err)
 				}
 			}
-			await(t, "all is closed", func() bool { return openFiles(t) <= files && runtime.NumGoroutine() <= goroutines })
+			nstest.Eventually(t, 20*time.Second, "all is closed", func() bool { return openFiles(t) <= files && runtime.NumGoroutine() <= goroutines })
 			if _, rings := countFiles(t); rings > len(sw.Ports()) {
 				t.Errorf("%d rings for %d ports with a queue each", rings, len(sw.Ports()))
 			}

@@ -66,7 +66,7 @@ func floods(next func(b []byte) []byte) func(tb testing.TB, sw *vswitch.Switch, 
 			if on {
 				_, _ = unix.Write(fd, next(b))
 			} else {
-				time.Sleep(time.Millisecond)
+				time.Sleep(time.Millisecond) // not a wait: it is quiet
 			}
 		})
 	}
@@ -123,12 +123,12 @@ func doesNotRead(tb testing.TB, sw *vswitch.Switch, cfg vswitch.PortConfig) *hos
 		for range 20 {
 			_, _ = unix.Write(other, frame)
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // not a wait: the pace
 	})
 	b := make([]byte, 2000)
 	return newHostile(tb, func(on bool) {
 		if on {
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // not a wait: it does not read
 		} else {
 			_, _ = unix.Read(fd, b)
 		}
@@ -245,9 +245,9 @@ func (s *stream) kept(turn func(on bool), pairs int) float64 {
 	for range pairs {
 		for i := range rates {
 			turn(i == 1)
-			time.Sleep(window / 4)
+			time.Sleep(window / 4) // not a wait: what is measured runs
 			before, start := s.bytes.Load(), time.Now()
-			time.Sleep(window)
+			time.Sleep(window) // not a wait: what is measured runs
 			rates[i] = append(rates[i], float64(s.bytes.Load()-before)/time.Since(start).Seconds())
 		}
 	}

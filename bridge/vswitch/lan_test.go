@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
+	"vmnet/internal/nstest"
 )
 
 // A lan is a switch whose ports are socketpairs; their other ends are stations, which the test speaks for.
@@ -95,15 +96,10 @@ func (l *lan) send(from string, frames ...[]byte) map[string][][]byte {
 func (l *lan) settle(from string) {
 	l.tb.Helper()
 	s, p := l.stations[from], l.port(from)
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Microsecond) {
+	nstest.Eventually(l.tb, 20*time.Second, "all frames of "+from+" are counted", func() bool {
 		st := p.Stats()
-		if n := st.Total().RxFrames + st.Drops[Giant.String()]; n == s.sent {
-			return
-		}
-		if time.Now().After(end) {
-			l.tb.Fatalf("%s has sent %d frames, the switch says %+v", from, s.sent, st)
-		}
-	}
+		return st.Total().RxFrames+st.Drops[Giant.String()] == s.sent
+	})
 }
 
 func (s *station) read() []byte {

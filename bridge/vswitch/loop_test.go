@@ -125,6 +125,7 @@ func (l *lan) quiet() {
 	l.tb.Helper()
 	nstest.Eventually(l.tb, 10*time.Second, "the loop is over", func() bool {
 		n := 0
+		// not a wait: what goes round comes by within the time that is looked
 		for end := time.Now().Add(20 * time.Millisecond); time.Now().Before(end); time.Sleep(time.Millisecond) {
 			for _, name := range []string{"a", "d"} {
 				for l.stations[name].read() != nil {

@@ -301,7 +301,7 @@ func TestLivePacketDeviceRemovedWhenDown(t *testing.T) {
 		if err := middle.nl.LinkSetDown(middle.link("lan0")); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(pause)
+		time.Sleep(pause) // not a wait: the switch is to stand it for so long
 		if up.Err() != nil {
 			t.Errorf("it ended when it went down: %v", up.Err())
 		}

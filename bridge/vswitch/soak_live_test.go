@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"vmnet/bridge/vswitch"
+	"vmnet/internal/nstest"
 )
 
 // soakTime is how long TestLiveSoak runs: VMNET_SOAK, or a few seconds.
@@ -72,7 +73,11 @@ func TestLiveSoak(t *testing.T) {
 		if s.bytes.Load() == before {
 			t.Errorf("the stream has stalled: %+v", weights)
 		}
-		time.Sleep(100 * time.Millisecond) // what was closed ends
+		if len(weights) > 0 {
+			nstest.Eventually(t, 20*time.Second, "what was closed ends", func() bool {
+				return runtime.NumGoroutine() <= weights[0].goroutines && openFiles(t) <= weights[0].files
+			})
+		}
 		weights = append(weights, weigh(t))
 	}
 	compare(t, weights)

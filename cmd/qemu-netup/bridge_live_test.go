@@ -159,6 +159,7 @@ func TestLiveKilledHelper(t *testing.T) {
 		cmd := h.command(h.program, "--use-vnet", "--fd=3", "--br=br0")
 		cmd.ExtraFiles = []*os.File{theirs}
 		helper := h.start(cmd)
+		// not a wait: how far it is when it is killed
 		time.Sleep(time.Duration(n) * 150 * time.Microsecond)
 		helper.kill()
 		theirs.Close()

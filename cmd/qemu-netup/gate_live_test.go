@@ -89,10 +89,8 @@ func TestLiveAHiddenHolderCounts(t *testing.T) {
 // becomes waits until the process has executed a program of that name.
 func (i *installation) becomes(pid int, name string) {
 	i.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && strings.TrimSpace(string(comm)) == name {
-			return
-		}
-	}
-	i.Fatalf("process %d did not become %s", pid, name)
+	nstest.Eventually(i, 30*time.Second, fmt.Sprintf("process %d becomes %s", pid, name), func() bool {
+		comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		return err == nil && strings.TrimSpace(string(comm)) == name
+	})
 }

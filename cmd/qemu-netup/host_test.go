@@ -253,12 +253,12 @@ func (h *host) context(d time.Duration) context.Context {
 func (h *host) await(what string, try func() error) {
 	h.Helper()
 	var err error
-	for end := time.Now().Add(patience(10 * time.Second)); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if err = try(); err == nil {
-			return
+	defer func() {
+		if err != nil {
+			h.Log(err)
 		}
-	}
-	h.Errorf("%s: %v", what, err)
+	}()
+	nstest.Eventually(h, patience(20*time.Second), what, func() bool { err = try(); return err == nil })
 }
 
 // gone demands that soon no link of that name is there.

@@ -148,15 +148,10 @@ func (h *helpers) look(a *answer, queue *os.File) {
 		a.bridge = br.Name
 	}
 	h.must(queue.Close())
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	nstest.Eventually(h, 20*time.Second, ifr.Name()+" goes with its fd", func() bool {
 		_, err := h.nl.Link(ifr.Name())
-		if errors.Is(err, fs.ErrNotExist) {
-			return
-		}
-		if time.Now().After(end) {
-			h.Fatalf("%s is there without its fd: %v", ifr.Name(), err)
-		}
-	}
+		return errors.Is(err, fs.ErrNotExist)
+	})
 }
 
 // both asks both helpers. They answer alike, or where stricter says why, ours refuses.

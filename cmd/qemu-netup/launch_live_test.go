@@ -309,7 +309,7 @@ func TestLiveLaunchKilled(t *testing.T) {
 	for delay := time.Duration(0); delay < 2*time.Second && became < 3; delay += time.Millisecond {
 		task := h.start(h.command(h.program, "--vm", "P8", "--bridge", "br0", "--queues", "4", "--vhost", "off",
 			"--next-nic", "--macvtap", "eth0", "--vhost", "off", "--vmm", "env", "--", "/bin/sleep", "1000"))
-		time.Sleep(delay)
+		time.Sleep(delay) // not a wait: how far it is when it is killed
 		if name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", task.Process.Pid)); string(name) == "sleep\n" {
 			became++
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/nstest"
 	"vmnet/testvm"
 )
 
@@ -32,16 +33,14 @@ func (h *host) runSwitchOf(name, path string, uid uint32) string {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	nstest.Eventually(h, 30*time.Second, "the switch listens", func() bool {
 		c, err := control.Dial(h.context(time.Second), path)
 		if err == nil {
 			_ = c.Close()
-			return path
 		}
-		if time.Now().After(end) {
-			h.Fatal(err)
-		}
-	}
+		return err == nil
+	})
+	return path
 }
 
 func (h *host) ports(path string) []control.Port {
@@ -106,11 +105,7 @@ func TestLiveLaunchOnASwitch(t *testing.T) {
 	if err := b.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(5 * time.Second); len(h.ports(sw)) > 0; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("ports of guests that have ended: %+v", h.ports(sw))
-		}
-	}
+	nstest.Eventually(t, 20*time.Second, "the ports of guests that have ended go", func() bool { return len(h.ports(sw)) == 0 })
 }
 
 // TestLiveLaunchOnAnothersSwitch: the program is root's, and asks as nobody all the same, whom root's switch does not admit.

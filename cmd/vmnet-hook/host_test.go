@@ -114,11 +114,14 @@ func (h *host) reload() {
 
 func (h *host) eventually(what string, ok func() bool) {
 	h.Helper()
-	for end := time.Now().Add(patience); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			h.Fatalf("it does not come to pass in %v: %s; libvirtd said:\n%s", patience, what, h.virt.Log())
+	held := false
+	defer func() {
+		if !held {
+			h.Logf("libvirtd said:\n%s", h.virt.Log())
 		}
-	}
+	}()
+	nstest.Eventually(h, patience, what, ok)
+	held = true
 }
 
 func (h *host) add(l netlink.Link) {
@@ -186,13 +189,15 @@ func (h *host) nics(guest string) map[string]tapmgr.NIC {
 func (h *host) hasNIC(want tapmgr.NIC) {
 	h.Helper()
 	var got tapmgr.NIC
-	for end := time.Now().Add(patience); got != want; time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			h.Errorf("%+v, want\n%+v", got, want)
-			return
+	defer func() {
+		if got != want {
+			h.Logf("%+v, want\n%+v", got, want)
 		}
+	}()
+	h.eventually("NIC "+want.ID+" is as wanted", func() bool {
 		got = h.nics(want.VM)[want.ID]
-	}
+		return got == want
+	})
 }
 
 // isolated reads a port from the kernel.

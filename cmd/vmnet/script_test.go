@@ -50,13 +50,19 @@ func cmdEventually(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	want, err := regexp.Compile("(?m)" + args[0])
 	ts.Check(err)
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	eventually(ts, args[0], func() bool {
 		err := ts.Exec(args[1], args[2:]...)
-		if err == nil && want.MatchString(ts.ReadFile("stdout")) != neg {
-			return
+		return err == nil && want.MatchString(ts.ReadFile("stdout")) != neg
+	})
+}
+
+// eventually is nstest.Eventually of a script, which is no testing.TB.
+func eventually(ts *testscript.TestScript, what string, ok func() bool) {
+	for end := time.Now().Add(patience); !ok(); time.Sleep(20 * time.Millisecond) { // not a wait: a poll
+		if time.Now().After(end) {
+			ts.Fatalf("not within %v: %s", patience, what)
 		}
 	}
-	ts.Fatalf("%s: it did not come to pass in %v", args[0], patience)
 }
 
 const qemuProgram = "qemu-system-x86_64"
@@ -104,18 +110,13 @@ func cmdQEMU(ts *testscript.TestScript, neg bool, args []string) {
 type guestsKey struct{}
 
 func awaitListener(ts *testscript.TestScript, path string) {
-	end := time.Now().Add(patience)
-	for {
+	eventually(ts, "QEMU listens", func() bool {
 		conn, err := net.Dial("unix", ts.MkAbs(path))
 		if err == nil {
 			ts.Check(conn.Close())
-			return
 		}
-		if time.Now().After(end) {
-			ts.Fatalf("QEMU does not listen: %v", err)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+		return err == nil
+	})
 }
 
 func (g *guest) stop() {

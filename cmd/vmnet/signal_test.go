@@ -13,5 +13,5 @@ func signalled() {
 	fmt.Println("ready")
 	<-ctx.Done()
 	fmt.Println(context.Cause(ctx))
-	time.Sleep(patience)
+	time.Sleep(patience) // not a wait: what takes long
 }

@@ -119,10 +119,6 @@ func TestLiveSwitchAndGuestsOfNobody(t *testing.T) {
 	if err := blue.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(patience); len(sw.ports()) > 0; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("ports of guests that have ended: %v", sw.ports())
-		}
-	}
+	nstest.Eventually(t, patience, "the ports of guests that have ended go", func() bool { return len(sw.ports()) == 0 })
 	sw.end()
 }

@@ -76,11 +76,9 @@ func startSwitch(t *testing.T, ns *netns.NS, socket string, before []string, arg
 	}()
 	t.Cleanup(r.kill)
 	r.says("runs with")
-	for end := time.Now().Add(patience); r.ask(func(ctx context.Context, c *control.Client) error { return nil }) != nil; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("nobody listens")
-		}
-	}
+	nstest.Eventually(t, patience, "it listens", func() bool {
+		return r.ask(func(context.Context, *control.Client) error { return nil }) == nil
+	})
 	return r
 }
 
@@ -234,11 +232,7 @@ func answers(t *testing.T, from *netns.NS, v4 string) bool {
 
 func awaitAnswer(t *testing.T, from *netns.NS, v4 string) {
 	t.Helper()
-	for end := time.Now().Add(patience); !answers(t, from, v4); {
-		if time.Now().After(end) {
-			t.Fatalf("%s does not answer", v4)
-		}
-	}
+	nstest.Eventually(t, patience, v4+" answers", func() bool { return answers(t, from, v4) })
 }
 
 func isThere(t *testing.T, ns *netns.NS, device string) bool {
@@ -250,11 +244,7 @@ func isThere(t *testing.T, ns *netns.NS, device string) bool {
 // awaitGone waits for the kernel, which removes a device some milliseconds after its last holder.
 func awaitGone(t *testing.T, ns *netns.NS, device string) {
 	t.Helper()
-	for end := time.Now().Add(patience); isThere(t, ns, device); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%s is still there", device)
-		}
-	}
+	nstest.Eventually(t, patience, device+" is gone", func() bool { return !isThere(t, ns, device) })
 }
 
 // persistent makes a tap as ip tuntap add does.
@@ -403,11 +393,7 @@ func (r *running) lose(holder *exec.Cmd, left int) {
 	if err := holder.Process.Kill(); err != nil {
 		r.t.Fatal(err)
 	}
-	for end := time.Now().Add(patience); len(r.ports()) > left; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			r.t.Fatalf("ports of a process that has ended: %v", r.ports())
-		}
-	}
+	nstest.Eventually(r.t, patience, "the ports of a process that has ended go", func() bool { return len(r.ports()) <= left })
 }
 
 // TestLiveSwitchWithoutFiles has a switch that may open few files: it refuses ports, and goes on to serve clients, silent ones

@@ -61,15 +61,14 @@ func nobodysGuest(t *testing.T, name string) (pid int) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		if c, err := net.Dial("unix", socket); err == nil {
+	nstest.Eventually(t, patience, "QEMU listens", func() bool {
+		c, err := net.Dial("unix", socket)
+		if err == nil {
 			_ = c.Close()
-			return cmd.Process.Pid
 		}
-		if time.Now().After(end) {
-			t.Fatal("QEMU does not listen")
-		}
-	}
+		return err == nil
+	})
+	return cmd.Process.Pid
 }
 
 // hasDeaf gives the guest a macvtap that does not take in what it wants, for watch to find.

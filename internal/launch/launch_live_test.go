@@ -184,16 +184,16 @@ func wantListed(t *testing.T, pid int, config launch.Config) {
 
 func dial(t *testing.T, path string) *qmp.Conn {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	var c *qmp.Conn
+	nstest.Eventually(t, 30*time.Second, "QEMU listens", func() bool {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		c, err := qmp.Dial(ctx, path)
-		cancel()
-		if err == nil {
-			t.Cleanup(func() { _ = c.Close() })
-			return c
-		}
-		if time.Now().After(end) || !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
+		defer cancel()
+		var err error
+		if c, err = qmp.Dial(ctx, path); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Fatal(err)
 		}
-	}
+		return err == nil
+	})
+	t.Cleanup(func() { _ = c.Close() })
+	return c
 }

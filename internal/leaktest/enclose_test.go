@@ -53,7 +53,7 @@ func do(what string) error {
 		return inherited()
 	case "hang":
 		fmt.Println("hangs")
-		time.Sleep(time.Hour)
+		time.Sleep(time.Hour) // not a wait: it hangs
 	}
 	return fmt.Errorf("do %q: unknown", what)
 }

@@ -5,17 +5,23 @@ import (
 	"time"
 )
 
-// pollEvery is the pause between two looks of Eventually.
-const pollEvery = 5 * time.Millisecond
+// Eventually polls after a short pause at first, for what is true at once and
+// waited for often, and after pollEvery in the end.
+const (
+	firstPoll = 20 * time.Microsecond
+	pollEvery = 5 * time.Millisecond
+)
 
 // Eventually polls ok until it returns true, and fails the test with what if
 // that takes longer than within. Choose within for a loaded machine: it costs
 // nothing where the condition holds soon.
 func Eventually(tb testing.TB, within time.Duration, what string, ok func() bool) {
 	tb.Helper()
-	for end := time.Now().Add(within); !ok(); time.Sleep(pollEvery) {
+	end := time.Now().Add(within)
+	for pause := firstPoll; !ok(); pause = min(2*pause, pollEvery) {
 		if time.Now().After(end) {
 			tb.Fatalf("not within %v: %s", within, what)
 		}
+		time.Sleep(pause)
 	}
 }

@@ -89,14 +89,11 @@ func newCutter(t *testing.T, offloads int) *cutter {
 			t.Fatal(err)
 		}
 	}
-	for range 100 { // until the ports forward
-		if _, err := c.cut(Header{}, mark(0)); err == nil {
-			return c
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	t.Fatal("the bridge forwards nothing")
-	return nil
+	nstest.Eventually(t, 30*time.Second, "the bridge forwards", func() bool {
+		_, err := c.cut(Header{}, mark(0))
+		return err == nil
+	})
+	return c
 }
 
 // noFilter keeps br_netfilter, where it is loaded, from dropping and fragmenting what a

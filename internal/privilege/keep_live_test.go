@@ -297,12 +297,8 @@ func onDyingThread(t *testing.T, f func()) {
 	}
 	go run()
 	path := fmt.Sprintf("/proc/self/task/%d", <-ran)
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("%s is still there", path)
-		}
-	}
+	nstest.Eventually(t, 20*time.Second, path+" is gone", func() bool {
+		_, err := os.Stat(path)
+		return errors.Is(err, fs.ErrNotExist)
+	})
 }

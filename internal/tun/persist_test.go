@@ -27,11 +27,7 @@ func TestLiveExpire(t *testing.T) {
 	}
 	gone := func(what string) {
 		t.Helper()
-		for end := time.Now().Add(5 * time.Second); there(); time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("%s: it is still there", what)
-			}
-		}
+		nstest.Eventually(t, 20*time.Second, what+": it goes", func() bool { return !there() })
 	}
 	for _, multi := range []bool{false, true} {
 		persistent := func() *tun.Tap {
@@ -109,12 +105,8 @@ func TestLiveUnpersist(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer nl.Close()
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
-		if _, err := nl.Link("tap0"); errors.Is(err, fs.ErrNotExist) {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatal("it is still there")
-		}
-	}
+	nstest.Eventually(t, 20*time.Second, "it goes", func() bool {
+		_, err := nl.Link("tap0")
+		return errors.Is(err, fs.ErrNotExist)
+	})
 }

@@ -59,16 +59,13 @@ func (h *host) attachMirrored(spec tapmgr.Spec) (mac string) {
 // mirrors waits until the NIC takes in all multicast, or not.
 func (h *host) mirrors(vm string, want bool) {
 	h.Helper()
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	nstest.Eventually(h, patience, fmt.Sprintf("%s: mirrored is %v", vm, want), func() bool {
 		d, err := h.m.Show(h.within(patience), vm)
 		if err != nil || len(d) != 1 {
 			h.Fatalf("%+v, %v", d, err)
 		}
-		if d[0].Mirrored == want {
-			return
-		}
-	}
-	h.Fatalf("%s: mirrored is not %v", vm, want)
+		return d[0].Mirrored == want
+	})
 }
 
 // found waits until the guest's address is found from outside, which takes neighbour discovery.
@@ -207,13 +204,10 @@ func TestLiveMirrorAsksNoOtherGuest(t *testing.T) {
 		_ = own.Wait()
 	}()
 	target := tapmgr.Target{VM: "victim", PID: own.Process.Pid, QMP: dir + "/own"}
-	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		if _, err := os.Stat(dir + "/own"); err == nil {
-			break
-		} else if time.Now().After(end) {
-			t.Fatal(err)
-		}
-	}
+	nstest.Eventually(t, patience, "QEMU has its monitor", func() bool {
+		_, err := os.Stat(dir + "/own")
+		return err == nil
+	})
 	m.attachMirrored(mirrored(target))
 	m.watch(m.dial, func(cfg *Config) {
 		cfg.DialMonitor = libvirt.Dialer{Path: m.daemon.Socket()}.Dial

@@ -150,14 +150,17 @@ func startOnThread(cmd *exec.Cmd) (ended <-chan struct{}, err error) {
 // Await waits until libvirtd answers.
 func (d *Daemon) Await() {
 	d.tb.Helper()
-	var out string
-	err := os.ErrDeadlineExceeded
-	for end := time.Now().Add(startup); err != nil && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		out, err = d.Try("version")
-	}
-	if err != nil {
-		d.tb.Fatalf("libvirtd does not answer: %v: %s\nit said:\n%s", err, out, d.Log())
-	}
+	answers := false
+	defer func() {
+		if !answers {
+			d.tb.Logf("libvirtd said:\n%s", d.Log())
+		}
+	}()
+	nstest.Eventually(d.tb, startup, "libvirtd answers", func() bool {
+		_, err := d.Try("version")
+		answers = err == nil
+		return answers
+	})
 }
 
 // Socket is the path of its socket; that for read-only connections has "-ro" added.

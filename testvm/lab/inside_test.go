@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmnet/internal/nstest"
 	"vmnet/testvm"
 	"vmnet/testvm/lab"
 	"vmnet/vhost"
@@ -104,28 +105,20 @@ func TestLabWirelessCard(t *testing.T) {
 	lab.Inside(t)
 	run(t, "modprobe", "mac80211_hwsim", "radios=1")
 	defer func() { _ = exec.Command("modprobe", "-r", "mac80211_hwsim").Run() }()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if cards, _ := filepath.Glob("/sys/class/net/*/phy80211"); len(cards) > 0 {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatal("no wireless interface")
-		}
-	}
+	nstest.Eventually(t, 60*time.Second, "a wireless interface is there", func() bool {
+		cards, _ := filepath.Glob("/sys/class/net/*/phy80211")
+		return len(cards) > 0
+	})
 }
 
 // TestLabReapsOrphans: what outlives its parents is not there for ever as a zombie.
 func TestLabReapsOrphans(t *testing.T) {
 	lab.Inside(t)
 	pid := strings.TrimSpace(run(t, "sh", "-c", "sleep 0.2 >/dev/null 2>&1 & echo $!"))
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if _, err := os.Stat("/proc/" + pid); err != nil {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("process %s is still there", pid)
-		}
-	}
+	nstest.Eventually(t, 60*time.Second, "process "+pid+" is gone", func() bool {
+		_, err := os.Stat("/proc/" + pid)
+		return err != nil
+	})
 }
 
 // TestLabBootsGuests: QEMU runs in a lab host as well, slowly.

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"vmnet/internal/nstest"
 	"vmnet/testvm/lab"
 )
 
@@ -134,18 +135,13 @@ func testContext(t *testing.T, h *lab.Host) {
 	if _, err := h.Run(ctx, lab.Command{Argv: []string{"sh", "-c", "sleep 4321 & sleep 4321"}}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
-	for end := time.Now().Add(10 * time.Second); ; {
+	nstest.Eventually(t, 60*time.Second, "the command's child ends", func() bool {
 		out, err := h.Output(t.Context(), "ps", "-eo", "args")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !slices.Contains(strings.Split(out, "\n"), "sleep 4321") {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatal("the command's child lives on")
-		}
-	}
+		return !slices.Contains(strings.Split(out, "\n"), "sleep 4321")
+	})
 }
 
 func testWritesStay(t *testing.T, h *lab.Host) {

@@ -10,6 +10,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
+	"vmnet/internal/nstest"
 )
 
 func TestCapture(t *testing.T) {
@@ -77,5 +78,5 @@ func TestCaptureRefusals(t *testing.T) {
 			t.Errorf("%s: %s", message, got)
 		}
 	}
-	eventually(t, "all files are closed", func() bool { return openFiles(t) <= files+2*3 })
+	nstest.Eventually(t, patience, "all files are closed", func() bool { return openFiles(t) <= files+2*3 })
 }

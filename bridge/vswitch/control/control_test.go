@@ -97,14 +97,13 @@ func frame(dst, src []byte) []byte {
 // awaitFrame reads until a frame comes.
 func awaitFrame(t testing.TB, f *os.File) []byte {
 	t.Helper()
-	b := make([]byte, 2000)
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		if n, err := unix.Read(int(f.Fd()), b); err == nil {
-			return b[:n]
-		}
-	}
-	t.Fatal("no frame came")
-	return nil
+	b, n := make([]byte, 2000), 0
+	nstest.Eventually(t, patience, "a frame comes", func() (ok bool) {
+		var err error
+		n, err = unix.Read(int(f.Fd()), b)
+		return err == nil
+	})
+	return b[:n]
 }
 
 func send(t testing.TB, f *os.File, frame []byte) {
@@ -126,15 +125,6 @@ func names(t testing.TB, c *Client) (all []string) {
 	return all
 }
 
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("it did not come to pass that %s", what)
-		}
-	}
-}
-
 func TestGuests(t *testing.T) {
 	path, _ := serve(t)
 	c := client(t, path)
@@ -152,7 +142,7 @@ func TestGuests(t *testing.T) {
 	if p := ports[0]; p.Name != "a" || p.Kind != Socket || p.Label != "vmnet vm=P2 nic=net0" || p.Config.MaxAddresses != 4 || p.Stats == nil {
 		t.Errorf("%+v", p)
 	}
-	eventually(t, "the frame is counted", func() bool {
+	nstest.Eventually(t, patience, "the frame is counted", func() bool {
 		ports, _ := c.Ports(soon(t))
 		return len(ports) == 2 && ports[0].Stats.Total().RxFrames == 1
 	})
@@ -192,11 +182,11 @@ func TestFDB(t *testing.T) {
 			return err == nil && len(all) == n
 		}
 	}
-	eventually(t, "three addresses are known", known(3))
+	nstest.Eventually(t, patience, "three addresses are known", known(3))
 	if err := c.Flush(soon(t), "a"); err != nil {
 		t.Error(err)
 	}
-	eventually(t, "b's are left", known(2))
+	nstest.Eventually(t, patience, "b's are left", known(2))
 	if err := c.Flush(soon(t), ""); err != nil {
 		t.Error(err)
 	}
@@ -263,7 +253,7 @@ func TestPortGoesWithItsHolder(t *testing.T) {
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the port is gone", func() bool { return len(names(t, c)) == 1 })
+	nstest.Eventually(t, patience, "the port is gone", func() bool { return len(names(t, c)) == 1 })
 	if all := s.ports.sw.FDB().Dump(); len(all) != 0 {
 		t.Errorf("its addresses are left: %+v", all)
 	}
@@ -275,7 +265,7 @@ func TestPortGoesWithItsHolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := guest(t, c, Port{Name: "other"})
-	eventually(t, "the port is gone with its wire", func() bool {
+	nstest.Eventually(t, patience, "the port is gone with its wire", func() bool {
 		send(t, other, frame(station(9), station(2))) // flooded: only who sends to a closed socket hears of it
 		return len(names(t, c)) == 2
 	})
@@ -286,7 +276,7 @@ func TestPortGoesWithItsHolder(t *testing.T) {
 	}
 	f = guest(t, c, Port{Name: "free"})
 	_ = f.Close()
-	eventually(t, "the port has ended", func() bool {
+	nstest.Eventually(t, patience, "the port has ended", func() bool {
 		send(t, other, frame(station(9), station(2)))
 		ports, _ := c.Ports(soon(t))
 		return len(ports) == 2 && ports[0].Stats.Ended != ""
@@ -337,7 +327,7 @@ func TestPortGoesWithItsLifeline(t *testing.T) {
 		if err := ends[1](); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the port is gone with its "+last, func() bool { return len(names(t, c)) == 0 })
+		nstest.Eventually(t, patience, "the port is gone with its "+last, func() bool { return len(names(t, c)) == 0 })
 	}
 }
 
@@ -380,7 +370,7 @@ func TestHolderRefused(t *testing.T) {
 	_ = dead.Wait()
 	zombie, zombieFD := sleeper(t)
 	_ = zombie.Process.Kill()
-	eventually(t, "it is a zombie", func() bool { return readable(zombieFD.Fd()) })
+	nstest.Eventually(t, patience, "it is a zombie", func() bool { return readable(zombieFD.Fd()) })
 	for _, test := range []struct {
 		what  string
 		pid   int

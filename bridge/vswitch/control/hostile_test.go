@@ -173,7 +173,7 @@ func TestEmptyMessage(t *testing.T) {
 	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("%v", err)
 	}
-	eventually(t, "the switch has closed all", func() bool { return openFiles(t) == before-1 })
+	nstest.Eventually(t, patience, "the switch has closed all", func() bool { return openFiles(t) == before-1 })
 }
 
 // TestFiles sends what is no port's.
@@ -238,7 +238,7 @@ func TestFiles(t *testing.T) {
 		t.Errorf("ports: %v", got)
 	}
 	const clients = 40 // both ends of those that are open still
-	eventually(t, "the files are closed", func() bool { return openFiles(t) < before+2*clients })
+	nstest.Eventually(t, patience, "the files are closed", func() bool { return openFiles(t) < before+2*clients })
 }
 
 // TestClientLeftBeforeTheAnswer: what a switch that stood still finds in its queue of clients who have given up is not done.
@@ -396,7 +396,7 @@ func TestAtOnce(t *testing.T) {
 	}
 	all.Wait()
 	_ = cmd.Process.Kill()
-	eventually(t, "held ports are gone", func() bool {
+	nstest.Eventually(t, patience, "held ports are gone", func() bool {
 		for _, p := range s.Ports() {
 			if p.Holder != 0 {
 				return false
@@ -525,7 +525,7 @@ func TestClientOfALiar(t *testing.T) {
 			t.Errorf("%s: %v", test.what, err)
 		}
 		_ = c.Close()
-		eventually(t, "no file stays open of "+test.what, func() bool { return openFiles(t) <= before })
+		nstest.Eventually(t, patience, "no file stays open of "+test.what, func() bool { return openFiles(t) <= before })
 	}
 }
 
