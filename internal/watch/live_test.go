@@ -159,6 +159,7 @@ func (h *host) ip(args ...string) {
 func (h *host) ours(name, bridge, port string) {
 	h.Helper()
 	h.ip("tuntap", "add", name, "mode", "tap")
+	h.ip("link", "set", "dev", name, "address", "fe:54:00:00:00:01") // else it is set back
 	h.ip("link", "set", "dev", name, "alias", fmt.Sprintf("vmnet vm=dead nic=%s type=tap source=%s port=%s mac=52:54:00:00:00:01 model=virtio-net-pci queues=1", name, bridge, port))
 }
 
