@@ -39,7 +39,7 @@ func fill(n int) int {
 		return 1
 	}
 	fmt.Println("filled")
-	time.Sleep(time.Minute)
+	time.Sleep(time.Minute) // not a wait: it is there for so long
 	return 0
 }
 
