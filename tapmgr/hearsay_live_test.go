@@ -209,7 +209,7 @@ func flood(dir string, inode uint64) int {
 		}()
 	}
 	fmt.Println("filled")
-	time.Sleep(time.Minute)
+	time.Sleep(time.Minute) // not a wait: the pace of what it does
 	return 0
 }
 
