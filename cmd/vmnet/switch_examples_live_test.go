@@ -55,9 +55,12 @@ func TestLiveSwitchExamples(t *testing.T) {
 		t.Run(e.where+" "+strings.Join(e.args, " "), func(t *testing.T) {
 			ns := nstest.New(t)
 			for i, arg := range e.args {
-				if arg == "--packet" {
+				switch arg {
+				case "--packet":
 					device, _, _ := strings.Cut(e.args[i+1], ",")
 					card(t, ns, device)
+				case "--user":
+					e.args[i+1] = "65534:65534" // an administrator makes the user that the text names
 				}
 			}
 			r := runSwitch(t, ns, nil, e.args...)

@@ -111,6 +111,7 @@ func TestLiveWatchWithTheRightsOfItsUnit(t *testing.T) {
 	ipIn(t, ns.Path(), "link", "add", "eth0", "type", "veth", "peer", "name", "far0")
 	ipIn(t, ns.Path(), "link", "set", "eth0", "up")
 	ipIn(t, ns.Path(), "tuntap", "add", "lost", "mode", "tap")
+	ipIn(t, ns.Path(), "link", "set", "dev", "lost", "address", "fe:54:00:00:00:01") // else it is set back
 	ipIn(t, ns.Path(), "link", "set", "dev", "lost", "alias", "vmnet vm=dead nic=lost type=tap source=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1")
 	ipIn(t, ns.Path(), "link", "add", "br0", "type", "bridge")
 	vm := uniqueVM()
