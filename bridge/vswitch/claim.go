@@ -82,43 +82,57 @@ func makeClaim(fd int, device string) error {
 		return err
 	}
 	name := claimTable + device
-	hook := nl.NewRtAttr(unix.NFTA_CHAIN_HOOK|unix.NLA_F_NESTED, nil)
-	hook.AddRtAttr(unix.NFTA_HOOK_HOOKNUM, be32(unix.NF_NETDEV_INGRESS))
-	priority := claimPriority
-	hook.AddRtAttr(unix.NFTA_HOOK_PRIORITY, be32(uint32(priority)))
-	hook.AddRtAttr(unix.NFTA_HOOK_DEV, nl.ZeroTerminated(device))
 	const create = unix.NLM_F_REQUEST | unix.NLM_F_ACK | unix.NLM_F_CREATE | unix.NLM_F_EXCL
-	messages := []*nl.NetlinkRequest{
-		nfMessage(unix.NFNL_MSG_BATCH_BEGIN, unix.NLM_F_REQUEST, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES),
+	failed, err := transact(fd,
 		nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, create, unix.NFPROTO_NETDEV, 0,
 			nl.NewRtAttr(unix.NFTA_TABLE_NAME, nl.ZeroTerminated(name)),
 			nl.NewRtAttr(unix.NFTA_TABLE_FLAGS, be32(tableOwner))),
-		nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWCHAIN, create, unix.NFPROTO_NETDEV, 0,
-			nl.NewRtAttr(unix.NFTA_CHAIN_TABLE, nl.ZeroTerminated(name)),
-			nl.NewRtAttr(unix.NFTA_CHAIN_NAME, nl.ZeroTerminated("ingress")),
-			hook,
-			nl.NewRtAttr(unix.NFTA_CHAIN_POLICY, be32(policyDrop)),
-			nl.NewRtAttr(unix.NFTA_CHAIN_TYPE, nl.ZeroTerminated("filter"))),
-		nfMessage(unix.NFNL_MSG_BATCH_END, unix.NLM_F_REQUEST, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES),
-	}
-	var batch []byte
-	for i, m := range messages {
-		m.Seq = uint32(i + 1)
-		batch = append(batch, m.Serialize()...)
-	}
-	if err := unix.Sendto(fd, batch, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return err
-	}
-	const table, chain = 2, 3 // the messages' numbers
-	seq, err := acknowledged(fd, chain)
-	if seq == table && errors.Is(err, unix.EPERM) { // it belongs to another socket
+		nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWCHAIN, create, unix.NFPROTO_NETDEV, 0, ingressChain(name, claimChain, device)...))
+	if failed == 0 && errors.Is(err, unix.EPERM) { // the table belongs to another socket
 		err = unix.EEXIST
 	}
 	return err
 }
 
+// ingressChain is a chain that drops what comes in by a device, but for what its rules say.
+func ingressChain(table, chain, device string) []*nl.RtAttr {
+	hook := nl.NewRtAttr(unix.NFTA_CHAIN_HOOK|unix.NLA_F_NESTED, nil)
+	hook.AddRtAttr(unix.NFTA_HOOK_HOOKNUM, be32(unix.NF_NETDEV_INGRESS))
+	priority := claimPriority
+	hook.AddRtAttr(unix.NFTA_HOOK_PRIORITY, be32(uint32(priority)))
+	hook.AddRtAttr(unix.NFTA_HOOK_DEV, nl.ZeroTerminated(device))
+	return []*nl.RtAttr{
+		nl.NewRtAttr(unix.NFTA_CHAIN_TABLE, nl.ZeroTerminated(table)),
+		nl.NewRtAttr(unix.NFTA_CHAIN_NAME, nl.ZeroTerminated(chain)),
+		hook,
+		nl.NewRtAttr(unix.NFTA_CHAIN_POLICY, be32(policyDrop)),
+		nl.NewRtAttr(unix.NFTA_CHAIN_TYPE, nl.ZeroTerminated("filter")),
+	}
+}
+
+// transact has nf_tables apply messages as a whole or not at all. With an error comes the number of the
+// message that it is for, from 0 on; -1 where it is for none of them.
+func transact(fd int, messages ...*nl.NetlinkRequest) (failed int, err error) {
+	all := []*nl.NetlinkRequest{nfMessage(unix.NFNL_MSG_BATCH_BEGIN, unix.NLM_F_REQUEST, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)}
+	all = append(all, messages...)
+	all = append(all, nfMessage(unix.NFNL_MSG_BATCH_END, unix.NLM_F_REQUEST, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES))
+	var batch []byte
+	for i, m := range all {
+		m.Seq = uint32(i + 1)
+		batch = append(batch, m.Serialize()...)
+	}
+	if err := unix.Sendto(fd, batch, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return -1, err
+	}
+	seq, err := acknowledged(fd, uint32(len(messages)+1))
+	return int(seq) - 2, err
+}
+
 // claimTable is what the name of a claim's table begins with; the device's follows.
 const claimTable = "vmnet-switch-"
+
+// claimChain is the chain that keeps the device's frames from the kernel.
+const claimChain = "ingress"
 
 // Claimed reports whether a switch has claimed a device, by its name proper, so that nothing else
 // of its kernel gets what comes in by it. It needs CAP_NET_ADMIN in ns. A kernel without nf_tables

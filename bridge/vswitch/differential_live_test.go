@@ -180,11 +180,12 @@ func (p *probe) receive() [][]byte {
 
 // tag is what the kernel has taken out of a frame.
 func (p *probe) tag(oob []byte) []byte {
-	controls, err := unix.ParseSocketControlMessage(oob)
-	if err != nil || len(controls) == 0 {
+	controls, _ := unix.ParseSocketControlMessage(oob)
+	i := slices.IndexFunc(controls, func(c unix.SocketControlMessage) bool { return c.Header.Type == unix.PACKET_AUXDATA })
+	if i < 0 {
 		return nil
 	}
-	aux := (*unix.TpacketAuxdata)(unsafe.Pointer(&controls[0].Data[0]))
+	aux := (*unix.TpacketAuxdata)(unsafe.Pointer(&controls[i].Data[0]))
 	if aux.Status&unix.TP_STATUS_VLAN_VALID == 0 {
 		return nil
 	}
@@ -213,22 +214,32 @@ func carried(from, to *probe, samples []sample) map[uint16][][]byte {
 			}
 		}
 		samples = samples[n:]
-		from.marks++
-		mark := append(slices.Concat([]byte{2, 0, 0, 0, 0, 9}, ours, []byte{0xff, 0xff, 0xff, 0x88, 0xb6}), make([]byte, 46)...)
-		binary.BigEndian.PutUint32(mark[14:], from.marks)
-		if _, err := unix.Write(from.fd, append(make([]byte, offload.HeaderLen), mark...)); err != nil {
-			from.t.Fatal(err)
+		marks := [][]byte{from.mark(0x88b6, 0), from.mark(unix.ETH_P_IP, unix.IPPROTO_SCTP)} // a port may take these in by two ways
+		for _, mark := range marks {
+			if _, err := unix.Write(from.fd, append(make([]byte, offload.HeaderLen), mark...)); err != nil {
+				from.t.Fatal(err)
+			}
 		}
-		for {
+		for came := 0; came < len(marks); {
 			frames := to.receive()
-			if bytes.Equal(frames[0], mark) {
-				break
+			if slices.ContainsFunc(marks, func(mark []byte) bool { return bytes.Equal(frames[0], mark) }) {
+				came++
+				continue
 			}
 			number := binary.BigEndian.Uint16(frames[0][10:])
 			out[number] = append(out[number], frames...)
 		}
 	}
 	return out
+}
+
+// mark is a frame of that EtherType that is sent once; it has an IPv4 header of that protocol.
+func (p *probe) mark(kind uint16, protocol byte) []byte {
+	p.marks++
+	ip := append([]byte{0x45, 0, 0, 46, 0, 0, 0, 0, 64, protocol, 0, 0, 10, 9, 8, 1, 10, 9, 8, 2}, make([]byte, 26)...)
+	binary.BigEndian.PutUint16(ip[10:], ^onesSum(ip[:20], 0))
+	binary.BigEndian.PutUint32(ip[20:], p.marks)
+	return slices.Concat([]byte{2, 0, 0, 0, 0, 9}, ours, []byte{0xff, 0xff, 0xff, byte(kind >> 8), byte(kind)}, ip)
 }
 
 // samples are n random ones, around an MTU of 1500.
@@ -246,15 +257,20 @@ func samples(r *rand.Rand, n int) []sample {
 			head = append(append(head, kind...), byte(r.IntN(8))<<5|byte(r.IntN(15)), byte(r.Uint32()))
 			s.tags++
 		}
-		switch r.IntN(3) {
+		switch r.IntN(4) {
 		case 0:
+			s.what = "another protocol"
+			proto := []byte{unix.IPPROTO_SCTP, unix.IPPROTO_GRE, unix.IPPROTO_ESP}[r.IntN(3)]
+			transport := make([]byte, 100+r.IntN(1300))
+			s.frame = slices.Concat(head, s.network(r, proto, transport), transport)
+		case 1:
 			payload := 1490 + r.IntN(20)
 			if r.IntN(4) == 0 {
 				payload = 46 + r.IntN(1400)
 			}
 			s.what = "plain frame"
 			s.frame = slices.Concat(head, []byte{0x88, 0xb5}, make([]byte, payload))
-		case 1:
+		case 2:
 			s.what = "TCP"
 			s.super(r, head, unix.IPPROTO_TCP)
 		default:

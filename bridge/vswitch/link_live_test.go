@@ -66,6 +66,12 @@ func TestLivePortFollowsItsDevice(t *testing.T) {
 		t.Errorf("the port whose MTU was set has %d", got)
 	}
 
+	if err := guest.nl.LinkSetName(guest.link("eth0"), "lan0"); err != nil {
+		t.Fatal(err)
+	}
+	guest.device = "lan0"
+	nstest.Eventually(t, 20*time.Second, "the port follows the name", func() bool { s, ok := port.Link(); return ok && s.Name == "lan0" })
+
 	for h, p := range map[*host]*vswitch.Port{guest: port, middle: up} {
 		is := func(want bool) func() bool {
 			return func() bool { s, ok := p.Link(); return ok && s.Up == want && s.Carrier == want }

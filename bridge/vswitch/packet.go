@@ -12,6 +12,7 @@ import (
 	"vmnet/bridge"
 	"vmnet/internal/netns"
 	"vmnet/internal/offload"
+	"vmnet/internal/rtnl"
 )
 
 // A packet socket's frames may be super-frames, so that each takes the room of one. That of BIG TCP is
@@ -55,8 +56,8 @@ const PacketFileCount = 4
 
 // PacketFiles opens what OpenPacket needs the privilege for, so that another process can make the wire:
 // a packet socket that hears the device from now on, the netlink socket that its claim lasts as long as,
-// the one by which the wire follows the device, and a packet socket for frames with several tags. The
-// caller closes them.
+// the one by which the wire follows the device, and a file for what the packet socket cannot send: a
+// lane's, or another packet socket. The caller closes them.
 func PacketFiles(ns *netns.NS, device string) (files []*os.File, err error) {
 	defer func() {
 		if err != nil {
@@ -78,13 +79,32 @@ func PacketFiles(ns *netns.NS, device string) (files []*os.File, err error) {
 		return files, err
 	}
 	files = append(files, link)
-	wide, err := oversizeSocket(ns, d)
+	second, err := secondWay(ns, socket, claim, d)
 	if err != nil {
 		return files, err
 	}
-	files = append(files, wide)
+	files = append(files, second)
 	// Now that the stack gets nothing any more, the switch may have it.
 	return files, bindPacket(int(socket.Fd()), d)
+}
+
+// secondWay opens a lane to a veth device, and a socket for others, which do not need the lane.
+func secondWay(ns *netns.NS, socket, claim *os.File, d packetDevice) (*os.File, error) {
+	c, err := rtnl.Open(ns)
+	if err != nil {
+		return nil, err
+	}
+	link, err := c.LinkByIndex(d.index)
+	c.Close()
+	if err != nil {
+		return nil, err
+	}
+	if link.Kind == "veth" {
+		if f, err := openLane(ns, socket, claim, d); f != nil || err != nil {
+			return f, err
+		}
+	}
+	return oversizeSocket(ns, d)
 }
 
 // A packetDevice is the device of a packet socket, by its name proper: a claim is not of an altname.
@@ -124,7 +144,7 @@ func OpenPacketFiles(files []*os.File) (*Wire, error) {
 	if len(files) != PacketFileCount {
 		return nil, fmt.Errorf("open packet socket: %d files: want %d", len(files), PacketFileCount)
 	}
-	socket, claim, link, wide := files[0], files[1], files[2], files[3]
+	socket, claim, link, second := files[0], files[1], files[2], files[3]
 	w := &Wire{kind: "packet", limits: offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: vnetLen}}
 	held, err := duplicate(claim, checkClaim)
 	if err != nil {
@@ -147,7 +167,7 @@ func OpenPacketFiles(files []*os.File) (*Wire, error) {
 	w.queues = []queue{q}
 	err = w.Follow(link)
 	if err == nil {
-		q.oversize, err = openOversize(wide, d.index)
+		err = q.takeSecond(second, w)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open packet socket: %w", err), w.Close())
@@ -272,21 +292,48 @@ func (d packetDevice) check(fd int) error {
 
 type packetQueue struct {
 	*socketQueue
-	device   packetDevice
-	oversize *oversize
+	device packetDevice
+	second secondary
 }
 
-// send sends the list; what the socket finds too long goes by the other one.
+// A secondary sends what the packet socket cannot, and tells a frame's fate by an errno.
+type secondary interface {
+	send(f *offload.Frame) syscall.Errno
+	close() error
+}
+
+// takeSecond makes the second way out of the file that secondWay has opened.
+func (q *packetQueue) takeSecond(f *os.File, w *Wire) error {
+	lane, err := takeLane(f)
+	if err == nil {
+		q.second = lane
+		also, err := lane.queue(q)
+		if err != nil {
+			return err
+		}
+		w.queues = append(w.queues, also)
+		w.limits.Tunnels, w.limits.VnetHdr = lane.limits.Tunnels, max(vnetLen, lane.limits.VnetHdr)
+		return nil
+	}
+	second, socketErr := openOversize(f, q.device.index)
+	if socketErr != nil {
+		return errors.Join(err, socketErr)
+	}
+	q.second = second
+	return nil
+}
+
+// send sends the list; what the socket cannot goes by the second way.
 func (q *packetQueue) send(s *sender) {
-	s.oversize = q.oversize
+	s.second = q.second
 	q.socketQueue.send(s)
-	s.oversize = nil
+	s.second = nil
 }
 
 func (q *packetQueue) close() error {
 	err := q.socketQueue.close()
-	if q.oversize != nil {
-		err = errors.Join(err, q.oversize.close())
+	if q.second != nil {
+		err = errors.Join(err, q.second.close())
 	}
 	return err
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
+	"vmnet/internal/nstest"
 	"vmnet/internal/tun"
 )
 
@@ -158,6 +160,39 @@ func TestLivePacketTags(t *testing.T) {
 			expect(t, inside, []byte(f), outside, append(header, f...))
 		}
 	}
+}
+
+// TestLivePacketManyFullFrames sends more full frames with two tags than the ring for these has slots.
+func TestLivePacketManyFullFrames(t *testing.T) {
+	outside, middle := newHost(t, 0, "lan0"), newHost(t, 1, "lan0")
+	veth(t, outside, middle, "lan0", 1500)
+	w, far, err := vswitch.SocketPair(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inside := pollable(t, far)
+	defer inside.Close()
+	defer far.Close()
+	sw := newSwitch(t)
+	up := addPort(t, sw, "packet", openPacket(t, middle, "lan0"), vswitch.PortConfig{})
+	addPort(t, sw, "socket", w, vswitch.PortConfig{})
+	if err := outside.nl.LinkSetMTU(outside.link("lan0"), 2000); err != nil {
+		t.Fatal(err)
+	}
+	p := newProbe(t, outside) // with a receiver that asks for timestamps, as captures do
+	if err := unix.SetsockoptInt(p.fd, unix.SOL_SOCKET, unix.SO_TIMESTAMP, 1); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 300 {
+		f := slices.Concat([]byte{2, 0, 0, 0, 0, 9}, ours, []byte{0, byte(n >> 8), byte(n), 0x88, 0xa8, 0, 7, 0x81, 0, 0, 5, 0x88, 0xb5}, make([]byte, 1500))
+		if _, err := inside.Write(f); err != nil {
+			t.Fatal(err)
+		}
+		if got := p.receive()[0]; !bytes.Equal(got, f) {
+			t.Fatalf("frame %d: %x", n, got[:30])
+		}
+	}
+	nstest.Eventually(t, 20*time.Second, "all are counted", func() bool { return up.Stats().Total().TxFrames >= 300 })
 }
 
 // expect sends a frame, and looks for the other among those that come within a second.

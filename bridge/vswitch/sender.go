@@ -30,7 +30,7 @@ type sender struct {
 	write func(fd uintptr) // the methods below as values, made once
 	burst func(fd uintptr)
 
-	oversize *oversize // of the list's queue, for what sendmmsg(2) finds too long; nil for none
+	second secondary // of the list's queue, for what sendmmsg(2) cannot send; nil for none
 
 	ring   *ring // for taps; made by the first list that is long enough
 	noRing bool  // there is none
@@ -151,37 +151,73 @@ func (s *sender) close() {
 	s.ring, s.noRing = nil, true
 }
 
-func (s *sender) vector(i int) {
-	f, v := &s.list[i], &s.iovs[i]
+func (s *sender) vector(i int) { s.iovs[i] = vectorOf(&s.list[i]) }
+
+func vectorOf(f *offload.Frame) (v [2]unix.Iovec) {
 	v[0].Base, v[1].Base = unsafe.SliceData(f.Head), unsafe.SliceData(f.Payload)
 	v[0].SetLen(len(f.Head))
 	v[1].SetLen(len(f.Payload))
+	return v
+}
+
+// socketVector is vector for a socket, whose vnet header is that of vnetLen: a longer one, which the
+// sender's own memory has, becomes shorter where it begins.
+func (s *sender) socketVector(i int) {
+	s.vector(i)
+	if s.vnet > vnetLen {
+		head := s.list[i].Head
+		copy(head[s.vnet-vnetLen:], head[:vnetLen])
+		s.iovs[i][0].Base = &head[s.vnet-vnetLen]
+		s.iovs[i][0].SetLen(len(head) - (s.vnet - vnetLen))
+	}
+}
+
+// onlySecond reports whether only the second way can send frame i.
+func (s *sender) onlySecond(i int) bool {
+	return s.vnet > vnetLen && offload.DescribesTunnel(s.list[i].Head)
 }
 
 // sendmmsg gives the list to a socket. A call ends before the first frame that is refused, and the next
 // call, which begins with that one, tells why.
 func (s *sender) sendmmsg(fd uintptr) {
 	for i := range s.n {
-		s.vector(i)
-	}
-	for i := 0; i < s.n; {
-		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&s.msgs[i])), uintptr(s.n-i), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
-		switch {
-		case errno == unix.EINTR:
-		case errno == unix.EAGAIN: // as it would be for the others
-			s.drop(i, s.n, Full)
-			i = s.n
-		case errno == unix.EMSGSIZE && s.oversize != nil:
-			s.note(i, s.oversize.send(&s.list[i]))
-			i++
-		case errno != 0:
-			s.note(i, errno)
-			i++
-		default:
-			for end := i + int(n); i < end; i++ {
-				s.note(i, 0)
-			}
+		if !s.onlySecond(i) {
+			s.socketVector(i)
 		}
 	}
+	for i := 0; i < s.n; {
+		if s.onlySecond(i) {
+			s.note(i, s.second.send(&s.list[i]))
+			i++
+			continue
+		}
+		end := i + 1
+		for end < s.n && !s.onlySecond(end) {
+			end++
+		}
+		i = s.sendRun(fd, i, end)
+	}
 	runtime.KeepAlive(s)
+}
+
+// sendRun sends frames from i on up to end in one call, and tells where to go on.
+func (s *sender) sendRun(fd uintptr, i, end int) (next int) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&s.msgs[i])), uintptr(end-i), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+	switch {
+	case errno == unix.EINTR:
+		return i
+	case errno == unix.EAGAIN: // as it would be for the others
+		s.drop(i, s.n, Full)
+		return s.n
+	case errno == unix.EMSGSIZE && s.second != nil:
+		s.note(i, s.second.send(&s.list[i]))
+		return i + 1
+	case errno != 0:
+		s.note(i, errno)
+		return i + 1
+	}
+	for end := i + int(n); i < end; i++ {
+		s.note(i, 0)
+	}
+	return i
 }

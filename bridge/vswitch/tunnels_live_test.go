@@ -75,8 +75,8 @@ func (l *line) through(c tunnel) (outside, inside *host) {
 	return ends[0], ends[1]
 }
 
-// testTunnel has TCP and UDP go through a tunnel, by a bridge and by a switch, both ways.
-func testTunnel(t *testing.T, c tunnel) {
+// testTunnel has so many bytes of TCP, and UDP, go through a tunnel, by a bridge and by a switch, both ways.
+func testTunnel(t *testing.T, c tunnel, bytes int64) *vswitch.Switch {
 	t.Helper()
 	equal := mtus{1500, 1500}
 	b := bridgeLine(t, equal)
@@ -87,27 +87,24 @@ func testTunnel(t *testing.T, c tunnel) {
 		}
 		outside, inside := l.through(c)
 		for _, pair := range [][2]*host{{outside, inside}, {inside, outside}} {
-			tcp(t, pair[0], pair[1], 1<<20)
+			tcp(t, pair[0], pair[1], bytes)
 			udp(t, pair[0], pair[1], 1200)
-			udp(t, pair[0], pair[1], 6000)
 			if describesUDP(t) {
 				datagrams(t, pair[0], pair[1])
 			}
 		}
-		if t.Failed() {
-			t.Fatal("through the bridge, too")
+		if t.Failed() && l == b {
+			t.Fatal("this was through the bridge: the test is wrong")
 		}
 	}
 	for _, p := range sw.Ports() {
-		for why, n := range p.Stats().Drops {
-			if why != "destination behind the same port" && why != "no port to send to" {
+		for why, n := range p.Stats().Drops { // but for what the hosts' kernels say when they come up
+			if !slices.Contains([]string{vswitch.Back.String(), vswitch.NoPort.String(), vswitch.Down.String()}, why) {
 				t.Errorf("%s has dropped %d: %s", p.Name(), n, why)
 			}
 		}
-		if mean := receivedMean(p); p.Name() == "p1" && mean < 1600 {
-			t.Errorf("no super-frames came: mean length %d", mean)
-		}
 	}
+	return sw
 }
 
 // describesUDP reports whether a vnet header has a type for UDP's super-frames: since Linux 6.2.
@@ -133,24 +130,37 @@ func receivedMean(p *vswitch.Port) uint64 {
 // and one of IPv6. All must come.
 func datagrams(t *testing.T, from, to *host) {
 	t.Helper()
-	for _, addr := range []unix.Sockaddr{sockaddr4(to.v4), sockaddr6(to.v6)} {
-		const size, each, calls = 1100, 20, 10
-		in, at := udpSocket(t, to, addr)
-		out, _ := udpSocket(t, from, nil, addr)
-		if err := unix.SetsockoptInt(out, unix.SOL_UDP, unix.UDP_SEGMENT, size); err != nil {
-			t.Fatal(err)
+	datagramsTo(t, from, to, sockaddr4(to.v4))
+	datagramsTo(t, from, to, sockaddr6(to.v6))
+}
+
+func datagramsTo(t *testing.T, from, to *host, addr unix.Sockaddr) {
+	t.Helper()
+	const size, each, calls = 1100, 20, 10
+	in, at := udpSocket(t, to, addr)
+	out, _ := udpSocket(t, from, nil, addr)
+	if err := unix.SetsockoptInt(out, unix.SOL_UDP, unix.UDP_SEGMENT, size); err != nil {
+		t.Fatal(err)
+	}
+	got, b := 0, make([]byte, 1<<16)
+	for range calls {
+		if err := unix.Sendto(out, b[:size*each], 0, at); err != nil {
+			t.Fatalf("send: %v", err)
 		}
-		got, b := 0, make([]byte, 1<<16)
-		for range calls {
-			if err := unix.Sendto(out, b[:size*each], 0, at); err != nil {
-				t.Fatalf("send: %v", err)
+		for end := got + each; got < end; got++ { // in step, so that no queue overflows
+			if _, err := readAll(in, b); err != nil {
+				t.Errorf("%s to %s: %d of %d datagrams came: %v", from.v4, to.v4, got, calls*each, err)
+				return
 			}
-			for end := got + each; got < end; got++ { // in step, so that no queue overflows
-				if _, err := unix.Read(in, b); err != nil {
-					t.Errorf("%s to %s: %d of %d datagrams came: %v", from.v4, to.v4, got, calls*each, err)
-					return
-				}
-			}
+		}
+	}
+}
+
+// readAll reads from a file that blocks, over the signals of Go's scheduler.
+func readAll(fd int, b []byte) (n int, err error) {
+	for {
+		if n, err = unix.Read(fd, b); !errors.Is(err, unix.EINTR) {
+			return n, err
 		}
 	}
 }
@@ -168,7 +178,14 @@ func sockaddr6(addr string) *unix.SockaddrInet6 {
 // TestLiveVXLAN has the tunnels that this kernel has.
 func TestLiveVXLAN(t *testing.T) {
 	for _, c := range vxlans {
-		t.Run(c.name, func(t *testing.T) { testTunnel(t, c) })
+		t.Run(c.name, func(t *testing.T) {
+			sw := testTunnel(t, c, 1<<20)
+			for _, p := range sw.Ports() {
+				if mean := receivedMean(p); p.Name() == "p1" && mean < 1600 {
+					t.Errorf("no super-frames came: mean length %d", mean)
+				}
+			}
+		})
 	}
 }
 

@@ -68,6 +68,7 @@ func TestLabVLANDevices(t *testing.T) {
 // TestLabClaimWithoutNFTables is a host whose kernel cannot keep a device's frames to the switch.
 func TestLabClaimWithoutNFTables(t *testing.T) {
 	lab.Inside(t)
+	lab.WithoutModule(t, "nft_fwd_netdev") // which needs it
 	lab.WithoutModule(t, "nf_tables")
 	h, other := newHost(t, 0, "lan0"), newHost(t, 1, "lan0")
 	veth(t, h, other, "lan0", 1500)

@@ -210,6 +210,6 @@ const fewFiles = 2048
 func (a *app) tellLimit() {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err == nil && limit.Cur < fewFiles {
-		a.note(fmt.Sprintf("it may open %d files, so have about %d ports (ulimit -Hn raises that)", limit.Cur, max(0, int(limit.Cur)-100)/4))
+		a.note(fmt.Sprintf("it may open %d files, so have about %d ports (ulimit -Hn raises that)", limit.Cur, max(0, int(limit.Cur)-100)/6))
 	}
 }

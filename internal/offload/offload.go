@@ -79,6 +79,9 @@ func (h Header) Put(b []byte) {
 	binary.LittleEndian.PutUint16(b[8:], h.CsumOffset)
 }
 
+// DescribesTunnel reports whether a vnet header of TunnelHeaderLen says of a tunnel.
+func DescribesTunnel(b []byte) bool { return b[1]&(gsoTunnel4|gsoTunnel6) != 0 }
+
 // WithoutTunnel is h without what a TunnelHeaderLen header says of a tunnel, which is found in the frame.
 func (h Header) WithoutTunnel() Header {
 	h.GSOType &^= gsoTunnel4 | gsoTunnel6

@@ -76,10 +76,19 @@ func CreateAt(ns *netns.NS, name string, multi bool, index int) (*Tap, error) {
 // chooses. Without vnetHdr frames come without a vnet header, as a VMM needs
 // it that does not know of that. Errors are those of Create.
 func CreateNumbered(ns *netns.NS, vnetHdr bool) (*Tap, error) {
-	t := &Tap{Name: "tap%d", ns: ns, flags: flags}
+	f := uint16(flags)
 	if !vnetHdr {
-		t.flags &^= unix.IFF_VNET_HDR
+		f &^= unix.IFF_VNET_HDR
 	}
+	return create(ns, "tap%d", f)
+}
+
+// CreateLike makes a new tap with one queue, for whose name the kernel chooses a number in the place of
+// the pattern's %d. Errors are those of Create.
+func CreateLike(ns *netns.NS, pattern string) (*Tap, error) { return create(ns, pattern, flags) }
+
+func create(ns *netns.NS, name string, flags uint16) (*Tap, error) {
+	t := &Tap{Name: name, ns: ns, flags: flags}
 	if err := t.open(unix.IFF_TUN_EXCL); err != nil {
 		return nil, err
 	}

@@ -35,7 +35,7 @@ const (
 type Port struct {
 	Name   string `json:"name"`
 	Kind   string `json:"kind"`
-	Device string `json:"device,omitempty"` // the interface's name when the port was made; empty for a socket
+	Device string `json:"device,omitempty"` // the interface's name, as it is in Ports' answer; empty for a socket
 	Label  string `json:"label,omitempty"`  // at most 255 bytes that mean nothing to the switch, as links have them in IFLA_IFALIAS
 	Holder int    `json:"holder,omitempty"` // the process whose end the port's end is; 0 is none. AddPort is given a pidfd of it
 	// Lifeline is the inode of a pipe; 0 is none. The port of a Holder with a lifeline stays until, besides, nobody has the

@@ -247,6 +247,9 @@ func (s *ports) list() []Port {
 	all := make([]Port, 0, len(s.byName))
 	for _, e := range s.byName {
 		p, st := e.Port, e.in.Stats()
+		if link, ok := e.in.Link(); ok {
+			p.Device = link.Name
+		}
 		p.Stats = &st
 		all = append(all, p)
 	}

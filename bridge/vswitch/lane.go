@@ -1,0 +1,176 @@
+package vswitch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"syscall"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/netns"
+	"vmnet/internal/offload"
+	"vmnet/internal/rtnl"
+	"vmnet/internal/tun"
+)
+
+// A lane is a second way between a veth device and the switch, for what a packet socket cannot do there as
+// a bridge does: out, super-frames of tunnels, for which its vnet header has no type, and full frames with
+// several tags, of which veth drops what is longer than its peer's MTU with one tag, unless the outermost
+// is beside the frame, where a packet socket cannot put it (____dev_forward_skb in
+// include/linux/netdevice.h); in, super-frames that its vnet header has no type for.
+//
+// It is a tap, whose frames the kernel takes apart as it does those that it receives, and cuts as the tap
+// asks for, and rules of nftables that give the one device's frames to the other (nft_fwd_netdev). The
+// rules are in the claim's table and go with it; the tap goes with its last fd.
+type lane struct {
+	file
+	limits offload.Limits
+}
+
+// laneName is the pattern of the taps' names.
+const laneName = "vmnet-lane%d"
+
+// openLane makes a lane for a device, of whose frames the packet socket leaves those to it that come by
+// the lane. It is nil where the kernel has nothing for it: the port does without.
+func openLane(ns *netns.NS, socket, claim *os.File, d packetDevice) (*os.File, error) {
+	tap, err := tun.CreateLike(ns, laneName)
+	if err != nil {
+		return nil, nil //nolint:nilerr // /dev/net/tun may be missing, in a container
+	}
+	queue := tap.Queues()[0]
+	if err := setLane(ns, int(socket.Fd()), int(claim.Fd()), queue, d); err != nil {
+		err = errors.Join(err, tap.Close())
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) { // no nft_fwd_netdev
+			return nil, nil
+		}
+		return nil, fmt.Errorf("a tap beside the packet socket: %w", err)
+	}
+	return queue, nil
+}
+
+func setLane(ns *netns.NS, socket, claim int, queue *os.File, d packetDevice) error {
+	c, err := rtnl.Open(ns)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	name, limits, err := setTap(int(queue.Fd()))
+	if err != nil {
+		return err
+	}
+	link, err := c.Link(name)
+	if err != nil {
+		return err
+	}
+	protocols := indescribable(limits)
+	if err := forward(claim, d, packetDevice{link.Index, name}, protocols); err != nil {
+		return fmt.Errorf("forward between %s and %s: %w", name, d.name, err)
+	}
+	// What the host itself sends there would come in by the port: it must be quiet before it goes up.
+	if err := c.SetQuiet(link.Index, rtnl.Alias("vmnet switch: beside "+d.name), rtnl.TxQLen(laneQueueLen)); err != nil {
+		return err
+	}
+	if err := c.Set(link.Index, rtnl.Up(true)); err != nil {
+		return err
+	}
+	return leaveOut(socket, protocols)
+}
+
+// laneQueueLen is how many frames the tap queues.
+const laneQueueLen = 4096
+
+// indescribable are the protocols of IP whose super-frames a packet socket cannot give, or may have such
+// in them: of SCTP, and of UDP before Linux 6.2. The same kernels' taps refuse TUN_F_USO4.
+func indescribable(l offload.Limits) []byte {
+	if l.USO {
+		return []byte{unix.IPPROTO_SCTP}
+	}
+	return []byte{unix.IPPROTO_SCTP, unix.IPPROTO_UDP, unix.IPPROTO_GRE, unix.IPPROTO_IPIP, unix.IPPROTO_IPV6, unix.IPPROTO_MPLS}
+}
+
+// ipVersions are where IP headers tell their protocol.
+var ipVersions = []struct {
+	kind uint16
+	at   uint32 // in the header
+}{{unix.ETH_P_IP, 9}, {unix.ETH_P_IPV6, 6}}
+
+// leaveOut has a packet socket leave such packets to the lane, before it would fail to give them. The
+// kernel has taken the outermost tag out of the frame by then.
+func leaveOut(socket int, protocols []byte) error {
+	const protocol = 1<<32 - 0x1000 // SKF_AD_OFF + SKF_AD_PROTOCOL of include/uapi/linux/filter.h
+	var program []unix.SockFilter
+	for _, v := range ipVersions {
+		program = append(program,
+			unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: protocol},
+			unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: uint8(1 + 2*len(protocols)), K: uint32(v.kind)},
+			unix.SockFilter{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: etherLen + v.at})
+		for _, p := range protocols {
+			program = append(program,
+				unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: uint32(p)},
+				unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K})
+		}
+	}
+	program = append(program, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 1<<32 - 1})
+	return unix.SetsockoptSockFprog(socket, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
+}
+
+// forward has the kernel give what comes in by the tap to the claimed device, and such packets of the
+// device to the tap. It drops them where the other one is gone.
+func forward(claim int, device, tap packetDevice, protocols []byte) error {
+	table := claimTable + device.name
+	messages := []*nl.NetlinkRequest{
+		nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWCHAIN, nfCreate|unix.NLM_F_EXCL, unix.NFPROTO_NETDEV, 0, ingressChain(table, "lane", tap.name)...),
+		nfRule(table, "lane", nfForward(device.index)),
+	}
+	for _, v := range ipVersions {
+		for _, p := range protocols {
+			messages = append(messages, nfRule(table, claimChain, nfIsIP(v.kind, v.at, p), nfForward(tap.index)))
+		}
+	}
+	_, err := transact(claim, messages...)
+	return err
+}
+
+// takeLane copies the file of openLane.
+func takeLane(f *os.File) (*lane, error) {
+	l := &lane{}
+	own, err := duplicate(f, func(fd int) (err error) {
+		_, l.limits, err = setTap(fd)
+		return err
+	})
+	l.file = own
+	return l, err
+}
+
+// send gives a frame with its vnet header to the device. What becomes of it there nobody tells.
+func (l *lane) send(f *offload.Frame) syscall.Errno {
+	v := vectorOf(f)
+	errno := syscall.Errno(unix.EBADF)
+	_ = l.conn.Control(func(fd uintptr) {
+		for errno = unix.EINTR; errno == unix.EINTR; {
+			errno = writev(fd, &v)
+		}
+	})
+	runtime.KeepAlive(f)
+	return errno
+}
+
+// A laneQueue receives by a lane, and sends as the packet socket's queue does.
+type laneQueue struct {
+	*tapQueue
+	packet *packetQueue
+}
+
+func (q *laneQueue) send(s *sender) { q.packet.send(s) }
+
+// queue makes one of a copy of the lane's fd.
+func (l *lane) queue(packet *packetQueue) (*laneQueue, error) {
+	q, _, err := openTapQueue(l.os)
+	if err != nil {
+		return nil, err
+	}
+	return &laneQueue{q, packet}, nil
+}
