@@ -15,6 +15,8 @@ import (
 
 	"vmnet/internal/fdlabel"
 	"vmnet/internal/nstest"
+	"vmnet/internal/qemu"
+	"vmnet/internal/rtnl"
 	"vmnet/tapmgr"
 )
 
@@ -263,5 +265,33 @@ func TestLiveOthersSwitchesAreBounded(t *testing.T) {
 		if strings.Contains(text, s.path) {
 			t.Errorf("root's own switch: %s", text)
 		}
+	}
+}
+
+// TestLiveOthersLocksDecideNothing: an attach of libvirt's guest was cut short, and a user's process says that it is that
+// guest, and is locked. That keeps the guest from starting no more than a label does.
+func TestLiveOthersLocksDecideNothing(t *testing.T) {
+	h := newHost(t)
+	h.persistentTaps("web-net0")
+	l := h.link("web-net0")
+	if err := h.nl.Set(l.Index, rtnl.Alias("vmnet vm=web nic=net0 type=tap source=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1 via=libvirt state=attaching")); err != nil {
+		t.Fatal(err)
+	}
+	dir := h.tempDir()
+	if err := os.Chown(dir, user, user); err != nil {
+		t.Fatal(err)
+	}
+	lock := h.file(os.Open(dir))
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	cmd := h.hostile(order{Hold: true}, "qemu-system-x86_64 -name guest=web -chardev socket,id=charmonitor,fd=3,server=on,wait=off -mon chardev=charmonitor,id=monitor,mode=control "+
+		`-object {"qom-type":"secret","id":"masterKey0","format":"raw","file":"`+dir+`/master-key.aes"}`, lock)
+	nstest.Eventually(t, 10*time.Second, "it looks like a guest of libvirt's", func() bool {
+		p, err := qemu.ByPID(cmd.Process.Pid)
+		return err == nil && p.Libvirt && p.Dir == dir
+	})
+	if err := h.prepared("web", "net0"); err != nil {
+		t.Errorf("prepare: %v", err)
 	}
 }

@@ -3,6 +3,8 @@ package tapmgr
 import (
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -53,9 +55,27 @@ func (o *ours) awaitsLibvirt() bool {
 	return false
 }
 
-// isLocked tells whether somebody has the lock of a guest of libvirt's.
+// libvirtsDirs are where the machine's libvirt keeps the directories of its running domains (LOCALSTATEDIR and
+// RUNSTATEDIR of its build).
+var libvirtsDirs = []string{"/var/lib/libvirt/", "/run/libvirt/"}
+
+// openClaimed opens the directory that a process says libvirt has made for it. Anybody can call a process
+// a guest, show a directory of his own, and have the open wait for a file system of his own. So for another
+// user than root and the caller it is opened where only libvirt makes directories, as this process sees it.
+func openClaimed(p qemu.Process) (*os.File, error) {
+	if isTrusted(p.UID) {
+		return openLock(p)
+	}
+	dir := filepath.Clean(p.Dir)
+	if !slices.ContainsFunc(libvirtsDirs, func(in string) bool { return strings.HasPrefix(dir, in) }) {
+		return nil, fmt.Errorf("%s, which process %d names, is no directory of libvirt's", dir, p.PID)
+	}
+	return os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
+}
+
+// isLocked reports whether somebody has the lock of a guest of libvirt's.
 func isLocked(p qemu.Process) bool {
-	f, err := openLock(p)
+	f, err := openClaimed(p)
 	if err != nil {
 		return false
 	}
