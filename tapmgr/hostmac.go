@@ -16,9 +16,9 @@ import (
 // to itself, as frames for a port's own address (br_handle_frame_finish), whatever isolates the ports.
 
 // HostAddress is the address that a tap of ours on a bridge should have on the host's side, by what its alias says; ok
-// is false of other links, and while the tap is being attached.
+// is false of other links, of taps that are on no bridge, and while one is being attached.
 func HostAddress(l *rtnl.Link) (mac net.HardwareAddr, ok bool) {
-	if l.Tun == nil || len(l.MAC) != 6 {
+	if l.Tun == nil || len(l.MAC) != 6 || l.Master == 0 {
 		return nil, false
 	}
 	if t, plain := plaintap.Parse(l.Alias); plain {

@@ -44,9 +44,13 @@ func TestLiveAddressIsSetBack(t *testing.T) {
 	}
 	defer ours.Close()
 	const alias = "vmnet vm=P2 nic=net0 type=tap source=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1"
+	br, err := h.nl.Link("br0")
+	if err != nil {
+		t.Fatal(err)
+	}
 	l, err := h.nl.Link("P2-net0")
 	if err == nil {
-		err = h.nl.Set(l.Index, rtnl.Alias(alias), rtnl.MAC(tun.HostMAC(guestMAC(1))))
+		err = h.nl.Set(l.Index, rtnl.Alias(alias), rtnl.MAC(tun.HostMAC(guestMAC(1))), rtnl.Master(br.Index))
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -223,7 +223,7 @@ func TestLiveAPortIsTriedAgain(t *testing.T) {
 	h.watch(nil)
 	h.bridge("br1")
 	h.quiet(0)
-	h.ip("link", "set", "dev", "tap", "alias", "vmnet vm=dead nic=tap type=tap source=br1 port=hairpin mac=52:54:00:00:00:01 model=virtio-net-pci queues=1")
+	h.ip("link", "set", "dev", "tap", "address", "fe:54:00:00:00:01", "alias", "vmnet vm=dead nic=tap type=tap source=br1 port=hairpin mac=52:54:00:00:00:01 model=virtio-net-pci queues=1")
 	h.becomes("tap", "br1", "hairpin")
 }
 
