@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -263,14 +264,14 @@ func TestLiveDryRunChangesNothing(t *testing.T) {
 		names = append(names, s.Name)
 	}
 	want := []string{
-		"tap", "queue 1", "settings", "altname", "port",
-		"check vmnet-net0", "getfd vmnet-net0-q0", "getfd vmnet-net0-q1", "netdev_add vmnet-net0-netdev", "device_add vmnet-net0",
+		"label", "tap", "queue 1", "settings", "altname", "port",
+		"check vmnet-net0", "getfd vmnet-net0-label", "getfd vmnet-net0-q0", "getfd vmnet-net0-q1", "netdev_add vmnet-net0-netdev", "device_add vmnet-net0",
 		"close", "verify",
 	}
 	if diff := cmp.Diff(want, names); diff != "" {
 		t.Errorf("steps (-want +got):\n%s", diff)
 	}
-	if device := steps[9].Text; !strings.Contains(device, `"bus":"port0"`) || !strings.Contains(device, `"vectors":6`) {
+	if device := steps[slices.Index(want, "device_add vmnet-net0")].Text; !strings.Contains(device, `"bus":"port0"`) || !strings.Contains(device, `"vectors":6`) {
 		t.Errorf("device_add: %s", device)
 	}
 	if after := monitorState(h, g); after != before {
