@@ -73,14 +73,23 @@ func TestLiveSoak(t *testing.T) {
 		if s.bytes.Load() == before {
 			t.Errorf("the stream has stalled: %+v", weights)
 		}
-		if len(weights) > 0 {
-			nstest.Eventually(t, 20*time.Second, "what was closed ends", func() bool {
-				return runtime.NumGoroutine() <= weights[0].goroutines && openFiles(t) <= weights[0].files
-			})
-		}
+		settle(t)
 		weights = append(weights, weigh(t))
 	}
 	compare(t, weights)
+}
+
+// settle waits until what was closed has ended: the numbers of goroutines and files stay the same.
+func settle(t *testing.T) {
+	t.Helper()
+	goroutines, files, same := 0, 0, 0
+	nstest.Eventually(t, time.Minute, "what was closed ends", func() bool {
+		g, f := runtime.NumGoroutine(), openFiles(t)
+		if same++; g != goroutines || f != files {
+			goroutines, files, same = g, f, 0
+		}
+		return same >= 20
+	})
 }
 
 // soakRound does everything once.
