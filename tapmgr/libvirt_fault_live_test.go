@@ -242,7 +242,6 @@ func TestLiveLibvirtRefusals(t *testing.T) {
 		{"no guest of libvirt's", func(s *tapmgr.Spec) { s.VM, s.Via = plain.name, tapmgr.ViaLibvirt }, tapmgr.ErrInvalid, "not libvirt's"},
 		{"another way", func(s *tapmgr.Spec) { s.NIC, s.Via = "net0", tapmgr.ViaMonitor }, tapmgr.ErrExist, "via is libvirt"},
 		{"other queues", func(s *tapmgr.Spec) { s.NIC, s.Queues = "net0", 2 }, tapmgr.ErrExist, "queues is 1"},
-		{"undeclared", func(s *tapmgr.Spec) { s.Persistent = true }, tapmgr.ErrInvalid, "--persistent"},
 		{"vhost", func(s *tapmgr.Spec) { s.Vhost = tapmgr.VhostOn }, tapmgr.ErrLink, "vhost"},
 	} {
 		spec := h.spec(g, "net7")
@@ -252,6 +251,12 @@ func TestLiveLibvirtRefusals(t *testing.T) {
 			t.Errorf("%s: got %v, want %v and %q", test.name, err, test.want, test.text)
 		}
 	}
+	declarations, undeclared := h.Declarations, h.spec(g, "net7")
+	h.Declarations, undeclared.Persistent = tapmgr.Declarations{}, true
+	if _, err := h.Attach(h.context(20*time.Second), undeclared); !errors.Is(err, tapmgr.ErrInvalid) || !strings.Contains(err.Error(), "--persistent") {
+		t.Errorf("undeclared: %v", err)
+	}
+	h.Declarations = declarations
 	h.nothingLeft(g, "net7")
 	h.Libvirt = h.virt.Socket() + "-none"
 	if _, err := h.Attach(h.context(20*time.Second), h.spec(g, "net7")); err == nil || !strings.Contains(err.Error(), "is libvirtd or virtqemud running") {

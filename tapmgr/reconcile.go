@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"vmnet/bridge"
-	"vmnet/internal/qemu"
 	"vmnet/internal/rtnl"
 )
 
@@ -120,14 +119,14 @@ func (r *reconciler) guest(ctx, reading context.Context, nics []ours) {
 	ctx, cancel := context.WithTimeout(ctx, monitorWait+time.Duration(len(nics))*releaseWait)
 	defer cancel()
 	pid := nics[0].vmm()
-	if pid == 0 { // it has ended meanwhile, and its NICs with it
+	if pid == 0 { // it has ended since, and its NICs with it
 		return
 	}
 	vm, err := r.m.open(reading, Target{VM: nics[0].want.VM, PID: pid}, nics[0].want.Via)
-	if errors.Is(err, qemu.ErrNotFound) && nics[0].vmm() == 0 {
-		return
-	}
 	if err != nil {
+		if nics[0].vmm() == 0 { // likewise, whatever its end has cut off
+			return
+		}
 		for _, o := range nics {
 			if o.want.Phase == plugged || o.want.Phase == detaching {
 				r.mend(ctx, o) // needs no lock
@@ -158,6 +157,7 @@ func (r *reconciler) nic(ctx, reading context.Context, vm vmm, o ours) {
 		has, err = vm.has(reading, o.want.NIC)
 	}
 	switch {
+	case err != nil && o.vmm() == 0: // it has ended since
 	case err != nil:
 		r.fail(o, err)
 	case !has:
