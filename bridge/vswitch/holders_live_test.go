@@ -98,6 +98,7 @@ func TestLiveHolders(t *testing.T) {
 				nstest.Eventually(t, 20*time.Second, "the others go on "+when, func() bool { return s.bytes.Load() > before+1<<20 })
 			}
 			where := newHost(t, 100, "tap0")
+			settle(t)
 			files, goroutines := openFiles(t), runtime.NumGoroutine()
 			for round := range 3 {
 				h := startHolder(t, sw, kind, where)
