@@ -26,7 +26,8 @@ var layers = [][]string{
 	{"bridge", "macvtap", "vhost", "qmp", "libvirt"},
 	{"internal/tun", "internal/rtnl", "internal/qemu"},
 	{"internal/netns", "internal/step", "internal/stablemac", "internal/fdlabel"},
-	{"internal/procfd", "internal/pidfd", "internal/procview", "internal/fdpass", "internal/console", "internal/privilege", "internal/shellquote", "internal/hookfile", "internal/offload", "internal/rundir", "internal/alias", "internal/fdroom"},
+	{"internal/pidfd"},
+	{"internal/procfd", "internal/procview", "internal/fdpass", "internal/console", "internal/privilege", "internal/shellquote", "internal/hookfile", "internal/offload", "internal/rundir", "internal/alias", "internal/fdroom"},
 }
 
 // systemCalls are the packages that may import x/sys/unix.

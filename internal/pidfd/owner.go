@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"vmnet/internal/procfd"
 )
 
 // ErrDoubtful is for a process that may be somebody else's than it looks.
@@ -24,7 +26,7 @@ var ErrDoubtful = errors.New("not believed to be anybody's")
 // An error Is [ErrDoubtful], or the process has ended. Where the caller may not read how
 // the program was executed (ptrace(2), PTRACE_MODE_READ_FSCREDS), the ids must do.
 func Owner(pid int) (uid int, err error) {
-	ids, err := userIDs(pid)
+	ids, err := procfd.UserIDs(pid)
 	if err != nil {
 		return -1, err
 	}
@@ -37,33 +39,6 @@ func Owner(pid int) (uid int, err error) {
 		return -1, fmt.Errorf("process %d: %w: uid %d has started its set-user-ID program of uid %d", pid, ErrDoubtful, started, ran)
 	}
 	return ids[0], nil
-}
-
-// userIDs are the real, the effective, the saved and the file system's uid of a process
-// (proc_pid_status(5), "Uid:").
-func userIDs(pid int) (ids [4]int, err error) {
-	path := fmt.Sprintf("/proc/%d/status", pid)
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return ids, err
-	}
-	for line := range strings.Lines(string(text)) {
-		rest, ok := strings.CutPrefix(line, "Uid:")
-		if !ok {
-			continue
-		}
-		fields := strings.Fields(rest)
-		if len(fields) != len(ids) {
-			break
-		}
-		for i, f := range fields {
-			if ids[i], err = strconv.Atoi(f); err != nil {
-				return ids, fmt.Errorf("%s: %w", path, err)
-			}
-		}
-		return ids, nil
-	}
-	return ids, fmt.Errorf("%s has no user ids", path)
 }
 
 // Entries of the auxiliary vector (getauxval(3), linux/auxvec.h).

@@ -44,7 +44,7 @@ func (s *Scan) Over() []int {
 }
 
 func (s *Scan) process(ctx context.Context, l *look, pid int, visit func(File)) error {
-	ids, err := userIDs(pid)
+	ids, err := UserIDs(pid)
 	if err != nil {
 		return context.Cause(ctx) // it has ended
 	}

@@ -10,7 +10,7 @@ import (
 // RealUID is the user who runs a process (proc_pid_status(5)). That /proc/PID belongs to somebody says less:
 // it belongs to root where the process may not be looked into.
 func RealUID(pid int) (int, error) {
-	ids, err := userIDs(pid)
+	ids, err := UserIDs(pid)
 	return ids[0], err
 }
 
@@ -27,8 +27,9 @@ func one(ids [4]int) int {
 	return ids[0]
 }
 
-// userIDs are the four of the line Uid: real, effective, saved, file system.
-func userIDs(pid int) (ids [4]int, err error) {
+// UserIDs are the real, the effective, the saved and the file system's uid of a process
+// (proc_pid_status(5), "Uid:"); the real one is -1 beside an error.
+func UserIDs(pid int) (ids [4]int, err error) {
 	path := fmt.Sprintf("/proc/%d/status", pid)
 	text, err := os.ReadFile(path)
 	if err != nil {

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"vmnet/internal/nstest"
 )
 
 // fake listens like a switch, and answers every request with the same message again and again.
@@ -87,9 +89,7 @@ func reasons(n int) string {
 
 // TestDialFound: in another user's folder a switch may be anything.
 func TestDialFound(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root looks into others' folders")
-	}
+	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root, who alone looks into others' directories")
 	root, _ := serve(t)
 	const user = 54321
 	dir := filepath.Join(t.TempDir(), "vmnet-54321", "switch")
