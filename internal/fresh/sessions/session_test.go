@@ -56,6 +56,7 @@ func TestSession(t *testing.T) {
 	for _, test := range []struct{ name, lines, want string }{
 		{"as printed", "# echo one; echo two\none\ntwo\n# x=3\n# exec bash --norc\n# echo x$x\nx\n# exit", ""},
 		{"in the background", "# (sleep 0.3; echo late) & echo soon\nsoon\nlate\n# wait; exit", ""},
+		{"before the prompt", "# PROMPT_COMMAND=\"$PROMPT_COMMAND; echo news\"; echo one\none\nnews\n# exit", ""},
 		{"other output", "# echo one\nwon\n# exit", "line 2: echo one: it says\none\n"},
 		{"more output", "# echo one; echo two\none\n# exit", "it says"},
 		{"a failure", "# true\n# false\n# exit", "line 3: false: exit status 1"},

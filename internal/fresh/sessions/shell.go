@@ -31,8 +31,9 @@ var promptMark = regexp.MustCompile("\x1b\\]133;D;([0-9]+)\a")
 
 const promptCommand = `printf '\033]133;D;%d\a' $?`
 
-// prompt is the whole of it. Only when that is written does bash read the terminal.
-var prompt = regexp.MustCompile(promptMark.String() + `[^\n]*?[#$] `)
+// prompt is the whole of it. Only when that is written does bash read the terminal. Lines in
+// between are bash's news of ended jobs, or come from programs in the background.
+var prompt = regexp.MustCompile(promptMark.String() + `((?:[^\n]*\n)*?)[^\n]*?[#$] `)
 
 // startShell starts one and waits for its first prompt. What it writes goes to log, too.
 func startShell(log io.Writer) (*shell, error) {
@@ -144,7 +145,7 @@ func (s *shell) said() string {
 	if _, after, found := strings.Cut(text, s.command); found {
 		_, text, _ = strings.Cut(after, "\n")
 	}
-	return prompt.ReplaceAllString(text, "\n")
+	return prompt.ReplaceAllString(text, "\n${2}")
 }
 
 // stop ends the shell, and what it has started in the foreground and the background.
