@@ -15,8 +15,6 @@ var (
 
 	// ErrNoDomain is a domain that does not exist.
 	ErrNoDomain = errors.New("no such domain")
-	// ErrDeviceMissing is a device that the domain does not have.
-	ErrDeviceMissing = errors.New("no such device")
 	// ErrNoMetadata is a domain without metadata of that namespace.
 	ErrNoMetadata = errors.New("no such metadata")
 	// ErrOperationInvalid is what the domain's state does not allow: it is not running.
@@ -49,7 +47,6 @@ const (
 	codeOperationUnsupported Code = 84
 	codeAccessDenied         Code = 88
 	codeAuthUnavailable      Code = 94
-	codeDeviceMissing        Code = 99
 )
 
 func (c Code) sentinel() error {
@@ -58,8 +55,6 @@ func (c Code) sentinel() error {
 		return ErrNoConnection
 	case codeNoDomain:
 		return ErrNoDomain
-	case codeDeviceMissing:
-		return ErrDeviceMissing
 	case codeNoMetadata:
 		return ErrNoMetadata
 	case codeOperationInvalid:

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"vmnet/libvirt/domainxml"
 )
 
 // Kind is what an event is about: virDomainEventID.
@@ -71,7 +73,7 @@ type topic struct {
 	kind Kind
 	name string // of Monitor; empty is all
 	all  bool   // domains
-	dom  UUID
+	dom  domainxml.UUID
 }
 
 func newTopic(kind Kind, name string, dom *Domain) topic {

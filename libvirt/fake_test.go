@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vmnet/libvirt/domainxml"
 )
 
 // fake is a daemon's end of a connection, played by a test: for what a real one does not do on demand.
@@ -145,7 +147,7 @@ func (f *fake) event(callback int32, change Change) {
 	})
 }
 
-var guest = Domain{Name: "guest", UUID: UUID{1, 2, 15: 3}, ID: 7}
+var guest = Domain{Name: "guest", UUID: domainxml.UUID{1, 2, 15: 3}, ID: 7}
 
 // TestBrokenDaemon sends bytes in place of a reply: the call and the connection fail with the
 // reason, and nothing hangs.

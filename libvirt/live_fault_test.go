@@ -30,7 +30,7 @@ func (l *live) keepalive(t *testing.T) {
 		t.Fatal(c.Err())
 	case <-time.After(3500 * time.Millisecond):
 	}
-	if _, _, err := c.State(ctx, dom); err != nil {
+	if _, err := c.IsPersistent(ctx, dom); err != nil {
 		t.Error(err)
 	}
 }
@@ -68,8 +68,8 @@ func (l *live) cancelled(t *testing.T) {
 		}
 	}
 	signal(t, pid, syscall.SIGCONT)
-	if state, _, err := c.State(within(t, 20*time.Second), dom); err != nil || state != StatePaused {
-		t.Errorf("state %d, %v", state, err)
+	if persistent, err := c.IsPersistent(within(t, 20*time.Second), dom); err != nil || !persistent {
+		t.Errorf("persistent %v, %v", persistent, err)
 	}
 }
 
@@ -83,19 +83,13 @@ func (l *live) calls(t *testing.T, c *Conn, dom Domain) map[string]func(context.
 	const query = `{"execute":"query-name"}`
 	return map[string]func(context.Context) error{
 		"dial":       func(ctx context.Context) error { _, err := Dial(ctx, l.daemon.Socket()); return err },
-		"version":    func(ctx context.Context) error { _, _, _, err := c.LibVersion(ctx); return err },
 		"list":       func(ctx context.Context) error { _, err := c.ListDomains(ctx, 0); return err },
 		"by name":    func(ctx context.Context) error { _, err := c.LookupByName(ctx, dom.Name); return err },
 		"by UUID":    func(ctx context.Context) error { _, err := c.LookupByUUID(ctx, dom.UUID); return err },
 		"XML":        func(ctx context.Context) error { _, err := c.XML(ctx, dom, 0); return err },
-		"state":      func(ctx context.Context) error { _, _, err := c.State(ctx, dom); return err },
 		"persistent": func(ctx context.Context) error { _, err := c.IsPersistent(ctx, dom); return err },
 		"attach":     func(ctx context.Context) error { return c.AttachDevice(ctx, dom, "<none/>", AffectLive) },
-		"update":     func(ctx context.Context) error { return c.UpdateDevice(ctx, dom, "<none/>", AffectLive) },
-		"detach":     func(ctx context.Context) error { return c.DetachDevice(ctx, dom, "<none/>", AffectLive) },
 		"by alias":   func(ctx context.Context) error { return c.DetachDeviceAlias(ctx, dom, "ua-none", AffectLive) },
-		"stats":      func(ctx context.Context) error { _, err := c.InterfaceStats(ctx, dom, "none"); return err },
-		"addresses":  func(ctx context.Context) error { _, err := c.InterfaceAddresses(ctx, dom, FromLeases); return err },
 		"metadata":   func(ctx context.Context) error { _, err := c.Metadata(ctx, dom, testURI, AffectLive); return err },
 		"set it":     func(ctx context.Context) error { return c.SetMetadata(ctx, dom, "x", testURI, "", AffectLive) },
 		"command":    func(ctx context.Context) error { _, err := c.MonitorCommand(ctx, dom, query); return err },
@@ -141,7 +135,7 @@ func (l *live) restart(t *testing.T) {
 	if err := s.Err(); !errors.Is(err, ErrNoConnection) {
 		t.Error(err)
 	}
-	if _, _, err := c.State(t.Context(), dom); !errors.Is(err, ErrNoConnection) {
+	if _, err := c.IsPersistent(t.Context(), dom); !errors.Is(err, ErrNoConnection) {
 		t.Errorf("afterwards: %v", err)
 	}
 	s.Close()

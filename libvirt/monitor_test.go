@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vmnet/libvirt/domainxml"
 )
 
 // monitorEvent sends an event of the guest's QEMU.
@@ -127,7 +129,7 @@ func (l *live) monitorEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer all.Close()
-	l.attached(t, c, dom, Ethernet{Tap: liveTap, MAC: []byte{2, 0, 0, 0, 0, 5}, Alias: Alias("net5")}, func(Interface) {})
+	l.attached(t, c, dom, domainxml.Ethernet{Tap: liveTap, MAC: []byte{2, 0, 0, 0, 0, 5}, Alias: domainxml.Alias("net5")}, func(domainxml.Interface) {})
 	deleted := fmt.Sprintf("%q", "ua-vmnet-net5")
 	for _, s := range []*Subscription{one, all} {
 		e := receive(t, s, func(e Event) bool { return e.Name == "DEVICE_DELETED" && strings.Contains(e.Details, deleted) })

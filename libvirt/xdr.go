@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"vmnet/libvirt/domainxml"
 )
 
 // Bounds of remote_protocol.x and virnetprotocol.x.
@@ -13,7 +15,6 @@ const (
 	maxPacket = 32 << 20 // VIR_NET_MESSAGE_MAX, bytes without the length word
 	maxFiles  = 32       // VIR_NET_MESSAGE_NUM_FDS_MAX
 	maxList   = 16384    // REMOTE_DOMAIN_LIST_MAX, elements
-	maxAddrs  = 2048     // REMOTE_DOMAIN_INTERFACE_MAX and REMOTE_DOMAIN_IP_ADDR_MAX, elements
 	maxAuth   = 20       // REMOTE_AUTH_TYPE_LIST_MAX, elements
 )
 
@@ -35,7 +36,7 @@ func (e *encoder) string(s string) {
 		e.err = fmt.Errorf("string of %d bytes, libvirt takes %d", len(s), maxString)
 		return
 	case strings.IndexByte(s, 0) >= 0:
-		e.err = fmt.Errorf("string with a NUL byte: %q", cut(s))
+		e.err = fmt.Errorf("string with a NUL byte: %.120q", s)
 		return
 	}
 	e.uint32(uint32(len(s)))
@@ -138,7 +139,7 @@ func (d *decoder) count(limit, size int) int {
 	return int(n)
 }
 
-func (d *decoder) uuid() (u UUID) {
+func (d *decoder) uuid() (u domainxml.UUID) {
 	copy(u[:], d.take(len(u)))
 	return u
 }
@@ -157,12 +158,3 @@ func (d *decoder) end() error {
 
 // padding is how many bytes are missing to a multiple of four.
 func padding(n int) int { return -n & 3 }
-
-// cut shortens what an error quotes.
-func cut(s string) string {
-	const most = 120
-	if len(s) <= most {
-		return s
-	}
-	return s[:most] + "..."
-}

@@ -14,6 +14,7 @@ import (
 	"vmnet/internal/qemu"
 	"vmnet/internal/step"
 	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 )
 
 // domain is a guest that libvirt manages. Its NICs that were handed over by name are libvirt's to plug
@@ -141,7 +142,7 @@ func (d *domain) identify(ctx context.Context, t Target) (err error) {
 // QEMUsOf returns the processes that may be the QEMU of a domain that runs: those that say so by its name and UUID, which
 // anybody can write on a command line. If several do, it is those that run as libvirt says, or where none does,
 // as in a user namespace, all of them.
-func QEMUsOf(def *libvirt.Definition) ([]qemu.Process, error) {
+func QEMUsOf(def *domainxml.Definition) ([]qemu.Process, error) {
 	procs, err := qemu.OfLibvirt(def.Name)
 	if err != nil {
 		return nil, err
@@ -244,12 +245,12 @@ func (d *domain) Close() error {
 }
 
 // definition reads what libvirt knows of the running domain.
-func (d *domain) definition(ctx context.Context) (*libvirt.Definition, error) {
+func (d *domain) definition(ctx context.Context) (*domainxml.Definition, error) {
 	text, err := d.XML(ctx, d.dom, 0)
 	if err != nil {
 		return nil, err
 	}
-	return libvirt.ParseDefinition(text)
+	return domainxml.Parse(text)
 }
 
 func (d *domain) process() int { return d.guest.PID }
@@ -269,8 +270,8 @@ func (d *domain) has(ctx context.Context, nic string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return slices.ContainsFunc(def.Interfaces, func(i libvirt.Interface) bool { return i.Alias == domainAlias(nic) }), nil
+	return slices.ContainsFunc(def.Interfaces, func(i domainxml.Interface) bool { return i.Alias == domainAlias(nic) }), nil
 }
 
 // domainAlias is libvirt's alias, and so QEMU's id, of a NIC that was handed over by name.
-func domainAlias(nic string) string { return libvirt.Alias(nic) }
+func domainAlias(nic string) string { return domainxml.Alias(nic) }

@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"vmnet/internal/nstest"
-	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 	"vmnet/tapmgr"
 )
 
@@ -43,7 +43,7 @@ func TestLiveQEMUsOf(t *testing.T) {
 	for label, want := range map[string][]int{
 		"": both, "+0:+0": {ofRoot}, fmt.Sprintf("+%d:+%[1]d", nobody): {ofNobody}, "+4242:+4242": both, "root:root": both,
 	} {
-		def, err := libvirt.ParseDefinition(fmt.Sprintf(`<domain type='qemu' id='1'><name>web</name><uuid>%s</uuid>
+		def, err := domainxml.Parse(fmt.Sprintf(`<domain type='qemu' id='1'><name>web</name><uuid>%s</uuid>
 			<seclabel type='dynamic' model='apparmor'><label>+1:+1</label></seclabel><seclabel type='dynamic' model='dac'><label>%s</label></seclabel></domain>`, uuid, label))
 		if err != nil {
 			t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 
 	"vmnet/internal/step"
 	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 	"vmnet/qmp"
 )
 
@@ -58,7 +59,7 @@ func storedXML(r record, device string) (string, error) {
 }
 
 // ethernet is a NIC in libvirt's words.
-func ethernet(r record, device string) libvirt.Ethernet {
+func ethernet(r record, device string) domainxml.Ethernet {
 	model, driver := r.Model, ""
 	if strings.HasPrefix(r.Model, virtioNet) {
 		driver = "qemu"
@@ -69,7 +70,7 @@ func ethernet(r record, device string) libvirt.Ethernet {
 	if m := libvirtModels[model]; m != "" {
 		model = m
 	}
-	return libvirt.Ethernet{
+	return domainxml.Ethernet{
 		Tap: device, MAC: r.MAC, Model: model, Queues: r.Queues, MTU: r.MTU, Driver: driver, Alias: domainAlias(r.NIC),
 	}
 }

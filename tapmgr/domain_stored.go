@@ -9,6 +9,7 @@ import (
 
 	"vmnet/internal/step"
 	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 )
 
 // openStored opens a domain of libvirt's that may be off. There is nothing to lock then.
@@ -39,7 +40,7 @@ func (d *domain) storable(ctx context.Context) error {
 }
 
 // stored is a NIC as libvirt has stored it; nil for none.
-func (d *domain) stored(ctx context.Context, nic string) (*libvirt.Interface, error) {
+func (d *domain) stored(ctx context.Context, nic string) (*domainxml.Interface, error) {
 	if persistent, err := d.IsPersistent(ctx, d.dom); err != nil || !persistent {
 		return nil, err
 	}
@@ -47,11 +48,11 @@ func (d *domain) stored(ctx context.Context, nic string) (*libvirt.Interface, er
 	if err != nil {
 		return nil, err
 	}
-	def, err := libvirt.ParseDefinition(text)
+	def, err := domainxml.Parse(text)
 	if err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(def.Interfaces, func(i libvirt.Interface) bool { return i.Alias == domainAlias(nic) })
+	i := slices.IndexFunc(def.Interfaces, func(i domainxml.Interface) bool { return i.Alias == domainAlias(nic) })
 	if i < 0 {
 		return nil, nil
 	}

@@ -9,6 +9,7 @@ import (
 	"vmnet/bridge"
 	"vmnet/internal/qemu"
 	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 )
 
 // libvirtWait bounds how long a list waits for libvirt to say what the kernel does not.
@@ -50,13 +51,13 @@ func (m *Manager) foreignNICs(ctx context.Context, vm string) ([]foreignNIC, err
 	return found, nil
 }
 
-func describeForeign(p qemu.Process, links []ForeignLink, interfaces []libvirt.Interface) (found []foreignNIC) {
+func describeForeign(p qemu.Process, links []ForeignLink, interfaces []domainxml.Interface) (found []foreignNIC) {
 	for _, l := range links {
 		n := NIC{
 			VM: p.Name, Interface: l.Interface, Type: l.Type, Source: l.Source, Port: l.Port.String(), Queues: len(l.Queues),
 			State: l.State, MTU: l.MTU, PID: p.PID, UID: 0, Foreign: true, Vhost: onOff(false),
 		}
-		i := slices.IndexFunc(interfaces, func(i libvirt.Interface) bool { return i.Target == l.Interface })
+		i := slices.IndexFunc(interfaces, func(i domainxml.Interface) bool { return i.Target == l.Interface })
 		if i >= 0 {
 			n.ID, n.MAC, n.Model, n.Mode = interfaces[i].Alias, interfaces[i].MAC.String(), modelOf(interfaces[i].Model), interfaces[i].Source.Mode
 		}
@@ -83,8 +84,8 @@ type libvirtReader struct {
 }
 
 // interfaces are those of a running guest; none where libvirt does not tell.
-func (r *libvirtReader) interfaces(ctx context.Context, p qemu.Process) []libvirt.Interface {
-	uuid, err := libvirt.ParseUUID(p.UUID)
+func (r *libvirtReader) interfaces(ctx context.Context, p qemu.Process) []domainxml.Interface {
+	uuid, err := domainxml.ParseUUID(p.UUID)
 	if err != nil || r.failed != nil {
 		return nil
 	}
@@ -102,7 +103,7 @@ func (r *libvirtReader) interfaces(ctx context.Context, p qemu.Process) []libvir
 		}
 		return nil
 	}
-	def, err := libvirt.ParseDefinition(text)
+	def, err := domainxml.Parse(text)
 	if err != nil {
 		return nil
 	}

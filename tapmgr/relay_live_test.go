@@ -17,6 +17,7 @@ import (
 	"vmnet/internal/procfd"
 	"vmnet/internal/tun"
 	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 	"vmnet/libvirt/libvirttest"
 	"vmnet/qmp"
 	"vmnet/testvm"
@@ -250,7 +251,7 @@ func TestLiveRelayBesideLibvirt(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = tap.Close() // a single queue is libvirt's or ours
-		text, err := libvirt.Ethernet{Tap: "vr1", MAC: []byte{0x52, 0x54, 0, 0, 1, 2}, Alias: libvirt.Alias("net1")}.XML()
+		text, err := domainxml.Ethernet{Tap: "vr1", MAC: []byte{0x52, 0x54, 0, 0, 1, 2}, Alias: domainxml.Alias("net1")}.XML()
 		if err != nil {
 			t.Fatal(err)
 		}

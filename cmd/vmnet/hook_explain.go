@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmnet/internal/hook"
-	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 )
 
 // maxDomain bounds a file with a domain's XML, in bytes; libvirt's own strings end at 4 MiB.
@@ -34,7 +34,7 @@ the guest starts.`,
 		if err != nil {
 			return err
 		}
-		def, err := libvirt.ParseDefinition(text)
+		def, err := domainxml.Parse(text)
 		if err != nil {
 			return fmt.Errorf("%s: %w (virsh dumpxml prints what is wanted)", args[0], err)
 		}

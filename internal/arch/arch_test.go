@@ -24,7 +24,7 @@ var layers = [][]string{
 	{"bridge/vswitch"},
 	{"internal/plaintap", "internal/owned"},
 	{"bridge", "macvtap", "vhost", "qmp", "libvirt"},
-	{"internal/tun", "internal/rtnl", "internal/qemu"},
+	{"internal/tun", "internal/rtnl", "internal/qemu", "libvirt/domainxml"},
 	{"internal/netns", "internal/step", "internal/stablemac", "internal/fdlabel"},
 	{"internal/pidfd"},
 	{"internal/procfd", "internal/procview", "internal/fdpass", "internal/console", "internal/privilege", "internal/shellquote", "internal/hookfile", "internal/offload", "internal/rundir", "internal/alias", "internal/fdroom"},

@@ -22,7 +22,7 @@ import (
 	"strings"
 
 	"vmnet/bridge"
-	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 	"vmnet/tapmgr"
 )
 
@@ -35,12 +35,12 @@ const (
 
 // NIC is a declared NIC and its <interface>.
 type NIC struct {
-	ID        string            // of vmnet; may be empty where it is not Made
-	MAC       net.HardwareAddr  // of the guest's side; nil where the XML has none yet, which libvirt then makes up
-	Interface libvirt.Interface // to which it belongs; zero where it is Absent
-	Made      bool              // vmnet makes the device, or puts it in its place
-	Spec      tapmgr.Spec       // of such a device
-	Port      bridge.PortConfig // settings of the bridge port
+	ID        string              // of vmnet; may be empty where it is not Made
+	MAC       net.HardwareAddr    // of the guest's side; nil where the XML has none yet, which libvirt then makes up
+	Interface domainxml.Interface // to which it belongs; zero where it is Absent
+	Made      bool                // vmnet makes the device, or puts it in its place
+	Spec      tapmgr.Spec         // of such a device
+	Port      bridge.PortConfig   // settings of the bridge port
 }
 
 // Place is where a made device sits.
@@ -66,7 +66,7 @@ func (n NIC) Label() string { return cmp.Or(n.ID, n.MAC.String()) }
 
 // Parse reads the declared NICs of a domain, none where there is no such element. What is not known, or cannot be, is
 // an error: nothing that somebody has declared is passed over, but for a NIC that is Absent.
-func Parse(def *libvirt.Definition) ([]NIC, error) {
+func Parse(def *domainxml.Definition) ([]NIC, error) {
 	all, err := elements(def)
 	if err != nil {
 		return nil, err
@@ -84,7 +84,7 @@ func Parse(def *libvirt.Definition) ([]NIC, error) {
 }
 
 // elements are the NICs that a domain's metadata declares, as they are written; none where there is no such element.
-func elements(def *libvirt.Definition) ([]attributes, error) {
+func elements(def *domainxml.Definition) ([]attributes, error) {
 	text, ok := def.Metadata(Namespace)
 	if !ok {
 		return nil, nil
@@ -97,21 +97,21 @@ func elements(def *libvirt.Definition) ([]attributes, error) {
 }
 
 // mistaken tells an Absent NIC from one whose id is not that of the interface that was meant.
-func mistaken(def *libvirt.Definition, nics []NIC, taken map[int]string) error {
+func mistaken(def *domainxml.Definition, nics []NIC, taken map[int]string) error {
 	for i, x := range def.Interfaces {
-		if _, known := taken[i]; known || x.Type != "ethernet" || libvirt.AliasNIC(x.Alias) == "" {
+		if _, known := taken[i]; known || x.Type != "ethernet" || domainxml.AliasNIC(x.Alias) == "" {
 			continue
 		}
 		for _, n := range nics {
 			if n.Absent() {
-				return fmt.Errorf("nic %q: no interface has <alias name='%s'/> (that with %s is not declared)", n.ID, libvirt.Alias(n.ID), x.Alias)
+				return fmt.Errorf("nic %q: no interface has <alias name='%s'/> (that with %s is not declared)", n.ID, domainxml.Alias(n.ID), x.Alias)
 			}
 		}
 	}
 	return nil
 }
 
-func parseNIC(def *libvirt.Definition, attrs attributes, taken map[int]string) (NIC, error) {
+func parseNIC(def *domainxml.Definition, attrs attributes, taken map[int]string) (NIC, error) {
 	n, err := attrs.nic()
 	if err != nil {
 		return NIC{}, err
@@ -141,10 +141,10 @@ var errAbsent = errors.New("the domain has no such interface")
 
 // find is the index of the NIC's interface. Where it has both id and MAC, the id counts: a clone of the guest keeps its
 // aliases and gets other MACs. The MAC must not be another's then.
-func find(all []libvirt.Interface, n NIC) (int, error) {
+func find(all []domainxml.Interface, n NIC) (int, error) {
 	byID, byMAC := -1, -1
 	for i, x := range all {
-		if n.ID != "" && libvirt.AliasNIC(x.Alias) == n.ID {
+		if n.ID != "" && domainxml.AliasNIC(x.Alias) == n.ID {
 			if byID >= 0 {
 				return 0, fmt.Errorf("two interfaces have the alias %s", x.Alias)
 			}
@@ -165,13 +165,13 @@ func find(all []libvirt.Interface, n NIC) (int, error) {
 	case byID < 0 && byMAC < 0 && n.Made:
 		return 0, errAbsent
 	case byID < 0 && n.Made:
-		return 0, fmt.Errorf("no interface has <alias name='%s'/>", libvirt.Alias(n.ID))
+		return 0, fmt.Errorf("no interface has <alias name='%s'/>", domainxml.Alias(n.ID))
 	case byID < 0 && n.MAC == nil:
-		return 0, fmt.Errorf("no interface has <alias name='%s'/> (or name it by mac=)", libvirt.Alias(n.ID))
+		return 0, fmt.Errorf("no interface has <alias name='%s'/> (or name it by mac=)", domainxml.Alias(n.ID))
 	case byID >= 0 && (byMAC < 0 || byID == byMAC):
 		return byID, nil
 	case byID >= 0:
-		return 0, fmt.Errorf("the interface with <alias name='%s'/> has the MAC %s, and another one %s", libvirt.Alias(n.ID), all[byID].MAC, n.MAC)
+		return 0, fmt.Errorf("the interface with <alias name='%s'/> has the MAC %s, and another one %s", domainxml.Alias(n.ID), all[byID].MAC, n.MAC)
 	case byMAC < 0:
 		return 0, fmt.Errorf("no interface has the MAC %s%s", n.MAC, ofClone)
 	}
@@ -203,7 +203,7 @@ func (n NIC) handedOver(guest string) error {
 		return fmt.Errorf("libvirt must be told the name of its macvtap, which virt-clone takes out: give its interface <target dev='%s' managed='no'/> (virsh edit %s)", device(), guest)
 	case x.Target == "":
 		return fmt.Errorf("libvirt opens no device without a name, which virt-clone takes out: remove <target managed='no'/> from its interface, and libvirt makes the tap (virsh edit %s)", guest)
-	case libvirt.GeneratedName(x.Target):
+	case domainxml.GeneratedName(x.Target):
 		return fmt.Errorf("device %s: libvirt takes names like that for its own and drops them (call it otherwise)", x.Target)
 	}
 	return n.Spec.Validate()

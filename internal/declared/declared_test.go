@@ -9,7 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"vmnet/bridge"
-	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
 )
@@ -30,9 +30,9 @@ const interfaces = `
 <interface type='ethernet'><mac address='52:54:00:00:00:0b'/><alias name='ua-vmnet-net11'/></interface>
 `
 
-func definition(t *testing.T, guest, metadata string) *libvirt.Definition {
+func definition(t *testing.T, guest, metadata string) *domainxml.Definition {
 	t.Helper()
-	def, err := libvirt.ParseDefinition(fmt.Sprintf(`<domain type='qemu'><name>%s</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid>
+	def, err := domainxml.Parse(fmt.Sprintf(`<domain type='qemu'><name>%s</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid>
 <metadata>%s</metadata><devices>%s</devices></domain>`, guest, metadata, interfaces))
 	if err != nil {
 		t.Fatal(err)
@@ -193,7 +193,7 @@ func TestParseRefuses(t *testing.T) {
 // A NIC whose interface somebody has taken away does not keep the guest from starting.
 func TestParseAbsent(t *testing.T) {
 	const absent = `<v:nic id="net5" mac="52:54:00:00:00:ff" bridge="br0"/>`
-	def, err := libvirt.ParseDefinition(`<domain type='qemu'><name>web</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid><metadata>` + nics(absent) + `</metadata>
+	def, err := domainxml.Parse(`<domain type='qemu'><name>web</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid><metadata>` + nics(absent) + `</metadata>
 <devices><interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='br0'/></interface></devices></domain>`)
 	if err != nil {
 		t.Fatal(err)
@@ -274,7 +274,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(`<v:nic id="net0"><v:nic/></v:nic></v:nics><v:nics>`)
 	f.Fuzz(func(t *testing.T, inside string) {
 		text := fmt.Sprintf(`<domain type='qemu'><name>web</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid><metadata>%s</metadata><devices>%s</devices></domain>`, nics(inside), interfaces)
-		def, err := libvirt.ParseDefinition(text)
+		def, err := domainxml.Parse(text)
 		if err != nil {
 			return
 		}
@@ -294,7 +294,7 @@ func FuzzParse(f *testing.F) {
 		if len(got) == 0 {
 			return
 		}
-		def2, err := libvirt.ParseDefinition(strings.Replace(text, nics(inside), namespaced(written), 1))
+		def2, err := domainxml.Parse(strings.Replace(text, nics(inside), namespaced(written), 1))
 		if err != nil {
 			t.Fatalf("%s: %v", written, err)
 		}

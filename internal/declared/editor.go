@@ -4,7 +4,7 @@ import (
 	"slices"
 	"strings"
 
-	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 	"vmnet/tapmgr"
 )
 
@@ -16,7 +16,7 @@ func Editor() tapmgr.Declarations {
 		Namespace: Namespace,
 		Prefix:    Prefix,
 		Put: func(element string, spec tapmgr.Spec) (string, error) {
-			return Put(inNamespace(element), NIC{ID: spec.NIC, Interface: libvirt.Interface{Alias: libvirt.Alias(spec.NIC)}, Made: true, Spec: spec, Port: spec.Port})
+			return Put(inNamespace(element), NIC{ID: spec.NIC, Interface: domainxml.Interface{Alias: domainxml.Alias(spec.NIC)}, Made: true, Spec: spec, Port: spec.Port})
 		},
 		Has: func(element, nic string) (bool, error) {
 			if element == "" {

@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"slices"
 
-	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 )
 
 // Ports reads the declared settings of taps that libvirt makes, of a domain that runs: also of NICs that it does not
 // have now but may be given, which are then known by their MAC. Each has a MAC. What is not known, or cannot be, is an
 // error, as in Parse; NICs whose devices vmnet makes are passed over.
-func Ports(def *libvirt.Definition) ([]NIC, error) {
+func Ports(def *domainxml.Definition) ([]NIC, error) {
 	all, err := elements(def)
 	if err != nil {
 		return nil, err
@@ -33,9 +33,9 @@ func Ports(def *libvirt.Definition) ([]NIC, error) {
 }
 
 // now is the NIC with the interface that it has, if there is one.
-func (n NIC) now(all []libvirt.Interface) (NIC, error) {
-	there := slices.ContainsFunc(all, func(x libvirt.Interface) bool {
-		return n.ID != "" && libvirt.AliasNIC(x.Alias) == n.ID || n.MAC != nil && bytes.Equal(x.MAC, n.MAC)
+func (n NIC) now(all []domainxml.Interface) (NIC, error) {
+	there := slices.ContainsFunc(all, func(x domainxml.Interface) bool {
+		return n.ID != "" && domainxml.AliasNIC(x.Alias) == n.ID || n.MAC != nil && bytes.Equal(x.MAC, n.MAC)
 	})
 	if !there {
 		return n, nil

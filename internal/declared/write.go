@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"vmnet/bridge"
-	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 )
 
 // XML is the element that declares the NICs, in the form that [libvirt.Conn.SetMetadata] takes with Namespace and
@@ -25,7 +25,7 @@ func XML(nics []NIC) (string, error) {
 	return encode(all), nil
 }
 
-// Put is the element, as [libvirt.Definition.Metadata] has it, with nic in place of the one of its id or MAC, or
+// Put is the element, as [domainxml.Definition.Metadata] has it, with nic in place of the one of its id or MAC, or
 // added to it. Empty text is an element without NICs. The result is as that of [XML].
 func Put(text string, nic NIC) (string, error) {
 	attrs, err := nic.attributes()
@@ -81,7 +81,7 @@ func (n NIC) attributes() (attributes, error) {
 		}
 	}
 	add("id", n.ID)
-	if n.ID == "" || libvirt.AliasNIC(n.Interface.Alias) != n.ID {
+	if n.ID == "" || domainxml.AliasNIC(n.Interface.Alias) != n.ID {
 		add("mac", n.MAC.String())
 	}
 	if n.Made {

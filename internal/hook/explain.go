@@ -5,7 +5,7 @@ import (
 	"fmt"
 
 	"vmnet/internal/declared"
-	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 	"vmnet/macvtap"
 )
 
@@ -37,7 +37,7 @@ type Operation struct {
 }
 
 // Explain tells what the hook would do for a domain, without a look at the machine.
-func Explain(def *libvirt.Definition) (Explanation, error) {
+func Explain(def *domainxml.Definition) (Explanation, error) {
 	nics, err := declared.Parse(def)
 	if err != nil {
 		return Explanation{}, err
@@ -78,7 +78,7 @@ func texts(op string, nics []declared.NIC) []string {
 		made = made || n.Made && !n.Absent()
 		switch {
 		case n.Absent() && op == "prepare":
-			does = append(does, fmt.Sprintf("make nothing for %s: no interface has <alias name='%s'/>", n.ID, libvirt.Alias(n.ID)))
+			does = append(does, fmt.Sprintf("make nothing for %s: no interface has <alias name='%s'/>", n.ID, domainxml.Alias(n.ID)))
 		case n.Absent():
 		case n.Adopted() && op == "prepare":
 			does = append(does, fmt.Sprintf("see that libvirt can make %s", d.tap()))

@@ -15,7 +15,7 @@ import (
 	"strings"
 
 	"vmnet/internal/declared"
-	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 	"vmnet/tapmgr"
 )
 
@@ -49,7 +49,7 @@ func Read(args []string, stdin io.Reader, caller int) (Call, error) {
 
 // Concerns tells whether the hook has anything to do. It is quick: libvirt calls the hook for every guest.
 func (c Call) Concerns() bool {
-	return c.operation().do != nil && (strings.Contains(c.XML, declared.Namespace) || strings.Contains(c.XML, libvirt.Alias("")))
+	return c.operation().do != nil && (strings.Contains(c.XML, declared.Namespace) || strings.Contains(c.XML, domainxml.Alias("")))
 }
 
 // MustSucceed tells whether a failure has to reach libvirt. Where not, one would end a guest that runs.
@@ -112,7 +112,7 @@ func (c Call) operation() operation {
 type work struct {
 	Call
 	m     *tapmgr.Manager
-	def   *libvirt.Definition
+	def   *domainxml.Definition
 	notes []string
 }
 
@@ -125,8 +125,8 @@ func (w *work) nics() ([]declared.NIC, error) {
 	return declared.Parse(def)
 }
 
-func (w *work) definition() (*libvirt.Definition, error) {
-	def, err := libvirt.ParseDefinition(w.XML)
+func (w *work) definition() (*domainxml.Definition, error) {
+	def, err := domainxml.Parse(w.XML)
 	if err != nil {
 		return nil, err
 	}

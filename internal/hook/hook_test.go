@@ -9,7 +9,7 @@ import (
 	"testing/iotest"
 
 	"vmnet/internal/leaktest"
-	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 )
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
@@ -76,7 +76,7 @@ func TestConcerns(t *testing.T) {
 }
 
 func TestExplain(t *testing.T) {
-	def, err := libvirt.ParseDefinition(`<domain type='qemu'><name>web</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid>
+	def, err := domainxml.Parse(`<domain type='qemu'><name>web</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid>
 <metadata><v:nics xmlns:v="urn:vmnet:nics:1"><v:nic id="net0" macvtap="eth0"/><v:nic id="net1" bridge="br0" vlan="7"/></v:nics></metadata>
 <devices><interface type='ethernet'><mac address='52:54:00:00:00:01'/><target dev='web-0' managed='no'/><alias name='ua-vmnet-net0'/></interface>
 <interface type='ethernet'><mac address='52:54:00:00:00:02'/><alias name='ua-vmnet-net1'/></interface></devices></domain>`)

@@ -10,7 +10,7 @@ import (
 
 	"vmnet/internal/declared"
 	"vmnet/internal/qemu"
-	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 	"vmnet/tapmgr"
 )
 
@@ -26,7 +26,7 @@ func (w *work) prepare(ctx context.Context) error {
 	}
 	for _, n := range nics {
 		if n.Absent() {
-			w.notes = append(w.notes, fmt.Sprintf("guest %s, nic %s: it is declared, but no interface has <alias name='%s'/>: nothing is made for it (vmnet detach --persistent takes it out)", w.Guest, n.ID, libvirt.Alias(n.ID)))
+			w.notes = append(w.notes, fmt.Sprintf("guest %s, nic %s: it is declared, but no interface has <alias name='%s'/>: nothing is made for it (vmnet detach --persistent takes it out)", w.Guest, n.ID, domainxml.Alias(n.ID)))
 		}
 		var err error
 		switch {

@@ -11,6 +11,7 @@ import (
 
 	"vmnet/internal/declared"
 	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 )
 
 const (
@@ -143,7 +144,7 @@ func (w *watcher) domainEvent(ctx context.Context, conn *libvirt.Conn, e libvirt
 	case e.Kind == libvirt.Lifecycle && (e.Change == libvirt.Stopped || e.Change == libvirt.Crashed):
 		w.ports.declare(e.Domain, nil)
 		w.ended(ctx, e.Domain)
-	case e.Kind == libvirt.DeviceRemoved && libvirt.AliasNIC(e.Device) != "":
+	case e.Kind == libvirt.DeviceRemoved && domainxml.AliasNIC(e.Device) != "":
 		w.ended(ctx, e.Domain)
 	case e.Kind == libvirt.Lifecycle && e.Change == libvirt.Started,
 		e.Kind == libvirt.DeviceAdded,
@@ -186,12 +187,12 @@ func (w *watcher) readDomain(ctx context.Context, conn *libvirt.Conn, dom libvir
 	}
 }
 
-func definition(ctx context.Context, conn *libvirt.Conn, dom libvirt.Domain) (*libvirt.Definition, error) {
+func definition(ctx context.Context, conn *libvirt.Conn, dom libvirt.Domain) (*domainxml.Definition, error) {
 	text, err := conn.XML(ctx, dom, 0)
 	if err != nil {
 		return nil, err
 	}
-	def, err := libvirt.ParseDefinition(text)
+	def, err := domainxml.Parse(text)
 	if err != nil {
 		return nil, fmt.Errorf("domain %s: %w", dom.Name, err)
 	}

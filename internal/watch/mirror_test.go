@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 	"vmnet/qmp"
 	"vmnet/tapmgr"
 )
@@ -35,10 +36,10 @@ func TestChangesAreOfTheGuestOfThatUUID(t *testing.T) {
 	var x tapmgr.Mirror
 	x.Guest.UUID = "AA000000-0000-0000-0000-000000000000"
 	m.guests[7] = &guest{nics: []tapmgr.Mirror{x}}
-	if m.noteChange(libvirt.Event{Domain: libvirt.Domain{UUID: libvirt.UUID{0xbb}}}) || m.guests[7].due {
+	if m.noteChange(libvirt.Event{Domain: libvirt.Domain{UUID: domainxml.UUID{0xbb}}}) || m.guests[7].due {
 		t.Error("another guest's change is taken for this one's")
 	}
-	if !m.noteChange(libvirt.Event{Domain: libvirt.Domain{UUID: libvirt.UUID{0xaa}}}) || !m.guests[7].due {
+	if !m.noteChange(libvirt.Event{Domain: libvirt.Domain{UUID: domainxml.UUID{0xaa}}}) || !m.guests[7].due {
 		t.Error("its change is not noted")
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 	"vmnet/qmp"
 	"vmnet/tapmgr"
 )
@@ -86,7 +87,7 @@ func mirrorFakes(t *testing.T, n, hung int, err error, use func(f *fakes)) {
 	})
 }
 
-func uuidOf(pid int) libvirt.UUID { return libvirt.UUID{15: byte(pid)} }
+func uuidOf(pid int) domainxml.UUID { return domainxml.UUID{15: byte(pid)} }
 
 // times is how often a guest was asked so far, once nothing moves any more.
 func (f *fakes) times(pid int) int {

@@ -8,6 +8,7 @@ import (
 
 	"vmnet/internal/qemu"
 	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 	"vmnet/qmp"
 	"vmnet/tapmgr"
 )
@@ -83,7 +84,7 @@ func (m *mirrors) noteChange(e libvirt.Event) (is bool) {
 // filtersOf asks for what a guest wants to hear. That it is the guest of that UUID is only what its command line says: libvirt must
 // know better, or whoever writes another's there would have that one tainted.
 func filtersOf(ctx context.Context, conn *libvirt.Conn, q qemu.Process) ([]qmp.RxFilter, error) {
-	uuid, err := libvirt.ParseUUID(q.UUID)
+	uuid, err := domainxml.ParseUUID(q.UUID)
 	if err != nil {
 		return nil, err
 	}

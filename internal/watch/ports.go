@@ -11,6 +11,7 @@ import (
 	"vmnet/internal/declared"
 	"vmnet/internal/rtnl"
 	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 )
 
 // ports knows which settings the domains that run declare, and which taps have them already. A tap is known by its
@@ -23,7 +24,7 @@ type ports struct {
 	report func(Report)
 
 	mu      sync.Mutex
-	domains map[libvirt.UUID]declaration
+	domains map[domainxml.UUID]declaration
 	byMAC   map[string][]claim // by the last five bytes of the guest's MAC
 	done    map[int]string     // what a tap was given since it is a port, by interface index
 }
@@ -43,7 +44,7 @@ type claim struct {
 }
 
 func newPorts(set func(int, net.HardwareAddr, bridge.PortConfig) (bool, error), report func(Report)) *ports {
-	return &ports{set: set, report: report, domains: map[libvirt.UUID]declaration{}, byMAC: map[string][]claim{}, done: map[int]string{}}
+	return &ports{set: set, report: report, domains: map[domainxml.UUID]declaration{}, byMAC: map[string][]claim{}, done: map[int]string{}}
 }
 
 // declare replaces what a domain says; none forgets it.
@@ -60,7 +61,7 @@ func (p *ports) declare(dom libvirt.Domain, nics []declared.NIC) {
 func (p *ports) keepDomains(running []libvirt.Domain) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	maps.DeleteFunc(p.domains, func(uuid libvirt.UUID, _ declaration) bool {
+	maps.DeleteFunc(p.domains, func(uuid domainxml.UUID, _ declaration) bool {
 		return !slices.ContainsFunc(running, func(d libvirt.Domain) bool { return d.UUID == uuid })
 	})
 	p.index()
@@ -87,7 +88,7 @@ func (p *ports) link(l *rtnl.Link) {
 	if len(l.MAC) != 6 || l.MAC[0] != hostMACByte {
 		return
 	}
-	if c, ok := p.claimOf(l.MAC); ok && (libvirt.GeneratedName(l.Name) || l.Name == c.target) {
+	if c, ok := p.claimOf(l.MAC); ok && (domainxml.GeneratedName(l.Name) || l.Name == c.target) {
 		p.apply(l.Index, l.Name, c)
 	}
 }
@@ -111,7 +112,7 @@ func (p *ports) claimOf(tap net.HardwareAddr) (c claim, ok bool) {
 
 // declaredFor is how the port of a domain's interface should be, by what the domain declares and by what libvirt
 // has words for itself.
-func (p *ports) declaredFor(dom libvirt.UUID, x libvirt.Interface) bridge.PortConfig {
+func (p *ports) declaredFor(dom domainxml.UUID, x domainxml.Interface) bridge.PortConfig {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var cfg bridge.PortConfig

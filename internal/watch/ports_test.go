@@ -11,6 +11,7 @@ import (
 	"vmnet/internal/declared"
 	"vmnet/internal/rtnl"
 	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 )
 
 func guestMAC(last byte) net.HardwareAddr { return net.HardwareAddr{0x52, 0x54, 0, 0, 0, last} }
@@ -30,7 +31,7 @@ func recorded(err *error) (p *ports, set *[]string, reports *[]Report) {
 }
 
 func domain(n byte) libvirt.Domain {
-	return libvirt.Domain{Name: fmt.Sprint("web", n), UUID: libvirt.UUID{n}}
+	return libvirt.Domain{Name: fmt.Sprint("web", n), UUID: domainxml.UUID{n}}
 }
 
 func nics(cfg bridge.PortConfig, macs ...net.HardwareAddr) (all []declared.NIC) {
@@ -156,15 +157,15 @@ func TestDeclaredForAnInterface(t *testing.T) {
 	p.declare(domain(1), nics(bridge.PortConfig{VLAN: 20}, guestMAC(1)))
 	for _, test := range []struct {
 		dom  byte
-		x    libvirt.Interface
+		x    domainxml.Interface
 		want bridge.PortConfig
 	}{
-		{1, libvirt.Interface{MAC: guestMAC(1)}, bridge.PortConfig{VLAN: 20}},
-		{1, libvirt.Interface{MAC: guestMAC(1), Isolated: true}, bridge.PortConfig{VLAN: 20, Isolated: true}},
-		{1, libvirt.Interface{MAC: guestMAC(2), Isolated: true}, isolated},
-		{2, libvirt.Interface{MAC: guestMAC(1)}, bridge.PortConfig{}},
+		{1, domainxml.Interface{MAC: guestMAC(1)}, bridge.PortConfig{VLAN: 20}},
+		{1, domainxml.Interface{MAC: guestMAC(1), Isolated: true}, bridge.PortConfig{VLAN: 20, Isolated: true}},
+		{1, domainxml.Interface{MAC: guestMAC(2), Isolated: true}, isolated},
+		{2, domainxml.Interface{MAC: guestMAC(1)}, bridge.PortConfig{}},
 	} {
-		if got := p.declaredFor(libvirt.UUID{test.dom}, test.x); !got.Equal(test.want) {
+		if got := p.declaredFor(domainxml.UUID{test.dom}, test.x); !got.Equal(test.want) {
 			t.Errorf("%+v of domain %d: %q, want %q", test.x, test.dom, got, test.want)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/libvirt"
+	"vmnet/libvirt/domainxml"
 	"vmnet/tapmgr"
 )
 
@@ -57,11 +58,11 @@ func (w *watcher) putBackForeign(ctx context.Context, names []string, last bool)
 
 // onBridge tells whether libvirt has made a tap for an interface and put it on a bridge. That of a network is told
 // in the XML of a domain that runs.
-func onBridge(x libvirt.Interface) bool {
+func onBridge(x domainxml.Interface) bool {
 	return (x.Type == "bridge" || x.Type == "network") && x.Target != "" && len(x.MAC) == 6
 }
 
-func (w *watcher) putBackInterface(def *libvirt.Definition, x libvirt.Interface, last bool) (failed bool) {
+func (w *watcher) putBackInterface(def *domainxml.Definition, x domainxml.Interface, last bool) (failed bool) {
 	cfg := w.ports.declaredFor(def.UUID, x)
 	done, err := w.Manager.PutBackForeign(x.Target, x.MAC, x.Source.Bridge, cfg)
 	if isGone(err) || err == nil && !done {

@@ -1,4 +1,4 @@
-package libvirt
+package domainxml
 
 import (
 	"bytes"
@@ -11,40 +11,44 @@ import (
 	"strings"
 )
 
-// maxInterfaces bounds a definition. PCI, with all its bridges, has room for less.
-const maxInterfaces = 4096
+const (
+	maxText       = 4 << 20 // bytes of a definition: REMOTE_STRING_MAX of libvirt's remote_protocol.x
+	maxInterfaces = 4096    // of a definition; PCI with all its bridges has room for fewer
+)
 
-// Definition is what a domain's XML (formatdomain) says, as far as NICs are concerned.
+// Definition is the part of a domain's XML that concerns NICs.
 type Definition struct {
-	Type       string // "kvm", "qemu"
-	Name       string
-	UUID       UUID
-	ID         int32 // -1 where it does not run
-	CPUs       int   // virtual ones that it starts with
-	RunAs      int   // the uid of its QEMU, in libvirt's user namespace; -1 where that is not told: of one that does not run, and in a session
+	Type string // "kvm", "qemu"
+	Name string
+	UUID UUID
+	ID   int32 // -1 while the domain is not running
+	CPUs int   // virtual CPUs at the start
+	// RunAs is the uid of the domain's QEMU, in libvirtd's user namespace. It is -1 if the XML does
+	// not say: while the domain is not running, and in a session.
+	RunAs      int
 	Interfaces []Interface
 
 	metadata metadata
 }
 
-// Interface is one <interface>. What the XML does not say is zero.
+// Interface is one <interface> element. Fields that the XML does not set are zero.
 type Interface struct {
 	Type      string // "ethernet", "bridge", "network", "direct", "user" and so on
 	MAC       net.HardwareAddr
 	Source    Source
-	Target    string // the device on the host; of libvirt's choosing only while the domain runs
-	Unmanaged bool   // libvirt neither makes nor removes Target (managed='no')
-	LinkDown  bool   // as the guest sees it
-	Isolated  bool   // libvirt has the bridge port isolated (<port isolated='yes'/>)
+	Target    string // the device on the host; one that libvirt chose is set only while the domain runs
+	Unmanaged bool   // libvirt neither creates nor removes Target (managed='no')
+	LinkDown  bool   // the guest sees no carrier
+	Isolated  bool   // libvirt isolates the bridge port (<port isolated='yes'/>)
 	Model     string // "virtio"
-	Driver    string // who serves virtio: "vhost", the kernel, or "qemu"; empty is vhost where there is one
-	Queues    int    // the driver's queue pairs; 0 is one
+	Driver    string // the virtio backend: "vhost" or "qemu"; "" means vhost if the host has it
+	Queues    int    // queue pairs of the driver; 0 means one
 	MTU       int    // bytes
-	Alias     string // the device's id in QEMU; of libvirt's choosing only while the domain runs
+	Alias     string // the device's id in QEMU; one that libvirt chose is set only while it runs
 	Address   string // on PCI: "0000:01:00.0"
 }
 
-// Source is what an interface is connected to; its type says which of these count.
+// Source is what an interface is connected to. Interface.Type decides which of these fields apply.
 type Source struct {
 	Bridge  string `xml:"bridge,attr"`
 	Network string `xml:"network,attr"`
@@ -65,13 +69,14 @@ type domainXML struct {
 	Labels     []labelXML     `xml:"seclabel"`
 }
 
-// labelXML is, of the driver dac, who runs QEMU: +UID:+GID (virSecurityDACGenLabel in src/security/security_dac.c).
+// labelXML names the owner of QEMU if its model is "dac": +UID:+GID (virSecurityDACGenLabel in
+// src/security/security_dac.c).
 type labelXML struct {
 	Model string `xml:"model,attr"`
 	Label string `xml:"label"`
 }
 
-// runAs is the uid of the label; -1 for none, and where a name stands for it.
+// runAs returns the uid of the label, or -1 if there is none or it is a user's name.
 func (x *domainXML) runAs() int {
 	for _, l := range x.Labels {
 		owner, ok := strings.CutPrefix(strings.TrimSpace(l.Label), "+")
@@ -83,7 +88,7 @@ func (x *domainXML) runAs() int {
 	return -1
 }
 
-// vcpuXML is <vcpu current='2'>4</vcpu>, most of all and those it starts with.
+// vcpuXML is <vcpu current='2'>4</vcpu>: the maximum, and the number at the start.
 type vcpuXML struct {
 	Current uint16 `xml:"current,attr"`
 	Most    string `xml:",chardata"`
@@ -99,7 +104,7 @@ func (x vcpuXML) count() (int, error) {
 	}
 	n, err := strconv.ParseUint(most, 10, 16)
 	if err != nil {
-		return 0, fmt.Errorf("number of CPUs %q", cut(most))
+		return 0, fmt.Errorf("number of CPUs %.120q", most)
 	}
 	return max(int(n), 1), nil
 }
@@ -144,11 +149,11 @@ type addressXML struct {
 	Function string `xml:"function,attr"`
 }
 
-// ParseDefinition reads the XML of a domain. Entities other than XML's own five are an error,
-// so nothing expands.
-func ParseDefinition(text string) (*Definition, error) {
-	if len(text) > maxString {
-		return nil, fmt.Errorf("domain XML of %d bytes, libvirt's own end at %d", len(text), maxString)
+// Parse reads a domain's XML. An entity other than the five of XML itself is an error, so nothing
+// expands.
+func Parse(text string) (*Definition, error) {
+	if len(text) > maxText {
+		return nil, fmt.Errorf("domain XML of %d bytes, want at most %d", len(text), maxText)
 	}
 	var x domainXML
 	if err := decodeXML(text, &x); err != nil {
@@ -159,9 +164,12 @@ func ParseDefinition(text string) (*Definition, error) {
 		return nil, fmt.Errorf("domain XML: %w", err)
 	}
 	if len(x.Interfaces) > maxInterfaces {
-		return nil, fmt.Errorf("domain XML: %d interfaces, at most %d are understood", len(x.Interfaces), maxInterfaces)
+		return nil, fmt.Errorf("domain XML: %d interfaces, want at most %d", len(x.Interfaces), maxInterfaces)
 	}
-	def := &Definition{Type: x.Type, Name: x.Name, UUID: uuid, ID: -1, RunAs: x.runAs(), metadata: metadata{text, x.Others, x.Metadata.elements}}
+	def := &Definition{
+		Type: x.Type, Name: x.Name, UUID: uuid, ID: -1, RunAs: x.runAs(),
+		metadata: metadata{text, x.Others, x.Metadata.elements},
+	}
 	if x.ID != nil {
 		def.ID = *x.ID
 	}
@@ -178,7 +186,7 @@ func ParseDefinition(text string) (*Definition, error) {
 	return def, nil
 }
 
-// decodeXML reads one element and nothing behind it.
+// decodeXML reads one element, and refuses text behind it.
 func decodeXML(text string, v any) error {
 	d := xml.NewDecoder(strings.NewReader(text))
 	if err := d.Decode(v); err != nil {
@@ -201,8 +209,11 @@ func decodeXML(text string, v any) error {
 
 func (x *interfaceXML) parse() (Interface, error) {
 	nic := Interface{
-		Type: x.Type, Source: x.Source, Target: x.Target.Device, Unmanaged: x.Target.Managed == "no", LinkDown: x.Link.State == "down", Isolated: x.Port.Isolated == "yes",
-		Model: x.Model.Type, Driver: x.Driver.Name, Queues: int(x.Driver.Queues), MTU: int(x.MTU.Size), Alias: x.Alias.Name,
+		Type: x.Type, Source: x.Source,
+		Target: x.Target.Device, Unmanaged: x.Target.Managed == "no",
+		LinkDown: x.Link.State == "down", Isolated: x.Port.Isolated == "yes",
+		Model: x.Model.Type, Driver: x.Driver.Name, Queues: int(x.Driver.Queues),
+		MTU: int(x.MTU.Size), Alias: x.Alias.Name,
 	}
 	var err error
 	if x.MAC.Address != "" {
@@ -216,7 +227,7 @@ func (x *interfaceXML) parse() (Interface, error) {
 	return nic, err
 }
 
-// pci is the address as Linux and lspci write it.
+// pci returns the address in the form of Linux and lspci.
 func (x *addressXML) pci() (string, error) {
 	var n [4]uint64
 	for i, part := range []struct {
@@ -228,7 +239,7 @@ func (x *addressXML) pci() (string, error) {
 		}
 		var err error
 		if n[i], err = strconv.ParseUint(part.text, 0, 32); err != nil || n[i]>>part.bits != 0 {
-			return "", fmt.Errorf("PCI address %q has no part of %d bits in it", cut(part.text), part.bits)
+			return "", fmt.Errorf("PCI address %.120q has a part that does not fit into %d bits", part.text, part.bits)
 		}
 	}
 	return fmt.Sprintf("%04x:%02x:%02x.%x", n[0], n[1], n[2], n[3]), nil

@@ -1,4 +1,4 @@
-package libvirt
+package domainxml
 
 import (
 	"bytes"
@@ -9,18 +9,18 @@ import (
 	"strings"
 )
 
-// UserAlias is how a device's alias must begin that is not libvirt's own choice
+// UserAlias is the prefix of device aliases that users choose; libvirt keeps all others for itself
 // (VIR_DOMAIN_USER_ALIAS_PREFIX in src/conf/domain_conf.c).
 const UserAlias = "ua-"
 
-// nicAlias is how the alias of a NIC of ours begins.
+// nicAlias is the prefix of the aliases of vmnet's NICs.
 const nicAlias = UserAlias + "vmnet-"
 
-// Alias is the alias of our NIC with that id. It is the device's id in QEMU as well.
+// Alias returns the alias of vmnet's NIC with that id. It is also the device's id in QEMU.
 func Alias(nic string) string { return nicAlias + nic }
 
-// AliasNIC is the id of our NIC with that alias; empty where the alias is no NIC's of ours.
-// The id is what somebody wrote into XML, and not validated.
+// AliasNIC returns the id of vmnet's NIC with that alias, or "" if the alias is not one of vmnet's.
+// The id comes from XML that anybody may have written, and is not validated.
 func AliasNIC(alias string) (nic string) {
 	if nic, ok := strings.CutPrefix(alias, nicAlias); ok {
 		return nic
@@ -28,21 +28,23 @@ func AliasNIC(alias string) (nic string) {
 	return ""
 }
 
-// Ethernet is an <interface type='ethernet'> on a tap or macvtap that is there already and stays
-// there: libvirt opens it by its name (managed='no', since libvirt 5.7), as many times as there are
-// queues. It changes neither the device's MAC nor its MTU, and does not set it up. A device is a macvtap to
-// libvirt if /dev/tap<ifindex> exists, which it then opens. Of one that is Managed libvirt makes the tap, which goes with
-// the guest, gives it a MAC like the guest's and sets it up, on no bridge.
+// Ethernet is an <interface type='ethernet'>. Unless Managed is set, the tap or macvtap exists
+// before and stays afterwards (managed='no', since libvirt 5.7): libvirt opens it by name, once per
+// queue, and changes neither its MAC, its MTU nor its state. libvirt takes a device for a macvtap
+// if /dev/tap<ifindex> exists, and then opens that.
+//
+// Of a Managed one libvirt makes the tap, gives it a MAC like the guest's, sets it up and puts it on
+// no bridge. The tap ends with the guest.
 type Ethernet struct {
-	Tap      string           // the name of the tap or macvtap, at most 15 bytes; no GeneratedName
-	Managed  bool             // libvirt makes the tap; one of that name must not be there
+	Tap      string           // name of the tap or macvtap, at most 15 bytes; not a GeneratedName
+	Managed  bool             // libvirt makes the tap; no device of that name may exist
 	MAC      net.HardwareAddr // 6 bytes, unicast
 	LinkDown bool             // the guest sees no carrier
-	Model    string           // empty is "virtio"
-	Driver   string           // who serves virtio: "vhost", the kernel, or "qemu"; empty is vhost where there is one
-	Queues   int              // 1 to 256; a tap must be multi-queue exactly if it is more than 1. 0 is 1
-	MTU      int              // bytes, 68 to 65535, that a virtio guest is told; 0 tells none
-	Alias    string           // begins with UserAlias; letters, digits, "-" and "_" follow
+	Model    string           // "" means "virtio"
+	Driver   string           // virtio backend: "vhost" or "qemu"; "" means vhost if the host has it
+	Queues   int              // 1 to 256, 0 means 1; over 1 needs a multi-queue tap, and vice versa
+	MTU      int              // bytes, 68 to 65535, announced to a virtio guest; 0 announces none
+	Alias    string           // UserAlias followed by letters, digits, "-" and "_"
 }
 
 type ethernetXML struct {
@@ -81,7 +83,7 @@ type mtuXML struct {
 	Size int `xml:"size,attr"`
 }
 
-// XML is the element for [Conn.AttachDevice].
+// XML returns the element, as libvirt's attach and detach calls take it.
 func (n Ethernet) XML() (string, error) {
 	if n.Model == "" {
 		n.Model = "virtio"
@@ -118,9 +120,9 @@ func (n Ethernet) validate() error {
 	}
 	switch {
 	case n.Tap == "" || len(n.Tap) > 15 || n.Tap == "." || n.Tap == ".." || strings.ContainsAny(n.Tap, "/:%") || !graphic(n.Tap):
-		return fmt.Errorf("tap %q: not the name of a device", n.Tap)
+		return fmt.Errorf("tap %q: want the name of a device", n.Tap)
 	case GeneratedName(n.Tap):
-		return fmt.Errorf("tap %q: libvirt makes up such names itself", n.Tap)
+		return fmt.Errorf("tap %q: libvirt generates such names itself", n.Tap)
 	case len(n.MAC) != 6 || n.MAC[0]&1 != 0 || bytes.Equal(n.MAC, make([]byte, 6)):
 		return fmt.Errorf("MAC %q: want a unicast one", n.MAC)
 	case n.Driver != "" && n.Driver != "vhost" && n.Driver != "qemu":
@@ -137,16 +139,18 @@ func (n Ethernet) validate() error {
 	return nil
 }
 
-// generatedNames are what the names begin with that libvirt makes up (VIR_NET_GENERATED_..._PREFIX in src/util/virnetdev.h).
+// generatedNames are the prefixes of names that libvirt generates (VIR_NET_GENERATED_..._PREFIX in
+// src/util/virnetdev.h).
 var generatedNames = []string{"vnet", "vif", "macvtap", "macvlan"}
 
-// GeneratedName tells whether a device's name is like those that libvirt makes up for its own. In stored XML it drops
-// them; libvirt 9.0 keeps them with managed='no', but whoever looks on would take the device for libvirt's.
+// GeneratedName reports whether a device's name has the form of the names that libvirt generates.
+// libvirt drops such names from stored XML. libvirt 9.0 keeps them with managed='no', but people
+// would take the device for libvirt's own.
 func GeneratedName(device string) bool {
 	return slices.ContainsFunc(generatedNames, func(prefix string) bool { return strings.HasPrefix(device, prefix) })
 }
 
-// graphic tells whether a name is printable ASCII without space, which XML hands on as it is.
+// graphic reports whether a name is printable ASCII without spaces, which XML keeps unchanged.
 func graphic(s string) bool {
 	return strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
 }

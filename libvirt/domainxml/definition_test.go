@@ -1,4 +1,4 @@
-package libvirt
+package domainxml
 
 import (
 	"net"
@@ -53,8 +53,8 @@ const definitionXML = `<?xml version="1.0"?>
 
 const domainAround = `<domain><name>x</name><uuid>c7a5fdbd-edaf-9455-926a-d65c16db1809</uuid><devices>NIC</devices></domain>`
 
-func TestParseDefinition(t *testing.T) {
-	def, err := ParseDefinition(definitionXML)
+func TestParse(t *testing.T) {
+	def, err := Parse(definitionXML)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestParseDefinition(t *testing.T) {
 	}
 }
 
-func TestParseDefinitionRefuses(t *testing.T) {
+func TestParseRefuses(t *testing.T) {
 	nic := func(s string) string { return strings.Replace(domainAround, "NIC", "<interface>"+s+"</interface>", 1) }
 	for name, text := range map[string]string{
 		"nothing":     "",
@@ -86,10 +86,10 @@ func TestParseDefinitionRefuses(t *testing.T) {
 		"many queues": nic("<driver queues='65536'/>"),
 		"slot":        nic("<address type='pci' slot='0x20'/>"),
 		"function":    nic("<address type='pci' function='x'/>"),
-		"long":        definitionXML + strings.Repeat(" ", maxString),
+		"long":        definitionXML + strings.Repeat(" ", maxText),
 		"many":        strings.Replace(domainAround, "NIC", strings.Repeat("<interface/>", maxInterfaces+1), 1),
 	} {
-		if def, err := ParseDefinition(text); err == nil {
+		if def, err := Parse(text); err == nil {
 			t.Errorf("%s: %+v", name, def)
 		}
 	}
@@ -102,7 +102,7 @@ func TestDeepNest(t *testing.T) {
 		return strings.Replace(domainAround, "NIC", nest, 1)
 	}
 	for _, name := range []string{"x", "interface"} {
-		if def, err := ParseDefinition(deep(name)); err == nil && len(def.Interfaces) > 1 {
+		if def, err := Parse(deep(name)); err == nil && len(def.Interfaces) > 1 {
 			t.Errorf("%+v", def)
 		}
 	}
