@@ -30,7 +30,7 @@ help: ## what there is, and how long it takes on two cores
 
 build: programs man ## the programs and their man pages, in bin (a minute at first, then seconds)
 
-# qemu-netup-front is what is installed as qemu-netup: it must know where the rest of it is, and `make install` where that was.
+# qemu-netup must know where `make install` puts the rest of it, and `make install` where that was.
 programs:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION) -X "main.fullPath=$(PREFIX)/libexec/vmnet/qemu-netup-full"' -o '$(BIN)/' ./cmd/...
 	@printf '%s\n' '$(PREFIX)' >'$(BIN)/prefix'

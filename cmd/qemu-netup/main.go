@@ -3,165 +3,98 @@
 //
 //go:debug containermaxprocs=0
 
-// Program qemu-netup gives guests their NICs at launch, for users who are not root. It is installed as
-// libexec/vmnet/qemu-netup-full without a right, and gets that from cmd/qemu-netup-front; setuid root or with
-// the file capability CAP_NET_ADMIN it works without that too. Which of its forms is
-// meant it sees by how it is called; see help.
+// Program qemu-netup is the only program of ours with a privilege. What QEMU asks its bridge helper
+// for it does itself, in as little time as the start of a small program takes; for everything else it
+// becomes qemu-netup-full, with the same arguments.
 package main
 
 import (
-	"errors"
-	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 
+	"kernel.org/pub/linux/libs/security/libcap/cap"
+
+	"vmnet/internal/bridgeconf"
+	"vmnet/internal/bridgehelper"
 	"vmnet/internal/console"
 	"vmnet/internal/fdroom"
-	"vmnet/internal/launch"
+	"vmnet/internal/gate"
+	"vmnet/internal/policy"
 	"vmnet/internal/privilege"
-	"vmnet/tapmgr"
 )
 
-const (
-	exitFailure = 1
-	exitUsage   = 2
+// Where the files are; the build may have the linker say otherwise. The user who starts this program
+// with a privilege cannot choose what it reads or becomes.
+var (
+	aclPath    = bridgeconf.DefaultPath
+	policyPath = policy.DefaultPath
+	fullPath   = "/usr/local/libexec/vmnet/qemu-netup-full"
 )
+
+const exitFailure = 1
 
 func main() {
-	if err := fdroom.Check(); err != nil {
-		console.Say(os.Stderr, "qemu-netup", err.Error())
-		os.Exit(exitFailure)
+	err := fdroom.Check()
+	if err == nil {
+		var p *privilege.Process
+		if p, err = privilege.Begin(); err == nil { // before anything else
+			err = run(p, os.Args)
+		}
 	}
-	p, err := privilege.Begin() // before anything else
-	a := &app{p: p, out: os.Stdout, err: os.Stderr}
 	if err != nil {
-		a.say(err.Error())
+		console.Say(os.Stderr, "qemu-netup", err.Error()) // which QEMU's users see
 		os.Exit(exitFailure)
 	}
-	os.Exit(a.run(os.Args))
 }
 
-// app is one run of the program.
-type app struct {
-	p        *privilege.Process
-	out, err io.Writer
+func run(p *privilege.Process, argv []string) error {
+	if r, ok := asQEMU(argv); ok {
+		return bridgehelper.Serve(p, gate.Files{ACL: aclPath, Policy: policyPath}, r)
+	}
+	// What some form of that program has a use for; see there what each keeps.
+	return p.HandOver(full(p.Elevated()), argv, cap.NET_ADMIN, cap.SYS_ADMIN, cap.MKNOD, cap.SYS_PTRACE, cap.DAC_READ_SEARCH)
 }
 
-// errUsage is a command line that makes no sense.
-var errUsage = errors.New("wrong usage")
-
-// usageError Is errUsage, without saying so in its text.
-type usageError struct{ error }
-
-func (e usageError) Is(target error) bool { return target == errUsage }
-func (e usageError) Unwrap() error        { return e.error }
-
-func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
-
-// run is the whole program; the result is its exit status.
-func (a *app) run(argv []string) int {
-	form, args := formOf(argv)
-	err := form(a, args)
-	switch {
-	case err == nil:
-		return 0
-	case errors.Is(err, errSaid):
-		return exitFailure
+// full returns the path of qemu-netup-full. A source tree and $GOBIN have it beside this program, where
+// it is of the same build; but what lies there is trusted only if no privilege is passed on, since a
+// hard link puts a program beside another user's files.
+func full(elevated bool) string {
+	if self, err := os.Executable(); err == nil && !elevated {
+		beside := filepath.Join(filepath.Dir(self), "qemu-netup-full")
+		if info, err := os.Stat(beside); err == nil && info.Mode().IsRegular() {
+			return beside
+		}
 	}
-	a.say(err.Error())
-	if errors.Is(err, errUsage) || errors.Is(err, tapmgr.ErrInvalid) || errors.Is(err, launch.ErrInvalid) {
-		a.print(a.err, "see qemu-netup --help\n")
-		return exitUsage
-	}
-	return exitFailure
+	return fullPath
 }
 
-// errSaid is an error that somebody else has been told.
-var errSaid = errors.New("said elsewhere")
-
-// A form is one way in which the program is called.
-type form func(*app, []string) error
-
-// formOf tells by the program's name and the shape of its arguments which form is meant.
-func formOf(argv []string) (form, []string) {
-	args := argv[1:]
-	own := args // what is not the VMM's
-	if end := slices.Index(args, "--"); end >= 0 {
-		own = args[:end]
+// asQEMU reads a command line as QEMU and libvirt write it, and no other: --use-vnet if they
+// can take a vnet header, and one --br and --fd with values (net_bridge_run_helper of QEMU's net/tap.c).
+// What is wrong with another one is for the full program to tell.
+func asQEMU(argv []string) (r bridgehelper.Request, ok bool) {
+	if slices.Contains([]string{"qemu-ifup", "qemu-ifdown"}, filepath.Base(argv[0])) {
+		return r, false
 	}
-	switch filepath.Base(argv[0]) {
-	case "qemu-ifup":
-		return (*app).ifUp, args
-	case "qemu-ifdown":
-		return (*app).ifDown, args
-	case "qemu-bridge-helper":
-		return (*app).bridgeHelper, args
+	r.FD = -1
+	for _, arg := range argv[1:] {
+		name, value, _ := strings.Cut(arg, "=")
+		switch {
+		case arg == "--use-vnet" && !r.VnetHdr:
+			r.VnetHdr = true
+		case name == "--br" && value != "" && r.Bridge == "":
+			r.Bridge = value
+		case name == "--fd" && r.FD < 0:
+			n, err := strconv.Atoi(value)
+			if err != nil || n < 0 || strconv.Itoa(n) != value {
+				return r, false
+			}
+			r.FD = n
+		default:
+			return r, false
+		}
 	}
-	has := func(flags ...string) bool {
-		return slices.ContainsFunc(own, func(arg string) bool {
-			name, _, _ := strings.Cut(arg, "=")
-			return slices.Contains(flags, name)
-		})
-	}
-	switch {
-	case len(own) < len(args) && has("-h", "--help"):
-		return (*app).help, nil
-	case len(own) < len(args):
-		return (*app).launch, args
-	case len(args) == 0:
-		return (*app).nothing, args
-	case args[0] == "help":
-		return (*app).help, nil
-	case slices.Contains([]string{"--version", "version"}, args[0]):
-		return (*app).version, args[1:]
-	case has("--attach"):
-		return (*app).serve, args
-	case has("--br", "--fd", "--use-vnet"): // its exit status must not be 0 without an fd sent, not even for help
-		return (*app).bridgeHelper, args
-	case has("-h", "--help"):
-		return (*app).help, nil
-	case args[0] == "ifup":
-		return (*app).ifUp, args[1:]
-	case args[0] == "ifdown":
-		return (*app).ifDown, args[1:]
-	}
-	return (*app).launch, args
+	return r, r.Bridge != "" && r.FD >= 0
 }
-
-func (a *app) nothing([]string) error { return usagef("nothing is asked for") }
-
-func (a *app) help([]string) error { return a.print(a.out, "%s", helpText()) }
-
-func (a *app) version([]string) error {
-	text := version
-	if info, ok := debug.ReadBuildInfo(); ok {
-		text += " " + info.GoVersion
-	}
-	return a.print(a.out, "qemu-netup %s\n", text)
-}
-
-// version is set by the linker.
-var version = "devel"
-
-// manager works for the caller, in the namespace that we are in.
-func (a *app) manager(do func(*tapmgr.Manager) error) error { return a.managerIn("", do) }
-
-// managerIn is manager for a named namespace.
-func (a *app) managerIn(netns string, do func(*tapmgr.Manager) error) error {
-	return tapmgr.In(netns, func(m *tapmgr.Manager) error {
-		m.Owner, m.LookInto = a.p.Caller.UID, a.p.With
-		return do(m)
-	})
-}
-
-func (a *app) print(w io.Writer, format string, args ...any) error {
-	_, err := fmt.Fprintf(w, format, args...)
-	return err
-}
-
-// say prints to stderr, which QEMU's users see.
-func (a *app) say(text string) { console.Say(a.err, "qemu-netup", text) }

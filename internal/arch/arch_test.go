@@ -11,7 +11,7 @@ import (
 // layers are the packages from top to bottom; those of one layer know nothing
 // of each other.
 var layers = [][]string{
-	{"cmd/vmnet", "cmd/qemu-netup", "cmd/qemu-netup-front", "cmd/vmnet-hook"},
+	{"cmd/vmnet", "cmd/qemu-netup", "cmd/qemu-netup-full", "cmd/vmnet-hook"},
 	{"internal/hook", "internal/watch"},
 	{"internal/declared"},
 	{"internal/nicflags"},

@@ -148,8 +148,8 @@ func (h *helperLab) build(name, flags, source string) string {
 func (h *helperLab) netup(name, policyPath string) string {
 	full := filepath.Join(h.dir, name+"-full")
 	flags := fmt.Sprintf("-X main.policyPath=%s -X main.aclPath=%s -X main.fullPath=%s", policyPath, filepath.Join(h.dir, "bridge.conf"), full)
-	h.build(name+"-full", flags, "vmnet/cmd/qemu-netup")
-	path := h.build(name, flags, "vmnet/cmd/qemu-netup-front")
+	h.build(name+"-full", flags, "vmnet/cmd/qemu-netup-full")
+	path := h.build(name, flags, "vmnet/cmd/qemu-netup")
 	h.must(os.Chmod(path, 0o755|os.ModeSetuid))
 	return path
 }

@@ -22,7 +22,7 @@ func TestCheck(t *testing.T) {
 // TestProgramsWithoutRoom: each program says in a line of its own that it has no room, whatever little it has.
 func TestProgramsWithoutRoom(t *testing.T) {
 	dir := t.TempDir()
-	programs := []string{"vmnet", "qemu-netup", "qemu-netup-front", "vmnet-hook", "testvm"}
+	programs := []string{"vmnet", "qemu-netup", "qemu-netup-full", "vmnet-hook", "testvm"}
 	build := exec.Command("go", "build", "-trimpath", "-o", dir)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as they are installed
 	for _, p := range programs {

@@ -28,7 +28,7 @@ remove() {
 
 # built makes sure that all is there, and was built to be put where it is put now.
 built() {
-	for file in vmnet vmnet-hook qemu-netup qemu-netup-front prefix man/vmnet.8; do
+	for file in vmnet vmnet-hook qemu-netup qemu-netup-full prefix man/vmnet.8; do
 		[ -e "$BIN/$file" ] || die "nothing to install: $BIN/$file is missing. Run 'make build', as yourself, first"
 	done
 	[ "$(cat "$BIN/prefix")" = "$PREFIX" ] ||
@@ -48,18 +48,18 @@ check() {
 # netup installs the helper last of all, and gives it its right once it is whole. What it becomes
 # for most of its forms has none of its own.
 netup() {
-	put 0755 "$BIN/qemu-netup" libexec/vmnet/qemu-netup-full
+	put 0755 "$BIN/qemu-netup-full" libexec/vmnet/qemu-netup-full
 	others=5
 	[ -z "$GROUP" ] || others=0
 	case $PRIVILEGE in
-	none) put 0755 "$BIN/qemu-netup-front" bin/qemu-netup ;;
+	none) put 0755 "$BIN/qemu-netup" bin/qemu-netup ;;
 	setuid)
 		place bin/qemu-netup
-		install -T -o root -g "${GROUP:-root}" -m "475$others" "$BIN/qemu-netup-front" "$to/bin/qemu-netup"
+		install -T -o root -g "${GROUP:-root}" -m "475$others" "$BIN/qemu-netup" "$to/bin/qemu-netup"
 		;;
 	setcap)
 		place bin/qemu-netup
-		install -T -o root -g "${GROUP:-root}" -m "075$others" "$BIN/qemu-netup-front" "$to/bin/qemu-netup"
+		install -T -o root -g "${GROUP:-root}" -m "075$others" "$BIN/qemu-netup" "$to/bin/qemu-netup"
 		setcap cap_net_admin+ep "$to/bin/qemu-netup"
 		;;
 	esac

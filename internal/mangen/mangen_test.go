@@ -111,7 +111,7 @@ func TestOptionsAreTold(t *testing.T) {
 	}{
 		{"vmnet-attach.8", []string{"./cmd/vmnet", "attach", "--help"}},
 		{"vmnet-doctor.8", []string{"./cmd/vmnet", "doctor", "--help"}},
-		{"qemu-netup.8", []string{"./cmd/qemu-netup", "--help"}},
+		{"qemu-netup.8", []string{"./cmd/qemu-netup-full", "--help"}},
 	} {
 		cmd := exec.Command("go", append([]string{"run"}, c.run...)...)
 		cmd.Dir = top

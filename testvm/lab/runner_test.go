@@ -47,7 +47,7 @@ func TestLabHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Those that boot guests begin.
-	packages, err := labPackages(ctx, root, strings.Fields(cmp.Or(os.Getenv("VMNET_LAB_PKG"), "./tapmgr ./cmd/qemu-netup ./..."))...)
+	packages, err := labPackages(ctx, root, strings.Fields(cmp.Or(os.Getenv("VMNET_LAB_PKG"), "./tapmgr ./cmd/qemu-netup-full ./..."))...)
 	if err != nil {
 		t.Fatal(err)
 	}

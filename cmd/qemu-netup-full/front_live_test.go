@@ -73,6 +73,22 @@ func TestLiveFullHasNoRightByItself(t *testing.T) {
 	}
 }
 
+// A program with a privilege becomes what it was built for, not what lies beside it.
+func TestLiveTheRightGoesToNoNeighbour(t *testing.T) {
+	i := install(t)
+	i.full = i.path("elsewhere")
+	i.build(i.program, "../qemu-netup")
+	for name, mode := range map[string]os.FileMode{"": 0o755, "no such file or directory": 0o755 | os.ModeSetuid} {
+		if err := os.Chmod(i.program, mode); err != nil {
+			t.Fatal(err)
+		}
+		out, err := i.as(nobody, "--version").CombinedOutput()
+		if failed := name != ""; (err != nil) != failed || failed && !strings.Contains(string(out), i.full+": "+name) {
+			t.Errorf("mode %v: %v: %s", mode, err, out)
+		}
+	}
+}
+
 // The right goes to no program that others than root can change, nor to one that the caller chooses.
 func TestLiveTheRightGoesNowhereElse(t *testing.T) {
 	h := newHost(t)
