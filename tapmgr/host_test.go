@@ -12,9 +12,9 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/internal/access/plaintap"
 	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
-	"vmnet/internal/plaintap"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/tun"
 	"vmnet/qmp"

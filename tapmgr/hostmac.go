@@ -7,7 +7,7 @@ import (
 	"io/fs"
 	"net"
 
-	"vmnet/internal/plaintap"
+	"vmnet/internal/access/plaintap"
 	"vmnet/internal/rtnl"
 )
 

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	"vmnet/internal/plaintap"
+	"vmnet/internal/access/plaintap"
 	"vmnet/internal/qemu"
 	"vmnet/internal/rtnl"
 )

@@ -8,8 +8,8 @@ import (
 	"strings"
 
 	"vmnet/bridge"
+	"vmnet/internal/access/plaintap"
 	"vmnet/internal/alias"
-	"vmnet/internal/plaintap"
 	"vmnet/internal/procfd"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/tun"

@@ -6,9 +6,9 @@ import (
 	"github.com/spf13/pflag"
 
 	"vmnet/bridge"
-	"vmnet/internal/bridgehelper"
+	"vmnet/internal/access/bridgehelper"
+	"vmnet/internal/access/policy"
 	"vmnet/internal/nicflags"
-	"vmnet/internal/policy"
 )
 
 // bridgeOptions are the command line of qemu-bridge-helper, and what may stand before it.

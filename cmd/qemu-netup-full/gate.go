@@ -1,9 +1,9 @@
 package main
 
 import (
-	"vmnet/internal/bridgeconf"
-	"vmnet/internal/gate"
-	"vmnet/internal/policy"
+	"vmnet/internal/access/bridgeconf"
+	"vmnet/internal/access/gate"
+	"vmnet/internal/access/policy"
 	"vmnet/tapmgr"
 )
 

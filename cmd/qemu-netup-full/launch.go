@@ -12,11 +12,11 @@ import (
 
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
+	"vmnet/internal/access/gate"
+	"vmnet/internal/access/policy"
 	"vmnet/internal/console"
 	"vmnet/internal/fdpass"
-	"vmnet/internal/gate"
 	"vmnet/internal/launch"
-	"vmnet/internal/policy"
 	"vmnet/internal/qemu"
 	"vmnet/internal/shellquote"
 	"vmnet/internal/step"

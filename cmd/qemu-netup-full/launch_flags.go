@@ -8,9 +8,9 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"vmnet/internal/access/policy"
 	"vmnet/internal/launch"
 	"vmnet/internal/nicflags"
-	"vmnet/internal/policy"
 	"vmnet/internal/qemu"
 	"vmnet/tapmgr"
 )

@@ -19,10 +19,10 @@ import (
 	"slices"
 	"strings"
 
+	"vmnet/internal/access/privilege"
 	"vmnet/internal/console"
 	"vmnet/internal/fdroom"
 	"vmnet/internal/launch"
-	"vmnet/internal/privilege"
 	"vmnet/tapmgr"
 )
 

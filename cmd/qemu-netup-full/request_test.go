@@ -10,8 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"vmnet/bridge"
+	"vmnet/internal/access/policy"
 	"vmnet/internal/nstest"
-	"vmnet/internal/policy"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
 )

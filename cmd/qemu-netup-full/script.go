@@ -3,8 +3,8 @@ package main
 import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
-	"vmnet/internal/gate"
-	"vmnet/internal/policy"
+	"vmnet/internal/access/gate"
+	"vmnet/internal/access/policy"
 	"vmnet/tapmgr"
 )
 

@@ -4,9 +4,9 @@ import (
 	"cmp"
 	"context"
 
-	"vmnet/internal/bridgehelper"
-	"vmnet/internal/gate"
-	"vmnet/internal/policy"
+	"vmnet/internal/access/bridgehelper"
+	"vmnet/internal/access/gate"
+	"vmnet/internal/access/policy"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
 )

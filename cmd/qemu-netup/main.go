@@ -17,13 +17,13 @@ import (
 
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
-	"vmnet/internal/bridgeconf"
-	"vmnet/internal/bridgehelper"
+	"vmnet/internal/access/bridgeconf"
+	"vmnet/internal/access/bridgehelper"
+	"vmnet/internal/access/gate"
+	"vmnet/internal/access/policy"
+	"vmnet/internal/access/privilege"
 	"vmnet/internal/console"
 	"vmnet/internal/fdroom"
-	"vmnet/internal/gate"
-	"vmnet/internal/policy"
-	"vmnet/internal/privilege"
 )
 
 // Where the files are; the build may have the linker say otherwise. The user who starts this program

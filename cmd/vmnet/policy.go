@@ -3,8 +3,8 @@ package main
 import (
 	"github.com/spf13/cobra"
 
-	"vmnet/internal/bridgeconf"
-	"vmnet/internal/policy"
+	"vmnet/internal/access/bridgeconf"
+	"vmnet/internal/access/policy"
 )
 
 func (a *app) policyCommand() *cobra.Command {

@@ -12,9 +12,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vmnet/internal/bridgeconf"
+	"vmnet/internal/access/bridgeconf"
+	"vmnet/internal/access/policy"
 	"vmnet/internal/nicflags"
-	"vmnet/internal/policy"
 	"vmnet/macvtap"
 )
 

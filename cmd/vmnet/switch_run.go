@@ -16,9 +16,9 @@ import (
 
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/access/privilege"
 	"vmnet/internal/netns"
 	"vmnet/internal/nicflags"
-	"vmnet/internal/privilege"
 )
 
 // runVerb is what the command line of switch run asks for.

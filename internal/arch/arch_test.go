@@ -15,23 +15,23 @@ var layers = [][]string{
 	{"internal/hook", "internal/watch"},
 	{"internal/declared"},
 	{"internal/nicflags"},
-	{"internal/bridgehelper"},
-	{"internal/gate"},
+	{"internal/access/bridgehelper"},
+	{"internal/access/gate"},
 	{"tapmgr", "internal/doctor"},
 	{"internal/launch"},
-	{"internal/bridgeconf", "internal/policy"},
+	{"internal/access/bridgeconf", "internal/access/policy"},
 	{"bridge/vswitch/control", "internal/capture"},
 	{"bridge/vswitch"},
-	{"internal/plaintap", "internal/owned"},
+	{"internal/access/plaintap", "internal/owned"},
 	{"bridge", "macvtap", "vhost", "qmp", "libvirt"},
 	{"internal/tun", "internal/rtnl", "internal/qemu", "libvirt/domainxml"},
 	{"internal/netns", "internal/step", "internal/stablemac", "internal/fdlabel"},
 	{"internal/pidfd"},
-	{"internal/procfd", "internal/procview", "internal/fdpass", "internal/console", "internal/privilege", "internal/shellquote", "internal/hookfile", "internal/offload", "internal/rundir", "internal/alias", "internal/fdroom"},
+	{"internal/procfd", "internal/procview", "internal/fdpass", "internal/console", "internal/access/privilege", "internal/shellquote", "internal/hookfile", "internal/offload", "internal/rundir", "internal/alias", "internal/fdroom"},
 }
 
 // systemCalls are the packages that may import x/sys/unix.
-var systemCalls = []string{"bridge/vswitch", "internal/privilege", "internal/tun", "internal/netns", "internal/procfd", "internal/rtnl", "internal/fdpass", "internal/fdlabel", "internal/pidfd", "internal/procview", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "testvm", "cmd/testvm"}
+var systemCalls = []string{"bridge/vswitch", "internal/access/privilege", "internal/tun", "internal/netns", "internal/procfd", "internal/rtnl", "internal/fdpass", "internal/fdlabel", "internal/pidfd", "internal/procview", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "testvm", "cmd/testvm"}
 
 // forTests may be imported by tests and by cmd/testvm alone; internal/mangen, by
 // what writes the man pages.

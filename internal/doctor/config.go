@@ -6,8 +6,8 @@ import (
 	"io/fs"
 	"os"
 
-	"vmnet/internal/bridgeconf"
-	"vmnet/internal/policy"
+	"vmnet/internal/access/bridgeconf"
+	"vmnet/internal/access/policy"
 )
 
 // bridgeConf reads QEMU's list of bridges as the helper will.

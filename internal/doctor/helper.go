@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/privilege"
+	"vmnet/internal/access/privilege"
 )
 
 // Helper is the program that gives users without rights what the policy allows them.

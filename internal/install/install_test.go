@@ -13,9 +13,9 @@ import (
 	"syscall"
 	"testing"
 
-	"vmnet/internal/bridgeconf"
+	"vmnet/internal/access/bridgeconf"
+	"vmnet/internal/access/policy"
 	"vmnet/internal/nstest"
-	"vmnet/internal/policy"
 )
 
 const top = "../.." // of the source tree

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
+	"vmnet/internal/access/plaintap"
 	"vmnet/internal/nstest"
-	"vmnet/internal/plaintap"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/tun"
 )

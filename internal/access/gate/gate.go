@@ -8,9 +8,9 @@ import (
 	"math"
 	"slices"
 
-	"vmnet/internal/bridgeconf"
-	"vmnet/internal/policy"
-	"vmnet/internal/privilege"
+	"vmnet/internal/access/bridgeconf"
+	"vmnet/internal/access/policy"
+	"vmnet/internal/access/privilege"
 )
 
 // Files are the paths of what is read; it is for root to say where they are.

@@ -172,7 +172,7 @@ func TestParseErrors(t *testing.T) {
 
 // The example of the man page is one.
 func TestManPage(t *testing.T) {
-	page, err := os.ReadFile("../../docs/man/policy.yaml.5.md")
+	page, err := os.ReadFile("../../../docs/man/policy.yaml.5.md")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
-	"vmnet/internal/privilege"
+	"vmnet/internal/access/privilege"
 )
 
 func main() {

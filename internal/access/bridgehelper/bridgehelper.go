@@ -6,13 +6,13 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"vmnet/bridge"
+	"vmnet/internal/access/gate"
+	"vmnet/internal/access/plaintap"
+	"vmnet/internal/access/policy"
+	"vmnet/internal/access/privilege"
 	"vmnet/internal/fdpass"
-	"vmnet/internal/gate"
 	"vmnet/internal/netns"
 	"vmnet/internal/owned"
-	"vmnet/internal/plaintap"
-	"vmnet/internal/policy"
-	"vmnet/internal/privilege"
 	"vmnet/internal/rtnl"
 )
 
