@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"vmnet/internal/hookfile"
+	"vmnet/internal/libvirthook/hookfile"
 	"vmnet/internal/step"
 	"vmnet/libvirt"
 )

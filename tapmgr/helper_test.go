@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/declared"
+	"vmnet/internal/libvirthook/declared"
 	"vmnet/internal/netns"
 	"vmnet/internal/step"
 	"vmnet/tapmgr"

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/declared"
+	"vmnet/internal/libvirthook/declared"
 	"vmnet/internal/nstest"
 	"vmnet/libvirt/libvirttest"
 	"vmnet/macvtap"

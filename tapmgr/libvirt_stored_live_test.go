@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/declared"
+	"vmnet/internal/libvirthook/declared"
 	"vmnet/tapmgr"
 	"vmnet/testvm"
 )

@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"vmnet/bridge"
-	"vmnet/internal/declared"
+	"vmnet/internal/libvirthook/declared"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
 )

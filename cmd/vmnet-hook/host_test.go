@@ -13,7 +13,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"vmnet/internal/hookfile"
+	"vmnet/internal/libvirthook/hookfile"
 	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
 	"vmnet/libvirt/libvirttest"

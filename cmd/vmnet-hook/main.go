@@ -21,7 +21,7 @@ import (
 
 	"vmnet/internal/console"
 	"vmnet/internal/fdroom"
-	"vmnet/internal/hook"
+	"vmnet/internal/libvirthook/hook"
 	"vmnet/tapmgr"
 )
 

@@ -7,7 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmnet/internal/doctor"
-	"vmnet/internal/hookfile"
+	"vmnet/internal/libvirthook/hookfile"
 )
 
 func (a *app) hookCommand() *cobra.Command {

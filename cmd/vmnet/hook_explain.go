@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vmnet/internal/hook"
+	"vmnet/internal/libvirthook/hook"
 	"vmnet/libvirt/domainxml"
 )
 

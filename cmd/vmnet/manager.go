@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/declared"
+	"vmnet/internal/libvirthook/declared"
 	"vmnet/internal/netns"
 	"vmnet/internal/rtnl"
 	"vmnet/tapmgr"

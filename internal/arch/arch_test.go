@@ -12,8 +12,8 @@ import (
 // of each other.
 var layers = [][]string{
 	{"cmd/vmnet", "cmd/qemu-netup", "cmd/qemu-netup-full", "cmd/vmnet-hook"},
-	{"internal/hook", "internal/watch"},
-	{"internal/declared"},
+	{"internal/libvirthook/hook", "internal/watch"},
+	{"internal/libvirthook/declared"},
 	{"internal/nicflags"},
 	{"internal/access/bridgehelper"},
 	{"internal/access/gate"},
@@ -27,7 +27,7 @@ var layers = [][]string{
 	{"internal/tun", "internal/rtnl", "internal/qemu", "libvirt/domainxml"},
 	{"internal/netns", "internal/step", "internal/stablemac", "internal/fdlabel"},
 	{"internal/pidfd"},
-	{"internal/procfd", "internal/procview", "internal/fdpass", "internal/console", "internal/access/privilege", "internal/shellquote", "internal/hookfile", "internal/offload", "internal/rundir", "internal/alias", "internal/fdroom"},
+	{"internal/procfd", "internal/procview", "internal/fdpass", "internal/console", "internal/access/privilege", "internal/shellquote", "internal/libvirthook/hookfile", "internal/offload", "internal/rundir", "internal/alias", "internal/fdroom"},
 }
 
 // systemCalls are the packages that may import x/sys/unix.

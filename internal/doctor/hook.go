@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"vmnet/internal/hookfile"
+	"vmnet/internal/libvirthook/hookfile"
 )
 
 // libvirtDaemons run QEMU guests: of libvirt as one daemon, and of libvirt in parts.

@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"vmnet/internal/hookfile"
+	"vmnet/internal/libvirthook/hookfile"
 	"vmnet/internal/nstest"
 )
 

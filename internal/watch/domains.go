@@ -9,7 +9,7 @@ import (
 	"syscall"
 	"time"
 
-	"vmnet/internal/declared"
+	"vmnet/internal/libvirthook/declared"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
 )

@@ -8,7 +8,7 @@ import (
 	"sync"
 
 	"vmnet/bridge"
-	"vmnet/internal/declared"
+	"vmnet/internal/libvirthook/declared"
 	"vmnet/internal/rtnl"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"

@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"fmt"
 
-	"vmnet/internal/declared"
+	"vmnet/internal/libvirthook/declared"
 	"vmnet/libvirt/domainxml"
 	"vmnet/macvtap"
 )

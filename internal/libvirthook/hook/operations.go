@@ -8,7 +8,7 @@ import (
 	"slices"
 	"time"
 
-	"vmnet/internal/declared"
+	"vmnet/internal/libvirthook/declared"
 	"vmnet/internal/qemu"
 	"vmnet/libvirt/domainxml"
 	"vmnet/tapmgr"

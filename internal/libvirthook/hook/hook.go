@@ -14,7 +14,7 @@ import (
 	"io"
 	"strings"
 
-	"vmnet/internal/declared"
+	"vmnet/internal/libvirthook/declared"
 	"vmnet/libvirt/domainxml"
 	"vmnet/tapmgr"
 )
