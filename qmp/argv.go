@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"strings"
 
-	cmdline "vmnet/internal/qemu"
+	cmdline "vmnet/internal/vmm/qemu"
 )
 
 // Args is the NIC as arguments of a QEMU that inherits its fds by those numbers: -netdev

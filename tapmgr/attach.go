@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"time"
 
-	"vmnet/internal/qemu"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
+	"vmnet/internal/vmm/qemu"
 )
 
 // Result is what Attach did.

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"os"
 
-	"vmnet/internal/qemu"
 	"vmnet/internal/step"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
 )
 

@@ -13,8 +13,8 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/netns"
-	"vmnet/internal/qemu"
 	"vmnet/internal/rtnl"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
 	"vmnet/tapmgr"
 	"vmnet/testvm"

@@ -11,8 +11,8 @@ import (
 	"syscall"
 	"time"
 
-	"vmnet/internal/qemu"
 	"vmnet/internal/step"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
 )

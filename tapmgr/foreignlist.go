@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"vmnet/bridge"
-	"vmnet/internal/qemu"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
 )

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"vmnet/internal/pidfd"
-	"vmnet/internal/qemu"
 	"vmnet/internal/step"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr"
 	"vmnet/testvm"
 )

@@ -15,8 +15,8 @@ import (
 
 	"vmnet/internal/fdlabel"
 	"vmnet/internal/nstest"
-	"vmnet/internal/qemu"
 	"vmnet/internal/rtnl"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr"
 )
 

@@ -11,9 +11,9 @@ import (
 
 	"vmnet/internal/netns"
 	"vmnet/internal/procfd"
-	"vmnet/internal/qemu"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/tun"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/macvtap"
 )
 

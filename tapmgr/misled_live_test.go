@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/qemu"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
 	"vmnet/testvm"

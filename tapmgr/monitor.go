@@ -13,7 +13,7 @@ import (
 	"vmnet/internal/netns"
 	"vmnet/internal/pidfd"
 	"vmnet/internal/procview"
-	"vmnet/internal/qemu"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
 )
 

@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"vmnet/internal/pidfd"
-	"vmnet/internal/qemu"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
 )
 

@@ -7,8 +7,8 @@ import (
 	"strings"
 
 	"vmnet/internal/access/plaintap"
-	"vmnet/internal/qemu"
 	"vmnet/internal/rtnl"
+	"vmnet/internal/vmm/qemu"
 )
 
 // isPlain reports whether only the tap's bridge is known, and no guest or NIC.

@@ -7,8 +7,8 @@ import (
 	"net"
 
 	"vmnet/internal/netns"
-	"vmnet/internal/qemu"
 	"vmnet/internal/rtnl"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/macvtap"
 	"vmnet/qmp"
 )

@@ -9,7 +9,7 @@ import (
 	"syscall"
 	"time"
 
-	"vmnet/internal/qemu"
+	"vmnet/internal/vmm/qemu"
 )
 
 // startingFor is how long a guest may take from the making of its device until its QEMU opens that.

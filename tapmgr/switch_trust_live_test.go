@@ -13,7 +13,7 @@ import (
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/fdlabel"
-	"vmnet/internal/qemu"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr"
 )
 

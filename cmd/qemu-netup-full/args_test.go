@@ -12,7 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
 
-	"vmnet/internal/launch"
+	"vmnet/internal/vmm/launch"
 	"vmnet/tapmgr"
 )
 

@@ -16,10 +16,10 @@ import (
 	"vmnet/internal/access/policy"
 	"vmnet/internal/console"
 	"vmnet/internal/fdpass"
-	"vmnet/internal/launch"
-	"vmnet/internal/qemu"
 	"vmnet/internal/shellquote"
 	"vmnet/internal/step"
+	"vmnet/internal/vmm/launch"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr"
 )
 

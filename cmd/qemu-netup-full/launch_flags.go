@@ -9,9 +9,9 @@ import (
 	"github.com/spf13/pflag"
 
 	"vmnet/internal/access/policy"
-	"vmnet/internal/launch"
 	"vmnet/internal/nicflags"
-	"vmnet/internal/qemu"
+	"vmnet/internal/vmm/launch"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr"
 )
 

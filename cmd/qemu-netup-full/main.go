@@ -22,7 +22,7 @@ import (
 	"vmnet/internal/access/privilege"
 	"vmnet/internal/console"
 	"vmnet/internal/fdroom"
-	"vmnet/internal/launch"
+	"vmnet/internal/vmm/launch"
 	"vmnet/tapmgr"
 )
 

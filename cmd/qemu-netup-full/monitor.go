@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"vmnet/internal/launch"
 	"vmnet/internal/rundir"
+	"vmnet/internal/vmm/launch"
 )
 
 // monitorPath is where the QMP socket of QEMU is to be, if all goes well; empty for none.

@@ -14,8 +14,8 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/netns"
-	"vmnet/internal/qemu"
 	"vmnet/internal/rtnl"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr"
 )
 

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmnet/bridge"
-	"vmnet/internal/qemu"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr"
 )
 

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"time"
 
-	"vmnet/internal/qemu"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
 	"vmnet/qmp"

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"vmnet/internal/libvirthook/declared"
-	"vmnet/internal/qemu"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/libvirt/domainxml"
 	"vmnet/tapmgr"
 )

@@ -12,7 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"vmnet/internal/launch"
+	"vmnet/internal/vmm/launch"
 	"vmnet/qmp"
 )
 

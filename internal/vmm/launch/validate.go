@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	"vmnet/internal/qemu"
+	"vmnet/internal/vmm/qemu"
 )
 
 // validate checks all but what qmp.NIC.Args checks.

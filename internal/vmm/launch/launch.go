@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"vmnet/internal/qemu"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
 )
 

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	"vmnet/internal/qemu"
+	"vmnet/internal/vmm/qemu"
 )
 
 // VMM says how the program of a command line is given its NICs.

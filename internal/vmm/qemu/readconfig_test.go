@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"vmnet/internal/qemu"
+	"vmnet/internal/vmm/qemu"
 )
 
 const config = `# a machine

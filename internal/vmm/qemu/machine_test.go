@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"vmnet/internal/qemu"
+	"vmnet/internal/vmm/qemu"
 )
 
 func TestMachineOf(t *testing.T) {

@@ -12,9 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/launch"
 	"vmnet/internal/nstest"
-	"vmnet/internal/qemu"
+	"vmnet/internal/vmm/launch"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
 )
 

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"vmnet/internal/launch"
+	"vmnet/internal/vmm/launch"
 )
 
 // TestFind: QEMU is found behind whatever executes it, or the command line is refused with the reason.

@@ -6,7 +6,7 @@ import (
 	"maps"
 	"slices"
 
-	"vmnet/internal/qemu"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
 )
 

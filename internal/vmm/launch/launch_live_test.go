@@ -13,11 +13,11 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/launch"
 	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
-	"vmnet/internal/qemu"
 	"vmnet/internal/tun"
+	"vmnet/internal/vmm/launch"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
 	"vmnet/testvm"
 )
