@@ -58,7 +58,7 @@ endef
 quick: ## vet, format, and the tests that need neither root nor guests (a minute at first, then seconds)
 	$(GO) vet ./...
 	@$(check_format)
-	$(GO) test -skip '^TestLive|^TestLab' $$($(GO) list ./... | grep -v -e /internal/install$$ -e /internal/mangen$$)
+	$(GO) test -skip '^TestLive|^TestLab' $$($(GO) list ./... | grep -v -e /internal/install$$ -e /internal/cli/mangen$$)
 
 # What .ci/run does. STEPS=... are some of the steps that internal/fresh/steps.sh has.
 STEPS ?=

@@ -8,7 +8,7 @@ import (
 	"vmnet/bridge"
 	"vmnet/internal/access/bridgehelper"
 	"vmnet/internal/access/policy"
-	"vmnet/internal/nicflags"
+	"vmnet/internal/cli/nicflags"
 )
 
 // bridgeOptions are the command line of qemu-bridge-helper, and what may stand before it.

@@ -14,7 +14,7 @@ import (
 
 	"vmnet/internal/access/gate"
 	"vmnet/internal/access/policy"
-	"vmnet/internal/console"
+	"vmnet/internal/cli/console"
 	"vmnet/internal/fdpass"
 	"vmnet/internal/shellquote"
 	"vmnet/internal/step"

@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"vmnet/internal/access/policy"
-	"vmnet/internal/nicflags"
+	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/vmm/launch"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr"

@@ -20,8 +20,8 @@ import (
 	"strings"
 
 	"vmnet/internal/access/privilege"
-	"vmnet/internal/console"
-	"vmnet/internal/fdroom"
+	"vmnet/internal/cli/console"
+	"vmnet/internal/cli/fdroom"
 	"vmnet/internal/vmm/launch"
 	"vmnet/tapmgr"
 )

@@ -22,8 +22,8 @@ import (
 	"vmnet/internal/access/gate"
 	"vmnet/internal/access/policy"
 	"vmnet/internal/access/privilege"
-	"vmnet/internal/console"
-	"vmnet/internal/fdroom"
+	"vmnet/internal/cli/console"
+	"vmnet/internal/cli/fdroom"
 )
 
 // Where the files are; the build may have the linker say otherwise. The user who starts this program

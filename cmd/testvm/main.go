@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/fdroom"
+	"vmnet/internal/cli/fdroom"
 	"vmnet/testvm/guest"
 )
 

@@ -19,8 +19,8 @@ import (
 	"syscall"
 	"time"
 
-	"vmnet/internal/console"
-	"vmnet/internal/fdroom"
+	"vmnet/internal/cli/console"
+	"vmnet/internal/cli/fdroom"
 	"vmnet/internal/libvirthook/hook"
 	"vmnet/tapmgr"
 )

@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vmnet/internal/nicflags"
+	"vmnet/internal/cli/nicflags"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
 )

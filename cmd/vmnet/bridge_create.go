@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmnet/bridge"
-	"vmnet/internal/nicflags"
+	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/stablemac"
 )

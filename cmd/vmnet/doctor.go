@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vmnet/internal/console"
+	"vmnet/internal/cli/console"
 	"vmnet/internal/doctor"
 	"vmnet/internal/netns"
 )

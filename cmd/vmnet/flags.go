@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"vmnet/bridge"
-	"vmnet/internal/nicflags"
+	"vmnet/internal/cli/nicflags"
 	"vmnet/tapmgr"
 )
 

@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
-	"vmnet/internal/nicflags"
+	"vmnet/internal/cli/nicflags"
 )
 
 const (

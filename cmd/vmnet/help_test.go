@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"vmnet/internal/nicflags"
+	"vmnet/internal/cli/nicflags"
 	"vmnet/tapmgr"
 )
 

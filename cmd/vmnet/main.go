@@ -12,8 +12,8 @@ import (
 	"os/signal"
 	"syscall"
 
-	"vmnet/internal/console"
-	"vmnet/internal/fdroom"
+	"vmnet/internal/cli/console"
+	"vmnet/internal/cli/fdroom"
 )
 
 func main() {

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"os"
 
-	"vmnet/internal/mangen"
+	"vmnet/internal/cli/mangen"
 )
 
 // With the tag mangen this program writes the man pages instead: make man. Only

@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"vmnet/internal/console"
+	"vmnet/internal/cli/console"
 )
 
 // What is said on stderr: in lines for people, or with -o json in JSON objects, one a line.

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/term"
 
-	"vmnet/internal/console"
+	"vmnet/internal/cli/console"
 )
 
 // errOutput is stdout that takes no more: a full disk, a reader that has gone.

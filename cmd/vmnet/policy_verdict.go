@@ -14,7 +14,7 @@ import (
 
 	"vmnet/internal/access/bridgeconf"
 	"vmnet/internal/access/policy"
-	"vmnet/internal/nicflags"
+	"vmnet/internal/cli/nicflags"
 	"vmnet/macvtap"
 )
 

@@ -15,8 +15,8 @@ import (
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/capture"
-	"vmnet/internal/console"
-	"vmnet/internal/nicflags"
+	"vmnet/internal/cli/console"
+	"vmnet/internal/cli/nicflags"
 )
 
 // captureVerb is what the command line of switch capture asks for.

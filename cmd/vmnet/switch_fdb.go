@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/nicflags"
+	"vmnet/internal/cli/nicflags"
 )
 
 func (a *app) switchFDBCommand() *cobra.Command {

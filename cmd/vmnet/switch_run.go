@@ -17,8 +17,8 @@ import (
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/access/privilege"
+	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/netns"
-	"vmnet/internal/nicflags"
 )
 
 // runVerb is what the command line of switch run asks for.

@@ -11,7 +11,7 @@ import (
 
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/nicflags"
+	"vmnet/internal/cli/nicflags"
 )
 
 // statsVerb is what the command line of switch stats asks for.

@@ -14,7 +14,7 @@ var layers = [][]string{
 	{"cmd/vmnet", "cmd/qemu-netup", "cmd/qemu-netup-full", "cmd/vmnet-hook"},
 	{"internal/libvirthook/hook", "internal/watch"},
 	{"internal/libvirthook/declared"},
-	{"internal/nicflags"},
+	{"internal/cli/nicflags"},
 	{"internal/access/bridgehelper"},
 	{"internal/access/gate"},
 	{"tapmgr", "internal/doctor"},
@@ -27,15 +27,15 @@ var layers = [][]string{
 	{"internal/tun", "internal/rtnl", "internal/vmm/qemu", "libvirt/domainxml"},
 	{"internal/netns", "internal/step", "internal/stablemac", "internal/fdlabel"},
 	{"internal/pidfd"},
-	{"internal/procfd", "internal/procview", "internal/fdpass", "internal/console", "internal/access/privilege", "internal/shellquote", "internal/libvirthook/hookfile", "internal/offload", "internal/rundir", "internal/alias", "internal/fdroom"},
+	{"internal/procfd", "internal/procview", "internal/fdpass", "internal/cli/console", "internal/access/privilege", "internal/shellquote", "internal/libvirthook/hookfile", "internal/offload", "internal/rundir", "internal/alias", "internal/cli/fdroom"},
 }
 
 // systemCalls are the packages that may import x/sys/unix.
 var systemCalls = []string{"bridge/vswitch", "internal/access/privilege", "internal/tun", "internal/netns", "internal/procfd", "internal/rtnl", "internal/fdpass", "internal/fdlabel", "internal/pidfd", "internal/procview", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "testvm", "cmd/testvm"}
 
-// forTests may be imported by tests and by cmd/testvm alone; internal/mangen, by
+// forTests may be imported by tests and by cmd/testvm alone; internal/cli/mangen, by
 // what writes the man pages.
-var forTests = []string{"internal/nstest", "internal/leaktest", "internal/bench", "internal/mangen", "internal/install", "internal/fresh", "testvm", "libvirt/libvirttest"}
+var forTests = []string{"internal/nstest", "internal/leaktest", "internal/bench", "internal/cli/mangen", "internal/install", "internal/fresh", "testvm", "libvirt/libvirttest"}
 
 // imports lists the module's packages and what their code, without tests, imports.
 func imports(t *testing.T) map[string][]string {

@@ -11,7 +11,7 @@ import (
 	"github.com/google/gopacket/pcapgo"
 
 	"vmnet/bridge/vswitch"
-	"vmnet/internal/console"
+	"vmnet/internal/cli/console"
 )
 
 // A File is a capture as Wireshark reads it: pcapng (draft-ietf-opsawg-pcapng). Each port is two interfaces, "tap0 in" and "tap0 out", for the

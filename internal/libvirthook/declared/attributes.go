@@ -12,7 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"vmnet/internal/nicflags"
+	"vmnet/internal/cli/nicflags"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
 )

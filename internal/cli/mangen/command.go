@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"vmnet/internal/nicflags"
+	"vmnet/internal/cli/nicflags"
 )
 
 // section is that of vmnet's pages: it is for the administrator of a machine.

@@ -12,7 +12,7 @@ import (
 	"vmnet/internal/nstest"
 )
 
-const top = "../.." // of the source tree
+const top = "../../.." // of the source tree
 
 // pages runs what `make man` runs, and returns the text of each page by its file's name.
 func pages(t *testing.T) (dir string, all map[string]string) {
