@@ -8,6 +8,7 @@ import (
 	"io/fs"
 
 	"vmnet/internal/rtnl"
+	"vmnet/internal/stablemac"
 	"vmnet/internal/step"
 )
 
@@ -47,7 +48,7 @@ func (m *Manager) expect(ctx context.Context, h *half) error {
 		return nil
 	}
 	if err != nil {
-		return in(ErrLink, err)
+		return step.WithStage(ErrLink, err)
 	}
 	return fmt.Errorf("%w: interface %s, %s (remove <target dev='%s'/> from the interface of one of the two, and libvirt finds a name: virsh edit %s)",
 		ErrExist, l.Name, ownerText(l), h.spec.Device, h.spec.VM)
@@ -70,7 +71,7 @@ func (m *Manager) adopt(ctx context.Context, h *half) (Result, error) {
 	side := h.side.(*adoptedTap)
 	var err error
 	if side.link, err = m.nl.Link(h.spec.Device); err != nil {
-		return Result{}, in(ErrLink, err)
+		return Result{}, step.WithStage(ErrLink, err)
 	}
 	if r, ok := parseAlias(side.link.Alias); ok && r.VM == h.spec.VM && r.NIC == h.spec.NIC {
 		return Result{}, nil
@@ -101,7 +102,7 @@ func (m *Manager) adoption(ctx context.Context, spec Spec) (*half, error) {
 func (s *adoptedTap) isLibvirts() error {
 	l := s.link
 	switch {
-	case !isForeign(l, "tun") || l.Tun == nil || !l.Tun.Attached || !bytes.Equal(l.MAC, hostMAC(s.spec.MAC)):
+	case !isForeign(l, "tun") || l.Tun == nil || !l.Tun.Attached || !bytes.Equal(l.MAC, stablemac.HostMAC(s.spec.MAC)):
 		return fmt.Errorf("%w: interface %s, %s, and not the tap that libvirt makes for MAC %s", ErrExist, l.Name, ownerText(l), s.spec.MAC)
 	case l.Master != 0 && l.Master != s.br.Index:
 		return fmt.Errorf("%w: somebody has made %s a port of %s", ErrExist, l.Name, s.m.masterName(l))

@@ -10,6 +10,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/rtnl"
+	"vmnet/internal/stablemac"
 	"vmnet/internal/tun"
 	"vmnet/tapmgr"
 )
@@ -25,7 +26,7 @@ func (h *host) libvirtTap(name string, mac net.HardwareAddr) *rtnl.Link {
 	h.Cleanup(func() { _ = tap.Close() })
 	l, err := h.nl.Link(name)
 	if err == nil {
-		err = h.nl.Set(l.Index, rtnl.MAC(tun.HostMAC(mac)), rtnl.Up(true))
+		err = h.nl.Set(l.Index, rtnl.MAC(stablemac.HostMAC(mac)), rtnl.Up(true))
 	}
 	if err != nil {
 		h.Fatal(err)

@@ -193,6 +193,9 @@ func (r *record) set(key, value string) bool {
 	return err == nil
 }
 
+// validHash reports whether a text can be an optionsHash.
+func validHash(text string) bool { return text == "" || formed(text, hashLen, letters+digits, "") }
+
 // optionsHash is what a record keeps of the rest of a Spec: enough to see that two differ.
 func (s Spec) optionsHash() string {
 	var texts []string

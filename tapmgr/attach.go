@@ -49,19 +49,19 @@ func (m *Manager) attachVia(ctx context.Context, spec, asked Spec) (Result, erro
 		if _, err := locate(spec.Target); errors.Is(err, qemu.ErrNotFound) {
 			return Result{}, err
 		}
-		return Result{}, in(ErrInvalid, fmt.Errorf("guest %s is not libvirt's: --via and --persistent do not concern it", spec.VM))
+		return Result{}, step.WithStage(ErrInvalid, fmt.Errorf("guest %s is not libvirt's: --via and --persistent do not concern it", spec.VM))
 	case ofLibvirt && spec.Via == "" && spec.Switch != nil:
-		return Result{}, in(ErrInvalid, fmt.Errorf("guest %s is libvirt's, which cannot plug a port of a userspace switch (--via monitor hands it to QEMU, without libvirt's knowledge)", spec.VM))
+		return Result{}, step.WithStage(ErrInvalid, fmt.Errorf("guest %s is libvirt's, which cannot plug a port of a userspace switch (--via monitor hands it to QEMU, without libvirt's knowledge)", spec.VM))
 	case ofLibvirt && spec.Via == "":
 		spec.Via = ViaLibvirt
 	}
 	if spec.Via == ViaLibvirt {
 		if err := spec.expressible(); err != nil {
-			return Result{}, in(ErrInvalid, err)
+			return Result{}, step.WithStage(ErrInvalid, err)
 		}
 	}
 	if spec.Via == ViaLibvirt && m.HelperPath != "" {
-		return Result{}, in(ErrLink, fmt.Errorf("to hand libvirt a device by its name takes root (--via monitor does without, of which libvirt then knows nothing)"))
+		return Result{}, step.WithStage(ErrLink, fmt.Errorf("to hand libvirt a device by its name takes root (--via monitor does without, of which libvirt then knows nothing)"))
 	}
 	return m.attach(ctx, spec, asked)
 }
@@ -77,7 +77,7 @@ func (m *Manager) attach(ctx context.Context, spec, asked Spec) (Result, error) 
 		err = a.side.plan(ctx, &a.record)
 	}
 	if err != nil {
-		return Result{}, in(ErrLink, err)
+		return Result{}, step.WithStage(ErrLink, err)
 	}
 	a.asked = a.asked.on(a.record.Source) // it may have been named by an altname
 	if a.vm, err = m.open(ctx, spec.Target, spec.Via); err != nil {
@@ -130,7 +130,7 @@ func (a *attachment) plan(ctx context.Context) error {
 	if err := a.half.plan(queues); err != nil {
 		return err
 	}
-	return in(ErrHandover, a.vm.prepare(ctx, a.half))
+	return step.WithStage(ErrHandover, a.vm.prepare(ctx, a.half))
 }
 
 func (a *attachment) queues(ctx context.Context) (int, error) {
@@ -142,7 +142,7 @@ func (a *attachment) queues(ctx context.Context) (int, error) {
 	}
 	cpus, err := a.vm.cpus(ctx)
 	if err != nil {
-		return 0, in(ErrHandover, err)
+		return 0, step.WithStage(ErrHandover, err)
 	}
 	return max(1, min(cpus, MaxAutoQueues)), nil
 }
@@ -175,7 +175,7 @@ func (m *Manager) WaitForwarding(ctx context.Context, nic NIC) error {
 func inStage(stage error, steps ...step.Step) []step.Step {
 	for i := range steps {
 		do := steps[i].Do
-		steps[i].Do = func(ctx context.Context) error { return in(stage, do(ctx)) }
+		steps[i].Do = func(ctx context.Context) error { return step.WithStage(stage, do(ctx)) }
 	}
 	return steps
 }

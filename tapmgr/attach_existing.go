@@ -26,7 +26,7 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 	}
 	device, err := a.vm.has(ctx, a.spec.NIC)
 	if err != nil {
-		return nil, in(ErrHandover, err)
+		return nil, step.WithStage(ErrHandover, err)
 	}
 	if device && link == nil { // it may have been renamed
 		if link, err = a.m.find(ctx, Target{VM: a.spec.VM, PID: a.vm.process()}, a.spec.NIC); err != nil {
@@ -51,7 +51,7 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 		a.left = link
 		return nil, a.m.mayRelease(ctx, link, a.vm)
 	}
-	diff := a.asked.differences(*link)
+	diff := differences(a.asked, link)
 	switch {
 	case (link.gone || link.isSocket() && link.seatless()) && len(diff) == 0:
 		a.dead = link
@@ -88,20 +88,20 @@ func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
 	if o.hasLink() {
 		fds, err := a.m.queuesOf(o, a.vm.process())
 		if err != nil {
-			return Result{}, in(ErrLink, err)
+			return Result{}, step.WithStage(ErrLink, err)
 		}
 		o.holders = []Holder{{PID: a.vm.process(), FDs: fds}}
 	}
 	v, err := a.m.view(o)
 	if err != nil {
-		return Result{}, in(ErrLink, err)
+		return Result{}, step.WithStage(ErrLink, err)
 	}
 	var list []step.Step
 	if o.want.Phase == attaching || o.want.Phase == starting {
 		list = append(list, step.Step{
 			Name: "mark",
 			Text: fmt.Sprintf("alias of %s, which does not say yet that it is plugged", o.Name),
-			Do:   func(ctx context.Context) error { return in(ErrLink, a.m.markPlugged(ctx, *o)) },
+			Do:   func(ctx context.Context) error { return step.WithStage(ErrLink, a.m.markPlugged(ctx, *o)) },
 		})
 	}
 	for _, f := range v.compare() {
@@ -109,13 +109,13 @@ func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
 			continue
 		}
 		if !a.m.mayChange(o) {
-			return Result{}, in(ErrLink, fmt.Errorf("%s: %s: want %s, found %s, and to mend that takes root (vmnet reconcile as root; or detach it, and attach it again)", o.Name, f.what, cmp.Or(f.want, "none"), cmp.Or(f.found, "none")))
+			return Result{}, step.WithStage(ErrLink, fmt.Errorf("%s: %s: want %s, found %s, and to mend that takes root (vmnet reconcile as root; or detach it, and attach it again)", o.Name, f.what, cmp.Or(f.want, "none"), cmp.Or(f.found, "none")))
 		}
 		list = append(list, f.step(a.m))
 	}
 	keep, err := a.keep(ctx, o)
 	if err != nil {
-		return Result{}, in(ErrHandover, err)
+		return Result{}, step.WithStage(ErrHandover, err)
 	}
 	list = append(list, keep...)
 	if len(list) > 0 && !a.m.mayChange(o) { // only its alias belies it
@@ -149,9 +149,9 @@ func (a *attachment) keep(ctx context.Context, o *ours) ([]step.Step, error) {
 // one by a socket.
 func (m *Manager) mayChange(o *ours) bool { return m.HelperPath == "" || !o.hasLink() }
 
-// differences tells where a NIC that is there is not what the Spec asks for. What
+// differences returns where a NIC that is there is not what the Spec asks for. What
 // the Spec leaves open matches anything.
-func (s Spec) differences(o ours) []string {
+func differences(s Spec, o *ours) []string {
 	r := o.want
 	var diff []string
 	add := func(what string, is, want any) {

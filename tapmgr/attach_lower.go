@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"syscall"
 	"time"
@@ -30,12 +29,14 @@ type lowerSide struct {
 	inode uint64
 }
 
-// config is what package macvtap is asked for. lower may be nil to validate the rest.
-func (l *Lower) config(name string, lower *rtnl.Link, mac net.HardwareAddr) macvtap.Config {
-	return macvtap.Config{
-		Kind: l.Kind, Name: name, Lower: lower, Mode: l.Mode, MAC: mac,
-		NoPromisc: l.NoPromisc, Sources: l.Sources, Flag: l.Flag, Addrs: l.Addrs,
+// config is what package macvtap is asked for.
+func (s *lowerSide) config() macvtap.Config {
+	c := s.spec.Lower.config(s.name, s.spec.MAC)
+	c.Lower = s.lower
+	if c.MAC == nil && c.Mode == "passthru" {
+		c.MAC = s.lower.MAC
 	}
+	return c
 }
 
 func (s *lowerSide) plan(ctx context.Context, r *record) (err error) {
@@ -126,15 +127,11 @@ func (s *lowerSide) createStep() step.Step {
 		Name: string(l.Kind),
 		Text: fmt.Sprintf("unshare(CLONE_NEWNET); RTM_NEWLINK %s: %s mode %s on %s, in that netns", s.name, l.Kind, l.Mode, l.Device),
 		Do: func(ctx context.Context) (err error) {
-			mac := s.spec.MAC
-			if l.Mode == "passthru" && mac == nil {
-				mac = s.lower.MAC
-			}
 			if err := s.agrees(ctx); err != nil { // again: to wait for the guest may take long
 				return err
 			}
 			err = s.m.retry(ctx, s.lower, func() (err error) {
-				s.dev, err = macvtap.Create(s.m.nl, l.config(s.name, s.lower, mac))
+				s.dev, err = macvtap.Create(s.m.nl, s.config())
 				return err
 			})
 			if err != nil {

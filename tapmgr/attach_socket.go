@@ -39,7 +39,7 @@ type lifeline struct {
 
 func (s *socketSide) plan(_ context.Context, r *record) error {
 	if err := s.spec.validateSocket(); err != nil {
-		return in(ErrInvalid, err)
+		return step.WithStage(ErrInvalid, err)
 	}
 	s.name, _ = InterfaceName(s.spec.VM, s.spec.NIC)
 	r.Type, r.Owner = TypeSocket, 0 // who attaches makes it with his own rights

@@ -41,7 +41,7 @@ func (a *attachment) replaceStep() step.Step {
 			err := a.vm.unplug(ctx, a.spec.NIC, func(elapsed time.Duration) {
 				a.m.progress("waiting for the guest to let go of the former %s for %.0f s", a.spec.NIC, elapsed.Seconds())
 			})
-			return in(ErrHandover, err)
+			return step.WithStage(ErrHandover, err)
 		},
 	}
 }
@@ -58,10 +58,10 @@ func (a *attachment) verifyStep() step.Step {
 		Do: func(ctx context.Context) error {
 			made, err := a.side.verify(ctx, a.vm.process(), alias)
 			if err != nil {
-				return in(ErrLink, err)
+				return step.WithStage(ErrLink, err)
 			}
 			if err := a.vm.alive(); err != nil { // all steps have named it by its number
-				return in(ErrHandover, err)
+				return step.WithStage(ErrHandover, err)
 			}
 			made.want = r
 			a.made = made

@@ -9,6 +9,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/rtnl"
+	"vmnet/internal/stablemac"
 	"vmnet/internal/step"
 	"vmnet/internal/tun"
 )
@@ -175,7 +176,7 @@ func ownerText(l *rtnl.Link) string {
 // settingsStep comes before the tap's fds go anywhere, so that whoever finds the
 // link can tell whose it is.
 func (s *tapSide) settingsStep(alias string) step.Step {
-	mac := hostMAC(s.spec.MAC)
+	mac := stablemac.HostMAC(s.spec.MAC)
 	return step.Step{
 		Name: "settings",
 		Text: fmt.Sprintf("RTM_SETLINK %s: address %s, mtu %d, inet6 addr_gen_mode none, alias %q", s.name, mac, s.mtu, alias),
@@ -199,7 +200,7 @@ func (s *tapSide) verify(_ context.Context, _ int, alias string) (*ours, error) 
 // finish sets the final alias.
 func (s *tapSide) finish(l *rtnl.Link, alias string) error {
 	attrs := []rtnl.Attr{rtnl.Alias(alias)}
-	if want := hostMAC(s.spec.MAC); l.MAC.String() != want.String() {
+	if want := stablemac.HostMAC(s.spec.MAC); l.MAC.String() != want.String() {
 		attrs = append(attrs, rtnl.MAC(want)) // udev's MACAddressPolicy was quicker
 	}
 	return s.m.nl.Set(l.Index, attrs...)

@@ -22,6 +22,7 @@ import (
 	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
 	"vmnet/internal/rtnl"
+	"vmnet/internal/stablemac"
 	"vmnet/internal/step"
 	"vmnet/internal/tun"
 	"vmnet/qmp"
@@ -165,7 +166,7 @@ func (s *site) bare(i int) (time.Duration, error) {
 	}
 	name := rtnlAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(side.name))
 	settings := linkMessage(unix.RTM_SETLINK, 0, 0, name, rtnlAttr(unix.IFLA_IFALIAS, []byte(alias)),
-		rtnlAttr(unix.IFLA_ADDRESS, hostMAC(spec.MAC)), rtnlAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(s.br.MTU))), noAutoconf())
+		rtnlAttr(unix.IFLA_ADDRESS, stablemac.HostMAC(spec.MAC)), rtnlAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(s.br.MTU))), noAutoconf())
 	port := linkMessage(unix.RTM_SETLINK, 0, unix.IFF_UP, name, rtnlAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(s.br.Index))))
 	ifr, err := unix.NewIfreq(side.name)
 	if err != nil {

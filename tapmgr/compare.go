@@ -13,6 +13,7 @@ import (
 	"vmnet/bridge/vswitch"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/shellquote"
+	"vmnet/internal/stablemac"
 	"vmnet/internal/step"
 	"vmnet/macvtap"
 )
@@ -80,7 +81,7 @@ func (f finding) notice() string { return cmp.Or(f.left, f.String()) }
 
 // step is the mending as attach runs it.
 func (f finding) step(m *Manager) step.Step {
-	return step.Step{Name: f.what, Text: f.text, Do: func(ctx context.Context) error { return in(ErrLink, f.do(ctx, m)) }}
+	return step.Step{Name: f.what, Text: f.text, Do: func(ctx context.Context) error { return step.WithStage(ErrLink, f.do(ctx, m)) }}
 }
 
 // compare finds what is not as it should be.
@@ -193,10 +194,10 @@ func mendLifetime(v *view) remedy {
 // wantMAC is an address that is no guest's: a bridge keeps frames for its ports' own addresses to itself.
 func wantMAC(v *view) string {
 	if v.isPlain() {
-		return hostMAC(v.MAC).String()
+		return stablemac.HostMAC(v.MAC).String()
 	}
 	if v.isTap() {
-		return hostMAC(v.want.MAC).String()
+		return stablemac.HostMAC(v.want.MAC).String()
 	}
 	return v.want.MAC.String()
 }

@@ -9,6 +9,7 @@ import (
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/rtnl"
+	"vmnet/internal/stablemac"
 )
 
 var guestMAC = net.HardwareAddr{0x52, 0x54, 0, 1, 2, 3}
@@ -18,7 +19,7 @@ func tapView() *view {
 	v := &view{
 		ours: &ours{
 			Link: &rtnl.Link{
-				Name: "P2-net0", Index: 7, Kind: "tun", MAC: hostMAC(guestMAC), MTU: 1500, Up: true, Carrier: true, OperUp: true, Master: 3,
+				Name: "P2-net0", Index: 7, Kind: "tun", MAC: stablemac.HostMAC(guestMAC), MTU: 1500, Up: true, Carrier: true, OperUp: true, Master: 3,
 				Tun: &rtnl.Tun{Tap: true, Attached: true}, Port: &rtnl.Port{State: rtnl.Forwarding},
 			},
 			want: record{
@@ -122,7 +123,7 @@ func TestCompare(t *testing.T) {
 		{"detach", tapView, func(v *view) { v.want.Phase, v.Up, v.master, v.MTU = detaching, false, "", 1 }, MendDetach, detachFirst},
 
 		{"link", macvtapView, func(v *view) { v.Up = false }, MendReconcile, "vmnet reconcile"},
-		{"host MAC", macvtapView, func(v *view) { v.MAC = hostMAC(guestMAC) }, MendReconcile, "vmnet reconcile"},
+		{"host MAC", macvtapView, func(v *view) { v.MAC = stablemac.HostMAC(guestMAC) }, MendReconcile, "vmnet reconcile"},
 		{"host MAC", macvtapView, func(v *view) { v.want.Mode, v.Macvlan.Mode = "passthru", 8 }, MendReconcile, "vmnet reconcile"},
 		{"MTU", macvtapView, func(v *view) { v.MTU = 1400 }, MendReconcile, "vmnet reconcile"},
 		{"mode", macvtapView, func(v *view) { v.Macvlan.Mode = 1 }, MendReconcile, "vmnet reconcile"},

@@ -33,7 +33,7 @@ type DetachResult struct {
 // already is success. A guest that refuses, or does not answer, keeps a working NIC.
 func (m *Manager) Detach(ctx context.Context, spec DetachSpec) (DetachResult, error) {
 	if err := errors.Join(ValidVM(spec.VM), ValidNIC(spec.NIC)); err != nil {
-		return DetachResult{}, in(ErrInvalid, err)
+		return DetachResult{}, step.WithStage(ErrInvalid, err)
 	}
 	res, err := m.detach(ctx, spec)
 	if err != nil {
@@ -105,7 +105,7 @@ func (d *detachment) run(ctx context.Context) (res DetachResult, err error) {
 	}
 	device, err := d.vm.has(ctx, d.spec.NIC)
 	if err != nil {
-		return res, in(ErrHandover, err)
+		return res, step.WithStage(ErrHandover, err)
 	}
 	forget, err := d.forget(ctx)
 	if err != nil {
@@ -140,17 +140,17 @@ func (d *detachment) forget(ctx context.Context) ([]step.Step, error) {
 	dom, ok := d.vm.(*domain)
 	if !ok {
 		if d.spec.Persistent {
-			return nil, in(ErrInvalid, errors.New("libvirt has not stored this NIC (without --persistent)"))
+			return nil, step.WithStage(ErrInvalid, errors.New("libvirt has not stored this NIC (without --persistent)"))
 		}
 		return nil, nil
 	}
 	list, err := dom.forgetSteps(ctx, d.spec.NIC, d.spec.Persistent)
 	if err != nil || d.spec.Persistent {
-		return inStage(ErrHandover, list...), in(ErrHandover, err)
+		return inStage(ErrHandover, list...), step.WithStage(ErrHandover, err)
 	}
 	stored, err := dom.stored(ctx, d.spec.NIC)
 	if err != nil {
-		return nil, in(ErrHandover, err)
+		return nil, step.WithStage(ErrHandover, err)
 	}
 	if stored != nil {
 		d.notices = append(d.notices, "libvirt has it stored, the guest will start with it again (vmnet detach --persistent)")
@@ -215,7 +215,7 @@ func (m *Manager) detachStored(ctx context.Context, spec DetachSpec, link *ours)
 	defer d.Close()
 	forget, err := d.forgetSteps(ctx, spec.NIC, true)
 	if err != nil {
-		return DetachResult{}, in(ErrHandover, err)
+		return DetachResult{}, step.WithStage(ErrHandover, err)
 	}
 	var list []step.Step
 	if link != nil {

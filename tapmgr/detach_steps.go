@@ -69,7 +69,7 @@ func (d *detachment) blindStep() step.Step {
 	return step.Step{
 		Name: "netdev_del",
 		Text: fmt.Sprintf("neither link nor device is there: netdev_del %s, if that is", netdev),
-		Do:   func(ctx context.Context) error { return in(ErrHandover, d.vm.cutOff(ctx, d.spec.NIC)) },
+		Do:   func(ctx context.Context) error { return step.WithStage(ErrHandover, d.vm.cutOff(ctx, d.spec.NIC)) },
 	}
 }
 
@@ -126,7 +126,7 @@ func (d *detachment) unplugStep() step.Step {
 			if errors.Is(err, qmp.ErrUnplugTimeout) {
 				err = fmt.Errorf("%w (the NIC works until then; try again, or cut it off with --force)", err)
 			}
-			return in(ErrHandover, err)
+			return step.WithStage(ErrHandover, err)
 		},
 	}
 }
@@ -152,7 +152,7 @@ func (d *detachment) leaveStep() step.Step {
 	return step.Step{
 		Name: "leave",
 		Text: d.link.seatText(),
-		Do:   func(ctx context.Context) error { return in(ErrLink, d.m.leave(ctx, d.link)) },
+		Do:   func(ctx context.Context) error { return step.WithStage(ErrLink, d.m.leave(ctx, d.link)) },
 	}
 }
 
@@ -209,7 +209,7 @@ func (d *detachment) forceSteps() []step.Step {
 			if err := d.vm.request(ctx, d.spec.NIC); err != nil {
 				d.notices = append(d.notices, fmt.Sprintf("the guest was not asked: %v", err))
 			}
-			return in(ErrHandover, d.m.letGo(d.link, d.vm.process(), func() error { return d.vm.cutOff(ctx, d.spec.NIC) }))
+			return step.WithStage(ErrHandover, d.m.letGo(d.link, d.vm.process(), func() error { return d.vm.cutOff(ctx, d.spec.NIC) }))
 		},
 	}, step.Step{
 		Name: "left",

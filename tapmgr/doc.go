@@ -27,18 +27,3 @@ var (
 	// ErrInUse is a link that a living process holds.
 	ErrInUse = errors.New("in use")
 )
-
-// stageError is a failure of a stage. Its text is the cause's alone: the step that
-// failed is named already.
-type stageError struct{ stage, cause error }
-
-func (e *stageError) Error() string   { return e.cause.Error() }
-func (e *stageError) Unwrap() []error { return []error{e.stage, e.cause} }
-
-// in makes err, unless it is nil, an error that also Is the stage.
-func in(stage, err error) error {
-	if err == nil {
-		return nil
-	}
-	return &stageError{stage, err}
-}

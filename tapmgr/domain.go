@@ -272,6 +272,3 @@ func (d *domain) has(ctx context.Context, nic string) (bool, error) {
 	}
 	return slices.ContainsFunc(def.Interfaces, func(i domainxml.Interface) bool { return i.Alias == domainAlias(nic) }), nil
 }
-
-// domainAlias is libvirt's alias, and so QEMU's id, of a NIC that was handed over by name.
-func domainAlias(nic string) string { return domainxml.Alias(nic) }

@@ -60,18 +60,15 @@ func storedXML(r record, device string) (string, error) {
 
 // ethernet is a NIC in libvirt's words.
 func ethernet(r record, device string) domainxml.Ethernet {
-	model, driver := r.Model, ""
-	if strings.HasPrefix(r.Model, virtioNet) {
+	driver := ""
+	if isVirtio(r.Model) {
 		driver = "qemu"
 		if r.Vhost {
 			driver = "vhost"
 		}
 	}
-	if m := libvirtModels[model]; m != "" {
-		model = m
-	}
 	return domainxml.Ethernet{
-		Tap: device, MAC: r.MAC, Model: model, Queues: r.Queues, MTU: r.MTU, Driver: driver, Alias: domainAlias(r.NIC),
+		Tap: device, MAC: r.MAC, Model: libvirtModel(r.Model), Queues: r.Queues, MTU: r.MTU, Driver: driver, Alias: domainAlias(r.NIC),
 	}
 }
 

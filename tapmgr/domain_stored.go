@@ -32,9 +32,9 @@ func (d *domain) storable(ctx context.Context) error {
 	case err != nil:
 		return err
 	case !stored:
-		return in(ErrInvalid, fmt.Errorf("domain %s is transient, libvirt stores nothing of it (without --persistent)", d.dom.Name))
+		return step.WithStage(ErrInvalid, fmt.Errorf("domain %s is transient, libvirt stores nothing of it (without --persistent)", d.dom.Name))
 	case d.m.Declarations.Put == nil:
-		return in(ErrInvalid, errors.New("this program cannot declare NICs (--persistent)"))
+		return step.WithStage(ErrInvalid, errors.New("this program cannot declare NICs (--persistent)"))
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"vmnet/internal/alias"
 	"vmnet/internal/procfd"
 	"vmnet/internal/rtnl"
+	"vmnet/internal/stablemac"
 	"vmnet/internal/tun"
 	"vmnet/macvtap"
 )
@@ -40,7 +41,7 @@ func (l ForeignLink) HasGuest(mac net.HardwareAddr) bool {
 		return false
 	}
 	if l.Type == TypeTap {
-		mac = hostMAC(mac)
+		mac = stablemac.HostMAC(mac)
 	}
 	return bytes.Equal(l.MAC, mac)
 }

@@ -59,21 +59,11 @@ func describeForeign(p qemu.Process, links []ForeignLink, interfaces []domainxml
 		}
 		i := slices.IndexFunc(interfaces, func(i domainxml.Interface) bool { return i.Target == l.Interface })
 		if i >= 0 {
-			n.ID, n.MAC, n.Model, n.Mode = interfaces[i].Alias, interfaces[i].MAC.String(), modelOf(interfaces[i].Model), interfaces[i].Source.Mode
+			n.ID, n.MAC, n.Model, n.Mode = interfaces[i].Alias, interfaces[i].MAC.String(), ModelOf(interfaces[i].Model), interfaces[i].Source.Mode
 		}
 		found = append(found, foreignNIC{n, l})
 	}
 	return found
-}
-
-// modelOf is QEMU's name of a model of libvirt's.
-func modelOf(model string) string {
-	for ours, theirs := range libvirtModels {
-		if theirs == model {
-			return ours
-		}
-	}
-	return model
 }
 
 // libvirtReader asks libvirt what it knows of its guests, by one connection that is made when it is needed.

@@ -75,13 +75,13 @@ func (h *half) plan(queues int) (err error) {
 	r := &h.record
 	r.Queues = queues
 	if r.MTU, err = h.guestMTU(); err != nil {
-		return in(ErrLink, err)
+		return step.WithStage(ErrLink, err)
 	}
 	if r.Vhost, err = h.useVhost(); err != nil {
-		return in(ErrLink, err)
+		return step.WithStage(ErrLink, err)
 	}
 	if _, err := r.encode(); err != nil {
-		return in(ErrInvalid, err)
+		return step.WithStage(ErrInvalid, err)
 	}
 	h.nic = qmp.NIC{
 		ID: deviceID(r.NIC), Model: r.Model, MAC: r.MAC, HostMTU: r.MTU, Queues: make([]*os.File, queues),
@@ -101,7 +101,7 @@ func (h *half) plan(queues int) (err error) {
 		return nil
 	}
 	if err := h.planLabel(); err != nil {
-		return in(ErrLink, err)
+		return step.WithStage(ErrLink, err)
 	}
 	if h.labelText != "" {
 		h.nic.Label = make([]*os.File, 1)

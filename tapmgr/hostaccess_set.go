@@ -24,7 +24,7 @@ import (
 // there now, or was until now. Either all is done or nothing.
 func (m *Manager) SetHostAccess(ctx context.Context, lower string, on bool, addrs []netip.Prefix) (h HostAccess, changed bool, err error) {
 	if err := validateHostAccess(lower, on, addrs); err != nil {
-		return HostAccess{}, false, in(ErrInvalid, err)
+		return HostAccess{}, false, step.WithStage(ErrInvalid, err)
 	}
 	if !on {
 		h, changed, err = m.hostAccessOff(ctx, lower)

@@ -9,6 +9,7 @@ import (
 
 	"vmnet/internal/access/plaintap"
 	"vmnet/internal/rtnl"
+	"vmnet/internal/stablemac"
 )
 
 // Whoever has a tap's queue open may give the tap any address: SIOCSIFHWADDR on that fd asks for no privilege
@@ -22,13 +23,13 @@ func HostAddress(l *rtnl.Link) (mac net.HardwareAddr, ok bool) {
 		return nil, false
 	}
 	if t, plain := plaintap.Parse(l.Alias); plain {
-		return hostMAC(l.MAC), t.Source != ""
+		return stablemac.HostMAC(l.MAC), t.Source != ""
 	}
 	r, ok := parseAlias(l.Alias)
 	if !ok || r.Type != TypeTap || r.Phase == attaching {
 		return nil, false
 	}
-	return hostMAC(r.MAC), true
+	return stablemac.HostMAC(r.MAC), true
 }
 
 // SetBackAddress gives the tap of that interface index the address of HostAddress. Changed is false in the result where

@@ -73,14 +73,14 @@ func (m *Manager) planLaunch(ctx context.Context, spec Spec) (*half, error) {
 	}
 	spec = spec.withDefaults()
 	if spec.Queues == QueuesAuto {
-		return nil, in(ErrInvalid, errors.New("the number of queues is not decided"))
+		return nil, step.WithStage(ErrInvalid, errors.New("the number of queues is not decided"))
 	}
 	h := m.half(spec, plugged)
 	if s, ok := h.side.(*socketSide); ok {
 		s.lifeline.wanted = true
 	}
 	if err := h.side.plan(ctx, &h.record); err != nil {
-		return nil, in(ErrLink, err)
+		return nil, step.WithStage(ErrLink, err)
 	}
 	if spec.Lower != nil { // its name is taken in no netns that we could see
 		there, err := m.named(ctx, spec.VM, spec.NIC)
@@ -104,7 +104,7 @@ func (l *Launch) look(ctx context.Context) error {
 		alias, _ := h.record.encode()
 		made, err := h.side.verify(ctx, os.Getpid(), alias)
 		if err != nil {
-			return fmt.Errorf("launch %s/%s: %w", h.spec.VM, h.spec.NIC, in(ErrLink, err))
+			return fmt.Errorf("launch %s/%s: %w", h.spec.VM, h.spec.NIC, step.WithStage(ErrLink, err))
 		}
 		made.want = h.record
 		res := h.result(made, true)

@@ -112,12 +112,8 @@ func (s *namedMacvtap) steps(_ int, alias string, _ int) []step.Step {
 }
 
 func (s *namedMacvtap) create(ctx context.Context) error {
-	mac := s.spec.MAC
-	if mac == nil && s.spec.Lower.Mode == "passthru" {
-		mac = s.lower.MAC
-	}
 	return s.m.retry(ctx, s.lower, func() (err error) {
-		s.link, err = macvtap.CreateNamed(s.m.nl, s.spec.Lower.config(s.name, s.lower, mac))
+		s.link, err = macvtap.CreateNamed(s.m.nl, s.config())
 		return err
 	})
 }

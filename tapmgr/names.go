@@ -7,11 +7,10 @@ import (
 	"strings"
 
 	"vmnet/internal/stablemac"
-	"vmnet/internal/tun"
 )
 
 const (
-	hostMACByte = tun.HostMACByte
+	hostMACByte = stablemac.HostMACByte
 
 	maxName    = 15  // IFNAMSIZ less its NUL
 	maxAltName = 127 // ALTIFNAMSIZ less its NUL
@@ -72,12 +71,13 @@ func DefaultMAC(vm, nic string) net.HardwareAddr {
 	return stablemac.New([]byte{0x52, 0x54, 0x00}, vm, nic)
 }
 
-// hostMAC is the tap's own address for a guest's.
-func hostMAC(guest net.HardwareAddr) net.HardwareAddr { return tun.HostMAC(guest) }
-
 // deviceID is the QEMU device of a NIC. netdev id and getfd names derive from
 // it (package qmp), since QMP lists neither.
 func deviceID(nic string) string { return "vmnet-" + nic }
+
+// domainAlias is libvirt's alias, and so QEMU's id, of a NIC that was handed over by name. Libvirt takes aliases
+// from others only where they begin with "ua-" (virDomainDeviceAliasIsUserAlias in src/conf/domain_conf.c).
+func domainAlias(nic string) string { return "ua-" + deviceID(nic) }
 
 // deviceOf is the QEMU device of a NIC that was handed over in that way.
 func deviceOf(nic string, via Via) string {

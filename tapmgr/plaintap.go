@@ -12,6 +12,7 @@ import (
 	"vmnet/internal/alias"
 	"vmnet/internal/procfd"
 	"vmnet/internal/rtnl"
+	"vmnet/internal/step"
 	"vmnet/internal/tun"
 )
 
@@ -93,7 +94,7 @@ func (m *Manager) takeOff(t plaintap.Tap) error {
 // ownTap reads a tap that the caller may change.
 func (m *Manager) ownTap(name string) (*rtnl.Link, error) {
 	if !bridge.ValidName(name) {
-		return nil, in(ErrInvalid, fmt.Errorf("interface name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", name))
+		return nil, step.WithStage(ErrInvalid, fmt.Errorf("interface name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", name))
 	}
 	l, err := m.nl.Link(name)
 	if err != nil {

@@ -58,14 +58,14 @@ func (m *Manager) prepare(ctx context.Context, h *half) (Result, error) {
 // planPrepare decides what the steps need, of a guest that is not there yet; it changes nothing.
 func (m *Manager) planPrepare(ctx context.Context, h *half) error {
 	if h.spec.Queues == QueuesAuto {
-		return in(ErrInvalid, errors.New("the number of queues is not decided"))
+		return step.WithStage(ErrInvalid, errors.New("the number of queues is not decided"))
 	}
 	if err := h.spec.expressible(); err != nil {
-		return in(ErrInvalid, err)
+		return step.WithStage(ErrInvalid, err)
 	}
 	h.record.Since = sinceBoot()
 	if err := h.side.plan(ctx, &h.record); err != nil {
-		return in(ErrLink, err)
+		return step.WithStage(ErrLink, err)
 	}
 	if err := h.plan(h.spec.Queues); err != nil {
 		return err
@@ -81,7 +81,7 @@ func (m *Manager) deleteFormer(former *ours) step.Step {
 	return step.Step{
 		Name: "delete",
 		Text: fmt.Sprintf("RTM_DELLINK %s, which a former start of the guest has left", former.Name),
-		Do:   func(context.Context) error { return in(ErrLink, m.delete(former)) },
+		Do:   func(context.Context) error { return step.WithStage(ErrLink, m.delete(former)) },
 	}
 }
 

@@ -102,11 +102,11 @@ func (s *service) serve(ctx context.Context) error {
 func (s *service) plan(ctx context.Context, w wish) (*half, error) {
 	port, err := bridge.ParsePortConfig(w.Port)
 	if err != nil {
-		return nil, in(ErrInvalid, err)
+		return nil, step.WithStage(ErrInvalid, err)
 	}
 	mac, err := net.ParseMAC(w.MAC)
 	if err != nil {
-		return nil, in(ErrInvalid, err)
+		return nil, step.WithStage(ErrInvalid, err)
 	}
 	spec := Spec{
 		Target: Target{VM: w.VM}, NIC: w.NIC, Bridge: w.Bridge, Port: port,
@@ -114,11 +114,11 @@ func (s *service) plan(ctx context.Context, w wish) (*half, error) {
 	}
 	switch {
 	case w.Queues < 1 || w.Queues > fdpass.MaxFiles:
-		return nil, in(ErrInvalid, fmt.Errorf("%d queues: 1 to %d can be handed over", w.Queues, fdpass.MaxFiles))
-	case w.Options != "" && !formed(w.Options, hashLen, letters+digits, ""):
-		return nil, in(ErrInvalid, fmt.Errorf("hash %.20q", w.Options))
+		return nil, step.WithStage(ErrInvalid, fmt.Errorf("%d queues: 1 to %d can be handed over", w.Queues, fdpass.MaxFiles))
+	case !validHash(w.Options):
+		return nil, step.WithStage(ErrInvalid, fmt.Errorf("hash %.20q", w.Options))
 	case w.Via != "" && w.Via != ViaMonitor:
-		return nil, in(ErrInvalid, fmt.Errorf("via %.20q: what is handed over here is fds", w.Via))
+		return nil, step.WithStage(ErrInvalid, fmt.Errorf("via %.20q: what is handed over here is fds", w.Via))
 	}
 	if err := spec.Validate(); err != nil {
 		return nil, err
@@ -136,7 +136,7 @@ func (s *service) plan(ctx context.Context, w wish) (*half, error) {
 	// The caller opens vhost-net with its own rights; the rest is only noted.
 	h.record.Vhost, h.record.Options, h.record.Via = w.Vhost, w.Options, w.Via
 	_, err = h.record.encode()
-	return h, in(ErrInvalid, err)
+	return h, step.WithStage(ErrInvalid, err)
 }
 
 func (s *service) send(o offer, files ...*os.File) error { return send(s.sock, o, files...) }

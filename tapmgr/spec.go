@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"vmnet/bridge"
+	"vmnet/internal/step"
 	"vmnet/macvtap"
 )
 
@@ -181,7 +182,7 @@ func (s Spec) source() string {
 // Is ErrInvalid.
 func (s Spec) Validate() error {
 	d := s.withDefaults()
-	return in(ErrInvalid, cmp.Or(ValidVM(d.VM), ValidNIC(d.NIC), d.validateHost(), d.validateDevice()))
+	return step.WithStage(ErrInvalid, cmp.Or(ValidVM(d.VM), ValidNIC(d.NIC), d.validateHost(), d.validateDevice()))
 }
 
 // ValidVM checks a guest's name.
@@ -258,7 +259,15 @@ func (l *Lower) validate(mac net.HardwareAddr) error {
 	case !slices.Contains([]string{RxAllMulti, RxNone, RxMirror}, l.RxFilter):
 		return fmt.Errorf("rx filter %q: want %s, %s or %s", l.RxFilter, RxAllMulti, RxNone, RxMirror)
 	}
-	return l.config("x", nil, mac).Validate()
+	return l.config("x", mac).Validate()
+}
+
+// config is what package macvtap is asked for, without its parent device.
+func (l *Lower) config(name string, mac net.HardwareAddr) macvtap.Config {
+	return macvtap.Config{
+		Kind: l.Kind, Name: name, Mode: l.Mode, MAC: mac,
+		NoPromisc: l.NoPromisc, Sources: l.Sources, Flag: l.Flag, Addrs: l.Addrs,
+	}
 }
 
 // allMulti tells whether a new device takes in all multicast.
@@ -306,7 +315,9 @@ func (s Spec) validateDevice() error {
 
 // virtio tells whether the model is one of virtio's, which alone have queues,
 // vhost and an MTU.
-func (s Spec) virtio() bool { return strings.HasPrefix(s.Model, virtioNet) }
+func (s Spec) virtio() bool { return isVirtio(s.Model) }
+
+func isVirtio(model string) bool { return strings.HasPrefix(model, virtioNet) }
 
 // virtioNet begins the names of virtio's models.
 const virtioNet = "virtio-net"

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"vmnet/bridge"
+	"vmnet/internal/stablemac"
 )
 
 func valid() Spec { return Spec{Target: Target{VM: "P2"}, Bridge: "br0"} }
@@ -92,7 +93,7 @@ func TestDefaultMAC(t *testing.T) {
 	if !strings.HasPrefix(a.String(), "52:54:00:") {
 		t.Errorf("%v is not in QEMU's range", a)
 	}
-	if got := hostMAC(a); got[0] != 0xfe || got.String()[2:] != a.String()[2:] || a[0] != 0x52 {
+	if got := stablemac.HostMAC(a); got[0] != 0xfe || got.String()[2:] != a.String()[2:] || a[0] != 0x52 {
 		t.Errorf("host side %v of %v", got, a)
 	}
 }

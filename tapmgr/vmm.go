@@ -118,7 +118,7 @@ func (v *vm) prepare(ctx context.Context, h *half) (err error) {
 		}
 		h.record.Model = h.nic.Model
 		if _, err := h.record.encode(); err != nil {
-			return in(ErrInvalid, err)
+			return step.WithStage(ErrInvalid, err)
 		}
 	}
 	if h.nic.Bus == "" {

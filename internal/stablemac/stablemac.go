@@ -80,3 +80,14 @@ func read(root, path string) string {
 	b, _ := os.ReadFile(filepath.Join(root, path))
 	return string(bytes.TrimSpace(b))
 }
+
+// HostMACByte is the first byte of every tap's own address: high, so that a
+// bridge that follows its lowest port never takes it.
+const HostMACByte = 0xfe
+
+// HostMAC is a tap's own address for a guest's.
+func HostMAC(guest net.HardwareAddr) net.HardwareAddr {
+	mac := bytes.Clone(guest)
+	mac[0] = HostMACByte
+	return mac
+}

@@ -5,11 +5,9 @@
 package tun
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"strings"
 
@@ -24,17 +22,6 @@ const Device = "/dev/net/tun"
 // flags are passed on every open, as far as the tap has them: an attach overwrites the
 // device's NO_PI and VNET_HDR with the caller's.
 const flags = unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR
-
-// HostMACByte is the first byte of every tap's own address: high, so that a
-// bridge that follows its lowest port never takes it.
-const HostMACByte = 0xfe
-
-// HostMAC is a tap's own address for a guest's.
-func HostMAC(guest net.HardwareAddr) net.HardwareAddr {
-	mac := bytes.Clone(guest)
-	mac[0] = HostMACByte
-	return mac
-}
 
 // A Tap is a tap device made by Create, and the queues that this process opened.
 // It is not persistent: the kernel removes it when its last queue fd is closed,

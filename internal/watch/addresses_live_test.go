@@ -13,6 +13,7 @@ import (
 	"vmnet/internal/access/plaintap"
 	"vmnet/internal/nstest"
 	"vmnet/internal/rtnl"
+	"vmnet/internal/stablemac"
 	"vmnet/internal/tun"
 )
 
@@ -50,7 +51,7 @@ func TestLiveAddressIsSetBack(t *testing.T) {
 	}
 	l, err := h.nl.Link("P2-net0")
 	if err == nil {
-		err = h.nl.Set(l.Index, rtnl.Alias(alias), rtnl.MAC(tun.HostMAC(guestMAC(1))), rtnl.Master(br.Index))
+		err = h.nl.Set(l.Index, rtnl.Alias(alias), rtnl.MAC(stablemac.HostMAC(guestMAC(1))), rtnl.Master(br.Index))
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"vmnet/internal/alias"
 	"vmnet/internal/netns"
 	"vmnet/internal/rtnl"
+	"vmnet/internal/stablemac"
 	"vmnet/internal/tun"
 )
 
@@ -53,7 +54,7 @@ func (t Tap) PutOn(nl *rtnl.Conn, br *rtnl.Link, port bridge.PortConfig, allowed
 			return err
 		}
 	}
-	if err = nl.SetQuiet(t.Index, rtnl.Alias(text), rtnl.MAC(tun.HostMAC(t.MAC)), rtnl.MTU(br.MTU)); err != nil {
+	if err = nl.SetQuiet(t.Index, rtnl.Alias(text), rtnl.MAC(stablemac.HostMAC(t.MAC)), rtnl.MTU(br.MTU)); err != nil {
 		err = fmt.Errorf("set up %s: %w", t.Name, err)
 	}
 	if err == nil {

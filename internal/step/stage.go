@@ -1,0 +1,16 @@
+package step
+
+// stageError is a failure of a stage. Its text is the cause's alone: the step that
+// failed is named already.
+type stageError struct{ stage, cause error }
+
+func (e *stageError) Error() string   { return e.cause.Error() }
+func (e *stageError) Unwrap() []error { return []error{e.stage, e.cause} }
+
+// WithStage returns err so that errors.Is(err, stage) holds as well; nil stays nil.
+func WithStage(stage, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &stageError{stage, err}
+}
