@@ -29,13 +29,13 @@ func TestLiveStart(t *testing.T) {
 	for range 2 {
 		h.virt.Virsh("start", "web")
 		pid := h.virt.QEMU("web")
-		nic := func(id, device string, n int) tapmgr.NIC {
+		newNIC := func(id, device string, n int) tapmgr.NIC {
 			return tapmgr.NIC{
 				VM: "web", ID: id, Interface: device, Type: "tap", Source: "br0", Model: "virtio-net-pci", MAC: guestMAC(n).String(), Queues: 1,
 				Vhost: "off", State: "forwarding", MTU: 1500, PID: pid, Via: tapmgr.ViaLibvirt,
 			}
 		}
-		isolated, flood, bridged, passthru := nic("net0", "web-0", 1), nic("net1", "web-1", 2), nic("net2", "web-2", 3), nic("net3", "web-3", 4)
+		isolated, flood, bridged, passthru := newNIC("net0", "web-0", 1), newNIC("net1", "web-1", 2), newNIC("net2", "web-2", 3), newNIC("net3", "web-3", 4)
 		isolated.Port = "isolated"
 		flood.Port, flood.Queues = "noflood", 2
 		bridged.Type, bridged.Source, bridged.Mode, bridged.State = "macvtap", "eth1", "bridge", "up"

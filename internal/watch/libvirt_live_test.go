@@ -65,8 +65,8 @@ func (m *machine) start(name, metadata, interfaces string) {
 	m.daemon.Virsh("start", "--paused", name)
 }
 
-// nic declares port settings for a MAC.
-func nic(last byte, settings string) string {
+// declareNIC declares port settings for a MAC.
+func declareNIC(last byte, settings string) string {
 	return fmt.Sprintf("<vmnet:nic mac='%s' %s/>", guestMAC(last), settings)
 }
 
@@ -128,7 +128,7 @@ func (m *machine) arrivals() func(name string) time.Time {
 
 func TestLiveSettingsOfANICThatIsAttachedLive(t *testing.T) {
 	m := newMachine(t)
-	m.start("web", nicsElement(nic(1, "isolated='yes'"), nic(2, "hairpin='yes' no-flood='yes'")), "")
+	m.start("web", nicsElement(declareNIC(1, "isolated='yes'"), declareNIC(2, "hairpin='yes' no-flood='yes'")), "")
 	m.start("plain", "", "")
 	m.watch(m.dial)
 	arrived := m.arrivals()
@@ -161,7 +161,7 @@ func TestLiveSettingsOfANICThatIsAttachedLive(t *testing.T) {
 func TestLiveSettingsOfADomainThatStarts(t *testing.T) {
 	m := newMachine(t)
 	m.watch(m.dial)
-	m.start("web", nicsElement(nic(1, "isolated='yes'"), "<vmnet:nic id='web1' no-flood='yes'/>"),
+	m.start("web", nicsElement(declareNIC(1, "isolated='yes'"), "<vmnet:nic id='web1' no-flood='yes'/>"),
 		fmt.Sprintf(`<interface type='bridge'><source bridge='br0'/><mac address='%s'/></interface>
 		<interface type='bridge'><source bridge='br0'/><mac address='%s'/><alias name='ua-vmnet-web1'/></interface>`, guestMAC(1), guestMAC(2)))
 	m.becomes(m.tapOf("web", guestMAC(1)), "br0", "isolated")
@@ -170,7 +170,7 @@ func TestLiveSettingsOfADomainThatStarts(t *testing.T) {
 
 func TestLiveWatchBeginsWithWhatIsThere(t *testing.T) {
 	m := newMachine(t)
-	m.start("web", nicsElement(nic(1, "isolated='yes'")), "")
+	m.start("web", nicsElement(declareNIC(1, "isolated='yes'")), "")
 	tap := m.attach("web", guestMAC(1))
 	m.becomes(tap, "br0", "")
 	m.watch(m.dial)
@@ -179,7 +179,7 @@ func TestLiveWatchBeginsWithWhatIsThere(t *testing.T) {
 
 func TestLiveWrongMetadataIsReported(t *testing.T) {
 	m := newMachine(t)
-	m.start("web", nicsElement(nic(1, "isolatd='yes'")), "")
+	m.start("web", nicsElement(declareNIC(1, "isolatd='yes'")), "")
 	m.watch(m.dial)
 	r, _ := m.reported("what it declares is wrong", "")
 	if r.Guest != "web" || r.Err == nil || !strings.Contains(r.Err.Error(), `attribute "isolatd" is not known`) {
@@ -194,7 +194,7 @@ func TestLiveManyNICsOfTwoDomains(t *testing.T) {
 	const each = 14
 	var all [2][]string
 	for i := range byte(2 * each) {
-		all[i/each] = append(all[i/each], nic(i, "isolated='yes'"))
+		all[i/each] = append(all[i/each], declareNIC(i, "isolated='yes'"))
 	}
 	m.start("a", nicsElement(all[0]...), "")
 	m.start("b", nicsElement(all[1]...), "")
@@ -227,7 +227,7 @@ func TestLiveManyNICsOfTwoDomains(t *testing.T) {
 // TestLiveLibvirtdRestarts: what is declared is known meanwhile, and anew afterwards.
 func TestLiveLibvirtdRestarts(t *testing.T) {
 	m := newMachine(t)
-	m.start("web", nicsElement(nic(1, "isolated='yes'"), nic(2, "isolated='yes'")), "")
+	m.start("web", nicsElement(declareNIC(1, "isolated='yes'"), declareNIC(2, "isolated='yes'")), "")
 	m.watch(m.dial)
 	m.becomes(m.attach("web", guestMAC(1)), "br0", "isolated")
 	for range 2 {
@@ -259,7 +259,7 @@ func TestLiveLibvirtsTapsAreBackOnTheirBridge(t *testing.T) {
 	m := newMachine(t)
 	m.daemon.Virsh("net-define", m.file("net.xml", "<network><name>own</name><forward mode='bridge'/><bridge name='br0'/></network>"))
 	m.daemon.Virsh("net-start", "own")
-	m.start("web", nicsElement(nic(1, "hairpin='yes'"), nic(2, "isolated='yes'")), fmt.Sprintf(`
+	m.start("web", nicsElement(declareNIC(1, "hairpin='yes'"), declareNIC(2, "isolated='yes'")), fmt.Sprintf(`
 		<interface type='bridge'><source bridge='br0'/><mac address='%s'/><port isolated='yes'/></interface>
 		<interface type='network'><source network='own'/><mac address='%s'/></interface>
 		<interface type='bridge'><source bridge='br0'/><mac address='%s'/></interface>`, guestMAC(1), guestMAC(2), guestMAC(3)))
