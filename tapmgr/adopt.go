@@ -10,6 +10,7 @@ import (
 	"vmnet/internal/rtnl"
 	"vmnet/internal/stablemac"
 	"vmnet/internal/step"
+	"vmnet/tapmgr/nic"
 )
 
 // What the hook does for a tap that libvirt makes for a guest that it starts, and that is to be
@@ -22,7 +23,7 @@ type adoptedTap struct{ tapSide }
 // Expect clears the way for a tap that libvirt is about to make: the bridge of the Spec is there,
 // and no device has its name. What a former start of the guest has left is removed. One of that
 // name is an error that Is ErrExist and tells whose it is.
-func (m *Manager) Expect(ctx context.Context, spec Spec) error {
+func (m *Manager) Expect(ctx context.Context, spec nic.Spec) error {
 	h, err := m.adoption(ctx, spec)
 	if err != nil {
 		return err
@@ -48,17 +49,17 @@ func (m *Manager) expect(ctx context.Context, h *half) error {
 		return nil
 	}
 	if err != nil {
-		return step.WithStage(ErrLink, err)
+		return step.WithStage(nic.ErrLink, err)
 	}
 	return fmt.Errorf("%w: interface %s, %s (remove <target dev='%s'/> from the interface of one of the two, and libvirt finds a name: virsh edit %s)",
-		ErrExist, l.Name, ownerText(l), h.spec.Device, h.spec.VM)
+		nic.ErrExist, l.Name, ownerText(l), h.spec.Device, h.spec.VM)
 }
 
 // Adopt puts a tap that libvirt has made for a guest, and that the Spec names as its Device, on its
 // bridge. Its alias says from then on that it is the NIC's. One that was adopted is left as it is.
 // That there is no such device Is fs.ErrNotExist; one that is not libvirt's for that MAC is an
 // error that Is ErrExist.
-func (m *Manager) Adopt(ctx context.Context, spec Spec) (Result, error) {
+func (m *Manager) Adopt(ctx context.Context, spec nic.Spec) (Result, error) {
 	h, err := m.adoption(ctx, spec)
 	if err != nil {
 		return Result{}, err
@@ -71,28 +72,28 @@ func (m *Manager) adopt(ctx context.Context, h *half) (Result, error) {
 	side := h.side.(*adoptedTap)
 	var err error
 	if side.link, err = m.nl.Link(h.spec.Device); err != nil {
-		return Result{}, step.WithStage(ErrLink, err)
+		return Result{}, step.WithStage(nic.ErrLink, err)
 	}
-	if r, ok := parseAlias(side.link.Alias); ok && r.VM == h.spec.VM && r.NIC == h.spec.NIC {
+	if r, ok := nic.ParseRecord(side.link.Alias); ok && r.VM == h.spec.VM && r.NIC == h.spec.NIC {
 		return Result{}, nil
 	}
 	if err := side.isLibvirts(); err != nil {
 		return Result{}, err
 	}
-	if err := m.run(ctx, inStage(ErrLink, h.hostSteps(0)...)); err != nil {
+	if err := m.run(ctx, inStage(nic.ErrLink, h.hostSteps(0)...)); err != nil {
 		return Result{}, err
 	}
 	return h.prepared()
 }
 
 // adoption decides all that Expect and Adopt need; it changes nothing.
-func (m *Manager) adoption(ctx context.Context, spec Spec) (*half, error) {
+func (m *Manager) adoption(ctx context.Context, spec nic.Spec) (*half, error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
-	spec = spec.withDefaults()
-	spec.Via = ViaLibvirt
-	h := m.half(spec, starting)
+	spec = spec.WithDefaults()
+	spec.Via = nic.ViaLibvirt
+	h := m.half(spec, nic.PhaseStarting)
 	h.side = &adoptedTap{tapSide{m: m, spec: spec}}
 	return h, explainPrepare(spec, m.planPrepare(ctx, h))
 }
@@ -103,9 +104,9 @@ func (s *adoptedTap) isLibvirts() error {
 	l := s.link
 	switch {
 	case !isForeign(l, "tun") || l.Tun == nil || !l.Tun.Attached || !bytes.Equal(l.MAC, stablemac.HostMAC(s.spec.MAC)):
-		return fmt.Errorf("%w: interface %s, %s, and not the tap that libvirt makes for MAC %s", ErrExist, l.Name, ownerText(l), s.spec.MAC)
+		return fmt.Errorf("%w: interface %s, %s, and not the tap that libvirt makes for MAC %s", nic.ErrExist, l.Name, ownerText(l), s.spec.MAC)
 	case l.Master != 0 && l.Master != s.br.Index:
-		return fmt.Errorf("%w: somebody has made %s a port of %s", ErrExist, l.Name, s.m.masterName(l))
+		return fmt.Errorf("%w: somebody has made %s a port of %s", nic.ErrExist, l.Name, s.m.masterName(l))
 	}
 	return nil
 }

@@ -12,7 +12,7 @@ import (
 	"vmnet/internal/rtnl"
 	"vmnet/internal/stablemac"
 	"vmnet/internal/tun"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // libvirtTap is a tap as libvirt makes it for a guest with that MAC: up, on no bridge, and held by
@@ -40,8 +40,8 @@ func TestLiveAdopt(t *testing.T) {
 	h := newHost(t)
 	h.bridge(bridge.Config{Name: "br1"})
 	mac := net.HardwareAddr{0x52, 0x54, 0, 0, 1, 1}
-	spec := tapmgr.Spec{
-		Target: tapmgr.Target{VM: "clone"}, NIC: "net0", Bridge: "br0", Device: "vnet0", MAC: mac, Queues: 1, Vhost: tapmgr.VhostOff,
+	spec := nic.Spec{
+		Target: nic.Target{VM: "clone"}, NIC: "net0", Bridge: "br0", Device: "vnet0", MAC: mac, Queues: 1, Vhost: nic.VhostOff,
 		Port: bridge.PortConfig{Isolated: true},
 	}
 	ctx := h.context(20 * time.Second)
@@ -52,7 +52,7 @@ func TestLiveAdopt(t *testing.T) {
 		t.Error(err)
 	}
 	l := h.libvirtTap("vnet0", mac)
-	if err := h.Expect(ctx, spec); !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), "remove <target dev='vnet0'/>") {
+	if err := h.Expect(ctx, spec); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "remove <target dev='vnet0'/>") {
 		t.Errorf("its name is taken: %v", err)
 	}
 	for range 2 {
@@ -60,7 +60,7 @@ func TestLiveAdopt(t *testing.T) {
 			t.Fatal(err)
 		}
 		all, err := h.List("clone")
-		if err != nil || len(all) != 1 || all[0].Interface != "vnet0" || all[0].Port != "isolated" || all[0].Source != "br0" || all[0].Via != tapmgr.ViaLibvirt {
+		if err != nil || len(all) != 1 || all[0].Interface != "vnet0" || all[0].Port != "isolated" || all[0].Source != "br0" || all[0].Via != nic.ViaLibvirt {
 			t.Errorf("listed %+v, %v", all, err)
 		}
 	}
@@ -90,7 +90,7 @@ func TestLiveAdopt(t *testing.T) {
 		"br1":   "not the tap that libvirt makes",
 	} {
 		other.Device = device
-		if _, err := h.Adopt(ctx, other); !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), want) {
+		if _, err := h.Adopt(ctx, other); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", device, err, want)
 		}
 	}

@@ -9,11 +9,12 @@ import (
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
 	"vmnet/internal/vmm/qemu"
+	"vmnet/tapmgr/nic"
 )
 
 // Result is what Attach did.
 type Result struct {
-	NIC       NIC
+	NIC       nic.NIC
 	Changed   bool          // false where the NIC was there already, as asked for
 	ForwardIn time.Duration // until the bridge port forwards; 0 where it does
 	Notices   []string      // what a person should know, though it is no error
@@ -26,12 +27,12 @@ type Result struct {
 // Spec again is success without a change; another one under the same id is an
 // error that Is ErrExist and tells the difference. What a crashed attach of the same
 // NIC left is taken away first.
-func (m *Manager) Attach(ctx context.Context, spec Spec) (Result, error) {
+func (m *Manager) Attach(ctx context.Context, spec nic.Spec) (Result, error) {
 	if err := spec.Validate(); err != nil {
 		return Result{}, err
 	}
 	asked := spec
-	spec = spec.withDefaults()
+	spec = spec.WithDefaults()
 	res, err := m.attachVia(ctx, spec, asked)
 	if err != nil {
 		return Result{}, fmt.Errorf("attach %s/%s: %w", spec.VM, spec.NIC, err)
@@ -40,7 +41,7 @@ func (m *Manager) Attach(ctx context.Context, spec Spec) (Result, error) {
 }
 
 // attachVia decides how the guest gets the NIC, without waiting for anything.
-func (m *Manager) attachVia(ctx context.Context, spec, asked Spec) (Result, error) {
+func (m *Manager) attachVia(ctx context.Context, spec, asked nic.Spec) (Result, error) {
 	ofLibvirt, err := managed(spec.Target)
 	switch {
 	case err != nil:
@@ -49,37 +50,37 @@ func (m *Manager) attachVia(ctx context.Context, spec, asked Spec) (Result, erro
 		if _, err := locate(spec.Target); errors.Is(err, qemu.ErrNotFound) {
 			return Result{}, err
 		}
-		return Result{}, step.WithStage(ErrInvalid, fmt.Errorf("guest %s is not libvirt's: --via and --persistent do not concern it", spec.VM))
+		return Result{}, step.WithStage(nic.ErrInvalid, fmt.Errorf("guest %s is not libvirt's: --via and --persistent do not concern it", spec.VM))
 	case ofLibvirt && spec.Via == "" && spec.Switch != nil:
-		return Result{}, step.WithStage(ErrInvalid, fmt.Errorf("guest %s is libvirt's, which cannot plug a port of a userspace switch (--via monitor hands it to QEMU, without libvirt's knowledge)", spec.VM))
+		return Result{}, step.WithStage(nic.ErrInvalid, fmt.Errorf("guest %s is libvirt's, which cannot plug a port of a userspace switch (--via monitor hands it to QEMU, without libvirt's knowledge)", spec.VM))
 	case ofLibvirt && spec.Via == "":
-		spec.Via = ViaLibvirt
+		spec.Via = nic.ViaLibvirt
 	}
-	if spec.Via == ViaLibvirt {
-		if err := spec.expressible(); err != nil {
-			return Result{}, step.WithStage(ErrInvalid, err)
+	if spec.Via == nic.ViaLibvirt {
+		if err := spec.CheckLibvirt(); err != nil {
+			return Result{}, step.WithStage(nic.ErrInvalid, err)
 		}
 	}
-	if spec.Via == ViaLibvirt && m.HelperPath != "" {
-		return Result{}, step.WithStage(ErrLink, fmt.Errorf("to hand libvirt a device by its name takes root (--via monitor does without, of which libvirt then knows nothing)"))
+	if spec.Via == nic.ViaLibvirt && m.HelperPath != "" {
+		return Result{}, step.WithStage(nic.ErrLink, fmt.Errorf("to hand libvirt a device by its name takes root (--via monitor does without, of which libvirt then knows nothing)"))
 	}
 	return m.attach(ctx, spec, asked)
 }
 
-func (m *Manager) attach(ctx context.Context, spec, asked Spec) (Result, error) {
-	a := &attachment{half: m.half(spec, attaching), asked: asked}
+func (m *Manager) attach(ctx context.Context, spec, asked nic.Spec) (Result, error) {
+	a := &attachment{half: m.half(spec, nic.PhaseAttaching), asked: asked}
 	a.anyModel = asked.Model == ""
 	// What is wrong on this side is told without waiting for the guest.
 	err := a.side.plan(ctx, &a.record)
 	if now := m.renamed(ctx, spec, err); now != "" {
-		a.half = m.half(spec.on(now), attaching)
-		a.notices = append(a.notices, fmt.Sprintf("%s is called %s now", spec.source(), now))
+		a.half = m.half(spec.WithSource(now), nic.PhaseAttaching)
+		a.notices = append(a.notices, fmt.Sprintf("%s is called %s now", spec.Source(), now))
 		err = a.side.plan(ctx, &a.record)
 	}
 	if err != nil {
-		return Result{}, step.WithStage(ErrLink, err)
+		return Result{}, step.WithStage(nic.ErrLink, err)
 	}
-	a.asked = a.asked.on(a.record.Source) // it may have been named by an altname
+	a.asked = a.asked.WithSource(a.record.Source) // it may have been named by an altname
 	if a.vm, err = m.open(ctx, spec.Target, spec.Via); err != nil {
 		return Result{}, err
 	}
@@ -102,7 +103,7 @@ func (m *Manager) attach(ctx context.Context, spec, asked Spec) (Result, error) 
 	if err := m.run(ctx, a.steps()); err != nil {
 		return Result{}, err
 	}
-	if spec.Via == ViaMonitor {
+	if spec.Via == nic.ViaMonitor {
 		a.notices = append(a.notices, costOfMonitor)
 	}
 	return a.result(a.made, true), nil
@@ -115,9 +116,9 @@ const costOfMonitor = "libvirt does not know this NIC: it is not in the guest's 
 type attachment struct {
 	*half
 	vm    vmm
-	asked Spec  // without its defaults
-	left  *ours // what a crash left under our id
-	dead  *ours // what leads nowhere under our id, as its switch has ended
+	asked nic.Spec // without its defaults
+	left  *ours    // what a crash left under our id
+	dead  *ours    // what leads nowhere under our id, as its switch has ended
 	made  *ours
 }
 
@@ -130,42 +131,42 @@ func (a *attachment) plan(ctx context.Context) error {
 	if err := a.half.plan(queues); err != nil {
 		return err
 	}
-	return step.WithStage(ErrHandover, a.vm.prepare(ctx, a.half))
+	return step.WithStage(nic.ErrHandover, a.vm.prepare(ctx, a.half))
 }
 
 func (a *attachment) queues(ctx context.Context) (int, error) {
-	if a.spec.Queues != QueuesAuto {
+	if a.spec.Queues != nic.QueuesAuto {
 		return a.spec.Queues, nil
 	}
-	if !a.spec.virtio() || a.record.Type == TypeSocket {
+	if !a.spec.IsVirtio() || a.record.Type == nic.TypeSocket {
 		return 1, nil
 	}
 	cpus, err := a.vm.cpus(ctx)
 	if err != nil {
-		return 0, step.WithStage(ErrHandover, err)
+		return 0, step.WithStage(nic.ErrHandover, err)
 	}
-	return max(1, min(cpus, MaxAutoQueues)), nil
+	return max(1, min(cpus, nic.MaxAutoQueues)), nil
 }
 
 // WaitForwarding waits until the NIC's bridge port forwards. What is on none of the kernel's bridges does so at once.
-func (m *Manager) WaitForwarding(ctx context.Context, nic NIC) error {
-	if nic.Type != TypeTap || nic.Switch {
+func (m *Manager) WaitForwarding(ctx context.Context, found nic.NIC) error {
+	if found.Type != nic.TypeTap || found.Switch {
 		return nil
 	}
 	for {
-		l, err := m.nl.Link(nic.Interface)
+		l, err := m.nl.Link(found.Interface)
 		if err != nil {
-			return fmt.Errorf("wait for %s: %w", nic.Interface, err)
+			return fmt.Errorf("wait for %s: %w", found.Interface, err)
 		}
 		if l.Port != nil && l.Port.State == rtnl.Forwarding {
 			return nil
 		}
 		if l.Port == nil {
-			return fmt.Errorf("wait for %s: it is on no bridge any more", nic.Interface)
+			return fmt.Errorf("wait for %s: it is on no bridge any more", found.Interface)
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for %s, which is %s: %w", nic.Interface, l.Port.State, context.Cause(ctx))
+			return fmt.Errorf("wait for %s, which is %s: %w", found.Interface, l.Port.State, context.Cause(ctx))
 		case <-time.After(20 * pollEvery):
 		}
 	}

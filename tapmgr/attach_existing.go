@@ -8,6 +8,7 @@ import (
 
 	"vmnet/internal/step"
 	"vmnet/macvtap"
+	"vmnet/tapmgr/nic"
 )
 
 // existing returns the NIC of that id if it is there as asked for. It notes what is
@@ -26,10 +27,10 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 	}
 	device, err := a.vm.has(ctx, a.spec.NIC)
 	if err != nil {
-		return nil, step.WithStage(ErrHandover, err)
+		return nil, step.WithStage(nic.ErrHandover, err)
 	}
 	if device && link == nil { // it may have been renamed
-		if link, err = a.m.find(ctx, Target{VM: a.spec.VM, PID: a.vm.process()}, a.spec.NIC); err != nil {
+		if link, err = a.m.find(ctx, nic.Target{VM: a.spec.VM, PID: a.vm.process()}, a.spec.NIC); err != nil {
 			return nil, err
 		}
 	}
@@ -39,12 +40,12 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 			return nil, err
 		}
 		if !held {
-			return nil, fmt.Errorf("%w: %s belongs to another process than %d, whose device %s was attached in another netns (two guests of one name?)", ErrExist, link.Name, a.vm.process(), deviceID(a.spec.NIC))
+			return nil, fmt.Errorf("%w: %s belongs to another process than %d, whose device %s was attached in another netns (two guests of one name?)", nic.ErrExist, link.Name, a.vm.process(), nic.DeviceID(a.spec.NIC))
 		}
 	}
 	switch {
 	case link == nil && device:
-		return nil, fmt.Errorf("%w: the guest has device %s, but there is no such link here: it was attached in another netns, or the guest has not let go of a former one (vmnet detach --vm %s --nic %s)", ErrExist, deviceID(a.spec.NIC), a.spec.VM, a.spec.NIC)
+		return nil, fmt.Errorf("%w: the guest has device %s, but there is no such link here: it was attached in another netns, or the guest has not let go of a former one (vmnet detach --vm %s --nic %s)", nic.ErrExist, nic.DeviceID(a.spec.NIC), a.spec.VM, a.spec.NIC)
 	case link == nil:
 		return nil, nil
 	case !device:
@@ -56,10 +57,10 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 	case (link.gone || link.isSocket() && link.seatless()) && len(diff) == 0:
 		a.dead = link
 		return nil, nil
-	case link.want.Phase == detaching:
-		return nil, fmt.Errorf("%w: it is being detached, but the guest has not let go of it yet (vmnet detach waits for it)", ErrExist)
+	case link.want.Phase == nic.PhaseDetaching:
+		return nil, fmt.Errorf("%w: it is being detached, but the guest has not let go of it yet (vmnet detach waits for it)", nic.ErrExist)
 	case len(diff) > 0:
-		return nil, fmt.Errorf("%w, but not as asked for: %s (detach it first, or use another --nic)", ErrExist, strings.Join(diff, ", "))
+		return nil, fmt.Errorf("%w, but not as asked for: %s (detach it first, or use another --nic)", nic.ErrExist, strings.Join(diff, ", "))
 	}
 	return link, nil
 }
@@ -74,13 +75,13 @@ func (a *attachment) otherWay(ctx context.Context, link *ours) error {
 	case now == nil:
 		return nil
 	case len(now.holders) > 0:
-		return fmt.Errorf("%w, but not as asked for: via is %s, asked for %s (detach it first, or use another --nic)", ErrExist, viaText(now.want.Via), viaText(a.spec.Via))
+		return fmt.Errorf("%w, but not as asked for: via is %s, asked for %s (detach it first, or use another --nic)", nic.ErrExist, viaText(now.want.Via), viaText(a.spec.Via))
 	}
 	a.left = now
 	return nil
 }
 
-func viaText(v Via) string { return cmp.Or(string(v), "the guest's own monitor") }
+func viaText(v nic.Via) string { return cmp.Or(string(v), "the guest's own monitor") }
 
 // repaired returns the NIC that is there as asked for, and mends what reconcile would: what is not as it should be, and
 // an alias that a crash has left.
@@ -88,20 +89,20 @@ func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
 	if o.hasLink() {
 		fds, err := a.m.queuesOf(o, a.vm.process())
 		if err != nil {
-			return Result{}, step.WithStage(ErrLink, err)
+			return Result{}, step.WithStage(nic.ErrLink, err)
 		}
 		o.holders = []Holder{{PID: a.vm.process(), FDs: fds}}
 	}
 	v, err := a.m.view(o)
 	if err != nil {
-		return Result{}, step.WithStage(ErrLink, err)
+		return Result{}, step.WithStage(nic.ErrLink, err)
 	}
 	var list []step.Step
-	if o.want.Phase == attaching || o.want.Phase == starting {
+	if o.want.Phase == nic.PhaseAttaching || o.want.Phase == nic.PhaseStarting {
 		list = append(list, step.Step{
 			Name: "mark",
 			Text: fmt.Sprintf("alias of %s, which does not say yet that it is plugged", o.Name),
-			Do:   func(ctx context.Context) error { return step.WithStage(ErrLink, a.m.markPlugged(ctx, *o)) },
+			Do:   func(ctx context.Context) error { return step.WithStage(nic.ErrLink, a.m.markPlugged(ctx, *o)) },
 		})
 	}
 	for _, f := range v.compare() {
@@ -109,18 +110,18 @@ func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
 			continue
 		}
 		if !a.m.mayChange(o) {
-			return Result{}, step.WithStage(ErrLink, fmt.Errorf("%s: %s: want %s, found %s, and to mend that takes root (vmnet reconcile as root; or detach it, and attach it again)", o.Name, f.what, cmp.Or(f.want, "none"), cmp.Or(f.found, "none")))
+			return Result{}, step.WithStage(nic.ErrLink, fmt.Errorf("%s: %s: want %s, found %s, and to mend that takes root (vmnet reconcile as root; or detach it, and attach it again)", o.Name, f.what, cmp.Or(f.want, "none"), cmp.Or(f.found, "none")))
 		}
 		list = append(list, f.step(a.m))
 	}
 	keep, err := a.keep(ctx, o)
 	if err != nil {
-		return Result{}, step.WithStage(ErrHandover, err)
+		return Result{}, step.WithStage(nic.ErrHandover, err)
 	}
 	list = append(list, keep...)
 	if len(list) > 0 && !a.m.mayChange(o) { // only its alias belies it
 		res := a.result(o, false)
-		res.Notices = append(res.Notices, fmt.Sprintf("a former attach of %s was cut short after the guest had it: it works, and is listed as %s (until vmnet reconcile as root; or detach it, and attach it again)", o.Name, Incomplete))
+		res.Notices = append(res.Notices, fmt.Sprintf("a former attach of %s was cut short after the guest had it: it works, and is listed as %s (until vmnet reconcile as root; or detach it, and attach it again)", o.Name, nic.Incomplete))
 		return res, nil
 	}
 	if len(list) > 0 {
@@ -142,7 +143,7 @@ func (a *attachment) keep(ctx context.Context, o *ours) ([]step.Step, error) {
 	if d.store = store; len(store) > 0 {
 		a.notices = append(a.notices, d.costOfNoHook()...)
 	}
-	return inStage(ErrHandover, append(declare, store...)...), err
+	return inStage(nic.ErrHandover, append(declare, store...)...), err
 }
 
 // mayChange tells whether the caller has the right to change a NIC that is there: with a helper for what takes more, only
@@ -151,7 +152,7 @@ func (m *Manager) mayChange(o *ours) bool { return m.HelperPath == "" || !o.hasL
 
 // differences returns where a NIC that is there is not what the Spec asks for. What
 // the Spec leaves open matches anything.
-func differences(s Spec, o *ours) []string {
+func differences(s nic.Spec, o *ours) []string {
 	r := o.want
 	var diff []string
 	add := func(what string, is, want any) {
@@ -174,10 +175,10 @@ func differences(s Spec, o *ours) []string {
 		}
 	} else {
 		if s.Switch == nil {
-			add("type", r.Type, TypeTap)
+			add("type", r.Type, nic.TypeTap)
 			add("bridge", r.Source, s.Bridge)
 		} else {
-			s.Switch.differences(r, add)
+			s.Switch.Differences(r, add)
 		}
 		if !s.Port.IsZero() {
 			add("port setting", orNothing(r.Port), orNothing(s.Port.String()))
@@ -192,34 +193,17 @@ func differences(s Spec, o *ours) []string {
 	if s.Model != "" {
 		add("model", r.Model, s.Model)
 	}
-	if s.Queues != QueuesAuto && s.Queues != 0 {
+	if s.Queues != nic.QueuesAuto && s.Queues != 0 {
 		add("queues", r.Queues, s.Queues)
 	}
-	if s.Vhost != VhostAuto && s.Vhost != "" {
-		add("vhost", onOff(r.Vhost), string(s.Vhost))
+	if s.Vhost != nic.VhostAuto && s.Vhost != "" {
+		add("vhost", nic.OnOff(r.Vhost), string(s.Vhost))
 	}
 	if s.MTU != 0 {
-		add("MTU", r.guestMTU(), s.MTU)
+		add("MTU", r.GuestMTU(), s.MTU)
 	}
-	if h := s.optionsHash(); h != "" && r.Options != h {
+	if h := s.OptionsHash(); h != "" && r.Options != h {
 		diff = append(diff, "its further options differ")
 	}
 	return diff
-}
-
-func onOff(b bool) string {
-	if b {
-		return "on"
-	}
-	return "off"
-}
-
-// ethernetMTU is what a guest assumes that is told nothing.
-const ethernetMTU = 1500
-
-func (r record) guestMTU() int {
-	if r.MTU == 0 {
-		return ethernetMTU
-	}
-	return r.MTU
 }

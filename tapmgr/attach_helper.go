@@ -11,13 +11,14 @@ import (
 
 	"vmnet/internal/fdpass"
 	"vmnet/internal/step"
+	"vmnet/tapmgr/nic"
 )
 
 // helperSide is a tap on a bridge that a privileged helper makes for a caller who has no right
 // to. Everything that needs none, such as the guest's monitor, stays the caller's.
 type helperSide struct {
 	tapSide
-	record *record // what plan has decided
+	record *nic.Record // what plan has decided
 
 	cmd   *exec.Cmd
 	said  head // what it cannot say otherwise
@@ -25,7 +26,7 @@ type helperSide struct {
 	files []*os.File
 }
 
-func (s *helperSide) plan(ctx context.Context, r *record) error {
+func (s *helperSide) plan(ctx context.Context, r *nic.Record) error {
 	if s.spec.Lower != nil {
 		return fmt.Errorf("a %s is made by root alone while the guest runs (run vmnet as root, or start the guest by qemu-netup --%s %s)", s.spec.Lower.Kind, s.spec.Lower.Kind, s.spec.Lower.Device)
 	}

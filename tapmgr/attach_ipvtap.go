@@ -9,6 +9,7 @@ import (
 
 	"vmnet/internal/rtnl"
 	"vmnet/macvtap"
+	"vmnet/tapmgr/nic"
 )
 
 // ipvlanSibling is an ipvlan or ipvtap that shares a lower.
@@ -29,7 +30,7 @@ func (s *lowerSide) agrees(ctx context.Context) error {
 	if err != nil || len(all) == 0 {
 		return err
 	}
-	wanted, there := l.Mode+" "+l.flag(), macvtap.ModeName(all[0].Link)+" "+macvtap.FlagName(all[0].Link)
+	wanted, there := l.Mode+" "+l.FlagName(), macvtap.ModeName(all[0].Link)+" "+macvtap.FlagName(all[0].Link)
 	if wanted == there {
 		return nil
 	}
@@ -39,14 +40,6 @@ func (s *lowerSide) agrees(ctx context.Context) error {
 	}
 	return fmt.Errorf("%w: mode and flag are one for all ipvtaps on %s, and %s would become %s for %s (%s)",
 		syscall.EBUSY, s.lower.Name, there, wanted, names(all), cure)
-}
-
-// flag is the ipvtap's flag, named.
-func (l *Lower) flag() string {
-	if l.Flag == "" {
-		return "bridge"
-	}
-	return l.Flag
 }
 
 func names(all []ipvlanSibling) string {
@@ -76,7 +69,7 @@ func (s *lowerSide) ipvlanSiblings(ctx context.Context) (found []ipvlanSibling, 
 			return nil, err
 		}
 		for _, l := range links {
-			_, ours := parseAlias(l.Alias)
+			_, ours := nic.ParseRecord(l.Alias)
 			on := l.Lower == s.lower.Index && l.LowerNS < 0 || l.Index == s.lower.Index
 			if l.Kind == kind && l.IPVlan != nil && on && !ours {
 				found = append(found, ipvlanSibling{l, l.Name})

@@ -12,11 +12,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-
 	"vmnet/internal/nstest"
 	"vmnet/internal/step"
 	"vmnet/qmp"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
 
@@ -26,7 +25,7 @@ func TestLiveNICOfABootedGuest(t *testing.T) {
 			h := newHost(t)
 			g := h.booted(c)
 			spec := g.spec("net0")
-			spec.Queues = tapmgr.QueuesAuto
+			spec.Queues = nic.QueuesAuto
 			nic := h.attach(spec)
 			if nic.Queues != 2 {
 				t.Errorf("2 vCPUs got %d queues", nic.Queues)
@@ -55,22 +54,22 @@ func TestLiveNICOfABootedGuest(t *testing.T) {
 	}
 }
 
-func (h *host) listed(g *guest, nic tapmgr.NIC) {
+func (h *host) listed(g *guest, found nic.NIC) {
 	h.Helper()
-	nic.PID = g.Pid()
+	found.PID = g.Pid()
 	got, err := h.List(g.name)
 	if err != nil {
 		h.Fatal(err)
 	}
-	if diff := cmp.Diff([]tapmgr.NIC{nic}, got); diff != "" {
+	if diff := cmp.Diff([]nic.NIC{found}, got); diff != "" {
 		h.Errorf("list (-want +got):\n%s", diff)
 	}
-	if nic.State != "forwarding" || nic.Source != "br0" || nic.Type != tapmgr.TypeTap {
-		h.Errorf("%+v: want a tap that forwards on br0", nic)
+	if found.State != "forwarding" || found.Source != "br0" || found.Type != nic.TypeTap {
+		h.Errorf("%+v: want a tap that forwards on br0", found)
 	}
 }
 
-func (h *host) shown(g *guest, nic tapmgr.NIC) {
+func (h *host) shown(g *guest, nic nic.NIC) {
 	h.Helper()
 	got, err := h.Show(h.context(10*time.Second), g.name)
 	if err != nil || len(got) != 1 {
@@ -92,7 +91,7 @@ func (h *host) shown(g *guest, nic tapmgr.NIC) {
 }
 
 // refusesAnother attaches the same again and then something else.
-func (h *host) refusesAnother(spec tapmgr.Spec) {
+func (h *host) refusesAnother(spec nic.Spec) {
 	h.Helper()
 	ctx := h.context(10 * time.Second)
 	if res, err := h.Attach(ctx, spec); err != nil || res.Changed || res.NIC.Interface == "" {
@@ -100,7 +99,7 @@ func (h *host) refusesAnother(spec tapmgr.Spec) {
 	}
 	spec.Queues, spec.Model = 1, "virtio-net-pci-non-transitional"
 	_, err := h.Attach(ctx, spec)
-	if !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), "queues is 2, asked for 1") || !strings.Contains(err.Error(), "model is") {
+	if !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "queues is 2, asked for 1") || !strings.Contains(err.Error(), "model is") {
 		h.Errorf("another Spec: got %v, want ErrExist and both differences", err)
 	}
 }
@@ -150,7 +149,7 @@ func TestLiveMTUFollowsTheBridge(t *testing.T) {
 	}
 	spec := g.spec("net0")
 	spec.MTU = 9001
-	if _, err := h.Attach(ctx, spec); !errors.Is(err, tapmgr.ErrLink) || !strings.Contains(err.Error(), "at most 9000") {
+	if _, err := h.Attach(ctx, spec); !errors.Is(err, nic.ErrLink) || !strings.Contains(err.Error(), "at most 9000") {
 		t.Errorf("more than the bridge's: got %v", err)
 	}
 	h.nothingLeft(g, "net0")
@@ -283,6 +282,6 @@ func TestLiveDryRunChangesNothing(t *testing.T) {
 }
 
 func mustName(g *guest) string {
-	name, _ := tapmgr.InterfaceName(g.name, "net0")
+	name, _ := nic.InterfaceName(g.name, "net0")
 	return name
 }

@@ -14,12 +14,13 @@ import (
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
 	"vmnet/macvtap"
+	"vmnet/tapmgr/nic"
 )
 
 // lowerSide is a macvtap or ipvtap on a network card.
 type lowerSide struct {
 	m             *Manager
-	spec          Spec
+	spec          nic.Spec
 	lower         *rtnl.Link
 	name, altName string
 
@@ -31,7 +32,7 @@ type lowerSide struct {
 
 // config is what package macvtap is asked for.
 func (s *lowerSide) config() macvtap.Config {
-	c := s.spec.Lower.config(s.name, s.spec.MAC)
+	c := s.spec.Lower.Config(s.name, s.spec.MAC)
 	c.Lower = s.lower
 	if c.MAC == nil && c.Mode == "passthru" {
 		c.MAC = s.lower.MAC
@@ -39,7 +40,7 @@ func (s *lowerSide) config() macvtap.Config {
 	return c
 }
 
-func (s *lowerSide) plan(ctx context.Context, r *record) (err error) {
+func (s *lowerSide) plan(ctx context.Context, r *nic.Record) (err error) {
 	l := s.spec.Lower
 	s.lower, err = s.m.nl.Link(l.Device)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -62,7 +63,7 @@ func (s *lowerSide) plan(ctx context.Context, r *record) (err error) {
 	if s.spec.MAC == nil {
 		r.MAC = s.lower.MAC
 	}
-	s.name, s.altName = s.spec.interfaceName()
+	s.name, s.altName = s.spec.InterfaceName()
 	r.Type, r.Source, r.Mode, r.RxFilter = string(l.Kind), s.lower.Name, l.Mode, l.RxFilter
 	return nil
 }
@@ -149,8 +150,8 @@ func (s *lowerSide) createStep() step.Step {
 
 // settingsStep comes before the device's fds go anywhere.
 func (s *lowerSide) settingsStep(alias string) step.Step {
-	all := s.spec.Lower.allMulti()
-	text := fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s, alias %q", s.name, onOff(all), alias)
+	all := s.spec.Lower.AllMulti()
+	text := fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s, alias %q", s.name, nic.OnOff(all), alias)
 	return step.Step{Name: "settings", Text: text, Do: func(context.Context) error {
 		return s.dev.NL().SetQuiet(s.dev.Link.Index, rtnl.Alias(alias), rtnl.AllMulti(all))
 	}}
@@ -214,7 +215,7 @@ func (m *Manager) withSiblings(ctx context.Context, err error, lower string) err
 	}
 	var names string
 	for _, o := range all {
-		if o.in != nil && o.want.Source == lower && o.want.Phase != attaching {
+		if o.in != nil && o.want.Source == lower && o.want.Phase != nic.PhaseAttaching {
 			names += fmt.Sprintf(" %s/%s (%s, MAC %s)", o.want.VM, o.want.NIC, o.want.Mode, o.MAC)
 		}
 	}

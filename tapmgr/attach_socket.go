@@ -13,15 +13,16 @@ import (
 	"vmnet/internal/fdlabel"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
+	"vmnet/tapmgr/nic"
 )
 
 // socketSide is a port of a userspace switch by a datagram socketpair: QEMU gets one end, the switch the other one.
 type socketSide struct {
 	m      *Manager
-	spec   Spec
-	name   string // of the port
-	record record // as it is when it is plugged
-	pid    int    // of the guest's VMM, known when the steps run
+	spec   nic.Spec
+	name   string     // of the port
+	record nic.Record // as it is when it is plugged
+	pid    int        // of the guest's VMM, known when the steps run
 
 	tag       *os.File // the label
 	near, far *os.File // the switch's end, until that has it, and QEMU's
@@ -37,26 +38,26 @@ type lifeline struct {
 	read, write *os.File // the switch's end, until that has it, and QEMU's
 }
 
-func (s *socketSide) plan(_ context.Context, r *record) error {
-	if err := s.spec.validateSocket(); err != nil {
-		return step.WithStage(ErrInvalid, err)
+func (s *socketSide) plan(_ context.Context, r *nic.Record) error {
+	if err := s.spec.CheckSocket(); err != nil {
+		return step.WithStage(nic.ErrInvalid, err)
 	}
-	s.name, _ = InterfaceName(s.spec.VM, s.spec.NIC)
-	r.Type, r.Owner = TypeSocket, 0 // who attaches makes it with his own rights
+	s.name, _ = nic.InterfaceName(s.spec.VM, s.spec.NIC)
+	r.Type, r.Owner = nic.TypeSocket, 0 // who attaches makes it with his own rights
 	var err error
 	if r.Netns, err = s.m.ns.Inode(); err != nil {
 		return err
 	}
-	return s.spec.planSwitch(r)
+	return planSwitch(s.spec, r)
 }
 
 // planSwitch fills in what the record says of a switch, which must answer.
-func (s Spec) planSwitch(r *record) (err error) {
-	if r.Source, err = s.Switch.canonical(); err != nil {
+func planSwitch(s nic.Spec, r *nic.Record) (err error) {
+	if r.Source, err = s.Switch.Canonical(); err != nil {
 		return err
 	}
-	r.Switch, r.Port, r.Guard = true, s.Port.String(), s.Switch.guard()
-	if mtu := s.switchMTU(); mtu > maxTapMTU {
+	r.Switch, r.Port, r.Limits = true, s.Port.String(), s.Switch.Limits()
+	if mtu := switchMTU(s); mtu > maxTapMTU {
 		return fmt.Errorf("MTU %d: a switch carries at most %d bytes", mtu, maxTapMTU)
 	}
 	return withSwitch(context.Background(), r.Source, func(ctx context.Context, c *control.Client) error {
@@ -66,9 +67,9 @@ func (s Spec) planSwitch(r *record) (err error) {
 }
 
 // switchMTU is what a port of a switch carries: each has its own.
-func (s Spec) switchMTU() int { return cmp.Or(s.MTU, ethernetMTU) }
+func switchMTU(s nic.Spec) int { return cmp.Or(s.MTU, nic.EthernetMTU) }
 
-func (s *socketSide) maxMTU() int            { return s.spec.switchMTU() }
+func (s *socketSide) maxMTU() int            { return switchMTU(s.spec) }
 func (s *socketSide) bridgeLink() *rtnl.Link { return nil }
 func (s *socketSide) interfaceName() string  { return s.name }
 func (s *socketSide) netns() *os.File        { return nil }
@@ -82,9 +83,9 @@ func (s *socketSide) queues() (q []*os.File) {
 
 func (s *socketSide) steps(pid int, alias string, _ int) []step.Step {
 	s.pid = pid
-	s.record, _ = parseAlias(alias)
-	s.record.Phase = plugged
-	text, _ := s.record.encode() // shorter than alias
+	s.record, _ = nic.ParseRecord(alias)
+	s.record.Phase = nic.PhasePlugged
+	text, _ := s.record.Encode() // shorter than alias
 	list := []step.Step{
 		{
 			Name: "label",
@@ -128,9 +129,9 @@ func (s *socketSide) lifelineStep(port *control.Port) step.Step {
 func (l *lifeline) close() error { return errors.Join(closeFile(&l.read), closeFile(&l.write)) }
 
 // portOf is a NIC's port as a switch is asked for it.
-func portOf(r record, name, label string, pid int) control.Port {
-	p := control.Port{Name: name, Kind: control.Socket, Label: label, Holder: pid, Config: r.switchPort()}
-	if r.Type != TypeSocket {
+func portOf(r nic.Record, name, label string, pid int) control.Port {
+	p := control.Port{Name: name, Kind: control.Socket, Label: label, Holder: pid, Config: r.SwitchPortConfig()}
+	if r.Type != nic.TypeSocket {
 		p.Kind, p.Device = control.Packet, name
 	}
 	return p
@@ -173,7 +174,7 @@ func addPort(ctx context.Context, sw string, p control.Port, files ...*os.File) 
 		return c.AddPort(ctx, p, append([]*os.File{holder}, files...)...)
 	})
 	if errors.Is(err, fs.ErrExist) {
-		err = fmt.Errorf("%w: %w (another guest of that name? vmnet switch show %s)", ErrExist, err, sw)
+		err = fmt.Errorf("%w: %w (another guest of that name? vmnet switch show %s)", nic.ErrExist, err, sw)
 	}
 	return err
 }

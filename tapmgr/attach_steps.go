@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"vmnet/internal/step"
+	"vmnet/tapmgr/nic"
 )
 
 // steps is an attach from the first device to the last check, in order. It is
@@ -15,8 +16,8 @@ func (a *attachment) steps() []step.Step {
 	if a.left != nil {
 		list = append(list, a.releaseStep())
 	}
-	list = append(list, inStage(ErrLink, a.hostSteps(a.vm.process())...)...)
-	list = append(list, inStage(ErrHandover, a.vm.plugSteps(a.half)...)...)
+	list = append(list, inStage(nic.ErrLink, a.hostSteps(a.vm.process())...)...)
+	list = append(list, inStage(nic.ErrHandover, a.vm.plugSteps(a.half)...)...)
 	return append(list, a.verifyStep())
 }
 
@@ -41,7 +42,7 @@ func (a *attachment) replaceStep() step.Step {
 			err := a.vm.unplug(ctx, a.spec.NIC, func(elapsed time.Duration) {
 				a.m.progress("waiting for the guest to let go of the former %s for %.0f s", a.spec.NIC, elapsed.Seconds())
 			})
-			return step.WithStage(ErrHandover, err)
+			return step.WithStage(nic.ErrHandover, err)
 		},
 	}
 }
@@ -50,18 +51,18 @@ func (a *attachment) replaceStep() step.Step {
 // the alias that the NIC is plugged.
 func (a *attachment) verifyStep() step.Step {
 	r := a.record
-	r.Phase = plugged
-	alias, _ := r.encode() // shorter than the one that plan has tried
+	r.Phase = nic.PhasePlugged
+	alias, _ := r.Encode() // shorter than the one that plan has tried
 	return step.Step{
 		Name: "verify",
 		Text: fmt.Sprintf("read the device back; set its alias %q", alias),
 		Do: func(ctx context.Context) error {
 			made, err := a.side.verify(ctx, a.vm.process(), alias)
 			if err != nil {
-				return step.WithStage(ErrLink, err)
+				return step.WithStage(nic.ErrLink, err)
 			}
 			if err := a.vm.alive(); err != nil { // all steps have named it by its number
-				return step.WithStage(ErrHandover, err)
+				return step.WithStage(nic.ErrHandover, err)
 			}
 			made.want = r
 			a.made = made

@@ -12,6 +12,7 @@ import (
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
+	"vmnet/tapmgr/nic"
 )
 
 // switchTap is a tap on no bridge: a userspace switch has its kernel side, by a packet socket that this process opens.
@@ -19,17 +20,17 @@ type switchTap struct {
 	tapSide
 	source string
 	path   string // of the switch's control socket
-	record record
+	record nic.Record
 }
 
-func (s *switchTap) plan(ctx context.Context, r *record) (err error) {
+func (s *switchTap) plan(ctx context.Context, r *nic.Record) (err error) {
 	if err := vswitch.MayOpenPacket(s.m.ns); err != nil {
 		return fmt.Errorf("a tap for a switch: %w (--via socket takes no right)", err)
 	}
-	s.name, s.altName = s.spec.interfaceName()
-	s.mtu = s.spec.switchMTU()
-	r.Type = TypeTap
-	if err := s.spec.planSwitch(r); err != nil {
+	s.name, s.altName = s.spec.InterfaceName()
+	s.mtu = switchMTU(s.spec)
+	r.Type = nic.TypeTap
+	if err := planSwitch(s.spec, r); err != nil {
 		return err
 	}
 	s.path, err = control.Path(r.Source)
@@ -37,8 +38,8 @@ func (s *switchTap) plan(ctx context.Context, r *record) (err error) {
 }
 
 func (s *switchTap) steps(pid int, alias string, queues int) []step.Step {
-	s.record, _ = parseAlias(alias)
-	s.record.Phase = plugged
+	s.record, _ = nic.ParseRecord(alias)
+	s.record.Phase = nic.PhasePlugged
 	s.source = s.record.Source
 	port := portOf(s.record, s.name, s.portLabel(), pid)
 	list := append(s.queueSteps(queues), s.linkSteps(alias)...)
@@ -51,7 +52,7 @@ func (s *switchTap) steps(pid int, alias string, queues int) []step.Step {
 
 // portLabel is the same before and after: the link's alias alone tells how far the attach is.
 func (s *switchTap) portLabel() string {
-	text, _ := s.record.encode()
+	text, _ := s.record.Encode()
 	return text
 }
 
@@ -104,8 +105,8 @@ func (m *Manager) rejoin(ctx context.Context, o *ours, pid int) error {
 	}
 	defer closeAll(files)
 	r := o.want
-	r.Phase = plugged
-	label, err := r.encode()
+	r.Phase = nic.PhasePlugged
+	label, err := r.Encode()
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"vmnet/internal/stablemac"
 	"vmnet/internal/step"
 	"vmnet/internal/tun"
+	"vmnet/tapmgr/nic"
 )
 
 // maxTapMTU is MAX_MTU less an Ethernet header (drivers/net/tun.c).
@@ -20,7 +21,7 @@ const maxTapMTU = 65535 - 14
 // tapSide is a tap on a bridge.
 type tapSide struct {
 	m             *Manager
-	spec          Spec
+	spec          nic.Spec
 	br            *rtnl.Link
 	mtu           int // of the tap
 	name, altName string
@@ -31,11 +32,11 @@ type tapSide struct {
 	link *rtnl.Link
 }
 
-func (s *tapSide) plan(_ context.Context, r *record) (err error) {
+func (s *tapSide) plan(_ context.Context, r *nic.Record) (err error) {
 	if s.br, err = bridge.Get(s.m.nl, s.spec.Bridge); err != nil {
 		return err
 	}
-	s.name, s.altName = s.spec.interfaceName()
+	s.name, s.altName = s.spec.InterfaceName()
 	if s.br.MTU > maxTapMTU {
 		return fmt.Errorf("bridge %s: its MTU of %d bytes is more than the %d that a tap can have (ip link set %s mtu %d)", s.br.Name, s.br.MTU, maxTapMTU, s.br.Name, maxTapMTU)
 	}
@@ -43,7 +44,7 @@ func (s *tapSide) plan(_ context.Context, r *record) (err error) {
 		return fmt.Errorf("bridge %s filters VLANs and has no default one (vlan_default_pvid 0), so that nothing would pass a port that is in none: name one with --vlan N, or several with --trunk", s.br.Name)
 	}
 	s.mtu = s.br.MTU
-	r.Type, r.Source, r.At, r.Port = TypeTap, s.br.Name, s.br.Index, s.spec.Port.String()
+	r.Type, r.Source, r.At, r.Port = nic.TypeTap, s.br.Name, s.br.Index, s.spec.Port.String()
 	return nil
 }
 
@@ -162,12 +163,12 @@ func (s *tapSide) explainTaken(err error) error {
 	if s.spec.Device != "" { // by a domain's XML
 		cure = "give one of the two interfaces another <target dev=...>"
 	}
-	return fmt.Errorf("%w: %w: interface %s, %s (%s)", ErrExist, err, l.Name, ownerText(l), cure)
+	return fmt.Errorf("%w: %w: interface %s, %s (%s)", nic.ErrExist, err, l.Name, ownerText(l), cure)
 }
 
 // ownerText tells whose a device is.
 func ownerText(l *rtnl.Link) string {
-	if r, ok := parseAlias(l.Alias); ok {
+	if r, ok := nic.ParseRecord(l.Alias); ok {
 		return fmt.Sprintf("which is %s/%s", r.VM, r.NIC)
 	}
 	return "which vmnet did not make"

@@ -16,7 +16,6 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
-
 	"vmnet/bridge"
 	"vmnet/internal/bench"
 	"vmnet/internal/netns"
@@ -26,6 +25,7 @@ import (
 	"vmnet/internal/step"
 	"vmnet/internal/tun"
 	"vmnet/qmp"
+	"vmnet/tapmgr/nic"
 )
 
 const bridgeHelper = "/usr/lib/qemu/qemu-bridge-helper"
@@ -116,9 +116,9 @@ func (s *site) enter() {
 }
 
 // spec is what the i-th NIC should be.
-func (s *site) spec(i int) Spec {
+func (s *site) spec(i int) nic.Spec {
 	mac := net.HardwareAddr{0x52, 0x54, 0, 0, byte(i >> 8), byte(i)}
-	return Spec{Target: Target{VM: fmt.Sprintf("guest%d", i)}, NIC: "net0", Bridge: "br0", MAC: mac, Vhost: VhostOff}.withDefaults()
+	return nic.Spec{Target: nic.Target{VM: fmt.Sprintf("guest%d", i)}, NIC: "net0", Bridge: "br0", MAC: mac, Vhost: nic.VhostOff}.WithDefaults()
 }
 
 // steps is vmnet's way. Its Manager works in the netns that it is called in, as
@@ -139,17 +139,17 @@ func (s *site) steps() func(int) (time.Duration, error) {
 		a, side := planned(m, s.br, s.spec(i))
 		s.ends = append(s.ends, func() { _ = side.close() })
 		start := time.Now()
-		err := step.Run(context.Background(), inStage(ErrLink, a.hostSteps(0)...), nil)
+		err := step.Run(context.Background(), inStage(nic.ErrLink, a.hostSteps(0)...), nil)
 		return time.Since(start), err
 	}
 }
 
 // planned is what plan makes.
-func planned(m *Manager, br *rtnl.Link, s Spec) (*half, *tapSide) {
+func planned(m *Manager, br *rtnl.Link, s nic.Spec) (*half, *tapSide) {
 	side := &tapSide{m: m, spec: s, br: br}
-	side.name, side.altName = InterfaceName(s.VM, s.NIC)
+	side.name, side.altName = nic.InterfaceName(s.VM, s.NIC)
 	a := &half{m: m, spec: s, side: side, nic: qmp.NIC{Queues: make([]*os.File, s.Queues)}}
-	a.record = record{VM: s.VM, NIC: s.NIC, Type: TypeTap, Source: s.Bridge, MAC: s.MAC, Model: s.Model, Queues: s.Queues, Phase: attaching}
+	a.record = nic.Record{VM: s.VM, NIC: s.NIC, Type: nic.TypeTap, Source: s.Bridge, MAC: s.MAC, Model: s.Model, Queues: s.Queues, Phase: nic.PhaseAttaching}
 	return a, side
 }
 
@@ -160,7 +160,7 @@ func (s *site) bare(i int) (time.Duration, error) {
 	s.enter()
 	spec := s.spec(i)
 	a, side := planned(nil, s.br, spec)
-	alias, err := a.record.encode()
+	alias, err := a.record.Encode()
 	if err != nil {
 		return 0, err
 	}

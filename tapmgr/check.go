@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+
+	"vmnet/tapmgr/nic"
 )
 
 // Difference is one thing that is not as it should be.
@@ -76,10 +78,10 @@ func (c *checker) host(o ours) bool {
 	case o.starts():
 		c.Notices = append(c.Notices, fmt.Sprintf("%s/%s was made for a guest that is about to start", o.want.VM, o.want.NIC))
 		return false
-	case o.busy, o.want.Phase == attaching && o.stranger() != 0:
+	case o.busy, o.want.Phase == nic.PhaseAttaching && o.stranger() != 0:
 		c.Notices = append(c.Notices, fmt.Sprintf("%s/%s is being attached", o.want.VM, o.want.NIC))
 		return false
-	case o.want.Phase == attaching, o.want.Phase == starting:
+	case o.want.Phase == nic.PhaseAttaching, o.want.Phase == nic.PhaseStarting:
 		return true // under the guest's lock we shall see whether it goes on
 	}
 	c.link(o)
@@ -145,11 +147,11 @@ func (c *checker) guest(ctx context.Context, nics []ours) {
 			continue
 		}
 		byReconcile := remedy{by: MendReconcile, cure: reconcileCommand}
-		if o.want.Phase == attaching || o.want.Phase == starting {
+		if o.want.Phase == nic.PhaseAttaching || o.want.Phase == nic.PhaseStarting {
 			c.add(o, finding{"attach", "done", "cut short", byReconcile})
 		}
 		if !has {
-			c.add(o, finding{"device", deviceOf(o.want.NIC, o.want.Via), "the guest has none", byReconcile})
+			c.add(o, finding{"device", nic.DeviceOf(o.want.NIC, o.want.Via), "the guest has none", byReconcile})
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"vmnet/internal/stablemac"
 	"vmnet/internal/step"
 	"vmnet/macvtap"
+	"vmnet/tapmgr/nic"
 )
 
 // Mender says who can mend a Difference.
@@ -81,7 +82,7 @@ func (f finding) notice() string { return cmp.Or(f.left, f.String()) }
 
 // step is the mending as attach runs it.
 func (f finding) step(m *Manager) step.Step {
-	return step.Step{Name: f.what, Text: f.text, Do: func(ctx context.Context) error { return step.WithStage(ErrLink, f.do(ctx, m)) }}
+	return step.Step{Name: f.what, Text: f.text, Do: func(ctx context.Context) error { return step.WithStage(nic.ErrLink, f.do(ctx, m)) }}
 }
 
 // compare finds what is not as it should be.
@@ -138,28 +139,28 @@ func (o *ours) isIPVtap() bool { return o.want.Type == string(macvtap.IPVtap) }
 func (o *ours) hasLink() bool  { return !o.isSocket() && !o.gone }
 
 // onBridge reports whether the NIC belongs on a bridge of the kernel's.
-func (o *ours) onBridge() bool { return o.want.Type == TypeTap && !o.want.Switch }
+func (o *ours) onBridge() bool { return o.want.Type == nic.TypeTap && !o.want.Switch }
 
 // properties lists them in the order in which they are mended: a port has its settings before it goes up.
 var properties = []property{
-	{"detach", func(v *view) bool { return v.want.Phase == detaching }, is("done"), is("the guest has not let go of it"), mendDetach},
+	{"detach", func(v *view) bool { return v.want.Phase == nic.PhaseDetaching }, is("done"), is("the guest has not let go of it"), mendDetach},
 	{"lifetime", (*view).lives, is("that of its guest"), lifetime, mendLifetime},
 	{"host MAC", func(v *view) bool { return v.hasLink() }, wantMAC, foundMAC, mendMAC},
 	{"MTU", func(v *view) bool { return v.wantMTU() != 0 }, wantMTU, func(v *view) string { return strconv.Itoa(v.MTU) }, mendMTU},
-	{"IPv6 of the host", func(v *view) bool { return v.hasLink() }, is("off"), func(v *view) string { return onOff(v.HostIPv6) }, mendIPv6},
+	{"IPv6 of the host", func(v *view) bool { return v.hasLink() }, is("off"), func(v *view) string { return nic.OnOff(v.HostIPv6) }, mendIPv6},
 	{"mode", func(v *view) bool { return v.want.Mode != "" }, func(v *view) string { return v.want.Mode }, func(v *view) string { return macvtap.ModeName(v.Link) }, mendMode},
 	{"rx filter", func(v *view) bool { return v.want.RxFilter != "" }, func(v *view) string { return v.want.RxFilter }, func(v *view) string { return rxFilter(v.ours) }, mendRxFilter},
 	{"queues", (*view).countsQueues, func(v *view) string { return strconv.Itoa(v.want.Queues) }, func(v *view) string { return strconv.Itoa(len(v.holders[0].FDs)) }, byDetach},
-	{"vhost", func(v *view) bool { return v.want.Vhost && v.vhosts >= 0 }, is("on"), func(v *view) string { return onOff(v.vhosts > 0) }, byDetach},
+	{"vhost", func(v *view) bool { return v.want.Vhost && v.vhosts >= 0 }, is("on"), func(v *view) string { return nic.OnOff(v.vhosts > 0) }, byDetach},
 	{"name", func(v *view) bool { return v.hasLink() && !v.isPlain() }, wantName, foundName, mendName},
 	{"bridge", func(v *view) bool { return v.isTap() }, wantBridge, func(v *view) string { return v.master }, mendBridge},
-	{"port", (*view).hasSettings, func(v *view) string { return v.want.port().On(v.home).String() }, func(v *view) string { return v.port.String() }, mendPort},
+	{"port", (*view).hasSettings, func(v *view) string { return v.want.PortConfig().On(v.home).String() }, func(v *view) string { return v.port.String() }, mendPort},
 	{"VLAN", (*view).needsVLAN, is("one at least"), is(""), mendVLAN},
 	{"switch", (*view).knowsSeat, func(v *view) string { return "a port of switch " + v.want.Source }, foundSeat, mendSeat},
-	{"settings", func(v *view) bool { return v.seat.port != nil }, func(v *view) string { return settingsText(v.want.switchPort()) }, func(v *view) string { return settingsText(v.seat.port.Config) }, mendSettings},
+	{"settings", func(v *view) bool { return v.seat.port != nil }, func(v *view) string { return settingsText(v.want.SwitchPortConfig()) }, func(v *view) string { return settingsText(v.seat.port.Config) }, mendSettings},
 	{"switch port", func(v *view) bool { return v.seat.port != nil }, is("no loop"), foundLoop, mendLoop},
 	{"link", func(v *view) bool { return v.hasLink() }, is("up"), func(v *view) string { return upDown(v.Up) }, mendLink},
-	{"carrier", func(v *view) bool { return v.isTap() && v.Up && !v.isPlain() }, is("on"), func(v *view) string { return onOff(v.Carrier) }, mendCarrier},
+	{"carrier", func(v *view) bool { return v.isTap() && v.Up && !v.isPlain() }, is("on"), func(v *view) string { return nic.OnOff(v.Carrier) }, mendCarrier},
 	{"port state", (*view).hasPortState, is(rtnl.Forwarding.String()), func(v *view) string { return v.Port.State.String() }, mendPortState},
 	{"bridge state", func(v *view) bool { return v.onBridge() && v.home != nil }, is("up"), func(v *view) string { return upDown(v.home.Up) }, mendHome},
 	{"parent device", func(v *view) bool { return !v.onBridge() && v.home != nil }, is("up"), func(v *view) string { return upDown(v.home.Up) }, mendHome},
@@ -167,7 +168,7 @@ var properties = []property{
 }
 
 // isCutOff reports whether a forced detach has taken the NIC off the network, and the guest keeps the dead device.
-func (o *ours) isCutOff() bool { return o.want.Phase == detaching && !o.Up }
+func (o *ours) isCutOff() bool { return o.want.Phase == nic.PhaseDetaching && !o.Up }
 
 func mendDetach(v *view) remedy {
 	return remedy{by: MendDetach, cure: v.detachCommand() + " waits for it; so does its restart", left: "the guest has not let go of it yet"}
@@ -176,7 +177,7 @@ func mendDetach(v *view) remedy {
 // lives reports whether the NIC is a tap, which should go with its guest: who holds it can make it persistent.
 // Of a tap of which only its bridge is known, that is its holder's own affair.
 func (v *view) lives() bool {
-	return v.isTap() && v.want.Phase != detaching && !v.isPlain() && len(v.holders) > 0
+	return v.isTap() && v.want.Phase != nic.PhaseDetaching && !v.isPlain() && len(v.holders) > 0
 }
 
 func lifetime(v *view) string {
@@ -226,7 +227,7 @@ func (v *view) wantMTU() int {
 	case v.isSocket(), v.isElsewhere(): // there it might become a bridge's MTU
 		return 0
 	case v.want.Switch:
-		return v.want.guestMTU()
+		return v.want.GuestMTU()
 	case v.home == nil:
 		return 0
 	}
@@ -271,8 +272,8 @@ func mendMode(v *view) remedy {
 }
 
 func mendRxFilter(v *view) remedy {
-	all := v.want.RxFilter != RxNone
-	return setting(v, "allmulti "+onOff(all), rtnl.AllMulti(all))
+	all := v.want.RxFilter != nic.RxNone
+	return setting(v, "allmulti "+nic.OnOff(all), rtnl.AllMulti(all))
 }
 
 // countsQueues reports whether it is known how many the VMM has open.
@@ -286,7 +287,7 @@ func foundName(v *view) string { return v.Name }
 // missingName is one of its names that the link has neither as its name nor as an altname; empty for none. The full
 // name is an altname only beside the short one, as Spec.interfaceName has it.
 func (o *ours) missingName() string {
-	name, altName := InterfaceName(o.want.VM, o.want.NIC)
+	name, altName := nic.InterfaceName(o.want.VM, o.want.NIC)
 	switch {
 	case !o.isNamed(name):
 		return name
@@ -339,7 +340,7 @@ func mendBridge(v *view) remedy {
 func (v *view) hasSettings() bool { return v.port != nil && (!v.isPlain() || v.want.Port != "") }
 
 func mendPort(v *view) remedy {
-	want := v.want.port()
+	want := v.want.PortConfig()
 	text := fmt.Sprintf("port set to %s, it was %s", orNothing(want.On(v.home).String()), orNothing(v.port.String()))
 	return byReconcile(fmt.Sprintf("RTM_SETLINK %s, of AF_BRIDGE: %s", v.Name, orNothing(want.String())), text,
 		func(_ context.Context, m *Manager) error { return bridge.SetPort(m.nl, v.home, v.Link, want) })
@@ -347,7 +348,7 @@ func mendPort(v *view) remedy {
 
 // needsVLAN reports whether the port should be, and is, in no VLAN of a bridge that filters them.
 func (v *view) needsVLAN() bool {
-	return v.hasSettings() && bridge.NoVLAN(v.home, v.want.port()) && bridge.NoVLAN(v.home, *v.port)
+	return v.hasSettings() && bridge.NoVLAN(v.home, v.want.PortConfig()) && bridge.NoVLAN(v.home, *v.port)
 }
 
 func mendVLAN(v *view) remedy {
@@ -406,7 +407,7 @@ func mendSettings(v *view) remedy {
 }
 
 func foundLoop(v *view) string {
-	if portState(v.seat.port) == Stopped {
+	if portState(v.seat.port) == nic.Stopped {
 		return "stopped: it is part of a loop"
 	}
 	return "no loop"
@@ -466,10 +467,10 @@ func upDown(up bool) string {
 // rxFilter is what a device takes in. Of one that mirrors its guest both can be right: see show.
 func rxFilter(o *ours) string {
 	switch {
-	case o.want.RxFilter == RxMirror:
-		return RxMirror
+	case o.want.RxFilter == nic.RxMirror:
+		return nic.RxMirror
 	case o.AllMulti:
-		return RxAllMulti
+		return nic.RxAllMulti
 	}
-	return RxNone
+	return nic.RxNone
 }

@@ -13,6 +13,7 @@ import (
 	"vmnet/internal/netns"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // spoiled is what somebody changes of a NIC, by a command in its netns, and the property that check misses then.
@@ -22,7 +23,7 @@ type spoiled struct {
 }
 
 // runIn runs a line of a program and its arguments in a netns; DEV in it is the NIC's interface.
-func (h *host) runIn(ns *netns.NS, nic tapmgr.NIC, line string) {
+func (h *host) runIn(ns *netns.NS, nic nic.NIC, line string) {
 	h.Helper()
 	argv := strings.Fields(strings.ReplaceAll(line, "DEV", nic.Interface))
 	if err := ns.Do(func() error { h.run(argv[0], argv[1:]...); return nil }); err != nil {
@@ -32,7 +33,7 @@ func (h *host) runIn(ns *netns.NS, nic tapmgr.NIC, line string) {
 
 // mended spoils a NIC in each way, and demands that check tells it with the cure, that reconcile and the same attach
 // again each mend it, and that all is as it should be then.
-func (h *host) mended(spec tapmgr.Spec, nic tapmgr.NIC, ways []spoiled) {
+func (h *host) mended(spec nic.Spec, nic nic.NIC, ways []spoiled) {
 	h.Helper()
 	in := h.netnsOf(spec.VM, nic.ID)
 	mends := map[string]func(){
@@ -89,7 +90,7 @@ func (h *host) netnsOf(vm, nic string) *netns.NS {
 
 // altName is the altname of a guest's net0.
 func altName(g *guest) string {
-	_, alt := tapmgr.InterfaceName(g.name, "net0")
+	_, alt := nic.InterfaceName(g.name, "net0")
 	return alt
 }
 
@@ -150,7 +151,7 @@ func TestLiveMacvtapIsMended(t *testing.T) {
 	h := newHost(t)
 	h.wire()
 	g := h.empty()
-	spec := g.lowerSpec("net0", tapmgr.Lower{})
+	spec := g.lowerSpec("net0", nic.Lower{})
 	nic := h.attach(spec)
 	h.mended(spec, nic, []spoiled{
 		{"link", "ip link set DEV down"},
@@ -168,12 +169,12 @@ func TestLiveAdminMends(t *testing.T) {
 	h := newHost(t)
 	h.wire()
 	g := h.empty()
-	tap, lower := g.spec("net0"), g.lowerSpec("net1", tapmgr.Lower{Kind: macvtap.Macvtap})
+	tap, lower := g.spec("net0"), g.lowerSpec("net1", nic.Lower{Kind: macvtap.Macvtap})
 	h.attach(tap)
 	h.attach(lower)
 	for _, c := range []struct {
 		down, what, cure string
-		spec             tapmgr.Spec
+		spec             nic.Spec
 	}{
 		{"br0", "bridge state", "ip link set br0 up", tap},
 		{"eth0", "parent device", "ip link set eth0 up", lower},
@@ -190,7 +191,7 @@ func TestLiveAdminMends(t *testing.T) {
 		if err != nil || res.Changed || len(res.Differences) != 1 || res.Differences[0].What != c.what || !strings.Contains(strings.Join(res.Notices, " "), c.cure) {
 			t.Errorf("the same again: %+v, %v", res, err)
 		}
-		h.runIn(h.ns, tapmgr.NIC{}, c.cure)
+		h.runIn(h.ns, nic.NIC{}, c.cure)
 		if got := h.check(); len(got) != 0 {
 			t.Errorf("after %s: check %+v", c.cure, got)
 		}
@@ -202,7 +203,7 @@ func TestLiveRenamed(t *testing.T) {
 	h := newHost(t)
 	h.wire()
 	g := h.empty()
-	tap, lower := g.spec("net0"), g.lowerSpec("net1", tapmgr.Lower{})
+	tap, lower := g.spec("net0"), g.lowerSpec("net1", nic.Lower{})
 	h.attach(tap)
 	h.attach(lower)
 	tap1 := g.spec("net2")
@@ -242,7 +243,7 @@ func TestLiveRenamed(t *testing.T) {
 		t.Errorf("with a new br0: check %+v", got)
 	}
 	tap.Bridge = "br0"
-	if _, err := h.Attach(h.context(20*time.Second), tap); !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), "bridge is lan0, asked for br0") {
+	if _, err := h.Attach(h.context(20*time.Second), tap); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "bridge is lan0, asked for br0") {
 		t.Errorf("attach to the new br0: %v", err)
 	}
 
@@ -276,11 +277,11 @@ func TestLiveParentIsTaken(t *testing.T) {
 	h := newHost(t)
 	h.wire()
 	g := h.empty()
-	spec := g.lowerSpec("net0", tapmgr.Lower{})
+	spec := g.lowerSpec("net0", nic.Lower{})
 	refused := func(why string) {
 		t.Helper()
 		_, err := h.Attach(h.context(20*time.Second), spec)
-		if !errors.Is(err, tapmgr.ErrLink) || !strings.Contains(err.Error(), why) {
+		if !errors.Is(err, nic.ErrLink) || !strings.Contains(err.Error(), why) {
 			t.Errorf("attach: %v, want it refused: %s", err, why)
 		}
 	}

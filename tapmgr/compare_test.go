@@ -10,6 +10,7 @@ import (
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/stablemac"
+	"vmnet/tapmgr/nic"
 )
 
 var guestMAC = net.HardwareAddr{0x52, 0x54, 0, 1, 2, 3}
@@ -22,8 +23,8 @@ func tapView() *view {
 				Name: "P2-net0", Index: 7, Kind: "tun", MAC: stablemac.HostMAC(guestMAC), MTU: 1500, Up: true, Carrier: true, OperUp: true, Master: 3,
 				Tun: &rtnl.Tun{Tap: true, Attached: true}, Port: &rtnl.Port{State: rtnl.Forwarding},
 			},
-			want: record{
-				VM: "P2", NIC: "net0", Type: TypeTap, Source: "br0", At: 3, Port: "isolated", MAC: guestMAC, Model: defaultModel, Queues: 2, Vhost: true,
+			want: nic.Record{
+				VM: "P2", NIC: "net0", Type: nic.TypeTap, Source: "br0", At: 3, Port: "isolated", MAC: guestMAC, Model: nic.DefaultModel, Queues: 2, Vhost: true,
 			},
 			master: "br0", holders: []Holder{{PID: 1, FDs: []int{9, 10}}},
 		},
@@ -42,8 +43,8 @@ func macvtapView() *view {
 				Name: "P2-net0", Index: 70000, Kind: "macvtap", MAC: guestMAC, MTU: 1500, Up: true, Carrier: true, OperUp: true, AllMulti: true, Lower: 3,
 				Macvlan: &rtnl.Macvlan{Mode: 4},
 			},
-			want: record{
-				VM: "P2", NIC: "net0", Type: "macvtap", Source: "eth0", Mode: "bridge", RxFilter: RxAllMulti, MAC: guestMAC, Model: defaultModel, Queues: 1,
+			want: nic.Record{
+				VM: "P2", NIC: "net0", Type: "macvtap", Source: "eth0", Mode: "bridge", RxFilter: nic.RxAllMulti, MAC: guestMAC, Model: nic.DefaultModel, Queues: 1,
 			},
 			holders: []Holder{{PID: 1, FDs: []int{9}}},
 		},
@@ -57,21 +58,21 @@ func switchView() *view {
 	v := tapView()
 	v.want.Switch, v.want.Source, v.want.Port, v.master, v.Master = true, "sw0", "", "", 0
 	v.home, v.port = nil, nil
-	v.seat = seat{path: "/run/sw0", port: &control.Port{Name: "P2-net0", Config: v.want.switchPort()}}
+	v.seat = seat{path: "/run/sw0", port: &control.Port{Name: "P2-net0", Config: v.want.SwitchPortConfig()}}
 	return v
 }
 
 func socketView() *view {
 	v := switchView()
-	v.want.Type, v.want.Queues, v.want.Vhost, v.vhosts = TypeSocket, 1, false, -1
-	v.Link = &rtnl.Link{Name: "P2-net0", Kind: TypeSocket, Up: true, MTU: 1500}
-	v.seat.port.Config = v.want.switchPort()
+	v.want.Type, v.want.Queues, v.want.Vhost, v.vhosts = nic.TypeSocket, 1, false, -1
+	v.Link = &rtnl.Link{Name: "P2-net0", Kind: nic.TypeSocket, Up: true, MTU: 1500}
+	v.seat.port.Config = v.want.SwitchPortConfig()
 	return v
 }
 
 func plainView() *view {
 	v := tapView()
-	v.want = record{Type: TypeTap, Source: "br0", Port: "isolated", Owner: 1000}
+	v.want = nic.Record{Type: nic.TypeTap, Source: "br0", Port: "isolated", Owner: 1000}
 	v.Tun.Persist, v.vhosts = true, -1
 	return v
 }
@@ -120,7 +121,7 @@ func TestCompare(t *testing.T) {
 		{"", tapView, func(v *view) { v.Port.State, v.home.Bridge.STP = rtnl.Listening, true }, "", ""},
 		{"", tapView, func(v *view) { v.Port.State, v.OperUp = rtnl.Disabled, false }, "", ""},
 		{"bridge state", tapView, func(v *view) { v.home.Up = false }, MendAdmin, "ip link set br0 up"},
-		{"detach", tapView, func(v *view) { v.want.Phase, v.Up, v.master, v.MTU = detaching, false, "", 1 }, MendDetach, detachFirst},
+		{"detach", tapView, func(v *view) { v.want.Phase, v.Up, v.master, v.MTU = nic.PhaseDetaching, false, "", 1 }, MendDetach, detachFirst},
 
 		{"link", macvtapView, func(v *view) { v.Up = false }, MendReconcile, "vmnet reconcile"},
 		{"host MAC", macvtapView, func(v *view) { v.MAC = stablemac.HostMAC(guestMAC) }, MendReconcile, "vmnet reconcile"},
@@ -129,8 +130,8 @@ func TestCompare(t *testing.T) {
 		{"mode", macvtapView, func(v *view) { v.Macvlan.Mode = 1 }, MendReconcile, "vmnet reconcile"},
 		{"mode", macvtapView, func(v *view) { v.want.Mode = "source" }, MendDetach, detachFirst},
 		{"rx filter", macvtapView, func(v *view) { v.AllMulti = false }, MendReconcile, "vmnet reconcile"},
-		{"rx filter", macvtapView, func(v *view) { v.want.RxFilter = RxNone }, MendReconcile, "vmnet reconcile"},
-		{"", macvtapView, func(v *view) { v.want.RxFilter, v.AllMulti = RxMirror, false }, "", ""},
+		{"rx filter", macvtapView, func(v *view) { v.want.RxFilter = nic.RxNone }, MendReconcile, "vmnet reconcile"},
+		{"", macvtapView, func(v *view) { v.want.RxFilter, v.AllMulti = nic.RxMirror, false }, "", ""},
 		{"IPv6 of the host", macvtapView, func(v *view) { v.HostIPv6 = true }, MendReconcile, "vmnet reconcile"},
 		{"parent device", macvtapView, func(v *view) { v.home.Up = false }, MendAdmin, "ip link set eth0 up"},
 

@@ -7,6 +7,7 @@ import (
 	"vmnet/internal/procfd"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/tun"
+	"vmnet/tapmgr/nic"
 )
 
 // deadNICs are the NICs whose device was deleted under their VMM: it holds a label that none of the NICs that are there
@@ -18,7 +19,7 @@ func deadNICs(op *opened, all []ours) (found []ours) {
 		there := slices.ContainsFunc(all, func(o ours) bool {
 			return o.want.VM == l.VM && o.want.NIC == l.NIC && (len(o.holders) == 0 || o.isHeldBy(l.PID))
 		})
-		if l.Type == TypeSocket || there || slices.ContainsFunc(found, func(o ours) bool { return o.want.VM == l.VM && o.want.NIC == l.NIC && o.isHeldBy(l.PID) }) {
+		if l.Type == nic.TypeSocket || there || slices.ContainsFunc(found, func(o ours) bool { return o.want.VM == l.VM && o.want.NIC == l.NIC && o.isHeldBy(l.PID) }) {
 			continue
 		}
 		if _, counted := queues[l.PID]; !counted {
@@ -51,9 +52,9 @@ func deadQueues(op *opened, pid int, all []ours) (n int) {
 }
 
 func deadNIC(l label) ours {
-	r := l.record
-	name, _ := InterfaceName(r.VM, r.NIC)
-	link := &rtnl.Link{Name: name, Kind: r.Type, MTU: r.guestMTU()}
+	r := l.Record
+	name, _ := nic.InterfaceName(r.VM, r.NIC)
+	link := &rtnl.Link{Name: name, Kind: r.Type, MTU: r.GuestMTU()}
 	return ours{Link: link, want: r, gone: true, allSeen: true, uid: l.uid, vouched: isTrusted(l.uid), holders: []Holder{{PID: l.PID, FDs: []int{}}}}
 }
 
@@ -63,7 +64,7 @@ func goneFinding(v *view) finding {
 	switch {
 	case v.want.Switch:
 		on = "switch " + v.want.Source
-	case v.want.Type != TypeTap:
+	case v.want.Type != nic.TypeTap:
 		on, with = v.want.Source, ", most likely with its parent device"
 	}
 	r := remedy{by: MendAttach, cure: fmt.Sprintf("%s; the same vmnet attach again does so and replaces it, once %s is there", v.detachCommand(), v.want.Source)}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
 
@@ -15,22 +16,22 @@ func TestLiveDeviceDeleted(t *testing.T) {
 	h := newHost(t)
 	h.wire()
 	g := h.booted(testvm.Config{Machine: "q35", SparePorts: 4})
-	tap, lower, second := g.spec("net0"), g.lowerSpec("net1", tapmgr.Lower{}), g.lowerSpec("net2", tapmgr.Lower{})
-	nic := h.attach(tap)
+	tap, lower, second := g.spec("net0"), g.lowerSpec("net1", nic.Lower{}), g.lowerSpec("net2", nic.Lower{})
+	found := h.attach(tap)
 	h.attach(lower)
 	h.attach(second)
 	if got := h.check(); len(got) != 0 {
 		t.Fatalf("check %+v", got)
 	}
 	h.ip("link", "del", "eth0")
-	h.ip("link", "del", nic.Interface)
+	h.ip("link", "del", found.Interface)
 
 	nics, err := h.List(g.name)
 	if err != nil || len(nics) != 3 {
 		t.Fatalf("list %+v, %v", nics, err)
 	}
 	for i, source := range []string{"br0", "eth0", "eth0"} {
-		if n := nics[i]; n.State != tapmgr.Gone || n.Source != source || n.PID != g.Pid() {
+		if n := nics[i]; n.State != nic.Gone || n.Source != source || n.PID != g.Pid() {
 			t.Errorf("listed as %+v", n)
 		}
 	}
@@ -39,7 +40,7 @@ func TestLiveDeviceDeleted(t *testing.T) {
 		t.Errorf("check %+v", diff)
 	}
 	details, err := h.Show(h.context(20*time.Second), g.name)
-	if err != nil || len(details) != 3 || details[1].State != tapmgr.Gone || details[1].Guest == nil || !details[1].Guest.Plugged {
+	if err != nil || len(details) != 3 || details[1].State != nic.Gone || details[1].Guest == nil || !details[1].Guest.Plugged {
 		t.Errorf("show %+v, %v", details, err)
 	}
 	actions, err := h.Reconcile(h.context(20*time.Second), false)
@@ -54,7 +55,7 @@ func TestLiveDeviceDeleted(t *testing.T) {
 		t.Errorf("the same attach again: %+v, %v", res, err)
 	}
 	h.reach(g, res.NIC, guestAddr)
-	if nics, err = h.List(g.name); err != nil || len(nics) != 2 || nics[0].State != "forwarding" || nics[1].State != tapmgr.Gone {
+	if nics, err = h.List(g.name); err != nil || len(nics) != 2 || nics[0].State != "forwarding" || nics[1].State != nic.Gone {
 		t.Errorf("list %+v, %v", nics, err)
 	}
 	if _, err := h.tryDetach(g, 20*time.Second, true); err != nil { // net0 only

@@ -9,11 +9,12 @@ import (
 	"vmnet/internal/step"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
+	"vmnet/tapmgr/nic"
 )
 
 // DetachSpec says which NIC a guest should lose.
 type DetachSpec struct {
-	Target
+	nic.Target
 	NIC string
 	// Force cuts the NIC off at once instead of waiting for the guest, which then
 	// keeps a dead device until it lets go of it.
@@ -32,8 +33,8 @@ type DetachResult struct {
 // ctx ends, then removes QEMU's end, with which the tap goes. What is gone
 // already is success. A guest that refuses, or does not answer, keeps a working NIC.
 func (m *Manager) Detach(ctx context.Context, spec DetachSpec) (DetachResult, error) {
-	if err := errors.Join(ValidVM(spec.VM), ValidNIC(spec.NIC)); err != nil {
-		return DetachResult{}, step.WithStage(ErrInvalid, err)
+	if err := errors.Join(nic.ValidVM(spec.VM), nic.ValidNIC(spec.NIC)); err != nil {
+		return DetachResult{}, step.WithStage(nic.ErrInvalid, err)
 	}
 	res, err := m.detach(ctx, spec)
 	if err != nil {
@@ -85,14 +86,14 @@ func (d *detachment) cutFirst(ctx context.Context) error {
 // isOurs tells by an error that the link is held by another process than the guest's; 0 is any.
 func (d *detachment) isOurs(pid int) error {
 	if held := d.link.vmm(); pid != 0 && held != 0 && held != pid {
-		return fmt.Errorf("%w: interface %s belongs to process %d, not to %d (two guests of one name?)", ErrInUse, d.link.Name, held, pid)
+		return fmt.Errorf("%w: interface %s belongs to process %d, not to %d (two guests of one name?)", nic.ErrInUse, d.link.Name, held, pid)
 	}
 	return nil
 }
 
 // run detaches, now that the guest is locked.
 func (d *detachment) run(ctx context.Context) (res DetachResult, err error) {
-	if d.link, err = d.m.find(ctx, Target{VM: d.spec.VM, PID: d.vm.process()}, d.spec.NIC); err != nil { // again: it may have changed
+	if d.link, err = d.m.find(ctx, nic.Target{VM: d.spec.VM, PID: d.vm.process()}, d.spec.NIC); err != nil { // again: it may have changed
 		return res, err
 	}
 	if d.link != nil {
@@ -105,7 +106,7 @@ func (d *detachment) run(ctx context.Context) (res DetachResult, err error) {
 	}
 	device, err := d.vm.has(ctx, d.spec.NIC)
 	if err != nil {
-		return res, step.WithStage(ErrHandover, err)
+		return res, step.WithStage(nic.ErrHandover, err)
 	}
 	forget, err := d.forget(ctx)
 	if err != nil {
@@ -124,7 +125,7 @@ func (d *detachment) run(ctx context.Context) (res DetachResult, err error) {
 // label of a QEMU of libvirt's user counts since libvirt has vouched for the process.
 func (d *detachment) byMonitor(ctx context.Context) error {
 	dom, ok := d.vm.(*domain)
-	if !ok || d.link == nil || d.link.want.Via != ViaMonitor {
+	if !ok || d.link == nil || d.link.want.Via != nic.ViaMonitor {
 		return nil
 	}
 	vm, err := dom.monitor(ctx)
@@ -140,22 +141,22 @@ func (d *detachment) forget(ctx context.Context) ([]step.Step, error) {
 	dom, ok := d.vm.(*domain)
 	if !ok {
 		if d.spec.Persistent {
-			return nil, step.WithStage(ErrInvalid, errors.New("libvirt has not stored this NIC (without --persistent)"))
+			return nil, step.WithStage(nic.ErrInvalid, errors.New("libvirt has not stored this NIC (without --persistent)"))
 		}
 		return nil, nil
 	}
 	list, err := dom.forgetSteps(ctx, d.spec.NIC, d.spec.Persistent)
 	if err != nil || d.spec.Persistent {
-		return inStage(ErrHandover, list...), step.WithStage(ErrHandover, err)
+		return inStage(nic.ErrHandover, list...), step.WithStage(nic.ErrHandover, err)
 	}
 	stored, err := dom.stored(ctx, d.spec.NIC)
 	if err != nil {
-		return nil, step.WithStage(ErrHandover, err)
+		return nil, step.WithStage(nic.ErrHandover, err)
 	}
 	if stored != nil {
 		d.notices = append(d.notices, "libvirt has it stored, the guest will start with it again (vmnet detach --persistent)")
 	}
-	return inStage(ErrHandover, list...), nil
+	return inStage(nic.ErrHandover, list...), nil
 }
 
 // wentWithGuest tells whether the guest has ended, and so nothing is left to detach.
@@ -170,7 +171,7 @@ func (d *detachment) wentWithGuest(ctx context.Context) bool {
 
 // mayOpen refuses the monitor of a holder of the link that is run by another user than root and the caller,
 // unless the guest is named by more than its name, as qemu.Find does: anybody may choose that.
-func mayOpen(t Target, link *ours) error {
+func mayOpen(t nic.Target, link *ours) error {
 	if link == nil || t.PID != 0 || t.QMP != "" {
 		return nil
 	}
@@ -183,14 +184,14 @@ func mayOpen(t Target, link *ours) error {
 
 // openHolder opens the guest that holds the link, which is surer than one of
 // that name; without a link, or where no holder is seen, the one that is named.
-func (m *Manager) openHolder(ctx context.Context, t Target, link *ours) (vmm, error) {
+func (m *Manager) openHolder(ctx context.Context, t nic.Target, link *ours) (vmm, error) {
 	if link != nil && t.PID == 0 && t.QMP == "" {
 		if link.unheld() {
 			return nil, fmt.Errorf("%w: nobody holds %s", qemu.ErrNotFound, link.Name)
 		}
 		t.PID = link.vmm()
 	}
-	via := Via("")
+	via := nic.Via("")
 	if link != nil {
 		via = link.want.Via
 	}
@@ -215,13 +216,13 @@ func (m *Manager) detachStored(ctx context.Context, spec DetachSpec, link *ours)
 	defer d.Close()
 	forget, err := d.forgetSteps(ctx, spec.NIC, true)
 	if err != nil {
-		return DetachResult{}, step.WithStage(ErrHandover, err)
+		return DetachResult{}, step.WithStage(nic.ErrHandover, err)
 	}
 	var list []step.Step
 	if link != nil {
 		list = append(list, m.deleteStep(link))
 	}
-	list = append(list, inStage(ErrHandover, forget...)...)
+	list = append(list, inStage(nic.ErrHandover, forget...)...)
 	return DetachResult{Changed: len(list) > 0}, m.run(ctx, list)
 }
 
@@ -236,7 +237,7 @@ func (m *Manager) deleteStep(o *ours) step.Step {
 				return err
 			}
 			if !now.unheld() || o.in != nil { // QEMU would spin on a tap that is deleted under it
-				return fmt.Errorf("%w: interface %s", ErrInUse, o.Name)
+				return fmt.Errorf("%w: interface %s", nic.ErrInUse, o.Name)
 			}
 			return m.delete(now)
 		},

@@ -17,12 +17,13 @@ import (
 	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
 
 func (h *host) tryDetach(g *guest, timeout time.Duration, force bool) (tapmgr.DetachResult, error) {
 	h.Helper()
-	return h.Detach(h.context(timeout), tapmgr.DetachSpec{Target: tapmgr.Target{VM: g.name}, NIC: "net0", Force: force})
+	return h.Detach(h.context(timeout), tapmgr.DetachSpec{Target: nic.Target{VM: g.name}, NIC: "net0", Force: force})
 }
 
 func TestLiveGuestThatIgnoresTheUnplug(t *testing.T) {
@@ -30,11 +31,11 @@ func TestLiveGuestThatIgnoresTheUnplug(t *testing.T) {
 	// Without ACPI nothing in the guest hears of it. The machine has hot-pluggable
 	// slots all the same, but the guest sees a new NIC only when it looks.
 	g := h.booted(testvm.Config{KernelArgs: []string{"acpi=off"}})
-	nic := h.attach(g.spec("net0"))
+	found := h.attach(g.spec("net0"))
 	if _, err := g.Guest.Exec(h.context(10*time.Second), "sh", "-c", "echo 1 > /sys/bus/pci/rescan"); err != nil {
 		t.Fatal(err)
 	}
-	h.reach(g, nic, guestAddr)
+	h.reach(g, found, guestAddr)
 
 	waits := 0
 	h.Progress = func(string) { waits++ }
@@ -43,24 +44,24 @@ func TestLiveGuestThatIgnoresTheUnplug(t *testing.T) {
 		t.Errorf("got %v after telling %d times that it waits, want a time-out", err, waits)
 	}
 	h.ping(g) // it works as before
-	if list, err := h.List(g.name); err != nil || len(list) != 1 || list[0].State != tapmgr.Detaching {
+	if list, err := h.List(g.name); err != nil || len(list) != 1 || list[0].State != nic.Detaching {
 		t.Errorf("list %+v, %v: want detaching", list, err)
 	}
-	if _, err := h.Attach(h.context(10*time.Second), g.spec("net0")); !errors.Is(err, tapmgr.ErrExist) {
+	if _, err := h.Attach(h.context(10*time.Second), g.spec("net0")); !errors.Is(err, nic.ErrExist) {
 		t.Errorf("attach meanwhile: got %v, want ErrExist", err)
 	}
-	h.reconciled(tapmgr.Action{VM: g.name, NIC: "net0", Interface: nic.Interface, Action: "left alone: the guest has not let go of it yet"})
+	h.reconciled(tapmgr.Action{VM: g.name, NIC: "net0", Interface: found.Interface, Action: "left alone: the guest has not let go of it yet"})
 
 	res, err := h.tryDetach(g, 10*time.Second, true)
 	if err != nil || !strings.Contains(strings.Join(res.Notices, " "), "keeps the dead device") {
 		t.Errorf("forced: %+v, %v: want to be told what stays", res, err)
 	}
-	h.gone(nic.Interface)
+	h.gone(found.Interface)
 	if _, err := h.tryDetach(g, 2*time.Second, false); !errors.Is(err, qmp.ErrUnplugTimeout) {
 		t.Errorf("the dead device: got %v, want a time-out", err)
 	}
 	_, err = h.Attach(h.context(10*time.Second), g.spec("net0"))
-	if !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), "vmnet detach") {
+	if !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "vmnet detach") {
 		t.Errorf("attach over the dead device: got %v, want the cure", err)
 	}
 }
@@ -109,7 +110,7 @@ func TestLiveLeftOverTapIsRemoved(t *testing.T) {
 		}
 	}
 	makeLeftOver()
-	if list, err := h.List(""); err != nil || len(list) != 1 || list[0].State != tapmgr.LeftOver {
+	if list, err := h.List(""); err != nil || len(list) != 1 || list[0].State != nic.LeftOver {
 		t.Errorf("list %+v, %v: want one left over", list, err)
 	}
 	dry, err := h.Reconcile(h.context(5*time.Second), true)
@@ -123,7 +124,7 @@ func TestLiveLeftOverTapIsRemoved(t *testing.T) {
 	h.gone("dead-net0")
 
 	makeLeftOver()
-	res, err := h.Detach(h.context(5*time.Second), tapmgr.DetachSpec{Target: tapmgr.Target{VM: "dead"}, NIC: "net0"})
+	res, err := h.Detach(h.context(5*time.Second), tapmgr.DetachSpec{Target: nic.Target{VM: "dead"}, NIC: "net0"})
 	if err != nil || !res.Changed {
 		t.Errorf("detach: %+v, %v", res, err)
 	}
@@ -182,40 +183,40 @@ func TestLiveWhichGuest(t *testing.T) {
 	mute := testvm.StartT(t, testvm.Config{Name: muteName, Paused: true, QMP: "none"})
 	ctx := h.context(20 * time.Second)
 
-	attempt := func(change func(*tapmgr.Target)) error {
+	attempt := func(change func(*nic.Target)) error {
 		spec := g.spec("net0")
 		change(&spec.Target)
 		_, err := h.Attach(ctx, spec)
 		return err
 	}
-	if err := attempt(func(*tapmgr.Target) {}); !errors.Is(err, qemu.ErrAmbiguous) {
+	if err := attempt(func(*nic.Target) {}); !errors.Is(err, qemu.ErrAmbiguous) {
 		t.Errorf("two of one name: got %v", err)
 	}
-	if err := attempt(func(s *tapmgr.Target) { s.PID = twin.Pid() }); err != nil {
+	if err := attempt(func(s *nic.Target) { s.PID = twin.Pid() }); err != nil {
 		t.Errorf("named by process: %v", err)
 	}
-	if err := attempt(func(s *tapmgr.Target) { s.QMP = twin.QMP }); err != nil {
+	if err := attempt(func(s *nic.Target) { s.QMP = twin.QMP }); err != nil {
 		t.Errorf("named by socket: %v", err)
 	}
-	if err := attempt(func(s *tapmgr.Target) { s.PID, s.QMP = g.Pid(), twin.QMP }); err == nil || !strings.Contains(err.Error(), "listens there") {
+	if err := attempt(func(s *nic.Target) { s.PID, s.QMP = g.Pid(), twin.QMP }); err == nil || !strings.Contains(err.Error(), "listens there") {
 		t.Errorf("another guest's socket: got %v", err)
 	}
-	if err := attempt(func(s *tapmgr.Target) { s.VM, s.PID = "someone-else", g.Pid() }); !errors.Is(err, tapmgr.ErrOtherGuest) {
+	if err := attempt(func(s *nic.Target) { s.VM, s.PID = "someone-else", g.Pid() }); !errors.Is(err, nic.ErrOtherGuest) {
 		t.Errorf("another guest's process: got %v", err)
 	}
-	if err := attempt(func(s *tapmgr.Target) { s.VM, s.QMP = "someone-else", g.QMP }); !errors.Is(err, tapmgr.ErrOtherGuest) {
+	if err := attempt(func(s *nic.Target) { s.VM, s.QMP = "someone-else", g.QMP }); !errors.Is(err, nic.ErrOtherGuest) {
 		t.Errorf("another guest's socket, by name: got %v", err)
 	}
-	if err := attempt(func(s *tapmgr.Target) { s.VM = "no-such-guest" }); !errors.Is(err, qemu.ErrNotFound) {
+	if err := attempt(func(s *nic.Target) { s.VM = "no-such-guest" }); !errors.Is(err, qemu.ErrNotFound) {
 		t.Errorf("none: got %v", err)
 	}
-	if err := attempt(func(s *tapmgr.Target) { s.VM, s.PID = "x", mute.Pid() }); !errors.Is(err, tapmgr.ErrOtherGuest) {
+	if err := attempt(func(s *nic.Target) { s.VM, s.PID = "x", mute.Pid() }); !errors.Is(err, nic.ErrOtherGuest) {
 		t.Errorf("a process of another name: got %v", err)
 	}
-	if err := attempt(func(s *tapmgr.Target) { s.VM = h.likeLibvirts() }); !errors.Is(err, qemu.ErrLibvirt) {
+	if err := attempt(func(s *nic.Target) { s.VM = h.likeLibvirts() }); !errors.Is(err, qemu.ErrLibvirt) {
 		t.Errorf("libvirt's: got %v", err)
 	}
-	if err := attempt(func(s *tapmgr.Target) { s.VM = muteName }); !errors.Is(err, qemu.ErrNoMonitor) {
+	if err := attempt(func(s *nic.Target) { s.VM = muteName }); !errors.Is(err, qemu.ErrNoMonitor) {
 		t.Errorf("no monitor: got %v", err)
 	}
 }

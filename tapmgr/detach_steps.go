@@ -10,6 +10,7 @@ import (
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
 	"vmnet/qmp"
+	"vmnet/tapmgr/nic"
 )
 
 // detachment is one detach under way, while its guest is locked.
@@ -65,11 +66,11 @@ func (d *detachment) mayChange() bool { return d.link != nil && !d.link.gone && 
 
 // blindStep removes a netdev whose tap was deleted under it: nothing shows that one.
 func (d *detachment) blindStep() step.Step {
-	netdev := qmp.NetdevID(deviceID(d.spec.NIC))
+	netdev := qmp.NetdevID(nic.DeviceID(d.spec.NIC))
 	return step.Step{
 		Name: "netdev_del",
 		Text: fmt.Sprintf("neither link nor device is there: netdev_del %s, if that is", netdev),
-		Do:   func(ctx context.Context) error { return step.WithStage(ErrHandover, d.vm.cutOff(ctx, d.spec.NIC)) },
+		Do:   func(ctx context.Context) error { return step.WithStage(nic.ErrHandover, d.vm.cutOff(ctx, d.spec.NIC)) },
 	}
 }
 
@@ -77,7 +78,7 @@ func (d *detachment) blindStep() step.Step {
 func (d *detachment) releaseStep() step.Step {
 	return step.Step{
 		Name: "release",
-		Text: fmt.Sprintf("the guest has no device %s: release its netdev and fds", deviceID(d.spec.NIC)),
+		Text: fmt.Sprintf("the guest has no device %s: release its netdev and fds", nic.DeviceID(d.spec.NIC)),
 		Do: func(ctx context.Context) error {
 			if err := d.m.mayRelease(ctx, d.link, d.vm); err != nil {
 				return err
@@ -91,8 +92,8 @@ func (d *detachment) releaseStep() step.Step {
 func (d *detachment) markStep() step.Step {
 	former := d.link.Alias
 	r := d.link.want
-	r.Phase = detaching
-	alias, err := r.encode()
+	r.Phase = nic.PhaseDetaching
+	alias, err := r.Encode()
 	return step.Step{
 		Name: "mark",
 		Text: fmt.Sprintf("alias of %s: %q", d.link.Name, alias),
@@ -126,7 +127,7 @@ func (d *detachment) unplugStep() step.Step {
 			if errors.Is(err, qmp.ErrUnplugTimeout) {
 				err = fmt.Errorf("%w (the NIC works until then; try again, or cut it off with --force)", err)
 			}
-			return step.WithStage(ErrHandover, err)
+			return step.WithStage(nic.ErrHandover, err)
 		},
 	}
 }
@@ -152,7 +153,7 @@ func (d *detachment) leaveStep() step.Step {
 	return step.Step{
 		Name: "leave",
 		Text: d.link.seatText(),
-		Do:   func(ctx context.Context) error { return step.WithStage(ErrLink, d.m.leave(ctx, d.link)) },
+		Do:   func(ctx context.Context) error { return step.WithStage(nic.ErrLink, d.m.leave(ctx, d.link)) },
 	}
 }
 
@@ -193,7 +194,7 @@ func (d *detachment) cutSocketStep() step.Step {
 }
 
 func (d *detachment) forceSteps() []step.Step {
-	id := deviceID(d.spec.NIC)
+	id := nic.DeviceID(d.spec.NIC)
 	var list []step.Step
 	switch {
 	case d.cut: // already
@@ -209,7 +210,7 @@ func (d *detachment) forceSteps() []step.Step {
 			if err := d.vm.request(ctx, d.spec.NIC); err != nil {
 				d.notices = append(d.notices, fmt.Sprintf("the guest was not asked: %v", err))
 			}
-			return step.WithStage(ErrHandover, d.m.letGo(d.link, d.vm.process(), func() error { return d.vm.cutOff(ctx, d.spec.NIC) }))
+			return step.WithStage(nic.ErrHandover, d.m.letGo(d.link, d.vm.process(), func() error { return d.vm.cutOff(ctx, d.spec.NIC) }))
 		},
 	}, step.Step{
 		Name: "left",
@@ -230,7 +231,7 @@ func (d *detachment) tellLeft(ctx context.Context) error {
 	}
 	has, err := d.vm.has(ctx, d.spec.NIC)
 	if has && err == nil {
-		d.notices = append(d.notices, fmt.Sprintf("the guest keeps the dead device %s until it lets go of it", deviceID(d.spec.NIC)))
+		d.notices = append(d.notices, fmt.Sprintf("the guest keeps the dead device %s until it lets go of it", nic.DeviceID(d.spec.NIC)))
 	}
 	return nil
 }

@@ -8,22 +8,3 @@
 // The VMM's monitor is the lock of a guest: it serves one client at a time, and
 // is connected to before the first device is made and until the last step is done.
 package tapmgr
-
-import "errors"
-
-// What the errors of this package can be asked for with errors.Is, besides the
-// cause: the errno, fs.ErrNotExist, the errors of packages qmp and qemu.
-var (
-	// ErrInvalid is a Spec that makes no sense.
-	ErrInvalid = errors.New("invalid request")
-	// ErrExist is a NIC of that id that is not as asked for, or a name that is taken.
-	ErrExist = errors.New("exists already")
-	// ErrLink is a failure on the host's side: device, port, vhost.
-	ErrLink = errors.New("host side")
-	// ErrHandover is a failure to give the NIC to the VMM.
-	ErrHandover = errors.New("hand-over")
-	// ErrOtherGuest is a process or monitor that belongs to another guest than the one named.
-	ErrOtherGuest = errors.New("another guest")
-	// ErrInUse is a link that a living process holds.
-	ErrInUse = errors.New("in use")
-)

@@ -15,6 +15,7 @@ import (
 	"vmnet/internal/vmm/qemu"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
+	"vmnet/tapmgr/nic"
 )
 
 // domain is a guest that libvirt manages. Its NICs that were handed over by name are libvirt's to plug
@@ -33,7 +34,7 @@ type domain struct {
 
 // domainOf returns the processes of which one is the target's, if that is a guest of libvirt's: they say so
 // themselves. There is none for other guests.
-func domainOf(t Target) ([]qemu.Process, error) {
+func domainOf(t nic.Target) ([]qemu.Process, error) {
 	if t.QMP != "" {
 		return nil, nil
 	}
@@ -55,13 +56,13 @@ func domainOf(t Target) ([]qemu.Process, error) {
 }
 
 // managed tells whether libvirt manages the target.
-func managed(t Target) (bool, error) {
+func managed(t nic.Target) (bool, error) {
 	all, err := domainOf(t)
 	return len(all) > 0, err
 }
 
 // openDomain finds the target in libvirt and waits for its lock; nil where libvirt does not manage it.
-func (m *Manager) openDomain(ctx context.Context, t Target) (*domain, error) {
+func (m *Manager) openDomain(ctx context.Context, t nic.Target) (*domain, error) {
 	d, err := m.findDomain(ctx, t, false)
 	if d == nil || err != nil {
 		return nil, err
@@ -74,7 +75,7 @@ func (m *Manager) openDomain(ctx context.Context, t Target) (*domain, error) {
 
 // findDomain connects to the libvirt that manages the target, and has it vouch for the process: anybody may
 // write anything on a command line, but libvirt knows which UUID runs under that name.
-func (m *Manager) findDomain(ctx context.Context, t Target, readOnly bool) (*domain, error) {
+func (m *Manager) findDomain(ctx context.Context, t nic.Target, readOnly bool) (*domain, error) {
 	procs, err := domainOf(t)
 	if err != nil || len(procs) == 0 {
 		return nil, err
@@ -105,7 +106,7 @@ func (m *Manager) dialLibvirt(ctx context.Context, procs []qemu.Process, readOnl
 }
 
 // identify asks libvirt for the domain, and which process is its QEMU.
-func (d *domain) identify(ctx context.Context, t Target) (err error) {
+func (d *domain) identify(ctx context.Context, t nic.Target) (err error) {
 	if d.dom, err = d.LookupByName(ctx, t.VM); errors.Is(err, libvirt.ErrNoDomain) {
 		return fmt.Errorf("%w (another libvirt manages it: name that with --libvirt, a user's own by qemu:///session?socket=PATH)", err)
 	} else if err != nil {
@@ -203,11 +204,11 @@ func openLock(p qemu.Process) (*os.File, error) {
 
 // openRead opens the guest of a link to look at it: no lock of libvirt's guests is taken, and nothing can be changed.
 func (m *Manager) openRead(ctx context.Context, o ours) (vmm, error) {
-	t := Target{VM: o.want.VM, PID: o.vmm()}
+	t := nic.Target{VM: o.want.VM, PID: o.vmm()}
 	switch o.want.Via {
-	case ViaMonitor:
+	case nic.ViaMonitor:
 		return nil, fmt.Errorf("libvirt lets nobody who only looks use the monitor")
-	case ViaLibvirt:
+	case nic.ViaLibvirt:
 		d, err := m.findDomain(ctx, t, true)
 		if err == nil && d == nil {
 			err = fmt.Errorf("process %d is not libvirt's any more", t.PID)
@@ -265,10 +266,10 @@ func (d *domain) cpus(ctx context.Context) (int, error) {
 	return def.CPUs, nil
 }
 
-func (d *domain) has(ctx context.Context, nic string) (bool, error) {
+func (d *domain) has(ctx context.Context, nicID string) (bool, error) {
 	def, err := d.definition(ctx)
 	if err != nil {
 		return false, err
 	}
-	return slices.ContainsFunc(def.Interfaces, func(i domainxml.Interface) bool { return i.Alias == domainAlias(nic) }), nil
+	return slices.ContainsFunc(def.Interfaces, func(i domainxml.Interface) bool { return i.Alias == nic.LibvirtAlias(nicID) }), nil
 }

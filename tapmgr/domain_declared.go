@@ -8,27 +8,17 @@ import (
 	"os"
 	"path/filepath"
 
+	"vmnet/internal/libvirthook/declared"
 	"vmnet/internal/libvirthook/hookfile"
 	"vmnet/internal/step"
 	"vmnet/libvirt"
+	"vmnet/tapmgr/nic"
 )
 
 // What libvirt opens by its name must be there before the guest starts: the hook makes it, of what
 // the domain's metadata declares. A guest that is saved, snapshot with its memory or migrated
 // starts again from its running definition, and one that was off from the stored one: so a NIC is
 // declared in each of the two that has its interface.
-
-// Declarations edit the element of a domain's metadata by which the hook makes the devices of NICs.
-// An empty text is no element.
-type Declarations struct {
-	Namespace, Prefix string
-	// Put returns the element with the NIC of a Spec in it, in place of one of its id.
-	Put func(element string, spec Spec) (string, error)
-	// Has reports whether the NIC of that id is in the element.
-	Has func(element, nic string) (bool, error)
-	// Remove returns the element without the NIC of that id.
-	Remove func(element, nic string) (string, error)
-}
 
 // missing returns the definitions that do not declare the NIC.
 func (d *domain) missing(ctx context.Context, nic string, in []libvirt.Affect) (missing []libvirt.Affect, err error) {
@@ -47,7 +37,7 @@ func (d *domain) missing(ctx context.Context, nic string, in []libvirt.Affect) (
 // declares reports whether the NIC is declared in the domain's running or stored definition. There
 // is none of a domain that is off, or transient.
 func (d *domain) declares(ctx context.Context, nic string, in libvirt.Affect) (bool, error) {
-	if d.m.Declarations.Has == nil || in == libvirt.AffectLive && d.dom.ID < 0 {
+	if in == libvirt.AffectLive && d.dom.ID < 0 {
 		return false, nil
 	}
 	if in == libvirt.AffectConfig {
@@ -55,25 +45,25 @@ func (d *domain) declares(ctx context.Context, nic string, in libvirt.Affect) (b
 			return false, err
 		}
 	}
-	element, err := d.Metadata(ctx, d.dom, d.m.Declarations.Namespace, in)
+	element, err := d.Metadata(ctx, d.dom, declared.Namespace, in)
 	if errors.Is(err, libvirt.ErrNoMetadata) {
 		return false, nil
 	}
 	if err != nil {
 		return false, explainStopped(err)
 	}
-	return d.m.Declarations.Has(element, nic)
+	return declared.Declares(element, nic)
 }
 
 // declareStep comes before the interface: the hook passes over a NIC that is declared and has none.
-func (d *domain) declareStep(spec Spec, in []libvirt.Affect) step.Step {
+func (d *domain) declareStep(spec nic.Spec, in []libvirt.Affect) step.Step {
 	return d.editStep("declare", fmt.Sprintf("libvirt: metadata of %s: NIC %s, for the hook to make when the guest starts again", d.dom.Name, spec.NIC), in,
-		func(element string) (string, error) { return d.m.Declarations.Put(element, spec) })
+		func(element string) (string, error) { return declared.Declare(element, spec) })
 }
 
 func (d *domain) undeclareStep(name, nic string, in libvirt.Affect) step.Step {
 	return d.editStep(name, fmt.Sprintf("libvirt: metadata of %s: no NIC %s", d.dom.Name, nic), []libvirt.Affect{in},
-		func(element string) (string, error) { return d.m.Declarations.Remove(element, nic) })
+		func(element string) (string, error) { return declared.Undeclare(element, nic) })
 }
 
 // undeclareRunning comes after the interface has gone. What a guest keeps of a NIC that was cut off
@@ -92,17 +82,16 @@ func (d *domain) undeclareRunning(nic string) step.Step {
 
 // editStep edits the element in those definitions.
 func (d *domain) editStep(name, text string, in []libvirt.Affect, edit func(string) (string, error)) step.Step {
-	decl := d.m.Declarations
 	former := map[libvirt.Affect]string{}
 	set := func(ctx context.Context, affect libvirt.Affect, element string) error {
-		return explainStopped(d.SetMetadata(ctx, d.dom, decl.Prefix, decl.Namespace, element, affect))
+		return explainStopped(d.SetMetadata(ctx, d.dom, declared.Prefix, declared.Namespace, element, affect))
 	}
 	return step.Step{
 		Name: name,
 		Text: text,
 		Do: func(ctx context.Context) error {
 			for _, affect := range in {
-				element, err := d.Metadata(ctx, d.dom, decl.Namespace, affect)
+				element, err := d.Metadata(ctx, d.dom, declared.Namespace, affect)
 				if err != nil && !errors.Is(err, libvirt.ErrNoMetadata) {
 					return explainStopped(err)
 				}

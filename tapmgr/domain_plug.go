@@ -12,29 +12,8 @@ import (
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
 	"vmnet/qmp"
+	"vmnet/tapmgr/nic"
 )
-
-// libvirtModels are those that libvirt calls by other names than QEMU (virDomainNetModel in
-// src/conf/domain_conf.c, qemuBuildVirtioDevProps in src/qemu/qemu_command.c).
-var libvirtModels = map[string]string{
-	"virtio-net-pci":                  "virtio",
-	"virtio-net-pci-transitional":     "virtio-transitional",
-	"virtio-net-pci-non-transitional": "virtio-non-transitional",
-}
-
-// expressible tells by an error what of the Spec libvirt has no words for.
-func (s Spec) expressible() error {
-	const cure = "(--via monitor can, of which libvirt then knows nothing)"
-	switch {
-	case s.Lower.isIPVtap():
-		return fmt.Errorf("libvirt cannot be handed an ipvtap by name: in the host's netns its guest's address would be the host's own %s", cure)
-	case len(s.DeviceOptions) > 0:
-		return fmt.Errorf("libvirt decides the further options of a device %s", cure)
-	case s.virtio() && libvirtModels[s.Model] == "":
-		return fmt.Errorf("libvirt has no model %s %s", s.Model, cure)
-	}
-	return nil
-}
 
 // prepare writes the XML that libvirt is asked with.
 func (d *domain) prepare(ctx context.Context, h *half) (err error) {
@@ -52,35 +31,35 @@ func (d *domain) prepare(ctx context.Context, h *half) (err error) {
 // storedXML is a NIC in libvirt's words, as it is stored: libvirt makes a tap itself then, and the hook puts it on its bridge. So
 // a clone of the guest gets one of its own: virt-clone takes the device's name out, without which libvirt opens none that
 // is there already (managed='no'). Of a macvtap libvirt would know too little.
-func storedXML(r record, device string) (string, error) {
+func storedXML(r nic.Record, device string) (string, error) {
 	x := ethernet(r, device)
-	x.Managed = r.Type == TypeTap
+	x.Managed = r.Type == nic.TypeTap
 	return x.XML()
 }
 
 // ethernet is a NIC in libvirt's words.
-func ethernet(r record, device string) domainxml.Ethernet {
+func ethernet(r nic.Record, device string) domainxml.Ethernet {
 	driver := ""
-	if isVirtio(r.Model) {
+	if nic.IsVirtio(r.Model) {
 		driver = "qemu"
 		if r.Vhost {
 			driver = "vhost"
 		}
 	}
 	return domainxml.Ethernet{
-		Tap: device, MAC: r.MAC, Model: libvirtModel(r.Model), Queues: r.Queues, MTU: r.MTU, Driver: driver, Alias: domainAlias(r.NIC),
+		Tap: device, MAC: r.MAC, Model: nic.LibvirtModel(r.Model), Queues: r.Queues, MTU: r.MTU, Driver: driver, Alias: nic.LibvirtAlias(r.NIC),
 	}
 }
 
 func (d *domain) plugSteps(h *half) []step.Step {
-	nic := h.record.NIC
+	nicID := h.record.NIC
 	list := []step.Step{{
 		Name: "attach-device",
-		Text: fmt.Sprintf("libvirt: attach %s to %s: %s", domainAlias(nic), d.dom.Name, d.xml),
+		Text: fmt.Sprintf("libvirt: attach %s to %s: %s", nic.LibvirtAlias(nicID), d.dom.Name, d.xml),
 		Do: func(ctx context.Context) error {
 			return explainPlug(d.AttachDevice(ctx, d.dom, d.xml, libvirt.AffectLive))
 		},
-		Undo: func(ctx context.Context) error { return d.undoAttach(ctx, nic) },
+		Undo: func(ctx context.Context) error { return d.undoAttach(ctx, nicID) },
 	}, {
 		Name: "lifetime",
 		Text: fmt.Sprintf("TUNSETPERSIST 0 on a copy of QEMU's own fd of %s", h.side.interfaceName()),
@@ -108,8 +87,8 @@ func (d *domain) undoAttach(ctx context.Context, nic string) error {
 // askAgain is how often a guest is asked that does not answer: one that boots drops a request.
 const askAgain = time.Second
 
-func (d *domain) unplugText(nic string) string {
-	return fmt.Sprintf("libvirt: detach %s from %s, again each second until the guest lets go of it", domainAlias(nic), d.dom.Name)
+func (d *domain) unplugText(nicID string) string {
+	return fmt.Sprintf("libvirt: detach %s from %s, again each second until the guest lets go of it", nic.LibvirtAlias(nicID), d.dom.Name)
 }
 
 func (d *domain) unplug(ctx context.Context, nic string, waiting func(time.Duration)) error {
@@ -156,7 +135,7 @@ func underWay(err error) bool {
 }
 
 // awaitRemoved waits for the answer to a request for as long as it makes sense; done is false where it should be asked again.
-func (d *domain) awaitRemoved(ctx context.Context, events *libvirt.Subscription, nic string) (done bool, err error) {
+func (d *domain) awaitRemoved(ctx context.Context, events *libvirt.Subscription, nicID string) (done bool, err error) {
 	again := time.NewTimer(askAgain)
 	defer again.Stop()
 	for {
@@ -165,15 +144,15 @@ func (d *domain) awaitRemoved(ctx context.Context, events *libvirt.Subscription,
 			switch {
 			case !open:
 				return false, explainStopped(d.Err())
-			case e.Kind == libvirt.DeviceRemoved && e.Device == domainAlias(nic):
+			case e.Kind == libvirt.DeviceRemoved && e.Device == nic.LibvirtAlias(nicID):
 				return true, nil
-			case e.Kind == libvirt.DeviceRemovalFailed && e.Device == domainAlias(nic):
+			case e.Kind == libvirt.DeviceRemovalFailed && e.Device == nic.LibvirtAlias(nicID):
 				return false, fmt.Errorf("%w (libvirt: device %s)", qmp.ErrGuestRefused, e.Device)
 			case e.Kind == libvirt.Lifecycle && (e.Change == libvirt.Stopped || e.Change == libvirt.Crashed):
 				return false, errEnded
 			}
 		case <-again.C:
-			has, err := d.has(ctx, nic) // an event may have been lost
+			has, err := d.has(ctx, nicID) // an event may have been lost
 			return !has && err == nil, explainStopped(err)
 		case <-ctx.Done():
 			return false, fmt.Errorf("%w: %w", qmp.ErrUnplugTimeout, context.Cause(ctx))
@@ -211,8 +190,8 @@ func explainStopped(err error) error {
 	return err
 }
 
-func (d *domain) request(ctx context.Context, nic string) error {
-	return d.DetachDeviceAlias(ctx, d.dom, domainAlias(nic), libvirt.AffectLive)
+func (d *domain) request(ctx context.Context, nicID string) error {
+	return d.DetachDeviceAlias(ctx, d.dom, nic.LibvirtAlias(nicID), libvirt.AffectLive)
 }
 
 // cutOff is more than libvirt can: the backend goes with the device.

@@ -10,6 +10,7 @@ import (
 	"vmnet/internal/step"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
+	"vmnet/tapmgr/nic"
 )
 
 // openStored opens a domain of libvirt's that may be off. There is nothing to lock then.
@@ -32,15 +33,13 @@ func (d *domain) storable(ctx context.Context) error {
 	case err != nil:
 		return err
 	case !stored:
-		return step.WithStage(ErrInvalid, fmt.Errorf("domain %s is transient, libvirt stores nothing of it (without --persistent)", d.dom.Name))
-	case d.m.Declarations.Put == nil:
-		return step.WithStage(ErrInvalid, errors.New("this program cannot declare NICs (--persistent)"))
+		return step.WithStage(nic.ErrInvalid, fmt.Errorf("domain %s is transient, libvirt stores nothing of it (without --persistent)", d.dom.Name))
 	}
 	return nil
 }
 
 // stored is a NIC as libvirt has stored it; nil for none.
-func (d *domain) stored(ctx context.Context, nic string) (*domainxml.Interface, error) {
+func (d *domain) stored(ctx context.Context, nicID string) (*domainxml.Interface, error) {
 	if persistent, err := d.IsPersistent(ctx, d.dom); err != nil || !persistent {
 		return nil, err
 	}
@@ -52,7 +51,7 @@ func (d *domain) stored(ctx context.Context, nic string) (*domainxml.Interface, 
 	if err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(def.Interfaces, func(i domainxml.Interface) bool { return i.Alias == domainAlias(nic) })
+	i := slices.IndexFunc(def.Interfaces, func(i domainxml.Interface) bool { return i.Alias == nic.LibvirtAlias(nicID) })
 	if i < 0 {
 		return nil, nil
 	}
@@ -61,24 +60,21 @@ func (d *domain) stored(ctx context.Context, nic string) (*domainxml.Interface, 
 
 // storedAs reports whether libvirt has stored the NIC already, for that device or one that libvirt names itself. Another of its
 // id is an error that Is ErrExist.
-func (d *domain) storedAs(ctx context.Context, r record, device string) (bool, error) {
+func (d *domain) storedAs(ctx context.Context, r nic.Record, device string) (bool, error) {
 	x, err := d.stored(ctx, r.NIC)
 	if err != nil || x == nil {
 		return false, err
 	}
 	if !bytes.Equal(x.MAC, r.MAC) || x.Target != device && (x.Target != "" || x.Unmanaged) {
-		return false, fmt.Errorf("%w: libvirt has stored another NIC as %s, with MAC %s on %q (vmnet detach --persistent removes it)", ErrExist, domainAlias(r.NIC), x.MAC, x.Target)
+		return false, fmt.Errorf("%w: libvirt has stored another NIC as %s, with MAC %s on %q (vmnet detach --persistent removes it)", nic.ErrExist, nic.LibvirtAlias(r.NIC), x.MAC, x.Target)
 	}
 	return true, nil
 }
 
 // keep decides what makes a NIC come back: declare for a guest that is restored, and where the Spec is Persistent both for
 // each start. declare comes before its interface, store after it. What is kept of one that is plugged already stays as it is.
-func (d *domain) keep(ctx context.Context, spec Spec, r record, device string, isPlugged bool) (declare, store []step.Step, err error) {
-	var in []libvirt.Affect
-	if d.m.Declarations.Put != nil {
-		in = append(in, libvirt.AffectLive)
-	}
+func (d *domain) keep(ctx context.Context, spec nic.Spec, r nic.Record, device string, isPlugged bool) (declare, store []step.Step, err error) {
+	in := []libvirt.Affect{libvirt.AffectLive}
 	if spec.Persistent {
 		if err := d.storable(ctx); err != nil {
 			return nil, nil, err
@@ -102,18 +98,18 @@ func (d *domain) keep(ctx context.Context, spec Spec, r record, device string, i
 		}
 	}
 	if len(in) > 0 {
-		spec.Port = r.port()
+		spec.Port = r.PortConfig()
 		declare = append(declare, d.declareStep(spec, in))
 	}
 	return declare, store, nil
 }
 
 // storeStep has libvirt store a NIC.
-func (d *domain) storeStep(r record, device string) (step.Step, error) {
+func (d *domain) storeStep(r nic.Record, device string) (step.Step, error) {
 	text, err := storedXML(r, device)
 	return step.Step{
 		Name: "store",
-		Text: fmt.Sprintf("libvirt: store %s with %s: %s", domainAlias(r.NIC), d.dom.Name, text),
+		Text: fmt.Sprintf("libvirt: store %s with %s: %s", nic.LibvirtAlias(r.NIC), d.dom.Name, text),
 		Do:   func(ctx context.Context) error { return d.AttachDevice(ctx, d.dom, text, libvirt.AffectConfig) },
 		Undo: func(ctx context.Context) error { return d.forget(ctx, r.NIC) },
 	}, err
@@ -121,42 +117,42 @@ func (d *domain) storeStep(r record, device string) (step.Step, error) {
 
 // forgetSteps remove what makes a NIC come back, as far as it is there: what is declared of it in the running definition and,
 // where that is asked for, all that is stored of it.
-func (d *domain) forgetSteps(ctx context.Context, nic string, persistent bool) ([]step.Step, error) {
+func (d *domain) forgetSteps(ctx context.Context, nicID string, persistent bool) ([]step.Step, error) {
 	var list []step.Step
 	if persistent {
-		stored, err := d.stored(ctx, nic)
+		stored, err := d.stored(ctx, nicID)
 		if err != nil {
 			return nil, err
 		}
 		if stored != nil {
 			list = append(list, step.Step{
 				Name: "forget",
-				Text: fmt.Sprintf("libvirt: detach %s from what is stored of %s", domainAlias(nic), d.dom.Name),
-				Do:   func(ctx context.Context) error { return d.forget(ctx, nic) },
+				Text: fmt.Sprintf("libvirt: detach %s from what is stored of %s", nic.LibvirtAlias(nicID), d.dom.Name),
+				Do:   func(ctx context.Context) error { return d.forget(ctx, nicID) },
 			})
 		}
-		isDeclared, err := d.declares(ctx, nic, libvirt.AffectConfig)
+		isDeclared, err := d.declares(ctx, nicID, libvirt.AffectConfig)
 		if err != nil {
 			return nil, err
 		}
 		if isDeclared {
-			list = append(list, d.undeclareStep("undeclare stored", nic, libvirt.AffectConfig))
+			list = append(list, d.undeclareStep("undeclare stored", nicID, libvirt.AffectConfig))
 		}
 	}
-	isDeclared, err := d.declares(ctx, nic, libvirt.AffectLive)
+	isDeclared, err := d.declares(ctx, nicID, libvirt.AffectLive)
 	if err == nil && isDeclared {
-		list = append(list, d.undeclareRunning(nic))
+		list = append(list, d.undeclareRunning(nicID))
 	}
 	return list, err
 }
 
 // forget removes the NIC from what libvirt has stored; none is success.
-func (d *domain) forget(ctx context.Context, nic string) error {
-	err := d.DetachDeviceAlias(ctx, d.dom, domainAlias(nic), libvirt.AffectConfig)
+func (d *domain) forget(ctx context.Context, nicID string) error {
+	err := d.DetachDeviceAlias(ctx, d.dom, nic.LibvirtAlias(nicID), libvirt.AffectConfig)
 	if err == nil {
 		return nil
 	}
-	if x, readErr := d.stored(ctx, nic); readErr == nil && x == nil { // 9.0 has no code of its own for that
+	if x, readErr := d.stored(ctx, nicID); readErr == nil && x == nil { // 9.0 has no code of its own for that
 		return nil
 	}
 	return err

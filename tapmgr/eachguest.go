@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"vmnet/tapmgr/nic"
 )
 
 const (
@@ -68,7 +70,7 @@ func atOnce[R any](ctx context.Context, within time.Duration, taken string, grou
 func byVMM(links []ours) [][]ours {
 	type way struct {
 		pid int
-		via Via
+		via nic.Via
 	}
 	var groups [][]ours
 	at := map[way]int{}

@@ -15,13 +15,14 @@ import (
 	"vmnet/internal/tun"
 	"vmnet/qmp"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
 
 var errFault = errors.New("injected fault")
 
 // stepNames are the steps that an attach of the spec would take now.
-func (h *host) stepNames(spec tapmgr.Spec) []string {
+func (h *host) stepNames(spec nic.Spec) []string {
 	h.Helper()
 	var names []string
 	run := h.Run
@@ -51,7 +52,7 @@ func (h *host) at(name string, instead func(do func() error) error) {
 }
 
 // twoQueues is a NIC with more than one of everything that can fail.
-func (g *guest) twoQueues(nic string) tapmgr.Spec {
+func (g *guest) twoQueues(nic string) nic.Spec {
 	spec := g.spec(nic)
 	spec.Queues = 2
 	return spec
@@ -59,7 +60,7 @@ func (g *guest) twoQueues(nic string) tapmgr.Spec {
 
 // faultAtEveryStep fails each step of an attach before and after it was done, and has left look at what there is
 // then.
-func (h *host) faultAtEveryStep(spec tapmgr.Spec, left func()) {
+func (h *host) faultAtEveryStep(spec nic.Spec, left func()) {
 	h.Helper()
 	for _, name := range h.stepNames(spec) {
 		for _, after := range []bool{false, true} {
@@ -114,7 +115,7 @@ func TestLiveQEMUKilledAtEveryStep(t *testing.T) {
 		if err == nil && res.NIC.Interface == "" {
 			t.Errorf("%s: neither error nor NIC", name)
 		}
-		link, _ := tapmgr.InterfaceName(g.name, "net0")
+		link, _ := nic.InterfaceName(g.name, "net0")
 		h.gone(link)
 	}
 	h.Run = nil
@@ -145,7 +146,7 @@ func TestLiveSilentMonitor(t *testing.T) {
 		}
 		h.Run = nil
 		if err == nil { // it had all it needed from QEMU before
-			_, err := h.Detach(h.context(10*time.Second), tapmgr.DetachSpec{Target: tapmgr.Target{VM: g.name}, NIC: "net0", Force: true})
+			_, err := h.Detach(h.context(10*time.Second), tapmgr.DetachSpec{Target: nic.Target{VM: g.name}, NIC: "net0", Force: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -174,7 +175,7 @@ func TestLiveBridgeDeletedUnderThePort(t *testing.T) {
 	})
 	ctx := h.context(20 * time.Second)
 	_, err := h.Attach(ctx, g.spec("net0"))
-	if !errors.Is(err, tapmgr.ErrLink) || !strings.Contains(err.Error(), "bridge was changed") {
+	if !errors.Is(err, nic.ErrLink) || !strings.Contains(err.Error(), "bridge was changed") {
 		t.Errorf("during attach: got %v", err)
 	}
 	h.gone(mustName(g))
@@ -182,18 +183,18 @@ func TestLiveBridgeDeletedUnderThePort(t *testing.T) {
 
 	g = h.empty()
 	h.bridge(bridge.Config{Name: "br0"})
-	nic := h.attach(g.spec("net0"))
+	found := h.attach(g.spec("net0"))
 	if err := bridge.Delete(h.nl, "br0", true); err != nil {
 		t.Fatal(err)
 	}
 	if got := h.check(); len(got) != 1 || got[0].What != "bridge" || got[0].Want != "br0" {
 		t.Errorf("check %+v: want the bridge to be missed", got)
 	}
-	if list, err := h.List(""); err != nil || list[0].State != tapmgr.NoBridge {
+	if list, err := h.List(""); err != nil || list[0].State != nic.NoBridge {
 		t.Errorf("list %+v, %v", list, err)
 	}
 	h.bridge(bridge.Config{Name: "br0"})
-	h.reconciled(tapmgr.Action{VM: g.name, NIC: "net0", Interface: nic.Interface, Action: "put back on br0", Changed: true})
+	h.reconciled(tapmgr.Action{VM: g.name, NIC: "net0", Interface: found.Interface, Action: "put back on br0", Changed: true})
 	if got := h.check(); len(got) != 0 {
 		t.Errorf("check after reconcile: %+v", got)
 	}
@@ -247,7 +248,7 @@ func TestLivePortSettingsAreKeptTrue(t *testing.T) {
 	g := h.empty()
 	spec := g.spec("net0")
 	spec.Port = bridge.PortConfig{Isolated: true, NoLearning: true}
-	nic := h.attach(spec)
+	found := h.attach(spec)
 	if list, err := h.List(g.name); err != nil || list[0].Port != "isolated;nolearn" {
 		t.Errorf("list %+v, %v", list, err)
 	}
@@ -255,10 +256,10 @@ func TestLivePortSettingsAreKeptTrue(t *testing.T) {
 		t.Errorf("the same again: %+v, %v", res, err)
 	}
 	spec.Port = bridge.PortConfig{Hairpin: true}
-	if _, err := h.Attach(h.context(10*time.Second), spec); !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), "port setting is isolated;nolearn") {
+	if _, err := h.Attach(h.context(10*time.Second), spec); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "port setting is isolated;nolearn") {
 		t.Errorf("another setting: %v", err)
 	}
-	h.ip("link", "set", nic.Interface, "type", "bridge_slave", "isolated", "off")
+	h.ip("link", "set", found.Interface, "type", "bridge_slave", "isolated", "off")
 	if got := h.check(); len(got) != 1 || got[0].What != "port" {
 		t.Errorf("check %+v: want the port to be missed", got)
 	}
@@ -266,7 +267,7 @@ func TestLivePortSettingsAreKeptTrue(t *testing.T) {
 	if got := h.check(); len(got) != 0 {
 		t.Errorf("check after reconcile: %+v", got)
 	}
-	h.ip("link", "set", nic.Interface, "nomaster")
+	h.ip("link", "set", found.Interface, "nomaster")
 	h.settled()
 	if got := h.check(); len(got) != 0 {
 		t.Errorf("check after it was put back: %+v", got)
@@ -279,7 +280,7 @@ func TestLiveVLANsNeedABridgeThatFilters(t *testing.T) {
 	spec := g.spec("net0")
 	spec.Port = bridge.PortConfig{VLAN: 10}
 	_, err := h.Attach(h.context(10*time.Second), spec)
-	if !errors.Is(err, tapmgr.ErrLink) || !strings.Contains(err.Error(), "VLAN") {
+	if !errors.Is(err, nic.ErrLink) || !strings.Contains(err.Error(), "VLAN") {
 		t.Errorf("got %v", err)
 	}
 	h.nothingLeft(g, "net0")
@@ -294,7 +295,7 @@ func TestLiveNameTaken(t *testing.T) {
 	}
 	defer stranger.Close()
 	_, err = h.Attach(h.context(10*time.Second), g.spec("net0"))
-	if !errors.Is(err, tapmgr.ErrExist) || !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "which vmnet did not make") {
+	if !errors.Is(err, nic.ErrExist) || !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "which vmnet did not make") {
 		t.Errorf("got %v", err)
 	}
 	if _, err := h.nl.Link(mustName(g)); err != nil {
@@ -310,10 +311,10 @@ func TestLiveRefusedByQEMU(t *testing.T) {
 	h := newHost(t)
 	g := h.empty()
 	ctx := h.context(20 * time.Second)
-	for _, change := range []func(*tapmgr.Spec){
-		func(s *tapmgr.Spec) { s.Model = "no-such-nic" },
-		func(s *tapmgr.Spec) { s.DeviceOptions = map[string]string{"no-such-property": "1"} },
-		func(s *tapmgr.Spec) { s.DeviceOptions = map[string]string{"rx_queue_size": "3"} },
+	for _, change := range []func(*nic.Spec){
+		func(s *nic.Spec) { s.Model = "no-such-nic" },
+		func(s *nic.Spec) { s.DeviceOptions = map[string]string{"no-such-property": "1"} },
+		func(s *nic.Spec) { s.DeviceOptions = map[string]string{"rx_queue_size": "3"} },
 	} {
 		spec := g.twoQueues("net0")
 		if change(&spec); spec.Model == "no-such-nic" {
@@ -321,7 +322,7 @@ func TestLiveRefusedByQEMU(t *testing.T) {
 		}
 		_, err := h.Attach(ctx, spec)
 		var refusal *qmp.Error
-		if !errors.Is(err, tapmgr.ErrHandover) || !errors.As(err, &refusal) && !strings.Contains(err.Error(), "-device help") {
+		if !errors.Is(err, nic.ErrHandover) || !errors.As(err, &refusal) && !strings.Contains(err.Error(), "-device help") {
 			t.Errorf("%+v: got %v, want QEMU's refusal", spec, err)
 		}
 		h.nothingLeft(g, "net0")
@@ -342,12 +343,12 @@ func TestLiveNoFreePort(t *testing.T) {
 func TestLiveForeignDeviceOfOurName(t *testing.T) {
 	h, elsewhere := newHost(t), newHost(t)
 	g := h.empty()
-	nic := elsewhere.attach(g.spec("net0"))
+	found := elsewhere.attach(g.spec("net0"))
 	_, err := h.Attach(h.context(10*time.Second), g.spec("net0"))
-	if !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), "another netns") {
+	if !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "another netns") {
 		t.Errorf("got %v", err)
 	}
-	if _, err := elsewhere.nl.Link(nic.Interface); err != nil {
+	if _, err := elsewhere.nl.Link(found.Interface); err != nil {
 		t.Errorf("the other NIC was hurt: %v", err)
 	}
 }
@@ -378,7 +379,7 @@ func TestLiveReconcileLeavesStrangersAlone(t *testing.T) {
 		t.Errorf("reconcile %+v, %v: want only that a process works on one", got, err)
 	}
 	list, err := h.List("")
-	if err != nil || len(list) != 1 || list[0].State != tapmgr.Attaching {
+	if err != nil || len(list) != 1 || list[0].State != nic.Attaching {
 		t.Errorf("list %+v, %v: want one that is attaching", list, err)
 	}
 	for _, name := range []string{"plain", "worded", "working"} {

@@ -16,6 +16,7 @@ import (
 	"vmnet/internal/stablemac"
 	"vmnet/internal/tun"
 	"vmnet/macvtap"
+	"vmnet/tapmgr/nic"
 )
 
 // ForeignLink is a tap or macvtap of a guest that somebody else has made for it, such as libvirt.
@@ -26,7 +27,7 @@ type ForeignLink struct {
 	MAC       net.HardwareAddr  // the link's own, which HasGuest compares with the guest's
 	Source    string            // the bridge that it is a port of, or its lower; empty for none
 	Port      bridge.PortConfig // how the port of a bridge is set
-	State     State
+	State     nic.State
 	MTU       int   // bytes
 	Queues    []int // the process's fds, ascending
 
@@ -40,7 +41,7 @@ func (l ForeignLink) HasGuest(mac net.HardwareAddr) bool {
 	if len(mac) != 6 {
 		return false
 	}
-	if l.Type == TypeTap {
+	if l.Type == nic.TypeTap {
 		mac = stablemac.HostMAC(mac)
 	}
 	return bytes.Equal(l.MAC, mac)
@@ -104,7 +105,7 @@ func isForeign(l *rtnl.Link, kind string) bool {
 func (m *Manager) foreignTap(l *rtnl.Link, fds []int) ForeignLink {
 	slices.Sort(fds)
 	f := ForeignLink{
-		Interface: l.Name, Index: l.Index, Type: TypeTap, MAC: l.MAC, State: linkState(l), MTU: l.MTU, Queues: fds,
+		Interface: l.Name, Index: l.Index, Type: nic.TypeTap, MAC: l.MAC, State: linkState(l), MTU: l.MTU, Queues: fds,
 		Source: m.masterName(l), link: l,
 	}
 	if br, err := m.portBridge(l); err == nil {
@@ -183,7 +184,7 @@ func (m *Manager) SetForeignPort(pid int, mac net.HardwareAddr, cfg bridge.PortC
 	}
 	found := false
 	for _, f := range all {
-		if f.Type != TypeTap || !f.HasGuest(mac) {
+		if f.Type != nic.TypeTap || !f.HasGuest(mac) {
 			continue
 		}
 		found = true

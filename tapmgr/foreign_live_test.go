@@ -9,10 +9,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-
 	"vmnet/bridge"
 	"vmnet/internal/rtnl"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 var (
@@ -52,8 +52,8 @@ func TestLiveForeignLinks(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []tapmgr.ForeignLink{
-		{Interface: "vnet7", Type: tapmgr.TypeTap, MAC: foreignTap, Source: "br0", MTU: 1500, State: "forwarding"},
-		{Interface: "macvtap7", Type: "macvtap", Source: "eth0", MTU: 1500, State: tapmgr.Down},
+		{Interface: "vnet7", Type: nic.TypeTap, MAC: foreignTap, Source: "br0", MTU: 1500, State: "forwarding"},
+		{Interface: "macvtap7", Type: "macvtap", Source: "eth0", MTU: 1500, State: nic.Down},
 	}
 	rest := cmpopts.IgnoreFields(tapmgr.ForeignLink{}, "Index", "Queues")
 	if len(got) == 2 {

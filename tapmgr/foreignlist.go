@@ -10,6 +10,7 @@ import (
 	"vmnet/internal/vmm/qemu"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
+	"vmnet/tapmgr/nic"
 )
 
 // libvirtWait bounds how long a list waits for libvirt to say what the kernel does not.
@@ -17,7 +18,7 @@ const libvirtWait = time.Second
 
 // foreignNIC is a NIC that libvirt has made itself, and its link.
 type foreignNIC struct {
-	NIC
+	nic.NIC
 	ForeignLink
 }
 
@@ -53,13 +54,13 @@ func (m *Manager) foreignNICs(ctx context.Context, vm string) ([]foreignNIC, err
 
 func describeForeign(p qemu.Process, links []ForeignLink, interfaces []domainxml.Interface) (found []foreignNIC) {
 	for _, l := range links {
-		n := NIC{
+		n := nic.NIC{
 			VM: p.Name, Interface: l.Interface, Type: l.Type, Source: l.Source, Port: l.Port.String(), Queues: len(l.Queues),
-			State: l.State, MTU: l.MTU, PID: p.PID, UID: 0, Foreign: true, Vhost: onOff(false),
+			State: l.State, MTU: l.MTU, PID: p.PID, UID: 0, Foreign: true, Vhost: nic.OnOff(false),
 		}
 		i := slices.IndexFunc(interfaces, func(i domainxml.Interface) bool { return i.Target == l.Interface })
 		if i >= 0 {
-			n.ID, n.MAC, n.Model, n.Mode = interfaces[i].Alias, interfaces[i].MAC.String(), ModelOf(interfaces[i].Model), interfaces[i].Source.Mode
+			n.ID, n.MAC, n.Model, n.Mode = interfaces[i].Alias, interfaces[i].MAC.String(), nic.ModelOf(interfaces[i].Model), interfaces[i].Source.Mode
 		}
 		found = append(found, foreignNIC{n, l})
 	}
@@ -115,7 +116,7 @@ func (m *Manager) foreignDetails(ctx context.Context, vm string) ([]Detail, erro
 			NIC: f.NIC, Index: f.link.Index, AltNames: f.link.AltNames, HostMAC: f.link.MAC.String(), HostMTU: f.link.MTU,
 			Holders: []Holder{{f.PID, f.ForeignLink.Queues}}, VhostFDs: []int{}, Learned: []bridge.Learned{}, Counters: f.link.Stats,
 		}
-		if f.NIC.Type != TypeTap {
+		if f.NIC.Type != nic.TypeTap {
 			d.Lower, d.RxFilter = f.NIC.Source, rxFilter(&ours{Link: f.link})
 		} else {
 			d.Bridge = f.NIC.Source

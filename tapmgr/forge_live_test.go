@@ -12,6 +12,7 @@ import (
 	"vmnet/internal/step"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
 
@@ -33,7 +34,7 @@ func TestLiveASetuidProgramIsNoGuest(t *testing.T) {
 					t.Errorf("attach with --pid %d: %v: want the process named, and why it is not believed", spec.PID, err)
 				}
 			}
-			gone := tapmgr.DetachSpec{Target: tapmgr.Target{VM: g.name}, NIC: "net0"}
+			gone := tapmgr.DetachSpec{Target: nic.Target{VM: g.name}, NIC: "net0"}
 			if res, err := h.Detach(h.context(10*time.Second), gone); err != nil || res.Changed {
 				t.Errorf("detach: %+v, %v: want nothing to do", res, err)
 			}

@@ -10,6 +10,7 @@ import (
 
 	"vmnet/qmp"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
 
@@ -52,17 +53,17 @@ func TestLiveTwoGuestsOfOneName(t *testing.T) {
 	b := &guest{testvm.StartT(t, testvm.Config{Name: a.name, Paused: true}), a.name}
 	specA, specB := a.spec("net0"), b.spec("net0")
 	specA.PID, specB.PID = a.Pid(), b.Pid()
-	nic := h.attach(specA)
+	found := h.attach(specA)
 	elsewhere.attach(specB)
 
-	if _, err := h.Attach(h.context(10*time.Second), specB); !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), "another process") {
+	if _, err := h.Attach(h.context(10*time.Second), specB); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "another process") {
 		t.Errorf("attach to the other: got %v", err)
 	}
 	_, err := h.Detach(h.context(10*time.Second), tapmgr.DetachSpec{Target: specB.Target, NIC: "net0", Force: true})
-	if !errors.Is(err, tapmgr.ErrInUse) {
+	if !errors.Is(err, nic.ErrInUse) {
 		t.Errorf("detach from the other: got %v", err)
 	}
-	if l, err := h.nl.Link(nic.Interface); err != nil || !l.Up || l.Master == 0 {
+	if l, err := h.nl.Link(found.Interface); err != nil || !l.Up || l.Master == 0 {
 		t.Errorf("the first one's NIC: %+v, %v: want it untouched", l, err)
 	}
 	if got := h.check(); len(got) != 0 {
@@ -128,10 +129,10 @@ func TestLiveAttachAgainPutsRight(t *testing.T) {
 	}
 	h.ip("link", "add", "br1", "type", "bridge")
 	h.ip("link", "set", mustName(g), "master", "br1")
-	if _, err := h.Attach(h.context(10*time.Second), g.spec("net0")); !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), "port of br1") {
+	if _, err := h.Attach(h.context(10*time.Second), g.spec("net0")); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "port of br1") {
 		t.Errorf("on another bridge: got %v", err)
 	}
-	if list, err := h.List(g.name); err != nil || list[0].State != tapmgr.OtherBridge {
+	if list, err := h.List(g.name); err != nil || list[0].State != nic.OtherBridge {
 		t.Errorf("list %+v, %v", list, err)
 	}
 }

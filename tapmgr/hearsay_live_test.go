@@ -12,12 +12,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
 	"vmnet/internal/fdlabel"
 	"vmnet/internal/nstest"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/vmm/qemu"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // labelOf is a label of a NIC by a socket in the host's netns.
@@ -46,10 +45,10 @@ func fill(n int) int {
 }
 
 // prepared makes a NIC as the hook does, for a guest of libvirt's that is about to start.
-func (h *host) prepared(vm, nic string) error {
+func (h *host) prepared(vm, nicID string) error {
 	h.Helper()
-	_, err := h.Prepare(h.context(10*time.Second), tapmgr.Spec{
-		Target: tapmgr.Target{VM: vm}, NIC: nic, Bridge: "br0", Queues: 1, Vhost: tapmgr.VhostOff,
+	_, err := h.Prepare(h.context(10*time.Second), nic.Spec{
+		Target: nic.Target{VM: vm}, NIC: nicID, Bridge: "br0", Queues: 1, Vhost: nic.VhostOff,
 	})
 	return err
 }
@@ -65,7 +64,7 @@ func TestLiveOthersLabelsDecideNothing(t *testing.T) {
 	}
 	nstest.Eventually(t, 10*time.Second, "the label is listed", func() bool {
 		nics, err := h.List("web")
-		return err == nil && len(nics) == 1 && nics[0].UID == user && nics[0].State == tapmgr.Unknown
+		return err == nil && len(nics) == 1 && nics[0].UID == user && nics[0].State == nic.Unknown
 	})
 	if err := h.prepared("web", "net0"); err != nil {
 		t.Errorf("prepare: %v", err)
@@ -96,7 +95,7 @@ func TestLiveRootsLabelsDecide(t *testing.T) {
 	if nics, err := h.List("web"); err != nil || len(nics) != 1 || nics[0].UID != 0 {
 		t.Errorf("list %+v, %v", nics, err)
 	}
-	if err := h.prepared("web", "net0"); !errors.Is(err, tapmgr.ErrExist) {
+	if err := h.prepared("web", "net0"); !errors.Is(err, nic.ErrExist) {
 		t.Errorf("prepare: %v", err)
 	}
 	runtime.KeepAlive(label)

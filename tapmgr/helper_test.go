@@ -12,17 +12,17 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/libvirthook/declared"
 	"vmnet/internal/netns"
 	"vmnet/internal/step"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 const helperEnv = "VMNET_TEST_HELPER"
 
 // order is what a helper process does: one attach in the netns that is its fd 3.
 type order struct {
-	Spec   tapmgr.Spec
+	Spec   nic.Spec
 	KillAt string // dies by SIGKILL at the step of that name
 	After  bool   // when it was done
 	NoTun  bool   // sees no /dev/net/tun
@@ -118,7 +118,7 @@ func (o order) run() error {
 	if err != nil {
 		return err
 	}
-	m.Libvirt, m.Declarations = o.Libvirt, declared.Editor()
+	m.Libvirt = o.Libvirt
 	m.Switches = func() ([]string, error) { return o.Switches, nil }
 	m.Run = func(ctx context.Context, list []step.Step) error {
 		return step.Run(ctx, list, func(ctx context.Context, s step.Step, do func(context.Context) error) error {
@@ -201,7 +201,7 @@ func TestLiveReconcileIsNotNeededToAttachAgain(t *testing.T) {
 	if err := cmd.Run(); err == nil {
 		t.Fatal("it was not killed")
 	}
-	if list, err := h.List(""); err != nil || len(list) != 1 || list[0].State != tapmgr.Incomplete {
+	if list, err := h.List(""); err != nil || len(list) != 1 || list[0].State != nic.Incomplete {
 		t.Errorf("list %+v, %v: want one incomplete NIC", list, err)
 	}
 	if got := h.check(); len(got) == 0 {

@@ -3,11 +3,12 @@ package tapmgr
 import (
 	"vmnet/internal/netns"
 	"vmnet/macvtap"
+	"vmnet/tapmgr/nic"
 )
 
 // hidden lists the macvtaps of ours that are on parent devices in the Manager's netns and that no process is seen to hold:
 // nobody can reach them but by the id of their netns. Where vm is not empty, they are that guest's.
-func (m *Manager) hidden(known []ours, vm string) ([]NIC, error) {
+func (m *Manager) hidden(known []ours, vm string) ([]nic.NIC, error) {
 	self, err := m.nl.NetnsID(m.ns)
 	if err != nil || self < 0 { // no device elsewhere has its parent here
 		return nil, err
@@ -19,12 +20,12 @@ func (m *Manager) hidden(known []ours, vm string) ([]NIC, error) {
 		}
 	}
 	devices, err := macvtap.Everywhere(m.nl)
-	var nics []NIC
+	var nics []nic.NIC
 	for _, d := range devices {
-		if r, ok := parseAlias(d.Alias); ok && d.LowerNS == self && !seen[d.NetnsID] && (vm == "" || r.VM == vm) {
-			nic := m.describe(ours{Link: d.Link, want: r})
-			nic.State = Hidden
-			nics = append(nics, nic)
+		if r, ok := nic.ParseRecord(d.Alias); ok && d.LowerNS == self && !seen[d.NetnsID] && (vm == "" || r.VM == vm) {
+			found := m.describe(ours{Link: d.Link, want: r})
+			found.State = nic.Hidden
+			nics = append(nics, found)
 		}
 	}
 	return nics, err

@@ -7,10 +7,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
 	"vmnet/bridge"
 	"vmnet/internal/nstest"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // TestLiveHiddenMacvtapCounts: of a user's macvtap no process has a file open; they wait in a socket's queue. It counts as
@@ -44,7 +43,7 @@ func TestLiveHiddenMacvtapCounts(t *testing.T) {
 		t.Errorf("the user owns %d, %v: want 2", n, err)
 	}
 	nics, err := h.ListAll(h.context(10*time.Second), vm)
-	if err != nil || len(nics) != 2 || nics[0].State != tapmgr.Hidden || nics[1].State != tapmgr.Hidden || nics[0].UID != user {
+	if err != nil || len(nics) != 2 || nics[0].State != nic.Hidden || nics[1].State != nic.Hidden || nics[0].UID != user {
 		t.Errorf("list %+v, %v", nics, err)
 	}
 	if err := errors.Join(near.Close(), far.Close()); err != nil {

@@ -19,6 +19,7 @@ import (
 	"vmnet/internal/tun"
 	"vmnet/qmp"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 	labguest "vmnet/testvm/guest"
 )
@@ -57,7 +58,7 @@ func newHost(t testing.TB) *host {
 }
 
 // List is the Manager's, within the test.
-func (h *host) List(vm string) ([]tapmgr.NIC, error) {
+func (h *host) List(vm string) ([]nic.NIC, error) {
 	h.Helper()
 	return h.Manager.List(h.context(30*time.Second), vm)
 }
@@ -101,11 +102,11 @@ type guest struct {
 	name string
 }
 
-func (g *guest) spec(nic string) tapmgr.Spec {
-	return tapmgr.Spec{Target: tapmgr.Target{VM: g.name}, NIC: nic, Bridge: "br0", Vhost: tapmgr.VhostOff}
+func (g *guest) spec(nicID string) nic.Spec {
+	return nic.Spec{Target: nic.Target{VM: g.name}, NIC: nicID, Bridge: "br0", Vhost: nic.VhostOff}
 }
 
-func (h *host) attach(spec tapmgr.Spec) tapmgr.NIC {
+func (h *host) attach(spec nic.Spec) nic.NIC {
 	h.Helper()
 	res, err := h.Attach(h.context(20*time.Second), spec)
 	if err != nil {
@@ -114,16 +115,16 @@ func (h *host) attach(spec tapmgr.Spec) tapmgr.NIC {
 	return res.NIC
 }
 
-func (h *host) detach(g *guest, nic string) {
+func (h *host) detach(g *guest, nicID string) {
 	h.Helper()
-	_, err := h.Detach(h.context(20*time.Second), tapmgr.DetachSpec{Target: tapmgr.Target{VM: g.name}, NIC: nic})
+	_, err := h.Detach(h.context(20*time.Second), tapmgr.DetachSpec{Target: nic.Target{VM: g.name}, NIC: nicID})
 	if err != nil {
 		h.Fatal(err)
 	}
 }
 
 // reach makes the guest use a NIC and pings the host through it.
-func (h *host) reach(g *guest, nic tapmgr.NIC, addr string) {
+func (h *host) reach(g *guest, nic nic.NIC, addr string) {
 	h.Helper()
 	if err := g.Guest.UseNIC(h.context(30*time.Second), nic.MAC, addr+"/24"); err != nil {
 		h.Fatal(err)
@@ -149,11 +150,11 @@ func (h *host) gone(name string) {
 
 // nothingLeft demands that of a NIC neither link nor device nor netdev is left. That no
 // getfd name holds the tap is proven by the link.
-func (h *host) nothingLeft(g *guest, nic string) {
+func (h *host) nothingLeft(g *guest, nicID string) {
 	h.Helper()
-	name, _ := tapmgr.InterfaceName(g.name, nic)
+	name, _ := nic.InterfaceName(g.name, nicID)
 	h.gone(name)
-	if state := monitorState(h, g); strings.Contains(state, "vmnet-"+nic) {
+	if state := monitorState(h, g); strings.Contains(state, "vmnet-"+nicID) {
 		h.Errorf("QEMU still has it:\n%s", state)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"vmnet/internal/alias"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/stablemac"
+	"vmnet/tapmgr/nic"
 )
 
 // HostAccess is a macvlan through which the host and the macvtap guests on the same lower
@@ -27,7 +28,7 @@ type HostAccess struct {
 	MAC       string         `json:"mac"`
 	MTU       int            `json:"mtu"`       // bytes
 	Addresses []netip.Prefix `json:"addresses"` // of the host on it, without IPv6 link-local ones
-	State     State          `json:"state"`
+	State     nic.State      `json:"state"`
 	Notices   []string       `json:"notices,omitempty"` // what a person should know, though it is no error
 
 	Added []netip.Prefix `json:"-"` // the Addresses that SetHostAccess has added
@@ -40,14 +41,14 @@ const TypeMacvlan = "macvlan"
 const hostAccessMode = "host access"
 
 // NIC is the host access as a row of ListAll: it has neither guest nor model nor queues.
-func (h HostAccess) NIC() NIC {
-	return NIC{
+func (h HostAccess) NIC() nic.NIC {
+	return nic.NIC{
 		Interface: h.Interface, Type: TypeMacvlan, Source: h.Lower, Mode: hostAccessMode,
 		MAC: h.MAC, MTU: h.MTU, State: h.State,
 	}
 }
 
-// hostAccessAlias begins the alias of such a macvlan. parseAlias takes it for no NIC: it names no guest.
+// hostAccessAlias begins the alias of such a macvlan. ParseRecord takes it for no NIC: it names no guest.
 const hostAccessAlias = alias.Prefix + "host-access lower="
 
 // hostAccess is such a macvlan as it is.
@@ -109,7 +110,7 @@ func (m *Manager) asHostAccess(l *rtnl.Link) (h hostAccess, ok bool) {
 			lower = real.Name
 		}
 	}
-	name, _ := InterfaceName(lower, "host")
+	name, _ := nic.InterfaceName(lower, "host")
 	unnamed := l.Alias == "" && l.Name == name && l.MAC.String() == hostAccessMAC(lower).String()
 	return hostAccess{Link: l, lower: lower, unnamed: unnamed}, ok || unnamed
 }
@@ -128,7 +129,7 @@ func (m *Manager) hostAccessOn(lower string) (*hostAccess, error) {
 func (m *Manager) describeHostAccess(h hostAccess) HostAccess {
 	state := linkState(h.Link)
 	if h.unnamed {
-		state = Incomplete
+		state = nic.Incomplete
 	}
 	return HostAccess{
 		Lower: h.lower, Interface: h.Name, MAC: h.MAC.String(), MTU: h.MTU,
@@ -161,7 +162,7 @@ func (m *Manager) shadowed(h hostAccess) (notices []string) {
 type LowerInfo struct {
 	Lower      string      `json:"lower"`
 	HostAccess *HostAccess `json:"host_access"` // nil where it is off
-	NICs       []NIC       `json:"nics"`        // of guests, on that lower
+	NICs       []nic.NIC   `json:"nics"`        // of guests, on that lower
 }
 
 // ShowLower tells of a lower whether it has host access, and which NICs of guests sit on it.
@@ -170,7 +171,7 @@ func (m *Manager) ShowLower(ctx context.Context, name string) (LowerInfo, error)
 	if err != nil {
 		return LowerInfo{}, err
 	}
-	info := LowerInfo{Lower: link.Name, NICs: []NIC{}}
+	info := LowerInfo{Lower: link.Name, NICs: []nic.NIC{}}
 	h, err := m.hostAccessOn(link.Name)
 	if err != nil {
 		return info, err
@@ -181,7 +182,7 @@ func (m *Manager) ShowLower(ctx context.Context, name string) (LowerInfo, error)
 	}
 	nics, err := m.List(ctx, "")
 	for _, n := range nics {
-		if n.Type != TypeTap && !n.Switch && (n.Source == link.Name || slices.Contains(link.AltNames, n.Source)) {
+		if n.Type != nic.TypeTap && !n.Switch && (n.Source == link.Name || slices.Contains(link.AltNames, n.Source)) {
 			info.NICs = append(info.NICs, n)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 
 	"vmnet/internal/step"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 	"vmnet/testvm/traffic"
 )
@@ -23,7 +24,7 @@ import (
 func (h *host) hostOn(changed bool, addrs ...string) tapmgr.HostAccess {
 	h.Helper()
 	got, did, err := h.SetHostAccess(h.context(10*time.Second), "eth0", true, hostAddrs(addrs...))
-	if err != nil || did != changed || got.Interface != "eth0-host" || got.State != tapmgr.Up {
+	if err != nil || did != changed || got.Interface != "eth0-host" || got.State != nic.Up {
 		h.Fatalf("on: %+v, changed %v, %v", got, did, err)
 	}
 	return got
@@ -65,7 +66,7 @@ func TestLiveHostAccessLetsHostAndGuestsReachEachOther(t *testing.T) {
 	h.wire()
 	h.ip("addr", "add", lowerAddr+"/24", "dev", "eth0")
 	g := h.booted(testvm.Config{})
-	nic := h.attach(g.lowerSpec("net0", tapmgr.Lower{}))
+	nic := h.attach(g.lowerSpec("net0", nic.Lower{}))
 	h.use(g, nic, "10.8.0.2/24")
 	h.use(g, nic, "10.9.0.2/24")
 	h.use(g, nic, "fd00:9::2/64")
@@ -109,7 +110,7 @@ func TestLiveHostAccessInTheLowersNetwork(t *testing.T) {
 	h.wire()
 	h.ip("addr", "add", lowerAddr+"/24", "dev", "eth0")
 	g := h.booted(testvm.Config{})
-	h.use(g, h.attach(g.lowerSpec("net0", tapmgr.Lower{})), "10.8.0.2/24")
+	h.use(g, h.attach(g.lowerSpec("net0", nic.Lower{})), "10.8.0.2/24")
 	if got := h.hostOn(true, "10.8.0.10/24"); len(got.Notices) != 1 || !strings.Contains(got.Notices[0], "ip route add GUEST dev eth0-host") {
 		t.Errorf("notices %q", got.Notices)
 	}
@@ -168,7 +169,7 @@ func TestLiveHostAccessFaults(t *testing.T) {
 	h.ip("link", "set", "eth0-host", "down")
 	h.faults(steps[3:], addrs, func(name string) {
 		all, err := h.HostAccesses()
-		if err != nil || len(all) != 1 || len(all[0].Addresses) != 0 || all[0].State != tapmgr.Down {
+		if err != nil || len(all) != 1 || len(all[0].Addresses) != 0 || all[0].State != nic.Down {
 			t.Errorf("after %s: %+v, %v: want it down and without addresses", name, all, err)
 		}
 	})
@@ -216,7 +217,7 @@ func TestLiveHostAccessCutShort(t *testing.T) {
 			t.Fatalf("%d steps: %v", n, err)
 		}
 		h.Run = nil
-		if all, err := h.HostAccesses(); err != nil || len(all) != 1 || n == 1 && all[0].State != tapmgr.Incomplete {
+		if all, err := h.HostAccesses(); err != nil || len(all) != 1 || n == 1 && all[0].State != nic.Incomplete {
 			t.Errorf("%d steps: %+v, %v", n, all, err)
 		}
 		if n%2 == 1 { // else what was cut short is removed as it is
@@ -265,12 +266,12 @@ func TestLiveHostAccessRefused(t *testing.T) {
 		}
 	}
 	refused("nosuch", fs.ErrNotExist, "lower nosuch")
-	refused("", tapmgr.ErrInvalid)
+	refused("", nic.ErrInvalid)
 	refused("lo", nil, "no Ethernet device")
 	if _, _, err := h.SetHostAccess(h.context(time.Second), "nosuch", false, nil); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("off without the lower: %v", err)
 	}
-	if _, _, err := h.SetHostAccess(h.context(time.Second), "eth0", false, hostAddrs("10.9.0.1/24")); !errors.Is(err, tapmgr.ErrInvalid) {
+	if _, _, err := h.SetHostAccess(h.context(time.Second), "eth0", false, hostAddrs("10.9.0.1/24")); !errors.Is(err, nic.ErrInvalid) {
 		t.Errorf("off with an address: %v", err)
 	}
 
@@ -283,7 +284,7 @@ func TestLiveHostAccessRefused(t *testing.T) {
 	h.ip("link", "del", "eth0-host")
 
 	g := h.empty()
-	h.attach(g.lowerSpec("net0", tapmgr.Lower{Mode: "passthru"}))
+	h.attach(g.lowerSpec("net0", nic.Lower{Mode: "passthru"}))
 	refused("eth0", syscall.EINVAL, "passthru", g.name+"/net0")
 	if err := g.Kill(); err != nil {
 		t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
 	"vmnet/macvtap"
+	"vmnet/tapmgr/nic"
 )
 
 // SetHostAccess makes the host and the macvtap guests on a lower reach each other, or takes
@@ -24,7 +25,7 @@ import (
 // there now, or was until now. Either all is done or nothing.
 func (m *Manager) SetHostAccess(ctx context.Context, lower string, on bool, addrs []netip.Prefix) (h HostAccess, changed bool, err error) {
 	if err := validateHostAccess(lower, on, addrs); err != nil {
-		return HostAccess{}, false, step.WithStage(ErrInvalid, err)
+		return HostAccess{}, false, step.WithStage(nic.ErrInvalid, err)
 	}
 	if !on {
 		h, changed, err = m.hostAccessOff(ctx, lower)
@@ -94,7 +95,7 @@ func (m *Manager) hostAccessOnce(ctx context.Context, lower string, addrs []neti
 		return HostAccess{}, false, err
 	}
 	s := &switchingOn{m: m, lower: link}
-	s.name, s.altName = InterfaceName(link.Name, "host")
+	s.name, s.altName = nic.InterfaceName(link.Name, "host")
 	var list []step.Step
 	if there == nil {
 		if err := cmp.Or(m.mayBeLower(link), s.nameIsFree()); err != nil {

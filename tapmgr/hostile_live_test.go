@@ -14,12 +14,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
 	"vmnet/internal/fdlabel"
 	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
 	"vmnet/internal/tun"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // race has the helper exchange the files of fds 3 to 3+n-1 for one another at a hundred further fds.
@@ -172,7 +172,7 @@ func TestLiveNothingOfOthersIsOpened(t *testing.T) {
 		"count":     func() error { _, err := h.Owned(user); return err },
 		"mirrors":   func() error { _, err := h.Mirrors(ctx); return err },
 		"detach": func() error {
-			_, err := h.Detach(ctx, tapmgr.DetachSpec{Target: tapmgr.Target{VM: "nobody"}, NIC: "net0"})
+			_, err := h.Detach(ctx, tapmgr.DetachSpec{Target: nic.Target{VM: "nobody"}, NIC: "net0"})
 			if strings.Contains(fmt.Sprint(err), "no such guest") {
 				return nil
 			}

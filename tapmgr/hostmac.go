@@ -10,6 +10,7 @@ import (
 	"vmnet/internal/access/plaintap"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/stablemac"
+	"vmnet/tapmgr/nic"
 )
 
 // Whoever has a tap's queue open may give the tap any address: SIOCSIFHWADDR on that fd asks for no privilege
@@ -25,8 +26,8 @@ func HostAddress(l *rtnl.Link) (mac net.HardwareAddr, ok bool) {
 	if t, plain := plaintap.Parse(l.Alias); plain {
 		return stablemac.HostMAC(l.MAC), t.Source != ""
 	}
-	r, ok := parseAlias(l.Alias)
-	if !ok || r.Type != TypeTap || r.Phase == attaching {
+	r, ok := nic.ParseRecord(l.Alias)
+	if !ok || r.Type != nic.TypeTap || r.Phase == nic.PhaseAttaching {
 		return nil, false
 	}
 	return stablemac.HostMAC(r.MAC), true
@@ -46,7 +47,7 @@ func (m *Manager) SetBackAddress(index int) (Action, error) {
 	if !ok || bytes.Equal(want, l.MAC) {
 		return Action{}, nil
 	}
-	r, _ := parseAlias(l.Alias)
+	r, _ := nic.ParseRecord(l.Alias)
 	a := Action{VM: r.VM, NIC: r.NIC, Interface: l.Name, Action: fmt.Sprintf("address set back to %s: whoever holds it had made it %s", want, l.MAC), Changed: true}
 	return a, gone(m.nl.Set(index, rtnl.MAC(want)))
 }

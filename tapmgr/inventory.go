@@ -15,15 +15,16 @@ import (
 	"vmnet/internal/tun"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/macvtap"
+	"vmnet/tapmgr/nic"
 )
 
 // ours is a link that carries our alias, where it is, and who holds it. A NIC by a socket has no
 // link: see switch_nics.go.
 type ours struct {
 	*rtnl.Link
-	want     record // as its alias says
-	formerly string // the name that its bridge or parent device had then; empty where it has it still
-	master   string // what a tap is a port of; empty for nothing
+	want     nic.Record // as its alias says
+	formerly string     // the name that its bridge or parent device had then; empty where it has it still
+	master   string     // what a tap is a port of; empty for nothing
 
 	// A macvtap is in a netns of its own, which is reached through who has it open. One that
 	// was handed over by name is in the Manager's.
@@ -130,7 +131,7 @@ func (m *Manager) records(links []*rtnl.Link) []ours {
 	var found []ours
 	masters := map[int]*rtnl.Link{0: nil}
 	for _, l := range links {
-		r, ok := parseAlias(l.Alias)
+		r, ok := nic.ParseRecord(l.Alias)
 		if !ok {
 			continue
 		}
@@ -202,7 +203,7 @@ func order(first bool) int {
 }
 
 // own is a link of ours in the Manager's netns, with its master; nil for none.
-func (m *Manager) own(l *rtnl.Link, r record, master *rtnl.Link) ours {
+func (m *Manager) own(l *rtnl.Link, r nic.Record, master *rtnl.Link) ours {
 	o := ours{Link: l, want: r}
 	if master != nil {
 		o.master = master.Name
@@ -236,7 +237,7 @@ func (m *Manager) named(ctx context.Context, vm, nic string) ([]ours, error) {
 
 // find returns the link of a guest's NIC, wherever it is, or nil. Of several it is the one that the
 // Target's process holds.
-func (m *Manager) find(ctx context.Context, t Target, nic string) (*ours, error) {
+func (m *Manager) find(ctx context.Context, t nic.Target, nic string) (*ours, error) {
 	all, err := m.named(ctx, t.VM, nic)
 	if err != nil {
 		return nil, err
@@ -262,7 +263,9 @@ func (o *ours) isOthers() bool { return !o.hasLink() && !isTrusted(o.uid) }
 func (o *ours) isHearsay() bool { return o.isOthers() && !o.vouched }
 
 // isWell reports whether nothing is to be mended of a NIC by a socket, as far as its switch says.
-func (o *ours) isWell() bool { return o.want.Phase == plugged && o.seat.err == nil && !o.seatless() }
+func (o *ours) isWell() bool {
+	return o.want.Phase == nic.PhasePlugged && o.seat.err == nil && !o.seatless()
+}
 
 // hearsayText names whose word it is.
 func (o *ours) hearsayText() string {
@@ -311,11 +314,11 @@ func (m *Manager) anew(ctx context.Context, o *ours) (*ours, error) {
 // findFor is find at a cost that does not grow with what else there is: by the tap's
 // name, and among what the guest's process holds. sw is the switch that it is looked for in; empty for
 // none. The holders of a link are not filled in.
-func (m *Manager) findFor(ctx context.Context, pid int, vm, nic, sw string) (*ours, error) {
-	name, _ := InterfaceName(vm, nic)
+func (m *Manager) findFor(ctx context.Context, pid int, vm, nicID, sw string) (*ours, error) {
+	name, _ := nic.InterfaceName(vm, nicID)
 	l, err := m.nl.Link(name)
 	if err == nil {
-		if r, ok := parseAlias(l.Alias); ok && r.VM == vm && r.NIC == nic {
+		if r, ok := nic.ParseRecord(l.Alias); ok && r.VM == vm && r.NIC == nicID {
 			o := m.own(l, r, m.masterOf(l))
 			if r.Switch {
 				o.seat = seatOf(&o, m.askNamed(ctx, r.Source))
@@ -330,11 +333,11 @@ func (m *Manager) findFor(ctx context.Context, pid int, vm, nic, sw string) (*ou
 		return nil, err
 	}
 	elsewhere := m.inSpaces(ctx, op)
-	if o := m.socketFor(ctx, pid, op, vm, nic, sw); o != nil {
+	if o := m.socketFor(ctx, pid, op, vm, nicID, sw); o != nil {
 		return o, nil
 	}
 	for _, o := range append(elsewhere, deadNICs(op, elsewhere)...) {
-		if o.want.VM == vm && o.want.NIC == nic {
+		if o.want.VM == vm && o.want.NIC == nicID {
 			return &o, nil
 		}
 	}
@@ -356,7 +359,7 @@ func (m *Manager) again(ctx context.Context, o ours) (now ours, err error) {
 		if err != nil {
 			return err
 		}
-		want, ok := parseAlias(l.Alias)
+		want, ok := nic.ParseRecord(l.Alias)
 		if !ok || want.VM != o.want.VM || want.NIC != o.want.NIC {
 			return fmt.Errorf("link %s: %w", o.Name, fs.ErrNotExist)
 		}

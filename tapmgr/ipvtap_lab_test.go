@@ -15,7 +15,7 @@ import (
 	"vmnet/internal/rtnl"
 	"vmnet/internal/tun"
 	"vmnet/macvtap"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm/lab"
 	"vmnet/testvm/traffic"
 )
@@ -196,8 +196,8 @@ func TestLabIPvtapsShareModeAndFlag(t *testing.T) {
 	h.wire()
 	h.ip("link", "property", "add", "dev", "eth0", "altname", "uplink")
 	a, b := h.empty(), h.empty()
-	spec := func(g *guest, mode, flag, addr string) tapmgr.Spec {
-		s := g.lowerSpec("net0", tapmgr.Lower{Mode: mode, Flag: flag, Addrs: []netip.Prefix{netip.MustParsePrefix(addr + "/24")}})
+	spec := func(g *guest, mode, flag, addr string) nic.Spec {
+		s := g.lowerSpec("net0", nic.Lower{Mode: mode, Flag: flag, Addrs: []netip.Prefix{netip.MustParsePrefix(addr + "/24")}})
 		s.Lower.Kind = macvtap.IPVtap
 		return s
 	}

@@ -15,6 +15,7 @@ import (
 	"vmnet/bridge"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 	"vmnet/testvm/lab"
 )
@@ -36,7 +37,7 @@ func TestLabGuest(t *testing.T) {
 
 func (h *host) vhostOnABridge(g *guest) {
 	spec := g.spec("net0")
-	spec.Vhost, spec.Queues = tapmgr.VhostOn, 2
+	spec.Vhost, spec.Queues = nic.VhostOn, 2
 	nic := h.attach(spec)
 	h.reach(g, nic, guestAddr)
 	if !slices.Contains(threads(h), fmt.Sprintf("vhost-%d", g.Pid())) {
@@ -81,8 +82,8 @@ func (h *host) tcpBothWays(g *guest) {
 }
 
 func (h *host) vhostOnAMacvtap(g *guest) {
-	spec := g.lowerSpec("net0", tapmgr.Lower{})
-	spec.Vhost = tapmgr.VhostOn
+	spec := g.lowerSpec("net0", nic.Lower{})
+	spec.Vhost = nic.VhostOn
 	nic := h.attach(spec)
 	h.use(g, nic, "10.8.0.2/24")
 	h.pings(g, farAddr)
@@ -94,7 +95,7 @@ func (h *host) vhostOnAMacvtap(g *guest) {
 // ipvtap proves that the kernel delivers by the addresses on the device, and that they are not
 // the host's own.
 func (h *host) ipvtap(g *guest, mode string) {
-	spec := g.lowerSpec("net0", tapmgr.Lower{Mode: mode, Addrs: []netip.Prefix{netip.MustParsePrefix("10.8.0.4/24")}})
+	spec := g.lowerSpec("net0", nic.Lower{Mode: mode, Addrs: []netip.Prefix{netip.MustParsePrefix("10.8.0.4/24")}})
 	spec.Lower.Kind = macvtap.IPVtap
 	nic := h.attach(spec)
 	lower, err := h.nl.Link("eth0")
@@ -119,7 +120,7 @@ func (h *host) ipvtap(g *guest, mode string) {
 
 // routeFor does what l3 leaves to people: the host routes for the guest, by the route that
 // its own address on the lower gives, and nobody asks or answers ARP for the guest.
-func (h *host) routeFor(g *guest, nic tapmgr.NIC) {
+func (h *host) routeFor(g *guest, nic nic.NIC) {
 	h.Helper()
 	if lower, err := h.nl.Link("eth0"); err != nil {
 		h.Fatal(err)
@@ -138,11 +139,11 @@ func (h *host) routeFor(g *guest, nic tapmgr.NIC) {
 }
 
 func (h *host) killedWithVhost(g *guest) {
-	spec := g.lowerSpec("net1", tapmgr.Lower{})
-	spec.Vhost = tapmgr.VhostOn
+	spec := g.lowerSpec("net1", nic.Lower{})
+	spec.Vhost = nic.VhostOn
 	h.attach(spec)
 	spec = g.spec("net0")
-	spec.Vhost = tapmgr.VhostOn
+	spec.Vhost = nic.VhostOn
 	nic := h.attach(spec)
 	if err := g.Kill(); err != nil {
 		h.Fatal(err)
@@ -161,9 +162,9 @@ func TestLabKilledWithVhost(t *testing.T) {
 			h.wire()
 			for _, killed := range []bool{false, true} {
 				g := h.booted(c)
-				tap, macvtap := g.spec("net0"), g.lowerSpec("net1", tapmgr.Lower{})
-				tap.Vhost, macvtap.Vhost = tapmgr.VhostOn, tapmgr.VhostOn
-				for _, spec := range []tapmgr.Spec{tap, macvtap} {
+				tap, macvtap := g.spec("net0"), g.lowerSpec("net1", nic.Lower{})
+				tap.Vhost, macvtap.Vhost = nic.VhostOn, nic.VhostOn
+				for _, spec := range []nic.Spec{tap, macvtap} {
 					if !killed {
 						h.attach(spec)
 					} else if err := h.command(order{Spec: spec, KillAt: "close", After: true}).Run(); err == nil {
@@ -189,7 +190,7 @@ func TestLabFaultsWithVhost(t *testing.T) {
 	h := newHost(t)
 	g := h.empty()
 	spec := g.twoQueues("net0")
-	spec.Vhost = tapmgr.VhostOn
+	spec.Vhost = nic.VhostOn
 	for _, name := range h.stepNames(spec) {
 		if strings.HasPrefix(name, "device_add") {
 			break // a standing guest gives no device back
@@ -232,17 +233,17 @@ func TestLabVhostNotToBeHad(t *testing.T) {
 	lab.Inside(t)
 	h := newHost(t)
 	g := h.empty()
-	try := func(v tapmgr.Vhost) (tapmgr.Result, error) {
+	try := func(v nic.Vhost) (tapmgr.Result, error) {
 		spec := g.spec("net0")
 		spec.Vhost = v
 		return h.Attach(h.context(20*time.Second), spec)
 	}
 	lab.WithoutModule(t, "vhost_net")
-	if _, err := try(tapmgr.VhostOn); !errors.Is(err, tapmgr.ErrLink) || !strings.Contains(err.Error(), "modprobe vhost_net") {
+	if _, err := try(nic.VhostOn); !errors.Is(err, nic.ErrLink) || !strings.Contains(err.Error(), "modprobe vhost_net") {
 		t.Errorf("not loaded: got %v", err)
 	}
 	h.nothingLeft(g, "net0")
-	res, err := try(tapmgr.VhostAuto)
+	res, err := try(nic.VhostAuto)
 	if err != nil || res.NIC.Vhost != "off" || !strings.Contains(strings.Join(res.Notices, " "), "modprobe vhost_net") {
 		t.Errorf("auto: %+v, %v: want to be told why it is off", res, err)
 	}
@@ -253,7 +254,7 @@ func TestLabVhostWithoutPermission(t *testing.T) {
 	h := newHost(t)
 	g := h.empty()
 	spec := g.spec("net0")
-	spec.Vhost, spec.PID = tapmgr.VhostOn, g.Pid()
+	spec.Vhost, spec.PID = nic.VhostOn, g.Pid()
 	cmd := h.command(order{Spec: spec})
 	const capSysPtrace, capSysAdmin, capNetAdmin = 19, 21, 12
 	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
@@ -302,13 +303,13 @@ func TestLabWiFiTakesNoMacvtap(t *testing.T) {
 	h := newHost(t)
 	wlan := h.wifi()
 	g := h.empty()
-	spec := g.lowerSpec("net0", tapmgr.Lower{})
+	spec := g.lowerSpec("net0", nic.Lower{})
 	spec.Lower.Device = wlan
 	_, err := h.Attach(h.context(20*time.Second), spec)
-	if !errors.Is(err, tapmgr.ErrLink) || !strings.Contains(err.Error(), "--ipvtap") {
+	if !errors.Is(err, nic.ErrLink) || !strings.Contains(err.Error(), "--ipvtap") {
 		t.Errorf("got %v, want ipvtap to be suggested", err)
 	}
-	spec.Lower = &tapmgr.Lower{Kind: macvtap.IPVtap, Device: wlan, Addrs: []netip.Prefix{netip.MustParsePrefix("10.8.0.4/24")}}
+	spec.Lower = &nic.Lower{Kind: macvtap.IPVtap, Device: wlan, Addrs: []netip.Prefix{netip.MustParsePrefix("10.8.0.4/24")}}
 	if nic := h.attach(spec); nic.Type != "ipvtap" {
 		t.Errorf("attached %+v", nic)
 	}

@@ -6,38 +6,22 @@ import (
 
 	"vmnet/internal/fdlabel"
 	"vmnet/internal/step"
+	"vmnet/tapmgr/nic"
 )
 
 // What a NIC is, its link's alias tells. But the link may be deleted under its guest: a macvtap goes with its parent
 // device, and who administers the host can delete a tap. The guest then keeps a dead NIC, whose VMM holds queues that
 // lead nowhere. So the VMM is given a label as well, which tells what the NIC was; see dead.go.
 
-// label is the record as a label has it, for a NIC of the netns of that inode. Where there is no room, it leaves out what
-// goes without saying, and then all but what the NIC is; it is empty where even that is too long.
-func (r record) label(own uint64) string {
-	r.Phase, r.Since, r.Netns = plugged, 0, own
-	if text := r.text(true); len(text) <= fdlabel.Max {
-		return text
-	}
-	short := record{
-		VM: r.VM, NIC: r.NIC, Type: r.Type, Source: r.Source, Switch: r.Switch, Netns: own, Mode: r.Mode, MAC: r.MAC,
-		Model: defaultModel, Queues: 1, Via: r.Via,
-	}
-	if text := short.text(true); len(text) <= fdlabel.Max {
-		return text
-	}
-	return ""
-}
-
 // planLabel decides whether the VMM gets a label: not from a helper, whose caller gives it one; not where libvirt opens
 // the device; and at launch, where a tap's fds are those of its queues alone, only with a device in a netns of its own.
 func (h *half) planLabel() error {
 	r := h.record
-	if h.m.Owner != 0 || r.Via == ViaLibvirt || r.Type == TypeTap && r.Phase != attaching {
+	if h.m.Owner != 0 || r.Via == nic.ViaLibvirt || r.Type == nic.TypeTap && r.Phase != nic.PhaseAttaching {
 		return nil
 	}
 	own, err := h.m.ns.Inode()
-	h.labelText = r.label(own)
+	h.labelText = r.Label(own)
 	return err
 }
 

@@ -11,6 +11,7 @@ import (
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
 	"vmnet/qmp"
+	"vmnet/tapmgr/nic"
 )
 
 // Launch is the host's side of the NICs of a VMM that is yet to be started: whoever starts it,
@@ -24,7 +25,7 @@ type Launch struct {
 
 // Launched is one NIC of a Launch.
 type Launched struct {
-	NIC    NIC
+	NIC    nic.NIC
 	Device qmp.NIC // what QEMU is to be given, with the fds once they are open
 	// Lifeline is a file that whoever has the NIC's fds inherits along with them, without a use for it; nil for none. It stays
 	// the Launch's.
@@ -35,7 +36,7 @@ type Launched struct {
 // PlanLaunch decides everything about the NICs of one guest, and changes nothing. The ids are
 // those of Attach, so that afterwards List, Show, Check and Detach treat them like any
 // other. QueuesAuto must have been decided. A NIC of that name that is there is an error that Is ErrExist.
-func (m *Manager) PlanLaunch(ctx context.Context, specs ...Spec) (*Launch, error) {
+func (m *Manager) PlanLaunch(ctx context.Context, specs ...nic.Spec) (*Launch, error) {
 	l := &Launch{m: m}
 	for _, spec := range specs {
 		h, err := m.planLaunch(ctx, spec)
@@ -50,7 +51,7 @@ func (m *Manager) PlanLaunch(ctx context.Context, specs ...Spec) (*Launch, error
 				steps[i].Name = spec.NIC + " " + steps[i].Name
 			}
 		}
-		l.steps = append(l.steps, inStage(ErrLink, steps...)...)
+		l.steps = append(l.steps, inStage(nic.ErrLink, steps...)...)
 	}
 	return l, nil
 }
@@ -67,20 +68,20 @@ func (l *Launch) Make(ctx context.Context) error {
 }
 
 // planLaunch decides everything about one NIC and changes nothing.
-func (m *Manager) planLaunch(ctx context.Context, spec Spec) (*half, error) {
+func (m *Manager) planLaunch(ctx context.Context, spec nic.Spec) (*half, error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
-	spec = spec.withDefaults()
-	if spec.Queues == QueuesAuto {
-		return nil, step.WithStage(ErrInvalid, errors.New("the number of queues is not decided"))
+	spec = spec.WithDefaults()
+	if spec.Queues == nic.QueuesAuto {
+		return nil, step.WithStage(nic.ErrInvalid, errors.New("the number of queues is not decided"))
 	}
-	h := m.half(spec, plugged)
+	h := m.half(spec, nic.PhasePlugged)
 	if s, ok := h.side.(*socketSide); ok {
 		s.lifeline.wanted = true
 	}
 	if err := h.side.plan(ctx, &h.record); err != nil {
-		return nil, step.WithStage(ErrLink, err)
+		return nil, step.WithStage(nic.ErrLink, err)
 	}
 	if spec.Lower != nil { // its name is taken in no netns that we could see
 		there, err := m.named(ctx, spec.VM, spec.NIC)
@@ -89,7 +90,7 @@ func (m *Manager) planLaunch(ctx context.Context, spec Spec) (*half, error) {
 		}
 		there = slices.DeleteFunc(there, func(o ours) bool { return !o.hasLink() }) // anybody's word
 		if len(there) > 0 {
-			return nil, fmt.Errorf("%w: %s on %s (use another --nic)", ErrExist, there[0].Name, there[0].want.Source)
+			return nil, fmt.Errorf("%w: %s on %s (use another --nic)", nic.ErrExist, there[0].Name, there[0].want.Source)
 		}
 	}
 	return h, h.plan(spec.Queues)
@@ -101,10 +102,10 @@ func (l *Launch) look(ctx context.Context) error {
 		if h.side.queues() == nil {
 			continue
 		}
-		alias, _ := h.record.encode()
+		alias, _ := h.record.Encode()
 		made, err := h.side.verify(ctx, os.Getpid(), alias)
 		if err != nil {
-			return fmt.Errorf("launch %s/%s: %w", h.spec.VM, h.spec.NIC, step.WithStage(ErrLink, err))
+			return fmt.Errorf("launch %s/%s: %w", h.spec.VM, h.spec.NIC, step.WithStage(nic.ErrLink, err))
 		}
 		made.want = h.record
 		res := h.result(made, true)
@@ -117,7 +118,7 @@ func (l *Launch) look(ctx context.Context) error {
 }
 
 // planned is the NIC as it would be, without a state.
-func (h *half) planned() NIC {
+func (h *half) planned() nic.NIC {
 	n := h.m.describe(ours{Link: &rtnl.Link{Name: h.side.interfaceName()}, want: h.record})
 	n.State = ""
 	return n

@@ -16,11 +16,12 @@ import (
 	"vmnet/internal/step"
 	"vmnet/internal/tun"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
 
 // tryLaunch plans NICs and makes them.
-func (h *host) tryLaunch(ctx context.Context, specs ...tapmgr.Spec) (*tapmgr.Launch, error) {
+func (h *host) tryLaunch(ctx context.Context, specs ...nic.Spec) (*tapmgr.Launch, error) {
 	l, err := h.PlanLaunch(ctx, specs...)
 	if err == nil {
 		err = l.Make(ctx)
@@ -29,7 +30,7 @@ func (h *host) tryLaunch(ctx context.Context, specs ...tapmgr.Spec) (*tapmgr.Lau
 }
 
 // launched starts a guest with the NICs, as who becomes its VMM would.
-func (h *host) launched(c testvm.Config, specs ...tapmgr.Spec) (*guest, *tapmgr.Launch) {
+func (h *host) launched(c testvm.Config, specs ...nic.Spec) (*guest, *tapmgr.Launch) {
 	h.Helper()
 	c.Name = h.name("P3")
 	for i := range specs {
@@ -68,13 +69,13 @@ func TestLiveLaunchedNICsAreLikeAttachedOnes(t *testing.T) {
 	h := newHost(t)
 	h.wire()
 	g, l := h.launched(testvm.Config{},
-		tapmgr.Spec{NIC: "net0", Bridge: "br0", Queues: 2, Vhost: tapmgr.VhostOff},
-		tapmgr.Spec{NIC: "net1", Lower: &tapmgr.Lower{Kind: "macvtap", Device: "eth0"}, Vhost: tapmgr.VhostOff})
+		nic.Spec{NIC: "net0", Bridge: "br0", Queues: 2, Vhost: nic.VhostOff},
+		nic.Spec{NIC: "net1", Lower: &nic.Lower{Kind: "macvtap", Device: "eth0"}, Vhost: nic.VhostOff})
 	h.reach(g, l.NICs[0].NIC, guestAddr)
 	h.use(g, l.NICs[1].NIC, "10.8.0.2/24")
 	h.pings(g, farAddr)
 	nics, err := h.List(g.name)
-	if err != nil || len(nics) != 2 || nics[0].PID != g.Pid() || nics[0].State != "forwarding" || nics[0].Queues != 2 || nics[1].Type != "macvtap" || nics[1].State != tapmgr.Up {
+	if err != nil || len(nics) != 2 || nics[0].PID != g.Pid() || nics[0].State != "forwarding" || nics[0].Queues != 2 || nics[1].Type != "macvtap" || nics[1].State != nic.Up {
 		t.Errorf("list %+v, %v", nics, err)
 	}
 	if got := h.check(); len(got) != 0 {
@@ -88,7 +89,7 @@ func TestLiveLaunchedNICsAreLikeAttachedOnes(t *testing.T) {
 		h.nothingLeft(g, nic)
 	}
 	h.free()
-	h.attach(g.lowerSpec("net1", tapmgr.Lower{}))
+	h.attach(g.lowerSpec("net1", nic.Lower{}))
 	if err := g.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -100,8 +101,8 @@ func TestLiveLaunchedNICsGoWithTheirVMM(t *testing.T) {
 	h := newHost(t)
 	h.wire()
 	g, l := h.launched(testvm.Config{Paused: true},
-		tapmgr.Spec{NIC: "net0", Bridge: "br0"},
-		tapmgr.Spec{NIC: "net1", Lower: &tapmgr.Lower{Kind: "macvtap", Device: "eth0"}})
+		nic.Spec{NIC: "net0", Bridge: "br0"},
+		nic.Spec{NIC: "net1", Lower: &nic.Lower{Kind: "macvtap", Device: "eth0"}})
 	if err := g.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -112,18 +113,18 @@ func TestLiveLaunchedNICsGoWithTheirVMM(t *testing.T) {
 func TestLiveLaunchMakesAllOrNothing(t *testing.T) {
 	h := newHost(t)
 	ctx := h.context(10 * time.Second)
-	good := tapmgr.Spec{Target: tapmgr.Target{VM: "P3"}, NIC: "net0", Bridge: "br0"}
+	good := nic.Spec{Target: nic.Target{VM: "P3"}, NIC: "net0", Bridge: "br0"}
 	bad := good
 	bad.NIC, bad.Bridge = "net1", "br9"
 	if _, err := h.tryLaunch(ctx, good, bad); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "P3/net1") {
 		t.Errorf("got %v, want br9 to be missed", err)
 	}
-	if _, err := h.tryLaunch(ctx, good, good); !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), "--nic") {
+	if _, err := h.tryLaunch(ctx, good, good); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "--nic") {
 		t.Errorf("got %v, want the second one's name to be taken", err)
 	}
 	h.gone("P3-net0")
-	good.Queues = tapmgr.QueuesAuto
-	if _, err := h.tryLaunch(ctx, good); !errors.Is(err, tapmgr.ErrInvalid) {
+	good.Queues = nic.QueuesAuto
+	if _, err := h.tryLaunch(ctx, good); !errors.Is(err, nic.ErrInvalid) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -219,7 +220,7 @@ func TestLiveScriptsOfOthers(t *testing.T) {
 }
 
 // serving runs Serve and gives its other end.
-func (h *host) serving(allow func(tapmgr.Spec) error) (client *fdpass.Socket, done chan error) {
+func (h *host) serving(allow func(nic.Spec) error) (client *fdpass.Socket, done chan error) {
 	h.Helper()
 	client, theirs, err := fdpass.Pair()
 	if err != nil {
@@ -250,7 +251,7 @@ const wish = `{"vm":"P3","nic":"net0","bridge":"br0","port":"","mac":"52:54:00:0
 func TestLiveServe(t *testing.T) {
 	h := newHost(t)
 	asked := 0
-	client, done := h.serving(func(s tapmgr.Spec) error { asked++; return nil })
+	client, done := h.serving(func(s nic.Spec) error { asked++; return nil })
 	if err := client.Send([]byte(wish)); err != nil {
 		t.Fatal(err)
 	}
@@ -283,18 +284,18 @@ func TestLiveServeLeavesNothing(t *testing.T) {
 	calls := 0
 	for _, c := range []struct {
 		what, wish string
-		allow      func(tapmgr.Spec) error
+		allow      func(nic.Spec) error
 		want       string // in the answer; empty: the client gives up then
 	}{
-		{"given up", wish, func(tapmgr.Spec) error { return nil }, ""},
-		{"denied", wish, func(tapmgr.Spec) error { return fs.ErrPermission }, "permission denied"},
-		{"denied late", wish, func(tapmgr.Spec) error {
+		{"given up", wish, func(nic.Spec) error { return nil }, ""},
+		{"denied", wish, func(nic.Spec) error { return fs.ErrPermission }, "permission denied"},
+		{"denied late", wish, func(nic.Spec) error {
 			if calls++; calls > 1 {
 				return late
 			}
 			return nil
 		}, "too late"},
-		{"no such bridge", strings.Replace(wish, "br0", "br9", 1), func(tapmgr.Spec) error { return nil }, "br9"},
+		{"no such bridge", strings.Replace(wish, "br0", "br9", 1), func(nic.Spec) error { return nil }, "br9"},
 		{"nonsense", `{"vm":1}`, nil, "unmarshal"},
 		{"two texts", wish + wish, nil, "more than one"},
 		{"unknown key", strings.Replace(wish, `"vhost"`, `"whost"`, 1), nil, "whost"},
@@ -337,8 +338,8 @@ func TestLiveLaunchDry(t *testing.T) {
 	}
 	defer func() { h.Run = nil }()
 	l, err := h.tryLaunch(h.context(10*time.Second),
-		tapmgr.Spec{Target: tapmgr.Target{VM: "P3"}, NIC: "net0", Bridge: "br0", Vhost: tapmgr.VhostOff},
-		tapmgr.Spec{Target: tapmgr.Target{VM: "P3"}, NIC: "net1", Lower: &tapmgr.Lower{Kind: "macvtap", Device: "eth0"}, Vhost: tapmgr.VhostOff})
+		nic.Spec{Target: nic.Target{VM: "P3"}, NIC: "net0", Bridge: "br0", Vhost: nic.VhostOff},
+		nic.Spec{Target: nic.Target{VM: "P3"}, NIC: "net1", Lower: &nic.Lower{Kind: "macvtap", Device: "eth0"}, Vhost: nic.VhostOff})
 	if err != nil || len(l.NICs) != 2 {
 		t.Fatalf("%+v, %v", l, err)
 	}

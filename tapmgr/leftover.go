@@ -12,6 +12,7 @@ import (
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
 	"vmnet/macvtap"
+	"vmnet/tapmgr/nic"
 )
 
 // deleteLeftOvers deletes links that nobody holds, and tells by link index which it could
@@ -184,7 +185,7 @@ func (g *grouping) deletable(ctx context.Context) ([]*rtnl.Link, error) {
 		out := 0
 		for _, l := range members {
 			if _, ok := g.former[l.Index]; !ok {
-				return nil, fmt.Errorf("%w: group %d, by interface %s, which somebody put there", ErrInUse, g.number, l.Name)
+				return nil, fmt.Errorf("%w: group %d, by interface %s, which somebody put there", nic.ErrInUse, g.number, l.Name)
 			}
 			if known[l.Index].stillUnheld(l) {
 				continue

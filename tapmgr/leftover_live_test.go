@@ -14,13 +14,13 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
 	"vmnet/internal/bench"
 	"vmnet/internal/nstest"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
 	"vmnet/internal/tun"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // persistentTaps makes taps as ip(8) does; nobody holds them.
@@ -170,12 +170,12 @@ func TestLiveAllPIDsManyLeftOversGoAtOnceAndNothingElse(t *testing.T) {
 	h.ip("link", "set", left[0], "group", "7") // that somebody has grouped it saves it not
 	h.ip("link", "set", "dead-t00", "master", "br0", "up")
 
-	states := map[tapmgr.State]int{}
+	states := map[nic.State]int{}
 	list, err := h.List("")
 	for _, nic := range list {
 		states[nic.State]++
 	}
-	if err != nil || states[tapmgr.LeftOver] != len(left) || len(list) != len(left)+3 {
+	if err != nil || states[nic.LeftOver] != len(left) || len(list) != len(left)+3 {
 		t.Errorf("list: %v, %v: want %d left over of %d", states, err, len(left), len(left)+3)
 	}
 	dry, err := h.Reconcile(t.Context(), true)
@@ -263,7 +263,7 @@ func TestLiveAllPIDsLeftOversThatAreGrabbedMeanwhileStay(t *testing.T) {
 		if number, there := after[name]; there != grabbed || number != before[name] {
 			t.Errorf("%s: there %v, in group %d; want %v, in its former one", name, there, number, grabbed)
 		}
-		if failed := strings.Contains(actions[name].Error, tapmgr.ErrInUse.Error()); failed != grabbed {
+		if failed := strings.Contains(actions[name].Error, nic.ErrInUse.Error()); failed != grabbed {
 			t.Errorf("%s: %+v", name, actions[name])
 		}
 	}

@@ -13,23 +13,24 @@ import (
 	"vmnet/internal/nstest"
 	"vmnet/libvirt/libvirttest"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
 
 // stored is a NIC with more than one of everything that can fail.
-func (h *libvirtHost) stored(g *libvirttest.Guest, nic string) tapmgr.Spec {
+func (h *libvirtHost) stored(g *libvirttest.Guest, nic string) nic.Spec {
 	spec := h.spec(g, nic)
 	spec.Queues, spec.Persistent = 2, true
 	return spec
 }
 
 // nothingLeft demands that neither the kernel nor libvirt knows of a NIC.
-func (h *libvirtHost) nothingLeft(g *libvirttest.Guest, nic string) {
+func (h *libvirtHost) nothingLeft(g *libvirttest.Guest, nicID string) {
 	h.Helper()
-	name, _ := tapmgr.InterfaceName(g.Name, nic)
+	name, _ := nic.InterfaceName(g.Name, nicID)
 	h.gone(name)
 	for _, args := range [][]string{{"dumpxml", g.Name}, {"dumpxml", "--inactive", g.Name}} {
-		if out := h.virt.Virsh(args...); strings.Contains(out, "ua-vmnet-"+nic) || strings.Contains(out, `id="`+nic+`"`) {
+		if out := h.virt.Virsh(args...); strings.Contains(out, "ua-vmnet-"+nicID) || strings.Contains(out, `id="`+nicID+`"`) {
 			h.Errorf("virsh %v still has it:\n%s", args, out)
 		}
 	}
@@ -66,7 +67,7 @@ func TestLiveLibvirtKilledAtEveryStep(t *testing.T) {
 	h := newLibvirtHost(t)
 	g := h.domain(testvm.Domain{})
 	spec := h.spec(g, "net0")
-	name, _ := tapmgr.InterfaceName(g.Name, "net0")
+	name, _ := nic.InterfaceName(g.Name, "net0")
 	for _, at := range h.stepNames(spec) {
 		for _, after := range []bool{false, true} {
 			for _, reconcile := range []bool{false, true} {
@@ -130,7 +131,7 @@ func TestLiveLibvirtdKilled(t *testing.T) {
 	}
 }
 
-func (h *libvirtHost) listed(g *libvirttest.Guest) tapmgr.NIC {
+func (h *libvirtHost) listed(g *libvirttest.Guest) nic.NIC {
 	h.Helper()
 	all, err := h.List(g.Name)
 	if err != nil || len(all) != 1 {
@@ -175,39 +176,39 @@ func TestLiveLibvirtDetachMeanwhile(t *testing.T) {
 	h := newLibvirtHost(t)
 	g := h.virt.NewGuest(h, testvm.Domain{Name: h.name("P2")})
 	g.Start()
-	nic := h.attach(h.spec(g, "net0"))
+	found := h.attach(h.spec(g, "net0"))
 	h.take(g, "net0") // a request during boot is swallowed
-	h.gone(nic.Interface)
+	h.gone(found.Interface)
 	g.Await()
 
-	nic = h.attach(h.spec(g, "net0"))
+	found = h.attach(h.spec(g, "net0"))
 	h.virt.Virsh("suspend", g.Name) // paused, it never lets go of anything
 	ctx := h.context(2 * time.Second)
 	if _, err := h.Detach(ctx, tapmgr.DetachSpec{Target: h.target(g), NIC: "net0"}); err == nil || !strings.Contains(err.Error(), "the guest") {
 		t.Errorf("detached from a paused guest: %v", err)
 	}
-	if n := h.listed(g); n.State != tapmgr.Detaching {
+	if n := h.listed(g); n.State != nic.Detaching {
 		t.Errorf("listed %+v", n)
 	}
 	res, err := h.Detach(h.context(20*time.Second), tapmgr.DetachSpec{Target: h.target(g), NIC: "net0", Force: true})
 	if err != nil || len(res.Notices) == 0 {
 		t.Errorf("forced: %+v, %v", res, err)
 	}
-	if l, err := h.nl.Link(nic.Interface); err != nil || l.Up || l.Master != 0 {
+	if l, err := h.nl.Link(found.Interface); err != nil || l.Up || l.Master != 0 {
 		t.Errorf("not cut off: %+v, %v", l, err)
 	}
 	h.detachWhile(g, func() { h.virt.Virsh("destroy", g.Name) })
-	h.gone(nic.Interface)
+	h.gone(found.Interface)
 
 	g.Boot()
-	nic = h.attach(h.spec(g, "net0"))
+	found = h.attach(h.spec(g, "net0"))
 	h.virt.Virsh("suspend", g.Name)
 	h.detachWhile(g, func() {
 		if err := syscall.Kill(g.QEMU(), syscall.SIGKILL); err != nil {
 			t.Error(err)
 		}
 	})
-	h.gone(nic.Interface)
+	h.gone(found.Interface)
 }
 
 // detachWhile ends the guest while it is asked for its NIC, which is success.
@@ -233,16 +234,16 @@ func TestLiveLibvirtRefusals(t *testing.T) {
 	h.attach(h.spec(g, "net0"))
 	for _, test := range []struct {
 		name   string
-		change func(*tapmgr.Spec)
+		change func(*nic.Spec)
 		want   error
 		text   string
 	}{
-		{"options", func(s *tapmgr.Spec) { s.DeviceOptions = map[string]string{"rx_queue_size": "1024"} }, tapmgr.ErrInvalid, "--via monitor"},
-		{"model", func(s *tapmgr.Spec) { s.Model = "virtio-net-device" }, tapmgr.ErrInvalid, "no model"},
-		{"no guest of libvirt's", func(s *tapmgr.Spec) { s.VM, s.Via = plain.name, tapmgr.ViaLibvirt }, tapmgr.ErrInvalid, "not libvirt's"},
-		{"another way", func(s *tapmgr.Spec) { s.NIC, s.Via = "net0", tapmgr.ViaMonitor }, tapmgr.ErrExist, "via is libvirt"},
-		{"other queues", func(s *tapmgr.Spec) { s.NIC, s.Queues = "net0", 2 }, tapmgr.ErrExist, "queues is 1"},
-		{"vhost", func(s *tapmgr.Spec) { s.Vhost = tapmgr.VhostOn }, tapmgr.ErrLink, "vhost"},
+		{"options", func(s *nic.Spec) { s.DeviceOptions = map[string]string{"rx_queue_size": "1024"} }, nic.ErrInvalid, "--via monitor"},
+		{"model", func(s *nic.Spec) { s.Model = "virtio-net-device" }, nic.ErrInvalid, "no model"},
+		{"no guest of libvirt's", func(s *nic.Spec) { s.VM, s.Via = plain.name, nic.ViaLibvirt }, nic.ErrInvalid, "not libvirt's"},
+		{"another way", func(s *nic.Spec) { s.NIC, s.Via = "net0", nic.ViaMonitor }, nic.ErrExist, "via is libvirt"},
+		{"other queues", func(s *nic.Spec) { s.NIC, s.Queues = "net0", 2 }, nic.ErrExist, "queues is 1"},
+		{"vhost", func(s *nic.Spec) { s.Vhost = nic.VhostOn }, nic.ErrLink, "vhost"},
 	} {
 		spec := h.spec(g, "net7")
 		test.change(&spec)
@@ -251,12 +252,6 @@ func TestLiveLibvirtRefusals(t *testing.T) {
 			t.Errorf("%s: got %v, want %v and %q", test.name, err, test.want, test.text)
 		}
 	}
-	declarations, undeclared := h.Declarations, h.spec(g, "net7")
-	h.Declarations, undeclared.Persistent = tapmgr.Declarations{}, true
-	if _, err := h.Attach(h.context(20*time.Second), undeclared); !errors.Is(err, tapmgr.ErrInvalid) || !strings.Contains(err.Error(), "--persistent") {
-		t.Errorf("undeclared: %v", err)
-	}
-	h.Declarations = declarations
 	h.nothingLeft(g, "net7")
 	h.Libvirt = h.virt.Socket() + "-none"
 	if _, err := h.Attach(h.context(20*time.Second), h.spec(g, "net7")); err == nil || !strings.Contains(err.Error(), "is libvirtd or virtqemud running") {

@@ -12,6 +12,7 @@ import (
 	"vmnet/libvirt/libvirttest"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
 
@@ -28,7 +29,6 @@ func newLibvirtHost(t *testing.T) *libvirtHost {
 	h := newHost(t)
 	virt := libvirttest.Start(t, h.ns)
 	h.Libvirt = virt.URI()
-	h.Declarations = declared.Editor()
 	return &libvirtHost{h, virt}
 }
 
@@ -41,12 +41,12 @@ func (h *libvirtHost) domain(dom testvm.Domain) *libvirttest.Guest {
 	return g
 }
 
-func (h *libvirtHost) target(g *libvirttest.Guest) tapmgr.Target {
-	return tapmgr.Target{VM: g.Name}
+func (h *libvirtHost) target(g *libvirttest.Guest) nic.Target {
+	return nic.Target{VM: g.Name}
 }
 
-func (h *libvirtHost) spec(g *libvirttest.Guest, nic string) tapmgr.Spec {
-	return tapmgr.Spec{Target: h.target(g), NIC: nic, Bridge: "br0", Vhost: tapmgr.VhostOff}
+func (h *libvirtHost) spec(g *libvirttest.Guest, nicID string) nic.Spec {
+	return nic.Spec{Target: h.target(g), NIC: nicID, Bridge: "br0", Vhost: nic.VhostOff}
 }
 
 func (h *libvirtHost) take(g *libvirttest.Guest, nic string) tapmgr.DetachResult {
@@ -59,7 +59,7 @@ func (h *libvirtHost) take(g *libvirttest.Guest, nic string) tapmgr.DetachResult
 }
 
 // useNIC makes the guest use a NIC, and pings what is on the other side.
-func (h *libvirtHost) useNIC(g *libvirttest.Guest, nic tapmgr.NIC, addr, other string) {
+func (h *libvirtHost) useNIC(g *libvirttest.Guest, nic nic.NIC, addr, other string) {
 	h.Helper()
 	if err := g.UseNIC(h.context(30*time.Second), nic.MAC, addr+"/24"); err != nil {
 		h.Fatal(err)
@@ -77,23 +77,23 @@ func TestLiveLibvirtAttach(t *testing.T) {
 		for queues := 1; queues <= 2; queues++ {
 			spec := h.spec(g, "net0")
 			spec.Queues, spec.MTU = queues, 1400
-			nic := h.attach(spec)
-			want := tapmgr.NIC{
-				VM: g.Name, ID: "net0", Interface: nic.Interface, Type: "tap", Source: "br0", Model: "virtio-net-pci", MAC: tapmgr.DefaultMAC(g.Name, "net0").String(),
-				Queues: queues, Vhost: "off", State: "forwarding", MTU: 1400, Via: tapmgr.ViaLibvirt,
+			found := h.attach(spec)
+			want := nic.NIC{
+				VM: g.Name, ID: "net0", Interface: found.Interface, Type: "tap", Source: "br0", Model: "virtio-net-pci", MAC: nic.DefaultMAC(g.Name, "net0").String(),
+				Queues: queues, Vhost: "off", State: "forwarding", MTU: 1400, Via: nic.ViaLibvirt,
 			}
-			nic.PID = 0
-			if nic != want {
-				t.Errorf("attached %+v, want %+v", nic, want)
+			found.PID = 0
+			if found != want {
+				t.Errorf("attached %+v, want %+v", found, want)
 			}
-			h.useNIC(g, nic, guestAddr, hostAddr)
-			h.agrees(g, nic)
+			h.useNIC(g, found, guestAddr, hostAddr)
+			h.agrees(g, found)
 			res, err := h.Attach(h.context(20*time.Second), spec)
 			if err != nil || res.Changed {
 				t.Errorf("again: %+v, %v", res, err)
 			}
 			h.take(g, "net0")
-			h.gone(nic.Interface)
+			h.gone(found.Interface)
 			h.nothingLeft(g, "net0")
 			if res := h.take(g, "net0"); res.Changed {
 				t.Error("detached twice")
@@ -112,7 +112,7 @@ func TestLiveLibvirtAttach(t *testing.T) {
 }
 
 // agrees demands that virsh and we say the same.
-func (h *libvirtHost) agrees(g *libvirttest.Guest, nic tapmgr.NIC) {
+func (h *libvirtHost) agrees(g *libvirttest.Guest, nic nic.NIC) {
 	h.Helper()
 	if out := h.virt.Virsh("domiflist", g.Name); !strings.Contains(out, nic.Interface) || !strings.Contains(out, nic.MAC) {
 		h.Errorf("virsh domiflist: %s", out)
@@ -150,18 +150,18 @@ func TestLiveLibvirtMacvtap(t *testing.T) {
 	g := h.domain(testvm.Domain{CPUs: 2})
 	for queues := 1; queues <= 2; queues++ {
 		spec := h.spec(g, "net0")
-		spec.Bridge, spec.Queues, spec.Lower = "", queues, &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth0"}
-		nic := h.attach(spec)
-		if nic.Type != "macvtap" || nic.State != tapmgr.Up || nic.Queues != queues || nic.Via != tapmgr.ViaLibvirt {
-			t.Errorf("attached %+v", nic)
+		spec.Bridge, spec.Queues, spec.Lower = "", queues, &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0"}
+		found := h.attach(spec)
+		if found.Type != "macvtap" || found.State != nic.Up || found.Queues != queues || found.Via != nic.ViaLibvirt {
+			t.Errorf("attached %+v", found)
 		}
-		node := h.node(nic)
-		if out := h.virt.Virsh("domiflist", g.Name); !strings.Contains(out, nic.Interface) {
+		node := h.node(found)
+		if out := h.virt.Virsh("domiflist", g.Name); !strings.Contains(out, found.Interface) {
 			t.Errorf("virsh domiflist: %s", out)
 		}
-		h.useNIC(g, nic, "10.8.0.2", farAddr)
+		h.useNIC(g, found, "10.8.0.2", farAddr)
 		h.take(g, "net0")
-		h.gone(nic.Interface)
+		h.gone(found.Interface)
 		if _, err := os.Lstat(node); err == nil {
 			t.Errorf("%s is still there", node)
 		}
@@ -169,7 +169,7 @@ func TestLiveLibvirtMacvtap(t *testing.T) {
 }
 
 // node is the path of a macvtap's node.
-func (h *libvirtHost) node(nic tapmgr.NIC) string {
+func (h *libvirtHost) node(nic nic.NIC) string {
 	h.Helper()
 	l, err := h.nl.Link(nic.Interface)
 	if err != nil {
@@ -190,18 +190,18 @@ func TestLiveLibvirtForeign(t *testing.T) {
 	if err != nil || len(all) != 3 {
 		t.Fatalf("listed %+v, %v", all, err)
 	}
-	tap := tapmgr.NIC{
+	tap := nic.NIC{
 		VM: g.Name, ID: "net0", Interface: "theirs", Type: "tap", Source: "br0", Model: "virtio-net-pci", MAC: "52:54:00:00:00:07",
 		Queues: 1, Vhost: "off", State: all[1].State, MTU: 1500, PID: g.QEMU(), Foreign: true,
 	}
-	direct := tapmgr.NIC{
+	direct := nic.NIC{
 		VM: g.Name, ID: "net1", Interface: all[2].Interface, Type: "macvtap", Source: "eth0", Mode: "bridge", Model: "e1000e", MAC: "52:54:00:00:00:08",
-		Queues: 1, Vhost: "off", State: tapmgr.Up, MTU: 1500, PID: g.QEMU(), Foreign: true,
+		Queues: 1, Vhost: "off", State: nic.Up, MTU: 1500, PID: g.QEMU(), Foreign: true,
 	}
 	if all[1] != tap || all[2] != direct || all[1].State == "" {
 		t.Errorf("listed %+v, want %+v and %+v", all[1:], tap, direct)
 	}
-	if all[0].Foreign || all[0].Via != tapmgr.ViaLibvirt {
+	if all[0].Foreign || all[0].Via != nic.ViaLibvirt {
 		t.Errorf("ours: %+v", all[0])
 	}
 	details, err := h.Show(h.context(20*time.Second), g.Name)
@@ -230,14 +230,14 @@ func TestLiveLibvirtMonitor(t *testing.T) {
 	for _, machine := range []string{"pc", "q35"} {
 		g := h.domain(testvm.Domain{Machine: machine, CPUs: 2})
 		tap, lower := h.spec(g, "net0"), h.spec(g, "net1")
-		tap.Via, tap.Queues = tapmgr.ViaMonitor, 2
-		lower.Via, lower.Bridge, lower.Lower = tapmgr.ViaMonitor, "", &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth0"}
+		tap.Via, tap.Queues = nic.ViaMonitor, 2
+		lower.Via, lower.Bridge, lower.Lower = nic.ViaMonitor, "", &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0"}
 		for round := range 2 {
 			res, err := h.Attach(h.context(30*time.Second), tap)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(res.Notices) != 1 || !strings.Contains(res.Notices[0], "tainted") || res.NIC.Via != tapmgr.ViaMonitor || res.NIC.Queues != 2 {
+			if len(res.Notices) != 1 || !strings.Contains(res.Notices[0], "tainted") || res.NIC.Via != nic.ViaMonitor || res.NIC.Queues != 2 {
 				t.Errorf("%+v", res)
 			}
 			h.useNIC(g, res.NIC, guestAddr, hostAddr)
@@ -272,7 +272,7 @@ func TestLiveAllPIDsLibvirtTheirDetach(t *testing.T) {
 	h.wire()
 	g := h.domain(testvm.Domain{Machine: "pc"})
 	lower := h.spec(g, "net1")
-	lower.Bridge, lower.Lower = "", &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth0"}
+	lower.Bridge, lower.Lower = "", &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0"}
 	tap, other := h.attach(h.spec(g, "net0")), h.attach(lower)
 	node := h.node(other)
 	for _, mac := range []string{tap.MAC, other.MAC} {
@@ -288,14 +288,14 @@ func TestLiveAllPIDsLibvirtTheirDetach(t *testing.T) {
 }
 
 // leftOver demands that a macvtap by name stays when nobody holds it any more, and that reconcile removes it and its node.
-func (h *libvirtHost) leftOver(g *libvirttest.Guest, nic tapmgr.NIC, node string) {
+func (h *libvirtHost) leftOver(g *libvirttest.Guest, found nic.NIC, node string) {
 	h.Helper()
-	nstest.Eventually(h, 30*time.Second, nic.ID+" is left over", func() bool {
+	nstest.Eventually(h, 30*time.Second, found.ID+" is left over", func() bool {
 		all, err := h.List(g.Name)
-		return err == nil && len(all) == 1 && all[0].ID == nic.ID && all[0].State == tapmgr.LeftOver
+		return err == nil && len(all) == 1 && all[0].ID == found.ID && all[0].State == nic.LeftOver
 	})
 	h.reconciled("left over")
-	h.gone(nic.Interface)
+	h.gone(found.Interface)
 	if _, err := os.Lstat(node); err == nil {
 		h.Errorf("%s is still there", node)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"vmnet/internal/libvirthook/declared"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
 
@@ -26,10 +27,8 @@ func TestLiveLibvirtStored(t *testing.T) {
 	spec := h.stored(g, "net0")
 	live := spec
 	live.Persistent = false
-	undeclared := h.Declarations
-	h.Declarations = tapmgr.Declarations{} // as vmnet did once
 	h.attach(live)
-	h.Declarations = undeclared
+	h.virt.Virsh("metadata", g.Name, declared.Namespace, "--live", "--remove") // as vmnet left it once
 	for _, want := range []bool{true, false} {
 		if res, err := h.Attach(h.context(20*time.Second), live); err != nil || res.Changed != want {
 			t.Errorf("declared: changed %v, want %v: %v", res.Changed, want, err)
@@ -61,13 +60,13 @@ func TestLiveLibvirtStored(t *testing.T) {
 	h.take(g, "net0")
 	other := spec
 	other.MAC = []byte{0x52, 0x54, 0, 0, 0, 0x77}
-	if _, err := h.Attach(h.context(20*time.Second), other); !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), "stored another NIC as ua-vmnet-net0") {
+	if _, err := h.Attach(h.context(20*time.Second), other); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "stored another NIC as ua-vmnet-net0") {
 		t.Errorf("another NIC: %v", err)
 	}
 	h.isStored(g.Name, "net0")
 
 	// What virsh leaves of it, we take out.
-	h.virt.Virsh("detach-interface", g.Name, "ethernet", "--mac", tapmgr.DefaultMAC(g.Name, "net0").String(), "--config")
+	h.virt.Virsh("detach-interface", g.Name, "ethernet", "--mac", nic.DefaultMAC(g.Name, "net0").String(), "--config")
 	for _, changed := range []bool{true, false} {
 		res, err := h.Detach(h.context(20*time.Second), tapmgr.DetachSpec{Target: h.target(g), NIC: "net0", Persistent: true})
 		if err != nil || res.Changed != changed {

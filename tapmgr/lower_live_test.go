@@ -13,7 +13,7 @@ import (
 
 	"vmnet/internal/nstest"
 	"vmnet/macvtap"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 	"vmnet/testvm/traffic"
 )
@@ -43,7 +43,7 @@ func (h *host) farIP(args ...string) {
 	h.ipIn(h.far, args...)
 }
 
-func (g *guest) lowerSpec(nic string, l tapmgr.Lower) tapmgr.Spec {
+func (g *guest) lowerSpec(nic string, l nic.Lower) nic.Spec {
 	spec := g.spec(nic)
 	spec.Bridge = ""
 	l.Kind, l.Device = macvtap.Macvtap, "eth0"
@@ -52,7 +52,7 @@ func (g *guest) lowerSpec(nic string, l tapmgr.Lower) tapmgr.Spec {
 }
 
 // use makes the guest use a NIC with an address, and pings the outside through it.
-func (h *host) use(g *guest, nic tapmgr.NIC, addr string) {
+func (h *host) use(g *guest, nic nic.NIC, addr string) {
 	h.Helper()
 	if err := g.Guest.UseNIC(h.context(30*time.Second), nic.MAC, addr); err != nil {
 		h.Fatal(err)
@@ -91,20 +91,20 @@ func TestLiveMacvtapOfABootedGuest(t *testing.T) {
 			h := newHost(t)
 			h.wire()
 			g := h.booted(c)
-			spec := g.lowerSpec("net0", tapmgr.Lower{})
+			spec := g.lowerSpec("net0", nic.Lower{})
 			spec.Queues = 2
-			nic := h.attach(spec)
-			if nic.Type != "macvtap" || nic.Mode != "bridge" || nic.Source != "eth0" || nic.State != tapmgr.Up {
-				t.Errorf("attached %+v", nic)
+			found := h.attach(spec)
+			if found.Type != "macvtap" || found.Mode != "bridge" || found.Source != "eth0" || found.State != nic.Up {
+				t.Errorf("attached %+v", found)
 			}
-			h.use(g, nic, "10.8.0.2/24")
+			h.use(g, found, "10.8.0.2/24")
 			h.pings(g, farAddr)
-			h.listed2(g, nic)
+			h.listed2(g, found)
 			if res, err := h.Attach(h.context(10*time.Second), spec); err != nil || res.Changed {
 				t.Errorf("the same again: %+v, %v", res, err)
 			}
 			spec.Lower.Mode = "private"
-			if _, err := h.Attach(h.context(10*time.Second), spec); !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), "mode is bridge, asked for private") {
+			if _, err := h.Attach(h.context(10*time.Second), spec); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "mode is bridge, asked for private") {
 				t.Errorf("another mode: %v", err)
 			}
 			if got := h.check(); len(got) != 0 {
@@ -115,7 +115,7 @@ func TestLiveMacvtapOfABootedGuest(t *testing.T) {
 			h.nothingLeft(g, "net0")
 			h.free()
 
-			h.attach(g.lowerSpec("net1", tapmgr.Lower{}))
+			h.attach(g.lowerSpec("net1", nic.Lower{}))
 			if err := g.Kill(); err != nil {
 				t.Fatal(err)
 			}
@@ -129,7 +129,7 @@ func TestLiveLowerNamedByItsAltname(t *testing.T) {
 	h.wire()
 	h.ip("link", "property", "add", "dev", "eth0", "altname", "uplink")
 	g := h.empty()
-	spec := g.lowerSpec("net0", tapmgr.Lower{})
+	spec := g.lowerSpec("net0", nic.Lower{})
 	spec.Lower.Device = "uplink"
 	if nic := h.attach(spec); nic.Source != "eth0" {
 		t.Errorf("attached %+v", nic)
@@ -142,20 +142,20 @@ func TestLiveLowerNamedByItsAltname(t *testing.T) {
 	}
 }
 
-func (h *host) listed2(g *guest, nic tapmgr.NIC) {
+func (h *host) listed2(g *guest, found nic.NIC) {
 	h.Helper()
 	got, err := h.List(g.name)
-	nic.PID = g.Pid()
-	if err != nil || len(got) != 1 || got[0] != nic {
-		h.Errorf("list %+v, %v: want %+v", got, err, nic)
+	found.PID = g.Pid()
+	if err != nil || len(got) != 1 || got[0] != found {
+		h.Errorf("list %+v, %v: want %+v", got, err, found)
 	}
 	details, err := h.Show(h.context(10*time.Second), g.name)
 	if err != nil || len(details) != 1 {
 		h.Fatalf("show %+v, %v", details, err)
 	}
 	d := details[0]
-	if len(d.Holders) != 1 || len(d.Holders[0].FDs) != 2 || d.Lower != "eth0" || d.RxFilter != tapmgr.RxAllMulti ||
-		d.Guest == nil || !d.Guest.Plugged || d.Counters.TxPackets == 0 || d.HostMAC != nic.MAC {
+	if len(d.Holders) != 1 || len(d.Holders[0].FDs) != 2 || d.Lower != "eth0" || d.RxFilter != nic.RxAllMulti ||
+		d.Guest == nil || !d.Guest.Plugged || d.Counters.TxPackets == 0 || d.HostMAC != found.MAC {
 		h.Errorf("show %+v", d)
 	}
 }
@@ -165,7 +165,7 @@ func TestLiveMacvtapFaults(t *testing.T) {
 	h := newHost(t)
 	h.wire()
 	g := h.empty()
-	spec := g.lowerSpec("net0", tapmgr.Lower{})
+	spec := g.lowerSpec("net0", nic.Lower{})
 	spec.Queues = 2
 	for _, name := range h.stepNames(spec) {
 		for _, after := range []bool{false, true} {
@@ -224,12 +224,12 @@ func killedLate(t *testing.T, machine testvm.Config) {
 	h.wire()
 	for _, at := range []string{"device_add vmnet-net0", "close", "verify"} {
 		g := h.booted(machine)
-		cmd := h.command(order{Spec: g.lowerSpec("net0", tapmgr.Lower{}), KillAt: at, After: true})
+		cmd := h.command(order{Spec: g.lowerSpec("net0", nic.Lower{}), KillAt: at, After: true})
 		if err := cmd.Run(); err == nil {
 			t.Fatal("it was not killed")
 		}
 		h.settled()
-		if list, err := h.List(g.name); err != nil || len(list) != 1 || list[0].State != tapmgr.Up {
+		if list, err := h.List(g.name); err != nil || len(list) != 1 || list[0].State != nic.Up {
 			t.Errorf("killed after %s: list %+v, %v: want it up", at, list, err)
 		}
 		if err := g.Kill(); err != nil {
@@ -243,12 +243,12 @@ func TestLiveGuestsFindEachOtherByIPv6OverMacvtap(t *testing.T) {
 	h := newHost(t)
 	h.wire()
 	a, b := h.booted(testvm.Config{}), h.booted(testvm.Config{Name: "P3"})
-	h.use(a, h.attach(a.lowerSpec("net0", tapmgr.Lower{})), "fd00:8::2/64")
-	h.use(b, h.attach(b.lowerSpec("net0", tapmgr.Lower{})), "fd00:8::3/64")
+	h.use(a, h.attach(a.lowerSpec("net0", nic.Lower{})), "fd00:8::2/64")
+	h.use(b, h.attach(b.lowerSpec("net0", nic.Lower{})), "fd00:8::3/64")
 	h.pings(a, "fd00:8::3") // by neighbour discovery, which is multicast
 
 	h.detach(b, "net0")
-	h.use(b, h.attach(b.lowerSpec("net0", tapmgr.Lower{RxFilter: tapmgr.RxNone})), "fd00:8::4/64")
+	h.use(b, h.attach(b.lowerSpec("net0", nic.Lower{RxFilter: nic.RxNone})), "fd00:8::4/64")
 	if _, err := a.Guest.Ping(h.context(4*time.Second), "fd00:8::4"); err == nil {
 		t.Error("with rx filter none the guest was found")
 	}
@@ -260,8 +260,8 @@ func TestLiveMulticastReachesTheGuest(t *testing.T) {
 	h := newHost(t)
 	h.wire()
 	g := h.booted(testvm.Config{})
-	for filter, want := range map[string]bool{tapmgr.RxAllMulti: true, tapmgr.RxNone: false} {
-		nic := h.attach(g.lowerSpec("net0", tapmgr.Lower{RxFilter: filter}))
+	for filter, want := range map[string]bool{nic.RxAllMulti: true, nic.RxNone: false} {
+		nic := h.attach(g.lowerSpec("net0", nic.Lower{RxFilter: filter}))
 		h.use(g, nic, "10.8.0.2/24")
 		h.pings(g, farAddr)
 		ctx := h.context(20 * time.Second)
@@ -338,8 +338,8 @@ func TestLiveMacvtapReachability(t *testing.T) {
 		for _, reflect := range []bool{false, true} {
 			h.reflective(reflect)
 			h.ip("neigh", "flush", "all") // else the host may still ask a guest in mode private, who thereby learns the host's MAC
-			h.use(a, h.attach(a.lowerSpec("net0", tapmgr.Lower{Mode: mode})), "10.8.0.2/24")
-			h.use(b, h.attach(b.lowerSpec("net0", tapmgr.Lower{Mode: mode})), "10.8.0.3/24")
+			h.use(a, h.attach(a.lowerSpec("net0", nic.Lower{Mode: mode})), "10.8.0.2/24")
+			h.use(b, h.attach(b.lowerSpec("net0", nic.Lower{Mode: mode})), "10.8.0.3/24")
 			h.use(a, h.listedOne(a), "10.11.0.2/24")
 			for addr, want := range map[string]bool{
 				hostAddr:   mode == "bridge" || mode == "vepa" && reflect,
@@ -362,7 +362,7 @@ func TestLiveMacvtapReachability(t *testing.T) {
 	}
 }
 
-func (h *host) listedOne(g *guest) tapmgr.NIC {
+func (h *host) listedOne(g *guest) nic.NIC {
 	h.Helper()
 	nics, err := h.List(g.name)
 	if err != nil || len(nics) != 1 {
@@ -390,13 +390,13 @@ func TestLivePassthruHasTheLowersAddress(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nic := h.attach(g.lowerSpec("net0", tapmgr.Lower{Mode: "passthru"}))
-	if nic.MAC != lower.MAC.String() {
-		t.Errorf("MAC %s, want the lower's %s", nic.MAC, lower.MAC)
+	found := h.attach(g.lowerSpec("net0", nic.Lower{Mode: "passthru"}))
+	if found.MAC != lower.MAC.String() {
+		t.Errorf("MAC %s, want the lower's %s", found.MAC, lower.MAC)
 	}
-	h.use(g, nic, "10.8.0.2/24")
+	h.use(g, found, "10.8.0.2/24")
 	h.pings(g, farAddr)
-	_, err = h.Attach(h.context(10*time.Second), other.lowerSpec("net0", tapmgr.Lower{}))
+	_, err = h.Attach(h.context(10*time.Second), other.lowerSpec("net0", nic.Lower{}))
 	if !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.EBUSY) || !strings.Contains(fmt.Sprint(err), g.name) {
 		t.Errorf("beside passthru: got %v, want the guest that has it named", err)
 	}
@@ -407,7 +407,7 @@ func TestLivePassthruMayLeaveTheLowerUnpromiscuous(t *testing.T) {
 	h.wire()
 	for noPromisc, want := range map[bool]string{false: "promiscuity 1", true: "promiscuity 0"} {
 		g := h.empty()
-		h.attach(g.lowerSpec("net0", tapmgr.Lower{Mode: "passthru", NoPromisc: noPromisc}))
+		h.attach(g.lowerSpec("net0", nic.Lower{Mode: "passthru", NoPromisc: noPromisc}))
 		var out []byte
 		err := h.ns.Do(func() (err error) { out, err = exec.Command("ip", "-d", "link", "show", "eth0").Output(); return err })
 		if err != nil || !strings.Contains(string(out), want) {
@@ -425,7 +425,7 @@ func TestLiveSourceModeHearsOnlyItsSources(t *testing.T) {
 	h.wire()
 	g := h.booted(testvm.Config{})
 	sources := macs(t, farMAC)
-	h.use(g, h.attach(g.lowerSpec("net0", tapmgr.Lower{Mode: "source", Sources: sources})), "10.8.0.2/24")
+	h.use(g, h.attach(g.lowerSpec("net0", nic.Lower{Mode: "source", Sources: sources})), "10.8.0.2/24")
 	h.pings(g, farAddr)
 	h.farIP("link", "set", "switch0", "address", "02:00:00:00:00:77")
 	err := h.far.Do(func() error {
@@ -442,8 +442,8 @@ func TestLiveMacvtapBesideABridge(t *testing.T) {
 	h.wire()
 	h.ip("link", "set", "eth0", "master", "br0")
 	g := h.empty()
-	_, err := h.Attach(h.context(10*time.Second), g.lowerSpec("net0", tapmgr.Lower{}))
-	if !errors.Is(err, tapmgr.ErrLink) || !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "port of br0") {
+	_, err := h.Attach(h.context(10*time.Second), g.lowerSpec("net0", nic.Lower{}))
+	if !errors.Is(err, nic.ErrLink) || !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "port of br0") {
 		t.Errorf("got %v, want br0 named", err)
 	}
 	h.nothingLeft(g, "net0")

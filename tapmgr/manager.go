@@ -30,9 +30,6 @@ type Manager struct {
 	// Libvirt is the URI or socket of the libvirt that manages guests; empty: the caller's own for
 	// the caller's guests, else the machine's.
 	Libvirt string
-	// Declarations edit what the hook reads of a domain's metadata. With the zero value no NIC is
-	// declared: a guest of libvirt's is not restored with its NICs, and none can be stored.
-	Declarations Declarations
 
 	// LookInto, if not nil, runs f with the right to look into other users' processes, which a privileged
 	// helper has at no other time: it counts what a user has, and sees whom a new NIC would disturb.

@@ -9,6 +9,7 @@ import (
 
 	"vmnet/internal/nstest"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // TestLiveManyNICsAtOnce attaches ten NICs to each of ten guests, all at the same time: nine
@@ -44,8 +45,8 @@ func TestLiveManyNICsAtOnce(t *testing.T) {
 	for _, g := range running[:guests/2] {
 		for i := range perGuest {
 			all.add(func() error {
-				nic := fmt.Sprintf("net%d", i)
-				_, err := h.Detach(h.context(60*time.Second), tapmgr.DetachSpec{Target: tapmgr.Target{VM: g.name}, NIC: nic, Force: true})
+				nicID := fmt.Sprintf("net%d", i)
+				_, err := h.Detach(h.context(60*time.Second), tapmgr.DetachSpec{Target: nic.Target{VM: g.name}, NIC: nicID, Force: true})
 				return err
 			})
 		}
@@ -69,7 +70,7 @@ func TestLiveManyNICsAtOnce(t *testing.T) {
 func (h *host) allForward(want int) {
 	h.Helper()
 	list, err := h.List("")
-	wrong := slices.DeleteFunc(slices.Clone(list), func(nic tapmgr.NIC) bool { return nic.State == "forwarding" && nic.PID != 0 })
+	wrong := slices.DeleteFunc(slices.Clone(list), func(nic nic.NIC) bool { return nic.State == "forwarding" && nic.PID != 0 })
 	if err != nil || len(list) != want || len(wrong) > 0 {
 		h.Errorf("list: %d NICs, %v; these are wrong: %+v", len(list), err, wrong)
 	}

@@ -17,6 +17,7 @@ import (
 	"vmnet/internal/vmm/qemu"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 	"vmnet/testvm/lab"
 )
@@ -86,7 +87,7 @@ func (h *host) held(uid uint32, vm string, files ...*os.File) int {
 }
 
 // launch makes NICs; their fds end with the test at the latest.
-func (h *host) launch(specs ...tapmgr.Spec) *tapmgr.Launch {
+func (h *host) launch(specs ...nic.Spec) *tapmgr.Launch {
 	h.Helper()
 	l, err := h.tryLaunch(h.context(20*time.Second), specs...)
 	if err != nil {
@@ -96,10 +97,10 @@ func (h *host) launch(specs ...tapmgr.Spec) *tapmgr.Launch {
 	return l
 }
 
-func macvtapSpec(vm, nic string) tapmgr.Spec {
-	return tapmgr.Spec{
-		Target: tapmgr.Target{VM: vm}, NIC: nic, Vhost: tapmgr.VhostOff,
-		Lower: &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth0"},
+func macvtapSpec(vm, nicID string) nic.Spec {
+	return nic.Spec{
+		Target: nic.Target{VM: vm}, NIC: nicID, Vhost: nic.VhostOff,
+		Lower: &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0"},
 	}
 }
 
@@ -165,11 +166,11 @@ func TestLiveTwoMacvtapsOfOneName(t *testing.T) {
 	a := h.empty()
 	b := &guest{testvm.StartT(t, testvm.Config{Name: a.name, Paused: true}), a.name}
 	for i, g := range []*guest{a, b} {
-		spec := g.lowerSpec("net0", tapmgr.Lower{})
+		spec := g.lowerSpec("net0", nic.Lower{})
 		spec.PID, spec.MAC = g.Pid(), []byte{0x52, 0x54, 0, 0, 0, byte(i)}
 		h.attach(spec)
 	}
-	spec := tapmgr.DetachSpec{Target: tapmgr.Target{VM: a.name}, NIC: "net0", Force: true}
+	spec := tapmgr.DetachSpec{Target: nic.Target{VM: a.name}, NIC: "net0", Force: true}
 	_, err := h.Detach(h.context(10*time.Second), spec)
 	if !errors.Is(err, qemu.ErrAmbiguous) {
 		t.Fatalf("without a pid: %v", err)
@@ -185,10 +186,10 @@ func TestLiveTwoMacvtapsOfOneName(t *testing.T) {
 			t.Errorf("with the pid: %+v, %v", res, err)
 		}
 		list, err := h.List(a.name)
-		if slices.ContainsFunc(list, func(n tapmgr.NIC) bool { return n.PID == g.Pid() && n.State == tapmgr.Up }) || err != nil {
+		if slices.ContainsFunc(list, func(n nic.NIC) bool { return n.PID == g.Pid() && n.State == nic.Up }) || err != nil {
 			t.Errorf("after the detach from %d: %+v, %v", g.Pid(), list, err)
 		}
-		if g == b && !slices.ContainsFunc(list, func(n tapmgr.NIC) bool { return n.PID == a.Pid() && n.State == tapmgr.Up }) {
+		if g == b && !slices.ContainsFunc(list, func(n nic.NIC) bool { return n.PID == a.Pid() && n.State == nic.Up }) {
 			t.Errorf("the other one's: %+v: want it untouched", list)
 		}
 	}
@@ -205,7 +206,7 @@ func TestLiveDetachAsksNoOtherUsersProcess(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	d := tapmgr.DetachSpec{Target: tapmgr.Target{VM: vm}, NIC: "net0"}
+	d := tapmgr.DetachSpec{Target: nic.Target{VM: vm}, NIC: "net0"}
 	for _, d.Force = range []bool{false, true} {
 		_, err := h.Detach(h.context(5*time.Second), d)
 		if !errors.Is(err, qemu.ErrOtherUser) || !strings.Contains(err.Error(), fmt.Sprintf("--pid %d", pid)) {

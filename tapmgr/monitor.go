@@ -15,6 +15,7 @@ import (
 	"vmnet/internal/procview"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
+	"vmnet/tapmgr/nic"
 )
 
 // guest is the process of a Target, held from when it was found until the verb ends.
@@ -25,7 +26,7 @@ type guest struct {
 
 // locate finds the guest's process. With only a socket named, the process stays unknown
 // until its listener tells.
-func locate(t Target) (qemu.Process, error) {
+func locate(t nic.Target) (qemu.Process, error) {
 	switch {
 	case t.PID != 0:
 		proc, err := qemu.ByPID(t.PID)
@@ -33,7 +34,7 @@ func locate(t Target) (qemu.Process, error) {
 			proc, err = qemu.AnyByPID(t.PID) // its monitor proves it
 		}
 		if err == nil && proc.Name != "" && proc.Name != t.VM {
-			err = fmt.Errorf("%w: process %d is guest %q, not %q", ErrOtherGuest, t.PID, proc.Name, t.VM)
+			err = fmt.Errorf("%w: process %d is guest %q, not %q", nic.ErrOtherGuest, t.PID, proc.Name, t.VM)
 		}
 		return proc, err
 	case t.QMP == "":
@@ -45,7 +46,7 @@ func locate(t Target) (qemu.Process, error) {
 // checkPeer makes sure that who listens on the monitor's socket is the guest that is meant,
 // and may be: the kernel's word on the peer (SO_PEERCRED, SO_PEERPIDFD) is the proof, a
 // command line is none. process is the peer's pidfd, or nil.
-func checkPeer(t Target, g *guest, p qmp.Peer, process *os.File) error {
+func checkPeer(t nic.Target, g *guest, p qmp.Peer, process *os.File) error {
 	if g.hold == nil {
 		if err := g.take(t, p); err != nil {
 			return err
@@ -61,7 +62,7 @@ func checkPeer(t Target, g *guest, p qmp.Peer, process *os.File) error {
 }
 
 // take makes the process that listens the guest, where only its socket was named.
-func (g *guest) take(t Target, p qmp.Peer) error {
+func (g *guest) take(t nic.Target, p qmp.Peer) error {
 	if p.UID != os.Geteuid() {
 		return fmt.Errorf("%w: process %d listens there for uid %d (name it with --pid %d if that is the guest you mean)", qemu.ErrOtherUser, p.PID, p.UID, p.PID)
 	}
@@ -70,7 +71,7 @@ func (g *guest) take(t Target, p qmp.Peer) error {
 		return err
 	}
 	if proc.Name != "" && proc.Name != t.VM {
-		return fmt.Errorf("%w: process %d, which listens there, is guest %q, not %q", ErrOtherGuest, p.PID, proc.Name, t.VM)
+		return fmt.Errorf("%w: process %d, which listens there, is guest %q, not %q", nic.ErrOtherGuest, p.PID, proc.Name, t.VM)
 	}
 	g.Process = proc
 	g.hold, err = proc.Hold()
@@ -79,7 +80,7 @@ func (g *guest) take(t Target, p qmp.Peer) error {
 
 // openMonitor opens a guest that libvirt does not manage: it makes sure that the monitor is the guest's own, and waits
 // until nobody else uses it.
-func (m *Manager) openMonitor(ctx context.Context, t Target) (*vm, error) {
+func (m *Manager) openMonitor(ctx context.Context, t nic.Target) (*vm, error) {
 	proc, err := locate(t)
 	if err != nil {
 		return nil, err
@@ -98,7 +99,7 @@ func (m *Manager) openMonitor(ctx context.Context, t Target) (*vm, error) {
 
 // openOther opens another monitor of a guest that is open; nil where it is the same.
 func (m *Manager) openOther(ctx context.Context, v *vm, name string, s qemu.Socket) (*vm, error) {
-	t := Target{VM: name, PID: v.guest.PID}
+	t := nic.Target{VM: name, PID: v.guest.PID}
 	other, err := m.connect(ctx, t, v.guest.Process, func(d *monitorDialer) error {
 		d.not = v.socket
 		return d.socket(ctx, s)
@@ -110,7 +111,7 @@ func (m *Manager) openOther(ctx context.Context, v *vm, name string, s qemu.Sock
 }
 
 // connect has dial connect to a monitor of the process, which is unknown where it has no PID.
-func (m *Manager) connect(ctx context.Context, t Target, proc qemu.Process, dial func(*monitorDialer) error) (_ *vm, err error) {
+func (m *Manager) connect(ctx context.Context, t nic.Target, proc qemu.Process, dial func(*monitorDialer) error) (_ *vm, err error) {
 	d := &monitorDialer{m: m, t: t, guest: &guest{Process: proc}}
 	defer func() {
 		if err != nil {
@@ -147,7 +148,7 @@ var errSameSocket = errors.New("it is the socket that is open")
 // monitorDialer connects to one guest's monitor.
 type monitorDialer struct {
 	m       *Manager
-	t       Target
+	t       nic.Target
 	guest   *guest
 	waiting func()
 	not     monitorSocket // is not connected to

@@ -16,6 +16,7 @@ import (
 	"vmnet/internal/nstest"
 	"vmnet/qmp"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // ownQEMU is a QEMU of which the test chooses every word.
@@ -88,7 +89,7 @@ func (h *host) endDaemon(pidfile string) {
 }
 
 // attachOwn attaches as soon as the guest can be found.
-func (h *host) attachOwn(spec tapmgr.Spec) {
+func (h *host) attachOwn(spec nic.Spec) {
 	h.Helper()
 	var err error
 	defer func() {
@@ -103,9 +104,9 @@ func (h *host) attachOwn(spec tapmgr.Spec) {
 }
 
 // worksWithoutItsPath has a guest get a NIC, be looked at and lose it, by its name alone.
-func (h *host) worksWithoutItsPath(vm string, spec tapmgr.Spec) {
+func (h *host) worksWithoutItsPath(vm string, spec nic.Spec) {
 	h.Helper()
-	spec.Target.VM, spec.NIC, spec.Bridge, spec.Vhost = vm, "net0", "br0", tapmgr.VhostOff
+	spec.Target.VM, spec.NIC, spec.Bridge, spec.Vhost = vm, "net0", "br0", nic.VhostOff
 	h.attachOwn(spec)
 	if diff := h.check(); len(diff) != 0 {
 		h.Errorf("check %+v", diff)
@@ -115,11 +116,11 @@ func (h *host) worksWithoutItsPath(vm string, spec tapmgr.Spec) {
 	if err != nil || len(details) != 1 || details[0].Guest == nil || !details[0].Guest.Plugged {
 		h.Errorf("show %+v, %v: want the guest's view", details, err)
 	}
-	gone := tapmgr.DetachSpec{Target: tapmgr.Target{VM: vm}, NIC: "net0", Force: true}
+	gone := tapmgr.DetachSpec{Target: nic.Target{VM: vm}, NIC: "net0", Force: true}
 	if res, err := h.Detach(h.context(20*time.Second), gone); err != nil || !res.Changed {
 		h.Errorf("detach %+v, %v", res, err)
 	}
-	name, _ := tapmgr.InterfaceName(vm, "net0")
+	name, _ := nic.InterfaceName(vm, "net0")
 	h.gone(name)
 }
 
@@ -171,7 +172,7 @@ func TestLiveMonitorsOfEveryForm(t *testing.T) {
 					q.args[1] = vanilla
 				}
 			}
-			var spec tapmgr.Spec
+			var spec nic.Spec
 			if name == "chroot" { // it finds no ROMs there
 				spec.DeviceOptions = map[string]string{"romfile": ""}
 			}
@@ -247,7 +248,7 @@ func TestLiveOnlyAMonitorIsConnectedTo(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, "rc")); err != nil {
 		t.Fatal(err)
 	}
-	h.worksWithoutItsPath(vm, tapmgr.Spec{})
+	h.worksWithoutItsPath(vm, nic.Spec{})
 	ctx := h.context(10 * time.Second)
 	c, err := qmp.Dial(ctx, monitor)
 	if err != nil {
@@ -272,7 +273,7 @@ func TestLivePreconfig(t *testing.T) {
 		}
 		return err == nil
 	})
-	spec := tapmgr.Spec{Target: tapmgr.Target{VM: vm}, NIC: "net0", Bridge: "br0", Vhost: tapmgr.VhostOff}
+	spec := nic.Spec{Target: nic.Target{VM: vm}, NIC: "net0", Bridge: "br0", Vhost: nic.VhostOff}
 	if _, err := h.Attach(h.context(20*time.Second), spec); err == nil || !strings.Contains(err.Error(), "x-exit-preconfig") {
 		t.Errorf("attach: %v: want it to say what QEMU waits for", err)
 	}
@@ -286,5 +287,5 @@ func TestLivePreconfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.worksWithoutItsPath(vm, tapmgr.Spec{})
+	h.worksWithoutItsPath(vm, nic.Spec{})
 }

@@ -10,6 +10,7 @@ import (
 	"vmnet/internal/pidfd"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
+	"vmnet/tapmgr/nic"
 )
 
 // TestCheckPeer: a listener is the guest only by its number, its user and, where the kernel has it, its pidfd.
@@ -32,7 +33,7 @@ func TestCheckPeer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = checkPeer(Target{VM: "P2"}, &guest{guests, hold}, tc.peer, tc.pidfd)
+		err = checkPeer(nic.Target{VM: "P2"}, &guest{guests, hold}, tc.peer, tc.pidfd)
 		if !errors.Is(err, tc.want) {
 			t.Errorf("%s: %v, want %v", name, err, tc.want)
 		}

@@ -13,6 +13,7 @@ import (
 	"vmnet/internal/step"
 	"vmnet/internal/tun"
 	"vmnet/macvtap"
+	"vmnet/tapmgr/nic"
 )
 
 // What libvirt is handed by name must outlive our own fds until libvirt has opened it. So it breaks the law of lifetime
@@ -58,7 +59,7 @@ func (s *namedTap) outOfTheWay(do func(context.Context) error) func(context.Cont
 				return nil
 			}
 			if try == indexTries {
-				return fmt.Errorf("%w: %s is there, and %d before it, of macvtaps in other netns: libvirt would open that for %s (find who makes them: lsns -t net)", ErrExist, node, try-1, s.name)
+				return fmt.Errorf("%w: %s is there, and %d before it, of macvtaps in other netns: libvirt would open that for %s (find who makes them: lsns -t net)", nic.ErrExist, node, try-1, s.name)
 			}
 			if err := errors.Join(s.tap.Close(), s.m.waitGoneFor(ctx, &ours{Link: s.link}, undoWait)); err != nil {
 				return err
@@ -86,9 +87,9 @@ func (s *namedMacvtap) steps(_ int, alias string, _ int) []step.Step {
 		Undo: func(ctx context.Context) error { return s.m.dropNamed(ctx, s.link) },
 	}, {
 		Name: "settings",
-		Text: fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s, alias %q", s.name, onOff(l.allMulti()), alias),
+		Text: fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s, alias %q", s.name, nic.OnOff(l.AllMulti()), alias),
 		Do: func(context.Context) error {
-			return s.m.nl.SetQuiet(s.link.Index, rtnl.Alias(alias), rtnl.AllMulti(l.allMulti()))
+			return s.m.nl.SetQuiet(s.link.Index, rtnl.Alias(alias), rtnl.AllMulti(l.AllMulti()))
 		},
 	}, {
 		Name: "node",
@@ -131,7 +132,7 @@ func (s *namedMacvtap) verify(_ context.Context, _ int, alias string) (*ours, er
 
 // staysBehind tells whether the link is one that is not gone with who holds it.
 func (o *ours) staysBehind() bool {
-	return o.want.Via == ViaLibvirt && o.in == nil && (o.Tun == nil || o.Tun.Persist)
+	return o.want.Via == nic.ViaLibvirt && o.in == nil && (o.Tun == nil || o.Tun.Persist)
 }
 
 // dropNamed removes a link that was made to be handed over by name, at once where nobody holds it. One that a VMM
@@ -144,7 +145,7 @@ func (m *Manager) dropNamed(ctx context.Context, l *rtnl.Link) error {
 	defer cancel()
 	for {
 		err := m.tryDrop(ctx, l.Index)
-		if !errors.Is(err, ErrInUse) || ctx.Err() != nil {
+		if !errors.Is(err, nic.ErrInUse) || ctx.Err() != nil {
 			return err
 		}
 		select { // whoever held it may have let go of it, or who has opened it be seen
@@ -194,7 +195,7 @@ func (m *Manager) expire(o *ours) error {
 	err := tun.Expire(m.ns, o.Name, o.Tun.MultiQueue)
 	switch {
 	case errors.Is(err, syscall.EBUSY):
-		return fmt.Errorf("%w: interface %s: %w", ErrInUse, o.Name, err)
+		return fmt.Errorf("%w: interface %s: %w", nic.ErrInUse, o.Name, err)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EINVAL):
 		return gone(m.nl.Delete(o.Index))
 	}
@@ -212,7 +213,7 @@ func (m *Manager) letDie(ctx context.Context, o *ours) error {
 			return m.lendLife(&now, now.holders[0].PID)
 		}
 	}
-	return fmt.Errorf("%w: interface %s, by whom cannot be seen", ErrInUse, o.Name)
+	return fmt.Errorf("%w: interface %s, by whom cannot be seen", nic.ErrInUse, o.Name)
 }
 
 // lendLife makes a persistent tap live exactly as long as the process that holds it. A macvtap cannot.
@@ -246,7 +247,7 @@ func (m *Manager) waitUnheld(ctx context.Context, o *ours) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w: interface %s, which process %d holds: %w", ErrInUse, o.Name, held, context.Cause(ctx))
+			return fmt.Errorf("%w: interface %s, which process %d holds: %w", nic.ErrInUse, o.Name, held, context.Cause(ctx))
 		case <-time.After(pollEvery):
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"vmnet/internal/rtnl"
 	"vmnet/internal/tun"
 	"vmnet/macvtap"
+	"vmnet/tapmgr/nic"
 )
 
 // What users other than root and the caller can make a look at all processes cost is bounded, per user:
@@ -48,7 +49,7 @@ type opened struct {
 // label is one that tells of a NIC of the Manager's netns, and the file.
 type label struct {
 	procfd.File
-	record
+	nic.Record
 	uid int // whose process has it; nobodys where that is in doubt
 }
 
@@ -146,7 +147,7 @@ func (op *opened) visit(f procfd.File) {
 		} else if strings.HasPrefix(text, alias.Prefix) && op.within(f.UID, "sayings", maxCloser) {
 			op.said[s] = true
 		}
-		r, ok := parseAlias(text)
+		r, ok := nic.ParseRecord(text)
 		if ok && r.Netns == op.own && op.within(f.UID, "labels", maxLabels) {
 			op.labels = append(op.labels, label{f, r, ownerOf(f.PID)})
 		}

@@ -9,6 +9,7 @@ import (
 	"vmnet/internal/access/plaintap"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/vmm/qemu"
+	"vmnet/tapmgr/nic"
 )
 
 // isPlain reports whether only the tap's bridge is known, and no guest or NIC.
@@ -18,7 +19,7 @@ func (o *ours) isPlain() bool { return o.want.VM == "" }
 func (m *Manager) plain(links []*rtnl.Link) (found []ours) {
 	for _, l := range links {
 		if t, ok := plaintap.Parse(l.Alias); ok && l.Tun != nil {
-			want := record{Type: TypeTap, Source: t.Source, Port: t.Port, Owner: t.Owner}
+			want := nic.Record{Type: nic.TypeTap, Source: t.Source, Port: t.Port, Owner: t.Owner}
 			found = append(found, m.own(l, want, m.masterOf(l)))
 		}
 	}
@@ -49,10 +50,10 @@ func (m *Manager) plainHeld(ctx context.Context) ([]ours, error) {
 }
 
 // plainNICs are the plain taps as rows of ListAll, with the guest's name where QEMU tells it.
-func (m *Manager) plainNICs(ctx context.Context, links []*rtnl.Link, op *opened) (nics []NIC) {
+func (m *Manager) plainNICs(ctx context.Context, links []*rtnl.Link, op *opened) (nics []nic.NIC) {
 	for _, o := range m.plainOf(ctx, links, op) {
-		nic := o.state(NIC{
-			Interface: o.Name, Type: TypeTap, Source: o.want.Source, Port: o.want.Port, Queues: 1, Vhost: "",
+		nic := o.state(nic.NIC{
+			Interface: o.Name, Type: nic.TypeTap, Source: o.want.Source, Port: o.want.Port, Queues: 1, Vhost: "",
 			MTU: o.MTU, State: linkState(o.Link), UID: o.want.Owner,
 		})
 		if p, err := qemu.ByPID(nic.PID); err == nil {
@@ -93,7 +94,7 @@ func (m *Manager) ifUnheld(o ours, do func() error) error {
 		return gone(err)
 	}
 	if !o.stillUnheld(l) {
-		return fmt.Errorf("%w: interface %s", ErrInUse, o.Name)
+		return fmt.Errorf("%w: interface %s", nic.ErrInUse, o.Name)
 	}
 	return do()
 }

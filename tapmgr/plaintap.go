@@ -14,6 +14,7 @@ import (
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
 	"vmnet/internal/tun"
+	"vmnet/tapmgr/nic"
 )
 
 // IfUp puts a tap that a VMM has made on a bridge and brings it up, as QEMU wants it of a script=.
@@ -48,7 +49,7 @@ func (m *Manager) asPlain(l *rtnl.Link) (plaintap.Tap, error) {
 		t.Owner = m.Owner
 	case known:
 	case strings.HasPrefix(l.Alias, alias.Prefix):
-		return t, fmt.Errorf("%w: %s is a NIC that vmnet has attached", ErrExist, l.Name)
+		return t, fmt.Errorf("%w: %s is a NIC that vmnet has attached", nic.ErrExist, l.Name)
 	default:
 		t.Owner, t.Elsewhere = m.Owner, true
 	}
@@ -94,7 +95,7 @@ func (m *Manager) takeOff(t plaintap.Tap) error {
 // ownTap reads a tap that the caller may change.
 func (m *Manager) ownTap(name string) (*rtnl.Link, error) {
 	if !bridge.ValidName(name) {
-		return nil, step.WithStage(ErrInvalid, fmt.Errorf("interface name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", name))
+		return nil, step.WithStage(nic.ErrInvalid, fmt.Errorf("interface name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", name))
 	}
 	l, err := m.nl.Link(name)
 	if err != nil {

@@ -10,12 +10,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
 	"vmnet/bridge"
 	"vmnet/internal/nstest"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/tun"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // tap makes a tap and sets whether it outlives its queue.
@@ -298,7 +297,7 @@ func TestLivePlainTapsLeftOver(t *testing.T) {
 		t.Errorf("list %+v, %v", nics, err)
 	}
 	for _, n := range nics {
-		if (n.State == tapmgr.LeftOver) != left[n.Interface] || (n.PID == os.Getpid()) == left[n.Interface] {
+		if (n.State == nic.LeftOver) != left[n.Interface] || (n.PID == os.Getpid()) == left[n.Interface] {
 			t.Errorf("listed as %+v", n)
 		}
 	}

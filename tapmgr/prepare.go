@@ -9,6 +9,7 @@ import (
 
 	"vmnet/internal/step"
 	"vmnet/macvtap"
+	"vmnet/tapmgr/nic"
 )
 
 // What the hook does for a guest that libvirt starts: the devices that its XML names must be there before libvirt opens
@@ -18,18 +19,18 @@ import (
 // macvtap in the Manager's netns. Its alias says so, and Reconcile leaves it alone for a while. QueuesAuto must have been
 // decided. One that a former start of the same guest has left and nobody holds is replaced; any other of that id is an
 // error that Is ErrExist. Nothing is left on an error.
-func (m *Manager) Prepare(ctx context.Context, spec Spec) (Result, error) {
+func (m *Manager) Prepare(ctx context.Context, spec nic.Spec) (Result, error) {
 	if err := spec.Validate(); err != nil {
 		return Result{}, err
 	}
-	spec = spec.withDefaults()
-	spec.Via = ViaLibvirt
-	res, err := m.prepare(ctx, m.half(spec, starting))
+	spec = spec.WithDefaults()
+	spec.Via = nic.ViaLibvirt
+	res, err := m.prepare(ctx, m.half(spec, nic.PhaseStarting))
 	return res, explainPrepare(spec, err)
 }
 
 // explainPrepare names the NIC that an error is about.
-func explainPrepare(spec Spec, err error) error {
+func explainPrepare(spec nic.Spec, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -48,7 +49,7 @@ func (m *Manager) prepare(ctx context.Context, h *half) (Result, error) {
 	if former != nil {
 		list = append(list, m.deleteFormer(former))
 	}
-	list = append(list, inStage(ErrLink, h.hostSteps(0)...)...)
+	list = append(list, inStage(nic.ErrLink, h.hostSteps(0)...)...)
 	if err := m.run(ctx, list); err != nil {
 		return Result{}, err
 	}
@@ -57,15 +58,15 @@ func (m *Manager) prepare(ctx context.Context, h *half) (Result, error) {
 
 // planPrepare decides what the steps need, of a guest that is not there yet; it changes nothing.
 func (m *Manager) planPrepare(ctx context.Context, h *half) error {
-	if h.spec.Queues == QueuesAuto {
-		return step.WithStage(ErrInvalid, errors.New("the number of queues is not decided"))
+	if h.spec.Queues == nic.QueuesAuto {
+		return step.WithStage(nic.ErrInvalid, errors.New("the number of queues is not decided"))
 	}
-	if err := h.spec.expressible(); err != nil {
-		return step.WithStage(ErrInvalid, err)
+	if err := h.spec.CheckLibvirt(); err != nil {
+		return step.WithStage(nic.ErrInvalid, err)
 	}
 	h.record.Since = sinceBoot()
 	if err := h.side.plan(ctx, &h.record); err != nil {
-		return step.WithStage(ErrLink, err)
+		return step.WithStage(nic.ErrLink, err)
 	}
 	if err := h.plan(h.spec.Queues); err != nil {
 		return err
@@ -81,12 +82,12 @@ func (m *Manager) deleteFormer(former *ours) step.Step {
 	return step.Step{
 		Name: "delete",
 		Text: fmt.Sprintf("RTM_DELLINK %s, which a former start of the guest has left", former.Name),
-		Do:   func(context.Context) error { return step.WithStage(ErrLink, m.delete(former)) },
+		Do:   func(context.Context) error { return step.WithStage(nic.ErrLink, m.delete(former)) },
 	}
 }
 
 // unstarted is what a former start of the guest has left under the NIC's id, which nobody holds; nil for nothing.
-func (m *Manager) unstarted(ctx context.Context, spec Spec) (*ours, error) {
+func (m *Manager) unstarted(ctx context.Context, spec nic.Spec) (*ours, error) {
 	all, err := m.named(ctx, spec.VM, spec.NIC)
 	all = slices.DeleteFunc(all, func(o ours) bool { return o.isHearsay() }) // anybody's word must not keep a guest from starting
 	if err != nil || len(all) == 0 {
@@ -95,11 +96,11 @@ func (m *Manager) unstarted(ctx context.Context, spec Spec) (*ours, error) {
 	o := all[0]
 	switch {
 	case len(all) > 1:
-		return nil, fmt.Errorf("%w: %s", ErrExist, whose(all))
+		return nil, fmt.Errorf("%w: %s", nic.ErrExist, whose(all))
 	case len(o.holders) > 0 || o.in != nil || o.Tun != nil && o.Tun.Attached:
-		return nil, fmt.Errorf("%w: interface %s, %s", ErrExist, o.Name, whose(all))
+		return nil, fmt.Errorf("%w: interface %s, %s", nic.ErrExist, o.Name, whose(all))
 	case o.busy:
-		return nil, fmt.Errorf("%w: interface %s, which is being attached", ErrExist, o.Name)
+		return nil, fmt.Errorf("%w: interface %s, which is being attached", nic.ErrExist, o.Name)
 	}
 	return &o, nil
 }
@@ -133,7 +134,7 @@ func (m *Manager) Started(ctx context.Context, vm string, pid int) ([]Action, er
 			continue
 		}
 		r.mend(ctx, o)
-		if o.want.Phase == starting || o.want.Phase == attaching {
+		if o.want.Phase == nic.PhaseStarting || o.want.Phase == nic.PhaseAttaching {
 			r.do(o, "the guest has started with it", func() error { return m.markPlugged(ctx, o) })
 		}
 	}
@@ -151,7 +152,7 @@ func (m *Manager) Opened(name string) error {
 		return nil
 	}
 	if node := macvtap.NodeInTheWay(l); node != "" {
-		return fmt.Errorf("%w: libvirt has not opened %s, but %s in its place, of a macvtap in another netns", ErrInUse, name, node)
+		return fmt.Errorf("%w: libvirt has not opened %s, but %s in its place, of a macvtap in another netns", nic.ErrInUse, name, node)
 	}
 	return fmt.Errorf("libvirt has not opened %s", name)
 }
@@ -183,7 +184,7 @@ func (m *Manager) byName(ctx context.Context, vm string) ([]ours, error) {
 	all, err := m.whole(ctx)
 	var found []ours
 	for _, o := range all {
-		if o.want.VM == vm && o.want.Via == ViaLibvirt && o.in == nil && !o.isSocket() {
+		if o.want.VM == vm && o.want.Via == nic.ViaLibvirt && o.in == nil && !o.isSocket() {
 			found = append(found, o)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/rtnl"
+	"vmnet/tapmgr/nic"
 )
 
 // Action is one thing that Reconcile did, would do, or left alone.
@@ -122,13 +123,13 @@ func (r *reconciler) guest(ctx, reading context.Context, nics []ours) {
 	if pid == 0 { // it has ended since, and its NICs with it
 		return
 	}
-	vm, err := r.m.open(reading, Target{VM: nics[0].want.VM, PID: pid}, nics[0].want.Via)
+	vm, err := r.m.open(reading, nic.Target{VM: nics[0].want.VM, PID: pid}, nics[0].want.Via)
 	if err != nil {
 		if nics[0].vmm() == 0 { // likewise, whatever its end has cut off
 			return
 		}
 		for _, o := range nics {
-			if o.want.Phase == plugged || o.want.Phase == detaching {
+			if o.want.Phase == nic.PhasePlugged || o.want.Phase == nic.PhaseDetaching {
 				r.mend(ctx, o) // needs no lock
 			}
 			r.fail(o, err)
@@ -168,7 +169,7 @@ func (r *reconciler) nic(ctx, reading context.Context, vm vmm, o ours) {
 			return r.m.release(ctx, vm, &now)
 		})
 	default:
-		if now.want.Phase == attaching || now.want.Phase == starting {
+		if now.want.Phase == nic.PhaseAttaching || now.want.Phase == nic.PhaseStarting {
 			r.do(now, "kept: it is plugged, which its alias did not say yet", func() error { return r.m.markPlugged(ctx, now) })
 		}
 		r.mend(ctx, now)
@@ -194,8 +195,8 @@ func (r *reconciler) mend(ctx context.Context, o ours) {
 }
 
 func (m *Manager) markPlugged(ctx context.Context, o ours) error {
-	o.want.Phase, o.want.Since = plugged, 0
-	alias, err := o.want.encode()
+	o.want.Phase, o.want.Since = nic.PhasePlugged, 0
+	alias, err := o.want.Encode()
 	if err != nil {
 		return err
 	}
@@ -210,15 +211,15 @@ func (m *Manager) putBack(o *ours, br *rtnl.Link) error {
 		return err
 	}
 	if o.isPlain() || o.want.At == br.Index {
-		return bridge.AddPortWith(m.nl, br, o.Link, o.want.port())
+		return bridge.AddPortWith(m.nl, br, o.Link, o.want.PortConfig())
 	}
 	r := o.want
 	r.At = br.Index
-	text, err := r.encode()
+	text, err := r.Encode()
 	if err != nil {
 		return err
 	}
-	return bridge.AddPortWith(m.nl, br, o.Link, o.want.port(), rtnl.Alias(text))
+	return bridge.AddPortWith(m.nl, br, o.Link, o.want.PortConfig(), rtnl.Alias(text))
 }
 
 // masterName names what a link is a port of; empty for nothing.

@@ -10,6 +10,7 @@ import (
 	"vmnet/internal/netns"
 	"vmnet/internal/rtnl"
 	"vmnet/macvtap"
+	"vmnet/tapmgr/nic"
 )
 
 // releaseWait bounds how long a released tap may take to go.
@@ -53,7 +54,7 @@ func (m *Manager) releaseSocket(ctx context.Context, vm vmm, o *ours) error {
 	if now, err = m.anew(ctx, o); err != nil || now == nil {
 		return err
 	}
-	return errors.Join(fmt.Errorf("%w: NIC %s, by process %d", ErrInUse, o.Name, now.vmm()), tried)
+	return errors.Join(fmt.Errorf("%w: NIC %s, by process %d", nic.ErrInUse, o.Name, now.vmm()), tried)
 }
 
 // letGo runs what makes a VMM let go of a device. A macvtap is then deleted, since the kernel would
@@ -100,7 +101,7 @@ func (m *Manager) mayRelease(ctx context.Context, o *ours, vm vmm) error {
 	}
 	for _, h := range now.holders {
 		if h.PID != vm.process() {
-			return fmt.Errorf("%w: interface %s, which process %d holds", ErrInUse, o.Name, h.PID)
+			return fmt.Errorf("%w: interface %s, which process %d holds", nic.ErrInUse, o.Name, h.PID)
 		}
 	}
 	return vm.alive() // its number means it
@@ -115,7 +116,7 @@ func (m *Manager) waitGone(ctx context.Context, o *ours) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("interface %s is still %w: it goes when QEMU answers and lets go of it, or by vmnet reconcile: %w", o.Name, ErrInUse, context.Cause(ctx))
+			return fmt.Errorf("interface %s is still %w: it goes when QEMU answers and lets go of it, or by vmnet reconcile: %w", o.Name, nic.ErrInUse, context.Cause(ctx))
 		case <-time.After(pollEvery):
 		}
 	}

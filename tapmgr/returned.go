@@ -9,6 +9,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/rtnl"
+	"vmnet/tapmgr/nic"
 )
 
 // PutBack makes the taps of ours that belong on bridges, and are on none since those were deleted, ports of the
@@ -41,8 +42,8 @@ func (m *Manager) withoutMaster() ([]ours, error) {
 	}
 	all := append(m.records(links), m.plain(links)...)
 	return slices.DeleteFunc(all, func(o ours) bool {
-		working := o.want.Phase == attaching || o.want.Phase == detaching && !o.Up // cut off by force
-		return o.want.Type != TypeTap || o.want.Switch || o.Master != 0 || working
+		working := o.want.Phase == nic.PhaseAttaching || o.want.Phase == nic.PhaseDetaching && !o.Up // cut off by force
+		return o.want.Type != nic.TypeTap || o.want.Switch || o.Master != 0 || working
 	}), nil
 }
 
@@ -118,5 +119,5 @@ func (m *Manager) SetForeignPortNamed(name string, mac net.HardwareAddr, cfg bri
 }
 
 func isForeignTap(l *rtnl.Link, mac net.HardwareAddr) bool {
-	return isForeign(l, "tun") && ForeignLink{Type: TypeTap, MAC: l.MAC}.HasGuest(mac)
+	return isForeign(l, "tun") && ForeignLink{Type: nic.TypeTap, MAC: l.MAC}.HasGuest(mac)
 }

@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"vmnet/bridge"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // replaced makes br0 anew.
@@ -129,7 +129,7 @@ func TestLiveSetForeignPortOf(t *testing.T) {
 	if changed, err := h.SetForeignPortOf(l.Index, foreignMAC, bridge.PortConfig{Isolated: true}); !changed || err != nil {
 		t.Errorf("changed is %v: %v", changed, err)
 	}
-	if _, err := h.SetForeignPortOf(l.Index, tapmgr.DefaultMAC("x", "y"), bridge.PortConfig{}); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := h.SetForeignPortOf(l.Index, nic.DefaultMAC("x", "y"), bridge.PortConfig{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("another MAC: %v", err)
 	}
 	if _, err := h.SetForeignPortOf(1<<30, foreignMAC, bridge.PortConfig{}); !errors.Is(err, fs.ErrNotExist) {

@@ -11,6 +11,7 @@ import (
 	"vmnet/internal/vmm/qemu"
 	"vmnet/macvtap"
 	"vmnet/qmp"
+	"vmnet/tapmgr/nic"
 )
 
 // Mirror is a macvtap or ipvtap that takes in the multicast groups that its guest's driver has asked for
@@ -32,16 +33,16 @@ func (m *Manager) Mirrors(ctx context.Context) ([]Mirror, error) {
 	}
 	var found []Mirror
 	for _, o := range links {
-		if o.want.RxFilter != RxMirror || o.Tun != nil || !o.hasLink() {
+		if o.want.RxFilter != nic.RxMirror || o.Tun != nil || !o.hasLink() {
 			continue
 		}
 		guest, err := qemu.ByPID(o.vmm())
 		if err != nil {
 			continue
 		}
-		x := Mirror{VM: o.want.VM, NIC: o.want.NIC, Interface: o.Name, MAC: o.want.MAC, Device: deviceID(o.want.NIC), Guest: guest, o: o}
-		if o.want.Via == ViaLibvirt {
-			x.Device = domainAlias(o.want.NIC)
+		x := Mirror{VM: o.want.VM, NIC: o.want.NIC, Interface: o.Name, MAC: o.want.MAC, Device: nic.DeviceID(o.want.NIC), Guest: guest, o: o}
+		if o.want.Via == nic.ViaLibvirt {
+			x.Device = nic.LibvirtAlias(o.want.NIC)
 		}
 		found = append(found, x)
 	}
@@ -104,7 +105,7 @@ func GroupsOf(f qmp.RxFilter) (groups []net.HardwareAddr, all bool) {
 // RxFilters asks a guest that libvirt does not manage what the drivers of its NICs want, by a connection to its
 // monitor that ends with that. It waits for the monitor as long as ctx allows.
 func (m *Manager) RxFilters(ctx context.Context, x Mirror) ([]qmp.RxFilter, error) {
-	vm, err := m.openMonitor(ctx, Target{VM: x.VM, PID: x.Guest.PID})
+	vm, err := m.openMonitor(ctx, nic.Target{VM: x.VM, PID: x.Guest.PID})
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"vmnet/internal/nstest"
 	"vmnet/qmp"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 	"vmnet/testvm/traffic"
 )
@@ -53,7 +54,7 @@ func (h *host) followed(addr string) (x tapmgr.Mirror) {
 func (h *host) mirrored(g *guest) (yes bool, heard uint64) {
 	h.Helper()
 	d, err := h.Show(h.context(10*time.Second), g.name)
-	if err != nil || len(d) != 1 || d[0].RxFilter != tapmgr.RxMirror {
+	if err != nil || len(d) != 1 || d[0].RxFilter != nic.RxMirror {
 		h.Fatalf("shown %+v, %v", d, err)
 	}
 	return d[0].Mirrored, d[0].Counters.RxPackets
@@ -64,7 +65,7 @@ func TestLiveMirrorLetsInWhatTheGuestAskedFor(t *testing.T) {
 	h.wire()
 	h.farIP("addr", "add", "fd00:8::1/64", "dev", "switch0", "nodad")
 	g := h.booted(testvm.Config{})
-	nic := h.attach(g.lowerSpec("net0", tapmgr.Lower{RxFilter: tapmgr.RxMirror}))
+	nic := h.attach(g.lowerSpec("net0", nic.Lower{RxFilter: nic.RxMirror}))
 	if yes, _ := h.mirrored(g); yes {
 		t.Error("it is mirrored before the guest was asked")
 	}
@@ -107,8 +108,8 @@ func TestLiveMirrorLetsInWhatTheGuestAskedFor(t *testing.T) {
 
 func TestLiveMirrorOfAnUnknownFilterIsRefused(t *testing.T) {
 	h := newHost(t)
-	spec := (&guest{name: "x"}).lowerSpec("net0", tapmgr.Lower{RxFilter: "some"})
-	if err := spec.Validate(); !errors.Is(err, tapmgr.ErrInvalid) || !strings.Contains(err.Error(), "want allmulti, none or mirror") {
+	spec := (&guest{name: "x"}).lowerSpec("net0", nic.Lower{RxFilter: "some"})
+	if err := spec.Validate(); !errors.Is(err, nic.ErrInvalid) || !strings.Contains(err.Error(), "want allmulti, none or mirror") {
 		t.Error(err)
 	}
 	if all, err := h.Mirrors(h.context(30 * time.Second)); err != nil || len(all) != 0 {

@@ -13,6 +13,7 @@ import (
 	"vmnet/bridge"
 	"vmnet/internal/fdpass"
 	"vmnet/internal/step"
+	"vmnet/tapmgr/nic"
 )
 
 // What an attach without rights and its privileged helper say to each other, one JSON text in
@@ -21,17 +22,17 @@ import (
 type (
 	// wish asks for a tap on a bridge.
 	wish struct {
-		VM      string `json:"vm"`
-		NIC     string `json:"nic"`
-		Bridge  string `json:"bridge"`
-		Port    string `json:"port"` // as bridge.PortConfig writes it
-		MAC     string `json:"mac"`  // the guest's
-		Model   string `json:"model"`
-		Queues  int    `json:"queues"`
-		MTU     int    `json:"mtu"` // bytes that the guest is told; 0 for none
-		Vhost   bool   `json:"vhost"`
-		Options string `json:"options"` // hash of the device's options
-		Via     Via    `json:"via"`     // ViaMonitor, or empty
+		VM      string  `json:"vm"`
+		NIC     string  `json:"nic"`
+		Bridge  string  `json:"bridge"`
+		Port    string  `json:"port"` // as bridge.PortConfig writes it
+		MAC     string  `json:"mac"`  // the guest's
+		Model   string  `json:"model"`
+		Queues  int     `json:"queues"`
+		MTU     int     `json:"mtu"` // bytes that the guest is told; 0 for none
+		Vhost   bool    `json:"vhost"`
+		Options string  `json:"options"` // hash of the device's options
+		Via     nic.Via `json:"via"`     // ViaMonitor, or empty
 	}
 	// offer answers; the files with the first one are the queues.
 	offer struct {
@@ -50,7 +51,7 @@ const maxMessage = 16 << 10
 // Serve makes the tap that one attach of another process asks for over sock, hands it over, and
 // stays until that has plugged it or given up. allow decides whether the caller may
 // have it; it is asked before anything is made, and again when the tap is there.
-func (m *Manager) Serve(ctx context.Context, sock *fdpass.Socket, allow func(Spec) error) error {
+func (m *Manager) Serve(ctx context.Context, sock *fdpass.Socket, allow func(nic.Spec) error) error {
 	s := &service{m: m, sock: sock, allow: allow}
 	err := s.serve(ctx)
 	if err != nil {
@@ -62,7 +63,7 @@ func (m *Manager) Serve(ctx context.Context, sock *fdpass.Socket, allow func(Spe
 type service struct {
 	m     *Manager
 	sock  *fdpass.Socket
-	allow func(Spec) error
+	allow func(nic.Spec) error
 }
 
 func (s *service) serve(ctx context.Context) error {
@@ -90,8 +91,8 @@ func (s *service) serve(ctx context.Context) error {
 	if err := s.receive(&p); err != nil || !p.Plugged {
 		return nil // it has given up, and undone its part
 	}
-	h.record.Phase = plugged
-	alias, _ := h.record.encode()
+	h.record.Phase = nic.PhasePlugged
+	alias, _ := h.record.Encode()
 	if _, err := h.side.verify(ctx, 0, alias); err != nil {
 		return err
 	}
@@ -102,23 +103,23 @@ func (s *service) serve(ctx context.Context) error {
 func (s *service) plan(ctx context.Context, w wish) (*half, error) {
 	port, err := bridge.ParsePortConfig(w.Port)
 	if err != nil {
-		return nil, step.WithStage(ErrInvalid, err)
+		return nil, step.WithStage(nic.ErrInvalid, err)
 	}
 	mac, err := net.ParseMAC(w.MAC)
 	if err != nil {
-		return nil, step.WithStage(ErrInvalid, err)
+		return nil, step.WithStage(nic.ErrInvalid, err)
 	}
-	spec := Spec{
-		Target: Target{VM: w.VM}, NIC: w.NIC, Bridge: w.Bridge, Port: port,
-		MAC: mac, MTU: w.MTU, Queues: w.Queues, Model: w.Model, Vhost: VhostOff,
+	spec := nic.Spec{
+		Target: nic.Target{VM: w.VM}, NIC: w.NIC, Bridge: w.Bridge, Port: port,
+		MAC: mac, MTU: w.MTU, Queues: w.Queues, Model: w.Model, Vhost: nic.VhostOff,
 	}
 	switch {
 	case w.Queues < 1 || w.Queues > fdpass.MaxFiles:
-		return nil, step.WithStage(ErrInvalid, fmt.Errorf("%d queues: 1 to %d can be handed over", w.Queues, fdpass.MaxFiles))
-	case !validHash(w.Options):
-		return nil, step.WithStage(ErrInvalid, fmt.Errorf("hash %.20q", w.Options))
-	case w.Via != "" && w.Via != ViaMonitor:
-		return nil, step.WithStage(ErrInvalid, fmt.Errorf("via %.20q: what is handed over here is fds", w.Via))
+		return nil, step.WithStage(nic.ErrInvalid, fmt.Errorf("%d queues: 1 to %d can be handed over", w.Queues, fdpass.MaxFiles))
+	case !nic.ValidHash(w.Options):
+		return nil, step.WithStage(nic.ErrInvalid, fmt.Errorf("hash %.20q", w.Options))
+	case w.Via != "" && w.Via != nic.ViaMonitor:
+		return nil, step.WithStage(nic.ErrInvalid, fmt.Errorf("via %.20q: what is handed over here is fds", w.Via))
 	}
 	if err := spec.Validate(); err != nil {
 		return nil, err
@@ -126,7 +127,7 @@ func (s *service) plan(ctx context.Context, w wish) (*half, error) {
 	if err := s.allow(spec); err != nil {
 		return nil, err
 	}
-	h := s.m.half(spec.withDefaults(), attaching)
+	h := s.m.half(spec.WithDefaults(), nic.PhaseAttaching)
 	if err := h.side.plan(ctx, &h.record); err != nil {
 		return nil, err
 	}
@@ -135,8 +136,8 @@ func (s *service) plan(ctx context.Context, w wish) (*half, error) {
 	}
 	// The caller opens vhost-net with its own rights; the rest is only noted.
 	h.record.Vhost, h.record.Options, h.record.Via = w.Vhost, w.Options, w.Via
-	_, err = h.record.encode()
-	return h, step.WithStage(ErrInvalid, err)
+	_, err = h.record.Encode()
+	return h, step.WithStage(nic.ErrInvalid, err)
 }
 
 func (s *service) send(o offer, files ...*os.File) error { return send(s.sock, o, files...) }

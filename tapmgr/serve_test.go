@@ -8,10 +8,10 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
 	"vmnet/internal/fdpass"
 	"vmnet/internal/netns"
 	"vmnet/internal/step"
+	"vmnet/tapmgr/nic"
 )
 
 // FuzzServe shows arbitrary messages to a helper whose policy denies all: whatever they say, nothing is
@@ -54,7 +54,7 @@ func FuzzServe(f *testing.F) {
 		if err := client.Send(message, files...); err != nil {
 			t.Fatal(err)
 		}
-		err = m.Serve(t.Context(), sock, func(s Spec) error {
+		err = m.Serve(t.Context(), sock, func(s nic.Spec) error {
 			if err := s.Validate(); err != nil || s.Lower != nil || s.Bridge == "" || s.MAC == nil {
 				t.Errorf("%q: asked for %+v, %v", message, s, err)
 			}

@@ -7,12 +7,13 @@ import (
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/rtnl"
+	"vmnet/tapmgr/nic"
 	"vmnet/vhost"
 )
 
 // Detail explains one NIC.
 type Detail struct {
-	NIC
+	nic.NIC
 	Index     int               `json:"index"`
 	AltNames  []string          `json:"altnames,omitempty"`
 	HostMAC   string            `json:"host_mac"`
@@ -83,9 +84,9 @@ func (m *Manager) detail(ctx context.Context, o ours) (Detail, error) {
 	}
 	if o.want.Switch {
 		m.detailSeat(ctx, &d, o)
-	} else if o.want.Type != TypeTap {
+	} else if o.want.Type != nic.TypeTap {
 		d.Lower, d.RxFilter = m.lowerName(&o), rxFilter(&o)
-		d.Mirrored = d.RxFilter == RxMirror && !o.AllMulti
+		d.Mirrored = d.RxFilter == nic.RxMirror && !o.AllMulti
 	}
 	if o.gone {
 		d.HostMAC, d.Lower = "", ""
@@ -182,13 +183,13 @@ func (g *guestViews) fill(ctx context.Context, d *Detail) {
 	}
 }
 
-func (g *guestViews) view(ctx context.Context, nic string, via Via) (*GuestView, error) {
-	v := &GuestView{Device: deviceOf(nic, via)}
+func (g *guestViews) view(ctx context.Context, nicID string, via nic.Via) (*GuestView, error) {
+	v := &GuestView{Device: nic.DeviceOf(nicID, via)}
 	var err error
-	if v.Plugged, err = g.vm.has(ctx, nic); err != nil || !v.Plugged {
+	if v.Plugged, err = g.vm.has(ctx, nicID); err != nil || !v.Plugged {
 		return v, err
 	}
-	f, err := g.vm.rxFilter(ctx, nic)
+	f, err := g.vm.rxFilter(ctx, nicID)
 	if f == nil || err != nil {
 		return v, err
 	}

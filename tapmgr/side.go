@@ -6,6 +6,7 @@ import (
 
 	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
+	"vmnet/tapmgr/nic"
 )
 
 // hostSide is the host's half of a NIC while it is being attached: one for each way in which a
@@ -13,7 +14,7 @@ import (
 type hostSide interface {
 	// plan reads what the steps need and changes nothing. It fills in what the
 	// record says of this side, and the guest's MAC where that is not free.
-	plan(ctx context.Context, r *record) error
+	plan(ctx context.Context, r *nic.Record) error
 	// maxMTU is the most bytes that it carries; plan has been called.
 	maxMTU() int
 	// bridgeLink is the kernel's bridge that it is put on; nil for none. plan has been called.

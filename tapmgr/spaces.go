@@ -8,6 +8,7 @@ import (
 	"vmnet/internal/procfd"
 	"vmnet/internal/rtnl"
 	"vmnet/macvtap"
+	"vmnet/tapmgr/nic"
 )
 
 // inSpaces lists the macvtaps of ours in namespaces that processes have open, whose lower is
@@ -48,7 +49,7 @@ func (m *Manager) inSpaces(ctx context.Context, op *opened) []ours {
 // the kernel tells which netns that is, unless it is the device's own; of an ipvtap it does not (no
 // get_link_net), so name and index must do, which anybody can choose who may do as he likes in his netns:
 // the same user namespace must own it and the Manager's.
-func (m *Manager) hasLower(ns *netns.NS, nl *rtnl.Conn, l *rtnl.Link, r record) bool {
+func (m *Manager) hasLower(ns *netns.NS, nl *rtnl.Conn, l *rtnl.Link, r nic.Record) bool {
 	if l.LowerNS >= 0 {
 		id, err := nl.NetnsID(m.ns)
 		return err == nil && id == l.LowerNS
@@ -101,7 +102,7 @@ func (m *Manager) inSpace(f procfd.File, inode uint64) (found *ours) {
 				return err
 			}
 			for _, l := range links {
-				r, ok := parseAlias(l.Alias)
+				r, ok := nic.ParseRecord(l.Alias)
 				if !ok || !m.hasLower(ns, nl, l, r) {
 					continue
 				}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"vmnet/internal/vmm/qemu"
+	"vmnet/tapmgr/nic"
 )
 
 // startingFor is how long a guest may take from the making of its device until its QEMU opens that.
@@ -17,7 +18,7 @@ const startingFor = 5 * time.Minute
 
 // starts tells whether a link was made for a guest that is about to start.
 func (o *ours) starts() bool {
-	if o.want.Phase != starting || len(o.holders) > 0 {
+	if o.want.Phase != nic.PhaseStarting || len(o.holders) > 0 {
 		return false
 	}
 	age := sinceBoot() - o.want.Since
@@ -40,7 +41,7 @@ func sinceBoot() int64 {
 // awaitsLibvirt tells whether an attach that another vmnet works on is about to hand over the link by its name: nobody
 // holds it for that moment, but the guest's lock is taken.
 func (o *ours) awaitsLibvirt() bool {
-	if o.want.Via != ViaLibvirt || o.want.Phase != attaching || len(o.holders) > 0 {
+	if o.want.Via != nic.ViaLibvirt || o.want.Phase != nic.PhaseAttaching || len(o.holders) > 0 {
 		return false
 	}
 	procs, err := qemu.OfLibvirt(o.want.VM)

@@ -16,6 +16,7 @@ import (
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/procfd"
 	"vmnet/internal/rundir"
+	"vmnet/tapmgr/nic"
 )
 
 const (
@@ -179,7 +180,7 @@ func (a *asked) ask(ctx context.Context, most int) (kept int) {
 	a.trusted = isTrusted(a.uid) || os.Geteuid() == 0 && strings.HasPrefix(a.path, rundir.System+"/")
 	a.err = c.EachPort(ctx, func(p control.Port) error {
 		if a.found {
-			if _, ok := parseAlias(p.Label); !ok || p.Holder == 0 || !a.mayHold(p.Holder) {
+			if _, ok := nic.ParseRecord(p.Label); !ok || p.Holder == 0 || !a.mayHold(p.Holder) {
 				return nil
 			}
 			if len(a.ports) == most {
@@ -248,7 +249,7 @@ func seatOf(o *ours, all []asked) seat {
 		}
 		s.err = a.err
 		for i, p := range a.ports {
-			l, ok := parseAlias(p.Label)
+			l, ok := nic.ParseRecord(p.Label)
 			if ok && l.VM == o.want.VM && l.NIC == o.want.NIC && o.mayHave(p) && (s.port == nil || p.Name == o.Name) {
 				s.port = &a.ports[i]
 			}

@@ -10,6 +10,7 @@ import (
 
 	"vmnet/bridge/vswitch/control"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
 
@@ -24,7 +25,7 @@ func (s *userSwitch) left(g *guest) {
 }
 
 func TestLiveSwitchFaultAtEveryStep(t *testing.T) {
-	eachBy(t, func(t *testing.T, s *userSwitch, by tapmgr.By) {
+	eachBy(t, func(t *testing.T, s *userSwitch, by nic.By) {
 		h := s.host
 		g := h.booted(testvm.Config{})
 		spec := s.on(g, "net0", by)
@@ -42,7 +43,7 @@ func TestLiveSwitchFaultAtEveryStep(t *testing.T) {
 // TestLiveSwitchKilledAtEveryStep kills the attaching process at each step. Then reconcile alone must make all
 // well, and so must the next attach.
 func TestLiveSwitchKilledAtEveryStep(t *testing.T) {
-	eachBy(t, func(t *testing.T, s *userSwitch, by tapmgr.By) {
+	eachBy(t, func(t *testing.T, s *userSwitch, by nic.By) {
 		h := s.host
 		g := h.empty()
 		plugged, again := 0, false
@@ -88,11 +89,11 @@ func TestLiveSwitchKilledAtEveryStep(t *testing.T) {
 
 // TestLiveSwitchQEMUKilled: the port goes with QEMU, and what was learned behind it.
 func TestLiveSwitchQEMUKilled(t *testing.T) {
-	eachBy(t, func(t *testing.T, s *userSwitch, by tapmgr.By) {
+	eachBy(t, func(t *testing.T, s *userSwitch, by nic.By) {
 		h := s.host
 		g := h.empty()
 		h.attach(s.on(g, "net0", by))
-		if ports := s.ports(); len(ports) != 1 || ports[0].Holder != g.Pid() || ports[0].Config.Storm.Broadcast != tapmgr.DefaultStorm {
+		if ports := s.ports(); len(ports) != 1 || ports[0].Holder != g.Pid() || ports[0].Config.Storm.Broadcast != nic.DefaultStorm {
 			t.Errorf("ports %+v", ports)
 		}
 		if err := g.Kill(); err != nil {
@@ -111,13 +112,13 @@ func TestLiveSwitchKilled(t *testing.T) {
 	h := newHost(t)
 	s := h.runSwitch()
 	g := h.booted(testvm.Config{Machine: "q35", SparePorts: 2})
-	socket, tap := s.on(g, "net0", tapmgr.BySocket), s.on(g, "net1", tapmgr.ByTap)
+	socket, tap := s.on(g, "net0", nic.BySocket), s.on(g, "net1", nic.ByTap)
 	h.attach(socket)
 	h.attach(tap)
 	s.kill()
 
 	nics, err := h.List(g.name)
-	if err != nil || len(nics) != 2 || nics[0].State != tapmgr.NoSwitch || nics[1].State != tapmgr.NoSwitch {
+	if err != nil || len(nics) != 2 || nics[0].State != nic.NoSwitch || nics[1].State != nic.NoSwitch {
 		t.Errorf("list %+v, %v", nics, err)
 	}
 	diff := h.check()
@@ -154,8 +155,8 @@ func TestLiveSwitchStandsStill(t *testing.T) {
 	h := newHost(t)
 	s := h.runSwitch()
 	g := h.empty()
-	h.attach(s.on(g, "net0", tapmgr.BySocket))
-	h.attach(s.on(g, "net1", tapmgr.ByTap))
+	h.attach(s.on(g, "net0", nic.BySocket))
+	h.attach(s.on(g, "net1", nic.ByTap))
 	s.signal(syscall.SIGSTOP)
 	notices := 0
 	h.Notice = func(string) { notices++ }
@@ -169,7 +170,7 @@ func TestLiveSwitchStandsStill(t *testing.T) {
 	}
 	err := quick("list", func() error {
 		nics, err := h.List(g.name)
-		if len(nics) != 2 || nics[0].State != tapmgr.Unknown || nics[1].State != tapmgr.Unknown || notices != 1 {
+		if len(nics) != 2 || nics[0].State != nic.Unknown || nics[1].State != nic.Unknown || notices != 1 {
 			t.Errorf("list %+v, %d notices: want both unknown, and one notice", nics, notices)
 		}
 		return err
@@ -190,17 +191,17 @@ func TestLiveSwitchStandsStill(t *testing.T) {
 	if err := quick("show", func() error { _, err := h.Show(ctx, g.name); return err }); err != nil {
 		t.Error(err)
 	}
-	if err := quick("attach", func() error { _, err := h.Attach(ctx, s.on(g, "net2", tapmgr.ByAuto)); return err }); err == nil || !strings.Contains(err.Error(), "stand still") {
+	if err := quick("attach", func() error { _, err := h.Attach(ctx, s.on(g, "net2", nic.ByAuto)); return err }); err == nil || !strings.Contains(err.Error(), "stand still") {
 		t.Errorf("attach: %v", err)
 	}
 	if err := quick("detach", func() error {
-		_, err := h.Detach(ctx, tapmgr.DetachSpec{Target: tapmgr.Target{VM: g.name}, NIC: "net0"})
+		_, err := h.Detach(ctx, tapmgr.DetachSpec{Target: nic.Target{VM: g.name}, NIC: "net0"})
 		return err
 	}); err == nil || !strings.Contains(err.Error(), "stand still") {
 		t.Errorf("detach: %v", err)
 	}
 	if err := quick("forced detach", func() error {
-		res, err := h.Detach(ctx, tapmgr.DetachSpec{Target: tapmgr.Target{VM: g.name}, NIC: "net0", Force: true})
+		res, err := h.Detach(ctx, tapmgr.DetachSpec{Target: nic.Target{VM: g.name}, NIC: "net0", Force: true})
 		if !strings.Contains(strings.Join(res.Notices, "; "), "its port stays in switch") {
 			t.Errorf("forced detach: notices %q", res.Notices)
 		}
@@ -221,7 +222,7 @@ func TestLiveSwitchStandsStill(t *testing.T) {
 
 // TestLiveSwitchStopsInTheMiddle: what a switch has taken and not answered is found by reconcile.
 func TestLiveSwitchStopsInTheMiddle(t *testing.T) {
-	eachBy(t, func(t *testing.T, s *userSwitch, by tapmgr.By) {
+	eachBy(t, func(t *testing.T, s *userSwitch, by nic.By) {
 		h := s.host
 		g := h.empty()
 		h.at("port", func(do func() error) error {
@@ -248,10 +249,10 @@ func TestLiveSwitchNameTaken(t *testing.T) {
 	s := h.runSwitch()
 	a := h.empty()
 	b := &guest{testvm.StartT(t, testvm.Config{Name: a.name, Paused: true}), a.name}
-	specA, specB := s.on(a, "net0", tapmgr.BySocket), s.on(b, "net0", tapmgr.BySocket)
+	specA, specB := s.on(a, "net0", nic.BySocket), s.on(b, "net0", nic.BySocket)
 	specA.PID, specB.PID = a.Pid(), b.Pid()
 	h.attach(specA)
-	if _, err := h.Attach(h.context(10*time.Second), specB); !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), "another guest of that name") {
+	if _, err := h.Attach(h.context(10*time.Second), specB); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "another guest of that name") {
 		t.Errorf("the other guest: %v", err)
 	}
 	h.nothingLeft(b, "net0")
@@ -262,7 +263,7 @@ func TestLiveSwitchNameTaken(t *testing.T) {
 
 // TestLiveSwitchQEMUKilledAtEveryStep needs a new guest each time, so it takes empty ones.
 func TestLiveSwitchQEMUKilledAtEveryStep(t *testing.T) {
-	eachBy(t, func(t *testing.T, s *userSwitch, by tapmgr.By) {
+	eachBy(t, func(t *testing.T, s *userSwitch, by nic.By) {
 		h := s.host
 		for _, name := range h.stepNames(s.on(h.empty(), "net0", by)) {
 			g := h.empty()
@@ -291,11 +292,11 @@ func TestLiveSwitchAttachesAtOnce(t *testing.T) {
 	ctx := h.context(30 * time.Second)
 	changed := make(chan bool)
 	nics := []string{"net0", "net1", "net2", "net0", "net1", "net0"}
-	for i, nic := range nics {
+	for i, nicID := range nics {
 		go func() {
-			res, err := h.Attach(ctx, s.on(g, nic, map[string]tapmgr.By{"net0": tapmgr.BySocket, "net1": tapmgr.ByTap, "net2": tapmgr.ByAuto}[nic]))
+			res, err := h.Attach(ctx, s.on(g, nicID, map[string]nic.By{"net0": nic.BySocket, "net1": nic.ByTap, "net2": nic.ByAuto}[nicID]))
 			if err != nil {
-				t.Errorf("%d, %s: %v", i, nic, err)
+				t.Errorf("%d, %s: %v", i, nicID, err)
 			}
 			changed <- res.Changed
 		}()

@@ -17,6 +17,7 @@ import (
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/nstest"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // serveSwitch is the main of a process that runs a switch until its stdin ends, at the latest with the test.
@@ -146,16 +147,16 @@ func (s *userSwitch) noPort() {
 }
 
 // on is a NIC on the switch.
-func (s *userSwitch) on(g *guest, nic string, by tapmgr.By) tapmgr.Spec {
-	spec := g.spec(nic)
-	spec.Bridge, spec.Switch = "", &tapmgr.Switch{Name: s.path, By: by}
+func (s *userSwitch) on(g *guest, nicID string, by nic.By) nic.Spec {
+	spec := g.spec(nicID)
+	spec.Bridge, spec.Switch = "", &nic.Switch{Name: s.path, By: by}
 	return spec
 }
 
-var bothBys = []tapmgr.By{tapmgr.BySocket, tapmgr.ByTap}
+var bothBys = []nic.By{nic.BySocket, nic.ByTap}
 
 // eachBy runs a test for each way from QEMU to a switch.
-func eachBy(t *testing.T, test func(t *testing.T, s *userSwitch, by tapmgr.By)) {
+func eachBy(t *testing.T, test func(t *testing.T, s *userSwitch, by nic.By)) {
 	for _, by := range bothBys {
 		t.Run(string(by), func(t *testing.T) {
 			t.Parallel() // they wait most of the time

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"vmnet/libvirt/libvirttest"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
 
@@ -19,18 +19,18 @@ func TestLiveSwitchOfLibvirtsGuest(t *testing.T) {
 	s.behind()
 	g := h.domain(testvm.Domain{Machine: "q35"})
 	spec := h.spec(g, "net0")
-	spec.Bridge, spec.Switch = "", &tapmgr.Switch{Name: s.path}
+	spec.Bridge, spec.Switch = "", &nic.Switch{Name: s.path}
 	ctx := h.context(60 * time.Second)
-	if _, err := h.Attach(ctx, spec); !errors.Is(err, tapmgr.ErrInvalid) || !strings.Contains(err.Error(), "--via monitor") {
+	if _, err := h.Attach(ctx, spec); !errors.Is(err, nic.ErrInvalid) || !strings.Contains(err.Error(), "--via monitor") {
 		t.Errorf("without --via monitor: %v", err)
 	}
 	for _, by := range bothBys {
-		spec.Via, spec.Switch.By = tapmgr.ViaMonitor, by
-		nic := h.attach(spec)
-		if nic.Via != tapmgr.ViaMonitor || nic.Type != string(by) || nic.State != "forwarding" {
-			t.Errorf("%s: %+v", by, nic)
+		spec.Via, spec.Switch.By = nic.ViaMonitor, by
+		found := h.attach(spec)
+		if found.Via != nic.ViaMonitor || found.Type != string(by) || found.State != "forwarding" {
+			t.Errorf("%s: %+v", by, found)
 		}
-		h.useNIC(g, nic, guestA, behindTap)
+		h.useNIC(g, found, guestA, behindTap)
 		if diff := h.check(); len(diff) != 0 {
 			t.Errorf("%s: check %+v", by, diff)
 		}
@@ -57,9 +57,9 @@ func TestLiveSwitchOfLibvirtsGuestAsAnotherUser(t *testing.T) {
 		Extra: "<qemu:commandline><qemu:arg value='-runas'/><qemu:arg value='daemon'/></qemu:commandline>",
 	})
 	spec := h.spec(g, "net0")
-	spec.Bridge, spec.Via = "", tapmgr.ViaMonitor
+	spec.Bridge, spec.Via = "", nic.ViaMonitor
 	for _, by := range bothBys {
-		spec.Switch = &tapmgr.Switch{Name: s.path, By: by}
+		spec.Switch = &nic.Switch{Name: s.path, By: by}
 		h.attach(spec)
 		if res, err := h.Attach(h.context(20*time.Second), spec); err != nil || res.Changed {
 			t.Errorf("%s: the same again: %+v, %v", by, res, err)

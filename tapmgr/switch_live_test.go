@@ -14,7 +14,7 @@ import (
 	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
 	"vmnet/internal/tun"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 	"vmnet/testvm/traffic"
 )
@@ -114,14 +114,14 @@ func TestLiveSwitchGuestsTalk(t *testing.T) {
 	ctx := h.context(2 * time.Minute)
 	farTCP, farUDP := served(t, h.far, farAddr)
 	nearTCP, nearUDP := served(t, near, behindTap)
-	for _, by := range [][2]tapmgr.By{{tapmgr.BySocket, tapmgr.BySocket}, {tapmgr.ByTap, tapmgr.ByTap}, {tapmgr.ByTap, tapmgr.BySocket}} {
+	for _, by := range [][2]nic.By{{nic.BySocket, nic.BySocket}, {nic.ByTap, nic.ByTap}, {nic.ByTap, nic.BySocket}} {
 		specA, specB := s.on(a, "net0", by[0]), s.on(b, "net0", by[1])
 		specA.Switch.LockMAC = true
-		if by[0] == tapmgr.ByTap {
-			specA.Queues = tapmgr.QueuesAuto
+		if by[0] == nic.ByTap {
+			specA.Queues = nic.QueuesAuto
 		}
 		nicA, nicB := h.attach(specA), h.attach(specB)
-		if want := map[tapmgr.By]int{tapmgr.BySocket: 1, tapmgr.ByTap: 2}[by[0]]; nicA.Queues != want || nicA.Type != string(by[0]) {
+		if want := map[nic.By]int{nic.BySocket: 1, nic.ByTap: 2}[by[0]]; nicA.Queues != want || nicA.Type != string(by[0]) {
 			t.Errorf("%+v: want %s with %d queues", nicA, by[0], want)
 		}
 		if err := errors.Join(a.Guest.UseNIC(ctx, nicA.MAC, guestA+"/24"), b.Guest.UseNIC(ctx, nicB.MAC, guestB+"/24")); err != nil {
@@ -150,7 +150,7 @@ func TestLiveSwitchGuestsTalk(t *testing.T) {
 }
 
 // switchShown demands that every verb knows the NIC.
-func (h *host) switchShown(g *guest, nic tapmgr.NIC) {
+func (h *host) switchShown(g *guest, nic nic.NIC) {
 	h.Helper()
 	nic.PID = g.Pid()
 	if list, err := h.List(g.name); err != nil || len(list) != 1 || list[0] != nic || nic.State != "forwarding" || !nic.Switch || nic.Limits != "locked" {
@@ -175,22 +175,22 @@ func TestLiveSwitchSameAgainAndAnother(t *testing.T) {
 	s := h.runSwitch()
 	g := h.empty()
 	ctx := h.context(30 * time.Second)
-	spec := s.on(g, "net0", tapmgr.BySocket)
+	spec := s.on(g, "net0", nic.BySocket)
 	h.attach(spec)
-	again := s.on(g, "net0", tapmgr.ByAuto)
-	if res, err := h.Attach(ctx, again); err != nil || res.Changed || res.NIC.Type != tapmgr.TypeSocket {
+	again := s.on(g, "net0", nic.ByAuto)
+	if res, err := h.Attach(ctx, again); err != nil || res.Changed || res.NIC.Type != nic.TypeSocket {
 		t.Errorf("the same again: %+v, %v", res, err)
 	}
-	for want, change := range map[string]func(*tapmgr.Spec){
-		"type is socket":    func(s *tapmgr.Spec) { s.Switch.By = tapmgr.ByTap },
-		"port setting":      func(s *tapmgr.Spec) { s.Port.Isolated = true },
-		"limits":            func(s *tapmgr.Spec) { s.Switch.Storm = tapmgr.NoLimit },
-		"on a switch is tr": func(s *tapmgr.Spec) { s.Bridge, s.Switch = "br0", nil },
-		"MTU is 1500":       func(s *tapmgr.Spec) { s.MTU = 9000 },
+	for want, change := range map[string]func(*nic.Spec){
+		"type is socket":    func(s *nic.Spec) { s.Switch.By = nic.ByTap },
+		"port setting":      func(s *nic.Spec) { s.Port.Isolated = true },
+		"limits":            func(s *nic.Spec) { s.Switch.Storm = nic.NoLimit },
+		"on a switch is tr": func(s *nic.Spec) { s.Bridge, s.Switch = "br0", nil },
+		"MTU is 1500":       func(s *nic.Spec) { s.MTU = 9000 },
 	} {
-		other := s.on(g, "net0", tapmgr.BySocket)
+		other := s.on(g, "net0", nic.BySocket)
 		change(&other)
-		if _, err := h.Attach(ctx, other); !errors.Is(err, tapmgr.ErrExist) || !strings.Contains(err.Error(), want) {
+		if _, err := h.Attach(ctx, other); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), want) {
 			t.Errorf("want %q, got %v", want, err)
 		}
 	}
@@ -198,11 +198,11 @@ func TestLiveSwitchSameAgainAndAnother(t *testing.T) {
 
 // TestLiveSwitchPortSettings: what is asked for is what the switch has been told.
 func TestLiveSwitchPortSettings(t *testing.T) {
-	eachBy(t, func(t *testing.T, s *userSwitch, by tapmgr.By) {
+	eachBy(t, func(t *testing.T, s *userSwitch, by nic.By) {
 		g := s.empty()
 		spec := s.on(g, "net0", by)
 		spec.Port = bridge.PortConfig{VLAN: 10, Isolated: true}
-		spec.Switch.Storm, spec.Switch.MaxAddresses, spec.Switch.LockMAC, spec.MTU = 100, tapmgr.NoLimit, true, 9000
+		spec.Switch.Storm, spec.Switch.MaxAddresses, spec.Switch.LockMAC, spec.MTU = 100, nic.NoLimit, true, 9000
 		nic := s.attach(spec)
 		ports := s.ports()
 		if len(ports) != 1 {
@@ -223,7 +223,7 @@ func TestLiveSwitchPortSettings(t *testing.T) {
 
 // TestLiveSwitchCutOff: a forced detach needs no guest.
 func TestLiveSwitchCutOff(t *testing.T) {
-	eachBy(t, func(t *testing.T, s *userSwitch, by tapmgr.By) {
+	eachBy(t, func(t *testing.T, s *userSwitch, by nic.By) {
 		g := s.empty()
 		s.attach(s.on(g, "net0", by))
 		if _, err := s.tryDetach(g, 10*time.Second, true); err != nil {

@@ -11,6 +11,7 @@ import (
 	"vmnet/internal/pidfd"
 	"vmnet/internal/procfd"
 	"vmnet/internal/rtnl"
+	"vmnet/tapmgr/nic"
 )
 
 // A NIC by a socket has no link that could tell of it. Two others do: its port in the switch, with a label as a link's
@@ -18,7 +19,7 @@ import (
 // belongs to the one for which it was attached, as a tap would.
 
 // isSocket tells that there is no link.
-func (o *ours) isSocket() bool { return o.want.Type == TypeSocket }
+func (o *ours) isSocket() bool { return o.want.Type == nic.TypeSocket }
 
 // seatless tells that a NIC belongs on a switch that has lost it: that was ended, or has removed its port.
 func (o *ours) seatless() bool {
@@ -31,7 +32,7 @@ func (m *Manager) socketNICs(op *opened, all []asked) []ours {
 	followLifelines(op, all)
 	byLabel := map[[2]uint64]int{} // of the files' device and inode to found
 	for _, l := range op.labels {
-		if l.Type != TypeSocket {
+		if l.Type != nic.TypeSocket {
 			continue
 		}
 		st, err := l.Stat()
@@ -43,15 +44,15 @@ func (m *Manager) socketNICs(op *opened, all []asked) []ours {
 		if !known {
 			i = len(found)
 			byLabel[id] = i
-			found = append(found, socketNIC(l.record, l.uid))
+			found = append(found, socketNIC(l.Record, l.uid))
 		}
 		found[i].vouched = found[i].vouched || isTrusted(l.uid)
 		found[i].addHolders(op, []procfd.File{l.File})
 	}
 	for _, a := range all {
 		for i, p := range a.ports {
-			r, ok := parseAlias(p.Label)
-			if !ok || r.Type != TypeSocket || r.Netns != op.own || p.Holder == 0 || !a.mayHold(p.Holder) {
+			r, ok := nic.ParseRecord(p.Label)
+			if !ok || r.Type != nic.TypeSocket || r.Netns != op.own || p.Holder == 0 || !a.mayHold(p.Holder) {
 				continue
 			}
 			found = withPort(found, r, seat{path: a.path, port: &a.ports[i]}, a.trusted)
@@ -74,10 +75,10 @@ func followLifelines(op *opened, all []asked) {
 			if p.Lifeline == 0 {
 				continue
 			}
-			r, _ := parseAlias(p.Label)
+			r, _ := nic.ParseRecord(p.Label)
 			pipe := fmt.Sprintf("pipe:[%d]", p.Lifeline)
 			for _, l := range op.labels {
-				if l.Type == TypeSocket && l.VM == r.VM && l.NIC == r.NIC && (op.isVMM(l.PID) || !op.isVMM(p.Holder)) && holds(l.PID, pipe) {
+				if l.Type == nic.TypeSocket && l.VM == r.VM && l.NIC == r.NIC && (op.isVMM(l.PID) || !op.isVMM(p.Holder)) && holds(l.PID, pipe) {
 					p.Holder = l.PID
 				}
 			}
@@ -97,13 +98,13 @@ func (o *ours) sit(s seat) {
 	if s.port == nil {
 		return
 	}
-	if r, ok := parseAlias(s.port.Label); ok {
+	if r, ok := nic.ParseRecord(s.port.Label); ok {
 		o.want.Phase, o.Alias = r.Phase, s.port.Label
 	}
 }
 
 // withPort notes a switch's port at the NIC whose label its holder has, or adds the NIC that nothing else tells of.
-func withPort(found []ours, r record, s seat, trusted bool) []ours {
+func withPort(found []ours, r nic.Record, s seat, trusted bool) []ours {
 	i := slices.IndexFunc(found, func(o ours) bool {
 		return o.want.VM == r.VM && o.want.NIC == r.NIC && o.isHeldBy(s.port.Holder)
 	})
@@ -118,9 +119,9 @@ func withPort(found []ours, r record, s seat, trusted bool) []ours {
 }
 
 // socketNIC is one that a process of that user holds.
-func socketNIC(r record, uid int) ours {
-	name, _ := InterfaceName(r.VM, r.NIC)
-	link := &rtnl.Link{Name: name, Kind: TypeSocket, Up: true, MTU: r.guestMTU()}
+func socketNIC(r nic.Record, uid int) ours {
+	name, _ := nic.InterfaceName(r.VM, r.NIC)
+	link := &rtnl.Link{Name: name, Kind: nic.TypeSocket, Up: true, MTU: r.GuestMTU()}
 	return ours{Link: link, want: r, allSeen: true, uid: uid}
 }
 
@@ -140,7 +141,7 @@ const nobodys = -1
 // socket.
 func sources(labels []label) (names []string) {
 	for _, l := range labels {
-		if l.Type == TypeSocket && isTrusted(l.uid) {
+		if l.Type == nic.TypeSocket && isTrusted(l.uid) {
 			names = append(names, l.Source)
 		}
 	}

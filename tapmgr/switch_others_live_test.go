@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
 
@@ -67,13 +68,13 @@ func TestLiveSwitchOfAnotherUsersGuestEnds(t *testing.T) {
 	h := newHost(t)
 	s := h.runSwitch()
 	g := h.booted(testvm.Config{ExtraArgs: []string{"-runas", "daemon"}})
-	spec := s.on(g, "net0", tapmgr.BySocket)
+	spec := s.on(g, "net0", nic.BySocket)
 	spec.PID = g.Pid()
 	h.attach(spec)
 	s.forwards(g)
 	s.kill()
 	h.Switches = func() ([]string, error) { return nil, nil } // it is none of the caller's
-	if nics, err := h.List(g.name); err != nil || len(nics) != 1 || nics[0].State != tapmgr.Unknown {
+	if nics, err := h.List(g.name); err != nil || len(nics) != 1 || nics[0].State != nic.Unknown {
 		t.Errorf("list %+v, %v: want it unknown", nics, err)
 	}
 	s.start()
@@ -95,7 +96,7 @@ func TestLiveSwitchPortOfTheOtherGuest(t *testing.T) {
 	s := h.runSwitch()
 	a := h.empty()
 	b := &guest{testvm.StartT(t, testvm.Config{Name: a.name, Paused: true}), a.name}
-	specA, specB := s.on(a, "net0", tapmgr.BySocket), s.on(b, "net0", tapmgr.BySocket)
+	specA, specB := s.on(a, "net0", nic.BySocket), s.on(b, "net0", nic.BySocket)
 	specA.PID, specB.PID = a.Pid(), b.Pid()
 	h.attach(specB)
 	s.kill()
@@ -103,7 +104,7 @@ func TestLiveSwitchPortOfTheOtherGuest(t *testing.T) {
 	h.attach(specA)
 	nics, err := h.List(a.name)
 	for _, n := range nics {
-		if want := map[int]tapmgr.State{a.Pid(): "forwarding", b.Pid(): tapmgr.NoSwitch}[n.PID]; n.State != want {
+		if want := map[int]nic.State{a.Pid(): "forwarding", b.Pid(): nic.NoSwitch}[n.PID]; n.State != want {
 			t.Errorf("%+v: want %s", n, want)
 		}
 	}
@@ -134,7 +135,7 @@ func TestLiveSwitchAmongMany(t *testing.T) {
 		h.attach(s.on(g, fmt.Sprintf("net%d", i), by))
 	}
 	nics, err := h.List(g.name)
-	if err != nil || len(nics) != 2 || slices.ContainsFunc(nics, func(n tapmgr.NIC) bool { return n.State != "forwarding" }) {
+	if err != nil || len(nics) != 2 || slices.ContainsFunc(nics, func(n nic.NIC) bool { return n.State != "forwarding" }) {
 		t.Errorf("list %+v, %v", nics, err)
 	}
 }
@@ -144,26 +145,26 @@ func TestLiveSwitchLimitsAskedFor(t *testing.T) {
 	h := newHost(t)
 	s := h.runSwitch()
 	g := h.booted(testvm.Config{Paused: true, CPUs: 2})
-	spec := s.on(g, "net0", tapmgr.BySocket)
-	spec.Queues = tapmgr.QueuesAuto // of a socket, one
-	spec.Switch.LockMAC, spec.Switch.Storm = true, tapmgr.NoLimit
+	spec := s.on(g, "net0", nic.BySocket)
+	spec.Queues = nic.QueuesAuto // of a socket, one
+	spec.Switch.LockMAC, spec.Switch.Storm = true, nic.NoLimit
 	if nic := h.attach(spec); nic.Queues != 1 {
 		t.Errorf("%+v: want one queue", nic)
 	}
 	for name, c := range map[string]struct {
-		asked tapmgr.Switch
+		asked nic.Switch
 		same  bool
 	}{
-		"nothing":       {tapmgr.Switch{}, true},
-		"the lock":      {tapmgr.Switch{LockMAC: true}, true},
-		"no limit":      {tapmgr.Switch{Storm: tapmgr.NoLimit}, true},
-		"the default":   {tapmgr.Switch{Storm: tapmgr.DefaultStorm}, false},
-		"other numbers": {tapmgr.Switch{MaxAddresses: 3}, false},
+		"nothing":       {nic.Switch{}, true},
+		"the lock":      {nic.Switch{LockMAC: true}, true},
+		"no limit":      {nic.Switch{Storm: nic.NoLimit}, true},
+		"the default":   {nic.Switch{Storm: nic.DefaultStorm}, false},
+		"other numbers": {nic.Switch{MaxAddresses: 3}, false},
 	} {
-		again := s.on(g, "net0", tapmgr.BySocket)
+		again := s.on(g, "net0", nic.BySocket)
 		again.Switch.LockMAC, again.Switch.Storm, again.Switch.MaxAddresses = c.asked.LockMAC, c.asked.Storm, c.asked.MaxAddresses
 		res, err := h.Attach(h.context(10*time.Second), again)
-		if c.same && (err != nil || res.Changed) || !c.same && !errors.Is(err, tapmgr.ErrExist) {
+		if c.same && (err != nil || res.Changed) || !c.same && !errors.Is(err, nic.ErrExist) {
 			t.Errorf("%s: %+v, %v", name, res, err)
 		}
 	}
@@ -174,7 +175,7 @@ func TestLiveSwitchTapChanged(t *testing.T) {
 	h := newHost(t)
 	s := h.runSwitch()
 	g := h.empty()
-	spec := s.on(g, "net0", tapmgr.ByTap)
+	spec := s.on(g, "net0", nic.ByTap)
 	nic := h.attach(spec)
 	h.ip("link", "set", nic.Interface, "name", "renamed0")
 	// The switch does not know whether it is still claimed, so that its port ends. With the right to claim it again it is back.
@@ -222,13 +223,13 @@ func TestLiveCheckIsNotKeptWaiting(t *testing.T) {
 	var silent []*guest
 	for _, user := range []string{"daemon", "daemon", "daemon", "root", "root", "root"} {
 		g := h.runAs(user)
-		spec := s.on(g, "net0", tapmgr.BySocket)
+		spec := s.on(g, "net0", nic.BySocket)
 		spec.PID = g.Pid()
 		h.attach(spec)
 		silent = append(silent, g)
 	}
 	own := h.booted(testvm.Config{Name: "z", Paused: true}) // behind the others by its name
-	h.attach(s.on(own, "net0", tapmgr.BySocket))
+	h.attach(s.on(own, "net0", nic.BySocket))
 	for _, g := range silent {
 		h.signal(g, syscall.SIGSTOP)
 		defer h.signal(g, syscall.SIGCONT)
@@ -269,7 +270,7 @@ func TestLiveSwitchOfAServicesUserAfterACrash(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "killed") {
 			t.Fatalf("%s: %v: %s", by, err, out)
 		}
-		if ports := s.ports(); by == tapmgr.BySocket && len(ports) != 1 {
+		if ports := s.ports(); by == nic.BySocket && len(ports) != 1 {
 			t.Errorf("%s: ports %+v: want what the crash has left", by, ports)
 		}
 		h.attach(s.on(g, "net0", by))
@@ -288,7 +289,7 @@ func TestLiveSwitchEndsInADetach(t *testing.T) {
 	s := h.runSwitch()
 	g := h.booted(testvm.Config{})
 	for _, step := range []string{"mark", "unplug", "leave"} {
-		h.attach(s.on(g, "net0", tapmgr.BySocket))
+		h.attach(s.on(g, "net0", nic.BySocket))
 		killed := false
 		h.at(step, func(do func() error) error {
 			killed = true
@@ -310,9 +311,9 @@ func TestLiveSwitchEndedAndAnotherAsked(t *testing.T) {
 	h := newHost(t)
 	s := h.runSwitch()
 	g := h.empty()
-	h.attach(s.on(g, "net0", tapmgr.BySocket))
+	h.attach(s.on(g, "net0", nic.BySocket))
 	s.kill()
-	if _, err := h.Attach(h.context(10*time.Second), g.spec("net0")); !errors.Is(err, tapmgr.ErrExist) {
-		t.Errorf("on a bridge: %v, want %v", err, tapmgr.ErrExist)
+	if _, err := h.Attach(h.context(10*time.Second), g.spec("net0")); !errors.Is(err, nic.ErrExist) {
+		t.Errorf("on a bridge: %v, want %v", err, nic.ErrExist)
 	}
 }

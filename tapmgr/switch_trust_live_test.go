@@ -15,6 +15,7 @@ import (
 	"vmnet/internal/fdlabel"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // nobodysSwitch is a switch of another user's, which says what that one wants.
@@ -94,7 +95,7 @@ func TestLiveLabelOfAnotherUserIsNotMeant(t *testing.T) {
 	if nics, err := h.List(vm); err != nil || len(nics) != 1 || nics[0].PID != cmd.Process.Pid {
 		t.Errorf("list %+v, %v", nics, err)
 	}
-	res, err := h.Detach(h.context(10*time.Second), tapmgr.DetachSpec{Target: tapmgr.Target{VM: vm}, NIC: "net0"})
+	res, err := h.Detach(h.context(10*time.Second), tapmgr.DetachSpec{Target: nic.Target{VM: vm}, NIC: "net0"})
 	if err != nil || res.Changed {
 		t.Errorf("detach: %+v, %v: want it passed over", res, err)
 	}

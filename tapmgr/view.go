@@ -8,6 +8,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/rtnl"
+	"vmnet/tapmgr/nic"
 	"vmnet/vhost"
 )
 
@@ -99,7 +100,7 @@ func (m *Manager) follow(o *ours, on *rtnl.Link) {
 
 // renamed is the present name of the bridge or parent device that a Spec names as it was called when the guest got the NIC,
 // where the error of a plan Is fs.ErrNotExist for that reason; else it is empty.
-func (m *Manager) renamed(ctx context.Context, spec Spec, why error) string {
+func (m *Manager) renamed(ctx context.Context, spec nic.Spec, why error) string {
 	if !errors.Is(why, fs.ErrNotExist) {
 		return ""
 	}
@@ -108,7 +109,7 @@ func (m *Manager) renamed(ctx context.Context, spec Spec, why error) string {
 		return ""
 	}
 	for _, o := range all {
-		if o.formerly != "" && o.formerly == spec.source() && (spec.PID == 0 || o.isHeldBy(spec.PID)) {
+		if o.formerly != "" && o.formerly == spec.Source() && (spec.PID == 0 || o.isHeldBy(spec.PID)) {
 			return o.want.Source
 		}
 	}
@@ -130,7 +131,7 @@ func (m *Manager) masterOf(l *rtnl.Link) *rtnl.Link {
 // advice is what a person should know of a NIC that is as it should be, and does not work as the guest expects.
 func (v *view) advice() []string {
 	var list []string
-	if told, most := v.want.guestMTU(), v.wantMTU(); !v.want.Switch && !v.isPlain() && most != 0 && told > most {
+	if told, most := v.want.GuestMTU(), v.wantMTU(); !v.want.Switch && !v.isPlain() && most != 0 && told > most {
 		list = append(list, fmt.Sprintf("the guest may send %d bytes in a frame, and %s carries %d: longer ones are lost (ip link set %s mtu %d; or detach it and attach it again)",
 			told, v.home.Name, most, v.home.Name, told))
 	}

@@ -8,6 +8,7 @@ import (
 
 	"vmnet/internal/step"
 	"vmnet/qmp"
+	"vmnet/tapmgr/nic"
 )
 
 // vmm is a running guest that we have locked, by the way in which a NIC reaches it: its monitor, or
@@ -56,16 +57,16 @@ type vm struct {
 
 // open finds the guest and waits for its lock. via says how the NIC is, or was, handed over; empty is
 // the guest's usual way.
-func (m *Manager) open(ctx context.Context, t Target, via Via) (vmm, error) {
+func (m *Manager) open(ctx context.Context, t nic.Target, via nic.Via) (vmm, error) {
 	d, err := m.openDomain(ctx, t)
 	switch {
 	case err != nil:
 		return nil, err
 	case d == nil && via != "":
-		return nil, fmt.Errorf("%w: guest %s is not libvirt's, --via does not concern it", ErrInvalid, t.VM)
+		return nil, fmt.Errorf("%w: guest %s is not libvirt's, --via does not concern it", nic.ErrInvalid, t.VM)
 	case d == nil:
 		return asVMM(m.openMonitor(ctx, t))
-	case via == ViaMonitor:
+	case via == nic.ViaMonitor:
 		return d.monitor(ctx)
 	}
 	return d, nil
@@ -93,13 +94,13 @@ func (v *vm) alive() error { return v.guest.hold.Check() }
 
 func (v *vm) cpus(ctx context.Context) (int, error) { return v.CPUs(ctx) }
 
-func (v *vm) has(ctx context.Context, nic string) (bool, error) {
-	return v.HasDevice(ctx, deviceID(nic))
+func (v *vm) has(ctx context.Context, nicID string) (bool, error) {
+	return v.HasDevice(ctx, nic.DeviceID(nicID))
 }
 
 // rxFilter: models other than virtio have no filter to tell.
-func (v *vm) rxFilter(ctx context.Context, nic string) (*qmp.RxFilter, error) {
-	f, err := v.RxFilter(ctx, deviceID(nic))
+func (v *vm) rxFilter(ctx context.Context, nicID string) (*qmp.RxFilter, error) {
+	f, err := v.RxFilter(ctx, nic.DeviceID(nicID))
 	var refused *qmp.Error
 	if errors.As(err, &refused) {
 		return nil, nil
@@ -117,8 +118,8 @@ func (v *vm) prepare(ctx context.Context, h *half) (err error) {
 			return err
 		}
 		h.record.Model = h.nic.Model
-		if _, err := h.record.encode(); err != nil {
-			return step.WithStage(ErrInvalid, err)
+		if _, err := h.record.Encode(); err != nil {
+			return step.WithStage(nic.ErrInvalid, err)
 		}
 	}
 	if h.nic.Bus == "" {
@@ -147,23 +148,25 @@ func (v *vm) plugSteps(h *half) []step.Step {
 	})
 }
 
-func (v *vm) unplugText(nic string) string {
-	id := deviceID(nic)
+func (v *vm) unplugText(nicID string) string {
+	id := nic.DeviceID(nicID)
 	return fmt.Sprintf("device_del %s, again each second until the guest lets go of it; netdev_del %s", id, qmp.NetdevID(id))
 }
 
-func (v *vm) unplug(ctx context.Context, nic string, waiting func(time.Duration)) error {
-	return v.Unplug(ctx, deviceID(nic), waiting)
+func (v *vm) unplug(ctx context.Context, nicID string, waiting func(time.Duration)) error {
+	return v.Unplug(ctx, nic.DeviceID(nicID), waiting)
 }
 
-func (v *vm) request(ctx context.Context, nic string) error {
-	return v.RequestUnplug(ctx, deviceID(nic))
+func (v *vm) request(ctx context.Context, nicID string) error {
+	return v.RequestUnplug(ctx, nic.DeviceID(nicID))
 }
 
-func (v *vm) cutOff(ctx context.Context, nic string) error { return v.Release(ctx, deviceID(nic)) }
+func (v *vm) cutOff(ctx context.Context, nicID string) error {
+	return v.Release(ctx, nic.DeviceID(nicID))
+}
 
 func (v *vm) giveBack(ctx context.Context, o *ours) error {
-	return v.Rollback(ctx, deviceID(o.want.NIC), o.want.Queues)
+	return v.Rollback(ctx, nic.DeviceID(o.want.NIC), o.want.Queues)
 }
 
 // elsewhere tries the guest's other monitors: a fd that was given through one is known to that one only.

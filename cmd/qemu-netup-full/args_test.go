@@ -11,9 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
-
 	"vmnet/internal/vmm/launch"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 func TestHelpNamesEveryFlag(t *testing.T) {
@@ -90,7 +89,7 @@ func parsed(args []string) (*launchOptions, error) {
 
 // isUsage tells whether run ends with exitUsage for it.
 func isUsage(err error) bool {
-	return errors.Is(err, errUsage) || errors.Is(err, tapmgr.ErrInvalid) || errors.Is(err, launch.ErrInvalid)
+	return errors.Is(err, errUsage) || errors.Is(err, nic.ErrInvalid) || errors.Is(err, launch.ErrInvalid)
 }
 
 func TestParseLaunchReads(t *testing.T) {

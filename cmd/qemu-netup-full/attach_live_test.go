@@ -17,7 +17,7 @@ import (
 	"vmnet/internal/fdpass"
 	"vmnet/internal/nstest"
 	"vmnet/internal/rtnl"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // attach is vmnet attach by nobody.
@@ -306,7 +306,7 @@ func (h *host) recovers(vm string) (whole bool) {
 	if err != nil || len(nics) != 1 {
 		h.Fatalf("%s has %+v, %v", vm, nics, err)
 	}
-	if nics[0].State == tapmgr.Incomplete { // the alias is out of nobody's reach
+	if nics[0].State == nic.Incomplete { // the alias is out of nobody's reach
 		if got, err := h.Reconcile(h.context(5*time.Second), false); err != nil || len(got) != 1 {
 			h.Errorf("reconcile %+v, %v", got, err)
 		}
@@ -329,7 +329,7 @@ func TestLiveReconcileAfterAKill(t *testing.T) {
 	}
 	_ = helper.Process.Kill()
 	<-helper.done
-	if nics, err := h.List(h.Context(), ""); err != nil || len(nics) != 1 || nics[0].State != tapmgr.Attaching {
+	if nics, err := h.List(h.Context(), ""); err != nil || len(nics) != 1 || nics[0].State != nic.Attaching {
 		t.Errorf("list %+v, %v: want it incomplete", nics, err)
 	}
 	fdpass.CloseAll(queues)

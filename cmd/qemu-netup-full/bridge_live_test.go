@@ -12,10 +12,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
 	"vmnet/bridge"
 	"vmnet/internal/nstest"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
 
@@ -33,7 +32,7 @@ func (h *host) qemu(name string, args ...string) *exec.Cmd {
 }
 
 // nicOf waits until the only NIC of a guest is there, as vmnet list tells it.
-func (h *host) nicOf(vm string) (found tapmgr.NIC) {
+func (h *host) nicOf(vm string) (found nic.NIC) {
 	h.Helper()
 	h.await("the NIC of "+vm, func() error {
 		nics, err := h.ListAll(h.Context(), "")
@@ -75,7 +74,7 @@ profiles:
 		cmd.Stderr = os.Stderr
 		guest := h.start(cmd)
 		n := h.nicOf("P1")
-		if n.UID != nobody || n.PID != guest.Process.Pid || n.Source != "br0" || n.Type != tapmgr.TypeTap || n.Port != c.port {
+		if n.UID != nobody || n.PID != guest.Process.Pid || n.Source != "br0" || n.Type != nic.TypeTap || n.Port != c.port {
 			t.Errorf("listed as %+v", n)
 		}
 		h.onBridge(n.Interface, "br0", c.port)

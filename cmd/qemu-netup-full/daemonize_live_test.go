@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // daemon is a QEMU without a guest that goes on in the background, with its pid.
@@ -115,7 +115,7 @@ func TestLiveWrappers(t *testing.T) {
 		"a shell":  append([]string{"sh", "-c", `"$@"; true`, "sh"}, append(qemu, "{vmnet}")...),
 	} {
 		task := h.start(h.command(h.program, append([]string{"--vm", "Pw", "--bridge", "br0", "--vhost", "off", "--qmp", "auto", "--"}, line...)...))
-		var nic tapmgr.NIC
+		var nic nic.NIC
 		h.await(what+": the NIC to be held by QEMU", func() error {
 			nics, err := h.List(h.Context(), "Pw")
 			if err != nil || len(nics) != 1 {

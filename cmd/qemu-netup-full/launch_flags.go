@@ -7,12 +7,11 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
-
 	"vmnet/internal/access/policy"
 	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/vmm/launch"
 	"vmnet/internal/vmm/qemu"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // launchOptions are the command line of the form that executes a VMM.
@@ -34,7 +33,7 @@ type launchOptions struct {
 
 // nicOptions are those of one NIC.
 type nicOptions struct {
-	spec    tapmgr.Spec
+	spec    nic.Spec
 	profile string
 	queues  bool // they were given
 }
@@ -82,7 +81,7 @@ func parseLaunch(args []string) (*launchOptions, error) {
 
 func (o *launchOptions) parseNIC(args []string) error {
 	f := newFlags()
-	nic := o.flags(f)
+	flags := o.flags(f)
 	profile := f.String("profile", "", profileUsage)
 	if err := parse(f, args); err != nil {
 		return err
@@ -93,7 +92,7 @@ func (o *launchOptions) parseNIC(args []string) error {
 	if err := o.once(f); err != nil {
 		return err
 	}
-	spec, err := nic.Spec()
+	spec, err := flags.Spec()
 	if err != nil {
 		return usageError{err}
 	}
@@ -101,7 +100,7 @@ func (o *launchOptions) parseNIC(args []string) error {
 		if *profile != "" {
 			return usagef("--profile %s is about bridges: a NIC on a switch takes none", *profile)
 		}
-		spec.Switch.By = tapmgr.BySocket // which takes no right, neither ours nor the caller's
+		spec.Switch.By = nic.BySocket // which takes no right, neither ours nor the caller's
 	}
 	if !f.Changed("nic") {
 		spec.NIC = fmt.Sprintf("net%d", len(o.nics))
@@ -168,19 +167,19 @@ func (o *launchOptions) name(files guestFiles) error {
 			return usagef("the machine %s has no bus for a NIC, only those that its board brings along (--place or --model says otherwise)", qemu.MachineOf(o.guest).Type)
 		}
 		switch {
-		case s.Queues != tapmgr.QueuesAuto:
+		case s.Queues != nic.QueuesAuto:
 		case s.Switch != nil || !strings.HasPrefix(s.Model, "virtio-net"):
 			s.Queues = 1 // of a socket, or of another model
 		default:
-			s.Queues = min(qemu.CPUs(o.guest), tapmgr.MaxAutoQueues)
+			s.Queues = min(qemu.CPUs(o.guest), nic.MaxAutoQueues)
 		}
 	}
 	return nil
 }
 
 // settle adds what profiles say to what was not asked for, and checks the result.
-func (o *launchOptions) settle(p *policy.Policy) ([]tapmgr.Spec, error) {
-	var specs []tapmgr.Spec
+func (o *launchOptions) settle(p *policy.Policy) ([]nic.Spec, error) {
+	var specs []nic.Spec
 	for _, n := range o.nics {
 		s := n.spec
 		if n.profile != "" {

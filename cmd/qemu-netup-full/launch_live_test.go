@@ -14,11 +14,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-
 	"vmnet/internal/netns"
 	"vmnet/internal/shellquote"
 	"vmnet/macvtap"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 	"vmnet/testvm/traffic"
 	"vmnet/vhost"
@@ -141,7 +140,7 @@ func (h *host) in(t *testing.T) *host {
 }
 
 // one is the guest's only NIC, as root sees it.
-func (h *host) one(g *guest) tapmgr.NIC {
+func (h *host) one(g *guest) nic.NIC {
 	h.Helper()
 	nics, err := h.List(h.Context(), g.name)
 	if err != nil || len(nics) != 1 {
@@ -151,14 +150,14 @@ func (h *host) one(g *guest) tapmgr.NIC {
 }
 
 // reach makes the guest use its NIC with an address of br0's network, and pings both ways.
-func (h *host) reach(g *guest, nic tapmgr.NIC, addr string) {
+func (h *host) reach(g *guest, nic nic.NIC, addr string) {
 	h.Helper()
 	h.use(g, nic, addr+"/24")
 	h.pings(g, hostAddr)
 	h.pinged(h.ns, addr)
 }
 
-func (h *host) use(g *guest, nic tapmgr.NIC, addr string) {
+func (h *host) use(g *guest, nic nic.NIC, addr string) {
 	h.Helper()
 	if err := g.Guest.UseNIC(h.context(30*time.Second), nic.MAC, addr); err != nil {
 		h.Fatal(err)
@@ -242,22 +241,22 @@ func (h *host) seen(g *guest, queues int) {
 }
 
 // unplugAndPlug does so as nobody, the latter through the helper.
-func (h *host) unplugAndPlug(g *guest, nic tapmgr.NIC) {
+func (h *host) unplugAndPlug(g *guest, found nic.NIC) {
 	h.Helper()
 	h.ok(h.nobodysVMNet("detach", "--vm", g.name, "--nic", "net0"), "detached")
-	h.gone(nic.Interface)
+	h.gone(found.Interface)
 	for _, id := range []string{"net0", "net1"} {
 		h.ok(h.nobodysVMNet("attach", "--vm", g.name, "--nic", id, "--bridge", "br0", "--queues", "4", "--vhost", "off"), "4 queues")
 	}
 	ctx := h.context(30 * time.Second)
-	if _, err := g.Guest.WaitNIC(ctx, tapmgr.DefaultMAC(g.name, "net1").String()); err != nil {
+	if _, err := g.Guest.WaitNIC(ctx, nic.DefaultMAC(g.name, "net1").String()); err != nil {
 		h.Errorf("the NIC that was attached does not reach the guest: %v", err)
 	}
 	h.ok(h.nobodysVMNet("detach", "--vm", g.name, "--nic", "net1"), "detached")
 }
 
 // killed kills QEMU: nothing may be left.
-func (h *host) killed(g *guest, nic tapmgr.NIC) {
+func (h *host) killed(g *guest, nic nic.NIC) {
 	h.Helper()
 	if err := g.Kill(); err != nil {
 		h.Fatal(err)
@@ -286,11 +285,11 @@ func TestLiveMacvtap(t *testing.T) {
 
 	h.policy("{users: [65534], lowers: [eth0]}")
 	g := h.boot(testvm.Config{Name: "Pmac"}, ":", launch...)
-	nic := h.one(g)
-	if nic.Type != "macvtap" || nic.Source != "eth0" || nic.State != tapmgr.Up || nic.PID != g.Pid() || nic.UID != nobody {
-		t.Errorf("listed %+v", nic)
+	found := h.one(g)
+	if found.Type != "macvtap" || found.Source != "eth0" || found.State != nic.Up || found.PID != g.Pid() || found.UID != nobody {
+		t.Errorf("listed %+v", found)
 	}
-	h.use(g, nic, "10.8.0.2/24")
+	h.use(g, found, "10.8.0.2/24")
 	h.pings(g, farAddr)
 	h.pinged(far, "10.8.0.2")
 	h.hasNothing(g, 1, 1)

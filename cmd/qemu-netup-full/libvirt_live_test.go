@@ -11,6 +11,7 @@ import (
 	"vmnet/internal/nstest"
 	"vmnet/libvirt/libvirttest"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // sessionScript is libvirt's session mode: nobody's own libvirtd, which has no rights, starts a guest with an
@@ -130,7 +131,7 @@ func TestLiveLibvirtSessionAttach(t *testing.T) {
 	h.ok(h.nobodysVMNet(append(attach, "--via", "monitor", "--queues", "2")...), "standing/net0: tap", "2 queues")
 	h.ok(h.nobodysVMNet(append(attach, "--via", "monitor")...), "unchanged")
 	nics, err := h.List(t.Context(), "standing")
-	if err != nil || len(nics) != 1 || nics[0].UID != nobody || nics[0].Via != tapmgr.ViaMonitor || nics[0].Queues != 2 {
+	if err != nil || len(nics) != 1 || nics[0].UID != nobody || nics[0].Via != nic.ViaMonitor || nics[0].Queues != 2 {
 		t.Errorf("root sees %+v, %v", nics, err)
 	}
 	h.ok(h.nobodysVMNet("--libvirt", daemon.URI(), "detach", "--vm", "standing", "--nic", "net0"), "detached")
@@ -139,7 +140,7 @@ func TestLiveLibvirtSessionAttach(t *testing.T) {
 	// Root hands the user's libvirt a tap by its name.
 	h.Libvirt = daemon.URI()
 	for queues := 1; queues <= 2; queues++ {
-		spec := tapmgr.Spec{Target: tapmgr.Target{VM: "standing"}, Bridge: "br0", Queues: queues}
+		spec := nic.Spec{Target: nic.Target{VM: "standing"}, Bridge: "br0", Queues: queues}
 		if _, err := h.Attach(h.context(20*time.Second), spec); err != nil {
 			t.Fatal(err)
 		}
@@ -150,7 +151,7 @@ func TestLiveLibvirtSessionAttach(t *testing.T) {
 		h.gone("standing-net0")
 	}
 	h.Libvirt = ""
-	_, err = h.Attach(h.context(20*time.Second), tapmgr.Spec{Target: tapmgr.Target{VM: "standing"}, Bridge: "br0"})
+	_, err = h.Attach(h.context(20*time.Second), nic.Spec{Target: nic.Target{VM: "standing"}, Bridge: "br0"})
 	if err == nil || !strings.Contains(err.Error(), "managed by libvirt") {
 		t.Errorf("without its libvirt: %v", err)
 	}

@@ -24,6 +24,7 @@ import (
 	"vmnet/internal/cli/fdroom"
 	"vmnet/internal/vmm/launch"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 const (
@@ -73,7 +74,7 @@ func (a *app) run(argv []string) int {
 		return exitFailure
 	}
 	a.say(err.Error())
-	if errors.Is(err, errUsage) || errors.Is(err, tapmgr.ErrInvalid) || errors.Is(err, launch.ErrInvalid) {
+	if errors.Is(err, errUsage) || errors.Is(err, nic.ErrInvalid) || errors.Is(err, launch.ErrInvalid) {
 		a.print(a.err, "see qemu-netup --help\n")
 		return exitUsage
 	}

@@ -8,34 +8,33 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-
 	"vmnet/bridge"
 	"vmnet/internal/access/policy"
 	"vmnet/internal/nstest"
 	"vmnet/macvtap"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // All of a NIC that rules are about is asked for, and what it is where nothing is said.
 func TestRequest(t *testing.T) {
 	port := bridge.PortConfig{VLAN: 7}
 	addrs := []netip.Prefix{netip.MustParsePrefix("192.0.2.7/24")}
-	guest := tapmgr.Target{VM: "P2"}
+	guest := nic.Target{VM: "P2"}
 	for _, tc := range []struct {
-		spec tapmgr.Spec
+		spec nic.Spec
 		want policy.Request
 	}{
-		{tapmgr.Spec{Target: guest, Bridge: "br0", Port: port, Queues: 2}, policy.Request{Guest: "P2", Bridge: "br0", Port: port, Queues: 2}},
+		{nic.Spec{Target: guest, Bridge: "br0", Port: port, Queues: 2}, policy.Request{Guest: "P2", Bridge: "br0", Port: port, Queues: 2}},
 		{
-			tapmgr.Spec{Target: guest, Lower: &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth0"}},
+			nic.Spec{Target: guest, Lower: &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0"}},
 			policy.Request{Guest: "P2", Lower: "eth0", Kind: macvtap.Macvtap, Mode: "bridge"},
 		},
 		{
-			tapmgr.Spec{Target: guest, Lower: &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth0", Mode: "passthru"}},
+			nic.Spec{Target: guest, Lower: &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0", Mode: "passthru"}},
 			policy.Request{Guest: "P2", Lower: "eth0", Kind: macvtap.Macvtap, Mode: "passthru"},
 		},
 		{
-			tapmgr.Spec{Target: guest, Lower: &tapmgr.Lower{Kind: macvtap.IPVtap, Device: "eth0", Addrs: addrs}},
+			nic.Spec{Target: guest, Lower: &nic.Lower{Kind: macvtap.IPVtap, Device: "eth0", Addrs: addrs}},
 			policy.Request{Guest: "P2", Lower: "eth0", Kind: macvtap.IPVtap, Mode: "l2", Addrs: addrs},
 		},
 	} {

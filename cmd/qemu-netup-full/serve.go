@@ -9,6 +9,7 @@ import (
 	"vmnet/internal/access/policy"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // serve makes the tap of one `vmnet attach` by a user who may not: a form for that program alone.
@@ -33,7 +34,7 @@ func (a *app) serve(args []string) error {
 			return err
 		}
 		asked := false
-		err = m.Serve(context.Background(), sock, func(s tapmgr.Spec) error {
+		err = m.Serve(context.Background(), sock, func(s nic.Spec) error {
 			if asked {
 				return g.Still()
 			}
@@ -48,7 +49,7 @@ func (a *app) serve(args []string) error {
 }
 
 // request is what the policy is asked about a NIC.
-func request(s tapmgr.Spec) policy.Request {
+func request(s nic.Spec) policy.Request {
 	r := policy.Request{Guest: s.VM, Bridge: s.Bridge, Port: s.Port, MAC: s.MAC, Queues: s.Queues}
 	if l := s.Lower; l != nil {
 		r.Lower, r.Kind, r.Addrs = l.Device, l.Kind, l.Addrs

@@ -10,14 +10,14 @@ import (
 	"vmnet/bridge"
 	"vmnet/internal/libvirthook/declared"
 	"vmnet/macvtap"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // attach gives a guest a NIC, and wants nothing to be said of it.
-func (h *host) attach(spec tapmgr.Spec) tapmgr.NIC {
+func (h *host) attach(spec nic.Spec) nic.NIC {
 	h.Helper()
-	h.Libvirt, h.Declarations = h.virt.URI(), declared.Editor()
-	spec.Vhost = tapmgr.VhostOff
+	h.Libvirt = h.virt.URI()
+	spec.Vhost = nic.VhostOff
 	ctx, cancel := testContext()
 	defer cancel()
 	res, err := h.Attach(ctx, spec)
@@ -31,8 +31,8 @@ func testContext() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), patience)
 }
 
-func onBr0(guest, nic string) tapmgr.Spec {
-	return tapmgr.Spec{Target: tapmgr.Target{VM: guest}, NIC: nic, Bridge: "br0"}
+func onBr0(guest, nicID string) nic.Spec {
+	return nic.Spec{Target: nic.Target{VM: guest}, NIC: nicID, Bridge: "br0"}
 }
 
 var (
@@ -80,14 +80,14 @@ func TestLiveClone(t *testing.T) {
 	h.virt.Virsh("start", "clone")
 	h.virt.Virsh("start", "web")
 	for guest, mac := range map[string]func(nic string, n int) string{
-		"web":   func(nic string, _ int) string { return tapmgr.DefaultMAC("web", nic).String() },
+		"web":   func(nicID string, _ int) string { return nic.DefaultMAC("web", nicID).String() },
 		"clone": func(_ string, n int) string { return guestMAC(n).String() },
 	} {
-		for i, spec := range []tapmgr.Spec{first, second} {
+		for i, spec := range []nic.Spec{first, second} {
 			got := h.nics(guest)[spec.NIC]
-			want := tapmgr.NIC{
+			want := nic.NIC{
 				VM: guest, ID: spec.NIC, Interface: got.Interface, Type: "tap", Source: "br0", Port: spec.Port.String(), MAC: mac(spec.NIC, 0x41+i), PID: h.virt.QEMU(guest),
-				Model: "virtio-net-pci", Queues: 2, MTU: 1400, Vhost: "off", State: "forwarding", Via: tapmgr.ViaLibvirt,
+				Model: "virtio-net-pci", Queues: 2, MTU: 1400, Vhost: "off", State: "forwarding", Via: nic.ViaLibvirt,
 			}
 			if i == 1 {
 				want.Model, want.Queues, want.MTU = "e1000", 1, 1500
@@ -135,12 +135,12 @@ func TestLiveCloneByName(t *testing.T) {
 	h.define("web", "", "")
 	h.virt.Virsh("start", "web")
 	spec := onBr0("web", "net0")
-	spec.Bridge, spec.Persistent, spec.Lower = "", true, &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth1"}
+	spec.Bridge, spec.Persistent, spec.Lower = "", true, &nic.Lower{Kind: macvtap.Macvtap, Device: "eth1"}
 	h.attach(spec)
 	h.virt.Virsh("destroy", "web")
 	h.nothingLeft()
 	h.virt.Virsh("start", "web")
-	if n := h.nics("web")["net0"]; n.State != tapmgr.Up || n.Type != "macvtap" {
+	if n := h.nics("web")["net0"]; n.State != nic.Up || n.Type != "macvtap" {
 		t.Errorf("%+v", n)
 	}
 	h.virt.Virsh("destroy", "web")
@@ -149,7 +149,7 @@ func TestLiveCloneByName(t *testing.T) {
 	h.virt.Define(strings.Replace(h.virt.Virsh("dumpxml", "--inactive", "clone"), "<target managed='no'/>", "<target dev='clone-net0' managed='no'/>", 1))
 	h.virt.Virsh("start", "clone")
 	h.virt.Virsh("start", "web")
-	if n := h.nics("clone")["net0"]; n.State != tapmgr.Up || n.MAC != guestMAC(0x41).String() {
+	if n := h.nics("clone")["net0"]; n.State != nic.Up || n.MAC != guestMAC(0x41).String() {
 		t.Errorf("%+v", n)
 	}
 	h.define("old", metadata(`<vmnet:nic id="net0" mac="`+guestMAC(9).String()+`" bridge="br0"/>`), handed("old-net0", "net0", 9, ""))
@@ -178,10 +178,10 @@ func TestLiveSaveAttached(t *testing.T) {
 	h.virt.Virsh("start", "web")
 	isolated, macvtapped, stored := onBr0("web", "net0"), onBr0("web", "net1"), onBr0("web", "net2")
 	isolated.Port, isolated.Queues = bridge.PortConfig{Isolated: true}, 2
-	macvtapped.Bridge, macvtapped.Lower = "", &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth1", Mode: "private"}
+	macvtapped.Bridge, macvtapped.Lower = "", &nic.Lower{Kind: macvtap.Macvtap, Device: "eth1", Mode: "private"}
 	stored.Persistent = true
-	before := map[string]tapmgr.NIC{}
-	for _, spec := range []tapmgr.Spec{isolated, macvtapped, stored} {
+	before := map[string]nic.NIC{}
+	for _, spec := range []nic.Spec{isolated, macvtapped, stored} {
 		before[spec.NIC] = h.attach(spec)
 	}
 	image := h.dir() + "/image"

@@ -12,12 +12,12 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-
 	"vmnet/internal/libvirthook/hookfile"
 	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
 	"vmnet/libvirt/libvirttest"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // patience is how long things may take that need no time on an idle machine.
@@ -172,13 +172,13 @@ func (h *host) nothingLeft() {
 }
 
 // nics are the guest's, by their ids.
-func (h *host) nics(guest string) map[string]tapmgr.NIC {
+func (h *host) nics(guest string) map[string]nic.NIC {
 	h.Helper()
 	all, err := h.List(h.Context(), guest)
 	if err != nil {
 		h.Fatal(err)
 	}
-	nics := map[string]tapmgr.NIC{}
+	nics := map[string]nic.NIC{}
 	for _, n := range all {
 		nics[n.ID] = n
 	}
@@ -186,9 +186,9 @@ func (h *host) nics(guest string) map[string]tapmgr.NIC {
 }
 
 // hasNIC wants the guest to have exactly that NIC; the kernel takes a while for states.
-func (h *host) hasNIC(want tapmgr.NIC) {
+func (h *host) hasNIC(want nic.NIC) {
 	h.Helper()
-	var got tapmgr.NIC
+	var got nic.NIC
 	defer func() {
 		if got != want {
 			h.Logf("%+v, want\n%+v", got, want)

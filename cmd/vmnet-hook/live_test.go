@@ -12,7 +12,7 @@ import (
 	"testing"
 
 	"vmnet/internal/nstest"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // TestLiveStart: devices are there when libvirt opens them, are plugged, and are gone with the guest.
@@ -29,10 +29,10 @@ func TestLiveStart(t *testing.T) {
 	for range 2 {
 		h.virt.Virsh("start", "web")
 		pid := h.virt.QEMU("web")
-		newNIC := func(id, device string, n int) tapmgr.NIC {
-			return tapmgr.NIC{
+		newNIC := func(id, device string, n int) nic.NIC {
+			return nic.NIC{
 				VM: "web", ID: id, Interface: device, Type: "tap", Source: "br0", Model: "virtio-net-pci", MAC: guestMAC(n).String(), Queues: 1,
-				Vhost: "off", State: "forwarding", MTU: 1500, PID: pid, Via: tapmgr.ViaLibvirt,
+				Vhost: "off", State: "forwarding", MTU: 1500, PID: pid, Via: nic.ViaLibvirt,
 			}
 		}
 		isolated, flood, bridged, passthru := newNIC("net0", "web-0", 1), newNIC("net1", "web-1", 2), newNIC("net2", "web-2", 3), newNIC("net3", "web-3", 4)
@@ -40,7 +40,7 @@ func TestLiveStart(t *testing.T) {
 		flood.Port, flood.Queues = "noflood", 2
 		bridged.Type, bridged.Source, bridged.Mode, bridged.State = "macvtap", "eth1", "bridge", "up"
 		passthru.Type, passthru.Source, passthru.Mode, passthru.State = "macvtap", "eth2", "passthru", "up"
-		for _, want := range []tapmgr.NIC{isolated, flood, bridged, passthru} {
+		for _, want := range []nic.NIC{isolated, flood, bridged, passthru} {
 			h.hasNIC(want)
 		}
 		if !h.isolated("web-0") || h.isolated("web-1") {
@@ -315,7 +315,7 @@ exec 3<&0; $HOOK "$@" <&3 & sleep `+after+`; kill -9 $! && touch $DIR/killed; wa
 			kills++
 		}
 		for _, n := range h.nics("web") {
-			if n.State != tapmgr.LeftOver || n.Type != "macvtap" {
+			if n.State != nic.LeftOver || n.Type != "macvtap" {
 				t.Errorf("left: %+v", n)
 			}
 		}

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // TestLiveMigrate moves a guest to another libvirtd in another network namespace and back.
@@ -28,8 +28,8 @@ func TestLiveMigrate(t *testing.T) {
 		socket := filepath.Join(to.dir(), "migrate")
 		from.virt.Virsh("migrate", "--live", "--persistent", "--undefinesource", "web", to.virt.URI(), "--migrateuri", "unix://"+socket, "--timeout", "60")
 		from.nothingLeft()
-		nic := to.nics("web")["net0"]
-		if nic.State != "forwarding" || nic.Port != "isolated" || nic.PID != to.virt.QEMU("web") || to.nics("web")["net1"].State != tapmgr.Up {
+		found := to.nics("web")["net0"]
+		if found.State != "forwarding" || found.Port != "isolated" || found.PID != to.virt.QEMU("web") || to.nics("web")["net1"].State != nic.Up {
 			t.Errorf("it has %+v", to.nics("web"))
 		}
 		for _, l := range to.links() {

@@ -7,15 +7,15 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-
 	"vmnet/internal/cli/nicflags"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // attachOptions are the flags of attach.
 type attachOptions struct {
-	spec    tapmgr.Spec
+	spec    nic.Spec
 	steps   stepFlags
 	wait    bool
 	timeout time.Duration
@@ -79,7 +79,7 @@ the NIC, cannot migrate the guest with it, and marks the domain as tainted.`,
 		Args: noArgs("vm", "bridge"),
 	}
 	f := cmd.Flags()
-	var target tapmgr.Target
+	var target nic.Target
 	targetFlags(cmd, &target)
 	nic := nicflags.AddNIC(f)
 	nic.AddSwitch(f)
@@ -116,7 +116,7 @@ func (a *app) completeNIC(cmd *cobra.Command) {
 	complete(cmd, "ipvtap", a.interfaceNames)
 	for flag, words := range map[string][]string{
 		"mode":      append(macvtap.Modes(macvtap.Macvtap), macvtap.Modes(macvtap.IPVtap)...),
-		"rx-filter": {tapmgr.RxAllMulti, tapmgr.RxMirror, tapmgr.RxNone},
+		"rx-filter": {nic.RxAllMulti, nic.RxMirror, nic.RxNone},
 		"queues":    nicflags.Queues,
 		"vhost":     nicflags.Vhosts,
 		"model":     {"virtio-net-pci", "e1000", "e1000e", "rtl8139", "vmxnet3"},
@@ -175,13 +175,13 @@ func (a *app) waitForwarding(ctx context.Context, m *tapmgr.Manager, res *tapmgr
 	return nil
 }
 
-const forwarding tapmgr.State = "forwarding"
+const forwarding nic.State = "forwarding"
 
 func (a *app) printAttached(res tapmgr.Result, json bool) error {
 	n := res.NIC
 	if json {
 		return a.printJSON(struct {
-			tapmgr.NIC
+			nic.NIC
 			Changed     bool                `json:"changed"`
 			ForwardIn   float64             `json:"forwards_in_seconds,omitempty"`
 			Differences []tapmgr.Difference `json:"differences,omitempty"`

@@ -11,12 +11,12 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-
 	"vmnet/bridge"
 	"vmnet/internal/netns"
 	"vmnet/internal/rtnl"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // Completion never fails: what cannot be read is not offered.
@@ -80,8 +80,8 @@ func netnsNames(*cobra.Command, []string, string) ([]cobra.Completion, cobra.She
 }
 
 // nics lists the NICs that are there, of one guest where vm is not empty.
-func (a *app) nics(ctx context.Context, vm string) []tapmgr.NIC {
-	var nics []tapmgr.NIC
+func (a *app) nics(ctx context.Context, vm string) []nic.NIC {
+	var nics []nic.NIC
 	_ = a.withManager(func(m *tapmgr.Manager) (err error) {
 		nics, err = m.List(ctx, vm)
 		return err

@@ -6,8 +6,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 func (a *app) detachCommand() *cobra.Command {
@@ -54,7 +54,7 @@ type detached struct {
 }
 
 func (a *app) detach(ctx context.Context, spec tapmgr.DetachSpec, steps *stepFlags) error {
-	if err := cmp.Or(tapmgr.ValidVM(spec.VM), tapmgr.ValidNIC(spec.NIC)); err != nil {
+	if err := cmp.Or(nic.ValidVM(spec.VM), nic.ValidNIC(spec.NIC)); err != nil {
 		return usagef("%w", err)
 	}
 	return a.withManager(func(m *tapmgr.Manager) error {

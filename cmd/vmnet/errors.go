@@ -6,9 +6,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-
 	"vmnet/bridge"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 const (
@@ -48,7 +47,7 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 		return exitUsage
 	case errors.Is(err, syscall.EPIPE) && errors.Is(err, errOutput):
 		return exitFailure // nobody is left to read why
-	case !a.started || errors.Is(err, errUsage) || errors.Is(err, tapmgr.ErrInvalid) || errors.Is(err, bridge.ErrInvalid):
+	case !a.started || errors.Is(err, errUsage) || errors.Is(err, nic.ErrInvalid) || errors.Is(err, bridge.ErrInvalid):
 		return a.fail(err, exitUsage, cmd.CommandPath()+" --help")
 	}
 	return a.fail(err, exitFailure, "")

@@ -8,10 +8,9 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-
 	"vmnet/bridge"
 	"vmnet/internal/cli/nicflags"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // portFlags are the settings of the bridge port that a NIC gets.
@@ -55,7 +54,7 @@ func durationFlag(fs *pflag.FlagSet, p *time.Duration, name string, def, least t
 }
 
 // targetFlags name the guest of a verb that changes it.
-func targetFlags(cmd *cobra.Command, t *tapmgr.Target) {
+func targetFlags(cmd *cobra.Command, t *nic.Target) {
 	f := cmd.Flags()
 	f.StringVar(&t.VM, "vm", "", "the guest's `NAME`, as in QEMU's -name guest=NAME")
 	f.StringVar(&t.QMP, "qmp", "", "`PATH` of the socket of the guest's QMP monitor (default: the one that QEMU listens on)")

@@ -10,9 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-
 	"vmnet/internal/cli/nicflags"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // everyCommand calls f with root and all that is under it.
@@ -77,12 +76,12 @@ func TestFill(t *testing.T) {
 
 // TestListFits: a list drops what there is no room for, and wide is all of it.
 func TestListFits(t *testing.T) {
-	nics := []tapmgr.NIC{
-		{VM: "web", ID: "net0", Interface: "web-net0", Type: "tap", Source: "br0", Port: "vlan:10;isolated", Model: "virtio-net-pci", MAC: "52:54:00:00:00:01", Queues: 1, Vhost: "off", State: forwarding, Via: tapmgr.ViaLibvirt},
-		{VM: "ubuntu-22.04-server", ID: "net0", Interface: "ubuntu-2-ab34ef", Type: "macvtap", Source: "enp129s0f0np0", Mode: "bridge", Model: "virtio-net-pci", MAC: "52:54:00:00:00:02", Queues: 4, Vhost: "on", State: tapmgr.OtherBridge, Foreign: true},
+	nics := []nic.NIC{
+		{VM: "web", ID: "net0", Interface: "web-net0", Type: "tap", Source: "br0", Port: "vlan:10;isolated", Model: "virtio-net-pci", MAC: "52:54:00:00:00:01", Queues: 1, Vhost: "off", State: forwarding, Via: nic.ViaLibvirt},
+		{VM: "ubuntu-22.04-server", ID: "net0", Interface: "ubuntu-2-ab34ef", Type: "macvtap", Source: "enp129s0f0np0", Mode: "bridge", Model: "virtio-net-pci", MAC: "52:54:00:00:00:02", Queues: 4, Vhost: "on", State: nic.OtherBridge, Foreign: true},
 	}
 	for _, test := range []struct {
-		nics   []tapmgr.NIC
+		nics   []nic.NIC
 		wide   bool
 		header string
 		fits   bool

@@ -7,8 +7,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 func (a *app) listCommand() *cobra.Command {
@@ -61,7 +61,7 @@ no process is seen to hold is hidden: its files are where none has them open.`,
 }
 
 // sourceText is where a NIC leads to, and how.
-func sourceText(n tapmgr.NIC) string {
+func sourceText(n nic.NIC) string {
 	how := n.Mode + nicSettings(n)
 	if n.Switch {
 		how = strings.TrimSuffix("switch;"+how, ";")
@@ -73,15 +73,15 @@ func sourceText(n tapmgr.NIC) string {
 }
 
 // nicSettings is how the port is set, where that is not as by default.
-func nicSettings(n tapmgr.NIC) string { return strings.Trim(n.Port+";"+n.Limits, ";") }
+func nicSettings(n nic.NIC) string { return strings.Trim(n.Port+";"+n.Limits, ";") }
 
 // printList prints what fits the terminal of what there is to say, or all of it.
-func (a *app) printList(nics []tapmgr.NIC, wide bool) error {
+func (a *app) printList(nics []nic.NIC, wide bool) error {
 	rows := listRows(nics, sourceText)
 	if screen := terminalWidth(a.out); !wide && tableWidth(rows) > screen {
 		first := []string{"MODEL", "VHOST", "QUEUES"}
 		if rows = fitted(rows, screen, first...); tableWidth(rows) > screen {
-			rows = without(listRows(nics, func(n tapmgr.NIC) string { return n.Source }), first...)
+			rows = without(listRows(nics, func(n nic.NIC) string { return n.Source }), first...)
 			rows = fitted(rows, screen, "TYPE", "OWNER", "MAC", "VIA")
 		}
 	}
@@ -89,38 +89,38 @@ func (a *app) printList(nics []tapmgr.NIC, wide bool) error {
 		if column != "STATE" {
 			return cell
 		}
-		return a.painted(stateColour(tapmgr.State(cell)), cell)
+		return a.painted(stateColour(nic.State(cell)), cell)
 	})
 }
 
 // listRows are all columns of a list, but for those that would be empty.
-func listRows(nics []tapmgr.NIC, source func(tapmgr.NIC) string) [][]string {
+func listRows(nics []nic.NIC, source func(nic.NIC) string) [][]string {
 	rows := [][]string{{"VM", "NIC", "INTERFACE", "TYPE", "SOURCE", "MODEL", "MAC", "QUEUES", "VHOST", "STATE", "OWNER", "VIA"}}
 	for _, n := range nics {
 		rows = append(rows, []string{n.VM, n.ID, n.Interface, n.Type, source(n), n.Model, n.MAC, queuesText(n), n.Vhost, string(n.State), ownerText(n.UID), viaText(n)})
 	}
-	if !slices.ContainsFunc(nics, func(n tapmgr.NIC) bool { return n.UID != 0 }) {
+	if !slices.ContainsFunc(nics, func(n nic.NIC) bool { return n.UID != 0 }) {
 		rows = without(rows, "OWNER")
 	}
-	if !slices.ContainsFunc(nics, func(n tapmgr.NIC) bool { return n.Via != "" || n.Foreign }) {
+	if !slices.ContainsFunc(nics, func(n nic.NIC) bool { return n.Via != "" || n.Foreign }) {
 		rows = without(rows, "VIA")
 	}
 	return rows
 }
 
 // stateColour is green for a NIC that has a network, yellow for one that will or may have, and red for others.
-func stateColour(s tapmgr.State) colour {
+func stateColour(s nic.State) colour {
 	switch s {
-	case forwarding, tapmgr.Up:
+	case forwarding, nic.Up:
 		return green
-	case tapmgr.Attaching, tapmgr.Starting, tapmgr.Detaching, tapmgr.Unknown, "listening", "learning":
+	case nic.Attaching, nic.Starting, nic.Detaching, nic.Unknown, "listening", "learning":
 		return yellow
 	}
 	return red
 }
 
 // printNames prints NICs as other verbs name them, a line each.
-func (a *app) printNames(nics []tapmgr.NIC) error {
+func (a *app) printNames(nics []nic.NIC) error {
 	for _, n := range nics {
 		name := n.VM + "/" + n.ID
 		if n.VM == "" {
@@ -134,7 +134,7 @@ func (a *app) printNames(nics []tapmgr.NIC) error {
 }
 
 // viaText is how a guest of libvirt's has got a NIC; foreign is libvirt's own doing.
-func viaText(n tapmgr.NIC) string {
+func viaText(n nic.NIC) string {
 	if n.Foreign {
 		return "foreign"
 	}
@@ -154,7 +154,7 @@ func ownerText(uid int) string {
 }
 
 // queuesText is empty for a host access, which has none that anybody opens.
-func queuesText(n tapmgr.NIC) string {
+func queuesText(n nic.NIC) string {
 	if n.Queues == 0 {
 		return ""
 	}

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/libvirthook/declared"
 	"vmnet/internal/netns"
 	"vmnet/internal/rtnl"
 	"vmnet/tapmgr"
@@ -18,7 +17,6 @@ func (a *app) withManager(f func(*tapmgr.Manager) error) error {
 		m.Progress = a.progress()
 		m.HelperPath = helperPath()
 		m.Libvirt = a.libvirt
-		m.Declarations = declared.Editor()
 		m.Switches = control.Running
 		m.Notice = a.note
 		return f(m)

@@ -9,8 +9,7 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
-
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 func TestVLANText(t *testing.T) {
@@ -48,7 +47,7 @@ func TestReport(t *testing.T) {
 		{"failure", true, syscall.EBUSY, 1, "vmnet: device or resource busy\n"},
 		{"joined", true, joined, 1, "vmnet: attach P2/net0: port: device or resource busy\nvmnet: also: undo tap: operation not permitted\n"},
 		{"before the verb", false, syscall.EINVAL, 2, "vmnet: invalid argument\nsee x --help\n"},
-		{"invalid", true, fmt.Errorf("MTU 1: %w", tapmgr.ErrInvalid), 2, "vmnet: MTU 1: " + tapmgr.ErrInvalid.Error() + "\nsee x --help\n"},
+		{"invalid", true, fmt.Errorf("MTU 1: %w", nic.ErrInvalid), 2, "vmnet: MTU 1: " + nic.ErrInvalid.Error() + "\nsee x --help\n"},
 		{"usage", true, usagef("no"), 2, "vmnet: no\nsee x --help\n"},
 		{"reader gone", true, outputError(syscall.EPIPE), 1, ""},
 		{"monitor gone", true, syscall.EPIPE, 1, "vmnet: broken pipe\n"},
@@ -85,7 +84,7 @@ func TestVersionText(t *testing.T) {
 
 // TestListOwner: the column is there only where somebody has it.
 func TestListOwner(t *testing.T) {
-	nics := []tapmgr.NIC{{VM: "P2", ID: "net0"}, {VM: "P3", ID: "net0"}}
+	nics := []nic.NIC{{VM: "P2", ID: "net0"}, {VM: "P3", ID: "net0"}}
 	for uid, want := range map[int][]string{
 		0:         {"STATE", "-", "-"},
 		3_999_999: {"OWNER", "-", "3999999"}, // nobody's

@@ -8,10 +8,10 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-
 	"vmnet/bridge"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 func (a *app) showCommand() *cobra.Command {
@@ -34,7 +34,7 @@ addresses learned behind it, its counters, and what the guest says of it.`,
 }
 
 func (a *app) show(ctx context.Context, vm string, json bool) error {
-	if err := tapmgr.ValidVM(vm); err != nil {
+	if err := nic.ValidVM(vm); err != nil {
 		return usagef("%w", err)
 	}
 	return a.withManager(func(m *tapmgr.Manager) error {
@@ -101,7 +101,7 @@ func detailFields(d tapmgr.Detail) []field {
 
 // interfaceField is the device, or the port that stands for it.
 func interfaceField(d tapmgr.Detail) field {
-	if d.Type == tapmgr.TypeSocket {
+	if d.Type == nic.TypeSocket {
 		return field{"port", d.Interface + " (socket)"}
 	}
 	return field{"interface", fmt.Sprintf("%s (%s, index %d)", d.Interface, d.Type, d.Index)}
@@ -132,11 +132,11 @@ func placeField(d tapmgr.Detail) field {
 	if d.Switch {
 		return field{"switch", switchText(d)}
 	}
-	if d.Type == tapmgr.TypeTap {
+	if d.Type == nic.TypeTap {
 		return field{"bridge", bridgeText(d)}
 	}
 	text := fmt.Sprintf("%s, mode %s, rx filter %s", d.Lower, d.Mode, d.RxFilter)
-	if d.RxFilter == tapmgr.RxMirror && !d.Mirrored {
+	if d.RxFilter == nic.RxMirror && !d.Mirrored {
 		text += " (all multicast until vmnet watch has asked the guest)"
 	}
 	if d.Netns != "" {
@@ -151,7 +151,7 @@ func counterFields(d tapmgr.Detail) []field {
 	c := d.Counters
 	rx := counterText(c.RxPackets, c.RxBytes, c.RxErrors, c.RxDropped)
 	tx := counterText(c.TxPackets, c.TxBytes, c.TxErrors, c.TxDropped)
-	if d.Type != tapmgr.TypeTap && !d.Switch {
+	if d.Type != nic.TypeTap && !d.Switch {
 		rx, tx = tx, rx
 	}
 	return []field{{"from guest", rx}, {"to guest", tx}, {"dropped by the switch", dropsText(d.Drops)}}
@@ -214,7 +214,7 @@ func learnedText(d tapmgr.Detail) string {
 		}
 		macs = append(macs, text)
 	}
-	if d.Type != tapmgr.TypeTap && !d.Switch {
+	if d.Type != nic.TypeTap && !d.Switch {
 		return "" // there is no bridge that could learn
 	}
 	return orNone(strings.Join(macs, ", "))

@@ -19,6 +19,7 @@ import (
 	"vmnet/internal/nstest"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // unitCapabilities are those that the systemd unit leaves vmnet watch, as setpriv(1) wants them.
@@ -81,9 +82,9 @@ func hasDeaf(t *testing.T, ns *netns.NS, name string, pid int) {
 	defer m.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	spec := tapmgr.Spec{
-		Target: tapmgr.Target{VM: name, PID: pid}, Vhost: tapmgr.VhostOff,
-		Lower: &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth0", RxFilter: tapmgr.RxMirror},
+	spec := nic.Spec{
+		Target: nic.Target{VM: name, PID: pid}, Vhost: nic.VhostOff,
+		Lower: &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0", RxFilter: nic.RxMirror},
 	}
 	if _, err := m.Attach(ctx, spec); err != nil {
 		t.Fatal(err)

@@ -15,7 +15,7 @@ import (
 	"vmnet/libvirt"
 	"vmnet/macvtap"
 	"vmnet/qmp"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 	"vmnet/testvm/agent"
 	"vmnet/testvm/traffic"
@@ -43,11 +43,11 @@ func (h *host) within(d time.Duration) context.Context {
 	return ctx
 }
 
-func mirrored(t tapmgr.Target) tapmgr.Spec {
-	return tapmgr.Spec{Target: t, NIC: "net0", Vhost: tapmgr.VhostOff, Lower: &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth0", RxFilter: tapmgr.RxMirror}}
+func mirrored(t nic.Target) nic.Spec {
+	return nic.Spec{Target: t, NIC: "net0", Vhost: nic.VhostOff, Lower: &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0", RxFilter: nic.RxMirror}}
 }
 
-func (h *host) attachMirrored(spec tapmgr.Spec) (mac string) {
+func (h *host) attachMirrored(spec nic.Spec) (mac string) {
 	h.Helper()
 	res, err := h.m.Attach(h.within(patience), spec)
 	if err != nil {
@@ -107,7 +107,7 @@ func TestLiveMirrorOfAGuestWithAMonitorOfItsOwn(t *testing.T) {
 	name = strings.NewReplacer("/", "-").Replace(name)
 	vm := testvm.StartT(t, testvm.Config{Name: name})
 	stop := h.watch(nil)
-	mac := h.attachMirrored(mirrored(tapmgr.Target{VM: name}))
+	mac := h.attachMirrored(mirrored(nic.Target{VM: name}))
 	h.exercise(far, name, mac, vm.Guest, "fd00:8::2", "fd00:8::7:7")
 	r, _ := h.reported("takes in multicast to", "")
 	if r.Guest != name || r.NIC != "net0" || r.Err != nil {
@@ -149,7 +149,7 @@ func linkOf(h *host, g *agent.Guest, mac string) string {
 func TestLiveMirrorOfLibvirtsGuests(t *testing.T) {
 	m := newMachine(t)
 	far := m.wire()
-	for i, via := range []tapmgr.Via{tapmgr.ViaLibvirt, tapmgr.ViaMonitor} {
+	for i, via := range []nic.Via{nic.ViaLibvirt, nic.ViaMonitor} {
 		t.Run(string(via), func(t *testing.T) {
 			h := &host{TB: t, ns: m.ns, nl: m.nl, m: m.m}
 			h.m.Libvirt = m.daemon.URI()
@@ -162,7 +162,7 @@ func TestLiveMirrorOfLibvirtsGuests(t *testing.T) {
 					return libvirt.Dialer{Path: m.daemon.Socket()}.Dial(ctx)
 				}
 			})
-			spec := mirrored(tapmgr.Target{VM: g.Name})
+			spec := mirrored(nic.Target{VM: g.Name})
 			spec.Via = via
 			mac := h.attachMirrored(spec)
 			h.exercise(far, g.Name, mac, g.Guest, fmt.Sprintf("fd00:8::%d:2", i+1), fmt.Sprintf("fd00:8::%d:7", i+1))
@@ -203,7 +203,7 @@ func TestLiveMirrorAsksNoOtherGuest(t *testing.T) {
 		_ = own.Process.Kill()
 		_ = own.Wait()
 	}()
-	target := tapmgr.Target{VM: "victim", PID: own.Process.Pid, QMP: dir + "/own"}
+	target := nic.Target{VM: "victim", PID: own.Process.Pid, QMP: dir + "/own"}
 	nstest.Eventually(t, patience, "QEMU has its monitor", func() bool {
 		_, err := os.Stat(dir + "/own")
 		return err == nil

@@ -7,9 +7,8 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
-
 	"vmnet/macvtap"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // lower are the flags of a NIC that sits on a network card without a bridge.
@@ -31,15 +30,15 @@ func (o *lower) add(f *pflag.FlagSet) {
 	f.BoolVar(&o.noPromisc, "nopromisc", false, "mode passthru: do not make the lower promiscuous")
 	f.StringArrayVar(&o.addrs, "ip", nil, "ipvtap: an `ADDR` of the guest, by which the kernel delivers; with or without /BITS (repeatable)")
 	f.StringVar(&o.flag, "flag", "", "ipvtap: bridge, private or vepa (default bridge)")
-	Choice(f, &o.rxFilter, "rx-filter", "", "macvtap and ipvtap: allmulti takes in all multicast, without which IPv6 and mDNS do not find the guest; mirror only what the guest has asked for, by vmnet watch; none only what is for its address", tapmgr.RxAllMulti, tapmgr.RxMirror, tapmgr.RxNone)
+	Choice(f, &o.rxFilter, "rx-filter", "", "macvtap and ipvtap: allmulti takes in all multicast, without which IPv6 and mDNS do not find the guest; mirror only what the guest has asked for, by vmnet watch; none only what is for its address", nic.RxAllMulti, nic.RxMirror, nic.RxNone)
 }
 
 // spec is what the flags ask for; nil for a NIC on a bridge.
-func (o *lower) spec(bridge, sw string) (*tapmgr.Lower, error) {
+func (o *lower) spec(bridge, sw string) (*nic.Lower, error) {
 	if err := o.oneOf(bridge, sw); err != nil {
 		return nil, err
 	}
-	l := &tapmgr.Lower{Kind: macvtap.Macvtap, Device: o.macvtap, Mode: o.mode, NoPromisc: o.noPromisc, Flag: o.flag, RxFilter: o.rxFilter}
+	l := &nic.Lower{Kind: macvtap.Macvtap, Device: o.macvtap, Mode: o.mode, NoPromisc: o.noPromisc, Flag: o.flag, RxFilter: o.rxFilter}
 	if o.ipvtap != "" {
 		l.Kind, l.Device = macvtap.IPVtap, o.ipvtap
 	}

@@ -7,21 +7,20 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
-
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // NIC are the flags of one NIC.
 type NIC struct {
-	spec  tapmgr.Spec
+	spec  nic.Spec
 	vhost string
 	lower lower
-	sw    tapmgr.Switch
+	sw    nic.Switch
 }
 
 // AddNIC adds them to fs.
 func AddNIC(fs *pflag.FlagSet) *NIC {
-	n := &NIC{vhost: string(tapmgr.VhostAuto)}
+	n := &NIC{vhost: string(nic.VhostAuto)}
 	fs.StringVar(&n.spec.Bridge, "bridge", "", "the `BRIDGE` that the NIC is put on")
 	n.lower.add(fs)
 	AddPort(fs, &n.spec.Port)
@@ -37,14 +36,14 @@ func AddNIC(fs *pflag.FlagSet) *NIC {
 
 // Vhosts and Queues are what the flags --vhost and --queues take, for completion.
 var (
-	Vhosts = []string{string(tapmgr.VhostAuto), string(tapmgr.VhostOn), string(tapmgr.VhostOff)}
+	Vhosts = []string{string(nic.VhostAuto), string(nic.VhostOn), string(nic.VhostOff)}
 	Queues = []string{"auto", "1", "2", "4", "8"}
 )
 
 // Spec is what the flags ask for, but for the guest. Its error is a case of wrong usage.
-func (n *NIC) Spec() (s tapmgr.Spec, err error) {
+func (n *NIC) Spec() (s nic.Spec, err error) {
 	s = n.spec
-	s.Vhost = tapmgr.Vhost(n.vhost)
+	s.Vhost = nic.Vhost(n.vhost)
 	if s.Switch, err = n.onSwitch(); err != nil {
 		return s, err
 	}
@@ -63,16 +62,16 @@ func AddMAC(fs *pflag.FlagSet, p *net.HardwareAddr, usage string) {
 func addQueues(fs *pflag.FlagSet, p *int) {
 	fs.Var(Value("N|auto", "1", func(s string) error {
 		if s == "auto" {
-			*p = tapmgr.QueuesAuto
+			*p = nic.QueuesAuto
 			return nil
 		}
 		n, err := strconv.Atoi(s)
-		if err != nil || n < 1 || n > tapmgr.MaxQueues {
-			return fmt.Errorf("want 1 to %d, or auto", tapmgr.MaxQueues)
+		if err != nil || n < 1 || n > nic.MaxQueues {
+			return fmt.Errorf("want 1 to %d, or auto", nic.MaxQueues)
 		}
 		*p = n
 		return nil
-	}), "queues", fmt.Sprintf("queue pairs, 1 to %d; auto is the number of vCPUs, at most %d", tapmgr.MaxQueues, tapmgr.MaxAutoQueues))
+	}), "queues", fmt.Sprintf("queue pairs, 1 to %d; auto is the number of vCPUs, at most %d", nic.MaxQueues, nic.MaxAutoQueues))
 }
 
 func addOptions(fs *pflag.FlagSet, p *map[string]string) {

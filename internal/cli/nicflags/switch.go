@@ -7,23 +7,22 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
-
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // AddSwitch adds the flags of a NIC that is a port of a userspace switch.
 func (n *NIC) AddSwitch(fs *pflag.FlagSet) {
 	fs.StringVar(&n.sw.Name, "switch", "", "the userspace `SWITCH` that the NIC is a port of (vmnet switch run), by its name or its control socket's path with a slash, instead of --bridge")
 	fs.BoolVar(&n.sw.LockMAC, "lock-mac", false, "on a switch: drop frames from the guest with another source than the NIC's own address")
-	limit(fs, &n.sw.Storm, "storm", strconv.Itoa(tapmgr.DefaultStorm), "on a switch: how many broadcasts, multicast frames and frames to unknown addresses the guest may have flooded, each in a second")
-	limit(fs, &n.sw.MaxAddresses, "max-addresses", strconv.Itoa(tapmgr.DefaultMaxAddresses), "on a switch: how many addresses are learned behind the port; those beyond are reached by flooding")
+	limit(fs, &n.sw.Storm, "storm", strconv.Itoa(nic.DefaultStorm), "on a switch: how many broadcasts, multicast frames and frames to unknown addresses the guest may have flooded, each in a second")
+	limit(fs, &n.sw.MaxAddresses, "max-addresses", strconv.Itoa(nic.DefaultMaxAddresses), "on a switch: how many addresses are learned behind the port; those beyond are reached by flooding")
 }
 
 // limit is a number of at least 1, or off.
 func limit(fs *pflag.FlagSet, p *int, name, def, usage string) {
 	fs.Var(Value("N|off", def, func(s string) error {
 		if s == "off" {
-			*p = tapmgr.NoLimit
+			*p = nic.NoLimit
 			return nil
 		}
 		n, err := strconv.Atoi(s)
@@ -37,8 +36,8 @@ func limit(fs *pflag.FlagSet, p *int, name, def, usage string) {
 
 // Ways are the words of --via: how a guest of libvirt's gets a NIC, and what is between QEMU and a switch.
 var (
-	LibvirtWays = []string{string(tapmgr.ViaLibvirt), string(tapmgr.ViaMonitor)}
-	SwitchWays  = []string{string(tapmgr.ByAuto), string(tapmgr.BySocket), string(tapmgr.ByTap)}
+	LibvirtWays = []string{string(nic.ViaLibvirt), string(nic.ViaMonitor)}
+	SwitchWays  = []string{string(nic.ByAuto), string(nic.BySocket), string(nic.ByTap)}
 )
 
 // AddVia adds --via, which takes a word of each kind; without libvirt, those of a switch alone.
@@ -67,9 +66,9 @@ func (n *NIC) via(word string, libvirt bool) error {
 	case !slices.Contains(words, word):
 		return fmt.Errorf("want %s", strings.Join(words, " or "))
 	case slices.Contains(SwitchWays, word) && n.sw.By == "":
-		n.sw.By = tapmgr.By(word)
+		n.sw.By = nic.By(word)
 	case slices.Contains(LibvirtWays, word) && n.spec.Via == "":
-		n.spec.Via = tapmgr.Via(word)
+		n.spec.Via = nic.Via(word)
 	default:
 		return fmt.Errorf("%s, and another word of its kind (%s; %s)", word, strings.Join(LibvirtWays, " or "), strings.Join(SwitchWays, " or "))
 	}
@@ -77,14 +76,14 @@ func (n *NIC) via(word string, libvirt bool) error {
 }
 
 // onSwitch is the switch that the flags name; nil for none.
-func (n *NIC) onSwitch() (*tapmgr.Switch, error) {
+func (n *NIC) onSwitch() (*nic.Switch, error) {
 	sw := n.sw
 	switch {
 	case sw.Name != "":
 		return &sw, nil
 	case sw.By != "":
 		return nil, fmt.Errorf("--via %s goes with --switch", sw.By)
-	case sw != (tapmgr.Switch{}):
+	case sw != (nic.Switch{}):
 		return nil, fmt.Errorf("--lock-mac, --storm and --max-addresses go with --switch")
 	}
 	return nil, nil

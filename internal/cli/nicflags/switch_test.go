@@ -5,17 +5,16 @@ import (
 	"testing"
 
 	"github.com/spf13/pflag"
-
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
-func parse(args string) (tapmgr.Spec, error) {
+func parse(args string) (nic.Spec, error) {
 	fs := pflag.NewFlagSet("x", pflag.ContinueOnError)
 	n := AddNIC(fs)
 	n.AddSwitch(fs)
 	n.AddVia(fs, true)
 	if err := fs.Parse(strings.Fields(args)); err != nil {
-		return tapmgr.Spec{}, err
+		return nic.Spec{}, err
 	}
 	return n.Spec()
 }
@@ -25,11 +24,11 @@ func TestSwitchFlags(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := tapmgr.Switch{Name: "sw0", By: tapmgr.BySocket, LockMAC: true, Storm: tapmgr.NoLimit, MaxAddresses: 7}
-	if s.Switch == nil || *s.Switch != want || s.Via != tapmgr.ViaMonitor || s.Port.VLAN != 10 {
+	want := nic.Switch{Name: "sw0", By: nic.BySocket, LockMAC: true, Storm: nic.NoLimit, MaxAddresses: 7}
+	if s.Switch == nil || *s.Switch != want || s.Via != nic.ViaMonitor || s.Port.VLAN != 10 {
 		t.Errorf("%+v, %+v", s, s.Switch)
 	}
-	if s, err := parse("--bridge br0 --via monitor"); err != nil || s.Switch != nil || s.Via != tapmgr.ViaMonitor {
+	if s, err := parse("--bridge br0 --via monitor"); err != nil || s.Switch != nil || s.Via != nic.ViaMonitor {
 		t.Errorf("%+v, %v", s, err)
 	}
 }

@@ -11,10 +11,9 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
-
 	"vmnet/internal/cli/nicflags"
 	"vmnet/macvtap"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // maxNICs bounds an element. PCI has room for less.
@@ -162,7 +161,7 @@ func (a attributes) nic() (NIC, error) {
 	}
 	n.Port = n.Spec.Port
 	if !n.Made {
-		n.Spec = tapmgr.Spec{}
+		n.Spec = nic.Spec{}
 	}
 	return n, n.Port.Validate()
 }
@@ -199,7 +198,7 @@ func (n *NIC) take(fs *pflag.FlagSet, x attribute) (err error) {
 	switch x.name {
 	case "id":
 		n.ID = x.value
-		return tapmgr.ValidNIC(x.value)
+		return nic.ValidNIC(x.value)
 	case "mac":
 		if n.MAC, err = net.ParseMAC(x.value); err == nil && len(n.MAC) != 6 {
 			err = errors.New("want 6 bytes")

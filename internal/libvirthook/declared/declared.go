@@ -23,7 +23,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/libvirt/domainxml"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 const (
@@ -39,7 +39,7 @@ type NIC struct {
 	MAC       net.HardwareAddr    // of the guest's side; nil where the XML has none yet, which libvirt then makes up
 	Interface domainxml.Interface // to which it belongs; zero where it is Absent
 	Made      bool                // vmnet makes the device, or puts it in its place
-	Spec      tapmgr.Spec         // of such a device
+	Spec      nic.Spec            // of such a device
 	Port      bridge.PortConfig   // settings of the bridge port
 }
 
@@ -193,7 +193,7 @@ func (n NIC) onTapOfLibvirt() error {
 // handedOver checks an interface whose place vmnet decides.
 func (n NIC) handedOver(guest string) error {
 	x := n.Interface
-	device := func() string { name, _ := tapmgr.InterfaceName(guest, n.ID); return name }
+	device := func() string { name, _ := nic.InterfaceName(guest, n.ID); return name }
 	switch {
 	case x.Type != "ethernet":
 		return fmt.Errorf("vmnet decides its place: its interface must be <interface type='ethernet'>, not %q", x.Type)
@@ -212,12 +212,12 @@ func (n NIC) handedOver(guest string) error {
 // specify completes the Spec with what the interface says.
 func (n *NIC) specify(guest string) {
 	x, s := n.Interface, &n.Spec
-	s.VM, s.NIC, s.Device, s.Via = guest, n.ID, x.Target, tapmgr.ViaLibvirt
+	s.VM, s.NIC, s.Device, s.Via = guest, n.ID, x.Target, nic.ViaLibvirt
 	s.MAC, s.MTU, s.Queues = x.MAC, x.MTU, max(x.Queues, 1)
-	s.Model = tapmgr.ModelOf(x.Model)
-	s.Vhost = tapmgr.VhostAuto
+	s.Model = nic.ModelOf(x.Model)
+	s.Vhost = nic.VhostAuto
 	if x.Driver == "qemu" {
-		s.Vhost = tapmgr.VhostOff
+		s.Vhost = nic.VhostOff
 	}
 }
 

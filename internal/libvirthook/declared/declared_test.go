@@ -7,11 +7,10 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-
 	"vmnet/bridge"
 	"vmnet/libvirt/domainxml"
 	"vmnet/macvtap"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // interfaces are those of the domains here: three that are handed over, two that libvirt makes, and others.
@@ -52,10 +51,10 @@ func TestParse(t *testing.T) {
 		<v:nic mac="52:54:00:00:00:03" vlan="20"/>
 		<v:nic id="net3" no-learning="yes" no-flood="yes" forward="lldp,lacp"/>
 		<v:nic id="net9" macvtap="eth1" mode="passthru" nopromisc="yes"/>`))
-	spec := func(nic, device string, last byte) tapmgr.Spec {
-		return tapmgr.Spec{
-			Target: tapmgr.Target{VM: "web"}, NIC: nic, Device: device, MAC: mac(last), Queues: 1,
-			Vhost: tapmgr.VhostAuto, Via: tapmgr.ViaLibvirt, DeviceOptions: map[string]string{},
+	spec := func(nicID, device string, last byte) nic.Spec {
+		return nic.Spec{
+			Target: nic.Target{VM: "web"}, NIC: nicID, Device: device, MAC: mac(last), Queues: 1,
+			Vhost: nic.VhostAuto, Via: nic.ViaLibvirt, DeviceOptions: map[string]string{},
 		}
 	}
 	trunk := bridge.PortConfig{Trunk: []bridge.VLANRange{{First: 2, Last: 5}, {First: 7, Last: 7}}, Native: 1, Isolated: true}
@@ -63,10 +62,10 @@ func TestParse(t *testing.T) {
 	onBridge.Bridge, onBridge.Port, onBridge.Queues, onBridge.MTU, onBridge.Model = "br0", trunk, 4, 1400, "virtio-net-pci"
 	source := spec("net1", "web-1", 2)
 	source.Model = "e1000e"
-	source.Lower = &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth0", Mode: "source", RxFilter: "none", Sources: []net.HardwareAddr{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}}
+	source.Lower = &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0", Mode: "source", RxFilter: "none", Sources: []net.HardwareAddr{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}}
 	passthru := spec("net9", "web-9", 9)
-	passthru.Model, passthru.Vhost = "virtio-net-pci-transitional", tapmgr.VhostOff
-	passthru.Lower = &tapmgr.Lower{Kind: macvtap.Macvtap, Device: "eth1", Mode: "passthru", NoPromisc: true}
+	passthru.Model, passthru.Vhost = "virtio-net-pci-transitional", nic.VhostOff
+	passthru.Lower = &nic.Lower{Kind: macvtap.Macvtap, Device: "eth1", Mode: "passthru", NoPromisc: true}
 	want := []NIC{
 		{ID: "net0", MAC: mac(1), Interface: def.Interfaces[0], Made: true, Spec: onBridge, Port: trunk},
 		{ID: "net1", MAC: mac(2), Interface: def.Interfaces[1], Made: true, Spec: source},
@@ -184,7 +183,7 @@ func TestParseRefuses(t *testing.T) {
 	if _, err := Parse(definition(t, "web", attr)); err == nil || !strings.Contains(err.Error(), "nics has no attributes") {
 		t.Errorf("attribute of nics: %v", err)
 	}
-	long := strings.Repeat("g", tapmgr.MaxVMName+1)
+	long := strings.Repeat("g", nic.MaxVMName+1)
 	if _, err := Parse(definition(t, long, nics(`<v:nic id="net0" bridge="br0"/>`))); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("guest name of %d bytes", len(long))) {
 		t.Errorf("a long name: %v", err)
 	}
@@ -206,7 +205,7 @@ func TestParseAbsent(t *testing.T) {
 		t.Errorf("an id that is mistaken: %v", err)
 	}
 	for element, want := range map[string]bool{"": false, "<nics>" + strings.ReplaceAll(absent, "v:", "") + "</nics>": true, "<nics/>": false} {
-		if has, err := Editor().Has(element, "net5"); has != want || err != nil {
+		if has, err := Declares(element, "net5"); has != want || err != nil {
 			t.Errorf("%s has it: %v, %v", element, has, err)
 		}
 	}
@@ -219,10 +218,10 @@ func TestPutAndRemove(t *testing.T) {
 		nic  NIC
 		put  string
 	}{
-		{"", NIC{ID: "net0", Made: true, Spec: tapmgr.Spec{Bridge: "br<1"}}, `<nics><nic id="net0" bridge="br&lt;1"/></nics>`},
+		{"", NIC{ID: "net0", Made: true, Spec: nic.Spec{Bridge: "br<1"}}, `<nics><nic id="net0" bridge="br&lt;1"/></nics>`},
 		{
 			element,
-			NIC{ID: "net0", MAC: mac(1), Made: true, Spec: tapmgr.Spec{Bridge: "br1"}, Port: bridge.PortConfig{Isolated: true}},
+			NIC{ID: "net0", MAC: mac(1), Made: true, Spec: nic.Spec{Bridge: "br1"}, Port: bridge.PortConfig{Isolated: true}},
 			`<nics><nic mac="52:54:00:00:00:03" vlan="20"/><nic id="net0" mac="52:54:00:00:00:01" bridge="br1" isolated="yes"/></nics>`,
 		},
 		{
@@ -246,22 +245,22 @@ func TestPutAndRemove(t *testing.T) {
 	if got, err := Remove(nics(`<v:nic id="net0" bridge="br0"/>`), NIC{ID: "net0"}); err != nil || got != "" {
 		t.Errorf("the last one: %q, %v", got, err)
 	}
-	spec := tapmgr.Spec{Target: tapmgr.Target{VM: "web"}, NIC: "net0", Bridge: "br0", MAC: mac(1), Port: bridge.PortConfig{Isolated: true}}
-	if got, err := Editor().Put("", spec); err != nil || got != `<nics><nic id="net0" bridge="br0" isolated="yes"/></nics>` { // no MAC, which a clone would not have
+	spec := nic.Spec{Target: nic.Target{VM: "web"}, NIC: "net0", Bridge: "br0", MAC: mac(1), Port: bridge.PortConfig{Isolated: true}}
+	if got, err := Declare("", spec); err != nil || got != `<nics><nic id="net0" bridge="br0" isolated="yes"/></nics>` { // no MAC, which a clone would not have
 		t.Errorf("declared as %s, %v", got, err)
 	}
 	for _, wrong := range []NIC{
 		{},
 		{ID: "net0"},
-		{ID: "NET", Made: true, Spec: tapmgr.Spec{Bridge: "br0"}},
-		{Made: true, Spec: tapmgr.Spec{Bridge: "br0"}},
-		{ID: "net0", Made: true, Spec: tapmgr.Spec{Lower: &tapmgr.Lower{Kind: macvtap.IPVtap, Device: "eth0"}}},
+		{ID: "NET", Made: true, Spec: nic.Spec{Bridge: "br0"}},
+		{Made: true, Spec: nic.Spec{Bridge: "br0"}},
+		{ID: "net0", Made: true, Spec: nic.Spec{Lower: &nic.Lower{Kind: macvtap.IPVtap, Device: "eth0"}}},
 	} {
 		if got, err := XML([]NIC{wrong}); err == nil {
 			t.Errorf("%+v became %s", wrong, got)
 		}
 	}
-	if _, err := Put("<nics", NIC{ID: "net0", Made: true, Spec: tapmgr.Spec{Bridge: "br0"}}); err == nil {
+	if _, err := Put("<nics", NIC{ID: "net0", Made: true, Spec: nic.Spec{Bridge: "br0"}}); err == nil {
 		t.Error("a broken element was taken")
 	}
 }
@@ -303,4 +302,11 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("%s became %s: %v\n%s", inside, written, err, diff)
 		}
 	})
+}
+
+// TestAlias: a domain's XML and the names of NICs agree on the alias of an interface.
+func TestAlias(t *testing.T) {
+	if got, want := domainxml.Alias("net0"), nic.LibvirtAlias("net0"); got != want {
+		t.Errorf("%q, and %q", got, want)
+	}
 }

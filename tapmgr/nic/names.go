@@ -1,6 +1,7 @@
-package tapmgr
+package nic
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base32"
 	"net"
@@ -23,7 +24,7 @@ const (
 	letters   = lowerCase + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 )
 
-// formed tells whether s is of 1 to most bytes, the first one of first, the others
+// formed reports whether s is of 1 to most bytes, the first one of first, the others
 // of first or more. Both are ASCII. A regexp would cost every start of the program.
 func formed(s string, most int, first, more string) bool {
 	return s != "" && len(s) <= most && strings.Contains(first, s[:1]) && strings.Trim(s, first+more) == ""
@@ -71,18 +72,39 @@ func DefaultMAC(vm, nic string) net.HardwareAddr {
 	return stablemac.New([]byte{0x52, 0x54, 0x00}, vm, nic)
 }
 
-// deviceID is the QEMU device of a NIC. netdev id and getfd names derive from
+// DeviceID is the QEMU device of a NIC. netdev id and getfd names derive from
 // it (package qmp), since QMP lists neither.
-func deviceID(nic string) string { return "vmnet-" + nic }
+func DeviceID(nic string) string { return "vmnet-" + nic }
 
-// domainAlias is libvirt's alias, and so QEMU's id, of a NIC that was handed over by name. Libvirt takes aliases
+// LibvirtAlias is libvirt's alias, and so QEMU's id, of a NIC that was handed over by name. Libvirt takes aliases
 // from others only where they begin with "ua-" (virDomainDeviceAliasIsUserAlias in src/conf/domain_conf.c).
-func domainAlias(nic string) string { return "ua-" + deviceID(nic) }
+func LibvirtAlias(nic string) string { return "ua-" + DeviceID(nic) }
 
-// deviceOf is the QEMU device of a NIC that was handed over in that way.
-func deviceOf(nic string, via Via) string {
+// DeviceOf is the QEMU device of a NIC that was handed over in that way.
+func DeviceOf(nic string, via Via) string {
 	if via == ViaLibvirt {
-		return domainAlias(nic)
+		return LibvirtAlias(nic)
 	}
-	return deviceID(nic)
+	return DeviceID(nic)
+}
+
+// libvirtModels are those that libvirt calls by other names than QEMU (virDomainNetModel in
+// src/conf/domain_conf.c, qemuBuildVirtioDevProps in src/qemu/qemu_command.c).
+var libvirtModels = map[string]string{
+	"virtio-net-pci":                  "virtio",
+	"virtio-net-pci-transitional":     "virtio-transitional",
+	"virtio-net-pci-non-transitional": "virtio-non-transitional",
+}
+
+// LibvirtModel is libvirt's name for a model of QEMU's.
+func LibvirtModel(model string) string { return cmp.Or(libvirtModels[model], model) }
+
+// ModelOf is QEMU's name for a model of a NIC that libvirt calls so.
+func ModelOf(libvirtModel string) string {
+	for qemu, libvirt := range libvirtModels {
+		if libvirt == libvirtModel {
+			return qemu
+		}
+	}
+	return libvirtModel
 }

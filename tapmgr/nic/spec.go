@@ -1,4 +1,4 @@
-package tapmgr
+package nic
 
 import (
 	"cmp"
@@ -100,7 +100,8 @@ const (
 	VhostOff  Vhost = "off"
 )
 
-const defaultModel = "virtio-net-pci"
+// DefaultModel is the QEMU device of a NIC for which none is asked.
+const DefaultModel = "virtio-net-pci"
 
 // ownOptions are device properties that the Spec or the hand-over sets.
 var ownOptions = map[string]string{
@@ -108,9 +109,9 @@ var ownOptions = map[string]string{
 	"mq": "--queues", "vectors": "--queues", "host_mtu": "--mtu",
 }
 
-// interfaceName is the name of the device, and an altname where that is not the guest's and the
+// InterfaceName is the name of the device, and an altname where that is not the guest's and the
 // NIC's own.
-func (s Spec) interfaceName() (name, altName string) {
+func (s Spec) InterfaceName() (name, altName string) {
 	name, altName = InterfaceName(s.VM, s.NIC)
 	if s.Device == "" || s.Device == name {
 		return name, altName
@@ -118,8 +119,8 @@ func (s Spec) interfaceName() (name, altName string) {
 	return s.Device, name // by which it is found
 }
 
-// withDefaults fills in what an empty field means, save what depends on the guest.
-func (s Spec) withDefaults() Spec {
+// WithDefaults fills in what an empty field means, save what depends on the guest.
+func (s Spec) WithDefaults() Spec {
 	if s.NIC == "" {
 		s.NIC = "net0"
 	}
@@ -144,13 +145,13 @@ func (s Spec) withDefaults() Spec {
 		s.Vhost = VhostAuto
 	}
 	if s.Model == "" {
-		s.Model = defaultModel
+		s.Model = DefaultModel
 	}
 	return s
 }
 
-// on is the Spec with the bridge, lower or switch of that name.
-func (s Spec) on(source string) Spec {
+// WithSource is the Spec with the bridge, lower or switch of that name.
+func (s Spec) WithSource(source string) Spec {
 	if s.Switch != nil {
 		sw := *s.Switch
 		sw.Name = source
@@ -167,8 +168,8 @@ func (s Spec) on(source string) Spec {
 	return s
 }
 
-// source names what the NIC is on, as it was asked for.
-func (s Spec) source() string {
+// Source names what the NIC is on, as it was asked for.
+func (s Spec) Source() string {
 	switch {
 	case s.Switch != nil:
 		return s.Switch.Name
@@ -181,7 +182,7 @@ func (s Spec) source() string {
 // Validate checks the Spec alone; it touches neither kernel nor VMM. Its error
 // Is ErrInvalid.
 func (s Spec) Validate() error {
-	d := s.withDefaults()
+	d := s.WithDefaults()
 	return step.WithStage(ErrInvalid, cmp.Or(ValidVM(d.VM), ValidNIC(d.NIC), d.validateHost(), d.validateDevice()))
 }
 
@@ -259,21 +260,21 @@ func (l *Lower) validate(mac net.HardwareAddr) error {
 	case !slices.Contains([]string{RxAllMulti, RxNone, RxMirror}, l.RxFilter):
 		return fmt.Errorf("rx filter %q: want %s, %s or %s", l.RxFilter, RxAllMulti, RxNone, RxMirror)
 	}
-	return l.config("x", mac).Validate()
+	return l.Config("x", mac).Validate()
 }
 
-// config is what package macvtap is asked for, without its parent device.
-func (l *Lower) config(name string, mac net.HardwareAddr) macvtap.Config {
+// Config is what package macvtap is asked for, without its parent device.
+func (l *Lower) Config(name string, mac net.HardwareAddr) macvtap.Config {
 	return macvtap.Config{
 		Kind: l.Kind, Name: name, Mode: l.Mode, MAC: mac,
 		NoPromisc: l.NoPromisc, Sources: l.Sources, Flag: l.Flag, Addrs: l.Addrs,
 	}
 }
 
-// allMulti tells whether a new device takes in all multicast.
-func (l *Lower) allMulti() bool { return l.RxFilter != RxNone }
+// AllMulti reports whether a new device takes in all multicast.
+func (l *Lower) AllMulti() bool { return l.RxFilter != RxNone }
 
-// ownsMAC tells whether the NIC has its lower's address unless told otherwise.
+// ownsMAC reports whether the NIC has its parent device's address by default.
 func (l *Lower) ownsMAC() bool {
 	return l != nil && (l.Kind == macvtap.IPVtap || l.Mode == "passthru")
 }
@@ -282,9 +283,9 @@ func (l *Lower) isIPVtap() bool { return l != nil && l.Kind == macvtap.IPVtap }
 
 func (s Spec) validateDevice() error {
 	if !formed(s.Model, 64, letters+digits, "._-") {
-		return fmt.Errorf("model %q: want the name of a QEMU device such as %s", s.Model, defaultModel)
+		return fmt.Errorf("model %q: want the name of a QEMU device such as %s", s.Model, DefaultModel)
 	}
-	if !s.virtio() {
+	if !s.IsVirtio() {
 		switch {
 		case s.Queues != 1 && s.Queues != QueuesAuto:
 			return fmt.Errorf("model %s has one queue: %d need a virtio model", s.Model, s.Queues)
@@ -313,11 +314,40 @@ func (s Spec) validateDevice() error {
 	return nil
 }
 
-// virtio tells whether the model is one of virtio's, which alone have queues,
+// IsVirtio reports whether the model is one of virtio's, which alone have queues,
 // vhost and an MTU.
-func (s Spec) virtio() bool { return isVirtio(s.Model) }
+func (s Spec) IsVirtio() bool { return IsVirtio(s.Model) }
 
-func isVirtio(model string) bool { return strings.HasPrefix(model, virtioNet) }
+func IsVirtio(model string) bool { return strings.HasPrefix(model, virtioNet) }
 
 // virtioNet begins the names of virtio's models.
 const virtioNet = "virtio-net"
+
+func OnOff(b bool) string {
+	if b {
+		return "on"
+	}
+	return "off"
+}
+
+// FlagName is the ipvtap's flag, named.
+func (l *Lower) FlagName() string {
+	if l.Flag == "" {
+		return "bridge"
+	}
+	return l.Flag
+}
+
+// CheckLibvirt returns an error where libvirt has no words for a part of the Spec.
+func (s Spec) CheckLibvirt() error {
+	const cure = "(--via monitor can, of which libvirt then knows nothing)"
+	switch {
+	case s.Lower.isIPVtap():
+		return fmt.Errorf("libvirt cannot be handed an ipvtap by name: in the host's netns its guest's address would be the host's own %s", cure)
+	case len(s.DeviceOptions) > 0:
+		return fmt.Errorf("libvirt decides the further options of a device %s", cure)
+	case s.IsVirtio() && libvirtModels[s.Model] == "":
+		return fmt.Errorf("libvirt has no model %s %s", s.Model, cure)
+	}
+	return nil
+}

@@ -1,4 +1,4 @@
-package tapmgr
+package nic
 
 import (
 	"cmp"
@@ -41,7 +41,7 @@ const (
 	ByAuto By = "auto"
 )
 
-// What a guest may do to the others of its switch unless told otherwise. A port's broadcasts cost a system call at each
+// What a guest may do to the others of its switch by default. A port's broadcasts cost a system call at each
 // other port, and its addresses the room of others'.
 const (
 	DefaultStorm        = vswitch.GuestFrames // frames per second of each kind
@@ -67,7 +67,7 @@ func (s *Switch) validate(spec Spec) error {
 		return err
 	}
 	if s.By == BySocket || s.By == ByAuto {
-		if err := spec.validateSocket(); err != nil && s.By == BySocket {
+		if err := spec.CheckSocket(); err != nil && s.By == BySocket {
 			return err
 		}
 	}
@@ -84,8 +84,8 @@ func (s *Switch) validate(spec Spec) error {
 	return nil
 }
 
-// validateSocket tells what takes a tap.
-func (s Spec) validateSocket() error {
+// CheckSocket returns an error where the NIC needs a tap, and a socket will not do.
+func (s Spec) CheckSocket() error {
 	switch {
 	case s.Queues > 1:
 		return fmt.Errorf("%d queues: a socket has one (--via tap has more)", s.Queues)
@@ -97,30 +97,16 @@ func (s Spec) validateSocket() error {
 	return nil
 }
 
-// canonical is the name for which there is one way to write it.
-func (s *Switch) canonical() (string, error) {
+// Canonical is the name for which there is one way to write it.
+func (s *Switch) Canonical() (string, error) {
 	if !strings.Contains(s.Name, "/") {
 		return s.Name, nil
 	}
 	return filepath.Abs(s.Name)
 }
 
-// by decides what is between QEMU and the switch where the Spec leaves that open; this is the one place that does. A
-// tap costs less for each byte, as its frames cross in super-frames.
-func (m *Manager) by(spec Spec) By {
-	switch {
-	case spec.Switch.By != ByAuto:
-		return spec.Switch.By
-	case spec.validateSocket() != nil:
-		return ByTap
-	case m.HelperPath != "" || vswitch.MayOpenPacket(m.ns) != nil:
-		return BySocket
-	}
-	return ByTap
-}
-
-// differences tells where a NIC that is there is not what is asked for.
-func (s *Switch) differences(r record, add func(what string, is, want any)) {
+// Differences reports where an existing NIC is not what is asked for.
+func (s *Switch) Differences(r Record, add func(what string, is, want any)) {
 	is, isErr := control.Path(r.Source)
 	asked, err := control.Path(s.Name)
 	if is != asked || isErr != nil || err != nil { // a name, and the path of that switch's socket, are one
@@ -129,11 +115,11 @@ func (s *Switch) differences(r record, add func(what string, is, want any)) {
 	if s.By != "" && s.By != ByAuto {
 		add("type", r.Type, string(s.By))
 	}
-	s.limitDifferences(r.Guard, add)
+	s.limitDifferences(r.Limits, add)
 }
 
 // limitDifferences compares what is asked for, and leaves the rest open.
-func (s *Switch) limitDifferences(is guard, add func(what string, is, want any)) {
+func (s *Switch) limitDifferences(is SwitchLimits, add func(what string, is, want any)) {
 	if !s.LockMAC {
 		is.LockMAC = false
 	}
@@ -143,18 +129,19 @@ func (s *Switch) limitDifferences(is guard, add func(what string, is, want any))
 	if s.MaxAddresses == 0 {
 		is.MaxAddresses = 0
 	}
-	add("limits", cmp.Or(is.String(), "the default"), cmp.Or(s.guard().String(), "the default"))
+	add("limits", cmp.Or(is.String(), "the default"), cmp.Or(s.Limits().String(), "the default"))
 }
 
-// guard is what a record keeps of a Switch's limits: 0 for the defaults.
-type guard struct {
+// SwitchLimits is what a record keeps of a Switch's limits: 0 for the defaults.
+type SwitchLimits struct {
 	LockMAC      bool
 	Storm        int
 	MaxAddresses int
 }
 
-func (s *Switch) guard() guard {
-	g := guard{s.LockMAC, s.Storm, s.MaxAddresses}
+// Limits returns what a record keeps of the limits.
+func (s *Switch) Limits() SwitchLimits {
+	g := SwitchLimits{s.LockMAC, s.Storm, s.MaxAddresses}
 	if g.Storm == DefaultStorm {
 		g.Storm = 0
 	}
@@ -164,7 +151,7 @@ func (s *Switch) guard() guard {
 	return g
 }
 
-func (g guard) encode(add func(key, value string)) {
+func (g SwitchLimits) encode(add func(key, value string)) {
 	if g.LockMAC {
 		add("lock", "on")
 	}
@@ -177,7 +164,7 @@ func (g guard) encode(add func(key, value string)) {
 }
 
 // set takes one field; false for a value that encode never writes.
-func (g *guard) set(key, value string) bool {
+func (g *SwitchLimits) set(key, value string) bool {
 	if key == "lock" {
 		g.LockMAC = value == "on"
 		return g.LockMAC
@@ -191,8 +178,8 @@ func (g *guard) set(key, value string) bool {
 	return err == nil && n >= NoLimit && n <= maxAddresses
 }
 
-// String is the guard for people, empty for the defaults: "locked;storm:off".
-func (g guard) String() string {
+// String is the limits for people, empty for the defaults: "locked;storm:off".
+func (g SwitchLimits) String() string {
 	var words []string
 	if g.LockMAC {
 		words = append(words, "locked")
@@ -211,19 +198,19 @@ func (g guard) String() string {
 	return strings.Join(words, ";")
 }
 
-// switchPort is how the port should be.
-func (r record) switchPort() vswitch.PortConfig {
+// SwitchPortConfig is how the port should be.
+func (r Record) SwitchPortConfig() vswitch.PortConfig {
 	limit := func(n, def int) int { return max(0, cmp.Or(n, def)) } // the switch's 0 is no limit
-	storm := limit(r.Guard.Storm, DefaultStorm)
+	storm := limit(r.Limits.Storm, DefaultStorm)
 	cfg := vswitch.PortConfig{
-		PortConfig: r.port(), MaxAddresses: limit(r.Guard.MaxAddresses, DefaultMaxAddresses),
+		PortConfig: r.PortConfig(), MaxAddresses: limit(r.Limits.MaxAddresses, DefaultMaxAddresses),
 		Storm: vswitch.GuestStorm(storm),
 	}
-	if r.Guard.LockMAC {
+	if r.Limits.LockMAC {
 		cfg.MACs = []net.HardwareAddr{r.MAC}
 	}
 	if r.Type == TypeSocket { // a tap has an MTU itself
-		cfg.MTU = r.guestMTU()
+		cfg.MTU = r.GuestMTU()
 	}
 	return cfg
 }

@@ -1,4 +1,4 @@
-package tapmgr
+package nic
 
 import (
 	"fmt"
@@ -14,29 +14,29 @@ import (
 	"vmnet/macvtap"
 )
 
-// phase is what an alias says of work under way.
-type phase string
+// Phase is what an alias says of work under way.
+type Phase string
 
 const (
-	attaching phase = "attaching" // not yet plugged
-	starting  phase = "starting"  // made for a guest that is about to start
-	plugged   phase = ""
-	detaching phase = "detaching" // the guest was asked to let go
+	PhaseAttaching Phase = "attaching" // not yet plugged
+	PhaseStarting  Phase = "starting"  // made for a guest that is about to start
+	PhasePlugged   Phase = ""
+	PhaseDetaching Phase = "detaching" // the guest was asked to let go
 )
 
-// record is what a link's alias says: what the NIC should be. It is all that
+// Record is what a link's alias says: what the NIC should be. It is all that
 // vmnet remembers.
-type record struct {
+type Record struct {
 	VM, NIC  string
-	Type     string // TypeTap, TypeSocket, "macvtap" or "ipvtap"
-	Source   string // the bridge, lower or switch
-	Switch   bool   // Source is a userspace switch
-	At       int    // interface index of the bridge; 0 where that is not known
-	Port     string // settings of the port, as bridge.PortConfig writes them
-	Guard    guard  // further ones of a switch's port
-	Netns    uint64 // inode of the Manager's, of a socket, which is in none; 0 of all else
-	Mode     string // of a macvtap or ipvtap
-	RxFilter string // of a macvtap or ipvtap
+	Type     string       // TypeTap, TypeSocket, "macvtap" or "ipvtap"
+	Source   string       // the bridge, lower or switch
+	Switch   bool         // Source is a userspace switch
+	At       int          // interface index of the bridge; 0 where that is not known
+	Port     string       // settings of the port, as bridge.PortConfig writes them
+	Limits   SwitchLimits // further ones of a switch's port
+	Netns    uint64       // inode of the Manager's, of a socket, which is in none; 0 of all else
+	Mode     string       // of a macvtap or ipvtap
+	RxFilter string       // of a macvtap or ipvtap
 	MAC      net.HardwareAddr
 	Model    string
 	Queues   int
@@ -45,18 +45,18 @@ type record struct {
 	Options  string // hash of what else was asked for; empty for nothing
 	Owner    int    // uid for whom a privileged helper made it; 0 for none
 	Via      Via    // ViaLibvirt: handed over by name; ViaMonitor: as fds through libvirt; empty: as fds
-	Phase    phase
+	Phase    Phase
 	Since    int64 // of phase starting: seconds since the machine booted (CLOCK_BOOTTIME)
 }
 
-// port is how the bridge port should be.
-func (r record) port() bridge.PortConfig {
-	cfg, _ := bridge.ParsePortConfig(r.Port) // parseAlias has tried it
+// PortConfig is how the bridge port should be.
+func (r Record) PortConfig() bridge.PortConfig {
+	cfg, _ := bridge.ParsePortConfig(r.Port) // ParseRecord has tried it
 	return cfg
 }
 
-// encode writes the alias, without what goes without saying where it would be too long else. It fails where it still is.
-func (r record) encode() (string, error) {
+// Encode writes the alias, without what goes without saying where it would be too long else. It fails where it still is.
+func (r Record) Encode() (string, error) {
 	most := alias.Max
 	if r.Type == TypeSocket { // which has a label, that is shorter
 		most = fdlabel.Max
@@ -72,7 +72,7 @@ func (r record) encode() (string, error) {
 }
 
 // text is the alias; a terse one leaves out the default model and the one queue.
-func (r record) text(terse bool) string {
+func (r Record) text(terse bool) string {
 	var b strings.Builder
 	b.WriteString(strings.TrimSpace(alias.Prefix))
 	add := func(key, value string) {
@@ -88,14 +88,14 @@ func (r record) text(terse bool) string {
 		add("switch", "on")
 	}
 	add("port", r.Port)
-	r.Guard.encode(add)
+	r.Limits.encode(add)
 	if r.Netns != 0 {
 		add("netns", strconv.FormatUint(r.Netns, 10))
 	}
 	add("mode", r.Mode)
 	add("rx", r.RxFilter)
 	add("mac", r.MAC.String())
-	if !terse || r.Model != defaultModel {
+	if !terse || r.Model != DefaultModel {
 		add("model", r.Model)
 	}
 	if !terse || r.Queues != 1 {
@@ -113,7 +113,7 @@ func (r record) text(terse bool) string {
 	}
 	add("via", string(r.Via))
 	add("state", string(r.Phase))
-	if r.Phase == starting {
+	if r.Phase == PhaseStarting {
 		add("since", strconv.FormatInt(r.Since, 10))
 	}
 	if at := " at=" + strconv.Itoa(r.At); r.At != 0 && b.Len()+len(at) <= alias.Max { // it can be done without: see follow
@@ -122,18 +122,18 @@ func (r record) text(terse bool) string {
 	return b.String()
 }
 
-// parseAlias reads an alias. ok is false where the link is not ours. Keys that
+// ParseRecord reads an alias. ok is false where the link is not one of vmnet's. Keys that
 // this version does not know are passed over.
-func parseAlias(text string) (r record, ok bool) {
+func ParseRecord(text string) (r Record, ok bool) {
 	rest, ok := strings.CutPrefix(text, alias.Prefix)
 	if !ok || len(text) > alias.Max {
-		return record{}, false
+		return Record{}, false
 	}
-	r = record{Model: defaultModel, Queues: 1}
+	r = Record{Model: DefaultModel, Queues: 1}
 	for field := range strings.SplitSeq(rest, " ") {
 		key, value, err := alias.Field(field)
 		if err != nil || !r.set(key, value) {
-			return record{}, false
+			return Record{}, false
 		}
 	}
 	known := r.Type == TypeTap || r.Type == TypeSocket && r.Switch || r.Type == string(macvtap.Macvtap) || r.Type == string(macvtap.IPVtap)
@@ -141,7 +141,7 @@ func parseAlias(text string) (r record, ok bool) {
 }
 
 // set takes one field; false for a value that encode never writes.
-func (r *record) set(key, value string) bool {
+func (r *Record) set(key, value string) bool {
 	var err error
 	switch key {
 	case "vm":
@@ -158,7 +158,7 @@ func (r *record) set(key, value string) bool {
 	case "switch":
 		r.Switch = value == "on"
 	case "lock", "storm", "addresses":
-		return r.Guard.set(key, value)
+		return r.Limits.set(key, value)
 	case "netns":
 		r.Netns, err = strconv.ParseUint(value, 10, 64)
 	case "mode":
@@ -186,18 +186,18 @@ func (r *record) set(key, value string) bool {
 		r.Via = Via(value)
 		return r.Via == ViaLibvirt || r.Via == ViaMonitor
 	case "state":
-		r.Phase = phase(value)
+		r.Phase = Phase(value)
 	case "since":
 		r.Since, err = strconv.ParseInt(value, 10, 64)
 	}
 	return err == nil
 }
 
-// validHash reports whether a text can be an optionsHash.
-func validHash(text string) bool { return text == "" || formed(text, hashLen, letters+digits, "") }
+// ValidHash reports whether a text can be an optionsHash.
+func ValidHash(text string) bool { return text == "" || formed(text, hashLen, letters+digits, "") }
 
-// optionsHash is what a record keeps of the rest of a Spec: enough to see that two differ.
-func (s Spec) optionsHash() string {
+// OptionsHash is what a record keeps of the rest of a Spec: enough to see that two differ.
+func (s Spec) OptionsHash() string {
 	var texts []string
 	for _, k := range slices.Sorted(maps.Keys(s.DeviceOptions)) {
 		texts = append(texts, k, s.DeviceOptions[k])
@@ -209,4 +209,31 @@ func (s Spec) optionsHash() string {
 		return ""
 	}
 	return shortHash(texts...)
+}
+
+// EthernetMTU is what a guest assumes by default, in bytes.
+const EthernetMTU = 1500
+
+func (r Record) GuestMTU() int {
+	if r.MTU == 0 {
+		return EthernetMTU
+	}
+	return r.MTU
+}
+
+// Label is the record as a label has it, for a NIC of the netns of that inode. Where there is no room, it leaves out what
+// goes without saying, and then all but what the NIC is; it is empty where even that is too long.
+func (r Record) Label(own uint64) string {
+	r.Phase, r.Since, r.Netns = PhasePlugged, 0, own
+	if text := r.text(true); len(text) <= fdlabel.Max {
+		return text
+	}
+	short := Record{
+		VM: r.VM, NIC: r.NIC, Type: r.Type, Source: r.Source, Switch: r.Switch, Netns: own, Mode: r.Mode, MAC: r.MAC,
+		Model: DefaultModel, Queues: 1, Via: r.Via,
+	}
+	if text := short.text(true); len(text) <= fdlabel.Max {
+		return text
+	}
+	return ""
 }

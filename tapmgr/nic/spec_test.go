@@ -1,4 +1,4 @@
-package tapmgr
+package nic
 
 import (
 	"errors"
@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-
 	"vmnet/bridge"
 	"vmnet/internal/stablemac"
 )
@@ -98,16 +97,16 @@ func TestDefaultMAC(t *testing.T) {
 	}
 }
 
-func exampleRecord() record {
-	return record{
+func exampleRecord() Record {
+	return Record{
 		VM: "my vm=100%", NIC: "net0", Type: TypeTap, Source: "br0", MAC: net.HardwareAddr{0x52, 0x54, 0, 1, 2, 3},
-		Model: "virtio-net-pci", Queues: 2, Vhost: true, MTU: 9000, Options: "abc", Phase: attaching,
+		Model: "virtio-net-pci", Queues: 2, Vhost: true, MTU: 9000, Options: "abc", Phase: PhaseAttaching,
 	}
 }
 
 func TestAliasRoundTrip(t *testing.T) {
 	want := exampleRecord()
-	alias, err := want.encode()
+	alias, err := want.Encode()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,35 +114,35 @@ func TestAliasRoundTrip(t *testing.T) {
 	if diff := cmp.Diff(text, alias); diff != "" {
 		t.Errorf("alias (-want +got):\n%s", diff)
 	}
-	got, ok := parseAlias(alias)
+	got, ok := ParseRecord(alias)
 	if diff := cmp.Diff(want, got); !ok || diff != "" {
 		t.Errorf("parsed %v (-want +got):\n%s", ok, diff)
 	}
-	if _, ok := parseAlias(alias + " later=1"); !ok {
+	if _, ok := ParseRecord(alias + " later=1"); !ok {
 		t.Error("a key of a later version makes it a stranger")
 	}
 }
 
 // TestAliasOfALongName: a guest of KubeVirt's, called by its namespace and name, has 127 bytes.
 func TestAliasOfALongName(t *testing.T) {
-	for _, change := range []func(*record){
-		func(*record) {},
-		func(r *record) { r.Queues, r.Vhost, r.MTU, r.Owner = 8, true, 9000, 65534 },
-		func(r *record) { r.Via, r.Phase, r.Since = ViaLibvirt, starting, 1234567 },
-		func(r *record) { r.Type, r.Source, r.Mode, r.RxFilter = "macvtap", "enp5s0f1np1", "bridge", RxAllMulti },
-		func(r *record) { r.Type, r.Source, r.Switch, r.Netns = TypeSocket, "sw0", true, 4026531840 },
+	for _, change := range []func(*Record){
+		func(*Record) {},
+		func(r *Record) { r.Queues, r.Vhost, r.MTU, r.Owner = 8, true, 9000, 65534 },
+		func(r *Record) { r.Via, r.Phase, r.Since = ViaLibvirt, PhaseStarting, 1234567 },
+		func(r *Record) { r.Type, r.Source, r.Mode, r.RxFilter = "macvtap", "enp5s0f1np1", "bridge", RxAllMulti },
+		func(r *Record) { r.Type, r.Source, r.Switch, r.Netns = TypeSocket, "sw0", true, 4026531840 },
 	} {
-		want := record{
+		want := Record{
 			VM: strings.Repeat("n", 127), NIC: "net0", Type: TypeTap, Source: "br0", MAC: net.HardwareAddr{0x52, 0x54, 0, 1, 2, 3},
-			Model: "virtio-net-pci", Queues: 1, Phase: attaching,
+			Model: "virtio-net-pci", Queues: 1, Phase: PhaseAttaching,
 		}
 		change(&want)
-		alias, err := want.encode()
+		alias, err := want.Encode()
 		if err != nil {
 			t.Errorf("%+v: %v", want, err)
 			continue
 		}
-		got, ok := parseAlias(alias)
+		got, ok := ParseRecord(alias)
 		if diff := cmp.Diff(want, got); !ok || diff != "" {
 			t.Errorf("parsed %v (-want +got):\n%s", ok, diff)
 		}
@@ -157,32 +156,32 @@ func TestAliasRefuses(t *testing.T) {
 		"vmnet vm=a nic=b type=tap queues=0 mac=52:54:00:01:02:03", "vmnet vm=a nic=b type=tap queues=9999999 mac=52:54:00:01:02:03",
 		"vmnet vm=%zz nic=b type=tap queues=1 mac=52:54:00:01:02:03", "vmnet vm=a%0Ab nic=b type=tap queues=1 mac=52:54:00:01:02:03",
 	} {
-		if r, ok := parseAlias(alias); ok {
+		if r, ok := ParseRecord(alias); ok {
 			t.Errorf("%q was taken for ours: %+v", alias, r)
 		}
 	}
 	r := exampleRecord()
 	r.VM = strings.Repeat(" ", 90)
-	if alias, err := r.encode(); err == nil {
+	if alias, err := r.Encode(); err == nil {
 		t.Errorf("an alias of %d bytes was written", len(alias))
 	}
 }
 
 func FuzzParseAlias(f *testing.F) {
-	alias, _ := exampleRecord().encode()
+	alias, _ := exampleRecord().Encode()
 	f.Add(alias)
 	f.Add("vmnet vm=a nic=b type=tap queues=1 mac=52:54:00:01:02:03")
 	f.Add("vmnet =")
 	f.Fuzz(func(t *testing.T, alias string) {
-		r, ok := parseAlias(alias)
+		r, ok := ParseRecord(alias)
 		if !ok {
 			return
 		}
-		again, err := r.encode()
+		again, err := r.Encode()
 		if err != nil {
 			return // longer when written our way
 		}
-		if back, ok := parseAlias(again); !ok || !cmp.Equal(r, back) {
+		if back, ok := ParseRecord(again); !ok || !cmp.Equal(r, back) {
 			t.Errorf("%q was read as %+v, written as %q, read as %+v", alias, r, again, back)
 		}
 	})

@@ -1,4 +1,4 @@
-package tapmgr
+package nic
 
 import (
 	"regexp"

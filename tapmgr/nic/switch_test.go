@@ -1,4 +1,4 @@
-package tapmgr
+package nic
 
 import (
 	"errors"
@@ -46,18 +46,18 @@ func TestValidateSwitch(t *testing.T) {
 }
 
 func TestAliasOfASwitchPort(t *testing.T) {
-	want := record{
-		VM: "P2", NIC: "net0", Type: TypeSocket, Source: "/run/a b/sw", Switch: true, Port: "vlan:10", Model: defaultModel,
-		Guard: guard{LockMAC: true, Storm: NoLimit, MaxAddresses: 7}, MAC: net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}, Queues: 1, Phase: attaching,
+	want := Record{
+		VM: "P2", NIC: "net0", Type: TypeSocket, Source: "/run/a b/sw", Switch: true, Port: "vlan:10", Model: DefaultModel,
+		Limits: SwitchLimits{LockMAC: true, Storm: NoLimit, MaxAddresses: 7}, MAC: net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}, Queues: 1, Phase: PhaseAttaching,
 		Netns: 4026531840,
 	}
-	text, err := want.encode()
+	text, err := want.Encode()
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, ok := parseAlias(text)
-	again, _ := got.encode()
-	if !ok || again != text || got.Guard != want.Guard || !got.Switch || got.Source != want.Source || got.Netns != want.Netns {
+	got, ok := ParseRecord(text)
+	again, _ := got.Encode()
+	if !ok || again != text || got.Limits != want.Limits || !got.Switch || got.Source != want.Source || got.Netns != want.Netns {
 		t.Errorf("%s became %+v, %v", text, got, ok)
 	}
 	for _, bad := range []string{
@@ -68,22 +68,22 @@ func TestAliasOfASwitchPort(t *testing.T) {
 		strings.Replace(text, "lock=on", "lock=off", 1),
 		strings.Replace(text, "addresses=7", "addresses=70000", 1),
 	} {
-		if r, ok := parseAlias(bad); ok {
+		if r, ok := ParseRecord(bad); ok {
 			t.Errorf("%s became %+v", bad, r)
 		}
 	}
 }
 
 func TestSwitchPortOfARecord(t *testing.T) {
-	r := record{Type: TypeSocket, Switch: true, MAC: net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}}
-	if cfg := r.switchPort(); cfg.Storm.Broadcast != DefaultStorm || cfg.MaxAddresses != DefaultMaxAddresses || cfg.MTU != 1500 || cfg.MACs != nil {
+	r := Record{Type: TypeSocket, Switch: true, MAC: net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}}
+	if cfg := r.SwitchPortConfig(); cfg.Storm.Broadcast != DefaultStorm || cfg.MaxAddresses != DefaultMaxAddresses || cfg.MTU != 1500 || cfg.MACs != nil {
 		t.Errorf("by default %+v", cfg)
 	}
-	r.Guard, r.MTU, r.Type = guard{LockMAC: true, Storm: NoLimit, MaxAddresses: 9}, 9000, TypeTap
-	if cfg := r.switchPort(); cfg.Storm.Unknown != 0 || cfg.MaxAddresses != 9 || cfg.MTU != 0 || len(cfg.MACs) != 1 {
+	r.Limits, r.MTU, r.Type = SwitchLimits{LockMAC: true, Storm: NoLimit, MaxAddresses: 9}, 9000, TypeTap
+	if cfg := r.SwitchPortConfig(); cfg.Storm.Unknown != 0 || cfg.MaxAddresses != 9 || cfg.MTU != 0 || len(cfg.MACs) != 1 {
 		t.Errorf("with limits of its own %+v", cfg)
 	}
-	if text := r.Guard.String(); text != "locked;storm:off;addresses:9" {
+	if text := r.Limits.String(); text != "locked;storm:off;addresses:9" {
 		t.Errorf("for people: %s", text)
 	}
 }
@@ -91,7 +91,7 @@ func TestSwitchPortOfARecord(t *testing.T) {
 // TestDefaultsAreOneWay: who names a default asks for the same as who does not.
 func TestDefaultsAreOneWay(t *testing.T) {
 	named := Switch{Storm: DefaultStorm, MaxAddresses: DefaultMaxAddresses}
-	if named.guard() != (guard{}) {
-		t.Errorf("%+v", named.guard())
+	if named.Limits() != (SwitchLimits{}) {
+		t.Errorf("%+v", named.Limits())
 	}
 }

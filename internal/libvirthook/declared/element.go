@@ -1,0 +1,43 @@
+package declared
+
+import (
+	"slices"
+	"strings"
+
+	"vmnet/libvirt/domainxml"
+	"vmnet/tapmgr/nic"
+)
+
+// What vmnet declares of a NIC that it hands to libvirt. The elements are as those of
+// [libvirt.Conn.Metadata]; an empty text is no element. A NIC is declared by its id alone, which
+// its interface has in its alias: a clone of the guest (virt-clone) keeps that, and gets other MACs.
+
+// Declare returns the element with the NIC of a Spec in it, in place of one of its id.
+func Declare(element string, spec nic.Spec) (string, error) {
+	return Put(inNamespace(element), NIC{
+		ID: spec.NIC, Interface: domainxml.Interface{Alias: domainxml.Alias(spec.NIC)},
+		Made: true, Spec: spec, Port: spec.Port,
+	})
+}
+
+// Declares reports whether the NIC of that id is in the element.
+func Declares(element, id string) (bool, error) {
+	if element == "" {
+		return false, nil
+	}
+	all, err := decode(inNamespace(element))
+	return slices.ContainsFunc(all, func(a attributes) bool { return a.get("id") == id }), err
+}
+
+// Undeclare returns the element without the NIC of that id.
+func Undeclare(element, id string) (string, error) {
+	return Remove(inNamespace(element), NIC{ID: id})
+}
+
+// inNamespace puts an element into our namespace, which libvirt has taken off.
+func inNamespace(element string) string {
+	if inside, ok := strings.CutPrefix(element, "<nics"); ok {
+		return `<nics xmlns="` + Namespace + `"` + inside
+	}
+	return element
+}
