@@ -3,7 +3,6 @@
 # `make help` prints the targets, by the comments that begin with two #.
 
 GO      ?= go
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 PREFIX  ?= /usr/local
 PRIVILEGE ?= none
 GROUP   ?=
@@ -11,7 +10,7 @@ BIN     ?= bin
 FUZZTIME ?= 20s
 SOAK    ?= 3m
 
-.PHONY: all help build programs man setup demo quick test test-packages test-pids test-lab fresh unit live vm lab lint fuzz soak bench bench-setup bench-switch install uninstall clean
+.PHONY: all help build programs man setup demo quick test test-packages test-pids test-lab fresh unit live vm lab lint fuzz soak bench bench-setup bench-switch arch release install uninstall clean
 
 all: build
 
@@ -32,7 +31,7 @@ build: programs man ## the programs and their man pages, in bin (a minute at fir
 
 # qemu-netup must know where `make install` puts the rest of it, and `make install` where that was.
 programs:
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION) -X "main.fullPath=$(PREFIX)/libexec/vmnet/qemu-netup-full"' -o '$(BIN)/' ./cmd/...
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X "main.fullPath=$(PREFIX)/libexec/vmnet/qemu-netup-full"' -o '$(BIN)/' ./cmd/...
 	@printf '%s\n' '$(PREFIX)' >'$(BIN)/prefix'
 
 # The man pages, of the day of the last commit.
@@ -58,7 +57,7 @@ endef
 quick: ## vet, format, and the tests that need neither root nor guests (a minute at first, then seconds)
 	$(GO) vet ./...
 	@$(check_format)
-	$(GO) test -skip '^TestLive|^TestLab' $$($(GO) list ./... | grep -v -e /internal/install$$ -e /internal/cli/mangen$$)
+	$(GO) test -skip '^TestLive|^TestLab' $$($(GO) list ./... | grep -v -e /internal/install$$ -e /internal/release$$ -e /internal/cli/mangen$$)
 
 # What .ci/run does. STEPS=... are some of the steps that internal/fresh/steps.sh has.
 STEPS ?=
@@ -133,8 +132,13 @@ bench-setup:
 install: ## what make build has made, below PREFIX (root for most PREFIXes)
 	@BIN='$(BIN)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' PRIVILEGE='$(PRIVILEGE)' GROUP='$(GROUP)' sh internal/install/install.sh install
 
+# DIST gets the archives of the sources and of what is installed, the notes and the checksums.
+DIST ?= dist
+release: ## archives of the last commit and their checksums, in dist (a minute)
+	@PREFIX='$(PREFIX)' PATH="$$(dirname "$$(command -v '$(GO)')"):$$PATH" sh internal/release/release.sh '$(DIST)'
+
 uninstall: ## takes that out again
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' sh internal/install/install.sh uninstall
 
-clean: ## removes bin
-	rm -rf '$(BIN)'
+clean: ## removes bin and dist
+	rm -rf '$(BIN)' '$(DIST)'

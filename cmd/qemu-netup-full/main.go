@@ -15,13 +15,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 
 	"vmnet/internal/access/privilege"
 	"vmnet/internal/cli/console"
 	"vmnet/internal/cli/fdroom"
+	"vmnet/internal/cli/version"
 	"vmnet/internal/vmm/launch"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
@@ -138,15 +138,8 @@ func (a *app) nothing([]string) error { return usagef("nothing is asked for") }
 func (a *app) help([]string) error { return a.print(a.out, "%s", helpText()) }
 
 func (a *app) version([]string) error {
-	text := version
-	if info, ok := debug.ReadBuildInfo(); ok {
-		text += " " + info.GoVersion
-	}
-	return a.print(a.out, "qemu-netup %s\n", text)
+	return a.print(a.out, "%s\n", version.Text("qemu-netup"))
 }
-
-// version is set by the linker.
-var version = "devel"
 
 // manager works for the caller, in the namespace that we are in.
 func (a *app) manager(do func(*tapmgr.Manager) error) error { return a.managerIn("", do) }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/internal/cli/fdroom"
+	"vmnet/internal/cli/version"
 	"vmnet/testvm/guest"
 )
 
@@ -58,9 +59,11 @@ func root() *cobra.Command {
 		Example: `  testvm run --name P2                     # one terminal; Ctrl-C ends it
   testvm addr --name P2 eth0 10.0.0.2/24   # another one
   testvm ping --name P2 10.0.0.1`,
+		Version:       version.Text("testvm"),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
+	cmd.SetVersionTemplate("{{.Version}}\n")
 	cmd.CompletionOptions.DisableDefaultCmd = true
 	cmd.AddCommand(runCommand(), domainCommand(), labCommand(), waitCommand(), execCommand(), linksCommand(), addrCommand(), pingCommand(), powerOffCommand())
 	return cmd

@@ -21,6 +21,7 @@ import (
 
 	"vmnet/internal/cli/console"
 	"vmnet/internal/cli/fdroom"
+	"vmnet/internal/cli/version"
 	"vmnet/internal/libvirthook/hook"
 	"vmnet/tapmgr"
 )
@@ -31,9 +32,6 @@ const (
 	// grace is for undoing. After it the program ends, whatever it waits for.
 	grace = 4 * time.Second
 )
-
-// version is set by the linker.
-var version = "devel"
 
 func main() {
 	signal.Ignore(syscall.SIGPIPE) // whoever reads what we say may go: that must not end us
@@ -47,7 +45,7 @@ func main() {
 // run is the whole program; the result is its exit status.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if len(args) == 1 && args[0] == "--version" {
-		fmt.Fprintf(stdout, "vmnet-hook %s\n", version)
+		fmt.Fprintln(stdout, version.Text("vmnet-hook"))
 		return 0
 	}
 	h := &handler{stderr: stderr}

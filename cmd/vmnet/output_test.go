@@ -74,14 +74,6 @@ func TestProgressIsThrottled(t *testing.T) {
 	}
 }
 
-func TestVersionText(t *testing.T) {
-	defer func(v string) { version = v }(version)
-	version = "v1.2.3"
-	if got := versionText(); !strings.HasPrefix(got, "vmnet v1.2.3 ") {
-		t.Errorf("versionText() = %q; want what -ldflags has set", got)
-	}
-}
-
 // TestListOwner: the column is there only where somebody has it.
 func TestListOwner(t *testing.T) {
 	nics := []nic.NIC{{VM: "P2", ID: "net0"}, {VM: "P3", ID: "net0"}}

@@ -28,7 +28,7 @@ var layers = [][]string{
 	{"internal/tun", "internal/rtnl", "internal/vmm/qemu", "libvirt/domainxml"},
 	{"internal/netns", "internal/step", "internal/stablemac", "internal/fdlabel"},
 	{"internal/pidfd"},
-	{"internal/procfd", "internal/procview", "internal/fdpass", "internal/cli/console", "internal/access/privilege", "internal/shellquote", "internal/libvirthook/hookfile", "internal/offload", "internal/rundir", "internal/alias", "internal/cli/fdroom"},
+	{"internal/procfd", "internal/procview", "internal/fdpass", "internal/cli/console", "internal/cli/version", "internal/access/privilege", "internal/shellquote", "internal/libvirthook/hookfile", "internal/offload", "internal/rundir", "internal/alias", "internal/cli/fdroom"},
 }
 
 // systemCalls are the packages that may import x/sys/unix.
@@ -36,7 +36,7 @@ var systemCalls = []string{"bridge/vswitch", "internal/access/privilege", "inter
 
 // forTests may be imported by tests and by cmd/testvm alone; internal/cli/mangen, by
 // what writes the man pages.
-var forTests = []string{"internal/nstest", "internal/leaktest", "internal/bench", "internal/cli/mangen", "internal/install", "internal/fresh", "testvm", "libvirt/libvirttest"}
+var forTests = []string{"internal/nstest", "internal/leaktest", "internal/bench", "internal/cli/mangen", "internal/install", "internal/fresh", "internal/release", "testvm", "libvirt/libvirttest"}
 
 // imports lists the module's packages and what their code, without tests, imports.
 func imports(t *testing.T) map[string][]string {

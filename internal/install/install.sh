@@ -76,7 +76,9 @@ documents() {
 	"$BIN/vmnet" completion zsh | made share/zsh/site-functions/_vmnet
 	"$BIN/vmnet" completion fish | made share/fish/vendor_completions.d/vmnet.fish
 	put 0644 docs/completion/qemu-netup.bash share/bash-completion/completions/qemu-netup
-	put 0644 docs/libvirt.md share/doc/vmnet/libvirt.md
+	for file in README.md SECURITY.md CHANGELOG.md LICENSE docs/libvirt.md; do
+		put 0644 "$file" "share/doc/vmnet/${file##*/}"
+	done
 	for example in docs/examples/*; do
 		put 0644 "$example" "share/doc/vmnet/examples/${example##*/}"
 	done

@@ -28,7 +28,7 @@ func Command(cmd *cobra.Command) []byte {
 	cmd.InitDefaultHelpFlag()
 	var b bytes.Buffer
 	name := pageName(cmd)
-	fmt.Fprintf(&b, ".TH %q %q %q \"vmnet\" %q\n", strings.ToUpper(name), section, date(), manual(section))
+	fmt.Fprintf(&b, ".TH %q %q %q %q %q\n", strings.ToUpper(name), section, date(), source, manual(section))
 	fmt.Fprintf(&b, ".SH NAME\n%s \\- %s\n", name, escape(cmd.Short))
 	fmt.Fprintf(&b, ".SH SYNOPSIS\n.B %s\n", escape(cmd.UseLine()))
 	b.WriteString(".SH DESCRIPTION\n")

@@ -16,6 +16,8 @@ import (
 
 	"github.com/cpuguy83/go-md2man/v2/md2man"
 	"github.com/spf13/cobra"
+
+	"vmnet/internal/cli/version"
 )
 
 // Write makes a page in dir of each docs/NAME.SECTION.md, and of each command of root's tree
@@ -28,15 +30,15 @@ func Write(root *cobra.Command, docs, dir string) error {
 	if err != nil {
 		return err
 	}
-	for _, source := range sources {
-		text, err := os.ReadFile(source)
+	for _, file := range sources {
+		text, err := os.ReadFile(file)
 		if err != nil {
 			return err
 		}
-		name := strings.TrimSuffix(filepath.Base(source), ".md")
+		name := strings.TrimSuffix(filepath.Base(file), ".md")
 		page, err := Markdown(name, text)
 		if err != nil {
-			return fmt.Errorf("%s: %w", source, err)
+			return fmt.Errorf("%s: %w", file, err)
 		}
 		if err := os.WriteFile(filepath.Join(dir, name), page, 0o644); err != nil {
 			return err
@@ -79,9 +81,12 @@ func Markdown(name string, text []byte) ([]byte, error) {
 		}
 		text = text[len(m[0]):]
 	}
-	head := fmt.Sprintf("%% %q %q %q \"vmnet\" %q\n\n", strings.ToUpper(title), sect, date(), manual(sect))
+	head := fmt.Sprintf("%% %q %q %q %q %q\n\n", strings.ToUpper(title), sect, date(), source, manual(sect))
 	return md2man.Render(append([]byte(head), text...)), nil
 }
+
+// source is what a page's foot says it belongs to.
+const source = "vmnet " + version.Number
 
 func cutLast(s, sep string) (before, after string, found bool) {
 	if i := strings.LastIndex(s, sep); i > 0 {

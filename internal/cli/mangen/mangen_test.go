@@ -66,7 +66,7 @@ var heading = regexp.MustCompile(`(?m)^\.SH "?([A-Z ]+)"?$`)
 func checkPage(t *testing.T, name, text string) {
 	t.Helper()
 	title, sect, _ := cutLast(name, ".")
-	if !strings.Contains(text, `.TH "`+strings.ToUpper(title)+`" "`+sect+`" "2023-11-14" "vmnet" `) {
+	if !strings.Contains(text, `.TH "`+strings.ToUpper(title)+`" "`+sect+`" "2023-11-14" "`+source+`" `) {
 		t.Errorf("%s: its .TH is not of %s(%s)", name, title, sect)
 	}
 	var found []string
@@ -152,7 +152,7 @@ func TestMarkdown(t *testing.T) {
 			}
 			continue
 		}
-		if err != nil || !bytes.Contains(page, []byte(`.TH "A.CONF" "5" "2023-11-14" "vmnet" "File Formats Manual"`)) || !bytes.Contains(page, []byte(".SH NAME")) {
+		if err != nil || !bytes.Contains(page, []byte(`.TH "A.CONF" "5" "2023-11-14" "`+source+`" "File Formats Manual"`)) || !bytes.Contains(page, []byte(".SH NAME")) {
 			t.Errorf("%q: %v\n%s", c.text, err, page)
 		}
 	}
