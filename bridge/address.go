@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"fmt"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 )
 
 // A bridge whose address nobody has set takes the lowest of its ports' addresses, and another one when that port goes

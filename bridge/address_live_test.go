@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"vmnet/bridge"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 )
 
 // TestLiveABridgeKeepsItsAddress: one that somebody else has made, without an address, has the same one whichever of

@@ -4,7 +4,7 @@ import (
 	"net"
 	"testing"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 )
 
 func TestWanders(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"time"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/stablemac"
 )
 

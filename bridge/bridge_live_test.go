@@ -13,11 +13,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"vmnet/bridge"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/leaktest"
-	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
-	"vmnet/internal/tun"
 )
 
 func TestMain(m *testing.M) { leaktest.Main(m) }

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 )
 
 // Ensured is what Ensure did.

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
-	"vmnet/internal/netns"
-	"vmnet/internal/rtnl"
-	"vmnet/internal/tun"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 )
 
 // A lan is a bridge br0 with taps as its ports, and frames sent and read raw.

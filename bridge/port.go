@@ -7,7 +7,7 @@ import (
 	"syscall"
 	"time"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 )
 
 // AddPort makes a link a port of the bridge and brings it up, in one request.

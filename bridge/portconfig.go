@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"slices"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 )
 
 // maxVLAN is the highest VLAN id; 0 and 4095 are reserved (IEEE 802.1Q, table 9-2).

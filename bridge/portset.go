@@ -7,7 +7,7 @@ import (
 	"strings"
 	"syscall"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 )
 
 // ErrNotSupported is what the running kernel was built without.

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 )
 
 // heard is which ports an untagged frame must come out of.

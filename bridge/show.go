@@ -4,7 +4,7 @@ import (
 	"slices"
 	"strings"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 )
 
 // Info is a bridge as it is.

@@ -9,7 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"vmnet/internal/fdpass"
+	"vmnet/internal/kernel/fdpass"
 )
 
 // closePatience bounds the goodbye to a daemon that does not answer.

@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/nstest"
-	"vmnet/internal/procfd"
 	"vmnet/libvirt/domainxml"
 )
 

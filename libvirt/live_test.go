@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
 	"vmnet/internal/nstest"
 	"vmnet/libvirt/domainxml"
 	"vmnet/libvirt/libvirttest"

@@ -6,7 +6,7 @@ import (
 	"io"
 	"os"
 
-	"vmnet/internal/fdpass"
+	"vmnet/internal/kernel/fdpass"
 )
 
 // Programs, which all have version 1.

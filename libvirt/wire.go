@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/fdpass"
+	"vmnet/internal/kernel/fdpass"
 )
 
 // lastWords bounds the reading of what a daemon said before it hung up.

@@ -10,8 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/netns"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/macvtap"
 )
 

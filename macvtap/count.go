@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/procfd"
+	"vmnet/internal/kernel/procfd"
 )
 
 // CountOf counts the macvtaps and ipvtaps of which processes of a user, by their real uid, hold queues,

@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 )
 
 // Found is a device in a netns of its own, by that one's id in the netns of its parent device.

@@ -19,8 +19,8 @@ import (
 	"net/netip"
 	"os"
 
-	"vmnet/internal/netns"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
 )
 
 // Kind is "macvtap" or "ipvtap".

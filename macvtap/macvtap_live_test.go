@@ -12,10 +12,10 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/leaktest"
-	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
 	"vmnet/macvtap"
 )
 

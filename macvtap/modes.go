@@ -7,7 +7,7 @@ import (
 	"strings"
 	"syscall"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 )
 
 // The modes and flags by name (include/uapi/linux/if_link.h). l3s is there to be named, not made.

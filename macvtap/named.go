@@ -9,8 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/netns"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
 )
 
 // CreateNamed makes a device in the namespace that nl and the lower are in, for a VMM that is given

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/procfd"
+	"vmnet/internal/kernel/procfd"
 )
 
 // TestLiveAKeptNodeOpensNoLaterDevice keeps a device's node and its folder as whoever was given a queue

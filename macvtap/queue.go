@@ -12,9 +12,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/netns"
-	"vmnet/internal/procfd"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/procfd"
+	"vmnet/internal/kernel/rtnl"
 )
 
 // nodeName is the node's on its tmpfs, and how /dev/tapN begins.

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/stablemac"
 	"vmnet/internal/step"
 	"vmnet/tapmgr/nic"

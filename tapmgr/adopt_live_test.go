@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"vmnet/bridge"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/stablemac"
-	"vmnet/internal/tun"
 	"vmnet/tapmgr/nic"
 )
 

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr/nic"

@@ -9,7 +9,7 @@ import (
 	"os/exec"
 	"strings"
 
-	"vmnet/internal/fdpass"
+	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/step"
 	"vmnet/tapmgr/nic"
 )

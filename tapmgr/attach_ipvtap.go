@@ -7,7 +7,7 @@ import (
 	"strings"
 	"syscall"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"
 )

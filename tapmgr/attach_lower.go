@@ -10,8 +10,8 @@ import (
 	"syscall"
 	"time"
 
-	"vmnet/internal/netns"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
 	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"

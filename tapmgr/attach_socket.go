@@ -11,7 +11,7 @@ import (
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/fdlabel"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
 	"vmnet/tapmgr/nic"
 )

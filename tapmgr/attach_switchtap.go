@@ -10,7 +10,7 @@ import (
 
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
 	"vmnet/tapmgr/nic"
 )

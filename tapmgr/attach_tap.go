@@ -8,10 +8,10 @@ import (
 	"time"
 
 	"vmnet/bridge"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/stablemac"
 	"vmnet/internal/step"
-	"vmnet/internal/tun"
 	"vmnet/tapmgr/nic"
 )
 

@@ -11,7 +11,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/shellquote"
 	"vmnet/internal/stablemac"
 	"vmnet/internal/step"

@@ -9,8 +9,8 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
-	"vmnet/internal/fdpass"
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/fdpass"
+	"vmnet/internal/kernel/netns"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"

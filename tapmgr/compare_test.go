@@ -8,7 +8,7 @@ import (
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/stablemac"
 	"vmnet/tapmgr/nic"
 )

@@ -4,9 +4,9 @@ import (
 	"fmt"
 	"slices"
 
-	"vmnet/internal/procfd"
-	"vmnet/internal/rtnl"
-	"vmnet/internal/tun"
+	"vmnet/internal/kernel/procfd"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/tapmgr/nic"
 )
 

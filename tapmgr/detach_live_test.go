@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"vmnet/bridge"
-	"vmnet/internal/netns"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
 	"vmnet/tapmgr"

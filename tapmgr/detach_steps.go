@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"vmnet/bridge"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
 	"vmnet/qmp"
 	"vmnet/tapmgr/nic"

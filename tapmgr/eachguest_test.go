@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 )
 
 // guestsHeld are links that as many processes hold, one each.

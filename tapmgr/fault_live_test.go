@@ -10,9 +10,9 @@ import (
 	"time"
 
 	"vmnet/bridge"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/step"
-	"vmnet/internal/tun"
 	"vmnet/qmp"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"

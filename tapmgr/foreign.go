@@ -11,10 +11,10 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/alias"
-	"vmnet/internal/procfd"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/procfd"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/stablemac"
-	"vmnet/internal/tun"
 	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"
 )

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/pidfd"
+	"vmnet/internal/kernel/pidfd"
 	"vmnet/internal/step"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr"

@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"vmnet/internal/fdlabel"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr/nic"
 )

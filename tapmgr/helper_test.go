@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
 	"vmnet/internal/step"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"

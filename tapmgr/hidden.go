@@ -1,7 +1,7 @@
 package tapmgr
 
 import (
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
 	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"
 )

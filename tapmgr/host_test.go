@@ -13,10 +13,10 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/access/plaintap"
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
-	"vmnet/internal/tun"
 	"vmnet/qmp"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"

@@ -5,7 +5,7 @@ import (
 	"net"
 	"testing"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/testvm/traffic"
 )
 

@@ -14,7 +14,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/alias"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/stablemac"
 	"vmnet/tapmgr/nic"
 )

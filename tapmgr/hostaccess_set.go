@@ -13,7 +13,7 @@ import (
 	"syscall"
 
 	"vmnet/internal/alias"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
 	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"

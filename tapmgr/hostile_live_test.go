@@ -15,9 +15,9 @@ import (
 
 	"golang.org/x/sys/unix"
 	"vmnet/internal/fdlabel"
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/internal/tun"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )

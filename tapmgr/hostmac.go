@@ -8,7 +8,7 @@ import (
 	"net"
 
 	"vmnet/internal/access/plaintap"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/stablemac"
 	"vmnet/tapmgr/nic"
 )

@@ -10,10 +10,10 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
-	"vmnet/internal/tun"
 	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm/lab"

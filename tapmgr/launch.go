@@ -7,8 +7,8 @@ import (
 	"os"
 	"slices"
 
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/owned"
-	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
 	"vmnet/qmp"
 	"vmnet/tapmgr/nic"

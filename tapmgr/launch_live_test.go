@@ -12,9 +12,9 @@ import (
 	"time"
 
 	"vmnet/bridge"
-	"vmnet/internal/fdpass"
+	"vmnet/internal/kernel/fdpass"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/step"
-	"vmnet/internal/tun"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"

@@ -9,7 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
 	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"

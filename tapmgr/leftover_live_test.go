@@ -15,10 +15,10 @@ import (
 
 	"golang.org/x/sys/unix"
 	"vmnet/internal/bench"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
 	"vmnet/internal/step"
-	"vmnet/internal/tun"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )

@@ -8,8 +8,8 @@ import (
 	"sync"
 	"time"
 
-	"vmnet/internal/netns"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
 )
 

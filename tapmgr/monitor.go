@@ -10,9 +10,9 @@ import (
 	"sync"
 	"time"
 
-	"vmnet/internal/netns"
-	"vmnet/internal/pidfd"
-	"vmnet/internal/procview"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/pidfd"
+	"vmnet/internal/kernel/procview"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
 	"vmnet/tapmgr/nic"

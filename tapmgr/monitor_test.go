@@ -7,7 +7,7 @@ import (
 	"syscall"
 	"testing"
 
-	"vmnet/internal/pidfd"
+	"vmnet/internal/kernel/pidfd"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
 	"vmnet/tapmgr/nic"

@@ -9,9 +9,9 @@ import (
 	"syscall"
 	"time"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/step"
-	"vmnet/internal/tun"
 	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"
 )

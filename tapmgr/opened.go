@@ -8,10 +8,10 @@ import (
 
 	"vmnet/internal/alias"
 	"vmnet/internal/fdlabel"
-	"vmnet/internal/netns"
-	"vmnet/internal/procfd"
-	"vmnet/internal/rtnl"
-	"vmnet/internal/tun"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/procfd"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"
 )

@@ -8,7 +8,7 @@ import (
 	"syscall"
 
 	"vmnet/bridge/vswitch"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/macvtap"
 )
 

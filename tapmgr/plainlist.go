@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"vmnet/internal/access/plaintap"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr/nic"
 )

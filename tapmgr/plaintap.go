@@ -10,10 +10,10 @@ import (
 	"vmnet/bridge"
 	"vmnet/internal/access/plaintap"
 	"vmnet/internal/alias"
-	"vmnet/internal/procfd"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/procfd"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/step"
-	"vmnet/internal/tun"
 	"vmnet/tapmgr/nic"
 )
 

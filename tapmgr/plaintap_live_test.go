@@ -11,9 +11,9 @@ import (
 
 	"golang.org/x/sys/unix"
 	"vmnet/bridge"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
-	"vmnet/internal/tun"
 	"vmnet/tapmgr/nic"
 )
 

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"vmnet/bridge"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 )
 

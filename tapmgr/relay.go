@@ -8,7 +8,7 @@ import (
 	"os"
 	"time"
 
-	"vmnet/internal/fdpass"
+	"vmnet/internal/kernel/fdpass"
 	"vmnet/libvirt"
 	"vmnet/qmp"
 )

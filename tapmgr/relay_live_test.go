@@ -12,10 +12,10 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/procfd"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/internal/procfd"
-	"vmnet/internal/tun"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
 	"vmnet/libvirt/libvirttest"

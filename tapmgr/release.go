@@ -7,8 +7,8 @@ import (
 	"io/fs"
 	"time"
 
-	"vmnet/internal/netns"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"
 )

@@ -8,7 +8,7 @@ import (
 	"slices"
 
 	"vmnet/bridge"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 )
 

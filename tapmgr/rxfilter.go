@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"net"
 
-	"vmnet/internal/netns"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/macvtap"
 	"vmnet/qmp"

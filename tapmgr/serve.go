@@ -11,7 +11,7 @@ import (
 	"os"
 
 	"vmnet/bridge"
-	"vmnet/internal/fdpass"
+	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/step"
 	"vmnet/tapmgr/nic"
 )

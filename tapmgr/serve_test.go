@@ -8,8 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-	"vmnet/internal/fdpass"
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/fdpass"
+	"vmnet/internal/kernel/netns"
 	"vmnet/internal/step"
 	"vmnet/tapmgr/nic"
 )

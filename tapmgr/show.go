@@ -6,7 +6,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 	"vmnet/vhost"
 )

@@ -4,7 +4,7 @@ import (
 	"context"
 	"os"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
 	"vmnet/tapmgr/nic"
 )

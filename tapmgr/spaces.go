@@ -4,9 +4,9 @@ import (
 	"context"
 	"slices"
 
-	"vmnet/internal/netns"
-	"vmnet/internal/procfd"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/procfd"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"
 )

@@ -3,7 +3,7 @@ package tapmgr
 import (
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 )
 

@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/procfd"
+	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/rundir"
 	"vmnet/tapmgr/nic"
 )

@@ -8,9 +8,9 @@ import (
 	"slices"
 
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/pidfd"
-	"vmnet/internal/procfd"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/pidfd"
+	"vmnet/internal/kernel/procfd"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 )
 

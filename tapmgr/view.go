@@ -7,7 +7,7 @@ import (
 	"io/fs"
 
 	"vmnet/bridge"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 	"vmnet/vhost"
 )

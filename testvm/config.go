@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
 	"vmnet/testvm/guest"
 )
 

@@ -11,7 +11,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
 )
 
 // NFT_TABLE_F_OWNER of include/uapi/linux/netfilter/nf_tables.h, and NF_DROP of include/uapi/linux/netfilter.h.

@@ -16,10 +16,10 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
-	"vmnet/internal/tun"
 	"vmnet/testvm/lab"
 )
 

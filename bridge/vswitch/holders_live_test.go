@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/internal/tun"
 )
 
 // A holder is a process that has a guest's end, and answers frames as long as it runs.

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/offload"
-	"vmnet/internal/tun"
 )
 
 // A hostile guest does its worst while it is on.

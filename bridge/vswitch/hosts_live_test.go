@@ -12,9 +12,9 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"vmnet/bridge/vswitch"
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/internal/tun"
 	"vmnet/testvm/traffic"
 )
 

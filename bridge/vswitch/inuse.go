@@ -5,8 +5,8 @@ import (
 	"slices"
 	"strings"
 
-	"vmnet/internal/netns"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
 )
 
 // CheckInUse reports what a packet port would cut off that claims a device: an error where others

@@ -7,7 +7,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"vmnet/bridge/vswitch"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/testvm/lab"
 )
 

@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"vmnet/bridge/vswitch"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/internal/tun"
 )
 
 // lanes are the names of taps that the switch has made in a netns.

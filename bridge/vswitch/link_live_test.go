@@ -5,8 +5,8 @@ import (
 	"time"
 
 	"vmnet/bridge/vswitch"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/internal/tun"
 )
 
 // followedTap makes a tap in a netns of its own, as vmnet switch run does, and moves it to host n.

@@ -6,7 +6,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
 )
 
 // MayOpenPacket tells by an error why OpenPacket cannot work in ns, whatever the device: the right or the kernel's

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
 	"vmnet/internal/offload"
 )
 

@@ -18,8 +18,8 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/internal/tun"
 )
 
 // veth joins two hosts by devices of that name and MTU.

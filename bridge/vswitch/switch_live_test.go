@@ -12,7 +12,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
-	"vmnet/internal/tun"
+	"vmnet/internal/kernel/tun"
 )
 
 // pollable is a copy of f's fd that does not block.

@@ -14,9 +14,9 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/fdpass"
+	"vmnet/internal/kernel/fdpass"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
 	"vmnet/tapmgr/nic"
 )
 

@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
 )
 
 func TestLiveAnAltnameGetsRoundNoRule(t *testing.T) {

@@ -17,9 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
 	"vmnet/tapmgr"
 	labguest "vmnet/testvm/guest"
 )

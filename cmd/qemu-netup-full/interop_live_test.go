@@ -15,10 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
-	"vmnet/internal/fdpass"
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/fdpass"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
 )
 
 // longName is as long as a bridge's can be.

@@ -15,7 +15,7 @@ import (
 	"vmnet/internal/access/gate"
 	"vmnet/internal/access/policy"
 	"vmnet/internal/cli/console"
-	"vmnet/internal/fdpass"
+	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/shellquote"
 	"vmnet/internal/step"
 	"vmnet/internal/vmm/launch"

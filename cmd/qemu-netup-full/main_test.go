@@ -12,9 +12,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/leaktest"
 	"vmnet/internal/nstest"
-	"vmnet/internal/tun"
 )
 
 // nobody is who has no right to anything.

@@ -13,10 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
-	"vmnet/internal/tun"
 )
 
 // scripts are qemu-ifup and qemu-ifdown, as they are installed.

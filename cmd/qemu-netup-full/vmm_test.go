@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/tun"
+	"vmnet/internal/kernel/tun"
 )
 
 // vmmEnv makes a VMM that is not QEMU of this test binary.

@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"vmnet/internal/kernel/netns"
 	"vmnet/internal/libvirthook/hookfile"
-	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
 	"vmnet/libvirt/libvirttest"
 	"vmnet/tapmgr"

@@ -9,7 +9,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/cli/nicflags"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/stablemac"
 )
 

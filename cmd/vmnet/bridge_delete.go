@@ -4,7 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmnet/bridge"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 )
 
 func (a *app) bridgeDeleteCommand() *cobra.Command {

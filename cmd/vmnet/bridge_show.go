@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmnet/bridge"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 )
 
 func (a *app) bridgeShowCommand() *cobra.Command {

@@ -9,7 +9,7 @@ import (
 
 	"vmnet/internal/cli/console"
 	"vmnet/internal/doctor"
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
 )
 
 func (a *app) doctorCommand() *cobra.Command {

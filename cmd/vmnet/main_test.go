@@ -14,9 +14,9 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/goleak"
 
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/leaktest"
 	"vmnet/internal/nstest"
-	"vmnet/internal/tun"
 	"vmnet/libvirt/libvirttest"
 )
 

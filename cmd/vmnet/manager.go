@@ -6,8 +6,8 @@ import (
 	"time"
 
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/netns"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr"
 )
 

@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
 )
 
 func (a *app) switchAddPortCommand() *cobra.Command {

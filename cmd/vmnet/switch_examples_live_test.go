@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
 	"vmnet/internal/nstest"
 )
 

@@ -18,9 +18,9 @@ import (
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/cli/nicflags"
-	"vmnet/internal/netns"
-	"vmnet/internal/rtnl"
-	"vmnet/internal/tun"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/tapmgr"
 )
 

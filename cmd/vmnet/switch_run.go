@@ -18,7 +18,7 @@ import (
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/access/privilege"
 	"vmnet/internal/cli/nicflags"
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
 )
 
 // runVerb is what the command line of switch run asks for.

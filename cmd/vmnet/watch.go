@@ -12,7 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
 	"vmnet/internal/watch"
 	"vmnet/libvirt"
 	"vmnet/tapmgr"

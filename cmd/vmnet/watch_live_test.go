@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
 	"vmnet/internal/nstest"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"

@@ -25,14 +25,14 @@ var layers = [][]string{
 	{"bridge/vswitch"},
 	{"internal/access/plaintap", "internal/owned"},
 	{"bridge", "macvtap", "vhost", "qmp", "libvirt"},
-	{"internal/tun", "internal/rtnl", "internal/vmm/qemu", "libvirt/domainxml"},
-	{"internal/netns", "internal/step", "internal/stablemac", "internal/fdlabel"},
-	{"internal/pidfd"},
-	{"internal/procfd", "internal/procview", "internal/fdpass", "internal/cli/console", "internal/cli/version", "internal/access/privilege", "internal/shellquote", "internal/libvirthook/hookfile", "internal/offload", "internal/rundir", "internal/alias", "internal/cli/fdroom"},
+	{"internal/kernel/tun", "internal/kernel/rtnl", "internal/vmm/qemu", "libvirt/domainxml"},
+	{"internal/kernel/netns", "internal/step", "internal/stablemac", "internal/fdlabel"},
+	{"internal/kernel/pidfd"},
+	{"internal/kernel/procfd", "internal/kernel/procview", "internal/kernel/fdpass", "internal/cli/console", "internal/cli/version", "internal/access/privilege", "internal/shellquote", "internal/libvirthook/hookfile", "internal/offload", "internal/rundir", "internal/alias", "internal/cli/fdroom"},
 }
 
 // systemCalls are the packages that may import x/sys/unix.
-var systemCalls = []string{"bridge/vswitch", "internal/access/privilege", "internal/tun", "internal/netns", "internal/procfd", "internal/rtnl", "internal/fdpass", "internal/fdlabel", "internal/pidfd", "internal/procview", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "testvm", "cmd/testvm"}
+var systemCalls = []string{"bridge/vswitch", "internal/access/privilege", "internal/kernel/tun", "internal/kernel/netns", "internal/kernel/procfd", "internal/kernel/rtnl", "internal/kernel/fdpass", "internal/fdlabel", "internal/kernel/pidfd", "internal/kernel/procview", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "testvm", "cmd/testvm"}
 
 // forTests may be imported by tests and by cmd/testvm alone; internal/cli/mangen, by
 // what writes the man pages.

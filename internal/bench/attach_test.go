@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
 	"vmnet/internal/shellquote"
 	"vmnet/testvm"
 )

@@ -16,10 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
-	"vmnet/internal/fdpass"
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/fdpass"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
 )
 
 // helperTurns is how often each way is taken: one start takes a few milliseconds, and other

@@ -5,7 +5,7 @@ import (
 	"strings"
 
 	"vmnet/bridge"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 )
 
 // bridges looks at those of the netns.

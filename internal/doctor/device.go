@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/tun"
+	"vmnet/internal/kernel/tun"
 	"vmnet/vhost"
 )
 

@@ -11,8 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 
-	"vmnet/internal/netns"
-	"vmnet/internal/procfd"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/procfd"
 )
 
 // Status is how bad a finding is.

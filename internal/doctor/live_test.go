@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/leaktest"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
 )
 
 func TestMain(m *testing.M) { leaktest.Main(m) }

@@ -5,7 +5,7 @@ import (
 	"io/fs"
 
 	"vmnet/bridge/vswitch"
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
 )
 
 // packetPorts are what the userspace switch needs the kernel for.

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/procfd"
+	"vmnet/internal/kernel/procfd"
 )
 
 // Max is how many bytes a label may have: NAME_MAX less "memfd:" (mm/memfd.c).

@@ -5,8 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/leaktest"
-	"vmnet/internal/procfd"
 )
 
 func TestMain(m *testing.M) { leaktest.Main(m) }

@@ -11,7 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
 )
 
 // Require skips the test unless ok, and names the cure. Where the feature is

@@ -3,7 +3,7 @@ package owned
 
 import (
 	"vmnet/internal/alias"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/macvtap"
 )
 

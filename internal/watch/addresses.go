@@ -6,7 +6,7 @@ import (
 	"maps"
 	"time"
 
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr"
 )
 

@@ -11,10 +11,10 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/access/plaintap"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
 	"vmnet/internal/stablemac"
-	"vmnet/internal/tun"
 )
 
 // giveAddress is what the holder of a tap's queue may do without a privilege.

@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
 	"vmnet/libvirt"
 	"vmnet/libvirt/libvirttest"
 )

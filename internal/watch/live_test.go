@@ -13,9 +13,9 @@ import (
 	"time"
 
 	"vmnet/bridge"
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
 	"vmnet/libvirt"
 	"vmnet/tapmgr"
 )
@@ -276,7 +276,7 @@ func TestLiveStorm(t *testing.T) {
 		t.Errorf("the heap grew from %d to %d bytes", before, after)
 	}
 	nstest.Eventually(t, patience, "it comes to rest", func() bool {
-		for _, fn := range []string{"rtnl.(*Events).receive", "watch.(*bridges).work", "watch.(*mirrors).work"} {
+		for _, fn := range []string{"kernel/rtnl.(*Events).receive", "watch.(*bridges).work", "watch.(*mirrors).work"} {
 			if nstest.Waiting("internal/"+fn) != 1 {
 				return false
 			}

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
 	"vmnet/internal/nstest"
 	"vmnet/libvirt"
 	"vmnet/macvtap"

@@ -8,8 +8,8 @@ import (
 	"sync"
 
 	"vmnet/bridge"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/libvirthook/declared"
-	"vmnet/internal/rtnl"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
 )

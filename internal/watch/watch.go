@@ -15,8 +15,8 @@ import (
 	"sync"
 	"time"
 
-	"vmnet/internal/netns"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/libvirt"
 	"vmnet/tapmgr"
 )

@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmnet/internal/kernel/netns"
 	"vmnet/internal/leaktest"
-	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
 	"vmnet/testvm/traffic"
 )

@@ -13,8 +13,8 @@ import (
 	"syscall"
 	"time"
 
-	"vmnet/internal/fdpass"
-	"vmnet/internal/procfd"
+	"vmnet/internal/kernel/fdpass"
+	"vmnet/internal/kernel/procfd"
 )
 
 // ErrNotRunning is a switch that nobody runs.

@@ -21,7 +21,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
-	"vmnet/internal/fdpass"
+	"vmnet/internal/kernel/fdpass"
 )
 
 // Kinds of ports, by what the switch is given of them.

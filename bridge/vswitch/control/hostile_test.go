@@ -23,7 +23,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
-	"vmnet/internal/fdpass"
+	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/nstest"
 )
 

@@ -14,7 +14,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
-	"vmnet/internal/fdpass"
+	"vmnet/internal/kernel/fdpass"
 )
 
 // A Server tells of a switch, and changes it, for those who connect.

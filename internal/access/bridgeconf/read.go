@@ -8,7 +8,7 @@ import (
 	"os"
 	"syscall"
 
-	"vmnet/internal/procfd"
+	"vmnet/internal/kernel/procfd"
 )
 
 // Bounds. QEMU has none but the length of its line buffer, 4096 bytes with the final NUL.

@@ -10,10 +10,10 @@ import (
 	"vmnet/internal/access/plaintap"
 	"vmnet/internal/access/policy"
 	"vmnet/internal/access/privilege"
-	"vmnet/internal/fdpass"
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/fdpass"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/owned"
-	"vmnet/internal/rtnl"
 )
 
 // Request is what is asked for.

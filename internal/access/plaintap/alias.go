@@ -10,7 +10,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/alias"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/rtnl"
 )
 
 // prefix begins the alias of such a tap.

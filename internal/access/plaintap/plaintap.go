@@ -7,10 +7,10 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/alias"
-	"vmnet/internal/netns"
-	"vmnet/internal/rtnl"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/stablemac"
-	"vmnet/internal/tun"
 )
 
 // Make makes a tap on a bridge for a VMM of which no more is known, as qemu-bridge-helper does:

@@ -12,7 +12,7 @@ import (
 	"syscall"
 
 	"vmnet/bridge"
-	"vmnet/internal/procfd"
+	"vmnet/internal/kernel/procfd"
 )
 
 // DefaultPath is where the file is.

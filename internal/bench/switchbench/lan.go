@@ -10,7 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
 	"vmnet/testvm/traffic"
 )
 

@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
-	"vmnet/internal/tun"
 	"vmnet/tapmgr"
 	"vmnet/testvm/lab"
 )

@@ -13,9 +13,9 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/internal/tun"
 	"vmnet/internal/vmm/launch"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"

@@ -7,7 +7,7 @@ import (
 	"strconv"
 	"strings"
 
-	"vmnet/internal/procview"
+	"vmnet/internal/kernel/procview"
 )
 
 // A Socket is one on which a process listens, and which may be its monitor.

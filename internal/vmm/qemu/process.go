@@ -13,8 +13,8 @@ import (
 	"strings"
 	"time"
 
-	"vmnet/internal/pidfd"
-	"vmnet/internal/procview"
+	"vmnet/internal/kernel/pidfd"
+	"vmnet/internal/kernel/procview"
 )
 
 // A Process is a running QEMU, as it was when it was looked at.

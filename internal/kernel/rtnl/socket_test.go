@@ -10,8 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmnet/internal/kernel/netns"
 	"vmnet/internal/leaktest"
-	"vmnet/internal/netns"
 )
 
 func TestMain(m *testing.M) { leaktest.Main(m) }

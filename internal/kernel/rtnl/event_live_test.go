@@ -121,7 +121,7 @@ func TestLiveEventsEndByClose(t *testing.T) {
 			}
 		}
 	}()
-	nstest.Eventually(t, 20*time.Second, "Next waits", func() bool { return nstest.Waiting("internal/rtnl.(*Events).receive") == 1 })
+	nstest.Eventually(t, 20*time.Second, "Next waits", func() bool { return nstest.Waiting("internal/kernel/rtnl.(*Events).receive") == 1 })
 	_ = e.Close()
 	if err := <-done; !errors.Is(err, fs.ErrClosed) {
 		t.Error(err)

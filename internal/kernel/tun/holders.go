@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/procfd"
+	"vmnet/internal/kernel/procfd"
 )
 
 // LooksLikeQueue tells quickly whether a file may be a queue of a tap.

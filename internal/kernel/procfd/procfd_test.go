@@ -5,7 +5,7 @@ import (
 	"slices"
 	"testing"
 
-	"vmnet/internal/procfd"
+	"vmnet/internal/kernel/procfd"
 )
 
 func TestRealUID(t *testing.T) {

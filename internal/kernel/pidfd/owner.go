@@ -10,7 +10,7 @@ import (
 	"strconv"
 	"strings"
 
-	"vmnet/internal/procfd"
+	"vmnet/internal/kernel/procfd"
 )
 
 // ErrDoubtful is for a process that may be somebody else's than it looks.

@@ -8,11 +8,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/procfd"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/leaktest"
-	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
-	"vmnet/internal/procfd"
-	"vmnet/internal/tun"
 )
 
 func TestMain(m *testing.M) { leaktest.Main(m) }

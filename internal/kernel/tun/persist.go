@@ -7,8 +7,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/netns"
-	"vmnet/internal/procfd"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/procfd"
 )
 
 // Persist keeps the tap when its last queue is closed (TUNSETPERSIST), so that another process can open it by its

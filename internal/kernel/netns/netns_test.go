@@ -9,8 +9,8 @@ import (
 	"syscall"
 	"testing"
 
+	"vmnet/internal/kernel/netns"
 	"vmnet/internal/leaktest"
-	"vmnet/internal/netns"
 	"vmnet/internal/nstest"
 )
 

@@ -5,7 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/netns"
+	"vmnet/internal/kernel/netns"
 )
 
 // Open opens queues of a tap that is there, as one that was made persistent is. multi must be as the tap has been made

@@ -8,9 +8,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/internal/rtnl"
-	"vmnet/internal/tun"
 )
 
 // TestLiveExpire has taps that are held and not, and one that is not there.
