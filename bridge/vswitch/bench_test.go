@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/offload"
+	"vmnet/bridge/vswitch/offload"
 )
 
 // BenchmarkForward sends batches of frames from one station to another, through the switch's own goroutine and two socketpairs.

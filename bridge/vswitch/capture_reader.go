@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/offload"
+	"vmnet/bridge/vswitch/offload"
 )
 
 // A CapturedFrame is a frame as it went through a port. What left by a port has its form: retagged, finished, a segment.

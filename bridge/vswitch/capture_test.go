@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
+	"vmnet/bridge/vswitch/offload"
 	"vmnet/internal/nstest"
-	"vmnet/internal/offload"
 )
 
 // startCapture captures, and gives the reader's end.

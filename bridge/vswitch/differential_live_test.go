@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/offload"
 	"vmnet/internal/kernel/tun"
-	"vmnet/internal/offload"
 )
 
 // A line joins two hosts, by devices of the name lan0, through something that forwards frames:

@@ -3,7 +3,7 @@ package vswitch
 import (
 	"time"
 
-	"vmnet/internal/offload"
+	"vmnet/bridge/vswitch/offload"
 )
 
 // A receiver is the goroutine of one queue of a port: it takes a batch of frames, decides where each goes, and

@@ -3,7 +3,7 @@ package vswitch
 import (
 	"encoding/binary"
 
-	"vmnet/internal/offload"
+	"vmnet/bridge/vswitch/offload"
 )
 
 // Lengths in bytes. A frame's data is its vnet header, then the Ethernet frame: two addresses, an 802.1Q tag

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/offload"
+	"vmnet/bridge/vswitch/offload"
 )
 
 // A memory is a queue that keeps what is sent to it, and never receives: the test gives frames, with whatever vnet

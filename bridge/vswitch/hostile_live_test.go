@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/offload"
 	"vmnet/internal/kernel/tun"
-	"vmnet/internal/offload"
 )
 
 // A hostile guest does its worst while it is on.

@@ -10,10 +10,10 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"vmnet/bridge/vswitch/offload"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
-	"vmnet/internal/offload"
 )
 
 // A lane is a second way between a veth device and the switch, for what a packet socket cannot do there as

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/offload"
+	"vmnet/bridge/vswitch/offload"
 )
 
 // socketQueue receives and sends by batches, recvmmsg(2) and sendmmsg(2).

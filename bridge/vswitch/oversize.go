@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmnet/bridge/vswitch/offload"
 	"vmnet/internal/kernel/netns"
-	"vmnet/internal/offload"
 )
 
 // A packet socket sends no frame that is longer than the device's MTU, an Ethernet header and one tag of

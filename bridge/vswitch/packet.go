@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
+	"vmnet/bridge/vswitch/offload"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/offload"
 )
 
 // A packet socket's frames may be super-frames, so that each takes the room of one. That of BIG TCP is

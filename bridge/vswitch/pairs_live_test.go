@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/offload"
 	"vmnet/internal/kernel/tun"
-	"vmnet/internal/offload"
 )
 
 // A corner is a host on one kind of port, with an MTU, and what its kernel leaves to the port to finish.

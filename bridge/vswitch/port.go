@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 
 	"vmnet/bridge"
-	"vmnet/internal/offload"
+	"vmnet/bridge/vswitch/offload"
 )
 
 // PortConfig says how a port should be. Its zero value is a port of a plain switch.

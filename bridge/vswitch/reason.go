@@ -1,6 +1,6 @@
 package vswitch
 
-import "vmnet/internal/offload"
+import "vmnet/bridge/vswitch/offload"
 
 // A Reason tells why a frame did not go where it should have.
 type Reason uint8

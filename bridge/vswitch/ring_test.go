@@ -8,8 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmnet/bridge/vswitch/offload"
 	"vmnet/internal/nstest"
-	"vmnet/internal/offload"
 )
 
 // ringSender is a sender with a ring, if the kernel has one for us.

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
+	"vmnet/bridge/vswitch/offload"
 	"vmnet/internal/nstest"
-	"vmnet/internal/offload"
 )
 
 func plain(names ...string) map[string]PortConfig {

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/internal/offload"
+	"vmnet/bridge/vswitch/offload"
 )
 
 // OpenTap makes a wire of queues of one tap (include/uapi/linux/if_tun.h): the peer is the kernel of the netns that

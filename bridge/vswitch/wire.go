@@ -8,8 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmnet/bridge/vswitch/offload"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/offload"
 )
 
 // batchSize is how many frames are received at a time, and sent: what offload gives at a time.

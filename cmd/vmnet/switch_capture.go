@@ -14,7 +14,7 @@ import (
 
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/capture"
+	"vmnet/bridge/vswitch/pcapng"
 	"vmnet/internal/cli/console"
 	"vmnet/internal/cli/nicflags"
 )
@@ -172,7 +172,7 @@ func (a *app) captureSink(o *captureVerb) (frameSink, func() error, error) {
 		}
 		out, nothing = f, f.Close
 	}
-	sink, err := capture.NewFile(out, versionText(), o.name, o.cfg)
+	sink, err := pcapng.NewFile(out, versionText(), o.name, o.cfg)
 	if err != nil {
 		return nil, nil, errors.Join(err, nothing())
 	}
@@ -192,7 +192,7 @@ func follow(ctx context.Context, r *vswitch.CaptureReader, sink frameSink, wante
 	var leave time.Time
 	for {
 		now := time.Now()
-		_ = r.SetDeadline(now.Add(capture.Patience))
+		_ = r.SetDeadline(now.Add(pcapng.Patience))
 		f, err := r.Next()
 		switch {
 		case err == nil:
@@ -216,7 +216,7 @@ func follow(ctx context.Context, r *vswitch.CaptureReader, sink frameSink, wante
 // ordered writes frames to a sink in the order of their times.
 type ordered struct {
 	sink    frameSink
-	order   capture.Order
+	order   pcapng.Order
 	n       int // that were written
 	wanted  int // 0 for any number
 	flushed time.Time
@@ -285,7 +285,7 @@ func (l *lines) Write(f vswitch.CapturedFrame) error {
 	if f.Port >= len(l.ports) {
 		return fmt.Errorf("a frame of port %d of %d", f.Port, len(l.ports))
 	}
-	line := capturedLine{f.Time, l.ports[f.Port], f.Direction.String(), f.Queue, f.Length, capture.Summary(f), f.Reason}
+	line := capturedLine{f.Time, l.ports[f.Port], f.Direction.String(), f.Queue, f.Length, pcapng.Summary(f), f.Reason}
 	if l.json {
 		b, err := json.Marshal(line)
 		if err == nil {

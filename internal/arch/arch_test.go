@@ -21,14 +21,14 @@ var layers = [][]string{
 	{"internal/vmm/launch"},
 	{"internal/access/bridgeconf", "internal/access/policy"},
 	{"tapmgr/nic"},
-	{"bridge/vswitch/control", "internal/capture"},
+	{"bridge/vswitch/control", "bridge/vswitch/pcapng"},
 	{"bridge/vswitch"},
 	{"internal/access/plaintap", "internal/owned"},
 	{"bridge", "macvtap", "vhost", "qmp", "libvirt"},
 	{"internal/kernel/tun", "internal/kernel/rtnl", "internal/vmm/qemu", "libvirt/domainxml"},
 	{"internal/kernel/netns", "internal/step", "internal/stablemac", "internal/fdlabel"},
 	{"internal/kernel/pidfd"},
-	{"internal/kernel/procfd", "internal/kernel/procview", "internal/kernel/fdpass", "internal/cli/console", "internal/cli/version", "internal/access/privilege", "internal/shellquote", "internal/libvirthook/hookfile", "internal/offload", "internal/rundir", "internal/alias", "internal/cli/fdroom"},
+	{"internal/kernel/procfd", "internal/kernel/procview", "internal/kernel/fdpass", "internal/cli/console", "internal/cli/version", "internal/access/privilege", "internal/shellquote", "internal/libvirthook/hookfile", "bridge/vswitch/offload", "internal/rundir", "internal/alias", "internal/cli/fdroom"},
 }
 
 // systemCalls are the packages that may import x/sys/unix.

@@ -1,4 +1,4 @@
-package capture
+package pcapng
 
 import (
 	"bytes"
@@ -13,8 +13,8 @@ import (
 	"github.com/google/gopacket/pcapgo"
 
 	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/offload"
 	"vmnet/internal/leaktest"
-	"vmnet/internal/offload"
 )
 
 func TestMain(m *testing.M) { leaktest.Main(m) }

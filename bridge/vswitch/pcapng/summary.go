@@ -1,4 +1,4 @@
-package capture
+package pcapng
 
 import (
 	"encoding/binary"
@@ -11,7 +11,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"vmnet/bridge/vswitch"
-	"vmnet/internal/offload"
+	"vmnet/bridge/vswitch/offload"
 )
 
 // Summary is a frame in a line: addresses, VLANs, what is in it, and what is left to do to it. What the frame says is shown as numbers,

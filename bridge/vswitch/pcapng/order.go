@@ -1,5 +1,5 @@
-// Package capture tells people, and programs such as Wireshark, of frames that a switch has captured.
-package capture
+// Package pcapng writes captured frames for people, and for programs such as Wireshark: those that a switch has captured.
+package pcapng
 
 import (
 	"bytes"
