@@ -46,7 +46,7 @@ type NIC struct {
 	// it, but whoever looks for the device finds it there. It stays the caller's.
 	Netns []*os.File
 
-	// Label is none, or a file whose name tells what the NIC is (package fdlabel). QEMU makes no use of
+	// Label is none, or a file whose name tells what the NIC is (procfd.NewLabel). QEMU makes no use of
 	// it either. It stays the caller's.
 	Label []*os.File
 

@@ -10,7 +10,7 @@ import (
 
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/fdlabel"
+	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
 	"vmnet/tapmgr/nic"
@@ -90,7 +90,7 @@ func (s *socketSide) steps(pid int, alias string, _ int) []step.Step {
 		{
 			Name: "label",
 			Text: fmt.Sprintf("memfd_create %q, for QEMU to hold", text),
-			Do:   func(context.Context) (err error) { s.tag, err = fdlabel.New(text); return err },
+			Do:   func(context.Context) (err error) { s.tag, err = procfd.NewLabel(text); return err },
 			Undo: func(context.Context) error { return closeFile(&s.tag) },
 		},
 		{

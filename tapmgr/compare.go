@@ -11,8 +11,8 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
+	"vmnet/internal/cli/console"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/shellquote"
 	"vmnet/internal/stablemac"
 	"vmnet/internal/step"
 	"vmnet/macvtap"
@@ -123,7 +123,7 @@ func byDetach(v *view) remedy {
 }
 
 func (o *ours) detachCommand() string {
-	return shellquote.Join([]string{"vmnet", "detach", "--vm", o.want.VM, "--nic", o.want.NIC})
+	return console.Quote([]string{"vmnet", "detach", "--vm", o.want.VM, "--nic", o.want.NIC})
 }
 
 // setting is the remedy of a link's setting.
@@ -317,7 +317,7 @@ func wantBridge(v *view) string {
 }
 
 func mendBridge(v *view) remedy {
-	free := shellquote.Join([]string{"ip", "link", "set", v.Name, "nomaster"}) + " && vmnet reconcile"
+	free := console.Quote([]string{"ip", "link", "set", v.Name, "nomaster"}) + " && vmnet reconcile"
 	switch {
 	case v.master != "" && v.want.Switch:
 		r := byAdmin("%s", free)

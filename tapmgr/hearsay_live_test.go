@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"vmnet/internal/fdlabel"
+	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
 	"vmnet/internal/vmm/qemu"
@@ -26,7 +26,7 @@ func (h *host) labelOf(vm, nic string) *os.File {
 	if err != nil {
 		h.Fatal(err)
 	}
-	return h.file(fdlabel.New(fmt.Sprintf("vmnet vm=%s nic=%s type=socket source=/run/none/socket switch=on netns=%d mac=52:54:00:00:00:09 model=e1000 queues=1", vm, nic, inode)))
+	return h.file(procfd.NewLabel(fmt.Sprintf("vmnet vm=%s nic=%s type=socket source=/run/none/socket switch=on netns=%d mac=52:54:00:00:00:09 model=e1000 queues=1", vm, nic, inode)))
 }
 
 // fill has the helper duplicate its fd 3 until it has n files, and say so.

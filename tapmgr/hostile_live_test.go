@@ -14,8 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"vmnet/internal/fdlabel"
 	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
 	"vmnet/tapmgr"
@@ -139,7 +139,7 @@ func TestLiveNothingOfOthersIsOpened(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	label := h.file(fdlabel.New(fmt.Sprintf("vmnet vm=web nic=net2 type=socket source=none switch=on netns=%d mac=52:54:00:00:00:09 model=e1000 queues=1", inode)))
+	label := h.file(procfd.NewLabel(fmt.Sprintf("vmnet vm=web nic=net2 type=socket source=none switch=on netns=%d mac=52:54:00:00:00:09 model=e1000 queues=1", inode)))
 	pty, path := h.terminal()
 
 	watched := map[string]func() int{"the terminal": h.opens(path)}

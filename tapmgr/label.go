@@ -4,7 +4,7 @@ import (
 	"context"
 	"fmt"
 
-	"vmnet/internal/fdlabel"
+	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/step"
 	"vmnet/tapmgr/nic"
 )
@@ -30,7 +30,7 @@ func (h *half) labelStep() step.Step {
 	return step.Step{
 		Name: "label",
 		Text: fmt.Sprintf("memfd_create %q, for QEMU to hold", h.labelText),
-		Do:   func(context.Context) (err error) { h.label, err = fdlabel.New(h.labelText); return err },
+		Do:   func(context.Context) (err error) { h.label, err = procfd.NewLabel(h.labelText); return err },
 		Undo: func(context.Context) error { return closeFile(&h.label) },
 	}
 }

@@ -7,8 +7,8 @@ import (
 	"os"
 	"slices"
 
+	"vmnet/internal/access/plaintap"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/owned"
 	"vmnet/internal/step"
 	"vmnet/qmp"
 	"vmnet/tapmgr/nic"
@@ -133,8 +133,8 @@ func (l *Launch) Close() error {
 	return errors.Join(errs...)
 }
 
-// Owned counts the NICs that a user has: see owned.Count.
-func (m *Manager) Owned(uid int) (int, error) { return owned.Count(m.nl, uid, m.lookInto) }
+// Owned counts the NICs that a user has: see plaintap.CountOwned.
+func (m *Manager) Owned(uid int) (int, error) { return plaintap.CountOwned(m.nl, uid, m.lookInto) }
 
 // LinkName is the interface name of a link that was named by that or by an altname.
 func (m *Manager) LinkName(name string) (string, error) {

@@ -7,7 +7,6 @@ import (
 	"sync"
 
 	"vmnet/internal/alias"
-	"vmnet/internal/fdlabel"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
@@ -141,7 +140,7 @@ func (op *opened) visit(f procfd.File) {
 		}
 		return
 	}
-	if text, ok := fdlabel.Of(procfd.File{Target: target}); ok {
+	if text, ok := procfd.LabelOf(procfd.File{Target: target}); ok {
 		if s := (saying{f.PID, text}); op.said[s] {
 			return
 		} else if strings.HasPrefix(text, alias.Prefix) && op.within(f.UID, "sayings", maxCloser) {

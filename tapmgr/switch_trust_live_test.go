@@ -12,7 +12,7 @@ import (
 
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/fdlabel"
+	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
@@ -77,7 +77,7 @@ func (h *host) inode() string {
 func TestLiveLabelOfAnotherUserIsNotMeant(t *testing.T) {
 	h := newHost(t)
 	h.runSwitch()
-	label, err := fdlabel.New("vmnet vm=web-" + uniqueSuffix(h.ns) + " nic=net0 type=socket source=sw0 switch=on netns=" + h.inode() + " mac=52:54:00:00:00:01 model=virtio-net-pci queues=1")
+	label, err := procfd.NewLabel("vmnet vm=web-" + uniqueSuffix(h.ns) + " nic=net0 type=socket source=sw0 switch=on netns=" + h.inode() + " mac=52:54:00:00:00:01 model=virtio-net-pci queues=1")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,7 @@ import (
 	"strings"
 	"time"
 
-	"vmnet/internal/shellquote"
+	"vmnet/internal/cli/console"
 	"vmnet/testvm/agent"
 )
 
@@ -51,7 +51,7 @@ func Start(ctx context.Context, c Config) (*VM, error) {
 		_ = os.RemoveAll(vm.dir)
 		return nil, fmt.Errorf("start guest %s: %w", c.Name, err)
 	}
-	c.Logf("guest %s: %s", c.Name, shellquote.Join(vm.Argv))
+	c.Logf("guest %s: %s", c.Name, console.Quote(vm.Argv))
 	start := time.Now()
 	vm.process.start(ctx, vm)
 	info, err := vm.boot(ctx)

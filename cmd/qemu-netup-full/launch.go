@@ -16,7 +16,6 @@ import (
 	"vmnet/internal/access/policy"
 	"vmnet/internal/cli/console"
 	"vmnet/internal/kernel/fdpass"
-	"vmnet/internal/shellquote"
 	"vmnet/internal/step"
 	"vmnet/internal/vmm/launch"
 	"vmnet/internal/vmm/qemu"
@@ -60,7 +59,7 @@ func (a *app) launch(args []string) error {
 		return err
 	}
 	if o.dryRun {
-		return a.print(a.out, "%s\n", console.Clean(shellquote.Join(command.Argv)))
+		return a.print(a.out, "%s\n", console.Clean(console.Quote(command.Argv)))
 	}
 	if err := a.p.Drop(); err != nil {
 		return err

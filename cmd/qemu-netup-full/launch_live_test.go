@@ -14,8 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"vmnet/internal/cli/console"
 	"vmnet/internal/kernel/netns"
-	"vmnet/internal/shellquote"
 	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
@@ -81,7 +81,7 @@ done
 cd /
 export XDG_RUNTIME_DIR=%[3]s
 exec setpriv --reuid %[1]d --regid %[1]d --clear-groups %[4]s -- %[5]s "${args[@]}"
-`, nobody, edit, shellquote.Join([]string{h.path("run")}), shellquote.Join(line), qemuProgram)
+`, nobody, edit, console.Quote([]string{h.path("run")}), console.Quote(line), qemuProgram)
 	path := h.path("start-" + name)
 	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
 		h.Fatal(err)

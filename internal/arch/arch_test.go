@@ -23,16 +23,16 @@ var layers = [][]string{
 	{"tapmgr/nic"},
 	{"bridge/vswitch/control", "bridge/vswitch/pcapng"},
 	{"bridge/vswitch"},
-	{"internal/access/plaintap", "internal/owned"},
+	{"internal/access/plaintap"},
 	{"bridge", "macvtap", "vhost", "qmp", "libvirt"},
 	{"internal/kernel/tun", "internal/kernel/rtnl", "internal/vmm/qemu", "libvirt/domainxml"},
-	{"internal/kernel/netns", "internal/step", "internal/stablemac", "internal/fdlabel"},
+	{"internal/kernel/netns", "internal/step", "internal/stablemac"},
 	{"internal/kernel/pidfd"},
-	{"internal/kernel/procfd", "internal/kernel/procview", "internal/kernel/fdpass", "internal/cli/console", "internal/cli/version", "internal/access/privilege", "internal/shellquote", "internal/libvirthook/hookfile", "bridge/vswitch/offload", "internal/rundir", "internal/alias", "internal/cli/fdroom"},
+	{"internal/kernel/procfd", "internal/kernel/procview", "internal/kernel/fdpass", "internal/cli/console", "internal/cli/version", "internal/access/privilege", "internal/libvirthook/hookfile", "bridge/vswitch/offload", "internal/rundir", "internal/alias", "internal/cli/fdroom"},
 }
 
 // systemCalls are the packages that may import x/sys/unix.
-var systemCalls = []string{"bridge/vswitch", "internal/access/privilege", "internal/kernel/tun", "internal/kernel/netns", "internal/kernel/procfd", "internal/kernel/rtnl", "internal/kernel/fdpass", "internal/fdlabel", "internal/kernel/pidfd", "internal/kernel/procview", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "testvm", "cmd/testvm"}
+var systemCalls = []string{"bridge/vswitch", "internal/access/privilege", "internal/kernel/tun", "internal/kernel/netns", "internal/kernel/procfd", "internal/kernel/rtnl", "internal/kernel/fdpass", "internal/kernel/pidfd", "internal/kernel/procview", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "testvm", "cmd/testvm"}
 
 // forTests may be imported by tests and by cmd/testvm alone; internal/cli/mangen, by
 // what writes the man pages.

@@ -14,10 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
+	"vmnet/internal/cli/console"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
-	"vmnet/internal/shellquote"
 	"vmnet/testvm"
 )
 
@@ -101,7 +101,7 @@ func timed(args ...string) (time.Duration, error) {
 	out, err := cmd.CombinedOutput()
 	took := time.Since(start)
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w: %s", shellquote.Join(args), err, out)
+		return 0, fmt.Errorf("%s: %w: %s", console.Quote(args), err, out)
 	}
 	return took, nil
 }

@@ -10,7 +10,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/alias"
-	"vmnet/internal/fdlabel"
+	"vmnet/internal/kernel/procfd"
 	"vmnet/macvtap"
 )
 
@@ -59,7 +59,7 @@ func (r Record) PortConfig() bridge.PortConfig {
 func (r Record) Encode() (string, error) {
 	most := alias.Max
 	if r.Type == TypeSocket { // which has a label, that is shorter
-		most = fdlabel.Max
+		most = procfd.MaxLabel
 	}
 	text := r.text(false)
 	if len(text) > most {
@@ -225,14 +225,14 @@ func (r Record) GuestMTU() int {
 // goes without saying, and then all but what the NIC is; it is empty where even that is too long.
 func (r Record) Label(own uint64) string {
 	r.Phase, r.Since, r.Netns = PhasePlugged, 0, own
-	if text := r.text(true); len(text) <= fdlabel.Max {
+	if text := r.text(true); len(text) <= procfd.MaxLabel {
 		return text
 	}
 	short := Record{
 		VM: r.VM, NIC: r.NIC, Type: r.Type, Source: r.Source, Switch: r.Switch, Netns: own, Mode: r.Mode, MAC: r.MAC,
 		Model: DefaultModel, Queues: 1, Via: r.Via,
 	}
-	if text := short.text(true); len(text) <= fdlabel.Max {
+	if text := short.text(true); len(text) <= procfd.MaxLabel {
 		return text
 	}
 	return ""

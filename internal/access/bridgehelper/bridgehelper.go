@@ -13,7 +13,6 @@ import (
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/owned"
 )
 
 // Request is what is asked for.
@@ -99,4 +98,4 @@ func (h host) LinkName(name string) (string, error) {
 	return l.Name, nil
 }
 
-func (h host) Owned(uid int) (int, error) { return owned.Count(h.nl, uid, h.p.With) }
+func (h host) Owned(uid int) (int, error) { return plaintap.CountOwned(h.nl, uid, h.p.With) }

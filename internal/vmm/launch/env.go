@@ -3,7 +3,7 @@ package launch
 import (
 	"encoding/json"
 
-	"vmnet/internal/shellquote"
+	"vmnet/internal/cli/console"
 )
 
 // description is VMNET_JSON. Its keys stay as they are.
@@ -41,5 +41,5 @@ func (c Config) environment(name string, args []string) []string {
 		d.NICs = append(d.NICs, one)
 	}
 	text, _ := json.Marshal(d) // strings and numbers always marshal
-	return []string{"VMNET_ARGS=" + shellquote.Join(args), "VMNET_JSON=" + string(text)}
+	return []string{"VMNET_ARGS=" + console.Quote(args), "VMNET_JSON=" + string(text)}
 }

@@ -1,5 +1,4 @@
-// Package owned counts the NICs of a user by the kernel's truth.
-package owned
+package plaintap
 
 import (
 	"vmnet/internal/alias"
@@ -7,11 +6,11 @@ import (
 	"vmnet/macvtap"
 )
 
-// Count counts the NICs that a user has: taps in the netns of nl that privileged helpers have made for the user, as their
+// CountOwned counts the NICs that a user has: taps in the netns of nl that privileged helpers have made for the user, as their
 // aliases tell, and macvtaps and ipvtaps on parent devices in that netns likewise, whoever holds them and however. If the
 // user's processes hold queues of more macvtaps and ipvtaps than that, as far as lookInto can look into them, those
 // count: lookInto runs what it is given with the privilege to do that.
-func Count(nl *rtnl.Conn, uid int, lookInto func(func() error) error) (int, error) {
+func CountOwned(nl *rtnl.Conn, uid int, lookInto func(func() error) error) (int, error) {
 	held, made := 0, 0
 	err := lookInto(func() (err error) { held, err = macvtap.CountOf(uid); return err })
 	if err != nil {

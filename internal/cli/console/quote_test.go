@@ -1,4 +1,4 @@
-package shellquote_test
+package console
 
 import (
 	"os/exec"
@@ -6,12 +6,10 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-
-	"vmnet/internal/shellquote"
 )
 
-func TestJoin(t *testing.T) {
-	got := shellquote.Join([]string{"qemu", "a b", "", "it's", "$x", "a=b,c:d/e", "*", "~"})
+func TestQuote(t *testing.T) {
+	got := Quote([]string{"qemu", "a b", "", "it's", "$x", "a=b,c:d/e", "*", "~"})
 	if want := `qemu 'a b' '' 'it'\''s' '$x' a=b,c:d/e '*' '~'`; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
@@ -21,7 +19,7 @@ func TestJoin(t *testing.T) {
 func TestShellReadsItBack(t *testing.T) {
 	argv := []string{"-netdev", "tap,id=n,fds=3:4", "", "a  b\t", "it's", "$HOME `id`", "*", "~", "\\", "line\nline", "é\xff", "#", "a=b", "--", "!"}
 	cmd := exec.Command("sh", "-c", `eval "set -- $ARGS"; for a; do printf '%s\0' "$a"; done`)
-	cmd.Env = []string{"ARGS=" + shellquote.Join(argv), "HOME=/"}
+	cmd.Env = []string{"ARGS=" + Quote(argv), "HOME=/"}
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatal(err)

@@ -1,12 +1,12 @@
-// Package shellquote writes command lines that a POSIX shell reads back as they are.
-package shellquote
+package console
 
 import "strings"
 
-// Join quotes the arguments where they need it, and puts blanks between them. A shell that
-// has the result in $x gets the arguments back by eval "set -- $x"; without the
-// quotation marks it would first split it at blanks and expand its wildcards.
-func Join(argv []string) string {
+// Quote writes a command line that a POSIX shell reads back as it is: it quotes the arguments where
+// they need it, and puts spaces between them. A shell that has the result in $x gets the arguments back
+// by eval "set -- $x"; without the quotation marks it would first split it at spaces and expand its
+// wildcards.
+func Quote(argv []string) string {
 	quoted := make([]string, len(argv))
 	for i, arg := range argv {
 		quoted[i] = arg

@@ -1,4 +1,4 @@
-package fdlabel
+package procfd_test
 
 import (
 	"os"
@@ -6,14 +6,11 @@ import (
 	"testing"
 
 	"vmnet/internal/kernel/procfd"
-	"vmnet/internal/leaktest"
 )
-
-func TestMain(m *testing.M) { leaktest.Main(m) }
 
 func labels() (texts []string) {
 	procfd.Of(os.Getpid(), func(f procfd.File) {
-		if text, ok := Of(f); ok {
+		if text, ok := procfd.LabelOf(f); ok {
 			texts = append(texts, text)
 		}
 	})
@@ -21,8 +18,8 @@ func labels() (texts []string) {
 }
 
 func TestLabelIsReadFromTheProcess(t *testing.T) {
-	for _, text := range []string{"vmnet vm=P2 source=/run/a b%20", strings.Repeat("x", Max)} {
-		f, err := New(text)
+	for _, text := range []string{"vmnet vm=P2 source=/run/a b%20", strings.Repeat("x", procfd.MaxLabel)} {
+		f, err := procfd.NewLabel(text)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -39,8 +36,8 @@ func TestLabelIsReadFromTheProcess(t *testing.T) {
 }
 
 func TestLabelThatDoesNotFit(t *testing.T) {
-	for _, text := range []string{strings.Repeat("x", Max+1), "a\x00b"} {
-		if f, err := New(text); err == nil {
+	for _, text := range []string{strings.Repeat("x", procfd.MaxLabel+1), "a\x00b"} {
+		if f, err := procfd.NewLabel(text); err == nil {
 			_ = f.Close()
 			t.Errorf("%.10q of %d bytes was taken", text, len(text))
 		}
@@ -49,7 +46,7 @@ func TestLabelThatDoesNotFit(t *testing.T) {
 
 func TestOtherFilesAreNoLabels(t *testing.T) {
 	for _, target := range []string{"/dev/null", "socket:[1]", "/memfd:open", "/tmp/memfd:x (deleted)"} {
-		if text, ok := Of(procfd.File{Target: target}); ok {
+		if text, ok := procfd.LabelOf(procfd.File{Target: target}); ok {
 			t.Errorf("%s: label %q", target, text)
 		}
 	}

@@ -1,9 +1,0 @@
-package shellquote_test
-
-import (
-	"testing"
-
-	"vmnet/internal/leaktest"
-)
-
-func TestMain(m *testing.M) { leaktest.Main(m) }
