@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
@@ -92,17 +93,21 @@ func (d *Device) create(nl *rtnl.Conn, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := newLink(nl, cfg, append(attrs, rtnl.Netns(d.ns))); err != nil {
+	attrs = append(attrs, rtnl.Netns(d.ns))
+	err = newLink(nl, cfg, func(index int) error {
+		return nl.Create(string(cfg.Kind), append(slices.Clone(attrs), rtnl.Index(index))...)
+	})
+	if err != nil {
 		return err
 	}
 	d.Link, err = d.nl.Link(cfg.Name)
 	return err
 }
 
-// newLink asks for a device with an index that nobody else is likely to have.
-func newLink(nl *rtnl.Conn, cfg Config, attrs []rtnl.Attr) error {
+// newLink has a device made with an index that nobody else is likely to have.
+func newLink(nl *rtnl.Conn, cfg Config, create func(index int) error) error {
 	for try := 1; ; try++ {
-		err := nl.Create(string(cfg.Kind), append(attrs, rtnl.Index(rtnl.RandomIndex()))...)
+		err := create(rtnl.RandomIndex())
 		if err == nil {
 			return nil
 		}

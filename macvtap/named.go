@@ -14,8 +14,8 @@ import (
 )
 
 // CreateNamed makes a device in the namespace that nl and the lower are in, for a VMM that is given
-// its name. It is down, and stays until it is deleted, whoever holds it.
-func CreateNamed(nl *rtnl.Conn, cfg Config) (*rtnl.Link, error) {
+// its name. It is down, has the alias from the first on, and stays until it is deleted, whoever holds it.
+func CreateNamed(nl *rtnl.Conn, cfg Config, alias string) (*rtnl.Link, error) {
 	if err := cmp.Or(cfg.Validate(), cfg.checkLower()); err != nil {
 		return nil, err
 	}
@@ -23,7 +23,10 @@ func CreateNamed(nl *rtnl.Conn, cfg Config) (*rtnl.Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := newLink(nl, cfg, attrs); err != nil {
+	err = newLink(nl, cfg, func(index int) error {
+		return nl.CreateWithAlias(string(cfg.Kind), index, alias, attrs...)
+	})
+	if err != nil {
 		return nil, err
 	}
 	return nl.Link(cfg.Name)

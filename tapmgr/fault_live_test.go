@@ -24,7 +24,12 @@ var errFault = errors.New("injected fault")
 // stepNames are the steps that an attach of the spec would take now.
 func (h *host) stepNames(spec nic.Spec) []string {
 	h.Helper()
-	var names []string
+	return h.stepNamesOf(func() error { _, err := h.Attach(h.context(10*time.Second), spec); return err })
+}
+
+// stepNamesOf are the names of the steps that a verb has run, of which none is.
+func (h *host) stepNamesOf(verb func() error) (names []string) {
+	h.Helper()
 	run := h.Run
 	defer func() { h.Run = run }()
 	h.Run = func(_ context.Context, list []step.Step) error {
@@ -33,7 +38,7 @@ func (h *host) stepNames(spec nic.Spec) []string {
 		}
 		return nil
 	}
-	if _, err := h.Attach(h.context(10*time.Second), spec); err != nil {
+	if err := verb(); err != nil {
 		h.Fatal(err)
 	}
 	return names

@@ -132,10 +132,6 @@ func TestLiveCostIsBounded(t *testing.T) {
 	kinds := []*os.File{h.labelOf("web", "net0"), h.labelOf("db", "net0"), tun, node, null}
 	for i := range processes {
 		f := kinds[i%len(kinds)]
-		r, w, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
 		argv := fmt.Sprintf("qemu-system-x86_64 -name guest=g%d", i)
 		switch f {
 		case tun, node: // as libvirt's
@@ -143,13 +139,7 @@ func TestLiveCostIsBounded(t *testing.T) {
 		case null: // as one of another name
 			argv = "vmm -name guest=web -machine pc -nodefaults"
 		}
-		cmd := h.hostileTo(w, order{Fill: files}, argv, f)
-		_ = w.Close()
-		line := make([]byte, 7)
-		if n, err := r.Read(line); err != nil || string(line[:n]) != "filled\n" && string(line[:n]) != "filled" {
-			t.Fatalf("process %d: %q, %v", cmd.Process.Pid, line[:n], err)
-		}
-		_ = r.Close()
+		h.filled(files, argv, f)
 	}
 	t.Logf("made %d files in %v", processes*files, time.Since(started))
 	var before, after runtime.MemStats

@@ -27,6 +27,7 @@ type order struct {
 	After  bool   // when it was done
 	NoTun  bool   // sees no /dev/net/tun
 
+	Prepare bool   // does the hook's part of the guest's start instead
 	Libvirt string // URI
 
 	Reconcile bool   // reconciles instead, with a /proc of its own pid namespace
@@ -137,6 +138,10 @@ func (o order) run() error {
 	if o.Reconcile {
 		actions, err := m.Reconcile(ctx, false)
 		fmt.Println(actions)
+		return err
+	}
+	if o.Prepare {
+		_, err = m.Prepare(ctx, o.Spec)
 		return err
 	}
 	_, err = m.Attach(ctx, o.Spec)

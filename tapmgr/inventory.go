@@ -216,19 +216,6 @@ func (m *Manager) own(l *rtnl.Link, r nic.Record, master *rtnl.Link) ours {
 	return o
 }
 
-// addNodeHolders notes who has the node of a macvtap in the Manager's netns open.
-func (m *Manager) addNodeHolders(o *ours, op *opened) {
-	o.allSeen = len(op.over) == 0
-	if len(op.nodes) > 0 {
-		number, err := macvtap.Number(m.ns, o.Link)
-		if err == nil {
-			o.addHolders(op, op.nodesOf(number))
-		}
-		o.allSeen = o.allSeen && err == nil
-	}
-	o.allSeen = o.allSeen && len(o.holders) == 0 && op.seesAll()
-}
-
 // named lists the links of that NIC of guests of that name, wherever they are: two users may both have one.
 func (m *Manager) named(ctx context.Context, vm, nic string) ([]ours, error) {
 	all, err := m.whole(ctx)

@@ -103,28 +103,10 @@ func (h *host) holdTap(name string) {
 	}
 }
 
-// holdMacvtap opens a macvtap of the host's netns by a node of its number, as a container
-// has one.
+// holdMacvtap opens a macvtap until the test ends.
 func (h *host) holdMacvtap(name string) {
 	h.Helper()
-	l, err := h.nl.Link(name)
-	if err != nil {
-		h.Fatal(err)
-	}
-	node := filepath.Join(h.TempDir(), fmt.Sprintf("tap%d", l.Index))
-	number := fmt.Sprintf("/sys/class/net/%s/macvtap/tap%d/dev", name, l.Index)
-	err = h.ns.Do(func() error {
-		// sysfs shows the netns of who mounts it.
-		h.run("unshare", "-m", "sh", "-c", `mount -t sysfs none /sys && mknod "$0" c $(tr : ' ' <"$1")`, node, number)
-		f, err := os.OpenFile(node, os.O_RDWR|syscall.O_NONBLOCK, 0)
-		if err == nil {
-			h.Cleanup(func() { _ = f.Close() })
-		}
-		return err
-	})
-	if err != nil {
-		h.Fatalf("hold %s: %v", name, err)
-	}
+	h.openMacvtap(name)
 }
 
 // groups tells the group number of every link but lo.

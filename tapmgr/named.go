@@ -82,14 +82,14 @@ func (s *namedMacvtap) steps(_ int, alias string, _ int) []step.Step {
 	l := s.spec.Lower
 	list := []step.Step{{
 		Name: string(l.Kind),
-		Text: fmt.Sprintf("RTM_NEWLINK %s: %s mode %s on %s", s.name, l.Kind, l.Mode, l.Device),
-		Do:   s.create,
+		Text: fmt.Sprintf("RTM_NEWLINK %s: %s mode %s on %s, alias %q", s.name, l.Kind, l.Mode, l.Device, alias),
+		Do:   func(ctx context.Context) error { return s.create(ctx, alias) },
 		Undo: func(ctx context.Context) error { return s.m.dropNamed(ctx, s.link) },
 	}, {
 		Name: "settings",
-		Text: fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s, alias %q", s.name, nic.OnOff(l.AllMulti()), alias),
+		Text: fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s", s.name, nic.OnOff(l.AllMulti())),
 		Do: func(context.Context) error {
-			return s.m.nl.SetQuiet(s.link.Index, rtnl.Alias(alias), rtnl.AllMulti(l.AllMulti()))
+			return s.m.nl.SetQuiet(s.link.Index, rtnl.AllMulti(l.AllMulti()))
 		},
 	}, {
 		Name: "node",
@@ -112,9 +112,9 @@ func (s *namedMacvtap) steps(_ int, alias string, _ int) []step.Step {
 	})
 }
 
-func (s *namedMacvtap) create(ctx context.Context) error {
+func (s *namedMacvtap) create(ctx context.Context, alias string) error {
 	return s.m.retry(ctx, s.lower, func() (err error) {
-		s.link, err = macvtap.CreateNamed(s.m.nl, s.config())
+		s.link, err = macvtap.CreateNamed(s.m.nl, s.config(), alias)
 		return err
 	})
 }

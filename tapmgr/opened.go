@@ -42,6 +42,8 @@ type opened struct {
 	closer  map[quota]int // how often files were looked at more closely, by user
 	over    map[int]bool  // the users of whom not all was looked at
 
+	guestsUnseen bool // see lookAtGuests
+
 	seesAll func() bool // see seesAll
 }
 
@@ -93,7 +95,7 @@ func (m *Manager) look(ctx context.Context, links []*rtnl.Link) (*opened, error)
 	for uid := range op.over {
 		m.notice("of the files of user %d's processes not all were looked at: they have too many", uid)
 	}
-	return op, nil
+	return op, op.lookAtGuests(links)
 }
 
 // openedBy looks at one process, for what NICs elsewhere hang on.

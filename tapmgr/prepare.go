@@ -179,12 +179,12 @@ func (m *Manager) Release(ctx context.Context, vm string) ([]Action, error) {
 	return r.actions, nil
 }
 
-// byName lists the links of a guest that were handed over by their names.
+// byName lists the links of a guest, or of all where vm is empty, that were handed over by their names.
 func (m *Manager) byName(ctx context.Context, vm string) ([]ours, error) {
 	all, err := m.whole(ctx)
 	var found []ours
 	for _, o := range all {
-		if o.want.VM == vm && o.want.Via == nic.ViaLibvirt && o.in == nil && !o.isSocket() {
+		if (vm == "" || o.want.VM == vm) && o.want.Via == nic.ViaLibvirt && o.in == nil && !o.isSocket() {
 			found = append(found, o)
 		}
 	}

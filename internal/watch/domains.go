@@ -101,11 +101,17 @@ func (w *watcher) serve(ctx context.Context, conn *libvirt.Conn) error {
 	w.domains.set(conn)
 	defer w.domains.set(nil)
 	w.bridges.all()
+	w.left = newLeavings()
+	w.removeLeft(ctx, everybody) // of guests that have ended while nobody watched
 	w.ready()
 	for lost := uint64(0); ; {
 		select {
 		case <-ctx.Done():
 			return nil
+		case now := <-w.left.next(time.Now()):
+			for _, guest := range w.left.due(now) {
+				w.removeLeft(ctx, guest)
+			}
 		case e, open := <-sub.C:
 			if !open {
 				return conn.Err()
@@ -120,6 +126,7 @@ func (w *watcher) serve(ctx context.Context, conn *libvirt.Conn) error {
 			if err := w.readDomains(ctx, conn); err != nil {
 				return err
 			}
+			w.left.later(everybody, time.Now())
 		}
 	}
 }
@@ -150,13 +157,6 @@ func (w *watcher) domainEvent(ctx context.Context, conn *libvirt.Conn, e libvirt
 		e.Kind == libvirt.DeviceAdded,
 		e.Kind == libvirt.MetadataChange && e.URI == declared.Namespace:
 		w.readDomain(ctx, conn, e.Domain)
-	}
-}
-
-// ended removes what a domain has left: a macvtap that was handed over by its name stays.
-func (w *watcher) ended(ctx context.Context, dom libvirt.Domain) {
-	if actions, err := w.Manager.Ended(ctx, dom.Name); ctx.Err() == nil {
-		w.did(actions, err)
 	}
 }
 

@@ -64,6 +64,7 @@ type watcher struct {
 	bridges *bridges
 	mirrors *mirrors
 	domains domains
+	left    *leavings // of serve
 }
 
 // Run watches until ctx ends, which is no error, or the kernel's events cannot be had.

@@ -5,9 +5,11 @@
 package rtnl
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -102,6 +104,27 @@ func (c *Conn) SetQuiet(index int, attrs ...Attr) error {
 // Create makes a link of that kind. A taken name is an error that Is fs.ErrExist.
 func (c *Conn) Create(kind string, attrs ...Attr) error {
 	return c.do(c.linkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, 0, withInfo(kind, attrs)))
+}
+
+// CreateWithAlias is Create for a link that is never without its alias, also where this process is killed: the request
+// for a new link takes none (rtnl_create_link in net/core/rtnetlink.c), so the one that sets it is in the same
+// datagram. It finds the link by the index, which must be one that nobody else asks for: see [RandomIndex].
+func (c *Conn) CreateWithAlias(kind string, index int, alias string, attrs ...Attr) error {
+	if _, err := c.LinkByIndex(index); !errors.Is(err, fs.ErrNotExist) {
+		return cmp.Or(err, error(unix.EEXIST))
+	}
+	attrs = append(slices.Clone(attrs), Index(index))
+	errs, err := c.sock.together(
+		c.linkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, 0, withInfo(kind, attrs)),
+		c.linkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK, index, []Attr{Alias(alias)}))
+	if err != nil {
+		return err
+	}
+	created, marked := errs[0], errs[1]
+	if created == nil && marked != nil {
+		return errors.Join(fmt.Errorf("set the alias: %w", marked), c.Delete(index))
+	}
+	return notExist(created)
 }
 
 // Change is Set for a link of that kind which also changes its kind's own settings

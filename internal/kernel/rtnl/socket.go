@@ -102,6 +102,43 @@ func (s *socket) execute(req *nl.NetlinkRequest, kind uint16) ([][]byte, error) 
 	return a.found, nil
 }
 
+// together sends requests that answer with an acknowledgement only in one datagram, and returns the errors of
+// each. The kernel works off all of a datagram within the one sendto(2), the next request also where one has
+// failed (netlink_rcv_skb in net/netlink/af_netlink.c): a signal, SIGKILL too, comes before them or after them.
+func (s *socket) together(reqs ...*nl.NetlinkRequest) ([]error, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd < 0 {
+		return nil, fmt.Errorf("netlink: %w", fs.ErrClosed)
+	}
+	var datagram []byte // all attributes are padded, and with them the messages
+	first := s.seq + 1
+	for _, req := range reqs {
+		s.seq++
+		req.Seq = s.seq
+		datagram = append(datagram, req.Serialize()...)
+	}
+	if err := s.send(datagram); err != nil {
+		return nil, err
+	}
+	errs := make([]error, len(reqs))
+	for left := len(reqs); left > 0; {
+		messages, err := s.receive()
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range messages {
+			at := m.Header.Seq - first
+			if m.Header.Pid != s.port || m.Header.Type != unix.NLMSG_ERROR || at >= uint32(len(reqs)) {
+				continue
+			}
+			errs[at] = answerError(m)
+			left--
+		}
+	}
+	return errs, nil
+}
+
 func (s *socket) send(request []byte) error {
 	for {
 		err := unix.Sendto(s.fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
