@@ -65,7 +65,10 @@ func (s *lowerSide) plan(ctx context.Context, r *nic.Record) (err error) {
 	}
 	s.name, s.altName = s.spec.InterfaceName()
 	r.Type, r.Source, r.Mode, r.RxFilter = string(l.Kind), s.lower.Name, l.Mode, l.RxFilter
-	return nil
+	if l.isIPVtap() { // of which the kernel does not tell where its parent device is: see hasLower
+		r.Netns, err = s.m.ns.Inode()
+	}
+	return err
 }
 
 func (s *lowerSide) maxMTU() int { return s.lower.MTU }
