@@ -65,7 +65,7 @@ func (s *lowerSide) plan(ctx context.Context, r *nic.Record) (err error) {
 	}
 	s.name, s.altName = s.spec.InterfaceName()
 	r.Type, r.Source, r.Mode, r.RxFilter = string(l.Kind), s.lower.Name, l.Mode, l.RxFilter
-	if l.isIPVtap() { // of which the kernel does not tell where its parent device is: see hasLower
+	if l.Kind == macvtap.IPVtap { // of which the kernel does not tell where its parent device is: see hasLower
 		r.Netns, err = s.m.ns.Inode()
 	}
 	return err

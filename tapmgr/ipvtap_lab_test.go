@@ -234,7 +234,7 @@ func TestLabIPvtapRenamed(t *testing.T) {
 	h.wire()
 	other.wire()
 	g := h.empty()
-	spec := g.lowerSpec("net0", tapmgr.Lower{Kind: macvtap.IPVtap, Addrs: []netip.Prefix{netip.MustParsePrefix(standInA + "/24")}})
+	spec := g.lowerSpec("net0", nic.Lower{Kind: macvtap.IPVtap, Addrs: []netip.Prefix{netip.MustParsePrefix(standInA + "/24")}})
 	spec.Lower.Kind = macvtap.IPVtap
 	h.attach(spec)
 	if nics, err := other.List(g.name); err != nil || len(nics) != 0 {
@@ -243,7 +243,7 @@ func TestLabIPvtapRenamed(t *testing.T) {
 	h.ip("link", "set", "eth0", "down")
 	h.ip("link", "set", "eth0", "name", "wan0")
 	h.ip("link", "set", "wan0", "up")
-	if nics, err := h.List(g.name); err != nil || len(nics) != 1 || nics[0].Source != "wan0" || nics[0].State != tapmgr.Up {
+	if nics, err := h.List(g.name); err != nil || len(nics) != 1 || nics[0].Source != "wan0" || nics[0].State != nic.Up {
 		t.Errorf("list %+v, %v", nics, err)
 	}
 	if got := h.check(); len(got) != 0 {
