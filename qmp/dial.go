@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"strconv"
@@ -64,6 +65,7 @@ func (d Dialer) Dial(ctx context.Context, path string) (*Conn, error) {
 		return nil, fmt.Errorf("connect to monitor %s: %w", name, err)
 	}
 	c := newConn(&socket{uc, make(chan struct{}, 1)})
+	c.lastID = uint64(rand.Uint32()) // others than a former client's, whose reply may come late
 	if c.peer, err = peerOf(uc); err != nil {
 		_ = uc.Close()
 		return nil, fmt.Errorf("monitor %s: %w", name, err)

@@ -1,12 +1,15 @@
 package qmp
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -176,4 +179,68 @@ func TestDialStrangers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestFormerClient: QEMU answers a command whose client has gone to the next one, before the greeting or
+// after it.
+func TestFormerClient(t *testing.T) {
+	stale := []string{
+		`{"return": {}, "id": "libvirt-7"}`, `{"id": {"a": [1]}, "error": {"class": "GenericError", "desc": "no"}}`, `{"return": []}`,
+		`{"error": {"class": "GenericError", "desc": "JSON parse error"}}`, `{"return": null, "id": null}`, `{"return": "` + strings.Repeat("x", 900<<10) + `", "id": 1}`,
+		`{"id": 1, "error": {"class": "GenericError", "desc": "no"}}`, `{"return": {}, "id": 2}`, `{"return": 7, "id": -1}`, `{"return": 7, "id": 1.5}`,
+	}
+	event := `{"event": "STOP", "data": {}, "timestamp": {"seconds": 1, "microseconds": 2}}`
+	for name, say := range map[string]struct{ before, after []string }{
+		"before the greeting": {slices.Concat(stale, []string{event}), nil},
+		"after it":            {nil, stale},
+		"both":                {stale[:3], stale[3:]},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := fake(t, func(s *session) {
+				s.say(slices.Concat(say.before, []string{greetingLine}, say.after)...)
+				if r, ok := s.next(); ok && r.Execute == "qmp_capabilities" {
+					s.say(r.returns("{}"))
+				}
+				r, _ := s.next()
+				s.say(r.returns(`{"name": "mine"}`))
+				answer(s)
+			})
+			c := dialT(t, path)
+			if major, _, _ := c.Version(); major != 7 {
+				t.Errorf("version %d", major)
+			}
+			if got, err := c.Name(within(t, 5*time.Second)); got != "mine" || err != nil {
+				t.Errorf("name %q, %v", got, err)
+			}
+		})
+	}
+}
+
+// TestFormerClientIsBounded: who never comes to the point is no QEMU.
+func TestFormerClientIsBounded(t *testing.T) {
+	stale := `{"return": "` + strings.Repeat("x", 100<<10) + `", "id": "old"}` + "\n"
+	for name, first := range map[string]string{"before the greeting": "", "after it": greetingLine + "\n"} {
+		c := newConn(&relayed{cancel: func() {}})
+		c.register(&pending{command: "qmp_capabilities"})
+		sent := &io.LimitedReader{R: &endless{text: stale}, N: 2 * maxStale}
+		err := c.readAll(bufio.NewReader(io.MultiReader(strings.NewReader(first), sent)))
+		if read := 2*maxStale - sent.N; !errors.Is(err, ErrProtocol) || !strings.Contains(err.Error(), "not for this client") || read > maxStale+1<<20 {
+			t.Errorf("%s: %d bytes were read: %v", name, read, err)
+		}
+		if len(err.Error()) > 500 {
+			t.Errorf("%s: the error has %d bytes", name, len(err.Error()))
+		}
+	}
+}
+
+// endless repeats a text.
+type endless struct {
+	text string
+	at   int
+}
+
+func (e *endless) Read(p []byte) (n int, err error) {
+	n = copy(p, e.text[e.at:])
+	e.at = (e.at + n) % len(e.text)
+	return n, nil
 }

@@ -1,9 +1,11 @@
 package qmp
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -202,4 +204,33 @@ func fullFrom(slot int) (args []string) {
 		args = append(args, "-device", fmt.Sprintf("virtio-rng-pci,addr=%#x", slot))
 	}
 	return args
+}
+
+// TestLiveFormerClient: who leaves without waiting for a reply has it sent to the next client.
+func TestLiveFormerClient(t *testing.T) {
+	q := startQEMU(t, "pc", "-name", "guest=next")
+	_ = q.dial(t).Close()
+	for i := range 12 {
+		former, err := net.Dial("unix", q.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := []string{"", `, "id": "libvirt-7"`, `, "id": 1`, `, "id": {}`}[i%4]
+		lines := bufio.NewScanner(former)
+		fmt.Fprintln(former, `{"execute": "qmp_capabilities"}`)
+		if !lines.Scan() || !lines.Scan() { // the greeting, and that the monitor is this one's
+			t.Fatal(lines.Err())
+		}
+		fmt.Fprintf(former, `{"execute": "query-qmp-schema"%s}`, id)
+		time.Sleep(time.Duration(i) * time.Millisecond / 2) // not a wait: it leaves while QEMU answers
+		_ = former.Close()
+		c, err := Dial(within(t, 20*time.Second), q.path)
+		if err != nil {
+			t.Fatalf("after a command with the id %q: %v", id, err)
+		}
+		if name, err := c.Name(within(t, 20*time.Second)); name != "next" || err != nil {
+			t.Errorf("after a command with the id %q: name %q, %v", id, name, err)
+		}
+		_ = c.Close()
+	}
 }

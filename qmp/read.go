@@ -42,7 +42,7 @@ type message struct {
 			QEMU version `json:"qemu"`
 		} `json:"version"`
 	} `json:"QMP"`
-	ID *uint64 `json:"id"`
+	ID json.RawMessage `json:"id"`
 	outcome
 	Event     string          `json:"event"`
 	Data      json.RawMessage `json:"data"`
@@ -81,20 +81,22 @@ func limitOf(p *pending) int {
 // readAll deals out messages until something is wrong, and returns what.
 func (c *Conn) readAll(r *bufio.Reader) error {
 	stream := stream{r: r, limit: c.limit}
-	greeted := false
+	var shake handshake
 	for {
 		text, err := stream.next()
 		if err != nil {
-			return err
+			return shake.ended(err)
 		}
 		var m message // its raw fields are copies, text is stream's
 		if err := json.Unmarshal(text, &m); err != nil {
 			return fmt.Errorf("%w: %q: %w", ErrProtocol, cut(text), err)
 		}
-		if (m.QMP == nil) != greeted {
-			return fmt.Errorf("%w: greeting expected first and once, got %q", ErrProtocol, cut(text))
+		switch pass, err := shake.passOver(&m, text, c.listed(m.id()) != nil); {
+		case err != nil:
+			return err
+		case pass:
+			continue
 		}
-		greeted = true
 		if m.Event != "" && len(text) > maxEvent {
 			return fmt.Errorf("%w: event longer than %d bytes: %q", ErrProtocol, maxEvent, cut(text))
 		}
@@ -105,6 +107,7 @@ func (c *Conn) readAll(r *bufio.Reader) error {
 }
 
 func (c *Conn) dispatch(m *message) error {
+	id := m.id()
 	switch {
 	case m.QMP != nil:
 		c.greeting <- m.QMP.Version.QEMU // has room, and comes once
@@ -114,19 +117,34 @@ func (c *Conn) dispatch(m *message) error {
 		return nil
 	case m.Return == nil && m.Error == nil:
 		return fmt.Errorf("%w: neither reply nor event", ErrProtocol)
-	case m.ID == nil && m.Error != nil:
+	case id == nil && m.Error != nil:
 		return fmt.Errorf("%w: QEMU could not read a command: %s", ErrProtocol, m.Error.Desc)
-	case m.ID == nil:
-		return fmt.Errorf("%w: reply without an id", ErrProtocol)
+	case id == nil:
+		return fmt.Errorf("%w: reply without an id of ours", ErrProtocol)
 	}
-	c.mu.Lock()
-	p := c.pending[*m.ID]
-	c.mu.Unlock()
-	if p != nil {
+	if p := c.listed(id); p != nil {
 		c.forget(p)
 		p.reply <- m.outcome
 	}
 	return nil
+}
+
+// listed is the command that awaits the reply with that id, or nil.
+func (c *Conn) listed(id *uint64) *pending {
+	if id == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pending[*id]
+}
+
+// id is that of a command of ours, or nil.
+func (m *message) id() (id *uint64) {
+	if json.Unmarshal(m.ID, &id) != nil {
+		return nil
+	}
+	return id
 }
 
 func (m *message) time() time.Time {

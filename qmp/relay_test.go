@@ -55,11 +55,11 @@ func (r *fakeRelay) read() {
 			continue
 		}
 		r.mu.Lock()
-		ch := r.waiting[*m.ID]
-		delete(r.waiting, *m.ID)
+		ch := r.waiting[*m.id()]
+		delete(r.waiting, *m.id())
 		r.mu.Unlock()
 		if ch != nil {
-			ch <- strings.Replace(lines.Text(), fmt.Sprintf(`"id": %d`, *m.ID), `"id": "libvirt-7"`, 1)
+			ch <- strings.Replace(lines.Text(), fmt.Sprintf(`"id": %d`, *m.id()), `"id": "libvirt-7"`, 1)
 		}
 	}
 }
