@@ -138,18 +138,24 @@ func TestClosingWhileThrottled(t *testing.T) {
 	}
 }
 
-// TestRxFiltersAreBounded: little text makes no large list.
-func TestRxFiltersAreBounded(t *testing.T) {
-	for _, element := range []string{"{}", "null"} {
-		var list RxFilters
-		text := "[" + strings.Repeat(element+",", 100_000) + element + "]"
-		if err := json.Unmarshal([]byte(text), &list); err == nil {
-			t.Errorf("%d filters were read", len(list))
+// TestRxFilterIsOne: what a monitor adds to the one that was asked for is not kept.
+func TestRxFilterIsOne(t *testing.T) {
+	for list, want := range map[string]string{
+		`{"name": "n"}`: "n",
+		`{"name": "n"}, {"name": "other"}, 7, null`: "n",
+		`{"name": "other"}, {"name": "n"}`:          "",
+		`{}`:                                        "",
+		`null`:                                      "",
+		``:                                          "",
+	} {
+		c := fakeConn(t, func(s *session) {
+			for r, ok := s.next(); ok; r, ok = s.next() {
+				s.say(r.returns("[" + list + "]"))
+			}
+		})
+		if f, err := c.RxFilter(within(t, 5*time.Second), "n"); f.Name != want || (err == nil) != (want != "") {
+			t.Errorf("[%s]: %+v, %v", list, f, err)
 		}
-	}
-	var list RxFilters
-	if err := json.Unmarshal([]byte(`[{"name": "a"}, {"name": "b"}]`), &list); err != nil || len(list) != 2 || list[1].Name != "b" {
-		t.Errorf("%+v, %v", list, err)
 	}
 }
 

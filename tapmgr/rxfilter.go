@@ -2,8 +2,6 @@ package tapmgr
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"net"
 
 	"vmnet/internal/kernel/netns"
@@ -49,14 +47,9 @@ func (m *Manager) Mirrors(ctx context.Context) ([]Mirror, error) {
 	return found, nil
 }
 
-// Follow makes the device take in the groups that f names and no others, or all where the driver
-// wants all or has not said what it wants: QEMU has it promiscuous until then, and so a guest without a driver.
-// The guest's address stays the one that it was given. A device that is gone Is fs.ErrNotExist.
-func (m *Manager) Follow(x Mirror, f qmp.RxFilter) (changed bool, err error) {
-	groups, all := GroupsOf(f)
-	if all {
-		return m.TakeAll(x)
-	}
+// Follow makes the device take in those multicast groups and no others. The guest's address stays the
+// one that it was given. A device that is gone Is fs.ErrNotExist.
+func (m *Manager) Follow(x Mirror, groups []net.HardwareAddr) (changed bool, err error) {
 	err = m.within(&x.o, func(ns *netns.NS, nl *rtnl.Conn) error {
 		if changed, err = macvtap.SetGroups(ns, x.o.Link, groups); err != nil {
 			return err
@@ -85,52 +78,13 @@ func setAllMulti(nl *rtnl.Conn, index int, on bool) (changed bool, err error) {
 	return true, nl.Set(index, rtnl.AllMulti(on))
 }
 
-// GroupsOf tells what a driver wants to hear. What is no multicast address in its list, which the guest
-// wrote, is left out.
-func GroupsOf(f qmp.RxFilter) (groups []net.HardwareAddr, all bool) {
-	switch {
-	case f.Promiscuous, f.Multicast == "all", f.MulticastOverflow, len(f.MulticastTable) > macvtap.MaxGroups:
-		return nil, true
-	case f.Multicast == "none":
-		return nil, false
-	}
-	for _, text := range f.MulticastTable {
-		if mac, err := net.ParseMAC(text); err == nil && len(mac) == 6 && mac[0]&1 != 0 {
-			groups = append(groups, mac)
-		}
-	}
-	return groups, false
-}
-
-// RxFilters asks a guest that libvirt does not manage what the drivers of its NICs want, by a connection to its
-// monitor that ends with that. It waits for the monitor as long as ctx allows.
-func (m *Manager) RxFilters(ctx context.Context, x Mirror) ([]qmp.RxFilter, error) {
+// WithMonitor runs use with a connection to the monitor of the guest that holds x, which must not be one of libvirt's. It
+// waits for the monitor as long as ctx allows, and closes the connection afterwards.
+func (m *Manager) WithMonitor(ctx context.Context, x Mirror, use func(*qmp.Conn) error) error {
 	vm, err := m.openMonitor(ctx, nic.Target{VM: x.VM, PID: x.Guest.PID})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer vm.Close()
-	var filters qmp.RxFilters
-	err = vm.Execute(ctx, QueryRxFilter, nil, &filters)
-	return filters, err
-}
-
-// QueryRxFilter is the command that RxFilters gives: without arguments it is about all NICs that have a filter.
-const QueryRxFilter = "query-rx-filter"
-
-// ParseRxFilters reads QEMU's whole reply to it.
-func ParseRxFilters(reply string) ([]qmp.RxFilter, error) {
-	var r struct {
-		Return qmp.RxFilters `json:"return"`
-		Error  *struct {
-			Desc string `json:"desc"`
-		} `json:"error"`
-	}
-	if err := json.Unmarshal([]byte(reply), &r); err != nil {
-		return nil, fmt.Errorf("%s: %w", QueryRxFilter, err)
-	}
-	if r.Error != nil {
-		return nil, fmt.Errorf("%s: QEMU refuses: %.200q", QueryRxFilter, r.Error.Desc)
-	}
-	return r.Return, nil
+	return use(vm.Conn)
 }

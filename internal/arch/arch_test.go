@@ -23,7 +23,7 @@ var layers = [][]string{
 	{"tapmgr/nic"},
 	{"bridge/vswitch/control", "bridge/vswitch/pcapng"},
 	{"bridge/vswitch"},
-	{"internal/access/plaintap"},
+	{"internal/access/plaintap", "qmp/goqemu"},
 	{"bridge", "macvtap", "vhost", "qmp", "libvirt"},
 	{"internal/kernel/tun", "internal/kernel/rtnl", "internal/vmm/qemu", "libvirt/domainxml"},
 	{"internal/kernel/netns", "internal/step", "internal/stablemac"},
@@ -91,6 +91,20 @@ func TestNoPackageIsCalledUtil(t *testing.T) {
 		base := pkg[strings.LastIndex(pkg, "/")+1:]
 		if slices.Contains([]string{"util", "utils", "common", "types", "helpers", "core"}, base) {
 			t.Errorf("%s says nothing by its name", pkg)
+		}
+	}
+}
+
+// TestOnlyVmnetLinksGoQEMU: go-qemu imports go-libvirt, and that an SSH client, which no program that
+// runs with privileges needs.
+func TestOnlyVmnetLinksGoQEMU(t *testing.T) {
+	for program, want := range map[string]bool{"vmnet": true, "qemu-netup": false, "qemu-netup-full": false, "vmnet-hook": false} {
+		out, err := exec.Command("go", "list", "-deps", "vmnet/cmd/"+program).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if links := strings.Contains(string(out), "github.com/digitalocean/go-qemu/"); links != want {
+			t.Errorf("%s links go-qemu: %v, want %v", program, links, want)
 		}
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/digitalocean/go-qemu/qmp/raw"
+
 	"vmnet/libvirt"
 	"vmnet/qmp"
 	"vmnet/tapmgr"
@@ -40,8 +42,8 @@ const rxChanged = "NIC_RX_FILTER_CHANGED"
 // macvtaps is what a tapmgr.Manager does for mirrors.
 type macvtaps interface {
 	Mirrors(ctx context.Context) ([]tapmgr.Mirror, error)
-	RxFilters(context.Context, tapmgr.Mirror) ([]qmp.RxFilter, error)
-	Follow(tapmgr.Mirror, qmp.RxFilter) (changed bool, err error)
+	WithMonitor(context.Context, tapmgr.Mirror, func(*qmp.Conn) error) error
+	Follow(tapmgr.Mirror, []net.HardwareAddr) (changed bool, err error)
 	TakeAll(tapmgr.Mirror) (changed bool, err error)
 }
 
@@ -161,17 +163,26 @@ func (m *mirrors) known(pid int) *guest {
 
 func (g *guest) add(x tapmgr.Mirror) { g.nics = append(g.nics, x) }
 
-func (m *mirrors) follow(g *guest, x tapmgr.Mirror, f qmp.RxFilter) {
-	changed, err := m.taps.Follow(x, f)
+// follow makes the device take in what the driver wants, or all where the driver has not said what it
+// wants: QEMU has the NIC promiscuous until then, and so a guest without a driver.
+func (m *mirrors) follow(g *guest, x tapmgr.Mirror, f raw.RxFilterInfo) {
+	groups, all := groupsOf(f)
+	var changed bool
+	var err error
+	if all {
+		changed, err = m.taps.TakeAll(x)
+	} else {
+		changed, err = m.taps.Follow(x, groups)
+	}
 	if isGone(err) {
 		m.stir()
 		return
 	}
-	r := Report{Text: "takes in " + filterText(f), Guest: x.VM, NIC: x.NIC, Interface: x.Interface, Err: err}
+	r := Report{Text: "takes in " + groupsText(groups, all), Guest: x.VM, NIC: x.NIC, Interface: x.Interface, Err: err}
 	if (changed || err != nil) && g.once(fmt.Sprint(x.NIC, r.Text, err)) {
 		m.w.report(r)
 	}
-	if mac, err := net.ParseMAC(f.MainMAC); err == nil && mac.String() != x.MAC.String() && g.once(x.NIC+mac.String()) {
+	if mac, err := net.ParseMAC(f.MainMac); err == nil && mac.String() != x.MAC.String() && g.once(x.NIC+mac.String()) {
 		m.w.report(Report{
 			Text: "not followed: its address is locked", Guest: x.VM, NIC: x.NIC, Interface: x.Interface,
 			Err: fmt.Errorf("the guest has changed its MAC from %s to %s, for which nothing will reach it", x.MAC, mac),
@@ -190,9 +201,8 @@ func (g *guest) once(kind string) bool {
 	return true
 }
 
-// filterText has nothing of what QEMU says but addresses, and few of them.
-func filterText(f qmp.RxFilter) string {
-	groups, all := tapmgr.GroupsOf(f)
+// groupsText names few addresses.
+func groupsText(groups []net.HardwareAddr, all bool) string {
 	if all {
 		return "all multicast, as the guest wants"
 	}

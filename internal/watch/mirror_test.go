@@ -6,14 +6,15 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/digitalocean/go-qemu/qmp/raw"
+
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
-	"vmnet/qmp"
 	"vmnet/tapmgr"
 )
 
-func filter(multicast string, table ...string) qmp.RxFilter {
-	return qmp.RxFilter{Multicast: multicast, MulticastTable: table}
+func filter(multicast raw.RxState, table ...string) raw.RxFilterInfo {
+	return raw.RxFilterInfo{Multicast: multicast, MulticastTable: table}
 }
 
 func TestReportsThatAGuestCausesAreBounded(t *testing.T) {
@@ -44,16 +45,16 @@ func TestChangesAreOfTheGuestOfThatUUID(t *testing.T) {
 	}
 }
 
-func TestFilterText(t *testing.T) {
+func TestGroupsText(t *testing.T) {
 	many := slices.Repeat([]string{"33:33:00:00:00:01"}, 10)
-	for want, f := range map[string]qmp.RxFilter{
-		"no multicast, as the guest wants":                                   filter("none", many...),
-		"all multicast, as the guest wants":                                  filter("all", many...),
-		"multicast to 33:33:00:00:00:01":                                     filter("normal", many[0]),
-		"multicast to" + strings.Repeat(" 33:33:00:00:00:01", 8) + " 2 more": filter("normal", many...),
-		"multicast to 33:33:00:00:00:02":                                     filter("normal", "\x1b[2J", strings.Repeat("x", 1e6), "33:33:00:00:00:02"),
+	for want, f := range map[string]raw.RxFilterInfo{
+		"no multicast, as the guest wants":                                   filter(raw.RxStateNone, many...),
+		"all multicast, as the guest wants":                                  filter(raw.RxStateAll, many...),
+		"multicast to 33:33:00:00:00:01":                                     filter(raw.RxStateNormal, many[0]),
+		"multicast to" + strings.Repeat(" 33:33:00:00:00:01", 8) + " 2 more": filter(raw.RxStateNormal, many...),
+		"multicast to 33:33:00:00:00:02":                                     filter(raw.RxStateNormal, "\x1b[2J", strings.Repeat("x", 1e6), "33:33:00:00:00:02"),
 	} {
-		if got := filterText(f); got != want {
+		if got := groupsText(groupsOf(f)); got != want {
 			t.Errorf("%.200q, want %q", got, want)
 		}
 	}

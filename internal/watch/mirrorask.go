@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"github.com/digitalocean/go-qemu/qmp/raw"
+
 	"vmnet/qmp"
 	"vmnet/tapmgr"
 )
@@ -19,7 +21,7 @@ const maxAsks = 4
 var errSilent = errors.New("libvirt has no answer of its QEMU yet: is it stopped, or busy with another job of the domain's?")
 
 // ask asks the guest that holds x what the drivers of all its NICs want.
-type ask func(ctx context.Context, x tapmgr.Mirror) ([]qmp.RxFilter, error)
+type ask func(ctx context.Context, x tapmgr.Mirror) ([]raw.RxFilterInfo, error)
 
 // way is one of asking guests.
 type way struct {
@@ -29,7 +31,7 @@ type way struct {
 
 type answer struct {
 	g       *guest
-	filters []qmp.RxFilter
+	filters []raw.RxFilterInfo
 	err     error
 }
 
@@ -90,10 +92,14 @@ func (m *mirrors) start(ctx context.Context, g *guest, do ask, slots chan struct
 }
 
 // poll asks a guest that has a monitor of its own.
-func (m *mirrors) poll(ctx context.Context, x tapmgr.Mirror) ([]qmp.RxFilter, error) {
+func (m *mirrors) poll(ctx context.Context, x tapmgr.Mirror) (filters []raw.RxFilterInfo, err error) {
 	ctx, cancel := context.WithTimeout(ctx, pollPatience)
 	defer cancel()
-	return m.taps.RxFilters(ctx, x)
+	err = m.taps.WithMonitor(ctx, x, func(c *qmp.Conn) (err error) {
+		filters, err = filtersBy(ctx, c)
+		return err
+	})
+	return filters, err
 }
 
 // answered tells a guest's NICs what it has asked for.

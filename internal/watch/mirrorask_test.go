@@ -3,10 +3,13 @@ package watch
 import (
 	"context"
 	"errors"
+	"net"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/digitalocean/go-qemu/qmp/raw"
 
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
@@ -29,11 +32,28 @@ type fakes struct {
 
 func (f *fakes) Mirrors(context.Context) ([]tapmgr.Mirror, error) { return f.all, nil }
 
-func (f *fakes) RxFilters(ctx context.Context, x tapmgr.Mirror) ([]qmp.RxFilter, error) {
+// ask is how the fakes of libvirt are asked.
+func (f *fakes) ask(ctx context.Context, x tapmgr.Mirror) (filters []raw.RxFilterInfo, err error) {
+	err = f.WithMonitor(ctx, x, func(c *qmp.Conn) (err error) {
+		filters, err = filtersBy(ctx, c)
+		return err
+	})
+	return filters, err
+}
+
+func (f *fakes) WithMonitor(ctx context.Context, x tapmgr.Mirror, use func(*qmp.Conn) error) error {
 	f.mu.Lock()
 	f.asked[x.Guest.PID] = append(f.asked[x.Guest.PID], time.Since(f.start))
 	f.mu.Unlock()
-	return []qmp.RxFilter{{Name: x.Device}}, f.answer(ctx, x.Guest.PID)
+	if err := f.answer(ctx, x.Guest.PID); err != nil {
+		return err
+	}
+	c, err := qmp.Through(ctx, answers(`{"return": [{"name": "`+x.Device+`"}]}`))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return use(c)
 }
 
 func (f *fakes) answer(ctx context.Context, pid int) error {
@@ -56,8 +76,9 @@ func (f *fakes) set(x tapmgr.Mirror, all bool) (changed bool, err error) {
 	return changed, nil
 }
 
-func (f *fakes) Follow(x tapmgr.Mirror, _ qmp.RxFilter) (bool, error) { return f.set(x, false) }
-func (f *fakes) TakeAll(x tapmgr.Mirror) (bool, error)                { return f.set(x, true) }
+func (f *fakes) Follow(x tapmgr.Mirror, _ []net.HardwareAddr) (bool, error) { return f.set(x, false) }
+
+func (f *fakes) TakeAll(x tapmgr.Mirror) (bool, error) { return f.set(x, true) }
 
 // mirrorFakes has n guests of libvirt's and, with numbers from 100, n with monitors of their own mirrored while use
 // runs.
@@ -76,7 +97,7 @@ func mirrorFakes(t *testing.T, n, hung int, err error, use func(f *fakes)) {
 			}
 		}
 		m := newMirrors(&watcher{Config: Config{Report: func(Report) {}}}, f)
-		m.domains.open = func(context.Context) ask { return f.RxFilters }
+		m.domains.open = func(context.Context) ask { return f.ask }
 		m.changes = &libvirt.Subscription{C: f.events}
 		ctx, cancel := context.WithCancel(t.Context())
 		var work sync.WaitGroup

@@ -3,8 +3,11 @@ package watch
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"time"
+
+	"github.com/digitalocean/go-qemu/qmp/raw"
 
 	"vmnet/internal/vmm/qemu"
 	"vmnet/libvirt"
@@ -30,7 +33,7 @@ func (m *mirrors) reach(ctx context.Context) ask {
 		return nil
 	}
 	conn := m.monitor // it may be another one before the answer is there
-	return func(ctx context.Context, x tapmgr.Mirror) ([]qmp.RxFilter, error) {
+	return func(ctx context.Context, x tapmgr.Mirror) ([]raw.RxFilterInfo, error) {
 		return filtersOf(ctx, conn, x.Guest)
 	}
 }
@@ -83,7 +86,7 @@ func (m *mirrors) noteChange(e libvirt.Event) (is bool) {
 
 // filtersOf asks for what a guest wants to hear. That it is the guest of that UUID is only what its command line says: libvirt must
 // know better, or whoever writes another's there would have that one tainted.
-func filtersOf(ctx context.Context, conn *libvirt.Conn, q qemu.Process) ([]qmp.RxFilter, error) {
+func filtersOf(ctx context.Context, conn *libvirt.Conn, q qemu.Process) ([]raw.RxFilterInfo, error) {
 	uuid, err := domainxml.ParseUUID(q.UUID)
 	if err != nil {
 		return nil, err
@@ -103,9 +106,27 @@ func filtersOf(ctx context.Context, conn *libvirt.Conn, q qemu.Process) ([]qmp.R
 	if len(all) != 1 || all[0].PID != q.PID {
 		return nil, fmt.Errorf("%w: process %d says that it is libvirt's domain %s, and so does another", qemu.ErrAmbiguous, q.PID, dom.Name)
 	}
-	reply, err := conn.MonitorCommand(ctx, dom, `{"execute":"`+tapmgr.QueryRxFilter+`"}`)
+	c, err := qmp.Through(ctx, relay{conn, dom})
 	if err != nil {
 		return nil, err
 	}
-	return tapmgr.ParseRxFilters(reply)
+	defer c.Close()
+	return filtersBy(ctx, c)
 }
+
+// relay passes commands to the QEMU of a domain through libvirt. Nobody waits for its events.
+type relay struct {
+	conn *libvirt.Conn
+	dom  libvirt.Domain
+}
+
+func (r relay) Command(ctx context.Context, command string, _ *os.File) (answer string, err error) {
+	return r.conn.MonitorCommand(ctx, r.dom, command)
+}
+
+func (r relay) Event(ctx context.Context) (qmp.Event, error) {
+	<-ctx.Done()
+	return qmp.Event{}, qmp.ErrClosed
+}
+
+func (r relay) Close() error { return nil }
