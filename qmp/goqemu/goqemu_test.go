@@ -75,12 +75,6 @@ func always(answer string) func(context.Context, string, *os.File) (string, erro
 	return func(context.Context, string, *os.File) (string, error) { return answer, nil }
 }
 
-// silent never answers.
-func silent(ctx context.Context, _ string, _ *os.File) (string, error) {
-	<-ctx.Done()
-	return "", ctx.Err()
-}
-
 func TestRun(t *testing.T) {
 	large := `"` + strings.Repeat("<&\u2028é", 100_000) + `"`
 	for name, tc := range map[string]struct{ command, sent, answer, reply string }{
