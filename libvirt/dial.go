@@ -11,9 +11,11 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
 )
 
-// System and Session are the URIs of the machine's guests and of the user's own.
+// System and Session are the URIs of the machine's guests and of the user's own guests.
 const (
 	System  = "qemu:///system"
 	Session = "qemu:///session"
@@ -22,24 +24,23 @@ const (
 const (
 	systemDir    = "/run/libvirt"
 	connectRetry = 10 * time.Millisecond
-	readOnlyFlag = 1 // VIR_CONNECT_RO
 )
 
-// Dialer says which daemon to talk to, and how.
+// Dialer selects the daemon and the kind of connection. The zero value is a connection to [System].
 type Dialer struct {
-	// URI is libvirt's name of the driver; empty is [System]. Its parameter socket= is a Path:
-	// qemu+unix:///system?socket=/run/libvirt/virtqemud-sock. It may name no other host.
+	// URI is libvirt's name of the driver; empty means [System]. Its parameter socket= is a Path:
+	// qemu+unix:///system?socket=/run/libvirt/virtqemud-sock. It may not name another host.
 	URI string
-	// Path is the daemon's socket. Empty are those where libvirtd listens (or virtproxyd in
-	// its place) and then virtqemud: in /run/libvirt for the system, in
+	// Path is the daemon's socket. If it is empty, the sockets of libvirtd (or virtproxyd in its
+	// place) and of virtqemud are tried in this order: in /run/libvirt for the system, in
 	// $XDG_RUNTIME_DIR/libvirt for a session.
 	Path string
-	// ReadOnly allows nothing but looking, for which a user needs no rights: the system's daemons
-	// have a socket of their own for it.
+	// ReadOnly asks for a connection that can only query, for which a user needs no privileges: the
+	// system's daemons have a socket of their own for it.
 	ReadOnly bool
 }
 
-// Dial connects to a URI, or to the path of one of the system's sockets; "" is [System].
+// Dial connects to a URI, or to the path of one of the system's sockets; "" means [System].
 func Dial(ctx context.Context, target string) (*Conn, error) {
 	if strings.HasPrefix(target, "/") {
 		return Dialer{Path: target}.Dial(ctx)
@@ -47,9 +48,9 @@ func Dial(ctx context.Context, target string) (*Conn, error) {
 	return Dialer{URI: target}.Dial(ctx)
 }
 
-// Dial connects, proves who we are and opens the driver. ctx ends the attempt, not the
-// connection. That no daemon listens Is [ErrNoConnection], that it does not let this
-// user in Is [ErrAccessDenied].
+// Dial connects, authenticates and opens the driver. ctx ends the attempt, not the connection. The
+// error matches [ErrNoConnection] if no daemon listens, and [ErrAccessDenied] if the daemon refuses
+// this user.
 func (d Dialer) Dial(ctx context.Context) (*Conn, error) {
 	uri, paths, err := d.resolve()
 	if err != nil {
@@ -59,16 +60,18 @@ func (d Dialer) Dial(ctx context.Context) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := newConn(uc)
-	c.uri = uri
-	if err := c.open(ctx, uri, d.ReadOnly); err != nil {
+	c, err := newConn(uri, uc)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.open(ctx, d.ReadOnly); err != nil {
 		_ = c.Close()
 		return nil, fmt.Errorf("open %s at %s: %w", uri, path, err)
 	}
 	return c, nil
 }
 
-// resolve says which driver to open, and which sockets to try.
+// resolve returns the driver to open and the sockets to try.
 func (d Dialer) resolve() (uri string, paths []string, err error) {
 	uri = d.URI
 	if uri == "" {
@@ -81,7 +84,7 @@ func (d Dialer) resolve() (uri string, paths []string, err error) {
 	case u.Scheme != "qemu" && u.Scheme != "qemu+unix", u.Host != "", u.Path != "/system" && u.Path != "/session":
 		return "", nil, fmt.Errorf("libvirt URI %q: want %s or %s on this machine, other drivers and hosts are not supported", uri, System, Session)
 	}
-	uri = "qemu://" + u.Path // what the daemon, which has but local drivers, knows
+	uri = "qemu://" + u.Path // the form that the daemon knows, which has local drivers only
 	switch socket := u.Query().Get("socket"); {
 	case d.Path != "":
 		return uri, []string{d.Path}, nil
@@ -98,7 +101,7 @@ func (d Dialer) resolve() (uri string, paths []string, err error) {
 	return uri, []string{filepath.Join(systemDir, "libvirt"+suffix), filepath.Join(systemDir, "virtqemud"+suffix)}, nil
 }
 
-// sessionSockets are where libvirt has a user's daemons listen: in g_get_user_runtime_dir().
+// sessionSockets returns where a user's daemons listen: in g_get_user_runtime_dir().
 func sessionSockets() ([]string, error) {
 	dir := os.Getenv("XDG_RUNTIME_DIR")
 	if dir == "" {
@@ -111,7 +114,7 @@ func sessionSockets() ([]string, error) {
 	return []string{filepath.Join(dir, "libvirt-sock"), filepath.Join(dir, "virtqemud-sock")}, nil
 }
 
-// connectFirst connects to the first socket where somebody listens.
+// connectFirst connects to the first socket that has a listener.
 func connectFirst(ctx context.Context, paths []string) (*net.UnixConn, string, error) {
 	var errs []error
 	for _, path := range paths {
@@ -134,8 +137,8 @@ func connectFirst(ctx context.Context, paths []string) (*net.UnixConn, string, e
 	return nil, "", fmt.Errorf("%w: %w (is libvirtd or virtqemud running?)", ErrNoConnection, err)
 }
 
-// connect retries while the listener's backlog is full, which connect(2) on a
-// unix socket that does not block tells by EAGAIN.
+// connect retries while the listener's backlog is full, for which connect(2) on a non-blocking unix
+// socket returns EAGAIN.
 func connect(ctx context.Context, path string) (*net.UnixConn, error) {
 	for {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
@@ -166,27 +169,30 @@ const (
 )
 
 var (
-	authList      = procedure{remoteProgram, 66, "AUTH_LIST"}
-	authAskPolkit = procedure{remoteProgram, 70, "AUTH_POLKIT"}
-	connectOpen   = procedure{remoteProgram, 1, "CONNECT_OPEN"}
-	connectClose  = procedure{remoteProgram, 2, "CONNECT_CLOSE"}
+	authList = procedure{remoteProgram, 66, "AUTH_LIST", func(d *decoder) {
+		for range d.count(maxAuth, 4) {
+			d.uint32()
+		}
+	}}
+	authAskPolkit = procedure{remoteProgram, 70, "AUTH_POLKIT", aNumber}
+	connectOpen   = procedure{remoteProgram, 1, "CONNECT_OPEN", nil}
+	connectClose  = procedure{remoteProgram, 2, "CONNECT_CLOSE", nil}
 )
 
-// open does what comes before all other calls: AUTH_LIST, AUTH_POLKIT where it
-// is asked for, CONNECT_OPEN.
-func (c *Conn) open(ctx context.Context, uri string, readOnly bool) error {
+// open makes the calls that come before all others: AUTH_LIST, AUTH_POLKIT if the daemon wants
+// that, and CONNECT_OPEN. go-libvirt's own handshake would ignore polkit's answer and a demand
+// for SASL, and never asks for a read-only connection.
+func (c *Conn) open(ctx context.Context, readOnly bool) error {
 	if err := c.authenticate(ctx); err != nil {
 		return err
 	}
-	err := c.call(ctx, connectOpen, func(e *encoder) {
-		e.present(true)
-		e.string(uri)
-		if readOnly {
-			e.uint32(readOnlyFlag)
-		} else {
-			e.uint32(0)
-		}
-	}, nil)
+	var flags golibvirt.ConnectFlags
+	if readOnly {
+		flags = golibvirt.ConnectRo
+	}
+	err := c.call(ctx, connectOpen, func() error {
+		return c.lib.ConnectOpen(golibvirt.OptString{c.uri}, flags)
+	}, c.uri)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.opened = err == nil
@@ -194,33 +200,30 @@ func (c *Conn) open(ctx context.Context, uri string, readOnly bool) error {
 }
 
 func (c *Conn) authenticate(ctx context.Context) error {
-	offered := authNone
-	err := c.call(ctx, authList, nil, func(d *decoder) {
-		n := d.count(maxAuth, 4)
-		for i := range n {
-			if t := authType(d.uint32()); i == 0 || t == authNone {
-				offered = t
-			}
-		}
-	})
+	offers, err := ask(ctx, c, &call{procedure: authList}, c.lib.AuthList)
 	if err != nil {
 		return err
 	}
-	switch offered {
-	case authNone: // also where the daemon knows by SO_PEERCRED that we are root
+	wanted := authNone
+	for i, t := range offers {
+		if offer := authType(t); i == 0 || offer == authNone {
+			wanted = offer
+		}
+	}
+	switch wanted {
+	case authNone: // also if the daemon knows by SO_PEERCRED that we are root
 		return nil
 	case authPolkit:
 		return c.askPolkit(ctx)
 	case authSASL:
 		return fmt.Errorf("%w: the daemon wants SASL, which is not supported (set auth_unix_rw in its configuration to polkit or none, or connect read-only)", ErrAccessDenied)
 	}
-	return fmt.Errorf("%w: the daemon wants authentication of the unknown type %d", ErrAccessDenied, offered)
+	return fmt.Errorf("%w: the daemon wants authentication of the unknown type %d", ErrAccessDenied, wanted)
 }
 
-// askPolkit has the daemon ask polkit about us, which may ask the user if an agent of his runs.
+// askPolkit has the daemon ask polkit about us. polkit may ask the user if an agent of theirs runs.
 func (c *Conn) askPolkit(ctx context.Context) error {
-	var complete int32
-	err := c.call(ctx, authAskPolkit, nil, func(d *decoder) { complete = d.int32() })
+	complete, err := ask(ctx, c, &call{procedure: authAskPolkit}, c.lib.AuthPolkit)
 	const cure = "(polkit's action is org.libvirt.unix.manage: be root, in the group libvirt where the distribution allows that, or connect read-only)"
 	var refusal *Error
 	switch {

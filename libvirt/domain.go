@@ -3,120 +3,134 @@ package libvirt
 import (
 	"context"
 
+	golibvirt "github.com/digitalocean/go-libvirt"
+
 	"vmnet/libvirt/domainxml"
 )
 
-// Domain names a guest. Libvirt goes by the UUID.
+// Domain names a guest. libvirt identifies it by the UUID.
 type Domain struct {
 	Name string
 	UUID domainxml.UUID
-	ID   int32 // -1 where it did not run when this was read
+	ID   int32 // -1 if it was not running when this was read
 }
 
-// ListFlags choose domains: virConnectListAllDomainsFlags. None of a group is all of it.
+// to returns the domain in go-libvirt's form.
+func (d Domain) to() golibvirt.Domain {
+	return golibvirt.Domain{Name: d.Name, UUID: golibvirt.UUID(d.UUID), ID: d.ID}
+}
+
+func domainFrom(d golibvirt.Domain) Domain {
+	return Domain{d.Name, domainxml.UUID(d.UUID), d.ID}
+}
+
+// ListFlags select domains by groups: virConnectListAllDomainsFlags. 0 selects all.
 type ListFlags uint32
 
-// One group of them.
+// The group of domains by whether they run.
 const (
-	ListActive   ListFlags = 1 << 0
-	ListInactive ListFlags = 1 << 1
+	ListActive   = ListFlags(golibvirt.ConnectListDomainsActive)
+	ListInactive = ListFlags(golibvirt.ConnectListDomainsInactive)
 )
 
-// XMLFlags choose what a domain's XML tells: virDomainXMLFlags. 0 is the domain as it is now.
+// XMLFlags select what a domain's XML says: virDomainXMLFlags. 0 is the domain as it is now.
 type XMLFlags uint32
 
-// Some of them.
-const (
-	XMLInactive XMLFlags = 1 << 1 // as it will be at the next start
-)
+// XMLInactive is the domain as it will be at the next start.
+const XMLInactive = XMLFlags(golibvirt.DomainXMLInactive)
 
-// Affect says whether a change is to the running domain, to what is stored
-// of it, or both: virDomainModificationImpact.
+// Affect selects whether a change is made to the running domain, to its stored definition, or to
+// both: virDomainModificationImpact.
 type Affect uint32
 
-// What a change affects.
+// What a change affects. With AffectLive, a domain that is not running is an error that matches
+// ErrOperationInvalid, as is a transient one with AffectConfig.
 const (
-	AffectCurrent Affect = 0      // the running domain if it runs, else what is stored
-	AffectLive    Affect = 1 << 0 // an error that Is ErrOperationInvalid where it does not run
-	AffectConfig  Affect = 1 << 1 // an error that Is ErrOperationInvalid where it is transient
+	AffectCurrent = Affect(golibvirt.DomainAffectCurrent) // the running domain, or else its definition
+	AffectLive    = Affect(golibvirt.DomainAffectLive)
+	AffectConfig  = Affect(golibvirt.DomainAffectConfig)
 )
 
 var (
-	connectListAllDomains   = procedure{remoteProgram, 273, "CONNECT_LIST_ALL_DOMAINS"}
-	domainLookupByName      = procedure{remoteProgram, 23, "DOMAIN_LOOKUP_BY_NAME"}
-	domainLookupByUUID      = procedure{remoteProgram, 24, "DOMAIN_LOOKUP_BY_UUID"}
-	domainGetXMLDesc        = procedure{remoteProgram, 14, "DOMAIN_GET_XML_DESC"}
-	domainIsPersistent      = procedure{remoteProgram, 151, "DOMAIN_IS_PERSISTENT"}
-	domainAttachDeviceFlags = procedure{remoteProgram, 160, "DOMAIN_ATTACH_DEVICE_FLAGS"}
-	domainDetachDeviceAlias = procedure{remoteProgram, 392, "DOMAIN_DETACH_DEVICE_ALIAS"}
-
-	connectDomainEventCallbackRegisterAny   = procedure{remoteProgram, 316, "CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY"}
-	connectDomainEventCallbackDeregisterAny = procedure{remoteProgram, 317, "CONNECT_DOMAIN_EVENT_CALLBACK_DEREGISTER_ANY"}
+	connectListAllDomains   = procedure{remoteProgram, 273, "CONNECT_LIST_ALL_DOMAINS", domainList}
+	domainLookupByName      = procedure{remoteProgram, 23, "DOMAIN_LOOKUP_BY_NAME", aDomain}
+	domainLookupByUUID      = procedure{remoteProgram, 24, "DOMAIN_LOOKUP_BY_UUID", aDomain}
+	domainGetXMLDesc        = procedure{remoteProgram, 14, "DOMAIN_GET_XML_DESC", aString}
+	domainIsPersistent      = procedure{remoteProgram, 151, "DOMAIN_IS_PERSISTENT", aNumber}
+	domainAttachDeviceFlags = procedure{remoteProgram, 160, "DOMAIN_ATTACH_DEVICE_FLAGS", nil}
+	domainDetachDeviceAlias = procedure{remoteProgram, 392, "DOMAIN_DETACH_DEVICE_ALIAS", nil}
 )
 
-// ListDomains lists the domains that flags choose, in no order.
-func (c *Conn) ListDomains(ctx context.Context, flags ListFlags) ([]Domain, error) {
-	var domains []Domain
-	err := c.call(ctx, connectListAllDomains, func(e *encoder) {
-		e.int32(1) // the domains, not only how many
-		e.uint32(uint32(flags))
-	}, func(d *decoder) {
-		for range d.count(maxList, 24) {
-			domains = append(domains, d.domain())
-		}
-		d.uint32() // how many
-	})
-	if err != nil {
-		return nil, err
+func domainList(d *decoder) {
+	for range d.count(maxList, minDomain) {
+		d.domain()
 	}
-	return domains, nil
+	d.uint32() // how many
 }
 
-// LookupByName finds a domain, running or not. That there is none Is [ErrNoDomain].
-func (c *Conn) LookupByName(ctx context.Context, name string) (dom Domain, err error) {
-	err = c.call(ctx, domainLookupByName, func(e *encoder) { e.string(name) }, func(d *decoder) { dom = d.domain() })
-	return dom, err
+// ListDomains lists the domains that flags select, in no order.
+func (c *Conn) ListDomains(ctx context.Context, flags ListFlags) ([]Domain, error) {
+	p := &call{procedure: connectListAllDomains}
+	all, err := ask(ctx, c, p, func() ([]golibvirt.Domain, error) {
+		const domains = 1 // and not only their number
+		all, _, err := c.lib.ConnectListAllDomains(domains, golibvirt.ConnectListAllDomainsFlags(flags))
+		return all, err
+	})
+	var domains []Domain
+	for _, d := range all {
+		domains = append(domains, domainFrom(d))
+	}
+	return domains, err
+}
+
+// LookupByName finds a domain, running or not. If there is none, the error matches [ErrNoDomain].
+func (c *Conn) LookupByName(ctx context.Context, name string) (Domain, error) {
+	p := &call{procedure: domainLookupByName, text: []string{name}}
+	dom, err := ask(ctx, c, p, func() (golibvirt.Domain, error) {
+		return c.lib.DomainLookupByName(name)
+	})
+	return domainFrom(dom), err
 }
 
 // LookupByUUID is [Conn.LookupByName] by the UUID.
-func (c *Conn) LookupByUUID(ctx context.Context, uuid domainxml.UUID) (dom Domain, err error) {
-	err = c.call(ctx, domainLookupByUUID, func(e *encoder) { e.buf = append(e.buf, uuid[:]...) }, func(d *decoder) { dom = d.domain() })
-	return dom, err
+func (c *Conn) LookupByUUID(ctx context.Context, uuid domainxml.UUID) (Domain, error) {
+	p := &call{procedure: domainLookupByUUID}
+	dom, err := ask(ctx, c, p, func() (golibvirt.Domain, error) {
+		return c.lib.DomainLookupByUUID(golibvirt.UUID(uuid))
+	})
+	return domainFrom(dom), err
 }
 
-// XML describes the domain; [domainxml.Parse] reads it.
-func (c *Conn) XML(ctx context.Context, dom Domain, flags XMLFlags) (xml string, err error) {
-	err = c.call(ctx, domainGetXMLDesc, func(e *encoder) {
-		e.domain(dom)
-		e.uint32(uint32(flags))
-	}, func(d *decoder) { xml = d.string() })
-	return xml, err
+// XML returns the domain's XML, which [domainxml.Parse] reads.
+func (c *Conn) XML(ctx context.Context, dom Domain, flags XMLFlags) (string, error) {
+	p := &call{procedure: domainGetXMLDesc, text: []string{dom.Name}}
+	return ask(ctx, c, p, func() (string, error) {
+		return c.lib.DomainGetXMLDesc(dom.to(), golibvirt.DomainXMLFlags(flags))
+	})
 }
 
-// IsPersistent tells whether libvirt keeps the domain when it is off.
-func (c *Conn) IsPersistent(ctx context.Context, dom Domain) (persistent bool, err error) {
-	err = c.call(ctx, domainIsPersistent, func(e *encoder) { e.domain(dom) }, func(d *decoder) { persistent = d.int32() == 1 })
-	return persistent, err
+// IsPersistent reports whether libvirt keeps the domain when it is off.
+func (c *Conn) IsPersistent(ctx context.Context, dom Domain) (bool, error) {
+	p := &call{procedure: domainIsPersistent, text: []string{dom.Name}}
+	persistent, err := ask(ctx, c, p, func() (int32, error) {
+		return c.lib.DomainIsPersistent(dom.to())
+	})
+	return persistent == 1, err
 }
 
-// AttachDevice adds a device. A guest that runs may not have noticed it when AttachDevice returns.
+// AttachDevice adds a device. A running guest may not have noticed it when AttachDevice returns.
 func (c *Conn) AttachDevice(ctx context.Context, dom Domain, xml string, affect Affect) error {
-	return c.changeDevice(ctx, domainAttachDeviceFlags, dom, xml, affect)
+	return c.call(ctx, domainAttachDeviceFlags, func() error {
+		return c.lib.DomainAttachDeviceFlags(dom.to(), xml, uint32(affect))
+	}, dom.Name, xml)
 }
 
-// DetachDeviceAlias asks for the removal of the device with that alias, and does not wait for it: the
-// device is gone once the guest has released it. [DeviceRemoved] or [DeviceRemovalFailed] reports the
-// outcome, as does the XML. Until then QEMU refuses another request. A domain without such a device is
-// an [*Error], for which libvirt 9.0 has no code of its own.
+// DetachDeviceAlias asks for the removal of the device with that alias, and does not wait for it:
+// the device is gone once the guest has released it. [DeviceRemoved] or [DeviceRemovalFailed]
+// reports the outcome, as does the XML. Until then QEMU refuses another request. If the domain
+// has no such device, the error is an [*Error]; libvirt 9.0 has no code of its own for it.
 func (c *Conn) DetachDeviceAlias(ctx context.Context, dom Domain, alias string, affect Affect) error {
-	return c.changeDevice(ctx, domainDetachDeviceAlias, dom, alias, affect)
-}
-
-// changeDevice makes calls that take a domain, a string and flags.
-func (c *Conn) changeDevice(ctx context.Context, p procedure, dom Domain, device string, affect Affect) error {
-	return c.call(ctx, p, func(e *encoder) {
-		e.domain(dom)
-		e.string(device)
-		e.uint32(uint32(affect))
-	}, nil)
+	return c.call(ctx, domainDetachDeviceAlias, func() error {
+		return c.lib.DomainDetachDeviceAlias(dom.to(), alias, uint32(affect))
+	}, dom.Name, alias)
 }

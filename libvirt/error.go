@@ -3,50 +3,52 @@ package libvirt
 import (
 	"errors"
 	"fmt"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
 )
 
 var (
-	// ErrNoConnection is a daemon that cannot be reached, that went away, or that has no QEMU driver.
+	// ErrNoConnection means that the daemon cannot be reached, went away, or has no QEMU driver.
 	ErrNoConnection = errors.New("no connection to libvirt")
-	// ErrClosed is a connection on which Close was called.
+	// ErrClosed means that Close was called on the connection.
 	ErrClosed = errors.New("the connection to libvirt is closed")
-	// ErrProtocol is an answer that libvirt cannot have meant.
+	// ErrProtocol means that what came is not libvirt's protocol.
 	ErrProtocol = errors.New("not libvirt's protocol")
 
-	// ErrNoDomain is a domain that does not exist.
+	// ErrNoDomain means that the domain does not exist.
 	ErrNoDomain = errors.New("no such domain")
-	// ErrNoMetadata is a domain without metadata of that namespace.
+	// ErrNoMetadata means that the domain has no metadata of that namespace.
 	ErrNoMetadata = errors.New("no such metadata")
-	// ErrOperationInvalid is what the domain's state does not allow: it is not running.
+	// ErrOperationInvalid means that the domain's state does not allow it: it is not running.
 	ErrOperationInvalid = errors.New("not possible in this state")
-	// ErrAccessDenied is what this user, or a read-only connection, may not do.
+	// ErrAccessDenied means that this user or a read-only connection may not do that.
 	ErrAccessDenied = errors.New("access denied by libvirt")
-	// ErrUnsupported is what this libvirt, driver or configuration cannot do.
+	// ErrUnsupported means that this libvirt, driver or configuration cannot do that.
 	ErrUnsupported = errors.New("not supported by this libvirt")
-	// ErrTimeout is a domain that is busy with another job, or a QEMU that does not answer.
+	// ErrTimeout means that the domain is busy with another job, or that its QEMU does not answer.
 	ErrTimeout = errors.New("timed out in libvirt")
 )
 
-// Code is what was wrong: virErrorNumber.
+// Code is libvirt's number of an error: virErrorNumber.
 type Code int32
 
-// The codes (VIR_ERR_...) that the sentinels stand for.
+// The codes that the errors above stand for.
 const (
-	codeNoSupport            Code = 3
-	codeNoConnect            Code = 5
-	codeOperationDenied      Code = 29
-	codeRPC                  Code = 39 // also a procedure that the daemon does not have
-	codeNoDomain             Code = 42
-	codeAuthFailed           Code = 45
-	codeOperationInvalid     Code = 55
-	codeConfigUnsupported    Code = 67
-	codeOperationTimeout     Code = 68
-	codeArgumentUnsupported  Code = 74
-	codeAuthCancelled        Code = 79
-	codeNoMetadata           Code = 80
-	codeOperationUnsupported Code = 84
-	codeAccessDenied         Code = 88
-	codeAuthUnavailable      Code = 94
+	codeNoSupport            = Code(golibvirt.ErrNoSupport)
+	codeNoConnect            = Code(golibvirt.ErrNoConnect)
+	codeOperationDenied      = Code(golibvirt.ErrOperationDenied)
+	codeRPC                  = Code(golibvirt.ErrRPC) // also a procedure that the daemon does not have
+	codeNoDomain             = Code(golibvirt.ErrNoDomain)
+	codeAuthFailed           = Code(golibvirt.ErrAuthFailed)
+	codeOperationInvalid     = Code(golibvirt.ErrOperationInvalid)
+	codeConfigUnsupported    = Code(golibvirt.ErrConfigUnsupported)
+	codeOperationTimeout     = Code(golibvirt.ErrOperationTimeout)
+	codeArgumentUnsupported  = Code(golibvirt.ErrArgumentUnsupported)
+	codeAuthCancelled        = Code(golibvirt.ErrAuthCancelled)
+	codeNoMetadata           = Code(golibvirt.ErrNoDomainMetadata)
+	codeOperationUnsupported = Code(golibvirt.ErrOperationUnsupported)
+	codeAccessDenied         = Code(golibvirt.ErrAccessDenied)
+	codeAuthUnavailable      = Code(golibvirt.ErrAuthUnavailable)
 )
 
 func (c Code) sentinel() error {
@@ -69,12 +71,12 @@ func (c Code) sentinel() error {
 	return nil
 }
 
-// Error is libvirt's refusal of a call (virNetMessageError). Several of its codes Are
-// one of this package's sentinels: errors.Is(err, [ErrNoDomain]).
+// Error is libvirt's refusal of a call (virNetMessageError). Many of its codes match one of this
+// package's errors: errors.Is(err, [ErrNoDomain]).
 type Error struct {
 	Procedure string // REMOTE_PROC_... or QEMU_PROC_..., without the prefix
 	Code      Code
-	Domain    int32 // what part of libvirt it is from: virErrorDomain
+	Domain    int32 // the part of libvirt that it is from: virErrorDomain
 	Level     int32 // virErrorLevel; 2 is an error
 	Message   string
 }
@@ -87,14 +89,15 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s: %s (libvirt's error %d)", e.Procedure, message, e.Code)
 }
 
-// Is tells whether the code stands for target.
+// Is reports whether the code stands for target.
 func (e *Error) Is(target error) bool {
 	sentinel := e.Code.sentinel()
 	return sentinel != nil && sentinel == target
 }
 
-// decodeError reads a virNetMessageError: the fields between level and the end repeat, as
-// text, what is in the message.
+// decodeError reads a virNetMessageError. go-libvirt would drop its domain and level, take code 0
+// for a success and look for an unknown procedure in the message. The fields behind the level
+// repeat parts of the message.
 func decodeError(procedure string, payload []byte) error {
 	d := decoder{buf: payload}
 	e := &Error{Procedure: procedure, Code: Code(d.int32()), Domain: d.int32(), Message: d.optionalString(), Level: d.int32()}

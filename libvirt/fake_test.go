@@ -19,12 +19,12 @@ import (
 
 // fake is a daemon's end of a connection, played by a test: for what a real one does not do on demand.
 type fake struct {
-	*testing.T
+	testing.TB
 	uc *net.UnixConn
 }
 
 // listen makes a socket for fakes.
-func listen(t *testing.T) (path string, accept func() *fake) {
+func listen(t testing.TB) (path string, accept func() *fake) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "fake") // short, for a socket's path
 	if err != nil {
@@ -50,7 +50,7 @@ func listen(t *testing.T) (path string, accept func() *fake) {
 }
 
 // dialFake is an open connection and the daemon's end of it.
-func dialFake(t *testing.T) (*Conn, *fake) {
+func dialFake(t testing.TB) (*Conn, *fake) {
 	t.Helper()
 	path, accept := listen(t)
 	opened := make(chan *fake, 1)
@@ -122,14 +122,9 @@ func errorPayload(code Code, text string) func(*encoder) {
 
 func (f *fake) send(h header, files []*os.File, payload func(*encoder)) {
 	f.Helper()
-	packet, err := encode(h, len(files), payload)
-	if err != nil {
-		f.Error(err)
-		return
-	}
 	fds, err := duplicate(files)
 	if err == nil {
-		err = send(f.uc, packet, fds)
+		err = send(f.uc, encode(h, len(files), payload), fds)
 		fds.close()
 	}
 	if err != nil && !errors.Is(err, unix.EPIPE) {
@@ -152,14 +147,9 @@ var guest = Domain{Name: "guest", UUID: domainxml.UUID{1, 2, 15: 3}, ID: 7}
 // TestBrokenDaemon sends bytes in place of a reply: the call and the connection fail with the
 // reason, and nothing hangs.
 func TestBrokenDaemon(t *testing.T) {
+	const serial = 5 // go-libvirt's handshake has taken two, and AUTH_LIST and CONNECT_OPEN
 	length := func(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
-	packet := func(h header) []byte {
-		b, err := encode(h, 0, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return b
-	}
+	packet := func(h header) []byte { return h.packet(nil) }
 	for name, test := range map[string]struct {
 		send []byte
 		want error
@@ -167,29 +157,31 @@ func TestBrokenDaemon(t *testing.T) {
 		"hang-up":               {nil, ErrNoConnection},
 		"half a length":         {[]byte{0, 0}, ErrNoConnection},
 		"length alone":          {length(100), ErrNoConnection},
-		"half a packet":         {packet(header{remoteProgram, 1, 23, typeReply, 3, 0})[:20], ErrNoConnection},
+		"half a packet":         {packet(header{remoteProgram, 1, 23, typeReply, serial, 0})[:20], ErrNoConnection},
 		"largest, but no bytes": {length(maxPacket + lengthSize), ErrNoConnection},
 		"too large":             {length(maxPacket + lengthSize + 1), ErrProtocol},
 		"too small":             {length(27), ErrProtocol},
 		"no length":             {length(0), ErrProtocol},
 		"text":                  {[]byte("HTTP/1.1 400 Bad Request\r\n\r\n"), ErrProtocol},
 		"unknown serial":        {packet(header{remoteProgram, 1, 23, typeReply, 99, 0}), ErrProtocol},
-		"another procedure":     {packet(header{remoteProgram, 1, 24, typeReply, 3, 0}), ErrProtocol},
-		"unknown program":       {packet(header{1, 1, 23, typeReply, 3, 0}), ErrProtocol},
-		"unknown version":       {packet(header{remoteProgram, 2, 23, typeReply, 3, 0}), ErrProtocol},
-		"unknown status":        {packet(header{remoteProgram, 1, 23, typeReply, 3, 2}), ErrProtocol},
-		"a call":                {packet(header{remoteProgram, 1, 23, typeCall, 3, 0}), ErrProtocol},
-		"a stream":              {packet(header{remoteProgram, 1, 23, 3, 3, 0}), ErrProtocol},
+		"another procedure":     {packet(header{remoteProgram, 1, 24, typeReply, serial, 0}), ErrProtocol},
+		"unknown program":       {packet(header{1, 1, 23, typeReply, serial, 0}), ErrProtocol},
+		"unknown version":       {packet(header{remoteProgram, 2, 23, typeReply, serial, 0}), ErrProtocol},
+		"unknown status":        {packet(header{remoteProgram, 1, 23, typeReply, serial, 2}), ErrProtocol},
+		"a call":                {packet(header{remoteProgram, 1, 23, typeCall, serial, 0}), ErrProtocol},
+		"a stream":              {packet(header{remoteProgram, 1, 23, 3, serial, 0}), ErrProtocol},
 		"an empty event":        {packet(header{remoteProgram, 1, 318, typeMessage, 0, 0}), ErrProtocol},
 		"a huge event":          {append(append(length(maxEvent+30), packet(header{remoteProgram, 1, 318, typeMessage, 0, 0})[4:]...), make([]byte, maxEvent+2)...), ErrProtocol},
-		"no number of files":    {packet(header{remoteProgram, 1, 23, typeReplyWithFiles, 3, 0}), ErrProtocol},
-		"33 files":              {append(append(length(32), packet(header{remoteProgram, 1, 23, typeReplyWithFiles, 3, 0})[4:]...), length(33)...), ErrProtocol},
-		"a byte without a file": {append(append(append(length(32), packet(header{remoteProgram, 1, 23, typeReplyWithFiles, 3, 0})[4:]...), length(1)...), 0), ErrProtocol},
+		"no number of files":    {packet(header{remoteProgram, 1, 23, typeReplyWithFiles, serial, 0}), ErrProtocol},
+		"33 files":              {append(append(length(32), packet(header{remoteProgram, 1, 23, typeReplyWithFiles, serial, 0})[4:]...), length(33)...), ErrProtocol},
+		"a byte without a file": {append(append(append(length(32), packet(header{remoteProgram, 1, 23, typeReplyWithFiles, serial, 0})[4:]...), length(1)...), 0), ErrProtocol},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, f := dialFake(t)
 			go func() {
-				f.expect(domainLookupByName)
+				if m := f.expect(domainLookupByName); m.serial != serial {
+					f.Errorf("the call has serial %d", m.serial)
+				}
 				_, _ = f.uc.Write(test.send)
 				_ = f.uc.CloseWrite()
 			}()
@@ -286,7 +278,7 @@ func (f *fake) expect0(c *Conn) message {
 			f.Error(err)
 		}
 	})
-	go func() { done <- c.AttachDevice(within(f.T, 20*time.Second), guest, "<x/>", AffectLive) }()
+	go func() { done <- c.AttachDevice(within(f, 20*time.Second), guest, "<x/>", AffectLive) }()
 	return f.expect(domainAttachDeviceFlags)
 }
 

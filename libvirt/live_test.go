@@ -35,7 +35,7 @@ const (
 	liveMultiTap = "vmtap1"
 )
 
-func within(t *testing.T, d time.Duration) context.Context {
+func within(t testing.TB, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), d)
 	t.Cleanup(cancel)
 	return ctx
@@ -78,6 +78,7 @@ func TestLiveLibvirtd(t *testing.T) {
 		{"keepalive", l.keepalive},
 		{"many at once", l.manyAtOnce},
 		{"cancelled", l.cancelled},
+		{"subscribe and close", l.subscribeAndClose},
 		{"restart", l.restart},
 		{"destroy", l.destroy},
 	} {

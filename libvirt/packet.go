@@ -56,49 +56,49 @@ func (h header) String() string {
 	return fmt.Sprintf("program %#x version %d procedure %d type %d serial %d status %d", h.program, h.version, h.procedure, h.kind, h.serial, h.status)
 }
 
-// message is one that was received. Its files are its receiver's to close.
+// message is one that was received. Its receiver closes the files.
 type message struct {
 	header
 	payload []byte
 	files   []*os.File
 }
 
-// encode makes a packet. The files themselves follow it, one byte each.
-func encode(h header, files int, args func(*encoder)) ([]byte, error) {
-	e := encoder{buf: make([]byte, lengthSize, 256)}
-	e.uint32(h.program)
-	e.uint32(h.version)
-	e.int32(h.procedure)
-	e.uint32(uint32(h.kind))
-	e.uint32(h.serial)
-	e.uint32(uint32(h.status))
-	if files > 0 {
-		e.uint32(uint32(files))
+// decode reads a reply with result, which is nil if there is nothing to read. A refusal is an
+// [*Error].
+func (m *message) decode(name string, result func(*decoder)) error {
+	if m.status == statusError {
+		return decodeError(name, m.payload)
 	}
-	if args != nil {
-		args(&e)
+	d := decoder{buf: m.payload}
+	if result != nil {
+		result(&d)
 	}
-	switch {
-	case e.err != nil:
-		return nil, e.err
-	case files > maxFiles:
-		return nil, fmt.Errorf("%d files, libvirt takes %d at a time", files, maxFiles)
-	case len(e.buf) > maxPacket:
-		return nil, fmt.Errorf("%d bytes, libvirt takes %d at a time", len(e.buf), maxPacket)
+	if err := d.end(); err != nil {
+		return fmt.Errorf("%s: %w: reply: %w", name, ErrProtocol, err)
 	}
-	binary.BigEndian.PutUint32(e.buf, uint32(len(e.buf)))
-	return e.buf, nil
+	return nil
 }
 
-// source is what packets come from. A file comes with a byte of its own, after the packet
-// that announces it (virNetSocketSendFD in src/rpc/virnetsocket.c).
+// packet is the message as it is sent, with that payload. Files follow it, one byte each.
+func (h header) packet(payload []byte) []byte {
+	b := make([]byte, 0, lengthSize+headerSize+len(payload))
+	for _, v := range []uint32{
+		uint32(cap(b)), h.program, h.version, uint32(h.procedure), uint32(h.kind), h.serial, uint32(h.status),
+	} {
+		b = binary.BigEndian.AppendUint32(b, v)
+	}
+	return append(b, payload...)
+}
+
+// source is where packets come from. A file comes with a byte of its own, after the packet that
+// announces it (virNetSocketSendFD in src/rpc/virnetsocket.c).
 type source interface {
 	io.Reader
 	readFile() (*os.File, error)
 }
 
-// readMessage reads one packet and its files. io.EOF is an end between two packets.
-// A packet that cannot be one Is [ErrProtocol].
+// readMessage reads one packet and its files. io.EOF is an end between two packets. The error of a
+// malformed packet matches [ErrProtocol].
 func readMessage(r source) (message, error) {
 	var length [lengthSize]byte
 	if _, err := io.ReadFull(r, length[:]); err != nil {
@@ -112,16 +112,10 @@ func readMessage(r source) (message, error) {
 	if err != nil {
 		return message{}, err
 	}
-	d := decoder{buf: body}
-	m := message{header: header{d.uint32(), d.uint32(), d.int32(), messageType(d.uint32()), d.uint32(), status(d.uint32())}}
-	files := 0
-	if m.kind == typeCallWithFiles || m.kind == typeReplyWithFiles {
-		files = d.count(maxFiles, 0)
+	m, files, err := parsePacket(body)
+	if err != nil {
+		return message{}, err
 	}
-	if d.err != nil {
-		return message{}, fmt.Errorf("%w: %s: %w", ErrProtocol, m.header, d.err)
-	}
-	m.payload = d.buf
 	for range files {
 		f, err := r.readFile()
 		if err != nil {
@@ -133,7 +127,7 @@ func readMessage(r source) (message, error) {
 	return m, nil
 }
 
-// readBody reads n bytes, and allocates as they come: n is only what the other side says.
+// readBody reads n bytes, and allocates as they come: n is only a claim of the other side.
 func readBody(r io.Reader, n int) ([]byte, error) {
 	const chunk = 64 << 10
 	var body []byte
@@ -148,4 +142,18 @@ func readBody(r io.Reader, n int) ([]byte, error) {
 		}
 	}
 	return body, nil
+}
+
+// parsePacket reads what follows the length of a packet, and how many files follow that.
+func parsePacket(body []byte) (m message, files int, err error) {
+	d := decoder{buf: body}
+	m.header = header{d.uint32(), d.uint32(), d.int32(), messageType(d.uint32()), d.uint32(), status(d.uint32())}
+	if m.kind == typeCallWithFiles || m.kind == typeReplyWithFiles {
+		files = d.count(maxFiles, 0)
+	}
+	if d.err != nil {
+		return message{}, 0, fmt.Errorf("%w: %s: %w", ErrProtocol, m.header, d.err)
+	}
+	m.payload = d.buf
+	return m, files, nil
 }

@@ -268,7 +268,7 @@ func TestNumbers(t *testing.T) {
 		libvirt int
 		theirs  any
 	}{
-		{readOnlyFlag, 1, golibvirt.ConnectRo},
+		{golibvirt.ConnectRo, 1, golibvirt.ConnectRo},
 		{ListActive, 1, golibvirt.ConnectListDomainsActive},
 		{ListInactive, 2, golibvirt.ConnectListDomainsInactive},
 		{XMLInactive, 2, golibvirt.DomainXMLInactive},

@@ -1,11 +1,12 @@
 package libvirt
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,7 +14,7 @@ import (
 	"vmnet/internal/kernel/fdpass"
 )
 
-// lastWords bounds the reading of what a daemon said before it hung up.
+// lastWords bounds the time to read what a daemon said before it hung up.
 const lastWords = time.Second
 
 const (
@@ -21,95 +22,102 @@ const (
 	keepalivePong = 2
 )
 
-// read is the connection's one reader; it ends when the connection does.
-func (c *Conn) read() {
-	for {
-		m, err := readMessage(socket{c.uc})
-		if err == nil {
-			err = c.dispatch(m)
-		} else if !errors.Is(err, ErrProtocol) {
-			err = errEnded(err)
-		}
-		if err != nil {
-			c.fail(err)
-			return
-		}
+// wire is go-libvirt's connection to the daemon. What go-libvirt sends goes out as whole packets,
+// with the files of the call. What comes in is read here, and only replies to calls are passed
+// on, one packet of the right form at a time: go-libvirt trusts every length, knows no files, and
+// has no place for events that come before their registration has been answered.
+type wire struct {
+	*net.UnixConn
+	conn      *Conn
+	handshake chan []byte   // answers to go-libvirt's own; closed when that is over
+	idle      chan struct{} // closed when nothing is read any more
+
+	// For the reader, which is one goroutine.
+	in    []byte // what go-libvirt is to read next
+	ended bool
+
+	out     []byte        // the part of a packet that go-libvirt has written
+	shaken  bool          // handshake is closed
+	writing sync.Mutex    // held for a packet with its files
+	pings   chan struct{} // unanswered ones, of which one stands for all
+}
+
+func newWire(uc *net.UnixConn, c *Conn) *wire {
+	return &wire{
+		UnixConn:  uc,
+		conn:      c,
+		handshake: make(chan []byte),
+		idle:      make(chan struct{}),
+		pings:     make(chan struct{}, 1),
 	}
 }
 
-// dispatch gives a message to whom it is for. The daemon makes no calls, and we open no streams.
-func (c *Conn) dispatch(m message) error {
-	known := m.program == remoteProgram || m.program == qemuProgram || m.program == keepaliveProgram
+// Dial makes a wire the dialer that go-libvirt gets its connection from.
+func (w *wire) Dial() (net.Conn, error) { return w, nil }
+
+// connected ends the handshake. From then on the daemon is at the other end.
+func (w *wire) connected() {
+	w.shaken = true
+	close(w.handshake)
+}
+
+// Write takes the pieces in which go-libvirt writes a packet.
+func (w *wire) Write(b []byte) (int, error) {
+	w.out = append(w.out, b...)
+	if len(w.out) < lengthSize || len(w.out) < int(binary.BigEndian.Uint32(w.out)) {
+		return len(b), nil
+	}
+	packet := w.out
+	w.out = nil
+	m, _, err := parsePacket(packet[lengthSize:])
 	switch {
-	case !known || m.version != programVersion:
-	case m.kind == typeReply || m.kind == typeReplyWithFiles:
-		return c.deliver(m)
-	case m.kind == typeMessage && m.program == keepaliveProgram:
-		if m.procedure == keepalivePing {
-			select {
-			case c.pongs <- struct{}{}:
-			default:
-			}
-		}
-		return nil
-	case m.kind == typeMessage:
-		return c.event(m)
+	case err != nil:
+	case !w.shaken:
+		m.kind = typeReply
+		w.handshake <- m.packet(make([]byte, 4)) // an empty list of authentication types; or success
+	default:
+		err = w.send(m)
 	}
-	fdpass.CloseAll(m.files)
-	return fmt.Errorf("%w: unexpected: %s", ErrProtocol, m.header)
+	if err != nil {
+		return 0, err
+	}
+	return len(b), nil
 }
 
-// deliver hands a reply to its caller, or drops it where nobody waits any more.
-func (c *Conn) deliver(m message) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	p := c.pending[m.serial]
-	if p == nil || p.program != m.program || p.number != m.procedure || m.status > statusError {
-		fdpass.CloseAll(m.files)
-		return fmt.Errorf("%w: reply to no call of ours: %s", ErrProtocol, m.header)
+// send sends a call of go-libvirt's. It reports no failure to write: the daemon may have answered
+// before it hung up, and go-libvirt would have forgotten the call and wait for it with a lock held.
+func (w *wire) send(m message) error {
+	p, err := w.conn.leave(m.header)
+	if err != nil {
+		w.conn.fail(err)
+		return err
 	}
-	delete(c.pending, m.serial)
-	if p.registers != nil {
-		c.install(p.registers, m)
+	if len(p.fds) > 0 {
+		m.kind = typeCallWithFiles
+		m.payload = append(binary.BigEndian.AppendUint32(nil, uint32(len(p.fds))), m.payload...)
 	}
-	if p.abandoned {
-		fdpass.CloseAll(m.files)
-		return nil
+	if err := w.write(m.packet(m.payload), p.fds); err != nil {
+		w.conn.work.Go(func() { // which p is counted in
+			select {
+			case <-w.conn.done: // with what the daemon said, which tells more
+			case <-time.After(lastWords):
+			}
+			w.conn.fail(errEnded(err))
+		})
 	}
-	p.reply <- m // has room, and comes once
+	close(p.written)
+	w.conn.yield(p)
 	return nil
 }
 
-// write is the connection's one writer, so that packets are never mixed or cut.
-func (c *Conn) write() {
-	for {
-		var err error
-		select {
-		case p := <-c.out:
-			err = send(c.uc, p.packet, p.fds)
-			p.fds.close()
-		case <-c.pongs:
-			var pong []byte
-			pong, err = encode(header{keepaliveProgram, programVersion, keepalivePong, typeMessage, 0, statusOK}, 0, nil)
-			if err == nil {
-				err = send(c.uc, pong, nil)
-			}
-		case <-c.done:
-			return
-		}
-		if err != nil {
-			select { // what the daemon said before it hung up tells more
-			case <-c.done:
-			case <-time.After(lastWords):
-			}
-			c.fail(errEnded(err))
-			return
-		}
-	}
+// write writes a packet and then each file with one byte, as libvirt expects
+// it (virNetClientIOWriteMessage in src/rpc/virnetclient.c).
+func (w *wire) write(packet []byte, fds descriptors) error {
+	w.writing.Lock()
+	defer w.writing.Unlock()
+	return send(w.UnixConn, packet, fds)
 }
 
-// send writes a packet and then each file with one byte, as libvirt expects
-// it (virNetClientIOWriteMessage in src/rpc/virnetclient.c).
 func send(uc *net.UnixConn, packet []byte, fds descriptors) error {
 	if _, err := uc.Write(packet); err != nil {
 		return err
@@ -122,73 +130,78 @@ func send(uc *net.UnixConn, packet []byte, fds descriptors) error {
 	return nil
 }
 
-// descriptors are plain numbers because an [os.File] would touch what the files share: O_NONBLOCK.
-type descriptors []int
-
-// duplicate makes copies that outlive whatever the caller does to its files.
-func duplicate(files []*os.File) (fds descriptors, err error) {
-	for _, f := range files {
-		raw, err := f.SyscallConn()
-		if err == nil {
-			var dupErr error
-			err = raw.Control(func(of uintptr) {
-				var fd int
-				if fd, dupErr = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 3); dupErr == nil {
-					fds = append(fds, fd)
-				}
-			})
-			err = errors.Join(err, dupErr)
+// pong answers pings until the connection ends.
+func (w *wire) pong() {
+	h := header{keepaliveProgram, programVersion, keepalivePong, typeMessage, 0, statusOK}
+	for {
+		select {
+		case <-w.pings:
+			if err := w.write(h.packet(nil), nil); err != nil {
+				w.conn.fail(errEnded(err))
+			}
+		case <-w.conn.done:
+			return
 		}
-		if err != nil {
-			fds.close()
-			return nil, fmt.Errorf("copy the file to pass: %w", err)
-		}
-	}
-	return fds, nil
-}
-
-func (fds descriptors) close() {
-	for _, fd := range fds {
-		_ = unix.Close(fd)
 	}
 }
 
-// socket is a source. Files that come with other bytes than their own are never
-// taken in: read(2) has no room for them.
-type socket struct{ *net.UnixConn }
+// Read gives go-libvirt the bytes of replies. Its end is the connection's.
+func (w *wire) Read(b []byte) (int, error) {
+	for len(w.in) == 0 && !w.ended {
+		if err := w.receive(); err != nil {
+			w.ended = true
+			w.conn.fail(err)
+			w.conn.endEvents()
+			close(w.idle)
+		}
+	}
+	if len(w.in) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b, w.in)
+	w.in = w.in[n:]
+	return n, nil
+}
 
-func (s socket) readFile() (*os.File, error) {
-	var dummy [1]byte
-	oob := make([]byte, unix.CmsgSpace(4*maxFiles))
-	n, oobn, _, _, err := s.ReadMsgUnix(dummy[:], oob) // with MSG_CMSG_CLOEXEC
+// receive takes in one message, which may be one for go-libvirt.
+func (w *wire) receive() error {
+	if answer, ok := <-w.handshake; ok {
+		w.in = answer
+		return nil
+	}
+	m, err := readMessage(socket{w.UnixConn})
 	if err != nil {
-		return nil, err
+		if !errors.Is(err, ErrProtocol) {
+			err = errEnded(err)
+		}
+		return err
 	}
-	files, err := filesIn(oob[:oobn])
+	return w.dispatch(m)
+}
+
+// dispatch passes a message to its receiver. The daemon makes no calls, and we open no streams.
+func (w *wire) dispatch(m message) error {
+	known := m.program == remoteProgram || m.program == qemuProgram || m.program == keepaliveProgram
 	switch {
-	case err == nil && len(files) == 1 && n == 1:
-		return files[0], nil
-	case err == nil && len(files) == 0 && n == 0:
-		return nil, io.ErrUnexpectedEOF
-	}
-	fdpass.CloseAll(files)
-	return nil, errors.Join(fmt.Errorf("%w: %d files with %d bytes where one of each is due", ErrProtocol, len(files), n), err)
-}
-
-// filesIn takes files out of control messages; it returns those it has found also with an error.
-func filesIn(oob []byte) (files []*os.File, err error) {
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range messages {
-		fds, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			return files, err
+	case !known || m.version != programVersion:
+	case m.kind == typeReply || m.kind == typeReplyWithFiles:
+		payload, err := w.conn.arrive(m)
+		if err == nil {
+			m.kind = typeReply
+			w.in = m.packet(payload)
 		}
-		for _, fd := range fds {
-			files = append(files, os.NewFile(uintptr(fd), "from libvirt"))
+		return err
+	case m.kind == typeMessage && m.program == keepaliveProgram:
+		if m.procedure == keepalivePing {
+			select {
+			case w.pings <- struct{}{}:
+			default:
+			}
 		}
+		return nil
+	case m.kind == typeMessage:
+		return w.conn.event(m)
 	}
-	return files, nil
+	fdpass.CloseAll(m.files)
+	return fmt.Errorf("%w: unexpected: %s", ErrProtocol, m.header)
 }

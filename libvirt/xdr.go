@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"strings"
 
 	"vmnet/libvirt/domainxml"
 )
@@ -18,48 +17,7 @@ const (
 	maxAuth   = 20       // REMOTE_AUTH_TYPE_LIST_MAX, elements
 )
 
-// encoder appends XDR (RFC 4506) to buf. After an error it does nothing more.
-type encoder struct {
-	buf []byte
-	err error
-}
-
-func (e *encoder) uint32(v uint32) { e.buf = binary.BigEndian.AppendUint32(e.buf, v) }
-func (e *encoder) int32(v int32)   { e.uint32(uint32(v)) }
-
-// string refuses what C would cut: a name that ends at a NUL is another domain's.
-func (e *encoder) string(s string) {
-	switch {
-	case e.err != nil:
-		return
-	case len(s) > maxString:
-		e.err = fmt.Errorf("string of %d bytes, libvirt takes %d", len(s), maxString)
-		return
-	case strings.IndexByte(s, 0) >= 0:
-		e.err = fmt.Errorf("string with a NUL byte: %.120q", s)
-		return
-	}
-	e.uint32(uint32(len(s)))
-	e.buf = append(e.buf, s...)
-	e.buf = append(e.buf, make([]byte, padding(len(s)))...)
-}
-
-func (e *encoder) domain(d Domain) {
-	e.string(d.Name)
-	e.buf = append(e.buf, d.UUID[:]...)
-	e.int32(d.ID)
-}
-
-// present announces whether an optional value follows.
-func (e *encoder) present(yes bool) {
-	if yes {
-		e.uint32(1)
-	} else {
-		e.uint32(0)
-	}
-}
-
-// decoder takes XDR off buf. After an error everything it returns is zero.
+// decoder reads XDR (RFC 4506) from buf. After an error it returns zero values.
 type decoder struct {
 	buf []byte
 	err error
@@ -67,7 +25,7 @@ type decoder struct {
 
 var errShort = errors.New("ends too early")
 
-// take is the next n bytes, which stay buf's.
+// take returns the next n bytes, which stay part of buf.
 func (d *decoder) take(n int) []byte {
 	if d.err == nil && n > len(d.buf) {
 		d.err = errShort
@@ -89,7 +47,7 @@ func (d *decoder) uint32() uint32 {
 
 func (d *decoder) int32() int32 { return int32(d.uint32()) }
 
-// hyper is XDR's word for 64 bits.
+// hyper reads 64 bits, which have that name in XDR.
 func (d *decoder) hyper() uint64 {
 	if b := d.take(8); b != nil {
 		return binary.BigEndian.Uint64(b)
@@ -100,19 +58,22 @@ func (d *decoder) hyper() uint64 {
 func (d *decoder) present() bool {
 	v := d.uint32()
 	if v > 1 && d.err == nil {
-		d.err = fmt.Errorf("%d is no truth value", v)
+		d.err = fmt.Errorf("%d is not a boolean", v)
 	}
 	return d.err == nil && v == 1
 }
 
-func (d *decoder) string() string {
+func (d *decoder) string() string { return string(d.bytes()) }
+
+// bytes reads a string, which stays part of buf.
+func (d *decoder) bytes() []byte {
 	n := d.uint32()
 	if n > maxString && d.err == nil {
 		d.err = fmt.Errorf("string of %d bytes, at most %d are allowed", n, maxString)
 	}
-	s := string(d.take(int(n)))
-	d.take(padding(len(s)))
-	return s
+	b := d.take(int(n))
+	d.take(padding(len(b)))
+	return b
 }
 
 func (d *decoder) optionalString() string {
@@ -122,8 +83,8 @@ func (d *decoder) optionalString() string {
 	return ""
 }
 
-// count is an array's length. Elements have at least size bytes, so that an array
-// that cannot be there is refused before it is allocated.
+// count reads an array's length. Its elements have at least size bytes, so that an array that
+// cannot be there is refused before it is allocated.
 func (d *decoder) count(limit, size int) int {
 	n := d.uint32()
 	switch {
@@ -144,11 +105,14 @@ func (d *decoder) uuid() (u domainxml.UUID) {
 	return u
 }
 
+// minDomain is the size of a domain whose name is empty, in bytes.
+const minDomain = 24
+
 func (d *decoder) domain() Domain {
 	return Domain{Name: d.string(), UUID: d.uuid(), ID: d.int32()}
 }
 
-// end is the first error, or that something is left over.
+// end returns the first error, or an error if something is left over.
 func (d *decoder) end() error {
 	if d.err == nil && len(d.buf) > 0 {
 		return fmt.Errorf("%d bytes too many", len(d.buf))
@@ -156,5 +120,5 @@ func (d *decoder) end() error {
 	return d.err
 }
 
-// padding is how many bytes are missing to a multiple of four.
+// padding returns how many bytes are missing to a multiple of four.
 func padding(n int) int { return -n & 3 }

@@ -1,0 +1,84 @@
+package libvirt
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"vmnet/internal/kernel/fdpass"
+)
+
+// descriptors are plain numbers, since an [os.File] would change what the copies share: O_NONBLOCK.
+type descriptors []int
+
+// duplicate makes copies that stay open whatever the caller does to its files.
+func duplicate(files []*os.File) (fds descriptors, err error) {
+	for _, f := range files {
+		raw, err := f.SyscallConn()
+		if err == nil {
+			var dupErr error
+			err = raw.Control(func(of uintptr) {
+				var fd int
+				if fd, dupErr = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 3); dupErr == nil {
+					fds = append(fds, fd)
+				}
+			})
+			err = errors.Join(err, dupErr)
+		}
+		if err != nil {
+			fds.close()
+			return nil, fmt.Errorf("copy the file to pass: %w", err)
+		}
+	}
+	return fds, nil
+}
+
+func (fds descriptors) close() {
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
+}
+
+// socket is a source. It never receives files that come with bytes other than their own: read(2)
+// has no room for them.
+type socket struct{ *net.UnixConn }
+
+func (s socket) readFile() (*os.File, error) {
+	var dummy [1]byte
+	oob := make([]byte, unix.CmsgSpace(4*maxFiles))
+	n, oobn, _, _, err := s.ReadMsgUnix(dummy[:], oob) // with MSG_CMSG_CLOEXEC
+	if err != nil {
+		return nil, err
+	}
+	files, err := filesIn(oob[:oobn])
+	switch {
+	case err == nil && len(files) == 1 && n == 1:
+		return files[0], nil
+	case err == nil && len(files) == 0 && n == 0:
+		return nil, io.ErrUnexpectedEOF
+	}
+	fdpass.CloseAll(files)
+	return nil, errors.Join(fmt.Errorf("%w: %d files with %d bytes where one of each is due", ErrProtocol, len(files), n), err)
+}
+
+// filesIn takes files out of control messages. It returns those that it found along with an error.
+func filesIn(oob []byte) (files []*os.File, err error) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range messages {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			return files, err
+		}
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), "from libvirt"))
+		}
+	}
+	return files, nil
+}
