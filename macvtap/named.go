@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -65,23 +63,6 @@ func NodeInTheWay(l *rtnl.Link) string {
 		return ""
 	}
 	return nodePath(l)
-}
-
-// Nodes are the indices of the nodes in /dev that NodeInTheWay looks for, of devices in whatever netns.
-func Nodes() ([]int, error) {
-	entries, err := os.ReadDir("/dev")
-	if err != nil {
-		return nil, err
-	}
-	var indices []int
-	for _, e := range entries {
-		if number, ok := strings.CutPrefix(e.Name(), nodeName); ok {
-			if index, err := strconv.Atoi(number); err == nil {
-				indices = append(indices, index)
-			}
-		}
-	}
-	return indices, nil
 }
 
 // MakeNode makes /dev/tap<index>, root's alone, where neither devtmpfs nor udev has: in a container, say. One of

@@ -141,7 +141,7 @@ func (a *attachment) keep(ctx context.Context, o *ours) ([]step.Step, error) {
 	}
 	declare, store, err := d.keep(ctx, a.spec, o.want, o.Name, true)
 	if d.store = store; len(store) > 0 {
-		a.notices = append(a.notices, d.costOfNoHook(o.want)...)
+		a.notices = append(a.notices, d.costOfNoHook()...)
 	}
 	return inStage(nic.ErrHandover, append(declare, store...)...), err
 }

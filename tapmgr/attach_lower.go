@@ -65,10 +65,7 @@ func (s *lowerSide) plan(ctx context.Context, r *nic.Record) (err error) {
 	}
 	s.name, s.altName = s.spec.InterfaceName()
 	r.Type, r.Source, r.Mode, r.RxFilter = string(l.Kind), s.lower.Name, l.Mode, l.RxFilter
-	if l.Kind == macvtap.IPVtap { // of which the kernel does not tell where its parent device is: see hasLower
-		r.Netns, err = s.m.ns.Inode()
-	}
-	return err
+	return nil
 }
 
 func (s *lowerSide) maxMTU() int { return s.lower.MTU }

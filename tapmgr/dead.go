@@ -36,7 +36,10 @@ func deadNICs(op *opened, all []ours) (found []ours) {
 // fd, and of a macvtap it has the number of the node, by which no NIC has the fd.
 func deadQueues(op *opened, pid int, all []ours) (n int) {
 	for _, f := range op.nodes[pid] {
-		if !isQueueOf(all, f) {
+		alive := slices.ContainsFunc(all, func(o ours) bool {
+			return slices.ContainsFunc(o.holders, func(h Holder) bool { return h.PID == pid && slices.Contains(h.FDs, f.FD) })
+		})
+		if !alive {
 			n++
 		}
 	}
@@ -46,13 +49,6 @@ func deadQueues(op *opened, pid int, all []ours) (n int) {
 		}
 	})
 	return n
-}
-
-// isQueueOf reports whether a file is a queue of one of these NICs.
-func isQueueOf(all []ours, f procfd.File) bool {
-	return slices.ContainsFunc(all, func(o ours) bool {
-		return slices.ContainsFunc(o.holders, func(h Holder) bool { return h.PID == f.PID && slices.Contains(h.FDs, f.FD) })
-	})
 }
 
 func deadNIC(l label) ours {

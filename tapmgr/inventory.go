@@ -117,7 +117,6 @@ func (m *Manager) inventoryOf(ctx context.Context, links []*rtnl.Link, op *opene
 	all := append(own, m.inSpaces(ctx, op)...)
 	all = append(all, m.seats(ctx, all, op)...)
 	all = append(all, deadNICs(op, all)...)
-	all = append(all, m.deadOfLibvirt(ctx, op, all)...)
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -324,8 +323,7 @@ func (m *Manager) findFor(ctx context.Context, pid int, vm, nicID, sw string) (*
 	if o := m.socketFor(ctx, pid, op, vm, nicID, sw); o != nil {
 		return o, nil
 	}
-	all := append(elsewhere, deadNICs(op, elsewhere)...)
-	for _, o := range append(all, m.deadOfLibvirt(ctx, op, all)...) {
+	for _, o := range append(elsewhere, deadNICs(op, elsewhere)...) {
 		if o.want.VM == vm && o.want.NIC == nicID {
 			return &o, nil
 		}

@@ -30,9 +30,6 @@ type Manager struct {
 	// Libvirt is the URI or socket of the libvirt that manages guests; empty: the caller's own for
 	// the caller's guests, else the machine's.
 	Libvirt string
-	// AskLibvirt says that libvirt may be asked what a guest's NIC was whose device is gone, for which it has a
-	// second. A program that libvirt waits for, such as its hook, must not, nor a privileged helper.
-	AskLibvirt bool
 
 	// LookInto, if not nil, runs f with the right to look into other users' processes, which a privileged
 	// helper has at no other time: it counts what a user has, and sees whom a new NIC would disturb.

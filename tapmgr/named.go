@@ -85,41 +85,31 @@ func (s *namedMacvtap) steps(_ int, alias string, _ int) []step.Step {
 		Text: fmt.Sprintf("RTM_NEWLINK %s: %s mode %s on %s, alias %q", s.name, l.Kind, l.Mode, l.Device, alias),
 		Do:   func(ctx context.Context) error { return s.create(ctx, alias) },
 		Undo: func(ctx context.Context) error { return s.m.dropNamed(ctx, s.link) },
-	}, s.settingsStep(""), {
+	}, {
+		Name: "settings",
+		Text: fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s", s.name, nic.OnOff(l.AllMulti())),
+		Do: func(context.Context) error {
+			return s.m.nl.SetQuiet(s.link.Index, rtnl.AllMulti(l.AllMulti()))
+		},
+	}, {
 		Name: "node",
 		Text: fmt.Sprintf("see that %s has its node in /dev", s.name),
 		Do:   func(context.Context) error { return macvtap.MakeNode(s.m.ns, s.link) },
 	}}
-	return append(append(list, s.altNameSteps()...), step.Step{
+	if s.altName != "" {
+		list = append(list, step.Step{
+			Name: "altname",
+			Text: fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", s.name, s.altName),
+			Do:   func(context.Context) error { return s.m.nl.AddAltName(s.link.Index, s.altName) },
+		})
+	}
+	return append(list, step.Step{
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
 		Do: func(ctx context.Context) error {
 			return s.m.retry(ctx, s.lower, func() error { return macvtap.Up(s.m.nl, s.link) })
 		},
 	})
-}
-
-// settingsStep sets what the link was not made with; more says so in its text.
-func (s *namedMacvtap) settingsStep(more string, attrs ...rtnl.Attr) step.Step {
-	all := s.spec.Lower.AllMulti()
-	return step.Step{
-		Name: "settings",
-		Text: fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s%s", s.name, nic.OnOff(all), more),
-		Do: func(context.Context) error {
-			return s.m.nl.SetQuiet(s.link.Index, append(attrs, rtnl.AllMulti(all))...)
-		},
-	}
-}
-
-func (s *namedMacvtap) altNameSteps() []step.Step {
-	if s.altName == "" {
-		return nil
-	}
-	return []step.Step{{
-		Name: "altname",
-		Text: fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", s.name, s.altName),
-		Do:   func(context.Context) error { return s.m.nl.AddAltName(s.link.Index, s.altName) },
-	}}
 }
 
 func (s *namedMacvtap) create(ctx context.Context, alias string) error {
@@ -142,7 +132,7 @@ func (s *namedMacvtap) verify(_ context.Context, _ int, alias string) (*ours, er
 
 // staysBehind tells whether the link is one that is not gone with who holds it.
 func (o *ours) staysBehind() bool {
-	return o.want.Via == nic.ViaLibvirt && o.in == nil && !o.gone && (o.Tun == nil || o.Tun.Persist)
+	return o.want.Via == nic.ViaLibvirt && o.in == nil && (o.Tun == nil || o.Tun.Persist)
 }
 
 // dropNamed removes a link that was made to be handed over by name, at once where nobody holds it. One that a VMM

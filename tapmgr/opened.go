@@ -35,8 +35,6 @@ type opened struct {
 	spaces []procfd.File            // netns, one of each process
 	labels []label
 
-	orphans map[int]bool // processes with queues of taps that are gone, or of none yet
-
 	vmms    map[int]bool             // which processes are QEMUs, once asked for
 	devices map[uint64][]procfd.File // nodes by their device number, once asked for
 	held    map[heldSpace]bool
@@ -113,7 +111,7 @@ func (m *Manager) newOpened() (*opened, error) {
 	own, err := m.ns.Inode()
 	return &opened{
 		own: own, queues: map[string][]procfd.File{}, nodes: map[int][]procfd.File{},
-		orphans: map[int]bool{}, vmms: map[int]bool{}, held: map[heldSpace]bool{}, said: map[saying]bool{}, closer: map[quota]int{}, over: map[int]bool{},
+		vmms: map[int]bool{}, held: map[heldSpace]bool{}, said: map[saying]bool{}, closer: map[quota]int{}, over: map[int]bool{},
 		seesAll: sync.OnceValue(seesAll),
 	}, err
 }
@@ -158,13 +156,11 @@ func (op *opened) visit(f procfd.File) {
 	}
 	switch {
 	case tun.LooksLikeQueue(procfd.File{Target: target}):
-		if !op.within(f.UID, "files", maxCloser) {
+		if len(op.queues) == 0 || !op.within(f.UID, "files", maxCloser) {
 			return
 		}
 		name := tun.InterfaceOf(f)
-		if name == "" {
-			op.orphans[f.PID] = true
-		} else if known, ok := op.queues[name]; ok {
+		if known, ok := op.queues[name]; ok {
 			op.queues[name] = append(known, f)
 		}
 	case macvtap.LooksLikeQueue(procfd.File{Target: target}) && op.within(f.UID, "files", maxCloser):

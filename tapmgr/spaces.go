@@ -47,9 +47,8 @@ func (m *Manager) inSpaces(ctx context.Context, op *opened) []ours {
 
 // hasLower reports whether the parent of a device, which at is the netns of, is in the Manager's. Of a macvtap
 // the kernel tells which netns that is, unless it is the device's own; of an ipvtap it does not (no
-// get_link_net), so the alias must do, which anybody can choose who may do as he likes in his netns:
-// the same user namespace must own it and the Manager's. An alias without a netns is an older vmnet's, and tells
-// the parent device by its name.
+// get_link_net), so name and index must do, which anybody can choose who may do as he likes in his netns:
+// the same user namespace must own it and the Manager's.
 func (m *Manager) hasLower(ns *netns.NS, nl *rtnl.Conn, l *rtnl.Link, r nic.Record) bool {
 	if l.LowerNS >= 0 {
 		id, err := nl.NetnsID(m.ns)
@@ -66,12 +65,8 @@ func (m *Manager) hasLower(ns *netns.NS, nl *rtnl.Conn, l *rtnl.Link, r nic.Reco
 	if err != nil || own != owner {
 		return false
 	}
-	inode, err := m.ns.Inode()
-	if err != nil || r.Netns != 0 && r.Netns != inode {
-		return false
-	}
 	lower, err := m.nl.LinkByIndex(l.Lower)
-	return err == nil && (r.Netns == inode || lower.Name == r.Source)
+	return err == nil && lower.Name == r.Source
 }
 
 // mayHoldOurs reports whether a netns can be one that vmnet has made for a device: the user namespace that owns the

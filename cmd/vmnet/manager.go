@@ -16,7 +16,7 @@ func (a *app) withManager(f func(*tapmgr.Manager) error) error {
 	return tapmgr.In(a.netns, func(m *tapmgr.Manager) error {
 		m.Progress = a.progress()
 		m.HelperPath = helperPath()
-		m.Libvirt, m.AskLibvirt = a.libvirt, true
+		m.Libvirt = a.libvirt
 		m.Switches = control.Running
 		m.Notice = a.note
 		return f(m)
