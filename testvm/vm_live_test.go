@@ -1,17 +1,15 @@
 package testvm
 
 import (
-	"bufio"
 	"context"
 	"errors"
-	"fmt"
-	"net"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"vmnet/internal/leaktest"
+	"vmnet/qmp"
 	"vmnet/testvm/agent"
 	"vmnet/testvm/traffic"
 )
@@ -163,31 +161,6 @@ func TestLiveAbandonedRequestsEndInTheGuest(t *testing.T) {
 	}
 }
 
-// qmp runs monitor commands, of one connection, and fails the test on an error.
-func qmp(t *testing.T, path string, commands ...string) {
-	t.Helper()
-	conn, err := net.Dial("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
-	lines := bufio.NewScanner(conn)
-	for _, command := range append([]string{`{"execute": "qmp_capabilities"}`}, commands...) {
-		if _, err := fmt.Fprintln(conn, command); err != nil {
-			t.Fatal(err)
-		}
-		for answered := false; !answered; {
-			if !lines.Scan() {
-				t.Fatalf("%s: no answer: %v", command, lines.Err())
-			}
-			if answered = strings.HasPrefix(lines.Text(), `{"return"`); strings.HasPrefix(lines.Text(), `{"error"`) {
-				t.Fatalf("%s: %s", command, lines.Text())
-			}
-		}
-	}
-}
-
 func TestLiveHotPlug(t *testing.T) {
 	const mac = "52:54:00:00:00:77"
 	for _, c := range []Config{
@@ -199,13 +172,20 @@ func TestLiveHotPlug(t *testing.T) {
 			vm := StartT(t, c)
 			ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
 			defer cancel()
-			bus := ""
+			monitor, err := qmp.Dial(ctx, vm.QMP)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer monitor.Close()
+			device := map[string]any{"driver": "virtio-net-pci", "id": "n", "netdev": "h", "mac": mac}
 			if c.SparePorts > 0 {
-				bus = `, "bus": "port1"`
+				device["bus"] = "port1"
 			}
 			start := time.Now()
-			qmp(t, vm.QMP, `{"execute": "netdev_add", "arguments": {"type": "user", "id": "h", "restrict": true}}`,
-				`{"execute": "device_add", "arguments": {"driver": "virtio-net-pci", "id": "n", "netdev": "h", "mac": "`+mac+`"`+bus+`}}`)
+			netdev := map[string]any{"type": "user", "id": "h", "restrict": true}
+			if err := errors.Join(monitor.NetdevAdd(ctx, netdev), monitor.DeviceAdd(ctx, device)); err != nil {
+				t.Fatal(err)
+			}
 			nic, err := vm.Guest.WaitNIC(ctx, mac)
 			if err != nil {
 				t.Fatal(err)
@@ -218,7 +198,9 @@ func TestLiveHotPlug(t *testing.T) {
 				t.Error(err)
 			}
 			start = time.Now()
-			qmp(t, vm.QMP, `{"execute": "device_del", "arguments": {"id": "n"}}`)
+			if err := monitor.RequestUnplug(ctx, "n"); err != nil {
+				t.Fatal(err)
+			}
 			if err := vm.Guest.WaitNICGone(ctx, mac); err != nil {
 				t.Fatal(err)
 			}
