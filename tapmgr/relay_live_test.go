@@ -122,6 +122,7 @@ func TestLiveRelay(t *testing.T) {
 	}{
 		{"plug", (*relayed).plug},
 		{"refusals", (*relayed).refusals},
+		{"a foreign client", (*relayed).foreignClient},
 		{"fault at every step", (*relayed).faults},
 		{"QEMU stands still", (*relayed).qemuStops},
 		{"libvirtd stands still", (*relayed).libvirtdStops},
