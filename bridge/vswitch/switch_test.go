@@ -431,7 +431,7 @@ func TestRefusedRests(t *testing.T) {
 	refused, start := etherFrame(mac(2), all, nil, 46), time.Now()
 	l.send("a", slices.Repeat([][]byte{refused}, 300)...)
 	// 100 may come at once, and a batch is read before it is counted.
-	if took := time.Since(start); took < 100*time.Millisecond || took > 5*time.Second {
+	if took := time.Since(start); took < 100*time.Millisecond {
 		t.Errorf("300 refused frames were read in %v", took)
 	}
 	start = time.Now()
@@ -439,16 +439,27 @@ func TestRefusedRests(t *testing.T) {
 	if took := time.Since(start); took < 100*time.Millisecond || l.port("a").Dropped(Back) < 299 {
 		t.Errorf("300 frames to itself were read in %v: %+v", took, l.port("a").Stats())
 	}
-	start = time.Now()
 	l.send("b", slices.Repeat([][]byte{etherFrame(mac(7), mac(3), nil, 46)}, 500)...)
-	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("500 frames that went somewhere were read in %v: %+v", took, l.port("b").Stats())
+	if b := l.port("b"); b.refused.full.Load() != 0 {
+		t.Errorf("500 frames that went somewhere cost it something: %+v", b.Stats())
 	}
-	l.send("b", slices.Repeat([][]byte{refused}, 50)...)
-	start = time.Now()
-	if err := l.sw.RemovePort("b"); err != nil || time.Since(start) > 500*time.Millisecond {
-		t.Errorf("a port that rests was removed in %v: %v", time.Since(start), err)
+}
+
+// TestAPortThatRestsIsRemovedAtOnce removes one several times, since the machine may have something else to do meanwhile.
+func TestAPortThatRestsIsRemovedAtOnce(t *testing.T) {
+	quickest := time.Hour
+	for range 10 {
+		l := newLAN(t, map[string]PortConfig{"b": {Storm: Storm{Refused: 1}}})
+		l.send("b", slices.Repeat([][]byte{etherFrame(mac(2), all, nil, 46)}, 50)...)
+		start := time.Now()
+		if err := l.sw.RemovePort("b"); err != nil {
+			t.Fatal(err)
+		}
+		if quickest = min(quickest, time.Since(start)); quickest < maxRest/2 {
+			return
+		}
 	}
+	t.Errorf("none was removed in less than %v", quickest)
 }
 
 // TestNobodyMakesAnotherRest has an isolated station take the address of one that the others talk to.
@@ -457,10 +468,9 @@ func TestNobodyMakesAnotherRest(t *testing.T) {
 	l := newLAN(t, map[string]PortConfig{"honest": isolated, "liar": isolated, "up": {}})
 	l.send("up", etherFrame(all, mac(9), nil, 46))
 	l.send("liar", etherFrame(all, mac(9), nil, 46))
-	start := time.Now()
 	l.send("honest", slices.Repeat([][]byte{etherFrame(mac(9), mac(1), nil, 46)}, 300)...)
-	if took, p := time.Since(start), l.port("honest"); took > 500*time.Millisecond || p.Dropped(Isolated) != 300 {
-		t.Errorf("300 frames were read in %v: %+v", took, p.Stats())
+	if p := l.port("honest"); p.refused.full.Load() != 0 || p.Dropped(Isolated) != 300 {
+		t.Errorf("300 frames cost it something: %+v", p.Stats())
 	}
 }
 
