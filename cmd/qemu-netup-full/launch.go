@@ -164,6 +164,9 @@ func (a *app) make(o *launchOptions) (made *tapmgr.Launch, err error) {
 		if err := made.Make(context.Background()); err != nil {
 			return err
 		}
+		if note := qemu.MachineOf(o.guest).Note(); note != "" && o.place != string(qemu.PlacePCI) {
+			a.say("note: " + note)
+		}
 		a.notes(made)
 		if o.dryRun || len(requests) == 0 {
 			return nil

@@ -48,8 +48,9 @@ or that another user runs, with --pid.
 
 The NIC goes to the bus that fits its model and takes devices while the guest runs: a slot of a pc
 or pseries machine, an empty PCI Express root port of q35, virt or microvm with pcie=on, channel
-I/O of s390x (where the default model is virtio-net-ccw), or USB (--model usb-net). Without any, as
-on microvm, a NIC can come only when the guest is started: qemu-netup does that.
+I/O of s390x (where the default model is virtio-net-ccw), or USB (--model usb-net). A Linux guest
+on microvm notices it only with pcie_ports=native on its command line. Without any, as on microvm
+without pcie=on, a NIC can come only when the guest is started: qemu-netup does that.
 
 On a userspace switch (vmnet switch run), --via socket hands QEMU one end of a datagram
 socketpair and the switch the other one: that needs no privilege and makes no device. --via tap

@@ -35,7 +35,7 @@ func TestLiveQEMUAcceptsTheLine(t *testing.T) {
 		{"q35", []string{"-M", "q35"}, []string{"model=virtio-net-pci", "model=virtio-net-pci"}, "/vmnet-port0/vmnet-port0", "vmnet-port2"},
 		{"q35 with ports", []string{"-M", "q35", "-device", "pcie-root-port,id=vmnet-port0,chassis=1", "-device", `{"driver":"pcie-root-port","id":"x","chassis":2}`}, []string{"model=virtio-net-pci", "model=virtio-net-pci"}, "/vmnet-port1/vmnet-port1", "vmnet-port0"},
 		{"microvm", []string{"-M", "microvm"}, []string{"model=virtio-net-device", "model=virtio-net-device"}, "/virtio-mmio-bus.", ""},
-		{"microvm with PCI", []string{"-M", "microvm,pcie=on"}, []string{"model=virtio-net-pci", "model=virtio-net-pci"}, "/pcie.0", ""},
+		{"microvm with PCI", []string{"-M", "microvm,pcie=on"}, []string{"model=virtio-net-pci", "model=virtio-net-pci"}, "/vmnet-port0/vmnet-port0", "vmnet-port2"},
 	} {
 		t.Run(tc.machine, func(t *testing.T) {
 			c := start(t, launch.Config{VM: "P,2", SparePorts: launch.DefaultSparePorts}, tc.line)

@@ -66,7 +66,7 @@ func TestCommand(t *testing.T) {
 			"qemu-system-x86_64 -M microvm",
 			"{} -name guest=P2" + netdev1 + strings.Replace(device1, "-pci", "-device", 1) + ",mq=on",
 		},
-		{"microvm with PCI", launch.Config{VM: "P2", SparePorts: 2, NICs: one}, "kvm -M microvm,pcie=on", "{} -name guest=P2" + netdev0 + device0},
+		{"microvm with PCI", launch.Config{VM: "P2", SparePorts: 2, NICs: one}, "kvm -M microvm,pcie=on", "{} -name guest=P2" + ports(0, 1) + netdev0 + device0 + ",bus=vmnet-port0" + ports(1, 2) + ports(2, 3)},
 		{
 			"the line's ports",
 			launch.Config{VM: "P2", SparePorts: 1, NICs: one},

@@ -27,7 +27,7 @@ func TestMachineOf(t *testing.T) {
 		"qemu-system-x86_64 -name -M q35":                         {Type: "pc", Place: qemu.PlacePCI},
 		"qemu-system-x86_64 -M":                                   {Type: "pc", Place: qemu.PlacePCI},
 		"qemu-system-x86_64 -M microvm":                           {Type: "microvm", Place: qemu.PlaceMMIO},
-		"qemu-system-x86_64 -M microvm,pcie=on":                   {Type: "microvm", Place: qemu.PlacePCI},
+		"qemu-system-x86_64 -M microvm,pcie=on":                   {Type: "microvm", Place: qemu.PlacePCIe},
 		"qemu-system-x86_64 -M microvm,pcie=on -machine pcie=off": {Type: "microvm", Place: qemu.PlaceMMIO},
 		"qemu-system-aarch64":                                     {Place: qemu.PlacePCI},
 		"qemu-system-aarch64 -M virt,gic-version=3":               {Type: "virt", Place: qemu.PlacePCIe},

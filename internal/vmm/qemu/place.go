@@ -122,12 +122,19 @@ func placeIn(machine string, pcie bool, arch string) Place {
 			return b.place
 		}
 	}
-	if strings.Contains(machine, "q35") || family == "virt" {
+	if strings.Contains(machine, "q35") || family == "virt" || family == "microvm" {
 		return PlacePCIe
 	}
-	// microvm,pcie=on is among these: no firmware prepares its root ports, so that a guest
-	// does not see what is plugged into one.
 	return PlacePCI
+}
+
+// Note is what to know of NICs that come and go while the machine runs; empty for nothing. The ACPI tables of microvm grant
+// no PCI Express hot plug (_OSC without ExtendedConfig): Linux uses the root ports' own only when it is told to.
+func (m Machine) Note() string {
+	if family, _, _ := strings.Cut(m.Type, "-"); family == "microvm" && m.Place == PlacePCIe {
+		return "a Linux guest on microvm notices NICs that come and go while it runs only with pcie_ports=native on its command line"
+	}
+	return ""
 }
 
 // fits reports whether a machine has a name, which may have a * at either end.
