@@ -9,14 +9,14 @@ _qemu_netup() {
 		fi
 	done
 	case $before in
-	--bridge | --br) words=$(cd /sys/class/net 2>/dev/null && for i in */bridge; do echo "${i%/bridge}"; done) ;;
+	--bridge | --br) words=$(vmnet bridge list -o json 2>/dev/null | grep -oP '"bridge": *"\K[^"]+') ;;
 	--macvtap | --ipvtap) words=$(cd /sys/class/net 2>/dev/null && echo *) ;;
 	--switch) words=$(vmnet switch list -o json 2>/dev/null | grep -oP '"name": *"\K[^"]+') ;;
 	--mode) words="bridge vepa private passthru source l2 l3" ;;
 	--flag) words="bridge private vepa" ;;
 	--rx-filter) words="allmulti mirror none" ;;
 	--vhost) words="auto on off" ;;
-	--place) words="auto pci pcie mmio" ;;
+	--place) words="auto pci pcie mmio ccw usb" ;;
 	--queues) words="auto 1 2 4 8" ;;
 	--qmp) words="none auto" ;;
 	*) words=$(qemu-netup --help 2>&1 | grep -oE -e '--[a-z][a-z-]*' | sort -u) ;;

@@ -233,14 +233,19 @@ func TestExamples(t *testing.T) {
 // testCompletion asks qemu-netup's completion as bash does.
 func testCompletion(t *testing.T) {
 	nstest.Require(t, "bash", exec.Command("bash", "-c", "true").Run() == nil, "apt install bash")
-	for line, want := range map[string]string{
+	lines := map[string]string{
 		"qemu-netup --macv":     "--macvtap",
 		"qemu-netup --vhost o":  "on off",
 		"qemu-netup --spare":    "--spare-ports",
 		"qemu-netup -- --macv":  "",
 		"qemu-netup --nothing.": "",
-	} {
-		ask := "source docs/completion/qemu-netup.bash; PATH=" + built + ":$PATH; COMP_WORDS=($0); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _qemu_netup; echo ${COMPREPLY[@]}"
+		"qemu-netup --place c":  "ccw",
+	}
+	if os.Geteuid() == 0 { // in a network namespace of its own, without a bridge
+		lines["qemu-netup --bridge "] = ""
+	}
+	for line, want := range lines {
+		ask := "source docs/completion/qemu-netup.bash; PATH=" + built + ":$PATH; COMP_WORDS=($0); [[ $0 != *' ' ]] || COMP_WORDS+=(''); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _qemu_netup; echo ${COMPREPLY[@]}"
 		if got := strings.TrimSpace(mustRun(t, top, nil, "bash", "-c", ask, line)); got != want {
 			t.Errorf("%s completes to %q, want %q", line, got, want)
 		}

@@ -1,0 +1,100 @@
+package testvm
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// setupPrograms stand in for those that setup.sh runs. apt-get notes in $LOG what it downloads.
+var setupPrograms = map[string]string{
+	"id":         `echo "$UID_OF"`,
+	"dpkg-query": `shift 2; for p; do echo "$p installed"; done`,
+	"apt-cache":  `case $* in depends*) echo "  Depends: linux-image-6.1.0-1-${2#linux-image-}" ;; *) echo "Size: 31400000" ;; esac`,
+	"apt-get":    `for name; do :; done; [ -z "$BROKEN" ] || exit 100; echo "$name" >>"$LOG"; : >"$name.deb"`,
+	"dpkg-deb":   `mkdir -p tree/boot tree/lib/modules/6.1.0-1`,
+	"depmod":     `: >"$2/lib/modules/$3/modules.dep.bin"`,
+}
+
+// machine is one to set up, whose packages are installed.
+type machine struct {
+	*testing.T
+	env        []string
+	cache, log string
+}
+
+func newMachine(t *testing.T, uid string) *machine {
+	t.Helper()
+	fakes := t.TempDir()
+	for name, text := range setupPrograms {
+		if err := os.WriteFile(filepath.Join(fakes, name), []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := &machine{T: t, cache: filepath.Join(t.TempDir(), "cache"), log: filepath.Join(fakes, "log")}
+	m.env = append(os.Environ(), "PATH="+fakes+":"+os.Getenv("PATH"), "VMNET_CACHE="+m.cache, "LOG="+m.log, "UID_OF="+uid)
+	return m
+}
+
+// setup runs make setup, and returns what it says.
+func (m *machine) setup(env ...string) (string, error) {
+	m.Helper()
+	cmd := exec.CommandContext(m.Context(), "make", "--silent", "--no-print-directory", "setup")
+	cmd.Dir, cmd.Env = "..", append(m.env, env...)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func (m *machine) kernels() (names []string) {
+	m.Helper()
+	entries, err := os.ReadDir(m.cache)
+	if err != nil {
+		m.Fatal(err)
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// TestSetupTellsItsDownloads: a user gets one kernel, root that of lab hosts as well; of each it is said what comes, how
+// much of it and to where, and nothing where there is nothing to do.
+func TestSetupTellsItsDownloads(t *testing.T) {
+	const guests, hosts = "the kernel of test guests, linux-image-6.1.0-1-cloud-amd64 (31 MB)", "the kernel of lab hosts, linux-image-6.1.0-1-amd64 (31 MB)"
+	for uid, test := range map[string]struct{ kernels, told []string }{
+		"1000": {[]string{"cloud-kernel"}, []string{guests}},
+		"0":    {[]string{"cloud-kernel", "full-kernel"}, []string{guests, hosts}},
+	} {
+		m := newMachine(t, uid)
+		out, err := m.setup()
+		lines := strings.FieldsFunc(out, func(r rune) bool { return r == '\n' })
+		if err != nil || len(lines) != len(test.told) {
+			t.Fatalf("user %s: %v\n%s", uid, err, out)
+		}
+		for i, told := range test.told {
+			if want := "setup.sh: downloading " + told + ", to be unpacked into " + m.cache; lines[i] != want {
+				t.Errorf("user %s: it says %q, want %q", uid, lines[i], want)
+			}
+		}
+		if got := m.kernels(); !slices.Equal(got, test.kernels) {
+			t.Errorf("user %s has %q, want %q", uid, got, test.kernels)
+		}
+		if out, err := m.setup("BROKEN=1"); err != nil || out != "" {
+			t.Errorf("user %s, once more: %v\n%s", uid, err, out)
+		}
+	}
+}
+
+// TestSetupCutShort leaves nothing that could be taken for a kernel.
+func TestSetupCutShort(t *testing.T) {
+	m := newMachine(t, "1000")
+	if out, err := m.setup("BROKEN=1"); err == nil {
+		t.Errorf("no kernel could be had:\n%s", out)
+	}
+	if got := m.kernels(); len(got) > 0 {
+		t.Errorf("it leaves %q", got)
+	}
+}
