@@ -50,9 +50,15 @@ func (c *Conn) Links(kind string, master int) ([]*Link, error) {
 
 // links lists what the kernel finds by attrs, by index.
 func (c *Conn) links(attrs []Attr) ([]*Link, error) {
+	return c.together(func() (map[int]*Link, error) { return c.dumpLinks(attrs) })
+}
+
+// together reads listings until one is undisturbed, or enough of them to put one together that has each link that was
+// there all the time.
+func (c *Conn) together(list func() (map[int]*Link, error)) ([]*Link, error) {
 	known := map[int]*Link{} // in listings that were disturbed
 	for try := 1; ; try++ {
-		latest, err := c.dumpLinks(attrs)
+		latest, err := list()
 		disturbed := errors.Is(err, ErrDisturbed)
 		if err != nil && !disturbed {
 			return nil, fmt.Errorf("list links: %w", err)

@@ -1,6 +1,7 @@
 package rtnl
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -116,6 +117,40 @@ func TestLiveCompleteListing(t *testing.T) {
 	}
 	if got := fmt.Sprint(names); err != nil || got != "[lo br0 br2]" {
 		t.Errorf("%s, %v", got, err)
+	}
+}
+
+// TestLiveEachListingIsDisturbed: no listing is undisturbed, and each lacks another link. All that are still there are found.
+func TestLiveEachListingIsDisturbed(t *testing.T) {
+	c := open(t, nstest.New(t))
+	many(t, c, 12)
+	gone, err := c.Link("br1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := 0
+	found, err := c.together(func() (map[int]*Link, error) {
+		some, err := c.dumpLinks(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for index, l := range some {
+			if l.Name == fmt.Sprint("br", 2+read) {
+				delete(some, index)
+			}
+		}
+		if read++; read == 1 {
+			err = c.Delete(gone.Index)
+		}
+		return some, errors.Join(ErrDisturbed, err)
+	})
+	if err != nil || read != linkTries || len(found) != 12 {
+		t.Errorf("%d links, %v, after %d listings", len(found), err, read)
+	}
+	for _, l := range found {
+		if l.Index == gone.Index {
+			t.Errorf("%s is gone", l.Name)
+		}
 	}
 }
 
