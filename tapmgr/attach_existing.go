@@ -106,13 +106,13 @@ func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
 		})
 	}
 	for _, f := range v.compare() {
-		if f.do == nil {
+		if f.fix.kind == notFixed {
 			continue
 		}
 		if !a.m.mayChange(o) {
 			return Result{}, step.WithStage(nic.ErrLink, fmt.Errorf("%s: %s: want %s, found %s, and to mend that takes root (vmnet reconcile as root; or detach it, and attach it again)", o.Name, f.what, cmp.Or(f.want, "none"), cmp.Or(f.found, "none")))
 		}
-		list = append(list, f.step(a.m))
+		list = append(list, a.m.mendStep(v, f))
 	}
 	keep, err := a.keep(ctx, o)
 	if err != nil {

@@ -2,7 +2,6 @@ package tapmgr
 
 import (
 	"cmp"
-	"context"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -14,7 +13,6 @@ import (
 	"vmnet/internal/cli/console"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/stablemac"
-	"vmnet/internal/step"
 	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"
 )
@@ -57,10 +55,34 @@ type remedy struct {
 
 	// Of MendReconcile: what it takes, and what it then has done, in words.
 	text, done string
-	do         func(ctx context.Context, m *Manager) error
+	fix        fix
 	// Of the others: the finding in words of its own; empty for the usual ones.
 	left string
 }
+
+// A fix is what mends a difference, as data: whoever mends carries it out.
+type fix struct {
+	kind  fixKind
+	attrs []rtnl.Attr // of fixLink
+	name  string      // of fixAltName
+}
+
+type fixKind int
+
+const (
+	notFixed        fixKind = iota // by a person, or by another verb
+	fixLink                        // the settings of the link
+	fixMTU                         // the device's, to what it should carry
+	fixIPv6                        // none of the host's on the device
+	fixMode                        // of a macvtap, to that of its record
+	fixAltName                     // a further name of the link
+	fixBridge                      // it becomes a port of its bridge again
+	fixPort                        // the settings of its bridge's port
+	fixPortState                   // forwarding
+	fixLifetime                    // that of its guest
+	fixSwitch                      // it becomes a port of its switch again
+	fixSwitchPort                  // the settings of its switch's port
+)
 
 // finding is a property that differs.
 type finding struct {
@@ -79,11 +101,6 @@ func (f finding) String() string {
 
 // notice is what a finding is to someone who has not asked for it.
 func (f finding) notice() string { return cmp.Or(f.left, f.String()) }
-
-// step is the mending as attach runs it.
-func (f finding) step(m *Manager) step.Step {
-	return step.Step{Name: f.what, Text: f.text, Do: func(ctx context.Context) error { return step.WithStage(nic.ErrLink, f.do(ctx, m)) }}
-}
 
 // compare finds what is not as it should be.
 func (v *view) compare() []finding {
@@ -109,8 +126,8 @@ func (v *view) compare() []finding {
 const reconcileCommand = "vmnet reconcile"
 
 // byReconcile is a remedy that reconcile has.
-func byReconcile(text, done string, do func(ctx context.Context, m *Manager) error) remedy {
-	return remedy{by: MendReconcile, cure: reconcileCommand, text: text, done: done, do: do}
+func byReconcile(text, done string, f fix) remedy {
+	return remedy{by: MendReconcile, cure: reconcileCommand, text: text, done: done, fix: f}
 }
 
 func byAdmin(format string, args ...any) remedy {
@@ -128,8 +145,7 @@ func (o *ours) detachCommand() string {
 
 // setting is the remedy of a link's setting.
 func setting(v *view, what string, attrs ...rtnl.Attr) remedy {
-	return byReconcile(fmt.Sprintf("RTM_SETLINK %s: %s", v.Name, what), "set: "+what,
-		func(_ context.Context, m *Manager) error { return m.set(v.ours, attrs...) })
+	return byReconcile(fmt.Sprintf("RTM_SETLINK %s: %s", v.Name, what), "set: "+what, fix{kind: fixLink, attrs: attrs})
 }
 
 func is(text string) func(*view) string { return func(*view) string { return text } }
@@ -189,7 +205,7 @@ func lifetime(v *view) string {
 
 func mendLifetime(v *view) remedy {
 	return byReconcile(fmt.Sprintf("TUNSETPERSIST 0 on a copy of QEMU's own fd of %s", v.Name), "made to go with its guest",
-		func(_ context.Context, m *Manager) error { return m.lendLife(v.ours, v.holders[0].PID) })
+		fix{kind: fixLifetime})
 }
 
 // wantMAC is an address that is no guest's: a bridge keeps frames for its ports' own addresses to itself.
@@ -236,26 +252,15 @@ func (v *view) wantMTU() int {
 
 func wantMTU(v *view) string { return strconv.Itoa(v.wantMTU()) }
 
-// mendMTU also sees to IPv6, which the kernel begins anew for a link whose MTU was below 1280 bytes.
 func mendMTU(v *view) remedy {
-	mtu := v.wantMTU()
-	r := setting(v, fmt.Sprintf("mtu %d", mtu))
-	r.do = func(_ context.Context, m *Manager) error {
-		return m.on(v.ours, func(nl *rtnl.Conn) error {
-			if err := nl.SetQuiet(v.Index, rtnl.MTU(mtu)); err != nil {
-				return err
-			}
-			return nl.Quieten(v.Index)
-		})
-	}
+	r := setting(v, fmt.Sprintf("mtu %d", v.wantMTU()))
+	r.fix = fix{kind: fixMTU}
 	return r
 }
 
 func mendIPv6(v *view) remedy {
 	r := setting(v, "inet6 addr_gen_mode none")
-	r.do = func(_ context.Context, m *Manager) error {
-		return m.on(v.ours, func(nl *rtnl.Conn) error { return nl.Quieten(v.Index) })
-	}
+	r.fix = fix{kind: fixIPv6}
 	return r
 }
 
@@ -266,9 +271,7 @@ func mendMode(v *view) remedy {
 		return byDetach(v)
 	}
 	what := "mode " + v.want.Mode
-	return byReconcile(fmt.Sprintf("RTM_NEWLINK %s: %s", v.Name, what), "set: "+what, func(_ context.Context, m *Manager) error {
-		return m.on(v.ours, func(nl *rtnl.Conn) error { return macvtap.SetMode(nl, v.Link, v.want.Mode) })
-	})
+	return byReconcile(fmt.Sprintf("RTM_NEWLINK %s: %s", v.Name, what), "set: "+what, fix{kind: fixMode})
 }
 
 func mendRxFilter(v *view) remedy {
@@ -303,10 +306,7 @@ func (o *ours) isNamed(name string) bool {
 
 func mendName(v *view) remedy {
 	name := v.missingName()
-	return byReconcile(fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", v.Name, name), "given the altname "+name,
-		func(_ context.Context, m *Manager) error {
-			return m.on(v.ours, func(nl *rtnl.Conn) error { return nl.AddAltName(v.Index, name) })
-		})
+	return byReconcile(fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", v.Name, name), "given the altname "+name, fix{kind: fixAltName, name: name})
 }
 
 func wantBridge(v *view) string {
@@ -331,8 +331,7 @@ func mendBridge(v *view) remedy {
 		return byAdmin("vmnet bridge create %s && vmnet reconcile", v.want.Source)
 	}
 	br := v.home
-	return byReconcile(fmt.Sprintf("RTM_SETLINK %s: mtu %d, master %s, up", v.Name, br.MTU, br.Name), "put back on "+br.Name,
-		func(_ context.Context, m *Manager) error { return m.putBack(v.ours, br) })
+	return byReconcile(fmt.Sprintf("RTM_SETLINK %s: mtu %d, master %s, up", v.Name, br.MTU, br.Name), "put back on "+br.Name, fix{kind: fixBridge})
 }
 
 // hasSettings reports whether the port's settings are known, and those of its bridge. A tap of which only its bridge is
@@ -342,8 +341,7 @@ func (v *view) hasSettings() bool { return v.port != nil && (!v.isPlain() || v.w
 func mendPort(v *view) remedy {
 	want := v.want.PortConfig()
 	text := fmt.Sprintf("port set to %s, it was %s", orNothing(want.On(v.home).String()), orNothing(v.port.String()))
-	return byReconcile(fmt.Sprintf("RTM_SETLINK %s, of AF_BRIDGE: %s", v.Name, orNothing(want.String())), text,
-		func(_ context.Context, m *Manager) error { return bridge.SetPort(m.nl, v.home, v.Link, want) })
+	return byReconcile(fmt.Sprintf("RTM_SETLINK %s, of AF_BRIDGE: %s", v.Name, orNothing(want.String())), text, fix{kind: fixPort})
 }
 
 // needsVLAN reports whether the port should be, and is, in no VLAN of a bridge that filters them.
@@ -379,8 +377,7 @@ func mendSeat(v *view) remedy {
 		r.left = v.notRuns.Error()
 		return r
 	}
-	return byReconcile(fmt.Sprintf("switch %s: add-port %s again, which it has lost", v.want.Source, v.Name), "joined again to switch "+v.want.Source,
-		func(ctx context.Context, m *Manager) error { return m.rejoin(ctx, v.ours, v.vmm()) })
+	return byReconcile(fmt.Sprintf("switch %s: add-port %s again, which it has lost", v.want.Source, v.Name), "joined again to switch "+v.want.Source, fix{kind: fixSwitch})
 }
 
 // settingsText is a switch's port's settings, for comparison.
@@ -398,12 +395,7 @@ func mendSettings(v *view) remedy {
 		return byDetach(v)
 	}
 	return byReconcile(fmt.Sprintf("switch %s: remove-port %s, add-port %s", v.want.Source, v.seat.port.Name, v.Name), "given its port's settings again",
-		func(ctx context.Context, m *Manager) error {
-			if err := m.leave(ctx, v.ours); err != nil {
-				return err
-			}
-			return m.rejoin(ctx, v.ours, v.vmm())
-		})
+		fix{kind: fixSwitchPort})
 }
 
 func foundLoop(v *view) string {
@@ -431,7 +423,7 @@ func (v *view) hasPortState() bool {
 
 func mendPortState(v *view) remedy {
 	return byReconcile(fmt.Sprintf("RTM_SETLINK %s, of AF_BRIDGE: state forwarding", v.Name), "set: forwarding",
-		func(_ context.Context, m *Manager) error { return m.nl.SetPortState(v.Index, rtnl.Forwarding) })
+		fix{kind: fixPortState})
 }
 
 func mendHome(v *view) remedy {

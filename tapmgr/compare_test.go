@@ -161,7 +161,7 @@ func TestCompare(t *testing.T) {
 			t.Errorf("%s: %+v, want one of %s, by %s, with %q", test.what, got, test.what, test.by, test.cure)
 			continue
 		}
-		if mends := got[0].do != nil; mends != (test.by == MendReconcile) || mends && (got[0].text == "" || got[0].done == "") {
+		if mends := got[0].fix.kind != notFixed; mends != (test.by == MendReconcile) || mends && (got[0].text == "" || got[0].done == "") {
 			t.Errorf("%s is said to be mended by %s: %+v", test.what, test.by, got[0].remedy)
 		}
 	}

@@ -107,7 +107,7 @@ func (d *detachment) markStep() step.Step {
 			if d.asked {
 				return nil
 			}
-			return gone(d.m.setAlias(ctx, d.link, former))
+			return rtnl.IgnoreNotExist(d.m.setAlias(ctx, d.link, former))
 		},
 	}
 }

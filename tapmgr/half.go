@@ -232,7 +232,7 @@ func (h *half) tellFindings(res *Result, o *ours) {
 		res.Notices = append(res.Notices, fmt.Sprintf("%s was not compared with what it should be: %v", o.Name, err))
 	}
 	for _, f := range v.compare() {
-		if f.do == nil {
+		if f.fix.kind == notFixed {
 			res.Differences = append(res.Differences, f.difference(o))
 			res.Notices = append(res.Notices, f.notice())
 		}

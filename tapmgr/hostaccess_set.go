@@ -79,7 +79,7 @@ func (m *Manager) hostAccessOff(ctx context.Context, lower string) (HostAccess, 
 			if err != nil || now == nil || now.Index != h.Index {
 				return err
 			}
-			return mayNot(gone(m.nl.Delete(h.Index)))
+			return mayNot(rtnl.IgnoreNotExist(m.nl.Delete(h.Index)))
 		},
 	}})
 }
@@ -203,11 +203,11 @@ func (s *switchingOn) undo() error {
 	if s.link == nil { // it was made, and could not be read
 		l, err := s.m.nl.Link(s.name)
 		if err != nil {
-			return gone(err)
+			return rtnl.IgnoreNotExist(err)
 		}
 		s.link = l
 	}
-	return gone(s.m.nl.Delete(s.link.Index))
+	return rtnl.IgnoreNotExist(s.m.nl.Delete(s.link.Index))
 }
 
 // stepsFor are the steps that complete a macvlan, there nil where it is made by a step before.
@@ -288,7 +288,7 @@ func (s *switchingOn) addressStep(a netip.Prefix) step.Step {
 			if !added || s.made { // with the device, its addresses go
 				return nil
 			}
-			return gone(s.m.nl.DeleteAddr(s.link.Index, a))
+			return rtnl.IgnoreNotExist(s.m.nl.DeleteAddr(s.link.Index, a))
 		},
 	}
 }
@@ -304,7 +304,7 @@ func (s *switchingOn) upStep() step.Step {
 			if s.made || s.link == nil {
 				return nil
 			}
-			return gone(s.m.nl.Set(s.link.Index, rtnl.Up(false)))
+			return rtnl.IgnoreNotExist(s.m.nl.Set(s.link.Index, rtnl.Up(false)))
 		},
 	}
 }

@@ -49,5 +49,5 @@ func (m *Manager) SetBackAddress(index int) (Action, error) {
 	}
 	r, _ := nic.ParseRecord(l.Alias)
 	a := Action{VM: r.VM, NIC: r.NIC, Interface: l.Name, Action: fmt.Sprintf("address set back to %s: whoever holds it had made it %s", want, l.MAC), Changed: true}
-	return a, gone(m.nl.Set(index, rtnl.MAC(want)))
+	return a, rtnl.IgnoreNotExist(m.nl.Set(index, rtnl.MAC(want)))
 }

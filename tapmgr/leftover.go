@@ -86,7 +86,7 @@ func (g *grouping) fill(context.Context) error {
 			continue
 		}
 		g.former[o.Index] = former
-		if err := gone(g.m.nl.Set(o.Index, rtnl.Group(g.number))); err != nil {
+		if err := rtnl.IgnoreNotExist(g.m.nl.Set(o.Index, rtnl.Group(g.number))); err != nil {
 			return fmt.Errorf("put interface %s into group %d: %w", o.Name, g.number, err)
 		}
 	}
@@ -121,7 +121,7 @@ func (g *grouping) empty(context.Context) error {
 }
 
 func (g *grouping) takeOut(l *rtnl.Link) error {
-	err := gone(g.m.nl.Set(l.Index, rtnl.Group(g.former[l.Index])))
+	err := rtnl.IgnoreNotExist(g.m.nl.Set(l.Index, rtnl.Group(g.former[l.Index])))
 	if err != nil {
 		return fmt.Errorf("put interface %s back into group %d: %w", l.Name, g.former[l.Index], err)
 	}
@@ -134,7 +134,7 @@ func (g *grouping) delete(ctx context.Context) error {
 		return err
 	}
 	nodes := g.m.nodesOf(members)
-	if err := gone(g.m.nl.DeleteGroup(g.number)); err != nil {
+	if err := rtnl.IgnoreNotExist(g.m.nl.DeleteGroup(g.number)); err != nil {
 		return fmt.Errorf("delete group %d: %w", g.number, err)
 	}
 	var errs []error

@@ -2,9 +2,7 @@ package tapmgr
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"sync"
 	"time"
 
@@ -117,11 +115,3 @@ func noAnswer(within time.Duration) error {
 
 // pollEvery is how often the kernel is asked for something that has no event we could wait for.
 const pollEvery = 5 * time.Millisecond
-
-// gone makes success of an error that tells that the link is not there any more.
-func gone(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}

@@ -159,7 +159,7 @@ func (m *Manager) dropNamed(ctx context.Context, l *rtnl.Link) error {
 func (m *Manager) tryDrop(ctx context.Context, index int) error {
 	now, err := m.nl.LinkByIndex(index)
 	if err != nil {
-		return gone(err)
+		return rtnl.IgnoreNotExist(err)
 	}
 	o := &ours{Link: now}
 	if now.Tun != nil && now.Tun.Attached {
@@ -182,9 +182,9 @@ func (m *Manager) delete(o *ours) error {
 	}
 	number, err := macvtap.Number(m.ns, o.Link)
 	if err != nil {
-		return gone(err)
+		return rtnl.IgnoreNotExist(err)
 	}
-	if err := gone(m.nl.Delete(o.Index)); err != nil {
+	if err := rtnl.IgnoreNotExist(m.nl.Delete(o.Index)); err != nil {
 		return err
 	}
 	return macvtap.RemoveNode(o.Link, number)
@@ -197,7 +197,7 @@ func (m *Manager) expire(o *ours) error {
 	case errors.Is(err, syscall.EBUSY):
 		return fmt.Errorf("%w: interface %s: %w", nic.ErrInUse, o.Name, err)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EINVAL):
-		return gone(m.nl.Delete(o.Index))
+		return rtnl.IgnoreNotExist(m.nl.Delete(o.Index))
 	}
 	return err
 }

@@ -47,7 +47,7 @@ func (m *Manager) claimed(l *rtnl.Link) (bool, error) {
 			return claimed, err
 		}
 		if l, err = m.nl.LinkByIndex(l.Lower); err != nil {
-			return false, gone(err)
+			return false, rtnl.IgnoreNotExist(err)
 		}
 	}
 	return false, nil

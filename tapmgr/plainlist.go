@@ -81,7 +81,7 @@ func (r *reconciler) plainTaps(ctx context.Context) error {
 			continue
 		}
 		r.do(o, "removed: nobody holds it", func() error {
-			return r.m.ifUnheld(o, func() error { return gone(r.m.nl.Delete(o.Index)) })
+			return r.m.ifUnheld(o, func() error { return rtnl.IgnoreNotExist(r.m.nl.Delete(o.Index)) })
 		})
 	}
 	return err
@@ -91,7 +91,7 @@ func (r *reconciler) plainTaps(ctx context.Context) error {
 func (m *Manager) ifUnheld(o ours, do func() error) error {
 	l, err := m.nl.LinkByIndex(o.Index)
 	if err != nil {
-		return gone(err)
+		return rtnl.IgnoreNotExist(err)
 	}
 	if !o.stillUnheld(l) {
 		return fmt.Errorf("%w: interface %s", nic.ErrInUse, o.Name)

@@ -86,7 +86,7 @@ func (m *Manager) takeOff(t plaintap.Tap) error {
 	if t.Elsewhere {
 		text = ""
 	}
-	if err := gone(m.nl.Set(t.Index, rtnl.Alias(text), rtnl.Master(0), rtnl.Up(false))); err != nil {
+	if err := rtnl.IgnoreNotExist(m.nl.Set(t.Index, rtnl.Alias(text), rtnl.Master(0), rtnl.Up(false))); err != nil {
 		return fmt.Errorf("take %s off its bridge: %w", t.Name, err)
 	}
 	return nil

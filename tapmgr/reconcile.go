@@ -186,11 +186,11 @@ func (r *reconciler) mend(ctx context.Context, o ours) {
 		r.fail(o, err)
 	}
 	for _, f := range v.compare() {
-		if f.do == nil {
+		if f.fix.kind == notFixed {
 			r.note(o, "left alone: "+f.notice())
 			continue
 		}
-		r.do(o, f.done, func() error { return f.do(ctx, r.m) })
+		r.do(o, f.done, func() error { return r.m.mend(ctx, v, f.fix) })
 	}
 }
 

@@ -83,7 +83,7 @@ func (m *Manager) letGo(o *ours, pid int, release func() error) error {
 		return err
 	}
 	defer nl.Close()
-	return gone(nl.Delete(o.Index))
+	return rtnl.IgnoreNotExist(nl.Delete(o.Index))
 }
 
 func (m *Manager) waitGoneFor(ctx context.Context, o *ours, d time.Duration) error {

@@ -194,7 +194,7 @@ func removePort(ctx context.Context, sw, port string) error {
 	if errors.Is(err, control.ErrNotRunning) {
 		return nil
 	}
-	return gone(err)
+	return rtnl.IgnoreNotExist(err)
 }
 
 // setAlias says of a NIC what it is, on its link or in its port.
@@ -215,7 +215,7 @@ func (m *Manager) setAlias(ctx context.Context, o *ours, alias string) error {
 	if errors.Is(err, control.ErrNotRunning) { // it has ended meanwhile
 		return nil
 	}
-	return gone(err)
+	return rtnl.IgnoreNotExist(err)
 }
 
 // seatText is where a port is, for a step's text.

@@ -199,3 +199,11 @@ func (c *Conn) get(index int, attrs ...Attr) (*Link, error) {
 	}
 	return parseLink(msgs[0])
 }
+
+// IgnoreNotExist returns nil for an error that reports that the link does not exist (any more).
+func IgnoreNotExist(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
