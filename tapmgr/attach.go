@@ -20,7 +20,7 @@ type Result struct {
 	Notices   []string      // what a person should know, though it is no error
 
 	// Differences is what of the NIC is not as it should be, and is not for an attach to mend.
-	Differences []Difference
+	Differences []nic.Difference
 }
 
 // Attach gives a running guest a NIC, or leaves nothing of it behind. The same

@@ -91,7 +91,7 @@ func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
 		if err != nil {
 			return Result{}, step.WithStage(nic.ErrLink, err)
 		}
-		o.holders = []Holder{{PID: a.vm.process(), FDs: fds}}
+		o.holders = []nic.Holder{{PID: a.vm.process(), FDs: fds}}
 	}
 	v, err := a.m.view(o)
 	if err != nil {

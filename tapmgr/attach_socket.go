@@ -224,6 +224,6 @@ func (s *socketSide) verify(ctx context.Context, pid int, alias string) (*ours, 
 		return nil, err
 	}
 	o := socketNIC(s.record, ownerOf(pid))
-	o.holders, o.seat, o.Alias = []Holder{{PID: pid, FDs: []int{}}}, seat{path: path, port: port}, alias
+	o.holders, o.seat, o.Alias = []nic.Holder{{PID: pid, FDs: []int{}}}, seat{path: path, port: port}, alias
 	return &o, nil
 }

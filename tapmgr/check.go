@@ -9,23 +9,11 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// Difference is one thing that is not as it should be.
-type Difference struct {
-	VM        string `json:"vm"`
-	NIC       string `json:"nic"`
-	Interface string `json:"interface"`
-	What      string `json:"what"`
-	Want      string `json:"want"`
-	Found     string `json:"found"`
-	MendedBy  Mender `json:"mended_by"`
-	Mend      string `json:"mend"` // what a person types or does
-}
-
 // Checked is what Check found.
 type Checked struct {
-	NICs        int          `json:"nics"` // that were compared
-	Differences []Difference `json:"differences"`
-	Notices     []string     `json:"notices"` // what could not be compared, and why
+	NICs        int              `json:"nics"` // that were compared
+	Differences []nic.Difference `json:"differences"`
+	Notices     []string         `json:"notices"` // what could not be compared, and why
 }
 
 // Check compares what every NIC should be, which its alias says, with what it is:
@@ -35,7 +23,7 @@ func (m *Manager) Check(ctx context.Context) (Checked, error) {
 	if err != nil {
 		return Checked{}, err
 	}
-	c := &checker{m: m, Checked: Checked{Differences: []Difference{}, Notices: []string{}}}
+	c := &checker{m: m, Checked: Checked{Differences: []nic.Difference{}, Notices: []string{}}}
 	var held []ours
 	for _, o := range links {
 		if o.isHearsay() {
@@ -116,7 +104,7 @@ func (c *checker) add(o ours, f finding) {
 
 // leftOver tells of a link that nobody holds.
 func (c *checker) leftOver(o ours) {
-	c.add(o, finding{"holder", "a guest", "nobody: it is left over", remedy{by: MendReconcile, cure: reconcileCommand}})
+	c.add(o, finding{"holder", "a guest", "nobody: it is left over", remedy{by: nic.MendReconcile, cure: reconcileCommand}})
 }
 
 func (m *Manager) checkGuest(_, reading context.Context, nics []ours) Checked {
@@ -146,7 +134,7 @@ func (c *checker) guest(ctx context.Context, nics []ours) {
 			c.Notices = append(c.Notices, fmt.Sprintf("%s/%s was not asked for: %v", o.want.VM, o.want.NIC, err))
 			continue
 		}
-		byReconcile := remedy{by: MendReconcile, cure: reconcileCommand}
+		byReconcile := remedy{by: nic.MendReconcile, cure: reconcileCommand}
 		if o.want.Phase == nic.PhaseAttaching || o.want.Phase == nic.PhaseStarting {
 			c.add(o, finding{"attach", "done", "cut short", byReconcile})
 		}

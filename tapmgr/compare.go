@@ -17,17 +17,6 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// Mender says who can mend a Difference.
-type Mender string
-
-// Who mends what: reconcile also means the same attach again.
-const (
-	MendReconcile Mender = "reconcile" // vmnet reconcile, as root
-	MendAttach    Mender = "attach"    // the same attach again, which replaces the NIC
-	MendDetach    Mender = "detach"    // a detach, and an attach where the NIC is still wanted
-	MendAdmin     Mender = "admin"     // who has changed the host
-)
-
 // view is what is read of a plugged NIC for its comparison. compare decides by it alone.
 type view struct {
 	*ours
@@ -50,7 +39,7 @@ type property struct {
 
 // remedy is what mends a difference.
 type remedy struct {
-	by   Mender
+	by   nic.Mender
 	cure string // what a person types or does
 
 	// Of MendReconcile: what it takes, and what it then has done, in words.
@@ -70,18 +59,18 @@ type fix struct {
 type fixKind int
 
 const (
-	notFixed        fixKind = iota // by a person, or by another verb
-	fixLink                        // the settings of the link
-	fixMTU                         // the device's, to what it should carry
-	fixIPv6                        // none of the host's on the device
-	fixMode                        // of a macvtap, to that of its record
-	fixAltName                     // a further name of the link
-	fixBridge                      // it becomes a port of its bridge again
-	fixPort                        // the settings of its bridge's port
-	fixPortState                   // forwarding
-	fixLifetime                    // that of its guest
-	fixSwitch                      // it becomes a port of its switch again
-	fixSwitchPort                  // the settings of its switch's port
+	notFixed      fixKind = iota // by a person, or by another verb
+	fixLink                      // the settings of the link
+	fixMTU                       // the device's, to what it should carry
+	fixIPv6                      // none of the host's on the device
+	fixMode                      // of a macvtap, to that of its record
+	fixAltName                   // a further name of the link
+	fixBridge                    // it becomes a port of its bridge again
+	fixPort                      // the settings of its bridge's port
+	fixPortState                 // forwarding
+	fixLifetime                  // that of its guest
+	fixSwitch                    // it becomes a port of its switch again
+	fixSwitchPort                // the settings of its switch's port
 )
 
 // finding is a property that differs.
@@ -90,8 +79,8 @@ type finding struct {
 	remedy
 }
 
-func (f finding) difference(o *ours) Difference {
-	return Difference{VM: o.want.VM, NIC: o.want.NIC, Interface: o.Name, What: f.what, Want: f.want, Found: f.found, MendedBy: f.by, Mend: f.cure}
+func (f finding) difference(o *ours) nic.Difference {
+	return nic.Difference{VM: o.want.VM, NIC: o.want.NIC, Interface: o.Name, What: f.what, Want: f.want, Found: f.found, MendedBy: f.by, Mend: f.cure}
 }
 
 // String is the finding in one line, with its cure.
@@ -127,16 +116,16 @@ const reconcileCommand = "vmnet reconcile"
 
 // byReconcile is a remedy that reconcile has.
 func byReconcile(text, done string, f fix) remedy {
-	return remedy{by: MendReconcile, cure: reconcileCommand, text: text, done: done, fix: f}
+	return remedy{by: nic.MendReconcile, cure: reconcileCommand, text: text, done: done, fix: f}
 }
 
 func byAdmin(format string, args ...any) remedy {
-	return remedy{by: MendAdmin, cure: fmt.Sprintf(format, args...)}
+	return remedy{by: nic.MendAdmin, cure: fmt.Sprintf(format, args...)}
 }
 
 // byDetach is for what only a NIC that is made again has.
 func byDetach(v *view) remedy {
-	return remedy{by: MendDetach, cure: v.detachCommand() + "; then attach it again"}
+	return remedy{by: nic.MendDetach, cure: v.detachCommand() + "; then attach it again"}
 }
 
 func (o *ours) detachCommand() string {
@@ -187,7 +176,7 @@ var properties = []property{
 func (o *ours) isCutOff() bool { return o.want.Phase == nic.PhaseDetaching && !o.Up }
 
 func mendDetach(v *view) remedy {
-	return remedy{by: MendDetach, cure: v.detachCommand() + " waits for it; so does its restart", left: "the guest has not let go of it yet"}
+	return remedy{by: nic.MendDetach, cure: v.detachCommand() + " waits for it; so does its restart", left: "the guest has not let go of it yet"}
 }
 
 // lives reports whether the NIC is a tap, which should go with its guest: who holds it can make it persistent.
@@ -350,7 +339,7 @@ func (v *view) needsVLAN() bool {
 }
 
 func mendVLAN(v *view) remedy {
-	return remedy{by: MendDetach, cure: fmt.Sprintf("%s has no default VLAN, so that nothing passes a port without --vlan: %s; then attach it with --vlan", v.home.Name, v.detachCommand())}
+	return remedy{by: nic.MendDetach, cure: fmt.Sprintf("%s has no default VLAN, so that nothing passes a port without --vlan: %s; then attach it with --vlan", v.home.Name, v.detachCommand())}
 }
 
 // isElsewhere reports whether somebody has put a tap where it does not belong. There it is left alone.
@@ -371,7 +360,7 @@ func foundSeat(v *view) string {
 func mendSeat(v *view) remedy {
 	switch {
 	case v.isSocket():
-		return remedy{by: MendAttach, cure: cureOfLost, left: fmt.Sprintf("switch %s has lost it, and it leads nowhere (%s)", v.want.Source, cureOfLost)}
+		return remedy{by: nic.MendAttach, cure: cureOfLost, left: fmt.Sprintf("switch %s has lost it, and it leads nowhere (%s)", v.want.Source, cureOfLost)}
 	case v.notRuns != nil:
 		r := byAdmin("vmnet reconcile, once the switch runs")
 		r.left = v.notRuns.Error()

@@ -12,7 +12,6 @@ import (
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/netns"
 	"vmnet/macvtap"
-	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
 
@@ -33,9 +32,9 @@ func (h *host) runIn(ns *netns.NS, nic nic.NIC, line string) {
 
 // mended spoils a NIC in each way, and demands that check tells it with the cure, that reconcile and the same attach
 // again each mend it, and that all is as it should be then.
-func (h *host) mended(spec nic.Spec, nic nic.NIC, ways []spoiled) {
+func (h *host) mended(spec nic.Spec, made nic.NIC, ways []spoiled) {
 	h.Helper()
-	in := h.netnsOf(spec.VM, nic.ID)
+	in := h.netnsOf(spec.VM, made.ID)
 	mends := map[string]func(){
 		"reconcile": func() {
 			actions, err := h.Reconcile(h.context(20*time.Second), false)
@@ -51,9 +50,9 @@ func (h *host) mended(spec nic.Spec, nic nic.NIC, ways []spoiled) {
 	}
 	for _, way := range ways {
 		for name, mend := range mends {
-			h.runIn(in, nic, way.change)
+			h.runIn(in, made, way.change)
 			got := h.check()
-			if len(got) != 1 || got[0].What != way.what || got[0].MendedBy != tapmgr.MendReconcile || got[0].Mend != "vmnet reconcile" {
+			if len(got) != 1 || got[0].What != way.what || got[0].MendedBy != nic.MendReconcile || got[0].Mend != "vmnet reconcile" {
 				h.Errorf("%s: check %+v, want %s", way.change, got, way.what)
 			}
 			mend()
@@ -180,7 +179,7 @@ func TestLiveAdminMends(t *testing.T) {
 		{"eth0", "parent device", "ip link set eth0 up", lower},
 	} {
 		h.ip("link", "set", c.down, "down")
-		if got := h.check(); len(got) != 1 || got[0].What != c.what || got[0].MendedBy != tapmgr.MendAdmin || got[0].Mend != c.cure {
+		if got := h.check(); len(got) != 1 || got[0].What != c.what || got[0].MendedBy != nic.MendAdmin || got[0].Mend != c.cure {
 			t.Errorf("check %+v, want %s", got, c.what)
 		}
 		actions, err := h.Reconcile(h.context(20*time.Second), false)
@@ -304,7 +303,7 @@ func TestLiveParentIsTaken(t *testing.T) {
 	end()
 	h.attach(spec)
 	end = claim() // which vmnet switch itself refuses by now
-	if got := h.check(); len(got) != 1 || got[0].What != "frames of the parent device" || got[0].MendedBy != tapmgr.MendAdmin {
+	if got := h.check(); len(got) != 1 || got[0].What != "frames of the parent device" || got[0].MendedBy != nic.MendAdmin {
 		t.Errorf("check %+v", got)
 	}
 	end()

@@ -26,7 +26,7 @@ func tapView() *view {
 			want: nic.Record{
 				VM: "P2", NIC: "net0", Type: nic.TypeTap, Source: "br0", At: 3, Port: "isolated", MAC: guestMAC, Model: nic.DefaultModel, Queues: 2, Vhost: true,
 			},
-			master: "br0", holders: []Holder{{PID: 1, FDs: []int{9, 10}}},
+			master: "br0", holders: []nic.Holder{{PID: 1, FDs: []int{9, 10}}},
 		},
 		home:   &rtnl.Link{Name: "br0", Index: 3, MTU: 1500, Up: true, Bridge: &rtnl.Bridge{CanFilterVLANs: true}},
 		port:   &bridge.PortConfig{Isolated: true},
@@ -46,7 +46,7 @@ func macvtapView() *view {
 			want: nic.Record{
 				VM: "P2", NIC: "net0", Type: "macvtap", Source: "eth0", Mode: "bridge", RxFilter: nic.RxAllMulti, MAC: guestMAC, Model: nic.DefaultModel, Queues: 1,
 			},
-			holders: []Holder{{PID: 1, FDs: []int{9}}},
+			holders: []nic.Holder{{PID: 1, FDs: []int{9}}},
 		},
 		home:   &rtnl.Link{Name: "eth0", Index: 3, MTU: 1500, Up: true, Carrier: true, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}},
 		vhosts: -1,
@@ -85,7 +85,7 @@ func TestCompare(t *testing.T) {
 		what  string // the property; empty: nothing differs
 		of    func() *view
 		spoil func(v *view)
-		by    Mender
+		by    nic.Mender
 		cure  string
 	}{
 		{"", tapView, func(*view) {}, "", ""},
@@ -94,61 +94,61 @@ func TestCompare(t *testing.T) {
 		{"", socketView, func(*view) {}, "", ""},
 		{"", plainView, func(*view) {}, "", ""},
 
-		{"link", tapView, func(v *view) { v.Up, v.OperUp, v.Carrier = false, false, false }, MendReconcile, "vmnet reconcile"},
-		{"carrier", tapView, func(v *view) { v.OperUp, v.Carrier = false, false }, MendReconcile, "vmnet reconcile"},
-		{"host MAC", tapView, func(v *view) { v.MAC = net.HardwareAddr{0x52, 0x54, 0, 9, 9, 9} }, MendReconcile, "vmnet reconcile"},
-		{"MTU", tapView, func(v *view) { v.MTU = 1400 }, MendReconcile, "vmnet reconcile"},
-		{"MTU", tapView, func(v *view) { v.home.MTU = 9000 }, MendReconcile, "vmnet reconcile"},
-		{"IPv6 of the host", tapView, func(v *view) { v.HostIPv6 = true }, MendReconcile, "vmnet reconcile"},
-		{"lifetime", tapView, func(v *view) { v.Tun.Persist = true }, MendReconcile, "vmnet reconcile"},
-		{"queues", tapView, func(v *view) { v.holders[0].FDs = []int{9} }, MendDetach, detachFirst},
-		{"vhost", tapView, func(v *view) { v.vhosts = 0 }, MendDetach, detachFirst},
+		{"link", tapView, func(v *view) { v.Up, v.OperUp, v.Carrier = false, false, false }, nic.MendReconcile, "vmnet reconcile"},
+		{"carrier", tapView, func(v *view) { v.OperUp, v.Carrier = false, false }, nic.MendReconcile, "vmnet reconcile"},
+		{"host MAC", tapView, func(v *view) { v.MAC = net.HardwareAddr{0x52, 0x54, 0, 9, 9, 9} }, nic.MendReconcile, "vmnet reconcile"},
+		{"MTU", tapView, func(v *view) { v.MTU = 1400 }, nic.MendReconcile, "vmnet reconcile"},
+		{"MTU", tapView, func(v *view) { v.home.MTU = 9000 }, nic.MendReconcile, "vmnet reconcile"},
+		{"IPv6 of the host", tapView, func(v *view) { v.HostIPv6 = true }, nic.MendReconcile, "vmnet reconcile"},
+		{"lifetime", tapView, func(v *view) { v.Tun.Persist = true }, nic.MendReconcile, "vmnet reconcile"},
+		{"queues", tapView, func(v *view) { v.holders[0].FDs = []int{9} }, nic.MendDetach, detachFirst},
+		{"vhost", tapView, func(v *view) { v.vhosts = 0 }, nic.MendDetach, detachFirst},
 		{"", tapView, func(v *view) { v.vhosts = -1 }, "", ""},
-		{"name", tapView, func(v *view) { v.Name = "other" }, MendReconcile, "vmnet reconcile"},
+		{"name", tapView, func(v *view) { v.Name = "other" }, nic.MendReconcile, "vmnet reconcile"},
 		{"", tapView, func(v *view) { v.Name, v.AltNames = "other", []string{"P2-net0"} }, "", ""},
-		{"bridge", tapView, func(v *view) { v.master, v.Master, v.port = "", 0, nil }, MendReconcile, "vmnet reconcile"},
-		{"bridge", tapView, func(v *view) { v.master, v.Master, v.port, v.home = "", 0, nil, nil }, MendAdmin, "vmnet bridge create br0"},
-		{"bridge", tapView, func(v *view) { v.master, v.Master, v.port = "br1", 4, nil }, MendAdmin, "ip link set P2-net0 nomaster"},
-		{"port", tapView, func(v *view) { v.port.Isolated = false }, MendReconcile, "vmnet reconcile"},
-		{"port", tapView, func(v *view) { v.port.NoLearning = true }, MendReconcile, "vmnet reconcile"},
-		{"port", tapView, func(v *view) { v.port.NoFlood = true }, MendReconcile, "vmnet reconcile"},
-		{"port", tapView, func(v *view) { v.port.Hairpin = true }, MendReconcile, "vmnet reconcile"},
-		{"port", tapView, func(v *view) { v.port.Other = "locked" }, MendReconcile, "vmnet reconcile"},
-		{"port", tapView, func(v *view) { v.filters(1); v.port.VLAN = 2 }, MendReconcile, "vmnet reconcile"},
-		{"port", tapView, func(v *view) { v.filters(1) }, MendReconcile, "vmnet reconcile"},
-		{"VLAN", tapView, func(v *view) { v.filters(0) }, MendDetach, "--vlan"},
-		{"port state", tapView, func(v *view) { v.Port.State = rtnl.Disabled }, MendReconcile, "vmnet reconcile"},
+		{"bridge", tapView, func(v *view) { v.master, v.Master, v.port = "", 0, nil }, nic.MendReconcile, "vmnet reconcile"},
+		{"bridge", tapView, func(v *view) { v.master, v.Master, v.port, v.home = "", 0, nil, nil }, nic.MendAdmin, "vmnet bridge create br0"},
+		{"bridge", tapView, func(v *view) { v.master, v.Master, v.port = "br1", 4, nil }, nic.MendAdmin, "ip link set P2-net0 nomaster"},
+		{"port", tapView, func(v *view) { v.port.Isolated = false }, nic.MendReconcile, "vmnet reconcile"},
+		{"port", tapView, func(v *view) { v.port.NoLearning = true }, nic.MendReconcile, "vmnet reconcile"},
+		{"port", tapView, func(v *view) { v.port.NoFlood = true }, nic.MendReconcile, "vmnet reconcile"},
+		{"port", tapView, func(v *view) { v.port.Hairpin = true }, nic.MendReconcile, "vmnet reconcile"},
+		{"port", tapView, func(v *view) { v.port.Other = "locked" }, nic.MendReconcile, "vmnet reconcile"},
+		{"port", tapView, func(v *view) { v.filters(1); v.port.VLAN = 2 }, nic.MendReconcile, "vmnet reconcile"},
+		{"port", tapView, func(v *view) { v.filters(1) }, nic.MendReconcile, "vmnet reconcile"},
+		{"VLAN", tapView, func(v *view) { v.filters(0) }, nic.MendDetach, "--vlan"},
+		{"port state", tapView, func(v *view) { v.Port.State = rtnl.Disabled }, nic.MendReconcile, "vmnet reconcile"},
 		{"", tapView, func(v *view) { v.Port.State, v.home.Bridge.STP = rtnl.Listening, true }, "", ""},
 		{"", tapView, func(v *view) { v.Port.State, v.OperUp = rtnl.Disabled, false }, "", ""},
-		{"bridge state", tapView, func(v *view) { v.home.Up = false }, MendAdmin, "ip link set br0 up"},
-		{"detach", tapView, func(v *view) { v.want.Phase, v.Up, v.master, v.MTU = nic.PhaseDetaching, false, "", 1 }, MendDetach, detachFirst},
+		{"bridge state", tapView, func(v *view) { v.home.Up = false }, nic.MendAdmin, "ip link set br0 up"},
+		{"detach", tapView, func(v *view) { v.want.Phase, v.Up, v.master, v.MTU = nic.PhaseDetaching, false, "", 1 }, nic.MendDetach, detachFirst},
 
-		{"link", macvtapView, func(v *view) { v.Up = false }, MendReconcile, "vmnet reconcile"},
-		{"host MAC", macvtapView, func(v *view) { v.MAC = stablemac.HostMAC(guestMAC) }, MendReconcile, "vmnet reconcile"},
-		{"host MAC", macvtapView, func(v *view) { v.want.Mode, v.Macvlan.Mode = "passthru", 8 }, MendReconcile, "vmnet reconcile"},
-		{"MTU", macvtapView, func(v *view) { v.MTU = 1400 }, MendReconcile, "vmnet reconcile"},
-		{"mode", macvtapView, func(v *view) { v.Macvlan.Mode = 1 }, MendReconcile, "vmnet reconcile"},
-		{"mode", macvtapView, func(v *view) { v.want.Mode = "source" }, MendDetach, detachFirst},
-		{"rx filter", macvtapView, func(v *view) { v.AllMulti = false }, MendReconcile, "vmnet reconcile"},
-		{"rx filter", macvtapView, func(v *view) { v.want.RxFilter = nic.RxNone }, MendReconcile, "vmnet reconcile"},
+		{"link", macvtapView, func(v *view) { v.Up = false }, nic.MendReconcile, "vmnet reconcile"},
+		{"host MAC", macvtapView, func(v *view) { v.MAC = stablemac.HostMAC(guestMAC) }, nic.MendReconcile, "vmnet reconcile"},
+		{"host MAC", macvtapView, func(v *view) { v.want.Mode, v.Macvlan.Mode = "passthru", 8 }, nic.MendReconcile, "vmnet reconcile"},
+		{"MTU", macvtapView, func(v *view) { v.MTU = 1400 }, nic.MendReconcile, "vmnet reconcile"},
+		{"mode", macvtapView, func(v *view) { v.Macvlan.Mode = 1 }, nic.MendReconcile, "vmnet reconcile"},
+		{"mode", macvtapView, func(v *view) { v.want.Mode = "source" }, nic.MendDetach, detachFirst},
+		{"rx filter", macvtapView, func(v *view) { v.AllMulti = false }, nic.MendReconcile, "vmnet reconcile"},
+		{"rx filter", macvtapView, func(v *view) { v.want.RxFilter = nic.RxNone }, nic.MendReconcile, "vmnet reconcile"},
 		{"", macvtapView, func(v *view) { v.want.RxFilter, v.AllMulti = nic.RxMirror, false }, "", ""},
-		{"IPv6 of the host", macvtapView, func(v *view) { v.HostIPv6 = true }, MendReconcile, "vmnet reconcile"},
-		{"parent device", macvtapView, func(v *view) { v.home.Up = false }, MendAdmin, "ip link set eth0 up"},
+		{"IPv6 of the host", macvtapView, func(v *view) { v.HostIPv6 = true }, nic.MendReconcile, "vmnet reconcile"},
+		{"parent device", macvtapView, func(v *view) { v.home.Up = false }, nic.MendAdmin, "ip link set eth0 up"},
 
-		{"frames of the parent device", macvtapView, func(v *view) { v.claimed = true }, MendAdmin, "vmnet switch remove-port SWITCH eth0"},
+		{"frames of the parent device", macvtapView, func(v *view) { v.claimed = true }, nic.MendAdmin, "vmnet switch remove-port SWITCH eth0"},
 
-		{"bridge", switchView, func(v *view) { v.master = "br0" }, MendAdmin, "nomaster"},
-		{"bridge", switchView, func(v *view) { v.master, v.seat.port, v.MTU = "br0", nil, 1400 }, MendAdmin, "nomaster"},
-		{"MTU", switchView, func(v *view) { v.MTU = 9000 }, MendReconcile, "vmnet reconcile"},
-		{"switch", switchView, func(v *view) { v.seat.port = nil }, MendReconcile, "vmnet reconcile"},
-		{"switch", switchView, func(v *view) { v.seat.port, v.notRuns = nil, control.ErrNotRunning }, MendAdmin, "once the switch runs"},
-		{"settings", switchView, func(v *view) { v.seat.port.Config.MaxAddresses = 1 }, MendReconcile, "vmnet reconcile"},
-		{"switch port", socketView, func(v *view) { v.seat.port.Stats = &vswitch.PortStats{State: vswitch.StateStopped} }, MendAdmin, "loop"},
-		{"switch", socketView, func(v *view) { v.seat.port = nil }, MendAttach, "the same vmnet attach again"},
-		{"settings", socketView, func(v *view) { v.seat.port.Config = vswitch.PortConfig{} }, MendDetach, detachFirst},
+		{"bridge", switchView, func(v *view) { v.master = "br0" }, nic.MendAdmin, "nomaster"},
+		{"bridge", switchView, func(v *view) { v.master, v.seat.port, v.MTU = "br0", nil, 1400 }, nic.MendAdmin, "nomaster"},
+		{"MTU", switchView, func(v *view) { v.MTU = 9000 }, nic.MendReconcile, "vmnet reconcile"},
+		{"switch", switchView, func(v *view) { v.seat.port = nil }, nic.MendReconcile, "vmnet reconcile"},
+		{"switch", switchView, func(v *view) { v.seat.port, v.notRuns = nil, control.ErrNotRunning }, nic.MendAdmin, "once the switch runs"},
+		{"settings", switchView, func(v *view) { v.seat.port.Config.MaxAddresses = 1 }, nic.MendReconcile, "vmnet reconcile"},
+		{"switch port", socketView, func(v *view) { v.seat.port.Stats = &vswitch.PortStats{State: vswitch.StateStopped} }, nic.MendAdmin, "loop"},
+		{"switch", socketView, func(v *view) { v.seat.port = nil }, nic.MendAttach, "the same vmnet attach again"},
+		{"settings", socketView, func(v *view) { v.seat.port.Config = vswitch.PortConfig{} }, nic.MendDetach, detachFirst},
 
-		{"host MAC", plainView, func(v *view) { v.MAC = guestMAC }, MendReconcile, "vmnet reconcile"},
-		{"port", plainView, func(v *view) { v.port.Isolated = false }, MendReconcile, "vmnet reconcile"},
+		{"host MAC", plainView, func(v *view) { v.MAC = guestMAC }, nic.MendReconcile, "vmnet reconcile"},
+		{"port", plainView, func(v *view) { v.port.Isolated = false }, nic.MendReconcile, "vmnet reconcile"},
 		{"", plainView, func(v *view) { v.Carrier, v.OperUp = false, false }, "", ""},
 	} {
 		v := test.of()
@@ -161,7 +161,7 @@ func TestCompare(t *testing.T) {
 			t.Errorf("%s: %+v, want one of %s, by %s, with %q", test.what, got, test.what, test.by, test.cure)
 			continue
 		}
-		if mends := got[0].fix.kind != notFixed; mends != (test.by == MendReconcile) || mends && (got[0].text == "" || got[0].done == "") {
+		if mends := got[0].fix.kind != notFixed; mends != (test.by == nic.MendReconcile) || mends && (got[0].text == "" || got[0].done == "") {
 			t.Errorf("%s is said to be mended by %s: %+v", test.what, test.by, got[0].remedy)
 		}
 	}

@@ -37,7 +37,7 @@ func deadNICs(op *opened, all []ours) (found []ours) {
 func deadQueues(op *opened, pid int, all []ours) (n int) {
 	for _, f := range op.nodes[pid] {
 		alive := slices.ContainsFunc(all, func(o ours) bool {
-			return slices.ContainsFunc(o.holders, func(h Holder) bool { return h.PID == pid && slices.Contains(h.FDs, f.FD) })
+			return slices.ContainsFunc(o.holders, func(h nic.Holder) bool { return h.PID == pid && slices.Contains(h.FDs, f.FD) })
 		})
 		if !alive {
 			n++
@@ -55,7 +55,7 @@ func deadNIC(l label) ours {
 	r := l.Record
 	name, _ := nic.InterfaceName(r.VM, r.NIC)
 	link := &rtnl.Link{Name: name, Kind: r.Type, MTU: r.GuestMTU()}
-	return ours{Link: link, want: r, gone: true, allSeen: true, uid: l.uid, vouched: isTrusted(l.uid), holders: []Holder{{PID: l.PID, FDs: []int{}}}}
+	return ours{Link: link, want: r, gone: true, allSeen: true, uid: l.uid, vouched: isTrusted(l.uid), holders: []nic.Holder{{PID: l.PID, FDs: []int{}}}}
 }
 
 // goneFinding is the one thing that is to be said of a NIC without its device.
@@ -67,6 +67,6 @@ func goneFinding(v *view) finding {
 	case v.want.Type != nic.TypeTap:
 		on, with = v.want.Source, ", most likely with its parent device"
 	}
-	r := remedy{by: MendAttach, cure: fmt.Sprintf("%s; the same vmnet attach again does so and replaces it, once %s is there", v.detachCommand(), v.want.Source)}
+	r := remedy{by: nic.MendAttach, cure: fmt.Sprintf("%s; the same vmnet attach again does so and replaces it, once %s is there", v.detachCommand(), v.want.Source)}
 	return finding{"device on the host", fmt.Sprintf("a %s on %s", v.want.Type, on), "none: it was deleted under the guest" + with, r}
 }

@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
@@ -36,7 +35,7 @@ func TestLiveDeviceDeleted(t *testing.T) {
 		}
 	}
 	diff := h.check()
-	if len(diff) != 3 || diff[1].MendedBy != tapmgr.MendAttach || !strings.Contains(diff[1].Found, "parent device") || !strings.Contains(diff[1].Mend, "vmnet detach --vm "+g.name+" --nic net1") {
+	if len(diff) != 3 || diff[1].MendedBy != nic.MendAttach || !strings.Contains(diff[1].Found, "parent device") || !strings.Contains(diff[1].Mend, "vmnet detach --vm "+g.name+" --nic net1") {
 		t.Errorf("check %+v", diff)
 	}
 	details, err := h.Show(h.context(20*time.Second), g.name)

@@ -206,7 +206,7 @@ func TestLiveBridgeDeletedUnderThePort(t *testing.T) {
 	h.reconciled()
 }
 
-func (h *host) check() []tapmgr.Difference {
+func (h *host) check() []nic.Difference {
 	h.Helper()
 	c, err := h.Check(h.context(10 * time.Second))
 	if err != nil {

@@ -114,7 +114,7 @@ func (m *Manager) foreignDetails(ctx context.Context, vm string) ([]Detail, erro
 	for _, f := range all {
 		d := Detail{
 			NIC: f.NIC, Index: f.link.Index, AltNames: f.link.AltNames, HostMAC: f.link.MAC.String(), HostMTU: f.link.MTU,
-			Holders: []Holder{{f.PID, f.ForeignLink.Queues}}, VhostFDs: []int{}, Learned: []bridge.Learned{}, Counters: f.link.Stats,
+			Holders: []nic.Holder{{PID: f.PID, FDs: f.ForeignLink.Queues}}, VhostFDs: []int{}, Learned: []bridge.Learned{}, Counters: f.link.Stats,
 		}
 		if f.NIC.Type != nic.TypeTap {
 			d.Lower, d.RxFilter = f.NIC.Source, rxFilter(&ours{Link: f.link})

@@ -39,16 +39,9 @@ type ours struct {
 	uid     int
 	vouched bool
 
-	holders []Holder // as far as the caller may see, the VMM first
-	allSeen bool     // of a macvtap in the Manager's netns: whoever held it would be among them
-	busy    bool     // nobody holds it, since an attach is about to hand it over by its name
-}
-
-// Holder is a process that holds queues of a tap, or the netns that a macvtap is in. What
-// is alive and what is left over is told by that alone, never by a guest's name.
-type Holder struct {
-	PID int   `json:"pid"`
-	FDs []int `json:"fds"` // its queues, ascending
+	holders []nic.Holder // as far as the caller may see, the VMM first
+	allSeen bool         // of a macvtap in the Manager's netns: whoever held it would be among them
+	busy    bool         // nobody holds it, since an attach is about to hand it over by its name
 }
 
 // on runs f with a netlink socket in the link's netns.
@@ -183,14 +176,14 @@ func (o *ours) addHolders(op *opened, files []procfd.File) {
 		if !known {
 			i = len(o.holders)
 			at[f.PID] = i
-			o.holders = append(o.holders, Holder{PID: f.PID})
+			o.holders = append(o.holders, nic.Holder{PID: f.PID})
 		}
 		o.holders[i].FDs = append(o.holders[i].FDs, f.FD)
 	}
 	for _, h := range o.holders {
 		slices.Sort(h.FDs)
 	}
-	slices.SortStableFunc(o.holders, func(a, b Holder) int {
+	slices.SortStableFunc(o.holders, func(a, b nic.Holder) int {
 		return cmp.Compare(order(op.isVMM(a.PID)), order(op.isVMM(b.PID)))
 	})
 }
@@ -267,7 +260,7 @@ func (o *ours) hearsayText() string {
 }
 
 func (o *ours) isHeldBy(pid int) bool {
-	return slices.ContainsFunc(o.holders, func(h Holder) bool { return h.PID == pid })
+	return slices.ContainsFunc(o.holders, func(h nic.Holder) bool { return h.PID == pid })
 }
 
 // whose names links, and who holds them.

@@ -18,7 +18,7 @@ type Detail struct {
 	AltNames  []string          `json:"altnames,omitempty"`
 	HostMAC   string            `json:"host_mac"`
 	HostMTU   int               `json:"host_mtu"` // bytes, of the tap
-	Holders   []Holder          `json:"holders"`  // who has its queues open
+	Holders   []nic.Holder      `json:"holders"`  // who has its queues open
 	VhostFDs  []int             `json:"vhost_fds"`
 	Bridge    string            `json:"bridge,omitempty"`    // that a tap is on now
 	Lower     string            `json:"lower,omitempty"`     // that a macvtap or ipvtap is on now
@@ -80,7 +80,7 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 func (m *Manager) detail(ctx context.Context, o ours) (Detail, error) {
 	d := Detail{
 		NIC: o.state(m.describe(o)), Index: o.Index, AltNames: o.AltNames, HostMAC: o.MAC.String(), HostMTU: o.MTU,
-		Holders: append([]Holder{}, o.holders...), VhostFDs: []int{}, Bridge: o.master, Learned: []bridge.Learned{}, Counters: o.Stats,
+		Holders: append([]nic.Holder{}, o.holders...), VhostFDs: []int{}, Bridge: o.master, Learned: []bridge.Learned{}, Counters: o.Stats,
 	}
 	if o.want.Switch {
 		m.detailSeat(ctx, &d, o)

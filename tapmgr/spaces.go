@@ -31,8 +31,8 @@ func (m *Manager) inSpaces(ctx context.Context, op *opened) []ours {
 			byInode[inode] = o
 			order = append(order, inode)
 		}
-		if o != nil && !slices.ContainsFunc(o.holders, func(h Holder) bool { return h.PID == f.PID }) {
-			o.holders = append(o.holders, Holder{f.PID, []int{}})
+		if o != nil && !slices.ContainsFunc(o.holders, func(h nic.Holder) bool { return h.PID == f.PID }) {
+			o.holders = append(o.holders, nic.Holder{PID: f.PID, FDs: []int{}})
 		}
 	}
 	var found []ours

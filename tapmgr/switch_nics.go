@@ -111,7 +111,7 @@ func withPort(found []ours, r nic.Record, s seat, trusted bool) []ours {
 	if i < 0 {
 		i = len(found)
 		found = append(found, socketNIC(r, ownerOf(s.port.Holder)))
-		found[i].holders = []Holder{{PID: s.port.Holder, FDs: []int{}}}
+		found[i].holders = []nic.Holder{{PID: s.port.Holder, FDs: []int{}}}
 	}
 	found[i].vouched = found[i].vouched || trusted
 	found[i].sit(s)
@@ -175,7 +175,7 @@ func (m *Manager) socketFor(ctx context.Context, pid int, op *opened, vm, nic, s
 // sameWithoutLink tells whether two readings are of one NIC that has no link.
 func (o *ours) sameWithoutLink(now *ours) bool {
 	same := !o.hasLink() && !now.hasLink() && o.want.VM == now.want.VM && o.want.NIC == now.want.NIC
-	return same && slices.ContainsFunc(o.holders, func(h Holder) bool { return now.isHeldBy(h.PID) })
+	return same && slices.ContainsFunc(o.holders, func(h nic.Holder) bool { return now.isHeldBy(h.PID) })
 }
 
 // leave removes a NIC's port from its switch. A switch, or port, that is not there any more is success.

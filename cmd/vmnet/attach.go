@@ -183,9 +183,9 @@ func (a *app) printAttached(res tapmgr.Result, json bool) error {
 	if json {
 		return a.printJSON(struct {
 			nic.NIC
-			Changed     bool                `json:"changed"`
-			ForwardIn   float64             `json:"forwards_in_seconds,omitempty"`
-			Differences []tapmgr.Difference `json:"differences,omitempty"`
+			Changed     bool             `json:"changed"`
+			ForwardIn   float64          `json:"forwards_in_seconds,omitempty"`
+			Differences []nic.Difference `json:"differences,omitempty"`
 		}{n, res.Changed, res.ForwardIn.Seconds(), res.Differences})
 	}
 	unchanged := ""

@@ -5,13 +5,14 @@ import (
 	"testing"
 
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 func TestATapWithoutAGuestIsNamedAlone(t *testing.T) {
 	var out bytes.Buffer
 	a := &app{out: &out}
 	const found = "nobody: it is left over"
-	err := a.printChecked(tapmgr.Checked{Differences: []tapmgr.Difference{
+	err := a.printChecked(tapmgr.Checked{Differences: []nic.Difference{
 		{VM: "P2", NIC: "net0", Interface: "P2-net0", What: "holder", Want: "a guest", Found: found},
 		{Interface: "tap0", What: "holder", Want: "a guest", Found: found},
 	}})

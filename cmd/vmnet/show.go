@@ -183,7 +183,7 @@ func bridgeText(d tapmgr.Detail) string {
 	return d.Bridge
 }
 
-func holdersText(holders []tapmgr.Holder) string {
+func holdersText(holders []nic.Holder) string {
 	var texts []string
 	for _, h := range holders {
 		who := "process"

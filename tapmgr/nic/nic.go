@@ -48,3 +48,10 @@ const (
 
 // TypeTap is the type of a NIC on a bridge; the others are those of package macvtap.
 const TypeTap = "tap"
+
+// Holder is a process that holds queues of a tap, or the netns that a macvtap is in. What
+// is alive and what is left over is told by that alone, never by a guest's name.
+type Holder struct {
+	PID int   `json:"pid"`
+	FDs []int `json:"fds"` // its queues, ascending
+}
