@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/stablemac"
 	"vmnet/internal/step"
@@ -44,7 +45,7 @@ func (m *Manager) expect(ctx context.Context, h *half) error {
 	if h.spec.Device == "" { // libvirt finds a name
 		return nil
 	}
-	l, err := m.nl.Link(h.spec.Device)
+	l, err := m.host.NL.Link(h.spec.Device)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -71,7 +72,7 @@ func (m *Manager) Adopt(ctx context.Context, spec nic.Spec) (Result, error) {
 func (m *Manager) adopt(ctx context.Context, h *half) (Result, error) {
 	side := h.side.(*adoptedTap)
 	var err error
-	if side.link, err = m.nl.Link(h.spec.Device); err != nil {
+	if side.link, err = m.host.NL.Link(h.spec.Device); err != nil {
 		return Result{}, step.WithStage(nic.ErrLink, err)
 	}
 	if r, ok := nic.ParseRecord(side.link.Alias); ok && r.VM == h.spec.VM && r.NIC == h.spec.NIC {
@@ -103,10 +104,10 @@ func (m *Manager) adoption(ctx context.Context, spec nic.Spec) (*half, error) {
 func (s *adoptedTap) isLibvirts() error {
 	l := s.link
 	switch {
-	case !isForeign(l, "tun") || l.Tun == nil || !l.Tun.Attached || !bytes.Equal(l.MAC, stablemac.HostMAC(s.spec.MAC)):
+	case !inventory.IsForeign(l, "tun") || l.Tun == nil || !l.Tun.Attached || !bytes.Equal(l.MAC, stablemac.HostMAC(s.spec.MAC)):
 		return fmt.Errorf("%w: interface %s, %s, and not the tap that libvirt makes for MAC %s", nic.ErrExist, l.Name, ownerText(l), s.spec.MAC)
 	case l.Master != 0 && l.Master != s.br.Index:
-		return fmt.Errorf("%w: somebody has made %s a port of %s", nic.ErrExist, l.Name, s.m.masterName(l))
+		return fmt.Errorf("%w: somebody has made %s a port of %s", nic.ErrExist, l.Name, s.m.host.MasterName(l))
 	}
 	return nil
 }
@@ -117,6 +118,6 @@ func (s *adoptedTap) steps(_ int, alias string, _ int) []step.Step {
 	return append([]step.Step{{
 		Name: "down",
 		Text: fmt.Sprintf("RTM_SETLINK %s: down", s.name),
-		Do:   func(context.Context) error { return s.m.nl.Set(s.link.Index, rtnl.Up(false)) },
+		Do:   func(context.Context) error { return s.m.host.NL.Set(s.link.Index, rtnl.Up(false)) },
 	}}, s.portSteps(alias)...)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
 	"vmnet/internal/vmm/qemu"
@@ -116,10 +117,10 @@ const costOfMonitor = "libvirt does not know this NIC: it is not in the guest's 
 type attachment struct {
 	*half
 	vm    vmm
-	asked nic.Spec // without its defaults
-	left  *ours    // what a crash left under our id
-	dead  *ours    // what leads nowhere under our id, as its switch has ended
-	made  *ours
+	asked nic.Spec          // without its defaults
+	left  *inventory.Device // what a crash left under our id
+	dead  *inventory.Device // what leads nowhere under our id, as its switch has ended
+	made  *inventory.Device
 }
 
 // plan decides everything that the steps need; it changes nothing.
@@ -154,7 +155,7 @@ func (m *Manager) WaitForwarding(ctx context.Context, found nic.NIC) error {
 		return nil
 	}
 	for {
-		l, err := m.nl.Link(found.Interface)
+		l, err := m.host.NL.Link(found.Interface)
 		if err != nil {
 			return fmt.Errorf("wait for %s: %w", found.Interface, err)
 		}
@@ -167,7 +168,7 @@ func (m *Manager) WaitForwarding(ctx context.Context, found nic.NIC) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("wait for %s, which is %s: %w", found.Interface, l.Port.State, context.Cause(ctx))
-		case <-time.After(20 * pollEvery):
+		case <-time.After(20 * inventory.PollEvery):
 		}
 	}
 }

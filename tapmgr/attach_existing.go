@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"vmnet/internal/inventory"
 	"vmnet/internal/step"
 	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"
@@ -13,16 +14,16 @@ import (
 
 // existing returns the NIC of that id if it is there as asked for. It notes what is
 // there but not plugged, for the steps to take away.
-func (a *attachment) existing(ctx context.Context) (*ours, error) {
+func (a *attachment) existing(ctx context.Context) (*inventory.Device, error) {
 	sw := ""
 	if a.spec.Switch != nil {
 		sw = a.record.Source
 	}
-	link, err := a.m.findFor(ctx, a.vm.process(), a.spec.VM, a.spec.NIC, sw)
+	link, err := a.m.host.FindFor(ctx, a.vm.process(), a.spec.VM, a.spec.NIC, sw)
 	if err != nil {
 		return nil, err
 	}
-	if link != nil && link.want.Via != a.spec.Via {
+	if link != nil && link.Want.Via != a.spec.Via {
 		return nil, a.otherWay(ctx, link)
 	}
 	device, err := a.vm.has(ctx, a.spec.NIC)
@@ -30,12 +31,12 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 		return nil, step.WithStage(nic.ErrHandover, err)
 	}
 	if device && link == nil { // it may have been renamed
-		if link, err = a.m.find(ctx, nic.Target{VM: a.spec.VM, PID: a.vm.process()}, a.spec.NIC); err != nil {
+		if link, err = a.m.host.Find(ctx, nic.Target{VM: a.spec.VM, PID: a.vm.process()}, a.spec.NIC); err != nil {
 			return nil, err
 		}
 	}
 	if link != nil && device {
-		held, err := a.m.heldBy(link, a.vm.process())
+		held, err := a.m.host.HeldBy(link, a.vm.process())
 		if err != nil {
 			return nil, err
 		}
@@ -54,10 +55,10 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 	}
 	diff := differences(a.asked, link)
 	switch {
-	case (link.gone || link.isSocket() && link.seatless()) && len(diff) == 0:
+	case (link.Deleted || link.IsSocket() && link.IsDisconnected()) && len(diff) == 0:
 		a.dead = link
 		return nil, nil
-	case link.want.Phase == nic.PhaseDetaching:
+	case link.Want.Phase == nic.PhaseDetaching:
 		return nil, fmt.Errorf("%w: it is being detached, but the guest has not let go of it yet (vmnet detach waits for it)", nic.ErrExist)
 	case len(diff) > 0:
 		return nil, fmt.Errorf("%w, but not as asked for: %s (detach it first, or use another --nic)", nic.ErrExist, strings.Join(diff, ", "))
@@ -67,15 +68,15 @@ func (a *attachment) existing(ctx context.Context) (*ours, error) {
 
 // otherWay is about a NIC that was, or was about to be, handed over in another way than the one asked for. What nobody holds is
 // replaced.
-func (a *attachment) otherWay(ctx context.Context, link *ours) error {
-	now, err := a.m.anew(ctx, link)
+func (a *attachment) otherWay(ctx context.Context, link *inventory.Device) error {
+	now, err := a.m.host.Reread(ctx, link)
 	switch {
 	case err != nil:
 		return err
 	case now == nil:
 		return nil
-	case len(now.holders) > 0:
-		return fmt.Errorf("%w, but not as asked for: via is %s, asked for %s (detach it first, or use another --nic)", nic.ErrExist, viaText(now.want.Via), viaText(a.spec.Via))
+	case len(now.Holders) > 0:
+		return fmt.Errorf("%w, but not as asked for: via is %s, asked for %s (detach it first, or use another --nic)", nic.ErrExist, viaText(now.Want.Via), viaText(a.spec.Via))
 	}
 	a.left = now
 	return nil
@@ -85,43 +86,43 @@ func viaText(v nic.Via) string { return cmp.Or(string(v), "the guest's own monit
 
 // repaired returns the NIC that is there as asked for, and mends what reconcile would: what is not as it should be, and
 // an alias that a crash has left.
-func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
-	if o.hasLink() {
-		fds, err := a.m.queuesOf(o, a.vm.process())
+func (a *attachment) repaired(ctx context.Context, dev *inventory.Device) (Result, error) {
+	if dev.HasLink() {
+		fds, err := a.m.host.QueuesOf(dev, a.vm.process())
 		if err != nil {
 			return Result{}, step.WithStage(nic.ErrLink, err)
 		}
-		o.holders = []nic.Holder{{PID: a.vm.process(), FDs: fds}}
+		dev.Holders = []nic.Holder{{PID: a.vm.process(), FDs: fds}}
 	}
-	v, err := a.m.view(o)
+	v, err := a.m.host.View(dev)
 	if err != nil {
 		return Result{}, step.WithStage(nic.ErrLink, err)
 	}
 	var list []step.Step
-	if o.want.Phase == nic.PhaseAttaching || o.want.Phase == nic.PhaseStarting {
+	if dev.Want.Phase == nic.PhaseAttaching || dev.Want.Phase == nic.PhaseStarting {
 		list = append(list, step.Step{
 			Name: "mark",
-			Text: fmt.Sprintf("alias of %s, which does not say yet that it is plugged", o.Name),
-			Do:   func(ctx context.Context) error { return step.WithStage(nic.ErrLink, a.m.markPlugged(ctx, *o)) },
+			Text: fmt.Sprintf("alias of %s, which does not say yet that it is plugged", dev.Name),
+			Do:   func(ctx context.Context) error { return step.WithStage(nic.ErrLink, a.m.markPlugged(ctx, *dev)) },
 		})
 	}
-	for _, f := range v.compare() {
-		if f.fix.kind == notFixed {
+	for _, f := range v.Compare() {
+		if f.Fix.Kind == inventory.NotFixed {
 			continue
 		}
-		if !a.m.mayChange(o) {
-			return Result{}, step.WithStage(nic.ErrLink, fmt.Errorf("%s: %s: want %s, found %s, and to mend that takes root (vmnet reconcile as root; or detach it, and attach it again)", o.Name, f.what, cmp.Or(f.want, "none"), cmp.Or(f.found, "none")))
+		if !a.m.mayChange(dev) {
+			return Result{}, step.WithStage(nic.ErrLink, fmt.Errorf("%s: %s: want %s, found %s, and to mend that takes root (vmnet reconcile as root; or detach it, and attach it again)", dev.Name, f.What, cmp.Or(f.Want, "none"), cmp.Or(f.Found, "none")))
 		}
 		list = append(list, a.m.mendStep(v, f))
 	}
-	keep, err := a.keep(ctx, o)
+	keep, err := a.keep(ctx, dev)
 	if err != nil {
 		return Result{}, step.WithStage(nic.ErrHandover, err)
 	}
 	list = append(list, keep...)
-	if len(list) > 0 && !a.m.mayChange(o) { // only its alias belies it
-		res := a.result(o, false)
-		res.Notices = append(res.Notices, fmt.Sprintf("a former attach of %s was cut short after the guest had it: it works, and is listed as %s (until vmnet reconcile as root; or detach it, and attach it again)", o.Name, nic.Incomplete))
+	if len(list) > 0 && !a.m.mayChange(dev) { // only its alias belies it
+		res := a.result(dev, false)
+		res.Notices = append(res.Notices, fmt.Sprintf("a former attach of %s was cut short after the guest had it: it works, and is listed as %s (until vmnet reconcile as root; or detach it, and attach it again)", dev.Name, nic.Incomplete))
 		return res, nil
 	}
 	if len(list) > 0 {
@@ -129,17 +130,17 @@ func (a *attachment) repaired(ctx context.Context, o *ours) (Result, error) {
 			return Result{}, err
 		}
 	}
-	now, err := a.m.again(ctx, *o)
+	now, err := a.m.host.Refresh(ctx, *dev)
 	return a.result(&now, len(list) > 0), err
 }
 
 // keep is what it takes for libvirt to have the NIC come back, as far as that is not so already.
-func (a *attachment) keep(ctx context.Context, o *ours) ([]step.Step, error) {
+func (a *attachment) keep(ctx context.Context, dev *inventory.Device) ([]step.Step, error) {
 	d, ok := a.vm.(*domain)
 	if !ok {
 		return nil, nil
 	}
-	declare, store, err := d.keep(ctx, a.spec, o.want, o.Name, true)
+	declare, store, err := d.keep(ctx, a.spec, dev.Want, dev.Name, true)
 	if d.store = store; len(store) > 0 {
 		a.notices = append(a.notices, d.costOfNoHook()...)
 	}
@@ -148,12 +149,12 @@ func (a *attachment) keep(ctx context.Context, o *ours) ([]step.Step, error) {
 
 // mayChange tells whether the caller has the right to change a NIC that is there: with a helper for what takes more, only
 // one by a socket.
-func (m *Manager) mayChange(o *ours) bool { return m.HelperPath == "" || !o.hasLink() }
+func (m *Manager) mayChange(dev *inventory.Device) bool { return m.HelperPath == "" || !dev.HasLink() }
 
 // differences returns where a NIC that is there is not what the Spec asks for. What
 // the Spec leaves open matches anything.
-func differences(s nic.Spec, o *ours) []string {
-	r := o.want
+func differences(s nic.Spec, dev *inventory.Device) []string {
+	r := dev.Want
 	var diff []string
 	add := func(what string, is, want any) {
 		if is != want {
@@ -168,7 +169,7 @@ func differences(s nic.Spec, o *ours) []string {
 			add("mode", r.Mode, l.Mode)
 		}
 		if l.Flag != "" {
-			add("flag", macvtap.FlagName(o.Link), l.Flag)
+			add("flag", macvtap.FlagName(dev.Link), l.Flag)
 		}
 		if l.RxFilter != "" {
 			add("rx filter", r.RxFilter, l.RxFilter)
@@ -181,10 +182,10 @@ func differences(s nic.Spec, o *ours) []string {
 			s.Switch.Differences(r, add)
 		}
 		if !s.Port.IsZero() {
-			add("port setting", orNothing(r.Port), orNothing(s.Port.String()))
+			add("port setting", inventory.OrNothing(r.Port), inventory.OrNothing(s.Port.String()))
 		}
-		if o.master != "" && (r.Switch || o.master != r.Source) {
-			diff = append(diff, fmt.Sprintf("somebody has made it a port of %s", o.master))
+		if dev.MasterName != "" && (r.Switch || dev.MasterName != r.Source) {
+			diff = append(diff, fmt.Sprintf("somebody has made it a port of %s", dev.MasterName))
 		}
 	}
 	if s.MAC != nil {

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strings"
 
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/step"
 	"vmnet/tapmgr/nic"
@@ -49,7 +50,7 @@ func (s *helperSide) steps(_ int, _ string, queues int) []step.Step {
 			}
 			ctx, cancel := context.WithTimeout(ctx, undoWait)
 			defer cancel()
-			return errors.Join(err, s.m.waitGone(ctx, &ours{Link: s.link}))
+			return errors.Join(err, s.m.host.WaitGone(ctx, &inventory.Device{Link: s.link}))
 		},
 	}}
 }
@@ -74,7 +75,7 @@ func (s *helperSide) ask(ctx context.Context) error {
 	if len(s.files) != r.Queues {
 		return fmt.Errorf("%s handed over %d queues of %d", s.m.HelperPath, len(s.files), r.Queues)
 	}
-	s.link, err = s.m.nl.Link(o.Interface)
+	s.link, err = s.m.host.NL.Link(o.Interface)
 	return err
 }
 
@@ -155,7 +156,7 @@ func (s *helperSide) end() {
 }
 
 // verify has the helper say in the alias that the NIC is plugged.
-func (s *helperSide) verify(context.Context, int, string) (*ours, error) {
+func (s *helperSide) verify(context.Context, int, string) (*inventory.Device, error) {
 	defer s.end()
 	if err := send(s.sock, progress{Plugged: true}); err != nil {
 		return nil, s.explain(err)
@@ -166,6 +167,6 @@ func (s *helperSide) verify(context.Context, int, string) (*ours, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := s.m.nl.LinkByIndex(s.link.Index)
-	return &ours{Link: l, master: s.br.Name}, err
+	l, err := s.m.host.NL.LinkByIndex(s.link.Index)
+	return &inventory.Device{Link: l, MasterName: s.br.Name}, err
 }

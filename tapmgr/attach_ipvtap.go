@@ -53,18 +53,18 @@ func names(all []ipvlanSibling) string {
 // ipvlanSiblings lists what shares the lower with the NIC: other NICs of ours, wherever they are,
 // and what else the Manager's netns shows. A lower that is an ipvlan itself shares its own lower.
 func (s *lowerSide) ipvlanSiblings(ctx context.Context) (found []ipvlanSibling, err error) {
-	all, err := s.m.whole(ctx)
+	all, err := s.m.host.AllDevices(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for _, o := range all {
-		self := o.want.VM == s.spec.VM && o.want.NIC == s.spec.NIC
-		if o.IPVlan != nil && o.Lower == s.lower.Index && !self {
-			found = append(found, ipvlanSibling{o.Link, o.want.VM + "/" + o.want.NIC})
+	for _, dev := range all {
+		self := dev.Want.VM == s.spec.VM && dev.Want.NIC == s.spec.NIC
+		if dev.IPVlan != nil && dev.Lower == s.lower.Index && !self {
+			found = append(found, ipvlanSibling{dev.Link, dev.Want.VM + "/" + dev.Want.NIC})
 		}
 	}
 	for _, kind := range []string{"ipvlan", "ipvtap"} {
-		links, err := s.m.nl.Links(kind, 0)
+		links, err := s.m.host.NL.Links(kind, 0)
 		if err != nil {
 			return nil, err
 		}

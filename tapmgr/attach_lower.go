@@ -1,7 +1,6 @@
 package tapmgr
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,7 +9,7 @@ import (
 	"syscall"
 	"time"
 
-	"vmnet/internal/kernel/netns"
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
 	"vmnet/macvtap"
@@ -42,7 +41,7 @@ func (s *lowerSide) config() macvtap.Config {
 
 func (s *lowerSide) plan(ctx context.Context, r *nic.Record) (err error) {
 	l := s.spec.Lower
-	s.lower, err = s.m.nl.Link(l.Device)
+	s.lower, err = s.m.host.NL.Link(l.Device)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("lower %s: %w (ip link shows the devices that are here)", l.Device, err)
 	}
@@ -50,7 +49,7 @@ func (s *lowerSide) plan(ctx context.Context, r *nic.Record) (err error) {
 		return fmt.Errorf("lower %s: %w", l.Device, err)
 	}
 	if l.Kind == macvtap.Macvtap && l.Mode != "passthru" {
-		if wireless, err := macvtap.IsWireless(s.m.ns, s.lower.Name); err == nil && wireless {
+		if wireless, err := macvtap.IsWireless(s.m.host.NS, s.lower.Name); err == nil && wireless {
 			return fmt.Errorf("lower %s is a Wi-Fi card: access points drop frames whose sender is not the card itself, and a guest with an address of its own would be mute (use --ipvtap %s, which shares the card's address, or --mode passthru)", s.lower.Name, s.lower.Name)
 		}
 	}
@@ -132,7 +131,7 @@ func (s *lowerSide) createStep() step.Step {
 				return err
 			}
 			err = s.m.retry(ctx, s.lower, func() (err error) {
-				s.dev, err = macvtap.Create(s.m.nl, s.config())
+				s.dev, err = macvtap.Create(s.m.host.NL, s.config())
 				return err
 			})
 			if err != nil {
@@ -199,7 +198,7 @@ func (m *Manager) retry(ctx context.Context, lower *rtnl.Link, do func() error) 
 		select {
 		case <-ctx.Done():
 			return errors.Join(err, context.Cause(ctx))
-		case <-time.After(4 * pollEvery):
+		case <-time.After(4 * inventory.PollEvery):
 		}
 	}
 }
@@ -209,14 +208,14 @@ func (m *Manager) withSiblings(ctx context.Context, err error, lower string) err
 	if err == nil {
 		return nil
 	}
-	all, listErr := m.inventory(ctx)
+	all, listErr := m.host.Devices(ctx)
 	if listErr != nil {
 		return err
 	}
 	var names string
-	for _, o := range all {
-		if o.in != nil && o.want.Source == lower && o.want.Phase != nic.PhaseAttaching {
-			names += fmt.Sprintf(" %s/%s (%s, MAC %s)", o.want.VM, o.want.NIC, o.want.Mode, o.MAC)
+	for _, dev := range all {
+		if dev.NetnsFile != nil && dev.Want.Source == lower && dev.Want.Phase != nic.PhaseAttaching {
+			names += fmt.Sprintf(" %s/%s (%s, MAC %s)", dev.Want.VM, dev.Want.NIC, dev.Want.Mode, dev.MAC)
 		}
 	}
 	if names == "" {
@@ -225,31 +224,17 @@ func (m *Manager) withSiblings(ctx context.Context, err error, lower string) err
 	return fmt.Errorf("%w; on %s there is%s", err, lower, names)
 }
 
-func (s *lowerSide) verify(ctx context.Context, pid int, alias string) (*ours, error) {
-	op, err := s.m.openedBy(pid)
-	if err != nil {
+func (s *lowerSide) verify(ctx context.Context, pid int, alias string) (*inventory.Device, error) {
+	dev, open, err := s.m.host.InNetns(pid, s.inode)
+	switch {
+	case err != nil:
 		return nil, err
+	case !open:
+		return nil, errors.New("the device is gone, QEMU did not keep it")
+	case dev == nil:
+		return nil, errors.New("the device cannot be found in the netns that QEMU holds")
+	case !dev.Up:
+		return nil, fmt.Errorf("somebody set %s down meanwhile", dev.Name)
 	}
-	for _, f := range op.spaces {
-		if inode, _ := netns.InodeOf(f); inode != s.inode {
-			continue
-		}
-		o := s.m.inSpace(f, s.inode)
-		if o == nil {
-			return nil, errors.New("the device cannot be found in the netns that QEMU holds")
-		}
-		if !o.Up {
-			return nil, fmt.Errorf("somebody set %s down meanwhile", o.Name)
-		}
-		return o, s.m.set(o, rtnl.Alias(alias))
-	}
-	return nil, errors.New("the device is gone, QEMU did not keep it")
-}
-
-// lowerName names the device that a macvtap of ours sits on now.
-func (m *Manager) lowerName(o *ours) string {
-	if l, err := m.nl.LinkByIndex(o.Lower); err == nil {
-		return l.Name
-	}
-	return cmp.Or(o.want.Source, "?")
+	return dev, s.m.set(dev, rtnl.Alias(alias))
 }

@@ -10,6 +10,7 @@ import (
 
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
@@ -45,7 +46,7 @@ func (s *socketSide) plan(_ context.Context, r *nic.Record) error {
 	s.name, _ = nic.InterfaceName(s.spec.VM, s.spec.NIC)
 	r.Type, r.Owner = nic.TypeSocket, 0 // who attaches makes it with his own rights
 	var err error
-	if r.Netns, err = s.m.ns.Inode(); err != nil {
+	if r.Netns, err = s.m.host.NS.Inode(); err != nil {
 		return err
 	}
 	return planSwitch(s.spec, r)
@@ -60,7 +61,7 @@ func planSwitch(s nic.Spec, r *nic.Record) (err error) {
 	if mtu := switchMTU(s); mtu > maxTapMTU {
 		return fmt.Errorf("MTU %d: a switch carries at most %d bytes", mtu, maxTapMTU)
 	}
-	return withSwitch(context.Background(), r.Source, func(ctx context.Context, c *control.Client) error {
+	return inventory.WithSwitch(context.Background(), r.Source, func(ctx context.Context, c *control.Client) error {
 		_, err := c.Info(ctx)
 		return err
 	})
@@ -170,7 +171,7 @@ func addPort(ctx context.Context, sw string, p control.Port, files ...*os.File) 
 		return err
 	}
 	defer holder.Close()
-	err = withSwitch(ctx, sw, func(ctx context.Context, c *control.Client) error {
+	err = inventory.WithSwitch(ctx, sw, func(ctx context.Context, c *control.Client) error {
 		return c.AddPort(ctx, p, append([]*os.File{holder}, files...)...)
 	})
 	if errors.Is(err, fs.ErrExist) {
@@ -203,13 +204,13 @@ func (s *socketSide) close() error {
 }
 
 // verify has the switch say in the label that the NIC is plugged.
-func (s *socketSide) verify(ctx context.Context, pid int, alias string) (*ours, error) {
+func (s *socketSide) verify(ctx context.Context, pid int, alias string) (*inventory.Device, error) {
 	path, err := control.Path(s.record.Source)
 	if err != nil {
 		return nil, err
 	}
 	var port *control.Port
-	err = withSwitch(context.Background(), s.record.Source, func(ctx context.Context, c *control.Client) error {
+	err = inventory.WithSwitch(context.Background(), s.record.Source, func(ctx context.Context, c *control.Client) error {
 		ports, err := c.Ports(ctx)
 		for i := range ports {
 			if ports[i].Name == s.name && ports[i].Holder == pid {
@@ -218,12 +219,12 @@ func (s *socketSide) verify(ctx context.Context, pid int, alias string) (*ours, 
 				return c.SetLabel(ctx, s.name, alias)
 			}
 		}
-		return cmp.Or(err, errNoSwitch)
+		return cmp.Or(err, inventory.ErrNoSwitch)
 	})
 	if err != nil {
 		return nil, err
 	}
-	o := socketNIC(s.record, ownerOf(pid))
-	o.holders, o.seat, o.Alias = []nic.Holder{{PID: pid, FDs: []int{}}}, seat{path: path, port: port}, alias
-	return &o, nil
+	dev := inventory.SocketNIC(s.record, inventory.OwnerOf(pid))
+	dev.Holders, dev.SwitchPort, dev.Alias = []nic.Holder{{PID: pid, FDs: []int{}}}, inventory.SwitchPort{Path: path, Port: port}, alias
+	return &dev, nil
 }

@@ -31,8 +31,8 @@ func (a *attachment) releaseStep() step.Step {
 
 // replaceStep takes away a NIC that leads nowhere: QEMU's end of its socket cannot be given another peer.
 func (a *attachment) replaceStep() step.Step {
-	why := fmt.Sprintf("switch %s has lost %s", a.dead.want.Source, a.dead.Name)
-	if a.dead.gone {
+	why := fmt.Sprintf("switch %s has lost %s", a.dead.Want.Source, a.dead.Name)
+	if a.dead.Deleted {
 		why = fmt.Sprintf("%s was deleted under the guest", a.dead.Name)
 	}
 	return step.Step{
@@ -64,7 +64,7 @@ func (a *attachment) verifyStep() step.Step {
 			if err := a.vm.alive(); err != nil { // all steps have named it by its number
 				return step.WithStage(nic.ErrHandover, err)
 			}
-			made.want = r
+			made.Want = r
 			a.made = made
 			return nil
 		},

@@ -10,6 +10,7 @@ import (
 
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
 	"vmnet/tapmgr/nic"
@@ -24,7 +25,7 @@ type switchTap struct {
 }
 
 func (s *switchTap) plan(ctx context.Context, r *nic.Record) (err error) {
-	if err := vswitch.MayOpenPacket(s.m.ns); err != nil {
+	if err := vswitch.MayOpenPacket(s.m.host.NS); err != nil {
 		return fmt.Errorf("a tap for a switch: %w (--via socket takes no right)", err)
 	}
 	s.name, s.altName = s.spec.InterfaceName()
@@ -46,7 +47,7 @@ func (s *switchTap) steps(pid int, alias string, queues int) []step.Step {
 	return append(list, step.Step{
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
-		Do:   func(context.Context) error { return s.m.nl.Set(s.link.Index, rtnl.Up(true)) },
+		Do:   func(context.Context) error { return s.m.host.NL.Set(s.link.Index, rtnl.Up(true)) },
 	}, addPortStep(s.source, s.name, &port, func(ctx context.Context) ([]*os.File, error) { return s.m.packetFiles(ctx, s.name) }))
 }
 
@@ -63,7 +64,7 @@ const claimWait = time.Second
 func (m *Manager) packetFiles(ctx context.Context, device string) ([]*os.File, error) {
 	deadline := time.Now().Add(claimWait)
 	for {
-		files, err := vswitch.PacketFiles(m.ns, device)
+		files, err := vswitch.PacketFiles(m.host.NS, device)
 		switch {
 		case err == nil:
 			return files, nil
@@ -73,42 +74,42 @@ func (m *Manager) packetFiles(ctx context.Context, device string) ([]*os.File, e
 		select {
 		case <-ctx.Done():
 			return nil, errors.Join(err, context.Cause(ctx))
-		case <-time.After(pollEvery):
+		case <-time.After(inventory.PollEvery):
 		}
 	}
 }
 
-func (s *switchTap) verify(ctx context.Context, _ int, alias string) (*ours, error) {
-	l, err := s.m.nl.LinkByIndex(s.link.Index)
+func (s *switchTap) verify(ctx context.Context, _ int, alias string) (*inventory.Device, error) {
+	l, err := s.m.host.NL.LinkByIndex(s.link.Index)
 	if err != nil {
 		return nil, fmt.Errorf("the tap is gone, QEMU did not keep it: %w", err)
 	}
 	if l.Master != 0 || !l.Up {
 		return nil, fmt.Errorf("somebody changed %s meanwhile: up is %v, on a bridge: %v", l.Name, l.Up, l.Master != 0)
 	}
-	o := &ours{Link: l, want: s.record}
-	o.seat = seatOf(o, s.m.askNamed(ctx, s.source))
+	dev := &inventory.Device{Link: l, Want: s.record}
+	dev.SwitchPort = s.m.host.ReadSwitchPort(ctx, dev)
 	switch {
-	case o.seat.err != nil:
-		return nil, o.seat.err
-	case o.seat.port == nil:
-		return nil, errNoSwitch
+	case dev.SwitchPort.Err != nil:
+		return nil, dev.SwitchPort.Err
+	case dev.SwitchPort.Port == nil:
+		return nil, inventory.ErrNoSwitch
 	}
-	return o, s.finish(l, alias)
+	return dev, s.finish(l, alias)
 }
 
 // rejoin makes a tap a port of its switch again, which lives as long as the guest that holds the tap.
-func (m *Manager) rejoin(ctx context.Context, o *ours, pid int) error {
-	files, err := m.packetFiles(ctx, o.Name)
+func (m *Manager) rejoin(ctx context.Context, dev *inventory.Device, pid int) error {
+	files, err := m.packetFiles(ctx, dev.Name)
 	if err != nil {
 		return err
 	}
 	defer closeAll(files)
-	r := o.want
+	r := dev.Want
 	r.Phase = nic.PhasePlugged
 	label, err := r.Encode()
 	if err != nil {
 		return err
 	}
-	return addPort(ctx, r.Source, portOf(r, o.Name, label, pid), files...)
+	return addPort(ctx, r.Source, portOf(r, dev.Name, label, pid), files...)
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/stablemac"
@@ -33,7 +34,7 @@ type tapSide struct {
 }
 
 func (s *tapSide) plan(_ context.Context, r *nic.Record) (err error) {
-	if s.br, err = bridge.Get(s.m.nl, s.spec.Bridge); err != nil {
+	if s.br, err = bridge.Get(s.m.host.NL, s.spec.Bridge); err != nil {
 		return err
 	}
 	s.name, s.altName = s.spec.InterfaceName()
@@ -84,7 +85,7 @@ func (s *tapSide) portSteps(alias string) []step.Step {
 	return append(s.linkSteps(alias), step.Step{
 		Name: "port",
 		Text: fmt.Sprintf("RTM_SETLINK %s: master %s%s, up", s.name, s.br.Name, portText(s.spec.Port)),
-		Do:   func(context.Context) error { return bridge.AddPortWith(s.m.nl, s.br, s.link, s.spec.Port) },
+		Do:   func(context.Context) error { return bridge.AddPortWith(s.m.host.NL, s.br, s.link, s.spec.Port) },
 	})
 }
 
@@ -95,7 +96,7 @@ func (s *tapSide) linkSteps(alias string) []step.Step {
 		list = append(list, step.Step{
 			Name: "altname",
 			Text: fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", s.name, s.altName),
-			Do:   func(context.Context) error { return s.m.nl.AddAltName(s.link.Index, s.altName) },
+			Do:   func(context.Context) error { return s.m.host.NL.AddAltName(s.link.Index, s.altName) },
 		})
 	}
 	return list
@@ -117,9 +118,9 @@ const undoWait = time.Second
 // rtnl.RandomIndex.
 func (s *tapSide) create() (*tun.Tap, error) {
 	if s.byName {
-		return tun.CreateAt(s.m.ns, s.name, s.multi, rtnl.RandomIndex())
+		return tun.CreateAt(s.m.host.NS, s.name, s.multi, rtnl.RandomIndex())
 	}
-	return tun.Create(s.m.ns, s.name, s.multi)
+	return tun.Create(s.m.host.NS, s.name, s.multi)
 }
 
 func (s *tapSide) tapStep() step.Step {
@@ -134,7 +135,7 @@ func (s *tapSide) tapStep() step.Step {
 			if s.tap, err = s.create(); err != nil {
 				return s.explainTaken(err)
 			}
-			s.link, err = s.m.nl.Link(s.name)
+			s.link, err = s.m.host.NL.Link(s.name)
 			return err
 		},
 		// Closing our queues removes the tap, once QEMU has given back its own.
@@ -148,14 +149,14 @@ func (s *tapSide) tapStep() step.Step {
 			}
 			ctx, cancel := context.WithTimeout(ctx, undoWait)
 			defer cancel()
-			return errors.Join(err, s.m.waitGone(ctx, &ours{Link: s.link}))
+			return errors.Join(err, s.m.host.WaitGone(ctx, &inventory.Device{Link: s.link}))
 		},
 	}
 }
 
 // explainTaken tells who has the name.
 func (s *tapSide) explainTaken(err error) error {
-	l, readErr := s.m.nl.Link(s.name)
+	l, readErr := s.m.host.NL.Link(s.name)
 	if readErr != nil {
 		return err
 	}
@@ -182,20 +183,20 @@ func (s *tapSide) settingsStep(alias string) step.Step {
 		Name: "settings",
 		Text: fmt.Sprintf("RTM_SETLINK %s: address %s, mtu %d, inet6 addr_gen_mode none, alias %q", s.name, mac, s.mtu, alias),
 		Do: func(context.Context) error {
-			return s.m.nl.SetQuiet(s.link.Index, rtnl.Alias(alias), rtnl.MAC(mac), rtnl.MTU(s.mtu))
+			return s.m.host.NL.SetQuiet(s.link.Index, rtnl.Alias(alias), rtnl.MAC(mac), rtnl.MTU(s.mtu))
 		},
 	}
 }
 
-func (s *tapSide) verify(_ context.Context, _ int, alias string) (*ours, error) {
-	l, err := s.m.nl.LinkByIndex(s.link.Index)
+func (s *tapSide) verify(_ context.Context, _ int, alias string) (*inventory.Device, error) {
+	l, err := s.m.host.NL.LinkByIndex(s.link.Index)
 	if err != nil {
 		return nil, fmt.Errorf("the tap is gone, QEMU did not keep it: %w", err)
 	}
 	if l.Master != s.br.Index || !l.Up {
 		return nil, fmt.Errorf("somebody changed %s meanwhile: up is %v, its bridge was changed: %v", l.Name, l.Up, l.Master != s.br.Index)
 	}
-	return &ours{Link: l, master: s.br.Name}, s.finish(l, alias)
+	return &inventory.Device{Link: l, MasterName: s.br.Name}, s.finish(l, alias)
 }
 
 // finish sets the final alias.
@@ -204,5 +205,5 @@ func (s *tapSide) finish(l *rtnl.Link, alias string) error {
 	if want := stablemac.HostMAC(s.spec.MAC); l.MAC.String() != want.String() {
 		attrs = append(attrs, rtnl.MAC(want)) // udev's MACAddressPolicy was quicker
 	}
-	return s.m.nl.Set(l.Index, attrs...)
+	return s.m.host.NL.Set(l.Index, attrs...)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 
+	"vmnet/internal/inventory"
 	"vmnet/internal/step"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
@@ -44,7 +45,7 @@ func (m *Manager) Detach(ctx context.Context, spec DetachSpec) (DetachResult, er
 }
 
 func (m *Manager) detach(ctx context.Context, spec DetachSpec) (DetachResult, error) {
-	link, err := m.find(ctx, spec.Target, spec.NIC)
+	link, err := m.host.Find(ctx, spec.Target, spec.NIC)
 	if err != nil {
 		return DetachResult{}, err
 	}
@@ -73,7 +74,7 @@ func (m *Manager) detach(ctx context.Context, spec DetachSpec) (DetachResult, er
 // cutFirst cuts a NIC off before its guest is asked for anything, where that is wanted: it
 // needs no monitor. Not where the guest is named by its monitor alone, which may be another's.
 func (d *detachment) cutFirst(ctx context.Context) error {
-	if !d.spec.Force || !d.mayChange() || d.link.vmm() == 0 || d.spec.QMP != "" || d.link.isSocket() && d.link.seat.err != nil {
+	if !d.spec.Force || !d.mayChange() || d.link.VMMPID() == 0 || d.spec.QMP != "" || d.link.IsSocket() && d.link.SwitchPort.Err != nil {
 		return nil
 	}
 	if err := d.isOurs(d.spec.PID); err != nil {
@@ -85,7 +86,7 @@ func (d *detachment) cutFirst(ctx context.Context) error {
 
 // isOurs tells by an error that the link is held by another process than the guest's; 0 is any.
 func (d *detachment) isOurs(pid int) error {
-	if held := d.link.vmm(); pid != 0 && held != 0 && held != pid {
+	if held := d.link.VMMPID(); pid != 0 && held != 0 && held != pid {
 		return fmt.Errorf("%w: interface %s belongs to process %d, not to %d (two guests of one name?)", nic.ErrInUse, d.link.Name, held, pid)
 	}
 	return nil
@@ -93,7 +94,7 @@ func (d *detachment) isOurs(pid int) error {
 
 // run detaches, now that the guest is locked.
 func (d *detachment) run(ctx context.Context) (res DetachResult, err error) {
-	if d.link, err = d.m.find(ctx, nic.Target{VM: d.spec.VM, PID: d.vm.process()}, d.spec.NIC); err != nil { // again: it may have changed
+	if d.link, err = d.m.host.Find(ctx, nic.Target{VM: d.spec.VM, PID: d.vm.process()}, d.spec.NIC); err != nil { // again: it may have changed
 		return res, err
 	}
 	if d.link != nil {
@@ -125,7 +126,7 @@ func (d *detachment) run(ctx context.Context) (res DetachResult, err error) {
 // label of a QEMU of libvirt's user counts since libvirt has vouched for the process.
 func (d *detachment) byMonitor(ctx context.Context) error {
 	dom, ok := d.vm.(*domain)
-	if !ok || d.link == nil || d.link.want.Via != nic.ViaMonitor {
+	if !ok || d.link == nil || d.link.Want.Via != nic.ViaMonitor {
 		return nil
 	}
 	vm, err := dom.monitor(ctx)
@@ -166,16 +167,16 @@ func (d *detachment) wentWithGuest(ctx context.Context) bool {
 	if _, err := qemu.ByPID(d.vm.process()); !errors.Is(err, qemu.ErrNotFound) && d.vm.alive() == nil {
 		return false
 	}
-	return d.link == nil || d.m.waitGone(ctx, d.link) == nil
+	return d.link == nil || d.m.host.WaitGone(ctx, d.link) == nil
 }
 
 // mayOpen refuses the monitor of a holder of the link that is run by another user than root and the caller,
 // unless the guest is named by more than its name, as qemu.Find does: anybody may choose that.
-func mayOpen(t nic.Target, link *ours) error {
+func mayOpen(t nic.Target, link *inventory.Device) error {
 	if link == nil || t.PID != 0 || t.QMP != "" {
 		return nil
 	}
-	proc, err := qemu.ByPID(link.vmm())
+	proc, err := qemu.ByPID(link.VMMPID())
 	if err != nil || proc.UID == 0 || proc.UID == os.Geteuid() || proc.Libvirt { // no holder is seen: qemu.Find decides; libvirt knows its own
 		return nil
 	}
@@ -184,22 +185,22 @@ func mayOpen(t nic.Target, link *ours) error {
 
 // openHolder opens the guest that holds the link, which is surer than one of
 // that name; without a link, or where no holder is seen, the one that is named.
-func (m *Manager) openHolder(ctx context.Context, t nic.Target, link *ours) (vmm, error) {
+func (m *Manager) openHolder(ctx context.Context, t nic.Target, link *inventory.Device) (vmm, error) {
 	if link != nil && t.PID == 0 && t.QMP == "" {
-		if link.unheld() {
+		if link.IsOrphaned() {
 			return nil, fmt.Errorf("%w: nobody holds %s", qemu.ErrNotFound, link.Name)
 		}
-		t.PID = link.vmm()
+		t.PID = link.VMMPID()
 	}
 	via := nic.Via("")
 	if link != nil {
-		via = link.want.Via
+		via = link.Want.Via
 	}
 	return m.open(ctx, t, via)
 }
 
 // detachDead detaches from a guest that is not there (any more): at most its link is.
-func (m *Manager) detachDead(ctx context.Context, spec DetachSpec, link *ours) (DetachResult, error) {
+func (m *Manager) detachDead(ctx context.Context, spec DetachSpec, link *inventory.Device) (DetachResult, error) {
 	if link == nil {
 		return DetachResult{Notices: []string{fmt.Sprintf("nothing to do: no guest %q runs, and no link is its %s", spec.VM, spec.NIC)}}, nil
 	}
@@ -208,7 +209,7 @@ func (m *Manager) detachDead(ctx context.Context, spec DetachSpec, link *ours) (
 }
 
 // detachStored detaches from a guest of libvirt's that is off.
-func (m *Manager) detachStored(ctx context.Context, spec DetachSpec, link *ours) (DetachResult, error) {
+func (m *Manager) detachStored(ctx context.Context, spec DetachSpec, link *inventory.Device) (DetachResult, error) {
 	d, err := m.openStored(ctx, spec.VM)
 	if err != nil {
 		return DetachResult{}, err
@@ -227,26 +228,26 @@ func (m *Manager) detachStored(ctx context.Context, spec DetachSpec, link *ours)
 }
 
 // deleteStep deletes a link that nobody holds.
-func (m *Manager) deleteStep(o *ours) step.Step {
+func (m *Manager) deleteStep(dev *inventory.Device) step.Step {
 	return step.Step{
 		Name: "delete",
-		Text: deleteText(o),
+		Text: deleteText(dev),
 		Do: func(ctx context.Context) error {
-			now, err := m.anew(ctx, o)
+			now, err := m.host.Reread(ctx, dev)
 			if err != nil || now == nil {
 				return err
 			}
-			if !now.unheld() || o.in != nil { // QEMU would spin on a tap that is deleted under it
-				return fmt.Errorf("%w: interface %s", nic.ErrInUse, o.Name)
+			if !now.IsOrphaned() || dev.NetnsFile != nil { // QEMU would spin on a tap that is deleted under it
+				return fmt.Errorf("%w: interface %s", nic.ErrInUse, dev.Name)
 			}
 			return m.delete(now)
 		},
 	}
 }
 
-func deleteText(o *ours) string {
-	if o.isSocket() {
-		return o.seatText() + ", which nobody holds"
+func deleteText(dev *inventory.Device) string {
+	if dev.IsSocket() {
+		return dev.SwitchPortText() + ", which nobody holds"
 	}
-	return fmt.Sprintf("RTM_DELLINK %s, which nobody holds", o.Name)
+	return fmt.Sprintf("RTM_DELLINK %s, which nobody holds", dev.Name)
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
 	"vmnet/qmp"
@@ -18,9 +19,9 @@ type detachment struct {
 	m       *Manager
 	vm      vmm
 	spec    DetachSpec
-	link    *ours // nil where the tap is gone, or in another netns
-	asked   bool  // the guest may let go of it at any time
-	cut     bool  // it is cut off on our side already
+	link    *inventory.Device // nil where the tap is gone, or in another netns
+	asked   bool              // the guest may let go of it at any time
+	cut     bool              // it is cut off on our side already
 	notices []string
 }
 
@@ -34,14 +35,14 @@ func (d *detachment) steps(device bool) []step.Step {
 		return d.forceSteps()
 	}
 	list := []step.Step{d.unplugStep()}
-	if d.link != nil && !d.link.isSocket() {
+	if d.link != nil && !d.link.IsSocket() {
 		list = append(list, d.goneStep())
 	}
 	if d.unknownSeat() {
 		d.tellSeat()
 		return list
 	}
-	if d.link != nil && d.link.want.Switch {
+	if d.link != nil && d.link.Want.Switch {
 		list = append(list, d.leaveStep())
 	}
 	if d.mayChange() {
@@ -53,16 +54,18 @@ func (d *detachment) steps(device bool) []step.Step {
 // unknownSeat tells that none of the switches that were asked is known to be the NIC's: its guest is another user's, and the
 // switch has ended or is that user's own.
 func (d *detachment) unknownSeat() bool {
-	return d.link != nil && d.link.isSocket() && errors.Is(d.link.seat.err, errNotAsked)
+	return d.link != nil && d.link.IsSocket() && errors.Is(d.link.SwitchPort.Err, inventory.ErrNotAsked)
 }
 
 func (d *detachment) tellSeat() {
-	d.notices = append(d.notices, fmt.Sprintf("its port stays in switch %s until the guest ends: %v", d.link.want.Source, d.link.seat.err))
+	d.notices = append(d.notices, fmt.Sprintf("its port stays in switch %s until the guest ends: %v", d.link.Want.Source, d.link.SwitchPort.Err))
 }
 
 // mayChange tells whether there is a link that the caller has the right to change. Without, the
 // guest and QEMU still let go of it, and so it goes.
-func (d *detachment) mayChange() bool { return d.link != nil && !d.link.gone && d.m.mayChange(d.link) }
+func (d *detachment) mayChange() bool {
+	return d.link != nil && !d.link.Deleted && d.m.mayChange(d.link)
+}
 
 // blindStep removes a netdev whose tap was deleted under it: nothing shows that one.
 func (d *detachment) blindStep() step.Step {
@@ -91,7 +94,7 @@ func (d *detachment) releaseStep() step.Step {
 // markStep says in the alias what is under way. When the guest refuses, it is taken back.
 func (d *detachment) markStep() step.Step {
 	former := d.link.Alias
-	r := d.link.want
+	r := d.link.Want
 	r.Phase = nic.PhaseDetaching
 	alias, err := r.Encode()
 	return step.Step{
@@ -134,7 +137,7 @@ func (d *detachment) unplugStep() step.Step {
 
 // goneStep ends with the device gone: with what held it, or where that does not take it along, by us.
 func (d *detachment) goneStep() step.Step {
-	if l := d.link; l.staysBehind() {
+	if l := d.link; l.StaysBehind() {
 		return step.Step{
 			Name: "delete",
 			Text: fmt.Sprintf("wait until nobody holds %s; RTM_DELLINK", l.Name),
@@ -144,7 +147,7 @@ func (d *detachment) goneStep() step.Step {
 	return step.Step{
 		Name: "gone",
 		Text: fmt.Sprintf("wait until %s is gone", d.link.Name),
-		Do:   func(ctx context.Context) error { return d.m.waitGone(ctx, d.link) },
+		Do:   func(ctx context.Context) error { return d.m.host.WaitGone(ctx, d.link) },
 	}
 }
 
@@ -152,7 +155,7 @@ func (d *detachment) goneStep() step.Step {
 func (d *detachment) leaveStep() step.Step {
 	return step.Step{
 		Name: "leave",
-		Text: d.link.seatText(),
+		Text: d.link.SwitchPortText(),
 		Do:   func(ctx context.Context) error { return step.WithStage(nic.ErrLink, d.m.leave(ctx, d.link)) },
 	}
 }
@@ -164,7 +167,7 @@ const forceWait = 500 * time.Millisecond
 // cutStep ends all traffic on our side, whatever QEMU and the guest do.
 func (d *detachment) cutStep() step.Step {
 	l := d.link
-	if l.isSocket() {
+	if l.IsSocket() {
 		return d.cutSocketStep()
 	}
 	return step.Step{
@@ -173,7 +176,7 @@ func (d *detachment) cutStep() step.Step {
 		Do: func(context.Context) error {
 			err := d.m.set(l, rtnl.Up(false))
 			if l.Port != nil {
-				err = errors.Join(err, bridge.RemovePort(d.m.nl, l.Link))
+				err = errors.Join(err, bridge.RemovePort(d.m.host.NL, l.Link))
 			}
 			d.asked = true // the mark stays: this is no working NIC any more
 			return err
@@ -198,7 +201,7 @@ func (d *detachment) forceSteps() []step.Step {
 	var list []step.Step
 	switch {
 	case d.cut: // already
-	case d.link != nil && d.link.isSocket() && d.link.seat.err != nil: // QEMU's end is cut off all the same
+	case d.link != nil && d.link.IsSocket() && d.link.SwitchPort.Err != nil: // QEMU's end is cut off all the same
 		d.tellSeat()
 	case d.mayChange():
 		list = append(list, d.markStep(), d.cutStep())
@@ -223,7 +226,7 @@ func (d *detachment) tellLeft(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, forceWait)
 	defer cancel()
 	if d.link != nil {
-		if err := d.m.waitGone(ctx, d.link); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		if err := d.m.host.WaitGone(ctx, d.link); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 			return err
 		} else if err != nil {
 			d.notices = append(d.notices, fmt.Sprintf("%s stays, down and on no bridge, until the guest lets go of the device", d.link.Name))

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"vmnet/internal/inventory"
 	"vmnet/internal/step"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/libvirt"
@@ -167,7 +168,7 @@ func QEMUsOf(def *domainxml.Definition) ([]qemu.Process, error) {
 // takeLock waits until no other vmnet works on the guest. Libvirt has no lock for others, so it is
 // flock(2) on the folder that libvirt keeps for the running domain alone, which others may not open.
 func (d *domain) takeLock(ctx context.Context) error {
-	f, err := openLock(d.guest.Process)
+	f, err := inventory.OpenLock(d.guest.Process)
 	if err != nil {
 		return fmt.Errorf("lock guest %s: %w", d.dom.Name, err)
 	}
@@ -184,28 +185,15 @@ func (d *domain) takeLock(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("lock guest %s: another vmnet works on it: %w", d.dom.Name, context.Cause(ctx))
-		case <-time.After(pollEvery):
+		case <-time.After(inventory.PollEvery):
 		}
 	}
 }
 
-// openLock opens the folder, in whatever mount namespace it is.
-func openLock(p qemu.Process) (*os.File, error) {
-	if p.Dir == "" {
-		return nil, fmt.Errorf("the command line of process %d does not tell where libvirt keeps its files", p.PID)
-	}
-	path := fmt.Sprintf("/proc/%d/root%s", p.PID, p.Dir)
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
-	if err != nil {
-		return nil, fmt.Errorf("%w (guests of the machine's libvirt need root)", err)
-	}
-	return f, nil
-}
-
 // openRead opens the guest of a link to look at it: no lock of libvirt's guests is taken, and nothing can be changed.
-func (m *Manager) openRead(ctx context.Context, o ours) (vmm, error) {
-	t := nic.Target{VM: o.want.VM, PID: o.vmm()}
-	switch o.want.Via {
+func (m *Manager) openRead(ctx context.Context, dev inventory.Device) (vmm, error) {
+	t := nic.Target{VM: dev.Want.VM, PID: dev.VMMPID()}
+	switch dev.Want.Via {
 	case nic.ViaMonitor:
 		return nil, fmt.Errorf("libvirt lets nobody who only looks use the monitor")
 	case nic.ViaLibvirt:

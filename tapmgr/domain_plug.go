@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"vmnet/internal/inventory"
 	"vmnet/internal/step"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
@@ -64,11 +65,11 @@ func (d *domain) plugSteps(h *half) []step.Step {
 		Name: "lifetime",
 		Text: fmt.Sprintf("TUNSETPERSIST 0 on a copy of QEMU's own fd of %s", h.side.interfaceName()),
 		Do: func(context.Context) error {
-			link, err := d.m.nl.Link(h.side.interfaceName())
+			link, err := d.m.host.NL.Link(h.side.interfaceName())
 			if err != nil {
 				return err
 			}
-			return d.m.lendLife(&ours{Link: link, want: h.record}, d.guest.PID)
+			return d.m.lendLife(&inventory.Device{Link: link, Want: h.record}, d.guest.PID)
 		},
 	}}
 	if h.spec.Lower != nil { // it stays until it is detached, or reconciled
@@ -198,9 +199,9 @@ func (d *domain) request(ctx context.Context, nicID string) error {
 func (d *domain) cutOff(context.Context, string) error { return nil }
 
 // giveBack has nothing to do: what libvirt could not plug, it has closed.
-func (d *domain) giveBack(context.Context, *ours) error { return nil }
+func (d *domain) giveBack(context.Context, *inventory.Device) error { return nil }
 
-func (d *domain) elsewhere(context.Context, *ours) error { return nil }
+func (d *domain) elsewhere(context.Context, *inventory.Device) error { return nil }
 
-// rxFilter is known to QEMU alone, and to ask it would taint the domain.
+// RxFilter is known to QEMU alone, and to ask it would taint the domain.
 func (d *domain) rxFilter(context.Context, string) (*qmp.RxFilter, error) { return nil, nil }

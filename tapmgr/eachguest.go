@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"vmnet/internal/inventory"
 	"vmnet/tapmgr/nic"
 )
 
@@ -28,10 +29,10 @@ const (
 // found in an order that does not depend on who answers first: that of the links, guests
 // of other users' word last. The context reading is ctx with the time that the guest has to
 // answer what it is asked.
-func eachGuest[R any](ctx context.Context, held []ours, look func(ctx, reading context.Context, nics []ours) R) []R {
-	var own, others [][]ours
+func eachGuest[R any](ctx context.Context, held []inventory.Device, look func(ctx, reading context.Context, nics []inventory.Device) R) []R {
+	var own, others [][]inventory.Device
 	for _, nics := range byVMM(held) {
-		if slices.ContainsFunc(nics, func(o ours) bool { return !o.isOthers() }) {
+		if slices.ContainsFunc(nics, func(dev inventory.Device) bool { return !dev.IsUntrusted() }) {
 			own = append(own, nics)
 		} else {
 			others = append(others, nics)
@@ -44,7 +45,7 @@ func eachGuest[R any](ctx context.Context, held []ours, look func(ctx, reading c
 }
 
 // atOnce looks at groups of NICs, no longer than within.
-func atOnce[R any](ctx context.Context, within time.Duration, taken string, groups [][]ours, look func(ctx, reading context.Context, nics []ours) R) []R {
+func atOnce[R any](ctx context.Context, within time.Duration, taken string, groups [][]inventory.Device, look func(ctx, reading context.Context, nics []inventory.Device) R) []R {
 	asking, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("%s %v", taken, within))
 	defer cancel()
 	start := time.Now()
@@ -67,22 +68,22 @@ func atOnce[R any](ctx context.Context, within time.Duration, taken string, grou
 
 // byVMM groups links by the QEMU that holds them and the way in which it got them, each group in the order of
 // links.
-func byVMM(links []ours) [][]ours {
+func byVMM(links []inventory.Device) [][]inventory.Device {
 	type way struct {
 		pid int
 		via nic.Via
 	}
-	var groups [][]ours
+	var groups [][]inventory.Device
 	at := map[way]int{}
-	for _, o := range links {
-		w := way{o.vmm(), o.want.Via}
+	for _, dev := range links {
+		w := way{dev.VMMPID(), dev.Want.Via}
 		i, known := at[w]
 		if !known {
 			i = len(groups)
 			at[w] = i
 			groups = append(groups, nil)
 		}
-		groups[i] = append(groups[i], o)
+		groups[i] = append(groups[i], dev)
 	}
 	return groups
 }

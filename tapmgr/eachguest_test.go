@@ -8,26 +8,27 @@ import (
 	"testing"
 	"time"
 
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
 )
 
 // guestsHeld are links that as many processes hold, one each.
-func guestsHeld(count int) (held []ours) {
+func guestsHeld(count int) (held []inventory.Device) {
 	for i := range count {
-		held = append(held, ours{Link: &rtnl.Link{Index: i}})
+		held = append(held, inventory.Device{Link: &rtnl.Link{Index: i}})
 	}
 	return held
 }
 
 // TestManySilentGuests: 500 guests that do not answer cost seconds, and those among them that do are asked.
 func TestManySilentGuests(t *testing.T) {
-	var groups [][]ours
-	for _, o := range guestsHeld(500) {
-		groups = append(groups, []ours{o})
+	var groups [][]inventory.Device
+	for _, dev := range guestsHeld(500) {
+		groups = append(groups, []inventory.Device{dev})
 	}
 	answers := func(i int) bool { return i%50 == 49 }
 	var now, most atomic.Int64
-	look := func(_, reading context.Context, nics []ours) string {
+	look := func(_, reading context.Context, nics []inventory.Device) string {
 		defer now.Add(-1)
 		for n := now.Add(1); ; {
 			old := most.Load()
@@ -79,7 +80,7 @@ func TestGuestsAreAskedNoLongerThan(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		stop := time.AfterFunc(tc.interrupt, func() { cancel(interrupted) })
 		start := time.Now()
-		found := atOnce(ctx, tc.within, "guests have taken", slices.Collect(slices.Chunk(guestsHeld(100), 1)), func(_, reading context.Context, _ []ours) error {
+		found := atOnce(ctx, tc.within, "guests have taken", slices.Collect(slices.Chunk(guestsHeld(100), 1)), func(_, reading context.Context, _ []inventory.Device) error {
 			<-reading.Done()
 			return errors.Join(reading.Err(), context.Cause(reading))
 		})

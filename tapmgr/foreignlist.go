@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/internal/inventory"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
@@ -19,7 +20,7 @@ const libvirtWait = time.Second
 // foreignNIC is a NIC that libvirt has made itself, and its link.
 type foreignNIC struct {
 	nic.NIC
-	ForeignLink
+	inventory.ForeignLink
 }
 
 // foreignNICs lists what libvirt has made itself for its guests, or for one where vm is not empty. Where libvirt does not
@@ -32,7 +33,7 @@ func (m *Manager) foreignNICs(ctx context.Context, vm string) ([]foreignNIC, err
 	var found []foreignNIC
 	asked := libvirtReader{m: m}
 	defer asked.close()
-	left := map[int]*allowance{} // by user: anybody may call processes QEMUs of libvirt's
+	left := map[int]*inventory.Allowance{} // by user: anybody may call processes QEMUs of libvirt's
 	for _, p := range procs {
 		if !p.Libvirt || vm != "" && p.Name != vm {
 			continue
@@ -41,9 +42,9 @@ func (m *Manager) foreignNICs(ctx context.Context, vm string) ([]foreignNIC, err
 			return nil, context.Cause(ctx)
 		}
 		if left[p.UID] == nil {
-			left[p.UID] = &allowance{files: maxUserFiles, closer: maxCloser}
+			left[p.UID] = &inventory.Allowance{Files: inventory.MaxUserFiles, Closer: inventory.MaxCloser}
 		}
-		links, err := m.foreign(p.PID, left[p.UID])
+		links, err := m.host.ForeignWithin(p.PID, left[p.UID])
 		if err != nil || len(links) == 0 {
 			continue // it has ended meanwhile, or may not be looked into
 		}
@@ -52,7 +53,7 @@ func (m *Manager) foreignNICs(ctx context.Context, vm string) ([]foreignNIC, err
 	return found, nil
 }
 
-func describeForeign(p qemu.Process, links []ForeignLink, interfaces []domainxml.Interface) (found []foreignNIC) {
+func describeForeign(p qemu.Process, links []inventory.ForeignLink, interfaces []domainxml.Interface) (found []foreignNIC) {
 	for _, l := range links {
 		n := nic.NIC{
 			VM: p.Name, Interface: l.Interface, Type: l.Type, Source: l.Source, Port: l.Port.String(), Queues: len(l.Queues),
@@ -113,17 +114,17 @@ func (m *Manager) foreignDetails(ctx context.Context, vm string) ([]Detail, erro
 	details := []Detail{}
 	for _, f := range all {
 		d := Detail{
-			NIC: f.NIC, Index: f.link.Index, AltNames: f.link.AltNames, HostMAC: f.link.MAC.String(), HostMTU: f.link.MTU,
-			Holders: []nic.Holder{{PID: f.PID, FDs: f.ForeignLink.Queues}}, VhostFDs: []int{}, Learned: []bridge.Learned{}, Counters: f.link.Stats,
+			NIC: f.NIC, Index: f.Link.Index, AltNames: f.Link.AltNames, HostMAC: f.Link.MAC.String(), HostMTU: f.Link.MTU,
+			Holders: []nic.Holder{{PID: f.PID, FDs: f.ForeignLink.Queues}}, VhostFDs: []int{}, Learned: []bridge.Learned{}, Counters: f.Link.Stats,
 		}
 		if f.NIC.Type != nic.TypeTap {
-			d.Lower, d.RxFilter = f.NIC.Source, rxFilter(&ours{Link: f.link})
+			d.Lower, d.RxFilter = f.NIC.Source, inventory.RxFilter(&inventory.Device{Link: f.Link})
 		} else {
 			d.Bridge = f.NIC.Source
 		}
-		if f.link.Port != nil {
-			if learned, err := bridge.LearnedBy(m.nl, f.link.Master, f.link.Index); err == nil {
-				d.Learned = append(d.Learned, learned[f.link.Index]...)
+		if f.Link.Port != nil {
+			if learned, err := bridge.LearnedBy(m.host.NL, f.Link.Master, f.Link.Index); err == nil {
+				d.Learned = append(d.Learned, learned[f.Link.Index]...)
 			}
 		}
 		details = append(details, d)

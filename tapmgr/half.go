@@ -11,6 +11,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
+	"vmnet/internal/inventory"
 	"vmnet/internal/stablemac"
 	"vmnet/internal/step"
 	"vmnet/qmp"
@@ -207,37 +208,37 @@ func (h *half) close() error {
 }
 
 // result describes the NIC that is there now. After a dry run there is none.
-func (h *half) result(o *ours, changed bool) Result {
+func (h *half) result(dev *inventory.Device, changed bool) Result {
 	res := Result{Changed: changed, Notices: h.notices}
-	if o == nil {
+	if dev == nil {
 		return res
 	}
-	res.NIC = h.m.describe(*o)
-	h.tellFindings(&res, o)
+	res.NIC = dev.AsHeld()
+	h.tellFindings(&res, dev)
 	br := h.side.bridgeLink()
 	if br == nil {
 		return res
 	}
-	res.ForwardIn = bridge.ForwardsIn(o.Link, br)
+	res.ForwardIn = bridge.ForwardsIn(dev.Link, br)
 	if res.ForwardIn > 0 {
-		res.Notices = append(res.Notices, fmt.Sprintf("%s is %s, forwards in about %.0f s (%s runs STP)", o.Name, o.Port.State, res.ForwardIn.Seconds(), br.Name))
+		res.Notices = append(res.Notices, fmt.Sprintf("%s is %s, forwards in about %.0f s (%s runs STP)", dev.Name, dev.Port.State, res.ForwardIn.Seconds(), br.Name))
 	}
 	return res
 }
 
 // tellFindings adds what of the NIC is not as it should be, and is not for us to mend.
-func (h *half) tellFindings(res *Result, o *ours) {
-	v, err := h.m.view(o)
+func (h *half) tellFindings(res *Result, dev *inventory.Device) {
+	v, err := h.m.host.View(dev)
 	if err != nil {
-		res.Notices = append(res.Notices, fmt.Sprintf("%s was not compared with what it should be: %v", o.Name, err))
+		res.Notices = append(res.Notices, fmt.Sprintf("%s was not compared with what it should be: %v", dev.Name, err))
 	}
-	for _, f := range v.compare() {
-		if f.fix.kind == notFixed {
-			res.Differences = append(res.Differences, f.difference(o))
-			res.Notices = append(res.Notices, f.notice())
+	for _, f := range v.Compare() {
+		if f.Fix.Kind == inventory.NotFixed {
+			res.Differences = append(res.Differences, f.Difference(dev))
+			res.Notices = append(res.Notices, f.Notice())
 		}
 	}
-	res.Notices = append(res.Notices, v.advice()...)
+	res.Notices = append(res.Notices, v.Advice()...)
 }
 
 // by decides what is between QEMU and the switch where the Spec leaves that open; this is the one place that does. A
@@ -248,7 +249,7 @@ func (m *Manager) by(spec nic.Spec) nic.By {
 		return spec.Switch.By
 	case spec.CheckSocket() != nil:
 		return nic.ByTap
-	case m.HelperPath != "" || vswitch.MayOpenPacket(m.ns) != nil:
+	case m.HelperPath != "" || vswitch.MayOpenPacket(m.host.NS) != nil:
 		return nic.BySocket
 	}
 	return nic.ByTap

@@ -14,6 +14,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/alias"
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/stablemac"
 	"vmnet/tapmgr/nic"
@@ -77,7 +78,7 @@ func (m *Manager) HostAccesses() ([]HostAccess, error) {
 }
 
 func (m *Manager) hostAccesses() ([]hostAccess, error) {
-	links, err := m.nl.Links("macvlan", 0)
+	links, err := m.host.NL.Links("macvlan", 0)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +88,7 @@ func (m *Manager) hostAccesses() ([]hostAccess, error) {
 		if !ok {
 			continue
 		}
-		if h.addresses, err = m.nl.Addrs(l.Index); err != nil {
+		if h.addresses, err = m.host.NL.Addrs(l.Index); err != nil {
 			return nil, err
 		}
 		found = append(found, h)
@@ -106,7 +107,7 @@ func (m *Manager) asHostAccess(l *rtnl.Link) (h hostAccess, ok bool) {
 	ok = ok && err == nil && bridge.ValidName(named)
 	lower := named
 	if l.LowerNS < 0 {
-		if real, err := m.nl.LinkByIndex(l.Lower); err == nil {
+		if real, err := m.host.NL.LinkByIndex(l.Lower); err == nil {
 			lower = real.Name
 		}
 	}
@@ -127,7 +128,7 @@ func (m *Manager) hostAccessOn(lower string) (*hostAccess, error) {
 }
 
 func (m *Manager) describeHostAccess(h hostAccess) HostAccess {
-	state := linkState(h.Link)
+	state := inventory.LinkState(h.Link)
 	if h.unnamed {
 		state = nic.Incomplete
 	}
@@ -143,7 +144,7 @@ func (m *Manager) shadowed(h hostAccess) (notices []string) {
 	if h.LowerNS >= 0 {
 		return nil
 	}
-	lowers, err := m.nl.Addrs(h.Lower)
+	lowers, err := m.host.NL.Addrs(h.Lower)
 	if err != nil {
 		return nil
 	}
@@ -191,7 +192,7 @@ func (m *Manager) ShowLower(ctx context.Context, name string) (LowerInfo, error)
 
 // lower reads a lower by name or altname.
 func (m *Manager) lower(name string) (*rtnl.Link, error) {
-	l, err := m.nl.Link(name)
+	l, err := m.host.NL.Link(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("lower %s: %w (ip link shows the devices that are here)", name, err)
 	}

@@ -79,7 +79,7 @@ func (m *Manager) hostAccessOff(ctx context.Context, lower string) (HostAccess, 
 			if err != nil || now == nil || now.Index != h.Index {
 				return err
 			}
-			return mayNot(rtnl.IgnoreNotExist(m.nl.Delete(h.Index)))
+			return mayNot(rtnl.IgnoreNotExist(m.host.NL.Delete(h.Index)))
 		},
 	}})
 }
@@ -132,7 +132,7 @@ func (m *Manager) mayBeLower(l *rtnl.Link) error {
 	if err := m.mayBeParent(TypeMacvlan, l); err != nil {
 		return err
 	}
-	if wireless, err := macvtap.IsWireless(m.ns, l.Name); err == nil && wireless {
+	if wireless, err := macvtap.IsWireless(m.host.NS, l.Name); err == nil && wireless {
 		return fmt.Errorf("%s is a Wi-Fi card: access points drop frames whose sender is not the card itself, so a macvlan on it would be mute, as would macvtap guests (use a bridge of its own for host and guests, and route)", l.Name)
 	}
 	return nil
@@ -150,7 +150,7 @@ type switchingOn struct {
 }
 
 func (s *switchingOn) nameIsFree() error {
-	l, err := s.m.nl.Link(s.name)
+	l, err := s.m.host.NL.Link(s.name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -174,7 +174,7 @@ func (s *switchingOn) createStep() step.Step {
 		Do: func(ctx context.Context) error {
 			err := s.m.retry(ctx, s.lower, func() error {
 				const modeBridge = 4 // MACVLAN_MODE_BRIDGE of include/uapi/linux/if_link.h
-				err := s.m.nl.Create("macvlan", rtnl.Name(s.name), rtnl.Lower(s.lower.Index), rtnl.MAC(mac), rtnl.MTU(s.lower.MTU), rtnl.MacvlanMode(modeBridge))
+				err := s.m.host.NL.Create("macvlan", rtnl.Name(s.name), rtnl.Lower(s.lower.Index), rtnl.MAC(mac), rtnl.MTU(s.lower.MTU), rtnl.MacvlanMode(modeBridge))
 				return s.explain(err)
 			})
 			if errors.Is(err, fs.ErrExist) {
@@ -184,7 +184,7 @@ func (s *switchingOn) createStep() step.Step {
 				return err
 			}
 			s.made = true
-			s.link, err = s.m.nl.Link(s.name)
+			s.link, err = s.m.host.NL.Link(s.name)
 			return err
 		},
 		Undo: func(context.Context) error { return s.undo() },
@@ -192,7 +192,7 @@ func (s *switchingOn) createStep() step.Step {
 }
 
 func (s *switchingOn) explain(err error) error {
-	return macvtap.Explain(s.m.nl, err, TypeMacvlan, s.lower)
+	return macvtap.Explain(s.m.host.NL, err, TypeMacvlan, s.lower)
 }
 
 // undo removes what createStep made.
@@ -201,13 +201,13 @@ func (s *switchingOn) undo() error {
 		return nil
 	}
 	if s.link == nil { // it was made, and could not be read
-		l, err := s.m.nl.Link(s.name)
+		l, err := s.m.host.NL.Link(s.name)
 		if err != nil {
 			return rtnl.IgnoreNotExist(err)
 		}
 		s.link = l
 	}
-	return rtnl.IgnoreNotExist(s.m.nl.Delete(s.link.Index))
+	return rtnl.IgnoreNotExist(s.m.host.NL.Delete(s.link.Index))
 }
 
 // stepsFor are the steps that complete a macvlan, there nil where it is made by a step before.
@@ -235,7 +235,7 @@ func (s *switchingOn) aliasStep() step.Step {
 	return step.Step{
 		Name: "alias",
 		Text: fmt.Sprintf("RTM_SETLINK %s: alias %q", s.name, text),
-		Do:   func(context.Context) error { return mayNot(s.m.nl.Set(s.link.Index, rtnl.Alias(text))) },
+		Do:   func(context.Context) error { return mayNot(s.m.host.NL.Set(s.link.Index, rtnl.Alias(text))) },
 	}
 }
 
@@ -243,7 +243,7 @@ func (s *switchingOn) altNameStep() step.Step {
 	return step.Step{
 		Name: "altname",
 		Text: fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", s.name, s.altName),
-		Do:   func(context.Context) error { return s.m.nl.AddAltName(s.link.Index, s.altName) },
+		Do:   func(context.Context) error { return s.m.host.NL.AddAltName(s.link.Index, s.altName) },
 	}
 }
 
@@ -256,7 +256,7 @@ func (s *switchingOn) noRouterStep() step.Step {
 		Name: "no router",
 		Text: fmt.Sprintf("write 0 to %s", path),
 		Do: func(context.Context) error {
-			err := s.m.ns.Do(func() error { return os.WriteFile(path, []byte("0"), 0) })
+			err := s.m.host.NS.Do(func() error { return os.WriteFile(path, []byte("0"), 0) })
 			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EROFS) || errors.Is(err, fs.ErrPermission) {
 				return nil
 			}
@@ -271,7 +271,7 @@ func (s *switchingOn) addressStep(a netip.Prefix) step.Step {
 		Name: "address " + a.String(),
 		Text: fmt.Sprintf("RTM_NEWADDR %s: %s", s.name, a),
 		Do: func(context.Context) error {
-			err := s.m.nl.AddAddr(s.link.Index, a)
+			err := s.m.host.NL.AddAddr(s.link.Index, a)
 			if errors.Is(err, fs.ErrExist) {
 				return nil // a link-local one, or another vmnet was quicker
 			}
@@ -288,7 +288,7 @@ func (s *switchingOn) addressStep(a netip.Prefix) step.Step {
 			if !added || s.made { // with the device, its addresses go
 				return nil
 			}
-			return rtnl.IgnoreNotExist(s.m.nl.DeleteAddr(s.link.Index, a))
+			return rtnl.IgnoreNotExist(s.m.host.NL.DeleteAddr(s.link.Index, a))
 		},
 	}
 }
@@ -298,13 +298,13 @@ func (s *switchingOn) upStep() step.Step {
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
 		Do: func(context.Context) error {
-			return s.explain(s.m.nl.Set(s.link.Index, rtnl.Up(true)))
+			return s.explain(s.m.host.NL.Set(s.link.Index, rtnl.Up(true)))
 		},
 		Undo: func(context.Context) error {
 			if s.made || s.link == nil {
 				return nil
 			}
-			return rtnl.IgnoreNotExist(s.m.nl.Set(s.link.Index, rtnl.Up(false)))
+			return rtnl.IgnoreNotExist(s.m.host.NL.Set(s.link.Index, rtnl.Up(false)))
 		},
 	}
 }

@@ -20,7 +20,7 @@ func (h *half) planLabel() error {
 	if h.m.Owner != 0 || r.Via == nic.ViaLibvirt || r.Type == nic.TypeTap && r.Phase != nic.PhaseAttaching {
 		return nil
 	}
-	own, err := h.m.ns.Inode()
+	own, err := h.m.host.NS.Inode()
 	h.labelText = r.Label(own)
 	return err
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"vmnet/internal/access/plaintap"
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
 	"vmnet/qmp"
@@ -84,13 +85,13 @@ func (m *Manager) planLaunch(ctx context.Context, spec nic.Spec) (*half, error) 
 		return nil, step.WithStage(nic.ErrLink, err)
 	}
 	if spec.Lower != nil { // its name is taken in no netns that we could see
-		there, err := m.named(ctx, spec.VM, spec.NIC)
+		there, err := m.host.Named(ctx, spec.VM, spec.NIC)
 		if err != nil {
 			return nil, err
 		}
-		there = slices.DeleteFunc(there, func(o ours) bool { return !o.hasLink() }) // anybody's word
+		there = slices.DeleteFunc(there, func(dev inventory.Device) bool { return !dev.HasLink() }) // anybody's word
 		if len(there) > 0 {
-			return nil, fmt.Errorf("%w: %s on %s (use another --nic)", nic.ErrExist, there[0].Name, there[0].want.Source)
+			return nil, fmt.Errorf("%w: %s on %s (use another --nic)", nic.ErrExist, there[0].Name, there[0].Want.Source)
 		}
 	}
 	return h, h.plan(spec.Queues)
@@ -107,7 +108,7 @@ func (l *Launch) look(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("launch %s/%s: %w", h.spec.VM, h.spec.NIC, step.WithStage(nic.ErrLink, err))
 		}
-		made.want = h.record
+		made.Want = h.record
 		res := h.result(made, true)
 		l.NICs[i] = Launched{NIC: res.NIC, Device: h.nic, Notices: res.Notices}
 		if s, ok := h.side.(*socketSide); ok {
@@ -119,7 +120,7 @@ func (l *Launch) look(ctx context.Context) error {
 
 // planned is the NIC as it would be, without a state.
 func (h *half) planned() nic.NIC {
-	n := h.m.describe(ours{Link: &rtnl.Link{Name: h.side.interfaceName()}, want: h.record})
+	n := (&inventory.Device{Link: &rtnl.Link{Name: h.side.interfaceName()}, Want: h.record}).AsHeld()
 	n.State = ""
 	return n
 }
@@ -134,11 +135,11 @@ func (l *Launch) Close() error {
 }
 
 // Owned counts the NICs that a user has: see plaintap.CountOwned.
-func (m *Manager) Owned(uid int) (int, error) { return plaintap.CountOwned(m.nl, uid, m.lookInto) }
+func (m *Manager) Owned(uid int) (int, error) { return plaintap.CountOwned(m.host.NL, uid, m.lookInto) }
 
 // LinkName is the interface name of a link that was named by that or by an altname.
 func (m *Manager) LinkName(name string) (string, error) {
-	l, err := m.nl.Link(name)
+	l, err := m.host.NL.Link(name)
 	if err != nil {
 		return "", fmt.Errorf("interface %s: %w", name, err)
 	}

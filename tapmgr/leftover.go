@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
 	"vmnet/macvtap"
@@ -19,23 +17,23 @@ import (
 // not delete. Each deletion takes some 20 ms, in which the kernel waits until nothing of it
 // looks at the link any more; for a group of links it waits once. What cannot go
 // with a group is deleted alone.
-func (m *Manager) deleteLeftOvers(ctx context.Context, links []ours) map[int]error {
+func (m *Manager) deleteLeftOvers(ctx context.Context, links []inventory.Device) map[int]error {
 	g := &grouping{m: m, links: links, former: map[int]uint32{}, deleted: map[int]bool{}}
 	var refused error
 	if len(links) > 1 {
 		refused = m.run(ctx, g.steps())
 	}
 	failed := map[int]error{}
-	for _, o := range links {
-		if g.deleted[o.Index] {
+	for _, dev := range links {
+		if g.deleted[dev.Index] {
 			continue
 		}
 		err := context.Cause(ctx)
 		if err == nil {
-			err = m.deleteStep(&o).Do(ctx)
+			err = m.deleteStep(&dev).Do(ctx)
 		}
 		if err != nil {
-			failed[o.Index] = errors.Join(err, refused)
+			failed[dev.Index] = errors.Join(err, refused)
 		}
 	}
 	return failed
@@ -44,7 +42,7 @@ func (m *Manager) deleteLeftOvers(ctx context.Context, links []ours) map[int]err
 // grouping deletes links of ours in the Manager's netns by a group number that nobody uses.
 type grouping struct {
 	m       *Manager
-	links   []ours
+	links   []inventory.Device
 	number  uint32
 	former  map[int]uint32 // group by link index, of those that were put into ours
 	deleted map[int]bool   // by link index
@@ -69,7 +67,7 @@ func (g *grouping) steps() []step.Step {
 }
 
 func (g *grouping) fill(context.Context) error {
-	all, err := g.m.nl.Groups()
+	all, err := g.m.host.NL.Groups()
 	if err != nil {
 		return err
 	}
@@ -80,14 +78,14 @@ func (g *grouping) fill(context.Context) error {
 			groupOf[l.Index] = number
 		}
 	}
-	for _, o := range g.links {
-		former, there := groupOf[o.Index]
+	for _, dev := range g.links {
+		former, there := groupOf[dev.Index]
 		if !there {
 			continue
 		}
-		g.former[o.Index] = former
-		if err := rtnl.IgnoreNotExist(g.m.nl.Set(o.Index, rtnl.Group(g.number))); err != nil {
-			return fmt.Errorf("put interface %s into group %d: %w", o.Name, g.number, err)
+		g.former[dev.Index] = former
+		if err := rtnl.IgnoreNotExist(g.m.host.NL.Set(dev.Index, rtnl.Group(g.number))); err != nil {
+			return fmt.Errorf("put interface %s into group %d: %w", dev.Name, g.number, err)
 		}
 	}
 	return nil
@@ -107,7 +105,7 @@ func unusedGroup(used map[uint32][]*rtnl.Link) uint32 {
 
 // empty puts the links that are still in the group back to where they were.
 func (g *grouping) empty(context.Context) error {
-	all, err := g.m.nl.Groups()
+	all, err := g.m.host.NL.Groups()
 	if err != nil {
 		return err
 	}
@@ -121,7 +119,7 @@ func (g *grouping) empty(context.Context) error {
 }
 
 func (g *grouping) takeOut(l *rtnl.Link) error {
-	err := rtnl.IgnoreNotExist(g.m.nl.Set(l.Index, rtnl.Group(g.former[l.Index])))
+	err := rtnl.IgnoreNotExist(g.m.host.NL.Set(l.Index, rtnl.Group(g.former[l.Index])))
 	if err != nil {
 		return fmt.Errorf("put interface %s back into group %d: %w", l.Name, g.former[l.Index], err)
 	}
@@ -134,7 +132,7 @@ func (g *grouping) delete(ctx context.Context) error {
 		return err
 	}
 	nodes := g.m.nodesOf(members)
-	if err := rtnl.IgnoreNotExist(g.m.nl.DeleteGroup(g.number)); err != nil {
+	if err := rtnl.IgnoreNotExist(g.m.host.NL.DeleteGroup(g.number)); err != nil {
 		return fmt.Errorf("delete group %d: %w", g.number, err)
 	}
 	var errs []error
@@ -154,7 +152,7 @@ func (m *Manager) nodesOf(links []*rtnl.Link) map[int]uint64 {
 		if l.Tun != nil {
 			continue
 		}
-		if number, err := macvtap.Number(m.ns, l); err == nil {
+		if number, err := macvtap.Number(m.host.NS, l); err == nil {
 			nodes[l.Index] = number
 		}
 	}
@@ -166,18 +164,18 @@ func (m *Manager) nodesOf(links []*rtnl.Link) map[int]uint64 {
 // the kernel says of a tap's queues. Whoever opens a macvtap in the moment since its holders were
 // looked for is not seen, as when one link is deleted alone.
 func (g *grouping) deletable(ctx context.Context) ([]*rtnl.Link, error) {
-	links, err := g.m.inventory(ctx)
+	links, err := g.m.host.Devices(ctx)
 	if err != nil {
 		return nil, err
 	}
-	known := map[int]ours{}
-	for _, o := range links {
-		if o.in == nil {
-			known[o.Index] = o
+	known := map[int]inventory.Device{}
+	for _, dev := range links {
+		if dev.NetnsFile == nil {
+			known[dev.Index] = dev
 		}
 	}
 	for { // each round but the last takes a link out
-		all, err := g.m.nl.Groups()
+		all, err := g.m.host.NL.Groups()
 		if err != nil {
 			return nil, err
 		}
@@ -187,7 +185,7 @@ func (g *grouping) deletable(ctx context.Context) ([]*rtnl.Link, error) {
 			if _, ok := g.former[l.Index]; !ok {
 				return nil, fmt.Errorf("%w: group %d, by interface %s, which somebody put there", nic.ErrInUse, g.number, l.Name)
 			}
-			if known[l.Index].stillUnheld(l) {
+			if known[l.Index].StillUnheld(l) {
 				continue
 			}
 			if err := g.takeOut(l); err != nil {
@@ -199,40 +197,4 @@ func (g *grouping) deletable(ctx context.Context) ([]*rtnl.Link, error) {
 			return members, nil
 		}
 	}
-}
-
-// stillUnheld tells whether l is the same link of ours as it is later, and still held by nobody.
-func (o ours) stillUnheld(l *rtnl.Link) bool {
-	if o.Link == nil || l.Alias != o.Alias {
-		return false
-	}
-	o.Link = l
-	return o.unheld()
-}
-
-// initPidNS is the first pid namespace, in which all processes are seen (PROC_PID_INIT_INO in
-// include/linux/proc_ns.h).
-const initPidNS = "pid:[4026531836]"
-
-// seesAll tells whether the caller sees what all processes have open. Process 1 may be shielded
-// even from root; it is seen where it can be, and else taken for what it is: no VMM.
-func seesAll() bool {
-	if ns, err := os.Readlink("/proc/self/ns/pid"); err != nil || ns != initPidNS {
-		return false
-	}
-	procs, err := filepath.Glob("/proc/[0-9]*")
-	for _, p := range procs {
-		if p == "/proc/1" {
-			continue
-		}
-		fds, openErr := os.Open(p + "/fd")
-		if openErr == nil {
-			_ = fds.Close()
-		}
-		_, linkErr := os.Readlink(p + "/ns/net") // asks for the same rights as the links in fd (proc_fd_link)
-		if errors.Is(openErr, fs.ErrPermission) || errors.Is(linkErr, fs.ErrPermission) {
-			return false
-		}
-	}
-	return err == nil
 }

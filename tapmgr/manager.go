@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
@@ -39,10 +40,8 @@ type Manager struct {
 	// Notice, if not nil, is told of what could not be seen, such as a switch that does not answer.
 	Notice func(text string)
 
-	ns      *netns.NS
-	nl      *rtnl.Conn
-	silence silence
-	speech  sync.Mutex // held while Progress or Notice is called
+	host   *inventory.Host
+	speech sync.Mutex // held while Progress or Notice is called
 }
 
 // New returns a Manager for ns, which stays the caller's and must stay open.
@@ -52,7 +51,9 @@ func New(ns *netns.NS) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Manager{ns: ns, nl: nl}, nil
+	m := &Manager{}
+	m.host = &inventory.Host{NS: ns, NL: nl, Switches: m.switches, Notice: m.notice, LookInto: m.lookInto}
+	return m, nil
 }
 
 // In runs f with a Manager for a namespace that netns.Open knows by that name or path; empty
@@ -72,7 +73,7 @@ func In(nameOrPath string, f func(*Manager) error) error {
 }
 
 // Close closes the netlink socket.
-func (m *Manager) Close() { m.nl.Close() }
+func (m *Manager) Close() { m.host.NL.Close() }
 
 func (m *Manager) run(ctx context.Context, steps []step.Step) error {
 	if m.Run != nil {
@@ -96,12 +97,20 @@ func (m *Manager) progress(format string, args ...any) {
 	}
 }
 
-func (m *Manager) notice(format string, args ...any) {
+func (m *Manager) notice(text string) {
 	m.speech.Lock()
 	defer m.speech.Unlock()
 	if m.Notice != nil {
-		m.Notice(fmt.Sprintf(format, args...))
+		m.Notice(text)
 	}
+}
+
+func (m *Manager) switches() (paths []string, ok bool, err error) {
+	if m.Switches == nil {
+		return nil, false, nil
+	}
+	paths, err = m.Switches()
+	return paths, true, err
 }
 
 // monitorTimeout is the cause of giving up on a monitor where no limit was asked for.
@@ -112,6 +121,3 @@ func monitorTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
 func noAnswer(within time.Duration) error {
 	return fmt.Errorf("no answer within %v: %w", within, context.DeadlineExceeded)
 }
-
-// pollEvery is how often the kernel is asked for something that has no event we could wait for.
-const pollEvery = 5 * time.Millisecond

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/step"
@@ -61,7 +62,7 @@ func (s *namedTap) outOfTheWay(do func(context.Context) error) func(context.Cont
 			if try == indexTries {
 				return fmt.Errorf("%w: %s is there, and %d before it, of macvtaps in other netns: libvirt would open that for %s (find who makes them: lsns -t net)", nic.ErrExist, node, try-1, s.name)
 			}
-			if err := errors.Join(s.tap.Close(), s.m.waitGoneFor(ctx, &ours{Link: s.link}, undoWait)); err != nil {
+			if err := errors.Join(s.tap.Close(), s.m.host.WaitGoneFor(ctx, &inventory.Device{Link: s.link}, undoWait)); err != nil {
 				return err
 			}
 		}
@@ -89,50 +90,45 @@ func (s *namedMacvtap) steps(_ int, alias string, _ int) []step.Step {
 		Name: "settings",
 		Text: fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s", s.name, nic.OnOff(l.AllMulti())),
 		Do: func(context.Context) error {
-			return s.m.nl.SetQuiet(s.link.Index, rtnl.AllMulti(l.AllMulti()))
+			return s.m.host.NL.SetQuiet(s.link.Index, rtnl.AllMulti(l.AllMulti()))
 		},
 	}, {
 		Name: "node",
 		Text: fmt.Sprintf("see that %s has its node in /dev", s.name),
-		Do:   func(context.Context) error { return macvtap.MakeNode(s.m.ns, s.link) },
+		Do:   func(context.Context) error { return macvtap.MakeNode(s.m.host.NS, s.link) },
 	}}
 	if s.altName != "" {
 		list = append(list, step.Step{
 			Name: "altname",
 			Text: fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", s.name, s.altName),
-			Do:   func(context.Context) error { return s.m.nl.AddAltName(s.link.Index, s.altName) },
+			Do:   func(context.Context) error { return s.m.host.NL.AddAltName(s.link.Index, s.altName) },
 		})
 	}
 	return append(list, step.Step{
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
 		Do: func(ctx context.Context) error {
-			return s.m.retry(ctx, s.lower, func() error { return macvtap.Up(s.m.nl, s.link) })
+			return s.m.retry(ctx, s.lower, func() error { return macvtap.Up(s.m.host.NL, s.link) })
 		},
 	})
 }
 
 func (s *namedMacvtap) create(ctx context.Context, alias string) error {
 	return s.m.retry(ctx, s.lower, func() (err error) {
-		s.link, err = macvtap.CreateNamed(s.m.nl, s.config(), alias)
+		s.link, err = macvtap.CreateNamed(s.m.host.NL, s.config(), alias)
 		return err
 	})
 }
 
-func (s *namedMacvtap) verify(_ context.Context, _ int, alias string) (*ours, error) {
-	l, err := s.m.nl.LinkByIndex(s.link.Index)
+func (s *namedMacvtap) verify(_ context.Context, _ int, alias string) (*inventory.Device, error) {
+	l, err := s.m.host.NL.LinkByIndex(s.link.Index)
 	if err != nil {
 		return nil, fmt.Errorf("the macvtap is gone: %w", err)
 	}
 	if !l.Up {
 		return nil, fmt.Errorf("somebody set %s down meanwhile", l.Name)
 	}
-	return &ours{Link: l}, s.m.nl.Set(l.Index, rtnl.Alias(alias))
-}
-
-// staysBehind tells whether the link is one that is not gone with who holds it.
-func (o *ours) staysBehind() bool {
-	return o.want.Via == nic.ViaLibvirt && o.in == nil && (o.Tun == nil || o.Tun.Persist)
+	return &inventory.Device{Link: l}, s.m.host.NL.Set(l.Index, rtnl.Alias(alias))
 }
 
 // dropNamed removes a link that was made to be handed over by name, at once where nobody holds it. One that a VMM
@@ -151,95 +147,95 @@ func (m *Manager) dropNamed(ctx context.Context, l *rtnl.Link) error {
 		select { // whoever held it may have let go of it, or who has opened it be seen
 		case <-ctx.Done():
 			return err
-		case <-time.After(pollEvery):
+		case <-time.After(inventory.PollEvery):
 		}
 	}
 }
 
 func (m *Manager) tryDrop(ctx context.Context, index int) error {
-	now, err := m.nl.LinkByIndex(index)
+	now, err := m.host.NL.LinkByIndex(index)
 	if err != nil {
 		return rtnl.IgnoreNotExist(err)
 	}
-	o := &ours{Link: now}
+	dev := &inventory.Device{Link: now}
 	if now.Tun != nil && now.Tun.Attached {
-		return m.letDie(ctx, o)
+		return m.letDie(ctx, dev)
 	}
-	if err := m.waitUnheld(ctx, o); err != nil {
+	if err := m.waitUnheld(ctx, dev); err != nil {
 		return err
 	}
-	return m.delete(o)
+	return m.delete(dev)
 }
 
 // delete removes a link in the Manager's netns that nobody holds, and with it the node that we may have made. A tap that somebody
 // has opened meanwhile goes with that one.
-func (m *Manager) delete(o *ours) error {
-	if o.isSocket() {
-		return m.leave(context.Background(), o)
+func (m *Manager) delete(dev *inventory.Device) error {
+	if dev.IsSocket() {
+		return m.leave(context.Background(), dev)
 	}
-	if o.Tun != nil {
-		return m.expire(o)
+	if dev.Tun != nil {
+		return m.expire(dev)
 	}
-	number, err := macvtap.Number(m.ns, o.Link)
+	number, err := macvtap.Number(m.host.NS, dev.Link)
 	if err != nil {
 		return rtnl.IgnoreNotExist(err)
 	}
-	if err := rtnl.IgnoreNotExist(m.nl.Delete(o.Index)); err != nil {
+	if err := rtnl.IgnoreNotExist(m.host.NL.Delete(dev.Index)); err != nil {
 		return err
 	}
-	return macvtap.RemoveNode(o.Link, number)
+	return macvtap.RemoveNode(dev.Link, number)
 }
 
 // expire removes a persistent tap, where there is the device to do that with; else it is deleted as any link.
-func (m *Manager) expire(o *ours) error {
-	err := tun.Expire(m.ns, o.Name, o.Tun.MultiQueue)
+func (m *Manager) expire(dev *inventory.Device) error {
+	err := tun.Expire(m.host.NS, dev.Name, dev.Tun.MultiQueue)
 	switch {
 	case errors.Is(err, syscall.EBUSY):
-		return fmt.Errorf("%w: interface %s: %w", nic.ErrInUse, o.Name, err)
+		return fmt.Errorf("%w: interface %s: %w", nic.ErrInUse, dev.Name, err)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EINVAL):
-		return rtnl.IgnoreNotExist(m.nl.Delete(o.Index))
+		return rtnl.IgnoreNotExist(m.host.NL.Delete(dev.Index))
 	}
 	return err
 }
 
 // letDie takes persistence off a tap through whoever holds it.
-func (m *Manager) letDie(ctx context.Context, o *ours) error {
-	all, err := m.inventory(ctx)
+func (m *Manager) letDie(ctx context.Context, dev *inventory.Device) error {
+	all, err := m.host.Devices(ctx)
 	if err != nil {
 		return err
 	}
 	for _, now := range all {
-		if now.in == nil && now.Index == o.Index && len(now.holders) > 0 {
-			return m.lendLife(&now, now.holders[0].PID)
+		if now.NetnsFile == nil && now.Index == dev.Index && len(now.Holders) > 0 {
+			return m.lendLife(&now, now.Holders[0].PID)
 		}
 	}
-	return fmt.Errorf("%w: interface %s, by whom cannot be seen", nic.ErrInUse, o.Name)
+	return fmt.Errorf("%w: interface %s, by whom cannot be seen", nic.ErrInUse, dev.Name)
 }
 
 // lendLife makes a persistent tap live exactly as long as the process that holds it. A macvtap cannot.
-func (m *Manager) lendLife(o *ours, pid int) error {
-	inode, err := m.ns.Inode()
-	if err != nil || o.Tun == nil || !o.Tun.Persist {
+func (m *Manager) lendLife(dev *inventory.Device, pid int) error {
+	inode, err := m.host.NS.Inode()
+	if err != nil || dev.Tun == nil || !dev.Tun.Persist {
 		return err
 	}
-	err = tun.Unpersist(pid, o.Name, inode)
-	if node := macvtap.NodeInTheWay(o.Link); errors.Is(err, fs.ErrNotExist) && node != "" {
+	err = tun.Unpersist(pid, dev.Name, inode)
+	if node := macvtap.NodeInTheWay(dev.Link); errors.Is(err, fs.ErrNotExist) && node != "" {
 		err = fmt.Errorf("%w (libvirt has opened %s in its place, of a macvtap in another netns)", err, node)
 	}
 	return err
 }
 
 // waitUnheld waits until no process that is seen holds a macvtap in the Manager's netns.
-func (m *Manager) waitUnheld(ctx context.Context, o *ours) error {
+func (m *Manager) waitUnheld(ctx context.Context, dev *inventory.Device) error {
 	for {
-		all, err := m.inventory(ctx)
+		all, err := m.host.Devices(ctx)
 		if err != nil {
 			return err
 		}
 		held := 0
 		for _, now := range all {
-			if now.in == nil && now.Index == o.Index && len(now.holders) > 0 {
-				held = now.holders[0].PID
+			if now.NetnsFile == nil && now.Index == dev.Index && len(now.Holders) > 0 {
+				held = now.Holders[0].PID
 			}
 		}
 		if held == 0 {
@@ -247,8 +243,8 @@ func (m *Manager) waitUnheld(ctx context.Context, o *ours) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w: interface %s, which process %d holds: %w", nic.ErrInUse, o.Name, held, context.Cause(ctx))
-		case <-time.After(pollEvery):
+			return fmt.Errorf("%w: interface %s, which process %d holds: %w", nic.ErrInUse, dev.Name, held, context.Cause(ctx))
+		case <-time.After(inventory.PollEvery):
 		}
 	}
 }

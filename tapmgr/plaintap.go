@@ -27,7 +27,7 @@ func (m *Manager) IfUp(name, bridgeName string, port bridge.PortConfig, allowed 
 	if err != nil {
 		return err
 	}
-	br, err := bridge.Get(m.nl, bridgeName)
+	br, err := bridge.Get(m.host.NL, bridgeName)
 	if err != nil {
 		return err
 	}
@@ -36,7 +36,7 @@ func (m *Manager) IfUp(name, bridgeName string, port bridge.PortConfig, allowed 
 		return err
 	}
 	t.Source, t.Port = br.Name, port.String()
-	return t.PutOn(m.nl, br, port, allowed)
+	return t.PutOn(m.host.NL, br, port, allowed)
 }
 
 // asPlain tells what is known of a tap, and whose it will be. One that a helper has made stays
@@ -78,7 +78,7 @@ func (m *Manager) IfDown(name string) error {
 
 // takeOff takes a plain tap off the bridge that its alias names, all by one request.
 func (m *Manager) takeOff(t plaintap.Tap) error {
-	if master := m.masterName(t.Link); master != "" && master != t.Source {
+	if master := m.host.MasterName(t.Link); master != "" && master != t.Source {
 		return fmt.Errorf("%s is a port of %s now, not of %s: it is left alone", t.Name, master, t.Source)
 	}
 	t.Source, t.Port = "", ""
@@ -86,7 +86,7 @@ func (m *Manager) takeOff(t plaintap.Tap) error {
 	if t.Elsewhere {
 		text = ""
 	}
-	if err := rtnl.IgnoreNotExist(m.nl.Set(t.Index, rtnl.Alias(text), rtnl.Master(0), rtnl.Up(false))); err != nil {
+	if err := rtnl.IgnoreNotExist(m.host.NL.Set(t.Index, rtnl.Alias(text), rtnl.Master(0), rtnl.Up(false))); err != nil {
 		return fmt.Errorf("take %s off its bridge: %w", t.Name, err)
 	}
 	return nil
@@ -97,7 +97,7 @@ func (m *Manager) ownTap(name string) (*rtnl.Link, error) {
 	if !bridge.ValidName(name) {
 		return nil, step.WithStage(nic.ErrInvalid, fmt.Errorf("interface name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", name))
 	}
-	l, err := m.nl.Link(name)
+	l, err := m.host.NL.Link(name)
 	if err != nil {
 		return nil, fmt.Errorf("interface %s: %w", name, err)
 	}
@@ -107,7 +107,7 @@ func (m *Manager) ownTap(name string) (*rtnl.Link, error) {
 	if m.Owner == 0 {
 		return l, nil
 	}
-	inode, err := m.ns.Inode()
+	inode, err := m.host.NS.Inode()
 	if err != nil {
 		return nil, err
 	}

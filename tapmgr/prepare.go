@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"slices"
 
+	"vmnet/internal/inventory"
 	"vmnet/internal/step"
 	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"
@@ -64,7 +65,7 @@ func (m *Manager) planPrepare(ctx context.Context, h *half) error {
 	if err := h.spec.CheckLibvirt(); err != nil {
 		return step.WithStage(nic.ErrInvalid, err)
 	}
-	h.record.Since = sinceBoot()
+	h.record.Since = inventory.SinceBoot()
 	if err := h.side.plan(ctx, &h.record); err != nil {
 		return step.WithStage(nic.ErrLink, err)
 	}
@@ -78,7 +79,7 @@ func (m *Manager) planPrepare(ctx context.Context, h *half) error {
 }
 
 // deleteFormer removes what a former start of the guest has left.
-func (m *Manager) deleteFormer(former *ours) step.Step {
+func (m *Manager) deleteFormer(former *inventory.Device) step.Step {
 	return step.Step{
 		Name: "delete",
 		Text: fmt.Sprintf("RTM_DELLINK %s, which a former start of the guest has left", former.Name),
@@ -87,55 +88,55 @@ func (m *Manager) deleteFormer(former *ours) step.Step {
 }
 
 // unstarted is what a former start of the guest has left under the NIC's id, which nobody holds; nil for nothing.
-func (m *Manager) unstarted(ctx context.Context, spec nic.Spec) (*ours, error) {
-	all, err := m.named(ctx, spec.VM, spec.NIC)
-	all = slices.DeleteFunc(all, func(o ours) bool { return o.isHearsay() }) // anybody's word must not keep a guest from starting
+func (m *Manager) unstarted(ctx context.Context, spec nic.Spec) (*inventory.Device, error) {
+	all, err := m.host.Named(ctx, spec.VM, spec.NIC)
+	all = slices.DeleteFunc(all, func(dev inventory.Device) bool { return dev.IsUnconfirmed() }) // anybody's word must not keep a guest from starting
 	if err != nil || len(all) == 0 {
 		return nil, err
 	}
-	o := all[0]
+	dev := all[0]
 	switch {
 	case len(all) > 1:
-		return nil, fmt.Errorf("%w: %s", nic.ErrExist, whose(all))
-	case len(o.holders) > 0 || o.in != nil || o.Tun != nil && o.Tun.Attached:
-		return nil, fmt.Errorf("%w: interface %s, %s", nic.ErrExist, o.Name, whose(all))
-	case o.busy:
-		return nil, fmt.Errorf("%w: interface %s, which is being attached", nic.ErrExist, o.Name)
+		return nil, fmt.Errorf("%w: %s", nic.ErrExist, inventory.Whose(all))
+	case len(dev.Holders) > 0 || dev.NetnsFile != nil || dev.Tun != nil && dev.Tun.Attached:
+		return nil, fmt.Errorf("%w: interface %s, %s", nic.ErrExist, dev.Name, inventory.Whose(all))
+	case dev.Pending:
+		return nil, fmt.Errorf("%w: interface %s, which is being attached", nic.ErrExist, dev.Name)
 	}
-	return &o, nil
+	return &dev, nil
 }
 
 // prepared reads the device back.
 func (h *half) prepared() (Result, error) {
-	l, err := h.m.nl.Link(h.side.interfaceName())
+	l, err := h.m.host.NL.Link(h.side.interfaceName())
 	if errors.Is(err, fs.ErrNotExist) { // a dry run
 		return h.result(nil, true), nil
 	}
 	if err != nil {
 		return Result{}, err
 	}
-	return h.result(&ours{Link: l, want: h.record, master: h.m.masterName(l)}, true), nil
+	return h.result(&inventory.Device{Link: l, Want: h.record, MasterName: h.m.host.MasterName(l)}, true), nil
 }
 
 // Started finishes what Prepare has begun, once the guest's QEMU, process pid, has opened the devices: a tap goes with it
 // from then on, and the aliases say that the NICs are plugged. So it does for an attach that was cut short. Failures
 // are told in the actions; the error is about the reading of what is.
 func (m *Manager) Started(ctx context.Context, vm string, pid int) ([]Action, error) {
-	links, err := m.byName(ctx, vm)
+	links, err := m.host.ByName(ctx, vm)
 	if err != nil {
 		return nil, err
 	}
 	r := &reconciler{m: m, actions: []Action{}}
-	for _, o := range links {
+	for _, dev := range links {
 		if ctx.Err() != nil {
 			return r.actions, context.Cause(ctx)
 		}
-		if !o.isHeldBy(pid) {
+		if !dev.IsHeldBy(pid) {
 			continue
 		}
-		r.mend(ctx, o)
-		if o.want.Phase == nic.PhaseStarting || o.want.Phase == nic.PhaseAttaching {
-			r.do(o, "the guest has started with it", func() error { return m.markPlugged(ctx, o) })
+		r.mend(ctx, dev)
+		if dev.Want.Phase == nic.PhaseStarting || dev.Want.Phase == nic.PhaseAttaching {
+			r.do(dev, "the guest has started with it", func() error { return m.markPlugged(ctx, dev) })
 		}
 	}
 	return r.actions, nil
@@ -144,7 +145,7 @@ func (m *Manager) Started(ctx context.Context, vm string, pid int) ([]Action, er
 // Opened tells by an error that libvirt has started a guest without opening the tap of that name, which Prepare has made: the node of
 // a macvtap in another netns was quicker in /dev than libvirt.
 func (m *Manager) Opened(name string) error {
-	l, err := m.nl.Link(name)
+	l, err := m.host.NL.Link(name)
 	switch {
 	case err != nil:
 		return fmt.Errorf("interface %s: %w", name, err)
@@ -160,33 +161,21 @@ func (m *Manager) Opened(name string) error {
 // Release removes what was handed over by name to a guest that libvirt says has ended: of that nobody who can be seen
 // holds anything. Failures are told in the actions; the error is about the reading of what is.
 func (m *Manager) Release(ctx context.Context, vm string) ([]Action, error) {
-	links, err := m.byName(ctx, vm)
+	links, err := m.host.ByName(ctx, vm)
 	if err != nil {
 		return nil, err
 	}
 	r := &reconciler{m: m, actions: []Action{}}
-	for _, o := range links {
+	for _, dev := range links {
 		switch {
 		case ctx.Err() != nil:
 			return r.actions, context.Cause(ctx)
-		case len(o.holders) > 0 || o.Tun != nil && o.Tun.Attached:
-			r.note(o, "left alone: it is held")
-		case o.Tun != nil && !o.Tun.Persist: // the kernel is about to
+		case len(dev.Holders) > 0 || dev.Tun != nil && dev.Tun.Attached:
+			r.note(dev, "left alone: it is held")
+		case dev.Tun != nil && !dev.Tun.Persist: // the kernel is about to
 		default:
-			r.do(o, "removed: its guest has ended", func() error { return m.delete(&o) })
+			r.do(dev, "removed: its guest has ended", func() error { return m.delete(&dev) })
 		}
 	}
 	return r.actions, nil
-}
-
-// byName lists the links of a guest, or of all where vm is empty, that were handed over by their names.
-func (m *Manager) byName(ctx context.Context, vm string) ([]ours, error) {
-	all, err := m.whole(ctx)
-	var found []ours
-	for _, o := range all {
-		if (vm == "" || o.want.VM == vm) && o.want.Via == nic.ViaLibvirt && o.in == nil && !o.isSocket() {
-			found = append(found, o)
-		}
-	}
-	return found, err
 }

@@ -1,7 +1,6 @@
 package tapmgr
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +8,7 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 )
@@ -35,33 +35,33 @@ const monitorWait = 2 * time.Second
 //
 // Failures are told in the actions; the error is about the reading of what is.
 func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
-	links, err := m.inventory(ctx)
+	links, err := m.host.Devices(ctx)
 	if err != nil {
 		return nil, err
 	}
 	r := &reconciler{m: m, dry: dry, actions: []Action{}}
 	failed := r.leftOvers(ctx, links)
-	var held []ours
-	for _, o := range links {
+	var held []inventory.Device
+	for _, dev := range links {
 		switch {
-		case o.isHearsay():
-			if !o.isWell() {
-				r.note(o, "left alone: "+o.hearsayText())
+		case dev.IsUnconfirmed():
+			if !dev.IsHealthy() {
+				r.note(dev, "left alone: "+dev.UnconfirmedText())
 			}
-		case o.unheld() && o.isSocket():
-			r.do(o, "removed: nobody holds it", func() error { return r.m.leave(ctx, &o) })
-		case o.unheld():
-			r.do(o, "removed: nobody holds it", func() error { return failed[o.Index] })
-		case o.starts():
-			r.note(o, "left alone: it was made for a guest that is about to start")
-		case o.busy:
-			r.note(o, "left alone: it is being attached")
-		case o.stranger() != 0:
-			r.note(o, fmt.Sprintf("left alone: process %d holds it", o.stranger()))
-		case o.vmm() == 0:
-			r.note(o, "left alone: who holds it cannot be seen from here")
+		case dev.IsOrphaned() && dev.IsSocket():
+			r.do(dev, "removed: nobody holds it", func() error { return r.m.leave(ctx, &dev) })
+		case dev.IsOrphaned():
+			r.do(dev, "removed: nobody holds it", func() error { return failed[dev.Index] })
+		case dev.IsStarting():
+			r.note(dev, "left alone: it was made for a guest that is about to start")
+		case dev.Pending:
+			r.note(dev, "left alone: it is being attached")
+		case dev.OtherHolder() != 0:
+			r.note(dev, fmt.Sprintf("left alone: process %d holds it", dev.OtherHolder()))
+		case dev.VMMPID() == 0:
+			r.note(dev, "left alone: who holds it cannot be seen from here")
 		default:
-			held = append(held, o)
+			held = append(held, dev)
 		}
 	}
 	for _, actions := range eachGuest(ctx, held, r.reconcileGuest) {
@@ -77,30 +77,30 @@ type reconciler struct {
 }
 
 // leftOvers deletes the links that nobody holds, and tells by link index which it could not.
-func (r *reconciler) leftOvers(ctx context.Context, links []ours) map[int]error {
+func (r *reconciler) leftOvers(ctx context.Context, links []inventory.Device) map[int]error {
 	if r.dry {
 		return nil
 	}
-	var left []ours
-	for _, o := range links {
-		if o.unheld() && !o.isSocket() {
-			left = append(left, o)
+	var left []inventory.Device
+	for _, dev := range links {
+		if dev.IsOrphaned() && !dev.IsSocket() {
+			left = append(left, dev)
 		}
 	}
 	return r.m.deleteLeftOvers(ctx, left)
 }
 
-func (r *reconciler) note(o ours, text string) {
-	r.actions = append(r.actions, Action{VM: o.want.VM, NIC: o.want.NIC, Interface: o.Name, Action: text})
+func (r *reconciler) note(dev inventory.Device, text string) {
+	r.actions = append(r.actions, Action{VM: dev.Want.VM, NIC: dev.Want.NIC, Interface: dev.Name, Action: text})
 }
 
 // fail tells that a NIC could not be looked into.
-func (r *reconciler) fail(o ours, err error) {
-	r.actions = append(r.actions, Action{VM: o.want.VM, NIC: o.want.NIC, Interface: o.Name, Action: "not looked into", Error: err.Error()})
+func (r *reconciler) fail(dev inventory.Device, err error) {
+	r.actions = append(r.actions, Action{VM: dev.Want.VM, NIC: dev.Want.NIC, Interface: dev.Name, Action: "not looked into", Error: err.Error()})
 }
 
-func (r *reconciler) do(o ours, text string, f func() error) {
-	a := Action{VM: o.want.VM, NIC: o.want.NIC, Interface: o.Name, Action: text, Changed: true}
+func (r *reconciler) do(dev inventory.Device, text string, f func() error) {
+	a := Action{VM: dev.Want.VM, NIC: dev.Want.NIC, Interface: dev.Name, Action: text, Changed: true}
 	if !r.dry {
 		if err := f(); err != nil {
 			a.Error = err.Error()
@@ -109,58 +109,58 @@ func (r *reconciler) do(o ours, text string, f func() error) {
 	r.actions = append(r.actions, a)
 }
 
-func (r *reconciler) reconcileGuest(ctx, reading context.Context, nics []ours) []Action {
+func (r *reconciler) reconcileGuest(ctx, reading context.Context, nics []inventory.Device) []Action {
 	one := reconciler{m: r.m, dry: r.dry}
 	one.guest(ctx, reading, nics)
 	return one.actions
 }
 
 // guest looks at the NICs that one QEMU holds, under that guest's lock.
-func (r *reconciler) guest(ctx, reading context.Context, nics []ours) {
+func (r *reconciler) guest(ctx, reading context.Context, nics []inventory.Device) {
 	ctx, cancel := context.WithTimeout(ctx, monitorWait+time.Duration(len(nics))*releaseWait)
 	defer cancel()
-	pid := nics[0].vmm()
+	pid := nics[0].VMMPID()
 	if pid == 0 { // it has ended since, and its NICs with it
 		return
 	}
-	vm, err := r.m.open(reading, nic.Target{VM: nics[0].want.VM, PID: pid}, nics[0].want.Via)
+	vm, err := r.m.open(reading, nic.Target{VM: nics[0].Want.VM, PID: pid}, nics[0].Want.Via)
 	if err != nil {
-		if nics[0].vmm() == 0 { // likewise, whatever its end has cut off
+		if nics[0].VMMPID() == 0 { // likewise, whatever its end has cut off
 			return
 		}
-		for _, o := range nics {
-			if o.want.Phase == nic.PhasePlugged || o.want.Phase == nic.PhaseDetaching {
-				r.mend(ctx, o) // needs no lock
+		for _, dev := range nics {
+			if dev.Want.Phase == nic.PhasePlugged || dev.Want.Phase == nic.PhaseDetaching {
+				r.mend(ctx, dev) // needs no lock
 			}
-			r.fail(o, err)
+			r.fail(dev, err)
 		}
 		return
 	}
 	defer vm.Close()
-	for i, o := range nics {
+	for i, dev := range nics {
 		if i > 0 { // it has answered, and what was done since may have taken its time
 			var cancel context.CancelFunc
 			reading, cancel = monitorTimeout(ctx)
 			defer cancel()
 		}
-		r.nic(ctx, reading, vm, o)
+		r.nic(ctx, reading, vm, dev)
 	}
 }
 
 // nic decides about one NIC whose guest is locked.
-func (r *reconciler) nic(ctx, reading context.Context, vm vmm, o ours) {
-	now, err := r.m.again(ctx, o)
+func (r *reconciler) nic(ctx, reading context.Context, vm vmm, dev inventory.Device) {
+	now, err := r.m.host.Refresh(ctx, dev)
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}
 	has := false
 	if err == nil {
-		has, err = vm.has(reading, o.want.NIC)
+		has, err = vm.has(reading, dev.Want.NIC)
 	}
 	switch {
-	case err != nil && o.vmm() == 0: // it has ended since
+	case err != nil && dev.VMMPID() == 0: // it has ended since
 	case err != nil:
-		r.fail(o, err)
+		r.fail(dev, err)
 	case !has:
 		r.do(now, "removed: the guest has no such device", func() error {
 			if err := r.m.mayRelease(ctx, &now, vm); err != nil {
@@ -169,7 +169,7 @@ func (r *reconciler) nic(ctx, reading context.Context, vm vmm, o ours) {
 			return r.m.release(ctx, vm, &now)
 		})
 	default:
-		if now.want.Phase == nic.PhaseAttaching || now.want.Phase == nic.PhaseStarting {
+		if now.Want.Phase == nic.PhaseAttaching || now.Want.Phase == nic.PhaseStarting {
 			r.do(now, "kept: it is plugged, which its alias did not say yet", func() error { return r.m.markPlugged(ctx, now) })
 		}
 		r.mend(ctx, now)
@@ -177,55 +177,45 @@ func (r *reconciler) nic(ctx, reading context.Context, vm vmm, o ours) {
 }
 
 // mend puts right what differs, and tells what it leaves alone. It needs no guest's lock.
-func (r *reconciler) mend(ctx context.Context, o ours) {
-	v, err := r.m.view(&o)
+func (r *reconciler) mend(ctx context.Context, dev inventory.Device) {
+	v, err := r.m.host.View(&dev)
 	switch {
-	case err != nil && o.isOthers():
-		r.note(o, fmt.Sprintf("left alone: %v", err))
+	case err != nil && dev.IsUntrusted():
+		r.note(dev, fmt.Sprintf("left alone: %v", err))
 	case err != nil:
-		r.fail(o, err)
+		r.fail(dev, err)
 	}
-	for _, f := range v.compare() {
-		if f.fix.kind == notFixed {
-			r.note(o, "left alone: "+f.notice())
+	for _, f := range v.Compare() {
+		if f.Fix.Kind == inventory.NotFixed {
+			r.note(dev, "left alone: "+f.Notice())
 			continue
 		}
-		r.do(o, f.done, func() error { return r.m.mend(ctx, v, f.fix) })
+		r.do(dev, f.Done, func() error { return r.m.mend(ctx, v, f.Fix) })
 	}
 }
 
-func (m *Manager) markPlugged(ctx context.Context, o ours) error {
-	o.want.Phase, o.want.Since = nic.PhasePlugged, 0
-	alias, err := o.want.Encode()
+func (m *Manager) markPlugged(ctx context.Context, dev inventory.Device) error {
+	dev.Want.Phase, dev.Want.Since = nic.PhasePlugged, 0
+	alias, err := dev.Want.Encode()
 	if err != nil {
 		return err
 	}
-	return m.setAlias(ctx, &o, alias)
+	return m.setAlias(ctx, &dev, alias)
 }
 
-func orNothing(s string) string { return cmp.Or(s, "nothing special") }
-
 // putBack makes a tap without a master a port of its bridge again, or of the one that was made in its place.
-func (m *Manager) putBack(o *ours, br *rtnl.Link) error {
-	if err := m.nl.SetQuiet(o.Index, rtnl.MTU(br.MTU)); err != nil {
+func (m *Manager) putBack(dev *inventory.Device, br *rtnl.Link) error {
+	if err := m.host.NL.SetQuiet(dev.Index, rtnl.MTU(br.MTU)); err != nil {
 		return err
 	}
-	if o.isPlain() || o.want.At == br.Index {
-		return bridge.AddPortWith(m.nl, br, o.Link, o.want.PortConfig())
+	if dev.IsPlain() || dev.Want.At == br.Index {
+		return bridge.AddPortWith(m.host.NL, br, dev.Link, dev.Want.PortConfig())
 	}
-	r := o.want
+	r := dev.Want
 	r.At = br.Index
 	text, err := r.Encode()
 	if err != nil {
 		return err
 	}
-	return bridge.AddPortWith(m.nl, br, o.Link, o.want.PortConfig(), rtnl.Alias(text))
-}
-
-// masterName names what a link is a port of; empty for nothing.
-func (m *Manager) masterName(l *rtnl.Link) string {
-	if master := m.masterOf(l); master != nil {
-		return master.Name
-	}
-	return ""
+	return bridge.AddPortWith(m.host.NL, br, dev.Link, dev.Want.PortConfig(), rtnl.Alias(text))
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"time"
 
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/macvtap"
@@ -18,52 +19,52 @@ const releaseWait = 5 * time.Second
 
 // release makes QEMU let go of a device that is not plugged, and waits until it is
 // gone. The caller has made sure that nobody else holds it.
-func (m *Manager) release(ctx context.Context, vm vmm, o *ours) error {
-	if o != nil && !o.hasLink() {
-		return m.releaseSocket(ctx, vm, o)
+func (m *Manager) release(ctx context.Context, vm vmm, dev *inventory.Device) error {
+	if dev != nil && !dev.HasLink() {
+		return m.releaseSocket(ctx, vm, dev)
 	}
-	err := m.letGo(o, vm.process(), func() error { return vm.giveBack(ctx, o) })
+	err := m.letGo(dev, vm.process(), func() error { return vm.giveBack(ctx, dev) })
 	if err != nil {
 		return err
 	}
-	now, err := m.anew(ctx, o)
+	now, err := m.host.Reread(ctx, dev)
 	if err != nil || now == nil {
 		return err
 	}
-	if now.free() {
+	if now.HasNoHolder() {
 		return m.delete(now) // a persistent one
 	}
-	if m.waitGoneFor(ctx, o, undoWait) == nil {
+	if m.host.WaitGoneFor(ctx, dev, undoWait) == nil {
 		return nil
 	}
-	tried := vm.elsewhere(ctx, o)
-	return errors.Join(m.waitGoneFor(ctx, o, releaseWait), tried)
+	tried := vm.elsewhere(ctx, dev)
+	return errors.Join(m.host.WaitGoneFor(ctx, dev, releaseWait), tried)
 }
 
 // releaseSocket does so where there is no link: port and label say whether it is gone.
-func (m *Manager) releaseSocket(ctx context.Context, vm vmm, o *ours) error {
-	err := errors.Join(vm.giveBack(ctx, o), m.leave(ctx, o))
+func (m *Manager) releaseSocket(ctx context.Context, vm vmm, dev *inventory.Device) error {
+	err := errors.Join(vm.giveBack(ctx, dev), m.leave(ctx, dev))
 	if err != nil {
 		return err
 	}
-	now, err := m.anew(ctx, o)
+	now, err := m.host.Reread(ctx, dev)
 	if err != nil || now == nil {
 		return err
 	}
-	tried := vm.elsewhere(ctx, o)
-	if now, err = m.anew(ctx, o); err != nil || now == nil {
+	tried := vm.elsewhere(ctx, dev)
+	if now, err = m.host.Reread(ctx, dev); err != nil || now == nil {
 		return err
 	}
-	return errors.Join(fmt.Errorf("%w: NIC %s, by process %d", nic.ErrInUse, o.Name, now.vmm()), tried)
+	return errors.Join(fmt.Errorf("%w: NIC %s, by process %d", nic.ErrInUse, dev.Name, now.VMMPID()), tried)
 }
 
 // letGo runs what makes a VMM let go of a device. A macvtap is then deleted, since the kernel would
 // do so only some time later, and its address and lower would be taken until then.
-func (m *Manager) letGo(o *ours, pid int, release func() error) error {
-	if o == nil || o.in == nil {
+func (m *Manager) letGo(dev *inventory.Device, pid int, release func() error) error {
+	if dev == nil || dev.NetnsFile == nil {
 		return release()
 	}
-	ns, err := netns.OpenHeld(*o.in)
+	ns, err := netns.OpenHeld(*dev.NetnsFile)
 	if err != nil { // it is going already
 		return release()
 	}
@@ -71,7 +72,7 @@ func (m *Manager) letGo(o *ours, pid int, release func() error) error {
 	if err := release(); err != nil {
 		return err
 	}
-	fds, err := macvtap.QueuesOf(pid, ns, o.Link)
+	fds, err := macvtap.QueuesOf(pid, ns, dev.Link)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -83,58 +84,20 @@ func (m *Manager) letGo(o *ours, pid int, release func() error) error {
 		return err
 	}
 	defer nl.Close()
-	return rtnl.IgnoreNotExist(nl.Delete(o.Index))
-}
-
-func (m *Manager) waitGoneFor(ctx context.Context, o *ours, d time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, d)
-	defer cancel()
-	return m.waitGone(ctx, o)
+	return rtnl.IgnoreNotExist(nl.Delete(dev.Index))
 }
 
 // mayRelease tells whether a device that is not plugged into the guest whose lock we
 // hold may be taken away: an error names the process that uses it.
-func (m *Manager) mayRelease(ctx context.Context, o *ours, vm vmm) error {
-	now, err := m.anew(ctx, o)
+func (m *Manager) mayRelease(ctx context.Context, dev *inventory.Device, vm vmm) error {
+	now, err := m.host.Reread(ctx, dev)
 	if err != nil || now == nil {
 		return err
 	}
-	for _, h := range now.holders {
+	for _, h := range now.Holders {
 		if h.PID != vm.process() {
-			return fmt.Errorf("%w: interface %s, which process %d holds", nic.ErrInUse, o.Name, h.PID)
+			return fmt.Errorf("%w: interface %s, which process %d holds", nic.ErrInUse, dev.Name, h.PID)
 		}
 	}
 	return vm.alive() // its number means it
-}
-
-// waitGone waits until a link is gone from its netns, or with it.
-func (m *Manager) waitGone(ctx context.Context, o *ours) error {
-	for {
-		there, err := m.there(ctx, o)
-		if err != nil || !there {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("interface %s is still %w: it goes when QEMU answers and lets go of it, or by vmnet reconcile: %w", o.Name, nic.ErrInUse, context.Cause(ctx))
-		case <-time.After(pollEvery):
-		}
-	}
-}
-
-// there tells whether a link still exists. Who closes its netns last is of no matter: a VMM
-// that was started with the fd can keep that without the link.
-func (m *Manager) there(ctx context.Context, o *ours) (bool, error) {
-	if !o.hasLink() {
-		now, err := m.anew(ctx, o)
-		return now != nil, err
-	}
-	err := m.on(o, func(nl *rtnl.Conn) error {
-		_, err := nl.LinkByIndex(o.Index)
-		return err
-	})
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
 }

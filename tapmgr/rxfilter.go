@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/vmm/qemu"
@@ -20,27 +21,27 @@ type Mirror struct {
 	Device             string           // the NIC's id in QEMU
 	Guest              qemu.Process
 
-	o ours
+	o inventory.Device
 }
 
 // Mirrors lists those that a QEMU holds, by guest and id. It looks at all processes.
 func (m *Manager) Mirrors(ctx context.Context) ([]Mirror, error) {
-	links, err := m.whole(ctx)
+	links, err := m.host.AllDevices(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var found []Mirror
-	for _, o := range links {
-		if o.want.RxFilter != nic.RxMirror || o.Tun != nil || !o.hasLink() {
+	for _, dev := range links {
+		if dev.Want.RxFilter != nic.RxMirror || dev.Tun != nil || !dev.HasLink() {
 			continue
 		}
-		guest, err := qemu.ByPID(o.vmm())
+		guest, err := qemu.ByPID(dev.VMMPID())
 		if err != nil {
 			continue
 		}
-		x := Mirror{VM: o.want.VM, NIC: o.want.NIC, Interface: o.Name, MAC: o.want.MAC, Device: nic.DeviceID(o.want.NIC), Guest: guest, o: o}
-		if o.want.Via == nic.ViaLibvirt {
-			x.Device = nic.LibvirtAlias(o.want.NIC)
+		x := Mirror{VM: dev.Want.VM, NIC: dev.Want.NIC, Interface: dev.Name, MAC: dev.Want.MAC, Device: nic.DeviceID(dev.Want.NIC), Guest: guest, o: dev}
+		if dev.Want.Via == nic.ViaLibvirt {
+			x.Device = nic.LibvirtAlias(dev.Want.NIC)
 		}
 		found = append(found, x)
 	}
@@ -50,7 +51,7 @@ func (m *Manager) Mirrors(ctx context.Context) ([]Mirror, error) {
 // Follow makes the device take in those multicast groups and no others. The guest's address stays the
 // one that it was given. A device that is gone Is fs.ErrNotExist.
 func (m *Manager) Follow(x Mirror, groups []net.HardwareAddr) (changed bool, err error) {
-	err = m.within(&x.o, func(ns *netns.NS, nl *rtnl.Conn) error {
+	err = m.host.Within(&x.o, func(ns *netns.NS, nl *rtnl.Conn) error {
 		if changed, err = macvtap.SetGroups(ns, x.o.Link, groups); err != nil {
 			return err
 		}
@@ -63,7 +64,7 @@ func (m *Manager) Follow(x Mirror, groups []net.HardwareAddr) (changed bool, err
 
 // TakeAll makes the device take in all multicast, as it did before it was first told to follow.
 func (m *Manager) TakeAll(x Mirror) (changed bool, err error) {
-	err = m.within(&x.o, func(_ *netns.NS, nl *rtnl.Conn) error {
+	err = m.host.Within(&x.o, func(_ *netns.NS, nl *rtnl.Conn) error {
 		changed, err = setAllMulti(nl, x.o.Index, true)
 		return err
 	})

@@ -6,6 +6,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 	"vmnet/vhost"
@@ -47,7 +48,7 @@ type GuestView struct {
 // Show explains all NICs of a guest, at last those that libvirt has made itself. The guest's view needs its monitor; where that
 // is in use, a notice says so instead.
 func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
-	links, err := m.inventory(ctx)
+	links, err := m.host.Devices(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -55,17 +56,17 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 	guests := map[int]*guestViews{} // there may be two of one name, or any number that say so
 	asking, cancel := context.WithTimeoutCause(ctx, othersWait, fmt.Errorf("guests have taken %v", othersWait))
 	defer cancel()
-	for _, o := range links {
-		if o.want.VM != vm {
+	for _, dev := range links {
+		if dev.Want.VM != vm {
 			continue
 		}
-		d, err := m.detail(ctx, o)
+		d, err := m.detail(ctx, dev)
 		if err != nil {
 			return nil, err
 		}
-		if pid := o.vmm(); pid != 0 {
+		if pid := dev.VMMPID(); pid != 0 {
 			if guests[pid] == nil {
-				guests[pid] = m.openViews(asking, o)
+				guests[pid] = m.openViews(asking, dev)
 				defer guests[pid].Close()
 			}
 			guests[pid].fill(asking, &d)
@@ -77,41 +78,41 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 }
 
 // detail is what the kernel says.
-func (m *Manager) detail(ctx context.Context, o ours) (Detail, error) {
+func (m *Manager) detail(ctx context.Context, dev inventory.Device) (Detail, error) {
 	d := Detail{
-		NIC: o.state(m.describe(o)), Index: o.Index, AltNames: o.AltNames, HostMAC: o.MAC.String(), HostMTU: o.MTU,
-		Holders: append([]nic.Holder{}, o.holders...), VhostFDs: []int{}, Bridge: o.master, Learned: []bridge.Learned{}, Counters: o.Stats,
+		NIC: dev.NIC(), Index: dev.Index, AltNames: dev.AltNames, HostMAC: dev.MAC.String(), HostMTU: dev.MTU,
+		Holders: append([]nic.Holder{}, dev.Holders...), VhostFDs: []int{}, Bridge: dev.MasterName, Learned: []bridge.Learned{}, Counters: dev.Stats,
 	}
-	if o.want.Switch {
-		m.detailSeat(ctx, &d, o)
-	} else if o.want.Type != nic.TypeTap {
-		d.Lower, d.RxFilter = m.lowerName(&o), rxFilter(&o)
-		d.Mirrored = d.RxFilter == nic.RxMirror && !o.AllMulti
+	if dev.Want.Switch {
+		m.detailSeat(ctx, &d, dev)
+	} else if dev.Want.Type != nic.TypeTap {
+		d.Lower, d.RxFilter = m.host.LowerName(&dev), inventory.RxFilter(&dev)
+		d.Mirrored = d.RxFilter == nic.RxMirror && !dev.AllMulti
 	}
-	if o.gone {
+	if dev.Deleted {
 		d.HostMAC, d.Lower = "", ""
 	}
-	if o.in != nil {
-		d.Netns = o.in.Path()
+	if dev.NetnsFile != nil {
+		d.Netns = dev.NetnsFile.Path()
 	}
-	if o.want.Vhost {
-		if pid := o.vmm(); pid != 0 {
+	if dev.Want.Vhost {
+		if pid := dev.VMMPID(); pid != 0 {
 			d.VhostFDs = vhost.FDs(pid)
 		}
 	}
-	if o.Port == nil {
+	if dev.Port == nil {
 		return d, nil
 	}
-	br, err := m.nl.LinkByIndex(o.Master)
+	br, err := m.host.NL.LinkByIndex(dev.Master)
 	if err != nil {
 		return d, err
 	}
-	d.ForwardIn = bridge.ForwardsIn(o.Link, br).Seconds()
-	learned, err := bridge.LearnedBy(m.nl, o.Master, o.Index)
+	d.ForwardIn = bridge.ForwardsIn(dev.Link, br).Seconds()
+	learned, err := bridge.LearnedBy(m.host.NL, dev.Master, dev.Index)
 	if err != nil {
 		return d, err
 	}
-	d.Learned = append(d.Learned, learned[o.Index]...)
+	d.Learned = append(d.Learned, learned[dev.Index]...)
 	return d, nil
 }
 
@@ -119,28 +120,28 @@ func (m *Manager) detail(ctx context.Context, o ours) (Detail, error) {
 const maxLearned = 4096
 
 // detailSeat is what the switch says.
-func (m *Manager) detailSeat(ctx context.Context, d *Detail, o ours) {
-	d.Socket = o.seat.path
-	if o.isSocket() {
+func (m *Manager) detailSeat(ctx context.Context, d *Detail, dev inventory.Device) {
+	d.Socket = dev.SwitchPort.Path
+	if dev.IsSocket() {
 		d.HostMAC = ""
 	}
-	if o.seat.err != nil {
-		d.Notices = append(d.Notices, fmt.Sprintf("its switch was not asked: %v", o.seat.err))
+	if dev.SwitchPort.Err != nil {
+		d.Notices = append(d.Notices, fmt.Sprintf("its switch was not asked: %v", dev.SwitchPort.Err))
 		return
 	}
-	if o.seat.port == nil {
+	if dev.SwitchPort.Port == nil {
 		return
 	}
-	if st := o.seat.port.Stats; st != nil {
+	if st := dev.SwitchPort.Port.Stats; st != nil {
 		d.Drops = st.Drops
-		if o.isSocket() {
+		if dev.IsSocket() {
 			t := st.Total()
 			d.Counters = rtnl.Stats{RxPackets: t.RxFrames, RxBytes: t.RxBytes, TxPackets: t.TxFrames, TxBytes: t.TxBytes}
 		}
 	}
-	err := withSwitch(ctx, o.seat.path, func(ctx context.Context, c *control.Client) error {
+	err := inventory.WithSwitch(ctx, dev.SwitchPort.Path, func(ctx context.Context, c *control.Client) error {
 		return c.EachFDB(ctx, func(e control.FDBEntry) error {
-			if e.Port == o.seat.port.Name && len(d.Learned) < maxLearned {
+			if e.Port == dev.SwitchPort.Port.Name && len(d.Learned) < maxLearned {
 				d.Learned = append(d.Learned, bridge.Learned{MAC: e.MAC, VLAN: e.VLAN})
 			}
 			return nil
@@ -158,9 +159,9 @@ type guestViews struct {
 	cancel context.CancelFunc
 }
 
-func (m *Manager) openViews(ctx context.Context, o ours) *guestViews {
+func (m *Manager) openViews(ctx context.Context, dev inventory.Device) *guestViews {
 	ctx, cancel := monitorTimeout(ctx)
-	vm, err := m.openRead(ctx, o)
+	vm, err := m.openRead(ctx, dev)
 	return &guestViews{vm, err, cancel}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
 	"vmnet/tapmgr/nic"
@@ -33,7 +34,7 @@ type hostSide interface {
 	// close closes our copies. Without a VMM's the device goes.
 	close() error
 	// verify reads the device back when the VMM has it, and sets its final alias.
-	verify(ctx context.Context, pid int, alias string) (*ours, error)
+	verify(ctx context.Context, pid int, alias string) (*inventory.Device, error)
 }
 
 func (s *tapSide) bridgeLink() *rtnl.Link { return s.br }

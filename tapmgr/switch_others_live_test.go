@@ -152,8 +152,8 @@ func TestLiveSwitchLimitsAskedFor(t *testing.T) {
 		t.Errorf("%+v: want one queue", nic)
 	}
 	for name, c := range map[string]struct {
-		asked nic.Switch
-		same  bool
+		switchReply nic.Switch
+		same        bool
 	}{
 		"nothing":       {nic.Switch{}, true},
 		"the lock":      {nic.Switch{LockMAC: true}, true},
@@ -162,7 +162,7 @@ func TestLiveSwitchLimitsAskedFor(t *testing.T) {
 		"other numbers": {nic.Switch{MaxAddresses: 3}, false},
 	} {
 		again := s.on(g, "net0", nic.BySocket)
-		again.Switch.LockMAC, again.Switch.Storm, again.Switch.MaxAddresses = c.asked.LockMAC, c.asked.Storm, c.asked.MaxAddresses
+		again.Switch.LockMAC, again.Switch.Storm, again.Switch.MaxAddresses = c.switchReply.LockMAC, c.switchReply.Storm, c.switchReply.MaxAddresses
 		res, err := h.Attach(h.context(10*time.Second), again)
 		if c.same && (err != nil || res.Changed) || !c.same && !errors.Is(err, nic.ErrExist) {
 			t.Errorf("%s: %+v, %v", name, res, err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"vmnet/internal/inventory"
 	"vmnet/internal/step"
 	"vmnet/qmp"
 	"vmnet/tapmgr/nic"
@@ -22,7 +23,7 @@ type vmm interface {
 	cpus(ctx context.Context) (int, error)
 	// has tells whether the NIC is plugged.
 	has(ctx context.Context, nic string) (bool, error)
-	// rxFilter is what the guest's driver wants to receive; nil where that cannot be asked.
+	// RxFilter is what the guest's driver wants to receive; nil where that cannot be asked.
 	rxFilter(ctx context.Context, nic string) (*qmp.RxFilter, error)
 
 	// prepare decides what the guest must be asked for. It changes nothing.
@@ -39,8 +40,8 @@ type vmm interface {
 	// cutOff takes the backend from a NIC, as far as that goes without the guest.
 	cutOff(ctx context.Context, nic string) error
 	// giveBack makes the VMM let go of a NIC that is not plugged, and elsewhere what it was given in other ways.
-	giveBack(ctx context.Context, o *ours) error
-	elsewhere(ctx context.Context, o *ours) error
+	giveBack(ctx context.Context, dev *inventory.Device) error
+	elsewhere(ctx context.Context, dev *inventory.Device) error
 
 	Close() error
 }
@@ -98,7 +99,7 @@ func (v *vm) has(ctx context.Context, nicID string) (bool, error) {
 	return v.HasDevice(ctx, nic.DeviceID(nicID))
 }
 
-// rxFilter: models other than virtio have no filter to tell.
+// RxFilter: models other than virtio have no filter to tell.
 func (v *vm) rxFilter(ctx context.Context, nicID string) (*qmp.RxFilter, error) {
 	f, err := v.RxFilter(ctx, nic.DeviceID(nicID))
 	var refused *qmp.Error
@@ -165,12 +166,12 @@ func (v *vm) cutOff(ctx context.Context, nicID string) error {
 	return v.Release(ctx, nic.DeviceID(nicID))
 }
 
-func (v *vm) giveBack(ctx context.Context, o *ours) error {
-	return v.Rollback(ctx, nic.DeviceID(o.want.NIC), o.want.Queues)
+func (v *vm) giveBack(ctx context.Context, dev *inventory.Device) error {
+	return v.Rollback(ctx, nic.DeviceID(dev.Want.NIC), dev.Want.Queues)
 }
 
 // elsewhere tries the guest's other monitors: a fd that was given through one is known to that one only.
-func (v *vm) elsewhere(ctx context.Context, o *ours) error {
+func (v *vm) elsewhere(ctx context.Context, dev *inventory.Device) error {
 	all, err := v.guest.Sockets()
 	if err != nil || !all[0].Told { // no other is surely a monitor
 		return nil
@@ -178,9 +179,9 @@ func (v *vm) elsewhere(ctx context.Context, o *ours) error {
 	var errs []error
 	for _, s := range all {
 		dialCtx, cancel := monitorTimeout(ctx)
-		other, err := v.m.openOther(dialCtx, v, o.want.VM, s)
+		other, err := v.m.openOther(dialCtx, v, dev.Want.VM, s)
 		if other != nil {
-			err = errors.Join(other.giveBack(dialCtx, o), other.Close())
+			err = errors.Join(other.giveBack(dialCtx, dev), other.Close())
 		}
 		cancel()
 		errs = append(errs, err)

@@ -20,6 +20,7 @@ var layers = [][]string{
 	{"internal/cli/nicflags"},
 	{"internal/vmm/launch"},
 	{"internal/access/bridgeconf", "internal/access/policy"},
+	{"internal/inventory"},
 	{"tapmgr/nic"},
 	{"bridge/vswitch/control", "bridge/vswitch/pcapng"},
 	{"bridge/vswitch"},

@@ -1,4 +1,4 @@
-package tapmgr
+package inventory
 
 import (
 	"cmp"
@@ -33,8 +33,8 @@ const (
 	askedAtOnce = 4
 )
 
-// withSwitch asks one switch, by its name or its socket's path.
-func withSwitch(ctx context.Context, name string, f func(context.Context, *control.Client) error) error {
+// WithSwitch asks one switch, by its name or its socket's path.
+func WithSwitch(ctx context.Context, name string, f func(context.Context, *control.Client) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, switchWait, fmt.Errorf("no answer within %v (does it stand still?)", switchWait))
 	defer cancel()
 	c, err := control.Dial(ctx, name)
@@ -48,8 +48,8 @@ func withSwitch(ctx context.Context, name string, f func(context.Context, *contr
 	return f(ctx, c)
 }
 
-// asked is what one switch has said.
-type asked struct {
+// switchReply is what one switch has said.
+type switchReply struct {
 	path    string // of its control socket
 	trusted bool   // it is the caller's own, root's, or one that root has started or the caller names
 	found   bool   // it is another user's, and nobody has named it
@@ -60,21 +60,24 @@ type asked struct {
 
 // askSwitches asks the switches that run, and those of these names, for their ports. One that nobody runs has
 // none; one that does not answer has an error, of which Notice is told.
-func (m *Manager) askSwitches(ctx context.Context, names ...string) []asked {
-	if m.Switches == nil {
+func (h *Host) askSwitches(ctx context.Context, names ...string) []switchReply {
+	if h.Switches == nil {
 		return nil
 	}
-	paths, err := m.Switches()
+	paths, ok, err := h.Switches()
+	if !ok {
+		return nil
+	}
 	if err != nil {
-		m.notice("the switches were not asked: %v", err)
+		h.notice("the switches were not asked: %v", err)
 	}
 	named := unique(pathsOf(names))
 	paths = unique(append(named, paths...)) // those that NICs are on come first, then the caller's own and root's
 	if len(paths) > maxSwitches {
-		m.notice("of %d switches %d were not asked", len(paths), len(paths)-maxSwitches)
+		h.notice("of %d switches %d were not asked", len(paths), len(paths)-maxSwitches)
 		paths = paths[:maxSwitches]
 	}
-	return m.askAll(ctx, paths, len(named))
+	return h.askAll(ctx, paths, len(named))
 }
 
 // pathsOf are the control sockets of switches of these names.
@@ -100,30 +103,30 @@ func unique(paths []string) (first []string) {
 }
 
 // askNamed asks these switches and no others.
-func (m *Manager) askNamed(ctx context.Context, names ...string) []asked {
+func (h *Host) askNamed(ctx context.Context, names ...string) []switchReply {
 	paths := unique(pathsOf(names))
-	return m.askAll(ctx, paths, len(paths))
+	return h.askAll(ctx, paths, len(paths))
 }
 
 // askAll asks switches for their ports, the first of which were named. They and the caller's and root's are asked beside
 // the others; of other users' switches four at a time are asked, one of each user.
-func (m *Manager) askAll(ctx context.Context, paths []string, named int) []asked {
+func (h *Host) askAll(ctx context.Context, paths []string, named int) []switchReply {
 	ctx, cancel := context.WithTimeoutCause(ctx, askWait, fmt.Errorf("no answer within %v (does it stand still?)", askWait))
 	defer cancel()
-	all := make([]asked, len(paths))
-	others := map[int][]*asked{} // by user
-	var meant [][]*asked
+	all := make([]switchReply, len(paths))
+	others := map[int][]*switchReply{} // by user
+	var meant [][]*switchReply
 	for i, path := range paths {
 		a := &all[i]
 		a.path = path
-		if a.err = m.silence.of(path); a.err != nil {
+		if a.err = h.silence.of(path); a.err != nil {
 			continue
 		}
 		if uid, ok := control.FolderOwner(path); i >= named && ok && !isTrusted(uid) {
 			a.found = true
 			others[uid] = append(others[uid], a)
 		} else {
-			meant = append(meant, []*asked{a})
+			meant = append(meant, []*switchReply{a})
 		}
 	}
 	var wg sync.WaitGroup
@@ -131,16 +134,16 @@ func (m *Manager) askAll(ctx context.Context, paths []string, named int) []asked
 	wg.Go(func() { askGroups(ctx, slices.Collect(maps.Values(others)), userWait) })
 	wg.Wait()
 	for _, a := range all {
-		if a.err != nil && m.silence.of(a.path) == nil {
-			m.silence.add(a.path, a.err)
-			m.notice("switch %s was not asked: %v", a.path, a.err)
+		if a.err != nil && h.silence.of(a.path) == nil {
+			h.silence.add(a.path, a.err)
+			h.notice("switch %s was not asked: %v", a.path, a.err)
 		}
 	}
 	return all
 }
 
 // askGroups asks groups of switches, four groups at a time and a group's one after the other, for as long as wait.
-func askGroups(ctx context.Context, groups [][]*asked, wait time.Duration) {
+func askGroups(ctx context.Context, groups [][]*switchReply, wait time.Duration) {
 	var wg sync.WaitGroup
 	room := make(chan struct{}, askedAtOnce)
 	for _, group := range groups {
@@ -162,7 +165,7 @@ func askGroups(ctx context.Context, groups [][]*asked, wait time.Duration) {
 
 // ask asks a switch for its ports. Of another user's switch no more than most are kept, all of NICs of that user's own
 // processes; the result is how many.
-func (a *asked) ask(ctx context.Context, most int) (kept int) {
+func (a *switchReply) ask(ctx context.Context, most int) (kept int) {
 	dial := control.Dial
 	if a.found {
 		dial = control.DialFound
@@ -195,7 +198,7 @@ func (a *asked) ask(ctx context.Context, most int) (kept int) {
 
 // mayHold tells whether the switch can be believed that a process holds a port of it: anybody can run one that says
 // anything of others' guests.
-func (a *asked) mayHold(pid int) bool {
+func (a *switchReply) mayHold(pid int) bool {
 	uid, err := procfd.RealUID(pid)
 	if err != nil {
 		return a.trusted && !errors.Is(err, fs.ErrNotExist)
@@ -228,30 +231,30 @@ func (s *silence) add(path string, why error) {
 	s.since[path], s.why[path] = time.Now(), why
 }
 
-// seat is what a switch has of a NIC, or should have.
-type seat struct {
-	path string        // of the switch's control socket; empty where that was not looked for
-	port *control.Port // nil where it has none
-	err  error         // why it could not be asked
+// SwitchPort is what a switch has of a NIC, or should have.
+type SwitchPort struct {
+	Path string        // of the switch's control socket; empty where that was not looked for
+	Port *control.Port // nil where it has none
+	Err  error         // why it could not be asked
 }
 
-var errNotAsked = errors.New("its switch was not asked")
+var ErrNotAsked = errors.New("its switch was not asked")
 
-// seatOf is the seat of a NIC that belongs on a switch, among what was asked. The switch that the NIC's record names is believed,
+// switchPortOf is the seat of a NIC that belongs on a switch, among what was asked. The switch that the NIC's record names is believed,
 // whoever runs it: who attached the NIC chose it. Of two guests of one name each has the port that it holds. A port keeps
 // its name when its tap is renamed.
-func seatOf(o *ours, all []asked) seat {
-	path, err := control.Path(o.want.Source)
-	s := seat{path: path, err: cmp.Or(err, errNotAsked)}
+func switchPortOf(dev *Device, all []switchReply) SwitchPort {
+	path, err := control.Path(dev.Want.Source)
+	s := SwitchPort{Path: path, Err: cmp.Or(err, ErrNotAsked)}
 	for _, a := range all {
 		if a.path != path {
 			continue
 		}
-		s.err = a.err
+		s.Err = a.err
 		for i, p := range a.ports {
 			l, ok := nic.ParseRecord(p.Label)
-			if ok && l.VM == o.want.VM && l.NIC == o.want.NIC && o.mayHave(p) && (s.port == nil || p.Name == o.Name) {
-				s.port = &a.ports[i]
+			if ok && l.VM == dev.Want.VM && l.NIC == dev.Want.NIC && dev.mayHave(p) && (s.Port == nil || p.Name == dev.Name) {
+				s.Port = &a.ports[i]
 			}
 		}
 	}
@@ -259,7 +262,12 @@ func seatOf(o *ours, all []asked) seat {
 }
 
 // mayHave tells whether a port with the NIC's label can be its own, and not that of another guest of that name.
-func (o *ours) mayHave(p control.Port) bool {
-	pid := o.vmm()
-	return pid == p.Holder || pid == 0 && !o.isOthers()
+func (dev *Device) mayHave(p control.Port) bool {
+	pid := dev.VMMPID()
+	return pid == p.Holder || pid == 0 && !dev.IsUntrusted()
+}
+
+// ReadSwitchPort asks the switch that the NIC's record names for its port.
+func (h *Host) ReadSwitchPort(ctx context.Context, dev *Device) SwitchPort {
+	return switchPortOf(dev, h.askNamed(ctx, dev.Want.Source))
 }

@@ -1,8 +1,7 @@
-package tapmgr
+package inventory
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
@@ -18,17 +17,17 @@ import (
 // alias; and a label that QEMU holds beside the socket, which is there without the switch, too. It is in no netns, and
 // belongs to the one for which it was attached, as a tap would.
 
-// isSocket tells that there is no link.
-func (o *ours) isSocket() bool { return o.want.Type == nic.TypeSocket }
+// IsSocket tells that there is no link.
+func (dev *Device) IsSocket() bool { return dev.Want.Type == nic.TypeSocket }
 
-// seatless tells that a NIC belongs on a switch that has lost it: that was ended, or has removed its port.
-func (o *ours) seatless() bool {
-	return o.want.Switch && o.seat.path != "" && o.seat.port == nil && o.seat.err == nil
+// IsDisconnected tells that a NIC belongs on a switch that has lost it: that was ended, or has removed its port.
+func (dev *Device) IsDisconnected() bool {
+	return dev.Want.Switch && dev.SwitchPort.Path != "" && dev.SwitchPort.Port == nil && dev.SwitchPort.Err == nil
 }
 
 // socketNICs are the NICs by sockets that labels tell of, those of the switches that were asked, or both.
-func (m *Manager) socketNICs(op *opened, all []asked) []ours {
-	var found []ours
+func (h *Host) socketNICs(op *openFiles, all []switchReply) []Device {
+	var found []Device
 	followLifelines(op, all)
 	byLabel := map[[2]uint64]int{} // of the files' device and inode to found
 	for _, l := range op.labels {
@@ -44,7 +43,7 @@ func (m *Manager) socketNICs(op *opened, all []asked) []ours {
 		if !known {
 			i = len(found)
 			byLabel[id] = i
-			found = append(found, socketNIC(l.Record, l.uid))
+			found = append(found, SocketNIC(l.Record, l.uid))
 		}
 		found[i].vouched = found[i].vouched || isTrusted(l.uid)
 		found[i].addHolders(op, []procfd.File{l.File})
@@ -55,12 +54,12 @@ func (m *Manager) socketNICs(op *opened, all []asked) []ours {
 			if !ok || r.Type != nic.TypeSocket || r.Netns != op.own || p.Holder == 0 || !a.mayHold(p.Holder) {
 				continue
 			}
-			found = withPort(found, r, seat{path: a.path, port: &a.ports[i]}, a.trusted)
+			found = withPort(found, r, SwitchPort{Path: a.path, Port: &a.ports[i]}, a.trusted)
 		}
 	}
 	for i := range found {
-		if o := &found[i]; o.seat.port == nil {
-			o.sit(seatOf(o, all)) // of another user's only what was asked anyway: see sources
+		if dev := &found[i]; dev.SwitchPort.Port == nil {
+			dev.setSwitchPort(switchPortOf(dev, all)) // of another user's only what was asked anyway: see sources
 		}
 	}
 	return found
@@ -68,7 +67,7 @@ func (m *Manager) socketNICs(op *opened, all []asked) []ours {
 
 // followLifelines names, of each port with a lifeline, the process that has it now: the one that the port was made for may have
 // started QEMU and waits for it, or have passed its files on and ended. That is a process with the port's own label.
-func followLifelines(op *opened, all []asked) {
+func followLifelines(op *openFiles, all []switchReply) {
 	for _, a := range all {
 		for i := range a.ports {
 			p := &a.ports[i]
@@ -92,41 +91,41 @@ func holds(pid int, target string) (found bool) {
 	return found
 }
 
-// sit notes where a NIC by a socket is. Only the port's label tells the phase.
-func (o *ours) sit(s seat) {
-	o.seat = s
-	if s.port == nil {
+// setSwitchPort notes where a NIC by a socket is. Only the port's label tells the phase.
+func (dev *Device) setSwitchPort(s SwitchPort) {
+	dev.SwitchPort = s
+	if s.Port == nil {
 		return
 	}
-	if r, ok := nic.ParseRecord(s.port.Label); ok {
-		o.want.Phase, o.Alias = r.Phase, s.port.Label
+	if r, ok := nic.ParseRecord(s.Port.Label); ok {
+		dev.Want.Phase, dev.Alias = r.Phase, s.Port.Label
 	}
 }
 
 // withPort notes a switch's port at the NIC whose label its holder has, or adds the NIC that nothing else tells of.
-func withPort(found []ours, r nic.Record, s seat, trusted bool) []ours {
-	i := slices.IndexFunc(found, func(o ours) bool {
-		return o.want.VM == r.VM && o.want.NIC == r.NIC && o.isHeldBy(s.port.Holder)
+func withPort(found []Device, r nic.Record, s SwitchPort, trusted bool) []Device {
+	i := slices.IndexFunc(found, func(dev Device) bool {
+		return dev.Want.VM == r.VM && dev.Want.NIC == r.NIC && dev.IsHeldBy(s.Port.Holder)
 	})
 	if i < 0 {
 		i = len(found)
-		found = append(found, socketNIC(r, ownerOf(s.port.Holder)))
-		found[i].holders = []nic.Holder{{PID: s.port.Holder, FDs: []int{}}}
+		found = append(found, SocketNIC(r, OwnerOf(s.Port.Holder)))
+		found[i].Holders = []nic.Holder{{PID: s.Port.Holder, FDs: []int{}}}
 	}
 	found[i].vouched = found[i].vouched || trusted
-	found[i].sit(s)
+	found[i].setSwitchPort(s)
 	return found
 }
 
-// socketNIC is one that a process of that user holds.
-func socketNIC(r nic.Record, uid int) ours {
+// SocketNIC is one that a process of that user holds.
+func SocketNIC(r nic.Record, uid int) Device {
 	name, _ := nic.InterfaceName(r.VM, r.NIC)
 	link := &rtnl.Link{Name: name, Kind: nic.TypeSocket, Up: true, MTU: r.GuestMTU()}
-	return ours{Link: link, want: r, allSeen: true, uid: uid}
+	return Device{Link: link, Want: r, allSeen: true, UID: uid}
 }
 
-// ownerOf is the user whose process it is, or nobody: see pidfd.Owner.
-func ownerOf(pid int) int {
+// OwnerOf is the user whose process it is, or nobody: see pidfd.Owner.
+func OwnerOf(pid int) int {
 	uid, err := pidfd.Owner(pid)
 	if err != nil {
 		return nobodys
@@ -150,7 +149,7 @@ func sources(labels []label) (names []string) {
 
 // socketFor finds a NIC by a socket that a process holds, by its label, or as a port of the switch that is named, in which
 // a crash may have left it alone; nil for none.
-func (m *Manager) socketFor(ctx context.Context, pid int, op *opened, vm, nic, sw string) *ours {
+func (h *Host) socketFor(ctx context.Context, pid int, op *openFiles, vm, nic, sw string) *Device {
 	names := sources(op.labels)
 	if sw != "" {
 		names = append(names, sw)
@@ -158,84 +157,44 @@ func (m *Manager) socketFor(ctx context.Context, pid int, op *opened, vm, nic, s
 	if len(names) == 0 {
 		return nil
 	}
-	all := m.askNamed(ctx, names...)
+	all := h.askNamed(ctx, names...)
 	for i := range all {
 		if path, err := control.Path(sw); err == nil && path == all[i].path {
 			all[i].trusted = true
 		}
 	}
-	for _, o := range m.socketNICs(op, all) {
-		if o.want.VM == vm && o.want.NIC == nic && o.isHeldBy(pid) {
-			return &o
+	for _, dev := range h.socketNICs(op, all) {
+		if dev.Want.VM == vm && dev.Want.NIC == nic && dev.IsHeldBy(pid) {
+			return &dev
 		}
 	}
 	return nil
 }
 
 // sameWithoutLink tells whether two readings are of one NIC that has no link.
-func (o *ours) sameWithoutLink(now *ours) bool {
-	same := !o.hasLink() && !now.hasLink() && o.want.VM == now.want.VM && o.want.NIC == now.want.NIC
-	return same && slices.ContainsFunc(o.holders, func(h nic.Holder) bool { return now.isHeldBy(h.PID) })
+func (dev *Device) sameWithoutLink(now *Device) bool {
+	same := !dev.HasLink() && !now.HasLink() && dev.Want.VM == now.Want.VM && dev.Want.NIC == now.Want.NIC
+	return same && slices.ContainsFunc(dev.Holders, func(h nic.Holder) bool { return now.IsHeldBy(h.PID) })
 }
 
-// leave removes a NIC's port from its switch. A switch, or port, that is not there any more is success.
-func (m *Manager) leave(ctx context.Context, o *ours) error {
-	if o.seat.err != nil {
-		return o.seat.err
+// SwitchPortText is where a port is, for a step's text.
+func (dev *Device) SwitchPortText() string {
+	if dev.SwitchPort.Port == nil {
+		return fmt.Sprintf("switch %s, if it is there", dev.Want.Source)
 	}
-	if o.seat.port == nil {
-		return nil
-	}
-	return removePort(ctx, o.seat.path, o.seat.port.Name)
-}
-
-func removePort(ctx context.Context, sw, port string) error {
-	err := withSwitch(ctx, sw, func(ctx context.Context, c *control.Client) error { return c.RemovePort(ctx, port) })
-	if errors.Is(err, control.ErrNotRunning) {
-		return nil
-	}
-	return rtnl.IgnoreNotExist(err)
-}
-
-// setAlias says of a NIC what it is, on its link or in its port.
-func (m *Manager) setAlias(ctx context.Context, o *ours, alias string) error {
-	switch {
-	case o.gone:
-		return nil
-	case !o.isSocket():
-		return m.set(o, rtnl.Alias(alias))
-	case o.seat.err != nil:
-		return o.seat.err
-	case o.seat.port == nil: // without a switch nobody could be told
-		return nil
-	}
-	err := withSwitch(ctx, o.seat.path, func(ctx context.Context, c *control.Client) error {
-		return c.SetLabel(ctx, o.seat.port.Name, alias)
-	})
-	if errors.Is(err, control.ErrNotRunning) { // it has ended meanwhile
-		return nil
-	}
-	return rtnl.IgnoreNotExist(err)
-}
-
-// seatText is where a port is, for a step's text.
-func (o *ours) seatText() string {
-	if o.seat.port == nil {
-		return fmt.Sprintf("switch %s, if it is there", o.want.Source)
-	}
-	return fmt.Sprintf("switch %s: remove-port %s", o.want.Source, o.seat.port.Name)
+	return fmt.Sprintf("switch %s: remove-port %s", dev.Want.Source, dev.SwitchPort.Port.Name)
 }
 
 // cureOfLost is what helps a NIC by a socket whose switch has ended.
 const cureOfLost = "the same vmnet attach again replaces it"
 
 // runs tells by an error that a switch does not run, or does not answer.
-func (m *Manager) runs(name string) error {
-	return withSwitch(context.Background(), name, func(ctx context.Context, c *control.Client) error {
+func (h *Host) runs(name string) error {
+	return WithSwitch(context.Background(), name, func(ctx context.Context, c *control.Client) error {
 		_, err := c.Info(ctx)
 		return err
 	})
 }
 
-// errNoSwitch is a NIC by a socket whose switch has ended, or has lost it.
-var errNoSwitch = fmt.Errorf("its switch has no such port any more: %w", fs.ErrNotExist)
+// ErrNoSwitch is a NIC by a socket whose switch has ended, or has lost it.
+var ErrNoSwitch = fmt.Errorf("its switch has no such port any more: %w", fs.ErrNotExist)

@@ -1,4 +1,4 @@
-package tapmgr
+package inventory
 
 import (
 	"syscall"
@@ -23,7 +23,7 @@ const (
 
 // lookAtGuests looks at the processes of libvirt's guests that have macvtaps among these links, where those are of users
 // of whose files not all were looked at.
-func (op *opened) lookAtGuests(links []*rtnl.Link) error {
+func (op *openFiles) lookAtGuests(links []*rtnl.Link) error {
 	names := map[string]bool{}
 	for _, l := range links {
 		if r, ok := nic.ParseRecord(l.Alias); ok && l.Tun == nil {
@@ -58,7 +58,7 @@ func (op *opened) lookAtGuests(links []*rtnl.Link) error {
 }
 
 // lookAtGuest looks at one process for queues of macvtaps, whatever was seen of it before.
-func (op *opened) lookAtGuest(pid int) {
+func (op *openFiles) lookAtGuest(pid int) {
 	delete(op.nodes, pid)
 	procfd.First(pid, maxGuestFiles, func(f procfd.File) {
 		if macvtap.LooksLikeQueue(f) {
@@ -80,13 +80,13 @@ func isVouched(p qemu.Process) bool {
 }
 
 // addNodeHolders notes who has the node of a macvtap in the Manager's netns open.
-func (m *Manager) addNodeHolders(o *ours, op *opened) {
+func (h *Host) addNodeHolders(dev *Device, op *openFiles) {
 	if len(op.nodes) > 0 {
-		number, err := macvtap.Number(m.ns, o.Link)
+		number, err := macvtap.Number(h.NS, dev.Link)
 		if err != nil {
 			return
 		}
-		o.addHolders(op, op.nodesOf(number))
+		dev.addHolders(op, op.nodesOf(number))
 	}
-	o.allSeen = len(o.holders) == 0 && !op.guestsUnseen && op.seesAll()
+	dev.allSeen = len(dev.Holders) == 0 && !op.guestsUnseen && op.seesAll()
 }

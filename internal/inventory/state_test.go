@@ -1,4 +1,4 @@
-package tapmgr
+package inventory
 
 import (
 	"testing"
@@ -15,11 +15,11 @@ func TestStateOfASwitchPort(t *testing.T) {
 	for state, want := range map[vswitch.PortState]nic.State{
 		vswitch.StateUp: "forwarding", vswitch.StateDown: nic.Down, vswitch.StateStopped: nic.Stopped, "": "forwarding",
 	} {
-		o := ours{
-			Link: &rtnl.Link{Up: true}, want: nic.Record{Switch: true},
-			seat: seat{port: &control.Port{Stats: &vswitch.PortStats{State: state}}},
+		dev := Device{
+			Link: &rtnl.Link{Up: true}, Want: nic.Record{Switch: true},
+			SwitchPort: SwitchPort{Port: &control.Port{Stats: &vswitch.PortStats{State: state}}},
 		}
-		if got := o.ownState(); got != want {
+		if got := dev.ownState(); got != want {
 			t.Errorf("a port that is %q: %q, want %q", state, got, want)
 		}
 	}

@@ -1,4 +1,4 @@
-package tapmgr
+package inventory
 
 import (
 	"context"
@@ -20,15 +20,15 @@ import (
 // and the labels that are kept. What is beyond is a notice, and hides those users' own NICs alone.
 const (
 	maxProcessFiles = 1 << 14
-	maxUserFiles    = 1 << 17
-	maxCloser       = 1 << 13
+	MaxUserFiles    = 1 << 17
+	MaxCloser       = 1 << 13
 	maxSpaces       = 1 << 10
 	maxLabels       = 1 << 8
 	maxEarly        = 1 << 11 // files in which the process with a label has its lifeline
 )
 
-// opened is what processes have open that NICs of the Manager's netns may hang on.
-type opened struct {
+// openFiles is what processes have open that NICs of the Manager's netns may hang on.
+type openFiles struct {
 	own    uint64                   // inode of the Manager's netns
 	queues map[string][]procfd.File // of taps of ours, by the tap's name
 	nodes  map[int][]procfd.File    // that may be queues of macvtaps, by process
@@ -75,8 +75,8 @@ type quota struct {
 func isTrusted(uid int) bool { return uid == 0 || uid == os.Geteuid() }
 
 // look looks at all processes, for what those of these links that are taps hang on, and all NICs elsewhere.
-func (m *Manager) look(ctx context.Context, links []*rtnl.Link) (*opened, error) {
-	op, err := m.newOpened()
+func (h *Host) look(ctx context.Context, links []*rtnl.Link) (*openFiles, error) {
+	op, err := h.newOpened()
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +85,7 @@ func (m *Manager) look(ctx context.Context, links []*rtnl.Link) (*opened, error)
 			op.queues[l.Name] = nil
 		}
 	}
-	scan := procfd.Scan{PerProcess: maxProcessFiles, PerUser: maxUserFiles}
+	scan := procfd.Scan{PerProcess: maxProcessFiles, PerUser: MaxUserFiles}
 	if err := scan.All(ctx, op.visit); err != nil {
 		return nil, err
 	}
@@ -93,23 +93,23 @@ func (m *Manager) look(ctx context.Context, links []*rtnl.Link) (*opened, error)
 		op.over[uid] = true
 	}
 	for uid := range op.over {
-		m.notice("of the files of user %d's processes not all were looked at: they have too many", uid)
+		h.notice("of the files of user %d's processes not all were looked at: they have too many", uid)
 	}
 	return op, op.lookAtGuests(links)
 }
 
 // openedBy looks at one process, for what NICs elsewhere hang on.
-func (m *Manager) openedBy(pid int) (*opened, error) {
-	op, err := m.newOpened()
+func (h *Host) openedBy(pid int) (*openFiles, error) {
+	op, err := h.newOpened()
 	if err == nil {
 		procfd.Of(pid, op.visit)
 	}
 	return op, err
 }
 
-func (m *Manager) newOpened() (*opened, error) {
-	own, err := m.ns.Inode()
-	return &opened{
+func (h *Host) newOpened() (*openFiles, error) {
+	own, err := h.NS.Inode()
+	return &openFiles{
 		own: own, queues: map[string][]procfd.File{}, nodes: map[int][]procfd.File{},
 		vmms: map[int]bool{}, held: map[heldSpace]bool{}, said: map[saying]bool{}, closer: map[quota]int{}, over: map[int]bool{},
 		seesAll: sync.OnceValue(seesAll),
@@ -117,7 +117,7 @@ func (m *Manager) newOpened() (*opened, error) {
 }
 
 // within reports whether a user stays within a bound with one more of what is counted.
-func (op *opened) within(uid int, what string, most int) bool {
+func (op *openFiles) within(uid int, what string, most int) bool {
 	if isTrusted(uid) {
 		return true
 	}
@@ -131,11 +131,11 @@ func (op *opened) within(uid int, what string, most int) bool {
 }
 
 // visit keeps what matters of a file. The targets of links, which may be long, are not kept.
-func (op *opened) visit(f procfd.File) {
+func (op *openFiles) visit(f procfd.File) {
 	target := f.Target
 	f.Target = ""
 	if inode, ok := netns.InodeOf(procfd.File{Target: target}); ok {
-		if h := (heldSpace{f.PID, inode}); inode != op.own && !op.held[h] && op.within(f.UID, "files", maxCloser) {
+		if h := (heldSpace{f.PID, inode}); inode != op.own && !op.held[h] && op.within(f.UID, "files", MaxCloser) {
 			op.held[h] = true
 			f.Target = target
 			op.spaces = append(op.spaces, f)
@@ -145,32 +145,32 @@ func (op *opened) visit(f procfd.File) {
 	if text, ok := procfd.LabelOf(procfd.File{Target: target}); ok {
 		if s := (saying{f.PID, text}); op.said[s] {
 			return
-		} else if strings.HasPrefix(text, alias.Prefix) && op.within(f.UID, "sayings", maxCloser) {
+		} else if strings.HasPrefix(text, alias.Prefix) && op.within(f.UID, "sayings", MaxCloser) {
 			op.said[s] = true
 		}
 		r, ok := nic.ParseRecord(text)
 		if ok && r.Netns == op.own && op.within(f.UID, "labels", maxLabels) {
-			op.labels = append(op.labels, label{f, r, ownerOf(f.PID)})
+			op.labels = append(op.labels, label{f, r, OwnerOf(f.PID)})
 		}
 		return
 	}
 	switch {
 	case tun.LooksLikeQueue(procfd.File{Target: target}):
-		if len(op.queues) == 0 || !op.within(f.UID, "files", maxCloser) {
+		if len(op.queues) == 0 || !op.within(f.UID, "files", MaxCloser) {
 			return
 		}
 		name := tun.InterfaceOf(f)
 		if known, ok := op.queues[name]; ok {
 			op.queues[name] = append(known, f)
 		}
-	case macvtap.LooksLikeQueue(procfd.File{Target: target}) && op.within(f.UID, "files", maxCloser):
+	case macvtap.LooksLikeQueue(procfd.File{Target: target}) && op.within(f.UID, "files", MaxCloser):
 		op.nodes[f.PID] = append(op.nodes[f.PID], f)
 	}
 }
 
 // queuesOf lists who has queues of a tap in the Manager's netns open. A process that only looked at
 // somebody else's has closed its copy by now.
-func (op *opened) queuesOf(ctx context.Context, name string) (found []procfd.File) {
+func (op *openFiles) queuesOf(ctx context.Context, name string) (found []procfd.File) {
 	for _, f := range op.queues[name] {
 		if ctx.Err() == nil && tun.InNetns(f, op.own) && tun.InterfaceOf(f) == name {
 			found = append(found, f)
@@ -180,7 +180,7 @@ func (op *opened) queuesOf(ctx context.Context, name string) (found []procfd.Fil
 }
 
 // isVMM is isQEMU, asked once of each process.
-func (op *opened) isVMM(pid int) bool {
+func (op *openFiles) isVMM(pid int) bool {
 	is, known := op.vmms[pid]
 	if !known {
 		is = isQEMU(pid)
@@ -190,7 +190,7 @@ func (op *opened) isVMM(pid int) bool {
 }
 
 // nodesOf lists who has the node of that number open.
-func (op *opened) nodesOf(number uint64) []procfd.File {
+func (op *openFiles) nodesOf(number uint64) []procfd.File {
 	if op.devices == nil {
 		op.devices = map[uint64][]procfd.File{}
 		for _, files := range op.nodes {
@@ -204,12 +204,12 @@ func (op *opened) nodesOf(number uint64) []procfd.File {
 	return op.devices[number]
 }
 
-// inOwn lists the links in the Manager's netns whose aliases begin as ours do: taps, and macvtaps that
+// ownLinks lists the links in the Manager's netns whose aliases begin as ours do: taps, and macvtaps that
 // were handed over by name.
-func (m *Manager) inOwn() ([]*rtnl.Link, error) {
+func (h *Host) ownLinks() ([]*rtnl.Link, error) {
 	var found []*rtnl.Link
 	for _, kind := range []string{"tun", string(macvtap.Macvtap), string(macvtap.IPVtap)} {
-		all, err := m.nl.Links(kind, 0)
+		all, err := h.NL.Links(kind, 0)
 		if err != nil {
 			return nil, err
 		}

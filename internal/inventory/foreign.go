@@ -1,4 +1,4 @@
-package tapmgr
+package inventory
 
 import (
 	"bytes"
@@ -31,7 +31,7 @@ type ForeignLink struct {
 	MTU       int   // bytes
 	Queues    []int // the process's fds, ascending
 
-	link *rtnl.Link
+	Link *rtnl.Link
 }
 
 // HasGuest tells whether the link may belong to the guest's NIC of that MAC: a macvtap has the same, a
@@ -50,27 +50,28 @@ func (l ForeignLink) HasGuest(mac net.HardwareAddr) bool {
 // Foreign lists the links in the Manager's netns that the QEMU process pid holds and that are not ours,
 // by interface index. To look at other users' processes takes CAP_SYS_PTRACE, to tell
 // who holds a macvtap CAP_SYS_ADMIN.
-func (m *Manager) Foreign(pid int) ([]ForeignLink, error) {
-	return m.foreign(pid, &allowance{files: maxUserFiles, closer: maxUserFiles})
+func (h *Host) Foreign(pid int) ([]ForeignLink, error) {
+	return h.ForeignWithin(pid, &Allowance{Files: MaxUserFiles, Closer: MaxUserFiles})
 }
 
-// allowance is how many files of a user's processes are looked at, and how many of these more closely.
-type allowance struct{ files, closer int }
+// Allowance is how many files of a user's processes are looked at, and how many of these more closely.
+type Allowance struct{ Files, Closer int }
 
-func (m *Manager) foreign(pid int, left *allowance) ([]ForeignLink, error) {
-	inode, err := m.ns.Inode()
+// ForeignWithin is Foreign within what is left of an allowance.
+func (h *Host) ForeignWithin(pid int, left *Allowance) ([]ForeignLink, error) {
+	inode, err := h.NS.Inode()
 	if err != nil {
 		return nil, err
 	}
 	taps := map[string][]int{}
 	var nodes []procfd.File
-	procfd.First(pid, min(left.files, maxProcessFiles), func(f procfd.File) {
-		left.files--
+	procfd.First(pid, min(left.Files, maxProcessFiles), func(f procfd.File) {
+		left.Files--
 		isTap, isNode := tun.LooksLikeQueue(f), macvtap.LooksLikeQueue(f)
-		if !isTap && !isNode || left.closer == 0 {
+		if !isTap && !isNode || left.Closer == 0 {
 			return
 		}
-		left.closer--
+		left.Closer--
 		if !isTap {
 			nodes = append(nodes, procfd.File{PID: f.PID, FD: f.FD})
 		} else if name := tun.InterfaceOf(f); name != "" && tun.InNetns(f, inode) {
@@ -79,16 +80,16 @@ func (m *Manager) foreign(pid int, left *allowance) ([]ForeignLink, error) {
 	})
 	var found []ForeignLink
 	for name, fds := range taps {
-		l, err := m.nl.Link(name)
-		if errors.Is(err, fs.ErrNotExist) || err == nil && !isForeign(l, "tun") {
+		l, err := h.NL.Link(name)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !IsForeign(l, "tun") {
 			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("interface %s of process %d: %w", name, pid, err)
 		}
-		found = append(found, m.foreignTap(l, fds))
+		found = append(found, h.foreignTap(l, fds))
 	}
-	macvtaps, err := m.foreignMacvtaps(nodes)
+	macvtaps, err := h.foreignMacvtaps(nodes)
 	if err != nil {
 		return nil, err
 	}
@@ -97,25 +98,25 @@ func (m *Manager) foreign(pid int, left *allowance) ([]ForeignLink, error) {
 	return found, nil
 }
 
-// isForeign tells whether a link is of that kind and carries no alias of ours.
-func isForeign(l *rtnl.Link, kind string) bool {
+// IsForeign tells whether a link is of that kind and carries no alias of ours.
+func IsForeign(l *rtnl.Link, kind string) bool {
 	return l.Kind == kind && !strings.HasPrefix(l.Alias, alias.Prefix)
 }
 
-func (m *Manager) foreignTap(l *rtnl.Link, fds []int) ForeignLink {
+func (h *Host) foreignTap(l *rtnl.Link, fds []int) ForeignLink {
 	slices.Sort(fds)
 	f := ForeignLink{
-		Interface: l.Name, Index: l.Index, Type: nic.TypeTap, MAC: l.MAC, State: linkState(l), MTU: l.MTU, Queues: fds,
-		Source: m.masterName(l), link: l,
+		Interface: l.Name, Index: l.Index, Type: nic.TypeTap, MAC: l.MAC, State: LinkState(l), MTU: l.MTU, Queues: fds,
+		Source: h.MasterName(l), Link: l,
 	}
-	if br, err := m.portBridge(l); err == nil {
-		f.Port, _ = bridge.ReadPort(m.nl, br, l)
+	if br, err := h.PortBridge(l); err == nil {
+		f.Port, _ = bridge.ReadPort(h.NL, br, l)
 	}
 	return f
 }
 
 // foreignMacvtaps are those of which a process has nodes open, with a parent device in the Manager's netns or elsewhere.
-func (m *Manager) foreignMacvtaps(nodes []procfd.File) ([]ForeignLink, error) {
+func (h *Host) foreignMacvtaps(nodes []procfd.File) ([]ForeignLink, error) {
 	queues := map[uint64][]int{} // fds by the node's number
 	for _, f := range nodes {
 		if number, ok := macvtap.NumberOf(f); ok {
@@ -125,16 +126,16 @@ func (m *Manager) foreignMacvtaps(nodes []procfd.File) ([]ForeignLink, error) {
 	if len(queues) == 0 {
 		return nil, nil
 	}
-	links, err := m.nl.Links(string(macvtap.Macvtap), 0)
+	links, err := h.NL.Links(string(macvtap.Macvtap), 0)
 	if err != nil {
 		return nil, err
 	}
 	var found []ForeignLink
 	for _, l := range links {
-		if !isForeign(l, string(macvtap.Macvtap)) {
+		if !IsForeign(l, string(macvtap.Macvtap)) {
 			continue
 		}
-		number, err := macvtap.Number(m.ns, l)
+		number, err := macvtap.Number(h.NS, l)
 		if errors.Is(err, fs.ErrNotExist) { // gone meanwhile
 			continue
 		}
@@ -147,9 +148,9 @@ func (m *Manager) foreignMacvtaps(nodes []procfd.File) ([]ForeignLink, error) {
 		}
 		slices.Sort(fds)
 		f := ForeignLink{
-			Interface: l.Name, Index: l.Index, Type: string(macvtap.Macvtap), MAC: l.MAC, State: linkState(l), MTU: l.MTU, Queues: fds, link: l,
+			Interface: l.Name, Index: l.Index, Type: string(macvtap.Macvtap), MAC: l.MAC, State: LinkState(l), MTU: l.MTU, Queues: fds, Link: l,
 		}
-		if lower, err := m.nl.LinkByIndex(l.Lower); err == nil && l.LowerNS < 0 {
+		if lower, err := h.NL.LinkByIndex(l.Lower); err == nil && l.LowerNS < 0 {
 			f.Source = lower.Name
 		}
 		found = append(found, f)
@@ -157,13 +158,13 @@ func (m *Manager) foreignMacvtaps(nodes []procfd.File) ([]ForeignLink, error) {
 	return found, nil
 }
 
-// portBridge is the bridge that a link is a port of. No bridge, or another kind of master, is an error
+// PortBridge is the bridge that a link is a port of. No bridge, or another kind of master, is an error
 // that Is fs.ErrNotExist.
-func (m *Manager) portBridge(l *rtnl.Link) (*rtnl.Link, error) {
+func (h *Host) PortBridge(l *rtnl.Link) (*rtnl.Link, error) {
 	if l.Master == 0 {
 		return nil, fmt.Errorf("interface %s is on no bridge: %w", l.Name, fs.ErrNotExist)
 	}
-	br, err := m.nl.LinkByIndex(l.Master)
+	br, err := h.NL.LinkByIndex(l.Master)
 	if err != nil {
 		return nil, fmt.Errorf("the bridge of %s: %w", l.Name, err)
 	}
@@ -171,38 +172,4 @@ func (m *Manager) portBridge(l *rtnl.Link) (*rtnl.Link, error) {
 		return nil, fmt.Errorf("interface %s is a port of %s, which is no Linux bridge: %w", l.Name, br.Name, fs.ErrNotExist)
 	}
 	return br, nil
-}
-
-// SetForeignPort applies settings to the bridge port of the tap that somebody else has made for
-// process pid and its NIC of that MAC. It only adds to what they have set of it, as
-// bridge.AddSettings does, and changes nothing where it is so already. That there is no such
-// tap, or that it is on no bridge, Is fs.ErrNotExist.
-func (m *Manager) SetForeignPort(pid int, mac net.HardwareAddr, cfg bridge.PortConfig) (changed bool, err error) {
-	all, err := m.Foreign(pid)
-	if err != nil {
-		return false, err
-	}
-	found := false
-	for _, f := range all {
-		if f.Type != nic.TypeTap || !f.HasGuest(mac) {
-			continue
-		}
-		found = true
-		c, err := m.setForeign(f.link, cfg)
-		if changed = changed || c; err != nil {
-			return changed, err
-		}
-	}
-	if !found {
-		return false, fmt.Errorf("process %d holds no tap for MAC %s that somebody else made: %w", pid, mac, fs.ErrNotExist)
-	}
-	return changed, nil
-}
-
-func (m *Manager) setForeign(l *rtnl.Link, cfg bridge.PortConfig) (changed bool, err error) {
-	br, err := m.portBridge(l)
-	if err != nil {
-		return false, err
-	}
-	return bridge.AddSettings(m.nl, br, l, cfg)
 }

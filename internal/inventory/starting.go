@@ -1,4 +1,4 @@
-package tapmgr
+package inventory
 
 import (
 	"fmt"
@@ -16,17 +16,17 @@ import (
 // startingFor is how long a guest may take from the making of its device until its QEMU opens that.
 const startingFor = 5 * time.Minute
 
-// starts tells whether a link was made for a guest that is about to start.
-func (o *ours) starts() bool {
-	if o.want.Phase != nic.PhaseStarting || len(o.holders) > 0 {
+// IsStarting tells whether a link was made for a guest that is about to start.
+func (dev *Device) IsStarting() bool {
+	if dev.Want.Phase != nic.PhaseStarting || len(dev.Holders) > 0 {
 		return false
 	}
-	age := sinceBoot() - o.want.Since
+	age := SinceBoot() - dev.Want.Since
 	return age >= 0 && age < int64(startingFor.Seconds())
 }
 
-// sinceBoot is CLOCK_BOOTTIME in whole seconds (proc(5), /proc/uptime).
-func sinceBoot() int64 {
+// SinceBoot is CLOCK_BOOTTIME in whole seconds (proc(5), /proc/uptime).
+func SinceBoot() int64 {
 	var seconds float64
 	text, err := os.ReadFile("/proc/uptime")
 	if err == nil {
@@ -40,11 +40,11 @@ func sinceBoot() int64 {
 
 // awaitsLibvirt tells whether an attach that another vmnet works on is about to hand over the link by its name: nobody
 // holds it for that moment, but the guest's lock is taken.
-func (o *ours) awaitsLibvirt() bool {
-	if o.want.Via != nic.ViaLibvirt || o.want.Phase != nic.PhaseAttaching || len(o.holders) > 0 {
+func (dev *Device) awaitsLibvirt() bool {
+	if dev.Want.Via != nic.ViaLibvirt || dev.Want.Phase != nic.PhaseAttaching || len(dev.Holders) > 0 {
 		return false
 	}
-	procs, err := qemu.OfLibvirt(o.want.VM)
+	procs, err := qemu.OfLibvirt(dev.Want.VM)
 	if err != nil {
 		return true
 	}
@@ -65,7 +65,7 @@ var libvirtsDirs = []string{"/var/lib/libvirt/", "/run/libvirt/"}
 // user than root and the caller it is opened where only libvirt makes directories, as this process sees it.
 func openClaimed(p qemu.Process) (*os.File, error) {
 	if isTrusted(p.UID) {
-		return openLock(p)
+		return OpenLock(p)
 	}
 	dir := filepath.Clean(p.Dir)
 	if !slices.ContainsFunc(libvirtsDirs, func(in string) bool { return strings.HasPrefix(dir, in) }) {
@@ -82,4 +82,17 @@ func isLocked(p qemu.Process) bool {
 	}
 	defer f.Close()
 	return syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB) != nil
+}
+
+// OpenLock opens the folder, in whatever mount namespace it is.
+func OpenLock(p qemu.Process) (*os.File, error) {
+	if p.Dir == "" {
+		return nil, fmt.Errorf("the command line of process %d does not tell where libvirt keeps its files", p.PID)
+	}
+	path := fmt.Sprintf("/proc/%d/root%s", p.PID, p.Dir)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%w (guests of the machine's libvirt need root)", err)
+	}
+	return f, nil
 }

@@ -1,4 +1,4 @@
-package tapmgr
+package inventory
 
 import (
 	"vmnet/bridge/vswitch"
@@ -8,50 +8,50 @@ import (
 )
 
 // owner is the user for whom qemu-netup made a NIC, or on whose word alone it is listed.
-func (o *ours) owner() int {
-	if o.isHearsay() {
-		return o.uid
+func (dev *Device) owner() int {
+	if dev.IsUnconfirmed() {
+		return dev.UID
 	}
-	return o.want.Owner
+	return dev.Want.Owner
 }
 
-// state adds what its holders tell.
-func (o *ours) state(found nic.NIC) nic.NIC {
-	if len(o.holders) > 0 {
-		found.PID = o.holders[0].PID
+// withHolders adds what its holders tell.
+func (dev *Device) withHolders(found nic.NIC) nic.NIC {
+	if len(dev.Holders) > 0 {
+		found.PID = dev.Holders[0].PID
 	}
 	switch {
-	case o.starts():
+	case dev.IsStarting():
 		found.State = nic.Starting
-	case o.unheld():
+	case dev.IsOrphaned():
 		found.State = nic.LeftOver
-	case o.want.Phase == nic.PhaseAttaching && o.stranger() != 0:
+	case dev.Want.Phase == nic.PhaseAttaching && dev.OtherHolder() != 0:
 		found.State = nic.Attaching
-	case o.want.Phase == nic.PhaseAttaching, o.want.Phase == nic.PhaseStarting:
+	case dev.Want.Phase == nic.PhaseAttaching, dev.Want.Phase == nic.PhaseStarting:
 		found.State = nic.Incomplete
-	case o.want.Phase == nic.PhaseDetaching:
+	case dev.Want.Phase == nic.PhaseDetaching:
 		found.State = nic.Detaching
-	case o.master != "" && (o.want.Switch || o.master != o.want.Source):
+	case dev.MasterName != "" && (dev.Want.Switch || dev.MasterName != dev.Want.Source):
 		found.State = nic.OtherBridge
 	}
 	return found
 }
 
 // ownState is how a link of ours, or a port of a userspace switch, is.
-func (o *ours) ownState() nic.State {
+func (dev *Device) ownState() nic.State {
 	switch {
-	case o.gone:
+	case dev.Deleted:
 		return nic.Gone
-	case !o.want.Switch:
-		return linkState(o.Link)
-	case !o.Up:
+	case !dev.Want.Switch:
+		return LinkState(dev.Link)
+	case !dev.Up:
 		return nic.Down
-	case o.seat.err != nil:
+	case dev.SwitchPort.Err != nil:
 		return nic.Unknown
-	case o.seat.port == nil:
+	case dev.SwitchPort.Port == nil:
 		return nic.NoSwitch
 	}
-	return portState(o.seat.port)
+	return portState(dev.SwitchPort.Port)
 }
 
 // portState is how a port of a userspace switch is, as the switch says.
@@ -66,8 +66,8 @@ func portState(p *control.Port) nic.State {
 	return nic.State(rtnl.Forwarding.String())
 }
 
-// linkState is a tap's port state, or whether a macvtap's lower has a link.
-func linkState(l *rtnl.Link) nic.State {
+// LinkState is a tap's port state, or whether a macvtap's lower has a link.
+func LinkState(l *rtnl.Link) nic.State {
 	switch {
 	case l.Kind == "tun" && l.Port == nil:
 		return nic.NoBridge

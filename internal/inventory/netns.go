@@ -1,4 +1,4 @@
-package tapmgr
+package inventory
 
 import (
 	"context"
@@ -14,32 +14,32 @@ import (
 // inSpaces lists the macvtaps of ours in namespaces that processes have open, whose lower is
 // in the Manager's. A namespace that cannot be looked into is passed over: it may
 // be anybody's.
-func (m *Manager) inSpaces(ctx context.Context, op *opened) []ours {
-	byInode := map[uint64]*ours{}
+func (h *Host) inSpaces(ctx context.Context, op *openFiles) []Device {
+	byInode := map[uint64]*Device{}
 	var order []uint64
 	for _, f := range op.spaces {
 		if len(op.nodes[f.PID]) == 0 && !op.isVMM(f.PID) {
 			continue
 		}
 		inode, _ := netns.InodeOf(f)
-		o, known := byInode[inode]
+		dev, known := byInode[inode]
 		if !known {
 			if ctx.Err() != nil || !op.within(f.UID, "namespaces", maxSpaces) {
 				continue
 			}
-			o = m.inSpace(f, inode)
-			byInode[inode] = o
+			dev = h.inSpace(f, inode)
+			byInode[inode] = dev
 			order = append(order, inode)
 		}
-		if o != nil && !slices.ContainsFunc(o.holders, func(h nic.Holder) bool { return h.PID == f.PID }) {
-			o.holders = append(o.holders, nic.Holder{PID: f.PID, FDs: []int{}})
+		if dev != nil && !slices.ContainsFunc(dev.Holders, func(h nic.Holder) bool { return h.PID == f.PID }) {
+			dev.Holders = append(dev.Holders, nic.Holder{PID: f.PID, FDs: []int{}})
 		}
 	}
-	var found []ours
+	var found []Device
 	for _, inode := range order {
-		if o := byInode[inode]; o != nil {
-			m.macvtapQueues(op, o)
-			found = append(found, *o)
+		if dev := byInode[inode]; dev != nil {
+			h.macvtapQueues(op, dev)
+			found = append(found, *dev)
 		}
 	}
 	return found
@@ -49,9 +49,9 @@ func (m *Manager) inSpaces(ctx context.Context, op *opened) []ours {
 // the kernel tells which netns that is, unless it is the device's own; of an ipvtap it does not (no
 // get_link_net), so name and index must do, which anybody can choose who may do as he likes in his netns:
 // the same user namespace must own it and the Manager's.
-func (m *Manager) hasLower(ns *netns.NS, nl *rtnl.Conn, l *rtnl.Link, r nic.Record) bool {
+func (h *Host) hasLower(ns *netns.NS, nl *rtnl.Conn, l *rtnl.Link, r nic.Record) bool {
 	if l.LowerNS >= 0 {
-		id, err := nl.NetnsID(m.ns)
+		id, err := nl.NetnsID(h.NS)
 		return err == nil && id == l.LowerNS
 	}
 	if l.Kind != string(macvtap.IPVtap) {
@@ -61,23 +61,23 @@ func (m *Manager) hasLower(ns *netns.NS, nl *rtnl.Conn, l *rtnl.Link, r nic.Reco
 	if err != nil {
 		return false
 	}
-	own, err := m.ns.Owner()
+	own, err := h.NS.Owner()
 	if err != nil || own != owner {
 		return false
 	}
-	lower, err := m.nl.LinkByIndex(l.Lower)
+	lower, err := h.NL.LinkByIndex(l.Lower)
 	return err == nil && lower.Name == r.Source
 }
 
 // mayHoldOurs reports whether a netns can be one that vmnet has made for a device: the user namespace that owns the
 // Manager's netns owns it, or this process's own. One that a user has made is owned by that user's, whose root says
 // there what he likes.
-func (m *Manager) mayHoldOurs(ns *netns.NS) bool {
+func (h *Host) mayHoldOurs(ns *netns.NS) bool {
 	owner, err := ns.Owner()
 	if err != nil {
 		return false
 	}
-	if own, err := m.ns.Owner(); err == nil && own == owner {
+	if own, err := h.NS.Owner(); err == nil && own == owner {
 		return true
 	}
 	self, err := netns.OwnUser()
@@ -85,10 +85,10 @@ func (m *Manager) mayHoldOurs(ns *netns.NS) bool {
 }
 
 // inSpace looks for a macvtap or ipvtap of ours in one namespace; nil for none.
-func (m *Manager) inSpace(f procfd.File, inode uint64) (found *ours) {
-	at := &ours{Link: &rtnl.Link{}, in: &f, inode: inode}
-	_ = m.withinOpen(at, func(ns *netns.NS) error {
-		if !m.mayHoldOurs(ns) {
+func (h *Host) inSpace(f procfd.File, inode uint64) (found *Device) {
+	at := &Device{Link: &rtnl.Link{}, NetnsFile: &f, NetnsInode: inode}
+	_ = h.withinOpen(at, func(ns *netns.NS) error {
+		if !h.mayHoldOurs(ns) {
 			return nil
 		}
 		nl, err := rtnl.Open(ns)
@@ -103,12 +103,12 @@ func (m *Manager) inSpace(f procfd.File, inode uint64) (found *ours) {
 			}
 			for _, l := range links {
 				r, ok := nic.ParseRecord(l.Alias)
-				if !ok || !m.hasLower(ns, nl, l, r) {
+				if !ok || !h.hasLower(ns, nl, l, r) {
 					continue
 				}
-				at.Link, at.want, found = l, r, at
-				if parent, err := m.nl.LinkByIndex(l.Lower); err == nil {
-					m.follow(at, parent)
+				at.Link, at.Want, found = l, r, at
+				if parent, err := h.NL.LinkByIndex(l.Lower); err == nil {
+					h.follow(at, parent)
 				}
 				return nil
 			}
@@ -119,15 +119,15 @@ func (m *Manager) inSpace(f procfd.File, inode uint64) (found *ours) {
 }
 
 // macvtapQueues notes which queues the holders of a namespace have; none is known where we may not look.
-func (m *Manager) macvtapQueues(op *opened, o *ours) {
-	_ = m.withinOpen(o, func(ns *netns.NS) error {
-		number, err := macvtap.Number(ns, o.Link)
+func (h *Host) macvtapQueues(op *openFiles, dev *Device) {
+	_ = h.withinOpen(dev, func(ns *netns.NS) error {
+		number, err := macvtap.Number(ns, dev.Link)
 		if err != nil {
 			return err
 		}
 		for _, f := range op.nodesOf(number) {
-			for i := range o.holders {
-				if h := &o.holders[i]; h.PID == f.PID {
+			for i := range dev.Holders {
+				if h := &dev.Holders[i]; h.PID == f.PID {
 					h.FDs = append(h.FDs, f.FD)
 					slices.Sort(h.FDs)
 				}
@@ -135,4 +135,19 @@ func (m *Manager) macvtapQueues(op *opened, o *ours) {
 		}
 		return nil
 	})
+}
+
+// InNetns finds the device in the netns of that inode, which process pid has open; nil for none.
+// open is false where the process does not have that netns open.
+func (h *Host) InNetns(pid int, inode uint64) (dev *Device, open bool, err error) {
+	op, err := h.openedBy(pid)
+	if err != nil {
+		return nil, false, err
+	}
+	for _, f := range op.spaces {
+		if found, _ := netns.InodeOf(f); found == inode {
+			return h.inSpace(f, inode), true, nil
+		}
+	}
+	return nil, false, nil
 }

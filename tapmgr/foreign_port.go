@@ -1,0 +1,45 @@
+package tapmgr
+
+import (
+	"fmt"
+	"io/fs"
+	"net"
+
+	"vmnet/bridge"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/tapmgr/nic"
+)
+
+// SetForeignPort applies settings to the bridge port of the tap that somebody else has made for
+// process pid and its NIC of that MAC. It only adds to what they have set of it, as
+// bridge.AddSettings does, and changes nothing where it is so already. That there is no such
+// tap, or that it is on no bridge, Is fs.ErrNotExist.
+func (m *Manager) SetForeignPort(pid int, mac net.HardwareAddr, cfg bridge.PortConfig) (changed bool, err error) {
+	all, err := m.host.Foreign(pid)
+	if err != nil {
+		return false, err
+	}
+	found := false
+	for _, f := range all {
+		if f.Type != nic.TypeTap || !f.HasGuest(mac) {
+			continue
+		}
+		found = true
+		c, err := m.setForeign(f.Link, cfg)
+		if changed = changed || c; err != nil {
+			return changed, err
+		}
+	}
+	if !found {
+		return false, fmt.Errorf("process %d holds no tap for MAC %s that somebody else made: %w", pid, mac, fs.ErrNotExist)
+	}
+	return changed, nil
+}
+
+func (m *Manager) setForeign(l *rtnl.Link, cfg bridge.PortConfig) (changed bool, err error) {
+	br, err := m.host.PortBridge(l)
+	if err != nil {
+		return false, err
+	}
+	return bridge.AddSettings(m.host.NL, br, l, cfg)
+}
