@@ -81,8 +81,11 @@ func (d Dialer) resolve() (uri string, paths []string, err error) {
 	switch {
 	case err != nil:
 		return "", nil, fmt.Errorf("libvirt URI: %w", err)
-	case u.Scheme != "qemu" && u.Scheme != "qemu+unix", u.Host != "", u.Path != "/system" && u.Path != "/session":
-		return "", nil, fmt.Errorf("libvirt URI %q: want %s or %s on this machine, other drivers and hosts are not supported", uri, System, Session)
+	case u.Scheme != "qemu" && u.Scheme != "qemu+unix",
+		u.Host != "",
+		u.Path != "/system" && u.Path != "/session":
+		return "", nil, fmt.Errorf("libvirt URI %q: want %s or %s (no other driver or host is supported)",
+			uri, System, Session)
 	}
 	uri = "qemu://" + u.Path // the form that the daemon knows, which has local drivers only
 	switch socket := u.Query().Get("socket"); {
@@ -98,7 +101,10 @@ func (d Dialer) resolve() (uri string, paths []string, err error) {
 	if d.ReadOnly {
 		suffix = "-sock-ro"
 	}
-	return uri, []string{filepath.Join(systemDir, "libvirt"+suffix), filepath.Join(systemDir, "virtqemud"+suffix)}, nil
+	return uri, []string{
+		filepath.Join(systemDir, "libvirt"+suffix),
+		filepath.Join(systemDir, "virtqemud"+suffix),
+	}, nil
 }
 
 // sessionSockets returns where a user's daemons listen: in g_get_user_runtime_dir().
@@ -132,7 +138,8 @@ func connectFirst(ctx context.Context, paths []string) (*net.UnixConn, string, e
 	case ctx.Err() != nil:
 		return nil, "", fmt.Errorf("connect to libvirt: %w", context.Cause(ctx))
 	case errors.Is(err, syscall.EACCES):
-		return nil, "", fmt.Errorf("%w: %w (be root or in the group libvirt, or connect read-only)", ErrAccessDenied, err)
+		const cure = "(be root or in the group libvirt, or connect read-only)"
+		return nil, "", fmt.Errorf("%w: %w %s", ErrAccessDenied, err, cure)
 	}
 	return nil, "", fmt.Errorf("%w: %w (is libvirtd or virtqemud running?)", ErrNoConnection, err)
 }
@@ -216,15 +223,17 @@ func (c *Conn) authenticate(ctx context.Context) error {
 	case authPolkit:
 		return c.askPolkit(ctx)
 	case authSASL:
-		return fmt.Errorf("%w: the daemon wants SASL, which is not supported (set auth_unix_rw in its configuration to polkit or none, or connect read-only)", ErrAccessDenied)
+		const cure = "(set auth_unix_rw = \"polkit\" in its configuration, or connect read-only)"
+		return fmt.Errorf("%w: the daemon wants SASL, which is not supported %s", ErrAccessDenied, cure)
 	}
-	return fmt.Errorf("%w: the daemon wants authentication of the unknown type %d", ErrAccessDenied, wanted)
+	return fmt.Errorf("%w: the daemon wants the unknown authentication type %d", ErrAccessDenied, wanted)
 }
 
 // askPolkit has the daemon ask polkit about us. polkit may ask the user if an agent of theirs runs.
 func (c *Conn) askPolkit(ctx context.Context) error {
 	complete, err := ask(ctx, c, &call{procedure: authAskPolkit}, c.lib.AuthPolkit)
-	const cure = "(polkit's action is org.libvirt.unix.manage: be root, in the group libvirt where the distribution allows that, or connect read-only)"
+	const cure = "(be root or in the group libvirt, or connect read-only; " +
+		"the action is org.libvirt.unix.manage)"
 	var refusal *Error
 	switch {
 	case errors.As(err, &refusal):

@@ -100,7 +100,13 @@ func (e *Error) Is(target error) bool {
 // repeat parts of the message.
 func decodeError(procedure string, payload []byte) error {
 	d := decoder{buf: payload}
-	e := &Error{Procedure: procedure, Code: Code(d.int32()), Domain: d.int32(), Message: d.optionalString(), Level: d.int32()}
+	e := &Error{
+		Procedure: procedure,
+		Code:      Code(d.int32()),
+		Domain:    d.int32(),
+		Message:   d.optionalString(),
+		Level:     d.int32(),
+	}
 	if d.present() {
 		d.domain()
 	}

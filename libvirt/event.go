@@ -15,7 +15,7 @@ const (
 	DeviceRemoved       = Kind(golibvirt.DomainEventIDDeviceRemoved) // the guest has released it
 	DeviceAdded         = Kind(golibvirt.DomainEventIDDeviceAdded)
 	DeviceRemovalFailed = Kind(golibvirt.DomainEventIDDeviceRemovalFailed) // the guest refused
-	MetadataChange      = Kind(golibvirt.DomainEventIDMetadataChange)      // of the running domain or its definition
+	MetadataChange      = Kind(golibvirt.DomainEventIDMetadataChange)      // running or stored
 
 	Monitor Kind = -1 // an event of QEMU; see Conn.SubscribeMonitor
 )

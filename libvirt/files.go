@@ -62,7 +62,8 @@ func (s socket) readFile() (*os.File, error) {
 		return nil, io.ErrUnexpectedEOF
 	}
 	fdpass.CloseAll(files)
-	return nil, errors.Join(fmt.Errorf("%w: %d files with %d bytes where one of each is due", ErrProtocol, len(files), n), err)
+	return nil, errors.Join(
+		fmt.Errorf("%w: %d files with %d bytes where one of each is due", ErrProtocol, len(files), n), err)
 }
 
 // filesIn takes files out of control messages. It returns those that it found along with an error.

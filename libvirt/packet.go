@@ -53,7 +53,8 @@ type header struct {
 }
 
 func (h header) String() string {
-	return fmt.Sprintf("program %#x version %d procedure %d type %d serial %d status %d", h.program, h.version, h.procedure, h.kind, h.serial, h.status)
+	return fmt.Sprintf("program %#x version %d procedure %d type %d serial %d status %d",
+		h.program, h.version, h.procedure, h.kind, h.serial, h.status)
 }
 
 // message is one that was received. Its receiver closes the files.
@@ -83,7 +84,8 @@ func (m *message) decode(name string, result func(*decoder)) error {
 func (h header) packet(payload []byte) []byte {
 	b := make([]byte, 0, lengthSize+headerSize+len(payload))
 	for _, v := range []uint32{
-		uint32(cap(b)), h.program, h.version, uint32(h.procedure), uint32(h.kind), h.serial, uint32(h.status),
+		uint32(cap(b)), h.program, h.version,
+		uint32(h.procedure), uint32(h.kind), h.serial, uint32(h.status),
 	} {
 		b = binary.BigEndian.AppendUint32(b, v)
 	}
@@ -147,7 +149,10 @@ func readBody(r io.Reader, n int) ([]byte, error) {
 // parsePacket reads what follows the length of a packet, and how many files follow that.
 func parsePacket(body []byte) (m message, files int, err error) {
 	d := decoder{buf: body}
-	m.header = header{d.uint32(), d.uint32(), d.int32(), messageType(d.uint32()), d.uint32(), status(d.uint32())}
+	m.header = header{
+		d.uint32(), d.uint32(), d.int32(),
+		messageType(d.uint32()), d.uint32(), status(d.uint32()),
+	}
 	if m.kind == typeCallWithFiles || m.kind == typeReplyWithFiles {
 		files = d.count(maxFiles, 0)
 	}

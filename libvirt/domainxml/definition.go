@@ -36,7 +36,7 @@ type Interface struct {
 	Type      string // "ethernet", "bridge", "network", "direct", "user" and so on
 	MAC       net.HardwareAddr
 	Source    Source
-	Target    string // the device on the host; one that libvirt chose is set only while the domain runs
+	Target    string // the device on the host; one that libvirt chose is set only while it runs
 	Unmanaged bool   // libvirt neither creates nor removes Target (managed='no')
 	LinkDown  bool   // the guest sees no carrier
 	Isolated  bool   // libvirt isolates the bridge port (<port isolated='yes'/>)
@@ -164,7 +164,8 @@ func Parse(text string) (*Definition, error) {
 		return nil, fmt.Errorf("domain XML: %w", err)
 	}
 	if len(x.Interfaces) > maxInterfaces {
-		return nil, fmt.Errorf("domain XML: %d interfaces, want at most %d", len(x.Interfaces), maxInterfaces)
+		n := len(x.Interfaces)
+		return nil, fmt.Errorf("domain XML: %d interfaces, want at most %d", n, maxInterfaces)
 	}
 	def := &Definition{
 		Type: x.Type, Name: x.Name, UUID: uuid, ID: -1, RunAs: x.runAs(),
