@@ -1,6 +1,6 @@
 #!/bin/sh
 # What is done in the fresh root: steps.sh --inside STEP... Packages and modules are fetched first, over the network; then
-# there is none. All steps but pidns are in a process namespace, and end with this script.
+# there is none. All steps but pidns and hostile are in a process namespace, and end with this script.
 set -u
 
 # as_root and as_user run a line in a login shell, in the tree of theirs.
@@ -40,6 +40,14 @@ step_test() { as_root "VMNET_REQUIRE=${VMNET_REQUIRE:+$VMNET_REQUIRE,-pidns} mak
 
 # pidns runs the tests that need the first process namespace, in it.
 step_pidns() { as_root "VMNET_REQUIRE=${VMNET_REQUIRE:-} make test-pids"; }
+
+# hostile runs both beside a hostile user's processes, in each package's namespaces and with very many files, as
+# internal/fresh/hostile tells; and the latter twice at once, after a run that was killed.
+step_hostile() {
+	as_root 'go build -o /var/tmp/hostile ./internal/fresh/hostile' || return
+	as_root "VMNET_REQUIRE=${VMNET_REQUIRE:-} /var/tmp/hostile -files 52000 -killed 40s -copies 2 make test-pids" || return
+	as_root "VMNET_REQUIRE=${VMNET_REQUIRE:+$VMNET_REQUIRE,-pidns} /var/tmp/hostile make test-packages"
+}
 
 # step_run is for experiments: FRESH_RUN=LINE fresh.sh run
 step_run() { as_root "$FRESH_RUN"; }
@@ -90,13 +98,15 @@ case $1 in
 	shift
 	umount -l /mnt
 	in_pidns -- --step setup
-	after=no
+	after=''
 	for s in "$@"; do
 		shift
-		case $s in pidns) after=yes ;; *) set -- "$@" "$s" ;; esac
+		case $s in pidns | hostile) after="$after $s" ;; *) set -- "$@" "$s" ;; esac
 	done
 	[ $# = 0 ] || in_pidns --net -- --private "$@"
-	[ $after = no ] || unshare --net --mount sh "$0" --private-network pidns || exit
+	for s in $after; do
+		unshare --net --mount sh "$0" --private-network "$s" || exit
+	done
 	echo "== all steps passed"
 	;;
 --private-network) own_network && step "$2" ;;

@@ -39,6 +39,9 @@ func do(what string) error {
 	switch what {
 	case "nothing":
 		return nil
+	case "patience":
+		time.Sleep(time.Second) // not a wait: what runs beside it ends meanwhile
+		return nil
 	case "process":
 		cmd := exec.Command("sleep", "600")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

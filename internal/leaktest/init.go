@@ -41,13 +41,17 @@ func initMain() int {
 	if err != nil {
 		fail(err)
 	}
+	runtime.LockOSThread() // Pdeathsig is about the thread that starts the child
+	beside, err := startBeside()
+	if err != nil {
+		fail(err)
+	}
 	if err := os.Setenv("TMPDIR", tempDir); err != nil {
 		fail(err)
 	}
 	if err := os.Setenv(stageEnv, stageInside); err != nil {
 		fail(err)
 	}
-	runtime.LockOSThread() // Pdeathsig is about the thread that starts the child
 	tests, err := os.StartProcess(self, os.Args, &os.ProcAttr{
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 		Sys:   &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL},
@@ -60,7 +64,11 @@ func initMain() int {
 			_ = tests.Signal(s)
 		}
 	}()
-	status := reapUntil(tests.Pid)
+	status := reapUntil(tests.Pid, beside)
+	if err := beside.stop(); status == 0 && err != nil {
+		fmt.Fprintln(os.Stderr, "leaktest:", err)
+		status = 1
+	}
 	if status != 0 {
 		return status
 	}
@@ -142,7 +150,7 @@ func ownSys() error {
 }
 
 // reapUntil reaps all children until pid has ended, and returns its exit status.
-func reapUntil(pid int) int {
+func reapUntil(pid int, beside *beside) int {
 	for {
 		var status unix.WaitStatus
 		switch got, err := unix.Wait4(-1, &status, 0, nil); {
@@ -153,6 +161,8 @@ func reapUntil(pid int) int {
 			return status.ExitStatus()
 		case got == pid:
 			fail(fmt.Errorf("the tests ended by %s", status.Signal()))
+		default:
+			beside.reaped(got, status)
 		}
 	}
 }
