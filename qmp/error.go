@@ -61,6 +61,9 @@ var explanations = []struct{ command, part, own string }{
 	{"device_add", "no slot/function available", "the bus is full: name another one (--device-opt bus=ID), or " + portCure},
 	{"device_add", "not a valid device model name", "this QEMU has no such --model (-device help lists those that it has)"},
 	{"query-cpus-fast", "only after machine initialization", "QEMU was started with -preconfig and has no machine yet: x-exit-preconfig makes it (QMP), then attach"},
+	{"device_add", "not allowed while migrating", "the guest is being migrated or saved: try again when that has ended"},
+	{"device_del", "not allowed while migrating", "the guest is being migrated or saved: try again when that has ended"},
+	{"device_add", "' not found", "this --model has no such property (--device-opt; -device MODEL,help lists those that it has)"},
 	{"device_add", noROM, "QEMU does not see its ROMs: install them (ipxe-qemu), or do without one (--device-opt romfile=)"},
 }
 

@@ -164,20 +164,31 @@ func (d *domain) awaitRemoved(ctx context.Context, events *libvirt.Subscription,
 // errEnded is a guest that has ended, in the same terms as a monitor that is gone.
 var errEnded = fmt.Errorf("%w: the domain has ended", qmp.ErrClosed)
 
-// explainPlug adds to libvirt's refusal what helps, where its words tell only what is the matter
-// (virDomainPCIAddressGetNextAddr of its src/conf/domain_addr.c, and QEMU's own).
+// plugExplanations are what refusals of libvirt's mean whose words tell only what is the matter, by a part of the text:
+// virDomainPCIAddressGetNextAddr in src/conf/domain_addr.c, virDomainObjBeginJobInternal in src/conf/virdomainjob.c,
+// virNetDevTapCreate in src/util/virnetdevtap.c, and QEMU's own.
+var plugExplanations = []struct{ part, own string }{
+	{"No more available PCI slots", "the guest has no free PCI port: give it some while it is off, <controller type='pci' model='pcie-root-port'/> for each NIC (virsh edit), or detach another device"},
+	{"does not support hotplugging", "the guest's machine takes no devices while it runs: give it PCI Express root ports (virsh edit), or <acpi/> among its features"},
+	{"vhost-net was requested", "libvirt cannot have vhost-net: --vhost off does without"},
+	{"cannot acquire state change lock", "libvirt is busy with another job for this domain: try again when that has ended (virsh domjobinfo)"},
+	{"not allowed while migrating", "the guest is being migrated or saved: try again when that has ended (virsh domjobinfo)"},
+	{"is tun module loaded?", "libvirt cannot open /dev/net/tun: load the module (modprobe tun), or give libvirt the device (cgroup_device_acl in qemu.conf)"},
+	{"Too many open files", "libvirt may open no more files: raise LimitNOFILE= of its service"},
+	{"operation forbidden for read only access", "this user may only look at libvirt's domains: run vmnet as root, or join the group libvirt"},
+	{"authentication unavailable", "this user may not use libvirt: run vmnet as root, or join the group libvirt"},
+	{"access denied", "this user may not change the domain: run vmnet as root, or have libvirt's policy allow it (polkit)"},
+}
+
+// explainPlug puts our own words before a refusal of libvirt's.
 func explainPlug(err error) error {
 	var refusal *libvirt.Error
 	if !errors.As(err, &refusal) {
 		return err
 	}
-	for part, cure := range map[string]string{
-		"No more available PCI slots":  "the guest has no free PCI port: give it some while it is off, <controller type='pci' model='pcie-root-port'/> for each NIC (virsh edit), or detach another device",
-		"does not support hotplugging": "the guest's machine takes no devices while it runs: give it PCI Express root ports (virsh edit), or <acpi/> among its features",
-		"vhost-net was requested":      "libvirt cannot have vhost-net: --vhost off does without",
-	} {
-		if strings.Contains(refusal.Message, part) {
-			return fmt.Errorf("%s (%w)", cure, err)
+	for _, x := range plugExplanations {
+		if strings.Contains(refusal.Message, x.part) {
+			return fmt.Errorf("%s (%w)", x.own, err)
 		}
 	}
 	return err

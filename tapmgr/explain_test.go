@@ -8,11 +8,23 @@ import (
 	"vmnet/libvirt"
 )
 
+// TestExplainPlug: refusals as libvirt 9.0 words them are told in our words with what helps, and stay what they are.
 func TestExplainPlug(t *testing.T) {
-	refusal := &libvirt.Error{Message: "internal error: No more available PCI slots"}
-	got := explainPlug(refusal)
-	if !errors.Is(got, refusal) || !strings.Contains(got.Error(), "pcie-root-port") {
-		t.Errorf("got %v", got)
+	for message, want := range map[string]string{
+		"internal error: No more available PCI slots":                                                            "pcie-root-port",
+		"internal error: unable to execute QEMU command 'device_add': Bus 'pcie.0' does not support hotplugging": "PCI Express root ports",
+		"unsupported configuration: vhost-net was requested for an interface, but is unavailable":                "--vhost off",
+		"Timed out during operation: cannot acquire state change lock (held by monitor=remoteDispatch)":          "virsh domjobinfo",
+		"internal error: unable to execute QEMU command 'device_add': device_add not allowed while migrating":    "is being migrated or saved",
+		"Unable to open /dev/net/tun, is tun module loaded?: No such file or directory":                          "modprobe tun",
+		"Unable to open /dev/tap7: Too many open files":                                                          "LimitNOFILE=",
+		"operation forbidden for read only access":                                                               "group libvirt",
+		"access denied by policy": "polkit",
+	} {
+		refusal := &libvirt.Error{Message: message}
+		if got := explainPlug(refusal); !errors.Is(got, refusal) || !strings.Contains(got.Error(), want) || !strings.Contains(got.Error(), message) {
+			t.Errorf("%s became %v, want %s", message, got, want)
+		}
 	}
 	for _, err := range []error{nil, errors.New("No more available PCI slots"), &libvirt.Error{Message: "no"}} {
 		if got := explainPlug(err); got != err {

@@ -50,5 +50,5 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 	case !a.started || errors.Is(err, errUsage) || errors.Is(err, nic.ErrInvalid) || errors.Is(err, bridge.ErrInvalid):
 		return a.fail(err, exitUsage, cmd.CommandPath()+" --help")
 	}
-	return a.fail(err, exitFailure, "")
+	return a.fail(withCure(err), exitFailure, "")
 }
