@@ -78,12 +78,19 @@ func switchLine(t testing.TB, m mtus) (*line, *vswitch.Switch) {
 	t.Helper()
 	l, sw := newLine(t, 10, m), newSwitch(t)
 	addPort(t, sw, "p1", openPacket(t, l.middle, "p1"), vswitch.PortConfig{})
-	tap, err := tun.Create(l.inside.ns, "lan0", false)
+	tapPort(t, sw, "inside", l.inside, m.toInside)
+	return l, sw
+}
+
+// tapPort gives the switch a port whose tap is the host's lan0.
+func tapPort(t testing.TB, sw *vswitch.Switch, name string, h *host, mtu int) {
+	t.Helper()
+	tap, err := tun.Create(h.ns, "lan0", false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer tap.Close()
-	link, err := vswitch.LinkFile(l.inside.ns)
+	link, err := vswitch.LinkFile(h.ns)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,17 +99,16 @@ func switchLine(t testing.TB, m mtus) (*line, *vswitch.Switch) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.inside.nl.LinkSetMTU(l.inside.link("lan0"), m.toInside); err != nil {
+	if err := h.nl.LinkSetMTU(h.link("lan0"), mtu); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.Follow(link); err != nil {
 		t.Fatal(err)
 	}
-	addPort(t, sw, "lan0", w, vswitch.PortConfig{})
-	if err := l.inside.nl.LinkSetUp(l.inside.link("lan0")); err != nil {
+	addPort(t, sw, name, w, vswitch.PortConfig{})
+	if err := h.nl.LinkSetUp(h.link("lan0")); err != nil {
 		t.Fatal(err)
 	}
-	return l, sw
 }
 
 // A probe sends and receives frames at a host's lan0, with their vnet headers.

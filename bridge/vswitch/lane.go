@@ -137,10 +137,10 @@ func forward(claim int, device, tap packetDevice, protocols []byte) error {
 // takeLane copies the file of openLane.
 func takeLane(f *os.File) (*lane, error) {
 	l := &lane{}
-	own, err := duplicate(f, func(fd int) (err error) {
+	own, err := duplicateAs(f, func(fd int) (err error) {
 		_, l.limits, err = setTap(fd)
 		return err
-	})
+	}, unpolled)
 	l.file = own
 	return l, err
 }

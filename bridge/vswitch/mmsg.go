@@ -14,7 +14,7 @@ import (
 
 // socketQueue receives and sends by batches, recvmmsg(2) and sendmmsg(2).
 type socketQueue struct {
-	file
+	*polled
 	msgs []mmsghdr
 	iovs []unix.Iovec
 	aux  [][auxLen]byte // what comes beside a frame; nil for nothing
@@ -27,10 +27,8 @@ type socketQueue struct {
 	ended func(errno syscall.Errno) bool // tells whether an error is the queue's end
 
 	// Of the receive under way.
-	fill   func(fd uintptr) bool // made once
+	fill   func(fd uintptr) (int, error) // made once
 	frames []frame
-	n      int
-	err    error
 	grow   bool // before the next one
 }
 
@@ -39,8 +37,8 @@ const auxLen = unix.SizeofCmsghdr + 24
 
 // newSocketQueue takes over f. It receives up to that many frames at a time, each of at most size bytes, and
 // leaves head bytes in front of each.
-func newSocketQueue(f file, frames, size, head int, aux bool) *socketQueue {
-	q := &socketQueue{file: f, head: head}
+func newSocketQueue(f *polled, frames, size, head int, aux bool) *socketQueue {
+	q := &socketQueue{polled: f, head: head}
 	q.fill = q.fillFrames
 	if aux {
 		q.aux = make([][auxLen]byte, frames)
@@ -64,47 +62,44 @@ func (q *socketQueue) makeRoom(frames, size int) {
 }
 
 func (q *socketQueue) receive(frames []frame) (int, error) {
-	q.frames, q.n, q.err = frames, 0, nil
+	q.frames = frames
 	if q.grow {
 		q.makeRoom(bigFrames, q.big)
 		q.grow, q.big = false, 0
 	}
-	if err := q.conn.Read(q.fill); err != nil {
-		return 0, err
-	}
-	return q.n, q.err
+	return q.read(q.fill)
 }
 
-// fillFrames returns false to wait until there is something to receive. An error that is not the end
+// fillFrames returns 0 where there is nothing to receive. An error of the kernel's that is not the end
 // stands for one frame that did not come. EINVAL is a packet socket's for a super-frame for which a vnet
 // header has no type, such as SCTP's, or UDP's before Linux 6.2 (virtio_net_hdr_from_skb in
 // include/linux/virtio_net.h).
-func (q *socketQueue) fillFrames(fd uintptr) bool {
+func (q *socketQueue) fillFrames(fd uintptr) (n int, err error) {
 	want := min(len(q.frames), len(q.msgs))
 	for i := range q.aux[:min(want, len(q.aux))] { // the kernel shortens it to what it has written
 		q.msgs[i].hdr.Control = &q.aux[i][0]
 		q.msgs[i].hdr.SetControllen(auxLen)
 	}
 	for {
-		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&q.msgs[0])), uintptr(want), unix.MSG_DONTWAIT, 0, 0)
+		got, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&q.msgs[0])), uintptr(want), unix.MSG_DONTWAIT, 0, 0)
 		switch {
 		case errno == unix.EINTR:
 			continue
 		case errno == unix.EAGAIN:
-			return false
+			return 0, nil
 		case errno == 0:
-			for i := range int(n) {
+			for i := range int(got) {
 				q.frames[i] = q.take(i)
 			}
-			q.n = int(n)
+			return int(got), nil
 		case q.ended(errno):
-			q.err = fmt.Errorf("receive: %w", errno)
+			return 0, fmt.Errorf("receive: %w", errno)
 		case errno == unix.EINVAL:
-			q.frames[0], q.n = frame{lost: Indescribable}, 1
+			q.frames[0] = frame{lost: Indescribable}
 		default:
-			q.frames[0], q.n = frame{lost: Unreadable}, 1
+			q.frames[0] = frame{lost: Unreadable}
 		}
-		return true
+		return 1, nil
 	}
 }
 

@@ -66,7 +66,7 @@ func oversizeSocket(ns *netns.NS, d packetDevice) (*os.File, error) {
 
 // openOversize copies the file, which must be bound to the device of that index.
 func openOversize(f *os.File, index int) (*oversize, error) {
-	own, err := duplicate(f, func(fd int) error {
+	own, err := duplicateAs(f, func(fd int) error {
 		if err := checkKind(fd, unix.AF_PACKET, unix.SOCK_RAW, "a raw packet socket"); err != nil {
 			return err
 		}
@@ -75,7 +75,7 @@ func openOversize(f *os.File, index int) (*oversize, error) {
 			err = errors.New("it is not bound to the device and no protocol")
 		}
 		return err
-	})
+	}, unpolled)
 	if err != nil {
 		return nil, fmt.Errorf("socket for frames with several tags: %w", err)
 	}

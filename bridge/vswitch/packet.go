@@ -152,7 +152,7 @@ func OpenPacketFiles(files []*os.File) (*Wire, error) {
 	}
 	w.claim = held.close
 	var d packetDevice
-	own, err := duplicate(socket, func(fd int) (err error) {
+	own, err := duplicatePolled(socket, func(fd int) (err error) {
 		d, err = checkPacket(fd)
 		return err
 	})
@@ -360,7 +360,7 @@ func (q *packetQueue) receive(frames []frame) (int, error) {
 }
 
 // lookAfter has receive look for the device then.
-func (q *packetQueue) lookAfter(d time.Duration) { _ = q.os.SetReadDeadline(time.Now().Add(d)) }
+func (q *packetQueue) lookAfter(d time.Duration) { q.deadline(d) }
 
 func (q *packetQueue) look() error {
 	if q.gone() {

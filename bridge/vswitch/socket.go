@@ -23,7 +23,7 @@ func OpenSocket(f *os.File, mtu int) (*Wire, error) {
 	if mtu <= 0 {
 		mtu = 65535
 	}
-	own, err := duplicate(f, checkSocket)
+	own, err := duplicatePolled(f, checkSocket)
 	if err != nil {
 		return nil, fmt.Errorf("open socket: %w", err)
 	}

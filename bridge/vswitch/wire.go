@@ -66,14 +66,14 @@ type queue interface {
 	close() error
 }
 
-// file is an fd that the runtime's poller waits for. Whoever uses it holds it meanwhile: close takes
-// effect when the last is done, so that no fd is used that is somebody else's by then.
+// file is an fd. Each use holds it: close takes effect when the last use has ended, so that no fd is
+// used that has become another file's by then.
 type file struct {
 	os   *os.File
 	conn syscall.RawConn
 }
 
-// newFile takes over fd, which must be non-blocking.
+// newFile takes over fd. The runtime's poller watches it if it does not block.
 func newFile(fd int, name string) (file, error) {
 	f := os.NewFile(uintptr(fd), name)
 	conn, err := f.SyscallConn()
@@ -85,8 +85,18 @@ func newFile(fd int, name string) (file, error) {
 }
 
 // duplicate makes a file of a copy of f's fd, which the caller keeps. What check finds wrong with it is an error, and leaves
-// f as it is.
+// f as it is. The file does not block, and the runtime's poller watches it.
 func duplicate(f *os.File, check func(fd int) error) (file, error) {
+	return duplicateAs(f, check, func(fd int, name string) (file, error) {
+		if err := unix.SetNonblock(fd, true); err != nil {
+			return file{}, errors.Join(err, unix.Close(fd))
+		}
+		return newFile(fd, name)
+	})
+}
+
+// duplicateAs is duplicate with another way to make the file, which takes over the fd.
+func duplicateAs(f *os.File, check func(fd int) error, as func(fd int, name string) (file, error)) (file, error) {
 	conn, err := f.SyscallConn()
 	if err != nil {
 		return file{}, err
@@ -98,14 +108,10 @@ func duplicate(f *os.File, check func(fd int) error) (file, error) {
 	if dupErr != nil {
 		return file{}, fmt.Errorf("copy the fd: %w", dupErr)
 	}
-	err = check(fd)
-	if err == nil {
-		err = unix.SetNonblock(fd, true)
-	}
-	if err != nil {
+	if err := check(fd); err != nil {
 		return file{}, errors.Join(err, unix.Close(fd))
 	}
-	return newFile(fd, f.Name())
+	return as(fd, f.Name())
 }
 
 // close closes the fd, once.
