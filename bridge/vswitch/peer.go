@@ -26,12 +26,22 @@ var errPeerClosed = fmt.Errorf("the other end of its socket was closed: %w", uni
 
 // peers asks about sockets. It is for one goroutine.
 type peers struct {
-	fd     int // of the netlink socket; -1 before it is needed, and where there is none
-	none   bool
+	fd     int // of the netlink socket; -1 where there is none
 	answer [4096]byte
 }
 
-func newPeers() *peers { return &peers{fd: -1} }
+// newPeers opens the netlink socket. Where that cannot be had, no peer is ever closed.
+func newPeers() *peers {
+	p := &peers{fd: -1}
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return p
+	}
+	p.fd = fd
+	timeout := unix.NsecToTimeval(int64(claimWait))
+	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
+	return p
+}
 
 func (p *peers) close() {
 	if p.fd >= 0 {
@@ -39,27 +49,11 @@ func (p *peers) close() {
 	}
 }
 
-// open makes the netlink socket, once.
-func (p *peers) open() bool {
-	if p.fd >= 0 || p.none {
-		return !p.none
-	}
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
-	if err != nil {
-		p.none = true
-		return false
-	}
-	timeout := unix.NsecToTimeval(int64(claimWait))
-	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
-	p.fd = fd
-	return true
-}
-
 // closed reports whether the kernel says that a socket's peer was closed.
 func (p *peers) closed(f file) bool {
 	var st unix.Stat_t
 	err := f.control(func(fd int) error { return unix.Fstat(fd, &st) })
-	if err != nil || !p.open() {
+	if err != nil || p.fd < 0 {
 		return false
 	}
 	peer, err := p.peerOf(uint32(st.Ino))

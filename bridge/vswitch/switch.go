@@ -88,7 +88,8 @@ func New(cfg Config) *Switch {
 		echoes: newEchoes(), notices: make(chan string, maxNotices),
 	}
 	sw.table.Store(&table{filters: cfg.VLANFiltering})
-	sw.clock.Go(sw.tick)
+	peers := newPeers()
+	sw.clock.Go(func() { sw.tick(peers) })
 	if cfg.Notice != nil {
 		sw.clock.Go(func() { sw.tell(cfg.Notice) })
 	}
@@ -118,10 +119,9 @@ func (sw *Switch) tell(notice func(text string)) {
 }
 
 // tick is the FDB's clock, as coarse as ageing allows.
-func (sw *Switch) tick() {
+func (sw *Switch) tick(peers *peers) {
 	t := time.NewTicker(time.Second)
 	defer t.Stop()
-	peers := newPeers()
 	defer peers.close()
 	for {
 		select {
