@@ -130,7 +130,7 @@ func TestSubscriberLeaves(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := c.Subscribe(within(t, 20*time.Millisecond), nil, 1, Lifecycle); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("meanwhile: %v", err)
+		t.Errorf("before the reply: %v", err)
 	}
 	f.reply(m, func(e *encoder) { e.int32(9) })
 	f.reply(f.expect(connectDomainEventCallbackDeregisterAny), nil)

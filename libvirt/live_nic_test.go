@@ -189,7 +189,7 @@ func (l *live) queues(t *testing.T) {
 	}
 }
 
-// drivers are taken with what the guest is told of the link; a tap's own MTU and state stay.
+// drivers are accepted with a link state and an MTU for the guest; the tap keeps its own.
 func (l *live) drivers(t *testing.T) {
 	c, dom := l.dial(t)
 	ctx := within(t, 60*time.Second)
