@@ -98,6 +98,10 @@ lint: ## vet, staticcheck, gofumpt, go mod tidy (a minute at first, then seconds
 	@$(check_format)
 	@$(GO) mod tidy -diff
 
+# What to judge the structure by: internal/arch/verbs.go says which files are counted.
+arch: ## lines, files to open, knots, links and coverage without root, as figures (a minute)
+	@$(GO) run ./internal/arch/report
+
 fuzz: ## each fuzz target for FUZZTIME (20s)
 	@for pkg in $$($(GO) list ./...); do \
 	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \

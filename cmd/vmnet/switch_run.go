@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,6 +16,7 @@ import (
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/access/privilege"
+	"vmnet/internal/cli/fdroom"
 	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/kernel/netns"
 )
@@ -208,8 +208,7 @@ func (a *app) printRunning(name, socket, status string, opened []openPort) error
 const fewFiles = 2048
 
 func (a *app) tellLimit() {
-	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err == nil && limit.Cur < fewFiles {
-		a.note(fmt.Sprintf("it may open %d files, so have about %d ports (ulimit -Hn raises that)", limit.Cur, max(0, int(limit.Cur)-100)/6))
+	if limit, err := fdroom.Limit(); err == nil && limit < fewFiles {
+		a.note(fmt.Sprintf("it may open %d files, so have about %d ports (ulimit -Hn raises that)", limit, max(0, int(limit)-100)/6))
 	}
 }

@@ -1,7 +1,7 @@
-// Package arch keeps the arrows of ARCHITECTURE.md pointing down.
 package arch
 
 import (
+	"go/types"
 	"os/exec"
 	"slices"
 	"strings"
@@ -32,8 +32,13 @@ var layers = [][]string{
 	{"internal/kernel/procfd", "internal/kernel/procview", "internal/kernel/fdpass", "internal/cli/console", "internal/cli/version", "internal/access/privilege", "internal/libvirthook/hookfile", "bridge/vswitch/offload", "internal/rundir", "internal/alias", "internal/cli/fdroom"},
 }
 
-// systemCalls are the packages that may import x/sys/unix.
-var systemCalls = []string{"bridge/vswitch", "internal/access/privilege", "internal/kernel/tun", "internal/kernel/netns", "internal/kernel/procfd", "internal/kernel/rtnl", "internal/kernel/fdpass", "internal/kernel/pidfd", "internal/kernel/procview", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "testvm", "cmd/testvm"}
+// systemCalls are the packages that may import x/sys/unix and call functions of package syscall, whose
+// constants and types all may use.
+var systemCalls = []string{"bridge/vswitch", "internal/access/privilege", "internal/kernel/tun", "internal/kernel/netns", "internal/kernel/procfd", "internal/kernel/rtnl", "internal/kernel/fdpass", "internal/kernel/pidfd", "internal/kernel/procview", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "internal/cli/fdroom", "testvm", "cmd/testvm"}
+
+// syscallsElsewhere are functions of package syscall that other packages may call: Flock, of the directory
+// by which verbs on a libvirt guest exclude each other.
+var syscallsElsewhere = []string{"Flock"}
 
 // forTests may be imported by tests and by cmd/testvm alone; internal/cli/mangen, by
 // what writes the man pages.
@@ -58,10 +63,6 @@ func layerOf(pkg string) int {
 	return slices.IndexFunc(layers, func(l []string) bool { return slices.Contains(l, pkg) })
 }
 
-func under(pkg string, roots []string) bool {
-	return slices.ContainsFunc(roots, func(r string) bool { return pkg == r || strings.HasPrefix(pkg, r+"/") })
-}
-
 func TestImportsPointDown(t *testing.T) {
 	all := imports(t)
 	if len(all) < 10 {
@@ -69,7 +70,7 @@ func TestImportsPointDown(t *testing.T) {
 	}
 	for pkg, deps := range all {
 		layer := layerOf(pkg)
-		testing := under(pkg, forTests) || under(pkg, []string{"cmd/testvm", "internal/arch", "internal/bench"})
+		testing := Under(pkg, forTests) || Under(pkg, []string{"cmd/testvm", "internal/arch", "internal/bench"})
 		if layer < 0 && !testing {
 			t.Errorf("%s is in no layer: put it into ARCHITECTURE.md and into this test", pkg)
 		}
@@ -78,10 +79,30 @@ func TestImportsPointDown(t *testing.T) {
 			switch {
 			case ours && layer >= 0 && layerOf(name) <= layer:
 				t.Errorf("%s imports %s, which is not below it", pkg, name)
-			case ours && !testing && under(name, forTests):
+			case ours && !testing && Under(name, forTests):
 				t.Errorf("%s imports %s, which is for tests", pkg, name)
-			case dep == "golang.org/x/sys/unix" && !under(pkg, systemCalls) && !under(pkg, forTests):
+			case dep == "golang.org/x/sys/unix" && !Under(pkg, systemCalls) && !Under(pkg, forTests):
 				t.Errorf("%s imports %s: system calls belong into %v", pkg, dep, systemCalls)
+			}
+		}
+	}
+}
+
+// TestSystemCalls looks for functions of package syscall, which are system calls by another name.
+func TestSystemCalls(t *testing.T) {
+	m, err := loadOwn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, p := range m.Packages {
+		pkg := m.short(path)
+		if Under(pkg, systemCalls) || Under(pkg, forTests) {
+			continue
+		}
+		for id, o := range p.Info.Uses {
+			f, ok := o.(*types.Func)
+			if ok && f.Pkg() != nil && f.Pkg().Path() == "syscall" && f.Signature().Recv() == nil && !slices.Contains(syscallsElsewhere, f.Name()) {
+				t.Errorf("%s: syscall.%s: system calls belong into %v", m.Fset.Position(id.Pos()), f.Name(), systemCalls)
 			}
 		}
 	}

@@ -75,8 +75,12 @@ func isVouched(p qemu.Process) bool {
 		return false
 	}
 	defer f.Close()
-	var st syscall.Stat_t
-	return syscall.Fstat(int(f.Fd()), &st) == nil && int(st.Uid) == p.UID
+	info, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && int(st.Uid) == p.UID
 }
 
 // addNodeHolders notes who has the node of a macvtap in the Manager's netns open.

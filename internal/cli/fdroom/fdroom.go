@@ -23,7 +23,7 @@ func Check() error {
 	for range Least {
 		fd, err := syscall.Open("/", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
 		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-			return fmt.Errorf("fewer than %d files can be opened: raise the limit, which is %s (ulimit -n 1024, or LimitNOFILE= of the unit)", Least, limit())
+			return fmt.Errorf("fewer than %d files can be opened: raise the limit, which is %s (ulimit -n 1024, or LimitNOFILE= of the unit)", Least, limitText())
 		}
 		if err == nil { // another error is about the file system
 			opened = append(opened, fd)
@@ -32,10 +32,17 @@ func Check() error {
 	return nil
 }
 
-func limit() string {
+// Limit returns how many files this process may have open at once (RLIMIT_NOFILE of getrlimit(2)).
+func Limit() (uint64, error) {
 	var l syscall.Rlimit
-	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l) != nil {
+	err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l)
+	return l.Cur, err
+}
+
+func limitText() string {
+	l, err := Limit()
+	if err != nil {
 		return "not known"
 	}
-	return fmt.Sprint(l.Cur)
+	return fmt.Sprint(l)
 }

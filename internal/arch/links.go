@@ -1,0 +1,53 @@
+// Package arch holds the rules about what may import and link what, their tests, and what `make arch`
+// prints about the code.
+package arch
+
+import (
+	"slices"
+	"strings"
+)
+
+// A ForbiddenLink is a package that a program must not link.
+type ForbiddenLink struct {
+	Program string
+	Package string // its import path; those below it count too where it ends in "/..."
+	Why     string
+	NotYet  bool // it is linked all the same: make arch says so
+}
+
+// ForbiddenLinks are what programs are kept apart from. The test wants NotYet to be true of those that
+// are linked, and of no other.
+var ForbiddenLinks = []ForbiddenLink{
+	{Program: "cmd/qemu-netup", Package: "vmnet/tapmgr/...", Why: "the setuid program is small"},
+	{Program: "cmd/qemu-netup", Package: "vmnet/bridge/vswitch/...", Why: "the setuid program is small"},
+	{Program: "cmd/qemu-netup", Package: "vmnet/libvirt", Why: "the setuid program is small"},
+	{Program: "cmd/qemu-netup-full", Package: "vmnet/libvirt", Why: "libvirt is vmnet's alone", NotYet: true},
+	{Program: "cmd/qemu-netup-full", Package: "github.com/digitalocean/go-libvirt/...", Why: "libvirt is vmnet's alone", NotYet: true},
+	{Program: "cmd/qemu-netup-full", Package: "vmnet/bridge/vswitch", Why: "the switch's datapath is vmnet's alone", NotYet: true},
+	{Program: "cmd/vmnet-hook", Package: "vmnet/libvirt", Why: "a hook must not call libvirt, which waits for it", NotYet: true},
+	{Program: "cmd/vmnet-hook", Package: "github.com/digitalocean/go-libvirt/...", Why: "libvirt is vmnet's alone", NotYet: true},
+	{Program: "cmd/vmnet-hook", Package: "vmnet/bridge/vswitch", Why: "the switch's datapath is vmnet's alone", NotYet: true},
+	{Program: "cmd/qemu-netup", Package: "github.com/digitalocean/...", Why: "libvirt is vmnet's alone"},
+	{Program: "cmd/testvm", Package: "github.com/digitalocean/...", Why: "libvirt is vmnet's alone"},
+}
+
+// In reports whether the link is among a program's packages, given by their import paths.
+func (f ForbiddenLink) In(packages []string) bool {
+	root, tree := strings.CutSuffix(f.Package, "/...")
+	return slices.ContainsFunc(packages, func(p string) bool { return p == root || tree && strings.HasPrefix(p, root+"/") })
+}
+
+// Linked returns the import paths of all packages that a program of the module in dir links.
+func Linked(dir, program string) ([]string, error) {
+	all, err := list(dir, "-deps", "./"+program)
+	paths := make([]string, len(all))
+	for i, l := range all {
+		paths[i] = l.ImportPath
+	}
+	return paths, err
+}
+
+// Under reports whether a package is one of roots or below one.
+func Under(pkg string, roots []string) bool {
+	return slices.ContainsFunc(roots, func(r string) bool { return pkg == r || strings.HasPrefix(pkg, r+"/") })
+}
