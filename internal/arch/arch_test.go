@@ -2,6 +2,7 @@ package arch
 
 import (
 	"go/types"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -104,6 +105,25 @@ func TestSystemCalls(t *testing.T) {
 			if ok && f.Pkg() != nil && f.Pkg().Path() == "syscall" && f.Signature().Recv() == nil && !slices.Contains(syscallsElsewhere, f.Name()) {
 				t.Errorf("%s: syscall.%s: system calls belong into %v", m.Fset.Position(id.Pos()), f.Name(), systemCalls)
 			}
+		}
+	}
+}
+
+// TestGolangciHasTheRules compares the lists that editors see with those here.
+func TestGolangciHasTheRules(t *testing.T) {
+	text, err := os.ReadFile("../../.golangci.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pkg := range systemCalls {
+		if !strings.Contains(string(text), `- "!**/`+pkg+`/**"`) {
+			t.Errorf(".golangci.yml does not let %s make system calls", pkg)
+		}
+	}
+	for line := range strings.Lines(string(text)) {
+		pkg, ok := strings.CutPrefix(strings.TrimSpace(line), `- "!**/`)
+		if pkg = strings.TrimSuffix(pkg, `/**"`); ok && !Under(pkg, systemCalls) && !Under(pkg, forTests) && pkg != "qmp/goqemu" {
+			t.Errorf(".golangci.yml lets %s make system calls", pkg)
 		}
 	}
 }
