@@ -76,7 +76,7 @@ documents() {
 	"$BIN/vmnet" completion zsh | made share/zsh/site-functions/_vmnet
 	"$BIN/vmnet" completion fish | made share/fish/vendor_completions.d/vmnet.fish
 	put 0644 docs/completion/qemu-netup.bash share/bash-completion/completions/qemu-netup
-	for file in README.md SECURITY.md CHANGELOG.md LICENSE docs/libvirt.md; do
+	for file in README.md SECURITY.md CHANGELOG.md LICENSE docs/libvirt.md docs/switch.md docs/launch.md docs/terms.md docs/libraries.md; do
 		put 0644 "$file" "share/doc/vmnet/${file##*/}"
 	done
 	for example in docs/examples/*; do

@@ -90,7 +90,7 @@ func want(t *testing.T, helper string) map[string]string {
 	data := []string{
 		"man/man8/vmnet.8", "man/man8/vmnet-attach.8",
 		"bash-completion/completions/vmnet", "bash-completion/completions/qemu-netup", "zsh/site-functions/_vmnet", "fish/vendor_completions.d/vmnet.fish",
-		"doc/vmnet/README.md", "doc/vmnet/LICENSE", "doc/vmnet/libvirt.md", "doc/vmnet/examples/bridge.conf", "doc/vmnet/examples/policy.yaml", "doc/vmnet/examples/switch.env", "doc/vmnet/files",
+		"doc/vmnet/README.md", "doc/vmnet/LICENSE", "doc/vmnet/libvirt.md", "doc/vmnet/switch.md", "doc/vmnet/launch.md", "doc/vmnet/terms.md", "doc/vmnet/libraries.md", "doc/vmnet/examples/bridge.conf", "doc/vmnet/examples/policy.yaml", "doc/vmnet/examples/switch.env", "doc/vmnet/files",
 	}
 	sources, err := filepath.Glob(filepath.Join(top, "docs/man/*.md"))
 	if err != nil || len(sources) == 0 {

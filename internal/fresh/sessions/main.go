@@ -1,5 +1,5 @@
-// Program sessions types the sessions that a Markdown file prints into shells, line by line
-// as a reader does, and compares what they answer with what is printed.
+// Program sessions types the sessions that Markdown files print into shells, line by line as a
+// reader does, and compares the answers with what is printed.
 package main
 
 import (
@@ -15,17 +15,21 @@ import (
 func main() {
 	prompt := flag.String("prompt", "#", "type the sessions with this `PROMPT`: # for root's, $ for a user's")
 	flag.Parse()
-	if flag.NArg() != 1 {
-		fmt.Fprintln(os.Stderr, "usage: sessions [-prompt #|$] FILE.md")
+	if flag.NArg() == 0 {
+		fmt.Fprintln(os.Stderr, "usage: sessions [-prompt #|$] FILE.md...")
 		os.Exit(2)
 	}
-	if err := run(os.Stdout, flag.Arg(0), *prompt); err != nil {
+	var errs []error
+	for _, file := range flag.Args() {
+		errs = append(errs, run(os.Stdout, file, *prompt))
+	}
+	if err := errors.Join(errs...); err != nil {
 		fmt.Fprintln(os.Stderr, "sessions:", err)
 		os.Exit(1)
 	}
 }
 
-// run types the sessions of file that have that prompt. All of them are tried.
+// run types every session of the file that has that prompt.
 func run(out io.Writer, file, prompt string) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
