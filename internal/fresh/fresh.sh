@@ -7,7 +7,7 @@
 # The root is a minimal one of debootstrap's, kept in the cache directory, under a tmpfs that takes what is
 # written. It is in namespaces of its own: mounts and processes all end with this script, however that ends.
 set -eu
-[ $# -gt 0 ] || set -- lint demo root_sessions user_sessions quick test pidns
+[ $# -gt 0 ] || set -- lint demo root_sessions user_sessions quick user_test test pidns
 
 suite=bookworm
 here=$(cd "$(dirname "$0")" && pwd)

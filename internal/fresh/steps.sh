@@ -35,6 +35,9 @@ step_root_sessions() { as_root 'go run ./internal/fresh/sessions -prompt "#" REA
 step_user_sessions() { as_user 'go run ./internal/fresh/sessions -prompt "$" docs/switch.md'; }
 step_quick() { as_user 'make quick'; }
 
+# A user without root gets the same command, and fewer tests.
+step_user_test() { as_user 'make test'; }
+
 # What a test cannot do in a process namespace is done by the step pidns.
 step_test() { as_root "VMNET_REQUIRE=${VMNET_REQUIRE:+$VMNET_REQUIRE,-pidns} make test"; }
 
