@@ -7,16 +7,17 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// A bridge whose address nobody has set takes the lowest of its ports' addresses, and another one when that port goes
-// (br_stp_recalculate_bridge_id in net/bridge/br_stp_if.c). Where that port is a guest's, the other guests then send to
-// an address that nobody has, until their ARP caches forget it. A bridge with an uplink has the uplink's address, on
-// which the network beyond it may insist: guests' taps never take that away, since their addresses begin with fe.
+// A bridge without an administrator's address takes the lowest of its ports' addresses, and changes
+// it when that port leaves (br_stp_recalculate_bridge_id in net/bridge/br_stp_if.c). If the port
+// belonged to a guest, the other guests then send to an address that no longer exists, until their
+// ARP caches expire. A bridge with an uplink has the uplink's address, and the network beyond it
+// may require that one. Guests' taps never replace it, since their addresses begin with fe.
 
-// pin makes a bridge keep its present address, which neighbours know, before a port joins that would give it another
-// one, now or when it goes. To set an address, even the same one, is what the kernel takes for an administrator's
-// choice (NET_ADDR_SET).
+// pin makes a bridge keep its current address, which its neighbours know. The caller pins it before
+// it adds a port that would change the address, either by joining or by leaving later. The kernel
+// treats any address that is set, even the same one, as an administrator's choice (NET_ADDR_SET).
 func pin(c *rtnl.Conn, br, joining *rtnl.Link) error {
-	if bytes.Equal(br.MAC, DefaultMAC(br.Name)) { // Create has set it
+	if bytes.Equal(br.MAC, DefaultMAC(br.Name)) { // set by Create
 		return nil
 	}
 	ports, err := c.Links("", br.Index)
@@ -39,7 +40,7 @@ func wanders(br *rtnl.Link, ports []*rtnl.Link, joining *rtnl.Link) bool {
 	switch {
 	case low == nil:
 		return comesAndGoes(joining)
-	case !bytes.Equal(low.MAC, br.MAC): // somebody has set it
+	case !bytes.Equal(low.MAC, br.MAC): // an administrator has set it
 		return false
 	case comesAndGoes(low):
 		return true
@@ -47,8 +48,9 @@ func wanders(br *rtnl.Link, ports []*rtnl.Link, joining *rtnl.Link) bool {
 	return comesAndGoes(joining) && bytes.Compare(joining.MAC, low.MAC) < 0
 }
 
-// follows names the port of a guest or container whose address br has, and with which it loses that unless it was set;
-// empty for none. The kernel does not tell by netlink whether it was set.
+// follows returns the name of the guest's or container's port from which br has its address, or "".
+// Unless the address was set, br loses it when that port leaves. Netlink does not report whether it
+// was set.
 func follows(br *rtnl.Link, ports []*rtnl.Link) string {
 	if low := lowest(ports); low != nil && bytes.Equal(low.MAC, br.MAC) && comesAndGoes(low) {
 		return low.Name
@@ -56,7 +58,8 @@ func follows(br *rtnl.Link, ports []*rtnl.Link) string {
 	return ""
 }
 
-// lowest is the port with the lowest address; of several an uplink, such as that of a VLAN device on it.
+// lowest returns the port with the lowest address. If several ports share it, an uplink is
+// preferred: a VLAN device has the address of its parent device.
 func lowest(ports []*rtnl.Link) (low *rtnl.Link) {
 	for _, p := range ports {
 		order := -1
@@ -70,5 +73,5 @@ func lowest(ports []*rtnl.Link) (low *rtnl.Link) {
 	return low
 }
 
-// comesAndGoes reports whether a port is of a kind that guests and containers have.
+// comesAndGoes reports whether a port is of a kind that guests and containers use.
 func comesAndGoes(p *rtnl.Link) bool { return p.Kind == "tun" || p.Kind == "veth" }

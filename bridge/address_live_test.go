@@ -8,8 +8,8 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// TestLiveABridgeKeepsItsAddress: one that somebody else has made, without an address, has the same one whichever of
-// its guests come and go; and one with an uplink has the uplink's.
+// TestLiveABridgeKeepsItsAddress: one that somebody else has made, without an address, has the same
+// one whichever of its guests come and go; and one with an uplink has the uplink's.
 func TestLiveABridgeKeepsItsAddress(t *testing.T) {
 	ns, c := open(t)
 	must := func(err error) {

@@ -18,22 +18,23 @@ import (
 // Config says how a new bridge should be.
 type Config struct {
 	Name string           // at most 15 bytes
-	MTU  int              // bytes; 0 leaves it to the kernel, which follows the smallest port
-	MAC  net.HardwareAddr // nil means DefaultMAC's
-	STP  bool             // spanning tree; ports then take 30 s until they forward
+	MTU  int              // bytes; 0 lets the kernel follow the port with the smallest MTU
+	MAC  net.HardwareAddr // nil means DefaultMAC(Name)
+	STP  bool             // spanning tree; a new port then takes 30 s until it forwards
 
-	// VLANFiltering keeps VLANs apart, as PortConfig says port by port. The host itself
-	// is in the default VLAN, 1, only, as is every port for which nothing else is said.
+	// VLANFiltering keeps VLANs apart, as each port's PortConfig says. The host itself is
+	// only in the default VLAN, 1. So is every port whose PortConfig names no VLAN.
 	VLANFiltering bool
 
-	Ageing    time.Duration  // how long a MAC is remembered; 0 means 300 s
-	Addresses []netip.Prefix // of the host on the bridge
+	Ageing    time.Duration  // how long the FDB keeps a learned MAC; 0 means 300 s
+	Addresses []netip.Prefix // the host's addresses on the bridge
 }
 
-// ErrInvalid is a Config that makes no sense.
+// ErrInvalid is returned for a Config or PortConfig that is inconsistent or out of range.
 var ErrInvalid = errors.New("invalid bridge")
 
-// Validate checks what can be checked without the kernel. Its error Is ErrInvalid.
+// Validate checks what can be checked without the kernel. Its error matches ErrInvalid
+// with errors.Is.
 func (cfg Config) Validate() error {
 	if err := cfg.validate(); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
@@ -44,7 +45,7 @@ func (cfg Config) Validate() error {
 func (cfg Config) validate() error {
 	switch {
 	case !ValidName(cfg.Name):
-		return fmt.Errorf("bridge name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", cfg.Name)
+		return fmt.Errorf("bridge name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", cfg.Name)
 	case cfg.MTU != 0 && (cfg.MTU < 68 || cfg.MTU > 65535):
 		return fmt.Errorf("bridge %s: MTU %d: want 68 to 65535 bytes", cfg.Name, cfg.MTU)
 	case cfg.Ageing < 0 || cfg.Ageing > 1e6*time.Second:
@@ -55,8 +56,9 @@ func (cfg Config) validate() error {
 	return nil
 }
 
-// ValidName tells whether the kernel takes name for an interface as it is
-// (dev_valid_name): it would cut at 15 bytes and replace %d. 0xa0 is a blank to it.
+// ValidName reports whether the kernel accepts name unchanged as an interface's name
+// (dev_valid_name). It would cut a longer name at 15 bytes, and replace %d with a number.
+// It counts 0xa0 as a space.
 func ValidName(name string) bool {
 	for i := range len(name) {
 		if c := name[i]; c <= ' ' || c == 0xa0 || c == '/' || c == ':' || c == '%' {
@@ -66,15 +68,15 @@ func ValidName(name string) bool {
 	return name != "" && len(name) <= 15 && name != "." && name != ".."
 }
 
-// DefaultMAC is a bridge's own address where none is asked for: the same each time on
-// the same machine. It has to be set, since otherwise the bridge follows its lowest
-// port, and its address would change under the host's neighbours as guests come and go.
+// DefaultMAC returns the address of a bridge whose Config names none. It is always the same
+// on one machine. Create sets it because a bridge without one takes the lowest address of its
+// ports, which changes as guests start and stop.
 func DefaultMAC(name string) net.HardwareAddr {
 	return stablemac.New([]byte{0x02}, "bridge", name)
 }
 
-// Create makes a bridge and brings it up. When a later step fails the bridge is
-// removed again. A taken name is an error that Is fs.ErrExist.
+// Create makes a bridge and brings it up. If a later step fails, it removes the bridge
+// again. If the name is taken, the error matches fs.ErrExist with errors.Is.
 func Create(c *rtnl.Conn, cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
@@ -119,12 +121,12 @@ func setUp(c *rtnl.Conn, br *rtnl.Link, cfg Config) error {
 	return nil
 }
 
-// Get reads a bridge's link. A link that is none is an error, as is none of
-// that name, which Is fs.ErrNotExist.
+// Get reads a bridge's link. It fails if the link is not a bridge. If there is no link of
+// that name, the error matches fs.ErrNotExist with errors.Is.
 func Get(c *rtnl.Conn, name string) (*rtnl.Link, error) {
 	br, err := c.Link(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("bridge %s: %w (vmnet bridge list shows those that are here)", name, err)
+		return nil, fmt.Errorf("bridge %s: %w (vmnet bridge list shows the bridges of this host)", name, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("bridge %s: %w", name, err)
@@ -139,8 +141,8 @@ func Get(c *rtnl.Conn, name string) (*rtnl.Link, error) {
 	return br, nil
 }
 
-// Delete removes a bridge. Unless force, one that has ports is left alone: its
-// ports would lose their network.
+// Delete removes a bridge. Without force it refuses to remove a bridge that has ports,
+// since they would lose their network.
 func Delete(c *rtnl.Conn, name string, force bool) error {
 	br, err := Get(c, name)
 	if err != nil {
@@ -169,7 +171,7 @@ func explain(err error) error {
 	case errors.Is(err, syscall.EPERM):
 		return fmt.Errorf("%w (needs CAP_NET_ADMIN)", err)
 	case errors.Is(err, syscall.EOPNOTSUPP):
-		return fmt.Errorf("%w (the kernel has no bridge driver, or it is not loaded: modprobe bridge)", err)
+		return fmt.Errorf("%w (the kernel's bridge driver is missing or not loaded: modprobe bridge)", err)
 	}
 	return err
 }

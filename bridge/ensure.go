@@ -11,20 +11,20 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// Ensured is what Ensure did.
+// Ensured says what Ensure did.
 type Ensured struct {
 	Created bool
-	WasDown bool           // it was there, and was set up
-	Added   []netip.Prefix // addresses that were missing of one that was there
+	WasDown bool           // the bridge existed, and was brought up
+	Added   []netip.Prefix // the addresses that an existing bridge lacked
 }
 
-// Changed reports whether anything was done.
+// Changed reports whether Ensure changed anything.
 func (e Ensured) Changed() bool { return e.Created || e.WasDown || len(e.Added) > 0 }
 
-// Ensure makes a bridge as Create does, or sees that the one of that name is as the Config says,
-// where no MTU and no MAC match any. It adds addresses that are missing, and sets the bridge up. A
-// bridge that differs in anything else, and a device of another kind, is an error that Is
-// fs.ErrExist and tells the difference.
+// Ensure makes a bridge as Create does, or makes sure that the existing one of that name is as the
+// Config says. An unset MTU or MAC matches any. Ensure adds missing addresses and brings the bridge
+// up. If anything else differs, or the device is not a bridge, the error names the difference and
+// matches fs.ErrExist with errors.Is.
 func Ensure(c *rtnl.Conn, cfg Config) (Ensured, error) {
 	err := Create(c, cfg)
 	if !errors.Is(err, fs.ErrExist) {
@@ -35,10 +35,10 @@ func Ensure(c *rtnl.Conn, cfg Config) (Ensured, error) {
 		return Ensured{}, errors.Join(err, readErr)
 	}
 	if br.Bridge == nil {
-		return Ensured{}, fmt.Errorf("create bridge %s: %w", cfg.Name, there("a device of that name is there already, and is no bridge (ip link show %s)", cfg.Name))
+		return Ensured{}, fmt.Errorf("create bridge %s: %w", cfg.Name, there("a device of that name already exists and is not a bridge (ip link show %s)", cfg.Name))
 	}
 	if diff := cfg.differences(br); len(diff) > 0 {
-		return Ensured{}, fmt.Errorf("create bridge %s: %w", cfg.Name, there("it is there already, but not as asked for: %s (ip link set %s type bridge ... changes it)", strings.Join(diff, ", "), cfg.Name))
+		return Ensured{}, fmt.Errorf("create bridge %s: %w", cfg.Name, there("it already exists with other settings: %s (change it with ip link set %s type bridge ...)", strings.Join(diff, ", "), cfg.Name))
 	}
 	done, err := complete(c, br, cfg.Addresses)
 	if err != nil {
@@ -47,7 +47,7 @@ func Ensure(c *rtnl.Conn, cfg Config) (Ensured, error) {
 	return done, err
 }
 
-// there is an error that Is fs.ErrExist, which speaks of files.
+// there returns an error that matches fs.ErrExist without its text, which is about files.
 func there(format string, args ...any) error { return existing(fmt.Sprintf(format, args...)) }
 
 type existing string
@@ -55,7 +55,7 @@ type existing string
 func (e existing) Error() string        { return string(e) }
 func (e existing) Is(target error) bool { return target == fs.ErrExist }
 
-// differences tells where a bridge is not what the Config asks for.
+// differences describes the settings of a bridge that are not as the Config says.
 func (cfg Config) differences(br *rtnl.Link) []string {
 	var diff []string
 	add := func(what string, is, want any) {
@@ -78,7 +78,7 @@ func (cfg Config) differences(br *rtnl.Link) []string {
 	return diff
 }
 
-// complete adds what a bridge that is there lacks.
+// complete adds the addresses that an existing bridge lacks, and brings it up.
 func complete(c *rtnl.Conn, br *rtnl.Link, addrs []netip.Prefix) (done Ensured, err error) {
 	has, err := c.Addrs(br.Index)
 	if err != nil {

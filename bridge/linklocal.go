@@ -7,40 +7,41 @@ import (
 	"strings"
 )
 
-// A Protocols is a set of the group addresses 01:80:c2:00:00:00 to 0f, one bit each, by their last
-// byte. They are those of protocols between neighbours (IEEE 802.1Q, table 8-1), which a bridge
-// does not forward unless it is asked to. The set is IFLA_BRPORT_GROUP_FWD_MASK of a port of the
-// kernel's bridge (Linux 4.15).
+// A Protocols is a set of the group addresses 01:80:c2:00:00:00 to 0f. Bit N stands for the address
+// with the last byte N. Link-local protocols use them (IEEE 802.1Q, table 8-1), and a bridge does
+// not forward them by default. The set is IFLA_BRPORT_GROUP_FWD_MASK of a port of the kernel's
+// bridge (Linux 4.15).
 type Protocols uint16
 
-// pause is the address of pause frames (IEEE 802.3, annex 31B). They concern one link alone, and
-// the kernel's bridge forwards them on no account (br_handle_frame in net/bridge/br_input.c).
+// pause is the address of pause frames (IEEE 802.3, annex 31B). They concern only one link, and
+// the kernel's bridge never forwards them (br_handle_frame in net/bridge/br_input.c).
 const pause = 0x01
 
-// AllProtocols are all that can be forwarded.
+// AllProtocols is the set of all protocols that can be forwarded.
 const AllProtocols Protocols = 0xffff &^ (1 << pause)
 
 // spanningTree is the address of BPDUs.
 const spanningTree = 0x00
 
-// protocolNames are words for the addresses. Where one has several, the first is written.
+// protocolNames maps words to addresses. If an address has several, String writes the first.
 var protocolNames = []struct {
 	word    string
 	address uint
 }{
 	{"stp", spanningTree},
-	{"lacp", 0x02},  // and OAM, synchronous Ethernet: the slow protocols
-	{"eapol", 0x03}, // 802.1X and MACsec's key agreement
+	{"lacp", 0x02},  // the slow protocols: also OAM and synchronous Ethernet
+	{"eapol", 0x03}, // 802.1X and MACsec key agreement
 	{"elmi", 0x07},
 	{"lldp", 0x0e},
 	{"ptp", 0x0e}, // peer delay, and 802.1AS
 }
 
-// Has reports whether the address with that last byte is in the set.
+// Has reports whether the set contains the address with that last byte.
 func (p Protocols) Has(address byte) bool { return address < 16 && p&(1<<address) != 0 }
 
-// ParseProtocols reads a list such as "lldp,lacp", of words, last bytes of addresses in two
-// hexadecimal digits ("0d"), and "all". Its error Is ErrInvalid.
+// ParseProtocols parses a comma-separated list such as "lldp,lacp". An item is a protocol's word,
+// the last byte of an address as two hexadecimal digits ("0d"), or "all". The error matches
+// ErrInvalid with errors.Is.
 func ParseProtocols(list string) (Protocols, error) {
 	var p Protocols
 	for word := range strings.SplitSeq(list, ",") {
@@ -67,14 +68,14 @@ func parseProtocol(word string) (Protocols, error) {
 	address, err := strconv.ParseUint(word, 16, 8)
 	switch {
 	case word == "pause", err == nil && address == pause && len(word) == 2:
-		return 0, fmt.Errorf("pause frames (01:80:c2:00:00:01) concern one link alone, and no bridge forwards them (switch flow control off at their sender: ethtool -A)")
+		return 0, fmt.Errorf("no bridge forwards pause frames (01:80:c2:00:00:01), which concern only one link (turn flow control off at the sender: ethtool -A)")
 	case err != nil, len(word) != 2, address > 0x0f:
 		return 0, fmt.Errorf("%q: want %s, all, or the last byte of an address 01:80:c2:00:00:XX, 00 to 0f", word, strings.Join(words, ", "))
 	}
 	return 1 << address, nil
 }
 
-// String is the list that ParseProtocols reads; empty for none.
+// String returns the list that ParseProtocols parses, or "" for the empty set.
 func (p Protocols) String() string {
 	if p == AllProtocols {
 		return "all"
@@ -97,10 +98,10 @@ func addressWord(address uint) string {
 	return fmt.Sprintf("%02x", address)
 }
 
-// MarshalText makes it a list in JSON, too.
+// MarshalText returns the list that String returns, which is the form in JSON as well.
 func (p Protocols) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
 
-// UnmarshalText reads what MarshalText writes.
+// UnmarshalText parses what MarshalText returns.
 func (p *Protocols) UnmarshalText(b []byte) (err error) {
 	*p, err = ParseProtocols(string(b))
 	return err

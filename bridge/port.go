@@ -11,7 +11,7 @@ import (
 )
 
 // AddPort makes a link a port of the bridge and brings it up, in one request.
-// A link that has another master is refused: the kernel would move it silently.
+// It refuses a link that has another master, which the kernel would move silently.
 func AddPort(c *rtnl.Conn, br, port *rtnl.Link) error {
 	if err := notStolen(c, br, port); err != nil {
 		return err
@@ -19,10 +19,9 @@ func AddPort(c *rtnl.Conn, br, port *rtnl.Link) error {
 	return addPort(c, br, port, rtnl.Up(true))
 }
 
-// AddPortWith is AddPort for a port that has settings, of which it is never without
-// while it is up: a link that is up is taken down until it has them. Where
-// they are refused, it is taken off the bridge again. more is set of the link by the same
-// request that makes it a port.
+// AddPortWith is AddPort for a port with settings. The port is never up without them: a
+// link that is up is taken down until it has them. If the kernel refuses them, AddPortWith
+// removes the port again. The request that makes the link a port also sets more.
 func AddPortWith(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig, more ...rtnl.Attr) error {
 	if err := CheckPort(c, br, port, cfg); err != nil {
 		return err
@@ -52,7 +51,8 @@ func AddPortWith(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig, more ...rtnl
 	return err
 }
 
-// CheckPort tells why AddPortWith would refuse a link, as far as that is seen without a change.
+// CheckPort returns why AddPortWith would refuse a link, as far as that can be seen without a
+// change, or nil.
 func CheckPort(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig) error {
 	if err := notStolen(c, br, port); err != nil {
 		return err
@@ -63,7 +63,8 @@ func CheckPort(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig) error {
 	return nil
 }
 
-// addPort makes a link a port and changes more of it. That it is one is no error. The bridge keeps its address.
+// addPort makes a link a port of br, unless it is one, and sets more of it. The bridge keeps its
+// address.
 func addPort(c *rtnl.Conn, br, port *rtnl.Link, more ...rtnl.Attr) error {
 	if port.Master == 0 {
 		if err := pin(c, br, port); err != nil {
@@ -83,25 +84,25 @@ func notStolen(c *rtnl.Conn, br, port *rtnl.Link) error {
 	return nil
 }
 
-// RemovePort takes a link off whatever bridge it is on.
+// RemovePort removes a link from its bridge.
 func RemovePort(c *rtnl.Conn, port *rtnl.Link) error {
 	if err := c.Set(port.Index, rtnl.Master(0)); err != nil {
-		return fmt.Errorf("take %s off its bridge: %w", port.Name, explain(err))
+		return fmt.Errorf("remove %s from its bridge: %w", port.Name, explain(err))
 	}
 	return nil
 }
 
-// explainPort adds what a failed request to add a port means. It reads the
-// link again: somebody may have been faster.
+// explainPort adds the cause to the error of a request to add a port. It reads the
+// link again, since another process may have made it a port meanwhile.
 func explainPort(c *rtnl.Conn, err error, br, port *rtnl.Link) error {
 	switch {
 	case errors.Is(err, syscall.EBUSY):
 		if now, readErr := c.LinkByIndex(port.Index); readErr == nil && now.Master != 0 && now.Master != br.Index {
 			return fmt.Errorf("%w (it is a port of %s now)", err, nameOf(c, now.Master))
 		}
-		return fmt.Errorf("%w (something else takes its frames: a macvlan or macvtap on it, a bond or Open vSwitch)", err)
+		return fmt.Errorf("%w (something else receives its frames: a macvlan or macvtap on it, a bond or Open vSwitch)", err)
 	case errors.Is(err, syscall.EXFULL):
-		return fmt.Errorf("%w (a bridge takes 1024 ports at most, less on some kernels)", err)
+		return fmt.Errorf("%w (a bridge takes at most 1024 ports, fewer on some kernels)", err)
 	case errors.Is(err, syscall.ELOOP):
 		return fmt.Errorf("%w (a bridge cannot be a port of a bridge)", err)
 	case errors.Is(err, syscall.EINVAL):
@@ -110,7 +111,7 @@ func explainPort(c *rtnl.Conn, err error, br, port *rtnl.Link) error {
 	return explain(err)
 }
 
-// nameOf names a link by index for an error text.
+// nameOf returns the name of the link with that index, for an error.
 func nameOf(c *rtnl.Conn, index int) string {
 	if l, err := c.LinkByIndex(index); err == nil {
 		return l.Name
@@ -118,8 +119,8 @@ func nameOf(c *rtnl.Conn, index int) string {
 	return fmt.Sprintf("interface %d", index)
 }
 
-// ForwardsIn tells how long it takes until the port forwards, as its state and
-// the bridge's timers say: 0 when it does, or when it never will by waiting.
+// ForwardsIn returns the time until the port forwards, from its state and the
+// bridge's timers. It is 0 if the port forwards, or if waiting will not help.
 // A listening port still has to learn for one forward delay.
 func ForwardsIn(port, br *rtnl.Link) time.Duration {
 	if port.Port == nil || br.Bridge == nil {
@@ -134,8 +135,8 @@ func ForwardsIn(port, br *rtnl.Link) time.Duration {
 	return 0
 }
 
-// LearnedBy reads which MAC addresses a bridge knows behind its ports, by the
-// port's index; one port's only where port is not 0.
+// LearnedBy reads the MAC addresses in a bridge's FDB, by the index of their port.
+// If port is not 0, it reads only those behind that port.
 func LearnedBy(c *rtnl.Conn, bridge, port int) (map[int][]Learned, error) {
 	entries, err := c.FDB(bridge, port)
 	if err != nil {

@@ -35,11 +35,11 @@ func TestPortConfigValidate(t *testing.T) {
 		{bridge.PortConfig{Trunk: vlans("2"), Native: 4095}, "VLAN 4095: want 1 to 4094"},
 		{bridge.PortConfig{Trunk: []bridge.VLANRange{{0, 5}}}, "VLAN 0: want"},
 		{bridge.PortConfig{Trunk: []bridge.VLANRange{{5, 5000}}}, "VLAN 5000: want"},
-		{bridge.PortConfig{Trunk: []bridge.VLANRange{{5, 4}}}, "VLANs 5-4: want the lower first"},
+		{bridge.PortConfig{Trunk: []bridge.VLANRange{{5, 4}}}, "VLANs 5-4: want the lower number first"},
 		{bridge.PortConfig{VLAN: 10, Trunk: vlans("2")}, "both VLAN and trunk"},
 		{bridge.PortConfig{Native: 2}, "native VLAN without trunk"},
 		{bridge.PortConfig{VLAN: 10, Native: 2}, "native VLAN without trunk"},
-		{bridge.PortConfig{Other: "untagged:20"}, `"untagged:20" cannot be asked for`},
+		{bridge.PortConfig{Other: "untagged:20"}, `"untagged:20" cannot be requested`},
 	} {
 		err := tc.cfg.Validate()
 		switch {
@@ -179,7 +179,7 @@ func TestProtocols(t *testing.T) {
 	}
 	for list, want := range map[string]string{
 		"": "want stp, lacp", "LLDP": "want stp", "lldp,": "want stp", "e": "want stp", "10": "00 to 0f", "1e": "00 to 0f", "-1": "00 to 0f", "+1": "00 to 0f",
-		"pause": "no bridge forwards them", "01": "ethtool -A", "lldp,pause": "ethtool -A",
+		"pause": "no bridge forwards pause frames", "01": "ethtool -A", "lldp,pause": "ethtool -A",
 	} {
 		if p, err := bridge.ParseProtocols(list); !errors.Is(err, bridge.ErrInvalid) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, %v, want %q", list, p, err, want)

@@ -10,17 +10,17 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// ErrNotSupported is what the running kernel was built without.
+// ErrNotSupported is returned for a feature that the running kernel was built without.
 var ErrNotSupported = errors.New("not supported by this kernel")
 
-// SetPort makes a port of br exactly as cfg says, whatever it was before; where it
-// is so, nothing is sent but two reads. What the bridge itself (the host) is a member
-// of is left alone, as are a port's VLANs on a bridge that does not filter, where they mean nothing.
+// SetPort gives a port of br exactly the settings of cfg. If the port already has them, SetPort
+// only sends two read requests. It does not change the VLANs of the bridge itself (the host).
+// It does not change a port's VLANs on a bridge that does not filter, where they have no effect.
 //
-// While it changes a port that is up, no frame passes that neither the old nor the
-// new settings let through: first the port leaves all VLANs that it should not be
-// in, then one message sets the flags and after them the VLANs. But a port that was just
-// added has the kernel's settings until then; AddPortWith keeps it down meanwhile.
+// While SetPort changes a port that is up, no frame passes that both the old and the new
+// settings drop: first the port leaves all VLANs that it should not be in, then one message
+// sets the flags and after them the VLANs. A port that was just added still has the kernel's
+// default settings; AddPortWith keeps it down until it has its own.
 func SetPort(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig) error {
 	err := cfg.fits(br)
 	if err == nil {
@@ -32,10 +32,10 @@ func SetPort(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig) error {
 	return nil
 }
 
-// AddSettings makes a port of br that somebody else has set up as strict as cfg asks for, and leaves
-// the rest of it as it is: flags are only added, and VLANs set only where cfg names some. No flag
-// is sent that need not change, so that nothing is lost that the other one sets at the same
-// time. changed tells whether anything was sent.
+// AddSettings adds the settings of cfg to a port of br that another program has set up, and keeps
+// its other settings. It only turns flags on, and sets VLANs only if cfg names some. It sends only
+// the flags that change, so that it does not overwrite what the other program sets at the same
+// time. changed reports whether anything was sent.
 func AddSettings(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig) (changed bool, err error) {
 	if err = cfg.fits(br); err == nil {
 		changed, err = addSettings(c, br, port, cfg.normal())
@@ -46,24 +46,24 @@ func AddSettings(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig) (changed boo
 	return changed, nil
 }
 
-// fits checks cfg, and refuses VLANs on a bridge that would not keep them apart.
+// fits validates cfg, and refuses VLANs on a bridge that does not filter them.
 func (cfg PortConfig) fits(br *rtnl.Link) error {
 	switch err := cfg.Validate(); {
 	case err != nil:
 		return err
 	case cfg.Forward.Has(spanningTree) && br.Bridge != nil && br.Bridge.STP:
-		return fmt.Errorf("bridge %s takes part in a spanning tree, so that it must not forward stp (name the other protocols one by one; ip link set %s type bridge stp_state 0)", br.Name, br.Name)
+		return fmt.Errorf("bridge %s takes part in a spanning tree and must not forward stp (list the other protocols, or ip link set %s type bridge stp_state 0)", br.Name, br.Name)
 	case !cfg.HasVLANs() || filters(br):
 		return nil
 	case br.Bridge != nil && !br.Bridge.CanFilterVLANs:
 		return cannotFilter(br.Name)
 	}
-	return fmt.Errorf("bridge %s does not filter VLANs (vmnet bridge create --vlan-filtering; ip link set %s type bridge vlan_filtering 1)", br.Name, br.Name)
+	return fmt.Errorf("bridge %s does not filter VLANs (vmnet bridge create --vlan-filtering, or ip link set %s type bridge vlan_filtering 1)", br.Name, br.Name)
 }
 
-// filterVLANs makes a new bridge filter. It reads that back, since kernels differ in
-// whether they refuse or ignore what they were built without. It is a request of its
-// own because a kernel without any bridge driver refuses in the same way.
+// filterVLANs turns VLAN filtering on for a new bridge and reads the setting back: a kernel
+// that was built without it refuses the request or ignores it, depending on its version. It
+// is a separate request because a kernel without a bridge driver refuses in the same way.
 func filterVLANs(c *rtnl.Conn, br *rtnl.Link) error {
 	err := c.Change("bridge", br.Index, rtnl.BridgeVLANFiltering())
 	if err != nil && !errors.Is(err, syscall.EOPNOTSUPP) {
@@ -77,7 +77,7 @@ func filterVLANs(c *rtnl.Conn, br *rtnl.Link) error {
 }
 
 func cannotFilter(bridge string) error {
-	return fmt.Errorf("bridge %s cannot filter VLANs: %w (which was built without CONFIG_BRIDGE_VLAN_FILTERING; use one bridge for each VLAN, or another kernel)", bridge, ErrNotSupported)
+	return fmt.Errorf("bridge %s cannot filter VLANs: %w, which lacks CONFIG_BRIDGE_VLAN_FILTERING (use one bridge for each VLAN, or another kernel)", bridge, ErrNotSupported)
 }
 
 // explainSet adds the cause and cure to errors of requests about a port's settings.
@@ -91,7 +91,7 @@ func explainSet(err error) error {
 func filters(br *rtnl.Link) bool { return br.Bridge != nil && br.Bridge.VLANFiltering }
 
 func setPort(c *rtnl.Conn, br, port *rtnl.Link, want PortConfig) error {
-	port, err := c.LinkByIndex(port.Index) // its port data may be older than its being a port
+	port, err := c.LinkByIndex(port.Index) // the caller may have read it before it became a port
 	if err != nil {
 		return err
 	}
@@ -106,15 +106,15 @@ func setPort(c *rtnl.Conn, br, port *rtnl.Link, want PortConfig) error {
 	return setVLANs(c, port, change, have, want)
 }
 
-// changeTo is the change of the flags.
+// changeTo returns the change of the flags from cfg to want.
 func (cfg PortConfig) changeTo(want PortConfig) rtnl.PortChange {
 	return rtnl.PortChange{
 		PortFlags: want.flags(),
-		Flush:     want.NoLearning && !cfg.NoLearning, // what it learned before would stay for a while
+		Flush:     want.NoLearning && !cfg.NoLearning, // else the addresses learned before would stay until they age
 	}
 }
 
-// setVLANs makes change as well as that of the VLANs.
+// setVLANs sends change together with the change of the VLANs from have to want.
 func setVLANs(c *rtnl.Conn, port *rtnl.Link, change rtnl.PortChange, have, want PortConfig) error {
 	change.VLANs = want.vlans()
 	if left := leave(have.vlans(), change.VLANs); len(left) > 0 {
@@ -146,7 +146,8 @@ func addSettings(c *rtnl.Conn, br, port *rtnl.Link, cfg PortConfig) (changed boo
 	return true, setVLANs(c, port, change, have, want)
 }
 
-// plus is cfg with what else is asked for: the flags of both, the VLANs of more where it names any.
+// plus returns cfg with the settings of more added: the flags of both, and the VLANs of more if it
+// names any.
 func (cfg PortConfig) plus(more PortConfig) PortConfig {
 	cfg.Isolated = cfg.Isolated || more.Isolated
 	cfg.Hairpin = cfg.Hairpin || more.Hairpin
@@ -159,16 +160,16 @@ func (cfg PortConfig) plus(more PortConfig) PortConfig {
 	return cfg
 }
 
-// flagWords are what Other says of flags, and not of VLANs.
+// flagWords lists the words in Other that stand for flags rather than VLANs.
 var flagWords = []string{"locked", "no-broadcast", "no-multicast"}
 
-// otherFlags is Other without what it says of VLANs.
+// otherFlags returns Other without its words about VLANs.
 func otherFlags(other string) string {
 	words := strings.Split(other, ";")
 	return strings.Join(slices.DeleteFunc(words, func(w string) bool { return !slices.Contains(flagWords, w) }), ";")
 }
 
-// vlans is the membership that cfg, which is normal, means to the kernel.
+// vlans returns the kernel's form of the VLANs of cfg, which must be in normal form.
 func (cfg PortConfig) vlans() []rtnl.VLANs {
 	var vlans []rtnl.VLANs
 	for _, r := range cfg.Trunk {
@@ -180,7 +181,7 @@ func (cfg PortConfig) vlans() []rtnl.VLANs {
 	return vlans
 }
 
-// leave is the VLANs of have that are not in want.
+// leave returns the VLANs of have that are not in want.
 func leave(have, want []rtnl.VLANs) []rtnl.VLANs {
 	var gone []rtnl.VLANs
 	for _, r := range without(ranges(have), ranges(want)) {
@@ -197,10 +198,10 @@ func ranges(vlans []rtnl.VLANs) []VLANRange {
 	return merge(all)
 }
 
-// ReadPort tells how a port of br is now; port must have been read since it became
-// one. What was set by SetPort reads as cfg.On(br): on a bridge that filters VLANs, a
-// port for which none were asked is an access port of the default VLAN. On one that
-// does not, there are no VLANs.
+// ReadPort returns the current settings of a port of br. The caller must have read port
+// after it became one. After SetPort with cfg, ReadPort returns cfg.On(br): on a bridge that
+// filters VLANs, a port that was given none is an access port of the default VLAN. On a
+// bridge that does not filter, the result has no VLANs.
 func ReadPort(c *rtnl.Conn, br, port *rtnl.Link) (PortConfig, error) {
 	cfg, err := readPort(c, br, port)
 	if err != nil {
@@ -220,7 +221,7 @@ func readPort(c *rtnl.Conn, br, port *rtnl.Link) (PortConfig, error) {
 	return portConfig(port, vlans[port.Index]), err
 }
 
-// portConfig puts together what the kernel tells of a port.
+// portConfig builds the settings of a port from what the kernel reports.
 func portConfig(port *rtnl.Link, vlans []rtnl.VLANs) PortConfig {
 	f := port.Port.PortFlags
 	cfg := PortConfig{Isolated: f.Isolated, Hairpin: f.Hairpin, NoLearning: !f.Learning, NoFlood: !f.Flood, Forward: Protocols(f.Forward)}

@@ -224,9 +224,9 @@ func TestLiveVLANsNeedABridgeThatFilters(t *testing.T) {
 		"add": bridge.AddPortWith(l.c, l.br, link, bridge.PortConfig{VLAN: 10}),
 		"set": bridge.SetPort(l.c, l.br, l.link("b"), bridge.PortConfig{Trunk: vlans("2-5"), Hairpin: true}),
 	} {
-		want := "bridge br0 does not filter VLANs (vmnet bridge create --vlan-filtering; ip link set br0 type bridge vlan_filtering 1)"
+		want := "bridge br0 does not filter VLANs (vmnet bridge create --vlan-filtering, or ip link set br0 type bridge vlan_filtering 1)"
 		if !l.br.Bridge.CanFilterVLANs {
-			want = "without CONFIG_BRIDGE_VLAN_FILTERING"
+			want = "lacks CONFIG_BRIDGE_VLAN_FILTERING"
 		}
 		if err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, bridge.ErrNotSupported) == l.br.Bridge.CanFilterVLANs {
 			t.Errorf("%s: got %v, want %q", what, err, want)

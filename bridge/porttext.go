@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// String is a compact text without blanks, such as "trunk:2-5,7;native:1;isolated",
-// for interface aliases. It is empty for the zero value.
+// String returns a compact form without spaces for interface aliases, such as
+// "trunk:2-5,7;native:1;isolated". It is empty for the zero value.
 func (cfg PortConfig) String() string {
 	cfg = cfg.normal()
 	var words []string
@@ -28,7 +28,7 @@ func (cfg PortConfig) String() string {
 	return strings.Join(words, ";")
 }
 
-// ParsePortConfig reads what String writes. Its errors Is ErrInvalid.
+// ParsePortConfig parses what String returns. Its errors match ErrInvalid with errors.Is.
 func ParsePortConfig(text string) (PortConfig, error) {
 	var cfg PortConfig
 	if text == "" {
@@ -38,7 +38,7 @@ func ParsePortConfig(text string) (PortConfig, error) {
 	for word := range strings.SplitSeq(text, ";") {
 		key, value, _ := strings.Cut(word, ":")
 		if seen[key] {
-			return PortConfig{}, fmt.Errorf("%w port: %q: %s is there twice", ErrInvalid, text, key)
+			return PortConfig{}, fmt.Errorf("%w port: %q: %s is given twice", ErrInvalid, text, key)
 		}
 		seen[key] = true
 		if err := cfg.setWord(word, key, value); err != nil {
@@ -73,13 +73,13 @@ func (cfg *PortConfig) setWord(word, key, value string) (err error) {
 	case "noflood":
 		cfg.NoFlood = true
 	default:
-		return fmt.Errorf("%q is no setting of a port", word)
+		return fmt.Errorf("%q is not a setting of a port", word)
 	}
 	return nil
 }
 
-// ParseVLANs reads a list of VLANs and ranges of them, such as "2-5,7", or "all", and sorts
-// and merges it. Its errors Is ErrInvalid.
+// ParseVLANs parses a list of VLANs and ranges, such as "2-5,7", or "all", and returns it sorted
+// and merged. Its errors match ErrInvalid with errors.Is.
 func ParseVLANs(list string) ([]VLANRange, error) {
 	ranges, err := parseVLANs(list)
 	if err != nil {
@@ -122,7 +122,7 @@ func parseVLAN(s string) (int, error) {
 	return int(id), nil
 }
 
-// FormatVLANs writes what ParseVLANs reads, sorted and merged as that does.
+// FormatVLANs returns the list that ParseVLANs parses, sorted and merged.
 func FormatVLANs(ranges []VLANRange) string {
 	var items []string
 	for _, r := range merge(ranges) {

@@ -7,24 +7,24 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// Info is a bridge as it is.
+// Info is the current state of a bridge.
 type Info struct {
 	Name   string  `json:"bridge"`
 	MAC    string  `json:"mac"`
-	MACOf  string  `json:"mac_of,omitempty"` // the guest's or container's port that has that address too, and with which it may go
+	MACOf  string  `json:"mac_of,omitempty"` // the guest's or container's port with the same address, with which the bridge may lose it
 	MTU    int     `json:"mtu"`
 	Up     bool    `json:"up"`
 	STP    bool    `json:"stp"`
 	Ageing float64 `json:"ageing_seconds"`
 
 	VLANFiltering bool `json:"vlan_filtering"`
-	DefaultVLAN   int  `json:"default_vlan,omitempty"` // of ports, where it filters; 0 for none
+	DefaultVLAN   int  `json:"default_vlan,omitempty"` // of new ports, if the bridge filters; 0 for none
 
 	Addresses []string `json:"addresses"`
 	Ports     []Port   `json:"ports"`
 }
 
-// Port is a bridge's port as it is.
+// Port is the current state of a bridge's port.
 type Port struct {
 	Interface string     `json:"interface"`
 	State     string     `json:"state"`
@@ -35,14 +35,14 @@ type Port struct {
 	Learned   []Learned  `json:"learned"`
 }
 
-// Learned is one MAC address that the bridge knows behind a port.
+// Learned is a MAC address that the FDB has behind a port.
 type Learned struct {
 	MAC    string `json:"mac"`
 	VLAN   int    `json:"vlan,omitempty"`
 	Static bool   `json:"static,omitempty"`
 }
 
-// List reads all bridges, by name.
+// List reads all bridges and sorts them by name.
 func List(c *rtnl.Conn) ([]Info, error) {
 	links, err := c.Links("bridge", 0)
 	if err != nil {
@@ -93,7 +93,8 @@ func describe(c *rtnl.Conn, br *rtnl.Link) (Info, error) {
 	return info, err
 }
 
-// ports describes a bridge's ports, with one request for what is told of all of them.
+// ports describes a bridge's ports. It reads the FDB and the VLANs of all ports with one request
+// each.
 func ports(c *rtnl.Conn, br *rtnl.Link, links []*rtnl.Link) ([]Port, error) {
 	learned, err := LearnedBy(c, br.Index, 0)
 	if err != nil {

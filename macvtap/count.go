@@ -13,15 +13,15 @@ import (
 	"vmnet/internal/kernel/procfd"
 )
 
-// CountOf counts the macvtaps and ipvtaps of which processes of a user, by their real uid, hold queues,
-// whatever else they hold or have let go of. Only processes that the caller may look into count.
+// CountOf counts the macvtaps and ipvtaps of which processes with that real uid hold queues. It
+// sees only processes whose fds the caller may read.
 func CountOf(uid int) (int, error) {
 	text, err := os.ReadFile("/proc/devices")
 	if err != nil {
-		return 0, fmt.Errorf("read which devices are macvtaps: %w", err)
+		return 0, fmt.Errorf("read the device numbers of macvtaps: %w", err)
 	}
 	majors := majorsOf(string(text))
-	if len(majors) == 0 { // the kernel has not had one yet
+	if len(majors) == 0 { // neither driver is loaded
 		return 0, nil
 	}
 	pids, err := procfd.PIDs()
@@ -49,18 +49,19 @@ func CountOf(uid int) (int, error) {
 	return len(devices), nil
 }
 
-// notOurs tells in a hundredth of the time that /proc takes for it that a process's real uid is not
-// our effective one: else kill(2) lets us send it a signal. Security modules refuse with EACCES.
+// notOurs reports that a process's real uid is not our effective uid: otherwise kill(2) would
+// permit the signal. It takes a hundredth of the time that /proc takes. Security modules refuse
+// with EACCES.
 func notOurs(pid int) bool { return errors.Is(unix.Kill(pid, 0), unix.EPERM) }
 
-// ownProc tells whether /proc counts processes as kill(2) does, in our PID namespace.
+// ownProc reports whether /proc numbers processes as kill(2) does, by our PID namespace.
 func ownProc() bool {
 	self, err := os.Readlink("/proc/self")
 	return err == nil && self == strconv.Itoa(os.Getpid())
 }
 
-// majorsOf reads the major numbers of both kinds from /proc/devices (proc_devices(5)), by the names that
-// drivers/net/macvtap.c and drivers/net/ipvlan/ipvtap.c register.
+// majorsOf parses the major numbers of both kinds from /proc/devices (proc_devices(5)). The names
+// are those that drivers/net/macvtap.c and drivers/net/ipvlan/ipvtap.c register.
 func majorsOf(text string) (majors []uint32) {
 	text, _, _ = strings.Cut(text, "Block devices:")
 	for line := range strings.Lines(text) {

@@ -9,16 +9,17 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// Found is a device in a netns of its own, by that one's id in the netns of its parent device.
+// Found is a device in a netns of its own.
 type Found struct {
 	*rtnl.Link
-	NetnsID int
+	NetnsID int // the id of that netns in the netns of the device's parent device
 }
 
-// Everywhere lists the devices that Create has made on parent devices in nl's netns, whoever holds them and
-// however: also those whose queues and netns no process has open, since they wait in a socket's queue, are
-// among io_uring's registered files or pinned by a mount. Others, of which vmnet knows nothing, may be among them, and
-// their LowerNS is that of nl's netns. Namespaces that nl may not look into are left out.
+// Everywhere lists the devices that Create has made on parent devices in nl's netns. It also finds
+// those whose queues and netns no process has open, because the fds wait in a socket's queue, are
+// registered with io_uring, or because a mount pins the netns. The result may include devices that
+// vmnet has not made; their LowerNS is the id of nl's netns. Everywhere skips namespaces that nl
+// may not read.
 func Everywhere(nl *rtnl.Conn) (found []Found, err error) {
 	ids, err := nl.NetnsIDs()
 	if err != nil {

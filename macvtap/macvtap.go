@@ -1,10 +1,10 @@
 // Package macvtap makes macvtap and ipvtap devices: taps that sit directly on a
-// network card, their lower, without a bridge.
+// network card, their parent device, without a bridge.
 //
-// A Device follows the law of lifetime: it is made in a network namespace that has no
-// name, and its queues are opened from inside. Each queue's socket pins that
-// namespace, and so does the namespace's own fd; when the last of them is closed, by
-// whomever, the kernel removes namespace and device.
+// A Device lives as long as its fds. It is made in an unnamed network namespace, and
+// its queues are opened from inside. Each queue's socket pins that namespace, and so
+// does the namespace's own fd. When the last of them is closed, the kernel removes
+// the namespace and the device.
 //
 // Contracts: include/uapi/linux/if_link.h, drivers/net/macvlan.c, macvtap.c, tap.c and
 // drivers/net/ipvlan/ of the kernel.
@@ -37,43 +37,44 @@ const (
 type Config struct {
 	Kind  Kind
 	Name  string     // in its own netns, at most 15 bytes
-	Lower *rtnl.Link // as read in the namespace that it is in
+	Lower *rtnl.Link // the parent device, as read in its own namespace
 
 	Mode      string             // of Modes(Kind)
-	MAC       net.HardwareAddr   // macvtap only: an ipvtap has its lower's
-	MTU       int                // bytes; 0 means the lower's
-	NoPromisc bool               // passthru only: the lower is not made promiscuous
-	Sources   []net.HardwareAddr // source only: the senders that are heard
+	MAC       net.HardwareAddr   // macvtap only: an ipvtap has its parent device's
+	MTU       int                // bytes; 0 means the parent device's
+	NoPromisc bool               // passthru only: do not make the parent device promiscuous
+	Sources   []net.HardwareAddr // source only: the senders whose frames are received
 	Flag      string             // ipvtap only: "bridge", "private" or "vepa"; empty means bridge
-	Addrs     []netip.Prefix     // ipvtap only: the guest's, by which the kernel delivers
+	Addrs     []netip.Prefix     // ipvtap only: the guest's addresses, by which the kernel delivers
 }
 
-// txQLen sizes the ring of frames that wait for the VMM; without it the ring has no room.
+// txQLen is the length of the ring of frames that wait for the VMM. The default, 0, leaves the ring
+// no room.
 const txQLen = 1000
 
-// tries is how many indices a device may get that are taken.
+// tries limits how often newLink retries because the index is taken.
 const tries = 128
 
 // A Device is a macvtap or ipvtap, and the fds of this process that keep it.
 type Device struct {
-	Link *rtnl.Link // as it was made
+	Link *rtnl.Link // as read after it was made
 
 	ns     *netns.NS
 	nl     *rtnl.Conn
 	kind   Kind
-	node   *os.File // the folder of its node, by which queues are opened
+	node   *os.File // the directory that has its node, which OpenQueue opens
 	queues []*os.File
 }
 
-// Create makes a device on cfg.Lower, which nl's namespace has. The device is down,
-// in a netns of its own. It needs CAP_NET_ADMIN, and CAP_SYS_ADMIN for the netns.
+// Create makes a device on cfg.Lower, which is in nl's namespace. The device is down and
+// in a netns of its own. Create needs CAP_NET_ADMIN, and CAP_SYS_ADMIN for the netns.
 func Create(nl *rtnl.Conn, cfg Config) (*Device, error) {
 	if err := cmp.Or(cfg.Validate(), cfg.checkLower()); err != nil {
 		return nil, err
 	}
 	ns, err := netns.New()
 	if err != nil {
-		return nil, fmt.Errorf("%w (a %s is kept in a netns of its own, which needs CAP_SYS_ADMIN)", err, cfg.Kind)
+		return nil, fmt.Errorf("%w (a %s gets a netns of its own, which needs CAP_SYS_ADMIN)", err, cfg.Kind)
 	}
 	d := &Device{ns: ns, kind: cfg.Kind}
 	if err := d.create(nl, cfg); err != nil {
@@ -104,7 +105,7 @@ func (d *Device) create(nl *rtnl.Conn, cfg Config) (err error) {
 	return err
 }
 
-// newLink has a device made with an index that nobody else is likely to have.
+// newLink calls create with a random index, which other netns are unlikely to use.
 func newLink(nl *rtnl.Conn, cfg Config, create func(index int) error) error {
 	for try := 1; ; try++ {
 		err := create(rtnl.RandomIndex())
@@ -117,7 +118,7 @@ func newLink(nl *rtnl.Conn, cfg Config, create func(index int) error) error {
 	}
 }
 
-// attrs are the settings that RTM_NEWLINK takes.
+// attrs returns the attributes of cfg for RTM_NEWLINK.
 func (cfg Config) attrs() ([]rtnl.Attr, error) {
 	attrs := []rtnl.Attr{rtnl.Name(cfg.Name), rtnl.Lower(cfg.Lower.Index), rtnl.TxQLen(txQLen)}
 	if cfg.MTU != 0 {
@@ -139,23 +140,25 @@ func (cfg Config) attrs() ([]rtnl.Attr, error) {
 	return attrs, nil
 }
 
-// NL is a netlink socket in the device's netns. It stays the Device's.
+// NL returns a netlink socket in the device's netns. The Device keeps ownership.
 func (d *Device) NL() *rtnl.Conn { return d.nl }
 
-// AddAltName gives the device one more name.
+// AddAltName gives the device another name (altname).
 func (d *Device) AddAltName(name string) error { return d.nl.AddAltName(d.Link.Index, name) }
 
 // Set changes settings of the device, in its own netns.
 func (d *Device) Set(attrs ...rtnl.Attr) error { return d.nl.Set(d.Link.Index, attrs...) }
 
-// AddAddr gives an ipvtap an address of its guest: only by it does the kernel deliver.
+// AddAddr gives an ipvtap an address of its guest. The kernel delivers only what is sent to such an
+// address.
 func (d *Device) AddAddr(p netip.Prefix) error { return d.nl.AddAddr(d.Link.Index, p) }
 
-// Up brings the device up. An address that another device on the same lower has is refused then.
+// Up brings the device up. The kernel then refuses an address that another device on the same
+// parent device has.
 func (d *Device) Up() error { return Up(d.nl, d.Link) }
 
-// Delete removes the device at once, which the kernel does only some time after the
-// last fd is closed. No process may hold a queue of it any more.
+// Delete removes the device at once. After the last close, the kernel would do so with a
+// delay. No process may still hold a queue.
 func (d *Device) Delete() error {
 	err := d.nl.Delete(d.Link.Index)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -167,15 +170,15 @@ func (d *Device) Delete() error {
 // Read reads the device's link again.
 func (d *Device) Read() (*rtnl.Link, error) { return d.nl.LinkByIndex(d.Link.Index) }
 
-// Queues are the open queues. They stay the Device's.
+// Queues returns the open queues. The Device keeps ownership.
 func (d *Device) Queues() []*os.File { return d.queues }
 
-// Netns is the namespace that the device is in. It stays the Device's; a copy of its
-// fd keeps the device, and lets its holder look in.
+// Netns returns the namespace of the device. The Device keeps ownership. A copy of its
+// fd keeps the device alive and gives its holder access to the namespace.
 func (d *Device) Netns() *netns.NS { return d.ns }
 
-// Close closes everything that this process has of the device. The device goes with it
-// unless somebody was given a copy. Called again, it does nothing.
+// Close closes all fds that this Device has. The kernel then removes the device unless another
+// process has a copy of one. A second call does nothing.
 func (d *Device) Close() error {
 	var errs []error
 	for _, q := range d.queues {

@@ -217,7 +217,7 @@ func (w *wire) isFree() bool {
 		err = d.Close()
 		return err == nil
 	}
-	if !errors.Is(err, syscall.EINVAL) || !strings.Contains(err.Error(), "passthru is for one") {
+	if !errors.Is(err, syscall.EINVAL) || !strings.Contains(err.Error(), "passthru allows only one device") {
 		w.Errorf("passthru with a sibling: %v", err)
 	}
 	return false
@@ -267,11 +267,11 @@ func TestValidate(t *testing.T) {
 		`mode "l2"`:              func(c *macvtap.Config) { c.Mode = "l2" },
 		"mode passthru":          func(c *macvtap.Config) { c.NoPromisc = true },
 		"mode source":            func(c *macvtap.Config) { c.Sources = []net.HardwareAddr{guestMAC} },
-		"none is":                func(c *macvtap.Config) { c.Mode = "source" },
+		"needs source addresses": func(c *macvtap.Config) { c.Mode = "source" },
 		`flag "vepa"`:            func(c *macvtap.Config) { c.Flag = "vepa" },
-		"delivers by IP address": func(c *macvtap.Config) { c.Kind, c.Mode, c.MAC = macvtap.IPVtap, "l2", nil },
-		"never receive":          func(c *macvtap.Config) { c.Kind, c.Mode, c.MAC = macvtap.IPVtap, "l3s", nil },
-		"has its lower's MAC":    func(c *macvtap.Config) { c.Kind, c.Mode = macvtap.IPVtap, "l2" },
+		"needs an IP address":    func(c *macvtap.Config) { c.Kind, c.Mode, c.MAC = macvtap.IPVtap, "l2", nil },
+		"could only send":        func(c *macvtap.Config) { c.Kind, c.Mode, c.MAC = macvtap.IPVtap, "l3s", nil },
+		"it uses its parent":     func(c *macvtap.Config) { c.Kind, c.Mode = macvtap.IPVtap, "l2" },
 	} {
 		cfg := macvtap.Config{Kind: macvtap.Macvtap, Name: "x", Lower: lower, Mode: "bridge", MAC: guestMAC}
 		change(&cfg)

@@ -17,15 +17,17 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// MaxGroups bounds the multicast addresses that SetGroups takes. A virtio-net guest asks for 64
-// at most (MAC_TABLE_ENTRIES of QEMU's hw/net/virtio-net.c), and for all where it needs more.
+// MaxGroups limits the multicast addresses that SetGroups takes. A virtio-net guest asks for at
+// most 64 (MAC_TABLE_ENTRIES in QEMU's hw/net/virtio-net.c), and for all multicast if it needs
+// more.
 const MaxGroups = 256
 
-// SetGroups makes groups the only multicast addresses that somebody has asked a device to take in. Those that the
-// kernel itself has joined on it stay. The device tells its lower of them, and goes by a hash of 256
-// values, so that others may slip through (macvlan_set_mac_lists, ipvlan_set_multicast_mac_filter). With
-// allmulti it takes in all anyway. It needs CAP_NET_ADMIN over the device's netns, and
-// CAP_SYS_ADMIN to enter that.
+// SetGroups makes groups the multicast addresses that a device receives by SIOCADDMULTI. It keeps
+// those that the kernel itself has joined. The device passes them on to its parent device and
+// filters by a hash of 256 values, so that frames for other groups may pass too
+// (macvlan_set_mac_lists, ipvlan_set_multicast_mac_filter). With allmulti the device receives all
+// groups anyway. changed reports whether the kernel has changed the list. SetGroups needs
+// CAP_NET_ADMIN over the device's netns, and CAP_SYS_ADMIN to enter it.
 func SetGroups(ns *netns.NS, l *rtnl.Link, groups []net.HardwareAddr) (changed bool, err error) {
 	if err := validGroups(groups); err != nil {
 		return false, err
@@ -42,11 +44,11 @@ func SetGroups(ns *netns.NS, l *rtnl.Link, groups []net.HardwareAddr) (changed b
 
 func validGroups(groups []net.HardwareAddr) error {
 	if len(groups) > MaxGroups {
-		return fmt.Errorf("%d multicast addresses, at most %d", len(groups), MaxGroups)
+		return fmt.Errorf("%d multicast addresses: want at most %d", len(groups), MaxGroups)
 	}
 	for _, g := range groups {
 		if len(g) != 6 || g[0]&1 == 0 {
-			return fmt.Errorf("%s is no multicast address", g)
+			return fmt.Errorf("%s is not a multicast address", g)
 		}
 	}
 	return nil
@@ -68,7 +70,7 @@ func setGroups(l *rtnl.Link, groups []net.HardwareAddr) (changed bool, err error
 		changed = changed || err == nil
 		errs = append(errs, err)
 	}
-	for _, g := range groups { // new ones first: what stays is never missing
+	for _, g := range groups { // add before removing: an address in both lists is never missing
 		if !contains(have, g) {
 			ask(unix.SIOCADDMULTI, g)
 		}
@@ -85,7 +87,7 @@ func contains(all []net.HardwareAddr, one net.HardwareAddr) bool {
 	return slices.ContainsFunc(all, func(g net.HardwareAddr) bool { return slices.Equal(g, one) })
 }
 
-// Groups lists the multicast addresses that somebody has asked a device to take in.
+// Groups returns the multicast addresses that a device receives by SIOCADDMULTI.
 func Groups(ns *netns.NS, l *rtnl.Link) (groups []net.HardwareAddr, err error) {
 	err = ns.Do(func() (err error) {
 		groups, err = groupsOf(l.Index)
@@ -94,7 +96,7 @@ func Groups(ns *netns.NS, l *rtnl.Link) (groups []net.HardwareAddr, err error) {
 	return groups, err
 }
 
-// groupsOf runs in the device's netns.
+// groupsOf must run in the device's netns.
 func groupsOf(index int) ([]net.HardwareAddr, error) {
 	text, err := os.ReadFile("/proc/thread-self/net/dev_mcast")
 	if err != nil {
@@ -103,8 +105,9 @@ func groupsOf(index int) ([]net.HardwareAddr, error) {
 	return parseGroups(string(text), index), nil
 }
 
-// parseGroups reads lines of index, name, how often an address is used, whether SIOCADDMULTI is one of
-// the uses, and the address (dev_mc_seq_show of net/core/dev_addr_lists.c or net-procfs.c).
+// parseGroups parses lines of five fields: the index, the name, the number of users of the address,
+// whether SIOCADDMULTI is one of them, and the address (dev_mc_seq_show in net/core/net-procfs.c,
+// or in dev_addr_lists.c).
 func parseGroups(text string, index int) (groups []net.HardwareAddr) {
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
@@ -123,11 +126,11 @@ type ifreqAddr struct {
 	name   [unix.IFNAMSIZ]byte
 	family uint16
 	addr   [14]byte
-	_      [8]byte // the union has other, longer members
+	_      [8]byte // the union has longer members
 }
 
-// multicastIoctl asks for SIOCADDMULTI or SIOCDELMULTI (netdevice(7)), which want the family AF_UNSPEC.
-// What is so already is no error.
+// multicastIoctl calls SIOCADDMULTI or SIOCDELMULTI (netdevice(7)), which want the family
+// AF_UNSPEC. It is no error if nothing is left to change.
 func multicastIoctl(fd int, request uint, name string, group net.HardwareAddr) error {
 	req := ifreqAddr{family: unix.AF_UNSPEC}
 	copy(req.name[:unix.IFNAMSIZ-1], name)

@@ -13,8 +13,8 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// CreateNamed makes a device in the namespace that nl and the lower are in, for a VMM that is given
-// its name. It is down, has the alias from the first on, and stays until it is deleted, whoever holds it.
+// CreateNamed makes a device in the namespace of nl and the parent device, for a VMM that gets its
+// name. The device is down. It never exists without the alias, and stays until it is deleted.
 func CreateNamed(nl *rtnl.Conn, cfg Config, alias string) (*rtnl.Link, error) {
 	if err := cmp.Or(cfg.Validate(), cfg.checkLower()); err != nil {
 		return nil, err
@@ -32,11 +32,12 @@ func CreateNamed(nl *rtnl.Conn, cfg Config, alias string) (*rtnl.Link, error) {
 	return nl.Link(cfg.Name)
 }
 
-// Up brings a device up. An address that another device on the same lower has is refused then.
+// Up brings a device up. The kernel then refuses an address that another device on the same parent
+// device has.
 func Up(nl *rtnl.Conn, l *rtnl.Link) error {
 	err := nl.Set(l.Index, rtnl.Up(true))
 	if errors.Is(err, unix.EADDRINUSE) {
-		return fmt.Errorf("set %s up: %w (something on the same lower has that address already)", l.Name, err)
+		return fmt.Errorf("set %s up: %w (another device on the same parent device has that address)", l.Name, err)
 	}
 	if err != nil {
 		return fmt.Errorf("set %s up: %w", l.Name, err)
@@ -44,20 +45,23 @@ func Up(nl *rtnl.Conn, l *rtnl.Link) error {
 	return nil
 }
 
-// Number is the number of a device's node, as unix.Mkdev makes it. ns is the namespace that it is in.
+// Number returns the number of a device's node, as unix.Mkdev makes it. ns is the namespace of the
+// device.
 func Number(ns *netns.NS, l *rtnl.Link) (number uint64, err error) {
 	d := &Device{Link: l, ns: ns, kind: Kind(l.Kind)}
 	err = ns.Do(func() (err error) { number, err = d.number(); return err })
 	return number, err
 }
 
-// nodePath is where QEMU (net/tap-linux.c) and libvirt (src/util/virnetdevmacvlan.c) look for a device's node, whatever
-// netns it is in.
+// nodePath returns where QEMU (net/tap-linux.c) and libvirt (src/util/virnetdevmacvlan.c) look for
+// a device's node. The path does not depend on the netns.
 func nodePath(l *rtnl.Link) string { return fmt.Sprintf("/dev/%s%d", nodeName, l.Index) }
 
-// NodeInTheWay is the node, of a macvtap in whatever netns, for which libvirt (virNetDevMacVLanIsMacvtap in
-// src/util/virnetdevmacvlan.c) and QEMU take any device of that index by its name, and open the other one's; empty
-// for none. Any user who may make a user namespace can make one, of any index: devtmpfs is the same for all.
+// NodeInTheWay returns the path of an existing /dev/tap<index> with the index of l, or "". It may
+// belong to a macvtap in another netns. libvirt (virNetDevMacVLanIsMacvtap in
+// src/util/virnetdevmacvlan.c) and QEMU would take l for a macvtap because of it, and open the
+// other device. Any user who may create a user namespace can create such a node with any index,
+// since all namespaces share devtmpfs.
 func NodeInTheWay(l *rtnl.Link) string {
 	if _, err := os.Lstat(nodePath(l)); errors.Is(err, fs.ErrNotExist) {
 		return ""
@@ -65,8 +69,9 @@ func NodeInTheWay(l *rtnl.Link) string {
 	return nodePath(l)
 }
 
-// MakeNode makes /dev/tap<index>, root's alone, where neither devtmpfs nor udev has: in a container, say. One of
-// that name and another number is an error that Is fs.ErrExist. It needs CAP_MKNOD.
+// MakeNode makes /dev/tap<index>, accessible to root only, if neither devtmpfs nor udev has made
+// it, such as in a container. If the path exists with another number, the error matches fs.ErrExist
+// with errors.Is. MakeNode needs CAP_MKNOD.
 func MakeNode(ns *netns.NS, l *rtnl.Link) error {
 	number, err := Number(ns, l)
 	if err != nil {
@@ -83,7 +88,8 @@ func MakeNode(ns *netns.NS, l *rtnl.Link) error {
 	return nil
 }
 
-// RemoveNode removes the node of a device that is deleted, unless that went with it.
+// RemoveNode removes the node of a deleted device, unless the kernel has removed it with the
+// device.
 func RemoveNode(l *rtnl.Link, number uint64) error {
 	path := nodePath(l)
 	if !isNode(path, number) {

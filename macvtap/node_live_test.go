@@ -15,8 +15,8 @@ import (
 	"vmnet/internal/kernel/procfd"
 )
 
-// TestLiveAKeptNodeOpensNoLaterDevice keeps a device's node and its folder as whoever was given a queue
-// may, until the kernel has given the device's number to another one.
+// TestLiveAKeptNodeOpensNoLaterDevice keeps a device's node and its folder as whoever was given a
+// queue may, until the kernel has given the device's number to another one.
 func TestLiveAKeptNodeOpensNoLaterDevice(t *testing.T) {
 	w := newWire(t)
 	first := w.create(w.config())
@@ -97,7 +97,7 @@ func TestLiveOldKernelGivesUsersNoQueue(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ns.Close()
-	for uid, want := range map[string]string{"0": "opened", "65534": "needs Linux 5.12"} {
+	for uid, want := range map[string]string{"0": "opened", "65534": "needs root or Linux 5.12"} {
 		cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
 		cmd.Env = append(os.Environ(), oldEnv+"="+uid)
 		cmd.ExtraFiles = []*os.File{ns}

@@ -17,15 +17,15 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// nodeName is the node's on its tmpfs, and how /dev/tapN begins.
+// nodeName is the name of the node on its tmpfs, and the prefix of the N in /dev/tapN.
 const nodeName = "tap"
 
-// OpenQueue opens one more queue; it is used by the kernel from then on.
+// OpenQueue opens one more queue. The kernel uses it at once.
 //
-// No udev and no node in /dev is needed: the device number is read from a sysfs that
-// shows the device's own netns, and a node is made on a tmpfs. Both are mounted
-// nowhere (fsmount(2)), so that neither /sys nor a nodev /run or /tmp nor
-// somebody else's /dev/tapN of the same index matters. It needs CAP_SYS_ADMIN and CAP_MKNOD.
+// OpenQueue needs neither udev nor a node in /dev. It reads the device number from a sysfs of
+// the device's netns, and makes a node on a tmpfs. Both mounts are detached (fsmount(2)), so
+// that neither /sys, nor a nodev /run or /tmp, nor another device's /dev/tapN of the same
+// index matters. It needs CAP_SYS_ADMIN and CAP_MKNOD.
 func (d *Device) OpenQueue() error {
 	if d.node == nil {
 		if err := d.ns.Do(d.makeNode); err != nil {
@@ -33,7 +33,7 @@ func (d *Device) OpenQueue() error {
 		}
 	}
 	var fd int
-	// From inside the netns: the queue's socket then pins it.
+	// Open it inside the netns, so that the queue's socket pins that netns.
 	err := d.ns.Do(func() (err error) {
 		fd, err = d.openNode()
 		return err
@@ -49,29 +49,29 @@ func (d *Device) OpenQueue() error {
 	return nil
 }
 
-// openNode opens the node on a mount that is nodev at all other times. Else whoever is given a queue
-// could open its node again by it (/proc/self/fd), where that is the user's own; and once the device
-// is gone, the kernel gives its minor number to the next macvtap or ipvtap, whoever's it is and on
-// whatever lower: the kept node would open a queue of that one.
+// openNode opens the node on a mount that is nodev at all other times. Otherwise a process that is
+// given a queue could open the node again through /proc/self/fd if its user owns the node. Once the
+// device is gone, the kernel gives its minor number to the next macvtap or ipvtap, of any user and
+// on any parent device. A kept node would then open a queue of that device.
 func (d *Device) openNode() (int, error) {
-	folder := int(d.node.Fd())
-	if err := setNodev(folder, false); err != nil {
+	dir := int(d.node.Fd())
+	if err := setNodev(dir, false); err != nil {
 		return -1, err
 	}
-	fd, err := unix.Openat(folder, nodeName, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(dir, nodeName, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}
-	if err := setNodev(folder, true); err != nil {
+	if err := setNodev(dir, true); err != nil {
 		_ = unix.Close(fd)
 		return -1, err
 	}
 	return fd, nil
 }
 
-// setNodev forbids or allows to open devices on a mount. Before Linux 5.12 there is no
-// mount_setattr(2). Root does without, since nobody else may open root's node; for another user, whose the
-// node would be, it is an error: see openNode.
+// setNodev sets or clears nodev on a mount, which forbids opening devices there. mount_setattr(2)
+// appeared in Linux 5.12. On older kernels root goes on without it, since no other user may open
+// root's node. For another user, who would own the node, it is an error: see openNode.
 func setNodev(root int, on bool) error {
 	attr := unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_NODEV}
 	if on {
@@ -82,14 +82,14 @@ func setNodev(root int, on bool) error {
 	case errors.Is(err, unix.ENOSYS) && os.Getuid() == 0:
 		return nil
 	case errors.Is(err, unix.ENOSYS):
-		return fmt.Errorf("mount_setattr nodev: %w (needs Linux 5.12 for users other than root, who could keep the node and open the next macvtap by it, whoever's that is)", err)
+		return fmt.Errorf("mount_setattr nodev: %w (needs root or Linux 5.12: otherwise the user could open later macvtaps through this node)", err)
 	case err != nil:
 		return fmt.Errorf("mount_setattr nodev: %w", err)
 	}
 	return nil
 }
 
-// setIff sets the flags; the name is not looked at (tap_set_iff in drivers/net/tap.c).
+// setIff sets the flags. The kernel ignores the name (tap_ioctl in drivers/net/tap.c).
 func setIff(fd int) error {
 	ifr, err := unix.NewIfreq("")
 	if err != nil {
@@ -99,7 +99,7 @@ func setIff(fd int) error {
 	return unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
 }
 
-// makeNode runs in the device's netns.
+// makeNode must run in the device's netns.
 func (d *Device) makeNode() error {
 	dev, err := d.number()
 	if err != nil {
@@ -113,12 +113,12 @@ func (d *Device) makeNode() error {
 		_ = unix.Close(dir)
 		return fmt.Errorf("mknod: %w (needs CAP_MKNOD)", err)
 	}
-	d.node = os.NewFile(uintptr(dir), "tap node's folder")
+	d.node = os.NewFile(uintptr(dir), "tap node's directory")
 	return nil
 }
 
-// number reads the character device's number from sysfs, whose path differs: macvtap/tapN
-// and ipvtap/tapN, where N is the interface index.
+// number reads the character device's number from sysfs. The path is macvtap/tapN or
+// ipvtap/tapN, where N is the interface index.
 func (d *Device) number() (uint64, error) {
 	sys, err := netns.DetachedMount("sysfs")
 	if err != nil {
@@ -140,20 +140,20 @@ func (d *Device) number() (uint64, error) {
 	return parseNumber(text[:n])
 }
 
-// parseNumber reads "MAJOR:MINOR\n".
+// parseNumber parses "MAJOR:MINOR\n".
 func parseNumber(text []byte) (uint64, error) {
 	major, minor, ok := bytes.Cut(bytes.TrimSpace(text), []byte(":"))
 	a, err1 := strconv.ParseUint(string(major), 10, 32)
 	b, err2 := strconv.ParseUint(string(minor), 10, 32)
 	if !ok || err1 != nil || err2 != nil {
-		return 0, fmt.Errorf("device number %q", text)
+		return 0, fmt.Errorf("device number %q: want MAJOR:MINOR", text)
 	}
 	return unix.Mkdev(uint32(a), uint32(b)), nil
 }
 
-// QueuesOf lists which fds of a process are queues of a device that it holds, ascending.
-// ns is the device's namespace. The kernel tells it by the device number alone: the
-// node's path is gone.
+// QueuesOf returns the fds of a process that are queues of a device, in ascending order.
+// ns is the device's namespace. Only the device number identifies them, since the node's
+// path is gone.
 func QueuesOf(pid int, ns *netns.NS, l *rtnl.Link) ([]int, error) {
 	d := &Device{Link: l, ns: ns, kind: Kind(l.Kind)}
 	var dev uint64
@@ -174,20 +174,20 @@ func QueuesOf(pid int, ns *netns.NS, l *rtnl.Link) ([]int, error) {
 	return fds, nil
 }
 
-// NumberOf is the device number of a file that may be a queue, as Number is of a device. It asks nobody: the file
-// system may be a user's own (FUSE), which never answers.
+// NumberOf returns the device number of a file that may be a queue, in the form of Number. It never
+// waits for the file's file system, which may be FUSE and not answer.
 func NumberOf(f procfd.File) (number uint64, ok bool) {
 	st, err := f.Stat()
 	return st.Rdev, err == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR
 }
 
-// LooksLikeQueue tells quickly whether a file may be a queue of a macvtap or ipvtap: its
-// node, which has no folder any more, or /dev/tapN.
+// LooksLikeQueue reports quickly whether a file may be a queue of a macvtap or ipvtap: its
+// path is that of OpenQueue's node, which is detached, or /dev/tapN.
 func LooksLikeQueue(f procfd.File) bool {
 	return strings.HasPrefix(f.Target, "/") && strings.HasPrefix(filepath.Base(f.Target), nodeName)
 }
 
-// IsWireless tells whether a link of that netns is a Wi-Fi card, by its sysfs folder.
+// IsWireless reports whether a link of that netns is a Wi-Fi card, by its sysfs directory.
 func IsWireless(ns *netns.NS, link string) (wireless bool, err error) {
 	err = ns.Do(func() error {
 		sys, err := netns.DetachedMount("sysfs")

@@ -267,7 +267,7 @@ func TestLiveHostAccessRefused(t *testing.T) {
 	}
 	refused("nosuch", fs.ErrNotExist, "lower nosuch")
 	refused("", nic.ErrInvalid)
-	refused("lo", nil, "no Ethernet device")
+	refused("lo", nil, "not an Ethernet device")
 	if _, _, err := h.SetHostAccess(h.context(time.Second), "nosuch", false, nil); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("off without the lower: %v", err)
 	}

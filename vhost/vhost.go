@@ -1,8 +1,8 @@
 // Package vhost opens /dev/vhost-net for a VMM.
 //
-// A vhost-net fd serves one queue pair. It is handed over unused: it is bound to
-// an address space by VHOST_SET_OWNER, which only the VMM may issue
-// (include/uapi/linux/vhost.h).
+// A vhost-net fd serves one queue pair. It is handed over unused, since
+// VHOST_SET_OWNER binds it to the address space of the process that issues it,
+// which must be the VMM (include/uapi/linux/vhost.h).
 package vhost
 
 import (
@@ -18,7 +18,8 @@ import (
 	"vmnet/internal/kernel/procfd"
 )
 
-// Device is vhost-net's node, a static device name: opening it loads the module.
+// Device is the path of vhost-net's node. It is a static device name: opening it
+// loads the module.
 const Device = "/dev/vhost-net"
 
 // VHOST_GET_FEATURES, _IOR(VHOST_VIRTIO, 0x00, __u64).
@@ -30,8 +31,8 @@ const (
 	FeatureVnetHdr  = 1 << 27 // VHOST_NET_F_VIRTIO_NET_HDR
 )
 
-// Open opens the device once. The caller owns the file. The error says what is
-// missing and how to get it.
+// Open opens the device once. The caller owns the file. An error names the cause
+// and the cure.
 func Open() (*os.File, error) {
 	f, err := os.OpenFile(Device, os.O_RDWR, 0)
 	if err != nil {
@@ -39,7 +40,7 @@ func Open() (*os.File, error) {
 	}
 	bits, err := Features(f)
 	if err == nil && bits&FeatureMrgRxbuf == 0 {
-		err = fmt.Errorf("%s offers features %#x, without mergeable buffers: it would be slower than none", Device, bits)
+		err = fmt.Errorf("%s offers features %#x without mergeable buffers: the guest would be slower with it than without", Device, bits)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -47,7 +48,7 @@ func Open() (*os.File, error) {
 	return f, nil
 }
 
-// Features reads the feature bits that the kernel's vhost-net offers.
+// Features returns the feature bits that the kernel's vhost-net offers.
 func Features(f *os.File) (uint64, error) {
 	conn, err := f.SyscallConn()
 	if err != nil {
@@ -62,8 +63,9 @@ func Features(f *os.File) (uint64, error) {
 	return bits, nil
 }
 
-// FDs lists the vhost-net fds of a process, ascending. Which queue each serves the
-// kernel does not tell. It is empty where the caller may not look.
+// FDs returns the vhost-net fds of a process in ascending order. The kernel does not
+// report which queue each serves. The result is empty if the caller may not read the
+// process's fds.
 func FDs(pid int) []int {
 	fds := []int{}
 	procfd.Of(pid, func(f procfd.File) {
@@ -78,11 +80,11 @@ func FDs(pid int) []int {
 func explain(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%w (the kernel has no vhost-net, or it is not loaded: modprobe vhost_net)", err)
+		return fmt.Errorf("%w (the kernel's vhost-net is missing or not loaded: modprobe vhost_net)", err)
 	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return fmt.Errorf("%w (its module is not loaded and could not be: modprobe vhost_net)", err)
+		return fmt.Errorf("%w (its module is not loaded and could not be loaded: modprobe vhost_net)", err)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%w (give this user access: usually by the group kvm, or run as root)", err)
+		return fmt.Errorf("%w (give this user access, usually through the group kvm, or run as root)", err)
 	}
 	return err
 }

@@ -132,7 +132,7 @@ func TestParseRefuses(t *testing.T) {
 		`<v:nic id="net0" bridge="br0" isolated="true"/>`:                 `nic "net0": attribute isolated="true": want yes or no`,
 		`<v:nic id="net0" bridge="br0" vlan="4095"/>`:                     `VLAN 4095: want 1 to 4094`,
 		`<v:nic id="net0" bridge="br0" vlan="x"/>`:                        `nic "net0": attribute vlan="x":`,
-		`<v:nic id="net0" bridge="br0" trunk="5-2"/>`:                     `want the lower first`,
+		`<v:nic id="net0" bridge="br0" trunk="5-2"/>`:                     `want the lower number first`,
 		`<v:nic id="net0" bridge="br0" vlan="2" trunk="3"/>`:              `both VLAN and trunk`,
 		`<v:nic id="net0" bridge="br0" isolated="yes" isolated="no"/>`:    `attribute "isolated" is there twice`,
 		`<v:nic id="net0" bridge="br0" v:isolated="yes"/>`:                `attribute "isolated" has a namespace`,
