@@ -103,3 +103,30 @@ func (r Reason) String() string {
 	}
 	return offload.Reason(r - offloadBase).String()
 }
+
+// cures are what an administrator does about frames that are dropped although nobody meant them to
+// be. Reasons that a port's own settings are, or that only the sender answers for, have none.
+var cures = map[Reason]string{
+	Indescribable: "have the device that they leave by cut them: " +
+		"ethtool -K DEVICE tx-udp-segmentation off tx-sctp-segmentation off, " +
+		"such as the container's end of a veth pair; for a network card that joins what it receives, " +
+		"ethtool -K DEVICE rx-udp-gro-forwarding off",
+	offloadBase + Reason(offload.Tunnel): "have the device that they leave by cut them: ethtool -K DEVICE tso off gso off",
+	TooBig:                               "give the devices behind all ports one MTU, or the port a larger one (mtu=BYTES)",
+	Looped:                               "take away what joins the ports beside the switch",
+}
+
+// Cures are what helps against some reasons for which frames were dropped, by the same labels as
+// [PortStats].Drops; nil if nothing helps against any.
+func Cures(drops map[string]uint64) map[string]string {
+	var found map[string]string
+	for why, cure := range cures {
+		if label := why.String(); drops[label] > 0 {
+			if found == nil {
+				found = map[string]string{}
+			}
+			found[label] = cure
+		}
+	}
+	return found
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -649,5 +650,24 @@ func TestReasonsHaveNames(t *testing.T) {
 			t.Errorf("%d and %d are both %q", r, other, r)
 		}
 		seen[r.String()] = r
+	}
+}
+
+func TestCures(t *testing.T) {
+	for why := range Reason(Reasons) {
+		cure, ok := cures[why]
+		got := Cures(map[string]uint64{why.String(): 1, "no reason of ours": 1})
+		if want := (map[string]string{why.String(): cure}); ok && !maps.Equal(got, want) || !ok && got != nil {
+			t.Errorf("%q: cures %q, want %q", why, got, cure)
+		}
+		if got := Cures(map[string]uint64{why.String(): 0}); got != nil {
+			t.Errorf("%q never happened, and has cures %q", why, got)
+		}
+	}
+	cure := cures[Indescribable]
+	for _, feature := range []string{"tx-udp-segmentation", "tx-sctp-segmentation", "rx-udp-gro-forwarding"} {
+		if !strings.Contains(cure, feature+" off") {
+			t.Errorf("no %s in %q", feature, cure)
+		}
 	}
 }

@@ -63,6 +63,9 @@ type shownSwitch struct {
 	control.Info
 	Plugged []control.Port `json:"plugged"`
 	Alone   []string       `json:"alone,omitempty"` // ports that can reach no other
+
+	// Cures are what helps against reasons for which ports have dropped frames, by reason.
+	Cures map[string]string `json:"cures,omitempty"`
 }
 
 func (a *app) switchShowCommand() *cobra.Command {
@@ -85,6 +88,7 @@ func (a *app) switchShowCommand() *cobra.Command {
 				return err
 			}
 			s.Alone = alone(s.Plugged, s.VLANFiltering)
+			s.Cures = curesOf(s.Plugged)
 			if *format == "json" {
 				s.Plugged = append([]control.Port{}, s.Plugged...)
 				return a.printJSON(s)
@@ -116,7 +120,32 @@ func (a *app) printSwitch(s shownSwitch) error {
 		return err
 	}
 	a.tellAlone(s.Plugged, s.VLANFiltering)
+	a.tellCures(s)
 	return nil
+}
+
+// curesOf are the cures for what any of the ports has dropped.
+func curesOf(ports []control.Port) map[string]string {
+	drops := map[string]uint64{}
+	for _, p := range ports {
+		if p.Stats != nil {
+			maps.Copy(drops, p.Stats.Drops)
+		}
+	}
+	return vswitch.Cures(drops)
+}
+
+// tellCures notes for each reason that has a cure which ports have dropped frames.
+func (a *app) tellCures(s shownSwitch) {
+	for _, why := range slices.Sorted(maps.Keys(s.Cures)) {
+		var names []string
+		for _, p := range s.Plugged {
+			if p.Stats != nil && p.Stats.Drops[why] > 0 {
+				names = append(names, p.Name)
+			}
+		}
+		a.note(fmt.Sprintf("dropped at %s, %s: %s", namesText(names), why, s.Cures[why]))
+	}
 }
 
 func vlansText(filters bool) string {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -71,13 +73,23 @@ func (o *statsVerb) stats(ctx context.Context) (all []vswitch.PortStats, err err
 	return all, err
 }
 
+// countedPort is what stats tells of a port.
+type countedPort struct {
+	vswitch.PortStats
+	Cures map[string]string `json:"cures,omitempty"` // what helps, by reasons in Drops
+}
+
 func (a *app) showStats(ctx context.Context, o *statsVerb) error {
 	all, err := o.stats(ctx)
 	if err != nil {
 		return err
 	}
 	if o.json {
-		return a.printJSON(append([]vswitch.PortStats{}, all...))
+		counted := make([]countedPort, len(all))
+		for i, st := range all {
+			counted[i] = countedPort{st, vswitch.Cures(st.Drops)}
+		}
+		return a.printJSON(counted)
 	}
 	for _, st := range all {
 		fields := []field{{"kind", st.Kind}, {"MTU", fmt.Sprintf("%d bytes", st.MTU)}}
@@ -91,6 +103,10 @@ func (a *app) showStats(ctx context.Context, o *statsVerb) error {
 				field{fmt.Sprintf("queue %d out", i), framesText(q.TxFrames, q.TxBytes)})
 		}
 		fields = append(fields, field{"dropped", orNone(dropText(st.Drops))})
+		cures := vswitch.Cures(st.Drops)
+		for _, why := range slices.Sorted(maps.Keys(cures)) {
+			fields = append(fields, field{"cure", why + ": " + cures[why]})
+		}
 		if err := a.block(st.Name, fields); err != nil {
 			return err
 		}
