@@ -60,29 +60,29 @@ func (m *Manager) expect(ctx context.Context, h *half) error {
 // bridge. Its alias says from then on that it is the NIC's. One that was adopted is left as it is.
 // That there is no such device Is fs.ErrNotExist; one that is not libvirt's for that MAC is an
 // error that Is ErrExist.
-func (m *Manager) Adopt(ctx context.Context, spec nic.Spec) (Result, error) {
+func (m *Manager) Adopt(ctx context.Context, spec nic.Spec) (nic.Result, error) {
 	h, err := m.adoption(ctx, spec)
 	if err != nil {
-		return Result{}, err
+		return nic.Result{}, err
 	}
 	res, err := m.adopt(ctx, h)
 	return res, explainPrepare(spec, err)
 }
 
-func (m *Manager) adopt(ctx context.Context, h *half) (Result, error) {
+func (m *Manager) adopt(ctx context.Context, h *half) (nic.Result, error) {
 	side := h.side.(*adoptedTap)
 	var err error
 	if side.link, err = m.host.NL.Link(h.spec.Device); err != nil {
-		return Result{}, step.WithStage(nic.ErrLink, err)
+		return nic.Result{}, step.WithStage(nic.ErrLink, err)
 	}
 	if r, ok := nic.ParseRecord(side.link.Alias); ok && r.VM == h.spec.VM && r.NIC == h.spec.NIC {
-		return Result{}, nil
+		return nic.Result{}, nil
 	}
 	if err := side.isLibvirts(); err != nil {
-		return Result{}, err
+		return nic.Result{}, err
 	}
 	if err := m.run(ctx, inStage(nic.ErrLink, h.hostSteps(0)...)); err != nil {
-		return Result{}, err
+		return nic.Result{}, err
 	}
 	return h.prepared()
 }

@@ -13,62 +13,51 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// Result is what Attach did.
-type Result struct {
-	NIC       nic.NIC
-	Changed   bool          // false where the NIC was there already, as asked for
-	ForwardIn time.Duration // until the bridge port forwards; 0 where it does
-	Notices   []string      // what a person should know, though it is no error
-
-	// Differences is what of the NIC is not as it should be, and is not for an attach to mend.
-	Differences []nic.Difference
-}
-
 // Attach gives a running guest a NIC, or leaves nothing of it behind. The same
 // Spec again is success without a change; another one under the same id is an
 // error that Is ErrExist and tells the difference. What a crashed attach of the same
 // NIC left is taken away first.
-func (m *Manager) Attach(ctx context.Context, spec nic.Spec) (Result, error) {
+func (m *Manager) Attach(ctx context.Context, spec nic.Spec) (nic.Result, error) {
 	if err := spec.Validate(); err != nil {
-		return Result{}, err
+		return nic.Result{}, err
 	}
 	asked := spec
 	spec = spec.WithDefaults()
 	res, err := m.attachVia(ctx, spec, asked)
 	if err != nil {
-		return Result{}, fmt.Errorf("attach %s/%s: %w", spec.VM, spec.NIC, err)
+		return nic.Result{}, fmt.Errorf("attach %s/%s: %w", spec.VM, spec.NIC, err)
 	}
 	return res, nil
 }
 
 // attachVia decides how the guest gets the NIC, without waiting for anything.
-func (m *Manager) attachVia(ctx context.Context, spec, asked nic.Spec) (Result, error) {
+func (m *Manager) attachVia(ctx context.Context, spec, asked nic.Spec) (nic.Result, error) {
 	ofLibvirt, err := managed(spec.Target)
 	switch {
 	case err != nil:
-		return Result{}, err
+		return nic.Result{}, err
 	case !ofLibvirt && (spec.Via != "" || spec.Persistent):
 		if _, err := locate(spec.Target); errors.Is(err, qemu.ErrNotFound) {
-			return Result{}, err
+			return nic.Result{}, err
 		}
-		return Result{}, step.WithStage(nic.ErrInvalid, fmt.Errorf("guest %s is not libvirt's: --via and --persistent do not concern it", spec.VM))
+		return nic.Result{}, step.WithStage(nic.ErrInvalid, fmt.Errorf("guest %s is not libvirt's: --via and --persistent do not concern it", spec.VM))
 	case ofLibvirt && spec.Via == "" && spec.Switch != nil:
-		return Result{}, step.WithStage(nic.ErrInvalid, fmt.Errorf("guest %s is libvirt's, which cannot plug a port of a userspace switch (--via monitor hands it to QEMU, without libvirt's knowledge)", spec.VM))
+		return nic.Result{}, step.WithStage(nic.ErrInvalid, fmt.Errorf("guest %s is libvirt's, which cannot plug a port of a userspace switch (--via monitor hands it to QEMU, without libvirt's knowledge)", spec.VM))
 	case ofLibvirt && spec.Via == "":
 		spec.Via = nic.ViaLibvirt
 	}
 	if spec.Via == nic.ViaLibvirt {
 		if err := spec.CheckLibvirt(); err != nil {
-			return Result{}, step.WithStage(nic.ErrInvalid, err)
+			return nic.Result{}, step.WithStage(nic.ErrInvalid, err)
 		}
 	}
 	if spec.Via == nic.ViaLibvirt && m.HelperPath != "" {
-		return Result{}, step.WithStage(nic.ErrLink, fmt.Errorf("to hand libvirt a device by its name takes root (--via monitor does without, of which libvirt then knows nothing)"))
+		return nic.Result{}, step.WithStage(nic.ErrLink, fmt.Errorf("to hand libvirt a device by its name takes root (--via monitor does without, of which libvirt then knows nothing)"))
 	}
 	return m.attach(ctx, spec, asked)
 }
 
-func (m *Manager) attach(ctx context.Context, spec, asked nic.Spec) (Result, error) {
+func (m *Manager) attach(ctx context.Context, spec, asked nic.Spec) (nic.Result, error) {
 	a := &attachment{half: m.half(spec, nic.PhaseAttaching), asked: asked}
 	a.anyModel = asked.Model == ""
 	// What is wrong on this side is told without waiting for the guest.
@@ -79,30 +68,30 @@ func (m *Manager) attach(ctx context.Context, spec, asked nic.Spec) (Result, err
 		err = a.side.plan(ctx, &a.record)
 	}
 	if err != nil {
-		return Result{}, step.WithStage(nic.ErrLink, err)
+		return nic.Result{}, step.WithStage(nic.ErrLink, err)
 	}
 	a.asked = a.asked.WithSource(a.record.Source) // it may have been named by an altname
 	if a.vm, err = m.open(ctx, spec.Target, spec.Via); err != nil {
-		return Result{}, err
+		return nic.Result{}, err
 	}
 	defer a.vm.Close()
 	there, err := a.existing(ctx)
 	if err != nil {
-		return Result{}, err
+		return nic.Result{}, err
 	}
 	if there != nil {
 		return a.repaired(ctx, there)
 	}
 	if a.dead != nil { // first: it may have the only free place
 		if err := m.run(ctx, []step.Step{a.replaceStep()}); err != nil {
-			return Result{}, err
+			return nic.Result{}, err
 		}
 	}
 	if err := a.plan(ctx); err != nil {
-		return Result{}, err
+		return nic.Result{}, err
 	}
 	if err := m.run(ctx, a.steps()); err != nil {
-		return Result{}, err
+		return nic.Result{}, err
 	}
 	if spec.Via == nic.ViaMonitor {
 		a.notices = append(a.notices, costOfMonitor)

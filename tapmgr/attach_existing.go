@@ -86,17 +86,17 @@ func viaText(v nic.Via) string { return cmp.Or(string(v), "the guest's own monit
 
 // repaired returns the NIC that is there as asked for, and mends what reconcile would: what is not as it should be, and
 // an alias that a crash has left.
-func (a *attachment) repaired(ctx context.Context, dev *inventory.Device) (Result, error) {
+func (a *attachment) repaired(ctx context.Context, dev *inventory.Device) (nic.Result, error) {
 	if dev.HasLink() {
 		fds, err := a.m.host.QueuesOf(dev, a.vm.process())
 		if err != nil {
-			return Result{}, step.WithStage(nic.ErrLink, err)
+			return nic.Result{}, step.WithStage(nic.ErrLink, err)
 		}
 		dev.Holders = []nic.Holder{{PID: a.vm.process(), FDs: fds}}
 	}
 	v, err := a.m.host.View(dev)
 	if err != nil {
-		return Result{}, step.WithStage(nic.ErrLink, err)
+		return nic.Result{}, step.WithStage(nic.ErrLink, err)
 	}
 	var list []step.Step
 	if dev.Want.Phase == nic.PhaseAttaching || dev.Want.Phase == nic.PhaseStarting {
@@ -111,13 +111,13 @@ func (a *attachment) repaired(ctx context.Context, dev *inventory.Device) (Resul
 			continue
 		}
 		if !a.m.mayChange(dev) {
-			return Result{}, step.WithStage(nic.ErrLink, fmt.Errorf("%s: %s: want %s, found %s, and to mend that takes root (vmnet reconcile as root; or detach it, and attach it again)", dev.Name, f.What, cmp.Or(f.Want, "none"), cmp.Or(f.Found, "none")))
+			return nic.Result{}, step.WithStage(nic.ErrLink, fmt.Errorf("%s: %s: want %s, found %s, and to mend that takes root (vmnet reconcile as root; or detach it, and attach it again)", dev.Name, f.What, cmp.Or(f.Want, "none"), cmp.Or(f.Found, "none")))
 		}
 		list = append(list, a.m.mendStep(v, f))
 	}
 	keep, err := a.keep(ctx, dev)
 	if err != nil {
-		return Result{}, step.WithStage(nic.ErrHandover, err)
+		return nic.Result{}, step.WithStage(nic.ErrHandover, err)
 	}
 	list = append(list, keep...)
 	if len(list) > 0 && !a.m.mayChange(dev) { // only its alias belies it
@@ -127,7 +127,7 @@ func (a *attachment) repaired(ctx context.Context, dev *inventory.Device) (Resul
 	}
 	if len(list) > 0 {
 		if err := a.m.run(ctx, list); err != nil {
-			return Result{}, err
+			return nic.Result{}, err
 		}
 	}
 	now, err := a.m.host.Refresh(ctx, *dev)

@@ -50,7 +50,7 @@ func TestLiveGuestThatIgnoresTheUnplug(t *testing.T) {
 	if _, err := h.Attach(h.context(10*time.Second), g.spec("net0")); !errors.Is(err, nic.ErrExist) {
 		t.Errorf("attach meanwhile: got %v, want ErrExist", err)
 	}
-	h.reconciled(tapmgr.Action{VM: g.name, NIC: "net0", Interface: found.Interface, Action: "left alone: the guest has not let go of it yet"})
+	h.reconciled(nic.Action{VM: g.name, NIC: "net0", Interface: found.Interface, Action: "left alone: the guest has not let go of it yet"})
 
 	res, err := h.tryDetach(g, 10*time.Second, true)
 	if err != nil || !strings.Contains(strings.Join(res.Notices, " "), "keeps the dead device") {
@@ -120,7 +120,7 @@ func TestLiveLeftOverTapIsRemoved(t *testing.T) {
 	if _, err := h.nl.Link("dead-net0"); err != nil {
 		t.Errorf("the dry run changed something: %v", err)
 	}
-	h.reconciled(tapmgr.Action{VM: "dead", NIC: "net0", Interface: "dead-net0", Action: "removed: nobody holds it", Changed: true})
+	h.reconciled(nic.Action{VM: "dead", NIC: "net0", Interface: "dead-net0", Action: "removed: nobody holds it", Changed: true})
 	h.gone("dead-net0")
 
 	makeLeftOver()

@@ -2,18 +2,20 @@ package tapmgr
 
 import (
 	"context"
+
+	"vmnet/tapmgr/nic"
 )
 
 // Ended removes what was handed over by name to a guest of libvirt's, or to any where vm is empty, and nobody holds any
 // more: after the guest has ended, or a NIC was unplugged. Unlike Release it may come late: what was made since for the
 // guest's next start, or is about to be handed over, is left alone. remain tells that somebody may yet let go of
 // something that stays then. Failures are told in the actions; the error is about the reading of what is.
-func (m *Manager) Ended(ctx context.Context, vm string) (actions []Action, remain bool, err error) {
+func (m *Manager) Ended(ctx context.Context, vm string) (actions []nic.Action, remain bool, err error) {
 	links, err := m.host.ByName(ctx, vm)
 	if err != nil {
 		return nil, false, err
 	}
-	r := &reconciler{m: m, actions: []Action{}}
+	r := &reconciler{m: m, actions: []nic.Action{}}
 	for _, dev := range links {
 		if ctx.Err() != nil {
 			return r.actions, remain, context.Cause(ctx)

@@ -199,7 +199,7 @@ func TestLiveBridgeDeletedUnderThePort(t *testing.T) {
 		t.Errorf("list %+v, %v", list, err)
 	}
 	h.bridge(bridge.Config{Name: "br0"})
-	h.reconciled(tapmgr.Action{VM: g.name, NIC: "net0", Interface: found.Interface, Action: "put back on br0", Changed: true})
+	h.reconciled(nic.Action{VM: g.name, NIC: "net0", Interface: found.Interface, Action: "put back on br0", Changed: true})
 	if got := h.check(); len(got) != 0 {
 		t.Errorf("check after reconcile: %+v", got)
 	}
@@ -216,7 +216,7 @@ func (h *host) check() []nic.Difference {
 }
 
 // reconciled reconciles and demands these actions.
-func (h *host) reconciled(want ...tapmgr.Action) {
+func (h *host) reconciled(want ...nic.Action) {
 	h.Helper()
 	got, err := h.Reconcile(h.context(20*time.Second), false)
 	if err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
@@ -227,14 +227,14 @@ func (h *host) reconciled(want ...tapmgr.Action) {
 func TestLivePortOnAnotherBridgeIsReportedNotMoved(t *testing.T) {
 	h := newHost(t)
 	g := h.empty()
-	nic := h.attach(g.spec("net0"))
+	made := h.attach(g.spec("net0"))
 	h.bridge(bridge.Config{Name: "br1"})
-	h.ip("link", "set", nic.Interface, "master", "br1")
+	h.ip("link", "set", made.Interface, "master", "br1")
 	if got := h.check(); len(got) != 1 || got[0].Found != "br1" {
 		t.Errorf("check %+v: want br1 found", got)
 	}
-	h.reconciled(tapmgr.Action{VM: g.name, NIC: "net0", Interface: nic.Interface, Action: "left alone: it is a port of br1, not of br0"})
-	if l, err := h.nl.Link(nic.Interface); err != nil || h.masterOf(l) != "br1" {
+	h.reconciled(nic.Action{VM: g.name, NIC: "net0", Interface: made.Interface, Action: "left alone: it is a port of br1, not of br0"})
+	if l, err := h.nl.Link(made.Interface); err != nil || h.masterOf(l) != "br1" {
 		t.Errorf("%+v, %v: want it on br1 still", l, err)
 	}
 }

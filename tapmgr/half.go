@@ -208,8 +208,8 @@ func (h *half) close() error {
 }
 
 // result describes the NIC that is there now. After a dry run there is none.
-func (h *half) result(dev *inventory.Device, changed bool) Result {
-	res := Result{Changed: changed, Notices: h.notices}
+func (h *half) result(dev *inventory.Device, changed bool) nic.Result {
+	res := nic.Result{Changed: changed, Notices: h.notices}
 	if dev == nil {
 		return res
 	}
@@ -227,7 +227,7 @@ func (h *half) result(dev *inventory.Device, changed bool) Result {
 }
 
 // tellFindings adds what of the NIC is not as it should be, and is not for us to mend.
-func (h *half) tellFindings(res *Result, dev *inventory.Device) {
+func (h *half) tellFindings(res *nic.Result, dev *inventory.Device) {
 	v, err := h.m.host.View(dev)
 	if err != nil {
 		res.Notices = append(res.Notices, fmt.Sprintf("%s was not compared with what it should be: %v", dev.Name, err))

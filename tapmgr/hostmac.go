@@ -35,19 +35,19 @@ func HostAddress(l *rtnl.Link) (mac net.HardwareAddr, ok bool) {
 
 // SetBackAddress gives the tap of that interface index the address of HostAddress. Changed is false in the result where
 // it has that, or is no such tap (any more).
-func (m *Manager) SetBackAddress(index int) (Action, error) {
+func (m *Manager) SetBackAddress(index int) (nic.Action, error) {
 	l, err := m.host.NL.LinkByIndex(index)
 	if errors.Is(err, fs.ErrNotExist) {
-		return Action{}, nil
+		return nic.Action{}, nil
 	}
 	if err != nil {
-		return Action{}, err
+		return nic.Action{}, err
 	}
 	want, ok := HostAddress(l)
 	if !ok || bytes.Equal(want, l.MAC) {
-		return Action{}, nil
+		return nic.Action{}, nil
 	}
 	r, _ := nic.ParseRecord(l.Alias)
-	a := Action{VM: r.VM, NIC: r.NIC, Interface: l.Name, Action: fmt.Sprintf("address set back to %s: whoever holds it had made it %s", want, l.MAC), Changed: true}
+	a := nic.Action{VM: r.VM, NIC: r.NIC, Interface: l.Name, Action: fmt.Sprintf("address set back to %s: whoever holds it had made it %s", want, l.MAC), Changed: true}
 	return a, rtnl.IgnoreNotExist(m.host.NL.Set(index, rtnl.MAC(want)))
 }

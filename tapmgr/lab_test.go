@@ -14,7 +14,6 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/macvtap"
-	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 	"vmnet/testvm/lab"
@@ -233,7 +232,7 @@ func TestLabVhostNotToBeHad(t *testing.T) {
 	lab.Inside(t)
 	h := newHost(t)
 	g := h.empty()
-	try := func(v nic.Vhost) (tapmgr.Result, error) {
+	try := func(v nic.Vhost) (nic.Result, error) {
 		spec := g.spec("net0")
 		spec.Vhost = v
 		return h.Attach(h.context(20*time.Second), spec)

@@ -19,7 +19,6 @@ import (
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
 	"vmnet/internal/step"
-	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
 
@@ -126,13 +125,13 @@ func (h *host) groups() map[string]uint32 {
 }
 
 // reconcileNamed reconciles and returns the actions by interface.
-func (h *host) reconcileNamed(ctx context.Context) map[string]tapmgr.Action {
+func (h *host) reconcileNamed(ctx context.Context) map[string]nic.Action {
 	h.Helper()
 	actions, err := h.Reconcile(ctx, false)
 	if err != nil && ctx.Err() == nil {
 		h.Fatal(err)
 	}
-	byName := map[string]tapmgr.Action{}
+	byName := map[string]nic.Action{}
 	for _, a := range actions {
 		byName[a.Interface] = a
 	}

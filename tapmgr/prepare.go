@@ -20,9 +20,9 @@ import (
 // macvtap in the Manager's netns. Its alias says so, and Reconcile leaves it alone for a while. QueuesAuto must have been
 // decided. One that a former start of the same guest has left and nobody holds is replaced; any other of that id is an
 // error that Is ErrExist. Nothing is left on an error.
-func (m *Manager) Prepare(ctx context.Context, spec nic.Spec) (Result, error) {
+func (m *Manager) Prepare(ctx context.Context, spec nic.Spec) (nic.Result, error) {
 	if err := spec.Validate(); err != nil {
-		return Result{}, err
+		return nic.Result{}, err
 	}
 	spec = spec.WithDefaults()
 	spec.Via = nic.ViaLibvirt
@@ -38,13 +38,13 @@ func explainPrepare(spec nic.Spec, err error) error {
 	return fmt.Errorf("prepare %s/%s: %w", spec.VM, spec.NIC, err)
 }
 
-func (m *Manager) prepare(ctx context.Context, h *half) (Result, error) {
+func (m *Manager) prepare(ctx context.Context, h *half) (nic.Result, error) {
 	if err := m.planPrepare(ctx, h); err != nil {
-		return Result{}, err
+		return nic.Result{}, err
 	}
 	former, err := m.unstarted(ctx, h.spec)
 	if err != nil {
-		return Result{}, err
+		return nic.Result{}, err
 	}
 	var list []step.Step
 	if former != nil {
@@ -52,7 +52,7 @@ func (m *Manager) prepare(ctx context.Context, h *half) (Result, error) {
 	}
 	list = append(list, inStage(nic.ErrLink, h.hostSteps(0)...)...)
 	if err := m.run(ctx, list); err != nil {
-		return Result{}, err
+		return nic.Result{}, err
 	}
 	return h.prepared()
 }
@@ -107,13 +107,13 @@ func (m *Manager) unstarted(ctx context.Context, spec nic.Spec) (*inventory.Devi
 }
 
 // prepared reads the device back.
-func (h *half) prepared() (Result, error) {
+func (h *half) prepared() (nic.Result, error) {
 	l, err := h.m.host.NL.Link(h.side.interfaceName())
 	if errors.Is(err, fs.ErrNotExist) { // a dry run
 		return h.result(nil, true), nil
 	}
 	if err != nil {
-		return Result{}, err
+		return nic.Result{}, err
 	}
 	return h.result(&inventory.Device{Link: l, Want: h.record, MasterName: h.m.host.MasterName(l)}, true), nil
 }
@@ -121,12 +121,12 @@ func (h *half) prepared() (Result, error) {
 // Started finishes what Prepare has begun, once the guest's QEMU, process pid, has opened the devices: a tap goes with it
 // from then on, and the aliases say that the NICs are plugged. So it does for an attach that was cut short. Failures
 // are told in the actions; the error is about the reading of what is.
-func (m *Manager) Started(ctx context.Context, vm string, pid int) ([]Action, error) {
+func (m *Manager) Started(ctx context.Context, vm string, pid int) ([]nic.Action, error) {
 	links, err := m.host.ByName(ctx, vm)
 	if err != nil {
 		return nil, err
 	}
-	r := &reconciler{m: m, actions: []Action{}}
+	r := &reconciler{m: m, actions: []nic.Action{}}
 	for _, dev := range links {
 		if ctx.Err() != nil {
 			return r.actions, context.Cause(ctx)
@@ -160,12 +160,12 @@ func (m *Manager) Opened(name string) error {
 
 // Release removes what was handed over by name to a guest that libvirt says has ended: of that nobody who can be seen
 // holds anything. Failures are told in the actions; the error is about the reading of what is.
-func (m *Manager) Release(ctx context.Context, vm string) ([]Action, error) {
+func (m *Manager) Release(ctx context.Context, vm string) ([]nic.Action, error) {
 	links, err := m.host.ByName(ctx, vm)
 	if err != nil {
 		return nil, err
 	}
-	r := &reconciler{m: m, actions: []Action{}}
+	r := &reconciler{m: m, actions: []nic.Action{}}
 	for _, dev := range links {
 		switch {
 		case ctx.Err() != nil:

@@ -13,16 +13,6 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// Action is one thing that Reconcile did, would do, or left alone.
-type Action struct {
-	VM        string `json:"vm"`
-	NIC       string `json:"nic"`
-	Interface string `json:"interface"`
-	Action    string `json:"action"`          // in words
-	Changed   bool   `json:"changed"`         // it changes something
-	Error     string `json:"error,omitempty"` // why it did not succeed
-}
-
 // monitorWait bounds how long reading verbs and reconcile wait for a guest's monitor.
 const monitorWait = 2 * time.Second
 
@@ -34,12 +24,12 @@ const monitorWait = 2 * time.Second
 // bridge if they were there before. dry only tells.
 //
 // Failures are told in the actions; the error is about the reading of what is.
-func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
+func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]nic.Action, error) {
 	links, err := m.host.Devices(ctx)
 	if err != nil {
 		return nil, err
 	}
-	r := &reconciler{m: m, dry: dry, actions: []Action{}}
+	r := &reconciler{m: m, dry: dry, actions: []nic.Action{}}
 	failed := r.leftOvers(ctx, links)
 	var held []inventory.Device
 	for _, dev := range links {
@@ -73,7 +63,7 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]Action, error) {
 type reconciler struct {
 	m       *Manager
 	dry     bool
-	actions []Action
+	actions []nic.Action
 }
 
 // leftOvers deletes the links that nobody holds, and tells by link index which it could not.
@@ -91,16 +81,16 @@ func (r *reconciler) leftOvers(ctx context.Context, links []inventory.Device) ma
 }
 
 func (r *reconciler) note(dev inventory.Device, text string) {
-	r.actions = append(r.actions, Action{VM: dev.Want.VM, NIC: dev.Want.NIC, Interface: dev.Name, Action: text})
+	r.actions = append(r.actions, nic.Action{VM: dev.Want.VM, NIC: dev.Want.NIC, Interface: dev.Name, Action: text})
 }
 
 // fail tells that a NIC could not be looked into.
 func (r *reconciler) fail(dev inventory.Device, err error) {
-	r.actions = append(r.actions, Action{VM: dev.Want.VM, NIC: dev.Want.NIC, Interface: dev.Name, Action: "not looked into", Error: err.Error()})
+	r.actions = append(r.actions, nic.Action{VM: dev.Want.VM, NIC: dev.Want.NIC, Interface: dev.Name, Action: "not looked into", Error: err.Error()})
 }
 
 func (r *reconciler) do(dev inventory.Device, text string, f func() error) {
-	a := Action{VM: dev.Want.VM, NIC: dev.Want.NIC, Interface: dev.Name, Action: text, Changed: true}
+	a := nic.Action{VM: dev.Want.VM, NIC: dev.Want.NIC, Interface: dev.Name, Action: text, Changed: true}
 	if !r.dry {
 		if err := f(); err != nil {
 			a.Error = err.Error()
@@ -109,7 +99,7 @@ func (r *reconciler) do(dev inventory.Device, text string, f func() error) {
 	r.actions = append(r.actions, a)
 }
 
-func (r *reconciler) reconcileGuest(ctx, reading context.Context, nics []inventory.Device) []Action {
+func (r *reconciler) reconcileGuest(ctx, reading context.Context, nics []inventory.Device) []nic.Action {
 	one := reconciler{m: r.m, dry: r.dry}
 	one.guest(ctx, reading, nics)
 	return one.actions

@@ -10,18 +10,19 @@ import (
 	"vmnet/bridge"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/tapmgr/nic"
 )
 
 // PutBack makes the taps of ours that belong on bridges, and are on none since those were deleted, ports of the
 // bridges of these names that are there now, with their settings. It needs no guest's lock. A tap
 // that was made for that very bridge was taken off it by somebody, and is left alone. Failures are told in the actions; the
 // error is about the reading of what is.
-func (m *Manager) PutBack(bridges ...string) ([]Action, error) {
+func (m *Manager) PutBack(bridges ...string) ([]nic.Action, error) {
 	links, err := m.host.WithoutMaster()
 	if err != nil {
 		return nil, err
 	}
-	r := &reconciler{m: m, actions: []Action{}}
+	r := &reconciler{m: m, actions: []nic.Action{}}
 	for _, dev := range links {
 		if !slices.Contains(bridges, dev.Want.Source) {
 			continue

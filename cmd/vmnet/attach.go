@@ -152,7 +152,7 @@ func (a *app) attach(ctx context.Context, o *attachOptions) error {
 	})
 }
 
-func attachInTime(ctx context.Context, m *tapmgr.Manager, o *attachOptions) (tapmgr.Result, error) {
+func attachInTime(ctx context.Context, m *tapmgr.Manager, o *attachOptions) (nic.Result, error) {
 	ctx, cancel := withTimeout(ctx, o.timeout)
 	defer cancel()
 	return m.Attach(ctx, o.spec)
@@ -161,7 +161,7 @@ func attachInTime(ctx context.Context, m *tapmgr.Manager, o *attachOptions) (tap
 // forwardSlack is how much later than estimated a port may forward.
 const forwardSlack = 5 * time.Second
 
-func (a *app) waitForwarding(ctx context.Context, m *tapmgr.Manager, res *tapmgr.Result) error {
+func (a *app) waitForwarding(ctx context.Context, m *tapmgr.Manager, res *nic.Result) error {
 	if res.NIC.State == forwarding {
 		return nil
 	}
@@ -178,7 +178,7 @@ func (a *app) waitForwarding(ctx context.Context, m *tapmgr.Manager, res *tapmgr
 
 const forwarding nic.State = "forwarding"
 
-func (a *app) printAttached(res tapmgr.Result, json bool) error {
+func (a *app) printAttached(res nic.Result, json bool) error {
 	n := res.NIC
 	if json {
 		return a.printJSON(struct {

@@ -17,7 +17,7 @@ func TestATapWithoutAGuestIsNamedAlone(t *testing.T) {
 		{Interface: "tap0", What: "holder", Want: "a guest", Found: found},
 	}})
 	if err == nil {
-		err = a.printActions([]tapmgr.Action{{Interface: "tap0", Action: "removed: nobody holds it", Changed: true}}, true)
+		err = a.printActions([]nic.Action{{Interface: "tap0", Action: "removed: nobody holds it", Changed: true}}, true)
 	}
 	const want = `P2/net0 P2-net0: holder: want a guest, found nobody: it is left over
 tap0: holder: want a guest, found nobody: it is left over

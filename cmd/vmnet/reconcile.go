@@ -5,8 +5,8 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
-
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 func (a *app) reconcileCommand() *cobra.Command {
@@ -42,7 +42,7 @@ that are on another bridge are left alone, and listed with what mends them.`,
 	return cmd
 }
 
-func (a *app) printActions(actions []tapmgr.Action, dry bool) error {
+func (a *app) printActions(actions []nic.Action, dry bool) error {
 	for _, act := range actions {
 		text := act.Action
 		switch {
@@ -62,7 +62,7 @@ func (a *app) printActions(actions []tapmgr.Action, dry bool) error {
 }
 
 // failures is an error where an action failed.
-func failures(actions []tapmgr.Action) error {
+func failures(actions []nic.Action) error {
 	failed := 0
 	for _, act := range actions {
 		if act.Error != "" {

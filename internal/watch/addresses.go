@@ -8,6 +8,7 @@ import (
 
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // tellEvery bounds how often it is reported that the same tap's address was set back: its holder can change it without
@@ -18,7 +19,7 @@ const tellEvery = 10 * time.Second
 // goroutine of the kernel's events, which come no faster than that works them off: what is too much is lost, and read
 // again after a pause.
 type addresses struct {
-	setBack func(index int) (tapmgr.Action, error)
+	setBack func(index int) (nic.Action, error)
 	report  func(Report)
 	told    map[int]told // by interface index
 }
@@ -29,7 +30,7 @@ type told struct {
 	silent int
 }
 
-func newAddresses(setBack func(int) (tapmgr.Action, error), report func(Report)) *addresses {
+func newAddresses(setBack func(int) (nic.Action, error), report func(Report)) *addresses {
 	return &addresses{setBack: setBack, report: report, told: map[int]told{}}
 }
 

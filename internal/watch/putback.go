@@ -7,7 +7,7 @@ import (
 	"vmnet/bridge"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
-	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // putBack puts taps of ours, and then those of libvirt's domains, back on the bridges of these names. What fails is
@@ -15,8 +15,8 @@ import (
 func (w *watcher) putBack(ctx context.Context, names []string, last bool) (failed bool) {
 	actions, err := w.Manager.PutBack(names...)
 	if !last {
-		failed = slices.ContainsFunc(actions, func(a tapmgr.Action) bool { return a.Error != "" })
-		actions = slices.DeleteFunc(actions, func(a tapmgr.Action) bool { return a.Error != "" })
+		failed = slices.ContainsFunc(actions, func(a nic.Action) bool { return a.Error != "" })
+		actions = slices.DeleteFunc(actions, func(a nic.Action) bool { return a.Error != "" })
 	}
 	if err != nil && !last {
 		failed, err = true, nil

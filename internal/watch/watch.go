@@ -19,6 +19,7 @@ import (
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/libvirt"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // Config says what to watch.
@@ -189,7 +190,7 @@ func (w *watcher) report(r Report) {
 }
 
 // did reports what a Manager did.
-func (w *watcher) did(actions []tapmgr.Action, err error) (failed bool) {
+func (w *watcher) did(actions []nic.Action, err error) (failed bool) {
 	for _, a := range actions {
 		r := Report{Text: a.Action, Guest: a.VM, NIC: a.NIC, Interface: a.Interface}
 		if a.Error != "" {

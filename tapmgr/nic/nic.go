@@ -1,5 +1,9 @@
 package nic
 
+import (
+	"time"
+)
+
 // NIC is one NIC of a guest as it is. Its JSON keys are stable.
 type NIC struct {
 	VM        string `json:"vm"` // empty for a host access, which is no guest's
@@ -54,4 +58,15 @@ const TypeTap = "tap"
 type Holder struct {
 	PID int   `json:"pid"`
 	FDs []int `json:"fds"` // its queues, ascending
+}
+
+// Result is what Attach did.
+type Result struct {
+	NIC       NIC
+	Changed   bool          // false where the NIC was there already, as asked for
+	ForwardIn time.Duration // until the bridge port forwards; 0 where it does
+	Notices   []string      // what a person should know, though it is no error
+
+	// Differences is what of the NIC is not as it should be, and is not for an attach to mend.
+	Differences []Difference
 }

@@ -17,6 +17,7 @@ import (
 	"vmnet/internal/libvirthook/declared"
 	"vmnet/libvirt/domainxml"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // maxXML bounds what is read of a guest's XML, in bytes; libvirt's own strings end at 4 MiB.
@@ -138,7 +139,7 @@ func (w *work) definition() (*domainxml.Definition, error) {
 }
 
 // failures are those among the actions.
-func failures(actions []tapmgr.Action) error {
+func failures(actions []nic.Action) error {
 	var errs []error
 	for _, a := range actions {
 		if a.Error != "" {

@@ -12,6 +12,7 @@ import (
 	"vmnet/internal/vmm/qemu"
 	"vmnet/libvirt/domainxml"
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 // undoWait bounds how long it may take to remove what was made.
@@ -34,7 +35,7 @@ func (w *work) prepare(ctx context.Context) error {
 		case n.Adopted():
 			err = w.m.Expect(ctx, n.Spec)
 		default:
-			err = w.tell(n, func() (tapmgr.Result, error) { return w.m.Prepare(ctx, n.Spec) })
+			err = w.tell(n, func() (nic.Result, error) { return w.m.Prepare(ctx, n.Spec) })
 		}
 		if err != nil {
 			return errors.Join(err, w.undo(ctx))
@@ -44,7 +45,7 @@ func (w *work) prepare(ctx context.Context) error {
 }
 
 // tell does something with a NIC, and notes what a person may want to know of it.
-func (w *work) tell(n declared.NIC, do func() (tapmgr.Result, error)) error {
+func (w *work) tell(n declared.NIC, do func() (nic.Result, error)) error {
 	res, err := do()
 	for _, note := range res.Notices {
 		w.notes = append(w.notes, fmt.Sprintf("guest %s, nic %s: %s", w.Guest, n.ID, note))
@@ -82,7 +83,7 @@ func (w *work) adopt(ctx context.Context, nics []declared.NIC, pass func(error) 
 		if !n.Adopted() {
 			continue
 		}
-		err := w.tell(n, func() (tapmgr.Result, error) { return w.m.Adopt(ctx, n.Spec) })
+		err := w.tell(n, func() (nic.Result, error) { return w.m.Adopt(ctx, n.Spec) })
 		if err != nil && !pass(err) {
 			return err
 		}
