@@ -81,7 +81,7 @@ func (m *Manager) adopt(ctx context.Context, h *half) (nic.Result, error) {
 	if err := side.isLibvirts(); err != nil {
 		return nic.Result{}, err
 	}
-	if err := m.run(ctx, inStage(nic.ErrLink, h.hostSteps(0)...)); err != nil {
+	if err := m.run(ctx, step.InStage(nic.ErrLink, h.hostSteps(0)...)); err != nil {
 		return nic.Result{}, err
 	}
 	return h.prepared()

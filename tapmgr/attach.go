@@ -161,12 +161,3 @@ func (m *Manager) WaitForwarding(ctx context.Context, found nic.NIC) error {
 		}
 	}
 }
-
-// inStage makes the errors of all steps Is the stage.
-func inStage(stage error, steps ...step.Step) []step.Step {
-	for i := range steps {
-		do := steps[i].Do
-		steps[i].Do = func(ctx context.Context) error { return step.WithStage(stage, do(ctx)) }
-	}
-	return steps
-}

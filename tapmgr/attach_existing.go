@@ -101,9 +101,10 @@ func (a *attachment) repaired(ctx context.Context, dev *inventory.Device) (nic.R
 	var list []step.Step
 	if dev.Want.Phase == nic.PhaseAttaching || dev.Want.Phase == nic.PhaseStarting {
 		list = append(list, step.Step{
-			Name: "mark",
-			Text: fmt.Sprintf("alias of %s, which does not say yet that it is plugged", dev.Name),
-			Do:   func(ctx context.Context) error { return step.WithStage(nic.ErrLink, a.m.markPlugged(ctx, *dev)) },
+			Name:  "mark",
+			Text:  fmt.Sprintf("alias of %s, which does not say yet that it is plugged", dev.Name),
+			Stage: nic.ErrLink,
+			Do:    func(ctx context.Context) error { return a.m.markPlugged(ctx, *dev) },
 		})
 	}
 	for _, f := range v.Compare() {
@@ -144,7 +145,7 @@ func (a *attachment) keep(ctx context.Context, dev *inventory.Device) ([]step.St
 	if d.store = store; len(store) > 0 {
 		a.notices = append(a.notices, d.costOfNoHook()...)
 	}
-	return inStage(nic.ErrHandover, append(declare, store...)...), err
+	return step.InStage(nic.ErrHandover, append(declare, store...)...), err
 }
 
 // mayChange tells whether the caller has the right to change a NIC that is there: with a helper for what takes more, only

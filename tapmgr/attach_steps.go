@@ -16,8 +16,8 @@ func (a *attachment) steps() []step.Step {
 	if a.left != nil {
 		list = append(list, a.releaseStep())
 	}
-	list = append(list, inStage(nic.ErrLink, a.hostSteps(a.vm.process())...)...)
-	list = append(list, inStage(nic.ErrHandover, a.vm.plugSteps(a.half)...)...)
+	list = append(list, step.InStage(nic.ErrLink, a.hostSteps(a.vm.process())...)...)
+	list = append(list, step.InStage(nic.ErrHandover, a.vm.plugSteps(a.half)...)...)
 	return append(list, a.verifyStep())
 }
 

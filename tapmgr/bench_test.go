@@ -139,7 +139,7 @@ func (s *site) steps() func(int) (time.Duration, error) {
 		a, side := planned(m, s.br, s.spec(i))
 		s.ends = append(s.ends, func() { _ = side.close() })
 		start := time.Now()
-		err := step.Run(context.Background(), inStage(nic.ErrLink, a.hostSteps(0)...), nil)
+		err := step.Run(context.Background(), step.InStage(nic.ErrLink, a.hostSteps(0)...), nil)
 		return time.Since(start), err
 	}
 }

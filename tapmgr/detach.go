@@ -148,7 +148,7 @@ func (d *detachment) forget(ctx context.Context) ([]step.Step, error) {
 	}
 	list, err := dom.forgetSteps(ctx, d.spec.NIC, d.spec.Persistent)
 	if err != nil || d.spec.Persistent {
-		return inStage(nic.ErrHandover, list...), step.WithStage(nic.ErrHandover, err)
+		return step.InStage(nic.ErrHandover, list...), step.WithStage(nic.ErrHandover, err)
 	}
 	stored, err := dom.stored(ctx, d.spec.NIC)
 	if err != nil {
@@ -157,7 +157,7 @@ func (d *detachment) forget(ctx context.Context) ([]step.Step, error) {
 	if stored != nil {
 		d.notices = append(d.notices, "libvirt has it stored, the guest will start with it again (vmnet detach --persistent)")
 	}
-	return inStage(nic.ErrHandover, list...), nil
+	return step.InStage(nic.ErrHandover, list...), nil
 }
 
 // wentWithGuest tells whether the guest has ended, and so nothing is left to detach.
@@ -223,7 +223,7 @@ func (m *Manager) detachStored(ctx context.Context, spec DetachSpec, link *inven
 	if link != nil {
 		list = append(list, m.deleteStep(link))
 	}
-	list = append(list, inStage(nic.ErrHandover, forget...)...)
+	list = append(list, step.InStage(nic.ErrHandover, forget...)...)
 	return DetachResult{Changed: len(list) > 0}, m.run(ctx, list)
 }
 

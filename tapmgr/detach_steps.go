@@ -71,9 +71,10 @@ func (d *detachment) mayChange() bool {
 func (d *detachment) blindStep() step.Step {
 	netdev := qmp.NetdevID(nic.DeviceID(d.spec.NIC))
 	return step.Step{
-		Name: "netdev_del",
-		Text: fmt.Sprintf("neither link nor device is there: netdev_del %s, if that is", netdev),
-		Do:   func(ctx context.Context) error { return step.WithStage(nic.ErrHandover, d.vm.cutOff(ctx, d.spec.NIC)) },
+		Name:  "netdev_del",
+		Text:  fmt.Sprintf("neither link nor device is there: netdev_del %s, if that is", netdev),
+		Stage: nic.ErrHandover,
+		Do:    func(ctx context.Context) error { return d.vm.cutOff(ctx, d.spec.NIC) },
 	}
 }
 
@@ -154,9 +155,10 @@ func (d *detachment) goneStep() step.Step {
 // leaveStep removes the port from its switch, which does not hear that QEMU has closed its end of a socket.
 func (d *detachment) leaveStep() step.Step {
 	return step.Step{
-		Name: "leave",
-		Text: d.link.SwitchPortText(),
-		Do:   func(ctx context.Context) error { return step.WithStage(nic.ErrLink, d.m.leave(ctx, d.link)) },
+		Name:  "leave",
+		Text:  d.link.SwitchPortText(),
+		Stage: nic.ErrLink,
+		Do:    func(ctx context.Context) error { return d.m.leave(ctx, d.link) },
 	}
 }
 

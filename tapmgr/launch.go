@@ -52,7 +52,7 @@ func (m *Manager) PlanLaunch(ctx context.Context, specs ...nic.Spec) (*Launch, e
 				steps[i].Name = spec.NIC + " " + steps[i].Name
 			}
 		}
-		l.steps = append(l.steps, inStage(nic.ErrLink, steps...)...)
+		l.steps = append(l.steps, step.InStage(nic.ErrLink, steps...)...)
 	}
 	return l, nil
 }

@@ -52,6 +52,7 @@ func (m *Manager) mend(ctx context.Context, v *inventory.View, f inventory.Fix) 
 func (m *Manager) mendStep(v *inventory.View, f inventory.Finding) step.Step {
 	return step.Step{
 		Name: f.What, Text: f.Text,
-		Do: func(ctx context.Context) error { return step.WithStage(nic.ErrLink, m.mend(ctx, v, f.Fix)) },
+		Stage: nic.ErrLink,
+		Do:    func(ctx context.Context) error { return m.mend(ctx, v, f.Fix) },
 	}
 }

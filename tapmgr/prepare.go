@@ -50,7 +50,7 @@ func (m *Manager) prepare(ctx context.Context, h *half) (nic.Result, error) {
 	if former != nil {
 		list = append(list, m.deleteFormer(former))
 	}
-	list = append(list, inStage(nic.ErrLink, h.hostSteps(0)...)...)
+	list = append(list, step.InStage(nic.ErrLink, h.hostSteps(0)...)...)
 	if err := m.run(ctx, list); err != nil {
 		return nic.Result{}, err
 	}
@@ -81,9 +81,10 @@ func (m *Manager) planPrepare(ctx context.Context, h *half) error {
 // deleteFormer removes what a former start of the guest has left.
 func (m *Manager) deleteFormer(former *inventory.Device) step.Step {
 	return step.Step{
-		Name: "delete",
-		Text: fmt.Sprintf("RTM_DELLINK %s, which a former start of the guest has left", former.Name),
-		Do:   func(context.Context) error { return step.WithStage(nic.ErrLink, m.delete(former)) },
+		Name:  "delete",
+		Text:  fmt.Sprintf("RTM_DELLINK %s, which a former start of the guest has left", former.Name),
+		Stage: nic.ErrLink,
+		Do:    func(context.Context) error { return m.delete(former) },
 	}
 }
 

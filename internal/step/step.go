@@ -19,6 +19,8 @@ type Step struct {
 	// Text says what is done, with the system call or command and its
 	// arguments: "TUNSETIFF P2-net0 IFF_TAP|IFF_NO_PI".
 	Text string
+	// Stage, if not nil, is an error that every error of Do matches by errors.Is as well.
+	Stage error
 	// Do makes the change.
 	Do func(context.Context) error
 	// Undo takes it back; nil where there is nothing to take back. It also runs
@@ -46,7 +48,7 @@ func Run(ctx context.Context, steps []Step, around Around) error {
 	for i, s := range steps {
 		err := context.Cause(ctx)
 		if err == nil {
-			err = around(ctx, s, s.Do)
+			err = WithStage(s.Stage, around(ctx, s, s.Do))
 		}
 		if err != nil {
 			return errors.Join(fmt.Errorf("%s: %w", s.Name, err), Undo(ctx, steps[:i+1]))

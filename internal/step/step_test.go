@@ -71,3 +71,22 @@ func TestAroundSeesEveryStepAndMayFailIt(t *testing.T) {
 		t.Errorf("order (-want +got):\n%s", diff)
 	}
 }
+
+func TestErrorsHaveTheirStage(t *testing.T) {
+	stage, other, cause := errors.New("stage"), errors.New("other"), errors.New("cause")
+	var r recorder
+	own := r.step("own", cause, nil)
+	own.Stage = other
+	for _, test := range []struct {
+		step step.Step
+		want error
+	}{{r.step("a", cause, nil), stage}, {own, other}} {
+		err := step.Run(t.Context(), step.InStage(stage, test.step), nil)
+		if !errors.Is(err, test.want) || !errors.Is(err, cause) || err.Error() != test.step.Name+": cause" {
+			t.Errorf("%s: %v, which should match %v", test.step.Name, err, test.want)
+		}
+	}
+	if err := step.Run(t.Context(), step.InStage(stage, r.step("b", nil, nil)), nil); err != nil {
+		t.Errorf("no error became %v", err)
+	}
+}
