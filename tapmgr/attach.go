@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"vmnet/internal/backend"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
@@ -51,26 +52,26 @@ func (m *Manager) attachVia(ctx context.Context, spec, asked nic.Spec) (nic.Resu
 			return nic.Result{}, step.WithStage(nic.ErrInvalid, err)
 		}
 	}
-	if spec.Via == nic.ViaLibvirt && m.HelperPath != "" {
+	if spec.Via == nic.ViaLibvirt && m.HasHelper() {
 		return nic.Result{}, step.WithStage(nic.ErrLink, fmt.Errorf("to hand libvirt a device by its name takes root (--via monitor does without, of which libvirt then knows nothing)"))
 	}
 	return m.attach(ctx, spec, asked)
 }
 
 func (m *Manager) attach(ctx context.Context, spec, asked nic.Spec) (nic.Result, error) {
-	a := &attachment{half: m.half(spec, nic.PhaseAttaching), asked: asked}
-	a.anyModel = asked.Model == ""
+	a := &attachment{NIC: m.host.New(spec, nic.PhaseAttaching), m: m, asked: asked}
+	a.AnyModel = asked.Model == ""
 	// What is wrong on this side is told without waiting for the guest.
-	err := a.side.plan(ctx, &a.record)
+	err := a.Device.Plan(ctx, &a.Record)
 	if now := m.renamed(ctx, spec, err); now != "" {
-		a.half = m.half(spec.WithSource(now), nic.PhaseAttaching)
-		a.notices = append(a.notices, fmt.Sprintf("%s is called %s now", spec.Source(), now))
-		err = a.side.plan(ctx, &a.record)
+		a.NIC = m.host.New(spec.WithSource(now), nic.PhaseAttaching)
+		a.Notices = append(a.Notices, fmt.Sprintf("%s is called %s now", spec.Source(), now))
+		err = a.Device.Plan(ctx, &a.Record)
 	}
 	if err != nil {
 		return nic.Result{}, step.WithStage(nic.ErrLink, err)
 	}
-	a.asked = a.asked.WithSource(a.record.Source) // it may have been named by an altname
+	a.asked = a.asked.WithSource(a.Record.Source) // it may have been named by an altname
 	if a.vm, err = m.open(ctx, spec.Target, spec.Via); err != nil {
 		return nic.Result{}, err
 	}
@@ -87,16 +88,16 @@ func (m *Manager) attach(ctx context.Context, spec, asked nic.Spec) (nic.Result,
 			return nic.Result{}, err
 		}
 	}
-	if err := a.plan(ctx); err != nil {
+	if err := a.Plan(ctx); err != nil {
 		return nic.Result{}, err
 	}
 	if err := m.run(ctx, a.steps()); err != nil {
 		return nic.Result{}, err
 	}
 	if spec.Via == nic.ViaMonitor {
-		a.notices = append(a.notices, costOfMonitor)
+		a.Notices = append(a.Notices, costOfMonitor)
 	}
-	return a.result(a.made, true), nil
+	return a.Result(a.made, true), nil
 }
 
 // costOfMonitor is what a person should know of a NIC that libvirt does not.
@@ -104,7 +105,8 @@ const costOfMonitor = "libvirt does not know this NIC: it is not in the guest's 
 
 // attachment is one attach under way, while its guest is locked.
 type attachment struct {
-	*half
+	*backend.NIC
+	m     *Manager
 	vm    vmm
 	asked nic.Spec          // without its defaults
 	left  *inventory.Device // what a crash left under our id
@@ -112,23 +114,23 @@ type attachment struct {
 	made  *inventory.Device
 }
 
-// plan decides everything that the steps need; it changes nothing.
-func (a *attachment) plan(ctx context.Context) error {
+// Plan decides everything that the steps need; it changes nothing.
+func (a *attachment) Plan(ctx context.Context) error {
 	queues, err := a.queues(ctx)
 	if err != nil {
 		return err
 	}
-	if err := a.half.plan(queues); err != nil {
+	if err := a.NIC.Plan(queues); err != nil {
 		return err
 	}
-	return step.WithStage(nic.ErrHandover, a.vm.prepare(ctx, a.half))
+	return step.WithStage(nic.ErrHandover, a.vm.prepare(ctx, a.NIC))
 }
 
 func (a *attachment) queues(ctx context.Context) (int, error) {
-	if a.spec.Queues != nic.QueuesAuto {
-		return a.spec.Queues, nil
+	if a.Spec.Queues != nic.QueuesAuto {
+		return a.Spec.Queues, nil
 	}
-	if !a.spec.IsVirtio() || a.record.Type == nic.TypeSocket {
+	if !a.Spec.IsVirtio() || a.Record.Type == nic.TypeSocket {
 		return 1, nil
 	}
 	cpus, err := a.vm.cpus(ctx)

@@ -16,22 +16,22 @@ import (
 // there but not plugged, for the steps to take away.
 func (a *attachment) existing(ctx context.Context) (*inventory.Device, error) {
 	sw := ""
-	if a.spec.Switch != nil {
-		sw = a.record.Source
+	if a.Spec.Switch != nil {
+		sw = a.Record.Source
 	}
-	link, err := a.m.host.FindFor(ctx, a.vm.process(), a.spec.VM, a.spec.NIC, sw)
+	link, err := a.m.host.FindFor(ctx, a.vm.process(), a.Spec.VM, a.Spec.NIC, sw)
 	if err != nil {
 		return nil, err
 	}
-	if link != nil && link.Want.Via != a.spec.Via {
+	if link != nil && link.Want.Via != a.Spec.Via {
 		return nil, a.otherWay(ctx, link)
 	}
-	device, err := a.vm.has(ctx, a.spec.NIC)
+	device, err := a.vm.has(ctx, a.Spec.NIC)
 	if err != nil {
 		return nil, step.WithStage(nic.ErrHandover, err)
 	}
 	if device && link == nil { // it may have been renamed
-		if link, err = a.m.host.Find(ctx, nic.Target{VM: a.spec.VM, PID: a.vm.process()}, a.spec.NIC); err != nil {
+		if link, err = a.m.host.Find(ctx, nic.Target{VM: a.Spec.VM, PID: a.vm.process()}, a.Spec.NIC); err != nil {
 			return nil, err
 		}
 	}
@@ -41,12 +41,12 @@ func (a *attachment) existing(ctx context.Context) (*inventory.Device, error) {
 			return nil, err
 		}
 		if !held {
-			return nil, fmt.Errorf("%w: %s belongs to another process than %d, whose device %s was attached in another netns (two guests of one name?)", nic.ErrExist, link.Name, a.vm.process(), nic.DeviceID(a.spec.NIC))
+			return nil, fmt.Errorf("%w: %s belongs to another process than %d, whose device %s was attached in another netns (two guests of one name?)", nic.ErrExist, link.Name, a.vm.process(), nic.DeviceID(a.Spec.NIC))
 		}
 	}
 	switch {
 	case link == nil && device:
-		return nil, fmt.Errorf("%w: the guest has device %s, but there is no such link here: it was attached in another netns, or the guest has not let go of a former one (vmnet detach --vm %s --nic %s)", nic.ErrExist, nic.DeviceID(a.spec.NIC), a.spec.VM, a.spec.NIC)
+		return nil, fmt.Errorf("%w: the guest has device %s, but there is no such link here: it was attached in another netns, or the guest has not let go of a former one (vmnet detach --vm %s --nic %s)", nic.ErrExist, nic.DeviceID(a.Spec.NIC), a.Spec.VM, a.Spec.NIC)
 	case link == nil:
 		return nil, nil
 	case !device:
@@ -76,7 +76,7 @@ func (a *attachment) otherWay(ctx context.Context, link *inventory.Device) error
 	case now == nil:
 		return nil
 	case len(now.Holders) > 0:
-		return fmt.Errorf("%w, but not as asked for: via is %s, asked for %s (detach it first, or use another --nic)", nic.ErrExist, viaText(now.Want.Via), viaText(a.spec.Via))
+		return fmt.Errorf("%w, but not as asked for: via is %s, asked for %s (detach it first, or use another --nic)", nic.ErrExist, viaText(now.Want.Via), viaText(a.Spec.Via))
 	}
 	a.left = now
 	return nil
@@ -122,7 +122,7 @@ func (a *attachment) repaired(ctx context.Context, dev *inventory.Device) (nic.R
 	}
 	list = append(list, keep...)
 	if len(list) > 0 && !a.m.mayChange(dev) { // only its alias belies it
-		res := a.result(dev, false)
+		res := a.Result(dev, false)
 		res.Notices = append(res.Notices, fmt.Sprintf("a former attach of %s was cut short after the guest had it: it works, and is listed as %s (until vmnet reconcile as root; or detach it, and attach it again)", dev.Name, nic.Incomplete))
 		return res, nil
 	}
@@ -132,7 +132,7 @@ func (a *attachment) repaired(ctx context.Context, dev *inventory.Device) (nic.R
 		}
 	}
 	now, err := a.m.host.Refresh(ctx, *dev)
-	return a.result(&now, len(list) > 0), err
+	return a.Result(&now, len(list) > 0), err
 }
 
 // keep is what it takes for libvirt to have the NIC come back, as far as that is not so already.
@@ -141,16 +141,18 @@ func (a *attachment) keep(ctx context.Context, dev *inventory.Device) ([]step.St
 	if !ok {
 		return nil, nil
 	}
-	declare, store, err := d.keep(ctx, a.spec, dev.Want, dev.Name, true)
+	declare, store, err := d.keep(ctx, a.Spec, dev.Want, dev.Name, true)
 	if d.store = store; len(store) > 0 {
-		a.notices = append(a.notices, d.costOfNoHook()...)
+		a.Notices = append(a.Notices, d.costOfNoHook()...)
 	}
 	return step.InStage(nic.ErrHandover, append(declare, store...)...), err
 }
 
 // mayChange tells whether the caller has the right to change a NIC that is there: with a helper for what takes more, only
 // one by a socket.
-func (m *Manager) mayChange(dev *inventory.Device) bool { return m.HelperPath == "" || !dev.HasLink() }
+func (m *Manager) mayChange(dev *inventory.Device) bool {
+	return !m.HasHelper() || !dev.HasLink()
+}
 
 // differences returns where a NIC that is there is not what the Spec asks for. What
 // the Spec leaves open matches anything.

@@ -16,8 +16,8 @@ func (a *attachment) steps() []step.Step {
 	if a.left != nil {
 		list = append(list, a.releaseStep())
 	}
-	list = append(list, step.InStage(nic.ErrLink, a.hostSteps(a.vm.process())...)...)
-	list = append(list, step.InStage(nic.ErrHandover, a.vm.plugSteps(a.half)...)...)
+	list = append(list, step.InStage(nic.ErrLink, a.HostSteps(a.vm.process())...)...)
+	list = append(list, step.InStage(nic.ErrHandover, a.vm.plugSteps(a.NIC)...)...)
 	return append(list, a.verifyStep())
 }
 
@@ -37,10 +37,10 @@ func (a *attachment) replaceStep() step.Step {
 	}
 	return step.Step{
 		Name: "replace",
-		Text: fmt.Sprintf("%s: %s", why, a.vm.unplugText(a.spec.NIC)),
+		Text: fmt.Sprintf("%s: %s", why, a.vm.unplugText(a.Spec.NIC)),
 		Do: func(ctx context.Context) error {
-			err := a.vm.unplug(ctx, a.spec.NIC, func(elapsed time.Duration) {
-				a.m.progress("waiting for the guest to let go of the former %s for %.0f s", a.spec.NIC, elapsed.Seconds())
+			err := a.vm.unplug(ctx, a.Spec.NIC, func(elapsed time.Duration) {
+				a.m.progress("waiting for the guest to let go of the former %s for %.0f s", a.Spec.NIC, elapsed.Seconds())
 			})
 			return step.WithStage(nic.ErrHandover, err)
 		},
@@ -50,14 +50,14 @@ func (a *attachment) replaceStep() step.Step {
 // verifyStep reads back from the kernel what should be, and only then says in
 // the alias that the NIC is plugged.
 func (a *attachment) verifyStep() step.Step {
-	r := a.record
+	r := a.Record
 	r.Phase = nic.PhasePlugged
 	alias, _ := r.Encode() // shorter than the one that plan has tried
 	return step.Step{
 		Name: "verify",
 		Text: fmt.Sprintf("read the device back; set its alias %q", alias),
 		Do: func(ctx context.Context) error {
-			made, err := a.side.verify(ctx, a.vm.process(), alias)
+			made, err := a.Device.Verify(ctx, a.vm.process(), alias)
 			if err != nil {
 				return step.WithStage(nic.ErrLink, err)
 			}

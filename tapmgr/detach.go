@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 
+	"vmnet/internal/backend"
 	"vmnet/internal/inventory"
 	"vmnet/internal/step"
 	"vmnet/internal/vmm/qemu"
@@ -162,7 +163,7 @@ func (d *detachment) forget(ctx context.Context) ([]step.Step, error) {
 
 // wentWithGuest tells whether the guest has ended, and so nothing is left to detach.
 func (d *detachment) wentWithGuest(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseWait)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), backend.ReleaseWait)
 	defer cancel()
 	if _, err := qemu.ByPID(d.vm.process()); !errors.Is(err, qemu.ErrNotFound) && d.vm.alive() == nil {
 		return false
@@ -240,7 +241,7 @@ func (m *Manager) deleteStep(dev *inventory.Device) step.Step {
 			if !now.IsOrphaned() || dev.NetnsFile != nil { // QEMU would spin on a tap that is deleted under it
 				return fmt.Errorf("%w: interface %s", nic.ErrInUse, dev.Name)
 			}
-			return m.delete(now)
+			return m.host.Delete(now)
 		},
 	}
 }

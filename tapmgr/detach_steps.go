@@ -105,13 +105,13 @@ func (d *detachment) markStep() step.Step {
 			if err != nil {
 				return err
 			}
-			return d.m.setAlias(ctx, d.link, alias)
+			return d.m.host.SetAlias(ctx, d.link, alias)
 		},
 		Undo: func(ctx context.Context) error {
 			if d.asked {
 				return nil
 			}
-			return rtnl.IgnoreNotExist(d.m.setAlias(ctx, d.link, former))
+			return rtnl.IgnoreNotExist(d.m.host.SetAlias(ctx, d.link, former))
 		},
 	}
 }
@@ -142,7 +142,7 @@ func (d *detachment) goneStep() step.Step {
 		return step.Step{
 			Name: "delete",
 			Text: fmt.Sprintf("wait until nobody holds %s; RTM_DELLINK", l.Name),
-			Do:   func(ctx context.Context) error { return d.m.dropNamed(ctx, l.Link) },
+			Do:   func(ctx context.Context) error { return d.m.host.RemoveNamed(ctx, l.Link) },
 		}
 	}
 	return step.Step{
@@ -158,7 +158,7 @@ func (d *detachment) leaveStep() step.Step {
 		Name:  "leave",
 		Text:  d.link.SwitchPortText(),
 		Stage: nic.ErrLink,
-		Do:    func(ctx context.Context) error { return d.m.leave(ctx, d.link) },
+		Do:    func(ctx context.Context) error { return d.m.host.DisconnectSwitch(ctx, d.link) },
 	}
 }
 
@@ -176,7 +176,7 @@ func (d *detachment) cutStep() step.Step {
 		Name: "cut",
 		Text: fmt.Sprintf("RTM_SETLINK %s: down, no master", l.Name),
 		Do: func(context.Context) error {
-			err := d.m.set(l, rtnl.Up(false))
+			err := d.m.host.Set(l, rtnl.Up(false))
 			if l.Port != nil {
 				err = errors.Join(err, bridge.RemovePort(d.m.host.NL, l.Link))
 			}

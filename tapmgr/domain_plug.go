@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"vmnet/internal/backend"
 	"vmnet/internal/inventory"
 	"vmnet/internal/step"
 	"vmnet/libvirt"
@@ -17,15 +18,13 @@ import (
 )
 
 // prepare writes the XML that libvirt is asked with.
-func (d *domain) prepare(ctx context.Context, h *half) (err error) {
-	if d.declare, d.store, err = d.keep(ctx, h.spec, h.record, h.side.interfaceName(), false); err != nil {
+func (d *domain) prepare(ctx context.Context, h *backend.NIC) (err error) {
+	if d.declare, d.store, err = d.keep(ctx, h.Spec, h.Record, h.Device.InterfaceName(), false); err != nil {
 		return err
 	}
-	if tap, ok := h.side.(*namedTap); ok {
-		tap.uid = d.user // who has no right to open root's
-	}
-	d.xml, err = ethernet(h.record, h.side.interfaceName()).XML()
-	h.notices = append(h.notices, d.costOfNoHook()...)
+	h.HandOverTo(d.user) // who has no right to open root's
+	d.xml, err = ethernet(h.Record, h.Device.InterfaceName()).XML()
+	h.Notices = append(h.Notices, d.costOfNoHook()...)
 	return err
 }
 
@@ -52,8 +51,8 @@ func ethernet(r nic.Record, device string) domainxml.Ethernet {
 	}
 }
 
-func (d *domain) plugSteps(h *half) []step.Step {
-	nicID := h.record.NIC
+func (d *domain) plugSteps(h *backend.NIC) []step.Step {
+	nicID := h.Record.NIC
 	list := []step.Step{{
 		Name: "attach-device",
 		Text: fmt.Sprintf("libvirt: attach %s to %s: %s", nic.LibvirtAlias(nicID), d.dom.Name, d.xml),
@@ -63,16 +62,16 @@ func (d *domain) plugSteps(h *half) []step.Step {
 		Undo: func(ctx context.Context) error { return d.undoAttach(ctx, nicID) },
 	}, {
 		Name: "lifetime",
-		Text: fmt.Sprintf("TUNSETPERSIST 0 on a copy of QEMU's own fd of %s", h.side.interfaceName()),
+		Text: fmt.Sprintf("TUNSETPERSIST 0 on a copy of QEMU's own fd of %s", h.Device.InterfaceName()),
 		Do: func(context.Context) error {
-			link, err := d.m.host.NL.Link(h.side.interfaceName())
+			link, err := d.m.host.NL.Link(h.Device.InterfaceName())
 			if err != nil {
 				return err
 			}
-			return d.m.lendLife(&inventory.Device{Link: link, Want: h.record}, d.guest.PID)
+			return d.m.host.ClearPersist(&inventory.Device{Link: link, Want: h.Record}, d.guest.PID)
 		},
 	}}
-	if h.spec.Lower != nil { // it stays until it is detached, or reconciled
+	if h.Spec.Lower != nil { // it stays until it is detached, or reconciled
 		list = list[:1]
 	}
 	return slices.Concat(d.declare, list, d.store)
@@ -80,7 +79,7 @@ func (d *domain) plugSteps(h *half) []step.Step {
 
 // undoAttach takes back an attach of which we may not know how it ended.
 func (d *domain) undoAttach(ctx context.Context, nic string) error {
-	ctx, cancel := context.WithTimeout(ctx, releaseWait)
+	ctx, cancel := context.WithTimeout(ctx, backend.ReleaseWait)
 	defer cancel()
 	return d.unplug(ctx, nic, func(time.Duration) {})
 }

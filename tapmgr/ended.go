@@ -21,7 +21,7 @@ func (m *Manager) Ended(ctx context.Context, vm string) (actions []nic.Action, r
 			return r.actions, remain, context.Cause(ctx)
 		}
 		if dev.IsOrphaned() {
-			r.do(dev, "removed: nobody holds it any more", func() error { return m.delete(&dev) })
+			r.do(dev, "removed: nobody holds it any more", func() error { return m.host.Delete(&dev) })
 		} else {
 			remain = remain || dev.StaysBehind()
 		}

@@ -1,6 +1,6 @@
 package tapmgr
 
-import "vmnet/internal/inventory"
+import "vmnet/internal/backend"
 
-// Foreign lists the links that process pid holds and that others have made.
-func (m *Manager) Foreign(pid int) ([]inventory.ForeignLink, error) { return m.host.Foreign(pid) }
+// Host is what makes and reads the host's half of NICs.
+func (m *Manager) Host() *backend.Maker { return m.host }

@@ -47,7 +47,7 @@ func TestLiveForeignLinks(t *testing.T) {
 	h.markOurs("ours")
 	h.namedMacvtap("other")
 	h.persistentTaps("loose")
-	got, err := h.Foreign(os.Getpid())
+	got, err := h.Host().Foreign(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +69,7 @@ func TestLiveForeignLinks(t *testing.T) {
 	if !tap.HasGuest(foreignMAC) || tap.HasGuest(foreignTap[:5]) || tap.HasGuest(macvtap.MAC) || !macvtap.HasGuest(macvtap.MAC) || macvtap.HasGuest(foreignMAC) {
 		t.Error("which guest a link has is told wrongly")
 	}
-	if none, err := h.Foreign(1 << 30); err != nil || len(none) != 0 {
+	if none, err := h.Host().Foreign(1 << 30); err != nil || len(none) != 0 {
 		t.Errorf("of no process: %v, %v", none, err)
 	}
 }
@@ -84,7 +84,7 @@ func TestLiveSetForeignPort(t *testing.T) {
 			t.Fatalf("changed is %v, want %v: %v", changed, want, err)
 		}
 	}
-	all, err := h.Foreign(os.Getpid())
+	all, err := h.Host().Foreign(os.Getpid())
 	if err != nil || len(all) != 1 || all[0].Port.String() != "isolated;nolearn" {
 		t.Errorf("%+v, %v", all, err)
 	}

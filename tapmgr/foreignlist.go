@@ -32,7 +32,7 @@ func (m *Manager) foreignNICs(ctx context.Context, vm string) ([]foreignNIC, err
 	}
 	var found []foreignNIC
 	asked := libvirtReader{m: m}
-	defer asked.close()
+	defer asked.Close()
 	left := map[int]*inventory.Allowance{} // by user: anybody may call processes QEMUs of libvirt's
 	for _, p := range procs {
 		if !p.Libvirt || vm != "" && p.Name != vm {
@@ -102,7 +102,7 @@ func (r *libvirtReader) interfaces(ctx context.Context, p qemu.Process) []domain
 	return def.Interfaces
 }
 
-func (r *libvirtReader) close() {
+func (r *libvirtReader) Close() {
 	if r.conn != nil {
 		_ = r.conn.Close()
 	}

@@ -17,7 +17,7 @@ import (
 func TestLiveHiddenMacvtapCounts(t *testing.T) {
 	h := newHost(t)
 	h.wire()
-	h.Owner = user
+	h.Host().Owner = user
 	vm := h.name("P3")
 	l := h.launch(macvtapSpec(vm, "net0"), macvtapSpec(vm, "net1"))
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -39,7 +39,7 @@ func TestLiveHiddenMacvtapCounts(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := h.Owned(user); err != nil || n != 2 {
+	if n, err := h.Host().Owned(user); err != nil || n != 2 {
 		t.Errorf("the user owns %d, %v: want 2", n, err)
 	}
 	nics, err := h.ListAll(h.context(10*time.Second), vm)
@@ -50,7 +50,7 @@ func TestLiveHiddenMacvtapCounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	nstest.Eventually(t, 30*time.Second, "both are gone", func() bool {
-		n, err := h.Owned(user)
+		n, err := h.Host().Owned(user)
 		return err == nil && n == 0
 	})
 	if nics, err := h.ListAll(h.context(10*time.Second), ""); err != nil || len(nics) != 0 {

@@ -197,5 +197,5 @@ func uniqueSuffix(ns *netns.NS) string {
 
 // PlainTap makes what qemu-netup makes in the form of qemu-bridge-helper.
 func (h *host) PlainTap(bridgeName string, port bridge.PortConfig, vnetHdr bool) (*tun.Tap, error) {
-	return plaintap.Make(h.ns, h.nl, h.Owner, bridgeName, port, vnetHdr)
+	return plaintap.Make(h.ns, h.nl, h.Host().Owner, bridgeName, port, vnetHdr)
 }

@@ -129,7 +129,7 @@ func (m *Manager) mayBeLower(l *rtnl.Link) error {
 	if err := macvtap.CheckLower(TypeMacvlan, l); err != nil {
 		return err
 	}
-	if err := m.mayBeParent(TypeMacvlan, l); err != nil {
+	if err := m.host.MayBeParent(TypeMacvlan, l); err != nil {
 		return err
 	}
 	if wireless, err := macvtap.IsWireless(m.host.NS, l.Name); err == nil && wireless {
@@ -172,7 +172,7 @@ func (s *switchingOn) createStep() step.Step {
 		Name: "macvlan",
 		Text: fmt.Sprintf("RTM_NEWLINK %s: macvlan mode bridge on %s, MAC %s, MTU %d", s.name, s.lower.Name, mac, s.lower.MTU),
 		Do: func(ctx context.Context) error {
-			err := s.m.retry(ctx, s.lower, func() error {
+			err := s.m.host.Retry(ctx, s.lower, func() error {
 				const modeBridge = 4 // MACVLAN_MODE_BRIDGE of include/uapi/linux/if_link.h
 				err := s.m.host.NL.Create("macvlan", rtnl.Name(s.name), rtnl.Lower(s.lower.Index), rtnl.MAC(mac), rtnl.MTU(s.lower.MTU), rtnl.MacvlanMode(modeBridge))
 				return s.explain(err)

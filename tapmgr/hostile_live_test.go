@@ -169,7 +169,7 @@ func TestLiveNothingOfOthersIsOpened(t *testing.T) {
 		"show":      func() error { _, err := h.Show(ctx, "web"); return err },
 		"check":     func() error { _, err := h.Check(ctx); return err },
 		"reconcile": func() error { _, err := h.Reconcile(ctx, true); return err },
-		"count":     func() error { _, err := h.Owned(user); return err },
+		"count":     func() error { _, err := h.Host().Owned(user); return err },
 		"mirrors":   func() error { _, err := h.Mirrors(ctx); return err },
 		"detach": func() error {
 			_, err := h.Detach(ctx, tapmgr.DetachSpec{Target: nic.Target{VM: "nobody"}, NIC: "net0"})

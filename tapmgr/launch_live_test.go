@@ -12,17 +12,17 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/internal/backend"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/step"
-	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
 
 // tryLaunch plans NICs and makes them.
-func (h *host) tryLaunch(ctx context.Context, specs ...nic.Spec) (*tapmgr.Launch, error) {
-	l, err := h.PlanLaunch(ctx, specs...)
+func (h *host) tryLaunch(ctx context.Context, specs ...nic.Spec) (*backend.Launch, error) {
+	l, err := h.Host().PlanLaunch(ctx, specs...)
 	if err == nil {
 		err = l.Make(ctx)
 	}
@@ -30,7 +30,7 @@ func (h *host) tryLaunch(ctx context.Context, specs ...nic.Spec) (*tapmgr.Launch
 }
 
 // launched starts a guest with the NICs, as who becomes its VMM would.
-func (h *host) launched(c testvm.Config, specs ...nic.Spec) (*guest, *tapmgr.Launch) {
+func (h *host) launched(c testvm.Config, specs ...nic.Spec) (*guest, *backend.Launch) {
 	h.Helper()
 	c.Name = h.name("P3")
 	for i := range specs {
@@ -131,7 +131,7 @@ func TestLiveLaunchMakesAllOrNothing(t *testing.T) {
 
 func TestLivePlainTap(t *testing.T) {
 	h := newHost(t)
-	h.Owner = 1000
+	h.Host().Owner = 1000
 	tap, err := h.PlainTap("br0", bridge.PortConfig{Isolated: true}, true)
 	if err != nil {
 		t.Fatal(err)
@@ -146,7 +146,7 @@ func TestLivePlainTap(t *testing.T) {
 		t.Errorf("list %+v, %v", nics, err)
 	}
 	for uid, want := range map[int]int{1000: 1, 1001: 0} {
-		if n, err := h.Owned(uid); err != nil || n != want {
+		if n, err := h.Host().Owned(uid); err != nil || n != want {
 			t.Errorf("uid %d owns %d, %v, want %d", uid, n, err, want)
 		}
 	}
@@ -175,9 +175,9 @@ func TestLiveScripts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tap.Close()
-	h.Owner = 1000 // the tap's queue is open here
+	h.Host().Owner = 1000 // the tap's queue is open here
 	for range 2 {
-		if err := h.IfUp("vm7", "br0", bridge.PortConfig{Hairpin: true}, yes); err != nil {
+		if err := h.Host().IfUp("vm7", "br0", bridge.PortConfig{Hairpin: true}, yes); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -185,20 +185,20 @@ func TestLiveScripts(t *testing.T) {
 	if err != nil || !l.Up || l.Port == nil || !l.Port.Hairpin {
 		t.Errorf("up: %+v, %v", l, err)
 	}
-	if err := h.IfDown("vm7"); err != nil {
+	if err := h.Host().IfDown("vm7"); err != nil {
 		t.Fatal(err)
 	}
 	if l, err = h.nl.Link("vm7"); err != nil || l.Up || l.Master != 0 || l.Alias != "" {
 		t.Errorf("down: %+v, %v", l, err)
 	}
-	if err := h.IfDown("vm7"); err == nil || !strings.Contains(err.Error(), "left alone") {
+	if err := h.Host().IfDown("vm7"); err == nil || !strings.Contains(err.Error(), "left alone") {
 		t.Errorf("down again: %v, want it to be left alone", err)
 	}
-	if err := h.IfDown("vm8"); err != nil {
+	if err := h.Host().IfDown("vm8"); err != nil {
 		t.Errorf("one that is gone: %v", err)
 	}
 	for name, want := range map[string]string{"br0": "no tap", "vm8": "no such network device", "a/b": "1 to 15 bytes"} {
-		if err := h.IfUp(name, "br0", bridge.PortConfig{}, yes); err == nil || !strings.Contains(err.Error(), want) {
+		if err := h.Host().IfUp(name, "br0", bridge.PortConfig{}, yes); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", name, err, want)
 		}
 	}
@@ -208,11 +208,11 @@ func TestLiveScripts(t *testing.T) {
 func TestLiveScriptsOfOthers(t *testing.T) {
 	h := newHost(t)
 	h.ip("tuntap", "add", "vm7", "mode", "tap")
-	if err := h.IfUp("vm7", "br0", bridge.PortConfig{}, yes); err != nil {
+	if err := h.Host().IfUp("vm7", "br0", bridge.PortConfig{}, yes); err != nil {
 		t.Errorf("root: %v", err)
 	}
-	h.Owner = 1000
-	for _, err := range []error{h.IfUp("vm7", "br0", bridge.PortConfig{}, yes), h.IfDown("vm7")} {
+	h.Host().Owner = 1000
+	for _, err := range []error{h.Host().IfUp("vm7", "br0", bridge.PortConfig{}, yes), h.Host().IfDown("vm7")} {
 		if !errors.Is(err, fs.ErrPermission) {
 			t.Errorf("another user: %v", err)
 		}
@@ -240,19 +240,19 @@ func (h *host) serving(allow func(nic.Spec) error) (client *fdpass.Socket, done 
 	}
 	done = make(chan error, 1)
 	go func() {
-		done <- h.Serve(h.context(10*time.Second), sock, allow)
+		done <- h.Host().Serve(h.context(10*time.Second), sock, allow)
 		_ = sock.Close()
 	}()
 	return client, done
 }
 
-const wish = `{"vm":"P3","nic":"net0","bridge":"br0","port":"","mac":"52:54:00:00:00:01","model":"virtio-net-pci","queues":2,"mtu":0,"vhost":true,"options":""}`
+const tapRequest = `{"vm":"P3","nic":"net0","bridge":"br0","port":"","mac":"52:54:00:00:00:01","model":"virtio-net-pci","queues":2,"mtu":0,"vhost":true,"options":""}`
 
 func TestLiveServe(t *testing.T) {
 	h := newHost(t)
 	asked := 0
 	client, done := h.serving(func(s nic.Spec) error { asked++; return nil })
-	if err := client.Send([]byte(wish)); err != nil {
+	if err := client.Send([]byte(tapRequest)); err != nil {
 		t.Fatal(err)
 	}
 	answer, queues, err := client.Receive(4096)
@@ -283,32 +283,32 @@ func TestLiveServeLeavesNothing(t *testing.T) {
 	late := errors.New("too late")
 	calls := 0
 	for _, c := range []struct {
-		what, wish string
-		allow      func(nic.Spec) error
-		want       string // in the answer; empty: the client gives up then
+		what, tapRequest string
+		allow            func(nic.Spec) error
+		want             string // in the answer; empty: the client gives up then
 	}{
-		{"given up", wish, func(nic.Spec) error { return nil }, ""},
-		{"denied", wish, func(nic.Spec) error { return fs.ErrPermission }, "permission denied"},
-		{"denied late", wish, func(nic.Spec) error {
+		{"given up", tapRequest, func(nic.Spec) error { return nil }, ""},
+		{"denied", tapRequest, func(nic.Spec) error { return fs.ErrPermission }, "permission denied"},
+		{"denied late", tapRequest, func(nic.Spec) error {
 			if calls++; calls > 1 {
 				return late
 			}
 			return nil
 		}, "too late"},
-		{"no such bridge", strings.Replace(wish, "br0", "br9", 1), func(nic.Spec) error { return nil }, "br9"},
+		{"no such bridge", strings.Replace(tapRequest, "br0", "br9", 1), func(nic.Spec) error { return nil }, "br9"},
 		{"nonsense", `{"vm":1}`, nil, "unmarshal"},
-		{"two texts", wish + wish, nil, "more than one"},
-		{"unknown key", strings.Replace(wish, `"vhost"`, `"whost"`, 1), nil, "whost"},
-		{"bad queues", strings.Replace(wish, `"queues":2`, `"queues":-1`, 1), nil, "queues"},
-		{"many queues", strings.Replace(wish, `"queues":2`, `"queues":254`, 1), nil, "254"},
-		{"bad name", strings.Replace(wish, `"net0"`, `"../x"`, 1), nil, "NIC id"},
-		{"long hash", strings.Replace(wish, `"options":""`, `"options":"`+strings.Repeat("x", 20)+`"`, 1), nil, "hash"},
-		{"odd hash", strings.Replace(wish, `"options":""`, `"options":"\u009b"`, 1), nil, "hash"},
+		{"two texts", tapRequest + tapRequest, nil, "more than one"},
+		{"unknown key", strings.Replace(tapRequest, `"vhost"`, `"whost"`, 1), nil, "whost"},
+		{"bad queues", strings.Replace(tapRequest, `"queues":2`, `"queues":-1`, 1), nil, "queues"},
+		{"many queues", strings.Replace(tapRequest, `"queues":2`, `"queues":254`, 1), nil, "254"},
+		{"bad name", strings.Replace(tapRequest, `"net0"`, `"../x"`, 1), nil, "NIC id"},
+		{"long hash", strings.Replace(tapRequest, `"options":""`, `"options":"`+strings.Repeat("x", 20)+`"`, 1), nil, "hash"},
+		{"odd hash", strings.Replace(tapRequest, `"options":""`, `"options":"\u009b"`, 1), nil, "hash"},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			h.TB = t
 			client, done := h.serving(c.allow)
-			if err := client.Send([]byte(c.wish)); err != nil {
+			if err := client.Send([]byte(c.tapRequest)); err != nil {
 				t.Fatal(err)
 			}
 			answer, files, err := client.Receive(4096)

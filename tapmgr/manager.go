@@ -6,9 +6,8 @@ import (
 	"sync"
 	"time"
 
-	"vmnet/internal/inventory"
+	"vmnet/internal/backend"
 	"vmnet/internal/kernel/netns"
-	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
 )
 
@@ -20,19 +19,9 @@ type Manager struct {
 	Run func(ctx context.Context, steps []step.Step) error
 	// Progress, if not nil, is told what is being waited for.
 	Progress func(text string)
-	// Owner is the uid for which a privileged helper works, as the aliases of
-	// its links say; 0 where nobody but root is concerned.
-	Owner int
-	// HelperPath, if not empty, is the path of the privileged program that makes taps where
-	// the caller may not: see Serve. What else needs a right is then not done.
-	HelperPath string
 	// Libvirt is the URI or socket of the libvirt that manages guests; empty: the caller's own for
 	// the caller's guests, else the machine's.
 	Libvirt string
-
-	// LookInto, if not nil, runs f with the right to look into other users' processes, which a privileged
-	// helper has at no other time: it counts what a user has, and sees whom a new NIC would disturb.
-	LookInto func(f func() error) error
 
 	// Switches, if not nil, lists the control sockets of the userspace switches that are asked for guests' NICs, as
 	// control.Running does; nil asks none, as a privileged helper must: a switch is anybody's.
@@ -40,19 +29,19 @@ type Manager struct {
 	// Notice, if not nil, is told of what could not be seen, such as a switch that does not answer.
 	Notice func(text string)
 
-	host   *inventory.Host
+	host   *backend.Maker
 	speech sync.Mutex // held while Progress or Notice is called
 }
 
 // New returns a Manager for ns, which stays the caller's and must stay open.
 // Close the Manager.
 func New(ns *netns.NS) (*Manager, error) {
-	nl, err := rtnl.Open(ns)
+	host, err := backend.Open(ns)
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{}
-	m.host = &inventory.Host{NS: ns, NL: nl, Switches: m.switches, Notice: m.notice, LookInto: m.lookInto}
+	m := &Manager{host: host}
+	host.Switches, host.Notice, host.Run = m.switches, m.notice, m.run
 	return m, nil
 }
 
@@ -73,20 +62,20 @@ func In(nameOrPath string, f func(*Manager) error) error {
 }
 
 // Close closes the netlink socket.
-func (m *Manager) Close() { m.host.NL.Close() }
+func (m *Manager) Close() { m.host.Close() }
+
+// UseHelper has taps made by the privileged program at that path (qemu-netup), where the caller may
+// not make them. What else needs a privilege is then not done.
+func (m *Manager) UseHelper(path string) { m.host.HelperPath = path }
+
+// HasHelper reports whether a helper makes taps.
+func (m *Manager) HasHelper() bool { return m.host.HelperPath != "" }
 
 func (m *Manager) run(ctx context.Context, steps []step.Step) error {
 	if m.Run != nil {
 		return m.Run(ctx, steps)
 	}
 	return step.Run(ctx, steps, nil)
-}
-
-func (m *Manager) lookInto(f func() error) error {
-	if m.LookInto != nil {
-		return m.LookInto(f)
-	}
-	return f()
 }
 
 func (m *Manager) progress(format string, args ...any) {

@@ -15,7 +15,7 @@ import (
 func (m *Manager) mend(ctx context.Context, v *inventory.View, f inventory.Fix) error {
 	switch f.Kind {
 	case inventory.FixLink:
-		return m.set(v.Device, f.Attrs...)
+		return m.host.Set(v.Device, f.Attrs...)
 	case inventory.FixMTU: // the kernel enables IPv6 on a link again whose MTU was below 1280 bytes
 		return m.host.On(v.Device, func(nl *rtnl.Conn) error {
 			if err := nl.SetQuiet(v.Index, rtnl.MTU(v.WantMTU())); err != nil {
@@ -30,20 +30,20 @@ func (m *Manager) mend(ctx context.Context, v *inventory.View, f inventory.Fix) 
 	case inventory.FixAltName:
 		return m.host.On(v.Device, func(nl *rtnl.Conn) error { return nl.AddAltName(v.Index, f.Name) })
 	case inventory.FixBridge:
-		return m.putBack(v.Device, v.Home)
+		return m.host.PutBack(v.Device, v.Home)
 	case inventory.FixPort:
 		return bridge.SetPort(m.host.NL, v.Home, v.Link, v.Want.PortConfig())
 	case inventory.FixPortState:
 		return m.host.NL.SetPortState(v.Index, rtnl.Forwarding)
 	case inventory.FixLifetime:
-		return m.lendLife(v.Device, v.Holders[0].PID)
+		return m.host.ClearPersist(v.Device, v.Holders[0].PID)
 	case inventory.FixSwitch:
-		return m.rejoin(ctx, v.Device, v.VMMPID())
+		return m.host.ReconnectSwitch(ctx, v.Device, v.VMMPID())
 	case inventory.FixSwitchPort:
-		if err := m.leave(ctx, v.Device); err != nil {
+		if err := m.host.DisconnectSwitch(ctx, v.Device); err != nil {
 			return err
 		}
-		return m.rejoin(ctx, v.Device, v.VMMPID())
+		return m.host.ReconnectSwitch(ctx, v.Device, v.VMMPID())
 	}
 	return nil
 }

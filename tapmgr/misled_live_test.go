@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"vmnet/internal/backend"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/macvtap"
 	"vmnet/tapmgr"
@@ -87,7 +88,7 @@ func (h *host) held(uid uint32, vm string, files ...*os.File) int {
 }
 
 // launch makes NICs; their fds end with the test at the latest.
-func (h *host) launch(specs ...nic.Spec) *tapmgr.Launch {
+func (h *host) launch(specs ...nic.Spec) *backend.Launch {
 	h.Helper()
 	l, err := h.tryLaunch(h.context(20*time.Second), specs...)
 	if err != nil {
@@ -108,7 +109,7 @@ func macvtapSpec(vm, nicID string) nic.Spec {
 func TestLiveAUserHasWhatItsProcessesHold(t *testing.T) {
 	h := newHost(t)
 	h.wire()
-	h.Owner = user
+	h.Host().Owner = user
 	vm := h.name("P3")
 	lower, tap := macvtapSpec(vm, "net0"), macvtapSpec(vm, "net1")
 	lower.Queues = 2
@@ -123,7 +124,7 @@ func TestLiveAUserHasWhatItsProcessesHold(t *testing.T) {
 		t.Fatal(err)
 	}
 	for uid, want := range map[int]int{user: 2, user + 1: 0} {
-		if n, err := h.Owned(uid); err != nil || n != want {
+		if n, err := h.Host().Owned(uid); err != nil || n != want {
 			t.Errorf("uid %d has %d, %v: want %d", uid, n, err, want)
 		}
 	}
@@ -134,8 +135,8 @@ func TestLiveAUserHasWhatItsProcessesHold(t *testing.T) {
 func TestLiveOtherUsersProcessesAreLookedIntoWithTheRight(t *testing.T) {
 	h := newHost(t)
 	h.wire()
-	h.LookInto = func(func() error) error { return errFault }
-	if _, err := h.Owned(user); !errors.Is(err, errFault) {
+	h.Host().LookInto = func(func() error) error { return errFault }
+	if _, err := h.Host().Owned(user); !errors.Is(err, errFault) {
 		t.Errorf("a count: %v", err)
 	}
 	spec := macvtapSpec(h.name("P3"), "net0")
@@ -143,7 +144,7 @@ func TestLiveOtherUsersProcessesAreLookedIntoWithTheRight(t *testing.T) {
 		t.Errorf("a macvtap, whose name may be taken: %v", err)
 	}
 	looks := 0
-	h.LookInto = func(f func() error) error {
+	h.Host().LookInto = func(f func() error) error {
 		if looks++; looks == 1 { // for its siblings; the next one is for its name
 			return f()
 		}
@@ -153,8 +154,8 @@ func TestLiveOtherUsersProcessesAreLookedIntoWithTheRight(t *testing.T) {
 	if _, err := h.tryLaunch(h.context(5*time.Second), spec); !errors.Is(err, errFault) || looks != 2 {
 		t.Errorf("an ipvtap, beside which there may be others: %v after %d looks", err, looks)
 	}
-	h.LookInto = func(f func() error) error { return f() }
-	if n, err := h.Owned(user); err != nil || n != 0 {
+	h.Host().LookInto = func(f func() error) error { return f() }
+	if n, err := h.Host().Owned(user); err != nil || n != 0 {
 		t.Errorf("a count: %d, %v", n, err)
 	}
 }

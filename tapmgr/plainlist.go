@@ -23,7 +23,7 @@ func (r *reconciler) plainTaps(ctx context.Context) error {
 		}
 		if t, _ := plaintap.Parse(dev.Alias); t.Elsewhere {
 			t.Link = dev.Link
-			r.do(dev, "taken off its bridge: nobody holds it", func() error { return r.m.ifUnheld(dev, func() error { return r.m.takeOff(t) }) })
+			r.do(dev, "taken off its bridge: nobody holds it", func() error { return r.m.ifUnheld(dev, func() error { return r.m.host.TakeOff(t) }) })
 			continue
 		}
 		r.do(dev, "removed: nobody holds it", func() error {

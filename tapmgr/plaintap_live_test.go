@@ -61,7 +61,7 @@ func (h *host) same(was *rtnl.Link) {
 
 func (h *host) owned(want int) {
 	h.Helper()
-	if n, err := h.Owned(h.Owner); err != nil || n != want {
+	if n, err := h.Host().Owned(h.Host().Owner); err != nil || n != want {
 		h.Errorf("the user owns %d, %v, want %d", n, err, want)
 	}
 }
@@ -77,9 +77,9 @@ func TestLiveATapElsewhereProvesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	h.Owner = 1000
-	up := func() error { return h.IfUp("vm7", "br0", bridge.PortConfig{}, yes) }
-	down := func() error { return h.IfDown("vm7") }
+	h.Host().Owner = 1000
+	up := func() error { return h.Host().IfUp("vm7", "br0", bridge.PortConfig{}, yes) }
+	down := func() error { return h.Host().IfDown("vm7") }
 	for _, try := range []func() error{up, down, starved(t, up), starved(t, down)} {
 		if err := try(); !errors.Is(err, fs.ErrPermission) && !errors.Is(err, unix.EMFILE) {
 			t.Errorf("got %v, want a refusal", err)
@@ -152,7 +152,7 @@ func TestLiveARefusedIfUpChangesNothing(t *testing.T) {
 		if c.allowed == nil {
 			c.allowed = yes
 		}
-		if err := h.IfUp(c.tap, "br0", c.port, c.allowed); err == nil || !strings.Contains(err.Error(), c.want) {
+		if err := h.Host().IfUp(c.tap, "br0", c.port, c.allowed); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.tap, err, c.want)
 		}
 		for _, l := range []*rtnl.Link{on, free, jumbo} {
@@ -168,12 +168,12 @@ func TestLiveARefusedIfUpChangesNothing(t *testing.T) {
 func TestLiveARefusedIfUpLeavesThePort(t *testing.T) {
 	h := newHost(t)
 	h.tap("vm7", false)
-	if err := h.IfUp("vm7", "br0", bridge.PortConfig{Isolated: true}, yes); err != nil {
+	if err := h.Host().IfUp("vm7", "br0", bridge.PortConfig{Isolated: true}, yes); err != nil {
 		t.Fatal(err)
 	}
 	was := h.link("vm7")
 	calls := 0
-	err := h.IfUp("vm7", "br0", bridge.PortConfig{Hairpin: true}, func() error {
+	err := h.Host().IfUp("vm7", "br0", bridge.PortConfig{Hairpin: true}, func() error {
 		if calls++; calls > 1 {
 			return fs.ErrPermission
 		}
@@ -192,12 +192,12 @@ func TestLiveIfDownLeavesOtherBridgesAlone(t *testing.T) {
 	h := newHost(t)
 	h.bridge(bridge.Config{Name: "br1"})
 	h.tap("vm7", false)
-	if err := h.IfUp("vm7", "br0", bridge.PortConfig{}, yes); err != nil {
+	if err := h.Host().IfUp("vm7", "br0", bridge.PortConfig{}, yes); err != nil {
 		t.Fatal(err)
 	}
 	h.ip("link", "set", "vm7", "master", "br1")
 	was := h.link("vm7")
-	if err := h.IfDown("vm7"); err == nil || !strings.Contains(err.Error(), "vm7 is a port of br1 now, not of br0") {
+	if err := h.Host().IfDown("vm7"); err == nil || !strings.Contains(err.Error(), "vm7 is a port of br1 now, not of br0") {
 		t.Errorf("got %v", err)
 	}
 	h.same(was)
@@ -205,7 +205,7 @@ func TestLiveIfDownLeavesOtherBridgesAlone(t *testing.T) {
 
 func TestLiveATapThatWasMadeForAUserCountsUntilItIsGone(t *testing.T) {
 	h := newHost(t)
-	h.Owner = 1000
+	h.Host().Owner = 1000
 	tap, err := h.PlainTap("br0", bridge.PortConfig{}, true)
 	if err != nil {
 		t.Fatal(err)
@@ -214,18 +214,18 @@ func TestLiveATapThatWasMadeForAUserCountsUntilItIsGone(t *testing.T) {
 	h.persist(tap)
 	asked := 0
 	for range 2 {
-		if err := h.IfDown(tap.Name); err != nil {
+		if err := h.Host().IfDown(tap.Name); err != nil {
 			t.Fatal(err)
 		}
 		if l := h.link(tap.Name); l.Master != 0 || l.Up || l.Alias == "" {
 			t.Errorf("down: %+v", l)
 		}
 		h.owned(1)
-		if err := h.IfDown(tap.Name); err == nil || !strings.Contains(err.Error(), "left alone") {
+		if err := h.Host().IfDown(tap.Name); err == nil || !strings.Contains(err.Error(), "left alone") {
 			t.Errorf("down again: %v", err)
 		}
 		for range 2 {
-			err := h.IfUp(tap.Name, "br0", bridge.PortConfig{}, func() error { asked++; h.owned(1); return nil })
+			err := h.Host().IfUp(tap.Name, "br0", bridge.PortConfig{}, func() error { asked++; h.owned(1); return nil })
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -235,26 +235,26 @@ func TestLiveATapThatWasMadeForAUserCountsUntilItIsGone(t *testing.T) {
 	if asked != 8 {
 		t.Errorf("asked %d times", asked)
 	}
-	h.Owner = 1001 // who was passed its queue
-	if err := h.IfUp(tap.Name, "br0", bridge.PortConfig{}, yes); err != nil {
+	h.Host().Owner = 1001 // who was passed its queue
+	if err := h.Host().IfUp(tap.Name, "br0", bridge.PortConfig{}, yes); err != nil {
 		t.Error(err)
 	}
 	h.owned(0)
 	if err := tap.Close(); err != nil {
 		t.Error(err)
 	}
-	h.Owner = 1000
+	h.Host().Owner = 1000
 	h.owned(1)
 }
 
 func TestLiveATapThatWasThereIsGivenBack(t *testing.T) {
 	h := newHost(t)
-	h.Owner = 1000
+	h.Host().Owner = 1000
 	h.tap("vm7", true)
-	if err := h.IfUp("vm7", "br0", bridge.PortConfig{}, func() error { h.owned(1); return nil }); err != nil {
+	if err := h.Host().IfUp("vm7", "br0", bridge.PortConfig{}, func() error { h.owned(1); return nil }); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.IfDown("vm7"); err != nil {
+	if err := h.Host().IfDown("vm7"); err != nil {
 		t.Fatal(err)
 	}
 	if l := h.link("vm7"); l.Alias != "" || l.Master != 0 {
@@ -266,7 +266,7 @@ func TestLiveATapThatWasThereIsGivenBack(t *testing.T) {
 // TestLivePlainTapsLeftOver has two of each kind, one of which a process holds.
 func TestLivePlainTapsLeftOver(t *testing.T) {
 	h := newHost(t)
-	h.Owner = 1000
+	h.Host().Owner = 1000
 	made := map[bool]string{} // by whether it is held
 	for _, held := range []bool{true, false} {
 		tap, err := h.PlainTap("br0", bridge.PortConfig{}, true)
@@ -277,7 +277,7 @@ func TestLivePlainTapsLeftOver(t *testing.T) {
 		h.persist(tap)
 		made[held] = tap.Name
 		own := h.tap(map[bool]string{true: "own1", false: "own0"}[held], true)
-		if err := h.IfUp(own.Name, "br0", bridge.PortConfig{}, yes); err != nil {
+		if err := h.Host().IfUp(own.Name, "br0", bridge.PortConfig{}, yes); err != nil {
 			t.Fatal(err)
 		}
 		// A holder may hide the carrier.

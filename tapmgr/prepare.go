@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 
+	"vmnet/internal/backend"
 	"vmnet/internal/inventory"
 	"vmnet/internal/step"
 	"vmnet/macvtap"
@@ -26,7 +26,7 @@ func (m *Manager) Prepare(ctx context.Context, spec nic.Spec) (nic.Result, error
 	}
 	spec = spec.WithDefaults()
 	spec.Via = nic.ViaLibvirt
-	res, err := m.prepare(ctx, m.half(spec, nic.PhaseStarting))
+	res, err := m.prepare(ctx, m.host.New(spec, nic.PhaseStarting))
 	return res, explainPrepare(spec, err)
 }
 
@@ -38,11 +38,11 @@ func explainPrepare(spec nic.Spec, err error) error {
 	return fmt.Errorf("prepare %s/%s: %w", spec.VM, spec.NIC, err)
 }
 
-func (m *Manager) prepare(ctx context.Context, h *half) (nic.Result, error) {
+func (m *Manager) prepare(ctx context.Context, h *backend.NIC) (nic.Result, error) {
 	if err := m.planPrepare(ctx, h); err != nil {
 		return nic.Result{}, err
 	}
-	former, err := m.unstarted(ctx, h.spec)
+	former, err := m.unstarted(ctx, h.Spec)
 	if err != nil {
 		return nic.Result{}, err
 	}
@@ -50,30 +50,30 @@ func (m *Manager) prepare(ctx context.Context, h *half) (nic.Result, error) {
 	if former != nil {
 		list = append(list, m.deleteFormer(former))
 	}
-	list = append(list, step.InStage(nic.ErrLink, h.hostSteps(0)...)...)
+	list = append(list, step.InStage(nic.ErrLink, h.HostSteps(0)...)...)
 	if err := m.run(ctx, list); err != nil {
 		return nic.Result{}, err
 	}
-	return h.prepared()
+	return h.Prepared()
 }
 
 // planPrepare decides what the steps need, of a guest that is not there yet; it changes nothing.
-func (m *Manager) planPrepare(ctx context.Context, h *half) error {
-	if h.spec.Queues == nic.QueuesAuto {
+func (m *Manager) planPrepare(ctx context.Context, h *backend.NIC) error {
+	if h.Spec.Queues == nic.QueuesAuto {
 		return step.WithStage(nic.ErrInvalid, errors.New("the number of queues is not decided"))
 	}
-	if err := h.spec.CheckLibvirt(); err != nil {
+	if err := h.Spec.CheckLibvirt(); err != nil {
 		return step.WithStage(nic.ErrInvalid, err)
 	}
-	h.record.Since = inventory.SinceBoot()
-	if err := h.side.plan(ctx, &h.record); err != nil {
+	h.Record.Since = inventory.SinceBoot()
+	if err := h.Device.Plan(ctx, &h.Record); err != nil {
 		return step.WithStage(nic.ErrLink, err)
 	}
-	if err := h.plan(h.spec.Queues); err != nil {
+	if err := h.Plan(h.Spec.Queues); err != nil {
 		return err
 	}
-	if h.spec.MTU == 0 { // its XML tells the guest none, whatever the bridge has
-		h.record.MTU = 0
+	if h.Spec.MTU == 0 { // its XML tells the guest none, whatever the bridge has
+		h.Record.MTU = 0
 	}
 	return nil
 }
@@ -84,7 +84,7 @@ func (m *Manager) deleteFormer(former *inventory.Device) step.Step {
 		Name:  "delete",
 		Text:  fmt.Sprintf("RTM_DELLINK %s, which a former start of the guest has left", former.Name),
 		Stage: nic.ErrLink,
-		Do:    func(context.Context) error { return m.delete(former) },
+		Do:    func(context.Context) error { return m.host.Delete(former) },
 	}
 }
 
@@ -105,18 +105,6 @@ func (m *Manager) unstarted(ctx context.Context, spec nic.Spec) (*inventory.Devi
 		return nil, fmt.Errorf("%w: interface %s, which is being attached", nic.ErrExist, dev.Name)
 	}
 	return &dev, nil
-}
-
-// prepared reads the device back.
-func (h *half) prepared() (nic.Result, error) {
-	l, err := h.m.host.NL.Link(h.side.interfaceName())
-	if errors.Is(err, fs.ErrNotExist) { // a dry run
-		return h.result(nil, true), nil
-	}
-	if err != nil {
-		return nic.Result{}, err
-	}
-	return h.result(&inventory.Device{Link: l, Want: h.record, MasterName: h.m.host.MasterName(l)}, true), nil
 }
 
 // Started finishes what Prepare has begun, once the guest's QEMU, process pid, has opened the devices: a tap goes with it
@@ -175,7 +163,7 @@ func (m *Manager) Release(ctx context.Context, vm string) ([]nic.Action, error) 
 			r.note(dev, "left alone: it is held")
 		case dev.Tun != nil && !dev.Tun.Persist: // the kernel is about to
 		default:
-			r.do(dev, "removed: its guest has ended", func() error { return m.delete(&dev) })
+			r.do(dev, "removed: its guest has ended", func() error { return m.host.Delete(&dev) })
 		}
 	}
 	return r.actions, nil

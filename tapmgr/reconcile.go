@@ -7,9 +7,8 @@ import (
 	"io/fs"
 	"time"
 
-	"vmnet/bridge"
+	"vmnet/internal/backend"
 	"vmnet/internal/inventory"
-	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 )
 
@@ -39,7 +38,7 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]nic.Action, error)
 				r.note(dev, "left alone: "+dev.UnconfirmedText())
 			}
 		case dev.IsOrphaned() && dev.IsSocket():
-			r.do(dev, "removed: nobody holds it", func() error { return r.m.leave(ctx, &dev) })
+			r.do(dev, "removed: nobody holds it", func() error { return r.m.host.DisconnectSwitch(ctx, &dev) })
 		case dev.IsOrphaned():
 			r.do(dev, "removed: nobody holds it", func() error { return failed[dev.Index] })
 		case dev.IsStarting():
@@ -107,7 +106,7 @@ func (r *reconciler) reconcileGuest(ctx, reading context.Context, nics []invento
 
 // guest looks at the NICs that one QEMU holds, under that guest's lock.
 func (r *reconciler) guest(ctx, reading context.Context, nics []inventory.Device) {
-	ctx, cancel := context.WithTimeout(ctx, monitorWait+time.Duration(len(nics))*releaseWait)
+	ctx, cancel := context.WithTimeout(ctx, monitorWait+time.Duration(len(nics))*backend.ReleaseWait)
 	defer cancel()
 	pid := nics[0].VMMPID()
 	if pid == 0 { // it has ended since, and its NICs with it
@@ -190,22 +189,5 @@ func (m *Manager) markPlugged(ctx context.Context, dev inventory.Device) error {
 	if err != nil {
 		return err
 	}
-	return m.setAlias(ctx, &dev, alias)
-}
-
-// putBack makes a tap without a master a port of its bridge again, or of the one that was made in its place.
-func (m *Manager) putBack(dev *inventory.Device, br *rtnl.Link) error {
-	if err := m.host.NL.SetQuiet(dev.Index, rtnl.MTU(br.MTU)); err != nil {
-		return err
-	}
-	if dev.IsPlain() || dev.Want.At == br.Index {
-		return bridge.AddPortWith(m.host.NL, br, dev.Link, dev.Want.PortConfig())
-	}
-	r := dev.Want
-	r.At = br.Index
-	text, err := r.Encode()
-	if err != nil {
-		return err
-	}
-	return bridge.AddPortWith(m.host.NL, br, dev.Link, dev.Want.PortConfig(), rtnl.Alias(text))
+	return m.host.SetAlias(ctx, &dev, alias)
 }

@@ -5,17 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"time"
 
+	"vmnet/internal/backend"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"
 )
-
-// releaseWait bounds how long a released tap may take to go.
-const releaseWait = 5 * time.Second
 
 // release makes QEMU let go of a device that is not plugged, and waits until it is
 // gone. The caller has made sure that nobody else holds it.
@@ -32,18 +29,18 @@ func (m *Manager) release(ctx context.Context, vm vmm, dev *inventory.Device) er
 		return err
 	}
 	if now.HasNoHolder() {
-		return m.delete(now) // a persistent one
+		return m.host.Delete(now) // a persistent one
 	}
-	if m.host.WaitGoneFor(ctx, dev, undoWait) == nil {
+	if m.host.WaitGoneFor(ctx, dev, backend.UndoWait) == nil {
 		return nil
 	}
 	tried := vm.elsewhere(ctx, dev)
-	return errors.Join(m.host.WaitGoneFor(ctx, dev, releaseWait), tried)
+	return errors.Join(m.host.WaitGoneFor(ctx, dev, backend.ReleaseWait), tried)
 }
 
 // releaseSocket does so where there is no link: port and label say whether it is gone.
 func (m *Manager) releaseSocket(ctx context.Context, vm vmm, dev *inventory.Device) error {
-	err := errors.Join(vm.giveBack(ctx, dev), m.leave(ctx, dev))
+	err := errors.Join(vm.giveBack(ctx, dev), m.host.DisconnectSwitch(ctx, dev))
 	if err != nil {
 		return err
 	}

@@ -29,7 +29,7 @@ func (m *Manager) PutBack(bridges ...string) ([]nic.Action, error) {
 		}
 		br, err := bridge.Get(m.host.NL, dev.Want.Source)
 		if err == nil && dev.Outlived(br) {
-			r.do(dev, "put back on "+br.Name, func() error { return m.putBack(&dev, br) })
+			r.do(dev, "put back on "+br.Name, func() error { return m.host.PutBack(&dev, br) })
 		}
 	}
 	return r.actions, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"vmnet/internal/backend"
 	"vmnet/internal/inventory"
 	"vmnet/internal/step"
 	"vmnet/qmp"
@@ -27,9 +28,9 @@ type vmm interface {
 	rxFilter(ctx context.Context, nic string) (*qmp.RxFilter, error)
 
 	// prepare decides what the guest must be asked for. It changes nothing.
-	prepare(ctx context.Context, h *half) error
+	prepare(ctx context.Context, h *backend.NIC) error
 	// plugSteps hand the NIC over; host and hostSteps have been run by then.
-	plugSteps(h *half) []step.Step
+	plugSteps(h *backend.NIC) []step.Step
 
 	// unplugText is what unplug does, for people.
 	unplugText(nic string) string
@@ -110,42 +111,42 @@ func (v *vm) rxFilter(ctx context.Context, nicID string) (*qmp.RxFilter, error) 
 }
 
 // prepare finds where the device can be plugged, unless options say so, and what types its options are of.
-func (v *vm) prepare(ctx context.Context, h *half) (err error) {
+func (v *vm) prepare(ctx context.Context, h *backend.NIC) (err error) {
 	if _, err := v.CPUs(ctx); err != nil { // there is no machine to look into, with -preconfig
 		return err
 	}
-	if h.anyModel {
-		if h.nic.Model, err = v.BestModel(ctx); err != nil {
+	if h.AnyModel {
+		if h.Nic.Model, err = v.BestModel(ctx); err != nil {
 			return err
 		}
-		h.record.Model = h.nic.Model
-		if _, err := h.record.Encode(); err != nil {
+		h.Record.Model = h.Nic.Model
+		if _, err := h.Record.Encode(); err != nil {
 			return step.WithStage(nic.ErrInvalid, err)
 		}
 	}
-	if h.nic.Bus == "" {
-		port, err := v.FreePortFor(ctx, h.nic.Model)
+	if h.Nic.Bus == "" {
+		port, err := v.FreePortFor(ctx, h.Nic.Model)
 		if err != nil {
 			return err
 		}
-		h.nic.Bus = port.Bus
-		if h.nic.Addr == "" {
-			h.nic.Addr = port.Addr
+		h.Nic.Bus = port.Bus
+		if h.Nic.Addr == "" {
+			h.Nic.Addr = port.Addr
 		}
 	}
-	if major, minor, _ := v.Version(); h.nic.Backend == qmp.Socket && (major > 7 || major == 7 && minor >= 2) {
-		h.nic.Backend = qmp.Dgram
+	if major, minor, _ := v.Version(); h.Nic.Backend == qmp.Socket && (major > 7 || major == 7 && minor >= 2) {
+		h.Nic.Backend = qmp.Dgram
 	}
-	h.nic, err = v.TypeOptions(ctx, h.nic)
+	h.Nic, err = v.TypeOptions(ctx, h.Nic)
 	return err
 }
 
 // plugSteps end with our copies closed: from then on the device lives as long as QEMU holds it.
-func (v *vm) plugSteps(h *half) []step.Step {
-	return append(v.PlugSteps(h.nic), step.Step{
+func (v *vm) plugSteps(h *backend.NIC) []step.Step {
+	return append(v.PlugSteps(h.Nic), step.Step{
 		Name: "close",
 		Text: "close our copies of the fds",
-		Do:   func(context.Context) error { return h.close() },
+		Do:   func(context.Context) error { return h.Close() },
 	})
 }
 

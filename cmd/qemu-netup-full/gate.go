@@ -4,7 +4,7 @@ import (
 	"vmnet/internal/access/bridgeconf"
 	"vmnet/internal/access/gate"
 	"vmnet/internal/access/policy"
-	"vmnet/tapmgr"
+	"vmnet/internal/backend"
 )
 
 // Where the files are; a distribution's build may have the linker say otherwise.
@@ -15,6 +15,6 @@ var (
 
 func files() gate.Files { return gate.Files{ACL: aclPath, Policy: policyPath} }
 
-func (a *app) openGate(m *tapmgr.Manager) (*gate.Gate, error) {
+func (a *app) openGate(m *backend.Maker) (*gate.Gate, error) {
 	return gate.Open(files(), a.p.Caller, m)
 }

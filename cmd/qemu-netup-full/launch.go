@@ -11,15 +11,14 @@ import (
 	"time"
 
 	"kernel.org/pub/linux/libs/security/libcap/cap"
-
 	"vmnet/internal/access/gate"
 	"vmnet/internal/access/policy"
+	"vmnet/internal/backend"
 	"vmnet/internal/cli/console"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/step"
 	"vmnet/internal/vmm/launch"
 	"vmnet/internal/vmm/qemu"
-	"vmnet/tapmgr"
 )
 
 // launch makes the NICs and becomes the guest's VMM.
@@ -132,8 +131,8 @@ func (a *app) keepFor(o *launchOptions) error {
 }
 
 // make makes the devices that the caller may have.
-func (a *app) make(o *launchOptions) (made *tapmgr.Launch, err error) {
-	err = a.managerIn(o.netns, func(m *tapmgr.Manager) error {
+func (a *app) make(o *launchOptions) (made *backend.Launch, err error) {
+	err = a.managerIn(o.netns, func(m *backend.Maker) error {
 		g, err := a.openGate(m)
 		if err != nil {
 			return err
@@ -177,7 +176,7 @@ func (a *app) make(o *launchOptions) (made *tapmgr.Launch, err error) {
 }
 
 // notes tells what people should know of their NICs, and what is so of several only once.
-func (a *app) notes(made *tapmgr.Launch) {
+func (a *app) notes(made *backend.Launch) {
 	told := map[string]bool{}
 	for _, n := range made.NICs {
 		for _, text := range n.Notices {
@@ -215,7 +214,7 @@ func (a *app) runner(o *launchOptions) func(context.Context, []step.Step) error 
 }
 
 // command adds the NICs to the VMM's command line. The fds keep their numbers over execve.
-func (o *launchOptions) command(made *tapmgr.Launch, monitor string) (launch.Command, error) {
+func (o *launchOptions) command(made *backend.Launch, monitor string) (launch.Command, error) {
 	next := 3 // numbers of a dry run
 	c := launch.Config{Guest: o.guest, VM: o.vm, Place: o.place, SparePorts: o.sparePorts, Monitor: monitor}
 	for _, n := range made.NICs {
@@ -248,7 +247,7 @@ func numbers(files []*os.File, next *int) (fds []int) {
 }
 
 // inherit leaves all of the devices' fds open over execve.
-func inherit(made *tapmgr.Launch) error {
+func inherit(made *backend.Launch) error {
 	for _, n := range made.NICs {
 		files := slices.Concat(n.Device.Queues, n.Device.Vhosts, n.Device.Netns, n.Device.Label)
 		if n.Lifeline != nil {

@@ -19,11 +19,11 @@ import (
 	"strings"
 
 	"vmnet/internal/access/privilege"
+	"vmnet/internal/backend"
 	"vmnet/internal/cli/console"
 	"vmnet/internal/cli/fdroom"
 	"vmnet/internal/cli/version"
 	"vmnet/internal/vmm/launch"
-	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
 
@@ -142,11 +142,11 @@ func (a *app) version([]string) error {
 }
 
 // manager works for the caller, in the namespace that we are in.
-func (a *app) manager(do func(*tapmgr.Manager) error) error { return a.managerIn("", do) }
+func (a *app) manager(do func(*backend.Maker) error) error { return a.managerIn("", do) }
 
 // managerIn is manager for a named namespace.
-func (a *app) managerIn(netns string, do func(*tapmgr.Manager) error) error {
-	return tapmgr.In(netns, func(m *tapmgr.Manager) error {
+func (a *app) managerIn(netns string, do func(*backend.Maker) error) error {
+	return backend.In(netns, func(m *backend.Maker) error {
 		m.Owner, m.LookInto = a.p.Caller.UID, a.p.With
 		return do(m)
 	})

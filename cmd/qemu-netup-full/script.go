@@ -2,10 +2,9 @@ package main
 
 import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
-
 	"vmnet/internal/access/gate"
 	"vmnet/internal/access/policy"
-	"vmnet/tapmgr"
+	"vmnet/internal/backend"
 )
 
 // interfaceArg reads the only argument that QEMU gives its scripts, and keeps no more
@@ -27,7 +26,7 @@ func (a *app) ifUp(args []string) error {
 	if err != nil {
 		return err
 	}
-	return a.manager(func(m *tapmgr.Manager) error {
+	return a.manager(func(m *backend.Maker) error {
 		g, err := a.openGate(m)
 		if err != nil {
 			return err
@@ -47,5 +46,5 @@ func (a *app) ifDown(args []string) error {
 	if err != nil {
 		return err
 	}
-	return a.manager(func(m *tapmgr.Manager) error { return m.IfDown(name) })
+	return a.manager(func(m *backend.Maker) error { return m.IfDown(name) })
 }

@@ -7,8 +7,8 @@ import (
 	"vmnet/internal/access/bridgehelper"
 	"vmnet/internal/access/gate"
 	"vmnet/internal/access/policy"
+	"vmnet/internal/backend"
 	"vmnet/macvtap"
-	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
 
@@ -28,7 +28,7 @@ func (a *app) serve(args []string) error {
 		return err
 	}
 	defer sock.Close()
-	return a.manager(func(m *tapmgr.Manager) error {
+	return a.manager(func(m *backend.Maker) error {
 		g, err := a.openGate(m)
 		if err != nil {
 			return err

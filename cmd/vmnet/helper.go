@@ -28,7 +28,7 @@ func helperPath() string {
 
 // tellOfHelper adds to an attach's error what those need who may not change links and have no helper.
 func tellOfHelper(m *tapmgr.Manager, err error) error {
-	if m.HelperPath == "" && errors.Is(err, nic.ErrLink) && errors.Is(err, syscall.EPERM) {
+	if !m.HasHelper() && errors.Is(err, nic.ErrLink) && errors.Is(err, syscall.EPERM) {
 		return fmt.Errorf("%w; %s", err, cureOfEPERM(os.Geteuid(), inUserNamespace()))
 	}
 	return err

@@ -15,7 +15,7 @@ import (
 func (a *app) withManager(f func(*tapmgr.Manager) error) error {
 	return tapmgr.In(a.netns, func(m *tapmgr.Manager) error {
 		m.Progress = a.progress()
-		m.HelperPath = helperPath()
+		m.UseHelper(helperPath())
 		m.Libvirt = a.libvirt
 		m.Switches = control.Running
 		m.Notice = a.note

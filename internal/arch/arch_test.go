@@ -21,6 +21,7 @@ var layers = [][]string{
 	{"internal/cli/nicflags"},
 	{"internal/vmm/launch"},
 	{"internal/access/bridgeconf", "internal/access/policy"},
+	{"internal/backend"},
 	{"internal/inventory"},
 	{"tapmgr/nic"},
 	{"bridge/vswitch/control", "bridge/vswitch/pcapng"},

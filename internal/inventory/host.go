@@ -37,7 +37,8 @@ func (h *Host) notice(format string, args ...any) {
 	}
 }
 
-func (h *Host) lookInto(f func() error) error {
+// WithPrivilege runs f with the privilege to look into other users' processes, where there is one.
+func (h *Host) WithPrivilege(f func() error) error {
 	if h.LookInto != nil {
 		return h.LookInto(f)
 	}

@@ -152,7 +152,7 @@ func (h *Host) seats(ctx context.Context, links []Device, op *openFiles) []Devic
 
 // AllDevices is the inventory with all processes looked into, as far as may be.
 func (h *Host) AllDevices(ctx context.Context) (all []Device, err error) {
-	err = h.lookInto(func() error { all, err = h.Devices(ctx); return err })
+	err = h.WithPrivilege(func() error { all, err = h.Devices(ctx); return err })
 	return all, err
 }
 

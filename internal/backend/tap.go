@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"context"
@@ -19,10 +19,10 @@ import (
 // maxTapMTU is MAX_MTU less an Ethernet header (drivers/net/tun.c).
 const maxTapMTU = 65535 - 14
 
-// tapSide is a tap on a bridge.
-type tapSide struct {
-	m             *Manager
-	spec          nic.Spec
+// bridgeTap is a tap on a bridge.
+type bridgeTap struct {
+	m             *Maker
+	Spec          nic.Spec
 	br            *rtnl.Link
 	mtu           int // of the tap
 	name, altName string
@@ -30,44 +30,44 @@ type tapSide struct {
 	byName        bool // it is handed over by its name
 
 	tap  *tun.Tap
-	link *rtnl.Link
+	Link *rtnl.Link
 }
 
-func (s *tapSide) plan(_ context.Context, r *nic.Record) (err error) {
-	if s.br, err = bridge.Get(s.m.host.NL, s.spec.Bridge); err != nil {
+func (s *bridgeTap) Plan(_ context.Context, r *nic.Record) (err error) {
+	if s.br, err = bridge.Get(s.m.NL, s.Spec.Bridge); err != nil {
 		return err
 	}
-	s.name, s.altName = s.spec.InterfaceName()
+	s.name, s.altName = s.Spec.InterfaceName()
 	if s.br.MTU > maxTapMTU {
 		return fmt.Errorf("bridge %s: its MTU of %d bytes is more than the %d that a tap can have (ip link set %s mtu %d)", s.br.Name, s.br.MTU, maxTapMTU, s.br.Name, maxTapMTU)
 	}
-	if bridge.NoVLAN(s.br, s.spec.Port) {
+	if bridge.NoVLAN(s.br, s.Spec.Port) {
 		return fmt.Errorf("bridge %s filters VLANs and has no default one (vlan_default_pvid 0), so that nothing would pass a port that is in none: name one with --vlan N, or several with --trunk", s.br.Name)
 	}
 	s.mtu = s.br.MTU
-	r.Type, r.Source, r.At, r.Port = nic.TypeTap, s.br.Name, s.br.Index, s.spec.Port.String()
+	r.Type, r.Source, r.At, r.Port = nic.TypeTap, s.br.Name, s.br.Index, s.Spec.Port.String()
 	return nil
 }
 
-func (s *tapSide) maxMTU() int { return s.mtu }
+func (s *bridgeTap) maxMTU() int { return s.mtu }
 
-func (s *tapSide) queues() []*os.File {
+func (s *bridgeTap) queues() []*os.File {
 	if s.tap == nil {
 		return nil
 	}
 	return s.tap.Queues()
 }
 
-func (s *tapSide) netns() *os.File { return nil }
+func (s *bridgeTap) netns() *os.File { return nil }
 
-func (s *tapSide) close() error { return s.tap.Close() }
+func (s *bridgeTap) Close() error { return s.tap.Close() }
 
-func (s *tapSide) steps(_ int, alias string, queues int) []step.Step {
+func (s *bridgeTap) steps(_ int, alias string, queues int) []step.Step {
 	return append(s.queueSteps(queues), s.portSteps(alias)...)
 }
 
 // queueSteps make the tap, with all queues open.
-func (s *tapSide) queueSteps(queues int) []step.Step {
+func (s *bridgeTap) queueSteps(queues int) []step.Step {
 	s.multi = queues > 1
 	list := []step.Step{s.tapStep()}
 	for i := 1; i < queues; i++ {
@@ -81,22 +81,22 @@ func (s *tapSide) queueSteps(queues int) []step.Step {
 }
 
 // portSteps make a tap that is there a port of its bridge.
-func (s *tapSide) portSteps(alias string) []step.Step {
+func (s *bridgeTap) portSteps(alias string) []step.Step {
 	return append(s.linkSteps(alias), step.Step{
 		Name: "port",
-		Text: fmt.Sprintf("RTM_SETLINK %s: master %s%s, up", s.name, s.br.Name, portText(s.spec.Port)),
-		Do:   func(context.Context) error { return bridge.AddPortWith(s.m.host.NL, s.br, s.link, s.spec.Port) },
+		Text: fmt.Sprintf("RTM_SETLINK %s: master %s%s, up", s.name, s.br.Name, portText(s.Spec.Port)),
+		Do:   func(context.Context) error { return bridge.AddPortWith(s.m.NL, s.br, s.Link, s.Spec.Port) },
 	})
 }
 
 // linkSteps say on the link what it is.
-func (s *tapSide) linkSteps(alias string) []step.Step {
+func (s *bridgeTap) linkSteps(alias string) []step.Step {
 	list := []step.Step{s.settingsStep(alias)}
 	if s.altName != "" {
 		list = append(list, step.Step{
 			Name: "altname",
 			Text: fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", s.name, s.altName),
-			Do:   func(context.Context) error { return s.m.host.NL.AddAltName(s.link.Index, s.altName) },
+			Do:   func(context.Context) error { return s.m.NL.AddAltName(s.Link.Index, s.altName) },
 		})
 	}
 	return list
@@ -110,20 +110,20 @@ func portText(cfg bridge.PortConfig) string {
 	return " with " + cfg.String()
 }
 
-// undoWait bounds how long an undo watches for the device to go: it goes at once, unless
+// UndoWait bounds how long an undo watches for the device to go: it goes at once, unless
 // QEMU does not answer and so still holds it.
-const undoWait = time.Second
+const UndoWait = time.Second
 
 // create makes the tap. One that is handed over by its name gets an index that nobody can have guessed: see
 // rtnl.RandomIndex.
-func (s *tapSide) create() (*tun.Tap, error) {
+func (s *bridgeTap) create() (*tun.Tap, error) {
 	if s.byName {
-		return tun.CreateAt(s.m.host.NS, s.name, s.multi, rtnl.RandomIndex())
+		return tun.CreateAt(s.m.NS, s.name, s.multi, rtnl.RandomIndex())
 	}
-	return tun.Create(s.m.host.NS, s.name, s.multi)
+	return tun.Create(s.m.NS, s.name, s.multi)
 }
 
-func (s *tapSide) tapStep() step.Step {
+func (s *bridgeTap) tapStep() step.Step {
 	flags := "IFF_TAP|IFF_NO_PI|IFF_VNET_HDR|IFF_TUN_EXCL"
 	if s.multi {
 		flags += "|IFF_MULTI_QUEUE"
@@ -135,7 +135,7 @@ func (s *tapSide) tapStep() step.Step {
 			if s.tap, err = s.create(); err != nil {
 				return s.explainTaken(err)
 			}
-			s.link, err = s.m.host.NL.Link(s.name)
+			s.Link, err = s.m.NL.Link(s.name)
 			return err
 		},
 		// Closing our queues removes the tap, once QEMU has given back its own.
@@ -144,31 +144,31 @@ func (s *tapSide) tapStep() step.Step {
 				return nil
 			}
 			err := s.tap.Close()
-			if s.link == nil {
+			if s.Link == nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(ctx, undoWait)
+			ctx, cancel := context.WithTimeout(ctx, UndoWait)
 			defer cancel()
-			return errors.Join(err, s.m.host.WaitGone(ctx, &inventory.Device{Link: s.link}))
+			return errors.Join(err, s.m.WaitGone(ctx, &inventory.Device{Link: s.Link}))
 		},
 	}
 }
 
 // explainTaken tells who has the name.
-func (s *tapSide) explainTaken(err error) error {
-	l, readErr := s.m.host.NL.Link(s.name)
+func (s *bridgeTap) explainTaken(err error) error {
+	l, readErr := s.m.NL.Link(s.name)
 	if readErr != nil {
 		return err
 	}
 	cure := "use another --nic"
-	if s.spec.Device != "" { // by a domain's XML
+	if s.Spec.Device != "" { // by a domain's XML
 		cure = "give one of the two interfaces another <target dev=...>"
 	}
-	return fmt.Errorf("%w: %w: interface %s, %s (%s)", nic.ErrExist, err, l.Name, ownerText(l), cure)
+	return fmt.Errorf("%w: %w: interface %s, %s (%s)", nic.ErrExist, err, l.Name, OwnerText(l), cure)
 }
 
-// ownerText tells whose a device is.
-func ownerText(l *rtnl.Link) string {
+// OwnerText tells whose a device is.
+func OwnerText(l *rtnl.Link) string {
 	if r, ok := nic.ParseRecord(l.Alias); ok {
 		return fmt.Sprintf("which is %s/%s", r.VM, r.NIC)
 	}
@@ -177,19 +177,19 @@ func ownerText(l *rtnl.Link) string {
 
 // settingsStep comes before the tap's fds go anywhere, so that whoever finds the
 // link can tell whose it is.
-func (s *tapSide) settingsStep(alias string) step.Step {
-	mac := stablemac.HostMAC(s.spec.MAC)
+func (s *bridgeTap) settingsStep(alias string) step.Step {
+	mac := stablemac.HostMAC(s.Spec.MAC)
 	return step.Step{
 		Name: "settings",
 		Text: fmt.Sprintf("RTM_SETLINK %s: address %s, mtu %d, inet6 addr_gen_mode none, alias %q", s.name, mac, s.mtu, alias),
 		Do: func(context.Context) error {
-			return s.m.host.NL.SetQuiet(s.link.Index, rtnl.Alias(alias), rtnl.MAC(mac), rtnl.MTU(s.mtu))
+			return s.m.NL.SetQuiet(s.Link.Index, rtnl.Alias(alias), rtnl.MAC(mac), rtnl.MTU(s.mtu))
 		},
 	}
 }
 
-func (s *tapSide) verify(_ context.Context, _ int, alias string) (*inventory.Device, error) {
-	l, err := s.m.host.NL.LinkByIndex(s.link.Index)
+func (s *bridgeTap) Verify(_ context.Context, _ int, alias string) (*inventory.Device, error) {
+	l, err := s.m.NL.LinkByIndex(s.Link.Index)
 	if err != nil {
 		return nil, fmt.Errorf("the tap is gone, QEMU did not keep it: %w", err)
 	}
@@ -200,10 +200,10 @@ func (s *tapSide) verify(_ context.Context, _ int, alias string) (*inventory.Dev
 }
 
 // finish sets the final alias.
-func (s *tapSide) finish(l *rtnl.Link, alias string) error {
+func (s *bridgeTap) finish(l *rtnl.Link, alias string) error {
 	attrs := []rtnl.Attr{rtnl.Alias(alias)}
-	if want := stablemac.HostMAC(s.spec.MAC); l.MAC.String() != want.String() {
+	if want := stablemac.HostMAC(s.Spec.MAC); l.MAC.String() != want.String() {
 		attrs = append(attrs, rtnl.MAC(want)) // udev's MACAddressPolicy was quicker
 	}
-	return s.m.host.NL.Set(l.Index, attrs...)
+	return s.m.NL.Set(l.Index, attrs...)
 }

@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"bytes"
@@ -20,8 +20,8 @@ import (
 // each message: a wish, an offer with the queues, plugged, and an offer again. Whoever
 // closes the socket before has given up, and nothing is left behind.
 type (
-	// wish asks for a tap on a bridge.
-	wish struct {
+	// tapRequest asks for a tap on a bridge.
+	tapRequest struct {
 		VM      string  `json:"vm"`
 		NIC     string  `json:"nic"`
 		Bridge  string  `json:"bridge"`
@@ -34,13 +34,13 @@ type (
 		Options string  `json:"options"` // hash of the device's options
 		Via     nic.Via `json:"via"`     // ViaMonitor, or empty
 	}
-	// offer answers; the files with the first one are the queues.
-	offer struct {
+	// tapResponse answers; the files with the first one are the queues.
+	tapResponse struct {
 		Interface string `json:"interface"`
 		Error     string `json:"error,omitempty"`
 	}
-	// progress tells that QEMU has the NIC.
-	progress struct {
+	// tapCommit tells that QEMU has the NIC.
+	tapCommit struct {
 		Plugged bool `json:"plugged"`
 	}
 )
@@ -51,56 +51,56 @@ const maxMessage = 16 << 10
 // Serve makes the tap that one attach of another process asks for over sock, hands it over, and
 // stays until that has plugged it or given up. allow decides whether the caller may
 // have it; it is asked before anything is made, and again when the tap is there.
-func (m *Manager) Serve(ctx context.Context, sock *fdpass.Socket, allow func(nic.Spec) error) error {
+func (m *Maker) Serve(ctx context.Context, sock *fdpass.Socket, allow func(nic.Spec) error) error {
 	s := &service{m: m, sock: sock, allow: allow}
 	err := s.serve(ctx)
 	if err != nil {
-		_ = s.send(offer{Error: err.Error()}) // it may have gone
+		_ = s.send(tapResponse{Error: err.Error()}) // it may have gone
 	}
 	return err
 }
 
 type service struct {
-	m     *Manager
+	m     *Maker
 	sock  *fdpass.Socket
 	allow func(nic.Spec) error
 }
 
 func (s *service) serve(ctx context.Context) error {
-	var w wish
+	var w tapRequest
 	if err := s.receive(&w); err != nil {
 		return fmt.Errorf("read what is asked for: %w", err)
 	}
-	h, err := s.plan(ctx, w)
+	h, err := s.Plan(ctx, w)
 	if err != nil {
 		return err
 	}
-	steps := h.hostSteps(0)
+	steps := h.HostSteps(0)
 	if err := s.m.run(ctx, steps); err != nil {
 		return err
 	}
 	// Our own copies go in any case: the tap then lives as long as QEMU holds it.
-	defer h.close()
-	if err := s.allow(h.spec); err != nil { // others may have been as quick
+	defer h.Close()
+	if err := s.allow(h.Spec); err != nil { // others may have been as quick
 		return err
 	}
-	if err := s.send(offer{Interface: h.side.interfaceName()}, h.side.queues()...); err != nil {
+	if err := s.send(tapResponse{Interface: h.Device.InterfaceName()}, h.Device.queues()...); err != nil {
 		return errors.Join(err, step.Undo(ctx, steps))
 	}
-	var p progress
+	var p tapCommit
 	if err := s.receive(&p); err != nil || !p.Plugged {
 		return nil // it has given up, and undone its part
 	}
-	h.record.Phase = nic.PhasePlugged
-	alias, _ := h.record.Encode()
-	if _, err := h.side.verify(ctx, 0, alias); err != nil {
+	h.Record.Phase = nic.PhasePlugged
+	alias, _ := h.Record.Encode()
+	if _, err := h.Device.Verify(ctx, 0, alias); err != nil {
 		return err
 	}
-	return s.send(offer{Interface: h.side.interfaceName()})
+	return s.send(tapResponse{Interface: h.Device.InterfaceName()})
 }
 
-// plan makes the host's half of a wish that its maker may have, and trusts nothing in it.
-func (s *service) plan(ctx context.Context, w wish) (*half, error) {
+// Plan makes the host's half of a wish that its maker may have, and trusts nothing in it.
+func (s *service) Plan(ctx context.Context, w tapRequest) (*NIC, error) {
 	port, err := bridge.ParsePortConfig(w.Port)
 	if err != nil {
 		return nil, step.WithStage(nic.ErrInvalid, err)
@@ -127,20 +127,20 @@ func (s *service) plan(ctx context.Context, w wish) (*half, error) {
 	if err := s.allow(spec); err != nil {
 		return nil, err
 	}
-	h := s.m.half(spec.WithDefaults(), nic.PhaseAttaching)
-	if err := h.side.plan(ctx, &h.record); err != nil {
+	h := s.m.New(spec.WithDefaults(), nic.PhaseAttaching)
+	if err := h.Device.Plan(ctx, &h.Record); err != nil {
 		return nil, err
 	}
-	if err := h.plan(w.Queues); err != nil {
+	if err := h.Plan(w.Queues); err != nil {
 		return nil, err
 	}
 	// The caller opens vhost-net with its own rights; the rest is only noted.
-	h.record.Vhost, h.record.Options, h.record.Via = w.Vhost, w.Options, w.Via
-	_, err = h.record.Encode()
+	h.Record.Vhost, h.Record.Options, h.Record.Via = w.Vhost, w.Options, w.Via
+	_, err = h.Record.Encode()
 	return h, step.WithStage(nic.ErrInvalid, err)
 }
 
-func (s *service) send(o offer, files ...*os.File) error { return send(s.sock, o, files...) }
+func (s *service) send(o tapResponse, files ...*os.File) error { return send(s.sock, o, files...) }
 
 func (s *service) receive(to any) error {
 	files, err := receive(s.sock, to)

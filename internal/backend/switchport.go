@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"context"
@@ -9,8 +9,8 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// leave removes a NIC's port from its switch. A switch, or port, that is not there any more is success.
-func (m *Manager) leave(ctx context.Context, dev *inventory.Device) error {
+// DisconnectSwitch removes a NIC's port from its switch. A switch, or port, that is not there any more is success.
+func (m *Maker) DisconnectSwitch(ctx context.Context, dev *inventory.Device) error {
 	if dev.SwitchPort.Err != nil {
 		return dev.SwitchPort.Err
 	}
@@ -28,13 +28,13 @@ func removePort(ctx context.Context, sw, port string) error {
 	return rtnl.IgnoreNotExist(err)
 }
 
-// setAlias says of a NIC what it is, on its link or in its port.
-func (m *Manager) setAlias(ctx context.Context, dev *inventory.Device, alias string) error {
+// SetAlias says of a NIC what it is, on its link or in its port.
+func (m *Maker) SetAlias(ctx context.Context, dev *inventory.Device, alias string) error {
 	switch {
 	case dev.Deleted:
 		return nil
 	case !dev.IsSocket():
-		return m.set(dev, rtnl.Alias(alias))
+		return m.Set(dev, rtnl.Alias(alias))
 	case dev.SwitchPort.Err != nil:
 		return dev.SwitchPort.Err
 	case dev.SwitchPort.Port == nil: // without a switch nobody could be told
@@ -49,7 +49,7 @@ func (m *Manager) setAlias(ctx context.Context, dev *inventory.Device, alias str
 	return rtnl.IgnoreNotExist(err)
 }
 
-// set changes settings of a NIC's link.
-func (m *Manager) set(dev *inventory.Device, attrs ...rtnl.Attr) error {
-	return m.host.On(dev, func(nl *rtnl.Conn) error { return nl.Set(dev.Index, attrs...) })
+// Set changes settings of a NIC's link.
+func (m *Maker) Set(dev *inventory.Device, attrs ...rtnl.Attr) error {
+	return m.On(dev, func(nl *rtnl.Conn) error { return nl.Set(dev.Index, attrs...) })
 }

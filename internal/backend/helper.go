@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"context"
@@ -15,10 +15,10 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// helperSide is a tap on a bridge that a privileged helper makes for a caller who has no right
+// helperTap is a tap on a bridge that a privileged helper makes for a caller who has no right
 // to. Everything that needs none, such as the guest's monitor, stays the caller's.
-type helperSide struct {
-	tapSide
+type helperTap struct {
+	bridgeTap
 	record *nic.Record // what plan has decided
 
 	cmd   *exec.Cmd
@@ -27,60 +27,60 @@ type helperSide struct {
 	files []*os.File
 }
 
-func (s *helperSide) plan(ctx context.Context, r *nic.Record) error {
-	if s.spec.Lower != nil {
-		return fmt.Errorf("a %s is made by root alone while the guest runs (run vmnet as root, or start the guest by qemu-netup --%s %s)", s.spec.Lower.Kind, s.spec.Lower.Kind, s.spec.Lower.Device)
+func (s *helperTap) Plan(ctx context.Context, r *nic.Record) error {
+	if s.Spec.Lower != nil {
+		return fmt.Errorf("a %s is made by root alone while the guest runs (run vmnet as root, or start the guest by qemu-netup --%s %s)", s.Spec.Lower.Kind, s.Spec.Lower.Kind, s.Spec.Lower.Device)
 	}
 	s.record = r
-	return s.tapSide.plan(ctx, r)
+	return s.bridgeTap.Plan(ctx, r)
 }
 
-func (s *helperSide) queues() []*os.File { return s.files }
+func (s *helperTap) queues() []*os.File { return s.files }
 
-func (s *helperSide) steps(_ int, _ string, queues int) []step.Step {
+func (s *helperTap) steps(_ int, _ string, queues int) []step.Step {
 	return []step.Step{{
 		Name: "helper",
-		Text: fmt.Sprintf("%s --attach: it makes tap %s on %s%s, queues: %d", s.m.HelperPath, s.name, s.br.Name, portText(s.spec.Port), queues),
+		Text: fmt.Sprintf("%s --attach: it makes tap %s on %s%s, queues: %d", s.m.HelperPath, s.name, s.br.Name, portText(s.Spec.Port), queues),
 		Do:   s.ask,
 		Undo: func(ctx context.Context) error {
-			err := s.close()
+			err := s.Close()
 			s.end()
-			if s.link == nil {
+			if s.Link == nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(ctx, undoWait)
+			ctx, cancel := context.WithTimeout(ctx, UndoWait)
 			defer cancel()
-			return errors.Join(err, s.m.host.WaitGone(ctx, &inventory.Device{Link: s.link}))
+			return errors.Join(err, s.m.WaitGone(ctx, &inventory.Device{Link: s.Link}))
 		},
 	}}
 }
 
 // ask starts the helper and gets the queues from it.
-func (s *helperSide) ask(ctx context.Context) error {
+func (s *helperTap) ask(ctx context.Context) error {
 	if err := s.start(ctx); err != nil {
 		return err
 	}
 	r := s.record
-	err := send(s.sock, wish{
+	err := send(s.sock, tapRequest{
 		VM: r.VM, NIC: r.NIC, Bridge: r.Source, Port: r.Port, MAC: r.MAC.String(), Model: r.Model,
 		Queues: r.Queues, MTU: r.MTU, Vhost: r.Vhost, Options: r.Options, Via: r.Via,
 	})
 	if err != nil {
 		return s.explain(err)
 	}
-	var o offer
+	var o tapResponse
 	if s.files, err = s.answer(&o); err != nil {
 		return err
 	}
 	if len(s.files) != r.Queues {
 		return fmt.Errorf("%s handed over %d queues of %d", s.m.HelperPath, len(s.files), r.Queues)
 	}
-	s.link, err = s.m.host.NL.Link(o.Interface)
+	s.Link, err = s.m.NL.Link(o.Interface)
 	return err
 }
 
 // start runs the helper. It ends when its socket is closed.
-func (s *helperSide) start(ctx context.Context) error {
+func (s *helperTap) start(ctx context.Context) error {
 	sock, theirs, err := fdpass.Pair()
 	if err != nil {
 		return err
@@ -98,7 +98,7 @@ func (s *helperSide) start(ctx context.Context) error {
 	return nil
 }
 
-func (s *helperSide) answer(o *offer) ([]*os.File, error) {
+func (s *helperTap) answer(o *tapResponse) ([]*os.File, error) {
 	files, err := receive(s.sock, o)
 	if err != nil {
 		return nil, s.explain(err)
@@ -111,7 +111,7 @@ func (s *helperSide) answer(o *offer) ([]*os.File, error) {
 }
 
 // explain tells of a helper that ended without a word to us.
-func (s *helperSide) explain(err error) error {
+func (s *helperTap) explain(err error) error {
 	if waitErr := s.wait(); waitErr != nil && errors.Is(err, io.EOF) {
 		err = waitErr
 	}
@@ -130,7 +130,7 @@ func (h *head) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (s *helperSide) wait() error {
+func (s *helperTap) wait() error {
 	if s.cmd == nil {
 		return nil
 	}
@@ -139,15 +139,15 @@ func (s *helperSide) wait() error {
 	return err
 }
 
-// close closes our copies and lets the helper end.
-func (s *helperSide) close() error {
+// Close closes our copies and lets the helper end.
+func (s *helperTap) Close() error {
 	fdpass.CloseAll(s.files)
 	s.files = nil
 	return nil
 }
 
 // end lets the helper go, whose own copies go with it.
-func (s *helperSide) end() {
+func (s *helperTap) end() {
 	if s.sock != nil {
 		_ = s.sock.Close()
 		s.sock = nil
@@ -155,18 +155,18 @@ func (s *helperSide) end() {
 	_ = s.wait() // what it had to say it has said
 }
 
-// verify has the helper say in the alias that the NIC is plugged.
-func (s *helperSide) verify(context.Context, int, string) (*inventory.Device, error) {
+// Verify has the helper say in the alias that the NIC is plugged.
+func (s *helperTap) Verify(context.Context, int, string) (*inventory.Device, error) {
 	defer s.end()
-	if err := send(s.sock, progress{Plugged: true}); err != nil {
+	if err := send(s.sock, tapCommit{Plugged: true}); err != nil {
 		return nil, s.explain(err)
 	}
-	var o offer
+	var o tapResponse
 	files, err := s.answer(&o)
 	fdpass.CloseAll(files)
 	if err != nil {
 		return nil, err
 	}
-	l, err := s.m.host.NL.LinkByIndex(s.link.Index)
+	l, err := s.m.NL.LinkByIndex(s.Link.Index)
 	return &inventory.Device{Link: l, MasterName: s.br.Name}, err
 }

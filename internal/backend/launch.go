@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"context"
@@ -19,8 +19,8 @@ import (
 // or becomes it, passes the fds on. They stay the Launch's.
 type Launch struct {
 	NICs   []Launched // as planned, until Make has made them
-	m      *Manager
-	halves []*half
+	m      *Maker
+	halves []*NIC
 	steps  []step.Step
 }
 
@@ -37,7 +37,7 @@ type Launched struct {
 // PlanLaunch decides everything about the NICs of one guest, and changes nothing. The ids are
 // those of Attach, so that afterwards List, Show, Check and Detach treat them like any
 // other. QueuesAuto must have been decided. A NIC of that name that is there is an error that Is ErrExist.
-func (m *Manager) PlanLaunch(ctx context.Context, specs ...nic.Spec) (*Launch, error) {
+func (m *Maker) PlanLaunch(ctx context.Context, specs ...nic.Spec) (*Launch, error) {
 	l := &Launch{m: m}
 	for _, spec := range specs {
 		h, err := m.planLaunch(ctx, spec)
@@ -45,8 +45,8 @@ func (m *Manager) PlanLaunch(ctx context.Context, specs ...nic.Spec) (*Launch, e
 			return nil, fmt.Errorf("launch %s/%s: %w", spec.VM, spec.NIC, err)
 		}
 		l.halves = append(l.halves, h)
-		l.NICs = append(l.NICs, Launched{NIC: h.planned(), Device: h.nic, Notices: h.notices})
-		steps := h.hostSteps(os.Getpid())
+		l.NICs = append(l.NICs, Launched{NIC: h.planned(), Device: h.Nic, Notices: h.Notices})
+		steps := h.HostSteps(os.Getpid())
 		for i := range steps {
 			if len(specs) > 1 {
 				steps[i].Name = spec.NIC + " " + steps[i].Name
@@ -60,7 +60,7 @@ func (m *Manager) PlanLaunch(ctx context.Context, specs ...nic.Spec) (*Launch, e
 // Make makes all of the NICs, or leaves nothing behind. A dry run leaves them planned.
 func (l *Launch) Make(ctx context.Context) error {
 	if err := l.m.run(ctx, l.steps); err != nil {
-		return fmt.Errorf("launch %s: %w", l.halves[0].spec.VM, err)
+		return fmt.Errorf("launch %s: %w", l.halves[0].Spec.VM, err)
 	}
 	if err := l.look(ctx); err != nil {
 		return errors.Join(err, l.Close())
@@ -69,7 +69,7 @@ func (l *Launch) Make(ctx context.Context) error {
 }
 
 // planLaunch decides everything about one NIC and changes nothing.
-func (m *Manager) planLaunch(ctx context.Context, spec nic.Spec) (*half, error) {
+func (m *Maker) planLaunch(ctx context.Context, spec nic.Spec) (*NIC, error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
@@ -77,15 +77,15 @@ func (m *Manager) planLaunch(ctx context.Context, spec nic.Spec) (*half, error) 
 	if spec.Queues == nic.QueuesAuto {
 		return nil, step.WithStage(nic.ErrInvalid, errors.New("the number of queues is not decided"))
 	}
-	h := m.half(spec, nic.PhasePlugged)
-	if s, ok := h.side.(*socketSide); ok {
+	h := m.New(spec, nic.PhasePlugged)
+	if s, ok := h.Device.(*switchSocket); ok {
 		s.lifeline.wanted = true
 	}
-	if err := h.side.plan(ctx, &h.record); err != nil {
+	if err := h.Device.Plan(ctx, &h.Record); err != nil {
 		return nil, step.WithStage(nic.ErrLink, err)
 	}
 	if spec.Lower != nil { // its name is taken in no netns that we could see
-		there, err := m.host.Named(ctx, spec.VM, spec.NIC)
+		there, err := m.Named(ctx, spec.VM, spec.NIC)
 		if err != nil {
 			return nil, err
 		}
@@ -94,24 +94,24 @@ func (m *Manager) planLaunch(ctx context.Context, spec nic.Spec) (*half, error) 
 			return nil, fmt.Errorf("%w: %s on %s (use another --nic)", nic.ErrExist, there[0].Name, there[0].Want.Source)
 		}
 	}
-	return h, h.plan(spec.Queues)
+	return h, h.Plan(spec.Queues)
 }
 
 // look reads the devices back, as far as there are any.
 func (l *Launch) look(ctx context.Context) error {
 	for i, h := range l.halves {
-		if h.side.queues() == nil {
+		if h.Device.queues() == nil {
 			continue
 		}
-		alias, _ := h.record.Encode()
-		made, err := h.side.verify(ctx, os.Getpid(), alias)
+		alias, _ := h.Record.Encode()
+		made, err := h.Device.Verify(ctx, os.Getpid(), alias)
 		if err != nil {
-			return fmt.Errorf("launch %s/%s: %w", h.spec.VM, h.spec.NIC, step.WithStage(nic.ErrLink, err))
+			return fmt.Errorf("launch %s/%s: %w", h.Spec.VM, h.Spec.NIC, step.WithStage(nic.ErrLink, err))
 		}
-		made.Want = h.record
-		res := h.result(made, true)
-		l.NICs[i] = Launched{NIC: res.NIC, Device: h.nic, Notices: res.Notices}
-		if s, ok := h.side.(*socketSide); ok {
+		made.Want = h.Record
+		res := h.Result(made, true)
+		l.NICs[i] = Launched{NIC: res.NIC, Device: h.Nic, Notices: res.Notices}
+		if s, ok := h.Device.(*switchSocket); ok {
 			l.NICs[i].Lifeline = s.lifeline.write
 		}
 	}
@@ -119,8 +119,8 @@ func (l *Launch) look(ctx context.Context) error {
 }
 
 // planned is the NIC as it would be, without a state.
-func (h *half) planned() nic.NIC {
-	n := (&inventory.Device{Link: &rtnl.Link{Name: h.side.interfaceName()}, Want: h.record}).AsHeld()
+func (h *NIC) planned() nic.NIC {
+	n := (&inventory.Device{Link: &rtnl.Link{Name: h.Device.InterfaceName()}, Want: h.Record}).AsHeld()
 	n.State = ""
 	return n
 }
@@ -129,17 +129,17 @@ func (h *half) planned() nic.NIC {
 func (l *Launch) Close() error {
 	var errs []error
 	for _, h := range l.halves {
-		errs = append(errs, h.close())
+		errs = append(errs, h.Close())
 	}
 	return errors.Join(errs...)
 }
 
 // Owned counts the NICs that a user has: see plaintap.CountOwned.
-func (m *Manager) Owned(uid int) (int, error) { return plaintap.CountOwned(m.host.NL, uid, m.lookInto) }
+func (m *Maker) Owned(uid int) (int, error) { return plaintap.CountOwned(m.NL, uid, m.WithPrivilege) }
 
 // LinkName is the interface name of a link that was named by that or by an altname.
-func (m *Manager) LinkName(name string) (string, error) {
-	l, err := m.host.NL.Link(name)
+func (m *Maker) LinkName(name string) (string, error) {
+	l, err := m.NL.Link(name)
 	if err != nil {
 		return "", fmt.Errorf("interface %s: %w", name, err)
 	}

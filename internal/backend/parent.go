@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"fmt"
@@ -14,12 +14,12 @@ import (
 // nothing can sit on these. A VRF leaves them theirs.
 var exclusive = []string{"bridge", "bond", "team", "openvswitch"}
 
-// mayBeParent refuses a device on which a macvtap, ipvtap or macvlan would hear nothing, or that the kernel refuses.
-func (m *Manager) mayBeParent(kind macvtap.Kind, l *rtnl.Link) error {
-	if master := m.host.MasterOf(l); master != nil && slices.Contains(exclusive, master.Kind) {
-		return macvtap.Explain(m.host.NL, fmt.Errorf("%s on %s: %w", kind, l.Name, syscall.EBUSY), kind, l)
+// MayBeParent refuses a device on which a macvtap, ipvtap or macvlan would hear nothing, or that the kernel refuses.
+func (m *Maker) MayBeParent(kind macvtap.Kind, l *rtnl.Link) error {
+	if master := m.MasterOf(l); master != nil && slices.Contains(exclusive, master.Kind) {
+		return macvtap.Explain(m.NL, fmt.Errorf("%s on %s: %w", kind, l.Name, syscall.EBUSY), kind, l)
 	}
-	claimed, err := m.host.Claimed(l)
+	claimed, err := m.Claimed(l)
 	if err == nil && claimed {
 		err = fmt.Errorf("%w: %s", syscall.EBUSY, inventory.ClaimedText(l.Name, string(kind)))
 	}

@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"context"
@@ -22,8 +22,15 @@ import (
 
 // namedTap is a tap on a bridge that libvirt, or whoever is uid, opens by its name.
 type namedTap struct {
-	tapSide
+	bridgeTap
 	uid int
+}
+
+// HandOverTo names the user who opens a tap by its name; 0 for root.
+func (h *NIC) HandOverTo(uid int) {
+	if tap, ok := h.Device.(*namedTap); ok {
+		tap.uid = uid
+	}
 }
 
 // steps end with a persistent tap that nobody holds: a single-queue one can be opened but once, and of another a queue
@@ -39,7 +46,7 @@ func (s *namedTap) steps(_ int, alias string, queues int) []step.Step {
 		Do: func(context.Context) error {
 			return errors.Join(s.tap.Persist(s.uid), s.tap.Close())
 		},
-		Undo: func(ctx context.Context) error { return s.m.dropNamed(ctx, s.link) },
+		Undo: func(ctx context.Context) error { return s.m.RemoveNamed(ctx, s.Link) },
 	})
 }
 
@@ -55,14 +62,14 @@ func (s *namedTap) outOfTheWay(do func(context.Context) error) func(context.Cont
 			if err := do(ctx); err != nil {
 				return err
 			}
-			node := macvtap.NodeInTheWay(s.link)
+			node := macvtap.NodeInTheWay(s.Link)
 			if node == "" {
 				return nil
 			}
 			if try == indexTries {
 				return fmt.Errorf("%w: %s is there, and %d before it, of macvtaps in other netns: libvirt would open that for %s (find who makes them: lsns -t net)", nic.ErrExist, node, try-1, s.name)
 			}
-			if err := errors.Join(s.tap.Close(), s.m.host.WaitGoneFor(ctx, &inventory.Device{Link: s.link}, undoWait)); err != nil {
+			if err := errors.Join(s.tap.Close(), s.m.WaitGoneFor(ctx, &inventory.Device{Link: s.Link}, UndoWait)); err != nil {
 				return err
 			}
 		}
@@ -71,13 +78,13 @@ func (s *namedTap) outOfTheWay(do func(context.Context) error) func(context.Cont
 
 // namedMacvtap is a macvtap in the Manager's netns, which libvirt opens by /dev/tap<index>.
 type namedMacvtap struct {
-	lowerSide
+	macvtapDevice
 	link *rtnl.Link
 }
 
 func (s *namedMacvtap) queues() []*os.File { return nil }
 func (s *namedMacvtap) netns() *os.File    { return nil }
-func (s *namedMacvtap) close() error       { return nil }
+func (s *namedMacvtap) Close() error       { return nil }
 
 func (s *namedMacvtap) steps(_ int, alias string, _ int) []step.Step {
 	l := s.spec.Lower
@@ -85,59 +92,59 @@ func (s *namedMacvtap) steps(_ int, alias string, _ int) []step.Step {
 		Name: string(l.Kind),
 		Text: fmt.Sprintf("RTM_NEWLINK %s: %s mode %s on %s, alias %q", s.name, l.Kind, l.Mode, l.Device, alias),
 		Do:   func(ctx context.Context) error { return s.create(ctx, alias) },
-		Undo: func(ctx context.Context) error { return s.m.dropNamed(ctx, s.link) },
+		Undo: func(ctx context.Context) error { return s.m.RemoveNamed(ctx, s.link) },
 	}, {
 		Name: "settings",
 		Text: fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s", s.name, nic.OnOff(l.AllMulti())),
 		Do: func(context.Context) error {
-			return s.m.host.NL.SetQuiet(s.link.Index, rtnl.AllMulti(l.AllMulti()))
+			return s.m.NL.SetQuiet(s.link.Index, rtnl.AllMulti(l.AllMulti()))
 		},
 	}, {
 		Name: "node",
 		Text: fmt.Sprintf("see that %s has its node in /dev", s.name),
-		Do:   func(context.Context) error { return macvtap.MakeNode(s.m.host.NS, s.link) },
+		Do:   func(context.Context) error { return macvtap.MakeNode(s.m.NS, s.link) },
 	}}
 	if s.altName != "" {
 		list = append(list, step.Step{
 			Name: "altname",
 			Text: fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", s.name, s.altName),
-			Do:   func(context.Context) error { return s.m.host.NL.AddAltName(s.link.Index, s.altName) },
+			Do:   func(context.Context) error { return s.m.NL.AddAltName(s.link.Index, s.altName) },
 		})
 	}
 	return append(list, step.Step{
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
 		Do: func(ctx context.Context) error {
-			return s.m.retry(ctx, s.lower, func() error { return macvtap.Up(s.m.host.NL, s.link) })
+			return s.m.Retry(ctx, s.lower, func() error { return macvtap.Up(s.m.NL, s.link) })
 		},
 	})
 }
 
 func (s *namedMacvtap) create(ctx context.Context, alias string) error {
-	return s.m.retry(ctx, s.lower, func() (err error) {
-		s.link, err = macvtap.CreateNamed(s.m.host.NL, s.config(), alias)
+	return s.m.Retry(ctx, s.lower, func() (err error) {
+		s.link, err = macvtap.CreateNamed(s.m.NL, s.config(), alias)
 		return err
 	})
 }
 
-func (s *namedMacvtap) verify(_ context.Context, _ int, alias string) (*inventory.Device, error) {
-	l, err := s.m.host.NL.LinkByIndex(s.link.Index)
+func (s *namedMacvtap) Verify(_ context.Context, _ int, alias string) (*inventory.Device, error) {
+	l, err := s.m.NL.LinkByIndex(s.link.Index)
 	if err != nil {
 		return nil, fmt.Errorf("the macvtap is gone: %w", err)
 	}
 	if !l.Up {
 		return nil, fmt.Errorf("somebody set %s down meanwhile", l.Name)
 	}
-	return &inventory.Device{Link: l}, s.m.host.NL.Set(l.Index, rtnl.Alias(alias))
+	return &inventory.Device{Link: l}, s.m.NL.Set(l.Index, rtnl.Alias(alias))
 }
 
-// dropNamed removes a link that was made to be handed over by name, at once where nobody holds it. One that a VMM
+// RemoveNamed removes a link that was made to be handed over by name, at once where nobody holds it. One that a VMM
 // holds already goes with that: a macvtap cannot, and stays for reconcile.
-func (m *Manager) dropNamed(ctx context.Context, l *rtnl.Link) error {
+func (m *Maker) RemoveNamed(ctx context.Context, l *rtnl.Link) error {
 	if l == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, releaseWait)
+	ctx, cancel := context.WithTimeout(ctx, ReleaseWait)
 	defer cancel()
 	for {
 		err := m.tryDrop(ctx, l.Index)
@@ -152,69 +159,69 @@ func (m *Manager) dropNamed(ctx context.Context, l *rtnl.Link) error {
 	}
 }
 
-func (m *Manager) tryDrop(ctx context.Context, index int) error {
-	now, err := m.host.NL.LinkByIndex(index)
+func (m *Maker) tryDrop(ctx context.Context, index int) error {
+	now, err := m.NL.LinkByIndex(index)
 	if err != nil {
 		return rtnl.IgnoreNotExist(err)
 	}
 	dev := &inventory.Device{Link: now}
 	if now.Tun != nil && now.Tun.Attached {
-		return m.letDie(ctx, dev)
+		return m.clearPersistOfHolder(ctx, dev)
 	}
 	if err := m.waitUnheld(ctx, dev); err != nil {
 		return err
 	}
-	return m.delete(dev)
+	return m.Delete(dev)
 }
 
-// delete removes a link in the Manager's netns that nobody holds, and with it the node that we may have made. A tap that somebody
+// Delete removes a link in the Manager's netns that nobody holds, and with it the node that we may have made. A tap that somebody
 // has opened meanwhile goes with that one.
-func (m *Manager) delete(dev *inventory.Device) error {
+func (m *Maker) Delete(dev *inventory.Device) error {
 	if dev.IsSocket() {
-		return m.leave(context.Background(), dev)
+		return m.DisconnectSwitch(context.Background(), dev)
 	}
 	if dev.Tun != nil {
-		return m.expire(dev)
+		return m.removePersistent(dev)
 	}
-	number, err := macvtap.Number(m.host.NS, dev.Link)
+	number, err := macvtap.Number(m.NS, dev.Link)
 	if err != nil {
 		return rtnl.IgnoreNotExist(err)
 	}
-	if err := rtnl.IgnoreNotExist(m.host.NL.Delete(dev.Index)); err != nil {
+	if err := rtnl.IgnoreNotExist(m.NL.Delete(dev.Index)); err != nil {
 		return err
 	}
 	return macvtap.RemoveNode(dev.Link, number)
 }
 
-// expire removes a persistent tap, where there is the device to do that with; else it is deleted as any link.
-func (m *Manager) expire(dev *inventory.Device) error {
-	err := tun.Expire(m.host.NS, dev.Name, dev.Tun.MultiQueue)
+// removePersistent removes a persistent tap, where there is the device to do that with; else it is deleted as any link.
+func (m *Maker) removePersistent(dev *inventory.Device) error {
+	err := tun.Expire(m.NS, dev.Name, dev.Tun.MultiQueue)
 	switch {
 	case errors.Is(err, syscall.EBUSY):
 		return fmt.Errorf("%w: interface %s: %w", nic.ErrInUse, dev.Name, err)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EINVAL):
-		return rtnl.IgnoreNotExist(m.host.NL.Delete(dev.Index))
+		return rtnl.IgnoreNotExist(m.NL.Delete(dev.Index))
 	}
 	return err
 }
 
-// letDie takes persistence off a tap through whoever holds it.
-func (m *Manager) letDie(ctx context.Context, dev *inventory.Device) error {
-	all, err := m.host.Devices(ctx)
+// clearPersistOfHolder takes persistence off a tap through whoever holds it.
+func (m *Maker) clearPersistOfHolder(ctx context.Context, dev *inventory.Device) error {
+	all, err := m.Devices(ctx)
 	if err != nil {
 		return err
 	}
 	for _, now := range all {
 		if now.NetnsFile == nil && now.Index == dev.Index && len(now.Holders) > 0 {
-			return m.lendLife(&now, now.Holders[0].PID)
+			return m.ClearPersist(&now, now.Holders[0].PID)
 		}
 	}
 	return fmt.Errorf("%w: interface %s, by whom cannot be seen", nic.ErrInUse, dev.Name)
 }
 
-// lendLife makes a persistent tap live exactly as long as the process that holds it. A macvtap cannot.
-func (m *Manager) lendLife(dev *inventory.Device, pid int) error {
-	inode, err := m.host.NS.Inode()
+// ClearPersist makes a persistent tap live exactly as long as the process that holds it. A macvtap cannot.
+func (m *Maker) ClearPersist(dev *inventory.Device, pid int) error {
+	inode, err := m.NS.Inode()
 	if err != nil || dev.Tun == nil || !dev.Tun.Persist {
 		return err
 	}
@@ -226,9 +233,9 @@ func (m *Manager) lendLife(dev *inventory.Device, pid int) error {
 }
 
 // waitUnheld waits until no process that is seen holds a macvtap in the Manager's netns.
-func (m *Manager) waitUnheld(ctx context.Context, dev *inventory.Device) error {
+func (m *Maker) waitUnheld(ctx context.Context, dev *inventory.Device) error {
 	for {
-		all, err := m.host.Devices(ctx)
+		all, err := m.Devices(ctx)
 		if err != nil {
 			return err
 		}

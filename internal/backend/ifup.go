@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"errors"
@@ -22,12 +22,12 @@ import (
 // inherits it. That the tap is on that bridge already is success. allowed is asked once
 // the tap counts as the owner's, before and after it is put there.
 // Where that fails the tap is as it was.
-func (m *Manager) IfUp(name, bridgeName string, port bridge.PortConfig, allowed func() error) error {
+func (m *Maker) IfUp(name, bridgeName string, port bridge.PortConfig, allowed func() error) error {
 	l, err := m.ownTap(name)
 	if err != nil {
 		return err
 	}
-	br, err := bridge.Get(m.host.NL, bridgeName)
+	br, err := bridge.Get(m.NL, bridgeName)
 	if err != nil {
 		return err
 	}
@@ -36,12 +36,12 @@ func (m *Manager) IfUp(name, bridgeName string, port bridge.PortConfig, allowed 
 		return err
 	}
 	t.Source, t.Port = br.Name, port.String()
-	return t.PutOn(m.host.NL, br, port, allowed)
+	return t.PutOn(m.NL, br, port, allowed)
 }
 
 // asPlain tells what is known of a tap, and whose it will be. One that a helper has made stays
 // that user's, whoever was passed its queue.
-func (m *Manager) asPlain(l *rtnl.Link) (plaintap.Tap, error) {
+func (m *Maker) asPlain(l *rtnl.Link) (plaintap.Tap, error) {
 	t, known := plaintap.Parse(l.Alias)
 	t.Link = l
 	switch {
@@ -60,7 +60,7 @@ func (m *Manager) asPlain(l *rtnl.Link) (plaintap.Tap, error) {
 // a downscript=. One that is gone is success; one that is on another bridge by now is
 // left alone, with an error. The alias of one that plaintap.Make has made stays: it counts
 // as long as it is there, and IfUp puts it on a bridge again.
-func (m *Manager) IfDown(name string) error {
+func (m *Maker) IfDown(name string) error {
 	l, err := m.ownTap(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -73,12 +73,12 @@ func (m *Manager) IfDown(name string) error {
 	if !ok || t.Source == "" {
 		return fmt.Errorf("%s was not put on a bridge by qemu-ifup: it is left alone", name)
 	}
-	return m.takeOff(t)
+	return m.TakeOff(t)
 }
 
-// takeOff takes a plain tap off the bridge that its alias names, all by one request.
-func (m *Manager) takeOff(t plaintap.Tap) error {
-	if master := m.host.MasterName(t.Link); master != "" && master != t.Source {
+// TakeOff takes a plain tap off the bridge that its alias names, all by one request.
+func (m *Maker) TakeOff(t plaintap.Tap) error {
+	if master := m.MasterName(t.Link); master != "" && master != t.Source {
 		return fmt.Errorf("%s is a port of %s now, not of %s: it is left alone", t.Name, master, t.Source)
 	}
 	t.Source, t.Port = "", ""
@@ -86,18 +86,18 @@ func (m *Manager) takeOff(t plaintap.Tap) error {
 	if t.Elsewhere {
 		text = ""
 	}
-	if err := rtnl.IgnoreNotExist(m.host.NL.Set(t.Index, rtnl.Alias(text), rtnl.Master(0), rtnl.Up(false))); err != nil {
+	if err := rtnl.IgnoreNotExist(m.NL.Set(t.Index, rtnl.Alias(text), rtnl.Master(0), rtnl.Up(false))); err != nil {
 		return fmt.Errorf("take %s off its bridge: %w", t.Name, err)
 	}
 	return nil
 }
 
 // ownTap reads a tap that the caller may change.
-func (m *Manager) ownTap(name string) (*rtnl.Link, error) {
+func (m *Maker) ownTap(name string) (*rtnl.Link, error) {
 	if !bridge.ValidName(name) {
 		return nil, step.WithStage(nic.ErrInvalid, fmt.Errorf("interface name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", name))
 	}
-	l, err := m.host.NL.Link(name)
+	l, err := m.NL.Link(name)
 	if err != nil {
 		return nil, fmt.Errorf("interface %s: %w", name, err)
 	}
@@ -107,7 +107,7 @@ func (m *Manager) ownTap(name string) (*rtnl.Link, error) {
 	if m.Owner == 0 {
 		return l, nil
 	}
-	inode, err := m.host.NS.Inode()
+	inode, err := m.NS.Inode()
 	if err != nil {
 		return nil, err
 	}

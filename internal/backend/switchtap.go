@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"context"
@@ -18,20 +18,20 @@ import (
 
 // switchTap is a tap on no bridge: a userspace switch has its kernel side, by a packet socket that this process opens.
 type switchTap struct {
-	tapSide
+	bridgeTap
 	source string
 	path   string // of the switch's control socket
 	record nic.Record
 }
 
-func (s *switchTap) plan(ctx context.Context, r *nic.Record) (err error) {
-	if err := vswitch.MayOpenPacket(s.m.host.NS); err != nil {
+func (s *switchTap) Plan(ctx context.Context, r *nic.Record) (err error) {
+	if err := vswitch.MayOpenPacket(s.m.NS); err != nil {
 		return fmt.Errorf("a tap for a switch: %w (--via socket takes no right)", err)
 	}
-	s.name, s.altName = s.spec.InterfaceName()
-	s.mtu = switchMTU(s.spec)
+	s.name, s.altName = s.Spec.InterfaceName()
+	s.mtu = switchMTU(s.Spec)
 	r.Type = nic.TypeTap
-	if err := planSwitch(s.spec, r); err != nil {
+	if err := planSwitch(s.Spec, r); err != nil {
 		return err
 	}
 	s.path, err = control.Path(r.Source)
@@ -47,7 +47,7 @@ func (s *switchTap) steps(pid int, alias string, queues int) []step.Step {
 	return append(list, step.Step{
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
-		Do:   func(context.Context) error { return s.m.host.NL.Set(s.link.Index, rtnl.Up(true)) },
+		Do:   func(context.Context) error { return s.m.NL.Set(s.Link.Index, rtnl.Up(true)) },
 	}, addPortStep(s.source, s.name, &port, func(ctx context.Context) ([]*os.File, error) { return s.m.packetFiles(ctx, s.name) }))
 }
 
@@ -61,10 +61,10 @@ func (s *switchTap) portLabel() string {
 const claimWait = time.Second
 
 // packetFiles are those of a switch's port by a device.
-func (m *Manager) packetFiles(ctx context.Context, device string) ([]*os.File, error) {
+func (m *Maker) packetFiles(ctx context.Context, device string) ([]*os.File, error) {
 	deadline := time.Now().Add(claimWait)
 	for {
-		files, err := vswitch.PacketFiles(m.host.NS, device)
+		files, err := vswitch.PacketFiles(m.NS, device)
 		switch {
 		case err == nil:
 			return files, nil
@@ -79,8 +79,8 @@ func (m *Manager) packetFiles(ctx context.Context, device string) ([]*os.File, e
 	}
 }
 
-func (s *switchTap) verify(ctx context.Context, _ int, alias string) (*inventory.Device, error) {
-	l, err := s.m.host.NL.LinkByIndex(s.link.Index)
+func (s *switchTap) Verify(ctx context.Context, _ int, alias string) (*inventory.Device, error) {
+	l, err := s.m.NL.LinkByIndex(s.Link.Index)
 	if err != nil {
 		return nil, fmt.Errorf("the tap is gone, QEMU did not keep it: %w", err)
 	}
@@ -88,7 +88,7 @@ func (s *switchTap) verify(ctx context.Context, _ int, alias string) (*inventory
 		return nil, fmt.Errorf("somebody changed %s meanwhile: up is %v, on a bridge: %v", l.Name, l.Up, l.Master != 0)
 	}
 	dev := &inventory.Device{Link: l, Want: s.record}
-	dev.SwitchPort = s.m.host.ReadSwitchPort(ctx, dev)
+	dev.SwitchPort = s.m.ReadSwitchPort(ctx, dev)
 	switch {
 	case dev.SwitchPort.Err != nil:
 		return nil, dev.SwitchPort.Err
@@ -98,8 +98,8 @@ func (s *switchTap) verify(ctx context.Context, _ int, alias string) (*inventory
 	return dev, s.finish(l, alias)
 }
 
-// rejoin makes a tap a port of its switch again, which lives as long as the guest that holds the tap.
-func (m *Manager) rejoin(ctx context.Context, dev *inventory.Device, pid int) error {
+// ReconnectSwitch makes a tap a port of its switch again, which lives as long as the guest that holds the tap.
+func (m *Maker) ReconnectSwitch(ctx context.Context, dev *inventory.Device, pid int) error {
 	files, err := m.packetFiles(ctx, dev.Name)
 	if err != nil {
 		return err

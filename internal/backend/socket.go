@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"cmp"
@@ -17,9 +17,9 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// socketSide is a port of a userspace switch by a datagram socketpair: QEMU gets one end, the switch the other one.
-type socketSide struct {
-	m      *Manager
+// switchSocket is a port of a userspace switch by a datagram socketpair: QEMU gets one end, the switch the other one.
+type switchSocket struct {
+	m      *Maker
 	spec   nic.Spec
 	name   string     // of the port
 	record nic.Record // as it is when it is plugged
@@ -39,14 +39,14 @@ type lifeline struct {
 	read, write *os.File // the switch's end, until that has it, and QEMU's
 }
 
-func (s *socketSide) plan(_ context.Context, r *nic.Record) error {
+func (s *switchSocket) Plan(_ context.Context, r *nic.Record) error {
 	if err := s.spec.CheckSocket(); err != nil {
 		return step.WithStage(nic.ErrInvalid, err)
 	}
 	s.name, _ = nic.InterfaceName(s.spec.VM, s.spec.NIC)
 	r.Type, r.Owner = nic.TypeSocket, 0 // who attaches makes it with his own rights
 	var err error
-	if r.Netns, err = s.m.host.NS.Inode(); err != nil {
+	if r.Netns, err = s.m.NS.Inode(); err != nil {
 		return err
 	}
 	return planSwitch(s.spec, r)
@@ -70,19 +70,19 @@ func planSwitch(s nic.Spec, r *nic.Record) (err error) {
 // switchMTU is what a port of a switch carries: each has its own.
 func switchMTU(s nic.Spec) int { return cmp.Or(s.MTU, nic.EthernetMTU) }
 
-func (s *socketSide) maxMTU() int            { return switchMTU(s.spec) }
-func (s *socketSide) bridgeLink() *rtnl.Link { return nil }
-func (s *socketSide) interfaceName() string  { return s.name }
-func (s *socketSide) netns() *os.File        { return nil }
-func (s *socketSide) label() *os.File        { return s.tag }
-func (s *socketSide) queues() (q []*os.File) {
+func (s *switchSocket) maxMTU() int            { return switchMTU(s.spec) }
+func (s *switchSocket) bridgeLink() *rtnl.Link { return nil }
+func (s *switchSocket) InterfaceName() string  { return s.name }
+func (s *switchSocket) netns() *os.File        { return nil }
+func (s *switchSocket) label() *os.File        { return s.tag }
+func (s *switchSocket) queues() (q []*os.File) {
 	if s.far != nil {
 		q = append(q, s.far)
 	}
 	return q
 }
 
-func (s *socketSide) steps(pid int, alias string, _ int) []step.Step {
+func (s *switchSocket) steps(pid int, alias string, _ int) []step.Step {
 	s.pid = pid
 	s.record, _ = nic.ParseRecord(alias)
 	s.record.Phase = nic.PhasePlugged
@@ -113,7 +113,7 @@ func (s *socketSide) steps(pid int, alias string, _ int) []step.Step {
 	}))
 }
 
-func (s *socketSide) lifelineStep(port *control.Port) step.Step {
+func (s *switchSocket) lifelineStep(port *control.Port) step.Step {
 	l := &s.lifeline
 	return step.Step{
 		Name: "lifeline",
@@ -123,11 +123,11 @@ func (s *socketSide) lifelineStep(port *control.Port) step.Step {
 			port.Lifeline = l.inode
 			return err
 		},
-		Undo: func(context.Context) error { return l.close() },
+		Undo: func(context.Context) error { return l.Close() },
 	}
 }
 
-func (l *lifeline) close() error { return errors.Join(closeFile(&l.read), closeFile(&l.write)) }
+func (l *lifeline) Close() error { return errors.Join(closeFile(&l.read), closeFile(&l.write)) }
 
 // portOf is a NIC's port as a switch is asked for it.
 func portOf(r nic.Record, name, label string, pid int) control.Port {
@@ -199,12 +199,12 @@ func closeFile(f **os.File) error {
 	return err
 }
 
-func (s *socketSide) close() error {
-	return errors.Join(closeFile(&s.near), closeFile(&s.far), closeFile(&s.tag), s.lifeline.close())
+func (s *switchSocket) Close() error {
+	return errors.Join(closeFile(&s.near), closeFile(&s.far), closeFile(&s.tag), s.lifeline.Close())
 }
 
-// verify has the switch say in the label that the NIC is plugged.
-func (s *socketSide) verify(ctx context.Context, pid int, alias string) (*inventory.Device, error) {
+// Verify has the switch say in the label that the NIC is plugged.
+func (s *switchSocket) Verify(ctx context.Context, pid int, alias string) (*inventory.Device, error) {
 	path, err := control.Path(s.record.Source)
 	if err != nil {
 		return nil, err

@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"context"
@@ -15,18 +15,18 @@ import (
 
 // planLabel decides whether the VMM gets a label: not from a helper, whose caller gives it one; not where libvirt opens
 // the device; and at launch, where a tap's fds are those of its queues alone, only with a device in a netns of its own.
-func (h *half) planLabel() error {
-	r := h.record
+func (h *NIC) planLabel() error {
+	r := h.Record
 	if h.m.Owner != 0 || r.Via == nic.ViaLibvirt || r.Type == nic.TypeTap && r.Phase != nic.PhaseAttaching {
 		return nil
 	}
-	own, err := h.m.host.NS.Inode()
+	own, err := h.m.NS.Inode()
 	h.labelText = r.Label(own)
 	return err
 }
 
 // labelStep makes the label, which close closes.
-func (h *half) labelStep() step.Step {
+func (h *NIC) labelStep() step.Step {
 	return step.Step{
 		Name: "label",
 		Text: fmt.Sprintf("memfd_create %q, for QEMU to hold", h.labelText),

@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"context"
@@ -129,7 +129,7 @@ func (s *site) steps() func(int) (time.Duration, error) {
 	if err != nil {
 		s.Fatal(err)
 	}
-	m, err := New(ns)
+	m, err := Open(ns)
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -137,19 +137,19 @@ func (s *site) steps() func(int) (time.Duration, error) {
 	return func(i int) (time.Duration, error) {
 		s.enter()
 		a, side := planned(m, s.br, s.spec(i))
-		s.ends = append(s.ends, func() { _ = side.close() })
+		s.ends = append(s.ends, func() { _ = side.Close() })
 		start := time.Now()
-		err := step.Run(context.Background(), step.InStage(nic.ErrLink, a.hostSteps(0)...), nil)
+		err := step.Run(context.Background(), step.InStage(nic.ErrLink, a.HostSteps(0)...), nil)
 		return time.Since(start), err
 	}
 }
 
 // planned is what plan makes.
-func planned(m *Manager, br *rtnl.Link, s nic.Spec) (*half, *tapSide) {
-	side := &tapSide{m: m, spec: s, br: br}
+func planned(m *Maker, br *rtnl.Link, s nic.Spec) (*NIC, *bridgeTap) {
+	side := &bridgeTap{m: m, Spec: s, br: br}
 	side.name, side.altName = nic.InterfaceName(s.VM, s.NIC)
-	a := &half{m: m, spec: s, side: side, nic: qmp.NIC{Queues: make([]*os.File, s.Queues)}}
-	a.record = nic.Record{VM: s.VM, NIC: s.NIC, Type: nic.TypeTap, Source: s.Bridge, MAC: s.MAC, Model: s.Model, Queues: s.Queues, Phase: nic.PhaseAttaching}
+	a := &NIC{m: m, Spec: s, Device: side, Nic: qmp.NIC{Queues: make([]*os.File, s.Queues)}}
+	a.Record = nic.Record{VM: s.VM, NIC: s.NIC, Type: nic.TypeTap, Source: s.Bridge, MAC: s.MAC, Model: s.Model, Queues: s.Queues, Phase: nic.PhaseAttaching}
 	return a, side
 }
 
@@ -160,7 +160,7 @@ func (s *site) bare(i int) (time.Duration, error) {
 	s.enter()
 	spec := s.spec(i)
 	a, side := planned(nil, s.br, spec)
-	alias, err := a.record.Encode()
+	alias, err := a.Record.Encode()
 	if err != nil {
 		return 0, err
 	}

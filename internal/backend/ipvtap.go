@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"context"
@@ -21,7 +21,7 @@ type ipvlanSibling struct {
 // agrees refuses an ipvtap that would change the guests beside it: a lower has one mode and one
 // flag, and the kernel gives those of the latest ipvtap to all (ipvlan_link_new in
 // drivers/net/ipvlan/ipvlan_main.c).
-func (s *lowerSide) agrees(ctx context.Context) error {
+func (s *macvtapDevice) agrees(ctx context.Context) error {
 	l := s.spec.Lower
 	if l.Kind != macvtap.IPVtap {
 		return nil
@@ -52,8 +52,8 @@ func names(all []ipvlanSibling) string {
 
 // ipvlanSiblings lists what shares the lower with the NIC: other NICs of ours, wherever they are,
 // and what else the Manager's netns shows. A lower that is an ipvlan itself shares its own lower.
-func (s *lowerSide) ipvlanSiblings(ctx context.Context) (found []ipvlanSibling, err error) {
-	all, err := s.m.host.AllDevices(ctx)
+func (s *macvtapDevice) ipvlanSiblings(ctx context.Context) (found []ipvlanSibling, err error) {
+	all, err := s.m.AllDevices(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +64,7 @@ func (s *lowerSide) ipvlanSiblings(ctx context.Context) (found []ipvlanSibling, 
 		}
 	}
 	for _, kind := range []string{"ipvlan", "ipvtap"} {
-		links, err := s.m.host.NL.Links(kind, 0)
+		links, err := s.m.NL.Links(kind, 0)
 		if err != nil {
 			return nil, err
 		}

@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"context"
@@ -17,7 +17,7 @@ import (
 // FuzzServe shows arbitrary messages to a helper whose policy denies all: whatever they say, nothing is
 // made, what is asked of the policy makes sense, and the answer is an error.
 func FuzzServe(f *testing.F) {
-	good, err := json.Marshal(wish{VM: "P1", NIC: "net0", Bridge: "br0", MAC: "52:54:00:00:00:01", Model: "virtio-net-pci", Queues: 1})
+	good, err := json.Marshal(tapRequest{VM: "P1", NIC: "net0", Bridge: "br0", MAC: "52:54:00:00:00:01", Model: "virtio-net-pci", Queues: 1})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -34,7 +34,7 @@ func FuzzServe(f *testing.F) {
 		if len(message) == 0 || len(message) > 100<<10 {
 			return // nothing to send, and more than a socket takes
 		}
-		m, err := New(ns)
+		m, err := Open(ns)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -62,7 +62,7 @@ func FuzzServe(f *testing.F) {
 		})
 		answer, files, received := client.Receive(maxMessage)
 		defer fdpass.CloseAll(files)
-		var o offer
+		var o tapResponse
 		if received == nil {
 			received = json.Unmarshal(answer, &o)
 		}

@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"context"
@@ -10,18 +10,18 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// hostSide is the host's half of a NIC while it is being attached: one for each way in which a
+// device is the host's half of a NIC while it is being attached: one for each way in which a
 // guest's frames can leave its VMM.
-type hostSide interface {
-	// plan reads what the steps need and changes nothing. It fills in what the
+type device interface {
+	// Plan reads what the steps need and changes nothing. It fills in what the
 	// record says of this side, and the guest's MAC where that is not free.
-	plan(ctx context.Context, r *nic.Record) error
+	Plan(ctx context.Context, r *nic.Record) error
 	// maxMTU is the most bytes that it carries; plan has been called.
 	maxMTU() int
 	// bridgeLink is the kernel's bridge that it is put on; nil for none. plan has been called.
 	bridgeLink() *rtnl.Link
-	// interfaceName is the device's; plan has been called.
-	interfaceName() string
+	// InterfaceName is the device's; plan has been called.
+	InterfaceName() string
 	// steps make the device with that many queues, ready for the guest. alias is set before
 	// the first fd can leave us. pid is the VMM's.
 	steps(pid int, alias string, queues int) []step.Step
@@ -31,20 +31,20 @@ type hostSide interface {
 	netns() *os.File
 	// label is the file to hand along that tells what the NIC is, where no link does; nil for none.
 	label() *os.File
-	// close closes our copies. Without a VMM's the device goes.
-	close() error
-	// verify reads the device back when the VMM has it, and sets its final alias.
-	verify(ctx context.Context, pid int, alias string) (*inventory.Device, error)
+	// Close closes our copies. Without a VMM's the device goes.
+	Close() error
+	// Verify reads the device back when the VMM has it, and sets its final alias.
+	Verify(ctx context.Context, pid int, alias string) (*inventory.Device, error)
 }
 
-func (s *tapSide) bridgeLink() *rtnl.Link { return s.br }
+func (s *bridgeTap) bridgeLink() *rtnl.Link { return s.br }
 
-func (s *tapSide) interfaceName() string { return s.name }
+func (s *bridgeTap) InterfaceName() string { return s.name }
 
-func (s *tapSide) label() *os.File { return nil }
+func (s *bridgeTap) label() *os.File { return nil }
 
-func (s *lowerSide) bridgeLink() *rtnl.Link { return nil }
+func (s *macvtapDevice) bridgeLink() *rtnl.Link { return nil }
 
-func (s *lowerSide) interfaceName() string { return s.name }
+func (s *macvtapDevice) InterfaceName() string { return s.name }
 
-func (s *lowerSide) label() *os.File { return nil }
+func (s *macvtapDevice) label() *os.File { return nil }

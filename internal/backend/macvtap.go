@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"context"
@@ -16,9 +16,9 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// lowerSide is a macvtap or ipvtap on a network card.
-type lowerSide struct {
-	m             *Manager
+// macvtapDevice is a macvtap or ipvtap on a network card.
+type macvtapDevice struct {
+	m             *Maker
 	spec          nic.Spec
 	lower         *rtnl.Link
 	name, altName string
@@ -30,7 +30,7 @@ type lowerSide struct {
 }
 
 // config is what package macvtap is asked for.
-func (s *lowerSide) config() macvtap.Config {
+func (s *macvtapDevice) config() macvtap.Config {
 	c := s.spec.Lower.Config(s.name, s.spec.MAC)
 	c.Lower = s.lower
 	if c.MAC == nil && c.Mode == "passthru" {
@@ -39,9 +39,9 @@ func (s *lowerSide) config() macvtap.Config {
 	return c
 }
 
-func (s *lowerSide) plan(ctx context.Context, r *nic.Record) (err error) {
+func (s *macvtapDevice) Plan(ctx context.Context, r *nic.Record) (err error) {
 	l := s.spec.Lower
-	s.lower, err = s.m.host.NL.Link(l.Device)
+	s.lower, err = s.m.NL.Link(l.Device)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("lower %s: %w (ip link shows the devices that are here)", l.Device, err)
 	}
@@ -49,11 +49,11 @@ func (s *lowerSide) plan(ctx context.Context, r *nic.Record) (err error) {
 		return fmt.Errorf("lower %s: %w", l.Device, err)
 	}
 	if l.Kind == macvtap.Macvtap && l.Mode != "passthru" {
-		if wireless, err := macvtap.IsWireless(s.m.host.NS, s.lower.Name); err == nil && wireless {
+		if wireless, err := macvtap.IsWireless(s.m.NS, s.lower.Name); err == nil && wireless {
 			return fmt.Errorf("lower %s is a Wi-Fi card: access points drop frames whose sender is not the card itself, and a guest with an address of its own would be mute (use --ipvtap %s, which shares the card's address, or --mode passthru)", s.lower.Name, s.lower.Name)
 		}
 	}
-	if err := s.m.mayBeParent(l.Kind, s.lower); err != nil {
+	if err := s.m.MayBeParent(l.Kind, s.lower); err != nil {
 		return err
 	}
 	if err := s.agrees(ctx); err != nil {
@@ -67,18 +67,18 @@ func (s *lowerSide) plan(ctx context.Context, r *nic.Record) (err error) {
 	return nil
 }
 
-func (s *lowerSide) maxMTU() int { return s.lower.MTU }
+func (s *macvtapDevice) maxMTU() int { return s.lower.MTU }
 
-func (s *lowerSide) queues() []*os.File {
+func (s *macvtapDevice) queues() []*os.File {
 	if s.dev == nil {
 		return nil
 	}
 	return s.dev.Queues()
 }
 
-func (s *lowerSide) netns() *os.File { return s.ns }
+func (s *macvtapDevice) netns() *os.File { return s.ns }
 
-func (s *lowerSide) close() error {
+func (s *macvtapDevice) Close() error {
 	var errs []error
 	if s.dev != nil {
 		errs = append(errs, s.dev.Close())
@@ -90,7 +90,7 @@ func (s *lowerSide) close() error {
 	return errors.Join(errs...)
 }
 
-func (s *lowerSide) steps(pid int, alias string, queues int) []step.Step {
+func (s *macvtapDevice) steps(pid int, alias string, queues int) []step.Step {
 	s.pid = pid
 	list := []step.Step{s.createStep(), s.settingsStep(alias)}
 	for _, a := range s.spec.Lower.Addrs {
@@ -117,11 +117,11 @@ func (s *lowerSide) steps(pid int, alias string, queues int) []step.Step {
 	return append(list, step.Step{
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
-		Do:   func(ctx context.Context) error { return s.m.retry(ctx, s.lower, s.dev.Up) },
+		Do:   func(ctx context.Context) error { return s.m.Retry(ctx, s.lower, s.dev.Up) },
 	})
 }
 
-func (s *lowerSide) createStep() step.Step {
+func (s *macvtapDevice) createStep() step.Step {
 	l := s.spec.Lower
 	return step.Step{
 		Name: string(l.Kind),
@@ -130,8 +130,8 @@ func (s *lowerSide) createStep() step.Step {
 			if err := s.agrees(ctx); err != nil { // again: to wait for the guest may take long
 				return err
 			}
-			err = s.m.retry(ctx, s.lower, func() (err error) {
-				s.dev, err = macvtap.Create(s.m.host.NL, s.config())
+			err = s.m.Retry(ctx, s.lower, func() (err error) {
+				s.dev, err = macvtap.Create(s.m.NL, s.config())
 				return err
 			})
 			if err != nil {
@@ -148,7 +148,7 @@ func (s *lowerSide) createStep() step.Step {
 }
 
 // settingsStep comes before the device's fds go anywhere.
-func (s *lowerSide) settingsStep(alias string) step.Step {
+func (s *macvtapDevice) settingsStep(alias string) step.Step {
 	all := s.spec.Lower.AllMulti()
 	text := fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s, alias %q", s.name, nic.OnOff(all), alias)
 	return step.Step{Name: "settings", Text: text, Do: func(context.Context) error {
@@ -157,7 +157,7 @@ func (s *lowerSide) settingsStep(alias string) step.Step {
 }
 
 // undo removes the device at once, unless QEMU still holds a queue: then it goes with that.
-func (s *lowerSide) undo() error {
+func (s *macvtapDevice) undo() error {
 	if s.dev == nil {
 		return nil
 	}
@@ -173,17 +173,17 @@ func (s *lowerSide) undo() error {
 		}
 		errs = append(errs, err)
 	}
-	return errors.Join(append(errs, s.close())...)
+	return errors.Join(append(errs, s.Close())...)
 }
 
 // lingering is how long the kernel may take to remove a device whose last fd was closed: it does
 // so in a worker of its own.
 const lingering = 3 * time.Second
 
-// retry does on a lower what a device may be in the way of that nobody holds any more. Where
+// Retry does on a lower what a device may be in the way of that nobody holds any more. Where
 // one stays in the way, the error names our own NICs on the lower, which its
 // netns does not show.
-func (m *Manager) retry(ctx context.Context, lower *rtnl.Link, do func() error) error {
+func (m *Maker) Retry(ctx context.Context, lower *rtnl.Link, do func() error) error {
 	deadline := time.Now().Add(lingering)
 	for {
 		err := do()
@@ -204,11 +204,11 @@ func (m *Manager) retry(ctx context.Context, lower *rtnl.Link, do func() error) 
 }
 
 // withSiblings adds to an error which NICs are on a lower already.
-func (m *Manager) withSiblings(ctx context.Context, err error, lower string) error {
+func (m *Maker) withSiblings(ctx context.Context, err error, lower string) error {
 	if err == nil {
 		return nil
 	}
-	all, listErr := m.host.Devices(ctx)
+	all, listErr := m.Devices(ctx)
 	if listErr != nil {
 		return err
 	}
@@ -224,8 +224,8 @@ func (m *Manager) withSiblings(ctx context.Context, err error, lower string) err
 	return fmt.Errorf("%w; on %s there is%s", err, lower, names)
 }
 
-func (s *lowerSide) verify(ctx context.Context, pid int, alias string) (*inventory.Device, error) {
-	dev, open, err := s.m.host.InNetns(pid, s.inode)
+func (s *macvtapDevice) Verify(ctx context.Context, pid int, alias string) (*inventory.Device, error) {
+	dev, open, err := s.m.InNetns(pid, s.inode)
 	switch {
 	case err != nil:
 		return nil, err
@@ -236,5 +236,5 @@ func (s *lowerSide) verify(ctx context.Context, pid int, alias string) (*invento
 	case !dev.Up:
 		return nil, fmt.Errorf("somebody set %s down meanwhile", dev.Name)
 	}
-	return dev, s.m.set(dev, rtnl.Alias(alias))
+	return dev, s.m.Set(dev, rtnl.Alias(alias))
 }

@@ -1,0 +1,24 @@
+package backend
+
+import (
+	"vmnet/bridge"
+	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/rtnl"
+)
+
+// PutBack makes a tap without a master a port of its bridge again, or of the one that was made in its place.
+func (m *Maker) PutBack(dev *inventory.Device, br *rtnl.Link) error {
+	if err := m.NL.SetQuiet(dev.Index, rtnl.MTU(br.MTU)); err != nil {
+		return err
+	}
+	if dev.IsPlain() || dev.Want.At == br.Index {
+		return bridge.AddPortWith(m.NL, br, dev.Link, dev.Want.PortConfig())
+	}
+	r := dev.Want
+	r.At = br.Index
+	text, err := r.Encode()
+	if err != nil {
+		return err
+	}
+	return bridge.AddPortWith(m.NL, br, dev.Link, dev.Want.PortConfig(), rtnl.Alias(text))
+}
