@@ -28,7 +28,7 @@ var Verbs = []Verb{
 	},
 }
 
-var verbRooms = []string{"cmd", "tapmgr", "internal/inventory"}
+var verbRooms = []string{"cmd", "tapmgr", "internal/inventory", "internal/backend"}
 
 // FilesToOpen returns the files that declare a function which can run in the verb: first those in the
 // verb's rooms, which are read to understand it, then those of the whole module. What a room calls in
