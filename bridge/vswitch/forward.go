@@ -42,6 +42,7 @@ func (r *receiver) run() {
 			return
 		}
 		r.port.way.Load().input(r, r.frames[:n])
+		r.ports = nil // whoever waits for frames keeps no port that is removed meanwhile, with its buffers
 		if r.refused > 0 {
 			r.rest(r.refused)
 			r.refused = 0

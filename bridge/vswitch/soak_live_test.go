@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -133,21 +134,58 @@ func compare(t *testing.T, weights []weight) {
 	if len(weights) < 4 {
 		t.Fatalf("only %d rounds in that time", len(weights))
 	}
-	weights = weights[1:]
+	first, last := ends(weights[1:])
+	t.Logf("%d rounds: at first %+v, at last %+v", len(weights), first, last)
+	if grows(first, last) {
+		t.Errorf("it grows: %+v", weights)
+	}
+}
+
+// ends are the least that the process has in the first rounds and in the last.
+func ends(weights []weight) (first, last weight) {
 	least := func(ws []weight) weight {
 		w := ws[0]
 		for _, o := range ws {
-			w = weight{min(w.heap, o.heap), min(w.resident, o.resident), min(w.files, o.files), min(w.goroutines, o.goroutines)}
+			w = weight{
+				min(w.heap, o.heap), min(w.resident, o.resident),
+				min(w.files, o.files), min(w.goroutines, o.goroutines),
+			}
 		}
 		return w
 	}
 	third := max(1, len(weights)/3)
-	first, last := least(weights[:third]), least(weights[len(weights)-third:])
+	first, last = least(weights[:third]), least(weights[len(weights)-third:])
 	for _, w := range weights[:third] { // what the process opens once, it may open in any of the first rounds
 		first.files, first.goroutines = max(first.files, w.files), max(first.goroutines, w.goroutines)
 	}
-	t.Logf("%d rounds: at first %+v, at last %+v", len(weights), first, last)
-	if last.heap > first.heap+(2<<20) || last.resident > first.resident+first.resident/2 || last.files > first.files || last.goroutines > first.goroutines {
-		t.Errorf("it grows: %+v", weights)
+	return first, last
+}
+
+// grows reports whether the process has more at last than it may. A port's buffers are 2 MiB.
+func grows(first, last weight) bool {
+	return last.heap > first.heap+(2<<20) || last.resident > first.resident+first.resident/2 ||
+		last.files > first.files || last.goroutines > first.goroutines
+}
+
+// TestSoakSeesALeak: what keeps one port's buffers in each round, or one file or goroutine in three,
+// is noticed in as few rounds as TestLiveSoak accepts.
+func TestSoakSeesALeak(t *testing.T) {
+	const port = 2 << 20
+	for what, leak := range map[string]func(w *weight, round int){
+		"a port":          func(w *weight, round int) { w.heap += uint64(round) * port },
+		"a file":          func(w *weight, round int) { w.files += round / 3 },
+		"a goroutine":     func(w *weight, round int) { w.goroutines += round / 3 },
+		"nothing":         func(*weight, int) {},
+		"one port in all": func(w *weight, round int) { w.heap += uint64(min(round, 1)) * port },
+	} {
+		var weights []weight
+		for round := range 4 {
+			w := weight{10 << 20, 60 << 10, 49, 17}
+			leak(&w, round)
+			weights = append(weights, w)
+		}
+		if got, want := grows(ends(weights[1:])), strings.HasPrefix(what, "a "); got != want {
+			t.Errorf("%s in each round: grows %v, want %v", what, got, want)
+		}
 	}
 }

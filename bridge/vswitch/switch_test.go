@@ -7,10 +7,12 @@ import (
 	"maps"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+	"weak"
 
 	"golang.org/x/sys/unix"
 
@@ -651,6 +653,23 @@ func TestReasonsHaveNames(t *testing.T) {
 		}
 		seen[r.String()] = r
 	}
+}
+
+// TestRemovedPortIsForgotten: a port's buffers are MiBs, which a receiver that has nothing to do must
+// not keep.
+func TestRemovedPortIsForgotten(t *testing.T) {
+	l := newLAN(t, plain("a", "b"))
+	removed := weak.Make(l.add("c", PortConfig{}))
+	for _, from := range []string{"a", "b", "c"} {
+		l.send(from, etherFrame(all, mac(from[0]), nil, 46))
+	}
+	if err := l.sw.RemovePort("c"); err != nil {
+		t.Fatal(err)
+	}
+	nstest.Eventually(t, 20*time.Second, "nobody has the removed port", func() bool {
+		runtime.GC()
+		return removed.Value() == nil
+	})
 }
 
 func TestCures(t *testing.T) {
