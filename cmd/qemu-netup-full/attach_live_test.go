@@ -205,7 +205,7 @@ func TestLiveAttachWithoutAUsableHelper(t *testing.T) {
 	h := newHost(t).withVMNet()
 	h.plainQEMU("N2")
 	h.reconfigure(0o755, nil)
-	h.fails(h.attach("N2", "net0", "--bridge", "br0"), exitFailure, "the right CAP_NET_ADMIN is missing", "must be installed setuid root")
+	h.fails(h.attach("N2", "net0", "--bridge", "br0"), exitFailure, "CAP_NET_ADMIN is missing", "must be installed setuid root")
 	if err := os.Remove(h.program); err != nil {
 		t.Fatal(err)
 	}

@@ -60,13 +60,13 @@ func TestLiveFullHasNoRightByItself(t *testing.T) {
 	for _, env := range [][]string{nil, {"VMNET_HANDED_OVER=1", "_PATH=/bin"}} {
 		cmd := h.command(h.full, launchArgs("/bin/true")...)
 		cmd.Env = append(cmd.Env, env...)
-		h.fails(h.do(cmd), exitFailure, "the right CAP_NET_ADMIN is missing")
+		h.fails(h.do(cmd), exitFailure, "CAP_NET_ADMIN is missing")
 		cmd = h.command(h.full, "--br=br0", "--fd=0")
 		cmd.Env = env
 		h.fails(h.do(cmd), exitFailure, "fd 0")
 		cmd = h.with(h.held("vm"+string(rune('0'+len(env)))), h.full, "vm"+string(rune('0'+len(env))))
 		cmd.Args[0], cmd.Env = up, env
-		h.fails(h.do(cmd), exitFailure, "the right CAP_NET_ADMIN is missing")
+		h.fails(h.do(cmd), exitFailure, "CAP_NET_ADMIN is missing")
 	}
 	if n := h.taps(); n != 2 {
 		t.Errorf("%d taps instead of the 2 that were there", n)
@@ -89,7 +89,7 @@ func TestLiveTheRightGoesToNoNeighbour(t *testing.T) {
 	}
 }
 
-// The right goes to no program that others than root can change, nor to one that the caller chooses.
+// The privilege passes only to a program that root alone can change, and never to one that the caller chooses.
 func TestLiveTheRightGoesNowhereElse(t *testing.T) {
 	h := newHost(t)
 	evil := h.own("evil")
@@ -98,9 +98,9 @@ func TestLiveTheRightGoesNowhereElse(t *testing.T) {
 	cmd.Dir, cmd.Env = evil, []string{"PATH=" + evil, "VMNET_HANDED_OVER=1", "_PATH=" + evil}
 	h.ok(h.do(cmd), "qemu-netup ")
 	for name, spoil := range map[string]func() error{
-		"others than root may write " + h.full: func() error { return os.Chmod(h.full, 0o775) },
-		"permission denied":                    func() error { return os.Chmod(h.full, 0o700) },
-		"no such file or directory":            func() error { return os.Remove(h.full) },
+		"users other than root may write " + h.full: func() error { return os.Chmod(h.full, 0o775) },
+		"permission denied":                         func() error { return os.Chmod(h.full, 0o700) },
+		"no such file or directory":                 func() error { return os.Remove(h.full) },
 	} {
 		full, err := os.ReadFile(h.full)
 		if err == nil {

@@ -45,7 +45,7 @@ func TestLiveHostileArguments(t *testing.T) {
 		{"4096 NICs", append(slices.Repeat([]string{"--bridge", "br0", "--next-nic"}, 4096), launchArgs("/bin/true")...), exitUsage, "more than 32 NICs"},
 		{"an argument of 100 kB", launchArgs("/bin/true", long), 0, ""},
 		{"no such program", launchArgs("/no/such"), exitFailure, "no such file"},
-		{"a folder", launchArgs("/"), exitFailure, "not a file to execute"},
+		{"a folder", launchArgs("/"), exitFailure, "not an executable file"},
 		{"a file of root's", launchArgs("/etc/shadow"), exitFailure, "permission denied"},
 		{"bad queues", append([]string{"--queues", "0"}, launchArgs("/bin/true")...), exitUsage, "queues"},
 		{"an unknown flag", append([]string{"--\x1b[31m"}, launchArgs("/bin/true")...), exitUsage, "unknown flag"},
@@ -114,7 +114,7 @@ func TestLiveHostileEnvironment(t *testing.T) {
 	}
 	cmd = h.command(h.program, launchArgs("/bin/true")...)
 	cmd.Env = []string{"GODEBUG=asyncpreemptoff=1"}
-	h.fails(h.do(cmd), exitFailure, "GODEBUG is set, which a privileged program does not run under: unset it")
+	h.fails(h.do(cmd), exitFailure, "GODEBUG is set, and a privileged program does not run with it (unset it)")
 	if strings.Contains(r.stdout, "forged") || strings.Count(r.stdout, "VMNET_JSON=") != 1 {
 		t.Errorf("a forged VMNET_JSON: %q", got)
 	}
@@ -211,7 +211,7 @@ func TestLiveFileCapabilities(t *testing.T) {
 
 	// Another capability than the one that is needed.
 	h.reconfigure(0o755, fileCaps(cap.NET_RAW))
-	h.fails(h.nobodys(launchArgs("/bin/true")...), exitFailure, "the right CAP_NET_ADMIN is missing", "setcap cap_net_admin+ep")
+	h.fails(h.nobodys(launchArgs("/bin/true")...), exitFailure, "CAP_NET_ADMIN is missing", "setcap cap_net_admin+ep")
 }
 
 // TestLiveSignals has PROGRAM as if the caller had started it.

@@ -278,7 +278,7 @@ func TestLiveMacvtap(t *testing.T) {
 	far := h.far(farAddr)
 	launch := []string{"--vm", "Pmac", "--macvtap", "eth0", "--vhost", "off"}
 	vmm := append(launch, "--vmm", "env", "--", "/bin/true")
-	h.fails(h.nobodys(vmm...), exitFailure, "there is no such file, and without it lower eth0 may not be asked for", "lowers: [eth0]")
+	h.fails(h.nobodys(vmm...), exitFailure, "it does not exist, and without it lower eth0 may not be asked for", "lowers: [eth0]")
 	h.policy("{users: [65534], lowers: [eth1]}")
 	h.fails(h.nobodys(vmm...), exitFailure, "policy.yaml:2: lower eth0 is not among eth1 (add eth0 to lowers)")
 	h.free()

@@ -1,10 +1,10 @@
-// Package bridgeconf reads the file that says which bridges QEMU's users may have NICs on,
-// as qemu-bridge-helper does (parse_acl_file in QEMU's qemu-bridge-helper.c).
+// Package bridgeconf reads bridge.conf, which says on which bridges QEMU's users may have NICs, as
+// qemu-bridge-helper does (parse_acl_file in QEMU's qemu-bridge-helper.c).
 //
-// The answers are those of QEMU. Some files that QEMU reads are refused instead, whether main or
-// included: those that nest deeper than 8, that have more than 1 MiB or 10000 rules and includes
-// in all, lines over 4095 bytes (which QEMU splits) or relative includes, fifos and devices, and
-// those that cannot be read though they are there and the caller may.
+// The decisions are those of QEMU. Some files that QEMU reads are refused instead, whether main or
+// included: those that nest deeper than 8, those with more than 1 MiB or 10000 rules and includes
+// in all, lines over 4095 bytes (which QEMU splits), relative includes, FIFOs and devices, and
+// files that exist and that the caller may read, but that cannot be read now.
 package bridgeconf
 
 import (
@@ -12,10 +12,10 @@ import (
 	"strings"
 )
 
-// DefaultPath is where distributions' QEMU has the file.
+// DefaultPath is the file's path in the distributions' QEMU packages.
 const DefaultPath = "/etc/qemu/bridge.conf"
 
-// All is the word that stands for any bridge in a rule.
+// All is the word for any bridge in a rule.
 const All = "all"
 
 // Rule is an allow or deny line.
@@ -23,7 +23,7 @@ type Rule struct {
 	File   string `json:"file"`
 	Line   int    `json:"line"` // from 1
 	Deny   bool   `json:"deny"`
-	Bridge string `json:"bridge"` // All is any
+	Bridge string `json:"bridge"` // All: any bridge
 }
 
 // String is "FILE:LINE".
@@ -31,24 +31,24 @@ func (r Rule) String() string { return fmt.Sprintf("%s:%d", r.File, r.Line) }
 
 func (r Rule) matches(bridge string) bool { return r.Bridge == All || r.Bridge == bridge }
 
-// ACL is a file and those that it includes, as whoever read it was allowed to.
+// ACL is a file and the files that it includes, as far as the reader was allowed to read them.
 type ACL struct {
 	Path    string  // of the main file
 	Rules   []Rule  // in the order in which they were read
-	Skipped []error // what QEMU ignores: files, or the rest of files, that were included and could not be read
+	Skipped []error // included files that could not be read, or not to their end; QEMU ignores them
 }
 
-// Decision is whether a bridge may be had.
+// Decision says whether a bridge is allowed.
 type Decision struct {
 	Allowed bool
 	Bridge  string
 	Path    string  // of the main file
-	Rule    *Rule   // that decided; nil where none is about this bridge
+	Rule    *Rule   // the deciding rule; nil if none names this bridge
 	Skipped []error // as in the ACL
 }
 
-// Decide tells whether bridge may be had: if a rule allows it and none denies it, in
-// whatever order they are.
+// Decide reports whether bridge is allowed: at least one rule allows it and none denies it. The
+// order of the rules does not matter.
 func (a *ACL) Decide(bridge string) Decision {
 	d := Decision{Bridge: bridge, Path: a.Path, Skipped: a.Skipped}
 	for i := range a.Rules {
@@ -65,8 +65,8 @@ func (a *ACL) Decide(bridge string) Decision {
 	return d
 }
 
-// Err is nil for what is allowed. For a denial it is the reason, the cure, and which
-// included files could not be read, since what would allow the bridge may be in one of them.
+// Err returns nil if the bridge is allowed. Otherwise the error gives the reason, the cure and the
+// included files that could not be read, since one of them may allow the bridge.
 func (d Decision) Err() error {
 	if d.Allowed {
 		return nil
@@ -84,7 +84,8 @@ func (d Decision) reason() string {
 	return fmt.Sprintf("no line of %s allows it (echo 'allow %s' >> %s)", d.Path, d.Bridge, d.Path)
 }
 
-// plain tells whether a name may be offered for the shell, wherever it came from.
+// plain reports whether a name, whatever its source, may be shown as an argument of a shell
+// command.
 func plain(name string) bool {
 	other := strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 	return name != "" && len(name) <= maxName && other == ""

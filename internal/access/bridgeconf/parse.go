@@ -8,14 +8,14 @@ import (
 	"strings"
 )
 
-// blanks are what g_ascii_isspace of GLib takes for one, which QEMU's helper has used since
-// 4.2; a vertical tab is none.
-const blanks = " \t\n\f\r"
+// spaces are the characters that g_ascii_isspace of GLib accepts, which QEMU's helper has used
+// since 4.2. A vertical tab is not one of them.
+const spaces = " \t\n\f\r"
 
-// maxName is the longest name of an interface (IFNAMSIZ is 16 with the final NUL).
+// maxName is the longest name of an interface in bytes (IFNAMSIZ is 16 with the final NUL).
 const maxName = 15
 
-// parse adds the rules of a file's content. After an error the rules before it stay, which
+// parse adds the rules of a file's content. After an error the rules before it are kept. This
 // matters in included files, whose errors are ignored.
 func (r *reader) parse(path string, data []byte) error {
 	for n := 1; len(data) > 0; n++ {
@@ -49,8 +49,9 @@ func (r *reader) line(path string, n int, line []byte) error {
 	return nil
 }
 
-// include reads a file as QEMU does, which goes on whatever the error; here what is refused ends
-// it. A relative path is refused: QEMU takes it from the folder that its caller, whom the file is to bind, has chosen.
+// include reads an included file. QEMU continues after any error; here a refused file ends the
+// reading. A relative path is refused: QEMU resolves it in the working directory of the caller,
+// whom the file is meant to restrict.
 func (r *reader) include(path string, n int, file string) error {
 	if file != "" && !filepath.IsAbs(file) {
 		return fmt.Errorf("%w: %s:%d: include %s: the path is relative (write it from / on)", errRefused, path, n, quote(file))
@@ -67,20 +68,20 @@ func (r *reader) include(path string, n int, file string) error {
 	return nil
 }
 
-// split takes a line apart; word is empty where it says nothing. The separator is the first
-// space of the line, even a trailing one behind a tab, and only where there is
-// none the first tab. An argument may be empty or have blanks within.
+// split takes a line apart; word is empty if the line has no content. The separator is the first
+// space of the line, even a trailing one behind a tab. Only without a space is it the first tab. An
+// argument may be empty or contain white space.
 func split(line string) (word, arg string, err error) {
-	line = strings.TrimLeft(line, blanks)
+	line = strings.TrimLeft(line, spaces)
 	if line == "" || line[0] == '#' {
 		return "", "", nil
 	}
-	// QEMU's line still has its newline, which is no separator.
+	// QEMU's line still has its newline, which is not a separator.
 	word, arg, found := strings.Cut(line, " ")
 	if !found {
 		word, arg, found = strings.Cut(line, "\t")
 	}
-	arg = strings.Trim(arg, blanks)
+	arg = strings.Trim(arg, spaces)
 	switch {
 	case !found:
 		return "", "", fmt.Errorf("%s has no argument (allow BRIDGE, deny BRIDGE, include FILE)", quote(line))
@@ -92,7 +93,7 @@ func split(line string) (word, arg string, err error) {
 	return word, arg, nil
 }
 
-// quote shows text from a file, as much of it as a line takes.
+// quote quotes text from a file, shortened to what fits into a line of output.
 func quote(s string) string {
 	if len(s) > 40 {
 		return fmt.Sprintf("%q...", s[:40])

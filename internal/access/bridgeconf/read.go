@@ -11,21 +11,21 @@ import (
 	"vmnet/internal/kernel/procfd"
 )
 
-// Bounds. QEMU has none but the length of its line buffer, 4096 bytes with the final NUL.
+// Bounds. QEMU's only bound is the length of its line buffer, 4096 bytes with the final NUL.
 const (
 	maxBytes = 1 << 20 // of all files together
 	maxRules = 10000   // and includes, of all files together
-	maxDepth = 8       // of files that include each other, the main one being the first
+	maxDepth = 8       // of files that include each other, the main file included
 	maxLine  = 4095
 )
 
-// errRefused is a file that QEMU would read or pass over. It is an error in included files too, since a
-// deny may be in what was not read.
+// errRefused is the error for a file that QEMU would read or skip, and that is refused here. It is
+// an error in included files too, since the part that was not read may contain a deny.
 var errRefused = errors.New("refused")
 
-// Read reads the file and those that it includes, with the rights of the caller: so file
-// modes choose whom an included file is for. An error names file, line and cure. That
-// of a main file that is not there Is fs.ErrNotExist; without it nothing is allowed.
+// Read reads the file and the files that it includes, with the privileges of the caller: so a
+// file's mode decides for which users it is read. An error names file, line and cure. If the main
+// file does not exist, the error matches fs.ErrNotExist with errors.Is, and nothing is allowed.
 func Read(path string) (*ACL, error) {
 	r := reader{acl: &ACL{Path: path}}
 	if err := r.read(path); err != nil {
@@ -34,7 +34,7 @@ func Read(path string) (*ACL, error) {
 	return r.acl, nil
 }
 
-// reader is one reading of a main file and all that it includes.
+// reader reads one main file and everything that it includes.
 type reader struct {
 	acl      *ACL
 	bytes    int           // read so far
@@ -53,10 +53,10 @@ func (r *reader) read(path string) error {
 	}
 	defer f.Close()
 	if contains(r.open, info) {
-		return fmt.Errorf("%s: it includes itself (remove the include)", path) // QEMU goes on until it has no fds left
+		return fmt.Errorf("%s: it includes itself (remove the include)", path) // QEMU repeats it until it runs out of fds
 	}
 	if contains(r.done, info) {
-		return nil // to have the same rules twice changes nothing
+		return nil // reading the same rules twice changes nothing
 	}
 	r.done = append(r.done, info)
 	r.open = append(r.open, info)
@@ -77,13 +77,13 @@ func contains(files []os.FileInfo, f os.FileInfo) bool {
 	return false
 }
 
-// openFile opens a regular file. Anything else is refused without having been opened, which could wait
-// for the writer of a FIFO, or have effects.
+// openFile opens a regular file. Anything else is refused before it is opened: opening it could
+// block on the writer of a FIFO or have side effects.
 func openFile(path string) (*os.File, os.FileInfo, error) {
 	f, err := procfd.OpenRegular(path)
 	if errors.Is(err, procfd.ErrNotRegular) {
 		if info, statErr := os.Stat(path); statErr == nil && info.IsDir() {
-			return nil, nil, fmt.Errorf("%s: it is a directory (name the files in it)", path) // empty to QEMU
+			return nil, nil, fmt.Errorf("%s: it is a directory (name the files in it)", path) // QEMU reads it as empty
 		}
 		return nil, nil, fmt.Errorf("%w: %s: it is not a regular file (replace it by one)", errRefused, path)
 	}
@@ -97,18 +97,19 @@ func openFile(path string) (*os.File, os.FileInfo, error) {
 	return f, info, nil
 }
 
-// explainOpen tells files that are not there, or not for this user, from those that could be read at
-// another time: a caller with few fds left, say, must not choose which lines hold.
+// explainOpen separates files that do not exist, or that this user may not read, from those that
+// could be read at another time: a caller with few fds left, say, must not choose which lines
+// count.
 func explainOpen(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%w (its mode and owner say for whom it is)", err)
+		return fmt.Errorf("%w (its owner and mode decide who may read it)", err)
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w (create it, with lines such as: allow br0)", err)
 	case errors.Is(err, syscall.ENOTDIR):
 		return err
 	}
-	return fmt.Errorf("%w: %w (it may say what is denied, so it must be read)", errRefused, err)
+	return fmt.Errorf("%w: %w (it may deny bridges, so it must be readable)", errRefused, err)
 }
 
 func (r *reader) content(f io.Reader, path string) ([]byte, error) {
@@ -116,7 +117,7 @@ func (r *reader) content(f io.Reader, path string) ([]byte, error) {
 	r.bytes += len(data)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("%w: read %s: %w (it may say what is denied, so it must be read)", errRefused, path, err)
+		return nil, fmt.Errorf("%w: read %s: %w (it may deny bridges, so it must be readable)", errRefused, path, err)
 	case r.bytes > maxBytes:
 		return nil, fmt.Errorf("%w: %s: more than %d bytes, with the files read before it (take rules out)", errRefused, path, maxBytes)
 	}

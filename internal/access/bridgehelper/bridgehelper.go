@@ -1,5 +1,5 @@
-// Package bridgehelper is the work of QEMU's qemu-bridge-helper: one tap on a bridge, whose queue is sent over a
-// socket that the caller has named.
+// Package bridgehelper does the work of QEMU's qemu-bridge-helper: it makes one tap on a bridge and
+// sends the tap's queue over a socket that the caller has named.
 package bridgehelper
 
 import (
@@ -15,29 +15,29 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// Request is what is asked for.
+// Request is what the caller asks for.
 type Request struct {
 	Bridge  string
-	VnetHdr bool // the VMM can take a vnet header
+	VnetHdr bool // the VMM supports vnet headers
 	FD      int  // the socket
 	Port    bridge.PortConfig
 
-	// Settle, if not nil, may change Bridge and Port by what the policy says.
+	// Settle, if not nil, may change Bridge and Port according to the policy.
 	Settle func(*policy.Policy, *Request) error
 }
 
-// here is the netns that the process is in.
+// here is the netns of this process.
 var here *netns.NS
 
-// Serve makes the tap of a caller that may have it, and sends its queue. All of its work is done
-// with CAP_NET_ADMIN alone.
+// Serve makes a tap if the caller may have it, and sends its queue. It works with CAP_NET_ADMIN
+// alone.
 func Serve(p *privilege.Process, files gate.Files, r Request) error {
 	sock, err := Socket(p, r.FD)
 	if err != nil {
 		return err
 	}
-	// Our end closes it, not we: libvirt looks at stderr once when the socket ends, and by then
-	// that must tell why.
+	// The exit of this process closes the socket: libvirt looks at stderr once when the socket
+	// closes, and by then the reason must be there.
 	nl, err := rtnl.Open(here)
 	if err != nil {
 		return err
@@ -64,12 +64,12 @@ func Serve(p *privilege.Process, files gate.Files, r Request) error {
 	if err := g.Still(); err != nil {
 		return err
 	}
-	// One byte and one fd: QEMU looks at nothing else (recv_fd in its net/tap.c).
+	// Send one byte and one fd: QEMU reads nothing else (recv_fd in its net/tap.c).
 	return sock.Send([]byte{0}, tap.Queues()[0])
 }
 
-// Socket takes over the socket that the caller has named, and makes this process one that can
-// do no more than serve it.
+// Socket takes over the socket that the caller has named, and gives up every privilege that serving
+// it does not need.
 func Socket(p *privilege.Process, fd int) (*fdpass.Socket, error) {
 	if err := privilege.Inherited(fd); err != nil {
 		return nil, err

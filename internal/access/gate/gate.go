@@ -1,5 +1,5 @@
-// Package gate decides what NICs the caller of a privileged helper may have: bridge.conf and
-// policy.yaml must both allow it.
+// Package gate decides which NICs the caller of a privileged helper may have: bridge.conf and
+// policy.yaml must both allow a NIC.
 package gate
 
 import (
@@ -13,27 +13,27 @@ import (
 	"vmnet/internal/access/privilege"
 )
 
-// Files are the paths of what is read; it is for root to say where they are.
+// Files are the paths of the files to read. Only root may choose them.
 type Files struct {
-	ACL    string // as QEMU's bridge.conf
-	Policy string // policy.yaml; it need not be there
+	ACL    string // in the format of QEMU's bridge.conf
+	Policy string // policy.yaml; it need not exist
 }
 
-// Host answers what the decisions need to know of the machine.
+// Host answers the questions about the machine that a decision depends on.
 type Host interface {
 	LinkName(nameOrAltname string) (string, error) // the interface name
 	Owned(uid int) (int, error)                    // how many NICs a user has
 }
 
-// Gate is what the caller has asked for so far. Both files are read with the rights of the
-// process, which should be the caller's: so file modes choose whom a file is for.
+// Gate holds the caller's requests so far. Both files are read with the privileges of the process,
+// which should be the caller's: so a file's mode decides for which users it is read.
 type Gate struct {
-	// CountLater leaves it to Still alone to count the user's NICs, for which all processes are looked at.
+	// CountLater leaves the counting of the user's NICs, which looks at all processes, to Still.
 	CountLater bool
 
 	caller  privilege.Caller
 	aclPath string
-	policy  *policy.Policy // nil where there is no policy.yaml
+	policy  *policy.Policy // nil if there is no policy.yaml
 	host    Host
 	asked   []policy.Request
 }
@@ -49,16 +49,16 @@ func Open(f Files, caller privilege.Caller, host Host) (*Gate, error) {
 	return g, err
 }
 
-// Policy is what was read, for the profiles in it.
+// Policy returns the policy that was read, for its profiles.
 func (g *Gate) Policy() *policy.Policy { return g.policy }
 
-// Always and ForUsers tell whether bridge.conf binds root as well, as it does with QEMU's own helper.
+// Always and ForUsers say whether bridge.conf restricts root as well, as with QEMU's own helper.
 const (
 	Always   = true
 	ForUsers = false
 )
 
-// Allow tells by an error what the caller may not have of all that it asks for at once.
+// Allow returns an error if the caller may not have all of the requests at once.
 func (g *Gate) Allow(always bool, requests ...policy.Request) error {
 	if g.caller.Root() && !always {
 		return nil
@@ -78,8 +78,8 @@ func (g *Gate) Allow(always bool, requests ...policy.Request) error {
 	return g.within(more)
 }
 
-// byName adds what is asked for by an altname once more by its name: rules are about either, and
-// none may be got round by the other.
+// byName repeats each request for an altname with the interface's name: a rule may use either, and
+// neither may be a way around the other.
 func (g *Gate) byName(requests []policy.Request) []policy.Request {
 	all := slices.Clone(requests)
 	for _, r := range requests {
@@ -88,7 +88,7 @@ func (g *Gate) byName(requests []policy.Request) []policy.Request {
 			if *name == "" {
 				continue
 			}
-			if real, err := g.host.LinkName(*name); err == nil { // else whoever makes the NIC tells
+			if real, err := g.host.LinkName(*name); err == nil { // otherwise making the NIC reports the error
 				*name = real
 			}
 		}
@@ -118,7 +118,7 @@ func (g *Gate) acl(requests []policy.Request) error {
 	return nil
 }
 
-// within asks the policy, with more NICs to come than there are. They are counted only if their
+// within asks the policy as if the user had that many more NICs. The NICs are counted only if their
 // number matters.
 func (g *Gate) within(more int) error {
 	if len(g.asked) == 0 || g.decide(math.MaxInt) == nil {
@@ -134,7 +134,7 @@ func (g *Gate) within(more int) error {
 	return g.decide(owned + more)
 }
 
-// decide asks about everything, if the user then had that many NICs.
+// decide asks about all requests as if the user then had that many NICs.
 func (g *Gate) decide(nics int) error {
 	for _, r := range g.asked {
 		r.NICs = nics
@@ -145,6 +145,6 @@ func (g *Gate) decide(nics int) error {
 	return nil
 }
 
-// Still asks again now that the devices are there and counted: several may have been asked for
-// at the same time, each within what is allowed and all together not.
+// Still decides once more when the devices exist and are counted: several requests may have been
+// made at the same time, each within the limit but not all of them together.
 func (g *Gate) Still() error { return g.within(0) }

@@ -15,23 +15,23 @@ import (
 
 // prefix begins the alias of such a tap.
 //
-// As long as a tap has such an alias it counts as its owner's. A tap that Make has made has
-// one for all of its life: who holds its queue may keep it (TUNSETPERSIST asks for no right).
-// One that was there without us is given back without an alias. TUNSETOWNER asks for
-// no right either, so the tap's owner is no proof that it is the user's own; that it came
-// without our alias, which a user cannot take away, is.
+// A tap with such an alias counts as its owner's. A tap that Make has made keeps the alias for
+// life: the process that holds its queue can make it persistent (TUNSETPERSIST needs no privilege).
+// A tap that existed before is given back without an alias. TUNSETOWNER needs no privilege either,
+// so the tap's owner does not prove that the tap is the user's own. A missing alias of ours proves
+// it, since a user cannot remove one.
 const prefix = alias.Prefix + "plain "
 
-// Tap is such a tap as it is.
+// Tap is the state of such a tap.
 type Tap struct {
 	*rtnl.Link
 	Owner     int    // uid of the VMM's user
-	Source    string // the bridge that it was put on; empty where it was taken off
+	Source    string // the bridge that it was put on; empty once it was taken off
 	Port      string // settings of the bridge port, as bridge.PortConfig writes them
-	Elsewhere bool   // it was there before it was put on a bridge, and is not ours to delete
+	Elsewhere bool   // it existed before it was put on a bridge: never delete it
 }
 
-// Alias is what its link says.
+// Alias returns the text of the link's alias.
 func (t Tap) Alias() string {
 	text := fmt.Sprintf("%suid=%d", prefix, t.Owner)
 	if t.Source != "" {
@@ -46,7 +46,7 @@ func (t Tap) Alias() string {
 	return text
 }
 
-// Parse reads such an alias; the result has no Link. ok is false for any other.
+// Parse parses such an alias; the result has no Link. ok is false for any other alias.
 func Parse(text string) (t Tap, ok bool) {
 	rest, ok := strings.CutPrefix(text, prefix)
 	if !ok || len(text) > alias.Max {

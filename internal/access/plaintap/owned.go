@@ -6,10 +6,11 @@ import (
 	"vmnet/macvtap"
 )
 
-// CountOwned counts the NICs that a user has: taps in the netns of nl that privileged helpers have made for the user, as their
-// aliases tell, and macvtaps and ipvtaps on parent devices in that netns likewise, whoever holds them and however. If the
-// user's processes hold queues of more macvtaps and ipvtaps than that, as far as lookInto can look into them, those
-// count: lookInto runs what it is given with the privilege to do that.
+// CountOwned counts the NICs of a user in the netns of nl: taps that privileged helpers have made
+// for the user, according to their aliases, and macvtaps and ipvtaps on parent devices, whether or
+// not a process holds them. If lookInto shows that the user's processes hold queues of more
+// macvtaps and ipvtaps than that, those count instead. lookInto runs its argument with the
+// privilege to look into these processes.
 func CountOwned(nl *rtnl.Conn, uid int, lookInto func(func() error) error) (int, error) {
 	held, made := 0, 0
 	err := lookInto(func() (err error) { held, err = macvtap.CountOf(uid); return err })

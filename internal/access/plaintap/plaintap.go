@@ -13,9 +13,9 @@ import (
 	"vmnet/internal/stablemac"
 )
 
-// Make makes a tap on a bridge for a VMM of which no more is known, as qemu-bridge-helper does:
-// the kernel names it, it has one queue, and a vnet header only if the VMM can take one. nl is in ns;
-// owner is the uid that it counts for. The tap lives as long as somebody holds its queue. Close it.
+// Make makes a tap on a bridge for an unknown VMM, as qemu-bridge-helper does: the kernel names it,
+// it has one queue, and a vnet header only if the VMM supports one. nl is in ns; owner is the uid
+// that the tap counts for. The tap lives as long as a process holds its queue. Close it.
 func Make(ns *netns.NS, nl *rtnl.Conn, owner int, bridgeName string, port bridge.PortConfig, vnetHdr bool) (*tun.Tap, error) {
 	br, err := bridge.Get(nl, bridgeName)
 	if err != nil {
@@ -36,9 +36,9 @@ func Make(ns *netns.NS, nl *rtnl.Conn, owner int, bridgeName string, port bridge
 	return tap, nil
 }
 
-// PutOn makes the tap a port of a bridge, and says in its alias whose it is, by which it
-// counts. What is refused changes nothing for long: allowed is asked before a frame can pass, and
-// again in the end, since the tap may have been taken off and others put on meanwhile.
+// PutOn makes the tap a port of a bridge, and writes its owner into its alias, so that it counts
+// for that user. A refused tap is soon restored: allowed is called before a frame can pass, and
+// once more at the end, since the tap may have been taken off and others put on in between.
 func (t Tap) PutOn(nl *rtnl.Conn, br *rtnl.Link, port bridge.PortConfig, allowed func() error) error {
 	text := t.Alias()
 	if len(text) > alias.Max {
@@ -61,8 +61,8 @@ func (t Tap) PutOn(nl *rtnl.Conn, br *rtnl.Link, port bridge.PortConfig, allowed
 		err = allowed()
 	}
 	if err == nil {
-		// Whoever clears the alias takes the tap off the bridge by the same request, so that
-		// there is none on a bridge that does not count.
+		// The request that clears the alias also takes the tap off the bridge, so that no tap on a
+		// bridge goes uncounted.
 		err = bridge.AddPortWith(nl, br, t.Link, port, rtnl.Alias(text))
 	}
 	if err == nil {
@@ -76,8 +76,8 @@ func (t Tap) PutOn(nl *rtnl.Conn, br *rtnl.Link, port bridge.PortConfig, allowed
 	return err
 }
 
-// restore makes a tap what it was before. It leaves the bridge first: as a port its MTU
-// would become the bridge's.
+// restore gives a tap its former state. The tap leaves the bridge first: while it is a port, its
+// MTU would become the bridge's.
 func restore(nl *rtnl.Conn, br, was *rtnl.Link, former bridge.PortConfig) error {
 	if err := nl.Set(was.Index, rtnl.Alias(was.Alias), rtnl.Master(was.Master), rtnl.Up(was.Up)); err != nil {
 		return err

@@ -13,32 +13,32 @@ import (
 	"vmnet/macvtap"
 )
 
-// Request is a NIC that somebody asks for.
+// Request is a NIC that a user asks for.
 type Request struct {
 	UID    int
 	GIDs   []int  // all groups of the process, in any order
-	Guest  string // its name, which those of interfaces are made from; empty where none is asked for
+	Guest  string // its name, from which interface names are made; empty: none asked for
 	Bridge string // or Lower
 	Port   bridge.PortConfig
-	Lower  string           // the network card of a macvtap or ipvtap
-	Kind   macvtap.Kind     // of what is on Lower
+	Lower  string           // the parent device of a macvtap or ipvtap
+	Kind   macvtap.Kind     // of the device on Lower
 	Mode   string           // of macvtap.Modes(Kind), never empty
 	Addrs  []netip.Prefix   // of an ipvtap's guest
 	MAC    net.HardwareAddr // nil: none asked for
-	Queues int              // 0 is 1; what was asked for as automatic must have been decided
-	NICs   int              // how many the user would then have
+	Queues int              // 0: 1; an automatic number must have been decided before
+	NICs   int              // how many the user would have then
 }
 
 // Verdict is the answer to a Request.
 type Verdict struct {
 	Allowed bool
-	By      string   // what allows it: "FILE:LINE" of a rule, or a few words
+	By      string   // the rule that allows it as "FILE:LINE", or a few words
 	Line    int      // of that rule; 0: no rule
-	Reasons []Reason // for a denial: one for each rule that is for the user, or that there is none
-	Example string   // for a denial: lines of a file that would allow it; may be empty
+	Reasons []Reason // for a denial: one for each rule for the user, or one that there is no rule
+	Example string   // for a denial: lines of a policy file that would allow it; may be empty
 }
 
-// Reason is why something is denied.
+// Reason says why something is denied.
 type Reason struct {
 	File string `json:"file,omitempty"`
 	Line int    `json:"line,omitempty"` // 0: about the whole file
@@ -60,8 +60,8 @@ func (r Reason) String() string {
 	return text
 }
 
-// Err is nil for what is allowed. For a denial it is the reasons on one line, and the
-// Example on lines of its own behind it.
+// Err returns nil for an allowed request. For a denial it gives the reasons on one line, followed
+// by the Example on lines of its own.
 func (v Verdict) Err() error {
 	if v.Allowed {
 		return nil
@@ -77,18 +77,18 @@ func (v Verdict) Err() error {
 	return errors.New(text)
 }
 
-// noFile is what holds without a file.
+// noFile is the rule that applies without a file.
 var noFile = rule{anybody: true, bridges: []string{"*"}, queues: defaultQueues}
 
-// Decide tells whether q is allowed: if one rule that is for the user allows all of it. Root is
-// not bound, who could write the file anew. bridge.conf must allow a bridge as well.
+// Decide reports whether q is allowed: one rule for the user must allow all of it. Root is not
+// restricted, since root could rewrite the file. bridge.conf must allow a bridge as well.
 func (p *Policy) Decide(q Request) Verdict {
 	if err := q.Validate(); err != nil {
 		return Verdict{Reasons: []Reason{{Text: err.Error()}}}
 	}
 	switch {
 	case q.UID == 0:
-		return Verdict{Allowed: true, By: "root's rights"}
+		return Verdict{Allowed: true, By: "the privilege of root"}
 	case p == nil:
 		return withoutFile(&q)
 	}
@@ -119,35 +119,35 @@ func (p *Policy) decide(q *Request) Verdict {
 	return v
 }
 
-// withoutFile shows a file that would allow q and leave all others what they have.
+// withoutFile shows a file that would allow q and change nothing for all others.
 func withoutFile(q *Request) Verdict {
 	no := noFile.objection(q)
 	if no == nil {
 		return Verdict{Allowed: true, By: "the defaults without " + DefaultPath}
 	}
 	return Verdict{
-		Reasons: []Reason{{File: DefaultPath, Text: "there is no such file, and without it " + no.text, Cure: "write it, as policy.yaml(5) says"}},
+		Reasons: []Reason{{File: DefaultPath, Text: "it does not exist, and without it " + no.text, Cure: "write it as policy.yaml(5) describes"}},
 		Example: "rules:\n  - {users: [\"*\"], bridges: [\"*\"]}\n  " + q.rule(),
 	}
 }
 
-// Validate refuses what nobody may ask for, such as names that no interface has. Decide denies it.
+// Validate refuses what no user may ask for, such as invalid interface names. Decide denies it.
 func (q *Request) Validate() error {
 	name := q.Bridge + q.Lower
 	switch {
 	case (q.Bridge == "") == (q.Lower == ""):
 		return errors.New("want either a bridge or a lower")
 	case !bridge.ValidName(name):
-		return fmt.Errorf("name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", name)
+		return fmt.Errorf("name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", name)
 	case q.MAC != nil && (len(q.MAC) != 6 || q.MAC[0]&1 != 0 || number(q.MAC) == 0):
 		return fmt.Errorf("MAC %s: want 6 bytes, neither multicast nor zero", q.MAC)
 	case q.UID < 0 || q.Queues < 0 || q.NICs < 0:
-		return fmt.Errorf("uid %d, %d queues, %d NICs: want no negative numbers", q.UID, q.Queues, q.NICs)
+		return fmt.Errorf("uid %d, %d queues, %d NICs: negative numbers are not allowed", q.UID, q.Queues, q.NICs)
 	}
 	return cmp.Or(q.validateLower(), q.Port.Validate())
 }
 
-// vlans is what the request asks for, tagged or not.
+// vlans returns the VLANs that the request asks for, tagged or not.
 func (q *Request) vlans() []bridge.VLANRange {
 	asked := slices.Clone(q.Port.Trunk)
 	for _, id := range []int{q.Port.VLAN, q.Port.Native} {
@@ -158,7 +158,7 @@ func (q *Request) vlans() []bridge.VLANRange {
 	return asked
 }
 
-// rule is one that allows the request, as a line of the file.
+// rule returns a rule that allows the request, as a line of the file.
 func (q *Request) rule() string {
 	items := []string{fmt.Sprintf("users: [%d]", q.UID)}
 	if q.Lower != "" {
@@ -194,7 +194,8 @@ func (q *Request) rule() string {
 	return "- {" + strings.Join(items, ", ") + "}"
 }
 
-// scalar writes a name for YAML, and for people: what could steer a terminal is quoted.
+// scalar writes a name for YAML and for a reader: characters that could control a terminal are
+// quoted.
 func scalar(s string) string {
 	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-._") == "" && s[0] >= 'a' && s != "null" {
 		return s

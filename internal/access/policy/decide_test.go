@@ -71,7 +71,7 @@ func TestDecide(t *testing.T) {
 		{"queues", Request{UID: 1000, Bridge: "br0", Queues: 8}, "policy.yaml:2"},
 		{"required", Request{UID: 2000, Bridge: "br1", Port: bridge.PortConfig{VLAN: 5, Isolated: true}}, "policy.yaml:11"},
 		{"any MAC", Request{UID: 2000, Bridge: "br1", MAC: mac("02:00:00:00:00:01"), Port: bridge.PortConfig{VLAN: 5, Isolated: true}}, "policy.yaml:11"},
-		{"root", Request{UID: 0, Lower: "eth9", Queues: 256, Port: bridge.PortConfig{}}, "root's rights"},
+		{"root", Request{UID: 0, Lower: "eth9", Queues: 256, Port: bridge.PortConfig{}}, "the privilege of root"},
 
 		{"nobody", Request{UID: 3000, Bridge: "br0"}, `denied: policy.yaml: no rule is for uid 3000 (add under rules: - {users: [3000], bridges: [br0]})`},
 		{"another bridge", Request{UID: 1000, Bridge: "br9"}, `denied: policy.yaml:3: bridge br9 is not among br0, lab-* (add br9 to bridges)`},
@@ -154,8 +154,8 @@ func TestInvalidRequests(t *testing.T) {
 }
 
 func TestWithoutFile(t *testing.T) {
-	const none = "denied: /etc/vmnet/policy.yaml: there is no such file, and without it "
-	const write = " (write it, as policy.yaml(5) says)\nrules:\n  - {users: [\"*\"], bridges: [\"*\"]}\n  "
+	const none = "denied: /etc/vmnet/policy.yaml: it does not exist, and without it "
+	const write = " (write it as policy.yaml(5) describes)\nrules:\n  - {users: [\"*\"], bridges: [\"*\"]}\n  "
 	for _, tc := range []struct {
 		name string
 		q    Request
@@ -163,7 +163,7 @@ func TestWithoutFile(t *testing.T) {
 	}{
 		{"bridge", Request{UID: 1000, Bridge: "br0", NICs: 1000, Queues: 8, MAC: mac("52:54:00:00:00:01")}, "the defaults without /etc/vmnet/policy.yaml"},
 		{"isolated", Request{UID: 1000, Bridge: "br0", Port: bridge.PortConfig{Isolated: true}}, "the defaults without /etc/vmnet/policy.yaml"},
-		{"root", Request{Lower: "eth0"}, "root's rights"},
+		{"root", Request{Lower: "eth0"}, "the privilege of root"},
 		{"lower", Request{UID: 1000, Lower: "eth1"}, none + "lower eth1 may not be asked for" + write + "- {users: [1000], lowers: [eth1]}"},
 		{"VLAN", Request{UID: 1000, Bridge: "br0", Port: bridge.PortConfig{VLAN: 30}}, none + "VLAN 30 may not be asked for" + write + "- {users: [1000], bridges: [br0], vlans: [30]}"},
 		{"port", Request{UID: 1000, Bridge: "10", Port: bridge.PortConfig{Hairpin: true, NoFlood: true}}, none + "hairpin may not be asked for" + write + "- {users: [1000], bridges: [\"10\"], port: [hairpin, no-flood]}"},

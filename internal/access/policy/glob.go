@@ -11,7 +11,7 @@ func (d *document) glob(n ast.Node, what string) (string, error) {
 	return d.pattern(n, what, 64, " /:%")
 }
 
-// guestGlob is a pattern for names of guests, which may have blanks.
+// guestGlob is a pattern for names of guests, which may contain spaces.
 func (d *document) guestGlob(n ast.Node, what string) (string, error) {
 	return d.pattern(n, what, 100, "")
 }
@@ -19,15 +19,15 @@ func (d *document) guestGlob(n ast.Node, what string) (string, error) {
 func (d *document) pattern(n ast.Node, what string, most int, without string) (string, error) {
 	g, err := d.text(n, what)
 	if err == nil && (g == "" || len(g) > most || strings.ContainsAny(g, "\t\r\n[]{}\\"+without)) {
-		err = d.errorf(tokenOf(n), "%s: %q is no name or pattern of one (* is any text, ? any byte, there is nothing else)", what, g)
+		err = d.errorf(tokenOf(n), "%s: %q is not a name or pattern (only * for any text and ? for any byte are special)", what, g)
 	}
 	return g, err
 }
 
-// match tells whether all of name is as glob says. It takes len(glob) times len(name) steps at most.
+// match reports whether glob matches all of name. It takes at most len(glob) times len(name) steps.
 func match(glob, name string) bool {
 	g, n := 0, 0
-	star, mark := -1, 0 // the last star, and up to where of name it reaches
+	star, mark := -1, 0 // the last star, and where in name its match ends
 	for n < len(name) {
 		switch {
 		case g < len(glob) && glob[g] == '*':

@@ -30,8 +30,8 @@ func TestTrusted(t *testing.T) {
 	}{
 		{0o644, ""},
 		{0o600, ""},
-		{0o664, "others than its owner may write it (chmod 0644 "},
-		{0o646, "others than its owner may write it (chmod 0644 "},
+		{0o664, "users other than its owner may write it (chmod 0644 "},
+		{0o646, "users other than its owner may write it (chmod 0644 "},
 	} {
 		path := writePolicy(t, "", tc.mode)
 		info, err := os.Stat(path)
@@ -94,7 +94,7 @@ func TestLoadMissing(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := Load(path)
-	checkError(t, err, "it is a link to a file that is not there")
+	checkError(t, err, "it is a dangling symbolic link")
 	if errors.Is(err, fs.ErrNotExist) {
 		t.Error("a link to nowhere is taken for no file")
 	}

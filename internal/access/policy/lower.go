@@ -12,19 +12,19 @@ import (
 	"vmnet/macvtap"
 )
 
-// defaultModes may be asked for where no rule says. Passthru takes the network card from the
-// host; source is for whoever knows whom the guest is to hear.
+// defaultModes are the modes allowed by a rule without modes. Passthru takes the parent device away
+// from the host. Source is for users who know which senders the guest should hear.
 var defaultModes = []string{"bridge", "vepa", "private", "l2", "l3"}
 
 func allModes() []string {
 	return slices.Concat(macvtap.Modes(macvtap.Macvtap), macvtap.Modes(macvtap.IPVtap))
 }
 
-// ParseIP reads an IP address with or without /BITS, as ips and --ip have it. One with a zone is
-// refused, and an IPv4 address within IPv6, which no prefix of IPv4 contains.
+// ParseIP parses an IP address with or without /BITS, as in ips and --ip. An address with a zone is
+// refused, and so is an IPv4-mapped IPv6 address, which no IPv4 prefix contains.
 func ParseIP(text string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(text)
-	if a, addrErr := netip.ParseAddr(text); addrErr == nil && a.Zone() == "" { // which a prefix has none of
+	if a, addrErr := netip.ParseAddr(text); addrErr == nil && a.Zone() == "" { // a prefix has no zone
 		p, err = netip.PrefixFrom(a, a.BitLen()), nil
 	}
 	if err != nil || !plainIP(p) {
@@ -47,16 +47,16 @@ func (d *document) ipRange(n ast.Node) (netip.Prefix, error) {
 	case err != nil:
 		return p, d.errorf(tokenOf(n), "ips: %q: %v", text, err)
 	case p != p.Masked():
-		return p, d.errorf(tokenOf(n), "ips: %q: bits behind the first %d do not count (write %s)", text, p.Bits(), p.Masked())
+		return p, d.errorf(tokenOf(n), "ips: %q: bits after the first %d are ignored (write %s)", text, p.Bits(), p.Masked())
 	}
 	return p, nil
 }
 
-// validateLower refuses what no macvtap or ipvtap can be.
+// validateLower refuses invalid combinations for a macvtap or ipvtap.
 func (q *Request) validateLower() error {
 	switch {
 	case q.Lower == "" && (q.Kind != "" || q.Mode != "" || len(q.Addrs) > 0):
-		return errors.New("mode and IP addresses go with a macvtap or ipvtap")
+		return errors.New("mode and IP addresses need a macvtap or ipvtap")
 	case q.Lower == "":
 		return nil
 	case q.Kind != macvtap.Macvtap && q.Kind != macvtap.IPVtap:
@@ -70,7 +70,7 @@ func (q *Request) validateLower() error {
 	}
 	for _, p := range q.Addrs {
 		if !plainIP(p) {
-			return fmt.Errorf("IP address %s: want an address of IPv4, or one of IPv6 that is none of IPv4", p)
+			return fmt.Errorf("IP address %s: IPv4-mapped IPv6 addresses are not allowed", p)
 		}
 	}
 	return nil
@@ -87,12 +87,12 @@ func (r *rule) checkMode(q *Request) *objection {
 	return &objection{"modes", "mode " + q.Mode + notAmong(modes), cure}
 }
 
-// withMode is a line that adds a mode to those which may be asked for anyway.
+// withMode returns a line that adds a mode to the default modes.
 func withMode(mode string) string {
 	return "modes: [" + strings.Join(append(slices.Clone(defaultModes), mode), ", ") + "]"
 }
 
-// checkIPs compares addresses alone: the kernel does not deliver by their prefixes.
+// checkIPs compares the addresses alone: the kernel ignores their prefixes for delivery.
 func (r *rule) checkIPs(q *Request) *objection {
 	for _, asked := range q.Addrs {
 		a := asked.Addr()

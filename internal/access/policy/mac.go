@@ -9,7 +9,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 )
 
-// macRange is the addresses whose first bits are those of addr.
+// macRange is the range of addresses that share their first bits with addr.
 type macRange struct {
 	addr uint64
 	bits int
@@ -29,11 +29,11 @@ func (d *document) macRange(n ast.Node) (macRange, error) {
 	}
 	mac, macErr := net.ParseMAC(addr)
 	if err != nil || macErr != nil || len(mac) != 6 || r.bits < 0 || r.bits > macBits {
-		return r, d.errorf(tokenOf(n), "macs: %q: want six bytes, and how many bits of them count, such as 52:54:00:00:00:00/24", text)
+		return r, d.errorf(tokenOf(n), "macs: %q: want six bytes and a prefix length, such as 52:54:00:00:00:00/24", text)
 	}
 	r.addr = number(mac)
 	if r.addr != r.addr>>(macBits-r.bits)<<(macBits-r.bits) {
-		return r, d.errorf(tokenOf(n), "macs: %q: bits behind the first %d do not count (make them zero)", text, r.bits)
+		return r, d.errorf(tokenOf(n), "macs: %q: bits after the first %d are ignored (make them zero)", text, r.bits)
 	}
 	return r, nil
 }

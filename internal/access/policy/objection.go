@@ -7,10 +7,10 @@ import (
 	"vmnet/bridge"
 )
 
-// objection is why a rule does not allow a request.
+// objection says why a rule does not allow a request.
 type objection struct{ key, text, cure string }
 
-// objection is the first one that the rule has; nil if it allows all of q.
+// objection returns the rule's first objection, or nil if the rule allows all of q.
 func (r *rule) objection(q *Request) *objection {
 	for _, check := range []func(*Request) *objection{
 		r.checkPlace, r.checkMode, r.checkIPs, r.checkGuest,
@@ -34,8 +34,8 @@ func (r *rule) checkPlace(q *Request) *objection {
 	return &objection{key, what + " " + scalar(name) + notAmong(globs), fmt.Sprintf("add %s to %s", scalar(name), key)}
 }
 
-// checkGuest: the names of interfaces are made from the guest's, so that who chooses it freely can
-// take those of others' guests.
+// checkGuest restricts the guest's name: interface names are made from it, so a user who chose it
+// freely could take the names of other users' guests.
 func (r *rule) checkGuest(q *Request) *objection {
 	_, limited := r.lines["guests"]
 	if q.Guest == "" || !limited || matchAny(r.guests, q.Guest) {
@@ -44,7 +44,7 @@ func (r *rule) checkGuest(q *Request) *objection {
 	return &objection{"guests", "guest " + scalar(q.Guest) + notAmong(r.guests), fmt.Sprintf("use another name, or add %s to guests", scalar(q.Guest))}
 }
 
-// notAmong ends a sentence about something that is not on a list.
+// notAmong returns the end of a sentence about something that is not on a list.
 func notAmong(list []string) string {
 	if len(list) == 0 {
 		return " may not be asked for"
@@ -67,7 +67,8 @@ func (r *rule) checkVLANs(q *Request) *objection {
 	return nil
 }
 
-// firstOutside is the first id of asked that is not in allowed, which is sorted and without overlaps.
+// firstOutside returns the first id of asked that is not in allowed, which is sorted without
+// overlaps.
 func firstOutside(asked bridge.VLANRange, allowed []bridge.VLANRange) (id int, outside bool) {
 	id = asked.First
 	for _, r := range allowed {
@@ -87,7 +88,7 @@ func (r *rule) checkPort(q *Request) *objection {
 	return nil
 }
 
-// checkRequired is about ports of bridges: a macvtap or ipvtap has none.
+// checkRequired applies to ports of bridges only: a macvtap or ipvtap has no port.
 func (r *rule) checkRequired(q *Request) *objection {
 	if q.Lower != "" {
 		return nil
@@ -101,7 +102,7 @@ func (r *rule) checkRequired(q *Request) *objection {
 	return nil
 }
 
-// checkMAC: who asks for no address gets one made from names, which is nobody else's.
+// checkMAC allows a request without an address, which gets a unique one made from names.
 func (r *rule) checkMAC(q *Request) *objection {
 	_, limited := r.lines["macs"]
 	if q.MAC == nil || !limited || slices.ContainsFunc(r.macs, func(m macRange) bool { return m.contains(q.MAC) }) {

@@ -11,10 +11,10 @@ import (
 	"vmnet/bridge"
 )
 
-// byteOrderMark is what some editors begin a file with.
+// byteOrderMark is written at the start of a file by some editors.
 var byteOrderMark = []byte("\ufeff")
 
-// Parse reads a file's content; name is for errors, which are *ParseError.
+// Parse parses a file's content; name is for the errors, which are of type *ParseError.
 func Parse(name string, data []byte) (*Policy, error) {
 	data = bytes.TrimPrefix(data, byteOrderMark)
 	d := &decoder{document: newDocument(name, data), p: &Policy{File: name, profiles: map[string]Profile{}}}
@@ -43,16 +43,16 @@ func Parse(name string, data []byte) (*Policy, error) {
 	return d.p, nil
 }
 
-// decoder makes a Policy of a document.
+// decoder makes a Policy from a document.
 type decoder struct {
 	*document
 	p    *Policy
-	uses []*token.Token // of profiles, by the scripts
+	uses []*token.Token // of profiles in scripts
 }
 
 func (d *decoder) profile(name string, at *token.Token, n ast.Node) error {
 	if name == "" || len(name) > 64 || strings.ContainsAny(name, " \t\r\n") {
-		return d.errorf(at, "profile name %q: want 1 to 64 bytes without blanks", name)
+		return d.errorf(at, "profile name %q: want 1 to 64 bytes without spaces", name)
 	}
 	var p Profile
 	flag := func(key string, to *bool) field {
@@ -87,7 +87,7 @@ func (d *decoder) profile(name string, at *token.Token, n ast.Node) error {
 func (d *decoder) bridgeName(n ast.Node) (string, error) {
 	name, err := d.text(n, "bridge")
 	if err == nil && !bridge.ValidName(name) {
-		err = d.errorf(tokenOf(n), "bridge name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", name)
+		err = d.errorf(tokenOf(n), "bridge name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", name)
 	}
 	return name, err
 }
@@ -112,27 +112,27 @@ func (d *decoder) script(n ast.Node) error {
 	return err
 }
 
-// checkScripts comes last, since profiles may come after the scripts that name them.
+// checkScripts runs last, since profiles may come after the scripts that name them.
 func (d *decoder) checkScripts() error {
 	for i, s := range d.p.scripts {
 		if _, ok := d.p.profiles[s.profile]; !ok {
-			return d.errorf(d.uses[i], "no profile is called %q (there is %s)", s.profile, listed(d.p.Profiles()))
+			return d.errorf(d.uses[i], "there is no profile %q (the profiles are %s)", s.profile, listed(d.p.Profiles()))
 		}
 	}
 	return nil
 }
 
-// vlans is a list such as [10, 20-29], or a text as --trunk takes it.
+// vlans parses a list such as [10, 20-29], or a text as --trunk takes it.
 func (d *decoder) vlans(n ast.Node, what string) ([]bridge.VLANRange, error) {
 	return joined(d, n, what, bridge.ParseVLANs)
 }
 
-// protocols is a list such as [lldp, lacp], or a text as --forward takes it.
+// protocols parses a list such as [lldp, lacp], or a text as --forward takes it.
 func (d *decoder) protocols(n ast.Node, what string) (bridge.Protocols, error) {
 	return joined(d, n, what, bridge.ParseProtocols)
 }
 
-// joined is what a list of texts, or one text, means to parse, with commas between the items.
+// joined parses one text, or a list of texts joined with commas.
 func joined[T any](d *decoder, n ast.Node, what string, parse func(string) (T, error)) (T, error) {
 	var items []string
 	var none T
@@ -157,7 +157,7 @@ func joined[T any](d *decoder, n ast.Node, what string, parse func(string) (T, e
 	return value, nil
 }
 
-// listed is names for a message.
+// listed joins names for a message.
 func listed(names []string) string {
 	const most = 20
 	switch {

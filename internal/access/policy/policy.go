@@ -1,4 +1,4 @@
-// Package policy reads policy.yaml, which says who may have what NICs of qemu-netup, and
+// Package policy reads policy.yaml, which says which users may have which NICs from qemu-netup, and
 // decides by it. docs/man/policy.yaml.5.md describes the file.
 package policy
 
@@ -15,25 +15,25 @@ import (
 	"vmnet/internal/kernel/procfd"
 )
 
-// DefaultPath is where the file is.
+// DefaultPath is the path of the file.
 const DefaultPath = "/etc/vmnet/policy.yaml"
 
 // Bounds of a file.
 const (
 	maxBytes   = 1 << 20
-	maxEntries = 1000 // of each list, that of the rules among them
+	maxEntries = 1000 // of each list, including the rules
 	maxQueues  = 256  // of a tap: MAX_TAP_QUEUES in the kernel's drivers/net/tun.c
 )
 
-// defaultQueues is how many queues a NIC may have where no rule says.
+// defaultQueues is how many queues a NIC may have if its rule does not say.
 const defaultQueues = 8
 
-// DefaultBridge is where scripts put an interface of which the policy says nothing.
+// DefaultBridge is where scripts put an interface that the policy does not mention.
 const DefaultBridge = "br0"
 
-// Policy is the content of a file. A nil Policy is what holds where there is none: which
-// bridges may be had is left to bridge.conf, and no lowers, VLANs or port settings may be
-// asked for but isolated.
+// Policy is the content of a file. A nil Policy applies if there is no file: bridge.conf alone
+// decides which bridges are allowed, and lowers, VLANs and port settings other than isolated are
+// not allowed.
 type Policy struct {
 	File string
 
@@ -43,18 +43,18 @@ type Policy struct {
 	draft    error // why Load refuses the file
 }
 
-// Profile is settings by a name.
+// Profile is a named group of settings.
 type Profile struct {
 	Bridge string // may be empty in one that Policy.Profile returned
 	Port   bridge.PortConfig
-	Queues int // 0: the profile does not say
+	Queues int // 0: not set in the profile
 }
 
-// script is which profile an interface gets.
+// script says which profile an interface gets.
 type script struct{ glob, profile string }
 
-// Load reads a file that only root can have written. Without it the error Is
-// fs.ErrNotExist, and a nil Policy holds. Any other error must end in a denial.
+// Load reads a file that only root can have written. If it does not exist, the error matches
+// fs.ErrNotExist with errors.Is, and a nil Policy applies. Any other error must lead to a denial.
 func Load(path string) (*Policy, error) {
 	p, err := LoadDraft(path)
 	if err == nil && p.draft != nil {
@@ -63,7 +63,7 @@ func Load(path string) (*Policy, error) {
 	return p, err
 }
 
-// LoadDraft reads a file whoever has written it, to be looked at. If Load would refuse it,
+// LoadDraft reads a file for inspection, regardless of who wrote it. If Load would refuse the file,
 // the first of its Warnings says so.
 func LoadDraft(path string) (*Policy, error) {
 	f, err := open(path)
@@ -87,8 +87,8 @@ func LoadDraft(path string) (*Policy, error) {
 	return p, nil
 }
 
-// open opens a regular file alone: it neither waits for the writer of a FIFO nor touches a device. A
-// link that leads nowhere is not a file that is not there: somebody wanted a policy.
+// open opens regular files only: it neither waits for the writer of a FIFO nor touches a device. A
+// dangling symbolic link is an error, not a missing file: somebody wanted a policy.
 func open(path string) (*os.File, error) {
 	f, err := procfd.OpenRegular(path)
 	if errors.Is(err, procfd.ErrNotRegular) {
@@ -96,7 +96,7 @@ func open(path string) (*os.File, error) {
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, lerr := os.Lstat(path); lerr == nil {
-			return nil, fmt.Errorf("%s: it is a link to a file that is not there (correct or remove it)", path)
+			return nil, fmt.Errorf("%s: it is a dangling symbolic link (correct or remove it)", path)
 		}
 	}
 	if errors.Is(err, fs.ErrPermission) {
@@ -105,19 +105,19 @@ func open(path string) (*os.File, error) {
 	return f, err
 }
 
-// trusted tells whether a file with info is what its owner wrote, and owner that uid.
+// trusted reports whether a file with info could be written only by its owner, and uid owns it.
 func trusted(path string, info fs.FileInfo, uid uint32) error {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	switch {
 	case !ok || st.Uid != uid:
 		return fmt.Errorf("%s: it does not belong to uid %d (chown %d %s)", path, uid, uid, path)
 	case info.Mode().Perm()&0o022 != 0:
-		return fmt.Errorf("%s: others than its owner may write it (chmod 0644 %s)", path, path)
+		return fmt.Errorf("%s: users other than its owner may write it (chmod 0644 %s)", path, path)
 	}
 	return nil
 }
 
-// Rules is how many rules there are, none in a nil Policy.
+// Rules returns the number of rules, 0 for a nil Policy.
 func (p *Policy) Rules() int {
 	if p == nil {
 		return 0
@@ -125,7 +125,7 @@ func (p *Policy) Rules() int {
 	return len(p.rules)
 }
 
-// Profiles are the names of all profiles, sorted. There are none in a nil Policy.
+// Profiles returns the names of all profiles, sorted. A nil Policy has no profiles.
 func (p *Policy) Profiles() []string {
 	var names []string
 	if p != nil {
@@ -137,7 +137,7 @@ func (p *Policy) Profiles() []string {
 	return names
 }
 
-// Profile is the one of that name.
+// Profile returns the profile of that name.
 func (p *Policy) Profile(name string) (Profile, error) {
 	if p == nil {
 		return Profile{}, fmt.Errorf("no profile %q: there is no %s (write it, with: profiles: {NAME: {bridge: br0}})", name, DefaultPath)
@@ -149,7 +149,7 @@ func (p *Policy) Profile(name string) (Profile, error) {
 	return profile, nil
 }
 
-// Script is what qemu-ifup makes of an interface; its Bridge is never empty.
+// Script returns the profile that qemu-ifup applies to an interface; its Bridge is never empty.
 func (p *Policy) Script(ifname string) Profile {
 	var profile Profile
 	if p != nil {

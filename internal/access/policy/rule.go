@@ -10,10 +10,10 @@ import (
 	"vmnet/bridge"
 )
 
-// rule is what some users may have. A list that is nil is one that the file does not have.
+// rule says what some users may have. A nil list is one that the file does not have.
 type rule struct {
 	line          int
-	lines         map[string]int // of its keys, for reasons
+	lines         map[string]int // of its keys, for messages
 	anybody       bool
 	users, groups []who
 	bridges       []string // globs
@@ -22,15 +22,15 @@ type rule struct {
 	ips           []netip.Prefix // masked
 	guests        []string       // globs
 	vlans         []bridge.VLANRange
-	port          []string // of settings
-	require       []string // of requirements
+	port          []string // names of settings
+	require       []string // names of requirements
 	macs          []macRange
 	nics          int // 0: no limit
 	queues        int
 }
 
-// settings are the words for a port's settings beside VLANs. The first only takes away, and
-// may always be asked for.
+// settings are the words for a port's settings besides VLANs. The first one only restricts the
+// guest, and is always allowed.
 var settings = []struct {
 	word string
 	on   func(bridge.PortConfig) bool
@@ -42,7 +42,7 @@ var settings = []struct {
 	{"forward", func(c bridge.PortConfig) bool { return c.Forward != 0 }},
 }
 
-// What a rule can require of a port.
+// The requirements that a rule can make of a port.
 const (
 	isolated = "isolated"
 	vlan     = "vlan"
@@ -50,7 +50,7 @@ const (
 
 func (d *decoder) rule(n ast.Node) error {
 	r := rule{line: line(n), lines: map[string]int{}, queues: defaultQueues}
-	// of is a key with a list, and what takes each item.
+	// of returns a field for a list; take parses each item.
 	of := func(key string, take func(ast.Node) error) field {
 		return field{key, func(n ast.Node) error { r.lines[key] = line(n); return d.list(n, key, take) }}
 	}
@@ -110,9 +110,9 @@ func (d *decoder) rule(n ast.Node) error {
 	case err != nil:
 		return err
 	case !r.anybody && len(r.users)+len(r.groups) == 0:
-		return d.errorf(tokenOf(n), "the rule is for nobody (say for whom: users or groups)")
+		return d.errorf(tokenOf(n), "the rule has no users (add users or groups)")
 	case len(r.bridges)+len(r.lowers) == 0:
-		return d.errorf(tokenOf(n), "the rule allows nothing (say what: bridges or lowers)")
+		return d.errorf(tokenOf(n), "the rule allows nothing (add bridges or lowers)")
 	}
 	d.p.rules = append(d.p.rules, r)
 	return nil
@@ -126,7 +126,7 @@ func settingWords() []string {
 	return words
 }
 
-// line is where a node begins.
+// line returns the line where a node begins.
 func line(n ast.Node) int {
 	if t := tokenOf(n); t != nil && t.Position != nil {
 		return t.Position.Line

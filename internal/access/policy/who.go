@@ -11,7 +11,7 @@ import (
 
 // who is a user or group of a rule.
 type who struct {
-	name string // as written; empty where id counts
+	name string // as written; empty if id is set
 	id   int
 	line int
 }
@@ -22,9 +22,9 @@ func (d *document) who(n ast.Node, what string) (who, error) {
 		return who{}, err
 	}
 	if text == "" || len(text) > 256 {
-		return who{}, d.errorf(tokenOf(n), "%s: %q is no name", what, text)
+		return who{}, d.errorf(tokenOf(n), "%s: %q is not a name", what, text)
 	}
-	// An id is written as programs write one: 010 and 0x10 are names, which nobody has.
+	// An id is decimal, as programs print one: 010 and 0x10 are names, which no user has.
 	id, err := strconv.ParseUint(text, 10, 32)
 	if err == nil && strconv.FormatUint(id, 10) == text {
 		return who{id: int(id), line: line(n)}, nil
@@ -47,13 +47,13 @@ func (d *document) user(n ast.Node, r *rule) error {
 func (d *document) group(n ast.Node, r *rule) error {
 	w, err := d.who(n, "groups")
 	if w.name == anybody {
-		return d.errorf(tokenOf(n), `groups: "*": anybody is users: ["*"]`)
+		return d.errorf(tokenOf(n), `groups: "*": write users: ["*"] for everybody`)
 	}
 	r.groups = append(r.groups, w)
 	return err
 }
 
-// names looks up names, each one once. -1 is a name that nobody has.
+// names caches the lookup of names. -1 marks a name that does not exist.
 type names struct{ users, groups map[string]int }
 
 func newNames() *names { return &names{map[string]int{}, map[string]int{}} }
@@ -95,15 +95,15 @@ func lookUp(known map[string]int, w who, ask func(string) (string, error)) int {
 	return id
 }
 
-// isFor tells whether the rule is for whoever asks: one of its users or in one of its groups.
+// isFor reports whether the rule applies to the user: as one of its users or by one of its groups.
 func (r *rule) isFor(q *Request, n *names) bool {
 	return r.anybody ||
 		slices.ContainsFunc(r.users, func(w who) bool { return n.user(w) == q.UID }) || // which is not -1
 		slices.ContainsFunc(r.groups, func(w who) bool { id := n.group(w); return id >= 0 && slices.Contains(q.GIDs, id) })
 }
 
-// Warnings is what is allowed in a file but hardly meant: names that nobody has, and for a
-// draft why Load would refuse it. A nil Policy has none.
+// Warnings returns what a file allows but hardly means: names that do not exist, and for a draft
+// the reason why Load would refuse it. A nil Policy has no warnings.
 func (p *Policy) Warnings() []string {
 	if p == nil {
 		return nil
@@ -126,7 +126,7 @@ func (p *Policy) Warnings() []string {
 		}
 	}
 	if len(p.rules) == 0 {
-		all = append(all, fmt.Sprintf("%s: without rules nobody but root may have a NIC (add a rule)", p.File))
+		all = append(all, fmt.Sprintf("%s: without rules only root may have a NIC (add a rule)", p.File))
 	}
 	return all
 }

@@ -13,27 +13,27 @@ import (
 	"github.com/goccy/go-yaml/token"
 )
 
-// ParseError is what is wrong in a file, and where.
+// ParseError says what is wrong in a file, and where.
 type ParseError struct {
 	File   string
 	Line   int // from 1
 	Column int // from 1
 	Text   string
-	Source string // the line, as much of it as helps
+	Source string // the line, at most maxSource bytes of it
 }
 
 func (e *ParseError) Error() string {
 	return fmt.Sprintf("%s:%d:%d: %s, in `%s`", e.File, e.Line, e.Column, e.Text, e.Source)
 }
 
-// document is a file's text, for errors that show it. Only lists, mappings and scalars are
-// taken: what is said of somebody is said in one place, without anchors, tags and merges.
+// document is a file's text, which errors quote. Only lists, mappings and scalars are accepted, so
+// that each rule stands in one place, without anchors, tags and merges.
 type document struct {
 	file  string
 	lines [][]byte
 }
 
-// maxSource is how much of a line errors show, in bytes.
+// maxSource is the most that errors quote of a line, in bytes.
 const maxSource = 80
 
 func (d *document) errorf(t *token.Token, format string, args ...any) error {
@@ -51,7 +51,7 @@ func (d *document) errorf(t *token.Token, format string, args ...any) error {
 	return e
 }
 
-// root is the file's content; nil where it has none but comments.
+// root returns the file's content; nil if the file is empty but for comments.
 func (d *document) root(data []byte) (ast.Node, error) {
 	tokens := lexer.Tokenize(string(data))
 	if err := d.shallow(tokens); err != nil {
@@ -66,7 +66,7 @@ func (d *document) root(data []byte) (ast.Node, error) {
 		switch {
 		case doc.Body == nil:
 		case root != nil:
-			return nil, d.errorf(tokenOf(doc.Body), "a second document (one file has one)")
+			return nil, d.errorf(tokenOf(doc.Body), "a second document in the file (remove it)")
 		default:
 			root = doc.Body
 		}
@@ -74,8 +74,8 @@ func (d *document) root(data []byte) (ast.Node, error) {
 	return root, nil
 }
 
-// shallow refuses what is nested so deep that the parser, whose time grows with the square
-// of it, would be busy for minutes.
+// shallow refuses deep nesting: the parser's time grows with the square of the depth, which could
+// keep it busy for minutes.
 func (d *document) shallow(tokens token.Tokens) error {
 	const maxFlow, maxColumn = 8, 80
 	flow := 0
@@ -97,7 +97,7 @@ func (d *document) shallow(tokens token.Tokens) error {
 	return nil
 }
 
-// syntax is a parser's error in our form.
+// syntax converts a parser's error to a ParseError.
 func (d *document) syntax(err error) error {
 	var at interface {
 		GetMessage() string
@@ -109,13 +109,13 @@ func (d *document) syntax(err error) error {
 	return d.errorf(nil, "%v", err)
 }
 
-// field is a key of a mapping and what takes its value.
+// field is a key of a mapping and the function that parses its value.
 type field struct {
 	key string
 	set func(ast.Node) error
 }
 
-// mapping hands the values of n to the fields of their keys.
+// mapping passes the values of n to the fields with their keys.
 func (d *document) mapping(n ast.Node, what string, fields ...field) error {
 	return d.entries(n, what, func(key string, at *token.Token, value ast.Node) error {
 		var keys []string
@@ -173,7 +173,7 @@ func (d *document) list(n ast.Node, what string, f func(ast.Node) error) error {
 	return nil
 }
 
-// text is a scalar as it is written, so that a bridge may be called 10.
+// text returns a scalar as it is written, so that a bridge may be called 10.
 func (d *document) text(n ast.Node, what string) (string, error) {
 	switch n := n.(type) {
 	case *ast.StringNode:
@@ -204,14 +204,14 @@ func (d *document) flag(n ast.Node, what string) (bool, error) {
 	return b.Value, nil
 }
 
-// tokenOf is where a node begins, as far as it is known.
+// tokenOf returns the token where a node begins, if known.
 func tokenOf(n ast.Node) *token.Token {
 	switch n := n.(type) {
 	case nil:
 		return nil
 	case *ast.MappingNode:
 		if n.Start != nil && n.Start.Type != token.MappingStartType && len(n.Values) > 0 {
-			return tokenOf(n.Values[0].Key) // not the colon behind it
+			return tokenOf(n.Values[0].Key) // not the colon after it
 		}
 	}
 	return n.GetToken()

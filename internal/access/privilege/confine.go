@@ -10,23 +10,24 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// Confine is Keep and Harden for the forms that execute nothing and do all their work on the
-// goroutine that calls it: that is locked to its thread, which alone has the capabilities
-// and no_new_privs. The other threads, in which Go's runtime works, are left with less than
-// after Keep: the caller's ids, and no capability at all.
+// Confine is Keep and Harden for commands that execute nothing and do all their work on the calling
+// goroutine: the goroutine is locked to its thread, which alone gets the capabilities and
+// no_new_privs. The other threads, in which Go's runtime works, keep less than after Keep: the
+// caller's ids and no capability at all.
 //
-// It is what makes a short life shorter: Go has to stop the world and wait for each thread
-// once instead of five times. Where there is no uid to give up, and so nothing that takes
-// the capabilities from other threads by itself, it is Keep and Harden; so too where the
-// caller's securebits keep the kernel from doing that, or fs.suid_dumpable would let debuggers into those threads. But with file capabilities that are those
-// asked for and no others, all threads are from the start as Keep would make them. Root could do without us whatever would be
-// forbidden: where the caller is root, it keeps all capabilities in effect, and is spared the
-// thread that Go starts as soon as one is locked.
+// Confine shortens the start of a short process: Go stops the world and waits for each thread once
+// instead of five times. It falls back to Keep and Harden if there is no uid to give up, since then
+// nothing takes the capabilities away from the other threads by itself, if the caller's securebits
+// keep the kernel from doing that, or if fs.suid_dumpable would let debuggers into those threads.
+// But if the file capabilities are exactly those asked for, all threads are from the start as Keep
+// would make them. A caller that is root could do without this program what Confine forbids. So it
+// keeps all capabilities in effect, and is spared the thread that Go starts once a thread is
+// locked.
 func (p *Process) Confine(values ...cap.Value) error {
 	const noSetuidFixup = 1 << 2 // SECBIT_NO_SETUID_FIXUP, include/uapi/linux/securebits.h
 	securebits, err := unix.PrctlRetInt(unix.PR_GET_SECUREBITS, 0, 0, 0, 0)
 	want := bits(values...)
-	already := !p.Caller.Root() && p.start == p.goal(want) // which the threads have been alike in since
+	already := !p.Caller.Root() && p.start == p.goal(want) // all threads have been alike since the start
 	if err != nil || !already && (p.exposed || securebits&noSetuidFixup != 0 || !p.Caller.Root() && p.start.uids == same(p.Caller.UID)) {
 		if err := p.Keep(values...); err != nil {
 			return err
@@ -62,7 +63,8 @@ func (p *Process) confine(want uint64, already bool) error {
 	return nil
 }
 
-// ownThread gives everything up but what the calling thread keeps, to which its goroutine is locked.
+// ownThread gives up everything that the calling thread, to which its goroutine is locked, does not
+// keep.
 func (p *Process) ownThread(want uint64) error {
 	if p.Caller.Root() {
 		want |= rootsFiles & p.start.prm
@@ -78,8 +80,8 @@ func (p *Process) ownThread(want uint64) error {
 	return checkOwn(goal)
 }
 
-// giveUpIDs makes all threads the caller's. With the last uid of 0 go the capabilities of each
-// thread but this one (PR_SET_KEEPCAPS, capabilities(7)).
+// giveUpIDs sets the ids of all threads to the caller's. With its last uid of 0 each thread but
+// this one loses its capabilities (PR_SET_KEEPCAPS, capabilities(7)).
 func giveUpIDs(c Caller, start task) error {
 	if c.Root() && start.gids == same(c.GID) {
 		return nil

@@ -15,18 +15,18 @@ import (
 const (
 	atSecure    = 23 // AT_SECURE of getauxval(3)
 	maxPath     = 4096
-	defaultPath = "/usr/local/bin:/usr/bin:/bin" // where PATH is not set, as with execvp(3)
+	defaultPath = "/usr/local/bin:/usr/bin:/bin" // used without PATH, as in execvp(3)
 )
 
-// takeEnv empties the environment and returns what the caller gave.
+// takeEnv empties the environment and returns the caller's.
 //
-// For ourselves nothing in it is trusted: PATH, TMPDIR, XDG_*, and what libraries
-// ask for. LD_* means nothing to a static program. What Go's runtime has honoured
-// before main is out of reach, in setuid programs as well: GOGC, GOMEMLIMIT and
-// GOMAXPROCS only make it slower or bigger; GODEBUG does more (with sbrk=1,
-// another allocator, Go hangs now and then, even before main; the caller may kill
-// it) and is refused in secure mode (AT_SECURE). There Go also sets GOTRACEBACK=none, so a crash prints no memory; that is
-// taken out again, and a GOTRACEBACK of the caller's is lost.
+// This program trusts nothing in it: not PATH, TMPDIR or XDG_*, nor the variables of libraries.
+// LD_* means nothing to a static program. Variables that Go's runtime has read before main are out
+// of reach, in setuid programs as well: GOGC, GOMEMLIMIT and GOMAXPROCS only make it slower or
+// bigger. GODEBUG does more (with sbrk=1, another allocator, Go hangs now and then, even before
+// main; the caller may kill it) and is refused in secure mode (AT_SECURE). There Go also sets
+// GOTRACEBACK=none, so that a crash prints no memory. takeEnv removes that setting again, and the
+// caller's GOTRACEBACK is lost.
 func takeEnv() ([]string, error) {
 	env := os.Environ()
 	os.Clearenv()
@@ -34,7 +34,7 @@ func takeEnv() ([]string, error) {
 		return unmask(env), nil
 	}
 	if slices.ContainsFunc(env, func(s string) bool { return strings.HasPrefix(s, "GODEBUG=") }) {
-		return nil, errors.New("GODEBUG is set, which a privileged program does not run under: unset it")
+		return nil, errors.New("GODEBUG is set, and a privileged program does not run with it (unset it)")
 	}
 	return unmask(slices.DeleteFunc(env, func(s string) bool { return s == "GOTRACEBACK=none" })), nil
 }
@@ -44,8 +44,8 @@ func secure() bool {
 	return err != nil || slices.Contains(aux, [2]uintptr{atSecure, 1})
 }
 
-// Getenv is a variable of the caller's environment: to be trusted as much as the
-// caller, so to be used with the caller's rights only. "" where it is not set.
+// Getenv returns a variable of the caller's environment, or "" if it is not set. Trust it as much
+// as the caller, and use it with the caller's privileges only.
 func (p *Process) Getenv(key string) string {
 	for _, s := range p.env {
 		if k, v, _ := strings.Cut(s, "="); k == key {
@@ -55,8 +55,8 @@ func (p *Process) Getenv(key string) string {
 	return ""
 }
 
-// Find looks a program up in the caller's PATH as execvp(3) does, with the
-// caller's rights. A name with a slash is itself the path.
+// Find looks a program up in the caller's PATH as execvp(3) does, with the caller's privileges. A
+// name with a slash is the path itself.
 func (p *Process) Find(name string) (string, error) {
 	if name == "" {
 		return "", errors.New("find a program without a name: name one")
@@ -88,7 +88,7 @@ func (p *Process) Find(name string) (string, error) {
 	return "", fmt.Errorf("find %s: not in PATH (%.200s): install it or give its path", name, path)
 }
 
-// executable asks with the real ids, which are the caller's.
+// executable checks with the real ids, which are the caller's.
 func executable(path string) error {
 	if len(path) >= maxPath {
 		return fmt.Errorf("find a program: its path of %d bytes is too long", len(path))
@@ -101,27 +101,26 @@ func executable(path string) error {
 		return fmt.Errorf("find %s: %w", path, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return fmt.Errorf("find %s: %w: it is not a file to execute", path, unix.EACCES)
+		return fmt.Errorf("find %s: %w: it is not an executable file", path, unix.EACCES)
 	}
 	return nil
 }
 
-// Exec lets a program take this process's place, as if the caller had started it
-// itself: with the caller's environment, umask, limits, and signals. It refuses
-// unless Drop has been there. It returns only with an error, after which the
-// privileges are still dropped.
+// Exec replaces this process by a program, as if the caller had started the program itself: with
+// the caller's environment, umask, limits and signals. It refuses to do so before Drop. It returns
+// only with an error, and the privileges are still dropped then.
 //
-// What Go's runtime changes before main and does not give back (initsig and
-// blockableSig of runtime/signal_unix.go), because nothing tells how it was:
+// Go's runtime makes some changes before main that Exec does not undo, since the former state is
+// unknown (initsig and blockableSig of runtime/signal_unix.go):
 //   - of the signals that the caller ignored, only SIGHUP, SIGINT, SIGCONT, SIGTSTP, SIGTTIN
-//     and SIGTTOU still are; and where os/signal was used on them, only after signal.Reset;
-//   - of those that the caller blocked, these are open: the ones that end a Go
-//     program (SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGABRT), those of faults (SIGILL, SIGTRAP, SIGBUS, SIGFPE,
-//     SIGSEGV, SIGSTKFLT, SIGSYS), SIGCHLD, SIGPROF, SIGURG, and 32 to 34.
+//     and SIGTTOU are still ignored, and after use of os/signal only if signal.Reset was called;
+//   - of the signals that the caller blocked, these are unblocked: those that end a Go program
+//     (SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGABRT), those of faults (SIGILL, SIGTRAP, SIGBUS,
+//     SIGFPE, SIGSEGV, SIGSTKFLT, SIGSYS), SIGCHLD, SIGPROF, SIGURG, and 32 to 34.
 //
-// The kernel itself lowers a soft stack limit above 8 MiB to that when it starts a
-// setuid program or one with file capabilities (begin_new_exec in fs/exec.c).
-// The limit of open files is the caller's again by syscall.Exec.
+// The kernel lowers a soft stack limit above 8 MiB to 8 MiB when it starts a setuid program or one
+// with file capabilities (begin_new_exec in fs/exec.c). syscall.Exec restores the caller's limit of
+// open files.
 func (p *Process) Exec(path string, argv []string, extra ...string) error {
 	if !p.dropped {
 		return fmt.Errorf("execute %s: privileges have not been dropped", path)
@@ -135,7 +134,7 @@ func (p *Process) Exec(path string, argv []string, extra ...string) error {
 	return fmt.Errorf("execute %s: %w", path, err)
 }
 
-// withExtra gives programs one value for each name: which of two counts is up to them.
+// withExtra keeps one value for each name: which of two values counts would be up to the program.
 func withExtra(env, extra []string) []string {
 	env = slices.Clone(env)
 	for _, e := range extra {

@@ -9,10 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openStandard opens those of fds 0 to 2 on /dev/null that the caller has closed: the
-// next file opened would get that number, and what is printed would end up in
-// it. Go's runtime does the same before main, in all programs since 1.21 and not
-// only in setuid ones; its documentation does not promise it.
+// openStandard opens /dev/null for those of fds 0 to 2 that the caller has closed. Otherwise the
+// next file opened would get that number, and printed text would end up in it. Go's runtime does
+// the same before main since 1.21, in all programs and not only in setuid ones, but its
+// documentation does not promise it.
 func openStandard() error {
 	for fd := range 3 {
 		_, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
@@ -30,13 +30,12 @@ func openStandard() error {
 	return nil
 }
 
-// Inherited makes sure that an fd whose number the caller gave is one that the caller
-// has handed over, and not one of ours that has the number by chance, into which
-// a caller could so make us write. An inherited fd is never close-on-exec, and
-// everything that Go opens is; so it is to be asked before an fd is prepared
-// for a program to execute.
+// Inherited returns an error unless the caller handed over the fd whose number it gave. By chance
+// the number could belong to a file of this process, and the caller could make this process write
+// into it. An inherited fd is never close-on-exec, and everything that Go opens is. So call
+// Inherited before an fd is prepared for a program to execute.
 func Inherited(fd int) error {
-	if fd < 0 || fd > math.MaxInt32 { // of which the kernel would take the lower half
+	if fd < 0 || fd > math.MaxInt32 { // the kernel would take its lower half
 		return fmt.Errorf("fd %d: not a number of an open file", fd)
 	}
 	if !handedOver(fd) {
@@ -50,14 +49,15 @@ func handedOver(fd int) bool {
 	return err == nil && flags&unix.FD_CLOEXEC == 0
 }
 
-// CloseInherited closes all fds above 2 that the caller has handed over (see
-// Inherited), except keep: for the forms that execute nothing. What Go's runtime (epoll, the
-// cgroup's CPU limit) and we have open stays: were such a number closed and used
-// again, who has opened it would go on reading it.
+// CloseInherited closes all fds above 2 that the caller has handed over (see Inherited), except
+// keep: for commands that execute nothing. Fds of Go's runtime (epoll, the cgroup's CPU limit) and
+// of this package stay open: if such a number were closed and used again, its owner would continue
+// to read from it.
 //
-// Nobody has to list them in /proc for that, which takes longer than all else here. A new fd gets the
-// lowest number that is free, so as long as we never had more than ownFDs open, ours are among
-// the first ownFDs numbers that the caller has left free; behind these, all are the caller's.
+// It does so without a list from /proc, which would take longer than everything else here. A new fd
+// gets the lowest free number. So as long as this process never has more than ownFDs fds of its
+// own, these are among the first ownFDs numbers that the caller has left free, and all higher fds
+// are the caller's.
 func CloseInherited(keep ...int) error {
 	fd := 3
 	for free := 0; free < ownFDs; fd++ {
@@ -84,7 +84,8 @@ func CloseInherited(keep ...int) error {
 	return nil
 }
 
-// ownFDs is more than are ever open before the caller's are closed: two or three of Go's, one or two of ours.
+// ownFDs is more than are ever open before the caller's are closed: two or three of Go's runtime
+// and one or two of this package.
 const ownFDs = 32
 
 func closeRange(first, last int) error {
@@ -92,7 +93,7 @@ func closeRange(first, last int) error {
 		return nil
 	}
 	if err := unix.CloseRange(uint(first), uint(last), 0); err != nil {
-		return fmt.Errorf("close fds %d to %d (close_range(2), of Linux 5.9): %w", first, last, err)
+		return fmt.Errorf("close fds %d to %d (close_range(2), Linux 5.9): %w", first, last, err)
 	}
 	return nil
 }

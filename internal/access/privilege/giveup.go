@@ -9,11 +9,12 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// GiveUp is for a program that was not installed with a right, has used those of its caller, and runs on without any: all
-// threads get the user's ids and groups, no capability in any set, and none by execve(2) any more (no_new_privs). Each
-// thread is read back from /proc. To become another user takes CAP_SETUID and CAP_SETGID; Who is this one.
+// GiveUp is for a program that was installed without privilege, has used its caller's, and
+// continues without any: all threads get the user's ids and groups, no capability in any set, and
+// none by execve(2) any more (no_new_privs). Each thread is read back from /proc. Becoming another
+// user takes CAP_SETUID and CAP_SETGID; Who returns the current user.
 //
-// After an error the process may be anything between, and must end.
+// After an error the process may be in any state in between, and must exit.
 func GiveUp(to Caller) error {
 	if err := roomForSignals(); err != nil {
 		return err
@@ -24,7 +25,7 @@ func GiveUp(to Caller) error {
 	if err := setCaps(task{}); err != nil {
 		return err
 	}
-	groups := slices.Sorted(slices.Values(to.Groups)) // as the kernel has them
+	groups := slices.Sorted(slices.Values(to.Groups)) // in the kernel's order
 	if err := check(task{uids: same(to.UID), gids: same(to.GID), groups: listGroups(groups)}); err != nil {
 		return err
 	}

@@ -11,26 +11,28 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// What HandOver writes into the environment: a mark, and the caller's variables behind a byte that
-// takes every meaning from their names.
+// The additions of HandOver to the environment: a mark, and the prefix that makes every variable's
+// name meaningless.
 const (
 	mark = "VMNET_HANDED_OVER=1"
 	mask = "_"
 )
 
-// HandOver lets another program of ours take this process's place and do what was asked for, with
-// those of the values that this process has. It begins with Begin too, and finds the caller, the
-// environment, the umask and the limits as this one did. It returns only with an error, after which
-// nothing is left of the privileges.
+// HandOver replaces this process by another program of vmnet, which does the work with those of the
+// values that this process has. The other program begins with Begin too, and finds the caller, the
+// environment, the umask and the limits as this one did. HandOver returns only with an error, and
+// no privilege is left then.
 //
-// The other program's file has no privilege of its own, so that nobody gets any who executes it. The ids
-// are the caller's already, and the capabilities are ambient ones: execve(2) passes no others on to
-// such a file except to root, and to uid 0 it would pass on more than this one's file may have been given. But of
-// ambient ones the kernel makes no secure mode (AT_SECURE), in which C libraries and Go's
-// runtime would distrust the environment: hence no variable keeps its name on the way. Nor does Go's runtime
-// keep to itself there what a deadly signal finds on the stack: let nothing be on it that the caller may not see.
+// The other program's file has no privilege of its own, so executing it gains nothing. The ids are
+// the caller's already, and the capabilities are ambient: execve(2) passes no others on to such a
+// file except to root, and to uid 0 it might pass on more than this program's file was given.
+// Ambient capabilities do not set secure mode (AT_SECURE), in which C libraries and Go's runtime
+// would distrust the environment: therefore no variable keeps its name on the way. Nor does Go's
+// runtime then hide the stack when a deadly signal arrives: keep everything off the stack that the
+// caller may not see.
 //
-// Who can change the file at path, or where that leads, can do what this process can: unless only root can, it is refused.
+// A user who can change the file at path, or where path leads, can do what this process can:
+// HandOver refuses the path unless only root can.
 func (p *Process) HandOver(path string, argv []string, values ...cap.Value) error {
 	err := p.passOn(path, bits(values...))
 	if err == nil {
@@ -41,7 +43,7 @@ func (p *Process) HandOver(path string, argv []string, values ...cap.Value) erro
 	return errors.Join(fmt.Errorf("execute %s: %w", path, err), p.Drop())
 }
 
-// passOn prepares the calling thread, the only one that is left after execve.
+// passOn prepares the calling thread, the only one that survives execve.
 func (p *Process) passOn(path string, want uint64) error {
 	if p.Elevated() {
 		if err := rootsAlone(path); err != nil {
@@ -75,7 +77,7 @@ func (p *Process) passOn(path string, want uint64) error {
 	return checkOwn(goal)
 }
 
-// masked is an environment of which no variable has a meaning.
+// masked returns the environment with every variable's name made meaningless.
 func masked(env []string) []string {
 	all := []string{mark, "GOTRACEBACK=none"} // a panic prints no stack
 	for _, s := range env {
@@ -84,7 +86,8 @@ func masked(env []string) []string {
 	return all
 }
 
-// unmask takes the caller's environment out of what masked made; any other is as it is.
+// unmask restores the caller's environment from masked's result; any other environment it returns
+// unchanged.
 func unmask(env []string) []string {
 	if len(env) == 0 || env[0] != mark {
 		return env

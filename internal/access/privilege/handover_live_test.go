@@ -84,10 +84,10 @@ func TestLiveHandOverRefuses(t *testing.T) {
 		must(t, os.Symlink(target, link))
 	}
 	for path, want := range map[string]string{
-		theirs: "others than root may write " + l.own, open: "others than root may write " + open, folder: "it is no program",
-		ajar + "/program": "others than root may write " + ajar, rootsLink: "others than root may write " + ajar, theirLink: "others than root may write " + l.own,
-		l.dir + "/ajar/../plain": "others than root may write " + ajar, loop: "too many levels of symbolic links",
-		"plain": "its path is not absolute", l.dir + "/none": "no such file or directory", l.secret: "permission denied",
+		theirs: "users other than root may write " + l.own, open: "users other than root may write " + open, folder: "it is not a program",
+		ajar + "/program": "users other than root may write " + ajar, rootsLink: "users other than root may write " + ajar, theirLink: "users other than root may write " + l.own,
+		l.dir + "/ajar/../plain": "users other than root may write " + ajar, loop: "too many levels of symbolic links",
+		"plain": "the path is not absolute", l.dir + "/none": "no such file or directory", l.secret: "permission denied",
 	} {
 		for _, from := range []string{l.setuid, l.ep} {
 			o := ok(t, start{path: from}, "handover="+path+" net_admin name", "report", "regain", "tun="+l.tun)

@@ -7,14 +7,13 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// Harden is for the forms that execute nothing: no core dump, no debugger of the
-// caller's (PR_SET_DUMPABLE; after setuid or file capabilities it is so already
-// unless fs.suid_dumpable says else), and no privilege by execve any more
-// (PR_SET_NO_NEW_PRIVS, in all threads). It cannot be undone, so a program to
-// execute must not find it.
+// Harden is for commands that execute nothing. It forbids core dumps, the caller's debuggers
+// (PR_SET_DUMPABLE, which setuid and file capabilities already imply unless fs.suid_dumpable
+// overrides it) and any privilege by execve (PR_SET_NO_NEW_PRIVS, in all threads). It cannot be
+// undone, so do not call it before executing a program.
 //
-// The bounding set is left alone: it limits what execve may add, which is nothing
-// with no_new_privs, and to clear it takes forty calls in all threads.
+// The bounding set is left alone: it limits what execve may add, which is nothing with
+// no_new_privs, and clearing it takes forty calls in all threads.
 func Harden() error {
 	if err := hardenProcess(); err != nil {
 		return err
@@ -28,7 +27,7 @@ func Harden() error {
 	return nil
 }
 
-// hardenProcess is what is one for all threads.
+// hardenProcess sets what all threads share.
 func hardenProcess() error {
 	if err := undumpable(); err != nil {
 		return err

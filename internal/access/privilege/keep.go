@@ -10,26 +10,23 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// rootsFiles is what root's Keep adds: root expects to get at everybody's files (a
-// program in the home of whoever used sudo, a monitor's socket in another user's
-// folder), and can have them by other means anyway.
+// rootsFiles is what Keep adds for root: root expects access to everybody's files (a program in the
+// home directory of the user of sudo, a monitor's socket in another user's directory), and has
+// other ways to get it anyway.
 const rootsFiles = 1<<cap.DAC_OVERRIDE | 1<<cap.DAC_READ_SEARCH
 
-// Has tells whether Keep would be granted the capability.
+// Has reports whether Keep would be granted the capability.
 func (p *Process) Has(v cap.Value) bool { return p.start.prm&bits(v) != 0 }
 
-// Keep makes the process its caller's again, with nothing but the capabilities
-// given: uids and gids (real, effective, saved, file system) are the caller's,
-// permitted and effective are the values, inheritable and ambient are empty. So
-// files are opened with the caller's rights from then on. The supplementary
-// groups are the caller's all the time.
+// Keep returns the process to its caller, with nothing but the given capabilities: uids and gids
+// (real, effective, saved, file system) become the caller's, permitted and effective become the
+// values, inheritable and ambient become empty. From then on files are opened with the caller's
+// privileges. The supplementary groups are the caller's all the time.
 //
-// Where the caller is root, there is no boundary to defend. Only the effective set
-// is reduced, against accidents, to the values and those for other users' files;
-// the rest stays permitted, for Drop to restore.
+// A caller that is root needs no boundary. Only the effective set is reduced, against accidents, to
+// the values and those for other users' files. The rest stays permitted, for Drop to restore.
 //
-// An error names the capabilities that were not there and the cure; everything
-// has been dropped then.
+// An error names the missing capabilities and the cure; everything has been dropped then.
 func (p *Process) Keep(values ...cap.Value) error {
 	want := bits(values...)
 	var err error
@@ -47,10 +44,9 @@ func (p *Process) Keep(values ...cap.Value) error {
 	return nil
 }
 
-// Drop gives up everything: no permitted, effective, inheritable or ambient
-// capability, no id that is not the caller's. Every thread is read back from /proc.
-// After an error nothing may be executed. Where the caller is root, its capabilities
-// are again what they were at the start.
+// Drop gives up everything: no permitted, effective, inheritable or ambient capability is left, and
+// no id but the caller's. Every thread is read back from /proc. After an error nothing may be
+// executed. If the caller is root, its capabilities return to what they were at the start.
 //
 // The bounding set and the securebits are the caller's all the time.
 func (p *Process) Drop() error {
@@ -68,7 +64,7 @@ func (p *Process) Drop() error {
 	return nil
 }
 
-// goal is what all threads are to be, with these capabilities effective.
+// goal returns the credentials that all threads shall have, with these capabilities effective.
 func (p *Process) goal(eff uint64) task {
 	t := p.start
 	t.uids, t.gids, t.eff = same(p.Caller.UID), same(p.Caller.GID), eff
@@ -92,13 +88,14 @@ func (p *Process) become(eff uint64) error {
 	return check(goal)
 }
 
-// setIDs needs no privilege: the real ids are the caller's already. When the last
-// uid of 0 goes, so do all capabilities, unless keep; that flag then stays set until
-// execve, without a meaning any more: a second call to reset it would cost as much.
+// setIDs needs no privilege: the real ids are the caller's already. With the last uid of 0 all
+// capabilities are lost, unless keep is set. The flag for that then stays set until execve, without
+// effect: a second call to reset it would cost as much.
 //
-// When an id changes the kernel makes the process as dumpable as fs.suid_dumpable says. If that is 1, only those
-// threads that have kept their capabilities are safe from the caller's debuggers meanwhile
-// (__ptrace_may_access of kernel/ptrace.c), and a debugger of any is in the memory of all.
+// When an id changes, the kernel sets the process's dumpable flag from fs.suid_dumpable. If that is
+// 1, only threads that have kept their capabilities are safe from the caller's debuggers until the
+// flag is reset (__ptrace_may_access of kernel/ptrace.c), and a debugger of one thread sees the
+// memory of all.
 func setIDs(c Caller, keep bool) error {
 	if r, e, s := unix.Getresgid(); [3]int{r, e, s} != [3]int{c.GID, c.GID, c.GID} {
 		if err := syscall.Setresgid(c.GID, c.GID, c.GID); err != nil {
@@ -122,8 +119,8 @@ func setIDs(c Caller, keep bool) error {
 	return undumpable()
 }
 
-// setCaps sets three sets; the kernel takes from the ambient one what is not in
-// both permitted and inheritable.
+// setCaps sets three sets. The kernel removes from the ambient set what is not both permitted and
+// inheritable.
 func setCaps(t task) error {
 	s := cap.NewSet()
 	err := errors.Join(
@@ -139,7 +136,7 @@ func setCaps(t task) error {
 	return nil
 }
 
-// refusal says why capabilities are missing, and the cure.
+// refusal explains why capabilities are missing, with the cure.
 func (p *Process) refusal(missing, want uint64) error {
 	install := fmt.Sprintf("setuid root (chown root, chmod u+s) or with file capabilities (setcap %s+ep)", strings.ToLower(names(want, ",")))
 	nnp, _ := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
@@ -148,17 +145,17 @@ func (p *Process) refusal(missing, want uint64) error {
 	var why string
 	switch {
 	case p.start.uids[1] == 0:
-		why = "root's capabilities are limited here: give it to the container or service that this was started in (its bounding set and securebits)"
+		why = "root's capabilities are limited here: allow it for this container or service (bounding set and securebits)"
 	case p.start.prm != 0:
-		why = "the file's capabilities, or those that the caller gave, are others: install it " + install
+		why = "the file or the caller gives other capabilities: install the program " + install
 	case nnp == 1:
-		why = "the caller has given up all new privileges (no_new_privs: a container, or systemd's NoNewPrivileges=), so neither setuid nor file capabilities work: start it without"
+		why = "no_new_privs is set (by a container, or systemd's NoNewPrivileges=), which disables setuid and file capabilities: start it without"
 	case nosuid:
-		why = "the program is on a file system that is mounted nosuid: install it elsewhere, " + install
+		why = "the program's file system is mounted nosuid: install it elsewhere, " + install
 	default:
 		why = "the program must be installed " + install
 	}
-	return fmt.Errorf("the right %s is missing: %s", names(missing, ", "), why)
+	return fmt.Errorf("%s is missing: %s", names(missing, ", "), why)
 }
 
 func bits(vs ...cap.Value) uint64 {

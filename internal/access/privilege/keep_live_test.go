@@ -107,7 +107,7 @@ func TestLiveRefusal(t *testing.T) {
 		want   string
 	}{
 		"not installed":    {start: start{path: l.plain}, want: "must be installed setuid root (chown root, chmod u+s) or with file capabilities (setcap cap_net_admin+ep)"},
-		"other capability": {start: start{path: l.other}, want: "the file's capabilities, or those that the caller gave, are others"},
+		"other capability": {start: start{path: l.other}, want: "the file or the caller gives other capabilities"},
 		"no_new_privs":     {start: start{path: l.setuid}, launch: []string{"user=65534", "nnp"}, want: "no_new_privs"},
 		"file, the same":   {start: start{path: l.ep}, launch: []string{"user=65534", "nnp"}, want: "no_new_privs"},
 		"bounding set":     {start: start{path: l.setuid}, launch: []string{"bound=12", "user=65534"}, want: "bounding set"},
@@ -121,7 +121,7 @@ func TestLiveRefusal(t *testing.T) {
 				s.path, s.root = l.plain, true
 			}
 			o := ok(t, s, steps...)
-			if got := o.lines["trykeep"][0]; !strings.HasPrefix(got, "the right CAP_NET_ADMIN is missing: ") || !strings.Contains(got, test.want) {
+			if got := o.lines["trykeep"][0]; !strings.HasPrefix(got, "CAP_NET_ADMIN is missing: ") || !strings.Contains(got, test.want) {
 				t.Errorf("got %q, want %q", got, test.want)
 			}
 			_, got := o.reports(t)
@@ -147,7 +147,7 @@ func TestLiveFileBeyondTheBounds(t *testing.T) {
 func TestLiveSecurebits(t *testing.T) {
 	l := newLab(t)
 	for name, test := range map[string]struct{ bits, want string }{
-		"SECBIT_NOROOT":           {"1", "(its bounding set and securebits)"},
+		"SECBIT_NOROOT":           {"1", "(bounding set and securebits)"},
 		"SECBIT_NO_SETUID_FIXUP":  {"4", "ok"},
 		"SECBIT_KEEP_CAPS_LOCKED": {"32", "(PR_SET_KEEPCAPS; do the securebits forbid it?)"},
 	} {

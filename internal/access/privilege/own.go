@@ -8,16 +8,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ownTask is the credentials of the calling thread as system calls tell them, which takes a
-// tenth of the time that /proc does, and does not need it.
+// ownTask returns the credentials of the calling thread from system calls, which take a tenth of
+// the time of /proc and work without it.
 func ownTask() (task, error) {
 	var t task
 	ids := func(of *[4]int, real, effective, saved, fs int) {
 		for i, id := range []int{real, effective, saved, fs} {
-			of[i] = int(uint32(id)) // those from 1<<31 on come as negative numbers
+			of[i] = int(uint32(id)) // ids from 1<<31 on arrive as negative numbers
 		}
 	}
-	const none = -1 // no id: setfsuid(2) then only tells what it is
+	const none = -1 // not an id: setfsuid(2) then only returns the current one
 	r, e, s := unix.Getresuid()
 	fs, err := unix.SetfsuidRetUid(none)
 	if err != nil {
@@ -41,7 +41,7 @@ func ownTask() (task, error) {
 	return t, nil
 }
 
-// listGroups writes supplementary groups as /proc does.
+// listGroups formats supplementary groups as /proc does.
 func listGroups(groups []int) string {
 	var b strings.Builder
 	for i, g := range groups {
@@ -55,14 +55,14 @@ func listGroups(groups []int) string {
 
 func ownCaps() (prm, eff, inh uint64, err error) {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData // the lower 32 capabilities, and the others
+	var data [2]unix.CapUserData // the lower 32 capabilities, and the rest
 	err = unix.Capget(&header, &data[0])
 	both := func(low, high uint32) uint64 { return uint64(low) | uint64(high)<<32 }
 	return both(data[0].Permitted, data[1].Permitted), both(data[0].Effective, data[1].Effective), both(data[0].Inheritable, data[1].Inheritable), err
 }
 
-// ownAmbient is which of those capabilities are ambient. No other than permitted and inheritable
-// ones can be (capabilities(7)). A kernel before 4.3 has none.
+// ownAmbient returns those of the capabilities that are ambient. Only permitted and inheritable
+// capabilities can be ambient (capabilities(7)). A kernel before 4.3 has no ambient ones.
 func ownAmbient(of uint64) uint64 {
 	var amb uint64
 	for _, v := range values(of) {
@@ -87,11 +87,11 @@ func setOwnCaps(t task) error {
 	return nil
 }
 
-// checkOwn compares the calling thread with what it should be.
+// checkOwn compares the calling thread with want.
 func checkOwn(want task) error {
 	got, err := ownTask()
 	if err == nil && got != want {
-		err = fmt.Errorf("the thread did not become what it should: it has %+v instead of %+v", got, want)
+		err = fmt.Errorf("the thread has %+v instead of %+v", got, want)
 	}
 	return err
 }

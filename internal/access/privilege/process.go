@@ -1,7 +1,7 @@
-// Package privilege is for programs that are installed setuid root or with file
-// capabilities: who started this process, how it keeps only what it needs, how
-// it gets rid of that too, and how it then becomes the caller's own program.
-// The contracts are those of capabilities(7), credentials(7) and execve(2).
+// Package privilege is for programs that are installed setuid root or with file capabilities: it
+// identifies the process's caller, keeps only the necessary privilege, drops that too, and finally
+// executes the caller's own program. The contracts are those of capabilities(7), credentials(7) and
+// execve(2).
 //
 // The order, from the first statement of main:
 //
@@ -12,13 +12,12 @@
 //	err = p.Drop()                   // nothing left, in any thread
 //	err = p.Exec(path, argv)         // or privilege.Harden() for those that exec nothing
 //
-// All changes are made in all threads of the process. An error of Begin, Keep or
-// Drop means: say it and exit.
+// All changes are made in all threads of the process. After an error of Begin, Keep or Drop, print
+// it and exit.
 //
-// There is neither a seccomp filter nor a Landlock domain: after Keep the process
-// can do no more to files, processes or the kernel's other interfaces than its
-// caller can without it, and the capability that is left works over netlink and
-// ioctl, which a filter would have to let pass.
+// There is neither a seccomp filter nor a Landlock domain: after Keep the process can do no more to
+// files, processes or the kernel's other interfaces than its caller can do without it, and the
+// remaining capability works over netlink and ioctl, which a filter would have to let pass.
 package privilege
 
 import (
@@ -30,17 +29,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ownUmask keeps what a privileged process makes from everybody else.
+// ownUmask hides the files of a privileged process from all other users.
 const ownUmask = 0o077
 
-// Caller is who started the process: its real ids, which neither setuid nor file
+// Caller identifies the user who started the process by its real ids, which neither setuid nor file
 // capabilities change.
 type Caller struct {
 	UID, GID int
 	Groups   []int // supplementary groups
 }
 
-// Who asks the kernel who started this process.
+// Who asks the kernel for the user who started this process.
 func Who() (Caller, error) {
 	groups, err := unix.Getgroups()
 	if err != nil {
@@ -49,30 +48,27 @@ func Who() (Caller, error) {
 	return Caller{UID: unix.Getuid(), GID: unix.Getgid(), Groups: groups}, nil
 }
 
-// Root tells whether the caller is root, and so may do everything without us.
+// Root reports whether the caller is root, who needs no privilege of ours.
 func (c Caller) Root() bool { return c.UID == 0 }
 
-// In tells whether the caller has the group, as its own or a supplementary one.
+// In reports whether the caller has the group, as its own or a supplementary one.
 func (c Caller) In(gid int) bool { return c.GID == gid || slices.Contains(c.Groups, gid) }
 
-// Process is this process and how it was started. It is not for concurrent use.
+// Process is this process and the way it was started. It is not safe for concurrent use.
 type Process struct {
 	Caller Caller
 
 	start   task
 	env     []string
 	umask   int
-	exposed bool   // the kernel lets debuggers in whenever an id changes (fs.suid_dumpable is 1)
-	reserve uint64 // permitted, but in effect in With alone
+	exposed bool   // the kernel admits debuggers whenever an id changes (fs.suid_dumpable is 1)
+	reserve uint64 // permitted, but effective only in With
 	dropped bool
 }
 
-// Begin looks at how the process was started and makes it safe to go on: fds 0 to
-// 2 are open (those that were closed, on /dev/null), the umask is 077, and the
-// environment is put aside (see Process.Getenv). To be called before anything else
-// opens files or reads the environment.
+// Begin records how the process was started and makes it safe to continue: fds 0 to
 func Begin() (*Process, error) {
-	// execve(2) with an empty argv: Linux makes it one empty string from 5.18 on.
+	// execve(2) with an empty argv: Linux passes one empty string from 5.18 on.
 	if len(os.Args) == 0 {
 		return nil, errors.New("started without even a program name (argv is empty)")
 	}
@@ -87,7 +83,7 @@ func Begin() (*Process, error) {
 	if p.Caller, err = Who(); err != nil {
 		return nil, err
 	}
-	if p.start, err = ownTask(); err != nil { // all threads are alike yet
+	if p.start, err = ownTask(); err != nil { // all threads are still alike
 		return nil, err
 	}
 	if p.Elevated() {
@@ -96,8 +92,8 @@ func Begin() (*Process, error) {
 	return p, err
 }
 
-// keepDebuggersOut forbids debuggers and dumps: after setuid or file capabilities it is so already, unless
-// fs.suid_dumpable says else (proc_sys_fs(5)).
+// keepDebuggersOut forbids debuggers and dumps. After setuid or file capabilities they are
+// forbidden already, unless fs.suid_dumpable overrides that (proc_sys_fs(5)).
 func (p *Process) keepDebuggersOut() error {
 	was, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
 	p.exposed = err != nil || was == 1
@@ -111,9 +107,9 @@ func undumpable() error {
 	return nil
 }
 
-// Elevated tells whether the process was started with more than its caller would
-// have had: other ids, or capabilities without being root. Capabilities that
-// the caller handed over (ambient ones) count, for Drop takes them too.
+// Elevated reports whether the process was started with more than its caller would have had: other
+// ids, or capabilities without being root. Capabilities that the caller handed over (ambient ones)
+// count, since Drop removes them too.
 func (p *Process) Elevated() bool {
 	return p.start.uids != same(p.Caller.UID) || p.start.gids != same(p.Caller.GID) ||
 		!p.Caller.Root() && p.start.prm != 0

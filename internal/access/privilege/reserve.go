@@ -9,12 +9,12 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// Reserve has the next Keep leave further capabilities permitted, as far as they are there, but
-// without effect, except in With.
+// Reserve makes the next Keep leave further capabilities permitted, as far as the process has them,
+// but effective only in With.
 func (p *Process) Reserve(values ...cap.Value) { p.reserve = bits(values...) & p.start.prm }
 
 // With runs f with the reserved capabilities in effect, in the calling thread alone: f must start
-// no goroutine that needs them. Where none is reserved f runs all the same.
+// no goroutine that needs them. It runs f even if none is reserved.
 func (p *Process) With(f func() error) error {
 	if p.reserve == 0 || p.dropped {
 		return f()
@@ -35,7 +35,7 @@ func (p *Process) With(f func() error) error {
 	}
 	err := f()
 	if lowerErr := unix.Capset(&header, &before[0]); lowerErr != nil {
-		return errors.Join(err, fmt.Errorf("give the reserved capabilities up: %w", lowerErr)) // the thread stays locked
+		return errors.Join(err, fmt.Errorf("give up the reserved capabilities: %w", lowerErr)) // the thread stays locked
 	}
 	runtime.UnlockOSThread()
 	return err

@@ -18,25 +18,24 @@ type sigevent struct {
 
 const sigevNone = 1 // SIGEV_NONE
 
-// roomForSignals finds out whether one real-time signal per thread can be queued
-// now. Go changes all threads by sending each such a signal and waits for them
-// without end, also where the kernel refuses to queue one: a caller with
-// `ulimit -i 0`, or with a queue full of signals to itself, would so hold a
-// privileged process in a busy loop. A POSIX timer takes an entry of the same
-// queue (timer_create(2), EAGAIN), and has no effect as long as it is not armed.
+// roomForSignals checks that one real-time signal per thread can be queued now. Go changes all
+// threads by sending such a signal to each, and waits for them forever, even if the kernel refuses
+// to queue one. A caller with `ulimit -i 0`, or with a queue full of signals to itself, could thus
+// keep a privileged process in a busy loop. A POSIX timer takes an entry of the same queue
+// (timer_create(2), EAGAIN), and has no effect as long as it is not armed.
 func roomForSignals() error {
-	const more = 8                           // that may start meanwhile
-	n, _ := runtime.ThreadCreateProfile(nil) // counts the threads that Go knows, which are those that it changes
+	const more = 8                           // threads that may start in between
+	n, _ := runtime.ThreadCreateProfile(nil) // the threads that Go knows and changes
 	n += more
 	for range n {
 		var id int32
 		e := sigevent{notify: sigevNone}
 		_, _, errno := unix.Syscall(unix.SYS_TIMER_CREATE, unix.CLOCK_MONOTONIC, uintptr(unsafe.Pointer(&e)), uintptr(unsafe.Pointer(&id)))
 		if errno == unix.EAGAIN {
-			return fmt.Errorf("the user's queue of pending signals has no room for %d more: raise the limit (ulimit -i) or end the process that fills it", n)
+			return fmt.Errorf("the user's queue of pending signals has no room for %d more: raise the limit (ulimit -i) or end the process that fills the queue", n)
 		}
 		if errno != 0 {
-			return nil // a kernel without POSIX timers cannot be asked
+			return nil // a kernel without POSIX timers cannot answer
 		}
 		defer unix.Syscall(unix.SYS_TIMER_DELETE, uintptr(id), 0, 0) //nolint:errcheck // it exists
 	}

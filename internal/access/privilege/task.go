@@ -12,12 +12,12 @@ import (
 
 const (
 	taskDir    = "/proc/self/task"
-	bufferSize = 1024    // on the stack: a bigger one makes that grow, which takes as long as the rest
+	bufferSize = 1024    // on the stack: growing it for a bigger one takes as long as the rest
 	maxStatus  = 1 << 20 // 65536 supplementary groups (NGROUPS_MAX) of ten digits, and some
 )
 
-// task is the credentials of one thread, as /proc/PID/task/TID/status has them
-// (proc_pid_status(5)). Two of them are equal with ==.
+// task holds the credentials of one thread, as in /proc/PID/task/TID/status (proc_pid_status(5)).
+// Compare them with ==.
 type task struct {
 	uids, gids         [4]int // real, effective, saved, file system
 	groups             string
@@ -38,8 +38,8 @@ func readTask(path string) (task, error) {
 	return t, nil
 }
 
-// read is os.ReadFile for a file in /proc, in half the time: it is done once per
-// thread, and a start is to take no longer than it must.
+// read is os.ReadFile for a file in /proc, in half the time: it runs once per thread, and a start
+// should be fast.
 func read(path string) (string, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -72,7 +72,7 @@ func threads() ([]string, error) {
 	return ids, nil
 }
 
-// list is os.ReadDir for a folder in /proc, as read is os.ReadFile: the names in it, in no order.
+// list is os.ReadDir for a directory in /proc, as read is os.ReadFile: it returns names, unsorted.
 func list(dir string) ([]string, error) {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -94,7 +94,7 @@ func list(dir string) ([]string, error) {
 	}
 }
 
-// parseTask needs every line it knows, except CapAmb, which Linux has from 4.3 on.
+// parseTask requires every line that it knows, except CapAmb, which Linux has from 4.3 on.
 func parseTask(status string) (task, error) {
 	var t task
 	ids := map[string]*[4]int{"Uid": &t.uids, "Gid": &t.gids}
@@ -139,7 +139,7 @@ func parseIDs(value string, ids *[4]int) error {
 	return nil
 }
 
-// check compares every thread of the process with what it should be.
+// check compares every thread of the process with want.
 func check(want task) error {
 	ids, err := threads()
 	if err != nil {
@@ -154,7 +154,7 @@ func check(want task) error {
 		case err != nil:
 			return err
 		case got != want:
-			return fmt.Errorf("thread %s did not become what it should: it has %+v instead of %+v", id, got, want)
+			return fmt.Errorf("thread %s has %+v instead of %+v", id, got, want)
 		}
 		found++
 	}

@@ -79,7 +79,7 @@ func TestCheck(t *testing.T) {
 		t.Error(err)
 	}
 	now.amb = 1
-	if err := check(now); err == nil || !strings.Contains(err.Error(), "did not become") {
+	if err := check(now); err == nil || !strings.Contains(err.Error(), "instead of") {
 		t.Errorf("another ambient set than there is: %v", err)
 	}
 	if _, err := readTask("/proc/self/no"); err == nil {

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rootsAlone makes sure that a program is root's, and that nobody else can write it or lead the path elsewhere: to another
-// of root's programs, which would do what its caller says.
+// rootsAlone checks that a program belongs to root, and that no other user can write it or redirect
+// the path: to another of root's programs, which would do what its caller says.
 func rootsAlone(path string) error {
 	way, err := Way(path)
 	if err != nil {
@@ -24,32 +24,32 @@ func rootsAlone(path string) error {
 			return err
 		}
 		if !RootsOwn(last) {
-			return fmt.Errorf("%w: others than root may write %s (chown root, chmod go-w)", os.ErrPermission, file)
+			return fmt.Errorf("%w: users other than root may write %s (chown root, chmod go-w)", os.ErrPermission, file)
 		}
 	}
 	if !last.Mode().IsRegular() {
-		return fmt.Errorf("%w: it is no program", os.ErrPermission)
+		return fmt.Errorf("%w: it is not a program", os.ErrPermission)
 	}
 	return nil
 }
 
-// RootsOwn tells by what Lstat says whether only root may write a file, or in a folder change what is root's. A link's own
-// mode means nothing.
+// RootsOwn reports, from the result of Lstat, whether only root may write a file, or change root's
+// files in a directory. A link's own mode means nothing.
 func RootsOwn(info os.FileInfo) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	link, sticky := info.Mode()&os.ModeSymlink != 0, info.IsDir() && info.Mode()&os.ModeSticky != 0
 	return ok && st.Uid == 0 && (link || sticky || info.Mode().Perm()&0o022 == 0)
 }
 
-const maxLinks = 40 // that the kernel follows in one path (MAXSYMLINKS of include/linux/namei.h)
+const maxLinks = 40 // the kernel's limit for one path (MAXSYMLINKS of include/linux/namei.h)
 
-// Way lists what decides which file an absolute path leads to: each folder and symbolic link on the way, from the root
-// on, and the file at last.
+// Way lists the files that decide where an absolute path leads: each directory and symbolic link on
+// the way, from the root on, and finally the file.
 func Way(path string) (way []string, err error) {
 	if !filepath.IsAbs(path) {
-		return nil, fmt.Errorf("%s: its path is not absolute", path)
+		return nil, fmt.Errorf("%s: the path is not absolute", path)
 	}
-	at, rest, links := "/", path, 0 // at has no link before its last name
+	at, rest, links := "/", path, 0 // at contains no link before its last name
 	for {
 		way = append(way, at)
 		target, err := os.Readlink(at)
@@ -62,7 +62,7 @@ func Way(path string) (way []string, err error) {
 			if at = filepath.Dir(at); filepath.IsAbs(target) {
 				at = "/"
 			}
-		case !errors.Is(err, unix.EINVAL): // which is no link
+		case !errors.Is(err, unix.EINVAL): // not a link
 			return nil, err
 		}
 		if rest = strings.TrimLeft(rest, "/"); rest == "" {

@@ -14,8 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// attack is a caller that stops the program at any moment, time and again, and looks whether it can write to its memory while a
-// thread of it has a capability. It prints how often one had, and how often it could.
+// attack is a caller that stops the program at random moments, time and again, and checks whether
+// it can write to the program's memory while a thread of it has a capability. It prints how often a
+// thread had one, and how often the memory was writable.
 func attack(args []string) error {
 	within, err := time.ParseDuration(args[0])
 	if err != nil {
@@ -42,7 +43,8 @@ func attack(args []string) error {
 	return nil
 }
 
-// stopped stops a process; has tells whether one of its threads has a capability then, may whether its memory can be written.
+// stopped stops a process. has reports whether one of its threads has a capability then, may
+// whether its memory is writable.
 func stopped(pid int) (has, may bool) {
 	_ = unix.Kill(pid, unix.SIGSTOP)
 	if err := unix.Waitid(unix.P_PID, pid, nil, unix.WSTOPPED|unix.WEXITED|unix.WNOWAIT, nil); err != nil {

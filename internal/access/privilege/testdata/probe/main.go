@@ -3,9 +3,9 @@
 //
 //go:debug containermaxprocs=0
 
-// Probe is a privileged program made of the package's functions: each argument is
-// a step, "name" or "name=value", and prints a line about itself. "launch" as the first
-// one makes it the other side: a caller that sets up a hostile start; and "attack", one that looks for its moment.
+// Probe is a privileged program made of the package's functions: each argument is a step, "name" or
+// "name=value", and prints a line about itself. With "launch" as the first argument it is the
+// opposite, a caller that sets up a hostile start; with "attack", one that waits for its moment.
 package main
 
 import (
@@ -64,7 +64,7 @@ func fail(name string, err error) {
 	}
 }
 
-// result is for steps that are to tell how they end, not to end the program.
+// result is for steps that report their error instead of ending the program.
 func result(err error) (string, error) {
 	if err != nil {
 		return err.Error(), nil
@@ -198,7 +198,7 @@ func capabilities(list string) ([]cap.Value, error) {
 	return vs, nil
 }
 
-// threads makes many, some of them waiting in a system call.
+// threads starts many threads, some of them waiting in a system call.
 func threads(_ *privilege.Process, n string) (string, error) {
 	ready := make(chan bool)
 	for range number(n) {
@@ -214,7 +214,7 @@ func threads(_ *privilege.Process, n string) (string, error) {
 	return "", nil
 }
 
-// report is every thread's status, and what else Harden changes, as one line of JSON.
+// report returns every thread's status, and what else Harden changes, as one line of JSON.
 func report(*privilege.Process, string) (string, error) {
 	r := struct {
 		Tasks              []string
@@ -244,7 +244,7 @@ func report(*privilege.Process, string) (string, error) {
 	return string(b), err
 }
 
-// regain tries the ways back to privilege; nil says that one of them works.
+// regain tries the ways back to privilege; nil means that one of them works.
 func regain() error {
 	all := cap.NewSet()
 	for v := range cap.MaxBits() {
@@ -286,7 +286,7 @@ func fds() (string, error) {
 	return strings.Join(s, " "), nil
 }
 
-// launch is the caller: it changes itself as told and executes the program after "--".
+// launch is the caller: it changes itself as asked and executes the program after "--".
 func launch(args []string) error {
 	runtime.LockOSThread()
 	debug.SetGCPercent(-1)
@@ -306,7 +306,7 @@ func launch(args []string) error {
 
 var argv0 bool
 
-// limits are changed last of all, for what follows in this process has to live with them.
+// limits are changed last of all, since the rest of this function has to work under them.
 func change(name, value string) error {
 	switch name {
 	case "ignore":
@@ -345,7 +345,7 @@ func change(name, value string) error {
 		return errors.Join(syscall.Setgroups(nil), syscall.Setresgid(id, id, id), syscall.Setresuid(id, id, id))
 	case "close":
 		return unix.Close(number(value))
-	case "queue": // n signals that stay pending
+	case "queue": // n signals that remain pending
 		for range number(value) {
 			if err := unix.Tgkill(os.Getpid(), unix.Gettid(), 60); err != nil {
 				return err
@@ -359,7 +359,7 @@ func change(name, value string) error {
 			return errors.New("no such change")
 		}
 		v := uint64(number(value))
-		l := syscall.Rlimit{Cur: v, Max: v} // raw: Go is not to start a thread for it, which might find no memory
+		l := syscall.Rlimit{Cur: v, Max: v} // raw, since Go would start a thread, for which memory might be missing
 		if _, _, errno := unix.RawSyscall(unix.SYS_SETRLIMIT, uintptr(n), uintptr(unsafe.Pointer(&l)), 0); errno != 0 {
 			return errno
 		}
@@ -384,7 +384,7 @@ func signals(list string) []syscall.Signal {
 	return all
 }
 
-// execute is execve(2) as it is, which takes an argv of nil.
+// execute is a plain execve(2), which accepts a nil argv.
 func execute(path string, argv []string) error {
 	p, err := unix.BytePtrFromString(path)
 	if err != nil {
