@@ -45,7 +45,8 @@ func TestReport(t *testing.T) {
 		{"success", true, nil, 0, ""},
 		{"silent", true, exitStatus(1), 1, ""},
 		{"failure", true, syscall.EBUSY, 1, "vmnet: device or resource busy\n"},
-		{"joined", true, joined, 1, "vmnet: attach P2/net0: port: device or resource busy\nvmnet: also: undo tap: operation not permitted\n"},
+		{"joined", true, joined, 1, "vmnet: attach P2/net0: port: device or resource busy\nvmnet: also: undo tap: operation not permitted" +
+			" (needs a capability that this user lacks here: run vmnet as root, CAP_NET_ADMIN included)\n"},
 		{"before the verb", false, syscall.EINVAL, 2, "vmnet: invalid argument\nsee x --help\n"},
 		{"invalid", true, fmt.Errorf("MTU 1: %w", nic.ErrInvalid), 2, "vmnet: MTU 1: " + nic.ErrInvalid.Error() + "\nsee x --help\n"},
 		{"usage", true, usagef("no"), 2, "vmnet: no\nsee x --help\n"},

@@ -131,9 +131,17 @@ func (h *Host) Run(ctx context.Context, c Command) (status int, err error) {
 	return h.Guest.Stream(ctx, agent.Command{Argv: c.Argv, Dir: c.Dir, Env: c.Env, Stdin: c.Stdin}, c.Stdout, c.Stderr)
 }
 
-// environment is this process's, without the folder in /run that a lab host has not.
+// environment is this process's, without the directory in /run that a lab host does not have. Its PATH
+// has root's directories too: commands in a lab host run as root, also for a user whose own PATH lacks them.
 func environment() []string {
-	return slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "XDG_RUNTIME_DIR=") })
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "XDG_RUNTIME_DIR=") })
+	path := filepath.SplitList(os.Getenv("PATH"))
+	for _, dir := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin"} {
+		if !slices.Contains(path, dir) {
+			path = append(path, dir)
+		}
+	}
+	return append(env, "PATH="+strings.Join(path, string(filepath.ListSeparator)))
 }
 
 // Output is Run for a short command: a status that is not zero is an error with what
