@@ -15,7 +15,7 @@ func (m *Manager) Ended(ctx context.Context, vm string) (actions []nic.Action, r
 	if err != nil {
 		return nil, false, err
 	}
-	r := &reconciler{m: m, actions: []nic.Action{}}
+	r := newMending(m, false)
 	for _, dev := range links {
 		if ctx.Err() != nil {
 			return r.actions, remain, context.Cause(ctx)

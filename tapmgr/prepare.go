@@ -115,7 +115,7 @@ func (m *Manager) Started(ctx context.Context, vm string, pid int) ([]nic.Action
 	if err != nil {
 		return nil, err
 	}
-	r := &reconciler{m: m, actions: []nic.Action{}}
+	r := newMending(m, false)
 	for _, dev := range links {
 		if ctx.Err() != nil {
 			return r.actions, context.Cause(ctx)
@@ -154,7 +154,7 @@ func (m *Manager) Release(ctx context.Context, vm string) ([]nic.Action, error) 
 	if err != nil {
 		return nil, err
 	}
-	r := &reconciler{m: m, actions: []nic.Action{}}
+	r := newMending(m, false)
 	for _, dev := range links {
 		switch {
 		case ctx.Err() != nil:

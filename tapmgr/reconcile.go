@@ -28,7 +28,7 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]nic.Action, error)
 	if err != nil {
 		return nil, err
 	}
-	r := &reconciler{m: m, dry: dry, actions: []nic.Action{}}
+	r := &reconciler{newMending(m, dry), m}
 	failed := r.leftOvers(ctx, links)
 	var held []inventory.Device
 	for _, dev := range links {
@@ -60,9 +60,8 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]nic.Action, error)
 }
 
 type reconciler struct {
-	m       *Manager
-	dry     bool
-	actions []nic.Action
+	mending
+	m *Manager
 }
 
 // leftOvers deletes the links that nobody holds, and tells by link index which it could not.
@@ -79,27 +78,8 @@ func (r *reconciler) leftOvers(ctx context.Context, links []inventory.Device) ma
 	return r.m.deleteLeftOvers(ctx, left)
 }
 
-func (r *reconciler) note(dev inventory.Device, text string) {
-	r.actions = append(r.actions, nic.Action{VM: dev.Want.VM, NIC: dev.Want.NIC, Interface: dev.Name, Action: text})
-}
-
-// fail tells that a NIC could not be looked into.
-func (r *reconciler) fail(dev inventory.Device, err error) {
-	r.actions = append(r.actions, nic.Action{VM: dev.Want.VM, NIC: dev.Want.NIC, Interface: dev.Name, Action: "not looked into", Error: err.Error()})
-}
-
-func (r *reconciler) do(dev inventory.Device, text string, f func() error) {
-	a := nic.Action{VM: dev.Want.VM, NIC: dev.Want.NIC, Interface: dev.Name, Action: text, Changed: true}
-	if !r.dry {
-		if err := f(); err != nil {
-			a.Error = err.Error()
-		}
-	}
-	r.actions = append(r.actions, a)
-}
-
 func (r *reconciler) reconcileGuest(ctx, reading context.Context, nics []inventory.Device) []nic.Action {
-	one := reconciler{m: r.m, dry: r.dry}
+	one := reconciler{newMending(r.m, r.dry), r.m}
 	one.guest(ctx, reading, nics)
 	return one.actions
 }
@@ -163,31 +143,4 @@ func (r *reconciler) nic(ctx, reading context.Context, vm vmm, dev inventory.Dev
 		}
 		r.mend(ctx, now)
 	}
-}
-
-// mend puts right what differs, and tells what it leaves alone. It needs no guest's lock.
-func (r *reconciler) mend(ctx context.Context, dev inventory.Device) {
-	v, err := r.m.host.View(&dev)
-	switch {
-	case err != nil && dev.IsUntrusted():
-		r.note(dev, fmt.Sprintf("left alone: %v", err))
-	case err != nil:
-		r.fail(dev, err)
-	}
-	for _, f := range v.Compare() {
-		if f.Fix.Kind == inventory.NotFixed {
-			r.note(dev, "left alone: "+f.Notice())
-			continue
-		}
-		r.do(dev, f.Done, func() error { return r.m.mend(ctx, v, f.Fix) })
-	}
-}
-
-func (m *Manager) markPlugged(ctx context.Context, dev inventory.Device) error {
-	dev.Want.Phase, dev.Want.Since = nic.PhasePlugged, 0
-	alias, err := dev.Want.Encode()
-	if err != nil {
-		return err
-	}
-	return m.host.SetAlias(ctx, &dev, alias)
 }

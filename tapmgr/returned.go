@@ -22,7 +22,7 @@ func (m *Manager) PutBack(bridges ...string) ([]nic.Action, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &reconciler{m: m, actions: []nic.Action{}}
+	r := newMending(m, false)
 	for _, dev := range links {
 		if !slices.Contains(bridges, dev.Want.Source) {
 			continue
