@@ -45,18 +45,18 @@ func TestLiveAdopt(t *testing.T) {
 		Port: bridge.PortConfig{Isolated: true},
 	}
 	ctx := h.context(20 * time.Second)
-	if _, err := h.Adopt(ctx, spec); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := h.Host().Adopt(ctx, spec); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("before libvirt has made it: %v", err)
 	}
-	if err := h.Expect(ctx, spec); err != nil {
+	if err := h.Host().Expect(ctx, spec); err != nil {
 		t.Error(err)
 	}
 	l := h.libvirtTap("vnet0", mac)
-	if err := h.Expect(ctx, spec); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "remove <target dev='vnet0'/>") {
+	if err := h.Host().Expect(ctx, spec); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "remove <target dev='vnet0'/>") {
 		t.Errorf("its name is taken: %v", err)
 	}
 	for range 2 {
-		if _, err := h.Adopt(ctx, spec); err != nil {
+		if _, err := h.Host().Adopt(ctx, spec); err != nil {
 			t.Fatal(err)
 		}
 		all, err := h.List("clone")
@@ -90,7 +90,7 @@ func TestLiveAdopt(t *testing.T) {
 		"br1":   "not the tap that libvirt makes",
 	} {
 		other.Device = device
-		if _, err := h.Adopt(ctx, other); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), want) {
+		if _, err := h.Host().Adopt(ctx, other); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", device, err, want)
 		}
 	}

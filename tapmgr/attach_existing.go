@@ -104,7 +104,7 @@ func (a *attachment) repaired(ctx context.Context, dev *inventory.Device) (nic.R
 			Name:  "mark",
 			Text:  fmt.Sprintf("alias of %s, which does not say yet that it is plugged", dev.Name),
 			Stage: nic.ErrLink,
-			Do:    func(ctx context.Context) error { return a.m.markPlugged(ctx, *dev) },
+			Do:    func(ctx context.Context) error { return a.m.host.MarkPlugged(ctx, *dev) },
 		})
 	}
 	for _, f := range v.Compare() {
@@ -114,7 +114,7 @@ func (a *attachment) repaired(ctx context.Context, dev *inventory.Device) (nic.R
 		if !a.m.mayChange(dev) {
 			return nic.Result{}, step.WithStage(nic.ErrLink, fmt.Errorf("%s: %s: want %s, found %s, and to mend that takes root (vmnet reconcile as root; or detach it, and attach it again)", dev.Name, f.What, cmp.Or(f.Want, "none"), cmp.Or(f.Found, "none")))
 		}
-		list = append(list, a.m.mendStep(v, f))
+		list = append(list, a.m.host.MendStep(v, f))
 	}
 	keep, err := a.keep(ctx, dev)
 	if err != nil {

@@ -120,7 +120,7 @@ func (d *domain) identify(ctx context.Context, t nic.Target) (err error) {
 	if err != nil {
 		return err
 	}
-	procs, err := QEMUsOf(def)
+	procs, err := qemu.OfDomain(def.Name, def.UUID.String(), def.RunAs)
 	if err != nil {
 		return err
 	}
@@ -139,30 +139,6 @@ func (d *domain) identify(ctx context.Context, t nic.Target) (err error) {
 		return fmt.Errorf("%w: no process that is seen from here is libvirt's domain %s (UUID %s)", qemu.ErrNotFound, t.VM, d.dom.UUID)
 	}
 	return fmt.Errorf("%w: processes %d and %d both say that they are libvirt's domain %s (name it with --pid)", qemu.ErrAmbiguous, procs[0].PID, procs[1].PID, t.VM)
-}
-
-// QEMUsOf returns the processes that may be the QEMU of a domain that runs: those that say so by its name and UUID, which
-// anybody can write on a command line. If several do, it is those that run as libvirt says, or where none does,
-// as in a user namespace, all of them.
-func QEMUsOf(def *domainxml.Definition) ([]qemu.Process, error) {
-	procs, err := qemu.OfLibvirt(def.Name)
-	if err != nil {
-		return nil, err
-	}
-	procs = slices.DeleteFunc(procs, func(p qemu.Process) bool { return !strings.EqualFold(p.UUID, def.UUID.String()) })
-	if len(procs) < 2 || def.RunAs < 0 {
-		return procs, nil
-	}
-	var vouched []qemu.Process
-	for _, p := range procs {
-		if p.UID == def.RunAs {
-			vouched = append(vouched, p)
-		}
-	}
-	if len(vouched) == 0 {
-		return procs, nil
-	}
-	return vouched, nil
 }
 
 // takeLock waits until no other vmnet works on the guest. Libvirt has no lock for others, so it is

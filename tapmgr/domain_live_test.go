@@ -9,8 +9,8 @@ import (
 	"testing"
 
 	"vmnet/internal/nstest"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/libvirt/domainxml"
-	"vmnet/tapmgr"
 )
 
 // TestLiveQEMUsOf tells a domain's QEMU from a user's process that says to be that.
@@ -48,7 +48,7 @@ func TestLiveQEMUsOf(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		all, err := tapmgr.QEMUsOf(def)
+		all, err := qemu.OfDomain(def.Name, def.UUID.String(), def.RunAs)
 		var got []int
 		for _, p := range all {
 			got = append(got, p.PID)

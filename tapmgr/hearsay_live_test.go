@@ -47,7 +47,7 @@ func fill(n int) int {
 // prepared makes a NIC as the hook does, for a guest of libvirt's that is about to start.
 func (h *host) prepared(vm, nicID string) error {
 	h.Helper()
-	_, err := h.Prepare(h.context(10*time.Second), nic.Spec{
+	_, err := h.Host().Prepare(h.context(10*time.Second), nic.Spec{
 		Target: nic.Target{VM: vm}, NIC: nicID, Bridge: "br0", Queues: 1, Vhost: nic.VhostOff,
 	})
 	return err
@@ -83,7 +83,7 @@ func TestLiveOthersLabelsDecideNothing(t *testing.T) {
 			t.Errorf("reconcile %+v", a)
 		}
 	}
-	if left, err := h.Release(ctx, "web"); err != nil || len(left) != 1 || left[0].Error != "" {
+	if left, err := h.Host().Release(ctx, "web"); err != nil || len(left) != 1 || left[0].Error != "" {
 		t.Errorf("release %+v, %v", left, err)
 	}
 }

@@ -141,7 +141,7 @@ func (o order) run() error {
 		return err
 	}
 	if o.Prepare {
-		_, err = m.Prepare(ctx, o.Spec)
+		_, err = m.Host().Prepare(ctx, o.Spec)
 		return err
 	}
 	_, err = m.Attach(ctx, o.Spec)

@@ -75,7 +75,7 @@ func TestLiveNamedTapHasAnIndexThatNobodyGuesses(t *testing.T) {
 	}
 	back := func(want int) {
 		t.Helper()
-		actions, err := h.PutBack("br0")
+		actions, err := h.Host().PutBack("br0")
 		if err != nil || len(actions) != want {
 			t.Errorf("put back %+v, %v: want %d", actions, err, want)
 		}

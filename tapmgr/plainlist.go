@@ -17,16 +17,16 @@ func (r *reconciler) plainTaps(ctx context.Context) error {
 	for _, dev := range taps {
 		if !dev.IsOrphaned() {
 			if dev.Want.Source != "" {
-				r.mend(ctx, dev)
+				r.Mend(ctx, dev)
 			}
 			continue
 		}
 		if t, _ := plaintap.Parse(dev.Alias); t.Elsewhere {
 			t.Link = dev.Link
-			r.do(dev, "taken off its bridge: nobody holds it", func() error { return r.m.ifUnheld(dev, func() error { return r.m.host.TakeOff(t) }) })
+			r.Do(dev, "taken off its bridge: nobody holds it", func() error { return r.m.ifUnheld(dev, func() error { return r.m.host.TakeOff(t) }) })
 			continue
 		}
-		r.do(dev, "removed: nobody holds it", func() error {
+		r.Do(dev, "removed: nobody holds it", func() error {
 			return r.m.ifUnheld(dev, func() error { return rtnl.IgnoreNotExist(r.m.host.NL.Delete(dev.Index)) })
 		})
 	}

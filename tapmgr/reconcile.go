@@ -28,45 +28,45 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]nic.Action, error)
 	if err != nil {
 		return nil, err
 	}
-	r := &reconciler{newMending(m, dry), m}
+	r := &reconciler{backend.NewMending(m.host, dry), m}
 	failed := r.leftOvers(ctx, links)
 	var held []inventory.Device
 	for _, dev := range links {
 		switch {
 		case dev.IsUnconfirmed():
 			if !dev.IsHealthy() {
-				r.note(dev, "left alone: "+dev.UnconfirmedText())
+				r.Note(dev, "left alone: "+dev.UnconfirmedText())
 			}
 		case dev.IsOrphaned() && dev.IsSocket():
-			r.do(dev, "removed: nobody holds it", func() error { return r.m.host.DisconnectSwitch(ctx, &dev) })
+			r.Do(dev, "removed: nobody holds it", func() error { return r.m.host.DisconnectSwitch(ctx, &dev) })
 		case dev.IsOrphaned():
-			r.do(dev, "removed: nobody holds it", func() error { return failed[dev.Index] })
+			r.Do(dev, "removed: nobody holds it", func() error { return failed[dev.Index] })
 		case dev.IsStarting():
-			r.note(dev, "left alone: it was made for a guest that is about to start")
+			r.Note(dev, "left alone: it was made for a guest that is about to start")
 		case dev.Pending:
-			r.note(dev, "left alone: it is being attached")
+			r.Note(dev, "left alone: it is being attached")
 		case dev.OtherHolder() != 0:
-			r.note(dev, fmt.Sprintf("left alone: process %d holds it", dev.OtherHolder()))
+			r.Note(dev, fmt.Sprintf("left alone: process %d holds it", dev.OtherHolder()))
 		case dev.VMMPID() == 0:
-			r.note(dev, "left alone: who holds it cannot be seen from here")
+			r.Note(dev, "left alone: who holds it cannot be seen from here")
 		default:
 			held = append(held, dev)
 		}
 	}
 	for _, actions := range eachGuest(ctx, held, r.reconcileGuest) {
-		r.actions = append(r.actions, actions...)
+		r.Actions = append(r.Actions, actions...)
 	}
-	return r.actions, r.plainTaps(ctx)
+	return r.Actions, r.plainTaps(ctx)
 }
 
 type reconciler struct {
-	mending
+	backend.Mending
 	m *Manager
 }
 
 // leftOvers deletes the links that nobody holds, and tells by link index which it could not.
 func (r *reconciler) leftOvers(ctx context.Context, links []inventory.Device) map[int]error {
-	if r.dry {
+	if r.Dry {
 		return nil
 	}
 	var left []inventory.Device
@@ -79,9 +79,9 @@ func (r *reconciler) leftOvers(ctx context.Context, links []inventory.Device) ma
 }
 
 func (r *reconciler) reconcileGuest(ctx, reading context.Context, nics []inventory.Device) []nic.Action {
-	one := reconciler{newMending(r.m, r.dry), r.m}
+	one := reconciler{backend.NewMending(r.m.host, r.Dry), r.m}
 	one.guest(ctx, reading, nics)
-	return one.actions
+	return one.Actions
 }
 
 // guest looks at the NICs that one QEMU holds, under that guest's lock.
@@ -99,9 +99,9 @@ func (r *reconciler) guest(ctx, reading context.Context, nics []inventory.Device
 		}
 		for _, dev := range nics {
 			if dev.Want.Phase == nic.PhasePlugged || dev.Want.Phase == nic.PhaseDetaching {
-				r.mend(ctx, dev) // needs no lock
+				r.Mend(ctx, dev) // needs no lock
 			}
-			r.fail(dev, err)
+			r.Fail(dev, err)
 		}
 		return
 	}
@@ -129,9 +129,9 @@ func (r *reconciler) nic(ctx, reading context.Context, vm vmm, dev inventory.Dev
 	switch {
 	case err != nil && dev.VMMPID() == 0: // it has ended since
 	case err != nil:
-		r.fail(dev, err)
+		r.Fail(dev, err)
 	case !has:
-		r.do(now, "removed: the guest has no such device", func() error {
+		r.Do(now, "removed: the guest has no such device", func() error {
 			if err := r.m.mayRelease(ctx, &now, vm); err != nil {
 				return err
 			}
@@ -139,8 +139,8 @@ func (r *reconciler) nic(ctx, reading context.Context, vm vmm, dev inventory.Dev
 		})
 	default:
 		if now.Want.Phase == nic.PhaseAttaching || now.Want.Phase == nic.PhaseStarting {
-			r.do(now, "kept: it is plugged, which its alias did not say yet", func() error { return r.m.markPlugged(ctx, now) })
+			r.Do(now, "kept: it is plugged, which its alias did not say yet", func() error { return r.m.host.MarkPlugged(ctx, now) })
 		}
-		r.mend(ctx, now)
+		r.Mend(ctx, now)
 	}
 }

@@ -48,7 +48,7 @@ func TestLivePutBackAfterTheBridge(t *testing.T) {
 	h.persistentTaps("young")
 	h.markOurs("young")
 
-	actions, err := h.PutBack("br0", "br1", "br9")
+	actions, err := h.Host().PutBack("br0", "br1", "br9")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,13 +69,13 @@ func TestLivePutBackAfterTheBridge(t *testing.T) {
 			t.Errorf("port %s is %q, want %q: %v", name, cfg, want, err)
 		}
 	}
-	if again, err := h.PutBack("br0"); err != nil || len(again) != 0 {
+	if again, err := h.Host().PutBack("br0"); err != nil || len(again) != 0 {
 		t.Errorf("again: %+v, %v", again, err)
 	}
-	if none, err := h.PutBack("br9"); err != nil || len(none) != 0 {
+	if none, err := h.Host().PutBack("br9"); err != nil || len(none) != 0 {
 		t.Errorf("no bridge: %+v, %v", none, err)
 	}
-	if foreign, err := h.ForeignWithoutMaster(); err != nil || foreign {
+	if foreign, err := h.Host().ForeignWithoutMaster(); err != nil || foreign {
 		t.Errorf("foreign taps are told without one: %v", err)
 	}
 }
@@ -86,7 +86,7 @@ func TestLivePutBackForeign(t *testing.T) {
 	isolated := bridge.PortConfig{Isolated: true}
 	put := func(want bool) {
 		t.Helper()
-		if done, err := h.PutBackForeign("vnet7", foreignMAC, "br0", isolated); done != want || err != nil {
+		if done, err := h.Host().PutBackForeign("vnet7", foreignMAC, "br0", isolated); done != want || err != nil {
 			t.Errorf("done is %v, want %v: %v", done, want, err)
 		}
 	}
@@ -102,17 +102,17 @@ func TestLivePutBackForeign(t *testing.T) {
 		h.on("vnet7", "br0", up)
 	}
 	h.replaced()
-	if foreign, err := h.ForeignWithoutMaster(); err != nil || !foreign {
+	if foreign, err := h.Host().ForeignWithoutMaster(); err != nil || !foreign {
 		t.Errorf("the foreign tap is not told: %v", err)
 	}
-	if done, err := h.PutBackForeign("vnet7", foreignMAC, "br0", bridge.PortConfig{VLAN: 10}); err == nil || !done {
+	if done, err := h.Host().PutBackForeign("vnet7", foreignMAC, "br0", bridge.PortConfig{VLAN: 10}); err == nil || !done {
 		t.Errorf("VLANs on a bridge that does not filter: %v, %v", done, err)
 	}
 	h.on("vnet7", "", false)
-	if _, err := h.PutBackForeign("vnet8", foreignMAC, "br0", isolated); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := h.Host().PutBackForeign("vnet8", foreignMAC, "br0", isolated); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no tap: %v", err)
 	}
-	if _, err := h.PutBackForeign("vnet7", foreignMAC, "br8", isolated); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := h.Host().PutBackForeign("vnet7", foreignMAC, "br8", isolated); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no bridge: %v", err)
 	}
 	h.ip("link", "set", "vnet7", "alias", "vmnet plain uid=0")
@@ -126,13 +126,13 @@ func TestLiveSetForeignPortOf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if changed, err := h.SetForeignPortOf(l.Index, foreignMAC, bridge.PortConfig{Isolated: true}); !changed || err != nil {
+	if changed, err := h.Host().SetForeignPortOf(l.Index, foreignMAC, bridge.PortConfig{Isolated: true}); !changed || err != nil {
 		t.Errorf("changed is %v: %v", changed, err)
 	}
-	if _, err := h.SetForeignPortOf(l.Index, nic.DefaultMAC("x", "y"), bridge.PortConfig{}); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := h.Host().SetForeignPortOf(l.Index, nic.DefaultMAC("x", "y"), bridge.PortConfig{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("another MAC: %v", err)
 	}
-	if _, err := h.SetForeignPortOf(1<<30, foreignMAC, bridge.PortConfig{}); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := h.Host().SetForeignPortOf(1<<30, foreignMAC, bridge.PortConfig{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no link: %v", err)
 	}
 }

@@ -71,11 +71,11 @@ func TestLiveAllPIDsTooManyFilesKeepNothingAlive(t *testing.T) {
 			t.Errorf("listed %+v", n)
 		}
 	}
-	actions, remain, err := h.Ended(h.context(20*time.Second), "dead")
+	actions, remain, err := h.Host().Ended(h.context(20*time.Second), "dead")
 	if err != nil || remain || len(actions) != 1 || !actions[0].Changed || actions[0].Error != "" {
 		t.Errorf("ended: %+v, remain %v, %v", actions, remain, err)
 	}
-	if actions, remain, err := h.Ended(h.context(20*time.Second), "web"); err != nil || !remain || len(actions) != 0 {
+	if actions, remain, err := h.Host().Ended(h.context(20*time.Second), "web"); err != nil || !remain || len(actions) != 0 {
 		t.Errorf("still held: %+v, remain %v, %v", actions, remain, err)
 	}
 	all, err := h.Reconcile(h.context(20*time.Second), false)
@@ -98,7 +98,7 @@ func TestLivePrepareKilledAtEveryStep(t *testing.T) {
 	}
 	for kind, spec := range specs {
 		spec.VM, spec.NIC, spec.Queues, spec.Vhost = "a-guest-of-a-long-name", "net0", 1, nic.VhostOff
-		names := h.stepNamesOf(func() error { _, err := h.Prepare(h.context(10*time.Second), spec); return err })
+		names := h.stepNamesOf(func() error { _, err := h.Host().Prepare(h.context(10*time.Second), spec); return err })
 		if len(names) < 4 {
 			t.Fatalf("%s: steps %q", kind, names)
 		}
@@ -111,7 +111,7 @@ func TestLivePrepareKilledAtEveryStep(t *testing.T) {
 					t.Fatalf("%s: not killed: %v: %s", what, err, out)
 				}
 				h.recorded(what, spec.VM)
-				if actions, err := h.Release(h.context(20*time.Second), spec.VM); err != nil || strings.Contains(fmt.Sprint(actions), "left alone") {
+				if actions, err := h.Host().Release(h.context(20*time.Second), spec.VM); err != nil || strings.Contains(fmt.Sprint(actions), "left alone") {
 					t.Errorf("%s: release: %+v, %v", what, actions, err)
 				}
 				if left := h.devices(); len(left) > 0 {

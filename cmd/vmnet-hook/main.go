@@ -19,11 +19,11 @@ import (
 	"syscall"
 	"time"
 
+	"vmnet/internal/backend"
 	"vmnet/internal/cli/console"
 	"vmnet/internal/cli/fdroom"
 	"vmnet/internal/cli/version"
 	"vmnet/internal/libvirthook/hook"
-	"vmnet/tapmgr"
 )
 
 const (
@@ -77,7 +77,7 @@ func (h *handler) call(stdin io.Reader) (err error) {
 	}
 	ctx, cancel := context.WithTimeoutCause(context.Background(), limit, fmt.Errorf("not done after %v", limit))
 	defer cancel()
-	return tapmgr.In("", func(m *tapmgr.Manager) error {
+	return backend.In("", func(m *backend.Maker) error {
 		notes, err := c.Run(ctx, m)
 		for _, note := range notes {
 			h.say("note: " + note)

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/digitalocean/go-qemu/qmp/raw"
-
 	"vmnet/internal/vmm/qemu"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
@@ -99,7 +98,7 @@ func filtersOf(ctx context.Context, conn *libvirt.Conn, q qemu.Process) ([]raw.R
 	if err != nil {
 		return nil, err
 	}
-	all, err := tapmgr.QEMUsOf(def)
+	all, err := qemu.OfDomain(def.Name, def.UUID.String(), def.RunAs)
 	if err != nil {
 		return nil, err
 	}

@@ -14,9 +14,9 @@ import (
 	"io"
 	"strings"
 
+	"vmnet/internal/backend"
 	"vmnet/internal/libvirthook/declared"
 	"vmnet/libvirt/domainxml"
-	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
 
@@ -58,7 +58,7 @@ func (c Call) MustSucceed() bool { return c.operation().failure != goesOn }
 
 // Run does what the operation asks for, in the Manager's netns. The notes are what a person may want to know, though libvirt
 // need not.
-func (c Call) Run(ctx context.Context, m *tapmgr.Manager) (notes []string, err error) {
+func (c Call) Run(ctx context.Context, m *backend.Maker) (notes []string, err error) {
 	op := c.operation()
 	if op.do == nil {
 		return nil, nil
@@ -112,7 +112,7 @@ func (c Call) operation() operation {
 // work is one call under way.
 type work struct {
 	Call
-	m     *tapmgr.Manager
+	m     *backend.Maker
 	def   *domainxml.Definition
 	notes []string
 }

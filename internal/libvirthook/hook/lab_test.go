@@ -9,10 +9,10 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/internal/backend"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/tapmgr"
 	"vmnet/testvm/lab"
 )
 
@@ -25,7 +25,7 @@ func TestLabVLANs(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer nl.Close()
-	m, err := tapmgr.New(ns)
+	m, err := backend.Open(ns)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestLabVLANs(t *testing.T) {
 	if _, err := call.Run(ctx, m); err != nil {
 		t.Fatal(err)
 	}
-	if left, err := m.List(t.Context(), "web"); err != nil || len(left) > 0 {
+	if left, _, err := m.NICs(t.Context(), "web"); err != nil || len(left) > 0 {
 		t.Errorf("left: %+v, %v", left, err)
 	}
 }

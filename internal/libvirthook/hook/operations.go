@@ -11,7 +11,6 @@ import (
 	"vmnet/internal/libvirthook/declared"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/libvirt/domainxml"
-	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
 
@@ -143,7 +142,7 @@ func (w *work) finish(ctx context.Context, nics []declared.NIC) error {
 // processes are those that may be the guest's QEMU: one, unless somebody else pretends to be. What is done for them is done to
 // devices that they hold.
 func (w *work) processes() ([]int, error) {
-	all, err := tapmgr.QEMUsOf(w.def)
+	all, err := qemu.OfDomain(w.def.Name, w.def.UUID.String(), w.def.RunAs)
 	if err != nil {
 		return nil, err
 	}

@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"context"
@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 
-	"vmnet/internal/backend"
 	"vmnet/internal/step"
 	"vmnet/tapmgr/nic"
 )
@@ -18,7 +17,7 @@ import (
 // Expect clears the way for a tap that libvirt is about to make: the bridge of the Spec is there,
 // and no device has its name. What a former start of the guest has left is removed. One of that
 // name is an error that Is ErrExist and tells whose it is.
-func (m *Manager) Expect(ctx context.Context, spec nic.Spec) error {
+func (m *Maker) Expect(ctx context.Context, spec nic.Spec) error {
 	h, err := m.adoption(ctx, spec)
 	if err != nil {
 		return err
@@ -26,7 +25,7 @@ func (m *Manager) Expect(ctx context.Context, spec nic.Spec) error {
 	return explainPrepare(spec, m.expect(ctx, h))
 }
 
-func (m *Manager) expect(ctx context.Context, h *backend.NIC) error {
+func (m *Maker) expect(ctx context.Context, h *NIC) error {
 	former, err := m.unstarted(ctx, h.Spec)
 	if err != nil {
 		return err
@@ -39,7 +38,7 @@ func (m *Manager) expect(ctx context.Context, h *backend.NIC) error {
 	if h.Spec.Device == "" { // libvirt finds a name
 		return nil
 	}
-	l, err := m.host.NL.Link(h.Spec.Device)
+	l, err := m.NL.Link(h.Spec.Device)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -47,14 +46,14 @@ func (m *Manager) expect(ctx context.Context, h *backend.NIC) error {
 		return step.WithStage(nic.ErrLink, err)
 	}
 	return fmt.Errorf("%w: interface %s, %s (remove <target dev='%s'/> from the interface of one of the two, and libvirt finds a name: virsh edit %s)",
-		nic.ErrExist, l.Name, backend.OwnerText(l), h.Spec.Device, h.Spec.VM)
+		nic.ErrExist, l.Name, OwnerText(l), h.Spec.Device, h.Spec.VM)
 }
 
 // Adopt puts a tap that libvirt has made for a guest, and that the Spec names as its Device, on its
 // bridge. Its alias says from then on that it is the NIC's. One that was adopted is left as it is.
 // That there is no such device Is fs.ErrNotExist; one that is not libvirt's for that MAC is an
 // error that Is ErrExist.
-func (m *Manager) Adopt(ctx context.Context, spec nic.Spec) (nic.Result, error) {
+func (m *Maker) Adopt(ctx context.Context, spec nic.Spec) (nic.Result, error) {
 	h, err := m.adoption(ctx, spec)
 	if err != nil {
 		return nic.Result{}, err
@@ -63,7 +62,7 @@ func (m *Manager) Adopt(ctx context.Context, spec nic.Spec) (nic.Result, error) 
 	return res, explainPrepare(spec, err)
 }
 
-func (m *Manager) adopt(ctx context.Context, h *backend.NIC) (nic.Result, error) {
+func (m *Maker) adopt(ctx context.Context, h *NIC) (nic.Result, error) {
 	if adopted, err := h.FindAdopted(); adopted || err != nil {
 		return nic.Result{}, err
 	}
@@ -74,12 +73,12 @@ func (m *Manager) adopt(ctx context.Context, h *backend.NIC) (nic.Result, error)
 }
 
 // adoption decides all that Expect and Adopt need; it changes nothing.
-func (m *Manager) adoption(ctx context.Context, spec nic.Spec) (*backend.NIC, error) {
+func (m *Maker) adoption(ctx context.Context, spec nic.Spec) (*NIC, error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
 	spec = spec.WithDefaults()
 	spec.Via = nic.ViaLibvirt
-	h := m.host.NewAdopted(spec, nic.PhaseStarting)
+	h := m.NewAdopted(spec, nic.PhaseStarting)
 	return h, explainPrepare(spec, m.planPrepare(ctx, h))
 }

@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"errors"
@@ -17,27 +17,27 @@ import (
 // bridges of these names that are there now, with their settings. It needs no guest's lock. A tap
 // that was made for that very bridge was taken off it by somebody, and is left alone. Failures are told in the actions; the
 // error is about the reading of what is.
-func (m *Manager) PutBack(bridges ...string) ([]nic.Action, error) {
-	links, err := m.host.WithoutMaster()
+func (m *Maker) PutBack(bridges ...string) ([]nic.Action, error) {
+	links, err := m.WithoutMaster()
 	if err != nil {
 		return nil, err
 	}
-	r := newMending(m, false)
+	r := NewMending(m, false)
 	for _, dev := range links {
 		if !slices.Contains(bridges, dev.Want.Source) {
 			continue
 		}
-		br, err := bridge.Get(m.host.NL, dev.Want.Source)
+		br, err := bridge.Get(m.NL, dev.Want.Source)
 		if err == nil && dev.Outlived(br) {
-			r.do(dev, "put back on "+br.Name, func() error { return m.host.PutBack(&dev, br) })
+			r.Do(dev, "put back on "+br.Name, func() error { return m.putOnBridge(&dev, br) })
 		}
 	}
-	return r.actions, nil
+	return r.Actions, nil
 }
 
 // ForeignWithoutMaster tells whether there is any tap that PutBackForeign might put on a bridge.
-func (m *Manager) ForeignWithoutMaster() (bool, error) {
-	links, err := m.host.NL.Links("tun", 0)
+func (m *Maker) ForeignWithoutMaster() (bool, error) {
+	links, err := m.NL.Links("tun", 0)
 	return slices.ContainsFunc(links, func(l *rtnl.Link) bool { return inventory.IsForeign(l, "tun") && l.Master == 0 }), err
 }
 
@@ -45,12 +45,12 @@ func (m *Manager) ForeignWithoutMaster() (bool, error) {
 // a guest's NIC of that MAC. It leaves the tap up or down. done is false where there is nothing to do:
 // the tap is on a bridge, or younger than that one, or none of that MAC. No tap of that name, and no
 // such bridge, Is fs.ErrNotExist.
-func (m *Manager) PutBackForeign(name string, mac net.HardwareAddr, bridgeName string, cfg bridge.PortConfig) (done bool, err error) {
-	br, err := bridge.Get(m.host.NL, bridgeName)
+func (m *Maker) PutBackForeign(name string, mac net.HardwareAddr, bridgeName string, cfg bridge.PortConfig) (done bool, err error) {
+	br, err := bridge.Get(m.NL, bridgeName)
 	if err != nil {
 		return false, err
 	}
-	l, err := m.host.NL.Link(name)
+	l, err := m.NL.Link(name)
 	if err != nil {
 		return false, fmt.Errorf("interface %s: %w", name, err)
 	}
@@ -58,24 +58,24 @@ func (m *Manager) PutBackForeign(name string, mac net.HardwareAddr, bridgeName s
 		return false, nil
 	}
 	if l.Up {
-		return true, bridge.AddPortWith(m.host.NL, br, l, cfg)
+		return true, bridge.AddPortWith(m.NL, br, l, cfg)
 	}
-	if err := bridge.CheckPort(m.host.NL, br, l, cfg); err != nil {
+	if err := bridge.CheckPort(m.NL, br, l, cfg); err != nil {
 		return true, err
 	}
-	if err := m.host.NL.Set(l.Index, rtnl.Master(br.Index)); err != nil {
+	if err := m.NL.Set(l.Index, rtnl.Master(br.Index)); err != nil {
 		return true, fmt.Errorf("add port %s to %s: %w", l.Name, br.Name, err)
 	}
-	if err := bridge.SetPort(m.host.NL, br, l, cfg); err != nil {
-		return true, errors.Join(err, bridge.RemovePort(m.host.NL, l))
+	if err := bridge.SetPort(m.NL, br, l, cfg); err != nil {
+		return true, errors.Join(err, bridge.RemovePort(m.NL, l))
 	}
 	return true, nil
 }
 
 // SetForeignPortOf is SetForeignPort for the tap of that interface index, which no process needs
 // to hold yet. That it is no such tap any more, or on no bridge, Is fs.ErrNotExist.
-func (m *Manager) SetForeignPortOf(index int, mac net.HardwareAddr, cfg bridge.PortConfig) (changed bool, err error) {
-	l, err := m.host.NL.LinkByIndex(index)
+func (m *Maker) SetForeignPortOf(index int, mac net.HardwareAddr, cfg bridge.PortConfig) (changed bool, err error) {
+	l, err := m.NL.LinkByIndex(index)
 	if err != nil {
 		return false, fmt.Errorf("interface %d: %w", index, err)
 	}
@@ -86,8 +86,8 @@ func (m *Manager) SetForeignPortOf(index int, mac net.HardwareAddr, cfg bridge.P
 }
 
 // SetForeignPortNamed is SetForeignPortOf for the tap of that name.
-func (m *Manager) SetForeignPortNamed(name string, mac net.HardwareAddr, cfg bridge.PortConfig) (changed bool, err error) {
-	l, err := m.host.NL.Link(name)
+func (m *Maker) SetForeignPortNamed(name string, mac net.HardwareAddr, cfg bridge.PortConfig) (changed bool, err error) {
+	l, err := m.NL.Link(name)
 	if err != nil {
 		return false, fmt.Errorf("interface %s: %w", name, err)
 	}

@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"context"
@@ -10,21 +10,21 @@ import (
 // more: after the guest has ended, or a NIC was unplugged. Unlike Release it may come late: what was made since for the
 // guest's next start, or is about to be handed over, is left alone. remain tells that somebody may yet let go of
 // something that stays then. Failures are told in the actions; the error is about the reading of what is.
-func (m *Manager) Ended(ctx context.Context, vm string) (actions []nic.Action, remain bool, err error) {
-	links, err := m.host.ByName(ctx, vm)
+func (m *Maker) Ended(ctx context.Context, vm string) (actions []nic.Action, remain bool, err error) {
+	links, err := m.ByName(ctx, vm)
 	if err != nil {
 		return nil, false, err
 	}
-	r := newMending(m, false)
+	r := NewMending(m, false)
 	for _, dev := range links {
 		if ctx.Err() != nil {
-			return r.actions, remain, context.Cause(ctx)
+			return r.Actions, remain, context.Cause(ctx)
 		}
 		if dev.IsOrphaned() {
-			r.do(dev, "removed: nobody holds it any more", func() error { return m.host.Delete(&dev) })
+			r.Do(dev, "removed: nobody holds it any more", func() error { return m.Delete(&dev) })
 		} else {
 			remain = remain || dev.StaysBehind()
 		}
 	}
-	return r.actions, remain, nil
+	return r.Actions, remain, nil
 }

@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"fmt"
@@ -14,8 +14,8 @@ import (
 // process pid and its NIC of that MAC. It only adds to what they have set of it, as
 // bridge.AddSettings does, and changes nothing where it is so already. That there is no such
 // tap, or that it is on no bridge, Is fs.ErrNotExist.
-func (m *Manager) SetForeignPort(pid int, mac net.HardwareAddr, cfg bridge.PortConfig) (changed bool, err error) {
-	all, err := m.host.Foreign(pid)
+func (m *Maker) SetForeignPort(pid int, mac net.HardwareAddr, cfg bridge.PortConfig) (changed bool, err error) {
+	all, err := m.Foreign(pid)
 	if err != nil {
 		return false, err
 	}
@@ -36,10 +36,10 @@ func (m *Manager) SetForeignPort(pid int, mac net.HardwareAddr, cfg bridge.PortC
 	return changed, nil
 }
 
-func (m *Manager) setForeign(l *rtnl.Link, cfg bridge.PortConfig) (changed bool, err error) {
-	br, err := m.host.PortBridge(l)
+func (m *Maker) setForeign(l *rtnl.Link, cfg bridge.PortConfig) (changed bool, err error) {
+	br, err := m.PortBridge(l)
 	if err != nil {
 		return false, err
 	}
-	return bridge.AddSettings(m.host.NL, br, l, cfg)
+	return bridge.AddSettings(m.NL, br, l, cfg)
 }

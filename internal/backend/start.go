@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"context"
@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 
-	"vmnet/internal/backend"
 	"vmnet/internal/inventory"
 	"vmnet/internal/step"
 	"vmnet/macvtap"
@@ -20,13 +19,13 @@ import (
 // macvtap in the Manager's netns. Its alias says so, and Reconcile leaves it alone for a while. QueuesAuto must have been
 // decided. One that a former start of the same guest has left and nobody holds is replaced; any other of that id is an
 // error that Is ErrExist. Nothing is left on an error.
-func (m *Manager) Prepare(ctx context.Context, spec nic.Spec) (nic.Result, error) {
+func (m *Maker) Prepare(ctx context.Context, spec nic.Spec) (nic.Result, error) {
 	if err := spec.Validate(); err != nil {
 		return nic.Result{}, err
 	}
 	spec = spec.WithDefaults()
 	spec.Via = nic.ViaLibvirt
-	res, err := m.prepare(ctx, m.host.New(spec, nic.PhaseStarting))
+	res, err := m.prepare(ctx, m.New(spec, nic.PhaseStarting))
 	return res, explainPrepare(spec, err)
 }
 
@@ -38,7 +37,7 @@ func explainPrepare(spec nic.Spec, err error) error {
 	return fmt.Errorf("prepare %s/%s: %w", spec.VM, spec.NIC, err)
 }
 
-func (m *Manager) prepare(ctx context.Context, h *backend.NIC) (nic.Result, error) {
+func (m *Maker) prepare(ctx context.Context, h *NIC) (nic.Result, error) {
 	if err := m.planPrepare(ctx, h); err != nil {
 		return nic.Result{}, err
 	}
@@ -58,7 +57,7 @@ func (m *Manager) prepare(ctx context.Context, h *backend.NIC) (nic.Result, erro
 }
 
 // planPrepare decides what the steps need, of a guest that is not there yet; it changes nothing.
-func (m *Manager) planPrepare(ctx context.Context, h *backend.NIC) error {
+func (m *Maker) planPrepare(ctx context.Context, h *NIC) error {
 	if h.Spec.Queues == nic.QueuesAuto {
 		return step.WithStage(nic.ErrInvalid, errors.New("the number of queues is not decided"))
 	}
@@ -79,18 +78,18 @@ func (m *Manager) planPrepare(ctx context.Context, h *backend.NIC) error {
 }
 
 // deleteFormer removes what a former start of the guest has left.
-func (m *Manager) deleteFormer(former *inventory.Device) step.Step {
+func (m *Maker) deleteFormer(former *inventory.Device) step.Step {
 	return step.Step{
 		Name:  "delete",
 		Text:  fmt.Sprintf("RTM_DELLINK %s, which a former start of the guest has left", former.Name),
 		Stage: nic.ErrLink,
-		Do:    func(context.Context) error { return m.host.Delete(former) },
+		Do:    func(context.Context) error { return m.Delete(former) },
 	}
 }
 
 // unstarted is what a former start of the guest has left under the NIC's id, which nobody holds; nil for nothing.
-func (m *Manager) unstarted(ctx context.Context, spec nic.Spec) (*inventory.Device, error) {
-	all, err := m.host.Named(ctx, spec.VM, spec.NIC)
+func (m *Maker) unstarted(ctx context.Context, spec nic.Spec) (*inventory.Device, error) {
+	all, err := m.Named(ctx, spec.VM, spec.NIC)
 	all = slices.DeleteFunc(all, func(dev inventory.Device) bool { return dev.IsUnconfirmed() }) // anybody's word must not keep a guest from starting
 	if err != nil || len(all) == 0 {
 		return nil, err
@@ -110,31 +109,31 @@ func (m *Manager) unstarted(ctx context.Context, spec nic.Spec) (*inventory.Devi
 // Started finishes what Prepare has begun, once the guest's QEMU, process pid, has opened the devices: a tap goes with it
 // from then on, and the aliases say that the NICs are plugged. So it does for an attach that was cut short. Failures
 // are told in the actions; the error is about the reading of what is.
-func (m *Manager) Started(ctx context.Context, vm string, pid int) ([]nic.Action, error) {
-	links, err := m.host.ByName(ctx, vm)
+func (m *Maker) Started(ctx context.Context, vm string, pid int) ([]nic.Action, error) {
+	links, err := m.ByName(ctx, vm)
 	if err != nil {
 		return nil, err
 	}
-	r := newMending(m, false)
+	r := NewMending(m, false)
 	for _, dev := range links {
 		if ctx.Err() != nil {
-			return r.actions, context.Cause(ctx)
+			return r.Actions, context.Cause(ctx)
 		}
 		if !dev.IsHeldBy(pid) {
 			continue
 		}
-		r.mend(ctx, dev)
+		r.Mend(ctx, dev)
 		if dev.Want.Phase == nic.PhaseStarting || dev.Want.Phase == nic.PhaseAttaching {
-			r.do(dev, "the guest has started with it", func() error { return m.markPlugged(ctx, dev) })
+			r.Do(dev, "the guest has started with it", func() error { return m.MarkPlugged(ctx, dev) })
 		}
 	}
-	return r.actions, nil
+	return r.Actions, nil
 }
 
 // Opened tells by an error that libvirt has started a guest without opening the tap of that name, which Prepare has made: the node of
 // a macvtap in another netns was quicker in /dev than libvirt.
-func (m *Manager) Opened(name string) error {
-	l, err := m.host.NL.Link(name)
+func (m *Maker) Opened(name string) error {
+	l, err := m.NL.Link(name)
 	switch {
 	case err != nil:
 		return fmt.Errorf("interface %s: %w", name, err)
@@ -149,22 +148,22 @@ func (m *Manager) Opened(name string) error {
 
 // Release removes what was handed over by name to a guest that libvirt says has ended: of that nobody who can be seen
 // holds anything. Failures are told in the actions; the error is about the reading of what is.
-func (m *Manager) Release(ctx context.Context, vm string) ([]nic.Action, error) {
-	links, err := m.host.ByName(ctx, vm)
+func (m *Maker) Release(ctx context.Context, vm string) ([]nic.Action, error) {
+	links, err := m.ByName(ctx, vm)
 	if err != nil {
 		return nil, err
 	}
-	r := newMending(m, false)
+	r := NewMending(m, false)
 	for _, dev := range links {
 		switch {
 		case ctx.Err() != nil:
-			return r.actions, context.Cause(ctx)
+			return r.Actions, context.Cause(ctx)
 		case len(dev.Holders) > 0 || dev.Tun != nil && dev.Tun.Attached:
-			r.note(dev, "left alone: it is held")
+			r.Note(dev, "left alone: it is held")
 		case dev.Tun != nil && !dev.Tun.Persist: // the kernel is about to
 		default:
-			r.do(dev, "removed: its guest has ended", func() error { return m.host.Delete(&dev) })
+			r.Do(dev, "removed: its guest has ended", func() error { return m.Delete(&dev) })
 		}
 	}
-	return r.actions, nil
+	return r.Actions, nil
 }
