@@ -17,26 +17,33 @@ import (
 // attack is a caller that stops the program at random moments, time and again, and checks whether
 // it can write to the program's memory while a thread of it has a capability. It prints how often a
 // thread had one, and how often the memory was writable.
-func attack(args []string) error {
-	within, err := time.ParseDuration(args[0])
-	if err != nil {
-		return err
-	}
-	privileged, got := 0, 0
-	for end := time.Now().Add(3 * time.Second); privileged < 100 && time.Now().Before(end); {
-		c := exec.Command(args[1], args[2:]...)
-		if err := c.Start(); err != nil {
+//
+// How long a thread has one depends on the machine and its load: a stop that is too late shortens the
+// time within which the next one comes, any other lengthens it, so that about half of them are in time.
+func attack(argv []string) error {
+	const many, few = 100, 10 // a busy machine has time for a few
+	privileged, got, within := 0, 0, 3*time.Millisecond
+	start := time.Now()
+	for took := time.Duration(0); took < 15*time.Second; took = time.Since(start) {
+		if privileged == many || privileged >= few && took > 3*time.Second {
+			break
+		}
+		c := exec.Command(argv[0], argv[1:]...)
+		if err := c.Start(); err != nil { // returns after the exec, from which on it has any
 			return err
 		}
-		time.Sleep(rand.N(within)) // sooner or later
+		time.Sleep(rand.N(within))
 		has, may := stopped(c.Process.Pid)
 		_ = c.Process.Kill()
 		_ = c.Wait()
-		if has {
-			privileged++
-			if may {
-				got++
-			}
+		if !has {
+			within = max(within*9/10, time.Microsecond)
+			continue
+		}
+		within = min(within*10/9, time.Second)
+		privileged++
+		if may {
+			got++
 		}
 	}
 	fmt.Println("attack", privileged, got)
