@@ -119,8 +119,18 @@ func (d *detachment) run(ctx context.Context) (res DetachResult, err error) {
 	if errors.Is(err, qmp.ErrClosed) && d.wentWithGuest(ctx) {
 		d.notices, err = append(d.notices, "the guest ended meanwhile, and the NIC with it"), nil
 	}
+	if err == nil {
+		d.endLabels()
+	}
 	res.Notices = d.notices
 	return res, err
+}
+
+// endLabels has the guest's process say no more that it has the NIC.
+func (d *detachment) endLabels() {
+	if err := d.m.host.EndLabels(d.vm.process(), d.spec.VM, d.spec.NIC); err != nil {
+		d.notices = append(d.notices, fmt.Sprintf("its label in process %d stays, so the NIC is listed as gone if another one there loses its device: %v", d.vm.process(), err))
+	}
 }
 
 // byMonitor goes on over the monitor of a guest of libvirt's, where it is seen only now that the NIC was handed over by that: the

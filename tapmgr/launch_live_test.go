@@ -51,6 +51,7 @@ func (h *host) launched(c testvm.Config, specs ...nic.Spec) (*guest, *backend.La
 	}
 	for _, n := range l.NICs {
 		take(n.Device.Netns)
+		take(n.Device.Label)
 		args, err := n.Device.Args(take(n.Device.Queues), take(n.Device.Vhosts))
 		if err != nil {
 			h.Fatal(err)

@@ -1,6 +1,7 @@
 package inventory
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -56,6 +57,22 @@ func deadNIC(l label) Device {
 	name, _ := nic.InterfaceName(r.VM, r.NIC)
 	link := &rtnl.Link{Name: name, Kind: r.Type, MTU: r.GuestMTU()}
 	return Device{Link: link, Want: r, Deleted: true, allSeen: true, UID: l.uid, vouched: isTrusted(l.uid), Holders: []nic.Holder{{PID: l.PID, FDs: []int{}}}}
+}
+
+// EndLabels ends what labels of a process say of a NIC that it has no more: one that it was started
+// with stays open, and would tell of the NIC when another one of the process has lost its device.
+func (h *Host) EndLabels(pid int, vm, nicID string) error {
+	op, err := h.openedBy(pid)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, l := range op.labels {
+		if l.VM == vm && l.NIC == nicID {
+			errs = append(errs, rtnl.IgnoreNotExist(l.EndLabel()))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // goneFinding is the one thing that is to be said of a NIC without its device.

@@ -143,15 +143,7 @@ func (op *openFiles) visit(f procfd.File) {
 		return
 	}
 	if text, ok := procfd.LabelOf(procfd.File{Target: target}); ok {
-		if s := (saying{f.PID, text}); op.said[s] {
-			return
-		} else if strings.HasPrefix(text, alias.Prefix) && op.within(f.UID, "sayings", MaxCloser) {
-			op.said[s] = true
-		}
-		r, ok := nic.ParseRecord(text)
-		if ok && r.Netns == op.own && op.within(f.UID, "labels", maxLabels) {
-			op.labels = append(op.labels, label{f, r, OwnerOf(f.PID)})
-		}
+		op.visitLabel(f, text)
 		return
 	}
 	switch {
@@ -165,6 +157,20 @@ func (op *openFiles) visit(f procfd.File) {
 		}
 	case macvtap.LooksLikeQueue(procfd.File{Target: target}) && op.within(f.UID, "files", MaxCloser):
 		op.nodes[f.PID] = append(op.nodes[f.PID], f)
+	}
+}
+
+// visitLabel keeps a label that tells of a NIC which the process has now: one that has ended may say
+// the same of a former one.
+func (op *openFiles) visitLabel(f procfd.File, text string) {
+	s := saying{f.PID, text}
+	if !strings.HasPrefix(text, alias.Prefix) || op.said[s] || !op.within(f.UID, "sayings", MaxCloser) || f.LabelEnded() {
+		return
+	}
+	op.said[s] = true
+	r, ok := nic.ParseRecord(text)
+	if ok && r.Netns == op.own && op.within(f.UID, "labels", maxLabels) {
+		op.labels = append(op.labels, label{f, r, OwnerOf(f.PID)})
 	}
 }
 

@@ -1,6 +1,7 @@
 package procfd
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -32,4 +33,44 @@ func LabelOf(f File) (text string, ok bool) {
 		return "", false
 	}
 	return strings.CutSuffix(text, " (deleted)")
+}
+
+// A label that has ended is one byte long: a process that was started with a label cannot be asked to
+// close it when it counts no more.
+
+// LabelEnded reports whether EndLabel has ended a label. The user who runs the process may have, too.
+func (f File) LabelEnded() bool {
+	st, err := f.Stat()
+	return err == nil && st.Size > 0
+}
+
+// EndLabel ends a label that another process has open. Whatever else that has put there meanwhile is
+// left alone, with an error: only an empty file of the kernel's own mount of memfds is written to.
+func (f File) EndLabel() error {
+	ref, err := Refer(f.Path())
+	if err != nil {
+		return err
+	}
+	defer ref.Close()
+	target, err := os.Readlink(ref.Path())
+	if err != nil {
+		return err
+	}
+	if _, ok := LabelOf(File{Target: target}); !ok || !ref.IsRegular() || ref.Size > 0 {
+		return fmt.Errorf("%s: %s is no label", f.Path(), target)
+	}
+	own, err := NewLabel("")
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	if st, err := StatFD(int(own.Fd())); err != nil || st.Dev != ref.Dev {
+		return errors.Join(fmt.Errorf("%s: %s is no memfd", f.Path(), target), err)
+	}
+	fd, err := ref.Open(unix.O_WRONLY)
+	if err != nil {
+		return err
+	}
+	err = os.NewSyscallError("ftruncate", unix.Ftruncate(fd, 1))
+	return errors.Join(err, unix.Close(fd))
 }

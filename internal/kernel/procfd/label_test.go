@@ -1,7 +1,10 @@
 package procfd_test
 
 import (
+	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -49,5 +52,53 @@ func TestOtherFilesAreNoLabels(t *testing.T) {
 		if text, ok := procfd.LabelOf(procfd.File{Target: target}); ok {
 			t.Errorf("%s: label %q", target, text)
 		}
+	}
+}
+
+func TestLabelEnds(t *testing.T) {
+	f, err := procfd.NewLabel("vmnet vm=P2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	own := procfd.File{PID: os.Getpid(), FD: int(f.Fd())}
+	if own.LabelEnded() {
+		t.Error("a new label has ended")
+	}
+	if err := own.EndLabel(); err != nil || !own.LabelEnded() {
+		t.Errorf("%v, ended %v", err, own.LabelEnded())
+	}
+	if err := own.EndLabel(); err == nil {
+		t.Error("a label that is not empty was written to")
+	}
+}
+
+// TestEndLabelLeavesOthersAlone: a process may have anything else there by now, under a label's name too.
+func TestEndLabelLeavesOthersAlone(t *testing.T) {
+	dir := t.TempDir()
+	regular, err := os.Create(filepath.Join(dir, "memfd:x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer regular.Close()
+	if err := os.Remove(regular.Name()); err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	for _, f := range []*os.File{regular, r, w} {
+		if err := (procfd.File{PID: os.Getpid(), FD: int(f.Fd())}).EndLabel(); err == nil {
+			t.Errorf("%s was taken for a label", f.Name())
+		}
+	}
+	if st, err := regular.Stat(); err != nil || st.Size() != 0 {
+		t.Errorf("%v, %v", st, err)
+	}
+	if err := (procfd.File{PID: os.Getpid(), FD: 1 << 20}).EndLabel(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file that is closed: %v", err)
 	}
 }

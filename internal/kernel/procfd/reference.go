@@ -21,6 +21,7 @@ type Stat struct {
 	Rdev     uint64 // of a device, as unix.Mkdev makes it
 	Mode     uint16 // type and permissions, as in struct stat
 	UID      int    // of its owner
+	Size     uint64 // bytes
 }
 
 // IsCharDevice reports whether the file is the character device of that number.
@@ -48,7 +49,7 @@ func statx(dir int, path string, flags int) (Stat, error) {
 	}
 	return Stat{
 		Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino, Rdev: unix.Mkdev(st.Rdev_major, st.Rdev_minor),
-		Mode: st.Mode, UID: int(st.Uid),
+		Mode: st.Mode, UID: int(st.Uid), Size: st.Size,
 	}, nil
 }
 
