@@ -10,9 +10,9 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// What a command line is refused for before its verb begins: in words that say what to type.
+// Checks of the command line before its verb begins. Their errors say what to type.
 
-// oneArg is cobra.ExactArgs(1) with words that tell what is missing.
+// oneArg is cobra.ExactArgs(1) with an error that says what is missing.
 func oneArg(what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) != 1 {
@@ -22,8 +22,8 @@ func oneArg(what string) cobra.PositionalArgs {
 	}
 }
 
-// noArgs is cobra.NoArgs with words of its own. Each argument may stand for a flag, of which there
-// is an example.
+// noArgs is cobra.NoArgs with an error that gives an example in which the arguments are the values
+// of flags.
 func noArgs(flags ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
@@ -50,7 +50,7 @@ func noArgs(flags ...string) cobra.PositionalArgs {
 	}
 }
 
-// atMostOne is cobra.MaximumNArgs(1) with words that tell what may be there.
+// atMostOne is cobra.MaximumNArgs(1) with an error that says what the argument is.
 func atMostOne(what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) > 1 {
@@ -64,7 +64,7 @@ func atMostOne(what string) cobra.PositionalArgs {
 func require(cmd *cobra.Command, names ...string) {
 	for _, n := range names {
 		if err := cmd.MarkFlagRequired(n); err != nil {
-			panic(err) // no such flag: a typing error of ours
+			panic(err) // no such flag: a bug
 		}
 	}
 }
@@ -75,11 +75,11 @@ func requireOne(cmd *cobra.Command, names ...string) {
 	cmd.Annotations = map[string]string{oneOf: strings.Join(names, " ")}
 }
 
-// oneOf is the annotation of a command that names the flags of requireOne.
+// oneOf is the annotation of a command with the names of requireOne's flags.
 const oneOf = "one of"
 
-// strict has a command and those below it tell which flags they need, before cobra does in words of
-// its own. What takes no arguments is not completed with files.
+// strict makes a command and its subcommands report the flags that they need, before cobra does with
+// its own text. Commands without arguments are not completed with files.
 func strict(cmd *cobra.Command) {
 	if args := cmd.Args; args != nil && !cmd.HasSubCommands() {
 		if cmd.ValidArgsFunction == nil && args(cmd, []string{""}) != nil {
@@ -97,8 +97,8 @@ func strict(cmd *cobra.Command) {
 	}
 }
 
-// missingFlags is an error that names the flags that a command needs and was not given, as they are
-// typed.
+// missingFlags returns an error that lists the required flags that were not given, in the form in
+// which they are typed.
 func missingFlags(cmd *cobra.Command) error {
 	var missing []string
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
@@ -119,17 +119,17 @@ func missingFlags(cmd *cobra.Command) error {
 	return fmt.Errorf("%s needs %s", cmd.CommandPath(), strings.Join(missing, ", and "))
 }
 
-// typed is a flag as it is typed.
+// typed returns a flag and its value's name as the user types them.
 func typed(f *pflag.Flag) string {
 	value, _ := pflag.UnquoteUsage(f)
 	return strings.TrimSpace("--" + f.Name + " " + value)
 }
 
-// errNoCommand is a command line that ends where a command should follow.
-var errNoCommand = errors.New("no command is named")
+// errNoCommand is the error for a command line that ends where a command should follow.
+var errNoCommand = errors.New("no command given")
 
-// group makes a command that only has others under it refuse anything else, and without anything
-// show what there is; cobra would call both success.
+// group makes a command that only has subcommands show them if it gets no argument, and refuse any
+// other argument. cobra would treat both as success.
 func group(cmd *cobra.Command) {
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
@@ -144,7 +144,7 @@ func group(cmd *cobra.Command) {
 	cmd.RunE = func(*cobra.Command, []string) error { return nil } // never reached, see Args
 }
 
-// nearest are the commands that are spelt most like what was typed.
+// nearest returns the commands whose spelling is closest to what was typed.
 func nearest(cmd *cobra.Command, typed string) (names []string) {
 	for distance := 1; distance <= 2 && len(names) == 0; distance++ {
 		cmd.SuggestionsMinimumDistance = distance
@@ -153,8 +153,8 @@ func nearest(cmd *cobra.Command, typed string) (names []string) {
 	return names
 }
 
-// flagError is about a flag that a command does not have: of one that only has others under it, the
-// command that was meant comes first.
+// flagError returns the error for a flag that a command does not have. If the command only has
+// subcommands, the error about the subcommand comes first.
 func (a *app) flagError(cmd *cobra.Command, err error) error {
 	if !cmd.HasSubCommands() {
 		return err

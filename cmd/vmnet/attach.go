@@ -13,7 +13,7 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// attachOptions are the flags of attach.
+// attachOptions is the command line of attach.
 type attachOptions struct {
 	spec    nic.Spec
 	steps   stepFlags
@@ -28,54 +28,53 @@ func (a *app) attachCommand() *cobra.Command {
 		Use:        "attach --vm NAME {--bridge|--macvtap|--ipvtap|--switch} PLACE",
 		SuggestFor: []string{"add", "plug", "connect"},
 		Short:      "Give a running guest a NIC",
-		Long: `Give a running guest a NIC, or leave nothing of it behind: on a bridge, on a userspace
-switch, or directly on a network card, its lower. The same command again is success, and
-changes nothing where the NIC is as it should be: what vmnet check finds, it mends as vmnet
-reconcile does, or tells who must. A bridge or card that was renamed under a NIC is found by
-either name.
+		Long: `Give a running guest a NIC, on a bridge, on a userspace switch, or directly on a network card (its
+parent device). A failed attach leaves nothing behind. The same command again succeeds; it changes
+nothing if the NIC is as it should be, and otherwise restores it as vmnet reconcile does, or says
+who must. It finds a bridge or parent device that was renamed under a NIC by either name.
 
-A bridge whose address nobody has set takes that of its lowest port. Where that would be a
-guest's, the bridge keeps the address that it has (ip link set BRIDGE address MAC sets another),
-so that neighbours find the host whichever guest goes. A bridge that filters VLANs and has no
-default one takes no NIC without --vlan or --trunk. Without a machine id (machine-id(5)) the
-default MAC is another one after the next boot, which is told.
+A bridge whose address nobody has set takes that of its lowest port. If that would be a guest's
+address, the bridge keeps the one that it has, so that neighbours still find the host when a guest
+ends (ip link set BRIDGE address MAC sets another). A bridge that filters VLANs and has no default
+VLAN accepts no NIC without --vlan or --trunk. Without a machine id (machine-id(5)) the default MAC
+changes at the next boot, and a note says so.
 
 The guest is found by its name among the caller's own processes, and its QMP monitor among the
-sockets that the kernel says it listens on, however QEMU was told of that (-qmp, -mon, -chardev,
--readconfig) and whatever its program is called. A process whose user ids differ, or were not all
-its user's when it was executed, is not believed to be anybody's guest. Name one that has no name,
-or that another user runs, with --pid.
+sockets that the kernel lists for it, however QEMU was configured (-qmp, -mon, -chardev,
+-readconfig) and whatever the program's name. A process whose user ids differ, or did not all belong
+to its user when it was executed, is never taken for a guest. Use --pid for a guest that has no name,
+or that another user runs.
 
-The NIC goes to the bus that fits its model and takes devices while the guest runs: a slot of a pc
-or pseries machine, an empty PCI Express root port of q35, virt or microvm with pcie=on, channel
-I/O of s390x (where the default model is virtio-net-ccw), or USB (--model usb-net). A Linux guest
-on microvm notices it only with pcie_ports=native on its command line. Without any, as on microvm
-without pcie=on, a NIC can come only when the guest is started: qemu-netup does that.
+The NIC is plugged into the bus that fits its model and supports hot plug: a slot of a pc or pseries
+machine, an empty PCI Express root port of q35, virt or microvm with pcie=on, channel I/O of s390x
+(where the default model is virtio-net-ccw), or USB (--model usb-net). A Linux guest on microvm
+notices it only with pcie_ports=native on its command line. A machine without any of these, such as
+microvm without pcie=on, can get a NIC only at its start, from qemu-netup.
 
-On a userspace switch (vmnet switch run), --via socket hands QEMU one end of a datagram
-socketpair and the switch the other one: that needs no privilege and makes no device. --via tap
-hands QEMU a tap whose kernel side the switch takes: queues, offloads and vhost, with
-CAP_NET_ADMIN and CAP_NET_RAW. The port goes with QEMU, however that ends. What a guest may have
-flooded, and how many addresses learned, is limited (--storm, --max-addresses). When the switch
-ends, a tap joins the next one of that name by vmnet reconcile; a NIC by a socket leads nowhere
-until the same attach replaces it.
+On a userspace switch (vmnet switch run), --via socket gives QEMU one end of a datagram socketpair
+and the switch the other: that needs no privilege and makes no device. --via tap gives QEMU a tap
+whose kernel side the switch takes: it has queues, offloads and vhost, and needs CAP_NET_ADMIN and
+CAP_NET_RAW. The port is removed when QEMU exits, however it exits. --storm limits the frames of the
+guest that are flooded, and --max-addresses the addresses that are learned. When the switch ends,
+vmnet reconcile connects a tap to the next switch of that name; a NIC on a socket is disconnected
+until you attach it again.
 
-A guest that libvirt manages is recognised by itself. vmnet makes the device, libvirt plugs
-it (<interface type='ethernet'> with managed='no', alias ua-vmnet-ID), and virsh shows it. A
-tap goes with its guest; a macvtap stays when the guest ends, until vmnet detach, the hook,
-vmnet watch or vmnet reconcile removes it. With vmnet's hook (vmnet hook install) the guest can be
-saved, migrated and put back to a snapshot with the NIC. --persistent has libvirt store the NIC as
-well: then the guest starts with it, and so does a clone of the guest, with a NIC of its own. What
-libvirt has no words for takes --via monitor, and so does a port of a switch (--via
-monitor,socket): QEMU gets the fds through libvirt's monitor commands, libvirt knows nothing of
-the NIC, cannot migrate the guest with it, and marks the domain as tainted.`,
+Guests that libvirt manages are recognised automatically. vmnet makes the device, libvirt plugs it
+(<interface type='ethernet'> with managed='no', alias ua-vmnet-ID), and virsh shows it. A tap
+disappears with its guest; a macvtap stays when the guest ends, until vmnet detach, the hook, vmnet
+watch or vmnet reconcile removes it. With vmnet's hook (vmnet hook install) the guest can be saved,
+migrated and reverted to a snapshot with the NIC. With --persistent, libvirt also stores the NIC: the
+guest then starts with it, and a clone of the guest starts with a NIC of its own. Use --via monitor
+for settings that libvirt's XML cannot express, and for a port of a switch (--via monitor,socket):
+QEMU gets the fds through libvirt's monitor commands. libvirt then does not know the NIC, cannot
+migrate the guest with it, and marks the domain as tainted.`,
 		Example: `  vmnet attach --vm P2 --bridge br0
   vmnet attach --vm P2 --bridge br0 --nic net1 --queues auto --wait
   vmnet attach --vm P2 --bridge br0 --mtu 1400 --device-opt rx_queue_size=1024
   vmnet attach --vm P2 --macvtap eth0 --mode bridge
   vmnet attach --vm P2 --ipvtap wlan0 --ip 192.0.2.7/24
   vmnet attach --vm P2 --switch sw0 --via socket     # without any privilege
-  vmnet attach --vm web --bridge br0 --persistent   # a guest of libvirt's
+  vmnet attach --vm web --bridge br0 --persistent   # a libvirt guest
   vmnet attach --vm P2 --bridge br0 --dry-run`,
 		Args: noArgs("vm", "bridge"),
 	}
@@ -88,9 +87,9 @@ the NIC, cannot migrate the guest with it, and marks the domain as tainted.`,
 	complete(cmd, "via", cobra.FixedCompletions(slices.Concat(nicflags.LibvirtWays, nicflags.SwitchWays), noFiles))
 	complete(cmd, "switch", switchNames)
 	var persistent bool
-	f.BoolVar(&persistent, "persistent", false, "have libvirt store the NIC as well, so that the guest starts with it (needs vmnet hook install)")
-	f.BoolVar(&o.wait, "wait", false, "wait until the bridge port forwards: 30 s where the bridge runs STP")
-	durationFlag(f, &o.timeout, "timeout", 10*time.Second, time.Millisecond, "give up after this long; --wait is not counted")
+	f.BoolVar(&persistent, "persistent", false, "also store the NIC in libvirt, so that the guest starts with it (needs vmnet hook install)")
+	f.BoolVar(&o.wait, "wait", false, "wait until the bridge port forwards, which takes 30 s if the bridge runs STP")
+	durationFlag(f, &o.timeout, "timeout", 10*time.Second, time.Millisecond, "give up after this time; --wait is not counted")
 	o.steps.add(cmd)
 	format := outputFlag(cmd)
 	cmd.InitDefaultHelpFlag()
@@ -144,7 +143,7 @@ func (a *app) attach(ctx context.Context, o *attachOptions) error {
 		if o.wait {
 			waitErr = a.waitForwarding(ctx, m, &res)
 		}
-		// The NIC is there, whether or not it forwards: that is told first.
+		// The NIC is attached, even if it does not forward: report that first.
 		if err := a.printAttached(res, o.json); err != nil {
 			return err
 		}
@@ -158,7 +157,7 @@ func attachInTime(ctx context.Context, m *tapmgr.Manager, o *attachOptions) (nic
 	return m.Attach(ctx, o.spec)
 }
 
-// forwardSlack is how much later than estimated a port may forward.
+// forwardSlack is how much later than estimated a port may start to forward.
 const forwardSlack = 5 * time.Second
 
 func (a *app) waitForwarding(ctx context.Context, m *tapmgr.Manager, res *nic.Result) error {
@@ -192,7 +191,7 @@ func (a *app) printAttached(res nic.Result, json bool) error {
 	switch {
 	case res.Changed:
 	case len(res.Differences) > 0:
-		unchanged = "there, but not as it should be: "
+		unchanged = "attached, but not as it should be: "
 	default:
 		unchanged = "unchanged: "
 	}

@@ -7,7 +7,7 @@ import (
 func (a *app) bridgeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "bridge",
-		Short:   "Make and show the bridges that NICs are put on",
+		Short:   "Create and show the bridges that NICs are put on",
 		Example: "  vmnet bridge create br0 --address 10.0.0.1/24\n  vmnet bridge show br0",
 	}
 	group(cmd)

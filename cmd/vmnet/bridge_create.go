@@ -17,9 +17,10 @@ func (a *app) bridgeCreateCommand() *cobra.Command {
 	var cfg bridge.Config
 	cmd := &cobra.Command{
 		Use:   "create NAME",
-		Short: "Make a bridge and bring it up",
-		Long: `Make a bridge and bring it up. The same command again is success and changes nothing; addresses
-that are missing are added. A bridge that differs in anything else is left as it is, and told.`,
+		Short: "Create a bridge and bring it up",
+		Long: `Create a bridge and bring it up. The same command again succeeds and changes nothing, except that it
+adds missing addresses. A bridge that differs in anything else is left as it is; the error says how
+it differs.`,
 		Example: `  vmnet bridge create br0 --address 10.0.0.1/24 --address fd00::1/64
   vmnet bridge create br1 --mtu 9000 --vlan-filtering`,
 		Args:              oneArg("a name for the bridge"),
@@ -28,10 +29,10 @@ that are missing are added. A bridge that differs in anything else is left as it
 	f := cmd.Flags()
 	addressFlag(f, &cfg.Addresses)
 	nicflags.MTU(f, &cfg.MTU, "BYTES, 68 to 65535 (default that of the smallest port)")
-	nicflags.AddMAC(f, &cfg.MAC, "the bridge's own address (default one made of its name and this machine's id)")
-	f.BoolVar(&cfg.STP, "stp", false, "run the spanning tree protocol; ports then take 30 s until they forward")
-	f.BoolVar(&cfg.VLANFiltering, "vlan-filtering", false, "keep VLANs apart, as each port's settings say; ports without are in VLAN 1, as is the host")
-	durationFlag(f, &cfg.Ageing, "ageing", 300*time.Second, time.Second, "how long an address is remembered that is not heard of")
+	nicflags.AddMAC(f, &cfg.MAC, "the bridge's own address (default one derived from its name and the machine id)")
+	f.BoolVar(&cfg.STP, "stp", false, "run the spanning tree protocol; ports then need 30 s until they forward")
+	f.BoolVar(&cfg.VLANFiltering, "vlan-filtering", false, "separate VLANs by the settings of each port; ports without any are in VLAN 1, and so is the host")
+	durationFlag(f, &cfg.Ageing, "ageing", 300*time.Second, time.Second, "how long the bridge remembers an address that sends nothing")
 	outputFlag(cmd)
 	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) error {
 		cfg.Name = args[0]
@@ -44,7 +45,7 @@ that are missing are added. A bridge that differs in anything else is left as it
 				return err
 			}
 			if err := stablemac.Check("/"); err != nil && cfg.MAC == nil && done.Created {
-				a.note(fmt.Sprintf("bridge %s: %v; or name one with --mac", cfg.Name, err))
+				a.note(fmt.Sprintf("bridge %s: %v; or give one with --mac", cfg.Name, err))
 			}
 			return a.printEnsured(cfg.Name, done)
 		})
@@ -52,11 +53,11 @@ that are missing are added. A bridge that differs in anything else is left as it
 	return cmd
 }
 
-// bridgeChanged is what create or delete did.
+// bridgeChanged is the result of create and delete.
 type bridgeChanged struct {
 	Bridge  string         `json:"bridge"`
 	Changed bool           `json:"changed"`
-	Added   []netip.Prefix `json:"added,omitempty"` // addresses of a bridge that was there
+	Added   []netip.Prefix `json:"added,omitempty"` // addresses added to an existing bridge
 }
 
 func (a *app) printEnsured(name string, done bridge.Ensured) error {
@@ -68,7 +69,7 @@ func (a *app) printEnsured(name string, done bridge.Ensured) error {
 	case len(done.Added) > 0:
 		return a.line("bridge %s: added %s", name, prefixes(done.Added))
 	case done.WasDown:
-		return a.line("bridge %s: set up", name)
+		return a.line("bridge %s: brought up", name)
 	}
 	return a.line("bridge %s: unchanged", name)
 }

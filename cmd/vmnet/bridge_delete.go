@@ -16,7 +16,7 @@ func (a *app) bridgeDeleteCommand() *cobra.Command {
 		Args:              oneArg("the name of a bridge"),
 		ValidArgsFunction: a.bridgeNames,
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "delete it with ports on it too, which then have no network")
+	cmd.Flags().BoolVar(&force, "force", false, "also delete a bridge with ports, which are then disconnected")
 	outputFlag(cmd)
 	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) error {
 		return a.withNetlink(func(c *rtnl.Conn) error {

@@ -67,14 +67,14 @@ func (a *app) printBridge(b bridge.Info) error {
 func vlanFiltering(b bridge.Info) string {
 	switch {
 	case !b.VLANFiltering:
-		return "not kept apart"
+		return "not separated"
 	case b.DefaultVLAN == 0:
-		return "kept apart; new ports are in none"
+		return "separated; new ports are in none"
 	}
-	return fmt.Sprintf("kept apart; new ports are in %d", b.DefaultVLAN)
+	return fmt.Sprintf("separated; new ports are in %d", b.DefaultVLAN)
 }
 
-// learnedIn is a learned address with the VLAN that it was learned in.
+// learnedIn returns a learned address with the VLAN in which it was learned.
 func learnedIn(l bridge.Learned) string {
 	if l.VLAN == 0 {
 		return l.MAC

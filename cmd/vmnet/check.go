@@ -10,10 +10,10 @@ func (a *app) checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Compare what every NIC should be with what it is",
-		Long: `Compare what every NIC should be with what it is, in the kernel and in the guest.
-Each difference is one line, and below it stands what mends it: vmnet reconcile and the
-same vmnet attach again mend alike; what they leave alone is for who administers the
-host, or takes a detach. The exit status is then 1.`,
+		Long: `Compare what every NIC should be with what it is, in the kernel and in the guest. Each difference is
+one line, followed by a line with its cure: vmnet reconcile or the same vmnet attach again, which do
+the same, or else a detach or an action of the administrator. If there is a difference, the exit
+status is 1.`,
 		Example: "  vmnet check || vmnet reconcile",
 		Args:    noArgs(),
 	}
@@ -58,7 +58,7 @@ func (a *app) printChecked(c tapmgr.Checked) error {
 	return nil
 }
 
-// linkText names a NIC and its interface. Of a tap that qemu-netup has put on a bridge only that is known.
+// linkText names a NIC and its interface. For a tap of qemu-ifup only the interface is known.
 func linkText(vm, nic, iface string) string {
 	if vm == "" && nic == "" {
 		return iface

@@ -19,7 +19,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// Completion never fails: what cannot be read is not offered.
+// noFiles is the result of a completion without file names. Completion never fails: it omits what
+// cannot be read.
 const noFiles = cobra.ShellCompDirectiveNoFileComp
 
 // completes reports whether a shell asks for completions.
@@ -27,8 +28,8 @@ func completes(args []string) bool {
 	return len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd)
 }
 
-// plainUsages takes the backquotes out of the usages of all flags, which mark the names of values for help texts: cobra hands
-// them to the shell.
+// plainUsages removes the backquotes from the usages of all flags. They mark the names of values for
+// help texts, and cobra would pass them to the shell.
 func plainUsages(cmd *cobra.Command) {
 	plain := func(f *pflag.Flag) { _, f.Usage = pflag.UnquoteUsage(f) }
 	cmd.Flags().VisitAll(plain)
@@ -79,7 +80,7 @@ func netnsNames(*cobra.Command, []string, string) ([]cobra.Completion, cobra.She
 	return names, cobra.ShellCompDirectiveDefault
 }
 
-// nics lists the NICs that are there, of one guest where vm is not empty.
+// nics lists the NICs of the guest vm, or of all guests if vm is empty.
 func (a *app) nics(ctx context.Context, vm string) []nic.NIC {
 	var nics []nic.NIC
 	_ = a.withManager(func(m *tapmgr.Manager) (err error) {
@@ -96,7 +97,7 @@ func (a *app) attachedGuests(cmd *cobra.Command, args []string, _ string) ([]cob
 	}
 	has := map[string]int{}
 	for _, n := range a.nics(cmd.Context(), "") {
-		if n.VM != "" { // a host access
+		if n.VM != "" { // otherwise a host access
 			has[n.VM]++
 		}
 	}
@@ -111,7 +112,7 @@ func (a *app) attachedGuests(cmd *cobra.Command, args []string, _ string) ([]cob
 func (a *app) nicIDs(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	vm, _ := cmd.Flags().GetString("vm")
 	var ids []cobra.Completion
-	seen := map[string]bool{} // without --vm, of another guest
+	seen := map[string]bool{} // without --vm, guests share ids
 	for _, n := range a.nics(cmd.Context(), vm) {
 		if n.VM == "" || seen[n.ID] {
 			continue
@@ -137,7 +138,7 @@ func (a *app) bridgeNames(_ *cobra.Command, args []string, _ string) ([]cobra.Co
 	return names, noFiles
 }
 
-// interfaceNames completes the devices that a NIC could sit on.
+// interfaceNames completes the devices that can be the parent device of a NIC.
 func (a *app) interfaceNames(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	var names []cobra.Completion
 	_ = a.withNetlink(func(c *rtnl.Conn) error {

@@ -18,13 +18,13 @@ func (a *app) detachCommand() *cobra.Command {
 		Use:        "detach --vm NAME --nic ID",
 		SuggestFor: []string{"remove", "rm", "del", "delete", "unplug"},
 		Short:      "Take a NIC away from a guest",
-		Long: `Take a NIC away: ask the guest to let go of it, wait until it has, and remove the
-rest. What is gone already is success. A guest that does not answer in time keeps
-a working NIC, unless --force cuts it off.`,
+		Long: `Take a NIC away: ask the guest to release it, wait until it has, and remove the rest. It is success
+if the NIC is gone already. A guest that does not release it in time keeps a working NIC, unless
+--force cuts it off.`,
 		Example: `  vmnet detach --vm P2 --nic net0
-  vmnet detach --vm P2 --nic net0 --timeout 2m   # a guest that boots
+  vmnet detach --vm P2 --nic net0 --timeout 2m   # a guest that is booting
   vmnet detach --vm P2 --nic net0 --force        # one that never answers
-  vmnet detach --vm web --nic net0 --persistent  # of libvirt's, for good`,
+  vmnet detach --vm web --nic net0 --persistent  # also from the domain that libvirt stores`,
 		Args: noArgs("vm", "nic"),
 		RunE: a.verb(func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := withTimeout(cmd.Context(), timeout)
@@ -36,8 +36,8 @@ a working NIC, unless --force cuts it off.`,
 	targetFlags(cmd, &spec.Target)
 	f.StringVar(&spec.NIC, "nic", "", "`ID` of the NIC within the guest")
 	f.BoolVar(&spec.Force, "force", false, "cut the NIC off at once, without waiting for the guest")
-	f.BoolVar(&spec.Persistent, "persistent", false, "remove it from what libvirt has stored of the guest as well")
-	durationFlag(f, &timeout, "timeout", 30*time.Second, time.Millisecond, "give up after this long")
+	f.BoolVar(&spec.Persistent, "persistent", false, "also remove it from the domain that libvirt stores")
+	durationFlag(f, &timeout, "timeout", 30*time.Second, time.Millisecond, "give up after this time")
 	steps.add(cmd)
 	outputFlag(cmd)
 	require(cmd, "nic")
@@ -46,7 +46,7 @@ a working NIC, unless --force cuts it off.`,
 	return cmd
 }
 
-// detached is what detach did.
+// detached is the result of detach.
 type detached struct {
 	VM      string `json:"vm"`
 	NIC     string `json:"nic"`

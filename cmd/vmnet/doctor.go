@@ -15,13 +15,13 @@ import (
 func (a *app) doctorCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Look whether this machine is ready for guests' NICs",
-		Long: `Look whether this machine is ready for guests' NICs: the helper qemu-netup, its right and
-its rules, the kernel's devices, QEMU, what else takes hold of taps, and the bridges.
-Nothing is changed. Each finding is one line: ok, warn or fail, what was looked at, and what
-was found, with the cure. The exit status is 1 if there is a fail.
+		Short: "Check whether this machine is ready for guests' NICs",
+		Long: `Check whether this machine is ready for guests' NICs: the helper qemu-netup, its privilege and its
+rules, the kernel's devices, QEMU, other programs that manage taps, and the bridges. Nothing is
+changed. Each finding is one line: ok, warn or fail, the object, and the finding with its cure. The
+exit status is 1 if there is a fail.
 
-Root is told all, others what they may see: whether they themselves may use the helper.`,
+Root sees all findings, other users those that they may see, such as whether they may use the helper.`,
 		Example: "  vmnet doctor\n  vmnet doctor -o json",
 		Args:    noArgs(),
 	}
@@ -42,7 +42,7 @@ Root is told all, others what they may see: whether they themselves may use the 
 	return cmd
 }
 
-// machine is the one that we run on.
+// machine returns the machine that this process runs on.
 func machine() (doctor.Machine, error) {
 	self, err := os.Executable()
 	return doctor.Machine{Self: filepath.Dir(self), Path: filepath.SplitList(os.Getenv("PATH"))}, err

@@ -15,25 +15,25 @@ const (
 	exitUsage   = 2
 )
 
-// errUsage is a command line that parses but makes no sense.
+// errUsage is the error for a command line that parses but is inconsistent.
 var errUsage = errors.New("wrong usage")
 
 func usagef(format string, args ...any) error {
 	return usageError{fmt.Errorf(format, args...)}
 }
 
-// usageError Is errUsage, without saying so in its text.
+// usageError matches errUsage with errors.Is, without having its text.
 type usageError struct{ error }
 
 func (e usageError) Is(target error) bool { return target == errUsage }
 func (e usageError) Unwrap() error        { return e.error }
 
-// exitStatus ends the program without a word more: its output has told why.
+// exitStatus ends the program without a message: its output has given the reason.
 type exitStatus int
 
 func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
-// report tells an error and returns the exit status.
+// report prints an error and returns the exit status.
 func (a *app) report(cmd *cobra.Command, err error) int {
 	var status exitStatus
 	switch {
@@ -46,7 +46,7 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 		_ = cmd.Help()
 		return exitUsage
 	case errors.Is(err, syscall.EPIPE) && errors.Is(err, errOutput):
-		return exitFailure // nobody is left to read why
+		return exitFailure // no reader is left for a message
 	case !a.started || errors.Is(err, errUsage) || errors.Is(err, nic.ErrInvalid) || errors.Is(err, bridge.ErrInvalid):
 		return a.fail(err, exitUsage, cmd.CommandPath()+" --help")
 	}

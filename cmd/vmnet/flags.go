@@ -13,16 +13,16 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// portFlags are the settings of the bridge port that a NIC gets.
+// portFlags adds the flags for the settings of the NIC's bridge port.
 func portFlags(cmd *cobra.Command, p *bridge.PortConfig) { nicflags.AddPort(cmd.Flags(), p) }
 
-// choice is a flag that takes one of a few words; *p is the default.
+// choice adds a flag that takes one of words, and completes it; *p is the default.
 func choice(cmd *cobra.Command, fs *pflag.FlagSet, p *string, name, short, usage string, words ...string) {
 	nicflags.Choice(fs, p, name, short, usage, words...)
 	complete(cmd, name, cobra.FixedCompletions(words, noFiles))
 }
 
-// outputFlag adds -o; the result becomes true for JSON.
+// outputFlag adds -o. The result points to "text" or "json".
 func outputFlag(cmd *cobra.Command) *string {
 	format := "text"
 	choice(cmd, cmd.Flags(), &format, "output", "o", "text for people, json for programs", "text", "json")
@@ -40,13 +40,13 @@ func addressFlag(fs *pflag.FlagSet, p *[]netip.Prefix) {
 	}), "address", "IP address of the host on the bridge, such as 10.0.0.1/24 (repeatable)")
 }
 
-// durationFlag is a time of at least least.
+// durationFlag adds a flag for a time of at least least; def is the default.
 func durationFlag(fs *pflag.FlagSet, p *time.Duration, name string, def, least time.Duration, usage string) {
 	*p = def
 	fs.Var(nicflags.Value("duration", def.String(), func(s string) error {
 		d, err := time.ParseDuration(s)
 		if err != nil || d < least {
-			return fmt.Errorf("want a time of at least %v with its unit, such as %v", least, max(def, least, time.Second))
+			return fmt.Errorf("want a time of at least %v with a unit, such as %v", least, max(def, least, time.Second))
 		}
 		*p = d
 		return nil
@@ -57,7 +57,7 @@ func durationFlag(fs *pflag.FlagSet, p *time.Duration, name string, def, least t
 func targetFlags(cmd *cobra.Command, t *nic.Target) {
 	f := cmd.Flags()
 	f.StringVar(&t.VM, "vm", "", "the guest's `NAME`, as in QEMU's -name guest=NAME")
-	f.StringVar(&t.QMP, "qmp", "", "`PATH` of the socket of the guest's QMP monitor (default: the one that QEMU listens on)")
+	f.StringVar(&t.QMP, "qmp", "", "`PATH` of the guest's QMP monitor socket (default: the one that QEMU listens on)")
 	f.Var(nicflags.Value("PID", "", func(s string) (err error) {
 		if t.PID, err = strconv.Atoi(s); err != nil || t.PID < 1 {
 			return fmt.Errorf("want a process id")
@@ -68,9 +68,9 @@ func targetFlags(cmd *cobra.Command, t *nic.Target) {
 	require(cmd, "vm")
 }
 
-// complete tells how a flag's value is completed.
+// complete registers how a flag's value is completed.
 func complete(cmd *cobra.Command, name string, f cobra.CompletionFunc) {
 	if err := cmd.RegisterFlagCompletionFunc(name, f); err != nil {
-		panic(err) // no such flag: a typing error of ours
+		panic(err) // no such flag: a bug
 	}
 }

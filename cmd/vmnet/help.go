@@ -13,12 +13,12 @@ import (
 )
 
 const (
-	usualWidth  = 80  // of what is no terminal
-	widestLines = 100 // that people like to read
+	usualWidth  = 80  // if the output is not a terminal
+	widestLines = 100 // the longest lines that read well
+// terminal. => // helpTemplate and usageTemplate are cobra's, with flags in groups and lines that fit the terminal.
 )
 
-// helpTemplate and usageTemplate are cobra's with groups of flags, and with lines that fit the
-// terminal.
+// helpTemplate and usageTemplate are cobra's, with flags in groups and lines that fit the terminal.
 const (
 	helpTemplate = `{{with or .Long .Short}}{{fill .}}
 
@@ -42,11 +42,11 @@ Commands:{{range $cmds}}{{if and (eq .GroupID "") .IsAvailableCommand}}
 Options of all commands:
 {{flagUsages .InheritedFlags}}{{end}}{{if .HasAvailableSubCommands}}
 
-{{.CommandPath}} COMMAND --help explains a command, man vmnet all of them.{{end}}
+{{.CommandPath}} COMMAND --help explains a command, and man vmnet all of them.{{end}}
 `
 )
 
-// explain has the commands explain themselves in lines as wide as w.
+// explain sets the help and usage templates of all commands, for the width of w.
 func explain(root *cobra.Command, w io.Writer) {
 	width := min(terminalWidth(w), widestLines)
 	cobra.AddTemplateFuncs(map[string]any{
@@ -58,7 +58,7 @@ func explain(root *cobra.Command, w io.Writer) {
 	root.SetUsageTemplate(usageTemplate)
 }
 
-// terminalWidth is how many columns a terminal has.
+// terminalWidth returns the number of columns of a terminal, or usualWidth for other streams.
 func terminalWidth(w io.Writer) int {
 	if f, ok := w.(*os.File); ok {
 		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {
@@ -68,7 +68,7 @@ func terminalWidth(w io.Writer) int {
 	return usualWidth
 }
 
-// fill breaks paragraphs anew, which empty lines part. What is indented stays as it is.
+// fill wraps paragraphs, which empty lines separate. Indented ones stay as they are.
 func fill(text string, width int) string {
 	var all []string
 	for p := range strings.SplitSeq(strings.TrimSpace(text), "\n\n") {
@@ -99,7 +99,7 @@ func fillParagraph(text string, width int) string {
 	return b.String()
 }
 
-// The groups of commands.
+// Groups of commands.
 const (
 	groupNICs    = "nics"
 	groupPlaces  = "places"
@@ -113,7 +113,7 @@ func addGroups(root *cobra.Command) {
 		commands  []string
 	}{
 		{groupNICs, "NICs of guests:", []string{"attach", "detach", "list", "show", "check", "reconcile", "watch"}},
-		{groupPlaces, "What they are put on:", []string{"bridge", "switch", "lower"}},
+		{groupPlaces, "Where NICs are attached:", []string{"bridge", "switch", "lower"}},
 		{groupMachine, "This machine:", []string{"hook", "policy", "doctor", "version", "help", "completion"}},
 	} {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})

@@ -11,7 +11,7 @@ func TestCureOfEPERM(t *testing.T) {
 		namespace bool
 		want      string
 	}{
-		{0, true, "a guest can be on a --bridge or a --switch"},
+		{0, true, "use --bridge or --switch here"},
 		{0, false, "CAP_MKNOD"},
 		{1000, false, "run vmnet as root"},
 		{1000, true, "run vmnet as root"},

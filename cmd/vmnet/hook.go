@@ -13,18 +13,17 @@ import (
 func (a *app) hookCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "hook",
-		Short: "Have libvirt call vmnet when guests start and end",
-		Long: `Have libvirt call vmnet when guests start and end. NICs that are declared in the
-metadata of a domain then have their devices made before its guest starts, taps that libvirt makes have the
-declared settings of their bridge ports, and what is left when a guest ends is removed.
-vmnet-hook(8) says how NICs are declared.`,
+		Short: "Let libvirt call vmnet when guests start and end",
+		Long: `Let libvirt call vmnet when guests start and end. The hook makes the devices of NICs that are declared
+in a domain's metadata before the guest starts, gives the bridge ports of libvirt taps their declared
+settings, and removes what is left when a guest ends. vmnet-hook(8) says how NICs are declared.`,
 	}
 	group(cmd)
 	cmd.AddCommand(a.hookInstallCommand(), a.hookRemoveCommand(), a.hookExplainCommand())
 	return cmd
 }
 
-// hookFlags are where the hook is.
+// hookFlags says where the hook is.
 type hookFlags struct {
 	root, dir string
 	json      bool
@@ -32,8 +31,8 @@ type hookFlags struct {
 
 func (o *hookFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.dir, "dir", hookfile.Dir, "libvirt's `FOLDER` of hooks for QEMU guests")
-	f.StringVar(&o.root, "root", "", "the `FOLDER` that is taken for /, such as that of an image")
+	f.StringVar(&o.dir, "dir", hookfile.Dir, "libvirt's `DIRECTORY` of hooks for QEMU guests")
+	f.StringVar(&o.root, "root", "", "the `DIRECTORY` to use as /, such as that of an image")
 }
 
 func (o *hookFlags) check() error {
@@ -49,12 +48,13 @@ func (a *app) hookInstallCommand() *cobra.Command {
 	var program string
 	cmd := &cobra.Command{
 		Use:   "install",
-		Short: "Put the hook among libvirt's",
-		Long: `Put the hook among libvirt's: a link to the program vmnet-hook, in ` + hookfile.Dir + `.
-Other hooks are left alone, and a file of that name that is not vmnet's is not replaced. libvirt must be of
-version 6.5 or later, and where it knows of no hook yet it has to look for them again: it is told how.
+		Short: "Add the hook to libvirt's hooks",
+		Long: `Add the hook to libvirt's hooks: a link to the program vmnet-hook, in ` + hookfile.Dir + `.
+Other hooks are left alone, and a file of the same name that does not belong to vmnet is not
+replaced. libvirt must be of version 6.5 or later. If it knows of no hook yet, it has to be reloaded;
+a note says how.
 
-The program must be one that nobody but root can change, since libvirt executes it as root.`,
+Only root may be able to change the program, since libvirt executes it as root.`,
 		Example: `  vmnet hook install
   vmnet hook install --root /mnt/image --program /usr/bin/vmnet-hook`,
 		Args: noArgs(),
@@ -83,7 +83,7 @@ func (a *app) hookInstall(cmd *cobra.Command, o hookFlags, program string) error
 			return fmt.Errorf("%s is neither beside vmnet nor in $PATH (make install, or name it with --program)", hookfile.Program)
 		}
 	}
-	if o.root == "" { // of an image nothing is known yet
+	if o.root == "" { // an image cannot be checked yet
 		if err := m.HookUnknown(cmd.Context()); err != nil {
 			return err
 		}
@@ -96,10 +96,10 @@ func (a *app) hookInstall(cmd *cobra.Command, o hookFlags, program string) error
 		return fmt.Errorf("install the hook: %w", err)
 	}
 	if profile := m.Confined(program); profile != "" && o.root == "" {
-		a.note(fmt.Sprintf("AppArmor's profile %s does not let libvirt execute it (%s)", profile, doctor.AppArmorCure(program)))
+		a.note(fmt.Sprintf("AppArmor's profile %s does not let libvirt execute the hook (%s)", profile, doctor.AppArmorCure(program)))
 	}
 	if change.Reload && o.root == "" {
-		a.note("libvirt knew of no hook, and has to look again (systemctl reload libvirtd, or virtqemud)")
+		a.note("libvirt knew of no hook and must be reloaded (systemctl reload libvirtd, or virtqemud)")
 	}
 	return a.printHook(change, o.json, "installed")
 }
@@ -108,9 +108,10 @@ func (a *app) hookRemoveCommand() *cobra.Command {
 	var o hookFlags
 	cmd := &cobra.Command{
 		Use:   "remove",
-		Short: "Take the hook out again",
-		Long: `Take the hook out again. libvirt does not call it any more, from the next operation on: guests whose NICs are on
-devices that vmnet makes then do not start, taps that libvirt makes for vmnet are on no bridge, and the bridge ports of others are not set any more.`,
+		Short: "Remove the hook from libvirt's hooks",
+		Long: `Remove the hook from libvirt's hooks. From the next operation on, libvirt no longer calls it. Guests
+whose NICs are on devices that vmnet makes then do not start, taps that libvirt makes for vmnet are on
+no bridge, and no settings are made on the bridge ports of others.`,
 		Example: "  vmnet hook remove",
 		Args:    noArgs(),
 	}

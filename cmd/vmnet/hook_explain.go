@@ -13,17 +13,17 @@ import (
 	"vmnet/libvirt/domainxml"
 )
 
-// maxDomain bounds a file with a domain's XML, in bytes; libvirt's own strings end at 4 MiB.
+// maxDomain bounds a file with a domain's XML, in bytes. libvirt's own limit for strings is 4 MiB.
 const maxDomain = 4 << 20
 
 func (a *app) hookExplainCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "explain FILE",
-		Short: "Tell what the hook would do for a domain",
-		Long: `Tell what the hook would do for a domain at each of libvirt's operations. FILE has the domain's
-XML, as virsh dumpxml prints it; - is standard input. Mistakes in what is declared are told as libvirt would be told
-them, and the exit status is then 1. Nothing is done, and the machine is not looked at: whether a bridge is there shows when
-the guest starts.`,
+		Short: "Show what the hook would do for a domain",
+		Long: `Show what the hook would do for a domain at each of libvirt's operations. FILE has the domain's XML,
+as virsh dumpxml prints it; - is standard input. An error in a declaration is reported as the hook
+would report it to libvirt, and the exit status is then 1. Nothing is done, and the machine is not
+inspected: whether a bridge exists shows only when the guest starts.`,
 		Example: `  virsh dumpxml web | vmnet hook explain -
   vmnet hook explain web.xml -o json`,
 		Args: oneArg("a file with a domain's XML, or -"),
@@ -36,7 +36,7 @@ the guest starts.`,
 		}
 		def, err := domainxml.Parse(text)
 		if err != nil {
-			return fmt.Errorf("%s: %w (virsh dumpxml prints what is wanted)", args[0], err)
+			return fmt.Errorf("%s: %w (virsh dumpxml prints the right form)", args[0], err)
 		}
 		e, err := hook.Explain(def)
 		if err != nil {
@@ -68,7 +68,7 @@ func readDomain(path string, stdin io.Reader) (string, error) {
 
 func (a *app) printExplanation(e hook.Explanation) error {
 	if len(e.NICs) == 0 {
-		return a.line("%s: no NIC is declared, nothing is done", e.Guest)
+		return a.line("%s: no NIC is declared, nothing to do", e.Guest)
 	}
 	var fields []field
 	for _, n := range e.NICs {
@@ -107,7 +107,7 @@ func (a *app) printOperation(op hook.Operation) error {
 	if len(op.Does) == 0 {
 		return a.line("%s: nothing", op.Op)
 	}
-	if err := a.line("%s: if that fails, %s", op.Op, op.Failure); err != nil {
+	if err := a.line("%s: on failure, %s", op.Op, op.Failure); err != nil {
 		return err
 	}
 	for _, text := range op.Does {

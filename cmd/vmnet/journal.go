@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// priority is how much a line matters, as the journal and syslog(3) know it.
+// priority is a line's priority in the journal and in syslog(3).
 type priority int
 
 const (
@@ -20,12 +20,12 @@ const (
 	priorityDebug   priority = 7
 )
 
-// prefix is what the journal takes for a line's priority and does not keep (SyslogLevelPrefix= in
-// systemd.exec(5)).
+// prefix returns the prefix that the journal reads as a line's priority and removes
+// (SyslogLevelPrefix= in systemd.exec(5)).
 func (p priority) prefix() string { return fmt.Sprintf("<%d>", p) }
 
-// isJournal reports whether a stream leads to the journal, whose device and inode systemd names in
-// $JOURNAL_STREAM (systemd.exec(5)). Children that have another stderr inherit that as well.
+// isJournal reports whether w is the stream to the journal: systemd stores its device and inode in
+// $JOURNAL_STREAM (systemd.exec(5)). A child with another stderr inherits the variable as well.
 func isJournal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {
@@ -39,8 +39,8 @@ func isJournal(w io.Writer) bool {
 	return ok && os.Getenv("JOURNAL_STREAM") == fmt.Sprintf("%d:%d", stat.Dev, stat.Ino)
 }
 
-// logger logs to stderr, a line each, as text or as JSON. The journal knows the time of a line
-// itself, and its level by a prefix.
+// logger returns a logger that writes lines to stderr, as text or as JSON. For the journal it omits
+// the time, which the journal adds, and writes the level as a prefix.
 func (a *app) logger(format string) *slog.Logger {
 	handler := func(w io.Writer, o *slog.HandlerOptions) slog.Handler { return slog.NewTextHandler(w, o) }
 	if format == "json" {
@@ -63,7 +63,7 @@ func withoutTimeAndLevel(groups []string, attr slog.Attr) slog.Attr {
 	return attr
 }
 
-// prefixed begins each write, which slog's handlers make one of a line.
+// prefixed puts a prefix before each write. slog's handlers write a line at a time.
 type prefixed struct {
 	w      io.Writer
 	prefix string
@@ -76,7 +76,7 @@ func (p prefixed) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// journalHandler has a handler for each priority.
+// journalHandler is a slog.Handler with a handler for each priority.
 type journalHandler map[priority]slog.Handler
 
 func (j journalHandler) of(l slog.Level) slog.Handler {

@@ -17,29 +17,28 @@ func (a *app) listCommand() *cobra.Command {
 		Use:        "list [VM]",
 		SuggestFor: []string{"ls"},
 		Short:      "List the NICs of all guests",
-		Long: `List the NICs of all guests, and after them the host's own access to the guests of a
-lower (vmnet lower), as type macvlan, of no guest. It asks the kernel only, so it waits for
-nobody; but libvirt, for a second at most, where that has made NICs of its own. Those are marked
-as foreign, and never touched. The NICs on userspace switches are asked of those, half a second
-at most; one that does not answer is told of.
+		Long: `List the NICs of all guests, and after them the host accesses (vmnet lower), as type macvlan without
+a guest. list reads from the kernel, so it waits for no guest. It asks libvirt, for a second at most,
+if libvirt has made NICs of its own; those are marked as foreign, and never touched. It asks userspace
+switches for their NICs, for half a second at most, and prints a note about one that does not answer.
 
-OWNER is the user for whom qemu-netup made a NIC. Of a NIC on a switch it may be the user whose
-processes alone say that it is there: such a word is listed, and decides nothing. A macvtap that
-no process is seen to hold is hidden: its files are where none has them open.`,
+OWNER is the user for whom qemu-netup made a NIC. For a NIC on a switch it may be the user whose
+processes are the only evidence of it: such a NIC is listed, but nothing is decided by it. A macvtap
+is hidden if no process is seen to hold it: its files are somewhere that /proc does not show.`,
 		Example: `  vmnet list
   vmnet list P2 -o json
   vmnet list -o wide`,
 		Args:              atMostOne("the name of a guest"),
 		ValidArgsFunction: a.attachedGuests,
 	}
-	cmd.Flags().StringVar(&vm, "vm", "", "only those of the guest of that `NAME` (default all)")
+	cmd.Flags().StringVar(&vm, "vm", "", "only the NICs of the guest `NAME` (default all)")
 	format := "text"
-	choice(cmd, cmd.Flags(), &format, "output", "o", "text for people, as much as fits; wide for all of it, name for names alone, json for programs", "text", "wide", "name", "json")
+	choice(cmd, cmd.Flags(), &format, "output", "o", "text for people, as much as fits; wide for all columns; name for names only; json for programs", "text", "wide", "name", "json")
 	complete(cmd, "vm", a.attachedGuests)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
 			if vm != "" && vm != args[0] {
-				return usagef("--vm %s, and %s: list takes one guest, or all", vm, args[0])
+				return usagef("--vm %s and %s: list takes one guest, or all", vm, args[0])
 			}
 			vm = args[0]
 		}
@@ -60,7 +59,7 @@ no process is seen to hold is hidden: its files are where none has them open.`,
 	return cmd
 }
 
-// sourceText is where a NIC leads to, and how.
+// sourceText returns a NIC's bridge, switch or parent device, with mode and settings.
 func sourceText(n nic.NIC) string {
 	how := n.Mode + nicSettings(n)
 	if n.Switch {
@@ -72,10 +71,10 @@ func sourceText(n nic.NIC) string {
 	return n.Source
 }
 
-// nicSettings is how the port is set, where that is not as by default.
+// nicSettings returns the port's settings that are not the default.
 func nicSettings(n nic.NIC) string { return strings.Trim(n.Port+";"+n.Limits, ";") }
 
-// printList prints what fits the terminal of what there is to say, or all of it.
+// printList prints the columns that fit the terminal, or all of them.
 func (a *app) printList(nics []nic.NIC, wide bool) error {
 	rows := listRows(nics, sourceText)
 	if screen := terminalWidth(a.out); !wide && tableWidth(rows) > screen {
@@ -93,7 +92,7 @@ func (a *app) printList(nics []nic.NIC, wide bool) error {
 	})
 }
 
-// listRows are all columns of a list, but for those that would be empty.
+// listRows returns all columns of a list except OWNER and VIA if they would be empty.
 func listRows(nics []nic.NIC, source func(nic.NIC) string) [][]string {
 	rows := [][]string{{"VM", "NIC", "INTERFACE", "TYPE", "SOURCE", "MODEL", "MAC", "QUEUES", "VHOST", "STATE", "OWNER", "VIA"}}
 	for _, n := range nics {
@@ -108,7 +107,8 @@ func listRows(nics []nic.NIC, source func(nic.NIC) string) [][]string {
 	return rows
 }
 
-// stateColour is green for a NIC that has a network, yellow for one that will or may have, and red for others.
+// stateColour returns green for a connected NIC, yellow for one that will or may be connected, and red
+// for others.
 func stateColour(s nic.State) colour {
 	switch s {
 	case forwarding, nic.Up:
@@ -119,7 +119,7 @@ func stateColour(s nic.State) colour {
 	return red
 }
 
-// printNames prints NICs as other verbs name them, a line each.
+// printNames prints a line VM/NIC for each NIC.
 func (a *app) printNames(nics []nic.NIC) error {
 	for _, n := range nics {
 		name := n.VM + "/" + n.ID
@@ -133,7 +133,7 @@ func (a *app) printNames(nics []nic.NIC) error {
 	return nil
 }
 
-// viaText is how a guest of libvirt's has got a NIC; foreign is libvirt's own doing.
+// viaText returns how a libvirt guest got the NIC; foreign means that libvirt made it itself.
 func viaText(n nic.NIC) string {
 	if n.Foreign {
 		return "foreign"
@@ -141,7 +141,7 @@ func viaText(n nic.NIC) string {
 	return string(n.Via)
 }
 
-// ownerText names the user for whom qemu-netup made a NIC; it is empty for none.
+// ownerText returns the name of the user for whom qemu-netup made a NIC, or the empty string for root.
 func ownerText(uid int) string {
 	if uid == 0 {
 		return ""
@@ -153,7 +153,7 @@ func ownerText(uid int) string {
 	return text
 }
 
-// queuesText is empty for a host access, which has none that anybody opens.
+// queuesText returns the empty string for a host access, whose queues no process can open.
 func queuesText(n nic.NIC) string {
 	if n.Queues == 0 {
 		return ""

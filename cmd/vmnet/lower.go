@@ -11,7 +11,7 @@ import (
 	"vmnet/tapmgr"
 )
 
-// lowerVerb is what the command line of lower asks for.
+// lowerVerb is the command line of lower.
 type lowerVerb struct {
 	lower      string
 	hostAccess string // "on", "off", or empty to show
@@ -23,35 +23,35 @@ type lowerVerb struct {
 func (a *app) lowerCommand() *cobra.Command {
 	var o lowerVerb
 	cmd := &cobra.Command{
-		Use:   "lower LOWER",
-		Short: "Show a network card that guests sit on, let the host reach them",
-		Long: `Show what is on a network card, the lower of macvtap and ipvtap guests, or switch host
-access on it on or off.
+		Use:   "lower PARENT",
+		Short: "Show a parent device of guests, and its host access",
+		Long: `Show the NICs on a network card, the parent device of macvtap and ipvtap guests, or turn host access
+on or off.
 
-What guests on the same lower reach ("back": only by way of a switch outside that sends frames
-back to where they came from, as one for VEPA does):
+What guests on the same parent device reach ("back": only if an external switch sends frames back on
+the port that they arrived on, as one for VEPA does):
 
-    TYPE, MODE OR FLAG   GUESTS  OUTSIDE  LOWER'S ADDRESS  HOST ACCESS
-    macvtap bridge       yes     yes      back             yes
-    macvtap vepa         back    yes      back             back
-    macvtap private      no      yes      no               no
-    ipvtap bridge        yes     yes      back             -
-    ipvtap private       no      yes      back             -
-    ipvtap vepa          back    yes      back             -
+    TYPE, MODE OR FLAG   GUESTS  OUTSIDE  PARENT'S ADDRESS  HOST ACCESS
+    macvtap bridge       yes     yes      back              yes
+    macvtap vepa         back    yes      back              back
+    macvtap private      no      yes      no                no
+    ipvtap bridge        yes     yes      back              -
+    ipvtap private       no      yes      back              -
+    ipvtap vepa          back    yes      back              -
 
-A switch that sends frames back undoes macvtap's private mode where MACs are known already.
-An ipvtap's flag means the same in modes l2 and l3. In l3 no ARP passes: the guest must not ask (ip
-link set eth0 arp off), and host and outside need routes or neighbour entries for it. All ipvtaps on
-a lower have one mode and one flag.
+A switch that sends frames back defeats macvtap's private mode once MACs are known. An ipvtap's flag
+means the same in modes l2 and l3. In l3 no ARP passes: turn ARP off in the guest (ip link set eth0
+arp off), and give the host and machines outside routes or neighbour entries for it. All ipvtaps on a
+parent device have the same mode and flag.
 
-With host access on, the host has a macvlan beside the guests, called LOWER-host, and host and
-guests in mode bridge reach each other by its addresses. It stays until it is switched off, or the
-machine is: no other verb takes it away. The same again changes nothing; addresses that are missing
-are added.
+With host access on, the host has a macvlan beside the guests, called PARENT-host. Host and guests in
+mode bridge reach each other by its addresses. It stays until you turn it off or the machine shuts
+down: no other verb removes it. The same command again changes nothing, except that it adds missing
+addresses.
 
-Give it addresses of a network that the lower has no address of. In the lower's own network the
-host would send through the lower, where guests do not hear it, until each guest's
-address is routed: ip route add GUEST dev LOWER-host.`,
+Give it addresses of a network in which the parent device has no address. In the parent device's own
+network the host would send through the parent device, where guests do not receive it, until each
+guest's address is routed: ip route add GUEST dev PARENT-host.`,
 		Example: `  vmnet lower eth0
   vmnet lower eth0 --host-access on --address 10.9.0.1/24
   vmnet lower eth0 --host-access off`,
@@ -59,7 +59,7 @@ address is routed: ip route add GUEST dev LOWER-host.`,
 		ValidArgsFunction: a.lowerNames,
 	}
 	f := cmd.Flags()
-	choice(cmd, f, &o.hostAccess, "host-access", "", "on makes host and guests reach each other, off ends that (default: show how it is)", "on", "off")
+	choice(cmd, f, &o.hostAccess, "host-access", "", "on lets host and guests reach each other, off ends that (default: show the current state)", "on", "off")
 	addressFlag(f, &o.addrs)
 	f.Lookup("address").Usage = "with --host-access on: IP address of the host among the guests, such as 10.9.0.1/24 (repeatable)"
 	o.steps.add(cmd)
@@ -84,7 +84,7 @@ func (a *app) lower(ctx context.Context, o *lowerVerb) error {
 	case o.hostAccess != "on" && len(o.addrs) > 0:
 		return usagef("--address goes with --host-access on")
 	case o.hostAccess == "" && (o.steps.dryRun || o.steps.verbose):
-		return usagef("--dry-run and --verbose go with --host-access: to show takes no steps")
+		return usagef("--dry-run and --verbose go with --host-access: showing takes no steps")
 	}
 	return a.withManager(func(m *tapmgr.Manager) error {
 		if o.hostAccess == "" {

@@ -1,7 +1,6 @@
 //go:build !mangen
 
-// Program vmnet gives running QEMU guests their NICs, shows them, and takes
-// them away.
+// Program vmnet attaches NICs to running QEMU guests, shows them, and detaches them.
 package main
 
 import (
@@ -15,8 +14,8 @@ import (
 )
 
 func main() {
-	// Whoever reads our output may go at any time: that must not end us half way
-	// through an attach.
+	// The reader of stdout may go away at any time, which must not kill this process in the middle
+	// of an attach.
 	signal.Ignore(syscall.SIGPIPE)
 	if err := fdroom.Check(); err != nil {
 		console.Say(os.Stderr, "vmnet", err.Error())

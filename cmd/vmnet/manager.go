@@ -38,11 +38,11 @@ func (a *app) withNetlink(f func(*rtnl.Conn) error) error {
 	return f(c)
 }
 
-// progressEvery is a little less than the second at which waits tell of
-// themselves, so that none of them is lost to jitter.
+// progressEvery is a little less than the second after which waits report their progress, so that
+// jitter suppresses none of the reports.
 const progressEvery = 900 * time.Millisecond
 
-// progress tells what is being waited for, at most once a second.
+// progress returns a function that prints what is being waited for, at most once a second.
 func (a *app) progress() func(string) {
 	var last time.Time
 	return func(text string) {
@@ -53,7 +53,7 @@ func (a *app) progress() func(string) {
 	}
 }
 
-// withTimeout bounds ctx, and names the flag that can change that.
+// withTimeout bounds ctx by d. The cause names the flag that changes d.
 func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, d, fmt.Errorf("timed out after %v (--timeout allows more)", d))
 }

@@ -9,8 +9,8 @@ import (
 	"vmnet/internal/cli/mangen"
 )
 
-// With the tag mangen this program writes the man pages instead: make man. Only
-// so can what makes them see the commands without being shipped with them.
+// With the build tag mangen this program writes the man pages instead (make man). So the generator
+// sees the commands without being shipped with them.
 func main() {
 	if len(os.Args) != 3 {
 		fmt.Fprintln(os.Stderr, "usage: go run -tags mangen ./cmd/vmnet docs/man DIR")

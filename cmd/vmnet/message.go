@@ -10,20 +10,20 @@ import (
 	"vmnet/internal/cli/console"
 )
 
-// What is said on stderr: in lines for people, or with -o json in JSON objects, one a line.
+// Messages on stderr: lines of text or, with -o json, a JSON object a line.
 
-// message is such an object. One key of the first three is there; those of a failure follow it.
+// message is such an object. It has one of the first three keys; the others belong to Error.
 type message struct {
 	Error    string   `json:"error,omitempty"`
-	Note     string   `json:"note,omitempty"`     // what a person should know, though it is no error
+	Note     string   `json:"note,omitempty"`     // what the user should know although it is not an error
 	Progress string   `json:"progress,omitempty"` // what is being waited for
-	Also     []string `json:"also,omitempty"`     // what failed besides, while the failure was undone
+	Also     []string `json:"also,omitempty"`     // what else failed while the steps were undone
 	Status   int      `json:"exit_status,omitempty"`
-	See      string   `json:"see,omitempty"` // what explains the usage
+	See      string   `json:"see,omitempty"` // the command that explains the usage
 }
 
-// asksJSON reports whether a command line asks for JSON. It need make no sense otherwise: its error
-// is to be JSON too.
+// asksJSON reports whether a command line asks for JSON. The rest of the command line may be wrong,
+// because the error about that is JSON as well.
 func asksJSON(args []string) bool {
 	for i, arg := range args {
 		switch {
@@ -37,8 +37,8 @@ func asksJSON(args []string) bool {
 	return false
 }
 
-// fail tells an error and what explains the usage, where it is wrong usage, and returns the exit
-// status.
+// fail prints an error and returns the exit status. For wrong usage, see is the command that explains
+// the usage.
 func (a *app) fail(err error, status int, see string) int {
 	if a.json {
 		lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
@@ -52,7 +52,7 @@ func (a *app) fail(err error, status int, see string) int {
 	return status
 }
 
-// say tells what is going on.
+// say prints progress.
 func (a *app) say(text string) {
 	if a.json {
 		a.object(priorityInfo, message{Progress: text})
@@ -75,8 +75,8 @@ func (a *app) notes(texts []string) {
 	}
 }
 
-// tell prints to stderr. Of several lines the first is the cause; the others are what went wrong
-// while it was undone, or an example, which can be copied as it stands.
+// tell prints to stderr. The first line of text is the cause. Further lines are failures of the undo,
+// or an example that can be copied.
 func (a *app) tell(p priority, text string) {
 	for i, line := range strings.Split(strings.TrimSpace(text), "\n") {
 		lead := "vmnet: "
@@ -90,7 +90,7 @@ func (a *app) tell(p priority, text string) {
 	}
 }
 
-// warn prints one line to stderr, whatever others chose of its text.
+// warn prints one line to stderr, and cleans it of control characters, since others chose some of it.
 func (a *app) warn(p priority, line string) {
 	fmt.Fprintf(a.err, "%s%s\n", a.lead(p), console.Clean(line))
 }
@@ -99,10 +99,10 @@ func (a *app) object(p priority, m message) {
 	_, _ = io.WriteString(a.err, a.lead(p))
 	enc := json.NewEncoder(a.err)
 	enc.SetEscapeHTML(false)
-	_ = enc.Encode(m) // whoever does not read it has the exit status
+	_ = enc.Encode(m) // without a reader the exit status remains
 }
 
-// lead is what the journal wants to begin a line.
+// lead returns the beginning of a line: a priority for the journal, nothing otherwise.
 func (a *app) lead(p priority) string {
 	if a.journal {
 		return p.prefix()
@@ -110,7 +110,7 @@ func (a *app) lead(p priority) string {
 	return ""
 }
 
-// result prints what a verb has done: v as JSON, or a line for people.
+// result prints the result of a verb: v as JSON, or a line of text.
 func (a *app) result(v any, format string, args ...any) error {
 	if a.json {
 		return a.printJSON(v)

@@ -14,7 +14,7 @@ import (
 	"vmnet/internal/cli/console"
 )
 
-// errOutput is stdout that takes no more: a full disk, a reader that has gone.
+// errOutput is the error for a failed write to stdout, such as a full disk or a closed pipe.
 var errOutput = errors.New("write the result")
 
 // print writes to stdout, which carries nothing but the result.
@@ -23,7 +23,7 @@ func (a *app) print(format string, args ...any) error {
 	return outputError(err)
 }
 
-// line prints one line, whatever others chose of its text.
+// line prints one line, and cleans it of control characters, since others chose some of it.
 func (a *app) line(format string, args ...any) error {
 	return a.print("%s\n", console.Clean(fmt.Sprintf(format, args...)))
 }
@@ -32,7 +32,8 @@ func (a *app) printJSON(v any) error {
 	return outputError(console.WriteJSON(a.out, v))
 }
 
-// table prints rows in columns; the first row is the header. paint may be nil; it is given the column's name.
+// table prints rows in columns; the first row is the header. paint colours a cell by the name of its
+// column; it may be nil.
 func (a *app) table(rows [][]string, paint func(column, cell string) string) error {
 	widths := columnWidths(rows)
 	var b strings.Builder
@@ -53,10 +54,10 @@ func (a *app) table(rows [][]string, paint func(column, cell string) string) err
 	return a.print("%s", b.String())
 }
 
-// columnGap is what is between two columns.
+// columnGap is the number of spaces between two columns.
 const columnGap = 2
 
-// shown is a cell as it is printed, whatever others chose of its text.
+// shown returns a cell as it is printed: cleaned of control characters, and - if it is empty.
 func shown(cell string) string {
 	if cell == "" {
 		return "-"
@@ -74,7 +75,7 @@ func columnWidths(rows [][]string) []int {
 	return widths
 }
 
-// fitted drops columns, in the order of their names, until the rows fit that width or none is left to drop.
+// fitted drops the droppable columns, in order, until the rows fit the width or all are dropped.
 func fitted(rows [][]string, width int, droppable ...string) [][]string {
 	for _, name := range droppable {
 		if tableWidth(rows) <= width {
@@ -93,7 +94,7 @@ func tableWidth(rows [][]string) int {
 	return total
 }
 
-// without drops columns by their names.
+// without returns the rows without the named columns.
 func without(rows [][]string, names ...string) [][]string {
 	header := rows[0]
 	var kept [][]string
@@ -109,7 +110,7 @@ func without(rows [][]string, names ...string) [][]string {
 	return kept
 }
 
-// colour is how a text is shown on a terminal: SGR's colours (ECMA-48).
+// colour is an SGR colour of a terminal (ECMA-48).
 type colour string
 
 const (
@@ -118,7 +119,7 @@ const (
 	red    colour = "31"
 )
 
-// painted is a text in a colour, where stdout is a terminal that has them and nobody objects (no-color.org).
+// painted returns text in a colour if stdout shows colours (see hasColours), and text otherwise.
 func (a *app) painted(c colour, text string) string {
 	if !a.colours || c == "" {
 		return text
@@ -126,7 +127,7 @@ func (a *app) painted(c colour, text string) string {
 	return "\x1b[" + string(c) + "m" + text + "\x1b[0m"
 }
 
-// hasColours reports whether a stream is a terminal that shows colours to somebody who wants them.
+// hasColours reports whether a stream is a terminal with colours, and NO_COLOR (no-color.org) is not set.
 func hasColours(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"

@@ -10,9 +10,9 @@ import (
 func (a *app) policyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "policy",
-		Short: "Check who may have what NICs of qemu-netup",
-		Long: `Check the files that say who may have what NICs without being root: ` + policy.DefaultPath + `
-and ` + bridgeconf.DefaultPath + `, of which both must allow a NIC on a bridge.`,
+		Short: "Check which users may have which NICs from qemu-netup",
+		Long: `Check the files that say which users may have which NICs without being root: ` + policy.DefaultPath + `
+and ` + bridgeconf.DefaultPath + `. Both must allow a NIC on a bridge.`,
 	}
 	group(cmd)
 	cmd.AddCommand(a.policyCheckCommand(), a.policyTestCommand())
@@ -22,10 +22,9 @@ and ` + bridgeconf.DefaultPath + `, of which both must allow a NIC on a bridge.`
 func (a *app) policyCheckCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check [FILE]",
-		Short: "Check a policy for mistakes",
-		Long: `Check a policy for mistakes, by default ` + policy.DefaultPath + `. What cannot be
-meant is an error with its line and column; what is allowed but hardly meant, such as a user whom
-this machine does not have, is a note.`,
+		Short: "Check a policy for errors",
+		Long: `Check a policy for errors, by default ` + policy.DefaultPath + `. An error is reported with its line
+and column. Something that is valid but probably unintended, such as an unknown user, is a note.`,
 		Example: `  vmnet policy check
   vmnet policy check ./policy.yaml -o json`,
 		Args: atMostOne("a file"),
@@ -41,7 +40,7 @@ this machine does not have, is a note.`,
 	return cmd
 }
 
-// policyChecked is a file without mistakes.
+// policyChecked is the result for a file without errors.
 type policyChecked struct {
 	File     string   `json:"file"`
 	Rules    int      `json:"rules"`

@@ -18,11 +18,11 @@ import (
 	"vmnet/macvtap"
 )
 
-// policyTest is what the command line of policy test asks for.
+// policyTest is the command line of policy test.
 type policyTest struct {
 	request         policy.Request
 	user            string
-	file            string // empty: the default one, which need not be there
+	file            string // empty: the default file, which need not exist
 	bridgeConf      string
 	macvtap, ipvtap string
 	json            bool
@@ -32,13 +32,13 @@ func (a *app) policyTestCommand() *cobra.Command {
 	var o policyTest
 	cmd := &cobra.Command{
 		Use:   "test --user USER {--bridge|--macvtap|--ipvtap} PLACE",
-		Short: "Tell whether a user may have a NIC, and why",
-		Long: `Tell whether a user may have a NIC, by which rule, or why not and what would change that.
+		Short: "Show whether a user may have a NIC, and why",
+		Long: `Show whether a user may have a NIC: the rule that allows it, or the reason for the denial and its cure.
 Exit status: 0 for allowed, 1 for denied, 2 for wrong usage.
 
-bridge.conf and what it includes are read with the rights of whoever runs this. Where the modes
-of included files say for whom they are, run it as that user. Root is bound by bridge.conf alone,
-and only where qemu-netup takes the place of QEMU's helper: the answer for root is for that.`,
+bridge.conf and the files that it includes are read with the caller's privileges. If the modes of
+included files decide to whom they apply, run this command as that user. Only bridge.conf binds root,
+and only if qemu-netup replaces QEMU's helper: the answer for root is for that case.`,
 		Example: `  vmnet policy test --user alice --bridge br0 --vlan 10
   vmnet policy test --user alice --bridge br0 --file ./policy.yaml
   vmnet policy test --user alice --vm alice-1 --ipvtap eth1 --ip 192.0.2.7
@@ -57,23 +57,23 @@ and only where qemu-netup takes the place of QEMU's helper: the answer for root 
 
 func (o *policyTest) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.user, "user", "", "`USER` who asks, by name or id, with the groups that this machine gives him")
-	f.StringVar(&o.request.Guest, "vm", "", "the guest's `NAME` (default none, as QEMU's bridge helper is told none)")
-	f.StringVar(&o.request.Bridge, "bridge", "", "the `BRIDGE` asked for")
-	f.StringVar(&o.macvtap, "macvtap", "", "the `LOWER` of a macvtap asked for")
-	f.StringVar(&o.ipvtap, "ipvtap", "", "the `LOWER` of an ipvtap asked for")
-	f.StringVar(&o.request.Mode, "mode", "", "the mode of a macvtap or ipvtap asked for (default bridge, or l2)")
+	f.StringVar(&o.user, "user", "", "the `USER` who asks, by name or id, with the groups that this machine lists for the user")
+	f.StringVar(&o.request.Guest, "vm", "", "the guest's `NAME` (default none, since QEMU's bridge helper gets none)")
+	f.StringVar(&o.request.Bridge, "bridge", "", "the requested `BRIDGE`")
+	f.StringVar(&o.macvtap, "macvtap", "", "the `PARENT` device of a requested macvtap")
+	f.StringVar(&o.ipvtap, "ipvtap", "", "the `PARENT` device of a requested ipvtap")
+	f.StringVar(&o.request.Mode, "mode", "", "the mode of a requested macvtap or ipvtap (default bridge, or l2)")
 	f.Var(nicflags.Value("ADDR", "", func(s string) error {
 		ip, err := policy.ParseIP(s)
 		o.request.Addrs = append(o.request.Addrs, ip)
 		return err
-	}), "ip", "an address of an ipvtap's guest asked for (repeatable)")
+	}), "ip", "a requested address of an ipvtap's guest (repeatable)")
 	portFlags(cmd, &o.request.Port)
-	nicflags.AddMAC(f, &o.request.MAC, "the address asked for (default none: it is made from names)")
+	nicflags.AddMAC(f, &o.request.MAC, "the requested address (default none: it is derived from names)")
 	o.request.Queues, o.request.NICs = 1, 1
-	nicflags.Number(f, &o.request.Queues, "queues", "N", "queue pairs asked for")
+	nicflags.Number(f, &o.request.Queues, "queues", "N", "requested queue pairs")
 	nicflags.Number(f, &o.request.NICs, "nics", "N", "how many NICs the user would then have")
-	f.StringVar(&o.file, "file", "", "`FILE` with the policy, whoever may write it (default "+policy.DefaultPath+")")
+	f.StringVar(&o.file, "file", "", "`FILE` with the policy; any user may own it (default "+policy.DefaultPath+")")
 	f.StringVar(&o.bridgeConf, "bridge-conf", bridgeconf.DefaultPath, "`FILE` with the bridges that QEMU's users may have")
 	require(cmd, "user")
 	cmd.MarkFlagsMutuallyExclusive("bridge", "macvtap", "ipvtap")
@@ -91,7 +91,7 @@ func (a *app) completePolicyTest(cmd *cobra.Command) {
 	complete(cmd, "ipvtap", a.interfaceNames)
 }
 
-// policyTest asks both files, whatever the first one says, so that all cures are told at once.
+// policyTest checks both files, even if the first denies, so that all cures are printed at once.
 func (a *app) policyTest(o *policyTest) error {
 	o.lower()
 	if err := findUser(o.user, &o.request); err != nil {
@@ -113,7 +113,7 @@ func (a *app) policyTest(o *policyTest) error {
 	return a.printAnswer(answer, o.json)
 }
 
-// lower fills in what is asked for on a network card, the usual mode where none is named.
+// lower fills in the request for a macvtap or ipvtap; the mode is the usual one if none is given.
 func (o *policyTest) lower() {
 	q := &o.request
 	switch {
@@ -127,17 +127,17 @@ func (o *policyTest) lower() {
 	q.Mode = cmp.Or(q.Mode, macvtap.Modes(q.Kind)[0])
 }
 
-// findUser fills in the ids of a user, by name or by an id that may have no name.
+// findUser fills in the ids of a user, given by a name, or by an id that may have no name.
 func findUser(text string, q *policy.Request) error {
 	u, err := user.Lookup(text)
 	if err != nil {
 		id, numErr := strconv.ParseUint(text, 10, 32)
 		if numErr != nil {
-			return fmt.Errorf("--user %q: %w (name one of /etc/passwd, or an id)", text, err)
+			return fmt.Errorf("--user %q: %w (give a name of /etc/passwd, or an id)", text, err)
 		}
 		q.UID = int(id)
 		if u, err = user.LookupId(text); err != nil {
-			return nil // in no group, then
+			return nil // without a name it is in no group
 		}
 	}
 	if q.UID, err = strconv.Atoi(u.Uid); err != nil {
@@ -171,7 +171,7 @@ func (a *app) loadPolicy(file string) (*policy.Policy, error) {
 	return p, err
 }
 
-// policyAnswer is what both files say.
+// policyAnswer is the answer of both files.
 type policyAnswer struct {
 	Allowed bool            `json:"allowed"`
 	By      []string        `json:"by"`
@@ -186,7 +186,7 @@ func (w *policyAnswer) policy(v policy.Verdict) {
 	}
 }
 
-// askBridgeConf adds what bridge.conf says, as to QEMU's helper, which asks it for root too.
+// askBridgeConf adds the answer of bridge.conf, which QEMU's helper asks for root as well.
 func (a *app) askBridgeConf(w *policyAnswer, o *policyTest) {
 	acl, err := bridgeconf.Read(o.bridgeConf)
 	if err != nil {
@@ -196,7 +196,7 @@ func (a *app) askBridgeConf(w *policyAnswer, o *policyTest) {
 	d := acl.Decide(o.request.Bridge)
 	included := len(d.Skipped) > 0 || d.Rule != nil && d.Rule.File != acl.Path
 	if included && o.request.UID != os.Getuid() {
-		a.note(fmt.Sprintf("files that %s includes were read with your rights, which may not be those of %s (run it as that user)", acl.Path, o.user))
+		a.note(fmt.Sprintf("files that %s includes were read with your privileges, which may differ from those of %s (run it as that user)", acl.Path, o.user))
 	}
 	if err := d.Err(); err != nil {
 		w.Reasons = append(w.Reasons, policy.Reason{Text: err.Error()})

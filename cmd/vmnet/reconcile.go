@@ -13,18 +13,17 @@ func (a *app) reconcileCommand() *cobra.Command {
 	var dry bool
 	cmd := &cobra.Command{
 		Use:   "reconcile",
-		Short: "Put right what crashes and others have left",
-		Long: `Remove the NICs that have no guest any more, and the taps that a program which had
-them from qemu-netup has made persistent and left; take back attaches and end detaches
-that were cut short. What vmnet check finds of the others is mended: ports without a
-bridge are put back on theirs, and links, addresses, MTUs and port settings made what
-they should be. What only somebody else can mend, NICs that a vmnet works on, and those
-that are on another bridge are left alone, and listed with what mends them.`,
+		Short: "Restore NICs, and remove leftovers",
+		Long: `Remove NICs whose guest has ended, and taps that a program got from qemu-netup, made persistent and
+left behind. Undo interrupted attaches, and finish interrupted detaches. Fix what vmnet check finds on
+the other NICs: put ports that have no bridge back on theirs, and restore links, addresses, MTUs and
+port settings. Leave alone what only somebody else can fix, NICs that another vmnet is working on, and
+NICs that are on another bridge, and list them with their cure.`,
 		Example: `  vmnet reconcile --dry-run
   vmnet reconcile`,
 		Args: noArgs(),
 	}
-	cmd.Flags().BoolVar(&dry, "dry-run", false, "only tell what would be done")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "only print what would be done")
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
 		return a.withManager(func(m *tapmgr.Manager) error {
@@ -36,7 +35,7 @@ that are on another bridge are left alone, and listed with what mends them.`,
 			if *format == "json" {
 				show = func() error { return a.printJSON(actions) }
 			}
-			return cmp.Or(show(), err, failures(actions)) // what was done is printed also where it was interrupted
+			return cmp.Or(show(), err, failures(actions)) // print what was done even if it was interrupted
 		})
 	})
 	return cmd
@@ -61,7 +60,7 @@ func (a *app) printActions(actions []nic.Action, dry bool) error {
 	return nil
 }
 
-// failures is an error where an action failed.
+// failures returns an error if an action failed.
 func failures(actions []nic.Action) error {
 	failed := 0
 	for _, act := range actions {

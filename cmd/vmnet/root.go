@@ -17,10 +17,10 @@ type app struct {
 	args     []string // the command line
 	netns    string   // --netns
 	libvirt  string   // --libvirt
-	started  bool     // the command line made sense, and its verb has begun
+	started  bool     // the command line was valid, and its verb has begun
 	json     bool     // -o json
-	colours  bool     // stdout shows them
-	journal  bool     // stderr leads to systemd's journal
+	colours  bool     // stdout shows colours
+	journal  bool     // stderr is systemd's journal
 }
 
 func (a *app) root() *cobra.Command {
@@ -28,13 +28,13 @@ func (a *app) root() *cobra.Command {
 		Use:   "vmnet",
 		Short: "Give running QEMU guests their NICs",
 		Long: `vmnet gives running QEMU guests NICs, on a Linux bridge, on a userspace switch or directly on a
-network card (macvtap, ipvtap), shows the NICs it made, and takes them away again. Guests that
-libvirt manages are recognised by themselves. It keeps no files: what there is, it reads from the
-kernel and from QEMU each time.
+network card (macvtap, ipvtap), shows the NICs that it made, and takes them away again. Guests that
+libvirt manages are recognised automatically. vmnet keeps no files: it reads the current state from
+the kernel and from QEMU each time.
 
-Results go to stdout, all else to stderr. With -o json the result is JSON, and each line on stderr is
-an object: with a key "note" or "progress", or at last with "error", "exit_status" and, where more
-went wrong while the failure was undone, "also".
+Results go to stdout, everything else to stderr. With -o json the result is JSON, and each line on
+stderr is an object: with a key "note" or "progress", or at the end with "error", "exit_status" and,
+if undoing the failed command failed as well, "also".
 
 Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong usage.`,
 		Example: `  vmnet bridge create br0 --address 10.0.0.1/24
@@ -47,7 +47,7 @@ Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong u
   vmnet switch run sw0 &
   vmnet attach --vm P2 --switch sw0
 
-  # A guest of libvirt's, for good
+  # A libvirt guest, also for its next starts
   vmnet hook install
   vmnet attach --vm web --bridge br0 --persistent`,
 		Version:       versionText(),
@@ -55,13 +55,13 @@ Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong u
 		SilenceErrors: true,
 	}
 	group(root)
-	root.Flags().Bool("version", false, "tell which vmnet this is") // ours, since cobra's would take -v
+	root.Flags().Bool("version", false, "print the version") // our own flag, since cobra's would take -v
 	root.SetVersionTemplate("{{.Version}}\n")
 	explain(root, a.out)
 	root.SetHelpCommand(a.helpCommand())
 	root.SetFlagErrorFunc(a.flagError)
-	root.PersistentFlags().StringVar(&a.netns, "netns", "", "network namespace of bridge and taps: a `NAME` of ip-netns(8), or a path with a slash (default the current one)")
-	root.PersistentFlags().StringVar(&a.libvirt, "libvirt", os.Getenv("LIBVIRT_DEFAULT_URI"), "`URI` or socket of the libvirt that manages guests: qemu:///system, qemu:///session (default $LIBVIRT_DEFAULT_URI, else your own for your guests and the system's for others)")
+	root.PersistentFlags().StringVar(&a.netns, "netns", "", "network namespace of bridges and taps: a `NAME` of ip-netns(8), or a path with a slash (default the current one)")
+	root.PersistentFlags().StringVar(&a.libvirt, "libvirt", os.Getenv("LIBVIRT_DEFAULT_URI"), "`URI` or socket of the libvirt that manages guests: qemu:///system, qemu:///session (default $LIBVIRT_DEFAULT_URI, else your own libvirt for your guests and the system's for others)")
 	root.PersistentFlags().Lookup("libvirt").DefValue = ""
 	root.AddCommand(
 		a.attachCommand(), a.detachCommand(), a.listCommand(), a.showCommand(), a.checkCommand(),
@@ -74,7 +74,7 @@ Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong u
 	return root
 }
 
-// verb wraps what a command does. What fails before is wrong usage.
+// verb wraps the function of a command. An error before it is wrong usage.
 func (a *app) verb(do func(cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		a.started = true
@@ -100,7 +100,7 @@ func (a *app) helpCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			of, rest, err := cmd.Root().Find(args)
 			if err != nil || len(rest) > 0 {
-				return fmt.Errorf("no command %q to explain", strings.Join(args, " "))
+				return fmt.Errorf("there is no command %q", strings.Join(args, " "))
 			}
 			of.InitDefaultHelpFlag()
 			return of.Help()
@@ -108,14 +108,14 @@ func (a *app) helpCommand() *cobra.Command {
 	}
 }
 
-// shells adds `completion`, which cobra writes, for the shells that Linux users have.
+// shells adds cobra's command completion, for the shells of Linux users.
 func (a *app) shells(root *cobra.Command) {
 	root.InitDefaultCompletionCmd()
 	cmd, _, err := root.Find([]string{"completion"})
 	if err != nil {
 		return
 	}
-	cmd.Short = "Write the script by which a shell completes commands"
+	cmd.Short = "Print the script by which a shell completes commands"
 	group(cmd)
 	for _, c := range cmd.Commands() {
 		if c.Name() == "powershell" {

@@ -27,13 +27,13 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 
 var errInterrupted = errors.New("interrupted")
 
-// untilSignal ends the context at the first signal that asks us to, so that what
-// was begun is undone. The second one has its usual effect: we end at once.
+// untilSignal returns a context that the first SIGINT, SIGTERM or SIGHUP cancels, so that the verb
+// undoes its steps. The second signal ends the process at once.
 func untilSignal(parent context.Context) context.Context {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 1)
 	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
-		if !signal.Ignored(s) { // as nohup(1) has it
+		if !signal.Ignored(s) { // nohup(1) ignores SIGHUP
 			signal.Notify(signals, s)
 		}
 	}

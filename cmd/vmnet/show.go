@@ -19,8 +19,8 @@ func (a *app) showCommand() *cobra.Command {
 		Use:        "show VM",
 		SuggestFor: []string{"info", "inspect"},
 		Short:      "Explain the NICs of a guest",
-		Long: `Explain each NIC of a guest: who holds it by which fds, its bridge and port, the
-addresses learned behind it, its counters, and what the guest says of it.`,
+		Long: `Explain each NIC of a guest: the processes and fds that hold it, its bridge and port, the addresses
+learned behind it, its counters, and what the guest reports about it.`,
 		Example: `  vmnet show P2
   vmnet show P2 -o json`,
 		Args:              oneArg("the name of a guest"),
@@ -70,7 +70,7 @@ func (a *app) show(ctx context.Context, vm string, json bool) error {
 func noNICs(vm string) error {
 	names := guestNames()
 	if slices.Contains(names, vm) {
-		return fmt.Errorf("show %s: it has no NIC here that vmnet made (vmnet attach --vm %s --bridge BRIDGE gives it one; --netns looks elsewhere)", vm, vm)
+		return fmt.Errorf("show %s: the guest has no NIC of vmnet here (vmnet attach --vm %s --bridge BRIDGE gives it one; --netns names another netns)", vm, vm)
 	}
 	running := "none"
 	if len(names) > 0 {
@@ -107,7 +107,7 @@ func interfaceField(d tapmgr.Detail) field {
 	return field{"interface", fmt.Sprintf("%s (%s, index %d)", d.Interface, d.Type, d.Index)}
 }
 
-// hostText is empty where there is no device.
+// hostText returns the empty string if there is no device.
 func hostText(format, mac string) string {
 	if mac == "" {
 		return ""
@@ -115,7 +115,7 @@ func hostText(format, mac string) string {
 	return fmt.Sprintf(format, mac)
 }
 
-// switchText is the switch and how its port is set.
+// switchText returns the switch and the settings of the port.
 func switchText(d tapmgr.Detail) string {
 	text := d.Source
 	if settings := nicSettings(d.NIC); settings != "" {
@@ -127,7 +127,7 @@ func switchText(d tapmgr.Detail) string {
 	return text
 }
 
-// placeField says where the NIC leads to.
+// placeField returns the bridge, switch or parent device of the NIC.
 func placeField(d tapmgr.Detail) field {
 	if d.Switch {
 		return field{"switch", switchText(d)}
@@ -137,7 +137,7 @@ func placeField(d tapmgr.Detail) field {
 	}
 	text := fmt.Sprintf("%s, mode %s, rx filter %s", d.Lower, d.Mode, d.RxFilter)
 	if d.RxFilter == nic.RxMirror && !d.Mirrored {
-		text += " (all multicast until vmnet watch has asked the guest)"
+		text += " (all multicast until vmnet watch has queried the guest)"
 	}
 	if d.Netns != "" {
 		text += fmt.Sprintf(", in a netns of its own (nsenter --net=%s)", d.Netns)
@@ -145,7 +145,7 @@ func placeField(d tapmgr.Detail) field {
 	return field{"lower", text}
 }
 
-// counterFields are told from the guest's side. A tap receives what the guest sends; a
+// counterFields returns the counters from the guest's side. A tap receives what the guest sends; a
 // macvtap sends it.
 func counterFields(d tapmgr.Detail) []field {
 	c := d.Counters
@@ -157,7 +157,7 @@ func counterFields(d tapmgr.Detail) []field {
 	return []field{{"from guest", rx}, {"to guest", tx}, {"dropped by the switch", dropsText(d.Drops)}}
 }
 
-// dropsText is empty where nothing was dropped.
+// dropsText returns the empty string if nothing was dropped.
 func dropsText(drops map[string]uint64) string {
 	var texts []string
 	for _, why := range slices.Sorted(maps.Keys(drops)) {
@@ -193,7 +193,7 @@ func holdersText(holders []nic.Holder) string {
 		texts = append(texts, fmt.Sprintf("%s %d, fds %s", who, h.PID, joinInts(h.FDs)))
 	}
 	if len(texts) == 0 {
-		return "nobody that this user can see"
+		return "no process that this user can see"
 	}
 	return strings.Join(texts, "; ")
 }
@@ -215,7 +215,7 @@ func learnedText(d tapmgr.Detail) string {
 		macs = append(macs, text)
 	}
 	if d.Type != nic.TypeTap && !d.Switch {
-		return "" // there is no bridge that could learn
+		return "" // no bridge, so nothing learns
 	}
 	return orNone(strings.Join(macs, ", "))
 }
@@ -227,7 +227,7 @@ func counterText(packets, bytes, errors, dropped uint64) string {
 func guestText(g *tapmgr.GuestView) string {
 	switch {
 	case g == nil:
-		return "unknown, it was not asked"
+		return "unknown, it was not queried"
 	case !g.Plugged:
 		return fmt.Sprintf("it has no device %s", g.Device)
 	}
@@ -247,7 +247,7 @@ func guestText(g *tapmgr.GuestView) string {
 	return strings.Join(texts, ", ")
 }
 
-// vlanText writes 1-3 for 1, 2 and 3: a guest that does not filter takes all 4096.
+// vlanText writes 1-3 for 1, 2 and 3, because a guest that does not filter accepts all 4096.
 func vlanText(ids []int) string {
 	var ranges []bridge.VLANRange
 	for _, id := range ids {

@@ -12,7 +12,7 @@ import (
 	"vmnet/tapmgr"
 )
 
-// stepFlags are how the steps of a verb are run.
+// stepFlags says how the steps of a verb are run.
 type stepFlags struct {
 	dryRun, verbose bool
 	planned         bool // a dry run has printed its steps
@@ -23,7 +23,7 @@ func (s *stepFlags) add(cmd *cobra.Command) {
 	cmd.Flags().BoolVarP(&s.verbose, "verbose", "v", false, "log every step with the time it took to stderr")
 }
 
-// apply makes m run its steps so.
+// apply sets m.Run to what the flags ask for.
 func (s *stepFlags) apply(a *app, m *tapmgr.Manager, json bool) {
 	switch {
 	case s.dryRun:
@@ -62,7 +62,7 @@ func (a *app) printSteps(steps []step.Step, json bool) error {
 	return nil
 }
 
-// runLogged runs steps and logs each, and each that is undone.
+// runLogged runs steps and logs each step and each undo.
 func runLogged(ctx context.Context, log *slog.Logger, steps []step.Step) error {
 	timed := func(ctx context.Context, what string, s step.Step, do func(context.Context) error) error {
 		start := time.Now()

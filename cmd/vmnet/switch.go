@@ -16,10 +16,10 @@ import (
 func (a *app) switchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "switch",
-		Short: "Run a switch in userspace, and see and change those that run",
-		Long: `Run a learning switch in userspace, for where the kernel may not bridge, and see and change those
-that run. A switch needs no right of its own: who adds a port opens its files and passes them to it.
-vmnet-switch(8) tells more.`,
+		Short: "Run a switch in userspace; show and change running ones",
+		Long: `Run a learning switch in userspace, for hosts whose kernel may not bridge; show and change running
+switches. A switch needs no privilege of its own: the command that adds a port opens the port's files
+and passes them to the switch. See vmnet-switch(8).`,
 		Example: `  vmnet switch run sw0 --tap tap0 --tap tap1,queues=2 --packet eth1
   vmnet switch show sw0`,
 	}
@@ -31,16 +31,16 @@ vmnet-switch(8) tells more.`,
 	return cmd
 }
 
-// switchPatience is how long a switch may take to answer, which takes it milliseconds.
+// switchPatience bounds how long a switch may take to answer. It normally takes milliseconds.
 const switchPatience = 10 * time.Second
 
-// withSwitch calls f with a client of a running switch.
+// withSwitch calls f with a client that is connected to the running switch name.
 func withSwitch(ctx context.Context, name string, f func(context.Context, *control.Client) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, switchPatience, fmt.Errorf("timed out after %v (is it stopped, or the machine busy?)", switchPatience))
 	defer cancel()
 	c, err := control.Dial(ctx, name)
 	if errors.Is(err, control.ErrNotRunning) {
-		return fmt.Errorf("%w (vmnet switch list shows those that run, vmnet switch run %s starts it)", err, name)
+		return fmt.Errorf("%w (vmnet switch list shows running switches, vmnet switch run %s starts it)", err, name)
 	}
 	if err != nil {
 		return err
@@ -49,20 +49,19 @@ func withSwitch(ctx context.Context, name string, f func(context.Context, *contr
 	return f(ctx, c)
 }
 
-// A seenSwitch is one that list has found.
+// A seenSwitch is a switch that list has found.
 type seenSwitch struct {
 	Socket string        `json:"socket"`
-	State  string        `json:"state"` // "running", "ended" (its socket was left), or why nothing is known of it
+	State  string        `json:"state"` // "running", "ended" (its socket was left), or why its state is unknown
 	Info   *control.Info `json:"info,omitempty"`
 }
 
-// glance is how long list waits for all switches together, of which it asks so many at once.
 const (
-	glance      = time.Second
-	askedAtOnce = 256
+	glance      = time.Second // how long list waits for all switches together
+	askedAtOnce = 256         // how many switches list queries at a time
 )
 
-// seeSwitches asks all switches that this user can reach.
+// seeSwitches queries all switches that this user can reach.
 func seeSwitches(ctx context.Context) ([]seenSwitch, error) {
 	paths, err := control.Running()
 	if err != nil {
@@ -91,7 +90,7 @@ func seeSwitch(ctx context.Context, path string) seenSwitch {
 		defer c.Close()
 		var info control.Info
 		if info, err = c.Info(ctx); err == nil {
-			// Another user's may say anything of itself.
+			// Another user's switch may report anything about itself.
 			info.Name = filepath.Base(filepath.Dir(path))
 			info.PID, info.UID = c.Peer()
 			s.Info = &info
@@ -106,7 +105,7 @@ func seeSwitch(ctx context.Context, path string) seenSwitch {
 	return s
 }
 
-// switchNames completes the name of a running switch, or its socket's path.
+// switchNames completes the name of a running switch, or the path of its socket.
 func switchNames(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	seen, err := seeSwitches(cmd.Context())
 	if err != nil {
@@ -121,7 +120,7 @@ func switchNames(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, 
 	return names, cobra.ShellCompDirectiveDefault
 }
 
-// runningSwitches completes that as the first argument.
+// runningSwitches completes a running switch as the first argument.
 func runningSwitches(cmd *cobra.Command, args []string, text string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	if len(args) > 0 {
 		return nil, noFiles
@@ -129,7 +128,7 @@ func runningSwitches(cmd *cobra.Command, args []string, text string) ([]cobra.Co
 	return switchNames(cmd, args, text)
 }
 
-// switchPorts completes the name of a port of the switch that is the first argument.
+// switchPorts completes the name of a port of the switch named by the first argument.
 func switchPorts(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	if len(args) == 0 {
 		return nil, noFiles

@@ -19,7 +19,7 @@ import (
 	"vmnet/internal/cli/nicflags"
 )
 
-// captureVerb is what the command line of switch capture asks for.
+// captureVerb is the command line of switch capture.
 type captureVerb struct {
 	name      string
 	cfg       vswitch.CaptureConfig
@@ -30,18 +30,18 @@ type captureVerb struct {
 	json      bool
 }
 
-// lineSnaplen is enough of a frame for a line that tells of it.
+// lineSnaplen is enough of a frame, in bytes, for its line of text.
 const lineSnaplen = 256
 
 func (a *app) switchCaptureCommand() *cobra.Command {
 	o := captureVerb{direction: "both"}
 	cmd := &cobra.Command{
 		Use:   "capture NAME",
-		Short: "Show the frames that go through a switch, or write them to a file",
-		Long: `Show the frames that go through a switch's ports, a line each, or write them to a file in
-pcapng, as Wireshark reads it, until Ctrl-C. Frames are as they went through the port: super-frames
-in one piece, and without the checksums that are left to the receiver. The switch waits for
-nobody who captures: what there was no room for is lost, and counted.`,
+		Short: "Show the frames that pass a switch, or write them to a file",
+		Long: `Show the frames that pass the ports of a switch, a line each, or write them to a pcapng file for
+Wireshark, until Ctrl-C. Frames are captured as they pass the port: super-frames in one piece, and
+without checksums that are left to the receiver. The switch never waits for a capture: frames for
+which there is no room are lost and counted.`,
 		Example: `  vmnet switch capture sw0 --port tap0
   vmnet switch capture sw0 --drops
   vmnet switch capture sw0 --port tap0 -w tap0.pcapng --duration 10s
@@ -50,13 +50,13 @@ nobody who captures: what there was no room for is lost, and counted.`,
 		ValidArgsFunction: runningSwitches,
 	}
 	f := cmd.Flags()
-	f.StringArrayVar(&o.cfg.Ports, "port", nil, "only those of this `PORT` (repeatable; default all that the switch has now)")
-	f.StringVarP(&o.file, "write", "w", "", "write pcapng to a new `FILE`, or to stdout where it is -")
-	nicflags.Number(f, &o.cfg.Snaplen, "snaplen", "BYTES", "only the first BYTES of each frame (default all, without -w 256)")
+	f.StringArrayVar(&o.cfg.Ports, "port", nil, "only this `PORT` (repeatable; default all that the switch has now)")
+	f.StringVarP(&o.file, "write", "w", "", "write pcapng to a new `FILE`; - is stdout")
+	nicflags.Number(f, &o.cfg.Snaplen, "snaplen", "BYTES", "only the first BYTES of each frame (default all; 256 without -w)")
 	nicflags.Number(f, &o.count, "count", "N", "end after N frames (default never)")
 	durationFlag(f, &o.duration, "duration", 0, 100*time.Millisecond, "end after this time")
 	f.Lookup("duration").DefValue = ""
-	choice(cmd, f, &o.direction, "direction", "", "frames that come in by the port, go out by it, or both", "in", "out", "both")
+	choice(cmd, f, &o.direction, "direction", "", "frames that come in by the port, leave by it, or both", "in", "out", "both")
 	f.BoolVar(&o.cfg.Drops, "drops", false, "only frames that the switch has dropped, with the reason")
 	complete(cmd, "port", switchPorts)
 	format := outputFlag(cmd)
@@ -76,9 +76,9 @@ func (a *app) checkCapture(o *captureVerb) error {
 	case o.count < 0 || o.cfg.Snaplen < 0:
 		return usagef("--count %d and --snaplen %d: want 0 or more", o.count, o.cfg.Snaplen)
 	case o.json && o.file != "":
-		return usagef("-o json is for lines of text, -w for a file")
+		return usagef("-o json and -w exclude each other: -o is for lines on stdout")
 	case o.file == "-" && isTerminal(a.out):
-		return usagef("-w -: stdout is a terminal: pipe it into a program such as wireshark -k -i -")
+		return usagef("-w -: stdout is a terminal (pipe it into a program such as wireshark -k -i -)")
 	case o.file == "" && o.cfg.Snaplen == 0:
 		o.cfg.Snaplen = lineSnaplen
 	}
@@ -88,7 +88,7 @@ func (a *app) checkCapture(o *captureVerb) error {
 	return o.cfg.Validate()
 }
 
-// isTerminal takes any character device but /dev/null for one.
+// isTerminal treats any character device but /dev/null as a terminal.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {
@@ -102,7 +102,7 @@ func isTerminal(w io.Writer) bool {
 	return err != nil || !os.SameFile(st, null)
 }
 
-// A frameSink is where captured frames go.
+// A frameSink takes captured frames.
 type frameSink interface {
 	Write(vswitch.CapturedFrame) error
 	Flush() error
@@ -145,7 +145,7 @@ func (a *app) capture(ctx context.Context, o *captureVerb) error {
 	if o.file == "-" {
 		finished = outputError(finished)
 	}
-	if err == nil { // else the same has been told
+	if err == nil { // otherwise finished repeats err
 		err = finished
 	}
 	err = errors.Join(err, done())
@@ -153,7 +153,7 @@ func (a *app) capture(ctx context.Context, o *captureVerb) error {
 	return err
 }
 
-// captureSink is where the verb has frames go, and what to do behind the last.
+// captureSink returns the sink for the frames, and a function to call after the last one.
 func (a *app) captureSink(o *captureVerb) (frameSink, func() error, error) {
 	nothing := func() error { return nil }
 	var out io.Writer = a.out
@@ -162,10 +162,10 @@ func (a *app) captureSink(o *captureVerb) (frameSink, func() error, error) {
 		return &lines{w: bufio.NewWriter(a.out), ports: o.cfg.Ports, json: o.json}, nothing, nil
 	case "-":
 	default:
-		// A new file: nobody's is overwritten, and no symbolic link followed.
+		// O_EXCL: no existing file is overwritten, and no symbolic link is followed.
 		f, err := os.OpenFile(o.file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if errors.Is(err, os.ErrExist) {
-			return nil, nil, fmt.Errorf("%w (remove it, or name another)", err)
+			return nil, nil, fmt.Errorf("%w (remove it, or name another file)", err)
 		}
 		if err != nil {
 			return nil, nil, err
@@ -181,11 +181,11 @@ func (a *app) captureSink(o *captureVerb) (frameSink, func() error, error) {
 
 const (
 	flushEvery = 200 * time.Millisecond
-	endWithin  = 3 * time.Second // after which a switch that does not end a capture is left
+	endWithin  = 3 * time.Second // how long to wait for the switch to end the capture
 )
 
-// follow writes frames until as many as wanted were written, or ctx or the capture ends. That the capture ended by itself is an
-// error.
+// follow writes frames until wanted frames were written, ctx ends or the capture ends. It returns the
+// number of frames written, and an error if the capture ended by itself.
 func follow(ctx context.Context, r *vswitch.CaptureReader, sink frameSink, wanted int) (n int, err error) {
 	defer context.AfterFunc(ctx, func() { _ = r.Stop() })()
 	w := ordered{sink: sink, wanted: wanted}
@@ -198,7 +198,7 @@ func follow(ctx context.Context, r *vswitch.CaptureReader, sink frameSink, wante
 		case err == nil:
 			w.order.Push(f)
 		case err == io.EOF && ctx.Err() == nil:
-			return w.n, errors.Join(w.write(w.order.Rest), errors.New("the switch has ended the capture: it was stopped, or the ports were removed"))
+			return w.n, errors.Join(w.write(w.order.Rest), errors.New("the switch ended the capture: it was stopped, or the ports were removed"))
 		case err == io.EOF, !leave.IsZero() && now.After(leave):
 			return w.n, w.write(w.order.Rest)
 		case !errors.Is(err, os.ErrDeadlineExceeded):
@@ -217,14 +217,14 @@ func follow(ctx context.Context, r *vswitch.CaptureReader, sink frameSink, wante
 type ordered struct {
 	sink    frameSink
 	order   pcapng.Order
-	n       int // that were written
+	n       int // frames written
 	wanted  int // 0 for any number
 	flushed time.Time
 }
 
 func (w *ordered) enough() bool { return w.wanted > 0 && w.n >= w.wanted }
 
-// due writes the frames whose turn it is.
+// due writes the frames that are due at now.
 func (w *ordered) due(now time.Time) error {
 	if err := w.write(func() (vswitch.CapturedFrame, bool) { return w.order.Pop(now) }); err != nil {
 		return err
@@ -250,7 +250,7 @@ func (w *ordered) write(next func() (vswitch.CapturedFrame, bool)) error {
 	return nil
 }
 
-// captureCounts is the last line, on stderr.
+// captureCounts returns the last line, which goes to stderr.
 func captureCounts(n int, totals []vswitch.CaptureTotals) string {
 	var lost uint64
 	for _, t := range totals {
@@ -258,19 +258,19 @@ func captureCounts(n int, totals []vswitch.CaptureTotals) string {
 	}
 	text := fmt.Sprintf("%s captured, %d lost", count(n, "frame"), lost)
 	if lost > 0 {
-		text += " (a smaller --snaplen, fewer ports, or a larger net.core.wmem_max lose less)"
+		text += " (to lose less: a smaller --snaplen, fewer ports, or a larger net.core.wmem_max)"
 	}
 	return text
 }
 
-// lines shows frames as text.
+// lines writes frames as lines of text or JSON.
 type lines struct {
 	w     *bufio.Writer
 	ports []string
 	json  bool
 }
 
-// capturedLine is one in JSON.
+// capturedLine is a captured frame in JSON.
 type capturedLine struct {
 	Time      time.Time `json:"time"`
 	Port      string    `json:"port"`

@@ -226,7 +226,7 @@ func TestSwitchCaptureEnds(t *testing.T) {
 		t.Errorf("%d, %d frames, %s", status, len(frames), stderr)
 	}
 	status, _, stderr = s.capture(t.Context(), traffic, "--duration", "300ms", "-w", file)
-	if after, _ := os.ReadFile(file); status != 1 || !bytes.Equal(after, content) || !strings.Contains(stderr, "file exists (remove it, or name another)") {
+	if after, _ := os.ReadFile(file); status != 1 || !bytes.Equal(after, content) || !strings.Contains(stderr, "file exists (remove it, or name another file)") {
 		t.Errorf("a file that exists: %d, %s", status, stderr)
 	}
 	ctx, interrupt := context.WithCancel(t.Context())
@@ -241,7 +241,7 @@ func TestSwitchCaptureEnds(t *testing.T) {
 		time.AfterFunc(200*time.Millisecond, s.stop)
 		traffic(done)
 	})
-	if status != 1 || !strings.Contains(stderr, "the switch has ended the capture") || !strings.Contains(stdout, "type 0x88b5") {
+	if status != 1 || !strings.Contains(stderr, "the switch ended the capture") || !strings.Contains(stdout, "type 0x88b5") {
 		t.Errorf("the switch ended: %d, %s", status, stderr)
 	}
 }

@@ -15,9 +15,9 @@ func (a *app) switchAddPortCommand() *cobra.Command {
 	var ports []wantedPort
 	cmd := &cobra.Command{
 		Use:   "add-port NAME",
-		Short: "Add ports to a switch that runs",
-		Long: `Add ports to a switch that runs. Their devices are opened here, with the rights of whoever calls
-this, and passed to the switch. A guest's port is added by vmnet attach --switch.
+		Short: "Add ports to a running switch",
+		Long: `Add ports to a running switch. This command opens their devices, with the caller's privileges, and
+passes them to the switch. To add a port for a guest, use vmnet attach --switch.
 
 ` + portHelp,
 		Example:           "  vmnet switch add-port sw0 --tap tap2,vlan=10\n  vmnet switch add-port sw0 --packet eth1 --netns blue",
@@ -28,7 +28,7 @@ this, and passed to the switch. A guest's port is added by vmnet attach --switch
 	outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		if len(ports) == 0 {
-			return usagef("no port is named: want --tap or --packet")
+			return usagef("no port given: want --tap or --packet")
 		}
 		return withSwitch(cmd.Context(), args[0], func(ctx context.Context, c *control.Client) error {
 			return a.addPorts(ctx, c, ports)
@@ -37,7 +37,7 @@ this, and passed to the switch. A guest's port is added by vmnet attach --switch
 	return cmd
 }
 
-// addPorts adds all, or none.
+// addPorts adds all ports or none.
 func (a *app) addPorts(ctx context.Context, c *control.Client, wanted []wantedPort) error {
 	ns, err := netns.Open(a.netns)
 	if err != nil {
@@ -77,12 +77,12 @@ func (a *app) addPorts(ctx context.Context, c *control.Client, wanted []wantedPo
 	return nil
 }
 
-// pluggedPort is a port that was opened.
+// pluggedPort is an opened port, as JSON has it.
 type pluggedPort struct {
 	Name   string `json:"name"`
 	Kind   string `json:"kind"`
 	Device string `json:"device"`
-	How    string `json:"how"` // in words: "made", "was there"
+	How    string `json:"how"` // in words: "made", "opened"
 }
 
 func describePorts(opened []openPort) []pluggedPort {
@@ -93,7 +93,7 @@ func describePorts(opened []openPort) []pluggedPort {
 	return ports
 }
 
-// switchChanged is what a verb did to a switch.
+// switchChanged is the result of a verb that changes a switch.
 type switchChanged struct {
 	Switch  string `json:"switch"`
 	Port    string `json:"port,omitempty"`
@@ -106,7 +106,7 @@ func (a *app) switchRemovePortCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "remove-port NAME PORT",
 		Short:   "Remove a port from a switch",
-		Long:    "Remove a port from a switch. A tap that was made for it goes with it. A guest's port is removed by\nvmnet detach, which takes the guest's NIC away too; without that the NIC stays, and nothing passes.",
+		Long:    "Remove a port from a switch. A tap that was made for the port is removed with it. To remove the port of\na guest, use vmnet detach, which removes the NIC as well; otherwise the NIC stays, disconnected.",
 		Example: "  vmnet switch remove-port sw0 tap2",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 2 {
@@ -137,7 +137,7 @@ func (a *app) switchStopCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "stop NAME",
 		Short:             "Stop a switch",
-		Long:              "Stop a switch, and wait until its ports are gone. The guests on it keep their NICs, without a network.",
+		Long:              "Stop a switch, and wait until its ports are gone. Guests on it keep their NICs, but are disconnected.",
 		Example:           "  vmnet switch stop sw0",
 		Args:              oneArg("the name of a switch"),
 		ValidArgsFunction: runningSwitches,

@@ -14,7 +14,7 @@ import (
 func (a *app) switchFDBCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "fdb NAME",
-		Short:             "Show which addresses a switch knows, and change that",
+		Short:             "Show and change the addresses that a switch knows",
 		Example:           "  vmnet switch fdb sw0\n  vmnet switch fdb add sw0 52:54:00:01:02:03 --port tap0",
 		Args:              oneArg("the name of a switch"),
 		ValidArgsFunction: runningSwitches,
@@ -51,7 +51,7 @@ func (a *app) printFDB(entries []control.FDBEntry) error {
 	return a.table(rows, nil)
 }
 
-// addressArgs are the name of a switch and an address.
+// addressArgs requires the name of a switch and an address.
 func addressArgs(cmd *cobra.Command, args []string) error {
 	if len(args) != 2 {
 		return fmt.Errorf("%s takes the name of a switch and an address, got %s", cmd.CommandPath(), count(len(args), "argument"))
@@ -59,7 +59,7 @@ func addressArgs(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// addressNames completes them with the addresses that the switch knows.
+// addressNames completes a switch, and then an address that it knows.
 func addressNames(cmd *cobra.Command, args []string, text string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	if len(args) != 1 {
 		return runningSwitches(cmd, args, text)
@@ -83,14 +83,14 @@ func (a *app) switchFDBAddCommand() *cobra.Command {
 	var e control.FDBEntry
 	cmd := &cobra.Command{
 		Use:               "add NAME MAC",
-		Short:             "Tell a switch for good behind which port an address is",
+		Short:             "Add a static entry: an address behind a port",
 		Example:           "  vmnet switch fdb add sw0 52:54:00:01:02:03 --port tap0 --vlan 10",
 		Args:              addressArgs,
 		ValidArgsFunction: addressNames,
 	}
 	f := cmd.Flags()
 	f.StringVar(&e.Port, "port", "", "the `PORT` that the address is behind")
-	nicflags.Number(f, &e.VLAN, "vlan", "ID", "the VLAN of its frames (default that of the port's untagged frames)")
+	nicflags.Number(f, &e.VLAN, "vlan", "ID", "the VLAN of its frames (default the port's VLAN for untagged frames)")
 	require(cmd, "port")
 	complete(cmd, "port", switchPorts)
 	outputFlag(cmd)
@@ -110,12 +110,12 @@ func (a *app) switchFDBDelCommand() *cobra.Command {
 	var e control.FDBEntry
 	cmd := &cobra.Command{
 		Use:               "del NAME MAC",
-		Short:             "Have a switch forget an address, a static or a learned one",
+		Short:             "Delete an address, static or learned",
 		Example:           "  vmnet switch fdb del sw0 52:54:00:01:02:03",
 		Args:              addressArgs,
 		ValidArgsFunction: addressNames,
 	}
-	nicflags.Number(cmd.Flags(), &e.VLAN, "vlan", "ID", "the VLAN of its frames (default the only one that it is known in)")
+	nicflags.Number(cmd.Flags(), &e.VLAN, "vlan", "ID", "the VLAN of its frames (default the only VLAN in which the switch knows it)")
 	outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		e.MAC = args[1]
@@ -123,7 +123,7 @@ func (a *app) switchFDBDelCommand() *cobra.Command {
 			if err := c.RemoveStatic(ctx, e); err != nil {
 				return err
 			}
-			return a.result(switchChanged{args[0], "", e.MAC, e.VLAN, true}, "%s is forgotten", e.MAC)
+			return a.result(switchChanged{args[0], "", e.MAC, e.VLAN, true}, "%s deleted", e.MAC)
 		})
 	})
 	return cmd
@@ -133,12 +133,12 @@ func (a *app) switchFDBFlushCommand() *cobra.Command {
 	var port string
 	cmd := &cobra.Command{
 		Use:               "flush NAME",
-		Short:             "Have a switch forget what it has learned",
+		Short:             "Delete the learned addresses of a switch",
 		Example:           "  vmnet switch fdb flush sw0 --port tap0",
 		Args:              oneArg("the name of a switch"),
 		ValidArgsFunction: runningSwitches,
 	}
-	cmd.Flags().StringVar(&port, "port", "", "only what was learned behind this `PORT` (default all)")
+	cmd.Flags().StringVar(&port, "port", "", "only addresses learned behind this `PORT` (default all)")
 	complete(cmd, "port", switchPorts)
 	outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
@@ -146,11 +146,11 @@ func (a *app) switchFDBFlushCommand() *cobra.Command {
 			if err := c.Flush(ctx, port); err != nil {
 				return err
 			}
-			what := "all that was learned"
+			what := "all learned addresses"
 			if port != "" {
-				what = "what was learned behind " + port
+				what = "addresses learned behind " + port
 			}
-			return a.result(switchChanged{Switch: args[0], Port: port, Changed: true}, "%s is forgotten", what)
+			return a.result(switchChanged{Switch: args[0], Port: port, Changed: true}, "%s deleted", what)
 		})
 	})
 	return cmd

@@ -24,44 +24,44 @@ import (
 	"vmnet/tapmgr"
 )
 
-// wantedPort is a port of a switch as the command line describes it.
+// wantedPort is a switch port as the command line describes it.
 type wantedPort struct {
 	control.Port
 	queues int // of a tap
 }
 
-// portHelp is how ports are written, for run and add-port.
+// portHelp describes the syntax of ports, for run and add-port.
 const portHelp = `A port is written DEVICE[,OPTION...], with the options
 
-    name=NAME              what the switch calls it (default the device's name)
-    queues=N               of a tap
-    mtu=BYTES              of frames that leave by it (default the device's, as it is at any time)
-    vlan=N                 it is in VLAN N alone, untagged
-    trunk=LIST             the VLANs whose frames come and go tagged: 2-5,7; or all
-    native=N               with trunk: the VLAN of frames without a tag
-    forward=LIST           forward frames of protocols between neighbours that come in by it:
+    name=NAME              the port's name (default the device's name)
+    queues=N               number of queues of a tap
+    mtu=BYTES              largest frame that leaves by the port (default the device's current MTU)
+    vlan=N                 the port is in VLAN N only, untagged
+    trunk=LIST             the VLANs that the port carries tagged: 2-5,7; or all
+    native=N               with trunk: the VLAN of untagged frames
+    forward=LIST           forward link-local protocols that arrive on the port:
                            lldp, lacp, eapol, ptp, elmi, or all
     isolated               no frames to and from other isolated ports
-    hairpin                frames may go back to the port that they came from
-    no-learning            learn no addresses behind it
-    no-flood               no frames to unknown addresses leave by it
-    no-loop-guard          never stop it for a loop
-    mac=MAC                take frames of this source only (repeatable)
-    max-addresses=N        learn at most N addresses behind it
-    storm=N                have at most N broadcasts, multicast frames and frames to unknown
-                           addresses of it flooded, each in a second; storm-broadcast=N,
+    hairpin                frames may leave by the port that they arrived on
+    no-learning            learn no addresses behind the port
+    no-flood               no frames with unknown destinations leave by the port
+    no-loop-guard          never stop the port because of a loop
+    mac=MAC                accept only frames with this source (repeatable)
+    max-addresses=N        learn at most N addresses behind the port
+    storm=N                flood at most N broadcasts, multicast frames and frames with unknown
+                           destinations from the port, each in a second; storm-broadcast=N,
                            storm-multicast=N and storm-unknown=N set one of them
-    storm-refused=N        of more than N frames in a second that go nowhere, as beyond these
-                           limits or of another source, read it less often; for guests
+    storm-refused=N        read the port less often while it sends more than N undeliverable
+                           frames in a second, such as frames over these limits; for guests
 
-As soon as a port has a VLAN, the switch keeps VLANs apart, and ports without vlan and trunk are in
+As soon as a port has a VLAN, the switch separates VLANs, and ports without vlan and trunk are in
 VLAN 1, untagged; until then tags are payload, and all ports are in one network.`
 
-// devicePorts are the flags --tap and --packet, in the order in which they were given.
+// devicePorts adds the flags --tap and --packet, which append to ports in the order given.
 func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
 	for _, kind := range []struct{ name, usage string }{
-		{control.Tap, "a port that is the queues of a tap: made if it is missing, opened if it is persistent (repeatable)"},
-		{control.Packet, "a port on the kernel's side of a device that somebody else holds, such as a network card or a QEMU's tap (repeatable)"},
+		{control.Tap, "a port on the queues of a tap, which is created if it is missing and opened if it is persistent (repeatable)"},
+		{control.Packet, "a port on an existing device, by a packet socket, such as a network card or a QEMU's tap (repeatable)"},
 	} {
 		cmd.Flags().Var(nicflags.Value("DEVICE[,OPTION...]", "", func(s string) error {
 			p, err := parsePort(kind.name, s)
@@ -76,7 +76,7 @@ func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
 	complete(cmd, control.Packet, a.interfaceNames)
 }
 
-// isNew is an error where one of the others has its name or device.
+// isNew returns an error if another port has the same name or device.
 func (w *wantedPort) isNew(others []wantedPort) error {
 	for _, o := range others {
 		switch {
@@ -89,7 +89,7 @@ func (w *wantedPort) isNew(others []wantedPort) error {
 	return nil
 }
 
-// parsePort reads DEVICE[,OPTION...]. A list may go on behind a comma.
+// parsePort parses DEVICE[,OPTION...]. A list may continue after a comma.
 func parsePort(kind, text string) (wantedPort, error) {
 	words := strings.Split(text, ",")
 	w := wantedPort{Port: control.Port{Kind: kind, Name: words[0], Device: words[0]}, queues: 1}
@@ -169,7 +169,7 @@ func (w *wantedPort) options() *pflag.FlagSet {
 	return f
 }
 
-// limit is an option that sets numbers to one of at least 1.
+// limit adds an option that sets all of to to a number of at least 1.
 func limit(f *pflag.FlagSet, name string, to ...*int) {
 	f.Var(nicflags.Value("N", "", func(s string) error {
 		n, err := strconv.Atoi(s)
@@ -183,15 +183,15 @@ func limit(f *pflag.FlagSet, name string, to ...*int) {
 	}), name, "")
 }
 
-// An openPort is a wantedPort with its files, for whoever runs the switch.
+// An openPort is a wantedPort with its files, which the switch gets copies of.
 type openPort struct {
 	control.Port
 	files []*os.File
 	close func() error
-	how   string // it came to be
+	how   string // how it was opened, in words
 }
 
-// openPorts opens all, or none. It takes the rights that their devices need.
+// openPorts opens all ports or none. It needs the privileges that their devices need.
 func openPorts(ctx context.Context, ns *netns.NS, wanted []wantedPort) (opened []openPort, err error) {
 	c, err := rtnl.Open(ns)
 	if err != nil {
@@ -232,11 +232,11 @@ func (w *wantedPort) openTap(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	}
 	switch t := link.Tun; {
 	case t == nil || !t.Tap:
-		return openPort{}, fmt.Errorf("%s is no tap (--packet takes the frames of any device)", w.Device)
+		return openPort{}, fmt.Errorf("%s is not a tap (use --packet for other devices)", w.Device)
 	case !t.Persist || t.Attached:
-		return openPort{}, fmt.Errorf("another process has the tap %s open (--packet takes its frames on the kernel's side)", w.Device)
+		return openPort{}, fmt.Errorf("another process has the tap %s open (use --packet to take its frames on the kernel's side)", w.Device)
 	case w.queues > 1 && !t.MultiQueue:
-		return openPort{}, fmt.Errorf("the tap %s was made with one queue: ask for no more (or make it anew: ip tuntap add %s mode tap multi_queue)", w.Device, w.Device)
+		return openPort{}, fmt.Errorf("the tap %s was made with one queue (ask for one, or recreate it: ip tuntap add %s mode tap multi_queue)", w.Device, w.Device)
 	}
 	w.Segments = vswitch.SegmentsOf(c, link, false)
 	tap, err := tun.Open(ns, w.Device, link.Tun.MultiQueue, w.queues)
@@ -250,7 +250,7 @@ func (w *wantedPort) openTap(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	return w.followed(ns, tap, how)
 }
 
-// makeTap makes a tap that goes with its last queue, and brings it up.
+// makeTap makes a tap that the kernel removes with its last queue, and brings it up.
 func (w *wantedPort) makeTap(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	tap, err := tun.Create(ns, w.Device, w.queues > 1)
 	if err != nil {
@@ -278,7 +278,7 @@ func (w *wantedPort) makeTap(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	return w.followed(ns, tap, "made")
 }
 
-// followed is a port by a tap, whose device the switch follows.
+// followed returns a port on a tap, with a netlink socket by which the switch follows the device.
 func (w *wantedPort) followed(ns *netns.NS, tap *tun.Tap, how string) (openPort, error) {
 	link, err := vswitch.LinkFile(ns)
 	if err != nil {
@@ -293,7 +293,7 @@ func (w *wantedPort) followed(ns *netns.NS, tap *tun.Tap, how string) (openPort,
 func (w *wantedPort) openPacket(ctx context.Context, ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	link, err := c.Link(w.Device)
 	if errors.Is(err, fs.ErrNotExist) {
-		return openPort{}, fmt.Errorf("device %s: %w (ip link shows those that are here; --netns names another network namespace)", w.Device, err)
+		return openPort{}, fmt.Errorf("device %s: %w (ip link shows the devices here; --netns names another network namespace)", w.Device, err)
 	}
 	if err != nil {
 		return openPort{}, err
@@ -325,7 +325,7 @@ func (w *wantedPort) openPacket(ctx context.Context, ns *netns.NS, c *rtnl.Conn)
 	return openPort{Port: w.Port, files: files, close: closeAll, how: how}, nil
 }
 
-// noGuestsOn is an error where guests have macvtaps or ipvtaps on a device: these may be in network
+// noGuestsOn returns an error if guests have macvtaps or ipvtaps on a device: these may be in network
 // namespaces that only their QEMUs have open.
 func noGuestsOn(ctx context.Context, ns *netns.NS, device string) error {
 	return tapmgr.In(ns.String(), func(m *tapmgr.Manager) error {
@@ -337,11 +337,11 @@ func noGuestsOn(ctx context.Context, ns *netns.NS, device string) error {
 		for _, n := range info.NICs {
 			names = append(names, fmt.Sprintf("%s of %s", n.ID, n.VM))
 		}
-		return fmt.Errorf("NICs of guests are on %s, and would get nothing any more: %s (vmnet detach them, or take another device)", device, namesText(names))
+		return fmt.Errorf("NICs of guests on %s would be cut off: %s (vmnet detach them, or use another device)", device, namesText(names))
 	})
 }
 
-// portSettings is a port's settings in short, as bridge show has them.
+// portSettings returns a port's settings in short, in the form of bridge show.
 func portSettings(cfg vswitch.PortConfig) string {
 	words := strings.FieldsFunc(cfg.PortConfig.String(), func(r rune) bool { return r == ';' })
 	for _, mac := range cfg.MACs {
@@ -351,7 +351,7 @@ func portSettings(cfg vswitch.PortConfig) string {
 		words = append(words, "no-loop-guard")
 	}
 	storm := cfg.Storm
-	all := 0 // of what storm= sets
+	all := 0 // the value of storm=
 	if storm.Broadcast == storm.Multicast && storm.Multicast == storm.Unknown {
 		all, storm.Broadcast, storm.Multicast, storm.Unknown = storm.Broadcast, 0, 0, 0
 	}

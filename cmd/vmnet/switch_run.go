@@ -21,7 +21,7 @@ import (
 	"vmnet/internal/kernel/netns"
 )
 
-// runVerb is what the command line of switch run asks for.
+// runVerb is the command line of switch run.
 type runVerb struct {
 	name      string
 	ports     []wantedPort
@@ -36,12 +36,12 @@ func (a *app) switchRunCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run NAME",
 		Short: "Run a switch, until it is stopped",
-		Long: `Run a learning switch in the foreground, until it is asked to end. It opens its ports, gives up
-every right that it was started with, and listens on a socket for whoever adds more: vmnet attach
---switch, vmnet switch add-port. NAME is what others call it by, or with a slash the socket's path.
+		Long: `Run a learning switch in the foreground, until it is asked to end. It opens its ports, drops all
+privileges, and listens on a socket on which vmnet attach --switch and vmnet switch add-port add
+further ports. NAME is the switch's name or, with a slash, the path of its socket.
 
-A tap that is missing is made, and goes with the switch; it may be moved to another network
-namespace at any time, and stays a port. What comes in by a packet port's device reaches the switch
+A tap that does not exist is created, and disappears with the switch; it remains a port when it is
+moved to another network namespace. Frames that arrive on a packet port's device reach the switch
 only, and not the host's own stack.
 
 ` + portHelp,
@@ -53,12 +53,12 @@ only, and not the host's own stack.
 	}
 	f := cmd.Flags()
 	devicePorts(cmd, a, &o.ports)
-	durationFlag(f, &o.ageing, "ageing", 300*time.Second, time.Second, "how long an address is remembered that is not heard of")
+	durationFlag(f, &o.ageing, "ageing", 300*time.Second, time.Second, "how long the switch remembers an address that sends nothing")
 	o.addresses = 16384
-	nicflags.Number(f, &o.addresses, "addresses", "N", "how many addresses there is room for, 1 to 2097152; beyond, those that were silent longest are forgotten")
+	nicflags.Number(f, &o.addresses, "addresses", "N", "size of the FDB in addresses, 1 to 2097152; when it is full, those that were silent longest are forgotten")
 	outputFlag(cmd)
-	f.StringVar(&o.user, "user", "", "the `USER` or UID:GID that it runs as once its ports are open (default who starts it)")
-	f.BoolVar(&o.filter, "vlan-filtering", false, "keep VLANs apart from the start, and not only once a port has a VLAN")
+	f.StringVar(&o.user, "user", "", "the `USER` or UID:GID that it runs as once its ports are open (default the caller)")
+	f.BoolVar(&o.filter, "vlan-filtering", false, "separate VLANs from the start, and not only once a port has a VLAN")
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		o.name = args[0]
 		if o.addresses < 1 || o.addresses > 1<<21 {
@@ -105,16 +105,17 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 // leastProcs is how many goroutines may run at a time at least.
 const leastProcs = 8
 
-// roomForOthers lets more goroutines run than there are CPUs, so that the kernel shares these out: a receiver that always finds
-// frames keeps its place for 10 ms, and with 8 of them on 2 CPUs a client of the control socket waited for 80 ms, with
-// this for 10. GOMAXPROCS in the environment has the last word.
+// roomForOthers lets more goroutines run at a time than there are CPUs, so that the kernel
+// schedules them. A receiver that always finds frames keeps its place for 10 ms; with 8 receivers on
+// 2 CPUs a client of the control socket waited for 80 ms, and with this for 10 ms. GOMAXPROCS in the
+// environment takes precedence.
 func roomForOthers() {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(max(leastProcs, 2*runtime.NumCPU()))
 	}
 }
 
-// runsAs is who the switch is to be; empty is who we are.
+// runsAs returns the user that the switch runs as; an empty name is the caller.
 func runsAs(name string) (privilege.Caller, error) {
 	to, err := privilege.Who()
 	if err != nil || name == "" {
@@ -130,7 +131,7 @@ func runsAs(name string) (privilege.Caller, error) {
 	}
 	u, err := user.Lookup(name)
 	if err != nil {
-		return to, usagef("--user %s: %w (UID:GID in numbers does without /etc/passwd)", name, err)
+		return to, usagef("--user %s: %w (UID:GID in numbers works without /etc/passwd)", name, err)
 	}
 	to.Groups = nil
 	to.UID, err = strconv.Atoi(u.Uid)
@@ -140,7 +141,7 @@ func runsAs(name string) (privilege.Caller, error) {
 	return to, err
 }
 
-// plugIn opens the ports, and gives the switch copies of their files.
+// plugIn opens the ports and passes copies of their files to the switch.
 func (a *app) plugIn(ctx context.Context, server *control.Server, wanted []wantedPort) ([]openPort, error) {
 	ns, err := netns.Open(a.netns)
 	if err != nil {
@@ -159,7 +160,7 @@ func (a *app) plugIn(ctx context.Context, server *control.Server, wanted []wante
 	return opened, errors.Join(err, closePorts(opened))
 }
 
-// listenAs makes the socket, without any right left and as that user.
+// listenAs drops all privileges, becomes the user to, and then creates the socket.
 func listenAs(place *control.Place, to privilege.Caller) (*control.Listener, error) {
 	if err := privilege.GiveUp(to); err != nil {
 		return nil, err
@@ -184,7 +185,7 @@ func (a *app) serveSwitch(ctx context.Context, name string, server *control.Serv
 	return errors.Join(err, a.result(switchRuns{Switch: name, State: "ended"}, "switch %s: ended", name))
 }
 
-// switchRuns is what run says of itself, when it listens and when it ends.
+// switchRuns is what run prints when it listens and when it ends.
 type switchRuns struct {
 	Switch string        `json:"switch"`
 	State  string        `json:"state"` // "running", "ended"
@@ -204,11 +205,12 @@ func (a *app) printRunning(name, socket, status string, opened []openPort) error
 	return nil
 }
 
-// fewFiles is less than a switch needs for a few hundred ports. Go has raised our limit as far as it goes.
+// fewFiles is a limit of open files that is too low for a few hundred ports. Go's runtime has already
+// raised the soft limit to the hard one.
 const fewFiles = 2048
 
 func (a *app) tellLimit() {
 	if limit, err := fdroom.Limit(); err == nil && limit < fewFiles {
-		a.note(fmt.Sprintf("it may open %d files, so have about %d ports (ulimit -Hn raises that)", limit, max(0, int(limit)-100)/6))
+		a.note(fmt.Sprintf("the switch may open %d files, which is enough for about %d ports (raise ulimit -Hn)", limit, max(0, int(limit)-100)/6))
 	}
 }

@@ -22,8 +22,8 @@ import (
 func (a *app) switchListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "list",
-		Short:   "List the switches that run",
-		Long:    "List the switches that run: your own, and for root those of all users. One that does not answer\nwithin a second is told with the reason. A switch that was killed leaves its socket, for the next one.",
+		Short:   "List the running switches",
+		Long:    "List the running switches: your own, and for root those of all users. A switch that does not answer\nwithin a second is listed with the reason. A killed switch leaves its socket, which the next one replaces.",
 		Example: "  vmnet switch list",
 		Args:    noArgs(),
 	}
@@ -58,13 +58,13 @@ func userName(uid int) string {
 
 func uptime(since time.Time) string { return time.Since(since).Round(time.Second).String() }
 
-// shownSwitch is all that show tells.
+// shownSwitch is the JSON object of show.
 type shownSwitch struct {
 	control.Info
 	Plugged []control.Port `json:"plugged"`
-	Alone   []string       `json:"alone,omitempty"` // ports that can reach no other
+	Alone   []string       `json:"alone,omitempty"` // ports that can reach no other port
 
-	// Cures are what helps against reasons for which ports have dropped frames, by reason.
+	// Cures has the cures for frames that ports have dropped, by drop reason.
 	Cures map[string]string `json:"cures,omitempty"`
 }
 
@@ -124,7 +124,7 @@ func (a *app) printSwitch(s shownSwitch) error {
 	return nil
 }
 
-// curesOf are the cures for what any of the ports has dropped.
+// curesOf returns the cures for the frames that any of the ports has dropped, by drop reason.
 func curesOf(ports []control.Port) map[string]string {
 	drops := map[string]uint64{}
 	for _, p := range ports {
@@ -135,7 +135,7 @@ func curesOf(ports []control.Port) map[string]string {
 	return vswitch.Cures(drops)
 }
 
-// tellCures notes for each reason that has a cure which ports have dropped frames.
+// tellCures prints a note for each drop reason that has a cure, with the ports that have dropped frames.
 func (a *app) tellCures(s shownSwitch) {
 	for _, why := range slices.Sorted(maps.Keys(s.Cures)) {
 		var names []string
@@ -150,12 +150,12 @@ func (a *app) tellCures(s shownSwitch) {
 
 func vlansText(filters bool) string {
 	if filters {
-		return "kept apart"
+		return "separated"
 	}
-	return "not kept apart: tags are payload"
+	return "not separated: tags are payload"
 }
 
-// alone are the names of ports that can reach no other.
+// alone returns the names of the ports that can reach no other port.
 func alone(ports []control.Port, filters bool) (names []string) {
 	configs := make([]vswitch.PortConfig, len(ports))
 	for i, p := range ports {
@@ -167,11 +167,11 @@ func alone(ports []control.Port, filters bool) (names []string) {
 	return names
 }
 
-// tellAlone notes what is seldom meant about the VLANs of a switch's ports: that some reach no
-// other, and that there are ports with VLANs and without.
+// tellAlone prints notes about VLAN settings that are seldom intended: ports that can reach no other
+// port, and a switch where only some ports have VLANs.
 func (a *app) tellAlone(ports []control.Port, filters bool) {
 	if names := alone(ports, filters); len(names) > 0 {
-		a.note(fmt.Sprintf("ports that can reach no other: %s (none is in the same VLAN, or all are isolated)", namesText(names)))
+		a.note(fmt.Sprintf("ports that can reach no other port: %s (no other is in the same VLAN, or all are isolated)", namesText(names)))
 	}
 	var without []string
 	for _, p := range ports {
@@ -180,11 +180,11 @@ func (a *app) tellAlone(ports []control.Port, filters bool) {
 		}
 	}
 	if filters && len(without) > 0 && len(without) < len(ports) {
-		a.note(fmt.Sprintf("ports without vlan and trunk are in VLAN 1, untagged: %s (trunk=all is for all VLANs, with tags)", namesText(without)))
+		a.note(fmt.Sprintf("ports without vlan and trunk are in VLAN 1, untagged: %s (trunk=all carries all VLANs, tagged)", namesText(without)))
 	}
 }
 
-// namesText is a list of ports for a line.
+// namesText returns a list of names for one line, shortened.
 func namesText(names []string) string {
 	const most = 8
 	if len(names) > most {
@@ -193,8 +193,8 @@ func namesText(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// holderOf is the process that a port goes with, or has gone on from: with -daemonize QEMU is another one, which the guest's NIC
-// names (vmnet list).
+// holderOf returns the process whose end removes the port. With -daemonize QEMU goes on as a child
+// of that process; vmnet list shows its PID.
 func holderOf(p control.Port) string {
 	if p.Holder == 0 {
 		return ""
@@ -228,7 +228,7 @@ func portState(st *vswitch.PortStats) string {
 	return string(st.State)
 }
 
-// dropText is how many frames were dropped, and why, most first.
+// dropText lists how many frames were dropped for which reason, the most frequent first.
 func dropText(drops map[string]uint64) string {
 	reasons := slices.SortedFunc(maps.Keys(drops), func(x, y string) int {
 		if drops[x] != drops[y] {

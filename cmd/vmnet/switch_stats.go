@@ -16,7 +16,7 @@ import (
 	"vmnet/internal/cli/nicflags"
 )
 
-// statsVerb is what the command line of switch stats asks for.
+// statsVerb is the command line of switch stats.
 type statsVerb struct {
 	name     string
 	port     string
@@ -30,14 +30,14 @@ func (a *app) switchStatsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "stats NAME",
 		Short: "Show the counters of a switch's ports",
-		Long: `Show the counters of a switch's ports, of each queue, and the reasons for which frames were
-dropped. With --interval, show rates again and again, until Ctrl-C. A super-frame counts as one.`,
+		Long: `Show the counters of each port of a switch and of each queue, and the drop reasons. With --interval,
+show rates repeatedly, until Ctrl-C. A super-frame counts as one frame.`,
 		Example:           "  vmnet switch stats sw0 --port tap0\n  vmnet switch stats sw0 --interval 2s",
 		Args:              oneArg("the name of a switch"),
 		ValidArgsFunction: runningSwitches,
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.port, "port", "", "only those of this `PORT` (default all)")
+	f.StringVar(&o.port, "port", "", "only this `PORT` (default all)")
 	durationFlag(f, &o.interval, "interval", 0, 100*time.Millisecond, "show rates over this time, repeated")
 	f.Lookup("interval").DefValue = ""
 	nicflags.Number(f, &o.count, "count", "N", "with --interval: end after N times (default never)")
@@ -56,7 +56,7 @@ dropped. With --interval, show rates again and again, until Ctrl-C. A super-fram
 	return cmd
 }
 
-// stats asks for the counters, at one time.
+// stats returns the counters of the ports at one time.
 func (o *statsVerb) stats(ctx context.Context) (all []vswitch.PortStats, err error) {
 	err = withSwitch(ctx, o.name, func(ctx context.Context, c *control.Client) error {
 		ports, err := c.Ports(ctx)
@@ -73,10 +73,10 @@ func (o *statsVerb) stats(ctx context.Context) (all []vswitch.PortStats, err err
 	return all, err
 }
 
-// countedPort is what stats tells of a port.
+// countedPort is the JSON object of stats for a port.
 type countedPort struct {
 	vswitch.PortStats
-	Cures map[string]string `json:"cures,omitempty"` // what helps, by reasons in Drops
+	Cures map[string]string `json:"cures,omitempty"` // cures, by the reasons in Drops
 }
 
 func (a *app) showStats(ctx context.Context, o *statsVerb) error {
@@ -118,7 +118,7 @@ func framesText(frames, bytes uint64) string {
 	return fmt.Sprintf("%s, %d bytes", count(int(frames), "frame"), bytes)
 }
 
-// A rate is what passed a port each second.
+// A rate is the traffic of a port per second.
 type rate struct {
 	Name     string  `json:"name"`
 	RxFrames float64 `json:"rx_frames"`
@@ -157,7 +157,8 @@ func (a *app) watchStats(ctx context.Context, o *statsVerb) error {
 	return nil
 }
 
-// ratesOf compares the ports that were there both times. One that was removed and added again counts from 0.
+// ratesOf returns the rates between two readings. A port that is new, or was removed and added again,
+// counts from 0.
 func ratesOf(before, now []vswitch.PortStats, seconds float64) []rate {
 	old := map[string]vswitch.PortStats{}
 	for _, st := range before {

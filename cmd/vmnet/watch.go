@@ -18,7 +18,7 @@ import (
 	"vmnet/tapmgr"
 )
 
-// watchVerb is what the command line of watch asks for.
+// watchVerb is the command line of watch.
 type watchVerb struct {
 	log       string // "text" or "json"
 	noLibvirt bool
@@ -29,18 +29,19 @@ func (a *app) watchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "watch",
 		Short: "Keep NICs as they should be, until it is stopped",
-		Long: `Stay, and do what nobody has a hook for: give the taps that libvirt makes for NICs attached
-live the port settings that their domain declares, put ports back on a bridge that was deleted
-and made anew, have the macvtaps with rx filter mirror take in the multicast groups that their
-guests ask for, and remove the macvtaps that libvirt's guests leave. What it does it logs to
-stderr, a line each; systemd's journal is told the level of each. Nothing breaks without it, nor when it ends; vmnet-watch(8) tells more.`,
+		Long: `Stay in the foreground, and do what libvirt has no hook for: give taps that libvirt makes for NICs
+attached live the port settings that their domain declares; put ports back on a bridge that was
+deleted and recreated; let macvtaps with rx filter mirror accept the multicast groups that their
+guests have joined; and remove macvtaps that libvirt guests leave behind. Each action is logged to
+stderr as a line, with its level for systemd's journal. Nothing breaks without vmnet watch, nor when it
+ends. See vmnet-watch(8).`,
 		Example: `  vmnet watch
   systemctl enable --now vmnet-watch`,
 		Args: noArgs(),
 	}
 	o.log = "text"
 	choice(cmd, cmd.Flags(), &o.log, "log", "", "how lines are logged: text for people, json for programs", "text", "json")
-	cmd.Flags().BoolVar(&o.noLibvirt, "no-libvirt", false, "do not look for a libvirt")
+	cmd.Flags().BoolVar(&o.noLibvirt, "no-libvirt", false, "do not look for libvirt")
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error { return a.watch(cmd.Context(), &o) })
 	return cmd
 }
@@ -60,7 +61,7 @@ func (a *app) watch(ctx context.Context, o *watchVerb) error {
 	cfg := watch.Config{NS: ns, Manager: m, Report: func(r watch.Report) { logReport(ctx, log, r) }, Ready: func() {
 		log.InfoContext(ctx, "ready")
 		if err := notify("READY=1"); err != nil {
-			log.WarnContext(ctx, "systemd is not told", "error", err)
+			log.WarnContext(ctx, "cannot notify systemd", "error", err)
 		}
 	}}
 	if !o.noLibvirt {
@@ -72,7 +73,8 @@ func (a *app) watch(ctx context.Context, o *watchVerb) error {
 	return errors.Join(err, notify("STOPPING=1"))
 }
 
-// dialer connects to the libvirt of a URI or socket; empty is the system's.
+// dialer returns a function that connects to the libvirt of a URI or socket path; empty means the
+// system's.
 func dialer(target string, readOnly bool) func(context.Context) (*libvirt.Conn, error) {
 	d := libvirt.Dialer{URI: target, ReadOnly: readOnly}
 	if strings.HasPrefix(target, "/") {
@@ -81,7 +83,7 @@ func dialer(target string, readOnly bool) func(context.Context) (*libvirt.Conn, 
 	return d.Dial
 }
 
-// logReport writes one line. What others have chosen of its text the handlers quote.
+// logReport writes one line. The handlers quote text that others have chosen.
 func logReport(ctx context.Context, log *slog.Logger, r watch.Report) {
 	level := slog.LevelInfo
 	var attrs []slog.Attr
@@ -97,16 +99,16 @@ func logReport(ctx context.Context, log *slog.Logger, r watch.Report) {
 	log.LogAttrs(ctx, level, r.Text, attrs...)
 }
 
-// notifyTimeout bounds how long we wait for a systemd that does not read.
+// notifyTimeout bounds the wait for a systemd that does not read.
 const notifyTimeout = time.Second
 
-// notify tells systemd our state by a datagram, where it wants to know (sd_notify(3)).
+// notify sends a state to systemd as a datagram, if $NOTIFY_SOCKET is set (sd_notify(3)).
 func notify(state string) error {
 	path := os.Getenv("NOTIFY_SOCKET")
 	if path == "" {
 		return nil
 	}
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"}) // @ is an abstract name to both
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"}) // both read a leading @ as an abstract name
 	if err == nil {
 		defer c.Close()
 		err = c.SetWriteDeadline(time.Now().Add(notifyTimeout))
@@ -115,7 +117,7 @@ func notify(state string) error {
 		_, err = c.Write([]byte(state))
 	}
 	if err != nil {
-		return fmt.Errorf("tell systemd %s: %w", state, err)
+		return fmt.Errorf("notify systemd of %s: %w", state, err)
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-// Package console is what programs do to text before people read it on a terminal.
+// Package console prepares text for terminals and shells.
 package console
 
 import (
@@ -12,7 +12,8 @@ import (
 	"unicode/utf8"
 )
 
-// Clean keeps text that others chose, such as a guest's name, from steering the terminal.
+// Clean replaces unprintable characters in s, so that text that others chose, such as a guest's name,
+// cannot control the terminal.
 func Clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -22,19 +23,19 @@ func Clean(s string) string {
 	}, s)
 }
 
-// Say tells what a program has to say, after its name. Of several lines the first is the cause; the
-// others are an example, or what went wrong while it was undone.
+// Say prints a program's message after the program's name. The first line of text is the cause;
+// further lines are an example, or failures of the undo.
 func Say(w io.Writer, program, text string) {
 	lead := program + ": "
 	for line := range strings.SplitSeq(strings.TrimSpace(text), "\n") {
-		_, _ = fmt.Fprintf(w, "%s%s\n", lead, Clean(line)) // nobody is left to tell
+		_, _ = fmt.Fprintf(w, "%s%s\n", lead, Clean(line)) // a failed write cannot be reported
 		lead = "  "
 	}
 }
 
-// WriteJSON writes v as indented JSON that is as fit for a terminal as text that Clean has cleaned, and the same to
-// programs: in strings all that is not printed, such as C1 controls and what changes the direction of writing
-// (U+202E), is escaped. encoding/json does so for C0 controls alone.
+// WriteJSON writes v as indented JSON that is as safe for a terminal as the result of Clean, and has
+// the same value for programs: it escapes unprintable characters in strings, such as C1 controls and
+// changes of the writing direction (U+202E). encoding/json escapes only C0 controls.
 func WriteJSON(w io.Writer, v any) error {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -47,7 +48,7 @@ func WriteJSON(w io.Writer, v any) error {
 	return err
 }
 
-// escapeJSON escapes runes in JSON text, which has none of them but in strings (RFC 8259).
+// escapeJSON escapes unprintable runes in JSON text, which only strings can contain (RFC 8259).
 func escapeJSON(text []byte) []byte {
 	escaped := make([]byte, 0, len(text))
 	for _, r := range string(text) {

@@ -1,5 +1,5 @@
-// Package fdroom makes sure that a program can open files before it relies on it: Go's runtime panics where there is no room for
-// its poller's.
+// Package fdroom checks that a program can open files before it needs them: Go's runtime panics if it
+// cannot open those of its poller.
 package fdroom
 
 import (
@@ -8,11 +8,12 @@ import (
 	"syscall"
 )
 
-// Least is how many files a program of ours opens at once at least, those of Go's runtime among them.
+// Least is the minimum number of files that a program needs at a time, including those of Go's
+// runtime.
 const Least = 32
 
-// Check is an error where fewer than Least more files can be opened (RLIMIT_NOFILE of getrlimit(2), file-max of proc(5)). It is
-// called before anything else, and opens nothing for good.
+// Check returns an error if the process cannot open Least more files (RLIMIT_NOFILE of getrlimit(2),
+// file-max of proc(5)). Call it before anything else. It closes every file that it opens.
 func Check() error {
 	var opened []int
 	defer func() {
@@ -23,9 +24,9 @@ func Check() error {
 	for range Least {
 		fd, err := syscall.Open("/", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
 		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-			return fmt.Errorf("fewer than %d files can be opened: raise the limit, which is %s (ulimit -n 1024, or LimitNOFILE= of the unit)", Least, limitText())
+			return fmt.Errorf("fewer than %d files can be opened; the limit is %s (raise it: ulimit -n 1024, or LimitNOFILE= in the unit)", Least, limitText())
 		}
-		if err == nil { // another error is about the file system
+		if err == nil { // other errors are about the file system
 			opened = append(opened, fd)
 		}
 	}
@@ -42,7 +43,7 @@ func Limit() (uint64, error) {
 func limitText() string {
 	l, err := Limit()
 	if err != nil {
-		return "not known"
+		return "unknown"
 	}
 	return fmt.Sprint(l)
 }

@@ -6,11 +6,11 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// groupAnnotation is a flag's annotation that names its group.
+// groupAnnotation is the annotation of a flag with the name of its group.
 const groupAnnotation = "group"
 
-// Group puts flags under a title of their own in help texts and man pages. A name that is not there
-// is passed over: not every command has all flags of a NIC.
+// Group puts flags under a title of their own in help texts and man pages. It skips names that fs does
+// not have: not every command has all flags of a NIC.
 func Group(fs *pflag.FlagSet, title string, names ...string) {
 	for _, name := range names {
 		if fs.Lookup(name) != nil {
@@ -19,14 +19,14 @@ func Group(fs *pflag.FlagSet, title string, names ...string) {
 	}
 }
 
-// Section is a group of flags; the title is empty for those of no group.
+// Section is a group of flags. The title is empty for flags without a group.
 type Section struct {
 	Title string
 	Flags *pflag.FlagSet
 }
 
-// Sections are the groups of a flag set in the order in which their first flags were defined, and
-// then the flags of no group.
+// Sections returns the groups of a flag set in the order in which their first flags were defined, and
+// then the flags without a group.
 func Sections(fs *pflag.FlagSet) []Section {
 	var all []Section
 	rest := section("")

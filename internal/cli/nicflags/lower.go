@@ -11,7 +11,7 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// lower are the flags of a NIC that sits on a network card without a bridge.
+// lower has the values of the flags of a macvtap or ipvtap.
 type lower struct {
 	macvtap, ipvtap string
 	mode            string
@@ -23,17 +23,17 @@ type lower struct {
 }
 
 func (o *lower) add(f *pflag.FlagSet) {
-	f.StringVar(&o.macvtap, "macvtap", "", "the `LOWER` that a macvtap is put on, instead of --bridge")
-	f.StringVar(&o.ipvtap, "ipvtap", "", "the `LOWER` that an ipvtap is put on, instead of --bridge; for Wi-Fi and where only one MAC is allowed")
+	f.StringVar(&o.macvtap, "macvtap", "", "the `PARENT` device of a macvtap, instead of --bridge")
+	f.StringVar(&o.ipvtap, "ipvtap", "", "the `PARENT` device of an ipvtap, instead of --bridge; for Wi-Fi and where only one MAC is allowed")
 	f.StringVar(&o.mode, "mode", "", "macvtap: bridge, vepa, private, passthru or source (default bridge); ipvtap: l2 or l3 (default l2)")
-	f.StringArrayVar(&o.sources, "source-mac", nil, "mode source: a `MAC` that the guest hears (repeatable)")
-	f.BoolVar(&o.noPromisc, "nopromisc", false, "mode passthru: do not make the lower promiscuous")
-	f.StringArrayVar(&o.addrs, "ip", nil, "ipvtap: an `ADDR` of the guest, by which the kernel delivers; with or without /BITS (repeatable)")
+	f.StringArrayVar(&o.sources, "source-mac", nil, "mode source: a `MAC` from which the guest receives (repeatable)")
+	f.BoolVar(&o.noPromisc, "nopromisc", false, "mode passthru: do not make the parent device promiscuous")
+	f.StringArrayVar(&o.addrs, "ip", nil, "ipvtap: an `ADDR` of the guest, by which the kernel delivers packets; with or without /BITS (repeatable)")
 	f.StringVar(&o.flag, "flag", "", "ipvtap: bridge, private or vepa (default bridge)")
-	Choice(f, &o.rxFilter, "rx-filter", "", "macvtap and ipvtap: allmulti takes in all multicast, without which IPv6 and mDNS do not find the guest; mirror only what the guest has asked for, by vmnet watch; none only what is for its address", nic.RxAllMulti, nic.RxMirror, nic.RxNone)
+	Choice(f, &o.rxFilter, "rx-filter", "", "macvtap and ipvtap: allmulti accepts all multicast, without which IPv6 and mDNS do not find the guest; mirror only groups that the guest has joined, by vmnet watch; none only frames to its address", nic.RxAllMulti, nic.RxMirror, nic.RxNone)
 }
 
-// spec is what the flags ask for; nil for a NIC on a bridge.
+// spec returns what the flags ask for; nil for a NIC on a bridge or switch.
 func (o *lower) spec(bridge, sw string) (*nic.Lower, error) {
 	if err := o.oneOf(bridge, sw); err != nil {
 		return nil, err
@@ -65,7 +65,7 @@ func (o *lower) spec(bridge, sw string) (*nic.Lower, error) {
 	return l, nil
 }
 
-// oneOf makes sure that one place was named, not several.
+// oneOf returns an error if more than one place was given.
 func (o *lower) oneOf(bridge, sw string) error {
 	var given []string
 	for _, p := range []struct{ flag, value string }{{"--bridge", bridge}, {"--switch", sw}, {"--macvtap", o.macvtap}, {"--ipvtap", o.ipvtap}} {
@@ -74,12 +74,12 @@ func (o *lower) oneOf(bridge, sw string) error {
 		}
 	}
 	if len(given) > 1 {
-		return fmt.Errorf("%s: a NIC is at one of them", strings.Join(given, " and "))
+		return fmt.Errorf("%s: a NIC can have only one of them", strings.Join(given, " and "))
 	}
 	return nil
 }
 
-// parseAddr reads an address with or without its prefix length.
+// parseAddr parses an address with or without a prefix length.
 func parseAddr(s string) (netip.Prefix, error) {
 	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
 		return netip.PrefixFrom(a, a.BitLen()), nil

@@ -10,7 +10,7 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// NIC are the flags of one NIC.
+// NIC has the values of the flags of one NIC.
 type NIC struct {
 	spec  nic.Spec
 	vhost string
@@ -18,29 +18,29 @@ type NIC struct {
 	sw    nic.Switch
 }
 
-// AddNIC adds them to fs.
+// AddNIC adds the flags of a NIC to fs.
 func AddNIC(fs *pflag.FlagSet) *NIC {
 	n := &NIC{vhost: string(nic.VhostAuto)}
 	fs.StringVar(&n.spec.Bridge, "bridge", "", "the `BRIDGE` that the NIC is put on")
 	n.lower.add(fs)
 	AddPort(fs, &n.spec.Port)
 	fs.StringVar(&n.spec.NIC, "nic", "net0", "`ID` of the NIC within the guest: 1 to 12 of a-z, 0-9 and _")
-	AddMAC(fs, &n.spec.MAC, "the guest's address (default one made from machine, guest and NIC, always the same; of an ipvtap or in mode passthru its lower's)")
-	MTU(fs, &n.spec.MTU, "BYTES that the guest is told, 68 to 65535, at most and by default the bridge's or lower's; on a switch 1500 by default")
+	AddMAC(fs, &n.spec.MAC, "the guest's address (default one derived from machine, guest and NIC, always the same; for an ipvtap or mode passthru that of the parent device)")
+	MTU(fs, &n.spec.MTU, "MTU announced to the guest, 68 to 65535; maximum and default: that of the bridge or parent device; default on a switch: 1500")
 	addQueues(fs, &n.spec.Queues)
-	Choice(fs, &n.vhost, "vhost", "", "whether the kernel's vhost-net moves the frames; auto: where it can be had", Vhosts...)
+	Choice(fs, &n.vhost, "vhost", "", "whether the kernel's vhost-net moves the frames; auto: if it is available", Vhosts...)
 	fs.StringVar(&n.spec.Model, "model", "", "QEMU's `DEVICE` (default virtio-net-pci, or what the machine has for it)")
 	addOptions(fs, &n.spec.DeviceOptions)
 	return n
 }
 
-// Vhosts and Queues are what the flags --vhost and --queues take, for completion.
+// Vhosts and Queues are values of the flags --vhost and --queues, for completion.
 var (
 	Vhosts = []string{string(nic.VhostAuto), string(nic.VhostOn), string(nic.VhostOff)}
 	Queues = []string{"auto", "1", "2", "4", "8"}
 )
 
-// Spec is what the flags ask for, but for the guest. Its error is a case of wrong usage.
+// Spec returns what the flags ask for; the caller fills in the guest. An error means wrong usage.
 func (n *NIC) Spec() (s nic.Spec, err error) {
 	s = n.spec
 	s.Vhost = nic.Vhost(n.vhost)
@@ -51,7 +51,7 @@ func (n *NIC) Spec() (s nic.Spec, err error) {
 	return s, err
 }
 
-// AddMAC adds --mac, an address whose form alone is checked.
+// AddMAC adds --mac. It checks only the form of the address.
 func AddMAC(fs *pflag.FlagSet, p *net.HardwareAddr, usage string) {
 	fs.Var(Value("MAC", "", func(s string) (err error) {
 		*p, err = net.ParseMAC(s)

@@ -12,13 +12,13 @@ import (
 
 // AddSwitch adds the flags of a NIC that is a port of a userspace switch.
 func (n *NIC) AddSwitch(fs *pflag.FlagSet) {
-	fs.StringVar(&n.sw.Name, "switch", "", "the userspace `SWITCH` that the NIC is a port of (vmnet switch run), by its name or its control socket's path with a slash, instead of --bridge")
-	fs.BoolVar(&n.sw.LockMAC, "lock-mac", false, "on a switch: drop frames from the guest with another source than the NIC's own address")
-	limit(fs, &n.sw.Storm, "storm", strconv.Itoa(nic.DefaultStorm), "on a switch: how many broadcasts, multicast frames and frames to unknown addresses the guest may have flooded, each in a second")
-	limit(fs, &n.sw.MaxAddresses, "max-addresses", strconv.Itoa(nic.DefaultMaxAddresses), "on a switch: how many addresses are learned behind the port; those beyond are reached by flooding")
+	fs.StringVar(&n.sw.Name, "switch", "", "the userspace `SWITCH` (vmnet switch run) of which the NIC is a port, by its name or, with a slash, the path of its control socket, instead of --bridge")
+	fs.BoolVar(&n.sw.LockMAC, "lock-mac", false, "on a switch: drop frames from the guest whose source is not the NIC's own address")
+	limit(fs, &n.sw.Storm, "storm", strconv.Itoa(nic.DefaultStorm), "on a switch: how many broadcasts, multicast frames and frames with unknown destinations of the guest are flooded, each in a second")
+	limit(fs, &n.sw.MaxAddresses, "max-addresses", strconv.Itoa(nic.DefaultMaxAddresses), "on a switch: how many addresses are learned behind the port; further ones are reached by flooding")
 }
 
-// limit is a number of at least 1, or off.
+// limit adds a flag that takes a number of at least 1, or off.
 func limit(fs *pflag.FlagSet, p *int, name, def, usage string) {
 	fs.Var(Value("N|off", def, func(s string) error {
 		if s == "off" {
@@ -34,18 +34,19 @@ func limit(fs *pflag.FlagSet, p *int, name, def, usage string) {
 	}), name, usage)
 }
 
-// Ways are the words of --via: how a guest of libvirt's gets a NIC, and what is between QEMU and a switch.
+// LibvirtWays and SwitchWays are the words of --via: how a libvirt guest gets a NIC, and what connects
+// QEMU to a switch.
 var (
 	LibvirtWays = []string{string(nic.ViaLibvirt), string(nic.ViaMonitor)}
 	SwitchWays  = []string{string(nic.ByAuto), string(nic.BySocket), string(nic.ByTap)}
 )
 
-// AddVia adds --via, which takes a word of each kind; without libvirt, those of a switch alone.
+// AddVia adds --via, which takes a word of each kind; without libvirt, only a word for a switch.
 func (n *NIC) AddVia(fs *pflag.FlagSet, libvirt bool) {
-	kind, usage := strings.Join(SwitchWays, "|"), "on a switch: a socket needs no privilege, a tap is faster for each byte; auto: a tap where that is allowed"
+	kind, usage := strings.Join(SwitchWays, "|"), "on a switch: a socket needs no privilege, a tap has more throughput; auto: a tap if that is allowed"
 	if libvirt {
 		kind = strings.Join(LibvirtWays, "|") + "|" + kind
-		usage = "how a guest of libvirt's gets it: libvirt plugs it and knows it; monitor hands fds to QEMU through libvirt, which then knows nothing of it (default libvirt). " + strings.ToUpper(usage[:1]) + usage[1:] + " (default auto). One of each kind: --via monitor,socket"
+		usage = "how a libvirt guest gets it: with libvirt, libvirt plugs it and knows it; with monitor, QEMU gets fds through libvirt, which then does not know the NIC (default libvirt). " + strings.ToUpper(usage[:1]) + usage[1:] + " (default auto). One of each kind: --via monitor,socket"
 	}
 	fs.Var(Value(kind, "", func(s string) error {
 		for word := range strings.SplitSeq(s, ",") {
@@ -70,12 +71,12 @@ func (n *NIC) via(word string, libvirt bool) error {
 	case slices.Contains(LibvirtWays, word) && n.spec.Via == "":
 		n.spec.Via = nic.Via(word)
 	default:
-		return fmt.Errorf("%s, and another word of its kind (%s; %s)", word, strings.Join(LibvirtWays, " or "), strings.Join(SwitchWays, " or "))
+		return fmt.Errorf("%s and another word of the same kind (want %s; %s)", word, strings.Join(LibvirtWays, " or "), strings.Join(SwitchWays, " or "))
 	}
 	return nil
 }
 
-// onSwitch is the switch that the flags name; nil for none.
+// onSwitch returns the switch that the flags name; nil for none.
 func (n *NIC) onSwitch() (*nic.Switch, error) {
 	sw := n.sw
 	switch {

@@ -36,12 +36,12 @@ func TestSwitchFlags(t *testing.T) {
 func TestSwitchFlagsRefuse(t *testing.T) {
 	for args, want := range map[string]string{
 		"--switch sw0 --via magic":       "want libvirt or monitor or auto or socket or tap",
-		"--switch sw0 --via socket,tap":  "another word of its kind",
-		"--via monitor,libvirt":          "another word of its kind",
+		"--switch sw0 --via socket,tap":  "another word of the same kind",
+		"--via monitor,libvirt":          "another word of the same kind",
 		"--bridge br0 --via socket":      "--via socket goes with --switch",
 		"--bridge br0 --lock-mac":        "go with --switch",
 		"--bridge br0 --storm 5":         "go with --switch",
-		"--switch sw0 --bridge br0":      "--bridge and --switch: a NIC is at one of them",
+		"--switch sw0 --bridge br0":      "--bridge and --switch: a NIC can have only one of them",
 		"--switch sw0 --macvtap eth0":    "--switch and --macvtap",
 		"--switch sw0 --storm 0":         "want a number of at least 1, or off",
 		"--switch sw0 --max-addresses x": "want a number of at least 1, or off",

@@ -1,5 +1,4 @@
-// Package nicflags reads from a command line what NIC a guest should get: the flags that
-// vmnet attach and qemu-netup have in common.
+// Package nicflags has the flags of a NIC that vmnet attach and qemu-netup have in common.
 package nicflags
 
 import (
@@ -12,7 +11,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Value is a flag whose text is checked while the command line is read.
+// Value returns a flag value whose text take checks while the command line is parsed.
 func Value(kind, def string, take func(string) error) pflag.Value { return &value{kind, def, take} }
 
 type value struct {
@@ -31,7 +30,7 @@ func (v *value) Set(s string) error {
 	return nil
 }
 
-// Number adds a flag that takes a whole number, whose bounds are checked with the rest; *p is the default.
+// Number adds a flag that takes a whole number. The caller checks its bounds later; *p is the default.
 func Number(fs *pflag.FlagSet, p *int, name, what, usage string) {
 	def := ""
 	if *p != 0 {
@@ -47,7 +46,7 @@ func Number(fs *pflag.FlagSet, p *int, name, what, usage string) {
 	}), name, usage)
 }
 
-// MTU adds --mtu, in bytes. 0, which would mean that none was asked for, is refused.
+// MTU adds --mtu, in bytes. It refuses 0, which means "not given" in *p.
 func MTU(fs *pflag.FlagSet, p *int, usage string) {
 	fs.Var(Value("BYTES", "", func(s string) error {
 		n, err := strconv.Atoi(s)
@@ -59,7 +58,7 @@ func MTU(fs *pflag.FlagSet, p *int, usage string) {
 	}), "mtu", usage)
 }
 
-// Choice is a flag that takes one of a few words; *p is the default.
+// Choice adds a flag that takes one of words; *p is the default.
 func Choice(fs *pflag.FlagSet, p *string, name, short, usage string, words ...string) {
 	fs.VarP(Value(strings.Join(words, "|"), *p, func(s string) error {
 		if !slices.Contains(words, s) {

@@ -1,4 +1,4 @@
-// Package version says which vmnet a program is of.
+// Package version has the version of vmnet that a program belongs to.
 package version
 
 import (
@@ -9,26 +9,26 @@ import (
 	"strings"
 )
 
-// Number is the version of these sources (semver.org). It stands here alone: the programs, the man
+// Number is the version of these sources (semver.org). This is the only place: the programs, the man
 // pages and make release take it from here.
 const Number = "0.1.0"
 
-// archived is a commit and its time, which git archive writes (export-subst of gitattributes(5)).
+// archived is a commit and its time, as git archive writes them (export-subst of gitattributes(5)).
 //
 //go:embed commit.txt
 var archived string
 
-// Info is what a build knows about itself.
+// Info is what a build records about itself.
 type Info struct {
 	Version  string `json:"version"`
-	Commit   string `json:"commit,omitempty"`   // its first 12 digits; empty where it is not known
+	Commit   string `json:"commit,omitempty"`   // its first 12 digits; empty if unknown
 	Modified bool   `json:"modified,omitempty"` // the sources differ from the commit
 	Go       string `json:"go"`
 	Platform string `json:"platform"` // GOOS/GOARCH
 }
 
-// Get returns what this program was built of. The commit is known to a build in a git checkout and to
-// one of a release's sources.
+// Get returns what this program was built from. The commit is known if it was built in a git checkout
+// or from the sources of a release.
 func Get() Info {
 	var settings []debug.BuildSetting
 	if build, ok := debug.ReadBuildInfo(); ok {
@@ -39,7 +39,7 @@ func Get() Info {
 
 func of(archived string, settings []debug.BuildSetting) Info {
 	info := Info{Version: Number, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
-	if !strings.HasPrefix(archived, "$") { // else no archive
+	if !strings.HasPrefix(archived, "$") { // otherwise the sources are not an archive
 		info.Commit, _, _ = strings.Cut(strings.TrimSpace(archived), " ")
 	}
 	for _, s := range settings {
