@@ -49,7 +49,7 @@ func TestParseLaunchRefuses(t *testing.T) {
 	for line, want := range map[string]string{
 		"--bridge br0":                                                 "-- and then the guest's command line",
 		"--":                                                           "nothing follows --",
-		"--vm a --bridge br0 extra -- x":                               `argument "extra": what to run comes after --`,
+		"--vm a --bridge br0 extra -- x":                               `argument "extra": the program to run comes after --`,
 		"--vm a --bridge br0 --mac x -- x":                             "--mac",
 		"--vm a --bridge br0 --queues 0 -- x":                          "want 1 to 256, or auto",
 		"--vm a --bridge br0 --vhost maybe -- x":                       "want auto or on or off",
@@ -57,7 +57,7 @@ func TestParseLaunchRefuses(t *testing.T) {
 		"--vm a --bridge br0 --macvtap eth0 -- x":                      "--bridge and --macvtap: a NIC can have only one of them",
 		"--vm a --mode bridge --bridge br0 -- x":                       "go with --macvtap or --ipvtap",
 		"--vm a --switch sw0 --bridge br0 -- x":                        "--bridge and --switch: a NIC can have only one of them",
-		"--vm a --switch sw0 --profile lab -- x":                       "a NIC on a switch takes none",
+		"--vm a --switch sw0 --profile lab -- x":                       "a NIC on a switch takes no profile",
 		"--vm a --bridge br0 --lock-mac -- x":                          "go with --switch",
 		"--bridge br0 -- x":                                            "the guest has no name",
 		"--vm a --bridge br0 -- qemu-system-x86_64 -name b":            "the guest has two names",

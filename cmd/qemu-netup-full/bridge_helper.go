@@ -11,7 +11,7 @@ import (
 	"vmnet/internal/cli/nicflags"
 )
 
-// bridgeOptions are the command line of qemu-bridge-helper, and what may stand before it.
+// bridgeOptions is the command line of qemu-bridge-helper, and the options that may precede it.
 type bridgeOptions struct {
 	bridge  string
 	fd      int
@@ -24,8 +24,8 @@ func (o *bridgeOptions) flags() *pflag.FlagSet {
 	f := newFlags()
 	f.StringVar(&o.bridge, "br", "", "the `BRIDGE` that the tap is put on (QEMU gives it)")
 	o.fd = -1 // none
-	nicflags.Number(f, &o.fd, "fd", "NUMBER", "the unix socket that the tap's queue is sent over (QEMU gives it)")
-	f.BoolVar(&o.useVnet, "use-vnet", false, "the tap has a vnet header (QEMU says so)")
+	nicflags.Number(f, &o.fd, "fd", "NUMBER", "the Unix socket over which the tap's queue is sent (QEMU gives it)")
+	f.BoolVar(&o.useVnet, "use-vnet", false, "the tap has a vnet header (QEMU gives it)")
 	f.StringVar(&o.profile, "profile", "", profileUsage)
 	nicflags.AddPort(f, &o.port)
 	return f
@@ -43,33 +43,33 @@ func (o *bridgeOptions) parse(args []string) error {
 	}
 	switch {
 	case f.NArg() > 0:
-		return usagef("argument %q: this form has flags only", f.Arg(0))
+		return usagef("argument %q: this form takes flags only", f.Arg(0))
 	case o.fd < 0:
-		return usagef("--fd=NUMBER is missing, the socket that QEMU waits at")
+		return usagef("--fd=NUMBER is missing: the socket on which QEMU waits")
 	case !f.Changed("br") && o.profile == "":
 		return usagef("--br=BRIDGE is missing")
 	}
 	return nil
 }
 
-// asQEMU refuses how flags may be written elsewhere, but not in the form that QEMU uses.
+// asQEMU refuses notations of flags that QEMU does not use.
 func asQEMU(arg string) error {
 	name, value, has := strings.Cut(arg, "=")
 	switch {
 	case arg == "--br", arg == "--fd":
 		return usagef("%s: want %s=VALUE, as QEMU gives it", arg, arg)
 	case name == "--use-vnet" && has, arg == "--":
-		return usagef("argument %q: this form has none like it", arg)
+		return usagef("argument %q: not a flag of this form", arg)
 	case name == "--fd" && (value == "" || strings.Trim(value, "0123456789") != ""):
 		return usagef("%q: want the number of an open socket, in decimal digits", arg)
 	case name == "--fd" && len(value) > 1 && value[0] == '0':
-		return usagef("%q: want the number without zeros before it", arg) // they would make it octal
+		return usagef("%q: want the number without leading zeros", arg) // they would make it octal
 	}
 	return nil
 }
 
-// bridgeHelper is the form that QEMU and libvirt call. All of its failures have the
-// exit status 1, and nothing is sent then: QEMU takes the status as the answer.
+// bridgeHelper is the form that QEMU and libvirt call. Every failure has exit status 1, and sends
+// nothing: QEMU takes the status as the answer.
 func (a *app) bridgeHelper(args []string) error {
 	if err := a.helpBridge(args); err != nil {
 		a.say(err.Error())
@@ -88,7 +88,8 @@ func (a *app) helpBridge(args []string) error {
 	})
 }
 
-// settle adds what a profile says. Its bridge wins: QEMU always names one, its default if need be.
+// settle fills in the profile. The profile's bridge wins, since QEMU always names one, if only its
+// default.
 func (o *bridgeOptions) settle(p *policy.Policy, r *bridgehelper.Request) error {
 	if o.profile == "" {
 		return nil
@@ -110,7 +111,7 @@ func (o *bridgeOptions) settle(p *policy.Policy, r *bridgehelper.Request) error 
 func newFlags() *pflag.FlagSet {
 	f := pflag.NewFlagSet("qemu-netup", pflag.ContinueOnError)
 	f.SortFlags = false
-	f.Usage = func() {} // errors tell where help is
+	f.Usage = func() {} // errors say where help is
 	return f
 }
 

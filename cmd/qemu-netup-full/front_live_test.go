@@ -48,7 +48,7 @@ func TestLiveEveryFormWithEitherRight(t *testing.T) {
 			qemu.kill()
 			h.gone("N2-net0")
 			h.ok(h.nobodys("--version"), "qemu-netup ")
-			h.fails(h.nobodys("--bridge", "br0"), exitUsage, "what to run is missing")
+			h.fails(h.nobodys("--bridge", "br0"), exitUsage, "the program is missing")
 		})
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"vmnet/internal/backend"
 )
 
-// Where the files are; a distribution's build may have the linker say otherwise.
+// The paths of the files; a distribution's build may set others with the linker.
 var (
 	aclPath    = bridgeconf.DefaultPath
 	policyPath = policy.DefaultPath

@@ -3,11 +3,11 @@ package main
 import "strings"
 
 const synopsis = `qemu-netup gives a guest its NICs at launch. It is installed setuid root, or with the file capability
-CAP_NET_ADMIN, and serves those whom /etc/qemu/bridge.conf and /etc/vmnet/policy.yaml allow.
+CAP_NET_ADMIN, and serves users as /etc/qemu/bridge.conf and /etc/vmnet/policy.yaml allow.
 
   qemu-netup [OPTION]... [--next-nic [OPTION]...]... -- PROGRAM [ARGUMENT]...
-      makes the NICs, adds them to the command line of PROGRAM and becomes it: QEMU, or any
-      other VMM, which finds them where {vmnet} stands, or with --vmm env in VMNET_ARGS and VMNET_JSON
+      makes the NICs, adds them to the command line of PROGRAM, and becomes it: QEMU, or any other
+      VMM, which gets them in place of {vmnet}, or with --vmm env in VMNET_ARGS and VMNET_JSON
   qemu-netup [--profile NAME] [PORT OPTION]... [--use-vnet] --br=BRIDGE --fd=NUMBER
       instead of qemu-bridge-helper: -netdev bridge,br=br0,helper=/usr/local/bin/qemu-netup
   qemu-netup ifup TAP, qemu-netup ifdown TAP; as qemu-ifup and qemu-ifdown: TAP
@@ -31,5 +31,5 @@ func helpText() string {
 	f := newFlags()
 	newLaunchOptions().flags(f)
 	f.String("profile", "", profileUsage)
-	return synopsis + strings.TrimRight(f.FlagUsages(), "\n") + "\n      --next-nic                   the options that follow are those of another NIC\n" + closing
+	return synopsis + strings.TrimRight(f.FlagUsages(), "\n") + "\n      --next-nic                   the options that follow describe another NIC\n" + closing
 }

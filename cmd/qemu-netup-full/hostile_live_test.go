@@ -29,7 +29,7 @@ func TestLiveHostileArguments(t *testing.T) {
 		code int
 		want string
 	}{
-		{"nothing", nil, exitUsage, "nothing is asked for"},
+		{"nothing", nil, exitUsage, "no arguments given"},
 		{"-- only", []string{"--"}, exitUsage, "nothing follows --"},
 		{"no program's name", launchArgs(""), exitFailure, "a program without a name"},
 		{"no bridge", []string{"--vm", "P3", "--vmm", "env", "--", "/bin/true"}, exitUsage, "--bridge"},
@@ -182,7 +182,7 @@ func TestLiveMonitorFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer sock.Close()
-	h.fails(h.nobodys(append([]string{"--qmp", "auto"}, launchArgs("/bin/true")...)...), exitFailure, "a guest of that name listens on "+h.path("run/vmnet/P3.qmp")+" already")
+	h.fails(h.nobodys(append([]string{"--qmp", "auto"}, launchArgs("/bin/true")...)...), exitFailure, "a guest of that name already listens on "+h.path("run/vmnet/P3.qmp"))
 	if entries, err := os.ReadDir(filepath.Join(others, "vmnet")); err != nil || len(entries) != 0 {
 		t.Errorf("left in another's folder: %v, %v", entries, err)
 	}
@@ -204,7 +204,7 @@ func TestLiveFileCapabilities(t *testing.T) {
 	h.reconfigure(0o755, fileCaps(cap.NET_ADMIN))
 	h.ok(h.nobodys(launchArgs("/bin/sh", "-c", "grep Cap /proc/self/status; id -u")...), "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "65534")
 	h.fails(h.nobodys("--vm", "P3", "--macvtap", "eth0", "--vmm", "env", "--", "/bin/true"), exitFailure,
-		"macvtap on eth0: making one needs CAP_SYS_ADMIN and CAP_MKNOD, which only the installation setuid root gives")
+		"macvtap on eth0: needs CAP_SYS_ADMIN and CAP_MKNOD (install qemu-netup setuid root")
 	h.plainQEMU("N2")
 	h.ok(h.attach("N2", "net0", "--bridge", "br0", "--queues", "2"), "2 queues")
 	h.fails(h.attach("N2", "net1", "--bridge", "br1"), exitFailure, "bridge.conf allows it")

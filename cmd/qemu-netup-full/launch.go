@@ -30,7 +30,7 @@ func (a *app) launch(args []string) error {
 	if err := a.keepFor(o); err != nil {
 		return err
 	}
-	// Switches are found by name where the caller's are: as the caller from here on.
+	// From here on this process runs as the caller, and finds switches by name in the caller's directories.
 	if err := os.Setenv("XDG_RUNTIME_DIR", a.p.Getenv("XDG_RUNTIME_DIR")); err != nil {
 		return err
 	}
@@ -38,7 +38,7 @@ func (a *app) launch(args []string) error {
 		return err
 	}
 	for _, path := range o.unread {
-		a.say(fmt.Sprintf("note: %s was not read: what it says of the machine is not known (--place tells it)", path))
+		a.say(fmt.Sprintf("note: %s was not read, so its settings of the machine are unknown (set --place)", path))
 	}
 	path, err := a.p.Find(o.argv[0])
 	if err != nil {
@@ -48,7 +48,7 @@ func (a *app) launch(args []string) error {
 	if err != nil {
 		return err
 	}
-	// From here on every failure ends us, and the devices with us.
+	// From here on every failure ends this process, and the kernel removes the devices.
 	monitor, err := a.monitor(o)
 	if err != nil {
 		return err
@@ -67,11 +67,11 @@ func (a *app) launch(args []string) error {
 		return err
 	}
 	err = a.p.Exec(path, command.Argv, command.Env...)
-	runtime.KeepAlive(made) // or its files would be closed before
+	runtime.KeepAlive(made) // keeps its files open until here
 	return err
 }
 
-// guestFiles look with the caller's rights, which we have left by then.
+// guestFiles reads files with the caller's privileges, the only ones that are left by then.
 func (a *app) guestFiles() guestFiles {
 	return guestFiles{
 		target: func(program string) string {
@@ -88,7 +88,8 @@ func (a *app) guestFiles() guestFiles {
 	}
 }
 
-// readConfig reads a file that QEMU will read too, and so no pipe, of which only one of us would have the text.
+// readConfig reads a file that QEMU will read as well. It refuses a pipe, which only one of them could
+// read.
 func readConfig(path string) (string, error) {
 	info, err := os.Stat(path)
 	if err == nil && (!info.Mode().IsRegular() || info.Size() > qemu.MaxConfig) {
@@ -101,26 +102,26 @@ func readConfig(path string) (string, error) {
 	return string(text), err
 }
 
-// keepFor keeps what making the devices takes: a macvtap is made in a netns of its own
+// keepFor keeps the capabilities that making the devices needs: a macvtap is made in a netns of its own
 // (CAP_SYS_ADMIN) and opened by a node of its own (CAP_MKNOD).
 func (a *app) keepFor(o *launchOptions) error {
 	if o.netns != "" && !a.p.Caller.Root() {
-		return usagef("--netns %s: for root alone, since this program has rights in all of them that you may not have", o.netns)
+		return usagef("--netns %s: for root only, since this program has privileges in every netns that you may not have", o.netns)
 	}
 	if o.dryRun {
 		return a.p.Drop()
 	}
-	none := true // of them takes a right
+	none := true // no NIC needs a privilege
 	for _, n := range o.nics {
 		none = none && n.spec.Switch != nil
 		if n.spec.Lower == nil {
 			continue
 		}
 		if !a.p.Has(cap.SYS_ADMIN) || !a.p.Has(cap.MKNOD) {
-			return fmt.Errorf("%s on %s: making one needs CAP_SYS_ADMIN and CAP_MKNOD, which only the installation setuid root gives (chmod u+s; vmnet doctor tells more), or root", n.spec.Lower.Kind, n.spec.Lower.Device)
+			return fmt.Errorf("%s on %s: needs CAP_SYS_ADMIN and CAP_MKNOD (install qemu-netup setuid root with chmod u+s, or run it as root; see vmnet doctor)", n.spec.Lower.Kind, n.spec.Lower.Device)
 		}
-		// A macvtap is in a netns that only its holders show, and they can hide from other processes
-		// of their user: whoever counts must be able to look into all.
+		// A macvtap is in a netns that only /proc of its holders shows, and they can hide from other
+		// processes of their user: the count must be able to inspect all of them.
 		a.p.Reserve(cap.SYS_PTRACE, cap.DAC_READ_SEARCH)
 		return a.p.Keep(cap.NET_ADMIN, cap.SYS_ADMIN, cap.MKNOD)
 	}
@@ -143,7 +144,7 @@ func (a *app) make(o *launchOptions) (made *backend.Launch, err error) {
 		}
 		var requests []policy.Request
 		for _, s := range specs {
-			if s.Switch == nil { // that one admits whom it wants, and is asked as the caller
+			if s.Switch == nil { // a switch decides by itself, and is asked as the caller
 				requests = append(requests, request(s))
 			}
 		}
@@ -156,7 +157,7 @@ func (a *app) make(o *launchOptions) (made *backend.Launch, err error) {
 		if made, err = m.PlanLaunch(context.Background(), specs...); err != nil {
 			return err
 		}
-		// What is wrong with the command line is told before a device is made.
+		// Report errors in the command line before a device is made.
 		if _, err := o.command(made, a.monitorPath(o)); err != nil {
 			return err
 		}
@@ -175,7 +176,7 @@ func (a *app) make(o *launchOptions) (made *backend.Launch, err error) {
 	return made, err
 }
 
-// notes tells what people should know of their NICs, and what is so of several only once.
+// notes prints the notices of the NICs, each text once.
 func (a *app) notes(made *backend.Launch) {
 	told := map[string]bool{}
 	for _, n := range made.NICs {
@@ -188,7 +189,7 @@ func (a *app) notes(made *backend.Launch) {
 	}
 }
 
-// runner runs the steps as asked for: in silence, telling each, or only telling.
+// runner returns a function that prints the steps (dry run) or logs them, or nil to just run them.
 func (a *app) runner(o *launchOptions) func(context.Context, []step.Step) error {
 	switch {
 	case o.dryRun:
@@ -233,7 +234,7 @@ func (o *launchOptions) command(made *backend.Launch, monitor string) (launch.Co
 	return c.Command(o.argv)
 }
 
-// numbers are the files' fds, or where there are none yet, the next ones.
+// numbers returns the files' fds, or, for files that do not exist yet, the next numbers.
 func numbers(files []*os.File, next *int) (fds []int) {
 	for _, f := range files {
 		if f != nil {
@@ -246,7 +247,7 @@ func numbers(files []*os.File, next *int) (fds []int) {
 	return fds
 }
 
-// inherit leaves all of the devices' fds open over execve.
+// inherit keeps all fds of the devices open over execve.
 func inherit(made *backend.Launch) error {
 	for _, n := range made.NICs {
 		files := slices.Concat(n.Device.Queues, n.Device.Vhosts, n.Device.Netns, n.Device.Label)

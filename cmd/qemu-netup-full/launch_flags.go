@@ -14,7 +14,7 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// launchOptions are the command line of the form that executes a VMM.
+// launchOptions is the command line of the form that executes a VMM.
 type launchOptions struct {
 	vm         string
 	qmp        string
@@ -23,28 +23,28 @@ type launchOptions struct {
 	sparePorts int
 	dryRun     bool
 	verbose    bool
-	given      []string // of these, by flag
+	given      []string // names of the given flags among ofAll
 	nics       []nicOptions
-	argv       []string // of the VMM
+	argv       []string // the VMM's command line
 	vmm        string
-	guest      []string // QEMU's own part of argv, with the files that it reads; nil: not known
-	unread     []string // files that it will read, and we have not
+	guest      []string // QEMU's own part of argv, with the files that it reads; nil: unknown
+	unread     []string // files that QEMU will read and this process has not
 }
 
-// nicOptions are those of one NIC.
+// nicOptions has the options of one NIC.
 type nicOptions struct {
 	spec    nic.Spec
 	profile string
-	queues  bool // they were given
+	queues  bool // --queues was given
 }
 
-// maxNICs is more than a machine has room for.
+// maxNICs is more than any machine has room for.
 const maxNICs = 32
 
-// nextNIC stands between the options of one NIC and those of another.
+// nextNIC separates the options of one NIC from those of the next.
 const nextNIC = "--next-nic"
 
-// newLaunchOptions are the defaults.
+// newLaunchOptions returns the defaults.
 func newLaunchOptions() *launchOptions {
 	return &launchOptions{qmp: "none", place: string(qemu.PlaceAuto), vmm: string(launch.VMMAuto), sparePorts: launch.DefaultSparePorts}
 }
@@ -54,7 +54,7 @@ func parseLaunch(args []string) (*launchOptions, error) {
 	o := newLaunchOptions()
 	end := slices.Index(args, "--")
 	if end < 0 {
-		return nil, usagef("what to run is missing: -- and then the guest's command line, such as -- qemu-system-x86_64 -m 1G disk.img")
+		return nil, usagef("the program is missing: want -- and then the guest's command line, such as -- qemu-system-x86_64 -m 1G disk.img")
 	}
 	args, o.argv = args[:end], args[end+1:]
 	if len(o.argv) == 0 {
@@ -87,7 +87,7 @@ func (o *launchOptions) parseNIC(args []string) error {
 		return err
 	}
 	if f.NArg() > 0 {
-		return usagef("argument %q: what to run comes after --", f.Arg(0))
+		return usagef("argument %q: the program to run comes after --", f.Arg(0))
 	}
 	if err := o.once(f); err != nil {
 		return err
@@ -98,9 +98,9 @@ func (o *launchOptions) parseNIC(args []string) error {
 	}
 	if spec.Switch != nil {
 		if *profile != "" {
-			return usagef("--profile %s is about bridges: a NIC on a switch takes none", *profile)
+			return usagef("--profile %s: a NIC on a switch takes no profile", *profile)
 		}
-		spec.Switch.By = nic.BySocket // which takes no right, neither ours nor the caller's
+		spec.Switch.By = nic.BySocket // which needs no privilege
 	}
 	if !f.Changed("nic") {
 		spec.NIC = fmt.Sprintf("net%d", len(o.nics))
@@ -109,47 +109,47 @@ func (o *launchOptions) parseNIC(args []string) error {
 	return nil
 }
 
-// ofAll are the flags that are about all NICs.
+// ofAll returns the names of the flags that apply to all NICs.
 func ofAll() []string {
 	return []string{"vm", "vmm", "qmp", "spare-ports", "place", "netns", "dry-run", "verbose"}
 }
 
-// once refuses those at a second NIC: which one is meant?
+// once refuses to take those flags a second time.
 func (o *launchOptions) once(f *pflag.FlagSet) (err error) {
 	f.Visit(func(flag *pflag.Flag) {
 		if !slices.Contains(ofAll(), flag.Name) {
 			return
 		}
 		if slices.Contains(o.given, flag.Name) {
-			err = usagef("--%s is given at two NICs, and is about all of them", flag.Name)
+			err = usagef("--%s is given twice, but applies to all NICs", flag.Name)
 		}
 		o.given = append(o.given, flag.Name)
 	})
 	return err
 }
 
-// flags are those of a NIC and, whichever NIC they stand at, those of all.
+// flags adds the flags of a NIC and those of all NICs, which may stand at any NIC.
 func (o *launchOptions) flags(f *pflag.FlagSet) *nicflags.NIC {
 	nic := nicflags.AddNIC(f)
 	nic.AddSwitch(f)
 	f.StringVar(&o.vm, "vm", o.vm, "the guest's `NAME` (default that of QEMU's -name guest=)")
-	f.StringVar(&o.qmp, "qmp", o.qmp, "give QEMU a monitor: auto, where vmnet attach finds it, a `PATH`, or none")
-	nicflags.Number(f, &o.sparePorts, "spare-ports", "N", "N empty PCI Express ports (q35, virt), for what is attached later")
-	nicflags.Choice(f, &o.place, "place", "", "where the machine has room for NICs (default what its type says)", launch.Places()...)
-	nicflags.Choice(f, &o.vmm, "vmm", "", "how PROGRAM takes its NICs: qemu, as arguments at its end; env, by VMNET_ARGS or VMNET_JSON; default: what it is", "auto", "qemu", "env")
-	f.StringVar(&o.netns, "netns", o.netns, "the network namespace of bridge and taps, a `NAME` of ip-netns(8) or a path; for root")
+	f.StringVar(&o.qmp, "qmp", o.qmp, "give QEMU a monitor: auto (where vmnet attach finds it), a `PATH`, or none")
+	nicflags.Number(f, &o.sparePorts, "spare-ports", "N", "N empty PCI Express ports (q35, virt) for NICs that are attached later")
+	nicflags.Choice(f, &o.place, "place", "", "where NICs are plugged (default by the machine's type)", launch.Places()...)
+	nicflags.Choice(f, &o.vmm, "vmm", "", "how PROGRAM takes its NICs: qemu, as arguments at its end; env, by VMNET_ARGS or VMNET_JSON; default: by the program", "auto", "qemu", "env")
+	f.StringVar(&o.netns, "netns", o.netns, "the network namespace of bridges and taps, a `NAME` of ip-netns(8) or a path; for root")
 	f.BoolVar(&o.dryRun, "dry-run", o.dryRun, "print every step and the command line, and change nothing")
-	f.BoolVarP(&o.verbose, "verbose", "v", o.verbose, "tell every step with the time it took on stderr")
+	f.BoolVarP(&o.verbose, "verbose", "v", o.verbose, "print every step with the time it took to stderr")
 	return nic
 }
 
-// guestFiles are what naming the guest looks at, with the caller's rights.
+// guestFiles is how launchOptions.name inspects files, with the caller's privileges.
 type guestFiles struct {
-	target func(program string) string // where its links lead to
+	target func(program string) string // resolves symbolic links
 	read   func(path string) (string, error)
 }
 
-// name finds QEMU in the command line, makes the NICs the guest's, and decides what its command line decides.
+// name finds QEMU in the command line, and sets the guest's name, the model and the queues of each NIC.
 func (o *launchOptions) name(files guestFiles) error {
 	guest, findErr := launch.Find(launch.VMM(o.vmm), o.argv, files.target)
 	if guest != nil {
@@ -164,12 +164,12 @@ func (o *launchOptions) name(files guestFiles) error {
 		s := &o.nics[i].spec
 		s.VM = name
 		if s.Model = cmp.Or(s.Model, place.Model()); s.Model == "" {
-			return usagef("the machine %s has no bus for a NIC, only those that its board brings along (--place or --model says otherwise)", qemu.MachineOf(o.guest).Type)
+			return usagef("the machine %s has no bus for a NIC, only those of its board (--place or --model overrides this)", qemu.MachineOf(o.guest).Type)
 		}
 		switch {
 		case s.Queues != nic.QueuesAuto:
 		case s.Switch != nil || !strings.HasPrefix(s.Model, "virtio-net"):
-			s.Queues = 1 // of a socket, or of another model
+			s.Queues = 1 // a socket and other models have one
 		default:
 			s.Queues = min(qemu.CPUs(o.guest), nic.MaxAutoQueues)
 		}
@@ -177,7 +177,7 @@ func (o *launchOptions) name(files guestFiles) error {
 	return nil
 }
 
-// settle adds what profiles say to what was not asked for, and checks the result.
+// settle fills in from the profiles what the command line does not give, and validates the result.
 func (o *launchOptions) settle(p *policy.Policy) ([]nic.Spec, error) {
 	var specs []nic.Spec
 	for _, n := range o.nics {

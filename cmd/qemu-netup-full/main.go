@@ -1,12 +1,12 @@
-// A short program has no use for the CPU limit of its cgroup, whose files Go's runtime would open at
-// each start and keep open: under a low RLIMIT_NOFILE no fd would be left.
+// A short-lived program does not need the CPU limit of its cgroup. Go's runtime would open the
+// cgroup's files at each start and keep them open: under a low RLIMIT_NOFILE no fd would be left.
 //
 //go:debug containermaxprocs=0
 
 // Program qemu-netup-full gives guests their NICs at launch, for users who are not root. It is the
-// greater part of qemu-netup, from which it gets its privilege: it is installed in libexec/vmnet and
-// has none of its own. Setuid root or with the file capability CAP_NET_ADMIN it also works alone. Its
-// name and arguments say which of its forms is meant; see help.
+// larger part of qemu-netup, from which it gets its privilege: its file in libexec/vmnet has none. It
+// also works alone if it is setuid root or has the file capability CAP_NET_ADMIN. Its name and its
+// arguments select one of its forms; see help.
 package main
 
 import (
@@ -52,10 +52,10 @@ type app struct {
 	out, err io.Writer
 }
 
-// errUsage is a command line that makes no sense.
+// errUsage is the error for a command line that is inconsistent.
 var errUsage = errors.New("wrong usage")
 
-// usageError Is errUsage, without saying so in its text.
+// usageError matches errUsage with errors.Is, without having its text.
 type usageError struct{ error }
 
 func (e usageError) Is(target error) bool { return target == errUsage }
@@ -81,16 +81,16 @@ func (a *app) run(argv []string) int {
 	return exitFailure
 }
 
-// errSaid is an error that somebody else has been told.
-var errSaid = errors.New("said elsewhere")
+// errSaid is the error for a failure that has been reported already.
+var errSaid = errors.New("already reported")
 
 // A form is one way in which the program is called.
 type form func(*app, []string) error
 
-// formOf tells by the program's name and the shape of its arguments which form is meant.
+// formOf returns the form that the program's name and its arguments select, and the form's arguments.
 func formOf(argv []string) (form, []string) {
 	args := argv[1:]
-	own := args // what is not the VMM's
+	own := args // without the VMM's command line
 	if end := slices.Index(args, "--"); end >= 0 {
 		own = args[:end]
 	}
@@ -133,7 +133,7 @@ func formOf(argv []string) (form, []string) {
 	return (*app).launch, args
 }
 
-func (a *app) nothing([]string) error { return usagef("nothing is asked for") }
+func (a *app) nothing([]string) error { return usagef("no arguments given") }
 
 func (a *app) help([]string) error { return a.print(a.out, "%s", helpText()) }
 
@@ -141,7 +141,7 @@ func (a *app) version([]string) error {
 	return a.print(a.out, "%s\n", version.Text("qemu-netup"))
 }
 
-// manager works for the caller, in the namespace that we are in.
+// manager calls do with a Maker for the caller, in the current network namespace.
 func (a *app) manager(do func(*backend.Maker) error) error { return a.managerIn("", do) }
 
 // managerIn is manager for a named namespace.

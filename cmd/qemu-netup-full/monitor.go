@@ -12,7 +12,7 @@ import (
 	"vmnet/internal/vmm/launch"
 )
 
-// monitorPath is where the QMP socket of QEMU is to be, if all goes well; empty for none.
+// monitorPath returns the intended path of QEMU's QMP socket; empty for none.
 func (a *app) monitorPath(o *launchOptions) string {
 	switch {
 	case o.qmp != "auto":
@@ -23,8 +23,8 @@ func (a *app) monitorPath(o *launchOptions) string {
 	return filepath.Join(a.monitorDirs()[0], monitorName(o.nics[0].spec.VM))
 }
 
-// monitor makes sure that the socket can be made, with the caller's rights. vmnet attach finds it by
-// QEMU's command line.
+// monitor makes the socket's directory, with the caller's privileges, and returns the socket's path.
+// vmnet attach finds it by QEMU's command line.
 func (a *app) monitor(o *launchOptions) (string, error) {
 	path := a.monitorPath(o)
 	if path == "" || o.qmp != "auto" || o.dryRun {
@@ -32,17 +32,17 @@ func (a *app) monitor(o *launchOptions) (string, error) {
 	}
 	dir, err := rundir.Make(a.monitorDirs(), a.p.Caller.UID)
 	if err != nil {
-		return "", fmt.Errorf("--qmp auto: %w (name a path: --qmp PATH)", err)
+		return "", fmt.Errorf("--qmp auto: %w (give a path: --qmp PATH)", err)
 	}
 	path = filepath.Join(dir, filepath.Base(path))
-	if conn, err := net.Dial("unix", path); err == nil { // QEMU would take the path from it
+	if conn, err := net.Dial("unix", path); err == nil { // QEMU would replace that guest's socket
 		_ = conn.Close()
-		return "", fmt.Errorf("--qmp auto: a guest of that name listens on %s already (name another path: --qmp PATH)", path)
+		return "", fmt.Errorf("--qmp auto: a guest of that name already listens on %s (give another path: --qmp PATH)", path)
 	}
 	return path, nil
 }
 
-// monitorDirs are where the socket may be, best first.
+// monitorDirs returns the directories where the socket may be, the best first.
 func (a *app) monitorDirs() []string {
 	return rundir.Of(a.p.Caller.UID, a.p.Getenv("XDG_RUNTIME_DIR"))
 }
@@ -50,8 +50,8 @@ func (a *app) monitorDirs() []string {
 // maxMonitorName leaves room for the directory in a socket's path (sun_path of unix(7), 107 bytes).
 const maxMonitorName = 60
 
-// monitorName makes a file name of a guest's, a different one of each: what cannot be in it, or is too long for a socket's path, is
-// told apart by a hash, behind a ~ that no other name has.
+// monitorName returns a file name for a guest's name, different for each. If the guest's name cannot be
+// a file name or is too long for a socket's path, the result ends with ~ and a hash; no other has a ~.
 func monitorName(vm string) string {
 	plain := strings.Map(func(r rune) rune {
 		if strings.ContainsRune("/,=~", r) || r <= ' ' {

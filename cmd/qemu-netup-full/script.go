@@ -7,8 +7,8 @@ import (
 	"vmnet/internal/backend"
 )
 
-// interfaceArg reads the only argument that QEMU gives its scripts, and keeps no more
-// rights than they need.
+// interfaceArg returns the only argument that QEMU gives its scripts, and drops the privileges that
+// they do not need.
 func (a *app) interfaceArg(args []string) (string, error) {
 	f := newFlags()
 	if err := parse(f, args); err != nil {
@@ -20,7 +20,7 @@ func (a *app) interfaceArg(args []string) (string, error) {
 	return f.Arg(0), a.p.Confine(cap.NET_ADMIN)
 }
 
-// ifUp is QEMU's script=: it puts the tap on the bridge that the policy file tells for its name.
+// ifUp is QEMU's script=: it puts the tap on the bridge that the policy has for its name.
 func (a *app) ifUp(args []string) error {
 	name, err := a.interfaceArg(args)
 	if err != nil {
@@ -32,7 +32,7 @@ func (a *app) ifUp(args []string) error {
 			return err
 		}
 		profile := g.Policy().Script(name)
-		g.CountLater = true // when the tap itself counts, once, however often it is put there
+		g.CountLater = true // the tap itself counts, once, even if it is put there again
 		if err := g.Allow(gate.ForUsers, policy.Request{Bridge: profile.Bridge, Port: profile.Port, Queues: 1}); err != nil {
 			return err
 		}

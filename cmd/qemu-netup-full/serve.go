@@ -12,7 +12,7 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// serve makes the tap of one `vmnet attach` by a user who may not: a form for that program alone.
+// serve makes the tap for one vmnet attach of a user without privilege. Only vmnet attach calls it.
 func (a *app) serve(args []string) error {
 	f := newFlags()
 	f.Bool("attach", false, "")
@@ -21,7 +21,7 @@ func (a *app) serve(args []string) error {
 		return err
 	}
 	if f.NArg() > 0 || *fd < 0 {
-		return usagef("--attach --fd=NUMBER is how vmnet attach calls this program: call that")
+		return usagef("--attach --fd=NUMBER is for vmnet attach only (run vmnet attach)")
 	}
 	sock, err := bridgehelper.Socket(a.p, *fd)
 	if err != nil {
@@ -42,13 +42,13 @@ func (a *app) serve(args []string) error {
 			return g.Allow(gate.ForUsers, request(s))
 		})
 		if err != nil {
-			return errSaid // to vmnet attach, over the socket
+			return errSaid // reported to vmnet attach over the socket
 		}
 		return nil
 	})
 }
 
-// request is what the policy is asked about a NIC.
+// request returns what the policy decides about for a NIC.
 func request(s nic.Spec) policy.Request {
 	r := policy.Request{Guest: s.VM, Bridge: s.Bridge, Port: s.Port, MAC: s.MAC, Queues: s.Queues}
 	if l := s.Lower; l != nil {

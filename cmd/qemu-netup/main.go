@@ -1,11 +1,11 @@
-// A short program has no use for the CPU limit of its cgroup, whose files Go's runtime would open at
-// each start and keep open: under a low RLIMIT_NOFILE no fd would be left.
+// A short-lived program does not need the CPU limit of its cgroup. Go's runtime would open the
+// cgroup's files at each start and keep them open: under a low RLIMIT_NOFILE no fd would be left.
 //
 //go:debug containermaxprocs=0
 
-// Program qemu-netup is the only program of ours with a privilege. What QEMU asks its bridge helper
-// for it does itself, in as little time as the start of a small program takes; for everything else it
-// becomes qemu-netup-full, with the same arguments.
+// Program qemu-netup is the only program of vmnet with a privilege. It is QEMU's bridge helper by
+// itself, which takes no longer than the start of a small program; for everything else it executes
+// qemu-netup-full with the same arguments.
 package main
 
 import (
@@ -26,8 +26,8 @@ import (
 	"vmnet/internal/cli/fdroom"
 )
 
-// Where the files are; the build may have the linker say otherwise. The user who starts this program
-// with a privilege cannot choose what it reads or becomes.
+// The paths of files; a build may set others with the linker. A user who starts this program with a
+// privilege cannot choose which files it reads or executes.
 var (
 	aclPath    = bridgeconf.DefaultPath
 	policyPath = policy.DefaultPath
@@ -45,7 +45,7 @@ func main() {
 		}
 	}
 	if err != nil {
-		console.Say(os.Stderr, "qemu-netup", err.Error()) // which QEMU's users see
+		console.Say(os.Stderr, "qemu-netup", err.Error()) // QEMU's users see its stderr
 		os.Exit(exitFailure)
 	}
 }
@@ -54,7 +54,7 @@ func run(p *privilege.Process, argv []string) error {
 	if r, ok := asQEMU(argv); ok {
 		return bridgehelper.Serve(p, gate.Files{ACL: aclPath, Policy: policyPath}, r)
 	}
-	// What some form of that program has a use for; see there what each keeps.
+	// The capabilities that any form of that program needs; each form drops what it does not need.
 	return p.HandOver(full(p.Elevated()), argv, cap.NET_ADMIN, cap.SYS_ADMIN, cap.MKNOD, cap.SYS_PTRACE, cap.DAC_READ_SEARCH)
 }
 
@@ -71,9 +71,9 @@ func full(elevated bool) string {
 	return fullPath
 }
 
-// asQEMU reads a command line as QEMU and libvirt write it, and no other: --use-vnet if they
-// can take a vnet header, and one --br and --fd with values (net_bridge_run_helper of QEMU's net/tap.c).
-// What is wrong with another one is for the full program to tell.
+// asQEMU parses a command line in the form of QEMU and libvirt, and no other: --use-vnet if they
+// support a vnet header, and one --br and one --fd with values (net_bridge_run_helper in QEMU's
+// net/tap.c). The full program reports errors in other command lines.
 func asQEMU(argv []string) (r bridgehelper.Request, ok bool) {
 	if slices.Contains([]string{"qemu-ifup", "qemu-ifdown"}, filepath.Base(argv[0])) {
 		return r, false

@@ -19,12 +19,12 @@ import (
 	"vmnet/testvm/traffic"
 )
 
-// onGuest makes cmd one that speaks with a running guest.
+// onGuest makes cmd talk to a running guest.
 func onGuest(cmd *cobra.Command, do func(ctx context.Context, g *agent.Guest, args []string) error) *cobra.Command {
 	return onGuestBy(agent.Dial, cmd, do)
 }
 
-// onGuestBy is onGuest with another way to reach the guest.
+// onGuestBy is onGuest with another dialer.
 func onGuestBy(dial dialer, cmd *cobra.Command, do func(ctx context.Context, g *agent.Guest, args []string) error) *cobra.Command {
 	var name, path string
 	var limit time.Duration
@@ -40,20 +40,20 @@ func onGuestBy(dial dialer, cmd *cobra.Command, do func(ctx context.Context, g *
 		defer cancel()
 		g, err := dial(ctx, name, path)
 		if err != nil {
-			return fmt.Errorf("%w (does 'testvm run --name %s' run?)", err, name)
+			return fmt.Errorf("%w (is 'testvm run --name %s' running?)", err, name)
 		}
 		return errors.Join(do(ctx, g, args), g.Close())
 	}
 	return cmd
 }
 
-// dialer opens the agent's socket at path of the guest called name.
+// dialer connects to the agent's socket at path; name is the guest's name.
 type dialer func(ctx context.Context, name, path string) (*agent.Guest, error)
 
 // dialPause is the time between two attempts of dialStarting.
 const dialPause = 50 * time.Millisecond
 
-// dialStarting is for a guest that may only be about to start: it tries until ctx ends.
+// dialStarting is a dialer for a guest that may not have started yet: it retries until ctx ends.
 func dialStarting(ctx context.Context, name, path string) (*agent.Guest, error) {
 	for {
 		g, err := agent.Dial(ctx, name, path)
@@ -71,7 +71,7 @@ func dialStarting(ctx context.Context, name, path string) (*agent.Guest, error) 
 func waitCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "wait",
-		Short:   "Wait until the guest, which may only be about to start, answers",
+		Short:   "Wait until the guest answers; it may not have started yet",
 		Example: "  testvm run --name P2 & testvm wait --name P2",
 		Args:    cobra.NoArgs,
 	}
@@ -84,7 +84,7 @@ func waitCommand() *cobra.Command {
 func execCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "exec [flags] -- COMMAND [ARGUMENT...]",
-		Short:   "Run a command in the guest; its tools are busybox's",
+		Short:   "Run a command in the guest, which has busybox",
 		Example: "  testvm exec --name P2 -- ip -4 addr",
 		Args:    cobra.MinimumNArgs(1),
 	}
@@ -102,7 +102,7 @@ func execCommand() *cobra.Command {
 func linksCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{Use: "links", Short: "List the guest's network interfaces", Args: cobra.NoArgs}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print all that is known, as JSON")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print all fields as JSON")
 	return onGuest(cmd, func(ctx context.Context, g *agent.Guest, _ []string) error {
 		links, err := g.Links(ctx)
 		if err != nil {
@@ -145,11 +145,11 @@ func addrCommand() *cobra.Command {
 	var via string
 	cmd := &cobra.Command{
 		Use:     "addr [flags] LINK CIDR",
-		Short:   "Bring a link of the guest up, once it is there, and put an address on it",
+		Short:   "Wait for a link of the guest, bring it up, and add an address",
 		Example: "  testvm addr --name P2 --via 10.0.0.1 eth0 10.0.0.2/24",
 		Args:    cobra.ExactArgs(2),
 	}
-	cmd.Flags().StringVar(&via, "via", "", "also make this gateway the default one")
+	cmd.Flags().StringVar(&via, "via", "", "also set the default route to this gateway")
 	return onGuest(cmd, func(ctx context.Context, g *agent.Guest, args []string) error {
 		if err := awaitLink(ctx, g, args[0]); err != nil {
 			return err
@@ -164,11 +164,11 @@ func addrCommand() *cobra.Command {
 	})
 }
 
-// linkWait is how long a guest may take to notice a NIC that was just plugged.
+// linkWait is how long a guest may take to notice a NIC that has just been plugged.
 const linkWait = 5 * time.Second
 
-// awaitLink waits until the guest has a link of that name. Where it gets none, whatever is
-// done next tells so.
+// awaitLink waits until the guest has a link of that name. If it gets none, the next operation on the
+// link fails.
 func awaitLink(ctx context.Context, g *agent.Guest, name string) error {
 	for end := time.Now().Add(linkWait); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		links, err := g.Links(ctx)

@@ -14,8 +14,8 @@ func domainCommand() *cobra.Command {
 	var d testvm.Domain
 	var dir string
 	cmd := &cobra.Command{
-		Use:   "domain --dir FOLDER",
-		Short: "Print the XML of a guest that libvirt starts",
+		Use:   "domain --dir DIRECTORY",
+		Short: "Print the XML of a guest for libvirt",
 		Example: `  testvm domain --name web --dir /var/tmp >web.xml
   virsh define web.xml && virsh start web
   testvm ping --name web 10.0.0.1`,
@@ -48,8 +48,8 @@ func domainCommand() *cobra.Command {
 	f.StringVar(&d.Name, "name", "testvm", "the guest's name")
 	f.StringVar(&d.Machine, "machine", "q35", "pc, or q35 with spare ports")
 	f.IntVar(&d.CPUs, "cpus", 1, "virtual processors")
-	f.StringVar(&dir, "dir", "", "`FOLDER` for what it boots from, and for the log of its console; libvirt's user must be able to look into it")
-	f.StringVar(&d.Agent, "agent", "", "path of the agent's socket (default NAME.agent in your folder for sockets)")
+	f.StringVar(&dir, "dir", "", "`DIRECTORY` for the boot files and the console log; libvirt's user must be able to read it")
+	f.StringVar(&d.Agent, "agent", "", "path of the agent's socket (default NAME.agent in your directory for sockets)")
 	_ = cmd.MarkFlagRequired("dir")
 	return cmd
 }

@@ -40,13 +40,13 @@ What this machine has below /dev, /proc, /run and /sys is not seen in it.`,
 	}
 	f := cmd.Flags()
 	f.IntVar(&c.CPUs, "cpus", 2, "virtual processors")
-	f.IntVar(&c.MemoryMiB, "memory", 1536, "memory in MiB; it holds what is written, too")
-	f.StringArrayVar(&c.Modules, "module", nil, "kernel module to load at once (repeatable)")
-	f.BoolVar(&print, "print-command", false, "print QEMU's command line and the boot time as well")
+	f.IntVar(&c.MemoryMiB, "memory", 1536, "memory in MiB, which also holds written files")
+	f.StringArrayVar(&c.Modules, "module", nil, "kernel module to load at boot (repeatable)")
+	f.BoolVar(&print, "print-command", false, "also print QEMU's command line and the boot time")
 	return cmd
 }
 
-// labShell runs until the shell in the lab host ends.
+// labShell runs a shell in the lab host until it ends.
 func labShell(ctx context.Context, c lab.Config) error {
 	defer keepTerminal()()
 	h, err := lab.Start(ctx, c)
@@ -57,7 +57,7 @@ func labShell(ctx context.Context, c lab.Config) error {
 	return h.Wait(ctx)
 }
 
-// exitStatus is the error for a command in a guest that has ended.
+// exitStatus returns the error for the exit of a command in a guest.
 func exitStatus(code int, err error) error {
 	switch {
 	case err != nil:

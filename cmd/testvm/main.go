@@ -1,5 +1,5 @@
-// Program testvm boots a tiny virtual machine and does things inside it. It is
-// also the program that runs in there, as /init.
+// Program testvm boots a tiny virtual machine and runs commands inside it. The virtual machine runs the
+// same program as /init.
 package main
 
 import (
@@ -30,7 +30,7 @@ func main() {
 	}
 	ending := []os.Signal{unix.SIGTERM}
 	for _, s := range []os.Signal{unix.SIGINT, unix.SIGHUP} {
-		if !signal.Ignored(s) { // as nohup(1) has it
+		if !signal.Ignored(s) { // nohup(1) ignores SIGHUP
 			ending = append(ending, s)
 		}
 	}
@@ -47,7 +47,7 @@ func main() {
 	os.Exit(int(code))
 }
 
-// exitCode is the status of a command in the guest, which has said itself what is wrong.
+// exitCode is the exit status of a command in the guest, which has reported the error itself.
 type exitCode int
 
 func (c exitCode) Error() string { return fmt.Sprintf("exit status %d", int(c)) }
@@ -55,7 +55,7 @@ func (c exitCode) Error() string { return fmt.Sprintf("exit status %d", int(c)) 
 func root() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "testvm",
-		Short: "Boot a tiny virtual machine, or a lab host, and do things inside it",
+		Short: "Boot a tiny virtual machine or a lab host, and run commands inside it",
 		Example: `  testvm run --name P2                     # one terminal; Ctrl-C ends it
   testvm addr --name P2 eth0 10.0.0.2/24   # another one
   testvm ping --name P2 10.0.0.1`,

@@ -10,16 +10,15 @@ import (
 	"syscall"
 )
 
-// socketDir makes, if need be, the folder with this user's sockets, which nobody
-// else may enter: $XDG_RUNTIME_DIR/testvm, or testvm-UID in the folder for
-// temporary files.
+// socketDir returns the directory for this user's sockets, and creates it if necessary. Nobody else may
+// enter it. It is $XDG_RUNTIME_DIR/testvm, or testvm-UID in the directory for temporary files.
 func socketDir() (string, error) {
 	dir := filepath.Join(os.TempDir(), fmt.Sprintf("testvm-%d", os.Getuid()))
 	if run := os.Getenv("XDG_RUNTIME_DIR"); run != "" {
 		dir = filepath.Join(run, "testvm")
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return "", fmt.Errorf("make the folder for sockets: %w", err)
+		return "", fmt.Errorf("make the directory for sockets: %w", err)
 	}
 	info, err := os.Lstat(dir)
 	if err != nil {
@@ -27,18 +26,18 @@ func socketDir() (string, error) {
 	}
 	owner := info.Sys().(*syscall.Stat_t).Uid
 	if !info.IsDir() || info.Mode().Perm()&0o077 != 0 || int(owner) != os.Getuid() {
-		return "", fmt.Errorf("the folder for sockets, %s, is open to others or not yours: remove it", dir)
+		return "", fmt.Errorf("the directory for sockets, %s, is open to others or not yours (remove it)", dir)
 	}
 	return dir, nil
 }
 
-// socket returns the path given by a flag, or that of the guest's socket of this kind.
+// socket returns the path given by a flag, or the default path of the guest's socket of this kind.
 func socket(flag, name, kind string) (string, error) {
 	if flag != "" {
 		return flag, nil
 	}
 	if name == "" || strings.Contains(name, "/") {
-		return "", fmt.Errorf("name %q cannot name a socket: it is empty or holds a slash (or give the path, by --%s)", name, kind)
+		return "", fmt.Errorf("name %q cannot name a socket: it is empty or contains a slash (give the path with --%s)", name, kind)
 	}
 	dir, err := socketDir()
 	if err != nil {
@@ -47,12 +46,12 @@ func socket(flag, name, kind string) (string, error) {
 	return filepath.Join(dir, name+"."+kind), nil
 }
 
-// free refuses the path of a socket that somebody serves. QEMU would take it over.
+// free returns an error if a process listens on the socket at path, which QEMU would replace.
 func free(path string) error {
 	conn, err := net.Dial("unix", path)
 	if err != nil {
 		return nil
 	}
 	_ = conn.Close()
-	return fmt.Errorf("socket %s is in use: a guest of this name runs already", path)
+	return fmt.Errorf("socket %s is in use: a guest of this name is already running", path)
 }

@@ -31,7 +31,7 @@ func runCommand() *cobra.Command {
 			}
 			err := run(cmd.Context(), cmd.OutOrStdout(), c)
 			if cmd.Context().Err() != nil {
-				return nil // Ctrl-C is how it ends
+				return nil // Ctrl-C is a normal end
 			}
 			return err
 		},
@@ -42,18 +42,18 @@ func runCommand() *cobra.Command {
 	f.IntVar(&c.SparePorts, "spare-ports", 0, "empty PCIe ports to plug devices into (q35)")
 	f.IntVar(&c.MemoryMiB, "memory", 128, "memory in MiB")
 	f.IntVar(&c.CPUs, "cpus", 1, "virtual processors")
-	f.StringVar(&c.QMP, "qmp", "", "path of the monitor's socket, or none (default NAME.qmp in your folder for sockets)")
-	f.StringVar(&c.Agent, "agent", "", "path of the agent's socket (default NAME.agent in your folder for sockets)")
-	f.StringVar(&c.Accel, "accel", "auto", "kvm, tcg, or auto: kvm where it works")
-	f.StringVar(&c.QEMU, "qemu", "", "`PROGRAM` that is QEMU, or becomes it (default qemu-system-x86_64)")
+	f.StringVar(&c.QMP, "qmp", "", "path of the monitor's socket, or none (default NAME.qmp in your directory for sockets)")
+	f.StringVar(&c.Agent, "agent", "", "path of the agent's socket (default NAME.agent in your directory for sockets)")
+	f.StringVar(&c.Accel, "accel", "auto", "kvm, tcg, or auto: kvm if it works")
+	f.StringVar(&c.QEMU, "qemu", "", "`PROGRAM` that is QEMU or executes it (default qemu-system-x86_64)")
 	f.StringArrayVar(&netdevs, "netdev", nil, "boot with a NIC on this QEMU netdev, without id: user,restrict=on (repeatable)")
 	f.BoolVar(&c.Terminal, "shell", false, "a shell in the guest on this terminal; the guest ends with it")
-	f.BoolVar(&print, "print-command", false, "print QEMU's command line as well")
+	f.BoolVar(&print, "print-command", false, "also print QEMU's command line")
 	return cmd
 }
 
-// run boots the guest and waits for its end. The agent's socket is then free for
-// the other commands.
+// run boots the guest and waits for its end. While it waits, the agent's socket is free for the other
+// commands.
 func run(ctx context.Context, out io.Writer, c testvm.Config) (err error) {
 	if c.QMP, err = socket(c.QMP, c.Name, "qmp"); err != nil {
 		return err
@@ -74,7 +74,7 @@ func run(ctx context.Context, out io.Writer, c testvm.Config) (err error) {
 		return err
 	}
 	defer vm.Stop()
-	// Who waits for the agent is answered after this is said.
+	// A client that waits for the agent gets its answer after this line is printed.
 	fmt.Fprintf(out, "%s runs with pid %d\nmonitor  %s\nagent    %s\n", c.Name, vm.Pid(), c.QMP, c.Agent)
 	if err := vm.Guest.Close(); err != nil {
 		return err
@@ -85,7 +85,7 @@ func run(ctx context.Context, out io.Writer, c testvm.Config) (err error) {
 	return nil
 }
 
-// keepTerminal returns what gives stdin back as it is now: QEMU makes it raw and
+// keepTerminal returns a function that restores the current state of stdin: QEMU makes it raw and
 // non-blocking, and cannot clean up when it is killed.
 func keepTerminal() func() {
 	state, err := unix.IoctlGetTermios(unix.Stdin, unix.TCGETS)

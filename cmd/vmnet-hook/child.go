@@ -11,10 +11,10 @@ import (
 	"syscall"
 )
 
-// supervised is the argument behind those of libvirt that tells a child that it is one.
+// supervised is the argument, after libvirt's, that marks a child.
 const supervised = "supervised"
 
-// childArgs are libvirt's arguments.
+// childArgs returns libvirt's arguments, and whether this process is the child.
 func childArgs(args []string) (own []string, isChild bool) {
 	if len(args) == 5 && args[4] == supervised {
 		return args[:4], true
@@ -22,12 +22,13 @@ func childArgs(args []string) (own []string, isChild bool) {
 	return args, false
 }
 
-// maxTold bounds what is passed on of a child's stderr, in bytes: of a crash, the first lines.
+// maxTold bounds how much of a child's stderr is passed on, in bytes: the first lines of a crash.
 const maxTold = 1000
 
-// runChild calls this program again and waits for it. It ends with us. A failure it has told itself; a crash is an error.
+// runChild runs this program again as a child, which ends when its parent does. The child reports its
+// failures itself; runChild returns an error for a crash.
 func runChild(args []string, xml string, stderr io.Writer) error {
-	runtime.LockOSThread() // Pdeathsig is about the thread that starts it
+	runtime.LockOSThread() // Pdeathsig applies to the thread that starts the child
 	defer runtime.UnlockOSThread()
 	var told bytes.Buffer
 	cmd := exec.Command("/proc/self/exe", append(append([]string{}, args...), supervised)...)

@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// logWait bounds how long a log that stands still is waited for.
+// logWait bounds the wait for a system log that does not read.
 const logWait = 500 * time.Millisecond
 
-// log writes to the system's log, where there is one: libvirt keeps what a hook tells only if it fails.
+// log writes to the system log, if there is one: libvirt keeps a hook's stderr only if the hook fails.
 func log(text string) {
 	done := make(chan struct{})
 	go func() {

@@ -1,11 +1,11 @@
-// A short program has no use for the CPU limit of its cgroup, whose files Go's runtime would open at
-// each start and keep open: under a low RLIMIT_NOFILE no fd would be left.
+// A short-lived program does not need the CPU limit of its cgroup. Go's runtime would open the
+// cgroup's files at each start and keep them open: under a low RLIMIT_NOFILE no fd would be left.
 //
 //go:debug containermaxprocs=0
 
-// Program vmnet-hook is what libvirt calls as a hook for its QEMU guests: vmnet hook install puts it into
-// /etc/libvirt/hooks/qemu.d. What it does is in package hook. Here is what keeps it from doing harm: it ends in
-// time, tells what is wrong in one line, and never ends a guest that runs.
+// Program vmnet-hook is libvirt's hook for QEMU guests: vmnet hook install puts it into
+// /etc/libvirt/hooks/qemu.d. Package hook does the work. This program makes it safe to call: it ends in
+// time, reports a failure in one line, and never ends a running guest.
 package main
 
 import (
@@ -27,14 +27,14 @@ import (
 )
 
 const (
-	// limit is how long the work may take; libvirt itself would wait for ever.
+	// limit is how long the work may take; libvirt itself would wait forever.
 	limit = 10 * time.Second
-	// grace is for undoing. After it the program ends, whatever it waits for.
+	// grace is the time for the undo. After it the program ends in any case.
 	grace = 4 * time.Second
 )
 
 func main() {
-	signal.Ignore(syscall.SIGPIPE) // whoever reads what we say may go: that must not end us
+	signal.Ignore(syscall.SIGPIPE) // the reader of stderr may go away
 	if err := fdroom.Check(); err != nil {
 		console.Say(os.Stderr, "vmnet-hook", err.Error())
 		os.Exit(1)
@@ -50,7 +50,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	h := &handler{stderr: stderr}
 	h.args, h.isChild = childArgs(args)
-	time.AfterFunc(limit+grace, func() { os.Exit(h.end(fmt.Errorf("not done after %v: given up", limit+grace))) })
+	time.AfterFunc(limit+grace, func() { os.Exit(h.end(fmt.Errorf("gave up after %v", limit+grace))) })
 	return h.end(h.call(stdin))
 }
 
@@ -61,7 +61,8 @@ type handler struct {
 	stderr  io.Writer
 }
 
-// call does the work. Where a failure must not reach libvirt, a child does it: not even a crash is then libvirt's.
+// call does the work. If a failure must not reach libvirt, a child process does it, so that libvirt
+// does not see a crash either.
 func (h *handler) call(stdin io.Reader) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -86,12 +87,12 @@ func (h *handler) call(stdin io.Reader) (err error) {
 	})
 }
 
-// mustSucceed tells whether libvirt may see a failure.
+// mustSucceed reports whether the operation must succeed, so that libvirt is to see a failure.
 func (h *handler) mustSucceed() bool {
 	return h.isChild || len(h.args) < 3 || hook.Call{Op: h.args[1], SubOp: h.args[2]}.MustSucceed()
 }
 
-// end tells an error, and is the exit status.
+// end reports an error and returns the exit status.
 func (h *handler) end(err error) int {
 	if err == nil {
 		return 0
@@ -103,14 +104,15 @@ func (h *handler) end(err error) int {
 	return 0
 }
 
-// say tells libvirt, which shows it to whoever starts the guest if we fail and else forgets it, and the system's log.
+// say writes text to stderr and to the system log. libvirt shows stderr to the user who starts the
+// guest if the hook fails, and discards it otherwise.
 func (h *handler) say(text string) {
 	text = console.Clean(strings.Join(strings.Split(strings.TrimSpace(text), "\n"), "; "))
 	fmt.Fprintf(h.stderr, "vmnet-hook: %s\n", text)
 	log(text)
 }
 
-// place is where a panic came from: the nearest file of ours on the stack.
+// place returns where a panic came from: the innermost file of vmnet on the stack.
 func place() string {
 	for l := range strings.Lines(string(debug.Stack())) {
 		if l = strings.TrimSpace(l); strings.Contains(l, ".go:") && strings.Contains(l, "vmnet/") && !strings.Contains(l, "vmnet-hook/") {
