@@ -39,7 +39,7 @@ func TestLiveHostileArguments(t *testing.T) {
 		{"a bridge's name", []string{"--vm", "P3", "--bridge", "../br0", "--vmm", "env", "--", "/bin/true"}, exitUsage, "../br0"},
 		{"a bridge's long name", []string{"--vm", "P3", "--bridge", long, "--vmm", "env", "--", "/bin/true"}, exitUsage, "bridge"},
 		{"a NIC's name", []string{"--vm", "P3", "--nic", "a b", "--bridge", "br0", "--vmm", "env", "--", "/bin/true"}, exitUsage, "NIC id"},
-		{"a netns", append([]string{"--netns", "/proc/1/ns/net"}, launchArgs("/bin/true")...), exitUsage, "for root alone"},
+		{"a netns", append([]string{"--netns", "/proc/1/ns/net"}, launchArgs("/bin/true")...), exitUsage, "for root only"},
 		{"4096 arguments", launchArgs(slices.Repeat([]string{"/bin/true"}, 4097)...), exitUsage, "at most 4096 are possible"},
 		{"4096 options", append(slices.Repeat([]string{"--isolated"}, 4096), launchArgs("/bin/true")...), 0, ""},
 		{"4096 NICs", append(slices.Repeat([]string{"--bridge", "br0", "--next-nic"}, 4096), launchArgs("/bin/true")...), exitUsage, "more than 32 NICs"},

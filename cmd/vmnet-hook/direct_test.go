@@ -104,7 +104,7 @@ func TestTimeOut(t *testing.T) {
 			cmd.Stdin = r
 			begin := time.Now()
 			got := finish(t, cmd)
-			if took := time.Since(begin); got.status != want || took < limit || took > limit+grace+patience || !strings.Contains(got.told, "given up") {
+			if took := time.Since(begin); got.status != want || took < limit || took > limit+grace+patience || !strings.Contains(got.told, "gave up") {
 				t.Errorf("%+v after %v", got, took)
 			}
 		})
