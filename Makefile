@@ -1,6 +1,6 @@
-# Every target sets up what it needs (testvm/setup.sh: Debian packages, and guest
-# kernels in a cache directory); on a machine that has it, that takes no time.
-# `make help` prints the targets, by the comments that begin with two #.
+# Every target sets up what it needs (testvm/setup.sh: Debian packages, and guest kernels in a cache
+# directory). On a machine that has it, that takes no time. `make help` prints the targets from the
+# comments that begin with ##.
 
 GO      ?= go
 PREFIX  ?= /usr/local
@@ -16,7 +16,7 @@ all: build
 
 .NOTPARALLEL:
 
-# Goals that need Go are refused before anything else is done where it is missing or too old.
+# If Go is missing or too old, goals that need it are refused before anything else is done.
 ifneq ($(filter-out help setup install uninstall clean,$(or $(MAKECMDGOALS),all)),)
 no_go := $(shell sh internal/install/go-version.sh '$(GO)')
 ifneq ($(no_go),)
@@ -24,27 +24,27 @@ $(error $(no_go))
 endif
 endif
 
-help: ## what there is, and how long it takes on two cores
+help: ## the targets, and how long they take on two cores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' Makefile
 
 build: programs man ## the programs and their man pages, in bin (a minute at first, then seconds)
 
-# qemu-netup must know where `make install` puts the rest of it, and `make install` where that was.
+# qemu-netup must know where `make install` puts its other part, and `make install` must know that path.
 programs:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X "main.fullPath=$(PREFIX)/libexec/vmnet/qemu-netup-full"' -o '$(BIN)/' ./cmd/...
 	@printf '%s\n' '$(PREFIX)' >'$(BIN)/prefix'
 
-# The man pages, of the day of the last commit.
+# The man pages, dated by the last commit.
 man:
 	rm -rf '$(BIN)/man'
 	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null)} $(GO) run -tags mangen ./cmd/vmnet docs/man '$(BIN)/man'
 
-# Lab hosts need root, so another user gets the one kernel of test guests.
+# Lab hosts need root, so other users get only the kernel of test guests.
 setup: ## Debian packages, as root, and kernels for test guests (minutes, once)
 	sh testvm/setup.sh $$([ "$$(id -u)" != 0 ] || echo --kernel full)
 
-# The main job, on a real guest, in network and process namespaces of its own; then a switch in userspace and two guests,
-# without a capability.
+# The main job, on a real guest, in network and process namespaces of its own; then a switch in
+# userspace and two guests, without any capability.
 demo: setup build ## the main job on a real guest, and a switch without privileges (a minute; root)
 	unshare --net --pid --fork --mount-proc bash docs/demo.sh
 	unshare --net --pid --fork --mount-proc setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all bash docs/demo-switch.sh
@@ -53,23 +53,23 @@ define check_format
 unformatted=$$($(GO) tool gofumpt -l .); if [ -n "$$unformatted" ]; then echo "gofumpt would change:" $$unformatted; exit 1; fi
 endef
 
-# What to run at each save. Packages whose tests build programs are left to the others.
+# To run at each save. Packages whose tests build programs are left to the other targets.
 quick: ## vet, format, and the tests that need neither root nor guests (a minute at first, then seconds)
 	$(GO) vet ./...
 	@$(check_format)
 	$(GO) test -skip '^TestLive|^TestLab' $$($(GO) list ./... | grep -v -e /internal/install$$ -e /internal/release$$ -e /internal/cli/mangen$$)
 
-# What .ci/run does. STEPS=... are some of the steps that internal/fresh/steps.sh has.
+# What .ci/run does. STEPS selects some of the steps of internal/fresh/steps.sh.
 STEPS ?=
-fresh: ## all that a newcomer does, README.md's sessions too, in a fresh Debian 12 (25 minutes; root, network)
+fresh: ## everything a newcomer does, with the sessions of the documents, in a fresh Debian 12 (25 minutes; root, network)
 	sh internal/fresh/fresh.sh $(STEPS)
 
-# As root all tests run; without, those that need devices are skipped.
-# Each package's tests have namespaces of their own; those of what only the first process namespace shows run apart.
-# The packages that take longest begin, so that none of them is left alone at the end, and three run at a time: tests of
-# guests wait more than they compute. The lab hosts come last and
-# alone: guests in it are three times slower beside others.
-test: setup test-packages test-pids test-lab ## all tests; without root, those that need none (15 minutes)
+# As root, all tests run; without root, those that need devices are skipped. The tests of a package have
+# namespaces of their own; tests that need the first process namespace run separately. The packages that
+# take longest begin, so that none of them runs alone at the end. Three run at a time, since tests of
+# guests wait more than they compute. The lab hosts come last and alone: beside others, their guests are
+# three times slower.
+test: setup test-packages test-pids test-lab ## all tests; without root, those that do not need it (15 minutes)
 
 test-packages:
 	$(GO) tool gotestsum --format pkgname -- -race -timeout 15m -p 3 -skip '^TestLabHost$$|^TestLiveAllPIDs' ./tapmgr ./cmd/vmnet-hook ./...
@@ -110,39 +110,40 @@ fuzz: ## each fuzz target for FUZZTIME (20s)
 	  done; \
 	done
 
-# The userspace switch at work for SOAK, with memory and files that must not grow.
-soak: ## the switch at work for SOAK (3m; root)
+# The userspace switch under load for SOAK; its memory and open files must not grow.
+soak: ## the switch under load for SOAK (3m; root)
 	VMNET_REQUIRE=root VMNET_SOAK=$(SOAK) $(GO) test -race -timeout 2h -v -run '^TestLiveSoak$$' ./bridge/vswitch
 
-# Ratios against other ways to do the same, taken in turns within one run. bench-switch does it for the switch.
+# Ratios against other ways to do the same, measured in turns within one run. bench-switch does the same
+# for the switch.
 bench: ## attach and launch against other ways, docs/bench (5 minutes; root)
 	sh testvm/setup.sh --packages libvirt-daemon,libvirt-clients,qemu-system-common
 	$(GO) test -v -run '^$$' -bench 'HostSteps|Attach|BridgeHelper|Launch' -benchtime 1x -p 1 -timeout 10m ./tapmgr ./internal/bench
 
-# The switch against others: table and plots in docs/bench. It takes 15 minutes of a quiet machine; with
-# BENCH=-quick a minute, and prints the table. BENCH=-h tells more.
+# The switch against others: table and plots in docs/bench. It takes 15 minutes on a quiet machine. With
+# BENCH=-quick it takes a minute, and prints the table. BENCH=-h prints all options.
 BENCH ?= -out docs/bench
 bench-switch: programs bench-setup ## the switch against others, docs/bench (15 minutes; root)
 	$(GO) build -o bin/ ./internal/bench/switchbench
 	bin/switchbench $(BENCH)
 
-# What it compares with.
+# The switches to compare with.
 bench-setup:
 	sh internal/bench/switchbench/setup.sh
 
-# qemu-netup lets users without rights have NICs: PRIVILEGE=setuid (with GROUP=kvm,
-# those of a group alone) or setcap gives it its right, none leaves that to you.
-# uninstall takes the same PREFIX and DESTDIR.
-install: ## what make build has made, below PREFIX (root for most PREFIXes)
+# qemu-netup gives NICs to users without privilege. PRIVILEGE=setuid or setcap gives it its privilege
+# (with GROUP=kvm, only for the members of that group); none leaves that to you. uninstall takes the
+# same PREFIX and DESTDIR.
+install: ## install what make build has built, below PREFIX (root for most PREFIXes)
 	@BIN='$(BIN)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' PRIVILEGE='$(PRIVILEGE)' GROUP='$(GROUP)' sh internal/install/install.sh install
 
-# DIST gets the archives of the sources and of what is installed, the notes and the checksums.
+# DIST gets the archives of the sources and of the installed files, the release notes and the checksums.
 DIST ?= dist
 release: ## archives of the last commit and their checksums, in dist (a minute)
 	@PREFIX='$(PREFIX)' PATH="$$(dirname "$$(command -v '$(GO)')"):$$PATH" sh internal/release/release.sh '$(DIST)'
 
-uninstall: ## takes that out again
+uninstall: ## remove the installed files
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' sh internal/install/install.sh uninstall
 
-clean: ## removes bin and dist
+clean: ## remove bin and dist
 	rm -rf '$(BIN)' '$(DIST)'

@@ -1,4 +1,4 @@
-# What the demos have in common; they source it.
+# The common part of the demos, which source it.
 set -eu
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$PWD/bin:$PATH" XDG_RUNTIME_DIR
@@ -9,7 +9,7 @@ start=$(date +%s)
 title() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
 run() { printf '\033[36m$ %s\033[0m\n' "$*"; "$@"; }
 
-# guest NAME OPTION... boots a guest that goes on in the background.
+# guest NAME OPTION... boots a guest that runs in the background.
 guest() {
 	printf '\033[36m$ testvm run --name %s &\033[0m\n' "$*"
 	testvm run --name "$@" >"$XDG_RUNTIME_DIR/$1.log" 2>&1 &

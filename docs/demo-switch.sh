@@ -14,7 +14,7 @@ red=$!
 guest blue
 wait "$red"
 
-title "Each gets a port of it while it runs"
+title "Each gets a port of the switch while it runs"
 run vmnet attach --vm red --switch ./sw0
 run vmnet attach --vm blue --switch ./sw0 --lock-mac
 run testvm addr --name red eth0 10.7.0.2/24
@@ -24,7 +24,7 @@ run vmnet list
 run vmnet switch fdb ./sw0
 run ip -brief link
 
-title "A guest is killed: its port goes with it"
+title "A guest is killed: its port is removed"
 qemu=$(vmnet list --vm red -o json | sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' | head -n 1)
 run kill -9 "$qemu"
 for _ in $(seq 100); do vmnet switch show ./sw0 | grep -q red-net0 || break; sleep 0.05; done

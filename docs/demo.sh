@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
-# The main job of vmnet, shown on a real guest. `make demo` runs it in network and
-# process namespaces of its own, so that nothing of the machine is touched and
-# all of it ends with the script.
+# The main job of vmnet, shown on a real guest. `make demo` runs it in network and process namespaces
+# of its own, so that it does not touch the machine, and everything ends with the script.
 . "$(dirname "$0")/demo-common.sh"
 
-title "A bridge, and a guest that knows nothing of it"
+title "A bridge, and a guest that is not connected to it"
 ip link set lo up
 run vmnet bridge create br0 --address 10.7.0.1/24
 guest P2 --machine q35 --cpus 2 --spare-ports 2
 run testvm links --name P2
 
-title "It gets a NIC while it runs"
+title "The guest gets a NIC while it runs"
 run vmnet attach --vm P2 --bridge br0 --queues 2
 run testvm addr --name P2 eth0 10.7.0.2/24
 run testvm ping --name P2 10.7.0.1
@@ -25,7 +24,7 @@ run vmnet list
 run testvm ping --name P2 10.7.0.1
 run vmnet check
 
-title "And one directly on a network card, whose cable leads to a peer outside"
+title "And one directly on a network card, which is connected to a peer outside"
 run ip link add eth1 type veth peer name peer0
 run ip addr add 10.8.0.1/24 dev peer0
 ip link set eth1 up
@@ -35,7 +34,7 @@ run testvm addr --name P2 eth1 10.8.0.2/24
 run testvm ping --name P2 10.8.0.1
 run vmnet list
 
-title "A guest that has its NIC from the start: qemu-netup becomes its QEMU"
+title "A guest that has its NIC from the start: qemu-netup executes its QEMU"
 cat >"$XDG_RUNTIME_DIR/launch" <<'EOF'
 #!/bin/sh
 exec qemu-netup --bridge br0 --queues 2 -- qemu-system-x86_64 "$@"
@@ -48,7 +47,7 @@ run testvm ping --name P3 10.7.0.2
 run vmnet list
 run vmnet detach --vm P3 --nic net0
 
-title "QEMU is killed: nothing is left, and nobody had to clean up"
+title "QEMU is killed: nothing is left, without any cleanup"
 qemu=$(vmnet list -o json | sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' | head -n 1)
 run kill -9 "$qemu"
 for _ in $(seq 100); do ip -o link show | grep -q P2-net0 || break; sleep 0.05; done

@@ -1,3 +1,3 @@
 #!/bin/sh
-# docs/private-shell.sh with a libvirtd of its own.
+# docs/private-shell.sh with its own libvirtd.
 exec sh "$(dirname "$0")/private-shell.sh" --libvirt "$@"

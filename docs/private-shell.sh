@@ -1,12 +1,12 @@
 #!/bin/sh
-# A shell of root's in network, mount and process namespaces of its own, with its own /run, to try vmnet without touching
-# this machine; all of it ends with the shell. With --libvirt it has a libvirtd, /etc and /var of its own, too. With
-# a command it runs that instead, and ends with its status.
+# A root shell in network, mount and process namespaces of its own, with its own /run, to try vmnet
+# without touching this machine. Everything ends with the shell. With --libvirt it also has its own
+# libvirtd, /etc and /var. With a command it runs that instead of a shell, and ends with its status.
 #
 #   exec sh docs/private-shell.sh [--libvirt] [COMMAND...]
 #
-# By exec no line that follows can reach the shell that this was typed into, be it pasted. Where the private shell cannot
-# be had, lines are read and not run, for the same reason.
+# With exec, no following line can reach the calling shell, even if all lines were pasted at once. If
+# the private shell cannot start, this script reads the lines without running them, for the same reason.
 set -u
 me=${0##*/}
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -15,7 +15,7 @@ say() { echo "$me: $*" >&2; }
 
 # refuse reads lines until exit, and runs none of them.
 refuse() {
-	say "there is no private shell: see above. This is your own machine, so nothing that follows is run, until 'exit'."
+	say "the private shell did not start: see above. This is your own machine, so no further line is run, until 'exit'."
 	while printf '(nothing is run) ' >&2 && read -r line; do
 		case $line in
 		exit | exit\ * | *\;\ exit) break ;;
@@ -25,18 +25,18 @@ refuse() {
 	exit 1
 }
 
-# ready reports whether what the shell needs is there.
+# ready reports whether everything that the shell needs exists.
 ready() {
-	[ "$(id -u)" = 0 ] || { say "only root can make namespaces with devices in them: run it as root" && return 1; }
-	[ -x "$top/bin/vmnet" ] || { say "$top/bin has no vmnet: run 'make setup build' first" && return 1; }
+	[ "$(id -u)" = 0 ] || { say "only root can make namespaces with devices in them (run it as root)" && return 1; }
+	[ -x "$top/bin/vmnet" ] || { say "$top/bin has no vmnet (run 'make setup build' first)" && return 1; }
 	[ "$libvirt" = no ] || { command -v libvirtd && command -v virsh; } >/dev/null || {
-		say "libvirtd or virsh is missing: run 'make setup' first"
+		say "libvirtd or virsh is missing (run 'make setup' first)"
 		return 1
 	}
-	case $top/ in /run/* | /var/*) say "$top cannot be seen by what has a /run and /var of its own: move it" && return 1 ;; esac
+	case $top/ in /run/* | /var/*) say "$top is not visible in a shell with its own /run and /var (move it elsewhere)" && return 1 ;; esac
 }
 
-# start_libvirtd starts it and waits until it answers.
+# start_libvirtd starts libvirtd and waits until it answers.
 start_libvirtd() {
 	private_dirs
 	private_conf '' ''
@@ -48,7 +48,7 @@ start_libvirtd() {
 	until virsh -q version >/dev/null 2>&1; do
 		n=$((n + 1))
 		kill -0 "$LIBVIRTD" 2>/dev/null && [ $n -lt 300 ] || {
-			say "libvirtd does not start. It says:"
+			say "libvirtd does not start. Its log:"
 			cat /run/libvirtd.log >&2
 			return 1
 		}
@@ -56,7 +56,7 @@ start_libvirtd() {
 	done
 }
 
-# inside is what happens in the namespaces, of which this shell is the first process: it stays, to reap.
+# inside runs in the namespaces. This shell is their first process, and stays to reap others.
 inside() {
 	set -e
 	if [ "$libvirt" = yes ]; then
@@ -72,7 +72,7 @@ inside() {
 		"$@" || status=$?
 		exit $status
 	fi
-	# Not a login shell, nor one that reads the user's files: those may set PATH.
+	# Neither a login shell nor one that reads the user's files, which may set PATH.
 	echo "PS1='(private) \\w# '" >/run/bashrc
 	bash --rcfile /run/bashrc || :
 	exit 0
@@ -85,7 +85,7 @@ if [ $inner = yes ]; then inside "$@"; fi
 flag=
 [ $libvirt = no ] || flag=--libvirt
 status=1
-# shellcheck disable=SC2086 # a flag, or none
+# shellcheck disable=SC2086 # a flag or nothing
 if ready; then
 	unshare --net --mount --pid --fork --kill-child --mount-proc sh "$0" --inside $flag "$@" && exit
 	status=$?

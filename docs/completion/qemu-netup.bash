@@ -1,5 +1,5 @@
-# bash completion for qemu-netup: its options, what some of them take, and after
-# -- the command that is started.
+# bash completion for qemu-netup: its options, the values of some of them, and after -- the
+# command to start.
 _qemu_netup() {
 	local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} i words
 	for ((i = 1; i < COMP_CWORD; i++)); do

@@ -106,7 +106,7 @@ func notRun(t *testing.T, dir, script, says string) {
 	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
 		t.Errorf("it ends with %v, want status 1", err)
 	}
-	for _, want := range []string{says, "nothing that follows is run", "not run: echo run"} {
+	for _, want := range []string{says, "no further line is run", "not run: echo run"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("it does not say %q:\n%s", want, out)
 		}

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Says what is wrong with the Go at $1, and how to get another one; for the Makefile. Says nothing if it is what go.mod
-# asks for. A Go of 1.21 or later may fetch that by itself (GOTOOLCHAIN).
+# Prints why the Go at $1 does not satisfy go.mod, and how to get another one; for the Makefile. Prints
+# nothing if it does. Go 1.21 and later can fetch a newer toolchain by itself (GOTOOLCHAIN).
 need=$(awk '$1 == "go" { print $2 }' go.mod)
 usual=/usr/local/go/bin
 
-# version prints that of the program $1, in this module.
+# version prints the Go version of the program $1 in this module.
 version() { "$1" env GOVERSION 2>/dev/null | sed 's/^go//'; }
 
-# serves reports whether version $1 does.
+# serves reports whether version $1 is new enough.
 serves() {
 	case $1 in devel*) return 0 ;; esac
 	[ "$(printf '%s\n' "$need" "$1" | sort -V | head -n 1)" = "$need" ]
@@ -20,6 +20,6 @@ if path=$(command -v "$1"); then
 else
 	what="there is no program $1 in PATH"
 fi
-cure="get one as https://go.dev/doc/install says, and have it in PATH"
-if [ -x $usual/go ] && serves "$(version $usual/go)"; then cure="put $usual, where there is one, first in PATH"; fi
+cure="install one as https://go.dev/doc/install says, and put it in PATH"
+if [ -x $usual/go ] && serves "$(version $usual/go)"; then cure="put $usual, which has one, first in PATH"; fi
 echo "This needs Go $need or later, and $what: $cure"

@@ -1,11 +1,12 @@
 #!/bin/sh
-# Puts what was built in $BIN into $DESTDIR$PREFIX, or takes it out again; for the Makefile. It builds nothing, and needs no Go.
-# A list of what was put there is kept beside it: uninstall removes that and nothing else.
+# Installs the files built in $BIN into $DESTDIR$PREFIX, or removes them; for the Makefile. It builds
+# nothing and needs no Go. It stores a list of the installed files: uninstall removes those and nothing
+# else.
 set -eu
 umask 022
-PATH=$PATH:/usr/sbin:/sbin # setcap, for a root without them
+PATH=$PATH:/usr/sbin:/sbin # for setcap: root's PATH may lack them
 to=$DESTDIR$PREFIX
-ours="libexec/vmnet share/doc/vmnet/examples share/doc/vmnet" # folders, innermost first
+ours="libexec/vmnet share/doc/vmnet/examples share/doc/vmnet" # directories, innermost first
 list=share/doc/vmnet/files
 
 die() { echo "install: $*" >&2; exit 2; }
@@ -15,10 +16,10 @@ put() { place "$3"; install -T -m "$1" "$2" "$to/$3"; }
 link() { place "$2"; ln -sfn "$1" "$to/$2"; }
 place() { mkdir -p "$to/$(dirname "$1")"; echo "$1" >>"$new"; }
 
-# made TO, from standard input, is for what a program writes.
+# made TO installs what a program writes, from standard input.
 made() { place "$1"; cat >"$to/$1"; chmod 0644 "$to/$1"; }
 
-# remove takes what the list on standard input names.
+# remove removes the files in the list on standard input.
 remove() {
 	while IFS= read -r file; do
 		case /$file/ in *//* | */../*) die "$to/$list names $file" ;; esac
@@ -26,27 +27,27 @@ remove() {
 	done
 }
 
-# built makes sure that all is there, and was built to be put where it is put now.
+# built checks that all files exist, and were built for this PREFIX.
 built() {
 	for file in vmnet vmnet-hook qemu-netup qemu-netup-full prefix man/vmnet.8; do
-		[ -e "$BIN/$file" ] || die "nothing to install: $BIN/$file is missing. Run 'make build', as yourself, first"
+		[ -e "$BIN/$file" ] || die "nothing to install: $BIN/$file is missing (run 'make build' first, as yourself)"
 	done
 	[ "$(cat "$BIN/prefix")" = "$PREFIX" ] ||
-		die "what is in $BIN was built for PREFIX=$(cat "$BIN/prefix"). Run 'make build PREFIX=$PREFIX' first"
+		die "$BIN was built for PREFIX=$(cat "$BIN/prefix") (run 'make build PREFIX=$PREFIX' first)"
 }
 
 check() {
-	[ -z "$GROUP" ] || [ "$PRIVILEGE" = none ] || getent group "$GROUP" >/dev/null || die "there is no group $GROUP: groupadd --system $GROUP"
+	[ -z "$GROUP" ] || [ "$PRIVILEGE" = none ] || getent group "$GROUP" >/dev/null || die "there is no group $GROUP (groupadd --system $GROUP)"
 	case $PRIVILEGE in
 	none) [ -z "$GROUP" ] || die "GROUP=$GROUP goes with PRIVILEGE=setuid or setcap" ;;
-	setuid | setcap) [ "$(id -u)" = 0 ] || die "PRIVILEGE=$PRIVILEGE can only be given by root" ;;
+	setuid | setcap) [ "$(id -u)" = 0 ] || die "only root can give PRIVILEGE=$PRIVILEGE" ;;
 	*) die "PRIVILEGE=$PRIVILEGE: want none, setuid or setcap" ;;
 	esac
-	[ "$PRIVILEGE" != setcap ] || command -v setcap >/dev/null || die "there is no setcap: apt install libcap2-bin"
+	[ "$PRIVILEGE" != setcap ] || command -v setcap >/dev/null || die "there is no setcap (apt install libcap2-bin)"
 }
 
-# netup installs the helper last of all, and gives it its right once it is whole. What it becomes
-# for most of its forms has none of its own.
+# netup installs the helper last, and gives it its privilege once it is complete. The program that it
+# executes for most of its forms has no privilege of its own.
 netup() {
 	put 0755 "$BIN/qemu-netup-full" libexec/vmnet/qemu-netup-full
 	others=5
@@ -84,7 +85,7 @@ documents() {
 	done
 }
 
-# units has the units of systemd, of which nothing is enabled.
+# units installs systemd's units, and enables none.
 units() {
 	prefix=$(printf %s "$PREFIX" | sed 's/[&|\\]/\\&/g')
 	for unit in docs/systemd/*; do
@@ -99,18 +100,17 @@ install_all() {
 	trap record EXIT
 	place "$list"
 	put 0755 "$BIN/vmnet" bin/vmnet
-	put 0755 "$BIN/vmnet-hook" bin/vmnet-hook # not deeper: AppArmor lets libvirt execute what is in /usr/bin
+	put 0755 "$BIN/vmnet-hook" bin/vmnet-hook # not deeper: AppArmor lets libvirt execute only programs directly in /usr/bin
 	documents
 	units
 	netup
-	if [ -e "$to/$list" ]; then # of another version
+	if [ -e "$to/$list" ]; then # from another version
 		grep -vxF -f "$new" "$to/$list" | remove
 	fi
 	tell
 }
 
-# record writes the list, and where a step failed one that has the old files as well,
-# so that uninstall finds all.
+# record writes the list. If a step failed, it adds the old list, so that uninstall finds all files.
 record() {
 	status=$?
 	[ $status = 0 ] || [ ! -e "$to/$list" ] || cat "$to/$list" >>"$new"
@@ -120,24 +120,24 @@ record() {
 }
 
 tell() {
-	echo "vmnet is in $to; vmnet doctor checks it, vmnet(8) and qemu-netup(8) explain it."
-	echo "For NICs that libvirt's guests declare: vmnet hook install, which vmnet-hook(8) explains."
-	echo "For NICs that they are given live: systemctl enable --now vmnet-watch, which vmnet-watch(8) explains."
-	echo "For a switch in userspace at each start: /etc/vmnet/switch/NAME.env and systemctl enable --now vmnet-switch@NAME, which vmnet-switch(8) explains."
+	echo "vmnet is installed in $to. vmnet doctor checks it; see vmnet(8) and qemu-netup(8)."
+	echo "For NICs that libvirt guests declare: vmnet hook install, see vmnet-hook(8)."
+	echo "For NICs that they get while they run: systemctl enable --now vmnet-watch, see vmnet-watch(8)."
+	echo "For a switch in userspace at each boot: /etc/vmnet/switch/NAME.env and systemctl enable --now vmnet-switch@NAME, see vmnet-switch(8)."
 	[ "$PRIVILEGE" = none ] || return 0
 	cat <<-END
-		qemu-netup has no right yet: only root can use it. To let other users have what
-		/etc/vmnet/policy.yaml and /etc/qemu/bridge.conf allow them, do as root one of
+		qemu-netup has no privilege yet: only root can use it. To let other users have what
+		/etc/vmnet/policy.yaml and /etc/qemu/bridge.conf allow them, run one of these as root:
 		  setcap cap_net_admin+ep $PREFIX/bin/qemu-netup
 		  chmod u+s $PREFIX/bin/qemu-netup
 	END
 }
 
 uninstall() {
-	[ -e "$to/$list" ] || { echo "nothing of vmnet is in $to"; return; }
+	[ -e "$to/$list" ] || { echo "vmnet is not installed in $to"; return; }
 	remove <"$to/$list"
-	for folder in $ours; do
-		[ ! -d "$to/$folder" ] || rmdir --ignore-fail-on-non-empty "$to/$folder"
+	for dir in $ours; do
+		[ ! -d "$to/$dir" ] || rmdir --ignore-fail-on-non-empty "$to/$dir"
 	done
 }
 

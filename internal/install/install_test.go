@@ -301,7 +301,7 @@ func testWithoutRoot(t *testing.T) {
 	}
 	mustRun(t, src, nobody, script("install", dest, "none", "")...)
 	compare(t, tree(t, dest), want(t, "-rwxr-xr-x"))
-	if out, err := run(t, src, nobody, script("install", dest, "setuid", "")...); err == nil || !strings.Contains(out, "can only be given by root") {
+	if out, err := run(t, src, nobody, script("install", dest, "setuid", "")...); err == nil || !strings.Contains(out, "only root can give PRIVILEGE=setuid") {
 		t.Errorf("a setuid program by somebody else than root: %v\n%s", err, out)
 	}
 	mustRun(t, src, nobody, script("uninstall", dest, "", "")...)
