@@ -337,7 +337,7 @@ func testWrong(t *testing.T) {
 	for want, args := range map[string][]string{
 		"PRIVILEGE=all: want none, setuid or setcap":     script("install", t.TempDir(), "all", ""),
 		"GROUP=kvm goes with PRIVILEGE=setuid or setcap": script("install", t.TempDir(), "none", "kvm"),
-		"there is no group nosuch: groupadd":             script("install", t.TempDir(), "setuid", "nosuch"),
+		"there is no group nosuch (groupadd":             script("install", t.TempDir(), "setuid", "nosuch"),
 		"PREFIX=usr: want an absolute path":              append([]string{"env", "DESTDIR=/nonexistent/", "PREFIX=usr", "sh"}, "internal/install/install.sh", "install"),
 	} {
 		if out, err := run(t, top, nil, args...); err == nil || !strings.Contains(out, want) {
