@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"vmnet/bridge"
+	"vmnet/internal/cli/console"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/vmm/qemu"
@@ -39,7 +40,8 @@ func plainUsages(cmd *cobra.Command) {
 	}
 }
 
-// guestNames lists the names of the running guests.
+// guestNames lists the names of the running guests, of those that the verbs take: any user may give a
+// QEMU a name that a terminal acts on.
 func guestNames() []string {
 	all, err := qemu.List()
 	if err != nil {
@@ -47,7 +49,7 @@ func guestNames() []string {
 	}
 	var names []string
 	for _, p := range all {
-		if p.Name != "" {
+		if nic.ValidVM(p.Name) == nil {
 			names = append(names, p.Name)
 		}
 	}
@@ -66,7 +68,7 @@ func qemuPIDs(*cobra.Command, []string, string) ([]cobra.Completion, cobra.Shell
 	}
 	var pids []cobra.Completion
 	for _, p := range all {
-		pids = append(pids, cobra.CompletionWithDesc(strconv.Itoa(p.PID), p.Name))
+		pids = append(pids, cobra.CompletionWithDesc(strconv.Itoa(p.PID), console.Clean(p.Name)))
 	}
 	return pids, noFiles
 }
