@@ -9,8 +9,8 @@ import (
 
 // A Protocols is a set of the group addresses 01:80:c2:00:00:00 to 0f. Bit N stands for the address
 // with the last byte N. Link-local protocols use them (IEEE 802.1Q, table 8-1), and a bridge does
-// not forward them by default. The set is IFLA_BRPORT_GROUP_FWD_MASK of a port of the kernel's
-// bridge (Linux 4.15).
+// not forward them by default. The set is a port's IFLA_BRPORT_GROUP_FWD_MASK
+// on a kernel bridge (Linux 4.15).
 type Protocols uint16
 
 // pause is the address of pause frames (IEEE 802.3, annex 31B). They concern only one link, and

@@ -133,5 +133,5 @@ func (c inputCase) run(r *receiver) {
 	for i := range r.frames {
 		r.frames[i] = frame{data: c.data}
 	}
-	r.port.way.Load().input(r, r.frames[:])
+	r.port.path.Load().input(r, r.frames[:])
 }

@@ -16,17 +16,18 @@ import (
 
 // A CaptureConfig says which frames are captured.
 type CaptureConfig struct {
-	Ports   []string `json:"ports"`             // of these ports, by name, each once
-	In      bool     `json:"in,omitempty"`      // that came in by them; neither In nor Out is both
-	Out     bool     `json:"out,omitempty"`     // that left by them
-	Drops   bool     `json:"drops,omitempty"`   // only those that were dropped there, with the reason
-	Snaplen int      `json:"snaplen,omitempty"` // bytes of each Ethernet frame; 0 is all
+	Ports   []string `json:"ports"`             // names of the captured ports, each once
+	In      bool     `json:"in,omitempty"`      // incoming frames; neither In nor Out means both
+	Out     bool     `json:"out,omitempty"`     // outgoing frames
+	Drops   bool     `json:"drops,omitempty"`   // only frames that were dropped there, with the reason
+	Snaplen int      `json:"snaplen,omitempty"` // bytes captured of each Ethernet frame; 0 means all
 }
 
-// maxCaptures is how many run at a time: each has an fd and a goroutine.
+// maxCaptures limits the captures at a time: each takes an fd and a goroutine.
 const maxCaptures = 16
 
-// Validate checks what can be checked without the switch. Its error Is bridge.ErrInvalid.
+// Validate checks what can be checked without the switch. Its error matches bridge.ErrInvalid with
+// errors.Is.
 func (cfg CaptureConfig) Validate() error {
 	switch {
 	case len(cfg.Ports) == 0 || len(cfg.Ports) > maxPorts:
@@ -37,7 +38,7 @@ func (cfg CaptureConfig) Validate() error {
 	seen := map[string]bool{}
 	for _, name := range cfg.Ports {
 		if seen[name] {
-			return fmt.Errorf("%w capture: port %q is there twice", bridge.ErrInvalid, name)
+			return fmt.Errorf("%w capture: port %q is given twice", bridge.ErrInvalid, name)
 		}
 		seen[name] = true
 	}
@@ -47,18 +48,19 @@ func (cfg CaptureConfig) Validate() error {
 // A capture is one reader of copies of frames.
 type capture struct {
 	sw      *Switch
-	file    file // its end of the reader's pair
+	file    file // the switch's end of the socketpair
 	views   []*view
-	live    int // ports that are left; of sw.mu
+	live    int // ports that are left; guarded by sw.mu
 	in, out bool
 	drops   bool
 	snaplen int
 
-	// telling is read-locked by who writes records, without waiting, and locked for good at the end.
+	// telling is read-locked while records are written, with TryRLock, and locked for good at
+	// the end.
 	telling sync.RWMutex
 }
 
-// A view is a capture's look at one port.
+// A view is one port of a capture.
 type view struct {
 	*capture
 	port   *Port
@@ -66,11 +68,13 @@ type view struct {
 	counts [2]struct{ seen, lost atomic.Uint64 }
 }
 
-// Capture sends copies of frames to the other end of f, the file that CapturePipe gives, until the reader stops or goes away, all of the
-// ports are removed, or the switch is closed. It copies the fd; the caller keeps, and may close, its own.
+// Capture sends copies of frames to the other end of f, which CapturePipe returned. It ends when
+// the reader stops or exits, all of the ports are removed, or the switch is closed. It copies the
+// fd; the caller keeps its own and may close it.
 //
-// The goroutine that has handled the frames tells of them, and never waits: what the pair has no room for is lost, and
-// counted. A port that nobody captures does not notice. A port that the switch does not have is an error that Is fs.ErrNotExist.
+// The goroutine that has handled the frames writes the records and never waits. A record for which
+// the socketpair has no room is lost and counted. Ports that are not captured pay nothing. If the
+// switch has no such port, the error matches fs.ErrNotExist with errors.Is.
 func (sw *Switch) Capture(f *os.File, cfg CaptureConfig) error {
 	if err := cfg.Validate(); err != nil {
 		return err
@@ -102,7 +106,7 @@ func checkCapture(fd int) error {
 
 func (sw *Switch) capture(f file, cfg CaptureConfig) error {
 	c := &capture{sw: sw, file: f, in: cfg.In || !cfg.Out, out: cfg.Out || !cfg.In, drops: cfg.Drops, snaplen: cfg.Snaplen, live: len(cfg.Ports)}
-	if c.snaplen == 0 || c.snaplen > maxFrame { // the longest record has that much
+	if c.snaplen == 0 || c.snaplen > maxFrame { // a record has room for maxFrame bytes
 		c.snaplen = maxFrame
 	}
 	sw.mu.Lock()
@@ -111,7 +115,7 @@ func (sw *Switch) capture(f file, cfg CaptureConfig) error {
 	case sw.closed:
 		return errClosed
 	case len(sw.captures) == maxCaptures:
-		return fmt.Errorf("the switch has %d captures already", maxCaptures)
+		return fmt.Errorf("the switch already has %d captures", maxCaptures)
 	}
 	for i, name := range cfg.Ports {
 		p := sw.table.Load().find(name)
@@ -122,25 +126,25 @@ func (sw *Switch) capture(f file, cfg CaptureConfig) error {
 	}
 	sw.captures = append(sw.captures, c)
 	for _, v := range c.views {
-		v.port.way.Store(newWay(v.port, append(slices.Clone(v.port.way.Load().views), v)))
+		v.port.path.Store(newPath(v.port, append(slices.Clone(v.port.path.Load().views), v)))
 	}
 	sw.watchers.Go(c.watch)
 	return nil
 }
 
-// watch waits until the reader stops or leaves, or hangUp, and ends the capture. The reader sends nothing: what
-// comes is the end.
+// watch waits until the reader stops or exits, or hangUp is called, and ends the capture. The
+// reader never sends data, so any return of Read means the end.
 func (c *capture) watch() {
 	_, _ = c.file.os.Read(make([]byte, 1))
 	c.sw.mu.Lock()
 	for _, v := range c.views {
-		others := slices.DeleteFunc(slices.Clone(v.port.way.Load().views), func(o *view) bool { return o == v })
-		v.port.way.Store(newWay(v.port, others))
+		others := slices.DeleteFunc(slices.Clone(v.port.path.Load().views), func(o *view) bool { return o == v })
+		v.port.path.Store(newPath(v.port, others))
 	}
 	c.sw.captures = slices.DeleteFunc(c.sw.captures, func(o *capture) bool { return o == c })
 	c.sw.mu.Unlock()
 
-	c.telling.Lock() // who writes now is done first, nobody begins any more
+	c.telling.Lock() // waits for writers, and keeps new ones out
 	c.tellTotals()
 	_ = c.file.close()
 }
@@ -148,18 +152,18 @@ func (c *capture) watch() {
 // hangUp ends a capture from the switch's side.
 func (c *capture) hangUp() { _ = c.file.os.SetReadDeadline(time.Now()) }
 
-// uncapture ends captures that have lost their last port. It is called with sw.mu.
+// uncapture ends captures that have lost their last port. The caller holds sw.mu.
 func (sw *Switch) uncapture(p *Port) {
-	for _, v := range p.way.Load().views {
+	for _, v := range p.path.Load().views {
 		if v.live--; v.live == 0 {
 			v.hangUp()
 		}
 	}
 }
 
-// newWay is a port's way through the views of captures, or its plain way where there are none.
-func newWay(p *Port, views []*view) *way {
-	w := &way{input: (*receiver).input, queues: p.wire.queues, views: views}
+// newPath returns a port's path through the views of captures, or the plain path if no capture views it.
+func newPath(p *Port, views []*view) *path {
+	w := &path{input: (*receiver).input, queues: p.wire.queues, views: views}
 	if len(views) == 0 {
 		return w
 	}
@@ -177,7 +181,7 @@ func newWay(p *Port, views []*view) *way {
 	return w
 }
 
-// A capturedQueue tells captures what left by a queue, and what did not.
+// A capturedQueue reports to captures which frames a queue has sent and which it has dropped.
 type capturedQueue struct {
 	queue
 	n     int
@@ -191,13 +195,13 @@ func (q *capturedQueue) send(s *sender) {
 	}
 }
 
-// received tells of a batch that the port's receiver is done with.
+// received captures a batch that the port's receiver has handled.
 func (v *view) received(r *receiver, frames []frame, at time.Time) {
 	if !v.in || !v.telling.TryRLock() {
 		return
 	}
 	defer v.telling.RUnlock()
-	t := r.out.teller()
+	t := r.out.recordWriter()
 	for i := range frames {
 		if f := &frames[i]; !v.drops || f.lost != Delivered {
 			t.add(v, record{at: at, queue: r.n, why: f.lost, vnet: f.vnetLen(), head: f.data})
@@ -206,13 +210,13 @@ func (v *view) received(r *receiver, frames []frame, at time.Time) {
 	t.send(v, In)
 }
 
-// sent tells of a list that was sent, or not.
+// sent captures a list after it was sent or dropped.
 func (v *view) sent(s *sender, queue int) {
 	if !v.out || !v.telling.TryRLock() {
 		return
 	}
 	defer v.telling.RUnlock()
-	t, at := s.teller(), time.Now()
+	t, at := s.recordWriter(), time.Now()
 	for i := range s.n {
 		if f, why := &s.list[i], s.fates[i]; v.drops == (why != Delivered) {
 			t.add(v, record{at: at, queue: queue, why: why, vnet: s.vnet, head: f.Head, payload: f.Payload})
@@ -221,10 +225,10 @@ func (v *view) sent(s *sender, queue int) {
 	t.send(v, Out)
 }
 
-// refuse drops a frame that came in by r, and cannot be sent by p.
+// refuse drops a frame that r has received and p cannot send.
 func (p *Port) refuse(r *receiver, data []byte, why Reason) {
 	p.drop(why)
-	for _, v := range p.way.Load().views {
+	for _, v := range p.path.Load().views {
 		v.refused(r, data, why)
 	}
 }
@@ -234,7 +238,7 @@ func (v *view) refused(r *receiver, data []byte, why Reason) {
 		return
 	}
 	defer v.telling.RUnlock()
-	t := r.out.teller()
+	t := r.out.recordWriter()
 	t.add(v, record{at: time.Now(), queue: r.n % len(v.port.wire.queues), why: why, vnet: vnetLen, head: data})
 	t.send(v, Out)
 }

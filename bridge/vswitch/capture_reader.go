@@ -15,30 +15,33 @@ import (
 	"vmnet/bridge/vswitch/offload"
 )
 
-// A CapturedFrame is a frame as it went through a port. What left by a port has its form: retagged, finished, a segment.
+// A CapturedFrame is a frame as it passed a port. An outgoing frame has the form that the port
+// sends: retagged, finished, or a segment.
 type CapturedFrame struct {
 	Time      time.Time
-	Port      int // its place in CaptureConfig.Ports
+	Port      int // index in CaptureConfig.Ports
 	Queue     int
 	Direction Direction
 	Reason    string         // why it was dropped; "" if it was not
-	Vnet      offload.Header // what is left to do to it; plain for a port without vnet headers
-	Length    int            // bytes of the Ethernet frame
-	Data      []byte         // of these, up to the snaplen. Valid until the next call of Next
+	Vnet      offload.Header // the offloads still to be done; plain for a port without vnet headers
+	Length    int            // length of the Ethernet frame in bytes
+	Data      []byte         // the frame's first bytes, up to the snaplen; valid until the next call of Next
 }
 
-// CaptureTotals count the frames of one port and direction that were to be captured.
+// CaptureTotals counts the frames of one port and direction that a capture should have received.
 type CaptureTotals struct {
 	Port      int
 	Direction Direction
 	Seen      uint64
-	Lost      uint64 // of these
+	Lost      uint64 // the part of Seen that did not reach the reader
 }
 
-// captureBuffer is what a pair has room for, where raising it is allowed.
+// captureBuffer is the size in bytes to which the buffers of the socketpair are raised, if that is
+// permitted.
 const captureBuffer = 16 << 20
 
-// A CaptureReader is the reader's end of a capture. One goroutine reads; Stop and Close may be called by any.
+// A CaptureReader is the reader's end of a capture. One goroutine reads; any goroutine may call
+// Stop and Close.
 type CaptureReader struct {
 	f      *os.File
 	buf    []byte
@@ -50,8 +53,9 @@ type totals struct {
 	got uint64
 }
 
-// CapturePipe makes a reader and the file to give to Switch.Capture, which the caller closes when the switch has it. As large as
-// the buffers are, so many frames may come at once: with CAP_NET_ADMIN 16 MiB, else net.core.wmem_max.
+// CapturePipe makes a reader and the file for Switch.Capture, which the caller closes after that
+// call. The buffers limit how many frames may arrive at once. They are 16 MiB with CAP_NET_ADMIN,
+// and net.core.wmem_max without.
 func CapturePipe() (*CaptureReader, *os.File, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -64,13 +68,14 @@ func CapturePipe() (*CaptureReader, *os.File, error) {
 	return &CaptureReader{f: near, buf: make([]byte, maxRecord+1), totals: map[[2]int]*totals{}}, far, nil
 }
 
-// Next waits for a frame. At the capture's end it returns io.EOF: then the totals are complete. It waits no longer than the
-// reader's deadline; then the error Is os.ErrDeadlineExceeded.
+// Next waits for a frame and returns it. At the end of the capture it returns io.EOF; the totals
+// are then complete. If the reader's deadline passes, the error matches os.ErrDeadlineExceeded with
+// errors.Is.
 func (r *CaptureReader) Next() (CapturedFrame, error) {
 	for {
 		n, err := r.f.Read(r.buf)
 		switch {
-		case errors.Is(err, unix.ECONNRESET): // the switch has died
+		case errors.Is(err, unix.ECONNRESET): // the switch was killed
 			return CapturedFrame{}, io.EOF
 		case errors.Is(err, io.EOF):
 			return CapturedFrame{}, io.EOF
@@ -89,7 +94,7 @@ func (r *CaptureReader) Next() (CapturedFrame, error) {
 
 var errRecord = errors.New("not a record of this version's switch")
 
-// parse reads a record, and tells whether it was a frame's.
+// parse parses a record and reports whether it has a frame.
 func (r *CaptureReader) parse(b []byte) (f CapturedFrame, frame bool, err error) {
 	if len(b) < recordHead || len(b) > maxRecord || b[1] > byte(Out) {
 		return f, false, errRecord
@@ -135,15 +140,17 @@ func (r *CaptureReader) of(port int, d Direction) *totals {
 	return r.totals[key]
 }
 
-// note counts a frame by its number: what is missing below the highest was lost, or is still to come.
+// note counts a frame by its number. A number missing below the highest was lost, or has yet to
+// arrive.
 func (t *totals) note(number uint64) {
 	t.got++
 	t.Seen = max(t.Seen, number+1)
 	t.Lost = t.Seen - min(t.Seen, t.got)
 }
 
-// Totals are those of all ports and directions, as they are known: after io.EOF, all there were. Only a switch that has died
-// does not tell of frames lost after the last that was read.
+// Totals returns the current totals of all ports and directions. After io.EOF they are complete,
+// unless the switch was killed: then frames that were lost after the last one that was read are
+// missing.
 func (r *CaptureReader) Totals() []CaptureTotals {
 	var all []CaptureTotals
 	for _, t := range r.totals {
@@ -155,10 +162,10 @@ func (r *CaptureReader) Totals() []CaptureTotals {
 	return all
 }
 
-// SetDeadline says until when Next waits; the zero time is for ever.
+// SetDeadline sets the time until which Next waits. The zero time means no limit.
 func (r *CaptureReader) SetDeadline(t time.Time) error { return r.f.SetReadDeadline(t) }
 
-// Stop asks the switch to end the capture. Next gives what is under way, then io.EOF.
+// Stop asks the switch to end the capture. Next still returns the frames in flight, then io.EOF.
 func (r *CaptureReader) Stop() error {
 	conn, err := r.f.SyscallConn()
 	if err != nil {

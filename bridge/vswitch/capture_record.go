@@ -11,21 +11,21 @@ import (
 	"vmnet/bridge/vswitch/offload"
 )
 
-// A capture's records, each one message of a SOCK_SEQPACKET pair, little endian:
+// A capture's records. Each is one message on a SOCK_SEQPACKET socketpair, in little endian:
 //
 //	bytes  0     kind
 //	       1     direction
-//	       2- 3  the port's place in CaptureConfig.Ports
+//	       2- 3  the port's index in CaptureConfig.Ports
 //	       4- 5  queue
 //	       6     length of the reason
 //	       7     length of the vnet header, 0 or 10 to 24
 //	       8-15  nanoseconds since 1970
-//	      16-23  the frame's number among those of its port and direction
+//	      16-23  sequence number of the frame within its port and direction
 //	      24-27  length of the Ethernet frame, of which the record may have less
 //	      28     the reason, if it was dropped; then the vnet header; then the frame
 //
-// At the end there is a record of totals for each port and direction, which has at 8 how many frames there were and at 16
-// how many of these were lost.
+// At the end there is a record of totals for each port and direction. It has the number of frames
+// at byte 8 and the number of lost frames at byte 16.
 const (
 	recordHead   = 28
 	recordFrame  = 1
@@ -34,7 +34,7 @@ const (
 	maxRecord    = recordHead + maxReason + offload.MaxVnetHdr + maxFrame
 )
 
-// Direction says which way through a port a frame went.
+// Direction says in which direction a frame passed a port.
 type Direction uint8
 
 const (
@@ -42,7 +42,7 @@ const (
 	Out                  // out of it
 )
 
-// String is "in" or "out".
+// String returns "in" or "out".
 func (d Direction) String() string {
 	if d == In {
 		return "in"
@@ -50,29 +50,29 @@ func (d Direction) String() string {
 	return "out"
 }
 
-// A record is a frame to tell of: its vnet header and the frame, in two pieces.
+// A record is a frame to be captured: its vnet header and the frame, in two pieces.
 type record struct {
 	at            time.Time
 	queue         int
 	why           Reason
-	vnet          int // bytes of vnet header that head begins with
+	vnet          int // length in bytes of the vnet header at the start of head
 	head, payload []byte
 }
 
-// A teller writes one goroutine's records, a list at a time. It does not allocate.
-type teller struct {
-	n     int // of the list
-	told  int // of these
+// A recordWriter writes one goroutine's records, a list at a time. It does not allocate.
+type recordWriter struct {
+	n     int // records in the list
+	told  int // the part of them that was written
 	heads [batchSize][recordHead]byte
 	iovs  [batchSize][4]unix.Iovec // head, reason, two pieces of the frame
 	msgs  [batchSize]mmsghdr
-	write func(fd uintptr) // made once
+	write func(fd uintptr) // the method writeAll, bound once
 }
 
-// teller makes the sender's on its first use.
-func (s *sender) teller() *teller {
+// recordWriter returns the sender's capture writer, which it makes on first use.
+func (s *sender) recordWriter() *recordWriter {
 	if s.tell == nil {
-		t := &teller{}
+		t := &recordWriter{}
 		t.write = t.writeAll
 		for i := range t.msgs {
 			t.msgs[i].hdr.Iov = &t.iovs[i][0]
@@ -84,7 +84,7 @@ func (s *sender) teller() *teller {
 }
 
 // add appends a record to the list.
-func (t *teller) add(v *view, r record) {
+func (t *recordWriter) add(v *view, r record) {
 	h := t.heads[t.n][:]
 	h[0] = recordFrame
 	binary.LittleEndian.PutUint16(h[2:], uint16(v.index))
@@ -111,8 +111,9 @@ func (t *teller) add(v *view, r record) {
 	t.n++
 }
 
-// send numbers the list's records and gives them to the reader. What it has no room for is lost.
-func (t *teller) send(v *view, d Direction) {
+// send numbers the list's records and writes them to the reader. Those for which there is no room
+// are lost.
+func (t *recordWriter) send(v *view, d Direction) {
 	if t.n == 0 {
 		return
 	}
@@ -123,14 +124,14 @@ func (t *teller) send(v *view, d Direction) {
 		binary.LittleEndian.PutUint64(t.heads[i][16:], first+uint64(i))
 	}
 	t.told = 0
-	_ = v.file.conn.Control(t.write) // an error is a reader that is gone
+	_ = v.file.conn.Control(t.write) // an error means that the reader is gone
 	n.lost.Add(uint64(t.n - t.told))
 	t.n = 0
 }
 
-// writeAll writes the list. A message that is too long for the reader's buffers is lost alone; with any other error, so are
-// all behind it.
-func (t *teller) writeAll(fd uintptr) {
+// writeAll writes the list. If a message is too long for the reader's buffers, only that one is
+// lost. After any other error, all that follow are lost too.
+func (t *recordWriter) writeAll(fd uintptr) {
 	for i := 0; i < t.n; {
 		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&t.msgs[i])), uintptr(t.n-i), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 		switch errno {
@@ -147,10 +148,10 @@ func (t *teller) writeAll(fd uintptr) {
 	runtime.KeepAlive(t)
 }
 
-// totalsTime is how long the end of a capture waits for a reader that does not read.
+// totalsTime limits how long the end of a capture waits for a reader that does not read.
 const totalsTime = time.Second
 
-// tellTotals writes the last records.
+// tellTotals writes the records of totals.
 func (c *capture) tellTotals() {
 	if c.file.os.SetWriteDeadline(time.Now().Add(totalsTime)) != nil {
 		return

@@ -98,11 +98,11 @@ func TestCapture(t *testing.T) {
 		"both ways": {CaptureConfig{Ports: []string{"a", "b"}}, []string{
 			told(0, In, "", inVLAN), told(1, Out, "", without),
 			told(0, In, Spoofed.String(), spoofed),
-			told(1, In, "", long), told(0, In, Back.String(), back),
+			told(1, In, "", long), told(0, In, SamePort.String(), back),
 		}},
 		"in":    {CaptureConfig{Ports: []string{"b"}, In: true}, []string{told(0, In, "", long)}},
 		"out":   {CaptureConfig{Ports: []string{"b", "a"}, Out: true}, []string{told(0, Out, "", without)}},
-		"drops": {CaptureConfig{Ports: []string{"c", "a"}, Drops: true}, []string{told(1, In, Spoofed.String(), spoofed), told(1, In, Back.String(), back), told(0, Out, TooBig.String(), long)}},
+		"drops": {CaptureConfig{Ports: []string{"c", "a"}, Drops: true}, []string{told(1, In, Spoofed.String(), spoofed), told(1, In, SamePort.String(), back), told(0, Out, TooBig.String(), long)}},
 		"short": {CaptureConfig{Ports: []string{"b"}, Snaplen: 20}, []string{told(0, Out, "", without[:20]), told(0, In, "", long[:20])}},
 	}
 	a := trunk(0, 10)
@@ -178,7 +178,7 @@ func TestCaptureOfOffloads(t *testing.T) {
 	r := receiverOf(sw, "in")
 	in := superFrame(5000, 1000, "8100:10")
 	r.frames[0] = frame{data: bytes.Clone(in)}
-	r.port.way.Load().input(r, r.frames[:1])
+	r.port.path.Load().input(r, r.frames[:1])
 	frames := stopCapture(t, c)
 	if len(frames) != 1+1+1+5 {
 		t.Fatalf("%d frames", len(frames))
@@ -273,7 +273,7 @@ func TestCaptureEnds(t *testing.T) {
 			r := startCapture(t, l.sw, CaptureConfig{Ports: []string{"a", "b"}})
 			how(t, l, r)
 			nstest.Eventually(t, 20*time.Second, "the capture ends", func() bool { return captures(l.sw) == 0 })
-			if w := l.sw.table.Load().find("a"); w != nil && len(w.way.Load().views) != 0 {
+			if w := l.sw.table.Load().find("a"); w != nil && len(w.path.Load().views) != 0 {
 				t.Error("the port is captured still")
 			}
 		})
@@ -312,7 +312,7 @@ func TestCaptureRefusals(t *testing.T) {
 	}
 	defer far.Close()
 	defer r.Close()
-	if err := l.sw.Capture(far, CaptureConfig{Ports: []string{"a"}}); err == nil || !strings.Contains(err.Error(), "captures already") {
+	if err := l.sw.Capture(far, CaptureConfig{Ports: []string{"a"}}); err == nil || !strings.Contains(err.Error(), "already has") {
 		t.Errorf("one more than there may be: %v", err)
 	}
 	_ = l.sw.Close()

@@ -14,26 +14,29 @@ import (
 	"vmnet/internal/kernel/netns"
 )
 
-// NFT_TABLE_F_OWNER of include/uapi/linux/netfilter/nf_tables.h, and NF_DROP of include/uapi/linux/netfilter.h.
+// NFT_TABLE_F_OWNER from include/uapi/linux/netfilter/nf_tables.h, and NF_DROP from
+// include/uapi/linux/netfilter.h.
 const (
 	tableOwner = 2
 	policyDrop = 0
 )
 
-// claimWait bounds the wait for nf_tables.
+// claimWait limits the wait for a reply of nf_tables.
 const claimWait = 5 * time.Second
 
-// claimPriority puts the claim in front of other chains at the same hook.
+// claimPriority places the claim before other chains at the same hook.
 const claimPriority = -500
 
-// claimDevice keeps what comes in by a device from the kernel's stack: from its addresses, bridges, VLANs and routes. A packet
-// socket gets each frame before that (__netif_receive_skb_core in net/core/dev.c: ptype_all, then nf_ingress, then
-// everything else).
+// claimDevice keeps a device's incoming frames from the kernel's stack: from its addresses,
+// bridges, VLANs and routes. A packet socket receives each frame earlier (__netif_receive_skb_core
+// in net/core/dev.c: ptype_all, then nf_ingress, then everything else).
 //
-// It is an nftables table of family netdev with one chain at the hook ingress, whose policy is drop, and that has no
-// rule. The table belongs to the netlink socket that made it (NFT_TABLE_F_OWNER, Linux 5.12): nobody else may change it, not
-// even by flushing the rule set, and it goes with the last copy of the socket, however its holders end. That
-// two switches do not claim one device follows from its name; device must be the name proper, no altname.
+// The claim is an nftables table of family netdev. It has one chain without rules at the hook
+// ingress, whose policy is drop. The table belongs to the netlink socket that made it
+// (NFT_TABLE_F_OWNER, Linux 5.12). No other socket may change it, not even by flushing the ruleset,
+// and the kernel removes it when the last copy of the socket is closed. The table's name has the
+// device's name in it, so that two switches cannot claim one device. device must be the device's
+// own name, not an altname.
 func claimDevice(ns *netns.NS, device string) (*os.File, error) {
 	fd := -1
 	err := ns.Do(func() (err error) {
@@ -49,15 +52,15 @@ func claimDevice(ns *netns.NS, device string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "claim of "+device), nil
 }
 
-// checkClaim tells whether a file can be a claim. Whether it is one nobody but its maker can tell; what comes of a wrong one is
-// the maker's.
+// checkClaim checks that a file can be a claim. Only its maker knows whether it is one, and is
+// responsible for that.
 func checkClaim(fd int) error {
 	if err := checkKind(fd, unix.AF_NETLINK, unix.SOCK_RAW, "a netlink socket"); err != nil {
 		return err
 	}
 	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
 	if err == nil && protocol != unix.NETLINK_NETFILTER {
-		err = fmt.Errorf("netlink protocol %d: want that of netfilter", protocol)
+		err = fmt.Errorf("netlink protocol %d: want NETLINK_NETFILTER", protocol)
 	}
 	return err
 }
@@ -75,7 +78,8 @@ func explainClaim(device string, err error) error {
 	return fmt.Errorf("keep the frames of %s from the host's own stack: %w%s", device, err, cure)
 }
 
-// makeClaim sends table and chain in one transaction, which is applied as a whole or not at all.
+// makeClaim creates the table and the chain in one transaction, which nf_tables applies as a whole
+// or not at all.
 func makeClaim(fd int, device string) error {
 	timeout := unix.NsecToTimeval(int64(claimWait))
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
@@ -94,7 +98,8 @@ func makeClaim(fd int, device string) error {
 	return err
 }
 
-// ingressChain is a chain that drops what comes in by a device, but for what its rules say.
+// ingressChain describes a chain that drops a device's incoming frames unless its rules decide
+// otherwise.
 func ingressChain(table, chain, device string) []*nl.RtAttr {
 	hook := nl.NewRtAttr(unix.NFTA_CHAIN_HOOK|unix.NLA_F_NESTED, nil)
 	hook.AddRtAttr(unix.NFTA_HOOK_HOOKNUM, be32(unix.NF_NETDEV_INGRESS))
@@ -110,8 +115,8 @@ func ingressChain(table, chain, device string) []*nl.RtAttr {
 	}
 }
 
-// transact has nf_tables apply messages as a whole or not at all. With an error comes the number of the
-// message that it is for, from 0 on; -1 where it is for none of them.
+// transact has nf_tables apply messages as a whole or not at all. failed is the index of the
+// message that err is about, or -1.
 func transact(fd int, messages ...*nl.NetlinkRequest) (failed int, err error) {
 	all := []*nl.NetlinkRequest{nfMessage(unix.NFNL_MSG_BATCH_BEGIN, unix.NLM_F_REQUEST, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)}
 	all = append(all, messages...)
@@ -128,15 +133,15 @@ func transact(fd int, messages ...*nl.NetlinkRequest) (failed int, err error) {
 	return int(seq) - 2, err
 }
 
-// claimTable is what the name of a claim's table begins with; the device's follows.
+// claimTable is the prefix of a claim's table name. The device's name follows.
 const claimTable = "vmnet-switch-"
 
-// claimChain is the chain that keeps the device's frames from the kernel.
+// claimChain is the name of the chain that keeps the device's frames from the kernel's stack.
 const claimChain = "ingress"
 
-// Claimed reports whether a switch has claimed a device, by its name proper, so that nothing else
-// of its kernel gets what comes in by it. It needs CAP_NET_ADMIN in ns. A kernel without nf_tables
-// knows no claim.
+// Claimed reports whether a switch has claimed a device, so that the kernel's stack receives none
+// of its frames. device is its own name, not an altname. Claimed needs CAP_NET_ADMIN in ns. On a
+// kernel without nf_tables it returns false.
 func Claimed(ns *netns.NS, device string) (bool, error) {
 	fd := -1
 	err := ns.Do(func() (err error) {
@@ -169,7 +174,7 @@ func Claimed(ns *netns.NS, device string) (bool, error) {
 	return false, fmt.Errorf("look for a claim of %s: %w", device, err)
 }
 
-// nfMessage is a message of nfnetlink (include/uapi/linux/netfilter/nfnetlink.h).
+// nfMessage builds a message of nfnetlink (include/uapi/linux/netfilter/nfnetlink.h).
 func nfMessage(kind, flags int, family byte, resource uint16, attrs ...*nl.RtAttr) *nl.NetlinkRequest {
 	m := &nl.NetlinkRequest{NlMsghdr: unix.NlMsghdr{Len: unix.SizeofNlMsghdr, Type: uint16(kind), Flags: uint16(flags)}}
 	m.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: unix.NFNETLINK_V0, ResId: binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, resource))})
@@ -181,7 +186,8 @@ func nfMessage(kind, flags int, family byte, resource uint16, attrs ...*nl.RtAtt
 
 func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
 
-// acknowledged reads answers until that of message last, or an error, and tells which message it is for.
+// acknowledged reads replies until that to message last, or an error. seq is the message that the
+// reply is for.
 func acknowledged(fd int, last uint32) (seq uint32, err error) {
 	b := make([]byte, 16<<10)
 	for {
@@ -190,14 +196,14 @@ func acknowledged(fd int, last uint32) (seq uint32, err error) {
 			continue
 		}
 		if err != nil {
-			return 0, fmt.Errorf("wait for nf_tables: %w", err)
+			return 0, fmt.Errorf("wait for the reply of nf_tables: %w", err)
 		}
 		if k, ok := from.(*unix.SockaddrNetlink); !ok || k.Pid != 0 {
 			continue // not the kernel
 		}
 		messages, err := syscall.ParseNetlinkMessage(b[:n])
 		if err != nil {
-			return 0, fmt.Errorf("answer of nf_tables: %w", err)
+			return 0, fmt.Errorf("parse the reply of nf_tables: %w", err)
 		}
 		for _, m := range messages {
 			if m.Header.Type != unix.NLMSG_ERROR || len(m.Data) < 4 {

@@ -12,37 +12,40 @@ import (
 	"time"
 )
 
-// An FDB is the forwarding database: behind which port an address was seen last, VLAN by VLAN. Look-ups and
-// learning take no lock and allocate nothing; any number of goroutines may do both at once.
+// An FDB is the forwarding database: for each VLAN, it has the port behind which an address was
+// seen last. Lookups and learning take no lock and allocate nothing; any number of goroutines may
+// do both at once.
 //
-// It is a table of buckets of one cache line, eight words each. A word is an entry as a whole, so that no reader ever
-// sees half of one:
+// It is a table of buckets of one cache line with eight words each. A word is a whole entry, so
+// that a reader never sees half of one:
 //
 //	rest of the key (47 bits or fewer) | static (1) | port+1 (16)
 //
-// MAC and VLAN id are a key of 60 bits. A permutation of these, drawn anew for each table so that nobody outside
-// can aim at one bucket, gives the bucket in its low bits, 13 or more; what is left of it is the rest. Both together are the key
-// again, and no two keys are taken for one. A full bucket loses the entry that was silent longest of the ports that have learned
-// most, so that no port pushes out the others' addresses by many of its own.
+// The MAC and the VLAN id form a key of 60 bits. A permutation of the key gives the bucket in its
+// low bits, 13 or more, and the rest in the bits above. It is random for each table, so that an
+// attacker cannot aim at one bucket. Bucket and rest together determine the key, so that no two
+// keys are confused. A full bucket evicts the entry of the port that has learned most; of several,
+// the one that was not seen for the longest time. So a port with many addresses cannot push out
+// those of the others.
 type FDB struct {
 	slots []atomic.Uint64
 	seen  []atomic.Uint32 // the second in which each slot's address was seen last
-	bits  uint            // of a key, that number its bucket
-	mul   [2]uint64       // of the permutation
+	bits  uint            // number of bits that select the bucket
+	mul   [2]uint64       // factors of the permutation
 	inv   [2]uint64       // their inverses modulo 2^60
 
-	ageing  uint32        // seconds
-	now     atomic.Uint32 // seconds, as Sweep says
-	learned []atomic.Int32
-	limit   []atomic.Int32 // of learned, port by port; 0 is none
+	ageing  uint32         // seconds
+	now     atomic.Uint32  // seconds, set by Sweep
+	learned []atomic.Int32 // entries learned, by port
+	limit   []atomic.Int32 // limit of learned, by port; 0 means no limit
 
 	moves, evicted, refused, aged atomic.Uint64
 
-	control sync.Mutex // of whoever changes more than one entry, or a static one
+	control sync.Mutex // held while several entries or a static one change
 }
 
-// A Key is what the FDB knows a station by: its address in the upper 48 bits, and below them the
-// VLAN id in 12, 1 of all frames where the switch does not filter VLANs.
+// A Key identifies a station in the FDB. The upper 48 bits are its address, the lower 12 bits the
+// VLAN id. If the switch does not filter VLANs, the VLAN id of all frames is 1.
 type Key uint64
 
 const (
@@ -50,7 +53,7 @@ const (
 	keyBits = 48 + vidBits
 	keyMask = 1<<keyBits - 1
 
-	ways       = 8 // slots of a bucket
+	ways       = 8 // slots in a bucket
 	portBits   = 16
 	portMask   = 1<<portBits - 1
 	staticBit  = 1 << portBits
@@ -60,7 +63,7 @@ const (
 	maxPorts   = 1024
 	defaultAge = 300 * time.Second
 
-	// defaultCapacity of addresses takes 768 KiB.
+	// defaultCapacity is a number of addresses. The table for it takes 768 KiB.
 	defaultCapacity = 16384
 )
 
@@ -71,18 +74,18 @@ func KeyOf(mac net.HardwareAddr, vlan uint16) Key {
 
 func keyOf(mac uint64, vlan uint16) Key { return Key(mac<<vidBits | uint64(vlan)) }
 
-// MAC is the key's address.
+// MAC returns the key's address.
 func (k Key) MAC() net.HardwareAddr {
 	m := uint64(k) >> vidBits
 	return net.HardwareAddr{byte(m >> 40), byte(m >> 32), byte(m >> 24), byte(m >> 16), byte(m >> 8), byte(m)}
 }
 
-// VLAN is the key's VLAN id.
+// VLAN returns the key's VLAN id.
 func (k Key) VLAN() uint16 { return uint16(k) & (1<<vidBits - 1) }
 
-// NewFDB makes a table that has room for at least capacity addresses: it has four times as many slots or more, since a full
-// bucket may push an address out before the table is full. 0 means 16384. Addresses that were not seen for
-// ageing, in whole seconds, are forgotten; 0 means 300 s.
+// NewFDB makes a table with room for at least capacity addresses; 0 means 16384. It has at least
+// four times as many slots, since a full bucket may evict an address before the table is full. An
+// address is forgotten if it was not seen for ageing, in whole seconds; 0 means 300 s.
 func NewFDB(capacity int, ageing time.Duration) *FDB {
 	if capacity <= 0 {
 		capacity = defaultCapacity
@@ -108,16 +111,17 @@ func NewFDB(capacity int, ageing time.Duration) *FDB {
 	return f
 }
 
-// inverse of an odd number modulo 2^60, by Newton's iteration: each step doubles the bits that are right.
+// inverse returns the inverse of an odd number modulo 2^60, by Newton's iteration. Each step
+// doubles the number of correct bits.
 func inverse(odd uint64) uint64 {
-	x := odd // right in 3 bits
+	x := odd // 3 bits are correct
 	for range 5 {
 		x *= 2 - odd*x
 	}
 	return x & keyMask
 }
 
-// permute and its inverse: a shift by half of the bits or more undoes itself.
+// permute is undone by restore. An xor with a shift by at least half of the bits undoes itself.
 func (f *FDB) permute(k uint64) uint64 {
 	k = k * f.mul[0] & keyMask
 	k ^= k >> (keyBits / 2)
@@ -132,7 +136,7 @@ func (f *FDB) restore(k uint64) uint64 {
 	return k * f.inv[0] & keyMask
 }
 
-// place is where a key belongs: its bucket, and the upper bits of its word.
+// place returns a key's bucket and the rest, which are the upper bits of its word.
 func (f *FDB) place(k Key) (bucket int, rest uint64) {
 	p := f.permute(uint64(k))
 	return int(p & (1<<f.bits - 1)), p >> f.bits
@@ -146,14 +150,15 @@ func portOf(word uint64) int { return int(word&portMask) - 1 }
 
 func wordOf(rest uint64, port int) uint64 { return rest<<restShift | uint64(port+1) }
 
-// Lookup is the port behind which an address is; -1 where that is not known.
+// Lookup returns the port behind which an address is, or -1 if it is unknown.
 func (f *FDB) Lookup(k Key) (port int) {
 	b, rest := f.place(k)
 	_, w := f.find(b, rest)
 	return portOf(w)
 }
 
-// Learn notes that a frame with that source has come in by a port, below 1024. What is static stays as it is.
+// Learn records that a frame with that source arrived on a port, whose index is below 1024. It does
+// not change static entries.
 func (f *FDB) Learn(k Key, port int) {
 	b, rest := f.place(k)
 	now := f.now.Load()
@@ -168,13 +173,14 @@ func (f *FDB) Learn(k Key, port int) {
 		}
 		return
 	}
-	// A refused move leaves the entry its age, so that it is forgotten in its time.
+	// A refused move does not refresh the entry's age, so that the entry expires.
 	if w&staticBit == 0 && f.replace(b, i, w, wordOf(rest, port), now) {
 		f.moves.Add(1)
 	}
 }
 
-// insert puts a new address into an empty slot, or where none is, into that of another one of a port that has no smaller share.
+// insert puts a new address into an empty slot. If all are taken, it evicts an address of a port
+// with at least the same share.
 func (f *FDB) insert(b int, rest uint64, port int, now uint32) {
 	i, old := f.victim(b, now)
 	if i < 0 || old != 0 && f.share(portOf(old)) < f.share(port) {
@@ -190,10 +196,10 @@ func (f *FDB) insert(b int, rest uint64, port int, now uint32) {
 	f.single(b, rest)
 }
 
-// replace makes a learned entry of a slot's word, whether the address is new or moves: the one
-// place where a port's limit is checked. It counts before it looks, so that two queues of a port
-// cannot pass the limit together. Where another goroutine was faster it reports false, and the next
-// frame learns the address.
+// replace stores a learned entry in a slot, for a new address or one that moves. Only it checks a
+// port's limit. It counts before it compares, so that two queues of a port cannot pass the limit
+// together. If another goroutine has changed the slot, replace returns false, and the next frame
+// learns the address.
 func (f *FDB) replace(b, i int, old, word uint64, now uint32) bool {
 	learned, limit := &f.learned[portOf(word)], f.limit[portOf(word)].Load()
 	if n := learned.Add(1); limit > 0 && n > limit {
@@ -201,7 +207,7 @@ func (f *FDB) replace(b, i int, old, word uint64, now uint32) bool {
 		f.refused.Add(1)
 		return false
 	}
-	// First the time: the sweeper must not find the new address with that of the old one.
+	// Set the time first: Sweep must not see the new address with the old one's time.
 	f.seen[b*ways+i].Store(now)
 	if !f.bucket(b)[i].CompareAndSwap(old, word) {
 		learned.Add(-1)
@@ -211,7 +217,8 @@ func (f *FDB) replace(b, i int, old, word uint64, now uint32) bool {
 	return true
 }
 
-// victim is the slot of a bucket that a new address may have, and what is in it; -1 where all are static.
+// victim returns the slot of a bucket that a new address may take, and its word. The slot is -1 if
+// all are static.
 func (f *FDB) victim(b int, now uint32) (slot int, word uint64) {
 	slot = -1
 	var most int
@@ -233,11 +240,13 @@ func (f *FDB) victim(b int, now uint32) (slot int, word uint64) {
 	return slot, word
 }
 
-// share is how much of the table a port has learned, in powers of two: ports that differ by less are alike.
+// share returns how much of the table a port has learned, as a power of two: ports that differ by
+// less are equal.
 func (f *FDB) share(port int) int { return bits.Len32(uint32(max(0, f.learned[port].Load()))) }
 
-// single leaves one entry of an address that two goroutines have put in at once: the static one, else the first.
-// Each calls it after its own is in, so that the later of the two sees both.
+// single removes all but one entry of an address that two goroutines have inserted at once. It
+// keeps the static one, or else the first. Each goroutine calls it after its own insert, so that
+// the later one sees both.
 func (f *FDB) single(b int, rest uint64) {
 	slots := f.bucket(b)
 	kept, keptWord := -1, uint64(0)
@@ -256,7 +265,8 @@ func (f *FDB) single(b int, rest uint64) {
 	}
 }
 
-// swap changes an entry, unless somebody else has, and counts the learned ones of each port.
+// swap changes an entry unless another goroutine has changed it, and updates the ports' counts of
+// learned entries.
 func (f *FDB) swap(slot *atomic.Uint64, old, word uint64) bool {
 	if !slot.CompareAndSwap(old, word) {
 		return false
@@ -272,16 +282,17 @@ func (f *FDB) count(word uint64, by int32) {
 	}
 }
 
-// ErrFDBFull is a static entry for which its bucket has no room, since all others in it are static too.
-var ErrFDBFull = errors.New("the FDB has no room for one more static entry there")
+// ErrFDBFull is returned for a static entry whose bucket has only static entries.
+var ErrFDBFull = errors.New("the FDB has no room for this static entry")
 
-// AddStatic notes an address for good: it neither ages nor moves. A learned entry of it becomes static.
+// AddStatic adds a static entry, which neither ages nor moves. It replaces a learned entry of the
+// same address.
 func (f *FDB) AddStatic(k Key, port int) error {
 	f.control.Lock()
 	defer f.control.Unlock()
 	b, rest := f.place(k)
 	word := wordOf(rest, port) | staticBit
-	for range 1000 { // a learner is in the way once or twice
+	for range 1000 { // a learner interferes once or twice
 		i, old := f.find(b, rest)
 		if i < 0 {
 			i, old = f.victim(b, f.now.Load())
@@ -297,7 +308,7 @@ func (f *FDB) AddStatic(k Key, port int) error {
 	return fmt.Errorf("%s in VLAN %d: %w", k.MAC(), k.VLAN(), ErrFDBFull)
 }
 
-// staticPort is the port behind which an address is for good; -1 for none.
+// staticPort returns the port of an address's static entry, or -1 if it has none.
 func (f *FDB) staticPort(k Key) int {
 	b, rest := f.place(k)
 	if _, w := f.find(b, rest); w&staticBit != 0 {
@@ -306,7 +317,8 @@ func (f *FDB) staticPort(k Key) int {
 	return -1
 }
 
-// find is an address's slot in its bucket, and what is in it; -1 where it has none.
+// find returns an address's slot in its bucket and the slot's word. The slot is -1 if the address
+// has none.
 func (f *FDB) find(b int, rest uint64) (slot int, word uint64) {
 	slots := f.bucket(b)
 	for i := range slots {
@@ -317,32 +329,34 @@ func (f *FDB) find(b int, rest uint64) (slot int, word uint64) {
 	return -1, 0
 }
 
-// Remove forgets an address, a static one too, and tells whether it was there.
+// Remove removes an address, even a static one, and reports whether it was in the table.
 func (f *FDB) Remove(k Key) bool {
 	b, rest := f.place(k)
 	return f.remove(b*ways, (b+1)*ways, func(_ int, w uint64) bool { return holds(w, rest) }) > 0
 }
 
-// FlushPort forgets what was learned behind a port, and with static also what was told.
+// FlushPort removes the learned entries of a port, and with static also its static ones.
 func (f *FDB) FlushPort(port int, static bool) {
 	f.remove(0, len(f.slots), func(_ int, w uint64) bool { return portOf(w) == port && (static || w&staticBit == 0) })
 }
 
-// FlushLearned forgets all that was learned.
+// FlushLearned removes all learned entries.
 func (f *FDB) FlushLearned() {
 	f.remove(0, len(f.slots), func(_ int, w uint64) bool { return w&staticBit == 0 })
 }
 
-// Sweep tells what time it is, in seconds from any start, and forgets what has aged. Call it once a second.
+// Sweep sets the time, in seconds from any start, and removes entries that have aged. Call it once
+// a second.
 func (f *FDB) Sweep(now uint32) {
 	f.now.Store(now)
 	f.aged.Add(uint64(f.remove(0, len(f.slots), func(slot int, w uint64) bool {
-		// Signed: a learner may be ahead of us.
+		// Signed: a learner may have a later time.
 		return w&staticBit == 0 && int32(now-f.seen[slot].Load()) >= int32(f.ageing)
 	})))
 }
 
-// remove forgets those entries of the slots from..to that are gone, and counts them.
+// remove removes the entries for which gone returns true, in the slots from from up to to. It
+// returns their number.
 func (f *FDB) remove(from, to int, gone func(slot int, word uint64) bool) (n int) {
 	f.control.Lock()
 	defer f.control.Unlock()
@@ -354,18 +368,18 @@ func (f *FDB) remove(from, to int, gone func(slot int, word uint64) bool) (n int
 	return n
 }
 
-// LimitPort bounds how many addresses are learned behind a port; 0 lifts the bound.
+// LimitPort limits how many addresses are learned behind a port; 0 means no limit.
 func (f *FDB) LimitPort(port, addresses int) { f.limit[port].Store(int32(addresses)) }
 
-// An FDBEntry is one address of a Dump.
+// An FDBEntry is one entry of a Dump.
 type FDBEntry struct {
 	Key    Key
 	Port   int
 	Static bool
-	Age    time.Duration // since it was seen, in whole seconds
+	Age    time.Duration // time since it was seen, in whole seconds
 }
 
-// Dump lists what the table has, in the order of the keys.
+// Dump lists the table's entries, sorted by key.
 func (f *FDB) Dump() []FDBEntry {
 	var entries []FDBEntry
 	now := f.now.Load()
@@ -390,17 +404,17 @@ func (f *FDB) Dump() []FDBEntry {
 	return entries
 }
 
-// FDBStats count what happened to addresses since the table was made.
+// FDBStats counts what happened to addresses since the table was made.
 type FDBStats struct {
 	Entries int    `json:"entries"`
-	Slots   int    `json:"slots"`   // of the table: it never has more entries
-	Moves   uint64 `json:"moves"`   // to another port
-	Aged    uint64 `json:"aged"`    // not seen for the time of ageing
-	Evicted uint64 `json:"evicted"` // pushed out by another address
-	Refused uint64 `json:"refused"` // not learned: the port has its limit, or static ones or those of ports with fewer are in the way
+	Slots   int    `json:"slots"`   // the most entries that the table can have
+	Moves   uint64 `json:"moves"`   // moved to another port
+	Aged    uint64 `json:"aged"`    // not seen for the ageing time
+	Evicted uint64 `json:"evicted"` // replaced by another address
+	Refused uint64 `json:"refused"` // not learned: the port is at its limit, or its bucket has only static entries and those of ports with fewer
 }
 
-// Stats counts.
+// Stats returns the counters.
 func (f *FDB) Stats() FDBStats {
 	s := FDBStats{
 		Slots: len(f.slots), Moves: f.moves.Load(), Aged: f.aged.Load(),

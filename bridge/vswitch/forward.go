@@ -6,27 +6,27 @@ import (
 	"vmnet/bridge/vswitch/offload"
 )
 
-// A receiver is the goroutine of one queue of a port: it takes a batch of frames, decides where each goes, and
-// writes them there. All that it needs for that is its own.
+// A receiver is the goroutine of one queue of a port. It receives a batch of frames, decides where
+// each goes, and sends it there. It shares none of its buffers with other goroutines.
 type receiver struct {
 	sw    *Switch
 	port  *Port
 	queue queue
 	n     int // number of the queue
 
-	// Of the batch under way.
+	// The current batch.
 	ports  *table
 	now    int64 // nanoseconds since the switch's start
 	frames [batchSize]frame
-	to     [batchSize]*Port // where each frame goes that was not sent yet
+	to     [batchSize]*Port // destination of each frame that is not sent yet
 
 	out    *sender
-	heads  [batchSize][headMax]byte // of frames whose tag changes, or whose vnet header is longer
+	heads  [batchSize][headMax]byte // heads of frames whose tag changes or whose vnet header is longer
 	fin    offload.Finisher
-	copied []byte // room for a frame that is to be both retagged and finished; made by the first
+	copied []byte // buffer for a frame that is both retagged and finished; made for the first one
 
-	refused int         // frames of the batch
-	resting *time.Timer // made by the first rest
+	refused    int         // refused frames in the batch
+	throttling *time.Timer // made by the first call of throttle
 }
 
 func newReceiver(sw *Switch, p *Port, n int) *receiver {
@@ -41,16 +41,17 @@ func (r *receiver) run() {
 			r.port.endWith(err)
 			return
 		}
-		r.port.way.Load().input(r, r.frames[:n])
-		r.ports = nil // whoever waits for frames keeps no port that is removed meanwhile, with its buffers
+		r.port.path.Load().input(r, r.frames[:n])
+		r.ports = nil // a waiting receiver must not keep a removed port and its buffers alive
 		if r.refused > 0 {
-			r.rest(r.refused)
+			r.throttle(r.refused)
 			r.refused = 0
 		}
 	}
 }
 
-// input takes a batch: each frame is checked, learned from, and sent, in the order in which they came.
+// input handles a batch. It checks each frame, learns its source, and sends it, in the order of
+// arrival.
 func (r *receiver) input(frames []frame) {
 	r.ports, r.now = r.sw.table.Load(), r.sw.now()
 	var count, bytes uint64
@@ -77,8 +78,8 @@ func (r *receiver) input(frames []frame) {
 	r.port.rx[r.n].add(count, bytes)
 }
 
-// accept tells whether the port takes a frame, and learns its source. As the kernel's bridge does,
-// it learns from frames that are for the next bridge only, but for those of pause
+// accept learns a frame's source and returns Delivered, or returns why the port does not accept the
+// frame. Like the kernel's bridge, it learns from link-local frames other than pause frames
 // (__br_handle_local_finish in net/bridge/br_input.c).
 func (r *receiver) accept(f *frame) Reason {
 	if why := f.parse(); why != Delivered {
@@ -89,7 +90,7 @@ func (r *receiver) accept(f *frame) Reason {
 	case p.stop.stopped(r.now):
 		return Looped
 	case f.src&groupBit != 0 || f.src == 0:
-		return Source
+		return BadSource
 	case !p.admits(f.src):
 		return Spoofed
 	case f.dst == pauseFrame:
@@ -106,8 +107,8 @@ func (r *receiver) accept(f *frame) Reason {
 	return Delivered
 }
 
-// forward finds out where frame i goes. To one port it goes with others of the batch, in flush; what is flooded goes
-// at once, behind what came earlier.
+// forward decides where frame i goes. A frame for one port is sent by flush, together with others
+// of the batch. A flooded frame is sent at once, after the frames that came before it.
 func (r *receiver) forward(frames []frame, i int) Reason {
 	f, p := &frames[i], r.port
 	switch {
@@ -142,11 +143,11 @@ func (r *receiver) forward(frames []frame, i int) Reason {
 	return r.flood(f)
 }
 
-// between tells whether a frame of this port may leave by another one.
+// between returns Delivered if a frame of this port may leave by to, or why it may not.
 func (r *receiver) between(to *Port, f *frame) Reason {
 	switch {
 	case to == r.port && !to.cfg.Hairpin:
-		return Back
+		return SamePort
 	case r.port.cfg.Isolated && to.cfg.Isolated:
 		return Isolated
 	case to.stop.stopped(r.now):
@@ -157,7 +158,7 @@ func (r *receiver) between(to *Port, f *frame) Reason {
 	return Delivered
 }
 
-// flood sends a frame to all ports that may have it.
+// flood sends a frame to all ports that may send it.
 func (r *receiver) flood(f *frame) Reason {
 	unknown, sent := f.dst&groupBit == 0, false
 	for _, to := range r.ports.ports {
@@ -174,7 +175,7 @@ func (r *receiver) flood(f *frame) Reason {
 	return Delivered
 }
 
-// flush sends what waits, target by target.
+// flush sends the waiting frames, one target after the other.
 func (r *receiver) flush(frames []frame) {
 	for i := range frames {
 		to := r.to[i]
@@ -191,13 +192,13 @@ func (r *receiver) flush(frames []frame) {
 	}
 }
 
-// add puts a frame into the list for a target, in the form that the target takes. A frame that is finished in
-// software is sent at once, behind the list.
+// add appends a frame to the list for a target, in the form that the target takes. A frame that is
+// finished in software is sent at once, after the list.
 func (r *receiver) add(to *Port, f *frame) {
 	limits := to.limits.Load()
 	tci, tagged := r.ports.leaving(to, f)
 	retag := tagged != f.tagged || tci != f.tci
-	// What the limits are about is the same with the tag and without it.
+	// The limits do not depend on the tag.
 	fits := offload.Fits(f.vnet, f.ether(), *limits)
 	switch {
 	case fits && !retag && limits.VnetHdr <= vnetLen:
@@ -225,7 +226,7 @@ func (r *receiver) add(to *Port, f *frame) {
 	r.finish(to, h, r.copied)
 }
 
-// finish makes of a frame what the target takes, and sends it.
+// finish converts a frame into frames that the target takes, and sends them.
 func (r *receiver) finish(to *Port, h offload.Header, data []byte) {
 	if why := r.fin.Start(h, data[vnetLen:], *to.limits.Load()); why != offload.OK {
 		to.refuse(r, data, fromOffload(why))
@@ -240,15 +241,15 @@ func (r *receiver) finish(to *Port, h offload.Header, data []byte) {
 	}
 }
 
-// send gives the list to a target. Each queue writes to one and the same of the target's, so that no flow is
-// overtaken by itself.
+// send sends the list to a target. Each queue always writes to the same queue of the target, so
+// that a flow is not reordered.
 func (r *receiver) send(to *Port) {
 	if r.out.n == 0 {
 		return
 	}
 	n := r.n % len(to.wire.queues)
 	r.out.begin(to.wire.limits.VnetHdr)
-	to.way.Load().queues[n].send(r.out)
+	to.path.Load().queues[n].send(r.out)
 	r.out.n = 0
 	if r.out.frames > 0 {
 		to.tx[n].add(r.out.frames, r.out.bytes)
@@ -258,7 +259,7 @@ func (r *receiver) send(to *Port) {
 	}
 }
 
-// dropped counts what a send has dropped.
+// dropped counts the frames that a send has dropped.
 func (p *Port) dropped(s *sender) {
 	for why, n := range s.drops {
 		if n > 0 {

@@ -9,12 +9,13 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// CheckInUse reports what a packet port would cut off that claims a device: an error where others
-// have the device for their frames, which would get none any more, with the cure; notes about what
-// of the host's is cut off as long as the switch has it.
+// CheckInUse checks what a packet port would disconnect if it claimed a device. It returns an error
+// with the cure if the device serves a bridge, a bond, or other devices, which would receive
+// nothing any more. It returns notes about what the host itself does not receive while the switch
+// has the device.
 //
-// Devices on it are looked for in ns, and in other network namespaces that have a name or a process
-// in them.
+// CheckInUse looks for devices on it in ns, and in other network namespaces that have a name or a
+// process.
 func CheckInUse(ns *netns.NS, c *rtnl.Conn, link *rtnl.Link) (notes []string, err error) {
 	if note, err := masterUse(c, link); err != nil {
 		return nil, err
@@ -26,56 +27,56 @@ func CheckInUse(ns *netns.NS, c *rtnl.Conn, link *rtnl.Link) (notes []string, er
 		return nil, err
 	}
 	if len(taken) > 0 {
-		return nil, fmt.Errorf("%s has %s on it, which would get nothing any more (remove them, or take another device)",
+		return nil, fmt.Errorf("%s has %s on it, which would no longer receive anything (remove them, or use another device)",
 			link.Name, strings.Join(taken, ", "))
 	}
 	if link.Kind == "vlan" && link.LowerNS < 0 {
 		parent, err := c.LinkByIndex(link.Lower)
 		if err == nil {
 			if claimed, err := Claimed(ns, parent.Name); err == nil && claimed {
-				return nil, fmt.Errorf("a switch has %s, on which %s is: nothing comes in by it (give the port of %s the VLAN: trunk=)",
+				return nil, fmt.Errorf("a switch has claimed %s, the parent device of %s, which therefore receives nothing (give the port of %s the VLAN: trunk=)",
 					parent.Name, link.Name, parent.Name)
 			}
 		}
 	}
 	if len(vlans) > 0 {
-		notes = append(notes, fmt.Sprintf("the host gets nothing by %s meanwhile", strings.Join(vlans, ", ")))
+		notes = append(notes, fmt.Sprintf("the host receives nothing on %s while the switch has it", strings.Join(vlans, ", ")))
 	}
 	if addrs, err := c.Addrs(link.Index); err == nil && len(addrs) > 0 {
-		notes = append(notes, "the host is not reached by its addresses there meanwhile")
+		notes = append(notes, "the host's addresses on it are unreachable while the switch has it")
 	}
 	return notes, nil
 }
 
-// masterUse is about what a link is a port or member of.
+// masterUse returns a note or an error about the device that a link is a port or member of.
 func masterUse(c *rtnl.Conn, link *rtnl.Link) (note string, err error) {
 	if link.Master == 0 {
 		return "", nil
 	}
 	m, err := c.LinkByIndex(link.Master)
 	if err != nil {
-		return "", fmt.Errorf("read what %s is a port of: %w", link.Name, err)
+		return "", fmt.Errorf("read the master of %s: %w", link.Name, err)
 	}
 	what, cure := fmt.Sprintf("part of %s (%s)", m.Name, m.Kind), "ip link set "+link.Name+" nomaster"
 	switch m.Kind {
 	case "vrf":
-		return m.Name + " gets nothing by it meanwhile", nil
+		return m.Name + " receives nothing from it while the switch has it", nil
 	case "bridge":
-		what, cure = "a port of bridge "+m.Name, cure+"; or --packet "+m.Name+" joins the bridge to the switch"
+		what, cure = "a port of bridge "+m.Name, cure+", or use --packet "+m.Name+" to join the bridge to the switch"
 	case "bond", "team":
 		what, cure = "a member of "+m.Name, "--packet "+m.Name
 	case "openvswitch":
 		what, cure = "a port of Open vSwitch", "ovs-vsctl del-port "+link.Name
 	}
-	return "", fmt.Errorf("%s is %s, which would get nothing from it any more (%s)", link.Name, what, cure)
+	return "", fmt.Errorf("%s is %s, which would no longer receive anything from it (%s)", link.Name, what, cure)
 }
 
-// takers are the kinds of devices that take all or some of the frames of the one that they are on,
-// before the host's stack does (netdev_rx_handler_register).
+// takers lists the kinds of devices that receive some or all frames of their parent device before
+// the host's stack does (netdev_rx_handler_register).
 var takers = []string{"macvlan", "macvtap", "ipvlan", "ipvtap", "macsec"}
 
-// uppers are the devices on a link: those that take its frames, in all namespaces, and its VLANs in
-// this one.
+// uppers lists the devices on a link: those that receive its frames, in all namespaces, and its
+// VLANs in this one.
 func uppers(ns *netns.NS, c *rtnl.Conn, link *rtnl.Link) (taken, vlans []string, err error) {
 	for _, kind := range slices.Concat(takers, []string{"vlan"}) {
 		on, err := upper(c, kind, link.Index, rtnl.OwnNS)
@@ -95,8 +96,8 @@ func uppers(ns *netns.NS, c *rtnl.Conn, link *rtnl.Link) (taken, vlans []string,
 	return taken, vlans, err
 }
 
-// inOther are the takers in another namespace that are on a link of ns. One that may not be looked
-// into has none.
+// inOther lists the takers in another namespace that are on a link of ns. It returns none for a
+// namespace that it may not read.
 func inOther(ns, other *netns.NS, index int) (taken []string) {
 	c, err := rtnl.Open(other)
 	if err != nil {
@@ -104,7 +105,7 @@ func inOther(ns, other *netns.NS, index int) (taken []string) {
 	}
 	defer c.Close()
 	id, err := c.NetnsID(ns)
-	if err != nil || id < 0 { // no link there has a link here
+	if err != nil || id < 0 { // no link there has its parent device here
 		return nil
 	}
 	for _, kind := range takers {
@@ -116,8 +117,8 @@ func inOther(ns, other *netns.NS, index int) (taken []string) {
 	return taken
 }
 
-// upper are the links of a kind that are on the one of that index, which is in the netns of that
-// id.
+// upper lists the links of a kind whose parent device has that index, in the netns with the id
+// nsid.
 func upper(c *rtnl.Conn, kind string, index, nsid int) (on []string, err error) {
 	links, err := c.Links(kind, 0)
 	if err != nil {

@@ -21,16 +21,16 @@ func TestLabInUse(t *testing.T) {
 	}{
 		"bond": {func(*host, int) netlink.Link {
 			return netlink.NewLinkBond(netlink.LinkAttrs{Name: "bond0"})
-		}, "lan0 is a member of bond0, which would get nothing from it any more (--packet bond0)", ""},
+		}, "lan0 is a member of bond0, which would no longer receive anything from it (--packet bond0)", ""},
 		"vrf": {func(*host, int) netlink.Link {
 			return &netlink.Vrf{LinkAttrs: netlink.LinkAttrs{Name: "vrf0"}, Table: 10}
-		}, "", "vrf0 gets nothing by it meanwhile"},
+		}, "", "vrf0 receives nothing from it while the switch has it"},
 		"ipvlan": {func(_ *host, card int) netlink.Link {
 			return &netlink.IPVlan{LinkAttrs: netlink.LinkAttrs{Name: "ip0", ParentIndex: card}, Mode: netlink.IPVLAN_MODE_L2}
 		}, "lan0 has ip0 (ipvlan) on it", ""},
 		"vlan": {func(_ *host, card int) netlink.Link {
 			return &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: "lan0.5", ParentIndex: card}, VlanId: 5}
-		}, "", "the host gets nothing by lan0.5 (vlan) meanwhile"},
+		}, "", "the host receives nothing on lan0.5 (vlan) while the switch has it"},
 	} {
 		h, other := newHost(t, 0, "lan0"), newHost(t, 1, "lan0")
 		veth(t, h, other, "lan0", 1500)

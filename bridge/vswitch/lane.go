@@ -16,25 +16,29 @@ import (
 	"vmnet/internal/kernel/tun"
 )
 
-// A lane is a second way between a veth device and the switch, for what a packet socket cannot do there as
-// a bridge does: out, super-frames of tunnels, for which its vnet header has no type, and full frames with
-// several tags, of which veth drops what is longer than its peer's MTU with one tag, unless the outermost
-// is beside the frame, where a packet socket cannot put it (____dev_forward_skb in
-// include/linux/netdevice.h); in, super-frames that its vnet header has no type for.
+// A lane is a second path between a veth device and the switch, for frames that a packet socket
+// cannot pass but a bridge can:
+//   - outgoing super-frames of tunnels, for which the socket's vnet header has no type;
+//   - outgoing full frames with several tags. veth drops a frame that is longer than its peer's MTU plus one
+//     tag, unless the outermost tag is in the skb's metadata, where a packet socket cannot put it
+//     (____dev_forward_skb in include/linux/netdevice.h);
+//   - incoming super-frames for which the socket's vnet header has no type.
 //
-// It is a tap, whose frames the kernel takes apart as it does those that it receives, and cuts as the tap
-// asks for, and rules of nftables that give the one device's frames to the other (nft_fwd_netdev). The
-// rules are in the claim's table and go with it; the tap goes with its last fd.
+// A lane is a tap and nftables rules that forward frames between the two devices (nft_fwd_netdev).
+// The kernel parses frames from the tap as it does those of a NIC, and segments frames for it as
+// the tap asks. The rules are in the claim's table and are removed with it. The tap is removed with
+// its last fd.
 type lane struct {
 	file
 	limits offload.Limits
 }
 
-// laneName is the pattern of the taps' names.
+// laneName is the pattern of the taps' names, which the kernel fills in.
 const laneName = "vmnet-lane%d"
 
-// openLane makes a lane for a device, of whose frames the packet socket leaves those to it that come by
-// the lane. It is nil where the kernel has nothing for it: the port does without.
+// openLane makes a lane for a device and returns the tap's queue. The packet socket then ignores
+// the frames that arrive by the lane. The result is nil if the kernel lacks what a lane needs; the
+// port then goes without.
 func openLane(ns *netns.NS, socket, claim *os.File, d packetDevice) (*os.File, error) {
 	tap, err := tun.CreateLike(ns, laneName)
 	if err != nil {
@@ -46,7 +50,7 @@ func openLane(ns *netns.NS, socket, claim *os.File, d packetDevice) (*os.File, e
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) { // no nft_fwd_netdev
 			return nil, nil
 		}
-		return nil, fmt.Errorf("a tap beside the packet socket: %w", err)
+		return nil, fmt.Errorf("make a tap beside the packet socket: %w", err)
 	}
 	return queue, nil
 }
@@ -69,7 +73,8 @@ func setLane(ns *netns.NS, socket, claim int, queue *os.File, d packetDevice) er
 	if err := forward(claim, d, packetDevice{link.Index, name}, protocols); err != nil {
 		return fmt.Errorf("forward between %s and %s: %w", name, d.name, err)
 	}
-	// What the host itself sends there would come in by the port: it must be quiet before it goes up.
+	// Frames that the host itself sends on the tap would arrive on the port, so it must be
+	// quiet before it is up.
 	if err := c.SetQuiet(link.Index, rtnl.Alias("vmnet switch: beside "+d.name), rtnl.TxQLen(laneQueueLen)); err != nil {
 		return err
 	}
@@ -79,11 +84,12 @@ func setLane(ns *netns.NS, socket, claim int, queue *os.File, d packetDevice) er
 	return leaveOut(socket, protocols)
 }
 
-// laneQueueLen is how many frames the tap queues.
+// laneQueueLen is the length of the tap's queue in frames.
 const laneQueueLen = 4096
 
-// indescribable are the protocols of IP whose super-frames a packet socket cannot give, or may have such
-// in them: of SCTP, and of UDP before Linux 6.2. The same kernels' taps refuse TUN_F_USO4.
+// indescribable lists the IP protocols whose super-frames a packet socket cannot receive, or that
+// may encapsulate such frames: SCTP, and UDP before Linux 6.2. Taps of kernels before 6.2 refuse
+// TUN_F_USO4.
 func indescribable(l offload.Limits) []byte {
 	if l.USO {
 		return []byte{unix.IPPROTO_SCTP}
@@ -91,14 +97,15 @@ func indescribable(l offload.Limits) []byte {
 	return []byte{unix.IPPROTO_SCTP, unix.IPPROTO_UDP, unix.IPPROTO_GRE, unix.IPPROTO_IPIP, unix.IPPROTO_IPV6, unix.IPPROTO_MPLS}
 }
 
-// ipVersions are where IP headers tell their protocol.
+// ipVersions says where IP headers have their protocol.
 var ipVersions = []struct {
 	kind uint16
-	at   uint32 // in the header
+	at   uint32 // offset in the header
 }{{unix.ETH_P_IP, 9}, {unix.ETH_P_IPV6, 6}}
 
-// leaveOut has a packet socket leave such packets to the lane, before it would fail to give them. The
-// kernel has taken the outermost tag out of the frame by then.
+// leaveOut attaches a filter by which a packet socket ignores packets of those protocols, since the
+// lane receives them. The kernel has removed the outermost tag from the frame before it runs the
+// filter.
 func leaveOut(socket int, protocols []byte) error {
 	const protocol = 1<<32 - 0x1000 // SKF_AD_OFF + SKF_AD_PROTOCOL of include/uapi/linux/filter.h
 	var program []unix.SockFilter
@@ -117,8 +124,8 @@ func leaveOut(socket int, protocols []byte) error {
 	return unix.SetsockoptSockFprog(socket, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
 }
 
-// forward has the kernel give what comes in by the tap to the claimed device, and such packets of the
-// device to the tap. It drops them where the other one is gone.
+// forward has the kernel forward frames from the tap to the claimed device, and packets of those
+// protocols from the device to the tap. The kernel drops them if the other device is gone.
 func forward(claim int, device, tap packetDevice, protocols []byte) error {
 	table := claimTable + device.name
 	messages := []*nl.NetlinkRequest{
@@ -134,7 +141,7 @@ func forward(claim int, device, tap packetDevice, protocols []byte) error {
 	return err
 }
 
-// takeLane copies the file of openLane.
+// takeLane makes a lane from a copy of the file that openLane returned.
 func takeLane(f *os.File) (*lane, error) {
 	l := &lane{}
 	own, err := duplicateAs(f, func(fd int) (err error) {
@@ -145,7 +152,8 @@ func takeLane(f *os.File) (*lane, error) {
 	return l, err
 }
 
-// send gives a frame with its vnet header to the device. What becomes of it there nobody tells.
+// send sends a frame with its vnet header to the device. The kernel does not report whether it
+// drops it there.
 func (l *lane) send(f *offload.Frame) syscall.Errno {
 	v := vectorOf(f)
 	errno := syscall.Errno(unix.EBADF)
@@ -158,7 +166,7 @@ func (l *lane) send(f *offload.Frame) syscall.Errno {
 	return errno
 }
 
-// A laneQueue receives by a lane, and sends as the packet socket's queue does.
+// A laneQueue receives from a lane, and sends as the packet socket's queue does.
 type laneQueue struct {
 	*tapQueue
 	packet *packetQueue
@@ -166,7 +174,7 @@ type laneQueue struct {
 
 func (q *laneQueue) send(s *sender) { q.packet.send(s) }
 
-// queue makes one of a copy of the lane's fd.
+// queue makes a laneQueue from a copy of the lane's fd.
 func (l *lane) queue(packet *packetQueue) (*laneQueue, error) {
 	q, _, err := openTapQueue(l.os)
 	if err != nil {

@@ -11,19 +11,19 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// LinkState is how a port's device is, as its kernel has last reported.
+// LinkState is the state of a device, as its kernel has last reported it.
 type LinkState = rtnl.LinkState
 
-// LinkFile opens the netlink socket by which a wire follows its device, which is in ns: Wire.Follow
-// needs no privilege then, even in another process. The caller closes it.
+// LinkFile opens the netlink socket by which a wire follows its device, which is in ns. With it,
+// Wire.Follow needs no privilege, even in another process. The caller closes the file.
 func LinkFile(ns *netns.NS) (*os.File, error) { return rtnl.FollowFile(ns) }
 
-// Follow makes the wire follow its device, by a file of LinkFile for the netns that the device is in:
-// the port's MTU is then the device's, also when that changes or the device moves to another netns.
-// It copies the file, and is called before AddPort.
+// Follow makes the wire follow its device. link is a file from LinkFile for the device's netns. The
+// port's MTU is then the device's, even if that changes or the device moves to another netns.
+// Follow copies the file. Call it before AddPort.
 func (w *Wire) Follow(link *os.File) error {
 	if w.device == "" || w.link != nil {
-		return errors.New("follow the device: the wire has none, or follows it already")
+		return errors.New("follow the device: the wire has none, or already follows it")
 	}
 	own, err := duplicate(link, checkLink)
 	if err != nil {
@@ -42,13 +42,13 @@ func checkLink(fd int) error {
 	}
 	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
 	if err == nil && protocol != unix.NETLINK_ROUTE {
-		err = fmt.Errorf("netlink protocol %d: want that of links", protocol)
+		err = fmt.Errorf("netlink protocol %d: want NETLINK_ROUTE", protocol)
 	}
 	return err
 }
 
-// Link is how the port's device is. It is not ok where the wire follows none, or cannot any more: then
-// nobody knows whether it is up.
+// Link returns the state of its device. ok is false if the wire does not follow a device, or
+// no longer can: it is then unknown whether the device is up.
 func (p *Port) Link() (s LinkState, ok bool) {
 	if at := p.link.Load(); at != nil {
 		s = *at
@@ -56,7 +56,7 @@ func (p *Port) Link() (s LinkState, ok bool) {
 	return s, s.Index != 0 && !s.Lost
 }
 
-// follow has the port follow its device until the wire is closed.
+// follow handles changes of its device until the wire is closed.
 func (p *Port) follow() {
 	for {
 		s, err := p.wire.link.Next()
@@ -68,7 +68,7 @@ func (p *Port) follow() {
 	}
 }
 
-// linkChanged does what a change of the device asks for.
+// linkChanged adapts the port to a change of its device.
 func (p *Port) linkChanged(was, is LinkState) {
 	if is.MTU != was.MTU && p.cfg.MTU == 0 {
 		limits := *p.limits.Load()
@@ -78,21 +78,22 @@ func (p *Port) linkChanged(was, is LinkState) {
 	p.setDown(isDown(is) || p.Err() != nil)
 }
 
-// isDown reports whether a link passes no frames: as the kernel's bridge has it, without a carrier
-// either (br_port_carrier_check in net/bridge/br_if.c). A link that is lost may be up.
+// isDown reports whether a link passes no frames. Like the kernel's bridge, it counts a link
+// without carrier as down (br_port_carrier_check in net/bridge/br_if.c). A link that is lost may be
+// up.
 func isDown(s LinkState) bool { return !s.Lost && !(s.Up && s.Carrier) }
 
-// setDown notes that nothing passes the port's other end, or that it does again. What was learned
-// behind the port is flooded at once then, as by the kernel's bridge (br_stp_disable_port in
-// net/bridge/br_stp_if.c). A frame that is under way may be learned from afterwards: the switch's
-// clock looks again.
+// setDown marks the port's other end as down or up. If it goes down, the FDB forgets what was
+// learned behind the port, so that frames for it are flooded at once, as the kernel's bridge does
+// (br_stp_disable_port in net/bridge/br_stp_if.c). A frame in flight may be learned afterwards;
+// Switch.tick removes that entry.
 func (p *Port) setDown(down bool) {
 	if p.down.Swap(down) != down && down {
 		p.forget()
 	}
 }
 
-// forget has the FDB forget what was learned behind the port.
+// forget removes from the FDB what was learned behind the port.
 func (p *Port) forget() {
 	if p.sw.fdb.learned[p.index].Load() > 0 {
 		p.sw.fdb.FlushPort(p.index, false)

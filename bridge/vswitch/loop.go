@@ -7,32 +7,32 @@ import (
 	"time"
 )
 
-// A loop is noticed by what it does: a frame that was flooded comes in again, by another port, and
-// that again and again. The switch remembers the frames that it has flooded in the last second, and
-// counts at each port those that another port has brought first. A port with too many is stopped
-// for a while: no frame passes in or out.
+// The switch detects a loop by its effect: a frame that was flooded arrives again on another port,
+// over and over. The switch remembers the frames that it has flooded in the last second, and counts
+// at each port those that arrived first on another port. It stops a port with too many of them for
+// a while: no frame passes in or out.
 //
-// Nothing else does that. A station that roams, migrates or takes over an address (VRRP, bonds)
-// sends new frames, and the same frame by two ports a few times a second at most. What a
-// transparent firewall passes on into another VLAN is another frame. That an address moves between
-// ports, as it does in a loop, proves nothing, so it is not asked.
+// Nothing but a loop does that. A station that roams, migrates or takes over an address (VRRP,
+// bonds) sends new frames, and the same frame on two ports at most a few times a second. A frame
+// that a transparent firewall forwards into another VLAN counts as a different frame. An address
+// also moves between ports in a loop, but that proves nothing, so the switch does not use it.
 
 const (
-	echoSlots    = 4096             // of frames that are remembered
-	echoBytes    = 256              // of each frame, behind its addresses and tag
-	echoWindow   = time.Second      // for which they are
-	echoLimit    = 64               // echoes of a port in a window that are a loop
-	hairpinLimit = 1024             // of equal frames of a port that gets its own back
-	loopSettle   = time.Second / 4  // after a stop, in which what is under way counts nowhere
-	loopFirst    = 10 * time.Second // for which a port is stopped, and twice as long each time that
-	loopLongest  = 5 * time.Minute  // the loop is still there afterwards
+	echoSlots    = 4096             // number of frames that are remembered
+	echoBytes    = 256              // bytes of each frame that are hashed, after its addresses and tag
+	echoWindow   = time.Second      // how long a frame is remembered
+	echoLimit    = 64               // echoes on a port in one window that prove a loop
+	hairpinLimit = 1024             // the same for a hairpin port, which receives its own frames
+	loopSettle   = time.Second / 4  // after a stop, how long frames in flight are not counted
+	loopFirst    = 10 * time.Second // how long a port is stopped; the time doubles whenever
+	loopLongest  = 5 * time.Minute  // the loop persists, up to this limit
 )
 
-// echoes are frames that were flooded. A slot is one atomic word, so that it needs no lock:
+// echoes remembers frames that were flooded. A slot is one atomic word, so that it needs no lock:
 //
 //	upper half of the frame's hash (32) | port+1 (11) | time in 2^20 ns, which wraps around (21)
 //
-// What falls into a slot replaces what is there, unless that is the same frame.
+// A frame replaces the previous one in its slot, unless that is the same frame.
 type echoes struct {
 	seed  maphash.Seed
 	slots [echoSlots]atomic.Uint64
@@ -47,9 +47,9 @@ const (
 
 func newEchoes() *echoes { return &echoes{seed: maphash.MakeSeed()} }
 
-// again reports whether the port is not the first that has brought the frame in the last second;
-// now is in nanoseconds. It remembers the first for as long as that brings the frame. Where frames
-// go back to the port that they came from, it is so of any frame that comes again.
+// again reports whether the frame has arrived first on another port in the last second; now is in
+// nanoseconds. It remembers the first port as long as that one keeps receiving the frame. For a
+// hairpin port, any repeated frame counts.
 func (e *echoes) again(f *frame, filters bool, p *Port, now int64) bool {
 	hash := e.hash(f, filters)
 	slot := &e.slots[hash%echoSlots]
@@ -64,8 +64,8 @@ func (e *echoes) again(f *frame, filters bool, p *Port, now int64) bool {
 	return known && p.cfg.Hairpin
 }
 
-// hash is of what stays the same of a frame in a loop: with its VLAN, but where the switch filters,
-// without the tag, which differs from port to port.
+// hash hashes the parts of a frame that do not change in a loop. It includes the VLAN but not the
+// tag itself, which differs between ports of a switch that filters VLANs.
 func (e *echoes) hash(f *frame, filters bool) uint64 {
 	b := f.ether()
 	addresses, rest := b[:macsLen], b[macsLen:]
@@ -81,22 +81,23 @@ func (e *echoes) hash(f *frame, filters bool) uint64 {
 	return bits.RotateLeft64(maphash.Bytes(e.seed, addresses), 1) ^ maphash.Bytes(e.seed, rest[:min(len(rest), echoBytes)]) ^ more
 }
 
-// A stop is what a port's loops have led to. Times are nanoseconds since the switch's start.
+// A stop is the loop detection's state for one port. Times are in nanoseconds since the switch's
+// start.
 type stop struct {
-	window atomic.Int64 // in which echoes are counted
-	echoes atomic.Int32 // of the window
+	window atomic.Int64 // number of the current window
+	echoes atomic.Int32 // echoes in that window
 
-	until  atomic.Int64 // the port is stopped; 0 before the first time
-	length atomic.Int64 // of the last time
+	until  atomic.Int64 // time until which the port is stopped; 0 before the first stop
+	length atomic.Int64 // length of the last stop
 	loops  atomic.Uint64
 }
 
 func (s *stop) stopped(now int64) bool { return s.until.Load() > now }
 
-// left is how long the port stays stopped; negative after that.
+// left returns how long the port stays stopped. It is negative afterwards.
 func (s *stop) left(now int64) time.Duration { return time.Duration(s.until.Load() - now) }
 
-// count counts one more echo, and reports whether that is too many.
+// count counts an echo and reports whether the limit is reached.
 func (s *stop) count(now int64, limit int32) bool {
 	window := now / int64(echoWindow)
 	if old := s.window.Load(); old != window && s.window.CompareAndSwap(old, window) {
@@ -105,7 +106,7 @@ func (s *stop) count(now int64, limit int32) bool {
 	return s.echoes.Add(1) >= limit
 }
 
-// begin stops the port, for twice as long as the last time if the loop has outlived that.
+// begin stops the port. If the loop has outlasted the previous stop, the new one is twice as long.
 func (s *stop) begin(now int64) time.Duration {
 	length := int64(loopFirst)
 	if last := s.length.Load(); last != 0 && now < s.until.Load()+last {
@@ -117,8 +118,8 @@ func (s *stop) begin(now int64) time.Duration {
 	return time.Duration(length)
 }
 
-// looped notices that a frame that is to be flooded has come back. Then the port may be stopped,
-// and the frame goes nowhere.
+// looped checks whether a frame that is about to be flooded has come back. It returns true if it
+// has stopped the port, and the frame must be dropped.
 func (r *receiver) looped(f *frame) bool {
 	sw, p, limit := r.sw, r.port, int32(echoLimit)
 	if p.cfg.Hairpin {
@@ -127,15 +128,15 @@ func (r *receiver) looped(f *frame) bool {
 	if !sw.echoes.again(f, r.ports.filters, p, r.now) || p.cfg.NoLoopGuard || !p.stop.count(r.now, limit) {
 		return false
 	}
-	// One port is enough to break a loop: others have what is under way, of which each would be
-	// stopped too.
+	// Stopping one port breaks the loop. Frames in flight would otherwise stop the other ports
+	// too.
 	settled := sw.settled.Load()
 	if r.now < settled || !sw.settled.CompareAndSwap(settled, r.now+int64(loopSettle)) {
 		return false
 	}
 	length := p.stop.begin(r.now)
 	p.forget()
-	sw.notice("port %s is stopped for %v: frames that other ports had brought came in by it again, so there is a loop",
+	sw.notice("port %s is stopped for %v: there is a loop, since frames from other ports arrive on it again",
 		p.name, length)
 	return true
 }

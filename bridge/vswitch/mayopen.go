@@ -9,9 +9,9 @@ import (
 	"vmnet/internal/kernel/netns"
 )
 
-// MayOpenPacket tells by an error why OpenPacket cannot work in ns, whatever the device: the right or the kernel's
-// nf_tables is missing. It changes nothing: of the claim it sends the table alone, without an end of the batch, which
-// the kernel then takes back (nfnetlink_rcv_batch in net/netfilter/nfnetlink.c).
+// MayOpenPacket returns why OpenPacket cannot work in ns for any device, or nil: a capability or
+// nf_tables is missing. It changes nothing: it sends only the claim's table, without the end of the
+// batch, and the kernel rolls that back (nfnetlink_rcv_batch in net/netfilter/nfnetlink.c).
 func MayOpenPacket(ns *netns.NS) error {
 	packet, netfilter := -1, -1
 	err := ns.Do(func() (err error) {
@@ -34,7 +34,7 @@ func MayOpenPacket(ns *netns.NS) error {
 	return nil
 }
 
-// tryTable is makeClaim without the chain, and without an effect.
+// tryTable is makeClaim without the chain and without effect.
 func tryTable(fd int) error {
 	timeout := unix.NsecToTimeval(int64(claimWait))
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {

@@ -12,31 +12,31 @@ import (
 	"vmnet/bridge/vswitch/offload"
 )
 
-// socketQueue receives and sends by batches, recvmmsg(2) and sendmmsg(2).
+// socketQueue receives and sends in batches, with recvmmsg(2) and sendmmsg(2).
 type socketQueue struct {
 	*polled
 	msgs []mmsghdr
 	iovs []unix.Iovec
-	aux  [][auxLen]byte // what comes beside a frame; nil for nothing
+	aux  [][auxLen]byte // control messages of frames; nil if the socket has none
 
-	slots []byte // room for one frame each
-	slot  int    // bytes of each
-	head  int    // of these, for what is put in front of what the kernel gives
-	big   int    // bytes of a frame that there shall be room for once one did not fit; 0 for none
+	slots []byte // buffers for one frame each
+	slot  int    // size of a slot in bytes
+	head  int    // room in bytes before the data that the kernel writes
+	big   int    // frame size in bytes for which slots are enlarged after a frame did not fit; 0 for never
 
-	ended func(errno syscall.Errno) bool // tells whether an error is the queue's end
+	ended func(errno syscall.Errno) bool // reports whether an error ends the queue
 
-	// Of the receive under way.
-	fill   func(fd uintptr) (int, error) // made once
+	// The current receive.
+	fill   func(fd uintptr) (int, error) // the method fillFrames, bound once
 	frames []frame
-	grow   bool // before the next one
+	grow   bool // enlarge the slots before the next receive
 }
 
 // auxLen is the room for one control message, struct tpacket_auxdata (packet(7)).
 const auxLen = unix.SizeofCmsghdr + 24
 
-// newSocketQueue takes over f. It receives up to that many frames at a time, each of at most size bytes, and
-// leaves head bytes in front of each.
+// newSocketQueue takes ownership of f. The queue receives up to that many frames at a time, each of
+// at most size bytes, and leaves head bytes before each.
 func newSocketQueue(f *polled, frames, size, head int, aux bool) *socketQueue {
 	q := &socketQueue{polled: f, head: head}
 	q.fill = q.fillFrames
@@ -47,7 +47,7 @@ func newSocketQueue(f *polled, frames, size, head int, aux bool) *socketQueue {
 	return q
 }
 
-// makeRoom makes room for so many frames at a time, of at most size bytes each.
+// makeRoom allocates slots for that many frames, of at most size bytes each.
 func (q *socketQueue) makeRoom(frames, size int) {
 	q.msgs, q.iovs = make([]mmsghdr, frames), make([]unix.Iovec, frames)
 	q.slot = (q.head + size + 63) &^ 63
@@ -70,13 +70,13 @@ func (q *socketQueue) receive(frames []frame) (int, error) {
 	return q.read(q.fill)
 }
 
-// fillFrames returns 0 where there is nothing to receive. An error of the kernel's that is not the end
-// stands for one frame that did not come. EINVAL is a packet socket's for a super-frame for which a vnet
-// header has no type, such as SCTP's, or UDP's before Linux 6.2 (virtio_net_hdr_from_skb in
+// fillFrames returns 0 if there is nothing to receive. An error that does not end the queue stands
+// for one lost frame. A packet socket returns EINVAL for a super-frame for which the vnet header
+// has no type, such as one of SCTP, or of UDP before Linux 6.2 (virtio_net_hdr_from_skb in
 // include/linux/virtio_net.h).
 func (q *socketQueue) fillFrames(fd uintptr) (n int, err error) {
 	want := min(len(q.frames), len(q.msgs))
-	for i := range q.aux[:min(want, len(q.aux))] { // the kernel shortens it to what it has written
+	for i := range q.aux[:min(want, len(q.aux))] { // the kernel has set the length to what it wrote
 		q.msgs[i].hdr.Control = &q.aux[i][0]
 		q.msgs[i].hdr.SetControllen(auxLen)
 	}
@@ -103,7 +103,8 @@ func (q *socketQueue) fillFrames(fd uintptr) (n int, err error) {
 	}
 }
 
-// take makes a frame of message i: with the vnet header in front, or room for it, and the tag put back.
+// take returns the frame in message i, with the vnet header or room for it in front, and the tag
+// restored.
 func (q *socketQueue) take(i int) frame {
 	if q.msgs[i].hdr.Flags&unix.MSG_TRUNC != 0 {
 		q.grow = q.big > 0
@@ -122,7 +123,7 @@ func (q *socketQueue) take(i int) frame {
 	return frame{data: putBack(data, tag)}
 }
 
-// tagOf is the tag that the kernel took out of a frame (TP_STATUS_VLAN_VALID in
+// tagOf returns the tag that the kernel has removed from a frame (TP_STATUS_VLAN_VALID in
 // include/uapi/linux/if_packet.h).
 func tagOf(hdr *unix.Msghdr, aux *[auxLen]byte) (tag [tagLen]byte, ok bool) {
 	const auxSize = int(unsafe.Sizeof(unix.TpacketAuxdata{}))
@@ -143,9 +144,9 @@ func tagOf(hdr *unix.Msghdr, aux *[auxLen]byte) (tag [tagLen]byte, ok bool) {
 	return tag, true
 }
 
-// putBack moves the vnet header and the addresses into the room of 4 bytes in front of them, and puts the tag in behind.
-// What the header says of places in the frame moves along (virtio_net_hdr_from_skb in include/linux/virtio_net.h
-// counts without the tag).
+// putBack moves the vnet header and the addresses into the 4 bytes of room before them, and inserts
+// the tag after them. It adapts the offsets in the header, which do not count the tag
+// (virtio_net_hdr_from_skb in include/linux/virtio_net.h).
 func putBack(data []byte, tag [tagLen]byte) []byte {
 	copy(data, data[tagLen:tagLen+vnetLen+macsLen])
 	copy(data[vnetLen+macsLen:], tag[:])
@@ -156,7 +157,8 @@ func putBack(data []byte, tag [tagLen]byte) []byte {
 
 func (q *socketQueue) send(s *sender) { s.use(q.conn, s.burst) }
 
-// raiseBuffers makes room for bursts: as much as asked for with CAP_NET_ADMIN, else what net.core.rmem_max and wmem_max allow.
+// raiseBuffers raises a socket's buffers for bursts. With CAP_NET_ADMIN it gets the given size,
+// otherwise at most net.core.rmem_max and wmem_max.
 func raiseBuffers(fd, bytes int) error {
 	var errs []error
 	for _, opt := range [][2]int{{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}, {unix.SO_SNDBUFFORCE, unix.SO_SNDBUF}} {

@@ -5,11 +5,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Rules of nftables, in the family netdev (include/uapi/linux/netfilter/nf_tables.h).
+// nftables rules of the family netdev (include/uapi/linux/netfilter/nf_tables.h).
 
 const nfCreate = unix.NLM_F_REQUEST | unix.NLM_F_ACK | unix.NLM_F_CREATE
 
-// nfRule appends a rule of those expressions to a chain.
+// nfRule builds the message that appends a rule with those expressions to a chain.
 func nfRule(table, chain string, expressions ...[]*nl.RtAttr) *nl.NetlinkRequest {
 	list := nl.NewRtAttr(unix.NFTA_RULE_EXPRESSIONS|unix.NLA_F_NESTED, nil)
 	for _, some := range expressions {
@@ -23,7 +23,7 @@ func nfRule(table, chain string, expressions ...[]*nl.RtAttr) *nl.NetlinkRequest
 		list)
 }
 
-// nfForward gives the packet to a device, which ends its way through the rules.
+// nfForward forwards the packet to a device, which ends the evaluation of the rules.
 func nfForward(index int) []*nl.RtAttr {
 	return []*nl.RtAttr{
 		nfExpression("immediate",
@@ -33,7 +33,8 @@ func nfForward(index int) []*nl.RtAttr {
 	}
 }
 
-// nfIsIP goes on where the packet is of that EtherType, and has that byte at a place of its network header.
+// nfIsIP matches packets of that EtherType that have the byte protocol at offset at in their
+// network header.
 func nfIsIP(kind uint16, at uint32, protocol byte) []*nl.RtAttr {
 	return []*nl.RtAttr{
 		nfExpression("meta",
@@ -49,7 +50,7 @@ func nfIsIP(kind uint16, at uint32, protocol byte) []*nl.RtAttr {
 	}
 }
 
-// nfEqual goes on where the register has that value.
+// nfEqual matches if the register has that value.
 func nfEqual(value ...byte) *nl.RtAttr {
 	return nfExpression("cmp",
 		nl.NewRtAttr(unix.NFTA_CMP_SREG, be32(unix.NFT_REG_1)),

@@ -17,32 +17,33 @@ import (
 	"vmnet/internal/kernel/netns"
 )
 
-// A packet socket sends no frame that is longer than the device's MTU, an Ethernet header and one tag of
-// 802.1Q (packet_snd in net/packet/af_packet.c). A kernel bridge does not count the outermost tag, and
-// gives the device what has more: full frames with two tags, or with one of 802.1ad. A ring for sending,
-// with vnet headers, has no such limit (tpacket_snd there). It is slower, so only these frames go by it.
+// An oversize sends frames that are too long for a packet socket, whose limit is the device's MTU
+// plus an Ethernet header and one 802.1Q tag (packet_snd in net/packet/af_packet.c). A kernel
+// bridge does not count the outermost tag, so that it also sends full frames with two tags, or with
+// one 802.1ad tag. A transmit ring with vnet headers has no such limit (tpacket_snd there). It is
+// slower, so only these frames use it.
 //
 // The socket has no ring until the first such frame, and receives nothing.
 type oversize struct {
 	file
 
-	mu    sync.Mutex // these frames are few
+	mu    sync.Mutex // such frames are rare
 	ring  []byte
 	slots int
-	slot  int   // bytes of each
-	next  int   // the slot that is filled next
+	slot  int   // size of a slot in bytes
+	next  int   // the slot to be filled next
 	err   error // why there is no ring
 }
 
 const (
 	oversizeSlots = 64
-	// What of a slot is in front of the vnet header: struct tpacket2_hdr, aligned
-	// (TPACKET2_HDRLEN in include/uapi/linux/if_packet.h, less a sockaddr_ll).
+	// The length of what precedes the vnet header in a slot: struct tpacket2_hdr, aligned
+	// (TPACKET2_HDRLEN in include/uapi/linux/if_packet.h, minus a sockaddr_ll).
 	tpacketHead = 32
 	tpacketLen  = 4 // offsetof(struct tpacket2_hdr, tp_len)
 )
 
-// oversizeSocket opens the socket, which is bound to the device and no protocol.
+// oversizeSocket opens the socket and binds it to the device and no protocol.
 func oversizeSocket(ns *netns.NS, d packetDevice) (*os.File, error) {
 	fd := -1
 	err := ns.Do(func() (err error) {
@@ -59,12 +60,13 @@ func oversizeSocket(ns *netns.NS, d packetDevice) (*os.File, error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("socket for frames with several tags: %w", err)
+		return nil, fmt.Errorf("open a socket for frames with several tags: %w", err)
 	}
 	return os.NewFile(uintptr(fd), "packet socket for frames with several tags"), nil
 }
 
-// openOversize copies the file, which must be bound to the device of that index.
+// openOversize makes an oversize from a copy of the file, which must be bound to the device with
+// that index.
 func openOversize(f *os.File, index int) (*oversize, error) {
 	own, err := duplicateAs(f, func(fd int) error {
 		if err := checkKind(fd, unix.AF_PACKET, unix.SOCK_RAW, "a raw packet socket"); err != nil {
@@ -83,7 +85,7 @@ func openOversize(f *os.File, index int) (*oversize, error) {
 }
 
 func (o *oversize) close() error {
-	err := o.file.close() // whoever sends by it is done then, or gets an error
+	err := o.file.close() // concurrent sends end first, later ones fail
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.ring != nil {
@@ -93,7 +95,7 @@ func (o *oversize) close() error {
 	return err
 }
 
-// send gives a frame with its vnet header to the device, and tells its fate by an errno.
+// send sends a frame with its vnet header to the device and returns the result as an errno.
 func (o *oversize) send(f *offload.Frame) syscall.Errno {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -112,14 +114,14 @@ func (o *oversize) sendBy(fd int, f *offload.Frame) syscall.Errno {
 	}
 	slot := o.ring[o.next*o.slot : (o.next+1)*o.slot]
 	status := (*atomic.Uint32)(unsafe.Pointer(&slot[0]))
-	if status.Load() != unix.TP_STATUS_AVAILABLE { // it is still being sent
+	if status.Load() != unix.TP_STATUS_AVAILABLE { // the kernel is still sending it
 		return unix.ENOBUFS
 	}
 	copy(slot[tpacketHead+copy(slot[tpacketHead:], f.Head):], f.Payload)
 	binary.NativeEndian.PutUint32(slot[tpacketLen:], uint32(n))
 	status.Store(unix.TP_STATUS_SEND_REQUEST)
 	_, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(fd), 0, 0, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
-	if errno != 0 { // it was not taken, and the kernel looks into the same slot next time
+	if errno != 0 { // the kernel has not sent it, and will look at the same slot next time
 		status.Store(unix.TP_STATUS_AVAILABLE)
 		return errno
 	}
@@ -127,8 +129,8 @@ func (o *oversize) sendBy(fd int, f *offload.Frame) syscall.Errno {
 	return errno
 }
 
-// makeRing makes a ring of slots that take a frame of n bytes, a page at least. Longer ones, which a larger
-// MTU may allow later, are too big.
+// makeRing makes a ring whose slots hold a frame of n bytes; a slot is at least a page. Longer
+// frames, which a larger MTU may allow later, are dropped as too big.
 func (o *oversize) makeRing(fd, n int) error {
 	o.slot = max(4096, 1<<bits.Len(uint(tpacketHead+n)))
 	o.slots = oversizeSlots

@@ -15,25 +15,28 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// A packet socket's frames may be super-frames, so that each takes the room of one. That of BIG TCP is
-// made once one has come, which few devices send: until then it takes 2 MiB, with it 8 MiB. packetBuffer
-// is what the kernel may queue for it, counted with its own overhead of each frame.
+// A packet socket may receive super-frames, so that each slot has room for one. The slots take 2
+// MiB. They grow to 8 MiB once a frame of BIG TCP has arrived, which few devices send. packetBuffer
+// limits what the kernel queues for the socket, in bytes that include the kernel's overhead for
+// each frame.
 const (
 	packetFrames = 32
 	bigFrames    = 16
 	packetBuffer = 8 << 20
 )
 
-// OpenPacket makes a wire of a device that somebody else holds, from its kernel side: a NIC or VLAN as the uplink, the
-// tap of a QEMU, one end of a veth pair. It takes frames from it by a packet socket (packet(7)), with their vnet
-// headers, and sends out by it. The device becomes promiscuous as long as the wire is open.
+// OpenPacket makes a wire from the kernel's side of an existing device: a NIC or VLAN as the
+// uplink, a QEMU's tap, or one end of a veth pair. A packet socket (packet(7)) receives and sends
+// the frames, with their vnet headers. The device is promiscuous while the wire is open.
 //
-// The device is claimed: what comes in by it reaches the switch only, and nothing else of its kernel. Where the
-// kernel cannot do that, or somebody else has claimed it, it is an error. What the host itself sends by the device
-// goes out past the switch, so it should have no address there.
+// OpenPacket claims the device: its incoming frames reach only the switch, and not the kernel's
+// stack. It fails if the kernel does not support that, or another switch has claimed the device.
+// Frames that the host itself sends on the device bypass the switch, so the host should have no
+// address on it.
 //
-// It needs CAP_NET_RAW and CAP_NET_ADMIN in ns, for opening only. A device that is removed, moved to another netns or
-// renamed ends the port; one that is down does not.
+// Opening needs CAP_NET_RAW and CAP_NET_ADMIN in ns; the open wire needs neither. The port ends
+// when the device is removed, renamed or moved to another netns. It does not end when the device
+// goes down.
 func OpenPacket(ns *netns.NS, device string) (*Wire, error) {
 	files, err := PacketFiles(ns, device)
 	if err != nil {
@@ -51,13 +54,14 @@ func closeAll(files []*os.File) error {
 	return errors.Join(errs...)
 }
 
-// PacketFileCount is how many files a wire of a packet socket is made of.
+// PacketFileCount is the number of files that a packet port's wire needs.
 const PacketFileCount = 4
 
-// PacketFiles opens what OpenPacket needs the privilege for, so that another process can make the wire:
-// a packet socket that hears the device from now on, the netlink socket that its claim lasts as long as,
-// the one by which the wire follows the device, and a file for what the packet socket cannot send: a
-// lane's, or another packet socket. The caller closes them.
+// PacketFiles opens the files for which OpenPacket needs privilege, so that another process can
+// make the wire. They are a packet socket that receives from the device at once, the netlink socket
+// that keeps the claim, the netlink socket by which the wire follows the device, and a file for
+// frames that the packet socket cannot send: a lane's tap or another packet socket. The caller
+// closes them.
 func PacketFiles(ns *netns.NS, device string) (files []*os.File, err error) {
 	defer func() {
 		if err != nil {
@@ -79,17 +83,18 @@ func PacketFiles(ns *netns.NS, device string) (files []*os.File, err error) {
 		return files, err
 	}
 	files = append(files, link)
-	second, err := secondWay(ns, socket, claim, d)
+	second, err := secondFile(ns, socket, claim, d)
 	if err != nil {
 		return files, err
 	}
 	files = append(files, second)
-	// Now that the stack gets nothing any more, the switch may have it.
+	// Receive only now that the stack no longer receives.
 	return files, bindPacket(int(socket.Fd()), d)
 }
 
-// secondWay opens a lane to a veth device, and a socket for others, which do not need the lane.
-func secondWay(ns *netns.NS, socket, claim *os.File, d packetDevice) (*os.File, error) {
+// secondFile opens the file for frames that the packet socket cannot send: a lane to a veth device,
+// or a socket to any other device, which needs no lane.
+func secondFile(ns *netns.NS, socket, claim *os.File, d packetDevice) (*os.File, error) {
 	c, err := rtnl.Open(ns)
 	if err != nil {
 		return nil, err
@@ -107,13 +112,15 @@ func secondWay(ns *netns.NS, socket, claim *os.File, d packetDevice) (*os.File, 
 	return oversizeSocket(ns, d)
 }
 
-// A packetDevice is the device of a packet socket, by its name proper: a claim is not of an altname.
+// A packetDevice is the device of a packet socket. It has the device's own name, since a claim
+// cannot use an altname.
 type packetDevice struct {
 	index int
 	name  string
 }
 
-// packetSocket is one that hears nothing yet, and the device that has that name or altname.
+// packetSocket opens a packet socket that does not receive yet, and finds the device with that name
+// or altname.
 func packetSocket(ns *netns.NS, device string) (*os.File, packetDevice, error) {
 	fd := -1
 	err := ns.Do(func() (err error) {
@@ -137,9 +144,9 @@ func packetSocket(ns *netns.NS, device string) (*os.File, packetDevice, error) {
 	return os.NewFile(uintptr(fd), "packet socket on "+d.name), d, nil
 }
 
-// OpenPacketFiles makes a wire of what PacketFiles has opened, by this process or another one, and needs
-// no privilege. It copies the files; the caller keeps, and may close, its own. The sockets are made
-// non-blocking.
+// OpenPacketFiles makes a wire from the files of PacketFiles, which this process or another one has
+// opened. It needs no privilege. It copies the files; the caller keeps its own and may close them.
+// It makes the sockets non-blocking, the caller's included.
 func OpenPacketFiles(files []*os.File) (*Wire, error) {
 	if len(files) != PacketFileCount {
 		return nil, fmt.Errorf("open packet socket: %d files: want %d", len(files), PacketFileCount)
@@ -175,7 +182,7 @@ func OpenPacketFiles(files []*os.File) (*Wire, error) {
 	return w, nil
 }
 
-// checkPacket tells whether a socket is as PacketFiles makes it, and its device.
+// checkPacket checks that a socket is like those that PacketFiles makes, and returns its device.
 func checkPacket(fd int) (d packetDevice, err error) {
 	if err := checkKind(fd, unix.AF_PACKET, unix.SOCK_RAW, "a raw packet socket"); err != nil {
 		return d, err
@@ -192,15 +199,16 @@ func checkPacket(fd int) (d packetDevice, err error) {
 	ll, ok := name.(*unix.SockaddrLinklayer)
 	switch {
 	case ok && ll.Ifindex < 0:
-		return d, fmt.Errorf("the device was removed meanwhile: %w", unix.ENODEV)
+		return d, fmt.Errorf("the device has been removed: %w", unix.ENODEV)
 	case !ok || ll.Ifindex == 0 || ll.Protocol != allProtocols:
 		return d, errors.New("it is not bound to a device and all protocols")
 	}
 	return deviceOf(fd, ll.Ifindex)
 }
 
-// deviceOf makes sure that a device's frames are those of Ethernet: neither the loopback device's are, which its host needs itself, nor
-// those of a tunnel (ARPHRD_ETHER in include/uapi/linux/if_arp.h).
+// deviceOf returns the device with that index. It fails unless it is an Ethernet device
+// (ARPHRD_ETHER in include/uapi/linux/if_arp.h), which excludes tunnels and the loopback device.
+// The host needs the latter itself.
 func deviceOf(fd, index int) (packetDevice, error) {
 	d := packetDevice{index: index}
 	var err error
@@ -215,12 +223,12 @@ func deviceOf(fd, index int) (packetDevice, error) {
 		return d, fmt.Errorf("SIOCGIFHWADDR: %w", err)
 	}
 	if kind := ifr.Uint16(); kind != unix.ARPHRD_ETHER { // sa_family of ifr_hwaddr, netdevice(7)
-		return d, fmt.Errorf("%w device: %s is not of Ethernet, but of type %d", bridge.ErrInvalid, d.name, kind)
+		return d, fmt.Errorf("%w device: %s is not an Ethernet device, but one of type %d", bridge.ErrInvalid, d.name, kind)
 	}
 	return d, nil
 }
 
-// nameOf asks what a device in the socket's netns is called (netdevice(7)).
+// nameOf returns the name of the device with that index in the socket's netns (netdevice(7)).
 func nameOf(fd, index int) (string, error) {
 	ifr, err := unix.NewIfreq("")
 	if err != nil {
@@ -268,7 +276,7 @@ const allProtocols = (unix.ETH_P_ALL<<8 | unix.ETH_P_ALL>>8) & 0xffff
 func bindPacket(fd int, d packetDevice) error {
 	promisc := unix.PacketMreq{Ifindex: int32(d.index), Type: unix.PACKET_MR_PROMISC}
 	if err := unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &promisc); err != nil {
-		return fmt.Errorf("make it promiscuous: %w", err)
+		return fmt.Errorf("make the device promiscuous: %w", err)
 	}
 	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: allProtocols, Ifindex: d.index}); err != nil {
 		return fmt.Errorf("bind: %w", err)
@@ -276,16 +284,16 @@ func bindPacket(fd int, d packetDevice) error {
 	return d.check(fd)
 }
 
-// check tells by an error that the device is not what was claimed any more. Since Linux 6.16 a claim is of the name, not of the device that
-// had it: after a rename the host's stack gets what comes in, and the next device of that name is claimed
-// (nf_tables_netdev_event in net/netfilter/nf_tables_api.c).
+// check returns an error if the device has been renamed or is gone. Since Linux 6.16 a claim
+// follows the name, not the device. After a rename, the host's stack receives the frames, and the
+// next device of that name is claimed (nf_tables_netdev_event in net/netfilter/nf_tables_api.c).
 func (d packetDevice) check(fd int) error {
 	name, err := nameOf(fd, d.index)
 	switch {
 	case err != nil:
 		return err
 	case name != d.name:
-		return fmt.Errorf("the device %s was renamed to %s, and is not kept from the host any more: remove the port, and add it by that name", d.name, name)
+		return fmt.Errorf("the device %s was renamed to %s, so the host receives its frames (remove the port, and add it with the new name)", d.name, name)
 	}
 	return nil
 }
@@ -296,13 +304,13 @@ type packetQueue struct {
 	second secondary
 }
 
-// A secondary sends what the packet socket cannot, and tells a frame's fate by an errno.
+// A secondary sends frames that the packet socket cannot send. send returns the result as an errno.
 type secondary interface {
 	send(f *offload.Frame) syscall.Errno
 	close() error
 }
 
-// takeSecond makes the second way out of the file that secondWay has opened.
+// takeSecond makes the secondary from the file that secondFile has opened.
 func (q *packetQueue) takeSecond(f *os.File, w *Wire) error {
 	lane, err := takeLane(f)
 	if err == nil {
@@ -323,7 +331,7 @@ func (q *packetQueue) takeSecond(f *os.File, w *Wire) error {
 	return nil
 }
 
-// send sends the list; what the socket cannot goes by the second way.
+// send sends the list. Frames that the socket cannot send go through the secondary.
 func (q *packetQueue) send(s *sender) {
 	s.second = q.second
 	q.socketQueue.send(s)
@@ -338,14 +346,15 @@ func (q *packetQueue) close() error {
 	return err
 }
 
-// How often the device is looked for; and how soon after it went down, since one that is removed goes down just before.
+// How often receive checks the device, and how soon after it went down: a device goes down just
+// before it is removed.
 const (
 	lookEvery   = 500 * time.Millisecond
 	removedSoon = 20 * time.Millisecond
 )
 
-// receive also ends when the device was renamed, or is removed while it is down: of those the kernel tells a socket
-// nothing (packet_notifier in net/packet/af_packet.c).
+// receive also ends when the device is renamed, or removed while it is down. The kernel does not
+// report these to the socket (packet_notifier in net/packet/af_packet.c).
 func (q *packetQueue) receive(frames []frame) (int, error) {
 	for {
 		n, err := q.socketQueue.receive(frames)
@@ -359,7 +368,7 @@ func (q *packetQueue) receive(frames []frame) (int, error) {
 	}
 }
 
-// lookAfter has receive look for the device then.
+// lookAfter makes receive check the device after that time.
 func (q *packetQueue) lookAfter(d time.Duration) { q.deadline(d) }
 
 func (q *packetQueue) look() error {
@@ -369,8 +378,9 @@ func (q *packetQueue) look() error {
 	return q.control(q.device.check)
 }
 
-// deviceGone tells a device that was removed from one that went down, and from a frame that could not be told
-// in a vnet header: only the first takes the socket's device away.
+// deviceGone reports whether an error means that the device was removed, rather than that it went
+// down or that a vnet header cannot describe a frame. Only a removal unbinds the socket from its
+// device.
 func (q *packetQueue) deviceGone(errno syscall.Errno) bool {
 	gone := q.gone()
 	if !gone && errno == unix.ENETDOWN {
@@ -390,8 +400,8 @@ func (q *packetQueue) gone() bool {
 	return gone || err != nil
 }
 
-// overruns is how many frames the kernel has dropped since the last call because it had no room for them
-// (PACKET_STATISTICS in packet(7)).
+// overruns returns the number of frames that the kernel has dropped since the last call because the
+// socket's buffer was full (PACKET_STATISTICS in packet(7)).
 func (q *packetQueue) overruns() (n uint64) {
 	_ = q.control(func(fd int) error {
 		st, err := unix.GetsockoptTpacketStats(fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)

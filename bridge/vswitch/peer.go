@@ -9,10 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The other end of a datagram socketpair that is closed tells nobody: who sends to it learns of it,
-// who reads does not. So the switch's clock asks the kernel for each such socket's peer
-// (sock_diag(7), unix_diag_req of include/uapi/linux/unix_diag.h). Of a socket that was made in
-// another network namespace than this process is in, the kernel says nothing.
+// When one end of a datagram socketpair is closed, a sender at the other end gets an error, but a
+// reader does not. The switch's clock therefore asks the kernel for each such socket's peer
+// (sock_diag(7), unix_diag_req in include/uapi/linux/unix_diag.h). The kernel does not report on
+// sockets that were made in a network namespace other than this process's.
 
 const (
 	sockDiagByFamily = 20  // SOCK_DIAG_BY_FAMILY of include/uapi/linux/sock_diag.h
@@ -21,16 +21,17 @@ const (
 	sizeofUnixDiag   = 16  // struct unix_diag_msg
 )
 
-// errPeerClosed is what a port ends with then, as where it was sent to.
+// errPeerClosed ends a port whose peer was closed. A send to the peer would end it with the same
+// errno.
 var errPeerClosed = fmt.Errorf("the other end of its socket was closed: %w", unix.ECONNREFUSED)
 
-// peers asks about sockets. It is for one goroutine.
+// peers asks the kernel for the peers of sockets. Only one goroutine may use it.
 type peers struct {
-	fd     int // of the netlink socket; -1 where there is none
+	fd     int // netlink socket, or -1
 	answer [4096]byte
 }
 
-// newPeers opens the netlink socket. Where that cannot be had, no peer is ever closed.
+// newPeers opens the netlink socket. If that fails, closed always returns false.
 func newPeers() *peers {
 	p := &peers{fd: -1}
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
@@ -49,7 +50,7 @@ func (p *peers) close() {
 	}
 }
 
-// closed reports whether the kernel says that a socket's peer was closed.
+// closed reports whether a socket's peer was closed, as far as the kernel reports it.
 func (p *peers) closed(f file) bool {
 	var st unix.Stat_t
 	err := f.control(func(fd int) error { return unix.Fstat(fd, &st) })
@@ -60,7 +61,7 @@ func (p *peers) closed(f file) bool {
 	return err == nil && peer == 0
 }
 
-// peerOf is the inode of a unix socket's peer; 0 where that was closed.
+// peerOf returns the inode of a unix socket's peer, or 0 if the peer was closed.
 func (p *peers) peerOf(inode uint32) (peer uint32, err error) {
 	const length = unix.SizeofNlMsghdr + 24
 	b := binary.NativeEndian.AppendUint32(nil, length)
@@ -68,10 +69,10 @@ func (p *peers) peerOf(inode uint32) (peer uint32, err error) {
 	b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST)
 	b = append(b, make([]byte, 8)...)                   // sequence, port
 	b = append(b, unix.AF_UNIX, 0, 0, 0)                // struct unix_diag_req: family, protocol, pad
-	b = binary.NativeEndian.AppendUint32(b, ^uint32(0)) // of any state
+	b = binary.NativeEndian.AppendUint32(b, ^uint32(0)) // any state
 	b = binary.NativeEndian.AppendUint32(b, inode)
 	b = binary.NativeEndian.AppendUint32(b, udiagShowPeer)
-	b = binary.NativeEndian.AppendUint64(b, ^uint64(0)) // of any cookie
+	b = binary.NativeEndian.AppendUint64(b, ^uint64(0)) // any cookie
 	if err := unix.Sendto(p.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return 0, err
 	}
@@ -81,12 +82,12 @@ func (p *peers) peerOf(inode uint32) (peer uint32, err error) {
 	}
 	messages, err := syscall.ParseNetlinkMessage(p.answer[:n])
 	if err != nil || len(messages) != 1 || messages[0].Header.Type != sockDiagByFamily || len(messages[0].Data) < sizeofUnixDiag {
-		return 0, errors.Join(errors.New("sock_diag: no answer about that socket"), err)
+		return 0, errors.Join(errors.New("sock_diag: no reply about that socket"), err)
 	}
 	return peerIn(messages[0].Data[sizeofUnixDiag:]), nil
 }
 
-// peerIn finds UNIX_DIAG_PEER among attributes; a socket without a peer has none.
+// peerIn returns the attribute UNIX_DIAG_PEER, or 0: a socket without a peer does not have it.
 func peerIn(b []byte) uint32 {
 	for len(b) >= unix.SizeofRtAttr {
 		n := int(binary.NativeEndian.Uint16(b))

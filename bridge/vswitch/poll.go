@@ -9,29 +9,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// polled is a socket that one goroutine receives from. The runtime's poller does not watch the socket
-// itself: each frame that arrives while others are handled would wake it, and each that the socket has
-// sent (sock_def_write_space in net/core/sock.c). It watches an epoll(7) instance instead, in which
-// the socket is armed for reading. While frames arrive in crowds it is not.
+// polled is a socket from which one goroutine receives. The runtime's poller does not watch the
+// socket itself: each frame that arrives during the handling of others would wake it, and so would
+// each frame that the socket has sent (sock_def_write_space in net/core/sock.c). The poller watches
+// an epoll(7) instance instead, in which the socket is armed for reading. The socket is disarmed
+// while many frames arrive at a time.
 type polled struct {
 	file
 	epoll file
 	armed bool
 
-	// Of the read under way. The funcs are made once: a method value would be allocated each time.
+	// The current read. The funcs are bound once: each use of a method value would allocate.
 	turn   func(epoll uintptr) bool
 	visit  func(fd uintptr)
 	try    func(fd uintptr) (n int, err error)
-	ep     int // the epoll instance, while a turn lasts
+	ep     int // the epoll instance, during a turn
 	n      int
 	err    error
 	events [1]unix.EpollEvent
 }
 
-// crowd is how many frames of one receive are worth a system call to disarm the socket, and one to arm it.
+// crowd is the number of frames in one receive from which it pays to disarm the socket, with a
+// system call, and to arm it again later, with another.
 const crowd = 8
 
-// duplicatePolled is duplicate for a socket to receive from.
+// duplicatePolled is duplicate for a socket from which frames are received.
 func duplicatePolled(f *os.File, check func(fd int) error) (*polled, error) {
 	own, err := duplicateAs(f, check, unpolled)
 	if err != nil {
@@ -45,7 +47,7 @@ func duplicatePolled(f *os.File, check func(fd int) error) (*polled, error) {
 	return p, nil
 }
 
-// unpolled makes a file that does not block, and that the runtime's poller does not watch.
+// unpolled makes a non-blocking file that the runtime's poller does not watch.
 func unpolled(fd int, name string) (file, error) {
 	if err := unix.SetNonblock(fd, false); err != nil {
 		return file{}, errors.Join(err, unix.Close(fd))
@@ -60,7 +62,7 @@ func unpolled(fd int, name string) (file, error) {
 	return f, nil
 }
 
-// watch makes the epoll instance. The socket is in it, and not armed.
+// watch makes the epoll instance and adds the socket, not armed.
 func (p *polled) watch() error {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
@@ -79,8 +81,8 @@ func (p *polled) watch() error {
 	return err
 }
 
-// read calls try until that has received frames, and waits in between. An error is try's, or that of
-// the deadline.
+// read calls try until it has received frames, and waits in between. It returns the error of try or
+// of the deadline.
 func (p *polled) read(try func(fd uintptr) (n int, err error)) (n int, err error) {
 	p.try, p.err = try, nil
 	if err := p.epoll.conn.Read(p.turn); err != nil {
@@ -101,14 +103,14 @@ func (p *polled) takeTurn(epoll uintptr) bool {
 func (p *polled) visitSocket(fd uintptr) {
 	switch p.n, p.err = p.try(fd); {
 	case p.err != nil:
-	case p.n == 0 && !p.armed: // what has arrived since then is an event, too
+	case p.n == 0 && !p.armed: // frames that have arrived since try count as an event too
 		p.arm(fd, unix.EPOLLIN)
 	case p.n >= crowd && p.armed:
 		p.arm(fd, 0)
 	}
 }
 
-// arm has the epoll instance watch for events of the socket, or for none.
+// arm makes the epoll instance watch for events of the socket, or for none.
 func (p *polled) arm(fd uintptr, events uint32) {
 	p.events[0].Events = events
 	if err := unix.EpollCtl(p.ep, unix.EPOLL_CTL_MOD, int(fd), &p.events[0]); err != nil {
@@ -117,8 +119,8 @@ func (p *polled) arm(fd uintptr, events uint32) {
 	p.armed = events != 0
 }
 
-// deadline ends a read with os.ErrDeadlineExceeded.
+// deadline makes reads after that time fail with os.ErrDeadlineExceeded.
 func (p *polled) deadline(d time.Duration) { _ = p.epoll.os.SetReadDeadline(time.Now().Add(d)) }
 
-// close has a read under way return an error that Is os.ErrClosed.
+// close makes a current read return an error that matches os.ErrClosed.
 func (p *polled) close() error { return errors.Join(p.epoll.close(), p.file.close()) }

@@ -15,25 +15,27 @@ import (
 
 // PortConfig says how a port should be. Its zero value is a port of a plain switch.
 type PortConfig struct {
-	// It means what it does to a port of a kernel bridge, which filters VLANs once a port has any:
-	// then one without VLAN and Trunk is in VLAN 1, untagged.
+	// PortConfig has the same meaning as for a port of a kernel bridge. The switch filters
+	// VLANs once a port has any. A port without VLAN and Trunk is then in VLAN 1, untagged.
 	bridge.PortConfig
 
-	// MTU is the most bytes that a frame may have that leaves by the port, without Ethernet header and VLAN tags; for
-	// a super-frame, each of its segments. 0 is that of the wire's device, as it is at any time, where that is
-	// followed, else 1500.
+	// MTU limits the length in bytes of frames that leave by the port, without Ethernet header
+	// and VLAN tags. For a super-frame it limits each segment. 0 means the current MTU of the
+	// wire's device if the wire follows it, otherwise 1500.
 	MTU int `json:"mtu,omitempty"`
 
-	// MACs are the only sources that frames may have which come in by the port; none means any. In the VLAN of
-	// the port's untagged frames they are static in the FDB: nobody else can draw their frames away.
+	// MACs lists the only source addresses that the port accepts; an empty list means any. In
+	// the VLAN for untagged frames they are static in the FDB, so that no other port
+	// can attract their frames.
 	MACs []net.HardwareAddr `json:"macs,omitempty"`
 
-	// MaxAddresses is how many addresses are learned behind the port; 0 means as many as the FDB holds. Those beyond
-	// are reached by flooding.
+	// MaxAddresses limits how many addresses are learned behind the port; 0 means only the
+	// limit of the FDB. Further addresses are reached by flooding.
 	MaxAddresses int `json:"max_addresses,omitempty"`
 
-	// NoLoopGuard has the port never stopped for a loop, of which another port is part, too: for a way out where
-	// somebody may send the guests' broadcasts back on purpose.
+	// NoLoopGuard never stops the port for a loop. The loop's other port may still be stopped.
+	// It is for an uplink on which another host may send the guests' broadcasts back on
+	// purpose.
 	NoLoopGuard bool `json:"no_loop_guard,omitempty"`
 
 	Storm Storm `json:"storm,omitzero"`
@@ -46,7 +48,8 @@ const (
 	maxMACs    = 64
 )
 
-// Validate checks what can be checked without the wire. Its error Is bridge.ErrInvalid.
+// Validate checks what can be checked without the wire. Its error matches bridge.ErrInvalid with
+// errors.Is.
 func (cfg PortConfig) Validate() error {
 	if err := cfg.PortConfig.Validate(); err != nil {
 		return err
@@ -64,7 +67,7 @@ func (cfg PortConfig) validate() error {
 	case len(cfg.MACs) > maxMACs:
 		return fmt.Errorf("%d addresses: want at most %d", len(cfg.MACs), maxMACs)
 	case cfg.MaxAddresses < 0 || cfg.MaxAddresses > ways<<maxBits:
-		return fmt.Errorf("at most %d addresses: want 0 to %d", cfg.MaxAddresses, ways<<maxBits)
+		return fmt.Errorf("limit of %d addresses: want 0 to %d", cfg.MaxAddresses, ways<<maxBits)
 	}
 	for _, mac := range cfg.MACs {
 		if len(mac) != 6 || mac[0]&1 != 0 {
@@ -74,41 +77,42 @@ func (cfg PortConfig) validate() error {
 	return cfg.Storm.validate()
 }
 
-// A Port is one way into a Switch and out of it.
+// A Port is a port of a Switch.
 type Port struct {
 	sw     *Switch
 	name   string
 	index  int // in the FDB and the switch's table
 	wire   *Wire
-	way    atomic.Pointer[way]
+	path   atomic.Pointer[path]
 	cfg    PortConfig
 	limits atomic.Pointer[offload.Limits]
-	link   atomic.Pointer[LinkState] // the device's; nil where it is not followed
-	down   atomic.Bool               // nothing passes: its device is down, or it has ended
+	link   atomic.Pointer[LinkState] // state of the device; nil if it is not followed
+	down   atomic.Bool               // no frames pass: its device is down, or the port has ended
 	vlans  *vlans
 	macs   []uint64
 
 	broadcasts, multicasts, unknowns, refused bucket
 	stop                                      stop
 
-	rx, tx []counters // by queue
+	rx, tx []counters // one for each queue
 	drops  [Reasons]atomic.Uint64
 
 	receivers sync.WaitGroup
 	end       sync.Once
 	ended     chan struct{}
-	err       error // why it ended; read it when ended is closed
+	err       error // why it ended; valid once ended is closed
 }
 
-// A way is how frames go through a port: what is done with a batch that came in, and the queues that frames leave by. It is never
-// changed, but replaced by another, as a switch's table is: who captures wraps it.
-type way struct {
+// A path is how frames go through a port: the handler of incoming batches, and the queues for
+// outgoing frames. It is immutable and replaced as a whole, like a switch's table. A capture wraps
+// it.
+type path struct {
 	input  func(r *receiver, frames []frame)
 	queues []queue
-	views  []*view // of captures
+	views  []*view // the captures of the port
 }
 
-// counters are one queue's, in one direction. They fill a cache line, so that no two queues share one.
+// counters counts one direction of a queue. It fills a cache line, so that no two queues share one.
 type counters struct {
 	frames, bytes atomic.Uint64
 	_             [48]byte
@@ -140,18 +144,20 @@ func newPort(sw *Switch, name string, index int, w *Wire, cfg PortConfig) *Port 
 	p.multicasts.limit(cfg.Storm.Multicast)
 	p.unknowns.limit(cfg.Storm.Unknown)
 	p.refused.limit(cfg.Storm.Refused)
-	p.way.Store(newWay(p, nil))
+	p.path.Store(newPath(p, nil))
 	return p
 }
 
-// Name is the port's name in its switch.
+// Name returns the port's name in its switch.
 func (p *Port) Name() string { return p.name }
 
-// Ended is closed when the port's other end went away: its device was removed, its socket's peer closed. The port stays in
-// the switch, where frames for it count as dropped, until it is removed. It is closed by that, too.
+// Ended returns a channel that is closed when the port's other end is gone: its device was removed,
+// or its socket's peer was closed. The port stays in the switch until RemovePort; frames for it
+// count as dropped. RemovePort closes the channel too.
 func (p *Port) Ended() <-chan struct{} { return p.ended }
 
-// Err tells why the port ended; nil before. After RemovePort, if nothing came before that, it Is fs.ErrClosed.
+// Err returns why the port has ended, or nil if it has not. If RemovePort has ended it, the error
+// matches fs.ErrClosed with errors.Is.
 func (p *Port) Err() error {
 	select {
 	case <-p.ended:
@@ -171,5 +177,5 @@ func (p *Port) endWith(err error) {
 
 func (p *Port) drop(why Reason) { p.drops[why].Add(1) }
 
-// admits tells whether the port's lock lets a source through.
+// admits reports whether the port accepts a source address (PortConfig.MACs).
 func (p *Port) admits(src uint64) bool { return len(p.macs) == 0 || slices.Contains(p.macs, src) }

@@ -9,7 +9,7 @@ import (
 	"net"
 )
 
-// plainConfig is a PortConfig without its methods, and textConfig one with its addresses as people write them.
+// plainConfig is a PortConfig without its methods. textConfig is one with its addresses as text.
 type (
 	plainConfig PortConfig
 	textConfig  struct {
@@ -27,8 +27,8 @@ func (cfg PortConfig) MarshalJSON() ([]byte, error) {
 	return json.Marshal(t)
 }
 
-// UnmarshalJSON reads what MarshalJSON writes. A setting that it does not know is an error, for a port without
-// it would be another one than was meant.
+// UnmarshalJSON parses what MarshalJSON writes. It refuses unknown settings: without them, the port
+// would not be what the sender wants.
 func (cfg *PortConfig) UnmarshalJSON(b []byte) error {
 	var t textConfig
 	d := json.NewDecoder(bytes.NewReader(b))
@@ -37,7 +37,7 @@ func (cfg *PortConfig) UnmarshalJSON(b []byte) error {
 		return fmt.Errorf("port settings: %w", err)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("port settings: text behind them")
+		return errors.New("port settings: unexpected text after the object")
 	}
 	*cfg = PortConfig(t.plainConfig)
 	cfg.MACs = nil

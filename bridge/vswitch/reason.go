@@ -2,41 +2,42 @@ package vswitch
 
 import "vmnet/bridge/vswitch/offload"
 
-// A Reason tells why a frame did not go where it should have.
+// A Reason says why a frame was dropped.
 type Reason uint8
 
-// What a frame is dropped for. The first ones are counted at the port that it came in by,
-// those from Full on at the port that it was for. Behind them come those of package offload.
+// The drop reasons. Those before Full are counted at the port on which the frame arrived, the
+// others at the port by which it should have left. The reasons of package offload follow.
 const (
 	Delivered Reason = iota // not dropped
 
-	Short      // no Ethernet header, or a tag that is cut off
-	Giant      // longer than any frame may be, or than the port's buffers
-	Source     // the source is a multicast address, or all zeros
-	Spoofed    // the port is locked to other sources
-	VLAN       // the port has no part in that VLAN
-	LinkLocal  // for the next bridge only
-	Looped     // the port that it came by, or is for, is stopped for a loop
-	Back       // the destination is behind the port that the frame came from
+	Short      // the Ethernet header or the tag is missing or incomplete
+	Giant      // longer than any valid frame, or than the port's buffers
+	BadSource  // the source is a multicast address, or all zeros
+	Spoofed    // the port does not accept that source (PortConfig.MACs)
+	VLAN       // the port is not in that VLAN
+	LinkLocal  // link-local destination, which bridges do not forward
+	Looped     // the port on which it arrived, or by which it should leave, is stopped for a loop
+	SamePort   // the destination is behind the port on which the frame arrived
 	Isolated   // both ports are isolated
-	NoPort     // nobody else is in that VLAN
-	Broadcasts // more broadcasts than the port's storm limit
-	Multicasts // more multicast frames than that
-	Unknowns   // more frames to unknown addresses than that
-	Unreadable // the kernel gave an error instead of a frame
+	NoPort     // no other port is in that VLAN
+	Broadcasts // exceeds the port's storm limit of broadcasts
+	Multicasts // exceeds the limit of multicast frames
+	Unknowns   // exceeds the limit of frames to unknown addresses
+	Unreadable // receiving failed with an error
 
-	// Indescribable is a super-frame that a packet socket cannot give, because a vnet header has no type for it.
+	// Indescribable is a super-frame that a packet socket cannot receive, since a vnet header
+	// has no type for it.
 	Indescribable
 
-	Overrun     // the kernel had no room left in the port's own queue
-	Full        // the target has no room
+	Overrun     // the kernel's receive queue of the port was full
+	Full        // the target's queue is full
 	Down        // the target is down
 	Gone        // the target was removed, or its other end was closed
-	Unwelcome   // the target's kernel refused the frame
-	offloadBase // offload's reasons follow
+	Rejected    // the target's kernel refused the frame
+	offloadBase // the reasons of package offload follow
 )
 
-// Reasons is how many there are.
+// Reasons is the number of reasons.
 const Reasons = int(offloadBase) + int(offload.Reasons)
 
 func fromOffload(r offload.Reason) Reason {
@@ -46,16 +47,17 @@ func fromOffload(r offload.Reason) Reason {
 	return offloadBase + Reason(r)
 }
 
-// refused tells whether a frame that came in goes nowhere, for a reason that who sent it answers for. Isolated is none: behind which port
-// a destination is, others may lie about; nor is Looped, of which the other port may be the reason.
+// refused reports whether the sender is responsible for the drop of an incoming frame. It is not
+// for Isolated, since another port may have lied about the destination's place. Nor is it for
+// Looped, for which the other port may be the cause.
 func (r Reason) refused() bool {
 	return r != Delivered && r != Unreadable && r != Indescribable && r != Isolated && r != Looped
 }
 
-// TooBig is a frame larger than the target's MTU.
+// TooBig is the reason for a frame larger than the target's MTU.
 const TooBig = offloadBase + Reason(offload.TooBig)
 
-// String is the reason as a counter is labelled.
+// String returns the reason as the label of a counter.
 func (r Reason) String() string {
 	switch r {
 	case Delivered:
@@ -64,7 +66,7 @@ func (r Reason) String() string {
 		return "too short"
 	case Giant:
 		return "too long"
-	case Source:
+	case BadSource:
 		return "impossible source address"
 	case Spoofed:
 		return "source address not allowed"
@@ -74,7 +76,7 @@ func (r Reason) String() string {
 		return "link-local destination"
 	case Looped:
 		return "port stopped for a loop"
-	case Back:
+	case SamePort:
 		return "destination behind the same port"
 	case Isolated:
 		return "isolated ports"
@@ -98,7 +100,7 @@ func (r Reason) String() string {
 		return "link down"
 	case Gone:
 		return "port gone"
-	case Unwelcome:
+	case Rejected:
 		return "refused by the kernel"
 	}
 	return offload.Reason(r - offloadBase).String()

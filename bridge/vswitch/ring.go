@@ -10,22 +10,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A ring writes many frames to a tap in one system call, by io_uring(7): a tap takes one frame in a write(2), and sendmmsg(2) is for
-// sockets. Besides the system calls it saves what comes between them: where the receiver runs on the same processor, it
-// is woken by the first frame, and would run before the second. Frames stay in order, for nothing of it waits.
+// A ring writes many frames to a tap in one system call, with io_uring(7). A write(2) passes only
+// one frame to a tap, and sendmmsg(2) works only for sockets. The ring saves more than system
+// calls: if the receiver runs on the same CPU, the first frame wakes it, and it would run before
+// the second one is written. The order of frames is kept, since none of the requests waits.
 //
-// Structs and numbers are of include/uapi/linux/io_uring.h.
+// Structs and constants are from include/uapi/linux/io_uring.h.
 type ring struct {
 	fd     int
 	sq, cq queueOfRing
 	sqes   *[batchSize]sqe
-	cqes   unsafe.Pointer // of cqe
+	cqes   unsafe.Pointer // array of cqe
 	maps   [][]byte
 
-	refused bool // the tap's kernel cannot write without waiting: before Linux 5.11 (FMODE_NOWAIT in drivers/net/tun.c)
+	refused bool // the kernel cannot write to taps without waiting: before Linux 5.11 (FMODE_NOWAIT in drivers/net/tun.c)
 }
 
-// queueOfRing is one of the ring's two queues, in memory shared with the kernel: where it begins and ends.
+// queueOfRing has the head and tail of one of the ring's two queues, in memory shared with the
+// kernel.
 type queueOfRing struct {
 	head, tail *atomic.Uint32
 	mask       uint32
@@ -43,7 +45,7 @@ type sqe struct {
 	_        [24]byte
 }
 
-// cqe is struct io_uring_cqe, what became of one.
+// cqe is struct io_uring_cqe, the completion of a request.
 type cqe struct {
 	userData uint64
 	res      int32
@@ -74,7 +76,8 @@ const (
 	offsetEntries = 1 << 28 // IORING_OFF_SQES, times 16
 )
 
-// newRing makes one, or tells why the kernel does not let us: it may be too old, and many containers forbid it.
+// newRing makes a ring. It fails if the kernel is too old, or if io_uring is forbidden, as in many
+// containers.
 func newRing() (*ring, error) {
 	var p ringParams
 	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, batchSize, uintptr(unsafe.Pointer(&p)), 0)
@@ -108,7 +111,7 @@ func (r *ring) mapQueues(p *ringParams) error {
 	r.cq = queueOfRing{word(p.cqOff.head), word(p.cqOff.tail), word(p.cqOff.mask).Load()}
 	r.sqes = (*[batchSize]sqe)(unsafe.Pointer(&entries[0]))
 	r.cqes = unsafe.Pointer(&queues[p.cqOff.cqes])
-	for i := range uint32(batchSize) { // request i is always in place i
+	for i := range uint32(batchSize) { // request i is always entry i
 		word(p.sqOff.array + i*4).Store(i)
 	}
 	return nil
@@ -129,8 +132,9 @@ func (r *ring) close() {
 	_ = unix.Close(r.fd)
 }
 
-// write gives the list of s to a tap's queue, and notes what became of each frame. After an error the ring is of no use any more: with
-// EOPNOTSUPP nothing was written, with another the rest of the list is dropped.
+// write writes the list of s to a tap's queue, and records the result of each frame. After an error
+// the ring must not be used again. With EOPNOTSUPP nothing was written; with any other error the
+// rest of the list is dropped.
 func (r *ring) write(fd uintptr, s *sender) error {
 	tail := r.sq.tail.Load()
 	for i := range s.n {
@@ -155,8 +159,8 @@ func (r *ring) write(fd uintptr, s *sender) error {
 	return nil
 }
 
-// request is the write of the list's frame i. RWF_NOWAIT, for O_NONBLOCK is not enough: a ring would wait for room (io_rw_init_file in
-// io_uring/rw.c).
+// request returns the request that writes the list's frame i. It needs RWF_NOWAIT: with O_NONBLOCK
+// alone, a ring would wait for room (io_rw_init_file in io_uring/rw.c).
 func (s *sender) request(fd uintptr, i int) sqe {
 	f := &s.list[i]
 	e := sqe{opcode: opWrite, fd: int32(fd), addr: addressOf(f.Head), len: uint32(len(f.Head)), flags: unix.RWF_NOWAIT, userData: uint64(i)}

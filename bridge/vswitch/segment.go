@@ -11,21 +11,21 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// A Segment is a network that a port's device is on beside the switch. Two ports on one segment
-// make a loop.
+// A Segment is a network, other than the switch, to which a port's device is connected. Two ports
+// on one segment make a loop.
 type Segment struct {
-	Key  string `json:"key"`  // of the device that stands for it
-	Name string `json:"name"` // the device's, for people
+	Key  string `json:"key"`  // key of the device that represents it
+	Name string `json:"name"` // name of that device, for messages
 }
 
-// deviceKey tells a device from others, in whatever network namespace: by index and address, since
-// two devices that have both in common could not be on one switch either.
+// deviceKey identifies a device in any network namespace by its index and address. Two devices with
+// the same index and address could not be on one switch anyway.
 func deviceKey(index int, mac net.HardwareAddr) string { return fmt.Sprintf("%d/%s", index, mac) }
 
-// SegmentsOf finds what a link is joined to behind a port, beside the link itself: for a tap's
-// queues, the bridge that the tap is a port of; for the kernel's side of a device (packet), the
-// other end of a veth pair and its bridge, or what a macvlan sits on. What it may not look at is
-// left out.
+// SegmentsOf returns the segments to which a link connects a port. For a tap's queues, it is the
+// bridge that the tap is a port of. For the kernel's side of a device (packet), they are the other
+// end of a veth pair and its bridge, or the parent device of a macvlan. SegmentsOf skips what it
+// may not read.
 func SegmentsOf(c *rtnl.Conn, link *rtnl.Link, packet bool) []Segment {
 	at := place{c, rtnl.OwnNS}
 	if !packet {
@@ -54,14 +54,14 @@ func segmentOf(l *rtnl.Link) Segment {
 	return Segment{deviceKey(l.Index, l.MAC), name}
 }
 
-// A place is a netns that a netlink socket's own knows by an id.
+// A place is a netns, by its id in the netns of a netlink socket.
 type place struct {
 	c  *rtnl.Conn
 	ns int
 }
 
-// master is the segment of the bridge or bond that a link is a port of. Open vSwitch has one master
-// for all of its bridges, and a VRF is no segment.
+// master returns the segment of the bridge, bond or team that a link is a port of. It skips Open
+// vSwitch, which has one master for all of its bridges, and VRFs, which are not segments.
 func (at place) master(l *rtnl.Link) []Segment {
 	if l.Master == 0 {
 		return nil
@@ -73,7 +73,7 @@ func (at place) master(l *rtnl.Link) []Segment {
 	return []Segment{segmentOf(m)}
 }
 
-// Key tells a wire's device from others; empty where that is not followed.
+// Key identifies the wire's device. It is empty if the wire does not follow a device.
 func (w *Wire) Key() string {
 	if w.link == nil {
 		return ""
@@ -82,7 +82,7 @@ func (w *Wire) Key() string {
 	return deviceKey(s.Index, s.MAC)
 }
 
-// Key is the wire's, as its device is now.
+// Key identifies the port's device by its current state, as Wire.Key does.
 func (p *Port) Key() string {
 	if s, ok := p.Link(); ok {
 		return deviceKey(s.Index, s.MAC)

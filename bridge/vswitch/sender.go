@@ -11,31 +11,31 @@ import (
 	"vmnet/bridge/vswitch/offload"
 )
 
-// A sender is one goroutine's way out: a list of frames for one queue, and what became of them. It does not
-// allocate.
+// A sender sends the frames of one goroutine. It has a list of frames for one queue, and the
+// results of sending them. It does not allocate.
 type sender struct {
 	list [batchSize]offload.Frame
 	n    int
 
-	// What became of the last list.
-	frames, bytes uint64 // delivered; without vnet headers
+	// The results of the last list.
+	frames, bytes uint64 // delivered; bytes do not include vnet headers
 	drops         [Reasons]uint32
-	fates         [batchSize]Reason // of each frame
+	fates         [batchSize]Reason // result of each frame
 	dropped       bool
-	gone          syscall.Errno // where the other end is
+	gone          syscall.Errno // the error if the other end is gone
 	vnet          int           // length of the list's vnet headers
 
 	msgs  [batchSize]mmsghdr
 	iovs  [batchSize][2]unix.Iovec
-	write func(fd uintptr) // the methods below as values, made once
+	write func(fd uintptr) // the methods below, bound once
 	burst func(fd uintptr)
 
-	second secondary // of the list's queue, for what sendmmsg(2) cannot send; nil for none
+	second secondary // of the list's queue, for frames that sendmmsg(2) cannot send; may be nil
 
-	ring   *ring // for taps; made by the first list that is long enough
-	noRing bool  // there is none
+	ring   *ring // for taps; made for the first list that is long enough
+	noRing bool  // do not make a ring
 
-	tell *teller // made by the first frame that is captured
+	tell *recordWriter // made for the first frame that is captured
 }
 
 // mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2).
@@ -59,7 +59,7 @@ func (s *sender) add(f offload.Frame) {
 	s.n++
 }
 
-// begin forgets the last list's fate; the new list has vnet headers of that length.
+// begin resets the results for a new list, whose vnet headers have that length.
 func (s *sender) begin(vnet int) {
 	s.frames, s.bytes, s.vnet = 0, 0, vnet
 	if s.dropped {
@@ -69,14 +69,14 @@ func (s *sender) begin(vnet int) {
 	}
 }
 
-// use holds the fd while do runs, so that it is not closed meanwhile.
+// use runs do with the fd, which cannot be closed until do returns.
 func (s *sender) use(conn syscall.RawConn, do func(fd uintptr)) {
 	if conn.Control(do) != nil { // the port was removed
 		s.drop(0, s.n, Gone)
 	}
 }
 
-// drop counts the list's frames from first on, up to end, as dropped.
+// drop counts the list's frames from first up to but not including end as dropped.
 func (s *sender) drop(first, end int, why Reason) {
 	s.drops[why] += uint32(end - first)
 	for i := first; i < end; i++ {
@@ -85,7 +85,7 @@ func (s *sender) drop(first, end int, why Reason) {
 	s.dropped = true
 }
 
-// note counts what became of the list's frame i.
+// note records the result of the list's frame i.
 func (s *sender) note(i int, errno syscall.Errno) {
 	if errno != 0 {
 		why := reasonOf(errno)
@@ -100,10 +100,11 @@ func (s *sender) note(i int, errno syscall.Errno) {
 	s.bytes += uint64(len(f.Head) + len(f.Payload) - s.vnet)
 }
 
-// ringFrom is how many frames are worth a ring: with fewer there is nothing to save.
+// ringFrom is the number of frames from which a ring pays.
 const ringFrom = 4
 
-// writeEach gives each frame to a queue of a tap, which takes one in a system call, or all of them in one by a ring.
+// writeEach writes the frames to a queue of a tap, with one system call for each, or with one for
+// all by a ring.
 func (s *sender) writeEach(fd uintptr) {
 	if s.n >= ringFrom && s.hasRing() {
 		err := s.ring.write(fd, s)
@@ -134,7 +135,7 @@ func (s *sender) writeEach(fd uintptr) {
 	runtime.KeepAlive(s)
 }
 
-// hasRing makes the ring, where the kernel has one for us.
+// hasRing makes the ring if needed, and reports whether there is one.
 func (s *sender) hasRing() bool {
 	if s.ring == nil && !s.noRing {
 		ring, err := newRing()
@@ -143,7 +144,7 @@ func (s *sender) hasRing() bool {
 	return s.ring != nil
 }
 
-// close ends the ring, and has no other made.
+// close closes the ring. The sender does not make another one.
 func (s *sender) close() {
 	if s.ring != nil {
 		s.ring.close()
@@ -160,8 +161,8 @@ func vectorOf(f *offload.Frame) (v [2]unix.Iovec) {
 	return v
 }
 
-// socketVector is vector for a socket, whose vnet header is that of vnetLen: a longer one, which the
-// sender's own memory has, becomes shorter where it begins.
+// socketVector is vector for a socket, whose vnet header has the length vnetLen. It shortens a
+// longer header at its start. Such a header is in the sender's own memory.
 func (s *sender) socketVector(i int) {
 	s.vector(i)
 	if s.vnet > vnetLen {
@@ -172,13 +173,13 @@ func (s *sender) socketVector(i int) {
 	}
 }
 
-// onlySecond reports whether only the second way can send frame i.
+// onlySecond reports whether only the secondary can send frame i.
 func (s *sender) onlySecond(i int) bool {
 	return s.vnet > vnetLen && offload.DescribesTunnel(s.list[i].Head)
 }
 
-// sendmmsg gives the list to a socket. A call ends before the first frame that is refused, and the next
-// call, which begins with that one, tells why.
+// sendmmsg sends the list to a socket. The system call stops before the first frame that the kernel
+// refuses. The next call begins with that frame and returns its error.
 func (s *sender) sendmmsg(fd uintptr) {
 	for i := range s.n {
 		if !s.onlySecond(i) {
@@ -200,13 +201,14 @@ func (s *sender) sendmmsg(fd uintptr) {
 	runtime.KeepAlive(s)
 }
 
-// sendRun sends frames from i on up to end in one call, and tells where to go on.
+// sendRun sends the frames from i up to but not including end in one call, and returns the index at
+// which to go on.
 func (s *sender) sendRun(fd uintptr, i, end int) (next int) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&s.msgs[i])), uintptr(end-i), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 	switch {
 	case errno == unix.EINTR:
 		return i
-	case errno == unix.EAGAIN: // as it would be for the others
+	case errno == unix.EAGAIN: // the others would fail with it too
 		s.drop(i, s.n, Full)
 		return s.n
 	case errno == unix.EMSGSIZE && s.second != nil:

@@ -9,15 +9,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socketBuffer holds 93 full frames of 1500 bytes for each 208 KiB, so about 1800.
+// socketBuffer is a size in bytes with room for about 1800 full frames of 1500 bytes: 93 for each
+// 208 KiB.
 const socketBuffer = 4 << 20
 
-// OpenSocket makes a wire of one end of an AF_UNIX datagram socketpair, one frame in each datagram, without a vnet
-// header: what QEMU's netdev "dgram" speaks, and needs no privilege. It copies the fd; the caller keeps, and may close, its
-// own, which is made non-blocking.
+// OpenSocket makes a wire from one end of an AF_UNIX datagram socketpair. Each datagram is one
+// frame without a vnet header, as in QEMU's netdev "dgram". It needs no privilege. It copies the
+// fd; the caller keeps its own and may close it. It makes the socket non-blocking, for the caller's
+// fd too.
 //
-// mtu is what the other end sends at most, in bytes, without Ethernet header and VLAN tags; longer
-// frames are dropped. 0 means 65535. Where the other end is closed, the port ends with
+// mtu is the longest frame that the other end sends, in bytes, without Ethernet header and VLAN
+// tags. Longer frames are dropped. 0 means 65535. When the other end is closed, the port ends with
 // ECONNREFUSED: at the next frame that is sent to it, or within a second or two (peer.go).
 func OpenSocket(f *os.File, mtu int) (*Wire, error) {
 	if mtu <= 0 {
@@ -39,7 +41,7 @@ func checkSocket(fd int) error {
 	return raiseBuffers(fd, socketBuffer)
 }
 
-// checkKind tells whether an fd is the socket that is wanted.
+// checkKind returns an error unless an fd is a socket of that domain and type. want describes it.
 func checkKind(fd, domain, kind int, want string) error {
 	d, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 	if err != nil {
@@ -52,8 +54,8 @@ func checkKind(fd, domain, kind int, want string) error {
 	return err
 }
 
-// SocketPair makes a wire as OpenSocket does, and its other end, which the caller owns: a file to hand to QEMU, with
-// room for as many frames.
+// SocketPair makes a wire as OpenSocket does, and returns its other end, which is for QEMU and has
+// the same buffer size. The caller owns that file.
 func SocketPair(mtu int) (*Wire, *os.File, error) {
 	near, far, err := SocketFiles()
 	if err != nil {
@@ -67,8 +69,8 @@ func SocketPair(mtu int) (*Wire, *os.File, error) {
 	return w, far, nil
 }
 
-// SocketFiles makes the two ends of an AF_UNIX datagram socketpair with room for bursts: one for OpenSocket, of this process
-// or another one, and one to hand to QEMU. The caller closes both.
+// SocketFiles makes the two ends of an AF_UNIX datagram socketpair with room for bursts: near is
+// for OpenSocket, in this process or another one, and far is for QEMU. The caller closes both.
 func SocketFiles() (near, far *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

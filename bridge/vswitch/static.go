@@ -9,9 +9,9 @@ import (
 	"vmnet/bridge"
 )
 
-// AddStatic notes for good behind which port an address is, in a VLAN; 0 is that of the port's
-// untagged frames. An address that another port is locked to (PortConfig.MACs) stays there: that
-// error Is fs.ErrExist, and that of an unknown port fs.ErrNotExist.
+// AddStatic adds a static entry for an address behind a port in a VLAN; 0 means the VLAN of the
+// port's untagged frames. If another port is locked to the address (PortConfig.MACs), the error
+// matches fs.ErrExist with errors.Is. If the port is unknown, it matches fs.ErrNotExist.
 func (sw *Switch) AddStatic(port string, mac net.HardwareAddr, vlan int) error {
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
@@ -30,8 +30,8 @@ func (sw *Switch) AddStatic(port string, mac net.HardwareAddr, vlan int) error {
 	return sw.fdb.AddStatic(k, p.index)
 }
 
-// keyAt is an address's key behind a port. As the kernel's bridge does, it refuses a VLAN in which
-// the port has no part.
+// keyAt returns an address's key behind a port. Like the kernel's bridge, it refuses a VLAN that
+// the port is not in.
 func (t *table) keyAt(p *Port, mac net.HardwareAddr, vlan int) (Key, error) {
 	switch {
 	case !t.filters && vlan != 0:
@@ -39,18 +39,19 @@ func (t *table) keyAt(p *Port, mac net.HardwareAddr, vlan int) (Key, error) {
 	case !t.filters:
 		return KeyOf(mac, defaultVLAN), nil
 	case vlan == 0 && !p.vlans.untagged:
-		return 0, fmt.Errorf("%w VLAN 0: port %s has no VLAN of untagged frames (name one of its trunk's)", bridge.ErrInvalid, p.name)
+		return 0, fmt.Errorf("%w VLAN 0: port %s has no VLAN for untagged frames (name a VLAN of its trunk)", bridge.ErrInvalid, p.name)
 	case vlan == 0:
 		return KeyOf(mac, p.vlans.native), nil
 	case !p.vlans.has(uint16(vlan)):
-		return 0, fmt.Errorf("%w VLAN %d: port %s has no part in it", bridge.ErrInvalid, vlan, p.name)
+		return 0, fmt.Errorf("%w VLAN %d: port %s is not in it", bridge.ErrInvalid, vlan, p.name)
 	}
 	return KeyOf(mac, uint16(vlan)), nil
 }
 
-// Forget has the switch forget an address, a static one too, in a VLAN; 0 is whichever it is known
-// in, if that is one. An address that it does not know is an error that Is fs.ErrNotExist. One that
-// a port is locked to stays.
+// Forget removes an address from the FDB, even a static one, in a VLAN. VLAN 0 means the only VLAN
+// in which the address is known; it is an error if there are several. If the address is unknown,
+// the error matches fs.ErrNotExist with errors.Is. Forget refuses an address that a port is locked
+// to.
 func (sw *Switch) Forget(mac net.HardwareAddr, vlan int) error {
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
@@ -70,7 +71,7 @@ func (sw *Switch) Forget(mac net.HardwareAddr, vlan int) error {
 	return nil
 }
 
-// only is the one key that an address is known by.
+// only returns the key of an address that is known in exactly one VLAN.
 func (sw *Switch) only(mac net.HardwareAddr) (Key, error) {
 	var found []Key
 	for _, e := range sw.fdb.Dump() {
@@ -87,7 +88,7 @@ func (sw *Switch) only(mac net.HardwareAddr) (Key, error) {
 	return 0, fmt.Errorf("%w VLAN 0: %s is known in %d VLANs (name one)", bridge.ErrInvalid, mac, len(found))
 }
 
-// lockedTo is the port that an address is locked to; nil for none.
+// lockedTo returns the port that is locked to an address, or nil.
 func (t *table) lockedTo(k Key) *Port {
 	for _, p := range t.ports {
 		if slices.Contains(p.locked(), k) {

@@ -2,18 +2,19 @@ package vswitch
 
 import "time"
 
-// A PortState says what passes a port.
+// A PortState says whether frames pass a port.
 type PortState string
 
 // The states of a port.
 const (
 	StateUp      PortState = "up"
-	StateDown    PortState = "down"    // its device is, or has no carrier
-	StateStopped PortState = "stopped" // for a loop
-	StateEnded   PortState = "ended"   // its other end has gone
+	StateDown    PortState = "down"    // its device is down or has no carrier
+	StateStopped PortState = "stopped" // stopped for a loop
+	StateEnded   PortState = "ended"   // its other end is gone
 )
 
-// State is the port's state now. A port whose device nobody follows is up until it has ended.
+// State returns the port's current state. A port that does not follow its device is up until it
+// ends.
 func (p *Port) State() PortState {
 	switch {
 	case p.Err() != nil:
@@ -26,24 +27,25 @@ func (p *Port) State() PortState {
 	return StateUp
 }
 
-// PortStats are a port's counters since it was added.
+// PortStats has a port's state, and its counters since it was added.
 type PortStats struct {
 	Name    string       `json:"name"`
-	Kind    string       `json:"kind"` // of its wire: "tap", "packet", "socket"
-	MTU     int          `json:"mtu"`  // bytes, of frames that leave by it
+	Kind    string       `json:"kind"` // kind of its wire: "tap", "packet" or "socket"
+	MTU     int          `json:"mtu"`  // in bytes, for frames that leave by it
 	State   PortState    `json:"state"`
-	Ended   string       `json:"ended,omitempty"`
-	Loops   uint64       `json:"loops,omitempty"`   // how many times it was stopped
-	Stopped int          `json:"stopped,omitempty"` // seconds until it is not any more
+	Ended   string       `json:"ended,omitempty"`   // why it has ended
+	Loops   uint64       `json:"loops,omitempty"`   // how often it was stopped for a loop
+	Stopped int          `json:"stopped,omitempty"` // seconds until the stop ends
 	Queues  []QueueStats `json:"queues"`
 
-	// Drops are the reasons for which there were any: of frames that came in by the port and were not
-	// taken, and of frames that should have left by it.
+	// Drops counts dropped frames by reason, without zeros: frames that arrived on the port and
+	// were refused, and frames that should have left by it.
 	Drops map[string]uint64 `json:"drops,omitempty"`
 }
 
-// QueueStats are those of one queue. Rx came in by it, Tx left by it. A super-frame counts as one. Bytes are of Ethernet
-// frames, without vnet headers.
+// QueueStats has the counters of one queue. Rx counts frames that the switch received from it, Tx
+// frames that it sent to it. A super-frame counts as one. Bytes are those of Ethernet frames,
+// without vnet headers.
 type QueueStats struct {
 	RxFrames uint64 `json:"rx_frames"`
 	RxBytes  uint64 `json:"rx_bytes"`
@@ -51,7 +53,7 @@ type QueueStats struct {
 	TxBytes  uint64 `json:"tx_bytes"`
 }
 
-// Total adds up the queues.
+// Total returns the sum over all queues.
 func (s PortStats) Total() (total QueueStats) {
 	for _, q := range s.Queues {
 		total.RxFrames += q.RxFrames
@@ -62,7 +64,7 @@ func (s PortStats) Total() (total QueueStats) {
 	return total
 }
 
-// Stats is a snapshot of the counters.
+// Stats returns a snapshot of the counters.
 func (p *Port) Stats() PortStats {
 	s := PortStats{
 		Name: p.name, Kind: p.wire.kind, MTU: p.limits.Load().MTU, State: p.State(),
@@ -91,5 +93,5 @@ func (p *Port) Stats() PortStats {
 	return s
 }
 
-// Dropped is how many frames the port has dropped for a reason.
+// Dropped returns the number of frames that the port has dropped for a reason.
 func (p *Port) Dropped(why Reason) uint64 { return p.drops[why].Load() }

@@ -6,31 +6,34 @@ import (
 	"time"
 )
 
-// Storm limits what a port may have flooded, in frames per second, each kind on its own; 0 is no limit. A tenth of
-// a second's worth may come at once. A super-frame counts as its segments. A flooded frame costs a system call for each port: without
-// a limit, one guest can keep a switch of many ports busy.
+// Storm limits the frames of a port that are flooded, in frames per second for each kind; 0 means
+// no limit. A burst may have the frames of a tenth of a second. A super-frame counts as its
+// segments. A flooded frame costs a system call for each port: without a limit, one guest can keep
+// a switch with many ports busy.
 type Storm struct {
 	Broadcast int `json:"broadcast,omitempty"`
 	Multicast int `json:"multicast,omitempty"`
-	Unknown   int `json:"unknown,omitempty"` // unicast to addresses that nobody was seen with
+	Unknown   int `json:"unknown,omitempty"` // unicast to addresses that are not in the FDB
 
-	// Refused is how many frames the port may send that go nowhere: beyond the other limits, from a source or in a VLAN that it may
-	// not have, to a destination behind the port itself, or no frames at all; not those to another isolated port. Beyond it the port is not read for a
-	// while. Then who sends them waits, which costs the others no time; but what else comes by the port
-	// waits, too, so it is not for an uplink.
+	// Refused limits the frames of the port that the switch refuses: frames over the other
+	// limits, from a source or in a VLAN that the port may not use, to a destination behind the
+	// port itself, and invalid frames. Frames to another isolated port do not count. A port
+	// over the limit is not read for a while. Its sender then has to wait, which costs the
+	// other ports no time. All frames of the port wait too, so this limit is not for an uplink.
 	Refused int `json:"refused,omitempty"`
 }
 
-// GuestFrames is what to limit a guest to that nobody vouches for: whatever it does leaves the others on a switch of 64 ports
-// nine tenths of their rate (BenchmarkLiveHostileGuest).
+// GuestFrames is the limit for untrusted guests, in frames per second. With it, whatever one guest
+// does leaves the others on a switch of 64 ports nine tenths of their rate
+// (BenchmarkLiveHostileGuest).
 const GuestFrames = 1000
 
-// GuestStorm limits a guest to that many frames of each kind; 0 is no limit.
+// GuestStorm limits a guest to that many frames per second of each kind; 0 means no limit.
 func GuestStorm(frames int) Storm {
 	return Storm{Broadcast: frames, Multicast: frames, Unknown: frames, Refused: frames}
 }
 
-// maxStorm is more than any port can send.
+// maxStorm is the largest valid limit, which is more than any port can send.
 const maxStorm = 1e9
 
 func (s Storm) validate() error {
@@ -42,11 +45,12 @@ func (s Storm) validate() error {
 	return nil
 }
 
-// A bucket lets through what keeps to a rate. It is shared by a port's queues, without a lock: it holds but one number,
-// the time at which it would be full again (the generic cell rate algorithm of ITU-T I.371).
+// A bucket limits the rate of frames. A port's queues share it without a lock, since its state is
+// only one number: the time at which it would be full again (the generic cell rate algorithm of
+// ITU-T I.371).
 type bucket struct {
-	step  int64 // nanoseconds for each frame; 0 is no limit
-	depth int64 // nanoseconds of frames that may come at once
+	step  int64 // nanoseconds for each frame; 0 means no limit
+	depth int64 // size of a burst in nanoseconds
 	full  atomic.Int64
 }
 
@@ -57,7 +61,8 @@ func (b *bucket) limit(perSecond int) {
 	}
 }
 
-// take tells whether n frames may pass at that time. More than may ever come at once pass alone.
+// take reports whether n frames may pass at that time. More frames than a burst may have can pass
+// only if the bucket is full.
 func (b *bucket) take(now int64, n int) bool {
 	if b.step == 0 {
 		return true
@@ -74,37 +79,38 @@ func (b *bucket) take(now int64, n int) bool {
 	}
 }
 
-// spend takes what n frames cost, whether it is there or not, and tells how long to wait until it is: at most maxRest. What is beyond
-// that is let off, for a port that has misbehaved once is not to pay for it a day.
+// spend charges the bucket for n frames, even if that overdraws it, and returns how long to wait
+// until it is balanced again. The debt is capped at maxThrottle, so that one burst cannot block a port
+// for long.
 func (b *bucket) spend(now int64, n int) time.Duration {
 	if b.step == 0 {
 		return 0
 	}
 	for {
 		full := b.full.Load()
-		next := min(max(full, now)+int64(n)*b.step, now+b.depth+int64(maxRest))
+		next := min(max(full, now)+int64(n)*b.step, now+b.depth+int64(maxThrottle))
 		if b.full.CompareAndSwap(full, next) {
 			return time.Duration(max(0, next-now-b.depth))
 		}
 	}
 }
 
-// maxRest is the longest that a port is not read at a time.
-const maxRest = time.Second
+// maxThrottle limits how long a port is not read.
+const maxThrottle = time.Second
 
-// rest has the port's queue wait after a batch of which frames were refused, if these were too many.
-func (r *receiver) rest(refused int) {
+// throttle makes the receiver wait after a batch if the port is over its limit of refused frames.
+func (r *receiver) throttle(refused int) {
 	wait := r.port.refused.spend(r.sw.now(), refused)
 	if wait == 0 {
 		return
 	}
-	if r.resting == nil {
-		r.resting = time.NewTimer(0)
+	if r.throttling == nil {
+		r.throttling = time.NewTimer(0)
 	}
-	r.resting.Reset(wait)
+	r.throttling.Reset(wait)
 	select {
-	case <-r.resting.C:
+	case <-r.throttling.C:
 	case <-r.port.ended:
-		r.resting.Stop()
+		r.throttling.Stop()
 	}
 }

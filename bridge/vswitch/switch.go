@@ -1,12 +1,14 @@
-// Package vswitch is a learning Ethernet switch in userspace, for where the kernel may not bridge: a frame comes in by
-// a queue, its source is learned, and the goroutine that read it writes it to the queues of the ports that it is for. No
-// frame is allocated, copied to another goroutine, or waited for with a lock.
+// Package vswitch is a learning Ethernet switch in userspace, for hosts on which a kernel bridge
+// cannot be used. A goroutine receives a frame from a queue, learns its source, and writes it to
+// the queues of the destination ports. It neither allocates frames, nor passes them to another
+// goroutine, nor takes a lock.
 //
-// The vnet header travels along: a super-frame of 64 KiB crosses in one piece to a port that takes it. For one that does not,
-// package offload finishes it.
+// A frame keeps its vnet header, so that a super-frame of 64 KiB crosses the switch in one piece if
+// the destination port takes it. If it does not, package offload segments the frame and fills in
+// checksums.
 //
-// What it does follows IEEE 802.1D and 802.1Q as the kernel's bridge does (net/bridge/br_input.c, br_forward.c), without
-// a spanning tree and without snooping of multicast groups.
+// The switch follows IEEE 802.1D and 802.1Q as the kernel's bridge does (net/bridge/br_input.c,
+// br_forward.c), without a spanning tree and without multicast snooping.
 package vswitch
 
 import (
@@ -19,60 +21,61 @@ import (
 	"time"
 )
 
-// Config says how a switch should be. Its zero value is good.
+// Config says how a switch should be. Its zero value is valid.
 type Config struct {
-	Ageing    time.Duration // after which an address that was not seen is forgotten; 0 means 300 s
-	Addresses int           // that the FDB has room for; 0 means 16384
+	Ageing    time.Duration // how long the FDB keeps an address that is not seen; 0 means 300 s
+	Addresses int           // number of addresses for which the FDB has room; 0 means 16384
 
-	// VLANFiltering keeps VLANs apart from the start, and not only from the first port on that was
-	// given VLANs.
+	// VLANFiltering keeps VLANs apart from the start. Otherwise the switch starts to filter
+	// when the first port with VLANs is added.
 	VLANFiltering bool
 
-	// Notice, if not nil, is told of what the switch has done of itself: a port that it has
-	// stopped, for instance. It is called by one goroutine.
+	// Notice, if not nil, is called for what the switch does on its own, such as stopping a
+	// port. Only one goroutine calls it.
 	Notice func(text string)
 }
 
-// A Switch passes frames between its ports. Its methods may be called at any time, by any goroutine.
+// A Switch forwards frames between its ports. Any goroutine may call its methods at any time.
 type Switch struct {
 	fdb     *FDB
 	start   time.Time
 	table   atomic.Pointer[table]
 	echoes  *echoes
-	settled atomic.Int64 // when what a loop has left under way is gone
+	settled atomic.Int64 // time until which a loop's frames may be in flight
 	notices chan string
 
-	mu     sync.Mutex // of whoever changes the ports
+	mu     sync.Mutex // held while ports change
 	closed bool
 	stop   chan struct{}
 	clock  sync.WaitGroup
 
 	captures []*capture
-	watchers sync.WaitGroup // of captures
+	watchers sync.WaitGroup // goroutines of captures
 }
 
-// A table is the ports at one time. It is never changed, but replaced by another: who uses it needs no lock.
+// A table is the set of ports at one time. It is immutable and replaced as a whole, so that readers
+// need no lock.
 type table struct {
-	ports   []*Port // in the order of their names
+	ports   []*Port // sorted by name
 	by      []*Port // by index, with gaps
-	filters bool    // VLANs; see vlan.go
+	filters bool    // the switch filters VLANs; see vlan.go
 }
 
-// maxName is as long as an altname may be.
+// maxName is the length limit of an altname in bytes.
 const maxName = 127
 
-// Errors of AddPort and RemovePort, and what a removed port ends with.
+// Errors of AddPort and RemovePort, and the error with which a removed port ends.
 var (
-	errTooMany = fmt.Errorf("the switch has %d ports already", maxPorts)
+	errTooMany = fmt.Errorf("the switch already has %d ports", maxPorts)
 	errTaken   = portError{"the switch has a port of that name", fs.ErrExist}
 	errRemoved = fmt.Errorf("it was removed: %w", fs.ErrClosed)
 	errClosed  = fmt.Errorf("the switch is closed: %w", fs.ErrClosed)
 )
 
-// ErrNoPort is an unknown port's name. It Is fs.ErrNotExist.
+// ErrNoPort is returned for an unknown port name. It matches fs.ErrNotExist with errors.Is.
 var ErrNoPort error = portError{"the switch has no port of that name", fs.ErrNotExist}
 
-// portError Is an error of package fs, whose words are about files.
+// portError matches an error of package fs without its text, which is about files.
 type portError struct {
 	text string
 	is   error
@@ -81,7 +84,7 @@ type portError struct {
 func (e portError) Error() string { return e.text }
 func (e portError) Unwrap() error { return e.is }
 
-// New makes a switch without ports. Close it.
+// New makes a switch without ports. The caller must close it.
 func New(cfg Config) *Switch {
 	sw := &Switch{
 		fdb: NewFDB(cfg.Addresses, cfg.Ageing), start: time.Now(), stop: make(chan struct{}),
@@ -96,10 +99,10 @@ func New(cfg Config) *Switch {
 	return sw
 }
 
-// maxNotices may wait for whoever reads them; more are lost.
+// maxNotices limits the notices that wait for Config.Notice; further ones are lost.
 const maxNotices = 64
 
-// notice tells Config.Notice of something, without waiting.
+// notice queues a notice for Config.Notice without waiting.
 func (sw *Switch) notice(format string, args ...any) {
 	select {
 	case sw.notices <- fmt.Sprintf(format, args...):
@@ -118,7 +121,7 @@ func (sw *Switch) tell(notice func(text string)) {
 	}
 }
 
-// tick is the FDB's clock, as coarse as ageing allows.
+// tick runs once a second: it ages the FDB and ends dead ports.
 func (sw *Switch) tick(peers *peers) {
 	t := time.NewTicker(time.Second)
 	defer t.Stop()
@@ -134,8 +137,8 @@ func (sw *Switch) tick(peers *peers) {
 	}
 }
 
-// forgetDead ends ports whose socket's other end was closed, and forgets what was learned behind
-// ports that are down, from frames that were under way then.
+// forgetDead ends ports whose socket's other end was closed. For ports that are down, it removes
+// addresses that were learned from frames in flight.
 func (sw *Switch) forgetDead(peers *peers) {
 	for _, p := range sw.table.Load().ports {
 		switch q, ok := p.wire.queues[0].(*socketQueue); {
@@ -147,11 +150,12 @@ func (sw *Switch) forgetDead(peers *peers) {
 	}
 }
 
-// now is in nanoseconds since the switch's start.
+// now returns the time in nanoseconds since the switch's start.
 func (sw *Switch) now() int64 { return int64(time.Since(sw.start)) }
 
-// AddPort plugs a wire in, while the switch runs. It takes the wire over, and closes it where there is an error: that of a taken
-// name, or of an address locked to another port, Is fs.ErrExist, and a closed switch's fs.ErrClosed.
+// AddPort adds a port with that wire to the running switch. It takes ownership of the wire, and
+// closes it on error. If the name is taken, or another port is locked to one of the addresses, the
+// error matches fs.ErrExist with errors.Is. If the switch is closed, it matches fs.ErrClosed.
 func (sw *Switch) AddPort(name string, w *Wire, cfg PortConfig) (*Port, error) {
 	p, err := sw.addPort(name, w, cfg)
 	if err != nil {
@@ -175,7 +179,7 @@ func (sw *Switch) addPort(name string, w *Wire, cfg PortConfig) (*Port, error) {
 	case sw.closed:
 		return nil, errClosed
 	case name == "" || len(name) > maxName:
-		return nil, fmt.Errorf("a name of %d bytes: want 1 to %d", len(name), maxName)
+		return nil, fmt.Errorf("name of %d bytes: want 1 to %d", len(name), maxName)
 	case old.find(name) != nil:
 		return nil, errTaken
 	case index == maxPorts:
@@ -190,9 +194,9 @@ func (sw *Switch) addPort(name string, w *Wire, cfg PortConfig) (*Port, error) {
 	next := old.with(p)
 	sw.table.Store(next)
 	if next.filters && !old.filters {
-		sw.fdb.FlushLearned() // from tagged frames, too, as of one VLAN
+		sw.fdb.FlushLearned() // it has tagged frames in the default VLAN
 		if len(old.ports) > 0 {
-			sw.notice("VLANs are kept apart from now on, since port %s has any: ports without are in VLAN %d, untagged", name, defaultVLAN)
+			sw.notice("VLANs are kept apart from now on, since port %s has VLANs: ports without are in VLAN %d, untagged", name, defaultVLAN)
 		}
 	}
 	if w.link != nil {
@@ -205,7 +209,8 @@ func (sw *Switch) addPort(name string, w *Wire, cfg PortConfig) (*Port, error) {
 	return p, nil
 }
 
-// lock makes the addresses that a port is locked to its own, which must not be another's for good.
+// lock adds static entries for the addresses that a port is locked to. It fails if another port has
+// a static entry for one of them.
 func (sw *Switch) lock(p *Port, others *table) error {
 	for _, k := range p.locked() {
 		if at := sw.fdb.staticPort(k); at >= 0 && at != p.index && others.by[at] != nil {
@@ -218,12 +223,13 @@ func (sw *Switch) lock(p *Port, others *table) error {
 	return nil
 }
 
-// owns is the error that an address is the port's for good.
+// owns returns the error for an address that the port has a static entry for.
 func (p *Port) owns(t *table, k Key) error {
-	return portError{fmt.Sprintf("%s%s is port %s's for good", k.MAC(), t.inVLAN(k), p.name), fs.ErrExist}
+	return portError{fmt.Sprintf("%s%s is a static address of port %s", k.MAC(), t.inVLAN(k), p.name), fs.ErrExist}
 }
 
-// locked are the keys of the addresses that are a port's own: in the VLAN of its untagged frames.
+// locked returns the keys of the addresses that a port is locked to, in the VLAN of its untagged
+// frames.
 func (p *Port) locked() []Key {
 	if !p.vlans.untagged {
 		return nil
@@ -235,8 +241,9 @@ func (p *Port) locked() []Key {
 	return keys
 }
 
-// RemovePort unplugs a port: its wire is closed, what was learned behind it forgotten. When it returns no frame of the port's
-// is under way. No such port is an error that Is fs.ErrNotExist.
+// RemovePort removes a port: it closes the wire and removes the port's addresses from the FDB. When
+// it returns, no frame of the port is in flight. If there is no such port, the error matches
+// fs.ErrNotExist with errors.Is.
 func (sw *Switch) RemovePort(name string) error {
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
@@ -247,8 +254,8 @@ func (sw *Switch) RemovePort(name string) error {
 	return sw.remove(p)
 }
 
-// remove's order matters: nobody may learn for this port any more when another one gets its index, which is not before
-// sw.mu is free.
+// remove removes a port. The order matters: all learning for this port must have stopped before
+// another port gets its index, which cannot happen while sw.mu is held.
 func (sw *Switch) remove(p *Port) error {
 	sw.table.Store(sw.table.Load().without(p))
 	p.endWith(errRemoved)
@@ -262,7 +269,7 @@ func (sw *Switch) remove(p *Port) error {
 	return nil
 }
 
-// Close removes all ports, and ends. Called again, it does nothing.
+// Close removes all ports and stops the switch. A second call does nothing.
 func (sw *Switch) Close() error {
 	err := sw.close()
 	sw.watchers.Wait()
@@ -285,17 +292,17 @@ func (sw *Switch) close() error {
 	return errors.Join(errs...)
 }
 
-// Ports are the ports, in the order of their names.
+// Ports returns the ports, sorted by name.
 func (sw *Switch) Ports() []*Port { return slices.Clone(sw.table.Load().ports) }
 
-// FDB is the switch's. It knows ports by PortIndex.
+// FDB returns the switch's FDB, which identifies ports by PortIndex.
 func (sw *Switch) FDB() *FDB { return sw.fdb }
 
-// FiltersVLANs reports whether the switch keeps VLANs apart: from the start, or since a port was
-// given VLANs.
+// FiltersVLANs reports whether the switch keeps VLANs apart: from the start, or since a port with
+// VLANs was added.
 func (sw *Switch) FiltersVLANs() bool { return sw.table.Load().filters }
 
-// PortIndex is what the FDB calls a port of the switch.
+// PortIndex returns the number by which the FDB identifies the port.
 func (p *Port) PortIndex() int { return p.index }
 
 func (t *table) find(name string) *Port {
@@ -307,7 +314,7 @@ func (t *table) find(name string) *Port {
 	return nil
 }
 
-// inVLAN names a key's VLAN in a message, where the switch knows any.
+// inVLAN names a key's VLAN for a message, or returns "" if the switch does not filter VLANs.
 func (t *table) inVLAN(k Key) string {
 	if !t.filters {
 		return ""

@@ -69,7 +69,7 @@ func TestLearnsAndForwards(t *testing.T) {
 	step("one byte more", "a", etherFrame(mac(2), mac(1), nil, 1505))
 
 	want := map[string]uint64{
-		LinkLocal.String(): 1, Back.String(): 1, Source.String(): 2, Short.String(): 2, Giant.String(): 1,
+		LinkLocal.String(): 1, SamePort.String(): 1, BadSource.String(): 2, Short.String(): 2, Giant.String(): 1,
 	}
 	if got := l.port("a").Stats(); !equal(got.Drops, want) || got.Total().TxFrames != 3 || got.Total().RxFrames != l.stations["a"].sent-1 {
 		t.Errorf("counted %+v, want %v", got, want)
@@ -238,7 +238,7 @@ func TestLockedTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer far.Close()
-	if p, err := l.sw.AddPort("c", w, locked); !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), "02:00:00:00:00:07 is port a's") {
+	if p, err := l.sw.AddPort("c", w, locked); !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), "02:00:00:00:00:07 is a static address of port a") {
 		t.Errorf("%v, %v", p, err)
 	}
 	if n := l.sw.FDB().Stats().Entries; n != 1 {
@@ -265,11 +265,11 @@ func TestStaticAddresses(t *testing.T) {
 		want error
 		text string
 	}{
-		{"trunk", mac(7), 10, fs.ErrExist, "02:00:00:00:00:07 in VLAN 10 is port locked's for good"},
+		{"trunk", mac(7), 10, fs.ErrExist, "02:00:00:00:00:07 in VLAN 10 is a static address of port locked"},
 		{"trunk", mac(7), 20, nil, ""},
 		{"locked", mac(7), 0, nil, ""},
-		{"trunk", mac(8), 0, bridge.ErrInvalid, "no VLAN of untagged frames"},
-		{"trunk", mac(8), 30, bridge.ErrInvalid, "port trunk has no part in it"},
+		{"trunk", mac(8), 0, bridge.ErrInvalid, "no VLAN for untagged frames"},
+		{"trunk", mac(8), 30, bridge.ErrInvalid, "port trunk is not in it"},
 		{"plain", mac(8), 0, nil, ""},
 		{"plain", mac(8), 1, nil, ""},
 		{"nobody", mac(8), 0, fs.ErrNotExist, ""},
@@ -284,7 +284,7 @@ func TestStaticAddresses(t *testing.T) {
 		vlan int
 		text string
 	}{
-		{mac(7), 10, "port locked's for good"},
+		{mac(7), 10, "static address of port locked"},
 		{mac(7), 0, "in 2 VLANs"},
 		{mac(7), 20, ""},
 		{mac(8), 0, ""},
@@ -380,11 +380,11 @@ func TestBucketForgives(t *testing.T) {
 	b.limit(1)
 	now := int64(time.Hour)
 	for range 1000 {
-		if wait := b.spend(now, 64); wait > maxRest {
+		if wait := b.spend(now, 64); wait > maxThrottle {
 			t.Fatalf("a wait of %v", wait)
 		}
 	}
-	now += int64(maxRest) + b.depth
+	now += int64(maxThrottle) + b.depth
 	if wait := b.spend(now, 1); wait > 0 {
 		t.Errorf("after its rest, a wait of %v", wait)
 	}
@@ -439,7 +439,7 @@ func TestRefusedRests(t *testing.T) {
 	}
 	start = time.Now()
 	l.send("a", slices.Repeat([][]byte{etherFrame(mac(2), mac(2), nil, 46)}, 300)...)
-	if took := time.Since(start); took < 100*time.Millisecond || l.port("a").Dropped(Back) < 299 {
+	if took := time.Since(start); took < 100*time.Millisecond || l.port("a").Dropped(SamePort) < 299 {
 		t.Errorf("300 frames to itself were read in %v: %+v", took, l.port("a").Stats())
 	}
 	l.send("b", slices.Repeat([][]byte{etherFrame(mac(7), mac(3), nil, 46)}, 500)...)
@@ -458,7 +458,7 @@ func TestAPortThatRestsIsRemovedAtOnce(t *testing.T) {
 		if err := l.sw.RemovePort("b"); err != nil {
 			t.Fatal(err)
 		}
-		if quickest = min(quickest, time.Since(start)); quickest < maxRest/2 {
+		if quickest = min(quickest, time.Since(start)); quickest < maxThrottle/2 {
 			return
 		}
 	}

@@ -12,13 +12,14 @@ import (
 	"vmnet/bridge/vswitch/offload"
 )
 
-// OpenTap makes a wire of queues of one tap (include/uapi/linux/if_tun.h): the peer is the kernel of the netns that
-// the tap is in. It copies the fds; the caller keeps, and may close, its own. But what is set here holds for the
-// caller's too: non-blocking, a vnet header of 10 bytes, or 24 where the kernel can describe tunnels'
-// super-frames, little endian, and the offloads.
+// OpenTap makes a wire from queues of one tap (include/uapi/linux/if_tun.h). The peer is the
+// kernel's stack in the tap's netns. OpenTap copies the fds; the caller keeps its own and may close
+// them. It also changes settings of the original fds: they become non-blocking, with a
+// little-endian vnet header and offloads. The vnet header has 10 bytes, or 24 if the kernel can
+// describe super-frames of tunnels.
 //
-// A tap's queue tells nothing of its device but the name: Follow has the port follow its MTU. The device
-// takes whatever is written into it.
+// A tap's queue does not report the device's MTU: call Follow to make the port follow it. The
+// device accepts frames of any length.
 func OpenTap(queues ...*os.File) (*Wire, error) {
 	if len(queues) == 0 {
 		return nil, errors.New("open tap: no queue")
@@ -27,7 +28,7 @@ func OpenTap(queues ...*os.File) (*Wire, error) {
 	for i, f := range queues {
 		q, limits, err := openTapQueue(f)
 		if err == nil && i > 0 && limits.VnetHdr != w.limits.VnetHdr {
-			err = errors.Join(errors.New("the queues differ in IFF_VNET_HDR: they are not of one tap"), q.close())
+			err = errors.Join(errors.New("the queues differ in IFF_VNET_HDR, so they do not belong to one tap"), q.close())
 		}
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("open tap, queue %d: %w", i, err), w.Close())
@@ -53,19 +54,20 @@ func openTapQueue(f *os.File) (*tapQueue, offload.Limits, error) {
 	return q, limits, nil
 }
 
-// setTap asks for frames with as little done to them as the kernel allows.
+// setTap sets a queue up for frames with as many offloads as the kernel supports, and returns the
+// device's name.
 func setTap(fd int) (device string, limits offload.Limits, err error) {
 	ifr, err := unix.NewIfreq("")
 	if err != nil {
 		return "", limits, err
 	}
 	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr); err != nil {
-		return "", limits, fmt.Errorf("TUNGETIFF: %w (want the queue of a tap)", err)
+		return "", limits, fmt.Errorf("TUNGETIFF: %w (want a queue of a tap)", err)
 	}
 	device = ifr.Name()
 	switch flags := ifr.Uint16(); {
 	case flags&unix.IFF_TAP == 0 || flags&unix.IFF_NO_PI == 0:
-		return device, limits, fmt.Errorf("%s: want IFF_TAP and IFF_NO_PI, it has flags %#x", device, flags)
+		return device, limits, fmt.Errorf("%s has flags %#x: want IFF_TAP and IFF_NO_PI", device, flags)
 	case flags&unix.IFF_VNET_HDR == 0:
 		return device, limits, nil
 	}
@@ -76,13 +78,14 @@ func setTap(fd int) (device string, limits offload.Limits, err error) {
 	return device, limits, err
 }
 
-// What include/uapi/linux/if_tun.h has since Linux 6.17.
+// Constants of include/uapi/linux/if_tun.h since Linux 6.17.
 const (
 	tunTunnels    = 0x80  // TUN_F_UDP_TUNNEL_GSO
 	tunTunnelCsum = 0x100 // TUN_F_UDP_TUNNEL_GSO_CSUM
 )
 
-// setOffloads asks for the most that the kernel has to give: it refuses what it does not know.
+// setOffloads requests as many offloads as the kernel supports. The kernel refuses those that it
+// does not know.
 func setOffloads(fd int) (offload.Limits, error) {
 	const (
 		tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
@@ -107,21 +110,22 @@ func setOffloads(fd int) (offload.Limits, error) {
 	return limits, err
 }
 
-// tapRead is what one read(2) may give: one byte more than the longest frame, so that a longer one is known by its
-// length. tapRoom holds a batch of ordinary frames, or a few super-frames, and stays in the processor's cache.
+// tapRead is the size of one read(2) in bytes. It is one more than the longest frame, so that a
+// longer one is detected by its length. tapRoom has room for a batch of ordinary frames or a few
+// super-frames, and fits into the CPU's cache.
 const (
 	tapRead = offload.MaxVnetHdr + maxFrame + 1
 	tapRoom = 256 << 10
 )
 
-// tapQueue reads frame by frame until there is none, then waits in the runtime's poller.
+// tapQueue reads frame by frame until there is no more, then waits in the runtime's poller.
 type tapQueue struct {
 	file
 	device string
 	vnet   int    // length of the tap's vnet header
-	room   []byte // frames lie in it one behind the other
+	room   []byte // the frames, one after the other
 
-	// Of the receive under way. drain is made once: a method value would be allocated each time.
+	// The current receive. drain is bound once: each use of a method value would allocate.
 	drain  func(fd uintptr) bool
 	frames []frame
 	n      int
@@ -148,7 +152,7 @@ func (q *tapQueue) drainQueue(fd uintptr) bool {
 		case errno == unix.EAGAIN:
 			return q.n > 0
 		case errno != 0:
-			if q.n == 0 { // else the next call meets it again
+			if q.n == 0 { // else the next call gets it again
 				q.err = fmt.Errorf("read: %w", errno)
 			}
 			return true
@@ -161,8 +165,8 @@ func (q *tapQueue) drainQueue(fd uintptr) bool {
 	return true
 }
 
-// take makes a frame of what was read: with zeros where the tap has given no vnet header, and with the
-// first part of a long one.
+// take makes a frame from the data of one read. If the tap has no vnet header, take adds a zero
+// one. It shortens a long one to its first part.
 func (q *tapQueue) take(data []byte) frame {
 	if q.vnet == 0 {
 		clear(data[:vnetLen])
@@ -178,8 +182,8 @@ func (q *tapQueue) take(data []byte) frame {
 
 func (q *tapQueue) send(s *sender) { s.use(q.conn, s.write) }
 
-// read, write and writev are the system calls alone. They are made on fds that do not block, so the scheduler
-// need not be told, which costs more than many of them.
+// read, write and writev are raw system calls. Their fds do not block, so that they need not notify
+// the scheduler, which would cost more than many of the calls.
 
 func read(fd uintptr, b []byte) (int, syscall.Errno) {
 	n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))

@@ -2,23 +2,23 @@ package vswitch
 
 import "vmnet/bridge"
 
-// A switch filters VLANs from its first port on that was given VLANs, or from the start where
-// Config.VLANFiltering says so, and never stops: that a port goes must not let the others' tagged
-// frames pass. Until then it does what a kernel bridge does whose vlan_filtering is 0: a tag is
-// payload, and all ports are in one network.
+// A switch filters VLANs from the start with Config.VLANFiltering, and otherwise since the first
+// port with VLANs was added. It never stops to filter, so that the removal of a port cannot let
+// tagged frames of the others pass. Before, it works like a kernel bridge with vlan_filtering 0:
+// tags are payload, and all ports are in one network.
 //
-// With filtering, it does what a bridge with vlan_filtering 1 does (net/bridge/br_vlan.c).
+// With filtering, it works like a kernel bridge with vlan_filtering 1 (net/bridge/br_vlan.c).
 
-// defaultVLAN is the VLAN of ports that were not given any, untagged, as the kernel's default_pvid.
-// It is also the VLAN of all frames of a switch that does not filter, so that what the FDB was told
-// holds when it begins to.
+// defaultVLAN is the untagged VLAN of ports that were given none, like the kernel's default_pvid.
+// It is also the VLAN of all frames of a switch that does not filter, so that static entries stay
+// valid when the switch starts to filter.
 const defaultVLAN = 1
 
-// vlans says which VLANs a port of a switch that filters has part in.
+// vlans says which VLANs a port is in, on a switch that filters.
 type vlans struct {
-	native   uint16     // of frames without a tag
-	untagged bool       // these are taken, and those of the native VLAN leave so
-	tagged   [64]uint64 // a bit for each VLAN whose frames leave tagged, and come so
+	native   uint16     // VLAN of untagged frames
+	untagged bool       // untagged frames are accepted, and frames of the native VLAN leave untagged
+	tagged   [64]uint64 // one bit for each VLAN whose frames enter and leave tagged
 }
 
 func newVLANs(cfg bridge.PortConfig) *vlans {
@@ -43,13 +43,12 @@ func (v *vlans) allow(r bridge.VLANRange) {
 
 func (v *vlans) isNative(vid uint16) bool { return v.untagged && vid == v.native }
 
-// has reports whether the port takes part in a VLAN.
+// has reports whether the port is in a VLAN.
 func (v *vlans) has(vid uint16) bool {
 	return v.isNative(vid) || v.tagged[vid/64]&(1<<(vid%64)) != 0
 }
 
-// meets reports whether a frame can pass from one port to the other: whether they have a VLAN in
-// common.
+// meets reports whether two ports have a VLAN in common, so that frames can pass between them.
 func (v *vlans) meets(other *vlans) bool {
 	if v.untagged && other.has(v.native) || other.untagged && v.has(other.native) {
 		return true
@@ -62,8 +61,8 @@ func (v *vlans) meets(other *vlans) bool {
 	return false
 }
 
-// classify finds the VLAN of a frame that came in by a port, and reports whether the port has it. A
-// tag of VLAN 0 says no more than a priority (IEEE 802.1Q, 6.9.1).
+// classify sets the VLAN of an incoming frame and reports whether the port is in it. A tag of VLAN
+// 0 has only a priority (IEEE 802.1Q, 6.9.1).
 func (t *table) classify(p *Port, f *frame) bool {
 	switch {
 	case !t.filters:
@@ -79,8 +78,8 @@ func (t *table) classify(p *Port, f *frame) bool {
 	return true
 }
 
-// leaving is the tag with which a frame leaves by a port. A priority stays where there is a tag for
-// it. Where the switch does not filter, the frame leaves as it came.
+// leaving returns the tag with which a frame leaves by a port. The tag keeps the frame's priority.
+// On a switch that does not filter, the tag does not change.
 func (t *table) leaving(to *Port, f *frame) (tci uint16, tagged bool) {
 	switch {
 	case !t.filters:

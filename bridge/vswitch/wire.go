@@ -12,25 +12,27 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// batchSize is how many frames are received at a time, and sent: what offload gives at a time.
+// batchSize is the number of frames that are received and sent at a time, which is also what
+// offload returns at a time.
 const batchSize = offload.Burst
 
-// A Wire is where a port's frames come from and go to. There is one kind for each way: OpenTap, OpenPacket,
-// OpenSocket. It has fds, and belongs to the switch once it is given to AddPort.
+// A Wire is the link endpoint of a port: it receives and sends the port's frames. OpenTap,
+// OpenPacket and OpenSocket make the three kinds. A Wire owns its fds. AddPort takes ownership of
+// the Wire.
 type Wire struct {
 	kind   string
-	device string         // its name; empty where it has none
-	limits offload.Limits // what it takes, but for the MTU
-	mtu    int            // the device's; 0 where that is not known
-	link   *rtnl.Follower // of the device; nil where it is not followed
+	device string         // name of the device; empty if it has none
+	limits offload.Limits // what it takes, without the MTU
+	mtu    int            // MTU of the device; 0 if it is not known
+	link   *rtnl.Follower // follows the device; may be nil
 	queues []queue
-	claim  func() error // undone by Close and unclaim; nil for none
+	claim  func() error // gives up the claim; called by Close and unclaim; may be nil
 }
 
-// Kind is "tap", "packet" or "socket".
+// Kind returns "tap", "packet" or "socket".
 func (w *Wire) Kind() string { return w.kind }
 
-// Close closes the wire's fds. AddPort's caller does not call it.
+// Close closes the wire's fds. A caller of AddPort must not call it.
 func (w *Wire) Close() error {
 	var errs []error
 	for _, q := range w.queues {
@@ -44,8 +46,8 @@ func (w *Wire) Close() error {
 	return errors.Join(append(errs, w.unclaim())...)
 }
 
-// unclaim gives the device back to its kernel's stack, when the wire has ended or is closed: who has its name then is nobody's
-// whom we know.
+// unclaim gives the device back to the kernel's stack when the wire has ended or is closed. Another
+// device may have its name by then, which must not stay claimed.
 func (w *Wire) unclaim() error {
 	if w.claim == nil {
 		return nil
@@ -53,27 +55,27 @@ func (w *Wire) unclaim() error {
 	return w.claim()
 }
 
-// A queue is one way into a wire and out of it. One goroutine receives from it; any number send.
+// A queue receives and sends frames of a wire. One goroutine receives from it; any number may send.
 type queue interface {
-	// receive waits for frames and tells how many came. Their data is valid until the next call, which
-	// is what makes a batch. An error is the queue's end; after close there is one.
+	// receive waits for frames and returns their number. They are a batch; their data is valid
+	// until the next call. An error ends the queue. After close, receive returns an error.
 	receive(frames []frame) (n int, err error)
 
-	// send gives away what s has in its list, each frame with the vnet header that the wire's limits
-	// ask for, and notes in s what became of it. It never waits.
+	// send sends the list of s and records the results in s. Each frame has a vnet header of
+	// the length in the wire's limits. send never waits.
 	send(s *sender)
 
 	close() error
 }
 
-// file is an fd. Each use holds it: close takes effect when the last use has ended, so that no fd is
-// used that has become another file's by then.
+// file is an fd. Each use holds a reference: close takes effect when the last use has ended, so
+// that no use can hit another file with the same number.
 type file struct {
 	os   *os.File
 	conn syscall.RawConn
 }
 
-// newFile takes over fd. The runtime's poller watches it if it does not block.
+// newFile takes ownership of fd. The runtime's poller watches it if it is non-blocking.
 func newFile(fd int, name string) (file, error) {
 	f := os.NewFile(uintptr(fd), name)
 	conn, err := f.SyscallConn()
@@ -84,8 +86,8 @@ func newFile(fd int, name string) (file, error) {
 	return file{f, conn}, nil
 }
 
-// duplicate makes a file of a copy of f's fd, which the caller keeps. What check finds wrong with it is an error, and leaves
-// f as it is. The file does not block, and the runtime's poller watches it.
+// duplicate makes a file from a copy of f's fd. The caller keeps f. An error of check leaves f
+// unchanged. The file is non-blocking, and the runtime's poller watches it.
 func duplicate(f *os.File, check func(fd int) error) (file, error) {
 	return duplicateAs(f, check, func(fd int, name string) (file, error) {
 		if err := unix.SetNonblock(fd, true); err != nil {
@@ -95,7 +97,7 @@ func duplicate(f *os.File, check func(fd int) error) (file, error) {
 	})
 }
 
-// duplicateAs is duplicate with another way to make the file, which takes over the fd.
+// duplicateAs is duplicate with the function as to make the file, which takes ownership of the fd.
 func duplicateAs(f *os.File, check func(fd int) error, as func(fd int, name string) (file, error)) (file, error) {
 	conn, err := f.SyscallConn()
 	if err != nil {
@@ -122,7 +124,7 @@ func (f file) close() error {
 	return nil
 }
 
-// control runs a few system calls on the fd that return errors.
+// control runs do with the fd and returns its error.
 func (f file) control(do func(fd int) error) error {
 	var inner error
 	if err := f.conn.Control(func(fd uintptr) { inner = do(int(fd)) }); err != nil {
@@ -131,8 +133,9 @@ func (f file) control(do func(fd int) error) error {
 	return inner
 }
 
-// reasonOf tells why the kernel did not take a frame: errors of tun_get_user (drivers/net/tun.c), packet_snd
-// (net/packet/af_packet.c) and unix_dgram_sendmsg (net/unix/af_unix.c).
+// reasonOf returns the reason for an error of sending a frame. The errors are those of tun_get_user
+// (drivers/net/tun.c), packet_snd (net/packet/af_packet.c) and unix_dgram_sendmsg
+// (net/unix/af_unix.c).
 func reasonOf(errno syscall.Errno) Reason {
 	switch errno {
 	case 0:
@@ -146,5 +149,5 @@ func reasonOf(errno syscall.Errno) Reason {
 	case unix.EBADFD, unix.EBADF, unix.ENXIO, unix.ENODEV, unix.ECONNREFUSED, unix.ENOTCONN, unix.EPIPE, unix.ECONNRESET:
 		return Gone
 	}
-	return Unwelcome
+	return Rejected
 }

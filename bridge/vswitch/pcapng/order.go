@@ -1,4 +1,5 @@
-// Package pcapng writes captured frames for people, and for programs such as Wireshark: those that a switch has captured.
+// Package pcapng writes the frames that a switch has captured, as lines of text or as a file for
+// programs such as Wireshark.
 package pcapng
 
 import (
@@ -9,22 +10,24 @@ import (
 	"vmnet/bridge/vswitch"
 )
 
-// Bounds of an Order: a frame waits so long for earlier ones, and no more frames wait.
+// Limits of an Order: how long a frame waits for earlier ones, and how many frames and bytes may
+// wait.
 const (
 	Patience  = 50 * time.Millisecond
 	maxFrames = 4096
 	maxBytes  = 64 << 20
 )
 
-// An Order gives captured frames in the order of their times. They come in another: a switch tells of a frame that came in when
-// it has told of those that left, and each of its goroutines tells on its own.
+// An Order sorts captured frames by time. They arrive in a different order: a switch reports an
+// incoming frame after the outgoing frames that it caused, and each of its goroutines reports
+// independently.
 type Order struct {
 	waiting waiting
 	bytes   int
 	number  uint64
 }
 
-// Push takes a frame, whose data it copies.
+// Push adds a frame and copies its data.
 func (o *Order) Push(f vswitch.CapturedFrame) {
 	f.Data = bytes.Clone(f.Data)
 	heap.Push(&o.waiting, numbered{f, o.number})
@@ -32,7 +35,8 @@ func (o *Order) Push(f vswitch.CapturedFrame) {
 	o.bytes += len(f.Data)
 }
 
-// Pop gives the next frame whose turn it is at a time; there may be none.
+// Pop returns the next frame that has waited long enough at the time now. ok is false if there is
+// none.
 func (o *Order) Pop(now time.Time) (f vswitch.CapturedFrame, ok bool) {
 	if len(o.waiting) == 0 {
 		return f, false
@@ -44,7 +48,7 @@ func (o *Order) Pop(now time.Time) (f vswitch.CapturedFrame, ok bool) {
 	return o.Rest()
 }
 
-// Rest gives the next frame, whose turn it may be or not.
+// Rest returns the next frame, even if it has not waited long enough. ok is false if no frame waits.
 func (o *Order) Rest() (f vswitch.CapturedFrame, ok bool) {
 	if len(o.waiting) == 0 {
 		return f, false
@@ -54,7 +58,7 @@ func (o *Order) Rest() (f vswitch.CapturedFrame, ok bool) {
 	return f, true
 }
 
-// numbered is a frame and when it came, among those of the same time.
+// numbered is a frame with its sequence number, which orders frames of the same time.
 type numbered struct {
 	vswitch.CapturedFrame
 	number uint64

@@ -14,28 +14,30 @@ import (
 	"vmnet/internal/cli/console"
 )
 
-// A File is a capture as Wireshark reads it: pcapng (draft-ietf-opsawg-pcapng). Each port is two interfaces, "tap0 in" and "tap0 out", for the
-// library cannot tell of single frames which way they went; of dropped frames, each reason is one more.
+// A File is a capture in the format pcapng (draft-ietf-opsawg-pcapng), which Wireshark reads. Each
+// port has two interfaces, such as "tap0 in" and "tap0 out", since the library cannot write the
+// direction of single frames. Each drop reason has an interface of its own.
 type File struct {
 	w     *pcapgo.NgWriter
 	cfg   vswitch.CaptureConfig
 	begin time.Time
 	ids   map[face]int
-	count map[int]uint64 // of frames, by interface
+	count map[int]uint64 // number of frames by interface
 }
 
-// face is what is an interface of the file.
+// face identifies an interface of the file.
 type face struct {
 	port      int
 	direction vswitch.Direction
 	reason    string
 }
 
-// ofAll is the section's comment.
-const ofAll = "Frames are as they went through the switch: super-frames in one piece, and without the checksums that " +
-	"a vnet header leaves to the receiver."
+// ofAll is the second half of the section's comment.
+const ofAll = "Frames are shown as they crossed the switch: super-frames are whole, and checksums that " +
+	"a vnet header leaves to the receiver are missing."
 
-// NewFile begins a capture of a switch, as cfg says. Program is who writes it, with its version.
+// NewFile begins the file of a capture. program is the program that writes it, with its version;
+// name is the switch's.
 func NewFile(w io.Writer, program, name string, cfg vswitch.CaptureConfig) (*File, error) {
 	f := &File{cfg: cfg, begin: time.Now(), ids: map[face]int{}, count: map[int]uint64{}}
 	for _, d := range []vswitch.Direction{vswitch.In, vswitch.Out} {
@@ -72,7 +74,7 @@ func (f *File) describe(face face) pcapgo.NgInterface {
 	return pcapgo.NgInterface{Name: name, OS: runtime.GOOS, LinkType: layers.LinkTypeEthernet, SnapLength: uint32(f.cfg.Snaplen)}
 }
 
-// maxReasons bounds the interfaces of dropped frames; a reason beyond is not told.
+// maxReasons limits the interfaces for drop reasons. Further reasons are not written.
 const maxReasons = 1024
 
 func (f *File) add(face face) (int, error) {
@@ -107,7 +109,8 @@ func (f *File) Write(c vswitch.CapturedFrame) error {
 // Flush writes what is still in memory.
 func (f *File) Flush() error { return f.w.Flush() }
 
-// Finish writes how many frames there were, and were lost, and flushes. The file is one without it, too.
+// Finish writes the numbers of captured and lost frames, and flushes. Without it the file is valid
+// too.
 func (f *File) Finish(totals []vswitch.CaptureTotals) error {
 	lost := map[face]uint64{}
 	for _, t := range totals {

@@ -14,12 +14,13 @@ import (
 	"vmnet/bridge/vswitch/offload"
 )
 
-// Summary is a frame in a line: addresses, VLANs, what is in it, and what is left to do to it. What the frame says is shown as numbers,
-// nothing of it as text.
+// Summary describes a frame in one line: its addresses, VLANs and contents, and the offloads still
+// to be done. It shows data of the frame only as numbers, never as text.
 func Summary(c vswitch.CapturedFrame) string {
 	var parts []string
 	add := func(format string, args ...any) { parts = append(parts, fmt.Sprintf(format, args...)) }
-	// Decoding ends at what is no such frame; a panic of the library's is an error there, too.
+	// Decoding stops at invalid data. The library also turns its own panics into an error
+	// layer.
 	p := gopacket.NewPacket(c.Data, layers.LayerTypeEthernet, gopacket.DecodeOptions{NoCopy: true})
 	if e, ok := p.LinkLayer().(*layers.Ethernet); ok {
 		add("%s > %s", e.SrcMAC, e.DstMAC)
@@ -39,7 +40,7 @@ func Summary(c vswitch.CapturedFrame) string {
 	return strings.Join(parts, ", ")
 }
 
-// tags are the frame's VLANs, from the outside in.
+// tags lists the frame's VLANs, the outermost first.
 func tags(p gopacket.Packet) (all []string) {
 	for _, l := range p.Layers() {
 		if q, ok := l.(*layers.Dot1Q); ok {
@@ -49,11 +50,11 @@ func tags(p gopacket.Packet) (all []string) {
 	return all
 }
 
-// payload is what is behind the Ethernet header and its tags.
+// payload describes what follows the Ethernet header and its tags.
 func payload(p gopacket.Packet) string {
 	switch l := p.NetworkLayer().(type) {
 	case *layers.IPv4:
-		if l.SrcIP == nil { // its header is cut off
+		if l.SrcIP == nil { // the header is incomplete
 			break
 		}
 		return transport(p, ip{"IPv4", l.SrcIP, l.DstIP, l.Protocol, int(l.Length) - 4*int(l.IHL)}, l.FragOffset != 0 || l.Flags&layers.IPv4MoreFragments != 0)
@@ -78,7 +79,8 @@ func payload(p gopacket.Packet) string {
 	return kind
 }
 
-// etherType is a type, which is the last of a header's bytes; one that is a length says that there is an LLC header (IEEE 802.3).
+// etherType describes an EtherType. If the header's last two bytes are a length instead, an LLC
+// header follows (IEEE 802.3).
 func etherType(kind layers.EthernetType, header []byte) string {
 	if len(header) >= 2 && kind == layers.EthernetTypeLLC {
 		return fmt.Sprintf("802.3 of %d bytes", binary.BigEndian.Uint16(header[len(header)-2:]))
@@ -86,7 +88,7 @@ func etherType(kind layers.EthernetType, header []byte) string {
 	return fmt.Sprintf("type 0x%04x", uint16(kind))
 }
 
-// arp is a request or an answer of IPv4 (RFC 826).
+// arp describes an ARP request or reply for IPv4 (RFC 826).
 func arp(a *layers.ARP) string {
 	from, ok1 := netip.AddrFromSlice(a.SourceProtAddress)
 	to, ok2 := netip.AddrFromSlice(a.DstProtAddress)
@@ -101,7 +103,7 @@ func arp(a *layers.ARP) string {
 	return fmt.Sprintf("ARP operation %d", a.Operation)
 }
 
-// ip is what an IP header says. The packet may have been cut off behind it.
+// ip has the fields of an IP header. The captured packet may end after it.
 type ip struct {
 	version  string
 	src, dst []byte
@@ -109,7 +111,7 @@ type ip struct {
 	payload  int // bytes
 }
 
-// transport is what an IP packet carries.
+// transport describes an IP packet and what it carries.
 func transport(p gopacket.Packet, h ip, fragment bool) string {
 	from, _ := netip.AddrFromSlice(h.src)
 	to, _ := netip.AddrFromSlice(h.dst)
@@ -134,7 +136,7 @@ func transport(p gopacket.Packet, h ip, fragment bool) string {
 	return fmt.Sprintf("%s protocol %d", text, h.proto)
 }
 
-// flags are those of TCP as tcpdump(8) writes them.
+// flags returns the TCP flags as tcpdump(8) writes them.
 func flags(t *layers.TCP) string {
 	var s strings.Builder
 	for _, f := range []struct {
