@@ -2,29 +2,29 @@ package offload
 
 import "encoding/binary"
 
-// Bounds of what is cut. The kernel itself sends no UDP super-frame of more segments
-// (UDP_MAX_SEGMENTS, include/linux/udp.h); for TCP it has no bound, ours is 64 bytes a segment
-// in 64 KiB, so that one frame cannot become 65,000.
+// Limits of segmentation. The kernel itself sends no UDP super-frame with more segments
+// (UDP_MAX_SEGMENTS, include/linux/udp.h). For TCP it has no limit; ours is 64 KiB in segments of
+// 64 bytes, so that one frame cannot become 65,000.
 const (
 	MaxSegments    = 1024
 	MaxUDPSegments = 128
-	// MaxHead is the most bytes of headers, from Ethernet to TCP or UDP, that each segment repeats. Geneve
-	// with all its options, in IPv6 and with TCP over IPv6 in it, has 444.
+	// MaxHead limits the headers from Ethernet to TCP or UDP, which each segment repeats, in
+	// bytes. TCP over IPv6 in Geneve with all its options over IPv6 has 444.
 	MaxHead = 512
 )
 
 const (
 	etherLen = 14 // struct ethhdr
 	vlanLen  = 4  // struct vlan_hdr
-	maxTags  = 8  // that are looked through
+	maxTags  = 8  // VLAN tags that are parsed
 	ipv4Len  = 20 // struct iphdr without options
 	ipv6Len  = 40 // struct ipv6hdr
 	tcpLen   = 20 // struct tcphdr without options
 	udpLen   = 8  // struct udphdr
-	maxExts  = 8  // IPv6 extension headers that are looked through
+	maxExts  = 8  // IPv6 extension headers that are parsed
 	jumboLen = 8  // struct hop_jumbo_hdr
 	greLen   = 4  // struct gre_base_hdr
-	greCsum  = 4  // behind it, the checksum and 2 reserved bytes
+	greCsum  = 4  // the checksum and 2 reserved bytes that may follow
 	pppoeLen = 6  // struct pppoe_hdr
 
 	tcpCsum  = 16 // offsetof(struct tcphdr, check)
@@ -51,15 +51,16 @@ const (
 	protoMPLS     = 137
 )
 
-// minCsumStart is the least CsumStart: behind an Ethernet and an IPv4 header, so that to fill in a
-// checksum never writes a MAC address or a VLAN tag. The kernel demands 20.
+// minCsumStart is the least CsumStart, after an Ethernet and an IPv4 header. With it, filling in a
+// checksum never overwrites a MAC address or a VLAN tag. The kernel demands 20.
 const minCsumStart = etherLen + ipv4Len
 
-// Check tells whether a frame is consistent with its vnet header: OK, or why not. It is stricter
-// than virtio_net_hdr_to_skb and what cuts frames afterwards: a super-frame's IP and UDP
-// lengths must be right, it must be no fragment, have no more than two tags, and hold to the bounds above.
-// In one thing it is not: as there, a payload of no more than GSOSize makes a frame like any
-// other, but the kernel counts TCP options as payload and then drops such a frame.
+// Check returns OK if a frame is consistent with its vnet header, or else the reason. It is
+// stricter than virtio_net_hdr_to_skb and the kernel's segmentation: a super-frame must have
+// correct IP and UDP lengths and at most two tags, must not be a fragment, and must keep to the
+// limits above. It is more lenient in one case. In both, a super-frame whose payload is at most
+// GSOSize is an ordinary frame. But the kernel counts TCP options as payload there, and then drops
+// such a frame.
 func Check(h Header, frame []byte) Reason {
 	if h.Plain() {
 		return OK
@@ -83,7 +84,7 @@ func checkCsum(h Header, frame []byte) Reason {
 	return OK
 }
 
-// csumLen is the length of the checksum that the header asks for.
+// csumLen returns the length in bytes of the checksum that the header asks for.
 func (h Header) csumLen() int {
 	if h.sctp() {
 		return 4
@@ -91,7 +92,7 @@ func (h Header) csumLen() int {
 	return 2
 }
 
-// checkType tells the protocol that the header's type stands for.
+// checkType returns the protocol of the header's GSO type.
 func checkType(h Header) (proto uint8, why Reason) {
 	switch {
 	case h.GSOType == GSOUDPL4:
@@ -107,8 +108,8 @@ func checkType(h Header) (proto uint8, why Reason) {
 	return proto, OK
 }
 
-// etherType is the type behind the VLAN tags, and where what has that type begins.
-// Behind more than maxTags it is a VLAN's.
+// etherType returns the type after the VLAN tags, and the offset of what follows it.
+// After more than maxTags tags, it is the type of a VLAN tag.
 func etherType(frame []byte) (kind uint16, at int) {
 	if len(frame) < etherLen {
 		return 0, len(frame)

@@ -6,12 +6,12 @@ import (
 	"math/bits"
 )
 
-// The internet checksum (RFC 1071) does not care in which byte order its words
-// are read, as long as the result is written in the same: all sums here are of little-endian
-// words, eight bytes at a time, with the carry added in again.
+// The internet checksum (RFC 1071) works with any byte order, as long as its words are read and the
+// result is written in the same one. All sums here are of little-endian words, eight bytes at a
+// time, with the carry added back.
 
-// add adds b to a sum. b begins at an even place of what is summed. Two chains of additions, each
-// of which waits for its carries, run beside each other: one alone is half as fast.
+// add adds b to a sum. b must begin at an even offset in the summed data. Two chains of additions
+// run in parallel, since each has to wait for its carries: one chain alone is half as fast.
 func add(b []byte, acc uint64) uint64 {
 	x, y := acc, uint64(0)
 	var cx, cy uint64
@@ -45,7 +45,7 @@ func add(b []byte, acc uint64) uint64 {
 
 func word(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }
 
-// addTail adds the last 0 to 7 bytes; an odd one is followed by a zero.
+// addTail adds the last 0 to 7 bytes, padded with a zero if their number is odd.
 func addTail(b []byte, acc uint64) uint64 {
 	var last uint64
 	at := 0
@@ -58,16 +58,16 @@ func addTail(b []byte, acc uint64) uint64 {
 	return addCarry(acc, last)
 }
 
-// addCarry adds with the carry added in again, which cannot carry a second time.
+// addCarry adds v and then the carry, which cannot overflow a second time.
 func addCarry(acc, v uint64) uint64 {
 	acc, carry := bits.Add64(acc, v, 0)
 	return acc + carry
 }
 
-// addWord adds a number that is written big endian.
+// addWord adds a number that the frame has in big endian.
 func addWord(v uint16, acc uint64) uint64 { return addCarry(acc, uint64(bits.ReverseBytes16(v))) }
 
-// fold makes 16 bits of a sum.
+// fold folds a sum into 16 bits.
 func fold(acc uint64) uint16 {
 	acc = acc>>32 + acc&0xffffffff
 	acc = acc>>32 + acc&0xffffffff
@@ -76,12 +76,12 @@ func fold(acc uint64) uint16 {
 	return uint16(acc)
 }
 
-// checksum is what goes into the field: for all whose fields were summed with zero,
-// or with the pseudo header's sum, in the checksum's place.
+// checksum returns the value of the checksum field. The sum must include the field as zero or as
+// the pseudo header's sum.
 func checksum(acc uint64) uint16 { return ^fold(acc) }
 
-// mangled is a checksum for a field in which 0 says that there is none (RFC 768); all ones
-// are the same number. The kernel's skb_checksum_help writes it for every protocol.
+// mangled replaces the checksum 0, which means "no checksum" in some fields (RFC 768), by all ones,
+// which is the same number. The kernel's skb_checksum_help does it for every protocol.
 func mangled(sum uint16) uint16 {
 	if sum == 0 {
 		return 0xffff
@@ -89,18 +89,18 @@ func mangled(sum uint16) uint16 {
 	return sum
 }
 
-// putSum writes a sum or a checksum in the order in which it was read.
+// putSum writes a sum or a checksum in the byte order in which words are read.
 func putSum(b []byte, sum uint16) { binary.LittleEndian.PutUint16(b, sum) }
 
 func getSum(b []byte) uint64 { return uint64(binary.LittleEndian.Uint16(b)) }
 
-// sctp tells whether what NeedsCsum asks for is SCTP's CRC32c. The header cannot say so: the
-// kernel knows by a bit of its own (csum_not_inet), and a veth leaves it to its peer
-// (NETIF_F_SCTP_CRC). But no other protocol has its checksum at that place.
+// sctp reports whether NeedsCsum asks for SCTP's CRC32c. The vnet header cannot say so: the kernel
+// uses a bit of its own (csum_not_inet), and a veth leaves the CRC to its peer (NETIF_F_SCTP_CRC).
+// But no other protocol has its checksum at that offset.
 func (h Header) sctp() bool { return h.Flags&NeedsCsum != 0 && h.CsumOffset == sctpCsum }
 
-// sctpChecksum is the CRC32c of an SCTP packet (RFC 9260, 6.8) in two pieces, whose checksum
-// field lies in the first and is zero.
+// sctpChecksum returns the CRC32c of an SCTP packet (RFC 9260, 6.8) in two pieces. The checksum
+// field is in the first piece and is zero.
 func sctpChecksum(head, rest []byte) uint32 {
 	table := crc32.MakeTable(crc32.Castagnoli)
 	return crc32.Update(crc32.Checksum(head, table), table, rest)

@@ -2,21 +2,22 @@ package offload
 
 import "encoding/binary"
 
-// Burst is how many frames a Finisher gives at a time: what a batch of sendmmsg(2) takes.
+// Burst is the most frames that a Finisher returns at a time, which fit into one batch of
+// sendmmsg(2).
 const Burst = 64
 
-// slot is the room for one segment's vnet header and headers.
+// slot is the size in bytes of the buffer for a segment's vnet header and headers.
 const slot = MaxVnetHdr + MaxHead
 
-// A Frame is a finished frame in two pieces, one iovec each: Head is the target's vnet header
-// and headers that were rewritten, Payload a part of the original frame. Either may be empty.
-// To put the pieces together by a copy costs about as much as the second iovec (BenchmarkLiveScatter).
+// A Frame is a finished frame in two pieces, one iovec each. Head has the target's vnet header and
+// the rewritten headers, Payload is a part of the original frame. Either may be empty.
+// Copying the pieces together would cost about as much as the second iovec (BenchmarkLiveScatter).
 type Frame struct {
 	Head, Payload []byte
 }
 
-// A Finisher makes of a frame that a target does not take those that it does. One goroutine
-// uses it at a time; it holds about 40 KiB, and allocates nothing:
+// A Finisher converts a frame that a target does not take into frames that it takes. Only one
+// goroutine may use it at a time. It has about 40 KiB of buffers and does not allocate:
 //
 //	if why := f.Start(h, frame, limits); why != offload.OK {
 //		// count the drop
@@ -25,21 +26,21 @@ type Frame struct {
 //		// send them
 //	}
 //
-// It never writes to the original frame, which other targets may be given, too.
+// It never writes to the original frame, which may go to other targets too.
 type Finisher struct {
 	frame   []byte
 	lay     layout
-	size    int // payload bytes of what is cut off at a time: one segment, or many for a target that cuts itself
+	size    int // payload bytes of each frame that is cut off: one segment, or several for a target that cuts frames itself
 	gso     int // payload bytes of a segment
 	gsoType uint8
-	next    int  // where the payload that is not cut yet begins
-	whole   bool // one frame is ready, and nothing is to be cut
+	next    int  // offset of the payload that is not cut yet
+	whole   bool // there is one frame, and nothing to cut
 	partial bool // the target fills in checksums
 
-	// What the next segment has.
-	number uint16 // of segments before it
+	// State of the next segment.
+	number uint16 // number of segments before it
 	seq    uint32
-	flags  byte   // of TCP
+	flags  byte   // TCP flags
 	pseudo uint64 // the pseudo header's sum without the length
 	noCsum bool   // UDP without a checksum
 	vnet   int    // length of the target's vnet header
@@ -49,9 +50,9 @@ type Finisher struct {
 	scratch  [Burst * slot]byte
 }
 
-// Start takes a frame with its vnet header for a target with such limits. It
-// checks them first (Check); what is not OK was refused, and Next has nothing. The frame must stay
-// as it is until Next has given the last of what becomes of it.
+// Start begins to convert a frame with its vnet header for a target with these limits. It first
+// checks the frame (Check). Unless it returns OK, the frame was refused, and Next returns nothing.
+// The frame must not change until Next has returned the last part.
 func (f *Finisher) Start(h Header, frame []byte, l Limits) Reason {
 	f.frame, f.next, f.whole = frame, len(frame), false
 	f.partial = l.CSum && l.VnetHdr >= HeaderLen
@@ -83,8 +84,8 @@ func (f *Finisher) Start(h Header, frame []byte, l Limits) Reason {
 	return OK
 }
 
-// Next gives up to Burst more of the frames, none when all were given. They are valid
-// until the next call of Next or Start.
+// Next returns up to Burst more frames, or none after the last. They are valid until the next call
+// of Next or Start.
 func (f *Finisher) Next() []Frame {
 	if f.whole {
 		f.whole = false
@@ -98,13 +99,13 @@ func (f *Finisher) Next() []Frame {
 	return f.frames[:n]
 }
 
-// startWhole prepares a frame that is one already: its checksum may be missing.
+// startWhole prepares a frame that needs no segmentation. Its checksum may have to be filled in.
 func (f *Finisher) startWhole(h Header, l Limits) Reason {
 	if !l.admits(f.frame, len(f.frame)) {
 		return TooBig
 	}
 	clear(f.scratch[:f.vnet])
-	end := 0 // of the bytes that are rewritten
+	end := 0 // end of the bytes that are rewritten
 	if h.Flags&NeedsCsum != 0 {
 		if f.partial && !h.sctp() {
 			Header{Flags: NeedsCsum, CsumStart: h.CsumStart, CsumOffset: h.CsumOffset}.Put(f.scratch[:])
@@ -121,7 +122,8 @@ func (f *Finisher) startWhole(h Header, l Limits) Reason {
 	return OK
 }
 
-// fill copies the frame into head, which ends with the checksum, and completes it there.
+// fill copies the start of the frame into head, whose last bytes are the checksum, and fills the
+// checksum in.
 func (f *Finisher) fill(h Header, head []byte) {
 	copy(head, f.frame)
 	field := head[int(h.CsumStart)+int(h.CsumOffset):]

@@ -5,16 +5,17 @@ import (
 	"math"
 )
 
-// A super-frame's headers, from Ethernet to TCP or UDP. Those of a tunnel come twice or more: the vnet
-// header counts the innermost's payload only, and its CsumStart is where the innermost's TCP or UDP
-// begins (virtio_net_hdr_from_skb in include/linux/virtio_net.h). Of what is between, the headers of
-// tunnels and shims (VXLAN, Geneve, GRE, GUE, MPLS, NSH, an Ethernet header with tags), a segment has a
-// copy; only lengths, ids and checksums differ. So a header that has none of these is not read, but
-// the next IP header behind it is looked for: one whose length is what is left of the frame.
+// This file parses a super-frame's headers, from Ethernet to TCP or UDP. In a tunnel some headers
+// appear twice or more. The vnet header counts only the innermost payload, and its CsumStart is the
+// start of the innermost TCP or UDP header (virtio_net_hdr_from_skb in include/linux/virtio_net.h).
+// Each segment has a copy of the headers of tunnels and shims in between (VXLAN, Geneve, GRE, GUE,
+// MPLS, NSH, an Ethernet header with tags); only lengths, ids and checksums differ. A header
+// without these is therefore not parsed. Instead the parser searches for the next IP header, whose
+// length must match the rest of the frame.
 
-// A layer is a header with a length, an id or a checksum of what follows.
+// A layer is a header that has a length, an id, or a checksum of what follows.
 type layer struct {
-	at     int // from the frame's start
+	at     int // offset from the frame's start
 	kind   layerKind
 	pseudo uint64 // of a tunnel's UDP header, the pseudo header's sum without the length
 }
@@ -24,38 +25,37 @@ type layerKind uint8
 const (
 	layerIPv4  layerKind = iota
 	layerIPv6            // with its extension headers
-	layerUDP             // of a tunnel
-	layerGRE             // with a checksum (RFC 2784)
+	layerUDP             // UDP header of a tunnel
+	layerGRE             // GRE header with a checksum (RFC 2784)
 	layerPPPoE           // RFC 2516
 )
 
 const (
-	// maxLayers bounds the headers within each other: those of two tunnels over UDP and IP with PPPoE
-	// around are 6.
+	// maxLayers limits the layers. Two tunnels over UDP and IP in PPPoE have 6.
 	maxLayers = 8
-	// maxTries bounds how often what looks like an IP header is taken for one, so that a frame that is
-	// made of such costs little.
+	// maxTries limits how many apparent IP headers are tried, so that a frame full of them
+	// costs little.
 	maxTries = 64
 )
 
-// layout is where a super-frame's headers are, in bytes from its start.
+// layout has the offsets of a super-frame's headers, in bytes from its start.
 type layout struct {
 	layers [maxLayers]layer
-	n      int  // of layers; the last is the IP header that belongs to the transport header
-	tries  int  // of search, those that were given up included
+	n      int  // number of layers; the last is the IP header of the transport header
+	tries  int  // number of tries of search, including failed ones
 	l4     int  // the transport header
 	head   int  // length of all headers
-	jumbo  int  // where an IPv6 hop-by-hop header begins that has a jumbo payload option only; 0 for none
-	direct bool // Ethernet, tags and an IP header
-	plain  bool // and no other one
+	jumbo  int  // offset of an IPv6 hop-by-hop header that has only a jumbo payload option; 0 for none
+	direct bool // an IP header follows Ethernet and its tags
+	plain  bool // and there is no other IP header
 	udp    bool
 	routed bool // has a routing header: the pseudo header's destination is not the IP header's
 }
 
-// ip is the innermost IP header.
+// ip returns the innermost IP header.
 func (p *layout) ip() layer { return p.layers[p.n-1] }
 
-// outer is the outermost IP header's start.
+// outer returns the offset of the outermost IP header.
 func (p *layout) outer() int {
 	if p.layers[0].kind == layerPPPoE {
 		return p.layers[1].at
@@ -63,17 +63,18 @@ func (p *layout) outer() int {
 	return p.layers[0].at
 }
 
-// overUDP reports whether it is a tunnel over UDP, whatever is between its header and the inner one's.
+// overUDP reports whether the frame is one of a tunnel over UDP, with any headers between the outer
+// UDP header and the inner IP header.
 func (p *layout) overUDP() bool { return p.direct && p.n == 3 && p.layers[1].kind == layerUDP }
 
-// wanted is the transport header that a walk through the layers shall end at.
+// wanted describes the transport header at which the parser must arrive.
 type wanted struct {
 	proto uint8
-	at    int // -1 where the vnet header does not say
-	most  int // where it may begin at most
+	at    int // its offset; -1 if the vnet header does not say
+	most  int // its largest valid offset
 }
 
-// parse finds a super-frame's headers, and checks all that cutting relies on.
+// parse parses a super-frame's headers and checks everything on which segmentation relies.
 func parse(h Header, frame []byte) (p layout, why Reason) {
 	proto, why := checkType(h)
 	if why != OK {
@@ -110,7 +111,7 @@ func (p *layout) push(kind layerKind, at int) bool {
 	return true
 }
 
-// link walks on from what has that EtherType and begins at at.
+// link parses what has that EtherType and begins at offset at.
 func (p *layout) link(frame []byte, kind uint16, at int, to wanted) Reason {
 	switch kind {
 	case typeIPv4:
@@ -125,7 +126,7 @@ func (p *layout) link(frame []byte, kind uint16, at int, to wanted) Reason {
 	return Protocol
 }
 
-// search looks for the next IP header from at on.
+// search searches for the next IP header from offset at on.
 func (p *layout) search(frame []byte, at int, to wanted) Reason {
 	was := *p
 	for ; at+ipv4Len <= to.most && was.tries < maxTries; at += 2 {
@@ -163,7 +164,7 @@ func (p *layout) ipv4(frame []byte, at int, to wanted) Reason {
 		return Protocol
 	case len(b) < ihl:
 		return Truncated
-	case binary.BigEndian.Uint16(b[6:])&0x3fff != 0: // more fragments, or an offset
+	case binary.BigEndian.Uint16(b[6:])&0x3fff != 0: // the bit "more fragments", or a fragment offset
 		return Fragment
 	case !isLength(b[2:], len(b)):
 		return Length
@@ -173,15 +174,16 @@ func (p *layout) ipv4(frame []byte, at int, to wanted) Reason {
 	return p.behindIP(frame, b[9], at+ihl, to)
 }
 
-// isLength reports whether a header's field is n. Of more than 65535 bytes, BIG TCP, the kernel writes 0
-// (iph_set_totlen in include/net/ip.h, and for IPv6 without or with a jumbo option).
+// isLength reports whether a header's length field matches n. For more than 65535 bytes (BIG TCP),
+// the kernel writes 0 (iph_set_totlen in include/net/ip.h; the same for IPv6, with or without a
+// jumbo option).
 func isLength(field []byte, n int) bool {
 	v := int(binary.BigEndian.Uint16(field))
 	return v == n || v == 0 && n > math.MaxUint16
 }
 
-// ipv6 looks through the extension headers that the kernel looks through, too
-// (INET6_PROTO_GSO_EXTHDR, net/ipv6/exthdrs_offload.c).
+// ipv6 parses the same extension headers as the kernel (INET6_PROTO_GSO_EXTHDR,
+// net/ipv6/exthdrs_offload.c).
 func (p *layout) ipv6(frame []byte, at int, to wanted) Reason {
 	b := frame[at:]
 	switch {
@@ -211,14 +213,14 @@ func (p *layout) ipv6(frame []byte, at int, to wanted) Reason {
 	return p.behindIP(frame, proto, at+next, to)
 }
 
-// isJumbo reports whether an IPv6 header is followed by the hop-by-hop header that BIG TCP has: its only
-// option is the length (RFC 2675; struct hop_jumbo_hdr in include/net/ipv6.h).
+// isJumbo reports whether a hop-by-hop header is that of BIG TCP, whose only option is the length
+// (RFC 2675; struct hop_jumbo_hdr in include/net/ipv6.h).
 func isJumbo(b []byte) bool {
 	return len(b) >= ipv6Len+jumboLen && b[6] == protoHopByHop && b[ipv6Len+1] == 0 &&
 		b[ipv6Len+2] == 0xc2 && b[ipv6Len+3] == 4 && binary.BigEndian.Uint32(b[ipv6Len+4:]) == uint32(len(b)-ipv6Len)
 }
 
-// behindIP walks on from what an IP header has in it.
+// behindIP parses the payload of an IP header.
 func (p *layout) behindIP(frame []byte, proto uint8, at int, to wanted) Reason {
 	switch {
 	case proto == to.proto && (to.at < 0 || to.at == at):
@@ -244,7 +246,8 @@ func (p *layout) behindIP(frame []byte, proto uint8, at int, to wanted) Reason {
 	return Protocol
 }
 
-// inner walks on behind a tunnel's IP header, as long as the vnet header's place is not passed.
+// inner parses what follows a tunnel's IP header with walk, unless that is past the wanted
+// transport header.
 func (p *layout) inner(frame []byte, at int, to wanted, walk func([]byte, int, wanted) Reason) Reason {
 	switch {
 	case at > len(frame):
@@ -269,7 +272,7 @@ func (p *layout) udpTunnel(frame []byte, at int, to wanted) Reason {
 	}
 	outer := &p.layers[p.n-1]
 	outer.pseudo = ip.pseudoOf(frame, protoUDP)
-	if routed { // the sender knew the destination, we do not: it left the pseudo header's sum (udp_set_csum in net/ipv4/udp.c)
+	if routed { // only the sender knows the final destination; it has left the pseudo header's sum (udp_set_csum in net/ipv4/udp.c)
 		outer.pseudo = withoutLength(b[udpCsum:], len(b))
 		p.routed = false
 	}
@@ -306,7 +309,7 @@ func (p *layout) pppoe(frame []byte, at int, to wanted) Reason {
 	return Protocol
 }
 
-// transport finds where the payload begins.
+// transport parses the transport header, and finds the start of the payload.
 func (p *layout) transport(frame []byte) Reason {
 	least := tcpLen
 	if p.udp {
@@ -333,7 +336,7 @@ func (p *layout) transport(frame []byte) Reason {
 	return OK
 }
 
-// checkCut checks the checksum's place and the bounds.
+// checkCut checks the offset of the checksum and the limits.
 func (p *layout) checkCut(h Header, frame []byte) Reason {
 	csum, most := tcpCsum, MaxSegments
 	if p.udp {

@@ -1,29 +1,29 @@
 package offload
 
-// A Reason tells why a frame was refused; OK is none. It is small, so that
-// drops are counted in an array of [Reasons].
+// A Reason says why a frame was refused, or OK. Its values are small, so that an array of [Reasons]
+// can count drops.
 type Reason uint8
 
-// What Check and Finisher.Start refuse.
+// The reasons for which Check and Finisher.Start refuse frames.
 const (
 	OK        Reason = iota
 	Truncated        // the frame ends within its headers
-	CsumRange        // CsumStart or CsumOffset points out of the frame, or in front of what can be summed
-	CsumPlace        // a super-frame's CsumStart and CsumOffset are not those of its TCP or UDP checksum
-	NoCsum           // a super-frame without NeedsCsum whose pseudo header is unknown, behind a routing header
-	GSOType          // a type that nobody may send: unknown, UDP fragmentation, a tunnel, or ECN without TCP
-	GSOSize          // 0, or the 65535 that the kernel keeps for itself (GSO_BY_FRAGS)
-	Protocol         // the frame's protocols are not those of the type
-	Tunnel           // a super-frame whose headers are of no known tunnel
+	CsumRange        // CsumStart or CsumOffset points outside the frame, or before the data that can be summed
+	CsumPlace        // a super-frame's CsumStart and CsumOffset do not point at its TCP or UDP checksum
+	NoCsum           // a super-frame without NeedsCsum whose pseudo header is unknown due to a routing header
+	GSOType          // an invalid type: unknown, UDP fragmentation, a tunnel, or ECN without TCP
+	GSOSize          // 0, or 65535, which the kernel reserves (GSO_BY_FRAGS)
+	Protocol         // the frame's protocols do not match the type
+	Tunnel           // a super-frame with headers of an unknown tunnel
 	Fragment         // a super-frame that is a fragment of an IP packet
-	Length           // the IP or UDP length is not the frame's
+	Length           // the IP or UDP length does not match the frame
 	Segments         // more segments than MaxSegments or MaxUDPSegments
 	Headers          // headers longer than MaxHead
 	TooBig           // the frame, or a segment of it, is larger than the target's MTU
-	Reasons          // how many there are
+	Reasons          // the number of reasons
 )
 
-// String is the reason in words, as a counter is labelled.
+// String returns the reason as the label of a counter.
 func (r Reason) String() string {
 	switch r {
 	case OK:

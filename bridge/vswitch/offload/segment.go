@@ -4,16 +4,16 @@ import (
 	"encoding/binary"
 )
 
-// Flags of TCP, in the 14th byte of its header.
+// TCP flags, in the 14th byte of the header.
 const (
 	tcpFIN = 0x01
 	tcpPSH = 0x08
 	tcpCWR = 0x80
 )
 
-// startCut prepares what all segments have in common. The IPv4 ids, also those of a tunnel's headers,
-// count up from the super-frame's, with or without DF: a vnet header cannot say that the id shall stay
-// (SKB_GSO_TCP_FIXEDID), so the kernel does the same.
+// startCut prepares what all segments have in common. The IPv4 ids, also those of a tunnel's
+// headers, count up from the super-frame's id, with or without DF. The kernel does the same, since
+// a vnet header cannot ask for a fixed id (SKB_GSO_TCP_FIXEDID).
 func (f *Finisher) startCut(h Header) {
 	p := &f.lay
 	f.pseudo = p.pseudo(h, f.frame)
@@ -31,8 +31,8 @@ func (f *Finisher) startCut(h Header) {
 	}
 }
 
-// withoutJumbo takes the hop-by-hop header with the jumbo payload option out of the template: no
-// segment is that long (ipv6_hopopt_jumbo_remove in include/net/ipv6.h).
+// withoutJumbo removes the hop-by-hop header with the jumbo payload option from the template, since
+// no segment is that long (ipv6_hopopt_jumbo_remove in include/net/ipv6.h).
 func (f *Finisher) withoutJumbo(head []byte) {
 	p := &f.lay
 	head[p.jumbo-ipv6Len+6] = head[p.jumbo]
@@ -46,7 +46,7 @@ func (f *Finisher) withoutJumbo(head []byte) {
 	p.head -= jumboLen
 }
 
-// csum is where the protocol has its checksum.
+// csum returns the offset of the checksum in the transport header.
 func (p *layout) csum() uint16 {
 	if p.udp {
 		return udpCsum
@@ -54,8 +54,8 @@ func (p *layout) csum() uint16 {
 	return tcpCsum
 }
 
-// pseudo is the sum of the pseudo header without the length. It is taken from the checksum field,
-// as the kernel does: with an IPv6 routing header the sender knew the destination, we do not.
+// pseudo returns the sum of the pseudo header without the length. Like the kernel, it takes it from
+// the checksum field: with an IPv6 routing header, only the sender knows the final destination.
 func (p *layout) pseudo(h Header, frame []byte) uint64 {
 	if h.Flags&NeedsCsum != 0 {
 		return withoutLength(frame[p.l4+int(p.csum()):], len(frame)-p.l4)
@@ -66,16 +66,17 @@ func (p *layout) pseudo(h Header, frame []byte) uint64 {
 	return p.ip().pseudoOf(frame, protoTCP)
 }
 
-// withoutLength takes the length of what is summed out of a field that holds a pseudo header's sum.
+// withoutLength subtracts the length of the summed data from a field that has a pseudo header's
+// sum.
 func withoutLength(field []byte, n int) uint64 {
 	acc := addWord(^uint16(n), getSum(field))
-	if n > 0xffff { // BIG TCP: the length is of 32 bits
+	if n > 0xffff { // BIG TCP: the length has 32 bits
 		acc = addWord(^uint16(n>>16), acc)
 	}
 	return acc
 }
 
-// pseudoOf is the sum of the pseudo header that an IP header makes for a protocol, without the length.
+// pseudoOf returns the sum of an IP header's pseudo header for a protocol, without the length.
 func (l layer) pseudoOf(frame []byte, proto uint16) uint64 {
 	if l.kind == layerIPv6 {
 		return addWord(proto, add(frame[l.at+8:l.at+40], 0))
@@ -83,7 +84,7 @@ func (l layer) pseudoOf(frame []byte, proto uint16) uint64 {
 	return addWord(proto, add(frame[l.at+12:l.at+20], 0))
 }
 
-// segment cuts the next segment off; its headers go into room.
+// segment cuts off the next segment and writes its headers into room.
 func (f *Finisher) segment(room []byte) Frame {
 	p := &f.lay
 	payload := f.frame[f.next:min(f.next+f.size, len(f.frame))]
@@ -101,8 +102,8 @@ func (f *Finisher) segment(room []byte) Frame {
 	return Frame{room[:n], payload}
 }
 
-// describe writes the vnet header of a segment: of one that is a super-frame itself, which BIG TCP is
-// cut into, of one whose checksum is left to the target, or of a finished one.
+// describe writes the vnet header of a segment. The segment may be a super-frame itself, cut from
+// one of BIG TCP, or leave its checksum to the target, or be finished.
 func (f *Finisher) describe(payload int, room []byte) {
 	p := &f.lay
 	var h Header
@@ -112,7 +113,7 @@ func (f *Finisher) describe(payload int, room []byte) {
 	if payload > f.gso {
 		h.GSOType, h.GSOSize, h.HdrLen = f.gsoType, uint16(f.gso), uint16(p.head)
 		if f.number != 0 {
-			h.GSOType &^= GSOECN // CWR is the first one's
+			h.GSOType &^= GSOECN // only the first segment has CWR
 		}
 		if p.overUDP() {
 			p.putTunnel(h, room[f.vnet:], room, 0)
@@ -122,7 +123,7 @@ func (f *Finisher) describe(payload int, room []byte) {
 	h.Put(room)
 }
 
-// network writes the lengths, the id and the checksums of a header that is not the transport's.
+// network writes the length, the id and the checksum of a layer other than the transport header.
 func (f *Finisher) network(l layer, head, payload []byte) {
 	b, length := head[l.at:], len(head)-l.at+len(payload)
 	switch l.kind {
@@ -137,7 +138,7 @@ func (f *Finisher) network(l layer, head, payload []byte) {
 		binary.BigEndian.PutUint16(b[4:], uint16(length))
 		switch none := getSum(b[udpCsum:]) == 0; {
 		case none:
-		case len(payload) > f.gso: // a super-frame, whose target completes this sum, too
+		case len(payload) > f.gso: // a super-frame: the target completes this sum too
 			putSum(b[udpCsum:], fold(addWord(uint16(length), l.pseudo)))
 		default:
 			clear(b[udpCsum : udpCsum+2])
@@ -151,9 +152,10 @@ func (f *Finisher) network(l layer, head, payload []byte) {
 	}
 }
 
-// sum adds up a tunnel's header and all that is behind it. Of the transport header and the payload the
-// sum is known: with their checksum, which the target may fill in later, they make up for the pseudo
-// header (Documentation/networking/checksum-offloads.rst, Local Checksum Offload).
+// sum sums a tunnel's header and everything after it. The sum of the transport header and the
+// payload is known without reading them: with their checksum, which the target may fill in later,
+// they cancel out the pseudo header (Documentation/networking/checksum-offloads.rst, Local Checksum
+// Offload).
 func (f *Finisher) sum(l layer, head, payload []byte, acc uint64) uint64 {
 	l4 := f.lay.l4
 	acc = add(head[l.at:l4], acc)
@@ -163,8 +165,8 @@ func (f *Finisher) sum(l layer, head, payload []byte, acc uint64) uint64 {
 	return addCarry(acc, uint64(^fold(addWord(uint16(len(head)-l4+len(payload)), f.pseudo))))
 }
 
-// transport writes the TCP or UDP header: FIN and PSH are the last segment's, CWR
-// the first one's (RFC 3168, 6.1.2).
+// transport writes the TCP or UDP header. Only the last segment has FIN and PSH, only the first one
+// CWR (RFC 3168, 6.1.2).
 func (f *Finisher) transport(l4, payload []byte) {
 	length := uint16(len(l4) + len(payload))
 	sum := fold(addWord(length, f.pseudo))
