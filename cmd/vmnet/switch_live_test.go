@@ -413,7 +413,7 @@ func TestLiveSwitchWithoutFiles(t *testing.T) {
 		})
 		_, _ = near.Close(), far.Close()
 	}
-	if err == nil || !strings.Contains(err.Error(), "no room for more ports") || n < 10 {
+	if err == nil || !strings.Contains(err.Error(), "no file descriptors left for more ports") || n < 10 {
 		t.Fatalf("%d ports, %v", n, err)
 	}
 	for range 100 {

@@ -122,7 +122,7 @@ func (h *Host) askAll(ctx context.Context, paths []string, named int) []switchRe
 		if a.err = h.silence.of(path); a.err != nil {
 			continue
 		}
-		if uid, ok := control.FolderOwner(path); i >= named && ok && !isTrusted(uid) {
+		if uid, ok := control.DirOwner(path); i >= named && ok && !isTrusted(uid) {
 			a.found = true
 			others[uid] = append(others[uid], a)
 		} else {

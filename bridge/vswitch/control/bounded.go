@@ -7,23 +7,23 @@ import (
 	"fmt"
 )
 
-// Anybody can run a switch that answers anything, so what a client reads of one answer is bounded.
+// Any user can run a switch with arbitrary replies, so a client limits what it reads of one reply.
 const (
-	// maxPortCount is how many ports a switch has at most.
+	// maxPortCount is the most ports that a switch can have.
 	maxPortCount = 1024
-	// maxPortBytes bounds their answer, with all counters.
+	// maxPortBytes limits the reply about them, with all counters.
 	maxPortBytes = 32 << 20
-	// maxFDBBytes is more than the biggest FDB needs.
+	// maxFDBBytes is more than the largest FDB needs.
 	maxFDBBytes = 256 << 20
-	// maxMessages is more than the biggest FDB needs.
+	// maxMessages is more than the largest FDB needs.
 	maxMessages = 1 << 16
-	// maxItems is how many items fit into one message of a switch.
+	// maxItems is the most items that fit into one message of a switch.
 	maxItems = maxMessage / 32
-	// maxReasons is more than a port has reasons to drop frames.
+	// maxReasons is more than the number of drop reasons.
 	maxReasons = 256
 )
 
-// maxAnswer is how many bytes an answer to that request may have, all messages together.
+// maxAnswer returns the limit in bytes of the reply to that request, over all messages.
 func maxAnswer(do string) int {
 	switch do {
 	case doPorts:
@@ -34,8 +34,8 @@ func maxAnswer(do string) int {
 	return maxMessage
 }
 
-// list is a part of a list that comes in one message. Where another switch sends a list of very many items that say
-// nothing, it is an error before there are any.
+// list is the part of a list in one message. It limits the number of items while it decodes, so
+// that a hostile switch cannot make the client allocate very many empty items.
 type list[T any] []T
 
 // UnmarshalJSON implements [json.Unmarshaler].
@@ -57,14 +57,15 @@ func (l *list[T]) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// EachPort calls visit with each of the switch's ports, as they come: what visit does not keep takes no memory. Ports that
-// no switch has, and an answer of more than 1024 ports or 32 MiB, are an error. So is that of visit.
+// EachPort calls visit for each port of the switch as they arrive, and keeps none of them in
+// memory. It fails if a port is invalid, if the reply has more than 1024 ports or 32 MiB, or if
+// visit fails.
 func (c *Client) EachPort(ctx context.Context, visit func(Port) error) error {
 	count := 0
 	return c.ask(ctx, request{Do: doPorts}, nil, func(a *answer) error {
 		for _, p := range a.Ports {
 			if count++; count > maxPortCount {
-				return fmt.Errorf("the switch has sent more than the %d ports that one can have", maxPortCount)
+				return fmt.Errorf("the switch has sent more than %d ports, the most that a switch can have", maxPortCount)
 			}
 			if err := p.answered(); err != nil {
 				return fmt.Errorf("port %.40q: %w", p.Name, err)
@@ -82,12 +83,12 @@ func (p Port) answered() error {
 	stats := p.Stats
 	p.Stats = nil
 	if stats != nil && len(stats.Drops) > maxReasons {
-		return fmt.Errorf("%d reasons to drop frames", len(stats.Drops))
+		return fmt.Errorf("%d drop reasons: want at most %d", len(stats.Drops), maxReasons)
 	}
 	return p.Validate()
 }
 
-// EachFDB calls visit with each of the addresses that the switch knows, in their order, as EachPort does.
+// EachFDB calls visit for each address in the FDB, in sorted order, as EachPort does for ports.
 func (c *Client) EachFDB(ctx context.Context, visit func(FDBEntry) error) error {
 	return c.ask(ctx, request{Do: doFDB}, nil, func(a *answer) error {
 		for _, e := range a.FDB {

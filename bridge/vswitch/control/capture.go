@@ -8,9 +8,10 @@ import (
 	"vmnet/bridge/vswitch"
 )
 
-// Capture has copies of a switch's frames come to the reader that it returns, which the caller closes; that, or the end of this
-// process, ends the capture. Where raising the buffers between them is allowed to this process, more frames may come at once
-// (vswitch.CapturePipe). No such port is an error that Is fs.ErrNotExist.
+// Capture starts a capture and returns the reader that receives copies of the frames. The
+// caller closes the reader; that, or the end of this process, ends the capture. If this process may
+// raise the buffers, more frames may arrive at once (vswitch.CapturePipe). If there is no such
+// port, the error matches fs.ErrNotExist with errors.Is.
 func (c *Client) Capture(ctx context.Context, cfg vswitch.CaptureConfig) (*vswitch.CaptureReader, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err

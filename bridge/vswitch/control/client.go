@@ -17,11 +17,12 @@ import (
 	"vmnet/internal/kernel/procfd"
 )
 
-// ErrNotRunning is a switch that nobody runs.
+// ErrNotRunning is returned if no switch listens on the socket.
 var ErrNotRunning = errors.New("no such switch runs")
 
-// A Client asks one switch. Its methods may be called at any time, by any goroutine: they wait for each other, and each of
-// them ends with its context. One that ended so, or that the switch did not answer, leaves the Client unusable.
+// A Client sends requests to one switch. Any goroutine may call its methods at any time: they wait
+// for each other, and each ends with its context. After a request that was cancelled or got no
+// reply, the Client is unusable.
 type Client struct {
 	conn *net.UnixConn
 	pid  int
@@ -31,10 +32,12 @@ type Client struct {
 	broken error
 }
 
-// Dial connects to the switch of a name, or of the socket's path where the name has a slash. An error Is ErrNotRunning where
-// nobody listens. A switch that stands still may be connected to: it is the methods' contexts that bound the wait.
+// Dial connects to the switch with that name, or with that socket path if the name has a slash. If
+// no switch listens, the error matches ErrNotRunning with errors.Is. Dial also connects to a switch
+// that is stopped: the contexts of the methods limit the wait for a reply.
 //
-// Who listens must be this user or root, unless this user is root: it is given files. Close the Client.
+// The switch must run as this user or root, since it is given files. Root may connect to any user's
+// switch. The caller must close the Client.
 func Dial(ctx context.Context, name string) (*Client, error) {
 	path, err := Path(name)
 	if err != nil {
@@ -47,16 +50,16 @@ func Dial(ctx context.Context, name string) (*Client, error) {
 	return c, nil
 }
 
-// DialFound connects to a switch of another user's that Running has found. What is there is that user's choice, and may be
-// replaced at any time: nothing but a socket of that user's own is connected to, on which that user listens, and no
-// symbolic link is followed to it.
+// DialFound connects to another user's switch that Running has found. That user controls the path
+// and may replace it at any time. So DialFound follows no symbolic link, and connects only to a
+// socket that the user owns and listens on.
 func DialFound(ctx context.Context, path string) (*Client, error) {
-	owner, ok := FolderOwner(path)
+	owner, ok := DirOwner(path)
 	r, err := procfd.ReferWithin(path)
 	if err == nil {
 		defer r.Close()
 		if !ok || !r.IsSocket() || r.UID != owner {
-			err = fmt.Errorf("it is no socket of user %d", owner)
+			err = fmt.Errorf("it is not a socket of user %d", owner)
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
@@ -81,7 +84,7 @@ func dial(ctx context.Context, path string) (*Client, error) {
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
 		return nil, fmt.Errorf("%w: nobody listens on %s", ErrNotRunning, path)
 	case errors.Is(err, syscall.EAGAIN):
-		return nil, fmt.Errorf("connect to %s: %w (it does not answer others either: is it stopped?)", path, err)
+		return nil, fmt.Errorf("connect to %s: %w (its queue of connections is full: check whether it is stopped)", path, err)
 	case err != nil:
 		return nil, err
 	}
@@ -89,7 +92,7 @@ func dial(ctx context.Context, path string) (*Client, error) {
 	peer, err := fdpass.PeerOf(c.conn)
 	c.pid, c.uid = int(peer.Pid), int(peer.Uid)
 	if self := os.Geteuid(); err == nil && self != 0 && c.uid != self && c.uid != 0 {
-		err = fmt.Errorf("process %d of user %d listens on %s: want your own or root's", c.pid, c.uid, path)
+		err = fmt.Errorf("process %d of user %d listens on %s: want your own process or root's", c.pid, c.uid, path)
 	}
 	if err != nil {
 		_ = c.conn.Close()
@@ -98,13 +101,14 @@ func dial(ctx context.Context, path string) (*Client, error) {
 	return c, nil
 }
 
-// Close ends the connection. What was asked for stays.
+// Close closes the connection. What was requested stays.
 func (c *Client) Close() error { return c.conn.Close() }
 
-// Peer is the process that listens, and the user who runs it, as the kernel says; Info is what it says itself.
+// Peer returns the process that listens and its user, as the kernel reports them. Info returns what
+// the switch reports.
 func (c *Client) Peer() (pid, uid int) { return c.pid, c.uid }
 
-// Info is the switch as a whole.
+// Info asks for the state of the switch as a whole.
 func (c *Client) Info(ctx context.Context) (Info, error) {
 	var info *Info
 	err := c.ask(ctx, request{Do: doInfo}, nil, func(a *answer) error {
@@ -114,7 +118,7 @@ func (c *Client) Info(ctx context.Context) (Info, error) {
 		return nil
 	})
 	if err == nil && info == nil {
-		err = errors.New("the switch told nothing of itself")
+		err = errors.New("the reply of the switch is empty")
 	}
 	if err != nil {
 		return Info{}, err
@@ -122,17 +126,19 @@ func (c *Client) Info(ctx context.Context) (Info, error) {
 	return *info, nil
 }
 
-// Ports are the switch's ports with their counters, in the order of their names.
+// Ports asks for the switch's ports with their counters, sorted by name.
 func (c *Client) Ports(ctx context.Context) (ports []Port, err error) {
 	err = c.EachPort(ctx, func(p Port) error { ports = append(ports, p); return nil })
 	return ports, err
 }
 
-// AddPort plugs a port in. files are a pidfd (pidfd_open(2)) of p.Holder, unless that is 0, the reading end of p.Lifeline,
-// unless that is 0, and then what the port's kind is made of; the caller keeps, and closes, its own copies. What is set on them holds for those too: all become
-// non-blocking, and see vswitch.OpenTap.
+// AddPort adds a port. files begin with a pidfd (pidfd_open(2)) of p.Holder unless that is 0, and
+// the read end of p.Lifeline unless that is 0. The files for the port's kind follow. The caller
+// keeps and closes its own copies. The switch's settings affect those too: all become non-blocking,
+// and see vswitch.OpenTap.
 //
-// A name that is taken is an error that Is fs.ErrExist; settings or files that make no port, one that Is bridge.ErrInvalid.
+// If the name is taken, the error matches fs.ErrExist with errors.Is. If the settings or files are
+// invalid, it matches bridge.ErrInvalid.
 func (c *Client) AddPort(ctx context.Context, p Port, files ...*os.File) error {
 	p.Stats = nil
 	if err := p.Validate(); err != nil {
@@ -141,39 +147,41 @@ func (c *Client) AddPort(ctx context.Context, p Port, files ...*os.File) error {
 	return c.ask(ctx, request{Do: doAddPort, Port: &p}, files, nil)
 }
 
-// SetLabel changes a port's label. No such port is an error that Is fs.ErrNotExist.
+// SetLabel changes a port's label. If there is no such port, the error matches fs.ErrNotExist with
+// errors.Is.
 func (c *Client) SetLabel(ctx context.Context, port, label string) error {
 	return c.ask(ctx, request{Do: doSetLabel, Name: port, Label: label}, nil, nil)
 }
 
-// RemovePort unplugs a port, whoever plugged it in. No such port is an error that Is fs.ErrNotExist.
+// RemovePort removes a port, also one that another client has added. If there is no such port, the
+// error matches fs.ErrNotExist with errors.Is.
 func (c *Client) RemovePort(ctx context.Context, name string) error {
 	return c.ask(ctx, request{Do: doRemovePort, Name: name}, nil, nil)
 }
 
-// FDB is what addresses the switch knows, in their order.
+// FDB asks for the addresses that the switch knows, in sorted order.
 func (c *Client) FDB(ctx context.Context) (entries []FDBEntry, err error) {
 	err = c.EachFDB(ctx, func(e FDBEntry) error { entries = append(entries, e); return nil })
 	return entries, err
 }
 
-// Flush forgets what was learned behind a port, or behind all where that is empty.
+// Flush removes the addresses learned behind a port, or behind all ports if port is empty.
 func (c *Client) Flush(ctx context.Context, port string) error {
 	return c.ask(ctx, request{Do: doFlush, Name: port}, nil, nil)
 }
 
-// AddStatic notes an address of a port's for good: MAC, VLAN and Port of the entry count.
+// AddStatic adds a static entry to the FDB. It uses only MAC, VLAN and Port of the entry.
 func (c *Client) AddStatic(ctx context.Context, e FDBEntry) error {
 	return c.ask(ctx, request{Do: doAddStatic, Entry: &e}, nil, nil)
 }
 
-// RemoveStatic forgets an address, a static or a learned one: MAC and VLAN of the entry count. One that is not
-// known is an error that Is fs.ErrNotExist.
+// RemoveStatic removes an address from the FDB, whether static or learned. It uses only MAC and
+// VLAN of the entry. If the address is unknown, the error matches fs.ErrNotExist with errors.Is.
 func (c *Client) RemoveStatic(ctx context.Context, e FDBEntry) error {
 	return c.ask(ctx, request{Do: doRemoveStatic, Entry: &e}, nil, nil)
 }
 
-// Stop ends the switch, and waits until its ports are gone.
+// Stop stops the switch and waits until its ports are gone.
 func (c *Client) Stop(ctx context.Context) error {
 	if err := c.ask(ctx, request{Do: doStop}, nil, nil); err != nil {
 		return err
@@ -189,7 +197,7 @@ func (c *Client) Stop(ctx context.Context) error {
 	return fmt.Errorf("wait for the switch to end: %w", told(ctx, err))
 }
 
-// ask sends a request and takes its answers, each of which take is given.
+// ask sends a request and calls take with each message of the reply.
 func (c *Client) ask(ctx context.Context, r request, files []*os.File, take func(*answer) error) error {
 	if err := c.exchange(ctx, r, files, take); err != nil {
 		return fmt.Errorf("%s: %w", r.what(), err)
@@ -197,7 +205,7 @@ func (c *Client) ask(ctx context.Context, r request, files []*os.File, take func
 	return nil
 }
 
-// what is the request in words.
+// what describes the request for an error.
 func (r request) what() string {
 	name := r.Name
 	if r.Port != nil {
@@ -215,7 +223,7 @@ func (c *Client) exchange(ctx context.Context, r request, files []*os.File, take
 		return err
 	}
 	if len(b) > maxMessage {
-		return fmt.Errorf("a message of %d bytes: want at most %d", len(b), maxMessage)
+		return fmt.Errorf("message of %d bytes: want at most %d", len(b), maxMessage)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -234,7 +242,7 @@ func (c *Client) exchange(ctx context.Context, r request, files []*os.File, take
 	return nil
 }
 
-var errHungUp = errors.New("the switch has hung up: it has ended, or it serves another user (its own and root alone)")
+var errHungUp = errors.New("the switch has closed the connection: it has ended, or it does not serve this user (only its own user and root)")
 
 func (c *Client) roundTrip(b []byte, most int, files []*os.File, take func(*answer) error) (*refusal, error) {
 	err := fdpass.SendOver(c.conn, b, files...)
@@ -256,7 +264,7 @@ func (c *Client) roundTrip(b []byte, most int, files []*os.File, take func(*answ
 		read += len(payload)
 		var a answer
 		if err := json.Unmarshal(payload, &a); err != nil {
-			return nil, fmt.Errorf("answer of the switch: %w", err)
+			return nil, fmt.Errorf("parse the reply of the switch: %w", err)
 		}
 		if take != nil {
 			if err := take(&a); err != nil {
@@ -267,10 +275,10 @@ func (c *Client) roundTrip(b []byte, most int, files []*os.File, take func(*answ
 			return a.Error, nil
 		}
 	}
-	return nil, fmt.Errorf("the switch has sent more than %d bytes or %d messages, and no end", most, maxMessages)
+	return nil, fmt.Errorf("the switch has sent more than %d bytes or %d messages without an end", most, maxMessages)
 }
 
-// deadline has the connection's reads and writes end with ctx, until the function that it returns is called.
+// deadline makes the connection's reads and writes end with ctx, until undo is called.
 func (c *Client) deadline(ctx context.Context) (undo func()) {
 	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetDeadline(time.Unix(1, 0)) })
 	return func() {
@@ -280,7 +288,7 @@ func (c *Client) deadline(ctx context.Context) (undo func()) {
 	}
 }
 
-// told is the context's error where that is why err came.
+// told returns the cause of ctx if err is a deadline error and ctx has ended, and otherwise err.
 func told(ctx context.Context, err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil {
 		return fmt.Errorf("the switch does not answer: %w", context.Cause(ctx))

@@ -1,12 +1,14 @@
-// Package control is the control socket of a running switch, both sides: vmnet switch run serves it, and whoever wants
-// ports in the switch, or to know of them, is a Client.
+// Package control implements both sides of a running switch's control socket. vmnet switch run
+// serves it with a Server. A Client adds, changes and lists ports.
 //
-// The socket is an AF_UNIX SOCK_SEQPACKET one, for the switch's own user and root alone (SO_PEERCRED). A message is one
-// JSON object of at most 64 KiB; files go along with a request (SCM_RIGHTS). The switch needs no right for what it is
-// given: who adds a port opens its files, and passes them.
+// The socket is an AF_UNIX SOCK_SEQPACKET socket that serves only the switch's own user and root
+// (SO_PEERCRED). A message is one JSON object of at most 64 KiB. A request may carry files
+// (SCM_RIGHTS). The switch needs no privilege for them: the client that adds a port opens its files
+// and passes them.
 //
-// A port with a holder is removed when that process ends, however it does, and with it whoever has inherited its lifeline;
-// other ports stay, ended, until somebody removes them. So what is plugged in for a guest goes with the guest.
+// A port with a holder is removed when the holder has ended, and with it all processes that have
+// inherited its lifeline. So a guest's ports go with the guest. Other ports whose other end is gone
+// stay until a client removes them.
 package control
 
 import (
@@ -24,45 +26,47 @@ import (
 	"vmnet/internal/kernel/fdpass"
 )
 
-// Kinds of ports, by what the switch is given of them.
+// Kinds of ports, with the files that the switch is given for them.
 const (
 	Tap    = "tap"    // the queues of a tap
 	Packet = "packet" // the files of vswitch.PacketFiles
 	Socket = "socket" // one end of an AF_UNIX datagram socketpair
 )
 
-// A Port is a port of a switch, as AddPort is told and Ports tells.
+// A Port is a port of a switch, as AddPort takes it and Ports returns it.
 type Port struct {
 	Name   string `json:"name"`
 	Kind   string `json:"kind"`
-	Device string `json:"device,omitempty"` // the interface's name, as it is in Ports' answer; empty for a socket
-	Label  string `json:"label,omitempty"`  // at most 255 bytes that mean nothing to the switch, as links have them in IFLA_IFALIAS
-	Holder int    `json:"holder,omitempty"` // the process whose end the port's end is; 0 is none. AddPort is given a pidfd of it
-	// Lifeline is the inode of a pipe; 0 is none. The port of a Holder with a lifeline stays until, besides, nobody has the
-	// pipe's writing end open: so it outlives a process that has passed the guest on to another one, as QEMU's -daemonize does.
-	// AddPort is given the reading end.
+	Device string `json:"device,omitempty"` // the interface's name, in replies its current one; empty for a socket
+	Label  string `json:"label,omitempty"`  // at most 255 bytes, opaque to the switch, like the IFLA_IFALIAS of a link
+	Holder int    `json:"holder,omitempty"` // the port is removed when this process ends; 0 for none. AddPort takes a pidfd of it
+	// Lifeline is the inode of a pipe; 0 for none. A port with a lifeline is removed only when
+	// the Holder has ended and, in addition, no process has the pipe's write end open. So it
+	// outlives a process that passes the guest on to another one, as QEMU's -daemonize does.
+	// AddPort takes the read end.
 	Lifeline uint64 `json:"lifeline,omitempty"`
-	Link     bool   `json:"link,omitempty"` // of a tap: behind its queues comes the file of vswitch.LinkFile
-	// Segments are what the device is joined to beside the switch, as vswitch.SegmentsOf finds it:
-	// ports on one of them would make a loop.
+	Link     bool   `json:"link,omitempty"` // for a tap: the file of vswitch.LinkFile follows its queues
+	// Segments are the networks to which the device is connected outside the switch, as
+	// vswitch.SegmentsOf finds them. Two ports on one of them would make a loop.
 	Segments []vswitch.Segment  `json:"segments,omitempty"`
 	Config   vswitch.PortConfig `json:"config"`
-	Stats    *vswitch.PortStats `json:"stats,omitempty"` // in answers only
+	Stats    *vswitch.PortStats `json:"stats,omitempty"` // only in replies
 }
 
-// MaxQueues is the most that a tap may have: beside a holder's two files and the LinkFile, as many files as one
-// message takes.
+// MaxQueues is the most queues that a tap may have: a message also has room for a holder's two
+// files and the LinkFile.
 const MaxQueues = fdpass.MaxFiles - 3
 
-// Bounds of a Port, in bytes.
+// Limits of a Port, in bytes.
 const (
 	maxName     = 127
 	maxLabel    = 255
 	maxSegments = 4
-	maxPort     = 16 << 10 // as JSON, without counters: a trunk of a few hundred ranges
+	maxPort     = 16 << 10 // as JSON, without counters; enough for a trunk of a few hundred ranges
 )
 
-// Validate checks what can be checked without the port's files. Its error Is bridge.ErrInvalid.
+// Validate checks what can be checked without the port's files. Its error matches bridge.ErrInvalid
+// with errors.Is.
 func (p Port) Validate() error {
 	if err := p.validate(); err != nil {
 		return fmt.Errorf("%w port: %w", bridge.ErrInvalid, err)
@@ -77,11 +81,11 @@ func (p Port) validate() error {
 	case p.Holder < 0:
 		return fmt.Errorf("holder %d: want a process id", p.Holder)
 	case p.Holder == 0 && p.Lifeline != 0:
-		return errors.New("a lifeline without the process that it was given to")
+		return errors.New("lifeline without a holder")
 	case p.Link && p.Kind != Tap:
-		return errors.New("a link file is a tap's")
+		return errors.New("link file without a tap: only ports of kind tap take one")
 	case p.Stats != nil:
-		return errors.New("counters are not for the asking")
+		return errors.New("stats are read-only and must not be set in a request")
 	case len(p.Segments) > maxSegments:
 		return fmt.Errorf("%d segments: want at most %d", len(p.Segments), maxSegments)
 	}
@@ -93,7 +97,7 @@ func (p Port) validate() error {
 	return errors.Join(checkText("name", p.Name, 1, maxName), checkText("device", p.Device, 0, maxName), CheckLabel(p.Label))
 }
 
-// CheckLabel tells whether a text can be a port's label.
+// CheckLabel returns an error unless a text can be a port's label.
 func CheckLabel(label string) error {
 	if len(label) > maxLabel || !utf8.ValidString(label) {
 		return fmt.Errorf("label of %d bytes: want at most %d, in UTF-8", len(label), maxLabel)
@@ -101,40 +105,40 @@ func CheckLabel(label string) error {
 	return nil
 }
 
-// checkText allows what can be typed as one word and shown in one line.
+// checkText accepts texts that can be typed as one word and shown on one line.
 func checkText(what, s string, least, most int) error {
 	odd := func(r rune) bool { return r == utf8.RuneError || !unicode.IsGraphic(r) || unicode.IsSpace(r) }
 	if len(s) < least || len(s) > most || strings.ContainsFunc(s, odd) || strings.HasPrefix(s, "-") {
-		return fmt.Errorf("%s %q: want %d to %d bytes without blanks, not beginning with -", what, s, least, most)
+		return fmt.Errorf("%s %q: want %d to %d bytes without spaces, not beginning with -", what, s, least, most)
 	}
 	return nil
 }
 
-// Info is what a switch tells of itself.
+// Info describes a switch.
 type Info struct {
-	Name    string           `json:"name"` // as it was run
+	Name    string           `json:"name"` // as given to vmnet switch run
 	PID     int              `json:"pid"`
 	UID     int              `json:"uid"`
 	Version string           `json:"version"` // of its program
 	Started time.Time        `json:"started"`
 	Ports   int              `json:"ports"`
-	Down    int              `json:"down,omitempty"` // ports among them that are not up
+	Down    int              `json:"down,omitempty"` // number of ports that are not up
 	FDB     vswitch.FDBStats `json:"fdb"`
 	Ageing  int              `json:"ageing"` // seconds
 
 	VLANFiltering bool `json:"vlan_filtering"` // it keeps VLANs apart
 }
 
-// FDBEntry is one address that the switch knows.
+// FDBEntry is an entry of a switch's forwarding database.
 type FDBEntry struct {
 	MAC    string `json:"mac"`
-	VLAN   int    `json:"vlan,omitempty"` // 0 where the switch does not filter VLANs; in a request, the one of the port's untagged frames
+	VLAN   int    `json:"vlan,omitempty"` // 0 if the switch does not filter VLANs; in a request, 0 means the port's VLAN for untagged frames
 	Port   string `json:"port"`
-	Static bool   `json:"static,omitempty"` // told, not learned: it neither ages nor moves
+	Static bool   `json:"static,omitempty"` // added by a client, not learned: it neither ages nor moves
 	Age    int    `json:"age"`              // seconds since it was seen
 }
 
-// address is the entry's.
+// address parses the entry's MAC and checks its VLAN.
 func (e FDBEntry) address() (net.HardwareAddr, error) {
 	mac, err := net.ParseMAC(e.MAC)
 	switch {
@@ -146,21 +150,21 @@ func (e FDBEntry) address() (net.HardwareAddr, error) {
 	return mac, nil
 }
 
-// maxMessage is the most bytes of a message.
+// maxMessage limits a message, in bytes.
 const maxMessage = 64 << 10
 
-// request is what a client sends. Its files are the verb's.
+// request is what a client sends. Its verb determines the files that come with it.
 type request struct {
 	Do    string    `json:"do"`
 	Port  *Port     `json:"port,omitempty"`  // add-port
-	Name  string    `json:"name,omitempty"`  // a port's
+	Name  string    `json:"name,omitempty"`  // name of a port
 	Label string    `json:"label,omitempty"` // set-label
 	Entry *FDBEntry `json:"entry,omitempty"` // add-static, remove-static
 
 	Capture *vswitch.CaptureConfig `json:"capture,omitempty"`
 }
 
-// answer is what the switch sends: several with More for what does not fit into one, and a last one without.
+// answer is one message of a reply. All but the last one have More set.
 type answer struct {
 	More  bool           `json:"more,omitempty"`
 	Error *refusal       `json:"error,omitempty"`
@@ -169,7 +173,7 @@ type answer struct {
 	FDB   list[FDBEntry] `json:"fdb,omitempty"`
 }
 
-// refusal is an error that has crossed the wire: its text, and which of the errors below it Is.
+// refusal is an error that was sent to the client: its text, and the kind of error that it matches.
 type refusal struct {
 	Text string `json:"text"`
 	Kind string `json:"kind,omitempty"`
@@ -183,7 +187,7 @@ func (r *refusal) Is(target error) bool {
 		r.Kind == "invalid" && target == bridge.ErrInvalid
 }
 
-// refuse makes err fit for the wire.
+// refuse converts err into a refusal.
 func refuse(err error) *refusal {
 	r := &refusal{Text: err.Error()}
 	switch {
@@ -194,7 +198,7 @@ func refuse(err error) *refusal {
 	case errors.Is(err, bridge.ErrInvalid):
 		r.Kind = "invalid"
 	}
-	if len(r.Text) > maxMessage/8 { // each byte may become six
+	if len(r.Text) > maxMessage/8 { // JSON may take six bytes for one
 		r.Text = r.Text[:maxMessage/8]
 	}
 	return r

@@ -15,19 +15,20 @@ import (
 	"vmnet/bridge"
 )
 
-// A holder is what a port goes with: a process, and whoever has inherited the other end of a lifeline from it.
+// A holder is the process on which a port's life depends, and with a lifeline also the processes
+// that have inherited its write end.
 type holder struct {
-	pidfd, lifeline *waited // lifeline is nil where the port goes with the process itself
+	pidfd, lifeline *waited // lifeline is nil if the port has none
 }
 
-// waited is a copy of a file that the runtime's poller waits for.
+// waited is a copy of a file that the runtime's poller watches.
 type waited struct {
 	file *os.File
 	conn syscall.RawConn
 }
 
-// openHolder copies the files of a port's holder: a pidfd (pidfd_open(2)), which must be that of p.Holder, and the lifeline
-// of a port that has one. A process that has ended already is an error.
+// openHolder copies the files for a port's holder: a pidfd (pidfd_open(2)), which must be that of
+// p.Holder, and the lifeline if the port has one. It fails if the process has ended.
 func openHolder(p *Port, files []*os.File) (*holder, error) {
 	h := &holder{}
 	var err error
@@ -43,7 +44,7 @@ func openHolder(p *Port, files []*os.File) (*holder, error) {
 	return h, nil
 }
 
-// copyLifeline copies the reading end of a pipe, which must have that inode.
+// copyLifeline copies the read end of a pipe, which must have that inode.
 func copyLifeline(f *os.File, inode uint64) (*waited, error) {
 	w, err := copyWaited(f, "lifeline")
 	if err != nil {
@@ -53,7 +54,7 @@ func copyLifeline(f *os.File, inode uint64) (*waited, error) {
 	var statErr error
 	err = w.conn.Control(func(fd uintptr) { statErr = unix.Fstat(int(fd), &st) })
 	if err = errors.Join(err, statErr); err == nil && (st.Mode&unix.S_IFMT != unix.S_IFIFO || st.Ino != inode) {
-		err = fmt.Errorf("%w port: the file that should be its lifeline is not pipe %d", bridge.ErrInvalid, inode)
+		err = fmt.Errorf("%w port: the file for its lifeline is not pipe %d", bridge.ErrInvalid, inode)
 	}
 	if err != nil {
 		return nil, errors.Join(err, w.file.Close())
@@ -76,10 +77,10 @@ func copyWaited(f *os.File, name string) (*waited, error) {
 	}
 	w := &waited{file: os.NewFile(uintptr(fd), name)}
 	if w.conn, err = w.file.SyscallConn(); err == nil {
-		err = w.file.SetReadDeadline(time.Time{}) // only a file that can be waited for has one
+		err = w.file.SetReadDeadline(time.Time{}) // fails unless the poller can watch the file
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w port: the file that should be its %s: %w", bridge.ErrInvalid, name, errors.Join(err, w.file.Close()))
+		return nil, fmt.Errorf("%w port: the file for its %s: %w", bridge.ErrInvalid, name, errors.Join(err, w.file.Close()))
 	}
 	return w, nil
 }
@@ -92,7 +93,7 @@ func (h *holder) check(pid int) error {
 	case found == -1:
 		return errEnded
 	case found != pid && found != anyProcess:
-		return fmt.Errorf("%w port: the file is process %d's", bridge.ErrInvalid, found)
+		return fmt.Errorf("%w port: the pidfd is for process %d", bridge.ErrInvalid, found)
 	}
 	ended := false
 	if err := h.pidfd.conn.Control(func(fd uintptr) { ended = readable(fd) }); err != nil {
@@ -106,7 +107,8 @@ func (h *holder) check(pid int) error {
 
 var errEnded = errors.New("the process has ended")
 
-// pid is whose pidfd it is, by the line Pid of /proc/self/fdinfo, which no other file has (pidfd_open(2)).
+// pid returns the process of the pidfd, from the line Pid in /proc/self/fdinfo, which only pidfds
+// have (pidfd_open(2)).
 func (h *holder) pid() (int, error) {
 	var info []byte
 	var readErr error
@@ -122,11 +124,11 @@ func (h *holder) pid() (int, error) {
 			return strconv.Atoi(strings.TrimSpace(text))
 		}
 	}
-	return 0, errors.New("the file that should be its pidfd is none")
+	return 0, errors.New("the file for its pidfd is not a pidfd")
 }
 
-// unnamed is for a switch that runs as another user than it was started by: a kernel before 5.14 does not let it read its own
-// fdinfo. Whether the process is there is all that it can tell then, and whether the file is a pidfd.
+// unnamed replaces pid for a switch that has changed its user: before Linux 5.14, it cannot read
+// its own fdinfo. It can only determine whether the file is a pidfd and whether the process exists.
 func (h *holder) unnamed() (int, error) {
 	var sigErr error
 	err := h.pidfd.conn.Control(func(fd uintptr) { sigErr = unix.PidfdSendSignal(int(fd), 0, nil, 0) })
@@ -138,14 +140,16 @@ func (h *holder) unnamed() (int, error) {
 	case sigErr == nil, errors.Is(sigErr, unix.EPERM):
 		return anyProcess, nil
 	}
-	return 0, fmt.Errorf("the file that should be its pidfd is none: %w", sigErr)
+	return 0, fmt.Errorf("the file for its pidfd is not a pidfd: %w", sigErr)
 }
 
-// anyProcess is a process of which only that it is there is known.
+// anyProcess stands for an existing process whose PID is unknown.
 const anyProcess = -2
 
-// wait waits until the process has ended and nobody has its lifeline any more, and reports so; or until close. A pidfd is
-// readable then, and of a pipe the last writer has gone: a guest that writes to its lifeline changes nothing.
+// wait waits until the process has ended and no process has the lifeline's write end, and returns
+// true. After close it returns false. A pidfd becomes readable when its process ends. A pipe
+// reports POLLHUP when its last writer is gone, so that a guest cannot affect it by writing to its
+// lifeline.
 func (h *holder) wait() (ended bool) {
 	return h.pidfd.wait(readable) && (h.lifeline == nil || h.lifeline.wait(hungUp))
 }
@@ -162,8 +166,8 @@ func readable(fd uintptr) bool { return polled(fd)&unix.POLLIN != 0 }
 
 func hungUp(fd uintptr) bool { return polled(fd)&unix.POLLHUP != 0 }
 
-// polled returns what poll(2) says of fd now; 0 for nothing. A pending signal, such as the one by
-// which Go's runtime preempts, ends even a poll(2) that does not wait.
+// polled returns the events that poll(2) reports for fd now, or 0. A pending signal, such as the
+// one by which Go's runtime preempts, interrupts even a poll(2) that does not wait.
 func polled(fd uintptr) int16 {
 	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	err := error(unix.EINTR)

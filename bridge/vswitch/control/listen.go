@@ -14,52 +14,55 @@ import (
 	"vmnet/internal/rundir"
 )
 
-// ErrRunning is a switch that runs already.
+// ErrRunning is returned if a switch already listens on the socket.
 var ErrRunning = errors.New("a switch of that name runs already")
 
-// A Place is where a switch is about to listen, and nobody else meanwhile: its folder is locked (flock(2)) until Listen or Forget.
+// A Place is a path on which a switch is about to listen. Its directory is locked (flock(2)) until
+// Listen or Forget, so that no other switch can use it.
 type Place struct {
 	path   string
 	unlock func()
 }
 
-// Prepare makes way for Listen, as long as this process has rights that it has not then: it makes the socket's folder, and
-// removes a socket that a switch has left which was killed, and may have been another user's. One that runs is ErrRunning. It
-// waits for others that start or end a switch there, up to 5 s.
+// Prepare prepares Listen while this process still has its privileges. It makes the socket's
+// directory, and removes the socket of a switch that was killed, even another user's. If a switch
+// listens on it, the error is ErrRunning. Prepare waits up to 5 s for other processes that start or
+// stop a switch there.
 //
-// The folder is uid's, so that the switch can listen there, and remove what it has made, with that user's rights and no
-// others. A name with a slash is the path, and its folder is left as it is. Where root's folder has one of that name that is
-// this user's own, as a service manager makes it, that is taken.
+// The directory belongs to uid, so that the switch needs only that user's permissions to listen
+// there and to clean up. A name with a slash is the socket's path, and its directory is not
+// changed. If root's directory has a subdirectory of that name that this user owns, as a service
+// manager makes it, Prepare uses that.
 func Prepare(name string, uid, gid int) (*Place, error) {
-	var folderErr error
+	var dirErr error
 	p, err := prepareIn(func() (path string, err error) {
-		path, folderErr = prepareFolder(name, uid, gid)
-		return path, folderErr
+		path, dirErr = prepareDir(name, uid, gid)
+		return path, dirErr
 	})
-	if err != nil && folderErr == nil {
+	if err != nil && dirErr == nil {
 		err = fmt.Errorf("switch %s: %w", name, err)
 	}
 	return p, err
 }
 
-// prepareIn is Prepare for a socket whose folder that function makes: again, where somebody who had made it first has removed it
-// meanwhile.
-func prepareIn(folder func() (path string, err error)) (*Place, error) {
+// prepareIn is Prepare with a function that makes the socket's directory. It retries if another
+// process has removed the directory before it was locked.
+func prepareIn(makeDir func() (path string, err error)) (*Place, error) {
 	const tries = 10
 	for n := 1; ; n++ {
-		path, err := folder()
+		path, err := makeDir()
 		if err != nil {
 			return nil, err
 		}
 		p, err := prepare(path)
-		if n == tries || !errors.Is(err, errFolderGone) {
+		if n == tries || !errors.Is(err, errDirGone) {
 			return p, err
 		}
 	}
 }
 
 func prepare(path string) (*Place, error) {
-	unlock, err := lockFolder(filepath.Dir(path))
+	unlock, err := lockDir(filepath.Dir(path))
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +73,8 @@ func prepare(path string) (*Place, error) {
 	return &Place{path, unlock}, nil
 }
 
-// Listen makes the socket, as the function does, and ends the Place; with an error, that is for Forget to do.
+// Listen makes the socket as the function Listen does, and ends the Place. After an error, the
+// caller must call Forget.
 func (p *Place) Listen() (*Listener, error) {
 	l, err := listen(p.path)
 	if err == nil {
@@ -79,13 +83,14 @@ func (p *Place) Listen() (*Listener, error) {
 	return l, err
 }
 
-// Forget removes the folder that Prepare has made, if it is empty and this process may. It ends the Place.
+// Forget removes the directory that Prepare has made, if it is empty and this process may. It ends
+// the Place.
 func (p *Place) Forget() {
 	forget(p.path)
 	p.unlock()
 }
 
-func prepareFolder(name string, uid, gid int) (path string, err error) {
+func prepareDir(name string, uid, gid int) (path string, err error) {
 	if strings.Contains(name, "/") {
 		return name, checkPath(name)
 	}
@@ -99,24 +104,24 @@ func prepareFolder(name string, uid, gid int) (path string, err error) {
 	}
 	dir, err := rundir.Make(rundir.Of(self, os.Getenv("XDG_RUNTIME_DIR")), self)
 	if err == nil {
-		dir, err = makeFolder(dir, name, uid, gid)
+		dir, err = makeDir(dir, name, uid, gid)
 	}
 	if err != nil {
-		return "", fmt.Errorf("a folder for the socket: %w (or name a path: ./%s)", err, name)
+		return "", fmt.Errorf("make a directory for the socket: %w (or name a path: ./%s)", err, name)
 	}
 	path = filepath.Join(dir, socketName)
 	return path, checkPath(path)
 }
 
-// forget removes a socket's own folder, if it is empty. The caller has locked it.
+// forget removes a socket's own directory if it is empty. The caller has locked it.
 func forget(path string) {
 	if filepath.Base(path) == socketName {
 		_ = os.Remove(filepath.Dir(path))
 	}
 }
 
-// makeFolder makes dir/switch/name, which becomes uid's, who must be able to get there.
-func makeFolder(dir, name string, uid, gid int) (string, error) {
+// makeDir makes dir/switch/name, which belongs to uid, and lets that user traverse its parents.
+func makeDir(dir, name string, uid, gid int) (string, error) {
 	self := os.Geteuid()
 	all, err := rundir.Make([]string{filepath.Join(dir, "switch")}, self)
 	if err != nil {
@@ -132,7 +137,7 @@ func makeFolder(dir, name string, uid, gid int) (string, error) {
 	return own, errors.Join(os.Chmod(dir, 0o711), os.Chmod(all, 0o711), os.Lchown(own, uid, gid))
 }
 
-// takeBack makes a folder ours again that was made for a switch with another user's rights.
+// takeBack makes this user the owner of a directory that was made for a switch of another user.
 func takeBack(dir string, uid int) error {
 	if uid == 0 {
 		if err := os.Lchown(dir, 0, 0); err != nil {
@@ -146,15 +151,16 @@ func takeBack(dir string, uid int) error {
 type Listener struct {
 	path string
 	ln   *net.UnixListener
-	file fs.FileInfo // the socket's, by which it is known
+	file fs.FileInfo // identifies the socket
 }
 
-// Listen makes the socket, for this user alone. One that a switch has left which was killed is replaced; where a
-// switch listens, or anything else is there, it is an error: ErrRunning, or one that names what is in the way.
+// Listen makes the socket, accessible to this user only. It replaces the socket of a switch that
+// was killed. If a switch listens, the error is ErrRunning. If the path is anything else, the error
+// says so.
 //
-// Two that want it at once are kept apart by a lock on its folder, which lasts no longer than this call.
+// A lock on the directory keeps concurrent calls apart. It lasts no longer than this call.
 func Listen(path string) (*Listener, error) {
-	unlock, err := lockFolder(filepath.Dir(path))
+	unlock, err := lockDir(filepath.Dir(path))
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
@@ -162,7 +168,7 @@ func Listen(path string) (*Listener, error) {
 	return listen(path)
 }
 
-// listen is for who has locked the folder.
+// listen is Listen for a caller that has locked the directory.
 func listen(path string) (*Listener, error) {
 	l, err := makeSocket(path)
 	if err != nil {
@@ -181,7 +187,7 @@ func makeSocket(path string) (*Listener, error) {
 	}
 	ln.SetUnlinkOnClose(false)
 	l := &Listener{path: path, ln: ln}
-	// Who connects before that must be admitted all the same.
+	// A client that connects before the chmod must still pass Server.admit.
 	if err = os.Chmod(path, 0o600); err == nil {
 		l.file, err = os.Lstat(path)
 	}
@@ -191,7 +197,7 @@ func makeSocket(path string) (*Listener, error) {
 	return l, nil
 }
 
-// clearPath removes a socket on which nobody listens.
+// clearPath removes a socket on which no process listens.
 func clearPath(path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -201,26 +207,27 @@ func clearPath(path string) error {
 		return err
 	}
 	if info.Mode().Type() != fs.ModeSocket {
-		return errors.New("it is there, and is no socket: remove it, or name another path")
+		return errors.New("it exists and is not a socket (remove it, or name another path)")
 	}
 	conn, err := net.DialTimeout("unixpacket", path, time.Second)
 	switch {
 	case err == nil:
 		return errors.Join(ErrRunning, conn.Close())
-	case errors.Is(err, syscall.EAGAIN): // more have connected than it has taken
+	case errors.Is(err, syscall.EAGAIN): // its queue of connections is full
 		return ErrRunning
 	case errors.Is(err, syscall.EPROTOTYPE):
-		return errors.New("something else than a switch listens there: name another path")
+		return errors.New("something other than a switch listens on it (name another path)")
 	case !errors.Is(err, syscall.ECONNREFUSED):
 		return err
 	}
 	return os.Remove(path)
 }
 
-// lockPatience is how long others may hold the lock, who should do so for a few milliseconds.
+// lockPatience limits the wait for the lock, which other processes should hold for only a few
+// milliseconds.
 const lockPatience = 5 * time.Second
 
-func lockFolder(dir string) (unlock func(), err error) {
+func lockDir(dir string) (unlock func(), err error) {
 	f, err := os.Open(dir)
 	if err != nil {
 		return nil, err
@@ -236,7 +243,7 @@ func lockFolder(dir string) (unlock func(), err error) {
 		}
 	}
 	if err == nil && !isStill(f, dir) {
-		err = errFolderGone
+		err = errDirGone
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -244,9 +251,9 @@ func lockFolder(dir string) (unlock func(), err error) {
 	return func() { _ = f.Close() }, nil
 }
 
-var errFolderGone = fmt.Errorf("its folder was removed meanwhile: %w", fs.ErrNotExist)
+var errDirGone = fmt.Errorf("its directory has been removed: %w", fs.ErrNotExist)
 
-// isStill tells whether a folder that was opened is the one of that path.
+// isStill reports whether a path still leads to the directory that was opened.
 func isStill(f *os.File, dir string) bool {
 	opened, err := f.Stat()
 	if err != nil {
@@ -256,16 +263,16 @@ func isStill(f *os.File, dir string) bool {
 	return err == nil && os.SameFile(opened, now)
 }
 
-// Path is the socket's.
+// Path returns the socket's path.
 func (l *Listener) Path() string { return l.path }
 
-// Close removes the socket, and its folder if that is empty then, and ends Serve. Where another process keeps the folder
-// locked, the folder stays.
+// Close removes the socket, and its directory if that is empty, and ends Serve. If another process
+// keeps the directory locked, the directory stays.
 func (l *Listener) Close() error {
-	unlock, lockErr := lockFolder(filepath.Dir(l.path))
+	unlock, lockErr := lockDir(filepath.Dir(l.path))
 	var err error
 	if now, statErr := os.Lstat(l.path); statErr == nil && os.SameFile(now, l.file) {
-		err = os.Remove(l.path) // nobody else does, as long as we listen
+		err = os.Remove(l.path) // no other process removes it while we listen
 	}
 	if lockErr == nil {
 		forget(l.path)

@@ -69,7 +69,7 @@ func TestOneStarts(t *testing.T) {
 	for _, listens := range []bool{true, false} {
 		dir := t.TempDir()
 		folder := func() (string, error) {
-			own, err := makeFolder(dir, "sw", os.Geteuid(), os.Getegid())
+			own, err := makeDir(dir, "sw", os.Geteuid(), os.Getegid())
 			return filepath.Join(own, socketName), err
 		}
 		first, err := prepareIn(folder)
@@ -121,7 +121,7 @@ func TestOneStarts(t *testing.T) {
 func TestListenRefused(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
-	if err := errors.Join(os.WriteFile(at("file"), nil, 0o600), os.Symlink(at("nowhere"), at("link")), os.Mkdir(at("folder"), 0o700)); err != nil {
+	if err := errors.Join(os.WriteFile(at("file"), nil, 0o600), os.Symlink(at("nowhere"), at("link")), os.Mkdir(at("dir"), 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	other, err := net.Listen("unix", at("stream"))
@@ -130,7 +130,7 @@ func TestListenRefused(t *testing.T) {
 	}
 	defer other.Close()
 	for name, want := range map[string]string{
-		"file": "is no socket", "link": "is no socket", "folder": "is no socket", "stream": "something else than a switch", "none/sw": "no such file",
+		"file": "is not a socket", "link": "is not a socket", "dir": "is not a socket", "stream": "something other than a switch", "none/sw": "no such file",
 	} {
 		if l, err := Listen(at(name)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, %v", name, l, err)

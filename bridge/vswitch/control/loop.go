@@ -7,10 +7,10 @@ import (
 	"vmnet/bridge/vswitch"
 )
 
-// loop is the error that a new port, whose device has that key, and one of the switch's are joined
-// beside the switch, so that a frame for all would go round for ever. It knows devices by what the
-// kernel says of them, not by their names, of which they may have several. What it cannot see, such
-// as two network cards at one cable, the switch notices by its frames.
+// loop returns an error if a new port, whose device has that key, and the port e are connected
+// outside the switch, so that a broadcast would circulate for ever. It identifies devices by what
+// the kernel reports, not by their names, of which they may have several. The switch detects other
+// loops, such as two network cards on one cable, by their frames.
 func (s *ports) loop(p *Port, key string, e *entry) error {
 	if e.in.State() == vswitch.StateEnded {
 		return nil
@@ -18,17 +18,17 @@ func (s *ports) loop(p *Port, key string, e *entry) error {
 	other := e.in.Key()
 	switch {
 	case key != "" && key == other:
-		return fmt.Errorf("%s is the device of port %s already (to replace that, remove it first: vmnet switch remove-port)",
+		return fmt.Errorf("%s is already the device of port %s (remove that port first: vmnet switch remove-port)",
 			p.Device, e.Name)
 	case has(p.Segments, other), has(e.Segments, key):
-		return fmt.Errorf("%s and port %s's device %s are the two ends of one thing: frames would go round for ever (give the switch one of them)",
+		return fmt.Errorf("%s and port %s's device %s are connected to each other and would make a loop (give the switch only one of them)",
 			p.Device, e.Name, e.Device)
 	case len(vswitch.Alone([]vswitch.PortConfig{p.Config, e.Config}, s.sw.FiltersVLANs())) > 0:
-		return nil // nothing passes from one to the other
+		return nil // no frames pass between them
 	}
 	for _, g := range p.Segments {
 		if has(e.Segments, g.Key) {
-			return fmt.Errorf("%s and port %s's device %s are both on %s: frames would go round for ever (give the switch one of them, or put the ports into different VLANs)",
+			return fmt.Errorf("%s and port %s's device %s are both on %s and would make a loop (give the switch only one of them, or put the ports into different VLANs)",
 				p.Device, e.Name, e.Device, g.Name)
 		}
 	}

@@ -13,16 +13,18 @@ import (
 	"vmnet/internal/rundir"
 )
 
-// socketName is the socket's in its switch's folder, which is in one of folders.
+// socketName is the name of the socket in its switch's directory, which is in one of switchDirs.
 const socketName = "socket"
 
-// maxPath is what fits into sun_path of struct sockaddr_un (unix(7)), with its zero.
+// maxPath is the longest path in bytes that fits into sun_path of struct sockaddr_un (unix(7)),
+// with its final zero.
 const maxPath = 107
 
-// folders are where switches of a name are looked for by this user, best first: its own, and root's, in which there may be
-// switches that run as this user (see Prepare). The first is there even if nothing is; of the others no
-// directory counts that somebody else has made, or could have filled.
-func folders() []string {
+// switchDirs returns the directories in which this user's switches are looked for by name, the
+// preferred one first: its own, and root's, which may have switches that run as this user (see
+// Prepare). The first one may not exist. The others do not include directories that another user
+// has made or can write to.
+func switchDirs() []string {
 	uid := os.Geteuid()
 	own := rundir.Of(uid, os.Getenv("XDG_RUNTIME_DIR"))
 	dirs := rundir.Own(own, uid)
@@ -38,7 +40,8 @@ func folders() []string {
 	return dirs
 }
 
-// Path is the path of a switch's socket, whether that is there or not. A name with a slash is that path itself.
+// Path returns a switch's socket path, which need not exist. A name with a slash is the path
+// itself.
 func Path(name string) (string, error) {
 	if strings.Contains(name, "/") {
 		return name, checkPath(name)
@@ -46,7 +49,7 @@ func Path(name string) (string, error) {
 	if err := checkName(name); err != nil {
 		return "", err
 	}
-	dirs := folders()
+	dirs := switchDirs()
 	for _, dir := range dirs {
 		path := filepath.Join(dir, name, socketName)
 		if _, err := os.Lstat(path); err == nil {
@@ -59,31 +62,32 @@ func Path(name string) (string, error) {
 
 func checkPath(path string) error {
 	if len(path) > maxPath {
-		return fmt.Errorf("%w switch: a socket's path has at most %d bytes, %s has %d", bridge.ErrInvalid, maxPath, path, len(path))
+		return fmt.Errorf("%w switch: want a socket path of at most %d bytes: %s has %d", bridge.ErrInvalid, maxPath, path, len(path))
 	}
 	return nil
 }
 
-// checkName allows what is a file's name, and needs no quotes in a shell or unit.
+// checkName accepts file names that need no quotes in a shell or unit.
 func checkName(name string) error {
 	odd := func(r rune) bool {
 		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._-", r))
 	}
 	if name == "" || len(name) > 64 || strings.ContainsFunc(name, odd) || strings.ContainsRune(".-", rune(name[0])) {
-		return fmt.Errorf("%w switch name %q: want 1 to 64 letters, digits, and - _ . behind the first, or a socket's path with a slash", bridge.ErrInvalid, name)
+		return fmt.Errorf("%w switch name %q: want 1 to 64 letters, digits, and - _ . after the first, or a socket's path with a slash", bridge.ErrInvalid, name)
 	}
 	return nil
 }
 
-// maxOfUser is how many switches of one user Running tells of.
+// maxOfUser limits how many switches of one user Running lists.
 const maxOfUser = 64
 
-// Running lists the sockets of switches that this user could reach, its own first: root those of all users, in the folders that are
-// known. Whether somebody listens there is for Dial to find out. Who listens on another user's may answer anything, or nothing. What
-// lies in a folder that others than its user can write to is left out, and so are links, what is not called as a switch
-// is, and those of one user beyond 64: nobody hides the others' by many of his own.
+// Running lists the sockets of switches that this user could reach, its own first. For root it
+// lists those of all users, in the known directories. Only Dial finds out whether a switch listens.
+// Another user's socket may give any reply or none. Running skips sockets in directories that users
+// other than their owner can write to, symbolic links, names that a switch cannot have, and more
+// than 64 sockets of one user, so that a user cannot hide the switches of others.
 func Running() ([]string, error) {
-	dirs := folders()
+	dirs := switchDirs()
 	if os.Geteuid() == 0 {
 		dirs = append(dirs, "/run/user/*/vmnet/switch")
 		for _, dir := range rundir.Shared {
@@ -101,7 +105,7 @@ func Running() ([]string, error) {
 	return paths, nil
 }
 
-// runningIn is Running for folders of one user each, which a pattern tells (filepath.Match).
+// runningIn is Running for the directories that match a pattern (filepath.Match), each of one user.
 func runningIn(pattern string) ([]string, error) {
 	found, err := filepath.Glob(filepath.Join(pattern, "*", socketName))
 	of := map[string]int{}
@@ -116,8 +120,8 @@ func runningIn(pattern string) ([]string, error) {
 	}), err
 }
 
-// NameOf is by what name this user reaches the switch of a socket that Running has told of: the path, where it is not one of
-// his own or root's.
+// NameOf returns the name by which this user reaches the switch of a socket that Running has
+// listed. It is the path unless the socket is in this user's own or root's directory.
 func NameOf(path string) string {
 	name := filepath.Base(filepath.Dir(path))
 	if own, err := Path(name); err == nil && own == path {
@@ -126,12 +130,13 @@ func NameOf(path string) string {
 	return path
 }
 
-// isOurs tells whether a path can be that of a switch's socket: nobody but one user, or root, can have put it there.
+// isOurs reports whether a switch's socket can have that path: only one user, or root, can have
+// created it.
 func isOurs(path string) bool {
 	own := filepath.Dir(path)
 	all := filepath.Dir(own)
 	user, ok := ownerOf(filepath.Dir(all))
-	as, asOK := ownerOf(own) // root's may be in part another user's, see Prepare
+	as, asOK := ownerOf(own) // a subdirectory of root's may belong to another user, see Prepare
 	if !ok || !asOK || user != 0 && as != user {
 		return false
 	}
@@ -140,8 +145,9 @@ func isOurs(path string) bool {
 		rundir.OwnedAlone(filepath.Dir(all), user) == nil && rundir.OwnedAlone(all, user) == nil && rundir.OwnedAlone(own, as) == nil
 }
 
-// FolderOwner is the user in whose folder of switches the socket of that path is; ok is false where there is no such folder.
-func FolderOwner(path string) (uid int, ok bool) { return ownerOf(filepath.Dir(filepath.Dir(path))) }
+// DirOwner returns the owner of the directory of switches that has the socket of that path. ok is
+// false if there is no such directory.
+func DirOwner(path string) (uid int, ok bool) { return ownerOf(filepath.Dir(filepath.Dir(path))) }
 
 func ownerOf(path string) (uid int, ok bool) {
 	info, err := os.Lstat(path)

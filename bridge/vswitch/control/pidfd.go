@@ -9,8 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OpenHolder opens the pidfd of a port's holder (pidfd_open(2)), which AddPort passes on; any user's process will do. The caller
-// closes it. That there is no such process is an error that Is unix.ESRCH.
+// OpenHolder opens a pidfd (pidfd_open(2)) for a port's holder, as AddPort takes it. It needs no privilege,
+// even for another user's process. The caller closes the file. If there is no such process, the
+// error matches unix.ESRCH with errors.Is.
 func OpenHolder(pid int) (*os.File, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
@@ -19,8 +20,8 @@ func OpenHolder(pid int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), fmt.Sprintf("pidfd of %d", pid)), nil
 }
 
-// NewLifeline makes a pipe whose writing end a process inherits from another one, and whose reading end AddPort passes on. The
-// caller closes both.
+// NewLifeline makes a pipe for a port's lifeline: a guest's process inherits the write end, and
+// AddPort takes the read end. The caller closes both.
 func NewLifeline() (inode uint64, read, write *os.File, err error) {
 	if read, write, err = os.Pipe(); err != nil {
 		return 0, nil, nil, fmt.Errorf("pipe: %w", err)

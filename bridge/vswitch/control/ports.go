@@ -15,11 +15,11 @@ import (
 	"vmnet/bridge/vswitch"
 )
 
-// ports are a switch's ports and what is known of them beside it.
+// ports has a switch's ports, with what the switch itself does not know of them.
 type ports struct {
 	sw *vswitch.Switch
 
-	mu      sync.Mutex // of whoever adds and removes ports, or says where an address is
+	mu      sync.Mutex // held while ports are added or removed, and addresses changed
 	byName  map[string]*entry
 	waiting sync.WaitGroup
 }
@@ -28,10 +28,10 @@ type ports struct {
 type entry struct {
 	Port
 	in     *vswitch.Port
-	holder *holder // nil for none
+	holder *holder // may be nil
 }
 
-// filesOf is how many files a port is made of.
+// filesOf returns the least and the most files that a port takes.
 func filesOf(p *Port) (least, most int) {
 	switch p.Kind {
 	case Tap:
@@ -48,7 +48,8 @@ func filesOf(p *Port) (least, most int) {
 	return least + more, most + more
 }
 
-// holderFiles is how many files the port's holder takes: a pidfd, and a lifeline.
+// holderFiles returns the number of files for the port's holder: a pidfd and a lifeline, a pidfd,
+// or none.
 func (p *Port) holderFiles() int {
 	switch {
 	case p.Holder == 0:
@@ -71,7 +72,7 @@ func open(p *Port, files []*os.File) (*vswitch.Wire, error) {
 	default:
 		mtu := p.Config.MTU
 		if mtu == 0 {
-			mtu = 1500 // as the port's is then
+			mtu = 1500 // the port's default
 		}
 		w, err = vswitch.OpenSocket(files[0], mtu)
 	}
@@ -82,7 +83,7 @@ func open(p *Port, files []*os.File) (*vswitch.Wire, error) {
 	}
 	switch {
 	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
-		return nil, fmt.Errorf("%w: the switch has no room for more ports (ulimit -n, LimitNOFILE= of its unit)", err)
+		return nil, fmt.Errorf("%w: the switch has no file descriptors left for more ports (raise ulimit -n, or LimitNOFILE= of its unit)", err)
 	case errors.Is(err, unix.ENODEV):
 		return nil, err
 	case err != nil:
@@ -105,7 +106,8 @@ func openTap(p *Port, files []*os.File) (*vswitch.Wire, error) {
 	return w, err
 }
 
-// spareFiles are never a port's, so that clients can connect who take ports away.
+// spareFiles is the number of fds that ports must leave free, so that clients can still connect and
+// remove ports.
 const spareFiles = 16
 
 func roomForClients() error {
@@ -125,7 +127,7 @@ func roomForClients() error {
 	return err
 }
 
-// add plugs a port in for a client, with copies of its files.
+// add adds a port for a client, with copies of its files.
 func (s *ports) add(p Port, files []*os.File) error {
 	if err := checkPort(p); err != nil {
 		return err
@@ -159,7 +161,7 @@ func checkPort(p Port) error {
 	return err
 }
 
-// plug takes over the wire and the holder.
+// plug adds a port. It takes ownership of the wire and the holder.
 func (s *ports) plug(p Port, w *vswitch.Wire, h *holder) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -187,7 +189,7 @@ func (s *ports) plug(p Port, w *vswitch.Wire, h *holder) error {
 	return nil
 }
 
-// addPort takes over the wire, unless its port would make a loop.
+// addPort adds a port to the switch unless it would make a loop. It takes ownership of the wire.
 func (s *ports) addPort(p Port, w *vswitch.Wire) (*vswitch.Port, error) {
 	for _, e := range s.byName {
 		if err := s.loop(&p, w.Key(), e); err != nil {
@@ -197,16 +199,16 @@ func (s *ports) addPort(p Port, w *vswitch.Wire) (*vswitch.Port, error) {
 	return s.sw.AddPort(p.Name, w, p.Config)
 }
 
-// release removes a port whose holder or wire has ended, if nobody has yet.
+// release removes a port whose holder or wire has ended, unless it is already removed.
 func (s *ports) release(e *entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.byName[e.Name] == e {
-		_ = s.unplug(e) // its files are closed whatever they say
+		_ = s.unplug(e) // the files are closed even if an error is returned
 	}
 }
 
-// remove unplugs a port for a client.
+// remove removes a port for a client.
 func (s *ports) remove(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -240,7 +242,7 @@ func (s *ports) label(name, label string) error {
 	return nil
 }
 
-// list is the ports with their counters, in the order of their names.
+// list returns the ports with their counters, sorted by name.
 func (s *ports) list() []Port {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -257,7 +259,7 @@ func (s *ports) list() []Port {
 	return all
 }
 
-// close forgets all ports and their holders, whose switch is closed.
+// close drops all ports and closes their holders. The switch is already closed.
 func (s *ports) close() {
 	s.mu.Lock()
 	for name, e := range s.byName {
@@ -270,10 +272,10 @@ func (s *ports) close() {
 	s.waiting.Wait()
 }
 
-// Addresses. The lock keeps a port's index its own meanwhile.
+// Addresses. While s.mu is held, a port's index cannot pass to another port.
 
-// fdb does not hold the lock while it reads the whole table: an entry may so be told of a port that has just taken the
-// place of another one.
+// fdb lists the FDB. It does not hold the lock while it reads the table, so that an entry may be
+// reported with the name of a port that has just taken another one's index.
 func (s *ports) fdb() []FDBEntry {
 	names, filters := s.byIndex(), s.sw.FiltersVLANs()
 	var all []FDBEntry
@@ -299,7 +301,7 @@ func (s *ports) byIndex() map[int]string {
 	return names
 }
 
-// flush forgets what was learned behind a port; behind all, where name is empty.
+// flush removes the addresses learned behind a port, or behind all ports if name is empty.
 func (s *ports) flush(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -17,21 +17,22 @@ import (
 	"vmnet/internal/kernel/fdpass"
 )
 
-// A Server tells of a switch, and changes it, for those who connect.
+// A Server serves a switch's control socket.
 type Server struct {
 	info  Info
 	ports ports
 
-	stopped  chan struct{} // closed when somebody has asked for the end
+	stopped  chan struct{} // closed when a client has stopped the switch
 	stopOnce sync.Once
 
-	mu       sync.Mutex // of sessions
+	mu       sync.Mutex // guards sessions and closed
 	sessions map[*session]struct{}
 	closed   bool
 	serving  sync.WaitGroup
 }
 
-// NewServer is for a switch without ports: all are to come by the server. Of info Name, Version and Ageing count.
+// NewServer makes a server for a switch without ports. All ports must be added through the server.
+// It uses only Name, Version and Ageing of info.
 func NewServer(sw *vswitch.Switch, info Info) *Server {
 	info.PID, info.Started = os.Getpid(), time.Now()
 	return &Server{
@@ -40,7 +41,7 @@ func NewServer(sw *vswitch.Switch, info Info) *Server {
 	}
 }
 
-// AddPort plugs in a port of this process's own, as a Client's does.
+// AddPort adds a port of this process itself, as Client.AddPort does.
 func (s *Server) AddPort(p Port, files ...*os.File) error {
 	if least, most := filesOf(&p); len(files) < least || len(files) > most {
 		return fmt.Errorf("%w port %s: %d files: want %d to %d", bridge.ErrInvalid, p.Name, len(files), least, most)
@@ -48,19 +49,19 @@ func (s *Server) AddPort(p Port, files ...*os.File) error {
 	return s.ports.add(p, files)
 }
 
-// Ports are the ports with their counters, in the order of their names.
+// Ports returns the ports with their counters, sorted by name.
 func (s *Server) Ports() []Port { return s.ports.list() }
 
 func (s *Server) stop() { s.stopOnce.Do(func() { close(s.stopped) }) }
 
-// Bounds of what clients may keep busy.
+// Limits for clients.
 const (
 	maxSessions = 64
-	sendTimeout = 5 * time.Second // of each answer
+	sendTimeout = 5 * time.Second // for each message
 )
 
-// Serve serves clients until ctx ends or one of them stops the switch, both of which are no error. Close ends those
-// that are connected.
+// Serve serves clients until ctx ends or a client stops the switch, and then returns nil. Close
+// closes the connections that remain.
 func (s *Server) Serve(ctx context.Context, l *Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -78,7 +79,7 @@ func (s *Server) Serve(ctx context.Context, l *Listener) error {
 			return nil
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("accept: %w", err)
-		case err != nil: // no room for one more file
+		case err != nil: // no fd left
 			s.evict()
 			time.Sleep(10 * time.Millisecond)
 		default:
@@ -87,7 +88,7 @@ func (s *Server) Serve(ctx context.Context, l *Listener) error {
 	}
 }
 
-// Close ends what clients have under way, after the switch was closed, and their connections.
+// Close ends the current requests and closes the connections. Call it after the switch was closed.
 func (s *Server) Close() {
 	s.stop()
 	s.mu.Lock()
@@ -104,10 +105,11 @@ func (s *Server) Close() {
 type session struct {
 	conn *net.UnixConn
 	busy atomic.Bool
-	last atomic.Int64 // Unix nanoseconds when it was done with the last request
+	last atomic.Int64 // when the last request ended, in Unix nanoseconds
 }
 
-// admit serves a client if it may be, and if there is room: for that, the one that was silent longest has to go.
+// admit serves a client if its user may connect. To make room, it closes the connection that was
+// idle for the longest time.
 func (s *Server) admit(conn *net.UnixConn) {
 	peer, err := fdpass.PeerOf(conn)
 	uid := int(peer.Uid)
@@ -129,7 +131,7 @@ func (s *Server) admit(conn *net.UnixConn) {
 	})
 }
 
-// makeRoom tells whether there is room for one more session; s.mu is held.
+// makeRoom makes room for one more session and reports whether there is any. The caller holds s.mu.
 func (s *Server) makeRoom() bool {
 	return len(s.sessions) < maxSessions || s.evictSilent()
 }
@@ -140,7 +142,7 @@ func (s *Server) evict() {
 	s.evictSilent()
 }
 
-// evictSilent hangs up on who was silent longest; s.mu is held.
+// evictSilent closes the session that was idle for the longest time. The caller holds s.mu.
 func (s *Server) evictSilent() bool {
 	var silent *session
 	for c := range s.sessions {
@@ -156,9 +158,10 @@ func (s *Server) evictSilent() bool {
 	return true
 }
 
-// converse answers requests, one after the other, until the client has gone or breaks the rules. What a client has asked for that has
-// gone since, for instance because the switch was stopped by a signal and did not answer in time, is not done: the client has
-// told that it was not.
+// converse handles a client's requests one by one, until the client closes the connection or
+// violates the protocol. It drops a request whose client has closed the connection, for instance
+// because the switch was stopped by a signal and did not reply in time: that client has already
+// reported a failure.
 func (s *Server) converse(c *session) {
 	room := make([]byte, maxMessage)
 	for {

@@ -12,7 +12,7 @@ import (
 	"vmnet/bridge/vswitch"
 )
 
-// What a request may ask for.
+// The verbs of requests.
 const (
 	doInfo         = "info"
 	doPorts        = "ports"
@@ -27,16 +27,17 @@ const (
 	doStop         = "stop"
 )
 
-// call is a request under way at the switch. Its files are closed when it is done: who needs one longer copies it.
+// call is a request that the switch is handling. Its files are closed afterwards: a verb copies
+// those that it keeps.
 type call struct {
 	request
 	files []*os.File
-	send  func(answer) error // before the last answer, which tells of the error
+	send  func(answer) error // sends a message before the last one, which has the error
 }
 
-// A verb is what the switch does for a request.
+// A verb handles one kind of request.
 type verb struct {
-	files func(*request) (least, most int) // that come along; nil for none
+	files func(*request) (least, most int) // the number of files that the request takes; nil for none
 	do    func(*Server, *call) error
 }
 
@@ -57,24 +58,25 @@ func verbOf(name string) (verb, bool) {
 	return v, ok
 }
 
-// parseRequest reads a request, and makes sure that it has what its verb needs. Its errors Are bridge.ErrInvalid.
+// parseRequest parses a request and checks that it has what its verb needs. Its errors match
+// bridge.ErrInvalid with errors.Is.
 func parseRequest(b []byte) (*request, error) {
 	var r request
 	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields() // a setting that is not heeded would be worse than an error
+	d.DisallowUnknownFields() // an ignored setting would be worse than an error
 	err := d.Decode(&r)
 	if err == nil {
 		if _, trailing := d.Token(); !errors.Is(trailing, io.EOF) {
-			err = errors.New("text behind it")
+			err = errors.New("unexpected text after the object")
 		}
 	}
 	_, known := verbOf(r.Do)
 	switch {
 	case err != nil:
 	case !known:
-		err = fmt.Errorf("%q is nothing that this switch can do (is it of another version?)", r.Do)
+		err = fmt.Errorf("this switch does not know %q (it may be of another version)", r.Do)
 	case r.Do == doAddPort && r.Port == nil, (r.Do == doAddStatic || r.Do == doRemoveStatic) && r.Entry == nil, r.Do == doCapture && r.Capture == nil:
-		err = fmt.Errorf("%s of nothing", r.Do)
+		err = fmt.Errorf("%s without its argument", r.Do)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w request: %w", bridge.ErrInvalid, err)
@@ -82,10 +84,10 @@ func parseRequest(b []byte) (*request, error) {
 	return &r, nil
 }
 
-// errStop is no error: who has asked for the switch's end is told first that it comes.
+// errStop makes the server reply before it stops the switch. It is not a failure.
 var errStop = errors.New("stop")
 
-// perform does what a message asks for.
+// perform handles the request in a message.
 func (s *Server) perform(b []byte, files []*os.File, send func(answer) error) error {
 	r, err := parseRequest(b)
 	if err != nil {
@@ -97,7 +99,7 @@ func (s *Server) perform(b []byte, files []*os.File, send func(answer) error) er
 		least, most = v.files(r)
 	}
 	if n := len(files); n < least || n > most {
-		return fmt.Errorf("%w request: %d files came along: want %d to %d", bridge.ErrInvalid, n, least, most)
+		return fmt.Errorf("%w request: %d files: want %d to %d", bridge.ErrInvalid, n, least, most)
 	}
 	return v.do(s, &call{request: *r, files: files, send: send})
 }
@@ -109,7 +111,7 @@ func (s *Server) tellInfo(c *call) error {
 	return c.send(answer{Info: &info})
 }
 
-// Info is what the switch tells of itself.
+// Info returns the state of the switch as a whole.
 func (s *Server) Info() Info {
 	info := s.info
 	info.UID = os.Geteuid()
@@ -133,10 +135,10 @@ func (s *Server) tellFDB(c *call) error {
 	return inChunks(s.ports.fdb(), func(some []FDBEntry) error { return c.send(answer{FDB: some}) })
 }
 
-// chunk is the most bytes of a list in one answer, which has a few more.
+// chunk limits the part of a list in one message, in bytes. The message has a few more.
 const chunk = maxMessage - 1024
 
-// inChunks gives away as many items at a time as fit into an answer.
+// inChunks calls send with as many items at a time as fit into a message.
 func inChunks[T any](items []T, send func([]T) error) error {
 	first, size := 0, 0
 	for i := range items {
