@@ -3,6 +3,7 @@ package macvtap
 import (
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"syscall"
@@ -184,4 +185,11 @@ func SetMode(nl *rtnl.Conn, l *rtnl.Link, mode string) error {
 		attr = rtnl.IPVlanMode(ipvlanModes[mode])
 	}
 	return nl.Change(l.Kind, l.Index, attr)
+}
+
+// SetSources changes a device of ours that is not in mode passthru to mode source, in which it hears
+// those senders alone. nl is in its netns.
+func SetSources(nl *rtnl.Conn, l *rtnl.Link, senders []net.HardwareAddr) error {
+	attrs := append([]rtnl.Attr{rtnl.MacvlanMode(macvlanModes["source"])}, rtnl.MacvlanSources(senders)...)
+	return nl.Change(l.Kind, l.Index, attrs...)
 }

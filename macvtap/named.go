@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -67,6 +69,24 @@ func NodeInTheWay(l *rtnl.Link) string {
 		return ""
 	}
 	return nodePath(l)
+}
+
+// Nodes returns the interface indices for which NodeInTheWay finds a node in /dev, of devices in any
+// netns.
+func Nodes() ([]int, error) {
+	entries, err := os.ReadDir("/dev")
+	if err != nil {
+		return nil, err
+	}
+	var indices []int
+	for _, e := range entries {
+		if number, ok := strings.CutPrefix(e.Name(), nodeName); ok {
+			if index, err := strconv.Atoi(number); err == nil {
+				indices = append(indices, index)
+			}
+		}
+	}
+	return indices, nil
 }
 
 // MakeNode makes /dev/tap<index>, accessible to root only, if neither devtmpfs nor udev has made

@@ -143,7 +143,7 @@ func (a *attachment) keep(ctx context.Context, dev *inventory.Device) ([]step.St
 	}
 	declare, store, err := d.keep(ctx, a.Spec, dev.Want, dev.Name, true)
 	if d.store = store; len(store) > 0 {
-		a.Notices = append(a.Notices, d.costOfNoHook()...)
+		a.Notices = append(a.Notices, d.costOfNoHook(dev.Want)...)
 	}
 	return step.InStage(nic.ErrHandover, append(declare, store...)...), err
 }

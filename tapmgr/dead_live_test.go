@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"vmnet/bridge"
+	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
@@ -63,5 +65,73 @@ func TestLiveDeviceDeleted(t *testing.T) {
 	h.detach(g, "net2")
 	if got := h.check(); len(got) != 0 {
 		t.Errorf("check %+v", got)
+	}
+}
+
+// TestLiveLaunchedDeviceDeleted: a tap and a macvtap with which a guest was started are told of as well once they were deleted, as
+// long as the guest has not let go of them.
+func TestLiveLaunchedDeviceDeleted(t *testing.T) {
+	h := newHost(t)
+	h.wire()
+	h.Host().Owner = 65534 // as for another user, whose QEMU this one would be
+	g, l := h.launched(testvm.Config{Paused: true},
+		nic.Spec{NIC: "net0", Bridge: "br0", Queues: 2, Vhost: nic.VhostOff, Port: bridge.PortConfig{Isolated: true}},
+		nic.Spec{NIC: "net1", Bridge: "br0", Vhost: nic.VhostOff},
+		nic.Spec{NIC: "net2", Lower: &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0"}, Vhost: nic.VhostOff})
+	h.Host().Owner = 0
+	h.ip("link", "del", "eth0")
+	h.ip("link", "del", l.NICs[0].NIC.Interface)
+	nics, err := h.List(g.name)
+	if err != nil || len(nics) != 3 {
+		t.Fatalf("list %+v, %v", nics, err)
+	}
+	for i, want := range []nic.State{nic.Gone, "forwarding", nic.Gone} {
+		if n := nics[i]; n.State != want || n.PID != g.Pid() || n.Port != l.NICs[i].NIC.Port || n.Source != l.NICs[i].NIC.Source {
+			t.Errorf("listed as %+v, want %s", n, want)
+		}
+	}
+	if diff := h.check(); len(diff) != 2 || diff[0].NIC != "net0" || diff[0].MendedBy != nic.MendAttach {
+		t.Errorf("check %+v", diff)
+	}
+}
+
+// TestLiveLibvirtDeviceDeleted: devices that libvirt has opened by name are told of once they were deleted, as libvirt knows what
+// they were, and can be detached and replaced.
+func TestLiveLibvirtDeviceDeleted(t *testing.T) {
+	h := newLibvirtHost(t)
+	h.AskLibvirt()
+	h.wire()
+	g := h.domain(testvm.Domain{})
+	tap, lower := h.spec(g, "net0"), h.spec(g, "net1")
+	tap.Port = bridge.PortConfig{Isolated: true}
+	lower.Bridge, lower.Lower = "", &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0", Mode: "private"}
+	first, second := h.attach(tap), h.attach(lower)
+	h.ip("link", "del", first.Interface)
+	h.ip("link", "del", second.Interface)
+	for i, was := range []nic.NIC{first, second} {
+		nics, err := h.List(g.Name)
+		if err != nil || len(nics) != 2 {
+			t.Fatalf("list %+v, %v", nics, err)
+		}
+		was.State, was.PID = nic.Gone, g.QEMU()
+		if nics[i] != was {
+			t.Errorf("listed as %+v, want\n%+v", nics[i], was)
+		}
+	}
+	diff := h.check()
+	if len(diff) != 2 || diff[0].MendedBy != nic.MendAttach || !strings.Contains(diff[1].Mend, "vmnet detach --vm "+g.Name+" --nic net1") {
+		t.Errorf("check %+v", diff)
+	}
+	details, err := h.Show(h.context(20*time.Second), g.Name)
+	if err != nil || len(details) != 2 || details[0].State != nic.Gone || details[0].Guest == nil || !details[0].Guest.Plugged {
+		t.Errorf("show %+v, %v", details, err)
+	}
+	res, err := h.Attach(h.context(40*time.Second), tap)
+	if err != nil || !res.Changed || res.NIC.State != "forwarding" || res.NIC.Port != "isolated" {
+		t.Errorf("the same attach again: %+v, %v", res, err)
+	}
+	h.take(g, "net1")
+	if nics, err := h.List(g.Name); err != nil || len(nics) != 1 || nics[0].State != "forwarding" {
+		t.Errorf("list %+v, %v", nics, err)
 	}
 }

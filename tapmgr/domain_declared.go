@@ -120,7 +120,7 @@ func (d *domain) editStep(name, text string, in []libvirt.Affect, edit func(stri
 
 // costOfNoHook is what a person should know of a NIC whose device nobody will make again. Where
 // libvirtd's hooks cannot be seen, as in another process namespace, nothing is known of them.
-func (d *domain) costOfNoHook() []string {
+func (d *domain) costOfNoHook(r nic.Record) []string {
 	pid, err := d.Peer()
 	if err != nil || pid == 0 {
 		return nil
@@ -134,8 +134,12 @@ func (d *domain) costOfNoHook() []string {
 		return nil
 	}
 	cost := "cannot be restored with this NIC once it was saved, migrated or put back to a snapshot"
-	if len(d.store) > 0 {
+	switch {
+	case len(d.store) == 0:
+	case r.Type == nic.TypeTap:
 		cost = "starts without a network at this NIC, or not at all, and " + cost
+	default:
+		cost = "starts with a macvtap of which libvirt alone knows, or not at all, and " + cost
 	}
 	return []string{fmt.Sprintf("libvirt does not call vmnet's hook: %s %s (vmnet hook install)", d.dom.Name, cost)}
 }

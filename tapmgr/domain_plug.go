@@ -13,6 +13,7 @@ import (
 	"vmnet/internal/step"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
+	"vmnet/macvtap"
 	"vmnet/qmp"
 	"vmnet/tapmgr/nic"
 )
@@ -24,17 +25,37 @@ func (d *domain) prepare(ctx context.Context, h *backend.NIC) (err error) {
 	}
 	h.HandOverTo(d.user) // who has no right to open root's
 	d.xml, err = ethernet(h.Record, h.Device.InterfaceName()).XML()
-	h.Notices = append(h.Notices, d.costOfNoHook()...)
+	h.Notices = append(h.Notices, d.costOfNoHook(h.Record)...)
 	return err
 }
 
-// storedXML is a NIC in libvirt's words, as it is stored: libvirt makes a tap itself then, and the hook puts it on its bridge. So
-// a clone of the guest gets one of its own: virt-clone takes the device's name out, without which libvirt opens none that
-// is there already (managed='no'). Of a macvtap libvirt would know too little.
-func storedXML(r nic.Record, device string) (string, error) {
+// storedXML is a NIC in libvirt's words, as it is stored: libvirt makes the device itself then, and the hook adopts it. So a
+// clone of the guest gets one of its own: virt-clone takes the device's name out, without which libvirt opens none that is
+// there already (managed='no').
+func storedXML(spec nic.Spec, r nic.Record, device string) (string, error) {
 	x := ethernet(r, device)
 	x.Managed = r.Type == nic.TypeTap
+	if mode, ok := directMode(spec.Lower, r.MTU); ok {
+		x.Managed, x.Parent, x.Mode = true, r.Source, mode
+	}
 	return x.XML()
+}
+
+// directMode is libvirt's name for the mode of a macvtap that libvirt makes, and the hook then adopts. Mode source, which
+// libvirt does not have, begins as one that hears as little. ok is false without a macvtap; for one whose guest is told an
+// MTU, which libvirt refuses (qemuDomainNetSupportsMTU in src/qemu/qemu_domain.c); and for one whose parent device is not
+// to become promiscuous: the kernel loses count of that where it is changed while the device is down
+// (macvlan_changelink in drivers/net/macvlan.c).
+func directMode(l *nic.Lower, mtu int) (mode string, ok bool) {
+	switch {
+	case l == nil, l.Kind != macvtap.Macvtap, l.NoPromisc, mtu != 0:
+		return "", false
+	case l.Mode == "passthru":
+		return "passthrough", true
+	case l.Mode == "source":
+		return "private", true
+	}
+	return l.Mode, true
 }
 
 // ethernet is a NIC in libvirt's words.

@@ -84,7 +84,7 @@ func (d *domain) keep(ctx context.Context, spec nic.Spec, r nic.Record, device s
 			return nil, nil, err
 		}
 		if !isStored {
-			s, err := d.storeStep(r, device)
+			s, err := d.storeStep(spec, r, device)
 			if err != nil {
 				return nil, nil, err
 			}
@@ -105,8 +105,8 @@ func (d *domain) keep(ctx context.Context, spec nic.Spec, r nic.Record, device s
 }
 
 // storeStep has libvirt store a NIC.
-func (d *domain) storeStep(r nic.Record, device string) (step.Step, error) {
-	text, err := storedXML(r, device)
+func (d *domain) storeStep(spec nic.Spec, r nic.Record, device string) (step.Step, error) {
+	text, err := storedXML(spec, r, device)
 	return step.Step{
 		Name: "store",
 		Text: fmt.Sprintf("libvirt: store %s with %s: %s", nic.LibvirtAlias(r.NIC), d.dom.Name, text),

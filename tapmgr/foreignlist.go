@@ -77,6 +77,14 @@ type libvirtReader struct {
 
 // interfaces are those of a running guest; none where libvirt does not tell.
 func (r *libvirtReader) interfaces(ctx context.Context, p qemu.Process) []domainxml.Interface {
+	if def := r.definition(ctx, p); def != nil {
+		return def.Interfaces
+	}
+	return nil
+}
+
+// definition is a running guest's; nil where libvirt does not tell.
+func (r *libvirtReader) definition(ctx context.Context, p qemu.Process) *domainxml.Definition {
 	uuid, err := domainxml.ParseUUID(p.UUID)
 	if err != nil || r.failed != nil {
 		return nil
@@ -99,7 +107,7 @@ func (r *libvirtReader) interfaces(ctx context.Context, p qemu.Process) []domain
 	if err != nil {
 		return nil
 	}
-	return def.Interfaces
+	return def
 }
 
 func (r *libvirtReader) Close() {

@@ -226,3 +226,36 @@ func TestLabIPvtapsShareModeAndFlag(t *testing.T) {
 		t.Errorf("beside an ipvlan in mode l3s: got %v", err)
 	}
 }
+
+// TestLabIPvtapRenamed: an ipvtap follows its parent device to another name, and is no NIC of another netns with such a device.
+func TestLabIPvtapRenamed(t *testing.T) {
+	lab.Inside(t)
+	h, other := newHost(t), newHost(t)
+	h.wire()
+	other.wire()
+	g := h.empty()
+	spec := g.lowerSpec("net0", nic.Lower{Kind: macvtap.IPVtap, Addrs: []netip.Prefix{netip.MustParsePrefix(standInA + "/24")}})
+	spec.Lower.Kind = macvtap.IPVtap
+	h.attach(spec)
+	if nics, err := other.List(g.name); err != nil || len(nics) != 0 {
+		t.Errorf("in another netns, with an eth0 of that index: %+v, %v", nics, err)
+	}
+	h.ip("link", "set", "eth0", "down")
+	h.ip("link", "set", "eth0", "name", "wan0")
+	h.ip("link", "set", "wan0", "up")
+	if nics, err := h.List(g.name); err != nil || len(nics) != 1 || nics[0].Source != "wan0" || nics[0].State != nic.Up {
+		t.Errorf("list %+v, %v", nics, err)
+	}
+	if got := h.check(); len(got) != 0 {
+		t.Errorf("check %+v", got)
+	}
+	if info, err := h.ShowLower(t.Context(), "wan0"); err != nil || len(info.NICs) != 1 {
+		t.Errorf("lower %+v, %v", info, err)
+	}
+	for _, name := range []string{"eth0", "wan0"} {
+		spec.Lower.Device = name
+		if res, err := h.Attach(h.context(20*time.Second), spec); err != nil || res.Changed || res.NIC.Source != "wan0" {
+			t.Errorf("attach to %s again: %+v, %v", name, res, err)
+		}
+	}
+}

@@ -297,6 +297,44 @@ func TestLabVLANs(t *testing.T) {
 	}
 }
 
+// TestLabNoDefaultVLAN: a bridge that puts its ports into no VLAN takes a NIC only with one of its own, and check tells of a NIC
+// whose bridge has lost its default VLAN.
+func TestLabNoDefaultVLAN(t *testing.T) {
+	lab.Inside(t)
+	h := newHost(t)
+	h.bridge(bridge.Config{Name: "br1", VLANFiltering: true})
+	g := h.empty()
+	spec := g.spec("net0")
+	spec.Bridge = "br1"
+	h.attach(spec)
+	if got := h.check(); len(got) != 0 {
+		t.Errorf("check %+v", got)
+	}
+	h.ip("link", "set", "br1", "type", "bridge", "vlan_default_pvid", "0")
+	if got := h.check(); len(got) != 1 || got[0].What != "VLAN" || got[0].MendedBy != nic.MendDetach || !strings.Contains(got[0].Mend, "--vlan") {
+		t.Errorf("check %+v", got)
+	}
+	spec.NIC = "net1"
+	const cure = "vlan_default_pvid 0), so that nothing would pass a port that is in none: name one with --vlan N"
+	if _, err := h.Attach(h.context(20*time.Second), spec); !errors.Is(err, nic.ErrLink) || !strings.Contains(err.Error(), cure) {
+		t.Errorf("attach: %v", err)
+	}
+	launched := spec
+	launched.VM, launched.Queues = "other", 1
+	if _, err := h.Host().PlanLaunch(t.Context(), launched); err == nil || !strings.Contains(err.Error(), cure) {
+		t.Errorf("launch: %v", err)
+	}
+	spec.Port = bridge.PortConfig{VLAN: 10}
+	if nic := h.attach(spec); nic.State != "forwarding" {
+		t.Errorf("attached %+v", nic)
+	}
+	spec.NIC, spec.Port = "net2", bridge.PortConfig{Trunk: []bridge.VLANRange{{First: 2, Last: 3}}}
+	h.attach(spec)
+	if got := h.check(); len(got) != 1 {
+		t.Errorf("check %+v", got)
+	}
+}
+
 func TestLabWiFiTakesNoMacvtap(t *testing.T) {
 	lab.Inside(t)
 	h := newHost(t)

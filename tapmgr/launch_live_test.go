@@ -344,7 +344,7 @@ func TestLiveLaunchDry(t *testing.T) {
 	if err != nil || len(l.NICs) != 2 {
 		t.Fatalf("%+v, %v", l, err)
 	}
-	want := []string{"net0 tap", "net0 settings", "net0 port", "net1 label", "net1 macvtap", "net1 settings", "net1 queue 0", "net1 up"}
+	want := []string{"net0 label", "net0 tap", "net0 settings", "net0 port", "net1 label", "net1 macvtap", "net1 settings", "net1 queue 0", "net1 up"}
 	if !slices.Equal(names, want) {
 		t.Errorf("steps %q, want %q", names, want)
 	}

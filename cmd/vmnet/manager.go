@@ -17,6 +17,7 @@ func (a *app) withManager(f func(*tapmgr.Manager) error) error {
 		m.Progress = a.progress()
 		m.UseHelper(helperPath())
 		m.Libvirt = a.libvirt
+		m.AskLibvirt()
 		m.Switches = control.Running
 		m.Notice = a.note
 		return f(m)

@@ -13,11 +13,11 @@ import (
 // device, and who administers the host can delete a tap. The guest then keeps a dead NIC, whose VMM holds queues that
 // lead nowhere. So the VMM is given a label as well, which tells what the NIC was; see dead.go.
 
-// planLabel decides whether the VMM gets a label: not from a helper, whose caller gives it one; not where libvirt opens
-// the device; and at launch, where a tap's fds are those of its queues alone, only with a device in a netns of its own.
+// planLabel decides whether the VMM gets a label: not from a helper that an attach asks, which gives it
+// one; and not where libvirt opens the device.
 func (h *NIC) planLabel() error {
 	r := h.Record
-	if h.m.Owner != 0 || r.Via == nic.ViaLibvirt || r.Type == nic.TypeTap && r.Phase != nic.PhaseAttaching {
+	if r.Via == nic.ViaLibvirt || h.m.Owner != 0 && r.Phase == nic.PhaseAttaching {
 		return nil
 	}
 	own, err := h.m.NS.Inode()

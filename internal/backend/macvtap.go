@@ -64,7 +64,10 @@ func (s *macvtapDevice) Plan(ctx context.Context, r *nic.Record) (err error) {
 	}
 	s.name, s.altName = s.spec.InterfaceName()
 	r.Type, r.Source, r.Mode, r.RxFilter = string(l.Kind), s.lower.Name, l.Mode, l.RxFilter
-	return nil
+	if l.Kind == macvtap.IPVtap { // the kernel does not tell the netns of its parent device
+		r.Netns, err = s.m.NS.Inode()
+	}
+	return err
 }
 
 func (s *macvtapDevice) maxMTU() int { return s.lower.MTU }

@@ -93,31 +93,41 @@ func (s *namedMacvtap) steps(_ int, alias string, _ int) []step.Step {
 		Text: fmt.Sprintf("RTM_NEWLINK %s: %s mode %s on %s, alias %q", s.name, l.Kind, l.Mode, l.Device, alias),
 		Do:   func(ctx context.Context) error { return s.create(ctx, alias) },
 		Undo: func(ctx context.Context) error { return s.m.RemoveNamed(ctx, s.link) },
-	}, {
-		Name: "settings",
-		Text: fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s", s.name, nic.OnOff(l.AllMulti())),
-		Do: func(context.Context) error {
-			return s.m.NL.SetQuiet(s.link.Index, rtnl.AllMulti(l.AllMulti()))
-		},
-	}, {
+	}, s.settingsStep(""), {
 		Name: "node",
 		Text: fmt.Sprintf("see that %s has its node in /dev", s.name),
 		Do:   func(context.Context) error { return macvtap.MakeNode(s.m.NS, s.link) },
 	}}
-	if s.altName != "" {
-		list = append(list, step.Step{
-			Name: "altname",
-			Text: fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", s.name, s.altName),
-			Do:   func(context.Context) error { return s.m.NL.AddAltName(s.link.Index, s.altName) },
-		})
-	}
-	return append(list, step.Step{
+	return append(append(list, s.altNameSteps()...), step.Step{
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
 		Do: func(ctx context.Context) error {
 			return s.m.Retry(ctx, s.lower, func() error { return macvtap.Up(s.m.NL, s.link) })
 		},
 	})
+}
+
+// settingsStep sets what the link was not made with: attrs too, of which more is the text.
+func (s *namedMacvtap) settingsStep(more string, attrs ...rtnl.Attr) step.Step {
+	all := s.spec.Lower.AllMulti()
+	return step.Step{
+		Name: "settings",
+		Text: fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s%s", s.name, nic.OnOff(all), more),
+		Do: func(context.Context) error {
+			return s.m.NL.SetQuiet(s.link.Index, append(attrs, rtnl.AllMulti(all))...)
+		},
+	}
+}
+
+func (s *namedMacvtap) altNameSteps() []step.Step {
+	if s.altName == "" {
+		return nil
+	}
+	return []step.Step{{
+		Name: "altname",
+		Text: fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", s.name, s.altName),
+		Do:   func(context.Context) error { return s.m.NL.AddAltName(s.link.Index, s.altName) },
+	}}
 }
 
 func (s *namedMacvtap) create(ctx context.Context, alias string) error {

@@ -37,10 +37,7 @@ func deadNICs(op *openFiles, all []Device) (found []Device) {
 // fd, and of a macvtap it has the number of the node, by which no NIC has the fd.
 func deadQueues(op *openFiles, pid int, all []Device) (n int) {
 	for _, f := range op.nodes[pid] {
-		alive := slices.ContainsFunc(all, func(dev Device) bool {
-			return slices.ContainsFunc(dev.Holders, func(h nic.Holder) bool { return h.PID == pid && slices.Contains(h.FDs, f.FD) })
-		})
-		if !alive {
+		if !isQueueOf(all, f) {
 			n++
 		}
 	}
@@ -50,6 +47,13 @@ func deadQueues(op *openFiles, pid int, all []Device) (n int) {
 		}
 	})
 	return n
+}
+
+// isQueueOf reports whether a file is a queue of one of these NICs.
+func isQueueOf(all []Device, f procfd.File) bool {
+	return slices.ContainsFunc(all, func(dev Device) bool {
+		return slices.ContainsFunc(dev.Holders, func(h nic.Holder) bool { return h.PID == f.PID && slices.Contains(h.FDs, f.FD) })
+	})
 }
 
 func deadNIC(l label) Device {

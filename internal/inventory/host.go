@@ -5,6 +5,7 @@
 package inventory
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -22,6 +23,10 @@ type Host struct {
 	// guests' NICs; where ok is false, none is asked. So a privileged helper does: anybody can run a
 	// switch.
 	Switches func() (paths []string, ok bool, err error)
+	// OfLibvirt, if not nil, asks libvirt what vmnet's NICs are of the guests whose VMMs these processes
+	// are. It is called where a VMM holds a queue of a device that may have been deleted, and returns
+	// none where libvirt does not answer soon.
+	OfLibvirt func(ctx context.Context, pids []int) []LibvirtNIC
 	// Notice, if not nil, is called with what could not be seen, such as a switch that does not answer.
 	Notice func(text string)
 	// LookInto, if not nil, runs f with the privilege to look into other users' processes, which a

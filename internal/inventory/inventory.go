@@ -107,6 +107,7 @@ func (h *Host) devicesOf(ctx context.Context, links []*rtnl.Link, op *openFiles)
 	all := append(own, h.inSpaces(ctx, op)...)
 	all = append(all, h.seats(ctx, all, op)...)
 	all = append(all, deadNICs(op, all)...)
+	all = append(all, h.deadOfLibvirt(ctx, op, all)...)
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -313,7 +314,8 @@ func (h *Host) FindFor(ctx context.Context, pid int, vm, nicID, sw string) (*Dev
 	if dev := h.socketFor(ctx, pid, op, vm, nicID, sw); dev != nil {
 		return dev, nil
 	}
-	for _, dev := range append(elsewhere, deadNICs(op, elsewhere)...) {
+	all := append(elsewhere, deadNICs(op, elsewhere)...)
+	for _, dev := range append(all, h.deadOfLibvirt(ctx, op, all)...) {
 		if dev.Want.VM == vm && dev.Want.NIC == nicID {
 			return &dev, nil
 		}
@@ -496,5 +498,5 @@ func (dev *Device) Title() string {
 
 // StaysBehind reports whether the device outlives the process that holds it.
 func (dev *Device) StaysBehind() bool {
-	return dev.Want.Via == nic.ViaLibvirt && dev.NetnsFile == nil && (dev.Tun == nil || dev.Tun.Persist)
+	return dev.Want.Via == nic.ViaLibvirt && dev.NetnsFile == nil && !dev.Deleted && (dev.Tun == nil || dev.Tun.Persist)
 }

@@ -47,8 +47,9 @@ func (h *Host) inSpaces(ctx context.Context, op *openFiles) []Device {
 
 // hasLower reports whether the parent of a device, which at is the netns of, is in the Manager's. Of a macvtap
 // the kernel tells which netns that is, unless it is the device's own; of an ipvtap it does not (no
-// get_link_net), so name and index must do, which anybody can choose who may do as he likes in his netns:
-// the same user namespace must own it and the Manager's.
+// get_link_net), so the alias must do, which anybody can choose who may do as he likes in his netns:
+// the same user namespace must own it and the Manager's. An alias without a netns is an older vmnet's, and
+// tells the parent device by its name.
 func (h *Host) hasLower(ns *netns.NS, nl *rtnl.Conn, l *rtnl.Link, r nic.Record) bool {
 	if l.LowerNS >= 0 {
 		id, err := nl.NetnsID(h.NS)
@@ -65,8 +66,12 @@ func (h *Host) hasLower(ns *netns.NS, nl *rtnl.Conn, l *rtnl.Link, r nic.Record)
 	if err != nil || own != owner {
 		return false
 	}
+	inode, err := h.NS.Inode()
+	if err != nil || r.Netns != 0 && r.Netns != inode {
+		return false
+	}
 	lower, err := h.NL.LinkByIndex(l.Lower)
-	return err == nil && lower.Name == r.Source
+	return err == nil && (r.Netns == inode || lower.Name == r.Source)
 }
 
 // mayHoldOurs reports whether a netns can be one that vmnet has made for a device: the user namespace that owns the

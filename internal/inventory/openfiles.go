@@ -35,6 +35,8 @@ type openFiles struct {
 	spaces []procfd.File            // netns, one of each process
 	labels []label
 
+	orphans map[int]bool // processes with queues of taps that are gone, or of none yet
+
 	vmms    map[int]bool             // which processes are QEMUs, once asked for
 	devices map[uint64][]procfd.File // nodes by their device number, once asked for
 	held    map[heldSpace]bool
@@ -111,7 +113,7 @@ func (h *Host) newOpened() (*openFiles, error) {
 	own, err := h.NS.Inode()
 	return &openFiles{
 		own: own, queues: map[string][]procfd.File{}, nodes: map[int][]procfd.File{},
-		vmms: map[int]bool{}, held: map[heldSpace]bool{}, said: map[saying]bool{}, closer: map[quota]int{}, over: map[int]bool{},
+		orphans: map[int]bool{}, vmms: map[int]bool{}, held: map[heldSpace]bool{}, said: map[saying]bool{}, closer: map[quota]int{}, over: map[int]bool{},
 		seesAll: sync.OnceValue(seesAll),
 	}, err
 }
@@ -148,11 +150,13 @@ func (op *openFiles) visit(f procfd.File) {
 	}
 	switch {
 	case tun.LooksLikeQueue(procfd.File{Target: target}):
-		if len(op.queues) == 0 || !op.within(f.UID, "files", MaxCloser) {
+		if !op.within(f.UID, "files", MaxCloser) {
 			return
 		}
 		name := tun.InterfaceOf(f)
-		if known, ok := op.queues[name]; ok {
+		if name == "" {
+			op.orphans[f.PID] = true
+		} else if known, ok := op.queues[name]; ok {
 			op.queues[name] = append(known, f)
 		}
 	case macvtap.LooksLikeQueue(procfd.File{Target: target}) && op.within(f.UID, "files", MaxCloser):

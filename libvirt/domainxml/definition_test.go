@@ -121,6 +121,10 @@ func TestEthernetXML(t *testing.T) {
 			`<model type="virtio"></model><driver name="qemu"></driver><alias name="ua-1"></alias></interface>`: {
 			Tap: "tap0", MAC: mac, LinkDown: true, Driver: "qemu", Alias: "ua-1",
 		},
+		`<interface type="direct"><mac address="02:00:00:00:00:01"></mac><source dev="eth0" mode="vepa"></source><target dev="tap0"></target>` +
+			`<model type="virtio"></model><alias name="ua-1"></alias></interface>`: {
+			Tap: "tap0", Managed: true, Parent: "eth0", Mode: "vepa", MAC: mac, Alias: "ua-1",
+		},
 	} {
 		if got, err := nic.XML(); err != nil || got != want {
 			t.Errorf("%+v: %v\n%s\nwant\n%s", nic, err, got, want)
@@ -129,6 +133,9 @@ func TestEthernetXML(t *testing.T) {
 	good := Ethernet{Tap: "tap0", MAC: mac, Alias: "ua-x"}
 	for name, spoil := range map[string]func(*Ethernet){
 		"no tap":        func(e *Ethernet) { e.Tap = "" },
+		"parent":        func(e *Ethernet) { e.Managed, e.Parent, e.Mode = true, "a/b", "vepa" },
+		"by name":       func(e *Ethernet) { e.Parent, e.Mode = "eth0", "vepa" },
+		"mode":          func(e *Ethernet) { e.Managed, e.Parent, e.Mode = true, "eth0", "passthru" },
 		"long tap":      func(e *Ethernet) { e.Tap = "sixteen-letters-" },
 		"pattern":       func(e *Ethernet) { e.Tap = "tap%d" },
 		"path":          func(e *Ethernet) { e.Tap = "a/b" },

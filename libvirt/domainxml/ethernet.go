@@ -33,11 +33,14 @@ func AliasNIC(alias string) (nic string) {
 // queue, and changes neither its MAC, its MTU nor its state. libvirt takes a device for a macvtap
 // if /dev/tap<ifindex> exists, and then opens that.
 //
-// Of a Managed one libvirt makes the tap, gives it a MAC like the guest's, sets it up and puts it
-// on no bridge. The tap ends with the guest.
+// Of a Managed one libvirt makes the tap, gives it a MAC like the guest's, sets it up and puts it on
+// no bridge. The tap ends with the guest. With a Parent as well, libvirt makes a macvtap
+// (type='direct'), which it removes when the guest ends.
 type Ethernet struct {
 	Tap      string           // name of the tap or macvtap, at most 15 bytes; not a GeneratedName
-	Managed  bool             // libvirt makes the tap; no device of that name may exist
+	Managed  bool             // libvirt makes the device; no device of that name may exist
+	Parent   string           // parent device of a macvtap that is Managed; empty for a tap
+	Mode     string           // of such a macvtap: "bridge", "vepa", "private" or "passthrough"
 	MAC      net.HardwareAddr // 6 bytes, unicast
 	LinkDown bool             // the guest sees no carrier
 	Model    string           // "" means "virtio"
@@ -51,6 +54,7 @@ type ethernetXML struct {
 	XMLName xml.Name   `xml:"interface"`
 	Type    string     `xml:"type,attr"`
 	MAC     nameXML    `xml:"mac"`
+	Source  *sourceXML `xml:"source"`
 	Target  targetXML  `xml:"target"`
 	Link    *linkXML   `xml:"link"`
 	Model   nameXML    `xml:"model"`
@@ -63,6 +67,11 @@ type nameXML struct {
 	Address string `xml:"address,attr,omitempty"`
 	Type    string `xml:"type,attr,omitempty"`
 	Name    string `xml:"name,attr,omitempty"`
+}
+
+type sourceXML struct {
+	Device string `xml:"dev,attr"`
+	Mode   string `xml:"mode,attr"`
 }
 
 type targetXML struct {
@@ -98,6 +107,9 @@ func (n Ethernet) XML() (string, error) {
 	if n.Managed {
 		x.Target.Managed = ""
 	}
+	if n.Parent != "" {
+		x.Type, x.Source = "direct", &sourceXML{n.Parent, n.Mode}
+	}
 	if n.LinkDown {
 		x.Link = &linkXML{"down"}
 	}
@@ -114,13 +126,22 @@ func (n Ethernet) XML() (string, error) {
 	return string(text), err
 }
 
+// directModes are those of a macvtap that libvirt makes (virNetDevMacVLanMode in src/util/virnetdevmacvlan.c).
+var directModes = []string{"bridge", "vepa", "private", "passthrough"}
+
 func (n Ethernet) validate() error {
 	id := func(s string) bool {
 		return s != "" && strings.Trim(s, "-_0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ") == ""
 	}
 	switch {
-	case n.Tap == "" || len(n.Tap) > 15 || n.Tap == "." || n.Tap == ".." || strings.ContainsAny(n.Tap, "/:%") || !graphic(n.Tap):
+	case !deviceName(n.Tap):
 		return fmt.Errorf("tap %q: want the name of a device", n.Tap)
+	case n.Parent != "" && !deviceName(n.Parent):
+		return fmt.Errorf("parent %q: want the name of a device", n.Parent)
+	case n.Parent != "" && !n.Managed:
+		return fmt.Errorf("parent %s: libvirt makes a macvtap on it only where the device is managed", n.Parent)
+	case n.Parent != "" && !slices.Contains(directModes, n.Mode):
+		return fmt.Errorf("mode %q: want %s", n.Mode, strings.Join(directModes, ", "))
 	case GeneratedName(n.Tap):
 		return fmt.Errorf("tap %q: libvirt generates such names itself", n.Tap)
 	case len(n.MAC) != 6 || n.MAC[0]&1 != 0 || bytes.Equal(n.MAC, make([]byte, 6)):
@@ -148,6 +169,10 @@ var generatedNames = []string{"vnet", "vif", "macvtap", "macvlan"}
 // would take the device for libvirt's own.
 func GeneratedName(device string) bool {
 	return slices.ContainsFunc(generatedNames, func(prefix string) bool { return strings.HasPrefix(device, prefix) })
+}
+
+func deviceName(s string) bool {
+	return s != "" && len(s) <= 15 && s != "." && s != ".." && !strings.ContainsAny(s, "/:%") && graphic(s)
 }
 
 // graphic reports whether a name is printable ASCII without spaces, which XML keeps unchanged.

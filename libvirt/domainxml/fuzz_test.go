@@ -39,7 +39,7 @@ func FuzzEthernet(f *testing.F) {
 	f.Add("tap0", []byte{2, 0, 0, 0, 0, 1}, "virtio", "qemu", 4, 1500, "ua-vmnet-net0", true, false)
 	f.Add("'/><x", []byte{1}, "a b", "", -1, 1<<20, "ua-\"", false, true)
 	f.Fuzz(func(t *testing.T, tap string, mac []byte, model, driver string, queues, mtu int, alias string, down, managed bool) {
-		n := Ethernet{tap, managed, mac, down, model, driver, queues, mtu, alias}
+		n := Ethernet{Tap: tap, Managed: managed, MAC: mac, LinkDown: down, Model: model, Driver: driver, Queues: queues, MTU: mtu, Alias: alias}
 		x, err := n.XML()
 		if err != nil {
 			return

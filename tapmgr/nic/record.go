@@ -34,7 +34,7 @@ type Record struct {
 	At       int          // interface index of the bridge; 0 where that is not known
 	Port     string       // settings of the port, as bridge.PortConfig writes them
 	Limits   SwitchLimits // further ones of a switch's port
-	Netns    uint64       // inode of the Manager's, of a socket, which is in none; 0 of all else
+	Netns    uint64       // inode of the Manager's, of a socket, which is in none, and of an ipvtap; 0 of all else
 	Mode     string       // of a macvtap or ipvtap
 	RxFilter string       // of a macvtap or ipvtap
 	MAC      net.HardwareAddr

@@ -7,8 +7,9 @@
 //	  <vmnet:nic mac="52:54:00:00:00:03" isolated="yes"/>
 //	</vmnet:nics>
 //
-// A NIC with a place, bridge or macvtap, is one of vmnet's: on a tap that libvirt makes and vmnet puts on the bridge, or on a
-// device that vmnet makes before the guest starts and libvirt opens by its name (managed='no'). One without is libvirt's: vmnet
+// A NIC with a place, bridge or macvtap, is one of vmnet's: on a tap that libvirt makes and vmnet puts on the bridge, on a
+// macvtap that libvirt makes (type='direct') and vmnet sets up, or on a device that vmnet makes before the guest starts and
+// libvirt opens by its name (managed='no'). One without is libvirt's: vmnet
 // sets of its bridge port what libvirt has no words for. The attributes are called as the flags of vmnet attach. All else that there is to say of a
 // NIC stands in its <interface>.
 package declared
@@ -58,7 +59,7 @@ func (n NIC) Place() string {
 // and not what is declared, or a vmnet was killed between the two. A guest that starts does not miss anything.
 func (n NIC) Absent() bool { return n.Made && n.Interface.Type == "" }
 
-// Adopted reports whether libvirt makes the NIC's tap, which vmnet then puts on the bridge.
+// Adopted reports whether libvirt makes the NIC's device, which vmnet then makes what is declared.
 func (n NIC) Adopted() bool { return n.Made && !n.Absent() && !n.Interface.Unmanaged }
 
 // Label names the NIC in texts.
@@ -99,7 +100,7 @@ func elements(def *domainxml.Definition) ([]attributes, error) {
 // mistaken tells an Absent NIC from one whose id is not that of the interface that was meant.
 func mistaken(def *domainxml.Definition, nics []NIC, taken map[int]string) error {
 	for i, x := range def.Interfaces {
-		if _, known := taken[i]; known || x.Type != "ethernet" || domainxml.AliasNIC(x.Alias) == "" {
+		if _, known := taken[i]; known || x.Type != "ethernet" && x.Type != direct || domainxml.AliasNIC(x.Alias) == "" {
 			continue
 		}
 		for _, n := range nics {
@@ -195,6 +196,8 @@ func (n NIC) handedOver(guest string) error {
 	x := n.Interface
 	device := func() string { name, _ := nic.InterfaceName(guest, n.ID); return name }
 	switch {
+	case x.Type == direct && n.Spec.Lower != nil:
+		return n.asDirect(guest)
 	case x.Type != "ethernet":
 		return fmt.Errorf("vmnet decides its place: its interface must be <interface type='ethernet'>, not %q", x.Type)
 	case n.Adopted() && n.Spec.Lower == nil:
@@ -205,6 +208,24 @@ func (n NIC) handedOver(guest string) error {
 		return fmt.Errorf("libvirt opens no device without a name, which virt-clone takes out: remove <target managed='no'/> from its interface, and libvirt makes the tap (virsh edit %s)", guest)
 	case domainxml.GeneratedName(x.Target):
 		return fmt.Errorf("device %s: libvirt takes names like that for its own and drops them (call it otherwise)", x.Target)
+	}
+	return n.Spec.Validate()
+}
+
+// direct is the type of an interface for which libvirt makes a macvtap.
+const direct = "direct"
+
+// asDirect checks that libvirt makes the macvtap that is declared, or one that can become it: the kernel changes no mode into
+// or out of passthru (macvlan_changelink in drivers/net/macvlan.c).
+func (n NIC) asDirect(guest string) error {
+	source, l := n.Interface.Source, n.Spec.Lower
+	switch {
+	case source.Device != l.Device:
+		return fmt.Errorf("its interface is on %q, and macvtap=%q: name the same parent device (virsh edit %s)", source.Device, l.Device, guest)
+	case (source.Mode == "passthrough") != (l.Mode == "passthru"):
+		return fmt.Errorf("its interface has mode %q, and mode=%q: the kernel changes a macvtap neither into passthru nor out of it (virsh edit %s)", source.Mode, l.Mode, guest)
+	case l.NoPromisc:
+		return fmt.Errorf("nopromisc goes with a macvtap that vmnet makes: <interface type='ethernet'> with <target dev=... managed='no'/> (virsh edit %s)", guest)
 	}
 	return n.Spec.Validate()
 }

@@ -27,6 +27,8 @@ const interfaces = `
 <interface type='ethernet'><mac address='52:54:00:00:00:09'/><target dev='web-9' managed='no'/><model type='virtio-transitional'/><driver name='qemu'/><alias name='ua-vmnet-net9'/></interface>
 <interface type='ethernet'><mac address='52:54:00:00:00:0a'/><target managed='no'/><alias name='ua-vmnet-net10'/></interface>
 <interface type='ethernet'><mac address='52:54:00:00:00:0b'/><alias name='ua-vmnet-net11'/></interface>
+<interface type='direct'><mac address='52:54:00:00:00:0c'/><source dev='eth0' mode='private'/><alias name='ua-vmnet-net12'/></interface>
+<interface type='direct'><mac address='52:54:00:00:00:0d'/><source dev='eth1' mode='passthrough'/><target dev='web-13'/><alias name='ua-vmnet-net13'/></interface>
 `
 
 func definition(t *testing.T, guest, metadata string) *domainxml.Definition {
@@ -98,15 +100,17 @@ func TestParseClone(t *testing.T) {
 		<v:nic id="net0" mac="52:54:00:00:00:ff" bridge="br0"/>
 		<v:nic id="net3" mac="52:54:00:00:00:fe" isolated="yes"/>
 		<v:nic id="net8" bridge="br0" vlan="7"/>
-		<v:nic id="net11" bridge="br1"/>`)))
-	if err != nil || len(got) != 4 {
+		<v:nic id="net11" bridge="br1"/>
+		<v:nic id="net12" macvtap="eth0" mode="source" source-mac="02:00:00:00:00:01"/>
+		<v:nic id="net13" macvtap="eth1" mode="passthru"/>`)))
+	if err != nil || len(got) != 6 {
 		t.Fatalf("%+v, %v", got, err)
 	}
 	for i, want := range []struct {
 		mac     byte
 		device  string
 		adopted bool
-	}{{1, "web-0", false}, {4, "", false}, {8, "web-8", true}, {0x0b, "", true}} {
+	}{{1, "web-0", false}, {4, "", false}, {8, "web-8", true}, {0x0b, "", true}, {0x0c, "", true}, {0x0d, "web-13", true}} {
 		if n := got[i]; n.MAC.String() != mac(want.mac).String() || n.Spec.Device != want.device || n.Adopted() != want.adopted {
 			t.Errorf("%+v, want %+v", n, want)
 		}
@@ -128,51 +132,56 @@ func TestParseNothing(t *testing.T) {
 
 func TestParseRefuses(t *testing.T) {
 	for inside, want := range map[string]string{
-		`<v:nic id="net0" bridge="br0" isolatd="yes"/>`:                   `nic "net0": attribute "isolatd" is not known: want id, mac, bridge, macvtap, mode,`,
-		`<v:nic id="net0" bridge="br0" isolated="true"/>`:                 `nic "net0": attribute isolated="true": want yes or no`,
-		`<v:nic id="net0" bridge="br0" vlan="4095"/>`:                     `VLAN 4095: want 1 to 4094`,
-		`<v:nic id="net0" bridge="br0" vlan="x"/>`:                        `nic "net0": attribute vlan="x":`,
-		`<v:nic id="net0" bridge="br0" trunk="5-2"/>`:                     `want the lower number first`,
-		`<v:nic id="net0" bridge="br0" vlan="2" trunk="3"/>`:              `both VLAN and trunk`,
-		`<v:nic id="net0" bridge="br0" isolated="yes" isolated="no"/>`:    `attribute "isolated" is there twice`,
-		`<v:nic id="net0" bridge="br0" v:isolated="yes"/>`:                `attribute "isolated" has a namespace`,
-		`<v:nic id="net0" bridge=""/>`:                                    `attribute "bridge" is empty`,
-		`<v:nic id="net0" bridge="a b"/>`:                                 `bridge name "a b"`,
-		`<v:nic id="net0" bridge="br0" macvtap="eth0"/>`:                  `bridge and macvtap: a NIC is at one of them`,
-		`<v:nic id="net0" bridge="br0" mode="passthru"/>`:                 `attribute "mode" goes with macvtap`,
-		`<v:nic id="net0" macvtap="eth0" mode="l2"/>`:                     `mode "l2"`,
-		`<v:nic id="net0" macvtap="eth0" mode="source" source-mac="x"/>`:  `want six bytes`,
-		`<v:nic id="net0" macvtap="eth0" rx-filter="all"/>`:               `attribute rx-filter="all": want allmulti`,
-		`<v:nic id="net0" macvtap="eth0" isolated="yes"/>`:                `settings of a port of a bridge or switch`,
-		`<v:nic id="net0" ipvtap="eth0"/>`:                                `attribute "ipvtap": an ipvtap cannot be handed to libvirt by name`,
-		`<v:nic id="net0" bridge="br0" queues="4"/>`:                      `attribute "queues" is not known`,
-		`<v:nic id="NET" bridge="br0"/>`:                                  `NIC id "NET"`,
-		`<v:nic bridge="br0"/>`:                                           `nic without id and mac: it needs an id, since vmnet makes its device`,
-		`<v:nic mac="52:54:00:00:00:01" bridge="br0"/>`:                   `it needs an id, since`,
-		`<v:nic isolated="yes"/>`:                                         `it needs an id or a mac`,
-		`<v:nic id="net0"/>`:                                              `it says nothing of its NIC`,
-		`<v:nic mac="1:2" isolated="yes"/>`:                               `attribute mac="1:2":`,
-		`<v:nic mac="00:00:00:00:00:00:00:01" isolated="yes"/>`:           `want 6 bytes`,
-		`<v:nic id="net5" bridge="br0"/>`:                                 `no interface has <alias name='ua-vmnet-net5'/>`,
-		`<v:nic id="net5" isolated="yes"/>`:                               `no interface has <alias name='ua-vmnet-net5'/> (or name it by mac=)`,
-		`<v:nic mac="52:54:00:00:00:ff" isolated="yes"/>`:                 `no interface has the MAC 52:54:00:00:00:ff (a clone of a guest has other MACs: use id=`,
-		`<v:nic id="net5" mac="52:54:00:00:00:ff" isolated="yes"/>`:       `no interface has the MAC 52:54:00:00:00:ff`,
-		`<v:nic id="net0" mac="52:54:00:00:00:02" bridge="br0"/>`:         `has the MAC 52:54:00:00:00:01, and another one 52:54:00:00:00:02`,
-		`<v:nic mac="52:54:00:00:00:06" isolated="yes"/>`:                 `two interfaces have the MAC 52:54:00:00:00:06`,
-		`<v:nic mac="52:54:00:00:00:05" isolated="yes"/>`:                 `its interface is of type "direct"`,
-		`<v:nic id="net0" isolated="yes"/>`:                               `its interface is of type "ethernet"`,
-		`<v:nic id="net3" bridge="br0"/>`:                                 `its interface must be <interface type='ethernet'>, not "network"`,
-		`<v:nic id="net8" macvtap="eth0"/>`:                               `give its interface <target dev='web-net8' managed='no'/> (virsh edit web)`,
-		`<v:nic id="net10" macvtap="eth0"/>`:                              `give its interface <target dev='web-net10' managed='no'/> (virsh edit web)`,
-		`<v:nic id="net10" bridge="br0"/>`:                                `remove <target managed='no'/> from its interface, and libvirt makes the tap (virsh edit web)`,
-		`<v:nic id="net7" bridge="br0"/>`:                                 `device vnet7: libvirt takes names like that for its own`,
-		`<v:nic id="net0" bridge="br0"/><v:nic id="net0" bridge="br0"/>`:  `nic "net0": its interface is that of nic "net0" already`,
-		`<v:nic id="net0" bridge="br0"><v:vlan/></v:nic>`:                 `nic "net0": it has elements in it`,
-		`<v:nic id="net0" bridge="br0">text</v:nic>`:                      `nic "net0": text "text"`,
-		`<v:nic id="net0" bridge="br0"/>text`:                             `text "text"`,
-		`<v:net id="net0" bridge="br0"/>`:                                 `element "net" is not known: want nic`,
-		`<nic id="net0" bridge="br0"/>`:                                   `element "nic" is not known: want nic, in namespace ` + Namespace,
-		strings.Repeat(`<v:nic mac="52:54:00:00:00:03" vlan="20"/>`, 257): `more than 256 elements nic`,
+		`<v:nic id="net0" bridge="br0" isolatd="yes"/>`:                      `nic "net0": attribute "isolatd" is not known: want id, mac, bridge, macvtap, mode,`,
+		`<v:nic id="net0" bridge="br0" isolated="true"/>`:                    `nic "net0": attribute isolated="true": want yes or no`,
+		`<v:nic id="net0" bridge="br0" vlan="4095"/>`:                        `VLAN 4095: want 1 to 4094`,
+		`<v:nic id="net0" bridge="br0" vlan="x"/>`:                           `nic "net0": attribute vlan="x":`,
+		`<v:nic id="net0" bridge="br0" trunk="5-2"/>`:                        `want the lower number first`,
+		`<v:nic id="net0" bridge="br0" vlan="2" trunk="3"/>`:                 `both VLAN and trunk`,
+		`<v:nic id="net0" bridge="br0" isolated="yes" isolated="no"/>`:       `attribute "isolated" is there twice`,
+		`<v:nic id="net0" bridge="br0" v:isolated="yes"/>`:                   `attribute "isolated" has a namespace`,
+		`<v:nic id="net0" bridge=""/>`:                                       `attribute "bridge" is empty`,
+		`<v:nic id="net0" bridge="a b"/>`:                                    `bridge name "a b"`,
+		`<v:nic id="net0" bridge="br0" macvtap="eth0"/>`:                     `bridge and macvtap: a NIC is at one of them`,
+		`<v:nic id="net0" bridge="br0" mode="passthru"/>`:                    `attribute "mode" goes with macvtap`,
+		`<v:nic id="net0" macvtap="eth0" mode="l2"/>`:                        `mode "l2"`,
+		`<v:nic id="net0" macvtap="eth0" mode="source" source-mac="x"/>`:     `want six bytes`,
+		`<v:nic id="net0" macvtap="eth0" rx-filter="all"/>`:                  `attribute rx-filter="all": want allmulti`,
+		`<v:nic id="net0" macvtap="eth0" isolated="yes"/>`:                   `settings of a port of a bridge or switch`,
+		`<v:nic id="net0" ipvtap="eth0"/>`:                                   `attribute "ipvtap": an ipvtap cannot be handed to libvirt by name`,
+		`<v:nic id="net0" bridge="br0" queues="4"/>`:                         `attribute "queues" is not known`,
+		`<v:nic id="NET" bridge="br0"/>`:                                     `NIC id "NET"`,
+		`<v:nic bridge="br0"/>`:                                              `nic without id and mac: it needs an id, since vmnet makes its device`,
+		`<v:nic mac="52:54:00:00:00:01" bridge="br0"/>`:                      `it needs an id, since`,
+		`<v:nic isolated="yes"/>`:                                            `it needs an id or a mac`,
+		`<v:nic id="net0"/>`:                                                 `it says nothing of its NIC`,
+		`<v:nic mac="1:2" isolated="yes"/>`:                                  `attribute mac="1:2":`,
+		`<v:nic mac="00:00:00:00:00:00:00:01" isolated="yes"/>`:              `want 6 bytes`,
+		`<v:nic id="net5" bridge="br0"/>`:                                    `no interface has <alias name='ua-vmnet-net5'/>`,
+		`<v:nic id="net5" isolated="yes"/>`:                                  `no interface has <alias name='ua-vmnet-net5'/> (or name it by mac=)`,
+		`<v:nic mac="52:54:00:00:00:ff" isolated="yes"/>`:                    `no interface has the MAC 52:54:00:00:00:ff (a clone of a guest has other MACs: use id=`,
+		`<v:nic id="net5" mac="52:54:00:00:00:ff" isolated="yes"/>`:          `no interface has the MAC 52:54:00:00:00:ff`,
+		`<v:nic id="net0" mac="52:54:00:00:00:02" bridge="br0"/>`:            `has the MAC 52:54:00:00:00:01, and another one 52:54:00:00:00:02`,
+		`<v:nic mac="52:54:00:00:00:06" isolated="yes"/>`:                    `two interfaces have the MAC 52:54:00:00:00:06`,
+		`<v:nic mac="52:54:00:00:00:05" isolated="yes"/>`:                    `its interface is of type "direct"`,
+		`<v:nic id="net0" isolated="yes"/>`:                                  `its interface is of type "ethernet"`,
+		`<v:nic id="net3" bridge="br0"/>`:                                    `its interface must be <interface type='ethernet'>, not "network"`,
+		`<v:nic id="net8" macvtap="eth0"/>`:                                  `give its interface <target dev='web-net8' managed='no'/> (virsh edit web)`,
+		`<v:nic id="net10" macvtap="eth0"/>`:                                 `give its interface <target dev='web-net10' managed='no'/> (virsh edit web)`,
+		`<v:nic id="net10" bridge="br0"/>`:                                   `remove <target managed='no'/> from its interface, and libvirt makes the tap (virsh edit web)`,
+		`<v:nic id="net12" macvtap="eth1"/>`:                                 `its interface is on "eth0", and macvtap="eth1": name the same parent device (virsh edit web)`,
+		`<v:nic id="net12" macvtap="eth0" mode="passthru"/>`:                 `its interface has mode "private", and mode="passthru"`,
+		`<v:nic id="net13" macvtap="eth1"/>`:                                 `its interface has mode "passthrough", and mode=""`,
+		`<v:nic id="net13" macvtap="eth1" mode="passthru" nopromisc="yes"/>`: `nopromisc goes with a macvtap that vmnet makes`,
+		`<v:nic id="net12" bridge="br0"/>`:                                   `its interface must be <interface type='ethernet'>, not "direct"`,
+		`<v:nic id="net7" bridge="br0"/>`:                                    `device vnet7: libvirt takes names like that for its own`,
+		`<v:nic id="net0" bridge="br0"/><v:nic id="net0" bridge="br0"/>`:     `nic "net0": its interface is that of nic "net0" already`,
+		`<v:nic id="net0" bridge="br0"><v:vlan/></v:nic>`:                    `nic "net0": it has elements in it`,
+		`<v:nic id="net0" bridge="br0">text</v:nic>`:                         `nic "net0": text "text"`,
+		`<v:nic id="net0" bridge="br0"/>text`:                                `text "text"`,
+		`<v:net id="net0" bridge="br0"/>`:                                    `element "net" is not known: want nic`,
+		`<nic id="net0" bridge="br0"/>`:                                      `element "nic" is not known: want nic, in namespace ` + Namespace,
+		strings.Repeat(`<v:nic mac="52:54:00:00:00:03" vlan="20"/>`, 257):    `more than 256 elements nic`,
 	} {
 		got, err := Parse(definition(t, "web", nics(inside)))
 		if err == nil || !strings.Contains(err.Error(), want) {

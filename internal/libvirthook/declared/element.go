@@ -29,6 +29,20 @@ func Declares(element, id string) (bool, error) {
 	return slices.ContainsFunc(all, func(a attributes) bool { return a.get("id") == id }), err
 }
 
+// Of returns what the element says of the NIC of that id: its place and settings. It is zero for none.
+func Of(element, id string) (nic.Spec, error) {
+	if element == "" {
+		return nic.Spec{}, nil
+	}
+	all, err := decode(inNamespace(element))
+	i := slices.IndexFunc(all, func(a attributes) bool { return a.get("id") == id })
+	if err != nil || i < 0 {
+		return nic.Spec{}, err
+	}
+	n, err := all[i].nic()
+	return n.Spec, err
+}
+
 // Undeclare returns the element without the NIC of that id.
 func Undeclare(element, id string) (string, error) {
 	return Remove(inNamespace(element), NIC{ID: id})

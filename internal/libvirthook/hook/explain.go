@@ -100,13 +100,16 @@ func texts(op string, nics []declared.NIC) []string {
 	return does
 }
 
-// tap names a tap that is there by then.
+// tap names a tap or macvtap that is there by then.
 func (d Declared) tap() string {
-	return cmp.Or(d.Interface, "the tap for "+cmp.Or(d.MAC, "the MAC that libvirt makes up"))
+	return cmp.Or(d.Interface, fmt.Sprintf("the %s for %s", d.Type, cmp.Or(d.MAC, "the MAC that libvirt makes up")))
 }
 
-// adopting tells of a tap that libvirt makes.
+// adopting tells of a device that libvirt makes.
 func (d Declared) adopting() string {
+	if d.Type != "tap" {
+		return fmt.Sprintf("set up %s, which libvirt has made on %s: mode %s", d.tap(), d.Source, d.Mode)
+	}
 	text := fmt.Sprintf("put %s, which libvirt has made, on bridge %s", d.tap(), d.Source)
 	if d.Port != "" {
 		text += ", port " + d.Port

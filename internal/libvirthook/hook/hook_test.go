@@ -77,9 +77,11 @@ func TestConcerns(t *testing.T) {
 
 func TestExplain(t *testing.T) {
 	def, err := domainxml.Parse(`<domain type='qemu'><name>web</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid>
-<metadata><v:nics xmlns:v="urn:vmnet:nics:1"><v:nic id="net0" macvtap="eth0"/><v:nic id="net1" bridge="br0" vlan="7"/></v:nics></metadata>
+<metadata><v:nics xmlns:v="urn:vmnet:nics:1"><v:nic id="net0" macvtap="eth0"/><v:nic id="net1" bridge="br0" vlan="7"/>
+<v:nic id="net2" macvtap="eth1" mode="vepa"/></v:nics></metadata>
 <devices><interface type='ethernet'><mac address='52:54:00:00:00:01'/><target dev='web-0' managed='no'/><alias name='ua-vmnet-net0'/></interface>
-<interface type='ethernet'><mac address='52:54:00:00:00:02'/><alias name='ua-vmnet-net1'/></interface></devices></domain>`)
+<interface type='ethernet'><mac address='52:54:00:00:00:02'/><alias name='ua-vmnet-net1'/></interface>
+<interface type='direct'><mac address='52:54:00:00:00:03'/><source dev='eth1' mode='bridge'/><alias name='ua-vmnet-net2'/></interface></devices></domain>`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +89,7 @@ func TestExplain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A macvtap has nothing that could be finished once QEMU runs. The tap is libvirt's, without a name.
+	// A macvtap has nothing that could be finished once QEMU runs. Two devices are libvirt's, without a name.
 	does := map[string]string{}
 	for _, op := range e.Operations {
 		if len(op.Does) > 0 {
@@ -95,8 +97,10 @@ func TestExplain(t *testing.T) {
 		}
 	}
 	want := map[string]string{
-		"prepare begin":   "make macvtap web-0 on eth0, mode bridge, for 52:54:00:00:00:01|see that libvirt can make the tap for 52:54:00:00:00:02",
-		"start begin":     "put the tap for 52:54:00:00:00:02, which libvirt has made, on bridge br0, port vlan:7",
+		"prepare begin": "make macvtap web-0 on eth0, mode bridge, for 52:54:00:00:00:01|see that libvirt can make the tap for 52:54:00:00:00:02" +
+			"|see that libvirt can make the macvtap for 52:54:00:00:00:03",
+		"start begin": "put the tap for 52:54:00:00:00:02, which libvirt has made, on bridge br0, port vlan:7" +
+			"|set up the macvtap for 52:54:00:00:00:03, which libvirt has made on eth1: mode vepa",
 		"started begin":   "see that the tap for 52:54:00:00:00:02 goes with QEMU, and is on bridge br0; else it is logged",
 		"reconnect begin": "see that the tap for 52:54:00:00:00:02 goes with QEMU, and is on bridge br0; else it is logged",
 		"release end":     "remove the devices of the guest that nobody holds any more",

@@ -70,19 +70,20 @@ func (w *work) start(ctx context.Context) error {
 		return err
 	}
 	later := func(err error) bool { return errors.Is(err, fs.ErrNotExist) }
-	if err := w.adopt(ctx, nics, later); err != nil {
+	if err := w.adopt(ctx, nics, later, w.Caller); err != nil {
 		return err
 	}
 	return w.setPorts(ctx, nics, later)
 }
 
-// adopt puts the taps that libvirt has made on their bridges. It does nothing where that was done.
-func (w *work) adopt(ctx context.Context, nics []declared.NIC, pass func(error) bool) error {
+// adopt makes the devices that libvirt has made what is declared. It does nothing where that was done. makers are the processes
+// of which one must have them open.
+func (w *work) adopt(ctx context.Context, nics []declared.NIC, pass func(error) bool, makers ...int) error {
 	for _, n := range nics {
 		if !n.Adopted() {
 			continue
 		}
-		err := w.tell(n, func() (nic.Result, error) { return w.m.Adopt(ctx, n.Spec) })
+		err := w.tell(n, func() (nic.Result, error) { return w.m.Adopt(ctx, n.Spec, makers...) })
 		if err != nil && !pass(err) {
 			return err
 		}
@@ -96,7 +97,11 @@ func (w *work) started(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := w.adopt(ctx, nics, func(error) bool { return false }); err != nil {
+	pids, err := w.processes()
+	if err != nil {
+		return err
+	}
+	if err := w.adopt(ctx, nics, func(error) bool { return false }, append(pids, w.Caller)...); err != nil {
 		return err
 	}
 	for _, n := range nics {
@@ -106,7 +111,7 @@ func (w *work) started(ctx context.Context) error {
 			}
 		}
 	}
-	return w.finish(ctx, nics)
+	return w.finish(ctx, nics, pids)
 }
 
 // reconnect is as started, for a guest that has run for a while and may have got and lost NICs meanwhile.
@@ -117,16 +122,16 @@ func (w *work) reconnect(ctx context.Context) error {
 	}
 	nics, err := declared.Ports(def)
 	nics = slices.DeleteFunc(nics, func(n declared.NIC) bool { return n.Interface.Type == "" })
-	return errors.Join(err, w.finish(ctx, nics))
+	pids, notFound := w.processes()
+	if notFound != nil {
+		return errors.Join(err, notFound)
+	}
+	return errors.Join(err, w.finish(ctx, nics, pids))
 }
 
 // finish looks after the NICs of a guest whose QEMU runs. Failures with devices of our own are notes: their ports were set when they
 // were made, and what fails here leaves a device behind at worst.
-func (w *work) finish(ctx context.Context, nics []declared.NIC) error {
-	pids, err := w.processes()
-	if err != nil {
-		return err
-	}
+func (w *work) finish(ctx context.Context, nics []declared.NIC, pids []int) error {
 	if err := w.setPorts(ctx, nics, func(error) bool { return false }); err != nil {
 		return err
 	}
