@@ -52,7 +52,7 @@ func (m *machine) quiet(n int) {
 	nstest.Eventually(m, patience, "libvirt's events are worked off", func() bool {
 		return nstest.Waiting("internal/watch.(*watcher).serve") == 1
 	})
-	m.quiet(n)
+	m.host.quiet(n)
 }
 
 // start starts a domain that never runs an instruction, with slots for NICs that it is given live.
