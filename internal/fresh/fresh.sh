@@ -1,11 +1,12 @@
 #!/bin/sh
-# Does what a newcomer does, in a Debian 12 that has Go and nothing else: `make fresh`. Needs root, a Debian
-# with apt, and the network to fetch packages and modules.
+# Does what a newcomer does, in a Debian 12 with Go and nothing else: `make fresh`. It needs root, a Debian
+# host with apt, and the network to fetch packages and modules.
 #
 #   fresh.sh [STEP...]    steps.sh has the steps; without any, these:
 #
-# The root is a minimal one of debootstrap's, kept in the cache directory, under a tmpfs that takes what is
-# written. It is in namespaces of its own: mounts and processes all end with this script, however that ends.
+# The root file system is a minimal one from debootstrap, kept in the cache directory, under a tmpfs for
+# everything that is written. It is in namespaces of its own: all mounts and processes end with this
+# script, however it ends.
 set -eu
 [ $# -gt 0 ] || set -- lint demo root_sessions user_sessions quick user_test test pidns
 
@@ -19,9 +20,9 @@ die() {
 }
 say() { printf '\n== %s\n' "$*"; }
 
-[ "$(id -u)" = 0 ] || die "run this as root: it makes mounts, devices and users, all in namespaces of their own"
+[ "$(id -u)" = 0 ] || die "only root can make mounts, devices and users in namespaces (run this as root)"
 go=${GO:-go}
-command -v "$go" >/dev/null || die "$go is missing: it is what the root is given besides Debian"
+command -v "$go" >/dev/null || die "$go is missing: the fresh root gets it besides Debian"
 command -v unshare >/dev/null || die "unshare is missing: apt-get install util-linux"
 
 cache=$(sh "$top/testvm/setup.sh" --print-cache)/fresh
@@ -33,7 +34,8 @@ if ! command -v debootstrap >/dev/null; then
 		die "debootstrap cannot be installed: see above"
 fi
 
-# archives prints Debian's archives as this machine reaches them, by lines "URI SUITE": none where it is another system.
+# archives prints the Debian archives that this machine uses, as lines "URI SUITE"; nothing on other
+# systems.
 archives() {
 	apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' 'Origin: Debian' 2>/dev/null |
 		awk -v suite=$suite 'index($2, suite) == 1' | sort -u
@@ -45,11 +47,11 @@ if [ -z "$archives" ] && command -v apt-get >/dev/null; then
 fi
 mirror=$(echo "$archives" | awk -v suite=$suite '$2 == suite { print $1; exit }')
 
-# make_base makes the minimal root. It appears whole or not at all, and two that want it make it once.
+# make_base makes the minimal root. It appears completely or not at all; two runs at once make it once.
 make_base() {
 	exec 9>"$cache/lock"
 	flock 9
-	rm -rf "$cache"/.base.* # of one that was killed
+	rm -rf "$cache"/.base.* # left by a run that was killed
 	if [ ! -d "$cache/base-$suite" ]; then
 		say "Making a minimal root in $cache (a minute)"
 		tmp=$(mktemp -d "$cache/.base.XXXXXX")
@@ -67,7 +69,7 @@ make_base
 say "Fetching Go's modules"
 (cd "$top" && "$go" mod download)
 
-# The modules come from what was fetched, and only then from where this machine has them.
+# goenv prints Go's environment: modules come from this machine's cache first, then from its proxy.
 goenv() {
 	printf 'export GOTOOLCHAIN=local GOPROXY=file:///opt/modules,%s\n' "$("$go" env GOPROXY)"
 	for name in GOFLAGS GOSUMDB GONOSUMDB GONOPROXY GOPRIVATE; do printf "export %s='%s'\n" $name "$("$go" env $name)"; done
@@ -79,7 +81,7 @@ FRESH_ARCHIVES=$archives FRESH_GOROOT=$("$go" env GOROOT) FRESH_MODULES=$("$go" 
 export FRESH_BASE FRESH_DEBS FRESH_BUILDS FRESH_AT FRESH_TOP FRESH_ARCHIVES FRESH_GOROOT FRESH_MODULES FRESH_GOENV
 mkdir -p "$FRESH_DEBS" "$FRESH_BUILDS/root" "$FRESH_BUILDS/user" "$FRESH_AT"
 
-# It ends with this shell, which passes signals on.
+# The child ends with this shell, which passes signals on.
 env --default-signal=INT,QUIT,HUP setpriv --pdeathsig KILL unshare --mount --propagation private sh "$here/root.sh" "$@" </dev/null &
 child=$!
 for signal in HUP INT TERM; do

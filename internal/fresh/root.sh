@@ -1,9 +1,9 @@
 #!/bin/sh
-# In the mount namespace of fresh.sh: lays the root out, goes into it, and runs the steps there.
+# Runs in the mount namespace of fresh.sh: lays out the root, enters it, and runs the steps there.
 set -eu
 here=$(dirname "$0")
 
-# lay_out makes the root at $1: what is written to it goes to a tmpfs.
+# lay_out mounts the root at $1, with a tmpfs for everything that is written.
 lay_out() {
 	mount -t tmpfs -o mode=755,size=80% fresh "$1"
 	mkdir "$1/upper" "$1/work" "$1/root"
@@ -23,7 +23,7 @@ lay_out() {
 	mount --bind "$FRESH_BUILDS/user" home/user/.cache/go-build
 }
 
-# settle_in gives the root at . what a machine has after its installation: a name, a user, Go, and ways out.
+# settle_in configures the root at . like an installed machine: a name, a user, Go, and network access.
 settle_in() {
 	cat /etc/resolv.conf >etc/resolv.conf
 	cat /etc/hosts >etc/hosts
@@ -45,13 +45,13 @@ settle_in() {
 	chroot . chown -R user:user /home/user
 }
 
-# sources lists the tree's files, without what git ignores, each ended by a zero byte.
+# sources lists the files of the tree that git does not ignore, each terminated by a NUL byte.
 sources() {
 	git -c safe.directory="$FRESH_TOP" -C "$FRESH_TOP" ls-files -z --cached --others --exclude-standard 2>/dev/null ||
 		(cd "$FRESH_TOP" && find . -path ./bin -prune -o -path ./.git -prune -o ! -type d -print0)
 }
 
-# copy_sources copies them to $1.
+# copy_sources copies the sources to $1.
 copy_sources() {
 	mkdir "$1"
 	sources | (cd "$FRESH_TOP" && tar --null --files-from - --ignore-failed-read --create) | tar --extract --no-same-owner --directory "$1"

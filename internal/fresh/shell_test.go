@@ -1,4 +1,4 @@
-// Package fresh holds what `make fresh` runs, and tests of the shells that README.md has people open.
+// Package fresh has the scripts of `make fresh`, and tests of the shells that the documents use.
 package fresh
 
 import (
@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { leaktest.Main(m) }
 
 const top = "../.." // of the source tree
 
-// shellTime is how long a shell that cannot be had may take to say so.
+// shellTime is how long a shell that cannot start may take to say so.
 const shellTime = 30 * time.Second
 
 // tree is a copy of what the shells are made of, with programs in place of those of the same
@@ -61,7 +61,7 @@ func typed(t *testing.T, dir, script string, lines ...string) (string, error) {
 	return string(out), err
 }
 
-// TestShellThatCannotBeHad: no line that was meant for it is run, whatever is missing.
+// TestShellThatCannotBeHad: if the shell cannot start, none of the lines meant for it is run.
 func TestShellThatCannotBeHad(t *testing.T) {
 	root := map[string]string{"fake/id": "echo 0", "bin/vmnet": ""}
 	with := func(more map[string]string) map[string]string {
@@ -97,7 +97,7 @@ func TestLiveShellWithoutLibvirtd(t *testing.T) {
 	}), "docs/libvirt-shell.sh", "Failed to parse user")
 }
 
-// notRun types into a shell that cannot be had.
+// notRun types into a shell that cannot start.
 func notRun(t *testing.T, dir, script, says string) {
 	t.Helper()
 	trace := filepath.Join(dir, "trace")

@@ -1,9 +1,10 @@
 #!/bin/sh
-# What is done in the fresh root: steps.sh --inside STEP... Packages and modules are fetched first, over the network; then
-# there is none. All steps but pidns and hostile are in a process namespace, and end with this script.
+# Runs the steps in the fresh root: steps.sh --inside STEP... It fetches packages and modules first; the
+# steps after that have no network. All steps but pidns and hostile run in a process namespace, and end
+# with this script.
 set -u
 
-# as_root and as_user run a line in a login shell, in the tree of theirs.
+# as_root and as_user run a line in a login shell, in that user's tree.
 as_root() {
 	env -i HOME=/root USER=root SHELL=/bin/bash TERM="${TERM:-dumb}" LANG=C.UTF-8 bash -lc "cd ~/vmnet && $1" </dev/null
 }
@@ -12,7 +13,7 @@ as_user() {
 		setpriv --reuid user --regid user --init-groups bash -lc "cd ~/vmnet && $1" </dev/null
 }
 
-# step runs one, and tells its time.
+# step runs a step and prints its time.
 step() {
 	printf '\n== %s\n' "$1"
 	began=$(date +%s)
@@ -38,14 +39,14 @@ step_quick() { as_user 'make quick'; }
 # A user without root gets the same command, and fewer tests.
 step_user_test() { as_user 'make test'; }
 
-# What a test cannot do in a process namespace is done by the step pidns.
+# The step pidns runs the tests that cannot run in a process namespace.
 step_test() { as_root "VMNET_REQUIRE=${VMNET_REQUIRE:+$VMNET_REQUIRE,-pidns} make test"; }
 
 # pidns runs the tests that need the first process namespace, in it.
 step_pidns() { as_root "VMNET_REQUIRE=${VMNET_REQUIRE:-} make test-pids"; }
 
-# hostile runs both beside a hostile user's processes, in each package's namespaces and with very many files, as
-# internal/fresh/hostile tells; and the latter twice at once, after a run that was killed.
+# hostile runs the tests of both steps beside a hostile user's processes, in each package's namespaces and
+# with very many files (see internal/fresh/hostile); those of pidns twice at once, after a killed run.
 step_hostile() {
 	as_root 'go build -o /var/tmp/hostile ./internal/fresh/hostile' || return
 	as_root "VMNET_REQUIRE=${VMNET_REQUIRE:-} /var/tmp/hostile -files 52000 -killed 40s -copies 2 make test-pids" || return
@@ -55,7 +56,8 @@ step_hostile() {
 # step_run is for experiments: FRESH_RUN=LINE fresh.sh run
 step_run() { as_root "$FRESH_RUN"; }
 
-# left prints the processes of this namespace but this shell, which is the first, and the links but those of the beginning.
+# left prints the processes of this namespace except this shell, its first process, and the links that
+# did not exist at the beginning.
 left() {
 	for p in /proc/[0-9]*; do
 		[ "$p" != /proc/1 ] && read -r stat <"$p/stat" || continue
@@ -66,10 +68,10 @@ left() {
 	done
 }
 
-# own_network makes a network namespace that was just made one to work in.
+# own_network sets up a new network namespace.
 own_network() { umount /sys && mount -t sysfs sysfs /sys && ip link set lo up; }
 
-# private runs steps in namespaces of their own. None may leave anything behind.
+# private runs steps in namespaces of their own, and fails if a step leaves anything behind.
 private() {
 	own_network || exit
 	links=$(cd /sys/class/net && echo *)
@@ -85,7 +87,7 @@ private() {
 	exit
 }
 
-# in_pidns runs this script in a process namespace, and with what more of unshare(1) is given before --.
+# in_pidns runs this script in a process namespace, with the options of unshare(1) given before --.
 in_pidns() {
 	options=''
 	while [ "$1" != -- ]; do options="$options $1" && shift; done

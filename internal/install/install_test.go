@@ -1,4 +1,4 @@
-// Package install holds what `make install` runs, and its test.
+// Package install has the scripts of `make install`, and their tests.
 package install
 
 import (
@@ -20,7 +20,7 @@ import (
 
 const top = "../.." // of the source tree
 
-// run runs a command in dir, without what a make above this test has told.
+// run runs a command in dir, without the variables of a make that runs this test.
 func run(t *testing.T, dir string, attr *syscall.SysProcAttr, args ...string) (string, error) {
 	t.Helper()
 	cmd := exec.Command(args[0], args[1:]...)
@@ -33,7 +33,7 @@ func run(t *testing.T, dir string, attr *syscall.SysProcAttr, args ...string) (s
 	return string(out), err
 }
 
-// mustRun wants success.
+// mustRun runs a command that must succeed.
 func mustRun(t *testing.T, dir string, attr *syscall.SysProcAttr, args ...string) string {
 	t.Helper()
 	out, err := run(t, dir, attr, args...)
@@ -43,7 +43,7 @@ func mustRun(t *testing.T, dir string, attr *syscall.SysProcAttr, args ...string
 	return out
 }
 
-// tree lists a folder's files, with their modes, by their paths in it.
+// tree lists the files of a directory, with their modes, by their relative paths.
 func tree(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	found := map[string]string{}
@@ -75,7 +75,7 @@ func tree(t *testing.T, dir string) map[string]string {
 	return found
 }
 
-// want are files among those that are installed, for each mode of the helper.
+// want lists files that must be installed, for each mode of the helper.
 func want(t *testing.T, helper string) map[string]string {
 	t.Helper()
 	files := map[string]string{
@@ -127,7 +127,7 @@ func compare(t *testing.T, found, want map[string]string) {
 	}
 }
 
-// gone wants no file to be left, nor a folder that is ours alone.
+// gone checks that no file is left, and no directory that belongs to vmnet alone.
 func gone(t *testing.T, dest string) {
 	t.Helper()
 	if left := tree(t, dest); len(left) > 0 {
@@ -135,7 +135,7 @@ func gone(t *testing.T, dest string) {
 	}
 	for _, ours := range []string{"usr/libexec/vmnet", "usr/share/doc/vmnet"} {
 		if _, err := os.Stat(filepath.Join(dest, ours)); err == nil {
-			t.Errorf("uninstall leaves the folder %s", ours)
+			t.Errorf("uninstall leaves the directory %s", ours)
 		}
 	}
 }
@@ -187,7 +187,7 @@ func script(verb, dest, privilege, group string) []string {
 	return []string{"env", "DESTDIR=" + dest, "PREFIX=/usr", "BIN=" + built, "PRIVILEGE=" + privilege, "GROUP=" + group, "sh", "internal/install/install.sh", verb}
 }
 
-// TestGoVersion: what is wrong with a Go is said before anything is done, and no more than that.
+// TestGoVersion: an unsuitable Go is reported before anything is done, and nothing else is reported.
 func TestGoVersion(t *testing.T) {
 	dir := t.TempDir()
 	for name, test := range map[string]struct{ says, want string }{
@@ -215,7 +215,7 @@ func TestGoVersion(t *testing.T) {
 	}
 }
 
-// The examples are files that the helper would take.
+// TestExamples checks that the helper accepts the example files.
 func TestExamples(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(top, "docs/examples/policy.yaml"))
 	if err != nil {
@@ -252,7 +252,7 @@ func testCompletion(t *testing.T) {
 	}
 }
 
-// testAgain: another version's files go, somebody else's stay.
+// testAgain: files of another version are removed, files of others stay.
 func testAgain(t *testing.T) {
 	dest := t.TempDir()
 	mustRun(t, top, nil, script("install", dest, "none", "")...)
@@ -349,7 +349,7 @@ func testWrong(t *testing.T) {
 		t.Fatal(err)
 	}
 	if out, err := run(t, top, nil, script("install", dest, "none", "")...); err == nil {
-		t.Errorf("it replaces a folder:\n%s", out)
+		t.Errorf("it replaces a directory:\n%s", out)
 	}
 	if err := os.RemoveAll(filepath.Join(dest, "usr/bin/qemu-netup")); err != nil {
 		t.Fatal(err)

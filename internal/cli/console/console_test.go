@@ -25,7 +25,7 @@ func TestSay(t *testing.T) {
 	}
 }
 
-// TestWriteJSON wants nothing that steers a terminal in what is written, and what was given in what is read.
+// TestWriteJSON checks that the output cannot control a terminal, and has the same value when read back.
 func TestWriteJSON(t *testing.T) {
 	for _, text := range []string{
 		"plain", "Gr\u00f6\u00dfe \U0001f600", "a\x1b[2J\r\n", "\u0080\u009b31m\u009d", "\x7f", "admin\u202egpj.\u2066x\u2069\u200f\u061c",
@@ -47,7 +47,7 @@ func TestWriteJSON(t *testing.T) {
 	}
 	var b strings.Builder
 	if err := WriteJSON(&b, "a\x80\xff\n"); err != nil || b.String() != `"a\ufffd\ufffd\n"`+"\n" {
-		t.Errorf("bytes that are no text: %q, %v", b.String(), err)
+		t.Errorf("invalid UTF-8: %q, %v", b.String(), err)
 	}
 	if err := WriteJSON(&b, func() {}); err == nil {
 		t.Error("a function was written")

@@ -19,7 +19,7 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestProgramsWithoutRoom: each program says in a line of its own that it has no room, whatever little it has.
+// TestProgramsWithoutRoom: with a limit of few files, each program reports that in one line.
 func TestProgramsWithoutRoom(t *testing.T) {
 	dir := t.TempDir()
 	programs := []string{"vmnet", "qemu-netup", "qemu-netup-full", "vmnet-hook", "testvm"}

@@ -12,10 +12,10 @@ import (
 	"vmnet/internal/cli/nicflags"
 )
 
-// section is that of vmnet's pages: it is for the administrator of a machine.
+// section is the manual section of vmnet's pages: commands for administrators.
 const section = "8"
 
-// related are the pages that a command's page names besides those of its tree.
+// related has the pages that a command's SEE ALSO lists besides its parent and subcommands.
 var related = map[string][]string{
 	"vmnet":        {"qemu-netup(8)", "bridge.conf(5)", "policy.yaml(5)"},
 	"vmnet attach": {"qemu-netup(8)", "policy.yaml(5)"},
@@ -23,7 +23,7 @@ var related = map[string][]string{
 	"vmnet doctor": {"qemu-netup(8)", "bridge.conf(5)", "policy.yaml(5)"},
 }
 
-// Command makes the page of one command, in man(7)'s macros.
+// Command returns the page of one command, in man(7) macros.
 func Command(cmd *cobra.Command) []byte {
 	cmd.InitDefaultHelpFlag()
 	var b bytes.Buffer
@@ -119,7 +119,7 @@ func seeAlso(cmd *cobra.Command) []string {
 	return pages
 }
 
-// text writes paragraphs, which empty lines part; what is indented stays as it is.
+// text writes paragraphs, which empty lines separate. Indented ones stay as they are.
 func text(b *bytes.Buffer, s string) {
 	for p := range strings.SplitSeq(strings.TrimSpace(s), "\n\n") {
 		p = strings.Trim(p, "\n")
@@ -142,7 +142,7 @@ func verbatim(b *bytes.Buffer, s string) {
 	b.WriteString(".RE\n.fi\n")
 }
 
-// line keeps text that begins with a dot from being taken for a macro.
+// line escapes text, and keeps a leading dot from being read as a macro.
 func line(s string) string {
 	if strings.HasPrefix(s, ".") {
 		return `\&` + escape(s)
@@ -150,7 +150,7 @@ func line(s string) string {
 	return escape(s)
 }
 
-// escape makes backslashes, and ASCII signs that roff would print as others, stand for themselves.
+// escape escapes backslashes, and ASCII characters that roff would print as others.
 func escape(s string) string {
 	return strings.NewReplacer(`\`, `\e`, "-", `\-`, "'", `\(aq`, "`", `\(ga`, "^", `\(ha`, "~", `\(ti`).Replace(s)
 }

@@ -1,6 +1,5 @@
-// Package mangen writes the man pages: those of vmnet from its commands, the
-// others from markdown. No program that is installed imports it, since a
-// markdown reader costs a millisecond at each start.
+// Package mangen writes the man pages: those of vmnet's commands from the commands, the others from
+// Markdown. No installed program imports it, since a Markdown parser costs a millisecond at each start.
 package mangen
 
 import (
@@ -20,8 +19,8 @@ import (
 	"vmnet/internal/cli/version"
 )
 
-// Write makes a page in dir of each docs/NAME.SECTION.md, and of each command of root's tree
-// that is not hidden and has none of those.
+// Write writes a page into dir for each docs/NAME.SECTION.md, and for each command of root's tree that
+// is not hidden and has no such file.
 func Write(root *cobra.Command, docs, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -65,11 +64,11 @@ func tree(cmd *cobra.Command, docs, dir string) error {
 	return nil
 }
 
-// titleLine is what go-md2man makes the .TH of: "% NAME SECTION" and nothing more.
+// titleLine is the line from which go-md2man makes .TH: "% NAME SECTION" and nothing more.
 var titleLine = regexp.MustCompile(`^% *"?([A-Za-z0-9._-]+)"?[ (]+"?([1-9])[)"]?.*\n`)
 
-// Markdown makes the page called NAME.SECTION of go-md2man's markdown. Its title
-// line, which may be missing, is written anew, so that all pages have the same.
+// Markdown returns the page NAME.SECTION for text in go-md2man's Markdown. It replaces the title line,
+// which may be missing, so that all pages have the same form.
 func Markdown(name string, text []byte) ([]byte, error) {
 	title, sect, ok := cutLast(name, ".")
 	if !ok {
@@ -85,7 +84,7 @@ func Markdown(name string, text []byte) ([]byte, error) {
 	return md2man.Render(append([]byte(head), text...)), nil
 }
 
-// source is what a page's foot says it belongs to.
+// source is the product in a page's footer.
 const source = "vmnet " + version.Number
 
 func cutLast(s, sep string) (before, after string, found bool) {
@@ -102,7 +101,7 @@ func manual(section string) string {
 	return "System Manager's Manual"
 }
 
-// date is that of SOURCE_DATE_EPOCH, so that a build can be repeated; else today.
+// date returns the date of SOURCE_DATE_EPOCH, for reproducible builds, or today.
 func date() string {
 	at := time.Now()
 	if s, err := strconv.ParseInt(os.Getenv("SOURCE_DATE_EPOCH"), 10, 64); err == nil {

@@ -14,7 +14,7 @@ import (
 
 const top = "../../.." // of the source tree
 
-// pages runs what `make man` runs, and returns the text of each page by its file's name.
+// pages runs the command of `make man`, and returns the text of each page by the name of its file.
 func pages(t *testing.T) (dir string, all map[string]string) {
 	t.Helper()
 	dir = filepath.Join(t.TempDir(), "man")
@@ -62,7 +62,7 @@ func TestPages(t *testing.T) {
 
 var heading = regexp.MustCompile(`(?m)^\.SH "?([A-Z ]+)"?$`)
 
-// checkPage wants the sections that every page has, in the order that every page has them in.
+// checkPage checks that a page has the common sections, in the common order.
 func checkPage(t *testing.T, name, text string) {
 	t.Helper()
 	title, sect, _ := cutLast(name, ".")
@@ -85,7 +85,7 @@ func checkPage(t *testing.T, name, text string) {
 	}
 }
 
-// checkGroff lets man's own formatter look at the pages.
+// checkGroff checks that groff formats the pages without a warning.
 func checkGroff(t *testing.T, dir string) {
 	t.Helper()
 	_, err := exec.LookPath("groff")
@@ -102,7 +102,7 @@ func checkGroff(t *testing.T, dir string) {
 
 var longFlag = regexp.MustCompile(`(?m)^\s+(?:-\w, )?--([a-z][a-z-]*)`)
 
-// TestOptionsAreTold compares the pages with what the programs say of themselves.
+// TestOptionsAreTold checks that the pages have the options of the programs' help.
 func TestOptionsAreTold(t *testing.T) {
 	_, all := pages(t)
 	for _, c := range []struct {
@@ -121,12 +121,12 @@ func TestOptionsAreTold(t *testing.T) {
 		}
 		flags := longFlag.FindAllStringSubmatch(string(help), -1)
 		if len(flags) == 0 {
-			t.Errorf("%v tells no options", cmd)
+			t.Errorf("%v prints no options", cmd)
 		}
 		page := strings.ReplaceAll(all[c.page], `\-`, "-")
 		for _, f := range flags {
 			if !regexp.MustCompile(`--` + f[1] + `\b`).MatchString(page) {
-				t.Errorf("%s does not tell --%s", c.page, f[1])
+				t.Errorf("%s lacks --%s", c.page, f[1])
 			}
 		}
 	}

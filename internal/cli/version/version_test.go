@@ -14,7 +14,7 @@ func TestMain(m *testing.M) { leaktest.Main(m) }
 
 func TestNumber(t *testing.T) {
 	if !regexp.MustCompile(`^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?$`).MatchString(Number) {
-		t.Errorf("%q is no version of semver.org", Number)
+		t.Errorf("%q is not a semver.org version", Number)
 	}
 }
 

@@ -149,7 +149,8 @@ func ofUser() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}, Pdeathsig: syscall.SIGKILL}
 }
 
-// realGuest starts a QEMU of the user's; nil where there is no QEMU. It runs nothing, and its monitor is real.
+// realGuest starts a QEMU as the hostile user, or returns nil if there is no QEMU. It runs no guest code;
+// its monitor is real.
 func realGuest() (*exec.Cmd, error) {
 	path, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {

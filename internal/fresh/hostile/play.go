@@ -124,7 +124,7 @@ func swap() error {
 	}
 }
 
-// rename gives the process a name that is none, and what the command line says is none either.
+// rename gives the process a name and a command line that are not valid.
 func rename(name string) error {
 	if err := os.WriteFile("/proc/self/comm", []byte(name), 0); err != nil {
 		return err
@@ -133,7 +133,7 @@ func rename(name string) error {
 	select {}
 }
 
-// runSwitch runs a switch of the user's.
+// runSwitch runs a switch as the hostile user.
 func runSwitch(path string) error {
 	l, err := control.Listen(path)
 	if err != nil {
