@@ -87,7 +87,7 @@ func parsed(args []string) (*launchOptions, error) {
 	return o, err
 }
 
-// isUsage tells whether run ends with exitUsage for it.
+// isUsage reports whether run ends with exitUsage for err.
 func isUsage(err error) bool {
 	return errors.Is(err, errUsage) || errors.Is(err, nic.ErrInvalid) || errors.Is(err, launch.ErrInvalid)
 }
@@ -173,7 +173,7 @@ func FuzzArgs(f *testing.F) {
 
 var times = regexp.MustCompile(`\([0-9.]+(µs|ms|s)\)`)
 
-// golden compares with a file of testdata, where $DIR is the installation's folder.
+// golden compares with a file of testdata, in which $DIR is the installation's directory.
 func (h *host) golden(name, got string) {
 	h.Helper()
 	want, err := os.ReadFile(filepath.Join("testdata", name))
@@ -202,7 +202,7 @@ func TestLiveStepsAreTold(t *testing.T) {
 		t.Errorf("a dry run made %d taps", n)
 	}
 	if _, err := os.Stat(h.path("run/vmnet")); err == nil {
-		t.Error("a dry run made the monitor's folder")
+		t.Error("a dry run made the monitor's directory")
 	}
 	r = h.nobodys(append(append([]string{"-v", "--vm", "P5"}, options...), "--vmm", "env", "--", "/bin/true")...)
 	h.ok(r)

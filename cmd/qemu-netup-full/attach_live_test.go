@@ -163,7 +163,7 @@ func TestLiveAttachRaces(t *testing.T) {
 	if err != nil || len(nics) > most || h.taps() != len(nics) {
 		t.Errorf("%d NICs and %d taps, %v, want at most %d", len(nics), h.taps(), err, most)
 	}
-	// Whatever the race left to be had can be had now, and no more.
+	// What the race has left of the limit is available now, and no more.
 	for i := range guests {
 		r := h.attach(fmt.Sprintf("N%d", i), "net0", "--bridge", "br0")
 		if r.code != 0 && !strings.Contains(r.stderr, "who may have 3 at one time") {
@@ -244,7 +244,7 @@ func TestLiveAttachKilled(t *testing.T) {
 	}
 }
 
-// killedAfter attaches, kills one of the two processes, and tells whether the attach was done by then.
+// killedAfter attaches, kills one of the two processes, and reports whether the attach was done by then.
 func (h *host) killedAfter(vm string, delay time.Duration, parent bool) (done bool) {
 	h.Helper()
 	cmd := h.command(h.vmnet, "attach", "--vm", vm, "--bridge", "br0", "--timeout", "5s")

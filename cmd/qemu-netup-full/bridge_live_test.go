@@ -45,7 +45,7 @@ func (h *host) nicOf(vm string) (found nic.NIC) {
 				return nil
 			}
 		}
-		return fmt.Errorf("among %+v there is none", nics)
+		return fmt.Errorf("not found among %+v", nics)
 	})
 	return found
 }
@@ -279,7 +279,7 @@ func (h *host) refuses(theirs *os.File, want string) {
 	theirs.Close()
 }
 
-// What may be had at once is counted, whoever is quicker.
+// The limit of NICs holds for requests at the same time.
 func TestLiveHelpersAtTheSameTime(t *testing.T) {
 	h := newHost(t)
 	h.policy(`{users: ["*"], bridges: [br0], nics: 3}`)

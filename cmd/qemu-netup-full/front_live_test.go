@@ -8,7 +8,8 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// Each form works through the program that has the right, whichever kind of right that is; what it becomes has none by itself.
+// Each form works through the program with the privilege, setuid or capability. The program that it
+// executes has no privilege by itself.
 func TestLiveEveryFormWithEitherRight(t *testing.T) {
 	h := newHost(t).withVMNet()
 	up, down := h.scripts()
@@ -53,7 +54,7 @@ func TestLiveEveryFormWithEitherRight(t *testing.T) {
 	}
 }
 
-// Whoever executes the full program by hand has no more rights than anybody, whatever it is told.
+// A user who executes the full program directly gets no privilege, whatever the arguments.
 func TestLiveFullHasNoRightByItself(t *testing.T) {
 	h := newHost(t)
 	up, _ := h.scripts()

@@ -85,7 +85,7 @@ func (h *host) withVMNet() *host {
 	return h
 }
 
-// own makes a folder that is nobody's alone.
+// own makes a directory that belongs to the user nobody.
 func (i *installation) own(name string) string {
 	i.Helper()
 	dir := i.path(name)
@@ -330,7 +330,7 @@ func available(program string) bool {
 	return err == nil
 }
 
-// listens tells whether somebody listens on a socket.
+// listens reports whether a process listens on a socket.
 func listens(path string) error {
 	conn, err := net.Dial("unix", path)
 	if err == nil {

@@ -120,7 +120,7 @@ func TestLiveHostileEnvironment(t *testing.T) {
 	}
 }
 
-// TestLiveMonitorFolder has --qmp auto pointed to folders that are not safe.
+// TestLiveMonitorFolder points --qmp auto to directories that are not safe.
 func TestLiveMonitorFolder(t *testing.T) {
 	h := newHost(t)
 	others, open := h.path("others"), h.own("open")
@@ -184,7 +184,7 @@ func TestLiveMonitorFolder(t *testing.T) {
 	defer sock.Close()
 	h.fails(h.nobodys(append([]string{"--qmp", "auto"}, launchArgs("/bin/true")...)...), exitFailure, "a guest of that name already listens on "+h.path("run/vmnet/P3.qmp"))
 	if entries, err := os.ReadDir(filepath.Join(others, "vmnet")); err != nil || len(entries) != 0 {
-		t.Errorf("left in another's folder: %v, %v", entries, err)
+		t.Errorf("left in another user's directory: %v, %v", entries, err)
 	}
 }
 
@@ -223,7 +223,7 @@ func TestLiveSignals(t *testing.T) {
 	}
 	if _, err := exec.LookPath("nohup"); err == nil {
 		r := h.do(h.command("/usr/bin/nohup", append([]string{h.program}, launchArgs("/bin/sh", "-c", "grep SigIgn /proc/self/status")...)...))
-		// Signal 32 is as whoever started the test has it: make(1) ignores it.
+		// The disposition of signal 32 is inherited: make(1) ignores it.
 		if !regexp.MustCompile(`SigIgn:\t00000000[08]0000001`).MatchString(r.stdout) {
 			t.Errorf("SIGHUP is not ignored as it was: %+v", r)
 		}

@@ -222,7 +222,7 @@ func TestLiveSameCommandLines(t *testing.T) {
 		{args: "--fd=0b11 --br=br0"},
 		{args: "--fd=3_0 --br=br0", stricter: "a number is digits alone: QEMU's takes it for 3"},
 		{args: "--fd=99999999999999999999 --br=br0"},
-		{args: "--fd=4294967299 --br=br0", stricter: "a number that large is none: QEMU's keeps its lower 32 bits"},
+		{args: "--fd=4294967299 --br=br0", stricter: "such a large number is invalid: QEMU's helper keeps its lower 32 bits"},
 		{args: "--fd=3x --br=br0", stricter: "a number is digits alone: QEMU's reads as far as it can"},
 		{args: "--fd=+3 --br=br0", stricter: "a number is digits alone"},
 		{args: "--fd=03 --br=br0", stricter: "a zero in front may mean octal"},
@@ -248,7 +248,7 @@ func TestLiveSameCommandLines(t *testing.T) {
 	}
 }
 
-// aclCase is a bridge.conf, in which DIR stands for its folder, and files that it includes.
+// aclCase is a bridge.conf, in which DIR is its directory, and the files that it includes.
 type aclCase struct {
 	main     string
 	files    map[string]string

@@ -93,7 +93,7 @@ exec setpriv --reuid %[1]d --regid %[1]d --clear-groups %[4]s -- %[5]s "${args[@
 // which a kernel measures its clocks: that fails while other programs run, and the guest hangs.
 const toMicroVM = `arg=${arg/#pc,accel/microvm,pit=off,pic=off,accel}; arg=${arg/#virtio-serial-pci/virtio-serial-device}`
 
-// steadyClock is told instead of measured.
+// steadyClock replaces measured times.
 var steadyClock = []string{"tsc_early_khz=2500000"}
 
 func TestLiveGuests(t *testing.T) {
@@ -183,7 +183,7 @@ func (h *host) pinged(from *netns.NS, addr string) {
 	}
 }
 
-// hasNothing demands that QEMU is nobody in each thread, with no right and no fd too much.
+// hasNothing checks that QEMU runs as nobody in each thread, without a privilege and without extra fds.
 func (h *host) hasNothing(g *guest, queues, netns int) {
 	h.Helper()
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", g.Pid()))

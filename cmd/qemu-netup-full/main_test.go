@@ -17,7 +17,7 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// nobody is who has no right to anything.
+// nobody is the user without any privilege.
 const nobody = 65534
 
 const insideEnv = "VMNET_TEST_MOUNTS"
@@ -112,7 +112,7 @@ func install(tb testing.TB) *installation {
 	}
 	var fs unix.Statfs_t
 	if err := unix.Statfs(i.dir, &fs); err != nil || fs.Flags&unix.ST_NOSUID != 0 {
-		tb.Fatalf("%s is mounted nosuid (%v): set TMPDIR to a folder that is not", i.dir, err)
+		tb.Fatalf("%s is mounted nosuid (%v): set TMPDIR to another directory", i.dir, err)
 	}
 	return i
 }

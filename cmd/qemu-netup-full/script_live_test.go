@@ -31,7 +31,7 @@ func (h *host) scripts() (up, down string) {
 	return up, down
 }
 
-// tap makes a persistent tap of a user's.
+// tap makes a persistent tap that a user owns.
 func (h *host) tap(name, user string) {
 	h.Helper()
 	h.ip(h.ns, "tuntap", "add", "dev", name, "mode", "tap", "user", user)

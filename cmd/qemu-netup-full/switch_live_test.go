@@ -13,7 +13,7 @@ import (
 	"vmnet/testvm"
 )
 
-// runSwitch runs one as a user, in a folder of that one's, and returns its socket's path.
+// runSwitch runs a switch as a user, in the user's directory, and returns the path of its socket.
 func (h *host) runSwitch(dir string, uid uint32) string {
 	h.Helper()
 	return h.runSwitchOf(dir+"/sw", dir+"/sw", uid)
@@ -57,7 +57,7 @@ func (h *host) ports(path string) []control.Port {
 	return ports
 }
 
-// A switch is found by its name where its user's are, whichever NICs are beside it, and no right is left either way.
+// A switch is found by its name in its user's directories, beside any other NICs, and no privilege is left.
 func TestLiveLaunchOnANamedSwitch(t *testing.T) {
 	h := newHost(t).withVMNet()
 	path := h.runSwitchOf("sw7", h.path("run/vmnet/switch/sw7/socket"), nobody)

@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
-// buildCLI builds the program as it is shipped, static, and returns its folder.
+// buildCLI builds the static program that is shipped, and returns its directory.
 func buildCLI(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()

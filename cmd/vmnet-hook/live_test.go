@@ -77,7 +77,7 @@ func (h *host) nodes(names ...string) (nodes []string) {
 	return nodes
 }
 
-// TestLiveMTU: the guest is told what its XML says, not what the bridge has.
+// TestLiveMTU: the guest gets the MTU of its XML, not that of the bridge.
 func TestLiveMTU(t *testing.T) {
 	h := installed(t)
 	h.sh("ip link set br0 mtu 9000")
@@ -86,7 +86,7 @@ func TestLiveMTU(t *testing.T) {
 	h.virt.Virsh("start", "web")
 	nics := h.nics("web")
 	if nics["net0"].MTU != 1500 || nics["net1"].MTU != 4000 {
-		t.Errorf("the guest is told %d and %d bytes", nics["net0"].MTU, nics["net1"].MTU)
+		t.Errorf("the guest's MTUs are %d and %d bytes", nics["net0"].MTU, nics["net1"].MTU)
 	}
 	for _, name := range h.links() {
 		if l, err := h.nl.LinkByName(name); err != nil || l.Attrs().MTU != 9000 {
@@ -115,7 +115,7 @@ func TestLivePortOfLibvirt(t *testing.T) {
 		t.Error("not the port that was asked for is isolated")
 	}
 
-	// Somebody spoils it, and libvirtd starts anew.
+	// The port is changed, and libvirtd is restarted.
 	l, err := h.nl.LinkByName(links[1])
 	if err != nil {
 		t.Fatal(err)
@@ -148,13 +148,13 @@ func TestLiveNetwork(t *testing.T) {
 		t.Errorf("links %v are not isolated", links)
 	}
 	if nics := h.nics("web"); len(nics) != 0 {
-		t.Errorf("taps of libvirt's are taken for ours: %+v", nics)
+		t.Errorf("libvirt's taps are taken for vmnet's: %+v", nics)
 	}
 	h.virt.Virsh("destroy", "web")
 	h.nothingLeft()
 }
 
-// restart ends libvirtd, which is started anew, and has its guests reconnected.
+// restart restarts libvirtd, and waits until its guests are reconnected.
 func (h *host) restart() {
 	h.Helper()
 	old := h.virt.PID()
@@ -365,7 +365,7 @@ func TestLiveReconnect(t *testing.T) {
 	h.nothingLeft()
 }
 
-// TestLiveSaveRestore: the devices are made anew for what was saved.
+// TestLiveSaveRestore: the hook makes the devices again for a restored guest.
 func TestLiveSaveRestore(t *testing.T) {
 	h := installed(t)
 	h.lower("eth1")
@@ -387,7 +387,7 @@ func TestLiveSaveRestore(t *testing.T) {
 	h.nothingLeft()
 }
 
-// TestLiveReload: libvirtd calls a first hook when it has been told of it, and any other at once.
+// TestLiveReload: libvirtd calls the first hook after a reload, and any further hook at once.
 func TestLiveReload(t *testing.T) {
 	h := newHost(t)
 	if change := h.link(); !change.Reload {

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestWithCure: what the kernel refuses is told with what helps, once.
+// TestWithCure: an error of the kernel gets its cure, once.
 func TestWithCure(t *testing.T) {
 	for _, c := range cures {
 		raw := fmt.Errorf("create bridge br0: %w", c.errno)
@@ -32,7 +32,7 @@ func TestWithCure(t *testing.T) {
 	}
 }
 
-// hidden is an error of the kernel's in words of ours.
+// hidden is an error of the kernel with another text.
 type hidden struct{ error }
 
 func (hidden) Error() string   { return "its own words" }

@@ -43,7 +43,7 @@ func TestHelpFits(t *testing.T) {
 	})
 }
 
-// TestFlagsOfAttachHaveGroups: so that whoever adds one decides where people look for it.
+// TestFlagsOfAttachHaveGroups: a new flag must be put into a group of the help.
 func TestFlagsOfAttachHaveGroups(t *testing.T) {
 	cmd := (&app{}).attachCommand()
 	sections := nicflags.Sections(cmd.Flags())

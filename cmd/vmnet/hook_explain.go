@@ -20,7 +20,7 @@ func (a *app) hookExplainCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "explain FILE",
 		Short: "Show what the hook would do for a domain",
-		Long: `Show what the hook would do for a domain at each of libvirt's operations. FILE has the domain's XML,
+		Long: `Show what the hook would do for a domain at each operation of libvirt. FILE has the domain's XML,
 as virsh dumpxml prints it; - is standard input. An error in a declaration is reported as the hook
 would report it to libvirt, and the exit status is then 1. Nothing is done, and the machine is not
 inspected: whether a bridge exists shows only when the guest starts.`,
@@ -36,7 +36,7 @@ inspected: whether a bridge exists shows only when the guest starts.`,
 		}
 		def, err := domainxml.Parse(text)
 		if err != nil {
-			return fmt.Errorf("%s: %w (virsh dumpxml prints the right form)", args[0], err)
+			return fmt.Errorf("%s: %w (want XML as virsh dumpxml prints it)", args[0], err)
 		}
 		e, err := hook.Explain(def)
 		if err != nil {

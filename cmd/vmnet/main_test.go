@@ -59,7 +59,8 @@ func TestLiveGuest(t *testing.T) {
 	runScripts(t, "testdata/guest", ownNetns)
 }
 
-// TestLiveLibvirt runs those with a guest of libvirt's, $VM, which stands and lets go of devices all the same.
+// TestLiveLibvirt runs the scripts with a libvirt guest $VM, whose CPUs are stopped and which releases
+// devices nevertheless.
 func TestLiveLibvirt(t *testing.T) {
 	libvirttest.Require(t)
 	runScripts(t, "testdata/libvirt", func(env *testscript.Env) {

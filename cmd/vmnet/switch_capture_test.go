@@ -69,7 +69,7 @@ func switchHere(t *testing.T) *aSwitch {
 
 func stationMAC(n byte) []byte { return []byte{2, 0, 0, 0, 0, n} }
 
-// frameTo is one from station src, told by its last byte.
+// frameTo returns a frame from station src, which is the last byte of its address.
 func frameTo(dst []byte, src, number byte) []byte {
 	f := slices.Concat(dst, stationMAC(src), []byte{0x88, 0xb5}, make([]byte, 286))
 	f[len(f)-1] = number

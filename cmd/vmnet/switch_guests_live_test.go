@@ -37,7 +37,7 @@ func nobodys(t *testing.T) (*testvm.VM, string) {
 		t.Fatal(err)
 	}
 	kernel.Image = parts.Kernel
-	// It is started in QEMU's place, and gives the machine's folder away.
+	// The script is started in place of QEMU, and gives the machine's directory to nobody.
 	starter := filepath.Join(dir, "start")
 	script := fmt.Sprintf(`#!/bin/bash
 set -e
@@ -69,7 +69,7 @@ func nobodyRuns(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-// TestLiveSwitchAndGuestsOfNobody: a switch, two guests and whoever plugs them in, none of which has a capability.
+// TestLiveSwitchAndGuestsOfNobody: a switch, two guests and vmnet attach, all without a capability.
 func TestLiveSwitchAndGuestsOfNobody(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	forNobody(t)

@@ -149,7 +149,7 @@ func (r *running) ports() map[string]control.Port {
 	return all
 }
 
-// powerless makes sure that no thread has any right, and that none can be had.
+// powerless checks that no thread has a capability or can gain one.
 func (r *running) powerless(uid int) {
 	r.t.Helper()
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", r.cmd.Process.Pid))
@@ -431,7 +431,7 @@ func TestLiveSwitchWithoutFiles(t *testing.T) {
 	r.end()
 }
 
-// TestLiveSwitchOfNobody has no right from the start, and two guests whose ports come by the socket.
+// TestLiveSwitchOfNobody: a switch without privilege, with two guests whose ports come by its socket.
 func TestLiveSwitchOfNobody(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	forNobody(t)

@@ -179,13 +179,13 @@ func hear(t *testing.T, c *net.UnixConn, want string) {
 	b := make([]byte, 100)
 	n, err := c.Read(b)
 	if err != nil || string(b[:n]) != want {
-		t.Fatalf("systemd is told %q, %v; want %q", b[:n], err, want)
+		t.Fatalf("systemd gets %q, %v; want %q", b[:n], err, want)
 	}
 }
 
 type logLine struct{ Level, Msg, Guest, NIC, Interface, Error string }
 
-// logLines reads what it logs; a line that is none fails the test. Who waits for one is not left waiting for ever.
+// logLines reads the log; a malformed line fails the test. A wait for a line is bounded.
 func logLines(t *testing.T, log interface{ Read([]byte) (int, error) }) <-chan logLine {
 	lines := make(chan logLine)
 	go func() {

@@ -124,7 +124,7 @@ func swap() error {
 	}
 }
 
-// rename gives the process a name and a command line that are not valid.
+// rename gives the process a hostile name.
 func rename(name string) error {
 	if err := os.WriteFile("/proc/self/comm", []byte(name), 0); err != nil {
 		return err
