@@ -121,7 +121,7 @@ func TestLiveLaunchOnAnothersSwitch(t *testing.T) {
 	}
 	for _, options := range [][]string{{}, {"--bridge", "br0", "--vhost", "off", "--next-nic"}} {
 		args := append([]string{"--vm", "P3"}, append(options, "--switch", sw, "--vmm", "env", "--", "/bin/true")...)
-		h.fails(h.nobodys(args...), exitFailure, "hung up")
+		h.fails(h.nobodys(args...), exitFailure, "has closed the connection")
 		if ports := h.ports(sw); len(ports) != 0 {
 			t.Errorf("ports %+v", ports)
 		}
