@@ -46,7 +46,8 @@ func TestLiveAttachThroughTheHelper(t *testing.T) {
 	h.gone("N2-net0")
 }
 
-// TestLiveAttachCutShort has a NIC whose attach died once the guest had it: only root can say so in the alias.
+// TestLiveAttachCutShort has a NIC whose attach died once the guest had it: only root can say so in
+// the alias.
 func TestLiveAttachCutShort(t *testing.T) {
 	h := newHost(t).withVMNet()
 	h.plainQEMU("N2")
@@ -244,7 +245,8 @@ func TestLiveAttachKilled(t *testing.T) {
 	}
 }
 
-// killedAfter attaches, kills one of the two processes, and reports whether the attach was done by then.
+// killedAfter attaches, kills one of the two processes, and reports whether the attach was done by
+// then.
 func (h *host) killedAfter(vm string, delay time.Duration, parent bool) (done bool) {
 	h.Helper()
 	cmd := h.command(h.vmnet, "attach", "--vm", vm, "--bridge", "br0", "--timeout", "5s")
@@ -282,12 +284,12 @@ func childOf(t *task) (child int) {
 	}
 }
 
-// deadDevice is told of a guest that an attach was undone in once it had the device: one that stands still
-// lets go of none.
+// deadDevice is told of a guest that an attach was undone in once it had the device: one that
+// stands still lets go of none.
 const deadDevice = "the guest has not let go of a former one"
 
-// recovers demands that the same attach again gives the guest a NIC, whatever a kill left, and that all is
-// as it should be then. It is not whole where the guest keeps a dead device.
+// recovers demands that the same attach again gives the guest a NIC, whatever a kill left, and that
+// all is as it should be then. It is not whole where the guest keeps a dead device.
 func (h *host) recovers(vm string) (whole bool) {
 	h.Helper()
 	var r result
@@ -318,7 +320,8 @@ func (h *host) recovers(vm string) (whole bool) {
 	return true
 }
 
-// TestLiveReconcileAfterAKill takes back, as root, what a vmnet left that died with QEMU holding the queues.
+// TestLiveReconcileAfterAKill takes back, as root, what a vmnet left that died with QEMU holding
+// the queues.
 func TestLiveReconcileAfterAKill(t *testing.T) {
 	h := newHost(t)
 	sock, helper := h.client()
@@ -367,8 +370,8 @@ func (h *host) wish(sock *fdpass.Socket, vm string, queues int) {
 	}
 }
 
-// TestLiveHelperOfASlowClient stands still at each message, and goes away there: the helper ends, and with
-// the client's own queues all is gone.
+// TestLiveHelperOfASlowClient stands still at each message, and goes away there: the helper ends,
+// and with the client's own queues all is gone.
 func TestLiveHelperOfASlowClient(t *testing.T) {
 	h := newHost(t)
 	for _, step := range []string{"connected", "asked", "offered", "plugged", "killed while offered"} {

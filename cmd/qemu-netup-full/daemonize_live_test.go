@@ -49,8 +49,8 @@ func pidIn(file string) int {
 	return pid
 }
 
-// TestLiveDaemonizedOnASwitch: a port stays with the process that has the guest's socket, whichever process the program had
-// become, and goes with it. So does a tap on a bridge.
+// TestLiveDaemonizedOnASwitch: a port stays with the process that has the guest's socket, whichever
+// process the program had become, and goes with it. So does a tap on a bridge.
 func TestLiveDaemonizedOnASwitch(t *testing.T) {
 	h := newHost(t).withVMNet()
 	sw := h.runSwitch(h.path("run"), nobody)
@@ -95,8 +95,8 @@ func TestLiveDaemonizedOnASwitch(t *testing.T) {
 	}
 }
 
-// TestLiveWrappers: the NIC reaches a QEMU behind wrappers, by another name, or with a machine from a file; where that is not
-// sure, nothing is made.
+// TestLiveWrappers: the NIC reaches a QEMU behind wrappers, by another name, or with a machine from
+// a file; where that is not sure, nothing is made.
 func TestLiveWrappers(t *testing.T) {
 	h := newHost(t).withVMNet()
 	link := h.path("run/vendor")

@@ -90,7 +90,8 @@ func TestLiveTheRightGoesToNoNeighbour(t *testing.T) {
 	}
 }
 
-// The privilege passes only to a program that root alone can change, and never to one that the caller chooses.
+// The privilege passes only to a program that root alone can change, and never to one that the
+// caller chooses.
 func TestLiveTheRightGoesNowhereElse(t *testing.T) {
 	h := newHost(t)
 	evil := h.own("evil")

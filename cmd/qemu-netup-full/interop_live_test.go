@@ -383,8 +383,8 @@ func TestLiveSameRandomACL(t *testing.T) {
 	}
 }
 
-// randomACL is mostly what people write. It includes these files, so none includes itself: on that QEMU's
-// goes on until it is out of fds, or of stack.
+// randomACL is mostly what people write. It includes these files, so none includes itself: on that
+// QEMU's goes on until it is out of fds, or of stack.
 func randomACL(r *rand.Rand, files ...string) string {
 	pick := func(from ...string) string { return from[r.IntN(len(from))] }
 	var b strings.Builder

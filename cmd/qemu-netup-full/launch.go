@@ -30,7 +30,8 @@ func (a *app) launch(args []string) error {
 	if err := a.keepFor(o); err != nil {
 		return err
 	}
-	// From here on this process runs as the caller, and finds switches by name in the caller's directories.
+	// From here on this process runs as the caller, and finds switches by name in the caller's
+	// directories.
 	if err := os.Setenv("XDG_RUNTIME_DIR", a.p.Getenv("XDG_RUNTIME_DIR")); err != nil {
 		return err
 	}
@@ -88,8 +89,8 @@ func (a *app) guestFiles() guestFiles {
 	}
 }
 
-// readConfig reads a file that QEMU will read as well. It refuses a pipe, which only one of them could
-// read.
+// readConfig reads a file that QEMU will read as well. It refuses a pipe, which only one of them
+// could read.
 func readConfig(path string) (string, error) {
 	info, err := os.Stat(path)
 	if err == nil && (!info.Mode().IsRegular() || info.Size() > qemu.MaxConfig) {
@@ -102,8 +103,8 @@ func readConfig(path string) (string, error) {
 	return string(text), err
 }
 
-// keepFor keeps the capabilities that making the devices needs: a macvtap is made in a netns of its own
-// (CAP_SYS_ADMIN) and opened by a node of its own (CAP_MKNOD).
+// keepFor keeps the capabilities that making the devices needs: a macvtap is made in a netns of its
+// own (CAP_SYS_ADMIN) and opened by a node of its own (CAP_MKNOD).
 func (a *app) keepFor(o *launchOptions) error {
 	if o.netns != "" && !a.p.Caller.Root() {
 		return usagef("--netns %s: for root only, since this program has privileges in every netns that you may not have", o.netns)
@@ -120,8 +121,8 @@ func (a *app) keepFor(o *launchOptions) error {
 		if !a.p.Has(cap.SYS_ADMIN) || !a.p.Has(cap.MKNOD) {
 			return fmt.Errorf("%s on %s: needs CAP_SYS_ADMIN and CAP_MKNOD (install qemu-netup setuid root with chmod u+s, or run it as root; see vmnet doctor)", n.spec.Lower.Kind, n.spec.Lower.Device)
 		}
-		// A macvtap is in a netns that only /proc of its holders shows, and they can hide from other
-		// processes of their user: the count must be able to inspect all of them.
+		// A macvtap is in a netns that only /proc of its holders shows, and they can hide from
+		// other processes of their user: the count must be able to inspect all of them.
 		a.p.Reserve(cap.SYS_PTRACE, cap.DAC_READ_SEARCH)
 		return a.p.Keep(cap.NET_ADMIN, cap.SYS_ADMIN, cap.MKNOD)
 	}

@@ -149,7 +149,8 @@ type guestFiles struct {
 	read   func(path string) (string, error)
 }
 
-// name finds QEMU in the command line, and sets the guest's name, the model and the queues of each NIC.
+// name finds QEMU in the command line, and sets the guest's name, the model and the queues of each
+// NIC.
 func (o *launchOptions) name(files guestFiles) error {
 	guest, findErr := launch.Find(launch.VMM(o.vmm), o.argv, files.target)
 	if guest != nil {

@@ -89,8 +89,8 @@ exec setpriv --reuid %[1]d --regid %[1]d --clear-groups %[4]s -- %[5]s "${args[@
 	return path
 }
 
-// toMicroVM makes the command line of a machine with PCI one without. Nor has it the emulated timer by
-// which a kernel measures its clocks: that fails while other programs run, and the guest hangs.
+// toMicroVM makes the command line of a machine with PCI one without. Nor has it the emulated timer
+// by which a kernel measures its clocks: that fails while other programs run, and the guest hangs.
 const toMicroVM = `arg=${arg/#pc,accel/microvm,pit=off,pic=off,accel}; arg=${arg/#virtio-serial-pci/virtio-serial-device}`
 
 // steadyClock replaces measured times.
@@ -183,7 +183,8 @@ func (h *host) pinged(from *netns.NS, addr string) {
 	}
 }
 
-// hasNothing checks that QEMU runs as nobody in each thread, without a privilege and without extra fds.
+// hasNothing checks that QEMU runs as nobody in each thread, without a privilege and without extra
+// fds.
 func (h *host) hasNothing(g *guest, queues, netns int) {
 	h.Helper()
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", g.Pid()))

@@ -14,9 +14,9 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// sessionScript is libvirt's session mode: nobody's own libvirtd, which has no rights, starts a guest with an
-// interface on br0. $1 is its bridge_helper. Machine, network, /run, /var and /etc are the script's own. The
-// shell is the first process of a process namespace, so all ends with it.
+// sessionScript is libvirt's session mode: nobody's own libvirtd, which has no rights, starts a
+// guest with an interface on br0. $1 is its bridge_helper. Machine, network, /run, /var and /etc
+// are the script's own. The shell is the first process of a process namespace, so all ends with it.
 const sessionScript = `set -e
 mount -t proc proc /proc
 private_dirs

@@ -4,9 +4,9 @@
 //go:debug containermaxprocs=0
 
 // Program qemu-netup-full gives guests their NICs at launch, for users who are not root. It is the
-// larger part of qemu-netup, from which it gets its privilege: its file in libexec/vmnet has none. It
-// also works alone if it is setuid root or has the file capability CAP_NET_ADMIN. Its name and its
-// arguments select one of its forms; see help.
+// larger part of qemu-netup, from which it gets its privilege: its file in libexec/vmnet has none.
+// It also works alone if it is setuid root or has the file capability CAP_NET_ADMIN. Its name and
+// its arguments select one of its forms; see help.
 package main
 
 import (
@@ -87,7 +87,8 @@ var errSaid = errors.New("already reported")
 // A form is one way in which the program is called.
 type form func(*app, []string) error
 
-// formOf returns the form that the program's name and its arguments select, and the form's arguments.
+// formOf returns the form that the program's name and its arguments select, and the form's
+// arguments.
 func formOf(argv []string) (form, []string) {
 	args := argv[1:]
 	own := args // without the VMM's command line

@@ -138,7 +138,8 @@ func (i *installation) config(name, text string) {
 	}
 }
 
-// as prepares a command of the program that a user runs, in the netns that the calling thread is in.
+// as prepares a command of the program that a user runs, in the netns that the calling thread is
+// in.
 func (i *installation) as(uid int, args ...string) *exec.Cmd {
 	cmd := exec.Command(i.program, args...)
 	cmd.Dir = i.dir

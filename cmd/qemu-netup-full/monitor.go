@@ -23,8 +23,8 @@ func (a *app) monitorPath(o *launchOptions) string {
 	return filepath.Join(a.monitorDirs()[0], monitorName(o.nics[0].spec.VM))
 }
 
-// monitor makes the socket's directory, with the caller's privileges, and returns the socket's path.
-// vmnet attach finds it by QEMU's command line.
+// monitor makes the socket's directory, with the caller's privileges, and returns the socket's
+// path. vmnet attach finds it by QEMU's command line.
 func (a *app) monitor(o *launchOptions) (string, error) {
 	path := a.monitorPath(o)
 	if path == "" || o.qmp != "auto" || o.dryRun {
@@ -50,8 +50,9 @@ func (a *app) monitorDirs() []string {
 // maxMonitorName leaves room for the directory in a socket's path (sun_path of unix(7), 107 bytes).
 const maxMonitorName = 60
 
-// monitorName returns a file name for a guest's name, different for each. If the guest's name cannot be
-// a file name or is too long for a socket's path, the result ends with ~ and a hash; no other has a ~.
+// monitorName returns a file name for a guest's name, different for each. If the guest's name
+// cannot be a file name or is too long for a socket's path, the result ends with ~ and a hash; no
+// other has a ~.
 func monitorName(vm string) string {
 	plain := strings.Map(func(r rune) rune {
 		if strings.ContainsRune("/,=~", r) || r <= ' ' {

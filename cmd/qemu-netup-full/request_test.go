@@ -48,8 +48,8 @@ func TestRequest(t *testing.T) {
 	}
 }
 
-// TestLiveACardIsNotGivenWhole asks for what takes a card from the host, for the host's own address,
-// and for a guest's name that makes another's interface.
+// TestLiveACardIsNotGivenWhole asks for what takes a card from the host, for the host's own
+// address, and for a guest's name that makes another's interface.
 func TestLiveACardIsNotGivenWhole(t *testing.T) {
 	i := install(t)
 	i.config("bridge.conf", "allow br0\n")

@@ -62,7 +62,8 @@ scripts:
 - {interface: "lab*", profile: lab}
 `
 
-// Real QEMUs call the scripts, root's and nobody's; when one goes its tap is off the bridge and down.
+// Real QEMUs call the scripts, root's and nobody's; when one goes its tap is off the bridge and
+// down.
 func TestLiveQEMUCallsTheScripts(t *testing.T) {
 	h := newHost(t)
 	h.config("policy.yaml", scriptPolicy)
@@ -149,7 +150,8 @@ func TestLiveScriptsRefuse(t *testing.T) {
 	}
 }
 
-// Root proves nothing; both names of a form mean the same; and what vmnet gave a guest is left alone.
+// Root proves nothing; both names of a form mean the same; and what vmnet gave a guest is left
+// alone.
 func TestLiveScriptsOfRoot(t *testing.T) {
 	h := newHost(t)
 	up, down := h.scripts()
@@ -188,7 +190,8 @@ func TestLiveScriptsOfRoot(t *testing.T) {
 	}
 }
 
-// held makes a persistent tap of nobody's and opens its queue, as a VMM does that then calls its script.
+// held makes a persistent tap of nobody's and opens its queue, as a VMM does that then calls its
+// script.
 func (h *host) held(name string) *os.File {
 	h.Helper()
 	h.tap(name, "nobody")
@@ -245,7 +248,8 @@ func TestLiveScriptsCountATapOnce(t *testing.T) {
 	h.ok(h.do(h.with(second, up, "vm1")))
 }
 
-// Of several that are asked for at once there is at most one, and those that were refused are as they were.
+// Of several that are asked for at once there is at most one, and those that were refused are as
+// they were.
 func TestLiveScriptsAtOnce(t *testing.T) {
 	h := newHost(t)
 	h.config("policy.yaml", oneNIC)

@@ -57,7 +57,8 @@ func (h *host) ports(path string) []control.Port {
 	return ports
 }
 
-// A switch is found by its name in its user's directories, beside any other NICs, and no privilege is left.
+// A switch is found by its name in its user's directories, beside any other NICs, and no privilege
+// is left.
 func TestLiveLaunchOnANamedSwitch(t *testing.T) {
 	h := newHost(t).withVMNet()
 	path := h.runSwitchOf("sw7", h.path("run/vmnet/switch/sw7/socket"), nobody)
@@ -75,7 +76,8 @@ func TestLiveLaunchOnANamedSwitch(t *testing.T) {
 	})
 }
 
-// TestLiveLaunchOnASwitch: two guests that nobody starts talk over nobody's switch, one of them on a bridge as well.
+// TestLiveLaunchOnASwitch: two guests that nobody starts talk over nobody's switch, one of them on
+// a bridge as well.
 func TestLiveLaunchOnASwitch(t *testing.T) {
 	testvm.Require(t)
 	h := newHost(t).withVMNet()
@@ -108,7 +110,8 @@ func TestLiveLaunchOnASwitch(t *testing.T) {
 	nstest.Eventually(t, 20*time.Second, "the ports of guests that have ended go", func() bool { return len(h.ports(sw)) == 0 })
 }
 
-// TestLiveLaunchOnAnothersSwitch: the program is root's, and asks as nobody all the same, whom root's switch does not admit.
+// TestLiveLaunchOnAnothersSwitch: the program is root's, and asks as nobody all the same, whom
+// root's switch does not admit.
 func TestLiveLaunchOnAnothersSwitch(t *testing.T) {
 	h := newHost(t).withVMNet()
 	dir := h.path("roots")

@@ -58,9 +58,9 @@ func run(p *privilege.Process, argv []string) error {
 	return p.HandOver(full(p.Elevated()), argv, cap.NET_ADMIN, cap.SYS_ADMIN, cap.MKNOD, cap.SYS_PTRACE, cap.DAC_READ_SEARCH)
 }
 
-// full returns the path of qemu-netup-full. A source tree and $GOBIN have it beside this program, where
-// it is of the same build; but what lies there is trusted only if no privilege is passed on, since a
-// hard link puts a program beside another user's files.
+// full returns the path of qemu-netup-full. A source tree and $GOBIN have it beside this program,
+// where it is of the same build; but what lies there is trusted only if no privilege is passed on,
+// since a hard link puts a program beside another user's files.
 func full(elevated bool) string {
 	if self, err := os.Executable(); err == nil && !elevated {
 		beside := filepath.Join(filepath.Dir(self), "qemu-netup-full")

@@ -167,8 +167,8 @@ func addrCommand() *cobra.Command {
 // linkWait is how long a guest may take to notice a NIC that has just been plugged.
 const linkWait = 5 * time.Second
 
-// awaitLink waits until the guest has a link of that name. If it gets none, the next operation on the
-// link fails.
+// awaitLink waits until the guest has a link of that name. If it gets none, the next operation on
+// the link fails.
 func awaitLink(ctx context.Context, g *agent.Guest, name string) error {
 	for end := time.Now().Add(linkWait); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		links, err := g.Links(ctx)

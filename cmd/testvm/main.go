@@ -1,5 +1,5 @@
-// Program testvm boots a tiny virtual machine and runs commands inside it. The virtual machine runs the
-// same program as /init.
+// Program testvm boots a tiny virtual machine and runs commands inside it. The virtual machine runs
+// the same program as /init.
 package main
 
 import (

@@ -52,8 +52,8 @@ func runCommand() *cobra.Command {
 	return cmd
 }
 
-// run boots the guest and waits for its end. While it waits, the agent's socket is free for the other
-// commands.
+// run boots the guest and waits for its end. While it waits, the agent's socket is free for the
+// other commands.
 func run(ctx context.Context, out io.Writer, c testvm.Config) (err error) {
 	if c.QMP, err = socket(c.QMP, c.Name, "qmp"); err != nil {
 		return err

@@ -25,8 +25,8 @@ func childArgs(args []string) (own []string, isChild bool) {
 // maxTold bounds how much of a child's stderr is passed on, in bytes: the first lines of a crash.
 const maxTold = 1000
 
-// runChild runs this program again as a child, which ends when its parent does. The child reports its
-// failures itself; runChild returns an error for a crash.
+// runChild runs this program again as a child, which ends when its parent does. The child reports
+// its failures itself; runChild returns an error for a crash.
 func runChild(args []string, xml string, stderr io.Writer) error {
 	runtime.LockOSThread() // Pdeathsig applies to the thread that starts the child
 	defer runtime.UnlockOSThread()

@@ -69,7 +69,8 @@ func TestQuiet(t *testing.T) {
 	}
 }
 
-// TestMalformed: what cannot be read keeps a guest from starting, and does nothing to one that runs.
+// TestMalformed: what cannot be read keeps a guest from starting, and does nothing to one that
+// runs.
 func TestMalformed(t *testing.T) {
 	path := build(t)
 	refuses := map[string]bool{"prepare": true, "start": true, "started": true}
@@ -171,7 +172,8 @@ no ip -o link show web-1
 echo all done
 `
 
-// TestLiveFullDisk: the hook needs no room on any disk; only where a macvtap's node cannot be made does it fail, and leaves nothing.
+// TestLiveFullDisk: the hook needs no room on any disk; only where a macvtap's node cannot be made
+// does it fail, and leaves nothing.
 func TestLiveFullDisk(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	xml := filepath.Join(t.TempDir(), "xml")
@@ -187,7 +189,8 @@ func TestLiveFullDisk(t *testing.T) {
 	}
 }
 
-// TestLiveAllOrNothing: what was made goes by itself when a later NIC cannot be made, before libvirt asks for it.
+// TestLiveAllOrNothing: what was made goes by itself when a later NIC cannot be made, before
+// libvirt asks for it.
 func TestLiveAllOrNothing(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	text := `<domain type='qemu'><name>web</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid><metadata>` +

@@ -51,8 +51,8 @@ func (h *host) sh(script string) {
 	}
 }
 
-// TestLiveSession: a user's own libvirtd calls the hook as well, with the user's privileges, which do not
-// suffice.
+// TestLiveSession: a user's own libvirtd calls the hook as well, with the user's privileges, which
+// do not suffice.
 func TestLiveSession(t *testing.T) {
 	ns := nstest.New(t)
 	virt, _ := libvirttest.StartSession(t, ns)

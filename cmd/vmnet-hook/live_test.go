@@ -15,7 +15,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// TestLiveStart: devices are there when libvirt opens them, are plugged, and are gone with the guest.
+// TestLiveStart: devices are there when libvirt opens them, are plugged, and are gone with the
+// guest.
 func TestLiveStart(t *testing.T) {
 	h := installed(t)
 	h.lower("eth1")
@@ -99,7 +100,8 @@ func TestLiveMTU(t *testing.T) {
 	h.refused("big", "MTU 9001: br0 carries at most 9000 bytes")
 }
 
-// TestLivePortOfLibvirt: the tap that libvirt makes has its settings before there is a QEMU, and gets them back.
+// TestLivePortOfLibvirt: the tap that libvirt makes has its settings before there is a QEMU, and
+// gets them back.
 func TestLivePortOfLibvirt(t *testing.T) {
 	h := installed(t)
 	h.script("zz", `[ $2 != start ] || for p in /sys/class/net/br0/brif/*; do echo ${p##*/} $(cat $p/isolated) >>$DIR/seen; done; cat >/dev/null`)
@@ -165,7 +167,8 @@ func (h *host) restart() {
 	h.virt.Await()
 }
 
-// TestLiveNobodyElsesGuest: guests without declared NICs start as ever, whatever their metadata says.
+// TestLiveNobodyElsesGuest: guests without declared NICs start as ever, whatever their metadata
+// says.
 func TestLiveNobodyElsesGuest(t *testing.T) {
 	h := installed(t)
 	h.define("plain", "", onBridge(1))
@@ -231,7 +234,8 @@ func TestLiveTwoAtOnce(t *testing.T) {
 	h.nothingLeft()
 }
 
-// TestLiveRefused: a guest whose NICs cannot be as declared does not start, says why, and leaves nothing.
+// TestLiveRefused: a guest whose NICs cannot be as declared does not start, says why, and leaves
+// nothing.
 func TestLiveRefused(t *testing.T) {
 	h := installed(t)
 	good := `<vmnet:nic id="net0" bridge="br0"/>`
@@ -252,7 +256,8 @@ func TestLiveRefused(t *testing.T) {
 	}
 }
 
-// TestLiveAbsent: a declared NIC whose interface somebody has taken away does not keep the guest from starting.
+// TestLiveAbsent: a declared NIC whose interface somebody has taken away does not keep the guest
+// from starting.
 func TestLiveAbsent(t *testing.T) {
 	h := installed(t)
 	h.define("web", metadata(`<vmnet:nic id="net0" bridge="br0"/>`, `<vmnet:nic id="net1" bridge="br0"/>`), handed("web-0", "net0", 1, "")+handed("web-1", "net1", 2, ""))

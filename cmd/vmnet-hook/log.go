@@ -8,7 +8,8 @@ import (
 // logWait bounds the wait for a system log that does not read.
 const logWait = 500 * time.Millisecond
 
-// log writes to the system log, if there is one: libvirt keeps a hook's stderr only if the hook fails.
+// log writes to the system log, if there is one: libvirt keeps a hook's stderr only if the hook
+// fails.
 func log(text string) {
 	done := make(chan struct{})
 	go func() {

@@ -4,8 +4,8 @@
 //go:debug containermaxprocs=0
 
 // Program vmnet-hook is libvirt's hook for QEMU guests: vmnet hook install puts it into
-// /etc/libvirt/hooks/qemu.d. Package hook does the work. This program makes it safe to call: it ends in
-// time, reports a failure in one line, and never ends a running guest.
+// /etc/libvirt/hooks/qemu.d. Package hook does the work. This program makes it safe to call: it
+// ends in time, reports a failure in one line, and never ends a running guest.
 package main
 
 import (

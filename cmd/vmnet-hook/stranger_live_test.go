@@ -13,7 +13,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// TestLiveStrangersTap: a user who holds a tap with the guest's MAC, and says to be its QEMU, gets nothing of what is declared.
+// TestLiveStrangersTap: a user who holds a tap with the guest's MAC, and says to be its QEMU, gets
+// nothing of what is declared.
 func TestLiveStrangersTap(t *testing.T) {
 	h := installed(t)
 	h.define("web", metadata(`<vmnet:nic mac="`+guestMAC(2).String()+`" isolated="yes"/>`), onBridge(2))
@@ -55,8 +56,8 @@ func TestLiveStrangersTap(t *testing.T) {
 	}
 }
 
-// TestLiveStrangersNode: any user can have the node of a macvtap made in /dev, for which libvirt takes a tap of that index and
-// opens the stranger's device.
+// TestLiveStrangersNode: any user can have the node of a macvtap made in /dev, for which libvirt
+// takes a tap of that index and opens the stranger's device.
 func TestLiveStrangersNode(t *testing.T) {
 	h := installed(t)
 	h.define("web", metadata(`<vmnet:nic id="net0" bridge="br0"/>`), handed("web-0", "net0", 1, ""))
@@ -91,7 +92,8 @@ i=$(cat /sys/class/net/web-0/ifindex); ip netns add far; ip netns exec far sh -e
 	h.refused("web", "libvirt has not opened web-0, but /dev/tap")
 }
 
-// background runs commands until the result is called. They have done what they do when they print a line.
+// background runs commands until the result is called. They have done what they do when they print
+// a line.
 func (h *host) background(script string) (end func()) {
 	h.Helper()
 	cmd := exec.Command("sh", "-c", script)

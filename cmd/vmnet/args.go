@@ -78,8 +78,8 @@ func requireOne(cmd *cobra.Command, names ...string) {
 // oneOf is the annotation of a command with the names of requireOne's flags.
 const oneOf = "one of"
 
-// strict makes a command and its subcommands report the flags that they need, before cobra does with
-// its own text. Commands without arguments are not completed with files.
+// strict makes a command and its subcommands report the flags that they need, before cobra does
+// with its own text. Commands without arguments are not completed with files.
 func strict(cmd *cobra.Command) {
 	if args := cmd.Args; args != nil && !cmd.HasSubCommands() {
 		if cmd.ValidArgsFunction == nil && args(cmd, []string{""}) != nil {

@@ -29,8 +29,8 @@ func completes(args []string) bool {
 	return len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd)
 }
 
-// plainUsages removes the backquotes from the usages of all flags. They mark the names of values for
-// help texts, and cobra would pass them to the shell.
+// plainUsages removes the backquotes from the usages of all flags. They mark the names of values
+// for help texts, and cobra would pass them to the shell.
 func plainUsages(cmd *cobra.Command) {
 	plain := func(f *pflag.Flag) { _, f.Usage = pflag.UnquoteUsage(f) }
 	cmd.Flags().VisitAll(plain)

@@ -7,8 +7,8 @@ import (
 	"syscall"
 )
 
-// cures has the cures for errors of the kernel that any request can meet and that no lower layer has
-// explained.
+// cures has the cures for errors of the kernel that any request can meet and that no lower layer
+// has explained.
 var cures = []struct {
 	errno syscall.Errno
 	cure  string

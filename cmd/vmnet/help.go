@@ -15,7 +15,6 @@ import (
 const (
 	usualWidth  = 80  // if the output is not a terminal
 	widestLines = 100 // the longest lines that read well
-// terminal. => // helpTemplate and usageTemplate are cobra's, with flags in groups and lines that fit the terminal.
 )
 
 // helpTemplate and usageTemplate are cobra's, with flags in groups and lines that fit the terminal.

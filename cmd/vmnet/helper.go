@@ -12,9 +12,9 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// helperPath returns the path of qemu-netup, which does what this process lacks the privilege for. It
-// returns the empty string if this process has CAP_NET_ADMIN, or if there is no helper: the first
-// step that needs the privilege then fails.
+// helperPath returns the path of qemu-netup, which does what this process lacks the privilege for.
+// It returns the empty string if this process has CAP_NET_ADMIN, or if there is no helper: the
+// first step that needs the privilege then fails.
 func helperPath() string {
 	if may, err := cap.GetProc().GetFlag(cap.Effective, cap.NET_ADMIN); err != nil || may {
 		return ""
@@ -27,7 +27,8 @@ func helperPath() string {
 	return path
 }
 
-// tellOfHelper adds a cure to the error of an attach that failed for lack of privilege and a helper.
+// tellOfHelper adds a cure to the error of an attach that failed for lack of privilege and a
+// helper.
 func tellOfHelper(m *tapmgr.Manager, err error) error {
 	if !m.HasHelper() && errors.Is(err, nic.ErrLink) && errors.Is(err, syscall.EPERM) {
 		return fmt.Errorf("%w; %s", err, cureOfEPERM(os.Geteuid(), inUserNamespace()))

@@ -107,8 +107,8 @@ func listRows(nics []nic.NIC, source func(nic.NIC) string) [][]string {
 	return rows
 }
 
-// stateColour returns green for a connected NIC, yellow for one that will or may be connected, and red
-// for others.
+// stateColour returns green for a connected NIC, yellow for one that will or may be connected, and
+// red for others.
 func stateColour(s nic.State) colour {
 	switch s {
 	case forwarding, nic.Up:
@@ -141,7 +141,8 @@ func viaText(n nic.NIC) string {
 	return string(n.Via)
 }
 
-// ownerText returns the name of the user for whom qemu-netup made a NIC, or the empty string for root.
+// ownerText returns the name of the user for whom qemu-netup made a NIC, or the empty string for
+// root.
 func ownerText(uid int) string {
 	if uid == 0 {
 		return ""

@@ -59,8 +59,8 @@ func TestLiveGuest(t *testing.T) {
 	runScripts(t, "testdata/guest", ownNetns)
 }
 
-// TestLiveLibvirt runs the scripts with a libvirt guest $VM, whose CPUs are stopped and which releases
-// devices nevertheless.
+// TestLiveLibvirt runs the scripts with a libvirt guest $VM, whose CPUs are stopped and which
+// releases devices nevertheless.
 func TestLiveLibvirt(t *testing.T) {
 	libvirttest.Require(t)
 	runScripts(t, "testdata/libvirt", func(env *testscript.Env) {

@@ -37,8 +37,8 @@ func asksJSON(args []string) bool {
 	return false
 }
 
-// fail prints an error and returns the exit status. For wrong usage, see is the command that explains
-// the usage.
+// fail prints an error and returns the exit status. For wrong usage, see is the command that
+// explains the usage.
 func (a *app) fail(err error, status int, see string) int {
 	if a.json {
 		lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
@@ -75,8 +75,8 @@ func (a *app) notes(texts []string) {
 	}
 }
 
-// tell prints to stderr. The first line of text is the cause. Further lines are failures of the undo,
-// or an example that can be copied.
+// tell prints to stderr. The first line of text is the cause. Further lines are failures of the
+// undo, or an example that can be copied.
 func (a *app) tell(p priority, text string) {
 	for i, line := range strings.Split(strings.TrimSpace(text), "\n") {
 		lead := "vmnet: "
@@ -90,7 +90,8 @@ func (a *app) tell(p priority, text string) {
 	}
 }
 
-// warn prints one line to stderr, and cleans it of control characters, since others chose some of it.
+// warn prints one line to stderr, and cleans it of control characters, since others chose some of
+// it.
 func (a *app) warn(p priority, line string) {
 	fmt.Fprintf(a.err, "%s%s\n", a.lead(p), console.Clean(line))
 }

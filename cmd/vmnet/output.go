@@ -32,8 +32,8 @@ func (a *app) printJSON(v any) error {
 	return outputError(console.WriteJSON(a.out, v))
 }
 
-// table prints rows in columns; the first row is the header. paint colours a cell by the name of its
-// column; it may be nil.
+// table prints rows in columns; the first row is the header. paint colours a cell by the name of
+// its column; it may be nil.
 func (a *app) table(rows [][]string, paint func(column, cell string) string) error {
 	widths := columnWidths(rows)
 	var b strings.Builder
@@ -127,7 +127,8 @@ func (a *app) painted(c colour, text string) string {
 	return "\x1b[" + string(c) + "m" + text + "\x1b[0m"
 }
 
-// hasColours reports whether a stream is a terminal with colours, and NO_COLOR (no-color.org) is not set.
+// hasColours reports whether a stream is a terminal with colours, and NO_COLOR (no-color.org) is
+// not set.
 func hasColours(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"

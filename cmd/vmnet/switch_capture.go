@@ -184,8 +184,8 @@ const (
 	endWithin  = 3 * time.Second // how long to wait for the switch to end the capture
 )
 
-// follow writes frames until wanted frames were written, ctx ends or the capture ends. It returns the
-// number of frames written, and an error if the capture ended by itself.
+// follow writes frames until wanted frames were written, ctx ends or the capture ends. It returns
+// the number of frames written, and an error if the capture ended by itself.
 func follow(ctx context.Context, r *vswitch.CaptureReader, sink frameSink, wanted int) (n int, err error) {
 	defer context.AfterFunc(ctx, func() { _ = r.Stop() })()
 	w := ordered{sink: sink, wanted: wanted}

@@ -20,7 +20,8 @@ import (
 	"vmnet/bridge/vswitch/control"
 )
 
-// aSwitch is one that runs in this process, with guests a and b on datagram sockets. a may only speak from stationMAC(1).
+// aSwitch is one that runs in this process, with guests a and b on datagram sockets. a may only
+// speak from stationMAC(1).
 type aSwitch struct {
 	t    *testing.T
 	path string
@@ -131,7 +132,8 @@ func readBack(t *testing.T, r io.Reader) (names []string, frames [][]byte, lengt
 	}
 }
 
-// TestSwitchCaptureFile compares what was written with what was sent, byte by byte: each frame comes in by a and goes out by b.
+// TestSwitchCaptureFile compares what was written with what was sent, byte by byte: each frame
+// comes in by a and goes out by b.
 func TestSwitchCaptureFile(t *testing.T) {
 	s := switchHere(t)
 	all := bytes.Repeat([]byte{0xff}, 6)

@@ -36,8 +36,8 @@ type running struct {
 	said   chan string // lines of its output
 }
 
-// runSwitch starts one as a program, with another one in front that may change its rights, and waits until it is ready. Its socket is in a folder
-// that any user may use.
+// runSwitch starts one as a program, with another one in front that may change its rights, and
+// waits until it is ready. Its socket is in a folder that any user may use.
 func runSwitch(t *testing.T, ns *netns.NS, before []string, args ...string) *running {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "switch")
@@ -259,8 +259,8 @@ func persistent(t *testing.T, ns *netns.NS, name string, multi bool) {
 	}
 }
 
-// TestLiveSwitchTaps has taps that are made and such that are there, of one queue and of several, leave for other
-// namespaces, and traffic between them.
+// TestLiveSwitchTaps has taps that are made and such that are there, of one queue and of several,
+// leave for other namespaces, and traffic between them.
 func TestLiveSwitchTaps(t *testing.T) {
 	ns := nstest.New(t)
 	persistent(t, ns, "single", false)
@@ -295,8 +295,8 @@ func TestLiveSwitchTaps(t *testing.T) {
 	}
 }
 
-// TestLiveSwitchPacket has a veth as the uplink, whose near end has an address of the host's, and takes it from a switch that
-// is killed to another one.
+// TestLiveSwitchPacket has a veth as the uplink, whose near end has an address of the host's, and
+// takes it from a switch that is killed to another one.
 func TestLiveSwitchPacket(t *testing.T) {
 	ns, outside := nstest.New(t), nstest.New(t)
 	attrs := netlink.NewLinkAttrs()
@@ -355,7 +355,8 @@ func forNobody(t *testing.T) {
 	}
 }
 
-// guests plugs in socket ports of those names, whose holder is a process of root's, and returns that and the guests' ends.
+// guests plugs in socket ports of those names, whose holder is a process of root's, and returns
+// that and the guests' ends.
 func (r *running) guests(names ...string) (holder *exec.Cmd, ends []*os.File) {
 	r.t.Helper()
 	holder = exec.Command("sleep", "1000")
@@ -396,8 +397,8 @@ func (r *running) lose(holder *exec.Cmd, left int) {
 	nstest.Eventually(r.t, patience, "the ports of a process that has ended go", func() bool { return len(r.ports()) <= left })
 }
 
-// TestLiveSwitchWithoutFiles has a switch that may open few files: it refuses ports, and goes on to serve clients, silent ones
-// among them.
+// TestLiveSwitchWithoutFiles has a switch that may open few files: it refuses ports, and goes on to
+// serve clients, silent ones among them.
 func TestLiveSwitchWithoutFiles(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	r := runSwitch(t, nil, []string{"prlimit", "--nofile=64"})
@@ -431,7 +432,8 @@ func TestLiveSwitchWithoutFiles(t *testing.T) {
 	r.end()
 }
 
-// TestLiveSwitchOfNobody: a switch without privilege, with two guests whose ports come by its socket.
+// TestLiveSwitchOfNobody: a switch without privilege, with two guests whose ports come by its
+// socket.
 func TestLiveSwitchOfNobody(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	forNobody(t)
@@ -450,7 +452,8 @@ func TestLiveSwitchOfNobody(t *testing.T) {
 	r.end()
 }
 
-// TestLiveSwitchWithTheRightsOfItsUnit has those that systemd gives the user it makes up, and tells systemd of itself.
+// TestLiveSwitchWithTheRightsOfItsUnit has those that systemd gives the user it makes up, and tells
+// systemd of itself.
 func TestLiveSwitchWithTheRightsOfItsUnit(t *testing.T) {
 	ns := nstest.New(t)
 	forNobody(t)

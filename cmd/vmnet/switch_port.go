@@ -325,8 +325,8 @@ func (w *wantedPort) openPacket(ctx context.Context, ns *netns.NS, c *rtnl.Conn)
 	return openPort{Port: w.Port, files: files, close: closeAll, how: how}, nil
 }
 
-// noGuestsOn returns an error if guests have macvtaps or ipvtaps on a device: these may be in network
-// namespaces that only their QEMUs have open.
+// noGuestsOn returns an error if guests have macvtaps or ipvtaps on a device: these may be in
+// network namespaces that only their QEMUs have open.
 func noGuestsOn(ctx context.Context, ns *netns.NS, device string) error {
 	return tapmgr.In(ns.String(), func(m *tapmgr.Manager) error {
 		info, err := m.ShowLower(ctx, device)

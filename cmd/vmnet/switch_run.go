@@ -106,9 +106,9 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 const leastProcs = 8
 
 // roomForOthers lets more goroutines run at a time than there are CPUs, so that the kernel
-// schedules them. A receiver that always finds frames keeps its place for 10 ms; with 8 receivers on
-// 2 CPUs a client of the control socket waited for 80 ms, and with this for 10 ms. GOMAXPROCS in the
-// environment takes precedence.
+// schedules them. A receiver that always finds frames keeps its place for 10 ms; with 8 receivers
+// on 2 CPUs a client of the control socket waited for 80 ms, and with this for 10 ms. GOMAXPROCS in
+// the environment takes precedence.
 func roomForOthers() {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(max(leastProcs, 2*runtime.NumCPU()))
@@ -205,8 +205,8 @@ func (a *app) printRunning(name, socket, status string, opened []openPort) error
 	return nil
 }
 
-// fewFiles is a limit of open files that is too low for a few hundred ports. Go's runtime has already
-// raised the soft limit to the hard one.
+// fewFiles is a limit of open files that is too low for a few hundred ports. Go's runtime has
+// already raised the soft limit to the hard one.
 const fewFiles = 2048
 
 func (a *app) tellLimit() {

@@ -135,7 +135,8 @@ func curesOf(ports []control.Port) map[string]string {
 	return vswitch.Cures(drops)
 }
 
-// tellCures prints a note for each drop reason that has a cure, with the ports that have dropped frames.
+// tellCures prints a note for each drop reason that has a cure, with the ports that have dropped
+// frames.
 func (a *app) tellCures(s shownSwitch) {
 	for _, why := range slices.Sorted(maps.Keys(s.Cures)) {
 		var names []string
@@ -167,8 +168,8 @@ func alone(ports []control.Port, filters bool) (names []string) {
 	return names
 }
 
-// tellAlone prints notes about VLAN settings that are seldom intended: ports that can reach no other
-// port, and a switch where only some ports have VLANs.
+// tellAlone prints notes about VLAN settings that are seldom intended: ports that can reach no
+// other port, and a switch where only some ports have VLANs.
 func (a *app) tellAlone(ports []control.Port, filters bool) {
 	if names := alone(ports, filters); len(names) > 0 {
 		a.note(fmt.Sprintf("ports that can reach no other port: %s (no other is in the same VLAN, or all are isolated)", namesText(names)))

@@ -157,8 +157,8 @@ func (a *app) watchStats(ctx context.Context, o *statsVerb) error {
 	return nil
 }
 
-// ratesOf returns the rates between two readings. A port that is new, or was removed and added again,
-// counts from 0.
+// ratesOf returns the rates between two readings. A port that is new, or was removed and added
+// again, counts from 0.
 func ratesOf(before, now []vswitch.PortStats, seconds float64) []rate {
 	old := map[string]vswitch.PortStats{}
 	for _, st := range before {

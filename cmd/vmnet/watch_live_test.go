@@ -103,7 +103,8 @@ func ipIn(t *testing.T, netns string, args ...string) {
 	}
 }
 
-// TestLiveWatchWithTheRightsOfItsUnit has it do what takes each of them, and tell systemd of itself.
+// TestLiveWatchWithTheRightsOfItsUnit has it do what takes each of them, and tell systemd of
+// itself.
 func TestLiveWatchWithTheRightsOfItsUnit(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	_, err := exec.LookPath(qemuProgram)

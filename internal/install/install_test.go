@@ -187,7 +187,8 @@ func script(verb, dest, privilege, group string) []string {
 	return []string{"env", "DESTDIR=" + dest, "PREFIX=/usr", "BIN=" + built, "PRIVILEGE=" + privilege, "GROUP=" + group, "sh", "internal/install/install.sh", verb}
 }
 
-// TestGoVersion: an unsuitable Go is reported before anything is done, and nothing else is reported.
+// TestGoVersion: an unsuitable Go is reported before anything is done, and nothing else is
+// reported.
 func TestGoVersion(t *testing.T) {
 	dir := t.TempDir()
 	for name, test := range map[string]struct{ says, want string }{

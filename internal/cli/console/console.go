@@ -12,8 +12,8 @@ import (
 	"unicode/utf8"
 )
 
-// Clean replaces unprintable characters in s, so that text that others chose, such as a guest's name,
-// cannot control the terminal.
+// Clean replaces unprintable characters in s, so that text that others chose, such as a guest's
+// name, cannot control the terminal.
 func Clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -33,9 +33,9 @@ func Say(w io.Writer, program, text string) {
 	}
 }
 
-// WriteJSON writes v as indented JSON that is as safe for a terminal as the result of Clean, and has
-// the same value for programs: it escapes unprintable characters in strings, such as C1 controls and
-// changes of the writing direction (U+202E). encoding/json escapes only C0 controls.
+// WriteJSON writes v as indented JSON that is as safe for a terminal as the result of Clean, and
+// has the same value for programs: it escapes unprintable characters in strings, such as C1
+// controls and changes of the writing direction (U+202E). encoding/json escapes only C0 controls.
 func WriteJSON(w io.Writer, v any) error {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)

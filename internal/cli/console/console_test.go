@@ -25,7 +25,8 @@ func TestSay(t *testing.T) {
 	}
 }
 
-// TestWriteJSON checks that the output cannot control a terminal, and has the same value when read back.
+// TestWriteJSON checks that the output cannot control a terminal, and has the same value when read
+// back.
 func TestWriteJSON(t *testing.T) {
 	for _, text := range []string{
 		"plain", "Gr\u00f6\u00dfe \U0001f600", "a\x1b[2J\r\n", "\u0080\u009b31m\u009d", "\x7f", "admin\u202egpj.\u2066x\u2069\u200f\u061c",

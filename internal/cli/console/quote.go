@@ -2,9 +2,9 @@ package console
 
 import "strings"
 
-// Quote returns argv as a command line for a POSIX shell: it quotes arguments that need it, and joins
-// them with spaces. A shell that has the result in $x gets the arguments back with eval "set -- $x";
-// without the double quotes it would first split $x at spaces and expand wildcards.
+// Quote returns argv as a command line for a POSIX shell: it quotes arguments that need it, and
+// joins them with spaces. A shell that has the result in $x gets the arguments back with eval "set
+// -- $x"; without the double quotes it would first split $x at spaces and expand wildcards.
 func Quote(argv []string) string {
 	quoted := make([]string, len(argv))
 	for i, arg := range argv {

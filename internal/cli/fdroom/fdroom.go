@@ -1,5 +1,5 @@
-// Package fdroom checks that a program can open files before it needs them: Go's runtime panics if it
-// cannot open those of its poller.
+// Package fdroom checks that a program can open files before it needs them: Go's runtime panics if
+// it cannot open those of its poller.
 package fdroom
 
 import (
@@ -12,8 +12,9 @@ import (
 // runtime.
 const Least = 32
 
-// Check returns an error if the process cannot open Least more files (RLIMIT_NOFILE of getrlimit(2),
-// file-max of proc(5)). Call it before anything else. It closes every file that it opens.
+// Check returns an error if the process cannot open Least more files (RLIMIT_NOFILE of
+// getrlimit(2), file-max of proc(5)). Call it before anything else. It closes every file that it
+// opens.
 func Check() error {
 	var opened []int
 	defer func() {

@@ -1,5 +1,6 @@
 // Package mangen writes the man pages: those of vmnet's commands from the commands, the others from
-// Markdown. No installed program imports it, since a Markdown parser costs a millisecond at each start.
+// Markdown. No installed program imports it, since a Markdown parser costs a millisecond at each
+// start.
 package mangen
 
 import (
@@ -19,8 +20,8 @@ import (
 	"vmnet/internal/cli/version"
 )
 
-// Write writes a page into dir for each docs/NAME.SECTION.md, and for each command of root's tree that
-// is not hidden and has no such file.
+// Write writes a page into dir for each docs/NAME.SECTION.md, and for each command of root's tree
+// that is not hidden and has no such file.
 func Write(root *cobra.Command, docs, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -67,8 +68,8 @@ func tree(cmd *cobra.Command, docs, dir string) error {
 // titleLine is the line from which go-md2man makes .TH: "% NAME SECTION" and nothing more.
 var titleLine = regexp.MustCompile(`^% *"?([A-Za-z0-9._-]+)"?[ (]+"?([1-9])[)"]?.*\n`)
 
-// Markdown returns the page NAME.SECTION for text in go-md2man's Markdown. It replaces the title line,
-// which may be missing, so that all pages have the same form.
+// Markdown returns the page NAME.SECTION for text in go-md2man's Markdown. It replaces the title
+// line, which may be missing, so that all pages have the same form.
 func Markdown(name string, text []byte) ([]byte, error) {
 	title, sect, ok := cutLast(name, ".")
 	if !ok {

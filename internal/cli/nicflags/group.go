@@ -9,8 +9,8 @@ import (
 // groupAnnotation is the annotation of a flag with the name of its group.
 const groupAnnotation = "group"
 
-// Group puts flags under a title of their own in help texts and man pages. It skips names that fs does
-// not have: not every command has all flags of a NIC.
+// Group puts flags under a title of their own in help texts and man pages. It skips names that fs
+// does not have: not every command has all flags of a NIC.
 func Group(fs *pflag.FlagSet, title string, names ...string) {
 	for _, name := range names {
 		if fs.Lookup(name) != nil {
@@ -25,8 +25,8 @@ type Section struct {
 	Flags *pflag.FlagSet
 }
 
-// Sections returns the groups of a flag set in the order in which their first flags were defined, and
-// then the flags without a group.
+// Sections returns the groups of a flag set in the order in which their first flags were defined,
+// and then the flags without a group.
 func Sections(fs *pflag.FlagSet) []Section {
 	var all []Section
 	rest := section("")

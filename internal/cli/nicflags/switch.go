@@ -34,8 +34,8 @@ func limit(fs *pflag.FlagSet, p *int, name, def, usage string) {
 	}), name, usage)
 }
 
-// LibvirtWays and SwitchWays are the words of --via: how a libvirt guest gets a NIC, and what connects
-// QEMU to a switch.
+// LibvirtWays and SwitchWays are the words of --via: how a libvirt guest gets a NIC, and what
+// connects QEMU to a switch.
 var (
 	LibvirtWays = []string{string(nic.ViaLibvirt), string(nic.ViaMonitor)}
 	SwitchWays  = []string{string(nic.ByAuto), string(nic.BySocket), string(nic.ByTap)}

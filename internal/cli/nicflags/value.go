@@ -30,7 +30,8 @@ func (v *value) Set(s string) error {
 	return nil
 }
 
-// Number adds a flag that takes a whole number. The caller checks its bounds later; *p is the default.
+// Number adds a flag that takes a whole number. The caller checks its bounds later; *p is the
+// default.
 func Number(fs *pflag.FlagSet, p *int, name, what, usage string) {
 	def := ""
 	if *p != 0 {

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// Number is the version of these sources (semver.org). This is the only place: the programs, the man
-// pages and make release take it from here.
+// Number is the version of these sources (semver.org). This is the only place: the programs, the
+// man pages and make release take it from here.
 const Number = "0.1.0"
 
 // archived is a commit and its time, as git archive writes them (export-subst of gitattributes(5)).
@@ -27,8 +27,8 @@ type Info struct {
 	Platform string `json:"platform"` // GOOS/GOARCH
 }
 
-// Get returns what this program was built from. The commit is known if it was built in a git checkout
-// or from the sources of a release.
+// Get returns what this program was built from. The commit is known if it was built in a git
+// checkout or from the sources of a release.
 func Get() Info {
 	var settings []debug.BuildSetting
 	if build, ok := debug.ReadBuildInfo(); ok {

@@ -49,8 +49,9 @@ func parts(files int) []part {
 	return all
 }
 
-// haunt runs the hostile user's processes in the namespaces of this one, which is root's, until SIGTERM. It says "ready"
-// on its standard output when they all are, and fails if one of them ends before.
+// haunt runs the hostile user's processes in the namespaces of this one, which is root's, until
+// SIGTERM. It says "ready" on its standard output when they all are, and fails if one of them ends
+// before.
 func haunt(files int) (err error) {
 	runtime.LockOSThread() // Pdeathsig is about the thread that starts the children
 	asked := make(chan os.Signal, 1)
@@ -149,8 +150,8 @@ func ofUser() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}, Pdeathsig: syscall.SIGKILL}
 }
 
-// realGuest starts a QEMU as the hostile user, or returns nil if there is no QEMU. It runs no guest code;
-// its monitor is real.
+// realGuest starts a QEMU as the hostile user, or returns nil if there is no QEMU. It runs no guest
+// code; its monitor is real.
 func realGuest() (*exec.Cmd, error) {
 	path, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {

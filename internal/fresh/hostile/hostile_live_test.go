@@ -33,7 +33,8 @@ func program(t *testing.T, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// TestCommandIsPoor: a command has ignored signals, inherited files and room for few more, and its status is the program's.
+// TestCommandIsPoor: a command has ignored signals, inherited files and room for few more, and its
+// status is the program's.
 func TestCommandIsPoor(t *testing.T) {
 	const script = `grep SigIgn: /proc/self/status; ls /proc/$$/fd | wc -l; ulimit -Sn; echo "$VMNET_TEST_BESIDE"; exit 7`
 	out, err := program(t, "-files", "5", "sh", "-c", script).Output()

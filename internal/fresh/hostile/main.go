@@ -1,6 +1,7 @@
-// Program hostile runs a command, such as make test, where nothing is as on a machine of one's own: with SIGHUP and
-// SIGINT ignored, 200 files inherited, room for few more, and in the namespaces of each package's tests the processes
-// of a hostile user: look-alikes of guests, forged labels, files that change under /proc, very many of them.
+// Program hostile runs a command, such as make test, where nothing is as on a machine of one's own:
+// with SIGHUP and SIGINT ignored, 200 files inherited, room for few more, and in the namespaces of
+// each package's tests the processes of a hostile user: look-alikes of guests, forged labels, files
+// that change under /proc, very many of them.
 package main
 
 import (
@@ -123,8 +124,8 @@ func kill(start func() (*exec.Cmd, error), after time.Duration) error {
 	return nil
 }
 
-// impoverish gives this process, from which the command inherits it, what people's shells and service managers may have
-// it with.
+// impoverish gives this process, from which the command inherits it, what people's shells and
+// service managers may have it with.
 func impoverish(files int) error {
 	self, err := os.Executable()
 	if err != nil {

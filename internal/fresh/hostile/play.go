@@ -65,8 +65,8 @@ func lie() error {
 	return nil
 }
 
-// monitor listens as a guest's does, also on fd 3, as libvirt's guests do. It greets every other client, answers what
-// it was not asked, and is silent to the rest.
+// monitor listens as a guest's does, also on fd 3, as libvirt's guests do. It greets every other
+// client, answers what it was not asked, and is silent to the rest.
 func monitor(path string) error {
 	l, err := net.Listen("unix", path)
 	if err != nil {

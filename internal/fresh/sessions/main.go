@@ -1,5 +1,5 @@
-// Program sessions types the sessions of Markdown files into shells, line by line as a reader does, and
-// compares the answers with the printed ones.
+// Program sessions types the sessions of Markdown files into shells, line by line as a reader does,
+// and compares the answers with the printed ones.
 package main
 
 import (

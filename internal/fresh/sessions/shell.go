@@ -25,8 +25,8 @@ type shell struct {
 	command string // the line after which that is
 }
 
-// promptMark is what bash, and all shells that it starts, write before each prompt: the sequence that
-// marks the end of a command and its status for terminals.
+// promptMark is what bash, and all shells that it starts, write before each prompt: the sequence
+// that marks the end of a command and its status for terminals.
 var promptMark = regexp.MustCompile("\x1b\\]133;D;([0-9]+)\a")
 
 const promptCommand = `printf '\033]133;D;%d\a' $?`
