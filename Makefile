@@ -29,7 +29,8 @@ help: ## the targets, and how long they take on two cores
 
 build: programs man ## the programs and their man pages, in bin (a minute at first, then seconds)
 
-# qemu-netup must know where `make install` puts its other part, and `make install` must know that path.
+# qemu-netup must know where `make install` puts its other part, and `make install` must know that
+# path.
 programs:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X "main.fullPath=$(PREFIX)/libexec/vmnet/qemu-netup-full"' -o '$(BIN)/' ./cmd/...
 	@printf '%s\n' '$(PREFIX)' >'$(BIN)/prefix'
@@ -54,7 +55,7 @@ unformatted=$$($(GO) tool gofumpt -l .); if [ -n "$$unformatted" ]; then echo "g
 endef
 
 # To run at each save. Packages whose tests build programs are left to the other targets.
-quick: ## vet, format, and the tests that need neither root nor guests (a minute at first, then seconds)
+quick: ## vet, format, and the tests that need neither root nor guests (a minute, then seconds)
 	$(GO) vet ./...
 	@$(check_format)
 	$(GO) test -skip '^TestLive|^TestLab' $$($(GO) list ./... | grep -v -e /internal/install$$ -e /internal/release$$ -e /internal/cli/mangen$$)
@@ -64,11 +65,11 @@ STEPS ?=
 fresh: ## everything a newcomer does, with the sessions of the documents, in a fresh Debian 12 (25 minutes; root, network)
 	sh internal/fresh/fresh.sh $(STEPS)
 
-# As root, all tests run; without root, those that need devices are skipped. The tests of a package have
-# namespaces of their own; tests that need the first process namespace run separately. The packages that
-# take longest begin, so that none of them runs alone at the end. Three run at a time, since tests of
-# guests wait more than they compute. The lab hosts come last and alone: beside others, their guests are
-# three times slower.
+# As root, all tests run; without root, those that need devices are skipped. The tests of a package
+# have namespaces of their own; tests that need the first process namespace run separately. The
+# packages that take longest begin, so that none of them runs alone at the end. Three run at a time,
+# since tests of guests wait more than they compute. The lab hosts come last and alone: beside
+# others, their guests are three times slower.
 test: setup test-packages test-pids test-lab ## all tests; without root, those that do not need it (15 minutes)
 
 test-packages:
@@ -114,14 +115,14 @@ fuzz: ## each fuzz target for FUZZTIME (20s)
 soak: ## the switch under load for SOAK (3m; root)
 	VMNET_REQUIRE=root VMNET_SOAK=$(SOAK) $(GO) test -race -timeout 2h -v -run '^TestLiveSoak$$' ./bridge/vswitch
 
-# Ratios against other ways to do the same, measured in turns within one run. bench-switch does the same
-# for the switch.
+# Ratios against other ways to do the same, measured in turns within one run. bench-switch does the
+# same for the switch.
 bench: ## attach and launch against other ways, docs/bench (5 minutes; root)
 	sh testvm/setup.sh --packages libvirt-daemon,libvirt-clients,qemu-system-common
 	$(GO) test -v -run '^$$' -bench 'HostSteps|Attach|BridgeHelper|Launch' -benchtime 1x -p 1 -timeout 10m ./tapmgr ./internal/bench
 
-# The switch against others: table and plots in docs/bench. It takes 15 minutes on a quiet machine. With
-# BENCH=-quick it takes a minute, and prints the table. BENCH=-h prints all options.
+# The switch against others: table and plots in docs/bench. It takes 15 minutes on a quiet machine.
+# With BENCH=-quick it takes a minute, and prints the table. BENCH=-h prints all options.
 BENCH ?= -out docs/bench
 bench-switch: programs bench-setup ## the switch against others, docs/bench (15 minutes; root)
 	$(GO) build -o bin/ ./internal/bench/switchbench
@@ -131,13 +132,14 @@ bench-switch: programs bench-setup ## the switch against others, docs/bench (15 
 bench-setup:
 	sh internal/bench/switchbench/setup.sh
 
-# qemu-netup gives NICs to users without privilege. PRIVILEGE=setuid or setcap gives it its privilege
-# (with GROUP=kvm, only for the members of that group); none leaves that to you. uninstall takes the
-# same PREFIX and DESTDIR.
+# qemu-netup gives NICs to users without privilege. PRIVILEGE=setuid or setcap gives it its
+# privilege (with GROUP=kvm, only for the members of that group); none leaves that to you. uninstall
+# takes the same PREFIX and DESTDIR.
 install: ## install what make build has built, below PREFIX (root for most PREFIXes)
 	@BIN='$(BIN)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' PRIVILEGE='$(PRIVILEGE)' GROUP='$(GROUP)' sh internal/install/install.sh install
 
-# DIST gets the archives of the sources and of the installed files, the release notes and the checksums.
+# DIST gets the archives of the sources and of the installed files, the release notes and the
+# checksums.
 DIST ?= dist
 release: ## archives of the last commit and their checksums, in dist (a minute)
 	@PREFIX='$(PREFIX)' PATH="$$(dirname "$$(command -v '$(GO)')"):$$PATH" sh internal/release/release.sh '$(DIST)'

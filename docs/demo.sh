@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job of vmnet, shown on a real guest. `make demo` runs it in network and process namespaces
-# of its own, so that it does not touch the machine, and everything ends with the script.
+# The main job of vmnet, shown on a real guest. `make demo` runs it in network and process
+# namespaces of its own, so that it does not touch the machine, and everything ends with the script.
 . "$(dirname "$0")/demo-common.sh"
 
 title "A bridge, and a guest that is not connected to it"

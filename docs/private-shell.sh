@@ -5,8 +5,9 @@
 #
 #   exec sh docs/private-shell.sh [--libvirt] [COMMAND...]
 #
-# With exec, no following line can reach the calling shell, even if all lines were pasted at once. If
-# the private shell cannot start, this script reads the lines without running them, for the same reason.
+# With exec, no following line can reach the calling shell, even if all lines were pasted at once.
+# If the private shell cannot start, this script reads the lines without running them, for the same
+# reason.
 set -u
 me=${0##*/}
 top=$(cd "$(dirname "$0")/.." && pwd)

@@ -28,10 +28,11 @@ func (a *app) attachCommand() *cobra.Command {
 		Use:        "attach --vm NAME {--bridge|--macvtap|--ipvtap|--switch} PLACE",
 		SuggestFor: []string{"add", "plug", "connect"},
 		Short:      "Give a running guest a NIC",
-		Long: `Give a running guest a NIC, on a bridge, on a userspace switch, or directly on a network card (its
-parent device). A failed attach leaves nothing behind. The same command again succeeds; it changes
-nothing if the NIC is as it should be, and otherwise restores it as vmnet reconcile does, or says
-who must. It finds a bridge or parent device that was renamed under a NIC by either name.
+		Long: `Give a running guest a NIC, on a bridge, on a userspace switch, or directly on a
+network card (its parent device). A failed attach leaves nothing behind. The same command again
+succeeds; it changes nothing if the NIC is as it should be, and otherwise restores it as vmnet
+reconcile does, or says who must. It finds a bridge or parent device that was renamed under a NIC by
+either name.
 
 A bridge whose address nobody has set takes that of its lowest port. If that would be a guest's
 address, the bridge keeps the one that it has, so that neighbours still find the host when a guest
@@ -42,8 +43,8 @@ changes at the next boot, and a note says so.
 The guest is found by its name among the caller's own processes, and its QMP monitor among the
 sockets that the kernel lists for it, however QEMU was configured (-qmp, -mon, -chardev,
 -readconfig) and whatever the program's name. A process whose user ids differ, or did not all belong
-to its user when it was executed, is never taken for a guest. Use --pid for a guest that has no name,
-or that another user runs.
+to its user when it was executed, is never taken for a guest. Use --pid for a guest that has no
+name, or that another user runs.
 
 The NIC is plugged into the bus that fits its model and supports hot plug: a slot of a pc or pseries
 machine, an empty PCI Express root port of q35, virt or microvm with pcie=on, channel I/O of s390x
@@ -63,11 +64,11 @@ Guests that libvirt manages are recognised automatically. vmnet makes the device
 (<interface type='ethernet'> with managed='no', alias ua-vmnet-ID), and virsh shows it. A tap
 disappears with its guest; a macvtap stays when the guest ends, until vmnet detach, the hook, vmnet
 watch or vmnet reconcile removes it. With vmnet's hook (vmnet hook install) the guest can be saved,
-migrated and reverted to a snapshot with the NIC. With --persistent, libvirt also stores the NIC: the
-guest then starts with it, and a clone of the guest starts with a NIC of its own. Use --via monitor
-for settings that libvirt's XML cannot express, and for a port of a switch (--via monitor,socket):
-QEMU gets the fds through libvirt's monitor commands. libvirt then does not know the NIC, cannot
-migrate the guest with it, and marks the domain as tainted.`,
+migrated and reverted to a snapshot with the NIC. With --persistent, libvirt also stores the NIC:
+the guest then starts with it, and a clone of the guest starts with a NIC of its own. Use --via
+monitor for settings that libvirt's XML cannot express, and for a port of a switch (--via
+monitor,socket): QEMU gets the fds through libvirt's monitor commands. libvirt then does not know
+the NIC, cannot migrate the guest with it, and marks the domain as tainted.`,
 		Example: `  vmnet attach --vm P2 --bridge br0
   vmnet attach --vm P2 --bridge br0 --nic net1 --queues auto --wait
   vmnet attach --vm P2 --bridge br0 --mtu 1400 --device-opt rx_queue_size=1024

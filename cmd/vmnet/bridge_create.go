@@ -18,9 +18,9 @@ func (a *app) bridgeCreateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create NAME",
 		Short: "Create a bridge and bring it up",
-		Long: `Create a bridge and bring it up. The same command again succeeds and changes nothing, except that it
-adds missing addresses. A bridge that differs in anything else is left as it is; the error says how
-it differs.`,
+		Long: `Create a bridge and bring it up. The same command again succeeds and changes nothing,
+except that it adds missing addresses. A bridge that differs in anything else is left as it is; the
+error says how it differs.`,
 		Example: `  vmnet bridge create br0 --address 10.0.0.1/24 --address fd00::1/64
   vmnet bridge create br1 --mtu 9000 --vlan-filtering`,
 		Args:              oneArg("a name for the bridge"),

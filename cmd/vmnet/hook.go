@@ -14,9 +14,10 @@ func (a *app) hookCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "hook",
 		Short: "Let libvirt call vmnet when guests start and end",
-		Long: `Let libvirt call vmnet when guests start and end. The hook makes the devices of NICs that are declared
-in a domain's metadata before the guest starts, gives the bridge ports of libvirt taps their declared
-settings, and removes what is left when a guest ends. vmnet-hook(8) says how NICs are declared.`,
+		Long: `Let libvirt call vmnet when guests start and end. The hook makes the devices of NICs
+that are declared in a domain's metadata before the guest starts, gives the bridge ports of libvirt
+taps their declared settings, and removes what is left when a guest ends. vmnet-hook(8) says how
+NICs are declared.`,
 	}
 	group(cmd)
 	cmd.AddCommand(a.hookInstallCommand(), a.hookRemoveCommand(), a.hookExplainCommand())
@@ -109,9 +110,9 @@ func (a *app) hookRemoveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "remove",
 		Short: "Remove the hook from libvirt's hooks",
-		Long: `Remove the hook from libvirt's hooks. From the next operation on, libvirt no longer calls it. Guests
-whose NICs are on devices that vmnet makes then do not start, taps that libvirt makes for vmnet are on
-no bridge, and no settings are made on the bridge ports of others.`,
+		Long: `Remove the hook from libvirt's hooks. From the next operation on, libvirt no longer
+calls it. Guests whose NICs are on devices that vmnet makes then do not start, taps that libvirt
+makes for vmnet are on no bridge, and no settings are made on the bridge ports of others.`,
 		Example: "  vmnet hook remove",
 		Args:    noArgs(),
 	}

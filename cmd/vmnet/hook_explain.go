@@ -20,10 +20,10 @@ func (a *app) hookExplainCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "explain FILE",
 		Short: "Show what the hook would do for a domain",
-		Long: `Show what the hook would do for a domain at each operation of libvirt. FILE has the domain's XML,
-as virsh dumpxml prints it; - is standard input. An error in a declaration is reported as the hook
-would report it to libvirt, and the exit status is then 1. Nothing is done, and the machine is not
-inspected: whether a bridge exists shows only when the guest starts.`,
+		Long: `Show what the hook would do for a domain at each operation of libvirt. FILE has the
+domain's XML, as virsh dumpxml prints it; - is standard input. An error in a declaration is reported
+as the hook would report it to libvirt, and the exit status is then 1. Nothing is done, and the
+machine is not inspected: whether a bridge exists shows only when the guest starts.`,
 		Example: `  virsh dumpxml web | vmnet hook explain -
   vmnet hook explain web.xml -o json`,
 		Args: oneArg("a file with a domain's XML, or -"),

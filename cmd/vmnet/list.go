@@ -17,10 +17,11 @@ func (a *app) listCommand() *cobra.Command {
 		Use:        "list [VM]",
 		SuggestFor: []string{"ls"},
 		Short:      "List the NICs of all guests",
-		Long: `List the NICs of all guests, and after them the host accesses (vmnet lower), as type macvlan without
-a guest. list reads from the kernel, so it waits for no guest. It asks libvirt, for a second at most,
-if libvirt has made NICs of its own; those are marked as foreign, and never touched. It asks userspace
-switches for their NICs, for half a second at most, and prints a note about one that does not answer.
+		Long: `List the NICs of all guests, and after them the host accesses (vmnet lower), as type
+macvlan without a guest. list reads from the kernel, so it waits for no guest. It asks libvirt, for
+a second at most, if libvirt has made NICs of its own; those are marked as foreign, and never
+touched. It asks userspace switches for their NICs, for half a second at most, and prints a note
+about one that does not answer.
 
 OWNER is the user for whom qemu-netup made a NIC. For a NIC on a switch it may be the user whose
 processes are the only evidence of it: such a NIC is listed, but nothing is decided by it. A macvtap

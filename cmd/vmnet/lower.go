@@ -25,8 +25,8 @@ func (a *app) lowerCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "lower PARENT",
 		Short: "Show a parent device of guests, and its host access",
-		Long: `Show the NICs on a network card, the parent device of macvtap and ipvtap guests, or turn host access
-on or off.
+		Long: `Show the NICs on a network card, the parent device of macvtap and ipvtap guests, or
+turn host access on or off.
 
 What guests on the same parent device reach ("back": only if an external switch sends frames back on
 the port that they arrived on, as one for VEPA does):
@@ -41,13 +41,13 @@ the port that they arrived on, as one for VEPA does):
 
 A switch that sends frames back defeats macvtap's private mode once MACs are known. An ipvtap's flag
 means the same in modes l2 and l3. In l3 no ARP passes: turn ARP off in the guest (ip link set eth0
-arp off), and give the host and machines outside routes or neighbour entries for it. All ipvtaps on a
-parent device have the same mode and flag.
+arp off), and give the host and machines outside routes or neighbour entries for it. All ipvtaps on
+a parent device have the same mode and flag.
 
-With host access on, the host has a macvlan beside the guests, called PARENT-host. Host and guests in
-mode bridge reach each other by its addresses. It stays until you turn it off or the machine shuts
-down: no other verb removes it. The same command again changes nothing, except that it adds missing
-addresses.
+With host access on, the host has a macvlan beside the guests, called PARENT-host. Host and guests
+in mode bridge reach each other by its addresses. It stays until you turn it off or the machine
+shuts down: no other verb removes it. The same command again changes nothing, except that it adds
+missing addresses.
 
 Give it addresses of a network in which the parent device has no address. In the parent device's own
 network the host would send through the parent device, where guests do not receive it, until each

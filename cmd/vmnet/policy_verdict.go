@@ -33,12 +33,12 @@ func (a *app) policyTestCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "test --user USER {--bridge|--macvtap|--ipvtap} PLACE",
 		Short: "Show whether a user may have a NIC, and why",
-		Long: `Show whether a user may have a NIC: the rule that allows it, or the reason for the denial and its cure.
-Exit status: 0 for allowed, 1 for denied, 2 for wrong usage.
+		Long: `Show whether a user may have a NIC: the rule that allows it, or the reason for the
+denial and its cure. Exit status: 0 for allowed, 1 for denied, 2 for wrong usage.
 
 bridge.conf and the files that it includes are read with the caller's privileges. If the modes of
-included files decide to whom they apply, run this command as that user. Only bridge.conf binds root,
-and only if qemu-netup replaces QEMU's helper: the answer for root is for that case.`,
+included files decide to whom they apply, run this command as that user. Only bridge.conf binds
+root, and only if qemu-netup replaces QEMU's helper: the answer for root is for that case.`,
 		Example: `  vmnet policy test --user alice --bridge br0 --vlan 10
   vmnet policy test --user alice --bridge br0 --file ./policy.yaml
   vmnet policy test --user alice --vm alice-1 --ipvtap eth1 --ip 192.0.2.7

@@ -14,11 +14,11 @@ func (a *app) reconcileCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "reconcile",
 		Short: "Restore NICs, and remove leftovers",
-		Long: `Remove NICs whose guest has ended, and taps that a program got from qemu-netup, made persistent and
-left behind. Undo interrupted attaches, and finish interrupted detaches. Fix what vmnet check finds on
-the other NICs: put ports that have no bridge back on theirs, and restore links, addresses, MTUs and
-port settings. Leave alone what only somebody else can fix, NICs that another vmnet is working on, and
-NICs that are on another bridge, and list them with their cure.`,
+		Long: `Remove NICs whose guest has ended, and taps that a program got from qemu-netup, made
+persistent and left behind. Undo interrupted attaches, and finish interrupted detaches. Fix what
+vmnet check finds on the other NICs: put ports that have no bridge back on theirs, and restore
+links, addresses, MTUs and port settings. Leave alone what only somebody else can fix, NICs that
+another vmnet is working on, and NICs that are on another bridge, and list them with their cure.`,
 		Example: `  vmnet reconcile --dry-run
   vmnet reconcile`,
 		Args: noArgs(),

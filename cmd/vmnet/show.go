@@ -19,8 +19,8 @@ func (a *app) showCommand() *cobra.Command {
 		Use:        "show VM",
 		SuggestFor: []string{"info", "inspect"},
 		Short:      "Explain the NICs of a guest",
-		Long: `Explain each NIC of a guest: the processes and fds that hold it, its bridge and port, the addresses
-learned behind it, its counters, and what the guest reports about it.`,
+		Long: `Explain each NIC of a guest: the processes and fds that hold it, its bridge and port,
+the addresses learned behind it, its counters, and what the guest reports about it.`,
 		Example: `  vmnet show P2
   vmnet show P2 -o json`,
 		Args:              oneArg("the name of a guest"),

@@ -17,9 +17,9 @@ func (a *app) switchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "switch",
 		Short: "Run a switch in userspace; show and change running ones",
-		Long: `Run a learning switch in userspace, for hosts whose kernel may not bridge; show and change running
-switches. A switch needs no privilege of its own: the command that adds a port opens the port's files
-and passes them to the switch. See vmnet-switch(8).`,
+		Long: `Run a learning switch in userspace, for hosts whose kernel may not bridge; show and
+change running switches. A switch needs no privilege of its own: the command that adds a port opens
+the port's files and passes them to the switch. See vmnet-switch(8).`,
 		Example: `  vmnet switch run sw0 --tap tap0 --tap tap1,queues=2 --packet eth1
   vmnet switch show sw0`,
 	}

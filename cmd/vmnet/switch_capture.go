@@ -38,10 +38,10 @@ func (a *app) switchCaptureCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "capture NAME",
 		Short: "Show the frames that pass a switch, or write them to a file",
-		Long: `Show the frames that pass the ports of a switch, a line each, or write them to a pcapng file for
-Wireshark, until Ctrl-C. Frames are captured as they pass the port: super-frames in one piece, and
-without checksums that are left to the receiver. The switch never waits for a capture: frames for
-which there is no room are lost and counted.`,
+		Long: `Show the frames that pass the ports of a switch, a line each, or write them to a
+pcapng file for Wireshark, until Ctrl-C. Frames are captured as they pass the port: super-frames in
+one piece, and without checksums that are left to the receiver. The switch never waits for a
+capture: frames for which there is no room are lost and counted.`,
 		Example: `  vmnet switch capture sw0 --port tap0
   vmnet switch capture sw0 --drops
   vmnet switch capture sw0 --port tap0 -w tap0.pcapng --duration 10s

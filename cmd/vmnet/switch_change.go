@@ -16,8 +16,8 @@ func (a *app) switchAddPortCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "add-port NAME",
 		Short: "Add ports to a running switch",
-		Long: `Add ports to a running switch. This command opens their devices, with the caller's privileges, and
-passes them to the switch. To add a port for a guest, use vmnet attach --switch.
+		Long: `Add ports to a running switch. This command opens their devices, with the caller's
+privileges, and passes them to the switch. To add a port for a guest, use vmnet attach --switch.
 
 ` + portHelp,
 		Example:           "  vmnet switch add-port sw0 --tap tap2,vlan=10\n  vmnet switch add-port sw0 --packet eth1 --netns blue",

@@ -36,9 +36,9 @@ func (a *app) switchRunCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run NAME",
 		Short: "Run a switch, until it is stopped",
-		Long: `Run a learning switch in the foreground, until it is asked to end. It opens its ports, drops all
-privileges, and listens on a socket on which vmnet attach --switch and vmnet switch add-port add
-further ports. NAME is the switch's name or, with a slash, the path of its socket.
+		Long: `Run a learning switch in the foreground, until it is asked to end. It opens its
+ports, drops all privileges, and listens on a socket on which vmnet attach --switch and vmnet switch
+add-port add further ports. NAME is the switch's name or, with a slash, the path of its socket.
 
 A tap that does not exist is created, and disappears with the switch; it remains a port when it is
 moved to another network namespace. Frames that arrive on a packet port's device reach the switch

@@ -30,8 +30,8 @@ func (a *app) switchStatsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "stats NAME",
 		Short: "Show the counters of a switch's ports",
-		Long: `Show the counters of each port of a switch and of each queue, and the drop reasons. With --interval,
-show rates repeatedly, until Ctrl-C. A super-frame counts as one frame.`,
+		Long: `Show the counters of each port of a switch and of each queue, and the drop reasons.
+With --interval, show rates repeatedly, until Ctrl-C. A super-frame counts as one frame.`,
 		Example:           "  vmnet switch stats sw0 --port tap0\n  vmnet switch stats sw0 --interval 2s",
 		Args:              oneArg("the name of a switch"),
 		ValidArgsFunction: runningSwitches,

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Does what a newcomer does, in a Debian 12 with Go and nothing else: `make fresh`. It needs root, a Debian
-# host with apt, and the network to fetch packages and modules.
+# Does what a newcomer does, in a Debian 12 with Go and nothing else: `make fresh`. It needs root, a
+# Debian host with apt, and the network to fetch packages and modules.
 #
 #   fresh.sh [STEP...]    steps.sh has the steps; without any, these:
 #
-# The root file system is a minimal one from debootstrap, kept in the cache directory, under a tmpfs for
-# everything that is written. It is in namespaces of its own: all mounts and processes end with this
-# script, however it ends.
+# The root file system is a minimal one from debootstrap, kept in the cache directory, under a tmpfs
+# for everything that is written. It is in namespaces of its own: all mounts and processes end with
+# this script, however it ends.
 set -eu
 [ $# -gt 0 ] || set -- lint demo root_sessions user_sessions quick user_test test pidns
 
@@ -47,7 +47,8 @@ if [ -z "$archives" ] && command -v apt-get >/dev/null; then
 fi
 mirror=$(echo "$archives" | awk -v suite=$suite '$2 == suite { print $1; exit }')
 
-# make_base makes the minimal root. It appears completely or not at all; two runs at once make it once.
+# make_base makes the minimal root. It appears completely or not at all; two runs at once make it
+# once.
 make_base() {
 	exec 9>"$cache/lock"
 	flock 9

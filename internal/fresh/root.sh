@@ -23,7 +23,8 @@ lay_out() {
 	mount --bind "$FRESH_BUILDS/user" home/user/.cache/go-build
 }
 
-# settle_in configures the root at . like an installed machine: a name, a user, Go, and network access.
+# settle_in configures the root at . like an installed machine: a name, a user, Go, and network
+# access.
 settle_in() {
 	cat /etc/resolv.conf >etc/resolv.conf
 	cat /etc/hosts >etc/hosts

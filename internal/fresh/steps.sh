@@ -1,7 +1,7 @@
 #!/bin/sh
-# Runs the steps in the fresh root: steps.sh --inside STEP... It fetches packages and modules first; the
-# steps after that have no network. All steps but pidns and hostile run in a process namespace, and end
-# with this script.
+# Runs the steps in the fresh root: steps.sh --inside STEP... It fetches packages and modules first;
+# the steps after that have no network. All steps but pidns and hostile run in a process namespace,
+# and end with this script.
 set -u
 
 # as_root and as_user run a line in a login shell, in that user's tree.
@@ -45,8 +45,9 @@ step_test() { as_root "VMNET_REQUIRE=${VMNET_REQUIRE:+$VMNET_REQUIRE,-pidns} mak
 # pidns runs the tests that need the first process namespace, in it.
 step_pidns() { as_root "VMNET_REQUIRE=${VMNET_REQUIRE:-} make test-pids"; }
 
-# hostile runs the tests of both steps beside a hostile user's processes, in each package's namespaces and
-# with very many files (see internal/fresh/hostile); those of pidns twice at once, after a killed run.
+# hostile runs the tests of both steps beside a hostile user's processes, in each package's
+# namespaces and with very many files (see internal/fresh/hostile); those of pidns twice at once,
+# after a killed run.
 step_hostile() {
 	as_root 'go build -o /var/tmp/hostile ./internal/fresh/hostile' || return
 	as_root "VMNET_REQUIRE=${VMNET_REQUIRE:-} /var/tmp/hostile -files 52000 -killed 40s -copies 2 make test-pids" || return
@@ -56,8 +57,8 @@ step_hostile() {
 # step_run is for experiments: FRESH_RUN=LINE fresh.sh run
 step_run() { as_root "$FRESH_RUN"; }
 
-# left prints the processes of this namespace except this shell, its first process, and the links that
-# did not exist at the beginning.
+# left prints the processes of this namespace except this shell, its first process, and the links
+# that did not exist at the beginning.
 left() {
 	for p in /proc/[0-9]*; do
 		[ "$p" != /proc/1 ] && read -r stat <"$p/stat" || continue

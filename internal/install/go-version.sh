@@ -1,6 +1,6 @@
 #!/bin/sh
-# Prints why the Go at $1 does not satisfy go.mod, and how to get another one; for the Makefile. Prints
-# nothing if it does. Go 1.21 and later can fetch a newer toolchain by itself (GOTOOLCHAIN).
+# Prints why the Go at $1 does not satisfy go.mod, and how to get another one; for the Makefile.
+# Prints nothing if it does. Go 1.21 and later can fetch a newer toolchain by itself (GOTOOLCHAIN).
 need=$(awk '$1 == "go" { print $2 }' go.mod)
 usual=/usr/local/go/bin
 

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs the files built in $BIN into $DESTDIR$PREFIX, or removes them; for the Makefile. It builds
-# nothing and needs no Go. It stores a list of the installed files: uninstall removes those and nothing
-# else.
+# Installs the files built in $BIN into $DESTDIR$PREFIX, or removes them; for the Makefile. It
+# builds nothing and needs no Go. It stores a list of the installed files: uninstall removes those
+# and nothing else.
 set -eu
 umask 022
 PATH=$PATH:/usr/sbin:/sbin # for setcap: root's PATH may lack them
@@ -46,8 +46,8 @@ check() {
 	[ "$PRIVILEGE" != setcap ] || command -v setcap >/dev/null || die "there is no setcap (apt install libcap2-bin)"
 }
 
-# netup installs the helper last, and gives it its privilege once it is complete. The program that it
-# executes for most of its forms has no privilege of its own.
+# netup installs the helper last, and gives it its privilege once it is complete. The program that
+# it executes for most of its forms has no privilege of its own.
 netup() {
 	put 0755 "$BIN/qemu-netup-full" libexec/vmnet/qemu-netup-full
 	others=5
