@@ -248,7 +248,7 @@ func TestLiveRefused(t *testing.T) {
 		"interface": {metadata(good, `<vmnet:nic id="net2" bridge="br0"/>`), both, `no interface has <alias name='ua-vmnet-net2'/>`},
 		"direct": {
 			metadata(`<vmnet:nic mac="` + guestMAC(1).String() + `" isolated="yes"/>`),
-			`<interface type='user'><mac address='` + guestMAC(1).String() + `'/></interface>`, `its interface is of type "user"`,
+			`<interface type='user'><mac address='` + guestMAC(1).String() + `'/></interface>`, `its interface has type "user"`,
 		},
 	} {
 		h.define(name, test.metadata, test.interfaces)

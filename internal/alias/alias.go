@@ -1,5 +1,5 @@
-// Package alias is the grammar of what vmnet says on its links (IFLA_IFALIAS): a prefix, and fields
-// key=value between single spaces, whose values are percent-encoded.
+// Package alias is the grammar of the aliases that vmnet stores with its links (IFLA_IFALIAS): a
+// prefix, and fields key=value between single spaces, whose values are percent-encoded.
 package alias
 
 import (
@@ -9,20 +9,21 @@ import (
 	"strings"
 )
 
-// Prefix begins the alias of every link of ours.
+// Prefix begins the alias of every managed link.
 const Prefix = "vmnet "
 
-// Max is how many bytes the kernel takes (IFALIASZ of include/uapi/linux/if.h less its NUL).
+// Max is the longest alias that the kernel accepts, in bytes (IFALIASZ of include/uapi/linux/if.h
+// less its NUL).
 const Max = 255
 
-// Field reads one key=value.
+// Field parses one key=value.
 func Field(field string) (key, value string, err error) {
 	key, raw, _ := strings.Cut(field, "=")
 	value, err = url.PathUnescape(raw)
 	return key, value, err
 }
 
-// Escape percent-encodes what would break the alias into wrong fields or a terminal.
+// Escape percent-encodes the characters that would add fields to the alias or control a terminal.
 func Escape(s string) string {
 	var b strings.Builder
 	for i := range len(s) {
@@ -35,8 +36,8 @@ func Escape(s string) string {
 	return b.String()
 }
 
-// Owner is the uid for which a privileged helper has made the link, or put it on a bridge. ok is
-// false where the alias is not ours, or names none.
+// Owner returns the uid for which a privileged helper has made the link, or put it on a bridge. ok
+// is false if the alias is not vmnet's, or names no owner.
 func Owner(alias string) (uid int, ok bool) {
 	rest, ok := strings.CutPrefix(alias, Prefix)
 	if !ok {

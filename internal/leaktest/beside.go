@@ -12,23 +12,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// besideEnv has the command line of a program that is to run beside the tests, in their namespaces: words, without
-// quotes. It says "ready" when it is, ends at SIGTERM, and leaves nothing behind. Make fresh has it run a hostile user's
-// processes: see internal/fresh/hostile.
+// besideEnv holds the command line of a program that runs beside the tests, in their namespaces:
+// words without quotes. The program prints "ready" when it is, exits at SIGTERM, and leaves nothing
+// behind. Make fresh uses it to run a hostile user's processes: see internal/fresh/hostile.
 const besideEnv = "VMNET_TEST_BESIDE"
 
-// besideTime is how long it may take to get ready, or to end.
+// besideTime bounds how long the program may take to get ready, or to exit.
 const besideTime = time.Minute
 
-// beside is that program; nil where there is none.
+// beside is that program, or nil if there is none.
 type beside struct {
 	process *os.Process
 	ended   bool
 	status  unix.WaitStatus
 }
 
-// startBeside starts it where it is asked for, and waits until it is ready. The tests do not see the variable. The calling
-// thread must be the one that stays.
+// startBeside starts the program if one is asked for, and waits until it is ready. The tests do not
+// see the variable. The calling thread must be the one that lives on.
 func startBeside() (*beside, error) {
 	argv := strings.Fields(os.Getenv(besideEnv))
 	if err := os.Unsetenv(besideEnv); err != nil || len(argv) == 0 {
@@ -62,20 +62,21 @@ func ignoreEOF(err error) error {
 	return err
 }
 
-// reaped notes that a child of this process has ended.
+// reaped records that a child of this process has exited.
 func (b *beside) reaped(pid int, status unix.WaitStatus) {
 	if b != nil && pid == b.process.Pid {
 		b.ended, b.status = true, status
 	}
 }
 
-// stop ends the program. That it has failed, or ended by itself, is an error: the tests have done something to it.
+// stop ends the program. It is an error if the program failed or exited earlier: the tests have
+// disturbed it then.
 func (b *beside) stop() error {
 	if b == nil {
 		return nil
 	}
 	if b.ended {
-		return fmt.Errorf("what ran beside the tests has ended before them: %#x", b.status)
+		return fmt.Errorf("the program beside the tests exited before them: %#x", b.status)
 	}
 	if err := b.process.Signal(unix.SIGTERM); err != nil {
 		return err
@@ -91,7 +92,7 @@ func (b *beside) stop() error {
 		b.reaped(pid, status)
 	}
 	if b.status != 0 {
-		return fmt.Errorf("what ran beside the tests has failed: %#x", b.status)
+		return fmt.Errorf("the program beside the tests failed: %#x", b.status)
 	}
 	return nil
 }

@@ -13,16 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stageEnv tells a test program how far its enclosure is: the outer process has
-// no value, the first process of the namespaces has stageInit, the tests and
-// every program that they start have stageInside.
+// stageEnv says how far the enclosure of a test program is: the outer process has no value, the
+// first process of the namespaces has stageInit, and the tests and every program that they start
+// have stageInside.
 const (
 	stageEnv    = "VMNET_TEST_STAGE"
 	stageInit   = "init"
 	stageInside = "inside"
 )
 
-// pidsEnv has the value pidsMachine where the tests are to see the machine's processes.
+// pidsEnv has the value pidsMachine if the tests should see the machine's processes.
 const (
 	pidsEnv     = "VMNET_TEST_PIDS"
 	pidsMachine = "machine"
@@ -30,7 +30,7 @@ const (
 
 func ownPIDs() bool { return os.Getenv(pidsEnv) != pidsMachine }
 
-// openFilesLimit is the RLIMIT_NOFILE of all tests, whatever the machine's is.
+// openFilesLimit is the RLIMIT_NOFILE of all tests, whatever the machine's limit is.
 const openFilesLimit = 16384
 
 // foreign are variables that change what programs do, and that tests set for
@@ -40,16 +40,15 @@ var foreign = []string{
 	"JOURNAL_STREAM", "INVOCATION_ID", "XDG_RUNTIME_DIR", "LIBVIRT_DEFAULT_URI", "VIRSH_DEFAULT_CONNECT_URI",
 }
 
-// Enclose returns in the process that runs the tests. As root that process has
-// mount, pid, network and IPC namespaces of its own, so that other processes,
-// links and sockets of the machine are neither seen nor changed, and /run and
-// the directory for temporary files vanish with it, however it ends. Without
-// root it is this process. Tests of what only the first pid namespace shows set
-// VMNET_TEST_PIDS=machine, and have no pid namespace of their own. In all cases nothing is inherited: signals have
-// their default actions, no fd above 2 is passed on, the umask is 022 and the
-// limit of open files is the same everywhere.
+// Enclose returns in the process that runs the tests. As root that process has mount, pid, network
+// and IPC namespaces of its own: other processes, links and sockets of the machine are neither seen
+// nor changed, and /run and the directory for temporary files vanish with it, however it ends.
+// Without root it is this process. Tests of effects that only the first pid namespace shows set
+// VMNET_TEST_PIDS=machine, and have no pid namespace of their own. In all cases nothing is
+// inherited: signals have their default actions, no fd above 2 is passed on, the umask is 022, and
+// the limit of open files is the same everywhere.
 //
-// Call it first in TestMain, where Main does not do it.
+// Call it first in TestMain, unless Main calls it.
 func Enclose() {
 	switch os.Getenv(stageEnv) {
 	case stageInside:
@@ -76,10 +75,10 @@ func fail(err error) {
 	os.Exit(1)
 }
 
-// ownSignals catches SIGHUP and SIGINT, also where nohup(1) or a service manager has this process
-// ignore them: an ignored signal stays ignored over execve(2), a caught one gets its default action.
-// Go's runtime catches all others by itself. The channel has the signals that this process is to
-// pass on.
+// ownSignals catches SIGHUP and SIGINT, even if nohup(1) or a service manager made this process
+// ignore them: an ignored signal stays ignored over execve(2), a caught one gets its default
+// action. Go's runtime catches all others by itself. The channel delivers the signals that this
+// process must pass on.
 func ownSignals() <-chan os.Signal {
 	var heard []os.Signal
 	for _, s := range []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGQUIT} {
@@ -93,8 +92,7 @@ func ownSignals() <-chan os.Signal {
 	return signals
 }
 
-// inheritNothing brings fds, limits, the umask and the environment to what tests
-// rely on.
+// inheritNothing sets fds, limits, the umask and the environment to the values that tests rely on.
 func inheritNothing() error {
 	if err := unix.CloseRange(3, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return fmt.Errorf("close inherited fds at execve: %w", err)
@@ -111,8 +109,8 @@ func inheritNothing() error {
 	return nil
 }
 
-// limitOpenFiles sets RLIMIT_NOFILE to openFilesLimit, or to the hard limit where that is lower and
-// this process may not raise it.
+// limitOpenFiles sets RLIMIT_NOFILE to openFilesLimit, or to a lower hard limit that this process
+// may not raise.
 func limitOpenFiles() error {
 	want := syscall.Rlimit{Cur: openFilesLimit, Max: openFilesLimit}
 	err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &want)
@@ -133,7 +131,7 @@ func limitOpenFiles() error {
 // runInit starts the first process of the namespaces and returns the exit status
 // of the tests.
 func runInit(self string, signals <-chan os.Signal) int {
-	runtime.LockOSThread() // Pdeathsig is about the thread that starts the child
+	runtime.LockOSThread() // Pdeathsig follows the thread that starts the child
 	cmd := exec.Command(self, os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), stageEnv+"="+stageInit)

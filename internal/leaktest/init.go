@@ -19,17 +19,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// runDir and tempDir are the tests' own.
+// runDir and tempDir are private to the tests.
 const (
 	runDir  = "/run"
 	tempDir = "/tmp"
 )
 
-// endsWithin is how long what the tests have started may take to end after them.
+// endsWithin bounds how long processes that the tests have started may outlive them.
 const endsWithin = 5 * time.Second
 
-// initMain is the first process of the namespaces: it prepares them, runs the
-// tests, reaps what they orphan, and fails them for what they leave behind.
+// initMain is the first process of the namespaces: it prepares them, runs the tests, reaps the
+// processes that they orphan, and fails them for what they leave behind.
 func initMain() int {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGQUIT)
@@ -41,7 +41,7 @@ func initMain() int {
 	if err != nil {
 		fail(err)
 	}
-	runtime.LockOSThread() // Pdeathsig is about the thread that starts the child
+	runtime.LockOSThread() // Pdeathsig follows the thread that starts the child
 	beside, err := startBeside()
 	if err != nil {
 		fail(err)
@@ -80,8 +80,9 @@ func initMain() int {
 	return 0
 }
 
-// prepare makes the mounts private, mounts what shows the new namespaces, and
-// brings the loopback device up. It returns what stays of the machine's tempDir.
+// prepare makes the mounts private, mounts the file systems that show the new namespaces, and
+// brings the loopback device up. It returns the entries of the machine's tempDir that remain
+// visible.
 func prepare(self string) (kept []string, err error) {
 	if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return nil, fmt.Errorf("make the mounts private: %w", err)
@@ -108,8 +109,8 @@ func prepare(self string) (kept []string, err error) {
 	return kept, nil
 }
 
-// ownProc mounts /proc where there is a pid namespace for it to show. In the machine's, this process
-// becomes the parent of what the tests orphan.
+// ownProc mounts /proc if there is a new pid namespace to show. In the machine's, this process
+// becomes the parent of the processes that the tests orphan.
 func ownProc() error {
 	if !ownPIDs() {
 		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
@@ -123,9 +124,8 @@ func ownProc() error {
 	return nil
 }
 
-// ownSys mounts a sysfs of the new network namespace over the machine's, and
-// keeps the machine's cgroups in it. A container may forbid both: then the
-// machine's stays.
+// ownSys mounts a sysfs of the new network namespace over the machine's, and keeps the machine's
+// cgroups in it. A container may forbid both; then the machine's sysfs stays.
 func ownSys() error {
 	const cgroups, kept = "/sys/fs/cgroup", runDir + "/cgroup"
 	if err := os.Mkdir(kept, 0o700); err != nil {
@@ -149,7 +149,7 @@ func ownSys() error {
 	return nil
 }
 
-// reapUntil reaps all children until pid has ended, and returns its exit status.
+// reapUntil reaps all children until pid has exited, and returns its exit status.
 func reapUntil(pid int, beside *beside) int {
 	for {
 		var status unix.WaitStatus
@@ -167,8 +167,7 @@ func reapUntil(pid int, beside *beside) int {
 	}
 }
 
-// left returns an error that names what the tests have left behind: processes,
-// links and files.
+// left returns an error that names the leftovers of the tests: processes, links and files.
 func left(kept []string) error {
 	var err error
 	for end := time.Now().Add(endsWithin); ; time.Sleep(20 * time.Millisecond) {
@@ -193,7 +192,7 @@ func leftProcesses() error {
 	for _, pid := range pids {
 		argv, err := os.ReadFile("/proc/" + pid + "/cmdline")
 		if err != nil {
-			continue // it has ended
+			continue // it has exited
 		}
 		found = append(found, fmt.Sprintf("%s (%.200q)", pid, strings.ReplaceAll(strings.TrimRight(string(argv), "\x00"), "\x00", " ")))
 	}
@@ -203,8 +202,8 @@ func leftProcesses() error {
 	return fmt.Errorf("processes still run: %s", strings.Join(found, ", "))
 }
 
-// endOthers kills what the tests have left in the machine's pid namespace. One of their own ends with
-// this process.
+// endOthers kills the tests' leftover processes in the machine's pid namespace. A pid namespace of
+// their own ends with this process.
 func endOthers() {
 	for pids, err := others(); !ownPIDs() && err == nil && len(pids) > 0; pids, err = others() {
 		for _, text := range pids {
@@ -232,7 +231,7 @@ func others() ([]string, error) {
 	for _, path := range tasks {
 		text, readErr := os.ReadFile(path)
 		if errors.Is(readErr, fs.ErrNotExist) {
-			continue // the thread has ended
+			continue // the thread has exited
 		}
 		err = errors.Join(err, readErr)
 		pids = append(pids, strings.Fields(string(text))...)
@@ -257,7 +256,7 @@ func leftLinks() error {
 	return fmt.Errorf("links are still there: %s", strings.Join(found, ", "))
 }
 
-// mountDir is where mount(8) keeps its own state.
+// mountDir is where mount(8) keeps its state.
 const mountDir = runDir + "/mount"
 
 func leftFiles(kept []string) error {

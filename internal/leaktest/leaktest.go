@@ -14,8 +14,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// Main runs the tests as Enclose tells, and exits: call it from TestMain. Its
-// checks run only where the tests passed.
+// Main runs the tests as described at Enclose, and exits: call it from TestMain. The leak checks
+// run only if the tests passed.
 func Main(m *testing.M) {
 	Enclose()
 	before := openFiles()
@@ -29,7 +29,7 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// check gives what ends asynchronously two seconds to end.
+// check waits up to two seconds for things that end asynchronously.
 func check(before map[string]string) error {
 	if err := goleak.Find(); err != nil {
 		return err
@@ -58,8 +58,8 @@ func leaked(before map[string]string) error {
 	return nil
 }
 
-// openFiles maps each open fd to what it is, without those that the Go runtime
-// opens once and keeps.
+// openFiles maps each open fd to its target, without those that the Go runtime opens once and
+// keeps.
 func openFiles() map[string]string {
 	files := map[string]string{}
 	entries, _ := os.ReadDir("/proc/self/fd")

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ownTemp mounts a tmpfs over tempDir, in which setuid programs and devices work. What the tests need of the machine's stays
-// visible, and is returned: the entries of tempDir that the program, the working
-// directory or a variable of the environment is in.
+// ownTemp mounts a tmpfs over tempDir, in which setuid programs and devices work. It keeps visible,
+// and returns, the entries of tempDir that hold the program, the working directory or a path from
+// the environment.
 func ownTemp(self string) (kept []string, err error) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -45,8 +45,8 @@ func ownTemp(self string) (kept []string, err error) {
 	return kept, nil
 }
 
-// entriesOf returns the entries of dir that the paths in words name or are in.
-// A word is a path, a list of paths, or a variable with such a value.
+// entriesOf returns the entries of dir that the paths in words name or lie in. A word is a path, a
+// list of paths, or a variable with such a value.
 func entriesOf(dir string, words []string) []string {
 	var found []string
 	for _, word := range words {
@@ -63,7 +63,7 @@ func entriesOf(dir string, words []string) []string {
 	return slices.Compact(found)
 }
 
-// bind makes path the file or directory that fd is.
+// bind bind-mounts the file or directory behind fd at path.
 func bind(fd int, path string) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {

@@ -5,16 +5,15 @@ import (
 	"time"
 )
 
-// Eventually polls after a short pause at first, for what is true at once and
-// waited for often, and after pollEvery in the end.
+// Eventually polls after a short pause at first, for conditions that are true at once or waited for
+// often, and after pollEvery in the end.
 const (
 	firstPoll = 20 * time.Microsecond
 	pollEvery = 5 * time.Millisecond
 )
 
-// Eventually polls ok until it returns true, and fails the test with what if
-// that takes longer than within. Choose within for a loaded machine: it costs
-// nothing where the condition holds soon.
+// Eventually polls ok until it returns true, and fails the test with what if that takes longer than
+// within. Choose within for a loaded machine: it costs nothing if the condition holds soon.
 func Eventually(tb testing.TB, within time.Duration, what string, ok func() bool) {
 	tb.Helper()
 	end := time.Now().Add(within)

@@ -1,5 +1,5 @@
-// Package nstest gives kernel tests a network namespace of their own, and says
-// what to do where a machine cannot run them.
+// Package nstest gives kernel tests a network namespace of their own, and says how to make a
+// machine run them that cannot.
 package nstest
 
 import (
@@ -14,10 +14,9 @@ import (
 	"vmnet/internal/kernel/netns"
 )
 
-// Require skips the test unless ok, and names the cure. Where the feature is
-// listed in the environment's VMNET_REQUIRE (comma-separated, as CI sets it) or
-// that has "all", the test fails instead, so that CI cannot pass by skipping;
-// "-feature" takes one out of all.
+// Require skips the test unless ok, and names the cure. If the environment's VMNET_REQUIRE (comma
+// separated, as CI sets it) lists the feature or "all", the test fails instead, so that CI cannot
+// pass by skipping; "-feature" excepts one from all.
 func Require(tb testing.TB, feature string, ok bool, cure string) {
 	tb.Helper()
 	if ok {
@@ -39,9 +38,9 @@ func demanded(list, feature string) bool {
 // include/linux/proc_ns.h).
 const firstPIDNS = "pid:[4026531836]"
 
-// RequireFirstPIDNS is for a test of what is only known where all processes of the
-// machine are seen: who holds a macvtap by its node. Its name begins with
-// TestLiveAllPIDs, by which make test finds it.
+// RequireFirstPIDNS is for a test of something known only if all processes of the machine are
+// visible: which process holds a macvtap by its node. The test's name begins with TestLiveAllPIDs,
+// by which make test finds it.
 func RequireFirstPIDNS(tb testing.TB) {
 	tb.Helper()
 	if !strings.HasPrefix(tb.Name(), "TestLiveAllPIDs") {

@@ -5,13 +5,12 @@ import (
 	"strings"
 )
 
-// module begins the name of each of our functions in a stack trace.
+// module begins the name of each of vmnet's functions in a stack trace.
 const module = "vmnet/"
 
-// Waiting counts the goroutines of this process that wait in fn, such as
-// "qmp.(*Conn).await": for a channel or for a file, with no other function of
-// ours called from there. A test learns from it that what it has started in
-// another goroutine has come that far.
+// Waiting counts the goroutines of this process that wait in fn, such as "qmp.(*Conn).await": for a
+// channel or for a file, with no other vmnet function called from there. It shows a test that a
+// goroutine which it started has reached that point.
 func Waiting(fn string) int {
 	n := 0
 	for stack := range strings.SplitSeq(stacks(), "\n\n") {
@@ -41,7 +40,7 @@ func waitsIn(stack, fn string) bool {
 	return false
 }
 
-// stacks are the traces of all goroutines.
+// stacks returns the traces of all goroutines.
 func stacks() string {
 	for b := make([]byte, 1<<16); ; b = make([]byte, 2*len(b)) {
 		if n := runtime.Stack(b, true); n < len(b) {

@@ -1,5 +1,5 @@
-// Package rundir knows where a user's sockets are: in a directory that nobody else can write to, for whoever can could
-// listen in the place of the program that the user means.
+// Package rundir knows where a user's sockets are: in a directory that no other user can write to.
+// A user who can write to it could listen in place of the intended program.
 package rundir
 
 import (
@@ -12,15 +12,16 @@ import (
 	"syscall"
 )
 
-// System is root's.
+// System is root's directory.
 const System = "/run/vmnet"
 
-// Shared are the directories in which everybody may make one, as a user without one of his own does.
+// Shared are the directories in which every user may make one; a user without a private one does
+// so.
 var Shared = []string{"/tmp", "/var/tmp", "/dev/shm"}
 
-// Of returns the directories that a user's sockets may be in, best first. runtime is the user's $XDG_RUNTIME_DIR; empty or
-// relative is none. Anybody can make a directory of a user's name in the shared ones, so there are several, and Own
-// chooses.
+// Of returns the directories that a user's sockets may be in, best first. runtime is the user's
+// $XDG_RUNTIME_DIR; empty and relative values are ignored. Any user can make a directory of another
+// user's name in the shared ones, so there are several candidates, and Own chooses.
 func Of(uid int, runtime string) []string {
 	if uid == 0 {
 		return []string{System}
@@ -32,7 +33,7 @@ func Of(uid int, runtime string) []string {
 	for _, dir := range Shared {
 		dirs = append(dirs, filepath.Join(dir, fmt.Sprintf("vmnet-%d", uid)))
 	}
-	// That of a login session (pam_systemd(8)) nobody else can make.
+	// Only the login manager can make a login session's directory (pam_systemd(8)).
 	login := fmt.Sprintf("/run/user/%d/vmnet", uid)
 	if !slices.Contains(dirs, login) {
 		dirs = slices.Insert(dirs, len(dirs)-len(Shared)+1, login)
@@ -40,13 +41,15 @@ func Of(uid int, runtime string) []string {
 	return dirs
 }
 
-// Own leaves of directories those that are there and the user's alone, in which nobody else can have put anything.
+// Own keeps the directories that exist and belong to the user alone, so that no other user can have
+// put anything into them.
 func Own(dirs []string, uid int) []string {
 	return slices.DeleteFunc(slices.Clone(dirs), func(dir string) bool { return OwnedAlone(dir, uid) != nil })
 }
 
-// Make makes the first of the directories that can be made, or takes one that is the user's alone. Through root's others may
-// pass, to directories in it that are theirs. An error names each of them and what to do.
+// Make makes the first of the directories that can be made, or takes one that belongs to the user
+// alone. Root's may be traversed by others, to directories in it that are theirs. An error names
+// each directory and the cure.
 func Make(dirs []string, uid int) (string, error) {
 	var errs []error
 	mode := fs.FileMode(0o700)
@@ -61,7 +64,7 @@ func Make(dirs []string, uid int) (string, error) {
 		if err == nil {
 			return dir, nil
 		}
-		if !errors.Is(err, fs.ErrNotExist) { // most users have no login session's
+		if !errors.Is(err, fs.ErrNotExist) { // most users have no login session's directory
 			errs = append(errs, err)
 		}
 	}
@@ -71,7 +74,7 @@ func Make(dirs []string, uid int) (string, error) {
 	return "", fmt.Errorf("%w (set XDG_RUNTIME_DIR to a directory that is yours alone)", errors.Join(errs...))
 }
 
-// Mkdir makes a folder with that mode, whatever the umask is.
+// Mkdir makes a directory with that mode, whatever the umask is.
 func Mkdir(dir string, mode fs.FileMode) error {
 	if err := os.Mkdir(dir, mode); err != nil {
 		return err
@@ -79,7 +82,8 @@ func Mkdir(dir string, mode fs.FileMode) error {
 	return os.Chmod(dir, mode)
 }
 
-// OwnedAlone is nil for a folder, not a link to one, that the user owns and nobody else can write to.
+// OwnedAlone returns nil for a directory, not a symbolic link to one, that the user owns and no
+// other user can write to.
 func OwnedAlone(dir string, uid int) error {
 	info, err := os.Lstat(dir)
 	if err != nil {

@@ -14,18 +14,19 @@ import (
 	"strings"
 )
 
-// What tells hosts apart, as files of the machine.
+// The files that tell machines apart.
 const (
 	machineIDFile = "/etc/machine-id"                 // machine-id(5)
-	bootIDFile    = "/proc/sys/kernel/random/boot_id" // random(4): a UUID that is new with each boot
-	hostNameFile  = "/proc/sys/kernel/hostname"       // of containers that share a kernel, and so the boot id
+	bootIDFile    = "/proc/sys/kernel/random/boot_id" // random(4): a UUID, new at each boot
+	hostNameFile  = "/proc/sys/kernel/hostname"       // differs in containers that share a kernel and its boot id
 )
 
-// ErrNoMachineID is a machine without an id: its addresses hold until it boots again.
+// ErrNoMachineID matches the error for a machine without an id: its addresses last until the next
+// boot.
 var ErrNoMachineID = errors.New("the host has no machine id")
 
-// New returns the address that begins with prefix (1 to 5 bytes) and is filled up from
-// a hash of the machine's id and the texts. A machine without an id, as [Check] reports it, is told from others by its
+// New returns an address that begins with prefix (1 to 5 bytes) and continues with a hash of the
+// machine's id and the texts. A machine without an id, as [Check] reports it, is identified by its
 // boot and its name instead: two hosts never silently get equal addresses.
 func New(prefix []byte, texts ...string) net.HardwareAddr {
 	return derive(identity("/"), prefix, texts)
@@ -35,23 +36,24 @@ func derive(id string, prefix []byte, texts []string) net.HardwareAddr {
 	h := sha256.New()
 	for _, t := range append([]string{id}, texts...) {
 		h.Write([]byte(t))
-		h.Write([]byte{0}) // so that no two lists of texts are alike
+		h.Write([]byte{0}) // so that different lists of texts never hash alike
 	}
 	return append(bytes.Clone(prefix), h.Sum(nil)[:6-len(prefix)]...)
 }
 
-// Check returns why the addresses of New change when the machine that root is the root directory of boots again: an error
-// that Is ErrNoMachineID, with its cure. It is nil where they do not.
+// Check returns an error if the addresses of New change at the next boot of the machine whose root
+// directory is root. The error matches ErrNoMachineID with errors.Is and names the cure.
 func Check(root string) error {
 	_, err := machineID(root)
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%w, and addresses that vmnet chooses change with the next boot: %w (systemd-machine-id-setup, or dbus-uuidgen --ensure=%s)", ErrNoMachineID, err, machineIDFile)
+	return fmt.Errorf("%w, so vmnet's addresses change at the next boot: %w (systemd-machine-id-setup, or dbus-uuidgen --ensure=%s)", ErrNoMachineID, err, machineIDFile)
 }
 
-// identity is the same text as long as the machine should have the same addresses. It reads only what every user may
-// read, as root and others must come to the same addresses; the UUID of the firmware is root's alone, and not always unique.
+// identity returns a text that is the same as long as the machine should have the same addresses.
+// It reads only files that every user may read, so that root and others get the same addresses. The
+// firmware's UUID is readable by root alone, and not always unique.
 func identity(root string) string {
 	if id, err := machineID(root); err == nil {
 		return id
@@ -71,7 +73,7 @@ func machineID(root string) (string, error) {
 		}
 		return "", fmt.Errorf("%s is empty, or cannot be read", machineIDFile)
 	case len(hex) != 32 || strings.Trim(hex, "0123456789abcdefABCDEF") != "" || strings.Trim(hex, "0") == "":
-		return "", fmt.Errorf("%s holds %.40q, which is no id of 32 hexadecimal digits", machineIDFile, id)
+		return "", fmt.Errorf("%s holds %.40q, not an id of 32 hexadecimal digits", machineIDFile, id)
 	}
 	return id, nil
 }
@@ -85,7 +87,7 @@ func read(root, path string) string {
 // bridge that follows its lowest port never takes it.
 const HostMACByte = 0xfe
 
-// HostMAC is a tap's own address for a guest's.
+// HostMAC returns a tap's own address for a guest's address.
 func HostMAC(guest net.HardwareAddr) net.HardwareAddr {
 	mac := bytes.Clone(guest)
 	mac[0] = HostMACByte

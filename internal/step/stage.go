@@ -1,7 +1,7 @@
 package step
 
-// stageError is a failure of a stage. Its text is the cause's alone: the step that
-// failed is named already.
+// stageError is a failure of a stage. Its text is that of the cause alone: the failed step is named
+// already.
 type stageError struct{ stage, cause error }
 
 func (e *stageError) Error() string   { return e.cause.Error() }

@@ -23,24 +23,22 @@ type Step struct {
 	Stage error
 	// Do makes the change.
 	Do func(context.Context) error
-	// Undo takes it back; nil where there is nothing to take back. It also runs
-	// when Do failed or was never reached half way, so it must succeed on what
-	// is not there.
+	// Undo reverses the change; nil if there is nothing to reverse. It also runs if Do failed half
+	// way or was never reached, so it must succeed if there is nothing to undo.
 	Undo func(context.Context) error
 }
 
-// Around wraps the Do of every step, for example to time it. It must call do
-// unless it returns an error.
+// Around wraps the Do of every step, for example to time it. It must call do unless it returns an
+// error.
 type Around func(ctx context.Context, s Step, do func(context.Context) error) error
 
-// UndoTimeout bounds the whole way back. It starts when a step has failed, and
-// is independent of the run's own context, which may be what ended the run.
+// UndoTimeout bounds the undoing of all steps. It starts when a step has failed, and is independent
+// of the run's own context, which may be the reason for the failure.
 const UndoTimeout = 10 * time.Second
 
-// Run does the steps in order. When one fails, or ctx ends between two, it
-// undoes the failed step and all before it, last first, goes on when an Undo
-// fails, and returns all errors joined. Each error names its step.
-// around may be nil.
+// Run runs the steps in order. If one fails, or ctx ends between two, it undoes the failed step and
+// all steps before it, last first, continues if an Undo fails, and returns all errors joined. Each
+// error names its step. around may be nil.
 func Run(ctx context.Context, steps []Step, around Around) error {
 	if around == nil {
 		around = func(ctx context.Context, s Step, do func(context.Context) error) error { return do(ctx) }
@@ -57,8 +55,8 @@ func Run(ctx context.Context, steps []Step, around Around) error {
 	return nil
 }
 
-// Undo takes the steps back, last first, and returns the errors joined. It runs
-// to its end, or to UndoTimeout, even if ctx has ended.
+// Undo undoes the steps, last first, and returns the errors joined. It continues to the last one,
+// or to UndoTimeout, even if ctx has ended.
 func Undo(ctx context.Context, steps []Step) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), UndoTimeout)
 	defer cancel()

@@ -16,26 +16,27 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// maxNICs bounds an element. PCI has room for less.
+// maxNICs is the most nics of an element. PCI has room for less.
 const maxNICs = 256
 
-// The attributes that say what a device sits on and how, and how its port is set; id and mac come before them.
+// The attributes for what a device is attached to and for the settings of its port. In an element
+// they follow id and mac.
 var (
-	lowerNames = []string{"mode", "source-mac", "nopromisc", "rx-filter"} // go with macvtap
+	lowerNames = []string{"mode", "source-mac", "nopromisc", "rx-filter"} // need macvtap
 	portNames  = []string{"vlan", "trunk", "native", "isolated", "hairpin", "no-learning", "no-flood", "forward"}
 	allNames   = slices.Concat([]string{"id", "mac", "bridge", "macvtap"}, lowerNames, portNames)
 )
 
-// refused are flags of vmnet attach that a NIC of libvirt's cannot have.
+// refused are the flags of vmnet attach that a libvirt NIC cannot have.
 var refused = []string{"ipvtap", "ip", "flag"}
 
-// attribute is one of a nic, attributes are all of it, as they are written.
+// An attribute is one of a nic; attributes are all of one nic, as written.
 type (
 	attribute  struct{ name, value string }
 	attributes []attribute
 )
 
-// decode reads an element, which must have all its namespaces declared.
+// decode parses an element, which must declare all its namespaces.
 func decode(text string) ([]attributes, error) {
 	d := xml.NewDecoder(strings.NewReader(text))
 	root, err := next(d)
@@ -56,7 +57,7 @@ func decode(text string) ([]attributes, error) {
 			return nil, err
 		}
 		start, ok := token.(xml.StartElement)
-		if !ok { // the end: anything else is an error of next's
+		if !ok { // the end of the element
 			return all, nil
 		}
 		attrs, err := decodeNIC(d, start)
@@ -79,12 +80,13 @@ func decodeNIC(d *xml.Decoder, start xml.StartElement) (attributes, error) {
 	}
 	inside, err := next(d)
 	if _, ends := inside.(xml.EndElement); err == nil && !ends {
-		err = errors.New("it has elements in it: it takes attributes alone")
+		err = errors.New("it contains elements: it takes attributes only")
 	}
 	return attrs, err
 }
 
-// next is the next start or end of an element. Text is an error, blanks and comments are passed over.
+// next returns the next start or end of an element. Text is an error; white space and comments are
+// skipped.
 func next(d *xml.Decoder) (xml.Token, error) {
 	for {
 		token, err := d.Token()
@@ -98,13 +100,14 @@ func next(d *xml.Decoder) (xml.Token, error) {
 			return token, nil
 		case xml.CharData:
 			if strings.TrimSpace(string(t)) != "" {
-				return nil, fmt.Errorf("text %.40q: it takes attributes alone", t)
+				return nil, fmt.Errorf("text %.40q: it takes attributes only", t)
 			}
 		}
 	}
 }
 
-// plain are the attributes without namespace, each of which may be there once. Declarations of namespaces are none.
+// plain returns the attributes without namespace, each of which may occur once. It skips
+// declarations of namespaces.
 func plain(all []xml.Attr) (attributes, error) {
 	var attrs attributes
 	for _, a := range all {
@@ -112,9 +115,9 @@ func plain(all []xml.Attr) (attributes, error) {
 		case a.Name.Space == "xmlns" || a.Name.Space == "" && a.Name.Local == "xmlns":
 			continue
 		case a.Name.Space != "":
-			return attrs, fmt.Errorf("attribute %q has a namespace: ours have none", a.Name.Local)
+			return attrs, fmt.Errorf("attribute %q has a namespace: vmnet's attributes have none", a.Name.Local)
 		case attrs.has(a.Name.Local):
-			return attrs, fmt.Errorf("attribute %q is there twice", a.Name.Local)
+			return attrs, fmt.Errorf("attribute %q occurs twice", a.Name.Local)
 		}
 		attrs = append(attrs, attribute{a.Name.Local, a.Value})
 	}
@@ -134,7 +137,7 @@ func (a attributes) has(names ...string) bool {
 	return slices.ContainsFunc(a, func(x attribute) bool { return slices.Contains(names, x.name) })
 }
 
-// label names it in texts.
+// label names the nic in messages.
 func (a attributes) label() string {
 	if name := cmp.Or(a.get("id"), a.get("mac")); name != "" {
 		return fmt.Sprintf("%.40q", name)
@@ -142,7 +145,7 @@ func (a attributes) label() string {
 	return "without id and mac"
 }
 
-// nic is what the attributes say, without the interface.
+// nic converts the attributes to a NIC, without its interface.
 func (a attributes) nic() (NIC, error) {
 	if err := a.check(); err != nil {
 		return NIC{}, err
@@ -166,34 +169,34 @@ func (a attributes) nic() (NIC, error) {
 	return n, n.Port.Validate()
 }
 
-// check tells what is too much, too little, or unknown.
+// check refuses attributes that are missing, unknown or do not go together.
 func (a attributes) check() error {
 	for _, x := range a {
 		switch {
 		case slices.Contains(refused, x.name):
-			return fmt.Errorf("attribute %q: an %s cannot be handed to libvirt by name: in the host's netns its guest's address would be the host's own (vmnet attach --via monitor)", x.name, macvtap.IPVtap)
+			return fmt.Errorf("attribute %q: libvirt cannot take an %s by name: in the host's netns the guest's address would be the host's (vmnet attach --via monitor)", x.name, macvtap.IPVtap)
 		case !slices.Contains(allNames, x.name):
 			return fmt.Errorf("attribute %q is not known: want %s", x.name, names(allNames))
 		case x.value == "":
 			return fmt.Errorf("attribute %q is empty", x.name)
 		case slices.Contains(lowerNames, x.name) && !a.has("macvtap"):
-			return fmt.Errorf("attribute %q goes with macvtap", x.name)
+			return fmt.Errorf("attribute %q needs macvtap", x.name)
 		}
 	}
 	switch {
 	case a.has("bridge") && a.has("macvtap"):
-		return errors.New("bridge and macvtap: a NIC is at one of them")
+		return errors.New("bridge and macvtap: a NIC has only one of them")
 	case !a.has("id") && a.has("bridge", "macvtap"):
 		return errors.New("it needs an id, since vmnet makes its device")
 	case !a.has("id", "mac"):
-		return errors.New("it needs an id or a mac, by which its interface is found")
+		return errors.New("it needs an id or a mac to find its interface")
 	case !a.has("bridge", "macvtap") && !a.has(portNames...):
-		return fmt.Errorf("it says nothing of its NIC: want a place, by bridge= or macvtap=, or settings of its port: %s", names(portNames))
+		return fmt.Errorf("it declares nothing: want bridge= or macvtap=, or settings of its port: %s", names(portNames))
 	}
 	return nil
 }
 
-// take reads one attribute; but for id and mac, as the flag of that name is read.
+// take parses one attribute. Except for id and mac it is parsed like the flag of that name.
 func (n *NIC) take(fs *pflag.FlagSet, x attribute) (err error) {
 	switch x.name {
 	case "id":

@@ -1,5 +1,5 @@
-// Package declared reads which of a libvirt domain's NICs are ours: an element of its <metadata> says what
-// vmnet does for its <interface>s.
+// Package declared reads which NICs of a libvirt domain vmnet manages: an element in the domain's
+// <metadata> says what vmnet does for its <interface>s.
 //
 //	<vmnet:nics xmlns:vmnet="urn:vmnet:nics:1">
 //	  <vmnet:nic id="net0" bridge="br0" vlan="10" isolated="yes"/>
@@ -7,11 +7,11 @@
 //	  <vmnet:nic mac="52:54:00:00:00:03" isolated="yes"/>
 //	</vmnet:nics>
 //
-// A NIC with a place, bridge or macvtap, is one of vmnet's: on a tap that libvirt makes and vmnet puts on the bridge, on a
-// macvtap that libvirt makes (type='direct') and vmnet sets up, or on a device that vmnet makes before the guest starts and
-// libvirt opens by its name (managed='no'). One without is libvirt's: vmnet
-// sets of its bridge port what libvirt has no words for. The attributes are called as the flags of vmnet attach. All else that there is to say of a
-// NIC stands in its <interface>.
+// A NIC with bridge or macvtap is vmnet's: on a tap that libvirt makes and vmnet puts on the bridge,
+// on a macvtap that libvirt makes (type='direct') and vmnet sets up, or on a device that vmnet makes
+// before the guest starts and libvirt opens by its name (managed='no'). A NIC with neither is
+// libvirt's: vmnet sets the options of its bridge port for which libvirt has no words. The attributes
+// have the names of the flags of vmnet attach. Everything else about a NIC is in its <interface>.
 package declared
 
 import (
@@ -28,23 +28,23 @@ import (
 )
 
 const (
-	// Namespace is that of the element in a domain's <metadata>.
+	// Namespace is the namespace of the element in a domain's <metadata>.
 	Namespace = "urn:vmnet:nics:1"
-	// Prefix is what stands for it by custom.
+	// Prefix is the customary prefix for it.
 	Prefix = "vmnet"
 )
 
 // NIC is a declared NIC and its <interface>.
 type NIC struct {
-	ID        string              // of vmnet; may be empty where it is not Made
-	MAC       net.HardwareAddr    // of the guest's side; nil where the XML has none yet, which libvirt then makes up
-	Interface domainxml.Interface // to which it belongs; zero where it is Absent
-	Made      bool                // vmnet makes the device, or puts it in its place
+	ID        string              // may be empty unless Made
+	MAC       net.HardwareAddr    // of the guest's device; nil: not in the XML yet, libvirt will choose one
+	Interface domainxml.Interface // to which it belongs; zero if Absent
+	Made      bool                // vmnet makes the device, or puts it on the bridge
 	Spec      nic.Spec            // of such a device
 	Port      bridge.PortConfig   // settings of the bridge port
 }
 
-// Place is where a made device sits.
+// Place returns the bridge or parent device of a made device.
 func (n NIC) Place() string {
 	switch {
 	case !n.Made:
@@ -55,18 +55,19 @@ func (n NIC) Place() string {
 	return n.Spec.Bridge
 }
 
-// Absent tells that the domain has no such interface, so that there is nothing to make: somebody has taken the interface away
-// and not what is declared, or a vmnet was killed between the two. A guest that starts does not miss anything.
+// Absent reports that the domain has no such interface, so that there is nothing to make: somebody
+// has removed the interface but not the declaration, or vmnet was killed between the two. A
+// starting guest misses nothing then.
 func (n NIC) Absent() bool { return n.Made && n.Interface.Type == "" }
 
-// Adopted reports whether libvirt makes the NIC's device, which vmnet then makes what is declared.
+// Adopted reports whether libvirt makes the NIC's device, which vmnet then sets up as declared.
 func (n NIC) Adopted() bool { return n.Made && !n.Absent() && !n.Interface.Unmanaged }
 
-// Label names the NIC in texts.
+// Label names the NIC in messages.
 func (n NIC) Label() string { return cmp.Or(n.ID, n.MAC.String()) }
 
-// Parse reads the declared NICs of a domain, none where there is no such element. What is not known, or cannot be, is
-// an error: nothing that somebody has declared is passed over, but for a NIC that is Absent.
+// Parse reads the declared NICs of a domain; without such an element there are none. Anything
+// unknown or impossible is an error: no declaration is ignored, except a NIC that is Absent.
 func Parse(def *domainxml.Definition) ([]NIC, error) {
 	all, err := elements(def)
 	if err != nil {
@@ -84,7 +85,8 @@ func Parse(def *domainxml.Definition) ([]NIC, error) {
 	return nics, mistaken(def, nics, taken)
 }
 
-// elements are the NICs that a domain's metadata declares, as they are written; none where there is no such element.
+// elements returns the NICs that a domain's metadata declares, as written; nil without such an
+// element.
 func elements(def *domainxml.Definition) ([]attributes, error) {
 	text, ok := def.Metadata(Namespace)
 	if !ok {
@@ -97,7 +99,7 @@ func elements(def *domainxml.Definition) ([]attributes, error) {
 	return all, nil
 }
 
-// mistaken tells an Absent NIC from one whose id is not that of the interface that was meant.
+// mistaken separates an Absent NIC from one whose id differs from the id of its intended interface.
 func mistaken(def *domainxml.Definition, nics []NIC, taken map[int]string) error {
 	for i, x := range def.Interfaces {
 		if _, known := taken[i]; known || x.Type != "ethernet" && x.Type != direct || domainxml.AliasNIC(x.Alias) == "" {
@@ -105,7 +107,7 @@ func mistaken(def *domainxml.Definition, nics []NIC, taken map[int]string) error
 		}
 		for _, n := range nics {
 			if n.Absent() {
-				return fmt.Errorf("nic %q: no interface has <alias name='%s'/> (that with %s is not declared)", n.ID, domainxml.Alias(n.ID), x.Alias)
+				return fmt.Errorf("nic %q: no interface has <alias name='%s'/> (the one with %s is not declared)", n.ID, domainxml.Alias(n.ID), x.Alias)
 			}
 		}
 	}
@@ -125,7 +127,7 @@ func parseNIC(def *domainxml.Definition, attrs attributes, taken map[int]string)
 		return NIC{}, err
 	}
 	if other, twice := taken[i]; twice {
-		return NIC{}, fmt.Errorf("its interface is that of nic %s already", other)
+		return NIC{}, fmt.Errorf("its interface already belongs to nic %s", other)
 	}
 	taken[i] = attrs.label()
 	n.Interface = def.Interfaces[i]
@@ -137,11 +139,12 @@ func parseNIC(def *domainxml.Definition, attrs attributes, taken map[int]string)
 	return n, n.handedOver(def.Name)
 }
 
-// errAbsent is a NIC whose device we would make, without an interface.
+// errAbsent is the error for a NIC whose device vmnet would make, without an interface.
 var errAbsent = errors.New("the domain has no such interface")
 
-// find is the index of the NIC's interface. Where it has both id and MAC, the id counts: a clone of the guest keeps its
-// aliases and gets other MACs. The MAC must not be another's then.
+// find returns the index of the NIC's interface. If the NIC has both id and MAC, the id counts: a
+// clone of the guest keeps its aliases and gets other MACs. The MAC must not be another interface's
+// then.
 func find(all []domainxml.Interface, n NIC) (int, error) {
 	byID, byMAC := -1, -1
 	for i, x := range all {
@@ -179,7 +182,7 @@ func find(all []domainxml.Interface, n NIC) (int, error) {
 	return byMAC, nil
 }
 
-// ofClone is what may be the matter where a MAC is not found.
+// ofClone is a hint for a MAC that is not found.
 const ofClone = " (a clone of a guest has other MACs: use id=, with <alias name='ua-vmnet-ID'/> in the interface)"
 
 // onTapOfLibvirt checks an interface whose tap libvirt makes.
@@ -188,10 +191,10 @@ func (n NIC) onTapOfLibvirt() error {
 	case "bridge", "network":
 		return nil
 	}
-	return fmt.Errorf("its interface is of type %q, of which libvirt puts no tap on a bridge: settings of a port go with type bridge or network; or give a place by bridge= or macvtap=", n.Interface.Type)
+	return fmt.Errorf("its interface has type %q, which has no bridge port (use type bridge or network, or add bridge= or macvtap=)", n.Interface.Type)
 }
 
-// handedOver checks an interface whose place vmnet decides.
+// handedOver checks an interface that vmnet puts in its place.
 func (n NIC) handedOver(guest string) error {
 	x := n.Interface
 	device := func() string { name, _ := nic.InterfaceName(guest, n.ID); return name }
@@ -199,15 +202,15 @@ func (n NIC) handedOver(guest string) error {
 	case x.Type == direct && n.Spec.Lower != nil:
 		return n.asDirect(guest)
 	case x.Type != "ethernet":
-		return fmt.Errorf("vmnet decides its place: its interface must be <interface type='ethernet'>, not %q", x.Type)
+		return fmt.Errorf("vmnet connects it: its interface must be <interface type='ethernet'>, not %q", x.Type)
 	case n.Adopted() && n.Spec.Lower == nil:
 		return n.Spec.Validate()
 	case !x.Unmanaged || x.Target == "" && n.Spec.Lower != nil:
-		return fmt.Errorf("libvirt must be told the name of its macvtap, which virt-clone takes out: give its interface <target dev='%s' managed='no'/> (virsh edit %s)", device(), guest)
+		return fmt.Errorf("the macvtap's name is missing, as after virt-clone (add <target dev='%s' managed='no'/> to its interface: virsh edit %s)", device(), guest)
 	case x.Target == "":
-		return fmt.Errorf("libvirt opens no device without a name, which virt-clone takes out: remove <target managed='no'/> from its interface, and libvirt makes the tap (virsh edit %s)", guest)
+		return fmt.Errorf("the device's name is missing, as after virt-clone (remove <target managed='no'/> from its interface, and libvirt makes the tap: virsh edit %s)", guest)
 	case domainxml.GeneratedName(x.Target):
-		return fmt.Errorf("device %s: libvirt takes names like that for its own and drops them (call it otherwise)", x.Target)
+		return fmt.Errorf("device %s: libvirt drops names of this form, which it makes itself (choose another)", x.Target)
 	}
 	return n.Spec.Validate()
 }
@@ -215,8 +218,8 @@ func (n NIC) handedOver(guest string) error {
 // direct is the type of an interface for which libvirt makes a macvtap.
 const direct = "direct"
 
-// asDirect checks that libvirt makes the macvtap that is declared, or one that can become it: the kernel changes no mode into
-// or out of passthru (macvlan_changelink in drivers/net/macvlan.c).
+// asDirect checks that libvirt makes the declared macvtap, or one that can become it: the kernel
+// changes no mode into or out of passthru (macvlan_changelink in drivers/net/macvlan.c).
 func (n NIC) asDirect(guest string) error {
 	source, l := n.Interface.Source, n.Spec.Lower
 	switch {
@@ -225,12 +228,12 @@ func (n NIC) asDirect(guest string) error {
 	case (source.Mode == "passthrough") != (l.Mode == "passthru"):
 		return fmt.Errorf("its interface has mode %q, and mode=%q: the kernel changes a macvtap neither into passthru nor out of it (virsh edit %s)", source.Mode, l.Mode, guest)
 	case l.NoPromisc:
-		return fmt.Errorf("nopromisc goes with a macvtap that vmnet makes: <interface type='ethernet'> with <target dev=... managed='no'/> (virsh edit %s)", guest)
+		return fmt.Errorf("nopromisc needs a macvtap that vmnet makes: <interface type='ethernet'> with <target dev=... managed='no'/> (virsh edit %s)", guest)
 	}
 	return n.Spec.Validate()
 }
 
-// specify completes the Spec with what the interface says.
+// specify completes the Spec from the interface.
 func (n *NIC) specify(guest string) {
 	x, s := n.Interface, &n.Spec
 	s.VM, s.NIC, s.Device, s.Via = guest, n.ID, x.Target, nic.ViaLibvirt
@@ -242,7 +245,7 @@ func (n *NIC) specify(guest string) {
 	}
 }
 
-// names are for texts: "a, b or c".
+// names joins names for messages: "a, b or c".
 func names(all []string) string {
 	return strings.Join(all[:len(all)-1], ", ") + " or " + all[len(all)-1]
 }

@@ -8,11 +8,13 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// What vmnet declares of a NIC that it hands to libvirt. The elements are as those of
+// Declarations for NICs that vmnet hands over to libvirt. The elements have the form of
 // [libvirt.Conn.Metadata]; an empty text is no element. A NIC is declared by its id alone, which
-// its interface has in its alias: a clone of the guest (virt-clone) keeps that, and gets other MACs.
+// its interface has in its alias: a clone of the guest (virt-clone) keeps the alias, and gets other
+// MACs.
 
-// Declare returns the element with the NIC of a Spec in it, in place of one of its id.
+// Declare returns the element with the NIC of a Spec added, or in place of the NIC with the same
+// id.
 func Declare(element string, spec nic.Spec) (string, error) {
 	return Put(inNamespace(element), NIC{
 		ID: spec.NIC, Interface: domainxml.Interface{Alias: domainxml.Alias(spec.NIC)},
@@ -20,7 +22,7 @@ func Declare(element string, spec nic.Spec) (string, error) {
 	})
 }
 
-// Declares reports whether the NIC of that id is in the element.
+// Declares reports whether the element contains the NIC of that id.
 func Declares(element, id string) (bool, error) {
 	if element == "" {
 		return false, nil
@@ -48,7 +50,7 @@ func Undeclare(element, id string) (string, error) {
 	return Remove(inNamespace(element), NIC{ID: id})
 }
 
-// inNamespace puts an element into our namespace, which libvirt has taken off.
+// inNamespace restores the namespace of an element, which libvirt has removed.
 func inNamespace(element string) string {
 	if inside, ok := strings.CutPrefix(element, "<nics"); ok {
 		return `<nics xmlns="` + Namespace + `"` + inside

@@ -8,9 +8,10 @@ import (
 	"vmnet/libvirt/domainxml"
 )
 
-// Ports reads the declared settings of taps that libvirt makes, of a domain that runs: also of NICs that it does not
-// have now but may be given, which are then known by their MAC. Each has a MAC. What is not known, or cannot be, is an
-// error, as in Parse; NICs whose devices vmnet makes are passed over.
+// Ports reads the declared port settings for the taps of a running domain that libvirt makes. It
+// includes NICs that the domain does not have now but may be given, which are then known by their
+// MAC. Each has a MAC. Anything unknown or impossible is an error, as in Parse. NICs whose devices
+// vmnet makes are skipped.
 func Ports(def *domainxml.Definition) ([]NIC, error) {
 	all, err := elements(def)
 	if err != nil {
@@ -32,7 +33,7 @@ func Ports(def *domainxml.Definition) ([]NIC, error) {
 	return nics, nil
 }
 
-// now is the NIC with the interface that it has, if there is one.
+// now returns the NIC with its current interface, if there is one.
 func (n NIC) now(all []domainxml.Interface) (NIC, error) {
 	there := slices.ContainsFunc(all, func(x domainxml.Interface) bool {
 		return n.ID != "" && domainxml.AliasNIC(x.Alias) == n.ID || n.MAC != nil && bytes.Equal(x.MAC, n.MAC)

@@ -34,8 +34,8 @@ func TestPorts(t *testing.T) {
 
 func TestPortsRefuses(t *testing.T) {
 	for inside, want := range map[string]string{
-		`<v:nic id="net0" isolated="yes"/>`:                         `its interface is of type "ethernet"`,
-		`<v:nic mac="52:54:00:00:00:05" isolated="yes"/>`:           `its interface is of type "direct"`,
+		`<v:nic id="net0" isolated="yes"/>`:                         `its interface has type "ethernet"`,
+		`<v:nic mac="52:54:00:00:00:05" isolated="yes"/>`:           `its interface has type "direct"`,
 		`<v:nic id="net3" mac="52:54:00:00:00:03" isolated="yes"/>`: `has the MAC 52:54:00:00:00:04, and another one 52:54:00:00:00:03`,
 		`<v:nic mac="52:54:00:00:00:06" isolated="yes"/>`:           `two interfaces have the MAC`,
 		`<v:nic mac="52:54:00:00:00:77" isolatd="yes"/>`:            `attribute "isolatd" is not known`,

@@ -11,8 +11,8 @@ import (
 	"vmnet/libvirt/domainxml"
 )
 
-// XML is the element that declares the NICs, in the form that [libvirt.Conn.SetMetadata] takes with Namespace and
-// Prefix: without a namespace. What their interfaces say is not in it.
+// XML returns the element that declares the NICs, as [libvirt.Conn.SetMetadata] takes it with
+// Namespace and Prefix: without a namespace. It omits what the NICs' interfaces say.
 func XML(nics []NIC) (string, error) {
 	var all []attributes
 	for _, n := range nics {
@@ -25,8 +25,9 @@ func XML(nics []NIC) (string, error) {
 	return encode(all), nil
 }
 
-// Put is the element, as [domainxml.Definition.Metadata] has it, with nic in place of the one of its id or MAC, or
-// added to it. Empty text is an element without NICs. The result is as that of [XML].
+// Put returns the element, in the form of [domainxml.Definition.Metadata], with nic added, or in
+// place of the one with its id or MAC. An empty text is an element without NICs. The result has the
+// form of [XML].
 func Put(text string, nic NIC) (string, error) {
 	attrs, err := nic.attributes()
 	if err != nil {
@@ -36,7 +37,7 @@ func Put(text string, nic NIC) (string, error) {
 	return encode(append(all, attrs)), err
 }
 
-// Remove is the element without the NIC of that id or MAC; empty where no NIC is left in it.
+// Remove returns the element without the NIC of that id or MAC; empty if no NIC is left.
 func Remove(text string, nic NIC) (string, error) {
 	all, err := without(text, nic)
 	if err != nil || len(all) == 0 {
@@ -63,7 +64,7 @@ func encode(all []attributes) string {
 		b.WriteString("<nic")
 		for _, a := range attrs {
 			b.WriteString(" " + a.name + `="`)
-			_ = xml.EscapeText(&b, []byte(a.value)) // a Builder takes all
+			_ = xml.EscapeText(&b, []byte(a.value)) // a Builder never fails
 			b.WriteString(`"`)
 		}
 		b.WriteString("/>")
@@ -72,7 +73,7 @@ func encode(all []attributes) string {
 	return b.String()
 }
 
-// attributes are how the NIC is written.
+// attributes returns the NIC as attributes.
 func (n NIC) attributes() (attributes, error) {
 	var a attributes
 	add := func(name, value string) {
@@ -89,7 +90,7 @@ func (n NIC) attributes() (attributes, error) {
 		n.addLower(add)
 	}
 	addPort(add, n.Port)
-	_, err := a.nic() // what we write we can read
+	_, err := a.nic() // what is written must be readable
 	if err != nil {
 		return nil, fmt.Errorf("declare nic %s: %w", a.label(), err)
 	}

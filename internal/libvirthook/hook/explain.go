@@ -9,7 +9,7 @@ import (
 	"vmnet/macvtap"
 )
 
-// Explanation is what the hook does for a guest. Its JSON keys are stable.
+// Explanation says what the hook does for a guest. Its JSON keys are stable.
 type Explanation struct {
 	Guest      string      `json:"guest"`
 	NICs       []Declared  `json:"nics"`
@@ -19,24 +19,24 @@ type Explanation struct {
 // Declared is a declared NIC.
 type Declared struct {
 	ID        string `json:"nic"`
-	MAC       string `json:"mac"`       // empty where libvirt is yet to make one up
-	Interface string `json:"interface"` // the device; empty where libvirt calls it as it likes, and where there is no such interface
+	MAC       string `json:"mac"`       // empty: libvirt will choose one
+	Interface string `json:"interface"` // the device; empty: libvirt chooses its name, or there is no such interface
 	Made      bool   `json:"made"`      // vmnet makes the device, not libvirt
 	Type      string `json:"type"`      // "tap" or "macvtap"
-	Source    string `json:"source"`    // the bridge or lower that vmnet puts it on
+	Source    string `json:"source"`    // the bridge or parent device
 	Mode      string `json:"mode,omitempty"`
 	Port      string `json:"port,omitempty"` // settings of the bridge port: "vlan:10;isolated"
 	Queues    int    `json:"queues"`
 }
 
-// Operation is what the hook does at one of libvirt's operations.
+// Operation says what the hook does at one of libvirt's operations.
 type Operation struct {
 	Op      string   `json:"operation"` // "prepare begin"
 	Does    []string `json:"does"`      // in words
-	Failure string   `json:"failure"`   // what comes of one; empty where nothing is done
+	Failure string   `json:"failure"`   // the effect of a failure; empty if nothing is done
 }
 
-// Explain tells what the hook would do for a domain, without a look at the machine.
+// Explain returns what the hook would do for a domain, without looking at the machine.
 func Explain(def *domainxml.Definition) (Explanation, error) {
 	nics, err := declared.Parse(def)
 	if err != nil {
@@ -69,7 +69,7 @@ func describe(n declared.NIC) Declared {
 	return d
 }
 
-// texts say what an operation does for the NICs.
+// texts describes what an operation does for the NICs.
 func texts(op string, nics []declared.NIC) []string {
 	does := []string{} // no null in JSON
 	made := false
@@ -81,7 +81,7 @@ func texts(op string, nics []declared.NIC) []string {
 			does = append(does, fmt.Sprintf("make nothing for %s: no interface has <alias name='%s'/>", n.ID, domainxml.Alias(n.ID)))
 		case n.Absent():
 		case n.Adopted() && op == "prepare":
-			does = append(does, fmt.Sprintf("see that libvirt can make %s", d.tap()))
+			does = append(does, fmt.Sprintf("make sure that libvirt can make %s", d.tap()))
 		case n.Adopted() && op == "start":
 			does = append(does, d.adopting())
 		case n.Made && op == "prepare":
@@ -89,23 +89,23 @@ func texts(op string, nics []declared.NIC) []string {
 		case !n.Made && op == "start":
 			does = append(does, fmt.Sprintf("set the port of the tap that libvirt has made for %s: %s", n.MAC, cmp.Or(d.Port, "nothing")))
 		case !n.Made && (op == "started" || op == "reconnect"):
-			does = append(does, fmt.Sprintf("see that the port of the tap for %s is so: %s", n.MAC, cmp.Or(d.Port, "nothing")))
+			does = append(does, fmt.Sprintf("check that the port of the tap for %s is set: %s", n.MAC, cmp.Or(d.Port, "nothing")))
 		case n.Made && d.Type == "tap" && (op == "started" || op == "reconnect"):
-			does = append(does, fmt.Sprintf("see that %s goes with QEMU, and is on bridge %s; else it is logged", d.tap(), d.Source))
+			does = append(does, fmt.Sprintf("check that %s ends with QEMU and is on bridge %s; log it if not", d.tap(), d.Source))
 		}
 	}
 	if made && op == "release" {
-		does = append(does, "remove the devices of the guest that nobody holds any more")
+		does = append(does, "remove the guest's devices that no process holds")
 	}
 	return does
 }
 
-// tap names a tap or macvtap that is there by then.
+// tap names a tap or macvtap that exists by then.
 func (d Declared) tap() string {
-	return cmp.Or(d.Interface, fmt.Sprintf("the %s for %s", d.Type, cmp.Or(d.MAC, "the MAC that libvirt makes up")))
+	return cmp.Or(d.Interface, fmt.Sprintf("the %s for %s", d.Type, cmp.Or(d.MAC, "the MAC that libvirt chooses")))
 }
 
-// adopting tells of a device that libvirt makes.
+// adopting describes the adoption of a device that libvirt makes.
 func (d Declared) adopting() string {
 	if d.Type != "tap" {
 		return fmt.Sprintf("set up %s, which libvirt has made on %s: mode %s", d.tap(), d.Source, d.Mode)
@@ -117,7 +117,7 @@ func (d Declared) adopting() string {
 	return text
 }
 
-// making tells of a device that is made.
+// making describes a device that vmnet makes.
 func (d Declared) making() string {
 	text := fmt.Sprintf("make tap %s on bridge %s", d.Interface, d.Source)
 	if d.Type != "tap" {
@@ -129,5 +129,5 @@ func (d Declared) making() string {
 	if d.Queues > 1 {
 		text += fmt.Sprintf(", %d queues", d.Queues)
 	}
-	return text + ", for " + cmp.Or(d.MAC, "the MAC that libvirt makes up")
+	return text + ", for " + cmp.Or(d.MAC, "the MAC that libvirt chooses")
 }

@@ -1,10 +1,10 @@
-// Package hook is what libvirt's hook for QEMU guests does: it makes the devices of a guest's declared NICs
-// before libvirt opens them by name, sets the ports of the taps that libvirt makes, and removes what is left when the guest
-// has ended.
+// Package hook implements libvirt's hook for QEMU guests: it makes the devices of a guest's
+// declared NICs before libvirt opens them by name, sets the ports of the taps that libvirt makes,
+// and removes what is left when the guest has ended.
 //
-// Libvirt calls the hook with the guest's name, an operation, and the guest's XML on standard input (docs/hooks.rst and
-// src/util/virhook.c of libvirt), holds the guest's lock meanwhile, and waits as long as it takes: so
-// nothing here asks libvirt anything, and the caller bounds the time.
+// Libvirt calls the hook with the guest's name, an operation, and the guest's XML on standard input
+// (docs/hooks.rst and src/util/virhook.c of libvirt). It holds the guest's lock meanwhile, and
+// waits without limit: so this package makes no calls to libvirt, and the caller bounds the time.
 package hook
 
 import (
@@ -20,7 +20,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// maxXML bounds what is read of a guest's XML, in bytes; libvirt's own strings end at 4 MiB.
+// maxXML bounds the part of a guest's XML that is read, in bytes; libvirt's own strings end at 4
+// MiB.
 const maxXML = 16 << 20
 
 // Call is one call of the hook by libvirt.
@@ -29,11 +30,11 @@ type Call struct {
 	Op     string // "prepare", "release"
 	SubOp  string // "begin", "end"
 	XML    string // of the guest
-	Caller int    // libvirt's process
+	Caller int    // PID of libvirt
 }
 
-// Read reads what libvirt calls the hook with: the arguments GUEST OP SUBOP EXTRA, and the XML. The last
-// argument tells nothing of use. XML behind maxXML is cut off.
+// Read parses the hook's input from libvirt: the arguments GUEST OP SUBOP EXTRA, and the XML. EXTRA
+// is not used. XML beyond maxXML is cut off.
 func Read(args []string, stdin io.Reader, caller int) (Call, error) {
 	if len(args) != 4 {
 		return Call{}, fmt.Errorf("%d arguments: libvirt calls a hook with GUEST OPERATION SUBOPERATION EXTRA", len(args))
@@ -48,16 +49,18 @@ func Read(args []string, stdin io.Reader, caller int) (Call, error) {
 	return c, err
 }
 
-// Concerns tells whether the hook has anything to do. It is quick: libvirt calls the hook for every guest.
+// Concerns reports whether the hook has anything to do. It is quick: libvirt calls the hook for
+// every guest.
 func (c Call) Concerns() bool {
 	return c.operation().do != nil && (strings.Contains(c.XML, declared.Namespace) || strings.Contains(c.XML, domainxml.Alias("")))
 }
 
-// MustSucceed tells whether a failure has to reach libvirt. Where not, one would end a guest that runs.
+// MustSucceed reports whether a failure has to reach libvirt. For other operations a failure would
+// end a running guest.
 func (c Call) MustSucceed() bool { return c.operation().failure != goesOn }
 
-// Run does what the operation asks for, in the Manager's netns. The notes are what a person may want to know, though libvirt
-// need not.
+// Run performs the operation in the Maker's netns. The notes are for the log: libvirt does not need
+// them.
 func (c Call) Run(ctx context.Context, m *backend.Maker) (notes []string, err error) {
 	op := c.operation()
 	if op.do == nil {
@@ -70,23 +73,24 @@ func (c Call) Run(ctx context.Context, m *backend.Maker) (notes []string, err er
 	return w.notes, nil
 }
 
-// operation is one of libvirt's.
+// operation is one of libvirt's hook operations.
 type operation struct {
 	name, subOp string
 	do          func(*work, context.Context) error // nil for nothing
-	failure     string                             // what comes of one
+	failure     string                             // the effect of a failure
 }
 
-// What comes of a failure.
+// The effects of a failure.
 const (
 	isRefused = "the guest does not start"
 	isLogged  = "libvirt logs it, nothing else"
-	goesOn    = "it is logged, and the guest goes on"
+	goesOn    = "it is logged, and the guest continues"
 )
 
-// operations are all that there are, in the order of a guest's life. Until the guest is started a failure is libvirt's to
-// tell, and the guest does not run with less than was declared. Libvirt would kill a guest that runs
-// for a failure of reconnect. It goes by the output of migrate and restore; without any the XML stays as it is.
+// operations are all hook operations, in the order of a guest's life. Until the guest has started,
+// libvirt reports a failure, and the guest does not run with less than was declared. Libvirt would
+// kill a running guest for a failure of reconnect. Libvirt replaces the XML by the output of
+// migrate and restore; without output the XML stays as it is.
 var operations = []operation{
 	{"migrate", "begin", nil, ""},
 	{"restore", "begin", nil, ""},
@@ -99,7 +103,8 @@ var operations = []operation{
 	{"release", "end", (*work).release, isLogged},
 }
 
-// operation is the call's; one that does nothing where libvirt has a new one.
+// operation returns the call's operation, or one that does nothing if this version does not know
+// it.
 func (c Call) operation() operation {
 	for _, op := range operations {
 		if op.name == c.Op && op.subOp == c.SubOp {
@@ -109,7 +114,7 @@ func (c Call) operation() operation {
 	return operation{failure: goesOn}
 }
 
-// work is one call under way.
+// work is one call in progress.
 type work struct {
 	Call
 	m     *backend.Maker
@@ -117,7 +122,7 @@ type work struct {
 	notes []string
 }
 
-// nics reads what is declared for a guest that starts.
+// nics reads the declared NICs of a starting guest.
 func (w *work) nics() ([]declared.NIC, error) {
 	def, err := w.definition()
 	if err != nil {
@@ -132,13 +137,13 @@ func (w *work) definition() (*domainxml.Definition, error) {
 		return nil, err
 	}
 	if def.Name != w.Guest {
-		return nil, fmt.Errorf("the XML is that of guest %q", def.Name)
+		return nil, fmt.Errorf("the XML belongs to guest %q", def.Name)
 	}
 	w.def = def
 	return def, nil
 }
 
-// failures are those among the actions.
+// failures returns the errors among the actions.
 func failures(actions []nic.Action) error {
 	var errs []error
 	for _, a := range actions {

@@ -97,13 +97,13 @@ func TestExplain(t *testing.T) {
 		}
 	}
 	want := map[string]string{
-		"prepare begin": "make macvtap web-0 on eth0, mode bridge, for 52:54:00:00:00:01|see that libvirt can make the tap for 52:54:00:00:00:02" +
-			"|see that libvirt can make the macvtap for 52:54:00:00:00:03",
+		"prepare begin": "make macvtap web-0 on eth0, mode bridge, for 52:54:00:00:00:01|make sure that libvirt can make the tap for 52:54:00:00:00:02" +
+			"|make sure that libvirt can make the macvtap for 52:54:00:00:00:03",
 		"start begin": "put the tap for 52:54:00:00:00:02, which libvirt has made, on bridge br0, port vlan:7" +
 			"|set up the macvtap for 52:54:00:00:00:03, which libvirt has made on eth1: mode vepa",
-		"started begin":   "see that the tap for 52:54:00:00:00:02 goes with QEMU, and is on bridge br0; else it is logged",
-		"reconnect begin": "see that the tap for 52:54:00:00:00:02 goes with QEMU, and is on bridge br0; else it is logged",
-		"release end":     "remove the devices of the guest that nobody holds any more",
+		"started begin":   "check that the tap for 52:54:00:00:00:02 ends with QEMU and is on bridge br0; log it if not",
+		"reconnect begin": "check that the tap for 52:54:00:00:00:02 ends with QEMU and is on bridge br0; log it if not",
+		"release end":     "remove the guest's devices that no process holds",
 	}
 	if n := e.NICs[1]; n.Made || n.Source != "br0" || n.Interface != "" {
 		t.Errorf("%+v", n)

@@ -14,11 +14,11 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// undoWait bounds how long it may take to remove what was made.
+// undoWait bounds how long the removal of new devices may take.
 const undoWait = 3 * time.Second
 
-// prepare makes the devices that libvirt is about to open by name: all of them or none. Where libvirt makes one itself, its way
-// is cleared.
+// prepare makes the devices that libvirt is about to open by name: all of them or none. For a
+// device that libvirt makes itself, it removes what is in the way.
 func (w *work) prepare(ctx context.Context) error {
 	nics, err := w.nics()
 	if err != nil {
@@ -26,7 +26,7 @@ func (w *work) prepare(ctx context.Context) error {
 	}
 	for _, n := range nics {
 		if n.Absent() {
-			w.notes = append(w.notes, fmt.Sprintf("guest %s, nic %s: it is declared, but no interface has <alias name='%s'/>: nothing is made for it (vmnet detach --persistent takes it out)", w.Guest, n.ID, domainxml.Alias(n.ID)))
+			w.notes = append(w.notes, fmt.Sprintf("guest %s, nic %s: declared, but no interface has <alias name='%s'/>: nothing is made for it (vmnet detach --persistent removes it)", w.Guest, n.ID, domainxml.Alias(n.ID)))
 		}
 		var err error
 		switch {
@@ -43,7 +43,7 @@ func (w *work) prepare(ctx context.Context) error {
 	return nil
 }
 
-// tell does something with a NIC, and notes what a person may want to know of it.
+// tell runs do for a NIC, and notes what is worth logging.
 func (w *work) tell(n declared.NIC, do func() (nic.Result, error)) error {
 	res, err := do()
 	for _, note := range res.Notices {
@@ -61,9 +61,10 @@ func (w *work) undo(ctx context.Context) error {
 	return nil
 }
 
-// start adopts the taps that libvirt has made by now and still holds itself, and sets the ports of others, before there is a
-// QEMU (qemuProcessLaunch in src/qemu/qemu_process.c: the command line is built, and the taps with it, before this hook is
-// called). A libvirt that makes them later leaves it to started.
+// start adopts the taps that libvirt has made by now and still holds itself, and sets the ports of
+// others, before QEMU runs (qemuProcessLaunch in src/qemu/qemu_process.c: libvirt builds the
+// command line, and the taps with it, before it calls this hook). A libvirt that makes them later
+// leaves them to started.
 func (w *work) start(ctx context.Context) error {
 	nics, err := w.nics()
 	if err != nil {
@@ -91,7 +92,7 @@ func (w *work) adopt(ctx context.Context, nics []declared.NIC, pass func(error) 
 	return nil
 }
 
-// started sets the ports of libvirt's taps that are not set yet, and finishes what prepare has begun.
+// started sets the ports of libvirt's taps that are not set yet, and finishes prepare's work.
 func (w *work) started(ctx context.Context) error {
 	nics, err := w.nics()
 	if err != nil {
@@ -106,7 +107,7 @@ func (w *work) started(ctx context.Context) error {
 	}
 	for _, n := range nics {
 		if n.Made && !n.Absent() && n.Spec.Lower == nil {
-			if err := w.m.Opened(n.Spec.Device); err != nil { // the guest must not go on by a stranger's device
+			if err := w.m.Opened(n.Spec.Device); err != nil { // the guest must not continue on a stranger's device
 				return fmt.Errorf("nic %s: %w", n.ID, err)
 			}
 		}
@@ -114,7 +115,8 @@ func (w *work) started(ctx context.Context) error {
 	return w.finish(ctx, nics, pids)
 }
 
-// reconnect is as started, for a guest that has run for a while and may have got and lost NICs meanwhile.
+// reconnect does the same as started for a guest that has run for a while, and may have gained and
+// lost NICs since.
 func (w *work) reconnect(ctx context.Context) error {
 	def, err := w.definition()
 	if err != nil {
@@ -144,8 +146,8 @@ func (w *work) finish(ctx context.Context, nics []declared.NIC, pids []int) erro
 	return nil
 }
 
-// processes are those that may be the guest's QEMU: one, unless somebody else pretends to be. What is done for them is done to
-// devices that they hold.
+// processes returns the processes that may be the guest's QEMU: one, unless another process
+// pretends to be. Only devices that they hold are changed.
 func (w *work) processes() ([]int, error) {
 	all, err := qemu.OfDomain(w.def.Name, w.def.UUID.String(), w.def.RunAs)
 	if err != nil {
@@ -156,7 +158,7 @@ func (w *work) processes() ([]int, error) {
 		pids = append(pids, p.PID)
 	}
 	if len(pids) == 0 {
-		return nil, fmt.Errorf("%w: no QEMU of libvirt's has the UUID %s", qemu.ErrNotFound, w.def.UUID)
+		return nil, fmt.Errorf("%w: no QEMU of libvirt has the UUID %s", qemu.ErrNotFound, w.def.UUID)
 	}
 	return pids, nil
 }
@@ -178,8 +180,8 @@ func (w *work) setPorts(ctx context.Context, nics []declared.NIC, pass func(erro
 	return errors.Join(errs...)
 }
 
-// setPort goes by the tap's name, or where the XML has none yet by what libvirt itself holds: any user can hold a tap with
-// the guest's MAC, and say to be its QEMU.
+// setPort finds the tap by its name, or, if the XML has none yet, by what libvirt itself holds: any
+// user can hold a tap with the guest's MAC, and claim to be its QEMU.
 func (w *work) setPort(n declared.NIC) (err error) {
 	if n.Interface.Target != "" {
 		_, err = w.m.SetForeignPortNamed(n.Interface.Target, n.MAC, n.Port)
@@ -189,8 +191,9 @@ func (w *work) setPort(n declared.NIC) (err error) {
 	return err
 }
 
-// release removes what was handed over by name and is held by nobody any more: macvtaps, and all that was made for a
-// guest that did not start. It goes by the guest's name alone, whatever its XML says by now.
+// release removes what was handed over by name and is no longer held: macvtaps, and everything that
+// was made for a guest that did not start. It uses the guest's name alone, whatever its XML says by
+// now.
 func (w *work) release(ctx context.Context) error {
 	actions, err := w.m.Release(ctx, w.Guest)
 	return errors.Join(err, failures(actions))

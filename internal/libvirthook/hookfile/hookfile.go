@@ -1,5 +1,5 @@
-// Package hookfile puts our hook among libvirt's, and takes it out again. It is a symbolic link, so that a new
-// version of the program is used at once.
+// Package hookfile installs and removes vmnet's hook among libvirt's. The hook is a symbolic link,
+// so that a new version of the program takes effect at once.
 package hookfile
 
 import (
@@ -13,28 +13,29 @@ import (
 const (
 	// Program is the name of the hook's program.
 	Program = "vmnet-hook"
-	// Dir is where libvirt looks for hooks for its QEMU guests since version 6.5 (docs/hooks.rst), besides the
-	// one file that is called as the folder without its ".d". It runs all that can be executed there, in the order of their names.
+	// Dir is where libvirt looks for hooks for its QEMU guests since version 6.5 (docs/hooks.rst),
+	// besides the one file with the directory's name without ".d". Libvirt runs all executable
+	// files there, in the order of their names.
 	Dir = "/etc/libvirt/hooks/qemu.d"
-	// Name is that of the link in Dir.
+	// Name is the name of the link in Dir.
 	Name = "vmnet"
 )
 
-// ErrForeign is a file of that name that is not ours.
+// ErrForeign matches the error for a file of that name that is not vmnet's.
 var ErrForeign = errors.New("not vmnet's")
 
-// Change tells what Install and Remove did.
+// Change says what Install and Remove did.
 type Change struct {
 	Path    string `json:"path"`    // of the link
 	Program string `json:"program"` // to which it points
 	Changed bool   `json:"changed"`
-	// Reload is whether libvirt has to be told: it looks for hooks only when it starts and at SIGHUP, and if
-	// there was none calls none until then (virHookInitialize in src/util/virhook.c).
+	// Reload means that libvirt must reload: it looks for hooks only when it starts and at SIGHUP,
+	// and if it found none, it calls none until then (virHookInitialize in src/util/virhook.c).
 	Reload bool `json:"reload"`
 }
 
-// Look is the program that the link in dir points to. Its errors Is fs.ErrNotExist where there is none, and Is ErrForeign
-// where something else has its name.
+// Look returns the program that the link in dir points to. The error matches fs.ErrNotExist with
+// errors.Is if there is no link, and ErrForeign if something else has its name.
 func Look(dir string) (program string, err error) {
 	path := filepath.Join(dir, Name)
 	info, err := os.Lstat(path)
@@ -42,7 +43,7 @@ func Look(dir string) (program string, err error) {
 		return "", err
 	}
 	if info.Mode()&fs.ModeSymlink == 0 {
-		return "", fmt.Errorf("%s is %w (move it away, or call it otherwise)", path, ErrForeign)
+		return "", fmt.Errorf("%s is %w (move or rename it)", path, ErrForeign)
 	}
 	if program, err = os.Readlink(path); err == nil && filepath.Base(program) != Program {
 		err = fmt.Errorf("%s, a link to %s, is %w (remove it)", path, program, ErrForeign)
@@ -50,16 +51,16 @@ func Look(dir string) (program string, err error) {
 	return program, err
 }
 
-// Install makes the link in dir to program, an absolute path of the machine whose / is root. A dir that is not there is made
-// where libvirt's configuration is, of which it is hooks/qemu.d; else it is an error that Is fs.ErrNotExist. A link of
-// ours to another program is replaced.
+// Install makes the link in dir to program, an absolute path on the machine whose root directory is
+// root. It makes a missing dir only as hooks/qemu.d below libvirt's configuration; otherwise the
+// error matches fs.ErrNotExist with errors.Is. It replaces a vmnet link to another program.
 func Install(root, dir, program string) (Change, error) {
 	c := Change{Path: filepath.Join(dir, Name), Program: program}
 	if !filepath.IsAbs(program) || filepath.Base(program) != Program {
 		return c, fmt.Errorf("program %q: want an absolute path to %s", program, Program)
 	}
 	if !executable(filepath.Join(root, program)) {
-		return c, fmt.Errorf("program %s cannot be executed: libvirt would pass it over", filepath.Join(root, program))
+		return c, fmt.Errorf("program %s cannot be executed: libvirt would skip it", filepath.Join(root, program))
 	}
 	at := filepath.Join(root, dir)
 	old, err := Look(at)
@@ -76,7 +77,7 @@ func Install(root, dir, program string) (Change, error) {
 	return c, replace(filepath.Join(at, Name), program)
 }
 
-// makeDir makes the directory of hooks, where libvirt would look for one.
+// makeDir makes the directory of hooks if libvirt would look for one there.
 func makeDir(root, dir string) error {
 	at := filepath.Join(root, dir)
 	if _, err := os.Stat(at); !errors.Is(err, fs.ErrNotExist) {
@@ -93,7 +94,8 @@ func makeDir(root, dir string) error {
 	return os.MkdirAll(at, 0o755)
 }
 
-// replace makes the link in one step. The new one is made outside of the folder, all of which libvirt runs.
+// replace makes the link in one step. It makes the new one outside the directory, since libvirt
+// runs everything in it.
 func replace(path, target string) error {
 	tmp := filepath.Join(filepath.Dir(filepath.Dir(path)), fmt.Sprintf(".%s-%d", Name, os.Getpid()))
 	if err := os.Symlink(target, tmp); err != nil {
@@ -105,7 +107,7 @@ func replace(path, target string) error {
 	return nil
 }
 
-// Remove removes the link; that there is none is success.
+// Remove removes the link. A missing link is success.
 func Remove(root, dir string) (Change, error) {
 	c := Change{Path: filepath.Join(dir, Name)}
 	var err error
@@ -120,7 +122,7 @@ func Remove(root, dir string) (Change, error) {
 	return c, os.Remove(filepath.Join(root, c.Path))
 }
 
-// found tells whether libvirt finds a hook for QEMU guests, ours or another.
+// found reports whether libvirt finds a hook for QEMU guests, vmnet's or another.
 func found(dir string) bool {
 	if single := dir[:len(dir)-len(filepath.Ext(dir))]; executable(single) {
 		return true
