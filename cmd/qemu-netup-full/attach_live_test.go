@@ -93,7 +93,7 @@ func TestLiveAttachDenied(t *testing.T) {
 		wants       []string
 	}{
 		{"", "net0", []string{"--bridge", "br1"}, []string{"no line of " + h.path("bridge.conf") + " allows it (echo 'allow br1'"}},
-		{"", "net0", []string{"--bridge", "br0", "--vlan", "10"}, []string{"policy.yaml: there is no such file", "VLAN 10 may not be asked for", "vlans: [10]"}},
+		{"", "net0", []string{"--bridge", "br0", "--vlan", "10"}, []string{"policy.yaml: it does not exist", "VLAN 10 may not be asked for", "vlans: [10]"}},
 		{"", "net0", []string{"--bridge", "br0", "--hairpin"}, []string{"hairpin may not be asked for"}},
 		{"", "net0", []string{"--macvtap", "lo"}, []string{"is made by root alone while the guest runs", "qemu-netup --macvtap lo"}},
 		{"{users: [65534], bridges: [br0], vlans: [20]}", "net0", []string{"--bridge", "br0", "--vlan", "10"}, []string{h.path("policy.yaml") + ":2: VLAN 10 is not among 20 (add 10 to vlans)"}},

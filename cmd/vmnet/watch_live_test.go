@@ -132,7 +132,7 @@ func TestLiveWatchWithTheRightsOfItsUnit(t *testing.T) {
 	defer func() { _ = cmd.Process.Kill() }()
 	lines := logLines(t, log)
 	hear(t, told, "READY=1")
-	want := map[string]string{"ready": "", "put back on br0": "lost", "takes in all multicast, as the guest wants": "net0"}
+	want := map[string]string{"ready": "", "put back on br0": "lost", "accepts all multicast, as the guest wants": "net0"}
 	for len(want) > 0 {
 		l, open := <-lines
 		if !open {

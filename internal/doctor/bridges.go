@@ -8,7 +8,7 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// bridges looks at those of the netns.
+// bridges checks the bridges of the netns.
 func (m Machine) bridges() []Check {
 	if m.NS == nil {
 		return nil
@@ -28,8 +28,8 @@ func (m Machine) bridges() []Check {
 	return checks
 }
 
-// address looks whether a bridge's address goes with a guest. sysfs tells whether it was set: NET_ADDR_SET of
-// include/uapi/linux/netdevice.h, for whoever may look.
+// address checks whether a bridge's address vanishes with a guest. Whether the address was set is
+// in sysfs: NET_ADDR_SET of include/uapi/linux/netdevice.h, as far as the user may read it.
 func (m Machine) address(b bridge.Info) []Check {
 	const set = "3"
 	how, err := m.NS.ReadSys("class/net/" + b.Name + "/addr_assign_type")

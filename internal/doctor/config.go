@@ -14,7 +14,7 @@ import (
 func (m Machine) bridgeConf() []Check {
 	const name = "bridge.conf"
 	var skipped []error
-	absent := warn(name, "write it: allow BRIDGE; see bridge.conf(5)", "there is no %s: others than root may have NICs on no bridge", bridgeconf.DefaultPath)
+	absent := warn(name, "write it: allow BRIDGE; see bridge.conf(5)", "there is no %s: only root may have NICs on bridges", bridgeconf.DefaultPath)
 	checks := m.rules(name, bridgeconf.DefaultPath, absent, func(path string) error {
 		acl, err := bridgeconf.Read(path)
 		if err == nil {
@@ -23,16 +23,16 @@ func (m Machine) bridgeConf() []Check {
 		return err
 	})
 	for _, err := range skipped {
-		checks = append(checks, warn(name, "make it readable for whom it is meant, or take the include out", "passed over: %v", err)...)
+		checks = append(checks, warn(name, "make it readable for its users, or remove the include", "skipped: %v", err)...)
 	}
 	return checks
 }
 
-// policy reads who may have what, as the helper will.
+// policy reads the policy as the helper will.
 func (m Machine) policy() []Check {
 	const name = "policy.yaml"
 	var warnings []string
-	absent := ok(name, "there is no %s: bridge.conf alone says which bridges others than root may have, and they may have no network cards and no VLANs", policy.DefaultPath)
+	absent := ok(name, "there is no %s: users other than root may have only the bridges in bridge.conf, and no network cards or VLANs", policy.DefaultPath)
 	checks := m.rules(name, policy.DefaultPath, absent, func(path string) error {
 		p, err := policy.Load(path)
 		if err != nil {
@@ -40,7 +40,7 @@ func (m Machine) policy() []Check {
 		}
 		warnings = p.Warnings()
 		if info, err := os.Stat(path); err == nil && info.Mode()&0o004 == 0 {
-			return fmt.Errorf("%s: mode %04o: others cannot read it, so that all is denied them (chmod 0644)", policy.DefaultPath, unixMode(info.Mode()))
+			return fmt.Errorf("%s: mode %04o: users cannot read it, so everything is denied to them (chmod 0644)", policy.DefaultPath, unixMode(info.Mode()))
 		}
 		return nil
 	})
@@ -50,7 +50,7 @@ func (m Machine) policy() []Check {
 	return checks
 }
 
-// rules looks at a file that says what the helper allows; absent is the finding where there is none.
+// rules checks a file that restricts the helper; absent is the finding for a missing file.
 func (m Machine) rules(name, path string, absent []Check, read func(path string) error) []Check {
 	info, err := os.Stat(m.at(path))
 	switch {
@@ -62,7 +62,7 @@ func (m Machine) rules(name, path string, absent []Check, read func(path string)
 		return fail(name, "", "%v", err)
 	}
 	if wrong, cure := m.unsafe(path); wrong != "" {
-		return fail(name, cure, "%s: who can write it, can allow themselves everything", wrong)
+		return fail(name, cure, "%s: a user who can write it can allow everything", wrong)
 	}
 	err = read(m.at(path))
 	switch {

@@ -11,7 +11,8 @@ import (
 	"vmnet/vhost"
 )
 
-// tunNumber is the node of /dev/net/tun (Documentation/admin-guide/devices.txt of the kernel).
+// tunNumber is the device number of /dev/net/tun (Documentation/admin-guide/devices.txt of the
+// kernel).
 var tunNumber = unix.Mkdev(10, 200)
 
 func (m Machine) tun() []Check {
@@ -31,19 +32,19 @@ func (m Machine) tun() []Check {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return warn(name, "chmod 0666 "+tun.Device+": the kernel asks for CAP_NET_ADMIN anyway",
-			"%s has mode %04o: you may not open it, nor may qemu-netup for you: it opens files with its caller's rights", tun.Device, mode)
+			"%s has mode %04o: you may not open it, nor may qemu-netup for you: it opens files with its caller's privileges", tun.Device, mode)
 	case err != nil:
 		return fail(name, "modprobe tun", "%v", err)
 	}
 	f.Close()
 	if mode&0o006 != 0o006 {
 		return warn(name, "chmod 0666 "+tun.Device+": the kernel asks for CAP_NET_ADMIN anyway",
-			"%s can be opened, mode %04o: not by others, nor by qemu-netup for them", tun.Device, mode)
+			"%s can be opened, mode %04o: but not by other users, nor by qemu-netup for them", tun.Device, mode)
 	}
 	return ok(name, "%s can be opened, mode %04o", tun.Device, mode)
 }
 
-// vhost opens the device, unless the machine is a made-up one.
+// vhost opens the device, unless Root names another machine.
 func (m Machine) vhost() []Check {
 	const name = "vhost-net"
 	if _, err := os.Stat(m.at(vhost.Device)); err != nil {

@@ -1,6 +1,6 @@
-// Package doctor looks whether a machine is ready for guests' NICs: at the
-// helper and its right, its files, the kernel's devices, what else on the
-// machine takes hold of taps, and the bridges. It reads and changes nothing.
+// Package doctor checks whether a machine is ready for guests' NICs: the helper and its privilege,
+// its files, the kernel's devices, other programs on the machine that take hold of taps, and the
+// bridges. It changes nothing.
 package doctor
 
 import (
@@ -15,11 +15,11 @@ import (
 	"vmnet/internal/kernel/procfd"
 )
 
-// Status is how bad a finding is.
+// Status is the severity of a finding.
 type Status string
 
-// OK asks for nothing. Warn may be as it is meant, or works less well than it
-// could. Fail does not work, or is not safe.
+// OK needs no action. Warn may be intended, or works less well than it could. Fail does not work,
+// or is not safe.
 const (
 	OK   Status = "ok"
 	Warn Status = "warn"
@@ -28,21 +28,21 @@ const (
 
 // Check is one finding.
 type Check struct {
-	Name   string `json:"name"` // what was looked at: "helper", "bridge br0"
+	Name   string `json:"name"` // what was checked: "helper", "bridge br0"
 	Status Status `json:"status"`
 	Text   string `json:"text"`           // what was found, and what that means
-	Cure   string `json:"cure,omitempty"` // what to do about it; empty where nothing is to be done
+	Cure   string `json:"cure,omitempty"` // what to do about it; empty: nothing
 }
 
-// Machine is what is looked at.
+// Machine is the machine to check.
 type Machine struct {
-	Root string    // the folder that is taken for /; empty for /
-	Self string    // the folder that vmnet is in
-	Path []string  // the folders of $PATH
+	Root string    // the directory taken as the root directory; empty for /
+	Self string    // the directory of vmnet
+	Path []string  // the directories of $PATH
 	NS   *netns.NS // whose bridges and settings; it stays the caller's
 }
 
-// Look returns all findings. What cannot be looked at is one, too.
+// Look returns all findings. What cannot be checked is a finding, too.
 func (m Machine) Look(ctx context.Context) []Check {
 	return slices.Concat(
 		m.helper(), m.bridgeConf(), m.policy(),
@@ -53,7 +53,7 @@ func (m Machine) Look(ctx context.Context) []Check {
 	)
 }
 
-// Failed tells whether any check failed.
+// Failed reports whether any check failed.
 func Failed(checks []Check) bool {
 	return slices.ContainsFunc(checks, func(c Check) bool { return c.Status == Fail })
 }
@@ -70,10 +70,10 @@ func fail(name, cure, format string, args ...any) []Check {
 	return []Check{{name, Fail, fmt.Sprintf(format, args...), cure}}
 }
 
-// at is where a path of the machine is for us.
+// at returns the path under which a file of the machine is accessible.
 func (m Machine) at(path string) string { return filepath.Join(m.Root, path) }
 
-// maxFile bounds what is read of one file.
+// maxFile bounds how much of one file is read, in bytes.
 const maxFile = 1 << 20
 
 func (m Machine) read(path string) (string, error) {
@@ -86,9 +86,9 @@ func (m Machine) read(path string) (string, error) {
 	return string(text), err
 }
 
-// find returns the first of the folders' files of that name that can be executed by somebody.
-func (m Machine) find(name string, folders []string) (path string, found bool) {
-	for _, dir := range folders {
+// find returns the first executable file of that name in the directories.
+func (m Machine) find(name string, dirs []string) (path string, found bool) {
+	for _, dir := range dirs {
 		path := filepath.Join(dir, name)
 		if info, err := os.Stat(m.at(path)); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
 			return path, true

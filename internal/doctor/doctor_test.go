@@ -73,13 +73,13 @@ func TestOthers(t *testing.T) {
 
 		{"no machine id", nil, Machine.machineID, Check{"machine id", Warn, "no /etc/machine-id", "systemd-machine-id-setup"}},
 		{"machine id of an image", map[string]string{"/etc/machine-id": "uninitialized\n"}, Machine.machineID, Check{"machine id", Warn, `"uninitialized"`, "--mac"}},
-		{"machine id", map[string]string{"/etc/machine-id": "b08dfa6083e7567a1921a715000001fb\n"}, Machine.machineID, Check{"machine id", OK, "the same after a boot", ""}},
+		{"machine id", map[string]string{"/etc/machine-id": "b08dfa6083e7567a1921a715000001fb\n"}, Machine.machineID, Check{"machine id", OK, "survive a boot", ""}},
 
 		{"no watch", map[string]string{"/proc/12/cmdline": "vmnet\x00list\x00"}, Machine.watch, Check{"watch", Warn, "another guest's address", "vmnet-watch"}},
-		{"watch", map[string]string{"/proc/12/cmdline": "/usr/bin/vmnet\x00watch\x00"}, Machine.watch, Check{"watch", OK, "sets back the addresses", ""}},
+		{"watch", map[string]string{"/proc/12/cmdline": "/usr/bin/vmnet\x00watch\x00"}, Machine.watch, Check{"watch", OK, "resets the addresses", ""}},
 
 		{"no NetworkManager", map[string]string{nm: "init\n"}, Machine.networkManager, Check{"NetworkManager", OK, "does not run", ""}},
-		{"NetworkManager", map[string]string{nm: "NetworkManager\n"}, Machine.networkManager, Check{"NetworkManager", Warn, "not told", "unmanaged-devices+=type:tun"}},
+		{"NetworkManager", map[string]string{nm: "NetworkManager\n"}, Machine.networkManager, Check{"NetworkManager", Warn, "is not configured", "unmanaged-devices+=type:tun"}},
 		{
 			"NetworkManager, told",
 			map[string]string{nm: "NetworkManager\n", nmConf: "[main]\nx=y\n[keyfile]\nunmanaged-devices+=interface-name:eth9;type:tun\n"},
@@ -90,7 +90,7 @@ func TestOthers(t *testing.T) {
 			"NetworkManager, told something else",
 			map[string]string{nm: "NetworkManager\n", nmConf: "[keyfile]\n#unmanaged-devices=type:tun\nunmanaged-devices=interface-name:eth9\n"},
 			Machine.networkManager,
-			Check{"NetworkManager", Warn, "not told", ""},
+			Check{"NetworkManager", Warn, "is not configured", ""},
 		},
 
 		{"no networkd", nil, Machine.networkd, Check{"systemd-networkd", OK, "does not run", ""}},
@@ -161,7 +161,7 @@ func TestQEMU(t *testing.T) {
 		{"new", map[string]string{program: says("10.0.3 (Debian 1)")}, Check{"qemu", OK, "version 10.0", ""}},
 		{"oldest", map[string]string{program: says("6.2.0")}, Check{"qemu", OK, "version 6.2", ""}},
 		{"old", map[string]string{program: says("5.9.1")}, Check{"qemu", Warn, "not tested", "use QEMU 6.2"}},
-		{"silent", map[string]string{program: "#!/bin/sh\n"}, Check{"qemu", Warn, "does not tell", ""}},
+		{"silent", map[string]string{program: "#!/bin/sh\n"}, Check{"qemu", Warn, "does not print", ""}},
 		{"broken", map[string]string{program: "#!/bin/sh\nexit 3\n"}, Check{"qemu", Fail, "exit status 3", ""}},
 		{"Red Hat's", map[string]string{"/usr/libexec/qemu-kvm*": says("9.1.0")}, Check{"qemu", OK, "/usr/libexec/qemu-kvm, version 9.1", ""}},
 		{"no helper", map[string]string{program: says("9.1.0")}, Check{"qemu-bridge-helper", OK, "not installed", ""}},

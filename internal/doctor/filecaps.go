@@ -10,17 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fileCaps are a file's capabilities, of which a program gets Permitted when it is
-// executed, and has them at once if Effective (capabilities(7)).
+// fileCaps are a file's capabilities. A program gets Permitted when it is executed, and has them in
+// effect at once if Effective (capabilities(7)).
 type fileCaps struct {
 	Permitted uint64
 	Effective bool
-	Root      uint32 // the user namespace's root that they are valid for, as uid; 0 for everybody's
+	Root      uint32 // uid of the root user of the user namespace that they are valid in; 0 for all
 }
 
 const capsAttr = "security.capability"
 
-// readCaps reads a file's capabilities; ok is false where it has none.
+// readCaps reads a file's capabilities; ok is false if it has none.
 func readCaps(path string) (caps fileCaps, ok bool, err error) {
 	buf := make([]byte, 64)
 	n, err := unix.Getxattr(path, capsAttr, buf)
@@ -64,13 +64,13 @@ func parseCaps(b []byte) (fileCaps, error) {
 	return caps, nil
 }
 
-// has tells whether a capability, by its number, is among them.
+// has reports whether a capability, by its number, is permitted.
 func (c fileCaps) has(number int) bool { return c.Permitted&(1<<number) != 0 }
 
-// capNames are those that the helper has a use for.
+// capNames are the capabilities that the helper uses.
 var capNames = map[int]string{unix.CAP_NET_ADMIN: "cap_net_admin", unix.CAP_SYS_ADMIN: "cap_sys_admin", unix.CAP_MKNOD: "cap_mknod"}
 
-// String is as setcap(8) has it, with numbers for what the helper does not need.
+// String formats them as setcap(8) does, with numbers for those that the helper does not use.
 func (c fileCaps) String() string {
 	var names []string
 	for i := range 64 {

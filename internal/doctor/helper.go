@@ -14,14 +14,14 @@ import (
 	"vmnet/internal/access/privilege"
 )
 
-// Helper is the program that gives users without rights what the policy allows them.
+// Helper is the program that makes NICs for users without privilege, as far as the policy allows.
 const Helper = "qemu-netup"
 
-// FindHelper finds the program that vmnet asks where its user has no right.
-func (m Machine) FindHelper() (path string, found bool) { return m.find(Helper, m.helperFolders()) }
+// FindHelper finds the program that vmnet runs if its user has no privilege.
+func (m Machine) FindHelper() (path string, found bool) { return m.find(Helper, m.helperDirs()) }
 
-// helperFolders are where vmnet looks for the helper, in that order.
-func (m Machine) helperFolders() []string {
+// helperDirs lists the directories where vmnet looks for the helper, in that order.
+func (m Machine) helperDirs() []string {
 	return append([]string{m.Self, filepath.Join(m.Self, "../libexec/vmnet")}, m.Path...)
 }
 
@@ -33,17 +33,17 @@ func (m Machine) helper() []Check {
 	}
 	checks := ok("helper", "%s", path)
 	if wrong, cure := m.unsafe(path); wrong != "" {
-		checks = append(checks, fail("helper owner", cure, "%s: who can write it, can do what it can", wrong)...)
+		checks = append(checks, fail("helper owner", cure, "%s: a user who can write it has its privilege", wrong)...)
 	} else {
-		checks = append(checks, ok("helper owner", "it and its folders are root's, and nobody else can write them")...)
+		checks = append(checks, ok("helper owner", "it and its directories belong to root, and no other user can write them")...)
 	}
 	return append(append(checks, m.right(path)...), m.full(path)...)
 }
 
-// Full is the program that the helper becomes for most of its forms.
+// Full is the program that the helper becomes for most of its commands.
 const Full = "qemu-netup-full"
 
-// full looks whether it is there, and is safe to become.
+// full checks that it exists and is safe to become.
 func (m Machine) full(helper string) []Check {
 	const name = "helper's forms"
 	dir := filepath.Dir(helper)
@@ -52,19 +52,19 @@ func (m Machine) full(helper string) []Check {
 		return warn(name, "make install", "%s is not where make install puts it: unless this %s is all in one, it does only what QEMU asks its bridge helper for", Full, Helper)
 	}
 	if wrong, cure := m.unsafe(path); wrong != "" {
-		return fail(name, cure, "%s: who can write it, can do what %s can", wrong, Helper)
+		return fail(name, cure, "%s: a user who can write it has the privilege of %s", wrong, Helper)
 	}
 	info, err := os.Stat(m.at(path))
 	if err != nil {
 		return fail(name, "", "%v", err)
 	}
 	if _, caps, _ := readCaps(m.at(path)); caps || info.Mode()&fs.ModeSetuid != 0 {
-		return fail(name, fmt.Sprintf("chmod u-s %s; setcap -r %s", path, path), "%s has a right of its own, which the helper is to give it", path)
+		return fail(name, fmt.Sprintf("chmod u-s %s; setcap -r %s", path, path), "%s has privilege of its own, which only the helper should give it", path)
 	}
-	return ok(name, "%s, without a right of its own", path)
+	return ok(name, "%s, without privilege of its own", path)
 }
 
-// unsafe tells what lets others than root write a file, or put another in its place.
+// unsafe explains why users other than root can write a file, or put another in its place.
 func (m Machine) unsafe(file string) (wrong, cure string) {
 	way, err := privilege.Way(m.at(file))
 	if err != nil {
@@ -94,7 +94,7 @@ func (m Machine) unsafe(file string) (wrong, cure string) {
 	return "", ""
 }
 
-// unixMode is the mode as chmod(1) has it.
+// unixMode returns the mode as chmod(1) writes it.
 func unixMode(m fs.FileMode) uint32 {
 	mode := uint32(m.Perm())
 	for bit, flag := range map[uint32]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
@@ -105,7 +105,7 @@ func unixMode(m fs.FileMode) uint32 {
 	return mode
 }
 
-// right looks at what the helper may do that its user may not.
+// right checks the privilege that the helper has and its user has not.
 func (m Machine) right(path string) []Check {
 	const name = "helper right"
 	real := m.at(path)
@@ -125,25 +125,25 @@ func (m Machine) right(path string) []Check {
 			"mode %04o and no capabilities: only root can use it", unixMode(info.Mode()))
 	case noSuid(real):
 		return fail(name, "install it on another file system, or mount this one with the option suid",
-			"its file system is mounted with the option nosuid: the kernel gives it no right")
+			"its file system is mounted with the option nosuid: the kernel gives it no privilege")
 	case setuid && uid != 0:
 		return fail(name, fmt.Sprintf("chown root %s && chmod u+s %s", path, path), "it is setuid to uid %d, which is not root", uid)
 	case !setuid && (!caps.has(unix.CAP_NET_ADMIN) || !caps.Effective || caps.Root != 0):
 		return fail(name, "setcap cap_net_admin+ep "+path, "its capabilities (%s) are not cap_net_admin+ep", caps)
 	case unix.Access(real, unix.X_OK) != nil:
-		return warn(name, fmt.Sprintf("join its group (ls -l %s), and log in anew", path), "mode %04o: you may not execute it", unixMode(info.Mode()))
+		return warn(name, fmt.Sprintf("join its group (ls -l %s), and log in again", path), "mode %04o: you may not execute it", unixMode(info.Mode()))
 	case m.noNewPrivs():
-		return warn(name, "run it outside of the sandbox or container that set that", "this process has no_new_privs: programs that it starts get no right")
+		return warn(name, "run it outside of the sandbox or container that set that", "this process has no_new_privs: programs that it starts get no privilege")
 	case setuid:
 		return ok(name, "setuid root, mode %04o", unixMode(info.Mode()))
 	}
 	if !caps.has(unix.CAP_SYS_ADMIN) || !caps.has(unix.CAP_MKNOD) {
-		return ok(name, "file capabilities %s, mode %04o: NICs on bridges; those by --macvtap and --ipvtap take a helper that is setuid root", caps, unixMode(info.Mode()))
+		return ok(name, "file capabilities %s, mode %04o: NICs on bridges; --macvtap and --ipvtap need a helper that is setuid root", caps, unixMode(info.Mode()))
 	}
 	return ok(name, "file capabilities %s, mode %04o", caps, unixMode(info.Mode()))
 }
 
-// noSuid tells whether the file system ignores setuid bits and file capabilities.
+// noSuid reports whether the file system ignores setuid bits and file capabilities.
 func noSuid(path string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(path, &st) == nil && st.Flags&unix.ST_NOSUID != 0

@@ -15,27 +15,28 @@ import (
 	"vmnet/internal/libvirthook/hookfile"
 )
 
-// libvirtDaemons run QEMU guests: of libvirt as one daemon, and of libvirt in parts.
+// libvirtDaemons are the daemons that run QEMU guests: the single daemon and the modular one.
 var libvirtDaemons = []string{"libvirtd", "virtqemud"}
 
-// sbin is where daemons are, which is not in everybody's $PATH.
+// sbin are the directories of daemons, which not every user's $PATH has.
 var sbin = []string{"/usr/sbin", "/usr/local/sbin"}
 
-// FindHook finds the program that libvirt is to call, by an absolute path: beside vmnet, or in $PATH.
+// FindHook finds the program for libvirt to call, by an absolute path: beside vmnet, or in $PATH.
 func (m Machine) FindHook() (path string, found bool) {
 	path, found = m.find(hookfile.Program, append([]string{m.Self}, slices.DeleteFunc(slices.Clone(m.Path), func(dir string) bool { return !filepath.IsAbs(dir) })...))
 	return filepath.Clean(path), found
 }
 
-// HookSafe is an error where others than root could change what libvirt would execute as root.
+// HookSafe returns an error if a user other than root could change what libvirt would execute as
+// root.
 func (m Machine) HookSafe(path string) error {
 	if wrong, cure := m.unsafe(path); wrong != "" {
-		return fmt.Errorf("%s: whoever can write it could do what libvirt can (%s)", wrong, cure)
+		return fmt.Errorf("%s: a user who can write it has libvirt's privilege (%s)", wrong, cure)
 	}
 	return nil
 }
 
-// findLibvirt finds a daemon of libvirt's.
+// findLibvirt finds a daemon of libvirt.
 func (m Machine) findLibvirt() (path string, found bool) {
 	for _, daemon := range libvirtDaemons {
 		if path, found = m.find(daemon, append(sbin, m.Path...)); found {
@@ -45,7 +46,8 @@ func (m Machine) findLibvirt() (path string, found bool) {
 	return "", false
 }
 
-// HookUnknown is an error where libvirt is too old for folders of hooks. One that does not tell its version is not.
+// HookUnknown returns an error if libvirt is too old for directories of hooks. One that does not
+// print its version counts as new enough.
 func (m Machine) HookUnknown(ctx context.Context) error {
 	path, found := m.findLibvirt()
 	if !found {
@@ -59,12 +61,12 @@ func (m Machine) HookUnknown(ctx context.Context) error {
 		_, err = fmt.Sscanf(version, "%d.%d", &major, &minor)
 	}
 	if err == nil && (major < 6 || major == 6 && minor < 5) {
-		return fmt.Errorf("%s is version %d.%d, which does not look into %s (use libvirt 6.5 or later, or call the program from hooks/qemu)", path, major, minor, hookfile.Dir)
+		return fmt.Errorf("%s is version %d.%d, which ignores %s (use libvirt 6.5 or later, or call the program from hooks/qemu)", path, major, minor, hookfile.Dir)
 	}
 	return nil
 }
 
-// hook looks whether libvirt can call our hook.
+// hook checks that libvirt can call vmnet's hook.
 func (m Machine) hook(ctx context.Context) []Check {
 	const name = "libvirt hook"
 	if _, found := m.findLibvirt(); !found {
@@ -73,7 +75,7 @@ func (m Machine) hook(ctx context.Context) []Check {
 	program, err := hookfile.Look(m.at(hookfile.Dir))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return warn(name, "vmnet hook install", "it is not installed: what libvirt's guests say of vmnet in their metadata is not done")
+		return warn(name, "vmnet hook install", "it is not installed: the NICs that libvirt's guests declare in their metadata are not made")
 	case errors.Is(err, fs.ErrPermission):
 		return ok(name, "only root may look at %s", hookfile.Dir)
 	case err != nil:
@@ -85,7 +87,7 @@ func (m Machine) hook(ctx context.Context) []Check {
 	return m.hookProgram(ctx, name, program)
 }
 
-// hookProgram looks at what the link points to.
+// hookProgram checks the target of the link.
 func (m Machine) hookProgram(ctx context.Context, name, program string) []Check {
 	const again = "vmnet hook install"
 	info, err := os.Stat(m.at(program))
@@ -93,10 +95,10 @@ func (m Machine) hookProgram(ctx context.Context, name, program string) []Check 
 		return fail(name, again, "%v", err)
 	}
 	if !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
-		return fail(name, "chmod +x "+program, "%s cannot be executed: libvirt passes it over", program)
+		return fail(name, "chmod +x "+program, "%s cannot be executed: libvirt skips it", program)
 	}
 	if wrong, cure := m.unsafe(program); wrong != "" {
-		return fail(name, cure, "%s: whoever can write it can do what libvirt can", wrong)
+		return fail(name, cure, "%s: a user who can write it has libvirt's privilege", wrong)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -110,8 +112,9 @@ func (m Machine) hookProgram(ctx context.Context, name, program string) []Check 
 	return ok(name, "%s", program)
 }
 
-// Confined names the AppArmor profile by which libvirt may not execute a program; empty where it may, or where that cannot be
-// seen. As distributed, the profiles name what is in /usr/bin and /usr/sbin, and nothing in deeper or other folders.
+// Confined returns the AppArmor profile that keeps libvirt from executing a program. It is empty if
+// libvirt may, or if that cannot be seen. As distributed, the profiles allow programs in /usr/bin
+// and /usr/sbin, and none in deeper or other directories.
 func (m Machine) Confined(program string) (profile string) {
 	real, err := filepath.EvalSymlinks(m.at(program))
 	if err != nil || slices.Contains([]string{"/usr/bin", "/usr/sbin"}, filepath.Dir("/"+strings.TrimPrefix(real, m.Root))) {
@@ -127,7 +130,7 @@ func (m Machine) Confined(program string) (profile string) {
 	return ""
 }
 
-// allowed tells whether the site's additions to the profile name the program.
+// allowed reports whether the site's additions to the profile name the program.
 func (m Machine) allowed(daemon, program string) bool {
 	for _, file := range []string{"usr.sbin." + daemon, daemon} {
 		if text, err := m.read("/etc/apparmor.d/local/" + file); err == nil && strings.Contains(text, program+" ") {
@@ -137,7 +140,7 @@ func (m Machine) allowed(daemon, program string) bool {
 	return false
 }
 
-// AppArmorCure lets libvirt execute the program.
+// AppArmorCure returns a command that lets libvirt execute the program.
 func AppArmorCure(program string) string {
 	return fmt.Sprintf("echo '%s PUx,' >>/etc/apparmor.d/local/usr.sbin.libvirtd && apparmor_parser -r /etc/apparmor.d/usr.sbin.libvirtd; or install it in /usr/bin", program)
 }

@@ -25,7 +25,7 @@ func TestLiveHook(t *testing.T) {
 		{"not installed", map[string]string{daemon: ""}, "", Check{"libvirt hook", Warn, "not installed", "vmnet hook install"}},
 		{"installed", map[string]string{daemon: "", program + "*": script}, program, Check{"libvirt hook", OK, program, ""}},
 		{"new libvirt", map[string]string{daemon: "#!/bin/sh\necho 'libvirtd (libvirt) 6.5.0'\n", program + "*": script}, program, Check{"libvirt hook", OK, program, ""}},
-		{"old libvirt", map[string]string{daemon: "#!/bin/sh\necho 'libvirtd (libvirt) 6.4.9'\n", program + "*": script}, program, Check{"libvirt hook", Fail, "version 6.4, which does not look", ""}},
+		{"old libvirt", map[string]string{daemon: "#!/bin/sh\necho 'libvirtd (libvirt) 6.4.9'\n", program + "*": script}, program, Check{"libvirt hook", Fail, "version 6.4, which ignores", ""}},
 		{"program gone", map[string]string{daemon: ""}, program, Check{"libvirt hook", Fail, "no such file", "vmnet hook install"}},
 		{"no program", map[string]string{daemon: "", program: script}, program, Check{"libvirt hook", Fail, "cannot be executed", "chmod +x"}},
 		{"another program", map[string]string{daemon: "", program + "*": "#!/bin/sh\necho other\n"}, program, Check{"libvirt hook", Fail, `it says "other"`, "vmnet hook install"}},

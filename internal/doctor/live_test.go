@@ -64,7 +64,7 @@ func TestLiveHelper(t *testing.T) {
 	}{
 		{"none", os.Remove, Check{"helper", Warn, "only root", "make install"}},
 		{"found", mode(0o755), Check{"helper", OK, helperPath, ""}},
-		{"safe", mode(0o755), Check{"helper owner", OK, "nobody else", ""}},
+		{"safe", mode(0o755), Check{"helper owner", OK, "no other user", ""}},
 		{"without right", mode(0o755), Check{"helper right", Warn, "mode 0755 and no capabilities", "setcap cap_net_admin+ep " + helperPath}},
 		{"setuid", mode(setuid), Check{"helper right", OK, "setuid root, mode 4755", ""}},
 		{"setuid for a group", mode(0o750 | os.ModeSetuid), Check{"helper right", OK, "setuid root, mode 4750", ""}},
@@ -125,11 +125,11 @@ func TestLiveRules(t *testing.T) {
 		{"wrong", conf, "alow br0\n", 0o644, Check{"bridge.conf", Fail, "bridge.conf:1", "correct it"}},
 		{"writable", conf, "allow br0\n", 0o666, Check{"bridge.conf", Fail, "mode 0666", "chmod go-w " + conf}},
 		{"include", conf, "include /nonexistent/vmnet.conf\n", 0o644, Check{"bridge.conf", Warn, "/nonexistent/vmnet.conf", "readable"}},
-		{"no policy", "/etc/x", "", 0o644, Check{"policy.yaml", OK, "bridge.conf alone", ""}},
+		{"no policy", "/etc/x", "", 0o644, Check{"policy.yaml", OK, "only the bridges in bridge.conf", ""}},
 		{"policy", pol, "rules:\n  - {users: [root], bridges: [br0]}\n", 0o644, Check{"policy.yaml", OK, "mode 0644", ""}},
 		{"wrong policy", pol, "rules:\n  - {users: [root], bridge: br0}\n", 0o644, Check{"policy.yaml", Fail, "policy.yaml:2", "correct it"}},
 		{"writable policy", pol, "rules: []\n", 0o664, Check{"policy.yaml", Fail, "mode 0664", "chmod go-w " + pol}},
-		{"hidden policy", pol, "rules:\n  - {users: [root], bridges: [br0]}\n", 0o600, Check{"policy.yaml", Fail, "mode 0600: others cannot read it", ""}},
+		{"hidden policy", pol, "rules:\n  - {users: [root], bridges: [br0]}\n", 0o600, Check{"policy.yaml", Fail, "mode 0600: users cannot read it", ""}},
 		{"policy without rules", pol, "rules: []\n", 0o644, Check{"policy.yaml", Warn, "without rules", ""}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// netfilter looks whether bridged frames go through iptables
+// netfilter checks whether bridged frames go through iptables
 // (Documentation/networking/ip-sysctl.rst of the kernel, bridge-nf-call-*).
 func (m Machine) netfilter() []Check {
 	const name = "br_netfilter"
@@ -38,10 +38,10 @@ func (m Machine) in(f func() error) error {
 	return m.NS.Do(f)
 }
 
-// commLen is what the kernel keeps of a process's name (TASK_COMM_LEN less its NUL).
+// commLen is how much of a process's name the kernel keeps, in bytes (TASK_COMM_LEN less its NUL).
 const commLen = 15
 
-// runs tells whether a process of that name is there.
+// runs reports whether a process of that name exists.
 func (m Machine) runs(name string) bool {
 	files, err := filepath.Glob(m.at("/proc/[0-9]*/comm"))
 	return err == nil && slices.ContainsFunc(files, func(f string) bool {
@@ -50,7 +50,7 @@ func (m Machine) runs(name string) bool {
 	})
 }
 
-// networkManager looks whether it leaves taps alone (NetworkManager.conf(5), unmanaged-devices).
+// networkManager checks that it leaves taps alone (NetworkManager.conf(5), unmanaged-devices).
 func (m Machine) networkManager() []Check {
 	const name = "NetworkManager"
 	if !m.runs(name) {
@@ -70,7 +70,7 @@ func (m Machine) networkManager() []Check {
 		}
 	}
 	return warn(name, "write [keyfile] and below it unmanaged-devices+=type:tun into /etc/NetworkManager/conf.d/vmnet.conf, and reload it",
-		"it runs, and is not told to leave taps alone: it may give them addresses or take them down")
+		"it runs, and is not configured to leave taps alone: it may give them addresses or take them down")
 }
 
 func coversTaps(devices string) bool {
@@ -82,7 +82,7 @@ func coversTaps(devices string) bool {
 // setting is a line KEY=VALUE of a section of a configuration file.
 type setting struct{ key, value string }
 
-// settings reads a file of [sections], as NetworkManager and systemd have them.
+// settings parses a file of [sections], in the format of NetworkManager and systemd.
 func settings(text string) map[string][]setting {
 	found, section := map[string][]setting{}, ""
 	for line := range strings.Lines(text) {
@@ -96,11 +96,11 @@ func settings(text string) map[string][]setting {
 	return found
 }
 
-// files lists the files with that ending, by their names; of those of one name, the
-// one in the last of the folders stands for all.
-func (m Machine) files(ending string, folders ...string) []string {
+// files lists the files with that ending, by their names. A file in a later directory replaces a
+// file of the same name in an earlier one.
+func (m Machine) files(ending string, dirs ...string) []string {
 	at := map[string]string{}
-	for _, dir := range folders {
+	for _, dir := range dirs {
 		found, err := filepath.Glob(filepath.Join(m.at(dir), "*."+ending))
 		if err != nil {
 			continue
@@ -117,16 +117,17 @@ func (m Machine) files(ending string, folders ...string) []string {
 	return paths
 }
 
-// systemdFolders hold what systemd-networkd and udev are told, the strongest last (systemd.network(5)).
-var systemdFolders = []string{"/usr/lib/systemd/network", "/run/systemd/network", "/etc/systemd/network"}
+// systemdDirs hold the configuration of systemd-networkd and udev, the strongest last
+// (systemd.network(5)).
+var systemdDirs = []string{"/usr/lib/systemd/network", "/run/systemd/network", "/etc/systemd/network"}
 
-// networkd looks which of its files would match a tap: the first one counts.
+// networkd looks for the first of its files that matches a tap, which is the one that counts.
 func (m Machine) networkd() []Check {
 	const name = "systemd-networkd"
 	if !m.runs(name) {
 		return ok(name, "it does not run")
 	}
-	for _, file := range m.files("network", systemdFolders...) {
+	for _, file := range m.files("network", systemdDirs...) {
 		text, err := m.read(file)
 		if err != nil {
 			continue
@@ -139,13 +140,13 @@ func (m Machine) networkd() []Check {
 			return ok(name, "it leaves taps alone (%s)", file)
 		}
 		return warn(name, "write [Match] Driver=tun and [Link] Unmanaged=yes, each key on its own line, into /etc/systemd/network/05-vmnet.network, and networkctl reload",
-			"%s is meant for taps as well: it may give them addresses or take them from their bridge", file)
+			"%s matches taps as well: it may give them addresses or take them from their bridge", file)
 	}
-	return ok(name, "none of its files is meant for taps")
+	return ok(name, "none of its files matches taps")
 }
 
-// matchesTap tells whether a [Match] section takes a tap, as this project names
-// them. What it says of the machine is taken to be so.
+// matchesTap reports whether a [Match] section matches a tap, as vmnet names them. Conditions on
+// the machine are assumed to hold.
 func matchesTap(match []setting) bool {
 	tap := map[string]string{"Name": "vm1-net0", "Type": "ether", "Kind": "tun", "Driver": "tun"}
 	ofTheMachine := []string{"Host", "Virtualization", "KernelCommandLine", "KernelVersion", "Version", "Credential", "Architecture", "Firmware"}
@@ -159,7 +160,7 @@ func matchesTap(match []setting) bool {
 	return len(match) > 0
 }
 
-// matchesAny compares with a list of globs; a leading ! inverts the list.
+// matchesAny matches text with a list of globs; a leading ! inverts the list.
 func matchesAny(globs, text string) bool {
 	globs, inverted := strings.CutPrefix(globs, "!")
 	found := slices.ContainsFunc(strings.Fields(globs), func(g string) bool {
@@ -169,10 +170,10 @@ func matchesAny(globs, text string) bool {
 	return found != inverted
 }
 
-// udev looks at its default for new links' addresses (systemd.link(5), MACAddressPolicy).
+// udev checks its default for new links' addresses (systemd.link(5), MACAddressPolicy).
 func (m Machine) udev() []Check {
 	const name = "udev"
-	for _, file := range m.files("link", append([]string{"/lib/systemd/network"}, systemdFolders...)...) {
+	for _, file := range m.files("link", append([]string{"/lib/systemd/network"}, systemdDirs...)...) {
 		if filepath.Base(file) != "99-default.link" {
 			continue
 		}

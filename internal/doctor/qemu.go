@@ -11,16 +11,16 @@ import (
 	"time"
 )
 
-// The oldest QEMU that all of this is tested with.
+// The oldest QEMU that vmnet is tested with.
 const (
 	qemuMajor = 6
 	qemuMinor = 2
 )
 
-// qemuArch is QEMU's name for Go's, where they differ.
+// qemuArch maps Go's names of architectures to QEMU's, where they differ.
 var qemuArch = map[string]string{"amd64": "x86_64", "arm64": "aarch64", "386": "i386", "ppc64le": "ppc64", "loong64": "loongarch64"}
 
-// qemuHelpers are where distributions put QEMU's own helper.
+// qemuHelpers are the distributions' paths of QEMU's own helper.
 var qemuHelpers = []string{
 	"/usr/lib/qemu/qemu-bridge-helper", "/usr/libexec/qemu-bridge-helper", "/usr/libexec/qemu-kvm/qemu-bridge-helper", "/usr/local/libexec/qemu-bridge-helper",
 }
@@ -35,7 +35,7 @@ func (m Machine) qemu(ctx context.Context) []Check {
 	return append(m.version(ctx, path), m.ownHelper()...)
 }
 
-// arch is what QEMU calls the processor that this is built for.
+// arch returns QEMU's name of the processor that this program is built for.
 func arch() string {
 	if a := qemuArch[runtime.GOARCH]; a != "" {
 		return a
@@ -53,14 +53,14 @@ func (m Machine) version(ctx context.Context, path string) []Check {
 	major, minor, ok2 := parseVersion(string(out))
 	switch {
 	case !ok2:
-		return warn("qemu", "", "%s does not tell its version", path)
+		return warn("qemu", "", "%s does not print its version", path)
 	case major < qemuMajor || major == qemuMajor && minor < qemuMinor:
 		return warn("qemu", fmt.Sprintf("use QEMU %d.%d or later", qemuMajor, qemuMinor), "%s is version %d.%d, which vmnet is not tested with", path, major, minor)
 	}
 	return ok("qemu", "%s, version %d.%d", path, major, minor)
 }
 
-// parseVersion reads "QEMU emulator version 7.2.22 (Debian ...)".
+// parseVersion parses "QEMU emulator version 7.2.22 (Debian ...)".
 func parseVersion(text string) (major, minor int, ok bool) {
 	_, rest, found := strings.Cut(text, " version ")
 	if !found {
@@ -70,7 +70,7 @@ func parseVersion(text string) (major, minor int, ok bool) {
 	return major, minor, err == nil && n == 2
 }
 
-// ownHelper tells which helper -netdev bridge starts unless told otherwise.
+// ownHelper finds the helper that -netdev bridge starts by default.
 func (m Machine) ownHelper() []Check {
 	const name = "qemu-bridge-helper"
 	ours, found := m.find(name, []string{filepath.Join(m.Self, "../libexec/vmnet")}) // where make install puts it
@@ -82,7 +82,7 @@ func (m Machine) ownHelper() []Check {
 		case !found:
 			return ok(name, "QEMU's own is %s, mode %04o", path, unixMode(info.Mode()))
 		}
-		return ok(name, "QEMU's own is %s, mode %04o; ours is had by -netdev bridge,br=BRIDGE,helper=%s", path, unixMode(info.Mode()), ours)
+		return ok(name, "QEMU's own is %s, mode %04o; for vmnet's use -netdev bridge,br=BRIDGE,helper=%s", path, unixMode(info.Mode()), ours)
 	}
 	return ok(name, "QEMU's own is not installed")
 }

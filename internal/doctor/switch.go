@@ -8,7 +8,7 @@ import (
 	"vmnet/internal/kernel/netns"
 )
 
-// packetPorts are what the userspace switch needs the kernel for.
+// packetPorts checks what the userspace switch needs from the kernel.
 func (m Machine) packetPorts() []Check {
 	const name = "switch"
 	ns := m.NS
@@ -24,7 +24,7 @@ func (m Machine) packetPorts() []Check {
 	case err == nil:
 		return ok(name, "vmnet switch can have network cards and others' taps as ports")
 	case errors.Is(err, fs.ErrPermission):
-		return ok(name, "vmnet switch can have sockets and one's own taps as ports; whether also network cards and others' taps, only root can see")
+		return ok(name, "vmnet switch can have sockets and your own taps as ports; for network cards and others' taps run this as root")
 	}
-	return warn(name, "modprobe nf_tables", "vmnet switch can have no network card and nobody else's tap as a port: %v", err)
+	return warn(name, "modprobe nf_tables", "vmnet switch can have neither network cards nor others' taps as ports: %v", err)
 }

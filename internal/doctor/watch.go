@@ -7,8 +7,9 @@ import (
 	"strings"
 )
 
-// watch looks whether a vmnet watch runs, which sets back the addresses of taps: whoever holds a tap may give it another
-// guest's (SIOCSIFHWADDR), and its bridge then keeps that guest's frames.
+// watch checks whether a vmnet watch runs, which resets the addresses of taps: the holder of a tap
+// may give it another guest's address (SIOCSIFHWADDR), and its bridge then keeps that guest's
+// frames.
 func (m Machine) watch() []Check {
 	const name = "watch"
 	files, _ := filepath.Glob(m.at("/proc/[0-9]*/cmdline"))
@@ -16,9 +17,9 @@ func (m Machine) watch() []Check {
 		text, err := os.ReadFile(f)
 		argv := strings.Split(string(text), "\x00")
 		if err == nil && filepath.Base(argv[0]) == "vmnet" && slices.Contains(argv[1:], "watch") {
-			return ok(name, "vmnet watch runs: it puts ports back on their bridges, and sets back the addresses of taps that their holders change")
+			return ok(name, "vmnet watch runs: it puts ports back on their bridges, and resets the addresses of taps that their holders change")
 		}
 	}
 	return warn(name, "systemctl enable --now vmnet-watch, or vmnet watch",
-		"no vmnet watch runs: who holds a tap, such as a hostile QEMU, can give it another guest's address, by which its bridge keeps that guest's frames, until vmnet reconcile")
+		"no vmnet watch runs: a hostile QEMU can give its tap another guest's address and take that guest's frames, until vmnet reconcile")
 }

@@ -11,20 +11,20 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// tellEvery bounds how often it is reported that the same tap's address was set back: its holder can change it without
-// end.
+// tellEvery bounds how often a reset address of the same tap is reported: the tap's holder can
+// change it without end.
 const tellEvery = 10 * time.Second
 
-// addresses sets back the addresses of taps that their holders have changed; see tapmgr.HostAddress. It is for the
-// goroutine of the kernel's events, which come no faster than that works them off: what is too much is lost, and read
-// again after a pause.
+// addresses resets the addresses of taps that their holders have changed; see tapmgr.HostAddress.
+// Only the goroutine that handles the kernel's events uses it, and events come no faster than it
+// handles them: excess events are lost, and the links are read again after a pause.
 type addresses struct {
 	setBack func(index int) (nic.Action, error)
 	report  func(Report)
 	told    map[int]told // by interface index
 }
 
-// told is when a tap was reported, and how often its address was set back since without a word.
+// told records when a tap was reported, and how many resets since then were not reported.
 type told struct {
 	at     time.Time
 	silent int
@@ -34,7 +34,7 @@ func newAddresses(setBack func(int) (nic.Action, error), report func(Report)) *a
 	return &addresses{setBack: setBack, report: report, told: map[int]told{}}
 }
 
-// link looks at a tap that is new or was changed.
+// link checks a tap that is new or was changed.
 func (a *addresses) link(l *rtnl.Link) {
 	want, ok := tapmgr.HostAddress(l)
 	if !ok || bytes.Equal(want, l.MAC) {
@@ -60,7 +60,7 @@ func (a *addresses) link(l *rtnl.Link) {
 
 func (a *addresses) forget(index int) { delete(a.told, index) }
 
-// keep forgets all links but these.
+// keep forgets all links except these.
 func (a *addresses) keep(there map[int]bool) {
 	maps.DeleteFunc(a.told, func(index int, _ told) bool { return !there[index] })
 }

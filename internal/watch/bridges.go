@@ -8,17 +8,17 @@ import (
 	"time"
 )
 
-// Taps are put back at once, and again for a minute where that failed: a bridge is often made first and set up then,
-// such as to filter VLANs.
+// Taps are put back at once, and after a failure again for a minute: a bridge is often made first
+// and set up then, for example to filter VLANs.
 const (
 	firstRetry = 100 * time.Millisecond
-	retries    = 9 // each after twice the time
+	retries    = 9 // each after twice the pause
 )
 
-// bridges knows the bridges that there are. A new one, or one of a new name, may be what taps have lost.
+// bridges tracks the existing bridges. A new or renamed one may be the bridge that taps have lost.
 type bridges struct {
-	// putBack puts taps back on the bridges of these names; last where it is not tried again. It tells whether
-	// anything failed.
+	// putBack puts taps back on the bridges of these names; last means that it is not tried again.
+	// It reports whether anything failed.
 	putBack func(ctx context.Context, names []string, last bool) (failed bool)
 	wake    chan struct{}
 
@@ -27,7 +27,7 @@ type bridges struct {
 	due   map[string]due
 }
 
-// due is when a bridge is looked at, for the how many-th time.
+// due says when a bridge is checked, and how many times it was.
 type due struct {
 	at  time.Time
 	try int
@@ -37,7 +37,7 @@ func newBridges(putBack func(ctx context.Context, names []string, last bool) boo
 	return &bridges{putBack: putBack, wake: make(chan struct{}, 1), known: map[int]string{}, due: map[string]due{}}
 }
 
-// seen notes a bridge, and has it looked at if it is new.
+// seen records a bridge, and schedules a check if it is new.
 func (b *bridges) seen(index int, name string) {
 	b.mu.Lock()
 	before := b.known[index]
@@ -51,7 +51,7 @@ func (b *bridges) seen(index int, name string) {
 	}
 }
 
-// all has all bridges looked at.
+// all schedules a check of all bridges.
 func (b *bridges) all() {
 	b.mu.Lock()
 	for _, name := range b.known {
@@ -75,7 +75,7 @@ func (b *bridges) gone(index int) {
 	delete(b.known, index)
 }
 
-// keep forgets all links but these.
+// keep forgets all links except these.
 func (b *bridges) keep(there map[int]bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -87,7 +87,7 @@ func (b *bridges) keep(there map[int]bool) {
 	}
 }
 
-// work looks at the bridges that are due, as many as there are in one go.
+// work checks the bridges that are due, as many as there are in one go.
 func (b *bridges) work(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -124,7 +124,7 @@ func (b *bridges) take(now time.Time) map[string]int {
 	return batch
 }
 
-// again has bridges looked at once more, later.
+// again schedules another check of bridges, later.
 func (b *bridges) again(batch map[string]int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -136,7 +136,7 @@ func (b *bridges) again(batch map[string]int) {
 	}
 }
 
-// next is the time until a bridge is due.
+// next returns the time until a bridge is due.
 func (b *bridges) next(now time.Time) time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()

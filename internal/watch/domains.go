@@ -15,13 +15,13 @@ import (
 )
 
 const (
-	callTimeout   = 5 * time.Second // of what is asked of libvirt in one go
+	callTimeout   = 5 * time.Second // for one batch of calls to libvirt
 	firstRedial   = 100 * time.Millisecond
 	slowestRedial = 10 * time.Second
-	eventBuffer   = 1024 // events of libvirt's that may wait; more are made good for by reading all again
+	eventBuffer   = 1024 // queued libvirt events; when more are lost, everything is read again
 )
 
-// domains has the connection to libvirt, while there is one.
+// domains holds the connection to libvirt, if there is one.
 type domains struct {
 	mu   sync.Mutex
 	conn *libvirt.Conn
@@ -39,8 +39,8 @@ func (d *domains) set(conn *libvirt.Conn) {
 	d.conn = conn
 }
 
-// followLibvirt keeps a connection. What the domains have declared is kept while there is none: they go on, and
-// nobody attaches anything without libvirt.
+// followLibvirt keeps a connection open. Without one, the domains' declarations are kept: the
+// domains continue, and nothing is attached without libvirt.
 func (w *watcher) followLibvirt(ctx context.Context) {
 	told := false
 	for wait := firstRedial; ctx.Err() == nil; {
@@ -72,12 +72,12 @@ func (w *watcher) followLibvirt(ctx context.Context) {
 	}
 }
 
-// withoutLibvirt tells that libvirt cannot be reached.
+// withoutLibvirt reports that libvirt cannot be reached.
 func (w *watcher) withoutLibvirt(err error) Report {
 	if w.MayBeAbsent && errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
-		return Report{Text: "no libvirt listens here: its guests are followed once it does"}
+		return Report{Text: "libvirt does not run here: its guests are followed once it does"}
 	}
-	return Report{Text: "without libvirt, which is tried again", Err: err}
+	return Report{Text: "libvirt cannot be reached, trying again", Err: err}
 }
 
 func (w *watcher) dial(ctx context.Context, dial func(context.Context) (*libvirt.Conn, error)) (*libvirt.Conn, error) {
@@ -86,7 +86,7 @@ func (w *watcher) dial(ctx context.Context, dial func(context.Context) (*libvirt
 	return dial(ctx)
 }
 
-// serve follows the domains of one connection until that ends.
+// serve follows the domains of one connection until the connection ends.
 func (w *watcher) serve(ctx context.Context, conn *libvirt.Conn) error {
 	subCtx, cancel := context.WithTimeout(ctx, callTimeout)
 	sub, err := conn.Subscribe(subCtx, nil, eventBuffer, libvirt.Lifecycle, libvirt.DeviceAdded, libvirt.DeviceRemoved, libvirt.MetadataChange)
@@ -102,7 +102,7 @@ func (w *watcher) serve(ctx context.Context, conn *libvirt.Conn) error {
 	defer w.domains.set(nil)
 	w.bridges.all()
 	w.left = newLeavings()
-	w.removeLeft(ctx, everybody) // of guests that have ended while nobody watched
+	w.removeLeft(ctx, everybody) // of guests that ended while vmnet watch did not run
 	w.ready()
 	for lost := uint64(0); ; {
 		select {
@@ -131,7 +131,7 @@ func (w *watcher) serve(ctx context.Context, conn *libvirt.Conn) error {
 	}
 }
 
-// readDomains reads what all domains that run declare.
+// readDomains reads the declarations of all running domains.
 func (w *watcher) readDomains(ctx context.Context, conn *libvirt.Conn) error {
 	listCtx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -160,7 +160,7 @@ func (w *watcher) domainEvent(ctx context.Context, conn *libvirt.Conn, e libvirt
 	}
 }
 
-// readDomain reads what a domain declares, and gives the taps that it has their settings.
+// readDomain reads a domain's declaration, and applies the settings to its taps.
 func (w *watcher) readDomain(ctx context.Context, conn *libvirt.Conn, dom libvirt.Domain) {
 	callCtx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -168,16 +168,16 @@ func (w *watcher) readDomain(ctx context.Context, conn *libvirt.Conn, dom libvir
 	switch {
 	case ctx.Err() != nil || conn.Err() != nil:
 		return
-	case err != nil && !isNoDomain(err): // what is known of it stays
-		w.report(Report{Text: "what it declares is not read", Guest: dom.Name, Err: err})
+	case err != nil && !isNoDomain(err): // the known declaration is kept
+		w.report(Report{Text: "its declaration cannot be read", Guest: dom.Name, Err: err})
 		return
 	}
 	var nics []declared.NIC
-	if err == nil && def.ID >= 0 { // what is off has no taps
+	if err == nil && def.ID >= 0 { // an inactive domain has no taps
 		nics, err = declared.Ports(def)
 	}
 	if err != nil && !isNoDomain(err) {
-		w.report(Report{Text: "what it declares is wrong", Guest: dom.Name, Err: err})
+		w.report(Report{Text: "its declaration is invalid", Guest: dom.Name, Err: err})
 	}
 	w.ports.declare(dom, nics)
 	for _, n := range nics {

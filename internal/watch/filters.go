@@ -13,11 +13,11 @@ import (
 	"vmnet/qmp/goqemu"
 )
 
-// maxFilters bounds the receive filters of a guest. Little text makes a long list, and a QEMU that
+// maxFilters bounds the receive filters of a guest. A short text makes a long list, and a QEMU that
 // its guest has taken over can send any.
 const maxFilters = 256
 
-// filtersBy asks a QEMU what the drivers of its NICs want to receive, of all NICs that have a filter.
+// filtersBy asks a QEMU for the receive filters of all NICs that have one.
 func filtersBy(ctx context.Context, c *qmp.Conn) ([]raw.RxFilterInfo, error) {
 	m := goqemu.New(ctx, c)
 	defer m.Disconnect()
@@ -44,8 +44,8 @@ func (b bounded) Run(command []byte) ([]byte, error) {
 	return reply, nil
 }
 
-// groupsOf is what a driver wants to receive: groups, or all multicast. What is no multicast address
-// in its list, which the guest wrote, is left out.
+// groupsOf returns what a driver wants to receive: groups, or all multicast. It skips addresses in
+// the list that are not multicast, since the guest wrote the list.
 func groupsOf(f raw.RxFilterInfo) (groups []net.HardwareAddr, all bool) {
 	switch {
 	case f.Promiscuous, f.Multicast == raw.RxStateAll, f.MulticastOverflow, len(f.MulticastTable) > macvtap.MaxGroups:

@@ -7,23 +7,24 @@ import (
 	"vmnet/libvirt"
 )
 
-// What a guest has left may still be held when libvirt tells that it has ended, or that it has let go of a NIC: a process
-// that ends closes its files one after the other. It is looked at again after pauses that double, for a minute in all.
+// Leftovers of a guest may still be held when libvirt reports that the guest has ended or released
+// a NIC: an exiting process closes its files one after the other. They are checked again after
+// pauses that double, for a minute in all.
 const (
 	firstRevisit   = 100 * time.Millisecond
 	slowestRevisit = 30 * time.Second
 )
 
-// everybody stands for all guests, where what ended meanwhile is not known.
+// everybody stands for all guests, when it is unknown which ones have ended.
 const everybody = ""
 
-// leavings knows which guests have left what is to be looked at again. It is for one goroutine.
+// leavings tracks the guests whose leftovers must be checked again. It is for one goroutine.
 type leavings struct {
 	guests map[string]revisit // by name
 	alarm  *time.Timer
 }
 
-// revisit is when a guest is looked at again, and how long after the last time.
+// revisit says when a guest is checked again, and the pause since the last check.
 type revisit struct {
 	at   time.Time
 	wait time.Duration
@@ -33,8 +34,8 @@ func newLeavings() *leavings {
 	return &leavings{guests: map[string]revisit{}, alarm: time.NewTimer(time.Hour)}
 }
 
-// later has a guest looked at again, unless that was done for long enough. Everybody is looked at once, and not soon:
-// where events are lost once, they are lost again.
+// later schedules another check of a guest, unless it was checked long enough. Everybody is checked
+// once, and not soon: if events are lost once, they will be lost again.
 func (l *leavings) later(guest string, now time.Time) {
 	wait := max(2*l.guests[guest].wait, firstRevisit)
 	if guest == everybody {
@@ -49,7 +50,7 @@ func (l *leavings) later(guest string, now time.Time) {
 
 func (l *leavings) forget(guest string) { delete(l.guests, guest) }
 
-// due are the guests whose time has come.
+// due returns the guests that must be checked now.
 func (l *leavings) due(now time.Time) (guests []string) {
 	for name, r := range l.guests {
 		if !r.at.After(now) {
@@ -59,12 +60,12 @@ func (l *leavings) due(now time.Time) (guests []string) {
 	return guests
 }
 
-// next delivers when the next guest is due; nil, which never does, where there is none.
+// next delivers when the next guest is due. It returns nil, which never delivers, if there is none.
 func (l *leavings) next(now time.Time) <-chan time.Time {
 	if len(l.guests) == 0 {
 		return nil
 	}
-	first := slowestRevisit // none is later than that
+	first := slowestRevisit // no guest is due later
 	for _, r := range l.guests {
 		first = min(first, r.at.Sub(now))
 	}
@@ -72,13 +73,14 @@ func (l *leavings) next(now time.Time) <-chan time.Time {
 	return l.alarm.C
 }
 
-// ended removes what a domain has left: a macvtap that was handed over by its name stays.
+// ended removes a domain's leftovers: a macvtap that was handed over by its name outlives the
+// guest.
 func (w *watcher) ended(ctx context.Context, dom libvirt.Domain) {
 	w.left.forget(dom.Name)
 	w.removeLeft(ctx, dom.Name)
 }
 
-// removeLeft does so once, and again later where somebody has not let go of something yet.
+// removeLeft removes leftovers once, and again later if some are still held.
 func (w *watcher) removeLeft(ctx context.Context, guest string) {
 	actions, remain, err := w.Manager.Ended(ctx, guest)
 	if ctx.Err() != nil {

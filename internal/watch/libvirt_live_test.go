@@ -181,7 +181,7 @@ func TestLiveWrongMetadataIsReported(t *testing.T) {
 	m := newMachine(t)
 	m.start("web", nicsElement(declareNIC(1, "isolatd='yes'")), "")
 	m.watch(m.dial)
-	r, _ := m.reported("what it declares is wrong", "")
+	r, _ := m.reported("its declaration is invalid", "")
 	if r.Guest != "web" || r.Err == nil || !strings.Contains(r.Err.Error(), `attribute "isolatd" is not known`) {
 		t.Errorf("%+v", r)
 	}
@@ -235,7 +235,7 @@ func TestLiveLibvirtdRestarts(t *testing.T) {
 		if err := syscall.Kill(m.daemon.PID(), syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		m.reported("without libvirt", "")
+		m.reported("libvirt cannot be reached", "")
 		m.daemon.Await()
 		m.reported("connected to libvirt", "")
 	}
@@ -248,7 +248,7 @@ func TestLiveWithoutLibvirtOursAreWatched(t *testing.T) {
 	h.watch(func(ctx context.Context) (*libvirt.Conn, error) {
 		return libvirt.Dialer{Path: h.TempDir() + "/none"}.Dial(ctx)
 	})
-	h.reported("without libvirt", "")
+	h.reported("libvirt cannot be reached", "")
 	h.ip("link", "del", "br0")
 	h.bridge("br0")
 	h.becomes("lost", "br0", "")

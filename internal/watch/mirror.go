@@ -16,30 +16,32 @@ import (
 )
 
 const (
-	// pollEvery is how often a guest with a monitor of its own is asked. The monitor serves one client at a time, so
-	// we may not stay and wait for its events.
+	// pollEvery is how often a guest with its own monitor is asked. The monitor serves one client
+	// at a time, so staying connected for its events would lock others out.
 	pollEvery = 2 * time.Second
-	// pollPatience is how long we wait for such a monitor before we let it be until the next time.
+	// pollPatience is how long a poll waits for such a monitor before it gives up until the next
+	// time.
 	pollPatience = 300 * time.Millisecond
-	// lookEvery is after how many polls we look for NICs anew though nothing has happened, and ask libvirt's guests
-	// though they have not told of a change.
+	// lookEvery is the number of polls after which NICs are looked for even though no link has
+	// changed, and libvirt's guests are asked even though they have not reported a change.
 	lookEvery = 15
-	// lookPause is how long we do not look again, as a multiple of how long it has taken: to look at all processes may
-	// take long where there are many, and links may change all the time.
+	// lookPause is the pause after looking for NICs, as a multiple of the time that it took:
+	// looking at all processes may take long, and links may change all the time.
 	lookPause = 50
-	// slowestAsk is how long a guest of libvirt's that cannot be asked is let be at most.
+	// slowestAsk is the longest pause before a libvirt guest that does not answer is asked again.
 	slowestAsk = 30 * time.Second
-	// maxMisses is after how many polls without an answer a guest's NICs take in all multicast again.
+	// maxMisses is the number of polls without an answer after which a guest's NICs accept all
+	// multicast.
 	maxMisses = 5
-	// eventPause is how long we wait for more of a guest's changes before we ask what they are. QEMU tells of
-	// another one only after that.
+	// eventPause is how long to wait for more changes of a guest before asking for them. QEMU
+	// reports another one only after it was asked.
 	eventPause = 100 * time.Millisecond
 )
 
-// rxChanged is QEMU's event of a changed filter (qapi/net.json).
+// rxChanged is QEMU's event for a changed filter (qapi/net.json).
 const rxChanged = "NIC_RX_FILTER_CHANGED"
 
-// macvtaps is what a tapmgr.Manager does for mirrors.
+// macvtaps is the part of tapmgr.Manager that mirrors use.
 type macvtaps interface {
 	Mirrors(ctx context.Context) ([]tapmgr.Mirror, error)
 	WithMonitor(context.Context, tapmgr.Mirror, func(*qmp.Conn) error) error
@@ -47,14 +49,15 @@ type macvtaps interface {
 	TakeAll(tapmgr.Mirror) (changed bool, err error)
 }
 
-// mirrors has macvtaps take in the multicast groups that their guests ask for. All but stir is for work's goroutine.
+// mirrors makes macvtaps accept the multicast groups that their guests ask for. Only work's
+// goroutine may call its methods, except stir.
 type mirrors struct {
 	w     *watcher
 	taps  macvtaps
 	dirty atomic.Bool
 
 	guests  map[int]*guest // by process
-	monitor *libvirt.Conn  // while there is a guest of libvirt's; nil else
+	monitor *libvirt.Conn  // nil unless there is a libvirt guest
 	changes *libvirt.Subscription
 	own     way // to guests with monitors of their own
 	domains way // to libvirt's
@@ -62,17 +65,17 @@ type mirrors struct {
 	asks    sync.WaitGroup
 	told    string    // the last failure to reach libvirt
 	failed  string    // the last failure to look for NICs
-	rested  time.Time // when we may look again
+	rested  time.Time // when NICs may be looked for again
 }
 
-// guest is one with NICs whose groups are mirrored.
+// guest is a guest with NICs whose groups are mirrored.
 type guest struct {
 	nics   []tapmgr.Mirror
 	misses int             // polls without an answer since the last one with
-	due    bool            // to be asked: of libvirt's, it has changed something
-	asking bool            // it has been asked, and that has not ended
+	due    bool            // to be asked: a libvirt guest has changed something
+	asking bool            // it was asked and has not answered
 	rested time.Time       // when it may be asked again
-	told   map[string]bool // reports that were made once
+	told   map[string]bool // reports made, which are not repeated
 }
 
 func newMirrors(w *watcher, taps macvtaps) *mirrors {
@@ -82,10 +85,10 @@ func newMirrors(w *watcher, taps macvtaps) *mirrors {
 	return m
 }
 
-// stir has NICs looked for soon.
+// stir schedules a search for NICs.
 func (m *mirrors) stir() { m.dirty.Store(true) }
 
-// work ends with all NICs taking in all multicast, as they do without us.
+// work ends with all NICs accepting all multicast, as they do without vmnet watch.
 func (m *mirrors) work(ctx context.Context) {
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
@@ -118,7 +121,7 @@ func (m *mirrors) work(ctx context.Context) {
 	}
 }
 
-// events is nil, which never delivers, without libvirt's guests.
+// events returns nil, which never delivers, without libvirt guests.
 func (m *mirrors) events() <-chan libvirt.Event {
 	if m.changes == nil {
 		return nil
@@ -126,7 +129,7 @@ func (m *mirrors) events() <-chan libvirt.Event {
 	return m.changes.C
 }
 
-// look finds the NICs, where something has happened to links, and now and then.
+// look finds the NICs when links have changed, and now and then.
 func (m *mirrors) look(ctx context.Context, n int) {
 	start := time.Now()
 	if start.Before(m.rested) || !m.dirty.Swap(false) && n%lookEvery != 0 {
@@ -152,7 +155,7 @@ func (m *mirrors) look(ctx context.Context, n int) {
 	m.guests = guests
 }
 
-// known is what we know of a guest, without its NICs.
+// known returns the state of a guest, without its NICs.
 func (m *mirrors) known(pid int) *guest {
 	if old := m.guests[pid]; old != nil {
 		old.nics = nil
@@ -163,8 +166,8 @@ func (m *mirrors) known(pid int) *guest {
 
 func (g *guest) add(x tapmgr.Mirror) { g.nics = append(g.nics, x) }
 
-// follow makes the device take in what the driver wants, or all where the driver has not said what it
-// wants: QEMU has the NIC promiscuous until then, and so a guest without a driver.
+// follow makes the device accept what the driver wants, or all multicast if the driver has not said
+// what it wants: QEMU has the NIC promiscuous until then, as for a guest without a driver.
 func (m *mirrors) follow(g *guest, x tapmgr.Mirror, f raw.RxFilterInfo) {
 	groups, all := groupsOf(f)
 	var changed bool
@@ -178,20 +181,20 @@ func (m *mirrors) follow(g *guest, x tapmgr.Mirror, f raw.RxFilterInfo) {
 		m.stir()
 		return
 	}
-	r := Report{Text: "takes in " + groupsText(groups, all), Guest: x.VM, NIC: x.NIC, Interface: x.Interface, Err: err}
+	r := Report{Text: "accepts " + groupsText(groups, all), Guest: x.VM, NIC: x.NIC, Interface: x.Interface, Err: err}
 	if (changed || err != nil) && g.once(fmt.Sprint(x.NIC, r.Text, err)) {
 		m.w.report(r)
 	}
 	if mac, err := net.ParseMAC(f.MainMac); err == nil && mac.String() != x.MAC.String() && g.once(x.NIC+mac.String()) {
 		m.w.report(Report{
 			Text: "not followed: its address is locked", Guest: x.VM, NIC: x.NIC, Interface: x.Interface,
-			Err: fmt.Errorf("the guest has changed its MAC from %s to %s, for which nothing will reach it", x.MAC, mac),
+			Err: fmt.Errorf("the guest has changed its MAC from %s to %s, which receives no frames", x.MAC, mac),
 		})
 	}
 }
 
-// once tells whether a report of that kind has not been made of the guest yet. What a guest can make us
-// report is bounded.
+// once reports whether a report of that kind has not been made for the guest yet. It bounds the
+// reports that a guest can provoke.
 func (g *guest) once(kind string) bool {
 	const most = 64
 	if g.told[kind] || len(g.told) >= most {
@@ -201,7 +204,7 @@ func (g *guest) once(kind string) bool {
 	return true
 }
 
-// groupsText names few addresses.
+// groupsText formats a few addresses.
 func groupsText(groups []net.HardwareAddr, all bool) string {
 	if all {
 		return "all multicast, as the guest wants"
@@ -220,17 +223,17 @@ func groupsText(groups []net.HardwareAddr, all bool) string {
 	return text
 }
 
-// takeAll has a guest's NICs take in all multicast.
+// takeAll makes a guest's NICs accept all multicast.
 func (m *mirrors) takeAll(g *guest) {
 	for _, x := range g.nics {
 		changed, err := m.taps.TakeAll(x)
 		if !isGone(err) && (changed || err != nil) {
-			m.w.report(Report{Text: "takes in all multicast again", Guest: x.VM, NIC: x.NIC, Interface: x.Interface, Err: err})
+			m.w.report(Report{Text: "accepts all multicast again", Guest: x.VM, NIC: x.NIC, Interface: x.Interface, Err: err})
 		}
 	}
 }
 
-// leave leaves all as it is right without us.
+// leave restores the state that is correct without vmnet watch.
 func (m *mirrors) leave() {
 	m.asks.Wait()
 	for _, g := range m.guests {

@@ -109,7 +109,7 @@ func TestLiveMirrorOfAGuestWithAMonitorOfItsOwn(t *testing.T) {
 	stop := h.watch(nil)
 	mac := h.attachMirrored(mirrored(nic.Target{VM: name}))
 	h.exercise(far, name, mac, vm.Guest, "fd00:8::2", "fd00:8::7:7")
-	r, _ := h.reported("takes in multicast to", "")
+	r, _ := h.reported("accepts multicast to", "")
 	if r.Guest != name || r.NIC != "net0" || r.Err != nil {
 		t.Errorf("%+v", r)
 	}

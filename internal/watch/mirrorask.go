@@ -11,21 +11,22 @@ import (
 	"vmnet/tapmgr"
 )
 
-// Guests are asked beside work's goroutine, which nothing that a guest does may hold up.
+// Guests are asked outside work's goroutine, which no guest may block.
 
-// maxAsks bounds how many guests are asked at the same time in one way. It is less than the calls that libvirtd works on for a
-// connection (max_client_requests, 5): with as many that hang it would not even read that we are alive.
+// maxAsks bounds how many guests are asked at the same time by one path. It is less than the calls
+// that libvirtd processes for a connection (max_client_requests, 5): with that many hung calls it
+// would not even read a keepalive.
 const maxAsks = 4
 
-// errSilent is for a guest of libvirt's that has been asked and has not answered yet.
-var errSilent = errors.New("libvirt has no answer of its QEMU yet: is it stopped, or busy with another job of the domain's?")
+// errSilent is the error for a libvirt guest that was asked and has not answered yet.
+var errSilent = errors.New("libvirt waits for its QEMU (is it stopped, or busy with another job of the domain?)")
 
-// ask asks the guest that holds x what the drivers of all its NICs want.
+// ask returns what the drivers of all NICs of the guest that holds x want to receive.
 type ask func(ctx context.Context, x tapmgr.Mirror) ([]raw.RxFilterInfo, error)
 
-// way is one of asking guests.
+// way is a path by which guests are asked.
 type way struct {
-	open  func(context.Context) ask // nil where nobody can be asked now
+	open  func(context.Context) ask // nil if no guest can be asked now
 	slots chan struct{}
 }
 
@@ -39,8 +40,8 @@ func newWay(open func(context.Context) ask) way {
 	return way{open: open, slots: make(chan struct{}, maxAsks)}
 }
 
-// tick notes who is to be asked now: guests with monitors of their own always, those of libvirt's that have not
-// answered, or all.
+// tick marks the guests to ask now: always those with their own monitors, and of libvirt's those
+// that have not answered, or all.
 func (m *mirrors) tick(all bool) {
 	for _, g := range m.guests {
 		switch {
@@ -56,8 +57,9 @@ func (m *mirrors) tick(all bool) {
 
 func (g *guest) ofLibvirt() bool { return g.nics[0].Guest.Libvirt }
 
-// askDue asks the guests that are to be asked, but nobody who has still not answered: libvirtd does not stop asking
-// when we stop waiting, and would ask a QEMU that is stopped ever more often, until it has no hands free for others.
+// askDue asks the marked guests, except those that have still not answered: libvirtd does not stop
+// asking when its client stops waiting. It would ask a stopped QEMU again and again until it has no
+// worker left for others.
 func (m *mirrors) askDue(ctx context.Context) {
 	own, domains := m.own.open(ctx), m.domains.open(ctx)
 	now := time.Now()
@@ -72,7 +74,7 @@ func (m *mirrors) askDue(ctx context.Context) {
 	}
 }
 
-// start asks once there is a slot. It ends with an answer, or with ctx.
+// start asks as soon as there is a slot. It ends with an answer, or with ctx.
 func (m *mirrors) start(ctx context.Context, g *guest, do ask, slots chan struct{}) {
 	g.due, g.asking = false, true
 	x := g.nics[0]
@@ -91,7 +93,7 @@ func (m *mirrors) start(ctx context.Context, g *guest, do ask, slots chan struct
 	})
 }
 
-// poll asks a guest that has a monitor of its own.
+// poll asks a guest that has its own monitor.
 func (m *mirrors) poll(ctx context.Context, x tapmgr.Mirror) (filters []raw.RxFilterInfo, err error) {
 	ctx, cancel := context.WithTimeout(ctx, pollPatience)
 	defer cancel()
@@ -102,7 +104,7 @@ func (m *mirrors) poll(ctx context.Context, x tapmgr.Mirror) (filters []raw.RxFi
 	return filters, err
 }
 
-// answered tells a guest's NICs what it has asked for.
+// answered passes a guest's answer to its NICs.
 func (m *mirrors) answered(a answer) {
 	g := a.g
 	g.asking = false
@@ -126,7 +128,8 @@ func (m *mirrors) answered(a answer) {
 	}
 }
 
-// restOf is how long a guest is let be after so many misses: ever longer once its NICs take in all multicast.
+// restOf returns the pause before a guest is asked again after so many misses: ever longer once its
+// NICs accept all multicast.
 func restOf(misses int) time.Duration {
 	if misses < maxMisses {
 		return 0
@@ -134,13 +137,13 @@ func restOf(misses int) time.Duration {
 	return min(pollEvery<<min(misses-maxMisses, 10), slowestAsk)
 }
 
-// missed has a guest's NICs take in all multicast after some time without an answer.
+// missed makes a guest's NICs accept all multicast after some time without an answer.
 func (m *mirrors) missed(g *guest, err error) {
 	if g.misses++; g.misses != maxMisses {
 		return
 	}
 	m.takeAll(g)
 	if x := g.nics[0]; g.once("no answer") {
-		m.w.report(Report{Text: "cannot be asked for its multicast groups, and takes in all", Guest: x.VM, NIC: x.NIC, Interface: x.Interface, Err: err})
+		m.w.report(Report{Text: "cannot be asked for its multicast groups, and accepts all", Guest: x.VM, NIC: x.NIC, Interface: x.Interface, Err: err})
 	}
 }

@@ -15,10 +15,12 @@ import (
 	"vmnet/tapmgr"
 )
 
-// Guests of libvirt's are asked through it, when QEMU has told it of a change. That taints them (custom-monitor), so
-// it is done only for those with a NIC whose groups are mirrored, and the connection for it is there only with one.
+// Libvirt's guests are asked through libvirt, when QEMU has reported a change. That taints them
+// (custom-monitor), so it is done only for guests with a NIC whose groups are mirrored, and the
+// connection exists only while there is one.
 
-// reach connects to libvirt where that is needed, and leaves it where it is not; nil without a connection.
+// reach connects to libvirt when that is needed, and disconnects otherwise; nil without a
+// connection.
 func (m *mirrors) reach(ctx context.Context) ask {
 	needed := false
 	for _, g := range m.guests {
@@ -31,13 +33,13 @@ func (m *mirrors) reach(ctx context.Context) ask {
 	if m.monitor == nil && !m.redial(ctx) {
 		return nil
 	}
-	conn := m.monitor // it may be another one before the answer is there
+	conn := m.monitor // it may be replaced before the answer arrives
 	return func(ctx context.Context, x tapmgr.Mirror) ([]raw.RxFilterInfo, error) {
 		return filtersOf(ctx, conn, x.Guest)
 	}
 }
 
-// redial makes a new connection, or reports why there is none.
+// redial makes a new connection, or reports why it failed.
 func (m *mirrors) redial(ctx context.Context) (done bool) {
 	if err := m.connect(ctx); err != nil {
 		m.hangUp()
@@ -48,7 +50,7 @@ func (m *mirrors) redial(ctx context.Context) (done bool) {
 		return false
 	}
 	m.told = ""
-	for _, g := range m.guests { // what has changed meanwhile, nobody has told us
+	for _, g := range m.guests { // changes in between were not reported
 		g.due, g.rested = true, time.Time{}
 	}
 	return true
@@ -64,7 +66,7 @@ func (m *mirrors) connect(ctx context.Context) (err error) {
 	return err
 }
 
-// hangUp may be called without a connection.
+// hangUp disconnects. It may be called without a connection.
 func (m *mirrors) hangUp() {
 	if m.monitor != nil {
 		_ = m.monitor.Close() // and with it the subscription
@@ -72,19 +74,20 @@ func (m *mirrors) hangUp() {
 	m.monitor, m.changes = nil, nil
 }
 
-// noteChange tells whether an event is about a guest that we ask.
+// noteChange reports whether an event is about a guest that is asked.
 func (m *mirrors) noteChange(e libvirt.Event) (is bool) {
 	for _, g := range m.guests {
 		if strings.EqualFold(g.nics[0].Guest.UUID, e.Domain.UUID.String()) {
 			g.due, g.rested = true, time.Time{}
-			is = true // of several that say to be it, any
+			is = true // of several that claim to be the guest, any
 		}
 	}
 	return is
 }
 
-// filtersOf asks for what a guest wants to hear. That it is the guest of that UUID is only what its command line says: libvirt must
-// know better, or whoever writes another's there would have that one tainted.
+// filtersOf asks a guest for its receive filters. Only its command line says that it has that UUID:
+// libvirt must confirm it, or a user could write another guest's UUID there and have that guest
+// tainted.
 func filtersOf(ctx context.Context, conn *libvirt.Conn, q qemu.Process) ([]raw.RxFilterInfo, error) {
 	uuid, err := domainxml.ParseUUID(q.UUID)
 	if err != nil {
@@ -113,7 +116,7 @@ func filtersOf(ctx context.Context, conn *libvirt.Conn, q qemu.Process) ([]raw.R
 	return filtersBy(ctx, c)
 }
 
-// relay passes commands to the QEMU of a domain through libvirt. Nobody waits for its events.
+// relay passes commands to the QEMU of a domain through libvirt. It does not wait for events.
 type relay struct {
 	conn *libvirt.Conn
 	dom  libvirt.Domain

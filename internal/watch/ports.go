@@ -14,11 +14,13 @@ import (
 	"vmnet/libvirt/domainxml"
 )
 
-// ports knows which settings the domains that run declare, and which taps have them already. A tap is known by its
-// MAC, which libvirt makes of the guest's before it puts the tap on its bridge, so that the kernel's event of that says
-// enough: nobody needs to be asked. That holds for the names that libvirt makes up. Whoever else holds a tap, such as one of
-// qemu-bridge-helper's, can give it any MAC (SIOCSIFHWADDR in drivers/net/tun.c asks for no right), and with that would get into
-// another guest's VLAN; but to name it takes CAP_NET_ADMIN. Of another name, libvirt must tell whose the tap is.
+// ports knows the settings that the running domains declare, and the taps that have them already. A
+// tap is known by its MAC, which libvirt makes of the guest's before it puts the tap on its bridge.
+// So the kernel's event is enough, and nothing needs to be asked. That holds for the names that
+// libvirt chooses. A process that holds another tap, such as one of qemu-bridge-helper, can give it
+// any MAC (SIOCSIFHWADDR in drivers/net/tun.c needs no privilege), and would thus get into another
+// guest's VLAN; but renaming the tap takes CAP_NET_ADMIN. For a tap of another name, libvirt must
+// say whose it is.
 type ports struct {
 	set    func(index int, mac net.HardwareAddr, cfg bridge.PortConfig) (changed bool, err error)
 	report func(Report)
@@ -26,28 +28,28 @@ type ports struct {
 	mu      sync.Mutex
 	domains map[domainxml.UUID]declaration
 	byMAC   map[string][]claim // by the last five bytes of the guest's MAC
-	done    map[int]string     // what a tap was given since it is a port, by interface index
+	done    map[int]string     // settings that a tap was given since it became a port, by interface index
 }
 
-// declaration is what one domain says.
+// declaration is the declaration of one domain.
 type declaration struct {
 	name string
 	nics []declared.NIC
 }
 
-// claim is what a domain declares for one MAC.
+// claim is a domain's declaration for one MAC.
 type claim struct {
 	domain string
 	mac    net.HardwareAddr
 	cfg    bridge.PortConfig
-	target string // the tap's name, where libvirt has told it
+	target string // the tap's name, if libvirt has reported it
 }
 
 func newPorts(set func(int, net.HardwareAddr, bridge.PortConfig) (bool, error), report func(Report)) *ports {
 	return &ports{set: set, report: report, domains: map[domainxml.UUID]declaration{}, byMAC: map[string][]claim{}, done: map[int]string{}}
 }
 
-// declare replaces what a domain says; none forgets it.
+// declare replaces a domain's declaration; without NICs it forgets the domain.
 func (p *ports) declare(dom libvirt.Domain, nics []declared.NIC) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -57,7 +59,7 @@ func (p *ports) declare(dom libvirt.Domain, nics []declared.NIC) {
 	p.index()
 }
 
-// keepDomains forgets all domains but these.
+// keepDomains forgets all domains except these.
 func (p *ports) keepDomains(running []libvirt.Domain) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -77,8 +79,8 @@ func (p *ports) index() {
 	}
 }
 
-// link looks at a tap that is new or was changed. One that is on no bridge has no settings, and gets them when it is
-// put on one.
+// link checks a tap that is new or was changed. A tap without a bridge has no settings, and gets
+// them when it is put on one.
 func (p *ports) link(l *rtnl.Link) {
 	if l.Master == 0 {
 		p.forget(l.Index)
@@ -93,8 +95,8 @@ func (p *ports) link(l *rtnl.Link) {
 	}
 }
 
-// claimOf finds what is declared for a tap's MAC. Where domains do not agree on that, libvirt must tell whose the tap
-// is, which it does a little later.
+// claimOf finds the declaration for a tap's MAC. If domains disagree about it, libvirt must say
+// whose the tap is, which it does a little later.
 func (p *ports) claimOf(tap net.HardwareAddr) (c claim, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -110,8 +112,8 @@ func (p *ports) claimOf(tap net.HardwareAddr) (c claim, ok bool) {
 	return all[0], true
 }
 
-// declaredFor is how the port of a domain's interface should be, by what the domain declares and by what libvirt
-// has words for itself.
+// declaredFor returns the settings for the port of a domain's interface, from the domain's
+// declaration and from libvirt's own settings.
 func (p *ports) declaredFor(dom domainxml.UUID, x domainxml.Interface) bridge.PortConfig {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -125,7 +127,7 @@ func (p *ports) declaredFor(dom domainxml.UUID, x domainxml.Interface) bridge.Po
 	return cfg
 }
 
-// apply gives a port its settings, unless it was given them.
+// apply gives a port its settings, unless it has them already.
 func (p *ports) apply(index int, name string, c claim) {
 	if !p.begin(index, c.cfg.String()) {
 		return
@@ -140,7 +142,7 @@ func (p *ports) apply(index int, name string, c claim) {
 	}
 }
 
-// begin notes what is done to a tap; false where that was done before.
+// begin records a change to a tap; false if it was made before.
 func (p *ports) begin(index int, what string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -155,7 +157,7 @@ func (p *ports) forget(index int) {
 	delete(p.done, index)
 }
 
-// keep forgets all links but these.
+// keep forgets all links except these.
 func (p *ports) keep(there map[int]bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -10,8 +10,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// putBack puts taps of ours, and then those of libvirt's domains, back on the bridges of these names. What fails is
-// reported when it is tried for the last time: most often it succeeds before.
+// putBack puts managed taps, and then those of libvirt's domains, back on the bridges of these
+// names. A failure is reported only at the last attempt: most often an attempt succeeds before.
 func (w *watcher) putBack(ctx context.Context, names []string, last bool) (failed bool) {
 	actions, err := w.Manager.PutBack(names...)
 	if !last {
@@ -25,10 +25,11 @@ func (w *watcher) putBack(ctx context.Context, names []string, last bool) (faile
 	return w.putBackForeign(ctx, names, last) || failed
 }
 
-// putBackForeign asks libvirt which taps belong on the bridges. Nothing is asked where no tap is without a bridge.
+// putBackForeign asks libvirt which taps belong on the bridges. It asks nothing unless a tap has
+// lost its bridge.
 func (w *watcher) putBackForeign(ctx context.Context, names []string, last bool) (failed bool) {
 	conn := w.domains.current()
-	if conn == nil { // once libvirt is there, all bridges are looked at
+	if conn == nil { // once libvirt is connected, all bridges are checked
 		return false
 	}
 	lost, err := w.Manager.ForeignWithoutMaster()
@@ -56,8 +57,8 @@ func (w *watcher) putBackForeign(ctx context.Context, names []string, last bool)
 	return failed
 }
 
-// onBridge tells whether libvirt has made a tap for an interface and put it on a bridge. That of a network is told
-// in the XML of a domain that runs.
+// onBridge reports whether libvirt has made a tap for an interface and put it on a bridge. The XML
+// of a running domain names the bridge of a network.
 func onBridge(x domainxml.Interface) bool {
 	return (x.Type == "bridge" || x.Type == "network") && x.Target != "" && len(x.MAC) == 6
 }

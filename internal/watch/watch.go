@@ -1,10 +1,11 @@
-// Package watch does, while it runs, what nobody has a hook for: it gives the taps that libvirt makes for NICs attached
-// live the settings that their domain declares, puts ports back on a bridge that was deleted and made again, sets back the
-// addresses of taps that their holders have changed, has macvtaps take in the multicast groups that their guests ask for,
-// and removes devices that libvirt has let go of.
+// Package watch does, while it runs, what no hook can do. It gives the taps that libvirt makes for
+// NICs attached live the settings that their domain declares. It puts ports back on a bridge that
+// was deleted and made again, and resets the addresses of taps that their holders have changed. It
+// makes macvtaps accept the multicast groups that their guests ask for, and removes devices that
+// libvirt has released.
 //
-// It keeps nothing that it could not read again: what is declared it has from libvirt, what there is from the
-// kernel. All that it remembers is what it has done already, for as long as the link is there.
+// It keeps nothing that it could not read again: declarations come from libvirt, the state of links
+// from the kernel. It remembers only what it has done already, for as long as the link exists.
 package watch
 
 import (
@@ -27,30 +28,33 @@ type Config struct {
 	NS      *netns.NS       // stays the caller's
 	Manager *tapmgr.Manager // for NS
 
-	// Dial connects to the libvirt whose domains are watched, read-only; nil where there is none to watch.
+	// Dial connects to the libvirt whose domains are watched, read-only; nil: no libvirt is
+	// watched.
 	Dial func(ctx context.Context) (*libvirt.Conn, error)
-	// MayBeAbsent is for a libvirt that nobody has named: that it is not installed is no failure.
+	// MayBeAbsent is for a libvirt that the user has not named: it is no failure if it is not
+	// installed.
 	MayBeAbsent bool
-	// DialMonitor connects so that monitor commands are allowed. It is used only while a domain has a NIC whose
-	// multicast groups are mirrored.
+	// DialMonitor connects so that monitor commands are allowed. It is used only while a domain has
+	// a NIC whose multicast groups are mirrored.
 	DialMonitor func(ctx context.Context) (*libvirt.Conn, error)
 
-	// Report is told what was done and what failed, by one goroutine at a time.
+	// Report receives what was done and what failed, from one goroutine at a time.
 	Report func(Report)
 	// Ready is called once, when everything that happens from then on is noticed; nil does nothing.
 	Ready func()
 }
 
-// Report is one thing that was done, or could not be.
+// Report is one action or one failure.
 type Report struct {
 	Text      string // what: "port set to vlan:20"
-	Guest     string // whom it concerns; empty for nobody in particular
+	Guest     string // the guest concerned; empty if none
 	NIC       string // id or MAC
 	Interface string
-	Err       error // why it was not done; nil where it was
+	Err       error // why it failed; nil if it succeeded
 }
 
-// rereadEvery bounds how often all links are read again because events were lost, or libvirt's domains.
+// rereadEvery bounds how often all links, or libvirt's domains, are read again because events were
+// lost.
 const rereadEvery = 200 * time.Millisecond
 
 type watcher struct {
@@ -68,7 +72,7 @@ type watcher struct {
 	left    *leavings // of serve
 }
 
-// Run watches until ctx ends, which is no error, or the kernel's events cannot be had.
+// Run watches until ctx ends, which is no error, or the kernel's events cannot be received.
 func Run(ctx context.Context, cfg Config) error {
 	events, err := rtnl.OpenEvents(cfg.NS)
 	if err != nil {
@@ -111,7 +115,7 @@ func (w *watcher) run(ctx context.Context, events *rtnl.Events) error {
 	return errors.Join(err, events.Close())
 }
 
-// links works off the kernel's events.
+// links handles the kernel's events.
 func (w *watcher) links(ctx context.Context, events *rtnl.Events) error {
 	for {
 		e, err := events.Next()
@@ -126,7 +130,7 @@ func (w *watcher) links(ctx context.Context, events *rtnl.Events) error {
 	}
 }
 
-// event is quick: it is what stands between a new tap and its settings.
+// event is quick: a new tap waits for its settings until it returns.
 func (w *watcher) event(e rtnl.Event) {
 	switch {
 	case e.Gone:
@@ -138,19 +142,19 @@ func (w *watcher) event(e rtnl.Event) {
 	case e.Tun != nil:
 		w.macs.link(e.Link)
 		w.ports.link(e.Link)
-	default: // a new macvtap, or the lower of one: the kernel tells of that when something is put on it
+	default: // a new macvtap, or its parent device: the kernel reports that one when a macvtap is added
 		w.mirrors.stir()
 	}
 }
 
-// reread makes good for lost events. In a storm it is the pause that bounds what watching costs, and a list of
+// reread makes up for lost events. In a storm its pause bounds the cost of watching, and a list of
 // links may be disturbed time and again.
 func (w *watcher) reread(ctx context.Context, events *rtnl.Events) error {
 	for {
 		if !sleep(ctx, rereadEvery) {
 			return ctx.Err()
 		}
-		if err := events.Drain(); err != nil { // what comes after this is newer than what is read now
+		if err := events.Drain(); err != nil { // events after this are newer than the links read now
 			return err
 		}
 		err := w.readLinks()
@@ -160,7 +164,7 @@ func (w *watcher) reread(ctx context.Context, events *rtnl.Events) error {
 	}
 }
 
-// readLinks takes in all links as if they were new, and forgets those that are gone.
+// readLinks handles all links as if they were new, and forgets those that are gone.
 func (w *watcher) readLinks() error {
 	bridges, err := w.nl.Links("bridge", 0)
 	if err != nil {
@@ -189,7 +193,7 @@ func (w *watcher) report(r Report) {
 	w.Report(r)
 }
 
-// did reports what a Manager did.
+// did reports the actions of a Manager.
 func (w *watcher) did(actions []nic.Action, err error) (failed bool) {
 	for _, a := range actions {
 		r := Report{Text: a.Action, Guest: a.VM, NIC: a.NIC, Interface: a.Interface}
@@ -202,7 +206,7 @@ func (w *watcher) did(actions []nic.Action, err error) (failed bool) {
 		}
 	}
 	if err != nil {
-		w.report(Report{Text: "not looked into", Err: err})
+		w.report(Report{Text: "the state cannot be read", Err: err})
 	}
 	return failed || err != nil
 }
@@ -216,7 +220,7 @@ func (w *watcher) ready() {
 	w.isReady = true
 }
 
-// sleep waits; false where ctx has ended.
+// sleep waits; it returns false if ctx has ended.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -228,5 +232,5 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// isGone tells whether there was nothing to do any more.
+// isGone reports whether the object of the action was gone already.
 func isGone(err error) bool { return errors.Is(err, fs.ErrNotExist) }
