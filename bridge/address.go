@@ -48,9 +48,9 @@ func wanders(br *rtnl.Link, ports []*rtnl.Link, joining *rtnl.Link) bool {
 	return comesAndGoes(joining) && bytes.Compare(joining.MAC, low.MAC) < 0
 }
 
-// follows returns the name of the port from which br has its address, if a guest or container has that port, or "".
-// Unless the address was set, br loses it when that port leaves. Netlink does not report whether it
-// was set.
+// follows returns the name of the port from which br has its address, if a guest or container has
+// that port, or "". Unless the address was set, br loses it when that port leaves. Netlink does not
+// report whether it was set.
 func follows(br *rtnl.Link, ports []*rtnl.Link) string {
 	if low := lowest(ports); low != nil && bytes.Equal(low.MAC, br.MAC) && comesAndGoes(low) {
 		return low.Name

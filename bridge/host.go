@@ -7,13 +7,13 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// Host is a network namespace whose bridges can be looked at, and with CAP_NET_ADMIN in it changed. It is
-// for programs outside of this module, which know links by their names; methods may be called by several
-// goroutines, but not after Close.
+// Host is a network namespace whose bridges can be looked at, and with CAP_NET_ADMIN in it changed.
+// It is for programs outside of this module, which know links by their names; methods may be called
+// by several goroutines, but not after Close.
 type Host struct{ nl *rtnl.Conn }
 
-// Open opens a network namespace: the calling thread's if nameOrPath is empty, else one that ip-netns(8)
-// lists by this name or, if there is a slash in it, the one at that path. Close it.
+// Open opens a network namespace: the calling thread's if nameOrPath is empty, else one that
+// ip-netns(8) lists by this name or, if there is a slash in it, the one at that path. Close it.
 func Open(nameOrPath string) (*Host, error) {
 	ns, err := netns.Open(nameOrPath)
 	if err != nil {

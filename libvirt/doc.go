@@ -11,13 +11,16 @@
 // socket. Its net.Conn belongs to this package:
 //
 //   - It lets go-libvirt send one call at a time, checks that the procedure is the one asked
-//     for, and adds the files. A call whose context ends before its turn is not sent.
+//
+// for, and adds the files. A call whose context ends before its turn is not sent.
 //   - It reads every message itself, within libvirt's own bounds, and decodes each reply by the
-//     form that its procedure has. go-libvirt receives only replies that are complete,
-//     well-formed and due. Refusals and malformed replies become errors here.
+//
+// form that its procedure has. go-libvirt receives only replies that are complete,
+// well-formed and due. Refusals and malformed replies become errors here.
 //   - It keeps events, keepalive messages and files. Subscriptions belong to this package.
 //   - It plays the daemon in go-libvirt's handshake. Authentication and opening follow as calls,
-//     since go-libvirt would ignore polkit's answer and open in spite of a demand for SASL.
+//
+// since go-libvirt would ignore polkit's answer and open in spite of a demand for SASL.
 //
 // A call whose context has ended leaves a goroutine behind until the daemon has answered or the
 // connection has ended. There are never more of them than calls that fit into the socket.

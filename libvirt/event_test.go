@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// subscribe makes a subscription on a fake that answers with that callback number, after the events.
+// subscribe makes a subscription on a fake that answers with that callback number, after the
+// events.
 func subscribe(t *testing.T, c *Conn, f *fake, callback int32, early func()) *Subscription {
 	t.Helper()
 	type result struct {

@@ -17,7 +17,8 @@ import (
 	"vmnet/libvirt/domainxml"
 )
 
-// fake is a daemon's end of a connection, played by a test: for what a real one does not do on demand.
+// fake is a daemon's end of a connection, played by a test: for what a real one does not do on
+// demand.
 type fake struct {
 	testing.TB
 	uc *net.UnixConn

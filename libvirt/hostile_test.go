@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestReplyBeforeTheCall has a daemon answer a call of which it has read the header alone, and read no
-// more. Neither that call nor others wait any longer than they want to.
+// TestReplyBeforeTheCall has a daemon answer a call of which it has read the header alone, and read
+// no more. Neither that call nor others wait any longer than they want to.
 func TestReplyBeforeTheCall(t *testing.T) {
 	c, f := dialFake(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -102,8 +102,8 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestAnotherProcedure has go-libvirt send another call than the one that was asked for, as a changed
-// version of it might. Nothing of it reaches the daemon.
+// TestAnotherProcedure has go-libvirt send another call than the one that was asked for, as a
+// changed version of it might. Nothing of it reaches the daemon.
 func TestAnotherProcedure(t *testing.T) {
 	c, f := dialFake(t)
 	err := c.call(within(t, 20*time.Second), domainAttachDeviceFlags, c.lib.ConnectClose)
@@ -115,8 +115,8 @@ func TestAnotherProcedure(t *testing.T) {
 	}
 }
 
-// FuzzReplies has one connection get any reply to any call. What is not of the procedure's form fails
-// its call alone, and go-libvirt allocates no more than a multiple of what came.
+// FuzzReplies has one connection get any reply to any call. What is not of the procedure's form
+// fails its call alone, and go-libvirt allocates no more than a multiple of what came.
 func FuzzReplies(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 1, 0, 0, 0, 1, 'x', 0, 0, 0}, uint8(0), false)
 	f.Add([]byte{0x7f, 0xff, 0xff, 0xff, 'x', 0, 0, 0}, uint8(1), false)

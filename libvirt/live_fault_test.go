@@ -110,8 +110,8 @@ func signal(t *testing.T, pid int, s syscall.Signal) {
 	}
 }
 
-// subscribeAndClose closes connections whose subscriptions are being ended, which has crashed libvirtd
-// 9.0 (see Conn.awaitQuiet). It takes 2 seconds, or up to VMNET_SOAK for all rounds.
+// subscribeAndClose closes connections whose subscriptions are being ended, which has crashed
+// libvirtd 9.0 (see Conn.awaitQuiet). It takes 2 seconds, or up to VMNET_SOAK for all rounds.
 func (l *live) subscribeAndClose(t *testing.T) {
 	const rounds = 1500
 	limit := 2 * time.Second

@@ -87,7 +87,8 @@ func TestMonitorEvents(t *testing.T) {
 	}
 }
 
-// TestMonitorEventsEarly: those that come before libvirt's answer are kept, and counted if they are too long for that.
+// TestMonitorEventsEarly: those that come before libvirt's answer are kept, and counted if they are
+// too long for that.
 func TestMonitorEventsEarly(t *testing.T) {
 	c, f := dialFake(t)
 	go func() {

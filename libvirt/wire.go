@@ -84,8 +84,9 @@ func (w *wire) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// send sends a call that go-libvirt makes. It reports no failure to write: the daemon may have answered
-// before it hung up, and go-libvirt would have forgotten the call and wait for it with a lock held.
+// send sends a call that go-libvirt makes. It reports no failure to write: the daemon may have
+// answered before it hung up, and go-libvirt would have forgotten the call and wait for it with a
+// lock held.
 func (w *wire) send(m message) error {
 	p, err := w.conn.leave(m.header)
 	if err != nil {

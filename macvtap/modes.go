@@ -187,8 +187,8 @@ func SetMode(nl *rtnl.Conn, l *rtnl.Link, mode string) error {
 	return nl.Change(l.Kind, l.Index, attr)
 }
 
-// SetSources changes a device of ours that is not in mode passthru to mode source, in which it hears
-// those senders alone. nl is in its netns.
+// SetSources changes a device of ours that is not in mode passthru to mode source, in which it
+// hears those senders alone. nl is in its netns.
 func SetSources(nl *rtnl.Conn, l *rtnl.Link, senders []net.HardwareAddr) error {
 	attrs := append([]rtnl.Attr{rtnl.MacvlanMode(macvlanModes["source"])}, rtnl.MacvlanSources(senders)...)
 	return nl.Change(l.Kind, l.Index, attrs...)

@@ -71,8 +71,8 @@ func NodeInTheWay(l *rtnl.Link) string {
 	return nodePath(l)
 }
 
-// Nodes returns the interface indices for which NodeInTheWay finds a node in /dev, of devices in any
-// netns.
+// Nodes returns the interface indices for which NodeInTheWay finds a node in /dev, of devices in
+// any netns.
 func Nodes() ([]int, error) {
 	entries, err := os.ReadDir("/dev")
 	if err != nil {

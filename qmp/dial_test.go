@@ -181,8 +181,8 @@ func TestDialStrangers(t *testing.T) {
 	}
 }
 
-// TestFormerClient: QEMU answers a command whose client has gone to the next one, before the greeting or
-// after it.
+// TestFormerClient: QEMU answers a command whose client has gone to the next one, before the
+// greeting or after it.
 func TestFormerClient(t *testing.T) {
 	stale := []string{
 		`{"return": {}, "id": "libvirt-7"}`, `{"id": {"a": [1]}, "error": {"class": "GenericError", "desc": "no"}}`, `{"return": []}`,

@@ -18,11 +18,13 @@ var (
 	ErrDeviceNotFound = errors.New("device not found")
 	// ErrNoPort is a machine without a place for another hot-plugged NIC.
 	ErrNoPort = errors.New("no free hot-plug port")
-	// ErrGuestRefused is a guest that answered an unplug with a refusal (DEVICE_UNPLUG_GUEST_ERROR).
+	// ErrGuestRefused is a guest that answered an unplug with a refusal
+	// (DEVICE_UNPLUG_GUEST_ERROR).
 	ErrGuestRefused = errors.New("the guest refused to let go of the device")
 	// ErrUnplugTimeout is a guest that did not react to an unplug in time.
 	ErrUnplugTimeout = errors.New("the guest has not let go of the device (is it still booting, paused or without ACPI?)")
-	// ErrUnanswered is an undo command that QEMU has been sent but has not answered yet; see [Conn.Close].
+	// ErrUnanswered is an undo command that QEMU has been sent but has not answered yet; see
+	// [Conn.Close].
 	ErrUnanswered = errors.New("no answer yet; QEMU runs the command when it reads its monitor again")
 )
 
@@ -50,9 +52,11 @@ func (e *Error) Error() string {
 	return e.Command + ": " + desc
 }
 
-// explanations are what refusals mean that QEMU words for its developers, by a part of the text, and what helps.
+// explanations are what refusals mean that QEMU words for its developers, by a part of the text,
+// and what helps.
 var explanations = []struct{ command, part, own string }{
-	// monitor_get_fd reads what the kernel has dropped, as it does of a receiver that may open no more (unix(7), scm_detach_fds).
+	// monitor_get_fd reads what the kernel has dropped, as it does of a receiver that may open no
+	// more (unix(7), scm_detach_fds).
 	{"getfd", "No file descriptor supplied", "QEMU may open no more files: raise its limit (prlimit --pid PID --nofile=65536, LimitNOFILE= of its service, ulimit -n before its start)"},
 	{"add-fd", "No file descriptor supplied", "QEMU may open no more files: raise its limit (prlimit --pid PID --nofile=65536)"},
 	{"netdev_add", "Too many open files", "QEMU may open no more files: raise its limit (prlimit --pid PID --nofile=65536)"},
@@ -67,7 +71,8 @@ var explanations = []struct{ command, part, own string }{
 	{"device_add", noROM, "QEMU does not see its ROMs: install them (ipxe-qemu), or do without one (--device-opt romfile=)"},
 }
 
-// noROM is in the refusal of a NIC whose boot ROM QEMU does not find (pci_add_option_rom in hw/pci/pci.c).
+// noROM is in the refusal of a NIC whose boot ROM QEMU does not find (pci_add_option_rom in
+// hw/pci/pci.c).
 const noROM = "failed to find romfile"
 
 // explain is the refusal in our own words; empty where QEMU's are good.

@@ -42,8 +42,8 @@ func (g guest) Event(ctx context.Context) (qmp.Event, error) {
 
 func (guest) Close() error { return nil }
 
-// A NIC is plugged into a guest whose monitor listens on a socket. Other managers of this guest wait
-// until the connection is closed.
+// A NIC is plugged into a guest whose monitor listens on a socket. Other managers of this guest
+// wait until the connection is closed.
 func ExampleDial() {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()

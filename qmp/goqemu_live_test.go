@@ -62,8 +62,8 @@ func dial(t *testing.T, path string) *qmp.Conn {
 	return c
 }
 
-// byGoQEMU runs a query with go-qemu's own client. It connects for each: the client reads into the buffer
-// of the reply before (https://github.com/digitalocean/go-qemu/issues/226).
+// byGoQEMU runs a query with go-qemu's own client. It connects for each: the client reads into the
+// buffer of the reply before (https://github.com/digitalocean/go-qemu/issues/226).
 func byGoQEMU(t *testing.T, path string, query func(*raw.Monitor) (any, error)) (any, error) {
 	t.Helper()
 	s, err := foreign.NewSocketMonitor("unix", path, 20*time.Second)
@@ -77,7 +77,8 @@ func byGoQEMU(t *testing.T, path string, query func(*raw.Monitor) (any, error)) 
 	return query(raw.NewMonitor(s))
 }
 
-// TestLiveForeignClient: go-qemu's client and ours read the same of one QEMU, and refusals in the same words.
+// TestLiveForeignClient: go-qemu's client and ours read the same of one QEMU, and refusals in the
+// same words.
 func TestLiveForeignClient(t *testing.T) {
 	path, second := startWithNICs(t)
 	m := goqemu.New(within(t, 60*time.Second), dial(t, path))

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// TestLivePlaces: QEMUs of all architectures that have NICs say where one can be plugged, and take it there.
+// TestLivePlaces: QEMUs of all architectures that have NICs say where one can be plugged, and take
+// it there.
 func TestLivePlaces(t *testing.T) {
 	const port = "-device pcie-root-port,id=port0,chassis=1"
 	for _, tc := range []struct {

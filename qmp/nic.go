@@ -25,10 +25,11 @@ type Backend string
 const (
 	// Tap is queues of a tap or macvtap.
 	Tap Backend = "tap"
-	// Dgram is one end of an AF_UNIX datagram socketpair, one frame in each datagram, without a vnet header. QEMU has
-	// it since 7.2.
+	// Dgram is one end of an AF_UNIX datagram socketpair, one frame in each datagram, without a
+	// vnet header. QEMU has it since 7.2.
 	Dgram Backend = "dgram"
-	// Socket is the same for any QEMU: it sees by the fd what socket it is (net_socket_fd_init in net/socket.c).
+	// Socket is the same for any QEMU: it sees by the fd what socket it is (net_socket_fd_init in
+	// net/socket.c).
 	Socket Backend = "socket"
 )
 
@@ -46,8 +47,8 @@ type NIC struct {
 	// it, but whoever looks for the device finds it there. It stays the caller's.
 	Netns []*os.File
 
-	// Label is none, or a file whose name tells what the NIC is (procfd.NewLabel). QEMU makes no use of
-	// it either. It stays the caller's.
+	// Label is none, or a file whose name tells what the NIC is (procfd.NewLabel). QEMU makes no
+	// use of it either. It stays the caller's.
 	Label []*os.File
 
 	Model   string            // QEMU's device model; empty: DefaultModel
@@ -171,7 +172,8 @@ func typeValue(name, qomType, value string) any {
 	return value
 }
 
-// netdevArgs are netdev_add's (NetdevTapOptions, NetdevDgramOptions and NetdevSocketOptions in qapi/net.json).
+// netdevArgs are netdev_add's (NetdevTapOptions, NetdevDgramOptions and NetdevSocketOptions in
+// qapi/net.json).
 func (n NIC) netdevArgs() map[string]any {
 	if n.backend() == Dgram {
 		local := map[string]any{"type": "fd", "str": QueueName(n.ID, 0)}
@@ -184,8 +186,8 @@ func (n NIC) netdevArgs() map[string]any {
 	return args
 }
 
-// netdevOver is the netdev over fds as QEMU lists them, with colons, as far as it is the same in JSON and on a command
-// line. vhostfds turn vhost on.
+// netdevOver is the netdev over fds as QEMU lists them, with colons, as far as it is the same in
+// JSON and on a command line. vhostfds turn vhost on.
 func (n NIC) netdevOver(fds, vhostfds string) map[string]any {
 	switch n.backend() {
 	case Dgram:

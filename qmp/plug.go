@@ -23,11 +23,12 @@ func (c *Conn) Plug(ctx context.Context, n NIC) error {
 }
 
 // PlugSteps is [Conn.Plug] as a list, one step for each monitor command; a step's Text is the
-// command as it is sent. c may be nil where only the texts are wanted. The elements of
-// n.Queues, n.Vhosts, n.Netns and n.Label are read when their step runs, so that steps before may open them.
+// command as it is sent. c may be nil where only the texts are wanted. The elements of n.Queues,
+// n.Vhosts, n.Netns and n.Label are read when their step runs, so that steps before may open them.
 //
-// The vhost fds come after the queues, and these after the netns and the label, so that they are given back
-// before them: an undo that is cut short leaves a device, whose link tells what else is left.
+// The vhost fds come after the queues, and these after the netns and the label, so that they are
+// given back before them: an undo that is cut short leaves a device, whose link tells what else is
+// left.
 //
 // An Undo takes back only what its own Do may have done, so that a
 // NIC which has the same id already is not touched. After a crash, use [Conn.Rollback].
@@ -114,8 +115,8 @@ func (c *Conn) deviceStep(n NIC) step.Step {
 			args := typed.deviceArgs()
 			err = c.DeviceAdd(ctx, args)
 			if _, given := args["romfile"]; !given && lacksROM(err) {
-				// QEMU has changed its root (-chroot), or was installed without ROMs. One serves to boot from the NIC, which a
-				// guest that runs has done.
+				// QEMU has changed its root (-chroot), or was installed without ROMs. One serves to
+				// boot from the NIC, which a guest that runs has done.
 				args["romfile"] = ""
 				err = c.DeviceAdd(ctx, args)
 			}

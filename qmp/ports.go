@@ -39,11 +39,11 @@ const (
 // pciSlots is how many a conventional PCI bus has.
 const pciSlots = 32
 
-// FreePort finds where a PCI NIC can be hot-plugged: a root bus that allows it, as a pc, pseries or s390x machine has, else an
-// empty PCI Express port that allows it, else a slot behind a PCI bridge. Ports and
-// bridges must have been given an id. Where there is none, the error Is [ErrNoPort] and says what
-// to change about the machine. It rests on QOM, which unlike query-pci is right before the
-// firmware has numbered the buses.
+// FreePort finds where a PCI NIC can be hot-plugged: a root bus that allows it, as a pc, pseries or
+// s390x machine has, else an empty PCI Express port that allows it, else a slot behind a PCI
+// bridge. Ports and bridges must have been given an id. Where there is none, the error Is
+// [ErrNoPort] and says what to change about the machine. It rests on QOM, which unlike query-pci is
+// right before the firmware has numbered the buses.
 //
 // Through a [Relay] it is the last place in that order instead of the first: whoever holds the
 // monitor knows nothing of the device, and libvirt would put its own next one into the first.
@@ -73,8 +73,8 @@ func (c *Conn) FreePort(ctx context.Context) (Port, error) {
 	}
 }
 
-// pciHosts are the bridges from the machine to its PCI buses: of the board, where QEMU keeps those that were given no name, or
-// further ones of the command line (spapr-pci-host-bridge).
+// pciHosts are the bridges from the machine to its PCI buses: of the board, where QEMU keeps those
+// that were given no name, or further ones of the command line (spapr-pci-host-bridge).
 func (c *Conn) pciHosts(ctx context.Context) (hosts []string, err error) {
 	types, err := c.typesOf(ctx, "pci-host-bridge")
 	if err != nil {

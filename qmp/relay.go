@@ -15,11 +15,13 @@ import (
 // Relay is another way to a QEMU's monitor than its own socket: through whoever holds that. Both
 // methods may be called at once.
 type Relay interface {
-	// Command gives QEMU one command, a JSON object without an id, and with it a copy of f unless that is
-	// nil. It returns QEMU's answer, {"return": ...} or {"error": ...}, whatever id that has. Once ctx has ended nobody waits
-	// for the answer, but what was given to QEMU still reaches it. An error that Is [ErrClosed] or [ErrProtocol] ends the Conn.
+	// Command gives QEMU one command, a JSON object without an id, and with it a copy of f unless
+	// that is nil. It returns QEMU's answer, {"return": ...} or {"error": ...}, whatever id that
+	// has. Once ctx has ended nobody waits for the answer, but what was given to QEMU still reaches
+	// it. An error that Is [ErrClosed] or [ErrProtocol] ends the Conn.
 	Command(ctx context.Context, command string, f *os.File) (answer string, err error)
-	// Event waits for the next of QEMU's events, all of them. Its error ends the Conn, and Is ErrClosed.
+	// Event waits for the next of QEMU's events, all of them. Its error ends the Conn, and Is
+	// ErrClosed.
 	Event(ctx context.Context) (Event, error)
 	// Close is called once, when neither method is running or will be called.
 	Close() error
@@ -32,8 +34,8 @@ const (
 	leavePatience = time.Second
 )
 
-// relayed is a Relay as a way: QEMU gets one command at a time, in their order, since who relays them need
-// not keep it.
+// relayed is a Relay as a way: QEMU gets one command at a time, in their order, since who relays
+// them need not keep it.
 type relayed struct {
 	relay  Relay
 	ctx    context.Context // of all that Relay does
@@ -53,8 +55,8 @@ type order struct {
 	f    *os.File
 }
 
-// Through makes a Conn of r, which it takes over also where it returns an error. All of Conn works through it
-// as it does over a socket. r has no lock on the guest's configuration to give.
+// Through makes a Conn of r, which it takes over also where it returns an error. All of Conn works
+// through it as it does over a socket. r has no lock on the guest's configuration to give.
 func Through(ctx context.Context, r Relay) (*Conn, error) {
 	w := &relayed{relay: r, wake: make(chan struct{}, 1)}
 	w.ctx, w.cancel = context.WithCancel(context.WithoutCancel(ctx))
@@ -206,8 +208,9 @@ func parseAnswer(text string) (a outcome, err error) {
 	return a, nil
 }
 
-// leave gives away what waits for its turn, all at once: whoever relays it may still do so when this
-// side has gone. They come after the one whose answer is awaited, and the order among undo commands does not matter.
+// leave gives away what waits for its turn, all at once: whoever relays it may still do so when
+// this side has gone. They come after the one whose answer is awaited, and the order among undo
+// commands does not matter.
 func (w *relayed) leave(c *Conn) {
 	ctx, cancel := context.WithTimeout(w.ctx, leavePatience)
 	defer cancel()

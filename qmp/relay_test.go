@@ -19,8 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fakeRelay is a Relay to a fake's socket. It does what libvirt does: gives commands ids of its own, and does not
-// keep their order if they are many.
+// fakeRelay is a Relay to a fake's socket. It does what libvirt does: gives commands ids of its
+// own, and does not keep their order if they are many.
 type fakeRelay struct {
 	uc     *net.UnixConn
 	events chan Event
@@ -262,8 +262,8 @@ func TestRelayFaults(t *testing.T) {
 	}
 }
 
-// TestRelayKeepsTheOrder: also of the undo of a command whose answer nobody awaits any more; what nobody waits
-// for is not sent, and files may be closed by then.
+// TestRelayKeepsTheOrder: also of the undo of a command whose answer nobody awaits any more; what
+// nobody waits for is not sent, and files may be closed by then.
 func TestRelayKeepsTheOrder(t *testing.T) {
 	first, release := make(chan struct{}), make(chan struct{})
 	seen := make(chan request, 10)

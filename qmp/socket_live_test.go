@@ -25,8 +25,8 @@ func socketPair(t *testing.T) (near, far *os.File) {
 	return near, far
 }
 
-// TestLivePlugASocket: both backends take a datagram socket by its getfd name. What QEMU itself sends shows that frames cross:
-// its announcement of a NIC (announce-self), one in each datagram.
+// TestLivePlugASocket: both backends take a datagram socket by its getfd name. What QEMU itself
+// sends shows that frames cross: its announcement of a NIC (announce-self), one in each datagram.
 func TestLivePlugASocket(t *testing.T) {
 	for _, backend := range []Backend{Dgram, Socket} {
 		t.Run(string(backend), func(t *testing.T) {

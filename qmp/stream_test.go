@@ -67,7 +67,8 @@ func TestMessagesAreBounded(t *testing.T) {
 	}
 }
 
-// TestFloodingMonitor: whatever a monitor sends without end, its client stays small and reads slowly.
+// TestFloodingMonitor: whatever a monitor sends without end, its client stays small and reads
+// slowly.
 func TestFloodingMonitor(t *testing.T) {
 	for name, text := range map[string]string{
 		"events":           `{"event": "NIC_RX_FILTER_CHANGED", "data": {"name": "` + strings.Repeat("x", 60<<10) + `"}}`,

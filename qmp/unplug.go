@@ -30,8 +30,8 @@ func (c *Conn) Unplug(ctx context.Context, deviceID string, progress func(elapse
 	return c.Release(ctx, deviceID)
 }
 
-// Release takes the backend from a NIC: its netdev, and the names of its netns and its label. What is
-// not there is success. A device that is still there is dead from then on.
+// Release takes the backend from a NIC: its netdev, and the names of its netns and its label. What
+// is not there is success. A device that is still there is dead from then on.
 func (c *Conn) Release(ctx context.Context, deviceID string) error {
 	if err := c.NetdevDel(ctx, NetdevID(deviceID)); err != nil {
 		return err

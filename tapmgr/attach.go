@@ -140,7 +140,8 @@ func (a *attachment) queues(ctx context.Context) (int, error) {
 	return max(1, min(cpus, nic.MaxAutoQueues)), nil
 }
 
-// WaitForwarding waits until the NIC's bridge port forwards. What is on none of the kernel's bridges does so at once.
+// WaitForwarding waits until the NIC's bridge port forwards. What is on none of the kernel's
+// bridges does so at once.
 func (m *Manager) WaitForwarding(ctx context.Context, found nic.NIC) error {
 	if found.Type != nic.TypeTap || found.Switch {
 		return nil

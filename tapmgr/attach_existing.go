@@ -66,8 +66,8 @@ func (a *attachment) existing(ctx context.Context) (*inventory.Device, error) {
 	return link, nil
 }
 
-// otherWay is about a NIC that was, or was about to be, handed over in another way than the one asked for. What nobody holds is
-// replaced.
+// otherWay is about a NIC that was, or was about to be, handed over in another way than the one
+// asked for. What nobody holds is replaced.
 func (a *attachment) otherWay(ctx context.Context, link *inventory.Device) error {
 	now, err := a.m.host.Reread(ctx, link)
 	switch {
@@ -84,8 +84,8 @@ func (a *attachment) otherWay(ctx context.Context, link *inventory.Device) error
 
 func viaText(v nic.Via) string { return cmp.Or(string(v), "the guest's own monitor") }
 
-// repaired returns the NIC that is there as asked for, and mends what reconcile would: what is not as it should be, and
-// an alias that a crash has left.
+// repaired returns the NIC that is there as asked for, and mends what reconcile would: what is not
+// as it should be, and an alias that a crash has left.
 func (a *attachment) repaired(ctx context.Context, dev *inventory.Device) (nic.Result, error) {
 	if dev.HasLink() {
 		fds, err := a.m.host.QueuesOf(dev, a.vm.process())
@@ -148,8 +148,8 @@ func (a *attachment) keep(ctx context.Context, dev *inventory.Device) ([]step.St
 	return step.InStage(nic.ErrHandover, append(declare, store...)...), err
 }
 
-// mayChange tells whether the caller has the right to change a NIC that is there: with a helper for what takes more, only
-// one by a socket.
+// mayChange tells whether the caller has the right to change a NIC that is there: with a helper for
+// what takes more, only one by a socket.
 func (m *Manager) mayChange(dev *inventory.Device) bool {
 	return !m.HasHelper() || !dev.HasLink()
 }

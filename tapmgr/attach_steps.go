@@ -29,7 +29,8 @@ func (a *attachment) releaseStep() step.Step {
 	}
 }
 
-// replaceStep takes away a NIC that leads nowhere: QEMU's end of its socket cannot be given another peer.
+// replaceStep takes away a NIC that leads nowhere: QEMU's end of its socket cannot be given another
+// peer.
 func (a *attachment) replaceStep() step.Step {
 	why := fmt.Sprintf("switch %s has lost %s", a.dead.Want.Source, a.dead.Name)
 	if a.dead.Deleted {

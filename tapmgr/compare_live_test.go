@@ -15,7 +15,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// spoiled is what somebody changes of a NIC, by a command in its netns, and the property that check misses then.
+// spoiled is what somebody changes of a NIC, by a command in its netns, and the property that check
+// misses then.
 type spoiled struct {
 	what   string
 	change string // DEV is the NIC's interface
@@ -30,8 +31,8 @@ func (h *host) runIn(ns *netns.NS, nic nic.NIC, line string) {
 	}
 }
 
-// mended spoils a NIC in each way, and demands that check tells it with the cure, that reconcile and the same attach
-// again each mend it, and that all is as it should be then.
+// mended spoils a NIC in each way, and demands that check tells it with the cure, that reconcile
+// and the same attach again each mend it, and that all is as it should be then.
 func (h *host) mended(spec nic.Spec, made nic.NIC, ways []spoiled) {
 	h.Helper()
 	in := h.netnsOf(spec.VM, made.ID)
@@ -197,7 +198,8 @@ func TestLiveAdminMends(t *testing.T) {
 	}
 }
 
-// TestLiveRenamed: a bridge and a parent device that were renamed under a NIC are followed, and are found by either name.
+// TestLiveRenamed: a bridge and a parent device that were renamed under a NIC are followed, and are
+// found by either name.
 func TestLiveRenamed(t *testing.T) {
 	h := newHost(t)
 	h.wire()
@@ -270,8 +272,8 @@ func TestLiveRenamed(t *testing.T) {
 	}
 }
 
-// TestLiveParentIsTaken: a device whose frames somebody else takes is no parent device; and where a switch takes them
-// later, that is told.
+// TestLiveParentIsTaken: a device whose frames somebody else takes is no parent device; and where a
+// switch takes them later, that is told.
 func TestLiveParentIsTaken(t *testing.T) {
 	h := newHost(t)
 	h.wire()

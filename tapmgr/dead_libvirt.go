@@ -11,12 +11,12 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// AskLibvirt has libvirt asked what a guest's NIC was whose device is gone, for a second at most. A program
-// that libvirt waits for, such as its hook, must not ask, nor a privileged helper.
+// AskLibvirt has libvirt asked what a guest's NIC was whose device is gone, for a second at most. A
+// program that libvirt waits for, such as its hook, must not ask, nor a privileged helper.
 func (m *Manager) AskLibvirt() { m.host.OfLibvirt = m.ofLibvirt }
 
-// ofLibvirt asks libvirt what vmnet's NICs are of those of the processes that are its QEMUs. An interface
-// is in the running definition, and where it was is in the metadata.
+// ofLibvirt asks libvirt what vmnet's NICs are of those of the processes that are its QEMUs. An
+// interface is in the running definition, and where it was is in the metadata.
 func (m *Manager) ofLibvirt(ctx context.Context, pids []int) (found []inventory.LibvirtNIC) {
 	asked := libvirtReader{m: m}
 	defer asked.Close()
@@ -38,7 +38,8 @@ func (m *Manager) ofLibvirt(ctx context.Context, pids []int) (found []inventory.
 	return found
 }
 
-// recordOf is what the alias of an interface's device said; ok is false where vmnet did not make the NIC.
+// recordOf is what the alias of an interface's device said; ok is false where vmnet did not make
+// the NIC.
 func recordOf(vm string, def *domainxml.Definition, x domainxml.Interface) (r nic.Record, ok bool) {
 	id := domainxml.AliasNIC(x.Alias)
 	if nic.ValidNIC(id) != nil || x.Target == "" || len(x.MAC) != 6 {

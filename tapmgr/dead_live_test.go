@@ -11,8 +11,8 @@ import (
 	"vmnet/testvm"
 )
 
-// TestLiveDeviceDeleted: NICs whose devices were deleted under their guest are still told of, with what to do, and can
-// be detached and replaced.
+// TestLiveDeviceDeleted: NICs whose devices were deleted under their guest are still told of, with
+// what to do, and can be detached and replaced.
 func TestLiveDeviceDeleted(t *testing.T) {
 	h := newHost(t)
 	h.wire()
@@ -68,8 +68,8 @@ func TestLiveDeviceDeleted(t *testing.T) {
 	}
 }
 
-// TestLiveLaunchedDeviceDeleted: a tap and a macvtap with which a guest was started are told of as well once they were deleted, as
-// long as the guest has not let go of them.
+// TestLiveLaunchedDeviceDeleted: a tap and a macvtap with which a guest was started are told of as
+// well once they were deleted, as long as the guest has not let go of them.
 func TestLiveLaunchedDeviceDeleted(t *testing.T) {
 	h := newHost(t)
 	h.wire()
@@ -95,8 +95,8 @@ func TestLiveLaunchedDeviceDeleted(t *testing.T) {
 	}
 }
 
-// TestLiveLibvirtDeviceDeleted: devices that libvirt has opened by name are told of once they were deleted, as libvirt knows what
-// they were, and can be detached and replaced.
+// TestLiveLibvirtDeviceDeleted: devices that libvirt has opened by name are told of once they were
+// deleted, as libvirt knows what they were, and can be detached and replaced.
 func TestLiveLibvirtDeviceDeleted(t *testing.T) {
 	h := newLibvirtHost(t)
 	h.AskLibvirt()

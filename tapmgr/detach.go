@@ -133,8 +133,9 @@ func (d *detachment) endLabels() {
 	}
 }
 
-// byMonitor goes on over the monitor of a guest of libvirt's, where it is seen only now that the NIC was handed over by that: the
-// label of a QEMU of libvirt's user counts since libvirt has vouched for the process.
+// byMonitor goes on over the monitor of a guest of libvirt's, where it is seen only now that the
+// NIC was handed over by that: the label of a QEMU of libvirt's user counts since libvirt has
+// vouched for the process.
 func (d *detachment) byMonitor(ctx context.Context) error {
 	dom, ok := d.vm.(*domain)
 	if !ok || d.link == nil || d.link.Want.Via != nic.ViaMonitor {
@@ -147,8 +148,8 @@ func (d *detachment) byMonitor(ctx context.Context) error {
 	return err
 }
 
-// forget are the steps after which the NIC does not come back: when the guest is restored, and where that is asked for when it
-// starts.
+// forget are the steps after which the NIC does not come back: when the guest is restored, and
+// where that is asked for when it starts.
 func (d *detachment) forget(ctx context.Context) ([]step.Step, error) {
 	dom, ok := d.vm.(*domain)
 	if !ok {
@@ -181,8 +182,9 @@ func (d *detachment) wentWithGuest(ctx context.Context) bool {
 	return d.link == nil || d.m.host.WaitGone(ctx, d.link) == nil
 }
 
-// mayOpen refuses the monitor of a holder of the link that is run by another user than root and the caller,
-// unless the guest is named by more than its name, as qemu.Find does: anybody may choose that.
+// mayOpen refuses the monitor of a holder of the link that is run by another user than root and the
+// caller, unless the guest is named by more than its name, as qemu.Find does: anybody may choose
+// that.
 func mayOpen(t nic.Target, link *inventory.Device) error {
 	if link == nil || t.PID != 0 || t.QMP != "" {
 		return nil

@@ -51,8 +51,8 @@ func (d *detachment) steps(device bool) []step.Step {
 	return list
 }
 
-// unknownSeat tells that none of the switches that were asked is known to be the NIC's: its guest is another user's, and the
-// switch has ended or is that user's own.
+// unknownSeat tells that none of the switches that were asked is known to be the NIC's: its guest
+// is another user's, and the switch has ended or is that user's own.
 func (d *detachment) unknownSeat() bool {
 	return d.link != nil && d.link.IsSocket() && errors.Is(d.link.SwitchPort.Err, inventory.ErrNotAsked)
 }
@@ -136,7 +136,8 @@ func (d *detachment) unplugStep() step.Step {
 	}
 }
 
-// goneStep ends with the device gone: with what held it, or where that does not take it along, by us.
+// goneStep ends with the device gone: with what held it, or where that does not take it along, by
+// us.
 func (d *detachment) goneStep() step.Step {
 	if l := d.link; l.StaysBehind() {
 		return step.Step{
@@ -152,7 +153,8 @@ func (d *detachment) goneStep() step.Step {
 	}
 }
 
-// leaveStep removes the port from its switch, which does not hear that QEMU has closed its end of a socket.
+// leaveStep removes the port from its switch, which does not hear that QEMU has closed its end of a
+// socket.
 func (d *detachment) leaveStep() step.Step {
 	return step.Step{
 		Name:  "leave",

@@ -19,8 +19,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// domain is a guest that libvirt manages. Its NICs that were handed over by name are libvirt's to plug
-// and unplug.
+// domain is a guest that libvirt manages. Its NICs that were handed over by name are libvirt's to
+// plug and unplug.
 type domain struct {
 	*libvirt.Conn
 	m     *Manager
@@ -33,8 +33,8 @@ type domain struct {
 	declare, store []step.Step // what makes it come back
 }
 
-// domainOf returns the processes of which one is the target's, if that is a guest of libvirt's: they say so
-// themselves. There is none for other guests.
+// domainOf returns the processes of which one is the target's, if that is a guest of libvirt's:
+// they say so themselves. There is none for other guests.
 func domainOf(t nic.Target) ([]qemu.Process, error) {
 	if t.QMP != "" {
 		return nil, nil
@@ -62,7 +62,8 @@ func managed(t nic.Target) (bool, error) {
 	return len(all) > 0, err
 }
 
-// openDomain finds the target in libvirt and waits for its lock; nil where libvirt does not manage it.
+// openDomain finds the target in libvirt and waits for its lock; nil where libvirt does not manage
+// it.
 func (m *Manager) openDomain(ctx context.Context, t nic.Target) (*domain, error) {
 	d, err := m.findDomain(ctx, t, false)
 	if d == nil || err != nil {
@@ -74,8 +75,8 @@ func (m *Manager) openDomain(ctx context.Context, t nic.Target) (*domain, error)
 	return d, nil
 }
 
-// findDomain connects to the libvirt that manages the target, and has it vouch for the process: anybody may
-// write anything on a command line, but libvirt knows which UUID runs under that name.
+// findDomain connects to the libvirt that manages the target, and has it vouch for the process:
+// anybody may write anything on a command line, but libvirt knows which UUID runs under that name.
 func (m *Manager) findDomain(ctx context.Context, t nic.Target, readOnly bool) (*domain, error) {
 	procs, err := domainOf(t)
 	if err != nil || len(procs) == 0 {
@@ -92,8 +93,8 @@ func (m *Manager) findDomain(ctx context.Context, t nic.Target, readOnly bool) (
 	return d, nil
 }
 
-// dialLibvirt connects to the libvirt that is named, else to the caller's own for the caller's own guest,
-// else to the machine's.
+// dialLibvirt connects to the libvirt that is named, else to the caller's own for the caller's own
+// guest, else to the machine's.
 func (m *Manager) dialLibvirt(ctx context.Context, procs []qemu.Process, readOnly bool) (*libvirt.Conn, error) {
 	own := func(p qemu.Process) bool { return p.UID == os.Geteuid() }
 	dialer := libvirt.Dialer{URI: m.Libvirt, ReadOnly: readOnly}
@@ -142,7 +143,8 @@ func (d *domain) identify(ctx context.Context, t nic.Target) (err error) {
 }
 
 // takeLock waits until no other vmnet works on the guest. Libvirt has no lock for others, so it is
-// flock(2) on the folder that libvirt keeps for the running domain alone, which others may not open.
+// flock(2) on the folder that libvirt keeps for the running domain alone, which others may not
+// open.
 func (d *domain) takeLock(ctx context.Context) error {
 	f, err := inventory.OpenLock(d.guest.Process)
 	if err != nil {
@@ -166,7 +168,8 @@ func (d *domain) takeLock(ctx context.Context) error {
 	}
 }
 
-// openRead opens the guest of a link to look at it: no lock of libvirt's guests is taken, and nothing can be changed.
+// openRead opens the guest of a link to look at it: no lock of libvirt's guests is taken, and
+// nothing can be changed.
 func (m *Manager) openRead(ctx context.Context, dev inventory.Device) (vmm, error) {
 	t := nic.Target{VM: dev.Want.VM, PID: dev.VMMPID()}
 	switch dev.Want.Via {

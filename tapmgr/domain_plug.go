@@ -29,9 +29,9 @@ func (d *domain) prepare(ctx context.Context, h *backend.NIC) (err error) {
 	return err
 }
 
-// storedXML is a NIC in libvirt's words, as it is stored: libvirt makes the device itself then, and the hook adopts it. So a
-// clone of the guest gets one of its own: virt-clone takes the device's name out, without which libvirt opens none that is
-// there already (managed='no').
+// storedXML is a NIC in libvirt's words, as it is stored: libvirt makes the device itself then, and
+// the hook adopts it. So a clone of the guest gets one of its own: virt-clone takes the device's
+// name out, without which libvirt opens none that is there already (managed='no').
 func storedXML(spec nic.Spec, r nic.Record, device string) (string, error) {
 	x := ethernet(r, device)
 	x.Managed = r.Type == nic.TypeTap
@@ -41,10 +41,11 @@ func storedXML(spec nic.Spec, r nic.Record, device string) (string, error) {
 	return x.XML()
 }
 
-// directMode is libvirt's name for the mode of a macvtap that libvirt makes, and the hook then adopts. Mode source, which
-// libvirt does not have, begins as one that hears as little. ok is false without a macvtap; for one whose guest is told an
-// MTU, which libvirt refuses (qemuDomainNetSupportsMTU in src/qemu/qemu_domain.c); and for one whose parent device is not
-// to become promiscuous: the kernel loses count of that where it is changed while the device is down
+// directMode is libvirt's name for the mode of a macvtap that libvirt makes, and the hook then
+// adopts. Mode source, which libvirt does not have, begins as one that hears as little. ok is false
+// without a macvtap; for one whose guest is told an MTU, which libvirt refuses
+// (qemuDomainNetSupportsMTU in src/qemu/qemu_domain.c); and for one whose parent device is not to
+// become promiscuous: the kernel loses count of that where it is changed while the device is down
 // (macvlan_changelink in drivers/net/macvlan.c).
 func directMode(l *nic.Lower, mtu int) (mode string, ok bool) {
 	switch {
@@ -132,8 +133,8 @@ func (d *domain) unplug(ctx context.Context, nic string, waiting func(time.Durat
 	}
 }
 
-// refused is about a request that libvirt, in whatever language it speaks, or QEMU has refused: absent where there is no such
-// device (any more), no error where it is under way already.
+// refused is about a request that libvirt, in whatever language it speaks, or QEMU has refused:
+// absent where there is no such device (any more), no error where it is under way already.
 func (d *domain) refused(ctx context.Context, nic string, refusal error) (absent bool, err error) {
 	if refusal == nil || underWay(refusal) {
 		return false, nil
@@ -148,14 +149,15 @@ func (d *domain) refused(ctx context.Context, nic string, refusal error) (absent
 	return false, refusal
 }
 
-// underWay tells whether QEMU refuses a request because it has one already (acpi_pcihp and pcie_cap_slot_unplug_request_cb
-// in QEMU's hw).
+// underWay tells whether QEMU refuses a request because it has one already (acpi_pcihp and
+// pcie_cap_slot_unplug_request_cb in QEMU's hw).
 func underWay(err error) bool {
 	var refusal *libvirt.Error
 	return errors.As(err, &refusal) && (strings.Contains(refusal.Message, "in the process of unplug") || strings.Contains(refusal.Message, "unplug pending") || strings.Contains(refusal.Message, "power indicator"))
 }
 
-// awaitRemoved waits for the answer to a request for as long as it makes sense; done is false where it should be asked again.
+// awaitRemoved waits for the answer to a request for as long as it makes sense; done is false where
+// it should be asked again.
 func (d *domain) awaitRemoved(ctx context.Context, events *libvirt.Subscription, nicID string) (done bool, err error) {
 	again := time.NewTimer(askAgain)
 	defer again.Stop()
@@ -184,9 +186,10 @@ func (d *domain) awaitRemoved(ctx context.Context, events *libvirt.Subscription,
 // errEnded is a guest that has ended, in the same terms as a monitor that is gone.
 var errEnded = fmt.Errorf("%w: the domain has ended", qmp.ErrClosed)
 
-// plugExplanations are what refusals of libvirt's mean whose words tell only what is the matter, by a part of the text:
-// virDomainPCIAddressGetNextAddr in src/conf/domain_addr.c, virDomainObjBeginJobInternal in src/conf/virdomainjob.c,
-// virNetDevTapCreate in src/util/virnetdevtap.c, and QEMU's own.
+// plugExplanations are what refusals of libvirt's mean whose words tell only what is the matter, by
+// a part of the text: virDomainPCIAddressGetNextAddr in src/conf/domain_addr.c,
+// virDomainObjBeginJobInternal in src/conf/virdomainjob.c, virNetDevTapCreate in
+// src/util/virnetdevtap.c, and QEMU's own.
 var plugExplanations = []struct{ part, own string }{
 	{"No more available PCI slots", "the guest has no free PCI port: give it some while it is off, <controller type='pci' model='pcie-root-port'/> for each NIC (virsh edit), or detach another device"},
 	{"does not support hotplugging", "the guest's machine takes no devices while it runs: give it PCI Express root ports (virsh edit), or <acpi/> among its features"},

@@ -58,8 +58,8 @@ func (d *domain) stored(ctx context.Context, nicID string) (*domainxml.Interface
 	return &def.Interfaces[i], nil
 }
 
-// storedAs reports whether libvirt has stored the NIC already, for that device or one that libvirt names itself. Another of its
-// id is an error that Is ErrExist.
+// storedAs reports whether libvirt has stored the NIC already, for that device or one that libvirt
+// names itself. Another of its id is an error that Is ErrExist.
 func (d *domain) storedAs(ctx context.Context, r nic.Record, device string) (bool, error) {
 	x, err := d.stored(ctx, r.NIC)
 	if err != nil || x == nil {
@@ -71,8 +71,9 @@ func (d *domain) storedAs(ctx context.Context, r nic.Record, device string) (boo
 	return true, nil
 }
 
-// keep decides what makes a NIC come back: declare for a guest that is restored, and where the Spec is Persistent both for
-// each start. declare comes before its interface, store after it. What is kept of one that is plugged already stays as it is.
+// keep decides what makes a NIC come back: declare for a guest that is restored, and where the Spec
+// is Persistent both for each start. declare comes before its interface, store after it. What is
+// kept of one that is plugged already stays as it is.
 func (d *domain) keep(ctx context.Context, spec nic.Spec, r nic.Record, device string, isPlugged bool) (declare, store []step.Step, err error) {
 	in := []libvirt.Affect{libvirt.AffectLive}
 	if spec.Persistent {
@@ -115,8 +116,8 @@ func (d *domain) storeStep(spec nic.Spec, r nic.Record, device string) (step.Ste
 	}, err
 }
 
-// forgetSteps remove what makes a NIC come back, as far as it is there: what is declared of it in the running definition and,
-// where that is asked for, all that is stored of it.
+// forgetSteps remove what makes a NIC come back, as far as it is there: what is declared of it in
+// the running definition and, where that is asked for, all that is stored of it.
 func (d *domain) forgetSteps(ctx context.Context, nicID string, persistent bool) ([]step.Step, error) {
 	var list []step.Step
 	if persistent {

@@ -66,8 +66,8 @@ func atOnce[R any](ctx context.Context, within time.Duration, taken string, grou
 	return found
 }
 
-// byVMM groups links by the QEMU that holds them and the way in which it got them, each group in the order of
-// links.
+// byVMM groups links by the QEMU that holds them and the way in which it got them, each group in
+// the order of links.
 func byVMM(links []inventory.Device) [][]inventory.Device {
 	type way struct {
 		pid int

@@ -20,7 +20,8 @@ func guestsHeld(count int) (held []inventory.Device) {
 	return held
 }
 
-// TestManySilentGuests: 500 guests that do not answer cost seconds, and those among them that do are asked.
+// TestManySilentGuests: 500 guests that do not answer cost seconds, and those among them that do
+// are asked.
 func TestManySilentGuests(t *testing.T) {
 	var groups [][]inventory.Device
 	for _, dev := range guestsHeld(500) {

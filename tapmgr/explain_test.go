@@ -8,7 +8,8 @@ import (
 	"vmnet/libvirt"
 )
 
-// TestExplainPlug: refusals as libvirt 9.0 words them are told in our words with what helps, and stay what they are.
+// TestExplainPlug: refusals as libvirt 9.0 words them are told in our words with what helps, and
+// stay what they are.
 func TestExplainPlug(t *testing.T) {
 	for message, want := range map[string]string{
 		"internal error: No more available PCI slots":                                                            "pcie-root-port",

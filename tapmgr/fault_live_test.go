@@ -63,8 +63,8 @@ func (g *guest) twoQueues(nic string) nic.Spec {
 	return spec
 }
 
-// faultAtEveryStep fails each step of an attach before and after it was done, and has left look at what there is
-// then.
+// faultAtEveryStep fails each step of an attach before and after it was done, and has left look at
+// what there is then.
 func (h *host) faultAtEveryStep(spec nic.Spec, left func()) {
 	h.Helper()
 	for _, name := range h.stepNames(spec) {

@@ -23,8 +23,8 @@ type foreignNIC struct {
 	inventory.ForeignLink
 }
 
-// foreignNICs lists what libvirt has made itself for its guests, or for one where vm is not empty. Where libvirt does not
-// answer at once, it is what the kernel alone knows.
+// foreignNICs lists what libvirt has made itself for its guests, or for one where vm is not empty.
+// Where libvirt does not answer at once, it is what the kernel alone knows.
 func (m *Manager) foreignNICs(ctx context.Context, vm string) ([]foreignNIC, error) {
 	procs, err := qemu.List()
 	if err != nil {
@@ -68,7 +68,8 @@ func describeForeign(p qemu.Process, links []inventory.ForeignLink, interfaces [
 	return found
 }
 
-// libvirtReader asks libvirt what it knows of its guests, by one connection that is made when it is needed.
+// libvirtReader asks libvirt what it knows of its guests, by one connection that is made when it is
+// needed.
 type libvirtReader struct {
 	m      *Manager
 	conn   *libvirt.Conn

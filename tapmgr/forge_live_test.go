@@ -50,7 +50,8 @@ func TestLiveASetuidProgramIsNoGuest(t *testing.T) {
 	}
 }
 
-// TestLiveLibvirtASetuidProgramIsNoGuest: nor does it come before a guest of libvirt's, also where it says to be that one.
+// TestLiveLibvirtASetuidProgramIsNoGuest: nor does it come before a guest of libvirt's, also where
+// it says to be that one.
 func TestLiveLibvirtASetuidProgramIsNoGuest(t *testing.T) {
 	h := newLibvirtHost(t)
 	g := h.virt.NewGuest(h, testvm.Domain{Name: h.name("web")})

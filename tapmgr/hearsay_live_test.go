@@ -53,8 +53,9 @@ func (h *host) prepared(vm, nicID string) error {
 	return err
 }
 
-// TestLiveOthersLabelsDecideNothing: a user's process says that libvirt's guest has a NIC. That keeps neither the guest
-// from starting nor its NIC from being attached, and is listed as that user's word.
+// TestLiveOthersLabelsDecideNothing: a user's process says that libvirt's guest has a NIC. That
+// keeps neither the guest from starting nor its NIC from being attached, and is listed as that
+// user's word.
 func TestLiveOthersLabelsDecideNothing(t *testing.T) {
 	h := newHost(t)
 	label := h.labelOf("web", "net0")
@@ -168,7 +169,8 @@ func TestLiveCostIsBounded(t *testing.T) {
 	}
 }
 
-// flood listens like 64 switches, each of which says without end that this process has NICs of guests there.
+// flood listens like 64 switches, each of which says without end that this process has NICs of
+// guests there.
 func flood(dir string, inode uint64) int {
 	var ports []string
 	for i := range 100 {
@@ -204,8 +206,8 @@ func flood(dir string, inode uint64) int {
 	return 0
 }
 
-// TestLiveOthersSwitchesAreBounded: a user runs 64 fake switches that answer ports without end. They cost little time and
-// memory, and delay the caller's own switch no more than others' do.
+// TestLiveOthersSwitchesAreBounded: a user runs 64 fake switches that answer ports without end.
+// They cost little time and memory, and delay the caller's own switch no more than others' do.
 func TestLiveOthersSwitchesAreBounded(t *testing.T) {
 	h := newHost(t)
 	s := h.runSwitch()
@@ -257,8 +259,9 @@ func TestLiveOthersSwitchesAreBounded(t *testing.T) {
 	}
 }
 
-// TestLiveOthersLocksDecideNothing: an attach of libvirt's guest was cut short, and a user's process says that it is that
-// guest, and is locked. That keeps the guest from starting no more than a label does.
+// TestLiveOthersLocksDecideNothing: an attach of libvirt's guest was cut short, and a user's
+// process says that it is that guest, and is locked. That keeps the guest from starting no more
+// than a label does.
 func TestLiveOthersLocksDecideNothing(t *testing.T) {
 	h := newHost(t)
 	h.persistentTaps("web-net0")

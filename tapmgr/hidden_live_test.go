@@ -12,8 +12,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// TestLiveHiddenMacvtapCounts: of a user's macvtap no process has a file open; they wait in a socket's queue. It counts as
-// the user's, and is listed, until it is gone.
+// TestLiveHiddenMacvtapCounts: of a user's macvtap no process has a file open; they wait in a
+// socket's queue. It counts as the user's, and is listed, until it is gone.
 func TestLiveHiddenMacvtapCounts(t *testing.T) {
 	h := newHost(t)
 	h.wire()
@@ -58,8 +58,9 @@ func TestLiveHiddenMacvtapCounts(t *testing.T) {
 	}
 }
 
-// TestLiveNamedTapHasAnIndexThatNobodyGuesses: libvirt opens it by its name, and takes it for a macvtap where somebody else's is
-// at the same index. That it is not counted does not keep it from being put back on a bridge that is made again.
+// TestLiveNamedTapHasAnIndexThatNobodyGuesses: libvirt opens it by its name, and takes it for a
+// macvtap where somebody else's is at the same index. That it is not counted does not keep it from
+// being put back on a bridge that is made again.
 func TestLiveNamedTapHasAnIndexThatNobodyGuesses(t *testing.T) {
 	h := newHost(t)
 	seen := map[int]bool{}

@@ -49,7 +49,8 @@ func (h HostAccess) NIC() nic.NIC {
 	}
 }
 
-// hostAccessAlias begins the alias of such a macvlan. ParseRecord takes it for no NIC: it names no guest.
+// hostAccessAlias begins the alias of such a macvlan. ParseRecord takes it for no NIC: it names no
+// guest.
 const hostAccessAlias = alias.Prefix + "host-access lower="
 
 // hostAccess is such a macvlan as it is.

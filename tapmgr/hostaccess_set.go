@@ -247,9 +247,9 @@ func (s *switchingOn) altNameStep() step.Step {
 	}
 }
 
-// noRouterStep keeps the host from taking a second default route and more addresses from
-// the IPv6 routers that the lower hears anyway. Where there is no IPv6, or /proc/sys cannot be written
-// (in a container), there is nothing to do, or it stays as the administrator of that has set it.
+// noRouterStep keeps the host from taking a second default route and more addresses from the IPv6
+// routers that the lower hears anyway. Where there is no IPv6, or /proc/sys cannot be written (in a
+// container), there is nothing to do, or it stays as the administrator of that has set it.
 func (s *switchingOn) noRouterStep() step.Step {
 	path := "/proc/sys/net/ipv6/conf/" + s.name + "/accept_ra"
 	return step.Step{

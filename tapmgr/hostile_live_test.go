@@ -22,7 +22,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// race has the helper exchange the files of fds 3 to 3+n-1 for one another at a hundred further fds.
+// race has the helper exchange the files of fds 3 to 3+n-1 for one another at a hundred further
+// fds.
 func race(n int) int {
 	for i := 0; ; i++ {
 		if err := unix.Dup3(3+i%n, 100+i/n%100, 0); err != nil {
@@ -62,7 +63,8 @@ func (h *host) hostileTo(out *os.File, o order, argv string, files ...*os.File) 
 	return cmd
 }
 
-// opens counts how often this process opens a file (fanotify(7)): other programs may look at all processes meanwhile.
+// opens counts how often this process opens a file (fanotify(7)): other programs may look at all
+// processes meanwhile.
 func (h *host) opens(path string) func() int {
 	h.Helper()
 	fd, err := unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK|unix.FAN_REPORT_FID, unix.O_RDONLY)
@@ -122,8 +124,9 @@ func (h *host) file(f *os.File, err error) *os.File {
 	return f
 }
 
-// TestLiveNothingOfOthersIsOpened: a user's process has, at each of a hundred fds, now what belongs to a NIC and now a FIFO,
-// or a terminal. All verbs that look at processes end, and have opened neither.
+// TestLiveNothingOfOthersIsOpened: a user's process has, at each of a hundred fds, now what belongs
+// to a NIC and now a FIFO, or a terminal. All verbs that look at processes end, and have opened
+// neither.
 func TestLiveNothingOfOthersIsOpened(t *testing.T) {
 	h := newHost(t)
 	h.wire()
@@ -211,7 +214,8 @@ func TestLiveContextEndsAnInventory(t *testing.T) {
 	}
 }
 
-// TestOpenNetnsOpensNothingElse: a path that is no network namespace's is refused without having been opened.
+// TestOpenNetnsOpensNothingElse: a path that is no network namespace's is refused without having
+// been opened.
 func TestOpenNetnsOpensNothingElse(t *testing.T) {
 	h := &host{TB: t}
 	fifo, path := h.fifo("fifo")

@@ -13,12 +13,14 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// Whoever has a tap's queue open may give the tap any address: SIOCSIFHWADDR on that fd asks for no privilege
-// (__tun_chr_ioctl in drivers/net/tun.c). With the address of another guest, the tap's bridge keeps that guest's frames
-// to itself, as frames for a port's own address (br_handle_frame_finish), whatever isolates the ports.
+// Whoever has a tap's queue open may give the tap any address: SIOCSIFHWADDR on that fd asks for no
+// privilege (__tun_chr_ioctl in drivers/net/tun.c). With the address of another guest, the tap's
+// bridge keeps that guest's frames to itself, as frames for a port's own address
+// (br_handle_frame_finish), whatever isolates the ports.
 
-// HostAddress is the address that a tap of ours on a bridge should have on the host's side, by what its alias says; ok
-// is false of other links, of taps that are on no bridge, and while one is being attached.
+// HostAddress is the address that a tap of ours on a bridge should have on the host's side, by what
+// its alias says; ok is false of other links, of taps that are on no bridge, and while one is being
+// attached.
 func HostAddress(l *rtnl.Link) (mac net.HardwareAddr, ok bool) {
 	if l.Tun == nil || len(l.MAC) != 6 || l.Master == 0 {
 		return nil, false
@@ -33,8 +35,8 @@ func HostAddress(l *rtnl.Link) (mac net.HardwareAddr, ok bool) {
 	return stablemac.HostMAC(r.MAC), true
 }
 
-// SetBackAddress gives the tap of that interface index the address of HostAddress. Changed is false in the result where
-// it has that, or is no such tap (any more).
+// SetBackAddress gives the tap of that interface index the address of HostAddress. Changed is false
+// in the result where it has that, or is no such tap (any more).
 func (m *Manager) SetBackAddress(index int) (nic.Action, error) {
 	l, err := m.host.NL.LinkByIndex(index)
 	if errors.Is(err, fs.ErrNotExist) {

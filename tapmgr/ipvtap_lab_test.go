@@ -189,7 +189,8 @@ func TestLabIPvtapInL3SReceivesNothing(t *testing.T) {
 	}
 }
 
-// TestLabIPvtapsShareModeAndFlag proves that the kernel changes living ipvtaps, and that an attach does not.
+// TestLabIPvtapsShareModeAndFlag proves that the kernel changes living ipvtaps, and that an attach
+// does not.
 func TestLabIPvtapsShareModeAndFlag(t *testing.T) {
 	lab.Inside(t)
 	h := newHost(t)
@@ -227,7 +228,8 @@ func TestLabIPvtapsShareModeAndFlag(t *testing.T) {
 	}
 }
 
-// TestLabIPvtapRenamed: an ipvtap follows its parent device to another name, and is no NIC of another netns with such a device.
+// TestLabIPvtapRenamed: an ipvtap follows its parent device to another name, and is no NIC of
+// another netns with such a device.
 func TestLabIPvtapRenamed(t *testing.T) {
 	lab.Inside(t)
 	h, other := newHost(t), newHost(t)

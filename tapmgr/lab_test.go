@@ -297,8 +297,8 @@ func TestLabVLANs(t *testing.T) {
 	}
 }
 
-// TestLabNoDefaultVLAN: a bridge that puts its ports into no VLAN takes a NIC only with one of its own, and check tells of a NIC
-// whose bridge has lost its default VLAN.
+// TestLabNoDefaultVLAN: a bridge that puts its ports into no VLAN takes a NIC only with one of its
+// own, and check tells of a NIC whose bridge has lost its default VLAN.
 func TestLabNoDefaultVLAN(t *testing.T) {
 	lab.Inside(t)
 	h := newHost(t)

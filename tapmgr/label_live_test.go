@@ -10,8 +10,8 @@ import (
 	"vmnet/testvm"
 )
 
-// TestLiveDetachedIsNotGone: a guest keeps the label of a NIC that it was started with, also when the
-// NIC was detached. When another of its NICs loses its device, that one alone is gone.
+// TestLiveDetachedIsNotGone: a guest keeps the label of a NIC that it was started with, also when
+// the NIC was detached. When another of its NICs loses its device, that one alone is gone.
 func TestLiveDetachedIsNotGone(t *testing.T) {
 	h := newHost(t)
 	h.wire()

@@ -303,8 +303,8 @@ func TestLiveAllPIDsLeftOversWhenReconcileIsInterrupted(t *testing.T) {
 	}
 }
 
-// TestLiveMacvtapIsNoLeftOverWhereHoldersAreUnseen reconciles in a pid namespace: of a tap the kernel tells
-// that nobody holds it, of a macvtap only /proc.
+// TestLiveMacvtapIsNoLeftOverWhereHoldersAreUnseen reconciles in a pid namespace: of a tap the
+// kernel tells that nobody holds it, of a macvtap only /proc.
 func TestLiveMacvtapIsNoLeftOverWhereHoldersAreUnseen(t *testing.T) {
 	h := newHost(t)
 	h.wire()

@@ -36,8 +36,8 @@ func (h *libvirtHost) nothingLeft(g *libvirttest.Guest, nicID string) {
 	}
 }
 
-// TestLiveLibvirtFaultAtEveryStep fails each step of an attach before and after it was done, on a guest that uses
-// another NIC meanwhile.
+// TestLiveLibvirtFaultAtEveryStep fails each step of an attach before and after it was done, on a
+// guest that uses another NIC meanwhile.
 func TestLiveLibvirtFaultAtEveryStep(t *testing.T) {
 	h := newLibvirtHost(t)
 	g := h.domain(testvm.Domain{CPUs: 2})
@@ -61,8 +61,8 @@ func TestLiveLibvirtFaultAtEveryStep(t *testing.T) {
 	}
 }
 
-// TestLiveLibvirtKilledAtEveryStep kills vmnet before and after each step. What is left then, reconcile or the next attach
-// clears up.
+// TestLiveLibvirtKilledAtEveryStep kills vmnet before and after each step. What is left then,
+// reconcile or the next attach clears up.
 func TestLiveLibvirtKilledAtEveryStep(t *testing.T) {
 	h := newLibvirtHost(t)
 	g := h.domain(testvm.Domain{})
@@ -140,7 +140,8 @@ func (h *libvirtHost) listed(g *libvirttest.Guest) nic.NIC {
 	return all[0]
 }
 
-// TestLiveLibvirtAtOnce attaches and detaches many NICs of one guest at once, some of them the same.
+// TestLiveLibvirtAtOnce attaches and detaches many NICs of one guest at once, some of them the
+// same.
 func TestLiveLibvirtAtOnce(t *testing.T) {
 	h := newLibvirtHost(t)
 	g := h.domain(testvm.Domain{})
@@ -226,7 +227,8 @@ func (h *libvirtHost) detachWhile(g *libvirttest.Guest, end func()) {
 	}
 }
 
-// TestLiveLibvirtRefusals are requests that libvirt cannot express, or that contradict what is there.
+// TestLiveLibvirtRefusals are requests that libvirt cannot express, or that contradict what is
+// there.
 func TestLiveLibvirtRefusals(t *testing.T) {
 	h := newLibvirtHost(t)
 	g := h.domain(testvm.Domain{})

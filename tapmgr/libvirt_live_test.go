@@ -22,7 +22,8 @@ type libvirtHost struct {
 	virt *libvirttest.Daemon
 }
 
-// newLibvirtHost lets the test run beside others of its kind: they wait for guests most of the time.
+// newLibvirtHost lets the test run beside others of its kind: they wait for guests most of the
+// time.
 func newLibvirtHost(t *testing.T) *libvirtHost {
 	t.Helper()
 	t.Parallel()
@@ -178,7 +179,8 @@ func (h *libvirtHost) node(nic nic.NIC) string {
 	return fmt.Sprintf("/dev/tap%d", l.Index)
 }
 
-// TestLiveLibvirtForeign has NICs that libvirt makes itself, a tap and a macvtap, beside one of ours.
+// TestLiveLibvirtForeign has NICs that libvirt makes itself, a tap and a macvtap, beside one of
+// ours.
 func TestLiveLibvirtForeign(t *testing.T) {
 	h := newLibvirtHost(t)
 	h.wire()
@@ -223,7 +225,8 @@ func TestLiveLibvirtForeign(t *testing.T) {
 	}
 }
 
-// TestLiveLibvirtMonitor hands fds through libvirt's monitor commands: a tap and a macvtap that go with the guest.
+// TestLiveLibvirtMonitor hands fds through libvirt's monitor commands: a tap and a macvtap that go
+// with the guest.
 func TestLiveLibvirtMonitor(t *testing.T) {
 	h := newLibvirtHost(t)
 	h.wire()
@@ -287,7 +290,8 @@ func TestLiveAllPIDsLibvirtTheirDetach(t *testing.T) {
 	h.leftOver(g, other, node)
 }
 
-// leftOver demands that a macvtap by name stays when nobody holds it any more, and that reconcile removes it and its node.
+// leftOver demands that a macvtap by name stays when nobody holds it any more, and that reconcile
+// removes it and its node.
 func (h *libvirtHost) leftOver(g *libvirttest.Guest, found nic.NIC, node string) {
 	h.Helper()
 	nstest.Eventually(h, 30*time.Second, found.ID+" is left over", func() bool {

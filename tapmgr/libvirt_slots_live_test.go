@@ -9,8 +9,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// TestLiveLibvirtWithoutSlots: a domain that has no PCI Express port for another device takes no NIC, which is told with the cure,
-// and nothing is left of the attempt.
+// TestLiveLibvirtWithoutSlots: a domain that has no PCI Express port for another device takes no
+// NIC, which is told with the cure, and nothing is left of the attempt.
 func TestLiveLibvirtWithoutSlots(t *testing.T) {
 	h := newLibvirtHost(t)
 	name := h.name("P2")

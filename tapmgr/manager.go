@@ -23,8 +23,9 @@ type Manager struct {
 	// the caller's guests, else the machine's.
 	Libvirt string
 
-	// Switches, if not nil, lists the control sockets of the userspace switches that are asked for guests' NICs, as
-	// control.Running does; nil asks none, as a privileged helper must: a switch is anybody's.
+	// Switches, if not nil, lists the control sockets of the userspace switches that are asked for
+	// guests' NICs, as control.Running does; nil asks none, as a privileged helper must: a switch
+	// is anybody's.
 	Switches func() ([]string, error)
 	// Notice, if not nil, is told of what could not be seen, such as a switch that does not answer.
 	Notice func(text string)

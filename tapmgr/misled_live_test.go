@@ -130,8 +130,8 @@ func TestLiveAUserHasWhatItsProcessesHold(t *testing.T) {
 	}
 }
 
-// TestLiveOtherUsersProcessesAreLookedIntoWithTheRight: what is asked about all processes goes through
-// the hook. No ipvtap is made, so that it needs no kernel that has it.
+// TestLiveOtherUsersProcessesAreLookedIntoWithTheRight: what is asked about all processes goes
+// through the hook. No ipvtap is made, so that it needs no kernel that has it.
 func TestLiveOtherUsersProcessesAreLookedIntoWithTheRight(t *testing.T) {
 	h := newHost(t)
 	h.wire()
@@ -196,7 +196,8 @@ func TestLiveTwoMacvtapsOfOneName(t *testing.T) {
 	}
 }
 
-// TestLiveDetachAsksNoOtherUsersProcess has a user hold a NIC; only by its pid is that process asked.
+// TestLiveDetachAsksNoOtherUsersProcess has a user hold a NIC; only by its pid is that process
+// asked.
 func TestLiveDetachAsksNoOtherUsersProcess(t *testing.T) {
 	h := newHost(t)
 	vm := h.name("P3")

@@ -78,8 +78,8 @@ func (g *guest) take(t nic.Target, p qmp.Peer) error {
 	return err
 }
 
-// openMonitor opens a guest that libvirt does not manage: it makes sure that the monitor is the guest's own, and waits
-// until nobody else uses it.
+// openMonitor opens a guest that libvirt does not manage: it makes sure that the monitor is the
+// guest's own, and waits until nobody else uses it.
 func (m *Manager) openMonitor(ctx context.Context, t nic.Target) (*vm, error) {
 	proc, err := locate(t)
 	if err != nil {

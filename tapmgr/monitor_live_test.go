@@ -134,7 +134,8 @@ const config = `[chardev "q"]
   mode = "control"
 `
 
-// TestLiveMonitorsOfEveryForm: however a QEMU was told of its monitor, the guest's name is all that is needed.
+// TestLiveMonitorsOfEveryForm: however a QEMU was told of its monitor, the guest's name is all that
+// is needed.
 func TestLiveMonitorsOfEveryForm(t *testing.T) {
 	const named = "guest=%s"
 	for name, q := range map[string]ownQEMU{

@@ -13,7 +13,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// TestCheckPeer: a listener is the guest only by its number, its user and, where the kernel has it, its pidfd.
+// TestCheckPeer: a listener is the guest only by its number, its user and, where the kernel has it,
+// its pidfd.
 func TestCheckPeer(t *testing.T) {
 	self, other := pidfdOf(t, os.Getpid()), pidfdOf(t, os.Getppid())
 	guests := qemu.Process{PID: os.Getpid(), UID: 54321}

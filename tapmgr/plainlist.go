@@ -10,8 +10,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// plainTaps removes those that nobody holds, and mends the others. One that was there before it was put on a bridge is
-// taken off that instead of being removed.
+// plainTaps removes those that nobody holds, and mends the others. One that was there before it was
+// put on a bridge is taken off that instead of being removed.
 func (r *reconciler) plainTaps(ctx context.Context) error {
 	taps, err := r.m.host.PlainHeld(ctx)
 	for _, dev := range taps {

@@ -66,8 +66,8 @@ func (h *host) owned(want int) {
 	}
 }
 
-// TestLiveATapElsewhereProvesNothing has the queue of a tap of the same name in another netns open, and
-// no fd left with which to find out.
+// TestLiveATapElsewhereProvesNothing has the queue of a tap of the same name in another netns open,
+// and no fd left with which to find out.
 func TestLiveATapElsewhereProvesNothing(t *testing.T) {
 	h := newHost(t)
 	h.ip("tuntap", "add", "vm7", "mode", "tap")

@@ -13,15 +13,17 @@ import (
 	"vmnet/qmp"
 )
 
-// relayEvents is how many events of a guest's may wait to be looked at. A lost one costs a second: see [qmp.Conn.Unplug].
+// relayEvents is how many events of a guest's may wait to be looked at. A lost one costs a second:
+// see [qmp.Conn.Unplug].
 const relayEvents = 256
 
-// lastWords bounds the wait for the news that the domain has ended, after a failure that may come of that.
+// lastWords bounds the wait for the news that the domain has ended, after a failure that may come
+// of that.
 const lastWords = time.Second
 
-// dialThroughLibvirt reaches the monitor of a running domain through libvirt, whose own it is. Libvirt marks the
-// domain as tainted (custom-monitor) from then on. Closing the Conn does not close c, which must stay open until then; c's end ends
-// the Conn, and so does the domain's.
+// dialThroughLibvirt reaches the monitor of a running domain through libvirt, whose own it is.
+// Libvirt marks the domain as tainted (custom-monitor) from then on. Closing the Conn does not
+// close c, which must stay open until then; c's end ends the Conn, and so does the domain's.
 func dialThroughLibvirt(ctx context.Context, c *libvirt.Conn, dom libvirt.Domain) (*qmp.Conn, error) {
 	events, err := c.Subscribe(ctx, &dom, relayEvents, libvirt.Lifecycle, libvirt.Monitor)
 	if err != nil {
@@ -34,9 +36,9 @@ func dialThroughLibvirt(ctx context.Context, c *libvirt.Conn, dom libvirt.Domain
 	return conn, nil
 }
 
-// relay is libvirt as a [qmp.Relay]. Of what is not answered any more libvirt goes on with five commands at most
-// (max_client_requests in libvirtd.conf), and gives each up if QEMU answers none before it for 30 s: what an undo
-// then leaves in QEMU, the next attach, detach or reconcile finds.
+// relay is libvirt as a [qmp.Relay]. Of what is not answered any more libvirt goes on with five
+// commands at most (max_client_requests in libvirtd.conf), and gives each up if QEMU answers none
+// before it for 30 s: what an undo then leaves in QEMU, the next attach, detach or reconcile finds.
 type relay struct {
 	conn   *libvirt.Conn
 	dom    libvirt.Domain

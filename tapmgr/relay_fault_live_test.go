@@ -38,8 +38,8 @@ func (r *relayed) faults() {
 	}
 }
 
-// qemuStops ends the context of each step while QEMU stands still. Nothing hangs, and once QEMU goes on
-// it gives everything back, though nobody of ours is there any more.
+// qemuStops ends the context of each step while QEMU stands still. Nothing hangs, and once QEMU
+// goes on it gives everything back, though nobody of ours is there any more.
 func (r *relayed) qemuStops() {
 	qemu := r.g.QEMU()
 	defer r.signal(qemu, syscall.SIGCONT)
@@ -101,7 +101,8 @@ func (r *relayed) libvirtdStops() {
 	r.signal(pid, syscall.SIGCONT)
 }
 
-// libvirtdRestarts with a command in flight and an fd in QEMU: the connection ends, and a new one cleans up.
+// libvirtdRestarts with a command in flight and an fd in QEMU: the connection ends, and a new one
+// cleans up.
 func (r *relayed) libvirtdRestarts() {
 	conn, c := r.dial()
 	n, closeTap := r.nic(c, "vmnet-net0", "vr0")

@@ -228,7 +228,8 @@ func (r *relayed) refusals() {
 	}
 }
 
-// TestLiveRelayBesideLibvirt: libvirt does not want a place that one of ours has, of which it does not know.
+// TestLiveRelayBesideLibvirt: libvirt does not want a place that one of ours has, of which it does
+// not know.
 func TestLiveRelayBesideLibvirt(t *testing.T) {
 	t.Parallel()
 	libvirttest.Require(t)

@@ -8,8 +8,9 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// renamed is the present name of the bridge or parent device that a Spec names as it was called when the guest got the NIC,
-// where the error of a plan Is fs.ErrNotExist for that reason; else it is empty.
+// renamed is the present name of the bridge or parent device that a Spec names as it was called
+// when the guest got the NIC, where the error of a plan Is fs.ErrNotExist for that reason; else it
+// is empty.
 func (m *Manager) renamed(ctx context.Context, spec nic.Spec, why error) string {
 	if !errors.Is(why, fs.ErrNotExist) {
 		return ""

@@ -13,8 +13,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// Mirror is a macvtap or ipvtap that takes in the multicast groups that its guest's driver has asked for
-// (RxMirror), and who holds it.
+// Mirror is a macvtap or ipvtap that takes in the multicast groups that its guest's driver has
+// asked for (RxMirror), and who holds it.
 type Mirror struct {
 	VM, NIC, Interface string
 	MAC                net.HardwareAddr // that the guest should have
@@ -48,8 +48,8 @@ func (m *Manager) Mirrors(ctx context.Context) ([]Mirror, error) {
 	return found, nil
 }
 
-// Follow makes the device take in those multicast groups and no others. The guest's address stays the
-// one that it was given. A device that is gone Is fs.ErrNotExist.
+// Follow makes the device take in those multicast groups and no others. The guest's address stays
+// the one that it was given. A device that is gone Is fs.ErrNotExist.
 func (m *Manager) Follow(x Mirror, groups []net.HardwareAddr) (changed bool, err error) {
 	err = m.host.Within(&x.o, func(ns *netns.NS, nl *rtnl.Conn) error {
 		if changed, err = macvtap.SetGroups(ns, x.o.Link, groups); err != nil {
@@ -79,8 +79,9 @@ func setAllMulti(nl *rtnl.Conn, index int, on bool) (changed bool, err error) {
 	return true, nl.Set(index, rtnl.AllMulti(on))
 }
 
-// WithMonitor runs use with a connection to the monitor of the guest that holds x, which must not be one of libvirt's. It
-// waits for the monitor as long as ctx allows, and closes the connection afterwards.
+// WithMonitor runs use with a connection to the monitor of the guest that holds x, which must not
+// be one of libvirt's. It waits for the monitor as long as ctx allows, and closes the connection
+// afterwards.
 func (m *Manager) WithMonitor(ctx context.Context, x Mirror, use func(*qmp.Conn) error) error {
 	vm, err := m.openMonitor(ctx, nic.Target{VM: x.VM, PID: x.Guest.PID})
 	if err != nil {

@@ -45,8 +45,8 @@ type GuestView struct {
 	VLANs       []int    `json:"vlans,omitempty"` // that the driver asked for; none where it takes all
 }
 
-// Show explains all NICs of a guest, at last those that libvirt has made itself. The guest's view needs its monitor; where that
-// is in use, a notice says so instead.
+// Show explains all NICs of a guest, at last those that libvirt has made itself. The guest's view
+// needs its monitor; where that is in use, a notice says so instead.
 func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 	links, err := m.host.Devices(ctx)
 	if err != nil {

@@ -40,8 +40,8 @@ func TestLiveSwitchFaultAtEveryStep(t *testing.T) {
 	})
 }
 
-// TestLiveSwitchKilledAtEveryStep kills the attaching process at each step. Then reconcile alone must make all
-// well, and so must the next attach.
+// TestLiveSwitchKilledAtEveryStep kills the attaching process at each step. Then reconcile alone
+// must make all well, and so must the next attach.
 func TestLiveSwitchKilledAtEveryStep(t *testing.T) {
 	eachBy(t, func(t *testing.T, s *userSwitch, by nic.By) {
 		h := s.host
@@ -107,7 +107,8 @@ func TestLiveSwitchQEMUKilled(t *testing.T) {
 	})
 }
 
-// TestLiveSwitchKilled: a tap joins the next switch of that name, and the same attach replaces a NIC by a socket.
+// TestLiveSwitchKilled: a tap joins the next switch of that name, and the same attach replaces a
+// NIC by a socket.
 func TestLiveSwitchKilled(t *testing.T) {
 	h := newHost(t)
 	s := h.runSwitch()
@@ -149,7 +150,8 @@ func TestLiveSwitchKilled(t *testing.T) {
 	s.left(g)
 }
 
-// TestLiveSwitchStandsStill: no verb waits for it for long, or fails for that where it is not meant.
+// TestLiveSwitchStandsStill: no verb waits for it for long, or fails for that where it is not
+// meant.
 func TestLiveSwitchStandsStill(t *testing.T) {
 	t.Parallel() // it waits most of the time
 	h := newHost(t)

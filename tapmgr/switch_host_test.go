@@ -20,7 +20,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// serveSwitch is the main of a process that runs a switch until its stdin ends, at the latest with the test.
+// serveSwitch is the main of a process that runs a switch until its stdin ends, at the latest with
+// the test.
 func serveSwitch(path string) error {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()

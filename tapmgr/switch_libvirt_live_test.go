@@ -11,7 +11,8 @@ import (
 	"vmnet/testvm"
 )
 
-// TestLiveSwitchOfLibvirtsGuest: libvirt has no words for a port of a userspace switch, its monitor commands do.
+// TestLiveSwitchOfLibvirtsGuest: libvirt has no words for a port of a userspace switch, its monitor
+// commands do.
 func TestLiveSwitchOfLibvirtsGuest(t *testing.T) {
 	libvirttest.Require(t)
 	h := newLibvirtHost(t)
@@ -44,7 +45,8 @@ func TestLiveSwitchOfLibvirtsGuest(t *testing.T) {
 	}
 }
 
-// TestLiveSwitchOfLibvirtsGuestAsAnotherUser: libvirt runs QEMU as a user of its own, and the guest's name is all that it takes.
+// TestLiveSwitchOfLibvirtsGuestAsAnotherUser: libvirt runs QEMU as a user of its own, and the
+// guest's name is all that it takes.
 func TestLiveSwitchOfLibvirtsGuestAsAnotherUser(t *testing.T) {
 	libvirttest.Require(t)
 	t.Parallel()

@@ -103,8 +103,8 @@ func talk(t testing.TB, ctx context.Context, g *guest, what, addr, tcp, udp stri
 	}
 }
 
-// TestLiveSwitchGuestsTalk boots two guests and gives them NICs by sockets, by taps, and mixed, on which they talk to each other,
-// to a tap port, and out of a packet port.
+// TestLiveSwitchGuestsTalk boots two guests and gives them NICs by sockets, by taps, and mixed, on
+// which they talk to each other, to a tap port, and out of a packet port.
 func TestLiveSwitchGuestsTalk(t *testing.T) {
 	h := newHost(t)
 	s := h.runSwitch()

@@ -16,8 +16,8 @@ import (
 	"vmnet/testvm"
 )
 
-// TestLiveSwitchOfAServicesUser: a service manager runs a switch as a user of its own, and libvirt QEMU as another one. Root,
-// who names both, has NICs there like any others.
+// TestLiveSwitchOfAServicesUser: a service manager runs a switch as a user of its own, and libvirt
+// QEMU as another one. Root, who names both, has NICs there like any others.
 func TestLiveSwitchOfAServicesUser(t *testing.T) {
 	for _, by := range bothBys {
 		for _, user := range []string{"root", "daemon"} {
@@ -62,8 +62,8 @@ func (s *userSwitch) forwards(g *guest) {
 	}
 }
 
-// TestLiveSwitchOfAnotherUsersGuestEnds: what that guest's label names nobody asks unless told to, so only who names the
-// switch gets the NIC replaced; detaching it takes no switch.
+// TestLiveSwitchOfAnotherUsersGuestEnds: what that guest's label names nobody asks unless told to,
+// so only who names the switch gets the NIC replaced; detaching it takes no switch.
 func TestLiveSwitchOfAnotherUsersGuestEnds(t *testing.T) {
 	h := newHost(t)
 	s := h.runSwitch()
@@ -90,7 +90,8 @@ func TestLiveSwitchOfAnotherUsersGuestEnds(t *testing.T) {
 	h.nothingLeft(g, "net0")
 }
 
-// TestLiveSwitchPortOfTheOtherGuest: of two guests of one name, the one whose port was lost has not the other's.
+// TestLiveSwitchPortOfTheOtherGuest: of two guests of one name, the one whose port was lost has not
+// the other's.
 func TestLiveSwitchPortOfTheOtherGuest(t *testing.T) {
 	h := newHost(t)
 	s := h.runSwitch()
@@ -119,7 +120,8 @@ func TestLiveSwitchPortOfTheOtherGuest(t *testing.T) {
 	}
 }
 
-// TestLiveSwitchAmongMany: however many sockets others have made, the switches that NICs are on are asked.
+// TestLiveSwitchAmongMany: however many sockets others have made, the switches that NICs are on are
+// asked.
 func TestLiveSwitchAmongMany(t *testing.T) {
 	h := newHost(t)
 	s := h.runSwitch()
@@ -140,7 +142,8 @@ func TestLiveSwitchAmongMany(t *testing.T) {
 	}
 }
 
-// TestLiveSwitchLimitsAskedFor: what is asked for is compared, the default too, and what is left open is not.
+// TestLiveSwitchLimitsAskedFor: what is asked for is compared, the default too, and what is left
+// open is not.
 func TestLiveSwitchLimitsAskedFor(t *testing.T) {
 	h := newHost(t)
 	s := h.runSwitch()
@@ -170,7 +173,8 @@ func TestLiveSwitchLimitsAskedFor(t *testing.T) {
 	}
 }
 
-// TestLiveSwitchTapChanged: what somebody does to the tap is told, and none of it makes it a port twice.
+// TestLiveSwitchTapChanged: what somebody does to the tap is told, and none of it makes it a port
+// twice.
 func TestLiveSwitchTapChanged(t *testing.T) {
 	h := newHost(t)
 	s := h.runSwitch()
@@ -178,7 +182,8 @@ func TestLiveSwitchTapChanged(t *testing.T) {
 	spec := s.on(g, "net0", nic.ByTap)
 	nic := h.attach(spec)
 	h.ip("link", "set", nic.Interface, "name", "renamed0")
-	// The switch does not know whether it is still claimed, so that its port ends. With the right to claim it again it is back.
+	// The switch does not know whether it is still claimed, so that its port ends. With the right
+	// to claim it again it is back.
 	s.noPort()
 	if diff := h.check(); len(diff) != 2 || diff[0].What != "name" || diff[1].What != "switch" {
 		t.Errorf("renamed: check %+v", diff)

@@ -35,7 +35,8 @@ func (h *host) nobodysSwitch() *userSwitch {
 	return s
 }
 
-// TestLiveSwitchOfAnotherUserIsNotBelieved: nobody says that root's guest has a NIC there, and a port of root's tap.
+// TestLiveSwitchOfAnotherUserIsNotBelieved: nobody says that root's guest has a NIC there, and a
+// port of root's tap.
 func TestLiveSwitchOfAnotherUserIsNotBelieved(t *testing.T) {
 	h := newHost(t)
 	s := h.nobodysSwitch()
@@ -73,7 +74,8 @@ func (h *host) inode() string {
 	return strconv.FormatUint(inode, 10)
 }
 
-// TestLiveLabelOfAnotherUserIsNotMeant: whoever gives a file such a name has it listed as his own, and is meant only by his pid.
+// TestLiveLabelOfAnotherUserIsNotMeant: whoever gives a file such a name has it listed as his own,
+// and is meant only by his pid.
 func TestLiveLabelOfAnotherUserIsNotMeant(t *testing.T) {
 	h := newHost(t)
 	h.runSwitch()

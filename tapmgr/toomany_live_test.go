@@ -16,7 +16,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// filled starts a hostile process that has f open as often as it may, or n times, and waits until it has.
+// filled starts a hostile process that has f open as often as it may, or n times, and waits until
+// it has.
 func (h *host) filled(n int, argv string, f *os.File) *exec.Cmd {
 	h.Helper()
 	r, w, err := os.Pipe()
@@ -45,8 +46,9 @@ func (h *host) markNamed(name, vm string) {
 	h.ip("link", "set", "dev", name, "alias", fmt.Sprintf("vmnet vm=%s nic=net0 type=macvtap source=eth0 mode=bridge rx=allmulti mac=52:54:00:00:00:01 model=virtio-net-pci queues=1 via=libvirt", vm))
 }
 
-// TestLiveAllPIDsTooManyFilesKeepNothingAlive: a user has more files than are looked at, and calls the process like the
-// guest that has left a macvtap. That is removed nevertheless; what another guest of the same user's holds is not.
+// TestLiveAllPIDsTooManyFilesKeepNothingAlive: a user has more files than are looked at, and calls
+// the process like the guest that has left a macvtap. That is removed nevertheless; what another
+// guest of the same user's holds is not.
 func TestLiveAllPIDsTooManyFilesKeepNothingAlive(t *testing.T) {
 	nstest.RequireFirstPIDNS(t)
 	h := newHost(t)
@@ -87,8 +89,8 @@ func TestLiveAllPIDsTooManyFilesKeepNothingAlive(t *testing.T) {
 	}
 }
 
-// TestLivePrepareKilledAtEveryStep kills the hook's part of a guest's start. No device is ever without its record, by which
-// the guest's end removes it.
+// TestLivePrepareKilledAtEveryStep kills the hook's part of a guest's start. No device is ever
+// without its record, by which the guest's end removes it.
 func TestLivePrepareKilledAtEveryStep(t *testing.T) {
 	h := newHost(t)
 	h.wire()
@@ -132,7 +134,8 @@ func (h *host) recorded(what, vm string) {
 	}
 }
 
-// devices are the aliases of all taps and macvtaps, by their names. A tap that nobody holds any more goes soon.
+// devices are the aliases of all taps and macvtaps, by their names. A tap that nobody holds any
+// more goes soon.
 func (h *host) devices() map[string]string {
 	h.Helper()
 	found := map[string]string{}
@@ -148,8 +151,8 @@ func (h *host) devices() map[string]string {
 	return found
 }
 
-// openMacvtap opens a queue of a macvtap of the host's netns by a node of its number, as a container
-// has one.
+// openMacvtap opens a queue of a macvtap of the host's netns by a node of its number, as a
+// container has one.
 func (h *host) openMacvtap(name string) (queue *os.File) {
 	h.Helper()
 	l, err := h.nl.Link(name)

@@ -40,15 +40,16 @@ type vmm interface {
 	request(ctx context.Context, nic string) error
 	// cutOff takes the backend from a NIC, as far as that goes without the guest.
 	cutOff(ctx context.Context, nic string) error
-	// giveBack makes the VMM let go of a NIC that is not plugged, and elsewhere what it was given in other ways.
+	// giveBack makes the VMM let go of a NIC that is not plugged, and elsewhere what it was given
+	// in other ways.
 	giveBack(ctx context.Context, dev *inventory.Device) error
 	elsewhere(ctx context.Context, dev *inventory.Device) error
 
 	Close() error
 }
 
-// vm is a guest whose QEMU we reach by its monitor: the connection is the lock, or libvirt's monitor
-// commands stand in for it and domain has the lock.
+// vm is a guest whose QEMU we reach by its monitor: the connection is the lock, or libvirt's
+// monitor commands stand in for it and domain has the lock.
 type vm struct {
 	*qmp.Conn
 	m      *Manager
@@ -57,8 +58,8 @@ type vm struct {
 	domain *domain       // nil: no guest of libvirt's
 }
 
-// open finds the guest and waits for its lock. via says how the NIC is, or was, handed over; empty is
-// the guest's usual way.
+// open finds the guest and waits for its lock. via says how the NIC is, or was, handed over; empty
+// is the guest's usual way.
 func (m *Manager) open(ctx context.Context, t nic.Target, via nic.Via) (vmm, error) {
 	d, err := m.openDomain(ctx, t)
 	switch {
@@ -110,7 +111,8 @@ func (v *vm) rxFilter(ctx context.Context, nicID string) (*qmp.RxFilter, error) 
 	return &f, err
 }
 
-// prepare finds where the device can be plugged, unless options say so, and what types its options are of.
+// prepare finds where the device can be plugged, unless options say so, and what types its options
+// are of.
 func (v *vm) prepare(ctx context.Context, h *backend.NIC) (err error) {
 	if _, err := v.CPUs(ctx); err != nil { // there is no machine to look into, with -preconfig
 		return err
@@ -171,7 +173,8 @@ func (v *vm) giveBack(ctx context.Context, dev *inventory.Device) error {
 	return v.Rollback(ctx, nic.DeviceID(dev.Want.NIC), dev.Want.Queues)
 }
 
-// elsewhere tries the guest's other monitors: a fd that was given through one is known to that one only.
+// elsewhere tries the guest's other monitors: a fd that was given through one is known to that one
+// only.
 func (v *vm) elsewhere(ctx context.Context, dev *inventory.Device) error {
 	all, err := v.guest.Sockets()
 	if err != nil || !all[0].Told { // no other is surely a monitor

@@ -10,12 +10,13 @@ import (
 
 // What vmnet watch does by itself when links or guests come and go.
 
-// PutBack makes the taps that belong on the bridges of these names, and are on none since those were
-// deleted, ports of them again. Failures are in the actions; the error is about reading what there is.
+// PutBack makes the taps that belong on the bridges of these names, and are on none since those
+// were deleted, ports of them again. Failures are in the actions; the error is about reading what
+// there is.
 func (m *Manager) PutBack(bridges ...string) ([]nic.Action, error) { return m.host.PutBack(bridges...) }
 
-// PutBackForeign is PutBack for the tap of that name that somebody else has made for a guest's NIC of
-// that MAC. done is false where there is nothing to do.
+// PutBackForeign is PutBack for the tap of that name that somebody else has made for a guest's NIC
+// of that MAC. done is false where there is nothing to do.
 func (m *Manager) PutBackForeign(name string, mac net.HardwareAddr, bridgeName string, cfg bridge.PortConfig) (done bool, err error) {
 	return m.host.PutBackForeign(name, mac, bridgeName, cfg)
 }

@@ -50,7 +50,8 @@ type Config struct {
 	AllowReset bool
 	// Paused starts QEMU with the processors stopped (-S). It implies NoWait.
 	Paused bool
-	// NoWait makes Start return once QEMU runs, while the guest still boots; see agent.Guest.WaitReady.
+	// NoWait makes Start return once QEMU runs, while the guest still boots; see
+	// agent.Guest.WaitReady.
 	NoWait bool
 	// BootTimeout bounds the wait for the guest; 0 means 60 s, or 4 minutes in a lab host.
 	BootTimeout time.Duration

@@ -7,9 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cpioWriter writes the format "newc" of Documentation/driver-api/early-userspace/buffer-format.rst:
-// per file a header of 13 eight-digit hexadecimal fields behind the magic number, the
-// name with a NUL, and the content, each padded to 4 bytes. All belongs to root.
+// cpioWriter writes the format "newc" of
+// Documentation/driver-api/early-userspace/buffer-format.rst: per file a header of 13 eight-digit
+// hexadecimal fields behind the magic number, the name with a NUL, and the content, each padded to
+// 4 bytes. All belongs to root.
 type cpioWriter struct {
 	buf   bytes.Buffer
 	inode uint32

@@ -17,8 +17,8 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// TestCPIO reads what cpioWriter wrote with another implementation, as far as that tells and extracts
-// without root. The rest is in the headers.
+// TestCPIO reads what cpioWriter wrote with another implementation, as far as that tells and
+// extracts without root. The rest is in the headers.
 func TestCPIO(t *testing.T) {
 	busybox, err := exec.LookPath("busybox")
 	nstest.Require(t, "busybox", err == nil, "apt-get install busybox-static")

@@ -60,8 +60,8 @@ func (m *machine) kernels() (names []string) {
 	return names
 }
 
-// TestSetupTellsItsDownloads: a user gets one kernel, root that of lab hosts as well; of each it is said what comes, how
-// much of it and to where, and nothing where there is nothing to do.
+// TestSetupTellsItsDownloads: a user gets one kernel, root that of lab hosts as well; of each it is
+// said what comes, how much of it and to where, and nothing where there is nothing to do.
 func TestSetupTellsItsDownloads(t *testing.T) {
 	const guests, hosts = "the kernel of test guests, linux-image-6.1.0-1-cloud-amd64 (31 MB)", "the kernel of lab hosts, linux-image-6.1.0-1-amd64 (31 MB)"
 	for uid, test := range map[string]struct{ kernels, told []string }{

@@ -10,8 +10,9 @@ import (
 	"vmnet/bridge/vswitch/offload"
 )
 
-// BenchmarkForward sends batches of frames from one station to another, through the switch's own goroutine and two socketpairs.
-// The figure is the time for a frame, with the test's own two system calls for it.
+// BenchmarkForward sends batches of frames from one station to another, through the switch's own
+// goroutine and two socketpairs. The figure is the time for a frame, with the test's own two system
+// calls for it.
 func BenchmarkForward(b *testing.B) {
 	for _, size := range []int{64, 1514} {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
@@ -42,7 +43,8 @@ func BenchmarkForward(b *testing.B) {
 	}
 }
 
-// BenchmarkInput is the switch's own work for a batch, without system calls: from a tap to ports of each kind.
+// BenchmarkInput is the switch's own work for a batch, without system calls: from a tap to ports of
+// each kind.
 func BenchmarkInput(b *testing.B) {
 	for name, c := range inputCases() {
 		b.Run(name, func(b *testing.B) {

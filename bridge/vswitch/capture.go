@@ -161,7 +161,8 @@ func (sw *Switch) uncapture(p *Port) {
 	}
 }
 
-// newPath returns a port's path through the views of captures, or the plain path if no capture views it.
+// newPath returns a port's path through the views of captures, or the plain path if no capture
+// views it.
 func newPath(p *Port, views []*view) *path {
 	w := &path{input: (*receiver).input, queues: p.wire.queues, views: views}
 	if len(views) == 0 {

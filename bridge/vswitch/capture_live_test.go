@@ -68,7 +68,8 @@ func captures() map[string]captured {
 	}
 }
 
-// BenchmarkLiveCapture tells how much of its rate a stream keeps while its ports, or another one, are captured.
+// BenchmarkLiveCapture tells how much of its rate a stream keeps while its ports, or another one,
+// are captured.
 func BenchmarkLiveCapture(b *testing.B) {
 	for name, c := range captures() {
 		b.Run(name, func(b *testing.B) {
@@ -90,7 +91,8 @@ func threeHosts(tb testing.TB, sw *vswitch.Switch) *stream {
 	return newStream(tb, a, b)
 }
 
-// TestLiveCaptureStallsNobody asks for less than the benchmark finds, for the machine may have something else to do.
+// TestLiveCaptureStallsNobody asks for less than the benchmark finds, for the machine may have
+// something else to do.
 func TestLiveCaptureStallsNobody(t *testing.T) {
 	for name, least := range map[string]float64{"another port": 0.7, "both ports, nobody reads": 0.5, "both ports": 0.2} {
 		t.Run(name, func(t *testing.T) {

@@ -35,8 +35,8 @@ func startCapture(tb testing.TB, sw *Switch, cfg CaptureConfig) *CaptureReader {
 	return r
 }
 
-// awaitSeen waits until the switch's only capture, or all together, have seen that many frames: they are told of after they
-// were delivered.
+// awaitSeen waits until the switch's only capture, or all together, have seen that many frames:
+// they are told of after they were delivered.
 func awaitSeen(tb testing.TB, sw *Switch, want int) {
 	tb.Helper()
 	nstest.Eventually(tb, 20*time.Second, fmt.Sprintf("%d frames are captured", want), func() bool {
@@ -170,7 +170,8 @@ func TestCaptureShowsAFrameAsItCame(t *testing.T) {
 	}
 }
 
-// TestCaptureOfOffloads has a super-frame come in, and leave in one piece, with a tag less, and cut.
+// TestCaptureOfOffloads has a super-frame come in, and leave in one piece, with a tag less, and
+// cut.
 func TestCaptureOfOffloads(t *testing.T) {
 	ports := map[string]PortConfig{"in": trunkAll(0), "tap": trunkAll(0), "vlan": access(10), "socket": trunkAll(0)}
 	sw, queues := memoryLAN(t, ports, map[string]offload.Limits{"in": everything, "tap": everything, "vlan": everything})
@@ -321,7 +322,8 @@ func TestCaptureRefusals(t *testing.T) {
 	}
 }
 
-// TestCapturesComeAndGo starts and stops captures while frames pass: each has all frames of its time, or counts them.
+// TestCapturesComeAndGo starts and stops captures while frames pass: each has all frames of its
+// time, or counts them.
 func TestCapturesComeAndGo(t *testing.T) {
 	l := newLAN(t, plain("a", "b", "c"))
 	l.send("b", etherFrame(all, mac(2), nil, 46))

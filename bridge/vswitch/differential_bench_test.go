@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BenchmarkLiveBesideTheBridge sends the same traffic through a kernel bridge, through a switch between two
-// taps, and through one between a packet port and a tap, in turns. It reports the medians and the last one's
-// ratios to the others: TCP as it is and in VXLAN, in Mbit/s, and UDP of 64 bytes, in thousands of packets a
-// second. Super-frames are held against the taps, whose copies into the switch and out of it a bridge does
-// without; small frames against the bridge.
+// BenchmarkLiveBesideTheBridge sends the same traffic through a kernel bridge, through a switch
+// between two taps, and through one between a packet port and a tap, in turns. It reports the
+// medians and the last one's ratios to the others: TCP as it is and in VXLAN, in Mbit/s, and UDP of
+// 64 bytes, in thousands of packets a second. Super-frames are held against the taps, whose copies
+// into the switch and out of it a bridge does without; small frames against the bridge.
 func BenchmarkLiveBesideTheBridge(b *testing.B) {
 	for name, tunnel := range map[string]*tunnel{"TCP": nil, "VXLAN": &vxlans[0], "VXLAN, checksum": &vxlans[1]} {
 		for _, to := range []string{"to a tap", "to a packet port"} {
@@ -127,8 +127,8 @@ func tcpRate(tb testing.TB, from, to *host) float64 {
 	return 8 * r
 }
 
-// udpRate is how many datagrams a second arrive of those that are sent as fast as possible. Both ends
-// use batches: system calls of theirs would take the processor's time from what is measured.
+// udpRate is how many datagrams a second arrive of those that are sent as fast as possible. Both
+// ends use batches: system calls of theirs would take the processor's time from what is measured.
 func udpRate(tb testing.TB, from, to *host) float64 {
 	in, at := udpSocket(tb, to, sockaddr4(to.v4))
 	out, _ := udpSocket(tb, from, nil, at)

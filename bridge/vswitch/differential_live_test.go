@@ -35,8 +35,8 @@ func newLine(t testing.TB, first int, m mtus) *line {
 	return l
 }
 
-// join makes a veth pair between a host's lan0 and a device in the middle. The host's may receive more
-// than the other's MTU.
+// join makes a veth pair between a host's lan0 and a device in the middle. The host's may receive
+// more than the other's MTU.
 func join(t testing.TB, h, middle *host, port string, mtu int) {
 	t.Helper()
 	attrs := netlink.NewLinkAttrs()
@@ -73,7 +73,8 @@ func bridgeLine(t testing.TB, m mtus) *line {
 	return l
 }
 
-// switchLine has a switch in the middle, with a packet port on p1 and the tap that is lan0 of the inside.
+// switchLine has a switch in the middle, with a packet port on p1 and the tap that is lan0 of the
+// inside.
 func switchLine(t testing.TB, m mtus) (*line, *vswitch.Switch) {
 	t.Helper()
 	l, sw := newLine(t, 10, m), newSwitch(t)
@@ -327,7 +328,8 @@ func (s *sample) super(r *rand.Rand, head []byte, proto byte) {
 	}
 }
 
-// network is an EtherType and an IP header for a transport header that gets the pseudo header's sum.
+// network is an EtherType and an IP header for a transport header that gets the pseudo header's
+// sum.
 func (s *sample) network(r *rand.Rand, proto byte, transport []byte) []byte {
 	var ip, addresses []byte
 	if r.IntN(2) == 0 {
@@ -362,8 +364,8 @@ func onesSum(b []byte, acc int) uint16 {
 	return uint16(acc)
 }
 
-// TestLiveCarriesWhatTheBridgeCarries sends the same frames through a kernel bridge and a switch, both
-// ways: what the one carries the other does, too, byte by byte.
+// TestLiveCarriesWhatTheBridgeCarries sends the same frames through a kernel bridge and a switch,
+// both ways: what the one carries the other does, too, byte by byte.
 func TestLiveCarriesWhatTheBridgeCarries(t *testing.T) {
 	for name, m := range map[string]mtus{"to a tap": {9000, 1500}, "to a packet port": {1500, 9000}} {
 		t.Run(name, func(t *testing.T) {

@@ -22,7 +22,8 @@ func TestMain(m *testing.M) {
 	leaktest.Main(m)
 }
 
-// hold is a process that stands for a guest's VMM: it has the guest's end as fd 3, and answers each frame.
+// hold is a process that stands for a guest's VMM: it has the guest's end as fd 3, and answers each
+// frame.
 func hold() {
 	skip, b := 0, make([]byte, 1<<17)
 	if os.Getenv("VMNET_TEST_HOLDER") == "tap" {
@@ -140,8 +141,8 @@ func TestFDBAgainstAMap(t *testing.T) {
 	}
 }
 
-// TestFDBConcurrently has many goroutines learn, look up and forget: an address is never found behind a
-// port that it was not at, and none stays twice.
+// TestFDBConcurrently has many goroutines learn, look up and forget: an address is never found
+// behind a port that it was not at, and none stays twice.
 func TestFDBConcurrently(t *testing.T) {
 	const addresses, workers = 500, 4
 	f := NewFDB(1, time.Second)
@@ -240,7 +241,8 @@ func TestFDBIsBounded(t *testing.T) {
 	}
 }
 
-// TestFDBIsShared: a port that sends from as many sources as it can does not have the others' addresses forgotten.
+// TestFDBIsShared: a port that sends from as many sources as it can does not have the others'
+// addresses forgotten.
 func TestFDBIsShared(t *testing.T) {
 	f := NewFDB(0, 0)
 	const others = 1000
@@ -387,7 +389,8 @@ func BenchmarkFDB(b *testing.B) {
 	})
 }
 
-// TestFDBSingle has an address twice in its bucket, as two goroutines leave it that put it in at once.
+// TestFDBSingle has an address twice in its bucket, as two goroutines leave it that put it in at
+// once.
 func TestFDBSingle(t *testing.T) {
 	for _, c := range []struct {
 		first, second uint64

@@ -13,8 +13,8 @@ import (
 	"vmnet/bridge/vswitch/offload"
 )
 
-// A memory is a queue that keeps what is sent to it, and never receives: the test gives frames, with whatever vnet
-// header, to the port's receiver itself.
+// A memory is a queue that keeps what is sent to it, and never receives: the test gives frames,
+// with whatever vnet header, to the port's receiver itself.
 type memory struct {
 	closed chan struct{}
 	sent   [][]byte
@@ -109,8 +109,8 @@ func vxlanFrame(csum bool) []byte {
 	return append(append(data, outer...), inner...)
 }
 
-// TestTunnelsInOnePiece has a tunnel's super-frame for a target that takes it, with and without a tag, and
-// for one that does not.
+// TestTunnelsInOnePiece has a tunnel's super-frame for a target that takes it, with and without a
+// tag, and for one that does not.
 func TestTunnelsInOnePiece(t *testing.T) {
 	for _, csum := range []bool{false, true} {
 		sw, queues := memoryLAN(t, map[string]PortConfig{"in": access(10), "whole": access(10), "tagged": trunkAll(1), "cut": access(10)},
@@ -139,8 +139,8 @@ func TestTunnelsInOnePiece(t *testing.T) {
 	}
 }
 
-// FuzzInput gives the switch any header and any frame. What comes out must be consistent, no larger than the
-// target takes, and at no port that it was not for.
+// FuzzInput gives the switch any header and any frame. What comes out must be consistent, no larger
+// than the target takes, and at no port that it was not for.
 func FuzzInput(f *testing.F) {
 	f.Add([]byte(nil))
 	f.Add(superFrame(5000, 1448))
@@ -189,8 +189,8 @@ func FuzzInput(f *testing.F) {
 	})
 }
 
-// TestFinishesWhatATargetDoesNotTake sends a super-frame, and one with a partial checksum, to ports with and without tags,
-// offloads and vnet headers.
+// TestFinishesWhatATargetDoesNotTake sends a super-frame, and one with a partial checksum, to ports
+// with and without tags, offloads and vnet headers.
 func TestFinishesWhatATargetDoesNotTake(t *testing.T) {
 	ports := map[string]PortConfig{"in": trunkAll(1), "tap": trunkAll(1), "vlantap": access(10), "socket": trunkAll(1), "vlansocket": access(10)}
 	limits := map[string]offload.Limits{"in": everything, "tap": everything, "vlantap": everything}
@@ -224,7 +224,8 @@ func TestFinishesWhatATargetDoesNotTake(t *testing.T) {
 	}
 }
 
-// sumOf adds up a TCP segment between addresses of zeros, and pseudo, the rest of its pseudo header; right is 0xffff.
+// sumOf adds up a TCP segment between addresses of zeros, and pseudo, the rest of its pseudo
+// header; right is 0xffff.
 func sumOf(b []byte, pseudo int) uint16 {
 	sum := uint64(pseudo)
 	for i := range b {

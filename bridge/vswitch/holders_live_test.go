@@ -84,8 +84,8 @@ func (p prober) load(n int) {
 	}
 }
 
-// TestLiveHolders stops, continues and kills processes that have ports' other ends, and starts them again, under load. The others
-// never stall.
+// TestLiveHolders stops, continues and kills processes that have ports' other ends, and starts them
+// again, under load. The others never stall.
 func TestLiveHolders(t *testing.T) {
 	for _, kind := range []string{"socket", "tap"} {
 		t.Run(kind, func(t *testing.T) {
@@ -143,8 +143,8 @@ func stop(t *testing.T, h *holder, sig os.Signal) {
 	}
 }
 
-// openFiles counts this process's, without its rings: a port's queue has one from the first burst to a tap on, for as long as it is
-// there.
+// openFiles counts this process's, without its rings: a port's queue has one from the first burst
+// to a tap on, for as long as it is there.
 func openFiles(t *testing.T) int {
 	t.Helper()
 	all, rings := countFiles(t)

@@ -39,8 +39,8 @@ func newHostile(tb testing.TB, turn func(on bool)) *hostile {
 	return h
 }
 
-// socketGuest is a port's other end, which waits up to 20 ms to send and to receive. As QEMU does, it waits when the switch
-// does not read.
+// socketGuest is a port's other end, which waits up to 20 ms to send and to receive. As QEMU does,
+// it waits when the switch does not read.
 func socketGuest(tb testing.TB, sw *vswitch.Switch, name string, cfg vswitch.PortConfig) (fd int) {
 	tb.Helper()
 	w, far, err := vswitch.SocketPair(0)
@@ -72,8 +72,8 @@ func floods(next func(b []byte) []byte) func(tb testing.TB, sw *vswitch.Switch, 
 	}
 }
 
-// floodsTap does it from behind a tap that the switch has as a packet port. Nothing makes such a guest wait: while it is
-// quiet, it burns the same time into a device that nobody listens to.
+// floodsTap does it from behind a tap that the switch has as a packet port. Nothing makes such a
+// guest wait: while it is quiet, it burns the same time into a device that nobody listens to.
 func floodsTap(vnet offload.Header, next func(b []byte) []byte) func(tb testing.TB, sw *vswitch.Switch, cfg vswitch.PortConfig) *hostile {
 	return func(tb testing.TB, sw *vswitch.Switch, cfg vswitch.PortConfig) *hostile {
 		h, b := newHost(tb, 200, "tap0"), make([]byte, 10+64<<10)
@@ -101,7 +101,8 @@ func floodsTap(vnet offload.Header, next func(b []byte) []byte) func(tb testing.
 	}
 }
 
-// floodsSuper floods super-frames of a thousand segments, which have to be cut for each of four guests on sockets.
+// floodsSuper floods super-frames of a thousand segments, which have to be cut for each of four
+// guests on sockets.
 func floodsSuper(tb testing.TB, sw *vswitch.Switch, cfg vswitch.PortConfig) *hostile {
 	for i := range 4 {
 		socketGuest(tb, sw, fmt.Sprint("socket", i), vswitch.PortConfig{})
@@ -238,7 +239,8 @@ func connect(tb testing.TB, from, to *host) (out, in net.Conn) {
 	return out, in
 }
 
-// kept is the stream's rate while something is on, as a share of that while it is off: medians of windows that take turns.
+// kept is the stream's rate while something is on, as a share of that while it is off: medians of
+// windows that take turns.
 func (s *stream) kept(turn func(on bool), pairs int) float64 {
 	const window = 40 * time.Millisecond
 	var rates [2][]float64
@@ -285,8 +287,9 @@ func BenchmarkLiveHostileGuest(b *testing.B) {
 	}
 }
 
-// TestLiveHostileGuest has two hosts ask and answer, one frame at a time, beside a hostile guest: each frame comes, and
-// of the guest's no more are read than it may send. How much of their rate the hosts keep, BenchmarkLiveHostileGuest tells.
+// TestLiveHostileGuest has two hosts ask and answer, one frame at a time, beside a hostile guest:
+// each frame comes, and of the guest's no more are read than it may send. How much of their rate
+// the hosts keep, BenchmarkLiveHostileGuest tells.
 func TestLiveHostileGuest(t *testing.T) {
 	for name, guest := range hostileGuests() {
 		t.Run(name, func(t *testing.T) {
@@ -302,8 +305,8 @@ func TestLiveHostileGuest(t *testing.T) {
 			tcp(t, a, b, 1<<20)
 			udp(t, b, a, 1400)
 			read, took := bad.Stats().Total().RxFrames-before, time.Since(start)
-			// Each of four kinds of frames has a limit, and a tenth of a second's may come at once. What a rest of a second does
-			// not make good for is let off.
+			// Each of four kinds of frames has a limit, and a tenth of a second's may come at once.
+			// What a rest of a second does not make good for is let off.
 			if most := 4 * vswitch.GuestFrames * (took.Seconds() + 1.1); float64(read) > most {
 				t.Errorf("%d frames were read in %v, want %.0f at most", read, took, most)
 			}
@@ -353,7 +356,8 @@ func pingPong(t *testing.T, from, to *host, n int) {
 	}
 }
 
-// udpSockets are a UDP socket that is connected, and the one that it is connected to, until the test ends.
+// udpSockets are a UDP socket that is connected, and the one that it is connected to, until the
+// test ends.
 func udpSockets(t *testing.T, from, to *host) (out net.Conn, in net.PacketConn) {
 	t.Helper()
 	err := to.ns.Do(func() (err error) { in, err = net.ListenPacket("udp", to.v4+":0"); return err })

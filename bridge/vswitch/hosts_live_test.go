@@ -114,8 +114,8 @@ func tapHost(t testing.TB, sw *vswitch.Switch, n, queues int, cfg vswitch.PortCo
 	return h
 }
 
-// socketHost makes host n as a guest behind a datagram socket: a tap without vnet headers, whose frames are carried
-// from and to the socket one by one.
+// socketHost makes host n as a guest behind a datagram socket: a tap without vnet headers, whose
+// frames are carried from and to the socket one by one.
 func socketHost(t *testing.T, sw *vswitch.Switch, n int, cfg vswitch.PortConfig) *host {
 	t.Helper()
 	ns := nstest.New(t)

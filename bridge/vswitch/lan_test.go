@@ -15,7 +15,8 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// A lan is a switch whose ports are socketpairs; their other ends are stations, which the test speaks for.
+// A lan is a switch whose ports are socketpairs; their other ends are stations, which the test
+// speaks for.
 type lan struct {
 	tb       testing.TB
 	sw       *Switch
@@ -72,7 +73,8 @@ func (l *lan) port(name string) *Port {
 	return p
 }
 
-// send sends frames from a station, and tells what the stations have got when the switch is done with them.
+// send sends frames from a station, and tells what the stations have got when the switch is done
+// with them.
 func (l *lan) send(from string, frames ...[]byte) map[string][][]byte {
 	l.tb.Helper()
 	s := l.stations[from]

@@ -19,9 +19,9 @@ import (
 // A lane is a second path between a veth device and the switch, for frames that a packet socket
 // cannot pass but a bridge can:
 //   - outgoing super-frames of tunnels, for which the socket's vnet header has no type;
-//   - outgoing full frames with several tags. veth drops a frame that is longer than its peer's MTU plus one
-//     tag, unless the outermost tag is in the skb's metadata, where a packet socket cannot put it
-//     (____dev_forward_skb in include/linux/netdevice.h);
+//   - outgoing full frames with several tags. veth drops a frame that is longer than its peer's MTU
+//     plus one tag, unless the outermost tag is in the skb's metadata, where a packet socket cannot
+//     put it (____dev_forward_skb in include/linux/netdevice.h);
 //   - incoming super-frames for which the socket's vnet header has no type.
 //
 // A lane is a tap and nftables rules that forward frames between the two devices (nft_fwd_netdev).

@@ -26,8 +26,8 @@ func lanes(t *testing.T, h *host) (names []string) {
 	return names
 }
 
-// TestLiveLane looks for the tap beside a veth device: one for each, none beside a tap, and none when the
-// port is gone.
+// TestLiveLane looks for the tap beside a veth device: one for each, none beside a tap, and none
+// when the port is gone.
 func TestLiveLane(t *testing.T) {
 	middle, outside, other := newHost(t, 0, "lan0"), newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
 	join(t, outside, middle, "p1", 1500)

@@ -37,7 +37,8 @@ func followedTap(t testing.TB, sw *vswitch.Switch, n int, cfg vswitch.PortConfig
 	return h, p
 }
 
-// TestLivePortFollowsItsDevice changes the MTU of devices under their ports, and takes them down and up.
+// TestLivePortFollowsItsDevice changes the MTU of devices under their ports, and takes them down
+// and up.
 func TestLivePortFollowsItsDevice(t *testing.T) {
 	sw := newSwitch(t)
 	guest, port := followedTap(t, sw, 0, vswitch.PortConfig{})

@@ -88,8 +88,8 @@ func TestLivePacket(t *testing.T) {
 	}
 }
 
-// TestLivePacketOnATap has a guest that holds its tap itself, as QEMU does: the switch is on the kernel's side of
-// it. The guest asks by ARP for the host's address there.
+// TestLivePacketOnATap has a guest that holds its tap itself, as QEMU does: the switch is on the
+// kernel's side of it. The guest asks by ARP for the host's address there.
 func TestLivePacketOnATap(t *testing.T) {
 	h := newHost(t, 0, "tap0")
 	tap, err := tun.Create(h.ns, "tap0", false)
@@ -124,8 +124,8 @@ func TestLivePacketOnATap(t *testing.T) {
 	}
 }
 
-// TestLivePacketTags sends frames with tags by a packet socket, both ways: the kernel takes the first tag out of what it
-// gives, whoever's it is, and none of a frame may be lost.
+// TestLivePacketTags sends frames with tags by a packet socket, both ways: the kernel takes the
+// first tag out of what it gives, whoever's it is, and none of a frame may be lost.
 func TestLivePacketTags(t *testing.T) {
 	h := newHost(t, 0, "tap0")
 	tap, err := tun.Create(h.ns, "tap0", false)
@@ -162,7 +162,8 @@ func TestLivePacketTags(t *testing.T) {
 	}
 }
 
-// TestLivePacketManyFullFrames sends more full frames with two tags than the ring for these has slots.
+// TestLivePacketManyFullFrames sends more full frames with two tags than the ring for these has
+// slots.
 func TestLivePacketManyFullFrames(t *testing.T) {
 	outside, middle := newHost(t, 0, "lan0"), newHost(t, 1, "lan0")
 	veth(t, outside, middle, "lan0", 1500)
@@ -249,8 +250,9 @@ func arp(t *testing.T, guest *os.File, to *host) bool {
 	}
 }
 
-// TestLiveTrunk joins two switches by a trunk over a veth pair; two pairs of hosts, in VLANs 10 and 20, have the
-// same addresses. Frames with tags cross as super-frames, with partial checksums, tags in auxdata:
+// TestLiveTrunk joins two switches by a trunk over a veth pair; two pairs of hosts, in VLANs 10 and
+// 20, have the same addresses. Frames with tags cross as super-frames, with partial checksums, tags
+// in auxdata:
 //
 //	a10 --+                                                +-- b10
 //	      sw1 -- packet [t0] middle -- veth -- [t0] packet -- sw2
@@ -325,8 +327,8 @@ func TestLivePacketDevice(t *testing.T) {
 	}
 }
 
-// TestLivePacketDeviceRemovedWhenDown: the kernel tells the socket that a device goes down, and nothing when that is
-// removed later.
+// TestLivePacketDeviceRemovedWhenDown: the kernel tells the socket that a device goes down, and
+// nothing when that is removed later.
 func TestLivePacketDeviceRemovedWhenDown(t *testing.T) {
 	sw := newSwitch(t)
 	outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")

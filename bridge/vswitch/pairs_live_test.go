@@ -14,7 +14,8 @@ import (
 	"vmnet/internal/kernel/tun"
 )
 
-// A corner is a host on one kind of port, with an MTU, and what its kernel leaves to the port to finish.
+// A corner is a host on one kind of port, with an MTU, and what its kernel leaves to the port to
+// finish.
 type corner struct {
 	kind     string
 	mtu      int
@@ -151,8 +152,8 @@ func watch(t *testing.T, sw *vswitch.Switch, ports int) (stop func() []seen) {
 	}
 }
 
-// TestLivePairs sends verified TCP, over IPv4 and IPv6, from every kind of port to every other, with every mix of offloads and
-// MTUs.
+// TestLivePairs sends verified TCP, over IPv4 and IPv6, from every kind of port to every other,
+// with every mix of offloads and MTUs.
 func TestLivePairs(t *testing.T) {
 	sw := newSwitch(t)
 	var hosts []*host

@@ -121,7 +121,8 @@ func TestSenderWithoutARing(t *testing.T) {
 	}
 }
 
-// TestSenderWithoutWaitlessWrites: a file of proc(5), as a tap before Linux 5.11, has no writes that do not wait, and nothing is lost for that.
+// TestSenderWithoutWaitlessWrites: a file of proc(5), as a tap before Linux 5.11, has no writes
+// that do not wait, and nothing is lost for that.
 func TestSenderWithoutWaitlessWrites(t *testing.T) {
 	s := ringSender(t)
 	name, err := os.ReadFile("/proc/self/comm")

@@ -54,9 +54,9 @@ func weigh(t *testing.T) weight {
 	return w
 }
 
-// TestLiveSoak has a switch at work for VMNET_SOAK ("3m"): streams between ports of all kinds, a hostile guest, ports and
-// captures that come and go, addresses that are forgotten. Whatever the process has after the first rounds is all that it
-// ever needs.
+// TestLiveSoak has a switch at work for VMNET_SOAK ("3m"): streams between ports of all kinds, a
+// hostile guest, ports and captures that come and go, addresses that are forgotten. Whatever the
+// process has after the first rounds is all that it ever needs.
 func TestLiveSoak(t *testing.T) {
 	sw := newSwitch(t)
 	var hosts []*host
@@ -167,8 +167,8 @@ func grows(first, last weight) bool {
 		last.files > first.files || last.goroutines > first.goroutines
 }
 
-// TestSoakSeesALeak: what keeps one port's buffers in each round, or one file or goroutine in three,
-// is noticed in as few rounds as TestLiveSoak accepts.
+// TestSoakSeesALeak: what keeps one port's buffers in each round, or one file or goroutine in
+// three, is noticed in as few rounds as TestLiveSoak accepts.
 func TestSoakSeesALeak(t *testing.T) {
 	const port = 2 << 20
 	for what, leak := range map[string]func(w *weight, round int){

@@ -80,8 +80,8 @@ func (b *bucket) take(now int64, n int) bool {
 }
 
 // spend charges the bucket for n frames, even if that overdraws it, and returns how long to wait
-// until it is balanced again. The debt is capped at maxThrottle, so that one burst cannot block a port
-// for long.
+// until it is balanced again. The debt is capped at maxThrottle, so that one burst cannot block a
+// port for long.
 func (b *bucket) spend(now int64, n int) time.Duration {
 	if b.step == 0 {
 		return 0

@@ -229,7 +229,8 @@ func TestForward(t *testing.T) {
 	}
 }
 
-// TestLockedTwice: an address that is one port's for good cannot become another's, and stays when that one is refused.
+// TestLockedTwice: an address that is one port's for good cannot become another's, and stays when
+// that one is refused.
 func TestLockedTwice(t *testing.T) {
 	locked := PortConfig{MACs: []net.HardwareAddr{mac(8), mac(7)}}
 	l := newLAN(t, map[string]PortConfig{"a": {MACs: []net.HardwareAddr{mac(7)}}, "b": {}})
@@ -374,7 +375,8 @@ func TestBucket(t *testing.T) {
 	}
 }
 
-// TestBucketForgives: however much a port has sent that goes nowhere, it does not wait longer than for a moment.
+// TestBucketForgives: however much a port has sent that goes nowhere, it does not wait longer than
+// for a moment.
 func TestBucketForgives(t *testing.T) {
 	var b bucket
 	b.limit(1)
@@ -414,8 +416,8 @@ func TestStormLimit(t *testing.T) {
 	}
 }
 
-// TestStormCountsSegments has a guest flood super-frames, each of which is 500 frames to a port that takes none: the first
-// uses up the limits of seconds.
+// TestStormCountsSegments has a guest flood super-frames, each of which is 500 frames to a port
+// that takes none: the first uses up the limits of seconds.
 func TestStormCountsSegments(t *testing.T) {
 	sw, queues := memoryLAN(t, map[string]PortConfig{"in": {Storm: Storm{Unknown: 100}}, "socket": {}}, map[string]offload.Limits{"in": everything})
 	r := receiverOf(sw, "in")
@@ -428,7 +430,8 @@ func TestStormCountsSegments(t *testing.T) {
 	}
 }
 
-// TestRefusedRests has stations that send what goes nowhere: the switch reads them no faster than their limit allows.
+// TestRefusedRests has stations that send what goes nowhere: the switch reads them no faster than
+// their limit allows.
 func TestRefusedRests(t *testing.T) {
 	l := newLAN(t, map[string]PortConfig{"a": {Storm: Storm{Refused: 1000}}, "b": {Storm: Storm{Refused: 1}}})
 	refused, start := etherFrame(mac(2), all, nil, 46), time.Now()
@@ -448,7 +451,8 @@ func TestRefusedRests(t *testing.T) {
 	}
 }
 
-// TestAPortThatRestsIsRemovedAtOnce removes one several times, since the machine may have something else to do meanwhile.
+// TestAPortThatRestsIsRemovedAtOnce removes one several times, since the machine may have something
+// else to do meanwhile.
 func TestAPortThatRestsIsRemovedAtOnce(t *testing.T) {
 	quickest := time.Hour
 	for range 10 {
@@ -465,7 +469,8 @@ func TestAPortThatRestsIsRemovedAtOnce(t *testing.T) {
 	t.Errorf("none was removed in less than %v", quickest)
 }
 
-// TestNobodyMakesAnotherRest has an isolated station take the address of one that the others talk to.
+// TestNobodyMakesAnotherRest has an isolated station take the address of one that the others talk
+// to.
 func TestNobodyMakesAnotherRest(t *testing.T) {
 	isolated := PortConfig{PortConfig: bridge.PortConfig{Isolated: true}, Storm: Storm{Refused: 1}}
 	l := newLAN(t, map[string]PortConfig{"honest": isolated, "liar": isolated, "up": {}})
@@ -655,8 +660,8 @@ func TestReasonsHaveNames(t *testing.T) {
 	}
 }
 
-// TestRemovedPortIsForgotten: a port's buffers are MiBs, which a receiver that has nothing to do must
-// not keep.
+// TestRemovedPortIsForgotten: a port's buffers are MiBs, which a receiver that has nothing to do
+// must not keep.
 func TestRemovedPortIsForgotten(t *testing.T) {
 	l := newLAN(t, plain("a", "b"))
 	removed := weak.Make(l.add("c", PortConfig{}))

@@ -81,8 +81,8 @@ func TestLabVLANStack(t *testing.T) {
 	}
 }
 
-// TestLabSuperFramesWithoutAType has senders of super-frames for which the packet sockets of this kernel
-// have no type: of UDP, also in a tunnel, and of SCTP. All must come.
+// TestLabSuperFramesWithoutAType has senders of super-frames for which the packet sockets of this
+// kernel have no type: of UDP, also in a tunnel, and of SCTP. All must come.
 func TestLabSuperFramesWithoutAType(t *testing.T) {
 	lab.Inside(t)
 	l, sw := switchLine(t, mtus{1500, 1500})
@@ -164,8 +164,8 @@ func sctp(t *testing.T, from, to *host) {
 	}
 }
 
-// TestLabIndescribable is a host whose kernel has no way around the packet socket: what that cannot give is
-// told by name, and what the man page advises helps.
+// TestLabIndescribable is a host whose kernel has no way around the packet socket: what that cannot
+// give is told by name, and what the man page advises helps.
 func TestLabIndescribable(t *testing.T) {
 	lab.Inside(t)
 	lab.WithoutModule(t, "nft_fwd_netdev")

@@ -33,8 +33,9 @@ func (h *host) ip(format string, args ...any) {
 	}
 }
 
-// A tunnel is how a host makes its end, tun0. In the texts LOCAL and REMOTE stand for its and the other's
-// address, REMOTE4 and REMOTE6 for the other's of that version, FAR4 and FAR6 for those in the tunnel.
+// A tunnel is how a host makes its end, tun0. In the texts LOCAL and REMOTE stand for its and the
+// other's address, REMOTE4 and REMOTE6 for the other's of that version, FAR4 and FAR6 for those in
+// the tunnel.
 type tunnel struct {
 	name    string
 	v6      bool              // between IPv6 addresses
@@ -75,7 +76,8 @@ func (l *line) through(c tunnel) (outside, inside *host) {
 	return ends[0], ends[1]
 }
 
-// testTunnel has so many bytes of TCP, and UDP, go through a tunnel, by a bridge and by a switch, both ways.
+// testTunnel has so many bytes of TCP, and UDP, go through a tunnel, by a bridge and by a switch,
+// both ways.
 func testTunnel(t *testing.T, c tunnel, bytes int64) *vswitch.Switch {
 	t.Helper()
 	equal := mtus{1500, 1500}
@@ -126,8 +128,8 @@ func receivedMean(p *vswitch.Port) uint64 {
 	return total.RxBytes / max(1, total.RxFrames)
 }
 
-// datagrams sends UDP that the sender's kernel is to cut (UDP_SEGMENT of udp(7)), to an address of IPv4
-// and one of IPv6. All must come.
+// datagrams sends UDP that the sender's kernel is to cut (UDP_SEGMENT of udp(7)), to an address of
+// IPv4 and one of IPv6. All must come.
 func datagrams(t *testing.T, from, to *host) {
 	t.Helper()
 	datagramsTo(t, from, to, sockaddr4(to.v4))
@@ -224,8 +226,8 @@ func TestLiveBigTCP(t *testing.T) {
 	}
 }
 
-// TestLiveUDPWithFullChecksums has a sender without any offload, and a port whose GRO joins datagrams:
-// super-frames come whose checksums are complete.
+// TestLiveUDPWithFullChecksums has a sender without any offload, and a port whose GRO joins
+// datagrams: super-frames come whose checksums are complete.
 func TestLiveUDPWithFullChecksums(t *testing.T) {
 	l, sw := switchLine(t, mtus{1500, 1500})
 	l.ends(nil)
@@ -242,8 +244,8 @@ func TestLiveUDPWithFullChecksums(t *testing.T) {
 	}
 }
 
-// udpSocket is one in a host's netns: bound to an address and a port that the kernel chooses, or, for nil, of
-// the family of another one.
+// udpSocket is one in a host's netns: bound to an address and a port that the kernel chooses, or,
+// for nil, of the family of another one.
 func udpSocket(t testing.TB, h *host, bind unix.Sockaddr, other ...unix.Sockaddr) (fd int, at unix.Sockaddr) {
 	t.Helper()
 	family := unix.AF_INET

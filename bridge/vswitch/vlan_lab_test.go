@@ -25,8 +25,8 @@ func (h *host) vlanDevice() {
 	h.device = "lan0.10"
 }
 
-// TestLabVLANDevices meets the kernel's own VLANs: outside has a VLAN device, and the switch either a trunk
-// on lan0, or a VLAN device as its uplink.
+// TestLabVLANDevices meets the kernel's own VLANs: outside has a VLAN device, and the switch either
+// a trunk on lan0, or a VLAN device as its uplink.
 func TestLabVLANDevices(t *testing.T) {
 	lab.Inside(t)
 	vlan10 := bridge.PortConfig{VLAN: 10}

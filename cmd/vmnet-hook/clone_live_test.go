@@ -130,8 +130,8 @@ func TestLiveClone(t *testing.T) {
 	h.nothingLeft()
 }
 
-// TestLiveCloneMacvtap: a clone of a guest with macvtaps starts with macvtaps of its own beside the first guest, also where the
-// kernel's next index has a node in /dev of a macvtap in another netns.
+// TestLiveCloneMacvtap: a clone of a guest with macvtaps starts with macvtaps of its own beside the
+// first guest, also where the kernel's next index has a node in /dev of a macvtap in another netns.
 func TestLiveCloneMacvtap(t *testing.T) {
 	h := installed(t)
 	h.lower("eth1")
@@ -208,8 +208,8 @@ func (h *host) nodesInTheWay(n int) {
 	h.background(script + " echo there; read end'")
 }
 
-// TestLiveCloneByName: where libvirt opens a device by its name, as an older vmnet stored it, a clone of
-// it does not start and names the cure.
+// TestLiveCloneByName: where libvirt opens a device by its name, as an older vmnet stored it, a
+// clone of it does not start and names the cure.
 func TestLiveCloneByName(t *testing.T) {
 	h := installed(t)
 	h.lower("eth1")

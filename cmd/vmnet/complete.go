@@ -40,8 +40,8 @@ func plainUsages(cmd *cobra.Command) {
 	}
 }
 
-// guestNames lists the names of the running guests, of those that the verbs take: any user may give a
-// QEMU a name that a terminal acts on.
+// guestNames lists the names of the running guests, of those that the verbs take: any user may give
+// a QEMU a name that a terminal acts on.
 func guestNames() []string {
 	all, err := qemu.List()
 	if err != nil {

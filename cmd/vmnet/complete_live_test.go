@@ -18,8 +18,9 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// TestLiveCompletion asks for completions at every place of every command, where there is nothing to
-// complete with and where there is: a value comes once, and no text has what a shell would expand.
+// TestLiveCompletion asks for completions at every place of every command, where there is nothing
+// to complete with and where there is: a value comes once, and no text has what a shell would
+// expand.
 func TestLiveCompletion(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	s := switchHere(t)
@@ -49,8 +50,8 @@ func TestLiveCompletion(t *testing.T) {
 	}
 }
 
-// everyPlace calls f with the words in front of the cursor: what goes without a flag, first and behind
-// a switch's path, flags themselves, and the value of each.
+// everyPlace calls f with the words in front of the cursor: what goes without a flag, first and
+// behind a switch's path, flags themselves, and the value of each.
 func everyPlace(path string, f func(words []string)) {
 	everyCommand((&app{}).root(), func(cmd *cobra.Command) {
 		verb := strings.Fields(cmd.CommandPath())[1:]
@@ -87,7 +88,8 @@ func completions(t *testing.T, netns string, words []string) (values []string) {
 	return values
 }
 
-// namesGuest reports whether a line has the name of a guest that runs on this machine: others chose it.
+// namesGuest reports whether a line has the name of a guest that runs on this machine: others chose
+// it.
 func namesGuest(line string) bool {
 	return slices.ContainsFunc(guestNames(), func(name string) bool { return strings.Contains(line, name) })
 }

@@ -34,12 +34,12 @@ var layers = [][]string{
 	{"internal/kernel/procfd", "internal/kernel/procview", "internal/kernel/fdpass", "internal/cli/console", "internal/cli/version", "internal/access/privilege", "internal/libvirthook/hookfile", "bridge/vswitch/offload", "internal/rundir", "internal/alias", "internal/cli/fdroom"},
 }
 
-// systemCalls are the packages that may import x/sys/unix and call functions of package syscall, whose
-// constants and types all may use.
+// systemCalls are the packages that may import x/sys/unix and call functions of package syscall,
+// whose constants and types all may use.
 var systemCalls = []string{"bridge/vswitch", "internal/access/privilege", "internal/kernel/tun", "internal/kernel/netns", "internal/kernel/procfd", "internal/kernel/rtnl", "internal/kernel/fdpass", "internal/kernel/pidfd", "internal/kernel/procview", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "internal/cli/fdroom", "testvm", "cmd/testvm"}
 
-// syscallsElsewhere are functions of package syscall that other packages may call: Flock, of the directory
-// by which verbs on a libvirt guest exclude each other.
+// syscallsElsewhere are functions of package syscall that other packages may call: Flock, of the
+// directory by which verbs on a libvirt guest exclude each other.
 var syscallsElsewhere = []string{"Flock"}
 
 // forTests may be imported by tests and by cmd/testvm alone; internal/cli/mangen, by
@@ -138,8 +138,8 @@ func TestNoPackageIsCalledUtil(t *testing.T) {
 	}
 }
 
-// TestOnlyVmnetLinksGoQEMU: go-qemu imports go-libvirt, and that an SSH client, which no program that
-// runs with privileges needs.
+// TestOnlyVmnetLinksGoQEMU: go-qemu imports go-libvirt, and that an SSH client, which no program
+// that runs with privileges needs.
 func TestOnlyVmnetLinksGoQEMU(t *testing.T) {
 	for program, want := range map[string]bool{"vmnet": true, "qemu-netup": false, "qemu-netup-full": false, "vmnet-hook": false} {
 		out, err := exec.Command("go", "list", "-deps", "vmnet/cmd/"+program).Output()

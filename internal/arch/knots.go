@@ -3,7 +3,8 @@ package arch
 import "slices"
 
 // Knot returns the largest set of a package's files each of which needs each other, directly or by
-// others: they can only be understood together. A package whose files have no such set has a knot of one.
+// others: they can only be understood together. A package whose files have no such set has a knot
+// of one.
 func (m *Module) Knot(p *Package) []string {
 	needs := map[string][]string{}
 	for file, syntax := range p.Files {

@@ -1,5 +1,5 @@
-// Package arch holds the rules about what may import and link what, their tests, and what `make arch`
-// prints about the code.
+// Package arch holds the rules about what may import and link what, their tests, and what `make
+// arch` prints about the code.
 package arch
 
 import (
@@ -15,8 +15,8 @@ type ForbiddenLink struct {
 	NotYet  bool // it is linked all the same: make arch says so
 }
 
-// ForbiddenLinks are what programs are kept apart from. The test wants NotYet to be true of those that
-// are linked, and of no other.
+// ForbiddenLinks are what programs are kept apart from. The test wants NotYet to be true of those
+// that are linked, and of no other.
 var ForbiddenLinks = []ForbiddenLink{
 	{Program: "cmd/qemu-netup", Package: "vmnet/tapmgr/...", Why: "the setuid program is small"},
 	{Program: "cmd/qemu-netup", Package: "vmnet/bridge/vswitch/...", Why: "the setuid program is small"},

@@ -7,7 +7,8 @@ import (
 )
 
 // public are the packages that other modules may use. True are those whose exported functions and
-// methods name types of internal packages: other modules can call them only with what they are given.
+// methods name types of internal packages: other modules can call them only with what they are
+// given.
 var public = map[string]bool{
 	"bridge": true, "macvtap": true, "tapmgr": true, "qmp": true, "bridge/vswitch": true,
 	"libvirt": false, "vhost": false, "testvm": false,
@@ -35,8 +36,8 @@ func TestPublicSignatures(t *testing.T) {
 	}
 }
 
-// internals returns the exported functions and methods of a package that take or return a type of an
-// internal package.
+// internals returns the exported functions and methods of a package that take or return a type of
+// an internal package.
 func internals(p *types.Package) (found []string) {
 	look := func(f *types.Func) {
 		if f.Exported() && namesInternal(f.Signature().Params()) || f.Exported() && namesInternal(f.Signature().Results()) {

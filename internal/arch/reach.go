@@ -7,8 +7,9 @@ import (
 )
 
 // A Graph says which of a module's functions each of them may call. Functions and package variables
-// are its nodes: what mentions one may call it, or what its initial value mentions. A call of a method
-// of one of the module's interfaces leads to that method in each type of the module that has it.
+// are its nodes: what mentions one may call it, or what its initial value mentions. A call of a
+// method of one of the module's interfaces leads to that method in each type of the module that has
+// it.
 type Graph struct {
 	edges map[types.Object][]types.Object
 	file  map[types.Object]string // that declares it
@@ -108,8 +109,8 @@ func implementations(method *types.Func, of types.Type, concrete []*types.Named)
 	return all
 }
 
-// Files returns the files that declare a function which can run when entry does, sorted. Where enter
-// is false for a function of another package its file counts, and what it calls does not.
+// Files returns the files that declare a function which can run when entry does, sorted. Where
+// enter is false for a function of another package its file counts, and what it calls does not.
 func (g *Graph) Files(entry types.Object, enter func(types.Object) bool) []string {
 	seen := map[types.Object]bool{}
 	files := map[string]bool{}

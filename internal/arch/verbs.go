@@ -30,9 +30,10 @@ var Verbs = []Verb{
 
 var verbRooms = []string{"cmd", "tapmgr", "internal/inventory", "internal/backend"}
 
-// FilesToOpen returns the files that declare a function which can run in the verb: first those in the
-// verb's rooms, which are read to understand it, then those of the whole module. What a room calls in
-// another package is read in that package's documentation, so the first list does not go on from there.
+// FilesToOpen returns the files that declare a function which can run in the verb: first those in
+// the verb's rooms, which are read to understand it, then those of the whole module. What a room
+// calls in another package is read in that package's documentation, so the first list does not go
+// on from there.
 func (m *Module) FilesToOpen(g *Graph, v Verb) (rooms, all []string, err error) {
 	for _, e := range v.Entries {
 		entry := m.Func(m.Path+"/"+e[0], e[1])

@@ -19,8 +19,8 @@ import (
 // adoptedDevice is a device that libvirt has made and holds.
 type adoptedDevice interface {
 	device
-	// adopt has the steps work on that link. An error says why it is not one that libvirt has made for
-	// the guest and put nowhere. makers are the processes of which one must hold it.
+	// adopt has the steps work on that link. An error says why it is not one that libvirt has made
+	// for the guest and put nowhere. makers are the processes of which one must hold it.
 	adopt(l *rtnl.Link, makers []int) error
 }
 
@@ -42,8 +42,8 @@ func (m *Maker) NewAdopted(spec nic.Spec, p nic.Phase) *NIC {
 }
 
 // FindAdopted finds the device that libvirt has made, by the name that the Spec of NewAdopted has.
-// makers are the processes of which one must hold it. adopted reports that it is the NIC's already. That
-// there is none Is fs.ErrNotExist; one that is not libvirt's for that MAC is an error that Is
+// makers are the processes of which one must hold it. adopted reports that it is the NIC's already.
+// That there is none Is fs.ErrNotExist; one that is not libvirt's for that MAC is an error that Is
 // nic.ErrExist, and one that libvirt does not hold is an error that Is nic.ErrInUse.
 func (h *NIC) FindAdopted(makers []int) (adopted bool, err error) {
 	l, err := h.m.NL.Link(h.Spec.Device)
@@ -118,9 +118,10 @@ func (s *adoptedMacvtap) steps(_ int, alias string, _ int) []step.Step {
 	})
 }
 
-// freeNode sees that the next macvtap that the kernel makes here, with an index of its choice, finds no
-// node of its name in /dev: devtmpfs leaves that of a macvtap in another netns where it is, and libvirt
-// would open it. Indices are used up by taps that go at once, as long as there is such a node in the way.
+// freeNode sees that the next macvtap that the kernel makes here, with an index of its choice,
+// finds no node of its name in /dev: devtmpfs leaves that of a macvtap in another netns where it
+// is, and libvirt would open it. Indices are used up by taps that go at once, as long as there is
+// such a node in the way.
 func (m *Maker) freeNode() error {
 	for range indexTries {
 		foreign, err := m.foreignNodes()

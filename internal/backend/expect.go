@@ -10,12 +10,13 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// What the hook does for a tap or macvtap that libvirt makes for a guest that it starts, and that is
-// to be ours: its name may be libvirt's choice, so a clone of a guest starts with a NIC of its own.
+// What the hook does for a tap or macvtap that libvirt makes for a guest that it starts, and that
+// is to be ours: its name may be libvirt's choice, so a clone of a guest starts with a NIC of its
+// own.
 
-// Expect clears the way for a device that libvirt is about to make: the bridge or parent device of the
-// Spec is there, and no device has its name. What a former start of the guest has left is removed. One
-// of that name is an error that Is nic.ErrExist and tells whose it is.
+// Expect clears the way for a device that libvirt is about to make: the bridge or parent device of
+// the Spec is there, and no device has its name. What a former start of the guest has left is
+// removed. One of that name is an error that Is nic.ErrExist and tells whose it is.
 func (m *Maker) Expect(ctx context.Context, spec nic.Spec) error {
 	h, err := m.adoption(ctx, spec)
 	if err != nil {
@@ -53,11 +54,11 @@ func (m *Maker) expect(ctx context.Context, h *NIC) error {
 		nic.ErrExist, l.Name, OwnerText(l), h.Spec.Device, h.Spec.VM)
 }
 
-// Adopt makes a device that libvirt has made for a guest, and that the Spec names as its Device, the NIC
-// of the Spec: it puts a tap on its bridge, and gives a macvtap what libvirt has no words for. Its alias
-// says from then on that it is the NIC's. One that was adopted is left as it is. One of the processes
-// makers must hold it. That there is no such device Is fs.ErrNotExist; one that is not libvirt's for that
-// MAC is an error that Is nic.ErrExist.
+// Adopt makes a device that libvirt has made for a guest, and that the Spec names as its Device,
+// the NIC of the Spec: it puts a tap on its bridge, and gives a macvtap what libvirt has no words
+// for. Its alias says from then on that it is the NIC's. One that was adopted is left as it is. One
+// of the processes makers must hold it. That there is no such device Is fs.ErrNotExist; one that is
+// not libvirt's for that MAC is an error that Is nic.ErrExist.
 func (m *Maker) Adopt(ctx context.Context, spec nic.Spec, makers ...int) (nic.Result, error) {
 	h, err := m.adoption(ctx, spec)
 	if err != nil {

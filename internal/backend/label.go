@@ -9,12 +9,13 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// What a NIC is, its link's alias tells. But the link may be deleted under its guest: a macvtap goes with its parent
-// device, and who administers the host can delete a tap. The guest then keeps a dead NIC, whose VMM holds queues that
-// lead nowhere. So the VMM is given a label as well, which tells what the NIC was; see dead.go.
+// What a NIC is, its link's alias tells. But the link may be deleted under its guest: a macvtap
+// goes with its parent device, and who administers the host can delete a tap. The guest then keeps
+// a dead NIC, whose VMM holds queues that lead nowhere. So the VMM is given a label as well, which
+// tells what the NIC was; see dead.go.
 
-// planLabel decides whether the VMM gets a label: not from a helper that an attach asks, which gives it
-// one; and not where libvirt opens the device.
+// planLabel decides whether the VMM gets a label: not from a helper that an attach asks, which
+// gives it one; and not where libvirt opens the device.
 func (h *NIC) planLabel() error {
 	r := h.Record
 	if r.Via == nic.ViaLibvirt || h.m.Owner != 0 && r.Phase == nic.PhaseAttaching {

@@ -28,15 +28,15 @@ type Launch struct {
 type Launched struct {
 	NIC    nic.NIC
 	Device qmp.NIC // what QEMU is to be given, with the fds once they are open
-	// Lifeline is a file that whoever has the NIC's fds inherits along with them, without a use for it; nil for none. It stays
-	// the Launch's.
+	// Lifeline is a file that whoever has the NIC's fds inherits along with them, without a use for
+	// it; nil for none. It stays the Launch's.
 	Lifeline *os.File
 	Notices  []string // what a person should know, though it is no error
 }
 
-// PlanLaunch decides everything about the NICs of one guest, and changes nothing. The ids are
-// those of Attach, so that afterwards List, Show, Check and Detach treat them like any
-// other. QueuesAuto must have been decided. A NIC of that name that is there is an error that Is ErrExist.
+// PlanLaunch decides everything about the NICs of one guest, and changes nothing. The ids are those
+// of Attach, so that afterwards List, Show, Check and Detach treat them like any other. QueuesAuto
+// must have been decided. A NIC of that name that is there is an error that Is ErrExist.
 func (m *Maker) PlanLaunch(ctx context.Context, specs ...nic.Spec) (*Launch, error) {
 	l := &Launch{m: m}
 	for _, spec := range specs {

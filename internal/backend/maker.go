@@ -1,8 +1,8 @@
-// Package backend makes the host's half of a NIC, its backend in QEMU's terms, and removes it: a tap
-// on a bridge or a switch, a socket to a switch, a macvtap or ipvtap on its parent device. It knows
-// nothing of the VMM that the files are for: a running one gets them by its monitor or by libvirt
-// (package tapmgr), one that is about to start inherits them (Launch), and a privileged helper passes
-// them to its caller (Serve).
+// Package backend makes the host's half of a NIC, its backend in QEMU's terms, and removes it: a
+// tap on a bridge or a switch, a socket to a switch, a macvtap or ipvtap on its parent device. It
+// knows nothing of the VMM that the files are for: a running one gets them by its monitor or by
+// libvirt (package tapmgr), one that is about to start inherits them (Launch), and a privileged
+// helper passes them to its caller (Serve).
 package backend
 
 import (
@@ -20,8 +20,8 @@ type Maker struct {
 
 	// Run runs a list of steps; nil is step.Run alone.
 	Run func(ctx context.Context, steps []step.Step) error
-	// Owner is the uid for which a privileged helper works, as the aliases of its links say; 0 where
-	// nobody but root is concerned.
+	// Owner is the uid for which a privileged helper works, as the aliases of its links say; 0
+	// where nobody but root is concerned.
 	Owner int
 	// HelperPath, if not empty, is the path of the privileged program that makes taps where the
 	// caller may not: see Serve.

@@ -17,8 +17,9 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// What libvirt is handed by name must outlive our own fds until libvirt has opened it. So it breaks the law of lifetime
-// for as long as that takes, a macvtap for good: detach, the hook's release, watch or reconcile removes it.
+// What libvirt is handed by name must outlive our own fds until libvirt has opened it. So it breaks
+// the law of lifetime for as long as that takes, a macvtap for good: detach, the hook's release,
+// watch or reconcile removes it.
 
 // namedTap is a tap on a bridge that libvirt, or whoever is uid, opens by its name.
 type namedTap struct {
@@ -33,8 +34,8 @@ func (h *NIC) HandOverTo(uid int) {
 	}
 }
 
-// steps end with a persistent tap that nobody holds: a single-queue one can be opened but once, and of another a queue
-// of ours would get frames.
+// steps end with a persistent tap that nobody holds: a single-queue one can be opened but once, and
+// of another a queue of ours would get frames.
 func (s *namedTap) steps(_ int, alias string, queues int) []step.Step {
 	s.multi, s.byName = queues > 1, true
 	tap := s.tapStep()
@@ -148,8 +149,8 @@ func (s *namedMacvtap) Verify(_ context.Context, _ int, alias string) (*inventor
 	return &inventory.Device{Link: l}, s.m.NL.Set(l.Index, rtnl.Alias(alias))
 }
 
-// RemoveNamed removes a link that was made to be handed over by name, at once where nobody holds it. One that a VMM
-// holds already goes with that: a macvtap cannot, and stays for reconcile.
+// RemoveNamed removes a link that was made to be handed over by name, at once where nobody holds
+// it. One that a VMM holds already goes with that: a macvtap cannot, and stays for reconcile.
 func (m *Maker) RemoveNamed(ctx context.Context, l *rtnl.Link) error {
 	if l == nil {
 		return nil
@@ -184,8 +185,8 @@ func (m *Maker) tryDrop(ctx context.Context, index int) error {
 	return m.Delete(dev)
 }
 
-// Delete removes a link in the Manager's netns that nobody holds, and with it the node that we may have made. A tap that somebody
-// has opened meanwhile goes with that one.
+// Delete removes a link in the Manager's netns that nobody holds, and with it the node that we may
+// have made. A tap that somebody has opened meanwhile goes with that one.
 func (m *Maker) Delete(dev *inventory.Device) error {
 	if dev.IsSocket() {
 		return m.DisconnectSwitch(context.Background(), dev)
@@ -203,7 +204,8 @@ func (m *Maker) Delete(dev *inventory.Device) error {
 	return macvtap.RemoveNode(dev.Link, number)
 }
 
-// removePersistent removes a persistent tap, where there is the device to do that with; else it is deleted as any link.
+// removePersistent removes a persistent tap, where there is the device to do that with; else it is
+// deleted as any link.
 func (m *Maker) removePersistent(dev *inventory.Device) error {
 	err := tun.Expire(m.NS, dev.Name, dev.Tun.MultiQueue)
 	switch {
@@ -229,7 +231,8 @@ func (m *Maker) clearPersistOfHolder(ctx context.Context, dev *inventory.Device)
 	return fmt.Errorf("%w: interface %s, by whom cannot be seen", nic.ErrInUse, dev.Name)
 }
 
-// ClearPersist makes a persistent tap live exactly as long as the process that holds it. A macvtap cannot.
+// ClearPersist makes a persistent tap live exactly as long as the process that holds it. A macvtap
+// cannot.
 func (m *Maker) ClearPersist(dev *inventory.Device, pid int) error {
 	inode, err := m.NS.Inode()
 	if err != nil || dev.Tun == nil || !dev.Tun.Persist {

@@ -241,8 +241,8 @@ func (h *NIC) tellFindings(res *nic.Result, dev *inventory.Device) {
 	res.Notices = append(res.Notices, v.Advice()...)
 }
 
-// by decides what is between QEMU and the switch where the Spec leaves that open; this is the one place that does. A
-// tap costs less for each byte, as its frames cross in super-frames.
+// by decides what is between QEMU and the switch where the Spec leaves that open; this is the one
+// place that does. A tap costs less for each byte, as its frames cross in super-frames.
 func (m *Maker) by(spec nic.Spec) nic.By {
 	switch {
 	case spec.Switch.By != nic.ByAuto:

@@ -10,11 +10,12 @@ import (
 	"vmnet/macvtap"
 )
 
-// exclusive are the kinds of masters that take all frames of their ports (by the kernel's one rx_handler), so that
-// nothing can sit on these. A VRF leaves them theirs.
+// exclusive are the kinds of masters that take all frames of their ports (by the kernel's one
+// rx_handler), so that nothing can sit on these. A VRF leaves them theirs.
 var exclusive = []string{"bridge", "bond", "team", "openvswitch"}
 
-// MayBeParent refuses a device on which a macvtap, ipvtap or macvlan would hear nothing, or that the kernel refuses.
+// MayBeParent refuses a device on which a macvtap, ipvtap or macvlan would hear nothing, or that
+// the kernel refuses.
 func (m *Maker) MayBeParent(kind macvtap.Kind, l *rtnl.Link) error {
 	if master := m.MasterOf(l); master != nil && slices.Contains(exclusive, master.Kind) {
 		return macvtap.Explain(m.NL, fmt.Errorf("%s on %s: %w", kind, l.Name, syscall.EBUSY), kind, l)

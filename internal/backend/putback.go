@@ -6,7 +6,8 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// putOnBridge makes a tap without a master a port of its bridge again, or of the one that was made in its place.
+// putOnBridge makes a tap without a master a port of its bridge again, or of the one that was made
+// in its place.
 func (m *Maker) putOnBridge(dev *inventory.Device, br *rtnl.Link) error {
 	if err := m.NL.SetQuiet(dev.Index, rtnl.MTU(br.MTU)); err != nil {
 		return err

@@ -13,10 +13,10 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// PutBack makes the taps of ours that belong on bridges, and are on none since those were deleted, ports of the
-// bridges of these names that are there now, with their settings. It needs no guest's lock. A tap
-// that was made for that very bridge was taken off it by somebody, and is left alone. Failures are told in the actions; the
-// error is about the reading of what is.
+// PutBack makes the taps of ours that belong on bridges, and are on none since those were deleted,
+// ports of the bridges of these names that are there now, with their settings. It needs no guest's
+// lock. A tap that was made for that very bridge was taken off it by somebody, and is left alone.
+// Failures are told in the actions; the error is about the reading of what is.
 func (m *Maker) PutBack(bridges ...string) ([]nic.Action, error) {
 	links, err := m.WithoutMaster()
 	if err != nil {
@@ -41,10 +41,10 @@ func (m *Maker) ForeignWithoutMaster() (bool, error) {
 	return slices.ContainsFunc(links, func(l *rtnl.Link) bool { return inventory.IsForeign(l, "tun") && l.Master == 0 }), err
 }
 
-// PutBackForeign is PutBack for the tap of that name that somebody else, such as libvirt, has made for
-// a guest's NIC of that MAC. It leaves the tap up or down. done is false where there is nothing to do:
-// the tap is on a bridge, or younger than that one, or none of that MAC. No tap of that name, and no
-// such bridge, Is fs.ErrNotExist.
+// PutBackForeign is PutBack for the tap of that name that somebody else, such as libvirt, has made
+// for a guest's NIC of that MAC. It leaves the tap up or down. done is false where there is nothing
+// to do: the tap is on a bridge, or younger than that one, or none of that MAC. No tap of that
+// name, and no such bridge, Is fs.ErrNotExist.
 func (m *Maker) PutBackForeign(name string, mac net.HardwareAddr, bridgeName string, cfg bridge.PortConfig) (done bool, err error) {
 	br, err := bridge.Get(m.NL, bridgeName)
 	if err != nil {

@@ -17,7 +17,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// switchSocket is a port of a userspace switch by a datagram socketpair: QEMU gets one end, the switch the other one.
+// switchSocket is a port of a userspace switch by a datagram socketpair: QEMU gets one end, the
+// switch the other one.
 type switchSocket struct {
 	m      *Maker
 	spec   nic.Spec
@@ -31,8 +32,8 @@ type switchSocket struct {
 	lifeline lifeline // of a NIC that is made at launch
 }
 
-// lifeline keeps a port for those who inherit the guest's socket from the process that it was made for: QEMU's -daemonize, and
-// wrappers, go on in another one.
+// lifeline keeps a port for those who inherit the guest's socket from the process that it was made
+// for: QEMU's -daemonize, and wrappers, go on in another one.
 type lifeline struct {
 	wanted      bool
 	inode       uint64
@@ -138,7 +139,8 @@ func portOf(r nic.Record, name, label string, pid int) control.Port {
 	return p
 }
 
-// addPortStep plugs a port into a switch; p is read when the step runs. open opens its files, which are closed when the switch has them.
+// addPortStep plugs a port into a switch; p is read when the step runs. open opens its files, which
+// are closed when the switch has them.
 func addPortStep(sw, name string, p *control.Port, open func(context.Context) ([]*os.File, error)) step.Step {
 	tried := false
 	return step.Step{

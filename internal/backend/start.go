@@ -12,13 +12,14 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// What the hook does for a guest that libvirt starts: the devices that its XML names must be there before libvirt opens
-// them, and nobody may ask libvirt anything meanwhile.
+// What the hook does for a guest that libvirt starts: the devices that its XML names must be there
+// before libvirt opens them, and nobody may ask libvirt anything meanwhile.
 
-// Prepare makes the device of a NIC for a guest that libvirt is about to start: a persistent tap on its bridge, or a
-// macvtap in the Manager's netns. Its alias says so, and Reconcile leaves it alone for a while. QueuesAuto must have been
-// decided. One that a former start of the same guest has left and nobody holds is replaced; any other of that id is an
-// error that Is ErrExist. Nothing is left on an error.
+// Prepare makes the device of a NIC for a guest that libvirt is about to start: a persistent tap on
+// its bridge, or a macvtap in the Manager's netns. Its alias says so, and Reconcile leaves it alone
+// for a while. QueuesAuto must have been decided. One that a former start of the same guest has
+// left and nobody holds is replaced; any other of that id is an error that Is ErrExist. Nothing is
+// left on an error.
 func (m *Maker) Prepare(ctx context.Context, spec nic.Spec) (nic.Result, error) {
 	if err := spec.Validate(); err != nil {
 		return nic.Result{}, err
@@ -87,7 +88,8 @@ func (m *Maker) deleteFormer(former *inventory.Device) step.Step {
 	}
 }
 
-// unstarted is what a former start of the guest has left under the NIC's id, which nobody holds; nil for nothing.
+// unstarted is what a former start of the guest has left under the NIC's id, which nobody holds;
+// nil for nothing.
 func (m *Maker) unstarted(ctx context.Context, spec nic.Spec) (*inventory.Device, error) {
 	all, err := m.Named(ctx, spec.VM, spec.NIC)
 	all = slices.DeleteFunc(all, func(dev inventory.Device) bool { return dev.IsUnconfirmed() }) // anybody's word must not keep a guest from starting
@@ -106,9 +108,10 @@ func (m *Maker) unstarted(ctx context.Context, spec nic.Spec) (*inventory.Device
 	return &dev, nil
 }
 
-// Started finishes what Prepare has begun, once the guest's QEMU, process pid, has opened the devices: a tap goes with it
-// from then on, and the aliases say that the NICs are plugged. So it does for an attach that was cut short. Failures
-// are told in the actions; the error is about the reading of what is.
+// Started finishes what Prepare has begun, once the guest's QEMU, process pid, has opened the
+// devices: a tap goes with it from then on, and the aliases say that the NICs are plugged. So it
+// does for an attach that was cut short. Failures are told in the actions; the error is about the
+// reading of what is.
 func (m *Maker) Started(ctx context.Context, vm string, pid int) ([]nic.Action, error) {
 	links, err := m.ByName(ctx, vm)
 	if err != nil {
@@ -130,8 +133,8 @@ func (m *Maker) Started(ctx context.Context, vm string, pid int) ([]nic.Action, 
 	return r.Actions, nil
 }
 
-// Opened tells by an error that libvirt has started a guest without opening the tap of that name, which Prepare has made: the node of
-// a macvtap in another netns was quicker in /dev than libvirt.
+// Opened tells by an error that libvirt has started a guest without opening the tap of that name,
+// which Prepare has made: the node of a macvtap in another netns was quicker in /dev than libvirt.
 func (m *Maker) Opened(name string) error {
 	l, err := m.NL.Link(name)
 	switch {
@@ -146,8 +149,9 @@ func (m *Maker) Opened(name string) error {
 	return fmt.Errorf("libvirt has not opened %s", name)
 }
 
-// Release removes what was handed over by name to a guest that libvirt says has ended: of that nobody who can be seen
-// holds anything. Failures are told in the actions; the error is about the reading of what is.
+// Release removes what was handed over by name to a guest that libvirt says has ended: of that
+// nobody who can be seen holds anything. Failures are told in the actions; the error is about the
+// reading of what is.
 func (m *Maker) Release(ctx context.Context, vm string) ([]nic.Action, error) {
 	links, err := m.ByName(ctx, vm)
 	if err != nil {

@@ -9,7 +9,8 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// DisconnectSwitch removes a NIC's port from its switch. A switch, or port, that is not there any more is success.
+// DisconnectSwitch removes a NIC's port from its switch. A switch, or port, that is not there any
+// more is success.
 func (m *Maker) DisconnectSwitch(ctx context.Context, dev *inventory.Device) error {
 	if dev.SwitchPort.Err != nil {
 		return dev.SwitchPort.Err

@@ -16,7 +16,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// switchTap is a tap on no bridge: a userspace switch has its kernel side, by a packet socket that this process opens.
+// switchTap is a tap on no bridge: a userspace switch has its kernel side, by a packet socket that
+// this process opens.
 type switchTap struct {
 	bridgeTap
 	source string
@@ -57,7 +58,8 @@ func (s *switchTap) portLabel() string {
 	return text
 }
 
-// claimWait bounds how long a switch may take to let go of the port of a tap of that name that was there before.
+// claimWait bounds how long a switch may take to let go of the port of a tap of that name that was
+// there before.
 const claimWait = time.Second
 
 // packetFiles are those of a switch's port by a device.
@@ -98,7 +100,8 @@ func (s *switchTap) Verify(ctx context.Context, _ int, alias string) (*inventory
 	return dev, s.finish(l, alias)
 }
 
-// ReconnectSwitch makes a tap a port of its switch again, which lives as long as the guest that holds the tap.
+// ReconnectSwitch makes a tap a port of its switch again, which lives as long as the guest that
+// holds the tap.
 func (m *Maker) ReconnectSwitch(ctx context.Context, dev *inventory.Device, pid int) error {
 	files, err := m.packetFiles(ctx, dev.Name)
 	if err != nil {

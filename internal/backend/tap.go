@@ -114,8 +114,8 @@ func portText(cfg bridge.PortConfig) string {
 // QEMU does not answer and so still holds it.
 const UndoWait = time.Second
 
-// create makes the tap. One that is handed over by its name gets an index that nobody can have guessed: see
-// rtnl.RandomIndex.
+// create makes the tap. One that is handed over by its name gets an index that nobody can have
+// guessed: see rtnl.RandomIndex.
 func (s *bridgeTap) create() (*tun.Tap, error) {
 	if s.byName {
 		return tun.CreateAt(s.m.NS, s.name, s.multi, rtnl.RandomIndex())

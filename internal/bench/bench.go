@@ -1,6 +1,6 @@
-// Package bench compares several ways to do the same: they take turns within one
-// run, so that whatever else the machine does meanwhile hits them alike. Who goes first changes from
-// turn to turn, for what one leaves the kernel to do, such as to remove a tap, slows the next.
+// Package bench compares several ways to do the same: they take turns within one run, so that
+// whatever else the machine does meanwhile hits them alike. Who goes first changes from turn to
+// turn, for what one leaves the kernel to do, such as to remove a tap, slows the next.
 package bench
 
 import (
@@ -25,8 +25,8 @@ type Way struct {
 	took []time.Duration
 }
 
-// Turns has each way do it n times, in turns, whose order is mixed anew each time: A B C, B A C, C A B.
-// It is the same in each run.
+// Turns has each way do it n times, in turns, whose order is mixed anew each time: A B C, B A C, C
+// A B. It is the same in each run.
 func Turns(b *testing.B, n int, ways ...*Way) {
 	b.Helper()
 	order := rand.New(rand.NewPCG(1, 1))

@@ -27,8 +27,8 @@ import (
 const helperTurns = 300
 
 // BenchmarkBridgeHelper has QEMU's own bridge helper and qemu-netup make taps on one bridge: from
-// fork until the fd has been received, and in the same turns until the helper has ended, for which QEMU
-// waits as well (net_bridge_run_helper of its net/tap.c). An empty Go program and /bin/true
+// fork until the fd has been received, and in the same turns until the helper has ended, for which
+// QEMU waits as well (net_bridge_run_helper of its net/tap.c). An empty Go program and /bin/true
 // are what the start of a process takes.
 func BenchmarkBridgeHelper(b *testing.B) {
 	for _, user := range []struct {
@@ -242,7 +242,8 @@ func (h *helperLab) run(program string, args ...string) func(int) (time.Duration
 // helper is a program that takes the arguments of qemu-bridge-helper.
 type helper struct{ name, program string }
 
-// tap does what QEMU does. The second way takes no turns: it is how long those of the first took in all.
+// tap does what QEMU does. The second way takes no turns: it is how long those of the first took in
+// all.
 func (h *helperLab) tap(helper helper) (received, ended *Way) {
 	ended = &Way{Name: helper.name + " to its end"}
 	received = &Way{Name: helper.name + " to the fd", Do: func(i int) (time.Duration, error) {

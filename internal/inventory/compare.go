@@ -27,8 +27,8 @@ type View struct {
 	notRuns error              // why its switch, which has lost it, cannot take it back
 }
 
-// A property is one thing in which a NIC can differ from what its record says. The table of them serves check,
-// reconcile and attach alike, in the order in which differences are mended.
+// A property is one thing in which a NIC can differ from what its record says. The table of them
+// serves check, reconcile and attach alike, in the order in which differences are mended.
 type property struct {
 	name  string
 	of    func(v *View) bool // whether the NIC has it, and it is known
@@ -146,7 +146,8 @@ func (dev *Device) HasLink() bool  { return !dev.IsSocket() && !dev.Deleted }
 // onBridge reports whether the NIC belongs on a bridge of the kernel's.
 func (dev *Device) onBridge() bool { return dev.Want.Type == nic.TypeTap && !dev.Want.Switch }
 
-// properties lists them in the order in which they are mended: a port has its settings before it goes up.
+// properties lists them in the order in which they are mended: a port has its settings before it
+// goes up.
 var properties = []property{
 	{"detach", func(v *View) bool { return v.Want.Phase == nic.PhaseDetaching }, is("done"), is("the guest has not let go of it"), mendDetach},
 	{"lifetime", (*View).lives, is("that of its guest"), lifetime, mendLifetime},
@@ -172,15 +173,16 @@ var properties = []property{
 	{"frames of the parent device", func(v *View) bool { return !v.onBridge() && v.Home != nil }, is("its own"), foundClaim, mendClaim},
 }
 
-// isCutOff reports whether a forced detach has taken the NIC off the network, and the guest keeps the dead device.
+// isCutOff reports whether a forced detach has taken the NIC off the network, and the guest keeps
+// the dead device.
 func (dev *Device) isCutOff() bool { return dev.Want.Phase == nic.PhaseDetaching && !dev.Up }
 
 func mendDetach(v *View) Remedy {
 	return Remedy{By: nic.MendDetach, Cure: v.detachCommand() + " waits for it; so does its restart", left: "the guest has not let go of it yet"}
 }
 
-// lives reports whether the NIC is a tap, which should go with its guest: who holds it can make it persistent.
-// Of a tap of which only its bridge is known, that is its holder's own affair.
+// lives reports whether the NIC is a tap, which should go with its guest: who holds it can make it
+// persistent. Of a tap of which only its bridge is known, that is its holder's own affair.
 func (v *View) lives() bool {
 	return v.isTap() && v.Want.Phase != nic.PhaseDetaching && !v.IsPlain() && len(v.Holders) > 0
 }
@@ -197,7 +199,8 @@ func mendLifetime(v *View) Remedy {
 		Fix{Kind: FixLifetime})
 }
 
-// wantMAC is an address that is no guest's: a bridge keeps frames for its ports' own addresses to itself.
+// wantMAC is an address that is no guest's: a bridge keeps frames for its ports' own addresses to
+// itself.
 func wantMAC(v *View) string {
 	if v.IsPlain() {
 		return stablemac.HostMAC(v.MAC).String()
@@ -253,7 +256,8 @@ func mendIPv6(v *View) Remedy {
 	return r
 }
 
-// mendMode: the kernel refuses to change into or out of passthru, and forgets the senders of mode source.
+// mendMode: the kernel refuses to change into or out of passthru, and forgets the senders of mode
+// source.
 func mendMode(v *View) Remedy {
 	found := macvtap.ModeName(v.Link)
 	if v.Want.Mode == "passthru" || found == "passthru" || v.Want.Mode == "source" {
@@ -276,8 +280,8 @@ func wantName(v *View) string { return cmp.Or(v.missingName(), v.Name) }
 
 func foundName(v *View) string { return v.Name }
 
-// missingName is one of its names that the link has neither as its name nor as an altname; empty for none. The full
-// name is an altname only beside the short one, as Spec.interfaceName has it.
+// missingName is one of its names that the link has neither as its name nor as an altname; empty
+// for none. The full name is an altname only beside the short one, as Spec.interfaceName has it.
 func (dev *Device) missingName() string {
 	name, altName := nic.InterfaceName(dev.Want.VM, dev.Want.NIC)
 	switch {
@@ -323,8 +327,9 @@ func mendBridge(v *View) Remedy {
 	return byReconcile(fmt.Sprintf("RTM_SETLINK %s: mtu %d, master %s, up", v.Name, br.MTU, br.Name), "put back on "+br.Name, Fix{Kind: FixBridge})
 }
 
-// hasSettings reports whether the port's settings are known, and those of its bridge. A tap of which only its bridge is
-// known may have some that somebody else has given it, unless the policy has.
+// hasSettings reports whether the port's settings are known, and those of its bridge. A tap of
+// which only its bridge is known may have some that somebody else has given it, unless the policy
+// has.
 func (v *View) hasSettings() bool { return v.port != nil && (!v.IsPlain() || v.Want.Port != "") }
 
 func mendPort(v *View) Remedy {
@@ -342,12 +347,14 @@ func mendVLAN(v *View) Remedy {
 	return Remedy{By: nic.MendDetach, Cure: fmt.Sprintf("%s has no default VLAN, so that nothing passes a port without --vlan: %s; then attach it with --vlan", v.Home.Name, v.detachCommand())}
 }
 
-// isElsewhere reports whether somebody has put a tap where it does not belong. There it is left alone.
+// isElsewhere reports whether somebody has put a tap where it does not belong. There it is left
+// alone.
 func (v *View) isElsewhere() bool {
 	return v.isTap() && v.MasterName != "" && v.MasterName != wantBridge(v)
 }
 
-// knowsSeat reports whether the NIC belongs on a switch, of which it is known whether it has the NIC.
+// knowsSeat reports whether the NIC belongs on a switch, of which it is known whether it has the
+// NIC.
 func (v *View) knowsSeat() bool {
 	return v.Want.Switch && v.SwitchPort.Err == nil && v.SwitchPort.Path != "" && !v.isElsewhere()
 }
@@ -380,7 +387,8 @@ func settingsText(cfg vswitch.PortConfig) string {
 	return string(text)
 }
 
-// mendSettings: a switch's port has its settings from the first, and one by a socket cannot be made again.
+// mendSettings: a switch's port has its settings from the first, and one by a socket cannot be made
+// again.
 func mendSettings(v *View) Remedy {
 	if v.IsSocket() {
 		return byDetach(v)
@@ -407,7 +415,8 @@ func mendLink(v *View) Remedy {
 
 func mendCarrier(v *View) Remedy { return setting(v, "carrier on", rtnl.Carrier(true)) }
 
-// hasPortState reports whether the state of the bridge's port should be the one that it has without STP.
+// hasPortState reports whether the state of the bridge's port should be the one that it has without
+// STP.
 func (v *View) hasPortState() bool {
 	return v.port != nil && v.OperUp && v.Home.Up && !v.Home.Bridge.STP
 }

@@ -77,8 +77,8 @@ func plainView() *View {
 	return v
 }
 
-// TestCompare spoils each property, and demands what is told of it and who mends it. The last column is what the
-// cure names.
+// TestCompare spoils each property, and demands what is told of it and who mends it. The last
+// column is what the cure names.
 func TestCompare(t *testing.T) {
 	const detachFirst = "vmnet detach --vm P2 --nic net0"
 	for _, test := range []struct {
@@ -195,7 +195,8 @@ func TestAdvice(t *testing.T) {
 	}
 }
 
-// TestPropertiesInOrder: a port is set before it goes up, so that no frame passes that it should not let through.
+// TestPropertiesInOrder: a port is set before it goes up, so that no frame passes that it should
+// not let through.
 func TestPropertiesInOrder(t *testing.T) {
 	at := map[string]int{}
 	for i, p := range properties {

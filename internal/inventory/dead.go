@@ -11,9 +11,9 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// deadNICs are the NICs whose device was deleted under their VMM: it holds a label that none of the NICs that are there
-// goes with, and a queue that leads nowhere. all are those NICs. A label alone, as a VMM keeps it that was started with
-// it after a detach, is no NIC.
+// deadNICs are the NICs whose device was deleted under their VMM: it holds a label that none of the
+// NICs that are there goes with, and a queue that leads nowhere. all are those NICs. A label alone,
+// as a VMM keeps it that was started with it after a detach, is no NIC.
 func deadNICs(op *openFiles, all []Device) (found []Device) {
 	queues := map[int]int{} // dead ones, by process
 	for _, l := range op.labels {
@@ -33,8 +33,9 @@ func deadNICs(op *openFiles, all []Device) (found []Device) {
 	return found
 }
 
-// deadQueues counts the queues of a process that are those of no device any more: of a tap the kernel has no name for the
-// fd, and of a macvtap it has the number of the node, by which no NIC has the fd.
+// deadQueues counts the queues of a process that are those of no device any more: of a tap the
+// kernel has no name for the fd, and of a macvtap it has the number of the node, by which no NIC
+// has the fd.
 func deadQueues(op *openFiles, pid int, all []Device) (n int) {
 	for _, f := range op.nodes[pid] {
 		if !isQueueOf(all, f) {

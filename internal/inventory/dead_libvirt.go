@@ -13,8 +13,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// A device that libvirt opens by its name has no label in QEMU, which libvirt alone could hand over. When
-// it was deleted, libvirt still knows what it was.
+// A device that libvirt opens by its name has no label in QEMU, which libvirt alone could hand
+// over. When it was deleted, libvirt still knows what it was.
 
 // LibvirtNIC is a NIC of vmnet's as libvirt knows it, whether its device is there or not.
 type LibvirtNIC struct {
@@ -23,8 +23,8 @@ type LibvirtNIC struct {
 	PID       int    // its guest's VMM
 }
 
-// deadOfLibvirt are NICs as deadNICs, of libvirt's guests. Libvirt is asked of those processes alone that
-// hold a queue of no device that is known; all are the NICs that are there.
+// deadOfLibvirt are NICs as deadNICs, of libvirt's guests. Libvirt is asked of those processes
+// alone that hold a queue of no device that is known; all are the NICs that are there.
 func (h *Host) deadOfLibvirt(ctx context.Context, op *openFiles, all []Device) (found []Device) {
 	if h.OfLibvirt == nil {
 		return nil
@@ -47,8 +47,8 @@ func (h *Host) deadOfLibvirt(ctx context.Context, op *openFiles, all []Device) (
 	return found
 }
 
-// suspects are the processes that hold a queue of a tap that is gone, or of a macvtap of which none of
-// these NICs has the file: it may be libvirt's own.
+// suspects are the processes that hold a queue of a tap that is gone, or of a macvtap of which none
+// of these NICs has the file: it may be libvirt's own.
 func (op *openFiles) suspects(all []Device) []int {
 	found := maps.Clone(op.orphans)
 	for pid, files := range op.nodes {

@@ -34,9 +34,9 @@ type ForeignLink struct {
 	Link *rtnl.Link
 }
 
-// HasGuest tells whether the link may belong to the guest's NIC of that MAC: a macvtap has the same, a
-// tap one whose first byte is fe (virNetDevTapCreateInBridgePort of libvirt's src/util/virnetdevtap.c), as
-// one of ours.
+// HasGuest tells whether the link may belong to the guest's NIC of that MAC: a macvtap has the
+// same, a tap one whose first byte is fe (virNetDevTapCreateInBridgePort of libvirt's
+// src/util/virnetdevtap.c), as one of ours.
 func (l ForeignLink) HasGuest(mac net.HardwareAddr) bool {
 	if len(mac) != 6 {
 		return false
@@ -47,14 +47,15 @@ func (l ForeignLink) HasGuest(mac net.HardwareAddr) bool {
 	return bytes.Equal(l.MAC, mac)
 }
 
-// Foreign lists the links in the Manager's netns that the QEMU process pid holds and that are not ours,
-// by interface index. To look at other users' processes takes CAP_SYS_PTRACE, to tell
-// who holds a macvtap CAP_SYS_ADMIN.
+// Foreign lists the links in the Manager's netns that the QEMU process pid holds and that are not
+// ours, by interface index. To look at other users' processes takes CAP_SYS_PTRACE, to tell who
+// holds a macvtap CAP_SYS_ADMIN.
 func (h *Host) Foreign(pid int) ([]ForeignLink, error) {
 	return h.ForeignWithin(pid, &Allowance{Files: MaxUserFiles, Closer: MaxUserFiles})
 }
 
-// Allowance is how many files of a user's processes are looked at, and how many of these more closely.
+// Allowance is how many files of a user's processes are looked at, and how many of these more
+// closely.
 type Allowance struct{ Files, Closer int }
 
 // ForeignWithin is Foreign within what is left of an allowance.
@@ -115,7 +116,8 @@ func (h *Host) foreignTap(l *rtnl.Link, fds []int) ForeignLink {
 	return f
 }
 
-// foreignMacvtaps are those of which a process has nodes open, with a parent device in the Manager's netns or elsewhere.
+// foreignMacvtaps are those of which a process has nodes open, with a parent device in the
+// Manager's netns or elsewhere.
 func (h *Host) foreignMacvtaps(nodes []procfd.File) ([]ForeignLink, error) {
 	queues := map[uint64][]int{} // fds by the node's number
 	for _, f := range nodes {
@@ -158,8 +160,8 @@ func (h *Host) foreignMacvtaps(nodes []procfd.File) ([]ForeignLink, error) {
 	return found, nil
 }
 
-// PortBridge is the bridge that a link is a port of. No bridge, or another kind of master, is an error
-// that Is fs.ErrNotExist.
+// PortBridge is the bridge that a link is a port of. No bridge, or another kind of master, is an
+// error that Is fs.ErrNotExist.
 func (h *Host) PortBridge(l *rtnl.Link) (*rtnl.Link, error) {
 	if l.Master == 0 {
 		return nil, fmt.Errorf("interface %s is on no bridge: %w", l.Name, fs.ErrNotExist)

@@ -6,8 +6,9 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// hidden lists the macvtaps of ours that are on parent devices in the Manager's netns and that no process is seen to hold:
-// nobody can reach them but by the id of their netns. Where vm is not empty, they are that guest's.
+// hidden lists the macvtaps of ours that are on parent devices in the Manager's netns and that no
+// process is seen to hold: nobody can reach them but by the id of their netns. Where vm is not
+// empty, they are that guest's.
 func (h *Host) hidden(known []Device, vm string) ([]nic.NIC, error) {
 	self, err := h.NL.NetnsID(h.NS)
 	if err != nil || self < 0 { // no device elsewhere has its parent here

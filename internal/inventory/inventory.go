@@ -36,8 +36,8 @@ type Device struct {
 	SwitchPort SwitchPort // of a NIC that belongs on a userspace switch
 	Deleted    bool       // its device was deleted under its VMM: see dead.go
 
-	// Of a NIC by a socket: whose its process is, and whether root or the caller says that it is there,
-	// by a label of theirs or by a switch that is theirs.
+	// Of a NIC by a socket: whose its process is, and whether root or the caller says that it is
+	// there, by a label of theirs or by a switch that is theirs.
 	UID     int
 	vouched bool
 
@@ -134,7 +134,8 @@ func (h *Host) records(links []*rtnl.Link) []Device {
 	return found
 }
 
-// seats asks the switches for the links that belong on them, and for the NICs that have no link, which it returns.
+// seats asks the switches for the links that belong on them, and for the NICs that have no link,
+// which it returns.
 func (h *Host) seats(ctx context.Context, links []Device, op *openFiles) []Device {
 	names := sources(op.labels)
 	for _, dev := range links {
@@ -162,8 +163,8 @@ func isQEMU(pid int) bool {
 	return err == nil
 }
 
-// addHolders notes who has files open that are the link's, in the order in which they were seen; but a guest's
-// VMM comes first, whoever else holds one.
+// addHolders notes who has files open that are the link's, in the order in which they were seen;
+// but a guest's VMM comes first, whoever else holds one.
 func (dev *Device) addHolders(op *openFiles, files []procfd.File) {
 	at := map[int]int{}
 	for i, h := range dev.Holders {
@@ -207,7 +208,8 @@ func (h *Host) own(l *rtnl.Link, r nic.Record, master *rtnl.Link) Device {
 	return dev
 }
 
-// Named lists the links of that NIC of guests of that name, wherever they are: two users may both have one.
+// Named lists the links of that NIC of guests of that name, wherever they are: two users may both
+// have one.
 func (h *Host) Named(ctx context.Context, vm, nic string) ([]Device, error) {
 	all, err := h.AllDevices(ctx)
 	return slices.DeleteFunc(all, func(dev Device) bool { return dev.Want.VM != vm || dev.Want.NIC != nic }), err
@@ -232,15 +234,17 @@ func (h *Host) Find(ctx context.Context, t nic.Target, nic string) (*Device, err
 	return nil, fmt.Errorf("%w, with NIC %s: %s (name one guest with --pid)", qemu.ErrAmbiguous, nic, Whose(all))
 }
 
-// IsUntrusted reports whether a NIC without a link is held by another user's process, than root's and the caller's: it is meant
-// only where that process is named.
+// IsUntrusted reports whether a NIC without a link is held by another user's process, than root's
+// and the caller's: it is meant only where that process is named.
 func (dev *Device) IsUntrusted() bool { return !dev.HasLink() && !isTrusted(dev.UID) }
 
-// IsUnconfirmed reports whether nothing but the word of another user's processes says that there is a NIC: a label is
-// whatever its maker wrote, for whatever guest. It is shown, with that user. Of no other guest does it decide anything.
+// IsUnconfirmed reports whether nothing but the word of another user's processes says that there is
+// a NIC: a label is whatever its maker wrote, for whatever guest. It is shown, with that user. Of
+// no other guest does it decide anything.
 func (dev *Device) IsUnconfirmed() bool { return dev.IsUntrusted() && !dev.vouched }
 
-// IsHealthy reports whether nothing is to be mended of a NIC by a socket, as far as its switch says.
+// IsHealthy reports whether nothing is to be mended of a NIC by a socket, as far as its switch
+// says.
 func (dev *Device) IsHealthy() bool {
 	return dev.Want.Phase == nic.PhasePlugged && dev.SwitchPort.Err == nil && !dev.IsDisconnected()
 }
@@ -289,9 +293,9 @@ func (h *Host) Reread(ctx context.Context, dev *Device) (*Device, error) {
 	return nil, err
 }
 
-// FindFor is find at a cost that does not grow with what else there is: by the tap's
-// name, and among what the guest's process holds. sw is the switch that it is looked for in; empty for
-// none. The holders of a link are not filled in.
+// FindFor is find at a cost that does not grow with what else there is: by the tap's name, and
+// among what the guest's process holds. sw is the switch that it is looked for in; empty for none.
+// The holders of a link are not filled in.
 func (h *Host) FindFor(ctx context.Context, pid int, vm, nicID, sw string) (*Device, error) {
 	name, _ := nic.InterfaceName(vm, nicID)
 	l, err := h.NL.Link(name)
@@ -468,7 +472,8 @@ func seesAll() bool {
 	return err == nil
 }
 
-// ByName lists the links of a guest, or of all where vm is empty, that were handed over by their names.
+// ByName lists the links of a guest, or of all where vm is empty, that were handed over by their
+// names.
 func (h *Host) ByName(ctx context.Context, vm string) ([]Device, error) {
 	all, err := h.AllDevices(ctx)
 	var found []Device

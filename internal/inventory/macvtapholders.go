@@ -10,19 +10,21 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// Who holds a macvtap in the Manager's netns, the kernel does not tell: its node must be found among the open files of
-// processes. Root alone may open that node. Libvirt does, and hands it to the one guest that the device was made for.
-// So a user of whose files not all were looked at may hold one only where that guest is a process of that user's, and
-// that process is then looked at by itself: too many files keep no left-over alive.
+// Who holds a macvtap in the Manager's netns, the kernel does not tell: its node must be found
+// among the open files of processes. Root alone may open that node. Libvirt does, and hands it to
+// the one guest that the device was made for. So a user of whose files not all were looked at may
+// hold one only where that guest is a process of that user's, and that process is then looked at by
+// itself: too many files keep no left-over alive.
 
-// What is looked at of such guests' processes: anybody may run any number of processes that say they are that guest.
+// What is looked at of such guests' processes: anybody may run any number of processes that say
+// they are that guest.
 const (
 	maxGuestFiles = 1 << 12 // of one process; no VMM has nearly as many
 	maxGuests     = 1 << 6
 )
 
-// lookAtGuests looks at the processes of libvirt's guests that have macvtaps among these links, where those are of users
-// of whose files not all were looked at.
+// lookAtGuests looks at the processes of libvirt's guests that have macvtaps among these links,
+// where those are of users of whose files not all were looked at.
 func (op *openFiles) lookAtGuests(links []*rtnl.Link) error {
 	names := map[string]bool{}
 	for _, l := range links {
@@ -67,8 +69,9 @@ func (op *openFiles) lookAtGuest(pid int) {
 	})
 }
 
-// isVouched reports whether the directory that a process names is one that libvirt has made, for a guest of that
-// process's user (virDomainDir of struct qemuDomainObjPrivate in src/qemu/qemu_domain.h is chowned to it).
+// isVouched reports whether the directory that a process names is one that libvirt has made, for a
+// guest of that process's user (virDomainDir of struct qemuDomainObjPrivate in
+// src/qemu/qemu_domain.h is chowned to it).
 func isVouched(p qemu.Process) bool {
 	f, err := openClaimed(p)
 	if err != nil {

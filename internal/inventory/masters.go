@@ -21,8 +21,9 @@ func (h *Host) WithoutMaster() ([]Device, error) {
 	}), nil
 }
 
-// Outlived reports whether a tap of ours is on no bridge, and was on one of br's name before br was made: it was made for a
-// bridge of another index. Where its alias has no room for that, it is older than br.
+// Outlived reports whether a tap of ours is on no bridge, and was on one of br's name before br was
+// made: it was made for a bridge of another index. Where its alias has no room for that, it is
+// older than br.
 func (dev *Device) Outlived(br *rtnl.Link) bool {
 	if dev.Want.At != 0 {
 		return dev.Master == 0 && dev.Want.At != br.Index

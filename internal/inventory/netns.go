@@ -45,11 +45,11 @@ func (h *Host) inSpaces(ctx context.Context, op *openFiles) []Device {
 	return found
 }
 
-// hasLower reports whether the parent of a device, which at is the netns of, is in the Manager's. Of a macvtap
-// the kernel tells which netns that is, unless it is the device's own; of an ipvtap it does not (no
-// get_link_net), so the alias must do, which anybody can choose who may do as he likes in his netns:
-// the same user namespace must own it and the Manager's. An alias without a netns is an older vmnet's, and
-// tells the parent device by its name.
+// hasLower reports whether the parent of a device, which at is the netns of, is in the Manager's.
+// Of a macvtap the kernel tells which netns that is, unless it is the device's own; of an ipvtap it
+// does not (no get_link_net), so the alias must do, which anybody can choose who may do as he likes
+// in his netns: the same user namespace must own it and the Manager's. An alias without a netns is
+// an older vmnet's, and tells the parent device by its name.
 func (h *Host) hasLower(ns *netns.NS, nl *rtnl.Conn, l *rtnl.Link, r nic.Record) bool {
 	if l.LowerNS >= 0 {
 		id, err := nl.NetnsID(h.NS)
@@ -74,9 +74,9 @@ func (h *Host) hasLower(ns *netns.NS, nl *rtnl.Conn, l *rtnl.Link, r nic.Record)
 	return err == nil && (r.Netns == inode || lower.Name == r.Source)
 }
 
-// mayHoldOurs reports whether a netns can be one that vmnet has made for a device: the user namespace that owns the
-// Manager's netns owns it, or this process's own. One that a user has made is owned by that user's, whose root says
-// there what he likes.
+// mayHoldOurs reports whether a netns can be one that vmnet has made for a device: the user
+// namespace that owns the Manager's netns owns it, or this process's own. One that a user has made
+// is owned by that user's, whose root says there what he likes.
 func (h *Host) mayHoldOurs(ns *netns.NS) bool {
 	owner, err := ns.Owner()
 	if err != nil {
@@ -123,7 +123,8 @@ func (h *Host) inSpace(f procfd.File, inode uint64) (found *Device) {
 	return found
 }
 
-// macvtapQueues notes which queues the holders of a namespace have; none is known where we may not look.
+// macvtapQueues notes which queues the holders of a namespace have; none is known where we may not
+// look.
 func (h *Host) macvtapQueues(op *openFiles, dev *Device) {
 	_ = h.withinOpen(dev, func(ns *netns.NS) error {
 		number, err := macvtap.Number(ns, dev.Link)

@@ -15,9 +15,10 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// What users other than root and the caller can make a look at all processes cost is bounded, per user:
-// the files whose names are read, those that are looked at more closely, the namespaces that are entered,
-// and the labels that are kept. What is beyond is a notice, and hides those users' own NICs alone.
+// What users other than root and the caller can make a look at all processes cost is bounded, per
+// user: the files whose names are read, those that are looked at more closely, the namespaces that
+// are entered, and the labels that are kept. What is beyond is a notice, and hides those users' own
+// NICs alone.
 const (
 	maxProcessFiles = 1 << 14
 	MaxUserFiles    = 1 << 17
@@ -73,10 +74,12 @@ type quota struct {
 	what string
 }
 
-// isTrusted reports whether what a user's processes say of themselves is believed of others: root's and the caller's.
+// isTrusted reports whether what a user's processes say of themselves is believed of others: root's
+// and the caller's.
 func isTrusted(uid int) bool { return uid == 0 || uid == os.Geteuid() }
 
-// look looks at all processes, for what those of these links that are taps hang on, and all NICs elsewhere.
+// look looks at all processes, for what those of these links that are taps hang on, and all NICs
+// elsewhere.
 func (h *Host) look(ctx context.Context, links []*rtnl.Link) (*openFiles, error) {
 	op, err := h.newOpened()
 	if err != nil {
@@ -164,8 +167,8 @@ func (op *openFiles) visit(f procfd.File) {
 	}
 }
 
-// visitLabel keeps a label that tells of a NIC which the process has now: one that has ended may say
-// the same of a former one.
+// visitLabel keeps a label that tells of a NIC which the process has now: one that has ended may
+// say the same of a former one.
 func (op *openFiles) visitLabel(f procfd.File, text string) {
 	s := saying{f.PID, text}
 	if !strings.HasPrefix(text, alias.Prefix) || op.said[s] || !op.within(f.UID, "sayings", MaxCloser) || f.LabelEnded() {
@@ -214,8 +217,8 @@ func (op *openFiles) nodesOf(number uint64) []procfd.File {
 	return op.devices[number]
 }
 
-// ownLinks lists the links in the Manager's netns whose aliases begin as ours do: taps, and macvtaps that
-// were handed over by name.
+// ownLinks lists the links in the Manager's netns whose aliases begin as ours do: taps, and
+// macvtaps that were handed over by name.
 func (h *Host) ownLinks() ([]*rtnl.Link, error) {
 	var found []*rtnl.Link
 	for _, kind := range []string{"tun", string(macvtap.Macvtap), string(macvtap.IPVtap)} {

@@ -16,8 +16,8 @@ func ClaimedText(device, kind string) string {
 // maxParents bounds how many VLAN devices are taken for one on another.
 const maxParents = 8
 
-// Claimed reports whether a switch has a device, or the one of which it is a VLAN; not where the caller lacks the privilege to see
-// that.
+// Claimed reports whether a switch has a device, or the one of which it is a VLAN; not where the
+// caller lacks the privilege to see that.
 func (h *Host) Claimed(l *rtnl.Link) (bool, error) {
 	for range maxParents {
 		claimed, err := vswitch.Claimed(h.NS, l.Name)

@@ -38,8 +38,8 @@ func SinceBoot() int64 {
 	return int64(seconds)
 }
 
-// awaitsLibvirt tells whether an attach that another vmnet works on is about to hand over the link by its name: nobody
-// holds it for that moment, but the guest's lock is taken.
+// awaitsLibvirt tells whether an attach that another vmnet works on is about to hand over the link
+// by its name: nobody holds it for that moment, but the guest's lock is taken.
 func (dev *Device) awaitsLibvirt() bool {
 	if dev.Want.Via != nic.ViaLibvirt || dev.Want.Phase != nic.PhaseAttaching || len(dev.Holders) > 0 {
 		return false
@@ -56,13 +56,14 @@ func (dev *Device) awaitsLibvirt() bool {
 	return false
 }
 
-// libvirtsDirs are where the machine's libvirt keeps the directories of its running domains (LOCALSTATEDIR and
-// RUNSTATEDIR of its build).
+// libvirtsDirs are where the machine's libvirt keeps the directories of its running domains
+// (LOCALSTATEDIR and RUNSTATEDIR of its build).
 var libvirtsDirs = []string{"/var/lib/libvirt/", "/run/libvirt/"}
 
-// openClaimed opens the directory that a process says libvirt has made for it. Anybody can call a process
-// a guest, show a directory of his own, and have the open wait for a file system of his own. So for another
-// user than root and the caller it is opened where only libvirt makes directories, as this process sees it.
+// openClaimed opens the directory that a process says libvirt has made for it. Anybody can call a
+// process a guest, show a directory of his own, and have the open wait for a file system of his
+// own. So for another user than root and the caller it is opened where only libvirt makes
+// directories, as this process sees it.
 func openClaimed(p qemu.Process) (*os.File, error) {
 	if isTrusted(p.UID) {
 		return OpenLock(p)

@@ -22,8 +22,8 @@ import (
 const (
 	// switchWait bounds one request to a switch that is meant.
 	switchWait = 2 * time.Second
-	// askWait bounds the asking of all switches for their ports, and silentFor how long one that did not answer is not
-	// asked again: others' switches delay nobody.
+	// askWait bounds the asking of all switches for their ports, and silentFor how long one that
+	// did not answer is not asked again: others' switches delay nobody.
 	askWait   = 500 * time.Millisecond
 	userWait  = askWait / 2 // for all switches of another user
 	silentFor = 5 * time.Second
@@ -58,8 +58,8 @@ type switchReply struct {
 	err     error
 }
 
-// askSwitches asks the switches that run, and those of these names, for their ports. One that nobody runs has
-// none; one that does not answer has an error, of which Notice is told.
+// askSwitches asks the switches that run, and those of these names, for their ports. One that
+// nobody runs has none; one that does not answer has an error, of which Notice is told.
 func (h *Host) askSwitches(ctx context.Context, names ...string) []switchReply {
 	if h.Switches == nil {
 		return nil
@@ -108,8 +108,9 @@ func (h *Host) askNamed(ctx context.Context, names ...string) []switchReply {
 	return h.askAll(ctx, paths, len(paths))
 }
 
-// askAll asks switches for their ports, the first of which were named. They and the caller's and root's are asked beside
-// the others; of other users' switches four at a time are asked, one of each user.
+// askAll asks switches for their ports, the first of which were named. They and the caller's and
+// root's are asked beside the others; of other users' switches four at a time are asked, one of
+// each user.
 func (h *Host) askAll(ctx context.Context, paths []string, named int) []switchReply {
 	ctx, cancel := context.WithTimeoutCause(ctx, askWait, fmt.Errorf("no answer within %v (does it stand still?)", askWait))
 	defer cancel()
@@ -142,7 +143,8 @@ func (h *Host) askAll(ctx context.Context, paths []string, named int) []switchRe
 	return all
 }
 
-// askGroups asks groups of switches, four groups at a time and a group's one after the other, for as long as wait.
+// askGroups asks groups of switches, four groups at a time and a group's one after the other, for
+// as long as wait.
 func askGroups(ctx context.Context, groups [][]*switchReply, wait time.Duration) {
 	var wg sync.WaitGroup
 	room := make(chan struct{}, askedAtOnce)
@@ -163,8 +165,8 @@ func askGroups(ctx context.Context, groups [][]*switchReply, wait time.Duration)
 	wg.Wait()
 }
 
-// ask asks a switch for its ports. Of another user's switch no more than most are kept, all of NICs of that user's own
-// processes; the result is how many.
+// ask asks a switch for its ports. Of another user's switch no more than most are kept, all of NICs
+// of that user's own processes; the result is how many.
 func (a *switchReply) ask(ctx context.Context, most int) (kept int) {
 	dial := control.Dial
 	if a.found {
@@ -196,8 +198,8 @@ func (a *switchReply) ask(ctx context.Context, most int) (kept int) {
 	return len(a.ports)
 }
 
-// mayHold tells whether the switch can be believed that a process holds a port of it: anybody can run one that says
-// anything of others' guests.
+// mayHold tells whether the switch can be believed that a process holds a port of it: anybody can
+// run one that says anything of others' guests.
 func (a *switchReply) mayHold(pid int) bool {
 	uid, err := procfd.RealUID(pid)
 	if err != nil {
@@ -240,9 +242,9 @@ type SwitchPort struct {
 
 var ErrNotAsked = errors.New("its switch was not asked")
 
-// switchPortOf is the seat of a NIC that belongs on a switch, among what was asked. The switch that the NIC's record names is believed,
-// whoever runs it: who attached the NIC chose it. Of two guests of one name each has the port that it holds. A port keeps
-// its name when its tap is renamed.
+// switchPortOf is the seat of a NIC that belongs on a switch, among what was asked. The switch that
+// the NIC's record names is believed, whoever runs it: who attached the NIC chose it. Of two guests
+// of one name each has the port that it holds. A port keeps its name when its tap is renamed.
 func switchPortOf(dev *Device, all []switchReply) SwitchPort {
 	path, err := control.Path(dev.Want.Source)
 	s := SwitchPort{Path: path, Err: cmp.Or(err, ErrNotAsked)}
@@ -261,7 +263,8 @@ func switchPortOf(dev *Device, all []switchReply) SwitchPort {
 	return s
 }
 
-// mayHave tells whether a port with the NIC's label can be its own, and not that of another guest of that name.
+// mayHave tells whether a port with the NIC's label can be its own, and not that of another guest
+// of that name.
 func (dev *Device) mayHave(p control.Port) bool {
 	pid := dev.VMMPID()
 	return pid == p.Holder || pid == 0 && !dev.IsUntrusted()

@@ -13,19 +13,22 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// A NIC by a socket has no link that could tell of it. Two others do: its port in the switch, with a label as a link's
-// alias; and a label that QEMU holds beside the socket, which is there without the switch, too. It is in no netns, and
-// belongs to the one for which it was attached, as a tap would.
+// A NIC by a socket has no link that could tell of it. Two others do: its port in the switch, with
+// a label as a link's alias; and a label that QEMU holds beside the socket, which is there without
+// the switch, too. It is in no netns, and belongs to the one for which it was attached, as a tap
+// would.
 
 // IsSocket tells that there is no link.
 func (dev *Device) IsSocket() bool { return dev.Want.Type == nic.TypeSocket }
 
-// IsDisconnected tells that a NIC belongs on a switch that has lost it: that was ended, or has removed its port.
+// IsDisconnected tells that a NIC belongs on a switch that has lost it: that was ended, or has
+// removed its port.
 func (dev *Device) IsDisconnected() bool {
 	return dev.Want.Switch && dev.SwitchPort.Path != "" && dev.SwitchPort.Port == nil && dev.SwitchPort.Err == nil
 }
 
-// socketNICs are the NICs by sockets that labels tell of, those of the switches that were asked, or both.
+// socketNICs are the NICs by sockets that labels tell of, those of the switches that were asked, or
+// both.
 func (h *Host) socketNICs(op *openFiles, all []switchReply) []Device {
 	var found []Device
 	followLifelines(op, all)
@@ -65,8 +68,9 @@ func (h *Host) socketNICs(op *openFiles, all []switchReply) []Device {
 	return found
 }
 
-// followLifelines names, of each port with a lifeline, the process that has it now: the one that the port was made for may have
-// started QEMU and waits for it, or have passed its files on and ended. That is a process with the port's own label.
+// followLifelines names, of each port with a lifeline, the process that has it now: the one that
+// the port was made for may have started QEMU and waits for it, or have passed its files on and
+// ended. That is a process with the port's own label.
 func followLifelines(op *openFiles, all []switchReply) {
 	for _, a := range all {
 		for i := range a.ports {
@@ -85,7 +89,8 @@ func followLifelines(op *openFiles, all []switchReply) {
 	}
 }
 
-// holds reports whether a process has a file open whose link in /proc reads so, among those that a VMM has from the start.
+// holds reports whether a process has a file open whose link in /proc reads so, among those that a
+// VMM has from the start.
 func holds(pid int, target string) (found bool) {
 	procfd.First(pid, maxEarly, func(f procfd.File) { found = found || f.Target == target })
 	return found
@@ -102,7 +107,8 @@ func (dev *Device) setSwitchPort(s SwitchPort) {
 	}
 }
 
-// withPort notes a switch's port at the NIC whose label its holder has, or adds the NIC that nothing else tells of.
+// withPort notes a switch's port at the NIC whose label its holder has, or adds the NIC that
+// nothing else tells of.
 func withPort(found []Device, r nic.Record, s SwitchPort, trusted bool) []Device {
 	i := slices.IndexFunc(found, func(dev Device) bool {
 		return dev.Want.VM == r.VM && dev.Want.NIC == r.NIC && dev.IsHeldBy(s.Port.Holder)
@@ -136,8 +142,8 @@ func OwnerOf(pid int) int {
 // nobodys is the user whose word is not believed to be anybody's.
 const nobodys = -1
 
-// sources are the switches that labels of root's and the caller's processes name. Another user's may name any
-// socket.
+// sources are the switches that labels of root's and the caller's processes name. Another user's
+// may name any socket.
 func sources(labels []label) (names []string) {
 	for _, l := range labels {
 		if l.Type == nic.TypeSocket && isTrusted(l.uid) {
@@ -147,8 +153,8 @@ func sources(labels []label) (names []string) {
 	return names
 }
 
-// socketFor finds a NIC by a socket that a process holds, by its label, or as a port of the switch that is named, in which
-// a crash may have left it alone; nil for none.
+// socketFor finds a NIC by a socket that a process holds, by its label, or as a port of the switch
+// that is named, in which a crash may have left it alone; nil for none.
 func (h *Host) socketFor(ctx context.Context, pid int, op *openFiles, vm, nic, sw string) *Device {
 	names := sources(op.labels)
 	if sw != "" {

@@ -10,7 +10,8 @@ import (
 	"vmnet/vhost"
 )
 
-// View reads what a NIC is compared by. An error is about what could not be read, and the rest is there.
+// View reads what a NIC is compared by. An error is about what could not be read, and the rest is
+// there.
 func (h *Host) View(dev *Device) (*View, error) {
 	v := &View{Device: dev, vhosts: -1}
 	if dev.Deleted {
@@ -46,7 +47,8 @@ func (h *Host) View(dev *Device) (*View, error) {
 	return v, errors.Join(errs...)
 }
 
-// home reads the bridge that a tap belongs on, or the parent device of a macvtap or ipvtap; nil where there is none.
+// home reads the bridge that a tap belongs on, or the parent device of a macvtap or ipvtap; nil
+// where there is none.
 func (h *Host) home(dev *Device) (*rtnl.Link, error) {
 	var l *rtnl.Link
 	var err error
@@ -66,8 +68,9 @@ func (h *Host) home(dev *Device) (*rtnl.Link, error) {
 	return l, err
 }
 
-// follow finds a bridge or parent device that was renamed under a NIC: the kernel numbers links, and people name
-// them. Its present name becomes the one that the NIC belongs on. on is the link that the NIC is on now; nil for none.
+// follow finds a bridge or parent device that was renamed under a NIC: the kernel numbers links,
+// and people name them. Its present name becomes the one that the NIC belongs on. on is the link
+// that the NIC is on now; nil for none.
 func (h *Host) follow(dev *Device, on *rtnl.Link) {
 	r := &dev.Want
 	var now *rtnl.Link
@@ -108,7 +111,8 @@ func (h *Host) MasterOf(l *rtnl.Link) *rtnl.Link {
 	return master
 }
 
-// Advice is what a person should know of a NIC that is as it should be, and does not work as the guest expects.
+// Advice is what a person should know of a NIC that is as it should be, and does not work as the
+// guest expects.
 func (v *View) Advice() []string {
 	var list []string
 	if told, most := v.Want.GuestMTU(), v.WantMTU(); !v.Want.Switch && !v.IsPlain() && most != 0 && told > most {

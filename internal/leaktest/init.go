@@ -215,7 +215,8 @@ func endOthers() {
 	}
 }
 
-// others lists the other processes of the pid namespace, or in the machine's the children of this one.
+// others lists the other processes of the pid namespace, or in the machine's the children of this
+// one.
 func others() ([]string, error) {
 	var pids []string
 	if ownPIDs() {

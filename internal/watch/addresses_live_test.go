@@ -34,8 +34,8 @@ func giveAddress(h *host, tap *tun.Tap, mac net.HardwareAddr) {
 	}
 }
 
-// TestLiveAddressIsSetBack: a guest's VMM gives its tap the address of another guest, whose frames the bridge would
-// keep then.
+// TestLiveAddressIsSetBack: a guest's VMM gives its tap the address of another guest, whose frames
+// the bridge would keep then.
 func TestLiveAddressIsSetBack(t *testing.T) {
 	h := newHost(t)
 	h.watch(nil)

@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// TestLeavings has a guest that never lets go: it is looked at again for a minute or so, and ever less often.
+// TestLeavings has a guest that never lets go: it is looked at again for a minute or so, and ever
+// less often.
 func TestLeavings(t *testing.T) {
 	l, start := newLeavings(), time.Now()
 	if l.next(start) != nil {

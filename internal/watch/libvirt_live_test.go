@@ -148,7 +148,8 @@ func TestLiveSettingsOfANICThatIsAttachedLive(t *testing.T) {
 	m.quiet(2)
 	m.becomes(tap, "br0", "")
 
-	// What is declared anew counts at once, for NICs that are there as well; what is attached again is new.
+	// What is declared anew counts at once, for NICs that are there as well; what is attached again
+	// is new.
 	m.daemon.Virsh("metadata", "plain", "--live", "--uri", "urn:vmnet:nics:1", "--key", "vmnet", "--set", "<nics><nic mac='52:54:00:00:00:04' no-learning='yes'/></nics>")
 	m.becomes(m.tapOf("plain", guestMAC(4)), "br0", "nolearn")
 	m.daemon.Virsh("destroy", "web")

@@ -174,7 +174,8 @@ func TestLiveMirrorOfLibvirtsGuests(t *testing.T) {
 	}
 }
 
-// TestLiveMirrorAsksNoOtherGuest has a QEMU with a macvtap say that it is a domain, which must not be tainted for that.
+// TestLiveMirrorAsksNoOtherGuest has a QEMU with a macvtap say that it is a domain, which must not
+// be tainted for that.
 func TestLiveMirrorAsksNoOtherGuest(t *testing.T) {
 	m := newMachine(t)
 	m.wire()

@@ -80,8 +80,8 @@ func (f *fakes) Follow(x tapmgr.Mirror, _ []net.HardwareAddr) (bool, error) { re
 
 func (f *fakes) TakeAll(x tapmgr.Mirror) (bool, error) { return f.set(x, true) }
 
-// mirrorFakes has n guests of libvirt's and, with numbers from 100, n with monitors of their own mirrored while use
-// runs.
+// mirrorFakes has n guests of libvirt's and, with numbers from 100, n with monitors of their own
+// mirrored while use runs.
 func mirrorFakes(t *testing.T, n, hung int, err error, use func(f *fakes)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {

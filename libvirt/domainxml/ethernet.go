@@ -33,8 +33,8 @@ func AliasNIC(alias string) (nic string) {
 // queue, and changes neither its MAC, its MTU nor its state. libvirt takes a device for a macvtap
 // if /dev/tap<ifindex> exists, and then opens that.
 //
-// Of a Managed one libvirt makes the tap, gives it a MAC like the guest's, sets it up and puts it on
-// no bridge. The tap ends with the guest. With a Parent as well, libvirt makes a macvtap
+// Of a Managed one libvirt makes the tap, gives it a MAC like the guest's, sets it up and puts it
+// on no bridge. The tap ends with the guest. With a Parent as well, libvirt makes a macvtap
 // (type='direct'), which it removes when the guest ends.
 type Ethernet struct {
 	Tap      string           // name of the tap or macvtap, at most 15 bytes; not a GeneratedName
@@ -126,7 +126,8 @@ func (n Ethernet) XML() (string, error) {
 	return string(text), err
 }
 
-// directModes are those of a macvtap that libvirt makes (virNetDevMacVLanMode in src/util/virnetdevmacvlan.c).
+// directModes are those of a macvtap that libvirt makes (virNetDevMacVLanMode in
+// src/util/virnetdevmacvlan.c).
 var directModes = []string{"bridge", "vepa", "private", "passthrough"}
 
 func (n Ethernet) validate() error {

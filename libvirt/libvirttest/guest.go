@@ -21,7 +21,8 @@ type Guest struct {
 	log    string // of its console
 }
 
-// NewGuest defines a domain that boots a tiny guest; its agent and console are the test's. It is not started.
+// NewGuest defines a domain that boots a tiny guest; its agent and console are the test's. It is
+// not started.
 func (d *Daemon) NewGuest(tb testing.TB, dom testvm.Domain) *Guest {
 	tb.Helper()
 	testvm.Require(tb)

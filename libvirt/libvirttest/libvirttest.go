@@ -70,8 +70,8 @@ func Start(tb testing.TB, ns *netns.NS, conf ...string) *Daemon {
 	return start(tb, ns, &Daemon{tb: tb, dir: dir, uri: "qemu+unix:///system"}, dir, strings.Join(conf, "\n"), "")
 }
 
-// StartPermissive runs a libvirtd whose guests may give up root's rights themselves (QEMU's -runas), which libvirt else has done
-// for them, or forbids.
+// StartPermissive runs a libvirtd whose guests may give up root's rights themselves (QEMU's
+// -runas), which libvirt else has done for them, or forbids.
 func StartPermissive(tb testing.TB, ns *netns.NS) *Daemon {
 	tb.Helper()
 	dir := folder(tb)
@@ -130,8 +130,8 @@ func start(tb testing.TB, ns *netns.NS, d *Daemon, args ...string) *Daemon {
 	return d
 }
 
-// startOnThread starts a command with which it is all over when its parent's thread ends (PR_SET_PDEATHSIG), from one
-// that stays until then.
+// startOnThread starts a command with which it is all over when its parent's thread ends
+// (PR_SET_PDEATHSIG), from one that stays until then.
 func startOnThread(cmd *exec.Cmd) (ended <-chan struct{}, err error) {
 	started, done := make(chan error), make(chan struct{})
 	go func() {

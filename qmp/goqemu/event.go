@@ -12,10 +12,10 @@ import (
 // eventBuffer is how many events of one stream may wait to be received.
 const eventBuffer = 256
 
-// Events delivers the events of QEMU from now on, to each caller all of them, until ctx or the Monitor
-// ends, or the Conn has ended and what came before was received; then the channel is closed. A caller
-// may cease to receive at any time: while 256 events wait, further ones are dropped and counted by
-// Lost, and no command waits for them.
+// Events delivers the events of QEMU from now on, to each caller all of them, until ctx or the
+// Monitor ends, or the Conn has ended and what came before was received; then the channel is
+// closed. A caller may cease to receive at any time: while 256 events wait, further ones are
+// dropped and counted by Lost, and no command waits for them.
 func (m *Monitor) Events(ctx context.Context) (<-chan foreign.Event, error) {
 	if err := m.Connect(); err != nil {
 		return nil, err
@@ -29,8 +29,8 @@ func (m *Monitor) Events(ctx context.Context) (<-chan foreign.Event, error) {
 	return out, nil
 }
 
-// Lost counts the events that no stream delivered: they came faster than they were received, or their
-// data was not an object.
+// Lost counts the events that no stream delivered: they came faster than they were received, or
+// their data was not an object.
 func (m *Monitor) Lost() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -18,8 +18,9 @@ import (
 var errDisconnected = fmt.Errorf("%w: the Monitor was disconnected", qmp.ErrClosed)
 
 // Monitor is a [qmp.Conn] for users of go-qemu, with one context for all that it does, since the
-// methods of go-qemu take none. A Monitor is cheap: a call that needs a deadline of its own can have
-// a Monitor of its own. Several may share a Conn, and several goroutines a Monitor. Disconnect it.
+// methods of go-qemu take none. A Monitor is cheap: a call that needs a deadline of its own can
+// have a Monitor of its own. Several may share a Conn, and several goroutines a Monitor. Disconnect
+// it.
 type Monitor struct {
 	conn *qmp.Conn
 	ctx  context.Context
@@ -50,17 +51,18 @@ func (m *Monitor) Connect() error {
 	return context.Cause(m.ctx)
 }
 
-// Disconnect ends the Monitor: its event streams, its later commands, and those that are running, of
-// which QEMU may or may not run what it was sent. The Conn stays open. Disconnect may be called more
-// than once. It returns nil.
+// Disconnect ends the Monitor: its event streams, its later commands, and those that are running,
+// of which QEMU may or may not run what it was sent. The Conn stays open. Disconnect may be called
+// more than once. It returns nil.
 func (m *Monitor) Disconnect() error {
 	m.end(errDisconnected)
 	return nil
 }
 
 // Run executes a command: a JSON object with the member execute, and perhaps arguments and id. It
-// returns the reply as QEMU has written it, an object with the member return, and with the id of the
-// command. That id may be any value. QEMU does not see it, since the Conn gives each command its own.
+// returns the reply as QEMU has written it, an object with the member return, and with the id of
+// the command. That id may be any value. QEMU does not see it, since the Conn gives each command
+// its own.
 //
 // A refusal by QEMU is a [*qmp.Error]. The other errors, and how long a reply may be, are those of
 // [qmp.Conn.Execute]. Commands of several goroutines do not wait for each other.
@@ -69,9 +71,9 @@ func (m *Monitor) Run(command []byte) ([]byte, error) {
 }
 
 // RunWithFile is Run with a copy of file sent along (SCM_RIGHTS, unix(7)), as getfd and add-fd need
-// it. The file stays the caller's, who may close it once RunWithFile has returned; with a nil file it
-// is Run. [qmp.Conn.ExecuteFD] has the details. The SocketMonitor of go-qemu has a method of this
-// signature; this one also works through a [qmp.Relay].
+// it. The file stays the caller's, who may close it once RunWithFile has returned; with a nil file
+// it is Run. [qmp.Conn.ExecuteFD] has the details. The SocketMonitor of go-qemu has a method of
+// this signature; this one also works through a [qmp.Relay].
 func (m *Monitor) RunWithFile(command []byte, file *os.File) ([]byte, error) {
 	if file == nil {
 		return m.Run(command)

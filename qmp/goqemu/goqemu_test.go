@@ -135,8 +135,8 @@ func TestErrorsKeepTheirClass(t *testing.T) {
 	}
 }
 
-// TestContextEndsCommands: a Monitor's commands end with its context and with Disconnect, and the Conn
-// goes on.
+// TestContextEndsCommands: a Monitor's commands end with its context and with Disconnect, and the
+// Conn goes on.
 func TestContextEndsCommands(t *testing.T) {
 	answered := make(chan struct{})
 	c, _ := connect(t, func(ctx context.Context, command string, f *os.File) (string, error) {

@@ -76,8 +76,9 @@ func DefaultMAC(vm, nic string) net.HardwareAddr {
 // it (package qmp), since QMP lists neither.
 func DeviceID(nic string) string { return "vmnet-" + nic }
 
-// LibvirtAlias is libvirt's alias, and so QEMU's id, of a NIC that was handed over by name. Libvirt takes aliases
-// from others only where they begin with "ua-" (virDomainDeviceAliasIsUserAlias in src/conf/domain_conf.c).
+// LibvirtAlias is libvirt's alias, and so QEMU's id, of a NIC that was handed over by name. Libvirt
+// takes aliases from others only where they begin with "ua-" (virDomainDeviceAliasIsUserAlias in
+// src/conf/domain_conf.c).
 func LibvirtAlias(nic string) string { return "ua-" + DeviceID(nic) }
 
 // DeviceOf is the QEMU device of a NIC that was handed over in that way.

@@ -55,7 +55,8 @@ func (r Record) PortConfig() bridge.PortConfig {
 	return cfg
 }
 
-// Encode writes the alias, without what goes without saying where it would be too long else. It fails where it still is.
+// Encode writes the alias, without what goes without saying where it would be too long else. It
+// fails where it still is.
 func (r Record) Encode() (string, error) {
 	most := alias.Max
 	if r.Type == TypeSocket { // which has a label, that is shorter
@@ -221,8 +222,9 @@ func (r Record) GuestMTU() int {
 	return r.MTU
 }
 
-// Label is the record as a label has it, for a NIC of the netns of that inode. Where there is no room, it leaves out what
-// goes without saying, and then all but what the NIC is; it is empty where even that is too long.
+// Label is the record as a label has it, for a NIC of the netns of that inode. Where there is no
+// room, it leaves out what goes without saying, and then all but what the NIC is; it is empty where
+// even that is too long.
 func (r Record) Label(own uint64) string {
 	r.Phase, r.Since, r.Netns = PhasePlugged, 0, own
 	if text := r.text(true); len(text) <= procfd.MaxLabel {

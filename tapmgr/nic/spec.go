@@ -47,8 +47,8 @@ type Spec struct {
 type Via string
 
 // ViaLibvirt hands the ready device over by its name: libvirt plugs it, and knows it. ViaMonitor
-// hands fds to QEMU through libvirt's monitor commands: libvirt knows nothing of the NIC, marks the domain as
-// tainted, and cannot migrate it.
+// hands fds to QEMU through libvirt's monitor commands: libvirt knows nothing of the NIC, marks the
+// domain as tainted, and cannot migrate it.
 const (
 	ViaLibvirt Via = "libvirt"
 	ViaMonitor Via = "monitor"
@@ -72,8 +72,8 @@ type Lower struct {
 const (
 	RxAllMulti = "allmulti"
 	RxNone     = "none"
-	// RxMirror takes in the groups that the guest's driver has asked for, which vmnet watch finds out; until it
-	// has, all of them.
+	// RxMirror takes in the groups that the guest's driver has asked for, which vmnet watch finds
+	// out; until it has, all of them.
 	RxMirror = "mirror"
 )
 

@@ -20,11 +20,12 @@ type Switch struct {
 
 	// LockMAC drops frames from the guest that have another source than the NIC's own address.
 	LockMAC bool
-	// Storm is how many broadcasts, multicast frames and frames to unknown addresses the guest may have flooded, each in a
-	// second; 0 means DefaultStorm, NoLimit any number. Of a guest that sends more the switch reads less often.
+	// Storm is how many broadcasts, multicast frames and frames to unknown addresses the guest may
+	// have flooded, each in a second; 0 means DefaultStorm, NoLimit any number. Of a guest that
+	// sends more the switch reads less often.
 	Storm int
-	// MaxAddresses is how many addresses the switch learns behind the port; 0 means DefaultMaxAddresses, NoLimit as many as it
-	// has room for.
+	// MaxAddresses is how many addresses the switch learns behind the port; 0 means
+	// DefaultMaxAddresses, NoLimit as many as it has room for.
 	MaxAddresses int
 }
 
@@ -32,17 +33,18 @@ type Switch struct {
 type By string
 
 const (
-	// BySocket is a datagram socketpair: no privilege, no device on the host, one queue, no offloads.
+	// BySocket is a datagram socketpair: no privilege, no device on the host, one queue, no
+	// offloads.
 	BySocket By = "socket"
-	// ByTap is a tap whose kernel side the switch takes by a packet socket: queues, offloads and vhost. It needs CAP_NET_ADMIN
-	// and CAP_NET_RAW.
+	// ByTap is a tap whose kernel side the switch takes by a packet socket: queues, offloads and
+	// vhost. It needs CAP_NET_ADMIN and CAP_NET_RAW.
 	ByTap By = "tap"
 	// ByAuto is a tap where that can be, else a socket.
 	ByAuto By = "auto"
 )
 
-// What a guest may do to the others of its switch by default. A port's broadcasts cost a system call at each
-// other port, and its addresses the room of others'.
+// What a guest may do to the others of its switch by default. A port's broadcasts cost a system
+// call at each other port, and its addresses the room of others'.
 const (
 	DefaultStorm        = vswitch.GuestFrames // frames per second of each kind
 	DefaultMaxAddresses = 256

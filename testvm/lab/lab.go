@@ -131,8 +131,9 @@ func (h *Host) Run(ctx context.Context, c Command) (status int, err error) {
 	return h.Guest.Stream(ctx, agent.Command{Argv: c.Argv, Dir: c.Dir, Env: c.Env, Stdin: c.Stdin}, c.Stdout, c.Stderr)
 }
 
-// environment is this process's, without the directory in /run that a lab host does not have. Its PATH
-// has root's directories too: commands in a lab host run as root, also for a user whose own PATH lacks them.
+// environment is this process's, without the directory in /run that a lab host does not have. Its
+// PATH has root's directories too: commands in a lab host run as root, also for a user whose own
+// PATH lacks them.
 func environment() []string {
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "XDG_RUNTIME_DIR=") })
 	path := filepath.SplitList(os.Getenv("PATH"))

@@ -25,8 +25,8 @@ func TestMain(m *testing.M) { leaktest.Main(m) }
 // lab host, and more where other things run beside it.
 const packageLimit = 15 * time.Minute
 
-// hosts is how many lab hosts boot, each for one package at a time and with one processor: more of them than this
-// machine has would wait for each other.
+// hosts is how many lab hosts boot, each for one package at a time and with one processor: more of
+// them than this machine has would wait for each other.
 const hosts = 2
 
 // TestLabHost runs the tests TestLab* of all packages in lab hosts, and has a

@@ -26,7 +26,8 @@ type Ping struct {
 	Addr string `json:"addr"`
 	// Count of requests; 0 means 1.
 	Count int `json:"count,omitempty"`
-	// Timeout of each reply; 0 means 1 s. The next request goes out when the reply has come or is late.
+	// Timeout of each reply; 0 means 1 s. The next request goes out when the reply has come or is
+	// late.
 	Timeout time.Duration `json:"timeout,omitempty"`
 	// Size of the payload in bytes; 0 means 56, and less than 16 means 16.
 	Size int `json:"size,omitempty"`

@@ -297,8 +297,8 @@ func lifeline(t *testing.T) (inode uint64, read, write *os.File) {
 	return inode, read, write
 }
 
-// TestPortGoesWithItsLifeline: the process that the guest was given to ends first, as of a QEMU with -daemonize, or passes
-// nothing on, as a program that closes what it does not know.
+// TestPortGoesWithItsLifeline: the process that the guest was given to ends first, as of a QEMU
+// with -daemonize, or passes nothing on, as a program that closes what it does not know.
 func TestPortGoesWithItsLifeline(t *testing.T) {
 	path, _ := serve(t)
 	c := client(t, path)

@@ -149,7 +149,8 @@ func TestMessages(t *testing.T) {
 	}
 }
 
-// TestEmptyMessage sends a file with no byte, which reads as the end does; Go's own functions would add one.
+// TestEmptyMessage sends a file with no byte, which reads as the end does; Go's own functions would
+// add one.
 func TestEmptyMessage(t *testing.T) {
 	path, _ := serve(t)
 	conn := raw(t, path)
@@ -241,7 +242,8 @@ func TestFiles(t *testing.T) {
 	nstest.Eventually(t, patience, "the files are closed", func() bool { return openFiles(t) < before+2*clients })
 }
 
-// TestClientLeftBeforeTheAnswer: what a switch that stood still finds in its queue of clients who have given up is not done.
+// TestClientLeftBeforeTheAnswer: what a switch that stood still finds in its queue of clients who
+// have given up is not done.
 func TestClientLeftBeforeTheAnswer(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sw")
 	l, err := Listen(path)
@@ -324,7 +326,8 @@ func TestDeaf(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// One after the other, the deaf would take five minutes (sendTimeout); at once, they all cost work before that.
+	// One after the other, the deaf would take five minutes (sendTimeout); at once, they all cost
+	// work before that.
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for range 5 {

@@ -64,7 +64,8 @@ func TestOneListener(t *testing.T) {
 	}
 }
 
-// TestOneStarts has two start a switch of one name at once, of which the first ends up listening or not.
+// TestOneStarts has two start a switch of one name at once, of which the first ends up listening or
+// not.
 func TestOneStarts(t *testing.T) {
 	for _, listens := range []bool{true, false} {
 		dir := t.TempDir()

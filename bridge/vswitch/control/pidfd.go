@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OpenHolder opens a pidfd (pidfd_open(2)) for a port's holder, as AddPort takes it. It needs no privilege,
-// even for another user's process. The caller closes the file. If there is no such process, the
-// error matches unix.ESRCH with errors.Is.
+// OpenHolder opens a pidfd (pidfd_open(2)) for a port's holder, as AddPort takes it. It needs no
+// privilege, even for another user's process. The caller closes the file. If there is no such
+// process, the error matches unix.ESRCH with errors.Is.
 func OpenHolder(pid int) (*os.File, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {

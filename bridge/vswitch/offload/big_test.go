@@ -97,8 +97,8 @@ func TestBigTCP(t *testing.T) {
 	}
 }
 
-// TestUDPWithoutPartialChecksum has what a NIC's GRO makes of datagrams (rx-gro-list): their checksums
-// are complete in the first, or there are none.
+// TestUDPWithoutPartialChecksum has what a NIC's GRO makes of datagrams (rx-gro-list): their
+// checksums are complete in the first, or there are none.
 func TestUDPWithoutPartialChecksum(t *testing.T) {
 	var f Finisher
 	for _, s := range []shape{{udp: true, full: true, payload: 9000, gso: 1000}, {v6: true, udp: true, full: true, payload: 9000, gso: 1000}} {

@@ -152,7 +152,8 @@ func addressesOf(ip layer, frame []byte) []byte {
 	return frame[ip.at+12 : ip.at+20]
 }
 
-// rightTunnel checks lengths and checksums of a super-frame's segments in all layers, and their payload.
+// rightTunnel checks lengths and checksums of a super-frame's segments in all layers, and their
+// payload.
 func rightTunnel(h Header, frame []byte, out [][]byte, partial bool) error {
 	was, why := parse(h, frame)
 	if why != OK {

@@ -335,8 +335,8 @@ func lie(r *rand.Rand, s shape) (h Header, frame []byte) {
 	return h, frame
 }
 
-// TestLiveTunnelsAsTheKernelCutsThem describes tunnels' super-frames to a tap, as Linux 6.17 can, and has
-// the kernel cut them for one that takes none.
+// TestLiveTunnelsAsTheKernelCutsThem describes tunnels' super-frames to a tap, as Linux 6.17 can,
+// and has the kernel cut them for one that takes none.
 func TestLiveTunnelsAsTheKernelCutsThem(t *testing.T) {
 	requireRoot(t)
 	c := newCutter(t, 0)

@@ -15,8 +15,8 @@ type packet struct {
 	b    []byte
 }
 
-// A wrap puts a tunnel's or shim's headers in front of a packet. Its lengths and checksums are such as
-// the kernel gives them in a super-frame.
+// A wrap puts a tunnel's or shim's headers in front of a packet. Its lengths and checksums are such
+// as the kernel gives them in a super-frame.
 type wrap func(r *rand.Rand, p packet) packet
 
 // over4 and over6 put the outer IP header in front of a payload of that protocol.

@@ -48,7 +48,8 @@ func (o *Order) Pop(now time.Time) (f vswitch.CapturedFrame, ok bool) {
 	return o.Rest()
 }
 
-// Rest returns the next frame, even if it has not waited long enough. ok is false if no frame waits.
+// Rest returns the next frame, even if it has not waited long enough. ok is false if no frame
+// waits.
 func (o *Order) Rest() (f vswitch.CapturedFrame, ok bool) {
 	if len(o.waiting) == 0 {
 		return f, false

@@ -1,6 +1,6 @@
-// Package plaintap makes and marks taps of which no more is known than their bridge: a VMM asked for
-// one in the way of qemu-bridge-helper, or made it itself and had it put on a bridge by a script. What
-// NIC of the guest it is only the VMM knows.
+// Package plaintap makes and marks taps of which no more is known than their bridge: a VMM asked
+// for one in the way of qemu-bridge-helper, or made it itself and had it put on a bridge by a
+// script. What NIC of the guest it is only the VMM knows.
 package plaintap
 
 import (

@@ -8,7 +8,8 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// The other program has the caller's ids and exactly what was passed on, in all threads, and gives it up like its own.
+// The other program has the caller's ids and exactly what was passed on, in all threads, and gives
+// it up like its own.
 func TestLiveHandOver(t *testing.T) {
 	l := newLab(t)
 	const admin = 1 << cap.NET_ADMIN

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// Callers start us in every way (here always from a folder they may not enter) the kernel lets them: it works, or there is a clear
-// error; nothing hangs, panics or is left privileged.
+// Callers start us in every way (here always from a folder they may not enter) the kernel lets
+// them: it works, or there is a clear error; nothing hangs, panics or is left privileged.
 func TestLiveHostileStart(t *testing.T) {
 	l := newLab(t)
 	gone, barred := l.own+"/gone", t.TempDir()

@@ -278,7 +278,8 @@ func TestLiveOwnTask(t *testing.T) {
 	}
 }
 
-// onDyingThread runs f on a thread that has ended when it returns. The first thread of a process cannot: Go keeps it.
+// onDyingThread runs f on a thread that has ended when it returns. The first thread of a process
+// cannot: Go keeps it.
 func onDyingThread(t *testing.T, f func()) {
 	t.Helper()
 	ran := make(chan int)

@@ -92,7 +92,8 @@ func runTest(program, dir, profile string) error {
 	return nil
 }
 
-// merge adds a profile's blocks, each of which may be in several profiles: lines "FILE:RANGE STATEMENTS RUNS".
+// merge adds a profile's blocks, each of which may be in several profiles: lines "FILE:RANGE
+// STATEMENTS RUNS".
 func merge(blocks map[string]count, profile string) error {
 	f, err := os.Open(profile)
 	if err != nil {

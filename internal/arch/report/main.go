@@ -1,5 +1,5 @@
-// Program report prints what `make arch` prints: figures about the module in the working directory, by
-// which its structure can be judged. It fails where a program links what it must not.
+// Program report prints what `make arch` prints: figures about the module in the working directory,
+// by which its structure can be judged. It fails where a program links what it must not.
 package main
 
 import (

@@ -14,7 +14,8 @@ import (
 	"vmnet/testvm/traffic"
 )
 
-// A lan is one switch with its ports, each at another station: A and B, which talk, and others that only are there.
+// A lan is one switch with its ports, each at another station: A and B, which talk, and others that
+// only are there.
 type lan struct {
 	peer  *peer
 	ports int
@@ -165,7 +166,8 @@ func (s *station) up(name string) error {
 	return nil
 }
 
-// moveTaps gives the first two ports, interfaces that the switch has made, to A and B, and lets the others be.
+// moveTaps gives the first two ports, interfaces that the switch has made, to A and B, and lets the
+// others be.
 func (l *lan) moveTaps() error {
 	for i, name := range l.names() {
 		var err error

@@ -1,6 +1,7 @@
-// Switchbench measures our switch against others: the kernel's bridge, vde_switch, Open vSwitch, and the least that a switch
-// can do, written in C. All run at the same time, each in network namespaces of its own, and take turns within one run, so that
-// whatever else the machine does meanwhile hits them alike. What it says are medians, and ratios of medians.
+// Switchbench measures our switch against others: the kernel's bridge, vde_switch, Open vSwitch,
+// and the least that a switch can do, written in C. All run at the same time, each in network
+// namespaces of its own, and take turns within one run, so that whatever else the machine does
+// meanwhile hits them alike. What it says are medians, and ratios of medians.
 //
 //	go run ./internal/bench/switchbench -quick             a minute, to the terminal
 //	go run ./internal/bench/switchbench -out docs/bench    all of it, with plots
@@ -37,8 +38,8 @@ type options struct {
 	before  string
 	from    string
 
-	// When something else keeps the machine busy: how often a sample is taken at most, and how long it waits before each
-	// for that to end.
+	// When something else keeps the machine busy: how often a sample is taken at most, and how long
+	// it waits before each for that to end.
 	tries    int
 	patience time.Duration
 }

@@ -89,7 +89,8 @@ func roundTrips(n counts, _ spent) map[string]float64 {
 	return map[string]float64{p50: quantile(n.trips, 0.5), p99: quantile(n.trips, 0.99)}
 }
 
-// quantile is the time in microseconds within which a share of the round trips was done; the last bucket's where it was longer.
+// quantile is the time in microseconds within which a share of the round trips was done; the last
+// bucket's where it was longer.
 func quantile(trips []uint64, share float64) float64 {
 	var all, sum uint64
 	for _, n := range trips {

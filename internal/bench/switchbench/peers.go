@@ -140,7 +140,8 @@ func startBridge(l *lan, _ *tools) error {
 	return nil
 }
 
-// startVDE gives vde_switch room for the ports: it has 32 else, and forgets the others without a word.
+// startVDE gives vde_switch room for the ports: it has 32 else, and forgets the others without a
+// word.
 func startVDE(l *lan, t *tools) error {
 	sock, err := os.MkdirTemp(t.dir, "vde")
 	if err != nil {
@@ -229,7 +230,8 @@ func startTaps(l *lan, t *tools) error {
 	return l.moveTaps()
 }
 
-// startTapsWithoutOffloads has the stations' kernels cut and sum up by themselves, as those of the taps of vde_switch do.
+// startTapsWithoutOffloads has the stations' kernels cut and sum up by themselves, as those of the
+// taps of vde_switch do.
 func startTapsWithoutOffloads(l *lan, t *tools) error {
 	if err := startTaps(l, t); err != nil {
 		return err
@@ -290,7 +292,8 @@ func (l *lan) addPort(socket string, p control.Port, files ...*os.File) error {
 	return errors.Join(c.AddPort(ctx, p, files...), c.Close())
 }
 
-// startGuestTaps is what QEMU has by "netdev tap": here a tap whose kernel side is the switch's, by a packet socket.
+// startGuestTaps is what QEMU has by "netdev tap": here a tap whose kernel side is the switch's, by
+// a packet socket.
 func startGuestTaps(l *lan, t *tools) error {
 	for i, s := range []*station{l.a, l.b} {
 		guest := fmt.Sprintf("guest%d", i)
@@ -309,7 +312,8 @@ func startGuestTaps(l *lan, t *tools) error {
 	return err
 }
 
-// offloadsOff switches off a device's checksums, and with them what builds on them (ethtool -K NAME tx off).
+// offloadsOff switches off a device's checksums, and with them what builds on them (ethtool -K NAME
+// tx off).
 func offloadsOff(name string) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -53,8 +53,8 @@ type program struct {
 	files []*os.File // fds 3, 4 and so on
 }
 
-// start starts a program in ns. It is killed should the harness die; that goes by the thread that started it, so only main's, which
-// is locked, may.
+// start starts a program in ns. It is killed should the harness die; that goes by the thread that
+// started it, so only main's, which is locked, may.
 func (prog program) start(ns *netns.NS) (*process, error) {
 	p := &process{name: filepath.Base(prog.argv[0]), done: make(chan struct{})}
 	p.cmd = exec.Command("nsenter", append([]string{"--net=" + ns.Path()}, prog.argv...)...)
@@ -118,8 +118,8 @@ func (p *process) alive() error {
 // cpu is the processor time of all its threads so far.
 func (p *process) cpu() (time.Duration, error) { return cpuOf(p.cmd.Process.Pid) }
 
-// cpuOf reads a process's clock (clock_getcpuclockid(3); MAKE_PROCESS_CPUCLOCK in include/linux/posix-timers.h): in
-// nanoseconds, where /proc/PID/stat has ticks.
+// cpuOf reads a process's clock (clock_getcpuclockid(3); MAKE_PROCESS_CPUCLOCK in
+// include/linux/posix-timers.h): in nanoseconds, where /proc/PID/stat has ticks.
 func cpuOf(pid int) (time.Duration, error) {
 	const scheduled = 2 // CPUCLOCK_SCHED
 	var t unix.Timespec

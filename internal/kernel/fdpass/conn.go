@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SendOver is Send for a connection that has deadlines. Unlike that it leaves the files as they are, also those that the
-// runtime's poller waits for.
+// SendOver is Send for a connection that has deadlines. Unlike that it leaves the files as they
+// are, also those that the runtime's poller waits for.
 func SendOver(c *net.UnixConn, payload []byte, files ...*os.File) error {
 	if len(payload) == 0 || len(files) > MaxFiles {
 		return fmt.Errorf("send %d bytes with %d files: at least 1 byte, at most %d files", len(payload), len(files), MaxFiles)
@@ -41,7 +41,8 @@ func withFDs(files []*os.File, fds []int, do func(fds []int) error) error {
 	return inner
 }
 
-// ReceiveOver is Receive for a connection that has deadlines, and with at most that many files. The message is put into b.
+// ReceiveOver is Receive for a connection that has deadlines, and with at most that many files. The
+// message is put into b.
 func ReceiveOver(c *net.UnixConn, b []byte, maxFiles int) (payload []byte, files []*os.File, err error) {
 	oob := make([]byte, unix.CmsgSpace(4*maxFiles))
 	n, oobn, flags, _, readErr := c.ReadMsgUnix(b, oob)

@@ -74,9 +74,9 @@ func (s *Socket) Send(payload []byte, files ...*os.File) error {
 	}
 }
 
-// Receive waits for one message of at most limit bytes and the files with it, which the
-// caller owns. It returns io.EOF when the peer has closed its end. A message that was cut is an error,
-// and its files are closed.
+// Receive waits for one message of at most limit bytes and the files with it, which the caller
+// owns. It returns io.EOF when the peer has closed its end. A message that was cut is an error, and
+// its files are closed.
 func (s *Socket) Receive(limit int) ([]byte, []*os.File, error) {
 	payload, oob := make([]byte, limit), make([]byte, unix.CmsgSpace(4*MaxFiles))
 	var n, oobn, flags int
@@ -109,7 +109,8 @@ func (s *Socket) Receive(limit int) ([]byte, []*os.File, error) {
 	return payload[:n], files, nil
 }
 
-// filesIn takes the files out of control messages; it returns those it has found also with an error.
+// filesIn takes the files out of control messages; it returns those it has found also with an
+// error.
 func filesIn(oob []byte) (files []*os.File, err error) {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {

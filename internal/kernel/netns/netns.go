@@ -59,9 +59,9 @@ func Open(nameOrPath string) (*NS, error) {
 	return &NS{h, nameOrPath}, nil
 }
 
-// open opens a namespace's file, and nothing else whatever the path leads to by now. All such files are on
-// the kernel's one nsfs, whose device number tells it without asking anybody: fstatfs(2) for its
-// NSFS_MAGIC would wait for the server of a FUSE file.
+// open opens a namespace's file, and nothing else whatever the path leads to by now. All such files
+// are on the kernel's one nsfs, whose device number tells it without asking anybody: fstatfs(2) for
+// its NSFS_MAGIC would wait for the server of a FUSE file.
 func open(path string) (vnetns.NsHandle, error) {
 	r, err := procfd.Refer(path)
 	if err != nil {
@@ -147,8 +147,9 @@ func (ns *NS) Inode() (uint64, error) {
 	return st.Ino, nil
 }
 
-// Owner identifies the user namespace that owns ns, whose privileged users may do anything in it. It is an
-// error where that is not the caller's own or one beneath it (NS_GET_USERNS, ioctl_nsfs(2)).
+// Owner identifies the user namespace that owns ns, whose privileged users may do anything in it.
+// It is an error where that is not the caller's own or one beneath it (NS_GET_USERNS,
+// ioctl_nsfs(2)).
 func (ns *NS) Owner() (inode uint64, err error) {
 	fd, err := unix.IoctlRetInt(int(ns.handle), unix.NS_GET_USERNS)
 	if err != nil {

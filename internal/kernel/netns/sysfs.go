@@ -30,8 +30,8 @@ func DetachedMount(kind string) (int, error) {
 	return root, nil
 }
 
-// ReadSys reads a file of sysfs, at most 4096 bytes, as the namespace sees it: "class/net/br0/address". It takes
-// CAP_SYS_ADMIN.
+// ReadSys reads a file of sysfs, at most 4096 bytes, as the namespace sees it:
+// "class/net/br0/address". It takes CAP_SYS_ADMIN.
 func (ns *NS) ReadSys(path string) (text string, err error) {
 	err = ns.Do(func() error {
 		sys, err := DetachedMount("sysfs")

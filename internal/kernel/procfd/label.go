@@ -13,8 +13,8 @@ import (
 const MaxLabel = 249
 
 // NewLabel makes a label for a process that is given the file: an empty memfd(2) whose name is the
-// text. A user who may look into the process (proc(5)) reads the text in its list of open files, and
-// the label goes with the process, however that ends. The caller owns the file.
+// text. A user who may look into the process (proc(5)) reads the text in its list of open files,
+// and the label goes with the process, however that ends. The caller owns the file.
 func NewLabel(text string) (*os.File, error) {
 	if len(text) > MaxLabel || strings.Contains(text, "\x00") {
 		return nil, fmt.Errorf("label of %d bytes: at most %d fit, and no NUL", len(text), MaxLabel)
@@ -26,8 +26,8 @@ func NewLabel(text string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), text), nil
 }
 
-// LabelOf returns the text of a label; ok is false for any other file. The user who runs the process
-// may have made it.
+// LabelOf returns the text of a label; ok is false for any other file. The user who runs the
+// process may have made it.
 func LabelOf(f File) (text string, ok bool) {
 	if text, ok = strings.CutPrefix(f.Target, "/memfd:"); !ok {
 		return "", false
@@ -35,17 +35,19 @@ func LabelOf(f File) (text string, ok bool) {
 	return strings.CutSuffix(text, " (deleted)")
 }
 
-// A label that has ended is one byte long: a process that was started with a label cannot be asked to
-// close it when it counts no more.
+// A label that has ended is one byte long: a process that was started with a label cannot be asked
+// to close it when it counts no more.
 
-// LabelEnded reports whether EndLabel has ended a label. The user who runs the process may have, too.
+// LabelEnded reports whether EndLabel has ended a label. The user who runs the process may have,
+// too.
 func (f File) LabelEnded() bool {
 	st, err := f.Stat()
 	return err == nil && st.Size > 0
 }
 
-// EndLabel ends a label that another process has open. Whatever else that has put there meanwhile is
-// left alone, with an error: only an empty file of the kernel's own mount of memfds is written to.
+// EndLabel ends a label that another process has open. Whatever else that has put there meanwhile
+// is left alone, with an error: only an empty file of the kernel's own mount of memfds is written
+// to.
 func (f File) EndLabel() error {
 	ref, err := Refer(f.Path())
 	if err != nil {

@@ -73,7 +73,8 @@ func TestLabelEnds(t *testing.T) {
 	}
 }
 
-// TestEndLabelLeavesOthersAlone: a process may have anything else there by now, under a label's name too.
+// TestEndLabelLeavesOthersAlone: a process may have anything else there by now, under a label's
+// name too.
 func TestEndLabelLeavesOthersAlone(t *testing.T) {
 	dir := t.TempDir()
 	regular, err := os.Create(filepath.Join(dir, "memfd:x"))

@@ -1,5 +1,5 @@
-// Package procfd lists what processes have open, as /proc reports it (proc(5)), and looks at it without
-// opening it.
+// Package procfd lists what processes have open, as /proc reports it (proc(5)), and looks at it
+// without opening it.
 package procfd
 
 import (
@@ -20,8 +20,8 @@ type File struct {
 	UID    int    // of the process by all of its ids, where Scan.All has visited it; else -1
 }
 
-// Path leads to the file itself, also where its own path is gone. By the time that it is used the process may
-// have another file there: see Refer.
+// Path leads to the file itself, also where its own path is gone. By the time that it is used the
+// process may have another file there: see Refer.
 func (f File) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", f.PID, f.FD) }
 
 // Still reports whether the process has the same file open as when it was visited. A
@@ -61,8 +61,8 @@ func First(pid, n int, visit func(File)) {
 	})
 }
 
-// look reads the open files of processes with buffers of its own, so that a process with very many costs
-// time and no memory.
+// look reads the open files of processes with buffers of its own, so that a process with very many
+// costs time and no memory.
 type look struct {
 	limit  int // files of one process
 	names  [32 << 10]byte

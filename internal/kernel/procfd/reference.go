@@ -9,11 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What another process has open, and what a path of somebody else's leads to, may be replaced at any
-// moment: by a FIFO, whose open(2) waits for a writer; by a device, whose open(2) has effects
+// What another process has open, and what a path of somebody else's leads to, may be replaced at
+// any moment: by a FIFO, whose open(2) waits for a writer; by a device, whose open(2) has effects
 // (watchdog(4) reboots the machine); by a file of a FUSE server that never answers. So it is opened
-// as a reference (O_PATH), which asks neither driver nor file system, and it is that reference that is
-// looked at and, if it is what was wanted, opened.
+// as a reference (O_PATH), which asks neither driver nor file system, and it is that reference that
+// is looked at and, if it is what was wanted, opened.
 
 // Stat is what is known of a file without asking its file system (AT_STATX_DONT_SYNC, statx(2)).
 type Stat struct {
@@ -89,8 +89,8 @@ func refer(path string, fd int, err error) (*Reference, error) {
 // which it was found.
 func (r *Reference) Path() string { return "/proc/self/fd/" + strconv.Itoa(r.fd) }
 
-// Open opens the file itself, with the access mode and flags of open(2). Whether that may have effects,
-// the caller has seen in Stat. The caller owns the fd.
+// Open opens the file itself, with the access mode and flags of open(2). Whether that may have
+// effects, the caller has seen in Stat. The caller owns the fd.
 func (r *Reference) Open(flags int) (int, error) {
 	fd, err := unix.Open(r.Path(), flags|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 	if err != nil {

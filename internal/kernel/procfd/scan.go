@@ -7,13 +7,13 @@ import (
 	"slices"
 )
 
-// A Scan visits what all processes have open that the caller may inspect: its own user's, or all with
-// CAP_SYS_PTRACE. Anybody may have any number of processes with any number of files; so of users other
-// than root and the caller no more is looked at than the bounds allow. That hides no more than those
-// users' own processes.
+// A Scan visits what all processes have open that the caller may inspect: its own user's, or all
+// with CAP_SYS_PTRACE. Anybody may have any number of processes with any number of files; so of
+// users other than root and the caller no more is looked at than the bounds allow. That hides no
+// more than those users' own processes.
 type Scan struct {
-	// PerProcess and PerUser bound how many files are looked at of one process, and of all processes
-	// of one user.
+	// PerProcess and PerUser bound how many files are looked at of one process, and of all
+	// processes of one user.
 	PerProcess, PerUser int
 
 	self  int

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// RealUID is the user who runs a process (proc_pid_status(5)). That /proc/PID belongs to somebody says less:
-// it belongs to root where the process may not be looked into.
+// RealUID is the user who runs a process (proc_pid_status(5)). That /proc/PID belongs to somebody
+// says less: it belongs to root where the process may not be looked into.
 func RealUID(pid int) (int, error) {
 	ids, err := UserIDs(pid)
 	return ids[0], err

@@ -67,7 +67,8 @@ func HasFile(pid int, target string) bool {
 	})
 }
 
-// filesOf lists the names in /proc/PID/fd. Anybody can have any number of files open: no more than maxFiles are looked at.
+// filesOf lists the names in /proc/PID/fd. Anybody can have any number of files open: no more than
+// maxFiles are looked at.
 func filesOf(dir string) ([]string, error) {
 	f, err := os.Open(dir)
 	if err != nil {

@@ -53,8 +53,9 @@ func (c *Conn) Addrs(index int) ([]netip.Prefix, error) {
 	return c.addrs(index, func(a netip.Addr) bool { return !a.IsLinkLocalUnicast() })
 }
 
-// Quieten keeps the host from using a link for IPv6 from now on: it gets no further address by itself, and
-// loses the link-local ones that it has. Where the kernel does not run IPv6, nothing needs to be done.
+// Quieten keeps the host from using a link for IPv6 from now on: it gets no further address by
+// itself, and loses the link-local ones that it has. Where the kernel does not run IPv6, nothing
+// needs to be done.
 func (c *Conn) Quieten(index int) error {
 	if err := c.SetQuiet(index); err != nil {
 		return err

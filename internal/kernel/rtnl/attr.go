@@ -63,7 +63,8 @@ func Lower(index int) Attr { return attr(unix.IFLA_LINK, nl.Uint32Attr(uint32(in
 // TxQLen is the length of the transmit queue in frames; a macvtap sizes its ring by it.
 func TxQLen(frames int) Attr { return attr(unix.IFLA_TXQLEN, nl.Uint32Attr(uint32(frames))) }
 
-// Carrier says whether a tap has a link partner (IFLA_CARRIER); only some kinds of links can be told.
+// Carrier says whether a tap has a link partner (IFLA_CARRIER); only some kinds of links can be
+// told.
 func Carrier(on bool) Attr { return attr(unix.IFLA_CARRIER, boolByte(on)) }
 
 // addrGenModeNone is IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h).
@@ -102,7 +103,8 @@ func BridgeVLANFiltering() Attr { return infoAttr(nl.IFLA_BR_VLAN_FILTERING, boo
 // MacvlanMode is MACVLAN_MODE_* of a new macvlan or macvtap (include/uapi/linux/if_link.h).
 func MacvlanMode(mode uint32) Attr { return infoAttr(unix.IFLA_MACVLAN_MODE, nl.Uint32Attr(mode)) }
 
-// MacvlanNoPromisc keeps a passthru macvlan from making its lower promiscuous (MACVLAN_FLAG_NOPROMISC).
+// MacvlanNoPromisc keeps a passthru macvlan from making its lower promiscuous
+// (MACVLAN_FLAG_NOPROMISC).
 func MacvlanNoPromisc() Attr {
 	const flagNoPromisc = 1
 	return infoAttr(unix.IFLA_MACVLAN_FLAGS, nl.Uint16Attr(flagNoPromisc))

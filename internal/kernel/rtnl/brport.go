@@ -47,8 +47,8 @@ func (c *Conn) SetPort(index int, p PortChange) error {
 	return c.do(req)
 }
 
-// SetPortState sets the state of a bridge port that is up. The kernel refuses it on a bridge that runs STP,
-// with EBUSY (br_set_port_state).
+// SetPortState sets the state of a bridge port that is up. The kernel refuses it on a bridge that
+// runs STP, with EBUSY (br_set_port_state).
 func (c *Conn) SetPortState(index int, s PortState) error {
 	req := c.portRequest(unix.RTM_SETLINK, index)
 	info := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)

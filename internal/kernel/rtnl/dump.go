@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The kernel sends a listing in pieces and lets others change what is listed between them. It marks such
-// a listing (NLM_F_DUMP_INTR, include/uapi/linux/netlink.h), which may lack entries that were there
-// all the time: before Linux 6.10 one is counted into its place by how many are before it in a hash
-// bucket (rtnl_dump_ifinfo in net/core/rtnetlink.c). On a host where links come and go all the
-// time no long listing is undisturbed.
+// The kernel sends a listing in pieces and lets others change what is listed between them. It marks
+// such a listing (NLM_F_DUMP_INTR, include/uapi/linux/netlink.h), which may lack entries that were
+// there all the time: before Linux 6.10 one is counted into its place by how many are before it in
+// a hash bucket (rtnl_dump_ifinfo in net/core/rtnetlink.c). On a host where links come and go all
+// the time no long listing is undisturbed.
 
 // ErrDisturbed is a listing that changes have disturbed each time it was tried.
 var ErrDisturbed = nl.ErrDumpInterrupted
@@ -27,11 +27,12 @@ const dumpTries = 64
 // linkTries is how many disturbed listings of links are put together to one.
 const linkTries = 8
 
-// Links lists the links of that kind, unless it is empty, and with that master, unless it is 0, by index. Links that
-// come or go meanwhile may be in it or not; one that is there all the time is.
+// Links lists the links of that kind, unless it is empty, and with that master, unless it is 0, by
+// index. Links that come or go meanwhile may be in it or not; one that is there all the time is.
 //
-// The kernel filters, but for a kind whose module is not loaded, or a master that is gone, it may list all
-// (link_kind_filtered and link_master_filtered in net/core/rtnetlink.c); so what it sends is filtered here.
+// The kernel filters, but for a kind whose module is not loaded, or a master that is gone, it may
+// list all (link_kind_filtered and link_master_filtered in net/core/rtnetlink.c); so what it sends
+// is filtered here.
 func (c *Conn) Links(kind string, master int) ([]*Link, error) {
 	var attrs []Attr
 	if kind != "" {
@@ -53,8 +54,8 @@ func (c *Conn) links(attrs []Attr) ([]*Link, error) {
 	return c.together(func() (map[int]*Link, error) { return c.dumpLinks(attrs) })
 }
 
-// together reads listings until one is undisturbed, or enough of them to put one together that has each link that was
-// there all the time.
+// together reads listings until one is undisturbed, or enough of them to put one together that has
+// each link that was there all the time.
 func (c *Conn) together(list func() (map[int]*Link, error)) ([]*Link, error) {
 	known := map[int]*Link{} // in listings that were disturbed
 	for try := 1; ; try++ {

@@ -32,8 +32,8 @@ func many(t testing.TB, c *Conn, n int) {
 	}
 }
 
-// TestLiveLinksThatComeAndGo: while others add and delete links all the time, every listing succeeds and has all links
-// that stay.
+// TestLiveLinksThatComeAndGo: while others add and delete links all the time, every listing
+// succeeds and has all links that stay.
 func TestLiveLinksThatComeAndGo(t *testing.T) {
 	const links, listings = 300, 20
 	ns := nstest.New(t)
@@ -88,7 +88,8 @@ func TestLiveLinksThatComeAndGo(t *testing.T) {
 	t.Logf("%d of %d single listings were disturbed", disturbed, listings)
 }
 
-// TestLiveCompleteListing: what earlier listings had and the last one lacks is in the result as it is by now.
+// TestLiveCompleteListing: what earlier listings had and the last one lacks is in the result as it
+// is by now.
 func TestLiveCompleteListing(t *testing.T) {
 	c := open(t, nstest.New(t))
 	many(t, c, 3)
@@ -120,7 +121,8 @@ func TestLiveCompleteListing(t *testing.T) {
 	}
 }
 
-// TestLiveEachListingIsDisturbed: no listing is undisturbed, and each lacks another link. All that are still there are found.
+// TestLiveEachListingIsDisturbed: no listing is undisturbed, and each lacks another link. All that
+// are still there are found.
 func TestLiveEachListingIsDisturbed(t *testing.T) {
 	c := open(t, nstest.New(t))
 	many(t, c, 12)

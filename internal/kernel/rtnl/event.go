@@ -13,7 +13,8 @@ import (
 	"vmnet/internal/kernel/netns"
 )
 
-// ErrLost is that the kernel had more to tell than there was room for: what there is must be read again.
+// ErrLost is that the kernel had more to tell than there was room for: what there is must be read
+// again.
 var ErrLost = errors.New("netlink events were lost")
 
 // An Event is a link that is new or was changed, as it was then, or that is gone.
@@ -142,7 +143,8 @@ func (e *Events) took(n int, from unix.Sockaddr, err error) error {
 	return err
 }
 
-// closed is the only error that the poller has for a file without deadlines, under a name of its own.
+// closed is the only error that the poller has for a file without deadlines, under a name of its
+// own.
 func closed(err error) error {
 	return fmt.Errorf("netlink events: %w: %w", fs.ErrClosed, err)
 }

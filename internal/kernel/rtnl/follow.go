@@ -15,11 +15,11 @@ import (
 	"vmnet/internal/kernel/netns"
 )
 
-// FollowFile opens the netlink socket that a Follower needs in the netns of its link. Another process
-// may follow by it, without a privilege of its own. The caller closes it.
+// FollowFile opens the netlink socket that a Follower needs in the netns of its link. Another
+// process may follow by it, without a privilege of its own. The caller closes it.
 //
-// With CAP_NET_BROADCAST the socket also hears of the netns that this one has an id for, so of a link
-// that moves there (NETLINK_LISTEN_ALL_NSID of netlink(7)).
+// With CAP_NET_BROADCAST the socket also hears of the netns that this one has an id for, so of a
+// link that moves there (NETLINK_LISTEN_ALL_NSID of netlink(7)).
 func FollowFile(ns *netns.NS) (*os.File, error) {
 	fd := -1
 	err := ns.Do(func() (err error) {
@@ -47,13 +47,13 @@ type LinkState struct {
 	MAC     net.HardwareAddr
 	Up      bool
 	Carrier bool
-	// Lost says that the link has gone where the kernel does not report on it, such as a netns that the
-	// first one has no id for. The rest is as it was last heard of.
+	// Lost says that the link has gone where the kernel does not report on it, such as a netns that
+	// the first one has no id for. The rest is as it was last heard of.
 	Lost bool
 }
 
-// A Follower hears of one link: how it is, and each change, also behind a rename or a move to another
-// netns. It is for one goroutine, but for Close.
+// A Follower hears of one link: how it is, and each change, also behind a rename or a move to
+// another netns. It is for one goroutine, but for Close.
 type Follower struct {
 	file   *os.File
 	conn   syscall.RawConn
@@ -65,8 +65,8 @@ type Follower struct {
 	moved bool // to a netns that is not known yet
 }
 
-// Follow takes over a file of FollowFile, and finds the link of that name in the file's netns. None is
-// an error that Is fs.ErrNotExist.
+// Follow takes over a file of FollowFile, and finds the link of that name in the file's netns. None
+// is an error that Is fs.ErrNotExist.
 func Follow(f *os.File, name string) (*Follower, error) {
 	w := &Follower{file: f, buffer: make([]byte, maxMessage), oob: make([]byte, 64), nsid: OwnNS}
 	err := w.begin(name)
@@ -112,8 +112,8 @@ func (w *Follower) State() LinkState { return w.state }
 // Close ends a Next that waits.
 func (w *Follower) Close() error { return w.file.Close() }
 
-// Next waits until the link changes, and tells how it is then. A link that is removed does not change
-// any more: Next waits until Close. Then its error Is fs.ErrClosed or os.ErrClosed.
+// Next waits until the link changes, and tells how it is then. A link that is removed does not
+// change any more: Next waits until Close. Then its error Is fs.ErrClosed or os.ErrClosed.
 func (w *Follower) Next() (LinkState, error) {
 	for was := w.state; ; {
 		messages, nsid, err := w.receive()
@@ -139,8 +139,9 @@ func same(a, b LinkState) bool {
 		a.Carrier == b.Carrier && a.Lost == b.Lost && string(a.MAC) == string(b.MAC)
 }
 
-// take heeds an event, if it is of the link. A link that moves is gone from its netns with a word of
-// where it goes to, is down, and new in the other one (dev_change_net_namespace in net/core/dev.c).
+// take heeds an event, if it is of the link. A link that moves is gone from its netns with a word
+// of where it goes to, is down, and new in the other one (dev_change_net_namespace in
+// net/core/dev.c).
 func (w *Follower) take(e Event, m syscall.NetlinkMessage, nsid int) {
 	if e.Index != w.state.Index {
 		return
@@ -189,7 +190,8 @@ func (w *Follower) set(l *Link) {
 	w.state = LinkState{Index: l.Index, Name: l.Name, MTU: l.MTU, MAC: l.MAC, Up: l.Up, Carrier: l.Carrier}
 }
 
-// ask requests the link with that attribute, else that of the index. The answer comes as an event does.
+// ask requests the link with that attribute, else that of the index. The answer comes as an event
+// does.
 func (w *Follower) ask(attr *nl.RtAttr) error {
 	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
@@ -245,9 +247,9 @@ func nsidOf(oob []byte) int {
 	return OwnNS
 }
 
-// filter has the kernel give the socket no other links' messages (socket(7)): on a host of a thousand
-// links each change would else wake a thousand followers. Where a move gives the link another index, its
-// first event there has the old name. BPF loads big endian.
+// filter has the kernel give the socket no other links' messages (socket(7)): on a host of a
+// thousand links each change would else wake a thousand followers. Where a move gives the link
+// another index, its first event there has the old name. BPF loads big endian.
 func (w *Follower) filter() error {
 	load := func(at int) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: uint32(at)}

@@ -129,8 +129,8 @@ func parseLink(msg []byte) (*Link, error) {
 	return l, nil
 }
 
-// hostIPv6 reads IFLA_AF_SPEC. A link for which the kernel does not run IPv6, such as one with an MTU
-// below 1280 bytes, has no part for it (inet6_fill_link_af in net/ipv6/addrconf.c).
+// hostIPv6 reads IFLA_AF_SPEC. A link for which the kernel does not run IPv6, such as one with an
+// MTU below 1280 bytes, has no part for it (inet6_fill_link_af in net/ipv6/addrconf.c).
 func hostIPv6(b []byte) (on bool) {
 	each(b, func(family uint16, v []byte) {
 		if family != unix.AF_INET6 {
@@ -238,7 +238,8 @@ func parseStats(b []byte) Stats {
 	return Stats{at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)}
 }
 
-// each walks attributes (struct nlattr, include/uapi/linux/netlink.h); what is cut short ends the walk.
+// each walks attributes (struct nlattr, include/uapi/linux/netlink.h); what is cut short ends the
+// walk.
 func each(b []byte, f func(kind uint16, value []byte)) {
 	for len(b) >= unix.SizeofRtAttr {
 		n := int(binary.NativeEndian.Uint16(b))

@@ -36,8 +36,8 @@ func (c *Conn) NetnsID(other *netns.NS) (int, error) {
 	return id, nil
 }
 
-// AssignNetnsID gives another netns an id in the socket's, unless it has one: by that id it is found, whoever holds it and
-// however, for as long as it is there. It needs CAP_NET_ADMIN.
+// AssignNetnsID gives another netns an id in the socket's, unless it has one: by that id it is
+// found, whoever holds it and however, for as long as it is there. It needs CAP_NET_ADMIN.
 func (c *Conn) AssignNetnsID(other *netns.NS) error {
 	req := c.request(unix.RTM_NEWNSID, unix.NLM_F_ACK)
 	req.AddData(&rtgenmsg{})
@@ -73,8 +73,9 @@ func (c *Conn) NetnsIDs() (ids []int, err error) {
 	return ids, nil
 }
 
-// LinksIn is Links for the netns of that id, which takes CAP_NET_ADMIN over it and Linux 4.20. The ids of other namespaces in
-// what it returns are the socket's own netns's. A netns that has gone is an error that Is fs.ErrNotExist.
+// LinksIn is Links for the netns of that id, which takes CAP_NET_ADMIN over it and Linux 4.20. The
+// ids of other namespaces in what it returns are the socket's own netns's. A netns that has gone is
+// an error that Is fs.ErrNotExist.
 func (c *Conn) LinksIn(id int, kind string) ([]*Link, error) {
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(kind))

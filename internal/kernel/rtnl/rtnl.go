@@ -79,7 +79,8 @@ func notExist(err error) error {
 	return err
 }
 
-// noDevice is the kernel's error about a device that is not there. It Is fs.ErrNotExist, which speaks of files.
+// noDevice is the kernel's error about a device that is not there. It Is fs.ErrNotExist, which
+// speaks of files.
 type noDevice struct{ error }
 
 func (noDevice) Error() string     { return "no such network device" }
@@ -92,7 +93,8 @@ func (c *Conn) Set(index int, attrs ...Attr) error {
 	return c.do(c.linkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK, index, attrs))
 }
 
-// SetQuiet is Set that also keeps the host from using the link for IPv6 itself, where the kernel runs that.
+// SetQuiet is Set that also keeps the host from using the link for IPv6 itself, where the kernel
+// runs that.
 func (c *Conn) SetQuiet(index int, attrs ...Attr) error {
 	err := c.Set(index, append(attrs, NoIPv6Autoconf())...)
 	if errors.Is(err, unix.EAFNOSUPPORT) {
@@ -106,9 +108,10 @@ func (c *Conn) Create(kind string, attrs ...Attr) error {
 	return c.do(c.linkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, 0, withInfo(kind, attrs)))
 }
 
-// CreateWithAlias is Create for a link that is never without its alias, also where this process is killed: the request
-// for a new link takes none (rtnl_create_link in net/core/rtnetlink.c), so the one that sets it is in the same
-// datagram. It finds the link by the index, which must be one that nobody else asks for: see [RandomIndex].
+// CreateWithAlias is Create for a link that is never without its alias, also where this process is
+// killed: the request for a new link takes none (rtnl_create_link in net/core/rtnetlink.c), so the
+// one that sets it is in the same datagram. It finds the link by the index, which must be one that
+// nobody else asks for: see [RandomIndex].
 func (c *Conn) CreateWithAlias(kind string, index int, alias string, attrs ...Attr) error {
 	if _, err := c.LinkByIndex(index); !errors.Is(err, fs.ErrNotExist) {
 		return cmp.Or(err, error(unix.EEXIST))

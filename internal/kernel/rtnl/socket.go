@@ -102,9 +102,10 @@ func (s *socket) execute(req *nl.NetlinkRequest, kind uint16) ([][]byte, error) 
 	return a.found, nil
 }
 
-// together sends requests that answer with an acknowledgement only in one datagram, and returns the errors of
-// each. The kernel works off all of a datagram within the one sendto(2), the next request also where one has
-// failed (netlink_rcv_skb in net/netlink/af_netlink.c): a signal, SIGKILL too, comes before them or after them.
+// together sends requests that answer with an acknowledgement only in one datagram, and returns the
+// errors of each. The kernel works off all of a datagram within the one sendto(2), the next request
+// also where one has failed (netlink_rcv_skb in net/netlink/af_netlink.c): a signal, SIGKILL too,
+// comes before them or after them.
 func (s *socket) together(reqs ...*nl.NetlinkRequest) ([]error, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -61,9 +61,10 @@ func devNetns(f procfd.File) (inode uint64, err error) {
 // errNoQueue is returned for a file that is no queue of a tap, or is none any more.
 var errNoQueue = fmt.Errorf("no queue of a tap: %w", fs.ErrNotExist)
 
-// withCopy calls do with a copy of a process's queue (pidfd_getfd(2)), which takes the right to trace the process
-// (PTRACE_MODE_ATTACH_REALCREDS, ptrace(2)) and Linux 5.6. An ioctl on another driver's file could have effects, or
-// wait for a FUSE server, so the file is looked at before it is copied and after.
+// withCopy calls do with a copy of a process's queue (pidfd_getfd(2)), which takes the right to
+// trace the process (PTRACE_MODE_ATTACH_REALCREDS, ptrace(2)) and Linux 5.6. An ioctl on another
+// driver's file could have effects, or wait for a FUSE server, so the file is looked at before it
+// is copied and after.
 func withCopy(f procfd.File, do func(fd int) error) error {
 	if st, err := f.Stat(); err != nil || !st.IsCharDevice(number) {
 		return cmp.Or(err, errNoQueue)
@@ -94,10 +95,10 @@ var kept atomic.Int32
 // maxKept bounds them: after so many attempts to mislead us no process is asked any more.
 const maxKept = 16
 
-// letGo closes a copy of a file that took a queue's place between two looks. Its owner has chosen it: close(2) waits for
-// the server of a FUSE file, for ever if that does not answer (fuse_flush in fs/fuse/file.c), and for a socket that
-// lingers (SO_LINGER, socket(7)). Such a one stays open until this process ends, which waits for neither
-// (for FUSE since Linux 6.2).
+// letGo closes a copy of a file that took a queue's place between two looks. Its owner has chosen
+// it: close(2) waits for the server of a FUSE file, for ever if that does not answer (fuse_flush in
+// fs/fuse/file.c), and for a socket that lingers (SO_LINGER, socket(7)). Such a one stays open
+// until this process ends, which waits for neither (for FUSE since Linux 6.2).
 func letGo(fd int) {
 	st, err := procfd.StatFD(fd)
 	if err != nil || st.Mode&unix.S_IFMT == unix.S_IFCHR || st.Mode&unix.S_IFMT == unix.S_IFIFO {
@@ -107,7 +108,8 @@ func letGo(fd int) {
 	kept.Add(1)
 }
 
-// isQueue reports whether an fd of this process is of the tun driver. Another driver's file may answer anything.
+// isQueue reports whether an fd of this process is of the tun driver. Another driver's file may
+// answer anything.
 func isQueue(fd int) bool {
 	st, err := procfd.StatFD(fd)
 	return err == nil && st.IsCharDevice(number)
@@ -142,6 +144,6 @@ func OwnQueueOf(fd int, name string, inode uint64) bool {
 	return err == nil && found == inode
 }
 
-// number is the device number of the clone device: MISC_MAJOR in include/uapi/linux/major.h, TUN_MINOR in
-// include/linux/miscdevice.h.
+// number is the device number of the clone device: MISC_MAJOR in include/uapi/linux/major.h,
+// TUN_MINOR in include/linux/miscdevice.h.
 var number = unix.Mkdev(10, 200)

@@ -23,13 +23,12 @@ const Device = "/dev/net/tun"
 // device's NO_PI and VNET_HDR with the caller's.
 const flags = unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR
 
-// A Tap is a tap device made by Create, and the queues that this process opened.
-// It is not persistent: the kernel removes it when its last queue fd is closed,
-// here and in whatever process was given a copy. It belongs to root, so that to add a queue by
-// name takes CAP_NET_ADMIN: to a tap without an owner anybody who may open the clone device could, and
-// get some of its frames (tun_not_capable in drivers/net/tun.c). Who holds a queue can do more: give
-// the tap to somebody else (TUNSETOWNER) and make it persistent (TUNSETPERSIST), which no right is
-// asked for.
+// A Tap is a tap device made by Create, and the queues that this process opened. It is not
+// persistent: the kernel removes it when its last queue fd is closed, here and in whatever process
+// was given a copy. It belongs to root, so that to add a queue by name takes CAP_NET_ADMIN: to a
+// tap without an owner anybody who may open the clone device could, and get some of its frames
+// (tun_not_capable in drivers/net/tun.c). Who holds a queue can do more: give the tap to somebody
+// else (TUNSETOWNER) and make it persistent (TUNSETPERSIST), which no right is asked for.
 type Tap struct {
 	Name string // at most 15 bytes
 
@@ -47,7 +46,8 @@ func Create(ns *netns.NS, name string, multi bool) (*Tap, error) {
 	return CreateAt(ns, name, multi, 0)
 }
 
-// CreateAt is Create for a tap of that interface index (TUNSETIFINDEX), unless it is 0. An index that is taken is an error that Is unix.EBUSY.
+// CreateAt is Create for a tap of that interface index (TUNSETIFINDEX), unless it is 0. An index
+// that is taken is an error that Is unix.EBUSY.
 func CreateAt(ns *netns.NS, name string, multi bool, index int) (*Tap, error) {
 	t := &Tap{Name: name, ns: ns, flags: flags, index: index}
 	if multi {
@@ -70,8 +70,8 @@ func CreateNumbered(ns *netns.NS, vnetHdr bool) (*Tap, error) {
 	return create(ns, "tap%d", f)
 }
 
-// CreateLike makes a new tap with one queue, for whose name the kernel chooses a number in the place of
-// the pattern's %d. Errors are those of Create.
+// CreateLike makes a new tap with one queue, for whose name the kernel chooses a number in the
+// place of the pattern's %d. Errors are those of Create.
 func CreateLike(ns *netns.NS, pattern string) (*Tap, error) { return create(ns, pattern, flags) }
 
 func create(ns *netns.NS, name string, flags uint16) (*Tap, error) {

@@ -7,11 +7,12 @@
 //	  <vmnet:nic mac="52:54:00:00:00:03" isolated="yes"/>
 //	</vmnet:nics>
 //
-// A NIC with bridge or macvtap is vmnet's: on a tap that libvirt makes and vmnet puts on the bridge,
-// on a macvtap that libvirt makes (type='direct') and vmnet sets up, or on a device that vmnet makes
-// before the guest starts and libvirt opens by its name (managed='no'). A NIC with neither is
-// libvirt's: vmnet sets the options of its bridge port for which libvirt has no words. The attributes
-// have the names of the flags of vmnet attach. Everything else about a NIC is in its <interface>.
+// A NIC with bridge or macvtap is vmnet's: on a tap that libvirt makes and vmnet puts on the
+// bridge, on a macvtap that libvirt makes (type='direct') and vmnet sets up, or on a device that
+// vmnet makes before the guest starts and libvirt opens by its name (managed='no'). A NIC with
+// neither is libvirt's: vmnet sets the options of its bridge port for which libvirt has no words.
+// The attributes have the names of the flags of vmnet attach. Everything else about a NIC is in its
+// <interface>.
 package declared
 
 import (

@@ -13,7 +13,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// interfaces are those of the domains here: three that are handed over, two that libvirt makes, and others.
+// interfaces are those of the domains here: three that are handed over, two that libvirt makes, and
+// others.
 const interfaces = `
 <interface type='ethernet'><mac address='52:54:00:00:00:01'/><target dev='web-0' managed='no'/><model type='virtio'/><driver queues='4'/><mtu size='1400'/><alias name='ua-vmnet-net0'/></interface>
 <interface type='ethernet'><mac address='52:54:00:00:00:02'/><target dev='web-1' managed='no'/><model type='e1000e'/><alias name='ua-vmnet-net1'/></interface>
@@ -94,7 +95,8 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// TestParseClone: a clone of a guest keeps its aliases. It has other MACs, and no names of devices (cloner.py of virt-manager).
+// TestParseClone: a clone of a guest keeps its aliases. It has other MACs, and no names of devices
+// (cloner.py of virt-manager).
 func TestParseClone(t *testing.T) {
 	got, err := Parse(definition(t, "clone", nics(`
 		<v:nic id="net0" mac="52:54:00:00:00:ff" bridge="br0"/>

@@ -31,7 +31,8 @@ func Declares(element, id string) (bool, error) {
 	return slices.ContainsFunc(all, func(a attributes) bool { return a.get("id") == id }), err
 }
 
-// Of returns what the element says of the NIC of that id: its place and settings. It is zero for none.
+// Of returns what the element says of the NIC of that id: its place and settings. It is zero for
+// none.
 func Of(element, id string) (nic.Spec, error) {
 	if element == "" {
 		return nic.Spec{}, nil

@@ -40,7 +40,8 @@ func (endlessReader) Read(p []byte) (int, error) { return len(p), nil }
 
 var _ io.Reader = endlessReader{}
 
-// TestConcerns: a guest is ours by its metadata or by the alias of a NIC, an operation by what it does.
+// TestConcerns: a guest is ours by its metadata or by the alias of a NIC, an operation by what it
+// does.
 func TestConcerns(t *testing.T) {
 	const metadata, alias = `<vmnet:nics xmlns:vmnet="urn:vmnet:nics:1"/>`, `<alias name='ua-vmnet-net0'/>`
 	for _, test := range []struct {
@@ -89,7 +90,8 @@ func TestExplain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A macvtap has nothing that could be finished once QEMU runs. Two devices are libvirt's, without a name.
+	// A macvtap has nothing that could be finished once QEMU runs. Two devices are libvirt's,
+	// without a name.
 	does := map[string]string{}
 	for _, op := range e.Operations {
 		if len(op.Does) > 0 {

@@ -77,8 +77,8 @@ func (w *work) start(ctx context.Context) error {
 	return w.setPorts(ctx, nics, later)
 }
 
-// adopt makes the devices that libvirt has made what is declared. It does nothing where that was done. makers are the processes
-// of which one must have them open.
+// adopt makes the devices that libvirt has made what is declared. It does nothing where that was
+// done. makers are the processes of which one must have them open.
 func (w *work) adopt(ctx context.Context, nics []declared.NIC, pass func(error) bool, makers ...int) error {
 	for _, n := range nics {
 		if !n.Adopted() {
@@ -131,8 +131,9 @@ func (w *work) reconnect(ctx context.Context) error {
 	return errors.Join(err, w.finish(ctx, nics, pids))
 }
 
-// finish looks after the NICs of a guest whose QEMU runs. Failures with devices of our own are notes: their ports were set when they
-// were made, and what fails here leaves a device behind at worst.
+// finish looks after the NICs of a guest whose QEMU runs. Failures with devices of our own are
+// notes: their ports were set when they were made, and what fails here leaves a device behind at
+// worst.
 func (w *work) finish(ctx context.Context, nics []declared.NIC, pids []int) error {
 	if err := w.setPorts(ctx, nics, func(error) bool { return false }); err != nil {
 		return err

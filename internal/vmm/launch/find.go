@@ -13,8 +13,8 @@ import (
 type VMM string
 
 const (
-	// VMMAuto is QEMU, by its name or its arguments, behind any number of wrappers that are known; else whoever has a
-	// [Placeholder] among its arguments, or VMNET_ARGS or VMNET_JSON.
+	// VMMAuto is QEMU, by its name or its arguments, behind any number of wrappers that are known;
+	// else whoever has a [Placeholder] among its arguments, or VMNET_ARGS or VMNET_JSON.
 	VMMAuto VMM = "auto"
 	// VMMQEMU is QEMU whatever it is called: it takes arguments at its end.
 	VMMQEMU VMM = "qemu"
@@ -22,11 +22,13 @@ const (
 	VMMEnv VMM = "env"
 )
 
-// Find is QEMU's own part of a command line, from its program on; nil where that is not QEMU's, or cannot be told from what
-// stands before it, and [Placeholder] or VMNET_ARGS says where the NICs go. The program is given a name by which package qemu
-// knows it. target is what a program's path leads to, by its links; nil touches no file.
+// Find is QEMU's own part of a command line, from its program on; nil where that is not QEMU's, or
+// cannot be told from what stands before it, and [Placeholder] or VMNET_ARGS says where the NICs
+// go. The program is given a name by which package qemu knows it. target is what a program's path
+// leads to, by its links; nil touches no file.
 //
-// A command line of which it is not certain that the NICs will reach a guest is an error that Is [ErrInvalid].
+// A command line of which it is not certain that the NICs will reach a guest is an error that Is
+// [ErrInvalid].
 func Find(vmm VMM, argv []string, target func(program string) string) ([]string, error) {
 	f := finder{vmm: vmm, argv: argv, target: target}
 	at, err := f.find()
@@ -103,7 +105,8 @@ func (f *finder) own(at int) []string {
 	return argv
 }
 
-// byName looks for QEMU among the arguments of a program that is not known, to read what is said of the guest.
+// byName looks for QEMU among the arguments of a program that is not known, to read what is said of
+// the guest.
 func (f *finder) byName() []string {
 	for at, arg := range f.argv {
 		if at == 0 && nameOf(arg) != "" || isSystem(arg) {
@@ -113,8 +116,9 @@ func (f *finder) byName() []string {
 	return nil
 }
 
-// nameOf is a name by which package qemu knows a QEMU: distributions and vendors put words around "qemu-system-ARCH"
-// (qemu-vanilla-system-x86_64, .qemu-system-x86_64-wrapped). It is empty for another program.
+// nameOf is a name by which package qemu knows a QEMU: distributions and vendors put words around
+// "qemu-system-ARCH" (qemu-vanilla-system-x86_64, .qemu-system-x86_64-wrapped). It is empty for
+// another program.
 func nameOf(program string) string {
 	if qemu.IsQEMU(program) {
 		return filepath.Base(program)
@@ -139,7 +143,8 @@ var qemuOptions = []string{
 	"smp", "rtc", "smbios", "object", "display", "nographic", "vga", "daemonize", "readconfig", "serial", "hda", "cdrom", "pflash", "bios",
 }
 
-// looksLikeQEMU reports whether arguments are QEMU's, by two of its options; and not those of a wrapper, who names QEMU.
+// looksLikeQEMU reports whether arguments are QEMU's, by two of its options; and not those of a
+// wrapper, who names QEMU.
 func looksLikeQEMU(args []string) bool {
 	if slices.ContainsFunc(args, isSystem) {
 		return false

@@ -8,7 +8,8 @@ import (
 	"vmnet/internal/vmm/launch"
 )
 
-// TestFind: QEMU is found behind whatever executes it, or the command line is refused with the reason.
+// TestFind: QEMU is found behind whatever executes it, or the command line is refused with the
+// reason.
 func TestFind(t *testing.T) {
 	const qemu = "qemu-system-x86_64 -m 1G -name env"
 	target := func(program string) string {
@@ -100,7 +101,8 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// TestFindTold: whoever knows better is believed, but not that a file gets through a program that closes it.
+// TestFindTold: whoever knows better is believed, but not that a file gets through a program that
+// closes it.
 func TestFindTold(t *testing.T) {
 	for _, c := range []struct {
 		vmm  launch.VMM

@@ -33,8 +33,8 @@ const DefaultSparePorts = 2
 
 // Config is what the command line is to say.
 type Config struct {
-	// Guest is QEMU's own part of the command line, as Find has it, with the files that it reads in their places (qemu.Expand);
-	// nil: as Find has it, which is nil too for another program.
+	// Guest is QEMU's own part of the command line, as Find has it, with the files that it reads in
+	// their places (qemu.Expand); nil: as Find has it, which is nil too for another program.
 	Guest []string
 
 	VM    string // the guest's name; empty: that of -name
@@ -75,9 +75,10 @@ type Command struct {
 
 // Command adds the NICs to a VMM's command line, whose first element is the program.
 //
-// QEMU's gets its arguments at the end, behind the wrappers that [Find] knows, that of another program nothing; an argument
-// that is exactly [Placeholder] says where they go instead. VMNET_ARGS has them in any case, quoted for
-// a shell (eval "set -- $VMNET_ARGS"), and VMNET_JSON has the same as data.
+// QEMU's gets its arguments at the end, behind the wrappers that [Find] knows, that of another
+// program nothing; an argument that is exactly [Placeholder] says where they go instead. VMNET_ARGS
+// has them in any case, quoted for a shell (eval "set -- $VMNET_ARGS"), and VMNET_JSON has the same
+// as data.
 //
 // A -netdev takes away the NIC that QEMU makes if it is told nothing (default_net in QEMU's
 // softmmu/vl.c), so that nothing needs to be said about that.
@@ -133,7 +134,8 @@ func (c Config) arguments(name string, guest, argv []string) (args []string, err
 	return append(args, spare...), err
 }
 
-// insert puts args where they belong and leaves argv's other elements as they are. atEnd is for QEMU's.
+// insert puts args where they belong and leaves argv's other elements as they are. atEnd is for
+// QEMU's.
 func insert(argv, args []string, atEnd bool) []string {
 	if i := placeholder(argv); i > 0 {
 		return slices.Concat(argv[:i], args, argv[i+1:])
@@ -147,7 +149,8 @@ func insert(argv, args []string, atEnd bool) []string {
 // placeholder is the index of the first one; 0: there is none.
 func placeholder(argv []string) int { return slices.Index(argv[1:], Placeholder) + 1 }
 
-// HasMonitor reports whether a QEMU's command line, as Find has it, has a QMP monitor that vmnet can use.
+// HasMonitor reports whether a QEMU's command line, as Find has it, has a QMP monitor that vmnet
+// can use.
 func HasMonitor(guest []string) bool { return len(parse(guest).Monitors) > 0 }
 
 // parse reads QEMU's command line; of another program's nothing is known.

@@ -18,8 +18,8 @@ import (
 	"vmnet/qmp"
 )
 
-// TestLiveMachines: QEMUs of other architectures start with the NIC that Command gives them, where the machine has room for it,
-// and take another one while they run wherever that is possible.
+// TestLiveMachines: QEMUs of other architectures start with the NIC that Command gives them, where
+// the machine has room for it, and take another one while they run wherever that is possible.
 func TestLiveMachines(t *testing.T) {
 	files, nics := taps(t, nstest.New(t))
 	for _, tc := range []struct {

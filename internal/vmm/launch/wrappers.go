@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// A wrapper is a program that executes the one that its arguments name, with the files that it has inherited: its options, as
-// its manual page has them, lead to that one.
+// A wrapper is a program that executes the one that its arguments name, with the files that it has
+// inherited: its options, as its manual page has them, lead to that one.
 type wrapper struct {
 	short    string // options of one letter, as getopt(3) takes them: "n:" has an argument, "m::" may have one attached
 	long     string // options of words: "adjustment=" has an argument, "mount=?" may have one attached
@@ -162,7 +162,8 @@ func dashed(option string) string {
 	return "--" + option
 }
 
-// option reports whether an argument is options of the wrapper's, and whether the next one is the value of the last of them.
+// option reports whether an argument is options of the wrapper's, and whether the next one is the
+// value of the last of them.
 func (w wrapper) option(arg string) (takesNext, known bool) {
 	if name, ok := strings.CutPrefix(arg, "--"); ok {
 		name, _, attached := strings.Cut(name, "=")

@@ -70,9 +70,10 @@ func Parse(argv []string) CmdLine {
 				continue // QEMU does not start
 			}
 		}
-		// Libvirt hands QEMU a socket that it listens on itself, and calls it so (qemuBuildMonitorCommandLine in
-		// src/qemu/qemu_command.c). What virsh domxml-to-native prints has a path there: QEMU binds that itself,
-		// and whoever runs that line has started it.
+		// Libvirt hands QEMU a socket that it listens on itself, and calls it so
+		// (qemuBuildMonitorCommandLine in src/qemu/qemu_command.c). What virsh domxml-to-native
+		// prints has a path there: QEMU binds that itself, and whoever runs that line has started
+		// it.
 		if o["id"] == "charmonitor" && o["fd"] != "" {
 			c.Libvirt = true
 			continue
@@ -83,8 +84,8 @@ func Parse(argv []string) CmdLine {
 }
 
 // masterKey is the file of the secret by which libvirt encrypts what it tells a domain's QEMU
-// (qemuBuildMasterKeyCommandLine in src/qemu/qemu_command.c): its folder is that domain's alone while it runs.
-// It is empty for another -object.
+// (qemuBuildMasterKeyCommandLine in src/qemu/qemu_command.c): its folder is that domain's alone
+// while it runs. It is empty for another -object.
 func masterKey(object string) string {
 	o := parseObject(object, "qom-type")
 	if o["qom-type"] != "secret" || o["id"] != "masterKey0" || !filepath.IsAbs(o["file"]) {

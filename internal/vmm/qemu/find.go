@@ -44,8 +44,8 @@ func Find(name string) (Process, error) {
 	return Process{}, fmt.Errorf("%w: no running QEMU has -name guest=%s (running: %s; --pid or --qmp name one without a name)", ErrNotFound, name, names(all))
 }
 
-// OfLibvirt returns the running QEMUs, whoever runs them, that say of themselves that libvirt has started them
-// and that the guest is called so. Libvirt must vouch for one by its UUID.
+// OfLibvirt returns the running QEMUs, whoever runs them, that say of themselves that libvirt has
+// started them and that the guest is called so. Libvirt must vouch for one by its UUID.
 func OfLibvirt(name string) ([]Process, error) {
 	return filter(func(p Process) bool { return p.Libvirt && p.Name == name })
 }

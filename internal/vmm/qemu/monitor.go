@@ -14,7 +14,8 @@ import (
 type Socket struct {
 	PID  int
 	Name string // as it was bound: see [procview.Listener]
-	// Told reports whether the command line says that it is a monitor. Else only its greeting tells.
+	// Told reports whether the command line says that it is a monitor. Else only its greeting
+	// tells.
 	Told bool
 }
 
@@ -61,7 +62,8 @@ func (p Process) told(listeners []procview.Listener) (found []Socket) {
 	return found
 }
 
-// is reports whether a monitor is on a socket. Of an abstract name, NULs behind it are shown as "@" too.
+// is reports whether a monitor is on a socket. Of an abstract name, NULs behind it are shown as "@"
+// too.
 func (m Monitor) is(l procview.Listener) bool {
 	if m.Path == "" {
 		return m.FD == l.FD
@@ -88,7 +90,8 @@ func (p Process) uses(l procview.Listener) bool {
 	})
 }
 
-// mentions reports whether a word is a value in an argument: all of it, or what is between its marks.
+// mentions reports whether a word is a value in an argument: all of it, or what is between its
+// marks.
 func mentions(arg, word string) bool {
 	const before, after = "=:\"", ",\""
 	for at := 0; word != ""; at++ {

@@ -65,15 +65,16 @@ type Machine struct {
 	Place Place
 }
 
-// defaultMachines are what a QEMU starts where none is named, by architecture (is_default of QEMU's MachineClass); arm and
-// aarch64 have none.
+// defaultMachines are what a QEMU starts where none is named, by architecture (is_default of QEMU's
+// MachineClass); arm and aarch64 have none.
 var defaultMachines = map[string]string{
 	"x86": "pc", "s390x": "s390-ccw-virtio", "ppc64": "pseries", "ppc": "g3beige", "loongarch64": "virt", "riscv64": "spike", "riscv32": "spike",
 	"m68k": "mcf5208evb", "alpha": "clipper", "hppa": "hppa", "or1k": "or1k-sim", "sh4": "shix",
 }
 
-// boards are the machines of QEMU 7.2 by architecture, where not all have PCI. A name may have a * at either end; the first that
-// fits counts. Other machines have PCI. On sbsa-ref a root port does not start: it has no MSI-X.
+// boards are the machines of QEMU 7.2 by architecture, where not all have PCI. A name may have a *
+// at either end; the first that fits counts. Other machines have PCI. On sbsa-ref a root port does
+// not start: it has no MSI-X.
 var boards = map[string][]struct {
 	place Place
 	names string
@@ -128,8 +129,9 @@ func placeIn(machine string, pcie bool, arch string) Place {
 	return PlacePCI
 }
 
-// Note is what to know of NICs that come and go while the machine runs; empty for nothing. The ACPI tables of microvm grant
-// no PCI Express hot plug (_OSC without ExtendedConfig): Linux uses the root ports' own only when it is told to.
+// Note is what to know of NICs that come and go while the machine runs; empty for nothing. The ACPI
+// tables of microvm grant no PCI Express hot plug (_OSC without ExtendedConfig): Linux uses the
+// root ports' own only when it is told to.
 func (m Machine) Note() string {
 	if family, _, _ := strings.Cut(m.Type, "-"); family == "microvm" && m.Place == PlacePCIe {
 		return "a Linux guest on microvm notices NICs that come and go while it runs only with pcie_ports=native on its command line"

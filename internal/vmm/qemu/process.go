@@ -202,7 +202,8 @@ func listens(pid int) bool {
 	return err == nil && len(all) > 0
 }
 
-// hasQEMUOptions reports whether arguments are QEMU's, and not those of a wrapper that names its program.
+// hasQEMUOptions reports whether arguments are QEMU's, and not those of a wrapper that names its
+// program.
 func hasQEMUOptions(argv []string) bool {
 	for _, arg := range argv[1:] {
 		switch {

@@ -12,12 +12,13 @@ const (
 	MaxConfig = 1 << 20
 )
 
-// configOptions are the options for which a file's groups stand (qemu_config_foreach in QEMU's util/qemu-config.c), where they
-// have other names.
+// configOptions are the options for which a file's groups stand (qemu_config_foreach in QEMU's
+// util/qemu-config.c), where they have other names.
 var configOptions = map[string]string{"smp-opts": "smp"}
 
-// Expand is a command line with the files that it has by -readconfig in their places, as options. unread are those that
-// read refuses, which stay. read is given the path as it is written, relative to QEMU's working directory.
+// Expand is a command line with the files that it has by -readconfig in their places, as options.
+// unread are those that read refuses, which stay. read is given the path as it is written, relative
+// to QEMU's working directory.
 func Expand(argv []string, read func(path string) (string, error)) (expanded, unread []string) {
 	left := maxConfigs
 	for i := 0; i < len(argv); i++ {
@@ -46,7 +47,8 @@ func Expand(argv []string, read func(path string) (string, error)) (expanded, un
 	return expanded, unread
 }
 
-// configArgs reads [GROUP "ID"] or [GROUP], and lines NAME = "VALUE" below. What QEMU would refuse is passed over.
+// configArgs reads [GROUP "ID"] or [GROUP], and lines NAME = "VALUE" below. What QEMU would refuse
+// is passed over.
 func configArgs(text string) (args []string) {
 	var group string
 	var values []string

@@ -18,8 +18,9 @@ import (
 // it can write to the program's memory while a thread of it has a capability. It prints how often a
 // thread had one, and how often the memory was writable.
 //
-// How long a thread has one depends on the machine and its load: a stop that is too late shortens the
-// time within which the next one comes, any other lengthens it, so that about half of them are in time.
+// How long a thread has one depends on the machine and its load: a stop that is too late shortens
+// the time within which the next one comes, any other lengthens it, so that about half of them are
+// in time.
 func attack(argv []string) error {
 	const many, few = 100, 10 // a busy machine has time for a few
 	privileged, got, within := 0, 0, 3*time.Millisecond
