@@ -219,7 +219,7 @@ func TestLiveCloneByName(t *testing.T) {
 		t.Errorf("%+v", n)
 	}
 	h.clone("web", "clone")
-	if out, err := h.virt.Try("start", "clone"); err == nil || !strings.Contains(out, "give its interface <target dev='clone-net0' managed='no'/> (virsh edit clone)") {
+	if out, err := h.virt.Try("start", "clone"); err == nil || !strings.Contains(out, "add <target dev='clone-net0' managed='no'/> to its interface: virsh edit clone") {
 		t.Errorf("start: %v: %s", err, out)
 	}
 	h.virt.Define(strings.Replace(h.virt.Virsh("dumpxml", "--inactive", "clone"), "<target managed='no'/>", "<target dev='clone-net0' managed='no'/>", 1))
@@ -230,7 +230,7 @@ func TestLiveCloneByName(t *testing.T) {
 	h.define("old", metadata(`<vmnet:nic id="net0" mac="`+guestMAC(9).String()+`" bridge="br0"/>`), handed("old-net0", "net0", 9, ""))
 	h.clone("old", "older")
 	out, err := h.virt.Try("start", "older")
-	if err == nil || !strings.Contains(out, "remove <target managed='no'/> from its interface, and libvirt makes the tap (virsh edit older)") {
+	if err == nil || !strings.Contains(out, "remove <target managed='no'/> from its interface, and libvirt makes the tap: virsh edit older") {
 		t.Errorf("start: %v: %s", err, out)
 	}
 	h.virt.Define(strings.Replace(h.virt.Virsh("dumpxml", "--inactive", "older"), "<target managed='no'/>", "", 1))
