@@ -171,7 +171,10 @@ func FuzzArgs(f *testing.F) {
 	})
 }
 
-var times = regexp.MustCompile(`\([0-9.]+(µs|ms|s)\)`)
+var (
+	times  = regexp.MustCompile(`\([0-9.]+(µs|ms|s)\)`)
+	inodes = regexp.MustCompile(`netns=[0-9]+`)
+)
 
 // golden compares with a file of testdata, in which $DIR is the installation's directory.
 func (h *host) golden(name, got string) {
@@ -181,6 +184,7 @@ func (h *host) golden(name, got string) {
 		h.Fatal(err)
 	}
 	got = times.ReplaceAllString(strings.ReplaceAll(got, h.dir, "$DIR"), "(TIME)")
+	got = inodes.ReplaceAllString(got, "netns=INODE")
 	if diff := cmp.Diff(string(want), got); diff != "" {
 		h.Errorf("%s (-want +got):\n%s", name, diff)
 	}

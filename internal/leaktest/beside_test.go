@@ -17,8 +17,8 @@ func TestLiveBeside(t *testing.T) {
 		"good":    {good, ""},
 		"in pids": {strings.Replace(good, "echo ready", `[ "$(ls -d /proc/[0-9]* | wc -l)" -lt 9 ] && echo ready`, 1), ""},
 		"late":    {"echo soon", `beside the tests, says "soon`},
-		"ended":   {"trap '' TERM; echo ready; exit 3", "ended before them"},
-		"failed":  {"trap 'exit 3' TERM; echo ready; while :; do sleep 0.01; done", "has failed"},
+		"ended":   {"trap '' TERM; echo ready; exit 3", "exited before them"},
+		"failed":  {"trap 'exit 3' TERM; echo ready; while :; do sleep 0.01; done", "beside the tests failed"},
 		"leaves":  {"trap 'exit 0' TERM; sleep 600 & echo ready; while :; do sleep 0.01; done", "processes still run: "},
 	} {
 		t.Run(name, func(t *testing.T) {
