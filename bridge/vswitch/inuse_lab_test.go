@@ -80,7 +80,7 @@ func claimedParent(t *testing.T, h *host, c *rtnl.Conn) {
 		t.Errorf("before: %v", err)
 	}
 	w := openPacket(t, h, "lan0")
-	if _, err := vswitch.CheckInUse(h.ns, c, vlan); err == nil || !strings.Contains(err.Error(), "a switch has lan0, on which lan0.5 is") {
+	if _, err := vswitch.CheckInUse(h.ns, c, vlan); err == nil || !strings.Contains(err.Error(), "a switch has claimed lan0, the parent device of lan0.5") {
 		t.Errorf("with a claim of lan0: %v", err)
 	}
 	if claimed, err := vswitch.Claimed(h.ns, "lan0"); err != nil || !claimed {
