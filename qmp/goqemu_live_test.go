@@ -14,6 +14,7 @@ import (
 	"github.com/digitalocean/go-qemu/qmp/raw"
 	"github.com/google/go-cmp/cmp"
 
+	"vmnet/internal/nstest"
 	"vmnet/qmp"
 	"vmnet/qmp/goqemu"
 )
@@ -54,10 +55,15 @@ func within(t *testing.T, d time.Duration) context.Context {
 
 func dial(t *testing.T, path string) *qmp.Conn {
 	t.Helper()
-	c, err := qmp.Dial(within(t, 20*time.Second), path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var c *qmp.Conn
+	nstest.Eventually(t, 20*time.Second, "QEMU listens", func() bool { // its socket's name is there before
+		var err error
+		c, err = qmp.Dial(within(t, 20*time.Second), path)
+		if err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
 	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
