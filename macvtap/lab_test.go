@@ -35,7 +35,7 @@ func TestLabMacvtapAndIPVtapDoNotShareALower(t *testing.T) {
 	cfg := w.config()
 	cfg.Kind, cfg.Mode, cfg.MAC, cfg.Addrs = macvtap.IPVtap, "l2", nil, prefixes(t, "10.9.0.2/24")
 	_, err := macvtap.Create(w.nl, cfg)
-	if !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "a macvtap, beside which there can be no ipvtap") {
+	if !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "a macvtap, which excludes an ipvtap") {
 		t.Errorf("got %v", err)
 	}
 }

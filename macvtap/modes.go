@@ -138,11 +138,12 @@ func taker(nl *rtnl.Conn, kind Kind, lower *rtnl.Link) string {
 	if master := masterOf(nl, lower); master != "" {
 		return fmt.Sprintf("%s is a port of %s, and a port cannot be a parent device: use %s instead", lower.Name, master, master)
 	}
-	rival := "an ipvtap"
+	excluded, rival := "a macvtap", "an ipvtap"
 	if kind == IPVtap {
-		rival = "a macvtap"
+		excluded, rival = rival, excluded
 	}
-	return fmt.Sprintf("something else receives the frames of %s: Open vSwitch, a bond, or %s, which excludes a %s", lower.Name, rival, kind)
+	return fmt.Sprintf("something else receives the frames of %s: Open vSwitch, a bond, or %s, which excludes %s",
+		lower.Name, rival, excluded)
 }
 
 func masterOf(nl *rtnl.Conn, l *rtnl.Link) string {
