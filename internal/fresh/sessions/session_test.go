@@ -45,6 +45,9 @@ func TestNormal(t *testing.T) {
 	if one != two || !strings.Contains(one, "a/net0: MAC MAC") {
 		t.Errorf("these differ:\n%s\n%s", one, two)
 	}
+	if normal([]string{"P2 runs with pid 28", "monitor  /run/testvm/P2.qmp", "agent    /run/testvm/P2.agent", "up"}) != "up" {
+		t.Error("a guest in the background is compared")
+	}
 	if normal([]string{"2 queues"}) == normal([]string{"3 queues"}) {
 		t.Error("numbers do not count")
 	}
