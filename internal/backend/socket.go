@@ -11,6 +11,7 @@ import (
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
@@ -151,7 +152,7 @@ func addPortStep(sw, name string, p *control.Port, open func(context.Context) ([
 			if err != nil {
 				return err
 			}
-			defer closeAll(files)
+			defer fdpass.CloseAll(files)
 			tried = true
 			err = addPort(ctx, sw, *p, files...)
 			tried = !errors.Is(err, fs.ErrExist)
@@ -180,12 +181,6 @@ func addPort(ctx context.Context, sw string, p control.Port, files ...*os.File) 
 		err = fmt.Errorf("%w: %w (another guest of that name? vmnet switch show %s)", nic.ErrExist, err, sw)
 	}
 	return err
-}
-
-func closeAll(files []*os.File) {
-	for _, f := range files {
-		_ = f.Close()
-	}
 }
 
 // closeFile closes a file that may not be there, or be closed.

@@ -11,6 +11,7 @@ import (
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/step"
 	"vmnet/tapmgr/nic"
@@ -107,7 +108,7 @@ func (m *Maker) ReconnectSwitch(ctx context.Context, dev *inventory.Device, pid 
 	if err != nil {
 		return err
 	}
-	defer closeAll(files)
+	defer fdpass.CloseAll(files)
 	r := dev.Want
 	r.Phase = nic.PhasePlugged
 	label, err := r.Encode()
