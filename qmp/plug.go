@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"vmnet/internal/step"
+	"vmnet/step"
 )
 
 // undoUnplug bounds the wait for a guest to give back a device that it was just

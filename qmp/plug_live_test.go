@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/internal/nstest"
-	"vmnet/internal/step"
+	"vmnet/step"
 )
 
 func TestLivePlug(t *testing.T) {

@@ -16,7 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"vmnet/internal/nstest"
-	"vmnet/internal/step"
+	"vmnet/step"
 )
 
 // guestless answers like a QEMU without devices, keeps the commands, and refuses those in refusals.

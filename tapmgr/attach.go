@@ -9,8 +9,8 @@ import (
 	"vmnet/internal/backend"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/step"
 	"vmnet/internal/vmm/qemu"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

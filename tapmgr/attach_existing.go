@@ -7,8 +7,8 @@ import (
 	"strings"
 
 	"vmnet/internal/inventory"
-	"vmnet/internal/step"
 	"vmnet/macvtap"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

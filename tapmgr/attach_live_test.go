@@ -13,8 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"vmnet/internal/nstest"
-	"vmnet/internal/step"
 	"vmnet/qmp"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"time"
 
-	"vmnet/internal/step"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

@@ -8,9 +8,9 @@ import (
 
 	"vmnet/internal/backend"
 	"vmnet/internal/inventory"
-	"vmnet/internal/step"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

@@ -9,8 +9,8 @@ import (
 	"vmnet/bridge"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/step"
 	"vmnet/qmp"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

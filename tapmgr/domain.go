@@ -12,10 +12,10 @@ import (
 	"time"
 
 	"vmnet/internal/inventory"
-	"vmnet/internal/step"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

@@ -10,8 +10,8 @@ import (
 
 	"vmnet/internal/libvirthook/declared"
 	"vmnet/internal/libvirthook/hookfile"
-	"vmnet/internal/step"
 	"vmnet/libvirt"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

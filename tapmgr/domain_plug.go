@@ -10,11 +10,11 @@ import (
 
 	"vmnet/internal/backend"
 	"vmnet/internal/inventory"
-	"vmnet/internal/step"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
 	"vmnet/macvtap"
 	"vmnet/qmp"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"slices"
 
-	"vmnet/internal/step"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"vmnet/internal/kernel/pidfd"
-	"vmnet/internal/step"
 	"vmnet/internal/vmm/qemu"
+	"vmnet/step"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"

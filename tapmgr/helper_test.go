@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"vmnet/internal/kernel/netns"
-	"vmnet/internal/step"
+	"vmnet/step"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/step"
+	"vmnet/step"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"

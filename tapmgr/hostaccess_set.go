@@ -14,8 +14,8 @@ import (
 
 	"vmnet/internal/alias"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/step"
 	"vmnet/macvtap"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

@@ -15,7 +15,7 @@ import (
 	"vmnet/internal/backend"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/tun"
-	"vmnet/internal/step"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )

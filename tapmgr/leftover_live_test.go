@@ -18,7 +18,7 @@ import (
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/internal/step"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

@@ -8,7 +8,7 @@ import (
 
 	"vmnet/internal/backend"
 	"vmnet/internal/kernel/netns"
-	"vmnet/internal/step"
+	"vmnet/step"
 )
 
 // A Manager works on the taps and bridges of one network namespace. Its methods

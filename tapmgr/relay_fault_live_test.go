@@ -8,9 +8,9 @@ import (
 	"time"
 
 	"vmnet/internal/nstest"
-	"vmnet/internal/step"
 	"vmnet/libvirt"
 	"vmnet/qmp"
+	"vmnet/step"
 )
 
 // faults fails every step after it was done: the way back leaves nothing.

@@ -8,8 +8,8 @@ import (
 
 	"vmnet/internal/backend"
 	"vmnet/internal/inventory"
-	"vmnet/internal/step"
 	"vmnet/qmp"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

@@ -16,9 +16,9 @@ import (
 	"vmnet/internal/backend"
 	"vmnet/internal/cli/console"
 	"vmnet/internal/kernel/fdpass"
-	"vmnet/internal/step"
 	"vmnet/internal/vmm/launch"
 	"vmnet/internal/vmm/qemu"
+	"vmnet/step"
 )
 
 // launch makes the NICs and becomes the guest's VMM.

@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmnet/internal/cli/console"
-	"vmnet/internal/step"
+	"vmnet/step"
 	"vmnet/tapmgr"
 )
 

@@ -29,7 +29,7 @@ var layers = [][]string{
 	{"internal/access/plaintap", "qmp/goqemu"},
 	{"bridge", "macvtap", "vhost", "qmp", "libvirt"},
 	{"internal/kernel/tun", "internal/kernel/rtnl", "internal/vmm/qemu", "libvirt/domainxml"},
-	{"internal/kernel/netns", "internal/step", "internal/stablemac"},
+	{"internal/kernel/netns", "step", "internal/stablemac"},
 	{"internal/kernel/pidfd"},
 	{"internal/kernel/procfd", "internal/kernel/procview", "internal/kernel/fdpass", "internal/cli/console", "internal/cli/version", "internal/access/privilege", "internal/libvirthook/hookfile", "bridge/vswitch/offload", "internal/rundir", "internal/alias", "internal/cli/fdroom"},
 }

@@ -11,8 +11,8 @@ import (
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/stablemac"
-	"vmnet/internal/step"
 	"vmnet/macvtap"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

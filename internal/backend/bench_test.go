@@ -23,8 +23,8 @@ import (
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
 	"vmnet/internal/stablemac"
-	"vmnet/internal/step"
 	"vmnet/qmp"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

@@ -6,7 +6,7 @@ import (
 
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/step"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 
-	"vmnet/internal/step"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

@@ -11,7 +11,7 @@ import (
 
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/fdpass"
-	"vmnet/internal/step"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

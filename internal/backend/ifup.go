@@ -13,7 +13,7 @@ import (
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
-	"vmnet/internal/step"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

@@ -5,7 +5,7 @@ import (
 	"fmt"
 
 	"vmnet/internal/kernel/procfd"
-	"vmnet/internal/step"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

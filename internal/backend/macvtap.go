@@ -11,8 +11,8 @@ import (
 
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/step"
 	"vmnet/macvtap"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

@@ -11,7 +11,7 @@ import (
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/step"
+	"vmnet/step"
 )
 
 // A Maker works in one network namespace. Its methods may be called at the same time.

@@ -6,8 +6,8 @@ import (
 	"vmnet/bridge"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/step"
 	"vmnet/macvtap"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

@@ -12,8 +12,8 @@ import (
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
-	"vmnet/internal/step"
 	"vmnet/macvtap"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

@@ -13,8 +13,8 @@ import (
 	"vmnet/bridge/vswitch"
 	"vmnet/internal/inventory"
 	"vmnet/internal/stablemac"
-	"vmnet/internal/step"
 	"vmnet/qmp"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 	"vmnet/vhost"
 )

@@ -12,7 +12,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/kernel/fdpass"
-	"vmnet/internal/step"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

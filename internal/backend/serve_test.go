@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/netns"
-	"vmnet/internal/step"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

@@ -14,7 +14,7 @@ import (
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/step"
+	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 

@@ -12,8 +12,8 @@ import (
 	"unicode/utf8"
 
 	"vmnet/bridge"
-	"vmnet/internal/step"
 	"vmnet/macvtap"
+	"vmnet/step"
 )
 
 // Target names the guest that a NIC belongs to, and how to reach its VMM.

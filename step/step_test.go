@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"vmnet/internal/step"
+	"vmnet/step"
 )
 
 // recorder makes steps that note their runs; names in fail fail.
