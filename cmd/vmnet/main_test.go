@@ -21,7 +21,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	commands := map[string]func(){"vmnet": main, "signalled": signalled}
+	commands := map[string]func(){"vmnet": main, "signalled": signalled, "flooding": flooding}
 	if _, ok := commands[filepath.Base(os.Args[0])]; !ok {
 		leaktest.Enclose()
 	}
