@@ -187,8 +187,11 @@ func (g *guestViews) fill(ctx context.Context, d *Detail) {
 func (g *guestViews) view(ctx context.Context, nicID string, via nic.Via) (*GuestView, error) {
 	v := &GuestView{Device: nic.DeviceOf(nicID, via)}
 	var err error
-	if v.Plugged, err = g.vm.has(ctx, nicID); err != nil || !v.Plugged {
-		return v, err
+	if v.Plugged, err = g.vm.has(ctx, nicID); err != nil {
+		return nil, err
+	}
+	if !v.Plugged {
+		return v, nil
 	}
 	f, err := g.vm.rxFilter(ctx, nicID)
 	if f == nil || err != nil {
