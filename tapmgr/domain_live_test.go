@@ -2,7 +2,6 @@ package tapmgr_test
 
 import (
 	"fmt"
-	"os"
 	"os/exec"
 	"slices"
 	"syscall"
@@ -15,7 +14,7 @@ import (
 
 // TestLiveQEMUsOf tells a domain's QEMU from a user's process that says to be that.
 func TestLiveQEMUsOf(t *testing.T) {
-	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
+	nstest.RequireRoot(t)
 	const nobody, uuid = 65534, "5a5a11dd-4455-6677-8899-aabbccddeeff"
 	pretender := func(uid uint32) int {
 		t.Helper()

@@ -12,5 +12,5 @@ func TestMain(m *testing.M) {
 	if os.Getenv(helperEnv) != "" {
 		os.Exit(helper())
 	}
-	leaktest.Main(m)
+	leaktest.MainInUserNS(m)
 }

@@ -1,4 +1,4 @@
-package leaktest
+package leaktest_test
 
 import (
 	"os"
@@ -6,12 +6,13 @@ import (
 	"strings"
 	"testing"
 
+	"vmnet/internal/leaktest"
 	"vmnet/internal/nstest"
 )
 
 // TestLiveBeside runs programs beside tests that do nothing: good ones, and such as fail the tests.
 func TestLiveBeside(t *testing.T) {
-	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
+	nstest.RequireRoot(t)
 	const good = `trap 'touch "$0.asked"; kill $!; exit 0' TERM; sleep 600 & echo ready; wait`
 	for name, test := range map[string]struct{ script, want string }{
 		"good":    {good, ""},
@@ -32,7 +33,7 @@ func TestLiveBeside(t *testing.T) {
 				what = "patience"
 			}
 			cmd := enclosed(t, what)
-			cmd.Env = append(cmd.Env, besideEnv+"="+path)
+			cmd.Env = append(cmd.Env, leaktest.BesideEnv+"="+path)
 			out, err := cmd.CombinedOutput()
 			if !strings.Contains(string(out), test.want) || (err == nil) != (test.want == "") {
 				t.Errorf("got %v and %q, want %q", err, out, test.want)

@@ -49,7 +49,11 @@ var foreign = []string{
 // the limit of open files is the same everywhere.
 //
 // Call it first in TestMain, unless Main calls it.
-func Enclose() {
+func Enclose() { enclose(false) }
+
+// enclose is Enclose; with ownUserNS, the tests of an ordinary user have the same namespaces as
+// root's, if the machine lets the user make them.
+func enclose(ownUserNS bool) {
 	switch os.Getenv(stageEnv) {
 	case stageInside:
 		return
@@ -63,6 +67,11 @@ func Enclose() {
 	self, err := os.Executable()
 	if err != nil {
 		fail(err)
+	}
+	if os.Geteuid() != 0 && ownUserNS {
+		if err := os.Setenv(userNSEnv, runInUserNS(self, signals).Error()); err != nil {
+			fail(err)
+		}
 	}
 	if os.Geteuid() != 0 {
 		fail(unix.Exec(self, os.Args, append(os.Environ(), stageEnv+"="+stageInside)))
@@ -128,21 +137,34 @@ func limitOpenFiles() error {
 	return nil
 }
 
-// runInit starts the first process of the namespaces and returns the exit status
-// of the tests.
+// runInit starts the first process of the namespaces and returns the exit status of the tests.
 func runInit(self string, signals <-chan os.Signal) int {
+	cmd := initCommand(self, &syscall.SysProcAttr{})
+	if err := cmd.Start(); err != nil {
+		fail(err)
+	}
+	return await(cmd, signals)
+}
+
+// initCommand returns the first process of the namespaces, with these attributes besides, which
+// dies with the calling thread.
+func initCommand(self string, attr *syscall.SysProcAttr) *exec.Cmd {
 	runtime.LockOSThread() // Pdeathsig follows the thread that starts the child
 	cmd := exec.Command(self, os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), stageEnv+"="+stageInit)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC, Pdeathsig: unix.SIGKILL}
+	attr.Cloneflags |= unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC
 	if ownPIDs() {
-		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWPID
+		attr.Cloneflags |= unix.CLONE_NEWPID
 	}
-	if err := cmd.Start(); err != nil {
-		fail(err)
-	}
+	attr.Pdeathsig = unix.SIGKILL
+	cmd.SysProcAttr = attr
+	return cmd
+}
+
+// await returns the exit status of the first process of the namespaces, to which it passes signals.
+func await(cmd *exec.Cmd, signals <-chan os.Signal) int {
 	go func() {
 		for s := range signals {
 			_ = cmd.Process.Signal(s)

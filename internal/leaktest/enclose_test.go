@@ -1,7 +1,8 @@
-package leaktest
+package leaktest_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"vmnet/internal/leaktest"
 	"vmnet/internal/nstest"
 )
 
@@ -24,15 +26,22 @@ const doEnv = "VMNET_LEAKTEST_DO"
 
 func TestMain(m *testing.M) {
 	if what := os.Getenv(doEnv); what != "" {
-		Enclose()
-		if err := do(what); err != nil {
+		if strings.HasPrefix(what, "userns-") {
+			leaktest.EncloseInUserNS()
+		} else {
+			leaktest.Enclose()
+		}
+		if err := do(strings.TrimPrefix(what, "userns-")); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(3)
 		}
 		os.Exit(0)
 	}
-	Main(m)
+	leaktest.Main(m)
 }
+
+// ordinaryUser is an id without privileges.
+const ordinaryUser = 65534
 
 // do is what a package's tests might do.
 func do(what string) error {
@@ -54,6 +63,13 @@ func do(what string) error {
 		return os.WriteFile("/run/forgotten", nil, 0o600)
 	case "inherited":
 		return inherited()
+	case "own":
+		if err := ownNamespaces(); err != nil {
+			return err
+		}
+		return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}})
+	case "namespaces":
+		return ownNamespaces()
 	case "hang":
 		fmt.Println("hangs")
 		time.Sleep(time.Hour) // not a wait: it hangs
@@ -96,6 +112,21 @@ func inherited() error {
 	return nil
 }
 
+// ownNamespaces fails unless an ordinary user's tests are root in namespaces of their own.
+func ownNamespaces() error {
+	if in, err := leaktest.UserNS(); !in || os.Geteuid() != 0 {
+		return fmt.Errorf("no user namespace, uid %d: %w", os.Geteuid(), err)
+	}
+	links, err := netlink.LinkList()
+	if err != nil || len(links) != 1 || links[0].Attrs().OperState == netlink.OperDown {
+		return fmt.Errorf("links %+v, %w", links, err)
+	}
+	if pids, _ := filepath.Glob("/proc/[0-9]*"); len(pids) > 2 {
+		return fmt.Errorf("other processes are seen: %s", pids)
+	}
+	return nil
+}
+
 // enclosed is this program, as go test starts it, to do that.
 func enclosed(t *testing.T, what string) *exec.Cmd {
 	t.Helper()
@@ -104,16 +135,16 @@ func enclosed(t *testing.T, what string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self)
-	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, stageEnv+"=") })
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, leaktest.StageEnv+"=") })
 	cmd.Env = append(cmd.Env, doEnv+"="+strings.TrimPrefix(what, "machine-"))
 	if strings.HasPrefix(what, "machine-") {
-		cmd.Env = append(cmd.Env, pidsEnv+"="+pidsMachine)
+		cmd.Env = append(cmd.Env, leaktest.PidsEnv+"="+leaktest.PidsMachine)
 	}
 	return cmd
 }
 
 func TestLiveWhatIsLeftIsNamed(t *testing.T) {
-	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
+	nstest.RequireRoot(t)
 	for what, want := range map[string]string{
 		"nothing":         "",
 		"process":         `processes still run: `,
@@ -151,9 +182,50 @@ func TestNothingIsInherited(t *testing.T) {
 	}
 }
 
+// TestUserNS: an ordinary user's tests run as root of namespaces of their own, and what they leave
+// there is named.
+func TestUserNS(t *testing.T) {
+	program := readableCopy(t)
+	run := func(what string) (string, error) {
+		cmd := enclosed(t, "userns-"+what)
+		cmd.Path = program
+		if os.Geteuid() == 0 {
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: ordinaryUser, Gid: ordinaryUser}}
+		}
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	out, _ := run("namespaces")
+	nstest.Require(t, "userns", !strings.Contains(out, "no user namespace"), out)
+	for what, want := range map[string]string{"nothing": "", "own": "links are still there: br0", "file": "files are still there: /tmp/forgotten"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			if out, err := run(what); !strings.Contains(out, want) || (err == nil) != (want == "") {
+				t.Errorf("got %v and %q, want %q", err, out, want)
+			}
+		})
+	}
+}
+
+// readableCopy is this program where every user may run it.
+func readableCopy(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "readable")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	path := filepath.Join(dir, "program")
+	program, err := os.ReadFile("/proc/self/exe")
+	if err = errors.Join(err, os.Chmod(dir, 0o755), os.WriteFile(path, program, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // All that runs ends with the process that go test started, also by SIGKILL.
 func TestLiveKilled(t *testing.T) {
-	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
+	nstest.RequireRoot(t)
 	for _, s := range []os.Signal{unix.SIGKILL, unix.SIGTERM, unix.SIGINT} {
 		t.Run(s.String(), func(t *testing.T) {
 			t.Parallel()

@@ -38,6 +38,7 @@ func initMain() int {
 		fail(err)
 	}
 	kept, err := prepare(self)
+	reportUserNS(err)
 	if err != nil {
 		fail(err)
 	}

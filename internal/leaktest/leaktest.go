@@ -16,8 +16,16 @@ import (
 
 // Main runs the tests as described at Enclose, and exits: call it from TestMain. The leak checks
 // run only if the tests passed.
-func Main(m *testing.M) {
-	Enclose()
+func Main(m *testing.M) { run(m, false) }
+
+// MainInUserNS is Main for a package whose tests need only namespaces of their own, not root's
+// privileges on the machine: an ordinary user's tests run in a user namespace with the same mount,
+// pid, network and IPC namespaces as root's, in which they are root. See nstest.NewInUserNS for the
+// machines that refuse it. Tests that need root itself ask nstest.RequireRoot.
+func MainInUserNS(m *testing.M) { run(m, true) }
+
+func run(m *testing.M, ownUserNS bool) {
+	enclose(ownUserNS)
 	before := openFiles()
 	code := m.Run()
 	if code == 0 {

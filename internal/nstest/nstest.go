@@ -3,6 +3,7 @@
 package nstest
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/internal/kernel/netns"
+	"vmnet/internal/leaktest"
 )
 
 // Require skips the test unless ok, and names the cure. If the environment's VMNET_REQUIRE (comma
@@ -51,10 +53,53 @@ func RequireFirstPIDNS(tb testing.TB) {
 		"run it outside of containers and other process namespaces, with VMNET_TEST_PIDS=machine (make test does)")
 }
 
+// RequireRoot is for a test that needs root's privileges on the machine itself, such as making
+// device nodes or using the ids of other users.
+func RequireRoot(tb testing.TB) {
+	tb.Helper()
+	in, _ := leaktest.UserNS()
+	Require(tb, "root", os.Geteuid() == 0 && !in, "run it as root")
+}
+
+// userNSCure is how to let ordinary users make user namespaces: on Debian's kernels, on Ubuntu's,
+// and on all.
+const userNSCure = "as root: sysctl kernel.unprivileged_userns_clone=1, or kernel.apparmor_restrict_unprivileged_userns=0; " +
+	"and user.max_user_namespaces must not be 0; or run it as root"
+
+// RequireUserNS is for a test for which root in a user namespace is enough. Its package's TestMain
+// calls leaktest.MainInUserNS.
+func RequireUserNS(tb testing.TB) {
+	tb.Helper()
+	_, err := leaktest.UserNS()
+	Require(tb, "userns", os.Geteuid() == 0 && err == nil, fmt.Sprintf("%s (%v)", userNSCure, err))
+}
+
+// RequireTun is for a test that makes a tap with no other privilege than a user namespace gives.
+func RequireTun(tb testing.TB) {
+	tb.Helper()
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if err == nil {
+		err = f.Close()
+	}
+	Require(tb, "tun", err == nil, fmt.Sprintf("as root: modprobe tun; chmod 666 /dev/net/tun, as udev does (%v)", err))
+}
+
+// NewInUserNS is [New] for a test that asks no more than [RequireUserNS] does.
+func NewInUserNS(tb testing.TB) *netns.NS {
+	tb.Helper()
+	RequireUserNS(tb)
+	return newNetns(tb)
+}
+
 // New makes an unnamed netns with lo up, which ends with the test.
 func New(tb testing.TB) *netns.NS {
 	tb.Helper()
-	Require(tb, "root", os.Geteuid() == 0, "run it as root")
+	RequireRoot(tb)
+	return newNetns(tb)
+}
+
+func newNetns(tb testing.TB) *netns.NS {
+	tb.Helper()
 	ns, err := netns.New()
 	if err != nil {
 		tb.Fatal(err)
