@@ -31,9 +31,9 @@ func (m *Manager) ListAll(ctx context.Context, vm string) ([]nic.NIC, error) {
 		return nics, err
 	}
 	nics = append(nics, plain...)
-	accesses, err := m.HostAccesses()
-	for _, h := range accesses {
-		nics = append(nics, h.NIC())
+	accesses, err := m.HostAccess().List()
+	for _, a := range accesses {
+		nics = append(nics, a.NIC())
 	}
 	return nics, err
 }

@@ -9,6 +9,7 @@ import (
 	"vmnet/internal/backend"
 	"vmnet/internal/kernel/netns"
 	"vmnet/step"
+	"vmnet/tapmgr/hostaccess"
 )
 
 // A Manager works on the taps and bridges of one network namespace. Its methods
@@ -71,6 +72,9 @@ func (m *Manager) UseHelper(path string) { m.host.HelperPath = path }
 
 // HasHelper reports whether a helper makes taps.
 func (m *Manager) HasHelper() bool { return m.host.HelperPath != "" }
+
+// HostAccess returns what switches host access on and off in the Manager's network namespace.
+func (m *Manager) HostAccess() *hostaccess.Host { return hostaccess.On(m.host) }
 
 func (m *Manager) run(ctx context.Context, steps []step.Step) error {
 	if m.Run != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/hostaccess"
 )
 
 // lowerVerb is the command line of lower.
@@ -91,7 +92,7 @@ func (a *app) lower(ctx context.Context, o *lowerVerb) error {
 			return a.showLower(ctx, m, o)
 		}
 		o.steps.apply(a, m, o.json)
-		h, changed, err := m.SetHostAccess(ctx, o.lower, o.hostAccess == "on", o.addrs)
+		h, changed, err := m.HostAccess().Set(ctx, o.lower, o.hostAccess == "on", o.addrs)
 		if err != nil || o.steps.planned {
 			return err
 		}
@@ -99,7 +100,7 @@ func (a *app) lower(ctx context.Context, o *lowerVerb) error {
 	})
 }
 
-func (a *app) printHostAccess(h tapmgr.HostAccess, changed bool, o *lowerVerb) error {
+func (a *app) printHostAccess(h hostaccess.Access, changed bool, o *lowerVerb) error {
 	on := o.hostAccess == "on"
 	if o.json {
 		there := &h
@@ -108,15 +109,15 @@ func (a *app) printHostAccess(h tapmgr.HostAccess, changed bool, o *lowerVerb) e
 		}
 		return a.printJSON(struct {
 			Lower      string             `json:"lower"`
-			HostAccess *tapmgr.HostAccess `json:"host_access"`
+			HostAccess *hostaccess.Access `json:"host_access"`
 			Changed    bool               `json:"changed"`
-		}{h.Lower, there, changed})
+		}{h.Parent, there, changed})
 	}
 	switch {
 	case !on && !changed:
-		return a.line("%s: unchanged: host access is off, nothing to do", h.Lower)
+		return a.line("%s: unchanged: host access is off, nothing to do", h.Parent)
 	case !on:
-		return a.line("%s: host access off, %s removed", h.Lower, h.Interface)
+		return a.line("%s: host access off, %s removed", h.Parent, h.Interface)
 	}
 	a.notes(h.Notices)
 	unchanged, added := "unchanged: ", ""
@@ -126,7 +127,7 @@ func (a *app) printHostAccess(h tapmgr.HostAccess, changed bool, o *lowerVerb) e
 	if len(h.Added) > 0 {
 		added = ", added " + prefixes(h.Added)
 	}
-	return a.line("%s: %shost access on, %s with %s%s", h.Lower, unchanged, h.Interface, addressText(h.Addresses), added)
+	return a.line("%s: %shost access on, %s with %s%s", h.Parent, unchanged, h.Interface, addressText(h.Addresses), added)
 }
 
 func prefixes(all []netip.Prefix) string {
@@ -145,7 +146,7 @@ func addressText(all []netip.Prefix) string {
 }
 
 func (a *app) showLower(ctx context.Context, m *tapmgr.Manager, o *lowerVerb) error {
-	info, err := m.ShowLower(ctx, o.lower)
+	info, err := m.HostAccess().Show(ctx, o.lower)
 	if err != nil {
 		return err
 	}
@@ -153,7 +154,7 @@ func (a *app) showLower(ctx context.Context, m *tapmgr.Manager, o *lowerVerb) er
 		return a.printJSON(info)
 	}
 	fields := []field{{"host access", "off"}}
-	if h := info.HostAccess; h != nil {
+	if h := info.Access; h != nil {
 		a.notes(h.Notices)
 		fields = []field{
 			{"host access", "on"},
@@ -164,7 +165,7 @@ func (a *app) showLower(ctx context.Context, m *tapmgr.Manager, o *lowerVerb) er
 		}
 	}
 	fields = append(fields, field{"NICs", fmt.Sprint(len(info.NICs))})
-	if err := a.block(info.Lower, fields); err != nil || len(info.NICs) == 0 {
+	if err := a.block(info.Name, fields); err != nil || len(info.NICs) == 0 {
 		return err
 	}
 	return a.printList(info.NICs, false)

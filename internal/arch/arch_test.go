@@ -19,7 +19,7 @@ var layers = [][]string{
 	{"tapmgr", "internal/doctor"},
 	{"internal/libvirthook/declared"},
 	{"internal/cli/nicflags"},
-	{"internal/vmm/launch"},
+	{"internal/vmm/launch", "tapmgr/hostaccess"},
 	{"internal/access/bridgeconf", "internal/access/policy"},
 	{"internal/backend"},
 	{"internal/inventory"},
