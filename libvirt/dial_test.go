@@ -23,8 +23,16 @@ func TestResolve(t *testing.T) {
 		paths  []string
 	}{
 		{Dialer{}, System, []string{"/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"}},
-		{Dialer{URI: System, ReadOnly: true}, System, []string{"/run/libvirt/libvirt-sock-ro", "/run/libvirt/virtqemud-sock-ro"}},
-		{Dialer{URI: Session, ReadOnly: true}, Session, []string{"/run/user/7/libvirt/libvirt-sock", "/run/user/7/libvirt/virtqemud-sock"}},
+		{
+			Dialer{URI: System, ReadOnly: true},
+			System,
+			[]string{"/run/libvirt/libvirt-sock-ro", "/run/libvirt/virtqemud-sock-ro"},
+		},
+		{
+			Dialer{URI: Session, ReadOnly: true},
+			Session,
+			[]string{"/run/user/7/libvirt/libvirt-sock", "/run/user/7/libvirt/virtqemud-sock"},
+		},
 		{Dialer{URI: "qemu+unix:///session?socket=/x", ReadOnly: true}, Session, []string{"/x"}},
 		{Dialer{URI: "qemu+unix:///system?socket=/x", Path: "/y"}, System, []string{"/y"}},
 		{Dialer{Path: "/y"}, System, []string{"/y"}},
@@ -35,10 +43,14 @@ func TestResolve(t *testing.T) {
 		}
 	}
 	t.Setenv("XDG_RUNTIME_DIR", "")
-	if _, paths, err := (Dialer{URI: Session}).resolve(); err != nil || paths[0] != "/home/u/.cache/libvirt/libvirt-sock" {
+	if _, paths, err := (Dialer{URI: Session}).resolve(); err != nil ||
+		paths[0] != "/home/u/.cache/libvirt/libvirt-sock" {
 		t.Errorf("%v, %v", paths, err)
 	}
-	for _, uri := range []string{"xen:///system", "qemu+ssh://host/system", "qemu://host/system", "qemu:///", "qemu:///embed", "system", "%"} {
+	for _, uri := range []string{
+		"xen:///system", "qemu+ssh://host/system", "qemu://host/system", "qemu:///",
+		"qemu:///embed", "system", "%",
+	} {
 		if _, _, err := (Dialer{URI: uri}).resolve(); err == nil {
 			t.Errorf("%s was taken", uri)
 		}
@@ -54,7 +66,8 @@ func TestFindsVirtqemud(t *testing.T) {
 	}
 	_ = uc.Close()
 	_, _, err = connectFirst(t.Context(), []string{path + "-none", stale})
-	if !errors.Is(err, ErrNoConnection) || !strings.Contains(err.Error(), "-none") || !strings.Contains(err.Error(), stale) {
+	if !errors.Is(err, ErrNoConnection) || !strings.Contains(err.Error(), "-none") ||
+		!strings.Contains(err.Error(), stale) {
 		t.Error(err)
 	}
 }
@@ -134,7 +147,8 @@ func TestAuthentication(t *testing.T) {
 			if c != nil {
 				_ = c.Close()
 			}
-			if !errors.Is(err, test.want) || (err == nil) != (test.want == nil && test.text == "") || err != nil && !strings.Contains(err.Error(), test.text) {
+			if !errors.Is(err, test.want) || (err == nil) != (test.want == nil && test.text == "") ||
+				err != nil && !strings.Contains(err.Error(), test.text) {
 				t.Errorf("got %v", err)
 			}
 		})

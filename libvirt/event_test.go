@@ -130,7 +130,8 @@ func TestSubscriberLeaves(t *testing.T) {
 	if err := <-left; !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	if _, err := c.Subscribe(within(t, 20*time.Millisecond), nil, 1, Lifecycle); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := c.Subscribe(within(t, 20*time.Millisecond), nil, 1, Lifecycle); !errors.Is(err,
+		context.DeadlineExceeded) {
 		t.Errorf("before the reply: %v", err)
 	}
 	f.reply(m, func(e *encoder) { e.int32(9) })
@@ -175,7 +176,10 @@ func TestSubscriptionEndsWithItsConnection(t *testing.T) {
 }
 
 func TestDecodeEvent(t *testing.T) {
-	for procedure, want := range map[int32]Kind{318: Lifecycle, 333: DeviceRemoved, 354: DeviceAdded, 367: DeviceRemovalFailed} {
+	for procedure, want := range map[int32]Kind{
+		318: Lifecycle, 333: DeviceRemoved, 354: DeviceAdded,
+		367: DeviceRemovalFailed,
+	} {
 		kind, ok := kindOf(remoteProgram, procedure)
 		if !ok || kind != want {
 			t.Errorf("%d is %d", procedure, kind)

@@ -172,10 +172,19 @@ func TestBrokenDaemon(t *testing.T) {
 		"a call":                {packet(header{remoteProgram, 1, 23, typeCall, serial, 0}), ErrProtocol},
 		"a stream":              {packet(header{remoteProgram, 1, 23, 3, serial, 0}), ErrProtocol},
 		"an empty event":        {packet(header{remoteProgram, 1, 318, typeMessage, 0, 0}), ErrProtocol},
-		"a huge event":          {append(append(length(maxEvent+30), packet(header{remoteProgram, 1, 318, typeMessage, 0, 0})[4:]...), make([]byte, maxEvent+2)...), ErrProtocol},
-		"no number of files":    {packet(header{remoteProgram, 1, 23, typeReplyWithFiles, serial, 0}), ErrProtocol},
-		"33 files":              {append(append(length(32), packet(header{remoteProgram, 1, 23, typeReplyWithFiles, serial, 0})[4:]...), length(33)...), ErrProtocol},
-		"a byte without a file": {append(append(append(length(32), packet(header{remoteProgram, 1, 23, typeReplyWithFiles, serial, 0})[4:]...), length(1)...), 0), ErrProtocol},
+		"a huge event": {
+			append(append(length(maxEvent+30),
+				packet(header{remoteProgram, 1, 318, typeMessage, 0, 0})[4:]...), make([]byte, maxEvent+2)...),
+			ErrProtocol,
+		},
+		"no number of files": {packet(header{remoteProgram, 1, 23, typeReplyWithFiles, serial, 0}), ErrProtocol},
+		"33 files": {append(append(length(32),
+			packet(header{remoteProgram, 1, 23, typeReplyWithFiles, serial, 0})[4:]...), length(33)...), ErrProtocol},
+		"a byte without a file": {
+			append(append(append(length(32),
+				packet(header{remoteProgram, 1, 23, typeReplyWithFiles, serial, 0})[4:]...), length(1)...), 0),
+			ErrProtocol,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, f := dialFake(t)
@@ -234,7 +243,8 @@ func TestRefusal(t *testing.T) {
 	go func() { f.refuse(f.expect(domainLookupByName), codeNoDomain, "Domain not found") }()
 	_, err := c.LookupByName(within(t, 20*time.Second), "x")
 	var got *Error
-	if !errors.As(err, &got) || *got != (Error{"DOMAIN_LOOKUP_BY_NAME", codeNoDomain, 10, 2, "Domain not found"}) || !errors.Is(err, ErrNoDomain) || errors.Is(err, ErrTimeout) {
+	if !errors.As(err, &got) || *got != (Error{"DOMAIN_LOOKUP_BY_NAME", codeNoDomain, 10, 2, "Domain not found"}) ||
+		!errors.Is(err, ErrNoDomain) || errors.Is(err, ErrTimeout) {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
@@ -289,7 +299,8 @@ func TestFullSocket(t *testing.T) {
 	c, f := dialFake(t)
 	big := strings.Repeat("x", maxString)
 	for range 2 {
-		if err := c.AttachDevice(within(t, 50*time.Millisecond), guest, big, 0); !errors.Is(err, context.DeadlineExceeded) {
+		if err := c.AttachDevice(within(t, 50*time.Millisecond), guest, big, 0); !errors.Is(err,
+			context.DeadlineExceeded) {
 			t.Fatal(err)
 		}
 	}

@@ -47,7 +47,8 @@ func (l *live) manyAtOnce(t *testing.T) {
 			if _, err := from.XML(ctx, dom, 0); err != nil {
 				t.Error(err)
 			}
-			if _, err := from.LookupByName(ctx, fmt.Sprint("nobody", i)); !errors.Is(err, ErrNoDomain) || !strings.Contains(err.Error(), fmt.Sprint("nobody", i)) {
+			if _, err := from.LookupByName(ctx, fmt.Sprint("nobody", i)); !errors.Is(err, ErrNoDomain) ||
+				!strings.Contains(err.Error(), fmt.Sprint("nobody", i)) {
 				t.Error(err)
 			}
 		})
@@ -91,15 +92,24 @@ func (l *live) calls(t *testing.T, c *Conn, dom Domain) map[string]func(context.
 		"persistent": func(ctx context.Context) error { _, err := c.IsPersistent(ctx, dom); return err },
 		"attach":     func(ctx context.Context) error { return c.AttachDevice(ctx, dom, "<none/>", AffectLive) },
 		"by alias":   func(ctx context.Context) error { return c.DetachDeviceAlias(ctx, dom, "ua-none", AffectLive) },
-		"metadata":   func(ctx context.Context) error { _, err := c.Metadata(ctx, dom, testURI, AffectLive); return err },
-		"set it":     func(ctx context.Context) error { return c.SetMetadata(ctx, dom, "x", testURI, "", AffectLive) },
-		"command":    func(ctx context.Context) error { _, err := c.MonitorCommand(ctx, dom, query); return err },
+		"metadata": func(ctx context.Context) error {
+			_, err := c.Metadata(ctx, dom, testURI, AffectLive)
+			return err
+		},
+		"set it":  func(ctx context.Context) error { return c.SetMetadata(ctx, dom, "x", testURI, "", AffectLive) },
+		"command": func(ctx context.Context) error { _, err := c.MonitorCommand(ctx, dom, query); return err },
 		"with a file": func(ctx context.Context) error {
 			_, _, err := c.MonitorCommandWithFiles(ctx, dom, query, w)
 			return err
 		},
-		"subscribe":      func(ctx context.Context) error { _, err := c.Subscribe(ctx, &dom, 1, Lifecycle); return err },
-		"monitor events": func(ctx context.Context) error { _, err := c.SubscribeMonitor(ctx, &dom, 1, "STOP"); return err },
+		"subscribe": func(ctx context.Context) error {
+			_, err := c.Subscribe(ctx, &dom, 1, Lifecycle)
+			return err
+		},
+		"monitor events": func(ctx context.Context) error {
+			_, err := c.SubscribeMonitor(ctx, &dom, 1, "STOP")
+			return err
+		},
 	}
 }
 
@@ -159,7 +169,9 @@ func (l *live) restart(t *testing.T) {
 		_, err := c.XML(within(t, 20*time.Second), dom, 0)
 		inFlight <- err
 	}()
-	nstest.Eventually(t, 20*time.Second, "the call is in flight", func() bool { return nstest.Waiting("libvirt.ask[...]") == 1 })
+	nstest.Eventually(t, 20*time.Second, "the call is in flight", func() bool {
+		return nstest.Waiting("libvirt.ask[...]") == 1
+	})
 	signal(t, pid, syscall.SIGKILL)
 	if err := <-inFlight; !errors.Is(err, ErrNoConnection) || !strings.Contains(err.Error(), "may or may not") {
 		t.Errorf("in flight: %v", err)

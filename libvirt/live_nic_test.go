@@ -49,7 +49,8 @@ func (l *live) files(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reply, received, err := c.MonitorCommandWithFiles(ctx, dom, `{"execute":"getfd","arguments":{"fdname":"vmnet-test"}}`, w)
+	reply, received, err := c.MonitorCommandWithFiles(ctx, dom,
+		`{"execute":"getfd","arguments":{"fdname":"vmnet-test"}}`, w)
 	if err != nil || len(received) != 0 || !strings.Contains(reply, `"return":{}`) {
 		t.Fatalf("%s, %v, %v", reply, received, err)
 	}
@@ -63,7 +64,8 @@ func (l *live) files(t *testing.T) {
 	if n := held(l.daemon.PID(), link); n != 0 {
 		t.Errorf("libvirtd holds %s %d times", link, n)
 	}
-	if flags, err := unix.FcntlInt(w.Fd(), unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK != before&unix.O_NONBLOCK {
+	if flags, err := unix.FcntlInt(w.Fd(), unix.F_GETFL, 0); err != nil ||
+		flags&unix.O_NONBLOCK != before&unix.O_NONBLOCK {
 		t.Errorf("flags %#x, before %#x, %v", flags, before, err)
 	}
 	_ = w.Close()
@@ -93,7 +95,10 @@ func held(pid int, target string) (n int) {
 
 func liveNIC(t *testing.T) string {
 	t.Helper()
-	text, err := domainxml.Ethernet{Tap: liveTap, MAC: []byte{2, 0, 0, 0, 0, 1}, MTU: 1400, Alias: "ua-vmnet-net0"}.XML()
+	text, err := domainxml.Ethernet{
+		Tap: liveTap, MAC: []byte{2, 0, 0, 0, 0, 1}, MTU: 1400,
+		Alias: "ua-vmnet-net0",
+	}.XML()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,8 +145,10 @@ func (l *live) nic(t *testing.T) {
 			t.Errorf("%+v", e)
 		}
 		nics := l.interfaces(t, c, dom)
-		if len(nics) != 1 || nics[0].Type != "ethernet" || nics[0].Target != liveTap || !nics[0].Unmanaged || nics[0].MTU != 1400 ||
-			nics[0].Alias != "ua-vmnet-net0" || nics[0].Model != "virtio" || nics[0].MAC.String() != "02:00:00:00:00:01" || !strings.HasPrefix(nics[0].Address, "0000:0") {
+		if len(nics) != 1 || nics[0].Type != "ethernet" || nics[0].Target != liveTap ||
+			!nics[0].Unmanaged || nics[0].MTU != 1400 ||
+			nics[0].Alias != "ua-vmnet-net0" || nics[0].Model != "virtio" ||
+			nics[0].MAC.String() != "02:00:00:00:00:01" || !strings.HasPrefix(nics[0].Address, "0000:0") {
 			t.Errorf("%+v", nics)
 		}
 		if err := c.DetachDeviceAlias(ctx, dom, "ua-vmnet-net0", AffectLive); err != nil {
@@ -169,7 +176,10 @@ func (l *live) queues(t *testing.T) {
 		queues int
 		ok     bool
 	}{{liveTap, 2, false}, {liveMultiTap, 1, false}, {liveMultiTap, 2, true}} {
-		x, err := domainxml.Ethernet{Tap: test.tap, MAC: []byte{2, 0, 0, 0, 0, 2}, Queues: test.queues, Alias: "ua-vmnet-net1"}.XML()
+		x, err := domainxml.Ethernet{
+			Tap: test.tap, MAC: []byte{2, 0, 0, 0, 0, 2}, Queues: test.queues,
+			Alias: "ua-vmnet-net1",
+		}.XML()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -193,13 +203,18 @@ func (l *live) queues(t *testing.T) {
 func (l *live) drivers(t *testing.T) {
 	c, dom := l.dial(t)
 	ctx := within(t, 60*time.Second)
-	for _, driver := range []string{"qemu", "vhost"} { // which libvirt 9.0 takes for a guest without KVM and does without
-		n := domainxml.Ethernet{Tap: liveTap, MAC: []byte{2, 0, 0, 0, 0, 3}, LinkDown: true, Driver: driver, MTU: 1300, Alias: domainxml.Alias("net3")}
+	for _, driver := range []string{"qemu", "vhost"} {
+		// which libvirt 9.0 takes for a guest without KVM and does without
+		n := domainxml.Ethernet{
+			Tap: liveTap, MAC: []byte{2, 0, 0, 0, 0, 3}, LinkDown: true, Driver: driver, MTU: 1300,
+			Alias: domainxml.Alias("net3"),
+		}
 		l.attached(t, c, dom, n, func(got domainxml.Interface) {
 			if got.Driver != driver || !got.LinkDown || got.MTU != 1300 || domainxml.AliasNIC(got.Alias) != "net3" {
 				t.Errorf("%+v", got)
 			}
-			if link := l.sh(t, "ip -o link show "+liveTap); !strings.Contains(link, "mtu 1500 ") || strings.Contains(link, "UP") {
+			if link := l.sh(t, "ip -o link show "+liveTap); !strings.Contains(link, "mtu 1500 ") ||
+				strings.Contains(link, "UP") {
 				t.Error(link)
 			}
 		})
@@ -214,14 +229,18 @@ func (l *live) macvtap(t *testing.T) {
 	c, dom := l.dial(t)
 	const name, index = "vmmv0", "917233471"
 	node := "/dev/tap" + index
-	l.sh(t, "ip link add vmlow0 type veth peer name vmlow1; ip link add link vmlow0 name "+name+" index "+index+" type macvtap mode bridge")
+	l.sh(t, "ip link add vmlow0 type veth peer name vmlow1; ip link add link vmlow0 name "+name+" index "+index+
+		" type macvtap mode bridge")
 	if _, err := os.Stat(node); err != nil { // no devtmpfs
 		device := l.sh(t, "mount -t sysfs sysfs /sys; cat /sys/class/net/"+name+"/macvtap/tap"+index+"/dev")
 		l.sh(t, "mknod "+node+" c "+strings.Replace(device, ":", " ", 1))
 		t.Cleanup(func() { _ = os.Remove(node) })
 	}
 	for queues := 1; queues <= 2; queues++ {
-		n := domainxml.Ethernet{Tap: name, MAC: []byte{2, 0, 0, 0, 0, 4}, Queues: queues, Alias: domainxml.Alias("net4")}
+		n := domainxml.Ethernet{
+			Tap: name, MAC: []byte{2, 0, 0, 0, 0, 4}, Queues: queues,
+			Alias: domainxml.Alias("net4"),
+		}
 		l.attached(t, c, dom, n, func(got domainxml.Interface) {
 			if got.Target != name || !got.Unmanaged || max(got.Queues, 1) != queues {
 				t.Errorf("%+v", got)
@@ -255,7 +274,9 @@ func (l *live) attached(t *testing.T, c *Conn, dom Domain, n domainxml.Ethernet,
 		t.Fatal(err)
 	}
 	nstest.Eventually(t, 30*time.Second, "the guest releases "+n.Alias, func() bool {
-		return !slices.ContainsFunc(l.interfaces(t, c, dom), func(i domainxml.Interface) bool { return i.Alias == n.Alias })
+		return !slices.ContainsFunc(l.interfaces(t, c, dom), func(i domainxml.Interface) bool {
+			return i.Alias == n.Alias
+		})
 	})
 }
 

@@ -126,7 +126,8 @@ func (l *live) lookup(t *testing.T) {
 		t.Fatal(err)
 	}
 	def, err := domainxml.Parse(text)
-	if err != nil || def.Type != "qemu" || def.Name != "standing" || def.UUID != dom.UUID || def.ID != -1 || len(def.Interfaces) != 0 {
+	if err != nil || def.Type != "qemu" || def.Name != "standing" || def.UUID != dom.UUID || def.ID != -1 ||
+		len(def.Interfaces) != 0 {
 		t.Errorf("definition %+v, %v", def, err)
 	}
 }
@@ -136,7 +137,8 @@ func (l *live) refusals(t *testing.T) {
 	ctx := within(t, 20*time.Second)
 	_, err := c.LookupByName(ctx, "nobody")
 	var refusal *Error
-	if !errors.Is(err, ErrNoDomain) || !errors.As(err, &refusal) || refusal.Level != 2 || !strings.Contains(refusal.Message, "nobody") {
+	if !errors.Is(err, ErrNoDomain) || !errors.As(err, &refusal) || refusal.Level != 2 ||
+		!strings.Contains(refusal.Message, "nobody") {
 		t.Errorf("lookup: %v", err)
 	}
 	if err := c.AttachDevice(ctx, dom, liveNIC(t), AffectLive); !errors.Is(err, ErrOperationInvalid) {
@@ -158,7 +160,10 @@ func (l *live) refusals(t *testing.T) {
 
 func (l *live) readOnly(t *testing.T) {
 	ctx := within(t, 20*time.Second)
-	for _, d := range []Dialer{{Path: l.daemon.Socket() + "-ro", ReadOnly: true}, {Path: l.daemon.Socket(), ReadOnly: true}} {
+	for _, d := range []Dialer{
+		{Path: l.daemon.Socket() + "-ro", ReadOnly: true},
+		{Path: l.daemon.Socket(), ReadOnly: true},
+	} {
 		c := dialLive(t, d)
 		dom, err := c.LookupByName(ctx, "standing")
 		if err != nil {
@@ -229,16 +234,22 @@ func (l *live) destroy(t *testing.T) {
 	l.daemon.Virsh("destroy", "standing")
 	for _, s := range subs[:2] {
 		const destroyed = 1 // VIR_DOMAIN_EVENT_STOPPED_DESTROYED
-		if e := receive(t, s, func(e Event) bool { return e.Change == Stopped }); e.Detail != destroyed || e.Domain.UUID != dom.UUID {
+		if e := receive(t, s, func(e Event) bool {
+			return e.Change == Stopped
+		}); e.Detail != destroyed || e.Domain.UUID != dom.UUID {
 			t.Errorf("%+v", e)
 		}
 		s.Close()
 	}
-	if _, err := c.MonitorCommand(within(t, 20*time.Second), dom, `{"execute":"query-name"}`); !errors.Is(err, ErrOperationInvalid) {
+	if _, err := c.MonitorCommand(within(t, 20*time.Second), dom, `{"execute":"query-name"}`); !errors.Is(err,
+		ErrOperationInvalid) {
 		t.Errorf("monitor of what does not run: %v", err)
 	}
 	l.daemon.Virsh("undefine", "standing")
-	if all, err := c.ListDomains(within(t, 20*time.Second), 0); err != nil || slices.ContainsFunc(all, func(d Domain) bool { return d.Name == "standing" }) {
+	if all, err := c.ListDomains(within(t, 20*time.Second), 0); err != nil ||
+		slices.ContainsFunc(all, func(d Domain) bool {
+			return d.Name == "standing"
+		}) {
 		t.Errorf("%+v, %v", all, err)
 	}
 }
@@ -255,7 +266,8 @@ func TestLiveSession(t *testing.T) {
 		if err != nil || dom.Name != "standing" {
 			t.Errorf("%+v, %v", dom, err)
 		}
-		if err := c.AttachDevice(within(t, 20*time.Second), dom, liveNIC(t), AffectConfig); errors.Is(err, ErrAccessDenied) != readOnly || (err == nil) == readOnly {
+		if err := c.AttachDevice(within(t, 20*time.Second), dom, liveNIC(t), AffectConfig); errors.Is(err,
+			ErrAccessDenied) != readOnly || (err == nil) == readOnly {
 			t.Errorf("read-only %v: %v", readOnly, err)
 		}
 	}

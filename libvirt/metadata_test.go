@@ -21,7 +21,8 @@ func TestMetadataCalls(t *testing.T) {
 			t.Errorf("want %s", text)
 		}
 		prefix, uri, affect := d.optionalString(), d.optionalString(), Affect(d.uint32())
-		if dom != guest || kind != 2 || prefix != "vmnet" || uri != testURI || affect != AffectConfig || d.end() != nil {
+		if dom != guest || kind != 2 || prefix != "vmnet" || uri != testURI || affect != AffectConfig ||
+			d.end() != nil {
 			t.Errorf("%+v, %d, %s, %s, %d, %v", dom, kind, prefix, uri, affect, d.end())
 		}
 	}
@@ -62,7 +63,8 @@ func (l *live) metadata(t *testing.T) {
 		t.Fatal(err)
 	}
 	text, err := c.Metadata(ctx, dom, testURI, AffectConfig)
-	if virsh := l.daemon.Virsh("metadata", "standing", testURI, "--config"); err != nil || strings.TrimSpace(text) != virsh || squeeze(text) != nics {
+	if virsh := l.daemon.Virsh("metadata", "standing", testURI, "--config"); err != nil ||
+		strings.TrimSpace(text) != virsh || squeeze(text) != nics {
 		t.Errorf("%v: %s\nvirsh: %s", err, text, virsh)
 	}
 	l.daemon.Virsh("metadata", "standing", "urn:other", "--key", "o", "--set", "<other/>", "--config")
@@ -79,7 +81,8 @@ func (l *live) metadata(t *testing.T) {
 	if text, err := c.Metadata(ctx, dom, testURI, AffectConfig); !errors.Is(err, ErrNoMetadata) {
 		t.Errorf("%s, %v", text, err)
 	}
-	if got, ok := l.definition(t, c, dom, XMLInactive).Metadata("urn:other"); !ok || got != `<o:other xmlns:o="urn:other"/>` {
+	if got, ok := l.definition(t, c, dom, XMLInactive).Metadata("urn:other"); !ok ||
+		got != `<o:other xmlns:o="urn:other"/>` {
 		t.Errorf("%v: %s", ok, got)
 	}
 }

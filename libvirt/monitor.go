@@ -31,7 +31,9 @@ func (c *Conn) MonitorCommand(ctx context.Context, dom Domain, command string) (
 // getfd takes. They stay the caller's; QEMU takes one per command. The caller closes the files
 // received, of which no command of today's QEMU returns any. It needs libvirt 8.2; the refusal of
 // an older one matches [ErrUnsupported].
-func (c *Conn) MonitorCommandWithFiles(ctx context.Context, dom Domain, command string, files ...*os.File) (reply string, received []*os.File, err error) {
+func (c *Conn) MonitorCommandWithFiles(ctx context.Context, dom Domain, command string,
+	files ...*os.File,
+) (reply string, received []*os.File, err error) {
 	text := []string{dom.Name, command}
 	p := &call{procedure: domainMonitorCommandWithFiles, text: text, files: files}
 	reply, err = ask(ctx, c, p, func() (string, error) {

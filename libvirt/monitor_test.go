@@ -34,7 +34,8 @@ func (f *fake) registered(names ...string) {
 	for i, name := range names {
 		m := f.expect(connectDomainMonitorEventRegister)
 		d := decoder{buf: m.payload}
-		if has := d.present(); !has || d.domain() != guest || d.optionalString() != name || d.uint32() != 0 || d.end() != nil {
+		if has := d.present(); !has || d.domain() != guest || d.optionalString() != name ||
+			d.uint32() != 0 || d.end() != nil {
 			f.Errorf("%q registered: %x", name, m.payload)
 		}
 		f.reply(m, func(e *encoder) { e.int32(int32(i + 1)) })
@@ -130,10 +131,14 @@ func (l *live) monitorEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer all.Close()
-	l.attached(t, c, dom, domainxml.Ethernet{Tap: liveTap, MAC: []byte{2, 0, 0, 0, 0, 5}, Alias: domainxml.Alias("net5")}, func(domainxml.Interface) {})
+	l.attached(t, c, dom,
+		domainxml.Ethernet{Tap: liveTap, MAC: []byte{2, 0, 0, 0, 0, 5}, Alias: domainxml.Alias("net5")},
+		func(domainxml.Interface) {})
 	deleted := fmt.Sprintf("%q", "ua-vmnet-net5")
 	for _, s := range []*Subscription{one, all} {
-		e := receive(t, s, func(e Event) bool { return e.Name == "DEVICE_DELETED" && strings.Contains(e.Details, deleted) })
+		e := receive(t, s, func(e Event) bool {
+			return e.Name == "DEVICE_DELETED" && strings.Contains(e.Details, deleted)
+		})
 		if e.Kind != Monitor || e.Domain.UUID != dom.UUID || time.Since(e.Time).Abs() > time.Minute {
 			t.Errorf("%+v", e)
 		}

@@ -81,7 +81,10 @@ func (n NIC) argv() []string {
 // kernelArgs is the guest kernel's command line. A panic resets at once, so that
 // -no-reboot ends QEMU and Start can tell.
 func kernelArgs(c Config) string {
-	args := []string{"console=ttyS0", "loglevel=4", "panic=-1", "net.ifnames=0", "mitigations=off", "tsc=reliable", "no_timer_check", "cryptomgr.notests"}
+	args := []string{
+		"console=ttyS0", "loglevel=4", "panic=-1", "net.ifnames=0", "mitigations=off", "tsc=reliable",
+		"no_timer_check", "cryptomgr.notests",
+	}
 	if plainID.MatchString(c.Name) {
 		args = append(args, guest.HostnameArg+c.Name)
 	}

@@ -13,14 +13,18 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-var testFiles = Files{Kernel: "/k/vmlinuz", Initramfs: "/vm/initramfs", QMP: "/vm/qmp", Agent: "/vm/agent", Console: "/vm/console"}
+var testFiles = Files{
+	Kernel: "/k/vmlinuz", Initramfs: "/vm/initramfs", QMP: "/vm/qmp", Agent: "/vm/agent",
+	Console: "/vm/console",
+}
 
 func TestCommandLineGolden(t *testing.T) {
 	for name, c := range map[string]Config{
 		"default": {},
 		"q35": {
-			Name: "P2", Machine: "q35", SparePorts: 2, MemoryMiB: 256, CPUs: 2, Accel: "kvm", KernelArgs: []string{"acpi=off"},
-			ExtraArgs: []string{"-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"},
+			Name: "P2", Machine: "q35", SparePorts: 2, MemoryMiB: 256, CPUs: 2, Accel: "kvm",
+			KernelArgs: []string{"acpi=off"},
+			ExtraArgs:  []string{"-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"},
 		},
 		"nics": {Name: "P3", QMP: "none", NICs: []NIC{
 			{Netdev: "user,restrict=on"},

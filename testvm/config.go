@@ -126,10 +126,14 @@ func (c Config) validate() error {
 			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
-	refuse(strings.ContainsFunc(c.Name, func(r rune) bool { return r < ' ' }), "name %q holds control characters", c.Name)
+	refuse(strings.ContainsFunc(c.Name, func(r rune) bool {
+		return r < ' '
+	}), "name %q holds control characters", c.Name)
 	refuse(c.Machine != "pc" && c.Machine != "q35", "machine %q is unknown (known: pc, q35)", c.Machine)
-	refuse(!slices.Contains([]string{"auto", "kvm", "tcg"}, c.Accel), "accel %q is unknown (known: auto, kvm, tcg)", c.Accel)
-	refuse(c.SparePorts < 0 || c.SparePorts > maxSparePorts, "spare ports: %d is not within 0 and %d", c.SparePorts, maxSparePorts)
+	refuse(!slices.Contains([]string{"auto", "kvm", "tcg"}, c.Accel), "accel %q is unknown (known: auto, kvm, tcg)",
+		c.Accel)
+	refuse(c.SparePorts < 0 ||
+		c.SparePorts > maxSparePorts, "spare ports: %d is not within 0 and %d", c.SparePorts, maxSparePorts)
 	refuse(c.SparePorts > 0 && c.Machine == "pc", "spare ports: machine pc has none and needs none (take q35)")
 	refuse(c.MemoryMiB < 64, "memory: %d MiB is too little (the guest needs 64)", c.MemoryMiB)
 	refuse(c.CPUs < 1 || c.CPUs > 255, "cpus: %d is not within 1 and 255", c.CPUs)
@@ -139,12 +143,15 @@ func (c Config) validate() error {
 	}
 	ids := map[string]bool{}
 	for i, n := range c.NICs {
-		refuse(!plainID.MatchString(n.ID), "NIC %d: id %q is not a letter and then letters, digits, '.', '_' or '-'", i, n.ID)
+		refuse(!plainID.MatchString(n.ID), "NIC %d: id %q is not a letter and then letters, digits, '.', '_' or '-'",
+			i, n.ID)
 		refuse(ids[n.ID], "NIC %d: id %q is taken by another one", i, n.ID)
 		ids[n.ID] = true
 		mac, err := net.ParseMAC(n.MAC)
 		refuse(err != nil || len(mac) != 6 || mac[0]&1 != 0, "NIC %s: %q is no unicast hardware address", n.ID, n.MAC)
-		refuse(n.Netdev == "" || strings.Contains(","+n.Netdev, ",id="), "NIC %s: netdev %q must be given, and without an id", n.ID, n.Netdev)
+		refuse(n.Netdev == "" ||
+			strings.Contains(","+n.Netdev, ",id="), "NIC %s: netdev %q must be given, and without an id",
+			n.ID, n.Netdev)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("configure guest %s: %w", c.Name, err)

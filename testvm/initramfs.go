@@ -105,7 +105,8 @@ func initProgram(ctx context.Context, path string) ([]byte, error) {
 	case path == "":
 		return built.get(ctx)
 	case !isStatic(path):
-		return nil, fmt.Errorf("use %s as the guest's /init: it is no static program (build it with CGO_ENABLED=0)", path)
+		return nil, fmt.Errorf("use %s as the guest's /init: it is no static program (build it with CGO_ENABLED=0)",
+			path)
 	}
 	content, err := os.ReadFile(path)
 	if err != nil {

@@ -48,20 +48,25 @@ func TestCPIO(t *testing.T) {
 	}
 	want := []string{
 		"drwxr-xr-x 0/0 0 dev", "crw------- 0/0 0 dev/console", "-rwxr-xr-x 0/0 0 file", "-rwxr-xr-x 0/0 1 file1",
-		"-rwxr-xr-x 0/0 2 file22", "-rwxr-xr-x 0/0 3 file333", "-rwxr-xr-x 0/0 4 file4444", "lrwxrwxrwx 0/0 0 link -> file1",
+		"-rwxr-xr-x 0/0 2 file22", "-rwxr-xr-x 0/0 3 file333", "-rwxr-xr-x 0/0 4 file4444",
+		"lrwxrwxrwx 0/0 0 link -> file1",
 	}
 	if diff := cmp.Diff(want, listed); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	cpio("-i", "file*", "link")
-	for name, want := range map[string]string{"file": "", "file1": "1", "file22": "22", "file333": "333", "file4444": "4444", "link": "1"} {
+	for name, want := range map[string]string{
+		"file": "", "file1": "1", "file22": "22", "file333": "333",
+		"file4444": "4444", "link": "1",
+	} {
 		if got, err := os.ReadFile(filepath.Join(dir, name)); string(got) != want || err != nil {
 			t.Errorf("%s has %q, %v", name, got, err)
 		}
 	}
 
 	inodes := map[string]bool{}
-	for _, m := range regexp.MustCompile(`070701([0-9A-F]{8})((?:[0-9A-F]{8}){12})([^\0]+)\0`).FindAllSubmatch(archive, -1) {
+	for _, m := range regexp.MustCompile(`070701([0-9A-F]{8})((?:[0-9A-F]{8}){12})([^\0]+)\0`).FindAllSubmatch(archive,
+		-1) {
 		inode, fields, name := string(m[1]), string(m[2]), string(m[3])
 		if inodes[inode] {
 			t.Errorf("%s: inode %s is taken: the files would be hard links", name, inode)
@@ -77,10 +82,16 @@ func TestCPIO(t *testing.T) {
 }
 
 func TestModulesComeBehindTheirDependencies(t *testing.T) {
-	depends := map[string][]string{"/top.ko": {"mid-dle", "low", "inside"}, "/middle.ko": {"low"}, "/a.ko": {"b"}, "/b.ko": {"a"}, "/c.ko": {"nowhere"}}
+	depends := map[string][]string{
+		"/top.ko": {"mid-dle", "low", "inside"}, "/middle.ko": {"low"}, "/a.ko": {"b"},
+		"/b.ko": {"a"}, "/c.ko": {"nowhere"},
+	}
 	newResolver := func() *resolver {
 		return &resolver{
-			files:   map[string]string{"top": "/top.ko", "mid_dle": "/middle.ko", "low": "/low.ko", "a": "/a.ko", "b": "/b.ko", "c": "/c.ko"},
+			files: map[string]string{
+				"top": "/top.ko", "mid_dle": "/middle.ko", "low": "/low.ko", "a": "/a.ko",
+				"b": "/b.ko", "c": "/c.ko",
+			},
 			builtin: map[string]bool{"inside": true},
 			depends: func(file string) ([]string, error) { return depends[file], nil },
 		}
@@ -94,7 +105,10 @@ func TestModulesComeBehindTheirDependencies(t *testing.T) {
 	if diff := cmp.Diff([]string{"/low.ko", "/middle.ko", "/top.ko"}, r.order); diff != "" {
 		t.Errorf("order (-want +got):\n%s", diff)
 	}
-	for name, want := range map[string]string{"a": "depends on itself", "c": "module nowhere is missing", "absent": "module absent is missing"} {
+	for name, want := range map[string]string{
+		"a": "depends on itself", "c": "module nowhere is missing",
+		"absent": "module absent is missing",
+	} {
 		if err := newResolver().add(name, nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v, want %q", name, err, want)
 		}
@@ -114,7 +128,13 @@ func TestLiveModulesOfTheGuestKernel(t *testing.T) {
 	at := func(name string) int {
 		return slices.IndexFunc(files, func(f string) bool { return filepath.Base(f) == name+".ko" })
 	}
-	for _, pair := range [][2]string{{"virtio_ring", "virtio"}, {"virtio", "virtio_pci"}, {"failover", "net_failover"}, {"net_failover", "virtio_net"}, {"virtio_ring", "virtio_console"}} {
+	for _, pair := range [][2]string{
+		{"virtio_ring", "virtio"},
+		{"virtio", "virtio_pci"},
+		{"failover", "net_failover"},
+		{"net_failover", "virtio_net"},
+		{"virtio_ring", "virtio_console"},
+	} {
 		if first, then := at(pair[0]), at(pair[1]); first < 0 || then < first {
 			t.Errorf("%s is at %d and %s, which needs it, at %d", pair[0], first, pair[1], then)
 		}

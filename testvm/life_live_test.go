@@ -29,7 +29,8 @@ func TestLiveNoWaitAndReset(t *testing.T) {
 	if _, err := vm.Guest.Exec(ctx, "touch", "/tmp/before-reset"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := vm.Guest.Run(ctx, agent.Command{Argv: []string{"sh", "-c", "(sleep 0.2; reboot -f) >/dev/null 2>&1 &"}}); err != nil {
+	if _, err := vm.Guest.Run(ctx,
+		agent.Command{Argv: []string{"sh", "-c", "(sleep 0.2; reboot -f) >/dev/null 2>&1 &"}}); err != nil {
 		t.Fatal(err)
 	}
 	gone := func() bool {
@@ -116,8 +117,16 @@ func TestLiveStartErrorsTellTheStory(t *testing.T) {
 		config Config
 		want   []string
 	}{
-		{"bad argument", Config{ExtraArgs: []string{"-no-such-option"}}, []string{"QEMU ended: exit status 1", "no-such-option"}},
-		{"bad device", Config{NoWait: true, ExtraArgs: []string{"-device", "no-such-device"}}, []string{"exit status 1", "no-such-device"}},
+		{
+			"bad argument",
+			Config{ExtraArgs: []string{"-no-such-option"}},
+			[]string{"QEMU ended: exit status 1", "no-such-option"},
+		},
+		{
+			"bad device",
+			Config{NoWait: true, ExtraArgs: []string{"-device", "no-such-device"}},
+			[]string{"exit status 1", "no-such-device"},
+		},
 		{"panic", Config{KernelArgs: []string{"rdinit=/absent"}}, []string{"the console's last lines", "Kernel panic"}},
 		{"silence", Config{BootTimeout: 50 * time.Millisecond}, []string{"no answer within 50ms"}},
 		{"no program", Config{QEMU: "no-such-qemu"}, []string{"no-such-qemu"}},

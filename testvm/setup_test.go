@@ -35,7 +35,8 @@ func newMachine(t *testing.T, uid string) *machine {
 		}
 	}
 	m := &machine{T: t, cache: filepath.Join(t.TempDir(), "cache"), log: filepath.Join(fakes, "log")}
-	m.env = append(os.Environ(), "PATH="+fakes+":"+os.Getenv("PATH"), "VMNET_CACHE="+m.cache, "LOG="+m.log, "UID_OF="+uid)
+	m.env = append(os.Environ(), "PATH="+fakes+":"+os.Getenv("PATH"), "VMNET_CACHE="+m.cache,
+		"LOG="+m.log, "UID_OF="+uid)
 	return m
 }
 
@@ -63,7 +64,8 @@ func (m *machine) kernels() (names []string) {
 // TestSetupTellsItsDownloads: a user gets one kernel, root that of lab hosts as well; of each it is
 // said what comes, how much of it and to where, and nothing where there is nothing to do.
 func TestSetupTellsItsDownloads(t *testing.T) {
-	const guests, hosts = "the kernel of test guests, linux-image-6.1.0-1-cloud-amd64 (31 MB)", "the kernel of lab hosts, linux-image-6.1.0-1-amd64 (31 MB)"
+	const guests, hosts = "the kernel of test guests, linux-image-6.1.0-1-cloud-amd64 (31 MB)",
+		"the kernel of lab hosts, linux-image-6.1.0-1-amd64 (31 MB)"
 	for uid, test := range map[string]struct{ kernels, told []string }{
 		"1000": {[]string{"cloud-kernel"}, []string{guests}},
 		"0":    {[]string{"cloud-kernel", "full-kernel"}, []string{guests, hosts}},

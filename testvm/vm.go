@@ -75,7 +75,10 @@ func (vm *VM) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f := Files{Kernel: parts.Kernel, Initramfs: parts.Initramfs, QMP: c.QMP, Agent: c.Agent, Console: vm.path("console")}
+	f := Files{
+		Kernel: parts.Kernel, Initramfs: parts.Initramfs, QMP: c.QMP, Agent: c.Agent,
+		Console: vm.path("console"),
+	}
 	if f.QMP == "" {
 		f.QMP = vm.path("qmp")
 	}

@@ -43,7 +43,8 @@ func TestLiveGuestOnBothMachines(t *testing.T) {
 			if nic.Name != "eth0" || nic.Driver != "virtio_net" || nic.PCI == "" || nic.TxQueues != 1 || nic.Up {
 				t.Errorf("the NIC: %+v", nic)
 			}
-			if err := errors.Join(g.Up(ctx, "eth0"), g.AddAddr(ctx, "eth0", "10.0.2.15/24"), g.AddRoute(ctx, "default", "10.0.2.2")); err != nil {
+			if err := errors.Join(g.Up(ctx, "eth0"), g.AddAddr(ctx, "eth0", "10.0.2.15/24"),
+				g.AddRoute(ctx, "default", "10.0.2.2")); err != nil {
 				t.Fatal(err)
 			}
 			rtt, err := g.Ping(ctx, "10.0.2.2")
@@ -54,7 +55,8 @@ func TestLiveGuestOnBothMachines(t *testing.T) {
 			if err != nil || name != c.Name+"\n" {
 				t.Errorf("hostname: %q, %v", name, err)
 			}
-			if n, err := g.WaitNIC(ctx, nic.MAC); err != nil || !n.Up || !n.Carrier || n.Counters.RxPackets == 0 || n.Counters.TxBytes == 0 {
+			if n, err := g.WaitNIC(ctx, nic.MAC); err != nil || !n.Up || !n.Carrier || n.Counters.RxPackets == 0 ||
+				n.Counters.TxBytes == 0 {
 				t.Errorf("after the ping: %+v, %v", n, err)
 			}
 		})
@@ -166,7 +168,10 @@ func TestLiveHotPlug(t *testing.T) {
 	for _, c := range []Config{
 		{Name: "pc"},
 		{Name: "q35", Machine: "q35", SparePorts: 2},
-		{Name: "q35-native", Machine: "q35", SparePorts: 2, ExtraArgs: []string{"-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"}},
+		{
+			Name: "q35-native", Machine: "q35",
+			SparePorts: 2, ExtraArgs: []string{"-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"},
+		},
 	} {
 		t.Run(c.Name, func(t *testing.T) {
 			vm := StartT(t, c)
@@ -191,7 +196,8 @@ func TestLiveHotPlug(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Logf("plugged after %s: %s at %s", time.Since(start).Round(time.Millisecond), nic.Name, nic.PCI)
-			if err := errors.Join(vm.Guest.Up(ctx, nic.Name), vm.Guest.AddAddr(ctx, nic.Name, "10.0.2.15/24")); err != nil {
+			if err := errors.Join(vm.Guest.Up(ctx, nic.Name),
+				vm.Guest.AddAddr(ctx, nic.Name, "10.0.2.15/24")); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := vm.Guest.Ping(ctx, "10.0.2.2"); err != nil {

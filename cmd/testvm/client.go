@@ -25,7 +25,9 @@ func onGuest(cmd *cobra.Command, do func(ctx context.Context, g *agent.Guest, ar
 }
 
 // onGuestBy is onGuest with another dialer.
-func onGuestBy(dial dialer, cmd *cobra.Command, do func(ctx context.Context, g *agent.Guest, args []string) error) *cobra.Command {
+func onGuestBy(dial dialer, cmd *cobra.Command,
+	do func(ctx context.Context, g *agent.Guest, args []string) error,
+) *cobra.Command {
 	var name, path string
 	var limit time.Duration
 	cmd.Flags().StringVar(&name, "name", "testvm", "the guest's name")
@@ -128,7 +130,8 @@ func printLinks(out io.Writer, links []agent.Link) error {
 		case l.Up:
 			state = "no-carrier"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%d\t%s\n", l.Name, state, dash(l.MAC), l.MTU, dash(l.Driver), dash(l.PCI),
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%d\t%s\n", l.Name, state, dash(l.MAC), l.MTU,
+			dash(l.Driver), dash(l.PCI),
 			l.TxQueues, dash(strings.Join(l.Addrs, " ")))
 	}
 	return w.Flush()

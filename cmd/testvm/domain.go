@@ -48,7 +48,8 @@ func domainCommand() *cobra.Command {
 	f.StringVar(&d.Name, "name", "testvm", "the guest's name")
 	f.StringVar(&d.Machine, "machine", "q35", "pc, or q35 with spare ports")
 	f.IntVar(&d.CPUs, "cpus", 1, "virtual processors")
-	f.StringVar(&dir, "dir", "", "`DIRECTORY` for the boot files and the console log; libvirt's user must be able to read it")
+	f.StringVar(&dir, "dir", "",
+		"`DIRECTORY` for the boot files and the console log; libvirt's user must be able to read it")
 	f.StringVar(&d.Agent, "agent", "", "path of the agent's socket (default NAME.agent in your directory for sockets)")
 	_ = cmd.MarkFlagRequired("dir")
 	return cmd

@@ -34,7 +34,8 @@ What this machine has below /dev, /proc, /run and /sys is not seen in it.`,
 				return err
 			}
 			defer h.Stop()
-			code, err := h.Run(cmd.Context(), lab.Command{Argv: args, Stdout: cmd.OutOrStdout(), Stderr: cmd.ErrOrStderr()})
+			code, err := h.Run(cmd.Context(),
+				lab.Command{Argv: args, Stdout: cmd.OutOrStdout(), Stderr: cmd.ErrOrStderr()})
 			return exitStatus(code, err)
 		},
 	}

@@ -65,6 +65,7 @@ func root() *cobra.Command {
 	}
 	cmd.SetVersionTemplate("{{.Version}}\n")
 	cmd.CompletionOptions.DisableDefaultCmd = true
-	cmd.AddCommand(runCommand(), domainCommand(), labCommand(), waitCommand(), execCommand(), linksCommand(), addrCommand(), pingCommand(), powerOffCommand())
+	cmd.AddCommand(runCommand(), domainCommand(), labCommand(), waitCommand(), execCommand(), linksCommand(),
+		addrCommand(), pingCommand(), powerOffCommand())
 	return cmd
 }

@@ -37,7 +37,8 @@ func socket(flag, name, kind string) (string, error) {
 		return flag, nil
 	}
 	if name == "" || strings.Contains(name, "/") {
-		return "", fmt.Errorf("name %q cannot name a socket: it is empty or contains a slash (give the path with --%s)", name, kind)
+		return "", fmt.Errorf("name %q cannot name a socket: it is empty or contains a slash (give the path with --%s)",
+			name, kind)
 	}
 	dir, err := socketDir()
 	if err != nil {

@@ -42,11 +42,13 @@ func runCommand() *cobra.Command {
 	f.IntVar(&c.SparePorts, "spare-ports", 0, "empty PCIe ports to plug devices into (q35)")
 	f.IntVar(&c.MemoryMiB, "memory", 128, "memory in MiB")
 	f.IntVar(&c.CPUs, "cpus", 1, "virtual processors")
-	f.StringVar(&c.QMP, "qmp", "", "path of the monitor's socket, or none (default NAME.qmp in your directory for sockets)")
+	f.StringVar(&c.QMP, "qmp", "",
+		"path of the monitor's socket, or none (default NAME.qmp in your directory for sockets)")
 	f.StringVar(&c.Agent, "agent", "", "path of the agent's socket (default NAME.agent in your directory for sockets)")
 	f.StringVar(&c.Accel, "accel", "auto", "kvm, tcg, or auto: kvm if it works")
 	f.StringVar(&c.QEMU, "qemu", "", "`PROGRAM` that is QEMU or executes it (default qemu-system-x86_64)")
-	f.StringArrayVar(&netdevs, "netdev", nil, "boot with a NIC on this QEMU netdev, without id: user,restrict=on (repeatable)")
+	f.StringArrayVar(&netdevs, "netdev",
+		nil, "boot with a NIC on this QEMU netdev, without id: user,restrict=on (repeatable)")
 	f.BoolVar(&c.Terminal, "shell", false, "a shell in the guest on this terminal; the guest ends with it")
 	f.BoolVar(&print, "print-command", false, "also print QEMU's command line")
 	return cmd

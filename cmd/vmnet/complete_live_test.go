@@ -30,7 +30,8 @@ func TestLiveCompletion(t *testing.T) {
 		want map[string]string // by words
 	}{
 		{"nothing", func(*testing.T, string) {}, map[string]string{
-			"attach --bridge": "", "detach --vm": "", "detach --nic": "", "bridge show": "", "switch remove-port " + s.path: "a b",
+			"attach --bridge": "", "detach --vm": "", "detach --nic": "", "bridge show": "",
+			"switch remove-port " + s.path: "a b",
 		}},
 		{"bridges and NICs", populate, map[string]string{
 			"attach --bridge": "br0 br1", "detach --vm": "P2 P3", "detach --nic": "net0 net1",
@@ -69,7 +70,8 @@ func everyPlace(path string, f func(words []string)) {
 func completions(t *testing.T, netns string, words []string) (values []string) {
 	t.Helper()
 	var out, errs bytes.Buffer
-	status := run(t.Context(), slices.Concat([]string{cobra.ShellCompRequestCmd, "--netns", netns}, words), strings.NewReader(""), &out, &errs)
+	status := run(t.Context(), slices.Concat([]string{cobra.ShellCompRequestCmd, "--netns", netns}, words),
+		strings.NewReader(""), &out, &errs)
 	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
 	last := lines[len(lines)-1]
 	if status != 0 || !regexp.MustCompile(`^:\d+$`).MatchString(last) {
@@ -77,7 +79,8 @@ func completions(t *testing.T, netns string, words []string) (values []string) {
 	}
 	for _, line := range lines[:len(lines)-1] {
 		value, _, _ := strings.Cut(line, "\t")
-		if (value == "" || strings.ContainsAny(line, "`*") || strings.ContainsAny(value, "?[]{}$\\'\"")) && !namesGuest(line) {
+		if (value == "" || strings.ContainsAny(line, "`*") || strings.ContainsAny(value, "?[]{}$\\'\"")) &&
+			!namesGuest(line) {
 			t.Errorf("%q: offers %q", words, line)
 		}
 		if slices.Contains(values, value) {
@@ -98,7 +101,8 @@ func namesGuest(line string) bool {
 func populate(t *testing.T, netns string) {
 	ip := func(args ...string) {
 		t.Helper()
-		if out, err := exec.Command("nsenter", append([]string{"--net=" + netns, "ip"}, args...)...).CombinedOutput(); err != nil {
+		if out, err := exec.Command("nsenter",
+			append([]string{"--net=" + netns, "ip"}, args...)...).CombinedOutput(); err != nil {
 			t.Fatalf("ip %q: %v: %s", args, err, out)
 		}
 	}

@@ -61,7 +61,8 @@ func TestFlagsOfAttachHaveGroups(t *testing.T) {
 func TestEveryVerbHasJSON(t *testing.T) {
 	without := []string{"vmnet help", "vmnet watch"}
 	everyCommand((&app{}).root(), func(cmd *cobra.Command) {
-		if !cmd.HasSubCommands() && cmd.Flags().Lookup("output") == nil && !slices.Contains(without, cmd.CommandPath()) {
+		if !cmd.HasSubCommands() && cmd.Flags().Lookup("output") == nil &&
+			!slices.Contains(without, cmd.CommandPath()) {
 			t.Errorf("%s has no --output", cmd.CommandPath())
 		}
 	})
@@ -77,8 +78,17 @@ func TestFill(t *testing.T) {
 // TestListFits: a list drops what there is no room for, and wide is all of it.
 func TestListFits(t *testing.T) {
 	nics := []nic.NIC{
-		{VM: "web", ID: "net0", Interface: "web-net0", Type: "tap", Source: "br0", Port: "vlan:10;isolated", Model: "virtio-net-pci", MAC: "52:54:00:00:00:01", Queues: 1, Vhost: "off", State: forwarding, Via: nic.ViaLibvirt},
-		{VM: "ubuntu-22.04-server", ID: "net0", Interface: "ubuntu-2-ab34ef", Type: "macvtap", Source: "enp129s0f0np0", Mode: "bridge", Model: "virtio-net-pci", MAC: "52:54:00:00:00:02", Queues: 4, Vhost: "on", State: nic.OtherBridge, Foreign: true},
+		{
+			VM: "web", ID: "net0", Interface: "web-net0", Type: "tap", Source: "br0", Port: "vlan:10;isolated",
+			Model: "virtio-net-pci", MAC: "52:54:00:00:00:01", Queues: 1, Vhost: "off",
+			State: forwarding, Via: nic.ViaLibvirt,
+		},
+		{
+			VM: "ubuntu-22.04-server", ID: "net0", Interface: "ubuntu-2-ab34ef", Type: "macvtap",
+			Source: "enp129s0f0np0",
+			Mode:   "bridge", Model: "virtio-net-pci", MAC: "52:54:00:00:00:02", Queues: 4, Vhost: "on",
+			State: nic.OtherBridge, Foreign: true,
+		},
 	}
 	for _, test := range []struct {
 		nics   []nic.NIC
@@ -108,7 +118,8 @@ func TestListFits(t *testing.T) {
 		}
 	}
 	var out bytes.Buffer
-	if err := (&app{out: &out, colours: true}).printList(nics[:1], false); err != nil || !strings.Contains(out.String(), "  \x1b[32mforwarding\x1b[0m") {
+	if err := (&app{out: &out, colours: true}).printList(nics[:1], false); err != nil ||
+		!strings.Contains(out.String(), "  \x1b[32mforwarding\x1b[0m") {
 		t.Errorf("%v, %q", err, &out)
 	}
 }

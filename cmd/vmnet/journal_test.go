@@ -23,7 +23,8 @@ func TestJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	for stream, want := range map[string]bool{
-		"": false, "1:1": false, fmt.Sprintf("%d:%d", stat.Dev, stat.Ino): true, fmt.Sprintf("%d:%d", stat.Dev, stat.Ino+1): false,
+		"": false, "1:1": false, fmt.Sprintf("%d:%d", stat.Dev, stat.Ino): true,
+		fmt.Sprintf("%d:%d", stat.Dev, stat.Ino+1): false,
 	} {
 		t.Setenv("JOURNAL_STREAM", stream)
 		if got := isJournal(w); got != want {

@@ -45,10 +45,16 @@ func TestReport(t *testing.T) {
 		{"success", true, nil, 0, ""},
 		{"silent", true, exitStatus(1), 1, ""},
 		{"failure", true, syscall.EBUSY, 1, "vmnet: device or resource busy\n"},
-		{"joined", true, joined, 1, "vmnet: attach P2/net0: port: device or resource busy\nvmnet: also: undo tap: operation not permitted" +
-			" (needs a capability that this user lacks here: run vmnet as root, CAP_NET_ADMIN included)\n"},
+		{
+			"joined", true, joined, 1,
+			"vmnet: attach P2/net0: port: device or resource busy\nvmnet: also: undo tap: operation not permitted" +
+				" (needs a capability that this user lacks here: run vmnet as root, CAP_NET_ADMIN included)\n",
+		},
 		{"before the verb", false, syscall.EINVAL, 2, "vmnet: invalid argument\nsee x --help\n"},
-		{"invalid", true, fmt.Errorf("MTU 1: %w", nic.ErrInvalid), 2, "vmnet: MTU 1: " + nic.ErrInvalid.Error() + "\nsee x --help\n"},
+		{
+			"invalid", true, fmt.Errorf("MTU 1: %w", nic.ErrInvalid), 2,
+			"vmnet: MTU 1: " + nic.ErrInvalid.Error() + "\nsee x --help\n",
+		},
 		{"usage", true, usagef("no"), 2, "vmnet: no\nsee x --help\n"},
 		{"reader gone", true, outputError(syscall.EPIPE), 1, ""},
 		{"monitor gone", true, syscall.EPIPE, 1, "vmnet: broken pipe\n"},
@@ -59,7 +65,8 @@ func TestReport(t *testing.T) {
 			a := &app{err: &stderr, started: tt.started}
 			status := a.report(&cobra.Command{Use: "x"}, tt.err)
 			if status != tt.status || stderr.String() != tt.want {
-				t.Errorf("report(%v) = %d, printed %q; want %d, %q", tt.err, status, stderr.String(), tt.status, tt.want)
+				t.Errorf("report(%v) = %d, printed %q; want %d, %q",
+					tt.err, status, stderr.String(), tt.status, tt.want)
 			}
 		})
 	}

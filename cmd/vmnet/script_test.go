@@ -82,7 +82,8 @@ func cmdQEMU(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
 		ts.Fatalf("usage: qemu PIDVAR ARGUMENT...")
 	}
-	argv := append([]string{"-S", "-nodefaults", "-machine", "pc,accel=tcg", "-m", "32", "-display", "none"}, args[1:]...)
+	argv := append([]string{"-S", "-nodefaults", "-machine", "pc,accel=tcg", "-m", "32", "-display", "none"},
+		args[1:]...)
 	g := &guest{cmd: exec.Command(qemuProgram, argv...), done: make(chan struct{})}
 	g.cmd.Dir = ts.MkAbs(".")
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -90,7 +90,9 @@ func (s *aSwitch) send(from *os.File, done <-chan struct{}, frames ...[]byte) {
 }
 
 // capture runs the verb while do does.
-func (s *aSwitch) capture(ctx context.Context, do func(done <-chan struct{}), args ...string) (status int, stdout, stderr string) {
+func (s *aSwitch) capture(ctx context.Context, do func(done <-chan struct{}),
+	args ...string,
+) (status int, stdout, stderr string) {
 	s.t.Helper()
 	var out, errs bytes.Buffer
 	done := make(chan struct{})
@@ -148,7 +150,9 @@ func TestSwitchCaptureFile(t *testing.T) {
 		{[]string{"--count", "7", "--direction", "out", "--port", "b", "--port", "a"}, 300, "", "b out"},
 	} {
 		for _, file := range []string{filepath.Join(t.TempDir(), "x.pcapng"), "-"} {
-			status, stdout, stderr := s.capture(t.Context(), func(done <-chan struct{}) { s.send(s.a, done, one, two) }, append(c.args, "-w", file)...)
+			status, stdout, stderr := s.capture(t.Context(), func(done <-chan struct{}) {
+				s.send(s.a, done, one, two)
+			}, append(c.args, "-w", file)...)
 			if status != 0 || stderr != "vmnet: "+c.args[1]+" frames captured, 0 lost\n" {
 				t.Errorf("%v: %d, %s", c.args, status, stderr)
 			}
@@ -199,15 +203,22 @@ func TestSwitchCaptureLines(t *testing.T) {
 		want string // in each line
 	}{
 		{[]string{"--direction", "out"}, " b out 02:00:00:00:00:01 > ff:ff:ff:ff:ff:ff, type 0x88b5, length 300"},
-		{[]string{"--drops"}, " a in  02:00:00:00:00:09 > ff:ff:ff:ff:ff:ff, type 0x88b5, length 300, dropped: source address not allowed"},
-		{[]string{"--drops", "-o", "json"}, `"port":"a","direction":"in","queue":0,"length":300,"summary":"02:00:00:00:00:09 \u003e ff:ff:ff:ff:ff:ff, type 0x88b5, length 300, dropped: source address not allowed","dropped":"source address not allowed"}`},
+		{
+			[]string{"--drops"},
+			" a in  02:00:00:00:00:09 > ff:ff:ff:ff:ff:ff, type 0x88b5, length 300, dropped: source address not allowed",
+		},
+		{
+			[]string{"--drops", "-o", "json"},
+			`"port":"a","direction":"in","queue":0,"length":300,"summary":"02:00:00:00:00:09 \u003e ff:ff:ff:ff:ff:ff, type 0x88b5, length 300, dropped: source address not allowed","dropped":"source address not allowed"}`,
+		},
 	} {
 		status, stdout, stderr := s.capture(t.Context(), traffic, append(c.args, "--count", "3")...)
 		summary := "vmnet: 3 frames captured, 0 lost\n"
 		if slices.Contains(c.args, "json") {
 			summary = `{"progress":"3 frames captured, 0 lost"}` + "\n"
 		}
-		if status != 0 || stderr != summary || strings.Count(stdout, c.want+"\n") != 3 || strings.Count(stdout, "\n") != 3 {
+		if status != 0 || stderr != summary || strings.Count(stdout, c.want+"\n") != 3 ||
+			strings.Count(stdout, "\n") != 3 {
 			t.Errorf("%v: %d, %s%s", c.args, status, stdout, stderr)
 		}
 	}
@@ -224,11 +235,13 @@ func TestSwitchCaptureEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, frames, _ := readBack(t, bytes.NewReader(content)); status != 0 || len(frames) < 10 || !strings.Contains(stderr, "frames captured, 0 lost") {
+	if _, frames, _ := readBack(t, bytes.NewReader(content)); status != 0 || len(frames) < 10 ||
+		!strings.Contains(stderr, "frames captured, 0 lost") {
 		t.Errorf("%d, %d frames, %s", status, len(frames), stderr)
 	}
 	status, _, stderr = s.capture(t.Context(), traffic, "--duration", "300ms", "-w", file)
-	if after, _ := os.ReadFile(file); status != 1 || !bytes.Equal(after, content) || !strings.Contains(stderr, "file exists (remove it, or name another file)") {
+	if after, _ := os.ReadFile(file); status != 1 || !bytes.Equal(after, content) ||
+		!strings.Contains(stderr, "file exists (remove it, or name another file)") {
 		t.Errorf("a file that exists: %d, %s", status, stderr)
 	}
 	ctx, interrupt := context.WithCancel(t.Context())
@@ -243,7 +256,8 @@ func TestSwitchCaptureEnds(t *testing.T) {
 		time.AfterFunc(200*time.Millisecond, s.stop)
 		traffic(done)
 	})
-	if status != 1 || !strings.Contains(stderr, "the switch ended the capture") || !strings.Contains(stdout, "type 0x88b5") {
+	if status != 1 || !strings.Contains(stderr, "the switch ended the capture") ||
+		!strings.Contains(stdout, "type 0x88b5") {
 		t.Errorf("the switch ended: %d, %s", status, stderr)
 	}
 }
@@ -255,7 +269,8 @@ func TestSwitchCaptureNotToATerminal(t *testing.T) {
 	}
 	defer tty.Close()
 	var errs bytes.Buffer
-	if status := run(t.Context(), []string{"switch", "capture", "sw0", "-w", "-"}, strings.NewReader(""), tty, &errs); status != 2 || !strings.Contains(errs.String(), "stdout is a terminal") {
+	if status := run(t.Context(), []string{"switch", "capture", "sw0", "-w", "-"}, strings.NewReader(""), tty,
+		&errs); status != 2 || !strings.Contains(errs.String(), "stdout is a terminal") {
 		t.Errorf("%d, %s", status, errs.String())
 	}
 	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)

@@ -133,7 +133,8 @@ func vlanOutside(t *testing.T, guest, outside *netns.NS) (vlan int) {
 	t.Helper()
 	fd := -1
 	if err := outside.Do(func() (err error) {
-		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(htons(unix.ETH_P_ALL)))
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK,
+			int(htons(unix.ETH_P_ALL)))
 		return err
 	}); err != nil {
 		t.Fatal(err)

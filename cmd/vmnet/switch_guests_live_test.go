@@ -16,7 +16,10 @@ import (
 )
 
 // asNobody are setpriv's options for a user without any capability, who never gets one.
-var asNobody = []string{"--reuid", fmt.Sprint(nobody), "--regid", fmt.Sprint(nobody), "--clear-groups", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"}
+var asNobody = []string{
+	"--reuid", fmt.Sprint(nobody), "--regid", fmt.Sprint(nobody), "--clear-groups",
+	"--bounding-set=-all", "--inh-caps=-all", "--no-new-privs",
+}
 
 // nobodys is a guest whose QEMU nobody runs, without any capability.
 func nobodys(t *testing.T) (*testvm.VM, string) {
@@ -59,7 +62,8 @@ func nobodyRuns(t *testing.T, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "setpriv", append(append([]string{}, asNobody...), append([]string{"vmnet"}, args...)...)...)
+	cmd := exec.CommandContext(ctx, "setpriv",
+		append(append([]string{}, asNobody...), append([]string{"vmnet"}, args...)...)...)
 	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
 	cmd.Dir = "/"
 	out, err := cmd.CombinedOutput()
@@ -83,7 +87,9 @@ func TestLiveSwitchAndGuestsOfNobody(t *testing.T) {
 			t.Errorf("attach said %s", out)
 		}
 	}
-	cmd := exec.Command("setpriv", append(append([]string{}, asNobody...), "vmnet", "attach", "--vm", redName, "--switch", sw.socket, "--nic", "more", "--via", "tap")...)
+	cmd := exec.Command("setpriv",
+		append(append([]string{}, asNobody...), "vmnet", "attach", "--vm", redName, "--switch", sw.socket, "--nic",
+			"more", "--via", "tap")...)
 	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "(--via socket takes no right)") {
 		t.Errorf("a tap without a right: %v: %s", err, out)
 	}
@@ -94,7 +100,8 @@ func TestLiveSwitchAndGuestsOfNobody(t *testing.T) {
 		t.Fatalf("ports %+v", ports)
 	}
 	mac := func(name string) string { return ports[name+"-lan"].Config.MACs[0].String() }
-	if err := errors.Join(red.Guest.UseNIC(ctx, mac(redName), "10.7.0.2/24"), blue.Guest.UseNIC(ctx, mac(blueName), "10.7.0.3/24")); err != nil {
+	if err := errors.Join(red.Guest.UseNIC(ctx, mac(redName), "10.7.0.2/24"),
+		blue.Guest.UseNIC(ctx, mac(blueName), "10.7.0.3/24")); err != nil {
 		t.Fatal(err)
 	}
 	tcp, err := blue.Guest.TCPServe(ctx, "10.7.0.3:0")
@@ -119,6 +126,8 @@ func TestLiveSwitchAndGuestsOfNobody(t *testing.T) {
 	if err := blue.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	nstest.Eventually(t, patience, "the ports of guests that have ended go", func() bool { return len(sw.ports()) == 0 })
+	nstest.Eventually(t, patience, "the ports of guests that have ended go", func() bool {
+		return len(sw.ports()) == 0
+	})
 	sw.end()
 }

@@ -163,7 +163,8 @@ func (r *running) powerless(uid int) {
 		}
 		for _, want := range []string{
 			fmt.Sprintf("Uid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d\n", uid), "NoNewPrivs:\t1\n",
-			"CapInh:\t0000000000000000\n", "CapPrm:\t0000000000000000\n", "CapEff:\t0000000000000000\n", "CapAmb:\t0000000000000000\n",
+			"CapInh:\t0000000000000000\n", "CapPrm:\t0000000000000000\n", "CapEff:\t0000000000000000\n",
+			"CapAmb:\t0000000000000000\n",
 		} {
 			if !strings.Contains(string(status), want) {
 				r.t.Errorf("%s has no line %q:\n%s", task, want, status)
@@ -225,7 +226,8 @@ func stream(t *testing.T, from, to *netns.NS, v4 string) error {
 func answers(t *testing.T, from *netns.NS, v4 string) bool {
 	t.Helper()
 	return from.Do(func() error {
-		_, err := traffic.SendPing(t.Context(), traffic.Ping{Addr: v4, Count: 10, Timeout: 100 * time.Millisecond, UntilFirst: true})
+		_, err := traffic.SendPing(t.Context(),
+			traffic.Ping{Addr: v4, Count: 10, Timeout: 100 * time.Millisecond, UntilFirst: true})
 		return err
 	}) == nil
 }
@@ -265,14 +267,17 @@ func TestLiveSwitchTaps(t *testing.T) {
 	ns := nstest.New(t)
 	persistent(t, ns, "single", false)
 	persistent(t, ns, "multi", true)
-	r := runSwitch(t, ns, nil, "--user", "nobody", "--tap", "made", "--tap", "queues,queues=3,mtu=1400", "--tap", "single", "--tap", "multi,queues=2")
+	r := runSwitch(t, ns, nil, "--user", "nobody", "--tap", "made", "--tap", "queues,queues=3,mtu=1400", "--tap",
+		"single", "--tap", "multi,queues=2")
 	r.powerless(nobody)
 	for name, queues := range map[string]int{"made": 1, "queues": 3, "single": 1, "multi": 2} {
-		if p := r.ports()[name]; p.Stats == nil || len(p.Stats.Queues) != queues || p.Device != name || p.Kind != control.Tap {
+		if p := r.ports()[name]; p.Stats == nil || len(p.Stats.Queues) != queues || p.Device != name ||
+			p.Kind != control.Tap {
 			t.Errorf("%+v", p)
 		}
 	}
-	if link, err := nstest.Handle(t, ns).LinkByName("queues"); err != nil || link.Attrs().MTU != 1400 || link.Attrs().Flags&1 == 0 {
+	if link, err := nstest.Handle(t, ns).LinkByName("queues"); err != nil || link.Attrs().MTU != 1400 ||
+		link.Attrs().Flags&1 == 0 {
 		t.Errorf("%+v, %v", link, err)
 	}
 	made, queues := seat(t, ns, "made", "10.7.0.1"), seat(t, ns, "queues", "10.7.0.2")
@@ -280,7 +285,12 @@ func TestLiveSwitchTaps(t *testing.T) {
 	for _, pair := range []struct {
 		from, to *netns.NS
 		v4       string
-	}{{made, queues, "10.7.0.2"}, {queues, single, "10.7.0.3"}, {single, multi, "10.7.0.4"}, {multi, made, "10.7.0.1"}} {
+	}{
+		{made, queues, "10.7.0.2"},
+		{queues, single, "10.7.0.3"},
+		{single, multi, "10.7.0.4"},
+		{multi, made, "10.7.0.1"},
+	} {
 		if err := stream(t, pair.from, pair.to, pair.v4); err != nil {
 			t.Errorf("to %s: %v", pair.v4, err)
 		}
@@ -318,7 +328,8 @@ func TestLiveSwitchPacket(t *testing.T) {
 	if answers(t, guest, "10.7.0.9") || answers(t, outside, "10.7.0.9") {
 		t.Error("the host's address is reached through the switch")
 	}
-	if out, err := exec.Command("vmnet", "--netns", ns.Path(), "switch", "run", r.socket+"2", "--packet", "up0").CombinedOutput(); err == nil || !strings.Contains(string(out), "another switch has the device") {
+	if out, err := exec.Command("vmnet", "--netns", ns.Path(), "switch", "run", r.socket+"2", "--packet",
+		"up0").CombinedOutput(); err == nil || !strings.Contains(string(out), "another switch has the device") {
 		t.Errorf("a second switch: %s, %v", out, err)
 	}
 
@@ -378,7 +389,10 @@ func (r *running) guests(names ...string) (holder *exec.Cmd, ends []*os.File) {
 			r.t.Fatal(err)
 		}
 		err = r.ask(func(ctx context.Context, c *control.Client) error {
-			return c.AddPort(ctx, control.Port{Name: name, Kind: control.Socket, Holder: holder.Process.Pid, Label: "guest " + name}, pidfd, near)
+			return c.AddPort(ctx, control.Port{
+				Name: name, Kind: control.Socket, Holder: holder.Process.Pid,
+				Label: "guest " + name,
+			}, pidfd, near)
 		})
 		if err = errors.Join(err, near.Close(), pidfd.Close()); err != nil {
 			r.t.Fatal(err)
@@ -394,7 +408,9 @@ func (r *running) lose(holder *exec.Cmd, left int) {
 	if err := holder.Process.Kill(); err != nil {
 		r.t.Fatal(err)
 	}
-	nstest.Eventually(r.t, patience, "the ports of a process that has ended go", func() bool { return len(r.ports()) <= left })
+	nstest.Eventually(r.t, patience, "the ports of a process that has ended go", func() bool {
+		return len(r.ports()) <= left
+	})
 }
 
 // TestLiveSwitchWithoutFiles has a switch that may open few files: it refuses ports, and goes on to
@@ -425,7 +441,9 @@ func TestLiveSwitchWithoutFiles(t *testing.T) {
 		defer c.Close()
 	}
 	for name := range r.ports() {
-		if err := r.ask(func(ctx context.Context, c *control.Client) error { return c.RemovePort(ctx, name) }); err != nil {
+		if err := r.ask(func(ctx context.Context, c *control.Client) error {
+			return c.RemovePort(ctx, name)
+		}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -490,7 +508,8 @@ func TestLiveSwitchWithTheRightsOfItsUnit(t *testing.T) {
 	_ = told.SetReadDeadline(time.Now().Add(patience))
 	b := make([]byte, 500)
 	n, err := told.Read(b)
-	if want := regexp.MustCompile(`^READY=1\nSTATUS=switch .*/sw: runs with 2 ports, socket `); err != nil || !want.Match(b[:n]) {
+	if want := regexp.MustCompile(`^READY=1\nSTATUS=switch .*/sw: runs with 2 ports, socket `); err != nil ||
+		!want.Match(b[:n]) {
 		t.Errorf("%q, %v", b[:n], err)
 	}
 	r.end()

@@ -54,7 +54,8 @@ func nobodysGuest(t *testing.T, name string) (pid int) {
 	}
 	socket := filepath.Join(dir, "qmp")
 	cmd := exec.Command("setpriv", "--reuid", fmt.Sprint(nobody), "--regid", fmt.Sprint(nobody), "--clear-groups",
-		qemuProgram, "-S", "-nodefaults", "-machine", "pc,accel=tcg", "-m", "32", "-display", "none", "-name", "guest="+name, "-qmp", "unix:"+socket+",server=on,wait=off")
+		qemuProgram, "-S", "-nodefaults", "-machine", "pc,accel=tcg", "-m", "32", "-display", "none", "-name",
+		"guest="+name, "-qmp", "unix:"+socket+",server=on,wait=off")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +99,8 @@ func hasDeaf(t *testing.T, ns *netns.NS, name string, pid int) {
 
 func ipIn(t *testing.T, netns string, args ...string) {
 	t.Helper()
-	if out, err := exec.Command("nsenter", append([]string{"--net=" + netns, "ip"}, args...)...).CombinedOutput(); err != nil {
+	if out, err := exec.Command("nsenter",
+		append([]string{"--net=" + netns, "ip"}, args...)...).CombinedOutput(); err != nil {
 		t.Fatalf("ip %v: %v: %s", args, err, out)
 	}
 }
@@ -114,13 +116,15 @@ func TestLiveWatchWithTheRightsOfItsUnit(t *testing.T) {
 	ipIn(t, ns.Path(), "link", "set", "eth0", "up")
 	ipIn(t, ns.Path(), "tuntap", "add", "lost", "mode", "tap")
 	ipIn(t, ns.Path(), "link", "set", "dev", "lost", "address", "fe:54:00:00:00:01") // else it is set back
-	ipIn(t, ns.Path(), "link", "set", "dev", "lost", "alias", "vmnet vm=dead nic=lost type=tap source=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1")
+	ipIn(t, ns.Path(), "link", "set", "dev", "lost", "alias",
+		"vmnet vm=dead nic=lost type=tap source=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1")
 	ipIn(t, ns.Path(), "link", "add", "br0", "type", "bridge")
 	vm := uniqueVM()
 	hasDeaf(t, ns, vm, nobodysGuest(t, vm))
 
 	told := systemd(t)
-	cmd := exec.Command("setpriv", "--bounding-set", unitCapabilities(t), "--no-new-privs", "vmnet", "--netns", ns.Path(), "watch", "--no-libvirt", "--log", "json")
+	cmd := exec.Command("setpriv", "--bounding-set", unitCapabilities(t), "--no-new-privs", "vmnet", "--netns",
+		ns.Path(), "watch", "--no-libvirt", "--log", "json")
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+told.LocalAddr().String(), "GORACE=atexit_sleep_ms=0")
 	log, err := cmd.StderrPipe()
 	if err != nil {
@@ -132,7 +136,10 @@ func TestLiveWatchWithTheRightsOfItsUnit(t *testing.T) {
 	defer func() { _ = cmd.Process.Kill() }()
 	lines := logLines(t, log)
 	hear(t, told, "READY=1")
-	want := map[string]string{"ready": "", "put back on br0": "lost", "accepts all multicast, as the guest wants": "net0"}
+	want := map[string]string{
+		"ready": "", "put back on br0": "lost",
+		"accepts all multicast, as the guest wants": "net0",
+	}
 	for len(want) > 0 {
 		l, open := <-lines
 		if !open {

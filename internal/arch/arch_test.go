@@ -31,12 +31,21 @@ var layers = [][]string{
 	{"internal/kernel/tun", "internal/kernel/rtnl", "internal/vmm/qemu", "libvirt/domainxml"},
 	{"internal/kernel/netns", "step", "internal/stablemac"},
 	{"internal/kernel/pidfd"},
-	{"internal/kernel/procfd", "internal/kernel/procview", "internal/kernel/fdpass", "internal/cli/console", "internal/cli/version", "internal/access/privilege", "internal/libvirthook/hookfile", "bridge/vswitch/offload", "internal/rundir", "internal/alias", "internal/cli/fdroom"},
+	{
+		"internal/kernel/procfd", "internal/kernel/procview", "internal/kernel/fdpass", "internal/cli/console",
+		"internal/cli/version", "internal/access/privilege", "internal/libvirthook/hookfile", "bridge/vswitch/offload",
+		"internal/rundir", "internal/alias", "internal/cli/fdroom",
+	},
 }
 
 // systemCalls are the packages that may import x/sys/unix and call functions of package syscall,
 // whose constants and types all may use.
-var systemCalls = []string{"bridge/vswitch", "internal/access/privilege", "internal/kernel/tun", "internal/kernel/netns", "internal/kernel/procfd", "internal/kernel/rtnl", "internal/kernel/fdpass", "internal/kernel/pidfd", "internal/kernel/procview", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor", "internal/cli/fdroom", "testvm", "cmd/testvm"}
+var systemCalls = []string{
+	"bridge/vswitch", "internal/access/privilege", "internal/kernel/tun",
+	"internal/kernel/netns", "internal/kernel/procfd", "internal/kernel/rtnl", "internal/kernel/fdpass",
+	"internal/kernel/pidfd", "internal/kernel/procview", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor",
+	"internal/cli/fdroom", "testvm", "cmd/testvm",
+}
 
 // syscallsElsewhere are functions of package syscall that other packages may call: Flock, of the
 // directory by which verbs on a libvirt guest exclude each other.
@@ -44,7 +53,10 @@ var syscallsElsewhere = []string{"Flock"}
 
 // forTests may be imported by tests and by cmd/testvm alone; internal/cli/mangen, by
 // what writes the man pages.
-var forTests = []string{"internal/nstest", "internal/leaktest", "internal/bench", "internal/cli/mangen", "internal/install", "internal/fresh", "internal/release", "testvm", "libvirt/libvirttest"}
+var forTests = []string{
+	"internal/nstest", "internal/leaktest", "internal/bench", "internal/cli/mangen",
+	"internal/install", "internal/fresh", "internal/release", "testvm", "libvirt/libvirttest",
+}
 
 // imports lists the module's packages and what their code, without tests, imports.
 func imports(t *testing.T) map[string][]string {
@@ -103,8 +115,10 @@ func TestSystemCalls(t *testing.T) {
 		}
 		for id, o := range p.Info.Uses {
 			f, ok := o.(*types.Func)
-			if ok && f.Pkg() != nil && f.Pkg().Path() == "syscall" && f.Signature().Recv() == nil && !slices.Contains(syscallsElsewhere, f.Name()) {
-				t.Errorf("%s: syscall.%s: system calls belong into %v", m.Fset.Position(id.Pos()), f.Name(), systemCalls)
+			if ok && f.Pkg() != nil && f.Pkg().Path() == "syscall" && f.Signature().Recv() == nil &&
+				!slices.Contains(syscallsElsewhere, f.Name()) {
+				t.Errorf("%s: syscall.%s: system calls belong into %v",
+					m.Fset.Position(id.Pos()), f.Name(), systemCalls)
 			}
 		}
 	}
@@ -123,7 +137,8 @@ func TestGolangciHasTheRules(t *testing.T) {
 	}
 	for line := range strings.Lines(string(text)) {
 		pkg, ok := strings.CutPrefix(strings.TrimSpace(line), `- "!**/`)
-		if pkg = strings.TrimSuffix(pkg, `/**"`); ok && !Under(pkg, systemCalls) && !Under(pkg, forTests) && pkg != "qmp/goqemu" {
+		if pkg = strings.TrimSuffix(pkg, `/**"`); ok && !Under(pkg, systemCalls) &&
+			!Under(pkg, forTests) && pkg != "qmp/goqemu" {
 			t.Errorf(".golangci.yml lets %s make system calls", pkg)
 		}
 	}
@@ -141,7 +156,10 @@ func TestNoPackageIsCalledUtil(t *testing.T) {
 // TestOnlyVmnetLinksGoQEMU: go-qemu imports go-libvirt, and that an SSH client, which no program
 // that runs with privileges needs.
 func TestOnlyVmnetLinksGoQEMU(t *testing.T) {
-	for program, want := range map[string]bool{"vmnet": true, "qemu-netup": false, "qemu-netup-full": false, "vmnet-hook": false} {
+	for program, want := range map[string]bool{
+		"vmnet": true, "qemu-netup": false, "qemu-netup-full": false,
+		"vmnet-hook": false,
+	} {
 		out, err := exec.Command("go", "list", "-deps", "vmnet/cmd/"+program).Output()
 		if err != nil {
 			t.Fatal(err)

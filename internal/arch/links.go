@@ -22,11 +22,20 @@ var ForbiddenLinks = []ForbiddenLink{
 	{Program: "cmd/qemu-netup", Package: "vmnet/bridge/vswitch/...", Why: "the setuid program is small"},
 	{Program: "cmd/qemu-netup", Package: "vmnet/libvirt", Why: "the setuid program is small"},
 	{Program: "cmd/qemu-netup-full", Package: "vmnet/libvirt", Why: "libvirt is vmnet's alone"},
-	{Program: "cmd/qemu-netup-full", Package: "github.com/digitalocean/go-libvirt/...", Why: "libvirt is vmnet's alone"},
-	{Program: "cmd/qemu-netup-full", Package: "vmnet/bridge/vswitch", Why: "the switch's datapath is vmnet's alone", NotYet: true},
+	{
+		Program: "cmd/qemu-netup-full", Package: "github.com/digitalocean/go-libvirt/...",
+		Why: "libvirt is vmnet's alone",
+	},
+	{
+		Program: "cmd/qemu-netup-full", Package: "vmnet/bridge/vswitch", Why: "the switch's datapath is vmnet's alone",
+		NotYet: true,
+	},
 	{Program: "cmd/vmnet-hook", Package: "vmnet/libvirt", Why: "a hook must not call libvirt, which waits for it"},
 	{Program: "cmd/vmnet-hook", Package: "github.com/digitalocean/go-libvirt/...", Why: "libvirt is vmnet's alone"},
-	{Program: "cmd/vmnet-hook", Package: "vmnet/bridge/vswitch", Why: "the switch's datapath is vmnet's alone", NotYet: true},
+	{
+		Program: "cmd/vmnet-hook", Package: "vmnet/bridge/vswitch", Why: "the switch's datapath is vmnet's alone",
+		NotYet: true,
+	},
 	{Program: "cmd/qemu-netup", Package: "github.com/digitalocean/...", Why: "libvirt is vmnet's alone"},
 	{Program: "cmd/testvm", Package: "github.com/digitalocean/...", Why: "libvirt is vmnet's alone"},
 }
@@ -34,7 +43,9 @@ var ForbiddenLinks = []ForbiddenLink{
 // In reports whether the link is among a program's packages, given by their import paths.
 func (f ForbiddenLink) In(packages []string) bool {
 	root, tree := strings.CutSuffix(f.Package, "/...")
-	return slices.ContainsFunc(packages, func(p string) bool { return p == root || tree && strings.HasPrefix(p, root+"/") })
+	return slices.ContainsFunc(packages, func(p string) bool {
+		return p == root || tree && strings.HasPrefix(p, root+"/")
+	})
 }
 
 // Linked returns the import paths of all packages that a program of the module in dir links.

@@ -56,7 +56,9 @@ func Load(dir string) (*Module, error) {
 		exports[l.ImportPath] = l.Export
 	}
 	m := &Module{Fset: token.NewFileSet(), Packages: map[string]*Package{}}
-	others := importer.ForCompiler(m.Fset, "gc", func(path string) (io.ReadCloser, error) { return os.Open(exports[path]) })
+	others := importer.ForCompiler(m.Fset, "gc", func(path string) (io.ReadCloser, error) {
+		return os.Open(exports[path])
+	})
 	for _, l := range all { // each after what it imports
 		if l.Module == nil || !l.Module.Main {
 			continue
@@ -71,7 +73,8 @@ func Load(dir string) (*Module, error) {
 
 // list runs go list.
 func list(dir string, args ...string) (all []listed, err error) {
-	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Dir,Export,GoFiles,Imports,Module"}, args...)...)
+	cmd := exec.Command("go",
+		append([]string{"list", "-json=ImportPath,Dir,Export,GoFiles,Imports,Module"}, args...)...)
 	cmd.Dir = dir
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
@@ -93,7 +96,10 @@ func list(dir string, args ...string) (all []listed, err error) {
 
 func (m *Module) check(l listed, others types.Importer) error {
 	p := &Package{Path: l.ImportPath, Imports: l.Imports, Files: map[string]*ast.File{}}
-	p.Info = &types.Info{Uses: map[*ast.Ident]types.Object{}, Defs: map[*ast.Ident]types.Object{}, Selections: map[*ast.SelectorExpr]*types.Selection{}}
+	p.Info = &types.Info{
+		Uses: map[*ast.Ident]types.Object{}, Defs: map[*ast.Ident]types.Object{},
+		Selections: map[*ast.SelectorExpr]*types.Selection{},
+	}
 	var files []*ast.File
 	for _, name := range l.GoFiles {
 		text, err := os.ReadFile(filepath.Join(l.Dir, name))

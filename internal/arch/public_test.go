@@ -40,7 +40,8 @@ func TestPublicSignatures(t *testing.T) {
 // an internal package.
 func internals(p *types.Package) (found []string) {
 	look := func(f *types.Func) {
-		if f.Exported() && namesInternal(f.Signature().Params()) || f.Exported() && namesInternal(f.Signature().Results()) {
+		if f.Exported() && namesInternal(f.Signature().Params()) ||
+			f.Exported() && namesInternal(f.Signature().Results()) {
 			found = append(found, FuncName(f))
 		}
 	}

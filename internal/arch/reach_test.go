@@ -69,7 +69,8 @@ func TestFilesToOpen(t *testing.T) {
 
 func TestKnot(t *testing.T) {
 	m := loadSmall(t)
-	if got, want := m.Knot(m.Packages["m/a"]), []string{"a/closed.go", "a/deep.go", "a/one.go"}; !slices.Equal(got, want) {
+	if got, want := m.Knot(m.Packages["m/a"]),
+		[]string{"a/closed.go", "a/deep.go", "a/one.go"}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
 	if got := m.Knot(m.Packages["m/low"]); len(got) != 1 {

@@ -35,7 +35,8 @@ func TestNoTestWaitsBySleeping(t *testing.T) {
 			return err
 		}
 		for _, line := range bareSleeps(all, f) {
-			t.Errorf("%s:%d: a test waits by sleeping: use nstest.Eventually, or say in a comment why not (%q)", path, line, notAWait)
+			t.Errorf("%s:%d: a test waits by sleeping: use nstest.Eventually, or say in a comment why not (%q)",
+				path, line, notAWait)
 		}
 		return nil
 	})

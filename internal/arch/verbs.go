@@ -38,7 +38,8 @@ func (m *Module) FilesToOpen(g *Graph, v Verb) (rooms, all []string, err error) 
 	for _, e := range v.Entries {
 		entry := m.Func(m.Path+"/"+e[0], e[1])
 		if entry == nil {
-			return nil, nil, fmt.Errorf("%s: package %s has no function %s (internal/arch/verbs.go)", v.Name, e[0], e[1])
+			return nil, nil, fmt.Errorf("%s: package %s has no function %s (internal/arch/verbs.go)",
+				v.Name, e[0], e[1])
 		}
 		inRoom := func(o types.Object) bool { return Under(m.short(o.Pkg().Path()), v.Rooms) }
 		for _, file := range g.Files(entry, inRoom) {

@@ -62,7 +62,8 @@ func newLab(b *testing.B) *lab {
 	testvm.Require(b)
 	l := &lab{B: b, ns: nstest.New(b), dir: b.TempDir()}
 	l.program = filepath.Join(l.dir, "vmnet")
-	if _, err := timed("env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", l.program, "vmnet/cmd/vmnet"); err != nil {
+	if _, err := timed("env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags", "-s -w", "-o",
+		l.program, "vmnet/cmd/vmnet"); err != nil {
 		b.Fatal(err)
 	}
 	c, err := rtnl.Open(l.ns)

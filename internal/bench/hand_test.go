@@ -19,8 +19,10 @@ func (l *lab) byHand() func(int) (time.Duration, error) {
 		_, portErr := timed("ip", "link", "set", "dev", tap, "master", "br0", "up")
 		err := errors.Join(addErr, portErr, monitor(socket,
 			`{"execute": "qmp_capabilities"}`,
-			fmt.Sprintf(`{"execute": "netdev_add", "arguments": {"type": "tap", "id": "n%d", "ifname": %q, "script": "no", "downscript": "no"}}`, i, tap),
-			fmt.Sprintf(`{"execute": "device_add", "arguments": {"driver": "virtio-net-pci", "id": "d%d", "netdev": "n%d", "mac": "52:54:00:00:01:%02x"}}`, i, i, i)))
+			fmt.Sprintf(
+				`{"execute": "netdev_add", "arguments": {"type": "tap", "id": "n%d", "ifname": %q, "script": "no", "downscript": "no"}}`, i, tap),
+			fmt.Sprintf(
+				`{"execute": "device_add", "arguments": {"driver": "virtio-net-pci", "id": "d%d", "netdev": "n%d", "mac": "52:54:00:00:01:%02x"}}`, i, i, i)))
 		return time.Since(start), err
 	}
 }

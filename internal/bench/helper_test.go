@@ -147,7 +147,8 @@ func (h *helperLab) build(name, flags, source string) string {
 
 func (h *helperLab) netup(name, policyPath string) string {
 	full := filepath.Join(h.dir, name+"-full")
-	flags := fmt.Sprintf("-X main.policyPath=%s -X main.aclPath=%s -X main.fullPath=%s", policyPath, filepath.Join(h.dir, "bridge.conf"), full)
+	flags := fmt.Sprintf("-X main.policyPath=%s -X main.aclPath=%s -X main.fullPath=%s",
+		policyPath, filepath.Join(h.dir, "bridge.conf"), full)
 	h.build(name+"-full", flags, "vmnet/cmd/qemu-netup-full")
 	path := h.build(name, flags, "vmnet/cmd/qemu-netup")
 	h.must(os.Chmod(path, 0o755|os.ModeSetuid))
@@ -187,7 +188,8 @@ func (h *helperLab) copyHelper() string {
 func (h *helperLab) enter(ns *netns.NS) {
 	runtime.LockOSThread() // never unlocked
 	etc := filepath.Join(h.dir, "etc")
-	h.must(errors.Join(os.MkdirAll(filepath.Join(etc, "qemu"), 0o755), os.Link(filepath.Join(h.dir, "bridge.conf"), filepath.Join(etc, "qemu/bridge.conf"))))
+	h.must(errors.Join(os.MkdirAll(filepath.Join(etc, "qemu"), 0o755),
+		os.Link(filepath.Join(h.dir, "bridge.conf"), filepath.Join(etc, "qemu/bridge.conf"))))
 	for _, name := range []string{"ld.so.cache", "passwd", "group", "nsswitch.conf"} {
 		if text, err := os.ReadFile(filepath.Join("/etc", name)); err == nil {
 			h.must(os.WriteFile(filepath.Join(etc, name), text, 0o644))

@@ -24,12 +24,14 @@ func (l *lab) libvirt() []*Way {
 	}
 	attach := func(guest, via string) func(int) (time.Duration, error) {
 		return func(i int) (time.Duration, error) {
-			return timed(l.program, "attach", "--libvirt", daemon.URI(), "--vm", guest, "--bridge", "br0", "--via", via, "--nic", fmt.Sprintf("net%d", i))
+			return timed(l.program, "attach", "--libvirt", daemon.URI(), "--vm", guest, "--bridge", "br0", "--via",
+				via, "--nic", fmt.Sprintf("net%d", i))
 		}
 	}
 	return []*Way{
 		{Name: "virsh attach-interface", Do: func(int) (time.Duration, error) {
-			return timed("virsh", "-q", "-c", daemon.URI(), "attach-interface", "theirs", "bridge", "br0", "--model", "virtio", "--live")
+			return timed("virsh", "-q", "-c", daemon.URI(), "attach-interface", "theirs", "bridge", "br0",
+				"--model", "virtio", "--live")
 		}},
 		{Name: "vmnet attach --via libvirt", Do: attach("ours", "libvirt")},
 		{Name: "vmnet attach --via monitor", Do: attach("monitored", "monitor")},

@@ -61,7 +61,8 @@ func look(b bridge.Info) []Check {
 		return warn(name, "ip link set "+b.Name+" up", "%s; it is down: no frame passes it", is)
 	case b.STP:
 		return warn(name, "vmnet attach --wait, or ip link set "+b.Name+" type bridge stp_state 0",
-			"%s; it runs STP: a new port takes 30 s until it forwards, and a guest's DHCP may have given up by then", is)
+			"%s; it runs STP: a new port takes 30 s until it forwards, and a guest's DHCP may have given up by then",
+			is)
 	}
 	return ok(name, "%s, up", is)
 }

@@ -14,7 +14,8 @@ import (
 func (m Machine) bridgeConf() []Check {
 	const name = "bridge.conf"
 	var skipped []error
-	absent := warn(name, "write it: allow BRIDGE; see bridge.conf(5)", "there is no %s: only root may have NICs on bridges", bridgeconf.DefaultPath)
+	absent := warn(name, "write it: allow BRIDGE; see bridge.conf(5)",
+		"there is no %s: only root may have NICs on bridges", bridgeconf.DefaultPath)
 	checks := m.rules(name, bridgeconf.DefaultPath, absent, func(path string) error {
 		acl, err := bridgeconf.Read(path)
 		if err == nil {
@@ -23,7 +24,8 @@ func (m Machine) bridgeConf() []Check {
 		return err
 	})
 	for _, err := range skipped {
-		checks = append(checks, warn(name, "make it readable for its users, or remove the include", "skipped: %v", err)...)
+		checks = append(checks, warn(name, "make it readable for its users, or remove the include",
+			"skipped: %v", err)...)
 	}
 	return checks
 }
@@ -32,7 +34,8 @@ func (m Machine) bridgeConf() []Check {
 func (m Machine) policy() []Check {
 	const name = "policy.yaml"
 	var warnings []string
-	absent := ok(name, "there is no %s: users other than root may have only the bridges in bridge.conf, and no network cards or VLANs", policy.DefaultPath)
+	absent := ok(
+		name, "there is no %s: users other than root may have only the bridges in bridge.conf, and no network cards or VLANs", policy.DefaultPath)
 	checks := m.rules(name, policy.DefaultPath, absent, func(path string) error {
 		p, err := policy.Load(path)
 		if err != nil {
@@ -40,7 +43,8 @@ func (m Machine) policy() []Check {
 		}
 		warnings = p.Warnings()
 		if info, err := os.Stat(path); err == nil && info.Mode()&0o004 == 0 {
-			return fmt.Errorf("%s: mode %04o: users cannot read it, so everything is denied to them (chmod 0644)", policy.DefaultPath, unixMode(info.Mode()))
+			return fmt.Errorf("%s: mode %04o: users cannot read it, so everything is denied to them (chmod 0644)",
+				policy.DefaultPath, unixMode(info.Mode()))
 		}
 		return nil
 	})

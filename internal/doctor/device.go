@@ -21,7 +21,8 @@ func (m Machine) tun() []Check {
 	err := unix.Stat(m.at(tun.Device), &st)
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		return fail(name, "modprobe tun; in a container, give it the device", "%s is not there: no tap can be made", tun.Device)
+		return fail(name, "modprobe tun; in a container, give it the device", "%s is not there: no tap can be made",
+			tun.Device)
 	case err != nil:
 		return fail(name, "", "%s: %v", tun.Device, err)
 	case st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != tunNumber:
@@ -48,14 +49,16 @@ func (m Machine) tun() []Check {
 func (m Machine) vhost() []Check {
 	const name = "vhost-net"
 	if _, err := os.Stat(m.at(vhost.Device)); err != nil {
-		return warn(name, "modprobe vhost_net", "%s is not there: QEMU itself moves the frames, which costs more", vhost.Device)
+		return warn(name, "modprobe vhost_net", "%s is not there: QEMU itself moves the frames, which costs more",
+			vhost.Device)
 	}
 	if m.Root != "" {
 		return ok(name, "%s is there", vhost.Device)
 	}
 	f, err := vhost.Open()
 	if err != nil {
-		return warn(name, "", "%v: QEMU itself moves the frames, which costs more, unless a helper that is setuid opens it", err)
+		return warn(name, "",
+			"%v: QEMU itself moves the frames, which costs more, unless a helper that is setuid opens it", err)
 	}
 	f.Close()
 	return ok(name, "%s can be opened", vhost.Device)

@@ -37,7 +37,8 @@ func made(t *testing.T, files map[string]string) Machine {
 func wants(t *testing.T, got []Check, want Check) {
 	t.Helper()
 	for _, c := range got {
-		if c.Name == want.Name && c.Status == want.Status && strings.Contains(c.Text, want.Text) && strings.Contains(c.Cure, want.Cure) {
+		if c.Name == want.Name && c.Status == want.Status && strings.Contains(c.Text, want.Text) &&
+			strings.Contains(c.Cure, want.Cure) {
 			return
 		}
 	}
@@ -66,29 +67,74 @@ func TestOthers(t *testing.T) {
 		},
 		{
 			"br_netfilter on",
-			map[string]string{"/proc/sys/net/bridge/bridge-nf-call-iptables": "1\n", "/proc/sys/net/bridge/bridge-nf-call-ip6tables": "1\n"},
+			map[string]string{
+				"/proc/sys/net/bridge/bridge-nf-call-iptables":  "1\n",
+				"/proc/sys/net/bridge/bridge-nf-call-ip6tables": "1\n",
+			},
 			Machine.netfilter,
-			Check{"br_netfilter", Warn, "iptables, ip6tables, whose FORWARD", "sysctl -w net.bridge.bridge-nf-call-iptables=0"},
+			Check{
+				"br_netfilter", Warn, "iptables, ip6tables, whose FORWARD",
+				"sysctl -w net.bridge.bridge-nf-call-iptables=0",
+			},
 		},
 
-		{"no machine id", nil, Machine.machineID, Check{"machine id", Warn, "no /etc/machine-id", "systemd-machine-id-setup"}},
-		{"machine id of an image", map[string]string{"/etc/machine-id": "uninitialized\n"}, Machine.machineID, Check{"machine id", Warn, `"uninitialized"`, "--mac"}},
-		{"machine id", map[string]string{"/etc/machine-id": "b08dfa6083e7567a1921a715000001fb\n"}, Machine.machineID, Check{"machine id", OK, "survive a boot", ""}},
+		{"no machine id", nil, Machine.machineID, Check{
+			"machine id", Warn, "no /etc/machine-id",
+			"systemd-machine-id-setup",
+		}},
+		{
+			"machine id of an image",
+			map[string]string{"/etc/machine-id": "uninitialized\n"},
+			Machine.machineID,
+			Check{"machine id", Warn, `"uninitialized"`, "--mac"},
+		},
+		{
+			"machine id",
+			map[string]string{"/etc/machine-id": "b08dfa6083e7567a1921a715000001fb\n"},
+			Machine.machineID,
+			Check{"machine id", OK, "survive a boot", ""},
+		},
 
-		{"no watch", map[string]string{"/proc/12/cmdline": "vmnet\x00list\x00"}, Machine.watch, Check{"watch", Warn, "another guest's address", "vmnet-watch"}},
-		{"watch", map[string]string{"/proc/12/cmdline": "/usr/bin/vmnet\x00watch\x00"}, Machine.watch, Check{"watch", OK, "resets the addresses", ""}},
+		{
+			"no watch",
+			map[string]string{"/proc/12/cmdline": "vmnet\x00list\x00"},
+			Machine.watch,
+			Check{"watch", Warn, "another guest's address", "vmnet-watch"},
+		},
+		{
+			"watch",
+			map[string]string{"/proc/12/cmdline": "/usr/bin/vmnet\x00watch\x00"},
+			Machine.watch,
+			Check{"watch", OK, "resets the addresses", ""},
+		},
 
-		{"no NetworkManager", map[string]string{nm: "init\n"}, Machine.networkManager, Check{"NetworkManager", OK, "does not run", ""}},
-		{"NetworkManager", map[string]string{nm: "NetworkManager\n"}, Machine.networkManager, Check{"NetworkManager", Warn, "is not configured", "unmanaged-devices+=type:tun"}},
+		{
+			"no NetworkManager",
+			map[string]string{nm: "init\n"},
+			Machine.networkManager,
+			Check{"NetworkManager", OK, "does not run", ""},
+		},
+		{
+			"NetworkManager",
+			map[string]string{nm: "NetworkManager\n"},
+			Machine.networkManager,
+			Check{"NetworkManager", Warn, "is not configured", "unmanaged-devices+=type:tun"},
+		},
 		{
 			"NetworkManager, told",
-			map[string]string{nm: "NetworkManager\n", nmConf: "[main]\nx=y\n[keyfile]\nunmanaged-devices+=interface-name:eth9;type:tun\n"},
+			map[string]string{
+				nm:     "NetworkManager\n",
+				nmConf: "[main]\nx=y\n[keyfile]\nunmanaged-devices+=interface-name:eth9;type:tun\n",
+			},
 			Machine.networkManager,
 			Check{"NetworkManager", OK, nmConf, ""},
 		},
 		{
 			"NetworkManager, told something else",
-			map[string]string{nm: "NetworkManager\n", nmConf: "[keyfile]\n#unmanaged-devices=type:tun\nunmanaged-devices=interface-name:eth9\n"},
+			map[string]string{
+				nm:     "NetworkManager\n",
+				nmConf: "[keyfile]\n#unmanaged-devices=type:tun\nunmanaged-devices=interface-name:eth9\n",
+			},
 			Machine.networkManager,
 			Check{"NetworkManager", Warn, "is not configured", ""},
 		},
@@ -98,14 +144,18 @@ func TestOthers(t *testing.T) {
 			"networkd for Ethernet cards",
 			map[string]string{
 				networkd: "systemd-network\n", "/etc/systemd/network/20-a.network": "[Match]\nName=en* eth*\n",
-				"/usr/lib/systemd/network/80-b.network": "[Match]\nType=ether\nKind=!*\n", "/usr/lib/systemd/network/80-c.network": "[Match]\nKind=veth\nName=*\n",
+				"/usr/lib/systemd/network/80-b.network": "[Match]\nType=ether\nKind=!*\n",
+				"/usr/lib/systemd/network/80-c.network": "[Match]\nKind=veth\nName=*\n",
 			},
 			Machine.networkd,
 			Check{"systemd-networkd", OK, "none of its files", ""},
 		},
 		{
 			"networkd for all",
-			map[string]string{networkd: "systemd-network\n", "/etc/systemd/network/20-a.network": "[Match]\nVirtualization=no\nName=*\n[Network]\nDHCP=yes\n"},
+			map[string]string{
+				networkd:                            "systemd-network\n",
+				"/etc/systemd/network/20-a.network": "[Match]\nVirtualization=no\nName=*\n[Network]\nDHCP=yes\n",
+			},
 			Machine.networkd,
 			Check{"systemd-networkd", Warn, "/etc/systemd/network/20-a.network", "05-vmnet.network"},
 		},
@@ -120,7 +170,10 @@ func TestOthers(t *testing.T) {
 		},
 		{
 			"networkd, a file in /etc instead of its namesake",
-			map[string]string{networkd: "systemd-network\n", "/usr/lib/systemd/network/20-a.network": "[Match]\nName=*\n", "/etc/systemd/network/20-a.network": ""},
+			map[string]string{
+				networkd:                                "systemd-network\n",
+				"/usr/lib/systemd/network/20-a.network": "[Match]\nName=*\n", "/etc/systemd/network/20-a.network": "",
+			},
 			Machine.networkd,
 			Check{"systemd-networkd", OK, "none of its files", ""},
 		},
@@ -128,13 +181,20 @@ func TestOthers(t *testing.T) {
 		{"no udev", nil, Machine.udev, Check{"udev", OK, "as they are", ""}},
 		{
 			"udev",
-			map[string]string{"/lib/systemd/network/99-default.link": "[Match]\nOriginalName=*\n[Link]\nMACAddressPolicy=persistent\n"},
+			map[string]string{
+				"/lib/systemd/network/99-default.link": "[Match]\nOriginalName=*\n[Link]\nMACAddressPolicy=persistent\n",
+			},
 			Machine.udev,
 			Check{"udev", OK, "/lib/systemd/network/99-default.link gives", ""},
 		},
 
 		{"no tun", nil, Machine.tun, Check{"tun", Fail, "is not there", "modprobe tun"}},
-		{"a file for tun", map[string]string{"/dev/net/tun": ""}, Machine.tun, Check{"tun", Fail, "not the tun device", "mknod"}},
+		{
+			"a file for tun",
+			map[string]string{"/dev/net/tun": ""},
+			Machine.tun,
+			Check{"tun", Fail, "not the tun device", "mknod"},
+		},
 		{"no vhost-net", nil, Machine.vhost, Check{"vhost-net", Warn, "is not there", "modprobe vhost_net"}},
 		{"vhost-net", map[string]string{"/dev/vhost-net": ""}, Machine.vhost, Check{"vhost-net", OK, "is there", ""}},
 		{"no netns", nil, Machine.bridges, Check{}},
@@ -163,7 +223,11 @@ func TestQEMU(t *testing.T) {
 		{"old", map[string]string{program: says("5.9.1")}, Check{"qemu", Warn, "not tested", "use QEMU 6.2"}},
 		{"silent", map[string]string{program: "#!/bin/sh\n"}, Check{"qemu", Warn, "does not print", ""}},
 		{"broken", map[string]string{program: "#!/bin/sh\nexit 3\n"}, Check{"qemu", Fail, "exit status 3", ""}},
-		{"Red Hat's", map[string]string{"/usr/libexec/qemu-kvm*": says("9.1.0")}, Check{"qemu", OK, "/usr/libexec/qemu-kvm, version 9.1", ""}},
+		{
+			"Red Hat's",
+			map[string]string{"/usr/libexec/qemu-kvm*": says("9.1.0")},
+			Check{"qemu", OK, "/usr/libexec/qemu-kvm, version 9.1", ""},
+		},
 		{"no helper", map[string]string{program: says("9.1.0")}, Check{"qemu-bridge-helper", OK, "not installed", ""}},
 		{
 			"its helper",
@@ -172,7 +236,10 @@ func TestQEMU(t *testing.T) {
 		},
 		{
 			"its helper and ours",
-			map[string]string{program: says("9.1.0"), "/usr/lib/qemu/qemu-bridge-helper*": "", "/usr/libexec/vmnet/qemu-bridge-helper*": ""},
+			map[string]string{
+				program: says("9.1.0"), "/usr/lib/qemu/qemu-bridge-helper*": "",
+				"/usr/libexec/vmnet/qemu-bridge-helper*": "",
+			},
 			Check{"qemu-bridge-helper", OK, "helper=/usr/libexec/vmnet/qemu-bridge-helper", ""},
 		},
 	} {

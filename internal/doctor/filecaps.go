@@ -52,7 +52,8 @@ func parseCaps(b []byte) (fileCaps, error) {
 	word := func(i int) uint32 { return binary.LittleEndian.Uint32(b[4*i:]) }
 	size := map[uint32]int{capsRevision1: 12, capsRevision2: 20, capsRevision3: 24}[word(0)&capsRevision]
 	if size == 0 || len(b) != size {
-		return fileCaps{}, fmt.Errorf("%s of revision %#x and %d bytes: unknown", capsAttr, word(0)&capsRevision, len(b))
+		return fileCaps{}, fmt.Errorf("%s of revision %#x and %d bytes: unknown",
+			capsAttr, word(0)&capsRevision, len(b))
 	}
 	caps := fileCaps{Permitted: uint64(word(1)), Effective: word(0)&capsEffective != 0}
 	if size >= 20 {
@@ -68,7 +69,10 @@ func parseCaps(b []byte) (fileCaps, error) {
 func (c fileCaps) has(number int) bool { return c.Permitted&(1<<number) != 0 }
 
 // capNames are the capabilities that the helper uses.
-var capNames = map[int]string{unix.CAP_NET_ADMIN: "cap_net_admin", unix.CAP_SYS_ADMIN: "cap_sys_admin", unix.CAP_MKNOD: "cap_mknod"}
+var capNames = map[int]string{
+	unix.CAP_NET_ADMIN: "cap_net_admin", unix.CAP_SYS_ADMIN: "cap_sys_admin",
+	unix.CAP_MKNOD: "cap_mknod",
+}
 
 // String formats them as setcap(8) does, with numbers for those that the helper does not use.
 func (c fileCaps) String() string {

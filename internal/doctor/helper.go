@@ -35,7 +35,8 @@ func (m Machine) helper() []Check {
 	if wrong, cure := m.unsafe(path); wrong != "" {
 		checks = append(checks, fail("helper owner", cure, "%s: a user who can write it has its privilege", wrong)...)
 	} else {
-		checks = append(checks, ok("helper owner", "it and its directories belong to root, and no other user can write them")...)
+		checks = append(checks,
+			ok("helper owner", "it and its directories belong to root, and no other user can write them")...)
 	}
 	return append(append(checks, m.right(path)...), m.full(path)...)
 }
@@ -49,7 +50,8 @@ func (m Machine) full(helper string) []Check {
 	dir := filepath.Dir(helper)
 	path, found := m.find(Full, []string{filepath.Join(dir, "../libexec/vmnet"), dir})
 	if !found {
-		return warn(name, "make install", "%s is not where make install puts it: unless this %s is all in one, it does only what QEMU asks its bridge helper for", Full, Helper)
+		return warn(name, "make install",
+			"%s is not where make install puts it: unless this %s is all in one, it does only what QEMU asks its bridge helper for", Full, Helper)
 	}
 	if wrong, cure := m.unsafe(path); wrong != "" {
 		return fail(name, cure, "%s: a user who can write it has the privilege of %s", wrong, Helper)
@@ -59,7 +61,8 @@ func (m Machine) full(helper string) []Check {
 		return fail(name, "", "%v", err)
 	}
 	if _, caps, _ := readCaps(m.at(path)); caps || info.Mode()&fs.ModeSetuid != 0 {
-		return fail(name, fmt.Sprintf("chmod u-s %s; setcap -r %s", path, path), "%s has privilege of its own, which only the helper should give it", path)
+		return fail(name, fmt.Sprintf("chmod u-s %s; setcap -r %s", path, path),
+			"%s has privilege of its own, which only the helper should give it", path)
 	}
 	return ok(name, "%s, without privilege of its own", path)
 }
@@ -127,18 +130,22 @@ func (m Machine) right(path string) []Check {
 		return fail(name, "install it on another file system, or mount this one with the option suid",
 			"its file system is mounted with the option nosuid: the kernel gives it no privilege")
 	case setuid && uid != 0:
-		return fail(name, fmt.Sprintf("chown root %s && chmod u+s %s", path, path), "it is setuid to uid %d, which is not root", uid)
+		return fail(name, fmt.Sprintf("chown root %s && chmod u+s %s", path, path),
+			"it is setuid to uid %d, which is not root", uid)
 	case !setuid && (!caps.has(unix.CAP_NET_ADMIN) || !caps.Effective || caps.Root != 0):
 		return fail(name, "setcap cap_net_admin+ep "+path, "its capabilities (%s) are not cap_net_admin+ep", caps)
 	case unix.Access(real, unix.X_OK) != nil:
-		return warn(name, fmt.Sprintf("join its group (ls -l %s), and log in again", path), "mode %04o: you may not execute it", unixMode(info.Mode()))
+		return warn(name, fmt.Sprintf("join its group (ls -l %s), and log in again", path),
+			"mode %04o: you may not execute it", unixMode(info.Mode()))
 	case m.noNewPrivs():
-		return warn(name, "run it outside of the sandbox or container that set that", "this process has no_new_privs: programs that it starts get no privilege")
+		return warn(name, "run it outside of the sandbox or container that set that",
+			"this process has no_new_privs: programs that it starts get no privilege")
 	case setuid:
 		return ok(name, "setuid root, mode %04o", unixMode(info.Mode()))
 	}
 	if !caps.has(unix.CAP_SYS_ADMIN) || !caps.has(unix.CAP_MKNOD) {
-		return ok(name, "file capabilities %s, mode %04o: NICs on bridges; --macvtap and --ipvtap need a helper that is setuid root", caps, unixMode(info.Mode()))
+		return ok(
+			name, "file capabilities %s, mode %04o: NICs on bridges; --macvtap and --ipvtap need a helper that is setuid root", caps, unixMode(info.Mode()))
 	}
 	return ok(name, "file capabilities %s, mode %04o", caps, unixMode(info.Mode()))
 }

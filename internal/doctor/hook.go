@@ -23,7 +23,10 @@ var sbin = []string{"/usr/sbin", "/usr/local/sbin"}
 
 // FindHook finds the program for libvirt to call, by an absolute path: beside vmnet, or in $PATH.
 func (m Machine) FindHook() (path string, found bool) {
-	path, found = m.find(hookfile.Program, append([]string{m.Self}, slices.DeleteFunc(slices.Clone(m.Path), func(dir string) bool { return !filepath.IsAbs(dir) })...))
+	path, found = m.find(hookfile.Program,
+		append([]string{m.Self}, slices.DeleteFunc(slices.Clone(m.Path), func(dir string) bool {
+			return !filepath.IsAbs(dir)
+		})...))
 	return filepath.Clean(path), found
 }
 
@@ -61,7 +64,9 @@ func (m Machine) HookUnknown(ctx context.Context) error {
 		_, err = fmt.Sscanf(version, "%d.%d", &major, &minor)
 	}
 	if err == nil && (major < 6 || major == 6 && minor < 5) {
-		return fmt.Errorf("%s is version %d.%d, which ignores %s (use libvirt 6.5 or later, or call the program from hooks/qemu)", path, major, minor, hookfile.Dir)
+		return fmt.Errorf(
+			"%s is version %d.%d, which ignores %s (use libvirt 6.5 or later, or call the program from hooks/qemu)",
+			path, major, minor, hookfile.Dir)
 	}
 	return nil
 }
@@ -75,7 +80,8 @@ func (m Machine) hook(ctx context.Context) []Check {
 	program, err := hookfile.Look(m.at(hookfile.Dir))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return warn(name, "vmnet hook install", "it is not installed: the NICs that libvirt's guests declare in their metadata are not made")
+		return warn(name, "vmnet hook install",
+			"it is not installed: the NICs that libvirt's guests declare in their metadata are not made")
 	case errors.Is(err, fs.ErrPermission):
 		return ok(name, "only root may look at %s", hookfile.Dir)
 	case err != nil:
@@ -107,7 +113,8 @@ func (m Machine) hookProgram(ctx context.Context, name, program string) []Check 
 		return fail(name, again, "%s --version: it says %.60q, %v", program, version, err)
 	}
 	if profile := m.Confined(program); profile != "" {
-		return fail(name, AppArmorCure(program), "AppArmor's profile %s lets libvirt execute nothing there: %s", profile, program)
+		return fail(name, AppArmorCure(program), "AppArmor's profile %s lets libvirt execute nothing there: %s",
+			profile, program)
 	}
 	return ok(name, "%s", program)
 }
@@ -117,13 +124,15 @@ func (m Machine) hookProgram(ctx context.Context, name, program string) []Check 
 // and /usr/sbin, and none in deeper or other directories.
 func (m Machine) Confined(program string) (profile string) {
 	real, err := filepath.EvalSymlinks(m.at(program))
-	if err != nil || slices.Contains([]string{"/usr/bin", "/usr/sbin"}, filepath.Dir("/"+strings.TrimPrefix(real, m.Root))) {
+	if err != nil || slices.Contains([]string{"/usr/bin", "/usr/sbin"},
+		filepath.Dir("/"+strings.TrimPrefix(real, m.Root))) {
 		return ""
 	}
 	loaded, _ := m.read("/sys/kernel/security/apparmor/profiles")
 	for line := range strings.Lines(loaded) { // "libvirtd (enforce)"
 		name, mode, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if mode == "(enforce)" && slices.Contains(libvirtDaemons, filepath.Base(name)) && !m.allowed(filepath.Base(name), program) {
+		if mode == "(enforce)" && slices.Contains(libvirtDaemons, filepath.Base(name)) &&
+			!m.allowed(filepath.Base(name), program) {
 			return name
 		}
 	}
@@ -142,5 +151,6 @@ func (m Machine) allowed(daemon, program string) bool {
 
 // AppArmorCure returns a command that lets libvirt execute the program.
 func AppArmorCure(program string) string {
-	return fmt.Sprintf("echo '%s PUx,' >>/etc/apparmor.d/local/usr.sbin.libvirtd && apparmor_parser -r /etc/apparmor.d/usr.sbin.libvirtd; or install it in /usr/bin", program)
+	return fmt.Sprintf(
+		"echo '%s PUx,' >>/etc/apparmor.d/local/usr.sbin.libvirtd && apparmor_parser -r /etc/apparmor.d/usr.sbin.libvirtd; or install it in /usr/bin", program)
 }

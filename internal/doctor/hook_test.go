@@ -13,7 +13,8 @@ import (
 // TestLiveHook needs root, to whom what libvirt executes has to belong.
 func TestLiveHook(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
-	const daemon, program, local = "/usr/sbin/libvirtd*", "/usr/bin/" + hookfile.Program, "/usr/local/bin/" + hookfile.Program
+	const daemon, program, local = "/usr/sbin/libvirtd*", "/usr/bin/" + hookfile.Program,
+		"/usr/local/bin/" + hookfile.Program
 	const script, profiles = "#!/bin/sh\necho vmnet-hook 1.0\n", "/sys/kernel/security/apparmor/profiles"
 	for _, c := range []struct {
 		name   string
@@ -22,20 +23,74 @@ func TestLiveHook(t *testing.T) {
 		want   Check
 	}{
 		{"no libvirt", nil, "", Check{"libvirt hook", OK, "libvirt is not installed", ""}},
-		{"not installed", map[string]string{daemon: ""}, "", Check{"libvirt hook", Warn, "not installed", "vmnet hook install"}},
-		{"installed", map[string]string{daemon: "", program + "*": script}, program, Check{"libvirt hook", OK, program, ""}},
-		{"new libvirt", map[string]string{daemon: "#!/bin/sh\necho 'libvirtd (libvirt) 6.5.0'\n", program + "*": script}, program, Check{"libvirt hook", OK, program, ""}},
-		{"old libvirt", map[string]string{daemon: "#!/bin/sh\necho 'libvirtd (libvirt) 6.4.9'\n", program + "*": script}, program, Check{"libvirt hook", Fail, "version 6.4, which ignores", ""}},
-		{"program gone", map[string]string{daemon: ""}, program, Check{"libvirt hook", Fail, "no such file", "vmnet hook install"}},
-		{"no program", map[string]string{daemon: "", program: script}, program, Check{"libvirt hook", Fail, "cannot be executed", "chmod +x"}},
-		{"another program", map[string]string{daemon: "", program + "*": "#!/bin/sh\necho other\n"}, program, Check{"libvirt hook", Fail, `it says "other"`, "vmnet hook install"}},
-		{"not ours", map[string]string{daemon: "", hookfile.Dir + "/vmnet*": script}, "", Check{"libvirt hook", Fail, "not vmnet's", ""}},
-		{"confined", map[string]string{daemon: "", local + "*": script, profiles: "x (enforce)\nlibvirtd (enforce)\n"}, local, Check{"libvirt hook", Fail, "AppArmor's profile libvirtd", local + " PUx,"}},
-		{"confined, in /usr/bin", map[string]string{daemon: "", program + "*": script, profiles: "libvirtd (enforce)\n"}, program, Check{"libvirt hook", OK, program, ""}},
-		{"only watched", map[string]string{daemon: "", local + "*": script, profiles: "libvirtd (complain)\n"}, local, Check{"libvirt hook", OK, local, ""}},
+		{
+			"not installed",
+			map[string]string{daemon: ""},
+			"",
+			Check{"libvirt hook", Warn, "not installed", "vmnet hook install"},
+		},
+		{
+			"installed",
+			map[string]string{daemon: "", program + "*": script},
+			program,
+			Check{"libvirt hook", OK, program, ""},
+		},
+		{"new libvirt", map[string]string{
+			daemon:        "#!/bin/sh\necho 'libvirtd (libvirt) 6.5.0'\n",
+			program + "*": script,
+		}, program, Check{"libvirt hook", OK, program, ""}},
+		{"old libvirt", map[string]string{
+			daemon:        "#!/bin/sh\necho 'libvirtd (libvirt) 6.4.9'\n",
+			program + "*": script,
+		}, program, Check{"libvirt hook", Fail, "version 6.4, which ignores", ""}},
+		{
+			"program gone",
+			map[string]string{daemon: ""},
+			program,
+			Check{"libvirt hook", Fail, "no such file", "vmnet hook install"},
+		},
+		{
+			"no program",
+			map[string]string{daemon: "", program: script},
+			program,
+			Check{"libvirt hook", Fail, "cannot be executed", "chmod +x"},
+		},
+		{
+			"another program",
+			map[string]string{daemon: "", program + "*": "#!/bin/sh\necho other\n"},
+			program,
+			Check{"libvirt hook", Fail, `it says "other"`, "vmnet hook install"},
+		},
+		{
+			"not ours",
+			map[string]string{daemon: "", hookfile.Dir + "/vmnet*": script},
+			"",
+			Check{"libvirt hook", Fail, "not vmnet's", ""},
+		},
+		{
+			"confined",
+			map[string]string{daemon: "", local + "*": script, profiles: "x (enforce)\nlibvirtd (enforce)\n"},
+			local,
+			Check{"libvirt hook", Fail, "AppArmor's profile libvirtd", local + " PUx,"},
+		},
+		{
+			"confined, in /usr/bin",
+			map[string]string{daemon: "", program + "*": script, profiles: "libvirtd (enforce)\n"},
+			program,
+			Check{"libvirt hook", OK, program, ""},
+		},
+		{
+			"only watched",
+			map[string]string{daemon: "", local + "*": script, profiles: "libvirtd (complain)\n"},
+			local,
+			Check{"libvirt hook", OK, local, ""},
+		},
 		{
 			"confined, allowed",
-			map[string]string{daemon: "", local + "*": script, profiles: "libvirtd (enforce)\n", "/etc/apparmor.d/local/usr.sbin.libvirtd": "\n" + local + " PUx,\n"},
+			map[string]string{
+				daemon: "", local + "*": script, profiles: "libvirtd (enforce)\n",
+				"/etc/apparmor.d/local/usr.sbin.libvirtd": "\n" + local + " PUx,\n",
+			},
 			local,
 			Check{"libvirt hook", OK, local, ""},
 		},

@@ -65,31 +65,67 @@ func TestLiveHelper(t *testing.T) {
 		{"none", os.Remove, Check{"helper", Warn, "only root", "make install"}},
 		{"found", mode(0o755), Check{"helper", OK, helperPath, ""}},
 		{"safe", mode(0o755), Check{"helper owner", OK, "no other user", ""}},
-		{"without right", mode(0o755), Check{"helper right", Warn, "mode 0755 and no capabilities", "setcap cap_net_admin+ep " + helperPath}},
+		{"without right", mode(0o755), Check{
+			"helper right", Warn, "mode 0755 and no capabilities",
+			"setcap cap_net_admin+ep " + helperPath,
+		}},
 		{"setuid", mode(setuid), Check{"helper right", OK, "setuid root, mode 4755", ""}},
 		{"setuid for a group", mode(0o750 | os.ModeSetuid), Check{"helper right", OK, "setuid root, mode 4750", ""}},
-		{"setuid to another", all(chown(Helper, 1000), mode(setuid)), Check{"helper right", Fail, "setuid to uid 1000", "chown root"}},
-		{"owned by another", chown(Helper, 1000), Check{"helper owner", Fail, helperPath + " belongs to uid 1000", "chown root " + helperPath}},
-		{"in a folder of another", chown(".", 1000), Check{"helper owner", Fail, "/usr/bin belongs to uid 1000", "chown root /usr/bin"}},
+		{
+			"setuid to another", all(chown(Helper, 1000), mode(setuid)),
+			Check{"helper right", Fail, "setuid to uid 1000", "chown root"},
+		},
+		{"owned by another", chown(Helper, 1000), Check{
+			"helper owner", Fail, helperPath + " belongs to uid 1000",
+			"chown root " + helperPath,
+		}},
+		{"in a folder of another", chown(".", 1000), Check{
+			"helper owner", Fail, "/usr/bin belongs to uid 1000",
+			"chown root /usr/bin",
+		}},
 		{"writable by its group", mode(0o775), Check{"helper owner", Fail, "mode 0775", "chmod go-w " + helperPath}},
-		{"in a writable folder", dirMode(0o777), Check{"helper owner", Fail, "/usr/bin has mode 0777", "chmod go-w /usr/bin"}},
+		{
+			"in a writable folder",
+			dirMode(0o777),
+			Check{"helper owner", Fail, "/usr/bin has mode 0777", "chmod go-w /usr/bin"},
+		},
 		{"in a sticky folder", dirMode(0o777 | os.ModeSticky), Check{"helper owner", OK, "", ""}},
-		{"capabilities", setcap("\x01\x00\x00\x02\x00\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), Check{"helper right", OK, "cap_net_admin+ep, mode 0755: NICs on bridges", ""}},
-		{"more capabilities", setcap("\x01\x00\x00\x02\x00\x10\x20\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), Check{"helper right", OK, "cap_net_admin,cap_sys_admin,cap_mknod+ep, mode 0755", ""}},
-		{"not effective", setcap("\x00\x00\x00\x02\x00\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), Check{"helper right", Fail, "(cap_net_admin+p)", "setcap"}},
-		{"another capability", setcap("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), Check{"helper right", Fail, "(13+ep)", "setcap"}},
+		{
+			"capabilities", setcap("\x01\x00\x00\x02\x00\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"),
+			Check{"helper right", OK, "cap_net_admin+ep, mode 0755: NICs on bridges", ""},
+		},
+		{
+			"more capabilities",
+			setcap("\x01\x00\x00\x02\x00\x10\x20\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"),
+			Check{"helper right", OK, "cap_net_admin,cap_sys_admin,cap_mknod+ep, mode 0755", ""},
+		},
+		{
+			"not effective", setcap("\x00\x00\x00\x02\x00\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"),
+			Check{"helper right", Fail, "(cap_net_admin+p)", "setcap"},
+		},
+		{
+			"another capability",
+			setcap("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"),
+			Check{"helper right", Fail, "(13+ep)", "setcap"},
+		},
 		{"no_new_privs", all(mode(setuid), func(helper string) error {
-			return os.WriteFile(filepath.Join(filepath.Dir(helper), "../../proc/self/status"), []byte("Name:\tx\nNoNewPrivs:\t1\n"), 0o644)
+			return os.WriteFile(filepath.Join(filepath.Dir(helper), "../../proc/self/status"),
+				[]byte("Name:\tx\nNoNewPrivs:\t1\n"), 0o644)
 		}), Check{"helper right", Warn, "no_new_privs", "outside"}},
 		{"a link", all(mode(setuid), func(helper string) error {
 			return errors.Join(os.Rename(helper, helper+"-1"), os.Symlink(Helper+"-1", helper))
 		}), Check{"helper right", OK, "setuid root", ""}},
 		{"another's link", func(helper string) error {
-			return errors.Join(os.Rename(helper, helper+"-1"), os.Symlink(Helper+"-1", helper), os.Lchown(helper, 1000, -1))
-		}, Check{"helper owner", Fail, "the link " + helperPath + " belongs to uid 1000", "chown -h root " + helperPath}},
+			return errors.Join(os.Rename(helper, helper+"-1"), os.Symlink(Helper+"-1", helper),
+				os.Lchown(helper, 1000, -1))
+		}, Check{
+			"helper owner", Fail, "the link " + helperPath + " belongs to uid 1000",
+			"chown -h root " + helperPath,
+		}},
 		{"a link in a writable folder", func(helper string) error {
 			root := filepath.Join(filepath.Dir(helper), "../..")
-			return errors.Join(os.Mkdir(root+"/open", 0o755), os.Chmod(root+"/open", 0o777), os.Rename(helper, root+"/real"),
+			return errors.Join(os.Mkdir(root+"/open", 0o755), os.Chmod(root+"/open", 0o777),
+				os.Rename(helper, root+"/real"),
 				os.Symlink("../real", root+"/open/link"), os.Symlink("../../open/link", helper))
 		}, Check{"helper owner", Fail, "/open has mode 0777", "chmod go-w /open"}},
 	} {
@@ -105,7 +141,8 @@ func TestLiveNoSuid(t *testing.T) {
 	}
 	m := withHelper(t, mode(0o755))
 	dir := filepath.Dir(m.at(helperPath))
-	script := `mount -t tmpfs -o nosuid none "$0" && install -m 4755 /dev/null "$0/` + Helper + `" && NOSUID_DIR="$0" "$1" -test.run '^TestLiveNoSuid$' -test.v`
+	script := `mount -t tmpfs -o nosuid none "$0" && install -m 4755 /dev/null "$0/` + Helper +
+		`" && NOSUID_DIR="$0" "$1" -test.run '^TestLiveNoSuid$' -test.v`
 	out, err := exec.Command("unshare", "--mount", "sh", "-c", script, dir, os.Args[0]).CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "PASS") {
 		t.Errorf("%v\n%s", err, out)
@@ -124,12 +161,28 @@ func TestLiveRules(t *testing.T) {
 		{"good", conf, "allow br0\n", 0o640, Check{"bridge.conf", OK, "mode 0640", ""}},
 		{"wrong", conf, "alow br0\n", 0o644, Check{"bridge.conf", Fail, "bridge.conf:1", "correct it"}},
 		{"writable", conf, "allow br0\n", 0o666, Check{"bridge.conf", Fail, "mode 0666", "chmod go-w " + conf}},
-		{"include", conf, "include /nonexistent/vmnet.conf\n", 0o644, Check{"bridge.conf", Warn, "/nonexistent/vmnet.conf", "readable"}},
+		{
+			"include", conf, "include /nonexistent/vmnet.conf\n",
+			0o644,
+			Check{"bridge.conf", Warn, "/nonexistent/vmnet.conf", "readable"},
+		},
 		{"no policy", "/etc/x", "", 0o644, Check{"policy.yaml", OK, "only the bridges in bridge.conf", ""}},
-		{"policy", pol, "rules:\n  - {users: [root], bridges: [br0]}\n", 0o644, Check{"policy.yaml", OK, "mode 0644", ""}},
-		{"wrong policy", pol, "rules:\n  - {users: [root], bridge: br0}\n", 0o644, Check{"policy.yaml", Fail, "policy.yaml:2", "correct it"}},
+		{
+			"policy", pol, "rules:\n  - {users: [root], bridges: [br0]}\n",
+			0o644,
+			Check{"policy.yaml", OK, "mode 0644", ""},
+		},
+		{
+			"wrong policy", pol, "rules:\n  - {users: [root], bridge: br0}\n",
+			0o644,
+			Check{"policy.yaml", Fail, "policy.yaml:2", "correct it"},
+		},
 		{"writable policy", pol, "rules: []\n", 0o664, Check{"policy.yaml", Fail, "mode 0664", "chmod go-w " + pol}},
-		{"hidden policy", pol, "rules:\n  - {users: [root], bridges: [br0]}\n", 0o600, Check{"policy.yaml", Fail, "mode 0600: users cannot read it", ""}},
+		{
+			"hidden policy", pol, "rules:\n  - {users: [root], bridges: [br0]}\n",
+			0o600,
+			Check{"policy.yaml", Fail, "mode 0600: users cannot read it", ""},
+		},
 		{"policy without rules", pol, "rules: []\n", 0o644, Check{"policy.yaml", Warn, "without rules", ""}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -167,7 +220,10 @@ func TestLive(t *testing.T) {
 	}
 	all := m.Look(t.Context())
 	wants(t, all, Check{"bridge up0", OK, "MTU 1500 bytes, 0 ports, up", ""})
-	wants(t, all, Check{"bridge stp0", Warn, "MTU 9000 bytes, 0 ports; it runs STP: a new port takes 30 s", "vmnet attach --wait"})
+	wants(t, all, Check{
+		"bridge stp0", Warn, "MTU 9000 bytes, 0 ports; it runs STP: a new port takes 30 s",
+		"vmnet attach --wait",
+	})
 	wants(t, all, Check{"bridge down0", Warn, "it is down", "ip link set down0 up"})
 	found := map[string]bool{}
 	for _, check := range all {
@@ -176,7 +232,10 @@ func TestLive(t *testing.T) {
 			t.Errorf("%+v says nothing", check)
 		}
 	}
-	for _, name := range []string{"helper", "bridge.conf", "policy.yaml", "tun", "vhost-net", "qemu", "br_netfilter", "NetworkManager", "systemd-networkd", "udev"} {
+	for _, name := range []string{
+		"helper", "bridge.conf", "policy.yaml", "tun", "vhost-net", "qemu", "br_netfilter",
+		"NetworkManager", "systemd-networkd", "udev",
+	} {
 		if !found[name] {
 			t.Errorf("nothing is said of %s", name)
 		}
@@ -204,7 +263,10 @@ func TestLiveBridgeAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := Machine{NS: ns}
-	wants(t, m.bridges(), Check{"bridge br0", Warn, "that of its port v0:", "ip link set br0 address " + port.MAC.String()})
+	wants(t, m.bridges(), Check{
+		"bridge br0", Warn, "that of its port v0:",
+		"ip link set br0 address " + port.MAC.String(),
+	})
 	if err := c.Set(br.Index, rtnl.MAC(port.MAC)); err != nil {
 		t.Fatal(err)
 	}

@@ -14,7 +14,8 @@ func (m Machine) netfilter() []Check {
 	var on []string
 	look := func() error {
 		for _, tables := range []string{"iptables", "ip6tables", "arptables"} {
-			if v, err := m.read("/proc/sys/net/bridge/bridge-nf-call-" + tables); err == nil && strings.TrimSpace(v) == "1" {
+			if v, err := m.read("/proc/sys/net/bridge/bridge-nf-call-" + tables); err == nil &&
+				strings.TrimSpace(v) == "1" {
 				on = append(on, tables)
 			}
 		}
@@ -26,8 +27,10 @@ func (m Machine) netfilter() []Check {
 	if len(on) == 0 {
 		return ok(name, "bridged frames do not go through iptables")
 	}
-	return warn(name, "sysctl -w net.bridge.bridge-nf-call-iptables=0 (and ip6tables, arptables), or iptables -I FORWARD -m physdev --physdev-is-bridged -j ACCEPT",
-		"bridged frames go through %s, whose FORWARD chain Docker sets to DROP: guests may not reach each other", strings.Join(on, ", "))
+	return warn(
+		name, "sysctl -w net.bridge.bridge-nf-call-iptables=0 (and ip6tables, arptables), or iptables -I FORWARD -m physdev --physdev-is-bridged -j ACCEPT",
+		"bridged frames go through %s, whose FORWARD chain Docker sets to DROP: guests may not reach each other",
+		strings.Join(on, ", "))
 }
 
 // in runs f with its thread in the netns.
@@ -57,7 +60,8 @@ func (m Machine) networkManager() []Check {
 		return ok(name, "it does not run")
 	}
 	files := append([]string{"/etc/NetworkManager/NetworkManager.conf"},
-		m.files("conf", "/usr/lib/NetworkManager/conf.d", "/run/NetworkManager/conf.d", "/etc/NetworkManager/conf.d")...)
+		m.files("conf", "/usr/lib/NetworkManager/conf.d", "/run/NetworkManager/conf.d",
+			"/etc/NetworkManager/conf.d")...)
 	for _, file := range files {
 		text, err := m.read(file)
 		if err != nil {
@@ -69,12 +73,15 @@ func (m Machine) networkManager() []Check {
 			}
 		}
 	}
-	return warn(name, "write [keyfile] and below it unmanaged-devices+=type:tun into /etc/NetworkManager/conf.d/vmnet.conf, and reload it",
+	return warn(
+		name, "write [keyfile] and below it unmanaged-devices+=type:tun into /etc/NetworkManager/conf.d/vmnet.conf, and reload it",
 		"it runs, and is not configured to leave taps alone: it may give them addresses or take them down")
 }
 
 func coversTaps(devices string) bool {
-	return slices.ContainsFunc(strings.FieldsFunc(devices, func(r rune) bool { return strings.ContainsRune(";, ", r) }), func(d string) bool {
+	return slices.ContainsFunc(strings.FieldsFunc(devices, func(r rune) bool {
+		return strings.ContainsRune(";, ", r)
+	}), func(d string) bool {
 		return slices.Contains([]string{"type:tun", "driver:tun", "*", "interface-name:*"}, d)
 	})
 }
@@ -136,10 +143,12 @@ func (m Machine) networkd() []Check {
 		if !matchesTap(s["Match"]) {
 			continue
 		}
-		if slices.Contains(s["Link"], setting{"Unmanaged", "yes"}) || slices.Contains(s["Link"], setting{"Unmanaged", "true"}) {
+		if slices.Contains(s["Link"], setting{"Unmanaged", "yes"}) ||
+			slices.Contains(s["Link"], setting{"Unmanaged", "true"}) {
 			return ok(name, "it leaves taps alone (%s)", file)
 		}
-		return warn(name, "write [Match] Driver=tun and [Link] Unmanaged=yes, each key on its own line, into /etc/systemd/network/05-vmnet.network, and networkctl reload",
+		return warn(
+			name, "write [Match] Driver=tun and [Link] Unmanaged=yes, each key on its own line, into /etc/systemd/network/05-vmnet.network, and networkctl reload",
 			"%s matches taps as well: it may give them addresses or take them from their bridge", file)
 	}
 	return ok(name, "none of its files matches taps")
@@ -149,7 +158,10 @@ func (m Machine) networkd() []Check {
 // the machine are assumed to hold.
 func matchesTap(match []setting) bool {
 	tap := map[string]string{"Name": "vm1-net0", "Type": "ether", "Kind": "tun", "Driver": "tun"}
-	ofTheMachine := []string{"Host", "Virtualization", "KernelCommandLine", "KernelVersion", "Version", "Credential", "Architecture", "Firmware"}
+	ofTheMachine := []string{
+		"Host", "Virtualization", "KernelCommandLine", "KernelVersion", "Version", "Credential",
+		"Architecture", "Firmware",
+	}
 	for _, s := range match {
 		is, known := tap[s.key]
 		switch {
@@ -179,7 +191,8 @@ func (m Machine) udev() []Check {
 		}
 		text, err := m.read(file)
 		if err == nil && slices.Contains(settings(text)["Link"], setting{"MACAddressPolicy", "persistent"}) {
-			return ok(name, "%s gives new links an address of their own where nobody has set one: vmnet's taps and bridges are set, bridges of others may change", file)
+			return ok(
+				name, "%s gives new links an address of their own where nobody has set one: vmnet's taps and bridges are set, bridges of others may change", file)
 		}
 	}
 	return ok(name, "it leaves the addresses of new links as they are")

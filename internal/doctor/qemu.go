@@ -18,18 +18,23 @@ const (
 )
 
 // qemuArch maps Go's names of architectures to QEMU's, where they differ.
-var qemuArch = map[string]string{"amd64": "x86_64", "arm64": "aarch64", "386": "i386", "ppc64le": "ppc64", "loong64": "loongarch64"}
+var qemuArch = map[string]string{
+	"amd64": "x86_64", "arm64": "aarch64", "386": "i386", "ppc64le": "ppc64",
+	"loong64": "loongarch64",
+}
 
 // qemuHelpers are the distributions' paths of QEMU's own helper.
 var qemuHelpers = []string{
-	"/usr/lib/qemu/qemu-bridge-helper", "/usr/libexec/qemu-bridge-helper", "/usr/libexec/qemu-kvm/qemu-bridge-helper", "/usr/local/libexec/qemu-bridge-helper",
+	"/usr/lib/qemu/qemu-bridge-helper", "/usr/libexec/qemu-bridge-helper", "/usr/libexec/qemu-kvm/qemu-bridge-helper",
+	"/usr/local/libexec/qemu-bridge-helper",
 }
 
 func (m Machine) qemu(ctx context.Context) []Check {
 	path, found := m.find("qemu-system-"+arch(), m.Path)
 	if !found {
 		if path, found = m.find("qemu-kvm", append(m.Path, "/usr/libexec")); !found {
-			return warn("qemu", "install it (Debian: apt install qemu-system)", "there is no qemu-system-%s in $PATH", arch())
+			return warn("qemu", "install it (Debian: apt install qemu-system)", "there is no qemu-system-%s in $PATH",
+				arch())
 		}
 	}
 	return append(m.version(ctx, path), m.ownHelper()...)
@@ -55,7 +60,8 @@ func (m Machine) version(ctx context.Context, path string) []Check {
 	case !ok2:
 		return warn("qemu", "", "%s does not print its version", path)
 	case major < qemuMajor || major == qemuMajor && minor < qemuMinor:
-		return warn("qemu", fmt.Sprintf("use QEMU %d.%d or later", qemuMajor, qemuMinor), "%s is version %d.%d, which vmnet is not tested with", path, major, minor)
+		return warn("qemu", fmt.Sprintf("use QEMU %d.%d or later", qemuMajor, qemuMinor),
+			"%s is version %d.%d, which vmnet is not tested with", path, major, minor)
 	}
 	return ok("qemu", "%s, version %d.%d", path, major, minor)
 }
@@ -82,7 +88,8 @@ func (m Machine) ownHelper() []Check {
 		case !found:
 			return ok(name, "QEMU's own is %s, mode %04o", path, unixMode(info.Mode()))
 		}
-		return ok(name, "QEMU's own is %s, mode %04o; for vmnet's use -netdev bridge,br=BRIDGE,helper=%s", path, unixMode(info.Mode()), ours)
+		return ok(name, "QEMU's own is %s, mode %04o; for vmnet's use -netdev bridge,br=BRIDGE,helper=%s",
+			path, unixMode(info.Mode()), ours)
 	}
 	return ok(name, "QEMU's own is not installed")
 }

@@ -12,7 +12,8 @@ import (
 
 func TestLivePacketPorts(t *testing.T) {
 	m := Machine{NS: nstest.New(t)}
-	if got := m.packetPorts(); len(got) != 1 || got[0].Status != OK || !strings.Contains(got[0].Text, "can have network cards") {
+	if got := m.packetPorts(); len(got) != 1 || got[0].Status != OK ||
+		!strings.Contains(got[0].Text, "can have network cards") {
 		t.Errorf("%+v", got)
 	}
 	found := make(chan []Check)

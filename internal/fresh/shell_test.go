@@ -31,7 +31,8 @@ func tree(t *testing.T, programs map[string]string) string {
 	for _, file := range []string{"docs/private-shell.sh", "docs/libvirt-shell.sh", "libvirt/libvirttest/private.sh"} {
 		text, err := os.ReadFile(filepath.Join(top, file))
 		if err == nil {
-			err = errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(dir, file)), 0o755), os.WriteFile(filepath.Join(dir, file), text, 0o644))
+			err = errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(dir, file)), 0o755),
+				os.WriteFile(filepath.Join(dir, file), text, 0o644))
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -39,7 +40,8 @@ func tree(t *testing.T, programs map[string]string) string {
 	}
 	for file, text := range programs {
 		path := filepath.Join(dir, file)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("#!/bin/sh\n"+text+"\n"), 0o755)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755),
+			os.WriteFile(path, []byte("#!/bin/sh\n"+text+"\n"), 0o755)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -78,11 +80,20 @@ func TestShellThatCannotBeHad(t *testing.T) {
 		programs map[string]string
 		says     string
 	}{
-		"not root":      {"docs/private-shell.sh", map[string]string{"fake/id": "echo 1000", "bin/vmnet": ""}, "run it as root"},
-		"not built":     {"docs/private-shell.sh", map[string]string{"fake/id": "echo 0"}, "make setup build"},
-		"no namespaces": {"docs/private-shell.sh", with(map[string]string{"fake/unshare": "echo 'unshare failed: Operation not permitted' >&2; exit 1"}), "Operation not permitted"},
+		"not root": {
+			"docs/private-shell.sh",
+			map[string]string{"fake/id": "echo 1000", "bin/vmnet": ""},
+			"run it as root",
+		},
+		"not built": {"docs/private-shell.sh", map[string]string{"fake/id": "echo 0"}, "make setup build"},
+		"no namespaces": {
+			"docs/private-shell.sh",
+			with(map[string]string{"fake/unshare": "echo 'unshare failed: Operation not permitted' >&2; exit 1"}),
+			"Operation not permitted",
+		},
 		"no namespaces, with libvirtd": {"docs/libvirt-shell.sh", with(map[string]string{
-			"fake/unshare": "echo 'unshare failed: Operation not permitted' >&2; exit 1", "fake/libvirtd": "", "fake/virsh": "",
+			"fake/unshare":  "echo 'unshare failed: Operation not permitted' >&2; exit 1",
+			"fake/libvirtd": "", "fake/virsh": "",
 		}), "Operation not permitted"},
 	} {
 		t.Run(name, func(t *testing.T) { notRun(t, tree(t, test.programs), test.script, test.says) })
@@ -120,7 +131,8 @@ func notRun(t *testing.T, dir, script, says string) {
 func TestLivePrivateShell(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	dir := tree(t, map[string]string{"bin/vmnet": "echo ours"})
-	out, err := typed(t, dir, "docs/private-shell.sh", "vmnet; cd /sys/class/net; ip -o link | wc -l; cat /proc/1/comm", "touch /run/trace", "exit 3")
+	out, err := typed(t, dir, "docs/private-shell.sh", "vmnet; cd /sys/class/net; ip -o link | wc -l; cat /proc/1/comm",
+		"touch /run/trace", "exit 3")
 	if err != nil || !strings.Contains(out, "ours\n1\nsh\n") {
 		t.Errorf("%v\n%s", err, out)
 	}

@@ -27,7 +27,10 @@ func run(t *testing.T, dir string, attr *syscall.SysProcAttr, args ...string) (s
 	cmd.Dir, cmd.SysProcAttr = dir, attr
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(e string) bool {
 		name, _, _ := strings.Cut(e, "=")
-		return slices.Contains([]string{"MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "PREFIX", "DESTDIR", "PRIVILEGE", "GROUP"}, name)
+		return slices.Contains([]string{
+			"MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "PREFIX", "DESTDIR",
+			"PRIVILEGE", "GROUP",
+		}, name)
 	})
 	out, err := cmd.CombinedOutput()
 	return string(out), err
@@ -89,8 +92,11 @@ func want(t *testing.T, helper string) map[string]string {
 	}
 	data := []string{
 		"man/man8/vmnet.8", "man/man8/vmnet-attach.8",
-		"bash-completion/completions/vmnet", "bash-completion/completions/qemu-netup", "zsh/site-functions/_vmnet", "fish/vendor_completions.d/vmnet.fish",
-		"doc/vmnet/README.md", "doc/vmnet/LICENSE", "doc/vmnet/libvirt.md", "doc/vmnet/switch.md", "doc/vmnet/launch.md", "doc/vmnet/terms.md", "doc/vmnet/libraries.md", "doc/vmnet/examples/bridge.conf", "doc/vmnet/examples/policy.yaml", "doc/vmnet/examples/switch.env", "doc/vmnet/files",
+		"bash-completion/completions/vmnet", "bash-completion/completions/qemu-netup", "zsh/site-functions/_vmnet",
+		"fish/vendor_completions.d/vmnet.fish",
+		"doc/vmnet/README.md", "doc/vmnet/LICENSE", "doc/vmnet/libvirt.md", "doc/vmnet/switch.md",
+		"doc/vmnet/launch.md", "doc/vmnet/terms.md", "doc/vmnet/libraries.md", "doc/vmnet/examples/bridge.conf",
+		"doc/vmnet/examples/policy.yaml", "doc/vmnet/examples/switch.env", "doc/vmnet/files",
 	}
 	sources, err := filepath.Glob(filepath.Join(top, "docs/man/*.md"))
 	if err != nil || len(sources) == 0 {
@@ -149,12 +155,16 @@ func TestMakeInstall(t *testing.T) {
 	if err := os.Chmod(filepath.Dir(filepath.Dir(built)), 0o755); err != nil { // nobody installs it, too
 		t.Fatal(err)
 	}
-	install := []string{"env", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "make", "install", "DESTDIR=" + dest, "PREFIX=/usr", "BIN=" + built}
+	install := []string{
+		"env", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "make", "install",
+		"DESTDIR=" + dest, "PREFIX=/usr", "BIN=" + built,
+	}
 	if out, err := run(t, top, nil, install...); err == nil || !strings.Contains(out, "make build") {
 		t.Errorf("nothing was built: %v\n%s", err, out)
 	}
 	mustRun(t, top, nil, "make", "build", "PREFIX=/usr", "BIN="+built)
-	if out, err := run(t, top, nil, append(install, "PREFIX=/opt")...); err == nil || !strings.Contains(out, "make build PREFIX=/opt") {
+	if out, err := run(t, top, nil, append(install, "PREFIX=/opt")...); err == nil ||
+		!strings.Contains(out, "make build PREFIX=/opt") {
 		t.Errorf("it was built for another place: %v\n%s", err, out)
 	}
 	gone(t, dest)
@@ -184,7 +194,10 @@ func TestMakeInstall(t *testing.T) {
 
 // script is what the Makefile runs, once it has built.
 func script(verb, dest, privilege, group string) []string {
-	return []string{"env", "DESTDIR=" + dest, "PREFIX=/usr", "BIN=" + built, "PRIVILEGE=" + privilege, "GROUP=" + group, "sh", "internal/install/install.sh", verb}
+	return []string{
+		"env", "DESTDIR=" + dest, "PREFIX=/usr", "BIN=" + built, "PRIVILEGE=" + privilege, "GROUP=" + group,
+		"sh", "internal/install/install.sh", verb,
+	}
 }
 
 // TestGoVersion: an unsuitable Go is reported before anything is done, and nothing else is
@@ -207,7 +220,8 @@ func TestGoVersion(t *testing.T) {
 			}
 		}
 		out, err := run(t, top, nil, "make", "--dry-run", "setup", "demo", "GO="+program)
-		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(out, test.want) || strings.Contains(out, "setup.sh")) {
+		if test.want == "" && err != nil ||
+			test.want != "" && (err == nil || !strings.Contains(out, test.want) || strings.Contains(out, "setup.sh")) {
 			t.Errorf("%s: %v\n%s", name, err, out)
 		}
 		if out, err := run(t, top, nil, "make", "--dry-run", "install", "GO="+program); err != nil {
@@ -246,7 +260,8 @@ func testCompletion(t *testing.T) {
 		lines["qemu-netup --bridge "] = ""
 	}
 	for line, want := range lines {
-		ask := "source docs/completion/qemu-netup.bash; PATH=" + built + ":$PATH; COMP_WORDS=($0); [[ $0 != *' ' ]] || COMP_WORDS+=(''); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _qemu_netup; echo ${COMPREPLY[@]}"
+		ask := "source docs/completion/qemu-netup.bash; PATH=" + built +
+			":$PATH; COMP_WORDS=($0); [[ $0 != *' ' ]] || COMP_WORDS+=(''); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _qemu_netup; echo ${COMPREPLY[@]}"
 		if got := strings.TrimSpace(mustRun(t, top, nil, "bash", "-c", ask, line)); got != want {
 			t.Errorf("%s completes to %q, want %q", line, got, want)
 		}
@@ -258,7 +273,8 @@ func testAgain(t *testing.T) {
 	dest := t.TempDir()
 	mustRun(t, top, nil, script("install", dest, "none", "")...)
 	before := tree(t, dest)
-	old, theirs := filepath.Join(dest, "usr/share/man/man8/vmnet-old.8"), filepath.Join(dest, "usr/libexec/vmnet/theirs")
+	old, theirs := filepath.Join(dest, "usr/share/man/man8/vmnet-old.8"),
+		filepath.Join(dest, "usr/libexec/vmnet/theirs")
 	for _, file := range []string{old, theirs} {
 		if err := os.WriteFile(file, nil, 0o644); err != nil {
 			t.Fatal(err)
@@ -291,18 +307,21 @@ func appendTo(t *testing.T, path, text string) {
 // testWithoutRoot stages as a packager does.
 func testWithoutRoot(t *testing.T) {
 	src, dest := t.TempDir(), t.TempDir()
-	mustRun(t, top, nil, "cp", "-r", "--parents", "docs", "internal/install", "README.md", "SECURITY.md", "CHANGELOG.md", "LICENSE", src)
+	mustRun(t, top, nil, "cp", "-r", "--parents", "docs", "internal/install", "README.md", "SECURITY.md",
+		"CHANGELOG.md", "LICENSE", src)
 	var nobody *syscall.SysProcAttr
 	if os.Geteuid() == 0 {
 		const id = 65534
 		nobody = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: id, Gid: id}}
-		if err := errors.Join(os.Chown(dest, id, id), os.Chmod(filepath.Dir(src), 0o755), os.Chmod(filepath.Dir(dest), 0o755)); err != nil {
+		if err := errors.Join(os.Chown(dest, id, id), os.Chmod(filepath.Dir(src), 0o755),
+			os.Chmod(filepath.Dir(dest), 0o755)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	mustRun(t, src, nobody, script("install", dest, "none", "")...)
 	compare(t, tree(t, dest), want(t, "-rwxr-xr-x"))
-	if out, err := run(t, src, nobody, script("install", dest, "setuid", "")...); err == nil || !strings.Contains(out, "only root can give PRIVILEGE=setuid") {
+	if out, err := run(t, src, nobody, script("install", dest, "setuid", "")...); err == nil ||
+		!strings.Contains(out, "only root can give PRIVILEGE=setuid") {
 		t.Errorf("a setuid program by somebody else than root: %v\n%s", err, out)
 	}
 	mustRun(t, src, nobody, script("uninstall", dest, "", "")...)
@@ -339,7 +358,10 @@ func testWrong(t *testing.T) {
 		"PRIVILEGE=all: want none, setuid or setcap":     script("install", t.TempDir(), "all", ""),
 		"GROUP=kvm goes with PRIVILEGE=setuid or setcap": script("install", t.TempDir(), "none", "kvm"),
 		"there is no group nosuch (groupadd":             script("install", t.TempDir(), "setuid", "nosuch"),
-		"PREFIX=usr: want an absolute path":              append([]string{"env", "DESTDIR=/nonexistent/", "PREFIX=usr", "sh"}, "internal/install/install.sh", "install"),
+		"PREFIX=usr: want an absolute path": append([]string{
+			"env", "DESTDIR=/nonexistent/", "PREFIX=usr",
+			"sh",
+		}, "internal/install/install.sh", "install"),
 	} {
 		if out, err := run(t, top, nil, args...); err == nil || !strings.Contains(out, want) {
 			t.Errorf("%v, want %q:\n%s", err, want, out)
@@ -360,7 +382,8 @@ func testWrong(t *testing.T) {
 
 	mustRun(t, top, nil, script("install", dest, "none", "")...)
 	appendTo(t, filepath.Join(dest, "usr/share/doc/vmnet/files"), "../outside\n")
-	if out, err := run(t, top, nil, script("uninstall", dest, "", "")...); err == nil || !strings.Contains(out, "names ../outside") {
+	if out, err := run(t, top, nil, script("uninstall", dest, "", "")...); err == nil ||
+		!strings.Contains(out, "names ../outside") {
 		t.Errorf("a list that points outside: %v\n%s", err, out)
 	}
 }

@@ -32,7 +32,8 @@ func release(t *testing.T, dir string, env ...string) (out, said string) {
 	if err := os.MkdirAll(tree, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	run(t, top, nil, "sh", "-c", `find . \( -path ./bin -o -path ./dist -o -path ./.git \) -prune -o ! -type d -print0 | tar --null -T - -c | tar -x -C "$0"`, tree)
+	run(t, top, nil, "sh", "-c",
+		`find . \( -path ./bin -o -path ./dist -o -path ./.git \) -prune -o ! -type d -print0 | tar --null -T - -c | tar -x -C "$0"`, tree)
 	commit := filepath.Join(tree, "internal/cli/version/commit.txt")
 	if err := os.WriteFile(commit, []byte(hash+" 1700000000\n"), 0o644); err != nil {
 		t.Fatal(err)
@@ -46,7 +47,8 @@ func run(t *testing.T, dir string, env []string, args ...string) string {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir = dir
 	for _, e := range append(os.Environ(), env...) {
-		if name, _, _ := strings.Cut(e, "="); !strings.HasPrefix(name, "MAKE") && name != "MFLAGS" && name != "PREFIX" && name != "DESTDIR" {
+		if name, _, _ := strings.Cut(e, "="); !strings.HasPrefix(name, "MAKE") && name != "MFLAGS" &&
+			name != "PREFIX" && name != "DESTDIR" {
 			cmd.Env = append(cmd.Env, e)
 		}
 	}
@@ -122,7 +124,8 @@ func TestRelease(t *testing.T) {
 		}
 	}
 	for file := range sources {
-		if strings.Contains(file, "/.git/") || strings.HasPrefix(file, name+"/dist") || strings.HasPrefix(file, name+"/bin") {
+		if strings.Contains(file, "/.git/") || strings.HasPrefix(file, name+"/dist") ||
+			strings.HasPrefix(file, name+"/bin") {
 			t.Errorf("sources: %s", file)
 		}
 	}
@@ -130,24 +133,28 @@ func TestRelease(t *testing.T) {
 	built := name + "-linux-" + runtime.GOARCH
 	modes, texts := contents(t, filepath.Join(one, built+".tar.gz"))
 	for file, want := range map[string]string{
-		"bin/vmnet": "-rwxr-xr-x", "bin/vmnet-hook": "-rwxr-xr-x", "bin/qemu-netup": "-rwxr-xr-x", "libexec/vmnet/qemu-netup-full": "-rwxr-xr-x",
+		"bin/vmnet": "-rwxr-xr-x", "bin/vmnet-hook": "-rwxr-xr-x", "bin/qemu-netup": "-rwxr-xr-x",
+		"libexec/vmnet/qemu-netup-full":    "-rwxr-xr-x",
 		"libexec/vmnet/qemu-bridge-helper": "Lrwxr-xr-x",
 		"share/man/man8/vmnet.8":           "-rw-r--r--", "share/man/man5/policy.yaml.5": "-rw-r--r--",
 		"share/bash-completion/completions/vmnet": "-rw-r--r--", "share/zsh/site-functions/_vmnet": "-rw-r--r--",
-		"lib/systemd/system/vmnet-watch.service": "-rw-r--r--", "share/doc/vmnet/examples/policy.yaml": "-rw-r--r--", "share/doc/vmnet/LICENSE": "-rw-r--r--",
-		"share/doc/vmnet/files": "-rw-r--r--",
+		"lib/systemd/system/vmnet-watch.service": "-rw-r--r--", "share/doc/vmnet/examples/policy.yaml": "-rw-r--r--",
+		"share/doc/vmnet/LICENSE": "-rw-r--r--",
+		"share/doc/vmnet/files":   "-rw-r--r--",
 	} {
 		if modes[built+"/"+file] != want {
 			t.Errorf("programs: %s is %q, want %q", file, modes[built+"/"+file], want)
 		}
 	}
-	if page := texts[built+"/share/man/man8/vmnet.8"]; !strings.Contains(page, `"2023-11-14" "vmnet `+version.Number+`"`) {
+	if page := texts[built+"/share/man/man8/vmnet.8"]; !strings.Contains(page,
+		`"2023-11-14" "vmnet `+version.Number+`"`) {
 		t.Errorf("its page does not say its version:\n%.200s", page)
 	}
 	run(t, one, nil, "tar", "-xf", built+".tar.gz")
 	for _, program := range []string{"vmnet", "vmnet-hook"} {
 		want := program + " " + version.Number + " (commit " + hash[:12] + ") go"
-		if got := run(t, one, nil, filepath.Join(one, built, "bin", program), "--version"); !strings.HasPrefix(got, want) {
+		if got := run(t, one, nil, filepath.Join(one, built, "bin", program), "--version"); !strings.HasPrefix(got,
+			want) {
 			t.Errorf("%q, want %q", got, want)
 		}
 	}

@@ -29,7 +29,8 @@ func giveAddress(h *host, tap *tun.Tap, mac net.HardwareAddr) {
 	for i, b := range mac {
 		ifr.addr.Data[i] = int8(b)
 	}
-	if err := unix.IoctlSetInt(int(tap.Queues()[0].Fd()), unix.SIOCSIFHWADDR, int(uintptr(unsafe.Pointer(&ifr)))); err != nil {
+	if err := unix.IoctlSetInt(int(tap.Queues()[0].Fd()), unix.SIOCSIFHWADDR,
+		int(uintptr(unsafe.Pointer(&ifr)))); err != nil {
 		h.Fatal(err)
 	}
 }
@@ -72,7 +73,8 @@ func TestLiveAddressIsSetBack(t *testing.T) {
 	for _, tap := range []*tun.Tap{ours, plain} {
 		giveAddress(h, tap, victim)
 		r, _ := h.reported("address set back to fe:54:00:00:00:0", tap.Name)
-		if r.Err != nil || !strings.Contains(r.Text, victim.String()) || tap == ours && (r.Guest != "P2" || r.NIC != "net0") {
+		if r.Err != nil || !strings.Contains(r.Text, victim.String()) ||
+			tap == ours && (r.Guest != "P2" || r.NIC != "net0") {
 			t.Errorf("reported %+v", r)
 		}
 	}
@@ -96,7 +98,9 @@ func TestLiveAddressIsSetBack(t *testing.T) {
 	// One that goes on is set back as often, and reported once.
 	for i := range 20 {
 		giveAddress(h, ours, guestMAC(byte(20+i)))
-		nstest.Eventually(t, patience, fmt.Sprintf("address set back for the time %d", i), func() bool { return address("P2-net0") == "fe:54:00:00:00:01" })
+		nstest.Eventually(t, patience, fmt.Sprintf("address set back for the time %d", i), func() bool {
+			return address("P2-net0") == "fe:54:00:00:00:01"
+		})
 	}
 	h.quiet(2)
 }

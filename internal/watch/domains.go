@@ -89,7 +89,8 @@ func (w *watcher) dial(ctx context.Context, dial func(context.Context) (*libvirt
 // serve follows the domains of one connection until the connection ends.
 func (w *watcher) serve(ctx context.Context, conn *libvirt.Conn) error {
 	subCtx, cancel := context.WithTimeout(ctx, callTimeout)
-	sub, err := conn.Subscribe(subCtx, nil, eventBuffer, libvirt.Lifecycle, libvirt.DeviceAdded, libvirt.DeviceRemoved, libvirt.MetadataChange)
+	sub, err := conn.Subscribe(subCtx, nil, eventBuffer, libvirt.Lifecycle, libvirt.DeviceAdded, libvirt.DeviceRemoved,
+		libvirt.MetadataChange)
 	cancel()
 	if err != nil {
 		return err

@@ -47,8 +47,12 @@ func (a answers) filters(ctx context.Context) ([]raw.RxFilterInfo, error) {
 }
 
 func TestFilters(t *testing.T) {
-	got, err := answers(`{"return":[{"name":"a","promiscuous":true,"multicast":"all","main-mac":"52:54:00:00:00:01"},{"name":"b"}],"id":"libvirt-7"}`).filters(t.Context())
-	want := []raw.RxFilterInfo{{Name: "a", Promiscuous: true, Multicast: raw.RxStateAll, MainMac: "52:54:00:00:00:01"}, {Name: "b"}}
+	got, err := answers(
+		`{"return":[{"name":"a","promiscuous":true,"multicast":"all","main-mac":"52:54:00:00:00:01"},{"name":"b"}],"id":"libvirt-7"}`).filters(t.Context())
+	want := []raw.RxFilterInfo{
+		{Name: "a", Promiscuous: true, Multicast: raw.RxStateAll, MainMac: "52:54:00:00:00:01"},
+		{Name: "b"},
+	}
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
@@ -89,7 +93,8 @@ func TestFiltersAreBounded(t *testing.T) {
 }
 
 func FuzzFilters(f *testing.F) {
-	f.Add(`{"return":[{"name":"vmnet-net0","multicast":"normal","multicast-table":["33:33:00:00:00:01"]}],"id":"libvirt-7"}`)
+	f.Add(
+		`{"return":[{"name":"vmnet-net0","multicast":"normal","multicast-table":["33:33:00:00:00:01"]}],"id":"libvirt-7"}`)
 	f.Add(`{"error":{"class":"GenericError","desc":"no"}}`)
 	f.Fuzz(func(t *testing.T, answer string) {
 		filters, err := answers(answer).filters(t.Context())

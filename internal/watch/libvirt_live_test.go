@@ -77,7 +77,10 @@ func nicsElement(nics ...string) string {
 // attach gives a domain a NIC on br0, as a person does, and returns its tap.
 func (m *machine) attach(domain string, mac fmt.Stringer, more ...string) (tap string) {
 	m.Helper()
-	m.daemon.Virsh(append([]string{"attach-interface", domain, "bridge", "br0", "--model", "virtio", "--mac", mac.String(), "--live"}, more...)...)
+	m.daemon.Virsh(append([]string{
+		"attach-interface", domain, "bridge", "br0", "--model", "virtio", "--mac",
+		mac.String(), "--live",
+	}, more...)...)
 	return m.tapOf(domain, mac)
 }
 
@@ -150,7 +153,8 @@ func TestLiveSettingsOfANICThatIsAttachedLive(t *testing.T) {
 
 	// What is declared anew counts at once, for NICs that are there as well; what is attached again
 	// is new.
-	m.daemon.Virsh("metadata", "plain", "--live", "--uri", "urn:vmnet:nics:1", "--key", "vmnet", "--set", "<nics><nic mac='52:54:00:00:00:04' no-learning='yes'/></nics>")
+	m.daemon.Virsh("metadata", "plain", "--live", "--uri", "urn:vmnet:nics:1", "--key", "vmnet", "--set",
+		"<nics><nic mac='52:54:00:00:00:04' no-learning='yes'/></nics>")
 	m.becomes(m.tapOf("plain", guestMAC(4)), "br0", "nolearn")
 	m.daemon.Virsh("destroy", "web")
 	m.daemon.Virsh("start", "--paused", "web")
@@ -205,7 +209,8 @@ func TestLiveManyNICsOfTwoDomains(t *testing.T) {
 	for d, domain := range []string{"a", "b"} {
 		both.Go(func() {
 			for i := range byte(each) {
-				if out, err := m.daemon.Try("attach-interface", domain, "bridge", "br0", "--model", "virtio", "--mac", guestMAC(byte(d*each)+i).String(), "--live"); err != nil {
+				if out, err := m.daemon.Try("attach-interface", domain, "bridge", "br0", "--model", "virtio", "--mac",
+					guestMAC(byte(d*each)+i).String(), "--live"); err != nil {
 					t.Errorf("%v: %s", err, out)
 				}
 			}
@@ -221,7 +226,8 @@ func TestLiveManyNICsOfTwoDomains(t *testing.T) {
 		late = append(late, at.Sub(arrived(tap)))
 	}
 	slices.Sort(late)
-	t.Logf("settings of %d NICs: median %v, longest %v after it was made", len(late), late[len(late)/2], late[len(late)-1])
+	t.Logf("settings of %d NICs: median %v, longest %v after it was made",
+		len(late), late[len(late)/2], late[len(late)-1])
 	m.quiet(2 * each)
 }
 
@@ -258,7 +264,8 @@ func TestLiveWithoutLibvirtOursAreWatched(t *testing.T) {
 
 func TestLiveLibvirtsTapsAreBackOnTheirBridge(t *testing.T) {
 	m := newMachine(t)
-	m.daemon.Virsh("net-define", m.file("net.xml", "<network><name>own</name><forward mode='bridge'/><bridge name='br0'/></network>"))
+	m.daemon.Virsh("net-define",
+		m.file("net.xml", "<network><name>own</name><forward mode='bridge'/><bridge name='br0'/></network>"))
 	m.daemon.Virsh("net-start", "own")
 	m.start("web", nicsElement(declareNIC(1, "hairpin='yes'"), declareNIC(2, "isolated='yes'")), fmt.Sprintf(`
 		<interface type='bridge'><source bridge='br0'/><mac address='%s'/><port isolated='yes'/></interface>
@@ -306,7 +313,8 @@ func TestLiveAllPIDsWhatADomainLeavesIsRemoved(t *testing.T) {
 	m.watch(m.dial)
 	m.ip("link", "add", "eth0", "type", "veth", "peer", "name", "far0")
 	m.ip("link", "add", "web-m", "link", "eth0", "type", "macvtap", "mode", "bridge")
-	m.ip("link", "set", "dev", "web-m", "alias", "vmnet vm=web nic=m type=macvtap source=eth0 mode=bridge rx=allmulti mac=52:54:00:00:00:01 model=virtio-net-pci queues=1 via=libvirt")
+	m.ip("link", "set", "dev", "web-m", "alias",
+		"vmnet vm=web nic=m type=macvtap source=eth0 mode=bridge rx=allmulti mac=52:54:00:00:00:01 model=virtio-net-pci queues=1 via=libvirt")
 	m.daemon.Virsh("destroy", "web")
 	m.reported("removed", "web-m")
 	if _, err := m.nl.Link("web-m"); !isGone(err) {

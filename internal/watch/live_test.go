@@ -160,7 +160,10 @@ func (h *host) ours(name, bridge, port string) {
 	h.Helper()
 	h.ip("tuntap", "add", name, "mode", "tap")
 	h.ip("link", "set", "dev", name, "address", "fe:54:00:00:00:01") // else it is set back
-	h.ip("link", "set", "dev", name, "alias", fmt.Sprintf("vmnet vm=dead nic=%s type=tap source=%s port=%s mac=52:54:00:00:00:01 model=virtio-net-pci queues=1", name, bridge, port))
+	h.ip("link", "set", "dev", name, "alias",
+		fmt.Sprintf(
+			"vmnet vm=dead nic=%s type=tap source=%s port=%s mac=52:54:00:00:00:01 model=virtio-net-pci queues=1",
+			name, bridge, port))
 }
 
 // portOf is how the port of a tap is set; bridge is empty where it is none.
@@ -223,7 +226,8 @@ func TestLiveAPortIsTriedAgain(t *testing.T) {
 	h.watch(nil)
 	h.bridge("br1")
 	h.quiet(0)
-	h.ip("link", "set", "dev", "tap", "address", "fe:54:00:00:00:01", "alias", "vmnet vm=dead nic=tap type=tap source=br1 port=hairpin mac=52:54:00:00:00:01 model=virtio-net-pci queues=1")
+	h.ip("link", "set", "dev", "tap", "address", "fe:54:00:00:00:01", "alias",
+		"vmnet vm=dead nic=tap type=tap source=br1 port=hairpin mac=52:54:00:00:00:01 model=virtio-net-pci queues=1")
 	h.becomes("tap", "br1", "hairpin")
 }
 
@@ -253,7 +257,8 @@ func TestLiveStorm(t *testing.T) {
 			if i%20 == 0 { // the kernel takes 16 ms to delete one
 				kind = "bridge"
 			}
-			fmt.Fprintf(&lines, "link add d%d group 77 type %s\nlink set d%d mtu 1400\nlink set d%d mtu 1300\n", i, kind, i, i)
+			fmt.Fprintf(&lines, "link add d%d group 77 type %s\nlink set d%d mtu 1400\nlink set d%d mtu 1300\n",
+				i, kind, i, i)
 		}
 		lines.WriteString("link del group 77\n")
 		cmd := exec.Command("nsenter", "--net="+h.ns.Path(), "ip", "-batch", "-")

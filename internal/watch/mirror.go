@@ -228,7 +228,10 @@ func (m *mirrors) takeAll(g *guest) {
 	for _, x := range g.nics {
 		changed, err := m.taps.TakeAll(x)
 		if !isGone(err) && (changed || err != nil) {
-			m.w.report(Report{Text: "accepts all multicast again", Guest: x.VM, NIC: x.NIC, Interface: x.Interface, Err: err})
+			m.w.report(Report{
+				Text: "accepts all multicast again", Guest: x.VM, NIC: x.NIC,
+				Interface: x.Interface, Err: err,
+			})
 		}
 	}
 }

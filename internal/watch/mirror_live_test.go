@@ -29,8 +29,12 @@ func (h *host) wire() (far *netns.NS) {
 	far = nstest.New(h)
 	h.ip("link", "add", "eth0", "type", "veth", "peer", "name", "far0", "netns", far.Path())
 	h.ip("link", "set", "eth0", "up")
-	for _, args := range [][]string{{"link", "set", "far0", "up"}, {"addr", "add", farAddr + "/64", "dev", "far0", "nodad"}} {
-		if out, err := exec.Command("nsenter", append([]string{"--net=" + far.Path(), "ip"}, args...)...).CombinedOutput(); err != nil {
+	for _, args := range [][]string{
+		{"link", "set", "far0", "up"},
+		{"addr", "add", farAddr + "/64", "dev", "far0", "nodad"},
+	} {
+		if out, err := exec.Command("nsenter",
+			append([]string{"--net=" + far.Path(), "ip"}, args...)...).CombinedOutput(); err != nil {
 			h.Fatalf("ip %v: %v: %s", args, err, out)
 		}
 	}
@@ -44,7 +48,10 @@ func (h *host) within(d time.Duration) context.Context {
 }
 
 func mirrored(t nic.Target) nic.Spec {
-	return nic.Spec{Target: t, NIC: "net0", Vhost: nic.VhostOff, Lower: &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0", RxFilter: nic.RxMirror}}
+	return nic.Spec{
+		Target: t, NIC: "net0",
+		Vhost: nic.VhostOff, Lower: &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0", RxFilter: nic.RxMirror},
+	}
 }
 
 func (h *host) attachMirrored(spec nic.Spec) (mac string) {
@@ -74,7 +81,8 @@ func (h *host) found(far *netns.NS, addr string) {
 	var err error
 	for end := time.Now().Add(patience); time.Now().Before(end); {
 		err = far.Do(func() error {
-			_, err := traffic.SendPing(h.within(patience), traffic.Ping{Addr: addr, UntilFirst: true, Count: 1, Timeout: time.Second})
+			_, err := traffic.SendPing(h.within(patience),
+				traffic.Ping{Addr: addr, UntilFirst: true, Count: 1, Timeout: time.Second})
 			return err
 		})
 		if err == nil {
@@ -130,7 +138,8 @@ func TestLiveMirrorOfAGuestWithAMonitorOfItsOwn(t *testing.T) {
 	if err := vm.Guest.SetMAC(h.within(patience), linkOf(h, vm.Guest, mac), "52:54:00:66:66:66"); err != nil {
 		t.Fatal(err)
 	}
-	if r, _ := h.reported("not followed", ""); r.Err == nil || !strings.Contains(r.Err.Error(), "to 52:54:00:66:66:66") {
+	if r, _ := h.reported("not followed", ""); r.Err == nil ||
+		!strings.Contains(r.Err.Error(), "to 52:54:00:66:66:66") {
 		t.Errorf("%+v", r)
 	}
 	stop()
@@ -194,8 +203,10 @@ func TestLiveMirrorAsksNoOtherGuest(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer inherited.Close()
-	own := exec.Command("nsenter", "--net="+m.ns.Path(), "qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-machine", "pc,accel=tcg", "-m", "32", "-name", "guest=victim", "-qmp", "unix:"+dir+"/own,server=on,wait=off",
-		"-uuid", m.daemon.Virsh("domuuid", "victim"), "-chardev", "socket,id=charmonitor,server=on,wait=off,fd=3", "-mon", "chardev=charmonitor,mode=control")
+	own := exec.Command("nsenter", "--net="+m.ns.Path(), "qemu-system-x86_64", "-S", "-nodefaults", "-display", "none",
+		"-machine", "pc,accel=tcg", "-m", "32", "-name", "guest=victim", "-qmp", "unix:"+dir+"/own,server=on,wait=off",
+		"-uuid", m.daemon.Virsh("domuuid", "victim"), "-chardev", "socket,id=charmonitor,server=on,wait=off,fd=3",
+		"-mon", "chardev=charmonitor,mode=control")
 	own.ExtraFiles = []*os.File{inherited}
 	if err := own.Start(); err != nil {
 		t.Fatal(err)
@@ -213,7 +224,8 @@ func TestLiveMirrorAsksNoOtherGuest(t *testing.T) {
 	m.watch(m.dial, func(cfg *Config) {
 		cfg.DialMonitor = libvirt.Dialer{Path: m.daemon.Socket()}.Dial
 	})
-	if r, _ := m.reported("cannot be asked", ""); r.Err == nil || !strings.Contains(r.Err.Error(), "says that it is libvirt's domain victim, and so does another") {
+	if r, _ := m.reported("cannot be asked", ""); r.Err == nil ||
+		!strings.Contains(r.Err.Error(), "says that it is libvirt's domain victim, and so does another") {
 		t.Errorf("%+v", r)
 	}
 	const taint = "custom monitor control commands issued"

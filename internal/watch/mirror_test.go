@@ -52,7 +52,8 @@ func TestGroupsText(t *testing.T) {
 		"all multicast, as the guest wants":                                  filter(raw.RxStateAll, many...),
 		"multicast to 33:33:00:00:00:01":                                     filter(raw.RxStateNormal, many[0]),
 		"multicast to" + strings.Repeat(" 33:33:00:00:00:01", 8) + " 2 more": filter(raw.RxStateNormal, many...),
-		"multicast to 33:33:00:00:00:02":                                     filter(raw.RxStateNormal, "\x1b[2J", strings.Repeat("x", 1e6), "33:33:00:00:00:02"),
+		"multicast to 33:33:00:00:00:02": filter(raw.RxStateNormal, "\x1b[2J",
+			strings.Repeat("x", 1e6), "33:33:00:00:00:02"),
 	} {
 		if got := groupsText(groupsOf(f)); got != want {
 			t.Errorf("%.200q, want %q", got, want)

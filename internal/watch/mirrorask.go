@@ -144,6 +144,9 @@ func (m *mirrors) missed(g *guest, err error) {
 	}
 	m.takeAll(g)
 	if x := g.nics[0]; g.once("no answer") {
-		m.w.report(Report{Text: "cannot be asked for its multicast groups, and accepts all", Guest: x.VM, NIC: x.NIC, Interface: x.Interface, Err: err})
+		m.w.report(Report{
+			Text: "cannot be asked for its multicast groups, and accepts all", Guest: x.VM, NIC: x.NIC,
+			Interface: x.Interface, Err: err,
+		})
 	}
 }

@@ -85,7 +85,10 @@ func (f *fakes) TakeAll(x tapmgr.Mirror) (bool, error) { return f.set(x, true) }
 func mirrorFakes(t *testing.T, n, hung int, err error, use func(f *fakes)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		f := &fakes{start: time.Now(), asked: map[int][]time.Duration{}, hung: hung, err: err, awake: make(chan struct{}), inAll: map[int]bool{}, events: make(chan libvirt.Event)}
+		f := &fakes{
+			start: time.Now(), asked: map[int][]time.Duration{}, hung: hung, err: err,
+			awake: make(chan struct{}), inAll: map[int]bool{}, events: make(chan libvirt.Event),
+		}
 		for i := range n {
 			for _, pid := range []int{i, 100 + i} {
 				x := tapmgr.Mirror{Device: "net0"}
@@ -131,7 +134,8 @@ func TestGuestsThatHangDelayNobody(t *testing.T) {
 		time.Sleep(pollEvery)
 		for pid := range n {
 			if f.times(pid) != 1 || f.times(100+pid) != 1 {
-				t.Errorf("after a tick: guest %d was asked %d times, the one with an own monitor %d times", pid, f.times(pid), f.times(100+pid))
+				t.Errorf("after a tick: guest %d was asked %d times, the one with an own monitor %d times",
+					pid, f.times(pid), f.times(100+pid))
 			}
 		}
 		f.events <- libvirt.Event{Domain: libvirt.Domain{UUID: uuidOf(n - 1)}}
@@ -158,7 +162,8 @@ func TestGuestsThatCannotBeAskedTakeInAll(t *testing.T) {
 		time.Sleep((maxMisses + 2) * pollEvery)
 		for pid := range n {
 			if !f.takesAll(pid) || f.takesAll(100+pid) {
-				t.Errorf("%d takes in all: %v; the one with an own monitor: %v", pid, f.takesAll(pid), f.takesAll(100+pid))
+				t.Errorf("%d takes in all: %v; the one with an own monitor: %v",
+					pid, f.takesAll(pid), f.takesAll(100+pid))
 			}
 		}
 		close(f.awake)

@@ -106,7 +106,8 @@ func filtersOf(ctx context.Context, conn *libvirt.Conn, q qemu.Process) ([]raw.R
 		return nil, err
 	}
 	if len(all) != 1 || all[0].PID != q.PID {
-		return nil, fmt.Errorf("%w: process %d says that it is libvirt's domain %s, and so does another", qemu.ErrAmbiguous, q.PID, dom.Name)
+		return nil, fmt.Errorf("%w: process %d says that it is libvirt's domain %s, and so does another",
+			qemu.ErrAmbiguous, q.PID, dom.Name)
 	}
 	c, err := qmp.Through(ctx, relay{conn, dom})
 	if err != nil {

@@ -46,7 +46,10 @@ type claim struct {
 }
 
 func newPorts(set func(int, net.HardwareAddr, bridge.PortConfig) (bool, error), report func(Report)) *ports {
-	return &ports{set: set, report: report, domains: map[domainxml.UUID]declaration{}, byMAC: map[string][]claim{}, done: map[int]string{}}
+	return &ports{
+		set: set, report: report, domains: map[domainxml.UUID]declaration{}, byMAC: map[string][]claim{},
+		done: map[int]string{},
+	}
 }
 
 // declare replaces a domain's declaration; without NICs it forgets the domain.
@@ -138,7 +141,10 @@ func (p *ports) apply(index int, name string, c claim) {
 		return
 	}
 	if changed || err != nil {
-		p.report(Report{Text: "port set to " + c.cfg.String(), Guest: c.domain, NIC: c.mac.String(), Interface: name, Err: err})
+		p.report(Report{
+			Text: "port set to " + c.cfg.String(), Guest: c.domain, NIC: c.mac.String(),
+			Interface: name, Err: err,
+		})
 	}
 }
 

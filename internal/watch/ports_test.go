@@ -42,7 +42,10 @@ func nics(cfg bridge.PortConfig, macs ...net.HardwareAddr) (all []declared.NIC) 
 }
 
 func tap(index int, mac net.HardwareAddr, master int) *rtnl.Link {
-	return &rtnl.Link{Index: index, Name: fmt.Sprint("vnet", index), MAC: mac, Master: master, Tun: &rtnl.Tun{Tap: true}}
+	return &rtnl.Link{
+		Index: index, Name: fmt.Sprint("vnet", index), MAC: mac, Master: master,
+		Tun: &rtnl.Tun{Tap: true},
+	}
 }
 
 func TestPortsAreSetOnceForAsLongAsTheyArePorts(t *testing.T) {

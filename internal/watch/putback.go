@@ -70,7 +70,10 @@ func (w *watcher) putBackInterface(def *domainxml.Definition, x domainxml.Interf
 		return false
 	}
 	if err == nil || last {
-		w.report(Report{Text: "put back on " + x.Source.Bridge + settingsText(cfg), Guest: def.Name, NIC: x.MAC.String(), Interface: x.Target, Err: err})
+		w.report(Report{
+			Text: "put back on " + x.Source.Bridge + settingsText(cfg), Guest: def.Name,
+			NIC: x.MAC.String(), Interface: x.Target, Err: err,
+		})
 	}
 	return err != nil
 }

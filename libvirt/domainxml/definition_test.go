@@ -60,12 +60,22 @@ func TestParse(t *testing.T) {
 	}
 	uuid, _ := ParseUUID("C7A5FDBD-edaf-9455-926a-d65c16db1809")
 	mac := func(last byte) net.HardwareAddr { return net.HardwareAddr{0x52, 0x54, 0, 0, 0, last} }
-	want := &Definition{Type: "kvm", Name: "web & mail", UUID: uuid, ID: 3, CPUs: 2, RunAs: 64055, Interfaces: []Interface{
-		{Type: "bridge", MAC: mac(1), Source: Source{Bridge: "br0"}, Target: "vnet0", Isolated: true, Model: "virtio", Driver: "vhost", Queues: 4, MTU: 9000, Alias: "net0", Address: "0000:01:1f.7"},
-		{Type: "direct", MAC: mac(2), Source: Source{Device: "eth0", Mode: "bridge"}, Target: "macvtap0", Model: "e1000e"},
-		{Type: "ethernet", Target: "tap0", Unmanaged: true, LinkDown: true, Alias: "ua-vmnet-net1"},
-		{Type: "user"},
-	}}
+	want := &Definition{
+		Type: "kvm", Name: "web & mail", UUID: uuid, ID: 3, CPUs: 2, RunAs: 64055,
+		Interfaces: []Interface{
+			{
+				Type: "bridge", MAC: mac(1), Source: Source{Bridge: "br0"}, Target: "vnet0",
+				Isolated: true, Model: "virtio",
+				Driver: "vhost", Queues: 4, MTU: 9000, Alias: "net0", Address: "0000:01:1f.7",
+			},
+			{
+				Type: "direct", MAC: mac(2), Source: Source{Device: "eth0", Mode: "bridge"}, Target: "macvtap0",
+				Model: "e1000e",
+			},
+			{Type: "ethernet", Target: "tap0", Unmanaged: true, LinkDown: true, Alias: "ua-vmnet-net1"},
+			{Type: "user"},
+		},
+	}
 	if diff := cmp.Diff(want, def, cmpopts.IgnoreUnexported(Definition{})); diff != "" {
 		t.Error(diff)
 	}
@@ -74,13 +84,14 @@ func TestParse(t *testing.T) {
 func TestParseRefuses(t *testing.T) {
 	nic := func(s string) string { return strings.Replace(domainAround, "NIC", "<interface>"+s+"</interface>", 1) }
 	for name, text := range map[string]string{
-		"nothing":     "",
-		"text":        "domain",
-		"another":     "<network/>",
-		"no UUID":     "<domain/>",
-		"cut":         definitionXML[:300],
-		"two":         definitionXML + "<domain/>",
-		"entity":      `<!DOCTYPE d [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>` + strings.Replace(domainAround, "NIC", "&b;", 1),
+		"nothing": "",
+		"text":    "domain",
+		"another": "<network/>",
+		"no UUID": "<domain/>",
+		"cut":     definitionXML[:300],
+		"two":     definitionXML + "<domain/>",
+		"entity": `<!DOCTYPE d [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>` + strings.Replace(domainAround, "NIC",
+			"&b;", 1),
 		"MAC":         nic("<mac address='52:54'/>"),
 		"queues":      nic("<driver queues='-1'/>"),
 		"many queues": nic("<driver queues='65536'/>"),
@@ -112,7 +123,10 @@ func TestEthernetXML(t *testing.T) {
 	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
 	for want, nic := range map[string]Ethernet{
 		`<interface type="ethernet"><mac address="02:00:00:00:00:01"></mac><target dev="tap0" managed="no"></target>` +
-			`<model type="virtio"></model><alias name="ua-vmnet-net0"></alias></interface>`: {Tap: "tap0", MAC: mac, Queues: 1, Alias: "ua-vmnet-net0"},
+			`<model type="virtio"></model><alias name="ua-vmnet-net0"></alias></interface>`: {
+			Tap: "tap0",
+			MAC: mac, Queues: 1, Alias: "ua-vmnet-net0",
+		},
 		`<interface type="ethernet"><mac address="02:00:00:00:00:01"></mac><target dev="a&amp;b" managed="no"></target>` +
 			`<model type="e1000e"></model><driver queues="4"></driver><mtu size="9000"></mtu><alias name="ua-1"></alias></interface>`: {
 			Tap: "a&b", MAC: mac, Model: "e1000e", Queues: 4, MTU: 9000, Alias: "ua-1",
@@ -164,7 +178,10 @@ func TestAlias(t *testing.T) {
 	if got := Alias("net0"); got != "ua-vmnet-net0" {
 		t.Error(got)
 	}
-	for alias, want := range map[string]string{"ua-vmnet-net0": "net0", "ua-vmnet-a b": "a b", "ua-vmnet-": "", "ua-net0": "", "vmnet-net0": "", "": ""} {
+	for alias, want := range map[string]string{
+		"ua-vmnet-net0": "net0", "ua-vmnet-a b": "a b", "ua-vmnet-": "",
+		"ua-net0": "", "vmnet-net0": "", "": "",
+	} {
 		if got := AliasNIC(alias); got != want {
 			t.Errorf("%q: %q", alias, got)
 		}
@@ -176,7 +193,10 @@ func TestParseUUID(t *testing.T) {
 	if u, err := ParseUUID(text); err != nil || u.String() != text || u[15] != 0xff {
 		t.Errorf("%s, %v", u, err)
 	}
-	for _, bad := range []string{"", "00112233445566778899aabbccddeeff", "0011223-34455-6677-8899-aabbccddeeff", text + "0", "g" + text[1:], "00112233+4455-6677-8899-aabbccddeeff"} {
+	for _, bad := range []string{
+		"", "00112233445566778899aabbccddeeff", "0011223-34455-6677-8899-aabbccddeeff",
+		text + "0", "g" + text[1:], "00112233+4455-6677-8899-aabbccddeeff",
+	} {
 		if _, err := ParseUUID(bad); err == nil {
 			t.Errorf("%q was taken", bad)
 		}

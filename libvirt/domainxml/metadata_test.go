@@ -11,7 +11,8 @@ const testURI = "urn:vmnet:nics:1"
 
 // inMetadata is a domain with that metadata; attributes are those of <domain> and <metadata>.
 func inMetadata(domain, meta, elements string) string {
-	return fmt.Sprintf("<domain %s><name>x</name><uuid>c7a5fdbd-edaf-9455-926a-d65c16db1809</uuid><metadata %s>\n%s\n</metadata></domain>", domain, meta, elements)
+	return fmt.Sprintf(
+		"<domain %s><name>x</name><uuid>c7a5fdbd-edaf-9455-926a-d65c16db1809</uuid><metadata %s>\n%s\n</metadata></domain>", domain, meta, elements)
 }
 
 func TestDefinitionMetadata(t *testing.T) {
@@ -21,21 +22,36 @@ func TestDefinitionMetadata(t *testing.T) {
 			inMetadata("", "", other+`<v:nics xmlns:v="urn:vmnet:nics:1"><v:nic id='a'/></v:nics>`+other),
 			`<v:nics xmlns:v="urn:vmnet:nics:1"><v:nic id='a'/></v:nics>`,
 		},
-		"the default namespace": {inMetadata("", "", `<nics xmlns="urn:vmnet:nics:1"/>`), `<nics xmlns="urn:vmnet:nics:1"/>`},
+		"the default namespace": {
+			inMetadata("", "", `<nics xmlns="urn:vmnet:nics:1"/>`),
+			`<nics xmlns="urn:vmnet:nics:1"/>`,
+		},
 		"declared further out": {
-			inMetadata(`xmlns:v="urn:vmnet:nics:1" xmlns:a='x&quot;&lt;'`, `xmlns:a="near" xmlns="default" id="1"`, `<v:nics xmlns:b="c" a="1"><x/></v:nics>`),
+			inMetadata(`xmlns:v="urn:vmnet:nics:1" xmlns:a='x&quot;&lt;'`, `xmlns:a="near" xmlns="default" id="1"`,
+				`<v:nics xmlns:b="c" a="1"><x/></v:nics>`),
 			`<v:nics xmlns:a="near" xmlns="default" xmlns:v="urn:vmnet:nics:1" xmlns:b="c" a="1"><x/></v:nics>`,
 		},
-		"escaped":              {inMetadata(`xmlns:a='x"&lt;'`, "", "<v:n\n\txmlns:v=\"urn:vmnet:nics:1\"\n/>"), "<v:n xmlns:a=\"x&#34;&lt;\"\n\txmlns:v=\"urn:vmnet:nics:1\"\n/>"},
-		"the first of two":     {inMetadata(`xmlns:v="urn:vmnet:nics:1"`, "", `<v:a/><v:b/>`), `<v:a xmlns:v="urn:vmnet:nics:1"/>`},
-		"declared nowhere":     {inMetadata("", "", `<v:nics/>`), ""},
-		"the prefix alone":     {inMetadata("", "", `<v:nics xmlns:v="urn:vmnet:nics:2"/>`), ""},
-		"further in":           {inMetadata("", "", `<x><v:nics xmlns:v="urn:vmnet:nics:1"/></x>`), ""},
-		"a comment":            {inMetadata("", "", `<!-- <v:nics xmlns:v="urn:vmnet:nics:1"/> --><![CDATA[<v:nics xmlns:v="urn:vmnet:nics:1"/>]]>`), ""},
-		"no metadata":          {definitionXML, ""},
-		"another place's":      {strings.Replace(domainAround, "NIC", `<metadata><v:nics xmlns:v="urn:vmnet:nics:1"/></metadata>`, 1), ""},
-		"without a namespace":  {inMetadata("", "", `<nics/>`), ""},
-		"bytes of two letters": {inMetadata("", "", `<ä>ö</ä><n xmlns="urn:vmnet:nics:1">é</n>`), `<n xmlns="urn:vmnet:nics:1">é</n>`},
+		"escaped": {
+			inMetadata(`xmlns:a='x"&lt;'`, "", "<v:n\n\txmlns:v=\"urn:vmnet:nics:1\"\n/>"),
+			"<v:n xmlns:a=\"x&#34;&lt;\"\n\txmlns:v=\"urn:vmnet:nics:1\"\n/>",
+		},
+		"the first of two": {
+			inMetadata(`xmlns:v="urn:vmnet:nics:1"`, "", `<v:a/><v:b/>`),
+			`<v:a xmlns:v="urn:vmnet:nics:1"/>`,
+		},
+		"declared nowhere": {inMetadata("", "", `<v:nics/>`), ""},
+		"the prefix alone": {inMetadata("", "", `<v:nics xmlns:v="urn:vmnet:nics:2"/>`), ""},
+		"further in":       {inMetadata("", "", `<x><v:nics xmlns:v="urn:vmnet:nics:1"/></x>`), ""},
+		"a comment": {inMetadata("", "",
+			`<!-- <v:nics xmlns:v="urn:vmnet:nics:1"/> --><![CDATA[<v:nics xmlns:v="urn:vmnet:nics:1"/>]]>`), ""},
+		"no metadata": {definitionXML, ""},
+		"another place's": {strings.Replace(domainAround, "NIC",
+			`<metadata><v:nics xmlns:v="urn:vmnet:nics:1"/></metadata>`, 1), ""},
+		"without a namespace": {inMetadata("", "", `<nics/>`), ""},
+		"bytes of two letters": {
+			inMetadata("", "", `<ä>ö</ä><n xmlns="urn:vmnet:nics:1">é</n>`),
+			`<n xmlns="urn:vmnet:nics:1">é</n>`,
+		},
 	} {
 		def, err := Parse(test.text)
 		if err != nil {
@@ -57,7 +73,8 @@ func TestDefinitionMetadata(t *testing.T) {
 // FuzzMetadata takes out elements that mean alone what they meant in the domain.
 func FuzzMetadata(f *testing.F) {
 	f.Add("", "", `<v:nics xmlns:v="urn:vmnet:nics:1"><v:nic id='a'/></v:nics>`)
-	f.Add(`xmlns:v="urn:vmnet:nics:1" xmlns:a='x&quot;&lt;'`, `xmlns:a="near" xmlns="default"`, `<v:nics xmlns:b="c"><x/></v:nics>`)
+	f.Add(`xmlns:v="urn:vmnet:nics:1" xmlns:a='x&quot;&lt;'`, `xmlns:a="near" xmlns="default"`,
+		`<v:nics xmlns:b="c"><x/></v:nics>`)
 	f.Add(`xmlns='urn:vmnet:nics:1'`, "", "<a\n/><b>&lt;</b>")
 	f.Fuzz(func(t *testing.T, domain, meta, elements string) {
 		text := inMetadata(domain, meta, elements)

@@ -59,7 +59,9 @@ func Require(tb testing.TB) {
 	nstest.Require(tb, "root", os.Geteuid() == 0, "run it as root")
 	for _, program := range []string{"libvirtd", "virsh", "qemu-system-x86_64"} {
 		_, err := exec.LookPath(program)
-		nstest.Require(tb, "libvirt", err == nil, program+" is missing: apt install --no-install-recommends libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86")
+		nstest.Require(tb, "libvirt",
+			err == nil, program+
+				" is missing: apt install --no-install-recommends libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86")
 	}
 }
 
@@ -75,7 +77,8 @@ func Start(tb testing.TB, ns *netns.NS, conf ...string) *Daemon {
 func StartPermissive(tb testing.TB, ns *netns.NS) *Daemon {
 	tb.Helper()
 	dir := folder(tb)
-	return start(tb, ns, &Daemon{tb: tb, dir: dir, uri: "qemu+unix:///system"}, dir, "", "", "clear_emulator_capabilities = 0\nseccomp_sandbox = 0")
+	return start(tb, ns, &Daemon{tb: tb, dir: dir, uri: "qemu+unix:///system"}, dir, "", "",
+		"clear_emulator_capabilities = 0\nseccomp_sandbox = 0")
 }
 
 // StartSession runs the libvirtd of an ordinary user, whose XDG_RUNTIME_DIR is returned as well.

@@ -135,7 +135,9 @@ func TestCancelReachesTheGuest(t *testing.T) {
 	if _, err := g.Exec(limited, "hang"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
-	nstest.Eventually(t, 20*time.Second, "both requests were cancelled in the guest", func() bool { return cancelled.Load() == 2 })
+	nstest.Eventually(t, 20*time.Second, "both requests were cancelled in the guest", func() bool {
+		return cancelled.Load() == 2
+	})
 	g.mu.Lock()
 	if len(g.pending) != 0 {
 		t.Errorf("%d requests are still pending", len(g.pending))
@@ -150,7 +152,8 @@ func TestStreamGivesAllParts(t *testing.T) {
 	g, _ := start(t)
 	var stdout, stderr strings.Builder
 	code, err := g.Stream(t.Context(), Command{Argv: []string{"3"}}, &stdout, &stderr)
-	if err != nil || code != 3 || stdout.String() != "out 0\nout 1\nout 2\n" || stderr.String() != "err 0\nerr 1\nerr 2\n" {
+	if err != nil || code != 3 || stdout.String() != "out 0\nout 1\nout 2\n" ||
+		stderr.String() != "err 0\nerr 1\nerr 2\n" {
 		t.Errorf("code %d, %v, %q, %q", code, err, stdout.String(), stderr.String())
 	}
 	if code, err := g.Stream(t.Context(), Command{Argv: []string{"2"}}, nil, nil); err != nil || code != 2 {
@@ -210,7 +213,8 @@ func TestGarbageIsSkipped(t *testing.T) {
 
 func TestGarbageFromTheGuestIsSkipped(t *testing.T) {
 	host, port := pair(t)
-	if _, err := port.Write([]byte("reply\": half of an old one\n{}\n\n{\"id\":\"other-1\",\"result\":{}}\n{\"id\":\"torn")); err != nil {
+	if _, err := port.Write(
+		[]byte("reply\": half of an old one\n{}\n\n{\"id\":\"other-1\",\"result\":{}}\n{\"id\":\"torn")); err != nil {
 		t.Fatal(err)
 	}
 	served := make(chan error, 1)
@@ -271,7 +275,8 @@ func TestWaitReadyAsksAgain(t *testing.T) {
 }
 
 func TestDialNamesTheGuest(t *testing.T) {
-	if _, err := Dial(t.Context(), "P2", t.TempDir()+"/absent"); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "guest P2") {
+	if _, err := Dial(t.Context(), "P2", t.TempDir()+"/absent"); !errors.Is(err, os.ErrNotExist) ||
+		!strings.Contains(err.Error(), "guest P2") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -61,7 +61,10 @@ func (p *pending) drop() {
 
 // NewGuest speaks over conn, which it takes over. Close it.
 func NewGuest(name string, conn net.Conn) *Guest {
-	g := &Guest{name: name, conn: conn, prefix: rand.Text()[:8], done: make(chan struct{}), pending: map[string]*pending{}}
+	g := &Guest{
+		name: name, conn: conn, prefix: rand.Text()[:8], done: make(chan struct{}),
+		pending: map[string]*pending{},
+	}
 	go g.read()
 	return g
 }
@@ -139,7 +142,9 @@ func (g *Guest) stream(ctx context.Context, method string, params any, part func
 	return nil
 }
 
-func (g *Guest) roundTrip(ctx context.Context, method string, params any, part func(json.RawMessage)) (response, error) {
+func (g *Guest) roundTrip(ctx context.Context, method string, params any,
+	part func(json.RawMessage),
+) (response, error) {
 	raw, err := json.Marshal(params)
 	if err != nil {
 		return response{}, err

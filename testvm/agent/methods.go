@@ -40,7 +40,8 @@ func (g *Guest) Run(ctx context.Context, c Command) (Output, error) {
 func (g *Guest) Exec(ctx context.Context, argv ...string) (string, error) {
 	out, err := g.Run(ctx, Command{Argv: argv})
 	if err == nil && out.Code != 0 {
-		err = fmt.Errorf("guest %s: %s: exit status %d: %s", g.name, strings.Join(argv, " "), out.Code, strings.TrimSpace(out.Stderr))
+		err = fmt.Errorf("guest %s: %s: exit status %d: %s", g.name, strings.Join(argv, " "), out.Code,
+			strings.TrimSpace(out.Stderr))
 	}
 	return out.Stdout, err
 }

@@ -48,7 +48,10 @@ func TestRunKillsTheWholeGroup(t *testing.T) {
 
 func TestLiveLinks(t *testing.T) {
 	ns := nstest.New(t)
-	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "a", MTU: 1400, NumTxQueues: 2, NumRxQueues: 1}, PeerName: "b"}
+	veth := &netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: "a", MTU: 1400, NumTxQueues: 2, NumRxQueues: 1},
+		PeerName:  "b",
+	}
 	if err := nstest.Handle(t, ns).LinkAdd(veth); err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +63,8 @@ func TestLiveLinks(t *testing.T) {
 	}
 	err := ns.Do(func() error {
 		ctx := t.Context()
-		check("up", errors.Join(setLink(agent.LinkSet{Link: "a", Up: new(true)}), setLink(agent.LinkSet{Link: "b", Up: new(true)})), "")
+		check("up", errors.Join(setLink(agent.LinkSet{Link: "a", Up: new(true)}),
+			setLink(agent.LinkSet{Link: "b", Up: new(true)})), "")
 		check("MTU and MAC", setLink(agent.LinkSet{Link: "a", MTU: 1300, MAC: "02:00:00:00:00:0a"}), "")
 		check("bad MAC", setLink(agent.LinkSet{Link: "a", MAC: "x"}), "change link a: address x")
 		for _, addr := range []string{"10.1.0.1/24", "fd01::1/64"} {
@@ -82,7 +86,8 @@ func TestLiveLinks(t *testing.T) {
 		}
 		got, err := waitNIC(ctx, agent.NICWait{MAC: "02:00:00:00:00:0A"})
 		check("wait", err, "")
-		if got.Name != "a" || got.MTU != 1300 || !got.Up || !got.Carrier || !strings.Contains(strings.Join(got.Addrs, " "), "fd01::1/64") ||
+		if got.Name != "a" || got.MTU != 1300 || !got.Up || !got.Carrier ||
+			!strings.Contains(strings.Join(got.Addrs, " "), "fd01::1/64") ||
 			strings.Contains(strings.Join(got.Addrs, " "), "10.1.0.1") {
 			t.Errorf("got %+v", got)
 		}
@@ -102,10 +107,12 @@ func TestLiveLinks(t *testing.T) {
 func TestServices(t *testing.T) {
 	serve := handlers()[agent.MethodServe]
 	stop := handlers()[agent.MethodUnserve]
-	if _, err := serve(t.Context(), []byte(`{"proto":"sctp","addr":"127.0.0.1:0"}`), nil); err == nil || !strings.Contains(err.Error(), "unknown protocol") {
+	if _, err := serve(t.Context(), []byte(`{"proto":"sctp","addr":"127.0.0.1:0"}`), nil); err == nil ||
+		!strings.Contains(err.Error(), "unknown protocol") {
 		t.Errorf("sctp: %v", err)
 	}
-	if _, err := stop(t.Context(), []byte(`{"proto":"tcp","addr":"127.0.0.1:1"}`), nil); err == nil || !strings.Contains(err.Error(), "nothing serves") {
+	if _, err := stop(t.Context(), []byte(`{"proto":"tcp","addr":"127.0.0.1:1"}`), nil); err == nil ||
+		!strings.Contains(err.Error(), "nothing serves") {
 		t.Errorf("stop what does not run: %v", err)
 	}
 }

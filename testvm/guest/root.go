@@ -106,7 +106,10 @@ func overlay() error {
 	if err := errors.Join(mkdir("/upper/files"), mkdir("/upper/work")); err != nil {
 		return err
 	}
-	return mount{"overlay", "/newroot", "overlay", "lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work", 0}.mount()
+	return mount{
+		"overlay", "/newroot", "overlay", "lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work",
+		0,
+	}.mount()
 }
 
 // hostMounts are those that a host has. /tmp is left as it is: the machine's may

@@ -72,16 +72,35 @@ func TestReadEvents(t *testing.T) {
 			[]result{{"TestA", "a\n", ""}},
 			"",
 		},
-		"skip":             {`{"Action":"skip","Test":"TestA"}`, []result{{"TestA", "", "skip"}}, ""},
-		"skip of a part":   {`{"Action":"skip","Test":"TestA/b"}{"Action":"pass","Test":"TestA"}`, []result{{"TestA", "", "skip b"}}, ""},
-		"fail of a part":   {`{"Action":"fail","Test":"TestA/b"}{"Action":"fail","Test":"TestA"}`, []result{{"TestA", "", "fail b fail"}}, ""},
-		"output of a part": {`{"Action":"output","Test":"TestA/b","Output":"b"}{"Action":"pass","Test":"TestA"}`, []result{{"TestA", "b", ""}}, ""},
-		"crash":            {`{"Action":"run","Test":"TestA"}{"Action":"output","Test":"TestA","Output":"panic: oh"}`, nil, "panic: oh"},
-		"nothing":          {`{"Action":"output","Output":"testing: warning: no tests to run\n"}`, nil, "testing: warning: no tests to run"},
+		"skip": {`{"Action":"skip","Test":"TestA"}`, []result{{"TestA", "", "skip"}}, ""},
+		"skip of a part": {
+			`{"Action":"skip","Test":"TestA/b"}{"Action":"pass","Test":"TestA"}`,
+			[]result{{"TestA", "", "skip b"}},
+			"",
+		},
+		"fail of a part": {
+			`{"Action":"fail","Test":"TestA/b"}{"Action":"fail","Test":"TestA"}`,
+			[]result{{"TestA", "", "fail b fail"}},
+			"",
+		},
+		"output of a part": {
+			`{"Action":"output","Test":"TestA/b","Output":"b"}{"Action":"pass","Test":"TestA"}`,
+			[]result{{"TestA", "b", ""}},
+			"",
+		},
+		"crash": {
+			`{"Action":"run","Test":"TestA"}{"Action":"output","Test":"TestA","Output":"panic: oh"}`,
+			nil, "panic: oh",
+		},
+		"nothing": {
+			`{"Action":"output","Output":"testing: warning: no tests to run\n"}`,
+			nil, "testing: warning: no tests to run",
+		},
 	} {
 		var got []result
 		rest, err := readEvents(strings.NewReader(c.events), func(r result) { got = append(got, r) })
-		if diff := cmp.Diff(c.want, got, cmp.AllowUnexported(result{}), cmpopts.EquateEmpty()); diff != "" || err != nil || rest != c.rest {
+		if diff := cmp.Diff(c.want, got, cmp.AllowUnexported(result{}), cmpopts.EquateEmpty()); diff != "" ||
+			err != nil || rest != c.rest {
 			t.Errorf("%s: %v, rest %q (-want +got):\n%s", name, err, rest, diff)
 		}
 	}

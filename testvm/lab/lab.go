@@ -123,7 +123,8 @@ const maxStdin = 1 << 20
 // ended it. When ctx ends, the command is killed with its process group.
 func (h *Host) Run(ctx context.Context, c Command) (status int, err error) {
 	if len(c.Stdin) > maxStdin {
-		return 0, fmt.Errorf("run %s in the lab host: stdin of %d bytes is longer than %d", c.Argv, len(c.Stdin), maxStdin)
+		return 0, fmt.Errorf("run %s in the lab host: stdin of %d bytes is longer than %d",
+			c.Argv, len(c.Stdin), maxStdin)
 	}
 	if c.Env == nil {
 		c.Env = environment()
@@ -151,7 +152,8 @@ func (h *Host) Output(ctx context.Context, argv ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	status, err := h.Run(ctx, Command{Argv: argv, Stdout: &stdout, Stderr: &stderr})
 	if err == nil && status != 0 {
-		err = fmt.Errorf("lab host: %s: exit status %d: %s", strings.Join(argv, " "), status, bytes.TrimSpace(stderr.Bytes()))
+		err = fmt.Errorf("lab host: %s: exit status %d: %s", strings.Join(argv, " "), status,
+			bytes.TrimSpace(stderr.Bytes()))
 	}
 	return stdout.String(), err
 }

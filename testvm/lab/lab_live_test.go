@@ -43,22 +43,28 @@ func testModules(t *testing.T, h *lab.Host) {
 	if err := h.LoadModules(t.Context(), "dummy", "veth"); err != nil {
 		t.Error(err)
 	}
-	if err := h.LoadModules(t.Context(), "no_such_module"); err == nil || !strings.Contains(err.Error(), "no_such_module") {
+	if err := h.LoadModules(t.Context(), "no_such_module"); err == nil ||
+		!strings.Contains(err.Error(), "no_such_module") {
 		t.Errorf("got %v", err)
 	}
 }
 
 func testStatus(t *testing.T, h *lab.Host) {
 	var stdout, stderr bytes.Buffer
-	c := lab.Command{Argv: []string{"sh", "-c", "cat; pwd; echo bad >&2; exit 7"}, Dir: "/etc", Stdin: "in\n", Stdout: &stdout, Stderr: &stderr}
+	c := lab.Command{
+		Argv: []string{"sh", "-c", "cat; pwd; echo bad >&2; exit 7"}, Dir: "/etc", Stdin: "in\n",
+		Stdout: &stdout, Stderr: &stderr,
+	}
 	status, err := h.Run(t.Context(), c)
 	if err != nil || status != 7 || stdout.String() != "in\n/etc\n" || stderr.String() != "bad\n" {
 		t.Errorf("status %d, %v, %q, %q", status, err, stdout.String(), stderr.String())
 	}
-	if status, err := h.Run(t.Context(), lab.Command{Argv: []string{"sh", "-c", "kill -9 $$"}}); err != nil || status != -1 {
+	if status, err := h.Run(t.Context(), lab.Command{Argv: []string{"sh", "-c", "kill -9 $$"}}); err != nil ||
+		status != -1 {
 		t.Errorf("killed: status %d, %v", status, err)
 	}
-	if _, err := h.Output(t.Context(), "sh", "-c", "echo why >&2; exit 3"); err == nil || !strings.Contains(err.Error(), "exit status 3: why") {
+	if _, err := h.Output(t.Context(), "sh", "-c", "echo why >&2; exit 3"); err == nil ||
+		!strings.Contains(err.Error(), "exit status 3: why") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -76,7 +82,8 @@ func testEnvironment(t *testing.T, h *lab.Host) {
 		t.Fatal(err)
 	}
 	var stdout bytes.Buffer
-	status, err := h.Run(t.Context(), lab.Command{Argv: []string{"lab-tool"}, Env: []string{"A=1", "PATH=" + dir}, Stdout: &stdout})
+	status, err := h.Run(t.Context(),
+		lab.Command{Argv: []string{"lab-tool"}, Env: []string{"A=1", "PATH=" + dir}, Stdout: &stdout})
 	if err != nil || status != 0 || stdout.String() != "1\n" {
 		t.Errorf("status %d, %v, %q", status, err, stdout.String())
 	}
@@ -124,7 +131,8 @@ var errBroken = errors.New("broken")
 func (brokenWriter) Write([]byte) (int, error) { return 0, errBroken }
 
 func testBrokenWriter(t *testing.T, h *lab.Host) {
-	if _, err := h.Run(t.Context(), lab.Command{Argv: []string{"echo", "x"}, Stdout: brokenWriter{}}); !errors.Is(err, errBroken) {
+	if _, err := h.Run(t.Context(), lab.Command{Argv: []string{"echo", "x"}, Stdout: brokenWriter{}}); !errors.Is(err,
+		errBroken) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -132,7 +140,8 @@ func testBrokenWriter(t *testing.T, h *lab.Host) {
 func testContext(t *testing.T, h *lab.Host) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	if _, err := h.Run(ctx, lab.Command{Argv: []string{"sh", "-c", "sleep 4321 & sleep 4321"}}); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := h.Run(ctx, lab.Command{Argv: []string{"sh", "-c", "sleep 4321 & sleep 4321"}}); !errors.Is(err,
+		context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
 	nstest.Eventually(t, 60*time.Second, "the command's child ends", func() bool {
@@ -150,7 +159,8 @@ func testWritesStay(t *testing.T, h *lab.Host) {
 	if err := os.WriteFile(name, []byte("ours"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.Output(t.Context(), "sh", "-c", `cat "$0" >&2; echo theirs > "$0"; echo new > "$0.new"; rm -rf /etc/passwd`, name); err != nil {
+	if _, err := h.Output(t.Context(), "sh", "-c",
+		`cat "$0" >&2; echo theirs > "$0"; echo new > "$0.new"; rm -rf /etc/passwd`, name); err != nil {
 		t.Fatal(err)
 	}
 	for file, want := range map[string]string{name: "theirs\n", name + ".new": "new\n"} {
@@ -172,12 +182,19 @@ func testWritesStay(t *testing.T, h *lab.Host) {
 }
 
 func testNoSuchProgram(t *testing.T, h *lab.Host) {
-	for _, c := range []lab.Command{{Argv: []string{"no-such-program"}}, {Argv: []string{"/no/such"}}, {Argv: []string{"true"}, Dir: "/no/such"}, {Argv: []string{"/etc"}}} {
+	for _, c := range []lab.Command{
+		{Argv: []string{"no-such-program"}},
+		{Argv: []string{"/no/such"}},
+		{Argv: []string{"true"}, Dir: "/no/such"},
+		{Argv: []string{"/etc"}},
+	} {
 		if status, err := h.Run(t.Context(), c); err == nil {
 			t.Errorf("%+v: status %d", c, status)
 		}
 	}
-	if _, err := h.Run(t.Context(), lab.Command{Argv: []string{"cat"}, Stdin: strings.Repeat("x", 1<<20+1)}); err == nil || !strings.Contains(err.Error(), "longer than") {
+	if _, err := h.Run(t.Context(),
+		lab.Command{Argv: []string{"cat"}, Stdin: strings.Repeat("x", 1<<20+1)}); err == nil ||
+		!strings.Contains(err.Error(), "longer than") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -247,7 +264,8 @@ func TestLiveCacheThatIsNotSeenInside(t *testing.T) {
 
 func TestKernelThatIsMissing(t *testing.T) {
 	t.Setenv("VMNET_CACHE", t.TempDir())
-	if _, err := lab.FindKernel(); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "setup.sh --kernel full") {
+	if _, err := lab.FindKernel(); !errors.Is(err, fs.ErrNotExist) ||
+		!strings.Contains(err.Error(), "setup.sh --kernel full") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -47,7 +47,8 @@ func TestLabHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Those that boot guests begin.
-	packages, err := labPackages(ctx, root, strings.Fields(cmp.Or(os.Getenv("VMNET_LAB_PKG"), "./tapmgr ./cmd/qemu-netup-full ./..."))...)
+	packages, err := labPackages(ctx, root,
+		strings.Fields(cmp.Or(os.Getenv("VMNET_LAB_PKG"), "./tapmgr ./cmd/qemu-netup-full ./..."))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +132,8 @@ func runTests(ctx context.Context, t *testing.T, h *lab.Host, p program) (ran in
 		status, err := convert(ctx, output, func(stdin io.Writer) (int, error) {
 			return h.Run(ctx, lab.Command{
 				Argv: []string{
-					p.file, "-test.v=test2json", "-test.run=" + cmp.Or(os.Getenv("VMNET_LAB_RUN"), "^TestLab"), "-test.skip=^" + runner + "$",
+					p.file, "-test.v=test2json", "-test.run=" + cmp.Or(os.Getenv("VMNET_LAB_RUN"), "^TestLab"),
+					"-test.skip=^" + runner + "$",
 					fmt.Sprintf("-test.timeout=%s", (limit - limit/10).Round(time.Second)),
 				},
 				Dir: p.Dir, Env: append(os.Environ(), "VMNET_REQUIRE=all"), Stdout: stdin, Stderr: stdin,

@@ -33,7 +33,8 @@ type pkg struct {
 // labPackages finds the packages, among those that match the patterns seen from dir,
 // which have tests for the lab host.
 func labPackages(ctx context.Context, dir string, patterns ...string) ([]pkg, error) {
-	cmd := exec.CommandContext(ctx, "go", append([]string{"list", "-json=ImportPath,Dir,TestGoFiles,XTestGoFiles"}, patterns...)...)
+	cmd := exec.CommandContext(ctx, "go",
+		append([]string{"list", "-json=ImportPath,Dir,TestGoFiles,XTestGoFiles"}, patterns...)...)
 	cmd.Dir = dir
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -70,7 +71,8 @@ func labTests(file string) ([]string, error) {
 	}
 	var names []string
 	for _, d := range f.Decls {
-		if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil && labTest.MatchString(fn.Name.Name) && fn.Name.Name != runner {
+		if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil && labTest.MatchString(fn.Name.Name) &&
+			fn.Name.Name != runner {
 			names = append(names, fn.Name.Name)
 		}
 	}

@@ -59,7 +59,8 @@ func WithoutModule(tb testing.TB, name string) {
 	if out, err := exec.Command("modprobe", "-r", name).CombinedOutput(); err != nil {
 		tb.Fatalf("unload %s: %v: %s", name, err, out)
 	}
-	if err := errors.Join(os.MkdirAll("/etc/modprobe.d", 0o755), os.WriteFile(file, []byte("install "+name+" /bin/false\n"), 0o644)); err != nil {
+	if err := errors.Join(os.MkdirAll("/etc/modprobe.d", 0o755),
+		os.WriteFile(file, []byte("install "+name+" /bin/false\n"), 0o644)); err != nil {
 		tb.Fatalf("keep %s from being loaded: %v", name, err)
 	}
 	tb.Cleanup(func() {

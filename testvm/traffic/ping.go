@@ -90,7 +90,8 @@ func SendPing(ctx context.Context, p Ping) (PingResult, error) {
 		}
 	}
 	if res.Received == 0 {
-		return res, fmt.Errorf("ping %s: no reply to %d requests: %w", addr, res.Sent, errors.Join(context.Cause(ctx), last))
+		return res, fmt.Errorf("ping %s: no reply to %d requests: %w",
+			addr, res.Sent, errors.Join(context.Cause(ctx), last))
 	}
 	return res, nil
 }

@@ -100,7 +100,8 @@ func SendTCP(ctx context.Context, to string, n int64) (TCPResult, error) {
 	}
 	res.Elapsed = time.Since(start)
 	if sent := hex.EncodeToString(h.Sum(nil)); res.Bytes != n || res.SHA256 != sent {
-		return res, fmt.Errorf("send %d bytes to %s: %d arrived, with digest %s instead of %s", n, to, res.Bytes, res.SHA256, sent)
+		return res, fmt.Errorf("send %d bytes to %s: %d arrived, with digest %s instead of %s",
+			n, to, res.Bytes, res.SHA256, sent)
 	}
 	return res, nil
 }

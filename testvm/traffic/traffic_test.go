@@ -82,7 +82,8 @@ func TestLivePingWithoutReply(t *testing.T) {
 	ns := nstest.New(t)
 	for addr, want := range map[string]string{"10.9.9.9": "unreachable", "nonsense": "unable to parse"} {
 		do(t, ns, func(ctx context.Context) error {
-			if _, err := traffic.SendPing(ctx, traffic.Ping{Addr: addr, Count: 2}); err == nil || !strings.Contains(err.Error(), want) {
+			if _, err := traffic.SendPing(ctx, traffic.Ping{Addr: addr, Count: 2}); err == nil ||
+				!strings.Contains(err.Error(), want) {
 				t.Errorf("%s: %v, want %q", addr, err, want)
 			}
 			return nil
@@ -92,7 +93,8 @@ func TestLivePingWithoutReply(t *testing.T) {
 		ctx, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 		defer cancel()
 		start := time.Now()
-		if _, err := traffic.SendPing(ctx, traffic.Ping{Addr: "10.9.9.9", Count: 1000}); err == nil || time.Since(start) > 5*time.Second {
+		if _, err := traffic.SendPing(ctx, traffic.Ping{Addr: "10.9.9.9", Count: 1000}); err == nil ||
+			time.Since(start) > 5*time.Second {
 			t.Errorf("after the end of ctx: %v, %s", err, time.Since(start))
 		}
 		return nil
@@ -131,7 +133,10 @@ func TestLiveTCPNoticesDamage(t *testing.T) {
 			return err
 		}
 		defer l.Close()
-		for name, reply := range map[string]traffic.TCPResult{"lost": {Bytes: 99, SHA256: "x"}, "changed": {Bytes: 100, SHA256: "x"}} {
+		for name, reply := range map[string]traffic.TCPResult{
+			"lost":    {Bytes: 99, SHA256: "x"},
+			"changed": {Bytes: 100, SHA256: "x"},
+		} {
 			go func() {
 				conn, err := l.Accept()
 				if err != nil {
@@ -141,7 +146,8 @@ func TestLiveTCPNoticesDamage(t *testing.T) {
 				_, _ = io.Copy(io.Discard, conn)
 				_ = json.NewEncoder(conn).Encode(reply)
 			}()
-			if _, err := traffic.SendTCP(ctx, l.Addr().String(), 100); err == nil || !strings.Contains(err.Error(), "instead of") {
+			if _, err := traffic.SendTCP(ctx, l.Addr().String(), 100); err == nil ||
+				!strings.Contains(err.Error(), "instead of") {
 				t.Errorf("%s: %v", name, err)
 			}
 		}

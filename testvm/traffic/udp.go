@@ -61,7 +61,8 @@ func SendUDP(ctx context.Context, to string, count, size int) (UDPResult, error)
 		}
 	}
 	if res.Received == 0 {
-		return res, fmt.Errorf("udp %s: no echo of %d datagrams: %w", to, res.Sent, errors.Join(context.Cause(ctx), last))
+		return res, fmt.Errorf("udp %s: no echo of %d datagrams: %w",
+			to, res.Sent, errors.Join(context.Cause(ctx), last))
 	}
 	return res, nil
 }

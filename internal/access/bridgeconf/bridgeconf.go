@@ -76,7 +76,8 @@ func (d Decision) Err() error {
 
 func (d Decision) reason() string {
 	if d.Rule != nil {
-		return fmt.Sprintf("denied by %s: \"deny %s\", which no allow line beats (remove that line)", d.Rule, d.Rule.Bridge)
+		return fmt.Sprintf("denied by %s: \"deny %s\", which no allow line beats (remove that line)",
+			d.Rule, d.Rule.Bridge)
 	}
 	if !plain(d.Bridge) {
 		return fmt.Sprintf("no line of %s allows it", d.Path)

@@ -90,11 +90,27 @@ var cases = []struct {
 	{"include a folder", "allow br0\ninclude DIR\n", nil, allowed},
 	{"error in included, rule before", "include DIR/a\n", map[string]string{"a": "allow br0\nbogus x\n"}, allowed},
 	{"error in included, rule behind", "include DIR/a\n", map[string]string{"a": "bogus x\nallow br0\n"}, denied},
-	{"error in included, deny behind", "include DIR/a\nallow br0\n", map[string]string{"a": "bogus x\ndeny br0\n"}, allowed},
-	{"error in included, the main one goes on", "include DIR/a\nallow br0\n", map[string]string{"a": "bogus\n"}, allowed},
+	{
+		"error in included, deny behind", "include DIR/a\nallow br0\n",
+		map[string]string{"a": "bogus x\ndeny br0\n"},
+		allowed,
+	},
+	{
+		"error in included, the main one goes on", "include DIR/a\nallow br0\n",
+		map[string]string{"a": "bogus\n"},
+		allowed,
+	},
 	{"nested", "include DIR/a\n", map[string]string{"a": "include DIR/b\n", "b": "allow br0\n"}, allowed},
-	{"cycle", "include DIR/a\nallow br0\n", map[string]string{"a": "include DIR/b\ndeny br1\n", "b": "include DIR/a\n"}, allowed},
-	{"cycle, deny behind it", "include DIR/a\nallow br0\n", map[string]string{"a": "include DIR/a\ndeny br0\n"}, denied},
+	{
+		"cycle", "include DIR/a\nallow br0\n",
+		map[string]string{"a": "include DIR/b\ndeny br1\n", "b": "include DIR/a\n"},
+		allowed,
+	},
+	{
+		"cycle, deny behind it", "include DIR/a\nallow br0\n",
+		map[string]string{"a": "include DIR/a\ndeny br0\n"},
+		denied,
+	},
 	{"twice", "include DIR/a\ninclude DIR/a\n", map[string]string{"a": "allow br0\n"}, allowed},
 }
 
@@ -157,24 +173,70 @@ func TestErrors(t *testing.T) {
 		want  string
 	}{
 		{"no argument", "\nallow\n", nil, `MAIN:2: "allow" has no argument (allow BRIDGE, deny BRIDGE, include FILE)`},
-		{"unknown word", "permit br0\n", nil, `MAIN:1: unknown word "permit" (want allow, deny or include, and one space)`},
-		{"name", "deny abcdefghijklmnop\n", nil, `MAIN:1: name "abcdefghijklmnop" has 16 bytes (a bridge's has at most 15)`},
+		{
+			"unknown word", "permit br0\n",
+			nil, `MAIN:1: unknown word "permit" (want allow, deny or include, and one space)`,
+		},
+		{
+			"name", "deny abcdefghijklmnop\n",
+			nil, `MAIN:1: name "abcdefghijklmnop" has 16 bytes (a bridge's has at most 15)`,
+		},
 		{"long line", "\n" + long, nil, `refused: MAIN:2: the line has 4104 bytes, more than 4095 (cut it)`},
-		{"long line included", "allow br0\ninclude DIR/a\n", map[string]string{"a": long}, `MAIN:2: include: refused: DIR/a:1: the line has 4104 bytes, more than 4095 (cut it)`},
-		{"deep", "allow br0\ninclude DIR/f1\n", deep, `refused: DIR/f8: files include each other more than 8 deep (include it from a file further up)`},
+		{
+			"long line included", "allow br0\ninclude DIR/a\n",
+			map[string]string{"a": long},
+			`MAIN:2: include: refused: DIR/a:1: the line has 4104 bytes, more than 4095 (cut it)`,
+		},
+		{
+			"deep", "allow br0\ninclude DIR/f1\n",
+			deep, `refused: DIR/f8: files include each other more than 8 deep (include it from a file further up)`,
+		},
 		{"8 deep", "include DIR/f1\n", ok, ""},
-		{"relative", "allow br0\ninclude a\n", map[string]string{"a": "deny br0\n"}, `refused: MAIN:2: include "a": the path is relative (write it from / on)`},
-		{"device", "allow br0\ninclude /dev/null\n", nil, `MAIN:2: include: refused: /dev/null: it is not a regular file (replace it by one)`},
-		{"many rules", strings.Repeat("allow br0\n", 10001), nil, `refused: MAIN:10001: more than 10000 rules and includes in all (take some out)`},
-		{"many includes", strings.Repeat("include \n", 10001), nil, `refused: MAIN:10001: more than 10000 rules and includes in all (take some out)`},
-		{"large", strings.Repeat("#\n", 1<<19) + "#", nil, `refused: MAIN: more than 1048576 bytes, with the files read before it (take rules out)`},
+		{
+			"relative", "allow br0\ninclude a\n",
+			map[string]string{"a": "deny br0\n"},
+			`refused: MAIN:2: include "a": the path is relative (write it from / on)`,
+		},
+		{
+			"device", "allow br0\ninclude /dev/null\n",
+			nil, `MAIN:2: include: refused: /dev/null: it is not a regular file (replace it by one)`,
+		},
+		{
+			"many rules", strings.Repeat("allow br0\n", 10001), nil,
+			`refused: MAIN:10001: more than 10000 rules and includes in all (take some out)`,
+		},
+		{
+			"many includes", strings.Repeat("include \n", 10001), nil,
+			`refused: MAIN:10001: more than 10000 rules and includes in all (take some out)`,
+		},
+		{
+			"large", strings.Repeat("#\n", 1<<19) + "#",
+			nil, `refused: MAIN: more than 1048576 bytes, with the files read before it (take rules out)`,
+		},
 		{"1 MiB", strings.Repeat("#\n", 1<<19-5) + "allow br0\n", nil, ""},
-		{"denied", "allow all\n\ndeny br0\n", nil, `bridge "br0": denied by MAIN:3: "deny br0", which no allow line beats (remove that line)`},
+		{
+			"denied", "allow all\n\ndeny br0\n",
+			nil, `bridge "br0": denied by MAIN:3: "deny br0", which no allow line beats (remove that line)`,
+		},
 		{"none", "allow br1\n", nil, `bridge "br0": no line of MAIN allows it (echo 'allow br0' >> MAIN)`},
-		{"none, unreadable", "include DIR/nosuch\n", nil, `bridge "br0": no line of MAIN allows it (echo 'allow br0' >> MAIN); not read: MAIN:1: include: open DIR/nosuch: no such file or directory (create it, with lines such as: allow br0)`},
-		{"none, folder", "include DIR\n", nil, `bridge "br0": no line of MAIN allows it (echo 'allow br0' >> MAIN); not read: MAIN:1: include: DIR: it is a directory (name the files in it)`},
-		{"none, error behind", "include DIR/a\n", map[string]string{"a": "allow br2\nx\nallow br0\n"}, `bridge "br0": no line of MAIN allows it (echo 'allow br0' >> MAIN); not read: MAIN:1: include: DIR/a:2: "x" has no argument (allow BRIDGE, deny BRIDGE, include FILE)`},
-		{"none, cycle", "include DIR/a\n", map[string]string{"a": "include DIR/bridge.conf\n"}, `bridge "br0": no line of MAIN allows it (echo 'allow br0' >> MAIN); not read: DIR/a:1: include: MAIN: it includes itself (remove the include)`},
+		{
+			"none, unreadable", "include DIR/nosuch\n",
+			nil, `bridge "br0": no line of MAIN allows it (echo 'allow br0' >> MAIN); not read: MAIN:1: include: open DIR/nosuch: no such file or directory (create it, with lines such as: allow br0)`,
+		},
+		{
+			"none, folder", "include DIR\n",
+			nil, `bridge "br0": no line of MAIN allows it (echo 'allow br0' >> MAIN); not read: MAIN:1: include: DIR: it is a directory (name the files in it)`,
+		},
+		{
+			"none, error behind", "include DIR/a\n",
+			map[string]string{"a": "allow br2\nx\nallow br0\n"},
+			`bridge "br0": no line of MAIN allows it (echo 'allow br0' >> MAIN); not read: MAIN:1: include: DIR/a:2: "x" has no argument (allow BRIDGE, deny BRIDGE, include FILE)`,
+		},
+		{
+			"none, cycle", "include DIR/a\n",
+			map[string]string{"a": "include DIR/bridge.conf\n"},
+			`bridge "br0": no line of MAIN allows it (echo 'allow br0' >> MAIN); not read: DIR/a:1: include: MAIN: it includes itself (remove the include)`,
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			path := write(t, tc.main, tc.files)
@@ -283,7 +345,8 @@ func TestFewFilesSkipNoDeny(t *testing.T) {
 	f.Close()
 	refused := 0
 	for more := range uint64(10) { // the highest fds that are open leave gaps
-		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: next + more, Max: before.Max}); err != nil {
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE,
+			&syscall.Rlimit{Cur: next + more, Max: before.Max}); err != nil {
 			t.Fatal(err)
 		}
 		acl, err := Read(path)

@@ -22,7 +22,8 @@ func (r *reader) parse(path string, data []byte) error {
 		var line []byte
 		line, data, _ = bytes.Cut(data, []byte("\n"))
 		if len(line) > maxLine {
-			return fmt.Errorf("%w: %s:%d: the line has %d bytes, more than %d (cut it)", errRefused, path, n, len(line), maxLine)
+			return fmt.Errorf("%w: %s:%d: the line has %d bytes, more than %d (cut it)",
+				errRefused, path, n, len(line), maxLine)
 		}
 		if err := r.line(path, n, line); err != nil {
 			return err
@@ -40,7 +41,8 @@ func (r *reader) line(path string, n int, line []byte) error {
 	case word == "":
 		return nil
 	case len(r.acl.Rules)+r.includes == maxRules:
-		return fmt.Errorf("%w: %s:%d: more than %d rules and includes in all (take some out)", errRefused, path, n, maxRules)
+		return fmt.Errorf("%w: %s:%d: more than %d rules and includes in all (take some out)",
+			errRefused, path, n, maxRules)
 	case word == "include":
 		r.includes++
 		return r.include(path, n, arg)
@@ -54,7 +56,8 @@ func (r *reader) line(path string, n int, line []byte) error {
 // whom the file is meant to restrict.
 func (r *reader) include(path string, n int, file string) error {
 	if file != "" && !filepath.IsAbs(file) {
-		return fmt.Errorf("%w: %s:%d: include %s: the path is relative (write it from / on)", errRefused, path, n, quote(file))
+		return fmt.Errorf("%w: %s:%d: include %s: the path is relative (write it from / on)",
+			errRefused, path, n, quote(file))
 	}
 	err := r.read(file)
 	if err == nil {

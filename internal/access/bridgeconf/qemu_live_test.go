@@ -58,14 +58,17 @@ func TestLiveModes(t *testing.T) {
 		{"theirs denies", "allow br0\n", "deny br0\n", allowed},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			conf := write(t, "include DIR/theirs\ninclude DIR/ours\n", map[string]string{"ours": tc.ours, "theirs": tc.theirs})
+			conf := write(t, "include DIR/theirs\ninclude DIR/ours\n",
+				map[string]string{"ours": tc.ours, "theirs": tc.theirs})
 			dir := filepath.Dir(conf)
 			for path, gid := range map[string]int{dir + "/ours": ours, dir + "/theirs": theirs} {
-				if err := errors.Join(os.Chown(path, 0, gid), os.Chmod(path, 0o640), os.Chmod(filepath.Dir(dir), 0o711)); err != nil {
+				if err := errors.Join(os.Chown(path, 0, gid), os.Chmod(path, 0o640),
+					os.Chmod(filepath.Dir(dir), 0o711)); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if got, text := askQEMU(t, conf, "setpriv", "--reuid=4242", "--regid=4242", "--clear-groups", findHelper(t)); got != tc.want {
+			if got, text := askQEMU(t, conf, "setpriv", "--reuid=4242", "--regid=4242", "--clear-groups",
+				findHelper(t)); got != tc.want {
 				t.Errorf("QEMU says %s, the table %s: %s", got, tc.want, text)
 			}
 			asUser(t, ours, func() {

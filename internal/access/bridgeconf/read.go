@@ -45,7 +45,8 @@ type reader struct {
 
 func (r *reader) read(path string) error {
 	if len(r.open) == maxDepth {
-		return fmt.Errorf("%w: %s: files include each other more than %d deep (include it from a file further up)", errRefused, path, maxDepth)
+		return fmt.Errorf("%w: %s: files include each other more than %d deep (include it from a file further up)",
+			errRefused, path, maxDepth)
 	}
 	f, info, err := openFile(path)
 	if err != nil {
@@ -53,7 +54,8 @@ func (r *reader) read(path string) error {
 	}
 	defer f.Close()
 	if contains(r.open, info) {
-		return fmt.Errorf("%s: it includes itself (remove the include)", path) // QEMU repeats it until it runs out of fds
+		// QEMU repeats it until it runs out of fds
+		return fmt.Errorf("%s: it includes itself (remove the include)", path)
 	}
 	if contains(r.done, info) {
 		return nil // reading the same rules twice changes nothing
@@ -119,7 +121,8 @@ func (r *reader) content(f io.Reader, path string) ([]byte, error) {
 	case err != nil:
 		return nil, fmt.Errorf("%w: read %s: %w (it may deny bridges, so it must be readable)", errRefused, path, err)
 	case r.bytes > maxBytes:
-		return nil, fmt.Errorf("%w: %s: more than %d bytes, with the files read before it (take rules out)", errRefused, path, maxBytes)
+		return nil, fmt.Errorf("%w: %s: more than %d bytes, with the files read before it (take rules out)",
+			errRefused, path, maxBytes)
 	}
 	return data, nil
 }

@@ -16,7 +16,9 @@ import (
 // Make makes a tap on a bridge for an unknown VMM, as qemu-bridge-helper does: the kernel names it,
 // it has one queue, and a vnet header only if the VMM supports one. nl is in ns; owner is the uid
 // that the tap counts for. The tap lives as long as a process holds its queue. Close it.
-func Make(ns *netns.NS, nl *rtnl.Conn, owner int, bridgeName string, port bridge.PortConfig, vnetHdr bool) (*tun.Tap, error) {
+func Make(ns *netns.NS, nl *rtnl.Conn, owner int, bridgeName string, port bridge.PortConfig,
+	vnetHdr bool,
+) (*tun.Tap, error) {
 	br, err := bridge.Get(nl, bridgeName)
 	if err != nil {
 		return nil, err
@@ -42,7 +44,9 @@ func Make(ns *netns.NS, nl *rtnl.Conn, owner int, bridgeName string, port bridge
 func (t Tap) PutOn(nl *rtnl.Conn, br *rtnl.Link, port bridge.PortConfig, allowed func() error) error {
 	text := t.Alias()
 	if len(text) > alias.Max {
-		return fmt.Errorf("the port's settings need %d bytes of the %d that an interface alias has: use fewer VLAN ranges", len(text), alias.Max)
+		return fmt.Errorf(
+			"the port's settings need %d bytes of the %d that an interface alias has: use fewer VLAN ranges",
+			len(text), alias.Max)
 	}
 	if err := bridge.CheckPort(nl, br, t.Link, port); err != nil {
 		return err

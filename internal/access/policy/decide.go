@@ -114,7 +114,10 @@ func (p *Policy) decide(q *Request) Verdict {
 		v.Reasons = append(v.Reasons, Reason{p.File, at, no.text, no.cure})
 	}
 	if len(v.Reasons) == 0 {
-		v.Reasons = []Reason{{File: p.File, Text: fmt.Sprintf("no rule is for uid %d", q.UID), Cure: "add under rules: " + q.rule()}}
+		v.Reasons = []Reason{{
+			File: p.File, Text: fmt.Sprintf("no rule is for uid %d", q.UID),
+			Cure: "add under rules: " + q.rule(),
+		}}
 	}
 	return v
 }
@@ -126,7 +129,10 @@ func withoutFile(q *Request) Verdict {
 		return Verdict{Allowed: true, By: "the defaults without " + DefaultPath}
 	}
 	return Verdict{
-		Reasons: []Reason{{File: DefaultPath, Text: "it does not exist, and without it " + no.text, Cure: "write it as policy.yaml(5) describes"}},
+		Reasons: []Reason{{
+			File: DefaultPath, Text: "it does not exist, and without it " + no.text,
+			Cure: "write it as policy.yaml(5) describes",
+		}},
 		Example: "rules:\n  - {users: [\"*\"], bridges: [\"*\"]}\n  " + q.rule(),
 	}
 }

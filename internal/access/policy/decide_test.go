@@ -69,29 +69,95 @@ func TestDecide(t *testing.T) {
 		{"MAC", Request{UID: 1000, Bridge: "br0", MAC: mac("52:54:00:ff:ff:ff")}, "policy.yaml:2"},
 		{"NICs", Request{UID: 1000, Bridge: "br0", NICs: 2}, "policy.yaml:2"},
 		{"queues", Request{UID: 1000, Bridge: "br0", Queues: 8}, "policy.yaml:2"},
-		{"required", Request{UID: 2000, Bridge: "br1", Port: bridge.PortConfig{VLAN: 5, Isolated: true}}, "policy.yaml:11"},
-		{"any MAC", Request{UID: 2000, Bridge: "br1", MAC: mac("02:00:00:00:00:01"), Port: bridge.PortConfig{VLAN: 5, Isolated: true}}, "policy.yaml:11"},
+		{
+			"required",
+			Request{UID: 2000, Bridge: "br1", Port: bridge.PortConfig{VLAN: 5, Isolated: true}},
+			"policy.yaml:11",
+		},
+		{"any MAC", Request{
+			UID: 2000, Bridge: "br1", MAC: mac("02:00:00:00:00:01"),
+			Port: bridge.PortConfig{VLAN: 5, Isolated: true},
+		}, "policy.yaml:11"},
 		{"root", Request{UID: 0, Lower: "eth9", Queues: 256, Port: bridge.PortConfig{}}, "the privilege of root"},
 
-		{"nobody", Request{UID: 3000, Bridge: "br0"}, `denied: policy.yaml: no rule is for uid 3000 (add under rules: - {users: [3000], bridges: [br0]})`},
-		{"another bridge", Request{UID: 1000, Bridge: "br9"}, `denied: policy.yaml:3: bridge br9 is not among br0, lab-* (add br9 to bridges)`},
-		{"an odd name", Request{UID: 1000, Bridge: `a"b`}, `denied: policy.yaml:3: bridge "a\"b" is not among br0, lab-* (add "a\"b" to bridges)`},
-		{"no lowers", Request{UID: 1000, Lower: "eth1"}, `denied: policy.yaml:2: lower eth1 may not be asked for (add eth1 to lowers)`},
-		{"two rules", Request{UID: 1000, GIDs: []int{7}, Lower: "eth2"}, `denied: policy.yaml:2: lower eth2 may not be asked for (add eth2 to lowers); policy.yaml:9: lower eth2 is not among eth1 (add eth2 to lowers)`},
-		{"VLAN outside", port(bridge.PortConfig{VLAN: 30}), `denied: policy.yaml:4: VLAN 30 is not among 10, 20-29 (add 30 to vlans)`},
+		{
+			"nobody",
+			Request{UID: 3000, Bridge: "br0"},
+			`denied: policy.yaml: no rule is for uid 3000 (add under rules: - {users: [3000], bridges: [br0]})`,
+		},
+		{
+			"another bridge",
+			Request{UID: 1000, Bridge: "br9"},
+			`denied: policy.yaml:3: bridge br9 is not among br0, lab-* (add br9 to bridges)`,
+		},
+		{
+			"an odd name",
+			Request{UID: 1000, Bridge: `a"b`},
+			`denied: policy.yaml:3: bridge "a\"b" is not among br0, lab-* (add "a\"b" to bridges)`,
+		},
+		{
+			"no lowers",
+			Request{UID: 1000, Lower: "eth1"},
+			`denied: policy.yaml:2: lower eth1 may not be asked for (add eth1 to lowers)`,
+		},
+		{
+			"two rules",
+			Request{UID: 1000, GIDs: []int{7}, Lower: "eth2"},
+			`denied: policy.yaml:2: lower eth2 may not be asked for (add eth2 to lowers); policy.yaml:9: lower eth2 is not among eth1 (add eth2 to lowers)`,
+		},
+		{
+			"VLAN outside", port(bridge.PortConfig{VLAN: 30}),
+			`denied: policy.yaml:4: VLAN 30 is not among 10, 20-29 (add 30 to vlans)`,
+		},
 		{"trunk outside", trunk("20-30", 0), `denied: policy.yaml:4: VLAN 30 is not among 10, 20-29 (add 30 to vlans)`},
-		{"trunk across a gap", trunk("10-21", 0), `denied: policy.yaml:4: VLAN 11 is not among 10, 20-29 (add 11 to vlans)`},
+		{
+			"trunk across a gap",
+			trunk("10-21", 0), `denied: policy.yaml:4: VLAN 11 is not among 10, 20-29 (add 11 to vlans)`,
+		},
 		{"whole trunk", trunk("1-4094", 0), `denied: policy.yaml:4: VLAN 1 is not among 10, 20-29 (add 1 to vlans)`},
 		{"native outside", trunk("20", 1), `denied: policy.yaml:4: VLAN 1 is not among 10, 20-29 (add 1 to vlans)`},
-		{"forward", port(bridge.PortConfig{Forward: 1 << 14}), `denied: policy.yaml:5: forward may not be asked for (add forward to port)`},
-		{"no-flood", port(bridge.PortConfig{NoFlood: true}), `denied: policy.yaml:5: no-flood may not be asked for (add no-flood to port)`},
-		{"no-learning", port(bridge.PortConfig{NoLearning: true}), `denied: policy.yaml:5: no-learning may not be asked for (add no-learning to port)`},
-		{"MAC outside", Request{UID: 1000, Bridge: "br0", MAC: mac("52:54:01:00:00:00")}, `denied: policy.yaml:6: MAC 52:54:01:00:00:00 is not among 52:54:00:00:00:00/24 (ask for none, or add "52:54:01:00:00:00" to macs)`},
-		{"too many NICs", Request{UID: 1000, Bridge: "br0", NICs: 3}, `denied: policy.yaml:7: it would be NIC 3 of uid 1000, who may have 2 at one time (detach one, or raise nics)`},
-		{"too many queues", Request{UID: 1, GIDs: []int{7}, Lower: "eth1", Queues: 3}, `denied: policy.yaml:10: 3 queues are more than 2 (ask for 2, or write queues: 3)`},
-		{"default queues", Request{UID: 1000, Bridge: "br0", Queues: 9}, `denied: policy.yaml:2: 9 queues are more than 8 (ask for 8, or write queues: 9)`},
-		{"not isolated", Request{UID: 2000, Bridge: "br1", Port: bridge.PortConfig{VLAN: 5}}, `denied: policy.yaml:13: isolated must be asked for (ask with --isolated)`},
-		{"in no VLAN", Request{UID: 2000, Bridge: "br1", Port: bridge.PortConfig{Isolated: true}}, `denied: policy.yaml:13: vlan must be asked for (ask with --vlan)`},
+		{
+			"forward", port(bridge.PortConfig{Forward: 1 << 14}),
+			`denied: policy.yaml:5: forward may not be asked for (add forward to port)`,
+		},
+		{
+			"no-flood", port(bridge.PortConfig{NoFlood: true}),
+			`denied: policy.yaml:5: no-flood may not be asked for (add no-flood to port)`,
+		},
+		{
+			"no-learning", port(bridge.PortConfig{NoLearning: true}),
+			`denied: policy.yaml:5: no-learning may not be asked for (add no-learning to port)`,
+		},
+		{
+			"MAC outside",
+			Request{UID: 1000, Bridge: "br0", MAC: mac("52:54:01:00:00:00")},
+			`denied: policy.yaml:6: MAC 52:54:01:00:00:00 is not among 52:54:00:00:00:00/24 (ask for none, or add "52:54:01:00:00:00" to macs)`,
+		},
+		{
+			"too many NICs",
+			Request{UID: 1000, Bridge: "br0", NICs: 3},
+			`denied: policy.yaml:7: it would be NIC 3 of uid 1000, who may have 2 at one time (detach one, or raise nics)`,
+		},
+		{
+			"too many queues",
+			Request{UID: 1, GIDs: []int{7}, Lower: "eth1", Queues: 3},
+			`denied: policy.yaml:10: 3 queues are more than 2 (ask for 2, or write queues: 3)`,
+		},
+		{
+			"default queues",
+			Request{UID: 1000, Bridge: "br0", Queues: 9},
+			`denied: policy.yaml:2: 9 queues are more than 8 (ask for 8, or write queues: 9)`,
+		},
+		{
+			"not isolated",
+			Request{UID: 2000, Bridge: "br1", Port: bridge.PortConfig{VLAN: 5}},
+			`denied: policy.yaml:13: isolated must be asked for (ask with --isolated)`,
+		},
+		{
+			"in no VLAN",
+			Request{UID: 2000, Bridge: "br1", Port: bridge.PortConfig{Isolated: true}},
+			`denied: policy.yaml:13: vlan must be asked for (ask with --vlan)`,
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) { checkVerdict(t, p.Decide(lower(tc.q)), tc.want) })
 	}
@@ -110,7 +176,8 @@ func checkVerdict(t *testing.T, v Verdict, want string) {
 
 // What nobody can have is not compared with rules, not even for root.
 func TestInvalidRequests(t *testing.T) {
-	p := parse(t, "rules: [{users: [\"*\"], bridges: [\"*\"], lowers: [\"*\"], ips: [0.0.0.0/0, \"::/0\"], modes: [bridge, l2], vlans: [1-4094]}]\n")
+	p := parse(
+		t, "rules: [{users: [\"*\"], bridges: [\"*\"], lowers: [\"*\"], ips: [0.0.0.0/0, \"::/0\"], modes: [bridge, l2], vlans: [1-4094]}]\n")
 	for _, q := range []Request{
 		{},
 		{Bridge: "br0", Lower: "eth0"},
@@ -125,7 +192,10 @@ func TestInvalidRequests(t *testing.T) {
 		{Lower: "eth0", Kind: macvtap.IPVtap, Mode: "bridge", Addrs: ips("192.0.2.7")},
 		{Lower: "eth0", Kind: macvtap.IPVtap, Mode: "l2"},
 		{Lower: "eth0", Kind: macvtap.IPVtap, Mode: "l2", Addrs: []netip.Prefix{{}}},
-		{Lower: "eth0", Kind: macvtap.IPVtap, Mode: "l2", Addrs: []netip.Prefix{netip.MustParsePrefix("::ffff:192.0.2.7/128")}},
+		{
+			Lower: "eth0", Kind: macvtap.IPVtap, Mode: "l2",
+			Addrs: []netip.Prefix{netip.MustParsePrefix("::ffff:192.0.2.7/128")},
+		},
 		{Bridge: "br0", Mode: "bridge"},
 		{Bridge: "br0", Kind: macvtap.IPVtap, Addrs: ips("192.0.2.7")},
 		{Bridge: "br0", Port: bridge.PortConfig{VLAN: 4095}},
@@ -161,13 +231,32 @@ func TestWithoutFile(t *testing.T) {
 		q    Request
 		want string
 	}{
-		{"bridge", Request{UID: 1000, Bridge: "br0", NICs: 1000, Queues: 8, MAC: mac("52:54:00:00:00:01")}, "the defaults without /etc/vmnet/policy.yaml"},
-		{"isolated", Request{UID: 1000, Bridge: "br0", Port: bridge.PortConfig{Isolated: true}}, "the defaults without /etc/vmnet/policy.yaml"},
+		{
+			"bridge",
+			Request{UID: 1000, Bridge: "br0", NICs: 1000, Queues: 8, MAC: mac("52:54:00:00:00:01")},
+			"the defaults without /etc/vmnet/policy.yaml",
+		},
+		{
+			"isolated",
+			Request{UID: 1000, Bridge: "br0", Port: bridge.PortConfig{Isolated: true}},
+			"the defaults without /etc/vmnet/policy.yaml",
+		},
 		{"root", Request{Lower: "eth0"}, "the privilege of root"},
-		{"lower", Request{UID: 1000, Lower: "eth1"}, none + "lower eth1 may not be asked for" + write + "- {users: [1000], lowers: [eth1]}"},
-		{"VLAN", Request{UID: 1000, Bridge: "br0", Port: bridge.PortConfig{VLAN: 30}}, none + "VLAN 30 may not be asked for" + write + "- {users: [1000], bridges: [br0], vlans: [30]}"},
-		{"port", Request{UID: 1000, Bridge: "10", Port: bridge.PortConfig{Hairpin: true, NoFlood: true}}, none + "hairpin may not be asked for" + write + "- {users: [1000], bridges: [\"10\"], port: [hairpin, no-flood]}"},
-		{"queues", Request{UID: 1000, Bridge: "br0", Queues: 16}, none + "16 queues are more than 8" + write + "- {users: [1000], bridges: [br0], queues: 16}"},
+		{"lower", Request{UID: 1000, Lower: "eth1"}, none + "lower eth1 may not be asked for" + write +
+			"- {users: [1000], lowers: [eth1]}"},
+		{
+			"VLAN",
+			Request{UID: 1000, Bridge: "br0", Port: bridge.PortConfig{VLAN: 30}},
+			none + "VLAN 30 may not be asked for" + write + "- {users: [1000], bridges: [br0], vlans: [30]}",
+		},
+		{
+			"port",
+			Request{UID: 1000, Bridge: "10", Port: bridge.PortConfig{Hairpin: true, NoFlood: true}},
+			none + "hairpin may not be asked for" + write +
+				"- {users: [1000], bridges: [\"10\"], port: [hairpin, no-flood]}",
+		},
+		{"queues", Request{UID: 1000, Bridge: "br0", Queues: 16}, none + "16 queues are more than 8" + write +
+			"- {users: [1000], bridges: [br0], queues: 16}"},
 	} {
 		t.Run(tc.name, func(t *testing.T) { checkVerdict(t, (*Policy)(nil).Decide(lower(tc.q)), tc.want) })
 	}
@@ -185,7 +274,8 @@ func TestExamplesAllow(t *testing.T) {
 		{UID: 1000, Lower: "eth1", Kind: macvtap.IPVtap, Mode: "l3", Addrs: ips("192.0.2.7/24", "2001:db8::1")},
 		{UID: 1000, Bridge: "*\"\\", Queues: 9},
 		{UID: 1000, Bridge: "br0", Queues: 256, MAC: mac("02:00:00:00:00:01"), NICs: 7, Port: bridge.PortConfig{
-			Trunk: []bridge.VLANRange{{First: 2, Last: 5}, {First: 9, Last: 9}}, Native: 7, Isolated: true, Hairpin: true, NoLearning: true, NoFlood: true,
+			Trunk: []bridge.VLANRange{{First: 2, Last: 5}, {First: 9, Last: 9}}, Native: 7, Isolated: true,
+			Hairpin: true, NoLearning: true, NoFlood: true,
 		}},
 	} {
 		q = lower(q)
@@ -279,12 +369,19 @@ func checkDecisions(t *testing.T, p *Policy) {
 		r := &p.rules[i]
 		r.users, r.groups, r.anybody = nil, nil, true // no look-ups while fuzzing
 	}
-	full := bridge.PortConfig{Trunk: []bridge.VLANRange{{First: 1, Last: 4094}}, Hairpin: true, NoLearning: true, NoFlood: true}
+	full := bridge.PortConfig{
+		Trunk: []bridge.VLANRange{{First: 1, Last: 4094}}, Hairpin: true,
+		NoLearning: true, NoFlood: true,
+	}
 	v := p.Decide(Request{UID: 1000, Bridge: "br0", Port: full, Queues: 300})
 	if v.Allowed || v.Err() == nil {
 		t.Fatalf("300 queues: %+v", v)
 	}
-	for _, q := range []Request{{UID: 1000, Bridge: "br0"}, lower(Request{UID: 1000, Lower: "br0"}), {UID: 1000, Bridge: "br0", Port: full}} {
+	for _, q := range []Request{
+		{UID: 1000, Bridge: "br0"},
+		lower(Request{UID: 1000, Lower: "br0"}),
+		{UID: 1000, Bridge: "br0", Port: full},
+	} {
 		v := p.Decide(q)
 		if v.Allowed == (v.Err() != nil) || v.Allowed != (v.Line > 0) || !v.Allowed && len(v.Reasons) == 0 {
 			t.Fatalf("%+v", v)

@@ -19,7 +19,8 @@ func (d *document) guestGlob(n ast.Node, what string) (string, error) {
 func (d *document) pattern(n ast.Node, what string, most int, without string) (string, error) {
 	g, err := d.text(n, what)
 	if err == nil && (g == "" || len(g) > most || strings.ContainsAny(g, "\t\r\n[]{}\\"+without)) {
-		err = d.errorf(tokenOf(n), "%s: %q is not a name or pattern (only * for any text and ? for any byte are special)", what, g)
+		err = d.errorf(tokenOf(n),
+			"%s: %q is not a name or pattern (only * for any text and ? for any byte are special)", what, g)
 	}
 	return g, err
 }

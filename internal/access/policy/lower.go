@@ -47,7 +47,8 @@ func (d *document) ipRange(n ast.Node) (netip.Prefix, error) {
 	case err != nil:
 		return p, d.errorf(tokenOf(n), "ips: %q: %v", text, err)
 	case p != p.Masked():
-		return p, d.errorf(tokenOf(n), "ips: %q: bits after the first %d are ignored (write %s)", text, p.Bits(), p.Masked())
+		return p, d.errorf(tokenOf(n), "ips: %q: bits after the first %d are ignored (write %s)",
+			text, p.Bits(), p.Masked())
 	}
 	return p, nil
 }

@@ -29,7 +29,8 @@ func (d *document) macRange(n ast.Node) (macRange, error) {
 	}
 	mac, macErr := net.ParseMAC(addr)
 	if err != nil || macErr != nil || len(mac) != 6 || r.bits < 0 || r.bits > macBits {
-		return r, d.errorf(tokenOf(n), "macs: %q: want six bytes and a prefix length, such as 52:54:00:00:00:00/24", text)
+		return r, d.errorf(tokenOf(n), "macs: %q: want six bytes and a prefix length, such as 52:54:00:00:00:00/24",
+			text)
 	}
 	r.addr = number(mac)
 	if r.addr != r.addr>>(macBits-r.bits)<<(macBits-r.bits) {

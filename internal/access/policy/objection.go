@@ -41,7 +41,10 @@ func (r *rule) checkGuest(q *Request) *objection {
 	if q.Guest == "" || !limited || matchAny(r.guests, q.Guest) {
 		return nil
 	}
-	return &objection{"guests", "guest " + scalar(q.Guest) + notAmong(r.guests), fmt.Sprintf("use another name, or add %s to guests", scalar(q.Guest))}
+	return &objection{
+		"guests", "guest " + scalar(q.Guest) + notAmong(r.guests),
+		fmt.Sprintf("use another name, or add %s to guests", scalar(q.Guest)),
+	}
 }
 
 // notAmong returns the end of a sentence about something that is not on a list.
@@ -112,19 +115,26 @@ func (r *rule) checkMAC(q *Request) *objection {
 	for _, m := range r.macs {
 		allowed = append(allowed, m.String())
 	}
-	return &objection{"macs", "MAC " + q.MAC.String() + notAmong(allowed), fmt.Sprintf("ask for none, or add \"%s\" to macs", q.MAC)}
+	return &objection{
+		"macs", "MAC " + q.MAC.String() + notAmong(allowed),
+		fmt.Sprintf("ask for none, or add \"%s\" to macs", q.MAC),
+	}
 }
 
 func (r *rule) checkNICs(q *Request) *objection {
 	if r.nics == 0 || q.NICs <= r.nics {
 		return nil
 	}
-	return &objection{"nics", fmt.Sprintf("it would be NIC %d of uid %d, who may have %d at one time", q.NICs, q.UID, r.nics), "detach one, or raise nics"}
+	return &objection{"nics", fmt.Sprintf("it would be NIC %d of uid %d, who may have %d at one time",
+		q.NICs, q.UID, r.nics), "detach one, or raise nics"}
 }
 
 func (r *rule) checkQueues(q *Request) *objection {
 	if q.Queues <= r.queues {
 		return nil
 	}
-	return &objection{"queues", fmt.Sprintf("%d queues are more than %d", q.Queues, r.queues), fmt.Sprintf("ask for %d, or write queues: %d", r.queues, q.Queues)}
+	return &objection{
+		"queues", fmt.Sprintf("%d queues are more than %d", q.Queues, r.queues),
+		fmt.Sprintf("ask for %d, or write queues: %d", r.queues, q.Queues),
+	}
 }

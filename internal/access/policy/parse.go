@@ -116,7 +116,8 @@ func (d *decoder) script(n ast.Node) error {
 func (d *decoder) checkScripts() error {
 	for i, s := range d.p.scripts {
 		if _, ok := d.p.profiles[s.profile]; !ok {
-			return d.errorf(d.uses[i], "there is no profile %q (the profiles are %s)", s.profile, listed(d.p.Profiles()))
+			return d.errorf(d.uses[i], "there is no profile %q (the profiles are %s)",
+				s.profile, listed(d.p.Profiles()))
 		}
 	}
 	return nil

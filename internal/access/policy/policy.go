@@ -140,7 +140,8 @@ func (p *Policy) Profiles() []string {
 // Profile returns the profile of that name.
 func (p *Policy) Profile(name string) (Profile, error) {
 	if p == nil {
-		return Profile{}, fmt.Errorf("no profile %q: there is no %s (write it, with: profiles: {NAME: {bridge: br0}})", name, DefaultPath)
+		return Profile{}, fmt.Errorf("no profile %q: there is no %s (write it, with: profiles: {NAME: {bridge: br0}})",
+			name, DefaultPath)
 	}
 	profile, ok := p.profiles[name]
 	if !ok {

@@ -99,7 +99,10 @@ func lookUp(known map[string]int, w who, ask func(string) (string, error)) int {
 func (r *rule) isFor(q *Request, n *names) bool {
 	return r.anybody ||
 		slices.ContainsFunc(r.users, func(w who) bool { return n.user(w) == q.UID }) || // which is not -1
-		slices.ContainsFunc(r.groups, func(w who) bool { id := n.group(w); return id >= 0 && slices.Contains(q.GIDs, id) })
+		slices.ContainsFunc(r.groups, func(w who) bool {
+			id := n.group(w)
+			return id >= 0 && slices.Contains(q.GIDs, id)
+		})
 }
 
 // Warnings returns what a file allows but hardly means: names that do not exist, and for a draft
@@ -116,12 +119,14 @@ func (p *Policy) Warnings() []string {
 	for _, r := range p.rules {
 		for _, w := range r.users {
 			if n.user(w) < 0 {
-				all = append(all, fmt.Sprintf("%s:%d: there is no user %q (add the user, or correct the name)", p.File, w.line, w.name))
+				all = append(all, fmt.Sprintf("%s:%d: there is no user %q (add the user, or correct the name)",
+					p.File, w.line, w.name))
 			}
 		}
 		for _, w := range r.groups {
 			if n.group(w) < 0 {
-				all = append(all, fmt.Sprintf("%s:%d: there is no group %q (add the group, or correct the name)", p.File, w.line, w.name))
+				all = append(all, fmt.Sprintf("%s:%d: there is no group %q (add the group, or correct the name)",
+					p.File, w.line, w.name))
 			}
 		}
 	}

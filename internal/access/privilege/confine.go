@@ -28,7 +28,8 @@ func (p *Process) Confine(values ...cap.Value) error {
 	securebits, err := unix.PrctlRetInt(unix.PR_GET_SECUREBITS, 0, 0, 0, 0)
 	want := bits(values...)
 	already := !p.Caller.Root() && p.start == p.goal(want) // all threads have been alike since the start
-	if err != nil || !already && (p.exposed || securebits&noSetuidFixup != 0 || !p.Caller.Root() && p.start.uids == same(p.Caller.UID)) {
+	if err != nil || !already && (p.exposed || securebits&noSetuidFixup != 0 ||
+		!p.Caller.Root() && p.start.uids == same(p.Caller.UID)) {
 		if err := p.Keep(values...); err != nil {
 			return err
 		}
@@ -98,7 +99,8 @@ func giveUpIDs(c Caller, start task) error {
 		return nil
 	}
 	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("keep capabilities over the change of the uid (PR_SET_KEEPCAPS; do the securebits forbid it?): %w", err)
+		return fmt.Errorf(
+			"keep capabilities over the change of the uid (PR_SET_KEEPCAPS; do the securebits forbid it?): %w", err)
 	}
 	if err := syscall.Setresuid(c.UID, c.UID, c.UID); err != nil {
 		return fmt.Errorf("return to uid %d: %w", c.UID, err)

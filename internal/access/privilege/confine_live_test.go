@@ -24,7 +24,8 @@ func TestLiveConfine(t *testing.T) {
 		"ambient, two":      {start{path: l.plain, ambient: []uintptr{12, 13}}, kept},
 	} {
 		t.Run(name, func(t *testing.T) {
-			o := ok(t, test.start, "threads=8", "confine=net_admin", "report", "read="+l.secret, "tun="+l.tun, "drop", "report", "regain", "tun="+l.tun)
+			o := ok(t, test.start, "threads=8", "confine=net_admin", "report", "read="+l.secret, "tun="+l.tun, "drop",
+				"report", "regain", "tun="+l.tun)
 			var r report
 			must(t, json.Unmarshal([]byte(o.lines["report"][0]), &r))
 			if r.Dumpable != 0 || r.Core != 0 || r.NoNewPrivs != 1 || len(r.Tasks) < 9 {
@@ -36,10 +37,12 @@ func TestLiveConfine(t *testing.T) {
 				must(t, err)
 				count[one]++
 			}
-			if test.others != kept && count[kept] != 1 || count[kept]+count[none] != len(r.Tasks) || test.others == kept && count[none] > 0 {
+			if test.others != kept && count[kept] != 1 || count[kept]+count[none] != len(r.Tasks) ||
+				test.others == kept && count[none] > 0 {
 				t.Errorf("threads: %+v", count)
 			}
-			if o.lines["tun"][0] != "ok" || o.lines["tun"][1] == "ok" || o.lines["read"][0] == "ok" || strings.Contains(strings.Join(o.lines["regain"], ""), "ok") {
+			if o.lines["tun"][0] != "ok" || o.lines["tun"][1] == "ok" || o.lines["read"][0] == "ok" ||
+				strings.Contains(strings.Join(o.lines["regain"], ""), "ok") {
 				t.Errorf("%s", o.stdout)
 			}
 			after := report{}
@@ -67,7 +70,8 @@ func TestLiveConfineRefusal(t *testing.T) {
 	l := newLab(t)
 	o := ok(t, start{path: l.plain}, "confine=net_admin", "report")
 	_, got := o.reports(t)
-	if want := (task{uids: same(nobody), gids: same(nobody)}); got[0] != want || !strings.Contains(o.lines["confine"][0], "CAP_NET_ADMIN is missing") {
+	if want := (task{uids: same(nobody), gids: same(nobody)}); got[0] != want ||
+		!strings.Contains(o.lines["confine"][0], "CAP_NET_ADMIN is missing") {
 		t.Errorf("%s", o.stdout)
 	}
 }

@@ -15,7 +15,10 @@ import (
 // start to the next.
 func asStarted(out string) []string {
 	_, out, _ = strings.Cut(out, "Name:\t")
-	differs := []string{"Pid", "Tgid", "NStgid", "NSpid", "NSpgid", "NSsid", "State", "PPid", "Vm", "Rss", "Threads", "voluntary", "nonvoluntary", "Huge", "SigQ"}
+	differs := []string{
+		"Pid", "Tgid", "NStgid", "NSpid", "NSpgid", "NSsid", "State", "PPid", "Vm", "Rss", "Threads",
+		"voluntary", "nonvoluntary", "Huge", "SigQ",
+	}
 	var lines []string
 	for line := range strings.Lines("Name:\t" + out) {
 		if !slices.ContainsFunc(differs, func(s string) bool { return strings.HasPrefix(line, s) }) {
@@ -41,7 +44,8 @@ func TestLiveExecAsCaller(t *testing.T) {
 		for way, path := range map[string]string{"setuid": l.setuid, "file": l.ep} {
 			t.Run(name+"/"+way, func(t *testing.T) {
 				launch := append(append([]string{"launch"}, changes...), "user=65534", "--")
-				direct := ok(t, start{path: l.plain, root: true, env: env}, append(launch, append([]string{"/usr/bin/cat"}, strings.Fields(files)[1:]...)...)...)
+				direct := ok(t, start{path: l.plain, root: true, env: env},
+					append(launch, append([]string{"/usr/bin/cat"}, strings.Fields(files)[1:]...)...)...)
 				steps := []string{path, "threads=4", "keep=net_admin", "drop", "exec=" + files}
 				if name == "with Notify" {
 					steps = slices.Insert(steps, 1, "notify")
@@ -67,18 +71,23 @@ func TestLiveExecRest(t *testing.T) {
 		if diff := cmp.Diff("keep ok\ndrop ok\n"+direct.stdout, o.stdout); diff != "" {
 			t.Errorf("fds: %s", diff)
 		}
-		if o = ok(t, start{path: path}, steps("stat -c %u /proc/self/environ")...); !strings.HasSuffix(o.stdout, "ok\n65534\n") {
+		if o = ok(t, start{path: path}, steps("stat -c %u /proc/self/environ")...); !strings.HasSuffix(o.stdout,
+			"ok\n65534\n") {
 			t.Errorf("the program is not dumpable:\n%s", o.stdout)
 		}
-		o = ok(t, start{path: l.plain, root: true}, append([]string{"launch", "cwd=" + l.own, "user=65534", "--", path}, steps("readlink /proc/self/cwd")...)...)
+		o = ok(t, start{path: l.plain, root: true},
+			append([]string{"launch", "cwd=" + l.own, "user=65534", "--", path},
+				steps("readlink /proc/self/cwd")...)...)
 		if !strings.HasSuffix(o.stdout, l.own+"\n") {
 			t.Errorf("cwd:\n%s", o.stdout)
 		}
-		if o = run(t, start{path: path}, "keep=net_admin", "exec=true"); o.code != 3 || !strings.Contains(o.stderr, "have not been dropped") {
+		if o = run(t, start{path: path}, "keep=net_admin", "exec=true"); o.code != 3 ||
+			!strings.Contains(o.stderr, "have not been dropped") {
 			t.Errorf("executed with privileges: %d %s", o.code, o.stderr)
 		}
 	}
-	o := ok(t, start{path: l.ep, env: []string{"XDG_RUNTIME_DIR=/x"}}, "getenv=XDG_RUNTIME_DIR", "getenv=GOTRACEBACK", "find=sh")
+	o := ok(t, start{path: l.ep, env: []string{"XDG_RUNTIME_DIR=/x"}}, "getenv=XDG_RUNTIME_DIR",
+		"getenv=GOTRACEBACK", "find=sh")
 	if diff := cmp.Diff([]string{"/x|", "|"}, o.lines["getenv"]); diff != "" {
 		t.Error(diff)
 	}
@@ -88,7 +97,8 @@ func TestLiveExecRest(t *testing.T) {
 // less, shows here.
 func TestLiveExecSignals(t *testing.T) {
 	l := newLab(t)
-	o := ok(t, start{path: l.plain, root: true}, "launch", "ignore=all", "block=all", "user=65534", "--", l.setuid, "keep=net_admin", "drop", "exec=cat /proc/self/status")
+	o := ok(t, start{path: l.plain, root: true}, "launch", "ignore=all", "block=all", "user=65534", "--",
+		l.setuid, "keep=net_admin", "drop", "exec=cat /proc/self/status")
 	got := map[string]uint64{}
 	for line := range strings.Lines(o.stdout) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), ":\t")
@@ -99,8 +109,10 @@ func TestLiveExecSignals(t *testing.T) {
 		}
 	}
 	ignored := signalSet(unix.SIGHUP, unix.SIGINT, unix.SIGCONT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU)
-	open := signalSet(unix.SIGKILL, unix.SIGSTOP, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGCHLD, unix.SIGPROF, unix.SIGURG,
-		unix.SIGABRT, unix.SIGSYS, unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGTRAP, unix.SIGSTKFLT, 32, 33, 34)
+	open := signalSet(unix.SIGKILL, unix.SIGSTOP, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGCHLD,
+		unix.SIGPROF, unix.SIGURG,
+		unix.SIGABRT, unix.SIGSYS, unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGTRAP,
+		unix.SIGSTKFLT, 32, 33, 34)
 	got["SigIgn"] &^= signalSet(32) // as whoever started the test has it: make(1) ignores it
 	if got["SigIgn"] != ignored || got["SigBlk"] != ^open {
 		t.Errorf("ignored %#x, want %#x; blocked %#x, want %#x", got["SigIgn"], ignored, got["SigBlk"], ^open)

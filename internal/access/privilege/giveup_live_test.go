@@ -16,10 +16,19 @@ func TestLiveGiveUp(t *testing.T) {
 		to   string
 		want task
 	}{
-		"root stays root":      {start: start{path: l.plain, root: true}, want: rights(t)},
-		"root becomes another": {start: start{path: l.plain, root: true}, to: "12345", want: task{uids: same(12345), gids: same(12345), groups: "4 7"}},
-		"a user with a right":  {start: start{path: l.plain, groups: []uint32{9, 8}, ambient: []uintptr{uintptr(cap.NET_ADMIN)}}, want: task{uids: same(nobody), gids: same(nobody), groups: "8 9"}},
-		"a user without any":   {start: start{path: l.plain}, want: task{uids: same(nobody), gids: same(nobody)}},
+		"root stays root": {start: start{path: l.plain, root: true}, want: rights(t)},
+		"root becomes another": {
+			start: start{path: l.plain, root: true}, to: "12345",
+			want: task{uids: same(12345), gids: same(12345), groups: "4 7"},
+		},
+		"a user with a right": {
+			start: start{
+				path: l.plain, groups: []uint32{9, 8},
+				ambient: []uintptr{uintptr(cap.NET_ADMIN)},
+			},
+			want: task{uids: same(nobody), gids: same(nobody), groups: "8 9"},
+		},
+		"a user without any": {start: start{path: l.plain}, want: task{uids: same(nobody), gids: same(nobody)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := ok(t, test.start, "threads=8", "giveup="+test.to, "report", "tun="+l.tun, "regain")
@@ -40,7 +49,8 @@ func TestLiveGiveUp(t *testing.T) {
 		})
 	}
 	o := ok(t, start{path: l.plain}, "giveup=12345")
-	if got := o.lines["giveup"][0]; !strings.Contains(got, "become user 12345: set its groups: operation not permitted (needs CAP_SETGID)") {
+	if got := o.lines["giveup"][0]; !strings.Contains(got,
+		"become user 12345: set its groups: operation not permitted (needs CAP_SETGID)") {
 		t.Error(got)
 	}
 }

@@ -32,7 +32,8 @@ func TestLiveHandOver(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.env = []string{"PATH=/usr/bin:/bin", "LD_PRELOAD=/x.so", "TMPDIR=/x y", "EMPTY="}
-			rest := "name environ getenv=LD_PRELOAD getenv=TMPDIR report tun=" + l.tun + " trykeep=net_admin report tun=" + l.tun + " read=" + l.secret + " drop report regain"
+			rest := "name environ getenv=LD_PRELOAD getenv=TMPDIR report tun=" + l.tun +
+				" trykeep=net_admin report tun=" + l.tun + " read=" + l.secret + " drop report regain"
 			o := ok(t, c.start, "threads=4", "handover="+l.plain+" "+c.caps+" "+rest)
 			reports, tasks := o.reports(t)
 			kept := own
@@ -46,10 +47,12 @@ func TestLiveHandOver(t *testing.T) {
 				t.Errorf("%+v", reports[0])
 			}
 			may := c.want.prm != 0
-			if (o.lines["tun"][0] == "ok") != may || (o.lines["tun"][1] == "ok") != may || o.lines["read"][0] == "ok" || strings.Contains(strings.Join(o.lines["regain"], ""), "ok") {
+			if (o.lines["tun"][0] == "ok") != may || (o.lines["tun"][1] == "ok") != may || o.lines["read"][0] == "ok" ||
+				strings.Contains(strings.Join(o.lines["regain"], ""), "ok") {
 				t.Errorf("%s", o.stdout)
 			}
-			if o.lines["name"][0] != "by its own name" || o.lines["environ"][0] != "" || o.lines["getenv"][0] != "/x.so|" || o.lines["getenv"][1] != "/x y|" {
+			if o.lines["name"][0] != "by its own name" || o.lines["environ"][0] != "" ||
+				o.lines["getenv"][0] != "/x.so|" || o.lines["getenv"][1] != "/x y|" {
 				t.Errorf("%s", o.stdout)
 			}
 		})
@@ -59,7 +62,8 @@ func TestLiveHandOver(t *testing.T) {
 // Root stays root, and what is executed in the end has the caller's environment.
 func TestLiveHandOverByRoot(t *testing.T) {
 	l := newLab(t)
-	o := ok(t, start{path: l.plain, root: true, env: []string{"PATH=/usr/bin:/bin", "LD_X=1"}}, "handover="+l.plain+" net_admin caller keep=net_admin read="+l.secret+" drop read="+l.secret)
+	o := ok(t, start{path: l.plain, root: true, env: []string{"PATH=/usr/bin:/bin", "LD_X=1"}},
+		"handover="+l.plain+" net_admin caller keep=net_admin read="+l.secret+" drop read="+l.secret)
 	if o.lines["caller"][0] != "0 0 [] true false" || o.lines["read"][0] != "ok" || o.lines["read"][1] != "ok" {
 		t.Errorf("%s", o.stdout)
 	}
@@ -81,19 +85,26 @@ func TestLiveHandOverRefuses(t *testing.T) {
 	ajar, rootsLink, theirLink, loop := l.dir+"/ajar", l.dir+"/rootsLink", l.own+"/link", l.dir+"/loop"
 	must(t, os.Mkdir(ajar, 0o755))
 	must(t, os.Chmod(ajar, 0o777))
-	for link, target := range map[string]string{ajar + "/program": l.plain, rootsLink: "ajar/program", theirLink: l.plain, loop: "loop"} {
+	for link, target := range map[string]string{
+		ajar + "/program": l.plain, rootsLink: "ajar/program",
+		theirLink: l.plain, loop: "loop",
+	} {
 		must(t, os.Symlink(target, link))
 	}
 	for path, want := range map[string]string{
-		theirs: "users other than root may write " + l.own, open: "users other than root may write " + open, folder: "it is not a program",
-		ajar + "/program": "users other than root may write " + ajar, rootsLink: "users other than root may write " + ajar, theirLink: "users other than root may write " + l.own,
+		theirs: "users other than root may write " + l.own, open: "users other than root may write " + open,
+		folder:            "it is not a program",
+		ajar + "/program": "users other than root may write " + ajar, rootsLink: "users other than root may write " +
+			ajar, theirLink: "users other than root may write " + l.own,
 		l.dir + "/ajar/../plain": "users other than root may write " + ajar, loop: "too many levels of symbolic links",
-		"plain": "the path is not absolute", l.dir + "/none": "no such file or directory", l.secret: "permission denied",
+		"plain": "the path is not absolute", l.dir + "/none": "no such file or directory",
+		l.secret: "permission denied",
 	} {
 		for _, from := range []string{l.setuid, l.ep} {
 			o := ok(t, start{path: from}, "handover="+path+" net_admin name", "report", "regain", "tun="+l.tun)
 			_, tasks := o.reports(t)
-			if want := (task{uids: same(nobody), gids: same(nobody)}); tasks[0] != want || o.lines["name"] != nil || o.lines["tun"][0] == "ok" || strings.Contains(strings.Join(o.lines["regain"], ""), "ok") {
+			if want := (task{uids: same(nobody), gids: same(nobody)}); tasks[0] != want || o.lines["name"] != nil ||
+				o.lines["tun"][0] == "ok" || strings.Contains(strings.Join(o.lines["regain"], ""), "ok") {
 				t.Errorf("%s: %s", path, o.stdout)
 			}
 			if !strings.Contains(o.lines["handover"][0], want) {
@@ -107,7 +118,8 @@ func TestLiveHandOverRefuses(t *testing.T) {
 		t.Errorf("root's own link: %s", o.stdout)
 	}
 	// Who has no more than its caller may become what it likes.
-	if o := ok(t, start{path: l.plain}, "handover="+theirs+" net_admin name"); o.lines["name"] != nil && o.lines["name"][0] != "by its own name" {
+	if o := ok(t, start{path: l.plain}, "handover="+theirs+" net_admin name"); o.lines["name"] != nil &&
+		o.lines["name"][0] != "by its own name" {
 		t.Errorf("%s", o.stdout)
 	}
 }
@@ -117,14 +129,16 @@ func TestLiveHandOverHostile(t *testing.T) {
 	l := newLab(t)
 	for _, way := range []string{l.setuid, l.ep} {
 		for _, limit := range []string{"sigpending=0", "nofile=10", "umask=511", "ignore=all", "stack=65536"} {
-			o := run(t, start{path: l.plain, root: true}, "launch", "user=65534", limit, "--", way, "handover="+l.plain+" net_admin keep=net_admin drop regain")
+			o := run(t, start{path: l.plain, root: true}, "launch", "user=65534", limit, "--",
+				way, "handover="+l.plain+" net_admin keep=net_admin drop regain")
 			done := strings.Contains(o.stdout, "drop ok\nregain operation not permitted")
 			refused := limit == "sigpending=0" && strings.Contains(o.stdout+o.stderr, "raise the limit (ulimit -i)")
 			if !done && !refused || strings.Contains(o.stdout, "regain ok") || strings.Contains(o.stderr, "panic") {
 				t.Errorf("%s: exit status %d\n%s%s", limit, o.code, o.stdout, o.stderr)
 			}
 		}
-		if o := run(t, start{path: way, env: []string{"GODEBUG=madvdontneed=1"}}, "handover="+l.plain+" net_admin name"); o.code != 3 || !strings.Contains(o.stderr, "GODEBUG is set") {
+		if o := run(t, start{path: way, env: []string{"GODEBUG=madvdontneed=1"}},
+			"handover="+l.plain+" net_admin name"); o.code != 3 || !strings.Contains(o.stderr, "GODEBUG is set") {
 			t.Errorf("GODEBUG: exit status %d\n%s%s", o.code, o.stdout, o.stderr)
 		}
 	}

@@ -8,7 +8,10 @@ import (
 
 // No variable keeps its name on the way, and all of them come through.
 func TestMaskedEnvironment(t *testing.T) {
-	env := []string{"LD_PRELOAD=/x.so", "GODEBUG=x=1", "GOTRACEBACK=crash", "A=1=2", "=", "NOVALUE", "_=/bin/sh", "VMNET_HANDED_OVER=1"}
+	env := []string{
+		"LD_PRELOAD=/x.so", "GODEBUG=x=1", "GOTRACEBACK=crash", "A=1=2", "=", "NOVALUE",
+		"_=/bin/sh", "VMNET_HANDED_OVER=1",
+	}
 	sent := masked(env)
 	for _, s := range sent[2:] {
 		if !strings.HasPrefix(s, mask) {

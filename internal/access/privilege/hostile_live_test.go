@@ -29,7 +29,12 @@ func TestLiveHostileStart(t *testing.T) {
 		{"no memory to speak of", []string{"as=50000000"}, nil, goDies},
 		{"no file may grow", []string{"fsize=0"}, []string{"write=" + l.own + "/f"}, ""},
 		{"no queue for signals", []string{"sigpending=0"}, nil, "raise the limit (ulimit -i)"},
-		{"a full queue for signals", []string{"block=60", "sigpending=20", "queue=20"}, nil, "raise the limit (ulimit -i)"},
+		{
+			"a full queue for signals",
+			[]string{"block=60", "sigpending=20", "queue=20"},
+			nil,
+			"raise the limit (ulimit -i)",
+		},
 		{"no permission for anything new", []string{"umask=511"}, nil, ""},
 		{"a cwd that is gone", []string{"cwd=" + gone, "rmcwd=" + gone}, nil, ""},
 		{"a tiny stack", []string{"stack=65536"}, nil, ""},
@@ -40,7 +45,8 @@ func TestLiveHostileStart(t *testing.T) {
 				if err := os.Mkdir(gone, 0o777); err != nil && !os.IsExist(err) {
 					t.Fatal(err)
 				}
-				args := append(append(append([]string{"launch", "cwd=" + barred, "user=65534"}, test.launch...), "--", path), test.steps...)
+				args := append(append(append([]string{"launch", "cwd=" + barred, "user=65534"}, test.launch...), "--",
+					path), test.steps...)
 				o := run(t, start{path: l.plain, root: true}, append(args, "trykeep=net_admin", "drop", "regain")...)
 				done := strings.Contains(o.stdout, "trykeep ok\ndrop ok\nregain operation not permitted")
 				if test.want == "" && (o.code != 0 || o.stderr != "" || !done) ||
@@ -60,8 +66,10 @@ func TestLiveHostileStart(t *testing.T) {
 func TestLiveNoMoreThreads(t *testing.T) {
 	l := newLab(t)
 	for _, path := range []string{l.setuid, l.ep} {
-		o := run(t, start{path: l.plain, root: true}, "launch", "user=65534", "nproc=1", "--", path, "keep=net_admin", "threads=20", "drop")
-		if o.code != 2 || !strings.Contains(o.stderr, "(ulimit -u)") || strings.Contains(o.stderr, "panic:") || strings.Contains(o.stdout, "drop") {
+		o := run(t, start{path: l.plain, root: true}, "launch", "user=65534", "nproc=1", "--",
+			path, "keep=net_admin", "threads=20", "drop")
+		if o.code != 2 || !strings.Contains(o.stderr, "(ulimit -u)") || strings.Contains(o.stderr, "panic:") ||
+			strings.Contains(o.stdout, "drop") {
 			t.Errorf("exit status %d\n%s%s", o.code, o.stdout, o.stderr)
 		}
 	}
@@ -71,7 +79,8 @@ func TestLiveHostileFDs(t *testing.T) {
 	l := newLab(t)
 	for _, path := range []string{l.setuid, l.ep, l.plain} {
 		list := l.own + "/fds"
-		o := run(t, start{path: l.plain, root: true}, "launch", "user=65534", "close=0", "close=1", "close=2", "--", path, "trykeep=net_admin", "fds="+list)
+		o := run(t, start{path: l.plain, root: true}, "launch", "user=65534", "close=0", "close=1", "close=2", "--",
+			path, "trykeep=net_admin", "fds="+list)
 		got, err := os.ReadFile(list)
 		for _, fd := range []string{"0:", "1:", "2:"} {
 			if !slices.Contains(strings.Fields(string(got)), fd+"/dev/null") {
@@ -88,18 +97,22 @@ func TestLiveHostileFDs(t *testing.T) {
 func TestLiveHostileArgvAndEnvironment(t *testing.T) {
 	l := newLab(t)
 	for _, path := range []string{l.setuid, l.ep} {
-		if o := run(t, start{path: l.plain, root: true}, "launch", "user=65534", "argc0", "--", path); o.code != 0 && o.code != 3 || strings.Contains(o.stderr, "panic") {
+		if o := run(t, start{path: l.plain, root: true}, "launch", "user=65534", "argc0", "--", path); o.code != 0 &&
+			o.code != 3 || strings.Contains(o.stderr, "panic") {
 			t.Errorf("no argv: exit status %d\n%s", o.code, o.stderr)
 		}
 		env := []string{
 			"PATH=/nowhere", "GOTRACEBACK=crash", "GOGC=1", "GOMEMLIMIT=1", "GOMAXPROCS=1",
 			"LD_PRELOAD=/x.so", "TMPDIR=/root", "=", "NOVALUE", strings.Repeat("X", 100000) + "=1",
 		}
-		o := ok(t, start{path: path, env: env}, "keep=net_admin", "threads=3", "drop", "regain", "getenv=TMPDIR", "getenv=PATH")
-		if !strings.Contains(o.stdout, "regain operation not permitted") || !strings.Contains(o.stdout, "getenv /root|\ngetenv /nowhere|\n") {
+		o := ok(t, start{path: path, env: env}, "keep=net_admin", "threads=3", "drop", "regain",
+			"getenv=TMPDIR", "getenv=PATH")
+		if !strings.Contains(o.stdout, "regain operation not permitted") ||
+			!strings.Contains(o.stdout, "getenv /root|\ngetenv /nowhere|\n") {
 			t.Errorf("%s", o.stdout)
 		}
-		if o = run(t, start{path: path, env: []string{"GODEBUG=madvdontneed=1"}}, "keep=net_admin"); o.code != 3 || !strings.Contains(o.stderr, "GODEBUG is set") {
+		if o = run(t, start{path: path, env: []string{"GODEBUG=madvdontneed=1"}}, "keep=net_admin"); o.code != 3 ||
+			!strings.Contains(o.stderr, "GODEBUG is set") {
 			t.Errorf("GODEBUG: exit status %d\n%s", o.code, o.stderr)
 		}
 		if o = run(t, start{path: path, env: env}, "panic"); o.code != 2 || strings.Contains(o.stderr, "goroutine ") {

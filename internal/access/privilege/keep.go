@@ -110,7 +110,8 @@ func setIDs(c Caller, keep bool) error {
 	}
 	if keep && !c.Root() {
 		if _, err := cap.Prctlw(unix.PR_SET_KEEPCAPS, 1); err != nil {
-			return fmt.Errorf("keep capabilities over the change of the uid (PR_SET_KEEPCAPS; do the securebits forbid it?): %w", err)
+			return fmt.Errorf(
+				"keep capabilities over the change of the uid (PR_SET_KEEPCAPS; do the securebits forbid it?): %w", err)
 		}
 	}
 	if err := syscall.Setresuid(c.UID, c.UID, c.UID); err != nil {
@@ -131,14 +132,16 @@ func setCaps(t task) error {
 		err = s.SetProc()
 	}
 	if err != nil {
-		return fmt.Errorf("set capabilities (permitted %#x, effective %#x, inheritable %#x): %w", t.prm, t.eff, t.inh, err)
+		return fmt.Errorf("set capabilities (permitted %#x, effective %#x, inheritable %#x): %w",
+			t.prm, t.eff, t.inh, err)
 	}
 	return nil
 }
 
 // refusal explains why capabilities are missing, with the cure.
 func (p *Process) refusal(missing, want uint64) error {
-	install := fmt.Sprintf("setuid root (chown root, chmod u+s) or with file capabilities (setcap %s+ep)", strings.ToLower(names(want, ",")))
+	install := fmt.Sprintf("setuid root (chown root, chmod u+s) or with file capabilities (setcap %s+ep)",
+		strings.ToLower(names(want, ",")))
 	nnp, _ := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
 	var st unix.Statfs_t
 	nosuid := unix.Statfs("/proc/self/exe", &st) == nil && st.Flags&unix.ST_NOSUID != 0

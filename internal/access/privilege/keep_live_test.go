@@ -39,16 +39,32 @@ func TestLiveKeepAndDrop(t *testing.T) {
 		before task // its uids and gids where they are not the caller's
 		groups string
 	}{
-		"setuid root":       {start: start{path: l.setuid}, before: task{uids: setuid, prm: full, eff: full}},
-		"setuid, groups":    {start: start{path: l.setuid, groups: []uint32{7, 4}}, before: task{uids: setuid, prm: full, eff: full}, groups: "4 7"},
-		"setuid and setgid": {start: start{path: l.setids}, before: task{uids: setuid, gids: setuid, prm: full, eff: full}},
-		"file +ep":          {start: start{path: l.ep, groups: []uint32{4}}, before: task{prm: admin, eff: admin}, groups: "4"},
-		"file +p":           {start: start{path: l.p}, before: task{prm: admin}},
-		"ambient":           {start: start{path: l.plain, ambient: []uintptr{uintptr(cap.NET_ADMIN)}}, before: task{prm: admin, eff: admin, inh: admin, amb: admin}},
-		"ambient, two":      {start: start{path: l.plain, ambient: []uintptr{12, 13}}, before: task{prm: 3 << 12, eff: 3 << 12, inh: 3 << 12, amb: 3 << 12}},
+		"setuid root": {start: start{path: l.setuid}, before: task{uids: setuid, prm: full, eff: full}},
+		"setuid, groups": {
+			start:  start{path: l.setuid, groups: []uint32{7, 4}},
+			before: task{uids: setuid, prm: full, eff: full}, groups: "4 7",
+		},
+		"setuid and setgid": {
+			start:  start{path: l.setids},
+			before: task{uids: setuid, gids: setuid, prm: full, eff: full},
+		},
+		"file +ep": {
+			start: start{path: l.ep, groups: []uint32{4}}, before: task{prm: admin, eff: admin},
+			groups: "4",
+		},
+		"file +p": {start: start{path: l.p}, before: task{prm: admin}},
+		"ambient": {
+			start:  start{path: l.plain, ambient: []uintptr{uintptr(cap.NET_ADMIN)}},
+			before: task{prm: admin, eff: admin, inh: admin, amb: admin},
+		},
+		"ambient, two": {
+			start:  start{path: l.plain, ambient: []uintptr{12, 13}},
+			before: task{prm: 3 << 12, eff: 3 << 12, inh: 3 << 12, amb: 3 << 12},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			o := ok(t, test.start, "caller", "threads=8", "report", "keep=net_admin", "report", "read="+l.secret, "tun="+l.tun,
+			o := ok(t, test.start, "caller", "threads=8", "report", "keep=net_admin", "report",
+				"read="+l.secret, "tun="+l.tun,
 				"drop", "report", "regain", "tun="+l.tun, "drop", "report")
 			all, got := o.reports(t)
 			before, none := test.before, [4]int{}
@@ -86,14 +102,16 @@ func TestLiveKeepAndDrop(t *testing.T) {
 // Root keeps uid 0 and everybody's files, and has after Drop what it had before.
 func TestLiveRoot(t *testing.T) {
 	l, now := newLab(t), rights(t)
-	o := ok(t, start{path: l.setuid, root: true}, "caller", "report", "keep=net_admin", "report", "read="+l.secret, "tun="+l.tun, "drop", "report")
+	o := ok(t, start{path: l.setuid, root: true}, "caller", "report", "keep=net_admin", "report",
+		"read="+l.secret, "tun="+l.tun, "drop", "report")
 	_, got := o.reports(t)
 	reduced := now
 	reduced.eff = now.prm & (1<<cap.NET_ADMIN | 1<<cap.DAC_OVERRIDE | 1<<cap.DAC_READ_SEARCH)
 	if diff := cmp.Diff([]task{now, reduced, now}, got, eachField); diff != "" {
 		t.Error(diff)
 	}
-	if o.lines["read"][0] != "ok" || o.lines["tun"][0] != "ok" || !strings.HasSuffix(o.lines["caller"][0], "true false") {
+	if o.lines["read"][0] != "ok" || o.lines["tun"][0] != "ok" ||
+		!strings.HasSuffix(o.lines["caller"][0], "true false") {
 		t.Errorf("%s", o.stdout)
 	}
 }
@@ -106,13 +124,25 @@ func TestLiveRefusal(t *testing.T) {
 		launch []string
 		want   string
 	}{
-		"not installed":    {start: start{path: l.plain}, want: "must be installed setuid root (chown root, chmod u+s) or with file capabilities (setcap cap_net_admin+ep)"},
+		"not installed": {
+			start: start{path: l.plain},
+			want:  "must be installed setuid root (chown root, chmod u+s) or with file capabilities (setcap cap_net_admin+ep)",
+		},
 		"other capability": {start: start{path: l.other}, want: "the file or the caller gives other capabilities"},
 		"no_new_privs":     {start: start{path: l.setuid}, launch: []string{"user=65534", "nnp"}, want: "no_new_privs"},
 		"file, the same":   {start: start{path: l.ep}, launch: []string{"user=65534", "nnp"}, want: "no_new_privs"},
-		"bounding set":     {start: start{path: l.setuid}, launch: []string{"bound=12", "user=65534"}, want: "bounding set"},
-		"root, bounded":    {start: start{path: l.plain, root: true}, launch: []string{"bound=12"}, want: "bounding set"},
-		"nosuid":           {start: start{path: l.setuid}, launch: []string{"nosuid=" + l.dir, "user=65534"}, want: "mounted nosuid"},
+		"bounding set": {
+			start: start{path: l.setuid}, launch: []string{"bound=12", "user=65534"},
+			want: "bounding set",
+		},
+		"root, bounded": {
+			start: start{path: l.plain, root: true}, launch: []string{"bound=12"},
+			want: "bounding set",
+		},
+		"nosuid": {
+			start: start{path: l.setuid}, launch: []string{"nosuid=" + l.dir, "user=65534"},
+			want: "mounted nosuid",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, steps := test.start, []string{"trykeep=net_admin", "report"}
@@ -121,7 +151,8 @@ func TestLiveRefusal(t *testing.T) {
 				s.path, s.root = l.plain, true
 			}
 			o := ok(t, s, steps...)
-			if got := o.lines["trykeep"][0]; !strings.HasPrefix(got, "CAP_NET_ADMIN is missing: ") || !strings.Contains(got, test.want) {
+			if got := o.lines["trykeep"][0]; !strings.HasPrefix(got, "CAP_NET_ADMIN is missing: ") ||
+				!strings.Contains(got, test.want) {
 				t.Errorf("got %q, want %q", got, test.want)
 			}
 			_, got := o.reports(t)
@@ -152,9 +183,11 @@ func TestLiveSecurebits(t *testing.T) {
 		"SECBIT_KEEP_CAPS_LOCKED": {"32", "(PR_SET_KEEPCAPS; do the securebits forbid it?)"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			o := ok(t, start{path: l.plain, root: true}, "launch", "securebits="+test.bits, "user=65534", "--", l.setuid, "threads=4", "trykeep=net_admin", "drop", "report", "regain")
+			o := ok(t, start{path: l.plain, root: true}, "launch", "securebits="+test.bits, "user=65534", "--",
+				l.setuid, "threads=4", "trykeep=net_admin", "drop", "report", "regain")
 			_, got := o.reports(t)
-			if want := (task{uids: same(nobody), gids: same(nobody)}); got[0] != want || slices.Contains(o.lines["regain"], "ok") {
+			if want := (task{uids: same(nobody), gids: same(nobody)}); got[0] != want ||
+				slices.Contains(o.lines["regain"], "ok") {
 				t.Errorf("left: %+v", got[0])
 			}
 			if !strings.Contains(o.lines["trykeep"][0], test.want) {
@@ -167,7 +200,14 @@ func TestLiveSecurebits(t *testing.T) {
 // Without Keep, Drop does it all.
 func TestLiveDropAtOnce(t *testing.T) {
 	l := newLab(t)
-	for _, s := range []start{{path: l.setuid}, {path: l.setids}, {path: l.ep}, {path: l.p}, {path: l.plain, ambient: []uintptr{12}}, {path: l.plain}} {
+	for _, s := range []start{
+		{path: l.setuid},
+		{path: l.setids},
+		{path: l.ep},
+		{path: l.p},
+		{path: l.plain, ambient: []uintptr{12}},
+		{path: l.plain},
+	} {
 		_, got := ok(t, s, "threads=4", "drop", "report").reports(t)
 		if want := (task{uids: same(nobody), gids: same(nobody)}); got[0] != want {
 			t.Errorf("left: %+v", got[0])
@@ -213,7 +253,8 @@ func TestLiveFDs(t *testing.T) {
 	f, err := os.Open(os.DevNull)
 	must(t, err)
 	defer f.Close()
-	o := ok(t, start{path: l.setuid, files: []*os.File{f, f, f}}, "keep=net_admin", "open=/etc/passwd", "inherited=3", "inherited=5", "inherited=900",
+	o := ok(t, start{path: l.setuid, files: []*os.File{f, f, f}}, "keep=net_admin", "open=/etc/passwd", "inherited=3",
+		"inherited=5", "inherited=900",
 		"inherited=6", "inherited=7", "closeinherited=4", "inherited=3", "inherited=4", "inherited=5", "fds")
 	want := []string{"ok", "ok", "no", "no", "no", "no", "ok", "no"}
 	var got []string
@@ -238,7 +279,8 @@ func TestLiveManyFDs(t *testing.T) {
 	must(t, err)
 	defer f.Close()
 	o := ok(t, start{path: l.setuid, files: slices.Repeat([]*os.File{f}, 100)}, // 3 to 102
-		"keep=net_admin", "open=/etc/passwd", "closeinherited=80", "inherited=3", "inherited=79", "inherited=80", "inherited=81", "inherited=102", "fds")
+		"keep=net_admin", "open=/etc/passwd", "closeinherited=80", "inherited=3", "inherited=79", "inherited=80",
+		"inherited=81", "inherited=102", "fds")
 	for i, want := range []bool{false, false, true, false, false} {
 		if s := o.lines["inherited"][i]; (s == "ok") != want {
 			t.Errorf("step %d: %s\n%s", i, s, o.stdout)

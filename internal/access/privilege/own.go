@@ -58,7 +58,8 @@ func ownCaps() (prm, eff, inh uint64, err error) {
 	var data [2]unix.CapUserData // the lower 32 capabilities, and the rest
 	err = unix.Capget(&header, &data[0])
 	both := func(low, high uint32) uint64 { return uint64(low) | uint64(high)<<32 }
-	return both(data[0].Permitted, data[1].Permitted), both(data[0].Effective, data[1].Effective), both(data[0].Inheritable, data[1].Inheritable), err
+	return both(data[0].Permitted, data[1].Permitted), both(data[0].Effective, data[1].Effective),
+		both(data[0].Inheritable, data[1].Inheritable), err
 }
 
 // ownAmbient returns those of the capabilities that are ambient. Only permitted and inheritable
@@ -66,7 +67,8 @@ func ownCaps() (prm, eff, inh uint64, err error) {
 func ownAmbient(of uint64) uint64 {
 	var amb uint64
 	for _, v := range values(of) {
-		if set, err := unix.PrctlRetInt(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_IS_SET, uintptr(v), 0, 0); err == nil && set == 1 {
+		if set, err := unix.PrctlRetInt(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_IS_SET, uintptr(v), 0,
+			0); err == nil && set == 1 {
 			amb |= bits(v)
 		}
 	}
@@ -79,10 +81,14 @@ func setOwnCaps(t task) error {
 	var data [2]unix.CapUserData
 	for i := range data {
 		shift := 32 * i
-		data[i] = unix.CapUserData{Effective: uint32(t.eff >> shift), Permitted: uint32(t.prm >> shift), Inheritable: uint32(t.inh >> shift)}
+		data[i] = unix.CapUserData{
+			Effective: uint32(t.eff >> shift), Permitted: uint32(t.prm >> shift),
+			Inheritable: uint32(t.inh >> shift),
+		}
 	}
 	if err := unix.Capset(&header, &data[0]); err != nil {
-		return fmt.Errorf("set capabilities (permitted %#x, effective %#x, inheritable %#x): %w", t.prm, t.eff, t.inh, err)
+		return fmt.Errorf("set capabilities (permitted %#x, effective %#x, inheritable %#x): %w",
+			t.prm, t.eff, t.inh, err)
 	}
 	return nil
 }

@@ -43,7 +43,8 @@ func newLab(t *testing.T) *lab {
 		t.Fatalf("%s is mounted nosuid, nodev or noexec: set TMPDIR to a folder that is not", dir)
 	}
 	l := &lab{
-		dir: dir, plain: dir + "/plain", setuid: dir + "/setuid", setids: dir + "/setids", ep: dir + "/ep", p: dir + "/p", other: dir + "/other",
+		dir: dir, plain: dir + "/plain", setuid: dir + "/setuid", setids: dir + "/setids", ep: dir + "/ep",
+		p: dir + "/p", other: dir + "/other",
 		tun: dir + "/tun", secret: dir + "/secret", own: dir + "/own",
 	}
 	build := exec.Command("go", "build", "-o", l.plain, "./testdata/probe")
@@ -53,7 +54,10 @@ func newLab(t *testing.T) *lab {
 	}
 	program, err := os.ReadFile(l.plain)
 	must(t, err)
-	for path, mode := range map[string]os.FileMode{l.setuid: os.ModeSetuid, l.setids: os.ModeSetuid | os.ModeSetgid, l.ep: 0, l.p: 0, l.other: 0} {
+	for path, mode := range map[string]os.FileMode{
+		l.setuid: os.ModeSetuid, l.setids: os.ModeSetuid | os.ModeSetgid,
+		l.ep: 0, l.p: 0, l.other: 0,
+	} {
 		must(t, os.WriteFile(path, program, 0o755))
 		must(t, os.Chmod(path, mode|0o755))
 	}
@@ -117,7 +121,10 @@ func run(t *testing.T, s start, steps ...string) outcome {
 	if c.Env == nil {
 		c.Env = []string{"PATH=/usr/bin:/bin"}
 	}
-	c.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, AmbientCaps: s.ambient}
+	c.SysProcAttr = &syscall.SysProcAttr{
+		Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
+		AmbientCaps:  s.ambient,
+	}
 	if !s.root {
 		c.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody, Groups: s.groups}
 	}
@@ -131,7 +138,10 @@ func run(t *testing.T, s start, steps ...string) outcome {
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
-	o := outcome{lines: map[string][]string{}, stdout: stdout.String(), stderr: stderr.String(), code: c.ProcessState.ExitCode()}
+	o := outcome{
+		lines: map[string][]string{}, stdout: stdout.String(), stderr: stderr.String(),
+		code: c.ProcessState.ExitCode(),
+	}
 	for line := range strings.Lines(o.stdout) {
 		step, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
 		o.lines[step] = append(o.lines[step], rest)

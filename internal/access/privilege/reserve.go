@@ -35,7 +35,8 @@ func (p *Process) With(f func() error) error {
 	}
 	err := f()
 	if lowerErr := unix.Capset(&header, &before[0]); lowerErr != nil {
-		return errors.Join(err, fmt.Errorf("give up the reserved capabilities: %w", lowerErr)) // the thread stays locked
+		// the thread stays locked
+		return errors.Join(err, fmt.Errorf("give up the reserved capabilities: %w", lowerErr))
 	}
 	runtime.UnlockOSThread()
 	return err

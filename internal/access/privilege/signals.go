@@ -30,9 +30,11 @@ func roomForSignals() error {
 	for range n {
 		var id int32
 		e := sigevent{notify: sigevNone}
-		_, _, errno := unix.Syscall(unix.SYS_TIMER_CREATE, unix.CLOCK_MONOTONIC, uintptr(unsafe.Pointer(&e)), uintptr(unsafe.Pointer(&id)))
+		_, _, errno := unix.Syscall(unix.SYS_TIMER_CREATE, unix.CLOCK_MONOTONIC, uintptr(unsafe.Pointer(&e)),
+			uintptr(unsafe.Pointer(&id)))
 		if errno == unix.EAGAIN {
-			return fmt.Errorf("the user's queue of pending signals has no room for %d more: raise the limit (ulimit -i) or end the process that fills the queue", n)
+			return fmt.Errorf(
+				"the user's queue of pending signals has no room for %d more: raise the limit (ulimit -i) or end the process that fills the queue", n)
 		}
 		if errno != 0 {
 			return nil // a kernel without POSIX timers cannot answer

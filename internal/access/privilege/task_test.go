@@ -19,7 +19,10 @@ const status = "Name:\tUid: 0\nUmask:\t0022\nUid:\t1000\t0\t0\t0\nGid:\t1000\t10
 	"CapInh:\t0000000000000000\nCapPrm:\t000001ffffffffff\nCapEff:\t0000000000001000\nCapBnd:\t000001ffffffffff\nCapAmb:\t0000000000000002\n"
 
 func TestParseTask(t *testing.T) {
-	want := task{uids: [4]int{1000, 0, 0, 0}, gids: [4]int{1000, 1001, 1002, 1003}, groups: "4 27 1000", prm: 1<<41 - 1, eff: 1 << 12, amb: 2}
+	want := task{
+		uids: [4]int{1000, 0, 0, 0}, gids: [4]int{1000, 1001, 1002, 1003}, groups: "4 27 1000",
+		prm: 1<<41 - 1, eff: 1 << 12, amb: 2,
+	}
 	got, err := parseTask(status)
 	if err != nil || got != want {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
@@ -147,7 +150,8 @@ func TestFind(t *testing.T) {
 	one, two := t.TempDir(), t.TempDir()
 	t.Chdir(two)
 	files := map[string]os.FileMode{
-		one + "/prog": 0o755, two + "/prog": 0o755, two + "/here": 0o755, one + "/data": 0o644, one + "/both": 0o644, two + "/both": 0o755,
+		one + "/prog": 0o755, two + "/prog": 0o755, two + "/here": 0o755, one + "/data": 0o644,
+		one + "/both": 0o644, two + "/both": 0o755,
 	}
 	for f, mode := range files {
 		if err := os.WriteFile(f, nil, mode); err != nil {
@@ -180,7 +184,8 @@ func TestFind(t *testing.T) {
 			}
 			continue
 		}
-		if err != nil || got != test.want && filepath.Base(got) != filepath.Base(test.want) || test.path != "" && got != test.want {
+		if err != nil || got != test.want && filepath.Base(got) != filepath.Base(test.want) ||
+			test.path != "" && got != test.want {
 			t.Errorf("%s: got %q, %v; want %q", test.name, got, err, test.want)
 		}
 	}
@@ -188,7 +193,8 @@ func TestFind(t *testing.T) {
 
 func TestExecNeedsDrop(t *testing.T) {
 	p := &Process{}
-	if err := p.Exec("/bin/true", []string{"true"}); err == nil || !strings.Contains(err.Error(), "have not been dropped") {
+	if err := p.Exec("/bin/true", []string{"true"}); err == nil ||
+		!strings.Contains(err.Error(), "have not been dropped") {
 		t.Error(err)
 	}
 	p.dropped = true

@@ -14,7 +14,10 @@ func TestWay(t *testing.T) {
 		must(t, os.Mkdir(dir+"/"+folder, 0o755))
 	}
 	must(t, os.WriteFile(dir+"/b/c/file", nil, 0o644))
-	for link, target := range map[string]string{"a/up": "../b//c/", "a/abs": dir + "/a/up/file", "b/loop": "loop", "a/none": "nothing"} {
+	for link, target := range map[string]string{
+		"a/up": "../b//c/", "a/abs": dir + "/a/up/file",
+		"b/loop": "loop", "a/none": "nothing",
+	} {
 		must(t, os.Symlink(target, dir+"/"+link))
 	}
 	for path, want := range map[string]string{

@@ -29,11 +29,13 @@ func coverage(w io.Writer) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	packages, err := output("go", "list", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Dir}}{{end}}", "./tapmgr/...", "./internal/inventory/...")
+	packages, err := output("go", "list", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Dir}}{{end}}",
+		"./tapmgr/...", "./internal/inventory/...")
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(os.Chmod(dir, 0o755), os.Mkdir(filepath.Join(dir, "out"), 0o777), os.Chmod(filepath.Join(dir, "out"), 0o777)); err != nil {
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Mkdir(filepath.Join(dir, "out"), 0o777),
+		os.Chmod(filepath.Join(dir, "out"), 0o777)); err != nil {
 		return err
 	}
 	blocks := map[string]count{}
@@ -43,7 +45,8 @@ func coverage(w io.Writer) error {
 			continue
 		}
 		program := filepath.Join(dir, strings.ReplaceAll(importPath, "/", "-")+".test")
-		if _, err := output("go", "test", "-c", "-cover", "-coverpkg=vmnet/tapmgr/...,vmnet/internal/inventory/...", "-o", program, importPath); err != nil {
+		if _, err := output("go", "test", "-c", "-cover", "-coverpkg=vmnet/tapmgr/...,vmnet/internal/inventory/...",
+			"-o", program, importPath); err != nil {
 			return err
 		}
 		profile := filepath.Join(dir, "out", filepath.Base(program))

@@ -34,8 +34,10 @@ func report(w io.Writer, covers, verbose bool) error {
 	if err := packages(w, m); err != nil {
 		return err
 	}
-	fmt.Fprintln(w, "\nFiles to open to understand a verb: those in its program, tapmgr, inventory and its own rooms that declare a")
-	fmt.Fprintln(w, "function which the static call graph reaches (through an interface: in each type that has it); and of")
+	fmt.Fprintln(
+		w, "\nFiles to open to understand a verb: those in its program, tapmgr, inventory and its own rooms that declare a")
+	fmt.Fprintln(
+		w, "function which the static call graph reaches (through an interface: in each type that has it); and of")
 	fmt.Fprintln(w, "the whole module")
 	if err := verbs(w, m, verbose); err != nil {
 		return err
@@ -113,7 +115,8 @@ func programs(w io.Writer, module string) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if _, err := output("env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/", "./cmd/..."); err != nil {
+	if _, err := output("env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/",
+		"./cmd/..."); err != nil {
 		return err
 	}
 	built, err := os.ReadDir(dir)

@@ -43,7 +43,10 @@ func newHarness(o options) (*harness, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &harness{tools: tools{dir: dir, vmnet: o.vmnet, before: o.before}, kernel: kernelThreads(), cpus: runtime.NumCPU()}
+	h := &harness{
+		tools: tools{dir: dir, vmnet: o.vmnet, before: o.before}, kernel: kernelThreads(),
+		cpus: runtime.NumCPU(),
+	}
 	if err := h.build(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
@@ -59,7 +62,8 @@ func (h *harness) build() error {
 		}
 		cc := exec.Command(cCompiler[0], append(cCompiler[1:], "-o", program, program+".c")...)
 		if out, err := cc.CombinedOutput(); err != nil {
-			return fmt.Errorf("build %s: %w: %s (make bench-setup installs a compiler)", filepath.Base(program), err, out)
+			return fmt.Errorf("build %s: %w: %s (make bench-setup installs a compiler)",
+				filepath.Base(program), err, out)
 		}
 	}
 	cache, err := testvm.CacheDir()
@@ -205,7 +209,12 @@ func measureAll(ctx context.Context, o options) (*results, error) {
 
 // versions of all that has one.
 func (t *tools) versions() (all []string) {
-	for _, argv := range [][]string{{"cc", "--version"}, {"vde_switch", "--version"}, {t.vswitchd(), "--version"}, {t.vmnet, "version"}} {
+	for _, argv := range [][]string{
+		{"cc", "--version"},
+		{"vde_switch", "--version"},
+		{t.vswitchd(), "--version"},
+		{t.vmnet, "version"},
+	} {
 		if v := version(argv...); v != "" {
 			all = append(all, strings.TrimSuffix(v, "."))
 		}

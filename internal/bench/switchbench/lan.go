@@ -243,7 +243,8 @@ func (l *lan) await(name string) (netlink.Link, error) {
 // reachable waits until B answers A, through the switch.
 func (l *lan) reachable() error {
 	return l.a.ns.Do(func() error {
-		_, err := traffic.SendPing(context.Background(), traffic.Ping{Addr: l.b.ip, Count: 100, Timeout: 200 * time.Millisecond, UntilFirst: true})
+		_, err := traffic.SendPing(context.Background(),
+			traffic.Ping{Addr: l.b.ip, Count: 100, Timeout: 200 * time.Millisecond, UntilFirst: true})
 		return err
 	})
 }

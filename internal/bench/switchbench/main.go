@@ -56,7 +56,8 @@ func parse(args []string) (options, error) {
 	f.StringVar(&o.from, "from", "", "print the samples of this file (switch.json of -out) instead of measuring")
 	f.StringVar(&o.vmnet, "vmnet", "bin/vmnet", "our switch's program")
 	f.StringVar(&o.before, "before", "", "another build of it, which takes part to be compared with")
-	f.IntVar(&o.tries, "tries", 4, "samples that are taken at most for one that nothing disturbs; 1 does not wait for quiet either")
+	f.IntVar(&o.tries, "tries",
+		4, "samples that are taken at most for one that nothing disturbs; 1 does not wait for quiet either")
 	quick := f.Bool("quick", false, "short: one sample of each half as long, two ports")
 	if err := f.Parse(args); err != nil {
 		return o, err

@@ -218,7 +218,9 @@ func (h *harness) tryMeasure(l *lan, w *workload, long time.Duration) (sample, e
 }
 
 // observe takes the difference of all counters over the time.
-func (h *harness) observe(l *lan, w *workload, ours []*process, sender, receiver *end, long time.Duration) (sample, error) {
+func (h *harness) observe(l *lan, w *workload, ours []*process, sender, receiver *end,
+	long time.Duration,
+) (sample, error) {
 	before, err := loadNow(h.kernel, ours, l.procs)
 	if err != nil {
 		return sample{}, err

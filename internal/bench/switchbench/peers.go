@@ -186,7 +186,8 @@ func startOVS(l *lan, t *tools, tso bool) error {
 	if err := set("--no-wait", "--retry", "--timeout=9", "init"); err != nil {
 		return err
 	}
-	if err := set("--no-wait", "set", "Open_vSwitch", ".", fmt.Sprintf("other_config:userspace-tso-enable=%v", tso)); err != nil {
+	if err := set("--no-wait", "set", "Open_vSwitch", ".",
+		fmt.Sprintf("other_config:userspace-tso-enable=%v", tso)); err != nil {
 		return err
 	}
 	if err := l.spawn(program{argv: []string{t.vswitchd(), sock}, env: env}); err != nil {
@@ -327,7 +328,8 @@ func offloadsOff(name string) error {
 		_    [16]byte
 	}{data: unsafe.Pointer(&value)}
 	copy(ifr.name[:unix.IFNAMSIZ-1], name)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&ifr))); errno != 0 {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL,
+		uintptr(unsafe.Pointer(&ifr))); errno != 0 {
 		return fmt.Errorf("ETHTOOL_STXCSUM %s: %w", name, errno)
 	}
 	return nil

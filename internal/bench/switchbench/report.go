@@ -40,7 +40,8 @@ func (r *results) write(dir string) error {
 // table writes everything in Markdown.
 func (r *results) table(w io.Writer) error {
 	var t strings.Builder
-	fmt.Fprintf(&t, "# The switch and others\n\nMedians of %d samples of %g s, all switches taking turns within one run (`make bench-switch`, %s), on %s.\n",
+	fmt.Fprintf(
+		&t, "# The switch and others\n\nMedians of %d samples of %g s, all switches taking turns within one run (`make bench-switch`, %s), on %s.\n",
 		r.Repeats, r.Seconds, r.Date, strings.Join(r.Machine, ", "))
 	fmt.Fprintf(&t, "Versions: %s.\n", strings.Join(r.Versions, "; "))
 	for _, m := range r.Missing {
@@ -123,8 +124,12 @@ func number(v float64) string {
 }
 
 func (r *results) portsTable(t *strings.Builder) {
-	t.WriteString("\n| ports | " + strings.Join(manyPorts, " | ") + " |\n|---" + strings.Repeat("|---", len(manyPorts)) + "|\n")
-	for _, c := range []struct{ text, work, figure string }{{"TCP, Gb/s", tcp1, gbps}, {"64 bytes, kpps", small, kpps}} {
+	t.WriteString("\n| ports | " + strings.Join(manyPorts, " | ") + " |\n|---" + strings.Repeat("|---",
+		len(manyPorts)) + "|\n")
+	for _, c := range []struct{ text, work, figure string }{
+		{"TCP, Gb/s", tcp1, gbps},
+		{"64 bytes, kpps", small, kpps},
+	} {
 		for _, n := range portCounts {
 			fmt.Fprintf(t, "| %d, %s |", n, c.text)
 			for _, p := range manyPorts {
@@ -137,13 +142,17 @@ func (r *results) portsTable(t *strings.Builder) {
 
 // changesTable compares our switches with those of another build, where there was one.
 func (r *results) changesTable(t *strings.Builder) {
-	head := "\n| now, of before | " + strings.Join([]string{tcp1, secPerGB, tcp4, secPerGB, kpps, loss + ", before", loss + ", now", p50, p99}, " | ") + " |\n|" + strings.Repeat("---|", 10) + "\n"
+	head := "\n| now, of before | " + strings.Join([]string{
+		tcp1, secPerGB, tcp4, secPerGB, kpps, loss + ", before",
+		loss + ", now", p50, p99,
+	}, " | ") + " |\n|" + strings.Repeat("---|", 10) + "\n"
 	for _, p := range before() {
 		cells := []string{strings.TrimSuffix(p.name, beforeSuffix)}
 		old := func(work, figure string) float64 { return r.median(ref{peer: p.name, work: work, figure: figure}) }
 		now := func(work, figure string) float64 { return r.median(ref{peer: cells[0], work: work, figure: figure}) }
 		ratio := func(work, figure string) string { return number(now(work, figure) / old(work, figure)) }
-		cells = append(cells, ratio(tcp1, gbps), ratio(tcp1, secPerGB), ratio(tcp4, gbps), ratio(tcp4, secPerGB), ratio(small, kpps),
+		cells = append(cells, ratio(tcp1, gbps), ratio(tcp1, secPerGB), ratio(tcp4, gbps),
+			ratio(tcp4, secPerGB), ratio(small, kpps),
 			number(old(small, loss)), number(now(small, loss)), ratio(trip, p50), ratio(trip, p99))
 		if r.has(p.name) {
 			fmt.Fprintf(t, "%s| %s |\n", head, strings.Join(cells, " | "))
@@ -175,6 +184,7 @@ func (r *results) goalsTable(t *strings.Builder) {
 				unit = strings.TrimRight(unit, "*") + "*"
 			}
 		}
-		fmt.Fprintf(t, "| %s | %s %s%s | %s%s | %s |\n", g.text, sign, number(g.want), strings.TrimRight(unit, "*"), number(v), unit, verdict)
+		fmt.Fprintf(t, "| %s | %s %s%s | %s%s | %s |\n", g.text, sign, number(g.want), strings.TrimRight(unit, "*"),
+			number(v), unit, verdict)
 	}
 }

@@ -36,7 +36,10 @@ func TestMedian(t *testing.T) {
 func TestQuantile(t *testing.T) {
 	trips := make([]uint64, tripBuckets)
 	trips[10], trips[20], trips[40] = 50, 49, 1
-	for share, want := range map[float64]float64{0.5: 10.5 * tripBucket, 0.99: 20.5 * tripBucket, 1: 40.5 * tripBucket} {
+	for share, want := range map[float64]float64{
+		0.5: 10.5 * tripBucket, 0.99: 20.5 * tripBucket,
+		1: 40.5 * tripBucket,
+	} {
 		if got := quantile(trips, share); got != want {
 			t.Errorf("%v within %v µs, want %v", share, got, want)
 		}
@@ -83,13 +86,19 @@ func TestParse(t *testing.T) {
 
 // example has figures for two switches, one of them disturbed.
 func example() *results {
-	r := &results{Repeats: 3, Seconds: 1, Missing: []string{"vde_switch, tap: not <found>"}, Figures: map[string][]sample{}}
+	r := &results{
+		Repeats: 3, Seconds: 1, Missing: []string{"vde_switch, tap: not <found>"},
+		Figures: map[string][]sample{},
+	}
 	for i, v := range []float64{9, 12, 10} {
-		r.Figures[keyOf(bridgeName, 2, tcp1)] = append(r.Figures[keyOf(bridgeName, 2, tcp1)], sample{map[string]float64{gbps: v, secPerGB: 1}, 0.01})
-		r.Figures[keyOf(oursName, 2, tcp1)] = append(r.Figures[keyOf(oursName, 2, tcp1)], sample{map[string]float64{gbps: v * 0.8, secPerGB: 2}, 0.1 + float64(i)})
+		r.Figures[keyOf(bridgeName, 2, tcp1)] = append(r.Figures[keyOf(bridgeName, 2, tcp1)],
+			sample{map[string]float64{gbps: v, secPerGB: 1}, 0.01})
+		r.Figures[keyOf(oursName, 2, tcp1)] = append(r.Figures[keyOf(oursName, 2, tcp1)],
+			sample{map[string]float64{gbps: v * 0.8, secPerGB: 2}, 0.1 + float64(i)})
 	}
 	// One that does not count.
-	r.Figures[keyOf(bridgeName, 2, tcp1)] = append(r.Figures[keyOf(bridgeName, 2, tcp1)], sample{map[string]float64{gbps: 1, secPerGB: 9}, 0.5})
+	r.Figures[keyOf(bridgeName, 2, tcp1)] = append(r.Figures[keyOf(bridgeName, 2, tcp1)],
+		sample{map[string]float64{gbps: 1, secPerGB: 9}, 0.5})
 	return r
 }
 
@@ -170,7 +179,10 @@ func TestPlotsAreWellFormed(t *testing.T) {
 func TestLiveMeasures(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	runtime.LockOSThread() // start tells why
-	o, err := parse([]string{"-quick", "-time", "100ms", "-peers", "^(C reference|vmnet switch, guest by (tap|socket))$"})
+	o, err := parse([]string{
+		"-quick", "-time", "100ms", "-peers",
+		"^(C reference|vmnet switch, guest by (tap|socket))$",
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

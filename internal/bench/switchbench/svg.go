@@ -39,10 +39,14 @@ func (r *results) plots() []plot {
 	}
 	// A ref's peer is the series' name here.
 	return []plot{
-		bars("switch-tcp.svg", "TCP", "Gb/s, more is better", ref{peer: "1 stream", work: tcp1, figure: gbps}, ref{peer: "4 streams", work: tcp4, figure: gbps}),
-		bars("switch-cpu.svg", "What a gigabyte costs", "CPU seconds, less is better", ref{peer: "1 stream", work: tcp1, figure: secPerGB}, ref{peer: "4 streams", work: tcp4, figure: secPerGB}),
-		bars("switch-packets.svg", "Packets of 64 bytes, sender at full speed", "thousands per second that arrive, more is better", ref{peer: "arrived", work: small, figure: kpps}),
-		bars("switch-trip.svg", "Round trip of 64 bytes by TCP on one CPU", "µs, less is better", ref{peer: "median", work: trip, figure: p50}, ref{peer: "99 of 100 within", work: trip, figure: p99}),
+		bars("switch-tcp.svg", "TCP", "Gb/s, more is better", ref{peer: "1 stream", work: tcp1, figure: gbps},
+			ref{peer: "4 streams", work: tcp4, figure: gbps}),
+		bars("switch-cpu.svg", "What a gigabyte costs", "CPU seconds, less is better",
+			ref{peer: "1 stream", work: tcp1, figure: secPerGB}, ref{peer: "4 streams", work: tcp4, figure: secPerGB}),
+		bars("switch-packets.svg", "Packets of 64 bytes, sender at full speed",
+			"thousands per second that arrive, more is better", ref{peer: "arrived", work: small, figure: kpps}),
+		bars("switch-trip.svg", "Round trip of 64 bytes by TCP on one CPU", "µs, less is better",
+			ref{peer: "median", work: trip, figure: p50}, ref{peer: "99 of 100 within", work: trip, figure: p99}),
 		r.portsPlot(),
 	}
 }
@@ -83,19 +87,23 @@ func (p plot) svg() string {
 				continue
 			}
 			long := v / longest * (width - left - right)
-			fmt.Fprintf(&body, `<rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"/>`+"\n", left, y, long, barHeight-2, colour(g.ours, i))
+			fmt.Fprintf(&body, `<rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"/>`+"\n",
+				left, y, long, barHeight-2, colour(g.ours, i))
 			fmt.Fprintf(&body, `<text x="%.1f" y="%d">%s</text>`+"\n", left+long+5, y+barHeight-4, number(v))
 			y += barHeight
 		}
 		if y > begin {
-			fmt.Fprintf(&body, `<text x="%d" y="%d" text-anchor="end">%s</text>`+"\n", left-8, (begin+y)/2+3, html.EscapeString(g.label))
+			fmt.Fprintf(&body, `<text x="%d" y="%d" text-anchor="end">%s</text>`+"\n",
+				left-8, (begin+y)/2+3, html.EscapeString(g.label))
 			y += gap
 		}
 	}
 	var s strings.Builder
-	fmt.Fprintf(&s, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %[1]d %[2]d" font-family="sans-serif" font-size="11">`+"\n", width, y+bottom)
+	fmt.Fprintf(
+		&s, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %[1]d %[2]d" font-family="sans-serif" font-size="11">`+"\n", width, y+bottom)
 	fmt.Fprintf(&s, `<rect width="100%%" height="100%%" fill="#ffffff"/>`+"\n")
-	fmt.Fprintf(&s, `<text x="%d" y="20" font-size="14" font-weight="bold">%s</text>`+"\n", 12, html.EscapeString(p.title))
+	fmt.Fprintf(&s, `<text x="%d" y="20" font-size="14" font-weight="bold">%s</text>`+"\n",
+		12, html.EscapeString(p.title))
 	fmt.Fprintf(&s, `<text x="%d" y="38">%s</text>`+"\n", 12, html.EscapeString(p.unit))
 	if len(p.series) > 1 {
 		p.legend(&s)

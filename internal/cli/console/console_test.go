@@ -29,7 +29,8 @@ func TestSay(t *testing.T) {
 // back.
 func TestWriteJSON(t *testing.T) {
 	for _, text := range []string{
-		"plain", "Gr\u00f6\u00dfe \U0001f600", "a\x1b[2J\r\n", "\u0080\u009b31m\u009d", "\x7f", "admin\u202egpj.\u2066x\u2069\u200f\u061c",
+		"plain", "Gr\u00f6\u00dfe \U0001f600", "a\x1b[2J\r\n", "\u0080\u009b31m\u009d", "\x7f",
+		"admin\u202egpj.\u2066x\u2069\u200f\u061c",
 		"\ufeff\u2028\u2029\u00ad\u200b", "\U000e0041\U000f0000", "no-break\u00a0space", "<&>",
 	} {
 		var b strings.Builder

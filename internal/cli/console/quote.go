@@ -17,5 +17,6 @@ func Quote(argv []string) string {
 }
 
 func needsQuote(r rune) bool {
-	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_=.,:/+@%", r)
+	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') &&
+		!strings.ContainsRune("-_=.,:/+@%", r)
 }

@@ -17,7 +17,10 @@ func TestQuote(t *testing.T) {
 
 // A real shell is the reference.
 func TestShellReadsItBack(t *testing.T) {
-	argv := []string{"-netdev", "tap,id=n,fds=3:4", "", "a  b\t", "it's", "$HOME `id`", "*", "~", "\\", "line\nline", "é\xff", "#", "a=b", "--", "!"}
+	argv := []string{
+		"-netdev", "tap,id=n,fds=3:4", "", "a  b\t", "it's", "$HOME `id`", "*", "~", "\\", "line\nline",
+		"é\xff", "#", "a=b", "--", "!",
+	}
 	cmd := exec.Command("sh", "-c", `eval "set -- $ARGS"; for a; do printf '%s\0' "$a"; done`)
 	cmd.Env = []string{"ARGS=" + Quote(argv), "HOME=/"}
 	out, err := cmd.Output()

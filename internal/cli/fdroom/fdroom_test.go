@@ -33,9 +33,11 @@ func TestProgramsWithoutRoom(t *testing.T) {
 	}
 	for _, p := range programs {
 		for _, n := range []int{3, 5, 6, 8, 12} {
-			out, err := exec.Command("/bin/sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$0" list`, n), filepath.Join(dir, p)).CombinedOutput()
+			out, err := exec.Command("/bin/sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$0" list`, n),
+				filepath.Join(dir, p)).CombinedOutput()
 			text := string(out)
-			if err == nil || strings.Count(text, "\n") != 1 || !strings.Contains(text, fmt.Sprintf("the limit is %d (raise it: ulimit -n 1024", n)) {
+			if err == nil || strings.Count(text, "\n") != 1 ||
+				!strings.Contains(text, fmt.Sprintf("the limit is %d (raise it: ulimit -n 1024", n)) {
 				t.Errorf("%s with %d files: %v, %q", p, n, err, text)
 			}
 		}

@@ -94,7 +94,8 @@ func checkGroff(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.Command("groff", append([]string{"-man", "-t", "-Tutf8", "-ww", "-z"}, files...)...).CombinedOutput()
+	out, err := exec.Command("groff",
+		append([]string{"-man", "-t", "-Tutf8", "-ww", "-z"}, files...)...).CombinedOutput()
 	if err != nil || len(out) > 0 {
 		t.Errorf("groff: %v\n%s", err, out)
 	}
@@ -152,7 +153,9 @@ func TestMarkdown(t *testing.T) {
 			}
 			continue
 		}
-		if err != nil || !bytes.Contains(page, []byte(`.TH "A.CONF" "5" "2023-11-14" "`+source+`" "File Formats Manual"`)) || !bytes.Contains(page, []byte(".SH NAME")) {
+		if err != nil || !bytes.Contains(page,
+			[]byte(`.TH "A.CONF" "5" "2023-11-14" "`+source+`" "File Formats Manual"`)) ||
+			!bytes.Contains(page, []byte(".SH NAME")) {
 			t.Errorf("%q: %v\n%s", c.text, err, page)
 		}
 	}

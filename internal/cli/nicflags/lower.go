@@ -24,13 +24,17 @@ type lower struct {
 
 func (o *lower) add(f *pflag.FlagSet) {
 	f.StringVar(&o.macvtap, "macvtap", "", "the `PARENT` device of a macvtap, instead of --bridge")
-	f.StringVar(&o.ipvtap, "ipvtap", "", "the `PARENT` device of an ipvtap, instead of --bridge; for Wi-Fi and where only one MAC is allowed")
-	f.StringVar(&o.mode, "mode", "", "macvtap: bridge, vepa, private, passthru or source (default bridge); ipvtap: l2 or l3 (default l2)")
+	f.StringVar(&o.ipvtap, "ipvtap", "",
+		"the `PARENT` device of an ipvtap, instead of --bridge; for Wi-Fi and where only one MAC is allowed")
+	f.StringVar(&o.mode, "mode", "",
+		"macvtap: bridge, vepa, private, passthru or source (default bridge); ipvtap: l2 or l3 (default l2)")
 	f.StringArrayVar(&o.sources, "source-mac", nil, "mode source: a `MAC` from which the guest receives (repeatable)")
 	f.BoolVar(&o.noPromisc, "nopromisc", false, "mode passthru: do not make the parent device promiscuous")
-	f.StringArrayVar(&o.addrs, "ip", nil, "ipvtap: an `ADDR` of the guest, by which the kernel delivers packets; with or without /BITS (repeatable)")
+	f.StringArrayVar(&o.addrs, "ip",
+		nil, "ipvtap: an `ADDR` of the guest, by which the kernel delivers packets; with or without /BITS (repeatable)")
 	f.StringVar(&o.flag, "flag", "", "ipvtap: bridge, private or vepa (default bridge)")
-	Choice(f, &o.rxFilter, "rx-filter", "", "macvtap and ipvtap: allmulti accepts all multicast, without which IPv6 and mDNS do not find the guest; mirror only groups that the guest has joined, by vmnet watch; none only frames to its address", nic.RxAllMulti, nic.RxMirror, nic.RxNone)
+	Choice(f, &o.rxFilter, "rx-filter", "",
+		"macvtap and ipvtap: allmulti accepts all multicast, without which IPv6 and mDNS do not find the guest; mirror only groups that the guest has joined, by vmnet watch; none only frames to its address", nic.RxAllMulti, nic.RxMirror, nic.RxNone)
 }
 
 // spec returns what the flags ask for; nil for a NIC on a bridge or switch.
@@ -38,7 +42,10 @@ func (o *lower) spec(bridge, sw string) (*nic.Lower, error) {
 	if err := o.oneOf(bridge, sw); err != nil {
 		return nil, err
 	}
-	l := &nic.Lower{Kind: macvtap.Macvtap, Device: o.macvtap, Mode: o.mode, NoPromisc: o.noPromisc, Flag: o.flag, RxFilter: o.rxFilter}
+	l := &nic.Lower{
+		Kind: macvtap.Macvtap, Device: o.macvtap, Mode: o.mode, NoPromisc: o.noPromisc,
+		Flag: o.flag, RxFilter: o.rxFilter,
+	}
 	if o.ipvtap != "" {
 		l.Kind, l.Device = macvtap.IPVtap, o.ipvtap
 	}
@@ -68,7 +75,12 @@ func (o *lower) spec(bridge, sw string) (*nic.Lower, error) {
 // oneOf returns an error if more than one place was given.
 func (o *lower) oneOf(bridge, sw string) error {
 	var given []string
-	for _, p := range []struct{ flag, value string }{{"--bridge", bridge}, {"--switch", sw}, {"--macvtap", o.macvtap}, {"--ipvtap", o.ipvtap}} {
+	for _, p := range []struct{ flag, value string }{
+		{"--bridge", bridge},
+		{"--switch", sw},
+		{"--macvtap", o.macvtap},
+		{"--ipvtap", o.ipvtap},
+	} {
 		if p.value != "" {
 			given = append(given, p.flag)
 		}

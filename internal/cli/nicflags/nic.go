@@ -25,10 +25,13 @@ func AddNIC(fs *pflag.FlagSet) *NIC {
 	n.lower.add(fs)
 	AddPort(fs, &n.spec.Port)
 	fs.StringVar(&n.spec.NIC, "nic", "net0", "`ID` of the NIC within the guest: 1 to 12 of a-z, 0-9 and _")
-	AddMAC(fs, &n.spec.MAC, "the guest's address (default one derived from machine, guest and NIC, always the same; for an ipvtap or mode passthru that of the parent device)")
-	MTU(fs, &n.spec.MTU, "MTU announced to the guest, 68 to 65535; maximum and default: that of the bridge or parent device; default on a switch: 1500")
+	AddMAC(fs, &n.spec.MAC,
+		"the guest's address (default one derived from machine, guest and NIC, always the same; for an ipvtap or mode passthru that of the parent device)")
+	MTU(fs, &n.spec.MTU,
+		"MTU announced to the guest, 68 to 65535; maximum and default: that of the bridge or parent device; default on a switch: 1500")
 	addQueues(fs, &n.spec.Queues)
-	Choice(fs, &n.vhost, "vhost", "", "whether the kernel's vhost-net moves the frames; auto: if it is available", Vhosts...)
+	Choice(fs, &n.vhost, "vhost", "", "whether the kernel's vhost-net moves the frames; auto: if it is available",
+		Vhosts...)
 	fs.StringVar(&n.spec.Model, "model", "", "QEMU's `DEVICE` (default virtio-net-pci, or what the machine has for it)")
 	addOptions(fs, &n.spec.DeviceOptions)
 	return n
@@ -71,7 +74,8 @@ func addQueues(fs *pflag.FlagSet, p *int) {
 		}
 		*p = n
 		return nil
-	}), "queues", fmt.Sprintf("queue pairs, 1 to %d; auto is the number of vCPUs, at most %d", nic.MaxQueues, nic.MaxAutoQueues))
+	}), "queues", fmt.Sprintf("queue pairs, 1 to %d; auto is the number of vCPUs, at most %d",
+		nic.MaxQueues, nic.MaxAutoQueues))
 }
 
 func addOptions(fs *pflag.FlagSet, p *map[string]string) {

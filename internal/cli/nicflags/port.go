@@ -24,12 +24,14 @@ func AddPort(f *pflag.FlagSet, p *bridge.PortConfig) {
 			return nil
 		}
 	}
-	f.Var(Value("N", "", vlan(&p.VLAN)), "vlan", "the port is in VLAN N only, untagged; 1 to 4094, on a bridge with --vlan-filtering")
+	f.Var(Value("N", "", vlan(&p.VLAN)), "vlan",
+		"the port is in VLAN N only, untagged; 1 to 4094, on a bridge with --vlan-filtering")
 	f.Var(Value("LIST", "", func(s string) (err error) {
 		p.Trunk, err = bridge.ParseVLANs(s)
 		return err
 	}), "trunk", "the VLANs that the guest may use tagged: 2-5,7; or all")
-	f.Var(Value("N", "", vlan(&p.Native)), "native", "with --trunk: the VLAN of untagged frames (default: they are dropped)")
+	f.Var(Value("N", "", vlan(&p.Native)), "native",
+		"with --trunk: the VLAN of untagged frames (default: they are dropped)")
 	f.BoolVar(&p.Isolated, "isolated", false, "no frames to and from other isolated ports")
 	f.BoolVar(&p.Hairpin, "hairpin", false, "frames may leave by the port that they arrived on")
 	f.BoolVar(&p.NoLearning, "no-learning", false, "learn no addresses behind the port")

@@ -12,10 +12,14 @@ import (
 
 // AddSwitch adds the flags of a NIC that is a port of a userspace switch.
 func (n *NIC) AddSwitch(fs *pflag.FlagSet) {
-	fs.StringVar(&n.sw.Name, "switch", "", "the userspace `SWITCH` (vmnet switch run) of which the NIC is a port, by its name or, with a slash, the path of its control socket, instead of --bridge")
-	fs.BoolVar(&n.sw.LockMAC, "lock-mac", false, "on a switch: drop frames from the guest whose source is not the NIC's own address")
-	limit(fs, &n.sw.Storm, "storm", strconv.Itoa(nic.DefaultStorm), "on a switch: how many broadcasts, multicast frames and frames with unknown destinations of the guest are flooded, each in a second")
-	limit(fs, &n.sw.MaxAddresses, "max-addresses", strconv.Itoa(nic.DefaultMaxAddresses), "on a switch: how many addresses are learned behind the port; further ones are reached by flooding")
+	fs.StringVar(&n.sw.Name, "switch", "",
+		"the userspace `SWITCH` (vmnet switch run) of which the NIC is a port, by its name or, with a slash, the path of its control socket, instead of --bridge")
+	fs.BoolVar(&n.sw.LockMAC, "lock-mac",
+		false, "on a switch: drop frames from the guest whose source is not the NIC's own address")
+	limit(fs, &n.sw.Storm, "storm", strconv.Itoa(nic.DefaultStorm),
+		"on a switch: how many broadcasts, multicast frames and frames with unknown destinations of the guest are flooded, each in a second")
+	limit(fs, &n.sw.MaxAddresses, "max-addresses", strconv.Itoa(nic.DefaultMaxAddresses),
+		"on a switch: how many addresses are learned behind the port; further ones are reached by flooding")
 }
 
 // limit adds a flag that takes a number of at least 1, or off.
@@ -43,7 +47,8 @@ var (
 
 // AddVia adds --via, which takes a word of each kind; without libvirt, only a word for a switch.
 func (n *NIC) AddVia(fs *pflag.FlagSet, libvirt bool) {
-	kind, usage := strings.Join(SwitchWays, "|"), "on a switch: a socket needs no privilege, a tap has more throughput; auto: a tap if that is allowed"
+	kind, usage := strings.Join(SwitchWays, "|"),
+		"on a switch: a socket needs no privilege, a tap has more throughput; auto: a tap if that is allowed"
 	if libvirt {
 		kind = strings.Join(LibvirtWays, "|") + "|" + kind
 		usage = "how a libvirt guest gets it: with libvirt, libvirt plugs it and knows it; with monitor, QEMU gets fds through libvirt, which then does not know the NIC (default libvirt). " + strings.ToUpper(usage[:1]) + usage[1:] + " (default auto). One of each kind: --via monitor,socket"
@@ -71,7 +76,8 @@ func (n *NIC) via(word string, libvirt bool) error {
 	case slices.Contains(LibvirtWays, word) && n.spec.Via == "":
 		n.spec.Via = nic.Via(word)
 	default:
-		return fmt.Errorf("%s and another word of the same kind (want %s; %s)", word, strings.Join(LibvirtWays, " or "), strings.Join(SwitchWays, " or "))
+		return fmt.Errorf("%s and another word of the same kind (want %s; %s)", word, strings.Join(LibvirtWays, " or "),
+			strings.Join(SwitchWays, " or "))
 	}
 	return nil
 }

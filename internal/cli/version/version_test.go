@@ -35,7 +35,8 @@ func TestText(t *testing.T) {
 		{"$Format:%H %ct$\n", vcs("vcs.revision", hash), "(commit 0123456789ab) "},
 		{"$Format:%H %ct$\n", vcs("vcs.revision", hash, "vcs.modified", "true"), "(commit 0123456789ab, modified) "},
 		{hash + " 1700000000\n", nil, "(commit 0123456789ab) "},
-		{hash + " 1700000000\n", vcs("vcs.revision", strings.Repeat("f", 40)), "(commit ffffffffffff) "}, // unpacked into another repository
+		// unpacked into another repository
+		{hash + " 1700000000\n", vcs("vcs.revision", strings.Repeat("f", 40)), "(commit ffffffffffff) "},
 		{"", nil, ""},
 	} {
 		want := "prog " + Number + " " + c.want + runtime.Version() + " " + runtime.GOOS + "/" + runtime.GOARCH

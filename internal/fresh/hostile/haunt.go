@@ -37,14 +37,23 @@ func parts(files int) []part {
 	libvirts := "-chardev socket,id=charmonitor,fd=3,server=on,wait=off -mon chardev=charmonitor,id=monitor,mode=control " +
 		"-object secret,id=masterKey0,format=raw,file=/var/lib/libvirt/qemu/domain-1-web/master-key.aes"
 	all := []part{
-		{"monitor", place + "/p2.qmp", words("qemu-system-x86_64 -name guest=P2 -machine q35 -qmp unix:" + place + "/p2.qmp,server=on,wait=off")},
+		{
+			"monitor", place + "/p2.qmp",
+			words("qemu-system-x86_64 -name guest=P2 -machine q35 -qmp unix:" + place + "/p2.qmp,server=on,wait=off"),
+		},
 		{"monitor", place + "/web.qmp", words("qemu-system-x86_64 -name guest=web -machine pc " + libvirts)},
 		{"swap", "", words("qemu-system-x86_64 -name guest=P2")},
-		{"name", ") Z 1 (\x1b]0;x\a", []string{"\x1b[2J\n-name\nguest=P2", "\xff\xfe", "-qmp", "unix:/dev/watchdog,server=on"}},
+		{
+			"name", ") Z 1 (\x1b]0;x\a",
+			[]string{"\x1b[2J\n-name\nguest=P2", "\xff\xfe", "-qmp", "unix:/dev/watchdog,server=on"},
+		},
 		{"switch", place + "/switch", words("vmnet switch run lan0")},
 	}
 	for n := 0; n < files; n += each {
-		all = append(all, part{"files", strconv.Itoa(min(each, files-n)), words("qemu-system-x86_64 -name guest=many " + libvirts)})
+		all = append(all, part{
+			"files", strconv.Itoa(min(each, files-n)),
+			words("qemu-system-x86_64 -name guest=many " + libvirts),
+		})
 	}
 	return all
 }
@@ -157,7 +166,9 @@ func realGuest() (*exec.Cmd, error) {
 	if err != nil {
 		return nil, nil
 	}
-	cmd := exec.Command(path, words("-name guest=P2 -S -nodefaults -display none -machine pc -m 16 -qmp unix:"+place+"/real.qmp,server=on,wait=off")...)
+	cmd := exec.Command(path,
+		words("-name guest=P2 -S -nodefaults -display none -machine pc -m 16 -qmp unix:"+place+
+			"/real.qmp,server=on,wait=off")...)
 	cmd.Dir, cmd.Stderr = "/", os.Stderr
 	cmd.SysProcAttr = ofUser()
 	return cmd, cmd.Start()

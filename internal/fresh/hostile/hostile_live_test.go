@@ -43,7 +43,8 @@ func TestCommandIsPoor(t *testing.T) {
 		t.Errorf("status: %v", err)
 	}
 	lines := strings.Split(string(out), "\n")
-	if len(lines) != 5 || !strings.HasSuffix(lines[0], "3") || len(lines[1]) != 3 || lines[1] < "200" || lines[2] != "256" ||
+	if len(lines) != 5 || !strings.HasSuffix(lines[0], "3") || len(lines[1]) != 3 ||
+		lines[1] < "200" || lines[2] != "256" ||
 		!strings.HasSuffix(lines[3], " -beside -files 5") {
 		t.Errorf("it sees %q", lines)
 	}

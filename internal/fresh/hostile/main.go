@@ -33,12 +33,14 @@ func main() {
 		fail(play(role))
 	}
 	var o options
-	beside := flag.Bool("beside", false, "be the hostile user's processes, until SIGTERM: what internal/leaktest starts")
+	beside := flag.Bool("beside",
+		false, "be the hostile user's processes, until SIGTERM: what internal/leaktest starts")
 	flag.IntVar(&o.files, "files", 2000, "how many `FILES` the hostile processes hold")
 	flag.DurationVar(&o.killed, "killed", 0, "before, kill a run of the command after this `TIME`")
 	flag.IntVar(&o.copies, "copies", 1, "run the command `N` times at once")
 	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "usage: hostile [-files N] [-killed TIME] [-copies N] COMMAND [ARGUMENT...]")
+		fmt.Fprintln(flag.CommandLine.Output(),
+			"usage: hostile [-files N] [-killed TIME] [-copies N] COMMAND [ARGUMENT...]")
 		flag.PrintDefaults()
 	}
 	flag.Parse()

@@ -93,7 +93,8 @@ func monitor(path string) error {
 
 func answer(c net.Conn) {
 	defer c.Close()
-	_, err := fmt.Fprintln(c, `{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": "\u001b[2J"}, "capabilities": ["oob"]}}`)
+	_, err := fmt.Fprintln(c,
+		`{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": "\u001b[2J"}, "capabilities": ["oob"]}}`)
 	for in := bufio.NewScanner(c); err == nil && in.Scan(); {
 		_, err = fmt.Fprintln(c, `{"return": {"name": "P2", "UUID": "00000000-0000-0000-0000-000000000000"}}`)
 	}

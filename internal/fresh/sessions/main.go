@@ -83,7 +83,8 @@ func (s session) run(out io.Writer) error {
 			sh.read(100 * time.Millisecond)
 		}
 		if got != normal(l.want) {
-			return fmt.Errorf("line %d: %s: it says\n%s\nand what is printed is\n%s", l.number, l.command, got, normal(l.want))
+			return fmt.Errorf("line %d: %s: it says\n%s\nand what is printed is\n%s",
+				l.number, l.command, got, normal(l.want))
 		}
 	}
 	return nil

@@ -79,7 +79,8 @@ var varies = []struct {
 
 // beside matches what others say between the lines: a shell of programs in the background, a guest in
 // the background of its sockets, vmnet of a machine without vhost-net, virsh of one without polkit.
-var beside = regexp.MustCompile(`^(\[[0-9]+\][-+ ]|[^ ]+ runs with pid |(monitor|agent) +/|vmnet: note: vhost-net is not used|Authorization not available)`)
+var beside = regexp.MustCompile(
+	`^(\[[0-9]+\][-+ ]|[^ ]+ runs with pid |(monitor|agent) +/|vmnet: note: vhost-net is not used|Authorization not available)`)
 
 // normal makes of printed lines a text that is the same for all runs.
 func normal(lines []string) string {

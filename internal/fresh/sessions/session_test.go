@@ -40,12 +40,21 @@ func TestParse(t *testing.T) {
 }
 
 func TestNormal(t *testing.T) {
-	one := normal([]string{"[1] 4242", "a/net0: MAC 52:54:00:d3:38:52, vhost off, after 539µs to 2.749ms", "x  2       off    up  ", "", "k  3 s ago"})
-	two := normal([]string{"a/net0: MAC 52:54:00:00:00:01, vhost on, after 1s to 12.7ms", "x  2  on  up", "k  0 s ago", "[1]+  Done   sleep"})
+	one := normal([]string{
+		"[1] 4242", "a/net0: MAC 52:54:00:d3:38:52, vhost off, after 539µs to 2.749ms",
+		"x  2       off    up  ", "", "k  3 s ago",
+	})
+	two := normal([]string{
+		"a/net0: MAC 52:54:00:00:00:01, vhost on, after 1s to 12.7ms", "x  2  on  up",
+		"k  0 s ago", "[1]+  Done   sleep",
+	})
 	if one != two || !strings.Contains(one, "a/net0: MAC MAC") {
 		t.Errorf("these differ:\n%s\n%s", one, two)
 	}
-	if normal([]string{"P2 runs with pid 28", "monitor  /run/testvm/P2.qmp", "agent    /run/testvm/P2.agent", "up"}) != "up" {
+	if normal([]string{
+		"P2 runs with pid 28", "monitor  /run/testvm/P2.qmp", "agent    /run/testvm/P2.agent",
+		"up",
+	}) != "up" {
 		t.Error("a guest in the background is compared")
 	}
 	if normal([]string{"2 queues"}) == normal([]string{"3 queues"}) {
@@ -72,7 +81,8 @@ func TestSession(t *testing.T) {
 			}
 			all[0].patience = 2 * time.Second
 			err = all[0].run(io.Discard)
-			if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+			if test.want == "" && err != nil ||
+				test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
 				t.Errorf("got %v", err)
 			}
 		})

@@ -354,7 +354,11 @@ func change(name, value string) error {
 	case "argc0":
 		argv0 = true
 	default: // a limit: as=1000
-		n, ok := map[string]int{"nofile": unix.RLIMIT_NOFILE, "as": unix.RLIMIT_AS, "fsize": unix.RLIMIT_FSIZE, "nproc": unix.RLIMIT_NPROC, "sigpending": unix.RLIMIT_SIGPENDING, "stack": unix.RLIMIT_STACK, "core": unix.RLIMIT_CORE, "memlock": unix.RLIMIT_MEMLOCK}[name]
+		n, ok := map[string]int{
+			"nofile": unix.RLIMIT_NOFILE, "as": unix.RLIMIT_AS, "fsize": unix.RLIMIT_FSIZE,
+			"nproc": unix.RLIMIT_NPROC, "sigpending": unix.RLIMIT_SIGPENDING, "stack": unix.RLIMIT_STACK,
+			"core": unix.RLIMIT_CORE, "memlock": unix.RLIMIT_MEMLOCK,
+		}[name]
 		if !ok {
 			return errors.New("no such change")
 		}
@@ -402,6 +406,7 @@ func execute(path string, argv []string) error {
 	if err != nil {
 		return err
 	}
-	_, _, errno := unix.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(p)), uintptr(av), uintptr(unsafe.Pointer(&ev[0])))
+	_, _, errno := unix.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(p)), uintptr(av),
+		uintptr(unsafe.Pointer(&ev[0])))
 	return errno
 }
