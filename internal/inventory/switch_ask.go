@@ -24,8 +24,8 @@ const (
 	switchWait = 2 * time.Second
 	// askWait bounds the asking of all switches for their ports, and silentFor how long one that
 	// did not answer is not asked again: others' switches delay nobody.
-	askWait   = 500 * time.Millisecond
-	userWait  = askWait / 2 // for all switches of another user
+	askWait   = time.Second
+	userWait  = askWait / 4 // for all switches of another user
 	silentFor = 5 * time.Second
 	// maxSwitches bounds how many are asked: anybody may make folders in /tmp.
 	maxSwitches = 256
