@@ -4,15 +4,14 @@ package bridge
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
 	"strings"
-	"syscall"
 	"time"
 
+	"vmnet/bridge/brport"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/stablemac"
 )
 
 // Config says how a new bridge should be.
@@ -22,29 +21,26 @@ type Config struct {
 	MAC  net.HardwareAddr // nil means DefaultMAC(Name)
 	STP  bool             // spanning tree; a new port then takes 30 s until it forwards
 
-	// VLANFiltering keeps VLANs apart, as each port's PortConfig says. The host itself is
-	// only in the default VLAN, 1. So is every port whose PortConfig names no VLAN.
+	// VLANFiltering keeps VLANs apart, as each port's brport.Settings says. The host itself is
+	// only in the default VLAN, 1. So is every port whose brport.Settings names no VLAN.
 	VLANFiltering bool
 
 	Ageing    time.Duration  // how long the FDB keeps a learned MAC; 0 means 300 s
 	Addresses []netip.Prefix // the host's addresses on the bridge
 }
 
-// ErrInvalid is returned for a Config or PortConfig that is inconsistent or out of range.
-var ErrInvalid = errors.New("invalid bridge")
-
-// Validate checks what can be checked without the kernel. Its error matches ErrInvalid
-// with errors.Is.
+// Validate checks what can be checked without the kernel. Its error matches
+// brport.ErrInvalid with errors.Is.
 func (cfg Config) Validate() error {
 	if err := cfg.validate(); err != nil {
-		return fmt.Errorf("%w: %w", ErrInvalid, err)
+		return fmt.Errorf("%w: %w", brport.ErrInvalid, err)
 	}
 	return nil
 }
 
 func (cfg Config) validate() error {
 	switch {
-	case !ValidName(cfg.Name):
+	case !brport.ValidName(cfg.Name):
 		return fmt.Errorf("bridge name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", cfg.Name)
 	case cfg.MTU != 0 && (cfg.MTU < 68 || cfg.MTU > 65535):
 		return fmt.Errorf("bridge %s: MTU %d: want 68 to 65535 bytes", cfg.Name, cfg.MTU)
@@ -56,28 +52,14 @@ func (cfg Config) validate() error {
 	return nil
 }
 
-// ValidName reports whether the kernel accepts name unchanged as an interface's name
-// (dev_valid_name). It would cut a longer name at 15 bytes, and replace %d with a number.
-// It counts 0xa0 as a space.
-func ValidName(name string) bool {
-	for i := range len(name) {
-		if c := name[i]; c <= ' ' || c == 0xa0 || c == '/' || c == ':' || c == '%' {
-			return false
-		}
-	}
-	return name != "" && len(name) <= 15 && name != "." && name != ".."
-}
-
 // DefaultMAC returns the address of a bridge whose Config names none. It is always the same
 // on one machine. Create sets it because a bridge without one takes the lowest address of its
 // ports, which changes as guests start and stop.
-func DefaultMAC(name string) net.HardwareAddr {
-	return stablemac.New([]byte{0x02}, "bridge", name)
-}
+func DefaultMAC(name string) net.HardwareAddr { return bridges.DefaultMAC(name) }
 
 // Create makes a bridge and brings it up. If a later step fails, it removes the bridge
 // again. If the name is taken, the error matches fs.ErrExist with errors.Is.
-func Create(c *rtnl.Conn, cfg Config) error {
+func (h *Host) Create(cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
@@ -91,64 +73,44 @@ func Create(c *rtnl.Conn, cfg Config) error {
 	if cfg.Ageing != 0 {
 		attrs = append(attrs, rtnl.BridgeAgeing(int(cfg.Ageing.Seconds())))
 	}
-	if err := c.Create("bridge", attrs...); err != nil {
-		return fmt.Errorf("create bridge %s: %w", cfg.Name, explain(err))
+	if err := h.nl.Create("bridge", attrs...); err != nil {
+		return fmt.Errorf("create bridge %s: %w", cfg.Name, bridges.Explain(err))
 	}
-	br, err := c.Link(cfg.Name)
+	br, err := h.nl.Link(cfg.Name)
 	if err != nil {
 		return fmt.Errorf("create bridge %s: %w", cfg.Name, err)
 	}
-	if err := setUp(c, br, cfg); err != nil {
-		return errors.Join(fmt.Errorf("create bridge %s: %w", cfg.Name, explain(err)), c.Delete(br.Index))
+	if err := h.setUp(br, cfg); err != nil {
+		return errors.Join(fmt.Errorf("create bridge %s: %w", cfg.Name, bridges.Explain(err)), h.nl.Delete(br.Index))
 	}
 	return nil
 }
 
-func setUp(c *rtnl.Conn, br *rtnl.Link, cfg Config) error {
+func (h *Host) setUp(br *rtnl.Link, cfg Config) error {
 	if cfg.VLANFiltering {
-		if err := filterVLANs(c, br); err != nil {
+		if err := bridges.StartFiltering(h.nl, br); err != nil {
 			return err
 		}
 	}
 	for _, a := range cfg.Addresses {
-		if err := c.AddAddr(br.Index, a); err != nil {
+		if err := h.nl.AddAddr(br.Index, a); err != nil {
 			return fmt.Errorf("add address %s: %w", a, err)
 		}
 	}
-	if err := c.Set(br.Index, rtnl.Up(true)); err != nil {
+	if err := h.nl.Set(br.Index, rtnl.Up(true)); err != nil {
 		return fmt.Errorf("set up: %w", err)
 	}
 	return nil
 }
 
-// Get reads a bridge's link. It fails if the link is not a bridge. If there is no link of
-// that name, the error matches fs.ErrNotExist with errors.Is.
-func Get(c *rtnl.Conn, name string) (*rtnl.Link, error) {
-	br, err := c.Link(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("bridge %s: %w (vmnet bridge list shows the bridges of this host)", name, err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("bridge %s: %w", name, err)
-	}
-	if br.Bridge == nil {
-		kind := br.Kind
-		if kind == "" {
-			kind = "physical"
-		}
-		return nil, fmt.Errorf("%s is not a bridge but a %s device", name, kind)
-	}
-	return br, nil
-}
-
 // Delete removes a bridge. Without force it refuses to remove a bridge that has ports,
 // since they would lose their network.
-func Delete(c *rtnl.Conn, name string, force bool) error {
-	br, err := Get(c, name)
+func (h *Host) Delete(name string, force bool) error {
+	br, err := bridges.Get(h.nl, name)
 	if err != nil {
 		return err
 	}
-	ports, err := c.Links("", br.Index)
+	ports, err := h.nl.Links("", br.Index)
 	if err != nil {
 		return err
 	}
@@ -159,19 +121,8 @@ func Delete(c *rtnl.Conn, name string, force bool) error {
 		}
 		return fmt.Errorf("delete bridge %s: it has ports: %s (detach them first, or use --force)", name, strings.Join(names, ", "))
 	}
-	if err := c.Delete(br.Index); err != nil {
-		return fmt.Errorf("delete bridge %s: %w", name, explain(err))
+	if err := h.nl.Delete(br.Index); err != nil {
+		return fmt.Errorf("delete bridge %s: %w", name, bridges.Explain(err))
 	}
 	return nil
-}
-
-// explain adds the cause and cure to errors of bridge requests.
-func explain(err error) error {
-	switch {
-	case errors.Is(err, syscall.EPERM):
-		return fmt.Errorf("%w (needs CAP_NET_ADMIN)", err)
-	case errors.Is(err, syscall.EOPNOTSUPP):
-		return fmt.Errorf("%w (the kernel's bridge driver is missing or not loaded: modprobe bridge)", err)
-	}
-	return err
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
 )
 
@@ -25,12 +26,12 @@ func (e Ensured) Changed() bool { return e.Created || e.WasDown || len(e.Added) 
 // Config says. An unset MTU or MAC matches any. Ensure adds missing addresses and brings the bridge
 // up. If anything else differs, or the device is not a bridge, the error names the difference and
 // matches fs.ErrExist with errors.Is.
-func Ensure(c *rtnl.Conn, cfg Config) (Ensured, error) {
-	err := Create(c, cfg)
+func (h *Host) Ensure(cfg Config) (Ensured, error) {
+	err := h.Create(cfg)
 	if !errors.Is(err, fs.ErrExist) {
 		return Ensured{Created: err == nil}, err
 	}
-	br, readErr := c.Link(cfg.Name)
+	br, readErr := h.nl.Link(cfg.Name)
 	if readErr != nil {
 		return Ensured{}, errors.Join(err, readErr)
 	}
@@ -40,9 +41,9 @@ func Ensure(c *rtnl.Conn, cfg Config) (Ensured, error) {
 	if diff := cfg.differences(br); len(diff) > 0 {
 		return Ensured{}, fmt.Errorf("create bridge %s: %w", cfg.Name, there("it already exists with other settings: %s (change it with ip link set %s type bridge ...)", strings.Join(diff, ", "), cfg.Name))
 	}
-	done, err := complete(c, br, cfg.Addresses)
+	done, err := h.complete(br, cfg.Addresses)
 	if err != nil {
-		err = fmt.Errorf("bridge %s: %w", cfg.Name, explain(err))
+		err = fmt.Errorf("bridge %s: %w", cfg.Name, bridges.Explain(err))
 	}
 	return done, err
 }
@@ -74,13 +75,13 @@ func (cfg Config) differences(br *rtnl.Link) []string {
 		add("ageing", br.Bridge.Ageing, cfg.Ageing)
 	}
 	add("STP", onOff[br.Bridge.STP], onOff[cfg.STP])
-	add("VLAN filtering", onOff[filters(br)], onOff[cfg.VLANFiltering])
+	add("VLAN filtering", onOff[bridges.Filters(br)], onOff[cfg.VLANFiltering])
 	return diff
 }
 
 // complete adds the addresses that an existing bridge lacks, and brings it up.
-func complete(c *rtnl.Conn, br *rtnl.Link, addrs []netip.Prefix) (done Ensured, err error) {
-	has, err := c.Addrs(br.Index)
+func (h *Host) complete(br *rtnl.Link, addrs []netip.Prefix) (done Ensured, err error) {
+	has, err := h.nl.Addrs(br.Index)
 	if err != nil {
 		return done, err
 	}
@@ -88,13 +89,13 @@ func complete(c *rtnl.Conn, br *rtnl.Link, addrs []netip.Prefix) (done Ensured, 
 		if slices.Contains(has, a) {
 			continue
 		}
-		if err := c.AddAddr(br.Index, a); err != nil {
+		if err := h.nl.AddAddr(br.Index, a); err != nil {
 			return done, fmt.Errorf("add address %s: %w", a, err)
 		}
 		done.Added = append(done.Added, a)
 	}
 	if !br.Up {
-		if err := c.Set(br.Index, rtnl.Up(true)); err != nil {
+		if err := h.nl.Set(br.Index, rtnl.Up(true)); err != nil {
 			return done, fmt.Errorf("set up: %w", err)
 		}
 		done.WasDown = true

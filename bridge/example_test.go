@@ -1,10 +1,10 @@
 package bridge_test
 
 import (
-	"fmt"
 	"log"
 
 	"vmnet/bridge"
+	"vmnet/bridge/brport"
 )
 
 // A bridge, and a tap on it as a port that carries VLAN 7.
@@ -14,20 +14,10 @@ func ExampleOpen() {
 		log.Fatal(err)
 	}
 	defer host.Close()
-	if _, err := host.Ensure(bridge.Config{Name: "br0"}); err != nil {
+	if _, err := host.Ensure(bridge.Config{Name: "br0", VLANFiltering: true}); err != nil {
 		log.Fatal(err)
 	}
-	cfg, err := bridge.ParsePortConfig("vlan=7 isolated")
-	if err != nil {
+	if err := host.AddPort("br0", "tap0", brport.Settings{VLAN: 7, Isolated: true}); err != nil {
 		log.Fatal(err)
 	}
-	if err := host.AddPort("br0", "tap0", cfg); err != nil {
-		log.Fatal(err)
-	}
-}
-
-func ExampleParseVLANs() {
-	vlans, err := bridge.ParseVLANs("7,2-4,3-5")
-	fmt.Println(bridge.FormatVLANs(vlans), err)
-	// Output: 2-5,7 <nil>
 }

@@ -3,64 +3,101 @@ package bridge
 import (
 	"errors"
 
+	"vmnet/bridge/brport"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 )
 
-// Host is a network namespace whose bridges can be looked at, and with CAP_NET_ADMIN in it changed.
-// It is for programs outside of this module, which know links by their names; methods may be called
-// by several goroutines, but not after Close.
+// Host is a network namespace whose bridges are read and, with CAP_NET_ADMIN over it, changed.
+// Bridges and ports are known by their names. Several goroutines may call methods at the same time,
+// but none may after Close.
 type Host struct{ nl *rtnl.Conn }
 
-// Open opens a network namespace: the calling thread's if nameOrPath is empty, else one that
-// ip-netns(8) lists by this name or, if there is a slash in it, the one at that path. Close it.
+// Open opens a network namespace: that of the calling thread if nameOrPath is empty, the one of that
+// name in ip-netns(8), or, if nameOrPath contains a slash, the one at that path. Close the Host.
 func Open(nameOrPath string) (*Host, error) {
 	ns, err := netns.Open(nameOrPath)
 	if err != nil {
 		return nil, err
 	}
+	defer ns.Close() // the socket stays in the namespace
 	nl, err := rtnl.Open(ns)
 	if err != nil {
-		ns.Close()
 		return nil, err
 	}
-	ns.Close() // the socket stays in it
 	return &Host{nl}, nil
 }
 
 // Close closes the host's netlink socket.
 func (h *Host) Close() { h.nl.Close() }
 
-// List returns all bridges, as [List] does.
-func (h *Host) List() ([]Info, error) { return List(h.nl) }
-
-// Show returns one bridge, as [Show] does.
-func (h *Host) Show(name string) (Info, error) { return Show(h.nl, name) }
-
-// Create makes a bridge, as [Create] does.
-func (h *Host) Create(cfg Config) error { return Create(h.nl, cfg) }
-
-// Ensure makes a bridge, or one that is there as it should be, as [Ensure] does.
-func (h *Host) Ensure(cfg Config) (Ensured, error) { return Ensure(h.nl, cfg) }
-
-// Delete removes a bridge, as [Delete] does.
-func (h *Host) Delete(name string, force bool) error { return Delete(h.nl, name, force) }
-
-// AddPort puts a link on a bridge with these settings, as [AddPortWith] does.
-func (h *Host) AddPort(bridge, port string, cfg PortConfig) error {
-	br, brErr := Get(h.nl, bridge)
-	l, err := h.nl.Link(port)
-	if err := errors.Join(brErr, err); err != nil {
+// AddPort makes a link a port of a bridge with the settings cfg, and brings it up. It refuses a
+// link that is a port of another bridge, which the kernel would move silently. The port is never up
+// without its settings: a link that is up is taken down until it has them. If the kernel refuses
+// them, AddPort removes the port again.
+func (h *Host) AddPort(bridge, port string, cfg brport.Settings) error {
+	br, l, err := h.links(bridge, port)
+	if err != nil {
 		return err
 	}
-	return AddPortWith(h.nl, br, l, cfg)
+	return bridges.AddPort(h.nl, br, l, cfg)
 }
 
-// RemovePort takes a link off its bridge, as [RemovePort] does.
+// SetPort gives a port of a bridge exactly the settings of cfg. While it changes a port that is up,
+// no frame passes that both the old and the new settings drop. On a bridge that does not filter
+// VLANs, SetPort refuses a cfg with VLANs.
+func (h *Host) SetPort(bridge, port string, cfg brport.Settings) error {
+	br, l, err := h.links(bridge, port)
+	if err != nil {
+		return err
+	}
+	return bridges.SetPort(h.nl, br, l, cfg)
+}
+
+// AddSettings adds the settings of cfg to a port that another program has set up, and keeps its
+// other settings. It only turns flags on, and sets VLANs only if cfg names some. changed reports
+// whether the port lacked any of them.
+func (h *Host) AddSettings(bridge, port string, cfg brport.Settings) (changed bool, err error) {
+	br, l, err := h.links(bridge, port)
+	if err != nil {
+		return false, err
+	}
+	return bridges.AddSettings(h.nl, br, l, cfg)
+}
+
+// ReadPort returns the current settings of a port of a bridge. On a bridge that filters VLANs, a
+// port that was given none is an access port of the default VLAN. On one that does not filter, the
+// result has no VLANs.
+func (h *Host) ReadPort(bridge, port string) (brport.Settings, error) {
+	br, l, err := h.links(bridge, port)
+	if err != nil {
+		return brport.Settings{}, err
+	}
+	return bridges.ReadPort(h.nl, br, l)
+}
+
+// RemovePort removes a link from its bridge.
 func (h *Host) RemovePort(port string) error {
 	l, err := h.nl.Link(port)
 	if err != nil {
 		return err
 	}
-	return RemovePort(h.nl, l)
+	return bridges.RemovePort(h.nl, l)
+}
+
+// Learned returns the MAC addresses that the FDB of a bridge has behind one of its ports.
+func (h *Host) Learned(bridge, port string) ([]brport.Learned, error) {
+	br, l, err := h.links(bridge, port)
+	if err != nil {
+		return nil, err
+	}
+	learned, err := bridges.LearnedBy(h.nl, br.Index, l.Index)
+	return learned[l.Index], err
+}
+
+func (h *Host) links(bridge, port string) (br, l *rtnl.Link, err error) {
+	br, brErr := bridges.Get(h.nl, bridge)
+	l, err = h.nl.Link(port)
+	return br, l, errors.Join(brErr, err)
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/nstest"
 )
 
@@ -28,7 +29,7 @@ func TestLiveHost(t *testing.T) {
 	if _, err := h.Ensure(bridge.Config{Name: "br0"}); err != nil {
 		t.Error(err)
 	}
-	if err := h.AddPort("nosuch", "other", bridge.PortConfig{}); err == nil {
+	if err := h.AddPort("nosuch", "other", brport.Settings{}); err == nil {
 		t.Error("a bridge that there is not took a port")
 	}
 	if err := h.RemovePort("nosuch"); err == nil {

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 
+	"vmnet/bridge/brport"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
 )
 
@@ -26,32 +28,25 @@ type Info struct {
 
 // Port is the current state of a bridge's port.
 type Port struct {
-	Interface string     `json:"interface"`
-	State     string     `json:"state"`
-	ForwardIn float64    `json:"forwards_in_seconds,omitempty"`
-	MTU       int        `json:"mtu"`
-	Alias     string     `json:"alias,omitempty"`
-	Config    PortConfig `json:"config"`
-	Learned   []Learned  `json:"learned"`
-}
-
-// Learned is a MAC address that the FDB has behind a port.
-type Learned struct {
-	MAC    string `json:"mac"`
-	VLAN   int    `json:"vlan,omitempty"`
-	Static bool   `json:"static,omitempty"`
+	Interface string           `json:"interface"`
+	State     string           `json:"state"`
+	ForwardIn float64          `json:"forwards_in_seconds,omitempty"`
+	MTU       int              `json:"mtu"`
+	Alias     string           `json:"alias,omitempty"`
+	Config    brport.Settings  `json:"config"`
+	Learned   []brport.Learned `json:"learned"`
 }
 
 // List reads all bridges and sorts them by name.
-func List(c *rtnl.Conn) ([]Info, error) {
-	links, err := c.Links("bridge", 0)
+func (h *Host) List() ([]Info, error) {
+	links, err := h.nl.Links("bridge", 0)
 	if err != nil {
 		return nil, err
 	}
 	slices.SortFunc(links, func(a, b *rtnl.Link) int { return strings.Compare(a.Name, b.Name) })
 	infos := make([]Info, 0, len(links))
 	for _, l := range links {
-		info, err := describe(c, l)
+		info, err := h.describe(l)
 		if err != nil {
 			return nil, err
 		}
@@ -61,48 +56,48 @@ func List(c *rtnl.Conn) ([]Info, error) {
 }
 
 // Show reads one bridge.
-func Show(c *rtnl.Conn, name string) (Info, error) {
-	br, err := Get(c, name)
+func (h *Host) Show(name string) (Info, error) {
+	br, err := bridges.Get(h.nl, name)
 	if err != nil {
 		return Info{}, err
 	}
-	return describe(c, br)
+	return h.describe(br)
 }
 
-func describe(c *rtnl.Conn, br *rtnl.Link) (Info, error) {
+func (h *Host) describe(br *rtnl.Link) (Info, error) {
 	info := Info{
 		Name: br.Name, MAC: br.MAC.String(), MTU: br.MTU, Up: br.Up,
 		STP: br.Bridge.STP, Ageing: br.Bridge.Ageing.Seconds(), Addresses: []string{},
 	}
-	if filters(br) {
+	if bridges.Filters(br) {
 		info.VLANFiltering, info.DefaultVLAN = true, br.Bridge.DefaultPVID
 	}
-	addrs, err := c.Addrs(br.Index)
+	addrs, err := h.nl.Addrs(br.Index)
 	if err != nil {
 		return info, err
 	}
 	for _, a := range addrs {
 		info.Addresses = append(info.Addresses, a.String())
 	}
-	links, err := c.Links("", br.Index)
+	links, err := h.nl.Links("", br.Index)
 	if err != nil {
 		return info, err
 	}
-	info.MACOf = follows(br, links)
-	info.Ports, err = ports(c, br, links)
+	info.MACOf = bridges.MACOf(br, links)
+	info.Ports, err = h.ports(br, links)
 	return info, err
 }
 
 // ports describes a bridge's ports. It reads the FDB and the VLANs of all ports with one request
 // each.
-func ports(c *rtnl.Conn, br *rtnl.Link, links []*rtnl.Link) ([]Port, error) {
-	learned, err := LearnedBy(c, br.Index, 0)
+func (h *Host) ports(br *rtnl.Link, links []*rtnl.Link) ([]Port, error) {
+	learned, err := bridges.LearnedBy(h.nl, br.Index, 0)
 	if err != nil {
 		return nil, err
 	}
 	var vlans map[int][]rtnl.VLANs
-	if filters(br) {
-		if vlans, err = c.PortVLANs(0); err != nil {
+	if bridges.Filters(br) {
+		if vlans, err = h.nl.PortVLANs(0); err != nil {
 			return nil, err
 		}
 	}
@@ -113,11 +108,11 @@ func ports(c *rtnl.Conn, br *rtnl.Link, links []*rtnl.Link) ([]Port, error) {
 		}
 		macs := learned[l.Index]
 		if macs == nil {
-			macs = []Learned{}
+			macs = []brport.Learned{}
 		}
 		found = append(found, Port{
-			Interface: l.Name, State: l.Port.State.String(), ForwardIn: ForwardsIn(l, br).Seconds(),
-			MTU: l.MTU, Alias: l.Alias, Config: portConfig(l, vlans[l.Index]), Learned: macs,
+			Interface: l.Name, State: l.Port.State.String(), ForwardIn: bridges.ForwardsIn(l, br).Seconds(),
+			MTU: l.MTU, Alias: l.Alias, Config: bridges.SettingsOf(l, vlans[l.Index]), Learned: macs,
 		})
 	}
 	return found, nil

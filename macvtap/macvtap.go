@@ -1,201 +1,124 @@
-// Package macvtap makes macvtap and ipvtap devices: taps that sit directly on a
-// network card, their parent device, without a bridge.
+// Package macvtap makes macvtaps and ipvtaps: taps that sit directly on a network card, their
+// parent device, without a bridge. It is how a program gives a VMM such a device: [Open] a network
+// namespace, [Host.Create] a device, [Device.OpenQueue] and [Device.Up], and pass [Device.Queues] to
+// the VMM. Package vtap has the settings.
 //
-// A Device lives as long as its fds. It is made in an unnamed network namespace, and
-// its queues are opened from inside. Each queue's socket pins that namespace, and so
-// does the namespace's own fd. When the last of them is closed, the kernel removes
-// the namespace and the device.
+// A device lives as long as its fds. It is made in an unnamed network namespace, and its queues are
+// opened from inside. Each queue's socket pins that namespace, and so does the namespace's own fd.
+// When the last of them is closed, the kernel removes the namespace and the device: a device never
+// outlives its VMM.
 //
 // Contracts: include/uapi/linux/if_link.h, drivers/net/macvlan.c, macvtap.c, tap.c and
 // drivers/net/ipvlan/ of the kernel.
 package macvtap
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
-	"net/netip"
-	"os"
-	"slices"
 
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/macvtap/vtap"
 )
 
-// Kind is "macvtap" or "ipvtap".
-type Kind string
-
-// The two kinds.
-const (
-	Macvtap Kind = "macvtap"
-	IPVtap  Kind = "ipvtap"
-)
-
-// Config says how a new device should be.
-type Config struct {
-	Kind  Kind
-	Name  string     // in its own netns, at most 15 bytes
-	Lower *rtnl.Link // the parent device, as read in its own namespace
-
-	Mode      string             // of Modes(Kind)
-	MAC       net.HardwareAddr   // macvtap only: an ipvtap has its parent device's
-	MTU       int                // bytes; 0 means the parent device's
-	NoPromisc bool               // passthru only: do not make the parent device promiscuous
-	Sources   []net.HardwareAddr // source only: the senders whose frames are received
-	Flag      string             // ipvtap only: "bridge", "private" or "vepa"; empty means bridge
-	Addrs     []netip.Prefix     // ipvtap only: the guest's addresses, by which the kernel delivers
+// Host is a network namespace that has parent devices. Several goroutines may call its methods at
+// the same time, but none may after Close.
+type Host struct {
+	ns *netns.NS
+	nl *rtnl.Conn
 }
 
-// txQLen is the length of the ring of frames that wait for the VMM. The default, 0, leaves the ring
-// no room.
-const txQLen = 1000
-
-// tries limits how often newLink retries because the index is taken.
-const tries = 128
-
-// A Device is a macvtap or ipvtap, and the fds of this process that keep it.
-type Device struct {
-	Link *rtnl.Link // as read after it was made
-
-	ns     *netns.NS
-	nl     *rtnl.Conn
-	kind   Kind
-	node   *os.File // the directory that has its node, which OpenQueue opens
-	queues []*os.File
-}
-
-// Create makes a device on cfg.Lower, which is in nl's namespace. The device is down and
-// in a netns of its own. Create needs CAP_NET_ADMIN, and CAP_SYS_ADMIN for the netns.
-func Create(nl *rtnl.Conn, cfg Config) (*Device, error) {
-	if err := cmp.Or(cfg.Validate(), cfg.checkLower()); err != nil {
+// Open opens a network namespace: that of the calling thread if nameOrPath is empty, the one of that
+// name in ip-netns(8), or, if nameOrPath contains a slash, the one at that path. Close the Host.
+func Open(nameOrPath string) (*Host, error) {
+	ns, err := netns.Open(nameOrPath)
+	if err != nil {
 		return nil, err
 	}
-	ns, err := netns.New()
+	nl, err := rtnl.Open(ns)
 	if err != nil {
-		return nil, fmt.Errorf("%w (a %s gets a netns of its own, which needs CAP_SYS_ADMIN)", err, cfg.Kind)
+		return nil, errors.Join(err, ns.Close())
 	}
-	d := &Device{ns: ns, kind: cfg.Kind}
-	if err := d.create(nl, cfg); err != nil {
-		return nil, errors.Join(err, d.Close())
-	}
-	return d, nil
+	return &Host{ns, nl}, nil
 }
 
-func (d *Device) create(nl *rtnl.Conn, cfg Config) (err error) {
-	if d.nl, err = rtnl.Open(d.ns); err != nil {
-		return err
-	}
-	if err := nl.AssignNetnsID(d.ns); err != nil { // see Everywhere
-		return err
-	}
-	attrs, err := cfg.attrs()
-	if err != nil {
-		return err
-	}
-	attrs = append(attrs, rtnl.Netns(d.ns))
-	err = newLink(nl, cfg, func(index int) error {
-		return nl.Create(string(cfg.Kind), append(slices.Clone(attrs), rtnl.Index(index))...)
-	})
-	if err != nil {
-		return err
-	}
-	d.Link, err = d.nl.Link(cfg.Name)
-	return err
+// Close closes the host's fds. The devices that it has made stay.
+func (h *Host) Close() error {
+	h.nl.Close()
+	return h.ns.Close()
 }
 
-// newLink calls create with a random index, which other netns are unlikely to use.
-func newLink(nl *rtnl.Conn, cfg Config, create func(index int) error) error {
-	for try := 1; ; try++ {
-		err := create(rtnl.RandomIndex())
-		if err == nil {
-			return nil
+// Create makes a device on a parent device. The device is down, has no queue yet, and is in a
+// namespace of its own. Create needs CAP_NET_ADMIN, and CAP_SYS_ADMIN for the namespace. Close the
+// Device.
+func (h *Host) Create(parent string, cfg vtap.Config) (*Device, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	l, err := h.nl.Link(parent)
+	if err != nil {
+		return nil, fmt.Errorf("parent device %s: %w", parent, err)
+	}
+	d, err := macvlan.Create(h.nl, l, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &Device{dev: d, parent: parent}, nil
+}
+
+// IsWireless reports whether a parent device is a Wi-Fi card. An access point drops frames whose
+// sender is not the card itself, so only an ipvtap and a macvtap in mode passthru work on one.
+func (h *Host) IsWireless(parent string) (bool, error) { return macvlan.IsWireless(h.ns, parent) }
+
+// Info is the current state of a device.
+type Info struct {
+	Name   string
+	Alias  string
+	Kind   vtap.Kind
+	Parent string // name of the parent device
+	Mode   string // of vtap.Modes(Kind)
+	Flag   string // ipvtap only: "bridge", "private" or "vepa"
+	MAC    net.HardwareAddr
+	MTU    int // bytes
+	Up     bool
+}
+
+// List returns the devices that are in other namespaces and have their parent device in this one,
+// as those of Create. It also finds those whose queues and namespace no process has open, because
+// the fds wait in a socket's queue, are registered with io_uring, or because a mount pins the
+// namespace. It skips namespaces that the caller may not read.
+func (h *Host) List() ([]Info, error) {
+	self, err := h.nl.NetnsID(h.ns)
+	if err != nil || self < 0 { // no device elsewhere has its parent here
+		return nil, err
+	}
+	devices, err := macvlan.Everywhere(h.nl)
+	if err != nil {
+		return nil, err
+	}
+	var infos []Info
+	for _, d := range devices {
+		if d.LowerNS != self {
+			continue
 		}
-		if !errors.Is(err, fs.ErrExist) || try == tries {
-			return fmt.Errorf("create %s on %s: %w", cfg.Kind, cfg.Lower.Name, Explain(nl, err, cfg.Kind, cfg.Lower))
+		parent, err := h.nl.LinkByIndex(d.Lower)
+		if errors.Is(err, fs.ErrNotExist) { // it has ended, and the device with it
+			continue
 		}
+		if err != nil {
+			return nil, err
+		}
+		infos = append(infos, infoOf(d.Link, parent.Name))
 	}
+	return infos, nil
 }
 
-// attrs returns the attributes of cfg for RTM_NEWLINK.
-func (cfg Config) attrs() ([]rtnl.Attr, error) {
-	attrs := []rtnl.Attr{rtnl.Name(cfg.Name), rtnl.Lower(cfg.Lower.Index), rtnl.TxQLen(txQLen)}
-	if cfg.MTU != 0 {
-		attrs = append(attrs, rtnl.MTU(cfg.MTU))
+func infoOf(l *rtnl.Link, parent string) Info {
+	return Info{
+		Name: l.Name, Alias: l.Alias, Kind: vtap.Kind(l.Kind), Parent: parent,
+		Mode: macvlan.ModeName(l), Flag: macvlan.FlagName(l), MAC: l.MAC, MTU: l.MTU, Up: l.Up,
 	}
-	if cfg.Kind == IPVtap {
-		return append(attrs, rtnl.IPVlanMode(ipvlanModes[cfg.Mode]), rtnl.IPVlanFlags(ipvlanFlags[cfg.Flag])), nil
-	}
-	if cfg.MAC != nil {
-		attrs = append(attrs, rtnl.MAC(cfg.MAC))
-	}
-	attrs = append(attrs, rtnl.MacvlanMode(macvlanModes[cfg.Mode]))
-	if cfg.NoPromisc {
-		attrs = append(attrs, rtnl.MacvlanNoPromisc())
-	}
-	if len(cfg.Sources) > 0 {
-		attrs = append(attrs, rtnl.MacvlanSources(cfg.Sources)...)
-	}
-	return attrs, nil
-}
-
-// NL returns a netlink socket in the device's netns. The Device keeps ownership.
-func (d *Device) NL() *rtnl.Conn { return d.nl }
-
-// AddAltName gives the device another name (altname).
-func (d *Device) AddAltName(name string) error { return d.nl.AddAltName(d.Link.Index, name) }
-
-// Set changes settings of the device, in its own netns.
-func (d *Device) Set(attrs ...rtnl.Attr) error { return d.nl.Set(d.Link.Index, attrs...) }
-
-// AddAddr gives an ipvtap an address of its guest. The kernel delivers only what is sent to such an
-// address.
-func (d *Device) AddAddr(p netip.Prefix) error { return d.nl.AddAddr(d.Link.Index, p) }
-
-// Up brings the device up. The kernel then refuses an address that another device on the same
-// parent device has.
-func (d *Device) Up() error { return Up(d.nl, d.Link) }
-
-// Delete removes the device at once. After the last close, the kernel would do so with a
-// delay. No process may still hold a queue.
-func (d *Device) Delete() error {
-	err := d.nl.Delete(d.Link.Index)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}
-
-// Read reads the device's link again.
-func (d *Device) Read() (*rtnl.Link, error) { return d.nl.LinkByIndex(d.Link.Index) }
-
-// Queues returns the open queues. The Device keeps ownership.
-func (d *Device) Queues() []*os.File { return d.queues }
-
-// Netns returns the namespace of the device. The Device keeps ownership. A copy of its
-// fd keeps the device alive and gives its holder access to the namespace.
-func (d *Device) Netns() *netns.NS { return d.ns }
-
-// Close closes all fds that this Device has. The kernel then removes the device unless another
-// process has a copy of one. A second call does nothing.
-func (d *Device) Close() error {
-	var errs []error
-	for _, q := range d.queues {
-		errs = append(errs, q.Close())
-	}
-	d.queues = nil
-	if d.node != nil {
-		errs = append(errs, d.node.Close())
-		d.node = nil
-	}
-	if d.nl != nil {
-		d.nl.Close() // a netlink socket pins its netns as well
-		d.nl = nil
-	}
-	if d.ns != nil {
-		errs = append(errs, d.ns.Close())
-		d.ns = nil
-	}
-	return errors.Join(errs...)
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/bridge/brport"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/stablemac"
@@ -42,7 +44,7 @@ func TestLiveAdopt(t *testing.T) {
 	mac := net.HardwareAddr{0x52, 0x54, 0, 0, 1, 1}
 	spec := nic.Spec{
 		Target: nic.Target{VM: "clone"}, NIC: "net0", Bridge: "br0", Device: "vnet0", MAC: mac, Queues: 1, Vhost: nic.VhostOff,
-		Port: bridge.PortConfig{Isolated: true},
+		Port: brport.Settings{Isolated: true},
 	}
 	ctx := h.context(20 * time.Second)
 	if _, err := h.Host().Adopt(ctx, spec); !errors.Is(err, fs.ErrNotExist) {
@@ -76,9 +78,9 @@ func TestLiveAdopt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	br1, err := bridge.Get(h.nl, "br1")
+	br1, err := bridges.Get(h.nl, "br1")
 	if err == nil {
-		err = bridge.AddPortWith(h.nl, br1, elsewhere, bridge.PortConfig{})
+		err = bridges.AddPort(h.nl, br1, elsewhere, brport.Settings{})
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"vmnet/internal/inventory"
-	"vmnet/macvtap"
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
@@ -172,7 +172,7 @@ func differences(s nic.Spec, dev *inventory.Device) []string {
 			add("mode", r.Mode, l.Mode)
 		}
 		if l.Flag != "" {
-			add("flag", macvtap.FlagName(dev.Link), l.Flag)
+			add("flag", macvlan.FlagName(dev.Link), l.Flag)
 		}
 		if l.RxFilter != "" {
 			add("rx filter", r.RxFilter, l.RxFilter)

@@ -8,10 +8,11 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/netns"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
 
@@ -98,7 +99,7 @@ func TestLiveTapIsMended(t *testing.T) {
 	h := newHost(t)
 	g := h.empty()
 	spec := g.spec("net0")
-	spec.Port = bridge.PortConfig{Isolated: true}
+	spec.Port = brport.Settings{Isolated: true}
 	nic := h.attach(spec)
 	for _, mtu := range []string{"1600", "1500"} { // one that was never set follows the ports'
 		h.ip("link", "set", "br0", "mtu", mtu)
@@ -169,7 +170,7 @@ func TestLiveAdminMends(t *testing.T) {
 	h := newHost(t)
 	h.wire()
 	g := h.empty()
-	tap, lower := g.spec("net0"), g.lowerSpec("net1", nic.Lower{Kind: macvtap.Macvtap})
+	tap, lower := g.spec("net0"), g.lowerSpec("net1", nic.Lower{Kind: vtap.Macvtap})
 	h.attach(tap)
 	h.attach(lower)
 	for _, c := range []struct {
@@ -257,7 +258,7 @@ func TestLiveRenamed(t *testing.T) {
 	}
 
 	// One that has lost its bridge for good is put on what has its name, and followed from there.
-	if err := bridge.Delete(h.nl, "lan0", true); err != nil {
+	if err := h.deleteBridge("lan0"); err != nil {
 		t.Fatal(err)
 	}
 	h.settled()

@@ -5,8 +5,8 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/bridge"
-	"vmnet/macvtap"
+	"vmnet/bridge/brport"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
@@ -75,9 +75,9 @@ func TestLiveLaunchedDeviceDeleted(t *testing.T) {
 	h.wire()
 	h.Host().Owner = 65534 // as for another user, whose QEMU this one would be
 	g, l := h.launched(testvm.Config{Paused: true},
-		nic.Spec{NIC: "net0", Bridge: "br0", Queues: 2, Vhost: nic.VhostOff, Port: bridge.PortConfig{Isolated: true}},
+		nic.Spec{NIC: "net0", Bridge: "br0", Queues: 2, Vhost: nic.VhostOff, Port: brport.Settings{Isolated: true}},
 		nic.Spec{NIC: "net1", Bridge: "br0", Vhost: nic.VhostOff},
-		nic.Spec{NIC: "net2", Lower: &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0"}, Vhost: nic.VhostOff})
+		nic.Spec{NIC: "net2", Lower: &nic.Lower{Kind: vtap.Macvtap, Device: "eth0"}, Vhost: nic.VhostOff})
 	h.Host().Owner = 0
 	h.ip("link", "del", "eth0")
 	h.ip("link", "del", l.NICs[0].NIC.Interface)
@@ -103,8 +103,8 @@ func TestLiveLibvirtDeviceDeleted(t *testing.T) {
 	h.wire()
 	g := h.domain(testvm.Domain{})
 	tap, lower := h.spec(g, "net0"), h.spec(g, "net1")
-	tap.Port = bridge.PortConfig{Isolated: true}
-	lower.Bridge, lower.Lower = "", &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0", Mode: "private"}
+	tap.Port = brport.Settings{Isolated: true}
+	lower.Bridge, lower.Lower = "", &nic.Lower{Kind: vtap.Macvtap, Device: "eth0", Mode: "private"}
 	first, second := h.attach(tap), h.attach(lower)
 	h.ip("link", "del", first.Interface)
 	h.ip("link", "del", second.Interface)

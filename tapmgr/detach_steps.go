@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"time"
 
-	"vmnet/bridge"
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/qmp"
 	"vmnet/step"
@@ -180,7 +180,7 @@ func (d *detachment) cutStep() step.Step {
 		Do: func(context.Context) error {
 			err := d.m.host.Set(l, rtnl.Up(false))
 			if l.Port != nil {
-				err = errors.Join(err, bridge.RemovePort(d.m.host.NL, l.Link))
+				err = errors.Join(err, bridges.RemovePort(d.m.host.NL, l.Link))
 			}
 			d.asked = true // the mark stays: this is no working NIC any more
 			return err

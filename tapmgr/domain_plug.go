@@ -12,7 +12,7 @@ import (
 	"vmnet/internal/inventory"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/qmp"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
@@ -49,7 +49,7 @@ func storedXML(spec nic.Spec, r nic.Record, device string) (string, error) {
 // (macvlan_changelink in drivers/net/macvlan.c).
 func directMode(l *nic.Lower, mtu int) (mode string, ok bool) {
 	switch {
-	case l == nil, l.Kind != macvtap.Macvtap, l.NoPromisc, mtu != 0:
+	case l == nil, l.Kind != vtap.Macvtap, l.NoPromisc, mtu != 0:
 		return "", false
 	case l.Mode == "passthru":
 		return "passthrough", true

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/qmp"
@@ -173,7 +174,7 @@ func TestLiveBridgeDeletedUnderThePort(t *testing.T) {
 	h := newHost(t)
 	g := h.empty()
 	h.at("verify", func(do func() error) error {
-		if err := bridge.Delete(h.nl, "br0", true); err != nil {
+		if err := h.deleteBridge("br0"); err != nil {
 			return err
 		}
 		return do()
@@ -189,7 +190,7 @@ func TestLiveBridgeDeletedUnderThePort(t *testing.T) {
 	g = h.empty()
 	h.bridge(bridge.Config{Name: "br0"})
 	found := h.attach(g.spec("net0"))
-	if err := bridge.Delete(h.nl, "br0", true); err != nil {
+	if err := h.deleteBridge("br0"); err != nil {
 		t.Fatal(err)
 	}
 	if got := h.check(); len(got) != 1 || got[0].What != "bridge" || got[0].Want != "br0" {
@@ -252,7 +253,7 @@ func TestLivePortSettingsAreKeptTrue(t *testing.T) {
 	h := newHost(t)
 	g := h.empty()
 	spec := g.spec("net0")
-	spec.Port = bridge.PortConfig{Isolated: true, NoLearning: true}
+	spec.Port = brport.Settings{Isolated: true, NoLearning: true}
 	found := h.attach(spec)
 	if list, err := h.List(g.name); err != nil || list[0].Port != "isolated;nolearn" {
 		t.Errorf("list %+v, %v", list, err)
@@ -260,7 +261,7 @@ func TestLivePortSettingsAreKeptTrue(t *testing.T) {
 	if res, err := h.Attach(h.context(10*time.Second), spec); err != nil || res.Changed {
 		t.Errorf("the same again: %+v, %v", res, err)
 	}
-	spec.Port = bridge.PortConfig{Hairpin: true}
+	spec.Port = brport.Settings{Hairpin: true}
 	if _, err := h.Attach(h.context(10*time.Second), spec); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "port setting is isolated;nolearn") {
 		t.Errorf("another setting: %v", err)
 	}
@@ -283,7 +284,7 @@ func TestLiveVLANsNeedABridgeThatFilters(t *testing.T) {
 	h := newHost(t)
 	g := h.empty()
 	spec := g.spec("net0")
-	spec.Port = bridge.PortConfig{VLAN: 10}
+	spec.Port = brport.Settings{VLAN: 10}
 	_, err := h.Attach(h.context(10*time.Second), spec)
 	if !errors.Is(err, nic.ErrLink) || !strings.Contains(err.Error(), "VLAN") {
 		t.Errorf("got %v", err)

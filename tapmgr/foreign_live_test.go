@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
@@ -79,7 +79,7 @@ func TestLiveSetForeignPort(t *testing.T) {
 	h.likeLibvirt("vnet7")
 	h.ip("link", "set", "vnet7", "type", "bridge_slave", "learning", "off")
 	for _, want := range []bool{true, false} {
-		changed, err := h.Host().SetForeignPort(os.Getpid(), foreignMAC, bridge.PortConfig{Isolated: true})
+		changed, err := h.Host().SetForeignPort(os.Getpid(), foreignMAC, brport.Settings{Isolated: true})
 		if err != nil || changed != want {
 			t.Fatalf("changed is %v, want %v: %v", changed, want, err)
 		}
@@ -90,7 +90,7 @@ func TestLiveSetForeignPort(t *testing.T) {
 	}
 	refused := func(what string, pid int, mac net.HardwareAddr) {
 		t.Helper()
-		if _, err := h.Host().SetForeignPort(pid, mac, bridge.PortConfig{Isolated: true}); !errors.Is(err, fs.ErrNotExist) {
+		if _, err := h.Host().SetForeignPort(pid, mac, brport.Settings{Isolated: true}); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

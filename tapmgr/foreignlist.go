@@ -6,8 +6,9 @@ import (
 	"slices"
 	"time"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
@@ -124,7 +125,7 @@ func (m *Manager) foreignDetails(ctx context.Context, vm string) ([]Detail, erro
 	for _, f := range all {
 		d := Detail{
 			NIC: f.NIC, Index: f.Link.Index, AltNames: f.Link.AltNames, HostMAC: f.Link.MAC.String(), HostMTU: f.Link.MTU,
-			Holders: []nic.Holder{{PID: f.PID, FDs: f.ForeignLink.Queues}}, VhostFDs: []int{}, Learned: []bridge.Learned{}, Counters: f.Link.Stats,
+			Holders: []nic.Holder{{PID: f.PID, FDs: f.ForeignLink.Queues}}, VhostFDs: []int{}, Learned: []brport.Learned{}, Counters: f.Link.Stats,
 		}
 		if f.NIC.Type != nic.TypeTap {
 			d.Lower, d.RxFilter = f.NIC.Source, inventory.RxFilter(&inventory.Device{Link: f.Link})
@@ -132,7 +133,7 @@ func (m *Manager) foreignDetails(ctx context.Context, vm string) ([]Detail, erro
 			d.Bridge = f.NIC.Source
 		}
 		if f.Link.Port != nil {
-			if learned, err := bridge.LearnedBy(m.host.NL, f.Link.Master, f.Link.Index); err == nil {
+			if learned, err := bridges.LearnedBy(m.host.NL, f.Link.Master, f.Link.Index); err == nil {
 				d.Learned = append(d.Learned, learned[f.Link.Index]...)
 			}
 		}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/access/plaintap"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
@@ -65,9 +66,22 @@ func (h *host) List(vm string) ([]nic.NIC, error) {
 
 func (h *host) bridge(cfg bridge.Config) {
 	h.Helper()
-	if err := bridge.Create(h.nl, cfg); err != nil {
+	if err := h.bridges().Create(cfg); err != nil {
 		h.Fatal(err)
 	}
+}
+
+// deleteBridge deletes a bridge, and releases its ports.
+func (h *host) deleteBridge(name string) error { return h.bridges().Delete(name, true) }
+
+func (h *host) bridges() *bridge.Host {
+	h.Helper()
+	b, err := bridge.Open(h.ns.Path())
+	if err != nil {
+		h.Fatal(err)
+	}
+	h.Cleanup(b.Close)
+	return b
 }
 
 // context bounds one operation. In the lab host, where a guest is emulated by an
@@ -196,6 +210,6 @@ func uniqueSuffix(ns *netns.NS) string {
 }
 
 // PlainTap makes what qemu-netup makes in the form of qemu-bridge-helper.
-func (h *host) PlainTap(bridgeName string, port bridge.PortConfig, vnetHdr bool) (*tun.Tap, error) {
+func (h *host) PlainTap(bridgeName string, port brport.Settings, vnetHdr bool) (*tun.Tap, error) {
 	return plaintap.Make(h.ns, h.nl, h.Host().Owner, bridgeName, port, vnetHdr)
 }

@@ -10,11 +10,12 @@ import (
 	"testing"
 	"time"
 
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm/lab"
 	"vmnet/testvm/traffic"
@@ -30,7 +31,7 @@ const (
 // ipvtap this process carries the frames, as a VMM does.
 type standIn struct {
 	ns   *netns.NS
-	dev  *macvtap.Device
+	dev  *macvlan.Device
 	came atomic.Int64 // frames out of the ipvtap's queue
 	end  func()
 }
@@ -39,8 +40,8 @@ func (h *host) standIn(mode, flag, addr string) *standIn {
 	h.Helper()
 	lower := h.lower()
 	prefix := netip.MustParsePrefix(addr + "/24")
-	dev, err := macvtap.Create(h.nl, macvtap.Config{
-		Kind: macvtap.IPVtap, Name: "guest", Lower: lower, Mode: mode, Flag: flag, Addrs: []netip.Prefix{prefix},
+	dev, err := macvlan.Create(h.nl, lower, vtap.Config{
+		Kind: vtap.IPVtap, Name: "guest", Mode: mode, Flag: flag, Addrs: []netip.Prefix{prefix},
 	})
 	if err != nil {
 		h.Fatal(err)
@@ -199,7 +200,7 @@ func TestLabIPvtapsShareModeAndFlag(t *testing.T) {
 	a, b := h.empty(), h.empty()
 	spec := func(g *guest, mode, flag, addr string) nic.Spec {
 		s := g.lowerSpec("net0", nic.Lower{Mode: mode, Flag: flag, Addrs: []netip.Prefix{netip.MustParsePrefix(addr + "/24")}})
-		s.Lower.Kind = macvtap.IPVtap
+		s.Lower.Kind = vtap.IPVtap
 		return s
 	}
 	h.attach(spec(a, "l2", "private", standInA))
@@ -236,8 +237,8 @@ func TestLabIPvtapRenamed(t *testing.T) {
 	h.wire()
 	other.wire()
 	g := h.empty()
-	spec := g.lowerSpec("net0", nic.Lower{Kind: macvtap.IPVtap, Addrs: []netip.Prefix{netip.MustParsePrefix(standInA + "/24")}})
-	spec.Lower.Kind = macvtap.IPVtap
+	spec := g.lowerSpec("net0", nic.Lower{Kind: vtap.IPVtap, Addrs: []netip.Prefix{netip.MustParsePrefix(standInA + "/24")}})
+	spec.Lower.Kind = vtap.IPVtap
 	h.attach(spec)
 	if nics, err := other.List(g.name); err != nil || len(nics) != 0 {
 		t.Errorf("in another netns, with an eth0 of that index: %+v, %v", nics, err)

@@ -13,7 +13,8 @@ import (
 	"time"
 
 	"vmnet/bridge"
-	"vmnet/macvtap"
+	"vmnet/bridge/brport"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 	"vmnet/testvm/lab"
@@ -95,7 +96,7 @@ func (h *host) vhostOnAMacvtap(g *guest) {
 // the host's own.
 func (h *host) ipvtap(g *guest, mode string) {
 	spec := g.lowerSpec("net0", nic.Lower{Mode: mode, Addrs: []netip.Prefix{netip.MustParsePrefix("10.8.0.4/24")}})
-	spec.Lower.Kind = macvtap.IPVtap
+	spec.Lower.Kind = vtap.IPVtap
 	nic := h.attach(spec)
 	lower, err := h.nl.Link("eth0")
 	if err != nil || nic.MAC != lower.MAC.String() || nic.Type != "ipvtap" || nic.Mode != mode {
@@ -272,9 +273,9 @@ func TestLabVLANs(t *testing.T) {
 	h := newHost(t)
 	h.bridge(bridge.Config{Name: "br1", VLANFiltering: true})
 	g := h.empty()
-	for i, port := range []bridge.PortConfig{
+	for i, port := range []brport.Settings{
 		{VLAN: 10},
-		{Trunk: []bridge.VLANRange{{First: 2, Last: 5}, {First: 7, Last: 7}}, Native: 1, Isolated: true},
+		{Trunk: []brport.VLANRange{{First: 2, Last: 5}, {First: 7, Last: 7}}, Native: 1, Isolated: true},
 	} {
 		spec := g.spec(fmt.Sprintf("net%d", i))
 		spec.Bridge, spec.Port = "br1", port
@@ -286,7 +287,7 @@ func TestLabVLANs(t *testing.T) {
 			t.Errorf("check: %+v", got)
 		}
 		// Its bridge is deleted and made again.
-		if err := bridge.Delete(h.nl, "br1", true); err != nil {
+		if err := h.deleteBridge("br1"); err != nil {
 			t.Fatal(err)
 		}
 		h.bridge(bridge.Config{Name: "br1", VLANFiltering: true})
@@ -324,11 +325,11 @@ func TestLabNoDefaultVLAN(t *testing.T) {
 	if _, err := h.Host().PlanLaunch(t.Context(), launched); err == nil || !strings.Contains(err.Error(), cure) {
 		t.Errorf("launch: %v", err)
 	}
-	spec.Port = bridge.PortConfig{VLAN: 10}
+	spec.Port = brport.Settings{VLAN: 10}
 	if nic := h.attach(spec); nic.State != "forwarding" {
 		t.Errorf("attached %+v", nic)
 	}
-	spec.NIC, spec.Port = "net2", bridge.PortConfig{Trunk: []bridge.VLANRange{{First: 2, Last: 3}}}
+	spec.NIC, spec.Port = "net2", brport.Settings{Trunk: []brport.VLANRange{{First: 2, Last: 3}}}
 	h.attach(spec)
 	if got := h.check(); len(got) != 1 {
 		t.Errorf("check %+v", got)
@@ -346,7 +347,7 @@ func TestLabWiFiTakesNoMacvtap(t *testing.T) {
 	if !errors.Is(err, nic.ErrLink) || !strings.Contains(err.Error(), "--ipvtap") {
 		t.Errorf("got %v, want ipvtap to be suggested", err)
 	}
-	spec.Lower = &nic.Lower{Kind: macvtap.IPVtap, Device: wlan, Addrs: []netip.Prefix{netip.MustParsePrefix("10.8.0.4/24")}}
+	spec.Lower = &nic.Lower{Kind: vtap.IPVtap, Device: wlan, Addrs: []netip.Prefix{netip.MustParsePrefix("10.8.0.4/24")}}
 	if nic := h.attach(spec); nic.Type != "ipvtap" {
 		t.Errorf("attached %+v", nic)
 	}

@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
@@ -16,7 +16,7 @@ func TestLiveDetachedIsNotGone(t *testing.T) {
 	h := newHost(t)
 	h.wire()
 	macvtapOn := func(id string) nic.Spec {
-		return nic.Spec{NIC: id, Lower: &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0"}, Vhost: nic.VhostOff}
+		return nic.Spec{NIC: id, Lower: &nic.Lower{Kind: vtap.Macvtap, Device: "eth0"}, Vhost: nic.VhostOff}
 	}
 	g, _ := h.launched(testvm.Config{Paused: true}, macvtapOn("net0"), macvtapOn("net1"))
 	res, err := h.Detach(h.context(20*time.Second), tapmgr.DetachSpec{Target: nic.Target{VM: g.name}, NIC: "net0", Force: true})

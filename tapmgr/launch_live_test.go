@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/backend"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/tun"
@@ -133,7 +133,7 @@ func TestLiveLaunchMakesAllOrNothing(t *testing.T) {
 func TestLivePlainTap(t *testing.T) {
 	h := newHost(t)
 	h.Host().Owner = 1000
-	tap, err := h.PlainTap("br0", bridge.PortConfig{Isolated: true}, true)
+	tap, err := h.PlainTap("br0", brport.Settings{Isolated: true}, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +161,7 @@ func TestLivePlainTap(t *testing.T) {
 		t.Error(err)
 	}
 	h.gone(tap.Name)
-	if _, err := h.PlainTap("br9", bridge.PortConfig{}, true); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := h.PlainTap("br9", brport.Settings{}, true); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no bridge: %v", err)
 	}
 }
@@ -178,7 +178,7 @@ func TestLiveScripts(t *testing.T) {
 	defer tap.Close()
 	h.Host().Owner = 1000 // the tap's queue is open here
 	for range 2 {
-		if err := h.Host().IfUp("vm7", "br0", bridge.PortConfig{Hairpin: true}, yes); err != nil {
+		if err := h.Host().IfUp("vm7", "br0", brport.Settings{Hairpin: true}, yes); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -199,7 +199,7 @@ func TestLiveScripts(t *testing.T) {
 		t.Errorf("one that is gone: %v", err)
 	}
 	for name, want := range map[string]string{"br0": "no tap", "vm8": "no such network device", "a/b": "1 to 15 bytes"} {
-		if err := h.Host().IfUp(name, "br0", bridge.PortConfig{}, yes); err == nil || !strings.Contains(err.Error(), want) {
+		if err := h.Host().IfUp(name, "br0", brport.Settings{}, yes); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", name, err, want)
 		}
 	}
@@ -209,11 +209,11 @@ func TestLiveScripts(t *testing.T) {
 func TestLiveScriptsOfOthers(t *testing.T) {
 	h := newHost(t)
 	h.ip("tuntap", "add", "vm7", "mode", "tap")
-	if err := h.Host().IfUp("vm7", "br0", bridge.PortConfig{}, yes); err != nil {
+	if err := h.Host().IfUp("vm7", "br0", brport.Settings{}, yes); err != nil {
 		t.Errorf("root: %v", err)
 	}
 	h.Host().Owner = 1000
-	for _, err := range []error{h.Host().IfUp("vm7", "br0", bridge.PortConfig{}, yes), h.Host().IfDown("vm7")} {
+	for _, err := range []error{h.Host().IfUp("vm7", "br0", brport.Settings{}, yes), h.Host().IfDown("vm7")} {
 		if !errors.Is(err, fs.ErrPermission) {
 			t.Errorf("another user: %v", err)
 		}

@@ -7,8 +7,8 @@ import (
 	"math/rand/v2"
 
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/macvtap"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
@@ -139,7 +139,7 @@ func (g *grouping) delete(ctx context.Context) error {
 	for _, l := range members {
 		g.deleted[l.Index] = true
 		if number, ok := nodes[l.Index]; ok {
-			errs = append(errs, macvtap.RemoveNode(l, number))
+			errs = append(errs, macvlan.RemoveNode(l, number))
 		}
 	}
 	return errors.Join(errs...)
@@ -152,7 +152,7 @@ func (m *Manager) nodesOf(links []*rtnl.Link) map[int]uint64 {
 		if l.Tun != nil {
 			continue
 		}
-		if number, err := macvtap.Number(m.host.NS, l); err == nil {
+		if number, err := macvlan.Number(m.host.NS, l); err == nil {
 			nodes[l.Index] = number
 		}
 	}

@@ -10,7 +10,7 @@ import (
 	"vmnet/internal/libvirthook/declared"
 	"vmnet/internal/nstest"
 	"vmnet/libvirt/libvirttest"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
@@ -151,7 +151,7 @@ func TestLiveLibvirtMacvtap(t *testing.T) {
 	g := h.domain(testvm.Domain{CPUs: 2})
 	for queues := 1; queues <= 2; queues++ {
 		spec := h.spec(g, "net0")
-		spec.Bridge, spec.Queues, spec.Lower = "", queues, &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0"}
+		spec.Bridge, spec.Queues, spec.Lower = "", queues, &nic.Lower{Kind: vtap.Macvtap, Device: "eth0"}
 		found := h.attach(spec)
 		if found.Type != "macvtap" || found.State != nic.Up || found.Queues != queues || found.Via != nic.ViaLibvirt {
 			t.Errorf("attached %+v", found)
@@ -234,7 +234,7 @@ func TestLiveLibvirtMonitor(t *testing.T) {
 		g := h.domain(testvm.Domain{Machine: machine, CPUs: 2})
 		tap, lower := h.spec(g, "net0"), h.spec(g, "net1")
 		tap.Via, tap.Queues = nic.ViaMonitor, 2
-		lower.Via, lower.Bridge, lower.Lower = nic.ViaMonitor, "", &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0"}
+		lower.Via, lower.Bridge, lower.Lower = nic.ViaMonitor, "", &nic.Lower{Kind: vtap.Macvtap, Device: "eth0"}
 		for round := range 2 {
 			res, err := h.Attach(h.context(30*time.Second), tap)
 			if err != nil {
@@ -275,7 +275,7 @@ func TestLiveAllPIDsLibvirtTheirDetach(t *testing.T) {
 	h.wire()
 	g := h.domain(testvm.Domain{Machine: "pc"})
 	lower := h.spec(g, "net1")
-	lower.Bridge, lower.Lower = "", &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0"}
+	lower.Bridge, lower.Lower = "", &nic.Lower{Kind: vtap.Macvtap, Device: "eth0"}
 	tap, other := h.attach(h.spec(g, "net0")), h.attach(lower)
 	node := h.node(other)
 	for _, mac := range []string{tap.MAC, other.MAC} {

@@ -11,8 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/nstest"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 	"vmnet/testvm/traffic"
@@ -46,7 +47,7 @@ func (h *host) farIP(args ...string) {
 func (g *guest) lowerSpec(nic string, l nic.Lower) nic.Spec {
 	spec := g.spec(nic)
 	spec.Bridge = ""
-	l.Kind, l.Device = macvtap.Macvtap, "eth0"
+	l.Kind, l.Device = vtap.Macvtap, "eth0"
 	spec.Lower = &l
 	return spec
 }
@@ -74,7 +75,7 @@ func (h *host) free() {
 		if err != nil {
 			h.Fatal(err)
 		}
-		d, err := macvtap.Create(h.nl, macvtap.Config{Kind: macvtap.Macvtap, Name: "probe", Lower: lower, Mode: "passthru", MAC: lower.MAC})
+		d, err := macvlan.Create(h.nl, lower, vtap.Config{Kind: vtap.Macvtap, Name: "probe", Mode: "passthru", MAC: lower.MAC})
 		if err != nil {
 			return false
 		}

@@ -16,7 +16,7 @@ import (
 
 	"vmnet/internal/backend"
 	"vmnet/internal/vmm/qemu"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
@@ -101,7 +101,7 @@ func (h *host) launch(specs ...nic.Spec) *backend.Launch {
 func macvtapSpec(vm, nicID string) nic.Spec {
 	return nic.Spec{
 		Target: nic.Target{VM: vm}, NIC: nicID, Vhost: nic.VhostOff,
-		Lower: &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0"},
+		Lower: &nic.Lower{Kind: vtap.Macvtap, Device: "eth0"},
 	}
 }
 
@@ -150,7 +150,7 @@ func TestLiveOtherUsersProcessesAreLookedIntoWithTheRight(t *testing.T) {
 		}
 		return errFault
 	}
-	spec.Lower.Kind, spec.Lower.Addrs = macvtap.IPVtap, []netip.Prefix{netip.MustParsePrefix("10.8.0.2/24")}
+	spec.Lower.Kind, spec.Lower.Addrs = vtap.IPVtap, []netip.Prefix{netip.MustParsePrefix("10.8.0.2/24")}
 	if _, err := h.tryLaunch(h.context(5*time.Second), spec); !errors.Is(err, errFault) || looks != 2 {
 		t.Errorf("an ipvtap, beside which there may be others: %v after %d looks", err, looks)
 	}

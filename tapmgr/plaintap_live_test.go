@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
@@ -78,7 +79,7 @@ func TestLiveATapElsewhereProvesNothing(t *testing.T) {
 	}
 	defer other.Close()
 	h.Host().Owner = 1000
-	up := func() error { return h.Host().IfUp("vm7", "br0", bridge.PortConfig{}, yes) }
+	up := func() error { return h.Host().IfUp("vm7", "br0", brport.Settings{}, yes) }
 	down := func() error { return h.Host().IfDown("vm7") }
 	for _, try := range []func() error{up, down, starved(t, up), starved(t, down)} {
 		if err := try(); !errors.Is(err, fs.ErrPermission) && !errors.Is(err, unix.EMFILE) {
@@ -136,13 +137,13 @@ func TestLiveARefusedIfUpChangesNothing(t *testing.T) {
 	calls := 0
 	for _, c := range []struct {
 		tap, want string
-		port      bridge.PortConfig
+		port      brport.Settings
 		allowed   func() error
 	}{
 		{tap: "vm7", want: "it is a port of jumbo now"},
-		{tap: "vm8", want: "VLAN", port: bridge.PortConfig{VLAN: 10}}, // br0 filters none
+		{tap: "vm8", want: "VLAN", port: brport.Settings{VLAN: 10}}, // br0 filters none
 		{tap: "vm8", want: "denied", allowed: func() error { return denied }},
-		{tap: "vm8", want: "denied", port: bridge.PortConfig{Isolated: true}, allowed: func() error {
+		{tap: "vm8", want: "denied", port: brport.Settings{Isolated: true}, allowed: func() error {
 			if calls++; calls > 1 {
 				return denied
 			}
@@ -168,12 +169,12 @@ func TestLiveARefusedIfUpChangesNothing(t *testing.T) {
 func TestLiveARefusedIfUpLeavesThePort(t *testing.T) {
 	h := newHost(t)
 	h.tap("vm7", false)
-	if err := h.Host().IfUp("vm7", "br0", bridge.PortConfig{Isolated: true}, yes); err != nil {
+	if err := h.Host().IfUp("vm7", "br0", brport.Settings{Isolated: true}, yes); err != nil {
 		t.Fatal(err)
 	}
 	was := h.link("vm7")
 	calls := 0
-	err := h.Host().IfUp("vm7", "br0", bridge.PortConfig{Hairpin: true}, func() error {
+	err := h.Host().IfUp("vm7", "br0", brport.Settings{Hairpin: true}, func() error {
 		if calls++; calls > 1 {
 			return fs.ErrPermission
 		}
@@ -192,7 +193,7 @@ func TestLiveIfDownLeavesOtherBridgesAlone(t *testing.T) {
 	h := newHost(t)
 	h.bridge(bridge.Config{Name: "br1"})
 	h.tap("vm7", false)
-	if err := h.Host().IfUp("vm7", "br0", bridge.PortConfig{}, yes); err != nil {
+	if err := h.Host().IfUp("vm7", "br0", brport.Settings{}, yes); err != nil {
 		t.Fatal(err)
 	}
 	h.ip("link", "set", "vm7", "master", "br1")
@@ -206,7 +207,7 @@ func TestLiveIfDownLeavesOtherBridgesAlone(t *testing.T) {
 func TestLiveATapThatWasMadeForAUserCountsUntilItIsGone(t *testing.T) {
 	h := newHost(t)
 	h.Host().Owner = 1000
-	tap, err := h.PlainTap("br0", bridge.PortConfig{}, true)
+	tap, err := h.PlainTap("br0", brport.Settings{}, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,7 +226,7 @@ func TestLiveATapThatWasMadeForAUserCountsUntilItIsGone(t *testing.T) {
 			t.Errorf("down again: %v", err)
 		}
 		for range 2 {
-			err := h.Host().IfUp(tap.Name, "br0", bridge.PortConfig{}, func() error { asked++; h.owned(1); return nil })
+			err := h.Host().IfUp(tap.Name, "br0", brport.Settings{}, func() error { asked++; h.owned(1); return nil })
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -236,7 +237,7 @@ func TestLiveATapThatWasMadeForAUserCountsUntilItIsGone(t *testing.T) {
 		t.Errorf("asked %d times", asked)
 	}
 	h.Host().Owner = 1001 // who was passed its queue
-	if err := h.Host().IfUp(tap.Name, "br0", bridge.PortConfig{}, yes); err != nil {
+	if err := h.Host().IfUp(tap.Name, "br0", brport.Settings{}, yes); err != nil {
 		t.Error(err)
 	}
 	h.owned(0)
@@ -251,7 +252,7 @@ func TestLiveATapThatWasThereIsGivenBack(t *testing.T) {
 	h := newHost(t)
 	h.Host().Owner = 1000
 	h.tap("vm7", true)
-	if err := h.Host().IfUp("vm7", "br0", bridge.PortConfig{}, func() error { h.owned(1); return nil }); err != nil {
+	if err := h.Host().IfUp("vm7", "br0", brport.Settings{}, func() error { h.owned(1); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if err := h.Host().IfDown("vm7"); err != nil {
@@ -269,7 +270,7 @@ func TestLivePlainTapsLeftOver(t *testing.T) {
 	h.Host().Owner = 1000
 	made := map[bool]string{} // by whether it is held
 	for _, held := range []bool{true, false} {
-		tap, err := h.PlainTap("br0", bridge.PortConfig{}, true)
+		tap, err := h.PlainTap("br0", brport.Settings{}, true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -277,7 +278,7 @@ func TestLivePlainTapsLeftOver(t *testing.T) {
 		h.persist(tap)
 		made[held] = tap.Name
 		own := h.tap(map[bool]string{true: "own1", false: "own0"}[held], true)
-		if err := h.Host().IfUp(own.Name, "br0", bridge.PortConfig{}, yes); err != nil {
+		if err := h.Host().IfUp(own.Name, "br0", brport.Settings{}, yes); err != nil {
 			t.Fatal(err)
 		}
 		// A holder may hide the carrier.

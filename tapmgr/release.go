@@ -8,9 +8,9 @@ import (
 
 	"vmnet/internal/backend"
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"
 )
 
@@ -69,7 +69,7 @@ func (m *Manager) letGo(dev *inventory.Device, pid int, release func() error) er
 	if err := release(); err != nil {
 		return err
 	}
-	fds, err := macvtap.QueuesOf(pid, ns, dev.Link)
+	fds, err := macvlan.QueuesOf(pid, ns, dev.Link)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"vmnet/bridge"
+	"vmnet/bridge/brport"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/tapmgr/nic"
 )
 
@@ -65,7 +67,7 @@ func TestLivePutBackAfterTheBridge(t *testing.T) {
 	br, _ := h.nl.Link("br0")
 	for name, want := range map[string]string{"a": "isolated", "off": "", "plain": "hairpin"} {
 		l, _ := h.nl.Link(name)
-		if cfg, err := bridge.ReadPort(h.nl, br, l); err != nil || cfg.String() != want {
+		if cfg, err := bridges.ReadPort(h.nl, br, l); err != nil || cfg.String() != want {
 			t.Errorf("port %s is %q, want %q: %v", name, cfg, want, err)
 		}
 	}
@@ -83,7 +85,7 @@ func TestLivePutBackAfterTheBridge(t *testing.T) {
 func TestLivePutBackForeign(t *testing.T) {
 	h := newHost(t)
 	h.likeLibvirt("vnet7")
-	isolated := bridge.PortConfig{Isolated: true}
+	isolated := brport.Settings{Isolated: true}
 	put := func(want bool) {
 		t.Helper()
 		if done, err := h.Host().PutBackForeign("vnet7", foreignMAC, "br0", isolated); done != want || err != nil {
@@ -105,7 +107,7 @@ func TestLivePutBackForeign(t *testing.T) {
 	if foreign, err := h.Host().ForeignWithoutMaster(); err != nil || !foreign {
 		t.Errorf("the foreign tap is not told: %v", err)
 	}
-	if done, err := h.Host().PutBackForeign("vnet7", foreignMAC, "br0", bridge.PortConfig{VLAN: 10}); err == nil || !done {
+	if done, err := h.Host().PutBackForeign("vnet7", foreignMAC, "br0", brport.Settings{VLAN: 10}); err == nil || !done {
 		t.Errorf("VLANs on a bridge that does not filter: %v, %v", done, err)
 	}
 	h.on("vnet7", "", false)
@@ -126,13 +128,13 @@ func TestLiveSetForeignPortOf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if changed, err := h.Host().SetForeignPortOf(l.Index, foreignMAC, bridge.PortConfig{Isolated: true}); !changed || err != nil {
+	if changed, err := h.Host().SetForeignPortOf(l.Index, foreignMAC, brport.Settings{Isolated: true}); !changed || err != nil {
 		t.Errorf("changed is %v: %v", changed, err)
 	}
-	if _, err := h.Host().SetForeignPortOf(l.Index, nic.DefaultMAC("x", "y"), bridge.PortConfig{}); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := h.Host().SetForeignPortOf(l.Index, nic.DefaultMAC("x", "y"), brport.Settings{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("another MAC: %v", err)
 	}
-	if _, err := h.Host().SetForeignPortOf(1<<30, foreignMAC, bridge.PortConfig{}); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := h.Host().SetForeignPortOf(1<<30, foreignMAC, brport.Settings{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no link: %v", err)
 	}
 }

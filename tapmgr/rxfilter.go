@@ -5,10 +5,10 @@ import (
 	"net"
 
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/vmm/qemu"
-	"vmnet/macvtap"
 	"vmnet/qmp"
 	"vmnet/tapmgr/nic"
 )
@@ -52,7 +52,7 @@ func (m *Manager) Mirrors(ctx context.Context) ([]Mirror, error) {
 // the one that it was given. A device that is gone Is fs.ErrNotExist.
 func (m *Manager) Follow(x Mirror, groups []net.HardwareAddr) (changed bool, err error) {
 	err = m.host.Within(&x.o, func(ns *netns.NS, nl *rtnl.Conn) error {
-		if changed, err = macvtap.SetGroups(ns, x.o.Link, groups); err != nil {
+		if changed, err = macvlan.SetGroups(ns, x.o.Link, groups); err != nil {
 			return err
 		}
 		c, err := setAllMulti(nl, x.o.Index, false) // last, so that no group is missing for a moment

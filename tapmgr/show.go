@@ -4,9 +4,10 @@ import (
 	"context"
 	"fmt"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 	"vmnet/vhost"
@@ -28,7 +29,7 @@ type Detail struct {
 	Socket    string            `json:"socket,omitempty"`    // of the userspace switch that it belongs on: path of its control socket
 	Netns     string            `json:"netns,omitempty"`     // path of the netns that a macvtap or ipvtap is in
 	ForwardIn float64           `json:"forwards_in_seconds,omitempty"`
-	Learned   []bridge.Learned  `json:"learned"`
+	Learned   []brport.Learned  `json:"learned"`
 	Counters  rtnl.Stats        `json:"counters"`        // as the host counts: rx comes from the guest
 	Drops     map[string]uint64 `json:"drops,omitempty"` // at a switch's port, by reason
 	Guest     *GuestView        `json:"guest"`           // nil where it could not be asked
@@ -81,7 +82,7 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 func (m *Manager) detail(ctx context.Context, dev inventory.Device) (Detail, error) {
 	d := Detail{
 		NIC: dev.NIC(), Index: dev.Index, AltNames: dev.AltNames, HostMAC: dev.MAC.String(), HostMTU: dev.MTU,
-		Holders: append([]nic.Holder{}, dev.Holders...), VhostFDs: []int{}, Bridge: dev.MasterName, Learned: []bridge.Learned{}, Counters: dev.Stats,
+		Holders: append([]nic.Holder{}, dev.Holders...), VhostFDs: []int{}, Bridge: dev.MasterName, Learned: []brport.Learned{}, Counters: dev.Stats,
 	}
 	if dev.Want.Switch {
 		m.detailSeat(ctx, &d, dev)
@@ -107,8 +108,8 @@ func (m *Manager) detail(ctx context.Context, dev inventory.Device) (Detail, err
 	if err != nil {
 		return d, err
 	}
-	d.ForwardIn = bridge.ForwardsIn(dev.Link, br).Seconds()
-	learned, err := bridge.LearnedBy(m.host.NL, dev.Master, dev.Index)
+	d.ForwardIn = bridges.ForwardsIn(dev.Link, br).Seconds()
+	learned, err := bridges.LearnedBy(m.host.NL, dev.Master, dev.Index)
 	if err != nil {
 		return d, err
 	}
@@ -142,7 +143,7 @@ func (m *Manager) detailSeat(ctx context.Context, d *Detail, dev inventory.Devic
 	err := inventory.WithSwitch(ctx, dev.SwitchPort.Path, func(ctx context.Context, c *control.Client) error {
 		return c.EachFDB(ctx, func(e control.FDBEntry) error {
 			if e.Port == dev.SwitchPort.Port.Name && len(d.Learned) < maxLearned {
-				d.Learned = append(d.Learned, bridge.Learned{MAC: e.MAC, VLAN: e.VLAN})
+				d.Learned = append(d.Learned, brport.Learned{MAC: e.MAC, VLAN: e.VLAN})
 			}
 			return nil
 		})

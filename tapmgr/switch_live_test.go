@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/kernel/netns"
@@ -201,7 +201,7 @@ func TestLiveSwitchPortSettings(t *testing.T) {
 	eachBy(t, func(t *testing.T, s *userSwitch, by nic.By) {
 		g := s.empty()
 		spec := s.on(g, "net0", by)
-		spec.Port = bridge.PortConfig{VLAN: 10, Isolated: true}
+		spec.Port = brport.Settings{VLAN: 10, Isolated: true}
 		spec.Switch.Storm, spec.Switch.MaxAddresses, spec.Switch.LockMAC, spec.MTU = 100, nic.NoLimit, true, 9000
 		nic := s.attach(spec)
 		ports := s.ports()

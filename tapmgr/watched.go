@@ -4,7 +4,7 @@ import (
 	"context"
 	"net"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/tapmgr/nic"
 )
 
@@ -17,7 +17,7 @@ func (m *Manager) PutBack(bridges ...string) ([]nic.Action, error) { return m.ho
 
 // PutBackForeign is PutBack for the tap of that name that somebody else has made for a guest's NIC
 // of that MAC. done is false where there is nothing to do.
-func (m *Manager) PutBackForeign(name string, mac net.HardwareAddr, bridgeName string, cfg bridge.PortConfig) (done bool, err error) {
+func (m *Manager) PutBackForeign(name string, mac net.HardwareAddr, bridgeName string, cfg brport.Settings) (done bool, err error) {
 	return m.host.PutBackForeign(name, mac, bridgeName, cfg)
 }
 
@@ -27,7 +27,7 @@ func (m *Manager) ForeignWithoutMaster() (bool, error) { return m.host.ForeignWi
 // SetForeignPortOf adds settings to the bridge port of the tap of that interface index, which
 // somebody else has made for a guest's NIC of that MAC. That it is no such tap, or on no bridge, Is
 // fs.ErrNotExist.
-func (m *Manager) SetForeignPortOf(index int, mac net.HardwareAddr, cfg bridge.PortConfig) (changed bool, err error) {
+func (m *Manager) SetForeignPortOf(index int, mac net.HardwareAddr, cfg brport.Settings) (changed bool, err error) {
 	return m.host.SetForeignPortOf(index, mac, cfg)
 }
 

@@ -11,7 +11,7 @@ func Alone(all []PortConfig, filters bool) (alone []int) {
 	ports := make([]*vlans, len(all))
 	for i, cfg := range all {
 		filters = filters || cfg.HasVLANs()
-		ports[i] = newVLANs(cfg.PortConfig)
+		ports[i] = newVLANs(cfg.Settings)
 	}
 	meets := func(i, j int) bool {
 		return i != j && !(all[i].Isolated && all[j].Isolated) && (!filters || ports[i].meets(ports[j]))

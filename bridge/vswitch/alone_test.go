@@ -4,11 +4,11 @@ import (
 	"slices"
 	"testing"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 )
 
 func TestAlone(t *testing.T) {
-	isolated := PortConfig{PortConfig: bridge.PortConfig{Isolated: true}}
+	isolated := PortConfig{Settings: brport.Settings{Isolated: true}}
 	for name, c := range map[string]struct {
 		ports   []PortConfig
 		filters bool

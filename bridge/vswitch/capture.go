@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 )
 
 // A CaptureConfig says which frames are captured.
@@ -26,19 +26,19 @@ type CaptureConfig struct {
 // maxCaptures limits the captures at a time: each takes an fd and a goroutine.
 const maxCaptures = 16
 
-// Validate checks what can be checked without the switch. Its error matches bridge.ErrInvalid with
+// Validate checks what can be checked without the switch. Its error matches brport.ErrInvalid with
 // errors.Is.
 func (cfg CaptureConfig) Validate() error {
 	switch {
 	case len(cfg.Ports) == 0 || len(cfg.Ports) > maxPorts:
-		return fmt.Errorf("%w capture: %d ports: want 1 to %d", bridge.ErrInvalid, len(cfg.Ports), maxPorts)
+		return fmt.Errorf("%w capture: %d ports: want 1 to %d", brport.ErrInvalid, len(cfg.Ports), maxPorts)
 	case cfg.Snaplen < 0:
-		return fmt.Errorf("%w capture: snaplen %d: want 0 or more bytes", bridge.ErrInvalid, cfg.Snaplen)
+		return fmt.Errorf("%w capture: snaplen %d: want 0 or more bytes", brport.ErrInvalid, cfg.Snaplen)
 	}
 	seen := map[string]bool{}
 	for _, name := range cfg.Ports {
 		if seen[name] {
-			return fmt.Errorf("%w capture: port %q is given twice", bridge.ErrInvalid, name)
+			return fmt.Errorf("%w capture: port %q is given twice", brport.ErrInvalid, name)
 		}
 		seen[name] = true
 	}

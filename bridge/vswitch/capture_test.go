@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch/offload"
 	"vmnet/internal/nstest"
 )
@@ -156,7 +156,7 @@ func TestCapture(t *testing.T) {
 // TestCaptureShowsAFrameAsItCame has frames whose tags the switch changes, in VLANs of every way in
 // and out.
 func TestCaptureShowsAFrameAsItCame(t *testing.T) {
-	l := newLAN(t, map[string]PortConfig{"access": access(10), "native": trunk(10, 20), "hairpin": {PortConfig: bridge.PortConfig{VLAN: 10, Hairpin: true}}})
+	l := newLAN(t, map[string]PortConfig{"access": access(10), "native": trunk(10, 20), "hairpin": {Settings: brport.Settings{VLAN: 10, Hairpin: true}}})
 	for _, tags := range [][]string{nil, tagged("8100:40960"), tagged("8100:0"), tagged("8100:40970"), tagged("8100:40960", "8100:40960"), tagged("8100:99")} {
 		for _, from := range []string{"access", "native", "hairpin"} {
 			r := startCapture(t, l.sw, CaptureConfig{Ports: []string{from}, In: true})
@@ -287,9 +287,9 @@ func TestCaptureRefusals(t *testing.T) {
 		cfg  CaptureConfig
 		want error
 	}{
-		{CaptureConfig{}, bridge.ErrInvalid},
-		{CaptureConfig{Ports: []string{"a", "a"}}, bridge.ErrInvalid},
-		{CaptureConfig{Ports: []string{"a"}, Snaplen: -1}, bridge.ErrInvalid},
+		{CaptureConfig{}, brport.ErrInvalid},
+		{CaptureConfig{Ports: []string{"a", "a"}}, brport.ErrInvalid},
+		{CaptureConfig{Ports: []string{"a"}, Snaplen: -1}, brport.ErrInvalid},
 		{CaptureConfig{Ports: []string{"a", "b"}}, fs.ErrNotExist},
 	} {
 		_, far, err := CapturePipe()

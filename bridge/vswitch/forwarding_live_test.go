@@ -14,8 +14,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
@@ -34,7 +35,7 @@ type network struct {
 }
 
 // twins are a bridge and a switch with ports of those settings.
-func twins(t *testing.T, ports []bridge.PortConfig, filtering bool) (br, sw *network) {
+func twins(t *testing.T, ports []brport.Settings, filtering bool) (br, sw *network) {
 	t.Helper()
 	br, sw = newNetwork(t, len(ports)), newNetwork(t, len(ports))
 	c, err := rtnl.Open(br.ns)
@@ -64,7 +65,7 @@ func twins(t *testing.T, ports []bridge.PortConfig, filtering bool) (br, sw *net
 	for n, cfg := range ports {
 		link, err := c.Link(br.taps[n].Name())
 		if err == nil {
-			err = bridge.AddPortWith(c, master, link, cfg)
+			err = bridges.AddPort(c, master, link, cfg)
 		}
 		if err != nil {
 			t.Fatalf("port %d of the bridge: %v", n, err)
@@ -73,7 +74,7 @@ func twins(t *testing.T, ports []bridge.PortConfig, filtering bool) (br, sw *net
 		if err != nil {
 			t.Fatal(err)
 		}
-		addPort(t, sw.sw, fmt.Sprintf("p%d", n), w, vswitch.PortConfig{PortConfig: cfg})
+		addPort(t, sw.sw, fmt.Sprintf("p%d", n), w, vswitch.PortConfig{Settings: cfg})
 		if err := sw.up(n); err != nil {
 			t.Fatal(err)
 		}
@@ -209,7 +210,7 @@ func randomFrame(r *rand.Rand, ports int) (port int, frame []byte) {
 
 // compareForwarding sends the same random frames to both, and wants the same of both, byte by byte
 // and port by port.
-func compareForwarding(t *testing.T, ports []bridge.PortConfig, filtering bool, frames int) {
+func compareForwarding(t *testing.T, ports []brport.Settings, filtering bool, frames int) {
 	t.Helper()
 	br, sw := twins(t, ports, filtering)
 	seed := rand.Uint64()
@@ -251,7 +252,7 @@ func compareAddresses(t *testing.T, br, sw *network, filtering bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	learned, err := bridge.LearnedBy(c, master.Index, 0)
+	learned, err := bridges.LearnedBy(c, master.Index, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -289,10 +290,10 @@ func compareAddresses(t *testing.T, br, sw *network, filtering bool) {
 }
 
 // portsOf are ports by their settings, as interface aliases have them.
-func portsOf(t *testing.T, settings ...string) (ports []bridge.PortConfig) {
+func portsOf(t *testing.T, settings ...string) (ports []brport.Settings) {
 	t.Helper()
 	for _, s := range settings {
-		cfg, err := bridge.ParsePortConfig(s)
+		cfg, err := brport.Parse(s)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/nstest"
 )
 
@@ -150,18 +150,18 @@ func etherFrame(dst, src net.HardwareAddr, tags []string, payload int) []byte {
 func tagged(tags ...string) []string { return tags }
 
 func access(vlan int) PortConfig {
-	return PortConfig{PortConfig: bridge.PortConfig{VLAN: vlan}}
+	return PortConfig{Settings: brport.Settings{VLAN: vlan}}
 }
 
 // trunkAll is a port of all VLANs, with tags.
 func trunkAll(native int) PortConfig {
-	return PortConfig{PortConfig: bridge.PortConfig{Native: native, Trunk: []bridge.VLANRange{{First: 1, Last: 4094}}}}
+	return PortConfig{Settings: brport.Settings{Native: native, Trunk: []brport.VLANRange{{First: 1, Last: 4094}}}}
 }
 
 func trunk(native int, vlans ...int) PortConfig {
-	cfg := PortConfig{PortConfig: bridge.PortConfig{Native: native}}
+	cfg := PortConfig{Settings: brport.Settings{Native: native}}
 	for _, id := range vlans {
-		cfg.Trunk = append(cfg.Trunk, bridge.VLANRange{First: id, Last: id})
+		cfg.Trunk = append(cfg.Trunk, brport.VLANRange{First: id, Last: id})
 	}
 	return cfg
 }

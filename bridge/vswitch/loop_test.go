@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/nstest"
 )
 
@@ -65,7 +65,7 @@ func (h *heard) all() string {
 // TestLoopIsStopped has a cable between two ports, in switches with and without VLANs, and between
 // ports that do not learn.
 func TestLoopIsStopped(t *testing.T) {
-	deaf := PortConfig{PortConfig: bridge.PortConfig{NoLearning: true}}
+	deaf := PortConfig{Settings: brport.Settings{NoLearning: true}}
 	for name, cfg := range map[string]PortConfig{"plain": {}, "VLAN": access(10), "no learning": deaf, "storm": {Storm: GuestStorm(GuestFrames)}} {
 		t.Run(name, func(t *testing.T) {
 			var h heard
@@ -170,7 +170,7 @@ func TestLoopGuardOff(t *testing.T) {
 
 // TestHairpinLoopIsStopped has a port that gets its own frames back, and a mirror behind it.
 func TestHairpinLoopIsStopped(t *testing.T) {
-	l := newLAN(t, map[string]PortConfig{"a": {}, "mirror": {PortConfig: bridge.PortConfig{Hairpin: true}}})
+	l := newLAN(t, map[string]PortConfig{"a": {}, "mirror": {Settings: brport.Settings{Hairpin: true}}})
 	m := l.stations["mirror"]
 	var carrier sync.WaitGroup
 	done := make(chan struct{})

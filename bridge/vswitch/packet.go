@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch/offload"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
@@ -223,7 +223,7 @@ func deviceOf(fd, index int) (packetDevice, error) {
 		return d, fmt.Errorf("SIOCGIFHWADDR: %w", err)
 	}
 	if kind := ifr.Uint16(); kind != unix.ARPHRD_ETHER { // sa_family of ifr_hwaddr, netdevice(7)
-		return d, fmt.Errorf("%w device: %s is not an Ethernet device, but one of type %d", bridge.ErrInvalid, d.name, kind)
+		return d, fmt.Errorf("%w device: %s is not an Ethernet device, but one of type %d", brport.ErrInvalid, d.name, kind)
 	}
 	return d, nil
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
@@ -261,9 +261,9 @@ func TestLiveTrunk(t *testing.T) {
 	left, right := newHost(t, 10, "t0"), newHost(t, 11, "t0")
 	veth(t, left, right, "t0", 1500)
 	vlan := func(id int) vswitch.PortConfig {
-		return vswitch.PortConfig{PortConfig: bridge.PortConfig{VLAN: id}}
+		return vswitch.PortConfig{Settings: brport.Settings{VLAN: id}}
 	}
-	trunk := vswitch.PortConfig{PortConfig: bridge.PortConfig{Trunk: []bridge.VLANRange{{First: 10, Last: 11}}, Native: 20}}
+	trunk := vswitch.PortConfig{Settings: brport.Settings{Trunk: []brport.VLANRange{{First: 10, Last: 11}}, Native: 20}}
 	sw1, sw2 := newSwitch(t), newSwitch(t)
 	addPort(t, sw1, "trunk", openPacket(t, left, "t0"), trunk)
 	addPort(t, sw2, "trunk", openPacket(t, right, "t0"), trunk)
@@ -437,7 +437,7 @@ func TestLivePacketNotEthernet(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, device := range []string{"lo", "tun0"} {
-		if w, err := vswitch.OpenPacket(h.ns, device); !errors.Is(err, bridge.ErrInvalid) {
+		if w, err := vswitch.OpenPacket(h.ns, device); !errors.Is(err, brport.ErrInvalid) {
 			t.Errorf("%s: %v, %v", device, w, err)
 		}
 	}

@@ -9,7 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch/offload"
 )
 
@@ -17,7 +17,7 @@ import (
 type PortConfig struct {
 	// PortConfig has the same meaning as for a port of a kernel bridge. The switch filters
 	// VLANs once a port has any. A port without VLAN and Trunk is then in VLAN 1, untagged.
-	bridge.PortConfig
+	brport.Settings
 
 	// MTU limits the length in bytes of frames that leave by the port, without Ethernet header
 	// and VLAN tags. For a super-frame it limits each segment. 0 means the current MTU of the
@@ -48,14 +48,14 @@ const (
 	maxMACs    = 64
 )
 
-// Validate checks what can be checked without the wire. Its error matches bridge.ErrInvalid with
+// Validate checks what can be checked without the wire. Its error matches brport.ErrInvalid with
 // errors.Is.
 func (cfg PortConfig) Validate() error {
-	if err := cfg.PortConfig.Validate(); err != nil {
+	if err := cfg.Settings.Validate(); err != nil {
 		return err
 	}
 	if err := cfg.validate(); err != nil {
-		return fmt.Errorf("%w port: %w", bridge.ErrInvalid, err)
+		return fmt.Errorf("%w port: %w", brport.ErrInvalid, err)
 	}
 	return nil
 }
@@ -125,7 +125,7 @@ func (c *counters) add(frames, bytes uint64) {
 
 func newPort(sw *Switch, name string, index int, w *Wire, cfg PortConfig) *Port {
 	p := &Port{
-		sw: sw, name: name, index: index, wire: w, cfg: cfg, vlans: newVLANs(cfg.PortConfig),
+		sw: sw, name: name, index: index, wire: w, cfg: cfg, vlans: newVLANs(cfg.Settings),
 		rx: make([]counters, len(w.queues)), tx: make([]counters, len(w.queues)),
 		ended: make(chan struct{}),
 	}

@@ -6,13 +6,13 @@ import (
 	"reflect"
 	"testing"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 )
 
 func TestPortConfigJSON(t *testing.T) {
 	full := PortConfig{
-		PortConfig: bridge.PortConfig{Trunk: []bridge.VLANRange{{First: 2, Last: 5}}, Native: 7, Isolated: true},
-		MTU:        9000, MACs: []net.HardwareAddr{{2, 0, 0, 0, 0, 1}}, MaxAddresses: 3, Storm: Storm{Broadcast: 10},
+		Settings: brport.Settings{Trunk: []brport.VLANRange{{First: 2, Last: 5}}, Native: 7, Isolated: true},
+		MTU:      9000, MACs: []net.HardwareAddr{{2, 0, 0, 0, 0, 1}}, MaxAddresses: 3, Storm: Storm{Broadcast: 10},
 	}
 	for _, test := range []struct {
 		cfg  PortConfig

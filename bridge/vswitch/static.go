@@ -6,7 +6,7 @@ import (
 	"net"
 	"slices"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 )
 
 // AddStatic adds a static entry for an address behind a port in a VLAN; 0 means the VLAN of the
@@ -35,15 +35,15 @@ func (sw *Switch) AddStatic(port string, mac net.HardwareAddr, vlan int) error {
 func (t *table) keyAt(p *Port, mac net.HardwareAddr, vlan int) (Key, error) {
 	switch {
 	case !t.filters && vlan != 0:
-		return 0, fmt.Errorf("%w VLAN %d: the switch does not filter VLANs (leave it out, or run the switch with --vlan-filtering)", bridge.ErrInvalid, vlan)
+		return 0, fmt.Errorf("%w VLAN %d: the switch does not filter VLANs (leave it out, or run the switch with --vlan-filtering)", brport.ErrInvalid, vlan)
 	case !t.filters:
 		return KeyOf(mac, defaultVLAN), nil
 	case vlan == 0 && !p.vlans.untagged:
-		return 0, fmt.Errorf("%w VLAN 0: port %s has no VLAN for untagged frames (name a VLAN of its trunk)", bridge.ErrInvalid, p.name)
+		return 0, fmt.Errorf("%w VLAN 0: port %s has no VLAN for untagged frames (name a VLAN of its trunk)", brport.ErrInvalid, p.name)
 	case vlan == 0:
 		return KeyOf(mac, p.vlans.native), nil
 	case !p.vlans.has(uint16(vlan)):
-		return 0, fmt.Errorf("%w VLAN %d: port %s is not in it", bridge.ErrInvalid, vlan, p.name)
+		return 0, fmt.Errorf("%w VLAN %d: port %s is not in it", brport.ErrInvalid, vlan, p.name)
 	}
 	return KeyOf(mac, uint16(vlan)), nil
 }
@@ -85,7 +85,7 @@ func (sw *Switch) only(mac net.HardwareAddr) (Key, error) {
 	case 1:
 		return found[0], nil
 	}
-	return 0, fmt.Errorf("%w VLAN 0: %s is known in %d VLANs (name one)", bridge.ErrInvalid, mac, len(found))
+	return 0, fmt.Errorf("%w VLAN 0: %s is known in %d VLANs (name one)", brport.ErrInvalid, mac, len(found))
 }
 
 // lockedTo returns the port that is locked to an address, or nil.

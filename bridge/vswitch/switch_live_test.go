@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
 	"vmnet/internal/kernel/tun"
 )
@@ -118,7 +118,7 @@ func TestLiveMTUs(t *testing.T) {
 
 func TestLiveIsolation(t *testing.T) {
 	sw := newSwitch(t)
-	isolated := vswitch.PortConfig{PortConfig: bridge.PortConfig{Isolated: true}}
+	isolated := vswitch.PortConfig{Settings: brport.Settings{Isolated: true}}
 	a, b, uplink := tapHost(t, sw, 0, 1, isolated), tapHost(t, sw, 1, 1, isolated), tapHost(t, sw, 2, 1, vswitch.PortConfig{})
 	tcp(t, a, uplink, 1<<20)
 	tcp(t, b, uplink, 1<<20)

@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch/offload"
 	"vmnet/internal/nstest"
 )
@@ -160,7 +160,7 @@ func TestFilteringBeginsAndStays(t *testing.T) {
 	if got := names(l.send("a", etherFrame(mac(2), mac(1), tagged("8100:8"), 46))); !slices.Equal(got, []string{"b"}) {
 		t.Errorf("it reached %v", got)
 	}
-	if err := l.sw.AddStatic("b", mac(9), 10); !errors.Is(err, bridge.ErrInvalid) || l.sw.FiltersVLANs() {
+	if err := l.sw.AddStatic("b", mac(9), 10); !errors.Is(err, brport.ErrInvalid) || l.sw.FiltersVLANs() {
 		t.Errorf("an address in a VLAN: %v", err)
 	}
 	if err := l.sw.AddStatic("b", mac(9), 0); err != nil {
@@ -201,11 +201,11 @@ func TestVLANFilteringFromTheStart(t *testing.T) {
 // TestForward has protocols between neighbours come in by ports that do and do not forward them.
 func TestForward(t *testing.T) {
 	forward := func(list string) PortConfig {
-		p, err := bridge.ParseProtocols(list)
+		p, err := brport.ParseProtocols(list)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return PortConfig{PortConfig: bridge.PortConfig{Forward: p}}
+		return PortConfig{Settings: brport.Settings{Forward: p}}
 	}
 	l := newLAN(t, map[string]PortConfig{"none": {}, "some": forward("lldp,eapol"), "all": forward("all")})
 	for last := range byte(18) {
@@ -269,8 +269,8 @@ func TestStaticAddresses(t *testing.T) {
 		{"trunk", mac(7), 10, fs.ErrExist, "02:00:00:00:00:07 in VLAN 10 is a static address of port locked"},
 		{"trunk", mac(7), 20, nil, ""},
 		{"locked", mac(7), 0, nil, ""},
-		{"trunk", mac(8), 0, bridge.ErrInvalid, "no VLAN for untagged frames"},
-		{"trunk", mac(8), 30, bridge.ErrInvalid, "port trunk is not in it"},
+		{"trunk", mac(8), 0, brport.ErrInvalid, "no VLAN for untagged frames"},
+		{"trunk", mac(8), 30, brport.ErrInvalid, "port trunk is not in it"},
 		{"plain", mac(8), 0, nil, ""},
 		{"plain", mac(8), 1, nil, ""},
 		{"nobody", mac(8), 0, fs.ErrNotExist, ""},
@@ -310,12 +310,12 @@ func TestVLANsKeepAddressesApart(t *testing.T) {
 }
 
 func TestPortSettings(t *testing.T) {
-	isolated := PortConfig{PortConfig: bridge.PortConfig{Isolated: true}}
+	isolated := PortConfig{Settings: brport.Settings{Isolated: true}}
 	l := newLAN(t, map[string]PortConfig{
 		"guest1": isolated, "guest2": isolated, "uplink": {},
-		"hairpin": {PortConfig: bridge.PortConfig{Hairpin: true}},
-		"deaf":    {PortConfig: bridge.PortConfig{NoLearning: true}},
-		"noflood": {PortConfig: bridge.PortConfig{NoFlood: true}},
+		"hairpin": {Settings: brport.Settings{Hairpin: true}},
+		"deaf":    {Settings: brport.Settings{NoLearning: true}},
+		"noflood": {Settings: brport.Settings{NoFlood: true}},
 		"locked":  {MACs: []net.HardwareAddr{mac(6), mac(7)}},
 		"few":     {MaxAddresses: 2},
 	})
@@ -472,7 +472,7 @@ func TestAPortThatRestsIsRemovedAtOnce(t *testing.T) {
 // TestNobodyMakesAnotherRest has an isolated station take the address of one that the others talk
 // to.
 func TestNobodyMakesAnotherRest(t *testing.T) {
-	isolated := PortConfig{PortConfig: bridge.PortConfig{Isolated: true}, Storm: Storm{Refused: 1}}
+	isolated := PortConfig{Settings: brport.Settings{Isolated: true}, Storm: Storm{Refused: 1}}
 	l := newLAN(t, map[string]PortConfig{"honest": isolated, "liar": isolated, "up": {}})
 	l.send("up", etherFrame(all, mac(9), nil, 46))
 	l.send("liar", etherFrame(all, mac(9), nil, 46))
@@ -618,7 +618,7 @@ func TestInvalidConfig(t *testing.T) {
 		"-2 frames":      {Storm: Storm{Refused: -2}},
 		"want 0 to 8388": {MaxAddresses: -1},
 	} {
-		if err := cfg.Validate(); !errors.Is(err, bridge.ErrInvalid) || !strings.Contains(err.Error(), text) {
+		if err := cfg.Validate(); !errors.Is(err, brport.ErrInvalid) || !strings.Contains(err.Error(), text) {
 			t.Errorf("%q: %v", text, err)
 		}
 	}

@@ -1,6 +1,8 @@
 package vswitch
 
-import "vmnet/bridge"
+import (
+	"vmnet/bridge/brport"
+)
 
 // A switch filters VLANs from the start with Config.VLANFiltering, and otherwise since the first
 // port with VLANs was added. It never stops to filter, so that the removal of a port cannot let
@@ -21,7 +23,7 @@ type vlans struct {
 	tagged   [64]uint64 // one bit for each VLAN whose frames enter and leave tagged
 }
 
-func newVLANs(cfg bridge.PortConfig) *vlans {
+func newVLANs(cfg brport.Settings) *vlans {
 	v := &vlans{native: uint16(cfg.Native), untagged: cfg.Native != 0}
 	switch {
 	case cfg.VLAN != 0:
@@ -35,7 +37,7 @@ func newVLANs(cfg bridge.PortConfig) *vlans {
 	return v
 }
 
-func (v *vlans) allow(r bridge.VLANRange) {
+func (v *vlans) allow(r brport.VLANRange) {
 	for id := r.First; id <= r.Last; id++ {
 		v.tagged[id/64] |= 1 << (id % 64)
 	}

@@ -6,7 +6,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
 	"vmnet/testvm/lab"
 )
@@ -29,23 +29,23 @@ func (h *host) vlanDevice() {
 // a trunk on lan0, or a VLAN device as its uplink.
 func TestLabVLANDevices(t *testing.T) {
 	lab.Inside(t)
-	vlan10 := bridge.PortConfig{VLAN: 10}
+	vlan10 := brport.Settings{VLAN: 10}
 	for name, c := range map[string]struct {
 		device        string
-		uplink, guest bridge.PortConfig
+		uplink, guest brport.Settings
 	}{
-		"trunk":       {"lan0", bridge.PortConfig{Trunk: []bridge.VLANRange{{First: 10, Last: 10}}}, vlan10},
-		"VLAN device": {"lan0.10", bridge.PortConfig{}, bridge.PortConfig{}},
+		"trunk":       {"lan0", brport.Settings{Trunk: []brport.VLANRange{{First: 10, Last: 10}}}, vlan10},
+		"VLAN device": {"lan0.10", brport.Settings{}, brport.Settings{}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			sw := newSwitch(t)
-			guest := tapHost(t, sw, 0, 1, vswitch.PortConfig{PortConfig: c.guest})
-			socket := socketHost(t, sw, 3, vswitch.PortConfig{PortConfig: c.guest})
+			guest := tapHost(t, sw, 0, 1, vswitch.PortConfig{Settings: c.guest})
+			socket := socketHost(t, sw, 3, vswitch.PortConfig{Settings: c.guest})
 			outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
 			veth(t, outside, middle, "lan0", 1500)
 			outside.vlanDevice()
 			middle.vlanDevice()
-			addPort(t, sw, "up", openPacket(t, middle, c.device), vswitch.PortConfig{PortConfig: c.uplink})
+			addPort(t, sw, "up", openPacket(t, middle, c.device), vswitch.PortConfig{Settings: c.uplink})
 			outside.up(1500)
 			middle.up(1500)
 			for _, h := range []*host{guest, socket} {

@@ -5,7 +5,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/access/bridgehelper"
 	"vmnet/internal/access/policy"
 	"vmnet/internal/cli/nicflags"
@@ -17,7 +17,7 @@ type bridgeOptions struct {
 	fd      int
 	useVnet bool
 	profile string
-	port    bridge.PortConfig
+	port    brport.Settings
 }
 
 func (o *bridgeOptions) flags() *pflag.FlagSet {

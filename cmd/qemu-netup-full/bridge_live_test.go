@@ -12,7 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/nstest"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
@@ -90,11 +91,11 @@ func (h *host) onBridge(name, br, port string) {
 	if err != nil {
 		h.Fatal(err)
 	}
-	b, err := bridge.Get(h.nl, br)
+	b, err := bridges.Get(h.nl, br)
 	if err != nil {
 		h.Fatal(err)
 	}
-	want, err := bridge.ParsePortConfig(port)
+	want, err := brport.Parse(port)
 	if err != nil {
 		h.Fatal(err)
 	}

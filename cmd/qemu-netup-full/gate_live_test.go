@@ -18,7 +18,7 @@ func TestLiveAnAltnameGetsRoundNoRule(t *testing.T) {
 	i.config("bridge.conf", "allow all\ndeny secret0\n")
 	i.config("policy.yaml", "rules: [{users: ['*'], bridges: ['*'], lowers: [open0]}]\n")
 	ns := nstest.New(t)
-	bridges(t, ns, "secret0")
+	makeBridges(t, ns, "secret0")
 	c, err := rtnl.Open(ns)
 	if err != nil {
 		t.Fatal(err)

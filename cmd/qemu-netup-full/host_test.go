@@ -24,18 +24,23 @@ import (
 	labguest "vmnet/testvm/guest"
 )
 
-// bridges makes bridges in a netns.
-func bridges(tb testing.TB, ns *netns.NS, names ...string) {
+// makeBridges makes bridges in a netns.
+func makeBridges(tb testing.TB, ns *netns.NS, names ...string) {
 	tb.Helper()
-	c, err := rtnl.Open(ns)
+	for _, name := range names {
+		makeBridge(tb, ns, bridge.Config{Name: name})
+	}
+}
+
+func makeBridge(tb testing.TB, ns *netns.NS, cfg bridge.Config) {
+	tb.Helper()
+	h, err := bridge.Open(ns.Path())
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer c.Close()
-	for _, name := range names {
-		if err := bridge.Create(c, bridge.Config{Name: name}); err != nil {
-			tb.Fatal(err)
-		}
+	defer h.Close()
+	if err := h.Create(cfg); err != nil {
+		tb.Fatal(err)
 	}
 }
 
@@ -65,11 +70,8 @@ func newHost(tb testing.TB) *host {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(h.Manager.Close)
-	err = bridge.Create(h.nl, bridge.Config{Name: "br0", Addresses: []netip.Prefix{netip.MustParsePrefix(hostAddr + "/24")}})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	bridges(tb, h.ns, "br1")
+	makeBridge(tb, h.ns, bridge.Config{Name: "br0", Addresses: []netip.Prefix{netip.MustParsePrefix(hostAddr + "/24")}})
+	makeBridges(tb, h.ns, "br1")
 	return h
 }
 

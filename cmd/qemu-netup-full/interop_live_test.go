@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
@@ -51,8 +51,8 @@ func newHelpers(t *testing.T) *helpers {
 	h.nl, err = rtnl.Open(h.ns)
 	h.must(err)
 	t.Cleanup(h.nl.Close)
-	bridges(t, h.ns, "br0", "br1", longName)
-	br, err := bridge.Get(h.nl, "br0")
+	makeBridges(t, h.ns, "br0", "br1", longName)
+	br, err := bridges.Get(h.nl, "br0")
 	h.must(err)
 	h.must(errors.Join(h.nl.Set(br.Index, rtnl.MTU(1400)), h.nl.AddAltName(br.Index, "altbr")))
 	h.mountEtc()

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/testvm"
 	"vmnet/testvm/lab"
 	"vmnet/vhost"
@@ -77,9 +78,7 @@ func threads() (names []string) {
 func TestLabVLAN(t *testing.T) {
 	lab.Inside(t)
 	h := newHost(t)
-	if err := bridge.Create(h.nl, bridge.Config{Name: "br2", VLANFiltering: true}); err != nil {
-		t.Fatal(err)
-	}
+	makeBridge(t, h.ns, bridge.Config{Name: "br2", VLANFiltering: true})
 	h.config("bridge.conf", "allow br2\n")
 	h.policy("{users: [65534], bridges: [br2], vlans: [20]}")
 	launch := []string{"--vm", "P4", "--bridge", "br2", "--vhost", "off", "--vlan"}
@@ -101,7 +100,7 @@ func TestLabVLAN(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := bridge.ReadPort(h.nl, br, port); err != nil || got.VLAN != 20 {
+	if got, err := bridges.ReadPort(h.nl, br, port); err != nil || got.VLAN != 20 {
 		t.Errorf("the port is %+v, %v", got, err)
 	}
 	task.kill()

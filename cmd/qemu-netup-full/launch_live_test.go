@@ -15,8 +15,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"vmnet/internal/cli/console"
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 	"vmnet/testvm/traffic"
@@ -330,7 +331,7 @@ func (h *host) free() {
 		if err != nil {
 			return err
 		}
-		d, err := macvtap.Create(h.nl, macvtap.Config{Kind: macvtap.Macvtap, Name: "probe", Lower: lower, Mode: "passthru", MAC: lower.MAC})
+		d, err := macvlan.Create(h.nl, lower, vtap.Config{Kind: vtap.Macvtap, Name: "probe", Mode: "passthru", MAC: lower.MAC})
 		if err != nil {
 			return err
 		}

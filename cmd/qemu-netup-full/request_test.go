@@ -8,16 +8,16 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/access/policy"
 	"vmnet/internal/nstest"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
 
 // All of a NIC that rules are about is asked for, and what it is where nothing is said.
 func TestRequest(t *testing.T) {
-	port := bridge.PortConfig{VLAN: 7}
+	port := brport.Settings{VLAN: 7}
 	addrs := []netip.Prefix{netip.MustParsePrefix("192.0.2.7/24")}
 	guest := nic.Target{VM: "P2"}
 	for _, tc := range []struct {
@@ -26,16 +26,16 @@ func TestRequest(t *testing.T) {
 	}{
 		{nic.Spec{Target: guest, Bridge: "br0", Port: port, Queues: 2}, policy.Request{Guest: "P2", Bridge: "br0", Port: port, Queues: 2}},
 		{
-			nic.Spec{Target: guest, Lower: &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0"}},
-			policy.Request{Guest: "P2", Lower: "eth0", Kind: macvtap.Macvtap, Mode: "bridge"},
+			nic.Spec{Target: guest, Lower: &nic.Lower{Kind: vtap.Macvtap, Device: "eth0"}},
+			policy.Request{Guest: "P2", Lower: "eth0", Kind: vtap.Macvtap, Mode: "bridge"},
 		},
 		{
-			nic.Spec{Target: guest, Lower: &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0", Mode: "passthru"}},
-			policy.Request{Guest: "P2", Lower: "eth0", Kind: macvtap.Macvtap, Mode: "passthru"},
+			nic.Spec{Target: guest, Lower: &nic.Lower{Kind: vtap.Macvtap, Device: "eth0", Mode: "passthru"}},
+			policy.Request{Guest: "P2", Lower: "eth0", Kind: vtap.Macvtap, Mode: "passthru"},
 		},
 		{
-			nic.Spec{Target: guest, Lower: &nic.Lower{Kind: macvtap.IPVtap, Device: "eth0", Addrs: addrs}},
-			policy.Request{Guest: "P2", Lower: "eth0", Kind: macvtap.IPVtap, Mode: "l2", Addrs: addrs},
+			nic.Spec{Target: guest, Lower: &nic.Lower{Kind: vtap.IPVtap, Device: "eth0", Addrs: addrs}},
+			policy.Request{Guest: "P2", Lower: "eth0", Kind: vtap.IPVtap, Mode: "l2", Addrs: addrs},
 		},
 	} {
 		got := request(tc.spec)
@@ -55,7 +55,7 @@ func TestLiveACardIsNotGivenWhole(t *testing.T) {
 	i.config("bridge.conf", "allow br0\n")
 	i.config("policy.yaml", "rules:\n- {users: ['*'], bridges: [br0], guests: ['alice-*']}\n- {users: ['*'], lowers: [eth0]}\n- {users: ['*'], lowers: [eth1], ips: [192.0.2.0/24]}\n")
 	ns := nstest.New(t)
-	bridges(t, ns, "br0")
+	makeBridges(t, ns, "br0")
 	_ = ns.Do(func() error {
 		for _, line := range []string{
 			"link add eth0 type veth peer name far0", "link set eth0 up", "link set far0 up",

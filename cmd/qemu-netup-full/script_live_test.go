@@ -12,7 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
@@ -173,12 +174,12 @@ func TestLiveScriptsOfRoot(t *testing.T) {
 		}
 	}
 	h.fails(root(down, "vm0"), exitFailure, "was not put on a bridge by qemu-ifup")
-	b, err := bridge.Get(h.nl, "br1")
+	b, err := bridges.Get(h.nl, "br1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, l := h.port("vm0")
-	if err := bridge.AddPort(h.nl, b, l); err != nil {
+	if err := bridges.AddPort(h.nl, b, l, brport.Settings{}); err != nil {
 		t.Fatal(err)
 	}
 	h.fails(root(up, "vm0"), exitFailure, "it is a port of br1 now")

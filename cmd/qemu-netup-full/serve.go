@@ -8,7 +8,7 @@ import (
 	"vmnet/internal/access/gate"
 	"vmnet/internal/access/policy"
 	"vmnet/internal/backend"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
 
@@ -53,7 +53,7 @@ func request(s nic.Spec) policy.Request {
 	r := policy.Request{Guest: s.VM, Bridge: s.Bridge, Port: s.Port, MAC: s.MAC, Queues: s.Queues}
 	if l := s.Lower; l != nil {
 		r.Lower, r.Kind, r.Addrs = l.Device, l.Kind, l.Addrs
-		r.Mode = cmp.Or(l.Mode, macvtap.Modes(l.Kind)[0])
+		r.Mode = cmp.Or(l.Mode, vtap.Modes(l.Kind)[0])
 	}
 	return r
 }

@@ -10,9 +10,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/libvirthook/declared"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
 
@@ -71,7 +71,7 @@ func TestLiveClone(t *testing.T) {
 	h.define("web", "", "")
 	h.virt.Virsh("start", "web")
 	first := onBr0("web", "net0")
-	first.Persistent, first.Queues, first.MTU, first.Port = true, 2, 1400, bridge.PortConfig{Isolated: true}
+	first.Persistent, first.Queues, first.MTU, first.Port = true, 2, 1400, brport.Settings{Isolated: true}
 	h.attach(first)
 	second := onBr0("web", "net1")
 	second.Persistent, second.Model = true, "e1000"
@@ -140,7 +140,7 @@ func TestLiveCloneMacvtap(t *testing.T) {
 	senders := []net.HardwareAddr{guestMAC(0x99)}
 	var specs []nic.Spec
 	for i, lower := range []nic.Lower{{Mode: "bridge"}, {Mode: "source", Sources: senders, RxFilter: nic.RxNone}} {
-		lower.Kind, lower.Device = macvtap.Macvtap, "eth1"
+		lower.Kind, lower.Device = vtap.Macvtap, "eth1"
 		spec := onBr0("web", fmt.Sprintf("net%d", i))
 		spec.Bridge, spec.Persistent, spec.Lower = "", true, &lower
 		if i == 0 {
@@ -252,8 +252,8 @@ func TestLiveSaveAttached(t *testing.T) {
 	h.define("web", "", "")
 	h.virt.Virsh("start", "web")
 	isolated, macvtapped, stored := onBr0("web", "net0"), onBr0("web", "net1"), onBr0("web", "net2")
-	isolated.Port, isolated.Queues = bridge.PortConfig{Isolated: true}, 2
-	macvtapped.Bridge, macvtapped.Lower = "", &nic.Lower{Kind: macvtap.Macvtap, Device: "eth1", Mode: "private"}
+	isolated.Port, isolated.Queues = brport.Settings{Isolated: true}, 2
+	macvtapped.Bridge, macvtapped.Lower = "", &nic.Lower{Kind: vtap.Macvtap, Device: "eth1", Mode: "private"}
 	stored.Persistent = true
 	before := map[string]nic.NIC{}
 	for _, spec := range []nic.Spec{isolated, macvtapped, stored} {

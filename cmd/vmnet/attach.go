@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"vmnet/internal/cli/nicflags"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
@@ -116,7 +116,7 @@ func (a *app) completeNIC(cmd *cobra.Command) {
 	complete(cmd, "macvtap", a.interfaceNames)
 	complete(cmd, "ipvtap", a.interfaceNames)
 	for flag, words := range map[string][]string{
-		"mode":      append(macvtap.Modes(macvtap.Macvtap), macvtap.Modes(macvtap.IPVtap)...),
+		"mode":      append(vtap.Modes(vtap.Macvtap), vtap.Modes(vtap.IPVtap)...),
 		"rx-filter": {nic.RxAllMulti, nic.RxMirror, nic.RxNone},
 		"queues":    nicflags.Queues,
 		"vhost":     nicflags.Vhosts,

@@ -9,7 +9,6 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/internal/cli/nicflags"
-	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/stablemac"
 )
 
@@ -39,8 +38,8 @@ error says how it differs.`,
 		if err := cfg.Validate(); err != nil {
 			return usagef("%w", err)
 		}
-		return a.withNetlink(func(c *rtnl.Conn) error {
-			done, err := bridge.Ensure(c, cfg)
+		return a.withBridges(func(h *bridge.Host) error {
+			done, err := h.Ensure(cfg)
 			if err != nil {
 				return err
 			}

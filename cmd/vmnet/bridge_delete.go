@@ -4,7 +4,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmnet/bridge"
-	"vmnet/internal/kernel/rtnl"
 )
 
 func (a *app) bridgeDeleteCommand() *cobra.Command {
@@ -19,8 +18,8 @@ func (a *app) bridgeDeleteCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&force, "force", false, "also delete a bridge with ports, which are then disconnected")
 	outputFlag(cmd)
 	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) error {
-		return a.withNetlink(func(c *rtnl.Conn) error {
-			if err := bridge.Delete(c, args[0], force); err != nil {
+		return a.withBridges(func(h *bridge.Host) error {
+			if err := h.Delete(args[0], force); err != nil {
 				return err
 			}
 			return a.result(bridgeChanged{Bridge: args[0], Changed: true}, "bridge %s deleted", args[0])

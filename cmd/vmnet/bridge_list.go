@@ -7,7 +7,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmnet/bridge"
-	"vmnet/internal/kernel/rtnl"
 )
 
 func (a *app) bridgeListCommand() *cobra.Command {
@@ -19,8 +18,8 @@ func (a *app) bridgeListCommand() *cobra.Command {
 	}
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(*cobra.Command, []string) error {
-		return a.withNetlink(func(c *rtnl.Conn) error {
-			all, err := bridge.List(c)
+		return a.withBridges(func(h *bridge.Host) error {
+			all, err := h.List()
 			if err != nil {
 				return err
 			}

@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmnet/bridge"
-	"vmnet/internal/kernel/rtnl"
+	"vmnet/bridge/brport"
 )
 
 func (a *app) bridgeShowCommand() *cobra.Command {
@@ -21,8 +21,8 @@ func (a *app) bridgeShowCommand() *cobra.Command {
 	}
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) error {
-		return a.withNetlink(func(c *rtnl.Conn) error {
-			info, err := bridge.Show(c, args[0])
+		return a.withBridges(func(h *bridge.Host) error {
+			info, err := h.Show(args[0])
 			if err != nil {
 				return err
 			}
@@ -75,7 +75,7 @@ func vlanFiltering(b bridge.Info) string {
 }
 
 // learnedIn returns a learned address with the VLAN in which it was learned.
-func learnedIn(l bridge.Learned) string {
+func learnedIn(l brport.Learned) string {
 	if l.VLAN == 0 {
 		return l.MAC
 	}

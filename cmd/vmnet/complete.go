@@ -130,8 +130,8 @@ func (a *app) bridgeNames(_ *cobra.Command, args []string, _ string) ([]cobra.Co
 		return nil, noFiles
 	}
 	var names []cobra.Completion
-	_ = a.withNetlink(func(c *rtnl.Conn) error {
-		all, err := bridge.List(c)
+	_ = a.withBridges(func(h *bridge.Host) error {
+		all, err := h.List()
 		for _, b := range all {
 			names = append(names, cobra.CompletionWithDesc(b.Name, count(len(b.Ports), "port")))
 		}

@@ -6,7 +6,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/tapmgr/nic"
 )
 
@@ -47,7 +47,7 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 		return exitUsage
 	case errors.Is(err, syscall.EPIPE) && errors.Is(err, errOutput):
 		return exitFailure // no reader is left for a message
-	case !a.started || errors.Is(err, errUsage) || errors.Is(err, nic.ErrInvalid) || errors.Is(err, bridge.ErrInvalid):
+	case !a.started || errors.Is(err, errUsage) || errors.Is(err, nic.ErrInvalid) || errors.Is(err, brport.ErrInvalid):
 		return a.fail(err, exitUsage, cmd.CommandPath()+" --help")
 	}
 	return a.fail(withCure(err), exitFailure, "")

@@ -15,10 +15,11 @@ import (
 	"testing"
 	"time"
 
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
 
@@ -64,13 +65,13 @@ func floodingGuest(t *testing.T, ns *netns.NS, vm string) {
 		t.Fatal(err)
 	}
 	mac := net.HardwareAddr{0x52, 0x54, 0, 0, 0, 9}
-	d, err := macvtap.Create(nl, macvtap.Config{Kind: macvtap.Macvtap, Name: "flood-net0", Lower: lower, Mode: "bridge", MAC: mac})
+	d, err := macvlan.Create(nl, lower, vtap.Config{Kind: vtap.Macvtap, Name: "flood-net0", Mode: "bridge", MAC: mac})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer d.Close()
 	alias, err := nic.Record{
-		VM: vm, NIC: "net0", Type: string(macvtap.Macvtap), Source: "eth0", Mode: "bridge", RxFilter: nic.RxMirror,
+		VM: vm, NIC: "net0", Type: string(vtap.Macvtap), Source: "eth0", Mode: "bridge", RxFilter: nic.RxMirror,
 		MAC: mac, Model: nic.DefaultModel, Queues: 1,
 	}.Encode()
 	if err != nil {

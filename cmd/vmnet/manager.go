@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"vmnet/bridge"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
@@ -22,6 +23,16 @@ func (a *app) withManager(f func(*tapmgr.Manager) error) error {
 		m.Notice = a.note
 		return f(m)
 	})
+}
+
+// withBridges calls f with the bridges of --netns.
+func (a *app) withBridges(f func(*bridge.Host) error) error {
+	h, err := bridge.Open(a.netns)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return f(h)
 }
 
 // withNetlink calls f with a netlink socket in --netns.

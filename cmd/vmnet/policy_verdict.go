@@ -15,7 +15,7 @@ import (
 	"vmnet/internal/access/bridgeconf"
 	"vmnet/internal/access/policy"
 	"vmnet/internal/cli/nicflags"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 )
 
 // policyTest is the command line of policy test.
@@ -81,7 +81,7 @@ func (o *policyTest) flags(cmd *cobra.Command) {
 }
 
 func (a *app) completePolicyTest(cmd *cobra.Command) {
-	modes := append(macvtap.Modes(macvtap.Macvtap), macvtap.Modes(macvtap.IPVtap)...)
+	modes := append(vtap.Modes(vtap.Macvtap), vtap.Modes(vtap.IPVtap)...)
 	complete(cmd, "mode", cobra.FixedCompletions(modes, noFiles))
 	complete(cmd, "ip", cobra.NoFileCompletions)
 	complete(cmd, "vm", cobra.NoFileCompletions)
@@ -118,13 +118,13 @@ func (o *policyTest) lower() {
 	q := &o.request
 	switch {
 	case o.macvtap != "":
-		q.Lower, q.Kind = o.macvtap, macvtap.Macvtap
+		q.Lower, q.Kind = o.macvtap, vtap.Macvtap
 	case o.ipvtap != "":
-		q.Lower, q.Kind = o.ipvtap, macvtap.IPVtap
+		q.Lower, q.Kind = o.ipvtap, vtap.IPVtap
 	default:
 		return
 	}
-	q.Mode = cmp.Or(q.Mode, macvtap.Modes(q.Kind)[0])
+	q.Mode = cmp.Or(q.Mode, vtap.Modes(q.Kind)[0])
 }
 
 // findUser fills in the ids of a user, given by a name, or by an id that may have no name.

@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
@@ -249,11 +249,11 @@ func guestText(g *tapmgr.GuestView) string {
 
 // vlanText writes 1-3 for 1, 2 and 3, because a guest that does not filter accepts all 4096.
 func vlanText(ids []int) string {
-	var ranges []bridge.VLANRange
+	var ranges []brport.VLANRange
 	for _, id := range ids {
-		ranges = append(ranges, bridge.VLANRange{First: id, Last: id})
+		ranges = append(ranges, brport.VLANRange{First: id, Last: id})
 	}
-	return bridge.FormatVLANs(ranges)
+	return brport.FormatVLANs(ranges)
 }
 
 func joinInts(ns []int) string { return strings.Trim(fmt.Sprint(ns), "[]") }

@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/cli/nicflags"
@@ -129,7 +129,7 @@ func continues(option, word string) bool {
 	case strings.HasPrefix(option, "trunk="):
 		return word != "" && word[0] >= '0' && word[0] <= '9'
 	case strings.HasPrefix(option, "forward="):
-		_, err := bridge.ParseProtocols(word)
+		_, err := brport.ParseProtocols(word)
 		return err == nil
 	}
 	return false
@@ -137,7 +137,7 @@ func continues(option, word string) bool {
 
 func (w *wantedPort) options() *pflag.FlagSet {
 	f := pflag.NewFlagSet("port", pflag.ContinueOnError)
-	nicflags.AddPort(f, &w.Config.PortConfig)
+	nicflags.AddPort(f, &w.Config.Settings)
 	storm := &w.Config.Storm
 	limit(f, "max-addresses", &w.Config.MaxAddresses)
 	limit(f, "storm", &storm.Broadcast, &storm.Multicast, &storm.Unknown)
@@ -343,7 +343,7 @@ func noGuestsOn(ctx context.Context, ns *netns.NS, device string) error {
 
 // portSettings returns a port's settings in short, in the form of bridge show.
 func portSettings(cfg vswitch.PortConfig) string {
-	words := strings.FieldsFunc(cfg.PortConfig.String(), func(r rune) bool { return r == ';' })
+	words := strings.FieldsFunc(cfg.Settings.String(), func(r rune) bool { return r == ';' })
 	for _, mac := range cfg.MACs {
 		words = append(words, "mac:"+mac.String())
 	}

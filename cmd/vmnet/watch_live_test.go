@@ -17,7 +17,7 @@ import (
 
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/nstest"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
@@ -85,7 +85,7 @@ func hasDeaf(t *testing.T, ns *netns.NS, name string, pid int) {
 	defer cancel()
 	spec := nic.Spec{
 		Target: nic.Target{VM: name, PID: pid}, Vhost: nic.VhostOff,
-		Lower: &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0", RxFilter: nic.RxMirror},
+		Lower: &nic.Lower{Kind: vtap.Macvtap, Device: "eth0", RxFilter: nic.RxMirror},
 	}
 	if _, err := m.Attach(ctx, spec); err != nil {
 		t.Fatal(err)

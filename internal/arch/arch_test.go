@@ -26,15 +26,15 @@ var layers = [][]string{
 	{"tapmgr/nic"},
 	{"bridge/vswitch/control", "bridge/vswitch/pcapng"},
 	{"bridge/vswitch"},
-	{"internal/access/plaintap", "qmp/goqemu"},
-	{"bridge", "macvtap", "vhost", "qmp", "libvirt"},
+	{"bridge", "macvtap", "internal/access/plaintap", "qmp/goqemu"},
+	{"internal/kernel/bridges", "internal/kernel/macvlan", "vhost", "qmp", "libvirt"},
 	{"internal/kernel/tun", "internal/kernel/rtnl", "internal/vmm/qemu", "libvirt/domainxml"},
 	{"internal/kernel/netns", "step", "internal/stablemac"},
 	{"internal/kernel/pidfd"},
 	{
 		"internal/kernel/procfd", "internal/kernel/procview", "internal/kernel/fdpass", "internal/cli/console",
 		"internal/cli/version", "internal/access/privilege", "internal/libvirthook/hookfile", "bridge/vswitch/offload",
-		"internal/rundir", "internal/alias", "internal/cli/fdroom",
+		"internal/rundir", "internal/alias", "internal/cli/fdroom", "bridge/brport", "macvtap/vtap",
 	},
 }
 
@@ -43,7 +43,7 @@ var layers = [][]string{
 var systemCalls = []string{
 	"bridge/vswitch", "internal/access/privilege", "internal/kernel/tun",
 	"internal/kernel/netns", "internal/kernel/procfd", "internal/kernel/rtnl", "internal/kernel/fdpass",
-	"internal/kernel/pidfd", "internal/kernel/procview", "macvtap", "vhost", "qmp", "libvirt", "internal/doctor",
+	"internal/kernel/pidfd", "internal/kernel/procview", "internal/kernel/macvlan", "vhost", "qmp", "libvirt", "internal/doctor",
 	"internal/cli/fdroom", "testvm", "cmd/testvm",
 }
 

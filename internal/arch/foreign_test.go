@@ -17,8 +17,10 @@ import (
 	"fmt"
 
 	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/libvirt"
 	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/qmp"
 	"vmnet/tapmgr"
 	"vmnet/testvm"
@@ -32,13 +34,17 @@ func attach(ctx context.Context) error {
 	})
 }
 
-func port(host *bridge.Host) error { return host.AddPort("br0", "tap0", bridge.PortConfig{}) }
+func port(host *bridge.Host) error { return host.AddPort("br0", "tap0", brport.Settings{}) }
 
-var uses = []any{attach, port, bridge.Open, libvirt.Dial, macvtap.Modes, qmp.Dial, testvm.Start, vhost.Open}
+func device(host *macvtap.Host) (*macvtap.Device, error) {
+	return host.Create("eth0", vtap.Config{Kind: vtap.Macvtap, Name: "P2", Mode: vtap.Modes(vtap.Macvtap)[0]})
+}
+
+var uses = []any{attach, port, device, bridge.Open, libvirt.Dial, macvtap.Open, qmp.Dial, testvm.Start, vhost.Open}
 
 func main() {
-	vlans, err := bridge.ParseVLANs("7,2-4")
-	fmt.Println(bridge.FormatVLANs(vlans), err, len(uses))
+	vlans, err := brport.ParseVLANs("7,2-4")
+	fmt.Println(brport.FormatVLANs(vlans), err, len(uses))
 }
 `
 
@@ -72,7 +78,7 @@ func TestForeignModule(t *testing.T) {
 		want string
 	}{
 		{[]string{"go", "build", "-mod=mod", "-o", program, "."}, ""},
-		{[]string{program}, "2-4,7 <nil> 8\n"},
+		{[]string{program}, "2-4,7 <nil> 9\n"},
 	} {
 		cmd := exec.Command(c.args[0], c.args[1:]...)
 		cmd.Dir = dir

@@ -8,10 +8,11 @@ import (
 	"slices"
 
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/stablemac"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
@@ -81,13 +82,13 @@ func (s *adoptedTap) steps(_ int, alias string, _ int) []step.Step {
 // adopt goes by the number of the node that libvirt has opened: by its path that may be of another
 // netns' macvtap, since in devtmpfs all have theirs.
 func (s *adoptedMacvtap) adopt(l *rtnl.Link, makers []int) error {
-	if !inventory.IsForeign(l, string(macvtap.Macvtap)) || l.Lower != s.lower.Index || l.LowerNS >= 0 || !bytes.Equal(l.MAC, s.spec.MAC) {
+	if !inventory.IsForeign(l, string(vtap.Macvtap)) || l.Lower != s.lower.Index || l.LowerNS >= 0 || !bytes.Equal(l.MAC, s.spec.MAC) {
 		return fmt.Errorf("%w: interface %s, %s, and not the macvtap that libvirt makes on %s for MAC %s",
 			nic.ErrExist, l.Name, OwnerText(l), s.lower.Name, s.spec.MAC)
 	}
 	held := false
 	for _, pid := range makers {
-		fds, err := macvtap.QueuesOf(pid, s.m.NS, l)
+		fds, err := macvlan.QueuesOf(pid, s.m.NS, l)
 		if err != nil {
 			return fmt.Errorf("who holds %s: %w", l.Name, err)
 		}
@@ -95,7 +96,7 @@ func (s *adoptedMacvtap) adopt(l *rtnl.Link, makers []int) error {
 	}
 	if !held {
 		return fmt.Errorf("%w: libvirt has not opened %s, but %s in its place, of a macvtap in another netns (start the guest again; lsns -t net shows the namespaces)",
-			nic.ErrInUse, l.Name, macvtap.NodeInTheWay(l))
+			nic.ErrInUse, l.Name, macvlan.NodeInTheWay(l))
 	}
 	s.link = l
 	return nil
@@ -113,7 +114,7 @@ func (s *adoptedMacvtap) steps(_ int, alias string, _ int) []step.Step {
 		Name: "sources",
 		Text: fmt.Sprintf("RTM_NEWLINK %s: mode source, %d senders", s.name, len(s.spec.Lower.Sources)),
 		Do: func(context.Context) error {
-			return macvtap.SetSources(s.m.NL, s.link, s.spec.Lower.Sources)
+			return macvlan.SetSources(s.m.NL, s.link, s.spec.Lower.Sources)
 		},
 	})
 }
@@ -146,11 +147,11 @@ func (m *Maker) freeNode() error {
 
 // foreignNodes are the indices of the nodes in /dev that belong to no macvtap of the Maker's netns.
 func (m *Maker) foreignNodes() ([]int, error) {
-	foreign, err := macvtap.Nodes()
+	foreign, err := macvlan.Nodes()
 	if err != nil || len(foreign) == 0 {
 		return nil, err
 	}
-	for _, kind := range []macvtap.Kind{macvtap.Macvtap, macvtap.IPVtap} {
+	for _, kind := range []vtap.Kind{vtap.Macvtap, vtap.IPVtap} {
 		own, err := m.NL.Links(string(kind), 0)
 		if err != nil {
 			return nil, err

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 	"vmnet/bridge"
 	"vmnet/internal/bench"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
@@ -94,9 +95,14 @@ func newSite(tb testing.TB) *site {
 		tb.Fatal(err)
 	}
 	defer c.Close()
+	h, err := bridge.Open(ns.Path())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer h.Close()
 	s := &site{TB: tb, ns: ns}
-	if err = bridge.Create(c, bridge.Config{Name: "br0"}); err == nil {
-		s.br, err = bridge.Get(c, "br0")
+	if err = h.Create(bridge.Config{Name: "br0"}); err == nil {
+		s.br, err = bridges.Get(c, "br0")
 	}
 	if err != nil {
 		tb.Fatal(err)

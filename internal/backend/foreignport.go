@@ -5,16 +5,17 @@ import (
 	"io/fs"
 	"net"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 )
 
 // SetForeignPort applies settings to the bridge port of the tap that somebody else has made for
 // process pid and its NIC of that MAC. It only adds to what they have set of it, as
-// bridge.AddSettings does, and changes nothing where it is so already. That there is no such
+// bridges.AddSettings does, and changes nothing where it is so already. That there is no such
 // tap, or that it is on no bridge, Is fs.ErrNotExist.
-func (m *Maker) SetForeignPort(pid int, mac net.HardwareAddr, cfg bridge.PortConfig) (changed bool, err error) {
+func (m *Maker) SetForeignPort(pid int, mac net.HardwareAddr, cfg brport.Settings) (changed bool, err error) {
 	all, err := m.Foreign(pid)
 	if err != nil {
 		return false, err
@@ -36,10 +37,10 @@ func (m *Maker) SetForeignPort(pid int, mac net.HardwareAddr, cfg bridge.PortCon
 	return changed, nil
 }
 
-func (m *Maker) setForeign(l *rtnl.Link, cfg bridge.PortConfig) (changed bool, err error) {
+func (m *Maker) setForeign(l *rtnl.Link, cfg brport.Settings) (changed bool, err error) {
 	br, err := m.PortBridge(l)
 	if err != nil {
 		return false, err
 	}
-	return bridge.AddSettings(m.NL, br, l, cfg)
+	return bridges.AddSettings(m.NL, br, l, cfg)
 }

@@ -7,9 +7,10 @@ import (
 	"os"
 	"strings"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/access/plaintap"
 	"vmnet/internal/alias"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
@@ -22,12 +23,12 @@ import (
 // inherits it. That the tap is on that bridge already is success. allowed is asked once
 // the tap counts as the owner's, before and after it is put there.
 // Where that fails the tap is as it was.
-func (m *Maker) IfUp(name, bridgeName string, port bridge.PortConfig, allowed func() error) error {
+func (m *Maker) IfUp(name, bridgeName string, port brport.Settings, allowed func() error) error {
 	l, err := m.ownTap(name)
 	if err != nil {
 		return err
 	}
-	br, err := bridge.Get(m.NL, bridgeName)
+	br, err := bridges.Get(m.NL, bridgeName)
 	if err != nil {
 		return err
 	}
@@ -94,7 +95,7 @@ func (m *Maker) TakeOff(t plaintap.Tap) error {
 
 // ownTap reads a tap that the caller may change.
 func (m *Maker) ownTap(name string) (*rtnl.Link, error) {
-	if !bridge.ValidName(name) {
+	if !brport.ValidName(name) {
 		return nil, step.WithStage(nic.ErrInvalid, fmt.Errorf("interface name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", name))
 	}
 	l, err := m.NL.Link(name)

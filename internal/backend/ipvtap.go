@@ -7,8 +7,9 @@ import (
 	"strings"
 	"syscall"
 
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
 
@@ -23,19 +24,19 @@ type ipvlanSibling struct {
 // drivers/net/ipvlan/ipvlan_main.c).
 func (s *macvtapDevice) agrees(ctx context.Context) error {
 	l := s.spec.Lower
-	if l.Kind != macvtap.IPVtap {
+	if l.Kind != vtap.IPVtap {
 		return nil
 	}
 	all, err := s.ipvlanSiblings(ctx)
 	if err != nil || len(all) == 0 {
 		return err
 	}
-	wanted, there := l.Mode+" "+l.FlagName(), macvtap.ModeName(all[0].Link)+" "+macvtap.FlagName(all[0].Link)
+	wanted, there := l.Mode+" "+l.FlagName(), macvlan.ModeName(all[0].Link)+" "+macvlan.FlagName(all[0].Link)
 	if wanted == there {
 		return nil
 	}
 	cure := "detach or remove what is there first"
-	if mode, flag, _ := strings.Cut(there, " "); slices.Contains(macvtap.Modes(l.Kind), mode) {
+	if mode, flag, _ := strings.Cut(there, " "); slices.Contains(vtap.Modes(l.Kind), mode) {
 		cure = fmt.Sprintf("use --mode %s --flag %s, or %s", mode, flag, cure)
 	}
 	return fmt.Errorf("%w: mode and flag are one for all ipvtaps on %s, and %s would become %s for %s (%s)",

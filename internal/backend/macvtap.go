@@ -10,8 +10,9 @@ import (
 	"time"
 
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
@@ -24,15 +25,14 @@ type macvtapDevice struct {
 	name, altName string
 
 	pid   int // of the guest's VMM, known when the steps run
-	dev   *macvtap.Device
+	dev   *macvlan.Device
 	ns    *os.File // a copy of its netns fd
 	inode uint64
 }
 
-// config is what package macvtap is asked for.
-func (s *macvtapDevice) config() macvtap.Config {
+// config returns the settings of the device.
+func (s *macvtapDevice) config() vtap.Config {
 	c := s.spec.Lower.Config(s.name, s.spec.MAC)
-	c.Lower = s.lower
 	if c.MAC == nil && c.Mode == "passthru" {
 		c.MAC = s.lower.MAC
 	}
@@ -48,8 +48,8 @@ func (s *macvtapDevice) Plan(ctx context.Context, r *nic.Record) (err error) {
 	if err != nil {
 		return fmt.Errorf("lower %s: %w", l.Device, err)
 	}
-	if l.Kind == macvtap.Macvtap && l.Mode != "passthru" {
-		if wireless, err := macvtap.IsWireless(s.m.NS, s.lower.Name); err == nil && wireless {
+	if l.Kind == vtap.Macvtap && l.Mode != "passthru" {
+		if wireless, err := macvlan.IsWireless(s.m.NS, s.lower.Name); err == nil && wireless {
 			return fmt.Errorf("lower %s is a Wi-Fi card: access points drop frames whose sender is not the card itself, and a guest with an address of its own would be mute (use --ipvtap %s, which shares the card's address, or --mode passthru)", s.lower.Name, s.lower.Name)
 		}
 	}
@@ -64,7 +64,7 @@ func (s *macvtapDevice) Plan(ctx context.Context, r *nic.Record) (err error) {
 	}
 	s.name, s.altName = s.spec.InterfaceName()
 	r.Type, r.Source, r.Mode, r.RxFilter = string(l.Kind), s.lower.Name, l.Mode, l.RxFilter
-	if l.Kind == macvtap.IPVtap { // the kernel does not tell the netns of its parent device
+	if l.Kind == vtap.IPVtap { // the kernel does not tell the netns of its parent device
 		r.Netns, err = s.m.NS.Inode()
 	}
 	return err
@@ -134,7 +134,7 @@ func (s *macvtapDevice) createStep() step.Step {
 				return err
 			}
 			err = s.m.Retry(ctx, s.lower, func() (err error) {
-				s.dev, err = macvtap.Create(s.m.NL, s.config())
+				s.dev, err = macvlan.Create(s.m.NL, s.lower, s.config())
 				return err
 			})
 			if err != nil {
@@ -169,7 +169,7 @@ func (s *macvtapDevice) undo() error {
 		var fds []int
 		var err error
 		if len(s.queues()) > 0 { // else QEMU cannot have one, also where nobody may look
-			fds, err = macvtap.QueuesOf(s.pid, ns, s.dev.Link)
+			fds, err = macvlan.QueuesOf(s.pid, ns, s.dev.Link)
 		}
 		if err == nil && len(fds) == 0 {
 			err = s.dev.Delete()

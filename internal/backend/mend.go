@@ -3,10 +3,10 @@ package backend
 import (
 	"context"
 
-	"vmnet/bridge"
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/bridges"
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/macvtap"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
@@ -26,13 +26,13 @@ func (m *Maker) mend(ctx context.Context, v *inventory.View, f inventory.Fix) er
 	case inventory.FixIPv6:
 		return m.On(v.Device, func(nl *rtnl.Conn) error { return nl.Quieten(v.Index) })
 	case inventory.FixMode:
-		return m.On(v.Device, func(nl *rtnl.Conn) error { return macvtap.SetMode(nl, v.Link, v.Want.Mode) })
+		return m.On(v.Device, func(nl *rtnl.Conn) error { return macvlan.SetMode(nl, v.Link, v.Want.Mode) })
 	case inventory.FixAltName:
 		return m.On(v.Device, func(nl *rtnl.Conn) error { return nl.AddAltName(v.Index, f.Name) })
 	case inventory.FixBridge:
 		return m.putOnBridge(v.Device, v.Home)
 	case inventory.FixPort:
-		return bridge.SetPort(m.NL, v.Home, v.Link, v.Want.PortConfig())
+		return bridges.SetPort(m.NL, v.Home, v.Link, v.Want.PortConfig())
 	case inventory.FixPortState:
 		return m.NL.SetPortState(v.Index, rtnl.Forwarding)
 	case inventory.FixLifetime:

@@ -10,9 +10,9 @@ import (
 	"time"
 
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
-	"vmnet/macvtap"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
@@ -63,7 +63,7 @@ func (s *namedTap) outOfTheWay(do func(context.Context) error) func(context.Cont
 			if err := do(ctx); err != nil {
 				return err
 			}
-			node := macvtap.NodeInTheWay(s.Link)
+			node := macvlan.NodeInTheWay(s.Link)
 			if node == "" {
 				return nil
 			}
@@ -97,13 +97,13 @@ func (s *namedMacvtap) steps(_ int, alias string, _ int) []step.Step {
 	}, s.settingsStep(""), {
 		Name: "node",
 		Text: fmt.Sprintf("see that %s has its node in /dev", s.name),
-		Do:   func(context.Context) error { return macvtap.MakeNode(s.m.NS, s.link) },
+		Do:   func(context.Context) error { return macvlan.MakeNode(s.m.NS, s.link) },
 	}}
 	return append(append(list, s.altNameSteps()...), step.Step{
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
 		Do: func(ctx context.Context) error {
-			return s.m.Retry(ctx, s.lower, func() error { return macvtap.Up(s.m.NL, s.link) })
+			return s.m.Retry(ctx, s.lower, func() error { return macvlan.Up(s.m.NL, s.link) })
 		},
 	})
 }
@@ -133,7 +133,7 @@ func (s *namedMacvtap) altNameSteps() []step.Step {
 
 func (s *namedMacvtap) create(ctx context.Context, alias string) error {
 	return s.m.Retry(ctx, s.lower, func() (err error) {
-		s.link, err = macvtap.CreateNamed(s.m.NL, s.config(), alias)
+		s.link, err = macvlan.CreateNamed(s.m.NL, s.lower, s.config(), alias)
 		return err
 	})
 }
@@ -194,14 +194,14 @@ func (m *Maker) Delete(dev *inventory.Device) error {
 	if dev.Tun != nil {
 		return m.removePersistent(dev)
 	}
-	number, err := macvtap.Number(m.NS, dev.Link)
+	number, err := macvlan.Number(m.NS, dev.Link)
 	if err != nil {
 		return rtnl.IgnoreNotExist(err)
 	}
 	if err := rtnl.IgnoreNotExist(m.NL.Delete(dev.Index)); err != nil {
 		return err
 	}
-	return macvtap.RemoveNode(dev.Link, number)
+	return macvlan.RemoveNode(dev.Link, number)
 }
 
 // removePersistent removes a persistent tap, where there is the device to do that with; else it is
@@ -239,7 +239,7 @@ func (m *Maker) ClearPersist(dev *inventory.Device, pid int) error {
 		return err
 	}
 	err = tun.Unpersist(pid, dev.Name, inode)
-	if node := macvtap.NodeInTheWay(dev.Link); errors.Is(err, fs.ErrNotExist) && node != "" {
+	if node := macvlan.NodeInTheWay(dev.Link); errors.Is(err, fs.ErrNotExist) && node != "" {
 		err = fmt.Errorf("%w (libvirt has opened %s in its place, of a macvtap in another netns)", err, node)
 	}
 	return err

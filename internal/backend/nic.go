@@ -9,9 +9,9 @@ import (
 	"maps"
 	"os"
 
-	"vmnet/bridge"
 	"vmnet/bridge/vswitch"
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/stablemac"
 	"vmnet/qmp"
 	"vmnet/step"
@@ -219,7 +219,7 @@ func (h *NIC) Result(dev *inventory.Device, changed bool) nic.Result {
 	if br == nil {
 		return res
 	}
-	res.ForwardIn = bridge.ForwardsIn(dev.Link, br)
+	res.ForwardIn = bridges.ForwardsIn(dev.Link, br)
 	if res.ForwardIn > 0 {
 		res.Notices = append(res.Notices, fmt.Sprintf("%s is %s, forwards in about %.0f s (%s runs STP)", dev.Name, dev.Port.State, res.ForwardIn.Seconds(), br.Name))
 	}

@@ -6,8 +6,9 @@ import (
 	"syscall"
 
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 )
 
 // exclusive are the kinds of masters that take all frames of their ports (by the kernel's one
@@ -16,9 +17,9 @@ var exclusive = []string{"bridge", "bond", "team", "openvswitch"}
 
 // MayBeParent refuses a device on which a macvtap, ipvtap or macvlan would hear nothing, or that
 // the kernel refuses.
-func (m *Maker) MayBeParent(kind macvtap.Kind, l *rtnl.Link) error {
+func (m *Maker) MayBeParent(kind vtap.Kind, l *rtnl.Link) error {
 	if master := m.MasterOf(l); master != nil && slices.Contains(exclusive, master.Kind) {
-		return macvtap.Explain(m.NL, fmt.Errorf("%s on %s: %w", kind, l.Name, syscall.EBUSY), kind, l)
+		return macvlan.Explain(m.NL, fmt.Errorf("%s on %s: %w", kind, l.Name, syscall.EBUSY), kind, l)
 	}
 	claimed, err := m.Claimed(l)
 	if err == nil && claimed {

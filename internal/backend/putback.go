@@ -1,8 +1,8 @@
 package backend
 
 import (
-	"vmnet/bridge"
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
 )
 
@@ -13,7 +13,7 @@ func (m *Maker) putOnBridge(dev *inventory.Device, br *rtnl.Link) error {
 		return err
 	}
 	if dev.IsPlain() || dev.Want.At == br.Index {
-		return bridge.AddPortWith(m.NL, br, dev.Link, dev.Want.PortConfig())
+		return bridges.AddPort(m.NL, br, dev.Link, dev.Want.PortConfig())
 	}
 	r := dev.Want
 	r.At = br.Index
@@ -21,5 +21,5 @@ func (m *Maker) putOnBridge(dev *inventory.Device, br *rtnl.Link) error {
 	if err != nil {
 		return err
 	}
-	return bridge.AddPortWith(m.NL, br, dev.Link, dev.Want.PortConfig(), rtnl.Alias(text))
+	return bridges.AddPort(m.NL, br, dev.Link, dev.Want.PortConfig(), rtnl.Alias(text))
 }

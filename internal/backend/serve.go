@@ -10,7 +10,7 @@ import (
 	"net"
 	"os"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
@@ -25,7 +25,7 @@ type (
 		VM      string  `json:"vm"`
 		NIC     string  `json:"nic"`
 		Bridge  string  `json:"bridge"`
-		Port    string  `json:"port"` // as bridge.PortConfig writes it
+		Port    string  `json:"port"` // as brport.Settings writes it
 		MAC     string  `json:"mac"`  // the guest's
 		Model   string  `json:"model"`
 		Queues  int     `json:"queues"`
@@ -101,7 +101,7 @@ func (s *service) serve(ctx context.Context) error {
 
 // Plan makes the host's half of a wish that its maker may have, and trusts nothing in it.
 func (s *service) Plan(ctx context.Context, w tapRequest) (*NIC, error) {
-	port, err := bridge.ParsePortConfig(w.Port)
+	port, err := brport.Parse(w.Port)
 	if err != nil {
 		return nil, step.WithStage(nic.ErrInvalid, err)
 	}

@@ -146,7 +146,7 @@ func addPortStep(sw, name string, p *control.Port, open func(context.Context) ([
 	tried := false
 	return step.Step{
 		Name: "port",
-		Text: fmt.Sprintf("switch %s: add-port %s, %s, holder %d%s, label %q", sw, name, p.Kind, p.Holder, portText(p.Config.PortConfig), p.Label),
+		Text: fmt.Sprintf("switch %s: add-port %s, %s, holder %d%s, label %q", sw, name, p.Kind, p.Holder, portText(p.Config.Settings), p.Label),
 		Do: func(ctx context.Context) error {
 			files, err := open(ctx)
 			if err != nil {

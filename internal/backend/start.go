@@ -7,7 +7,7 @@ import (
 	"slices"
 
 	"vmnet/internal/inventory"
-	"vmnet/macvtap"
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
@@ -143,7 +143,7 @@ func (m *Maker) Opened(name string) error {
 	case l.Tun != nil && l.Tun.Attached:
 		return nil
 	}
-	if node := macvtap.NodeInTheWay(l); node != "" {
+	if node := macvlan.NodeInTheWay(l); node != "" {
 		return fmt.Errorf("%w: libvirt has not opened %s, but %s in its place, of a macvtap in another netns", nic.ErrInUse, name, node)
 	}
 	return fmt.Errorf("libvirt has not opened %s", name)

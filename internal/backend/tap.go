@@ -7,8 +7,9 @@ import (
 	"os"
 	"time"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/stablemac"
@@ -34,14 +35,14 @@ type bridgeTap struct {
 }
 
 func (s *bridgeTap) Plan(_ context.Context, r *nic.Record) (err error) {
-	if s.br, err = bridge.Get(s.m.NL, s.Spec.Bridge); err != nil {
+	if s.br, err = bridges.Get(s.m.NL, s.Spec.Bridge); err != nil {
 		return err
 	}
 	s.name, s.altName = s.Spec.InterfaceName()
 	if s.br.MTU > maxTapMTU {
 		return fmt.Errorf("bridge %s: its MTU of %d bytes is more than the %d that a tap can have (ip link set %s mtu %d)", s.br.Name, s.br.MTU, maxTapMTU, s.br.Name, maxTapMTU)
 	}
-	if bridge.NoVLAN(s.br, s.Spec.Port) {
+	if bridges.NoVLAN(s.br, s.Spec.Port) {
 		return fmt.Errorf("bridge %s filters VLANs and has no default one (vlan_default_pvid 0), so that nothing would pass a port that is in none: name one with --vlan N, or several with --trunk", s.br.Name)
 	}
 	s.mtu = s.br.MTU
@@ -85,7 +86,7 @@ func (s *bridgeTap) portSteps(alias string) []step.Step {
 	return append(s.linkSteps(alias), step.Step{
 		Name: "port",
 		Text: fmt.Sprintf("RTM_SETLINK %s: master %s%s, up", s.name, s.br.Name, portText(s.Spec.Port)),
-		Do:   func(context.Context) error { return bridge.AddPortWith(s.m.NL, s.br, s.Link, s.Spec.Port) },
+		Do:   func(context.Context) error { return bridges.AddPort(s.m.NL, s.br, s.Link, s.Spec.Port) },
 	})
 }
 
@@ -103,7 +104,7 @@ func (s *bridgeTap) linkSteps(alias string) []step.Step {
 }
 
 // portText names the settings of a port for a step's text.
-func portText(cfg bridge.PortConfig) string {
+func portText(cfg brport.Settings) string {
 	if cfg.IsZero() {
 		return ""
 	}

@@ -16,7 +16,6 @@ import (
 	"vmnet/bridge"
 	"vmnet/internal/cli/console"
 	"vmnet/internal/kernel/netns"
-	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
 	"vmnet/testvm"
 )
@@ -66,10 +65,10 @@ func newLab(b *testing.B) *lab {
 		l.program, "vmnet/cmd/vmnet"); err != nil {
 		b.Fatal(err)
 	}
-	c, err := rtnl.Open(l.ns)
+	h, err := bridge.Open(l.ns.Path())
 	if err == nil {
-		err = bridge.Create(c, bridge.Config{Name: "br0"})
-		c.Close()
+		err = h.Create(bridge.Config{Name: "br0"})
+		h.Close()
 	}
 	if err == nil {
 		err = unix.Setns(int(l.ns.Handle()), unix.CLONE_NEWNET)

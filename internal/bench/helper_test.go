@@ -18,7 +18,6 @@ import (
 	"vmnet/bridge"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/netns"
-	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
 )
 
@@ -118,10 +117,10 @@ func newHelperLab(b *testing.B, uid int) *helperLab {
 	h.empty = h.build("empty", "", filepath.Join(h.dir, "empty.go"))
 	h.qemu = h.copyHelper()
 	ns := nstest.New(b)
-	c, err := rtnl.Open(ns)
+	host, err := bridge.Open(ns.Path())
 	h.must(err)
-	defer c.Close()
-	h.must(bridge.Create(c, bridge.Config{Name: "br0"}))
+	defer host.Close()
+	h.must(host.Create(bridge.Config{Name: "br0"}))
 	h.enter(ns)
 	return h
 }

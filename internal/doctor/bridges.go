@@ -5,7 +5,6 @@ import (
 	"strings"
 
 	"vmnet/bridge"
-	"vmnet/internal/kernel/rtnl"
 )
 
 // bridges checks the bridges of the netns.
@@ -45,12 +44,12 @@ func (m Machine) address(b bridge.Info) []Check {
 }
 
 func list(m Machine) ([]bridge.Info, error) {
-	c, err := rtnl.Open(m.NS)
+	h, err := bridge.Open(m.NS.Path())
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
-	return bridge.List(c)
+	defer h.Close()
+	return h.List()
 }
 
 func look(b bridge.Info) []Check {

@@ -206,8 +206,13 @@ func TestLive(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	h, err := bridge.Open(ns.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
 	for _, cfg := range []bridge.Config{{Name: "up0"}, {Name: "stp0", STP: true, MTU: 9000}, {Name: "down0"}} {
-		if err := bridge.Create(c, cfg); err != nil {
+		if err := h.Create(cfg); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -8,23 +8,25 @@ import (
 	"slices"
 	"strconv"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
 	"vmnet/internal/cli/console"
+	"vmnet/internal/kernel/bridges"
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/stablemac"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
 
 // View is what is read of a plugged NIC for its comparison. compare decides by it alone.
 type View struct {
 	*Device
-	Home    *rtnl.Link         // the bridge or parent device that the NIC belongs on; nil where there is none
-	port    *bridge.PortConfig // of a tap that is on home; nil else
-	claimed bool               // a userspace switch takes all frames of the parent device
-	vhosts  int                // open vhost-net fds of its VMM; -1 where that was not read
-	notRuns error              // why its switch, which has lost it, cannot take it back
+	Home    *rtnl.Link       // the bridge or parent device that the NIC belongs on; nil where there is none
+	port    *brport.Settings // of a tap that is on home; nil else
+	claimed bool             // a userspace switch takes all frames of the parent device
+	vhosts  int              // open vhost-net fds of its VMM; -1 where that was not read
+	notRuns error            // why its switch, which has lost it, cannot take it back
 }
 
 // A property is one thing in which a NIC can differ from what its record says. The table of them
@@ -140,7 +142,7 @@ func setting(v *View, what string, attrs ...rtnl.Attr) Remedy {
 func is(text string) func(*View) string { return func(*View) string { return text } }
 
 func (dev *Device) isTap() bool    { return dev.Tun != nil }
-func (dev *Device) isIPVtap() bool { return dev.Want.Type == string(macvtap.IPVtap) }
+func (dev *Device) isIPVtap() bool { return dev.Want.Type == string(vtap.IPVtap) }
 func (dev *Device) HasLink() bool  { return !dev.IsSocket() && !dev.Deleted }
 
 // onBridge reports whether the NIC belongs on a bridge of the kernel's.
@@ -154,13 +156,13 @@ var properties = []property{
 	{"host MAC", func(v *View) bool { return v.HasLink() }, wantMAC, foundMAC, mendMAC},
 	{"MTU", func(v *View) bool { return v.WantMTU() != 0 }, wantMTU, func(v *View) string { return strconv.Itoa(v.MTU) }, mendMTU},
 	{"IPv6 of the host", func(v *View) bool { return v.HasLink() }, is("off"), func(v *View) string { return nic.OnOff(v.HostIPv6) }, mendIPv6},
-	{"mode", func(v *View) bool { return v.Want.Mode != "" }, func(v *View) string { return v.Want.Mode }, func(v *View) string { return macvtap.ModeName(v.Link) }, mendMode},
+	{"mode", func(v *View) bool { return v.Want.Mode != "" }, func(v *View) string { return v.Want.Mode }, func(v *View) string { return macvlan.ModeName(v.Link) }, mendMode},
 	{"rx filter", func(v *View) bool { return v.Want.RxFilter != "" }, func(v *View) string { return v.Want.RxFilter }, func(v *View) string { return RxFilter(v.Device) }, mendRxFilter},
 	{"queues", (*View).countsQueues, func(v *View) string { return strconv.Itoa(v.Want.Queues) }, func(v *View) string { return strconv.Itoa(len(v.Holders[0].FDs)) }, byDetach},
 	{"vhost", func(v *View) bool { return v.Want.Vhost && v.vhosts >= 0 }, is("on"), func(v *View) string { return nic.OnOff(v.vhosts > 0) }, byDetach},
 	{"name", func(v *View) bool { return v.HasLink() && !v.IsPlain() }, wantName, foundName, mendName},
 	{"bridge", func(v *View) bool { return v.isTap() }, wantBridge, func(v *View) string { return v.MasterName }, mendBridge},
-	{"port", (*View).hasSettings, func(v *View) string { return v.Want.PortConfig().On(v.Home).String() }, func(v *View) string { return v.port.String() }, mendPort},
+	{"port", (*View).hasSettings, func(v *View) string { return bridges.Effective(v.Home, v.Want.PortConfig()).String() }, func(v *View) string { return v.port.String() }, mendPort},
 	{"VLAN", (*View).needsVLAN, is("one at least"), is(""), mendVLAN},
 	{"switch", (*View).knowsSeat, func(v *View) string { return "a port of switch " + v.Want.Source }, foundSeat, mendSeat},
 	{"settings", func(v *View) bool { return v.SwitchPort.Port != nil }, func(v *View) string { return settingsText(v.Want.SwitchPortConfig()) }, func(v *View) string { return settingsText(v.SwitchPort.Port.Config) }, mendSettings},
@@ -259,7 +261,7 @@ func mendIPv6(v *View) Remedy {
 // mendMode: the kernel refuses to change into or out of passthru, and forgets the senders of mode
 // source.
 func mendMode(v *View) Remedy {
-	found := macvtap.ModeName(v.Link)
+	found := macvlan.ModeName(v.Link)
 	if v.Want.Mode == "passthru" || found == "passthru" || v.Want.Mode == "source" {
 		return byDetach(v)
 	}
@@ -334,13 +336,13 @@ func (v *View) hasSettings() bool { return v.port != nil && (!v.IsPlain() || v.W
 
 func mendPort(v *View) Remedy {
 	want := v.Want.PortConfig()
-	text := fmt.Sprintf("port set to %s, it was %s", OrNothing(want.On(v.Home).String()), OrNothing(v.port.String()))
+	text := fmt.Sprintf("port set to %s, it was %s", OrNothing(bridges.Effective(v.Home, want).String()), OrNothing(v.port.String()))
 	return byReconcile(fmt.Sprintf("RTM_SETLINK %s, of AF_BRIDGE: %s", v.Name, OrNothing(want.String())), text, Fix{Kind: FixPort})
 }
 
 // needsVLAN reports whether the port should be, and is, in no VLAN of a bridge that filters them.
 func (v *View) needsVLAN() bool {
-	return v.hasSettings() && bridge.NoVLAN(v.Home, v.Want.PortConfig()) && bridge.NoVLAN(v.Home, *v.port)
+	return v.hasSettings() && bridges.NoVLAN(v.Home, v.Want.PortConfig()) && bridges.NoVLAN(v.Home, *v.port)
 }
 
 func mendVLAN(v *View) Remedy {

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/kernel/rtnl"
@@ -29,7 +29,7 @@ func tapView() *View {
 			MasterName: "br0", Holders: []nic.Holder{{PID: 1, FDs: []int{9, 10}}},
 		},
 		Home:   &rtnl.Link{Name: "br0", Index: 3, MTU: 1500, Up: true, Bridge: &rtnl.Bridge{CanFilterVLANs: true}},
-		port:   &bridge.PortConfig{Isolated: true},
+		port:   &brport.Settings{Isolated: true},
 		vhosts: 2,
 	}
 	return v

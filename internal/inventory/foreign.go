@@ -9,13 +9,15 @@ import (
 	"slices"
 	"strings"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/alias"
+	"vmnet/internal/kernel/bridges"
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/stablemac"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
 
@@ -23,10 +25,10 @@ import (
 type ForeignLink struct {
 	Interface string
 	Index     int
-	Type      string            // TypeTap or "macvtap"
-	MAC       net.HardwareAddr  // the link's own, which HasGuest compares with the guest's
-	Source    string            // the bridge that it is a port of, or its lower; empty for none
-	Port      bridge.PortConfig // how the port of a bridge is set
+	Type      string           // TypeTap or "macvtap"
+	MAC       net.HardwareAddr // the link's own, which HasGuest compares with the guest's
+	Source    string           // the bridge that it is a port of, or its lower; empty for none
+	Port      brport.Settings  // how the port of a bridge is set
 	State     nic.State
 	MTU       int   // bytes
 	Queues    []int // the process's fds, ascending
@@ -68,7 +70,7 @@ func (h *Host) ForeignWithin(pid int, left *Allowance) ([]ForeignLink, error) {
 	var nodes []procfd.File
 	procfd.First(pid, min(left.Files, maxProcessFiles), func(f procfd.File) {
 		left.Files--
-		isTap, isNode := tun.LooksLikeQueue(f), macvtap.LooksLikeQueue(f)
+		isTap, isNode := tun.LooksLikeQueue(f), macvlan.LooksLikeQueue(f)
 		if !isTap && !isNode || left.Closer == 0 {
 			return
 		}
@@ -111,7 +113,7 @@ func (h *Host) foreignTap(l *rtnl.Link, fds []int) ForeignLink {
 		Source: h.MasterName(l), Link: l,
 	}
 	if br, err := h.PortBridge(l); err == nil {
-		f.Port, _ = bridge.ReadPort(h.NL, br, l)
+		f.Port, _ = bridges.ReadPort(h.NL, br, l)
 	}
 	return f
 }
@@ -121,23 +123,23 @@ func (h *Host) foreignTap(l *rtnl.Link, fds []int) ForeignLink {
 func (h *Host) foreignMacvtaps(nodes []procfd.File) ([]ForeignLink, error) {
 	queues := map[uint64][]int{} // fds by the node's number
 	for _, f := range nodes {
-		if number, ok := macvtap.NumberOf(f); ok {
+		if number, ok := macvlan.NumberOf(f); ok {
 			queues[number] = append(queues[number], f.FD)
 		}
 	}
 	if len(queues) == 0 {
 		return nil, nil
 	}
-	links, err := h.NL.Links(string(macvtap.Macvtap), 0)
+	links, err := h.NL.Links(string(vtap.Macvtap), 0)
 	if err != nil {
 		return nil, err
 	}
 	var found []ForeignLink
 	for _, l := range links {
-		if !IsForeign(l, string(macvtap.Macvtap)) {
+		if !IsForeign(l, string(vtap.Macvtap)) {
 			continue
 		}
-		number, err := macvtap.Number(h.NS, l)
+		number, err := macvlan.Number(h.NS, l)
 		if errors.Is(err, fs.ErrNotExist) { // gone meanwhile
 			continue
 		}
@@ -150,7 +152,7 @@ func (h *Host) foreignMacvtaps(nodes []procfd.File) ([]ForeignLink, error) {
 		}
 		slices.Sort(fds)
 		f := ForeignLink{
-			Interface: l.Name, Index: l.Index, Type: string(macvtap.Macvtap), MAC: l.MAC, State: LinkState(l), MTU: l.MTU, Queues: fds, Link: l,
+			Interface: l.Name, Index: l.Index, Type: string(vtap.Macvtap), MAC: l.MAC, State: LinkState(l), MTU: l.MTU, Queues: fds, Link: l,
 		}
 		if lower, err := h.NL.LinkByIndex(l.Lower); err == nil && l.LowerNS < 0 {
 			f.Source = lower.Name

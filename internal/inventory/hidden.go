@@ -1,8 +1,8 @@
 package inventory
 
 import (
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
-	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"
 )
 
@@ -20,7 +20,7 @@ func (h *Host) hidden(known []Device, vm string) ([]nic.NIC, error) {
 			seen[h.netnsID(dev)] = true
 		}
 	}
-	devices, err := macvtap.Everywhere(h.NL)
+	devices, err := macvlan.Everywhere(h.NL)
 	var nics []nic.NIC
 	for _, d := range devices {
 		if r, ok := nic.ParseRecord(d.Alias); ok && d.LowerNS == self && !seen[d.NetnsID] && (vm == "" || r.VM == vm) {

@@ -11,12 +11,12 @@ import (
 	"slices"
 	"strings"
 
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/vmm/qemu"
-	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"
 )
 
@@ -410,10 +410,10 @@ func (h *Host) QueuesOf(dev *Device, pid int) (fds []int, err error) {
 		return nil, nil
 	case dev.NetnsFile != nil:
 		// None is known where we may not look.
-		_ = h.withinOpen(dev, func(ns *netns.NS) error { fds, err = macvtap.QueuesOf(pid, ns, dev.Link); return err })
+		_ = h.withinOpen(dev, func(ns *netns.NS) error { fds, err = macvlan.QueuesOf(pid, ns, dev.Link); return err })
 		return fds, nil
 	case dev.Tun == nil:
-		return macvtap.QueuesOf(pid, h.NS, dev.Link)
+		return macvlan.QueuesOf(pid, h.NS, dev.Link)
 	}
 	inode, err := h.NS.Inode()
 	if err != nil {

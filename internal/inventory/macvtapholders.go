@@ -3,10 +3,10 @@ package inventory
 import (
 	"syscall"
 
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/vmm/qemu"
-	"vmnet/macvtap"
 	"vmnet/tapmgr/nic"
 )
 
@@ -63,7 +63,7 @@ func (op *openFiles) lookAtGuests(links []*rtnl.Link) error {
 func (op *openFiles) lookAtGuest(pid int) {
 	delete(op.nodes, pid)
 	procfd.First(pid, maxGuestFiles, func(f procfd.File) {
-		if macvtap.LooksLikeQueue(f) {
+		if macvlan.LooksLikeQueue(f) {
 			op.nodes[pid] = append(op.nodes[pid], procfd.File{PID: pid, FD: f.FD, UID: f.UID})
 		}
 	})
@@ -89,7 +89,7 @@ func isVouched(p qemu.Process) bool {
 // addNodeHolders notes who has the node of a macvtap in the Manager's netns open.
 func (h *Host) addNodeHolders(dev *Device, op *openFiles) {
 	if len(op.nodes) > 0 {
-		number, err := macvtap.Number(h.NS, dev.Link)
+		number, err := macvlan.Number(h.NS, dev.Link)
 		if err != nil {
 			return
 		}

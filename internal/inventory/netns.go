@@ -4,10 +4,11 @@ import (
 	"context"
 	"slices"
 
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
 
@@ -55,7 +56,7 @@ func (h *Host) hasLower(ns *netns.NS, nl *rtnl.Conn, l *rtnl.Link, r nic.Record)
 		id, err := nl.NetnsID(h.NS)
 		return err == nil && id == l.LowerNS
 	}
-	if l.Kind != string(macvtap.IPVtap) {
+	if l.Kind != string(vtap.IPVtap) {
 		return false
 	}
 	owner, err := ns.Owner()
@@ -101,7 +102,7 @@ func (h *Host) inSpace(f procfd.File, inode uint64) (found *Device) {
 			return err
 		}
 		defer nl.Close()
-		for _, kind := range []macvtap.Kind{macvtap.Macvtap, macvtap.IPVtap} {
+		for _, kind := range []vtap.Kind{vtap.Macvtap, vtap.IPVtap} {
 			links, err := nl.Links(string(kind), 0)
 			if err != nil {
 				return err
@@ -127,7 +128,7 @@ func (h *Host) inSpace(f procfd.File, inode uint64) (found *Device) {
 // look.
 func (h *Host) macvtapQueues(op *openFiles, dev *Device) {
 	_ = h.withinOpen(dev, func(ns *netns.NS) error {
-		number, err := macvtap.Number(ns, dev.Link)
+		number, err := macvlan.Number(ns, dev.Link)
 		if err != nil {
 			return err
 		}

@@ -7,11 +7,12 @@ import (
 	"sync"
 
 	"vmnet/internal/alias"
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
 
@@ -162,7 +163,7 @@ func (op *openFiles) visit(f procfd.File) {
 		} else if known, ok := op.queues[name]; ok {
 			op.queues[name] = append(known, f)
 		}
-	case macvtap.LooksLikeQueue(procfd.File{Target: target}) && op.within(f.UID, "files", MaxCloser):
+	case macvlan.LooksLikeQueue(procfd.File{Target: target}) && op.within(f.UID, "files", MaxCloser):
 		op.nodes[f.PID] = append(op.nodes[f.PID], f)
 	}
 }
@@ -208,7 +209,7 @@ func (op *openFiles) nodesOf(number uint64) []procfd.File {
 		op.devices = map[uint64][]procfd.File{}
 		for _, files := range op.nodes {
 			for _, f := range files {
-				if n, ok := macvtap.NumberOf(f); ok {
+				if n, ok := macvlan.NumberOf(f); ok {
 					op.devices[n] = append(op.devices[n], f)
 				}
 			}
@@ -221,7 +222,7 @@ func (op *openFiles) nodesOf(number uint64) []procfd.File {
 // macvtaps that were handed over by name.
 func (h *Host) ownLinks() ([]*rtnl.Link, error) {
 	var found []*rtnl.Link
-	for _, kind := range []string{"tun", string(macvtap.Macvtap), string(macvtap.IPVtap)} {
+	for _, kind := range []string{"tun", string(vtap.Macvtap), string(vtap.IPVtap)} {
 		all, err := h.NL.Links(kind, 0)
 		if err != nil {
 			return nil, err

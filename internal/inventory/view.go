@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 
-	"vmnet/bridge"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/vhost"
 )
@@ -23,7 +23,7 @@ func (h *Host) View(dev *Device) (*View, error) {
 		errs = append(errs, err)
 	}
 	if dev.onBridge() && v.Home != nil && dev.Master == v.Home.Index {
-		found, err := bridge.ReadPort(h.NL, v.Home, dev.Link)
+		found, err := bridges.ReadPort(h.NL, v.Home, dev.Link)
 		if err == nil {
 			v.port = &found
 		} else {

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/access/plaintap"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
@@ -57,7 +57,7 @@ func TestLiveAddressIsSetBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plain, err := plaintap.Make(h.ns, h.nl, 1000, "br0", bridge.PortConfig{}, true)
+	plain, err := plaintap.Make(h.ns, h.nl, 1000, "br0", brport.Settings{}, true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,7 @@ import (
 
 	"github.com/digitalocean/go-qemu/qmp/raw"
 
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/qmp"
 	"vmnet/qmp/goqemu"
 )
@@ -48,7 +48,7 @@ func (b bounded) Run(command []byte) ([]byte, error) {
 // the list that are not multicast, since the guest wrote the list.
 func groupsOf(f raw.RxFilterInfo) (groups []net.HardwareAddr, all bool) {
 	switch {
-	case f.Promiscuous, f.Multicast == raw.RxStateAll, f.MulticastOverflow, len(f.MulticastTable) > macvtap.MaxGroups:
+	case f.Promiscuous, f.Multicast == raw.RxStateAll, f.MulticastOverflow, len(f.MulticastTable) > vtap.MaxGroups:
 		return nil, true
 	case f.Multicast == raw.RxStateNone:
 		return nil, false

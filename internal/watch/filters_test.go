@@ -12,7 +12,7 @@ import (
 	"github.com/digitalocean/go-qemu/qmp/raw"
 	"github.com/google/go-cmp/cmp"
 
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/qmp"
 )
 
@@ -103,7 +103,7 @@ func FuzzFilters(f *testing.F) {
 		}
 		for _, filter := range filters {
 			groups, all := groupsOf(filter)
-			if len(groups) > macvtap.MaxGroups || all && groups != nil {
+			if len(groups) > vtap.MaxGroups || all && groups != nil {
 				t.Errorf("%d groups, all is %v", len(groups), all)
 			}
 		}
@@ -122,7 +122,7 @@ func TestGroupsOf(t *testing.T) {
 		"none":            {filter(raw.RxStateNone, table...), nil, false},
 		"all":             {filter(raw.RxStateAll), nil, true},
 		"too many for it": {raw.RxFilterInfo{MulticastOverflow: true, MulticastTable: table}, nil, true},
-		"too many for us": {filter(raw.RxStateNormal, make([]string, macvtap.MaxGroups+1)...), nil, true},
+		"too many for us": {filter(raw.RxStateNormal, make([]string, vtap.MaxGroups+1)...), nil, true},
 		"no driver yet":   {raw.RxFilterInfo{Promiscuous: true}, nil, true},
 		"nothing":         {filter(raw.RxStateNormal), nil, false},
 	} {

@@ -50,9 +50,19 @@ func newHost(t testing.TB) *host {
 
 func (h *host) bridge(name string) {
 	h.Helper()
-	if err := bridge.Create(h.nl, bridge.Config{Name: name}); err != nil {
+	if err := h.bridges().Create(bridge.Config{Name: name}); err != nil {
 		h.Fatal(err)
 	}
+}
+
+func (h *host) bridges() *bridge.Host {
+	h.Helper()
+	b, err := bridge.Open(h.ns.Path())
+	if err != nil {
+		h.Fatal(err)
+	}
+	h.Cleanup(b.Close)
+	return b
 }
 
 // watch runs until the test ends, or stop is called. It is ready when watch returns.
@@ -180,7 +190,7 @@ func (h *host) portOf(name string) (bridgeName, port string) {
 	if err != nil {
 		h.Fatal(err)
 	}
-	cfg, err := bridge.ReadPort(h.nl, br, l)
+	cfg, err := h.bridges().ReadPort(br.Name, name)
 	if err != nil {
 		h.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/nstest"
 	"vmnet/libvirt"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/qmp"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
@@ -50,7 +50,7 @@ func (h *host) within(d time.Duration) context.Context {
 func mirrored(t nic.Target) nic.Spec {
 	return nic.Spec{
 		Target: t, NIC: "net0",
-		Vhost: nic.VhostOff, Lower: &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0", RxFilter: nic.RxMirror},
+		Vhost: nic.VhostOff, Lower: &nic.Lower{Kind: vtap.Macvtap, Device: "eth0", RxFilter: nic.RxMirror},
 	}
 }
 

@@ -7,7 +7,7 @@ import (
 	"slices"
 	"sync"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/libvirthook/declared"
 	"vmnet/libvirt"
@@ -22,7 +22,7 @@ import (
 // guest's VLAN; but renaming the tap takes CAP_NET_ADMIN. For a tap of another name, libvirt must
 // say whose it is.
 type ports struct {
-	set    func(index int, mac net.HardwareAddr, cfg bridge.PortConfig) (changed bool, err error)
+	set    func(index int, mac net.HardwareAddr, cfg brport.Settings) (changed bool, err error)
 	report func(Report)
 
 	mu      sync.Mutex
@@ -41,11 +41,11 @@ type declaration struct {
 type claim struct {
 	domain string
 	mac    net.HardwareAddr
-	cfg    bridge.PortConfig
+	cfg    brport.Settings
 	target string // the tap's name, if libvirt has reported it
 }
 
-func newPorts(set func(int, net.HardwareAddr, bridge.PortConfig) (bool, error), report func(Report)) *ports {
+func newPorts(set func(int, net.HardwareAddr, brport.Settings) (bool, error), report func(Report)) *ports {
 	return &ports{
 		set: set, report: report, domains: map[domainxml.UUID]declaration{}, byMAC: map[string][]claim{},
 		done: map[int]string{},
@@ -117,10 +117,10 @@ func (p *ports) claimOf(tap net.HardwareAddr) (c claim, ok bool) {
 
 // declaredFor returns the settings for the port of a domain's interface, from the domain's
 // declaration and from libvirt's own settings.
-func (p *ports) declaredFor(dom domainxml.UUID, x domainxml.Interface) bridge.PortConfig {
+func (p *ports) declaredFor(dom domainxml.UUID, x domainxml.Interface) brport.Settings {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var cfg bridge.PortConfig
+	var cfg brport.Settings
 	for _, n := range p.domains[dom].nics {
 		if bytes.Equal(n.MAC, x.MAC) {
 			cfg = n.Port

@@ -7,7 +7,7 @@ import (
 	"net"
 	"testing"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/libvirthook/declared"
 	"vmnet/libvirt"
@@ -18,12 +18,12 @@ func guestMAC(last byte) net.HardwareAddr { return net.HardwareAddr{0x52, 0x54, 
 
 func tapMAC(last byte) net.HardwareAddr { return net.HardwareAddr{0xfe, 0x54, 0, 0, 0, last} }
 
-var isolated = bridge.PortConfig{Isolated: true}
+var isolated = brport.Settings{Isolated: true}
 
 // recorded is a ports whose kernel is a list, and which answers as err says.
 func recorded(err *error) (p *ports, set *[]string, reports *[]Report) {
 	set, reports = &[]string{}, &[]Report{}
-	p = newPorts(func(index int, mac net.HardwareAddr, cfg bridge.PortConfig) (bool, error) {
+	p = newPorts(func(index int, mac net.HardwareAddr, cfg brport.Settings) (bool, error) {
 		*set = append(*set, fmt.Sprint(index, mac, cfg))
 		return *err == nil, *err
 	}, func(r Report) { *reports = append(*reports, r) })
@@ -34,7 +34,7 @@ func domain(n byte) libvirt.Domain {
 	return libvirt.Domain{Name: fmt.Sprint("web", n), UUID: domainxml.UUID{n}}
 }
 
-func nics(cfg bridge.PortConfig, macs ...net.HardwareAddr) (all []declared.NIC) {
+func nics(cfg brport.Settings, macs ...net.HardwareAddr) (all []declared.NIC) {
 	for _, mac := range macs {
 		all = append(all, declared.NIC{MAC: mac, Port: cfg})
 	}
@@ -118,9 +118,9 @@ func TestPortsFollowWhatIsDeclared(t *testing.T) {
 	link(false)
 	p.declare(domain(1), nics(isolated, guestMAC(1), guestMAC(2)))
 	link(true)
-	p.declare(domain(1), nics(bridge.PortConfig{VLAN: 20}, guestMAC(1)))
+	p.declare(domain(1), nics(brport.Settings{VLAN: 20}, guestMAC(1)))
 	link(true)
-	p.declare(domain(2), nics(bridge.PortConfig{VLAN: 20}, guestMAC(1)))
+	p.declare(domain(2), nics(brport.Settings{VLAN: 20}, guestMAC(1)))
 	link(false) // they agree
 	p.declare(domain(2), nics(isolated, guestMAC(1)))
 	p.forget(7)
@@ -139,7 +139,7 @@ func TestPortsFollowWhatIsDeclared(t *testing.T) {
 func TestPortsOfStrangersAreLeftAlone(t *testing.T) {
 	var none error
 	p, set, _ := recorded(&none)
-	all := nics(bridge.PortConfig{VLAN: 20}, guestMAC(1))
+	all := nics(brport.Settings{VLAN: 20}, guestMAC(1))
 	p.declare(domain(1), all)
 	named := tap(7, tapMAC(1), 3)
 	named.Name = "tap7"
@@ -157,16 +157,16 @@ func TestPortsOfStrangersAreLeftAlone(t *testing.T) {
 
 func TestDeclaredForAnInterface(t *testing.T) {
 	p := newPorts(nil, nil)
-	p.declare(domain(1), nics(bridge.PortConfig{VLAN: 20}, guestMAC(1)))
+	p.declare(domain(1), nics(brport.Settings{VLAN: 20}, guestMAC(1)))
 	for _, test := range []struct {
 		dom  byte
 		x    domainxml.Interface
-		want bridge.PortConfig
+		want brport.Settings
 	}{
-		{1, domainxml.Interface{MAC: guestMAC(1)}, bridge.PortConfig{VLAN: 20}},
-		{1, domainxml.Interface{MAC: guestMAC(1), Isolated: true}, bridge.PortConfig{VLAN: 20, Isolated: true}},
+		{1, domainxml.Interface{MAC: guestMAC(1)}, brport.Settings{VLAN: 20}},
+		{1, domainxml.Interface{MAC: guestMAC(1), Isolated: true}, brport.Settings{VLAN: 20, Isolated: true}},
 		{1, domainxml.Interface{MAC: guestMAC(2), Isolated: true}, isolated},
-		{2, domainxml.Interface{MAC: guestMAC(1)}, bridge.PortConfig{}},
+		{2, domainxml.Interface{MAC: guestMAC(1)}, brport.Settings{}},
 	} {
 		if got := p.declaredFor(domainxml.UUID{test.dom}, test.x); !got.Equal(test.want) {
 			t.Errorf("%+v of domain %d: %q, want %q", test.x, test.dom, got, test.want)

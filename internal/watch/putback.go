@@ -4,7 +4,7 @@ import (
 	"context"
 	"slices"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
 	"vmnet/tapmgr/nic"
@@ -78,7 +78,7 @@ func (w *watcher) putBackInterface(def *domainxml.Definition, x domainxml.Interf
 	return err != nil
 }
 
-func settingsText(cfg bridge.PortConfig) string {
+func settingsText(cfg brport.Settings) string {
 	if cfg.IsZero() {
 		return ""
 	}

@@ -15,7 +15,7 @@ import (
 	"slices"
 	"strings"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/alias"
 	"vmnet/internal/backend"
 	"vmnet/internal/inventory"
@@ -62,8 +62,8 @@ func (a Access) NIC() nic.NIC {
 // it names no guest.
 const aliasPrefix = alias.Prefix + "host-access lower="
 
-// macvlan is the link of an Access as it is now.
-type macvlan struct {
+// accessLink is the link of an Access as it is now.
+type accessLink struct {
 	*rtnl.Link
 	parent    string // its present name, or the alias's if it was moved to another netns
 	addresses []netip.Prefix
@@ -88,12 +88,12 @@ func (h *Host) List() ([]Access, error) {
 	return list, nil
 }
 
-func (h *Host) macvlans() ([]macvlan, error) {
+func (h *Host) macvlans() ([]accessLink, error) {
 	links, err := h.maker.NL.Links(Type, 0)
 	if err != nil {
 		return nil, err
 	}
-	var found []macvlan
+	var found []accessLink
 	for _, l := range links {
 		m, ok := h.recognize(l)
 		if !ok {
@@ -104,14 +104,14 @@ func (h *Host) macvlans() ([]macvlan, error) {
 		}
 		found = append(found, m)
 	}
-	slices.SortFunc(found, func(a, b macvlan) int {
+	slices.SortFunc(found, func(a, b accessLink) int {
 		return cmp.Or(strings.Compare(a.parent, b.parent), strings.Compare(a.Name, b.Name))
 	})
 	return found, nil
 }
 
 // recognize reports whether a macvlan is an Access.
-func (h *Host) recognize(l *rtnl.Link) (macvlan, bool) {
+func (h *Host) recognize(l *rtnl.Link) (accessLink, bool) {
 	parent := ""
 	if l.LowerNS < 0 {
 		if real, err := h.maker.NL.LinkByIndex(l.Lower); err == nil {
@@ -124,18 +124,18 @@ func (h *Host) recognize(l *rtnl.Link) (macvlan, bool) {
 // recognize decides whether a macvlan is an Access: by its alias or, if that is not set yet, by a
 // name and an address that nobody else would choose. parent is the present name of its parent
 // device; empty if that is in another netns.
-func recognize(l *rtnl.Link, parent string) (m macvlan, ok bool) {
+func recognize(l *rtnl.Link, parent string) (m accessLink, ok bool) {
 	text, ok := strings.CutPrefix(l.Alias, aliasPrefix)
 	named, err := url.PathUnescape(text)
-	ok = ok && err == nil && bridge.ValidName(named)
+	ok = ok && err == nil && brport.ValidName(named)
 	parent = cmp.Or(parent, named)
 	name, _ := nic.InterfaceName(parent, "host")
 	unnamed := l.Alias == "" && l.Name == name && l.MAC.String() == macOf(parent).String()
-	return macvlan{Link: l, parent: parent, unnamed: unnamed}, ok || unnamed
+	return accessLink{Link: l, parent: parent, unnamed: unnamed}, ok || unnamed
 }
 
 // on returns the macvlan of the Access on a parent device; nil if there is none.
-func (h *Host) on(parent string) (*macvlan, error) {
+func (h *Host) on(parent string) (*accessLink, error) {
 	all, err := h.macvlans()
 	for _, m := range all {
 		if m.parent == parent {
@@ -145,7 +145,7 @@ func (h *Host) on(parent string) (*macvlan, error) {
 	return nil, err
 }
 
-func (h *Host) describe(m macvlan) Access {
+func (h *Host) describe(m accessLink) Access {
 	state := inventory.LinkState(m.Link)
 	if m.unnamed {
 		state = nic.Incomplete
@@ -165,7 +165,7 @@ func (h *Host) describe(m macvlan) Access {
 
 // shadowed names the networks in which the parent device has one of addrs as well. The kernel then
 // sends what is for guests through the parent device, whose route it usually finds first.
-func shadowed(m macvlan, addrs []netip.Prefix) (notices []string) {
+func shadowed(m accessLink, addrs []netip.Prefix) (notices []string) {
 	for _, a := range m.addresses {
 		i := slices.IndexFunc(addrs, a.Overlaps)
 		if i >= 0 {

@@ -43,7 +43,7 @@ func TestRecognize(t *testing.T) {
 }
 
 func TestShadowed(t *testing.T) {
-	m := macvlan{Link: &rtnl.Link{Name: "eth0-host"}, parent: "eth0", addresses: prefixes("10.9.0.1/24", "192.0.2.9/24", "fd00:9::1/64")}
+	m := accessLink{Link: &rtnl.Link{Name: "eth0-host"}, parent: "eth0", addresses: prefixes("10.9.0.1/24", "192.0.2.9/24", "fd00:9::1/64")}
 	for name, tc := range map[string]struct {
 		addrs []netip.Prefix
 		want  int
@@ -85,11 +85,11 @@ func TestValidate(t *testing.T) {
 
 // TestSteps: what is missing of a macvlan is added, and nothing else changes.
 func TestSteps(t *testing.T) {
-	whole := &macvlan{Link: &rtnl.Link{Name: "eth0-host", Up: true}, addresses: prefixes("10.9.0.1/24")}
-	down := &macvlan{Link: &rtnl.Link{Name: "eth0-host"}}
-	unnamed := &macvlan{Link: &rtnl.Link{Name: "enp0s31f6-long", AltNames: []string{"long"}}, unnamed: true}
+	whole := &accessLink{Link: &rtnl.Link{Name: "eth0-host", Up: true}, addresses: prefixes("10.9.0.1/24")}
+	down := &accessLink{Link: &rtnl.Link{Name: "eth0-host"}}
+	unnamed := &accessLink{Link: &rtnl.Link{Name: "enp0s31f6-long", AltNames: []string{"long"}}, unnamed: true}
 	for name, tc := range map[string]struct {
-		there   *macvlan
+		there   *accessLink
 		altName string
 		addrs   []netip.Prefix
 		want    []string

@@ -13,8 +13,8 @@ import (
 	"syscall"
 
 	"vmnet/internal/alias"
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/macvtap"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
@@ -133,13 +133,13 @@ func (h *Host) mayBeParent(l *rtnl.Link) error {
 	if l.Macvlan != nil || l.IPVlan != nil {
 		return fmt.Errorf("%s is a %s itself: name the device that it sits on", l.Name, l.Kind)
 	}
-	if err := macvtap.CheckLower(Type, l); err != nil {
+	if err := macvlan.CheckLower(Type, l); err != nil {
 		return err
 	}
 	if err := h.maker.MayBeParent(Type, l); err != nil {
 		return err
 	}
-	if wireless, err := macvtap.IsWireless(h.maker.NS, l.Name); err == nil && wireless {
+	if wireless, err := macvlan.IsWireless(h.maker.NS, l.Name); err == nil && wireless {
 		return fmt.Errorf("%s is a Wi-Fi card: access points drop frames with another sender address than the card's, so a macvlan or macvtap on it gets no answers (use a bridge of its own for host and guests, and route)", l.Name)
 	}
 	return nil
@@ -200,7 +200,7 @@ func (c *completion) createStep() step.Step {
 }
 
 func (c *completion) explain(err error) error {
-	return macvtap.Explain(c.maker.NL, err, Type, c.parentLink)
+	return macvlan.Explain(c.maker.NL, err, Type, c.parentLink)
 }
 
 // remove removes what createStep made.
@@ -219,7 +219,7 @@ func (c *completion) remove() error {
 }
 
 // steps complete a macvlan. there is nil if a step before makes it.
-func (c *completion) steps(there *macvlan, addrs []netip.Prefix) (list []step.Step) {
+func (c *completion) steps(there *accessLink, addrs []netip.Prefix) (list []step.Step) {
 	if there == nil || there.unnamed {
 		list = append(list, c.aliasStep())
 		if c.altName != "" && (there == nil || !slices.Contains(there.AltNames, c.altName)) {

@@ -8,10 +8,10 @@ import (
 	"strconv"
 	"strings"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/alias"
 	"vmnet/internal/kernel/procfd"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 )
 
 // Phase is what an alias says of work under way.
@@ -32,7 +32,7 @@ type Record struct {
 	Source   string       // the bridge, lower or switch
 	Switch   bool         // Source is a userspace switch
 	At       int          // interface index of the bridge; 0 where that is not known
-	Port     string       // settings of the port, as bridge.PortConfig writes them
+	Port     string       // settings of the port, as brport.Settings writes them
 	Limits   SwitchLimits // further ones of a switch's port
 	Netns    uint64       // inode of the Manager's, of a socket, which is in none, and of an ipvtap; 0 of all else
 	Mode     string       // of a macvtap or ipvtap
@@ -50,8 +50,8 @@ type Record struct {
 }
 
 // PortConfig is how the bridge port should be.
-func (r Record) PortConfig() bridge.PortConfig {
-	cfg, _ := bridge.ParsePortConfig(r.Port) // ParseRecord has tried it
+func (r Record) PortConfig() brport.Settings {
+	cfg, _ := brport.Parse(r.Port) // ParseRecord has tried it
 	return cfg
 }
 
@@ -137,7 +137,7 @@ func ParseRecord(text string) (r Record, ok bool) {
 			return Record{}, false
 		}
 	}
-	known := r.Type == TypeTap || r.Type == TypeSocket && r.Switch || r.Type == string(macvtap.Macvtap) || r.Type == string(macvtap.IPVtap)
+	known := r.Type == TypeTap || r.Type == TypeSocket && r.Switch || r.Type == string(vtap.Macvtap) || r.Type == string(vtap.IPVtap)
 	return r, known && ValidVM(r.VM) == nil && ValidNIC(r.NIC) == nil && r.Queues >= 1 && len(r.MAC) == 6
 }
 
@@ -155,7 +155,7 @@ func (r *Record) set(key, value string) bool {
 		r.Source = value
 	case "port":
 		r.Port = value
-		_, err = bridge.ParsePortConfig(value)
+		_, err = brport.Parse(value)
 	case "switch":
 		r.Switch = value == "on"
 	case "lock", "storm", "addresses":

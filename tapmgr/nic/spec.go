@@ -11,8 +11,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"vmnet/bridge"
-	"vmnet/macvtap"
+	"vmnet/bridge/brport"
+	"vmnet/macvtap/vtap"
 	"vmnet/step"
 )
 
@@ -31,7 +31,7 @@ type Spec struct {
 	Bridge        string            // the bridge that a tap becomes a port of; or else:
 	Lower         *Lower            // the device that a macvtap or ipvtap sits on; or:
 	Switch        *Switch           // the userspace switch that it becomes a port of
-	Port          bridge.PortConfig // how the port of bridge or switch is set
+	Port          brport.Settings   // how the port of bridge or switch is set
 	MAC           net.HardwareAddr  // of the guest's side; nil means DefaultMAC, or the lower's where it has to be that
 	MTU           int               // bytes, told to the guest; 0 means the bridge's or the lower's, 1500 on a switch
 	Queues        int               // queue pairs; 0 means 1, QueuesAuto the number of vCPUs
@@ -56,9 +56,9 @@ const (
 
 // Lower says how a NIC sits on a network card without a bridge.
 type Lower struct {
-	Kind      macvtap.Kind
+	Kind      vtap.Kind
 	Device    string             // the lower's interface name
-	Mode      string             // of macvtap.Modes(Kind); empty means the first of them
+	Mode      string             // of vtap.Modes(Kind); empty means the first of them
 	NoPromisc bool               // mode passthru: do not make the lower promiscuous
 	Sources   []net.HardwareAddr // mode source: whom the guest hears
 	Flag      string             // ipvtap: "bridge", "private", "vepa"
@@ -129,7 +129,7 @@ func (s Spec) WithDefaults() Spec {
 	}
 	if s.Lower != nil {
 		lower := *s.Lower
-		lower.Mode = cmp.Or(lower.Mode, macvtap.Modes(lower.Kind)[0])
+		lower.Mode = cmp.Or(lower.Mode, vtap.Modes(lower.Kind)[0])
 		lower.RxFilter = cmp.Or(lower.RxFilter, RxAllMulti)
 		s.Lower = &lower
 	}
@@ -214,7 +214,7 @@ func (s Spec) validateHost() error {
 		return fmt.Errorf("neither bridge nor lower nor switch is named (--bridge, --macvtap, --ipvtap or --switch)")
 	case s.Bridge != "" && s.Lower != nil, s.Switch != nil && (s.Bridge != "" || s.Lower != nil):
 		return fmt.Errorf("a NIC is either on a bridge, on a lower or on a switch")
-	case s.Bridge != "" && !bridge.ValidName(s.Bridge):
+	case s.Bridge != "" && !brport.ValidName(s.Bridge):
 		return fmt.Errorf("bridge name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", s.Bridge)
 	case s.MTU != 0 && (s.MTU < minMTU || s.MTU > maxMTU):
 		return fmt.Errorf("MTU %d: want %d to %d bytes", s.MTU, minMTU, maxMTU)
@@ -222,7 +222,7 @@ func (s Spec) validateHost() error {
 		return fmt.Errorf("vhost %q: want auto, on or off", s.Vhost)
 	case s.Via != "" && s.Via != ViaLibvirt && s.Via != ViaMonitor:
 		return fmt.Errorf("via %q: want %s or %s", s.Via, ViaLibvirt, ViaMonitor)
-	case s.Device != "" && !bridge.ValidName(s.Device):
+	case s.Device != "" && !brport.ValidName(s.Device):
 		return fmt.Errorf("interface name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", s.Device)
 	case s.Via == ViaMonitor && s.Persistent:
 		return fmt.Errorf("libvirt cannot store a NIC that it does not know (--persistent without --via monitor)")
@@ -255,7 +255,7 @@ func (l *Lower) validate(mac net.HardwareAddr) error {
 	switch {
 	case l == nil:
 		return nil
-	case !bridge.ValidName(l.Device):
+	case !brport.ValidName(l.Device):
 		return fmt.Errorf("lower name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", l.Device)
 	case !slices.Contains([]string{RxAllMulti, RxNone, RxMirror}, l.RxFilter):
 		return fmt.Errorf("rx filter %q: want %s, %s or %s", l.RxFilter, RxAllMulti, RxNone, RxMirror)
@@ -263,9 +263,9 @@ func (l *Lower) validate(mac net.HardwareAddr) error {
 	return l.Config("x", mac).Validate()
 }
 
-// Config is what package macvtap is asked for, without its parent device.
-func (l *Lower) Config(name string, mac net.HardwareAddr) macvtap.Config {
-	return macvtap.Config{
+// Config returns the settings of the device that the NIC gets.
+func (l *Lower) Config(name string, mac net.HardwareAddr) vtap.Config {
+	return vtap.Config{
 		Kind: l.Kind, Name: name, Mode: l.Mode, MAC: mac,
 		NoPromisc: l.NoPromisc, Sources: l.Sources, Flag: l.Flag, Addrs: l.Addrs,
 	}
@@ -276,10 +276,10 @@ func (l *Lower) AllMulti() bool { return l.RxFilter != RxNone }
 
 // ownsMAC reports whether the NIC has its parent device's address by default.
 func (l *Lower) ownsMAC() bool {
-	return l != nil && (l.Kind == macvtap.IPVtap || l.Mode == "passthru")
+	return l != nil && (l.Kind == vtap.IPVtap || l.Mode == "passthru")
 }
 
-func (l *Lower) isIPVtap() bool { return l != nil && l.Kind == macvtap.IPVtap }
+func (l *Lower) isIPVtap() bool { return l != nil && l.Kind == vtap.IPVtap }
 
 func (s Spec) validateDevice() error {
 	if !formed(s.Model, 64, letters+digits, "._-") {

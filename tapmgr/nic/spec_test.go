@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/stablemac"
 )
 
@@ -65,7 +65,7 @@ func TestInterfaceName(t *testing.T) {
 		if name != c.name || alt != c.alt {
 			t.Errorf("InterfaceName(%q, %q) = %q, %q, want %q, %q", c.vm, c.nic, name, alt, c.name, c.alt)
 		}
-		if !bridge.ValidName(name) || len(alt) > maxAltName {
+		if !brport.ValidName(name) || len(alt) > maxAltName {
 			t.Errorf("InterfaceName(%q, %q): the kernel takes neither %q nor %q", c.vm, c.nic, name, alt)
 		}
 	}

@@ -205,7 +205,7 @@ func (r Record) SwitchPortConfig() vswitch.PortConfig {
 	limit := func(n, def int) int { return max(0, cmp.Or(n, def)) } // the switch's 0 is no limit
 	storm := limit(r.Limits.Storm, DefaultStorm)
 	cfg := vswitch.PortConfig{
-		PortConfig: r.PortConfig(), MaxAddresses: limit(r.Limits.MaxAddresses, DefaultMaxAddresses),
+		Settings: r.PortConfig(), MaxAddresses: limit(r.Limits.MaxAddresses, DefaultMaxAddresses),
 		Storm: vswitch.GuestStorm(storm),
 	}
 	if r.Limits.LockMAC {

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 )
 
 func onSwitch() Spec {
@@ -33,7 +33,7 @@ func TestValidateSwitch(t *testing.T) {
 		"--via monitor":            func(s *Spec) { s.Via = ViaLibvirt },
 		"storm limit of -2":        func(s *Spec) { s.Switch.Storm = -2 },
 		"65537 addresses":          func(s *Spec) { s.Switch.MaxAddresses = 65537 },
-		"both VLAN and trunk":      func(s *Spec) { s.Port = bridge.PortConfig{VLAN: 1, Trunk: []bridge.VLANRange{{First: 2, Last: 3}}} },
+		"both VLAN and trunk":      func(s *Spec) { s.Port = brport.Settings{VLAN: 1, Trunk: []brport.VLANRange{{First: 2, Last: 3}}} },
 		"cannot store a NIC":       func(s *Spec) { s.Via, s.Persistent = ViaMonitor, true },
 		"begin with fe are those ": func(s *Spec) { s.MAC = net.HardwareAddr{0xfe, 0, 0, 0, 0, 1} },
 	} {

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
 	"vmnet/internal/nstest"
 )
@@ -66,7 +66,7 @@ func TestCaptureRefusals(t *testing.T) {
 		cfg  vswitch.CaptureConfig
 		want error
 	}{
-		{vswitch.CaptureConfig{}, bridge.ErrInvalid},
+		{vswitch.CaptureConfig{}, brport.ErrInvalid},
 		{vswitch.CaptureConfig{Ports: []string{"a", "nobody"}}, fs.ErrNotExist},
 	} {
 		if _, err := c.Capture(soon(t), x.cfg); !errors.Is(err, x.want) {

@@ -138,7 +138,7 @@ func (c *Client) Ports(ctx context.Context) (ports []Port, err error) {
 // and see vswitch.OpenTap.
 //
 // If the name is taken, the error matches fs.ErrExist with errors.Is. If the settings or files are
-// invalid, it matches bridge.ErrInvalid.
+// invalid, it matches brport.ErrInvalid.
 func (c *Client) AddPort(ctx context.Context, p Port, files ...*os.File) error {
 	p.Stats = nil
 	if err := p.Validate(); err != nil {

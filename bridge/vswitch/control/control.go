@@ -21,7 +21,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
 	"vmnet/internal/kernel/fdpass"
 )
@@ -65,11 +65,11 @@ const (
 	maxPort     = 16 << 10 // as JSON, without counters; enough for a trunk of a few hundred ranges
 )
 
-// Validate checks what can be checked without the port's files. Its error matches bridge.ErrInvalid
+// Validate checks what can be checked without the port's files. Its error matches brport.ErrInvalid
 // with errors.Is.
 func (p Port) Validate() error {
 	if err := p.validate(); err != nil {
-		return fmt.Errorf("%w port: %w", bridge.ErrInvalid, err)
+		return fmt.Errorf("%w port: %w", brport.ErrInvalid, err)
 	}
 	return p.Config.Validate()
 }
@@ -143,9 +143,9 @@ func (e FDBEntry) address() (net.HardwareAddr, error) {
 	mac, err := net.ParseMAC(e.MAC)
 	switch {
 	case err != nil || len(mac) != 6 || mac[0]&1 != 0:
-		return nil, fmt.Errorf("%w address %q: want 6 bytes such as 52:54:00:01:02:03, not multicast", bridge.ErrInvalid, e.MAC)
+		return nil, fmt.Errorf("%w address %q: want 6 bytes such as 52:54:00:01:02:03, not multicast", brport.ErrInvalid, e.MAC)
 	case e.VLAN < 0 || e.VLAN > 4094:
-		return nil, fmt.Errorf("%w VLAN %d: want 1 to 4094, or 0 for none", bridge.ErrInvalid, e.VLAN)
+		return nil, fmt.Errorf("%w VLAN %d: want 1 to 4094, or 0 for none", brport.ErrInvalid, e.VLAN)
 	}
 	return mac, nil
 }
@@ -184,7 +184,7 @@ func (r *refusal) Error() string { return r.Text }
 func (r *refusal) Is(target error) bool {
 	return r.Kind == "exist" && target == fs.ErrExist ||
 		r.Kind == "not-exist" && target == fs.ErrNotExist ||
-		r.Kind == "invalid" && target == bridge.ErrInvalid
+		r.Kind == "invalid" && target == brport.ErrInvalid
 }
 
 // refuse converts err into a refusal.
@@ -195,7 +195,7 @@ func refuse(err error) *refusal {
 		r.Kind = "exist"
 	case errors.Is(err, fs.ErrNotExist):
 		r.Kind = "not-exist"
-	case errors.Is(err, bridge.ErrInvalid):
+	case errors.Is(err, brport.ErrInvalid):
 		r.Kind = "invalid"
 	}
 	if len(r.Text) > maxMessage/8 { // JSON may take six bytes for one

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
 	"vmnet/internal/leaktest"
 	"vmnet/internal/nstest"
@@ -203,10 +203,10 @@ func TestFDB(t *testing.T) {
 	}{
 		{"remove it again", c.RemoveStatic(soon(t), fixed), fs.ErrNotExist},
 		{"an address of no port", c.AddStatic(soon(t), FDBEntry{MAC: "02:00:00:00:00:09", Port: "x"}), fs.ErrNotExist},
-		{"a multicast address", c.AddStatic(soon(t), FDBEntry{MAC: "03:00:00:00:00:09", Port: "a"}), bridge.ErrInvalid},
-		{"no address", c.AddStatic(soon(t), FDBEntry{MAC: "x", Port: "a"}), bridge.ErrInvalid},
-		{"a VLAN too many", c.AddStatic(soon(t), FDBEntry{MAC: "02:00:00:00:00:09", VLAN: 4095, Port: "a"}), bridge.ErrInvalid},
-		{"a VLAN where none is filtered", c.AddStatic(soon(t), FDBEntry{MAC: "02:00:00:00:00:09", VLAN: 7, Port: "a"}), bridge.ErrInvalid},
+		{"a multicast address", c.AddStatic(soon(t), FDBEntry{MAC: "03:00:00:00:00:09", Port: "a"}), brport.ErrInvalid},
+		{"no address", c.AddStatic(soon(t), FDBEntry{MAC: "x", Port: "a"}), brport.ErrInvalid},
+		{"a VLAN too many", c.AddStatic(soon(t), FDBEntry{MAC: "02:00:00:00:00:09", VLAN: 4095, Port: "a"}), brport.ErrInvalid},
+		{"a VLAN where none is filtered", c.AddStatic(soon(t), FDBEntry{MAC: "02:00:00:00:00:09", VLAN: 7, Port: "a"}), brport.ErrInvalid},
 		{"flush no port", c.Flush(soon(t), "x"), fs.ErrNotExist},
 	} {
 		if !errors.Is(test.err, test.want) {
@@ -346,11 +346,11 @@ func TestLifelineRefused(t *testing.T) {
 		"another pipe": {pidfd, read}, "no pipe": {pidfd, far}, "no lifeline": {pidfd}, "a pidfd": {pidfd, pidfd},
 	} {
 		p := Port{Name: "p", Kind: Socket, Holder: cmd.Process.Pid, Lifeline: inode + 1}
-		if err := c.AddPort(soon(t), p, append(files, near)...); !errors.Is(err, bridge.ErrInvalid) {
+		if err := c.AddPort(soon(t), p, append(files, near)...); !errors.Is(err, brport.ErrInvalid) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if err := (Port{Name: "p", Kind: Socket, Lifeline: inode}).Validate(); !errors.Is(err, bridge.ErrInvalid) {
+	if err := (Port{Name: "p", Kind: Socket, Lifeline: inode}).Validate(); !errors.Is(err, brport.ErrInvalid) {
 		t.Errorf("a lifeline of nobody: %v", err)
 	}
 }
@@ -383,7 +383,7 @@ func TestHolderRefused(t *testing.T) {
 		{"a zombie", zombie.Process.Pid, zombieFD, false},
 	} {
 		err := c.AddPort(soon(t), Port{Name: "p", Kind: Socket, Holder: test.pid}, test.file, near)
-		if err == nil || errors.Is(err, bridge.ErrInvalid) != test.wrong {
+		if err == nil || errors.Is(err, brport.ErrInvalid) != test.wrong {
 			t.Errorf("%s: %v", test.what, err)
 		}
 	}

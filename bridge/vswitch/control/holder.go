@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 )
 
 // A holder is the process on which a port's life depends, and with a lifeline also the processes
@@ -54,7 +54,7 @@ func copyLifeline(f *os.File, inode uint64) (*waited, error) {
 	var statErr error
 	err = w.conn.Control(func(fd uintptr) { statErr = unix.Fstat(int(fd), &st) })
 	if err = errors.Join(err, statErr); err == nil && (st.Mode&unix.S_IFMT != unix.S_IFIFO || st.Ino != inode) {
-		err = fmt.Errorf("%w port: the file for its lifeline is not pipe %d", bridge.ErrInvalid, inode)
+		err = fmt.Errorf("%w port: the file for its lifeline is not pipe %d", brport.ErrInvalid, inode)
 	}
 	if err != nil {
 		return nil, errors.Join(err, w.file.Close())
@@ -80,7 +80,7 @@ func copyWaited(f *os.File, name string) (*waited, error) {
 		err = w.file.SetReadDeadline(time.Time{}) // fails unless the poller can watch the file
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w port: the file for its %s: %w", bridge.ErrInvalid, name, errors.Join(err, w.file.Close()))
+		return nil, fmt.Errorf("%w port: the file for its %s: %w", brport.ErrInvalid, name, errors.Join(err, w.file.Close()))
 	}
 	return w, nil
 }
@@ -89,11 +89,11 @@ func (h *holder) check(pid int) error {
 	found, err := h.pid()
 	switch {
 	case err != nil:
-		return fmt.Errorf("%w port: %w", bridge.ErrInvalid, err)
+		return fmt.Errorf("%w port: %w", brport.ErrInvalid, err)
 	case found == -1:
 		return errEnded
 	case found != pid && found != anyProcess:
-		return fmt.Errorf("%w port: the pidfd is for process %d", bridge.ErrInvalid, found)
+		return fmt.Errorf("%w port: the pidfd is for process %d", brport.ErrInvalid, found)
 	}
 	ended := false
 	if err := h.pidfd.conn.Control(func(fd uintptr) { ended = readable(fd) }); err != nil {

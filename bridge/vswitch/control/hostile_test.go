@@ -21,7 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/nstest"
@@ -78,7 +78,7 @@ func TestMessages(t *testing.T) {
 	}
 	trunk := vswitch.PortConfig{}
 	for id := 1; id < 4000; id += 2 {
-		trunk.Trunk = append(trunk.Trunk, bridge.VLANRange{First: id, Last: id})
+		trunk.Trunk = append(trunk.Trunk, brport.VLANRange{First: id, Last: id})
 	}
 	for _, test := range []struct{ message, want string }{
 		{"nonsense", "invalid character"},
@@ -137,7 +137,7 @@ func TestMessages(t *testing.T) {
 		{Name: "x", Kind: Socket, Config: vswitch.PortConfig{MTU: 1}},
 		{Name: "x", Kind: Socket, Config: trunk},
 	} {
-		if err := c.AddPort(soon(t), p, near); !errors.Is(err, bridge.ErrInvalid) {
+		if err := c.AddPort(soon(t), p, near); !errors.Is(err, brport.ErrInvalid) {
 			t.Errorf("%.100v: %v", p, err)
 		}
 		if got := reply(t, raw(t, path), []byte(port(p)), near); !strings.Contains(got, `"error"`) {
@@ -215,7 +215,7 @@ func TestFiles(t *testing.T) {
 			if kind == Packet {
 				files = append(files, f)
 			}
-			if err := c.AddPort(soon(t), Port{Name: "x", Kind: kind}, files...); !errors.Is(err, bridge.ErrInvalid) {
+			if err := c.AddPort(soon(t), Port{Name: "x", Kind: kind}, files...); !errors.Is(err, brport.ErrInvalid) {
 				t.Errorf("%s as a %s: %v", f.Name(), kind, err)
 			}
 		}

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 )
 
 // killed leaves a socket behind, as a switch that was killed does.
@@ -183,10 +183,10 @@ func TestCloseLeavesOthers(t *testing.T) {
 
 func TestNames(t *testing.T) {
 	for _, name := range []string{"", ".", "..", ".x", "-x", "a b", "ü", "a\n", strings.Repeat("n", 65), "/" + strings.Repeat("p", maxPath)} {
-		if path, err := Path(name); !errors.Is(err, bridge.ErrInvalid) {
+		if path, err := Path(name); !errors.Is(err, brport.ErrInvalid) {
 			t.Errorf("%q: %s, %v", name, path, err)
 		}
-		if place, err := Prepare(name, os.Geteuid(), os.Getegid()); !errors.Is(err, bridge.ErrInvalid) {
+		if place, err := Prepare(name, os.Geteuid(), os.Getegid()); !errors.Is(err, brport.ErrInvalid) {
 			t.Errorf("%q: %v, %v", name, place, err)
 		}
 	}

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"syscall"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/rundir"
 )
 
@@ -62,7 +62,7 @@ func Path(name string) (string, error) {
 
 func checkPath(path string) error {
 	if len(path) > maxPath {
-		return fmt.Errorf("%w switch: want a socket path of at most %d bytes: %s has %d", bridge.ErrInvalid, maxPath, path, len(path))
+		return fmt.Errorf("%w switch: want a socket path of at most %d bytes: %s has %d", brport.ErrInvalid, maxPath, path, len(path))
 	}
 	return nil
 }
@@ -73,7 +73,7 @@ func checkName(name string) error {
 		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._-", r))
 	}
 	if name == "" || len(name) > 64 || strings.ContainsFunc(name, odd) || strings.ContainsRune(".-", rune(name[0])) {
-		return fmt.Errorf("%w switch name %q: want 1 to 64 letters, digits, and - _ . after the first, or a socket's path with a slash", bridge.ErrInvalid, name)
+		return fmt.Errorf("%w switch name %q: want 1 to 64 letters, digits, and - _ . after the first, or a socket's path with a slash", brport.ErrInvalid, name)
 	}
 	return nil
 }

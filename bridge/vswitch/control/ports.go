@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
 )
 
@@ -87,7 +87,7 @@ func open(p *Port, files []*os.File) (*vswitch.Wire, error) {
 	case errors.Is(err, unix.ENODEV):
 		return nil, err
 	case err != nil:
-		return nil, fmt.Errorf("%w port: %w", bridge.ErrInvalid, err)
+		return nil, fmt.Errorf("%w port: %w", brport.ErrInvalid, err)
 	}
 	return w, nil
 }
@@ -156,7 +156,7 @@ func checkPort(p Port) error {
 	}
 	b, err := json.Marshal(p)
 	if err == nil && len(b) > maxPort {
-		err = fmt.Errorf("%w port: its settings take %d bytes: want at most %d", bridge.ErrInvalid, len(b), maxPort)
+		err = fmt.Errorf("%w port: its settings take %d bytes: want at most %d", brport.ErrInvalid, len(b), maxPort)
 	}
 	return err
 }
@@ -230,7 +230,7 @@ func (s *ports) unplug(e *entry) error {
 
 func (s *ports) label(name, label string) error {
 	if err := CheckLabel(label); err != nil {
-		return fmt.Errorf("%w port: %w", bridge.ErrInvalid, err)
+		return fmt.Errorf("%w port: %w", brport.ErrInvalid, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -12,7 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
 	"vmnet/internal/kernel/fdpass"
 )
@@ -44,7 +44,7 @@ func NewServer(sw *vswitch.Switch, info Info) *Server {
 // AddPort adds a port of this process itself, as Client.AddPort does.
 func (s *Server) AddPort(p Port, files ...*os.File) error {
 	if least, most := filesOf(&p); len(files) < least || len(files) > most {
-		return fmt.Errorf("%w port %s: %d files: want %d to %d", bridge.ErrInvalid, p.Name, len(files), least, most)
+		return fmt.Errorf("%w port %s: %d files: want %d to %d", brport.ErrInvalid, p.Name, len(files), least, most)
 	}
 	return s.ports.add(p, files)
 }

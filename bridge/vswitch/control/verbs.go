@@ -8,7 +8,7 @@ import (
 	"io"
 	"os"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
 )
 
@@ -59,7 +59,7 @@ func verbOf(name string) (verb, bool) {
 }
 
 // parseRequest parses a request and checks that it has what its verb needs. Its errors match
-// bridge.ErrInvalid with errors.Is.
+// brport.ErrInvalid with errors.Is.
 func parseRequest(b []byte) (*request, error) {
 	var r request
 	d := json.NewDecoder(bytes.NewReader(b))
@@ -79,7 +79,7 @@ func parseRequest(b []byte) (*request, error) {
 		err = fmt.Errorf("%s without its argument", r.Do)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w request: %w", bridge.ErrInvalid, err)
+		return nil, fmt.Errorf("%w request: %w", brport.ErrInvalid, err)
 	}
 	return &r, nil
 }
@@ -99,7 +99,7 @@ func (s *Server) perform(b []byte, files []*os.File, send func(answer) error) er
 		least, most = v.files(r)
 	}
 	if n := len(files); n < least || n > most {
-		return fmt.Errorf("%w request: %d files: want %d to %d", bridge.ErrInvalid, n, least, most)
+		return fmt.Errorf("%w request: %d files: want %d to %d", brport.ErrInvalid, n, least, most)
 	}
 	return v.do(s, &call{request: *r, files: files, send: send})
 }

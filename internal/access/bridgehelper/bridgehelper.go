@@ -5,7 +5,7 @@ package bridgehelper
 import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/access/gate"
 	"vmnet/internal/access/plaintap"
 	"vmnet/internal/access/policy"
@@ -20,7 +20,7 @@ type Request struct {
 	Bridge  string
 	VnetHdr bool // the VMM supports vnet headers
 	FD      int  // the socket
-	Port    bridge.PortConfig
+	Port    brport.Settings
 
 	// Settle, if not nil, may change Bridge and Port according to the policy.
 	Settle func(*policy.Policy, *Request) error

@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"strings"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/alias"
 	"vmnet/internal/kernel/rtnl"
 )
@@ -27,7 +27,7 @@ type Tap struct {
 	*rtnl.Link
 	Owner     int    // uid of the VMM's user
 	Source    string // the bridge that it was put on; empty once it was taken off
-	Port      string // settings of the bridge port, as bridge.PortConfig writes them
+	Port      string // settings of the bridge port, as brport.Settings writes them
 	Elsewhere bool   // it existed before it was put on a bridge: never delete it
 }
 
@@ -66,7 +66,7 @@ func Parse(text string) (t Tap, ok bool) {
 			t.Source = value
 		case "port":
 			t.Port = value
-			_, err = bridge.ParsePortConfig(value)
+			_, err = brport.Parse(value)
 		case "made":
 			t.Elsewhere = value == "elsewhere"
 		}
@@ -74,7 +74,7 @@ func Parse(text string) (t Tap, ok bool) {
 			return Tap{}, false
 		}
 	}
-	if !owner || t.Source != "" && !bridge.ValidName(t.Source) {
+	if !owner || t.Source != "" && !brport.ValidName(t.Source) {
 		return Tap{}, false
 	}
 	return t, true

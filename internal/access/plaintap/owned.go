@@ -2,8 +2,8 @@ package plaintap
 
 import (
 	"vmnet/internal/alias"
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/macvtap"
 )
 
 // CountOwned counts the NICs of a user in the netns of nl: taps that privileged helpers have made
@@ -13,11 +13,11 @@ import (
 // privilege to look into these processes.
 func CountOwned(nl *rtnl.Conn, uid int, lookInto func(func() error) error) (int, error) {
 	held, made := 0, 0
-	err := lookInto(func() (err error) { held, err = macvtap.CountOf(uid); return err })
+	err := lookInto(func() (err error) { held, err = macvlan.CountOf(uid); return err })
 	if err != nil {
 		return 0, err
 	}
-	devices, err := macvtap.Everywhere(nl)
+	devices, err := macvlan.Everywhere(nl)
 	if err != nil {
 		return 0, err
 	}

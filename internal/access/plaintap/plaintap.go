@@ -5,8 +5,9 @@ import (
 	"fmt"
 	"io/fs"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/alias"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
@@ -16,10 +17,10 @@ import (
 // Make makes a tap on a bridge for an unknown VMM, as qemu-bridge-helper does: the kernel names it,
 // it has one queue, and a vnet header only if the VMM supports one. nl is in ns; owner is the uid
 // that the tap counts for. The tap lives as long as a process holds its queue. Close it.
-func Make(ns *netns.NS, nl *rtnl.Conn, owner int, bridgeName string, port bridge.PortConfig,
+func Make(ns *netns.NS, nl *rtnl.Conn, owner int, bridgeName string, port brport.Settings,
 	vnetHdr bool,
 ) (*tun.Tap, error) {
-	br, err := bridge.Get(nl, bridgeName)
+	br, err := bridges.Get(nl, bridgeName)
 	if err != nil {
 		return nil, err
 	}
@@ -41,20 +42,20 @@ func Make(ns *netns.NS, nl *rtnl.Conn, owner int, bridgeName string, port bridge
 // PutOn makes the tap a port of a bridge, and writes its owner into its alias, so that it counts
 // for that user. A refused tap is soon restored: allowed is called before a frame can pass, and
 // once more at the end, since the tap may have been taken off and others put on in between.
-func (t Tap) PutOn(nl *rtnl.Conn, br *rtnl.Link, port bridge.PortConfig, allowed func() error) error {
+func (t Tap) PutOn(nl *rtnl.Conn, br *rtnl.Link, port brport.Settings, allowed func() error) error {
 	text := t.Alias()
 	if len(text) > alias.Max {
 		return fmt.Errorf(
 			"the port's settings need %d bytes of the %d that an interface alias has: use fewer VLAN ranges",
 			len(text), alias.Max)
 	}
-	if err := bridge.CheckPort(nl, br, t.Link, port); err != nil {
+	if err := bridges.CheckPort(nl, br, t.Link, port); err != nil {
 		return err
 	}
-	var former bridge.PortConfig
+	var former brport.Settings
 	var err error
 	if t.Master != 0 {
-		if former, err = bridge.ReadPort(nl, br, t.Link); err != nil {
+		if former, err = bridges.ReadPort(nl, br, t.Link); err != nil {
 			return err
 		}
 	}
@@ -67,7 +68,7 @@ func (t Tap) PutOn(nl *rtnl.Conn, br *rtnl.Link, port bridge.PortConfig, allowed
 	if err == nil {
 		// The request that clears the alias also takes the tap off the bridge, so that no tap on a
 		// bridge goes uncounted.
-		err = bridge.AddPortWith(nl, br, t.Link, port, rtnl.Alias(text))
+		err = bridges.AddPort(nl, br, t.Link, port, rtnl.Alias(text))
 	}
 	if err == nil {
 		err = allowed()
@@ -82,12 +83,12 @@ func (t Tap) PutOn(nl *rtnl.Conn, br *rtnl.Link, port bridge.PortConfig, allowed
 
 // restore gives a tap its former state. The tap leaves the bridge first: while it is a port, its
 // MTU would become the bridge's.
-func restore(nl *rtnl.Conn, br, was *rtnl.Link, former bridge.PortConfig) error {
+func restore(nl *rtnl.Conn, br, was *rtnl.Link, former brport.Settings) error {
 	if err := nl.Set(was.Index, rtnl.Alias(was.Alias), rtnl.Master(was.Master), rtnl.Up(was.Up)); err != nil {
 		return err
 	}
 	if was.Master != 0 && former.Other == "" {
-		if err := bridge.SetPort(nl, br, was, former); err != nil {
+		if err := bridges.SetPort(nl, br, was, former); err != nil {
 			return err
 		}
 	}

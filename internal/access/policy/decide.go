@@ -9,8 +9,8 @@ import (
 	"slices"
 	"strings"
 
-	"vmnet/bridge"
-	"vmnet/macvtap"
+	"vmnet/bridge/brport"
+	"vmnet/macvtap/vtap"
 )
 
 // Request is a NIC that a user asks for.
@@ -19,10 +19,10 @@ type Request struct {
 	GIDs   []int  // all groups of the process, in any order
 	Guest  string // its name, from which interface names are made; empty: none asked for
 	Bridge string // or Lower
-	Port   bridge.PortConfig
+	Port   brport.Settings
 	Lower  string           // the parent device of a macvtap or ipvtap
-	Kind   macvtap.Kind     // of the device on Lower
-	Mode   string           // of macvtap.Modes(Kind), never empty
+	Kind   vtap.Kind        // of the device on Lower
+	Mode   string           // of vtap.Modes(Kind), never empty
 	Addrs  []netip.Prefix   // of an ipvtap's guest
 	MAC    net.HardwareAddr // nil: none asked for
 	Queues int              // 0: 1; an automatic number must have been decided before
@@ -143,7 +143,7 @@ func (q *Request) Validate() error {
 	switch {
 	case (q.Bridge == "") == (q.Lower == ""):
 		return errors.New("want either a bridge or a lower")
-	case !bridge.ValidName(name):
+	case !brport.ValidName(name):
 		return fmt.Errorf("name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", name)
 	case q.MAC != nil && (len(q.MAC) != 6 || q.MAC[0]&1 != 0 || number(q.MAC) == 0):
 		return fmt.Errorf("MAC %s: want 6 bytes, neither multicast nor zero", q.MAC)
@@ -154,11 +154,11 @@ func (q *Request) Validate() error {
 }
 
 // vlans returns the VLANs that the request asks for, tagged or not.
-func (q *Request) vlans() []bridge.VLANRange {
+func (q *Request) vlans() []brport.VLANRange {
 	asked := slices.Clone(q.Port.Trunk)
 	for _, id := range []int{q.Port.VLAN, q.Port.Native} {
 		if id != 0 {
-			asked = append(asked, bridge.VLANRange{First: id, Last: id})
+			asked = append(asked, brport.VLANRange{First: id, Last: id})
 		}
 	}
 	return asked
@@ -183,7 +183,7 @@ func (q *Request) rule() string {
 		items = append(items, "ips: ["+strings.Join(ips, ", ")+"]")
 	}
 	if vlans := q.vlans(); len(vlans) > 0 {
-		items = append(items, "vlans: ["+bridge.FormatVLANs(vlans)+"]")
+		items = append(items, "vlans: ["+brport.FormatVLANs(vlans)+"]")
 	}
 	var port []string
 	for _, s := range settings {

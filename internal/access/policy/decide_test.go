@@ -6,8 +6,8 @@ import (
 	"strings"
 	"testing"
 
-	"vmnet/bridge"
-	"vmnet/macvtap"
+	"vmnet/bridge/brport"
+	"vmnet/macvtap/vtap"
 )
 
 func mac(s string) net.HardwareAddr {
@@ -21,7 +21,7 @@ func mac(s string) net.HardwareAddr {
 // lower makes a request for a macvtap of one that says only where.
 func lower(q Request) Request {
 	if q.Lower != "" && q.Kind == "" {
-		q.Kind, q.Mode = macvtap.Macvtap, "bridge"
+		q.Kind, q.Mode = vtap.Macvtap, "bridge"
 	}
 	return q
 }
@@ -45,13 +45,13 @@ const rules = `rules:
 
 func TestDecide(t *testing.T) {
 	p := parse(t, rules)
-	port := func(c bridge.PortConfig) Request { return Request{UID: 1000, Bridge: "br0", Port: c} }
+	port := func(c brport.Settings) Request { return Request{UID: 1000, Bridge: "br0", Port: c} }
 	trunk := func(list string, native int) Request {
-		r, err := bridge.ParseVLANs(list)
+		r, err := brport.ParseVLANs(list)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return port(bridge.PortConfig{Trunk: r, Native: native})
+		return port(brport.Settings{Trunk: r, Native: native})
 	}
 	for _, tc := range []struct {
 		name string
@@ -62,23 +62,23 @@ func TestDecide(t *testing.T) {
 		{"glob", Request{UID: 1000, Bridge: "lab-7"}, "policy.yaml:2"},
 		{"group", Request{UID: 1, GIDs: []int{3, 7}, Lower: "eth1"}, "policy.yaml:8"},
 		{"another rule allows", Request{UID: 1000, GIDs: []int{7}, Lower: "eth1"}, "policy.yaml:8"},
-		{"VLAN", port(bridge.PortConfig{VLAN: 10}), "policy.yaml:2"},
+		{"VLAN", port(brport.Settings{VLAN: 10}), "policy.yaml:2"},
 		{"trunk", trunk("20-29", 10), "policy.yaml:2"},
-		{"isolated", port(bridge.PortConfig{Isolated: true}), "policy.yaml:2"},
-		{"hairpin", port(bridge.PortConfig{Hairpin: true}), "policy.yaml:2"},
+		{"isolated", port(brport.Settings{Isolated: true}), "policy.yaml:2"},
+		{"hairpin", port(brport.Settings{Hairpin: true}), "policy.yaml:2"},
 		{"MAC", Request{UID: 1000, Bridge: "br0", MAC: mac("52:54:00:ff:ff:ff")}, "policy.yaml:2"},
 		{"NICs", Request{UID: 1000, Bridge: "br0", NICs: 2}, "policy.yaml:2"},
 		{"queues", Request{UID: 1000, Bridge: "br0", Queues: 8}, "policy.yaml:2"},
 		{
 			"required",
-			Request{UID: 2000, Bridge: "br1", Port: bridge.PortConfig{VLAN: 5, Isolated: true}},
+			Request{UID: 2000, Bridge: "br1", Port: brport.Settings{VLAN: 5, Isolated: true}},
 			"policy.yaml:11",
 		},
 		{"any MAC", Request{
 			UID: 2000, Bridge: "br1", MAC: mac("02:00:00:00:00:01"),
-			Port: bridge.PortConfig{VLAN: 5, Isolated: true},
+			Port: brport.Settings{VLAN: 5, Isolated: true},
 		}, "policy.yaml:11"},
-		{"root", Request{UID: 0, Lower: "eth9", Queues: 256, Port: bridge.PortConfig{}}, "the privilege of root"},
+		{"root", Request{UID: 0, Lower: "eth9", Queues: 256, Port: brport.Settings{}}, "the privilege of root"},
 
 		{
 			"nobody",
@@ -106,7 +106,7 @@ func TestDecide(t *testing.T) {
 			`denied: policy.yaml:2: lower eth2 may not be asked for (add eth2 to lowers); policy.yaml:9: lower eth2 is not among eth1 (add eth2 to lowers)`,
 		},
 		{
-			"VLAN outside", port(bridge.PortConfig{VLAN: 30}),
+			"VLAN outside", port(brport.Settings{VLAN: 30}),
 			`denied: policy.yaml:4: VLAN 30 is not among 10, 20-29 (add 30 to vlans)`,
 		},
 		{"trunk outside", trunk("20-30", 0), `denied: policy.yaml:4: VLAN 30 is not among 10, 20-29 (add 30 to vlans)`},
@@ -117,15 +117,15 @@ func TestDecide(t *testing.T) {
 		{"whole trunk", trunk("1-4094", 0), `denied: policy.yaml:4: VLAN 1 is not among 10, 20-29 (add 1 to vlans)`},
 		{"native outside", trunk("20", 1), `denied: policy.yaml:4: VLAN 1 is not among 10, 20-29 (add 1 to vlans)`},
 		{
-			"forward", port(bridge.PortConfig{Forward: 1 << 14}),
+			"forward", port(brport.Settings{Forward: 1 << 14}),
 			`denied: policy.yaml:5: forward may not be asked for (add forward to port)`,
 		},
 		{
-			"no-flood", port(bridge.PortConfig{NoFlood: true}),
+			"no-flood", port(brport.Settings{NoFlood: true}),
 			`denied: policy.yaml:5: no-flood may not be asked for (add no-flood to port)`,
 		},
 		{
-			"no-learning", port(bridge.PortConfig{NoLearning: true}),
+			"no-learning", port(brport.Settings{NoLearning: true}),
 			`denied: policy.yaml:5: no-learning may not be asked for (add no-learning to port)`,
 		},
 		{
@@ -150,12 +150,12 @@ func TestDecide(t *testing.T) {
 		},
 		{
 			"not isolated",
-			Request{UID: 2000, Bridge: "br1", Port: bridge.PortConfig{VLAN: 5}},
+			Request{UID: 2000, Bridge: "br1", Port: brport.Settings{VLAN: 5}},
 			`denied: policy.yaml:13: isolated must be asked for (ask with --isolated)`,
 		},
 		{
 			"in no VLAN",
-			Request{UID: 2000, Bridge: "br1", Port: bridge.PortConfig{Isolated: true}},
+			Request{UID: 2000, Bridge: "br1", Port: brport.Settings{Isolated: true}},
 			`denied: policy.yaml:13: vlan must be asked for (ask with --vlan)`,
 		},
 	} {
@@ -183,25 +183,25 @@ func TestInvalidRequests(t *testing.T) {
 		{Bridge: "br0", Lower: "eth0"},
 		{Bridge: "a/b"},
 		{Bridge: "averylongbridgename"},
-		{Lower: "a b", Kind: macvtap.Macvtap, Mode: "bridge"},
+		{Lower: "a b", Kind: vtap.Macvtap, Mode: "bridge"},
 		{Lower: "eth0"},
-		{Lower: "eth0", Kind: macvtap.Macvtap},
+		{Lower: "eth0", Kind: vtap.Macvtap},
 		{Lower: "eth0", Kind: "macvlan", Mode: "bridge"},
-		{Lower: "eth0", Kind: macvtap.Macvtap, Mode: "l2"},
-		{Lower: "eth0", Kind: macvtap.Macvtap, Mode: "bridge", Addrs: ips("192.0.2.7")},
-		{Lower: "eth0", Kind: macvtap.IPVtap, Mode: "bridge", Addrs: ips("192.0.2.7")},
-		{Lower: "eth0", Kind: macvtap.IPVtap, Mode: "l2"},
-		{Lower: "eth0", Kind: macvtap.IPVtap, Mode: "l2", Addrs: []netip.Prefix{{}}},
+		{Lower: "eth0", Kind: vtap.Macvtap, Mode: "l2"},
+		{Lower: "eth0", Kind: vtap.Macvtap, Mode: "bridge", Addrs: ips("192.0.2.7")},
+		{Lower: "eth0", Kind: vtap.IPVtap, Mode: "bridge", Addrs: ips("192.0.2.7")},
+		{Lower: "eth0", Kind: vtap.IPVtap, Mode: "l2"},
+		{Lower: "eth0", Kind: vtap.IPVtap, Mode: "l2", Addrs: []netip.Prefix{{}}},
 		{
-			Lower: "eth0", Kind: macvtap.IPVtap, Mode: "l2",
+			Lower: "eth0", Kind: vtap.IPVtap, Mode: "l2",
 			Addrs: []netip.Prefix{netip.MustParsePrefix("::ffff:192.0.2.7/128")},
 		},
 		{Bridge: "br0", Mode: "bridge"},
-		{Bridge: "br0", Kind: macvtap.IPVtap, Addrs: ips("192.0.2.7")},
-		{Bridge: "br0", Port: bridge.PortConfig{VLAN: 4095}},
-		{Bridge: "br0", Port: bridge.PortConfig{VLAN: -1}},
-		{Bridge: "br0", Port: bridge.PortConfig{Trunk: []bridge.VLANRange{{First: 10, Last: 5}}}},
-		{Bridge: "br0", Port: bridge.PortConfig{Other: "untagged:20"}},
+		{Bridge: "br0", Kind: vtap.IPVtap, Addrs: ips("192.0.2.7")},
+		{Bridge: "br0", Port: brport.Settings{VLAN: 4095}},
+		{Bridge: "br0", Port: brport.Settings{VLAN: -1}},
+		{Bridge: "br0", Port: brport.Settings{Trunk: []brport.VLANRange{{First: 10, Last: 5}}}},
+		{Bridge: "br0", Port: brport.Settings{Other: "untagged:20"}},
 		{Bridge: "br0", MAC: mac("01:00:5e:00:00:01")},
 		{Bridge: "br0", MAC: mac("00:00:00:00:00:00")},
 		{Bridge: "br0", MAC: net.HardwareAddr{}},
@@ -238,7 +238,7 @@ func TestWithoutFile(t *testing.T) {
 		},
 		{
 			"isolated",
-			Request{UID: 1000, Bridge: "br0", Port: bridge.PortConfig{Isolated: true}},
+			Request{UID: 1000, Bridge: "br0", Port: brport.Settings{Isolated: true}},
 			"the defaults without /etc/vmnet/policy.yaml",
 		},
 		{"root", Request{Lower: "eth0"}, "the privilege of root"},
@@ -246,12 +246,12 @@ func TestWithoutFile(t *testing.T) {
 			"- {users: [1000], lowers: [eth1]}"},
 		{
 			"VLAN",
-			Request{UID: 1000, Bridge: "br0", Port: bridge.PortConfig{VLAN: 30}},
+			Request{UID: 1000, Bridge: "br0", Port: brport.Settings{VLAN: 30}},
 			none + "VLAN 30 may not be asked for" + write + "- {users: [1000], bridges: [br0], vlans: [30]}",
 		},
 		{
 			"port",
-			Request{UID: 1000, Bridge: "10", Port: bridge.PortConfig{Hairpin: true, NoFlood: true}},
+			Request{UID: 1000, Bridge: "10", Port: brport.Settings{Hairpin: true, NoFlood: true}},
 			none + "hairpin may not be asked for" + write +
 				"- {users: [1000], bridges: [\"10\"], port: [hairpin, no-flood]}",
 		},
@@ -270,11 +270,11 @@ func TestExamplesAllow(t *testing.T) {
 		{UID: 1000, Lower: "e-1_.x"},
 		{UID: 1000, Lower: "-"},
 		{UID: 1000, Lower: "1e3"},
-		{UID: 1000, Lower: "eth1", Kind: macvtap.Macvtap, Mode: "passthru", Guest: "lab"},
-		{UID: 1000, Lower: "eth1", Kind: macvtap.IPVtap, Mode: "l3", Addrs: ips("192.0.2.7/24", "2001:db8::1")},
+		{UID: 1000, Lower: "eth1", Kind: vtap.Macvtap, Mode: "passthru", Guest: "lab"},
+		{UID: 1000, Lower: "eth1", Kind: vtap.IPVtap, Mode: "l3", Addrs: ips("192.0.2.7/24", "2001:db8::1")},
 		{UID: 1000, Bridge: "*\"\\", Queues: 9},
-		{UID: 1000, Bridge: "br0", Queues: 256, MAC: mac("02:00:00:00:00:01"), NICs: 7, Port: bridge.PortConfig{
-			Trunk: []bridge.VLANRange{{First: 2, Last: 5}, {First: 9, Last: 9}}, Native: 7, Isolated: true,
+		{UID: 1000, Bridge: "br0", Queues: 256, MAC: mac("02:00:00:00:00:01"), NICs: 7, Port: brport.Settings{
+			Trunk: []brport.VLANRange{{First: 2, Last: 5}, {First: 9, Last: 9}}, Native: 7, Isolated: true,
 			Hairpin: true, NoLearning: true, NoFlood: true,
 		}},
 	} {
@@ -369,8 +369,8 @@ func checkDecisions(t *testing.T, p *Policy) {
 		r := &p.rules[i]
 		r.users, r.groups, r.anybody = nil, nil, true // no look-ups while fuzzing
 	}
-	full := bridge.PortConfig{
-		Trunk: []bridge.VLANRange{{First: 1, Last: 4094}}, Hairpin: true,
+	full := brport.Settings{
+		Trunk: []brport.VLANRange{{First: 1, Last: 4094}}, Hairpin: true,
 		NoLearning: true, NoFlood: true,
 	}
 	v := p.Decide(Request{UID: 1000, Bridge: "br0", Port: full, Queues: 300})

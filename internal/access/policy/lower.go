@@ -9,7 +9,7 @@ import (
 
 	"github.com/goccy/go-yaml/ast"
 
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 )
 
 // defaultModes are the modes allowed by a rule without modes. Passthru takes the parent device away
@@ -17,7 +17,7 @@ import (
 var defaultModes = []string{"bridge", "vepa", "private", "l2", "l3"}
 
 func allModes() []string {
-	return slices.Concat(macvtap.Modes(macvtap.Macvtap), macvtap.Modes(macvtap.IPVtap))
+	return slices.Concat(vtap.Modes(vtap.Macvtap), vtap.Modes(vtap.IPVtap))
 }
 
 // ParseIP parses an IP address with or without /BITS, as in ips and --ip. An address with a zone is
@@ -60,13 +60,13 @@ func (q *Request) validateLower() error {
 		return errors.New("mode and IP addresses need a macvtap or ipvtap")
 	case q.Lower == "":
 		return nil
-	case q.Kind != macvtap.Macvtap && q.Kind != macvtap.IPVtap:
+	case q.Kind != vtap.Macvtap && q.Kind != vtap.IPVtap:
 		return fmt.Errorf("kind %q: want macvtap or ipvtap", q.Kind)
-	case !slices.Contains(macvtap.Modes(q.Kind), q.Mode):
-		return fmt.Errorf("%s mode %q: want %s", q.Kind, q.Mode, strings.Join(macvtap.Modes(q.Kind), ", "))
-	case q.Kind == macvtap.Macvtap && len(q.Addrs) > 0:
+	case !slices.Contains(vtap.Modes(q.Kind), q.Mode):
+		return fmt.Errorf("%s mode %q: want %s", q.Kind, q.Mode, strings.Join(vtap.Modes(q.Kind), ", "))
+	case q.Kind == vtap.Macvtap && len(q.Addrs) > 0:
 		return errors.New("a macvtap needs no IP address: only an ipvtap delivers by it")
-	case q.Kind == macvtap.IPVtap && len(q.Addrs) == 0:
+	case q.Kind == vtap.IPVtap && len(q.Addrs) == 0:
 		return errors.New("an ipvtap delivers by IP address, and none is named")
 	}
 	for _, p := range q.Addrs {

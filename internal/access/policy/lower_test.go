@@ -4,7 +4,7 @@ import (
 	"net/netip"
 	"testing"
 
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 )
 
 // ips are addresses as --ip takes them.
@@ -54,10 +54,10 @@ const lowerRules = `rules:
 func TestLowers(t *testing.T) {
 	p := parse(t, lowerRules)
 	mode := func(uid int, mode string) Request {
-		return Request{UID: uid, Lower: "eth1", Kind: macvtap.Macvtap, Mode: mode}
+		return Request{UID: uid, Lower: "eth1", Kind: vtap.Macvtap, Mode: mode}
 	}
 	ip := func(uid int, addrs ...string) Request {
-		return Request{UID: uid, Lower: "eth1", Kind: macvtap.IPVtap, Mode: "l2", Addrs: ips(addrs...)}
+		return Request{UID: uid, Lower: "eth1", Kind: vtap.IPVtap, Mode: "l2", Addrs: ips(addrs...)}
 	}
 	for _, tc := range []struct {
 		name string

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"slices"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 )
 
 // objection says why a rule does not allow a request.
@@ -63,7 +63,7 @@ func (r *rule) checkVLANs(q *Request) *objection {
 		}
 		var allowed []string
 		for _, v := range r.vlans {
-			allowed = append(allowed, bridge.FormatVLANs([]bridge.VLANRange{v}))
+			allowed = append(allowed, brport.FormatVLANs([]brport.VLANRange{v}))
 		}
 		return &objection{"vlans", fmt.Sprintf("VLAN %d", id) + notAmong(allowed), fmt.Sprintf("add %d to vlans", id)}
 	}
@@ -72,7 +72,7 @@ func (r *rule) checkVLANs(q *Request) *objection {
 
 // firstOutside returns the first id of asked that is not in allowed, which is sorted without
 // overlaps.
-func firstOutside(asked bridge.VLANRange, allowed []bridge.VLANRange) (id int, outside bool) {
+func firstOutside(asked brport.VLANRange, allowed []brport.VLANRange) (id int, outside bool) {
 	id = asked.First
 	for _, r := range allowed {
 		if r.First <= id && id <= r.Last {

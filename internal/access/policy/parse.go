@@ -8,7 +8,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/token"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 )
 
 // byteOrderMark is written at the start of a file by some editors.
@@ -86,7 +86,7 @@ func (d *decoder) profile(name string, at *token.Token, n ast.Node) error {
 
 func (d *decoder) bridgeName(n ast.Node) (string, error) {
 	name, err := d.text(n, "bridge")
-	if err == nil && !bridge.ValidName(name) {
+	if err == nil && !brport.ValidName(name) {
 		err = d.errorf(tokenOf(n), "bridge name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", name)
 	}
 	return name, err
@@ -124,13 +124,13 @@ func (d *decoder) checkScripts() error {
 }
 
 // vlans parses a list such as [10, 20-29], or a text as --trunk takes it.
-func (d *decoder) vlans(n ast.Node, what string) ([]bridge.VLANRange, error) {
-	return joined(d, n, what, bridge.ParseVLANs)
+func (d *decoder) vlans(n ast.Node, what string) ([]brport.VLANRange, error) {
+	return joined(d, n, what, brport.ParseVLANs)
 }
 
 // protocols parses a list such as [lldp, lacp], or a text as --forward takes it.
-func (d *decoder) protocols(n ast.Node, what string) (bridge.Protocols, error) {
-	return joined(d, n, what, bridge.ParseProtocols)
+func (d *decoder) protocols(n ast.Node, what string) (brport.Protocols, error) {
+	return joined(d, n, what, brport.ParseProtocols)
 }
 
 // joined parses one text, or a list of texts joined with commas.

@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/leaktest"
 )
 
@@ -67,9 +67,9 @@ func TestParse(t *testing.T) {
 			if diff := cmp.Diff([]string{"lab", "tree"}, p.Profiles()); diff != "" {
 				t.Error(diff)
 			}
-			lab := Profile{Bridge: "br1", Port: bridge.PortConfig{VLAN: 10, Isolated: true}, Queues: 2}
-			tree := Profile{Port: bridge.PortConfig{
-				Trunk:  []bridge.VLANRange{{First: 2, Last: 5}, {First: 7, Last: 7}},
+			lab := Profile{Bridge: "br1", Port: brport.Settings{VLAN: 10, Isolated: true}, Queues: 2}
+			tree := Profile{Port: brport.Settings{
+				Trunk:  []brport.VLANRange{{First: 2, Last: 5}, {First: 7, Last: 7}},
 				Native: 1, Hairpin: true, NoLearning: true, Forward: 1<<3 | 1<<14,
 			}}
 			checkProfile(t, p, "lab", lab)

@@ -11,7 +11,7 @@ import (
 	"slices"
 	"syscall"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/kernel/procfd"
 )
 
@@ -46,7 +46,7 @@ type Policy struct {
 // Profile is a named group of settings.
 type Profile struct {
 	Bridge string // may be empty in one that Policy.Profile returned
-	Port   bridge.PortConfig
+	Port   brport.Settings
 	Queues int // 0: not set in the profile
 }
 

@@ -7,7 +7,7 @@ import (
 
 	"github.com/goccy/go-yaml/ast"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 )
 
 // rule says what some users may have. A nil list is one that the file does not have.
@@ -21,7 +21,7 @@ type rule struct {
 	modes         []string
 	ips           []netip.Prefix // masked
 	guests        []string       // globs
-	vlans         []bridge.VLANRange
+	vlans         []brport.VLANRange
 	port          []string // names of settings
 	require       []string // names of requirements
 	macs          []macRange
@@ -33,13 +33,13 @@ type rule struct {
 // guest, and is always allowed.
 var settings = []struct {
 	word string
-	on   func(bridge.PortConfig) bool
+	on   func(brport.Settings) bool
 }{
-	{isolated, func(c bridge.PortConfig) bool { return c.Isolated }},
-	{"hairpin", func(c bridge.PortConfig) bool { return c.Hairpin }},
-	{"no-learning", func(c bridge.PortConfig) bool { return c.NoLearning }},
-	{"no-flood", func(c bridge.PortConfig) bool { return c.NoFlood }},
-	{"forward", func(c bridge.PortConfig) bool { return c.Forward != 0 }},
+	{isolated, func(c brport.Settings) bool { return c.Isolated }},
+	{"hairpin", func(c brport.Settings) bool { return c.Hairpin }},
+	{"no-learning", func(c brport.Settings) bool { return c.NoLearning }},
+	{"no-flood", func(c brport.Settings) bool { return c.NoFlood }},
+	{"forward", func(c brport.Settings) bool { return c.Forward != 0 }},
 }
 
 // The requirements that a rule can make of a port.

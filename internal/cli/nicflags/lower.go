@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
 
@@ -43,11 +43,11 @@ func (o *lower) spec(bridge, sw string) (*nic.Lower, error) {
 		return nil, err
 	}
 	l := &nic.Lower{
-		Kind: macvtap.Macvtap, Device: o.macvtap, Mode: o.mode, NoPromisc: o.noPromisc,
+		Kind: vtap.Macvtap, Device: o.macvtap, Mode: o.mode, NoPromisc: o.noPromisc,
 		Flag: o.flag, RxFilter: o.rxFilter,
 	}
 	if o.ipvtap != "" {
-		l.Kind, l.Device = macvtap.IPVtap, o.ipvtap
+		l.Kind, l.Device = vtap.IPVtap, o.ipvtap
 	}
 	if l.Device == "" {
 		if o.mode != "" || o.noPromisc || o.flag != "" || len(o.sources)+len(o.addrs) > 0 {

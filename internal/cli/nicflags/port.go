@@ -6,11 +6,11 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 )
 
 // AddPort adds the flags for the settings of a NIC's port.
-func AddPort(f *pflag.FlagSet, p *bridge.PortConfig) {
+func AddPort(f *pflag.FlagSet, p *brport.Settings) {
 	vlan := func(to *int) func(string) error {
 		return func(s string) error {
 			id, err := strconv.Atoi(s)
@@ -27,7 +27,7 @@ func AddPort(f *pflag.FlagSet, p *bridge.PortConfig) {
 	f.Var(Value("N", "", vlan(&p.VLAN)), "vlan",
 		"the port is in VLAN N only, untagged; 1 to 4094, on a bridge with --vlan-filtering")
 	f.Var(Value("LIST", "", func(s string) (err error) {
-		p.Trunk, err = bridge.ParseVLANs(s)
+		p.Trunk, err = brport.ParseVLANs(s)
 		return err
 	}), "trunk", "the VLANs that the guest may use tagged: 2-5,7; or all")
 	f.Var(Value("N", "", vlan(&p.Native)), "native",
@@ -36,7 +36,7 @@ func AddPort(f *pflag.FlagSet, p *bridge.PortConfig) {
 	f.BoolVar(&p.Hairpin, "hairpin", false, "frames may leave by the port that they arrived on")
 	f.BoolVar(&p.NoLearning, "no-learning", false, "learn no addresses behind the port")
 	f.Var(Value("LIST", "", func(s string) (err error) {
-		p.Forward, err = bridge.ParseProtocols(s)
+		p.Forward, err = brport.ParseProtocols(s)
 		return err
 	}), "forward", "forward the guest's frames of these link-local protocols: lldp, lacp, eapol, ptp, elmi, stp, or all")
 	f.BoolVar(&p.NoFlood, "no-flood", false, "no frames with destinations that are not known to be behind the port")

@@ -12,7 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 	"vmnet/internal/cli/nicflags"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
 
@@ -174,7 +174,7 @@ func (a attributes) check() error {
 	for _, x := range a {
 		switch {
 		case slices.Contains(refused, x.name):
-			return fmt.Errorf("attribute %q: libvirt cannot take an %s by name: in the host's netns the guest's address would be the host's (vmnet attach --via monitor)", x.name, macvtap.IPVtap)
+			return fmt.Errorf("attribute %q: libvirt cannot take an %s by name: in the host's netns the guest's address would be the host's (vmnet attach --via monitor)", x.name, vtap.IPVtap)
 		case !slices.Contains(allNames, x.name):
 			return fmt.Errorf("attribute %q is not known: want %s", x.name, names(allNames))
 		case x.value == "":

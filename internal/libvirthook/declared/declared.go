@@ -23,7 +23,7 @@ import (
 	"net"
 	"strings"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/libvirt/domainxml"
 	"vmnet/tapmgr/nic"
 )
@@ -42,7 +42,7 @@ type NIC struct {
 	Interface domainxml.Interface // to which it belongs; zero if Absent
 	Made      bool                // vmnet makes the device, or puts it on the bridge
 	Spec      nic.Spec            // of such a device
-	Port      bridge.PortConfig   // settings of the bridge port
+	Port      brport.Settings     // settings of the bridge port
 }
 
 // Place returns the bridge or parent device of a made device.

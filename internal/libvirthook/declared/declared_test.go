@@ -7,9 +7,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/libvirt/domainxml"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
 
@@ -60,20 +60,20 @@ func TestParse(t *testing.T) {
 			Vhost: nic.VhostAuto, Via: nic.ViaLibvirt, DeviceOptions: map[string]string{},
 		}
 	}
-	trunk := bridge.PortConfig{Trunk: []bridge.VLANRange{{First: 2, Last: 5}, {First: 7, Last: 7}}, Native: 1, Isolated: true}
+	trunk := brport.Settings{Trunk: []brport.VLANRange{{First: 2, Last: 5}, {First: 7, Last: 7}}, Native: 1, Isolated: true}
 	onBridge := spec("net0", "web-0", 1)
 	onBridge.Bridge, onBridge.Port, onBridge.Queues, onBridge.MTU, onBridge.Model = "br0", trunk, 4, 1400, "virtio-net-pci"
 	source := spec("net1", "web-1", 2)
 	source.Model = "e1000e"
-	source.Lower = &nic.Lower{Kind: macvtap.Macvtap, Device: "eth0", Mode: "source", RxFilter: "none", Sources: []net.HardwareAddr{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}}
+	source.Lower = &nic.Lower{Kind: vtap.Macvtap, Device: "eth0", Mode: "source", RxFilter: "none", Sources: []net.HardwareAddr{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}}
 	passthru := spec("net9", "web-9", 9)
 	passthru.Model, passthru.Vhost = "virtio-net-pci-transitional", nic.VhostOff
-	passthru.Lower = &nic.Lower{Kind: macvtap.Macvtap, Device: "eth1", Mode: "passthru", NoPromisc: true}
+	passthru.Lower = &nic.Lower{Kind: vtap.Macvtap, Device: "eth1", Mode: "passthru", NoPromisc: true}
 	want := []NIC{
 		{ID: "net0", MAC: mac(1), Interface: def.Interfaces[0], Made: true, Spec: onBridge, Port: trunk},
 		{ID: "net1", MAC: mac(2), Interface: def.Interfaces[1], Made: true, Spec: source},
-		{MAC: mac(3), Interface: def.Interfaces[2], Port: bridge.PortConfig{VLAN: 20}},
-		{ID: "net3", MAC: mac(4), Interface: def.Interfaces[3], Port: bridge.PortConfig{NoLearning: true, NoFlood: true, Forward: 1<<2 | 1<<14}},
+		{MAC: mac(3), Interface: def.Interfaces[2], Port: brport.Settings{VLAN: 20}},
+		{ID: "net3", MAC: mac(4), Interface: def.Interfaces[3], Port: brport.Settings{NoLearning: true, NoFlood: true, Forward: 1<<2 | 1<<14}},
 		{ID: "net9", MAC: mac(9), Interface: def.Interfaces[9], Made: true, Spec: passthru},
 	}
 	got, err := Parse(def)
@@ -232,12 +232,12 @@ func TestPutAndRemove(t *testing.T) {
 		{"", NIC{ID: "net0", Made: true, Spec: nic.Spec{Bridge: "br<1"}}, `<nics><nic id="net0" bridge="br&lt;1"/></nics>`},
 		{
 			element,
-			NIC{ID: "net0", MAC: mac(1), Made: true, Spec: nic.Spec{Bridge: "br1"}, Port: bridge.PortConfig{Isolated: true}},
+			NIC{ID: "net0", MAC: mac(1), Made: true, Spec: nic.Spec{Bridge: "br1"}, Port: brport.Settings{Isolated: true}},
 			`<nics><nic mac="52:54:00:00:00:03" vlan="20"/><nic id="net0" mac="52:54:00:00:00:01" bridge="br1" isolated="yes"/></nics>`,
 		},
 		{
 			element,
-			NIC{MAC: mac(3), Port: bridge.PortConfig{Hairpin: true}},
+			NIC{MAC: mac(3), Port: brport.Settings{Hairpin: true}},
 			`<nics><nic id="net0" bridge="br0"/><nic mac="52:54:00:00:00:03" hairpin="yes"/></nics>`,
 		},
 	} {
@@ -256,7 +256,7 @@ func TestPutAndRemove(t *testing.T) {
 	if got, err := Remove(nics(`<v:nic id="net0" bridge="br0"/>`), NIC{ID: "net0"}); err != nil || got != "" {
 		t.Errorf("the last one: %q, %v", got, err)
 	}
-	spec := nic.Spec{Target: nic.Target{VM: "web"}, NIC: "net0", Bridge: "br0", MAC: mac(1), Port: bridge.PortConfig{Isolated: true}}
+	spec := nic.Spec{Target: nic.Target{VM: "web"}, NIC: "net0", Bridge: "br0", MAC: mac(1), Port: brport.Settings{Isolated: true}}
 	if got, err := Declare("", spec); err != nil || got != `<nics><nic id="net0" bridge="br0" isolated="yes"/></nics>` { // no MAC, which a clone would not have
 		t.Errorf("declared as %s, %v", got, err)
 	}
@@ -265,7 +265,7 @@ func TestPutAndRemove(t *testing.T) {
 		{ID: "net0"},
 		{ID: "NET", Made: true, Spec: nic.Spec{Bridge: "br0"}},
 		{Made: true, Spec: nic.Spec{Bridge: "br0"}},
-		{ID: "net0", Made: true, Spec: nic.Spec{Lower: &nic.Lower{Kind: macvtap.IPVtap, Device: "eth0"}}},
+		{ID: "net0", Made: true, Spec: nic.Spec{Lower: &nic.Lower{Kind: vtap.IPVtap, Device: "eth0"}}},
 	} {
 		if got, err := XML([]NIC{wrong}); err == nil {
 			t.Errorf("%+v became %s", wrong, got)

@@ -6,7 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 )
 
 func TestPorts(t *testing.T) {
@@ -18,10 +18,10 @@ func TestPorts(t *testing.T) {
 		<v:nic id="later" mac="52:54:00:00:00:78" no-flood="yes"/>
 		<v:nic id="unknown" no-learning="yes"/>`))
 	want := []NIC{
-		{MAC: mac(3), Interface: def.Interfaces[2], Port: bridge.PortConfig{VLAN: 20}},
-		{ID: "net3", MAC: mac(4), Interface: def.Interfaces[3], Port: bridge.PortConfig{Isolated: true}},
-		{MAC: mac(0x77), Port: bridge.PortConfig{Hairpin: true}},
-		{ID: "later", MAC: mac(0x78), Port: bridge.PortConfig{NoFlood: true}},
+		{MAC: mac(3), Interface: def.Interfaces[2], Port: brport.Settings{VLAN: 20}},
+		{ID: "net3", MAC: mac(4), Interface: def.Interfaces[3], Port: brport.Settings{Isolated: true}},
+		{MAC: mac(0x77), Port: brport.Settings{Hairpin: true}},
+		{ID: "later", MAC: mac(0x78), Port: brport.Settings{NoFlood: true}},
 	}
 	got, err := Ports(def)
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {

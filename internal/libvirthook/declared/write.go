@@ -7,7 +7,7 @@ import (
 	"strconv"
 	"strings"
 
-	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/libvirt/domainxml"
 )
 
@@ -113,7 +113,7 @@ func (n NIC) addLower(add func(name, value string)) {
 	add("rx-filter", l.RxFilter)
 }
 
-func addPort(add func(name, value string), p bridge.PortConfig) {
+func addPort(add func(name, value string), p brport.Settings) {
 	number := func(n int) string {
 		if n == 0 {
 			return ""
@@ -121,7 +121,7 @@ func addPort(add func(name, value string), p bridge.PortConfig) {
 		return strconv.Itoa(n)
 	}
 	add("vlan", number(p.VLAN))
-	add("trunk", bridge.FormatVLANs(p.Trunk))
+	add("trunk", brport.FormatVLANs(p.Trunk))
 	add("native", number(p.Native))
 	add("isolated", yes(p.Isolated))
 	add("hairpin", yes(p.Hairpin))

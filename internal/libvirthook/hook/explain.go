@@ -6,7 +6,7 @@ import (
 
 	"vmnet/internal/libvirthook/declared"
 	"vmnet/libvirt/domainxml"
-	"vmnet/macvtap"
+	"vmnet/macvtap/vtap"
 )
 
 // Explanation says what the hook does for a guest. Its JSON keys are stable.
@@ -64,7 +64,7 @@ func describe(n declared.NIC) Declared {
 		d.Interface = n.Interface.Target
 	}
 	if l := n.Spec.Lower; l != nil {
-		d.Type, d.Mode = string(l.Kind), cmp.Or(l.Mode, macvtap.Modes(l.Kind)[0])
+		d.Type, d.Mode = string(l.Kind), cmp.Or(l.Mode, vtap.Modes(l.Kind)[0])
 	}
 	return d
 }

@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"vmnet/bridge"
+	"vmnet/bridge/brport"
 	"vmnet/internal/backend"
+	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
@@ -30,10 +32,15 @@ func TestLabVLANs(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.Close()
-	if err := bridge.Create(nl, bridge.Config{Name: "br0", VLANFiltering: true}); err != nil {
+	h, err := bridge.Open(ns.Path())
+	if err != nil {
 		t.Fatal(err)
 	}
-	br, err := bridge.Get(nl, "br0")
+	defer h.Close()
+	if err := h.Create(bridge.Config{Name: "br0", VLANFiltering: true}); err != nil {
+		t.Fatal(err)
+	}
+	br, err := bridges.Get(nl, "br0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +54,7 @@ func TestLabVLANs(t *testing.T) {
 		err = nl.Set(l.Index, rtnl.MAC(net.HardwareAddr{0xfe, 0x54, 0, 0, 0, 3}))
 	}
 	if err == nil {
-		err = bridge.AddPortWith(nl, br, l, bridge.PortConfig{})
+		err = bridges.AddPort(nl, br, l, brport.Settings{})
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +65,7 @@ func TestLabVLANs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := bridge.ReadPort(nl, br, l); err != nil || got.String() != want {
+		if got, err := bridges.ReadPort(nl, br, l); err != nil || got.String() != want {
 			t.Errorf("%s is %q, %v, want %q", name, got, err, want)
 		}
 	}
