@@ -15,12 +15,12 @@ func TestExecuteDecodesRepliesAndErrors(t *testing.T) { bothWays(t, executeDecod
 
 func executeDecodesRepliesAndErrors(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	c := fakeConn(t, func(s *session) {
-		r, _ := s.next()
-		s.say(r.returns(`{"name": "P2"}`))
-		r, _ = s.next()
-		s.say(r.refuses("DeviceNotFound", "Device 'x' not found"))
-		r, _ = s.next()
-		s.say(r.returns(`{"name": 7}`))
+		r, _ := s.Next()
+		s.Say(r.Returns(`{"name": "P2"}`))
+		r, _ = s.Next()
+		s.Say(r.Refuses("DeviceNotFound", "Device 'x' not found"))
+		r, _ = s.Next()
+		s.Say(r.Returns(`{"name": 7}`))
 		answer(s)
 	})
 	ctx := within(t, 5*time.Second)
@@ -48,12 +48,12 @@ func TestRepliesOutOfOrder(t *testing.T) {
 	c := fakeConn(t, func(s *session) {
 		var rs []request
 		for range n {
-			r, _ := s.next()
+			r, _ := s.Next()
 			rs = append(rs, r)
 		}
-		s.say(`{"return": {}, "id": 4711}`) // of nobody
+		s.Say(`{"return": {}, "id": 4711}`) // of nobody
 		for i := n - 1; i >= 0; i-- {
-			s.say(rs[i].returns(fmt.Sprint(rs[i].Arguments["n"])))
+			s.Say(rs[i].Returns(fmt.Sprint(rs[i].Arguments["n"])))
 		}
 		answer(s)
 	})
@@ -73,8 +73,8 @@ func TestRepliesOutOfOrder(t *testing.T) {
 func TestHugeReply(t *testing.T) {
 	text := strings.Repeat("0123456789abcdef", 15<<12) // 960 KiB
 	c := fakeConn(t, func(s *session) {
-		for r, ok := s.next(); ok; r, ok = s.next() {
-			s.say(r.returns(`"` + text + `"`))
+		for r, ok := s.Next(); ok; r, ok = s.Next() {
+			s.Say(r.Returns(`"` + text + `"`))
 		}
 	})
 	var first json.RawMessage
@@ -93,11 +93,11 @@ func TestHugeReply(t *testing.T) {
 func TestSilence(t *testing.T) {
 	received := make(chan request, 10)
 	c := fakeConn(t, func(s *session) {
-		for r, ok := s.next(); ok; r, ok = s.next() {
+		for r, ok := s.Next(); ok; r, ok = s.Next() {
 			received <- r
 			if r.Execute == "late" {
 				first := <-received
-				s.say(first.returns(`"abandoned"`), r.returns(`"mine"`))
+				s.Say(first.Returns(`"abandoned"`), r.Returns(`"mine"`))
 			}
 		}
 	})
@@ -131,9 +131,9 @@ func TestConnectionFaults(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := fakeConn(t, func(s *session) {
-				s.next()
-				s.next()
-				_, _ = s.uc.Write([]byte(tc.fault))
+				s.Next()
+				s.Next()
+				_, _ = s.Conn.Write([]byte(tc.fault))
 			})
 			sub := c.Subscribe(1)
 			var wg sync.WaitGroup
@@ -165,8 +165,8 @@ func TestReplyBeforeDeathCounts(t *testing.T) { bothWays(t, replyBeforeDeathCoun
 func replyBeforeDeathCounts(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	for range 50 {
 		c := fakeConn(t, func(s *session) {
-			r, _ := s.next()
-			s.say(r.returns("{}"))
+			r, _ := s.Next()
+			s.Say(r.Returns("{}"))
 		})
 		if err := c.Execute(within(t, 5*time.Second), "quit", nil, nil); err != nil {
 			t.Fatal(err)
@@ -179,7 +179,7 @@ func TestCloseEndsEverything(t *testing.T) { bothWays(t, closeEndsEverything) }
 func closeEndsEverything(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	received := make(chan struct{})
 	c := fakeConn(t, func(s *session) {
-		s.next()
+		s.Next()
 		close(received)
 		swallow(s)
 	})

@@ -15,14 +15,16 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vmnet/internal/vmm/qmptest"
 )
 
 func TestDialNegotiates(t *testing.T) {
 	path := fake(t, func(s *session) {
-		s.say(greetingLine)
-		r, _ := s.next()
+		s.Say(qmptest.Greeting)
+		r, _ := s.Next()
 		// Events may come before the reply.
-		s.say(`{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "RESUME"}`, r.returns("{}"))
+		s.Say(`{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "RESUME"}`, r.Returns("{}"))
 		answer(s)
 	})
 	c := dialT(t, path)
@@ -38,7 +40,7 @@ func TestDialNegotiates(t *testing.T) {
 }
 
 func TestDialLongPath(t *testing.T) {
-	path := fake(t, func(s *session) { s.negotiate(); answer(s) })
+	path := fake(t, func(s *session) { s.Negotiate(); answer(s) })
 	deep := filepath.Join(t.TempDir(), strings.Repeat("d", 100), strings.Repeat("e", 100))
 	if err := os.MkdirAll(deep, 0o700); err != nil {
 		t.Fatal(err)
@@ -140,8 +142,8 @@ func TestDialFullBacklog(t *testing.T) {
 			conn, err := net.FileConn(f)
 			_ = f.Close()
 			if err == nil {
-				s := &session{uc: conn.(*net.UnixConn)}
-				s.negotiate()
+				s := &session{Conn: conn.(*net.UnixConn)}
+				s.Negotiate()
 				_ = conn.Close()
 			}
 		}
@@ -162,14 +164,14 @@ func TestDialStrangers(t *testing.T) {
 		"hangs up":          {"", ErrClosed},
 		"not JSON":          {"SSH-2.0-OpenSSH_9.2\n", ErrProtocol},
 		"no greeting":       {`{"return": {}}` + "\n", ErrProtocol},
-		"two greetings":     {greetingLine + "\n" + greetingLine + "\n", ErrProtocol},
-		"half a greeting":   {greetingLine[:40], ErrClosed},
+		"two greetings":     {qmptest.Greeting + "\n" + qmptest.Greeting + "\n", ErrProtocol},
+		"half a greeting":   {qmptest.Greeting[:40], ErrClosed},
 		"not an object":     {"[]\n", ErrProtocol},
 		"endless text":      {strings.Repeat("x", 1<<20) + "\n", ErrProtocol},
 		"blank, then leave": {"\r\n\r\n", ErrClosed},
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := fake(t, func(s *session) { _, _ = s.uc.Write([]byte(tc.say)) })
+			path := fake(t, func(s *session) { _, _ = s.Conn.Write([]byte(tc.say)) })
 			_, err := Dial(within(t, 5*time.Second), path)
 			if !errors.Is(err, tc.want) {
 				t.Errorf("got %v, want %v", err, tc.want)
@@ -197,12 +199,12 @@ func TestFormerClient(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := fake(t, func(s *session) {
-				s.say(slices.Concat(say.before, []string{greetingLine}, say.after)...)
-				if r, ok := s.next(); ok && r.Execute == "qmp_capabilities" {
-					s.say(r.returns("{}"))
+				s.Say(slices.Concat(say.before, []string{qmptest.Greeting}, say.after)...)
+				if r, ok := s.Next(); ok && r.Execute == "qmp_capabilities" {
+					s.Say(r.Returns("{}"))
 				}
-				r, _ := s.next()
-				s.say(r.returns(`{"name": "mine"}`))
+				r, _ := s.Next()
+				s.Say(r.Returns(`{"name": "mine"}`))
 				answer(s)
 			})
 			c := dialT(t, path)
@@ -219,7 +221,7 @@ func TestFormerClient(t *testing.T) {
 // TestFormerClientIsBounded: who never comes to the point is no QEMU.
 func TestFormerClientIsBounded(t *testing.T) {
 	stale := `{"return": "` + strings.Repeat("x", 100<<10) + `", "id": "old"}` + "\n"
-	for name, first := range map[string]string{"before the greeting": "", "after it": greetingLine + "\n"} {
+	for name, first := range map[string]string{"before the greeting": "", "after it": qmptest.Greeting + "\n"} {
 		c := newConn(&relayed{cancel: func() {}})
 		c.register(&pending{command: "qmp_capabilities"})
 		sent := &io.LimitedReader{R: &endless{text: stale}, N: 2 * maxStale}

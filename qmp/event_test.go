@@ -8,12 +8,12 @@ import (
 
 func TestEventsAreFilteredAndInOrder(t *testing.T) {
 	c := fakeConn(t, func(s *session) {
-		r, _ := s.next()
+		r, _ := s.Next()
 		for i := range 3 {
-			s.say(`{"event": "STOP", "timestamp": {"seconds": -1, "microseconds": -1}}`,
+			s.Say(`{"event": "STOP", "timestamp": {"seconds": -1, "microseconds": -1}}`,
 				fmt.Sprintf(`{"event": "DEVICE_DELETED", "data": {"device": "d%d"}, "timestamp": {"seconds": 5, "microseconds": 7}}`, i))
 		}
-		s.say(r.returns("{}"))
+		s.Say(r.Returns("{}"))
 		answer(s)
 	})
 	deleted, all := c.Subscribe(10, "DEVICE_DELETED"), c.Subscribe(10)
@@ -39,11 +39,11 @@ func TestEventsAreFilteredAndInOrder(t *testing.T) {
 func TestSlowSubscriberLosesEventsAndStopsNothing(t *testing.T) {
 	const flood = 5000
 	c := fakeConn(t, func(s *session) {
-		for r, ok := s.next(); ok; r, ok = s.next() {
+		for r, ok := s.Next(); ok; r, ok = s.Next() {
 			for range flood {
-				s.say(`{"event": "BALLOON_CHANGE", "data": {"actual": 1}}`)
+				s.Say(`{"event": "BALLOON_CHANGE", "data": {"actual": 1}}`)
 			}
-			s.say(r.returns("{}"))
+			s.Say(r.Returns("{}"))
 		}
 	})
 	slow := c.Subscribe(0)

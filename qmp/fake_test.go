@@ -1,87 +1,22 @@
 package qmp
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"fmt"
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"vmnet/internal/vmm/qmptest"
 )
 
-const greetingLine = `{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "capabilities": ["oob"]}}`
-
-// request is a command as the fake monitor received it.
-type request struct {
-	Execute   string
-	Arguments map[string]any
-	ID        uint64
-	files     int // descriptors that came with it
-}
-
-func (r request) returns(value string) string {
-	return fmt.Sprintf(`{"return": %s, "id": %d}`, value, r.ID)
-}
-
-func (r request) refuses(class, desc string) string {
-	return fmt.Sprintf(`{"id": %d, "error": {"class": %q, "desc": %q}}`, r.ID, class, desc)
-}
-
-// session is the fake's side of one connection.
-type session struct {
-	uc  *net.UnixConn
-	buf []byte
-}
-
-func (s *session) say(lines ...string) {
-	_, _ = s.uc.Write([]byte(strings.Join(lines, "\r\n") + "\r\n"))
-}
-
-// next receives one command, and closes what descriptors come with it.
-func (s *session) next() (r request, ok bool) {
-	for {
-		if line, rest, found := bytes.Cut(s.buf, []byte{'\n'}); found {
-			s.buf = bytes.Clone(rest)
-			return r, json.Unmarshal(line, &r) == nil
-		}
-		data, oob := make([]byte, 1), make([]byte, 128) // byte by byte like QEMU, so that an fd comes with its own command
-		n, oobn, _, _, err := s.uc.ReadMsgUnix(data, oob)
-		if err != nil || n == 0 {
-			return r, false
-		}
-		s.buf = append(s.buf, data[:n]...)
-		r.files += closeRights(oob[:oobn])
-	}
-}
-
-func closeRights(oob []byte) (count int) {
-	messages, _ := unix.ParseSocketControlMessage(oob)
-	for _, m := range messages {
-		fds, _ := unix.ParseUnixRights(&m)
-		for _, fd := range fds {
-			_ = unix.Close(fd)
-			count++
-		}
-	}
-	return count
-}
-
-// negotiate greets, and accepts the capabilities.
-func (s *session) negotiate() bool {
-	s.say(greetingLine)
-	r, ok := s.next()
-	if ok {
-		s.say(r.returns("{}"))
-	}
-	return ok && r.Execute == "qmp_capabilities"
-}
+// The fake's side of a connection, and a command as it received it.
+type (
+	session = qmptest.Session
+	request = qmptest.Request
+)
 
 // fake serves each connection with serve, one after the other like QEMU, until the test ends.
 func fake(t *testing.T, serve func(*session)) (path string) {
@@ -96,17 +31,12 @@ func fake(t *testing.T, serve func(*session)) (path string) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		for {
-			uc, err := l.AcceptUnix()
-			if err != nil {
-				return
-			}
+		qmptest.Serve(l, func(s *session) {
 			mu.Lock()
-			open = append(open, uc)
+			open = append(open, s.Conn)
 			mu.Unlock()
-			serve(&session{uc: uc})
-			_ = uc.Close()
-		}
+			serve(s)
+		})
 	}()
 	t.Cleanup(func() {
 		_ = l.Close()
@@ -124,7 +54,7 @@ func fake(t *testing.T, serve func(*session)) (path string) {
 func fakeConn(t *testing.T, serve func(*session)) *Conn {
 	t.Helper()
 	path := fake(t, func(s *session) {
-		if s.negotiate() {
+		if s.Negotiate() {
 			serve(s)
 		}
 	})
@@ -141,16 +71,11 @@ func dialT(t *testing.T, path string) *Conn {
 	return c
 }
 
-// answer returns an empty object to everything until the connection ends.
-func answer(s *session) {
-	for r, ok := s.next(); ok; r, ok = s.next() {
-		s.say(r.returns("{}"))
-	}
-}
+func answer(s *session) { s.AnswerAll() }
 
 // swallow receives and never answers.
 func swallow(s *session) {
-	for _, ok := s.next(); ok; _, ok = s.next() {
+	for _, ok := s.Next(); ok; _, ok = s.Next() {
 	}
 }
 

@@ -17,10 +17,10 @@ func executeFDGoesWithItsCommandOneAtATime(t *testing.T, fakeConn func(*testing.
 	var unanswered, overlaps atomic.Int32
 	counts := make(chan request, 100)
 	c := fakeConn(t, func(s *session) {
-		for r, ok := s.next(); ok; r, ok = s.next() {
+		for r, ok := s.Next(); ok; r, ok = s.Next() {
 			counts <- r
 			if r.Execute != "getfd" {
-				s.say(r.returns("{}"))
+				s.Say(r.Returns("{}"))
 				continue
 			}
 			if unanswered.Add(1) > 1 {
@@ -29,7 +29,7 @@ func executeFDGoesWithItsCommandOneAtATime(t *testing.T, fakeConn func(*testing.
 			// not a wait: what else is sent while it is unanswered must carry no descriptor
 			time.Sleep(5 * time.Millisecond)
 			unanswered.Add(-1)
-			s.say(r.returns("{}"))
+			s.Say(r.Returns("{}"))
 		}
 	})
 	f := nullFile(t)
@@ -52,8 +52,8 @@ func executeFDGoesWithItsCommandOneAtATime(t *testing.T, fakeConn func(*testing.
 	}
 	for range 20 {
 		r := <-counts
-		if want := map[string]int{"getfd": 1, "stop": 0}[r.Execute]; r.files != want {
-			t.Errorf("%s came with %d descriptors, want %d", r.Execute, r.files, want)
+		if want := map[string]int{"getfd": 1, "stop": 0}[r.Execute]; r.Files != want {
+			t.Errorf("%s came with %d descriptors, want %d", r.Execute, r.Files, want)
 		}
 	}
 }
@@ -64,13 +64,13 @@ func executeFDWaitsForAnAbandonedOne(t *testing.T, fakeConn func(*testing.T, fun
 	first, release := make(chan request, 1), make(chan struct{})
 	seen := make(chan request, 1)
 	c := fakeConn(t, func(s *session) {
-		r, _ := s.next()
+		r, _ := s.Next()
 		first <- r
 		<-release
-		s.say(r.returns("{}"))
-		r, _ = s.next()
+		s.Say(r.Returns("{}"))
+		r, _ = s.Next()
 		seen <- r
-		s.say(r.returns("{}"))
+		s.Say(r.Returns("{}"))
 		answer(s)
 	})
 	f := nullFile(t)

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"testing"
+
+	"vmnet/internal/vmm/qmptest"
 )
 
 // FuzzReader feeds the reader whatever a peer may send, while commands with and
@@ -13,15 +15,15 @@ import (
 func FuzzReader(f *testing.F) {
 	for _, seed := range []string{
 		"",
-		greetingLine + "\r\n" + `{"return": {}, "id": 1}` + "\r\n" + `{"id": 2, "error": {"class": "GenericError", "desc": "x"}}` + "\r\n",
-		greetingLine + "\n" + `{"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}}` + "\n" + `{"event": "X", "data": {}}` + "\n",
-		greetingLine + "\n" + `{"return": [1, 2], "id": 1}` + "\n" + `{"return": {}, "id": 1}` + "\n" + `{"return": {}, "id": 99}` + "\n",
-		greetingLine + "\n" + greetingLine + "\n",
-		greetingLine + "\n" + `{"error": {"class": "GenericError", "desc": "JSON parse error"}}` + "\n",
-		greetingLine + "\n" + `{"return": null, "id": null, "event": null}` + "\n",
+		qmptest.Greeting + "\r\n" + `{"return": {}, "id": 1}` + "\r\n" + `{"id": 2, "error": {"class": "GenericError", "desc": "x"}}` + "\r\n",
+		qmptest.Greeting + "\n" + `{"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}}` + "\n" + `{"event": "X", "data": {}}` + "\n",
+		qmptest.Greeting + "\n" + `{"return": [1, 2], "id": 1}` + "\n" + `{"return": {}, "id": 1}` + "\n" + `{"return": {}, "id": 99}` + "\n",
+		qmptest.Greeting + "\n" + qmptest.Greeting + "\n",
+		qmptest.Greeting + "\n" + `{"error": {"class": "GenericError", "desc": "JSON parse error"}}` + "\n",
+		qmptest.Greeting + "\n" + `{"return": null, "id": null, "event": null}` + "\n",
 		`{"QMP": null}` + "\n" + `{"QMP": {}}` + "\n",
 		"{\"QMP\":\n {\n}\r\n}{\"return\": [\n\"}\\\"\\\\\"], \"id\":\n1}\n{\"event\"\n:\"STOP\"}",
-		greetingLine + "\n{\"return\": {\"x\": \"" + string(bytes.Repeat([]byte("y"), 100)) + "\"}, \"id\": 2}\n\xff",
+		qmptest.Greeting + "\n{\"return\": {\"x\": \"" + string(bytes.Repeat([]byte("y"), 100)) + "\"}, \"id\": 2}\n\xff",
 		"[[[[[[[[[[[[[[[[\n",
 	} {
 		f.Add([]byte(seed))

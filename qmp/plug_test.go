@@ -31,7 +31,7 @@ type guestless struct {
 func (g *guestless) serve(s *session) {
 	silent := false
 	for n := 1; ; n++ {
-		r, ok := s.next()
+		r, ok := s.Next()
 		if !ok {
 			return
 		}
@@ -46,14 +46,14 @@ func (g *guestless) serve(s *session) {
 			continue
 		}
 		if desc, refuse := g.refusals[r.Execute]; refuse {
-			s.say(r.refuses("GenericError", desc))
+			s.Say(r.Refuses("GenericError", desc))
 		} else if r.Execute == "qom-list" || r.Execute == "device-list-properties" {
-			s.say(r.returns(`[]`))
+			s.Say(r.Returns(`[]`))
 		} else {
-			s.say(r.returns(`{}`))
+			s.Say(r.Returns(`{}`))
 		}
 		if r.Execute == "device_del" {
-			s.say(`{"event": "DEVICE_DELETED", "data": {"path": "/machine/peripheral/x/virtio-backend"}}`,
+			s.Say(`{"event": "DEVICE_DELETED", "data": {"path": "/machine/peripheral/x/virtio-backend"}}`,
 				fmt.Sprintf(`{"event": "DEVICE_DELETED", "data": {"device": %q, "path": "/x"}}`, r.Arguments["id"]))
 		}
 	}
@@ -142,9 +142,9 @@ func plugLeavesAnotherNICAlone(t *testing.T, fakeConn func(*testing.T, func(*ses
 	}
 
 	c := fakeConn(t, func(s *session) {
-		r, _ := s.next()
-		s.say(r.returns(`[{"name": "type", "type": "string"}, {"name": "n", "type": "child<virtio-net-pci>"}]`))
-		if r, ok := s.next(); ok {
+		r, _ := s.Next()
+		s.Say(r.Returns(`[{"name": "type", "type": "string"}, {"name": "n", "type": "child<virtio-net-pci>"}]`))
+		if r, ok := s.Next(); ok {
 			t.Errorf("%s was sent", r.Execute)
 		}
 	})

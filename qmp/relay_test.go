@@ -268,13 +268,13 @@ func TestRelayKeepsTheOrder(t *testing.T) {
 	first, release := make(chan struct{}), make(chan struct{})
 	seen := make(chan request, 10)
 	c := relayedConn(t, func(s *session) {
-		for r, ok := s.next(); ok; r, ok = s.next() {
+		for r, ok := s.Next(); ok; r, ok = s.Next() {
 			seen <- r
 			if r.Execute == "getfd" && r.Arguments["fdname"] == "a" {
 				close(first)
 				<-release
 			}
-			s.say(r.returns("{}"))
+			s.Say(r.Returns("{}"))
 		}
 	})
 	f, err := os.Open(os.DevNull)
@@ -305,7 +305,7 @@ func TestRelayKeepsTheOrder(t *testing.T) {
 		command, name string
 		files         int
 	}{{"getfd", "a", 1}, {"closefd", "a", 0}, {"getfd", "b", 1}} {
-		if r := <-seen; r.Execute != want.command || r.Arguments["fdname"] != want.name || r.files != want.files {
+		if r := <-seen; r.Execute != want.command || r.Arguments["fdname"] != want.name || r.Files != want.files {
 			t.Errorf("got %+v, want %+v", r, want)
 		}
 	}

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vmnet/internal/vmm/qmptest"
 )
 
 // TestPrettyMonitor: a message takes as many lines as QEMU likes.
@@ -24,9 +26,9 @@ func TestPrettyMonitor(t *testing.T) {
 		return b.String()
 	}
 	path := fake(t, func(s *session) {
-		s.say(pretty(greetingLine))
-		for r, ok := s.next(); ok; r, ok = s.next() {
-			s.say(pretty(`{"event": "STOP", "data": {"a": "}{\"\\"}}`) + pretty(r.returns(`{"name": "P2"}`)))
+		s.Say(pretty(qmptest.Greeting))
+		for r, ok := s.Next(); ok; r, ok = s.Next() {
+			s.Say(pretty(`{"event": "STOP", "data": {"a": "}{\"\\"}}`) + pretty(r.Returns(`{"name": "P2"}`)))
 		}
 	})
 	c := dialT(t, path)
@@ -57,7 +59,7 @@ func TestMessagesAreBounded(t *testing.T) {
 		c := newConn(&relayed{cancel: func() {}})
 		c.register(&pending{command: tc.command})
 		text := strings.Replace(tc.text, "%", strings.Repeat("x", tc.size-len(tc.text)+1), 1)
-		err := c.readAll(bufio.NewReader(io.MultiReader(strings.NewReader(greetingLine), strings.NewReader(text))))
+		err := c.readAll(bufio.NewReader(io.MultiReader(strings.NewReader(qmptest.Greeting), strings.NewReader(text))))
 		if fits := errors.Is(err, ErrClosed); fits != tc.fits || !fits && !errors.Is(err, ErrProtocol) {
 			t.Errorf("%s of %d bytes: %v", name, len(text), err)
 		}
@@ -81,14 +83,14 @@ func TestFloodingMonitor(t *testing.T) {
 			ended := make(chan struct{})
 			path := fake(t, func(s *session) {
 				defer close(ended)
-				if !s.negotiate() {
+				if !s.Negotiate() {
 					return
 				}
 				if name == "one long message" {
-					s.say(`{"return": "`)
+					s.Say(`{"return": "`)
 				}
 				for {
-					n, err := s.uc.Write([]byte(text))
+					n, err := s.Conn.Write([]byte(text))
 					if sent += n; err != nil {
 						return
 					}
@@ -122,9 +124,9 @@ func TestFloodingMonitor(t *testing.T) {
 // TestClosingWhileThrottled: nobody waits for the pause.
 func TestClosingWhileThrottled(t *testing.T) {
 	path := fake(t, func(s *session) {
-		if s.negotiate() {
-			for _, err := s.uc.Write(make([]byte, 64<<10)); err == nil; {
-				_, err = s.uc.Write(bytes.Repeat([]byte(" "), 64<<10))
+		if s.Negotiate() {
+			for _, err := s.Conn.Write(make([]byte, 64<<10)); err == nil; {
+				_, err = s.Conn.Write(bytes.Repeat([]byte(" "), 64<<10))
 			}
 		}
 	})
@@ -150,8 +152,8 @@ func TestRxFilterIsOne(t *testing.T) {
 		``:                                          "",
 	} {
 		c := fakeConn(t, func(s *session) {
-			for r, ok := s.next(); ok; r, ok = s.next() {
-				s.say(r.returns("[" + list + "]"))
+			for r, ok := s.Next(); ok; r, ok = s.Next() {
+				s.Say(r.Returns("[" + list + "]"))
 			}
 		})
 		if f, err := c.RxFilter(within(t, 5*time.Second), "n"); f.Name != want || (err == nil) != (want != "") {

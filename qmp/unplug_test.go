@@ -24,35 +24,35 @@ func unplug(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 		dels  int
 	}{
 		{"answers", func(s *session, r request, _ int) {
-			s.say(r.returns("{}"), `{"event": "DEVICE_DELETED", "data": {"path": "/machine/peripheral/n/virtio-backend"}}`, deleted("other"), deleted("n"))
+			s.Say(r.Returns("{}"), `{"event": "DEVICE_DELETED", "data": {"path": "/machine/peripheral/n/virtio-backend"}}`, deleted("other"), deleted("n"))
 		}, nil, 1},
-		{"event before the reply", func(s *session, r request, _ int) { s.say(deleted("n"), r.returns("{}")) }, nil, 1},
-		{"was not there", func(s *session, r request, _ int) { s.say(r.refuses("DeviceNotFound", "Device 'n' not found")) }, nil, 1},
+		{"event before the reply", func(s *session, r request, _ int) { s.Say(deleted("n"), r.Returns("{}")) }, nil, 1},
+		{"was not there", func(s *session, r request, _ int) { s.Say(r.Refuses("DeviceNotFound", "Device 'n' not found")) }, nil, 1},
 		{"first request swallowed", func(s *session, r request, nth int) {
-			if s.say(r.returns("{}")); nth == 2 {
-				s.say(deleted("n"))
+			if s.Say(r.Returns("{}")); nth == 2 {
+				s.Say(deleted("n"))
 			}
 		}, nil, 2},
 		{"event lost", func(s *session, r request, nth int) {
 			if nth == 1 {
-				s.say(r.returns("{}"))
+				s.Say(r.Returns("{}"))
 			} else {
-				s.say(r.refuses("DeviceNotFound", "Device 'n' not found"))
+				s.Say(r.Refuses("DeviceNotFound", "Device 'n' not found"))
 			}
 		}, nil, 2},
 		{"under way", func(s *session, r request, nth int) {
 			switch nth {
 			case 1:
-				s.say(r.refuses("GenericError", "Hot-unplug failed: guest is busy (power indicator blinking)"))
+				s.Say(r.Refuses("GenericError", "Hot-unplug failed: guest is busy (power indicator blinking)"))
 			case 2:
-				s.say(r.refuses("GenericError", "Device n is already in the process of unplug"), deleted("n"))
+				s.Say(r.Refuses("GenericError", "Device n is already in the process of unplug"), deleted("n"))
 			}
 		}, nil, 2},
 		{"refused by QEMU", func(s *session, r request, _ int) {
-			s.say(r.refuses("GenericError", "Bus 'pcie.0' does not support hotplugging"))
+			s.Say(r.Refuses("GenericError", "Bus 'pcie.0' does not support hotplugging"))
 		}, &Error{"device_del", "GenericError", "Bus 'pcie.0' does not support hotplugging"}, 1},
 		{"refused by the guest", func(s *session, r request, _ int) {
-			s.say(r.returns("{}"), `{"event": "DEVICE_UNPLUG_GUEST_ERROR", "data": {"device": "n", "path": "/machine/peripheral/n"}}`)
+			s.Say(r.Returns("{}"), `{"event": "DEVICE_UNPLUG_GUEST_ERROR", "data": {"device": "n", "path": "/machine/peripheral/n"}}`)
 		}, ErrGuestRefused, 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -62,10 +62,10 @@ func unplug(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 			c := fakeConn(t, func(s *session) {
 				defer close(ended)
 				dels := 0
-				for r, ok := s.next(); ok; r, ok = s.next() {
+				for r, ok := s.Next(); ok; r, ok = s.Next() {
 					log = append(log, r.Execute)
 					if r.Execute != "device_del" {
-						s.say(r.returns("{}"))
+						s.Say(r.Returns("{}"))
 						continue
 					}
 					dels++
@@ -111,8 +111,8 @@ func unplugEnds(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 		t.Errorf("silent QEMU: %v", err)
 	}
 	c = fakeConn(t, func(s *session) {
-		r, _ := s.next()
-		s.say(r.returns("{}"))
+		r, _ := s.Next()
+		s.Say(r.Returns("{}"))
 	})
 	if err := c.Unplug(within(t, 5*time.Second), "n", nil); !errors.Is(err, ErrClosed) {
 		t.Errorf("QEMU died: %v", err)
@@ -132,8 +132,8 @@ func requestUnplug(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn
 		}
 	}
 	gone := fakeConn(t, func(s *session) {
-		r, _ := s.next()
-		s.say(r.refuses("DeviceNotFound", "Device 'n' not found"))
+		r, _ := s.Next()
+		s.Say(r.Refuses("DeviceNotFound", "Device 'n' not found"))
 	})
 	if err := gone.RequestUnplug(within(t, 5*time.Second), "n"); err != nil {
 		t.Errorf("not there: %v", err)

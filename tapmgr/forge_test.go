@@ -1,7 +1,6 @@
 package tapmgr_test
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/internal/nstest"
+	"vmnet/internal/vmm/qmptest"
 )
 
 // forgery is a process that a user makes look like root's guest: a set-user-ID program with
@@ -163,27 +163,11 @@ func answerQMP() error {
 	if err != nil {
 		return err
 	}
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go serveQMP(conn)
+	go qmptest.Serve(l.(*net.UnixListener), func(s *qmptest.Session) {
+		if s.Negotiate() {
+			s.AnswerAll()
 		}
-	}()
+	})
 	_, err = io.Copy(io.Discard, os.Stdin)
 	return err
-}
-
-func serveQMP(conn net.Conn) {
-	defer conn.Close()
-	fmt.Fprintln(conn, `{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "capabilities": ["oob"]}}`)
-	for lines := bufio.NewScanner(conn); lines.Scan(); {
-		var command struct{ ID uint64 }
-		if json.Unmarshal(lines.Bytes(), &command) != nil {
-			return
-		}
-		fmt.Fprintf(conn, `{"return": {}, "id": %d}`+"\n", command.ID)
-	}
 }

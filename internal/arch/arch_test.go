@@ -54,7 +54,7 @@ var syscallsElsewhere = []string{"Flock"}
 // forTests may be imported by tests and by cmd/testvm alone; internal/cli/mangen, by
 // what writes the man pages.
 var forTests = []string{
-	"internal/nstest", "internal/leaktest", "internal/bench", "internal/cli/mangen",
+	"internal/nstest", "internal/leaktest", "internal/vmm/qmptest", "internal/bench", "internal/cli/mangen",
 	"internal/install", "internal/fresh", "internal/release", "testvm", "libvirt/libvirttest",
 }
 
