@@ -9,7 +9,7 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/bridge/brport"
-	"vmnet/bridge/vswitch"
+	"vmnet/internal/endpoint"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/netns"
 	"vmnet/macvtap/vtap"
@@ -292,7 +292,7 @@ func TestLiveParentIsTaken(t *testing.T) {
 	h.ip("link", "set", "eth0", "nomaster")
 
 	claim := func() (end func()) {
-		files, err := vswitch.PacketFiles(h.ns, "eth0")
+		files, err := endpoint.PacketFiles(h.ns, "eth0")
 		if err != nil {
 			t.Fatal(err)
 		}

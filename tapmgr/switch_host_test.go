@@ -15,6 +15,7 @@ import (
 
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/control/server"
 	"vmnet/internal/nstest"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
@@ -29,12 +30,12 @@ func serveSwitch(path string) error {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		stop()
 	}()
-	l, err := control.Listen(path)
+	l, err := server.Listen(path)
 	if err != nil {
 		return err
 	}
 	sw := vswitch.New(vswitch.Config{})
-	s := control.NewServer(sw, control.Info{Name: path, Version: "test"})
+	s := server.New(sw, control.Info{Name: path, Version: "test"})
 	err = errors.Join(s.Serve(ctx, l), sw.Close(), l.Close())
 	s.Close()
 	return err

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"vmnet/bridge/brport"
-	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/endpoint"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
@@ -41,7 +41,7 @@ func (s *userSwitch) addPort(p control.Port, files ...*os.File) {
 func (s *userSwitch) uplink() {
 	s.Helper()
 	s.wire()
-	files, err := vswitch.PacketFiles(s.ns, "eth0")
+	files, err := endpoint.PacketFiles(s.ns, "eth0")
 	if err != nil {
 		s.Fatal(err)
 	}

@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/endpoint"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr"
@@ -42,7 +42,7 @@ func TestLiveSwitchOfAnotherUserIsNotBelieved(t *testing.T) {
 	s := h.nobodysSwitch()
 	g := h.empty()
 	h.attach(g.spec("net0"))
-	near, far, err := vswitch.SocketFiles()
+	near, far, err := endpoint.SocketFiles()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,10 +1,12 @@
 package vswitch
 
+import "vmnet/bridge/vswitch/vport"
+
 // Alone returns the ports that can exchange frames with no other port, as indices in all. Such a
 // port shares no VLAN with another port, or it is isolated and so are all ports that share one with
 // it. filters says whether the switch filters VLANs even if no port has any. A single port does not
 // count as alone, since it is only the first.
-func Alone(all []PortConfig, filters bool) (alone []int) {
+func Alone(all []vport.Config, filters bool) (alone []int) {
 	if len(all) < 2 {
 		return nil
 	}

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch/offload"
+	"vmnet/bridge/vswitch/vport"
 )
 
 // BenchmarkForward sends batches of frames from one station to another, through the switch's own
@@ -71,7 +72,7 @@ func TestInputDoesNotAllocate(t *testing.T) {
 // An inputCase is a batch of one frame over and over, and the port "to" that it is for.
 type inputCase struct {
 	data   []byte
-	to     PortConfig
+	to     vport.Config
 	limits offload.Limits
 }
 
@@ -80,11 +81,11 @@ func inputCases() map[string]inputCase {
 	inVLAN := append(make([]byte, vnetLen), etherFrame(mac(2), mac(1), tagged("8100:10"), 50)...)
 	flooded := append(make([]byte, vnetLen), etherFrame(all, mac(1), nil, 50)...)
 	return map[string]inputCase{
-		"small":              {small, PortConfig{}, everything},
-		"flooded":            {flooded, PortConfig{}, everything},
+		"small":              {small, vport.Config{}, everything},
+		"flooded":            {flooded, vport.Config{}, everything},
 		"untagged":           {inVLAN, access(10), everything},
-		"super":              {superFrame(60000, 1448), PortConfig{}, everything},
-		"finished":           {superFrame(60000, 1448), PortConfig{}, offload.Limits{}},
+		"super":              {superFrame(60000, 1448), vport.Config{}, everything},
+		"finished":           {superFrame(60000, 1448), vport.Config{}, offload.Limits{}},
 		"finished, untagged": {superFrame(60000, 1448, "8100:10"), access(10), offload.Limits{}},
 	}
 }
@@ -105,14 +106,14 @@ func (q *sink) send(s *sender) {
 func (c inputCase) receiver(tb testing.TB) *receiver {
 	sw := New(Config{})
 	tb.Cleanup(func() { _ = sw.Close() })
-	add := func(name string, cfg PortConfig, limits offload.Limits) *Port {
+	add := func(name string, cfg vport.Config, limits offload.Limits) *Port {
 		p, err := sw.AddPort(name, memoryWire(limits), cfg)
 		if err != nil {
 			tb.Fatal(err)
 		}
 		return p
 	}
-	from := PortConfig{}
+	from := vport.Config{}
 	if c.to.HasVLANs() {
 		from = trunkAll(1)
 	}

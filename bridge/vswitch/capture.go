@@ -11,42 +11,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge/brport"
+	"vmnet/bridge/vswitch/capture"
+	"vmnet/internal/kernel/sockopt"
 )
-
-// A CaptureConfig says which frames are captured.
-type CaptureConfig struct {
-	Ports   []string `json:"ports"`             // names of the captured ports, each once
-	In      bool     `json:"in,omitempty"`      // incoming frames; neither In nor Out means both
-	Out     bool     `json:"out,omitempty"`     // outgoing frames
-	Drops   bool     `json:"drops,omitempty"`   // only frames that were dropped there, with the reason
-	Snaplen int      `json:"snaplen,omitempty"` // bytes captured of each Ethernet frame; 0 means all
-}
 
 // maxCaptures limits the captures at a time: each takes an fd and a goroutine.
 const maxCaptures = 16
 
-// Validate checks what can be checked without the switch. Its error matches brport.ErrInvalid with
-// errors.Is.
-func (cfg CaptureConfig) Validate() error {
-	switch {
-	case len(cfg.Ports) == 0 || len(cfg.Ports) > maxPorts:
-		return fmt.Errorf("%w capture: %d ports: want 1 to %d", brport.ErrInvalid, len(cfg.Ports), maxPorts)
-	case cfg.Snaplen < 0:
-		return fmt.Errorf("%w capture: snaplen %d: want 0 or more bytes", brport.ErrInvalid, cfg.Snaplen)
-	}
-	seen := map[string]bool{}
-	for _, name := range cfg.Ports {
-		if seen[name] {
-			return fmt.Errorf("%w capture: port %q is given twice", brport.ErrInvalid, name)
-		}
-		seen[name] = true
-	}
-	return nil
-}
-
-// A capture is one reader of copies of frames.
-type capture struct {
+// A captureSession sends copies of frames to one reader.
+type captureSession struct {
 	sw      *Switch
 	file    file // the switch's end of the socketpair
 	views   []*view
@@ -62,20 +35,20 @@ type capture struct {
 
 // A view is one port of a capture.
 type view struct {
-	*capture
+	*captureSession
 	port   *Port
-	index  int // of the port in CaptureConfig.Ports
+	index  int // of the port in capture.Config.Ports
 	counts [2]struct{ seen, lost atomic.Uint64 }
 }
 
-// Capture sends copies of frames to the other end of f, which CapturePipe returned. It ends when
+// Capture sends copies of frames to the other end of f, which capture.Pipe returned. It ends when
 // the reader stops or exits, all of the ports are removed, or the switch is closed. It copies the
 // fd; the caller keeps its own and may close it.
 //
 // The goroutine that has handled the frames writes the records and never waits. A record for which
 // the socketpair has no room is lost and counted. Ports that are not captured pay nothing. If the
 // switch has no such port, the error matches fs.ErrNotExist with errors.Is.
-func (sw *Switch) Capture(f *os.File, cfg CaptureConfig) error {
+func (sw *Switch) Capture(f *os.File, cfg capture.Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
@@ -90,22 +63,11 @@ func (sw *Switch) Capture(f *os.File, cfg CaptureConfig) error {
 }
 
 func checkCapture(fd int) error {
-	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
-	if err != nil {
-		return err
-	}
-	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
-	if err != nil {
-		return err
-	}
-	if domain != unix.AF_UNIX || kind != unix.SOCK_SEQPACKET {
-		return fmt.Errorf("domain %d, type %d: want an AF_UNIX seqpacket socket", domain, kind)
-	}
-	return nil
+	return sockopt.CheckKind(fd, unix.AF_UNIX, unix.SOCK_SEQPACKET, "an AF_UNIX seqpacket socket")
 }
 
-func (sw *Switch) capture(f file, cfg CaptureConfig) error {
-	c := &capture{sw: sw, file: f, in: cfg.In || !cfg.Out, out: cfg.Out || !cfg.In, drops: cfg.Drops, snaplen: cfg.Snaplen, live: len(cfg.Ports)}
+func (sw *Switch) capture(f file, cfg capture.Config) error {
+	c := &captureSession{sw: sw, file: f, in: cfg.In || !cfg.Out, out: cfg.Out || !cfg.In, drops: cfg.Drops, snaplen: cfg.Snaplen, live: len(cfg.Ports)}
 	if c.snaplen == 0 || c.snaplen > maxFrame { // a record has room for maxFrame bytes
 		c.snaplen = maxFrame
 	}
@@ -122,7 +84,7 @@ func (sw *Switch) capture(f file, cfg CaptureConfig) error {
 		if p == nil {
 			return fmt.Errorf("port %q: %w", name, ErrNoPort)
 		}
-		c.views = append(c.views, &view{capture: c, port: p, index: i})
+		c.views = append(c.views, &view{captureSession: c, port: p, index: i})
 	}
 	sw.captures = append(sw.captures, c)
 	for _, v := range c.views {
@@ -134,14 +96,14 @@ func (sw *Switch) capture(f file, cfg CaptureConfig) error {
 
 // watch waits until the reader stops or exits, or hangUp is called, and ends the capture. The
 // reader never sends data, so any return of Read means the end.
-func (c *capture) watch() {
+func (c *captureSession) watch() {
 	_, _ = c.file.os.Read(make([]byte, 1))
 	c.sw.mu.Lock()
 	for _, v := range c.views {
 		others := slices.DeleteFunc(slices.Clone(v.port.path.Load().views), func(o *view) bool { return o == v })
 		v.port.path.Store(newPath(v.port, others))
 	}
-	c.sw.captures = slices.DeleteFunc(c.sw.captures, func(o *capture) bool { return o == c })
+	c.sw.captures = slices.DeleteFunc(c.sw.captures, func(o *captureSession) bool { return o == c })
 	c.sw.mu.Unlock()
 
 	c.telling.Lock() // waits for writers, and keeps new ones out
@@ -150,7 +112,7 @@ func (c *capture) watch() {
 }
 
 // hangUp ends a capture from the switch's side.
-func (c *capture) hangUp() { _ = c.file.os.SetReadDeadline(time.Now()) }
+func (c *captureSession) hangUp() { _ = c.file.os.SetReadDeadline(time.Now()) }
 
 // uncapture ends captures that have lost their last port. The caller holds sw.mu.
 func (sw *Switch) uncapture(p *Port) {
@@ -208,7 +170,7 @@ func (v *view) received(r *receiver, frames []frame, at time.Time) {
 			t.add(v, record{at: at, queue: r.n, why: f.lost, vnet: f.vnetLen(), head: f.data})
 		}
 	}
-	t.send(v, In)
+	t.send(v, capture.In)
 }
 
 // sent captures a list after it was sent or dropped.
@@ -223,7 +185,7 @@ func (v *view) sent(s *sender, queue int) {
 			t.add(v, record{at: at, queue: queue, why: why, vnet: s.vnet, head: f.Head, payload: f.Payload})
 		}
 	}
-	t.send(v, Out)
+	t.send(v, capture.Out)
 }
 
 // refuse drops a frame that r has received and p cannot send.
@@ -241,5 +203,5 @@ func (v *view) refused(r *receiver, data []byte, why Reason) {
 	defer v.telling.RUnlock()
 	t := r.out.recordWriter()
 	t.add(v, record{at: time.Now(), queue: r.n % len(v.port.wire.queues), why: why, vnet: vnetLen, head: data})
-	t.send(v, Out)
+	t.send(v, capture.Out)
 }

@@ -2,6 +2,9 @@ package vswitch
 
 import (
 	"testing"
+
+	"vmnet/bridge/vswitch/capture"
+	"vmnet/bridge/vswitch/vport"
 )
 
 // captureCases are which ports are captured while frames go from "from" to "to".
@@ -15,7 +18,7 @@ func captured(tb testing.TB, sw *Switch, ports []string, do func()) {
 		do()
 		return
 	}
-	c, done := startCapture(tb, sw, CaptureConfig{Ports: ports, Snaplen: 96}), make(chan struct{})
+	c, done := startCapture(tb, sw, capture.Config{Ports: ports, Snaplen: 96}), make(chan struct{})
 	go func() {
 		defer close(done)
 		for {
@@ -35,7 +38,7 @@ func BenchmarkCapture(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			c := inputCases()["small"]
 			r := c.receiver(b)
-			if _, err := r.sw.AddPort("idle", memoryWire(everything), PortConfig{}); err != nil {
+			if _, err := r.sw.AddPort("idle", memoryWire(everything), vport.Config{}); err != nil {
 				b.Fatal(err)
 			}
 			captured(b, r.sw, ports, func() {
@@ -54,8 +57,8 @@ func BenchmarkCapture(b *testing.B) {
 func TestCaptureDoesNotAllocate(t *testing.T) {
 	for name, c := range inputCases() {
 		r := c.receiver(t)
-		startCapture(t, r.sw, CaptureConfig{Ports: []string{"from", "to"}})
-		startCapture(t, r.sw, CaptureConfig{Ports: []string{"to"}, Drops: true})
+		startCapture(t, r.sw, capture.Config{Ports: []string{"from", "to"}})
+		startCapture(t, r.sw, capture.Config{Ports: []string{"to"}, Drops: true})
 		c.run(r)
 		if n := testing.AllocsPerRun(20, func() { c.run(r) }); n != 0 {
 			t.Errorf("%s: %v allocations for a batch", name, n)

@@ -5,11 +5,13 @@ import (
 	"testing"
 
 	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/capture"
+	"vmnet/bridge/vswitch/vport"
 )
 
 // captureTurns starts and ends a capture of ports. Its reader reads, or stands still.
 func captureTurns(tb testing.TB, sw *vswitch.Switch, reads bool, ports ...string) (turn func(on bool)) {
-	var r *vswitch.CaptureReader
+	var r *capture.Reader
 	var wg sync.WaitGroup
 	return func(on bool) {
 		if r != nil {
@@ -25,7 +27,7 @@ func captureTurns(tb testing.TB, sw *vswitch.Switch, reads bool, ports ...string
 			return
 		}
 		var err error
-		if r, err = startCapture(sw, vswitch.CaptureConfig{Ports: ports, Snaplen: 128}); err != nil {
+		if r, err = startCapture(sw, capture.Config{Ports: ports, Snaplen: 128}); err != nil {
 			tb.Error(err)
 			return
 		}
@@ -40,8 +42,8 @@ func captureTurns(tb testing.TB, sw *vswitch.Switch, reads bool, ports ...string
 	}
 }
 
-func startCapture(sw *vswitch.Switch, cfg vswitch.CaptureConfig) (*vswitch.CaptureReader, error) {
-	r, far, err := vswitch.CapturePipe()
+func startCapture(sw *vswitch.Switch, cfg capture.Config) (*capture.Reader, error) {
+	r, far, err := capture.Pipe()
 	if err != nil {
 		return nil, err
 	}
@@ -86,8 +88,8 @@ func BenchmarkLiveCapture(b *testing.B) {
 // threeHosts has a stream go from the first to the second.
 func threeHosts(tb testing.TB, sw *vswitch.Switch) *stream {
 	tb.Helper()
-	a, b := tapHost(tb, sw, 0, 1, vswitch.PortConfig{}), tapHost(tb, sw, 1, 1, vswitch.PortConfig{})
-	tapHost(tb, sw, 2, 1, vswitch.PortConfig{})
+	a, b := tapHost(tb, sw, 0, 1, vport.Config{}), tapHost(tb, sw, 1, 1, vport.Config{})
+	tapHost(tb, sw, 2, 1, vport.Config{})
 	return newStream(tb, a, b)
 }
 

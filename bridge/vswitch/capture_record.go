@@ -1,54 +1,14 @@
 package vswitch
 
 import (
-	"encoding/binary"
 	"runtime"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge/vswitch/offload"
+	"vmnet/bridge/vswitch/capture"
 )
-
-// A capture's records. Each is one message on a SOCK_SEQPACKET socketpair, in little endian:
-//
-//	bytes  0     kind
-//	       1     direction
-//	       2- 3  the port's index in CaptureConfig.Ports
-//	       4- 5  queue
-//	       6     length of the reason
-//	       7     length of the vnet header, 0 or 10 to 24
-//	       8-15  nanoseconds since 1970
-//	      16-23  sequence number of the frame within its port and direction
-//	      24-27  length of the Ethernet frame, of which the record may have less
-//	      28     the reason, if it was dropped; then the vnet header; then the frame
-//
-// At the end there is a record of totals for each port and direction. It has the number of frames
-// at byte 8 and the number of lost frames at byte 16.
-const (
-	recordHead   = 28
-	recordFrame  = 1
-	recordTotals = 2
-	maxReason    = 255
-	maxRecord    = recordHead + maxReason + offload.MaxVnetHdr + maxFrame
-)
-
-// Direction says in which direction a frame passed a port.
-type Direction uint8
-
-const (
-	In  Direction = iota // into the switch
-	Out                  // out of it
-)
-
-// String returns "in" or "out".
-func (d Direction) String() string {
-	if d == In {
-		return "in"
-	}
-	return "out"
-}
 
 // A record is a frame to be captured: its vnet header and the frame, in two pieces.
 type record struct {
@@ -63,7 +23,7 @@ type record struct {
 type recordWriter struct {
 	n     int // records in the list
 	told  int // the part of them that was written
-	heads [batchSize][recordHead]byte
+	heads [batchSize]capture.Head
 	iovs  [batchSize][4]unix.Iovec // head, reason, two pieces of the frame
 	msgs  [batchSize]mmsghdr
 	write func(fd uintptr) // the method writeAll, bound once
@@ -85,19 +45,13 @@ func (s *sender) recordWriter() *recordWriter {
 
 // add appends a record to the list.
 func (t *recordWriter) add(v *view, r record) {
-	h := t.heads[t.n][:]
-	h[0] = recordFrame
-	binary.LittleEndian.PutUint16(h[2:], uint16(v.index))
-	binary.LittleEndian.PutUint16(h[4:], uint16(r.queue))
-	h[7] = byte(r.vnet)
-	binary.LittleEndian.PutUint64(h[8:], uint64(r.at.UnixNano()))
-	binary.LittleEndian.PutUint32(h[24:], uint32(len(r.head)+len(r.payload)-r.vnet))
-
 	reason := ""
 	if r.why != Delivered {
 		reason = r.why.String()
 	}
-	h[6] = byte(min(len(reason), maxReason))
+	reason = reason[:min(len(reason), capture.MaxReason)]
+	h := &t.heads[t.n]
+	h.SetFrame(r.at, v.index, r.queue, len(r.head)+len(r.payload)-r.vnet, len(reason), r.vnet)
 	head := r.head[:min(len(r.head), r.vnet+v.snaplen)]
 	payload := r.payload[:min(len(r.payload), r.vnet+v.snaplen-len(head))]
 
@@ -105,7 +59,7 @@ func (t *recordWriter) add(v *view, r record) {
 	iov[0].Base, iov[1].Base = &h[0], unsafe.StringData(reason)
 	iov[2].Base, iov[3].Base = unsafe.SliceData(head), unsafe.SliceData(payload)
 	iov[0].SetLen(len(h))
-	iov[1].SetLen(int(h[6]))
+	iov[1].SetLen(len(reason))
 	iov[2].SetLen(len(head))
 	iov[3].SetLen(len(payload))
 	t.n++
@@ -113,15 +67,14 @@ func (t *recordWriter) add(v *view, r record) {
 
 // send numbers the list's records and writes them to the reader. Those for which there is no room
 // are lost.
-func (t *recordWriter) send(v *view, d Direction) {
+func (t *recordWriter) send(v *view, d capture.Direction) {
 	if t.n == 0 {
 		return
 	}
 	n := &v.counts[d]
 	first := n.seen.Add(uint64(t.n)) - uint64(t.n)
 	for i := range t.n {
-		t.heads[i][1] = byte(d)
-		binary.LittleEndian.PutUint64(t.heads[i][16:], first+uint64(i))
+		t.heads[i].SetNumber(d, first+uint64(i))
 	}
 	t.told = 0
 	_ = v.file.conn.Control(t.write) // an error means that the reader is gone
@@ -152,17 +105,14 @@ func (t *recordWriter) writeAll(fd uintptr) {
 const totalsTime = time.Second
 
 // tellTotals writes the records of totals.
-func (c *capture) tellTotals() {
+func (c *captureSession) tellTotals() {
 	if c.file.os.SetWriteDeadline(time.Now().Add(totalsTime)) != nil {
 		return
 	}
 	for _, v := range c.views {
 		for d := range v.counts {
-			var h [recordHead]byte
-			h[0], h[1] = recordTotals, byte(d)
-			binary.LittleEndian.PutUint16(h[2:], uint16(v.index))
-			binary.LittleEndian.PutUint64(h[8:], v.counts[d].seen.Load())
-			binary.LittleEndian.PutUint64(h[16:], v.counts[d].lost.Load())
+			var h capture.Head
+			h.SetTotals(v.index, capture.Direction(d), v.counts[d].seen.Load(), v.counts[d].lost.Load())
 			if _, err := c.file.os.Write(h[:]); err != nil {
 				return
 			}

@@ -16,14 +16,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/vswitch/capture"
 	"vmnet/bridge/vswitch/offload"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/nstest"
 )
 
 // startCapture captures, and gives the reader's end.
-func startCapture(tb testing.TB, sw *Switch, cfg CaptureConfig) *CaptureReader {
+func startCapture(tb testing.TB, sw *Switch, cfg capture.Config) *capture.Reader {
 	tb.Helper()
-	r, far, err := CapturePipe()
+	r, far, err := capture.Pipe()
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -44,7 +46,7 @@ func awaitSeen(tb testing.TB, sw *Switch, want int) {
 		sw.mu.Lock()
 		for _, c := range sw.captures {
 			for _, v := range c.views {
-				seen += v.counts[In].seen.Load() + v.counts[Out].seen.Load()
+				seen += v.counts[capture.In].seen.Load() + v.counts[capture.Out].seen.Load()
 			}
 		}
 		sw.mu.Unlock()
@@ -53,7 +55,7 @@ func awaitSeen(tb testing.TB, sw *Switch, want int) {
 }
 
 // stopCapture reads what there is, up to the end.
-func stopCapture(tb testing.TB, r *CaptureReader) (frames []CapturedFrame) {
+func stopCapture(tb testing.TB, r *capture.Reader) (frames []capture.Frame) {
 	tb.Helper()
 	if err := errors.Join(r.Stop(), r.SetDeadline(time.Now().Add(10*time.Second))); err != nil {
 		tb.Fatal(err)
@@ -72,11 +74,11 @@ func stopCapture(tb testing.TB, r *CaptureReader) (frames []CapturedFrame) {
 }
 
 // told is a frame as the tests compare it.
-func told(port int, d Direction, reason string, data []byte) string {
+func told(port int, d capture.Direction, reason string, data []byte) string {
 	return fmt.Sprintf("%d %s %q %x", port, d, reason, data)
 }
 
-func tellAll(frames []CapturedFrame) []string {
+func tellAll(frames []capture.Frame) []string {
 	var all []string
 	for _, f := range frames {
 		all = append(all, told(f.Port, f.Direction, f.Reason, f.Data))
@@ -92,29 +94,29 @@ func TestCapture(t *testing.T) {
 	long := etherFrame(mac(3), mac(2), nil, 1400)
 	back := etherFrame(mac(1), mac(1), nil, 60)
 	cases := map[string]struct {
-		cfg  CaptureConfig
+		cfg  capture.Config
 		want []string
 	}{
-		"both ways": {CaptureConfig{Ports: []string{"a", "b"}}, []string{
-			told(0, In, "", inVLAN), told(1, Out, "", without),
-			told(0, In, Spoofed.String(), spoofed),
-			told(1, In, "", long), told(0, In, SamePort.String(), back),
+		"both ways": {capture.Config{Ports: []string{"a", "b"}}, []string{
+			told(0, capture.In, "", inVLAN), told(1, capture.Out, "", without),
+			told(0, capture.In, Spoofed.String(), spoofed),
+			told(1, capture.In, "", long), told(0, capture.In, SamePort.String(), back),
 		}},
-		"in":    {CaptureConfig{Ports: []string{"b"}, In: true}, []string{told(0, In, "", long)}},
-		"out":   {CaptureConfig{Ports: []string{"b", "a"}, Out: true}, []string{told(0, Out, "", without)}},
-		"drops": {CaptureConfig{Ports: []string{"c", "a"}, Drops: true}, []string{told(1, In, Spoofed.String(), spoofed), told(1, In, SamePort.String(), back), told(0, Out, TooBig.String(), long)}},
-		"short": {CaptureConfig{Ports: []string{"b"}, Snaplen: 20}, []string{told(0, Out, "", without[:20]), told(0, In, "", long[:20])}},
+		"in":    {capture.Config{Ports: []string{"b"}, In: true}, []string{told(0, capture.In, "", long)}},
+		"out":   {capture.Config{Ports: []string{"b", "a"}, Out: true}, []string{told(0, capture.Out, "", without)}},
+		"drops": {capture.Config{Ports: []string{"c", "a"}, Drops: true}, []string{told(1, capture.In, Spoofed.String(), spoofed), told(1, capture.In, SamePort.String(), back), told(0, capture.Out, TooBig.String(), long)}},
+		"short": {capture.Config{Ports: []string{"b"}, Snaplen: 20}, []string{told(0, capture.Out, "", without[:20]), told(0, capture.In, "", long[:20])}},
 	}
 	a := trunk(0, 10)
 	a.MACs = append(a.MACs, mac(1), mac(4))
 	a.Native = 10
 	c := access(10)
 	c.MTU = 1000
-	l := newLAN(t, map[string]PortConfig{"a": a, "b": access(10), "c": c})
+	l := newLAN(t, map[string]vport.Config{"a": a, "b": access(10), "c": c})
 	l.send("b", etherFrame(all, mac(2), nil, 46))
 	l.send("c", etherFrame(all, mac(3), nil, 46))
 	l.send("a", etherFrame(all, mac(1), nil, 46))
-	readers := map[string]*CaptureReader{}
+	readers := map[string]*capture.Reader{}
 	for name, c := range cases {
 		readers[name] = startCapture(t, l.sw, c.cfg)
 	}
@@ -156,10 +158,10 @@ func TestCapture(t *testing.T) {
 // TestCaptureShowsAFrameAsItCame has frames whose tags the switch changes, in VLANs of every way in
 // and out.
 func TestCaptureShowsAFrameAsItCame(t *testing.T) {
-	l := newLAN(t, map[string]PortConfig{"access": access(10), "native": trunk(10, 20), "hairpin": {Settings: brport.Settings{VLAN: 10, Hairpin: true}}})
+	l := newLAN(t, map[string]vport.Config{"access": access(10), "native": trunk(10, 20), "hairpin": {Settings: brport.Settings{VLAN: 10, Hairpin: true}}})
 	for _, tags := range [][]string{nil, tagged("8100:40960"), tagged("8100:0"), tagged("8100:40970"), tagged("8100:40960", "8100:40960"), tagged("8100:99")} {
 		for _, from := range []string{"access", "native", "hairpin"} {
-			r := startCapture(t, l.sw, CaptureConfig{Ports: []string{from}, In: true})
+			r := startCapture(t, l.sw, capture.Config{Ports: []string{from}, In: true})
 			in := etherFrame(all, mac(1), tags, 60)
 			l.send(from, in)
 			awaitSeen(t, l.sw, 1)
@@ -173,9 +175,9 @@ func TestCaptureShowsAFrameAsItCame(t *testing.T) {
 // TestCaptureOfOffloads has a super-frame come in, and leave in one piece, with a tag less, and
 // cut.
 func TestCaptureOfOffloads(t *testing.T) {
-	ports := map[string]PortConfig{"in": trunkAll(0), "tap": trunkAll(0), "vlan": access(10), "socket": trunkAll(0)}
+	ports := map[string]vport.Config{"in": trunkAll(0), "tap": trunkAll(0), "vlan": access(10), "socket": trunkAll(0)}
 	sw, queues := memoryLAN(t, ports, map[string]offload.Limits{"in": everything, "tap": everything, "vlan": everything})
-	c := startCapture(t, sw, CaptureConfig{Ports: []string{"in", "tap", "vlan", "socket"}})
+	c := startCapture(t, sw, capture.Config{Ports: []string{"in", "tap", "vlan", "socket"}})
 	r := receiverOf(sw, "in")
 	in := superFrame(5000, 1000, "8100:10")
 	r.frames[0] = frame{data: bytes.Clone(in)}
@@ -203,7 +205,7 @@ func TestCaptureOfOffloads(t *testing.T) {
 func TestCaptureCountsWhatItLost(t *testing.T) {
 	l := newLAN(t, plain("a", "b"))
 	l.send("b", etherFrame(all, mac(2), nil, 46))
-	r, far, err := CapturePipe()
+	r, far, err := capture.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +214,7 @@ func TestCaptureCountsWhatItLost(t *testing.T) {
 	if err := unix.SetsockoptInt(int(far.Fd()), unix.SOL_SOCKET, unix.SO_SNDBUF, 64<<10); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.sw.Capture(far, CaptureConfig{Ports: []string{"a", "b"}}); err != nil {
+	if err := l.sw.Capture(far, capture.Config{Ports: []string{"a", "b"}}); err != nil {
 		t.Fatal(err)
 	}
 	_ = far.Close()
@@ -236,7 +238,7 @@ func TestCaptureCountsWhatItLost(t *testing.T) {
 }
 
 func TestCaptureEnds(t *testing.T) {
-	end := func(t *testing.T, r *CaptureReader) {
+	end := func(t *testing.T, r *capture.Reader) {
 		t.Helper()
 		_ = r.SetDeadline(time.Now().Add(10 * time.Second))
 		if _, err := r.Next(); err != io.EOF {
@@ -248,9 +250,9 @@ func TestCaptureEnds(t *testing.T) {
 		defer sw.mu.Unlock()
 		return len(sw.captures)
 	}
-	for name, how := range map[string]func(t *testing.T, l *lan, r *CaptureReader){
-		"the reader leaves": func(t *testing.T, l *lan, r *CaptureReader) { _ = r.Close() },
-		"its ports are removed": func(t *testing.T, l *lan, r *CaptureReader) {
+	for name, how := range map[string]func(t *testing.T, l *lan, r *capture.Reader){
+		"the reader leaves": func(t *testing.T, l *lan, r *capture.Reader) { _ = r.Close() },
+		"its ports are removed": func(t *testing.T, l *lan, r *capture.Reader) {
 			if err := l.sw.RemovePort("a"); err != nil {
 				t.Fatal(err)
 			}
@@ -262,7 +264,7 @@ func TestCaptureEnds(t *testing.T) {
 			}
 			end(t, r)
 		},
-		"the switch is closed": func(t *testing.T, l *lan, r *CaptureReader) {
+		"the switch is closed": func(t *testing.T, l *lan, r *capture.Reader) {
 			if err := l.sw.Close(); err != nil {
 				t.Error(err)
 			}
@@ -271,7 +273,7 @@ func TestCaptureEnds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newLAN(t, plain("a", "b", "c"))
-			r := startCapture(t, l.sw, CaptureConfig{Ports: []string{"a", "b"}})
+			r := startCapture(t, l.sw, capture.Config{Ports: []string{"a", "b"}})
 			how(t, l, r)
 			nstest.Eventually(t, 20*time.Second, "the capture ends", func() bool { return captures(l.sw) == 0 })
 			if w := l.sw.table.Load().find("a"); w != nil && len(w.path.Load().views) != 0 {
@@ -284,15 +286,15 @@ func TestCaptureEnds(t *testing.T) {
 func TestCaptureRefusals(t *testing.T) {
 	l := newLAN(t, plain("a"))
 	for _, c := range []struct {
-		cfg  CaptureConfig
+		cfg  capture.Config
 		want error
 	}{
-		{CaptureConfig{}, brport.ErrInvalid},
-		{CaptureConfig{Ports: []string{"a", "a"}}, brport.ErrInvalid},
-		{CaptureConfig{Ports: []string{"a"}, Snaplen: -1}, brport.ErrInvalid},
-		{CaptureConfig{Ports: []string{"a", "b"}}, fs.ErrNotExist},
+		{capture.Config{}, brport.ErrInvalid},
+		{capture.Config{Ports: []string{"a", "a"}}, brport.ErrInvalid},
+		{capture.Config{Ports: []string{"a"}, Snaplen: -1}, brport.ErrInvalid},
+		{capture.Config{Ports: []string{"a", "b"}}, fs.ErrNotExist},
 	} {
-		_, far, err := CapturePipe()
+		_, far, err := capture.Pipe()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -301,23 +303,23 @@ func TestCaptureRefusals(t *testing.T) {
 		}
 		_ = far.Close()
 	}
-	if err := l.sw.Capture(os.Stdin, CaptureConfig{Ports: []string{"a"}}); err == nil {
+	if err := l.sw.Capture(os.Stdin, capture.Config{Ports: []string{"a"}}); err == nil {
 		t.Error("a file that is no socket was taken")
 	}
 	for range maxCaptures {
-		startCapture(t, l.sw, CaptureConfig{Ports: []string{"a"}})
+		startCapture(t, l.sw, capture.Config{Ports: []string{"a"}})
 	}
-	r, far, err := CapturePipe()
+	r, far, err := capture.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer far.Close()
 	defer r.Close()
-	if err := l.sw.Capture(far, CaptureConfig{Ports: []string{"a"}}); err == nil || !strings.Contains(err.Error(), "already has") {
+	if err := l.sw.Capture(far, capture.Config{Ports: []string{"a"}}); err == nil || !strings.Contains(err.Error(), "already has") {
 		t.Errorf("one more than there may be: %v", err)
 	}
 	_ = l.sw.Close()
-	if err := l.sw.Capture(far, CaptureConfig{Ports: []string{"a"}}); !errors.Is(err, fs.ErrClosed) {
+	if err := l.sw.Capture(far, capture.Config{Ports: []string{"a"}}); !errors.Is(err, fs.ErrClosed) {
 		t.Errorf("a closed switch: %v", err)
 	}
 }
@@ -347,7 +349,7 @@ func TestCapturesComeAndGo(t *testing.T) {
 	for range 3 {
 		readers.Go(func() {
 			for range 30 {
-				r := startCapture(t, l.sw, CaptureConfig{Ports: []string{"b", "a"}})
+				r := startCapture(t, l.sw, capture.Config{Ports: []string{"b", "a"}})
 				for range 20 {
 					if _, err := r.Next(); err != nil {
 						t.Error(err)
@@ -367,26 +369,4 @@ func TestCapturesComeAndGo(t *testing.T) {
 	readers.Wait()
 	close(stop)
 	traffic.Wait()
-}
-
-func FuzzCaptureReader(f *testing.F) {
-	h := make([]byte, recordHead, maxRecord)
-	h[0], h[6], h[7] = recordFrame, 4, vnetLen
-	f.Add(h)
-	h[24] = 60
-	f.Add(append(append(h, "full"...), make([]byte, vnetLen+60)...))
-	h[0] = recordTotals
-	f.Add(h[:recordHead])
-	f.Fuzz(func(t *testing.T, b []byte) {
-		r := &CaptureReader{totals: map[[2]int]*totals{}}
-		got, frame, err := r.parse(b)
-		if err == nil && frame && (len(got.Data) > got.Length || len(got.Reason) > maxReason || got.Port >= maxPorts) {
-			t.Errorf("%x: %+v", b, got)
-		}
-		for _, n := range r.Totals() {
-			if err == nil && frame && n.Lost > n.Seen {
-				t.Errorf("%x: %+v", b, n)
-			}
-		}
-	})
 }

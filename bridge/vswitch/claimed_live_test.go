@@ -3,7 +3,7 @@ package vswitch_test
 import (
 	"testing"
 
-	"vmnet/bridge/vswitch"
+	"vmnet/internal/endpoint"
 )
 
 // TestLiveClaimed asks for a claim before, while and after a switch has it.
@@ -12,14 +12,14 @@ func TestLiveClaimed(t *testing.T) {
 	veth(t, h, other, "lan0", 1500)
 	is := func(want bool) {
 		t.Helper()
-		if claimed, err := vswitch.Claimed(h.ns, "lan0"); err != nil || claimed != want {
+		if claimed, err := endpoint.Claimed(h.ns, "lan0"); err != nil || claimed != want {
 			t.Errorf("%v, %v, want %v", claimed, err, want)
 		}
 	}
 	is(false)
 	w := openPacket(t, h, "lan0")
 	is(true)
-	if claimed, err := vswitch.Claimed(other.ns, "lan0"); err != nil || claimed {
+	if claimed, err := endpoint.Claimed(other.ns, "lan0"); err != nil || claimed {
 		t.Errorf("in another netns: %v, %v", claimed, err)
 	}
 	if err := w.Close(); err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/offload"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/kernel/tun"
 )
 
@@ -78,7 +79,7 @@ func bridgeLine(t testing.TB, m mtus) *line {
 func switchLine(t testing.TB, m mtus) (*line, *vswitch.Switch) {
 	t.Helper()
 	l, sw := newLine(t, 10, m), newSwitch(t)
-	addPort(t, sw, "p1", openPacket(t, l.middle, "p1"), vswitch.PortConfig{})
+	addPort(t, sw, "p1", openPacket(t, l.middle, "p1"), vport.Config{})
 	tapPort(t, sw, "inside", l.inside, m.toInside)
 	return l, sw
 }
@@ -91,7 +92,7 @@ func tapPort(t testing.TB, sw *vswitch.Switch, name string, h *host, mtu int) {
 		t.Fatal(err)
 	}
 	defer tap.Close()
-	link, err := vswitch.LinkFile(h.ns)
+	link, err := vswitch.LinkFile(h.ns.Path())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +107,7 @@ func tapPort(t testing.TB, sw *vswitch.Switch, name string, h *host, mtu int) {
 	if err := w.Follow(link); err != nil {
 		t.Fatal(err)
 	}
-	addPort(t, sw, name, w, vswitch.PortConfig{})
+	addPort(t, sw, name, w, vport.Config{})
 	if err := h.nl.LinkSetUp(h.link("lan0")); err != nil {
 		t.Fatal(err)
 	}

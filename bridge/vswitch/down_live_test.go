@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/nstest"
 )
 
@@ -17,16 +18,16 @@ import (
 // as by the kernel's bridge.
 func TestLiveDownPortIsForgotten(t *testing.T) {
 	sw := newSwitch(t)
-	tapDown, tapPort := followedTap(t, sw, 0, vswitch.PortConfig{})
+	tapDown, tapPort := followedTap(t, sw, 0, vport.Config{})
 	tapDown.up(1500)
 	outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
 	veth(t, outside, middle, "lan0", 1500)
 	outside.up(1500)
-	packetPort := addPort(t, sw, "packet", openPacket(t, middle, "lan0"), vswitch.PortConfig{})
-	unfollowed := tapHost(t, sw, 3, 1, vswitch.PortConfig{})
+	packetPort := addPort(t, sw, "packet", openPacket(t, middle, "lan0"), vport.Config{})
+	unfollowed := tapHost(t, sw, 3, 1, vport.Config{})
 	unfollowedPort := sw.Ports()[1]
 	for _, p := range []*vswitch.Port{tapPort, packetPort} {
-		nstest.Eventually(t, 20*time.Second, "the port is up", func() bool { return p.State() == vswitch.StateUp })
+		nstest.Eventually(t, 20*time.Second, "the port is up", func() bool { return p.State() == vport.StateUp })
 	}
 
 	w, speaker, err := vswitch.SocketPair(1500)
@@ -34,13 +35,13 @@ func TestLiveDownPortIsForgotten(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer speaker.Close()
-	addPort(t, sw, "speaker", w, vswitch.PortConfig{})
+	addPort(t, sw, "speaker", w, vport.Config{})
 	w, listener, err := vswitch.SocketPair(1500)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	addPort(t, sw, "listener", w, vswitch.PortConfig{})
+	addPort(t, sw, "listener", w, vport.Config{})
 	hears := hearing(t, listener)
 
 	station, self := net.HardwareAddr{2, 9, 9, 9, 9, 1}, net.HardwareAddr{2, 9, 9, 9, 9, 2}
@@ -65,7 +66,7 @@ func TestLiveDownPortIsForgotten(t *testing.T) {
 		}
 		if c.port != unfollowedPort {
 			nstest.Eventually(t, 20*time.Second, name+": the port is down", func() bool {
-				return c.port.State() == vswitch.StateDown && c.port.Stats().State == vswitch.StateDown && sw.FDB().Lookup(key) == -1
+				return c.port.State() == vport.StateDown && c.port.Stats().State == vport.StateDown && sw.FDB().Lookup(key) == -1
 			})
 		}
 		nstest.Eventually(t, 20*time.Second, name+": what is sent to the station is flooded", func() bool {
@@ -75,7 +76,7 @@ func TestLiveDownPortIsForgotten(t *testing.T) {
 		if err := c.up(); err != nil {
 			t.Fatal(err)
 		}
-		nstest.Eventually(t, 20*time.Second, name+": the port is up again", func() bool { return c.port.State() == vswitch.StateUp })
+		nstest.Eventually(t, 20*time.Second, name+": the port is up again", func() bool { return c.port.State() == vport.StateUp })
 		for hears(station) {
 		}
 	}

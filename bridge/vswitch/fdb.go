@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"vmnet/bridge/vswitch/vport"
 )
 
 // An FDB is the forwarding database: for each VLAN, it has the port behind which an address was
@@ -59,8 +61,6 @@ const (
 	staticBit  = 1 << portBits
 	restShift  = portBits + 1
 	minBits    = keyBits - (64 - restShift) // so that the rest fits
-	maxBits    = 20
-	maxPorts   = 1024
 	defaultAge = 300 * time.Second
 
 	// defaultCapacity is a number of addresses. The table for it takes 768 KiB.
@@ -96,10 +96,10 @@ func NewFDB(capacity int, ageing time.Duration) *FDB {
 	f := &FDB{
 		bits:    minBits,
 		ageing:  uint32(max(1, ageing/time.Second)),
-		learned: make([]atomic.Int32, maxPorts),
-		limit:   make([]atomic.Int32, maxPorts),
+		learned: make([]atomic.Int32, vport.MaxPorts),
+		limit:   make([]atomic.Int32, vport.MaxPorts),
 	}
-	for f.bits < maxBits && ways<<f.bits < 4*capacity {
+	for ways<<f.bits < min(4*capacity, vport.MaxAddresses) {
 		f.bits++
 	}
 	f.slots = make([]atomic.Uint64, ways<<f.bits)
@@ -406,12 +406,12 @@ func (f *FDB) Dump() []FDBEntry {
 
 // FDBStats counts what happened to addresses since the table was made.
 type FDBStats struct {
-	Entries int    `json:"entries"`
-	Slots   int    `json:"slots"`   // the most entries that the table can have
-	Moves   uint64 `json:"moves"`   // moved to another port
-	Aged    uint64 `json:"aged"`    // not seen for the ageing time
-	Evicted uint64 `json:"evicted"` // replaced by another address
-	Refused uint64 `json:"refused"` // not learned: the port is at its limit, or its bucket has only static entries and those of ports with fewer
+	Entries int
+	Slots   int    // the most entries that the table can have
+	Moves   uint64 // moved to another port
+	Aged    uint64 // not seen for the ageing time
+	Evicted uint64 // replaced by another address
+	Refused uint64 // not learned: the port is at its limit, or its bucket has only static entries and those of ports with fewer
 }
 
 // Stats returns the counters.

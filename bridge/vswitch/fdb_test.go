@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/leaktest"
 )
 
@@ -124,7 +125,7 @@ func TestFDBAgainstAMap(t *testing.T) {
 		if len(entries) != len(model) || f.Stats().Entries != len(model) {
 			t.Fatalf("step %d: %d entries, %+v, want %d", step, len(entries), f.Stats(), len(model))
 		}
-		learned := [maxPorts]int32{}
+		learned := [vport.MaxPorts]int32{}
 		for _, e := range entries {
 			if v := model[e.Key]; v.port != e.Port || v.static != e.Static || (!e.Static && e.Age != time.Duration(now-v.seen)*time.Second) {
 				t.Errorf("step %d: %+v, want %+v at %d", step, e, v, now)
@@ -172,7 +173,7 @@ func TestFDBConcurrently(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	seen, learned := map[Key]bool{}, [maxPorts]int32{}
+	seen, learned := map[Key]bool{}, [vport.MaxPorts]int32{}
 	for _, e := range f.Dump() {
 		if seen[e.Key] {
 			t.Errorf("%v is in the table twice", e.Key)

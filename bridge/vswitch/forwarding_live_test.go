@@ -16,6 +16,7 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
@@ -70,11 +71,11 @@ func twins(t *testing.T, ports []brport.Settings, filtering bool) (br, sw *netwo
 		if err != nil {
 			t.Fatalf("port %d of the bridge: %v", n, err)
 		}
-		w, err := vswitch.OpenPacket(sw.ns, sw.taps[n].Name())
+		w, err := vswitch.OpenPacket(sw.ns.Path(), sw.taps[n].Name())
 		if err != nil {
 			t.Fatal(err)
 		}
-		addPort(t, sw.sw, fmt.Sprintf("p%d", n), w, vswitch.PortConfig{Settings: cfg})
+		addPort(t, sw.sw, fmt.Sprintf("p%d", n), w, vport.Config{Settings: cfg})
 		if err := sw.up(n); err != nil {
 			t.Fatal(err)
 		}

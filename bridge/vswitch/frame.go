@@ -14,13 +14,10 @@ const (
 	tagLen   = 4
 	etherLen = macsLen + 2
 
-	// maxFrame is the longest Ethernet frame that is sent, or received other than by a packet
-	// socket: a super-frame of 64 KiB (GSO_LEGACY_MAX_SIZE in include/linux/netdevice.h) with
-	// room for its headers.
-	maxFrame = 64<<10 + 256
+	maxFrame = offload.MaxFrame
 
 	// maxBig is the longest frame that a packet socket receives: one of BIG TCP (GSO_MAX_SIZE
-	// there), with room for its headers.
+	// in include/linux/netdevice.h), with room for its headers.
 	maxBig = 8*65535 + offload.MaxHead
 )
 

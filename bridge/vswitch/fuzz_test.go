@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch/offload"
+	"vmnet/bridge/vswitch/vport"
 )
 
 // A memory is a queue that keeps what is sent to it, and never receives: the test gives frames,
@@ -41,7 +42,7 @@ func (m *memory) close() error {
 var everything = offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: vnetLen}
 
 // memoryLAN is a switch whose ports are memories with those limits.
-func memoryLAN(tb testing.TB, ports map[string]PortConfig, limits map[string]offload.Limits) (*Switch, map[string]*memory) {
+func memoryLAN(tb testing.TB, ports map[string]vport.Config, limits map[string]offload.Limits) (*Switch, map[string]*memory) {
 	sw, queues := New(Config{}), map[string]*memory{}
 	tb.Cleanup(func() { _ = sw.Close() })
 	for name, cfg := range ports {
@@ -113,7 +114,7 @@ func vxlanFrame(csum bool) []byte {
 // tag, and for one that does not.
 func TestTunnelsInOnePiece(t *testing.T) {
 	for _, csum := range []bool{false, true} {
-		sw, queues := memoryLAN(t, map[string]PortConfig{"in": access(10), "whole": access(10), "tagged": trunkAll(1), "cut": access(10)},
+		sw, queues := memoryLAN(t, map[string]vport.Config{"in": access(10), "whole": access(10), "tagged": trunkAll(1), "cut": access(10)},
 			map[string]offload.Limits{"in": everything, "whole": everyTunnel, "tagged": everyTunnel, "cut": everything})
 		r := receiverOf(sw, "in")
 		r.frames[0] = frame{data: vxlanFrame(csum)}
@@ -155,7 +156,7 @@ func FuzzInput(f *testing.F) {
 		lie[i] ^= 0xff
 		f.Add(lie)
 	}
-	ports := map[string]PortConfig{"in": trunkAll(1), "tap": {}, "vlan": access(10), "socket": trunkAll(0), "other": {}, "tunnels": trunkAll(1)}
+	ports := map[string]vport.Config{"in": trunkAll(1), "tap": {}, "vlan": access(10), "socket": trunkAll(0), "other": {}, "tunnels": trunkAll(1)}
 	sw, queues := memoryLAN(f, ports, map[string]offload.Limits{"in": everything, "tap": everything, "vlan": everything, "tunnels": everyTunnel})
 	if err := sw.fdb.AddStatic(KeyOf(mac(2), defaultVLAN), sw.table.Load().find("tap").index); err != nil {
 		f.Fatal(err)
@@ -192,7 +193,7 @@ func FuzzInput(f *testing.F) {
 // TestFinishesWhatATargetDoesNotTake sends a super-frame, and one with a partial checksum, to ports
 // with and without tags, offloads and vnet headers.
 func TestFinishesWhatATargetDoesNotTake(t *testing.T) {
-	ports := map[string]PortConfig{"in": trunkAll(1), "tap": trunkAll(1), "vlantap": access(10), "socket": trunkAll(1), "vlansocket": access(10)}
+	ports := map[string]vport.Config{"in": trunkAll(1), "tap": trunkAll(1), "vlantap": access(10), "socket": trunkAll(1), "vlansocket": access(10)}
 	limits := map[string]offload.Limits{"in": everything, "tap": everything, "vlantap": everything}
 	for _, c := range []struct {
 		payload, gso, frames int
@@ -238,7 +239,7 @@ func sumOf(b []byte, pseudo int) uint16 {
 }
 
 func TestSmallerMTU(t *testing.T) {
-	sw, queues := memoryLAN(t, map[string]PortConfig{"in": {}, "small": {MTU: 1000}, "jumbo": {MTU: 9000}},
+	sw, queues := memoryLAN(t, map[string]vport.Config{"in": {}, "small": {MTU: 1000}, "jumbo": {MTU: 9000}},
 		map[string]offload.Limits{"in": everything, "small": everything, "jumbo": everything})
 	r := receiverOf(sw, "in")
 	for i, data := range [][]byte{superFrame(5000, 1448), superFrame(5000, 964), superFrame(964, 0), superFrame(965, 0), superFrame(9004-40, 0), superFrame(9005-40, 0)} {
@@ -254,7 +255,7 @@ func TestSmallerMTU(t *testing.T) {
 
 // TestOrder has frames to one port and to all in a batch: none overtakes another.
 func TestOrder(t *testing.T) {
-	sw, queues := memoryLAN(t, map[string]PortConfig{"in": {}, "a": {}, "b": {}}, nil)
+	sw, queues := memoryLAN(t, map[string]vport.Config{"in": {}, "a": {}, "b": {}}, nil)
 	for i, name := range []string{"a", "b"} {
 		if err := sw.fdb.AddStatic(KeyOf(mac(byte(i+10)), defaultVLAN), sw.table.Load().find(name).index); err != nil {
 			t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
 )
@@ -90,8 +91,8 @@ func TestLiveHolders(t *testing.T) {
 	for _, kind := range []string{"socket", "tap"} {
 		t.Run(kind, func(t *testing.T) {
 			sw := newSwitch(t)
-			a, b := tapHost(t, sw, 0, 1, vswitch.PortConfig{}), tapHost(t, sw, 1, 1, vswitch.PortConfig{})
-			s, p := newStream(t, a, b), prober{t, socketGuest(t, sw, "probe", vswitch.PortConfig{})}
+			a, b := tapHost(t, sw, 0, 1, vport.Config{}), tapHost(t, sw, 1, 1, vport.Config{})
+			s, p := newStream(t, a, b), prober{t, socketGuest(t, sw, "probe", vport.Config{})}
 			moves := func(when string) {
 				t.Helper()
 				before := s.bytes.Load()

@@ -15,6 +15,7 @@ import (
 
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/offload"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/kernel/tun"
 )
 
@@ -41,7 +42,7 @@ func newHostile(tb testing.TB, turn func(on bool)) *hostile {
 
 // socketGuest is a port's other end, which waits up to 20 ms to send and to receive. As QEMU does,
 // it waits when the switch does not read.
-func socketGuest(tb testing.TB, sw *vswitch.Switch, name string, cfg vswitch.PortConfig) (fd int) {
+func socketGuest(tb testing.TB, sw *vswitch.Switch, name string, cfg vport.Config) (fd int) {
 	tb.Helper()
 	w, far, err := vswitch.SocketPair(0)
 	if err != nil {
@@ -59,8 +60,8 @@ func socketGuest(tb testing.TB, sw *vswitch.Switch, name string, cfg vswitch.Por
 }
 
 // floods sends what next makes, as fast as the switch reads it.
-func floods(next func(b []byte) []byte) func(tb testing.TB, sw *vswitch.Switch, cfg vswitch.PortConfig) *hostile {
-	return func(tb testing.TB, sw *vswitch.Switch, cfg vswitch.PortConfig) *hostile {
+func floods(next func(b []byte) []byte) func(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile {
+	return func(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile {
 		fd, b := socketGuest(tb, sw, "bad", cfg), make([]byte, 64<<10)
 		return newHostile(tb, func(on bool) {
 			if on {
@@ -74,8 +75,8 @@ func floods(next func(b []byte) []byte) func(tb testing.TB, sw *vswitch.Switch, 
 
 // floodsTap does it from behind a tap that the switch has as a packet port. Nothing makes such a
 // guest wait: while it is quiet, it burns the same time into a device that nobody listens to.
-func floodsTap(vnet offload.Header, next func(b []byte) []byte) func(tb testing.TB, sw *vswitch.Switch, cfg vswitch.PortConfig) *hostile {
-	return func(tb testing.TB, sw *vswitch.Switch, cfg vswitch.PortConfig) *hostile {
+func floodsTap(vnet offload.Header, next func(b []byte) []byte) func(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile {
+	return func(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile {
 		h, b := newHost(tb, 200, "tap0"), make([]byte, 10+64<<10)
 		vnet.Put(b)
 		var fds [2]int
@@ -103,18 +104,18 @@ func floodsTap(vnet offload.Header, next func(b []byte) []byte) func(tb testing.
 
 // floodsSuper floods super-frames of a thousand segments, which have to be cut for each of four
 // guests on sockets.
-func floodsSuper(tb testing.TB, sw *vswitch.Switch, cfg vswitch.PortConfig) *hostile {
+func floodsSuper(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile {
 	for i := range 4 {
-		socketGuest(tb, sw, fmt.Sprint("socket", i), vswitch.PortConfig{})
+		socketGuest(tb, sw, fmt.Sprint("socket", i), vport.Config{})
 	}
 	h := offload.Header{Flags: offload.NeedsCsum, GSOType: offload.GSOTCPv4, GSOSize: 60, HdrLen: 54, CsumStart: 34, CsumOffset: 16}
 	return floodsTap(h, superBroadcasts)(tb, sw, cfg)
 }
 
 // doesNotRead gets 20,000 frames a second, which it reads or not.
-func doesNotRead(tb testing.TB, sw *vswitch.Switch, cfg vswitch.PortConfig) *hostile {
+func doesNotRead(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile {
 	fd := socketGuest(tb, sw, "bad", cfg)
-	other := socketGuest(tb, sw, "other", vswitch.PortConfig{})
+	other := socketGuest(tb, sw, "other", vport.Config{})
 	hello := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0x66, 0x66, 0x88, 0xb5}, make([]byte, 46)...)
 	if _, err := unix.Write(fd, hello); err != nil {
 		tb.Fatal(err)
@@ -171,8 +172,8 @@ func nonsense(b []byte) []byte {
 	return b[:64<<10-1-rand.IntN(8)]
 }
 
-func hostileGuests() map[string]func(tb testing.TB, sw *vswitch.Switch, cfg vswitch.PortConfig) *hostile {
-	return map[string]func(tb testing.TB, sw *vswitch.Switch, cfg vswitch.PortConfig) *hostile{
+func hostileGuests() map[string]func(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile {
+	return map[string]func(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile{
 		"broadcasts":          floods(broadcasts),
 		"random sources":      floods(randomSources),
 		"nonsense":            floods(nonsense),
@@ -261,20 +262,20 @@ func (s *stream) kept(turn func(on bool), pairs int) float64 {
 }
 
 // guestPort is how the docs recommend to have a guest's.
-func guestPort() vswitch.PortConfig {
-	return vswitch.PortConfig{Storm: vswitch.GuestStorm(vswitch.GuestFrames), MaxAddresses: 64}
+func guestPort() vport.Config {
+	return vport.Config{Storm: vport.GuestStorm(vport.GuestFrames), MaxAddresses: 64}
 }
 
 // BenchmarkLiveHostileGuest tells how much of their rate two hosts keep beside a hostile guest.
 func BenchmarkLiveHostileGuest(b *testing.B) {
 	for _, ports := range []int{8, 64} {
-		for limits, cfg := range map[string]vswitch.PortConfig{"limited": guestPort(), "unlimited": {}} {
+		for limits, cfg := range map[string]vport.Config{"limited": guestPort(), "unlimited": {}} {
 			for name, guest := range hostileGuests() {
 				b.Run(fmt.Sprintf("%d ports/%s/%s", ports, limits, name), func(b *testing.B) {
 					sw := newSwitch(b)
 					var hosts []*host
 					for n := range ports - 1 {
-						hosts = append(hosts, tapHost(b, sw, n, 1, vswitch.PortConfig{}))
+						hosts = append(hosts, tapHost(b, sw, n, 1, vport.Config{}))
 					}
 					s, h := newStream(b, hosts[0], hosts[1]), guest(b, sw, cfg)
 					for b.Loop() {
@@ -294,7 +295,7 @@ func TestLiveHostileGuest(t *testing.T) {
 	for name, guest := range hostileGuests() {
 		t.Run(name, func(t *testing.T) {
 			sw := newSwitch(t)
-			a, b := tapHost(t, sw, 0, 1, vswitch.PortConfig{}), tapHost(t, sw, 1, 1, vswitch.PortConfig{})
+			a, b := tapHost(t, sw, 0, 1, vport.Config{}), tapHost(t, sw, 1, 1, vport.Config{})
 			h := guest(t, sw, guestPort())
 			bad := portOf(t, sw, "bad")
 			h.on.Store(true)
@@ -307,7 +308,7 @@ func TestLiveHostileGuest(t *testing.T) {
 			read, took := bad.Stats().Total().RxFrames-before, time.Since(start)
 			// Each of four kinds of frames has a limit, and a tenth of a second's may come at once.
 			// What a rest of a second does not make good for is let off.
-			if most := 4 * vswitch.GuestFrames * (took.Seconds() + 1.1); float64(read) > most {
+			if most := 4 * vport.GuestFrames * (took.Seconds() + 1.1); float64(read) > most {
 				t.Errorf("%d frames were read in %v, want %.0f at most", read, took, most)
 			}
 			t.Logf("%d frames of the guest's were read in %v", read, took)

@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
@@ -82,7 +83,7 @@ func newSwitch(t testing.TB) *vswitch.Switch {
 	return sw
 }
 
-func addPort(t testing.TB, sw *vswitch.Switch, name string, w *vswitch.Wire, cfg vswitch.PortConfig) *vswitch.Port {
+func addPort(t testing.TB, sw *vswitch.Switch, name string, w *vswitch.Wire, cfg vport.Config) *vswitch.Port {
 	t.Helper()
 	p, err := sw.AddPort(name, w, cfg)
 	if err != nil {
@@ -92,7 +93,7 @@ func addPort(t testing.TB, sw *vswitch.Switch, name string, w *vswitch.Wire, cfg
 }
 
 // tapHost makes host n with a tap of that many queues on a port "hN".
-func tapHost(t testing.TB, sw *vswitch.Switch, n, queues int, cfg vswitch.PortConfig) *host {
+func tapHost(t testing.TB, sw *vswitch.Switch, n, queues int, cfg vport.Config) *host {
 	t.Helper()
 	h := newHost(t, n, "eth0")
 	tap, err := tun.Create(h.ns, h.device, queues > 1)
@@ -116,7 +117,7 @@ func tapHost(t testing.TB, sw *vswitch.Switch, n, queues int, cfg vswitch.PortCo
 
 // socketHost makes host n as a guest behind a datagram socket: a tap without vnet headers, whose
 // frames are carried from and to the socket one by one.
-func socketHost(t *testing.T, sw *vswitch.Switch, n int, cfg vswitch.PortConfig) *host {
+func socketHost(t *testing.T, sw *vswitch.Switch, n int, cfg vport.Config) *host {
 	t.Helper()
 	ns := nstest.New(t)
 	tap, err := tun.CreateNumbered(ns, false)

@@ -6,7 +6,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"vmnet/bridge/vswitch"
+	"vmnet/internal/endpoint"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/testvm/lab"
 )
@@ -54,7 +54,7 @@ func TestLabInUse(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		notes, err := vswitch.CheckInUse(h.ns, conn, card)
+		notes, err := endpoint.CheckInUse(h.ns, conn, card)
 		text := ""
 		if err != nil {
 			text = err.Error()
@@ -76,20 +76,20 @@ func claimedParent(t *testing.T, h *host, c *rtnl.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := vswitch.CheckInUse(h.ns, c, vlan); err != nil {
+	if _, err := endpoint.CheckInUse(h.ns, c, vlan); err != nil {
 		t.Errorf("before: %v", err)
 	}
 	w := openPacket(t, h, "lan0")
-	if _, err := vswitch.CheckInUse(h.ns, c, vlan); err == nil || !strings.Contains(err.Error(), "a switch has claimed lan0, the parent device of lan0.5") {
+	if _, err := endpoint.CheckInUse(h.ns, c, vlan); err == nil || !strings.Contains(err.Error(), "a switch has claimed lan0, the parent device of lan0.5") {
 		t.Errorf("with a claim of lan0: %v", err)
 	}
-	if claimed, err := vswitch.Claimed(h.ns, "lan0"); err != nil || !claimed {
+	if claimed, err := endpoint.Claimed(h.ns, "lan0"); err != nil || !claimed {
 		t.Errorf("claimed: %v, %v", claimed, err)
 	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if claimed, err := vswitch.Claimed(h.ns, "lan0"); err != nil || claimed {
+	if claimed, err := endpoint.Claimed(h.ns, "lan0"); err != nil || claimed {
 		t.Errorf("claimed after the end: %v, %v", claimed, err)
 	}
 }

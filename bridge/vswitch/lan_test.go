@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/nstest"
 )
 
@@ -29,7 +30,7 @@ type station struct {
 	sent uint64
 }
 
-func newLAN(tb testing.TB, ports map[string]PortConfig) *lan {
+func newLAN(tb testing.TB, ports map[string]vport.Config) *lan {
 	tb.Helper()
 	l := &lan{tb, New(Config{}), map[string]*station{}}
 	tb.Cleanup(func() {
@@ -46,7 +47,7 @@ func newLAN(tb testing.TB, ports map[string]PortConfig) *lan {
 	return l
 }
 
-func (l *lan) add(name string, cfg PortConfig) *Port {
+func (l *lan) add(name string, cfg vport.Config) *Port {
 	l.tb.Helper()
 	w, far, err := SocketPair(max(cfg.MTU, 1500))
 	if err != nil {
@@ -149,17 +150,17 @@ func etherFrame(dst, src net.HardwareAddr, tags []string, payload int) []byte {
 
 func tagged(tags ...string) []string { return tags }
 
-func access(vlan int) PortConfig {
-	return PortConfig{Settings: brport.Settings{VLAN: vlan}}
+func access(vlan int) vport.Config {
+	return vport.Config{Settings: brport.Settings{VLAN: vlan}}
 }
 
 // trunkAll is a port of all VLANs, with tags.
-func trunkAll(native int) PortConfig {
-	return PortConfig{Settings: brport.Settings{Native: native, Trunk: []brport.VLANRange{{First: 1, Last: 4094}}}}
+func trunkAll(native int) vport.Config {
+	return vport.Config{Settings: brport.Settings{Native: native, Trunk: []brport.VLANRange{{First: 1, Last: 4094}}}}
 }
 
-func trunk(native int, vlans ...int) PortConfig {
-	cfg := PortConfig{Settings: brport.Settings{Native: native}}
+func trunk(native int, vlans ...int) vport.Config {
+	cfg := vport.Config{Settings: brport.Settings{Native: native}}
 	for _, id := range vlans {
 		cfg.Trunk = append(cfg.Trunk, brport.VLANRange{First: id, Last: id})
 	}

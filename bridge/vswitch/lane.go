@@ -1,19 +1,14 @@
 package vswitch
 
 import (
-	"errors"
-	"fmt"
 	"os"
 	"runtime"
 	"syscall"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch/offload"
-	"vmnet/internal/kernel/netns"
-	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/kernel/tun"
+	"vmnet/internal/endpoint"
 )
 
 // A lane is a second path between a veth device and the switch, for frames that a packet socket
@@ -33,119 +28,11 @@ type lane struct {
 	limits offload.Limits
 }
 
-// laneName is the pattern of the taps' names, which the kernel fills in.
-const laneName = "vmnet-lane%d"
-
-// openLane makes a lane for a device and returns the tap's queue. The packet socket then ignores
-// the frames that arrive by the lane. The result is nil if the kernel lacks what a lane needs; the
-// port then goes without.
-func openLane(ns *netns.NS, socket, claim *os.File, d packetDevice) (*os.File, error) {
-	tap, err := tun.CreateLike(ns, laneName)
-	if err != nil {
-		return nil, nil //nolint:nilerr // /dev/net/tun may be missing, in a container
-	}
-	queue := tap.Queues()[0]
-	if err := setLane(ns, int(socket.Fd()), int(claim.Fd()), queue, d); err != nil {
-		err = errors.Join(err, tap.Close())
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) { // no nft_fwd_netdev
-			return nil, nil
-		}
-		return nil, fmt.Errorf("make a tap beside the packet socket: %w", err)
-	}
-	return queue, nil
-}
-
-func setLane(ns *netns.NS, socket, claim int, queue *os.File, d packetDevice) error {
-	c, err := rtnl.Open(ns)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	name, limits, err := setTap(int(queue.Fd()))
-	if err != nil {
-		return err
-	}
-	link, err := c.Link(name)
-	if err != nil {
-		return err
-	}
-	protocols := indescribable(limits)
-	if err := forward(claim, d, packetDevice{link.Index, name}, protocols); err != nil {
-		return fmt.Errorf("forward between %s and %s: %w", name, d.name, err)
-	}
-	// Frames that the host itself sends on the tap would arrive on the port, so it must be
-	// quiet before it is up.
-	if err := c.SetQuiet(link.Index, rtnl.Alias("vmnet switch: beside "+d.name), rtnl.TxQLen(laneQueueLen)); err != nil {
-		return err
-	}
-	if err := c.Set(link.Index, rtnl.Up(true)); err != nil {
-		return err
-	}
-	return leaveOut(socket, protocols)
-}
-
-// laneQueueLen is the length of the tap's queue in frames.
-const laneQueueLen = 4096
-
-// indescribable lists the IP protocols whose super-frames a packet socket cannot receive, or that
-// may encapsulate such frames: SCTP, and UDP before Linux 6.2. Taps of kernels before 6.2 refuse
-// TUN_F_USO4.
-func indescribable(l offload.Limits) []byte {
-	if l.USO {
-		return []byte{unix.IPPROTO_SCTP}
-	}
-	return []byte{unix.IPPROTO_SCTP, unix.IPPROTO_UDP, unix.IPPROTO_GRE, unix.IPPROTO_IPIP, unix.IPPROTO_IPV6, unix.IPPROTO_MPLS}
-}
-
-// ipVersions says where IP headers have their protocol.
-var ipVersions = []struct {
-	kind uint16
-	at   uint32 // offset in the header
-}{{unix.ETH_P_IP, 9}, {unix.ETH_P_IPV6, 6}}
-
-// leaveOut attaches a filter by which a packet socket ignores packets of those protocols, since the
-// lane receives them. The kernel has removed the outermost tag from the frame before it runs the
-// filter.
-func leaveOut(socket int, protocols []byte) error {
-	const protocol = 1<<32 - 0x1000 // SKF_AD_OFF + SKF_AD_PROTOCOL of include/uapi/linux/filter.h
-	var program []unix.SockFilter
-	for _, v := range ipVersions {
-		program = append(program,
-			unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: protocol},
-			unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: uint8(1 + 2*len(protocols)), K: uint32(v.kind)},
-			unix.SockFilter{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: etherLen + v.at})
-		for _, p := range protocols {
-			program = append(program,
-				unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: uint32(p)},
-				unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K})
-		}
-	}
-	program = append(program, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 1<<32 - 1})
-	return unix.SetsockoptSockFprog(socket, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
-}
-
-// forward has the kernel forward frames from the tap to the claimed device, and packets of those
-// protocols from the device to the tap. The kernel drops them if the other device is gone.
-func forward(claim int, device, tap packetDevice, protocols []byte) error {
-	table := claimTable + device.name
-	messages := []*nl.NetlinkRequest{
-		nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWCHAIN, nfCreate|unix.NLM_F_EXCL, unix.NFPROTO_NETDEV, 0, ingressChain(table, "lane", tap.name)...),
-		nfRule(table, "lane", nfForward(device.index)),
-	}
-	for _, v := range ipVersions {
-		for _, p := range protocols {
-			messages = append(messages, nfRule(table, claimChain, nfIsIP(v.kind, v.at, p), nfForward(tap.index)))
-		}
-	}
-	_, err := transact(claim, messages...)
-	return err
-}
-
 // takeLane makes a lane from a copy of the file that openLane returned.
 func takeLane(f *os.File) (*lane, error) {
 	l := &lane{}
 	own, err := duplicateAs(f, func(fd int) (err error) {
-		_, l.limits, err = setTap(fd)
+		_, l.limits, err = endpoint.SetTap(fd)
 		return err
 	}, unpolled)
 	l.file = own

@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
 )
@@ -39,7 +39,7 @@ func TestLiveLane(t *testing.T) {
 	defer tap.Close()
 	sw := newSwitch(t)
 	for _, device := range []string{"p1", "p2", "tap0"} {
-		addPort(t, sw, device, openPacket(t, middle, device), vswitch.PortConfig{})
+		addPort(t, sw, device, openPacket(t, middle, device), vport.Config{})
 	}
 	if got := lanes(t, middle); !slices.Equal(got, []string{"vmnet-lane0", "vmnet-lane1"}) {
 		t.Errorf("beside two veth devices and a tap there are %v", got)
@@ -57,7 +57,7 @@ func TestLiveLane(t *testing.T) {
 		t.Fatal(err)
 	}
 	nstest.Eventually(t, 20*time.Second, "the lane goes with its port", func() bool { return len(lanes(t, middle)) == 1 })
-	addPort(t, sw, "p1", openPacket(t, middle, "p1"), vswitch.PortConfig{})
+	addPort(t, sw, "p1", openPacket(t, middle, "p1"), vport.Config{})
 	tcp(t, other, outside, 1<<20)
 	for _, p := range sw.Ports() {
 		if err := sw.RemovePort(p.Name()); err != nil {

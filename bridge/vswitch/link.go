@@ -3,20 +3,39 @@ package vswitch
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 
-	"golang.org/x/sys/unix"
-
+	"vmnet/bridge/vswitch/vport"
+	"vmnet/internal/endpoint"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 )
 
 // LinkState is the state of a device, as its kernel has last reported it.
-type LinkState = rtnl.LinkState
+type LinkState struct {
+	Index   int
+	Name    string
+	MTU     int // bytes
+	MAC     net.HardwareAddr
+	Up      bool
+	Carrier bool
+	// Lost says that the device has moved to where the kernel does not report on it, such as a
+	// network namespace that this one has no id for. The rest is as it was last reported.
+	Lost bool
+}
 
-// LinkFile opens the netlink socket by which a wire follows its device, which is in ns. With it,
-// Wire.Follow needs no privilege, even in another process. The caller closes the file.
-func LinkFile(ns *netns.NS) (*os.File, error) { return rtnl.FollowFile(ns) }
+// LinkFile opens the netlink socket by which a wire follows its device. nameOrPath is that of
+// the network namespace that the device is in (see OpenPacket). With the file, Wire.Follow needs no privilege, even in another
+// process. The caller closes the file.
+func LinkFile(nameOrPath string) (*os.File, error) {
+	ns, err := netns.Open(nameOrPath)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	return rtnl.FollowFile(ns)
+}
 
 // Follow makes the wire follow its device. link is a file from LinkFile for the device's netns. The
 // port's MTU is then the device's, even if that changes or the device moves to another netns.
@@ -25,7 +44,7 @@ func (w *Wire) Follow(link *os.File) error {
 	if w.device == "" || w.link != nil {
 		return errors.New("follow the device: the wire has none, or already follows it")
 	}
-	own, err := duplicate(link, checkLink)
+	own, err := duplicate(link, endpoint.CheckLink)
 	if err != nil {
 		return fmt.Errorf("follow %s: %w", w.device, err)
 	}
@@ -36,22 +55,11 @@ func (w *Wire) Follow(link *os.File) error {
 	return nil
 }
 
-func checkLink(fd int) error {
-	if err := checkKind(fd, unix.AF_NETLINK, unix.SOCK_RAW, "a netlink socket"); err != nil {
-		return err
-	}
-	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
-	if err == nil && protocol != unix.NETLINK_ROUTE {
-		err = fmt.Errorf("netlink protocol %d: want NETLINK_ROUTE", protocol)
-	}
-	return err
-}
-
 // Link returns the state of its device. ok is false if the wire does not follow a device, or
 // no longer can: it is then unknown whether the device is up.
 func (p *Port) Link() (s LinkState, ok bool) {
 	if at := p.link.Load(); at != nil {
-		s = *at
+		s = LinkState(*at)
 	}
 	return s, s.Index != 0 && !s.Lost
 }
@@ -69,7 +77,7 @@ func (p *Port) follow() {
 }
 
 // linkChanged adapts the port to a change of its device.
-func (p *Port) linkChanged(was, is LinkState) {
+func (p *Port) linkChanged(was, is rtnl.LinkState) {
 	if is.MTU != was.MTU && p.cfg.MTU == 0 {
 		limits := *p.limits.Load()
 		limits.MTU = is.MTU
@@ -81,7 +89,7 @@ func (p *Port) linkChanged(was, is LinkState) {
 // isDown reports whether a link passes no frames. Like the kernel's bridge, it counts a link
 // without carrier as down (br_port_carrier_check in net/bridge/br_if.c). A link that is lost may be
 // up.
-func isDown(s LinkState) bool { return !s.Lost && !(s.Up && s.Carrier) }
+func isDown(s rtnl.LinkState) bool { return !s.Lost && !(s.Up && s.Carrier) }
 
 // setDown marks the port's other end as down or up. If it goes down, the FDB forgets what was
 // learned behind the port, so that frames for it are flooded at once, as the kernel's bridge does
@@ -98,4 +106,22 @@ func (p *Port) forget() {
 	if p.sw.fdb.learned[p.index].Load() > 0 {
 		p.sw.fdb.FlushPort(p.index, false)
 	}
+}
+
+// Key identifies the wire's device (vport.DeviceKey). It is empty if the wire does not follow a
+// device.
+func (w *Wire) Key() string {
+	if w.link == nil {
+		return ""
+	}
+	s := w.link.State()
+	return vport.DeviceKey(s.Index, s.MAC)
+}
+
+// Key identifies the port's device by its current state, as Wire.Key does.
+func (p *Port) Key() string {
+	if s, ok := p.Link(); ok {
+		return vport.DeviceKey(s.Index, s.MAC)
+	}
+	return ""
 }

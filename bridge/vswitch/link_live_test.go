@@ -5,12 +5,13 @@ import (
 	"time"
 
 	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
 )
 
 // followedTap makes a tap in a netns of its own, as vmnet switch run does, and moves it to host n.
-func followedTap(t testing.TB, sw *vswitch.Switch, n int, cfg vswitch.PortConfig) (*host, *vswitch.Port) {
+func followedTap(t testing.TB, sw *vswitch.Switch, n int, cfg vport.Config) (*host, *vswitch.Port) {
 	t.Helper()
 	made, h := newHost(t, 100+n, "eth0"), newHost(t, n, "eth0")
 	tap, err := tun.Create(made.ns, "eth0", false)
@@ -22,7 +23,7 @@ func followedTap(t testing.TB, sw *vswitch.Switch, n int, cfg vswitch.PortConfig
 	if err != nil {
 		t.Fatal(err)
 	}
-	link, err := vswitch.LinkFile(made.ns)
+	link, err := vswitch.LinkFile(made.ns.Path())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,13 +42,13 @@ func followedTap(t testing.TB, sw *vswitch.Switch, n int, cfg vswitch.PortConfig
 // and up.
 func TestLivePortFollowsItsDevice(t *testing.T) {
 	sw := newSwitch(t)
-	guest, port := followedTap(t, sw, 0, vswitch.PortConfig{})
+	guest, port := followedTap(t, sw, 0, vport.Config{})
 	guest.up(1500)
-	fixed, fixedPort := followedTap(t, sw, 3, vswitch.PortConfig{MTU: 1400})
+	fixed, fixedPort := followedTap(t, sw, 3, vport.Config{MTU: 1400})
 	outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
 	veth(t, outside, middle, "lan0", 1500)
 	outside.up(1500)
-	up := addPort(t, sw, "up", openPacket(t, middle, "lan0"), vswitch.PortConfig{})
+	up := addPort(t, sw, "up", openPacket(t, middle, "lan0"), vport.Config{})
 
 	for _, mtu := range []int{1500, 9000, 1300, 2000} {
 		for _, h := range []*host{guest, fixed, outside, middle} {

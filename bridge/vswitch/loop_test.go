@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/nstest"
 )
 
@@ -65,11 +66,11 @@ func (h *heard) all() string {
 // TestLoopIsStopped has a cable between two ports, in switches with and without VLANs, and between
 // ports that do not learn.
 func TestLoopIsStopped(t *testing.T) {
-	deaf := PortConfig{Settings: brport.Settings{NoLearning: true}}
-	for name, cfg := range map[string]PortConfig{"plain": {}, "VLAN": access(10), "no learning": deaf, "storm": {Storm: GuestStorm(GuestFrames)}} {
+	deaf := vport.Config{Settings: brport.Settings{NoLearning: true}}
+	for name, cfg := range map[string]vport.Config{"plain": {}, "VLAN": access(10), "no learning": deaf, "storm": {Storm: vport.GuestStorm(vport.GuestFrames)}} {
 		t.Run(name, func(t *testing.T) {
 			var h heard
-			l := newLANOf(t, Config{Notice: h.notice}, map[string]PortConfig{"a": cfg, "b": cfg, "c": cfg, "d": cfg})
+			l := newLANOf(t, Config{Notice: h.notice}, map[string]vport.Config{"a": cfg, "b": cfg, "c": cfg, "d": cfg})
 			l.cable("b", "c")
 			a := l.stations["a"]
 			if _, err := unix.Write(a.fd, etherFrame(all, mac(1), nil, 46)); err != nil {
@@ -78,7 +79,7 @@ func TestLoopIsStopped(t *testing.T) {
 			b, c := l.port("b"), l.port("c")
 			stopped := func() (n int) {
 				for _, p := range []*Port{b, c} {
-					if s := p.Stats(); s.State == StateStopped && s.Stopped > 0 && s.Stopped <= 10 && s.Loops == 1 {
+					if s := p.Stats(); s.State == vport.StateStopped && s.Stopped > 0 && s.Stopped <= 10 && s.Loops == 1 {
 						n++
 					}
 				}
@@ -110,7 +111,7 @@ func TestLoopIsStopped(t *testing.T) {
 }
 
 // newLANOf is newLAN of a switch with that Config.
-func newLANOf(tb testing.TB, cfg Config, ports map[string]PortConfig) *lan {
+func newLANOf(tb testing.TB, cfg Config, ports map[string]vport.Config) *lan {
 	l := newLAN(tb, nil)
 	_ = l.sw.Close()
 	l.sw = New(cfg)
@@ -157,11 +158,11 @@ func (l *lan) say(from string, frame []byte) map[string]int {
 
 // TestLoopGuardOff has one port of a loop that is never stopped: the other one is.
 func TestLoopGuardOff(t *testing.T) {
-	l := newLAN(t, map[string]PortConfig{"a": {}, "b": {NoLoopGuard: true}, "c": {}})
+	l := newLAN(t, map[string]vport.Config{"a": {}, "b": {NoLoopGuard: true}, "c": {}})
 	l.cable("b", "c")
 	nstest.Eventually(t, 10*time.Second, "the other port is stopped", func() bool {
 		_, _ = unix.Write(l.stations["a"].fd, etherFrame(all, mac(1), nil, 46))
-		return l.port("c").State() == StateStopped
+		return l.port("c").State() == vport.StateStopped
 	})
 	if s := l.port("b").Stats(); s.Loops > 0 {
 		t.Errorf("%+v", s)
@@ -170,7 +171,7 @@ func TestLoopGuardOff(t *testing.T) {
 
 // TestHairpinLoopIsStopped has a port that gets its own frames back, and a mirror behind it.
 func TestHairpinLoopIsStopped(t *testing.T) {
-	l := newLAN(t, map[string]PortConfig{"a": {}, "mirror": {Settings: brport.Settings{Hairpin: true}}})
+	l := newLAN(t, map[string]vport.Config{"a": {}, "mirror": {Settings: brport.Settings{Hairpin: true}}})
 	m := l.stations["mirror"]
 	var carrier sync.WaitGroup
 	done := make(chan struct{})
@@ -206,7 +207,7 @@ func TestNoLoop(t *testing.T) {
 		return f
 	}
 	for name, c := range map[string]struct {
-		ports map[string]PortConfig
+		ports map[string]vport.Config
 		talk  func(l *lan)
 	}{
 		"a station repeats itself": {plain("a", "b"), func(l *lan) {
@@ -234,7 +235,7 @@ func TestNoLoop(t *testing.T) {
 				l.send("b", numbered(1, 1))
 			}
 		}},
-		"a firewall joins two VLANs": {map[string]PortConfig{"a": access(10), "in": access(10), "out": access(20), "b": access(20)}, func(l *lan) {
+		"a firewall joins two VLANs": {map[string]vport.Config{"a": access(10), "in": access(10), "out": access(20), "b": access(20)}, func(l *lan) {
 			for n := range 300 {
 				l.send("a", numbered(n, 1))
 				l.send("out", numbered(n, 1))
@@ -258,7 +259,7 @@ func TestNoLoop(t *testing.T) {
 			l := newLAN(t, c.ports)
 			c.talk(l)
 			for _, p := range l.sw.Ports() {
-				if s := p.Stats(); s.Loops > 0 || s.State != StateUp || s.Drops[Looped.String()] > 0 {
+				if s := p.Stats(); s.Loops > 0 || s.State != vport.StateUp || s.Drops[Looped.String()] > 0 {
 					t.Errorf("%+v", s)
 				}
 			}
@@ -287,7 +288,7 @@ func BenchmarkEchoes(b *testing.B) {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
 			sw := New(Config{})
 			defer sw.Close()
-			p := newPort(sw, "a", 0, &Wire{}, PortConfig{})
+			p := newPort(sw, "a", 0, &Wire{}, vport.Config{})
 			f := frame{data: append(make([]byte, vnetLen), etherFrame(all, mac(1), nil, size-etherLen)...)}
 			for i := range b.N {
 				sw.echoes.again(&f, false, p, int64(i))

@@ -2,7 +2,6 @@ package vswitch
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"syscall"
 	"unsafe"
@@ -156,20 +155,3 @@ func putBack(data []byte, tag [tagLen]byte) []byte {
 }
 
 func (q *socketQueue) send(s *sender) { s.use(q.conn, s.burst) }
-
-// raiseBuffers raises a socket's buffers for bursts. With CAP_NET_ADMIN it gets the given size,
-// otherwise at most net.core.rmem_max and wmem_max.
-func raiseBuffers(fd, bytes int) error {
-	var errs []error
-	for _, opt := range [][2]int{{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}, {unix.SO_SNDBUFFORCE, unix.SO_SNDBUF}} {
-		err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, opt[0], bytes)
-		if err != nil {
-			err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, opt[1], bytes)
-		}
-		errs = append(errs, err)
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("raise socket buffers: %w", err)
-	}
-	return nil
-}

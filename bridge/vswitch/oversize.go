@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch/offload"
-	"vmnet/internal/kernel/netns"
+	"vmnet/internal/endpoint"
 )
 
 // An oversize sends frames that are too long for a packet socket, whose limit is the device's MTU
@@ -43,41 +43,10 @@ const (
 	tpacketLen  = 4 // offsetof(struct tpacket2_hdr, tp_len)
 )
 
-// oversizeSocket opens the socket and binds it to the device and no protocol.
-func oversizeSocket(ns *netns.NS, d packetDevice) (*os.File, error) {
-	fd := -1
-	err := ns.Do(func() (err error) {
-		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-		return err
-	})
-	if err == nil {
-		err = errors.Join(
-			unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1),
-			unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VERSION, unix.TPACKET_V2),
-			unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: d.index}))
-		if err != nil {
-			_ = unix.Close(fd)
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open a socket for frames with several tags: %w", err)
-	}
-	return os.NewFile(uintptr(fd), "packet socket for frames with several tags"), nil
-}
-
 // openOversize makes an oversize from a copy of the file, which must be bound to the device with
 // that index.
 func openOversize(f *os.File, index int) (*oversize, error) {
-	own, err := duplicateAs(f, func(fd int) error {
-		if err := checkKind(fd, unix.AF_PACKET, unix.SOCK_RAW, "a raw packet socket"); err != nil {
-			return err
-		}
-		name, err := unix.Getsockname(fd)
-		if ll, ok := name.(*unix.SockaddrLinklayer); err == nil && (!ok || ll.Ifindex != index || ll.Protocol != 0) {
-			err = errors.New("it is not bound to the device and no protocol")
-		}
-		return err
-	}, unpolled)
+	own, err := duplicateAs(f, func(fd int) error { return endpoint.CheckOversize(fd, index) }, unpolled)
 	if err != nil {
 		return nil, fmt.Errorf("socket for frames with several tags: %w", err)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
 )
@@ -40,7 +41,7 @@ func veth(t *testing.T, a, b *host, device string, mtu int) {
 
 func openPacket(t testing.TB, h *host, device string) *vswitch.Wire {
 	t.Helper()
-	w, err := vswitch.OpenPacket(h.ns, device)
+	w, err := vswitch.OpenPacket(h.ns.Path(), device)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,12 +55,12 @@ func TestLivePacket(t *testing.T) {
 	for _, mtu := range []int{1500, 9000} {
 		t.Run(fmt.Sprint(mtu), func(t *testing.T) {
 			sw := newSwitch(t)
-			cfg := vswitch.PortConfig{MTU: mtu}
+			cfg := vport.Config{MTU: mtu}
 			guest, other := tapHost(t, sw, 0, 1, cfg), socketHost(t, sw, 3, cfg)
 			outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
 			veth(t, outside, middle, "lan0", mtu)
 			outside.up(mtu)
-			up := addPort(t, sw, "up", openPacket(t, middle, "lan0"), vswitch.PortConfig{})
+			up := addPort(t, sw, "up", openPacket(t, middle, "lan0"), vport.Config{})
 			middle.up(mtu) // the host in the middle has addresses on the device
 
 			if got := up.Stats().MTU; got != mtu {
@@ -105,15 +106,15 @@ func TestLivePacketOnATap(t *testing.T) {
 		t.Fatal("without a switch, the host does not answer: the test is wrong")
 	}
 	sw := newSwitch(t)
-	addPort(t, sw, "guest", openPacket(t, h, "tap0"), vswitch.PortConfig{})
-	other := tapHost(t, sw, 1, 1, vswitch.PortConfig{})
+	addPort(t, sw, "guest", openPacket(t, h, "tap0"), vport.Config{})
+	other := tapHost(t, sw, 1, 1, vport.Config{})
 	if arp(t, guest, h) {
 		t.Error("the host answers a guest of the switch")
 	}
 	if !arp(t, guest, other) {
 		t.Error("another guest of the switch does not answer")
 	}
-	if _, err := vswitch.OpenPacket(h.ns, "tap0"); !errors.Is(err, fs.ErrExist) {
+	if _, err := vswitch.OpenPacket(h.ns.Path(), "tap0"); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a second switch on the device: %v", err)
 	}
 	if err := sw.RemovePort("guest"); err != nil {
@@ -146,8 +147,8 @@ func TestLivePacketTags(t *testing.T) {
 	defer inside.Close()
 	defer far.Close()
 	sw := newSwitch(t)
-	addPort(t, sw, "packet", openPacket(t, h, "tap0"), vswitch.PortConfig{})
-	addPort(t, sw, "socket", w, vswitch.PortConfig{})
+	addPort(t, sw, "packet", openPacket(t, h, "tap0"), vport.Config{})
+	addPort(t, sw, "socket", w, vport.Config{})
 
 	header := make([]byte, 10) // of what the tap gives and takes
 	for n, tags := range []string{
@@ -175,8 +176,8 @@ func TestLivePacketManyFullFrames(t *testing.T) {
 	defer inside.Close()
 	defer far.Close()
 	sw := newSwitch(t)
-	up := addPort(t, sw, "packet", openPacket(t, middle, "lan0"), vswitch.PortConfig{})
-	addPort(t, sw, "socket", w, vswitch.PortConfig{})
+	up := addPort(t, sw, "packet", openPacket(t, middle, "lan0"), vport.Config{})
+	addPort(t, sw, "socket", w, vport.Config{})
 	if err := outside.nl.LinkSetMTU(outside.link("lan0"), 2000); err != nil {
 		t.Fatal(err)
 	}
@@ -260,10 +261,10 @@ func arp(t *testing.T, guest *os.File, to *host) bool {
 func TestLiveTrunk(t *testing.T) {
 	left, right := newHost(t, 10, "t0"), newHost(t, 11, "t0")
 	veth(t, left, right, "t0", 1500)
-	vlan := func(id int) vswitch.PortConfig {
-		return vswitch.PortConfig{Settings: brport.Settings{VLAN: id}}
+	vlan := func(id int) vport.Config {
+		return vport.Config{Settings: brport.Settings{VLAN: id}}
 	}
-	trunk := vswitch.PortConfig{Settings: brport.Settings{Trunk: []brport.VLANRange{{First: 10, Last: 11}}, Native: 20}}
+	trunk := vport.Config{Settings: brport.Settings{Trunk: []brport.VLANRange{{First: 10, Last: 11}}, Native: 20}}
 	sw1, sw2 := newSwitch(t), newSwitch(t)
 	addPort(t, sw1, "trunk", openPacket(t, left, "t0"), trunk)
 	addPort(t, sw2, "trunk", openPacket(t, right, "t0"), trunk)
@@ -296,11 +297,11 @@ func TestLiveTrunk(t *testing.T) {
 // TestLivePacketDevice takes the device down and up, and away.
 func TestLivePacketDevice(t *testing.T) {
 	sw := newSwitch(t)
-	guest := tapHost(t, sw, 0, 1, vswitch.PortConfig{})
+	guest := tapHost(t, sw, 0, 1, vport.Config{})
 	outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
 	veth(t, outside, middle, "lan0", 1500)
 	outside.up(1500)
-	up := addPort(t, sw, "up", openPacket(t, middle, "lan0"), vswitch.PortConfig{})
+	up := addPort(t, sw, "up", openPacket(t, middle, "lan0"), vport.Config{})
 	tcp(t, guest, outside, 1<<20)
 	if err := middle.nl.LinkSetDown(middle.link("lan0")); err != nil {
 		t.Fatal(err)
@@ -322,7 +323,7 @@ func TestLivePacketDevice(t *testing.T) {
 	if !errors.Is(up.Err(), unix.ENETDOWN) && !errors.Is(up.Err(), unix.ENXIO) { // by its receiver, or a sender
 		t.Errorf("it ended with %v", up.Err())
 	}
-	if _, err := vswitch.OpenPacket(middle.ns, "lan0"); !errors.Is(err, unix.ENODEV) {
+	if _, err := vswitch.OpenPacket(middle.ns.Path(), "lan0"); !errors.Is(err, unix.ENODEV) {
 		t.Errorf("no such device: %v", err)
 	}
 }
@@ -334,7 +335,7 @@ func TestLivePacketDeviceRemovedWhenDown(t *testing.T) {
 	outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
 	for i, pause := range []time.Duration{0, 100 * time.Millisecond, 1500 * time.Millisecond} {
 		veth(t, outside, middle, "lan0", 1500)
-		up := addPort(t, sw, fmt.Sprint("up", i), openPacket(t, middle, "lan0"), vswitch.PortConfig{})
+		up := addPort(t, sw, fmt.Sprint("up", i), openPacket(t, middle, "lan0"), vport.Config{})
 		if err := middle.nl.LinkSetDown(middle.link("lan0")); err != nil {
 			t.Fatal(err)
 		}
@@ -360,8 +361,8 @@ func TestLivePacketDeviceRenamed(t *testing.T) {
 	veth(t, outside, middle, "lan0", 1500)
 	outside.up(1500)
 	middle.up(1500)
-	up := addPort(t, sw, "up", openPacket(t, middle, "lan0"), vswitch.PortConfig{})
-	guest := tapHost(t, sw, 0, 1, vswitch.PortConfig{})
+	up := addPort(t, sw, "up", openPacket(t, middle, "lan0"), vport.Config{})
+	guest := tapHost(t, sw, 0, 1, vport.Config{})
 	if err := ping(t, outside, middle.v4, 0); err == nil {
 		t.Error("the host answers")
 	}
@@ -378,7 +379,7 @@ func TestLivePacketDeviceRenamed(t *testing.T) {
 	}
 
 	// The name is anybody's now, and so is the device: the port's claim is gone.
-	again := addPort(t, sw, "again", openPacket(t, middle, "wan0"), vswitch.PortConfig{})
+	again := addPort(t, sw, "again", openPacket(t, middle, "wan0"), vport.Config{})
 	if err := ping(t, outside, middle.v4, 0); err == nil {
 		t.Error("the host answers by the device with its new name")
 	}
@@ -386,7 +387,7 @@ func TestLivePacketDeviceRenamed(t *testing.T) {
 		t.Error(again.Err())
 	}
 	veth(t, newHost(t, 3, "lan0"), middle, "lan0", 1500)
-	addPort(t, sw, "other", openPacket(t, middle, "lan0"), vswitch.PortConfig{})
+	addPort(t, sw, "other", openPacket(t, middle, "lan0"), vport.Config{})
 }
 
 // TestLivePacketByAltname: the claim holds the device itself.
@@ -402,11 +403,11 @@ func TestLivePacketByAltname(t *testing.T) {
 	if err := middle.nl.LinkAddAltName(middle.link("lan0"), "the-way-out"); err != nil {
 		t.Fatal(err)
 	}
-	addPort(t, sw, "up", openPacket(t, middle, "the-way-out"), vswitch.PortConfig{})
+	addPort(t, sw, "up", openPacket(t, middle, "the-way-out"), vport.Config{})
 	if err := ping(t, outside, middle.v4, 0); err == nil {
 		t.Error("the host answers")
 	}
-	if _, err := vswitch.OpenPacket(middle.ns, "lan0"); !errors.Is(err, fs.ErrExist) {
+	if _, err := vswitch.OpenPacket(middle.ns.Path(), "lan0"); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("claimed twice: %v", err)
 	}
 }
@@ -415,7 +416,7 @@ func TestLivePacketByAltname(t *testing.T) {
 func TestLivePacketDeviceRemovedBefore(t *testing.T) {
 	outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
 	veth(t, outside, middle, "lan0", 1500)
-	files, err := vswitch.PacketFiles(middle.ns, "lan0")
+	files, err := vswitch.PacketFiles(middle.ns.Path(), "lan0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -437,7 +438,7 @@ func TestLivePacketNotEthernet(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, device := range []string{"lo", "tun0"} {
-		if w, err := vswitch.OpenPacket(h.ns, device); !errors.Is(err, brport.ErrInvalid) {
+		if w, err := vswitch.OpenPacket(h.ns.Path(), device); !errors.Is(err, brport.ErrInvalid) {
 			t.Errorf("%s: %v, %v", device, w, err)
 		}
 	}

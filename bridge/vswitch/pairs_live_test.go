@@ -10,7 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/capture"
 	"vmnet/bridge/vswitch/offload"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/kernel/tun"
 )
 
@@ -41,7 +43,7 @@ func corners() []corner {
 // host makes host n.
 func (c corner) host(t *testing.T, sw *vswitch.Switch, n int) *host {
 	t.Helper()
-	cfg := vswitch.PortConfig{MTU: c.mtu}
+	cfg := vport.Config{MTU: c.mtu}
 	var h *host
 	switch c.kind {
 	case "tap":
@@ -54,7 +56,7 @@ func (c corner) host(t *testing.T, sw *vswitch.Switch, n int) *host {
 		middle := newHost(t, 1000+n, "eth0")
 		h = newHost(t, n, "eth0")
 		veth(t, h, middle, "eth0", c.mtu)
-		addPort(t, sw, fmt.Sprintf("h%d", n), openPacket(t, middle, "eth0"), vswitch.PortConfig{})
+		addPort(t, sw, fmt.Sprintf("h%d", n), openPacket(t, middle, "eth0"), vport.Config{})
 		h.up(c.mtu)
 	case "socket":
 		return socketHost(t, sw, n, cfg)
@@ -71,7 +73,7 @@ func (c corner) host(t *testing.T, sw *vswitch.Switch, n int) *host {
 }
 
 // plainTapHost makes host n with a tap without vnet headers.
-func plainTapHost(t *testing.T, sw *vswitch.Switch, n int, cfg vswitch.PortConfig) *host {
+func plainTapHost(t *testing.T, sw *vswitch.Switch, n int, cfg vport.Config) *host {
 	t.Helper()
 	h := newHost(t, n, "")
 	tap, err := tun.CreateNumbered(h.ns, false)
@@ -122,7 +124,7 @@ type seen struct{ frames, partial, super int }
 // watch captures what comes in by all ports of corners, until stop.
 func watch(t *testing.T, sw *vswitch.Switch, ports int) (stop func() []seen) {
 	t.Helper()
-	cfg := vswitch.CaptureConfig{In: true, Snaplen: 64}
+	cfg := capture.Config{In: true, Snaplen: 64}
 	for n := range ports {
 		cfg.Ports = append(cfg.Ports, fmt.Sprintf("h%d", n))
 	}

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vmnet/internal/kernel/sockopt"
 )
 
 // When one end of a datagram socketpair is closed, a sender at the other end gets an error, but a
@@ -31,6 +34,9 @@ type peers struct {
 	answer [4096]byte
 }
 
+// peerWait limits the wait for a reply of sock_diag.
+const peerWait = 5 * time.Second
+
 // newPeers opens the netlink socket. If that fails, closed always returns false.
 func newPeers() *peers {
 	p := &peers{fd: -1}
@@ -39,8 +45,7 @@ func newPeers() *peers {
 		return p
 	}
 	p.fd = fd
-	timeout := unix.NsecToTimeval(int64(claimWait))
-	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
+	_ = sockopt.SetReceiveTimeout(fd, peerWait)
 	return p
 }
 

@@ -13,7 +13,7 @@ const (
 	Short      // the Ethernet header or the tag is missing or incomplete
 	Giant      // longer than any valid frame, or than the port's buffers
 	BadSource  // the source is a multicast address, or all zeros
-	Spoofed    // the port does not accept that source (PortConfig.MACs)
+	Spoofed    // the port does not accept that source (vport.Config.MACs)
 	VLAN       // the port is not in that VLAN
 	LinkLocal  // link-local destination, which bridges do not forward
 	Looped     // the port on which it arrived, or by which it should leave, is stopped for a loop

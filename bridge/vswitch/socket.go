@@ -6,12 +6,8 @@ import (
 	"os"
 	"syscall"
 
-	"golang.org/x/sys/unix"
+	"vmnet/internal/endpoint"
 )
-
-// socketBuffer is a size in bytes with room for about 1800 full frames of 1500 bytes: 93 for each
-// 208 KiB.
-const socketBuffer = 4 << 20
 
 // OpenSocket makes a wire from one end of an AF_UNIX datagram socketpair. Each datagram is one
 // frame without a vnet header, as in QEMU's netdev "dgram". It needs no privilege. It copies the
@@ -25,7 +21,7 @@ func OpenSocket(f *os.File, mtu int) (*Wire, error) {
 	if mtu <= 0 {
 		mtu = 65535
 	}
-	own, err := duplicatePolled(f, checkSocket)
+	own, err := duplicatePolled(f, endpoint.CheckSocket)
 	if err != nil {
 		return nil, fmt.Errorf("open socket: %w", err)
 	}
@@ -34,30 +30,10 @@ func OpenSocket(f *os.File, mtu int) (*Wire, error) {
 	return &Wire{kind: "socket", queues: []queue{q}}, nil
 }
 
-func checkSocket(fd int) error {
-	if err := checkKind(fd, unix.AF_UNIX, unix.SOCK_DGRAM, "an AF_UNIX datagram socket"); err != nil {
-		return err
-	}
-	return raiseBuffers(fd, socketBuffer)
-}
-
-// checkKind returns an error unless an fd is a socket of that domain and type. want describes it.
-func checkKind(fd, domain, kind int, want string) error {
-	d, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
-	if err != nil {
-		return fmt.Errorf("%w (want %s)", err, want)
-	}
-	k, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
-	if err == nil && (d != domain || k != kind) {
-		err = fmt.Errorf("domain %d, type %d: want %s", d, k, want)
-	}
-	return err
-}
-
 // SocketPair makes a wire as OpenSocket does, and returns its other end, which is for QEMU and has
 // the same buffer size. The caller owns that file.
 func SocketPair(mtu int) (*Wire, *os.File, error) {
-	near, far, err := SocketFiles()
+	near, far, err := endpoint.SocketFiles()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -67,18 +43,4 @@ func SocketPair(mtu int) (*Wire, *os.File, error) {
 		return nil, nil, errors.Join(err, far.Close())
 	}
 	return w, far, nil
-}
-
-// SocketFiles makes the two ends of an AF_UNIX datagram socketpair with room for bursts: near is
-// for OpenSocket, in this process or another one, and far is for QEMU. The caller closes both.
-func SocketFiles() (near, far *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("socketpair: %w", err)
-	}
-	near, far = os.NewFile(uintptr(fds[0]), "switch's end"), os.NewFile(uintptr(fds[1]), "guest's end")
-	if err := errors.Join(raiseBuffers(fds[0], socketBuffer), raiseBuffers(fds[1], socketBuffer)); err != nil {
-		return nil, nil, errors.Join(err, near.Close(), far.Close())
-	}
-	return near, far, nil
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // AddStatic adds a static entry for an address behind a port in a VLAN; 0 means the VLAN of the
-// port's untagged frames. If another port is locked to the address (PortConfig.MACs), the error
+// port's untagged frames. If another port is locked to the address (vport.Config.MACs), the error
 // matches fs.ErrExist with errors.Is. If the port is unknown, it matches fs.ErrNotExist.
 func (sw *Switch) AddStatic(port string, mac net.HardwareAddr, vlan int) error {
 	sw.mu.Lock()

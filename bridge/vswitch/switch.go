@@ -19,6 +19,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"vmnet/bridge/vswitch/vport"
 )
 
 // Config says how a switch should be. Its zero value is valid.
@@ -49,7 +51,7 @@ type Switch struct {
 	stop   chan struct{}
 	clock  sync.WaitGroup
 
-	captures []*capture
+	captures []*captureSession
 	watchers sync.WaitGroup // goroutines of captures
 }
 
@@ -61,12 +63,9 @@ type table struct {
 	filters bool    // the switch filters VLANs; see vlan.go
 }
 
-// maxName is the length limit of an altname in bytes.
-const maxName = 127
-
 // Errors of AddPort and RemovePort, and the error with which a removed port ends.
 var (
-	errTooMany = fmt.Errorf("the switch already has %d ports", maxPorts)
+	errTooMany = fmt.Errorf("the switch already has %d ports", vport.MaxPorts)
 	errTaken   = portError{"the switch has a port of that name", fs.ErrExist}
 	errRemoved = fmt.Errorf("it was removed: %w", fs.ErrClosed)
 	errClosed  = fmt.Errorf("the switch is closed: %w", fs.ErrClosed)
@@ -156,7 +155,7 @@ func (sw *Switch) now() int64 { return int64(time.Since(sw.start)) }
 // AddPort adds a port with that wire to the running switch. It takes ownership of the wire, and
 // closes it on error. If the name is taken, or another port is locked to one of the addresses, the
 // error matches fs.ErrExist with errors.Is. If the switch is closed, it matches fs.ErrClosed.
-func (sw *Switch) AddPort(name string, w *Wire, cfg PortConfig) (*Port, error) {
+func (sw *Switch) AddPort(name string, w *Wire, cfg vport.Config) (*Port, error) {
 	p, err := sw.addPort(name, w, cfg)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("add port %q: %w", name, err), w.Close())
@@ -164,7 +163,7 @@ func (sw *Switch) AddPort(name string, w *Wire, cfg PortConfig) (*Port, error) {
 	return p, nil
 }
 
-func (sw *Switch) addPort(name string, w *Wire, cfg PortConfig) (*Port, error) {
+func (sw *Switch) addPort(name string, w *Wire, cfg vport.Config) (*Port, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -178,11 +177,11 @@ func (sw *Switch) addPort(name string, w *Wire, cfg PortConfig) (*Port, error) {
 	switch {
 	case sw.closed:
 		return nil, errClosed
-	case name == "" || len(name) > maxName:
-		return nil, fmt.Errorf("name of %d bytes: want 1 to %d", len(name), maxName)
+	case name == "" || len(name) > vport.MaxName:
+		return nil, fmt.Errorf("name of %d bytes: want 1 to %d", len(name), vport.MaxName)
 	case old.find(name) != nil:
 		return nil, errTaken
-	case index == maxPorts:
+	case index == vport.MaxPorts:
 		return nil, errTooMany
 	}
 	p := newPort(sw, name, index, w, cfg)

@@ -12,6 +12,7 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/kernel/tun"
 )
 
@@ -38,7 +39,7 @@ func TestLiveTaps(t *testing.T) {
 	for _, queues := range []int{1, 2} {
 		t.Run(fmt.Sprint(queues), func(t *testing.T) {
 			sw := newSwitch(t)
-			a, b := tapHost(t, sw, 0, queues, vswitch.PortConfig{}), tapHost(t, sw, 1, queues, vswitch.PortConfig{})
+			a, b := tapHost(t, sw, 0, queues, vport.Config{}), tapHost(t, sw, 1, queues, vport.Config{})
 			tcp(t, a, b, 20<<20)
 			tcp(t, b, a, 5<<20)
 			udp(t, a, b, 1400)
@@ -61,7 +62,7 @@ func TestLiveManyPorts(t *testing.T) {
 			sw := newSwitch(t)
 			var hosts []*host
 			for n := range ports {
-				hosts = append(hosts, tapHost(t, sw, n, 1, vswitch.PortConfig{}))
+				hosts = append(hosts, tapHost(t, sw, n, 1, vport.Config{}))
 			}
 			for n, h := range hosts {
 				if err := ping(t, h, hosts[(n+ports/2)%ports].v4, 0); err != nil {
@@ -81,7 +82,7 @@ func TestLiveManyPorts(t *testing.T) {
 // TestLiveSocket has guests without any offload: what taps send is finished for them in software.
 func TestLiveSocket(t *testing.T) {
 	sw := newSwitch(t)
-	tap, a, b := tapHost(t, sw, 0, 1, vswitch.PortConfig{}), socketHost(t, sw, 1, vswitch.PortConfig{}), socketHost(t, sw, 2, vswitch.PortConfig{})
+	tap, a, b := tapHost(t, sw, 0, 1, vport.Config{}), socketHost(t, sw, 1, vport.Config{}), socketHost(t, sw, 2, vport.Config{})
 	for _, pair := range [][2]*host{{tap, a}, {a, tap}, {a, b}} {
 		tcp(t, pair[0], pair[1], 5<<20)
 		udp(t, pair[0], pair[1], 1400)
@@ -94,9 +95,9 @@ func TestLiveSocket(t *testing.T) {
 
 func TestLiveMTUs(t *testing.T) {
 	sw := newSwitch(t)
-	jumbo := vswitch.PortConfig{MTU: 9000}
+	jumbo := vport.Config{MTU: 9000}
 	a, b := tapHost(t, sw, 0, 1, jumbo), tapHost(t, sw, 1, 1, jumbo)
-	small, smallSocket, jumboSocket := tapHost(t, sw, 2, 1, vswitch.PortConfig{}), socketHost(t, sw, 3, vswitch.PortConfig{}), socketHost(t, sw, 4, jumbo)
+	small, smallSocket, jumboSocket := tapHost(t, sw, 2, 1, vport.Config{}), socketHost(t, sw, 3, vport.Config{}), socketHost(t, sw, 4, jumbo)
 	hosts := []*host{a, b, small, smallSocket, jumboSocket}
 	for i, from := range hosts {
 		for _, to := range hosts[i+1:] {
@@ -118,8 +119,8 @@ func TestLiveMTUs(t *testing.T) {
 
 func TestLiveIsolation(t *testing.T) {
 	sw := newSwitch(t)
-	isolated := vswitch.PortConfig{Settings: brport.Settings{Isolated: true}}
-	a, b, uplink := tapHost(t, sw, 0, 1, isolated), tapHost(t, sw, 1, 1, isolated), tapHost(t, sw, 2, 1, vswitch.PortConfig{})
+	isolated := vport.Config{Settings: brport.Settings{Isolated: true}}
+	a, b, uplink := tapHost(t, sw, 0, 1, isolated), tapHost(t, sw, 1, 1, isolated), tapHost(t, sw, 2, 1, vport.Config{})
 	tcp(t, a, uplink, 1<<20)
 	tcp(t, b, uplink, 1<<20)
 	for _, addr := range []string{b.v4, b.v6} {
@@ -132,7 +133,7 @@ func TestLiveIsolation(t *testing.T) {
 // TestLivePortsUnderLoad adds and removes ports while streams run.
 func TestLivePortsUnderLoad(t *testing.T) {
 	sw := newSwitch(t)
-	a, b := tapHost(t, sw, 0, 2, vswitch.PortConfig{}), tapHost(t, sw, 1, 2, vswitch.PortConfig{})
+	a, b := tapHost(t, sw, 0, 2, vport.Config{}), tapHost(t, sw, 1, 2, vport.Config{})
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -147,7 +148,7 @@ func TestLivePortsUnderLoad(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			addPort(t, sw, fmt.Sprint("s", n), w, vswitch.PortConfig{})
+			addPort(t, sw, fmt.Sprint("s", n), w, vport.Config{})
 			// It speaks, from an address that is another's at the next turn.
 			_, _ = far.Write(append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 9, byte(n + changes%3)}, make([]byte, 48)...))
 			defer far.Close()
@@ -176,7 +177,7 @@ func TestLivePortsUnderLoad(t *testing.T) {
 // TestLiveTapRemoved deletes the device under the switch.
 func TestLiveTapRemoved(t *testing.T) {
 	sw := newSwitch(t)
-	a, _ := tapHost(t, sw, 0, 1, vswitch.PortConfig{}), tapHost(t, sw, 1, 1, vswitch.PortConfig{})
+	a, _ := tapHost(t, sw, 0, 1, vport.Config{}), tapHost(t, sw, 1, 1, vport.Config{})
 	p := sw.Ports()[0]
 	if err := a.nl.LinkDel(a.link("eth0")); err != nil {
 		t.Fatal(err)
@@ -199,7 +200,7 @@ func waitEnded(t *testing.T, p *vswitch.Port) {
 // TestLiveTapDown counts what a device that is down does not take, and goes on when it is up again.
 func TestLiveTapDown(t *testing.T) {
 	sw := newSwitch(t)
-	a, b := tapHost(t, sw, 0, 1, vswitch.PortConfig{}), tapHost(t, sw, 1, 1, vswitch.PortConfig{})
+	a, b := tapHost(t, sw, 0, 1, vport.Config{}), tapHost(t, sw, 1, 1, vport.Config{})
 	tcp(t, a, b, 1<<20)
 	if err := b.nl.LinkSetDown(b.link("eth0")); err != nil {
 		t.Fatal(err)

@@ -18,13 +18,14 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch/offload"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/nstest"
 )
 
-func plain(names ...string) map[string]PortConfig {
-	ports := map[string]PortConfig{}
+func plain(names ...string) map[string]vport.Config {
+	ports := map[string]vport.Config{}
 	for _, n := range names {
-		ports[n] = PortConfig{}
+		ports[n] = vport.Config{}
 	}
 	return ports
 }
@@ -92,7 +93,7 @@ func equal(got, want map[string]uint64) bool {
 }
 
 func TestVLANs(t *testing.T) {
-	l := newLAN(t, map[string]PortConfig{
+	l := newLAN(t, map[string]vport.Config{
 		"a10": access(10), "b10": access(10), "a20": access(20),
 		"trunk": trunk(0, 10, 20), "native": trunk(10, 20, 30), "all": trunkAll(1), "plain": {},
 	})
@@ -156,7 +157,7 @@ func TestFilteringBeginsAndStays(t *testing.T) {
 	}
 	// One station is one address, whatever tags its frames have.
 	l.send("b", etherFrame(all, mac(2), tagged("8100:7"), 46))
-	l.add("c", PortConfig{})
+	l.add("c", vport.Config{})
 	if got := names(l.send("a", etherFrame(mac(2), mac(1), tagged("8100:8"), 46))); !slices.Equal(got, []string{"b"}) {
 		t.Errorf("it reached %v", got)
 	}
@@ -200,14 +201,14 @@ func TestVLANFilteringFromTheStart(t *testing.T) {
 
 // TestForward has protocols between neighbours come in by ports that do and do not forward them.
 func TestForward(t *testing.T) {
-	forward := func(list string) PortConfig {
+	forward := func(list string) vport.Config {
 		p, err := brport.ParseProtocols(list)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return PortConfig{Settings: brport.Settings{Forward: p}}
+		return vport.Config{Settings: brport.Settings{Forward: p}}
 	}
-	l := newLAN(t, map[string]PortConfig{"none": {}, "some": forward("lldp,eapol"), "all": forward("all")})
+	l := newLAN(t, map[string]vport.Config{"none": {}, "some": forward("lldp,eapol"), "all": forward("all")})
 	for last := range byte(18) {
 		for from, want := range map[string]bool{
 			"none": last == 0 || last > 15,
@@ -232,8 +233,8 @@ func TestForward(t *testing.T) {
 // TestLockedTwice: an address that is one port's for good cannot become another's, and stays when
 // that one is refused.
 func TestLockedTwice(t *testing.T) {
-	locked := PortConfig{MACs: []net.HardwareAddr{mac(8), mac(7)}}
-	l := newLAN(t, map[string]PortConfig{"a": {MACs: []net.HardwareAddr{mac(7)}}, "b": {}})
+	locked := vport.Config{MACs: []net.HardwareAddr{mac(8), mac(7)}}
+	l := newLAN(t, map[string]vport.Config{"a": {MACs: []net.HardwareAddr{mac(7)}}, "b": {}})
 	w, far, err := SocketPair(0)
 	if err != nil {
 		t.Fatal(err)
@@ -258,7 +259,7 @@ func TestLockedTwice(t *testing.T) {
 func TestStaticAddresses(t *testing.T) {
 	locked := access(10)
 	locked.MACs = []net.HardwareAddr{mac(7)}
-	l := newLAN(t, map[string]PortConfig{"locked": locked, "trunk": trunk(0, 10, 20), "plain": {}})
+	l := newLAN(t, map[string]vport.Config{"locked": locked, "trunk": trunk(0, 10, 20), "plain": {}})
 	for _, c := range []struct {
 		port string
 		mac  net.HardwareAddr
@@ -299,7 +300,7 @@ func TestStaticAddresses(t *testing.T) {
 
 // TestVLANsKeepAddressesApart has one address in two VLANs at two ports.
 func TestVLANsKeepAddressesApart(t *testing.T) {
-	l := newLAN(t, map[string]PortConfig{"a10": access(10), "a20": access(20), "b10": access(10), "b20": access(20)})
+	l := newLAN(t, map[string]vport.Config{"a10": access(10), "a20": access(20), "b10": access(10), "b20": access(20)})
 	l.send("a10", etherFrame(all, mac(1), nil, 46))
 	l.send("a20", etherFrame(all, mac(1), nil, 46))
 	for from, want := range map[string]string{"b10": "a10", "b20": "a20"} {
@@ -310,8 +311,8 @@ func TestVLANsKeepAddressesApart(t *testing.T) {
 }
 
 func TestPortSettings(t *testing.T) {
-	isolated := PortConfig{Settings: brport.Settings{Isolated: true}}
-	l := newLAN(t, map[string]PortConfig{
+	isolated := vport.Config{Settings: brport.Settings{Isolated: true}}
+	l := newLAN(t, map[string]vport.Config{
 		"guest1": isolated, "guest2": isolated, "uplink": {},
 		"hairpin": {Settings: brport.Settings{Hairpin: true}},
 		"deaf":    {Settings: brport.Settings{NoLearning: true}},
@@ -393,7 +394,7 @@ func TestBucketForgives(t *testing.T) {
 }
 
 func TestStormLimit(t *testing.T) {
-	l := newLAN(t, map[string]PortConfig{"a": {Storm: Storm{Broadcast: 100, Multicast: 50, Unknown: 20}}, "b": {}})
+	l := newLAN(t, map[string]vport.Config{"a": {Storm: vport.Storm{Broadcast: 100, Multicast: 50, Unknown: 20}}, "b": {}})
 	l.send("b", etherFrame(all, mac(2), nil, 46))
 	for _, c := range []struct {
 		why   Reason
@@ -419,7 +420,7 @@ func TestStormLimit(t *testing.T) {
 // TestStormCountsSegments has a guest flood super-frames, each of which is 500 frames to a port
 // that takes none: the first uses up the limits of seconds.
 func TestStormCountsSegments(t *testing.T) {
-	sw, queues := memoryLAN(t, map[string]PortConfig{"in": {Storm: Storm{Unknown: 100}}, "socket": {}}, map[string]offload.Limits{"in": everything})
+	sw, queues := memoryLAN(t, map[string]vport.Config{"in": {Storm: vport.Storm{Unknown: 100}}, "socket": {}}, map[string]offload.Limits{"in": everything})
 	r := receiverOf(sw, "in")
 	for i := range 3 {
 		r.frames[i] = frame{data: superFrame(50000, 100)}
@@ -433,7 +434,7 @@ func TestStormCountsSegments(t *testing.T) {
 // TestRefusedRests has stations that send what goes nowhere: the switch reads them no faster than
 // their limit allows.
 func TestRefusedRests(t *testing.T) {
-	l := newLAN(t, map[string]PortConfig{"a": {Storm: Storm{Refused: 1000}}, "b": {Storm: Storm{Refused: 1}}})
+	l := newLAN(t, map[string]vport.Config{"a": {Storm: vport.Storm{Refused: 1000}}, "b": {Storm: vport.Storm{Refused: 1}}})
 	refused, start := etherFrame(mac(2), all, nil, 46), time.Now()
 	l.send("a", slices.Repeat([][]byte{refused}, 300)...)
 	// 100 may come at once, and a batch is read before it is counted.
@@ -456,7 +457,7 @@ func TestRefusedRests(t *testing.T) {
 func TestAPortThatRestsIsRemovedAtOnce(t *testing.T) {
 	quickest := time.Hour
 	for range 10 {
-		l := newLAN(t, map[string]PortConfig{"b": {Storm: Storm{Refused: 1}}})
+		l := newLAN(t, map[string]vport.Config{"b": {Storm: vport.Storm{Refused: 1}}})
 		l.send("b", slices.Repeat([][]byte{etherFrame(mac(2), all, nil, 46)}, 50)...)
 		start := time.Now()
 		if err := l.sw.RemovePort("b"); err != nil {
@@ -472,8 +473,8 @@ func TestAPortThatRestsIsRemovedAtOnce(t *testing.T) {
 // TestNobodyMakesAnotherRest has an isolated station take the address of one that the others talk
 // to.
 func TestNobodyMakesAnotherRest(t *testing.T) {
-	isolated := PortConfig{Settings: brport.Settings{Isolated: true}, Storm: Storm{Refused: 1}}
-	l := newLAN(t, map[string]PortConfig{"honest": isolated, "liar": isolated, "up": {}})
+	isolated := vport.Config{Settings: brport.Settings{Isolated: true}, Storm: vport.Storm{Refused: 1}}
+	l := newLAN(t, map[string]vport.Config{"honest": isolated, "liar": isolated, "up": {}})
 	l.send("up", etherFrame(all, mac(9), nil, 46))
 	l.send("liar", etherFrame(all, mac(9), nil, 46))
 	l.send("honest", slices.Repeat([][]byte{etherFrame(mac(9), mac(1), nil, 46)}, 300)...)
@@ -517,7 +518,7 @@ func TestPortsComeAndGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer far.Close()
-	if _, err := l.sw.AddPort("a", w, PortConfig{}); !errors.Is(err, fs.ErrExist) {
+	if _, err := l.sw.AddPort("a", w, vport.Config{}); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a taken name: %v", err)
 	}
 	if _, err := unix.Write(int(far.Fd()), make([]byte, 60)); !errors.Is(err, unix.ECONNREFUSED) {
@@ -539,7 +540,7 @@ func TestPortsComeAndGo(t *testing.T) {
 	}
 	_ = l.stations["b"].far.Close()
 	delete(l.stations, "b")
-	index := l.add("c", PortConfig{}).PortIndex()
+	index := l.add("c", vport.Config{}).PortIndex()
 	if got := names(l.send("a", etherFrame(mac(2), mac(1), nil, 46))); !slices.Equal(got, []string{"c"}) || index != b.PortIndex() {
 		t.Errorf("b's address reaches %v; c has index %d, b had %d", got, index, b.PortIndex())
 	}
@@ -576,7 +577,7 @@ func TestPeerThatClosesInSilence(t *testing.T) {
 	_ = l.stations["b"].far.Close()
 	delete(l.stations, "b")
 	nstest.Eventually(t, 20*time.Second, "the port has ended, and is forgotten", func() bool {
-		return p.State() == StateEnded && l.sw.FDB().Lookup(KeyOf(mac(2), defaultVLAN)) == -1
+		return p.State() == vport.StateEnded && l.sw.FDB().Lookup(KeyOf(mac(2), defaultVLAN)) == -1
 	})
 	if !errors.Is(p.Err(), unix.ECONNREFUSED) {
 		t.Error(p.Err())
@@ -585,7 +586,7 @@ func TestPeerThatClosesInSilence(t *testing.T) {
 		t.Errorf("what was for it reached %v", got)
 	}
 	for _, name := range []string{"a", "c"} {
-		if s := l.port(name).State(); s != StateUp {
+		if s := l.port(name).State(); s != vport.StateUp {
 			t.Errorf("port %s is %s", name, s)
 		}
 	}
@@ -601,21 +602,21 @@ func TestAddPortToClosedSwitch(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer far.Close()
-	if _, err := l.sw.AddPort("b", w, PortConfig{}); !errors.Is(err, fs.ErrClosed) {
+	if _, err := l.sw.AddPort("b", w, vport.Config{}); !errors.Is(err, fs.ErrClosed) {
 		t.Errorf("a port of a closed switch: %v", err)
 	}
 }
 
 func TestInvalidConfig(t *testing.T) {
-	for text, cfg := range map[string]PortConfig{
+	for text, cfg := range map[string]vport.Config{
 		"MTU 67":         {MTU: 67},
 		"MTU 65536":      {MTU: 65536},
 		"not multicast":  {MACs: []net.HardwareAddr{all}},
 		"want 6 bytes":   {MACs: []net.HardwareAddr{{2, 0}}},
 		"at most 64":     {MACs: make([]net.HardwareAddr, 65)},
 		"VLAN 4095":      access(4095),
-		"storm limit":    {Storm: Storm{Multicast: -1}},
-		"-2 frames":      {Storm: Storm{Refused: -2}},
+		"storm limit":    {Storm: vport.Storm{Multicast: -1}},
+		"-2 frames":      {Storm: vport.Storm{Refused: -2}},
 		"want 0 to 8388": {MaxAddresses: -1},
 	} {
 		if err := cfg.Validate(); !errors.Is(err, brport.ErrInvalid) || !strings.Contains(err.Error(), text) {
@@ -629,7 +630,7 @@ func TestInvalidConfig(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := sw.AddPort(name, w, PortConfig{MTU: mtu}); err == nil {
+		if _, err := sw.AddPort(name, w, vport.Config{MTU: mtu}); err == nil {
 			t.Errorf("port %q with MTU %d was added", name, mtu)
 		}
 		_ = far.Close()
@@ -664,7 +665,7 @@ func TestReasonsHaveNames(t *testing.T) {
 // must not keep.
 func TestRemovedPortIsForgotten(t *testing.T) {
 	l := newLAN(t, plain("a", "b"))
-	removed := weak.Make(l.add("c", PortConfig{}))
+	removed := weak.Make(l.add("c", vport.Config{}))
 	for _, from := range []string{"a", "b", "c"} {
 		l.send(from, etherFrame(all, mac(from[0]), nil, 46))
 	}

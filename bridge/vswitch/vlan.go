@@ -1,8 +1,6 @@
 package vswitch
 
-import (
-	"vmnet/bridge/brport"
-)
+import "vmnet/bridge/brport"
 
 // A switch filters VLANs from the start with Config.VLANFiltering, and otherwise since the first
 // port with VLANs was added. It never stops to filter, so that the removal of a port cannot let

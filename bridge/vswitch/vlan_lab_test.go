@@ -8,6 +8,7 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/testvm/lab"
 )
 
@@ -39,13 +40,13 @@ func TestLabVLANDevices(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			sw := newSwitch(t)
-			guest := tapHost(t, sw, 0, 1, vswitch.PortConfig{Settings: c.guest})
-			socket := socketHost(t, sw, 3, vswitch.PortConfig{Settings: c.guest})
+			guest := tapHost(t, sw, 0, 1, vport.Config{Settings: c.guest})
+			socket := socketHost(t, sw, 3, vport.Config{Settings: c.guest})
 			outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
 			veth(t, outside, middle, "lan0", 1500)
 			outside.vlanDevice()
 			middle.vlanDevice()
-			addPort(t, sw, "up", openPacket(t, middle, c.device), vswitch.PortConfig{Settings: c.uplink})
+			addPort(t, sw, "up", openPacket(t, middle, c.device), vport.Config{Settings: c.uplink})
 			outside.up(1500)
 			middle.up(1500)
 			for _, h := range []*host{guest, socket} {
@@ -72,7 +73,7 @@ func TestLabClaimWithoutNFTables(t *testing.T) {
 	lab.WithoutModule(t, "nf_tables")
 	h, other := newHost(t, 0, "lan0"), newHost(t, 1, "lan0")
 	veth(t, h, other, "lan0", 1500)
-	w, err := vswitch.OpenPacket(h.ns, "lan0")
+	w, err := vswitch.OpenPacket(h.ns.Path(), "lan0")
 	if err == nil {
 		t.Fatalf("it was opened: %v", w.Close())
 	}

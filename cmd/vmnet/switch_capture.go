@@ -12,7 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/capture"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/bridge/vswitch/pcapng"
 	"vmnet/internal/cli/console"
@@ -22,7 +22,7 @@ import (
 // captureVerb is the command line of switch capture.
 type captureVerb struct {
 	name      string
-	cfg       vswitch.CaptureConfig
+	cfg       capture.Config
 	direction string
 	file      string // "" for lines of text, "-" for stdout
 	count     int
@@ -104,9 +104,9 @@ func isTerminal(w io.Writer) bool {
 
 // A frameSink takes captured frames.
 type frameSink interface {
-	Write(vswitch.CapturedFrame) error
+	Write(capture.Frame) error
 	Flush() error
-	Finish([]vswitch.CaptureTotals) error // with a last flush
+	Finish([]capture.Totals) error // with a last flush
 }
 
 func (a *app) capture(ctx context.Context, o *captureVerb) error {
@@ -115,7 +115,7 @@ func (a *app) capture(ctx context.Context, o *captureVerb) error {
 		ctx, cancel = context.WithTimeout(ctx, o.duration)
 		defer cancel()
 	}
-	var r *vswitch.CaptureReader
+	var r *capture.Reader
 	err := withSwitch(ctx, o.name, func(ctx context.Context, c *control.Client) (err error) {
 		if len(o.cfg.Ports) == 0 {
 			ports, err := c.Ports(ctx)
@@ -186,7 +186,7 @@ const (
 
 // follow writes frames until wanted frames were written, ctx ends or the capture ends. It returns
 // the number of frames written, and an error if the capture ended by itself.
-func follow(ctx context.Context, r *vswitch.CaptureReader, sink frameSink, wanted int) (n int, err error) {
+func follow(ctx context.Context, r *capture.Reader, sink frameSink, wanted int) (n int, err error) {
 	defer context.AfterFunc(ctx, func() { _ = r.Stop() })()
 	w := ordered{sink: sink, wanted: wanted}
 	var leave time.Time
@@ -226,7 +226,7 @@ func (w *ordered) enough() bool { return w.wanted > 0 && w.n >= w.wanted }
 
 // due writes the frames that are due at now.
 func (w *ordered) due(now time.Time) error {
-	if err := w.write(func() (vswitch.CapturedFrame, bool) { return w.order.Pop(now) }); err != nil {
+	if err := w.write(func() (capture.Frame, bool) { return w.order.Pop(now) }); err != nil {
 		return err
 	}
 	if now.Sub(w.flushed) < flushEvery {
@@ -236,7 +236,7 @@ func (w *ordered) due(now time.Time) error {
 	return w.sink.Flush()
 }
 
-func (w *ordered) write(next func() (vswitch.CapturedFrame, bool)) error {
+func (w *ordered) write(next func() (capture.Frame, bool)) error {
 	for !w.enough() {
 		f, ok := next()
 		if !ok {
@@ -251,7 +251,7 @@ func (w *ordered) write(next func() (vswitch.CapturedFrame, bool)) error {
 }
 
 // captureCounts returns the last line, which goes to stderr.
-func captureCounts(n int, totals []vswitch.CaptureTotals) string {
+func captureCounts(n int, totals []capture.Totals) string {
 	var lost uint64
 	for _, t := range totals {
 		lost += t.Lost
@@ -281,7 +281,7 @@ type capturedLine struct {
 	Dropped   string    `json:"dropped,omitempty"` // the reason
 }
 
-func (l *lines) Write(f vswitch.CapturedFrame) error {
+func (l *lines) Write(f capture.Frame) error {
 	if f.Port >= len(l.ports) {
 		return fmt.Errorf("a frame of port %d of %d", f.Port, len(l.ports))
 	}
@@ -298,5 +298,5 @@ func (l *lines) Write(f vswitch.CapturedFrame) error {
 	return outputError(err)
 }
 
-func (l *lines) Flush() error                         { return outputError(l.w.Flush()) }
-func (l *lines) Finish([]vswitch.CaptureTotals) error { return l.Flush() }
+func (l *lines) Flush() error                  { return outputError(l.w.Flush()) }
+func (l *lines) Finish([]capture.Totals) error { return l.Flush() }

@@ -18,6 +18,8 @@ import (
 
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/control/server"
+	"vmnet/internal/endpoint"
 )
 
 // aSwitch is one that runs in this process, with guests a and b on datagram sockets. a may only
@@ -32,12 +34,12 @@ type aSwitch struct {
 func switchHere(t *testing.T) *aSwitch {
 	t.Helper()
 	s := &aSwitch{t: t, path: filepath.Join(t.TempDir(), "sw")}
-	l, err := control.Listen(s.path)
+	l, err := server.Listen(s.path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	sw := vswitch.New(vswitch.Config{})
-	server := control.NewServer(sw, control.Info{Name: "sw"})
+	server := server.New(sw, control.Info{Name: "sw"})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(ctx, l) }()
@@ -50,7 +52,7 @@ func switchHere(t *testing.T) *aSwitch {
 	})
 	t.Cleanup(s.stop)
 	for name, end := range map[string]**os.File{"a": &s.a, "b": &s.b} {
-		near, far, err := vswitch.SocketFiles()
+		near, far, err := endpoint.SocketFiles()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -18,8 +18,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/endpoint"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/nstest"
@@ -379,7 +379,7 @@ func (r *running) guests(names ...string) (holder *exec.Cmd, ends []*os.File) {
 		_ = holder.Wait()
 	})
 	for _, name := range names {
-		near, far, err := vswitch.SocketFiles()
+		near, far, err := endpoint.SocketFiles()
 		if err != nil {
 			r.t.Fatal(err)
 		}
@@ -421,7 +421,7 @@ func TestLiveSwitchWithoutFiles(t *testing.T) {
 	var err error
 	n := 0
 	for ; err == nil && n < 64; n++ {
-		near, far, pairErr := vswitch.SocketFiles()
+		near, far, pairErr := endpoint.SocketFiles()
 		if pairErr != nil {
 			t.Fatal(pairErr)
 		}

@@ -15,9 +15,10 @@ import (
 	"github.com/spf13/pflag"
 
 	"vmnet/bridge/brport"
-	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/cli/nicflags"
+	"vmnet/internal/endpoint"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
@@ -238,7 +239,7 @@ func (w *wantedPort) openTap(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	case w.queues > 1 && !t.MultiQueue:
 		return openPort{}, fmt.Errorf("the tap %s was made with one queue (ask for one, or recreate it: ip tuntap add %s mode tap multi_queue)", w.Device, w.Device)
 	}
-	w.Segments = vswitch.SegmentsOf(c, link, false)
+	w.Segments = endpoint.SegmentsOf(c, link, false)
 	tap, err := tun.Open(ns, w.Device, link.Tun.MultiQueue, w.queues)
 	if err != nil {
 		return openPort{}, err
@@ -280,7 +281,7 @@ func (w *wantedPort) makeTap(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 
 // followed returns a port on a tap, with a netlink socket by which the switch follows the device.
 func (w *wantedPort) followed(ns *netns.NS, tap *tun.Tap, how string) (openPort, error) {
-	link, err := vswitch.LinkFile(ns)
+	link, err := rtnl.FollowFile(ns)
 	if err != nil {
 		return openPort{}, errors.Join(err, tap.Close())
 	}
@@ -298,15 +299,15 @@ func (w *wantedPort) openPacket(ctx context.Context, ns *netns.NS, c *rtnl.Conn)
 	if err != nil {
 		return openPort{}, err
 	}
-	notes, err := vswitch.CheckInUse(ns, c, link)
+	notes, err := endpoint.CheckInUse(ns, c, link)
 	if err == nil {
 		err = noGuestsOn(ctx, ns, link.Name)
 	}
 	if err != nil {
 		return openPort{}, err
 	}
-	w.Segments = vswitch.SegmentsOf(c, link, true)
-	files, err := vswitch.PacketFiles(ns, link.Name)
+	w.Segments = endpoint.SegmentsOf(c, link, true)
+	files, err := endpoint.PacketFiles(ns, link.Name)
 	if err != nil {
 		return openPort{}, err
 	}
@@ -342,7 +343,7 @@ func noGuestsOn(ctx context.Context, ns *netns.NS, device string) error {
 }
 
 // portSettings returns a port's settings in short, in the form of bridge show.
-func portSettings(cfg vswitch.PortConfig) string {
+func portSettings(cfg vport.Config) string {
 	words := strings.FieldsFunc(cfg.Settings.String(), func(r rune) bool { return r == ';' })
 	for _, mac := range cfg.MACs {
 		words = append(words, "mac:"+mac.String())

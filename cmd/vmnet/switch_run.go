@@ -15,6 +15,7 @@ import (
 
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/control/server"
 	"vmnet/internal/access/privilege"
 	"vmnet/internal/cli/fdroom"
 	"vmnet/internal/cli/nicflags"
@@ -74,8 +75,8 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 	if err != nil {
 		return err
 	}
-	place, err := control.Prepare(o.name, to.UID, to.GID)
-	if errors.Is(err, control.ErrRunning) {
+	place, err := server.Prepare(o.name, to.UID, to.GID)
+	if errors.Is(err, server.ErrRunning) {
 		return fmt.Errorf("%w (vmnet switch stop %s ends it)", err, o.name)
 	}
 	if err != nil {
@@ -83,14 +84,14 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 	}
 	roomForOthers()
 	sw := vswitch.New(vswitch.Config{Ageing: o.ageing, Addresses: o.addresses, VLANFiltering: o.filter, Notice: func(text string) { a.note("switch " + o.name + ": " + text) }})
-	server := control.NewServer(sw, control.Info{Name: o.name, Version: versionText(), Ageing: int(o.ageing.Seconds())})
-	opened, err := a.plugIn(ctx, server, o.ports)
-	var l *control.Listener
+	s := server.New(sw, control.Info{Name: o.name, Version: versionText(), Ageing: int(o.ageing.Seconds())})
+	opened, err := a.plugIn(ctx, s, o.ports)
+	var l *server.Listener
 	if err == nil {
 		l, err = listenAs(place, to)
 	}
 	if err == nil {
-		err = a.serveSwitch(ctx, o.name, server, l, opened)
+		err = a.serveSwitch(ctx, o.name, s, l, opened)
 	}
 	err = errors.Join(err, sw.Close())
 	if l != nil {
@@ -98,7 +99,7 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 	} else {
 		place.Forget()
 	}
-	server.Close()
+	s.Close()
 	return err
 }
 
@@ -142,7 +143,7 @@ func runsAs(name string) (privilege.Caller, error) {
 }
 
 // plugIn opens the ports and passes copies of their files to the switch.
-func (a *app) plugIn(ctx context.Context, server *control.Server, wanted []wantedPort) ([]openPort, error) {
+func (a *app) plugIn(ctx context.Context, s *server.Server, wanted []wantedPort) ([]openPort, error) {
 	ns, err := netns.Open(a.netns)
 	if err != nil {
 		return nil, err
@@ -154,31 +155,31 @@ func (a *app) plugIn(ctx context.Context, server *control.Server, wanted []wante
 	}
 	for _, p := range opened {
 		if err == nil {
-			err = server.AddPort(p.Port, p.files...)
+			err = s.AddPort(p.Port, p.files...)
 		}
 	}
 	return opened, errors.Join(err, closePorts(opened))
 }
 
 // listenAs drops all privileges, becomes the user to, and then creates the socket.
-func listenAs(place *control.Place, to privilege.Caller) (*control.Listener, error) {
+func listenAs(place *server.Place, to privilege.Caller) (*server.Listener, error) {
 	if err := privilege.GiveUp(to); err != nil {
 		return nil, err
 	}
 	return place.Listen()
 }
 
-func (a *app) serveSwitch(ctx context.Context, name string, server *control.Server, l *control.Listener, opened []openPort) error {
+func (a *app) serveSwitch(ctx context.Context, name string, s *server.Server, l *server.Listener, opened []openPort) error {
 	status := fmt.Sprintf("switch %s: runs with %s, socket %s", name, count(len(opened), "port"), l.Path())
 	if err := a.printRunning(name, l.Path(), status, opened); err != nil {
 		return err
 	}
-	a.tellAlone(server.Ports(), server.Info().VLANFiltering)
+	a.tellAlone(s.Ports(), s.Info().VLANFiltering)
 	a.tellLimit()
 	if err := notify("READY=1\nSTATUS=" + status); err != nil {
 		a.note(err.Error())
 	}
-	err := server.Serve(ctx, l)
+	err := s.Serve(ctx, l)
 	if err := notify("STOPPING=1"); err != nil {
 		a.note(err.Error())
 	}

@@ -17,6 +17,7 @@ import (
 
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/vport"
 )
 
 func (a *app) switchListCommand() *cobra.Command {
@@ -158,7 +159,7 @@ func vlansText(filters bool) string {
 
 // alone returns the names of the ports that can reach no other port.
 func alone(ports []control.Port, filters bool) (names []string) {
-	configs := make([]vswitch.PortConfig, len(ports))
+	configs := make([]vport.Config, len(ports))
 	for i, p := range ports {
 		configs[i] = p.Config
 	}
@@ -219,7 +220,7 @@ func portRow(p control.Port) []string {
 	return row
 }
 
-func portState(st *vswitch.PortStats) string {
+func portState(st *vport.Stats) string {
 	switch {
 	case st.Ended != "":
 		return "ended: " + st.Ended

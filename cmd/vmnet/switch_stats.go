@@ -13,6 +13,7 @@ import (
 
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/cli/nicflags"
 )
 
@@ -57,7 +58,7 @@ With --interval, show rates repeatedly, until Ctrl-C. A super-frame counts as on
 }
 
 // stats returns the counters of the ports at one time.
-func (o *statsVerb) stats(ctx context.Context) (all []vswitch.PortStats, err error) {
+func (o *statsVerb) stats(ctx context.Context) (all []vport.Stats, err error) {
 	err = withSwitch(ctx, o.name, func(ctx context.Context, c *control.Client) error {
 		ports, err := c.Ports(ctx)
 		for _, p := range ports {
@@ -75,7 +76,7 @@ func (o *statsVerb) stats(ctx context.Context) (all []vswitch.PortStats, err err
 
 // countedPort is the JSON object of stats for a port.
 type countedPort struct {
-	vswitch.PortStats
+	vport.Stats
 	Cures map[string]string `json:"cures,omitempty"` // cures, by the reasons in Drops
 }
 
@@ -159,8 +160,8 @@ func (a *app) watchStats(ctx context.Context, o *statsVerb) error {
 
 // ratesOf returns the rates between two readings. A port that is new, or was removed and added
 // again, counts from 0.
-func ratesOf(before, now []vswitch.PortStats, seconds float64) []rate {
-	old := map[string]vswitch.PortStats{}
+func ratesOf(before, now []vport.Stats, seconds float64) []rate {
+	old := map[string]vport.Stats{}
 	for _, st := range before {
 		old[st.Name] = st
 	}

@@ -24,8 +24,10 @@ var layers = [][]string{
 	{"internal/backend"},
 	{"internal/inventory"},
 	{"tapmgr/nic"},
-	{"bridge/vswitch/control", "bridge/vswitch/pcapng"},
-	{"bridge/vswitch"},
+	{"bridge/vswitch/control/server"},
+	{"bridge/vswitch/control", "bridge/vswitch/pcapng", "bridge/vswitch"},
+	{"bridge/vswitch/capture", "internal/endpoint"},
+	{"bridge/vswitch/vport"},
 	{"bridge", "macvtap", "internal/access/plaintap", "qmp/goqemu"},
 	{"internal/kernel/bridges", "internal/kernel/macvlan", "vhost", "qmp", "libvirt"},
 	{"internal/kernel/tun", "internal/kernel/rtnl", "internal/vmm/qemu", "libvirt/domainxml"},
@@ -35,13 +37,14 @@ var layers = [][]string{
 		"internal/kernel/procfd", "internal/kernel/procview", "internal/kernel/fdpass", "internal/cli/console",
 		"internal/cli/version", "internal/access/privilege", "internal/libvirthook/hookfile", "bridge/vswitch/offload",
 		"internal/rundir", "internal/alias", "internal/cli/fdroom", "bridge/brport", "macvtap/vtap",
+		"internal/kernel/sockopt",
 	},
 }
 
 // systemCalls are the packages that may import x/sys/unix and call functions of package syscall,
 // whose constants and types all may use.
 var systemCalls = []string{
-	"bridge/vswitch", "internal/access/privilege", "internal/kernel/tun",
+	"bridge/vswitch", "internal/endpoint", "internal/access/privilege", "internal/kernel/sockopt", "internal/kernel/tun",
 	"internal/kernel/netns", "internal/kernel/procfd", "internal/kernel/rtnl", "internal/kernel/fdpass",
 	"internal/kernel/pidfd", "internal/kernel/procview", "internal/kernel/macvlan", "vhost", "qmp", "libvirt", "internal/doctor",
 	"internal/cli/fdroom", "testvm", "cmd/testvm",

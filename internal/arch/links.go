@@ -26,16 +26,12 @@ var ForbiddenLinks = []ForbiddenLink{
 		Program: "cmd/qemu-netup-full", Package: "github.com/digitalocean/go-libvirt/...",
 		Why: "libvirt is vmnet's alone",
 	},
-	{
-		Program: "cmd/qemu-netup-full", Package: "vmnet/bridge/vswitch", Why: "the switch's datapath is vmnet's alone",
-		NotYet: true,
-	},
+	{Program: "cmd/qemu-netup-full", Package: "vmnet/bridge/vswitch", Why: "the switch's datapath is vmnet's alone"},
+	{Program: "cmd/qemu-netup-full", Package: "vmnet/bridge/vswitch/control/server", Why: "only vmnet runs a switch"},
 	{Program: "cmd/vmnet-hook", Package: "vmnet/libvirt", Why: "a hook must not call libvirt, which waits for it"},
 	{Program: "cmd/vmnet-hook", Package: "github.com/digitalocean/go-libvirt/...", Why: "libvirt is vmnet's alone"},
-	{
-		Program: "cmd/vmnet-hook", Package: "vmnet/bridge/vswitch", Why: "the switch's datapath is vmnet's alone",
-		NotYet: true,
-	},
+	{Program: "cmd/vmnet-hook", Package: "vmnet/bridge/vswitch", Why: "the switch's datapath is vmnet's alone"},
+	{Program: "cmd/vmnet-hook", Package: "vmnet/bridge/vswitch/control/server", Why: "only vmnet runs a switch"},
 	{Program: "cmd/qemu-netup", Package: "github.com/digitalocean/...", Why: "libvirt is vmnet's alone"},
 	{Program: "cmd/testvm", Package: "github.com/digitalocean/...", Why: "libvirt is vmnet's alone"},
 }

@@ -10,9 +10,12 @@ import (
 // methods name types of internal packages: other modules can call them only with what they are
 // given.
 var public = map[string]bool{
-	"tapmgr": true, "bridge/vswitch": true,
+	"tapmgr": true,
 	"bridge": false, "bridge/brport": false, "macvtap": false, "macvtap/vtap": false,
 	"qmp": false, "libvirt": false, "vhost": false, "testvm": false, "step": false,
+	"bridge/vswitch": false, "bridge/vswitch/capture": false, "bridge/vswitch/control": false,
+	"bridge/vswitch/control/server": false, "bridge/vswitch/offload": false, "bridge/vswitch/pcapng": false,
+	"bridge/vswitch/vport": false,
 }
 
 func TestPublicSignatures(t *testing.T) {

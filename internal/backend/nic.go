@@ -9,7 +9,7 @@ import (
 	"maps"
 	"os"
 
-	"vmnet/bridge/vswitch"
+	"vmnet/internal/endpoint"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/stablemac"
@@ -249,7 +249,7 @@ func (m *Maker) by(spec nic.Spec) nic.By {
 		return spec.Switch.By
 	case spec.CheckSocket() != nil:
 		return nic.ByTap
-	case m.HelperPath != "" || vswitch.MayOpenPacket(m.NS) != nil:
+	case m.HelperPath != "" || endpoint.MayOpenPacket(m.NS) != nil:
 		return nic.BySocket
 	}
 	return nic.ByTap

@@ -8,8 +8,8 @@ import (
 	"io/fs"
 	"os"
 
-	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/endpoint"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/procfd"
@@ -99,7 +99,7 @@ func (s *switchSocket) steps(pid int, alias string, _ int) []step.Step {
 		{
 			Name: "socket",
 			Text: "socketpair AF_UNIX SOCK_DGRAM",
-			Do:   func(context.Context) (err error) { s.near, s.far, err = vswitch.SocketFiles(); return err },
+			Do:   func(context.Context) (err error) { s.near, s.far, err = endpoint.SocketFiles(); return err },
 			Undo: func(context.Context) error { return errors.Join(closeFile(&s.near), closeFile(&s.far)) },
 		},
 	}

@@ -8,8 +8,8 @@ import (
 	"syscall"
 	"time"
 
-	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/endpoint"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/rtnl"
@@ -27,7 +27,7 @@ type switchTap struct {
 }
 
 func (s *switchTap) Plan(ctx context.Context, r *nic.Record) (err error) {
-	if err := vswitch.MayOpenPacket(s.m.NS); err != nil {
+	if err := endpoint.MayOpenPacket(s.m.NS); err != nil {
 		return fmt.Errorf("a tap for a switch: %w (--via socket takes no right)", err)
 	}
 	s.name, s.altName = s.Spec.InterfaceName()
@@ -67,7 +67,7 @@ const claimWait = time.Second
 func (m *Maker) packetFiles(ctx context.Context, device string) ([]*os.File, error) {
 	deadline := time.Now().Add(claimWait)
 	for {
-		files, err := vswitch.PacketFiles(m.NS, device)
+		files, err := endpoint.PacketFiles(m.NS, device)
 		switch {
 		case err == nil:
 			return files, nil

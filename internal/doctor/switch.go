@@ -4,7 +4,7 @@ import (
 	"errors"
 	"io/fs"
 
-	"vmnet/bridge/vswitch"
+	"vmnet/internal/endpoint"
 	"vmnet/internal/kernel/netns"
 )
 
@@ -19,7 +19,7 @@ func (m Machine) packetPorts() []Check {
 		}
 		defer ns.Close()
 	}
-	err := vswitch.MayOpenPacket(ns)
+	err := endpoint.MayOpenPacket(ns)
 	switch {
 	case err == nil:
 		return ok(name, "vmnet switch can have network cards and others' taps as ports")

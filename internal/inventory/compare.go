@@ -9,7 +9,7 @@ import (
 	"strconv"
 
 	"vmnet/bridge/brport"
-	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/cli/console"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/macvlan"
@@ -381,7 +381,7 @@ func mendSeat(v *View) Remedy {
 }
 
 // settingsText is a switch's port's settings, for comparison.
-func settingsText(cfg vswitch.PortConfig) string {
+func settingsText(cfg vport.Config) string {
 	text, err := json.Marshal(cfg)
 	if err != nil {
 		return err.Error()

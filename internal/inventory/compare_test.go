@@ -6,8 +6,8 @@ import (
 	"testing"
 
 	"vmnet/bridge/brport"
-	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/stablemac"
 	"vmnet/tapmgr/nic"
@@ -143,9 +143,9 @@ func TestCompare(t *testing.T) {
 		{"switch", switchView, func(v *View) { v.SwitchPort.Port = nil }, nic.MendReconcile, "vmnet reconcile"},
 		{"switch", switchView, func(v *View) { v.SwitchPort.Port, v.notRuns = nil, control.ErrNotRunning }, nic.MendAdmin, "once the switch runs"},
 		{"settings", switchView, func(v *View) { v.SwitchPort.Port.Config.MaxAddresses = 1 }, nic.MendReconcile, "vmnet reconcile"},
-		{"switch port", socketView, func(v *View) { v.SwitchPort.Port.Stats = &vswitch.PortStats{State: vswitch.StateStopped} }, nic.MendAdmin, "loop"},
+		{"switch port", socketView, func(v *View) { v.SwitchPort.Port.Stats = &vport.Stats{State: vport.StateStopped} }, nic.MendAdmin, "loop"},
 		{"switch", socketView, func(v *View) { v.SwitchPort.Port = nil }, nic.MendAttach, "the same vmnet attach again"},
-		{"settings", socketView, func(v *View) { v.SwitchPort.Port.Config = vswitch.PortConfig{} }, nic.MendDetach, detachFirst},
+		{"settings", socketView, func(v *View) { v.SwitchPort.Port.Config = vport.Config{} }, nic.MendDetach, detachFirst},
 
 		{"host MAC", plainView, func(v *View) { v.MAC = guestMAC }, nic.MendReconcile, "vmnet reconcile"},
 		{"port", plainView, func(v *View) { v.port.Isolated = false }, nic.MendReconcile, "vmnet reconcile"},

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 
-	"vmnet/bridge/vswitch"
+	"vmnet/internal/endpoint"
 	"vmnet/internal/kernel/rtnl"
 )
 
@@ -20,7 +20,7 @@ const maxParents = 8
 // caller lacks the privilege to see that.
 func (h *Host) Claimed(l *rtnl.Link) (bool, error) {
 	for range maxParents {
-		claimed, err := vswitch.Claimed(h.NS, l.Name)
+		claimed, err := endpoint.Claimed(h.NS, l.Name)
 		if errors.Is(err, fs.ErrPermission) {
 			return false, nil
 		}

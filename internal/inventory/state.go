@@ -1,8 +1,8 @@
 package inventory
 
 import (
-	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 )
@@ -58,9 +58,9 @@ func (dev *Device) ownState() nic.State {
 func portState(p *control.Port) nic.State {
 	switch {
 	case p.Stats == nil:
-	case p.Stats.State == vswitch.StateStopped:
+	case p.Stats.State == vport.StateStopped:
 		return nic.Stopped
-	case p.Stats.State == vswitch.StateDown:
+	case p.Stats.State == vport.StateDown:
 		return nic.Down
 	}
 	return nic.State(rtnl.Forwarding.String())

@@ -3,8 +3,8 @@ package inventory
 import (
 	"testing"
 
-	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 )
@@ -12,12 +12,12 @@ import (
 // TestStateOfASwitchPort: a port that its switch has stopped, or that is down there, is not said to
 // forward.
 func TestStateOfASwitchPort(t *testing.T) {
-	for state, want := range map[vswitch.PortState]nic.State{
-		vswitch.StateUp: "forwarding", vswitch.StateDown: nic.Down, vswitch.StateStopped: nic.Stopped, "": "forwarding",
+	for state, want := range map[vport.State]nic.State{
+		vport.StateUp: "forwarding", vport.StateDown: nic.Down, vport.StateStopped: nic.Stopped, "": "forwarding",
 	} {
 		dev := Device{
 			Link: &rtnl.Link{Up: true}, Want: nic.Record{Switch: true},
-			SwitchPort: SwitchPort{Port: &control.Port{Stats: &vswitch.PortStats{State: state}}},
+			SwitchPort: SwitchPort{Port: &control.Port{Stats: &vport.Stats{State: state}}},
 		}
 		if got := dev.ownState(); got != want {
 			t.Errorf("a port that is %q: %q, want %q", state, got, want)

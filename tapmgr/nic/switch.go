@@ -9,8 +9,8 @@ import (
 	"strconv"
 	"strings"
 
-	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/vport"
 )
 
 // Switch says how a NIC is a port of a userspace switch (package vswitch).
@@ -46,7 +46,7 @@ const (
 // What a guest may do to the others of its switch by default. A port's broadcasts cost a system
 // call at each other port, and its addresses the room of others'.
 const (
-	DefaultStorm        = vswitch.GuestFrames // frames per second of each kind
+	DefaultStorm        = vport.GuestFrames // frames per second of each kind
 	DefaultMaxAddresses = 256
 	NoLimit             = -1
 )
@@ -201,12 +201,12 @@ func (g SwitchLimits) String() string {
 }
 
 // SwitchPortConfig is how the port should be.
-func (r Record) SwitchPortConfig() vswitch.PortConfig {
+func (r Record) SwitchPortConfig() vport.Config {
 	limit := func(n, def int) int { return max(0, cmp.Or(n, def)) } // the switch's 0 is no limit
 	storm := limit(r.Limits.Storm, DefaultStorm)
-	cfg := vswitch.PortConfig{
+	cfg := vport.Config{
 		Settings: r.PortConfig(), MaxAddresses: limit(r.Limits.MaxAddresses, DefaultMaxAddresses),
-		Storm: vswitch.GuestStorm(storm),
+		Storm: vport.GuestStorm(storm),
 	}
 	if r.Limits.LockMAC {
 		cfg.MACs = []net.HardwareAddr{r.MAC}

@@ -5,12 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+
+	"vmnet/bridge/vswitch/vport"
 )
 
 // Any user can run a switch with arbitrary replies, so a client limits what it reads of one reply.
 const (
-	// maxPortCount is the most ports that a switch can have.
-	maxPortCount = 1024
 	// maxPortBytes limits the reply about them, with all counters.
 	maxPortBytes = 32 << 20
 	// maxFDBBytes is more than the largest FDB needs.
@@ -18,7 +18,7 @@ const (
 	// maxMessages is more than the largest FDB needs.
 	maxMessages = 1 << 16
 	// maxItems is the most items that fit into one message of a switch.
-	maxItems = maxMessage / 32
+	maxItems = MaxMessage / 32
 	// maxReasons is more than the number of drop reasons.
 	maxReasons = 256
 )
@@ -26,12 +26,12 @@ const (
 // maxAnswer returns the limit in bytes of the reply to that request, over all messages.
 func maxAnswer(do string) int {
 	switch do {
-	case doPorts:
+	case DoPorts:
 		return maxPortBytes
-	case doFDB:
+	case DoFDB:
 		return maxFDBBytes
 	}
-	return maxMessage
+	return MaxMessage
 }
 
 // list is the part of a list in one message. It limits the number of items while it decodes, so
@@ -62,10 +62,10 @@ func (l *list[T]) UnmarshalJSON(text []byte) error {
 // visit fails.
 func (c *Client) EachPort(ctx context.Context, visit func(Port) error) error {
 	count := 0
-	return c.ask(ctx, request{Do: doPorts}, nil, func(a *answer) error {
+	return c.ask(ctx, Request{Do: DoPorts}, nil, func(a *Reply) error {
 		for _, p := range a.Ports {
-			if count++; count > maxPortCount {
-				return fmt.Errorf("the switch has sent more than %d ports, the most that a switch can have", maxPortCount)
+			if count++; count > vport.MaxPorts {
+				return fmt.Errorf("the switch has sent more than %d ports, the most that a switch can have", vport.MaxPorts)
 			}
 			if err := p.answered(); err != nil {
 				return fmt.Errorf("port %.40q: %w", p.Name, err)
@@ -90,7 +90,7 @@ func (p Port) answered() error {
 
 // EachFDB calls visit for each address in the FDB, in sorted order, as EachPort does for ports.
 func (c *Client) EachFDB(ctx context.Context, visit func(FDBEntry) error) error {
-	return c.ask(ctx, request{Do: doFDB}, nil, func(a *answer) error {
+	return c.ask(ctx, Request{Do: DoFDB}, nil, func(a *Reply) error {
 		for _, e := range a.FDB {
 			if err := visit(e); err != nil {
 				return err

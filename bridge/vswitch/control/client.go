@@ -111,7 +111,7 @@ func (c *Client) Peer() (pid, uid int) { return c.pid, c.uid }
 // Info asks for the state of the switch as a whole.
 func (c *Client) Info(ctx context.Context) (Info, error) {
 	var info *Info
-	err := c.ask(ctx, request{Do: doInfo}, nil, func(a *answer) error {
+	err := c.ask(ctx, Request{Do: DoInfo}, nil, func(a *Reply) error {
 		if a.Info != nil {
 			info = a.Info
 		}
@@ -144,19 +144,19 @@ func (c *Client) AddPort(ctx context.Context, p Port, files ...*os.File) error {
 	if err := p.Validate(); err != nil {
 		return err
 	}
-	return c.ask(ctx, request{Do: doAddPort, Port: &p}, files, nil)
+	return c.ask(ctx, Request{Do: DoAddPort, Port: &p}, files, nil)
 }
 
 // SetLabel changes a port's label. If there is no such port, the error matches fs.ErrNotExist with
 // errors.Is.
 func (c *Client) SetLabel(ctx context.Context, port, label string) error {
-	return c.ask(ctx, request{Do: doSetLabel, Name: port, Label: label}, nil, nil)
+	return c.ask(ctx, Request{Do: DoSetLabel, Name: port, Label: label}, nil, nil)
 }
 
 // RemovePort removes a port, also one that another client has added. If there is no such port, the
 // error matches fs.ErrNotExist with errors.Is.
 func (c *Client) RemovePort(ctx context.Context, name string) error {
-	return c.ask(ctx, request{Do: doRemovePort, Name: name}, nil, nil)
+	return c.ask(ctx, Request{Do: DoRemovePort, Name: name}, nil, nil)
 }
 
 // FDB asks for the addresses that the switch knows, in sorted order.
@@ -167,23 +167,23 @@ func (c *Client) FDB(ctx context.Context) (entries []FDBEntry, err error) {
 
 // Flush removes the addresses learned behind a port, or behind all ports if port is empty.
 func (c *Client) Flush(ctx context.Context, port string) error {
-	return c.ask(ctx, request{Do: doFlush, Name: port}, nil, nil)
+	return c.ask(ctx, Request{Do: DoFlush, Name: port}, nil, nil)
 }
 
 // AddStatic adds a static entry to the FDB. It uses only MAC, VLAN and Port of the entry.
 func (c *Client) AddStatic(ctx context.Context, e FDBEntry) error {
-	return c.ask(ctx, request{Do: doAddStatic, Entry: &e}, nil, nil)
+	return c.ask(ctx, Request{Do: DoAddStatic, Entry: &e}, nil, nil)
 }
 
 // RemoveStatic removes an address from the FDB, whether static or learned. It uses only MAC and
 // VLAN of the entry. If the address is unknown, the error matches fs.ErrNotExist with errors.Is.
 func (c *Client) RemoveStatic(ctx context.Context, e FDBEntry) error {
-	return c.ask(ctx, request{Do: doRemoveStatic, Entry: &e}, nil, nil)
+	return c.ask(ctx, Request{Do: DoRemoveStatic, Entry: &e}, nil, nil)
 }
 
 // Stop stops the switch and waits until its ports are gone.
 func (c *Client) Stop(ctx context.Context) error {
-	if err := c.ask(ctx, request{Do: doStop}, nil, nil); err != nil {
+	if err := c.ask(ctx, Request{Do: DoStop}, nil, nil); err != nil {
 		return err
 	}
 	c.mu.Lock()
@@ -198,7 +198,7 @@ func (c *Client) Stop(ctx context.Context) error {
 }
 
 // ask sends a request and calls take with each message of the reply.
-func (c *Client) ask(ctx context.Context, r request, files []*os.File, take func(*answer) error) error {
+func (c *Client) ask(ctx context.Context, r Request, files []*os.File, take func(*Reply) error) error {
 	if err := c.exchange(ctx, r, files, take); err != nil {
 		return fmt.Errorf("%s: %w", r.what(), err)
 	}
@@ -206,7 +206,7 @@ func (c *Client) ask(ctx context.Context, r request, files []*os.File, take func
 }
 
 // what describes the request for an error.
-func (r request) what() string {
+func (r Request) what() string {
 	name := r.Name
 	if r.Port != nil {
 		name = r.Port.Name
@@ -217,13 +217,13 @@ func (r request) what() string {
 	return fmt.Sprintf("%s %s", r.Do, name)
 }
 
-func (c *Client) exchange(ctx context.Context, r request, files []*os.File, take func(*answer) error) error {
+func (c *Client) exchange(ctx context.Context, r Request, files []*os.File, take func(*Reply) error) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	if len(b) > maxMessage {
-		return fmt.Errorf("message of %d bytes: want at most %d", len(b), maxMessage)
+	if len(b) > MaxMessage {
+		return fmt.Errorf("message of %d bytes: want at most %d", len(b), MaxMessage)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -244,7 +244,7 @@ func (c *Client) exchange(ctx context.Context, r request, files []*os.File, take
 
 var errHungUp = errors.New("the switch has closed the connection: it has ended, or it does not serve this user (only its own user and root)")
 
-func (c *Client) roundTrip(b []byte, most int, files []*os.File, take func(*answer) error) (*refusal, error) {
+func (c *Client) roundTrip(b []byte, most int, files []*os.File, take func(*Reply) error) (*Refusal, error) {
 	err := fdpass.SendOver(c.conn, b, files...)
 	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
 		return nil, errHungUp
@@ -252,7 +252,7 @@ func (c *Client) roundTrip(b []byte, most int, files []*os.File, take func(*answ
 	if err != nil {
 		return nil, err
 	}
-	room := make([]byte, maxMessage)
+	room := make([]byte, MaxMessage)
 	for messages, read := 0, 0; messages < maxMessages && read <= most; messages++ {
 		payload, _, err := fdpass.ReceiveOver(c.conn, room, 0)
 		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
@@ -262,7 +262,7 @@ func (c *Client) roundTrip(b []byte, most int, files []*os.File, take func(*answ
 			return nil, err
 		}
 		read += len(payload)
-		var a answer
+		var a Reply
 		if err := json.Unmarshal(payload, &a); err != nil {
 			return nil, fmt.Errorf("parse the reply of the switch: %w", err)
 		}

@@ -14,7 +14,6 @@ package control
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"strings"
 	"time"
@@ -22,7 +21,7 @@ import (
 	"unicode/utf8"
 
 	"vmnet/bridge/brport"
-	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/internal/kernel/fdpass"
 )
 
@@ -47,22 +46,20 @@ type Port struct {
 	Lifeline uint64 `json:"lifeline,omitempty"`
 	Link     bool   `json:"link,omitempty"` // for a tap: the file of vswitch.LinkFile follows its queues
 	// Segments are the networks to which the device is connected outside the switch, as
-	// vswitch.SegmentsOf finds them. Two ports on one of them would make a loop.
-	Segments []vswitch.Segment  `json:"segments,omitempty"`
-	Config   vswitch.PortConfig `json:"config"`
-	Stats    *vswitch.PortStats `json:"stats,omitempty"` // only in replies
+	// vport.SegmentsOf finds them. Two ports on one of them would make a loop.
+	Segments []vport.Segment `json:"segments,omitempty"`
+	Config   vport.Config    `json:"config"`
+	Stats    *vport.Stats    `json:"stats,omitempty"` // only in replies
 }
 
 // MaxQueues is the most queues that a tap may have: a message also has room for a holder's two
 // files and the LinkFile.
 const MaxQueues = fdpass.MaxFiles - 3
 
-// Limits of a Port, in bytes.
+// Limits of a Port.
 const (
-	maxName     = 127
-	maxLabel    = 255
+	MaxLabel    = 255 // bytes
 	maxSegments = 4
-	maxPort     = 16 << 10 // as JSON, without counters; enough for a trunk of a few hundred ranges
 )
 
 // Validate checks what can be checked without the port's files. Its error matches brport.ErrInvalid
@@ -90,17 +87,17 @@ func (p Port) validate() error {
 		return fmt.Errorf("%d segments: want at most %d", len(p.Segments), maxSegments)
 	}
 	for _, s := range p.Segments {
-		if err := errors.Join(checkText("segment", s.Key, 1, maxName), checkText("segment", s.Name, 1, maxName)); err != nil {
+		if err := errors.Join(checkText("segment", s.Key, 1, vport.MaxName), checkText("segment", s.Name, 1, vport.MaxName)); err != nil {
 			return err
 		}
 	}
-	return errors.Join(checkText("name", p.Name, 1, maxName), checkText("device", p.Device, 0, maxName), CheckLabel(p.Label))
+	return errors.Join(checkText("name", p.Name, 1, vport.MaxName), checkText("device", p.Device, 0, vport.MaxName), CheckLabel(p.Label))
 }
 
 // CheckLabel returns an error unless a text can be a port's label.
 func CheckLabel(label string) error {
-	if len(label) > maxLabel || !utf8.ValidString(label) {
-		return fmt.Errorf("label of %d bytes: want at most %d, in UTF-8", len(label), maxLabel)
+	if len(label) > MaxLabel || !utf8.ValidString(label) {
+		return fmt.Errorf("label of %d bytes: want at most %d, in UTF-8", len(label), MaxLabel)
 	}
 	return nil
 }
@@ -116,17 +113,27 @@ func checkText(what, s string, least, most int) error {
 
 // Info describes a switch.
 type Info struct {
-	Name    string           `json:"name"` // as given to vmnet switch run
-	PID     int              `json:"pid"`
-	UID     int              `json:"uid"`
-	Version string           `json:"version"` // of its program
-	Started time.Time        `json:"started"`
-	Ports   int              `json:"ports"`
-	Down    int              `json:"down,omitempty"` // number of ports that are not up
-	FDB     vswitch.FDBStats `json:"fdb"`
-	Ageing  int              `json:"ageing"` // seconds
+	Name    string    `json:"name"` // as given to vmnet switch run
+	PID     int       `json:"pid"`
+	UID     int       `json:"uid"`
+	Version string    `json:"version"` // of its program
+	Started time.Time `json:"started"`
+	Ports   int       `json:"ports"`
+	Down    int       `json:"down,omitempty"` // number of ports that are not up
+	FDB     FDBStats  `json:"fdb"`
+	Ageing  int       `json:"ageing"` // seconds
 
 	VLANFiltering bool `json:"vlan_filtering"` // it keeps VLANs apart
+}
+
+// FDBStats counts what happened to addresses of the FDB since the switch began (vswitch.FDBStats).
+type FDBStats struct {
+	Entries int    `json:"entries"`
+	Slots   int    `json:"slots"`   // the most entries that the table can have
+	Moves   uint64 `json:"moves"`   // moved to another port
+	Aged    uint64 `json:"aged"`    // not seen for the ageing time
+	Evicted uint64 `json:"evicted"` // replaced by another address
+	Refused uint64 `json:"refused"` // not learned: the port is at its limit, or its bucket is full
 }
 
 // FDBEntry is an entry of a switch's forwarding database.
@@ -138,8 +145,8 @@ type FDBEntry struct {
 	Age    int    `json:"age"`              // seconds since it was seen
 }
 
-// address parses the entry's MAC and checks its VLAN.
-func (e FDBEntry) address() (net.HardwareAddr, error) {
+// Address parses the entry's MAC and checks its VLAN.
+func (e FDBEntry) Address() (net.HardwareAddr, error) {
 	mac, err := net.ParseMAC(e.MAC)
 	switch {
 	case err != nil || len(mac) != 6 || mac[0]&1 != 0:
@@ -148,58 +155,4 @@ func (e FDBEntry) address() (net.HardwareAddr, error) {
 		return nil, fmt.Errorf("%w VLAN %d: want 1 to 4094, or 0 for none", brport.ErrInvalid, e.VLAN)
 	}
 	return mac, nil
-}
-
-// maxMessage limits a message, in bytes.
-const maxMessage = 64 << 10
-
-// request is what a client sends. Its verb determines the files that come with it.
-type request struct {
-	Do    string    `json:"do"`
-	Port  *Port     `json:"port,omitempty"`  // add-port
-	Name  string    `json:"name,omitempty"`  // name of a port
-	Label string    `json:"label,omitempty"` // set-label
-	Entry *FDBEntry `json:"entry,omitempty"` // add-static, remove-static
-
-	Capture *vswitch.CaptureConfig `json:"capture,omitempty"`
-}
-
-// answer is one message of a reply. All but the last one have More set.
-type answer struct {
-	More  bool           `json:"more,omitempty"`
-	Error *refusal       `json:"error,omitempty"`
-	Info  *Info          `json:"info,omitempty"`
-	Ports list[Port]     `json:"ports,omitempty"`
-	FDB   list[FDBEntry] `json:"fdb,omitempty"`
-}
-
-// refusal is an error that was sent to the client: its text, and the kind of error that it matches.
-type refusal struct {
-	Text string `json:"text"`
-	Kind string `json:"kind,omitempty"`
-}
-
-func (r *refusal) Error() string { return r.Text }
-
-func (r *refusal) Is(target error) bool {
-	return r.Kind == "exist" && target == fs.ErrExist ||
-		r.Kind == "not-exist" && target == fs.ErrNotExist ||
-		r.Kind == "invalid" && target == brport.ErrInvalid
-}
-
-// refuse converts err into a refusal.
-func refuse(err error) *refusal {
-	r := &refusal{Text: err.Error()}
-	switch {
-	case errors.Is(err, fs.ErrExist):
-		r.Kind = "exist"
-	case errors.Is(err, fs.ErrNotExist):
-		r.Kind = "not-exist"
-	case errors.Is(err, brport.ErrInvalid):
-		r.Kind = "invalid"
-	}
-	if len(r.Text) > maxMessage/8 { // JSON may take six bytes for one
-		r.Text = r.Text[:maxMessage/8]
-	}
-	return r
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // socketName is the name of the socket in its switch's directory, which is in one of switchDirs.
-const socketName = "socket"
+const SocketName = "socket"
 
 // maxPath is the longest path in bytes that fits into sun_path of struct sockaddr_un (unix(7)),
 // with its final zero.
@@ -44,23 +44,23 @@ func switchDirs() []string {
 // itself.
 func Path(name string) (string, error) {
 	if strings.Contains(name, "/") {
-		return name, checkPath(name)
+		return name, CheckPath(name)
 	}
-	if err := checkName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return "", err
 	}
 	dirs := switchDirs()
 	for _, dir := range dirs {
-		path := filepath.Join(dir, name, socketName)
+		path := filepath.Join(dir, name, SocketName)
 		if _, err := os.Lstat(path); err == nil {
-			return path, checkPath(path)
+			return path, CheckPath(path)
 		}
 	}
-	path := filepath.Join(dirs[0], name, socketName)
-	return path, checkPath(path)
+	path := filepath.Join(dirs[0], name, SocketName)
+	return path, CheckPath(path)
 }
 
-func checkPath(path string) error {
+func CheckPath(path string) error {
 	if len(path) > maxPath {
 		return fmt.Errorf("%w switch: want a socket path of at most %d bytes: %s has %d", brport.ErrInvalid, maxPath, path, len(path))
 	}
@@ -68,7 +68,7 @@ func checkPath(path string) error {
 }
 
 // checkName accepts file names that need no quotes in a shell or unit.
-func checkName(name string) error {
+func CheckName(name string) error {
 	odd := func(r rune) bool {
 		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._-", r))
 	}
@@ -107,12 +107,12 @@ func Running() ([]string, error) {
 
 // runningIn is Running for the directories that match a pattern (filepath.Match), each of one user.
 func runningIn(pattern string) ([]string, error) {
-	found, err := filepath.Glob(filepath.Join(pattern, "*", socketName))
+	found, err := filepath.Glob(filepath.Join(pattern, "*", SocketName))
 	of := map[string]int{}
 	return slices.DeleteFunc(found, func(path string) bool {
 		own := filepath.Dir(path)
 		all := filepath.Dir(own)
-		if of[all] == maxOfUser || checkName(filepath.Base(own)) != nil || !isOurs(path) {
+		if of[all] == maxOfUser || CheckName(filepath.Base(own)) != nil || !isOurs(path) {
 			return true
 		}
 		of[all]++

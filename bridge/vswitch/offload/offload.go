@@ -19,6 +19,11 @@ const HeaderLen = 10
 // which begins with a virtio_net_hdr and can describe a super-frame in a tunnel over UDP.
 const TunnelHeaderLen = 24
 
+// MaxFrame is the longest Ethernet frame in bytes that is sent, or received other than by a packet
+// socket: a super-frame of 64 KiB (GSO_LEGACY_MAX_SIZE in include/linux/netdevice.h) with room for
+// its headers.
+const MaxFrame = 64<<10 + 256
+
 // Header.Flags, VIRTIO_NET_HDR_F_*.
 const (
 	NeedsCsum = 1 // the checksum at CsumStart+CsumOffset has only the pseudo header's sum

@@ -1,8 +1,6 @@
 package offload
 
-import (
-	"encoding/binary"
-)
+import "encoding/binary"
 
 // TCP flags, in the 14th byte of the header.
 const (

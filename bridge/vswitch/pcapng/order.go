@@ -7,7 +7,7 @@ import (
 	"container/heap"
 	"time"
 
-	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/capture"
 )
 
 // Limits of an Order: how long a frame waits for earlier ones, and how many frames and bytes may
@@ -28,7 +28,7 @@ type Order struct {
 }
 
 // Push adds a frame and copies its data.
-func (o *Order) Push(f vswitch.CapturedFrame) {
+func (o *Order) Push(f capture.Frame) {
 	f.Data = bytes.Clone(f.Data)
 	heap.Push(&o.waiting, numbered{f, o.number})
 	o.number++
@@ -37,7 +37,7 @@ func (o *Order) Push(f vswitch.CapturedFrame) {
 
 // Pop returns the next frame that has waited long enough at the time now. ok is false if there is
 // none.
-func (o *Order) Pop(now time.Time) (f vswitch.CapturedFrame, ok bool) {
+func (o *Order) Pop(now time.Time) (f capture.Frame, ok bool) {
 	if len(o.waiting) == 0 {
 		return f, false
 	}
@@ -50,18 +50,18 @@ func (o *Order) Pop(now time.Time) (f vswitch.CapturedFrame, ok bool) {
 
 // Rest returns the next frame, even if it has not waited long enough. ok is false if no frame
 // waits.
-func (o *Order) Rest() (f vswitch.CapturedFrame, ok bool) {
+func (o *Order) Rest() (f capture.Frame, ok bool) {
 	if len(o.waiting) == 0 {
 		return f, false
 	}
-	f = heap.Pop(&o.waiting).(numbered).CapturedFrame
+	f = heap.Pop(&o.waiting).(numbered).Frame
 	o.bytes -= len(f.Data)
 	return f, true
 }
 
 // numbered is a frame with its sequence number, which orders frames of the same time.
 type numbered struct {
-	vswitch.CapturedFrame
+	capture.Frame
 	number uint64
 }
 

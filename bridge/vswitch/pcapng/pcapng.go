@@ -10,7 +10,7 @@ import (
 	"github.com/google/gopacket/layers"
 	"github.com/google/gopacket/pcapgo"
 
-	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/capture"
 	"vmnet/internal/cli/console"
 )
 
@@ -19,7 +19,7 @@ import (
 // direction of single frames. Each drop reason has an interface of its own.
 type File struct {
 	w     *pcapgo.NgWriter
-	cfg   vswitch.CaptureConfig
+	cfg   capture.Config
 	begin time.Time
 	ids   map[face]int
 	count map[int]uint64 // number of frames by interface
@@ -28,7 +28,7 @@ type File struct {
 // face identifies an interface of the file.
 type face struct {
 	port      int
-	direction vswitch.Direction
+	direction capture.Direction
 	reason    string
 }
 
@@ -38,10 +38,10 @@ const ofAll = "Frames are shown as they crossed the switch: super-frames are who
 
 // NewFile begins the file of a capture. program is the program that writes it, with its version;
 // name is the switch's.
-func NewFile(w io.Writer, program, name string, cfg vswitch.CaptureConfig) (*File, error) {
+func NewFile(w io.Writer, program, name string, cfg capture.Config) (*File, error) {
 	f := &File{cfg: cfg, begin: time.Now(), ids: map[face]int{}, count: map[int]uint64{}}
-	for _, d := range []vswitch.Direction{vswitch.In, vswitch.Out} {
-		if d == vswitch.In && cfg.Out && !cfg.In || d == vswitch.Out && cfg.In && !cfg.Out {
+	for _, d := range []capture.Direction{capture.In, capture.Out} {
+		if d == capture.In && cfg.Out && !cfg.In || d == capture.Out && cfg.In && !cfg.Out {
 			continue
 		}
 		for port := range cfg.Ports {
@@ -90,7 +90,7 @@ func (f *File) add(face face) (int, error) {
 }
 
 // Write adds a frame.
-func (f *File) Write(c vswitch.CapturedFrame) error {
+func (f *File) Write(c capture.Frame) error {
 	if c.Port >= len(f.cfg.Ports) {
 		return fmt.Errorf("a frame of port %d of %d", c.Port, len(f.cfg.Ports))
 	}
@@ -111,7 +111,7 @@ func (f *File) Flush() error { return f.w.Flush() }
 
 // Finish writes the numbers of captured and lost frames, and flushes. Without it the file is valid
 // too.
-func (f *File) Finish(totals []vswitch.CaptureTotals) error {
+func (f *File) Finish(totals []capture.Totals) error {
 	lost := map[face]uint64{}
 	for _, t := range totals {
 		lost[face{port: t.Port, direction: t.Direction}] = t.Lost

@@ -12,7 +12,7 @@ import (
 	"github.com/google/gopacket/layers"
 	"github.com/google/gopacket/pcapgo"
 
-	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/capture"
 	"vmnet/bridge/vswitch/offload"
 	"vmnet/internal/leaktest"
 )
@@ -31,7 +31,7 @@ const (
 	later      = "0800 4500001c 0000 0001 40110000 0a000001 0a000002 0000 0000 0001 0001"
 )
 
-func frame(text string) vswitch.CapturedFrame {
+func frame(text string) capture.Frame {
 	b := []byte{2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1}
 	for text := strings.ReplaceAll(text, " ", ""); len(text) >= 2; text = text[2:] {
 		var x byte
@@ -40,7 +40,7 @@ func frame(text string) vswitch.CapturedFrame {
 		}
 		b = append(b, x)
 	}
-	return vswitch.CapturedFrame{Data: b, Length: len(b)}
+	return capture.Frame{Data: b, Length: len(b)}
 }
 
 func TestSummary(t *testing.T) {
@@ -55,7 +55,7 @@ func TestSummary(t *testing.T) {
 	long := frame("0800 4500fe88 00004000 40060000 0a000001 0a000002 d431 0050 00000007 00000000 5010 ffff 0000 0000 01")
 	long.Length = 65174
 	for _, c := range []struct {
-		frame vswitch.CapturedFrame
+		frame capture.Frame
 		want  string
 	}{
 		{frame(arpRequest), "ARP who has 10.0.0.2, tell 10.0.0.1, length 42"},
@@ -80,7 +80,7 @@ func TestSummary(t *testing.T) {
 			t.Errorf("%x:\n got %s\nwant %s", c.frame.Data, got, want)
 		}
 	}
-	if got := Summary(vswitch.CapturedFrame{Reason: "too long"}); got != "no Ethernet header, nothing more, length 0, dropped: too long" {
+	if got := Summary(capture.Frame{Reason: "too long"}); got != "no Ethernet header, nothing more, length 0, dropped: too long" {
 		t.Errorf("no frame: %s", got)
 	}
 }
@@ -91,7 +91,7 @@ func FuzzSummary(f *testing.F) {
 		f.Add(frame(text).Data)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		line := Summary(vswitch.CapturedFrame{Data: b, Length: len(b)})
+		line := Summary(capture.Frame{Data: b, Length: len(b)})
 		if len(line) > 1000 || strings.ContainsFunc(line, func(r rune) bool { return r < ' ' || r > '~' }) {
 			t.Errorf("%x: %q", b, line)
 		}
@@ -102,7 +102,7 @@ func TestOrder(t *testing.T) {
 	var o Order
 	now := time.Now()
 	push := func(at time.Duration, length int) {
-		o.Push(vswitch.CapturedFrame{Time: now.Add(at), Length: length})
+		o.Push(capture.Frame{Time: now.Add(at), Length: length})
 	}
 	pop := func(at time.Duration) (got []int) {
 		for f, ok := o.Pop(now.Add(at)); ok; f, ok = o.Pop(now.Add(at)) {
@@ -135,7 +135,7 @@ func TestOrder(t *testing.T) {
 	}
 	o = Order{}
 	for range 2000 {
-		o.Push(vswitch.CapturedFrame{Time: now.Add(time.Hour), Data: make([]byte, 64<<10)})
+		o.Push(capture.Frame{Time: now.Add(time.Hour), Data: make([]byte, 64<<10)})
 	}
 	if got := len(pop(0)); got != 2000-maxBytes/(64<<10) {
 		t.Errorf("%d frames of 64 KiB do not wait", got)
@@ -146,23 +146,23 @@ func TestOrder(t *testing.T) {
 func TestFile(t *testing.T) {
 	at := time.Unix(1700000000, 123456789)
 	for _, c := range []struct {
-		cfg   vswitch.CaptureConfig
+		cfg   capture.Config
 		names []string // of interfaces that frames came by
 		faces int
 	}{
-		{vswitch.CaptureConfig{Ports: []string{"tap0", "eth\x1b0"}, Snaplen: 30}, []string{"tap0 in", "eth\ufffd0 out", "tap0 in"}, 4},
-		{vswitch.CaptureConfig{Ports: []string{"tap0", "b"}, In: true}, []string{"tap0 in", "", "tap0 in"}, 2},
-		{vswitch.CaptureConfig{Ports: []string{"a", "b"}, Drops: true}, []string{"a in", "b out", "a in, dropped: queue full"}, 5},
+		{capture.Config{Ports: []string{"tap0", "eth\x1b0"}, Snaplen: 30}, []string{"tap0 in", "eth\ufffd0 out", "tap0 in"}, 4},
+		{capture.Config{Ports: []string{"tap0", "b"}, In: true}, []string{"tap0 in", "", "tap0 in"}, 2},
+		{capture.Config{Ports: []string{"a", "b"}, Drops: true}, []string{"a in", "b out", "a in, dropped: queue full"}, 5},
 	} {
 		var b bytes.Buffer
 		f, err := NewFile(&b, "vmnet 1", "sw0", c.cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
-		frames := []vswitch.CapturedFrame{frame(arpRequest), frame(syn), frame(dns)}
-		frames[1].Port, frames[1].Direction = 1, vswitch.Out
+		frames := []capture.Frame{frame(arpRequest), frame(syn), frame(dns)}
+		frames[1].Port, frames[1].Direction = 1, capture.Out
 		frames[2].Reason = "queue full"
-		var want []vswitch.CapturedFrame
+		var want []capture.Frame
 		for i, cf := range frames {
 			cf.Time = at.Add(time.Duration(i))
 			if c.names[i] == "" {
@@ -176,7 +176,7 @@ func TestFile(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := f.Finish([]vswitch.CaptureTotals{{Port: 0, Direction: vswitch.In, Seen: 9, Lost: 7}}); err != nil {
+		if err := f.Finish([]capture.Totals{{Port: 0, Direction: capture.In, Seen: 9, Lost: 7}}); err != nil {
 			t.Fatal(err)
 		}
 		r, err := pcapgo.NewNgReader(&b, pcapgo.NgReaderOptions{WantMixedLinkType: true})
@@ -233,7 +233,7 @@ func (b *broken) Write(p []byte) (int, error) {
 }
 
 func TestFileThatCannotBeWritten(t *testing.T) {
-	f, err := NewFile(&broken{10000}, "vmnet", "sw0", vswitch.CaptureConfig{Ports: []string{"a"}})
+	f, err := NewFile(&broken{10000}, "vmnet", "sw0", capture.Config{Ports: []string{"a"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -243,7 +243,7 @@ func TestFileThatCannotBeWritten(t *testing.T) {
 	if !errors.Is(err, errDisk) {
 		t.Errorf("%v", err)
 	}
-	if err := f.Write(vswitch.CapturedFrame{Port: 1}); err == nil {
+	if err := f.Write(capture.Frame{Port: 1}); err == nil {
 		t.Error("a frame of a port that is not captured was written")
 	}
 }

@@ -10,13 +10,13 @@ import (
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 
-	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/capture"
 	"vmnet/bridge/vswitch/offload"
 )
 
 // Summary describes a frame in one line: its addresses, VLANs and contents, and the offloads still
 // to be done. It shows data of the frame only as numbers, never as text.
-func Summary(c vswitch.CapturedFrame) string {
+func Summary(c capture.Frame) string {
 	var parts []string
 	add := func(format string, args ...any) { parts = append(parts, fmt.Sprintf(format, args...)) }
 	// Decoding stops at invalid data. The library also turns its own panics into an error

@@ -13,8 +13,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/endpoint"
 )
 
 // A peer is one of the switches that are compared.
@@ -260,7 +260,7 @@ func startGuestSockets(l *lan, t *tools) error {
 		return err
 	}
 	for i, s := range []*station{l.a, l.b} {
-		near, far, err := vswitch.SocketFiles()
+		near, far, err := endpoint.SocketFiles()
 		if err != nil {
 			return err
 		}

@@ -15,6 +15,7 @@ import (
 
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/control/server"
 	"vmnet/internal/kernel/procfd"
 )
 
@@ -136,11 +137,11 @@ func rename(name string) error {
 
 // runSwitch runs a switch as the hostile user.
 func runSwitch(path string) error {
-	l, err := control.Listen(path)
+	l, err := server.Listen(path)
 	if err != nil {
 		return err
 	}
-	s := control.NewServer(vswitch.New(vswitch.Config{}), control.Info{Name: "lan0", Version: "hostile"})
+	s := server.New(vswitch.New(vswitch.Config{}), control.Info{Name: "lan0", Version: "hostile"})
 	ready()
 	return s.Serve(context.Background(), l)
 }

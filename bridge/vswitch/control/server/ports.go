@@ -1,4 +1,4 @@
-package control
+package server
 
 import (
 	"encoding/json"
@@ -13,6 +13,8 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/endpoint"
 )
 
 // ports has a switch's ports, with what the switch itself does not know of them.
@@ -26,22 +28,22 @@ type ports struct {
 
 // entry is one port. Port has no counters.
 type entry struct {
-	Port
+	control.Port
 	in     *vswitch.Port
 	holder *holder // may be nil
 }
 
 // filesOf returns the least and the most files that a port takes.
-func filesOf(p *Port) (least, most int) {
+func filesOf(p *control.Port) (least, most int) {
 	switch p.Kind {
-	case Tap:
-		least, most = 1, MaxQueues
-	case Packet:
-		least, most = vswitch.PacketFileCount, vswitch.PacketFileCount
+	case control.Tap:
+		least, most = 1, control.MaxQueues
+	case control.Packet:
+		least, most = endpoint.PacketFileCount, endpoint.PacketFileCount
 	default:
 		least, most = 1, 1
 	}
-	more := p.holderFiles()
+	more := holderFiles(p)
 	if p.Link {
 		more++
 	}
@@ -50,7 +52,7 @@ func filesOf(p *Port) (least, most int) {
 
 // holderFiles returns the number of files for the port's holder: a pidfd and a lifeline, a pidfd,
 // or none.
-func (p *Port) holderFiles() int {
+func holderFiles(p *control.Port) int {
 	switch {
 	case p.Holder == 0:
 		return 0
@@ -61,13 +63,13 @@ func (p *Port) holderFiles() int {
 }
 
 // open makes the wire of a port. It copies the files.
-func open(p *Port, files []*os.File) (*vswitch.Wire, error) {
+func open(p *control.Port, files []*os.File) (*vswitch.Wire, error) {
 	var w *vswitch.Wire
 	var err error
 	switch p.Kind {
-	case Tap:
+	case control.Tap:
 		w, err = openTap(p, files)
-	case Packet:
+	case control.Packet:
 		w, err = vswitch.OpenPacketFiles(files)
 	default:
 		mtu := p.Config.MTU
@@ -92,7 +94,7 @@ func open(p *Port, files []*os.File) (*vswitch.Wire, error) {
 	return w, nil
 }
 
-func openTap(p *Port, files []*os.File) (*vswitch.Wire, error) {
+func openTap(p *control.Port, files []*os.File) (*vswitch.Wire, error) {
 	queues := len(files)
 	if p.Link {
 		queues--
@@ -128,7 +130,7 @@ func roomForClients() error {
 }
 
 // add adds a port for a client, with copies of its files.
-func (s *ports) add(p Port, files []*os.File) error {
+func (s *ports) add(p control.Port, files []*os.File) error {
 	if err := checkPort(p); err != nil {
 		return err
 	}
@@ -138,7 +140,7 @@ func (s *ports) add(p Port, files []*os.File) error {
 		if h, err = openHolder(&p, files); err != nil {
 			return err
 		}
-		files = files[p.holderFiles():]
+		files = files[holderFiles(&p):]
 	}
 	w, err := open(&p, files)
 	if err != nil {
@@ -150,7 +152,10 @@ func (s *ports) add(p Port, files []*os.File) error {
 	return s.plug(p, w, h)
 }
 
-func checkPort(p Port) error {
+// maxPort limits a port's settings as JSON, in bytes. It is enough for a trunk of a few hundred ranges.
+const maxPort = 16 << 10
+
+func checkPort(p control.Port) error {
 	if err := p.Validate(); err != nil {
 		return err
 	}
@@ -162,7 +167,7 @@ func checkPort(p Port) error {
 }
 
 // plug adds a port. It takes ownership of the wire and the holder.
-func (s *ports) plug(p Port, w *vswitch.Wire, h *holder) error {
+func (s *ports) plug(p control.Port, w *vswitch.Wire, h *holder) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	in, err := s.addPort(p, w)
@@ -190,7 +195,7 @@ func (s *ports) plug(p Port, w *vswitch.Wire, h *holder) error {
 }
 
 // addPort adds a port to the switch unless it would make a loop. It takes ownership of the wire.
-func (s *ports) addPort(p Port, w *vswitch.Wire) (*vswitch.Port, error) {
+func (s *ports) addPort(p control.Port, w *vswitch.Wire) (*vswitch.Port, error) {
 	for _, e := range s.byName {
 		if err := s.loop(&p, w.Key(), e); err != nil {
 			return nil, errors.Join(err, w.Close())
@@ -229,7 +234,7 @@ func (s *ports) unplug(e *entry) error {
 }
 
 func (s *ports) label(name, label string) error {
-	if err := CheckLabel(label); err != nil {
+	if err := control.CheckLabel(label); err != nil {
 		return fmt.Errorf("%w port: %w", brport.ErrInvalid, err)
 	}
 	s.mu.Lock()
@@ -243,10 +248,10 @@ func (s *ports) label(name, label string) error {
 }
 
 // list returns the ports with their counters, sorted by name.
-func (s *ports) list() []Port {
+func (s *ports) list() []control.Port {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	all := make([]Port, 0, len(s.byName))
+	all := make([]control.Port, 0, len(s.byName))
 	for _, e := range s.byName {
 		p, st := e.Port, e.in.Stats()
 		if link, ok := e.in.Link(); ok {
@@ -255,7 +260,7 @@ func (s *ports) list() []Port {
 		p.Stats = &st
 		all = append(all, p)
 	}
-	slices.SortFunc(all, func(a, b Port) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(all, func(a, b control.Port) int { return strings.Compare(a.Name, b.Name) })
 	return all
 }
 
@@ -276,12 +281,12 @@ func (s *ports) close() {
 
 // fdb lists the FDB. It does not hold the lock while it reads the table, so that an entry may be
 // reported with the name of a port that has just taken another one's index.
-func (s *ports) fdb() []FDBEntry {
+func (s *ports) fdb() []control.FDBEntry {
 	names, filters := s.byIndex(), s.sw.FiltersVLANs()
-	var all []FDBEntry
+	var all []control.FDBEntry
 	for _, e := range s.sw.FDB().Dump() {
 		if name, ok := names[e.Port]; ok {
-			f := FDBEntry{MAC: e.Key.MAC().String(), Port: name, Static: e.Static, Age: int(e.Age.Seconds())}
+			f := control.FDBEntry{MAC: e.Key.MAC().String(), Port: name, Static: e.Static, Age: int(e.Age.Seconds())}
 			if filters {
 				f.VLAN = int(e.Key.VLAN())
 			}
@@ -316,16 +321,16 @@ func (s *ports) flush(name string) error {
 	return nil
 }
 
-func (s *ports) addStatic(f FDBEntry) error {
-	mac, err := f.address()
+func (s *ports) addStatic(f control.FDBEntry) error {
+	mac, err := f.Address()
 	if err != nil {
 		return err
 	}
 	return s.sw.AddStatic(f.Port, mac, f.VLAN)
 }
 
-func (s *ports) removeStatic(f FDBEntry) error {
-	mac, err := f.address()
+func (s *ports) removeStatic(f control.FDBEntry) error {
+	mac, err := f.Address()
 	if err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package control
+package server
 
 import (
 	"context"
@@ -14,12 +14,13 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/kernel/fdpass"
 )
 
 // A Server serves a switch's control socket.
 type Server struct {
-	info  Info
+	info  control.Info
 	ports ports
 
 	stopped  chan struct{} // closed when a client has stopped the switch
@@ -31,9 +32,9 @@ type Server struct {
 	serving  sync.WaitGroup
 }
 
-// NewServer makes a server for a switch without ports. All ports must be added through the server.
+// New makes a server for a switch without ports. All ports must be added through the server.
 // It uses only Name, Version and Ageing of info.
-func NewServer(sw *vswitch.Switch, info Info) *Server {
+func New(sw *vswitch.Switch, info control.Info) *Server {
 	info.PID, info.Started = os.Getpid(), time.Now()
 	return &Server{
 		info: info, ports: ports{sw: sw, byName: map[string]*entry{}},
@@ -42,7 +43,7 @@ func NewServer(sw *vswitch.Switch, info Info) *Server {
 }
 
 // AddPort adds a port of this process itself, as Client.AddPort does.
-func (s *Server) AddPort(p Port, files ...*os.File) error {
+func (s *Server) AddPort(p control.Port, files ...*os.File) error {
 	if least, most := filesOf(&p); len(files) < least || len(files) > most {
 		return fmt.Errorf("%w port %s: %d files: want %d to %d", brport.ErrInvalid, p.Name, len(files), least, most)
 	}
@@ -50,7 +51,7 @@ func (s *Server) AddPort(p Port, files ...*os.File) error {
 }
 
 // Ports returns the ports with their counters, sorted by name.
-func (s *Server) Ports() []Port { return s.ports.list() }
+func (s *Server) Ports() []control.Port { return s.ports.list() }
 
 func (s *Server) stop() { s.stopOnce.Do(func() { close(s.stopped) }) }
 
@@ -163,12 +164,12 @@ func (s *Server) evictSilent() bool {
 // because the switch was stopped by a signal and did not reply in time: that client has already
 // reported a failure.
 func (s *Server) converse(c *session) {
-	room := make([]byte, maxMessage)
+	room := make([]byte, control.MaxMessage)
 	for {
 		b, files, err := fdpass.ReceiveOver(c.conn, room, fdpass.MaxFiles)
 		if err != nil {
 			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
-				_ = c.send(answer{Error: refuse(err)})
+				_ = c.send(control.Reply{Error: control.Refuse(err)})
 			}
 			return
 		}
@@ -177,14 +178,14 @@ func (s *Server) converse(c *session) {
 			return
 		}
 		c.busy.Store(true)
-		err = s.perform(b, files, func(a answer) error {
+		err = s.perform(b, files, func(a control.Reply) error {
 			a.More = true
 			return c.send(a)
 		})
 		fdpass.CloseAll(files)
-		last, stop := answer{}, errors.Is(err, errStop)
+		last, stop := control.Reply{}, errors.Is(err, errStop)
 		if err != nil && !stop {
-			last.Error = refuse(err)
+			last.Error = control.Refuse(err)
 		}
 		err = c.send(last)
 		if stop {
@@ -209,7 +210,7 @@ func (c *session) left() bool {
 	return err != nil || hup
 }
 
-func (c *session) send(a answer) error {
+func (c *session) send(a control.Reply) error {
 	b, err := json.Marshal(a)
 	if err == nil {
 		err = c.conn.SetWriteDeadline(time.Now().Add(sendTimeout))

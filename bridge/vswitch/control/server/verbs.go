@@ -1,4 +1,4 @@
-package control
+package server
 
 import (
 	"bytes"
@@ -9,59 +9,45 @@ import (
 	"os"
 
 	"vmnet/bridge/brport"
-	"vmnet/bridge/vswitch"
-)
-
-// The verbs of requests.
-const (
-	doInfo         = "info"
-	doPorts        = "ports"
-	doAddPort      = "add-port"
-	doSetLabel     = "set-label"
-	doRemovePort   = "remove-port"
-	doFDB          = "fdb"
-	doFlush        = "flush"
-	doAddStatic    = "add-static"
-	doRemoveStatic = "remove-static"
-	doCapture      = "capture"
-	doStop         = "stop"
+	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/vport"
 )
 
 // call is a request that the switch is handling. Its files are closed afterwards: a verb copies
 // those that it keeps.
 type call struct {
-	request
+	control.Request
 	files []*os.File
-	send  func(answer) error // sends a message before the last one, which has the error
+	send  func(control.Reply) error // sends a message before the last one, which has the error
 }
 
 // A verb handles one kind of request.
 type verb struct {
-	files func(*request) (least, most int) // the number of files that the request takes; nil for none
+	files func(*control.Request) (least, most int) // the number of files that the request takes; nil for none
 	do    func(*Server, *call) error
 }
 
 func verbOf(name string) (verb, bool) {
 	v, ok := map[string]verb{
-		doInfo:         {do: (*Server).tellInfo},
-		doPorts:        {do: (*Server).tellPorts},
-		doAddPort:      {do: (*Server).addPort, files: func(r *request) (int, int) { return filesOf(r.Port) }},
-		doSetLabel:     {do: func(s *Server, c *call) error { return s.ports.label(c.Name, c.Label) }},
-		doRemovePort:   {do: func(s *Server, c *call) error { return s.ports.remove(c.Name) }},
-		doFDB:          {do: (*Server).tellFDB},
-		doFlush:        {do: func(s *Server, c *call) error { return s.ports.flush(c.Name) }},
-		doAddStatic:    {do: func(s *Server, c *call) error { return s.ports.addStatic(*c.Entry) }},
-		doRemoveStatic: {do: func(s *Server, c *call) error { return s.ports.removeStatic(*c.Entry) }},
-		doCapture:      {do: (*Server).capture, files: func(*request) (int, int) { return 1, 1 }},
-		doStop:         {do: func(*Server, *call) error { return errStop }},
+		control.DoInfo:         {do: (*Server).tellInfo},
+		control.DoPorts:        {do: (*Server).tellPorts},
+		control.DoAddPort:      {do: (*Server).addPort, files: func(r *control.Request) (int, int) { return filesOf(r.Port) }},
+		control.DoSetLabel:     {do: func(s *Server, c *call) error { return s.ports.label(c.Name, c.Label) }},
+		control.DoRemovePort:   {do: func(s *Server, c *call) error { return s.ports.remove(c.Name) }},
+		control.DoFDB:          {do: (*Server).tellFDB},
+		control.DoFlush:        {do: func(s *Server, c *call) error { return s.ports.flush(c.Name) }},
+		control.DoAddStatic:    {do: func(s *Server, c *call) error { return s.ports.addStatic(*c.Entry) }},
+		control.DoRemoveStatic: {do: func(s *Server, c *call) error { return s.ports.removeStatic(*c.Entry) }},
+		control.DoCapture:      {do: (*Server).capture, files: func(*control.Request) (int, int) { return 1, 1 }},
+		control.DoStop:         {do: func(*Server, *call) error { return errStop }},
 	}[name]
 	return v, ok
 }
 
 // parseRequest parses a request and checks that it has what its verb needs. Its errors match
 // brport.ErrInvalid with errors.Is.
-func parseRequest(b []byte) (*request, error) {
-	var r request
+func parseRequest(b []byte) (*control.Request, error) {
+	var r control.Request
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields() // an ignored setting would be worse than an error
 	err := d.Decode(&r)
@@ -75,7 +61,7 @@ func parseRequest(b []byte) (*request, error) {
 	case err != nil:
 	case !known:
 		err = fmt.Errorf("this switch does not know %q (it may be of another version)", r.Do)
-	case r.Do == doAddPort && r.Port == nil, (r.Do == doAddStatic || r.Do == doRemoveStatic) && r.Entry == nil, r.Do == doCapture && r.Capture == nil:
+	case r.Do == control.DoAddPort && r.Port == nil, (r.Do == control.DoAddStatic || r.Do == control.DoRemoveStatic) && r.Entry == nil, r.Do == control.DoCapture && r.Capture == nil:
 		err = fmt.Errorf("%s without its argument", r.Do)
 	}
 	if err != nil {
@@ -88,7 +74,7 @@ func parseRequest(b []byte) (*request, error) {
 var errStop = errors.New("stop")
 
 // perform handles the request in a message.
-func (s *Server) perform(b []byte, files []*os.File, send func(answer) error) error {
+func (s *Server) perform(b []byte, files []*os.File, send func(control.Reply) error) error {
 	r, err := parseRequest(b)
 	if err != nil {
 		return err
@@ -101,25 +87,27 @@ func (s *Server) perform(b []byte, files []*os.File, send func(answer) error) er
 	if n := len(files); n < least || n > most {
 		return fmt.Errorf("%w request: %d files: want %d to %d", brport.ErrInvalid, n, least, most)
 	}
-	return v.do(s, &call{request: *r, files: files, send: send})
+	return v.do(s, &call{Request: *r, files: files, send: send})
 }
+
+func (s *Server) capture(c *call) error { return s.ports.sw.Capture(c.files[0], *c.Capture) }
 
 func (s *Server) addPort(c *call) error { return s.ports.add(*c.Port, c.files) }
 
 func (s *Server) tellInfo(c *call) error {
 	info := s.Info()
-	return c.send(answer{Info: &info})
+	return c.send(control.Reply{Info: &info})
 }
 
 // Info returns the state of the switch as a whole.
-func (s *Server) Info() Info {
+func (s *Server) Info() control.Info {
 	info := s.info
 	info.UID = os.Geteuid()
-	info.FDB = s.ports.sw.FDB().Stats()
+	info.FDB = control.FDBStats(s.ports.sw.FDB().Stats())
 	ports := s.ports.sw.Ports()
 	info.Ports = len(ports)
 	for _, p := range ports {
-		if p.State() != vswitch.StateUp {
+		if p.State() != vport.StateUp {
 			info.Down++
 		}
 	}
@@ -128,15 +116,15 @@ func (s *Server) Info() Info {
 }
 
 func (s *Server) tellPorts(c *call) error {
-	return inChunks(s.ports.list(), func(some []Port) error { return c.send(answer{Ports: some}) })
+	return inChunks(s.ports.list(), func(some []control.Port) error { return c.send(control.Reply{Ports: some}) })
 }
 
 func (s *Server) tellFDB(c *call) error {
-	return inChunks(s.ports.fdb(), func(some []FDBEntry) error { return c.send(answer{FDB: some}) })
+	return inChunks(s.ports.fdb(), func(some []control.FDBEntry) error { return c.send(control.Reply{FDB: some}) })
 }
 
 // chunk limits the part of a list in one message, in bytes. The message has a few more.
-const chunk = maxMessage - 1024
+const chunk = control.MaxMessage - 1024
 
 // inChunks calls send with as many items at a time as fit into a message.
 func inChunks[T any](items []T, send func([]T) error) error {

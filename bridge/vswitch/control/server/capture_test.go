@@ -1,4 +1,4 @@
-package control
+package server
 
 import (
 	"bytes"
@@ -9,16 +9,17 @@ import (
 	"time"
 
 	"vmnet/bridge/brport"
-	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/capture"
+	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/nstest"
 )
 
 func TestCapture(t *testing.T) {
 	path, s := serve(t)
 	c := client(t, path)
-	a := guest(t, c, Port{Name: "a"})
-	b := guest(t, c, Port{Name: "b"})
-	r, err := c.Capture(soon(t), vswitch.CaptureConfig{Ports: []string{"b", "a"}})
+	a := guest(t, c, control.Port{Name: "a"})
+	b := guest(t, c, control.Port{Name: "b"})
+	r, err := c.Capture(soon(t), capture.Config{Ports: []string{"b", "a"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +30,7 @@ func TestCapture(t *testing.T) {
 	if err := r.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
-	seen := map[int]vswitch.Direction{}
+	seen := map[int]capture.Direction{}
 	for range 2 {
 		f, err := r.Next()
 		if err != nil || !bytes.Equal(f.Data, sent) {
@@ -37,7 +38,7 @@ func TestCapture(t *testing.T) {
 		}
 		seen[f.Port] = f.Direction
 	}
-	if seen[0] != vswitch.Out || seen[1] != vswitch.In {
+	if seen[0] != capture.Out || seen[1] != capture.In {
 		t.Errorf("%v", seen)
 	}
 	// The client's connection may end before the capture; the switch may not.
@@ -60,14 +61,14 @@ func TestCapture(t *testing.T) {
 func TestCaptureRefusals(t *testing.T) {
 	path, _ := serve(t)
 	c := client(t, path)
-	guest(t, c, Port{Name: "a"})
+	guest(t, c, control.Port{Name: "a"})
 	files := openFiles(t)
 	for _, x := range []struct {
-		cfg  vswitch.CaptureConfig
+		cfg  capture.Config
 		want error
 	}{
-		{vswitch.CaptureConfig{}, brport.ErrInvalid},
-		{vswitch.CaptureConfig{Ports: []string{"a", "nobody"}}, fs.ErrNotExist},
+		{capture.Config{}, brport.ErrInvalid},
+		{capture.Config{Ports: []string{"a", "nobody"}}, fs.ErrNotExist},
 	} {
 		if _, err := c.Capture(soon(t), x.cfg); !errors.Is(err, x.want) {
 			t.Errorf("%+v: %v, want %v", x.cfg, err, x.want)

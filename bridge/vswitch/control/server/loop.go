@@ -1,18 +1,20 @@
-package control
+package server
 
 import (
 	"fmt"
 	"slices"
 
 	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/vport"
 )
 
 // loop returns an error if a new port, whose device has that key, and the port e are connected
 // outside the switch, so that a broadcast would circulate for ever. It identifies devices by what
 // the kernel reports, not by their names, of which they may have several. The switch detects other
 // loops, such as two network cards on one cable, by their frames.
-func (s *ports) loop(p *Port, key string, e *entry) error {
-	if e.in.State() == vswitch.StateEnded {
+func (s *ports) loop(p *control.Port, key string, e *entry) error {
+	if e.in.State() == vport.StateEnded {
 		return nil
 	}
 	other := e.in.Key()
@@ -23,7 +25,7 @@ func (s *ports) loop(p *Port, key string, e *entry) error {
 	case has(p.Segments, other), has(e.Segments, key):
 		return fmt.Errorf("%s and port %s's device %s are connected to each other and would make a loop (give the switch only one of them)",
 			p.Device, e.Name, e.Device)
-	case len(vswitch.Alone([]vswitch.PortConfig{p.Config, e.Config}, s.sw.FiltersVLANs())) > 0:
+	case len(vswitch.Alone([]vport.Config{p.Config, e.Config}, s.sw.FiltersVLANs())) > 0:
 		return nil // no frames pass between them
 	}
 	for _, g := range p.Segments {
@@ -35,6 +37,6 @@ func (s *ports) loop(p *Port, key string, e *entry) error {
 	return nil
 }
 
-func has(segments []vswitch.Segment, key string) bool {
-	return key != "" && slices.ContainsFunc(segments, func(g vswitch.Segment) bool { return g.Key == key })
+func has(segments []vport.Segment, key string) bool {
+	return key != "" && slices.ContainsFunc(segments, func(g vport.Segment) bool { return g.Key == key })
 }

@@ -1,4 +1,4 @@
-package control
+package server
 
 import (
 	"errors"
@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/rundir"
 )
 
@@ -92,15 +93,15 @@ func (p *Place) Forget() {
 
 func prepareDir(name string, uid, gid int) (path string, err error) {
 	if strings.Contains(name, "/") {
-		return name, checkPath(name)
+		return name, control.CheckPath(name)
 	}
-	if err := checkName(name); err != nil {
+	if err := control.CheckName(name); err != nil {
 		return "", err
 	}
 	self := os.Geteuid()
 	given := filepath.Join(rundir.System, "switch", name)
 	if self != 0 && rundir.OwnedAlone(given, self) == nil {
-		return filepath.Join(given, socketName), nil
+		return filepath.Join(given, control.SocketName), nil
 	}
 	dir, err := rundir.Make(rundir.Of(self, os.Getenv("XDG_RUNTIME_DIR")), self)
 	if err == nil {
@@ -109,13 +110,13 @@ func prepareDir(name string, uid, gid int) (path string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("make a directory for the socket: %w (or name a path: ./%s)", err, name)
 	}
-	path = filepath.Join(dir, socketName)
-	return path, checkPath(path)
+	path = filepath.Join(dir, control.SocketName)
+	return path, control.CheckPath(path)
 }
 
 // forget removes a socket's own directory if it is empty. The caller has locked it.
 func forget(path string) {
-	if filepath.Base(path) == socketName {
+	if filepath.Base(path) == control.SocketName {
 		_ = os.Remove(filepath.Dir(path))
 	}
 }

@@ -1,4 +1,4 @@
-package vswitch
+package endpoint
 
 import (
 	"fmt"
@@ -7,9 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/sockopt"
 )
 
-// MayOpenPacket returns why OpenPacket cannot work in ns for any device, or nil: a capability or
+// MayOpenPacket returns why PacketFiles cannot work in ns for any device, or nil: a capability or
 // nf_tables is missing. It changes nothing: it sends only the claim's table, without the end of the
 // batch, and the kernel rolls that back (nfnetlink_rcv_batch in net/netfilter/nfnetlink.c).
 func MayOpenPacket(ns *netns.NS) error {
@@ -36,8 +37,7 @@ func MayOpenPacket(ns *netns.NS) error {
 
 // tryTable is makeClaim without the chain and without effect.
 func tryTable(fd int) error {
-	timeout := unix.NsecToTimeval(int64(claimWait))
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+	if err := sockopt.SetReceiveTimeout(fd, claimWait); err != nil {
 		return err
 	}
 	const first, last = 1, 2 // the messages' numbers

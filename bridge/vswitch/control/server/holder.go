@@ -1,4 +1,4 @@
-package control
+package server
 
 import (
 	"errors"
@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/vswitch/control"
 )
 
 // A holder is the process on which a port's life depends, and with a lifeline also the processes
@@ -29,7 +30,7 @@ type waited struct {
 
 // openHolder copies the files for a port's holder: a pidfd (pidfd_open(2)), which must be that of
 // p.Holder, and the lifeline if the port has one. It fails if the process has ended.
-func openHolder(p *Port, files []*os.File) (*holder, error) {
+func openHolder(p *control.Port, files []*os.File) (*holder, error) {
 	h := &holder{}
 	var err error
 	if h.pidfd, err = copyWaited(files[0], "pidfd"); err == nil {

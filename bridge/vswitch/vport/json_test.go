@@ -1,4 +1,4 @@
-package vswitch
+package vport
 
 import (
 	"encoding/json"
@@ -10,28 +10,28 @@ import (
 )
 
 func TestPortConfigJSON(t *testing.T) {
-	full := PortConfig{
+	full := Config{
 		Settings: brport.Settings{Trunk: []brport.VLANRange{{First: 2, Last: 5}}, Native: 7, Isolated: true},
 		MTU:      9000, MACs: []net.HardwareAddr{{2, 0, 0, 0, 0, 1}}, MaxAddresses: 3, Storm: Storm{Broadcast: 10},
 	}
 	for _, test := range []struct {
-		cfg  PortConfig
+		cfg  Config
 		text string
 	}{
-		{PortConfig{}, `{}`},
+		{Config{}, `{}`},
 		{full, `{"trunk":[{"first":2,"last":5}],"native":7,"isolated":true,"mtu":9000,"max_addresses":3,"storm":{"broadcast":10},"macs":["02:00:00:00:00:01"]}`},
 	} {
 		b, err := json.Marshal(test.cfg)
 		if err != nil || string(b) != test.text {
 			t.Errorf("%s, %v", b, err)
 		}
-		var back PortConfig
+		var back Config
 		if err := json.Unmarshal(b, &back); err != nil || !reflect.DeepEqual(back, test.cfg) {
 			t.Errorf("%+v, %v", back, err)
 		}
 	}
 	for _, bad := range []string{`{"vlans":3}`, `{"macs":["x"]}`, `{"macs":[7]}`, `{"vlan":"3"}`, `[]`, `7`} {
-		var cfg PortConfig
+		var cfg Config
 		if err := json.Unmarshal([]byte(bad), &cfg); err == nil {
 			t.Errorf("%s: %+v", bad, cfg)
 		}

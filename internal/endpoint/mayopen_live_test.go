@@ -1,4 +1,4 @@
-package vswitch
+package endpoint
 
 import (
 	"errors"
@@ -29,11 +29,11 @@ func TestLiveMayOpenPacketChangesNothing(t *testing.T) {
 	}
 }
 
-func TestLiveMayOpenPacketWithoutTheRight(t *testing.T) {
+func TestLiveMayOpenPacketWithoutPrivilege(t *testing.T) {
 	ns := nstest.New(t)
 	result := make(chan error)
 	go func() {
-		runtime.LockOSThread() // never unlocked: its rights are changed
+		runtime.LockOSThread() // never unlocked: its capabilities are changed
 		result <- without(1<<unix.CAP_NET_ADMIN, func() error { return MayOpenPacket(ns) })
 	}()
 	if err := <-result; !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "needs CAP_NET_ADMIN") {

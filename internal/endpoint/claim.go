@@ -1,4 +1,4 @@
-package vswitch
+package endpoint
 
 import (
 	"encoding/binary"
@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/sockopt"
 )
 
 // NFT_TABLE_F_OWNER from include/uapi/linux/netfilter/nf_tables.h, and NF_DROP from
@@ -52,17 +53,10 @@ func claimDevice(ns *netns.NS, device string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "claim of "+device), nil
 }
 
-// checkClaim checks that a file can be a claim. Only its maker knows whether it is one, and is
+// CheckClaim checks that a file can be a claim. Only its maker knows whether it is one, and is
 // responsible for that.
-func checkClaim(fd int) error {
-	if err := checkKind(fd, unix.AF_NETLINK, unix.SOCK_RAW, "a netlink socket"); err != nil {
-		return err
-	}
-	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
-	if err == nil && protocol != unix.NETLINK_NETFILTER {
-		err = fmt.Errorf("netlink protocol %d: want NETLINK_NETFILTER", protocol)
-	}
-	return err
+func CheckClaim(fd int) error {
+	return sockopt.CheckNetlink(fd, unix.NETLINK_NETFILTER, "NETLINK_NETFILTER")
 }
 
 func explainClaim(device string, err error) error {
@@ -81,8 +75,7 @@ func explainClaim(device string, err error) error {
 // makeClaim creates the table and the chain in one transaction, which nf_tables applies as a whole
 // or not at all.
 func makeClaim(fd int, device string) error {
-	timeout := unix.NsecToTimeval(int64(claimWait))
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+	if err := sockopt.SetReceiveTimeout(fd, claimWait); err != nil {
 		return err
 	}
 	name := claimTable + device
@@ -155,8 +148,7 @@ func Claimed(ns *netns.NS, device string) (bool, error) {
 		return false, fmt.Errorf("look for a claim of %s: %w", device, err)
 	}
 	defer unix.Close(fd)
-	timeout := unix.NsecToTimeval(int64(claimWait))
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+	if err := sockopt.SetReceiveTimeout(fd, claimWait); err != nil {
 		return false, err
 	}
 	get := nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETTABLE, unix.NLM_F_REQUEST|unix.NLM_F_ACK, unix.NFPROTO_NETDEV, 0,

@@ -1,8 +1,7 @@
-package control
+package server
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"vmnet/bridge/brport"
+	"vmnet/bridge/vswitch/control"
 )
 
 // killed leaves a socket behind, as a switch that was killed does.
@@ -53,7 +53,7 @@ func TestOneListener(t *testing.T) {
 		if len(won) != 1 {
 			t.Fatalf("%d listen", len(won))
 		}
-		if c, err := Dial(soon(t), path); err != nil {
+		if c, err := control.Dial(soon(t), path); err != nil {
 			t.Error(err)
 		} else {
 			_ = c.Close()
@@ -71,7 +71,7 @@ func TestOneStarts(t *testing.T) {
 		dir := t.TempDir()
 		folder := func() (string, error) {
 			own, err := makeDir(dir, "sw", os.Geteuid(), os.Getegid())
-			return filepath.Join(own, socketName), err
+			return filepath.Join(own, control.SocketName), err
 		}
 		first, err := prepareIn(folder)
 		if err != nil {
@@ -182,8 +182,8 @@ func TestCloseLeavesOthers(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	for _, name := range []string{"", ".", "..", ".x", "-x", "a b", "ü", "a\n", strings.Repeat("n", 65), "/" + strings.Repeat("p", maxPath)} {
-		if path, err := Path(name); !errors.Is(err, brport.ErrInvalid) {
+	for _, name := range []string{"", ".", "..", ".x", "-x", "a b", "ü", "a\n", strings.Repeat("n", 65), "/" + strings.Repeat("p", 107)} {
+		if path, err := control.Path(name); !errors.Is(err, brport.ErrInvalid) {
 			t.Errorf("%q: %s, %v", name, path, err)
 		}
 		if place, err := Prepare(name, os.Geteuid(), os.Getegid()); !errors.Is(err, brport.ErrInvalid) {
@@ -191,69 +191,13 @@ func TestNames(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"sw0", "a.b_c-9", strings.Repeat("n", 64)} {
-		if path, err := Path(name); err != nil || filepath.Base(filepath.Dir(path)) != name {
+		if path, err := control.Path(name); err != nil || filepath.Base(filepath.Dir(path)) != name {
 			t.Errorf("%q: %s, %v", name, path, err)
 		}
 	}
 	for _, path := range []string{"./x", "/tmp/x"} {
-		if got, err := Path(path); got != path || err != nil {
+		if got, err := control.Path(path); got != path || err != nil {
 			t.Errorf("%s: %s, %v", path, got, err)
 		}
-	}
-}
-
-func TestIsOurs(t *testing.T) {
-	for _, test := range []struct {
-		what   string
-		change func(top, own, socket string) error
-		want   bool
-	}{
-		{"as it should be", func(_, _, _ string) error { return nil }, true},
-		{"others can write to it", func(_, own, _ string) error { return os.Chmod(own, 0o770) }, false},
-		{"others can write above it", func(top, _, _ string) error { return os.Chmod(top, 0o777) }, false},
-		{"a link", func(_, _, socket string) error {
-			return errors.Join(os.Rename(socket, socket+"2"), os.Symlink(socket+"2", socket))
-		}, false},
-		{"a file", func(_, _, socket string) error {
-			return errors.Join(os.Remove(socket), os.WriteFile(socket, nil, 0o600))
-		}, false},
-		{"a folder that is a link", func(_, own, _ string) error { return errors.Join(os.Rename(own, own+"2"), os.Symlink(own+"2", own)) }, false},
-		{"nothing", func(_, own, _ string) error { return os.RemoveAll(own) }, false},
-	} {
-		top := filepath.Join(t.TempDir(), "vmnet")
-		own := filepath.Join(top, "switch", "sw0")
-		if err := os.MkdirAll(own, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		socket := filepath.Join(own, socketName)
-		killed(t, socket, "unixpacket")
-		if err := test.change(top, own, socket); err != nil {
-			t.Fatal(err)
-		}
-		if got := isOurs(socket); got != test.want {
-			t.Errorf("%s: %v", test.what, got)
-		}
-	}
-}
-
-// TestRunningIsBounded: who makes many sockets, or odd ones, hides nobody else's.
-func TestRunningIsBounded(t *testing.T) {
-	dir := t.TempDir()
-	add := func(user, name string) {
-		own := filepath.Join(dir, user, "switch", name)
-		if err := os.MkdirAll(own, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		killed(t, filepath.Join(own, socketName), "unixpacket")
-	}
-	for i := range 2 * maxOfUser {
-		add("a", fmt.Sprint("sw", i))
-	}
-	add("b", "$(id)")
-	add("b", "a\nb")
-	add("b", "sw")
-	got, err := runningIn(filepath.Join(dir, "*", "switch"))
-	if err != nil || len(got) != maxOfUser+1 || got[maxOfUser] != filepath.Join(dir, "b", "switch", "sw", socketName) {
-		t.Errorf("%d, last %q, %v", len(got), got[max(0, len(got)-1):], err)
 	}
 }

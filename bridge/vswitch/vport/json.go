@@ -1,4 +1,4 @@
-package vswitch
+package vport
 
 import (
 	"bytes"
@@ -9,9 +9,9 @@ import (
 	"net"
 )
 
-// plainConfig is a PortConfig without its methods. textConfig is one with its addresses as text.
+// plainConfig is a Config without its methods. textConfig is one with its addresses as text.
 type (
-	plainConfig PortConfig
+	plainConfig Config
 	textConfig  struct {
 		plainConfig
 		MACs []string `json:"macs,omitempty"`
@@ -19,7 +19,7 @@ type (
 )
 
 // MarshalJSON writes addresses as 52:54:00:01:02:03.
-func (cfg PortConfig) MarshalJSON() ([]byte, error) {
+func (cfg Config) MarshalJSON() ([]byte, error) {
 	t := textConfig{plainConfig: plainConfig(cfg)}
 	for _, mac := range cfg.MACs {
 		t.MACs = append(t.MACs, mac.String())
@@ -29,7 +29,7 @@ func (cfg PortConfig) MarshalJSON() ([]byte, error) {
 
 // UnmarshalJSON parses what MarshalJSON writes. It refuses unknown settings: without them, the port
 // would not be what the sender wants.
-func (cfg *PortConfig) UnmarshalJSON(b []byte) error {
+func (cfg *Config) UnmarshalJSON(b []byte) error {
 	var t textConfig
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
@@ -39,7 +39,7 @@ func (cfg *PortConfig) UnmarshalJSON(b []byte) error {
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return errors.New("port settings: unexpected text after the object")
 	}
-	*cfg = PortConfig(t.plainConfig)
+	*cfg = Config(t.plainConfig)
 	cfg.MACs = nil
 	for _, text := range t.MACs {
 		mac, err := net.ParseMAC(text)

@@ -1,4 +1,4 @@
-package control
+package server
 
 import (
 	"bytes"
@@ -17,6 +17,9 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/vport"
+	"vmnet/internal/endpoint"
 	"vmnet/internal/leaktest"
 	"vmnet/internal/nstest"
 )
@@ -35,7 +38,7 @@ func serve(t testing.TB) (path string, s *Server) {
 		t.Fatal(err)
 	}
 	sw := vswitch.New(vswitch.Config{})
-	s = NewServer(sw, Info{Name: "sw", Version: "1", Ageing: 300})
+	s = New(sw, control.Info{Name: "sw", Version: "1", Ageing: 300})
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(context.Background(), l) }()
 	t.Cleanup(func() {
@@ -58,9 +61,9 @@ func soon(t testing.TB) context.Context {
 	return ctx
 }
 
-func client(t testing.TB, path string) *Client {
+func client(t testing.TB, path string) *control.Client {
 	t.Helper()
-	c, err := Dial(soon(t), path)
+	c, err := control.Dial(soon(t), path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,15 +72,15 @@ func client(t testing.TB, path string) *Client {
 }
 
 // guest plugs a socket port in, and returns the guest's end.
-func guest(t testing.TB, c *Client, p Port, pidfd ...*os.File) *os.File {
+func guest(t testing.TB, c *control.Client, p control.Port, pidfd ...*os.File) *os.File {
 	t.Helper()
-	near, far, err := vswitch.SocketFiles()
+	near, far, err := endpoint.SocketFiles()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = far.Close() })
 	defer near.Close()
-	p.Kind = Socket
+	p.Kind = control.Socket
 	if err := c.AddPort(soon(t), p, append(pidfd, near)...); err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +116,7 @@ func send(t testing.TB, f *os.File, frame []byte) {
 	}
 }
 
-func names(t testing.TB, c *Client) (all []string) {
+func names(t testing.TB, c *control.Client) (all []string) {
 	t.Helper()
 	ports, err := c.Ports(soon(t))
 	if err != nil {
@@ -128,8 +131,8 @@ func names(t testing.TB, c *Client) (all []string) {
 func TestGuests(t *testing.T) {
 	path, _ := serve(t)
 	c := client(t, path)
-	a := guest(t, c, Port{Name: "a", Label: "vmnet vm=P2 nic=net0", Config: vswitch.PortConfig{MaxAddresses: 4}})
-	b := guest(t, c, Port{Name: "b"})
+	a := guest(t, c, control.Port{Name: "a", Label: "vmnet vm=P2 nic=net0", Config: vport.Config{MaxAddresses: 4}})
+	b := guest(t, c, control.Port{Name: "b"})
 	all := bytes.Repeat([]byte{0xff}, 6)
 	send(t, a, frame(all, station(1)))
 	if got := awaitFrame(t, b); !bytes.Equal(got, frame(all, station(1))) {
@@ -139,7 +142,7 @@ func TestGuests(t *testing.T) {
 	if err != nil || len(ports) != 2 {
 		t.Fatalf("%+v, %v", ports, err)
 	}
-	if p := ports[0]; p.Name != "a" || p.Kind != Socket || p.Label != "vmnet vm=P2 nic=net0" || p.Config.MaxAddresses != 4 || p.Stats == nil {
+	if p := ports[0]; p.Name != "a" || p.Kind != control.Socket || p.Label != "vmnet vm=P2 nic=net0" || p.Config.MaxAddresses != 4 || p.Stats == nil {
 		t.Errorf("%+v", p)
 	}
 	nstest.Eventually(t, patience, "the frame is counted", func() bool {
@@ -147,7 +150,7 @@ func TestGuests(t *testing.T) {
 		return len(ports) == 2 && ports[0].Stats.Total().RxFrames == 1
 	})
 	entries, err := c.FDB(soon(t))
-	if err != nil || len(entries) != 1 || entries[0] != (FDBEntry{MAC: "02:00:00:00:00:01", Port: "a"}) {
+	if err != nil || len(entries) != 1 || entries[0] != (control.FDBEntry{MAC: "02:00:00:00:00:01", Port: "a"}) {
 		t.Errorf("%+v, %v", entries, err)
 	}
 	info, err := c.Info(soon(t))
@@ -168,11 +171,11 @@ func TestGuests(t *testing.T) {
 func TestFDB(t *testing.T) {
 	path, _ := serve(t)
 	c := client(t, path)
-	a, b := guest(t, c, Port{Name: "a"}), guest(t, c, Port{Name: "b"})
+	a, b := guest(t, c, control.Port{Name: "a"}), guest(t, c, control.Port{Name: "b"})
 	for i, f := range []*os.File{a, b} {
 		send(t, f, frame(station(99), station(byte(i+1))))
 	}
-	fixed := FDBEntry{MAC: "02:00:00:00:00:09", Port: "b", Static: true}
+	fixed := control.FDBEntry{MAC: "02:00:00:00:00:09", Port: "b", Static: true}
 	if err := c.AddStatic(soon(t), fixed); err != nil {
 		t.Error(err)
 	}
@@ -202,11 +205,11 @@ func TestFDB(t *testing.T) {
 		want error
 	}{
 		{"remove it again", c.RemoveStatic(soon(t), fixed), fs.ErrNotExist},
-		{"an address of no port", c.AddStatic(soon(t), FDBEntry{MAC: "02:00:00:00:00:09", Port: "x"}), fs.ErrNotExist},
-		{"a multicast address", c.AddStatic(soon(t), FDBEntry{MAC: "03:00:00:00:00:09", Port: "a"}), brport.ErrInvalid},
-		{"no address", c.AddStatic(soon(t), FDBEntry{MAC: "x", Port: "a"}), brport.ErrInvalid},
-		{"a VLAN too many", c.AddStatic(soon(t), FDBEntry{MAC: "02:00:00:00:00:09", VLAN: 4095, Port: "a"}), brport.ErrInvalid},
-		{"a VLAN where none is filtered", c.AddStatic(soon(t), FDBEntry{MAC: "02:00:00:00:00:09", VLAN: 7, Port: "a"}), brport.ErrInvalid},
+		{"an address of no port", c.AddStatic(soon(t), control.FDBEntry{MAC: "02:00:00:00:00:09", Port: "x"}), fs.ErrNotExist},
+		{"a multicast address", c.AddStatic(soon(t), control.FDBEntry{MAC: "03:00:00:00:00:09", Port: "a"}), brport.ErrInvalid},
+		{"no address", c.AddStatic(soon(t), control.FDBEntry{MAC: "x", Port: "a"}), brport.ErrInvalid},
+		{"a VLAN too many", c.AddStatic(soon(t), control.FDBEntry{MAC: "02:00:00:00:00:09", VLAN: 4095, Port: "a"}), brport.ErrInvalid},
+		{"a VLAN where none is filtered", c.AddStatic(soon(t), control.FDBEntry{MAC: "02:00:00:00:00:09", VLAN: 7, Port: "a"}), brport.ErrInvalid},
 		{"flush no port", c.Flush(soon(t), "x"), fs.ErrNotExist},
 	} {
 		if !errors.Is(test.err, test.want) {
@@ -244,8 +247,8 @@ func TestPortGoesWithItsHolder(t *testing.T) {
 	path, s := serve(t)
 	c := client(t, path)
 	cmd, pidfd := sleeper(t)
-	f := guest(t, c, Port{Name: "held", Holder: cmd.Process.Pid}, pidfd)
-	guest(t, c, Port{Name: "free"})
+	f := guest(t, c, control.Port{Name: "held", Holder: cmd.Process.Pid}, pidfd)
+	guest(t, c, control.Port{Name: "free"})
 	send(t, f, frame(station(9), station(1)))
 	if got := names(t, c); fmt.Sprint(got) != "[free held]" {
 		t.Fatal(got)
@@ -260,11 +263,11 @@ func TestPortGoesWithItsHolder(t *testing.T) {
 
 	// Its wire may end first: QEMU has closed the guest's end, and stays.
 	cmd, pidfd = sleeper(t)
-	f = guest(t, c, Port{Name: "held", Holder: cmd.Process.Pid}, pidfd)
+	f = guest(t, c, control.Port{Name: "held", Holder: cmd.Process.Pid}, pidfd)
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	other := guest(t, c, Port{Name: "other"})
+	other := guest(t, c, control.Port{Name: "other"})
 	nstest.Eventually(t, patience, "the port is gone with its wire", func() bool {
 		send(t, other, frame(station(9), station(2))) // flooded: only who sends to a closed socket hears of it
 		return len(names(t, c)) == 2
@@ -274,7 +277,7 @@ func TestPortGoesWithItsHolder(t *testing.T) {
 	if err := c.RemovePort(soon(t), "free"); err != nil {
 		t.Fatal(err)
 	}
-	f = guest(t, c, Port{Name: "free"})
+	f = guest(t, c, control.Port{Name: "free"})
 	_ = f.Close()
 	nstest.Eventually(t, patience, "the port has ended", func() bool {
 		send(t, other, frame(station(9), station(2)))
@@ -286,7 +289,7 @@ func TestPortGoesWithItsHolder(t *testing.T) {
 // lifeline is one for a port, whose writing end the caller closes.
 func lifeline(t *testing.T) (inode uint64, read, write *os.File) {
 	t.Helper()
-	inode, read, write, err := NewLifeline()
+	inode, read, write, err := control.NewLifeline()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -305,7 +308,7 @@ func TestPortGoesWithItsLifeline(t *testing.T) {
 	for _, last := range []string{"lifeline", "process"} {
 		cmd, pidfd := sleeper(t)
 		inode, read, write := lifeline(t)
-		guest(t, c, Port{Name: "held", Holder: cmd.Process.Pid, Lifeline: inode}, pidfd, read)
+		guest(t, c, control.Port{Name: "held", Holder: cmd.Process.Pid, Lifeline: inode}, pidfd, read)
 		ends := []func() error{cmd.Process.Kill, write.Close}
 		if last == "process" {
 			slices.Reverse(ends)
@@ -334,7 +337,7 @@ func TestPortGoesWithItsLifeline(t *testing.T) {
 func TestLifelineRefused(t *testing.T) {
 	path, _ := serve(t)
 	c := client(t, path)
-	near, far, err := vswitch.SocketFiles()
+	near, far, err := endpoint.SocketFiles()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -345,12 +348,12 @@ func TestLifelineRefused(t *testing.T) {
 	for what, files := range map[string][]*os.File{
 		"another pipe": {pidfd, read}, "no pipe": {pidfd, far}, "no lifeline": {pidfd}, "a pidfd": {pidfd, pidfd},
 	} {
-		p := Port{Name: "p", Kind: Socket, Holder: cmd.Process.Pid, Lifeline: inode + 1}
+		p := control.Port{Name: "p", Kind: control.Socket, Holder: cmd.Process.Pid, Lifeline: inode + 1}
 		if err := c.AddPort(soon(t), p, append(files, near)...); !errors.Is(err, brport.ErrInvalid) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if err := (Port{Name: "p", Kind: Socket, Lifeline: inode}).Validate(); !errors.Is(err, brport.ErrInvalid) {
+	if err := (control.Port{Name: "p", Kind: control.Socket, Lifeline: inode}).Validate(); !errors.Is(err, brport.ErrInvalid) {
 		t.Errorf("a lifeline of nobody: %v", err)
 	}
 }
@@ -358,7 +361,7 @@ func TestLifelineRefused(t *testing.T) {
 func TestHolderRefused(t *testing.T) {
 	path, _ := serve(t)
 	c := client(t, path)
-	near, far, err := vswitch.SocketFiles()
+	near, far, err := endpoint.SocketFiles()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -382,7 +385,7 @@ func TestHolderRefused(t *testing.T) {
 		{"a dead process", dead.Process.Pid, deadFD, false},
 		{"a zombie", zombie.Process.Pid, zombieFD, false},
 	} {
-		err := c.AddPort(soon(t), Port{Name: "p", Kind: Socket, Holder: test.pid}, test.file, near)
+		err := c.AddPort(soon(t), control.Port{Name: "p", Kind: control.Socket, Holder: test.pid}, test.file, near)
 		if err == nil || errors.Is(err, brport.ErrInvalid) != test.wrong {
 			t.Errorf("%s: %v", test.what, err)
 		}

@@ -1,4 +1,4 @@
-package control
+package server
 
 import (
 	"bytes"
@@ -23,6 +23,9 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/control"
+	"vmnet/bridge/vswitch/vport"
+	"vmnet/internal/endpoint"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/nstest"
 )
@@ -47,7 +50,7 @@ func reply(t testing.TB, conn *net.UnixConn, message []byte, files ...*os.File) 
 	if err := fdpass.SendOver(conn, message, files...); err != nil {
 		return "closed"
 	}
-	b, _, err := fdpass.ReceiveOver(conn, make([]byte, maxMessage), 0)
+	b, _, err := fdpass.ReceiveOver(conn, make([]byte, control.MaxMessage), 0)
 	switch {
 	case errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET):
 		return "closed"
@@ -68,15 +71,15 @@ func openFiles(t testing.TB) int {
 
 func TestMessages(t *testing.T) {
 	path, _ := serve(t)
-	long := strings.Repeat("x", maxLabel+1)
-	port := func(p Port) string {
-		b, err := json.Marshal(request{Do: doAddPort, Port: &p})
+	long := strings.Repeat("x", control.MaxLabel+1)
+	port := func(p control.Port) string {
+		b, err := json.Marshal(control.Request{Do: control.DoAddPort, Port: &p})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return string(b)
 	}
-	trunk := vswitch.PortConfig{}
+	trunk := vport.Config{}
 	for id := 1; id < 4000; id += 2 {
 		trunk.Trunk = append(trunk.Trunk, brport.VLANRange{First: id, Last: id})
 	}
@@ -94,19 +97,19 @@ func TestMessages(t *testing.T) {
 		{`{"do":"set-label","name":"x"}`, "no port of that name"},
 		{`{"do":"set-label","name":"x","label":"` + long + `"}`, "want at most 255"},
 		{`{"do":"add-port","port":{"name":"x","kind":"socket","config":{"vlans":1}}}`, "unknown field"},
-		{port(Port{Name: "x", Kind: Socket}), "0 files: want 1 to 1"},
-		{port(Port{Name: "x", Kind: Socket, Holder: 1}), "0 files: want 2 to 2"},
-		{port(Port{Name: "x", Kind: Packet}), "0 files: want 4 to 4"},
-		{port(Port{Name: "x", Kind: Tap}), "0 files: want 1 to 250"},
-		{strings.Repeat("[", maxMessage), "exceeded max depth"},
-		{strings.Repeat("\x00", maxMessage), "invalid character"},
-		{strings.Repeat(" ", maxMessage+1), "a message of more than 65536 bytes"},
+		{port(control.Port{Name: "x", Kind: control.Socket}), "0 files: want 1 to 1"},
+		{port(control.Port{Name: "x", Kind: control.Socket, Holder: 1}), "0 files: want 2 to 2"},
+		{port(control.Port{Name: "x", Kind: control.Packet}), "0 files: want 4 to 4"},
+		{port(control.Port{Name: "x", Kind: control.Tap}), "0 files: want 1 to 250"},
+		{strings.Repeat("[", control.MaxMessage), "exceeded max depth"},
+		{strings.Repeat("\x00", control.MaxMessage), "invalid character"},
+		{strings.Repeat(" ", control.MaxMessage+1), "a message of more than 65536 bytes"},
 	} {
 		conn := raw(t, path)
 		if got := reply(t, conn, []byte(test.message)); !strings.Contains(got, test.want) {
 			t.Errorf("%.80s: %.200s\nwant %s", test.message, got, test.want)
 		}
-		if len(test.message) > maxMessage {
+		if len(test.message) > control.MaxMessage {
 			if got := reply(t, conn, []byte(`{"do":"info"}`)); got != "closed" {
 				t.Errorf("too long a message: then %s", got)
 			}
@@ -117,25 +120,25 @@ func TestMessages(t *testing.T) {
 		}
 	}
 	c := client(t, path)
-	near, far, err := vswitch.SocketFiles()
+	near, far, err := endpoint.SocketFiles()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer near.Close()
 	defer far.Close()
-	for _, p := range []Port{
-		{Name: "", Kind: Socket},
-		{Name: "two words", Kind: Socket},
-		{Name: "-o", Kind: Socket},
-		{Name: "new\nline", Kind: Socket},
-		{Name: "\xff", Kind: Socket},
-		{Name: strings.Repeat("n", maxName+1), Kind: Socket},
+	for _, p := range []control.Port{
+		{Name: "", Kind: control.Socket},
+		{Name: "two words", Kind: control.Socket},
+		{Name: "-o", Kind: control.Socket},
+		{Name: "new\nline", Kind: control.Socket},
+		{Name: "\xff", Kind: control.Socket},
+		{Name: strings.Repeat("n", vport.MaxName+1), Kind: control.Socket},
 		{Name: "x", Kind: "tun"},
-		{Name: "x", Kind: Socket, Holder: -1},
-		{Name: "x", Kind: Socket, Label: long},
-		{Name: "x", Kind: Socket, Device: "a b"},
-		{Name: "x", Kind: Socket, Config: vswitch.PortConfig{MTU: 1}},
-		{Name: "x", Kind: Socket, Config: trunk},
+		{Name: "x", Kind: control.Socket, Holder: -1},
+		{Name: "x", Kind: control.Socket, Label: long},
+		{Name: "x", Kind: control.Socket, Device: "a b"},
+		{Name: "x", Kind: control.Socket, Config: vport.Config{MTU: 1}},
+		{Name: "x", Kind: control.Socket, Config: trunk},
 	} {
 		if err := c.AddPort(soon(t), p, near); !errors.Is(err, brport.ErrInvalid) {
 			t.Errorf("%.100v: %v", p, err)
@@ -197,7 +200,7 @@ func TestFiles(t *testing.T) {
 	}
 	other := os.NewFile(uintptr(stream), "stream")
 	defer other.Close()
-	near, far, err := vswitch.SocketFiles()
+	near, far, err := endpoint.SocketFiles()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,15 +210,15 @@ func TestFiles(t *testing.T) {
 	c := client(t, path)
 	_, pidfd := sleeper(t)
 	for _, f := range []*os.File{plain, r, other, far, pidfd} {
-		for _, kind := range []string{Tap, Packet, Socket} {
-			if kind == Socket && f == far {
+		for _, kind := range []string{control.Tap, control.Packet, control.Socket} {
+			if kind == control.Socket && f == far {
 				continue
 			}
 			files := []*os.File{f}
-			if kind == Packet {
+			if kind == control.Packet {
 				files = append(files, f)
 			}
-			if err := c.AddPort(soon(t), Port{Name: "x", Kind: kind}, files...); !errors.Is(err, brport.ErrInvalid) {
+			if err := c.AddPort(soon(t), control.Port{Name: "x", Kind: kind}, files...); !errors.Is(err, brport.ErrInvalid) {
 				t.Errorf("%s as a %s: %v", f.Name(), kind, err)
 			}
 		}
@@ -250,7 +253,7 @@ func TestClientLeftBeforeTheAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	near, far, err := vswitch.SocketFiles()
+	near, far, err := endpoint.SocketFiles()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,10 +268,10 @@ func TestClientLeftBeforeTheAnswer(t *testing.T) {
 	}
 	_ = gone.Close()
 	sw := vswitch.New(vswitch.Config{})
-	s := NewServer(sw, Info{})
+	s := New(sw, control.Info{})
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(context.Background(), l) }()
-	b, _, err := fdpass.ReceiveOver(stays, make([]byte, maxMessage), 0)
+	b, _, err := fdpass.ReceiveOver(stays, make([]byte, control.MaxMessage), 0)
 	if err != nil || string(b) != "{}" {
 		t.Errorf("%s, %v", b, err)
 	}
@@ -315,7 +318,7 @@ func TestThousands(t *testing.T) {
 func TestDeaf(t *testing.T) {
 	path, s := serve(t)
 	c := client(t, path)
-	guest(t, c, Port{Name: "a", Label: strings.Repeat("l", maxLabel)})
+	guest(t, c, control.Port{Name: "a", Label: strings.Repeat("l", control.MaxLabel)})
 	index := slices.Sorted(maps.Keys(s.ports.byIndex()))[0]
 	for i := range 4000 {
 		s.ports.sw.FDB().Learn(vswitch.KeyOf(net.HardwareAddr{2, 0, 0, 0, byte(i >> 8), byte(i)}, 0), index)
@@ -341,8 +344,8 @@ func TestDeaf(t *testing.T) {
 func TestManyPorts(t *testing.T) {
 	path, s := serve(t)
 	c := client(t, path)
-	label := strings.Repeat("\x01", maxLabel) // six bytes each, as JSON
-	near, far, err := vswitch.SocketFiles()
+	label := strings.Repeat("\x01", control.MaxLabel) // six bytes each, as JSON
+	near, far, err := endpoint.SocketFiles()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -350,7 +353,7 @@ func TestManyPorts(t *testing.T) {
 	defer far.Close()
 	const n = 200
 	for i := range n {
-		if err := c.AddPort(soon(t), Port{Name: fmt.Sprintf("p%03d", i), Kind: Socket, Label: label, Config: vswitch.PortConfig{MTU: 68}}, near); err != nil {
+		if err := c.AddPort(soon(t), control.Port{Name: fmt.Sprintf("p%03d", i), Kind: control.Socket, Label: label, Config: vport.Config{MTU: 68}}, near); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -359,9 +362,9 @@ func TestManyPorts(t *testing.T) {
 		t.Fatalf("%d ports, %v", len(all), err)
 	}
 	pieces := 0
-	err = s.perform([]byte(`{"do":"ports"}`), nil, func(a answer) error {
+	err = s.perform([]byte(`{"do":"ports"}`), nil, func(a control.Reply) error {
 		pieces++
-		if b, err := json.Marshal(a); err != nil || len(b) > maxMessage-16 {
+		if b, err := json.Marshal(a); err != nil || len(b) > control.MaxMessage-16 {
 			t.Errorf("%d bytes, %v", len(b), err)
 		}
 		return nil
@@ -374,7 +377,7 @@ func TestManyPorts(t *testing.T) {
 // TestAtOnce has many clients change ports at the same time.
 func TestAtOnce(t *testing.T) {
 	path, s := serve(t)
-	near, far, err := vswitch.SocketFiles()
+	near, far, err := endpoint.SocketFiles()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -387,7 +390,7 @@ func TestAtOnce(t *testing.T) {
 		all.Go(func() {
 			for n := range 20 {
 				name := fmt.Sprintf("p%d", (i+n)%5)
-				p, files := Port{Name: name, Kind: Socket}, []*os.File{near}
+				p, files := control.Port{Name: name, Kind: control.Socket}, []*os.File{near}
 				if n%2 == 0 {
 					p.Holder, files = cmd.Process.Pid, []*os.File{pidfd, near}
 				}
@@ -448,7 +451,7 @@ func TestLiveStranger(t *testing.T) {
 			return err
 		}
 		_, _ = unix.Write(fd, []byte(`{"do":"info"}`))
-		n, err := unix.Read(fd, make([]byte, maxMessage))
+		n, err := unix.Read(fd, make([]byte, control.MaxMessage))
 		if err != nil || n != 0 {
 			return fmt.Errorf("%d bytes, %w", n, err)
 		}
@@ -466,108 +469,6 @@ func TestLiveStranger(t *testing.T) {
 	}
 }
 
-// Switches that are none.
-
-// pretend listens and does with each connection what the test says.
-func pretend(t *testing.T, do func(*net.UnixConn)) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "sw")
-	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			conn, err := ln.AcceptUnix()
-			if err != nil {
-				return
-			}
-			serving.Go(func() {
-				do(conn)
-				_ = conn.Close()
-			})
-		}
-	})
-	t.Cleanup(func() {
-		_ = ln.Close()
-		serving.Wait()
-	})
-	return path
-}
-
-func TestClientOfALiar(t *testing.T) {
-	say := func(messages ...string) func(*net.UnixConn) {
-		return func(conn *net.UnixConn) {
-			_, _ = conn.Read(make([]byte, maxMessage))
-			for _, m := range messages {
-				if _, err := conn.Write([]byte(m)); err != nil {
-					return
-				}
-			}
-		}
-	}
-	for _, test := range []struct {
-		what string
-		do   func(*net.UnixConn)
-		want string
-	}{
-		{"nonsense", say("nonsense"), "reply of the switch"},
-		{"nothing", say(), "has closed the connection"},
-		{"no info", say("{}"), "reply of the switch is empty"},
-		{"cut off", say(`{"more":true}`), "has closed the connection"},
-		{"a null", say("null"), "reply of the switch is empty"},
-		{"too long", say(strings.Repeat(" ", maxMessage+1)), "a message of more than"},
-		{"an error", say(`{"error":{"text":"as told","kind":"nonsense"}}`), "as told"},
-		{"files", func(conn *net.UnixConn) {
-			_, _ = conn.Read(make([]byte, maxMessage))
-			_ = fdpass.SendOver(conn, []byte("{}"), os.Stderr, os.Stderr)
-		}, "a message of more than"},
-	} {
-		path := pretend(t, test.do)
-		before := openFiles(t)
-		c := client(t, path)
-		if _, err := c.Info(soon(t)); err == nil || !strings.Contains(err.Error(), test.want) {
-			t.Errorf("%s: %v", test.what, err)
-		}
-		_ = c.Close()
-		nstest.Eventually(t, patience, "no file stays open of "+test.what, func() bool { return openFiles(t) <= before })
-	}
-}
-
-func TestClientsContext(t *testing.T) {
-	endless := pretend(t, func(conn *net.UnixConn) {
-		_, _ = conn.Read(make([]byte, maxMessage))
-		for {
-			if _, err := conn.Write([]byte(`{"more":true}`)); err != nil {
-				return
-			}
-			time.Sleep(time.Millisecond) // not a wait: the pace of what it sends
-		}
-	})
-	silent := pretend(t, func(conn *net.UnixConn) { _, _ = io.Copy(io.Discard, conn) })
-	for _, path := range []string{endless, silent} {
-		c := client(t, path)
-		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
-		if _, err := c.Ports(ctx); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("%v", err)
-		}
-		cancel()
-		if err := c.Flush(soon(t), ""); err == nil || !strings.Contains(err.Error(), "broke earlier") {
-			t.Errorf("afterwards: %v", err)
-		}
-		why := errors.New("as told")
-		ctx, cancelCause := context.WithCancelCause(context.Background())
-		cancelCause(why)
-		if _, err := client(t, path).Ports(ctx); !errors.Is(err, why) {
-			t.Errorf("ended before: %v", err)
-		}
-	}
-	if _, err := Dial(soon(t), filepath.Join(t.TempDir(), "none")); !errors.Is(err, ErrNotRunning) {
-		t.Errorf("nobody listens: %v", err)
-	}
-}
-
 // FuzzPerform gives a switch any message, without and with a file.
 func FuzzPerform(f *testing.F) {
 	for _, seed := range []string{
@@ -579,12 +480,12 @@ func FuzzPerform(f *testing.F) {
 		f.Add([]byte(seed), false)
 		f.Add([]byte(seed), true)
 	}
-	near, far, err := vswitch.SocketFiles()
+	near, far, err := endpoint.SocketFiles()
 	if err != nil {
 		f.Fatal(err)
 	}
 	sw := vswitch.New(vswitch.Config{Addresses: 64})
-	s := NewServer(sw, Info{Name: "sw"})
+	s := New(sw, control.Info{Name: "sw"})
 	f.Cleanup(func() {
 		_ = sw.Close()
 		s.Close()
@@ -596,19 +497,19 @@ func FuzzPerform(f *testing.F) {
 		if withFile {
 			files = []*os.File{near}
 		}
-		err := s.perform(message, files, func(a answer) error {
-			if b, err := json.Marshal(a); err != nil || len(b) > maxMessage-16 {
+		err := s.perform(message, files, func(a control.Reply) error {
+			if b, err := json.Marshal(a); err != nil || len(b) > control.MaxMessage-16 {
 				t.Errorf("%d bytes, %v", len(b), err)
 			}
 			return nil
 		})
 		if err != nil {
-			if b, err := json.Marshal(answer{Error: refuse(err)}); err != nil || len(b) > maxMessage {
+			if b, err := json.Marshal(control.Reply{Error: control.Refuse(err)}); err != nil || len(b) > control.MaxMessage {
 				t.Errorf("%d bytes, %v", len(b), err)
 			}
 		}
 		for _, p := range s.Ports() {
-			if err := p.Config.Validate(); err != nil || len(p.Label) > maxLabel || len(p.Name) > maxName || bytes.ContainsAny([]byte(p.Name), " \n") {
+			if err := p.Config.Validate(); err != nil || len(p.Label) > control.MaxLabel || len(p.Name) > vport.MaxName || bytes.ContainsAny([]byte(p.Name), " \n") {
 				t.Errorf("port %+v: %v", p, err)
 			}
 			if err := s.ports.remove(p.Name); err != nil {

@@ -1,4 +1,4 @@
-package vswitch
+package endpoint
 
 import (
 	"github.com/vishvananda/netlink/nl"

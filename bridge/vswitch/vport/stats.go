@@ -1,0 +1,49 @@
+package vport
+
+// A State says whether frames pass a port.
+type State string
+
+// The states of a port.
+const (
+	StateUp      State = "up"
+	StateDown    State = "down"    // its device is down or has no carrier
+	StateStopped State = "stopped" // stopped for a loop
+	StateEnded   State = "ended"   // its other end is gone
+)
+
+// Stats has a port's state, and its counters since it was added.
+type Stats struct {
+	Name    string       `json:"name"`
+	Kind    string       `json:"kind"` // kind of its wire: "tap", "packet" or "socket"
+	MTU     int          `json:"mtu"`  // in bytes, for frames that leave by it
+	State   State        `json:"state"`
+	Ended   string       `json:"ended,omitempty"`   // why it has ended
+	Loops   uint64       `json:"loops,omitempty"`   // how often it was stopped for a loop
+	Stopped int          `json:"stopped,omitempty"` // seconds until the stop ends
+	Queues  []QueueStats `json:"queues"`
+
+	// Drops counts dropped frames by reason, without zeros: frames that arrived on the port and
+	// were refused, and frames that should have left by it.
+	Drops map[string]uint64 `json:"drops,omitempty"`
+}
+
+// QueueStats has the counters of one queue. Rx counts frames that the switch received from it, Tx
+// frames that it sent to it. A super-frame counts as one. Bytes are those of Ethernet frames,
+// without vnet headers.
+type QueueStats struct {
+	RxFrames uint64 `json:"rx_frames"`
+	RxBytes  uint64 `json:"rx_bytes"`
+	TxFrames uint64 `json:"tx_frames"`
+	TxBytes  uint64 `json:"tx_bytes"`
+}
+
+// Total returns the sum over all queues.
+func (s Stats) Total() (total QueueStats) {
+	for _, q := range s.Queues {
+		total.RxFrames += q.RxFrames
+		total.RxBytes += q.RxBytes
+		total.TxFrames += q.TxFrames
+		total.TxBytes += q.TxBytes
+	}
+	return total
+}

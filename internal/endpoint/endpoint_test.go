@@ -1,0 +1,9 @@
+package endpoint
+
+import (
+	"testing"
+
+	"vmnet/internal/leaktest"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
