@@ -132,6 +132,6 @@ func TestLiveLibvirtDeviceDeleted(t *testing.T) {
 	}
 	h.take(g, "net1")
 	if nics, err := h.List(g.Name); err != nil || len(nics) != 1 || nics[0].State != "forwarding" {
-		t.Errorf("list %+v, %v", nics, err)
+		t.Errorf("list %+v, %v; its QEMU runs as %d", nics, err, g.QEMU())
 	}
 }

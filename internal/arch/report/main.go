@@ -16,16 +16,24 @@ import (
 )
 
 func main() {
+	if dir := os.Getenv(tracedEnv); dir != "" {
+		if err := traced(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	covers := flag.Bool("coverage", true, "run the tests of tapmgr that need no root")
+	traces := flag.Bool("trace", os.Geteuid() == 0, "run the verbs in namespaces of their own: needs root and QEMU")
 	verbose := flag.Bool("v", false, "list the files to open")
 	flag.Parse()
-	if err := report(os.Stdout, *covers, *verbose); err != nil {
+	if err := report(os.Stdout, *covers, *traces, *verbose); err != nil {
 		fmt.Fprintln(os.Stderr, "arch:", err)
 		os.Exit(1)
 	}
 }
 
-func report(w io.Writer, covers, verbose bool) error {
+func report(w io.Writer, covers, traces, verbose bool) error {
 	m, err := arch.Load(".")
 	if err != nil {
 		return err
@@ -41,6 +49,12 @@ func report(w io.Writer, covers, verbose bool) error {
 	fmt.Fprintln(w, "the whole module")
 	if err := verbs(w, m, verbose); err != nil {
 		return err
+	}
+	if traces {
+		fmt.Fprintln(w, "\nFiles with code that ran, with one bridge and one guest; in the same rooms, and in the whole module")
+		if err := trace(w, verbose); err != nil {
+			return err
+		}
 	}
 	fmt.Fprintln(w, "\nPrograms: bytes, packages of this module, all packages")
 	if err := programs(w, m.Path); err != nil {
