@@ -67,7 +67,10 @@ func checkCapture(fd int) error {
 }
 
 func (sw *Switch) capture(f file, cfg capture.Config) error {
-	c := &captureSession{sw: sw, file: f, in: cfg.In || !cfg.Out, out: cfg.Out || !cfg.In, drops: cfg.Drops, snaplen: cfg.Snaplen, live: len(cfg.Ports)}
+	c := &captureSession{
+		sw: sw, file: f, live: len(cfg.Ports),
+		in: cfg.In || !cfg.Out, out: cfg.Out || !cfg.In, drops: cfg.Drops, snaplen: cfg.Snaplen,
+	}
 	if c.snaplen == 0 || c.snaplen > maxFrame { // a record has room for maxFrame bytes
 		c.snaplen = maxFrame
 	}

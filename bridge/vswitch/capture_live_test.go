@@ -96,7 +96,10 @@ func threeHosts(tb testing.TB, sw *vswitch.Switch) *stream {
 // TestLiveCaptureStallsNobody asks for less than the benchmark finds, for the machine may have
 // something else to do.
 func TestLiveCaptureStallsNobody(t *testing.T) {
-	for name, least := range map[string]float64{"another port": 0.7, "both ports, nobody reads": 0.5, "both ports": 0.2} {
+	for name, least := range map[string]float64{
+		"another port": 0.7, "both ports, nobody reads": 0.5,
+		"both ports": 0.2,
+	} {
 		t.Run(name, func(t *testing.T) {
 			sw, c := newSwitch(t), captures()[name]
 			s, turn := threeHosts(t, sw), captureTurns(t, sw, c.reads, c.ports...)

@@ -86,7 +86,8 @@ func (t *recordWriter) send(v *view, d capture.Direction) {
 // lost. After any other error, all that follow are lost too.
 func (t *recordWriter) writeAll(fd uintptr) {
 	for i := 0; i < t.n; {
-		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&t.msgs[i])), uintptr(t.n-i), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&t.msgs[i])), uintptr(t.n-i),
+			unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 		switch errno {
 		case 0:
 			i += int(n)

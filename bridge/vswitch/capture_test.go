@@ -102,10 +102,19 @@ func TestCapture(t *testing.T) {
 			told(0, capture.In, Spoofed.String(), spoofed),
 			told(1, capture.In, "", long), told(0, capture.In, SamePort.String(), back),
 		}},
-		"in":    {capture.Config{Ports: []string{"b"}, In: true}, []string{told(0, capture.In, "", long)}},
-		"out":   {capture.Config{Ports: []string{"b", "a"}, Out: true}, []string{told(0, capture.Out, "", without)}},
-		"drops": {capture.Config{Ports: []string{"c", "a"}, Drops: true}, []string{told(1, capture.In, Spoofed.String(), spoofed), told(1, capture.In, SamePort.String(), back), told(0, capture.Out, TooBig.String(), long)}},
-		"short": {capture.Config{Ports: []string{"b"}, Snaplen: 20}, []string{told(0, capture.Out, "", without[:20]), told(0, capture.In, "", long[:20])}},
+		"in":  {capture.Config{Ports: []string{"b"}, In: true}, []string{told(0, capture.In, "", long)}},
+		"out": {capture.Config{Ports: []string{"b", "a"}, Out: true}, []string{told(0, capture.Out, "", without)}},
+		"drops": {
+			capture.Config{Ports: []string{"c", "a"}, Drops: true},
+			[]string{
+				told(1, capture.In, Spoofed.String(), spoofed), told(1, capture.In, SamePort.String(), back),
+				told(0, capture.Out, TooBig.String(), long),
+			},
+		},
+		"short": {
+			capture.Config{Ports: []string{"b"}, Snaplen: 20},
+			[]string{told(0, capture.Out, "", without[:20]), told(0, capture.In, "", long[:20])},
+		},
 	}
 	a := trunk(0, 10)
 	a.MACs = append(a.MACs, mac(1), mac(4))
@@ -158,8 +167,14 @@ func TestCapture(t *testing.T) {
 // TestCaptureShowsAFrameAsItCame has frames whose tags the switch changes, in VLANs of every way in
 // and out.
 func TestCaptureShowsAFrameAsItCame(t *testing.T) {
-	l := newLAN(t, map[string]vport.Config{"access": access(10), "native": trunk(10, 20), "hairpin": {Settings: brport.Settings{VLAN: 10, Hairpin: true}}})
-	for _, tags := range [][]string{nil, tagged("8100:40960"), tagged("8100:0"), tagged("8100:40970"), tagged("8100:40960", "8100:40960"), tagged("8100:99")} {
+	l := newLAN(t, map[string]vport.Config{
+		"access": access(10), "native": trunk(10, 20),
+		"hairpin": {Settings: brport.Settings{VLAN: 10, Hairpin: true}},
+	})
+	for _, tags := range [][]string{
+		nil, tagged("8100:40960"), tagged("8100:0"), tagged("8100:40970"),
+		tagged("8100:40960", "8100:40960"), tagged("8100:99"),
+	} {
 		for _, from := range []string{"access", "native", "hairpin"} {
 			r := startCapture(t, l.sw, capture.Config{Ports: []string{from}, In: true})
 			in := etherFrame(all, mac(1), tags, 60)
@@ -176,7 +191,8 @@ func TestCaptureShowsAFrameAsItCame(t *testing.T) {
 // cut.
 func TestCaptureOfOffloads(t *testing.T) {
 	ports := map[string]vport.Config{"in": trunkAll(0), "tap": trunkAll(0), "vlan": access(10), "socket": trunkAll(0)}
-	sw, queues := memoryLAN(t, ports, map[string]offload.Limits{"in": everything, "tap": everything, "vlan": everything})
+	sw, queues := memoryLAN(t, ports,
+		map[string]offload.Limits{"in": everything, "tap": everything, "vlan": everything})
 	c := startCapture(t, sw, capture.Config{Ports: []string{"in", "tap", "vlan", "socket"}})
 	r := receiverOf(sw, "in")
 	in := superFrame(5000, 1000, "8100:10")
@@ -315,7 +331,8 @@ func TestCaptureRefusals(t *testing.T) {
 	}
 	defer far.Close()
 	defer r.Close()
-	if err := l.sw.Capture(far, capture.Config{Ports: []string{"a"}}); err == nil || !strings.Contains(err.Error(), "already has") {
+	if err := l.sw.Capture(far, capture.Config{Ports: []string{"a"}}); err == nil ||
+		!strings.Contains(err.Error(), "already has") {
 		t.Errorf("one more than there may be: %v", err)
 	}
 	_ = l.sw.Close()

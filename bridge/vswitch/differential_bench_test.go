@@ -184,7 +184,8 @@ func newBatch(size int) *batch {
 
 // call returns how many messages were sent or received, less than 1 for none.
 func (b *batch) call(number uintptr, fd, flags int) int {
-	n, _, _ := unix.Syscall6(number, uintptr(fd), uintptr(unsafe.Pointer(&b.msgs)), uintptr(len(b.msgs)), uintptr(flags), 0, 0)
+	n, _, _ := unix.Syscall6(number, uintptr(fd), uintptr(unsafe.Pointer(&b.msgs)),
+		uintptr(len(b.msgs)), uintptr(flags), 0, 0)
 	runtime.KeepAlive(b)
 	return int(n)
 }

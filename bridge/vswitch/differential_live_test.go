@@ -42,7 +42,10 @@ func join(t testing.TB, h, middle *host, port string, mtu int) {
 	t.Helper()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = port, mtu
-	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: "lan0", PeerNamespace: netlink.NsFd(int(h.ns.Handle())), PeerMTU: 9000}
+	pair := &netlink.Veth{
+		LinkAttrs: attrs, PeerName: "lan0",
+		PeerNamespace: netlink.NsFd(int(h.ns.Handle())), PeerMTU: 9000,
+	}
 	if err := middle.nl.LinkAdd(pair); err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +68,8 @@ func bridgeLine(t testing.TB, m mtus) *line {
 		t.Fatal(err)
 	}
 	for _, err := range []error{
-		l.middle.nl.LinkSetMaster(l.middle.link("p1"), br), l.middle.nl.LinkSetMaster(l.middle.link("p2"), br), l.middle.nl.LinkSetUp(br),
+		l.middle.nl.LinkSetMaster(l.middle.link("p1"), br), l.middle.nl.LinkSetMaster(l.middle.link("p2"), br),
+		l.middle.nl.LinkSetUp(br),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -189,7 +193,9 @@ func (p *probe) receive() [][]byte {
 // tag is what the kernel has taken out of a frame.
 func (p *probe) tag(oob []byte) []byte {
 	controls, _ := unix.ParseSocketControlMessage(oob)
-	i := slices.IndexFunc(controls, func(c unix.SocketControlMessage) bool { return c.Header.Type == unix.PACKET_AUXDATA })
+	i := slices.IndexFunc(controls, func(c unix.SocketControlMessage) bool {
+		return c.Header.Type == unix.PACKET_AUXDATA
+	})
 	if i < 0 {
 		return nil
 	}
@@ -222,7 +228,8 @@ func carried(from, to *probe, samples []sample) map[uint16][][]byte {
 			}
 		}
 		samples = samples[n:]
-		marks := [][]byte{from.mark(0x88b6, 0), from.mark(unix.ETH_P_IP, unix.IPPROTO_SCTP)} // a port may take these in by two ways
+		// a port may take these in by two ways
+		marks := [][]byte{from.mark(0x88b6, 0), from.mark(unix.ETH_P_IP, unix.IPPROTO_SCTP)}
 		for _, mark := range marks {
 			if _, err := unix.Write(from.fd, append(make([]byte, offload.HeaderLen), mark...)); err != nil {
 				from.t.Fatal(err)
@@ -335,7 +342,10 @@ func (s *sample) network(r *rand.Rand, proto byte, transport []byte) []byte {
 	var ip, addresses []byte
 	if r.IntN(2) == 0 {
 		options := 4 * r.IntN(4)
-		ip = append([]byte{8, 0, 0x40 | byte(5+options/4), 0, 0, 0, byte(r.Uint32()), byte(r.Uint32()), 0x40, 0, 64, proto, 0, 0, 10, 9, 8, 1, 10, 9, 8, 2}, bytes.Repeat([]byte{1}, options)...)
+		ip = append([]byte{
+			8, 0, 0x40 | byte(5+options/4), 0, 0, 0, byte(r.Uint32()), byte(r.Uint32()), 0x40, 0, 64,
+			proto, 0, 0, 10, 9, 8, 1, 10, 9, 8, 2,
+		}, bytes.Repeat([]byte{1}, options)...)
 		binary.BigEndian.PutUint16(ip[4:], uint16(len(ip)-2+len(transport)))
 		binary.BigEndian.PutUint16(ip[12:], ^onesSum(ip[2:], 0))
 		addresses = ip[14:22]
@@ -391,7 +401,8 @@ func TestLiveCarriesWhatTheBridgeCarries(t *testing.T) {
 				got, want := switches[uint16(n)], bridges[uint16(n)]
 				what := fmt.Sprintf("%s %d with %d tags, %d bytes, %+v", f.what, n, f.tags, len(f.frame), f.h)
 				switch {
-				case len(want) == 0 && len(got) > 0 && f.tags < 3: // with more, whatever is no longer than the MTU passes
+				case len(want) == 0 && len(got) > 0 && f.tags < 3:
+					// with more, whatever is no longer than the MTU passes
 					t.Errorf("%s: the bridge drops it, the switch does not", what)
 				case len(want) > 0 && !slices.EqualFunc(got, want, bytes.Equal):
 					t.Errorf("%s: %d frames, from the bridge %d", what, len(got), len(want))

@@ -52,10 +52,18 @@ func TestLiveDownPortIsForgotten(t *testing.T) {
 		down func() error
 		up   func() error
 	}{
-		"tap down":     {tapPort, tapDown, func() error { return tapDown.nl.LinkSetDown(tapDown.link("eth0")) }, func() error { return tapDown.nl.LinkSetUp(tapDown.link("eth0")) }},
-		"card down":    {packetPort, outside, func() error { return middle.nl.LinkSetDown(middle.link("lan0")) }, func() error { return middle.nl.LinkSetUp(middle.link("lan0")) }},
-		"no carrier":   {packetPort, outside, func() error { return outside.nl.LinkSetDown(outside.link("lan0")) }, func() error { return outside.nl.LinkSetUp(outside.link("lan0")) }},
-		"not followed": {unfollowedPort, unfollowed, func() error { return unfollowed.nl.LinkSetDown(unfollowed.link("eth0")) }, func() error { return unfollowed.nl.LinkSetUp(unfollowed.link("eth0")) }},
+		"tap down": {tapPort, tapDown, func() error {
+			return tapDown.nl.LinkSetDown(tapDown.link("eth0"))
+		}, func() error { return tapDown.nl.LinkSetUp(tapDown.link("eth0")) }},
+		"card down": {packetPort, outside, func() error {
+			return middle.nl.LinkSetDown(middle.link("lan0"))
+		}, func() error { return middle.nl.LinkSetUp(middle.link("lan0")) }},
+		"no carrier": {packetPort, outside, func() error {
+			return outside.nl.LinkSetDown(outside.link("lan0"))
+		}, func() error { return outside.nl.LinkSetUp(outside.link("lan0")) }},
+		"not followed": {unfollowedPort, unfollowed, func() error {
+			return unfollowed.nl.LinkSetDown(unfollowed.link("eth0"))
+		}, func() error { return unfollowed.nl.LinkSetUp(unfollowed.link("eth0")) }},
 	} {
 		nstest.Eventually(t, 20*time.Second, name+": the station is learned", func() bool {
 			c.from.say(station)
@@ -66,7 +74,8 @@ func TestLiveDownPortIsForgotten(t *testing.T) {
 		}
 		if c.port != unfollowedPort {
 			nstest.Eventually(t, 20*time.Second, name+": the port is down", func() bool {
-				return c.port.State() == vport.StateDown && c.port.Stats().State == vport.StateDown && sw.FDB().Lookup(key) == -1
+				return c.port.State() == vport.StateDown && c.port.Stats().State == vport.StateDown &&
+					sw.FDB().Lookup(key) == -1
 			})
 		}
 		nstest.Eventually(t, 20*time.Second, name+": what is sent to the station is flooded", func() bool {
@@ -76,7 +85,9 @@ func TestLiveDownPortIsForgotten(t *testing.T) {
 		if err := c.up(); err != nil {
 			t.Fatal(err)
 		}
-		nstest.Eventually(t, 20*time.Second, name+": the port is up again", func() bool { return c.port.State() == vport.StateUp })
+		nstest.Eventually(t, 20*time.Second, name+": the port is up again", func() bool {
+			return c.port.State() == vport.StateUp
+		})
 		for hears(station) {
 		}
 	}

@@ -411,7 +411,9 @@ type FDBStats struct {
 	Moves   uint64 // moved to another port
 	Aged    uint64 // not seen for the ageing time
 	Evicted uint64 // replaced by another address
-	Refused uint64 // not learned: the port is at its limit, or its bucket has only static entries and those of ports with fewer
+	// not learned: the port is at its limit, or its bucket has only static entries and those of
+	// ports with fewer
+	Refused uint64
 }
 
 // Stats returns the counters.

@@ -35,7 +35,8 @@ func hold() {
 		if err != nil && err != unix.EINTR {
 			return
 		}
-		if f := b[:max(n, 0)]; n >= skip+etherLen && !bytes.Equal(f[skip:skip+6], []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}) {
+		if f := b[:max(n, 0)]; n >= skip+etherLen &&
+			!bytes.Equal(f[skip:skip+6], []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}) {
 			var dst [6]byte
 			copy(dst[:], f[skip:])
 			copy(f[skip:], f[skip+6:skip+12])
@@ -127,7 +128,8 @@ func TestFDBAgainstAMap(t *testing.T) {
 		}
 		learned := [vport.MaxPorts]int32{}
 		for _, e := range entries {
-			if v := model[e.Key]; v.port != e.Port || v.static != e.Static || (!e.Static && e.Age != time.Duration(now-v.seen)*time.Second) {
+			if v := model[e.Key]; v.port != e.Port || v.static != e.Static ||
+				(!e.Static && e.Age != time.Duration(now-v.seen)*time.Second) {
 				t.Errorf("step %d: %+v, want %+v at %d", step, e, v, now)
 			}
 			if !e.Static {

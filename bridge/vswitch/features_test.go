@@ -25,7 +25,8 @@ func ethtool(device string, request []byte) error {
 	}
 	copy(ifr.name[:], device)
 	ifr.data = unsafe.Pointer(&request[0])
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&ifr))); errno != 0 {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL,
+		uintptr(unsafe.Pointer(&ifr))); errno != 0 {
 		return fmt.Errorf("ethtool %s: %w", device, errno)
 	}
 	return nil

@@ -153,7 +153,8 @@ func (n *network) left() [][]byte {
 			if err != nil {
 				n.t.Fatal(err)
 			}
-			if got < 12 || !bytes.Equal(b[6:9], stationPrefix) && !bytes.Equal(b[6:9], []byte{0x03, 0, 0}) && !bytes.Equal(b[6:12], make([]byte, 6)) {
+			if got < 12 || !bytes.Equal(b[6:9], stationPrefix) && !bytes.Equal(b[6:9], []byte{0x03, 0, 0}) &&
+				!bytes.Equal(b[6:12], make([]byte, 6)) {
 				continue // the kernel's own
 			}
 			if out[port] != nil {
@@ -227,7 +228,8 @@ func compareForwarding(t *testing.T, ports []brport.Settings, filtering bool, fr
 			if bytes.Equal(got[p], want[p]) {
 				continue
 			}
-			t.Errorf("seed %d, frame %d by port %d (%s): %x\nleft by port %d (%s): %x\nby the bridge's: %x", seed, i, port, ports[port], frame[:min(len(frame), 40)], p, ports[p], head(got[p]), head(want[p]))
+			t.Errorf("seed %d, frame %d by port %d (%s): %x\nleft by port %d (%s): %x\nby the bridge's: %x",
+				seed, i, port, ports[port], frame[:min(len(frame), 40)], p, ports[p], head(got[p]), head(want[p]))
 			if wrong++; wrong > 5 {
 				t.FailNow()
 			}
@@ -306,11 +308,14 @@ func portsOf(t *testing.T, settings ...string) (ports []brport.Settings) {
 // TestLiveForwardsAsTheBridge compares a switch without VLANs with a bridge that does not filter
 // them.
 func TestLiveForwardsAsTheBridge(t *testing.T) {
-	compareForwarding(t, portsOf(t, "", "", "isolated", "isolated", "hairpin", "nolearn", "noflood", "forward:lldp,lacp,0d", "isolated;hairpin;forward:all"), false, 3000)
+	compareForwarding(t, portsOf(t, "", "", "isolated", "isolated", "hairpin", "nolearn", "noflood",
+		"forward:lldp,lacp,0d", "isolated;hairpin;forward:all"), false, 3000)
 }
 
 // TestLabForwardsAsTheBridge compares them with VLANs, which this machine's kernel may not have.
 func TestLabForwardsAsTheBridge(t *testing.T) {
 	lab.Inside(t)
-	compareForwarding(t, portsOf(t, "", "", "vlan:10", "vlan:10;isolated", "vlan:20;hairpin", "trunk:10,20", "trunk:10;native:20", "trunk:1-4094;native:1", "isolated;forward:eapol", "trunk:30;native:10;isolated;noflood"), true, 3000)
+	compareForwarding(t, portsOf(t, "", "", "vlan:10", "vlan:10;isolated", "vlan:20;hairpin", "trunk:10,20",
+		"trunk:10;native:20", "trunk:1-4094;native:1", "isolated;forward:eapol", "trunk:30;native:10;isolated;noflood"),
+		true, 3000)
 }

@@ -42,12 +42,15 @@ func (m *memory) close() error {
 var everything = offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: vnetLen}
 
 // memoryLAN is a switch whose ports are memories with those limits.
-func memoryLAN(tb testing.TB, ports map[string]vport.Config, limits map[string]offload.Limits) (*Switch, map[string]*memory) {
+func memoryLAN(
+	tb testing.TB, ports map[string]vport.Config, limits map[string]offload.Limits,
+) (*Switch, map[string]*memory) {
 	sw, queues := New(Config{}), map[string]*memory{}
 	tb.Cleanup(func() { _ = sw.Close() })
 	for name, cfg := range ports {
 		queues[name] = &memory{closed: make(chan struct{})}
-		if _, err := sw.AddPort(name, &Wire{kind: "memory", limits: limits[name], queues: []queue{queues[name]}}, cfg); err != nil {
+		if _, err := sw.AddPort(name, &Wire{kind: "memory", limits: limits[name], queues: []queue{queues[name]}},
+			cfg); err != nil {
 			tb.Fatal(err)
 		}
 	}
@@ -69,7 +72,10 @@ func superFrame(payload, gso int, tags ...string) []byte {
 	binary.BigEndian.PutUint16(f[l3+2:], uint16(ip+tcp+payload))
 	f[l3+ip+12] = tcp / 4 << 4
 	binary.BigEndian.PutUint16(f[l3+ip+16:], uint16(6+tcp+payload)) // of the pseudo header
-	h := offload.Header{Flags: offload.NeedsCsum, GSOType: offload.GSOTCPv4, GSOSize: uint16(gso), HdrLen: uint16(l3 + ip + tcp), CsumStart: uint16(l3 + ip), CsumOffset: 16}
+	h := offload.Header{
+		Flags: offload.NeedsCsum, GSOType: offload.GSOTCPv4, GSOSize: uint16(gso),
+		HdrLen: uint16(l3 + ip + tcp), CsumStart: uint16(l3 + ip), CsumOffset: 16,
+	}
 	if gso == 0 {
 		h.GSOType = offload.GSONone
 	}
@@ -114,12 +120,16 @@ func vxlanFrame(csum bool) []byte {
 // tag, and for one that does not.
 func TestTunnelsInOnePiece(t *testing.T) {
 	for _, csum := range []bool{false, true} {
-		sw, queues := memoryLAN(t, map[string]vport.Config{"in": access(10), "whole": access(10), "tagged": trunkAll(1), "cut": access(10)},
+		sw, queues := memoryLAN(t,
+			map[string]vport.Config{"in": access(10), "whole": access(10), "tagged": trunkAll(1), "cut": access(10)},
 			map[string]offload.Limits{"in": everything, "whole": everyTunnel, "tagged": everyTunnel, "cut": everything})
 		r := receiverOf(sw, "in")
 		r.frames[0] = frame{data: vxlanFrame(csum)}
 		r.input(r.frames[:1])
-		for name, want := range map[string]struct{ frames, outer int }{"whole": {1, 34}, "tagged": {1, 38}, "cut": {4, 0}} {
+		for name, want := range map[string]struct{ frames, outer int }{
+			"whole":  {1, 34},
+			"tagged": {1, 38}, "cut": {4, 0},
+		} {
 			sent := queues[name].sent
 			if len(sent) != want.frames {
 				t.Errorf("%s got %d frames", name, len(sent))
@@ -130,7 +140,8 @@ func TestTunnelsInOnePiece(t *testing.T) {
 			}
 			h, _ := offload.Parse(sent[0])
 			outer, inner := binary.LittleEndian.Uint16(sent[0][20:]), binary.LittleEndian.Uint16(sent[0][22:])
-			if int(outer) != want.outer || int(inner) != want.outer+8+8+etherLen || h.GSOType != offload.GSOTCPv4|0x20 || (h.Flags&8 != 0) != csum {
+			if int(outer) != want.outer || int(inner) != want.outer+8+8+etherLen ||
+				h.GSOType != offload.GSOTCPv4|0x20 || (h.Flags&8 != 0) != csum {
 				t.Errorf("%s: %+v, outer UDP header at %d, inner IP header at %d", name, h, outer, inner)
 			}
 			if int(h.CsumStart) != int(inner)+20 {
@@ -156,8 +167,14 @@ func FuzzInput(f *testing.F) {
 		lie[i] ^= 0xff
 		f.Add(lie)
 	}
-	ports := map[string]vport.Config{"in": trunkAll(1), "tap": {}, "vlan": access(10), "socket": trunkAll(0), "other": {}, "tunnels": trunkAll(1)}
-	sw, queues := memoryLAN(f, ports, map[string]offload.Limits{"in": everything, "tap": everything, "vlan": everything, "tunnels": everyTunnel})
+	ports := map[string]vport.Config{
+		"in": trunkAll(1), "tap": {}, "vlan": access(10), "socket": trunkAll(0),
+		"other": {}, "tunnels": trunkAll(1),
+	}
+	sw, queues := memoryLAN(f, ports, map[string]offload.Limits{
+		"in": everything, "tap": everything, "vlan": everything,
+		"tunnels": everyTunnel,
+	})
 	if err := sw.fdb.AddStatic(KeyOf(mac(2), defaultVLAN), sw.table.Load().find("tap").index); err != nil {
 		f.Fatal(err)
 	}
@@ -167,7 +184,8 @@ func FuzzInput(f *testing.F) {
 		r.frames[0] = frame{data: data}
 		r.input(r.frames[:1])
 
-		known := len(before) >= vnetLen+etherLen && bytes.Equal(before[vnetLen:vnetLen+6], mac(2)) && binary.BigEndian.Uint16(before[vnetLen+macsLen:]) != etherTypeVLAN
+		known := len(before) >= vnetLen+etherLen && bytes.Equal(before[vnetLen:vnetLen+6], mac(2)) &&
+			binary.BigEndian.Uint16(before[vnetLen+macsLen:]) != etherTypeVLAN
 		for name, q := range queues {
 			limits := *sw.table.Load().find(name).limits.Load()
 			if len(q.sent) > 0 && (name == "in" || known && name != "tap") {
@@ -193,7 +211,10 @@ func FuzzInput(f *testing.F) {
 // TestFinishesWhatATargetDoesNotTake sends a super-frame, and one with a partial checksum, to ports
 // with and without tags, offloads and vnet headers.
 func TestFinishesWhatATargetDoesNotTake(t *testing.T) {
-	ports := map[string]vport.Config{"in": trunkAll(1), "tap": trunkAll(1), "vlantap": access(10), "socket": trunkAll(1), "vlansocket": access(10)}
+	ports := map[string]vport.Config{
+		"in": trunkAll(1), "tap": trunkAll(1), "vlantap": access(10),
+		"socket": trunkAll(1), "vlansocket": access(10),
+	}
 	limits := map[string]offload.Limits{"in": everything, "tap": everything, "vlantap": everything}
 	for _, c := range []struct {
 		payload, gso, frames int
@@ -215,7 +236,8 @@ func TestFinishesWhatATargetDoesNotTake(t *testing.T) {
 			t.Fatalf("%d and %d frames, want %d", len(tagged), len(plain), c.frames)
 		}
 		for i := range plain {
-			if want := append(bytes.Clone(tagged[i][:macsLen]), tagged[i][macsLen+tagLen:]...); !bytes.Equal(plain[i], want) {
+			if want := append(bytes.Clone(tagged[i][:macsLen]), tagged[i][macsLen+tagLen:]...); !bytes.Equal(plain[i],
+				want) {
 				t.Errorf("frame %d: %x with VLAN, %x without", i, plain[i], want)
 			}
 			if sum := sumOf(plain[i][34:], 6+len(plain[i])-34); sum != 0xffff {
@@ -242,12 +264,16 @@ func TestSmallerMTU(t *testing.T) {
 	sw, queues := memoryLAN(t, map[string]vport.Config{"in": {}, "small": {MTU: 1000}, "jumbo": {MTU: 9000}},
 		map[string]offload.Limits{"in": everything, "small": everything, "jumbo": everything})
 	r := receiverOf(sw, "in")
-	for i, data := range [][]byte{superFrame(5000, 1448), superFrame(5000, 964), superFrame(964, 0), superFrame(965, 0), superFrame(9004-40, 0), superFrame(9005-40, 0)} {
+	for i, data := range [][]byte{
+		superFrame(5000, 1448), superFrame(5000, 964), superFrame(964, 0), superFrame(965, 0),
+		superFrame(9004-40, 0), superFrame(9005-40, 0),
+	} {
 		r.frames[i] = frame{data: data}
 	}
 	r.input(r.frames[:6])
 	small, jumbo := sw.table.Load().find("small"), sw.table.Load().find("jumbo")
-	if len(queues["small"].sent) != 2 || small.Dropped(TooBig) != 4 || len(queues["jumbo"].sent) != 5 || jumbo.Dropped(TooBig) != 1 {
+	if len(queues["small"].sent) != 2 || small.Dropped(TooBig) != 4 || len(queues["jumbo"].sent) != 5 ||
+		jumbo.Dropped(TooBig) != 1 {
 		t.Errorf("%d frames at the small port, %d too big; %d at the other, %d too big",
 			len(queues["small"].sent), small.Dropped(TooBig), len(queues["jumbo"].sent), jumbo.Dropped(TooBig))
 	}

@@ -96,7 +96,9 @@ func TestLiveHolders(t *testing.T) {
 			moves := func(when string) {
 				t.Helper()
 				before := s.bytes.Load()
-				nstest.Eventually(t, 20*time.Second, "the others go on "+when, func() bool { return s.bytes.Load() > before+1<<20 })
+				nstest.Eventually(t, 20*time.Second, "the others go on "+when, func() bool {
+					return s.bytes.Load() > before+1<<20
+				})
 			}
 			where := newHost(t, 100, "tap0")
 			settle(t)
@@ -112,7 +114,10 @@ func TestLiveHolders(t *testing.T) {
 				}
 				moves("while it is stopped")
 				if kind == "socket" { // a tap's kernel drops without telling
-					nstest.Eventually(t, 20*time.Second, "it takes no more", func() bool { p.load(10); return h.port.Dropped(vswitch.Full) > 0 })
+					nstest.Eventually(t, 20*time.Second, "it takes no more", func() bool {
+						p.load(10)
+						return h.port.Dropped(vswitch.Full) > 0
+					})
 				}
 				if err := h.port.Err(); err != nil {
 					t.Errorf("a port of a stopped process has ended: %v", err)
@@ -122,13 +127,18 @@ func TestLiveHolders(t *testing.T) {
 					t.Errorf("round %d: no answer after SIGCONT: %+v", round, h.port.Stats())
 				}
 				end(h.process)
-				nstest.Eventually(t, 20*time.Second, "its port ends", func() bool { p.load(1); return h.port.Err() != nil })
+				nstest.Eventually(t, 20*time.Second, "its port ends", func() bool {
+					p.load(1)
+					return h.port.Err() != nil
+				})
 				moves("when it is dead")
 				if err := sw.RemovePort("held"); err != nil {
 					t.Error(err)
 				}
 			}
-			nstest.Eventually(t, 20*time.Second, "all is closed", func() bool { return openFiles(t) <= files && runtime.NumGoroutine() <= goroutines })
+			nstest.Eventually(t, 20*time.Second, "all is closed", func() bool {
+				return openFiles(t) <= files && runtime.NumGoroutine() <= goroutines
+			})
 			if _, rings := countFiles(t); rings > len(sw.Ports()) {
 				t.Errorf("%d rings for %d ports with a queue each", rings, len(sw.Ports()))
 			}

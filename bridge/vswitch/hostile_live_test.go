@@ -75,7 +75,9 @@ func floods(next func(b []byte) []byte) func(tb testing.TB, sw *vswitch.Switch, 
 
 // floodsTap does it from behind a tap that the switch has as a packet port. Nothing makes such a
 // guest wait: while it is quiet, it burns the same time into a device that nobody listens to.
-func floodsTap(vnet offload.Header, next func(b []byte) []byte) func(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile {
+func floodsTap(
+	vnet offload.Header, next func(b []byte) []byte,
+) func(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile {
 	return func(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile {
 		h, b := newHost(tb, 200, "tap0"), make([]byte, 10+64<<10)
 		vnet.Put(b)
@@ -108,7 +110,10 @@ func floodsSuper(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile {
 	for i := range 4 {
 		socketGuest(tb, sw, fmt.Sprint("socket", i), vport.Config{})
 	}
-	h := offload.Header{Flags: offload.NeedsCsum, GSOType: offload.GSOTCPv4, GSOSize: 60, HdrLen: 54, CsumStart: 34, CsumOffset: 16}
+	h := offload.Header{
+		Flags: offload.NeedsCsum, GSOType: offload.GSOTCPv4, GSOSize: 60, HdrLen: 54,
+		CsumStart: 34, CsumOffset: 16,
+	}
 	return floodsTap(h, superBroadcasts)(tb, sw, cfg)
 }
 
@@ -300,7 +305,8 @@ func TestLiveHostileGuest(t *testing.T) {
 			bad := portOf(t, sw, "bad")
 			h.on.Store(true)
 			before, start := bad.Stats().Total().RxFrames, time.Now()
-			for time.Since(start) < 1500*time.Millisecond { // an unlimited guest has sent ten times as much as it may by then
+			for time.Since(start) < 1500*time.Millisecond {
+				// an unlimited guest has sent ten times as much as it may by then
 				pingPong(t, a, b, 500)
 			}
 			tcp(t, a, b, 1<<20)

@@ -32,7 +32,10 @@ type host struct {
 func newHost(t testing.TB, n int, device string) *host {
 	t.Helper()
 	ns := nstest.New(t)
-	return &host{t, ns, nstest.Handle(t, ns), device, fmt.Sprintf("10.9.%d.%d", n/250, n%250+1), fmt.Sprintf("fd09::%x", n+1)}
+	return &host{
+		t, ns, nstest.Handle(t, ns), device, fmt.Sprintf("10.9.%d.%d", n/250, n%250+1),
+		fmt.Sprintf("fd09::%x", n+1),
+	}
 }
 
 // up gives the device an MTU and the host's addresses.
@@ -213,7 +216,11 @@ func udp(t *testing.T, from, to *host, size int) {
 func ping(t *testing.T, from *host, addr string, size int) error {
 	t.Helper()
 	return from.ns.Do(func() error {
-		_, err := traffic.SendPing(t.Context(), traffic.Ping{Addr: addr, Count: 10, Timeout: 100 * time.Millisecond, UntilFirst: true, Size: size, DontFragment: true})
+		_, err := traffic.SendPing(t.Context(),
+			traffic.Ping{
+				Addr: addr, Count: 10, Timeout: 100 * time.Millisecond, UntilFirst: true,
+				Size: size, DontFragment: true,
+			})
 		return err
 	})
 }

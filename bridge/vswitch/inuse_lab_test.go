@@ -26,7 +26,10 @@ func TestLabInUse(t *testing.T) {
 			return &netlink.Vrf{LinkAttrs: netlink.LinkAttrs{Name: "vrf0"}, Table: 10}
 		}, "", "vrf0 receives nothing from it while the switch has it"},
 		"ipvlan": {func(_ *host, card int) netlink.Link {
-			return &netlink.IPVlan{LinkAttrs: netlink.LinkAttrs{Name: "ip0", ParentIndex: card}, Mode: netlink.IPVLAN_MODE_L2}
+			return &netlink.IPVlan{
+				LinkAttrs: netlink.LinkAttrs{Name: "ip0", ParentIndex: card},
+				Mode:      netlink.IPVLAN_MODE_L2,
+			}
 		}, "lan0 has ip0 (ipvlan) on it", ""},
 		"vlan": {func(_ *host, card int) netlink.Link {
 			return &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: "lan0.5", ParentIndex: card}, VlanId: 5}
@@ -59,7 +62,8 @@ func TestLabInUse(t *testing.T) {
 		if err != nil {
 			text = err.Error()
 		}
-		if !strings.Contains(text, c.err) || (text == "") != (c.err == "") || !strings.Contains(strings.Join(notes, "; "), c.note) {
+		if !strings.Contains(text, c.err) || (text == "") != (c.err == "") ||
+			!strings.Contains(strings.Join(notes, "; "), c.note) {
 			t.Errorf("%s: %q, %q", name, text, notes)
 		}
 		if name == "vlan" {
@@ -80,7 +84,8 @@ func claimedParent(t *testing.T, h *host, c *rtnl.Conn) {
 		t.Errorf("before: %v", err)
 	}
 	w := openPacket(t, h, "lan0")
-	if _, err := endpoint.CheckInUse(h.ns, c, vlan); err == nil || !strings.Contains(err.Error(), "a switch has claimed lan0, the parent device of lan0.5") {
+	if _, err := endpoint.CheckInUse(h.ns, c, vlan); err == nil ||
+		!strings.Contains(err.Error(), "a switch has claimed lan0, the parent device of lan0.5") {
 		t.Errorf("with a claim of lan0: %v", err)
 	}
 	if claimed, err := endpoint.Claimed(h.ns, "lan0"); err != nil || !claimed {

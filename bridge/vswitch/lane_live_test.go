@@ -56,7 +56,9 @@ func TestLiveLane(t *testing.T) {
 	if err := sw.RemovePort("p1"); err != nil {
 		t.Fatal(err)
 	}
-	nstest.Eventually(t, 20*time.Second, "the lane goes with its port", func() bool { return len(lanes(t, middle)) == 1 })
+	nstest.Eventually(t, 20*time.Second, "the lane goes with its port", func() bool {
+		return len(lanes(t, middle)) == 1
+	})
 	addPort(t, sw, "p1", openPacket(t, middle, "p1"), vport.Config{})
 	tcp(t, other, outside, 1<<20)
 	for _, p := range sw.Ports() {

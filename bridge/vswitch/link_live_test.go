@@ -72,7 +72,10 @@ func TestLivePortFollowsItsDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	guest.device = "lan0"
-	nstest.Eventually(t, 20*time.Second, "the port follows the name", func() bool { s, ok := port.Link(); return ok && s.Name == "lan0" })
+	nstest.Eventually(t, 20*time.Second, "the port follows the name", func() bool {
+		s, ok := port.Link()
+		return ok && s.Name == "lan0"
+	})
 
 	for h, p := range map[*host]*vswitch.Port{guest: port, middle: up} {
 		is := func(want bool) func() bool {

@@ -78,7 +78,8 @@ func (e *echoes) hash(f *frame, filters bool) uint64 {
 	}
 	const odd = 0x9e37_79b9_7f4a_7c15 // spreads a small number
 	more := (uint64(vlan)<<32 | uint64(len(rest))) * odd
-	return bits.RotateLeft64(maphash.Bytes(e.seed, addresses), 1) ^ maphash.Bytes(e.seed, rest[:min(len(rest), echoBytes)]) ^ more
+	return bits.RotateLeft64(maphash.Bytes(e.seed, addresses), 1) ^
+		maphash.Bytes(e.seed, rest[:min(len(rest), echoBytes)]) ^ more
 }
 
 // A stop is the loop detection's state for one port. Times are in nanoseconds since the switch's

@@ -67,7 +67,10 @@ func (h *heard) all() string {
 // ports that do not learn.
 func TestLoopIsStopped(t *testing.T) {
 	deaf := vport.Config{Settings: brport.Settings{NoLearning: true}}
-	for name, cfg := range map[string]vport.Config{"plain": {}, "VLAN": access(10), "no learning": deaf, "storm": {Storm: vport.GuestStorm(vport.GuestFrames)}} {
+	for name, cfg := range map[string]vport.Config{
+		"plain": {}, "VLAN": access(10), "no learning": deaf,
+		"storm": {Storm: vport.GuestStorm(vport.GuestFrames)},
+	} {
 		t.Run(name, func(t *testing.T) {
 			var h heard
 			l := newLANOf(t, Config{Notice: h.notice}, map[string]vport.Config{"a": cfg, "b": cfg, "c": cfg, "d": cfg})
@@ -79,7 +82,8 @@ func TestLoopIsStopped(t *testing.T) {
 			b, c := l.port("b"), l.port("c")
 			stopped := func() (n int) {
 				for _, p := range []*Port{b, c} {
-					if s := p.Stats(); s.State == vport.StateStopped && s.Stopped > 0 && s.Stopped <= 10 && s.Loops == 1 {
+					if s := p.Stats(); s.State == vport.StateStopped && s.Stopped > 0 &&
+						s.Stopped <= 10 && s.Loops == 1 {
 						n++
 					}
 				}
@@ -89,7 +93,9 @@ func TestLoopIsStopped(t *testing.T) {
 			if stopped() != 1 {
 				t.Errorf("both ports of the loop are stopped: %+v, %+v", b.Stats(), c.Stats())
 			}
-			nstest.Eventually(t, 10*time.Second, "it is said", func() bool { return strings.Contains(h.all(), "is stopped for 10s: ") })
+			nstest.Eventually(t, 10*time.Second, "it is said", func() bool {
+				return strings.Contains(h.all(), "is stopped for 10s: ")
+			})
 			l.quiet()
 			if got := l.say("a", etherFrame(all, mac(1), nil, 60)); got["d"] != 1 {
 				t.Errorf("the others' frames pass no more: %v", got)
@@ -104,7 +110,8 @@ func TestLoopIsStopped(t *testing.T) {
 			again.stop.until.Store(l.sw.now())
 			nstest.Eventually(t, 10*time.Second, "it is stopped again", func() bool {
 				_, _ = unix.Write(a.fd, etherFrame(all, mac(1), nil, 47)) // a storm limit may take one
-				return b.Stats().Loops+c.Stats().Loops == 2 && (strings.Contains(h.all(), "for 20s: ") || again.Stats().Loops == 1)
+				return b.Stats().Loops+c.Stats().Loops == 2 && (strings.Contains(h.all(), "for 20s: ") ||
+					again.Stats().Loops == 1)
 			})
 		})
 	}
@@ -196,7 +203,9 @@ func TestHairpinLoopIsStopped(t *testing.T) {
 	if _, err := unix.Write(l.stations["a"].fd, etherFrame(all, mac(1), nil, 46)); err != nil {
 		t.Fatal(err)
 	}
-	nstest.Eventually(t, 10*time.Second, "the mirror's port is stopped", func() bool { return l.port("mirror").Stats().Loops == 1 })
+	nstest.Eventually(t, 10*time.Second, "the mirror's port is stopped", func() bool {
+		return l.port("mirror").Stats().Loops == 1
+	})
 }
 
 // TestNoLoop has what looks like a loop and is none, each faster than it comes in nature.
@@ -235,7 +244,10 @@ func TestNoLoop(t *testing.T) {
 				l.send("b", numbered(1, 1))
 			}
 		}},
-		"a firewall joins two VLANs": {map[string]vport.Config{"a": access(10), "in": access(10), "out": access(20), "b": access(20)}, func(l *lan) {
+		"a firewall joins two VLANs": {map[string]vport.Config{
+			"a": access(10), "in": access(10), "out": access(20),
+			"b": access(20),
+		}, func(l *lan) {
 			for n := range 300 {
 				l.send("a", numbered(n, 1))
 				l.send("out", numbered(n, 1))

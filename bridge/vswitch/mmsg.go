@@ -80,7 +80,8 @@ func (q *socketQueue) fillFrames(fd uintptr) (n int, err error) {
 		q.msgs[i].hdr.SetControllen(auxLen)
 	}
 	for {
-		got, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&q.msgs[0])), uintptr(want), unix.MSG_DONTWAIT, 0, 0)
+		got, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&q.msgs[0])), uintptr(want),
+			unix.MSG_DONTWAIT, 0, 0)
 		switch {
 		case errno == unix.EINTR:
 			continue

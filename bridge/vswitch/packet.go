@@ -67,7 +67,10 @@ func OpenPacketFiles(files []*os.File) (*Wire, error) {
 		return nil, fmt.Errorf("open packet socket: %d files: want %d", len(files), endpoint.PacketFileCount)
 	}
 	socket, claim, link, second := files[0], files[1], files[2], files[3]
-	w := &Wire{kind: "packet", limits: offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: vnetLen}}
+	w := &Wire{
+		kind:   "packet",
+		limits: offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: vnetLen},
+	}
 	held, err := duplicate(claim, endpoint.CheckClaim)
 	if err != nil {
 		return nil, fmt.Errorf("open packet socket: the claim: %w", err)

@@ -28,7 +28,10 @@ func veth(t *testing.T, a, b *host, device string, mtu int) {
 	t.Helper()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = device, mtu
-	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: device, PeerNamespace: netlink.NsFd(int(b.ns.Handle())), PeerMTU: uint32(mtu)}
+	pair := &netlink.Veth{
+		LinkAttrs: attrs, PeerName: device, PeerNamespace: netlink.NsFd(int(b.ns.Handle())),
+		PeerMTU: uint32(mtu),
+	}
 	if err := a.nl.LinkAdd(pair); err != nil {
 		t.Fatal(err)
 	}
@@ -152,11 +155,14 @@ func TestLivePacketTags(t *testing.T) {
 
 	header := make([]byte, 10) // of what the tap gives and takes
 	for n, tags := range []string{
-		"", "\x81\x00\x00\x05", "\x81\x00\x60\x05", "\x81\x00\x60\x00", "\x88\xa8\x00\x07\x81\x00\x00\x05", "\x81\x00\x00\x05\x81\x00\x00\x06",
-		"\x88\xa8\x00\x07", "\x88\xa8\x00\x07\x88\xa8\x00\x06\x81\x00\x00\x05", "\x88\xa8\x00\x07\x88\xa8\x00\x06\x81\x00\x00\x05\x81\x00\x00\x04",
+		"", "\x81\x00\x00\x05", "\x81\x00\x60\x05", "\x81\x00\x60\x00", "\x88\xa8\x00\x07\x81\x00\x00\x05",
+		"\x81\x00\x00\x05\x81\x00\x00\x06",
+		"\x88\xa8\x00\x07", "\x88\xa8\x00\x07\x88\xa8\x00\x06\x81\x00\x00\x05",
+		"\x88\xa8\x00\x07\x88\xa8\x00\x06\x81\x00\x00\x05\x81\x00\x00\x04",
 	} {
 		for _, payload := range []int{60, 1500} {
-			f := "\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x0b" + string(rune(n)) + tags + "\x88\xb5" + string(make([]byte, payload))
+			f := "\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x0b" + string(rune(n)) + tags + "\x88\xb5" +
+				string(make([]byte, payload))
 			expect(t, outside, append(header, f...), inside, []byte(f))
 			expect(t, inside, []byte(f), outside, append(header, f...))
 		}
@@ -186,7 +192,8 @@ func TestLivePacketManyFullFrames(t *testing.T) {
 		t.Fatal(err)
 	}
 	for n := range 300 {
-		f := slices.Concat([]byte{2, 0, 0, 0, 0, 9}, ours, []byte{0, byte(n >> 8), byte(n), 0x88, 0xa8, 0, 7, 0x81, 0, 0, 5, 0x88, 0xb5}, make([]byte, 1500))
+		f := slices.Concat([]byte{2, 0, 0, 0, 0, 9}, ours,
+			[]byte{0, byte(n >> 8), byte(n), 0x88, 0xa8, 0, 7, 0x81, 0, 0, 5, 0x88, 0xb5}, make([]byte, 1500))
 		if _, err := inside.Write(f); err != nil {
 			t.Fatal(err)
 		}
@@ -245,7 +252,8 @@ func arp(t *testing.T, guest *os.File, to *host) bool {
 			return false
 		}
 		// An ARP reply, from that address, to us.
-		if e := b[10:n]; len(e) >= 42 && binary.BigEndian.Uint16(e[12:]) == 0x0806 && e[21] == 2 && bytes.Equal(e[28:32], target[:]) && bytes.Equal(e[:6], own) {
+		if e := b[10:n]; len(e) >= 42 && binary.BigEndian.Uint16(e[12:]) == 0x0806 && e[21] == 2 &&
+			bytes.Equal(e[28:32], target[:]) && bytes.Equal(e[:6], own) {
 			return true
 		}
 	}
@@ -433,7 +441,10 @@ func TestLivePacketDeviceRemovedBefore(t *testing.T) {
 
 func TestLivePacketNotEthernet(t *testing.T) {
 	h := newHost(t, 1, "lan0")
-	tun := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "tun0"}, Mode: netlink.TUNTAP_MODE_TUN, Flags: netlink.TUNTAP_NO_PI}
+	tun := &netlink.Tuntap{
+		LinkAttrs: netlink.LinkAttrs{Name: "tun0"}, Mode: netlink.TUNTAP_MODE_TUN,
+		Flags: netlink.TUNTAP_NO_PI,
+	}
 	if err := h.ns.Do(func() error { return netlink.LinkAdd(tun) }); err != nil {
 		t.Fatal(err)
 	}

@@ -86,7 +86,8 @@ func (p *peers) peerOf(inode uint32) (peer uint32, err error) {
 		return 0, err
 	}
 	messages, err := syscall.ParseNetlinkMessage(p.answer[:n])
-	if err != nil || len(messages) != 1 || messages[0].Header.Type != sockDiagByFamily || len(messages[0].Data) < sizeofUnixDiag {
+	if err != nil || len(messages) != 1 || messages[0].Header.Type != sockDiagByFamily ||
+		len(messages[0].Data) < sizeofUnixDiag {
 		return 0, errors.Join(errors.New("sock_diag: no reply about that socket"), err)
 	}
 	return peerIn(messages[0].Data[sizeofUnixDiag:]), nil

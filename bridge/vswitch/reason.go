@@ -113,9 +113,10 @@ var cures = map[Reason]string{
 		"ethtool -K DEVICE tx-udp-segmentation off tx-sctp-segmentation off, " +
 		"such as the container's end of a veth pair; for a network card that joins what it receives, " +
 		"ethtool -K DEVICE rx-udp-gro-forwarding off",
-	offloadBase + Reason(offload.Tunnel): "have the device that they leave by cut them: ethtool -K DEVICE tso off gso off",
-	TooBig:                               "give the devices behind all ports one MTU, or the port a larger one (mtu=BYTES)",
-	Looped:                               "take away what joins the ports beside the switch",
+	offloadBase + Reason(offload.Tunnel): "have the device that they leave by cut them: " +
+		"ethtool -K DEVICE tso off gso off",
+	TooBig: "give the devices behind all ports one MTU, or the port a larger one (mtu=BYTES)",
+	Looped: "take away what joins the ports beside the switch",
 }
 
 // Cures are what helps against some reasons for which frames were dropped, by the same labels as

@@ -23,7 +23,9 @@ type ring struct {
 	cqes   unsafe.Pointer // array of cqe
 	maps   [][]byte
 
-	refused bool // the kernel cannot write to taps without waiting: before Linux 5.11 (FMODE_NOWAIT in drivers/net/tun.c)
+	// the kernel cannot write to taps without waiting: before Linux 5.11 (FMODE_NOWAIT in
+	// drivers/net/tun.c)
+	refused bool
 }
 
 // queueOfRing has the head and tail of one of the ring's two queues, in memory shared with the
@@ -142,7 +144,8 @@ func (r *ring) write(fd uintptr, s *sender) error {
 	}
 	r.sq.tail.Store(tail + uint32(s.n))
 	for submitted, done := 0, 0; done < s.n; {
-		n, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(s.n-submitted), uintptr(s.n-done), enterEvents, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(s.n-submitted),
+			uintptr(s.n-done), enterEvents, 0, 0)
 		if errno == 0 {
 			submitted += int(n)
 		}
@@ -163,7 +166,10 @@ func (r *ring) write(fd uintptr, s *sender) error {
 // alone, a ring would wait for room (io_rw_init_file in io_uring/rw.c).
 func (s *sender) request(fd uintptr, i int) sqe {
 	f := &s.list[i]
-	e := sqe{opcode: opWrite, fd: int32(fd), addr: addressOf(f.Head), len: uint32(len(f.Head)), flags: unix.RWF_NOWAIT, userData: uint64(i)}
+	e := sqe{
+		opcode: opWrite, fd: int32(fd), addr: addressOf(f.Head), len: uint32(len(f.Head)),
+		flags: unix.RWF_NOWAIT, userData: uint64(i),
+	}
 	if len(f.Payload) > 0 {
 		s.vector(i)
 		e.opcode, e.addr, e.len = opWritev, uint64(uintptr(unsafe.Pointer(&s.iovs[i]))), uint32(len(s.iovs[i]))

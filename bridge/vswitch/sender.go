@@ -204,7 +204,8 @@ func (s *sender) sendmmsg(fd uintptr) {
 // sendRun sends the frames from i up to but not including end in one call, and returns the index at
 // which to go on.
 func (s *sender) sendRun(fd uintptr, i, end int) (next int) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&s.msgs[i])), uintptr(end-i), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&s.msgs[i])), uintptr(end-i),
+		unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 	switch {
 	case errno == unix.EINTR:
 		return i

@@ -60,7 +60,12 @@ func weigh(t *testing.T) weight {
 func TestLiveSoak(t *testing.T) {
 	sw := newSwitch(t)
 	var hosts []*host
-	for n, c := range []corner{{"tap", 1500, "all"}, {"queues", 1500, "all"}, {"packet", 1500, "all"}, {"socket", 1500, "none"}} {
+	for n, c := range []corner{
+		{"tap", 1500, "all"},
+		{"queues", 1500, "all"},
+		{"packet", 1500, "all"},
+		{"socket", 1500, "none"},
+	} {
 		hosts = append(hosts, c.host(t, sw, n))
 	}
 	s, where := newStream(t, hosts[0], hosts[1]), newHost(t, 100, "tap0")

@@ -35,11 +35,13 @@ func (sw *Switch) AddStatic(port string, mac net.HardwareAddr, vlan int) error {
 func (t *table) keyAt(p *Port, mac net.HardwareAddr, vlan int) (Key, error) {
 	switch {
 	case !t.filters && vlan != 0:
-		return 0, fmt.Errorf("%w VLAN %d: the switch does not filter VLANs (leave it out, or run the switch with --vlan-filtering)", brport.ErrInvalid, vlan)
+		return 0, fmt.Errorf("%w VLAN %d: the switch does not filter VLANs "+
+			"(leave it out, or run the switch with --vlan-filtering)", brport.ErrInvalid, vlan)
 	case !t.filters:
 		return KeyOf(mac, defaultVLAN), nil
 	case vlan == 0 && !p.vlans.untagged:
-		return 0, fmt.Errorf("%w VLAN 0: port %s has no VLAN for untagged frames (name a VLAN of its trunk)", brport.ErrInvalid, p.name)
+		return 0, fmt.Errorf("%w VLAN 0: port %s has no VLAN for untagged frames (name a VLAN of its trunk)",
+			brport.ErrInvalid, p.name)
 	case vlan == 0:
 		return KeyOf(mac, p.vlans.native), nil
 	case !p.vlans.has(uint16(vlan)):

@@ -195,7 +195,8 @@ func (sw *Switch) addPort(name string, w *Wire, cfg vport.Config) (*Port, error)
 	if next.filters && !old.filters {
 		sw.fdb.FlushLearned() // it has tagged frames in the default VLAN
 		if len(old.ports) > 0 {
-			sw.notice("VLANs are kept apart from now on, since port %s has VLANs: ports without are in VLAN %d, untagged", name, defaultVLAN)
+			sw.notice("VLANs are kept apart from now on, since port %s has VLANs: "+
+				"ports without are in VLAN %d, untagged", name, defaultVLAN)
 		}
 	}
 	if w.link != nil {
@@ -322,7 +323,10 @@ func (t *table) inVLAN(k Key) string {
 }
 
 func (t *table) with(p *Port) *table {
-	next := &table{ports: append(slices.Clone(t.ports), p), by: slices.Clone(t.by), filters: t.filters || p.cfg.HasVLANs()}
+	next := &table{
+		ports: append(slices.Clone(t.ports), p), by: slices.Clone(t.by),
+		filters: t.filters || p.cfg.HasVLANs(),
+	}
 	slices.SortFunc(next.ports, func(a, b *Port) int {
 		if a.name < b.name {
 			return -1

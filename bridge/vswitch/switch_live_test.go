@@ -82,7 +82,8 @@ func TestLiveManyPorts(t *testing.T) {
 // TestLiveSocket has guests without any offload: what taps send is finished for them in software.
 func TestLiveSocket(t *testing.T) {
 	sw := newSwitch(t)
-	tap, a, b := tapHost(t, sw, 0, 1, vport.Config{}), socketHost(t, sw, 1, vport.Config{}), socketHost(t, sw, 2, vport.Config{})
+	tap, a, b := tapHost(t, sw, 0, 1, vport.Config{}), socketHost(t, sw, 1, vport.Config{}),
+		socketHost(t, sw, 2, vport.Config{})
 	for _, pair := range [][2]*host{{tap, a}, {a, tap}, {a, b}} {
 		tcp(t, pair[0], pair[1], 5<<20)
 		udp(t, pair[0], pair[1], 1400)
@@ -97,7 +98,8 @@ func TestLiveMTUs(t *testing.T) {
 	sw := newSwitch(t)
 	jumbo := vport.Config{MTU: 9000}
 	a, b := tapHost(t, sw, 0, 1, jumbo), tapHost(t, sw, 1, 1, jumbo)
-	small, smallSocket, jumboSocket := tapHost(t, sw, 2, 1, vport.Config{}), socketHost(t, sw, 3, vport.Config{}), socketHost(t, sw, 4, jumbo)
+	small, smallSocket, jumboSocket := tapHost(t, sw, 2, 1, vport.Config{}), socketHost(t, sw, 3, vport.Config{}),
+		socketHost(t, sw, 4, jumbo)
 	hosts := []*host{a, b, small, smallSocket, jumboSocket}
 	for i, from := range hosts {
 		for _, to := range hosts[i+1:] {
@@ -150,7 +152,8 @@ func TestLivePortsUnderLoad(t *testing.T) {
 			}
 			addPort(t, sw, fmt.Sprint("s", n), w, vport.Config{})
 			// It speaks, from an address that is another's at the next turn.
-			_, _ = far.Write(append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 9, byte(n + changes%3)}, make([]byte, 48)...))
+			_, _ = far.Write(append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 9, byte(n + changes%3)},
+				make([]byte, 48)...))
 			defer far.Close()
 		}
 		for n := 2; n < 5; n++ {

@@ -72,7 +72,8 @@ func TestLearnsAndForwards(t *testing.T) {
 	want := map[string]uint64{
 		LinkLocal.String(): 1, SamePort.String(): 1, BadSource.String(): 2, Short.String(): 2, Giant.String(): 1,
 	}
-	if got := l.port("a").Stats(); !equal(got.Drops, want) || got.Total().TxFrames != 3 || got.Total().RxFrames != l.stations["a"].sent-1 {
+	if got := l.port("a").Stats(); !equal(got.Drops, want) || got.Total().TxFrames != 3 ||
+		got.Total().RxFrames != l.stations["a"].sent-1 {
 		t.Errorf("counted %+v, want %v", got, want)
 	}
 	if got := l.port("c").Dropped(TooBig); got != 1 {
@@ -102,15 +103,32 @@ func TestVLANs(t *testing.T) {
 		tags []string
 		want map[string][]string // the tags that each station sees
 	}{
-		{"a10", nil, map[string][]string{"b10": nil, "trunk": tagged("8100:10"), "native": nil, "all": tagged("8100:10")}},
+		{"a10", nil, map[string][]string{
+			"b10": nil, "trunk": tagged("8100:10"), "native": nil,
+			"all": tagged("8100:10"),
+		}},
 		{"a10", tagged("8100:20"), nil}, // no hopping
-		{"a10", tagged("8100:10"), map[string][]string{"b10": nil, "trunk": tagged("8100:10"), "native": nil, "all": tagged("8100:10")}},
-		{"a20", nil, map[string][]string{"trunk": tagged("8100:20"), "native": tagged("8100:20"), "all": tagged("8100:20")}},
+		{"a10", tagged("8100:10"), map[string][]string{
+			"b10": nil, "trunk": tagged("8100:10"), "native": nil,
+			"all": tagged("8100:10"),
+		}},
+		{"a20", nil, map[string][]string{
+			"trunk": tagged("8100:20"), "native": tagged("8100:20"),
+			"all": tagged("8100:20"),
+		}},
 		{"trunk", nil, nil}, // it has no native VLAN
 		{"trunk", tagged("8100:0"), nil},
 		{"trunk", tagged("8100:30"), nil},
-		{"trunk", tagged("8100:20"), map[string][]string{"a20": nil, "native": tagged("8100:20"), "all": tagged("8100:20")}},
-		{"native", nil, map[string][]string{"a10": nil, "b10": nil, "trunk": tagged("8100:10"), "all": tagged("8100:10")}},
+		{
+			"trunk",
+			tagged("8100:20"),
+			map[string][]string{"a20": nil, "native": tagged("8100:20"), "all": tagged("8100:20")},
+		},
+		{
+			"native",
+			nil,
+			map[string][]string{"a10": nil, "b10": nil, "trunk": tagged("8100:10"), "all": tagged("8100:10")},
+		},
 		{"native", tagged("8100:30"), map[string][]string{"all": tagged("8100:30")}},
 		{"all", nil, map[string][]string{"plain": nil}},
 		{"all", tagged("8100:30"), map[string][]string{"native": tagged("8100:30")}},
@@ -124,11 +142,30 @@ func TestVLANs(t *testing.T) {
 		{"plain", tagged("8100:10", "8100:1"), nil},
 		{"plain", tagged("88a8:10"), map[string][]string{"all": tagged("88a8:10")}},
 		// A priority stays where there is a tag for it: 3<<13.
-		{"a10", tagged("8100:24576"), map[string][]string{"b10": nil, "trunk": tagged("8100:24586"), "native": nil, "all": tagged("8100:24586")}},
-		{"trunk", tagged("8100:24596"), map[string][]string{"a20": nil, "native": tagged("8100:24596"), "all": tagged("8100:24596")}},
+		{"a10", tagged("8100:24576"), map[string][]string{
+			"b10": nil, "trunk": tagged("8100:24586"), "native": nil,
+			"all": tagged("8100:24586"),
+		}},
+		{
+			"trunk",
+			tagged("8100:24596"),
+			map[string][]string{"a20": nil, "native": tagged("8100:24596"), "all": tagged("8100:24596")},
+		},
 		// A provider's tag is payload, and so is whatever is behind the first of ours.
-		{"a10", tagged("88a8:5", "8100:20"), map[string][]string{"b10": tagged("88a8:5", "8100:20"), "trunk": tagged("8100:10", "88a8:5", "8100:20"), "native": tagged("88a8:5", "8100:20"), "all": tagged("8100:10", "88a8:5", "8100:20")}},
-		{"trunk", tagged("8100:20", "8100:10"), map[string][]string{"a20": tagged("8100:10"), "native": tagged("8100:20", "8100:10"), "all": tagged("8100:20", "8100:10")}},
+		{
+			"a10", tagged("88a8:5", "8100:20"),
+			map[string][]string{
+				"b10": tagged("88a8:5", "8100:20"), "trunk": tagged("8100:10", "88a8:5", "8100:20"),
+				"native": tagged("88a8:5", "8100:20"), "all": tagged("8100:10", "88a8:5", "8100:20"),
+			},
+		},
+		{
+			"trunk", tagged("8100:20", "8100:10"),
+			map[string][]string{
+				"a20": tagged("8100:10"), "native": tagged("8100:20", "8100:10"),
+				"all": tagged("8100:20", "8100:10"),
+			},
+		},
 	} {
 		l.floods(c.from, c.tags, c.want)
 	}
@@ -152,7 +189,10 @@ func (l *lan) floods(from string, tags []string, want map[string][]string) {
 // pass on all tags.
 func TestFilteringBeginsAndStays(t *testing.T) {
 	l := newLAN(t, plain("a", "b"))
-	for _, tags := range [][]string{nil, tagged("8100:10"), tagged("8100:24576"), tagged("8100:4095"), tagged("88a8:5", "8100:10")} {
+	for _, tags := range [][]string{
+		nil, tagged("8100:10"), tagged("8100:24576"), tagged("8100:4095"),
+		tagged("88a8:5", "8100:10"),
+	} {
 		l.floods("a", tags, map[string][]string{"b": tags})
 	}
 	// One station is one address, whatever tags its frames have.
@@ -225,7 +265,8 @@ func TestForward(t *testing.T) {
 	l.send("none", etherFrame(net.HardwareAddr{1, 0x80, 0xc2, 0, 0, 2}, mac(99), nil, 46))
 	l.send("none", etherFrame(net.HardwareAddr{1, 0x80, 0xc2, 0, 0, 1}, mac(98), nil, 46))
 	index := l.port("none").PortIndex()
-	if at, not := l.sw.FDB().Lookup(KeyOf(mac(99), defaultVLAN)), l.sw.FDB().Lookup(KeyOf(mac(98), defaultVLAN)); at != index || not != -1 {
+	if at, not := l.sw.FDB().Lookup(KeyOf(mac(99), defaultVLAN)),
+		l.sw.FDB().Lookup(KeyOf(mac(98), defaultVLAN)); at != index || not != -1 {
 		t.Errorf("behind %d and %d, want %d and -1", at, not, index)
 	}
 }
@@ -240,7 +281,8 @@ func TestLockedTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer far.Close()
-	if p, err := l.sw.AddPort("c", w, locked); !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), "02:00:00:00:00:07 is a static address of port a") {
+	if p, err := l.sw.AddPort("c", w, locked); !errors.Is(err, fs.ErrExist) ||
+		!strings.Contains(err.Error(), "02:00:00:00:00:07 is a static address of port a") {
 		t.Errorf("%v, %v", p, err)
 	}
 	if n := l.sw.FDB().Stats().Entries; n != 1 {
@@ -292,7 +334,8 @@ func TestStaticAddresses(t *testing.T) {
 		{mac(8), 0, ""},
 		{mac(8), 0, "does not know"},
 	} {
-		if err := l.sw.Forget(c.mac, c.vlan); (err != nil) != (c.text != "") || err != nil && !strings.Contains(err.Error(), c.text) {
+		if err := l.sw.Forget(c.mac, c.vlan); (err != nil) != (c.text != "") ||
+			err != nil && !strings.Contains(err.Error(), c.text) {
 			t.Errorf("forget %v in VLAN %d: %v", c.mac, c.vlan, err)
 		}
 	}
@@ -327,13 +370,16 @@ func TestPortSettings(t *testing.T) {
 			t.Errorf("%s: %v, want %v", what, names(got), want)
 		}
 	}
-	check("isolated, flooded", l.send("guest1", etherFrame(all, mac(1), nil, 46)), "uplink", "hairpin", "deaf", "noflood", "locked", "few")
+	check("isolated, flooded", l.send("guest1", etherFrame(all, mac(1), nil, 46)), "uplink", "hairpin", "deaf",
+		"noflood", "locked", "few")
 	check("isolated, known", l.send("guest2", etherFrame(mac(1), mac(2), nil, 46)))
 	check("from the uplink", l.send("uplink", etherFrame(mac(2), mac(3), nil, 46)), "guest2")
-	check("hairpin, flooded", l.send("hairpin", etherFrame(all, mac(4), nil, 46)), "guest1", "guest2", "uplink", "hairpin", "deaf", "noflood", "locked", "few")
+	check("hairpin, flooded", l.send("hairpin", etherFrame(all, mac(4), nil, 46)), "guest1", "guest2", "uplink",
+		"hairpin", "deaf", "noflood", "locked", "few")
 	check("hairpin, back", l.send("hairpin", etherFrame(mac(4), mac(44), nil, 46)), "hairpin")
 	check("not learned", l.send("deaf", etherFrame(mac(3), mac(5), nil, 46)), "uplink")
-	check("so flooded", l.send("uplink", etherFrame(mac(5), mac(3), nil, 46)), "guest1", "guest2", "hairpin", "deaf", "locked", "few")
+	check("so flooded", l.send("uplink", etherFrame(mac(5), mac(3), nil, 46)), "guest1", "guest2", "hairpin",
+		"deaf", "locked", "few")
 	check("spoofed", l.send("locked", etherFrame(mac(3), mac(1), nil, 46)))
 	check("allowed", l.send("locked", etherFrame(mac(3), mac(7), nil, 46)), "uplink")
 	l.send("uplink", etherFrame(mac(3), mac(6), nil, 46))
@@ -394,7 +440,10 @@ func TestBucketForgives(t *testing.T) {
 }
 
 func TestStormLimit(t *testing.T) {
-	l := newLAN(t, map[string]vport.Config{"a": {Storm: vport.Storm{Broadcast: 100, Multicast: 50, Unknown: 20}}, "b": {}})
+	l := newLAN(t, map[string]vport.Config{
+		"a": {Storm: vport.Storm{Broadcast: 100, Multicast: 50, Unknown: 20}},
+		"b": {},
+	})
 	l.send("b", etherFrame(all, mac(2), nil, 46))
 	for _, c := range []struct {
 		why   Reason
@@ -411,7 +460,8 @@ func TestStormLimit(t *testing.T) {
 			frames := slices.Repeat([][]byte{etherFrame(c.dst, mac(1), nil, 46)}, 20)
 			got += len(l.send("a", frames...)["b"])
 		}
-		if dropped := l.port("a").Dropped(c.why); got < c.burst || (c.why != Delivered && (got > 500 || uint64(got)+dropped != 1000)) {
+		if dropped := l.port("a").Dropped(c.why); got < c.burst ||
+			(c.why != Delivered && (got > 500 || uint64(got)+dropped != 1000)) {
 			t.Errorf("%s: %d passed, %d were dropped", c.why, got, dropped)
 		}
 	}
@@ -420,7 +470,8 @@ func TestStormLimit(t *testing.T) {
 // TestStormCountsSegments has a guest flood super-frames, each of which is 500 frames to a port
 // that takes none: the first uses up the limits of seconds.
 func TestStormCountsSegments(t *testing.T) {
-	sw, queues := memoryLAN(t, map[string]vport.Config{"in": {Storm: vport.Storm{Unknown: 100}}, "socket": {}}, map[string]offload.Limits{"in": everything})
+	sw, queues := memoryLAN(t, map[string]vport.Config{"in": {Storm: vport.Storm{Unknown: 100}}, "socket": {}},
+		map[string]offload.Limits{"in": everything})
 	r := receiverOf(sw, "in")
 	for i := range 3 {
 		r.frames[i] = frame{data: superFrame(50000, 100)}
@@ -434,7 +485,8 @@ func TestStormCountsSegments(t *testing.T) {
 // TestRefusedRests has stations that send what goes nowhere: the switch reads them no faster than
 // their limit allows.
 func TestRefusedRests(t *testing.T) {
-	l := newLAN(t, map[string]vport.Config{"a": {Storm: vport.Storm{Refused: 1000}}, "b": {Storm: vport.Storm{Refused: 1}}})
+	l := newLAN(t,
+		map[string]vport.Config{"a": {Storm: vport.Storm{Refused: 1000}}, "b": {Storm: vport.Storm{Refused: 1}}})
 	refused, start := etherFrame(mac(2), all, nil, 46), time.Now()
 	l.send("a", slices.Repeat([][]byte{refused}, 300)...)
 	// 100 may come at once, and a batch is read before it is counted.
@@ -541,7 +593,8 @@ func TestPortsComeAndGo(t *testing.T) {
 	_ = l.stations["b"].far.Close()
 	delete(l.stations, "b")
 	index := l.add("c", vport.Config{}).PortIndex()
-	if got := names(l.send("a", etherFrame(mac(2), mac(1), nil, 46))); !slices.Equal(got, []string{"c"}) || index != b.PortIndex() {
+	if got := names(l.send("a", etherFrame(mac(2), mac(1), nil, 46))); !slices.Equal(got, []string{"c"}) ||
+		index != b.PortIndex() {
 		t.Errorf("b's address reaches %v; c has index %d, b had %d", got, index, b.PortIndex())
 	}
 	if got := l.sw.Ports(); len(got) != 2 || got[0].Name() != "a" || got[1].Name() != "c" {

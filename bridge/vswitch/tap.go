@@ -29,7 +29,8 @@ func OpenTap(queues ...*os.File) (*Wire, error) {
 	for i, f := range queues {
 		q, limits, err := openTapQueue(f)
 		if err == nil && i > 0 && limits.VnetHdr != w.limits.VnetHdr {
-			err = errors.Join(errors.New("the queues differ in IFF_VNET_HDR, so they do not belong to one tap"), q.close())
+			err = errors.Join(errors.New("the queues differ in IFF_VNET_HDR, so they do not belong to one tap"),
+				q.close())
 		}
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("open tap, queue %d: %w", i, err), w.Close())

@@ -50,7 +50,8 @@ func TestLabTunnels(t *testing.T) {
 			name: "MPLS", sysctls: map[string]string{"mpls/platform_labels": "1000", "mpls/conf/lan0/input": "1"},
 			link: "type dummy", after: []string{
 				"-f mpls route add 100 dev lo", "-f mpls route add 101 dev lo",
-				"route add FAR4/32 encap mpls 100 via REMOTE4 dev lan0", "-6 route add FAR6/128 encap mpls 101 via REMOTE6 dev lan0",
+				"route add FAR4/32 encap mpls 100 via REMOTE4 dev lan0",
+				"-6 route add FAR6/128 encap mpls 101 via REMOTE6 dev lan0",
 			},
 		},
 	} {

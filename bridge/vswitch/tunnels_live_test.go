@@ -56,15 +56,19 @@ func (l *line) through(c tunnel) (outside, inside *host) {
 		if c.v6 {
 			own = v6
 		}
-		fill := strings.NewReplacer("LOCAL", own[i], "REMOTE4", v4[1-i], "REMOTE6", v6[1-i], "REMOTE", own[1-i], "FAR4", in4[1-i], "FAR6", in6[1-i])
+		fill := strings.NewReplacer("LOCAL", own[i], "REMOTE4", v4[1-i], "REMOTE6", v6[1-i], "REMOTE", own[1-i],
+			"FAR4", in4[1-i], "FAR6", in6[1-i])
 		for name, value := range c.sysctls {
-			if err := h.ns.Do(func() error { return os.WriteFile("/proc/sys/net/"+name, []byte(value), 0) }); err != nil {
+			if err := h.ns.Do(func() error {
+				return os.WriteFile("/proc/sys/net/"+name, []byte(value), 0)
+			}); err != nil {
 				h.t.Fatal(err)
 			}
 		}
 		h.ip("addr add %s/24 dev lan0", v4[i])
 		h.ip("addr add %s/64 dev lan0 nodad", v6[i])
-		for _, s := range slices.Concat(c.before, []string{"link add name tun0 " + c.link, "link set tun0 up"}, c.after) {
+		for _, s := range slices.Concat(c.before, []string{"link add name tun0 " + c.link, "link set tun0 up"},
+			c.after) {
 			h.ip("%s", fill.Replace(s))
 		}
 		e := *h
@@ -101,7 +105,8 @@ func testTunnel(t *testing.T, c tunnel, bytes int64) *vswitch.Switch {
 	}
 	for _, p := range sw.Ports() {
 		for why, n := range p.Stats().Drops { // but for what the hosts' kernels say when they come up
-			if !slices.Contains([]string{vswitch.SamePort.String(), vswitch.NoPort.String(), vswitch.Down.String()}, why) {
+			if !slices.Contains([]string{vswitch.SamePort.String(), vswitch.NoPort.String(), vswitch.Down.String()},
+				why) {
 				t.Errorf("%s has dropped %d: %s", p.Name(), n, why)
 			}
 		}
@@ -193,8 +198,15 @@ func TestLiveVXLAN(t *testing.T) {
 
 var vxlans = []tunnel{
 	{name: "VXLAN", link: "type vxlan id 42 local LOCAL remote REMOTE dstport 4789 dev lan0"},
-	{name: "VXLAN, checksum, another port", link: "type vxlan id 42 local LOCAL remote REMOTE dstport 9999 udpcsum dev lan0"},
-	{name: "VXLAN, IPv6", v6: true, link: "type vxlan id 42 local LOCAL remote REMOTE dstport 4789 udp6zerocsumtx udp6zerocsumrx dev lan0"},
+	{
+		name: "VXLAN, checksum, another port",
+		link: "type vxlan id 42 local LOCAL remote REMOTE dstport 9999 udpcsum dev lan0",
+	},
+	{
+		name: "VXLAN, IPv6",
+		v6:   true,
+		link: "type vxlan id 42 local LOCAL remote REMOTE dstport 4789 udp6zerocsumtx udp6zerocsumrx dev lan0",
+	},
 	{name: "VXLAN, IPv6, checksum", v6: true, link: "type vxlan id 42 local LOCAL remote REMOTE dstport 4789 dev lan0"},
 }
 
@@ -283,7 +295,8 @@ func udpSocket(t testing.TB, h *host, bind unix.Sockaddr, other ...unix.Sockaddr
 func setFeatures(t *testing.T, h *host, device string, want map[string]bool) {
 	t.Helper()
 	err := h.ns.Do(func() error { return trySetFeatures(device, want) })
-	nstest.Require(t, "device features", !errors.Is(err, unix.EOPNOTSUPP), "boot a kernel that has the features of this test")
+	nstest.Require(t, "device features", !errors.Is(err, unix.EOPNOTSUPP),
+		"boot a kernel that has the features of this test")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -146,7 +146,8 @@ func reasonOf(errno syscall.Errno) Reason {
 		return Down
 	case unix.EMSGSIZE:
 		return TooBig
-	case unix.EBADFD, unix.EBADF, unix.ENXIO, unix.ENODEV, unix.ECONNREFUSED, unix.ENOTCONN, unix.EPIPE, unix.ECONNRESET:
+	case unix.EBADFD, unix.EBADF, unix.ENXIO, unix.ENODEV, unix.ECONNREFUSED, unix.ENOTCONN,
+		unix.EPIPE, unix.ECONNRESET:
 		return Gone
 	}
 	return Rejected

@@ -66,7 +66,8 @@ func explainClaim(device string, err error) error {
 		cure = " (another switch has the device)"
 	case errors.Is(err, unix.EPERM):
 		cure = " (needs CAP_NET_ADMIN)"
-	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EINVAL),
+		errors.Is(err, unix.ENOENT):
 		cure = " (needs Linux 5.12 with nf_tables and CONFIG_NF_TABLES_NETDEV: modprobe nf_tables)"
 	}
 	return fmt.Errorf("keep the frames of %s from the host's own stack: %w%s", device, err, cure)
@@ -84,7 +85,8 @@ func makeClaim(fd int, device string) error {
 		nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, create, unix.NFPROTO_NETDEV, 0,
 			nl.NewRtAttr(unix.NFTA_TABLE_NAME, nl.ZeroTerminated(name)),
 			nl.NewRtAttr(unix.NFTA_TABLE_FLAGS, be32(tableOwner))),
-		nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWCHAIN, create, unix.NFPROTO_NETDEV, 0, ingressChain(name, claimChain, device)...))
+		nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWCHAIN, create, unix.NFPROTO_NETDEV, 0,
+			ingressChain(name, claimChain, device)...))
 	if failed == 0 && errors.Is(err, unix.EPERM) { // the table belongs to another socket
 		err = unix.EEXIST
 	}
@@ -111,7 +113,8 @@ func ingressChain(table, chain, device string) []*nl.RtAttr {
 // transact has nf_tables apply messages as a whole or not at all. failed is the index of the
 // message that err is about, or -1.
 func transact(fd int, messages ...*nl.NetlinkRequest) (failed int, err error) {
-	all := []*nl.NetlinkRequest{nfMessage(unix.NFNL_MSG_BATCH_BEGIN, unix.NLM_F_REQUEST, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)}
+	all := []*nl.NetlinkRequest{nfMessage(unix.NFNL_MSG_BATCH_BEGIN, unix.NLM_F_REQUEST, unix.AF_UNSPEC,
+		unix.NFNL_SUBSYS_NFTABLES)}
 	all = append(all, messages...)
 	all = append(all, nfMessage(unix.NFNL_MSG_BATCH_END, unix.NLM_F_REQUEST, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES))
 	var batch []byte
@@ -151,7 +154,8 @@ func Claimed(ns *netns.NS, device string) (bool, error) {
 	if err := sockopt.SetReceiveTimeout(fd, claimWait); err != nil {
 		return false, err
 	}
-	get := nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETTABLE, unix.NLM_F_REQUEST|unix.NLM_F_ACK, unix.NFPROTO_NETDEV, 0,
+	get := nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETTABLE, unix.NLM_F_REQUEST|unix.NLM_F_ACK,
+		unix.NFPROTO_NETDEV, 0,
 		nl.NewRtAttr(unix.NFTA_TABLE_NAME, nl.ZeroTerminated(claimTable+device)))
 	get.Seq = 1
 	if err = unix.Sendto(fd, get.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err == nil {
@@ -169,7 +173,10 @@ func Claimed(ns *netns.NS, device string) (bool, error) {
 // nfMessage builds a message of nfnetlink (include/uapi/linux/netfilter/nfnetlink.h).
 func nfMessage(kind, flags int, family byte, resource uint16, attrs ...*nl.RtAttr) *nl.NetlinkRequest {
 	m := &nl.NetlinkRequest{NlMsghdr: unix.NlMsghdr{Len: unix.SizeofNlMsghdr, Type: uint16(kind), Flags: uint16(flags)}}
-	m.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: unix.NFNETLINK_V0, ResId: binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, resource))})
+	m.AddData(&nl.Nfgenmsg{
+		NfgenFamily: family, Version: unix.NFNETLINK_V0,
+		ResId: binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, resource)),
+	})
 	for _, a := range attrs {
 		m.AddData(a)
 	}

@@ -27,25 +27,36 @@ func CheckInUse(ns *netns.NS, c *rtnl.Conn, link *rtnl.Link) (notes []string, er
 		return nil, err
 	}
 	if len(taken) > 0 {
-		return nil, fmt.Errorf("%s has %s on it, which would no longer receive anything (remove them, or use another device)",
-			link.Name, strings.Join(taken, ", "))
+		return nil, fmt.Errorf("%s has %s on it, which would no longer receive anything "+
+			"(remove them, or use another device)", link.Name, strings.Join(taken, ", "))
 	}
-	if link.Kind == "vlan" && link.LowerNS < 0 {
-		parent, err := c.LinkByIndex(link.Lower)
-		if err == nil {
-			if claimed, err := Claimed(ns, parent.Name); err == nil && claimed {
-				return nil, fmt.Errorf("a switch has claimed %s, the parent device of %s, which therefore receives nothing (give the port of %s the VLAN: trunk=)",
-					parent.Name, link.Name, parent.Name)
-			}
-		}
+	if err := parentClaimed(ns, c, link); err != nil {
+		return nil, err
 	}
 	if len(vlans) > 0 {
-		notes = append(notes, fmt.Sprintf("the host receives nothing on %s while the switch has it", strings.Join(vlans, ", ")))
+		notes = append(notes, fmt.Sprintf("the host receives nothing on %s while the switch has it",
+			strings.Join(vlans, ", ")))
 	}
 	if addrs, err := c.Addrs(link.Index); err == nil && len(addrs) > 0 {
 		notes = append(notes, "the host's addresses on it are unreachable while the switch has it")
 	}
 	return notes, nil
+}
+
+// parentClaimed returns an error if link is a VLAN whose parent device a switch has claimed.
+func parentClaimed(ns *netns.NS, c *rtnl.Conn, link *rtnl.Link) error {
+	if link.Kind != "vlan" || link.LowerNS >= 0 {
+		return nil
+	}
+	parent, err := c.LinkByIndex(link.Lower)
+	if err != nil {
+		return nil
+	}
+	if claimed, err := Claimed(ns, parent.Name); err != nil || !claimed {
+		return nil
+	}
+	return fmt.Errorf("a switch has claimed %s, the parent device of %s, which therefore receives nothing "+
+		"(give the port of %s the VLAN: trunk=)", parent.Name, link.Name, parent.Name)
 }
 
 // masterUse returns a note or an error about the device that a link is a port or member of.

@@ -56,7 +56,8 @@ func setLane(ns *netns.NS, socket, claim int, queue *os.File, d Device) error {
 	}
 	// Frames that the host itself sends on the tap would arrive on the port, so it must be
 	// quiet before it is up.
-	if err := c.SetQuiet(link.Index, rtnl.Alias("vmnet switch: beside "+d.Name), rtnl.TxQLen(laneQueueLen)); err != nil {
+	if err := c.SetQuiet(link.Index, rtnl.Alias("vmnet switch: beside "+d.Name),
+		rtnl.TxQLen(laneQueueLen)); err != nil {
 		return err
 	}
 	if err := c.Set(link.Index, rtnl.Up(true)); err != nil {
@@ -75,7 +76,10 @@ func indescribable(l offload.Limits) []byte {
 	if l.USO {
 		return []byte{unix.IPPROTO_SCTP}
 	}
-	return []byte{unix.IPPROTO_SCTP, unix.IPPROTO_UDP, unix.IPPROTO_GRE, unix.IPPROTO_IPIP, unix.IPPROTO_IPV6, unix.IPPROTO_MPLS}
+	return []byte{
+		unix.IPPROTO_SCTP, unix.IPPROTO_UDP, unix.IPPROTO_GRE, unix.IPPROTO_IPIP,
+		unix.IPPROTO_IPV6, unix.IPPROTO_MPLS,
+	}
 }
 
 const etherLen = 14 // ETH_HLEN of include/uapi/linux/if_ether.h
@@ -95,7 +99,10 @@ func leaveOut(socket int, protocols []byte) error {
 	for _, v := range ipVersions {
 		program = append(program,
 			unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: protocol},
-			unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: uint8(1 + 2*len(protocols)), K: uint32(v.kind)},
+			unix.SockFilter{
+				Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: uint8(1 + 2*len(protocols)),
+				K: uint32(v.kind),
+			},
 			unix.SockFilter{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: etherLen + v.at})
 		for _, p := range protocols {
 			program = append(program,
@@ -104,7 +111,8 @@ func leaveOut(socket int, protocols []byte) error {
 		}
 	}
 	program = append(program, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 1<<32 - 1})
-	return unix.SetsockoptSockFprog(socket, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
+	return unix.SetsockoptSockFprog(socket, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+		&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
 }
 
 // forward has the kernel forward frames from the tap to the claimed device, and packets of those
@@ -112,7 +120,8 @@ func leaveOut(socket int, protocols []byte) error {
 func forward(claim int, device, tap Device, protocols []byte) error {
 	table := claimTable + device.Name
 	messages := []*nl.NetlinkRequest{
-		nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWCHAIN, nfCreate|unix.NLM_F_EXCL, unix.NFPROTO_NETDEV, 0, ingressChain(table, "lane", tap.Name)...),
+		nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWCHAIN, nfCreate|unix.NLM_F_EXCL, unix.NFPROTO_NETDEV, 0,
+			ingressChain(table, "lane", tap.Name)...),
 		nfRule(table, "lane", nfForward(device.Index)),
 	}
 	for _, v := range ipVersions {

@@ -42,11 +42,13 @@ func tryTable(fd int) error {
 	}
 	const first, last = 1, 2 // the messages' numbers
 	begin := nfMessage(unix.NFNL_MSG_BATCH_BEGIN, unix.NLM_F_REQUEST, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
-	table := nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, unix.NLM_F_REQUEST|unix.NLM_F_ACK|unix.NLM_F_CREATE, unix.NFPROTO_NETDEV, 0,
+	table := nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE,
+		unix.NLM_F_REQUEST|unix.NLM_F_ACK|unix.NLM_F_CREATE, unix.NFPROTO_NETDEV, 0,
 		nl.NewRtAttr(unix.NFTA_TABLE_NAME, nl.ZeroTerminated("vmnet-try")),
 		nl.NewRtAttr(unix.NFTA_TABLE_FLAGS, be32(tableOwner)))
 	begin.Seq, table.Seq = first, last
-	if err := unix.Sendto(fd, append(begin.Serialize(), table.Serialize()...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := unix.Sendto(fd, append(begin.Serialize(), table.Serialize()...), 0,
+		&unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return err
 	}
 	_, err := acknowledged(fd, last)

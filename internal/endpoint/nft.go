@@ -17,7 +17,8 @@ func nfRule(table, chain string, expressions ...[]*nl.RtAttr) *nl.NetlinkRequest
 			list.AddChild(e)
 		}
 	}
-	return nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWRULE, nfCreate|unix.NLM_F_APPEND, unix.NFPROTO_NETDEV, 0,
+	return nfMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWRULE, nfCreate|unix.NLM_F_APPEND,
+		unix.NFPROTO_NETDEV, 0,
 		nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(table)),
 		nl.NewRtAttr(unix.NFTA_RULE_CHAIN, nl.ZeroTerminated(chain)),
 		list)

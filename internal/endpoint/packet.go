@@ -153,7 +153,8 @@ func deviceOf(fd, index int) (Device, error) {
 		return d, fmt.Errorf("SIOCGIFHWADDR: %w", err)
 	}
 	if kind := ifr.Uint16(); kind != unix.ARPHRD_ETHER { // sa_family of ifr_hwaddr, netdevice(7)
-		return d, fmt.Errorf("%w device: %s is not an Ethernet device, but one of type %d", brport.ErrInvalid, d.Name, kind)
+		return d, fmt.Errorf("%w device: %s is not an Ethernet device, but one of type %d",
+			brport.ErrInvalid, d.Name, kind)
 	}
 	return d, nil
 }
@@ -227,7 +228,10 @@ func (d Device) Check(fd int) error {
 	case err != nil:
 		return err
 	case name != d.Name:
-		return fmt.Errorf("the device %s was renamed to %s, so the host receives its frames (remove the port, and add it with the new name)", d.Name, name)
+		return fmt.Errorf(
+			"the device %s was renamed to %s, so the host receives its frames "+
+				"(remove the port, and add it with the new name)",
+			d.Name, name)
 	}
 	return nil
 }

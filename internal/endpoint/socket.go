@@ -22,7 +22,8 @@ func SocketFiles() (near, far *os.File, err error) {
 		return nil, nil, fmt.Errorf("socketpair: %w", err)
 	}
 	near, far = os.NewFile(uintptr(fds[0]), "switch's end"), os.NewFile(uintptr(fds[1]), "guest's end")
-	if err := errors.Join(sockopt.RaiseBuffers(fds[0], socketBuffer), sockopt.RaiseBuffers(fds[1], socketBuffer)); err != nil {
+	if err := errors.Join(sockopt.RaiseBuffers(fds[0], socketBuffer),
+		sockopt.RaiseBuffers(fds[1], socketBuffer)); err != nil {
 		return nil, nil, errors.Join(err, near.Close(), far.Close())
 	}
 	return near, far, nil

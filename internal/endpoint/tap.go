@@ -46,7 +46,10 @@ func setOffloads(fd int) (offload.Limits, error) {
 		tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
 		uso = tso | unix.TUN_F_USO4 | unix.TUN_F_USO6
 	)
-	limits := offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, Tunnels: true, VnetHdr: offload.TunnelHeaderLen}
+	limits := offload.Limits{
+		CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, Tunnels: true,
+		VnetHdr: offload.TunnelHeaderLen,
+	}
 	set := func(offloads int) error {
 		return errors.Join(
 			unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, limits.VnetHdr),

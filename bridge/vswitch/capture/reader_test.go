@@ -21,7 +21,8 @@ func FuzzReader(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := &Reader{totals: map[[2]int]*totals{}}
 		got, frame, err := r.parse(b)
-		if err == nil && frame && (len(got.Data) > got.Length || len(got.Reason) > MaxReason || got.Port >= vport.MaxPorts) {
+		if err == nil && frame && (len(got.Data) > got.Length || len(got.Reason) > MaxReason ||
+			got.Port >= vport.MaxPorts) {
 			t.Errorf("%x: %+v", b, got)
 		}
 		for _, n := range r.Totals() {

@@ -65,7 +65,8 @@ func (c *Client) EachPort(ctx context.Context, visit func(Port) error) error {
 	return c.ask(ctx, Request{Do: DoPorts}, nil, func(a *Reply) error {
 		for _, p := range a.Ports {
 			if count++; count > vport.MaxPorts {
-				return fmt.Errorf("the switch has sent more than %d ports, the most that a switch can have", vport.MaxPorts)
+				return fmt.Errorf("the switch has sent more than %d ports, the most that a switch can have",
+					vport.MaxPorts)
 			}
 			if err := p.answered(); err != nil {
 				return fmt.Errorf("port %.40q: %w", p.Name, err)

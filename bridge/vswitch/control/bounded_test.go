@@ -49,11 +49,15 @@ func TestAnswersAreBounded(t *testing.T) {
 	}
 	filler := strings.Repeat("x", MaxMessage-1000)
 	for what, test := range map[string]struct{ message, want string }{
-		"ports without end":    {ports(200, port), "more than 1024 ports"},
-		"many in one message":  {ports(MaxMessage/3-20, "{}"), "more than 2048 items in one message"},
-		"no port":              {ports(1, `{"name":"a b","kind":"socket"}`), "name"},
-		"reasons without end":  {ports(1, `{"name":"a","kind":"socket","config":{},"stats":{"drops":{`+reasons(4000)+`}}}`), "4000 drop reasons"},
-		"bytes without end":    {`{"more":true,"info":{"name":"` + filler + `"}}`, "more than 33554432 bytes or 65536 messages"},
+		"ports without end":   {ports(200, port), "more than 1024 ports"},
+		"many in one message": {ports(MaxMessage/3-20, "{}"), "more than 2048 items in one message"},
+		"no port":             {ports(1, `{"name":"a b","kind":"socket"}`), "name"},
+		"reasons without end": {ports(1, `{"name":"a","kind":"socket","config":{},"stats":{"drops":{`+reasons(4000)+
+			`}}}`), "4000 drop reasons"},
+		"bytes without end": {
+			`{"more":true,"info":{"name":"` + filler + `"}}`,
+			"more than 33554432 bytes or 65536 messages",
+		},
 		"nothing without end":  {`{"more":true}`, "more than 33554432 bytes"},
 		"more than a message":  {strings.Repeat(" ", MaxMessage) + "{}", "message"},
 		"something that is no": {`{"ports":{}}`, "want a list"},

@@ -84,7 +84,8 @@ func dial(ctx context.Context, path string) (*Client, error) {
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
 		return nil, fmt.Errorf("%w: nobody listens on %s", ErrNotRunning, path)
 	case errors.Is(err, syscall.EAGAIN):
-		return nil, fmt.Errorf("connect to %s: %w (its queue of connections is full: check whether it is stopped)", path, err)
+		return nil, fmt.Errorf("connect to %s: %w (its queue of connections is full: check whether it is stopped)",
+			path, err)
 	case err != nil:
 		return nil, err
 	}
@@ -242,7 +243,8 @@ func (c *Client) exchange(ctx context.Context, r Request, files []*os.File, take
 	return nil
 }
 
-var errHungUp = errors.New("the switch has closed the connection: it has ended, or it does not serve this user (only its own user and root)")
+var errHungUp = errors.New(
+	"the switch has closed the connection: it has ended, or it does not serve this user (only its own user and root)")
 
 func (c *Client) roundTrip(b []byte, most int, files []*os.File, take func(*Reply) error) (*Refusal, error) {
 	err := fdpass.SendOver(c.conn, b, files...)

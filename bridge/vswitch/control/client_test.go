@@ -111,7 +111,9 @@ func TestClientOfALiar(t *testing.T) {
 			t.Errorf("%s: %v", test.what, err)
 		}
 		_ = c.Close()
-		nstest.Eventually(t, patience, "no file stays open of "+test.what, func() bool { return openFiles(t) <= before })
+		nstest.Eventually(t, patience, "no file stays open of "+test.what, func() bool {
+			return openFiles(t) <= before
+		})
 	}
 }
 

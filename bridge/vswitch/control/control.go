@@ -38,7 +38,8 @@ type Port struct {
 	Kind   string `json:"kind"`
 	Device string `json:"device,omitempty"` // the interface's name, in replies its current one; empty for a socket
 	Label  string `json:"label,omitempty"`  // at most 255 bytes, opaque to the switch, like the IFLA_IFALIAS of a link
-	Holder int    `json:"holder,omitempty"` // the port is removed when this process ends; 0 for none. AddPort takes a pidfd of it
+	// the port is removed when this process ends; 0 for none. AddPort takes a pidfd of it
+	Holder int `json:"holder,omitempty"`
 	// Lifeline is the inode of a pipe; 0 for none. A port with a lifeline is removed only when
 	// the Holder has ended and, in addition, no process has the pipe's write end open. So it
 	// outlives a process that passes the guest on to another one, as QEMU's -daemonize does.
@@ -87,11 +88,13 @@ func (p Port) validate() error {
 		return fmt.Errorf("%d segments: want at most %d", len(p.Segments), maxSegments)
 	}
 	for _, s := range p.Segments {
-		if err := errors.Join(checkText("segment", s.Key, 1, vport.MaxName), checkText("segment", s.Name, 1, vport.MaxName)); err != nil {
+		if err := errors.Join(checkText("segment", s.Key, 1, vport.MaxName),
+			checkText("segment", s.Name, 1, vport.MaxName)); err != nil {
 			return err
 		}
 	}
-	return errors.Join(checkText("name", p.Name, 1, vport.MaxName), checkText("device", p.Device, 0, vport.MaxName), CheckLabel(p.Label))
+	return errors.Join(checkText("name", p.Name, 1, vport.MaxName), checkText("device", p.Device, 0, vport.MaxName),
+		CheckLabel(p.Label))
 }
 
 // CheckLabel returns an error unless a text can be a port's label.
@@ -138,8 +141,10 @@ type FDBStats struct {
 
 // FDBEntry is an entry of a switch's forwarding database.
 type FDBEntry struct {
-	MAC    string `json:"mac"`
-	VLAN   int    `json:"vlan,omitempty"` // 0 if the switch does not filter VLANs; in a request, 0 means the port's VLAN for untagged frames
+	MAC string `json:"mac"`
+	// 0 if the switch does not filter VLANs; in a request, 0 means the port's VLAN for untagged
+	// frames
+	VLAN   int    `json:"vlan,omitempty"`
 	Port   string `json:"port"`
 	Static bool   `json:"static,omitempty"` // added by a client, not learned: it neither ages nor moves
 	Age    int    `json:"age"`              // seconds since it was seen
@@ -150,7 +155,8 @@ func (e FDBEntry) Address() (net.HardwareAddr, error) {
 	mac, err := net.ParseMAC(e.MAC)
 	switch {
 	case err != nil || len(mac) != 6 || mac[0]&1 != 0:
-		return nil, fmt.Errorf("%w address %q: want 6 bytes such as 52:54:00:01:02:03, not multicast", brport.ErrInvalid, e.MAC)
+		return nil, fmt.Errorf("%w address %q: want 6 bytes such as 52:54:00:01:02:03, not multicast",
+			brport.ErrInvalid, e.MAC)
 	case e.VLAN < 0 || e.VLAN > 4094:
 		return nil, fmt.Errorf("%w VLAN %d: want 1 to 4094, or 0 for none", brport.ErrInvalid, e.VLAN)
 	}

@@ -62,7 +62,8 @@ func Path(name string) (string, error) {
 
 func CheckPath(path string) error {
 	if len(path) > maxPath {
-		return fmt.Errorf("%w switch: want a socket path of at most %d bytes: %s has %d", brport.ErrInvalid, maxPath, path, len(path))
+		return fmt.Errorf("%w switch: want a socket path of at most %d bytes: %s has %d",
+			brport.ErrInvalid, maxPath, path, len(path))
 	}
 	return nil
 }
@@ -73,7 +74,8 @@ func CheckName(name string) error {
 		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._-", r))
 	}
 	if name == "" || len(name) > 64 || strings.ContainsFunc(name, odd) || strings.ContainsRune(".-", rune(name[0])) {
-		return fmt.Errorf("%w switch name %q: want 1 to 64 letters, digits, and - _ . after the first, or a socket's path with a slash", brport.ErrInvalid, name)
+		return fmt.Errorf("%w switch name %q: want 1 to 64 letters, digits, and - _ . after the first, "+
+			"or a socket's path with a slash", brport.ErrInvalid, name)
 	}
 	return nil
 }
@@ -142,7 +144,8 @@ func isOurs(path string) bool {
 	}
 	info, err := os.Lstat(path)
 	return err == nil && info.Mode().Type() == fs.ModeSocket &&
-		rundir.OwnedAlone(filepath.Dir(all), user) == nil && rundir.OwnedAlone(all, user) == nil && rundir.OwnedAlone(own, as) == nil
+		rundir.OwnedAlone(filepath.Dir(all), user) == nil && rundir.OwnedAlone(all, user) == nil &&
+		rundir.OwnedAlone(own, as) == nil
 }
 
 // DirOwner returns the owner of the directory of switches that has the socket of that path. ok is

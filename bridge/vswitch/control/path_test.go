@@ -37,7 +37,9 @@ func TestIsOurs(t *testing.T) {
 		{"a file", func(_, _, socket string) error {
 			return errors.Join(os.Remove(socket), os.WriteFile(socket, nil, 0o600))
 		}, false},
-		{"a folder that is a link", func(_, own, _ string) error { return errors.Join(os.Rename(own, own+"2"), os.Symlink(own+"2", own)) }, false},
+		{"a folder that is a link", func(_, own, _ string) error {
+			return errors.Join(os.Rename(own, own+"2"), os.Symlink(own+"2", own))
+		}, false},
 		{"nothing", func(_, own, _ string) error { return os.RemoveAll(own) }, false},
 	} {
 		top := filepath.Join(t.TempDir(), "vmnet")

@@ -101,7 +101,10 @@ func TestBigTCP(t *testing.T) {
 // checksums are complete in the first, or there are none.
 func TestUDPWithoutPartialChecksum(t *testing.T) {
 	var f Finisher
-	for _, s := range []shape{{udp: true, full: true, payload: 9000, gso: 1000}, {v6: true, udp: true, full: true, payload: 9000, gso: 1000}} {
+	for _, s := range []shape{
+		{udp: true, full: true, payload: 9000, gso: 1000},
+		{v6: true, udp: true, full: true, payload: 9000, gso: 1000},
+	} {
 		for _, none := range []bool{false, true} {
 			h, frame := s.build()
 			at := len(frame) - s.payload - udpLen + udpCsum

@@ -21,24 +21,47 @@ func TestCheckTellsWhy(t *testing.T) {
 		{"udp4", udp4, same, OK},
 		{"tags", shape{tags: []uint16{typeQinQ, typeVLAN}, payload: 5000, gso: 1000}, same, OK},
 		{"three tags", shape{tags: []uint16{typeQinQ, typeQinQ, typeVLAN}, payload: 5000, gso: 1000}, same, OK},
-		{"eight extension headers", shape{v6: true, exts: []byte{0, 60, 60, 60, 60, 60, 60, 60}, payload: 5000, gso: 1000}, same, OK},
-		{"nine extension headers", shape{v6: true, exts: []byte{0, 60, 60, 60, 60, 60, 60, 60, 60}, payload: 5000, gso: 1000}, same, Protocol},
-		{"long extension header", shape{v6: true, exts: []byte{60}, extLen: 504, payload: 5000, gso: 1000}, same, Headers},
+		{
+			"eight extension headers",
+			shape{v6: true, exts: []byte{0, 60, 60, 60, 60, 60, 60, 60}, payload: 5000, gso: 1000},
+			same, OK,
+		},
+		{
+			"nine extension headers",
+			shape{v6: true, exts: []byte{0, 60, 60, 60, 60, 60, 60, 60, 60}, payload: 5000, gso: 1000},
+			same, Protocol,
+		},
+		{
+			"long extension header",
+			shape{v6: true, exts: []byte{60}, extLen: 504, payload: 5000, gso: 1000},
+			same,
+			Headers,
+		},
 		{"fragment header", shape{v6: true, exts: []byte{44}, payload: 5000, gso: 1000}, same, Protocol},
 		{"routing header", shape{v6: true, exts: []byte{protoRouting}, payload: 5000, gso: 1000}, same, OK},
-		{"routing header, full", shape{v6: true, exts: []byte{protoRouting}, full: true, payload: 5000, gso: 1000}, same, NoCsum},
+		{
+			"routing header, full",
+			shape{v6: true, exts: []byte{protoRouting}, full: true, payload: 5000, gso: 1000},
+			same, NoCsum,
+		},
 		{"tcp4, full", shape{full: true, payload: 5000, gso: 1000}, same, OK},
 		{"udp4, full", udp4, func(h *Header, f []byte) []byte { h.Flags = 0; return f }, OK},
 		{"no frame", tcp4, func(_ *Header, f []byte) []byte { return f[:0] }, CsumRange},
 		{"half an Ethernet header", shape{full: true, payload: 5000, gso: 1000}, cutTo(13), Protocol},
 		{"half an IP header", shape{full: true, payload: 5000, gso: 1000}, cutTo(ip + 19), Truncated},
 		{"half an IPv6 header", shape{v6: true, full: true, payload: 5000, gso: 1000}, cutTo(ip + 39), Truncated},
-		{"IP options past the end", shape{full: true, payload: 5000, gso: 1000}, func(_ *Header, f []byte) []byte { f[ip] = 0x4f; return f[:ip+59] }, Truncated},
+		{"IP options past the end", shape{full: true, payload: 5000, gso: 1000}, func(_ *Header, f []byte) []byte {
+			f[ip] = 0x4f
+			return f[:ip+59]
+		}, Truncated},
 		{"half a TCP header", shape{full: true, payload: 5000, gso: 1000}, func(_ *Header, f []byte) []byte {
 			binary.BigEndian.PutUint16(f[ip+2:], 39)
 			return f[:l4+19]
 		}, Truncated},
-		{"TCP options past the end", shape{payload: 10, gso: 5}, func(_ *Header, f []byte) []byte { f[l4+12] = 0xf0; return f }, Truncated},
+		{"TCP options past the end", shape{payload: 10, gso: 5}, func(_ *Header, f []byte) []byte {
+			f[l4+12] = 0xf0
+			return f
+		}, Truncated},
 		{"TCP header of 16 bytes", tcp4, func(_ *Header, f []byte) []byte { f[l4+12] = 0x40; return f }, Protocol},
 		{"IP header of 16 bytes", tcp4, func(_ *Header, f []byte) []byte { f[ip] = 0x44; return f }, Protocol},
 		{"IPv6 in IPv4's type", tcp4, func(_ *Header, f []byte) []byte { f[ip] = 0x65; return f }, Protocol},
@@ -65,13 +88,34 @@ func TestCheckTellsWhy(t *testing.T) {
 		{"UDP length", udp4, func(_ *Header, f []byte) []byte { f[l4+5]++; return f }, Length},
 		{"csum_start one off", tcp4, func(h *Header, f []byte) []byte { h.CsumStart++; return f }, CsumPlace},
 		{"csum_offset one off", tcp4, func(h *Header, f []byte) []byte { h.CsumOffset--; return f }, CsumPlace},
-		{"csum_start in the MAC addresses", shape{payload: 50}, func(h *Header, f []byte) []byte { h.CsumStart = 0; return f }, CsumRange},
-		{"csum_start in the IP header", shape{payload: 50}, func(h *Header, f []byte) []byte { h.CsumStart = 33; return f }, CsumRange},
-		{"checksum ends with the frame", shape{payload: 0}, func(h *Header, f []byte) []byte { h.CsumOffset = 18; return f }, OK},
-		{"checksum past the frame", shape{payload: 0}, func(h *Header, f []byte) []byte { h.CsumOffset = 19; return f }, CsumRange},
-		{"csum_start past the frame", shape{payload: 0}, func(h *Header, f []byte) []byte { h.CsumStart = 0xffff; return f }, CsumRange},
-		{"sum of both past 65535", shape{payload: 0}, func(h *Header, f []byte) []byte { h.CsumStart, h.CsumOffset = 0xfff0, 0x20; return f }, CsumRange},
-		{"half a CRC", shape{payload: 0}, func(h *Header, f []byte) []byte { h.CsumStart, h.CsumOffset = 43, sctpCsum; return f }, CsumRange},
+		{"csum_start in the MAC addresses", shape{payload: 50}, func(h *Header, f []byte) []byte {
+			h.CsumStart = 0
+			return f
+		}, CsumRange},
+		{"csum_start in the IP header", shape{payload: 50}, func(h *Header, f []byte) []byte {
+			h.CsumStart = 33
+			return f
+		}, CsumRange},
+		{"checksum ends with the frame", shape{payload: 0}, func(h *Header, f []byte) []byte {
+			h.CsumOffset = 18
+			return f
+		}, OK},
+		{"checksum past the frame", shape{payload: 0}, func(h *Header, f []byte) []byte {
+			h.CsumOffset = 19
+			return f
+		}, CsumRange},
+		{"csum_start past the frame", shape{payload: 0}, func(h *Header, f []byte) []byte {
+			h.CsumStart = 0xffff
+			return f
+		}, CsumRange},
+		{"sum of both past 65535", shape{payload: 0}, func(h *Header, f []byte) []byte {
+			h.CsumStart, h.CsumOffset = 0xfff0, 0x20
+			return f
+		}, CsumRange},
+		{"half a CRC", shape{payload: 0}, func(h *Header, f []byte) []byte {
+			h.CsumStart, h.CsumOffset = 43, sctpCsum
+			return f
+		}, CsumRange},
 	}
 	for _, tt := range tests {
 		h, f := tt.s.build()
@@ -130,7 +174,9 @@ func TestFits(t *testing.T) {
 		{"tcp6", shape{v6: true, payload: 5000, gso: 1000}, everything, true},
 		{"tcp6, no TSO6", shape{v6: true, payload: 5000, gso: 1000}, but(func(l *Limits) { l.TSO6 = false }), false},
 		{"ecn", shape{ecn: true, payload: 5000, gso: 1000}, everything, true},
-		{"ecn, no TSOECN", shape{ecn: true, payload: 5000, gso: 1000}, but(func(l *Limits) { l.TSOECN = false }), false},
+		{"ecn, no TSOECN", shape{ecn: true, payload: 5000, gso: 1000}, but(func(l *Limits) {
+			l.TSOECN = false
+		}), false},
 		{"udp", shape{udp: true, payload: 5000, gso: 1000}, everything, true},
 		{"udp, no USO", shape{udp: true, payload: 5000, gso: 1000}, but(func(l *Limits) { l.USO = false }), false},
 		{"partial", shape{payload: 50}, everything, true},

@@ -28,9 +28,11 @@ type Frame struct {
 //
 // It never writes to the original frame, which may go to other targets too.
 type Finisher struct {
-	frame   []byte
-	lay     layout
-	size    int // payload bytes of each frame that is cut off: one segment, or several for a target that cuts frames itself
+	frame []byte
+	lay   layout
+	// payload bytes of each frame that is cut off: one segment, or several for a target that cuts
+	// frames itself
+	size    int
 	gso     int // payload bytes of a segment
 	gsoType uint8
 	next    int  // offset of the payload that is not cut yet

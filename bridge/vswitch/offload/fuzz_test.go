@@ -193,7 +193,8 @@ func rightLayers(p layout, frame, o []byte, number int, partial bool) error {
 			if sum := plainSum(b[:int(b[0]&15)*4], 0); sum != 0xffff {
 				return fmt.Errorf("layer %d: IPv4 header sums up to %#x", i, sum)
 			}
-			if id, was := binary.BigEndian.Uint16(b[4:]), binary.BigEndian.Uint16(frame[l.at+4:]); id != was+uint16(number) {
+			if id, was := binary.BigEndian.Uint16(b[4:]),
+				binary.BigEndian.Uint16(frame[l.at+4:]); id != was+uint16(number) {
 				return fmt.Errorf("layer %d: id %d, was %d", i, id, was)
 			}
 		case layerIPv6:

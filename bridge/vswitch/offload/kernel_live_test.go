@@ -83,7 +83,8 @@ func newCutter(t *testing.T, offloads int) *cutter {
 	c := &cutter{buf: make([]byte, 1<<17), vnet: HeaderLen}
 	c.in, c.out = newTap(t, ns, "in", 0), newTap(t, ns, "out", offloads)
 	for _, err := range []error{
-		nl.LinkSetMTU(c.in.link, 9000), nl.LinkSetMTU(c.out.link, 9000), nl.LinkSetUp(br), nl.LinkSetMaster(c.in.link, br), nl.LinkSetMaster(c.out.link, br),
+		nl.LinkSetMTU(c.in.link, 9000), nl.LinkSetMTU(c.out.link, 9000), nl.LinkSetUp(br),
+		nl.LinkSetMaster(c.in.link, br), nl.LinkSetMaster(c.out.link, br),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -214,7 +215,10 @@ var targets = []struct {
 	{"nothing", 0, Limits{VnetHdr: HeaderLen}},
 	{"checksums", unix.TUN_F_CSUM, Limits{VnetHdr: HeaderLen, CSum: true}},
 	{"TSO4", unix.TUN_F_CSUM | unix.TUN_F_TSO4, Limits{VnetHdr: HeaderLen, CSum: true, TSO4: true}},
-	{"TSO6-ECN", unix.TUN_F_CSUM | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN, Limits{VnetHdr: HeaderLen, CSum: true, TSO6: true, TSOECN: true}},
+	{
+		"TSO6-ECN", unix.TUN_F_CSUM | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN,
+		Limits{VnetHdr: HeaderLen, CSum: true, TSO6: true, TSOECN: true},
+	},
 	{"USO", unix.TUN_F_CSUM | unix.TUN_F_USO4 | unix.TUN_F_USO6, Limits{VnetHdr: HeaderLen, CSum: true, USO: true}},
 	{"all", allOffloads, Limits{VnetHdr: HeaderLen, CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true}},
 }
@@ -341,7 +345,8 @@ func TestLiveTunnelsAsTheKernelCutsThem(t *testing.T) {
 	requireRoot(t)
 	c := newCutter(t, 0)
 	const tunnels = 0x80 | 0x100 // TUN_F_UDP_TUNNEL_GSO, TUN_F_UDP_TUNNEL_GSO_CSUM
-	err := errors.Join(unix.IoctlSetPointerInt(c.in.fd, unix.TUNSETVNETHDRSZ, TunnelHeaderLen), unix.IoctlSetInt(c.in.fd, unix.TUNSETOFFLOAD, allOffloads|tunnels))
+	err := errors.Join(unix.IoctlSetPointerInt(c.in.fd, unix.TUNSETVNETHDRSZ, TunnelHeaderLen),
+		unix.IoctlSetInt(c.in.fd, unix.TUNSETOFFLOAD, allOffloads|tunnels))
 	nstest.Require(t, "Linux 6.17", err == nil, "boot a newer kernel: this one's taps describe no tunnels")
 	c.vnet = TunnelHeaderLen
 	all := targets[len(targets)-1].limits

@@ -92,7 +92,8 @@ func parse(h Header, frame []byte) (p layout, why Reason) {
 	}
 	p.direct = kind == typeIPv4 || kind == typeIPv6
 	p.plain = p.direct && p.n == 1
-	if kind := h.GSOType &^ GSOECN; p.ip().kind == layerIPv6 && kind == GSOTCPv4 || p.ip().kind == layerIPv4 && kind == GSOTCPv6 {
+	if kind := h.GSOType &^ GSOECN; p.ip().kind == layerIPv6 && kind == GSOTCPv4 ||
+		p.ip().kind == layerIPv4 && kind == GSOTCPv6 {
 		return p, Protocol
 	}
 	if why = p.transport(frame); why != OK {
@@ -272,7 +273,9 @@ func (p *layout) udpTunnel(frame []byte, at int, to wanted) Reason {
 	}
 	outer := &p.layers[p.n-1]
 	outer.pseudo = ip.pseudoOf(frame, protoUDP)
-	if routed { // only the sender knows the final destination; it has left the pseudo header's sum (udp_set_csum in net/ipv4/udp.c)
+	if routed {
+		// only the sender knows the final destination; it has left the pseudo header's sum
+		// (udp_set_csum in net/ipv4/udp.c)
 		outer.pseudo = withoutLength(b[udpCsum:], len(b))
 		p.routed = false
 	}

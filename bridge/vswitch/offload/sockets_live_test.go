@@ -145,7 +145,9 @@ func (w *wire) sendUDP(t *testing.T, addr string) {
 	defer out.Close()
 	raw, err := out.(*net.UDPConn).SyscallConn()
 	if err == nil {
-		err2 := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT, size) })
+		err2 := raw.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT, size)
+		})
 		if err == nil {
 			err = err2
 		}

@@ -53,10 +53,11 @@ func NewFile(w io.Writer, program, name string, cfg capture.Config) (*File, erro
 				continue
 			}
 			var err error
-			f.w, err = pcapgo.NewNgWriterInterface(w, f.describe(face), pcapgo.NgWriterOptions{SectionInfo: pcapgo.NgSectionInfo{
-				Hardware: runtime.GOARCH, OS: runtime.GOOS, Application: program,
-				Comment: fmt.Sprintf("Captured at switch %s. %s", console.Clean(name), ofAll),
-			}})
+			f.w, err = pcapgo.NewNgWriterInterface(w, f.describe(face),
+				pcapgo.NgWriterOptions{SectionInfo: pcapgo.NgSectionInfo{
+					Hardware: runtime.GOARCH, OS: runtime.GOOS, Application: program,
+					Comment: fmt.Sprintf("Captured at switch %s. %s", console.Clean(name), ofAll),
+				}})
 			if err != nil {
 				return nil, err
 			}
@@ -71,7 +72,10 @@ func (f *File) describe(face face) pcapgo.NgInterface {
 	if face.reason != "" {
 		name += ", dropped: " + console.Clean(face.reason)
 	}
-	return pcapgo.NgInterface{Name: name, OS: runtime.GOOS, LinkType: layers.LinkTypeEthernet, SnapLength: uint32(f.cfg.Snaplen)}
+	return pcapgo.NgInterface{
+		Name: name, OS: runtime.GOOS, LinkType: layers.LinkTypeEthernet,
+		SnapLength: uint32(f.cfg.Snaplen),
+	}
 }
 
 // maxReasons limits the interfaces for drop reasons. Further reasons are not written.
@@ -103,7 +107,10 @@ func (f *File) Write(c capture.Frame) error {
 		return err
 	}
 	f.count[id]++
-	return f.w.WritePacket(gopacket.CaptureInfo{Timestamp: c.Time, CaptureLength: len(c.Data), Length: c.Length, InterfaceIndex: id}, c.Data)
+	return f.w.WritePacket(gopacket.CaptureInfo{
+		Timestamp: c.Time, CaptureLength: len(c.Data), Length: c.Length,
+		InterfaceIndex: id,
+	}, c.Data)
 }
 
 // Flush writes what is still in memory.

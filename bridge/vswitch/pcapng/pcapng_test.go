@@ -52,7 +52,8 @@ func TestSummary(t *testing.T) {
 	dropped.Reason = "queue full"
 	cut := frame(syn)
 	cut.Data = cut.Data[:30]
-	long := frame("0800 4500fe88 00004000 40060000 0a000001 0a000002 d431 0050 00000007 00000000 5010 ffff 0000 0000 01")
+	long := frame(
+		"0800 4500fe88 00004000 40060000 0a000001 0a000002 d431 0050 00000007 00000000 5010 ffff 0000 0000 01")
 	long.Length = 65174
 	for _, c := range []struct {
 		frame capture.Frame
@@ -61,13 +62,19 @@ func TestSummary(t *testing.T) {
 		{frame(arpRequest), "ARP who has 10.0.0.2, tell 10.0.0.1, length 42"},
 		{frame(arpReply), "ARP 10.0.0.2 is at 02:00:00:00:00:02, length 42"},
 		{frame("8100 000a " + arpRequest), "VLAN 10, ARP who has 10.0.0.2, tell 10.0.0.1, length 46"},
-		{frame("88a8 0007 8100 600a " + dns), "VLAN 7, VLAN 10, IPv4 10.0.0.1:54321 > 10.0.0.2:53 UDP, 4 bytes, length 54"},
+		{
+			frame("88a8 0007 8100 600a " + dns),
+			"VLAN 7, VLAN 10, IPv4 10.0.0.1:54321 > 10.0.0.2:53 UDP, 4 bytes, length 54",
+		},
 		{frame(syn), "IPv4 10.0.0.1:54321 > 10.0.0.2:80 TCP [S] seq 7 ack 0, 0 bytes, length 58"},
 		{frame(syn6), "IPv6 [fd00::1]:54321 > [fd00::2]:80 TCP [.] seq 7 ack 1, 0 bytes, length 74"},
 		{frame(echo4), "IPv4 10.0.0.1 > 10.0.0.2 ICMP EchoRequest, length 42"},
 		{frame(echo6), "IPv6 fd00::1 > fd00::2 ICMPv6 EchoRequest, length 62"},
 		{frame(later), "IPv4 10.0.0.1 > 10.0.0.2 fragment, length 42"},
-		{frame("0800 4500001c 00004000 402f0000 0a000001 0a000002 0000 0800 0000 0000"), "IPv4 10.0.0.1 > 10.0.0.2 protocol 47, length 42"},
+		{
+			frame("0800 4500001c 00004000 402f0000 0a000001 0a000002 0000 0800 0000 0000"),
+			"IPv4 10.0.0.1 > 10.0.0.2 protocol 47, length 42",
+		},
 		{frame("88b5 0102"), "type 0x88b5, length 16"},
 		{frame("0026 4242 03"), "802.3 of 38 bytes, length 17"},
 		{super, "IPv4 10.0.0.1:54321 > 10.0.0.2:80 TCP [S] seq 7 ack 0, 0 bytes, length 58, segments of 1448"},
@@ -80,14 +87,18 @@ func TestSummary(t *testing.T) {
 			t.Errorf("%x:\n got %s\nwant %s", c.frame.Data, got, want)
 		}
 	}
-	if got := Summary(capture.Frame{Reason: "too long"}); got != "no Ethernet header, nothing more, length 0, dropped: too long" {
+	if got := Summary(capture.Frame{Reason: "too long"}); got !=
+		"no Ethernet header, nothing more, length 0, dropped: too long" {
 		t.Errorf("no frame: %s", got)
 	}
 }
 
 // FuzzSummary has guests send what they like: a line comes of it, of plain characters.
 func FuzzSummary(f *testing.F) {
-	for _, text := range []string{arpRequest, syn, dns, echo4, echo6, syn6, later, "8100 000a " + syn, "0026 4242 03", "8847 00000140 45"} {
+	for _, text := range []string{
+		arpRequest, syn, dns, echo4, echo6, syn6, later, "8100 000a " + syn, "0026 4242 03",
+		"8847 00000140 45",
+	} {
 		f.Add(frame(text).Data)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -150,9 +161,17 @@ func TestFile(t *testing.T) {
 		names []string // of interfaces that frames came by
 		faces int
 	}{
-		{capture.Config{Ports: []string{"tap0", "eth\x1b0"}, Snaplen: 30}, []string{"tap0 in", "eth\ufffd0 out", "tap0 in"}, 4},
+		{
+			capture.Config{Ports: []string{"tap0", "eth\x1b0"}, Snaplen: 30},
+			[]string{"tap0 in", "eth\ufffd0 out", "tap0 in"},
+			4,
+		},
 		{capture.Config{Ports: []string{"tap0", "b"}, In: true}, []string{"tap0 in", "", "tap0 in"}, 2},
-		{capture.Config{Ports: []string{"a", "b"}, Drops: true}, []string{"a in", "b out", "a in, dropped: queue full"}, 5},
+		{
+			capture.Config{Ports: []string{"a", "b"}, Drops: true},
+			[]string{"a in", "b out", "a in, dropped: queue full"},
+			5,
+		},
 	} {
 		var b bytes.Buffer
 		f, err := NewFile(&b, "vmnet 1", "sw0", c.cfg)
@@ -194,7 +213,8 @@ func TestFile(t *testing.T) {
 				t.Fatal(err)
 			}
 			names = append(names, face.Name)
-			if !bytes.Equal(data, w.Data) || ci.Length != w.Length || !ci.Timestamp.Equal(w.Time) || face.LinkType != layers.LinkTypeEthernet || face.SnapLength != uint32(c.cfg.Snaplen) {
+			if !bytes.Equal(data, w.Data) || ci.Length != w.Length || !ci.Timestamp.Equal(w.Time) ||
+				face.LinkType != layers.LinkTypeEthernet || face.SnapLength != uint32(c.cfg.Snaplen) {
 				t.Errorf("frame %d: %x, %+v, %+v, want %+v", i, data, ci, face, w)
 			}
 		}

@@ -57,7 +57,8 @@ func payload(p gopacket.Packet) string {
 		if l.SrcIP == nil { // the header is incomplete
 			break
 		}
-		return transport(p, ip{"IPv4", l.SrcIP, l.DstIP, l.Protocol, int(l.Length) - 4*int(l.IHL)}, l.FragOffset != 0 || l.Flags&layers.IPv4MoreFragments != 0)
+		return transport(p, ip{"IPv4", l.SrcIP, l.DstIP, l.Protocol, int(l.Length) - 4*int(l.IHL)},
+			l.FragOffset != 0 || l.Flags&layers.IPv4MoreFragments != 0)
 	case *layers.IPv6:
 		if l.SrcIP == nil {
 			break
@@ -120,7 +121,8 @@ func transport(p gopacket.Packet, h ip, fragment bool) string {
 	}
 	switch l := p.TransportLayer().(type) {
 	case *layers.TCP:
-		return fmt.Sprintf("%s TCP [%s] seq %d ack %d, %d bytes", between(uint16(l.SrcPort), uint16(l.DstPort)), flags(l), l.Seq, l.Ack, max(0, h.payload-4*int(l.DataOffset)))
+		return fmt.Sprintf("%s TCP [%s] seq %d ack %d, %d bytes", between(uint16(l.SrcPort), uint16(l.DstPort)),
+			flags(l), l.Seq, l.Ack, max(0, h.payload-4*int(l.DataOffset)))
 	case *layers.UDP:
 		return fmt.Sprintf("%s UDP, %d bytes", between(uint16(l.SrcPort), uint16(l.DstPort)), max(0, h.payload-8))
 	}

@@ -74,7 +74,10 @@ func TestCaptureRefusals(t *testing.T) {
 			t.Errorf("%+v: %v, want %v", x.cfg, err, x.want)
 		}
 	}
-	for _, message := range []string{`{"do":"capture"}`, `{"do":"capture","capture":{"ports":["a"]}}`, `{"do":"capture","capture":{"ports":["a"],"filter":"x"}}`} {
+	for _, message := range []string{
+		`{"do":"capture"}`, `{"do":"capture","capture":{"ports":["a"]}}`,
+		`{"do":"capture","capture":{"ports":["a"],"filter":"x"}}`,
+	} {
 		if got := reply(t, raw(t, path), []byte(message)); !bytes.Contains([]byte(got), []byte(`"kind":"invalid"`)) {
 			t.Errorf("%s: %s", message, got)
 		}

@@ -142,7 +142,8 @@ func TestGuests(t *testing.T) {
 	if err != nil || len(ports) != 2 {
 		t.Fatalf("%+v, %v", ports, err)
 	}
-	if p := ports[0]; p.Name != "a" || p.Kind != control.Socket || p.Label != "vmnet vm=P2 nic=net0" || p.Config.MaxAddresses != 4 || p.Stats == nil {
+	if p := ports[0]; p.Name != "a" || p.Kind != control.Socket || p.Label != "vmnet vm=P2 nic=net0" ||
+		p.Config.MaxAddresses != 4 || p.Stats == nil {
 		t.Errorf("%+v", p)
 	}
 	nstest.Eventually(t, patience, "the frame is counted", func() bool {
@@ -154,7 +155,8 @@ func TestGuests(t *testing.T) {
 		t.Errorf("%+v, %v", entries, err)
 	}
 	info, err := c.Info(soon(t))
-	if err != nil || info.Name != "sw" || info.PID != os.Getpid() || info.UID != os.Geteuid() || info.Ports != 2 || info.FDB.Entries != 1 || info.Version != "1" || info.Started.IsZero() || info.Ageing != 300 {
+	if err != nil || info.Name != "sw" || info.PID != os.Getpid() || info.UID != os.Geteuid() || info.Ports != 2 ||
+		info.FDB.Entries != 1 || info.Version != "1" || info.Started.IsZero() || info.Ageing != 300 {
 		t.Errorf("%+v, %v", info, err)
 	}
 	if err := c.SetLabel(soon(t), "a", "other"); err != nil {
@@ -205,11 +207,23 @@ func TestFDB(t *testing.T) {
 		want error
 	}{
 		{"remove it again", c.RemoveStatic(soon(t), fixed), fs.ErrNotExist},
-		{"an address of no port", c.AddStatic(soon(t), control.FDBEntry{MAC: "02:00:00:00:00:09", Port: "x"}), fs.ErrNotExist},
-		{"a multicast address", c.AddStatic(soon(t), control.FDBEntry{MAC: "03:00:00:00:00:09", Port: "a"}), brport.ErrInvalid},
+		{
+			"an address of no port", c.AddStatic(soon(t), control.FDBEntry{MAC: "02:00:00:00:00:09", Port: "x"}),
+			fs.ErrNotExist,
+		},
+		{
+			"a multicast address", c.AddStatic(soon(t), control.FDBEntry{MAC: "03:00:00:00:00:09", Port: "a"}),
+			brport.ErrInvalid,
+		},
 		{"no address", c.AddStatic(soon(t), control.FDBEntry{MAC: "x", Port: "a"}), brport.ErrInvalid},
-		{"a VLAN too many", c.AddStatic(soon(t), control.FDBEntry{MAC: "02:00:00:00:00:09", VLAN: 4095, Port: "a"}), brport.ErrInvalid},
-		{"a VLAN where none is filtered", c.AddStatic(soon(t), control.FDBEntry{MAC: "02:00:00:00:00:09", VLAN: 7, Port: "a"}), brport.ErrInvalid},
+		{
+			"a VLAN too many", c.AddStatic(soon(t), control.FDBEntry{MAC: "02:00:00:00:00:09", VLAN: 4095, Port: "a"}),
+			brport.ErrInvalid,
+		},
+		{
+			"a VLAN where none is filtered",
+			c.AddStatic(soon(t), control.FDBEntry{MAC: "02:00:00:00:00:09", VLAN: 7, Port: "a"}), brport.ErrInvalid,
+		},
 		{"flush no port", c.Flush(soon(t), "x"), fs.ErrNotExist},
 	} {
 		if !errors.Is(test.err, test.want) {
@@ -353,7 +367,8 @@ func TestLifelineRefused(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if err := (control.Port{Name: "p", Kind: control.Socket, Lifeline: inode}).Validate(); !errors.Is(err, brport.ErrInvalid) {
+	if err := (control.Port{Name: "p", Kind: control.Socket, Lifeline: inode}).Validate(); !errors.Is(err,
+		brport.ErrInvalid) {
 		t.Errorf("a lifeline of nobody: %v", err)
 	}
 }

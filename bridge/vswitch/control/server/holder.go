@@ -81,7 +81,8 @@ func copyWaited(f *os.File, name string) (*waited, error) {
 		err = w.file.SetReadDeadline(time.Time{}) // fails unless the poller can watch the file
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w port: the file for its %s: %w", brport.ErrInvalid, name, errors.Join(err, w.file.Close()))
+		return nil, fmt.Errorf("%w port: the file for its %s: %w", brport.ErrInvalid, name,
+			errors.Join(err, w.file.Close()))
 	}
 	return w, nil
 }
@@ -113,7 +114,9 @@ var errEnded = errors.New("the process has ended")
 func (h *holder) pid() (int, error) {
 	var info []byte
 	var readErr error
-	err := h.pidfd.conn.Control(func(fd uintptr) { info, readErr = os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd)) })
+	err := h.pidfd.conn.Control(func(fd uintptr) {
+		info, readErr = os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
+	})
 	if errors.Is(readErr, fs.ErrPermission) {
 		return h.unnamed()
 	}

@@ -218,13 +218,17 @@ func TestFiles(t *testing.T) {
 			if kind == control.Packet {
 				files = append(files, f)
 			}
-			if err := c.AddPort(soon(t), control.Port{Name: "x", Kind: kind}, files...); !errors.Is(err, brport.ErrInvalid) {
+			if err := c.AddPort(soon(t), control.Port{Name: "x", Kind: kind}, files...); !errors.Is(err,
+				brport.ErrInvalid) {
 				t.Errorf("%s as a %s: %v", f.Name(), kind, err)
 			}
 		}
 	}
 	many := slices.Repeat([]*os.File{plain}, fdpass.MaxFiles)
-	for _, message := range []string{`{"do":"info"}`, `{"do":"add-port","port":{"name":"x","kind":"socket","config":{}}}`, "nonsense"} {
+	for _, message := range []string{
+		`{"do":"info"}`,
+		`{"do":"add-port","port":{"name":"x","kind":"socket","config":{}}}`, "nonsense",
+	} {
 		if got := reply(t, raw(t, path), []byte(message), many...); !strings.Contains(got, `"kind":"invalid"`) {
 			t.Errorf("%s with %d files: %s", message, len(many), got)
 		}
@@ -353,7 +357,10 @@ func TestManyPorts(t *testing.T) {
 	defer far.Close()
 	const n = 200
 	for i := range n {
-		if err := c.AddPort(soon(t), control.Port{Name: fmt.Sprintf("p%03d", i), Kind: control.Socket, Label: label, Config: vport.Config{MTU: 68}}, near); err != nil {
+		if err := c.AddPort(soon(t), control.Port{
+			Name: fmt.Sprintf("p%03d", i), Kind: control.Socket, Label: label,
+			Config: vport.Config{MTU: 68},
+		}, near); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -432,7 +439,8 @@ func TestLiveStranger(t *testing.T) {
 		go func() {
 			runtime.LockOSThread() // which ends with the goroutine
 			defer close(done)
-			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); errno != 0 {
+			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid),
+				uintptr(uid)); errno != 0 {
 				err = errno
 				return
 			}
@@ -472,8 +480,10 @@ func TestLiveStranger(t *testing.T) {
 // FuzzPerform gives a switch any message, without and with a file.
 func FuzzPerform(f *testing.F) {
 	for _, seed := range []string{
-		`{"do":"info"}`, `{"do":"ports"}`, `{"do":"fdb"}`, `{"do":"flush","name":"a"}`, `{"do":"set-label","name":"a","label":"x"}`,
-		`{"do":"add-static","entry":{"mac":"02:00:00:00:00:01","vlan":7,"port":"a"}}`, `{"do":"remove-static","entry":{"mac":"02:00:00:00:00:01"}}`,
+		`{"do":"info"}`, `{"do":"ports"}`, `{"do":"fdb"}`, `{"do":"flush","name":"a"}`,
+		`{"do":"set-label","name":"a","label":"x"}`,
+		`{"do":"add-static","entry":{"mac":"02:00:00:00:00:01","vlan":7,"port":"a"}}`,
+		`{"do":"remove-static","entry":{"mac":"02:00:00:00:00:01"}}`,
 		`{"do":"add-port","port":{"name":"b","kind":"socket","label":"l","holder":1,"config":{"trunk":[{"first":2,"last":5}],"macs":["02:00:00:00:00:01"],"storm":{"unknown":1}}}}`,
 		`{"do":"add-port","port":{"name":"b","kind":"tap","config":{}}}`, `{"do":"remove-port","name":"b"}`,
 	} {
@@ -504,12 +514,14 @@ func FuzzPerform(f *testing.F) {
 			return nil
 		})
 		if err != nil {
-			if b, err := json.Marshal(control.Reply{Error: control.Refuse(err)}); err != nil || len(b) > control.MaxMessage {
+			if b, err := json.Marshal(control.Reply{Error: control.Refuse(err)}); err != nil ||
+				len(b) > control.MaxMessage {
 				t.Errorf("%d bytes, %v", len(b), err)
 			}
 		}
 		for _, p := range s.Ports() {
-			if err := p.Config.Validate(); err != nil || len(p.Label) > control.MaxLabel || len(p.Name) > vport.MaxName || bytes.ContainsAny([]byte(p.Name), " \n") {
+			if err := p.Config.Validate(); err != nil || len(p.Label) > control.MaxLabel ||
+				len(p.Name) > vport.MaxName || bytes.ContainsAny([]byte(p.Name), " \n") {
 				t.Errorf("port %+v: %v", p, err)
 			}
 			if err := s.ports.remove(p.Name); err != nil {

@@ -122,7 +122,8 @@ func TestOneStarts(t *testing.T) {
 func TestListenRefused(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
-	if err := errors.Join(os.WriteFile(at("file"), nil, 0o600), os.Symlink(at("nowhere"), at("link")), os.Mkdir(at("dir"), 0o700)); err != nil {
+	if err := errors.Join(os.WriteFile(at("file"), nil, 0o600), os.Symlink(at("nowhere"), at("link")),
+		os.Mkdir(at("dir"), 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	other, err := net.Listen("unix", at("stream"))
@@ -131,7 +132,8 @@ func TestListenRefused(t *testing.T) {
 	}
 	defer other.Close()
 	for name, want := range map[string]string{
-		"file": "is not a socket", "link": "is not a socket", "dir": "is not a socket", "stream": "something other than a switch", "none/sw": "no such file",
+		"file": "is not a socket", "link": "is not a socket", "dir": "is not a socket",
+		"stream": "something other than a switch", "none/sw": "no such file",
 	} {
 		if l, err := Listen(at(name)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, %v", name, l, err)
@@ -182,7 +184,10 @@ func TestCloseLeavesOthers(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	for _, name := range []string{"", ".", "..", ".x", "-x", "a b", "ü", "a\n", strings.Repeat("n", 65), "/" + strings.Repeat("p", 107)} {
+	for _, name := range []string{
+		"", ".", "..", ".x", "-x", "a b", "ü", "a\n",
+		strings.Repeat("n", 65), "/" + strings.Repeat("p", 107),
+	} {
 		if path, err := control.Path(name); !errors.Is(err, brport.ErrInvalid) {
 			t.Errorf("%q: %s, %v", name, path, err)
 		}

@@ -23,14 +23,16 @@ func (s *ports) loop(p *control.Port, key string, e *entry) error {
 		return fmt.Errorf("%s is already the device of port %s (remove that port first: vmnet switch remove-port)",
 			p.Device, e.Name)
 	case has(p.Segments, other), has(e.Segments, key):
-		return fmt.Errorf("%s and port %s's device %s are connected to each other and would make a loop (give the switch only one of them)",
+		return fmt.Errorf("%s and port %s's device %s are connected to each other and would make a loop "+
+			"(give the switch only one of them)",
 			p.Device, e.Name, e.Device)
 	case len(vswitch.Alone([]vport.Config{p.Config, e.Config}, s.sw.FiltersVLANs())) > 0:
 		return nil // no frames pass between them
 	}
 	for _, g := range p.Segments {
 		if has(e.Segments, g.Key) {
-			return fmt.Errorf("%s and port %s's device %s are both on %s and would make a loop (give the switch only one of them, or put the ports into different VLANs)",
+			return fmt.Errorf("%s and port %s's device %s are both on %s and would make a loop "+
+				"(give the switch only one of them, or put the ports into different VLANs)",
 				p.Device, e.Name, e.Device, g.Name)
 		}
 	}

@@ -85,7 +85,8 @@ func open(p *control.Port, files []*os.File) (*vswitch.Wire, error) {
 	}
 	switch {
 	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
-		return nil, fmt.Errorf("%w: the switch has no file descriptors left for more ports (raise ulimit -n, or LimitNOFILE= of its unit)", err)
+		return nil, fmt.Errorf("%w: the switch has no file descriptors left for more ports "+
+			"(raise ulimit -n, or LimitNOFILE= of its unit)", err)
 	case errors.Is(err, unix.ENODEV):
 		return nil, err
 	case err != nil:

@@ -29,9 +29,11 @@ type verb struct {
 
 func verbOf(name string) (verb, bool) {
 	v, ok := map[string]verb{
-		control.DoInfo:         {do: (*Server).tellInfo},
-		control.DoPorts:        {do: (*Server).tellPorts},
-		control.DoAddPort:      {do: (*Server).addPort, files: func(r *control.Request) (int, int) { return filesOf(r.Port) }},
+		control.DoInfo:  {do: (*Server).tellInfo},
+		control.DoPorts: {do: (*Server).tellPorts},
+		control.DoAddPort: {do: (*Server).addPort, files: func(r *control.Request) (int, int) {
+			return filesOf(r.Port)
+		}},
 		control.DoSetLabel:     {do: func(s *Server, c *call) error { return s.ports.label(c.Name, c.Label) }},
 		control.DoRemovePort:   {do: func(s *Server, c *call) error { return s.ports.remove(c.Name) }},
 		control.DoFDB:          {do: (*Server).tellFDB},
@@ -61,7 +63,8 @@ func parseRequest(b []byte) (*control.Request, error) {
 	case err != nil:
 	case !known:
 		err = fmt.Errorf("this switch does not know %q (it may be of another version)", r.Do)
-	case r.Do == control.DoAddPort && r.Port == nil, (r.Do == control.DoAddStatic || r.Do == control.DoRemoveStatic) && r.Entry == nil, r.Do == control.DoCapture && r.Capture == nil:
+	case r.Do == control.DoAddPort && r.Port == nil, (r.Do == control.DoAddStatic || r.Do == control.DoRemoveStatic) &&
+		r.Entry == nil, r.Do == control.DoCapture && r.Capture == nil:
 		err = fmt.Errorf("%s without its argument", r.Do)
 	}
 	if err != nil {
