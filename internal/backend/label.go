@@ -12,7 +12,7 @@ import (
 // What a NIC is, its link's alias tells. But the link may be deleted under its guest: a macvtap
 // goes with its parent device, and who administers the host can delete a tap. The guest then keeps
 // a dead NIC, whose VMM holds queues that lead nowhere. So the VMM is given a label as well, which
-// tells what the NIC was; see dead.go.
+// tells what the NIC was.
 
 // planLabel decides whether the VMM gets a label: not from a helper that an attach asks, which
 // gives it one; and not where libvirt opens the device.

@@ -2,6 +2,7 @@ package inventory
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +11,7 @@ import (
 	"strings"
 
 	"vmnet/bridge/brport"
+	"vmnet/internal/access/plaintap"
 	"vmnet/internal/alias"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/macvlan"
@@ -17,6 +19,7 @@ import (
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/stablemac"
+	"vmnet/internal/vmm/qemu"
 	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
@@ -176,4 +179,83 @@ func (h *Host) PortBridge(l *rtnl.Link) (*rtnl.Link, error) {
 		return nil, fmt.Errorf("interface %s is a port of %s, which is no Linux bridge: %w", l.Name, br.Name, fs.ErrNotExist)
 	}
 	return br, nil
+}
+
+// plain are the plain taps among links, by name.
+func (h *Host) plain(links []*rtnl.Link) (found []Device) {
+	for _, l := range links {
+		if t, ok := plaintap.Parse(l.Alias); ok && l.Tun != nil {
+			want := nic.Record{Type: nic.TypeTap, Source: t.Source, Port: t.Port, Owner: t.Owner}
+			found = append(found, h.own(l, want, h.MasterOf(l)))
+		}
+	}
+	slices.SortFunc(found, func(a, b Device) int { return strings.Compare(a.Name, b.Name) })
+	return found
+}
+
+// plainOf is plain, and who of those that the caller may look into holds them.
+func (h *Host) plainOf(ctx context.Context, links []*rtnl.Link, op *openFiles) []Device {
+	found := h.plain(links)
+	for i := range found {
+		found[i].addHolders(op, op.queuesOf(ctx, found[i].Name))
+	}
+	return found
+}
+
+// PlainHeld is plainOf for all links and processes.
+func (h *Host) PlainHeld(ctx context.Context) ([]Device, error) {
+	links, err := h.ownLinks()
+	if err != nil {
+		return nil, err
+	}
+	op, err := h.look(ctx, links)
+	if err != nil {
+		return nil, err
+	}
+	return h.plainOf(ctx, links, op), context.Cause(ctx)
+}
+
+// plainNICs are the plain taps as rows of ListAll, with the guest's name where QEMU tells it.
+func (h *Host) plainNICs(ctx context.Context, links []*rtnl.Link, op *openFiles) (nics []nic.NIC) {
+	for _, dev := range h.plainOf(ctx, links, op) {
+		nic := dev.withHolders(nic.NIC{
+			Interface: dev.Name, Type: nic.TypeTap, Source: dev.Want.Source, Port: dev.Want.Port, Queues: 1, Vhost: "",
+			MTU: dev.MTU, State: LinkState(dev.Link), UID: dev.Want.Owner,
+		})
+		if p, err := qemu.ByPID(nic.PID); err == nil {
+			nic.VM = p.Name
+		}
+		nics = append(nics, nic)
+	}
+	return nics
+}
+
+// WithoutMaster lists the taps of ours that are on no bridge, and that nobody keeps off it.
+func (h *Host) WithoutMaster() ([]Device, error) {
+	links, err := h.ownLinks()
+	if err != nil {
+		return nil, err
+	}
+	all := append(h.records(links), h.plain(links)...)
+	return slices.DeleteFunc(all, func(dev Device) bool {
+		working := dev.Want.Phase == nic.PhaseAttaching || dev.Want.Phase == nic.PhaseDetaching && !dev.Up // cut off by force
+		return dev.Want.Type != nic.TypeTap || dev.Want.Switch || dev.Master != 0 || working
+	}), nil
+}
+
+// Outlived reports whether a tap of ours is on no bridge, and was on one of br's name before br was
+// made: it was made for a bridge of another index. Where its alias has no room for that, it is
+// older than br.
+func (dev *Device) Outlived(br *rtnl.Link) bool {
+	if dev.Want.At != 0 {
+		return dev.Master == 0 && dev.Want.At != br.Index
+	}
+	return Outlived(dev.Link, br)
+}
+
+// Outlived tells whether a link is on no bridge, and was there before br.
+func Outlived(l, br *rtnl.Link) bool { return l.Master == 0 && l.Index < br.Index }
+
+func IsForeignTap(l *rtnl.Link, mac net.HardwareAddr) bool {
+	return IsForeign(l, "tun") && ForeignLink{Type: nic.TypeTap, MAC: l.MAC}.HasGuest(mac)
 }

@@ -5,13 +5,216 @@
 package inventory
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
-	"time"
+	"io/fs"
+	"slices"
+	"strings"
 
+	"vmnet/internal/alias"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/macvtap/vtap"
+	"vmnet/tapmgr/nic"
 )
+
+// Devices reads all links of ours and who holds them, by guest and id.
+func (h *Host) Devices(ctx context.Context) ([]Device, error) {
+	links, err := h.ownLinks()
+	if err != nil {
+		return nil, err
+	}
+	op, err := h.look(ctx, links)
+	if err != nil {
+		return nil, err
+	}
+	return h.devicesOf(ctx, links, op)
+}
+
+// AllDevices is the inventory with all processes looked into, as far as may be.
+func (h *Host) AllDevices(ctx context.Context) (all []Device, err error) {
+	err = h.WithPrivilege(func() error { all, err = h.Devices(ctx); return err })
+	return all, err
+}
+
+// devicesOf is the inventory where links and processes were looked at already.
+func (h *Host) devicesOf(ctx context.Context, links []*rtnl.Link, op *openFiles) ([]Device, error) {
+	own := h.records(links)
+	for i := range own {
+		dev := &own[i]
+		if dev.Tun != nil {
+			dev.addHolders(op, op.queuesOf(ctx, dev.Name))
+		} else {
+			h.addNodeHolders(dev, op)
+		}
+		dev.Pending = dev.awaitsLibvirt()
+	}
+	all := append(own, h.inSpaces(ctx, op)...)
+	all = append(all, h.seats(ctx, all, op)...)
+	all = append(all, deadNICs(op, all)...)
+	all = append(all, h.deadOfLibvirt(ctx, op, all)...)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	slices.SortFunc(all, func(a, b Device) int {
+		return cmp.Or(strings.Compare(a.Want.VM, b.Want.VM), strings.Compare(a.Want.NIC, b.Want.NIC))
+	})
+	return all, nil
+}
+
+// ownLinks lists the links in the Manager's netns whose aliases begin as ours do: taps, and
+// macvtaps that were handed over by name.
+func (h *Host) ownLinks() ([]*rtnl.Link, error) {
+	var found []*rtnl.Link
+	for _, kind := range []string{"tun", string(vtap.Macvtap), string(vtap.IPVtap)} {
+		all, err := h.NL.Links(kind, 0)
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range all {
+			// A macvtap whose lower is elsewhere belongs to the Manager there.
+			if strings.HasPrefix(l.Alias, alias.Prefix) && (l.Tun != nil || l.LowerNS < 0) {
+				found = append(found, l)
+			}
+		}
+	}
+	return found, nil
+}
+
+// records are those of the links in the Manager's netns that are NICs.
+func (h *Host) records(links []*rtnl.Link) []Device {
+	var found []Device
+	masters := map[int]*rtnl.Link{0: nil}
+	for _, l := range links {
+		r, ok := nic.ParseRecord(l.Alias)
+		if !ok {
+			continue
+		}
+		if _, known := masters[l.Master]; !known {
+			masters[l.Master] = h.MasterOf(l)
+		}
+		found = append(found, h.own(l, r, masters[l.Master]))
+	}
+	return found
+}
+
+// own is a link of ours in the Manager's netns, with its master; nil for none.
+func (h *Host) own(l *rtnl.Link, r nic.Record, master *rtnl.Link) Device {
+	dev := Device{Link: l, Want: r}
+	if master != nil {
+		dev.MasterName = master.Name
+	}
+	on := master
+	if dev.Tun == nil {
+		on, _ = h.NL.LinkByIndex(l.Lower)
+	}
+	h.follow(&dev, on)
+	return dev
+}
+
+// follow finds a bridge or parent device that was renamed under a NIC: the kernel numbers links,
+// and people name them. Its present name becomes the one that the NIC belongs on. on is the link
+// that the NIC is on now; nil for none.
+func (h *Host) follow(dev *Device, on *rtnl.Link) {
+	r := &dev.Want
+	var now *rtnl.Link
+	switch {
+	case r.Switch || r.Source == "" || on != nil && on.Name == r.Source:
+		return
+	case !dev.onBridge(): // the kernel never puts it on another parent device
+		now = on
+	case on != nil && on.Index == r.At:
+		now = on
+	case on != nil: // nothing tells but that neither the name nor the index is anybody's
+		_, err := h.NL.Link(r.Source)
+		if errors.Is(err, fs.ErrNotExist) && r.At != 0 {
+			_, err = h.NL.LinkByIndex(r.At)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			now = on
+		}
+	case r.At != 0:
+		if l, err := h.NL.LinkByIndex(r.At); err == nil && l.Bridge != nil {
+			now = l
+		}
+	}
+	if now != nil && (!dev.onBridge() || now.Bridge != nil) {
+		dev.FormerSource, r.Source = r.Source, now.Name
+	}
+}
+
+// MasterOf reads the link that another one is a port of; nil for none.
+func (h *Host) MasterOf(l *rtnl.Link) *rtnl.Link {
+	if l.Master == 0 {
+		return nil
+	}
+	master, err := h.NL.LinkByIndex(l.Master)
+	if err != nil {
+		return &rtnl.Link{Index: l.Master, Name: fmt.Sprintf("interface %d", l.Master)}
+	}
+	return master
+}
+
+// MasterName names what a link is a port of; empty for nothing.
+func (h *Host) MasterName(l *rtnl.Link) string {
+	if master := h.MasterOf(l); master != nil {
+		return master.Name
+	}
+	return ""
+}
+
+// seats asks the switches for the links that belong on them, and for the NICs that have no link,
+// which it returns.
+func (h *Host) seats(ctx context.Context, links []Device, op *openFiles) []Device {
+	names := sources(op.labels)
+	for _, dev := range links {
+		if dev.Want.Switch {
+			names = append(names, dev.Want.Source)
+		}
+	}
+	all := h.askSwitches(ctx, names...)
+	for i := range links {
+		if dev := &links[i]; dev.Want.Switch {
+			dev.SwitchPort = switchPortOf(dev, all)
+		}
+	}
+	return h.socketNICs(op, all)
+}
+
+// Within runs f with the link's netns and a netlink socket there.
+func (h *Host) Within(dev *Device, f func(ns *netns.NS, nl *rtnl.Conn) error) error {
+	if dev.NetnsFile == nil {
+		return f(h.NS, h.NL)
+	}
+	return h.withinOpen(dev, func(ns *netns.NS) error {
+		nl, err := rtnl.Open(ns)
+		if err != nil {
+			return err
+		}
+		defer nl.Close()
+		return f(ns, nl)
+	})
+}
+
+// On runs f with a netlink socket in the link's netns.
+func (h *Host) On(dev *Device, f func(nl *rtnl.Conn) error) error {
+	return h.Within(dev, func(_ *netns.NS, nl *rtnl.Conn) error { return f(nl) })
+}
+
+// withinOpen runs f with the netns of a link that is not in the Manager's.
+func (h *Host) withinOpen(dev *Device, f func(*netns.NS) error) error {
+	ns, err := netns.OpenHeld(*dev.NetnsFile)
+	if err != nil {
+		return fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
+	defer ns.Close()
+	if inode, err := ns.Inode(); err != nil || inode != dev.NetnsInode {
+		return fmt.Errorf("the netns of %s: %w", dev.Name, fs.ErrNotExist)
+	}
+	return f(ns)
+}
 
 // A Host is one network namespace, and the processes that can be seen from here. Its methods may be
 // called at the same time.
@@ -51,5 +254,28 @@ func (h *Host) WithPrivilege(f func() error) error {
 	return f()
 }
 
-// PollEvery is how often the kernel is asked for something that has no event we could wait for.
-const PollEvery = 5 * time.Millisecond
+// NICs reads all NICs of a guest of that name, or of all guests where vm is empty, and those of
+// which no process is seen to hold the device. With all guests' go the taps of which only the
+// bridge is known.
+func (h *Host) NICs(ctx context.Context, vm string) (nics, plain []nic.NIC, err error) {
+	links, err := h.ownLinks()
+	if err != nil {
+		return nil, nil, err
+	}
+	op, err := h.look(ctx, links)
+	if err != nil {
+		return nil, nil, err
+	}
+	all, err := h.devicesOf(ctx, links, op)
+	if err != nil {
+		return nil, nil, err
+	}
+	hidden, err := h.hidden(all, vm)
+	if err != nil {
+		return nil, nil, err
+	}
+	if vm == "" {
+		plain = h.plainNICs(ctx, links, op)
+	}
+	return append(NICs(all, vm), hidden...), plain, nil
+}

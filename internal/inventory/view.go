@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 
+	"vmnet/internal/endpoint"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/vhost"
@@ -68,47 +69,25 @@ func (h *Host) home(dev *Device) (*rtnl.Link, error) {
 	return l, err
 }
 
-// follow finds a bridge or parent device that was renamed under a NIC: the kernel numbers links,
-// and people name them. Its present name becomes the one that the NIC belongs on. on is the link
-// that the NIC is on now; nil for none.
-func (h *Host) follow(dev *Device, on *rtnl.Link) {
-	r := &dev.Want
-	var now *rtnl.Link
-	switch {
-	case r.Switch || r.Source == "" || on != nil && on.Name == r.Source:
-		return
-	case !dev.onBridge(): // the kernel never puts it on another parent device
-		now = on
-	case on != nil && on.Index == r.At:
-		now = on
-	case on != nil: // nothing tells but that neither the name nor the index is anybody's
-		_, err := h.NL.Link(r.Source)
-		if errors.Is(err, fs.ErrNotExist) && r.At != 0 {
-			_, err = h.NL.LinkByIndex(r.At)
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			now = on
-		}
-	case r.At != 0:
-		if l, err := h.NL.LinkByIndex(r.At); err == nil && l.Bridge != nil {
-			now = l
-		}
-	}
-	if now != nil && (!dev.onBridge() || now.Bridge != nil) {
-		dev.FormerSource, r.Source = r.Source, now.Name
-	}
-}
+// maxParents bounds how many VLAN devices are taken for one on another.
+const maxParents = 8
 
-// MasterOf reads the link that another one is a port of; nil for none.
-func (h *Host) MasterOf(l *rtnl.Link) *rtnl.Link {
-	if l.Master == 0 {
-		return nil
+// Claimed reports whether a switch has a device, or the one of which it is a VLAN; not where the
+// caller lacks the privilege to see that.
+func (h *Host) Claimed(l *rtnl.Link) (bool, error) {
+	for range maxParents {
+		claimed, err := endpoint.Claimed(h.NS, l.Name)
+		if errors.Is(err, fs.ErrPermission) {
+			return false, nil
+		}
+		if claimed || err != nil || l.Kind != "vlan" || l.LowerNS >= 0 {
+			return claimed, err
+		}
+		if l, err = h.NL.LinkByIndex(l.Lower); err != nil {
+			return false, rtnl.IgnoreNotExist(err)
+		}
 	}
-	master, err := h.NL.LinkByIndex(l.Master)
-	if err != nil {
-		return &rtnl.Link{Index: l.Master, Name: fmt.Sprintf("interface %d", l.Master)}
-	}
-	return master
+	return false, nil
 }
 
 // Advice is what a person should know of a NIC that is as it should be, and does not work as the

@@ -2,19 +2,61 @@ package inventory
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 
 	"vmnet/internal/alias"
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/pidfd"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
-	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
+
+// initPidNS is the first pid namespace, in which all processes are seen (PROC_PID_INIT_INO in
+// include/linux/proc_ns.h).
+const initPidNS = "pid:[4026531836]"
+
+// seesAll tells whether the caller sees what all processes have open. Process 1 may be shielded
+// even from root; it is seen where it can be, and else taken for what it is: no VMM.
+func seesAll() bool {
+	if ns, err := os.Readlink("/proc/self/ns/pid"); err != nil || ns != initPidNS {
+		return false
+	}
+	procs, err := filepath.Glob("/proc/[0-9]*")
+	for _, p := range procs {
+		if p == "/proc/1" {
+			continue
+		}
+		fds, openErr := os.Open(p + "/fd")
+		if openErr == nil {
+			_ = fds.Close()
+		}
+		_, linkErr := os.Readlink(p + "/ns/net") // asks for the same rights as the links in fd (proc_fd_link)
+		if errors.Is(openErr, fs.ErrPermission) || errors.Is(linkErr, fs.ErrPermission) {
+			return false
+		}
+	}
+	return err == nil
+}
+
+// OwnerOf is the user whose process it is, or nobody: see pidfd.Owner.
+func OwnerOf(pid int) int {
+	uid, err := pidfd.Owner(pid)
+	if err != nil {
+		return nobodys
+	}
+	return uid
+}
+
+// nobodys is the user whose word is not believed to be anybody's.
+const nobodys = -1
 
 // What users other than root and the caller can make a look at all processes cost is bounded, per
 // user: the files whose names are read, those that are looked at more closely, the namespaces that
@@ -216,23 +258,4 @@ func (op *openFiles) nodesOf(number uint64) []procfd.File {
 		}
 	}
 	return op.devices[number]
-}
-
-// ownLinks lists the links in the Manager's netns whose aliases begin as ours do: taps, and
-// macvtaps that were handed over by name.
-func (h *Host) ownLinks() ([]*rtnl.Link, error) {
-	var found []*rtnl.Link
-	for _, kind := range []string{"tun", string(vtap.Macvtap), string(vtap.IPVtap)} {
-		all, err := h.NL.Links(kind, 0)
-		if err != nil {
-			return nil, err
-		}
-		for _, l := range all {
-			// A macvtap whose lower is elsewhere belongs to the Manager there.
-			if strings.HasPrefix(l.Alias, alias.Prefix) && (l.Tun != nil || l.LowerNS < 0) {
-				found = append(found, l)
-			}
-		}
-	}
-	return found, nil
 }

@@ -19,6 +19,17 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
+// runs tells by an error that a switch does not run, or does not answer.
+func (h *Host) runs(name string) error {
+	return WithSwitch(context.Background(), name, func(ctx context.Context, c *control.Client) error {
+		_, err := c.Info(ctx)
+		return err
+	})
+}
+
+// ErrNoSwitch is a NIC by a socket whose switch has ended, or has lost it.
+var ErrNoSwitch = fmt.Errorf("its switch has no such port any more: %w", fs.ErrNotExist)
+
 const (
 	// switchWait bounds one request to a switch that is meant.
 	switchWait = 2 * time.Second

@@ -2,30 +2,16 @@ package inventory
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/kernel/pidfd"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/tapmgr/nic"
 )
-
-// A NIC by a socket has no link that could tell of it. Two others do: its port in the switch, with
-// a label as a link's alias; and a label that QEMU holds beside the socket, which is there without
-// the switch, too. It is in no netns, and belongs to the one for which it was attached, as a tap
-// would.
-
-// IsSocket tells that there is no link.
-func (dev *Device) IsSocket() bool { return dev.Want.Type == nic.TypeSocket }
-
-// IsDisconnected tells that a NIC belongs on a switch that has lost it: that was ended, or has
-// removed its port.
-func (dev *Device) IsDisconnected() bool {
-	return dev.Want.Switch && dev.SwitchPort.Path != "" && dev.SwitchPort.Port == nil && dev.SwitchPort.Err == nil
-}
 
 // socketNICs are the NICs by sockets that labels tell of, those of the switches that were asked, or
 // both.
@@ -130,18 +116,6 @@ func SocketNIC(r nic.Record, uid int) Device {
 	return Device{Link: link, Want: r, allSeen: true, UID: uid}
 }
 
-// OwnerOf is the user whose process it is, or nobody: see pidfd.Owner.
-func OwnerOf(pid int) int {
-	uid, err := pidfd.Owner(pid)
-	if err != nil {
-		return nobodys
-	}
-	return uid
-}
-
-// nobodys is the user whose word is not believed to be anybody's.
-const nobodys = -1
-
 // sources are the switches that labels of root's and the caller's processes name. Another user's
 // may name any socket.
 func sources(labels []label) (names []string) {
@@ -177,12 +151,6 @@ func (h *Host) socketFor(ctx context.Context, pid int, op *openFiles, vm, nic, s
 	return nil
 }
 
-// sameWithoutLink tells whether two readings are of one NIC that has no link.
-func (dev *Device) sameWithoutLink(now *Device) bool {
-	same := !dev.HasLink() && !now.HasLink() && dev.Want.VM == now.Want.VM && dev.Want.NIC == now.Want.NIC
-	return same && slices.ContainsFunc(dev.Holders, func(h nic.Holder) bool { return now.IsHeldBy(h.PID) })
-}
-
 // SwitchPortText is where a port is, for a step's text.
 func (dev *Device) SwitchPortText() string {
 	if dev.SwitchPort.Port == nil {
@@ -191,16 +159,71 @@ func (dev *Device) SwitchPortText() string {
 	return fmt.Sprintf("switch %s: remove-port %s", dev.Want.Source, dev.SwitchPort.Port.Name)
 }
 
-// cureOfLost is what helps a NIC by a socket whose switch has ended.
-const cureOfLost = "the same vmnet attach again replaces it"
+// deadNICs are the NICs whose device was deleted under their VMM: it holds a label that none of the
+// NICs that are there goes with, and a queue that leads nowhere. all are those NICs. A label alone,
+// as a VMM keeps it that was started with it after a detach, is no NIC.
+func deadNICs(op *openFiles, all []Device) (found []Device) {
+	queues := map[int]int{} // dead ones, by process
+	for _, l := range op.labels {
+		there := slices.ContainsFunc(all, func(dev Device) bool {
+			return dev.Want.VM == l.VM && dev.Want.NIC == l.NIC && (len(dev.Holders) == 0 || dev.IsHeldBy(l.PID))
+		})
+		if l.Type == nic.TypeSocket || there || slices.ContainsFunc(found, func(dev Device) bool { return dev.Want.VM == l.VM && dev.Want.NIC == l.NIC && dev.IsHeldBy(l.PID) }) {
+			continue
+		}
+		if _, counted := queues[l.PID]; !counted {
+			queues[l.PID] = deadQueues(op, l.PID, all)
+		}
+		if queues[l.PID] > 0 {
+			found = append(found, deadNIC(l))
+		}
+	}
+	return found
+}
 
-// runs tells by an error that a switch does not run, or does not answer.
-func (h *Host) runs(name string) error {
-	return WithSwitch(context.Background(), name, func(ctx context.Context, c *control.Client) error {
-		_, err := c.Info(ctx)
-		return err
+// deadQueues counts the queues of a process that are those of no device any more: of a tap the
+// kernel has no name for the fd, and of a macvtap it has the number of the node, by which no NIC
+// has the fd.
+func deadQueues(op *openFiles, pid int, all []Device) (n int) {
+	for _, f := range op.nodes[pid] {
+		if !isQueueOf(all, f) {
+			n++
+		}
+	}
+	procfd.First(pid, maxEarly, func(f procfd.File) {
+		if tun.LooksLikeQueue(f) && tun.InterfaceOf(f) == "" {
+			n++
+		}
+	})
+	return n
+}
+
+// isQueueOf reports whether a file is a queue of one of these NICs.
+func isQueueOf(all []Device, f procfd.File) bool {
+	return slices.ContainsFunc(all, func(dev Device) bool {
+		return slices.ContainsFunc(dev.Holders, func(h nic.Holder) bool { return h.PID == f.PID && slices.Contains(h.FDs, f.FD) })
 	})
 }
 
-// ErrNoSwitch is a NIC by a socket whose switch has ended, or has lost it.
-var ErrNoSwitch = fmt.Errorf("its switch has no such port any more: %w", fs.ErrNotExist)
+func deadNIC(l label) Device {
+	r := l.Record
+	name, _ := nic.InterfaceName(r.VM, r.NIC)
+	link := &rtnl.Link{Name: name, Kind: r.Type, MTU: r.GuestMTU()}
+	return Device{Link: link, Want: r, Deleted: true, allSeen: true, UID: l.uid, vouched: isTrusted(l.uid), Holders: []nic.Holder{{PID: l.PID, FDs: []int{}}}}
+}
+
+// EndLabels ends what labels of a process say of a NIC that it has no more: one that it was started
+// with stays open, and would tell of the NIC when another one of the process has lost its device.
+func (h *Host) EndLabels(pid int, vm, nicID string) error {
+	op, err := h.openedBy(pid)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, l := range op.labels {
+		if l.VM == vm && l.NIC == nicID {
+			errs = append(errs, rtnl.IgnoreNotExist(l.EndLabel()))
+		}
+	}
+	return errors.Join(errs...)
+}

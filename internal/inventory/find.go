@@ -1,0 +1,218 @@
+package inventory
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"time"
+
+	"vmnet/internal/kernel/macvlan"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/procfd"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
+	"vmnet/internal/vmm/qemu"
+	"vmnet/tapmgr/nic"
+)
+
+// Named lists the links of that NIC of guests of that name, wherever they are: two users may both
+// have one.
+func (h *Host) Named(ctx context.Context, vm, nic string) ([]Device, error) {
+	all, err := h.AllDevices(ctx)
+	return slices.DeleteFunc(all, func(dev Device) bool { return dev.Want.VM != vm || dev.Want.NIC != nic }), err
+}
+
+// ByName lists the links of a guest, or of all where vm is empty, that were handed over by their
+// names.
+func (h *Host) ByName(ctx context.Context, vm string) ([]Device, error) {
+	all, err := h.AllDevices(ctx)
+	var found []Device
+	for _, dev := range all {
+		if (vm == "" || dev.Want.VM == vm) && dev.Want.Via == nic.ViaLibvirt && dev.NetnsFile == nil && !dev.IsSocket() {
+			found = append(found, dev)
+		}
+	}
+	return found, err
+}
+
+// Find returns the link of a guest's NIC, wherever it is, or nil. Of several it is the one that the
+// Target's process holds.
+func (h *Host) Find(ctx context.Context, t nic.Target, nic string) (*Device, error) {
+	all, err := h.Named(ctx, t.VM, nic)
+	if err != nil {
+		return nil, err
+	}
+	all = slices.DeleteFunc(all, func(dev Device) bool {
+		return t.PID != 0 && (len(all) > 1 || !dev.HasLink()) && !dev.IsHeldBy(t.PID) || t.PID == 0 && dev.IsUntrusted()
+	})
+	switch len(all) {
+	case 0:
+		return nil, nil
+	case 1:
+		return &all[0], nil
+	}
+	return nil, fmt.Errorf("%w, with NIC %s: %s (name one guest with --pid)", qemu.ErrAmbiguous, nic, Whose(all))
+}
+
+// FindFor is find at a cost that does not grow with what else there is: by the tap's name, and
+// among what the guest's process holds. sw is the switch that it is looked for in; empty for none.
+// The holders of a link are not filled in.
+func (h *Host) FindFor(ctx context.Context, pid int, vm, nicID, sw string) (*Device, error) {
+	name, _ := nic.InterfaceName(vm, nicID)
+	l, err := h.NL.Link(name)
+	if err == nil {
+		if r, ok := nic.ParseRecord(l.Alias); ok && r.VM == vm && r.NIC == nicID {
+			dev := h.own(l, r, h.MasterOf(l))
+			if r.Switch {
+				dev.SwitchPort = h.ReadSwitchPort(ctx, &dev)
+			}
+			return &dev, nil
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	op, err := h.openedBy(pid)
+	if err != nil {
+		return nil, err
+	}
+	elsewhere := h.inSpaces(ctx, op)
+	if dev := h.socketFor(ctx, pid, op, vm, nicID, sw); dev != nil {
+		return dev, nil
+	}
+	all := append(elsewhere, deadNICs(op, elsewhere)...)
+	for _, dev := range append(all, h.deadOfLibvirt(ctx, op, all)...) {
+		if dev.Want.VM == vm && dev.Want.NIC == nicID {
+			return &dev, nil
+		}
+	}
+	return nil, nil
+}
+
+// Reread reads the same link and its holders again; nil where it is gone.
+func (h *Host) Reread(ctx context.Context, dev *Device) (*Device, error) {
+	all, err := h.Named(ctx, dev.Want.VM, dev.Want.NIC)
+	for _, now := range all {
+		if dev.sameWithoutLink(&now) || dev.HasLink() && now.HasLink() && now.NetnsInode == dev.NetnsInode && now.Index == dev.Index {
+			return &now, err
+		}
+	}
+	return nil, err
+}
+
+// Refresh reads a link anew: it may have changed while we waited for the lock.
+func (h *Host) Refresh(ctx context.Context, dev Device) (now Device, err error) {
+	now = dev
+	if !dev.HasLink() {
+		there, err := h.Reread(ctx, &dev)
+		if there == nil {
+			return dev, cmp.Or(err, fmt.Errorf("NIC %s: %w", dev.Name, fs.ErrNotExist))
+		}
+		return *there, err
+	}
+	err = h.On(&dev, func(nl *rtnl.Conn) error {
+		l, err := nl.LinkByIndex(dev.Index)
+		if err != nil {
+			return err
+		}
+		want, ok := nic.ParseRecord(l.Alias)
+		if !ok || want.VM != dev.Want.VM || want.NIC != dev.Want.NIC {
+			return fmt.Errorf("link %s: %w", dev.Name, fs.ErrNotExist)
+		}
+		fresh := h.own(l, want, h.MasterOf(l))
+		now.Link, now.Want, now.FormerSource, now.MasterName = l, fresh.Want, fresh.FormerSource, fresh.MasterName
+		return nil
+	})
+	if err == nil && now.Want.Switch {
+		now.SwitchPort = h.ReadSwitchPort(ctx, &now)
+	}
+	return now, err
+}
+
+// Exists tells whether a link still exists. Who closes its netns last is of no matter: a VMM
+// that was started with the fd can keep that without the link.
+func (h *Host) Exists(ctx context.Context, dev *Device) (bool, error) {
+	if !dev.HasLink() {
+		now, err := h.Reread(ctx, dev)
+		return now != nil, err
+	}
+	err := h.On(dev, func(nl *rtnl.Conn) error {
+		_, err := nl.LinkByIndex(dev.Index)
+		return err
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// WaitGone waits until a link is gone from its netns, or with it.
+func (h *Host) WaitGone(ctx context.Context, dev *Device) error {
+	for {
+		there, err := h.Exists(ctx, dev)
+		if err != nil || !there {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("interface %s is still %w: it goes when QEMU answers and lets go of it, or by vmnet reconcile: %w", dev.Name, nic.ErrInUse, context.Cause(ctx))
+		case <-time.After(PollEvery):
+		}
+	}
+}
+
+func (h *Host) WaitGoneFor(ctx context.Context, dev *Device, d time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	return h.WaitGone(ctx, dev)
+}
+
+// PollEvery is how often the kernel is asked for something that has no event we could wait for.
+const PollEvery = 5 * time.Millisecond
+
+// HeldBy tells whether a process holds the link.
+func (h *Host) HeldBy(dev *Device, pid int) (bool, error) {
+	if !dev.HasLink() {
+		return dev.IsHeldBy(pid), nil
+	}
+	if dev.NetnsFile != nil {
+		return dev.NetnsFile.PID == pid, nil
+	}
+	fds, err := h.QueuesOf(dev, pid)
+	return len(fds) > 0, err
+}
+
+// QueuesOf are a process's fds that are queues of the link, ascending.
+func (h *Host) QueuesOf(dev *Device, pid int) (fds []int, err error) {
+	switch {
+	case !dev.HasLink():
+		return nil, nil
+	case dev.NetnsFile != nil:
+		// None is known where we may not look.
+		_ = h.withinOpen(dev, func(ns *netns.NS) error { fds, err = macvlan.QueuesOf(pid, ns, dev.Link); return err })
+		return fds, nil
+	case dev.Tun == nil:
+		return macvlan.QueuesOf(pid, h.NS, dev.Link)
+	}
+	inode, err := h.NS.Inode()
+	if err != nil {
+		return nil, err
+	}
+	procfd.Of(pid, func(f procfd.File) {
+		if tun.LooksLikeQueue(f) && tun.InterfaceOf(f) == dev.Name && tun.InNetns(f, inode) {
+			fds = append(fds, f.FD)
+		}
+	})
+	slices.Sort(fds)
+	return fds, nil
+}
+
+// LowerName names the device that a macvtap of ours sits on now.
+func (h *Host) LowerName(dev *Device) string {
+	if l, err := h.NL.LinkByIndex(dev.Lower); err == nil {
+		return l.Name
+	}
+	return cmp.Or(dev.Want.Source, "?")
+}

@@ -1,0 +1,199 @@
+package inventory
+
+import (
+	"fmt"
+	"net"
+
+	"vmnet/internal/cli/console"
+	"vmnet/internal/kernel/bridges"
+	"vmnet/internal/kernel/macvlan"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/tapmgr/nic"
+)
+
+// Remedy is what mends a difference.
+type Remedy struct {
+	By   nic.Mender
+	Cure string // what a person types or does
+
+	// Of MendReconcile: what it takes, and what it then has done, in words.
+	Text, Done string
+	Fix        Fix
+	// Of the others: the finding in words of its own; empty for the usual ones.
+	left string
+}
+
+// A fix is what mends a difference, as data: whoever mends carries it out.
+type Fix struct {
+	Kind  FixKind
+	Attrs []rtnl.Attr // of FixLink
+	Name  string      // of FixAltName
+}
+
+type FixKind int
+
+const ReconcileCommand = "vmnet reconcile"
+
+// byReconcile is a remedy that reconcile has.
+func byReconcile(text, done string, f Fix) Remedy {
+	return Remedy{By: nic.MendReconcile, Cure: ReconcileCommand, Text: text, Done: done, Fix: f}
+}
+
+func byAdmin(format string, args ...any) Remedy {
+	return Remedy{By: nic.MendAdmin, Cure: fmt.Sprintf(format, args...)}
+}
+
+// byDetach is for what only a NIC that is made again has.
+func byDetach(v *View) Remedy {
+	return Remedy{By: nic.MendDetach, Cure: v.detachCommand() + "; then attach it again"}
+}
+
+func (dev *Device) detachCommand() string {
+	return console.Quote([]string{"vmnet", "detach", "--vm", dev.Want.VM, "--nic", dev.Want.NIC})
+}
+
+// setting is the remedy of a link's setting.
+func setting(v *View, what string, attrs ...rtnl.Attr) Remedy {
+	return byReconcile(fmt.Sprintf("RTM_SETLINK %s: %s", v.Name, what), "set: "+what, Fix{Kind: FixLink, Attrs: attrs})
+}
+
+func mendDetach(v *View) Remedy {
+	return Remedy{By: nic.MendDetach, Cure: v.detachCommand() + " waits for it; so does its restart", left: "the guest has not let go of it yet"}
+}
+
+func mendLifetime(v *View) Remedy {
+	return byReconcile(fmt.Sprintf("TUNSETPERSIST 0 on a copy of QEMU's own fd of %s", v.Name), "made to go with its guest",
+		Fix{Kind: FixLifetime})
+}
+
+func mendMAC(v *View) Remedy {
+	mac, _ := net.ParseMAC(wantMAC(v))
+	if v.isIPVtap() {
+		r := byDetach(v)
+		r.left = fmt.Sprintf("its parent device %s has another address than the guest now: %s", v.Home.Name, r.Cure)
+		return r
+	}
+	return setting(v, "address "+mac.String(), rtnl.MAC(mac))
+}
+
+func mendMTU(v *View) Remedy {
+	r := setting(v, fmt.Sprintf("mtu %d", v.WantMTU()))
+	r.Fix = Fix{Kind: FixMTU}
+	return r
+}
+
+func mendIPv6(v *View) Remedy {
+	r := setting(v, "inet6 addr_gen_mode none")
+	r.Fix = Fix{Kind: FixIPv6}
+	return r
+}
+
+// mendMode: the kernel refuses to change into or out of passthru, and forgets the senders of mode
+// source.
+func mendMode(v *View) Remedy {
+	found := macvlan.ModeName(v.Link)
+	if v.Want.Mode == "passthru" || found == "passthru" || v.Want.Mode == "source" {
+		return byDetach(v)
+	}
+	what := "mode " + v.Want.Mode
+	return byReconcile(fmt.Sprintf("RTM_NEWLINK %s: %s", v.Name, what), "set: "+what, Fix{Kind: FixMode})
+}
+
+func mendRxFilter(v *View) Remedy {
+	all := v.Want.RxFilter != nic.RxNone
+	return setting(v, "allmulti "+nic.OnOff(all), rtnl.AllMulti(all))
+}
+
+func mendName(v *View) Remedy {
+	name := v.missingName()
+	return byReconcile(fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", v.Name, name), "given the altname "+name, Fix{Kind: FixAltName, Name: name})
+}
+
+func mendBridge(v *View) Remedy {
+	free := console.Quote([]string{"ip", "link", "set", v.Name, "nomaster"}) + " && vmnet reconcile"
+	switch {
+	case v.MasterName != "" && v.Want.Switch:
+		r := byAdmin("%s", free)
+		r.left = fmt.Sprintf("it is a port of %s, and belongs on switch %s", v.MasterName, v.Want.Source)
+		return r
+	case v.MasterName != "":
+		r := byAdmin("%s", free)
+		r.left = fmt.Sprintf("it is a port of %s, not of %s", v.MasterName, v.Want.Source)
+		return r
+	case v.Home == nil:
+		return byAdmin("vmnet bridge create %s && vmnet reconcile", v.Want.Source)
+	}
+	br := v.Home
+	return byReconcile(fmt.Sprintf("RTM_SETLINK %s: mtu %d, master %s, up", v.Name, br.MTU, br.Name), "put back on "+br.Name, Fix{Kind: FixBridge})
+}
+
+func mendPort(v *View) Remedy {
+	want := v.Want.PortConfig()
+	text := fmt.Sprintf("port set to %s, it was %s", OrNothing(bridges.Effective(v.Home, want).String()), OrNothing(v.port.String()))
+	return byReconcile(fmt.Sprintf("RTM_SETLINK %s, of AF_BRIDGE: %s", v.Name, OrNothing(want.String())), text, Fix{Kind: FixPort})
+}
+
+func mendVLAN(v *View) Remedy {
+	return Remedy{By: nic.MendDetach, Cure: fmt.Sprintf("%s has no default VLAN, so that nothing passes a port without --vlan: %s; then attach it with --vlan", v.Home.Name, v.detachCommand())}
+}
+
+func mendSeat(v *View) Remedy {
+	switch {
+	case v.IsSocket():
+		return Remedy{By: nic.MendAttach, Cure: cureOfLost, left: fmt.Sprintf("switch %s has lost it, and it leads nowhere (%s)", v.Want.Source, cureOfLost)}
+	case v.notRuns != nil:
+		r := byAdmin("vmnet reconcile, once the switch runs")
+		r.left = v.notRuns.Error()
+		return r
+	}
+	return byReconcile(fmt.Sprintf("switch %s: add-port %s again, which it has lost", v.Want.Source, v.Name), "joined again to switch "+v.Want.Source, Fix{Kind: FixSwitch})
+}
+
+// mendSettings: a switch's port has its settings from the first, and one by a socket cannot be made
+// again.
+func mendSettings(v *View) Remedy {
+	if v.IsSocket() {
+		return byDetach(v)
+	}
+	return byReconcile(fmt.Sprintf("switch %s: remove-port %s, add-port %s", v.Want.Source, v.SwitchPort.Port.Name, v.Name), "given its port's settings again",
+		Fix{Kind: FixSwitchPort})
+}
+
+// mendLoop: the port goes on by itself, once there is no loop any more.
+func mendLoop(v *View) Remedy {
+	return byAdmin("end the loop behind it (vmnet switch show %s)", v.Want.Source)
+}
+
+func mendLink(v *View) Remedy {
+	return setting(v, "up", rtnl.Up(true))
+}
+
+func mendCarrier(v *View) Remedy { return setting(v, "carrier on", rtnl.Carrier(true)) }
+
+func mendPortState(v *View) Remedy {
+	return byReconcile(fmt.Sprintf("RTM_SETLINK %s, of AF_BRIDGE: state forwarding", v.Name), "set: forwarding",
+		Fix{Kind: FixPortState})
+}
+
+func mendHome(v *View) Remedy {
+	r := byAdmin("ip link set %s up", v.Home.Name)
+	what := "parent device"
+	if v.onBridge() {
+		what = "bridge"
+	}
+	r.left = fmt.Sprintf("%s %s is down, nothing passes it (%s)", what, v.Home.Name, r.Cure)
+	return r
+}
+
+func mendClaim(v *View) Remedy {
+	r := byAdmin("vmnet switch remove-port SWITCH %s (vmnet switch list shows those that run)", v.Home.Name)
+	r.left = ClaimedText(v.Home.Name, v.Want.Type)
+	return r
+}
+
+// cureOfLost is what helps a NIC by a socket whose switch has ended.
+const cureOfLost = "the same vmnet attach again replaces it"
+
+func ClaimedText(device, kind string) string {
+	return fmt.Sprintf("%s is a port of a userspace switch, which takes all its frames, and a %s on it would hear nothing (attach with --switch instead; vmnet switch list shows those that run)", device, kind)
+}
