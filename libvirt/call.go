@@ -9,8 +9,9 @@ import (
 	"vmnet/internal/kernel/fdpass"
 )
 
-// procedure is one of a program's. go-libvirt knows its number and encoding as well; what it
-// sends is compared with the number, and what it is about to decode is read by result first.
+// procedure is a procedure of a libvirt program. go-libvirt knows its number and encoding too: the
+// number that go-libvirt sends is compared with this one, and result checks each reply before
+// go-libvirt decodes it.
 type procedure struct {
 	program uint32
 	number  int32

@@ -102,10 +102,10 @@ func (c *Conn) Close() error {
 	return nil
 }
 
-// awaitQuiet waits until libvirt has answered everything, above all the ends of subscriptions: it
-// handles a connection's calls in parallel, and libvirtd 9.0 has crashed when a connection was
-// closed while a subscription of it ended. It survives a client that hangs up, which is what
-// remains if it does not answer.
+// awaitQuiet waits until libvirt has answered every call, and reports whether it has. libvirt
+// handles the calls of one connection in parallel, and libvirtd 9.0 has crashed when a client
+// closed its connection while the call that ends a subscription ran. libvirtd survives a client
+// that hangs up, which is all that is left to do if it does not answer.
 func (c *Conn) awaitQuiet(ctx context.Context) bool {
 	for {
 		c.mu.Lock()

@@ -81,6 +81,7 @@ type Error struct {
 	Message   string
 }
 
+// Error returns the procedure, libvirt's message and its error code.
 func (e *Error) Error() string {
 	message := e.Message
 	if message == "" {

@@ -56,7 +56,7 @@ func (l *live) manyAtOnce(t *testing.T) {
 	all.Wait()
 }
 
-// cancelled gives up while the daemon stands still, and goes on with the connection.
+// cancelled cancels calls while the daemon is stopped, then goes on with the connection.
 func (l *live) cancelled(t *testing.T) {
 	c, dom := l.dial(t)
 	pid := l.daemon.PID()

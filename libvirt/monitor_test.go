@@ -52,7 +52,7 @@ func TestMonitorEvents(t *testing.T) {
 	}
 	f.monitorEvent(1, "DEVICE_DELETED", `{"device":"net0"}`, 5)
 	f.monitorEvent(2, "STOP", "", -1)
-	f.monitorEvent(3, "RESUME", "", 5) // nobody's
+	f.monitorEvent(3, "RESUME", "", 5) // of no subscription
 	f.event(1, Started)
 	f.ping()
 	for _, want := range []Event{

@@ -17,9 +17,9 @@ import (
 	"vmnet/libvirt/domainxml"
 )
 
-// packets is what the client sends at each step of TestPackets: the number of files, a slash and the
-// packet in hexadecimal digits, its serial number zeroed. libvirtd has understood all of them. No
-// program writes the file: a change there is a change of what daemons receive.
+// packets is what the client sends at each step of TestPackets: the number of files, a slash and
+// the packet in hexadecimal digits, its serial number zeroed. libvirtd has understood all of them.
+// No program writes the file: a change there is a change of what daemons receive.
 //
 //go:embed testdata/packets.txt
 var packets string

@@ -25,7 +25,9 @@ func (r *recorder) step(name string, do, undo error) step.Step {
 func TestRunUndoesBackwardsAndJoinsErrors(t *testing.T) {
 	do, undo := errors.New("do"), errors.New("undo")
 	var r recorder
-	steps := []step.Step{r.step("a", nil, nil), r.step("b", nil, undo), {Name: "bare", Do: func(context.Context) error { return nil }}, r.step("c", do, nil), r.step("d", nil, nil)}
+	steps := []step.Step{r.step("a", nil, nil), r.step("b", nil, undo), {Name: "bare", Do: func(context.Context) error {
+		return nil
+	}}, r.step("c", do, nil), r.step("d", nil, nil)}
 	err := step.Run(t.Context(), steps, nil)
 	if !errors.Is(err, do) || !errors.Is(err, undo) {
 		t.Errorf("error %v does not hold both causes", err)

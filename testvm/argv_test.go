@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 var testFiles = Files{
 	Kernel: "/k/vmlinuz", Initramfs: "/vm/initramfs", QMP: "/vm/qmp", Agent: "/vm/agent",
@@ -30,7 +30,7 @@ func TestCommandLineGolden(t *testing.T) {
 			{Netdev: "user,restrict=on"},
 			{ID: "lan", Model: "e1000e", MAC: "52:54:00:00:00:02", Netdev: "tap,fds=3:4", Device: "mq=on,vectors=6"},
 		}},
-		"paused":   {Name: "comma, blank and $dollar", Paused: true, AllowReset: true},
+		"paused":   {Name: "comma, space and $dollar", Paused: true, AllowReset: true},
 		"terminal": {Name: "P4", Terminal: true},
 		"lab":      {Name: "lab", CPUs: 2, MemoryMiB: 1536, Root: "/"},
 	} {

@@ -33,10 +33,10 @@ type Config struct {
 	// ExtraFiles are inherited by QEMU as fd 3, 4 and so on, for a NIC's Netdev or
 	// ExtraArgs to name. The caller still closes its own.
 	ExtraFiles []*os.File
-	// QMP is the path of the monitor's socket; empty means one in the machine's
-	// own folder, "none" means no monitor.
+	// QMP is the path of the monitor's socket; empty means one in the machine's own directory,
+	// "none" means no monitor.
 	QMP string
-	// Agent is the path of the agent's socket; empty means one in the machine's own folder.
+	// Agent is the path of the agent's socket; empty means one in the machine's own directory.
 	Agent string
 	// Accel is "kvm", "tcg" or "auto"; empty means "auto": KVM where it surely works, else TCG.
 	Accel string
@@ -57,7 +57,7 @@ type Config struct {
 	BootTimeout time.Duration
 	// Kernel is what the guest boots; the zero value means the one that FindKernel finds.
 	Kernel Kernel
-	// Root is a folder of this machine that the guest has as its root, read-only below
+	// Root is a directory of this machine that the guest uses as its root, read-only below
 	// a tmpfs: with "/" it is a lab host, see package lab. Empty means the initramfs.
 	// The kernel must have 9p and overlayfs.
 	Root string
@@ -72,7 +72,7 @@ type Config struct {
 	Init string
 	// QEMU is the program to run; empty means qemu-system-x86_64.
 	QEMU string
-	// Logf is told the command line and the boot time; nil means nobody.
+	// Logf logs the command line and the boot time; nil means no log.
 	Logf func(format string, args ...any)
 }
 

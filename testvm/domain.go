@@ -23,8 +23,8 @@ type Domain struct {
 // rootPorts are some that the machine's own devices take, and spare ones.
 const rootPorts = 8
 
-// XML describes the domain to libvirt (formatdomain). Unlike QEMU by itself, libvirt has ACPI off
-// unless it is told: hot plug needs it.
+// XML describes the domain to libvirt (formatdomain). Unlike QEMU, libvirt disables ACPI unless the
+// XML enables it: hot plug needs it.
 func (d Domain) XML(p Parts) string {
 	ports, machine := "", "pc"
 	if d.Machine != "pc" {

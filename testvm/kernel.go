@@ -41,9 +41,9 @@ type Kernel struct {
 // FindKernel finds the kernel that guests boot, as setup.sh unpacked it.
 func FindKernel() (Kernel, error) { return FindKernelOf("cloud") }
 
-// FindKernelOf finds the kernel that setup.sh calls kind, in $VMNET_CACHE alone where that
-// is set, else in the user's cache directory and then in the system's. fs.ErrNotExist is
-// true for its error where there is none.
+// FindKernelOf finds the kernel that setup.sh calls kind. It looks only in $VMNET_CACHE if that is
+// set, otherwise in the user's cache directory and then in the system's. If there is no such
+// kernel, the error matches fs.ErrNotExist.
 func FindKernelOf(kind string) (Kernel, error) {
 	own, err := CacheDir()
 	if err == nil {
@@ -59,8 +59,8 @@ func FindKernelOf(kind string) (Kernel, error) {
 	return Kernel{}, err
 }
 
-// FindKernelIn finds the kernel in an unpacked package. fs.ErrNotExist is true for
-// its error where there is none.
+// FindKernelIn finds the kernel in an unpacked package. If there is none, the error matches
+// fs.ErrNotExist.
 func FindKernelIn(dir string) (Kernel, error) {
 	images, _ := filepath.Glob(filepath.Join(dir, "boot", "vmlinuz-*"))
 	if len(images) == 0 {

@@ -15,7 +15,7 @@ import (
 // guestModules are what every guest needs: virtio NICs, and the agent's port.
 var guestModules = []string{"virtio_pci", "virtio_net", "virtio_console"}
 
-// rootModules are what a guest with a folder of the machine as its root needs besides.
+// rootModules are the further modules of a guest whose root is a directory of the machine.
 var rootModules = []string{"9pnet_virtio", "9p", "overlay"}
 
 // moduleFiles returns the files of the named modules and of all that they depend

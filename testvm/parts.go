@@ -12,8 +12,8 @@ type Parts struct {
 	Args              string // the kernel's command line
 }
 
-// CopyKernel copies the kernel to dir, where another user, such as that of libvirt's guests, may be
-// able to read it.
+// CopyKernel copies the kernel to dir, where another user, such as the one that libvirt runs guests
+// as, may be able to read it.
 func (p *Parts) CopyKernel(dir string) error {
 	image, err := os.ReadFile(p.Kernel)
 	if err != nil {
@@ -23,9 +23,8 @@ func (p *Parts) CopyKernel(dir string) error {
 	return os.WriteFile(p.Kernel, image, 0o644)
 }
 
-// MakeParts makes a guest's initramfs in dir, for whoever starts its QEMU in another way than Start
-// does. That one needs a virtio-serial port of the name agent.PortName, whose socket agent.Dial is
-// given.
+// MakeParts makes a guest's initramfs in dir, for a caller that starts QEMU without Start. That
+// QEMU needs a virtio-serial port named agent.PortName; pass the path of its socket to agent.Dial.
 func MakeParts(ctx context.Context, c Config, dir string) (Parts, error) {
 	c = c.withDefaults()
 	kernel := c.Kernel

@@ -1,24 +1,25 @@
 #!/bin/sh
-# Makes a Debian 12 machine ready to boot test guests: installs what is missing, and unpacks (never installs) Debian's
-# cloud kernel into the cache directory. Does nothing where everything is there. Only packages need root.
+# Makes a Debian 12 machine ready to boot test guests: installs what is missing, and unpacks (never
+# installs) Debian's cloud kernel into the cache directory. Does nothing where everything is there.
+# Only packages need root.
 #
 #   setup.sh [--packages p1,p2]... [--kernel cloud|full]...
 #   setup.sh --print-cache
 #
 #   --packages     more packages to install
-#   --kernel       another kernel to unpack besides the cloud one; the full one is for lab hosts, whose modprobe and iw
-#                  come with it
+#   --kernel       another kernel to unpack besides the cloud one; the full one is for lab hosts,
+#                  whose modprobe and iw come with it
 #   --print-cache  only print the cache directory
-#   VMNET_CACHE    the cache directory; the default is /var/cache/vmnet for root, whose kernels all users boot, else
-#                  ${XDG_CACHE_HOME:-~/.cache}/vmnet
+#   VMNET_CACHE    the cache directory; the default is /var/cache/vmnet for root, whose kernels all
+#                  users boot, otherwise ${XDG_CACHE_HOME:-~/.cache}/vmnet
 set -eu
 exec </dev/null
 export DEBIAN_FRONTEND=noninteractive
 PATH=$PATH:/usr/sbin:/sbin
 umask 022
 
-# The QEMUs besides x86 are for tests of their machines. gcc is for the race detector, groff for the man pages, libcap2-bin has
-# setcap. Of libvirt, these packages start no daemon.
+# The QEMUs besides x86 are for tests of their machines. gcc is for the race detector, groff for the
+# man pages, libcap2-bin has setcap. Of libvirt, these packages start no daemon.
 packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients'
 kernels=cloud
 updated=
@@ -120,15 +121,16 @@ index_modules() {
     done
 }
 
-# unpacked reports whether there is a kernel of kind $1: in the cache directory, in that of the system, or where root's
-# kernels were once.
+# unpacked reports whether there is a kernel of kind $1: in the cache directory, in that of the
+# system, or where root's kernels were once.
 unpacked() {
     [ ! -d "$cache/$1-kernel" ] || return 0
     [ -z "${VMNET_CACHE:-}" ] || return 1
     [ -r "$system/$1-kernel/boot" ] || [ -d "${XDG_CACHE_HOME:-${HOME:-}/.cache}/vmnet/$1-kernel" ]
 }
 
-# unpack_kernel makes $cache/$1-kernel out of metapackage $2, for $3. It appears whole or not at all.
+# unpack_kernel makes $cache/$1-kernel out of metapackage $2, for $3. It appears whole or not at
+# all.
 unpack_kernel() {
     ! unpacked "$1" || return 0
     mkdir -p "$cache"

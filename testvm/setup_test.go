@@ -94,7 +94,7 @@ func TestSetupTellsItsDownloads(t *testing.T) {
 func TestSetupCutShort(t *testing.T) {
 	m := newMachine(t, "1000")
 	if out, err := m.setup("BROKEN=1"); err == nil {
-		t.Errorf("no kernel could be had:\n%s", out)
+		t.Errorf("no kernel is available:\n%s", out)
 	}
 	if got := m.kernels(); len(got) > 0 {
 		t.Errorf("it leaves %q", got)

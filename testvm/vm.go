@@ -64,7 +64,7 @@ func Start(ctx context.Context, c Config) (*VM, error) {
 	return vm, nil
 }
 
-// prepare makes the machine's folder, with the initramfs in it, and the command line.
+// prepare creates the machine's directory, with the initramfs in it, and the command line.
 func (vm *VM) prepare(ctx context.Context) error {
 	c := vm.config
 	var err error

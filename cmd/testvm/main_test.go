@@ -27,7 +27,7 @@ func buildCLI(t *testing.T) string {
 	return dir
 }
 
-// runScripts runs testdata/*.txt that match, with testvm in the PATH and a folder
+// runScripts runs testdata/*.txt that match, with testvm in the PATH and a directory
 // for sockets of their own.
 func runScripts(t *testing.T, files ...string) {
 	bin := buildCLI(t)

@@ -87,7 +87,7 @@ func TestListOwner(t *testing.T) {
 	nics := []nic.NIC{{VM: "P2", ID: "net0"}, {VM: "P3", ID: "net0"}}
 	for uid, want := range map[int][]string{
 		0:         {"STATE", "-", "-"},
-		3_999_999: {"OWNER", "-", "3999999"}, // nobody's
+		3_999_999: {"OWNER", "-", "3999999"}, // of no user
 	} {
 		nics[1].UID = uid
 		var out bytes.Buffer

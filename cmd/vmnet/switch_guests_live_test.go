@@ -91,7 +91,7 @@ func TestLiveSwitchAndGuestsOfNobody(t *testing.T) {
 		append(append([]string{}, asNobody...), "vmnet", "attach", "--vm", redName, "--switch", sw.socket, "--nic",
 			"more", "--via", "tap")...)
 	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "(--via socket takes no right)") {
-		t.Errorf("a tap without a right: %v: %s", err, out)
+		t.Errorf("a tap without privilege: %v: %s", err, out)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

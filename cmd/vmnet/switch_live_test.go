@@ -28,7 +28,7 @@ import (
 
 const nobody = 65534
 
-// A running switch of a test's.
+// running is a switch that a test has started.
 type running struct {
 	t      *testing.T
 	cmd    *exec.Cmd
@@ -36,8 +36,8 @@ type running struct {
 	said   chan string // lines of its output
 }
 
-// runSwitch starts one as a program, with another one in front that may change its rights, and
-// waits until it is ready. Its socket is in a folder that any user may use.
+// runSwitch starts a switch as a program and waits until it is ready. before is a command that runs
+// it, such as one that changes its privileges. Its socket is in a directory that any user may use.
 func runSwitch(t *testing.T, ns *netns.NS, before []string, args ...string) *running {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "switch")
@@ -305,8 +305,8 @@ func TestLiveSwitchTaps(t *testing.T) {
 	}
 }
 
-// TestLiveSwitchPacket has a veth as the uplink, whose near end has an address of the host's, and
-// takes it from a switch that is killed to another one.
+// TestLiveSwitchPacket uses a veth as the uplink. Its near end has an address of the host. After
+// the switch is killed, another one takes the veth over.
 func TestLiveSwitchPacket(t *testing.T) {
 	ns, outside := nstest.New(t), nstest.New(t)
 	attrs := netlink.NewLinkAttrs()
@@ -366,8 +366,8 @@ func forNobody(t *testing.T) {
 	}
 }
 
-// guests plugs in socket ports of those names, whose holder is a process of root's, and returns
-// that and the guests' ends.
+// guests adds socket ports of those names, held by a process of root, and returns that process and
+// the guests' ends.
 func (r *running) guests(names ...string) (holder *exec.Cmd, ends []*os.File) {
 	r.t.Helper()
 	holder = exec.Command("sleep", "1000")

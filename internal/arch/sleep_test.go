@@ -16,7 +16,7 @@ const notAWait = "// not a wait: "
 
 // TestNoTestWaitsBySleeping wants tests to wait for a condition, by nstest.Eventually: a pause that
 // is long enough on one machine is too short on another. In a bubble of testing/synctest the clock
-// is none of a machine's.
+// does not depend on the machine.
 func TestNoTestWaitsBySleeping(t *testing.T) {
 	files := 0
 	err := filepath.WalkDir("../..", func(path string, entry fs.DirEntry, err error) error {

@@ -23,10 +23,10 @@ import (
 // attaches is how many NICs each guest gets: machine pc has slots for 29.
 const attaches = 20
 
-// BenchmarkAttach gives standing guests (-S) NICs on one bridge, from the start of a process to its
-// end: `vmnet attach`, by hand, with ip(8) and a monitor client that needs no process, and guests
-// of libvirt's by `vmnet attach` and `virsh attach-interface`. `vmnet version` is what of it is the
-// start of a process.
+// BenchmarkAttach attaches NICs on one bridge to paused guests (-S) and measures each process from
+// its start to its end: `vmnet attach`; ip(8) and a monitor client in this process; and for libvirt
+// guests, `vmnet attach` and `virsh attach-interface`. `vmnet version` shows how much of that is
+// the start of a process.
 func BenchmarkAttach(b *testing.B) {
 	runtime.LockOSThread() // never unlocked: it and what it starts are in the lab's netns
 	l := newLab(b)

@@ -25,8 +25,8 @@ type Way struct {
 	took []time.Duration
 }
 
-// Turns has each way do it n times, in turns, whose order is mixed anew each time: A B C, B A C, C
-// A B. It is the same in each run.
+// Turns runs each way n times, in rounds. Each round has another order, such as A B C, B A C, C A
+// B; the orders are the same in each run.
 func Turns(b *testing.B, n int, ways ...*Way) {
 	b.Helper()
 	order := rand.New(rand.NewPCG(1, 1))
@@ -78,8 +78,8 @@ func Ratio(a, b *Way) float64 { return float64(a.Median()) / float64(b.Median())
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// Available tells whether a way's needs are there. If not, it logs the cure and the
-// way is left out; where VMNET_REQUIRE demands the feature, the benchmark fails.
+// Available reports whether a way has what it needs. If not, it logs the cure and the caller leaves
+// the way out; where VMNET_REQUIRE demands the feature, the benchmark fails.
 func Available(b *testing.B, feature string, ok bool, cure string) bool {
 	b.Helper()
 	c := column{TB: b}

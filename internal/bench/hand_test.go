@@ -20,9 +20,11 @@ func (l *lab) byHand() func(int) (time.Duration, error) {
 		err := errors.Join(addErr, portErr, monitor(socket,
 			`{"execute": "qmp_capabilities"}`,
 			fmt.Sprintf(
-				`{"execute": "netdev_add", "arguments": {"type": "tap", "id": "n%d", "ifname": %q, "script": "no", "downscript": "no"}}`, i, tap),
+				`{"execute": "netdev_add", "arguments": {"type": "tap", "id": "n%d", "ifname": %q, "script": "no", "downscript": "no"}}`,
+				i, tap),
 			fmt.Sprintf(
-				`{"execute": "device_add", "arguments": {"driver": "virtio-net-pci", "id": "d%d", "netdev": "n%d", "mac": "52:54:00:00:01:%02x"}}`, i, i, i)))
+				`{"execute": "device_add", "arguments": {"driver": "virtio-net-pci", "id": "d%d", "netdev": "n%d", "mac": "52:54:00:00:01:%02x"}}`,
+				i, i, i)))
 		return time.Since(start), err
 	}
 }

@@ -166,7 +166,8 @@ func (h *helperLab) withCapability(of helper) helper {
 	return helper{of.name + ", setcap", path}
 }
 
-// copyHelper installs QEMU's helper, whose folder may be mounted nosuid, in the same place as ours.
+// copyHelper installs QEMU's helper in the same place as ours: its own directory may be mounted
+// nosuid.
 func (h *helperLab) copyHelper() string {
 	for _, path := range []string{"/usr/lib/qemu/qemu-bridge-helper", "/usr/libexec/qemu-bridge-helper"} {
 		program, err := os.ReadFile(path)

@@ -40,7 +40,8 @@ func (m Machine) address(b bridge.Info) []Check {
 		unless = ", unless somebody has set it, which only root can see"
 	}
 	return warn("bridge "+b.Name, fmt.Sprintf("ip link set %s address %s", b.Name, b.MAC),
-		"its address is that of its port %s%s: when that goes, it gets another one, and guests lose the host until their ARP caches forget the old one (the next vmnet attach to it sees to that)", b.MACOf, unless)
+		"its address is that of its port %s%s: when that goes, it gets another one, and guests lose the host until their ARP caches forget the old one (the next vmnet attach to it sees to that)",
+		b.MACOf, unless)
 }
 
 func list(m Machine) ([]bridge.Info, error) {

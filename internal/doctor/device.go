@@ -33,7 +33,8 @@ func (m Machine) tun() []Check {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return warn(name, "chmod 0666 "+tun.Device+": the kernel asks for CAP_NET_ADMIN anyway",
-			"%s has mode %04o: you may not open it, nor may qemu-netup for you: it opens files with its caller's privileges", tun.Device, mode)
+			"%s has mode %04o: you may not open it, nor may qemu-netup for you: it opens files with its caller's privileges",
+			tun.Device, mode)
 	case err != nil:
 		return fail(name, "modprobe tun", "%v", err)
 	}

@@ -51,7 +51,8 @@ func (m Machine) full(helper string) []Check {
 	path, found := m.find(Full, []string{filepath.Join(dir, "../libexec/vmnet"), dir})
 	if !found {
 		return warn(name, "make install",
-			"%s is not where make install puts it: unless this %s is all in one, it does only what QEMU asks its bridge helper for", Full, Helper)
+			"%s is not where make install puts it: unless this %s is all in one, it does only what QEMU asks its bridge helper for",
+			Full, Helper)
 	}
 	if wrong, cure := m.unsafe(path); wrong != "" {
 		return fail(name, cure, "%s: a user who can write it has the privilege of %s", wrong, Helper)
@@ -144,8 +145,9 @@ func (m Machine) right(path string) []Check {
 		return ok(name, "setuid root, mode %04o", unixMode(info.Mode()))
 	}
 	if !caps.has(unix.CAP_SYS_ADMIN) || !caps.has(unix.CAP_MKNOD) {
-		return ok(
-			name, "file capabilities %s, mode %04o: NICs on bridges; --macvtap and --ipvtap need a helper that is setuid root", caps, unixMode(info.Mode()))
+		return ok(name,
+			"file capabilities %s, mode %04o: NICs on bridges; --macvtap and --ipvtap need a helper that is setuid root",
+			caps, unixMode(info.Mode()))
 	}
 	return ok(name, "file capabilities %s, mode %04o", caps, unixMode(info.Mode()))
 }

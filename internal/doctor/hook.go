@@ -152,5 +152,6 @@ func (m Machine) allowed(daemon, program string) bool {
 // AppArmorCure returns a command that lets libvirt execute the program.
 func AppArmorCure(program string) string {
 	return fmt.Sprintf(
-		"echo '%s PUx,' >>/etc/apparmor.d/local/usr.sbin.libvirtd && apparmor_parser -r /etc/apparmor.d/usr.sbin.libvirtd; or install it in /usr/bin", program)
+		"echo '%s PUx,' >>/etc/apparmor.d/local/usr.sbin.libvirtd && apparmor_parser -r /etc/apparmor.d/usr.sbin.libvirtd; or install it in /usr/bin",
+		program)
 }

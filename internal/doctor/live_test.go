@@ -65,7 +65,7 @@ func TestLiveHelper(t *testing.T) {
 		{"none", os.Remove, Check{"helper", Warn, "only root", "make install"}},
 		{"found", mode(0o755), Check{"helper", OK, helperPath, ""}},
 		{"safe", mode(0o755), Check{"helper owner", OK, "no other user", ""}},
-		{"without right", mode(0o755), Check{
+		{"without privilege", mode(0o755), Check{
 			"helper right", Warn, "mode 0755 and no capabilities",
 			"setcap cap_net_admin+ep " + helperPath,
 		}},
@@ -79,17 +79,17 @@ func TestLiveHelper(t *testing.T) {
 			"helper owner", Fail, helperPath + " belongs to uid 1000",
 			"chown root " + helperPath,
 		}},
-		{"in a folder of another", chown(".", 1000), Check{
+		{"in another user's directory", chown(".", 1000), Check{
 			"helper owner", Fail, "/usr/bin belongs to uid 1000",
 			"chown root /usr/bin",
 		}},
 		{"writable by its group", mode(0o775), Check{"helper owner", Fail, "mode 0775", "chmod go-w " + helperPath}},
 		{
-			"in a writable folder",
+			"in a writable directory",
 			dirMode(0o777),
 			Check{"helper owner", Fail, "/usr/bin has mode 0777", "chmod go-w /usr/bin"},
 		},
-		{"in a sticky folder", dirMode(0o777 | os.ModeSticky), Check{"helper owner", OK, "", ""}},
+		{"in a sticky directory", dirMode(0o777 | os.ModeSticky), Check{"helper owner", OK, "", ""}},
 		{
 			"capabilities", setcap("\x01\x00\x00\x02\x00\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"),
 			Check{"helper right", OK, "cap_net_admin+ep, mode 0755: NICs on bridges", ""},
@@ -122,7 +122,7 @@ func TestLiveHelper(t *testing.T) {
 			"helper owner", Fail, "the link " + helperPath + " belongs to uid 1000",
 			"chown -h root " + helperPath,
 		}},
-		{"a link in a writable folder", func(helper string) error {
+		{"a link in a writable directory", func(helper string) error {
 			root := filepath.Join(filepath.Dir(helper), "../..")
 			return errors.Join(os.Mkdir(root+"/open", 0o755), os.Chmod(root+"/open", 0o777),
 				os.Rename(helper, root+"/real"),
@@ -250,7 +250,7 @@ func TestLive(t *testing.T) {
 	}
 }
 
-// TestLiveBridgeAddress: a bridge that goes by a guest's address is told, until its address is set.
+// TestLiveBridgeAddress: a bridge that uses a guest's address is reported until its address is set.
 func TestLiveBridgeAddress(t *testing.T) {
 	ns := nstest.New(t)
 	c, err := rtnl.Open(ns)

@@ -27,8 +27,8 @@ func (m Machine) netfilter() []Check {
 	if len(on) == 0 {
 		return ok(name, "bridged frames do not go through iptables")
 	}
-	return warn(
-		name, "sysctl -w net.bridge.bridge-nf-call-iptables=0 (and ip6tables, arptables), or iptables -I FORWARD -m physdev --physdev-is-bridged -j ACCEPT",
+	return warn(name,
+		"sysctl -w net.bridge.bridge-nf-call-iptables=0 (and ip6tables, arptables), or iptables -I FORWARD -m physdev --physdev-is-bridged -j ACCEPT",
 		"bridged frames go through %s, whose FORWARD chain Docker sets to DROP: guests may not reach each other",
 		strings.Join(on, ", "))
 }
@@ -73,8 +73,8 @@ func (m Machine) networkManager() []Check {
 			}
 		}
 	}
-	return warn(
-		name, "write [keyfile] and below it unmanaged-devices+=type:tun into /etc/NetworkManager/conf.d/vmnet.conf, and reload it",
+	return warn(name,
+		"write [keyfile] and below it unmanaged-devices+=type:tun into /etc/NetworkManager/conf.d/vmnet.conf, and reload it",
 		"it runs, and is not configured to leave taps alone: it may give them addresses or take them down")
 }
 
@@ -147,8 +147,8 @@ func (m Machine) networkd() []Check {
 			slices.Contains(s["Link"], setting{"Unmanaged", "true"}) {
 			return ok(name, "it leaves taps alone (%s)", file)
 		}
-		return warn(
-			name, "write [Match] Driver=tun and [Link] Unmanaged=yes, each key on its own line, into /etc/systemd/network/05-vmnet.network, and networkctl reload",
+		return warn(name,
+			"write [Match] Driver=tun and [Link] Unmanaged=yes, each key on its own line, into /etc/systemd/network/05-vmnet.network, and networkctl reload",
 			"%s matches taps as well: it may give them addresses or take them from their bridge", file)
 	}
 	return ok(name, "none of its files matches taps")
@@ -172,7 +172,7 @@ func matchesTap(match []setting) bool {
 	return len(match) > 0
 }
 
-// matchesAny matches text with a list of globs; a leading ! inverts the list.
+// matchesAny reports whether text matches a list of globs; a leading ! inverts the list.
 func matchesAny(globs, text string) bool {
 	globs, inverted := strings.CutPrefix(globs, "!")
 	found := slices.ContainsFunc(strings.Fields(globs), func(g string) bool {
@@ -191,8 +191,9 @@ func (m Machine) udev() []Check {
 		}
 		text, err := m.read(file)
 		if err == nil && slices.Contains(settings(text)["Link"], setting{"MACAddressPolicy", "persistent"}) {
-			return ok(
-				name, "%s gives new links an address of their own where nobody has set one: vmnet's taps and bridges are set, bridges of others may change", file)
+			return ok(name,
+				"%s gives new links an address of their own where nobody has set one: vmnet's taps and bridges are set, bridges of others may change",
+				file)
 		}
 	}
 	return ok(name, "it leaves the addresses of new links as they are")

@@ -24,8 +24,8 @@ func (m Machine) packetPorts() []Check {
 	case err == nil:
 		return ok(name, "vmnet switch can have network cards and others' taps as ports")
 	case errors.Is(err, fs.ErrPermission):
-		return ok(
-			name, "vmnet switch can have sockets and your own taps as ports; for network cards and others' taps run this as root")
+		return ok(name,
+			"vmnet switch can have sockets and your own taps as ports; for network cards and others' taps run this as root")
 	}
 	return warn(name, "modprobe nf_tables", "vmnet switch can have neither network cards nor others' taps as ports: %v",
 		err)

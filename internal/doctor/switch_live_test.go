@@ -26,6 +26,6 @@ func TestLivePacketPorts(t *testing.T) {
 		found <- Machine{}.packetPorts()
 	}()
 	if got := <-found; len(got) != 1 || got[0].Status != OK || !strings.Contains(got[0].Text, "run this as root") {
-		t.Errorf("without rights: %+v", got)
+		t.Errorf("without privilege: %+v", got)
 	}
 }

@@ -17,8 +17,8 @@ func (m Machine) watch() []Check {
 		text, err := os.ReadFile(f)
 		argv := strings.Split(string(text), "\x00")
 		if err == nil && filepath.Base(argv[0]) == "vmnet" && slices.Contains(argv[1:], "watch") {
-			return ok(
-				name, "vmnet watch runs: it puts ports back on their bridges, and resets the addresses of taps that their holders change")
+			return ok(name,
+				"vmnet watch runs: it puts ports back on their bridges, and resets the addresses of taps that their holders change")
 		}
 	}
 	return warn(name, "systemctl enable --now vmnet-watch, or vmnet watch",

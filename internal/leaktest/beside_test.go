@@ -15,12 +15,18 @@ func TestLiveBeside(t *testing.T) {
 	nstest.RequireRoot(t)
 	const good = `trap 'touch "$0.asked"; kill $!; exit 0' TERM; sleep 600 & echo ready; wait`
 	for name, test := range map[string]struct{ script, want string }{
-		"good":    {good, ""},
-		"in pids": {strings.Replace(good, "echo ready", `[ "$(ls -d /proc/[0-9]* | wc -l)" -lt 9 ] && echo ready`, 1), ""},
-		"late":    {"echo soon", `beside the tests, says "soon`},
-		"ended":   {"trap '' TERM; echo ready; exit 3", "exited before them"},
-		"failed":  {"trap 'exit 3' TERM; echo ready; while :; do sleep 0.01; done", "beside the tests failed"},
-		"leaves":  {"trap 'exit 0' TERM; sleep 600 & echo ready; while :; do sleep 0.01; done", "processes still run: "},
+		"good": {good, ""},
+		"in pids": {
+			strings.Replace(good, "echo ready", `[ "$(ls -d /proc/[0-9]* | wc -l)" -lt 9 ] && echo ready`, 1),
+			"",
+		},
+		"late":   {"echo soon", `beside the tests, says "soon`},
+		"ended":  {"trap '' TERM; echo ready; exit 3", "exited before them"},
+		"failed": {"trap 'exit 3' TERM; echo ready; while :; do sleep 0.01; done", "beside the tests failed"},
+		"leaves": {
+			"trap 'exit 0' TERM; sleep 600 & echo ready; while :; do sleep 0.01; done",
+			"processes still run: ",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

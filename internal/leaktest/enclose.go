@@ -36,7 +36,8 @@ const openFilesLimit = 16384
 // foreign are variables that change what programs do, and that tests set for
 // themselves.
 var foreign = []string{
-	"NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS", "TERM", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES",
+	"NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS", "TERM", "NOTIFY_SOCKET", "LISTEN_FDS",
+	"LISTEN_PID", "LISTEN_FDNAMES",
 	"JOURNAL_STREAM", "INVOCATION_ID", "XDG_RUNTIME_DIR", "LIBVIRT_DEFAULT_URI", "VIRSH_DEFAULT_CONNECT_URI",
 }
 

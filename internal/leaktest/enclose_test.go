@@ -135,7 +135,9 @@ func enclosed(t *testing.T, what string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self)
-	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, leaktest.StageEnv+"=") })
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
+		return strings.HasPrefix(v, leaktest.StageEnv+"=")
+	})
 	cmd.Env = append(cmd.Env, doEnv+"="+strings.TrimPrefix(what, "machine-"))
 	if strings.HasPrefix(what, "machine-") {
 		cmd.Env = append(cmd.Env, leaktest.PidsEnv+"="+leaktest.PidsMachine)
@@ -159,7 +161,10 @@ func TestLiveWhatIsLeftIsNamed(t *testing.T) {
 			if !strings.Contains(string(out), want) || (err == nil) != (want == "") {
 				t.Errorf("got %v and %q, want %q", err, out, want)
 			}
-			for _, name := range map[string][]string{"process": {"sleep 600"}, "machine-process": {"sleep 600"}, "link": {"forgotten", "peer0"}}[what] {
+			for _, name := range map[string][]string{
+				"process": {"sleep 600"}, "machine-process": {"sleep 600"},
+				"link": {"forgotten", "peer0"},
+			}[what] {
 				if !strings.Contains(string(out), name) {
 					t.Errorf("%q does not name %s", out, name)
 				}
@@ -174,7 +179,10 @@ func TestLiveWhatIsLeftIsNamed(t *testing.T) {
 // The shell ignores signals, and has fds, a umask, a limit and variables of its own.
 func TestNothingIsInherited(t *testing.T) {
 	cmd := enclosed(t, "inherited")
-	cmd.Args = []string{"sh", "-c", `trap '' HUP INT QUIT PIPE USR1; umask 077; ulimit -Sn 64; exec 7</dev/null 8</dev/null; exec "$0"`, cmd.Path}
+	cmd.Args = []string{
+		"sh", "-c",
+		`trap '' HUP INT QUIT PIPE USR1; umask 077; ulimit -Sn 64; exec 7</dev/null 8</dev/null; exec "$0"`, cmd.Path,
+	}
 	cmd.Path = "/bin/sh"
 	cmd.Env = append(cmd.Env, "NO_COLOR=1")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -190,14 +198,20 @@ func TestUserNS(t *testing.T) {
 		cmd := enclosed(t, "userns-"+what)
 		cmd.Path = program
 		if os.Geteuid() == 0 {
-			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: ordinaryUser, Gid: ordinaryUser}}
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{
+				Uid: ordinaryUser,
+				Gid: ordinaryUser,
+			}}
 		}
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
 	out, _ := run("namespaces")
 	nstest.Require(t, "userns", !strings.Contains(out, "no user namespace"), out)
-	for what, want := range map[string]string{"nothing": "", "own": "links are still there: br0", "file": "files are still there: /tmp/forgotten"} {
+	for what, want := range map[string]string{
+		"nothing": "", "own": "links are still there: br0",
+		"file": "files are still there: /tmp/forgotten",
+	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			if out, err := run(what); !strings.Contains(out, want) || (err == nil) != (want == "") {

@@ -195,7 +195,8 @@ func leftProcesses() error {
 		if err != nil {
 			continue // it has exited
 		}
-		found = append(found, fmt.Sprintf("%s (%.200q)", pid, strings.ReplaceAll(strings.TrimRight(string(argv), "\x00"), "\x00", " ")))
+		found = append(found,
+			fmt.Sprintf("%s (%.200q)", pid, strings.ReplaceAll(strings.TrimRight(string(argv), "\x00"), "\x00", " ")))
 	}
 	if found == nil {
 		return nil

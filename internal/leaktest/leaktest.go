@@ -73,7 +73,8 @@ func openFiles() map[string]string {
 	entries, _ := os.ReadDir("/proc/self/fd")
 	for _, e := range entries {
 		target, err := os.Readlink("/proc/self/fd/" + e.Name())
-		if err != nil || target == "anon_inode:[eventpoll]" || target == "anon_inode:[eventfd]" || strings.HasPrefix(target, "anon_inode:[pidfd") {
+		if err != nil || target == "anon_inode:[eventpoll]" || target == "anon_inode:[eventfd]" ||
+			strings.HasPrefix(target, "anon_inode:[pidfd") {
 			continue
 		}
 		files[e.Name()] = target

@@ -6,8 +6,9 @@
 #   vmnet-VERSION.md                  the release notes: the version's section of CHANGELOG.md
 #   SHA256SUMS                        of these
 #
-# The same commit and the same Go give the same bytes, whatever directory, user and machine they are made
-# in: sha256sum --check compares. A tree without git, as the unpacked sources are, is released as it stands.
+# The same commit and the same Go give the same bytes, whatever directory, user and machine they are
+# made in: sha256sum --check compares. A tree without git, as the unpacked sources are, is released
+# as it stands.
 set -eu
 umask 022
 export LC_ALL=C TZ=UTC
@@ -27,7 +28,8 @@ sources() {
 	fi
 }
 
-# pack makes the archive $1 of the directory $2 beside it: nothing in it tells where, when and by whom it was made.
+# pack makes the archive $1 of the directory $2 beside it: nothing in it tells where, when and by
+# whom it was made.
 pack() {
 	tar --sort=name --format=ustar --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --mode='u+rw,go=rX,a-s' \
 		--directory "$work" --create "$2" | gzip -9 -n >"$1"

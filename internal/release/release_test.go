@@ -33,7 +33,8 @@ func release(t *testing.T, dir string, env ...string) (out, said string) {
 		t.Fatal(err)
 	}
 	run(t, top, nil, "sh", "-c",
-		`find . \( -path ./bin -o -path ./dist -o -path ./.git \) -prune -o ! -type d -print0 | tar --null -T - -c | tar -x -C "$0"`, tree)
+		`find . \( -path ./bin -o -path ./dist -o -path ./.git \) -prune -o ! -type d -print0 | tar --null -T - -c | tar -x -C "$0"`,
+		tree)
 	commit := filepath.Join(tree, "internal/cli/version/commit.txt")
 	if err := os.WriteFile(commit, []byte(hash+" 1700000000\n"), 0o644); err != nil {
 		t.Fatal(err)

@@ -44,7 +44,8 @@ func TestMake(t *testing.T) {
 		}
 	}
 	got, err := Make([]string{others}, me)
-	cure := me == 0 || err != nil && strings.Contains(err.Error(), "set XDG_RUNTIME_DIR to a directory that is yours alone")
+	cure := me == 0 ||
+		err != nil && strings.Contains(err.Error(), "set XDG_RUNTIME_DIR to a directory that is yours alone")
 	if err == nil || !strings.Contains(err.Error(), others+" is not a directory that you own") || !cure {
 		t.Errorf("%s, %v", got, err)
 	}
@@ -71,17 +72,21 @@ func TestOwnedAlone(t *testing.T) {
 	dir, me := t.TempDir(), os.Getuid()
 	path := func(name string) string { return filepath.Join(dir, name) }
 	err := errors.Join(
-		os.Mkdir(path("good"), 0o700), os.Mkdir(path("group"), 0o700), os.Chmod(path("group"), 0o770), os.Mkdir(path("all"), 0o700), os.Chmod(path("all"), 0o707),
+		os.Mkdir(path("good"), 0o700), os.Mkdir(path("group"), 0o700), os.Chmod(path("group"), 0o770),
+		os.Mkdir(path("all"), 0o700), os.Chmod(path("all"), 0o707),
 		os.Symlink(path("good"), path("link")), os.WriteFile(path("file"), nil, 0o600))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]bool{"good": true, "group": false, "all": false, "link": false, "file": false, "nothing": false} {
+	for name, want := range map[string]bool{
+		"good": true, "group": false, "all": false, "link": false,
+		"file": false, "nothing": false,
+	} {
 		if err := OwnedAlone(path(name), me); (err == nil) != want {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	if OwnedAlone(path("good"), me+1) == nil {
-		t.Error("another's folder is taken")
+		t.Error("another user's directory is used")
 	}
 }

@@ -48,7 +48,9 @@ func Check(root string) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%w, so vmnet's addresses change at the next boot: %w (systemd-machine-id-setup, or dbus-uuidgen --ensure=%s)", ErrNoMachineID, err, machineIDFile)
+	return fmt.Errorf(
+		"%w, so vmnet's addresses change at the next boot: %w (systemd-machine-id-setup, or dbus-uuidgen --ensure=%s)",
+		ErrNoMachineID, err, machineIDFile)
 }
 
 // identity returns a text that is the same as long as the machine should have the same addresses.

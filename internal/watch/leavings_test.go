@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// TestLeavings has a guest that never lets go: it is looked at again for a minute or so, and ever
-// less often.
+// TestLeavings has a guest that never releases its NIC: it is checked for about a minute, at
+// growing intervals.
 func TestLeavings(t *testing.T) {
 	l, start := newLeavings(), time.Now()
 	if l.next(start) != nil {

@@ -40,8 +40,8 @@ func (m *machine) dial(ctx context.Context) (*libvirt.Conn, error) {
 	return c, err
 }
 
-// quiet is [host.quiet] of libvirt's events as well. They come before the answer to a later
-// request of the connection that the watcher has.
+// quiet is [host.quiet] for libvirt's events too. libvirt sends them before its reply to a later
+// request on the watcher's connection.
 func (m *machine) quiet(n int) {
 	m.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -145,14 +145,14 @@ func TestLiveSettingsOfANICThatIsAttachedLive(t *testing.T) {
 	m.becomes(m.attach("plain", guestMAC(4)), "br0", "")
 	m.quiet(2)
 
-	// Whoever changes a port has the last word.
+	// A later change of the port by another program stays.
 	m.ip("link", "set", tap, "type", "bridge_slave", "isolated", "off")
 	m.ip("link", "set", tap, "mtu", "1400")
 	m.quiet(2)
 	m.becomes(tap, "br0", "")
 
-	// What is declared anew counts at once, for NICs that are there as well; what is attached again
-	// is new.
+	// A new declaration takes effect at once, also for existing NICs. A NIC that is attached again
+	// is a new one.
 	m.daemon.Virsh("metadata", "plain", "--live", "--uri", "urn:vmnet:nics:1", "--key", "vmnet", "--set",
 		"<nics><nic mac='52:54:00:00:00:04' no-learning='yes'/></nics>")
 	m.becomes(m.tapOf("plain", guestMAC(4)), "br0", "nolearn")
@@ -231,7 +231,8 @@ func TestLiveManyNICsOfTwoDomains(t *testing.T) {
 	m.quiet(2 * each)
 }
 
-// TestLiveLibvirtdRestarts: what is declared is known meanwhile, and anew afterwards.
+// TestLiveLibvirtdRestarts: declarations stay known while libvirtd is down, and are read again
+// afterwards.
 func TestLiveLibvirtdRestarts(t *testing.T) {
 	m := newMachine(t)
 	m.start("web", nicsElement(declareNIC(1, "isolated='yes'"), declareNIC(2, "isolated='yes'")), "")

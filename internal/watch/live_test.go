@@ -176,7 +176,8 @@ func (h *host) ours(name, bridge, port string) {
 			name, bridge, port))
 }
 
-// portOf is how the port of a tap is set; bridge is empty where it is none.
+// portOf returns the bridge and the port settings of a tap; bridgeName is empty if it has no
+// bridge.
 func (h *host) portOf(name string) (bridgeName, port string) {
 	h.Helper()
 	l, err := h.nl.Link(name)

@@ -40,8 +40,8 @@ func newWay(open func(context.Context) ask) way {
 	return way{open: open, slots: make(chan struct{}, maxAsks)}
 }
 
-// tick marks the guests to ask now: always those with their own monitors, and of libvirt's those
-// that have not answered, or all.
+// tick marks the guests to ask now: each guest with a monitor of its own, and each libvirt guest
+// that has not answered, or every libvirt guest if all is set.
 func (m *mirrors) tick(all bool) {
 	for _, g := range m.guests {
 		switch {

@@ -23,7 +23,7 @@ type fakes struct {
 	start  time.Time
 	all    []tapmgr.Mirror
 	asked  map[int][]time.Duration // by process
-	hung   int                     // how many of libvirt's do not answer
+	hung   int                     // how many libvirt guests do not answer
 	awake  chan struct{}           // until this is closed
 	err    error                   // what the others answer
 	inAll  map[int]bool            // all multicast is taken in
@@ -80,8 +80,8 @@ func (f *fakes) Follow(x tapmgr.Mirror, _ []net.HardwareAddr) (bool, error) { re
 
 func (f *fakes) TakeAll(x tapmgr.Mirror) (bool, error) { return f.set(x, true) }
 
-// mirrorFakes has n guests of libvirt's and, with numbers from 100, n with monitors of their own
-// mirrored while use runs.
+// mirrorFakes mirrors n libvirt guests and n guests with monitors of their own while use runs. The
+// latter have numbers from 100.
 func mirrorFakes(t *testing.T, n, hung int, err error, use func(f *fakes)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {

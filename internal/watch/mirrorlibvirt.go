@@ -39,7 +39,7 @@ func (m *mirrors) reach(ctx context.Context) ask {
 	}
 }
 
-// redial makes a new connection, or reports why it failed.
+// redial makes a new connection and reports whether it succeeded. It logs the reason if not.
 func (m *mirrors) redial(ctx context.Context) (done bool) {
 	if err := m.connect(ctx); err != nil {
 		m.hangUp()

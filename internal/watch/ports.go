@@ -148,7 +148,7 @@ func (p *ports) apply(index int, name string, c claim) {
 	}
 }
 
-// begin records a change to a tap; false if it was made before.
+// begin records a change to a tap, and reports whether it is a new one.
 func (p *ports) begin(index int, what string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -10,8 +10,9 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// putBack puts managed taps, and then those of libvirt's domains, back on the bridges of these
-// names. A failure is reported only at the last attempt: most often an attempt succeeds before.
+// putBack puts managed taps, and then the taps of libvirt domains, back on the bridges of these
+// names, and reports whether any failed. It logs a failure only at the last attempt: most often an
+// earlier attempt succeeds.
 func (w *watcher) putBack(ctx context.Context, names []string, last bool) (failed bool) {
 	actions, err := w.Manager.PutBack(names...)
 	if !last {
@@ -25,8 +26,8 @@ func (w *watcher) putBack(ctx context.Context, names []string, last bool) (faile
 	return w.putBackForeign(ctx, names, last) || failed
 }
 
-// putBackForeign asks libvirt which taps belong on the bridges. It asks nothing unless a tap has
-// lost its bridge.
+// putBackForeign asks libvirt which taps belong on the bridges, puts them back, and reports whether
+// any failed. It asks nothing unless a tap has lost its bridge.
 func (w *watcher) putBackForeign(ctx context.Context, names []string, last bool) (failed bool) {
 	conn := w.domains.current()
 	if conn == nil { // once libvirt is connected, all bridges are checked

@@ -193,7 +193,7 @@ func (w *watcher) report(r Report) {
 	w.Report(r)
 }
 
-// did reports the actions of a Manager.
+// did logs the actions of a Manager and reports whether any failed.
 func (w *watcher) did(actions []nic.Action, err error) (failed bool) {
 	for _, a := range actions {
 		r := Report{Text: a.Action, Guest: a.VM, NIC: a.NIC, Interface: a.Interface}
@@ -220,7 +220,7 @@ func (w *watcher) ready() {
 	w.isReady = true
 }
 
-// sleep waits; it returns false if ctx has ended.
+// sleep waits and reports whether ctx was still alive at the end.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

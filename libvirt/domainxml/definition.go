@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	maxText       = 4 << 20 // bytes of a definition: REMOTE_STRING_MAX of libvirt's remote_protocol.x
+	maxText       = 4 << 20 // bytes of a definition: REMOTE_STRING_MAX in libvirt's remote_protocol.x
 	maxInterfaces = 4096    // of a definition; PCI with all its bridges has room for fewer
 )
 

@@ -128,7 +128,8 @@ func TestEthernetXML(t *testing.T) {
 			MAC: mac, Queues: 1, Alias: "ua-vmnet-net0",
 		},
 		`<interface type="ethernet"><mac address="02:00:00:00:00:01"></mac><target dev="a&amp;b" managed="no"></target>` +
-			`<model type="e1000e"></model><driver queues="4"></driver><mtu size="9000"></mtu><alias name="ua-1"></alias></interface>`: {
+			`<model type="e1000e"></model><driver queues="4"></driver><mtu size="9000"></mtu>` +
+			`<alias name="ua-1"></alias></interface>`: {
 			Tap: "a&b", MAC: mac, Model: "e1000e", Queues: 4, MTU: 9000, Alias: "ua-1",
 		},
 		`<interface type="ethernet"><mac address="02:00:00:00:00:01"></mac><target dev="tap0" managed="no"></target><link state="down"></link>` +

@@ -19,7 +19,7 @@ const nicAlias = UserAlias + "vmnet-"
 // Alias returns the alias of vmnet's NIC with that id. It is also the device's id in QEMU.
 func Alias(nic string) string { return nicAlias + nic }
 
-// AliasNIC returns the id of vmnet's NIC with that alias, or "" if the alias is not one of vmnet's.
+// AliasNIC returns the id of vmnet's NIC with that alias, or "" if the alias is not vmnet's.
 // The id comes from XML that anybody may have written, and is not validated.
 func AliasNIC(alias string) (nic string) {
 	if nic, ok := strings.CutPrefix(alias, nicAlias); ok {

@@ -12,7 +12,8 @@ const testURI = "urn:vmnet:nics:1"
 // inMetadata is a domain with that metadata; attributes are those of <domain> and <metadata>.
 func inMetadata(domain, meta, elements string) string {
 	return fmt.Sprintf(
-		"<domain %s><name>x</name><uuid>c7a5fdbd-edaf-9455-926a-d65c16db1809</uuid><metadata %s>\n%s\n</metadata></domain>", domain, meta, elements)
+		"<domain %s><name>x</name><uuid>c7a5fdbd-edaf-9455-926a-d65c16db1809</uuid><metadata %s>\n%s\n</metadata></domain>",
+		domain, meta, elements)
 }
 
 func TestDefinitionMetadata(t *testing.T) {

@@ -21,6 +21,7 @@ func ParseUUID(s string) (UUID, error) {
 	return UUID{}, fmt.Errorf("UUID %.120q: want 8-4-4-4-12 hex digits", s)
 }
 
+// String returns the UUID as libvirt writes it: 8-4-4-4-12 hex digits.
 func (u UUID) String() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
 }

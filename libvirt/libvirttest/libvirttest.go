@@ -1,5 +1,5 @@
-// Package libvirttest runs a libvirtd of a test's own: with its own /etc, /run and /var, in
-// the test's network namespace and a process namespace with which its guests end.
+// Package libvirttest runs a libvirtd for one test: with its own /etc, /run and /var, in the test's
+// network namespace, and in a PID namespace whose end also ends its guests.
 package libvirttest
 
 import (
@@ -53,7 +53,7 @@ type Daemon struct {
 	init *os.Process // the shell
 }
 
-// Require skips the test where libvirtd, virsh or the rights to run them are missing.
+// Require skips the test where libvirtd, virsh or the privilege to run them is missing.
 func Require(tb testing.TB) {
 	tb.Helper()
 	nstest.Require(tb, "root", os.Geteuid() == 0, "run it as root")
@@ -68,15 +68,15 @@ func Require(tb testing.TB) {
 // Start runs libvirtd in ns until the test ends. conf are lines for libvirtd.conf.
 func Start(tb testing.TB, ns *netns.NS, conf ...string) *Daemon {
 	tb.Helper()
-	dir := folder(tb)
+	dir := directory(tb)
 	return start(tb, ns, &Daemon{tb: tb, dir: dir, uri: "qemu+unix:///system"}, dir, strings.Join(conf, "\n"), "")
 }
 
-// StartPermissive runs a libvirtd whose guests may give up root's rights themselves (QEMU's
-// -runas), which libvirt else has done for them, or forbids.
+// StartPermissive runs a libvirtd whose guests may drop root's privileges themselves (QEMU's
+// -runas). Otherwise libvirt drops them before it starts QEMU, or its sandbox forbids it.
 func StartPermissive(tb testing.TB, ns *netns.NS) *Daemon {
 	tb.Helper()
-	dir := folder(tb)
+	dir := directory(tb)
 	return start(tb, ns, &Daemon{tb: tb, dir: dir, uri: "qemu+unix:///system"}, dir, "", "",
 		"clear_emulator_capabilities = 0\nseccomp_sandbox = 0")
 }
@@ -85,7 +85,7 @@ func StartPermissive(tb testing.TB, ns *netns.NS) *Daemon {
 func StartSession(tb testing.TB, ns *netns.NS) (d *Daemon, runtimeDir string) {
 	tb.Helper()
 	const nobody = 65534
-	dir := folder(tb)
+	dir := directory(tb)
 	if err := os.Chown(dir, nobody, nobody); err != nil {
 		tb.Fatal(err)
 	}
@@ -94,7 +94,7 @@ func StartSession(tb testing.TB, ns *netns.NS) (d *Daemon, runtimeDir string) {
 	return start(tb, ns, d, dir, "", as), dir
 }
 
-func folder(tb testing.TB) string {
+func directory(tb testing.TB) string {
 	tb.Helper()
 	Require(tb)
 	dir, err := os.MkdirTemp("", "libvirt") // short: a socket's path has at most 107 bytes
@@ -215,7 +215,7 @@ func (d *Daemon) file(text string) string {
 	return name
 }
 
-// PID is libvirtd's process. Whoever kills it gets a new one: see Await.
+// PID returns libvirtd's process id. If the process is killed, a new one starts: see Await.
 func (d *Daemon) PID() int {
 	d.tb.Helper()
 	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", d.init.Pid))
@@ -245,7 +245,7 @@ func (d *Daemon) QEMU(domain string) int {
 	return 0
 }
 
-// owns tells whether a process is in the daemon's process namespace.
+// owns reports whether a process is in the daemon's PID namespace.
 func (d *Daemon) owns(pid int) bool {
 	ours, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", d.init.Pid))
 	theirs, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))

@@ -1,9 +1,9 @@
-# What a libvirtd that is not the machine's needs: functions for sh, in a mount namespace of its own. The tests and
-# docs/libvirt-shell.sh share them.
+# What a libvirtd that is not the machine's needs: functions for sh, in a mount namespace of its
+# own. The tests and docs/libvirt-shell.sh share them.
 
-# private_dirs hides /run, /var and /etc behind empty ones. /etc has what programs need to start, and the user and group that
-# libvirtd looks for before it reads its configuration: the package with libvirt's units makes them, and is not needed
-# else. Test guests' kernels stay where they are.
+# private_dirs hides /run, /var and /etc behind empty ones. /etc has what programs need to start,
+# and the user and group that libvirtd looks for before it reads its configuration: the package with
+# libvirt's units makes them, and is not needed else. Test guests' kernels stay where they are.
 private_dirs() {
 	cache=${VMNET_CACHE:-/var/cache/vmnet}
 	mount -t tmpfs none /run
@@ -32,8 +32,9 @@ one_qemu() {
 	done
 }
 
-# private_conf configures libvirtd, $1 being lines for libvirtd.conf and $2 for qemu.conf. Control groups are off because a
-# machine may have none; it does without a log daemon, a security driver and a user as well.
+# private_conf configures libvirtd, $1 being lines for libvirtd.conf and $2 for qemu.conf. Control
+# groups are off because a machine may have none; it does without a log daemon, a security driver
+# and a user as well.
 private_conf() {
 	printf 'auth_unix_rw = "none"\n%s\n' "$1" >/etc/libvirt/libvirtd.conf
 	cat >/etc/libvirt/qemu.conf <<-E

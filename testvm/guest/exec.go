@@ -43,7 +43,8 @@ func execute(ctx context.Context, c agent.Command, stdout, stderr io.Writer) (co
 	path, err := lookPath(name, c)
 	if err != nil {
 		return 0, fmt.Errorf(
-			"run %s: no such program in the guest, or no such folder (a tiny guest's tools are busybox's: install busybox-static on the host): %w", name, err)
+			"run %s: no such program in the guest, or no such directory (a tiny guest's tools are busybox's: install busybox-static on the host): %w",
+			name, err)
 	}
 	cmd := exec.CommandContext(ctx, path, c.Argv[1:]...)
 	cmd.Args[0] = name

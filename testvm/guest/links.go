@@ -56,8 +56,8 @@ func count(pattern string) int {
 	return len(names)
 }
 
-// device returns a link's driver and PCI address: the latter is the device
-// itself, or for virtio the folder above it.
+// device returns a link's driver and PCI address. The address is the name of the device's directory
+// in sysfs, or for virtio that of the directory above it.
 func device(sys string) (driver, pci string) {
 	if target, err := os.Readlink(sys + "/device/driver"); err == nil {
 		driver = filepath.Base(target)

@@ -158,9 +158,8 @@ func bind(source, target string, create func(string) error) error {
 func mkdir(name string) error  { return os.MkdirAll(name, 0o755) }
 func create(name string) error { return os.WriteFile(name, nil, 0o755) }
 
-// moveTo makes the mount at dir the root, of the kernel's own threads as well: they
-// share it with process 1, and run modprobe in it. pivot_root(2) refuses to leave
-// an initramfs.
+// moveTo makes the mount at dir the root of this process and of the kernel's threads, which share
+// it with process 1 and run modprobe in it. pivot_root(2) refuses to leave an initramfs.
 func moveTo(dir string) error {
 	return errors.Join(
 		unix.Chdir(dir),

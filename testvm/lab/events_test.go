@@ -18,7 +18,7 @@ import (
 // result is what a test, with its subtests, came to.
 type result struct {
 	name, output string
-	// bad says why it is no success: a skip is none.
+	// bad says why it is not a success; a skip is not a success.
 	bad string
 }
 

@@ -16,7 +16,7 @@ import (
 	"strings"
 )
 
-// runner is the test that runs the others; it is none of them.
+// runner is the test that runs the others; it is not one of them.
 const runner = "TestLabHost"
 
 var labTest = regexp.MustCompile(`^TestLab([^a-z]|$)`)
@@ -79,7 +79,7 @@ func labTests(file string) ([]string, error) {
 	return names, nil
 }
 
-// moduleRoot is the folder with go.mod.
+// moduleRoot returns the directory that has go.mod.
 func moduleRoot(ctx context.Context) (string, error) {
 	out, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
 	return filepath.Dir(strings.TrimSpace(string(out))), err

@@ -163,7 +163,7 @@ func (e *echo) once(ctx context.Context, seq uint16) (time.Duration, error) {
 	if err := e.conn.SetDeadline(start.Add(e.timeout)); err != nil {
 		return 0, err
 	}
-	if err := context.Cause(ctx); err != nil { // which ended before the deadline was set anew
+	if err := context.Cause(ctx); err != nil { // which ended before the deadline was set again
 		return 0, err
 	}
 	if _, err := e.conn.WriteTo(e.packet, e.to); err != nil {

@@ -71,7 +71,7 @@ func echoOnce(ctx context.Context, conn net.Conn, out, in []byte) error {
 	if err := conn.SetDeadline(time.Now().Add(echoWait)); err != nil {
 		return err
 	}
-	if err := context.Cause(ctx); err != nil { // which ended before the deadline was set anew
+	if err := context.Cause(ctx); err != nil { // which ended before the deadline was set again
 		return err
 	}
 	if _, err := conn.Write(out); err != nil {

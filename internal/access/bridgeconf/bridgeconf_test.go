@@ -25,7 +25,7 @@ const (
 	broken  verdict = "broken" // the main file cannot be used
 )
 
-// cases are files in which DIR stands for their folder, and what holds for br0. All of them
+// cases are files in which DIR stands for their directory, and what holds for br0. All of them
 // are shown to QEMU's helper as well (TestLiveQEMU).
 var cases = []struct {
 	name  string
@@ -47,7 +47,7 @@ var cases = []struct {
 	{"deny all beats", "allow br0\ndeny all\n", nil, denied},
 	{"deny another", "deny br1\nallow all\n", nil, allowed},
 	{"tab", "allow\tbr0\n", nil, allowed},
-	{"tabs and blanks around", " \t allow \t br0 \t \n", nil, allowed},
+	{"tabs and spaces around", " \t allow \t br0 \t \n", nil, allowed},
 	{"tab then trailing space", "allow\tbr0 \n", nil, broken},
 	{"two tabs", "allow\t\tbr0\n", nil, allowed},
 	{"form feeds around", "\fallow \fbr0\f\r\n", nil, allowed},
@@ -82,12 +82,12 @@ var cases = []struct {
 
 	{"include", "include DIR/a\n", map[string]string{"a": "allow br0\n"}, allowed},
 	{"include denies", "allow br0\ninclude DIR/a\n", map[string]string{"a": "deny br0\n"}, denied},
-	{"include, path with blanks", "include  DIR/a b \n", map[string]string{"a b": "allow br0\n"}, allowed},
+	{"include, path with spaces", "include  DIR/a b \n", map[string]string{"a b": "allow br0\n"}, allowed},
 	{"include of a long path", "include DIR/././././././././././a\n", map[string]string{"a": "allow br0\n"}, allowed},
 	{"include missing", "allow br0\ninclude DIR/nosuch\n", nil, allowed},
 	{"include nothing", "allow br0\ninclude \n", nil, allowed},
 	{"include without argument", "allow br0\ninclude\n", nil, broken},
-	{"include a folder", "allow br0\ninclude DIR\n", nil, allowed},
+	{"include a directory", "allow br0\ninclude DIR\n", nil, allowed},
 	{"error in included, rule before", "include DIR/a\n", map[string]string{"a": "allow br0\nbogus x\n"}, allowed},
 	{"error in included, rule behind", "include DIR/a\n", map[string]string{"a": "bogus x\nallow br0\n"}, denied},
 	{
@@ -224,7 +224,7 @@ func TestErrors(t *testing.T) {
 			nil, `bridge "br0": no line of MAIN allows it (echo 'allow br0' >> MAIN); not read: MAIN:1: include: open DIR/nosuch: no such file or directory (create it, with lines such as: allow br0)`,
 		},
 		{
-			"none, folder", "include DIR\n",
+			"none, directory", "include DIR\n",
 			nil, `bridge "br0": no line of MAIN allows it (echo 'allow br0' >> MAIN); not read: MAIN:1: include: DIR: it is a directory (name the files in it)`,
 		},
 		{
@@ -314,7 +314,7 @@ func TestOpenErrors(t *testing.T) {
 		want       error // nil: passed over
 	}{
 		{"nothing there", "DIR/nosuch", nil},
-		{"no folder", "DIR/bridge.conf/x", nil},
+		{"no directory", "DIR/bridge.conf/x", nil},
 		{"links in a circle", loop, syscall.ELOOP},
 		{"a long name", "DIR/" + strings.Repeat("x", 256), syscall.ENAMETOOLONG},
 	} {

@@ -81,7 +81,7 @@ func TestLiveModes(t *testing.T) {
 	}
 }
 
-// asUser runs f with the file rights of a user and group of that id.
+// asUser runs f with the file permissions of the user and group of that id.
 func asUser(t *testing.T, id int, f func()) {
 	t.Helper()
 	runtime.LockOSThread()

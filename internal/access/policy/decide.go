@@ -46,6 +46,7 @@ type Reason struct {
 	Cure string `json:"cure,omitempty"`
 }
 
+// String returns the reason with its place, if it has one, and the cure in brackets.
 func (r Reason) String() string {
 	text := r.Text
 	switch {

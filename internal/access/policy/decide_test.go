@@ -176,8 +176,8 @@ func checkVerdict(t *testing.T, v Verdict, want string) {
 
 // What nobody can have is not compared with rules, not even for root.
 func TestInvalidRequests(t *testing.T) {
-	p := parse(
-		t, "rules: [{users: [\"*\"], bridges: [\"*\"], lowers: [\"*\"], ips: [0.0.0.0/0, \"::/0\"], modes: [bridge, l2], vlans: [1-4094]}]\n")
+	p := parse(t,
+		"rules: [{users: [\"*\"], bridges: [\"*\"], lowers: [\"*\"], ips: [0.0.0.0/0, \"::/0\"], modes: [bridge, l2], vlans: [1-4094]}]\n")
 	for _, q := range []Request{
 		{},
 		{Bridge: "br0", Lower: "eth0"},

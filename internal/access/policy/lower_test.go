@@ -89,7 +89,7 @@ func TestLowers(t *testing.T) {
 			"denied: policy.yaml:7: mode bridge may not be asked for (add bridge to modes)",
 		},
 		{"within", ip(2, "192.0.2.15", "2001:db8::1", "198.51.100.7"), "policy.yaml:3"},
-		{"prefixes of the guest's own", ip(2, "192.0.2.1/8", "2001:db8::1/48"), "policy.yaml:3"},
+		{"the guest's own prefixes", ip(2, "192.0.2.1/8", "2001:db8::1/48"), "policy.yaml:3"},
 		{
 			"one outside", ip(2, "192.0.2.15", "192.0.2.16"),
 			`denied: policy.yaml:6: IP address 192.0.2.16 is not among 192.0.2.0/28, 2001:db8::/64, 198.51.100.7/32 (add "192.0.2.16" to ips)`,
@@ -124,7 +124,7 @@ func TestGuests(t *testing.T) {
 	}{
 		{"any", 1, "lab", "policy.yaml:2"},
 		{"hers", 2, "alice-1", "policy.yaml:3"},
-		{"with a blank", 2, "my vm", "policy.yaml:3"},
+		{"with a space", 2, "my vm", "policy.yaml:3"},
 		{
 			"another's", 2, "lab",
 			"denied: policy.yaml:5: guest lab is not among alice-*, my vm (use another name, or add lab to guests)",

@@ -28,8 +28,8 @@ func Parse(name string, data []byte) (*Policy, error) {
 	if root == nil {
 		return d.p, nil
 	}
-	err = d.mapping(
-		root, "the file",
+	err = d.mapping(root,
+		"the file",
 		field{"rules", func(n ast.Node) error { return d.list(n, "rules", d.rule) }},
 		field{"profiles", func(n ast.Node) error { return d.entries(n, "profiles", d.profile) }},
 		field{"scripts", func(n ast.Node) error { return d.list(n, "scripts", d.script) }},
@@ -61,8 +61,8 @@ func (d *decoder) profile(name string, at *token.Token, n ast.Node) error {
 	number := func(key string, to *int, most int) field {
 		return field{key, func(n ast.Node) (err error) { *to, err = d.number(n, key, 1, most); return err }}
 	}
-	err := d.mapping(
-		n, "a profile",
+	err := d.mapping(n,
+		"a profile",
 		field{"bridge", func(n ast.Node) (err error) { p.Bridge, err = d.bridgeName(n); return err }},
 		number("vlan", &p.Port.VLAN, 4094),
 		field{"trunk", func(n ast.Node) (err error) { p.Port.Trunk, err = d.vlans(n, "trunk"); return err }},
@@ -95,8 +95,8 @@ func (d *decoder) bridgeName(n ast.Node) (string, error) {
 func (d *decoder) script(n ast.Node) error {
 	var s script
 	var use *token.Token
-	err := d.mapping(
-		n, "a script",
+	err := d.mapping(n,
+		"a script",
 		field{"interface", func(n ast.Node) (err error) { s.glob, err = d.glob(n, "interface"); return err }},
 		field{"profile", func(n ast.Node) (err error) {
 			use = tokenOf(n)

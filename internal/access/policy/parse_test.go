@@ -123,7 +123,8 @@ func TestParseErrors(t *testing.T) {
 		{
 			"unknown key of a rule",
 			rule(
-				"vlan: 10"), "4:5: a rule has no key \"vlan\" (want users, groups, bridges, lowers, modes, ips, guests, vlans, port, require, macs, nics, queues), in `vlan: 10`",
+				"vlan: 10"),
+			"4:5: a rule has no key \"vlan\" (want users, groups, bridges, lowers, modes, ips, guests, vlans, port, require, macs, nics, queues), in `vlan: 10`",
 		},
 		{
 			"duplicate key", rule("bridges: [br1]"),

@@ -78,8 +78,8 @@ func (d *decoder) rule(n ast.Node) error {
 			return err
 		})
 	}
-	err := d.mapping(
-		n, "a rule",
+	err := d.mapping(n,
+		"a rule",
 		of("users", func(n ast.Node) error { return d.user(n, &r) }),
 		of("groups", func(n ast.Node) error { return d.group(n, &r) }),
 		globs("bridges", &r.bridges, d.glob),

@@ -22,6 +22,7 @@ type ParseError struct {
 	Source string // the line, at most maxSource bytes of it
 }
 
+// Error returns the place, what is wrong there, and the line.
 func (e *ParseError) Error() string {
 	return fmt.Sprintf("%s:%d:%d: %s, in `%s`", e.File, e.Line, e.Column, e.Text, e.Source)
 }

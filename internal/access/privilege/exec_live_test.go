@@ -93,8 +93,8 @@ func TestLiveExecRest(t *testing.T) {
 	}
 }
 
-// What Go's runtime does not give back: see Exec. A new Go that gives back more, or
-// less, shows here.
+// TestLiveExecSignals compares what Go's runtime does not restore with what Exec documents. It
+// fails if a new version of Go restores more or less.
 func TestLiveExecSignals(t *testing.T) {
 	l := newLab(t)
 	o := ok(t, start{path: l.plain, root: true}, "launch", "ignore=all", "block=all", "user=65534", "--",
@@ -113,7 +113,7 @@ func TestLiveExecSignals(t *testing.T) {
 		unix.SIGPROF, unix.SIGURG,
 		unix.SIGABRT, unix.SIGSYS, unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGTRAP,
 		unix.SIGSTKFLT, 32, 33, 34)
-	got["SigIgn"] &^= signalSet(32) // as whoever started the test has it: make(1) ignores it
+	got["SigIgn"] &^= signalSet(32) // inherited from what started the test: make(1) ignores it
 	if got["SigIgn"] != ignored || got["SigBlk"] != ^open {
 		t.Errorf("ignored %#x, want %#x; blocked %#x, want %#x", got["SigIgn"], ignored, got["SigBlk"], ^open)
 	}

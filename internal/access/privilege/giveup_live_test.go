@@ -21,7 +21,7 @@ func TestLiveGiveUp(t *testing.T) {
 			start: start{path: l.plain, root: true}, to: "12345",
 			want: task{uids: same(12345), gids: same(12345), groups: "4 7"},
 		},
-		"a user with a right": {
+		"a user with a capability": {
 			start: start{
 				path: l.plain, groups: []uint32{9, 8},
 				ambient: []uintptr{uintptr(cap.NET_ADMIN)},

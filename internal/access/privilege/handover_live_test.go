@@ -74,13 +74,13 @@ func TestLiveHandOverRefuses(t *testing.T) {
 	l := newLab(t)
 	program, err := os.ReadFile(l.plain)
 	must(t, err)
-	theirs, open, folder := l.own+"/theirs", l.dir+"/open", l.dir+"/folder"
+	theirs, open, directory := l.own+"/theirs", l.dir+"/open", l.dir+"/directory"
 	for _, path := range []string{theirs, open} {
 		must(t, os.WriteFile(path, program, 0o755))
 	}
 	must(t, os.Chown(theirs, nobody, nobody))
 	must(t, os.Chmod(open, 0o775))
-	must(t, os.Mkdir(folder, 0o755))
+	must(t, os.Mkdir(directory, 0o755))
 	// Paths that others can lead to another of root's programs.
 	ajar, rootsLink, theirLink, loop := l.dir+"/ajar", l.dir+"/rootsLink", l.own+"/link", l.dir+"/loop"
 	must(t, os.Mkdir(ajar, 0o755))
@@ -93,7 +93,7 @@ func TestLiveHandOverRefuses(t *testing.T) {
 	}
 	for path, want := range map[string]string{
 		theirs: "users other than root may write " + l.own, open: "users other than root may write " + open,
-		folder:            "it is not a program",
+		directory:         "it is not a program",
 		ajar + "/program": "users other than root may write " + ajar, rootsLink: "users other than root may write " +
 			ajar, theirLink: "users other than root may write " + l.own,
 		l.dir + "/ajar/../plain": "users other than root may write " + ajar, loop: "too many levels of symbolic links",

@@ -7,8 +7,9 @@ import (
 	"testing"
 )
 
-// Callers start us in every way (here always from a folder they may not enter) the kernel lets
-// them: it works, or there is a clear error; nothing hangs, panics or is left privileged.
+// TestLiveHostileStart starts the program in every way that the kernel permits, always in a
+// directory that the caller may not enter. It works, or there is a clear error; nothing hangs,
+// panics or stays privileged.
 func TestLiveHostileStart(t *testing.T) {
 	l := newLab(t)
 	gone, barred := l.own+"/gone", t.TempDir()
@@ -23,7 +24,7 @@ func TestLiveHostileStart(t *testing.T) {
 		{"all signals blocked and ignored", []string{"ignore=all", "block=all"}, nil, ""},
 		{"ten files", []string{"nofile=10"}, nil, ""},
 		// Go's runtime opens the two files of a version 1 cgroup at each start, and forgets
-		// to close the first one if the second one cannot be had.
+		// to close the first one if it cannot open the second one.
 		{"five files", []string{"nofile=5"}, nil, ""},
 		{"three files", []string{"nofile=3"}, nil, "too many open files"},
 		{"no memory to speak of", []string{"as=50000000"}, nil, goDies},

@@ -22,8 +22,8 @@ import (
 
 const nobody = 65534
 
-// lab is a folder that everybody may enter, with the probe in it as often as there are
-// ways to install it.
+// lab is a directory that every user may enter. It has a copy of the probe for each way to install
+// it.
 type lab struct {
 	dir                                                   string
 	plain, setuid, setids, ep, p, other, tun, secret, own string
@@ -40,7 +40,7 @@ func newLab(t *testing.T) *lab {
 	var st unix.Statfs_t
 	must(t, unix.Statfs(dir, &st))
 	if st.Flags&(unix.ST_NOSUID|unix.ST_NODEV|unix.ST_NOEXEC) != 0 {
-		t.Fatalf("%s is mounted nosuid, nodev or noexec: set TMPDIR to a folder that is not", dir)
+		t.Fatalf("%s is mounted nosuid, nodev or noexec: set TMPDIR to a directory that is not", dir)
 	}
 	l := &lab{
 		dir: dir, plain: dir + "/plain", setuid: dir + "/setuid", setids: dir + "/setids", ep: dir + "/ep",

@@ -34,7 +34,8 @@ func roomForSignals() error {
 			uintptr(unsafe.Pointer(&id)))
 		if errno == unix.EAGAIN {
 			return fmt.Errorf(
-				"the user's queue of pending signals has no room for %d more: raise the limit (ulimit -i) or end the process that fills the queue", n)
+				"the user's queue of pending signals has no room for %d more: raise the limit (ulimit -i) or end the process that fills the queue",
+				n)
 		}
 		if errno != 0 {
 			return nil // a kernel without POSIX timers cannot answer

@@ -158,7 +158,7 @@ func TestFind(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Mkdir(filepath.Join(one, "folder"), 0o755); err != nil {
+	if err := os.Mkdir(filepath.Join(one, "dir"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	path := "/nowhere:" + one + ":" + two
@@ -168,7 +168,7 @@ func TestFind(t *testing.T) {
 		{path, "here", two + "/here", ""},
 		{"/nowhere:", "here", "./here", ""},
 		{path, "data", "", "permission denied"},
-		{path, "folder", "", "permission denied"},
+		{path, "dir", "", "permission denied"},
 		{path, "absent", "", "not in PATH"},
 		{path, "", "", "without a name"},
 		{path, "./here", "./here", ""},

@@ -33,8 +33,8 @@ func rootsAlone(path string) error {
 	return nil
 }
 
-// RootsOwn reports, from the result of Lstat, whether only root may write a file, or change root's
-// files in a directory. A link's own mode means nothing.
+// RootsOwn reports whether only root may write a file, or change root's files in a directory. info
+// is the result of Lstat. A link's own mode means nothing.
 func RootsOwn(info os.FileInfo) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	link, sticky := info.Mode()&os.ModeSymlink != 0, info.IsDir() && info.Mode()&os.ModeSticky != 0

@@ -7,11 +7,11 @@ import (
 	"testing"
 )
 
-// The way to a file is what the kernel follows, links and their folders among it.
+// TestWay: the way to a file is what the kernel follows, including links and their directories.
 func TestWay(t *testing.T) {
 	dir := t.TempDir()
-	for _, folder := range []string{"a", "b", "b/c"} {
-		must(t, os.Mkdir(dir+"/"+folder, 0o755))
+	for _, directory := range []string{"a", "b", "b/c"} {
+		must(t, os.Mkdir(dir+"/"+directory, 0o755))
 	}
 	must(t, os.WriteFile(dir+"/b/c/file", nil, 0o644))
 	for link, target := range map[string]string{

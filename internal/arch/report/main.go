@@ -42,10 +42,10 @@ func report(w io.Writer, covers, traces, verbose bool) error {
 	if err := packages(w, m); err != nil {
 		return err
 	}
-	fmt.Fprintln(
-		w, "\nFiles to open to understand a verb: those in its program, tapmgr, inventory and its own rooms that declare a")
-	fmt.Fprintln(
-		w, "function which the static call graph reaches (through an interface: in each type that has it); and of")
+	fmt.Fprintln(w,
+		"\nFiles to open to understand a verb: those in its program, tapmgr, inventory and its own rooms that declare a")
+	fmt.Fprintln(w,
+		"function which the static call graph reaches (through an interface: in each type that has it); and of")
 	fmt.Fprintln(w, "the whole module")
 	if err := verbs(w, m, verbose); err != nil {
 		return err

@@ -1,14 +1,15 @@
 // Switchbench measures our switch against others: the kernel's bridge, vde_switch, Open vSwitch,
-// and the least that a switch can do, written in C. All run at the same time, each in network
-// namespaces of its own, and take turns within one run, so that whatever else the machine does
-// meanwhile hits them alike. What it says are medians, and ratios of medians.
+// and a minimal switch written in C. All run at the same time, each in network namespaces of its
+// own, and take turns within one run, so that other load on the machine affects them alike. The
+// results are medians, and ratios of medians.
 //
 //	go run ./internal/bench/switchbench -quick             a minute, to the terminal
 //	go run ./internal/bench/switchbench -out docs/bench    all of it, with plots
 //
-// With -before OLD, another build of vmnet, a change's effect is measured in the same way.
+// With -before OLD, another build of vmnet, it measures the effect of a change in the same way.
 //
-// It needs root. Setup.sh installs what it compares with; what is missing is told, and left out.
+// It needs root. setup.sh installs the other switches; those that are missing are reported and left
+// out.
 package main
 
 import (
@@ -52,7 +53,7 @@ func parse(args []string) (options, error) {
 	only := f.String("peers", "", "only the switches whose names match this regular expression")
 	work := f.String("work", "", "only the workloads that match: tcp1, tcp4, udp64, trip")
 	f.IntVar(&o.ports, "ports", 64, "the most ports that a switch gets")
-	f.StringVar(&o.out, "out", "", "folder to write table, plots and samples into")
+	f.StringVar(&o.out, "out", "", "directory to write table, plots and samples into")
 	f.StringVar(&o.from, "from", "", "print the samples of this file (switch.json of -out) instead of measuring")
 	f.StringVar(&o.vmnet, "vmnet", "bin/vmnet", "our switch's program")
 	f.StringVar(&o.before, "before", "", "another build of it, which takes part to be compared with")

@@ -33,7 +33,7 @@ type tools struct {
 	reference string
 	vmnet     string
 	before    string // another build of vmnet, to compare with; empty for none
-	ovs       string // folder in which Open vSwitch was unpacked
+	ovs       string // directory in which Open vSwitch was unpacked
 }
 
 // Names of the peers that ratios refer to.
@@ -96,7 +96,7 @@ func before() (all []*peer) {
 	return all
 }
 
-// missing tells what a peer lacks, or nothing.
+// missing returns what a peer lacks, or "" if it lacks nothing.
 func (p *peer) missing(t *tools) string {
 	var err error
 	switch {
@@ -117,7 +117,7 @@ func (t *tools) vswitchd() string {
 	return filepath.Join(t.ovs, "usr/lib/openvswitch-switch/ovs-vswitchd")
 }
 
-// startBridge makes a bridge of the kernel's, which needs no program.
+// startBridge makes a kernel bridge, which needs no program.
 func startBridge(l *lan, _ *tools) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "br0"

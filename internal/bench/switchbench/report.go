@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// write puts table, plots and samples into a folder.
+// write writes table, plots and samples into dir.
 func (r *results) write(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -40,18 +40,20 @@ func (r *results) write(dir string) error {
 // table writes everything in Markdown.
 func (r *results) table(w io.Writer) error {
 	var t strings.Builder
-	fmt.Fprintf(
-		&t, "# The switch and others\n\nMedians of %d samples of %g s, all switches taking turns within one run (`make bench-switch`, %s), on %s.\n",
+	fmt.Fprintf(&t,
+		"# The switch and others\n\nMedians of %d samples of %g s, taken in turns within one run\n(`make bench-switch`, %s), on %s.\n",
 		r.Repeats, r.Seconds, r.Date, strings.Join(r.Machine, ", "))
-	fmt.Fprintf(&t, "Versions: %s.\n", strings.Join(r.Versions, "; "))
+	fmt.Fprintf(&t, "\nVersions:\n\n- %s\n", strings.Join(r.Versions, "\n- "))
 	for _, m := range r.Missing {
 		fmt.Fprintf(&t, "\n**Not measured**: %s\n", m)
 	}
 	t.WriteString(`
-Sender, switch and receiver share the machine's processors: CPU seconds per GB (of the whole machine) tell more than Gb/s. Packets are UDP of 64 bytes,
-sent as fast as the sender can, so that loss is the rule. Round trips are TCP of 64 bytes with everything on one CPU. × is of the kernel
-bridge. A guest's rows have a program in the place of QEMU at each end, which costs as much as the switch again. Samples that other programs on the machine
-disturbed do not count; * marks figures that have no others.
+Sender, switch and receiver share the machine's processors: CPU seconds per GB (of the whole
+machine) say more than Gb/s. Packets are UDP of 64 bytes, sent as fast as the sender can, so loss is
+the rule. Round trips are TCP of 64 bytes with everything on one CPU. × is relative to the kernel
+bridge. In a guest's rows a program takes the place of QEMU at each end, which costs as much as the
+switch itself. Samples that other programs on the machine disturbed do not count; * marks figures
+that have no others.
 
 | switch, 2 ports | TCP, 1 stream, Gb/s | × | CPU s/GB | 4 streams, Gb/s | × | CPU s/GB | 64 bytes, kpps | × | loss % | CPU µs/packet | round trip p50, µs | p99, µs |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|

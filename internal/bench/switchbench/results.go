@@ -66,7 +66,7 @@ func median(all []float64) float64 {
 	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
 }
 
-// has tells whether there is any figure of a switch.
+// has reports whether there is any figure of a switch.
 func (r *results) has(peer string) bool {
 	for key := range r.Figures {
 		if strings.HasPrefix(key, peer+"/") {

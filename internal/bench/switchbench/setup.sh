@@ -1,8 +1,9 @@
 #!/bin/sh
-# Installs what the benchmark compares with, on Debian 12, and starts nothing: of Open vSwitch, whose package starts its
-# services, the programs are only unpacked, into the cache folder. Does nothing where everything is there.
+# Installs what the benchmark compares with, on Debian 12, and starts nothing: of Open vSwitch,
+# whose package starts its services, the programs are only unpacked, into the cache directory. Does
+# nothing where everything is there.
 #
-#   VMNET_CACHE  the cache folder; default ${XDG_CACHE_HOME:-~/.cache}/vmnet
+#   VMNET_CACHE  the cache directory; default ${XDG_CACHE_HOME:-~/.cache}/vmnet
 set -eu
 here=$(dirname "$0")
 cache=${VMNET_CACHE:-${XDG_CACHE_HOME:-${HOME:?set HOME or VMNET_CACHE}/.cache}/vmnet}

@@ -99,8 +99,9 @@ func (p plot) svg() string {
 		}
 	}
 	var s strings.Builder
-	fmt.Fprintf(
-		&s, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %[1]d %[2]d" font-family="sans-serif" font-size="11">`+"\n", width, y+bottom)
+	fmt.Fprintf(&s, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %[1]d %[2]d"`,
+		width, y+bottom)
+	s.WriteString(` font-family="sans-serif" font-size="11">` + "\n")
 	fmt.Fprintf(&s, `<rect width="100%%" height="100%%" fill="#ffffff"/>`+"\n")
 	fmt.Fprintf(&s, `<text x="%d" y="20" font-size="14" font-weight="bold">%s</text>`+"\n",
 		12, html.EscapeString(p.title))

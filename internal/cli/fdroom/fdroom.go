@@ -26,7 +26,8 @@ func Check() error {
 		fd, err := syscall.Open("/", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
 		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
 			return fmt.Errorf(
-				"fewer than %d files can be opened; the limit is %s (raise it: ulimit -n 1024, or LimitNOFILE= in the unit)", Least, limitText())
+				"fewer than %d files can be opened; the limit is %s (raise it: ulimit -n 1024, or LimitNOFILE= in the unit)",
+				Least, limitText())
 		}
 		if err == nil { // other errors are about the file system
 			opened = append(opened, fd)

@@ -34,7 +34,8 @@ func (o *lower) add(f *pflag.FlagSet) {
 		nil, "ipvtap: an `ADDR` of the guest, by which the kernel delivers packets; with or without /BITS (repeatable)")
 	f.StringVar(&o.flag, "flag", "", "ipvtap: bridge, private or vepa (default bridge)")
 	Choice(f, &o.rxFilter, "rx-filter", "",
-		"macvtap and ipvtap: allmulti accepts all multicast, without which IPv6 and mDNS do not find the guest; mirror only groups that the guest has joined, by vmnet watch; none only frames to its address", nic.RxAllMulti, nic.RxMirror, nic.RxNone)
+		"macvtap and ipvtap: allmulti accepts all multicast, without which IPv6 and mDNS do not find the guest; mirror only groups that the guest has joined, by vmnet watch; none only frames to its address",
+		nic.RxAllMulti, nic.RxMirror, nic.RxNone)
 }
 
 // spec returns what the flags ask for; nil for a NIC on a bridge or switch.

@@ -38,6 +38,7 @@ func AddPort(f *pflag.FlagSet, p *brport.Settings) {
 	f.Var(Value("LIST", "", func(s string) (err error) {
 		p.Forward, err = brport.ParseProtocols(s)
 		return err
-	}), "forward", "forward the guest's frames of these link-local protocols: lldp, lacp, eapol, ptp, elmi, stp, or all")
+	}), "forward",
+		"forward the guest's frames of these link-local protocols: lldp, lacp, eapol, ptp, elmi, stp, or all")
 	f.BoolVar(&p.NoFlood, "no-flood", false, "no frames with destinations that are not known to be behind the port")
 }

@@ -51,7 +51,9 @@ func (n *NIC) AddVia(fs *pflag.FlagSet, libvirt bool) {
 		"on a switch: a socket needs no privilege, a tap has more throughput; auto: a tap if that is allowed"
 	if libvirt {
 		kind = strings.Join(LibvirtWays, "|") + "|" + kind
-		usage = "how a libvirt guest gets it: with libvirt, libvirt plugs it and knows it; with monitor, QEMU gets fds through libvirt, which then does not know the NIC (default libvirt). " + strings.ToUpper(usage[:1]) + usage[1:] + " (default auto). One of each kind: --via monitor,socket"
+		usage = "how a libvirt guest gets it: with libvirt, libvirt plugs it and knows it; with monitor, " +
+			"QEMU gets fds through libvirt, which then does not know the NIC (default libvirt). " +
+			strings.ToUpper(usage[:1]) + usage[1:] + " (default auto). One of each kind: --via monitor,socket"
 	}
 	fs.Var(Value(kind, "", func(s string) error {
 		for word := range strings.SplitSeq(s, ",") {

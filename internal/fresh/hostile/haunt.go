@@ -34,8 +34,9 @@ type part struct {
 // parts are all of them. Guests are called as those of tests and of README.md are.
 func parts(files int) []part {
 	const each = 13_000 // a process may have 16,384 (internal/leaktest)
-	libvirts := "-chardev socket,id=charmonitor,fd=3,server=on,wait=off -mon chardev=charmonitor,id=monitor,mode=control " +
-		"-object secret,id=masterKey0,format=raw,file=/var/lib/libvirt/qemu/domain-1-web/master-key.aes"
+	libvirts :=
+		"-chardev socket,id=charmonitor,fd=3,server=on,wait=off -mon chardev=charmonitor,id=monitor,mode=control " +
+			"-object secret,id=masterKey0,format=raw,file=/var/lib/libvirt/qemu/domain-1-web/master-key.aes"
 	all := []part{
 		{
 			"monitor", place + "/p2.qmp",

@@ -77,8 +77,9 @@ var varies = []struct {
 	{regexp.MustCompile(`  +`), "  "},
 }
 
-// beside matches what others say between the lines: a shell of programs in the background, a guest in
-// the background of its sockets, vmnet of a machine without vhost-net, virsh of one without polkit.
+// beside matches what others say between the lines: a shell of programs in the background, a guest
+// in the background of its sockets, vmnet of a machine without vhost-net, virsh of one without
+// polkit.
 var beside = regexp.MustCompile(
 	`^(\[[0-9]+\][-+ ]|[^ ]+ runs with pid |(monitor|agent) +/|vmnet: note: vhost-net is not used|Authorization not available)`)
 

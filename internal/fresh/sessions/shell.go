@@ -99,7 +99,7 @@ func (s *shell) copy() {
 	}
 }
 
-// read takes what comes within that time.
+// read reads for at most that time, and reports whether the shell has ended.
 func (s *shell) read(within time.Duration) (ended bool) {
 	select {
 	case chunk, ok := <-s.chunks:

@@ -1,5 +1,5 @@
-// A short program has no use for the CPU limit of its cgroup, whose files Go's runtime would open at
-// each start and keep open: under a low RLIMIT_NOFILE no fd would be left.
+// A short program has no use for the CPU limit of its cgroup, whose files Go's runtime would open
+// at each start and keep open: under a low RLIMIT_NOFILE no fd would be left.
 //
 //go:debug containermaxprocs=0
 

@@ -1,0 +1,20 @@
+package arch
+
+import "strings"
+
+// others are the rooms whose texts are still being worked on.
+var others = []string{
+	"ARCHITECTURE.md", "CHANGELOG.md", "bridge/", "cmd/qemu-netup", "cmd/vmnet-hook/", "cmd/vmnet/",
+	"internal/backend/", "internal/inventory/", "internal/kernel/", "internal/libvirthook/", "internal/vmm/",
+	"macvtap/", "qmp/", "tapmgr/", "vhost/",
+}
+
+// notYet reports whether a path is in such a room.
+func notYet(path string) bool {
+	for _, room := range others {
+		if strings.HasPrefix(path, room) {
+			return true
+		}
+	}
+	return false
+}

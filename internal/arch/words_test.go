@@ -1,0 +1,129 @@
+package arch
+
+import (
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// someone and noNoun find "of the guest's" where nothing follows that is the guest's.
+const (
+	someone = `(QEMU|vmnet|root|((a|an|the) \w+))`
+	noNoun  = `([.,;:)]|$| (is|are|has|have|that|which|in|on|to|and|or|with|from|by|as)\b)`
+)
+
+// unwanted are words and phrases that do not come back, each with what docs/terms.md and the
+// kernel's, QEMU's and libvirt's documentation say for it.
+var unwanted = []struct {
+	words, instead string
+}{
+	{`folders?`, "directory"},
+	{`anew`, "again"},
+	{`(is|are|was|were|be|been|being) told`, "learns, is passed, reports"},
+	{`(tells?|telling) (whether|that|if|which|by|who|what)`, "reports whether, reports that, shows which"},
+	{`told (that|by|of|apart)`, "reported, distinguished"},
+	{`who(m|se)?ever`, "any process that, the owner"},
+	{`whatever it is called`, "under any name"},
+	{`of libvirt's`, "libvirt's X, X of libvirt"},
+	{`of ` + someone + `'s( own)?` + noNoun, "the guest's X, X of the guest"},
+	{`leads? nowhere`, "disconnected"},
+	{`lets? go`, "releases, closes"},
+	{`letting go`, "releasing, closing"},
+	{`(is|are|was|were) none`, "is not a, there is no"},
+	{`(to|can|cannot|could|may) be had`, "available"},
+	{`in vain`, "without effect"},
+	{`of no matter`, "does not matter"},
+	{`for the asking`, "read-only, available"},
+	{`(a|no|any|its|own|every|the|without|all|that|which|gives? up|\w+'s) rights`, "privilege, permission"},
+	{`(a|no|any|own|every|without) right`, "privilege, permission"},
+	{`rights? (of|to) (its|their|a|the)`, "privilege, permission"},
+	{`nobody's`, "unowned"},
+	{`mute`, "disconnected, cannot send"},
+	{`(makes?|made) (no )?sense`, "is valid, is consistent"},
+	{`blanks?`, "space"},
+	{`gives? back`, "restores, releases"},
+	{`stands still`, "is paused, does not run"},
+	{`believed?`, "trusts, trusted"},
+	{`vouch(es)? for`, "trusts"},
+	{`hearsay`, "untrusted report"},
+	{`hand-?over is told`, "hand-over reports"},
+	{`(that|which|who) (is|are) none of`, "not one of"},
+	{`[A-Z]\w+ Is ([a-z]+\.)?Err\w+`, "matches ErrX with errors.Is"},
+}
+
+// quotations are phrases in which an unwanted word is the field's own, and texts of other programs.
+var quotations = []string{
+	"there is none", "There is none", "there are none", "there was none", "There was none",
+	"blank line",
+}
+
+// TestWordsThatDoNotComeBack looks into the comments, string literals and documents.
+func TestWordsThatDoNotComeBack(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.path == "internal/arch/words_test.go" || s.path == "CHANGELOG.md" || notYet(s.path) {
+			continue
+		}
+		all, err := s.passages()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range all {
+			for word, instead := range unwantedIn(p.text) {
+				t.Errorf("%s:%d: %q: write %q (docs/terms.md)", p.path, p.line, word, instead)
+			}
+		}
+	}
+}
+
+var patterns = func() (all []*regexp.Regexp) {
+	for _, u := range unwanted {
+		all = append(all, regexp.MustCompile(`(?i)(?:^|[^\w-])(`+u.words+`)(?:$|[^\w-])`))
+	}
+	return all
+}()
+
+// anyUnwanted matches what any of the patterns matches.
+var anyUnwanted = func() *regexp.Regexp {
+	var all []string
+	for _, u := range unwanted {
+		all = append(all, u.words)
+	}
+	return regexp.MustCompile(`(?i)(?:^|[^\w-])(` + strings.Join(all, "|") + `)(?:$|[^\w-])`)
+}()
+
+// unwantedIn returns the unwanted words of a text, and what to write for each.
+func unwantedIn(text string) map[string]string {
+	for _, q := range quotations {
+		text = strings.ReplaceAll(text, q, "")
+	}
+	found := map[string]string{}
+	if !anyUnwanted.MatchString(text) {
+		return nil
+	}
+	for i, u := range unwanted {
+		if m := patterns[i].FindStringSubmatch(text); m != nil {
+			found[m[1]] = u.instead
+		}
+	}
+	return found
+}
+
+func TestUnwantedIn(t *testing.T) {
+	for text, want := range map[string]string{
+		"a Folder that is":                 "Folder",
+		"the answer, and anew":             "anew",
+		"renew, folderless":                "",
+		"it is told so":                    "is told",
+		"the counters of a switch's ports": "",
+		"an address of the guest's.":       "of the guest's.",
+		"domains of libvirt's":             "of libvirt's",
+	} {
+		got := ""
+		for word := range unwantedIn(text) {
+			got += word
+		}
+		if got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
