@@ -26,12 +26,14 @@ import (
 // flooding is the program of a VMM with the command line of a QEMU. Its monitor accepts the
 // capabilities of every client, and then sends without end.
 func flooding() {
-	l, err := net.Listen("unix", strings.TrimSuffix(strings.TrimPrefix(os.Args[len(os.Args)-1], "unix:"), ",server=on,wait=off"))
+	l, err := net.Listen("unix",
+		strings.TrimSuffix(strings.TrimPrefix(os.Args[len(os.Args)-1], "unix:"), ",server=on,wait=off"))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	event := []byte(`{"event": "NIC_RX_FILTER_CHANGED", "data": {"name": "vmnet-net0", "path": "` + strings.Repeat("x", 60<<10) + "\"}}\n")
+	event := []byte(`{"event": "NIC_RX_FILTER_CHANGED", "data": {"name": "vmnet-net0", "path": "` +
+		strings.Repeat("x", 60<<10) + "\"}}\n")
 	for {
 		conn, err := l.Accept()
 		if err != nil {
@@ -39,7 +41,8 @@ func flooding() {
 		}
 		go func() {
 			defer conn.Close()
-			fmt.Fprintln(conn, `{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "capabilities": ["oob"]}}`)
+			fmt.Fprintln(conn,
+				`{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "capabilities": ["oob"]}}`)
 			var capabilities struct{ ID uint64 }
 			if err := json.NewDecoder(conn).Decode(&capabilities); err != nil {
 				return
