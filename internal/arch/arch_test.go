@@ -44,9 +44,11 @@ var layers = [][]string{
 // systemCalls are the packages that may import x/sys/unix and call functions of package syscall,
 // whose constants and types all may use.
 var systemCalls = []string{
-	"bridge/vswitch", "internal/endpoint", "internal/access/privilege", "internal/kernel/sockopt", "internal/kernel/tun",
+	"bridge/vswitch", "internal/endpoint", "internal/access/privilege", "internal/kernel/sockopt",
+	"internal/kernel/tun",
 	"internal/kernel/netns", "internal/kernel/procfd", "internal/kernel/rtnl", "internal/kernel/fdpass",
-	"internal/kernel/pidfd", "internal/kernel/procview", "internal/kernel/macvlan", "vhost", "qmp", "libvirt", "internal/doctor",
+	"internal/kernel/pidfd", "internal/kernel/procview", "internal/kernel/macvlan", "vhost", "qmp",
+	"libvirt", "internal/doctor",
 	"internal/cli/fdroom", "testvm", "cmd/testvm",
 }
 

@@ -51,7 +51,8 @@ func report(w io.Writer, covers, traces, verbose bool) error {
 		return err
 	}
 	if traces {
-		fmt.Fprintln(w, "\nFiles with code that ran, with one bridge and one guest; in the same rooms, and in the whole module")
+		fmt.Fprintln(w,
+			"\nFiles with code that ran, with one bridge and one guest; in the same rooms, and in the whole module")
 		if err := trace(w, verbose); err != nil {
 			return err
 		}

@@ -40,14 +40,24 @@ var runs = []run{
 	{"vmnet reconcile", []string{"vmnet", "reconcile"}, "", false},
 	{"vmnet detach", []string{"vmnet", "detach", "--vm", "P2", "--nic", "net0"}, "", false},
 	{"vmnet-hook", []string{"vmnet-hook", "P3", "prepare", "begin", "-"}, domain, false},
-	{"qemu-netup", []string{"front/qemu-netup", "--vm", "P4", "--bridge", "br0", "--", "./qemu-system-x86_64"}, "", true},
-	{"qemu-netup", []string{"qemu-netup-full", "--vm", "P4", "--bridge", "br0", "--", "./qemu-system-x86_64"}, "", true},
+	{
+		"qemu-netup",
+		[]string{"front/qemu-netup", "--vm", "P4", "--bridge", "br0", "--", "./qemu-system-x86_64"},
+		"",
+		true,
+	},
+	{
+		"qemu-netup",
+		[]string{"qemu-netup-full", "--vm", "P4", "--bridge", "br0", "--", "./qemu-system-x86_64"},
+		"",
+		true,
+	},
 }
 
 // idle are calls of the programs that do nothing: what runs in them belongs to no verb.
 var idle = map[string][]string{"vmnet": {"version"}, "vmnet-hook": {}, "qemu-netup-full": {"--version"}}
 
-// trace runs the programs in namespaces of its own beside a real QEMU whose guest stands still, and
+// trace runs the programs in namespaces of its own beside a real QEMU whose guest does not run, and
 // prints for each verb how many files have code that ran: of the verb's rooms, and of the module.
 func trace(w io.Writer, verbose bool) error {
 	dir, err := os.MkdirTemp("", "vmnet-arch-")
@@ -78,7 +88,9 @@ func trace(w io.Writer, verbose bool) error {
 		if err != nil {
 			return err
 		}
-		rooms := slices.DeleteFunc(slices.Clone(all), func(file string) bool { return !arch.Under(filepath.Dir(file), v.Rooms) })
+		rooms := slices.DeleteFunc(slices.Clone(all), func(file string) bool {
+			return !arch.Under(filepath.Dir(file), v.Rooms)
+		})
 		fmt.Fprintf(w, "  %6d %6d  %s\n", len(rooms), len(all), v.Name)
 		if verbose {
 			fmt.Fprintln(w, "                "+strings.Join(rooms, "\n                "))
@@ -135,7 +147,8 @@ func traced(dir string) error {
 	for program, args := range idle {
 		_ = call(dir, run{"idle " + program, append([]string{program}, args...), "", false})
 	}
-	qemu := exec.Command("qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-machine", "pc-q35-6.0,accel=tcg",
+	qemu := exec.Command("qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-machine",
+		"pc-q35-6.0,accel=tcg",
 		"-device", "pcie-root-port,id=spare", "-name", "guest=P2", "-qmp", "unix:qmp,server=on,wait=off")
 	if err := qemu.Start(); err != nil {
 		return err
