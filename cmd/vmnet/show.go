@@ -80,6 +80,9 @@ func noNICs(vm string) error {
 }
 
 func detailFields(d tapmgr.Detail) []field {
+	if d.State == nic.Gone {
+		return goneFields(d)
+	}
 	fields := []field{
 		interfaceField(d),
 		{"altnames", strings.Join(d.AltNames, ", ")},
@@ -96,6 +99,28 @@ func detailFields(d tapmgr.Detail) []field {
 	}
 	fields = append(fields, counterFields(d)...)
 	fields = append(fields, field{"guest's view", guestText(d.Guest)})
+	return slices.DeleteFunc(fields, func(f field) bool { return f.value == "" })
+}
+
+// goneFields are what is known of a NIC whose device was deleted while its guest runs.
+func goneFields(d tapmgr.Detail) []field {
+	place := field{"bridge", d.Source}
+	if d.Switch {
+		place = field{"switch", switchText(d)}
+	} else if d.Type != nic.TypeTap {
+		place = field{"lower", d.Source + ", mode " + d.Mode}
+	}
+	fields := []field{
+		{"interface", fmt.Sprintf("%s (%s), deleted", d.Interface, d.Type)},
+		{"state", stateText(d)},
+		place,
+		{"via", viaText(d.NIC)},
+		{"model", d.Model},
+		{"MAC", d.MAC + ", of the guest"},
+		{"queues", fmt.Sprint(d.Queues)},
+		{"held by", holdersText(d.Holders)},
+		{"guest's view", guestText(d.Guest)},
+	}
 	return slices.DeleteFunc(fields, func(f field) bool { return f.value == "" })
 }
 
