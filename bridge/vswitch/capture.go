@@ -28,9 +28,9 @@ type captureSession struct {
 	drops   bool
 	snaplen int
 
-	// telling is read-locked while records are written, with TryRLock, and locked for good at
+	// writing is read-locked while records are written, with TryRLock, and locked for good at
 	// the end.
-	telling sync.RWMutex
+	writing sync.RWMutex
 }
 
 // A view is one port of a capture.
@@ -109,8 +109,8 @@ func (c *captureSession) watch() {
 	c.sw.captures = slices.DeleteFunc(c.sw.captures, func(o *captureSession) bool { return o == c })
 	c.sw.mu.Unlock()
 
-	c.telling.Lock() // waits for writers, and keeps new ones out
-	c.tellTotals()
+	c.writing.Lock() // waits for writers, and keeps new ones out
+	c.writeTotals()
 	_ = c.file.close()
 }
 
@@ -163,32 +163,32 @@ func (q *capturedQueue) send(s *sender) {
 
 // received captures a batch that the port's receiver has handled.
 func (v *view) received(r *receiver, frames []frame, at time.Time) {
-	if !v.in || !v.telling.TryRLock() {
+	if !v.in || !v.writing.TryRLock() {
 		return
 	}
-	defer v.telling.RUnlock()
-	t := r.out.recordWriter()
+	defer v.writing.RUnlock()
+	w := r.out.recordWriter()
 	for i := range frames {
 		if f := &frames[i]; !v.drops || f.lost != Delivered {
-			t.add(v, record{at: at, queue: r.n, why: f.lost, vnet: f.vnetLen(), head: f.data})
+			w.add(v, record{at: at, queue: r.n, why: f.lost, vnet: f.vnetLen(), head: f.data})
 		}
 	}
-	t.send(v, capture.In)
+	w.send(v, capture.In)
 }
 
 // sent captures a list after it was sent or dropped.
 func (v *view) sent(s *sender, queue int) {
-	if !v.out || !v.telling.TryRLock() {
+	if !v.out || !v.writing.TryRLock() {
 		return
 	}
-	defer v.telling.RUnlock()
-	t, at := s.recordWriter(), time.Now()
+	defer v.writing.RUnlock()
+	w, at := s.recordWriter(), time.Now()
 	for i := range s.n {
-		if f, why := &s.list[i], s.fates[i]; v.drops == (why != Delivered) {
-			t.add(v, record{at: at, queue: queue, why: why, vnet: s.vnet, head: f.Head, payload: f.Payload})
+		if f, why := &s.list[i], s.reasons[i]; v.drops == (why != Delivered) {
+			w.add(v, record{at: at, queue: queue, why: why, vnet: s.vnet, head: f.Head, payload: f.Payload})
 		}
 	}
-	t.send(v, capture.Out)
+	w.send(v, capture.Out)
 }
 
 // refuse drops a frame that r has received and p cannot send.
@@ -200,11 +200,11 @@ func (p *Port) refuse(r *receiver, data []byte, why Reason) {
 }
 
 func (v *view) refused(r *receiver, data []byte, why Reason) {
-	if !v.out || !v.drops || !v.telling.TryRLock() {
+	if !v.out || !v.drops || !v.writing.TryRLock() {
 		return
 	}
-	defer v.telling.RUnlock()
-	t := r.out.recordWriter()
-	t.add(v, record{at: time.Now(), queue: r.n % len(v.port.wire.queues), why: why, vnet: vnetLen, head: data})
-	t.send(v, capture.Out)
+	defer v.writing.RUnlock()
+	w := r.out.recordWriter()
+	w.add(v, record{at: time.Now(), queue: r.n % len(v.port.wire.queues), why: why, vnet: vnetLen, head: data})
+	w.send(v, capture.Out)
 }

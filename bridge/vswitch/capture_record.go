@@ -21,92 +21,92 @@ type record struct {
 
 // A recordWriter writes one goroutine's records, a list at a time. It does not allocate.
 type recordWriter struct {
-	n     int // records in the list
-	told  int // the part of them that was written
-	heads [batchSize]capture.Head
-	iovs  [batchSize][4]unix.Iovec // head, reason, two pieces of the frame
-	msgs  [batchSize]mmsghdr
-	write func(fd uintptr) // the method writeAll, bound once
+	n       int // records in the list
+	written int // the part of them that was written
+	heads   [batchSize]capture.Head
+	iovs    [batchSize][4]unix.Iovec // head, reason, two pieces of the frame
+	msgs    [batchSize]mmsghdr
+	write   func(fd uintptr) // the method writeAll, bound once
 }
 
 // recordWriter returns the sender's capture writer, which it makes on first use.
 func (s *sender) recordWriter() *recordWriter {
-	if s.tell == nil {
-		t := &recordWriter{}
-		t.write = t.writeAll
-		for i := range t.msgs {
-			t.msgs[i].hdr.Iov = &t.iovs[i][0]
-			t.msgs[i].hdr.SetIovlen(len(t.iovs[i]))
+	if s.records == nil {
+		w := &recordWriter{}
+		w.write = w.writeAll
+		for i := range w.msgs {
+			w.msgs[i].hdr.Iov = &w.iovs[i][0]
+			w.msgs[i].hdr.SetIovlen(len(w.iovs[i]))
 		}
-		s.tell = t
+		s.records = w
 	}
-	return s.tell
+	return s.records
 }
 
 // add appends a record to the list.
-func (t *recordWriter) add(v *view, r record) {
+func (w *recordWriter) add(v *view, r record) {
 	reason := ""
 	if r.why != Delivered {
 		reason = r.why.String()
 	}
 	reason = reason[:min(len(reason), capture.MaxReason)]
-	h := &t.heads[t.n]
+	h := &w.heads[w.n]
 	h.SetFrame(r.at, v.index, r.queue, len(r.head)+len(r.payload)-r.vnet, len(reason), r.vnet)
 	head := r.head[:min(len(r.head), r.vnet+v.snaplen)]
 	payload := r.payload[:min(len(r.payload), r.vnet+v.snaplen-len(head))]
 
-	iov := &t.iovs[t.n]
+	iov := &w.iovs[w.n]
 	iov[0].Base, iov[1].Base = &h[0], unsafe.StringData(reason)
 	iov[2].Base, iov[3].Base = unsafe.SliceData(head), unsafe.SliceData(payload)
 	iov[0].SetLen(len(h))
 	iov[1].SetLen(len(reason))
 	iov[2].SetLen(len(head))
 	iov[3].SetLen(len(payload))
-	t.n++
+	w.n++
 }
 
 // send numbers the list's records and writes them to the reader. Those for which there is no room
 // are lost.
-func (t *recordWriter) send(v *view, d capture.Direction) {
-	if t.n == 0 {
+func (w *recordWriter) send(v *view, d capture.Direction) {
+	if w.n == 0 {
 		return
 	}
 	n := &v.counts[d]
-	first := n.seen.Add(uint64(t.n)) - uint64(t.n)
-	for i := range t.n {
-		t.heads[i].SetNumber(d, first+uint64(i))
+	first := n.seen.Add(uint64(w.n)) - uint64(w.n)
+	for i := range w.n {
+		w.heads[i].SetNumber(d, first+uint64(i))
 	}
-	t.told = 0
-	_ = v.file.conn.Control(t.write) // an error means that the reader is gone
-	n.lost.Add(uint64(t.n - t.told))
-	t.n = 0
+	w.written = 0
+	_ = v.file.conn.Control(w.write) // an error means that the reader is gone
+	n.lost.Add(uint64(w.n - w.written))
+	w.n = 0
 }
 
 // writeAll writes the list. If a message is too long for the reader's buffers, only that one is
 // lost. After any other error, all that follow are lost too.
-func (t *recordWriter) writeAll(fd uintptr) {
-	for i := 0; i < t.n; {
-		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&t.msgs[i])), uintptr(t.n-i),
+func (w *recordWriter) writeAll(fd uintptr) {
+	for i := 0; i < w.n; {
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&w.msgs[i])), uintptr(w.n-i),
 			unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 		switch errno {
 		case 0:
 			i += int(n)
-			t.told += int(n)
+			w.written += int(n)
 		case unix.EINTR:
 		case unix.EMSGSIZE:
 			i++
 		default:
-			i = t.n
+			i = w.n
 		}
 	}
-	runtime.KeepAlive(t)
+	runtime.KeepAlive(w)
 }
 
 // totalsTime limits how long the end of a capture waits for a reader that does not read.
 const totalsTime = time.Second
 
-// tellTotals writes the records of totals.
-func (c *captureSession) tellTotals() {
+// writeTotals writes the records of totals.
+func (c *captureSession) writeTotals() {
 	if c.file.os.SetWriteDeadline(time.Now().Add(totalsTime)) != nil {
 		return
 	}

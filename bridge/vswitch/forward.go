@@ -254,13 +254,13 @@ func (r *receiver) send(to *Port) {
 	if r.out.frames > 0 {
 		to.tx[n].add(r.out.frames, r.out.bytes)
 	}
-	if r.out.dropped {
-		to.dropped(r.out)
+	if r.out.failed {
+		to.countDrops(r.out)
 	}
 }
 
-// dropped counts the frames that a send has dropped.
-func (p *Port) dropped(s *sender) {
+// countDrops counts the frames that a send has dropped.
+func (p *Port) countDrops(s *sender) {
 	for why, n := range s.drops {
 		if n > 0 {
 			p.drops[why].Add(uint64(n))

@@ -54,7 +54,7 @@ func TestRingWritesInOrder(t *testing.T) {
 		if err := s.ring.write(uintptr(a), s); err != nil {
 			t.Fatal(err)
 		}
-		if int(s.frames) != s.n || s.dropped {
+		if int(s.frames) != s.n || s.failed {
 			t.Fatalf("turn %d: %d of %d frames, drops %v", turn, s.frames, s.n, s.drops)
 		}
 		s.n = 0
@@ -89,7 +89,7 @@ func TestRingTellsFates(t *testing.T) {
 	if s.frames == 0 || s.drops[Full] == 0 || s.frames+uint64(s.drops[Full]) != batchSize {
 		t.Errorf("%d frames, drops %v", s.frames, s.drops)
 	}
-	if got := s.fates[batchSize-1]; got != Full {
+	if got := s.reasons[batchSize-1]; got != Full {
 		t.Errorf("the last frame is %v", got)
 	}
 	if err := unix.Shutdown(a, unix.SHUT_WR); err != nil {
@@ -140,7 +140,7 @@ func TestSenderWithoutWaitlessWrites(t *testing.T) {
 	}
 	s.begin(0)
 	s.writeEach(f.Fd())
-	if int(s.frames) != s.n || s.dropped || s.ring != nil {
+	if int(s.frames) != s.n || s.failed || s.ring != nil {
 		t.Errorf("%d of %d frames, drops %v, a ring: %v", s.frames, s.n, s.drops, s.ring != nil)
 	}
 	want := fmt.Sprintf("frame %d\n", s.n-1)

@@ -20,10 +20,10 @@ type sender struct {
 	// The results of the last list.
 	frames, bytes uint64 // delivered; bytes do not include vnet headers
 	drops         [Reasons]uint32
-	fates         [batchSize]Reason // result of each frame
-	dropped       bool
-	gone          syscall.Errno // the error if the other end is gone
-	vnet          int           // length of the list's vnet headers
+	reasons       [batchSize]Reason // result of each frame
+	failed        bool              // some frame was dropped
+	gone          syscall.Errno     // the error if the other end is gone
+	vnet          int               // length of the list's vnet headers
 
 	msgs  [batchSize]mmsghdr
 	iovs  [batchSize][2]unix.Iovec
@@ -35,7 +35,7 @@ type sender struct {
 	ring   *ring // for taps; made for the first list that is long enough
 	noRing bool  // do not make a ring
 
-	tell *recordWriter // made for the first frame that is captured
+	records *recordWriter // made for the first frame that is captured
 }
 
 // mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2).
@@ -62,10 +62,10 @@ func (s *sender) add(f offload.Frame) {
 // begin resets the results for a new list, whose vnet headers have that length.
 func (s *sender) begin(vnet int) {
 	s.frames, s.bytes, s.vnet = 0, 0, vnet
-	if s.dropped {
+	if s.failed {
 		clear(s.drops[:])
-		clear(s.fates[:])
-		s.dropped, s.gone = false, 0
+		clear(s.reasons[:])
+		s.failed, s.gone = false, 0
 	}
 }
 
@@ -80,9 +80,9 @@ func (s *sender) use(conn syscall.RawConn, do func(fd uintptr)) {
 func (s *sender) drop(first, end int, why Reason) {
 	s.drops[why] += uint32(end - first)
 	for i := first; i < end; i++ {
-		s.fates[i] = why
+		s.reasons[i] = why
 	}
-	s.dropped = true
+	s.failed = true
 }
 
 // note records the result of the list's frame i.

@@ -1,14 +1,3 @@
-// Package vswitch is a learning Ethernet switch in userspace, for hosts on which a kernel bridge
-// cannot be used. A goroutine receives a frame from a queue, learns its source, and writes it to
-// the queues of the destination ports. It neither allocates frames, nor passes them to another
-// goroutine, nor takes a lock.
-//
-// A frame keeps its vnet header, so that a super-frame of 64 KiB crosses the switch in one piece if
-// the destination port takes it. If it does not, package offload segments the frame and fills in
-// checksums.
-//
-// The switch follows IEEE 802.1D and 802.1Q as the kernel's bridge does (net/bridge/br_input.c,
-// br_forward.c), without a spanning tree and without multicast snooping.
 package vswitch
 
 import (
@@ -93,7 +82,7 @@ func New(cfg Config) *Switch {
 	peers := newPeers()
 	sw.clock.Go(func() { sw.tick(peers) })
 	if cfg.Notice != nil {
-		sw.clock.Go(func() { sw.tell(cfg.Notice) })
+		sw.clock.Go(func() { sw.deliver(cfg.Notice) })
 	}
 	return sw
 }
@@ -109,7 +98,8 @@ func (sw *Switch) notice(format string, args ...any) {
 	}
 }
 
-func (sw *Switch) tell(notice func(text string)) {
+// deliver calls notice for each queued notice, until the switch is closed.
+func (sw *Switch) deliver(notice func(text string)) {
 	for {
 		select {
 		case text := <-sw.notices:

@@ -195,7 +195,7 @@ func (c *Client) Stop(ctx context.Context) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
 		return nil
 	}
-	return fmt.Errorf("wait for the switch to end: %w", told(ctx, err))
+	return fmt.Errorf("wait for the switch to end: %w", deadlineCause(ctx, err))
 }
 
 // ask sends a request and calls take with each message of the reply.
@@ -235,7 +235,7 @@ func (c *Client) exchange(ctx context.Context, r Request, files []*os.File, take
 	refused, err := c.roundTrip(b, maxAnswer(r.Do), files, take)
 	if err != nil {
 		c.broken = fmt.Errorf("the connection broke earlier: %w", err)
-		return told(ctx, err)
+		return deadlineCause(ctx, err)
 	}
 	if refused != nil {
 		return refused
@@ -290,8 +290,9 @@ func (c *Client) deadline(ctx context.Context) (undo func()) {
 	}
 }
 
-// told returns the cause of ctx if err is a deadline error and ctx has ended, and otherwise err.
-func told(ctx context.Context, err error) error {
+// deadlineCause returns the cause of ctx if err is a deadline error and ctx has ended, and otherwise
+// err.
+func deadlineCause(ctx context.Context, err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil {
 		return fmt.Errorf("the switch does not answer: %w", context.Cause(ctx))
 	}

@@ -11,9 +11,32 @@ import (
 	"vmnet/bridge/brport"
 )
 
-// Config says how a port should be. Its zero value is a port of a plain switch.
+// Config says how a port should be. Its zero value is a port of a plain switch. Each setting is an
+// option of vmnet switch add-port, and acts in these functions of package vswitch:
+//
+//	option                 field                 acts in
+//	vlan, trunk, native    VLAN, Trunk, Native   vlan.go: classify, leaving; forward.go: between
+//	forward                Forward               forward.go: accept
+//	isolated               Isolated              forward.go: between
+//	hairpin                Hairpin               forward.go: between; loop.go: again, looped
+//	no-learning            NoLearning            forward.go: accept
+//	no-flood               NoFlood               forward.go: flood
+//	mtu                    MTU                   port.go: newPort; forward.go: add, finish
+//	mac                    MACs                  forward.go: accept; switch.go: lock
+//	max-addresses          MaxAddresses          switch.go: addPort; fdb_slots.go: replace
+//	no-loop-guard          NoLoopGuard           loop.go: looped
+//	storm, storm-broadcast,
+//	storm-multicast,
+//	storm-unknown          Storm                 forward.go: forward; storm.go: take
+//	storm-refused          Storm.Refused         forward.go: run; storm.go: throttle
+//
+// A new setting needs a field here, a check in Validate, and the code in package vswitch that reads
+// it from Port.cfg. As JSON it reaches the switch without more. Its option is parsed by
+// wantedPort.options and shown by portSettings (cmd/vmnet/switch_port.go, with portHelp, and
+// docs/man/vmnet-switch.8.md). If vmnet attach has it too, add it to Switch, SwitchLimits and
+// SwitchPortConfig (tapmgr/nic/switch.go) and to internal/cli/nicflags/switch.go.
 type Config struct {
-	// PortConfig has the same meaning as for a port of a kernel bridge. The switch filters
+	// Settings has the same meaning as for a port of a kernel bridge. The switch filters
 	// VLANs once a port has any. A port without VLAN and Trunk is then in VLAN 1, untagged.
 	brport.Settings
 

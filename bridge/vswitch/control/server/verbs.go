@@ -29,14 +29,14 @@ type verb struct {
 
 func verbOf(name string) (verb, bool) {
 	v, ok := map[string]verb{
-		control.DoInfo:  {do: (*Server).tellInfo},
-		control.DoPorts: {do: (*Server).tellPorts},
+		control.DoInfo:  {do: (*Server).sendInfo},
+		control.DoPorts: {do: (*Server).sendPorts},
 		control.DoAddPort: {do: (*Server).addPort, files: func(r *control.Request) (int, int) {
 			return filesOf(r.Port)
 		}},
 		control.DoSetLabel:     {do: func(s *Server, c *call) error { return s.ports.label(c.Name, c.Label) }},
 		control.DoRemovePort:   {do: func(s *Server, c *call) error { return s.ports.remove(c.Name) }},
-		control.DoFDB:          {do: (*Server).tellFDB},
+		control.DoFDB:          {do: (*Server).sendFDB},
 		control.DoFlush:        {do: func(s *Server, c *call) error { return s.ports.flush(c.Name) }},
 		control.DoAddStatic:    {do: func(s *Server, c *call) error { return s.ports.addStatic(*c.Entry) }},
 		control.DoRemoveStatic: {do: func(s *Server, c *call) error { return s.ports.removeStatic(*c.Entry) }},
@@ -97,7 +97,7 @@ func (s *Server) capture(c *call) error { return s.ports.sw.Capture(c.files[0], 
 
 func (s *Server) addPort(c *call) error { return s.ports.add(*c.Port, c.files) }
 
-func (s *Server) tellInfo(c *call) error {
+func (s *Server) sendInfo(c *call) error {
 	info := s.Info()
 	return c.send(control.Reply{Info: &info})
 }
@@ -118,11 +118,11 @@ func (s *Server) Info() control.Info {
 	return info
 }
 
-func (s *Server) tellPorts(c *call) error {
+func (s *Server) sendPorts(c *call) error {
 	return inChunks(s.ports.list(), func(some []control.Port) error { return c.send(control.Reply{Ports: some}) })
 }
 
-func (s *Server) tellFDB(c *call) error {
+func (s *Server) sendFDB(c *call) error {
 	return inChunks(s.ports.fdb(), func(some []control.FDBEntry) error { return c.send(control.Reply{FDB: some}) })
 }
 
