@@ -27,21 +27,22 @@ func (m *Manager) Check(ctx context.Context) (Checked, error) {
 	c := &checker{m: m, Checked: Checked{Differences: []nic.Difference{}, Notices: []string{}}}
 	var held []inventory.Device
 	for _, dev := range links {
-		if dev.IsUnconfirmed() {
-			if !dev.IsHealthy() {
-				c.Notices = append(c.Notices, fmt.Sprintf("%s: %s; %s", dev.Title(), dev.NIC().State, dev.UnconfirmedText()))
-			}
-			continue
+		if !dev.IsUnconfirmed() {
+			c.NICs++
 		}
-		c.NICs++
-		switch {
-		case !c.host(dev):
-		case dev.OtherHolder() != 0 && dev.VMMPID() == 0:
-			c.Notices = append(c.Notices, fmt.Sprintf("%s/%s: process %d holds it, which is no QEMU", dev.Want.VM, dev.Want.NIC, dev.OtherHolder()))
-		case dev.VMMPID() == 0:
-			c.Notices = append(c.Notices, fmt.Sprintf("%s/%s: who holds it cannot be seen from here (as root it can)", dev.Want.VM, dev.Want.NIC))
-		default:
+		v := dev.CheckVerdict()
+		if v.Compare {
+			c.link(dev)
+		}
+		if v.Note != "" {
+			c.Notices = append(c.Notices, v.Note)
+		}
+		switch v.Do {
+		case inventory.Remove:
+			c.leftOver(dev)
+		case inventory.AskGuest:
 			held = append(held, dev)
+		case inventory.LeaveAlone:
 		}
 	}
 	for _, part := range eachGuest(ctx, held, m.checkGuest) {
@@ -54,27 +55,6 @@ func (m *Manager) Check(ctx context.Context) (Checked, error) {
 type checker struct {
 	m *Manager
 	Checked
-}
-
-// host compares the link; the result is false where the guest need not be asked.
-func (c *checker) host(dev inventory.Device) bool {
-	switch {
-	case dev.IsSocket() && dev.IsOrphaned():
-		return false // the switch is about to remove it
-	case dev.IsOrphaned():
-		c.leftOver(dev)
-		return false
-	case dev.IsStarting():
-		c.Notices = append(c.Notices, fmt.Sprintf("%s/%s was made for a guest that is about to start", dev.Want.VM, dev.Want.NIC))
-		return false
-	case dev.Pending, dev.Want.Phase == nic.PhaseAttaching && dev.OtherHolder() != 0:
-		c.Notices = append(c.Notices, fmt.Sprintf("%s/%s is being attached", dev.Want.VM, dev.Want.NIC))
-		return false
-	case dev.Want.Phase == nic.PhaseAttaching, dev.Want.Phase == nic.PhaseStarting:
-		return true // under the guest's lock we shall see whether it goes on
-	}
-	c.link(dev)
-	return true
 }
 
 // link compares what the host has of a NIC.

@@ -3,7 +3,6 @@ package tapmgr
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"time"
 
@@ -32,25 +31,15 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]nic.Action, error)
 	failed := r.leftOvers(ctx, links)
 	var held []inventory.Device
 	for _, dev := range links {
-		switch {
-		case dev.IsUnconfirmed():
-			if !dev.IsHealthy() {
-				r.Note(dev, "left alone: "+dev.UnconfirmedText())
-			}
-		case dev.IsOrphaned() && dev.IsSocket():
+		switch v := dev.ReconcileVerdict(); {
+		case v.Do == inventory.Remove && dev.IsSocket():
 			r.Do(dev, "removed: nobody holds it", func() error { return r.m.host.DisconnectSwitch(ctx, &dev) })
-		case dev.IsOrphaned():
+		case v.Do == inventory.Remove:
 			r.Do(dev, "removed: nobody holds it", func() error { return failed[dev.Index] })
-		case dev.IsStarting():
-			r.Note(dev, "left alone: it was made for a guest that is about to start")
-		case dev.Pending:
-			r.Note(dev, "left alone: it is being attached")
-		case dev.OtherHolder() != 0:
-			r.Note(dev, fmt.Sprintf("left alone: process %d holds it", dev.OtherHolder()))
-		case dev.VMMPID() == 0:
-			r.Note(dev, "left alone: who holds it cannot be seen from here")
-		default:
+		case v.Do == inventory.AskGuest:
 			held = append(held, dev)
+		case v.Note != "":
+			r.Note(dev, v.Note)
 		}
 	}
 	for _, actions := range eachGuest(ctx, held, r.reconcileGuest) {

@@ -2,7 +2,6 @@ package inventory
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -134,20 +133,21 @@ func (dev *Device) IsHeldBy(pid int) bool {
 }
 
 // VMMPID returns the QEMU that holds the link; 0 where none is seen.
-func (dev *Device) VMMPID() int {
-	for _, h := range dev.Holders {
-		if isQEMU(h.PID) {
-			return h.PID
-		}
-	}
-	return 0
+func (dev *Device) VMMPID() int { return dev.vmmPID(now()) }
+
+func (dev *Device) vmmPID(m moment) int { return dev.firstHolder(m.isVMM) }
+
+// OtherHolder returns a process that holds the device and is no QEMU, such as a vmnet that works on
+// it, or 0 if there is none that the caller may see.
+func (dev *Device) OtherHolder() int { return dev.otherHolder(now()) }
+
+func (dev *Device) otherHolder(m moment) int {
+	return dev.firstHolder(func(pid int) bool { return !m.isVMM(pid) })
 }
 
-// OtherHolder returns a process that holds the link and is no QEMU, such as a vmnet
-// that works on it; 0 where none is seen.
-func (dev *Device) OtherHolder() int {
+func (dev *Device) firstHolder(is func(pid int) bool) int {
 	for _, h := range dev.Holders {
-		if _, err := qemu.ByPID(h.PID); errors.Is(err, qemu.ErrNotFound) {
+		if is(h.PID) {
 			return h.PID
 		}
 	}
@@ -165,8 +165,12 @@ func (dev *Device) HasNoHolder() bool {
 	return dev.Tun != nil && dev.Tun.Persist && !dev.Tun.Attached && len(dev.Holders) == 0
 }
 
-// IsOrphaned tells that surely nobody holds the link, nor is about to.
-func (dev *Device) IsOrphaned() bool { return dev.HasNoHolder() && !dev.Pending && !dev.IsStarting() }
+// IsOrphaned reports whether certainly nobody holds the device, nor is about to.
+func (dev *Device) IsOrphaned() bool { return dev.isOrphaned(now()) }
+
+func (dev *Device) isOrphaned(m moment) bool {
+	return dev.HasNoHolder() && !dev.Pending && !dev.isStarting(m)
+}
 
 // StillUnheld tells whether l is the same link of ours as it is later, and still held by nobody.
 func (dev Device) StillUnheld(l *rtnl.Link) bool {
@@ -180,12 +184,14 @@ func (dev Device) StillUnheld(l *rtnl.Link) bool {
 // startingFor is how long a guest may take from the making of its device until its QEMU opens that.
 const startingFor = 5 * time.Minute
 
-// IsStarting tells whether a link was made for a guest that is about to start.
-func (dev *Device) IsStarting() bool {
+// IsStarting reports whether the device was made for a guest that is about to start.
+func (dev *Device) IsStarting() bool { return dev.isStarting(now()) }
+
+func (dev *Device) isStarting(m moment) bool {
 	if dev.Want.Phase != nic.PhaseStarting || len(dev.Holders) > 0 {
 		return false
 	}
-	age := SinceBoot() - dev.Want.Since
+	age := m.sinceBoot() - dev.Want.Since
 	return age >= 0 && age < int64(startingFor.Seconds())
 }
 
@@ -279,26 +285,36 @@ func (dev *Device) owner() int {
 	return dev.Want.Owner
 }
 
-// withHolders adds what its holders tell.
+// withHolders adds what the device's holders say.
 func (dev *Device) withHolders(found nic.NIC) nic.NIC {
 	if len(dev.Holders) > 0 {
 		found.PID = dev.Holders[0].PID
 	}
-	switch {
-	case dev.IsStarting():
-		found.State = nic.Starting
-	case dev.IsOrphaned():
-		found.State = nic.LeftOver
-	case dev.Want.Phase == nic.PhaseAttaching && dev.OtherHolder() != 0:
-		found.State = nic.Attaching
-	case dev.Want.Phase == nic.PhaseAttaching, dev.Want.Phase == nic.PhaseStarting:
-		found.State = nic.Incomplete
-	case dev.Want.Phase == nic.PhaseDetaching:
-		found.State = nic.Detaching
-	case dev.MasterName != "" && (dev.Want.Switch || dev.MasterName != dev.Want.Source):
-		found.State = nic.OtherBridge
-	}
+	found.State = dev.stateByHolders(now(), found.State)
 	return found
+}
+
+// state returns the state of the NIC, which its holders decide before its device.
+func (dev *Device) state(m moment) nic.State { return dev.stateByHolders(m, dev.ownState()) }
+
+// stateByHolders returns what a device's holders and record make of the state that it has by itself.
+func (dev *Device) stateByHolders(m moment, own nic.State) nic.State {
+	attaching := dev.Want.Phase == nic.PhaseAttaching
+	switch {
+	case dev.isStarting(m):
+		return nic.Starting
+	case dev.isOrphaned(m):
+		return nic.LeftOver
+	case attaching && dev.otherHolder(m) != 0:
+		return nic.Attaching
+	case attaching, dev.Want.Phase == nic.PhaseStarting:
+		return nic.Incomplete
+	case dev.Want.Phase == nic.PhaseDetaching:
+		return nic.Detaching
+	case dev.MasterName != "" && (dev.Want.Switch || dev.MasterName != dev.Want.Source):
+		return nic.OtherBridge
+	}
+	return own
 }
 
 // ownState is how a link of ours, or a port of a userspace switch, is.

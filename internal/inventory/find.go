@@ -38,15 +38,26 @@ func (h *Host) ByName(ctx context.Context, vm string) ([]Device, error) {
 	return found, err
 }
 
-// Find returns the link of a guest's NIC, wherever it is, or nil. Of several it is the one that the
-// Target's process holds.
-func (h *Host) Find(ctx context.Context, t nic.Target, nic string) (*Device, error) {
-	all, err := h.Named(ctx, t.VM, nic)
+// Find returns the device of a guest's NIC, wherever it is, or nil if there is none. If there are
+// several, it is the one that the Target's process holds.
+func (h *Host) Find(ctx context.Context, t nic.Target, nicID string) (*Device, error) {
+	all, err := h.Named(ctx, t.VM, nicID)
 	if err != nil {
 		return nil, err
 	}
+	return chosen(all, t, nicID)
+}
+
+// chosen returns the device of the guest that t means, of all that have the names of guest and NIC:
+// two users' guests may have one name. A NIC without a link counts only if t's process holds it, or
+// if its user is trusted.
+func chosen(all []Device, t nic.Target, nicID string) (*Device, error) {
+	several := len(all) > 1
 	all = slices.DeleteFunc(all, func(dev Device) bool {
-		return t.PID != 0 && (len(all) > 1 || !dev.HasLink()) && !dev.IsHeldBy(t.PID) || t.PID == 0 && dev.IsUntrusted()
+		if t.PID == 0 {
+			return dev.IsUntrusted()
+		}
+		return (several || !dev.HasLink()) && !dev.IsHeldBy(t.PID)
 	})
 	switch len(all) {
 	case 0:
@@ -54,7 +65,7 @@ func (h *Host) Find(ctx context.Context, t nic.Target, nic string) (*Device, err
 	case 1:
 		return &all[0], nil
 	}
-	return nil, fmt.Errorf("%w, with NIC %s: %s (name one guest with --pid)", qemu.ErrAmbiguous, nic, Whose(all))
+	return nil, fmt.Errorf("%w, with NIC %s: %s (name one guest with --pid)", qemu.ErrAmbiguous, nicID, Whose(all))
 }
 
 // FindFor is find at a cost that does not grow with what else there is: by the tap's name, and

@@ -50,10 +50,15 @@ func openClaimed(p qemu.Process) (*os.File, error) {
 		return OpenLock(p)
 	}
 	dir := filepath.Clean(p.Dir)
-	if !slices.ContainsFunc(libvirtsDirs, func(in string) bool { return strings.HasPrefix(dir, in) }) {
+	if !isLibvirts(dir) {
 		return nil, fmt.Errorf("%s, which process %d names, is no directory of libvirt's", dir, p.PID)
 	}
 	return os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
+}
+
+// isLibvirts reports whether only libvirt makes a directory of that clean path.
+func isLibvirts(dir string) bool {
+	return slices.ContainsFunc(libvirtsDirs, func(in string) bool { return strings.HasPrefix(dir, in) })
 }
 
 // isLocked reports whether somebody has the lock of a guest of libvirt's.

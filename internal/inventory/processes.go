@@ -117,9 +117,11 @@ type quota struct {
 	what string
 }
 
-// isTrusted reports whether what a user's processes say of themselves is believed of others: root's
-// and the caller's.
-func isTrusted(uid int) bool { return uid == 0 || uid == os.Geteuid() }
+// isTrusted reports whether what a user's processes say about themselves is believed.
+func isTrusted(uid int) bool { return trustsUser(os.Geteuid(), uid) }
+
+// trustsUser reports whether a caller believes a user's processes: root's and the caller's own.
+func trustsUser(caller, uid int) bool { return uid == 0 || uid == caller }
 
 // look looks at all processes, for what those of these links that are taps hang on, and all NICs
 // elsewhere.

@@ -193,7 +193,7 @@ func (a *switchReply) ask(ctx context.Context, most int) (kept int) {
 	}
 	defer c.Close()
 	_, a.uid = c.Peer()
-	a.trusted = isTrusted(a.uid) || os.Geteuid() == 0 && strings.HasPrefix(a.path, rundir.System+"/")
+	a.trusted = trustsSwitch(os.Geteuid(), a.uid, a.path)
 	a.err = c.EachPort(ctx, func(p control.Port) error {
 		if a.found {
 			if _, ok := nic.ParseRecord(p.Label); !ok || p.Holder == 0 || !a.mayHold(p.Holder) {
@@ -209,10 +209,23 @@ func (a *switchReply) ask(ctx context.Context, most int) (kept int) {
 	return len(a.ports)
 }
 
-// mayHold tells whether the switch can be believed that a process holds a port of it: anybody can
-// run one that says anything of others' guests.
+// trustsSwitch reports whether a caller trusts a switch, by its user and its control socket's path:
+// the caller's own, root's, and for root also one that root has started for another user, since
+// only root may make a socket in that directory.
+func trustsSwitch(caller, uid int, path string) bool {
+	return trustsUser(caller, uid) || caller == 0 && strings.HasPrefix(path, rundir.System+"/")
+}
+
+// mayHold reports whether the switch's claim that a process holds one of its ports is trustworthy:
+// anybody can run a switch that says anything of others' guests.
 func (a *switchReply) mayHold(pid int) bool {
 	uid, err := procfd.RealUID(pid)
+	return a.believed(uid, err)
+}
+
+// believed decides mayHold by the user whose process it is, or why that is not known: only a
+// trusted switch is believed of a process that this one cannot see, and none of one that has ended.
+func (a *switchReply) believed(uid int, err error) bool {
 	if err != nil {
 		return a.trusted && !errors.Is(err, fs.ErrNotExist)
 	}
@@ -253,10 +266,15 @@ type SwitchPort struct {
 
 var ErrNotAsked = errors.New("its switch was not asked")
 
-// switchPortOf is the seat of a NIC that belongs on a switch, among what was asked. The switch that
-// the NIC's record names is believed, whoever runs it: who attached the NIC chose it. Of two guests
-// of one name each has the port that it holds. A port keeps its name when its tap is renamed.
+// switchPortOf finds the port of a NIC that belongs on a switch among the replies. The switch that
+// the NIC's record names is believed, whoever runs it: the user who attached the NIC chose it. Of
+// two guests of one name each has the port that it holds. A port keeps its name when its tap is
+// renamed.
 func switchPortOf(dev *Device, all []switchReply) SwitchPort {
+	return switchPortGiven(now(), dev, all)
+}
+
+func switchPortGiven(m moment, dev *Device, all []switchReply) SwitchPort {
 	path, err := control.Path(dev.Want.Source)
 	s := SwitchPort{Path: path, Err: cmp.Or(err, ErrNotAsked)}
 	for _, a := range all {
@@ -266,7 +284,8 @@ func switchPortOf(dev *Device, all []switchReply) SwitchPort {
 		s.Err = a.err
 		for i, p := range a.ports {
 			l, ok := nic.ParseRecord(p.Label)
-			if ok && l.VM == dev.Want.VM && l.NIC == dev.Want.NIC && dev.mayHave(p) && (s.Port == nil || p.Name == dev.Name) {
+			if ok && l.VM == dev.Want.VM && l.NIC == dev.Want.NIC && dev.mayHave(m, p) &&
+				(s.Port == nil || p.Name == dev.Name) {
 				s.Port = &a.ports[i]
 			}
 		}
@@ -274,10 +293,10 @@ func switchPortOf(dev *Device, all []switchReply) SwitchPort {
 	return s
 }
 
-// mayHave tells whether a port with the NIC's label can be its own, and not that of another guest
+// mayHave reports whether a port with the NIC's label may be its own, and not that of another guest
 // of that name.
-func (dev *Device) mayHave(p control.Port) bool {
-	pid := dev.VMMPID()
+func (dev *Device) mayHave(m moment, p control.Port) bool {
+	pid := dev.vmmPID(m)
 	return pid == p.Holder || pid == 0 && !dev.IsUntrusted()
 }
 
