@@ -33,8 +33,8 @@
 // A frame's 802.1Q tag is in the frame, or beside it when a packet socket delivers it; putBack
 // (mmsg.go) then inserts it. frame.parse reads the tag. If the switch filters VLANs, classify finds
 // the frame's VLAN from the tag or the port, between compares it with the target's VLANs, and
-// leaving says with which tag the frame leaves. retag writes that tag. A switch that does not filter
-// leaves tags alone, and all frames are in VLAN 1. An 802.1ad tag is payload.
+// leaving says with which tag the frame leaves. retag writes that tag. A switch that does not
+// filter leaves tags alone, and all frames are in VLAN 1. An 802.1ad tag is payload.
 //
 // # Around the datapath
 //

@@ -21,7 +21,7 @@ type receiver struct {
 	to     [batchSize]*Port // destination of each frame that is not sent yet
 
 	out    *sender
-	heads  [batchSize][headMax]byte // heads of frames whose tag changes or whose vnet header is longer
+	heads  [batchSize][headMax]byte // heads of frames whose tag or vnet header changes
 	fin    offload.Finisher
 	copied []byte // buffer for a frame that is both retagged and finished; made for the first one
 

@@ -25,9 +25,9 @@ type LinkState struct {
 	Lost bool
 }
 
-// LinkFile opens the netlink socket by which a wire follows its device. nameOrPath is that of
-// the network namespace that the device is in (see OpenPacket). With the file, Wire.Follow needs no privilege, even in another
-// process. The caller closes the file.
+// LinkFile opens the netlink socket by which a wire follows its device. nameOrPath is that of the
+// network namespace that the device is in (see OpenPacket). With the file, Wire.Follow needs no
+// privilege, even in another process. The caller closes the file.
 func LinkFile(nameOrPath string) (*os.File, error) {
 	ns, err := netns.Open(nameOrPath)
 	if err != nil {

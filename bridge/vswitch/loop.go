@@ -19,7 +19,7 @@ import (
 
 const (
 	echoSlots    = 4096             // number of frames that are remembered
-	echoBytes    = 256              // bytes of each frame that are hashed, after its addresses and tag
+	echoBytes    = 256              // bytes that are hashed of each frame, after addresses and tag
 	echoWindow   = time.Second      // how long a frame is remembered
 	echoLimit    = 64               // echoes on a port in one window that prove a loop
 	hairpinLimit = 1024             // the same for a hairpin port, which receives its own frames

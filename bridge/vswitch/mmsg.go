@@ -21,7 +21,9 @@ type socketQueue struct {
 	slots []byte // buffers for one frame each
 	slot  int    // size of a slot in bytes
 	head  int    // room in bytes before the data that the kernel writes
-	big   int    // frame size in bytes for which slots are enlarged after a frame did not fit; 0 for never
+	// big is the frame size in bytes to which slots grow after a frame did not fit; 0 means
+	// that they do not grow.
+	big int
 
 	ended func(errno syscall.Errno) bool // reports whether an error ends the queue
 

@@ -164,7 +164,8 @@ func (q *packetQueue) receive(frames []frame) (int, error) {
 			return n, err
 		}
 		if err := q.look(); err != nil {
-			return 0, errors.Join(fmt.Errorf("receive: %w", err), q.close()) // nothing leaves by it either
+			// Nothing leaves by it either.
+			return 0, errors.Join(fmt.Errorf("receive: %w", err), q.close())
 		}
 		q.lookAfter(lookEvery)
 	}

@@ -26,7 +26,7 @@ type Port struct {
 	cfg    vport.Config
 	limits atomic.Pointer[offload.Limits]
 	link   atomic.Pointer[rtnl.LinkState] // state of the device; nil if it is not followed
-	down   atomic.Bool                    // no frames pass: its device is down, or the port has ended
+	down   atomic.Bool                    // its device is down, or the port has ended
 	vlans  *vlans
 	macs   []uint64
 

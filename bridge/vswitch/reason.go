@@ -120,7 +120,7 @@ var cures = map[Reason]string{
 }
 
 // Cures are what helps against some reasons for which frames were dropped, by the same labels as
-// [PortStats].Drops; nil if nothing helps against any.
+// [vport.Stats].Drops; nil if nothing helps against any.
 func Cures(drops map[string]uint64) map[string]string {
 	var found map[string]string
 	for why, cure := range cures {

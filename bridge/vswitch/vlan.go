@@ -17,7 +17,7 @@ const defaultVLAN = 1
 // vlans says which VLANs a port is in, on a switch that filters.
 type vlans struct {
 	native   uint16     // VLAN of untagged frames
-	untagged bool       // untagged frames are accepted, and frames of the native VLAN leave untagged
+	untagged bool       // untagged frames are accepted; those of the native VLAN leave untagged
 	tagged   [64]uint64 // one bit for each VLAN whose frames enter and leave tagged
 }
 

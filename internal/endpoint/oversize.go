@@ -33,8 +33,8 @@ func oversizeSocket(ns *netns.NS, d Device) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "packet socket for frames with several tags"), nil
 }
 
-// CheckOversize returns an error unless an fd can be a packet socket of oversizeSocket for the device
-// with that index.
+// CheckOversize returns an error unless an fd can be a packet socket of oversizeSocket for the
+// device with that index.
 func CheckOversize(fd, index int) error {
 	if err := sockopt.CheckKind(fd, unix.AF_PACKET, unix.SOCK_RAW, "a raw packet socket"); err != nil {
 		return err

@@ -1,5 +1,5 @@
-// Package endpoint opens and checks the files of a switch's ports: the packet socket and the claim of
-// a device, the socketpair to a guest, the tap beside a veth device. Opening them may need
+// Package endpoint opens and checks the files of a switch's ports: the packet socket and the claim
+// of a device, the socketpair to a guest, the tap beside a veth device. Opening them may need
 // privilege. The switch gets the open files, from its own process or over its control socket, and
 // needs none (package vswitch).
 //
@@ -26,10 +26,10 @@ const PacketFileCount = 4
 
 // PacketFiles opens the files of a packet port, for which it needs CAP_NET_RAW and CAP_NET_ADMIN in
 // ns. It claims the device, and fails if the kernel does not support that or another switch has
-// claimed the device. The files are a packet socket that receives from the device at once, the netlink socket
-// that keeps the claim, the netlink socket by which the wire follows the device, and a file for
-// frames that the packet socket cannot send: a lane's tap or another packet socket. The caller
-// closes them.
+// claimed the device. The files are a packet socket that receives from the device at once, the
+// netlink socket that keeps the claim, the netlink socket by which the wire follows the device, and
+// a file for frames that the packet socket cannot send: a lane's tap or another packet socket. The
+// caller closes them.
 func PacketFiles(ns *netns.NS, device string) (files []*os.File, err error) {
 	defer func() {
 		if err != nil {
@@ -92,7 +92,8 @@ type Device struct {
 func packetSocket(ns *netns.NS, device string) (*os.File, Device, error) {
 	fd := -1
 	err := ns.Do(func() (err error) {
-		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0) // 0: no protocol until it is bound
+		// 0: it receives no protocol until it is bound.
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 		return err
 	})
 	var d Device

@@ -14,7 +14,7 @@ type Config struct {
 	Ports   []string `json:"ports"`             // names of the captured ports, each once
 	In      bool     `json:"in,omitempty"`      // incoming frames; neither In nor Out means both
 	Out     bool     `json:"out,omitempty"`     // outgoing frames
-	Drops   bool     `json:"drops,omitempty"`   // only frames that were dropped there, with the reason
+	Drops   bool     `json:"drops,omitempty"`   // only dropped frames, with the reason
 	Snaplen int      `json:"snaplen,omitempty"` // bytes captured of each Ethernet frame; 0 means all
 }
 

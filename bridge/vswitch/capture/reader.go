@@ -27,7 +27,7 @@ type Frame struct {
 	Reason    string         // why it was dropped; "" if it was not
 	Vnet      offload.Header // the offloads still to be done; plain for a port without vnet headers
 	Length    int            // length of the Ethernet frame in bytes
-	Data      []byte         // the frame's first bytes, up to the snaplen; valid until the next call of Next
+	Data      []byte         // its first bytes, up to the snaplen; valid until the next call of Next
 }
 
 // Totals counts the frames of one port and direction that a capture should have received.

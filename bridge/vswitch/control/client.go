@@ -290,8 +290,8 @@ func (c *Client) deadline(ctx context.Context) (undo func()) {
 	}
 }
 
-// deadlineCause returns the cause of ctx if err is a deadline error and ctx has ended, and otherwise
-// err.
+// deadlineCause returns the cause of ctx if err is a deadline error and ctx has ended, and
+// otherwise err.
 func deadlineCause(ctx context.Context, err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil {
 		return fmt.Errorf("the switch does not answer: %w", context.Cause(ctx))

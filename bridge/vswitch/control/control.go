@@ -1,5 +1,6 @@
-// Package control implements both sides of a running switch's control socket. vmnet switch run
-// serves it with a Server. A Client adds, changes and lists ports.
+// Package control is the client's side of a running switch's control socket, and the messages of
+// both sides. A [Client] adds, changes and lists ports. vmnet switch run serves the socket (package
+// control/server).
 //
 // The socket is an AF_UNIX SOCK_SEQPACKET socket that serves only the switch's own user and root
 // (SO_PEERCRED). A message is one JSON object of at most 64 KiB. A request may carry files
@@ -34,20 +35,30 @@ const (
 
 // A Port is a port of a switch, as AddPort takes it and Ports returns it.
 type Port struct {
-	Name   string `json:"name"`
-	Kind   string `json:"kind"`
-	Device string `json:"device,omitempty"` // the interface's name, in replies its current one; empty for a socket
-	Label  string `json:"label,omitempty"`  // at most 255 bytes, opaque to the switch, like the IFLA_IFALIAS of a link
-	// the port is removed when this process ends; 0 for none. AddPort takes a pidfd of it
+	Name string `json:"name"`
+	Kind string `json:"kind"` // Tap, Packet or Socket
+
+	// Device is the interface's name, in replies its current one. It is empty for a socket.
+	Device string `json:"device,omitempty"`
+
+	// Label is a text of at most 255 bytes that the switch keeps and does not read, like the
+	// alias of a link (IFLA_IFALIAS).
+	Label string `json:"label,omitempty"`
+
+	// Holder is the process with which the port ends; 0 for none. AddPort takes a pidfd of it.
 	Holder int `json:"holder,omitempty"`
+
 	// Lifeline is the inode of a pipe; 0 for none. A port with a lifeline is removed only when
 	// the Holder has ended and, in addition, no process has the pipe's write end open. So it
 	// outlives a process that passes the guest on to another one, as QEMU's -daemonize does.
 	// AddPort takes the read end.
 	Lifeline uint64 `json:"lifeline,omitempty"`
-	Link     bool   `json:"link,omitempty"` // for a tap: the file of vswitch.LinkFile follows its queues
+
+	// Link says that a file of vswitch.LinkFile follows the queues of a tap.
+	Link bool `json:"link,omitempty"`
+
 	// Segments are the networks to which the device is connected outside the switch, as
-	// vport.SegmentsOf finds them. Two ports on one of them would make a loop.
+	// internal/endpoint finds them. Two ports on one of them would make a loop.
 	Segments []vport.Segment `json:"segments,omitempty"`
 	Config   vport.Config    `json:"config"`
 	Stats    *vport.Stats    `json:"stats,omitempty"` // only in replies
@@ -142,11 +153,11 @@ type FDBStats struct {
 // FDBEntry is an entry of a switch's forwarding database.
 type FDBEntry struct {
 	MAC string `json:"mac"`
-	// 0 if the switch does not filter VLANs; in a request, 0 means the port's VLAN for untagged
-	// frames
+	// VLAN is 0 if the switch does not filter VLANs. In a request, 0 means the port's VLAN for
+	// untagged frames.
 	VLAN   int    `json:"vlan,omitempty"`
 	Port   string `json:"port"`
-	Static bool   `json:"static,omitempty"` // added by a client, not learned: it neither ages nor moves
+	Static bool   `json:"static,omitempty"` // added by a client: it neither ages nor moves
 	Age    int    `json:"age"`              // seconds since it was seen
 }
 

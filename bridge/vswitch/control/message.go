@@ -8,7 +8,7 @@ import (
 	"vmnet/bridge/vswitch/capture"
 )
 
-// The verbs of requests.
+// The verbs of requests (Request.Do).
 const (
 	DoInfo         = "info"
 	DoPorts        = "ports"
@@ -23,21 +23,23 @@ const (
 	DoStop         = "stop"
 )
 
-// maxMessage limits a message, in bytes.
+// MaxMessage is the limit of a message in bytes.
 const MaxMessage = 64 << 10
 
-// request is what a client sends. Its verb determines the files that come with it.
+// A Request is what a client sends, as one JSON object. Its verb determines the files that come
+// with it (SCM_RIGHTS).
 type Request struct {
-	Do    string    `json:"do"`
+	Do    string    `json:"do"`              // one of the verbs
 	Port  *Port     `json:"port,omitempty"`  // add-port
 	Name  string    `json:"name,omitempty"`  // name of a port
 	Label string    `json:"label,omitempty"` // set-label
 	Entry *FDBEntry `json:"entry,omitempty"` // add-static, remove-static
 
-	Capture *capture.Config `json:"capture,omitempty"`
+	Capture *capture.Config `json:"capture,omitempty"` // capture
 }
 
-// answer is one message of a reply. All but the last one have More set.
+// A Reply is one message of the reply to a request. All but the last one have More set. Only the
+// last one has Error, which is nil if the request was carried out.
 type Reply struct {
 	More  bool           `json:"more,omitempty"`
 	Error *Refusal       `json:"error,omitempty"`
@@ -46,21 +48,23 @@ type Reply struct {
 	FDB   list[FDBEntry] `json:"fdb,omitempty"`
 }
 
-// refusal is an error that was sent to the client: its text, and the kind of error that it matches.
+// A Refusal is an error that the server sends: its text, and the kind of error that it matches.
 type Refusal struct {
 	Text string `json:"text"`
-	Kind string `json:"kind,omitempty"`
+	Kind string `json:"kind,omitempty"` // "exist", "not-exist" or "invalid"; empty for any other
 }
 
+// Error returns the text.
 func (r *Refusal) Error() string { return r.Text }
 
+// Is makes errors.Is report fs.ErrExist, fs.ErrNotExist and brport.ErrInvalid by the kind.
 func (r *Refusal) Is(target error) bool {
 	return r.Kind == "exist" && target == fs.ErrExist ||
 		r.Kind == "not-exist" && target == fs.ErrNotExist ||
 		r.Kind == "invalid" && target == brport.ErrInvalid
 }
 
-// refuse converts err into a refusal.
+// Refuse converts an error into a Refusal, which has at most an eighth of a message of its text.
 func Refuse(err error) *Refusal {
 	r := &Refusal{Text: err.Error()}
 	switch {

@@ -13,7 +13,7 @@ import (
 	"vmnet/internal/rundir"
 )
 
-// socketName is the name of the socket in its switch's directory, which is in one of switchDirs.
+// SocketName is the name of the socket in its switch's directory, which is in one of switchDirs.
 const SocketName = "socket"
 
 // maxPath is the longest path in bytes that fits into sun_path of struct sockaddr_un (unix(7)),
@@ -60,6 +60,7 @@ func Path(name string) (string, error) {
 	return path, CheckPath(path)
 }
 
+// CheckPath returns an error if a socket's path is too long.
 func CheckPath(path string) error {
 	if len(path) > maxPath {
 		return fmt.Errorf("%w switch: want a socket path of at most %d bytes: %s has %d",
@@ -68,7 +69,8 @@ func CheckPath(path string) error {
 	return nil
 }
 
-// checkName accepts file names that need no quotes in a shell or unit.
+// CheckName returns an error unless a text can be a switch's name: it accepts file names that need
+// no quotes in a shell or unit.
 func CheckName(name string) error {
 	odd := func(r rune) bool {
 		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._-", r))

@@ -45,7 +45,7 @@ type layout struct {
 	tries  int  // number of tries of search, including failed ones
 	l4     int  // the transport header
 	head   int  // length of all headers
-	jumbo  int  // offset of an IPv6 hop-by-hop header that has only a jumbo payload option; 0 for none
+	jumbo  int  // offset of an IPv6 hop-by-hop header that has only a jumbo option; 0 for none
 	direct bool // an IP header follows Ethernet and its tags
 	plain  bool // and there is no other IP header
 	udp    bool
@@ -165,7 +165,7 @@ func (p *layout) ipv4(frame []byte, at int, to wanted) Reason {
 		return Protocol
 	case len(b) < ihl:
 		return Truncated
-	case binary.BigEndian.Uint16(b[6:])&0x3fff != 0: // the bit "more fragments", or a fragment offset
+	case binary.BigEndian.Uint16(b[6:])&0x3fff != 0: // "more fragments", or an offset
 		return Fragment
 	case !isLength(b[2:], len(b)):
 		return Length

@@ -8,9 +8,9 @@ type Reason uint8
 const (
 	OK        Reason = iota
 	Truncated        // the frame ends within its headers
-	CsumRange        // CsumStart or CsumOffset points outside the frame, or before the data that can be summed
-	CsumPlace        // a super-frame's CsumStart and CsumOffset do not point at its TCP or UDP checksum
-	NoCsum           // a super-frame without NeedsCsum whose pseudo header is unknown due to a routing header
+	CsumRange        // CsumStart or CsumOffset points outside of what can be summed
+	CsumPlace        // a super-frame's CsumStart and CsumOffset miss its TCP or UDP checksum
+	NoCsum           // no NeedsCsum, and a routing header hides a super-frame's pseudo header
 	GSOType          // an invalid type: unknown, UDP fragmentation, a tunnel, or ECN without TCP
 	GSOSize          // 0, or 65535, which the kernel reserves (GSO_BY_FRAGS)
 	Protocol         // the frame's protocols do not match the type

@@ -153,7 +153,8 @@ func (s *ports) add(p control.Port, files []*os.File) error {
 	return s.plug(p, w, h)
 }
 
-// maxPort limits a port's settings as JSON, in bytes. It is enough for a trunk of a few hundred ranges.
+// maxPort limits a port's settings as JSON, in bytes. It is enough for a trunk of a few hundred
+// ranges.
 const maxPort = 16 << 10
 
 func checkPort(p control.Port) error {

@@ -1,3 +1,10 @@
+// Package server is the switch's side of a control socket: it listens, checks who connects, and
+// changes the switch (package vswitch) as the requests of clients ask (package control).
+//
+//	server.go   the connections, and the requests of one
+//	verbs.go    what each request does
+//	ports.go    the switch's ports, with holders (holder.go) and known loops (loop.go)
+//	listen.go   the socket and its directory
 package server
 
 import (

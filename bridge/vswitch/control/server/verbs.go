@@ -23,7 +23,7 @@ type call struct {
 
 // A verb handles one kind of request.
 type verb struct {
-	files func(*control.Request) (least, most int) // the number of files that the request takes; nil for none
+	files func(*control.Request) (least, most int) // number of files that it takes; nil for none
 	do    func(*Server, *call) error
 }
 
@@ -63,8 +63,8 @@ func parseRequest(b []byte) (*control.Request, error) {
 	case err != nil:
 	case !known:
 		err = fmt.Errorf("this switch does not know %q (it may be of another version)", r.Do)
-	case r.Do == control.DoAddPort && r.Port == nil, (r.Do == control.DoAddStatic || r.Do == control.DoRemoveStatic) &&
-		r.Entry == nil, r.Do == control.DoCapture && r.Capture == nil:
+	case r.Do == control.DoAddPort && r.Port == nil, r.Do == control.DoCapture && r.Capture == nil,
+		(r.Do == control.DoAddStatic || r.Do == control.DoRemoveStatic) && r.Entry == nil:
 		err = fmt.Errorf("%s without its argument", r.Do)
 	}
 	if err != nil {
