@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"vmnet/bridge/brport"
+	"vmnet/internal/strictyaml"
 	"vmnet/macvtap/vtap"
 )
 
@@ -348,7 +349,8 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		if len(p.rules) > maxEntries || len(p.scripts) > maxEntries || len(p.profiles) > maxEntries {
+		if len(p.rules) > strictyaml.MaxEntries || len(p.scripts) > strictyaml.MaxEntries ||
+			len(p.profiles) > strictyaml.MaxEntries {
 			t.Fatal("more than the bounds")
 		}
 		for _, name := range p.Profiles() {

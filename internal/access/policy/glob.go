@@ -4,22 +4,24 @@ import (
 	"strings"
 
 	"github.com/goccy/go-yaml/ast"
+
+	"vmnet/internal/strictyaml"
 )
 
 // glob is a pattern for names of interfaces.
-func (d *document) glob(n ast.Node, what string) (string, error) {
+func (d *decoder) glob(n ast.Node, what string) (string, error) {
 	return d.pattern(n, what, 64, " /:%")
 }
 
 // guestGlob is a pattern for names of guests, which may contain spaces.
-func (d *document) guestGlob(n ast.Node, what string) (string, error) {
+func (d *decoder) guestGlob(n ast.Node, what string) (string, error) {
 	return d.pattern(n, what, 100, "")
 }
 
-func (d *document) pattern(n ast.Node, what string, most int, without string) (string, error) {
-	g, err := d.text(n, what)
+func (d *decoder) pattern(n ast.Node, what string, most int, without string) (string, error) {
+	g, err := d.Text(n, what)
 	if err == nil && (g == "" || len(g) > most || strings.ContainsAny(g, "\t\r\n[]{}\\"+without)) {
-		err = d.errorf(tokenOf(n),
+		err = d.Errorf(strictyaml.TokenOf(n),
 			"%s: %q is not a name or pattern (only * for any text and ? for any byte are special)", what, g)
 	}
 	return g, err

@@ -9,6 +9,7 @@ import (
 
 	"github.com/goccy/go-yaml/ast"
 
+	"vmnet/internal/strictyaml"
 	"vmnet/macvtap/vtap"
 )
 
@@ -37,17 +38,17 @@ func plainIP(p netip.Prefix) bool {
 	return p.IsValid() && !p.Addr().Is4In6()
 }
 
-func (d *document) ipRange(n ast.Node) (netip.Prefix, error) {
-	text, err := d.text(n, "an address of ips")
+func (d *decoder) ipRange(n ast.Node) (netip.Prefix, error) {
+	text, err := d.Text(n, "an address of ips")
 	if err != nil {
 		return netip.Prefix{}, err
 	}
 	p, err := ParseIP(text)
 	switch {
 	case err != nil:
-		return p, d.errorf(tokenOf(n), "ips: %q: %v", text, err)
+		return p, d.Errorf(strictyaml.TokenOf(n), "ips: %q: %v", text, err)
 	case p != p.Masked():
-		return p, d.errorf(tokenOf(n), "ips: %q: bits after the first %d are ignored (write %s)",
+		return p, d.Errorf(strictyaml.TokenOf(n), "ips: %q: bits after the first %d are ignored (write %s)",
 			text, p.Bits(), p.Masked())
 	}
 	return p, nil

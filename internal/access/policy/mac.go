@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/goccy/go-yaml/ast"
+
+	"vmnet/internal/strictyaml"
 )
 
 // macRange is the range of addresses that share their first bits with addr.
@@ -17,8 +19,8 @@ type macRange struct {
 
 const macBits = 48
 
-func (d *document) macRange(n ast.Node) (macRange, error) {
-	text, err := d.text(n, "an address of macs")
+func (d *decoder) macRange(n ast.Node) (macRange, error) {
+	text, err := d.Text(n, "an address of macs")
 	if err != nil {
 		return macRange{}, err
 	}
@@ -29,12 +31,13 @@ func (d *document) macRange(n ast.Node) (macRange, error) {
 	}
 	mac, macErr := net.ParseMAC(addr)
 	if err != nil || macErr != nil || len(mac) != 6 || r.bits < 0 || r.bits > macBits {
-		return r, d.errorf(tokenOf(n), "macs: %q: want six bytes and a prefix length, such as 52:54:00:00:00:00/24",
-			text)
+		return r, d.Errorf(strictyaml.TokenOf(n),
+			"macs: %q: want six bytes and a prefix length, such as 52:54:00:00:00:00/24", text)
 	}
 	r.addr = number(mac)
 	if r.addr != r.addr>>(macBits-r.bits)<<(macBits-r.bits) {
-		return r, d.errorf(tokenOf(n), "macs: %q: bits after the first %d are ignored (make them zero)", text, r.bits)
+		return r, d.Errorf(strictyaml.TokenOf(n),
+			"macs: %q: bits after the first %d are ignored (make them zero)", text, r.bits)
 	}
 	return r, nil
 }

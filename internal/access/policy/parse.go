@@ -9,30 +9,31 @@ import (
 	"github.com/goccy/go-yaml/token"
 
 	"vmnet/bridge/brport"
+	"vmnet/internal/strictyaml"
 )
 
 // byteOrderMark is written at the start of a file by some editors.
 var byteOrderMark = []byte("\ufeff")
 
-// Parse parses a file's content; name is for the errors, which are of type *ParseError.
+// Parse parses a file's content; name is for the errors, which are of type *strictyaml.Error.
 func Parse(name string, data []byte) (*Policy, error) {
 	data = bytes.TrimPrefix(data, byteOrderMark)
-	d := &decoder{document: newDocument(name, data), p: &Policy{File: name, profiles: map[string]Profile{}}}
+	d := &decoder{Document: strictyaml.New(name, data), p: &Policy{File: name, profiles: map[string]Profile{}}}
 	if len(data) > maxBytes {
-		return nil, d.errorf(nil, "the file has more than %d bytes", maxBytes)
+		return nil, d.Errorf(nil, "the file has more than %d bytes", maxBytes)
 	}
-	root, err := d.root(data)
+	root, err := d.Root(data)
 	if err != nil {
 		return nil, err
 	}
 	if root == nil {
 		return d.p, nil
 	}
-	err = d.mapping(root,
+	err = d.Mapping(root,
 		"the file",
-		field{"rules", func(n ast.Node) error { return d.list(n, "rules", d.rule) }},
-		field{"profiles", func(n ast.Node) error { return d.entries(n, "profiles", d.profile) }},
-		field{"scripts", func(n ast.Node) error { return d.list(n, "scripts", d.script) }},
+		strictyaml.Key("rules", func(n ast.Node) error { return d.List(n, "rules", d.rule) }),
+		strictyaml.Key("profiles", func(n ast.Node) error { return d.Entries(n, "profiles", d.profile) }),
+		strictyaml.Key("scripts", func(n ast.Node) error { return d.List(n, "scripts", d.script) }),
 	)
 	if err == nil {
 		err = d.checkScripts()
@@ -45,49 +46,53 @@ func Parse(name string, data []byte) (*Policy, error) {
 
 // decoder makes a Policy from a document.
 type decoder struct {
-	*document
+	*strictyaml.Document
 	p    *Policy
 	uses []*token.Token // of profiles in scripts
 }
 
 func (d *decoder) profile(name string, at *token.Token, n ast.Node) error {
 	if name == "" || len(name) > 64 || strings.ContainsAny(name, " \t\r\n") {
-		return d.errorf(at, "profile name %q: want 1 to 64 bytes without spaces", name)
+		return d.Errorf(at, "profile name %q: want 1 to 64 bytes without spaces", name)
 	}
 	var p Profile
-	flag := func(key string, to *bool) field {
-		return field{key, func(n ast.Node) (err error) { *to, err = d.flag(n, key); return err }}
+	flag := func(key string, to *bool) strictyaml.Field {
+		return strictyaml.Key(key, func(n ast.Node) (err error) { *to, err = d.Flag(n, key); return err })
 	}
-	number := func(key string, to *int, most int) field {
-		return field{key, func(n ast.Node) (err error) { *to, err = d.number(n, key, 1, most); return err }}
+	number := func(key string, to *int, most int) strictyaml.Field {
+		return strictyaml.Key(key, func(n ast.Node) (err error) { *to, err = d.Number(n, key, 1, most); return err })
 	}
-	err := d.mapping(n,
+	err := d.Mapping(n,
 		"a profile",
-		field{"bridge", func(n ast.Node) (err error) { p.Bridge, err = d.bridgeName(n); return err }},
+		strictyaml.Key("bridge", func(n ast.Node) (err error) { p.Bridge, err = d.bridgeName(n); return err }),
 		number("vlan", &p.Port.VLAN, 4094),
-		field{"trunk", func(n ast.Node) (err error) { p.Port.Trunk, err = d.vlans(n, "trunk"); return err }},
+		strictyaml.Key("trunk", func(n ast.Node) (err error) { p.Port.Trunk, err = d.vlans(n, "trunk"); return err }),
 		number("native", &p.Port.Native, 4094),
 		flag("isolated", &p.Port.Isolated),
 		flag("hairpin", &p.Port.Hairpin),
 		flag("no-learning", &p.Port.NoLearning),
 		flag("no-flood", &p.Port.NoFlood),
-		field{"forward", func(n ast.Node) (err error) { p.Port.Forward, err = d.protocols(n, "forward"); return err }},
+		strictyaml.Key("forward", func(n ast.Node) (err error) {
+			p.Port.Forward, err = d.protocols(n, "forward")
+			return err
+		}),
 		number("queues", &p.Queues, maxQueues),
 	)
 	if err != nil {
 		return err
 	}
 	if err := p.Port.Validate(); err != nil {
-		return d.errorf(at, "profile %s: %v", name, err)
+		return d.Errorf(at, "profile %s: %v", name, err)
 	}
 	d.p.profiles[name] = p
 	return nil
 }
 
 func (d *decoder) bridgeName(n ast.Node) (string, error) {
-	name, err := d.text(n, "bridge")
+	name, err := d.Text(n, "bridge")
 	if err == nil && !brport.ValidName(name) {
-		err = d.errorf(tokenOf(n), "bridge name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", name)
+		err = d.Errorf(strictyaml.TokenOf(n),
+			"bridge name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", name)
 	}
 	return name, err
 }
@@ -95,17 +100,17 @@ func (d *decoder) bridgeName(n ast.Node) (string, error) {
 func (d *decoder) script(n ast.Node) error {
 	var s script
 	var use *token.Token
-	err := d.mapping(n,
+	err := d.Mapping(n,
 		"a script",
-		field{"interface", func(n ast.Node) (err error) { s.glob, err = d.glob(n, "interface"); return err }},
-		field{"profile", func(n ast.Node) (err error) {
-			use = tokenOf(n)
-			s.profile, err = d.text(n, "profile")
+		strictyaml.Key("interface", func(n ast.Node) (err error) { s.glob, err = d.glob(n, "interface"); return err }),
+		strictyaml.Key("profile", func(n ast.Node) (err error) {
+			use = strictyaml.TokenOf(n)
+			s.profile, err = d.Text(n, "profile")
 			return err
-		}},
+		}),
 	)
 	if err == nil && (s.glob == "" || use == nil) {
-		err = d.errorf(tokenOf(n), "a script needs both interface and profile")
+		err = d.Errorf(strictyaml.TokenOf(n), "a script needs both interface and profile")
 	}
 	d.p.scripts = append(d.p.scripts, s)
 	d.uses = append(d.uses, use)
@@ -116,7 +121,7 @@ func (d *decoder) script(n ast.Node) error {
 func (d *decoder) checkScripts() error {
 	for i, s := range d.p.scripts {
 		if _, ok := d.p.profiles[s.profile]; !ok {
-			return d.errorf(d.uses[i], "there is no profile %q (the profiles are %s)",
+			return d.Errorf(d.uses[i], "there is no profile %q (the profiles are %s)",
 				s.profile, listed(d.p.Profiles()))
 		}
 	}
@@ -138,13 +143,13 @@ func joined[T any](d *decoder, n ast.Node, what string, parse func(string) (T, e
 	var items []string
 	var none T
 	add := func(n ast.Node) error {
-		item, err := d.text(n, what)
+		item, err := d.Text(n, what)
 		items = append(items, item)
 		return err
 	}
 	var err error
 	if _, ok := n.(*ast.SequenceNode); ok {
-		err = d.list(n, what, add)
+		err = d.List(n, what, add)
 	} else {
 		err = add(n)
 	}
@@ -153,7 +158,7 @@ func joined[T any](d *decoder, n ast.Node, what string, parse func(string) (T, e
 	}
 	value, err := parse(strings.Join(items, ","))
 	if err != nil {
-		return none, d.errorf(tokenOf(n), "%s: %v", what, err)
+		return none, d.Errorf(strictyaml.TokenOf(n), "%s: %v", what, err)
 	}
 	return value, nil
 }

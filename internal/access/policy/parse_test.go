@@ -10,6 +10,7 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/internal/leaktest"
+	"vmnet/internal/strictyaml"
 )
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
@@ -258,7 +259,7 @@ func TestParseErrors(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, err := Parse("f", []byte(tc.text))
-			var at *ParseError
+			var at *strictyaml.Error
 			if !errors.As(err, &at) || err.Error() != "f:"+tc.want {
 				t.Errorf("got  %v\nwant f:%s", err, tc.want)
 			}

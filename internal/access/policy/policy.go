@@ -20,9 +20,8 @@ const DefaultPath = "/etc/vmnet/policy.yaml"
 
 // Bounds of a file.
 const (
-	maxBytes   = 1 << 20
-	maxEntries = 1000 // of each list, including the rules
-	maxQueues  = 256  // of a tap: MAX_TAP_QUEUES in the kernel's drivers/net/tun.c
+	maxBytes  = 1 << 20
+	maxQueues = 256 // of a tap: MAX_TAP_QUEUES in the kernel's drivers/net/tun.c
 )
 
 // defaultQueues is how many queues a NIC may have if its rule does not say.

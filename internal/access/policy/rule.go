@@ -8,6 +8,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 
 	"vmnet/bridge/brport"
+	"vmnet/internal/strictyaml"
 )
 
 // rule says what some users may have. A nil list is one that the file does not have.
@@ -51,34 +52,34 @@ const (
 func (d *decoder) rule(n ast.Node) error {
 	r := rule{line: line(n), lines: map[string]int{}, queues: defaultQueues}
 	// of returns a field for a list; take parses each item.
-	of := func(key string, take func(ast.Node) error) field {
-		return field{key, func(n ast.Node) error { r.lines[key] = line(n); return d.list(n, key, take) }}
+	of := func(key string, take func(ast.Node) error) strictyaml.Field {
+		return strictyaml.Key(key, func(n ast.Node) error { r.lines[key] = line(n); return d.List(n, key, take) })
 	}
-	number := func(key string, to *int, most int) field {
-		return field{key, func(n ast.Node) (err error) {
+	number := func(key string, to *int, most int) strictyaml.Field {
+		return strictyaml.Key(key, func(n ast.Node) (err error) {
 			r.lines[key] = line(n)
-			*to, err = d.number(n, key, 1, most)
+			*to, err = d.Number(n, key, 1, most)
 			return err
-		}}
+		})
 	}
-	globs := func(key string, to *[]string, glob func(ast.Node, string) (string, error)) field {
+	globs := func(key string, to *[]string, glob func(ast.Node, string) (string, error)) strictyaml.Field {
 		return of(key, func(n ast.Node) error {
 			g, err := glob(n, key)
 			*to = append(*to, g)
 			return err
 		})
 	}
-	words := func(key string, to *[]string, from ...string) field {
+	words := func(key string, to *[]string, from ...string) strictyaml.Field {
 		return of(key, func(n ast.Node) error {
-			word, err := d.text(n, key)
+			word, err := d.Text(n, key)
 			if err == nil && !slices.Contains(from, word) {
-				err = d.errorf(tokenOf(n), "%s: %q: want %s", key, word, strings.Join(from, ", "))
+				err = d.Errorf(strictyaml.TokenOf(n), "%s: %q: want %s", key, word, strings.Join(from, ", "))
 			}
 			*to = append(*to, word)
 			return err
 		})
 	}
-	err := d.mapping(n,
+	err := d.Mapping(n,
 		"a rule",
 		of("users", func(n ast.Node) error { return d.user(n, &r) }),
 		of("groups", func(n ast.Node) error { return d.group(n, &r) }),
@@ -91,11 +92,11 @@ func (d *decoder) rule(n ast.Node) error {
 			return err
 		}),
 		globs("guests", &r.guests, d.guestGlob),
-		field{"vlans", func(n ast.Node) (err error) {
+		strictyaml.Key("vlans", func(n ast.Node) (err error) {
 			r.lines["vlans"] = line(n)
 			r.vlans, err = d.vlans(n, "vlans")
 			return err
-		}},
+		}),
 		words("port", &r.port, settingWords()...),
 		words("require", &r.require, isolated, vlan),
 		of("macs", func(n ast.Node) error {
@@ -110,9 +111,9 @@ func (d *decoder) rule(n ast.Node) error {
 	case err != nil:
 		return err
 	case !r.anybody && len(r.users)+len(r.groups) == 0:
-		return d.errorf(tokenOf(n), "the rule has no users (add users or groups)")
+		return d.Errorf(strictyaml.TokenOf(n), "the rule has no users (add users or groups)")
 	case len(r.bridges)+len(r.lowers) == 0:
-		return d.errorf(tokenOf(n), "the rule allows nothing (add bridges or lowers)")
+		return d.Errorf(strictyaml.TokenOf(n), "the rule allows nothing (add bridges or lowers)")
 	}
 	d.p.rules = append(d.p.rules, r)
 	return nil
@@ -128,7 +129,7 @@ func settingWords() []string {
 
 // line returns the line where a node begins.
 func line(n ast.Node) int {
-	if t := tokenOf(n); t != nil && t.Position != nil {
+	if t := strictyaml.TokenOf(n); t != nil && t.Position != nil {
 		return t.Position.Line
 	}
 	return 1

@@ -7,6 +7,8 @@ import (
 	"strconv"
 
 	"github.com/goccy/go-yaml/ast"
+
+	"vmnet/internal/strictyaml"
 )
 
 // who is a user or group of a rule.
@@ -16,13 +18,13 @@ type who struct {
 	line int
 }
 
-func (d *document) who(n ast.Node, what string) (who, error) {
-	text, err := d.text(n, what)
+func (d *decoder) who(n ast.Node, what string) (who, error) {
+	text, err := d.Text(n, what)
 	if err != nil {
 		return who{}, err
 	}
 	if text == "" || len(text) > 256 {
-		return who{}, d.errorf(tokenOf(n), "%s: %q is not a name", what, text)
+		return who{}, d.Errorf(strictyaml.TokenOf(n), "%s: %q is not a name", what, text)
 	}
 	// An id is decimal, as programs print one: 010 and 0x10 are names, which no user has.
 	id, err := strconv.ParseUint(text, 10, 32)
@@ -34,7 +36,7 @@ func (d *document) who(n ast.Node, what string) (who, error) {
 
 const anybody = "*"
 
-func (d *document) user(n ast.Node, r *rule) error {
+func (d *decoder) user(n ast.Node, r *rule) error {
 	w, err := d.who(n, "users")
 	if w.name == anybody {
 		r.anybody = true
@@ -44,10 +46,10 @@ func (d *document) user(n ast.Node, r *rule) error {
 	return err
 }
 
-func (d *document) group(n ast.Node, r *rule) error {
+func (d *decoder) group(n ast.Node, r *rule) error {
 	w, err := d.who(n, "groups")
 	if w.name == anybody {
-		return d.errorf(tokenOf(n), `groups: "*": write users: ["*"] for everybody`)
+		return d.Errorf(strictyaml.TokenOf(n), `groups: "*": write users: ["*"] for everybody`)
 	}
 	r.groups = append(r.groups, w)
 	return err
