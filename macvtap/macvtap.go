@@ -91,12 +91,13 @@ type Info struct {
 // the fds wait in a socket's queue, are registered with io_uring, or because a mount pins the
 // namespace. It skips namespaces that the caller may not read.
 func (h *Host) List() ([]Info, error) {
-	self, err := h.nl.NetnsID(h.ns)
-	if err != nil || self < 0 { // no device elsewhere has its parent here
-		return nil, err
-	}
 	devices, err := macvlan.Everywhere(h.nl)
 	if err != nil {
+		return nil, err
+	}
+	// The kernel gives this namespace an id in itself when it reports the first of these devices.
+	self, err := h.nl.NetnsID(h.ns)
+	if err != nil || self < 0 { // none of them has its parent device here
 		return nil, err
 	}
 	var infos []Info

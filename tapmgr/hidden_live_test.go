@@ -39,12 +39,12 @@ func TestLiveHiddenMacvtapCounts(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := h.Host().Owned(user); err != nil || n != 2 {
-		t.Errorf("the user owns %d, %v: want 2", n, err)
-	}
 	nics, err := h.ListAll(h.context(10*time.Second), vm)
 	if err != nil || len(nics) != 2 || nics[0].State != nic.Hidden || nics[1].State != nic.Hidden || nics[0].UID != user {
 		t.Errorf("list %+v, %v", nics, err)
+	}
+	if n, err := h.Host().Owned(user); err != nil || n != 2 {
+		t.Errorf("the user owns %d, %v: want 2", n, err)
 	}
 	if err := errors.Join(near.Close(), far.Close()); err != nil {
 		t.Fatal(err)

@@ -163,8 +163,13 @@ func (h *Host) InNetns(pid int, inode uint64) (dev *Device, open bool, err error
 // process is seen to hold: nobody can reach them but by the id of their netns. Where vm is not
 // empty, they are that guest's.
 func (h *Host) hidden(known []Device, vm string) ([]nic.NIC, error) {
+	devices, err := macvlan.Everywhere(h.NL)
+	if err != nil {
+		return nil, err
+	}
+	// The kernel gives this netns an id in itself when it reports the first of these devices.
 	self, err := h.NL.NetnsID(h.NS)
-	if err != nil || self < 0 { // no device elsewhere has its parent here
+	if err != nil || self < 0 { // none of them has its parent device here
 		return nil, err
 	}
 	seen := map[int]bool{}
@@ -173,7 +178,6 @@ func (h *Host) hidden(known []Device, vm string) ([]nic.NIC, error) {
 			seen[h.netnsID(dev)] = true
 		}
 	}
-	devices, err := macvlan.Everywhere(h.NL)
 	var nics []nic.NIC
 	for _, d := range devices {
 		if r, ok := nic.ParseRecord(d.Alias); ok && d.LowerNS == self && !seen[d.NetnsID] && (vm == "" || r.VM == vm) {
@@ -182,7 +186,7 @@ func (h *Host) hidden(known []Device, vm string) ([]nic.NIC, error) {
 			nics = append(nics, found)
 		}
 	}
-	return nics, err
+	return nics, nil
 }
 
 // netnsID is the id of the netns that a link is in; -1 for none.
