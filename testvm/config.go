@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"vmnet/internal/kernel/netns"
 	"vmnet/testvm/guest"
 )
 
@@ -61,8 +60,9 @@ type Config struct {
 	// a tmpfs: with "/" it is a lab host, see package lab. Empty means the initramfs.
 	// The kernel must have 9p and overlayfs.
 	Root string
-	// Netns is the network namespace that QEMU runs in; nil means the caller's.
-	Netns *netns.NS
+	// Netns is the network namespace that QEMU runs in: its name in ip-netns(8), or its path, which
+	// contains a slash. Empty means the caller's.
+	Netns string
 	// Terminal puts a shell on the guest's console and connects it with this
 	// process's stdin and stdout. QEMU then stays in the foreground process group,
 	// and the guest powers off when the shell ends.

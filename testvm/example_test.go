@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log"
+	"slices"
 
 	"vmnet/testvm"
 )
@@ -17,4 +18,15 @@ func ExampleStart() {
 		log.Fatal(err)
 	}
 	fmt.Println(vm.QMP)
+}
+
+// The command line of a guest, without starting it.
+func ExampleCommandLine() {
+	argv, err := testvm.CommandLine(testvm.Config{Name: "P2", CPUs: 2, Accel: "tcg"}, testvm.Files{Kernel: "vmlinuz"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	i := slices.Index(argv, "-smp")
+	fmt.Println(argv[i : i+4])
+	// Output: [-smp 2 -kernel vmlinuz]
 }

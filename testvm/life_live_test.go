@@ -150,7 +150,7 @@ func TestLiveStartErrorsTellTheStory(t *testing.T) {
 // TestLiveNetnsRunsQEMUInside: a tap named in a netdev is found in that namespace.
 func TestLiveNetnsRunsQEMUInside(t *testing.T) {
 	ns := nstest.New(t)
-	vm := StartT(t, Config{NoWait: true, Netns: ns})
+	vm := StartT(t, Config{NoWait: true, Netns: ns.Path()})
 	want, err := ns.Inode()
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vmnet/internal/kernel/netns"
 )
 
 // keepOutput bounds what is read of a log, from its end, in bytes.
@@ -48,8 +50,8 @@ func (p *process) own(vm *VM) {
 	// The death signal comes when the thread that forked ends, not the process.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if ns := vm.config.Netns; ns != nil {
-		err := ns.Do(func() error { p.run(vm); return nil })
+	if name := vm.config.Netns; name != "" {
+		err := within(name, func() { p.run(vm) })
 		p.err = cmp.Or(p.err, err)
 	} else {
 		p.run(vm)
@@ -68,6 +70,16 @@ func (p *process) own(vm *VM) {
 		close(p.started)
 	}
 	close(p.done)
+}
+
+// within calls f with its thread in a network namespace.
+func within(netnsName string, f func()) error {
+	ns, err := netns.Open(netnsName)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return ns.Do(func() error { f(); return nil })
 }
 
 func (p *process) run(vm *VM) {

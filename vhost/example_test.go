@@ -3,11 +3,12 @@ package vhost_test
 import (
 	"fmt"
 	"log"
+	"os"
 
 	"vmnet/vhost"
 )
 
-// A queue's packets are moved by the kernel where it has vhost-net.
+// One fd for each queue pair of a NIC, where the kernel has vhost-net.
 func ExampleOpen() {
 	f, err := vhost.Open()
 	if err != nil {
@@ -16,4 +17,10 @@ func ExampleOpen() {
 	defer f.Close()
 	features, err := vhost.Features(f)
 	fmt.Printf("%#x %v\n", features, err)
+}
+
+// A process that has no queue with vhost-net.
+func ExampleFDs() {
+	fmt.Println(vhost.FDs(os.Getpid()))
+	// Output: []
 }

@@ -133,7 +133,7 @@ func TestLiveGuestOfTheHelperPings(t *testing.T) {
 	testvm.Require(t)
 	mac := net.HardwareAddr{0x52, 0x54, 0, 0, 7, 1}
 	vm := testvm.StartT(t, testvm.Config{
-		Name: "P1", Netns: h.ns,
+		Name: "P1", Netns: h.ns.Path(),
 		NICs: []testvm.NIC{{ID: "net0", MAC: mac.String(), Netdev: "bridge,br=br0,helper=" + h.program}},
 	})
 	ctx := h.context(time.Minute)

@@ -46,7 +46,7 @@ func (h *host) boot(c testvm.Config, edit string, options ...string) *guest {
 	h.Helper()
 	testvm.Require(h)
 	c.Kernel = h.kernel()
-	c.Netns = h.ns
+	c.Netns = h.ns.Path()
 	c.QEMU = h.starter(c.Name, edit, options)
 	return &guest{testvm.StartT(h, c), c.Name}
 }

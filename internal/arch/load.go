@@ -27,6 +27,7 @@ type Module struct {
 // A Package is one package of the module.
 type Package struct {
 	Path    string
+	Doc     string // the first sentence of its comment
 	Imports []string
 	Files   map[string]*ast.File // by their paths in the module
 	Lines   int
@@ -36,9 +37,9 @@ type Package struct {
 
 // listed is what go list says about a package.
 type listed struct {
-	ImportPath, Dir, Export string
-	GoFiles, Imports        []string
-	Module                  *struct {
+	ImportPath, Dir, Export, Doc string
+	GoFiles, Imports             []string
+	Module                       *struct {
 		Path, Dir string
 		Main      bool
 	}
@@ -74,7 +75,7 @@ func Load(dir string) (*Module, error) {
 // list runs go list.
 func list(dir string, args ...string) (all []listed, err error) {
 	cmd := exec.Command("go",
-		append([]string{"list", "-json=ImportPath,Dir,Export,GoFiles,Imports,Module"}, args...)...)
+		append([]string{"list", "-json=ImportPath,Dir,Export,Doc,GoFiles,Imports,Module"}, args...)...)
 	cmd.Dir = dir
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
@@ -95,7 +96,7 @@ func list(dir string, args ...string) (all []listed, err error) {
 }
 
 func (m *Module) check(l listed, others types.Importer) error {
-	p := &Package{Path: l.ImportPath, Imports: l.Imports, Files: map[string]*ast.File{}}
+	p := &Package{Path: l.ImportPath, Doc: l.Doc, Imports: l.Imports, Files: map[string]*ast.File{}}
 	p.Info = &types.Info{
 		Uses: map[*ast.Ident]types.Object{}, Defs: map[*ast.Ident]types.Object{},
 		Selections: map[*ast.SelectorExpr]*types.Selection{},

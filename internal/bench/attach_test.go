@@ -82,7 +82,7 @@ func newLab(b *testing.B) *lab {
 // guest starts a QEMU whose processors stand still, and returns its name and monitor.
 func (l *lab) guest(kind string) (name, monitor string) {
 	name = kind + "-" + strconv.Itoa(os.Getpid())
-	vm := testvm.StartT(l.B, testvm.Config{Name: name, Paused: true, Netns: l.ns, Logf: func(string, ...any) {}})
+	vm := testvm.StartT(l.B, testvm.Config{Name: name, Paused: true, Netns: l.ns.Path(), Logf: func(string, ...any) {}})
 	return name, vm.QMP
 }
 
