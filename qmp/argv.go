@@ -11,18 +11,18 @@ import (
 	cmdline "vmnet/internal/vmm/qemu"
 )
 
-// Args is the NIC as arguments of a QEMU that inherits its fds by those numbers: -netdev
-// and -device with their values. There is one vhost fd for each queue, or none; n's own Queues,
-// Vhosts, Netns and Label count for nothing. fds= with a single number is the same as fd=, and
-// numbers are told from getfd's names by their first digit (net_init_tap and
-// monitor_fd_param of QEMU).
+// Args returns the NIC as arguments of a QEMU that inherits files by these numbers: -netdev and
+// -device with their values. There is one vhost file for each queue, or none. The numbers stand for
+// n's Queues and Vhost; its Netns and Label are only inherited and need no argument. fds= with a
+// single number is the same as fd=, and numbers differ from getfd names by their first digit
+// (net_init_tap and monitor_fd_param of QEMU).
 func (n NIC) Args(queues, vhosts []int) ([]string, error) {
 	if err := n.validate(len(queues), len(vhosts)); err != nil {
 		return nil, err
 	}
 	for _, fd := range slices.Concat(queues, vhosts) {
 		if fd < 0 {
-			return nil, fmt.Errorf("%s: %d is no file descriptor", n.ID, fd)
+			return nil, fmt.Errorf("%s: %d is not a file descriptor", n.ID, fd)
 		}
 	}
 	device := n.device(len(queues))

@@ -64,8 +64,8 @@ func ExampleDial() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	nic := qmp.NIC{ID: "net0", Queues: []*os.File{queue}, Bus: port.Bus, Addr: port.Addr}
-	if err := conn.Plug(ctx, nic); err != nil {
+	nic := qmp.NIC{ID: "net0", Queues: 1, Bus: port.Bus, Addr: port.Addr}
+	if err := conn.Plug(ctx, nic, &qmp.Files{Queues: []*os.File{queue}}); err != nil {
 		log.Fatal(err)
 	}
 }

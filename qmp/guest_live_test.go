@@ -23,7 +23,7 @@ func plugInto(t *testing.T, c testvm.Config) (conn *Conn, gone func()) {
 		t.Fatal(err)
 	}
 	queues := newTap(t, ns, "vg0", 1)
-	if err := conn.Plug(ctx, NIC{ID: "n", Queues: queues, Bus: port.Bus, Addr: port.Addr}); err != nil {
+	if err := conn.Plug(ctx, NIC{ID: "n", Queues: 1, Bus: port.Bus, Addr: port.Addr}, &Files{Queues: queues}); err != nil {
 		t.Fatal(err)
 	}
 	closeAll(queues)

@@ -18,14 +18,14 @@ func TestLivePlugIntoAJail(t *testing.T) {
 	c := startQEMU(t, "pc", "-chroot", t.TempDir()).dial(t)
 	ctx := within(t, 30*time.Second)
 	queues := newTap(t, ns, "vj0", 1)
-	if err := c.Plug(ctx, NIC{ID: "n", Queues: queues}); err != nil {
+	if err := c.Plug(ctx, NIC{ID: "n", Queues: 1}, &Files{Queues: queues}); err != nil {
 		t.Fatal(err)
 	}
 	if rom, err := qomValue(ctx, c, "n", "romfile"); rom != "" || err != nil {
 		t.Errorf("romfile is %q, %v", rom, err)
 	}
 	// What somebody asks for is not replaced.
-	err := c.Plug(ctx, NIC{ID: "m", Queues: newTap(t, ns, "vj1", 1), Options: map[string]string{"romfile": "efi-virtio.rom"}})
+	err := c.Plug(ctx, NIC{ID: "m", Queues: 1, Options: map[string]string{"romfile": "efi-virtio.rom"}}, &Files{Queues: newTap(t, ns, "vj1", 1)})
 	if !lacksROM(err) || !strings.Contains(err.Error(), "QEMU does not see its ROMs") {
 		t.Errorf("a ROM outside of the jail: %v", err)
 	}
@@ -46,7 +46,7 @@ func TestLiveQEMUWithoutRoomForFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	queues := newTap(t, ns, "vl0", 1)
-	err := c.Plug(within(t, 30*time.Second), NIC{ID: "n", Queues: queues})
+	err := c.Plug(within(t, 30*time.Second), NIC{ID: "n", Queues: 1}, &Files{Queues: queues})
 	closeAll(queues)
 	if err == nil || !strings.Contains(err.Error(), "QEMU may open no more files: raise its limit") || strings.Contains(err.Error(), "undo") {
 		t.Errorf("got %v", err)

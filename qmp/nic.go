@@ -33,77 +33,108 @@ const (
 	Socket Backend = "socket"
 )
 
-// NIC is what [Conn.Plug] gives QEMU: a netdev over ready fds, and
-// the device which the guest sees.
+// NIC is what [Conn.Plug] gives QEMU: a netdev over open files, and the device that the guest sees.
+// It is data: [Files] has the files, as many as the NIC says.
 type NIC struct {
 	ID      string  // of the device: "vmnet-net0"
 	Netdev  string  // id of the netdev; empty: NetdevID(ID)
 	Backend Backend // empty: Tap
 
-	Queues []*os.File // of one tap or macvtap, at least one; the one socket of another backend; they stay the caller's
-	Vhosts []*os.File // none, or an open /dev/vhost-net for each queue; they stay the caller's
-
-	// Netns is none, or the network namespace that a macvtap is in. QEMU makes no use of
-	// it, but whoever looks for the device finds it there. It stays the caller's.
-	Netns []*os.File
-
-	// Label is none, or a file whose name tells what the NIC is (procfd.NewLabel). QEMU makes no
-	// use of it either. It stays the caller's.
-	Label []*os.File
+	Queues int  // how many queues the tap or macvtap has, at least 1; a socket has 1
+	Vhost  bool // each queue has a vhost file of its own
+	Netns  bool // QEMU keeps the netns that the interface is in
+	Label  bool // QEMU keeps the NIC's label
 
 	Model   string            // QEMU's device model; empty: DefaultModel
 	MAC     net.HardwareAddr  // the guest's; nil: QEMU chooses
-	HostMTU int               // bytes, the MTU that a virtio guest is told and may not exceed; 0: none is told
+	HostMTU int               // the MTU in bytes that a virtio guest sees and may not exceed; 0: none
 	Bus     string            // where to plug, from FreePort; empty: QEMU chooses
 	Addr    string            // the slot on Bus, from FreePort; empty: QEMU chooses
-	Options map[string]string // further properties, as on QEMU's command line: rx_queue_size=512, mrg_rxbuf=off
+	Options map[string]string // more properties, as on a command line: rx_queue_size=512, mrg_rxbuf=off
 
-	typed map[string]any // Options as TypeOptions has found them
+	typed map[string]any // Options with the types that TypeOptions has read
 }
 
-// NetdevID is the netdev's id of the device with that id. QEMU lists neither netdevs nor
-// getfd names, so that all of them derive from the device's id.
+// Files are the open files of a NIC, which QEMU gets copies of. The functions of this package only
+// read them: they stay with their owner, who may close them once the NIC is plugged.
+type Files struct {
+	Queues []*os.File // of one tap or macvtap, in the order of the queues; or one end of a socket
+	Vhosts []*os.File // none, or one of /dev/vhost-net for each queue
+
+	// Netns is the network namespace of a macvtap; nil for none. QEMU does not use it. A process
+	// that looks for the interface finds it among QEMU's files.
+	Netns *os.File
+
+	// Label is a file whose name is a record of the NIC; nil for none. QEMU does not use it.
+	Label *os.File
+}
+
+// All returns the files that are open.
+func (f *Files) All() []*os.File {
+	all := slices.Concat(f.Queues, f.Vhosts)
+	for _, one := range []*os.File{f.Netns, f.Label} {
+		if one != nil {
+			all = append(all, one)
+		}
+	}
+	return all
+}
+
+// NetdevID returns the id of the netdev that belongs to the device of that id. QEMU lists neither
+// netdevs nor getfd names, so all of them derive from the device's id.
 func NetdevID(deviceID string) string { return deviceID + "-netdev" }
 
-// QueueName is the getfd name of a NIC's i-th queue.
+// QueueName returns the getfd name of a NIC's i-th queue.
 func QueueName(deviceID string, i int) string { return deviceID + "-q" + strconv.Itoa(i) }
 
-// VhostName is the getfd name of a NIC's i-th vhost fd.
+// VhostName returns the getfd name of a NIC's i-th vhost file.
 func VhostName(deviceID string, i int) string { return deviceID + "-vhost" + strconv.Itoa(i) }
 
-// NetnsName is the getfd name of a NIC's network namespace.
+// NetnsName returns the getfd name of a NIC's network namespace.
 func NetnsName(deviceID string) string { return deviceID + "-netns" }
 
-// LabelName is the getfd name of a NIC's label.
+// LabelName returns the getfd name of a NIC's label.
 func LabelName(deviceID string) string { return deviceID + "-label" }
 
-// ownProperties are set by NIC's other fields.
+// ownProperties are set by other fields of NIC than Options.
 var ownProperties = []string{"driver", "id", "netdev", "mac", "bus", "addr", "mq", "host_mtu"}
 
-// Validate checks what can be checked without QEMU.
-func (n NIC) Validate() error {
-	err := n.validate(len(n.Queues), len(n.Vhosts))
-	if err == nil && (slices.Contains(n.Queues, nil) || slices.Contains(n.Vhosts, nil) || slices.Contains(n.Netns, nil) || slices.Contains(n.Label, nil)) {
-		err = fmt.Errorf("%s: a queue, vhost, netns or label file is nil", n.ID)
+// Validate checks what can be checked without QEMU and without the files.
+func (n NIC) Validate() error { return n.validate(n.Queues, n.vhosts()) }
+
+// check compares the files with what the NIC says of them.
+func (f *Files) check(n NIC) error {
+	err := n.validate(len(f.Queues), len(f.Vhosts))
+	switch {
+	case err != nil:
+		return err
+	case len(f.Queues) != n.Queues || len(f.Vhosts) != n.vhosts() || (f.Netns != nil) != n.Netns || (f.Label != nil) != n.Label:
+		return fmt.Errorf("%s: the files are not those of a NIC of %d queues (vhost %v, netns %v, label %v)", n.ID, n.Queues, n.Vhost, n.Netns, n.Label)
+	case slices.Contains(f.Queues, nil), slices.Contains(f.Vhosts, nil):
+		return fmt.Errorf("%s: a queue or vhost file is nil", n.ID)
 	}
-	return err
+	return nil
 }
 
-// validate checks all but the fds, of which it is told how many there are.
+// vhosts returns how many vhost files there are.
+func (n NIC) vhosts() int {
+	if n.Vhost {
+		return n.Queues
+	}
+	return 0
+}
+
+// validate checks a NIC that has so many queues and vhost files.
 func (n NIC) validate(queues, vhosts int) error {
 	switch {
 	case !wellFormed(n.ID):
 		return fmt.Errorf("device id %q: a letter, then letters, digits, '-', '.' or '_'", n.ID)
 	case !wellFormed(n.netdev()):
 		return fmt.Errorf("netdev id %q: a letter, then letters, digits, '-', '.' or '_'", n.Netdev)
-	case queues == 0 || queues > maxQueues:
+	case queues < 1 || queues > maxQueues:
 		return fmt.Errorf("%s has %d queues: 1 to %d are possible", n.ID, queues, maxQueues)
 	case vhosts != 0 && vhosts != queues:
 		return fmt.Errorf("%s has %d queues and %d vhost fds: each queue needs one, or none has", n.ID, queues, vhosts)
-	case len(n.Netns) > 1:
-		return fmt.Errorf("%s has %d netns: it can be in one", n.ID, len(n.Netns))
-	case len(n.Label) > 1:
-		return fmt.Errorf("%s has %d labels: it can have one", n.ID, len(n.Label))
 	case n.backend() != Tap && n.backend() != Dgram && n.backend() != Socket:
 		return fmt.Errorf("%s: backend %q is none of tap, dgram and socket", n.ID, n.Backend)
 	case n.backend() != Tap && (queues > 1 || vhosts > 0):
@@ -179,8 +210,8 @@ func (n NIC) netdevArgs() map[string]any {
 		local := map[string]any{"type": "fd", "str": QueueName(n.ID, 0)}
 		return map[string]any{"type": Dgram, "id": n.netdev(), "local": local}
 	}
-	args := n.netdevOver(n.names(len(n.Queues), QueueName), n.names(len(n.Vhosts), VhostName))
-	if len(n.Vhosts) > 0 {
+	args := n.netdevOver(n.names(n.Queues, QueueName), n.names(n.vhosts(), VhostName))
+	if n.Vhost {
 		args["vhost"] = true
 	}
 	return args
@@ -211,7 +242,7 @@ func (n NIC) names(count int, name func(string, int) string) string {
 }
 
 // deviceArgs are device_add's.
-func (n NIC) deviceArgs() map[string]any { return n.device(len(n.Queues)) }
+func (n NIC) deviceArgs() map[string]any { return n.device(n.Queues) }
 
 func (n NIC) device(queues int) map[string]any {
 	args := map[string]any{"driver": n.model(), "id": n.ID, "netdev": n.netdev()}

@@ -13,48 +13,48 @@ import (
 	"vmnet/step"
 )
 
-// undoUnplug bounds the wait for a guest to give back a device that it was just
-// given; it fits within step.UndoTimeout.
+// undoUnplug bounds the wait until a guest releases a device that it has just got; it fits within
+// step.UndoTimeout.
 const undoUnplug = 7 * time.Second
 
-// Plug gives QEMU a NIC, or leaves nothing of it behind.
-func (c *Conn) Plug(ctx context.Context, n NIC) error {
-	return step.Run(ctx, c.PlugSteps(n), nil)
+// Plug gives QEMU a NIC and copies of its files, or leaves nothing of it behind.
+func (c *Conn) Plug(ctx context.Context, n NIC, f *Files) error {
+	return step.Run(ctx, c.PlugSteps(n, f), nil)
 }
 
-// PlugSteps is [Conn.Plug] as a list, one step for each monitor command; a step's Text is the
-// command as it is sent. c may be nil where only the texts are wanted. The elements of n.Queues,
-// n.Vhosts, n.Netns and n.Label are read when their step runs, so that steps before may open them.
+// PlugSteps returns what [Conn.Plug] does as a list, one step for each monitor command; a step's
+// Text is the command as it is sent. Each step reads its file from f when it runs, so steps before
+// it may open the file and add it to f. c and f may be nil if only the texts are wanted.
 //
-// The vhost fds come after the queues, and these after the netns and the label, so that they are
-// given back before them: an undo that is cut short leaves a device, whose link tells what else is
-// left.
+// The vhost files follow the queues, and these follow the netns and the label, so an undo takes
+// them back first: an undo that is cut short leaves an interface whose link says what else is left.
 //
-// An Undo takes back only what its own Do may have done, so that a
-// NIC which has the same id already is not touched. After a crash, use [Conn.Rollback].
-func (c *Conn) PlugSteps(n NIC) []step.Step {
+// An Undo takes back only what its own Do may have done, so it does not touch another NIC of the
+// same id. After a crash, use [Conn.Rollback].
+func (c *Conn) PlugSteps(n NIC, f *Files) []step.Step {
 	steps := []step.Step{{
 		Name: "check " + n.ID,
 		Text: commandText("qom-list", map[string]any{"path": peripheral}),
-		Do:   func(ctx context.Context) error { return c.checkNew(ctx, n) },
+		Do:   func(ctx context.Context) error { return c.checkNew(ctx, n, f) },
 	}}
-	for i := range n.Netns {
-		steps = append(steps, c.getFDStep(NetnsName(n.ID), &n.Netns[i]))
+	if n.Netns {
+		steps = append(steps, c.getFDStep(NetnsName(n.ID), func() *os.File { return f.Netns }))
 	}
-	for i := range n.Label {
-		steps = append(steps, c.getFDStep(LabelName(n.ID), &n.Label[i]))
+	if n.Label {
+		steps = append(steps, c.getFDStep(LabelName(n.ID), func() *os.File { return f.Label }))
 	}
 	for i := range n.Queues {
-		steps = append(steps, c.getFDStep(QueueName(n.ID, i), &n.Queues[i]))
+		steps = append(steps, c.getFDStep(QueueName(n.ID, i), func() *os.File { return f.Queues[i] }))
 	}
-	for i := range n.Vhosts {
-		steps = append(steps, c.getFDStep(VhostName(n.ID, i), &n.Vhosts[i]))
+	for i := range n.vhosts() {
+		steps = append(steps, c.getFDStep(VhostName(n.ID, i), func() *os.File { return f.Vhosts[i] }))
 	}
 	return append(steps, c.netdevStep(n), c.deviceStep(n))
 }
 
-func (c *Conn) checkNew(ctx context.Context, n NIC) error {
-	if err := n.Validate(); err != nil {
+// checkNew checks the NIC and its files, and that QEMU has no device of that id.
+func (c *Conn) checkNew(ctx context.Context, n NIC, f *Files) error {
+	if err := f.check(n); err != nil {
 		return err
 	}
 	has, err := c.HasDevice(ctx, n.ID)
@@ -64,15 +64,15 @@ func (c *Conn) checkNew(ctx context.Context, n NIC) error {
 	return err
 }
 
-// getFDStep reads *f when it runs: an earlier step may open it.
-func (c *Conn) getFDStep(name string, f **os.File) step.Step {
+// getFDStep passes the file that file returns when the step runs.
+func (c *Conn) getFDStep(name string, file func() *os.File) step.Step {
 	tried := false
 	return step.Step{
 		Name: "getfd " + name,
 		Text: commandText("getfd", fdName(name)),
 		Do: func(ctx context.Context) error {
 			tried = true
-			return c.GetFD(ctx, name, *f)
+			return c.GetFD(ctx, name, file())
 		},
 		Undo: func(ctx context.Context) error {
 			if !tried {
@@ -84,7 +84,7 @@ func (c *Conn) getFDStep(name string, f **os.File) step.Step {
 }
 
 func (c *Conn) netdevStep(n NIC) step.Step {
-	made := false // or half made: QEMU may keep the id of a netdev whose later queues it refused
+	made := false // or half made: QEMU may keep the id of a netdev of which it refused a later queue
 	return step.Step{
 		Name: "netdev_add " + n.netdev(),
 		Text: commandText("netdev_add", n.netdevArgs()),
@@ -115,8 +115,8 @@ func (c *Conn) deviceStep(n NIC) step.Step {
 			args := typed.deviceArgs()
 			err = c.DeviceAdd(ctx, args)
 			if _, given := args["romfile"]; !given && lacksROM(err) {
-				// QEMU has changed its root (-chroot), or was installed without ROMs. One serves to
-				// boot from the NIC, which a guest that runs has done.
+				// QEMU has changed its root (-chroot), or was installed without ROMs. A ROM only
+				// serves to boot from the NIC, and this guest has booted.
 				args["romfile"] = ""
 				err = c.DeviceAdd(ctx, args)
 			}
@@ -132,7 +132,7 @@ func (c *Conn) deviceStep(n NIC) step.Step {
 	}
 }
 
-// undoDevice asks the guest for the device, and waits for it if QEMU answers.
+// undoDevice asks the guest to release the device, and waits for that if QEMU answers.
 func (c *Conn) undoDevice(ctx context.Context, id string) error {
 	err := c.undo(ctx, "device_del", idArg(id))
 	if errors.Is(err, ErrDeviceNotFound) {
@@ -144,16 +144,16 @@ func (c *Conn) undoDevice(ctx context.Context, id string) error {
 		err = c.removeDevice(ctx, id, nil)
 	}
 	if err != nil {
-		return fmt.Errorf("the guest keeps an empty device %s until it lets go of it: %w", id, err)
+		return fmt.Errorf("the guest keeps an empty device %s until it releases it: %w", id, err)
 	}
 	return nil
 }
 
-// Rollback removes what a crashed manager may have left in QEMU before the device came: the
-// netdev and the getfd names that derive from the device's id, up to
-// that many queues. All of it may be there or not.
+// Rollback removes what an interrupted Plug may have left in QEMU before device_add: the netdev and
+// the getfd names that derive from the device's id, up to that many queues. Each of them may be
+// absent.
 //
-// It cuts a NIC that works from its backend: ask [Conn.HasDevice] before.
+// It cuts a NIC that works from its backend: call [Conn.HasDevice] first.
 func (c *Conn) Rollback(ctx context.Context, deviceID string, queues int) error {
 	errs := []error{unlessGone(c.undo(ctx, "netdev_del", idArg(NetdevID(deviceID))))}
 	for _, name := range []func(string, int) string{VhostName, QueueName} {

@@ -30,11 +30,11 @@ func TestLivePlug(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			n := NIC{ID: "vmnet-net0", Queues: queues, Model: tc.model, MAC: mac, Bus: port.Bus, Addr: port.Addr}
+			n := NIC{ID: "vmnet-net0", Queues: tc.queues, Model: tc.model, MAC: mac, Bus: port.Bus, Addr: port.Addr}
 			if n.virtio() {
 				n.HostMTU = 1400
 			}
-			if err := c.Plug(ctx, n); err != nil {
+			if err := c.Plug(ctx, n, &Files{Queues: queues}); err != nil {
 				t.Fatal(err)
 			}
 			closeAll(queues)
@@ -83,9 +83,9 @@ func TestLivePlugFailsCleanly(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			queues := newTap(t, ns, "vf0", 2)
-			n := NIC{ID: "n", Queues: queues}
+			n := NIC{ID: "n", Queues: 2}
 			tc.edit(&n)
-			err := c.Plug(ctx, n)
+			err := c.Plug(ctx, n, &Files{Queues: queues})
 			closeAll(queues)
 			if err == nil || !strings.Contains(err.Error(), tc.text) || strings.Contains(err.Error(), "undo") {
 				t.Errorf("got %v, want only a complaint about %q", err, tc.text)
@@ -102,12 +102,12 @@ func TestLivePlugOfATakenID(t *testing.T) {
 	ns := nstest.New(t)
 	c := startQEMU(t, "pc").dial(t)
 	ctx := within(t, 30*time.Second)
-	if err := c.Plug(ctx, NIC{ID: "n", Queues: newTap(t, ns, "first", 1)}); err != nil {
+	if err := c.Plug(ctx, NIC{ID: "n", Queues: 1}, &Files{Queues: newTap(t, ns, "first", 1)}); err != nil {
 		t.Fatal(err)
 	}
 	second := newTap(t, ns, "second", 1)
 	// The device's id is free, the netdev's is not.
-	err := c.Plug(ctx, NIC{ID: "m", Netdev: "n-netdev", Queues: second})
+	err := c.Plug(ctx, NIC{ID: "m", Netdev: "n-netdev", Queues: 1}, &Files{Queues: second})
 	if !isDuplicate(err) {
 		t.Errorf("taken netdev: %v", err)
 	}
@@ -125,7 +125,7 @@ func TestLiveUndoOfAPluggedDevice(t *testing.T) {
 	c := startQEMU(t, "pc").dial(t)
 	queues := newTap(t, ns, "vu0", 1)
 	fault := errors.New("fault")
-	steps := append(c.PlugSteps(NIC{ID: "n", Queues: queues}), step.Step{Name: "verify", Do: func(context.Context) error { return fault }})
+	steps := append(c.PlugSteps(NIC{ID: "n", Queues: 1}, &Files{Queues: queues}), step.Step{Name: "verify", Do: func(context.Context) error { return fault }})
 	err := step.Run(within(t, 30*time.Second), steps, nil)
 	closeAll(queues)
 	if !errors.Is(err, fault) || !errors.Is(err, ErrUnplugTimeout) || !strings.Contains(err.Error(), "keeps an empty device n") {
@@ -138,13 +138,13 @@ func TestLiveOptions(t *testing.T) {
 	ns := nstest.New(t)
 	c := startQEMU(t, "pc").dial(t)
 	ctx := within(t, 30*time.Second)
-	n, err := c.TypeOptions(ctx, NIC{ID: "n", Queues: newTap(t, ns, "vo0", 1), Addr: "0x1a", Options: map[string]string{
+	n, err := c.TypeOptions(ctx, NIC{ID: "n", Queues: 1, Addr: "0x1a", Options: map[string]string{
 		"rx_queue_size": "512", "mrg_rxbuf": "off", "speed": "10000", "duplex": "full", "disable-legacy": "on", "romfile": "",
 	}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	steps := c.PlugSteps(n)
+	steps := c.PlugSteps(n, &Files{Queues: newTap(t, ns, "vo0", 1)})
 	text := steps[len(steps)-1].Text
 	for _, want := range []string{`"rx_queue_size":512`, `"mrg_rxbuf":false`, `"speed":10000`, `"duplex":"full"`, `"disable-legacy":"on"`} {
 		if !strings.Contains(text, want) {
@@ -186,7 +186,7 @@ func TestLiveUnplugOfAPausedGuest(t *testing.T) {
 	c := startQEMU(t, "pc").dial(t)
 	ctx := within(t, 30*time.Second)
 	queues := newTap(t, ns, "vp0", 1)
-	if err := c.Plug(ctx, NIC{ID: "n", Queues: queues}); err != nil {
+	if err := c.Plug(ctx, NIC{ID: "n", Queues: 1}, &Files{Queues: queues}); err != nil {
 		t.Fatal(err)
 	}
 	closeAll(queues)
@@ -224,7 +224,7 @@ func TestLiveUndoReachesAStoppedQEMU(t *testing.T) {
 	c := q.dial(t)
 	queues := newTap(t, ns, "vs0", 2)
 	fault := errors.New("fault")
-	steps := append(c.PlugSteps(NIC{ID: "n", Queues: queues})[:3], step.Step{Name: "stop", Do: func(context.Context) error {
+	steps := append(c.PlugSteps(NIC{ID: "n", Queues: 2}, &Files{Queues: queues})[:3], step.Step{Name: "stop", Do: func(context.Context) error {
 		q.stop(t)
 		return fault
 	}})

@@ -74,10 +74,15 @@ func target(r request) any {
 	return ""
 }
 
-func testNIC(t *testing.T) NIC {
-	f := nullFile(t)
+func testNIC() NIC {
 	mac, _ := net.ParseMAC("52:54:00:00:00:01")
-	return NIC{ID: "n", Queues: []*os.File{f, f}, Vhosts: []*os.File{f, f}, Netns: []*os.File{f}, Label: []*os.File{f}, MAC: mac, HostMTU: 1500, Bus: "port0", Addr: "1", Options: map[string]string{"mrg_rxbuf": "off"}}
+	return NIC{ID: "n", Queues: 2, Vhost: true, Netns: true, Label: true, MAC: mac, HostMTU: 1500, Bus: "port0", Addr: "1", Options: map[string]string{"mrg_rxbuf": "off"}}
+}
+
+// testFiles are those of testNIC.
+func testFiles(t *testing.T) *Files {
+	f := nullFile(t)
+	return &Files{Queues: []*os.File{f, f}, Vhosts: []*os.File{f, f}, Netns: f, Label: f}
 }
 
 var (
@@ -88,7 +93,7 @@ var (
 func TestPlugSteps(t *testing.T) {
 	type row struct{ Name, Text string }
 	var got []row
-	for _, s := range (*Conn)(nil).PlugSteps(testNIC(t)) {
+	for _, s := range (*Conn)(nil).PlugSteps(testNIC(), nil) {
 		got = append(got, row{s.Name, s.Text})
 	}
 	want := []row{
@@ -119,7 +124,7 @@ func plugIsUndoneWhereverQEMURefuses(t *testing.T, fakeConn func(*testing.T, fun
 	} {
 		t.Run(command, func(t *testing.T) {
 			g := &guestless{refusals: map[string]string{command: "no way", "closefd": "File descriptor named 'n' not found"}}
-			err := fakeConn(t, g.serve).Plug(within(t, 10*time.Second), testNIC(t))
+			err := fakeConn(t, g.serve).Plug(within(t, 10*time.Second), testNIC(), testFiles(t))
 			if want := command + ": no way"; err == nil || !strings.HasSuffix(err.Error(), want) {
 				t.Errorf("error %v, want ... %s", err, want)
 			}
@@ -134,7 +139,7 @@ func TestPlugLeavesAnotherNICAlone(t *testing.T) { bothWays(t, plugLeavesAnother
 
 func plugLeavesAnotherNICAlone(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	g := &guestless{refusals: map[string]string{"netdev_add": "Duplicate ID 'n-netdev'"}}
-	if err := fakeConn(t, g.serve).Plug(within(t, 10*time.Second), testNIC(t)); !refused(err) {
+	if err := fakeConn(t, g.serve).Plug(within(t, 10*time.Second), testNIC(), testFiles(t)); !refused(err) {
 		t.Error(err)
 	}
 	if slices.Contains(g.commands(), "netdev_del n-netdev") {
@@ -148,7 +153,7 @@ func plugLeavesAnotherNICAlone(t *testing.T, fakeConn func(*testing.T, func(*ses
 			t.Errorf("%s was sent", r.Execute)
 		}
 	})
-	if err := c.Plug(within(t, 10*time.Second), testNIC(t)); !errors.Is(err, fs.ErrExist) {
+	if err := c.Plug(within(t, 10*time.Second), testNIC(), testFiles(t)); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -159,7 +164,7 @@ func laterFailureUnplugsTheDevice(t *testing.T, fakeConn func(*testing.T, func(*
 	var g guestless
 	fault := errors.New("fault")
 	c := fakeConn(t, g.serve)
-	err := step.Run(within(t, 20*time.Second), c.PlugSteps(testNIC(t)), func(ctx context.Context, s step.Step, do func(context.Context) error) error {
+	err := step.Run(within(t, 20*time.Second), c.PlugSteps(testNIC(), testFiles(t)), func(ctx context.Context, s step.Step, do func(context.Context) error) error {
 		if err := do(ctx); err != nil || !strings.HasPrefix(s.Name, "device_add") {
 			return err
 		}
@@ -186,7 +191,7 @@ func plugWhileQEMUDies(t *testing.T, fakeConn func(*testing.T, func(*session)) *
 			g := &guestless{dieAt: k}
 			c := fakeConn(t, g.serve)
 			start := time.Now()
-			err := c.Plug(within(t, 20*time.Second), testNIC(t))
+			err := c.Plug(within(t, 20*time.Second), testNIC(), testFiles(t))
 			if !errors.Is(err, ErrClosed) {
 				t.Errorf("got %v", err)
 			}
@@ -215,7 +220,7 @@ func TestPlugWhileQEMUFallsSilent(t *testing.T) {
 			g := &guestless{mute: tc.mute}
 			c := fakeConn(t, g.serve)
 			start := time.Now()
-			err := c.Plug(within(t, 100*time.Millisecond), testNIC(t))
+			err := c.Plug(within(t, 100*time.Millisecond), testNIC(), testFiles(t))
 			if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, ErrUnanswered) {
 				t.Errorf("got %v", err)
 			}
@@ -245,42 +250,72 @@ func rollback(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 }
 
 func TestValidate(t *testing.T) {
-	f := nullFile(t)
 	mac := func(s string) net.HardwareAddr { m, _ := net.ParseMAC(s); return m }
 	for _, tc := range []struct {
 		text string // in the error; empty: valid
 		edit func(*NIC)
 	}{
 		{"", func(*NIC) {}},
-		{"", func(n *NIC) { n.Model, n.Queues, n.Vhosts, n.HostMTU = "e1000e", n.Queues[:1], nil, 0 }},
-		{"", func(n *NIC) { n.Backend, n.Queues, n.Vhosts = Dgram, n.Queues[:1], nil }},
-		{"one queue", func(n *NIC) { n.Backend, n.Vhosts = Socket, nil }},
-		{"no vhost", func(n *NIC) { n.Backend, n.Queues, n.Vhosts = Dgram, n.Queues[:1], n.Vhosts[:1] }},
+		{"", func(n *NIC) { n.Model, n.Queues, n.Vhost, n.HostMTU = "e1000e", 1, false, 0 }},
+		{"", func(n *NIC) { n.Backend, n.Queues, n.Vhost = Dgram, 1, false }},
+		{"one queue", func(n *NIC) { n.Backend, n.Vhost = Socket, false }},
+		{"no vhost", func(n *NIC) { n.Backend, n.Queues = Dgram, 1 }},
 		{"none of tap", func(n *NIC) { n.Backend = "l2tpv3" }},
-		{"2 labels", func(n *NIC) { n.Label = []*os.File{f, f} }},
-		{"label file is nil", func(n *NIC) { n.Label = []*os.File{nil} }},
 		{"device id", func(n *NIC) { n.ID = "" }},
 		{"device id", func(n *NIC) { n.ID = "0n" }},
 		{"device id", func(n *NIC) { n.ID = "n:1" }},
 		{"netdev id", func(n *NIC) { n.Netdev = "a b" }},
-		{"0 queues", func(n *NIC) { n.Queues, n.Vhosts = nil, nil }},
-		{"queues: 1 to 1024", func(n *NIC) { n.Queues = make([]*os.File, 1025) }},
-		{"is nil", func(n *NIC) { n.Queues = []*os.File{nil, f} }},
-		{"each queue needs one", func(n *NIC) { n.Vhosts = n.Vhosts[:1] }},
+		{"0 queues", func(n *NIC) { n.Queues = 0 }},
+		{"-1 queues", func(n *NIC) { n.Queues = -1 }},
+		{"queues: 1 to 1024", func(n *NIC) { n.Queues = 1025 }},
 		{"has one queue", func(n *NIC) { n.Model = "e1000e" }},
 		{"not the address", func(n *NIC) { n.MAC = mac("01:00:5e:00:00:01") }},
 		{"not the address", func(n *NIC) { n.MAC = mac("02:00:00:00:00:00:00:01") }},
-		{"cannot tell the guest", func(n *NIC) { n.Model, n.Queues, n.Vhosts = "e1000e", n.Queues[:1], nil }},
+		{"cannot tell the guest", func(n *NIC) { n.Model, n.Queues, n.Vhost = "e1000e", 1, false }},
 		{"MTU 67", func(n *NIC) { n.HostMTU = 67 }},
 		{"MTU 65536", func(n *NIC) { n.HostMTU = 65536 }},
 		{"is set otherwise", func(n *NIC) { n.Options = map[string]string{"netdev": "x"} }},
 	} {
-		n := testNIC(t)
+		n := testNIC()
 		tc.edit(&n)
 		err := n.Validate()
 		if (err == nil) != (tc.text == "") || err != nil && !strings.Contains(err.Error(), tc.text) {
 			t.Errorf("got %v, want %q", err, tc.text)
 		}
+	}
+}
+
+// TestFiles: the files that are open are those that the NIC says.
+func TestFiles(t *testing.T) {
+	one := nullFile(t)
+	for _, tc := range []struct {
+		text string // in the error; empty: valid
+		edit func(*Files)
+	}{
+		{"", func(*Files) {}},
+		{"has 0 queues", func(f *Files) { *f = Files{} }},
+		{"not those of a NIC of 2 queues", func(f *Files) { f.Queues, f.Vhosts = f.Queues[:1], f.Vhosts[:1] }},
+		{"not those of a NIC of 2 queues (vhost true", func(f *Files) { f.Vhosts = nil }},
+		{"netns true", func(f *Files) { f.Netns = nil }},
+		{"label true", func(f *Files) { f.Label = nil }},
+		{"is nil", func(f *Files) { f.Queues[0] = nil }},
+		{"is nil", func(f *Files) { f.Vhosts[1] = nil }},
+		{"each queue needs one", func(f *Files) { f.Vhosts = f.Vhosts[:1] }},
+		{"not those", func(f *Files) { f.Queues, f.Vhosts = append(f.Queues, one), append(f.Vhosts, one) }},
+	} {
+		f := testFiles(t)
+		tc.edit(f)
+		err := f.check(testNIC())
+		if (err == nil) != (tc.text == "") || err != nil && !strings.Contains(err.Error(), tc.text) {
+			t.Errorf("got %v, want %q", err, tc.text)
+		}
+	}
+	bare := NIC{ID: "n", Queues: 2}
+	if err := testFiles(t).check(bare); err == nil {
+		t.Error("files that the NIC does not have are taken")
+	}
+	if n := len(testFiles(t).All()); n != 6 {
+		t.Errorf("%d files, want 6", n)
 	}
 }
 

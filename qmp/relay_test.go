@@ -343,7 +343,7 @@ func TestRelayedPlugWhileQEMUFallsSilent(t *testing.T) {
 			g := &guestless{mute: tc.mute}
 			c := relayedConn(t, g.serve)
 			start := time.Now()
-			if err := c.Plug(within(t, 2*time.Second), testNIC(t)); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, ErrUnanswered) {
+			if err := c.Plug(within(t, 2*time.Second), testNIC(), testFiles(t)); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, ErrUnanswered) {
 				t.Errorf("got %v", err)
 			}
 			_ = c.Close()

@@ -39,8 +39,8 @@ func TestLivePlugASocket(t *testing.T) {
 			}
 			defer label.Close()
 			mac, _ := net.ParseMAC("52:54:00:aa:bb:cc")
-			n := NIC{ID: "vmnet-net0", Backend: backend, Queues: []*os.File{far}, Label: []*os.File{label}, MAC: mac, HostMTU: 1400}
-			if err := c.Plug(ctx, n); err != nil {
+			n := NIC{ID: "vmnet-net0", Backend: backend, Queues: 1, Label: true, MAC: mac, HostMTU: 1400}
+			if err := c.Plug(ctx, n, &Files{Queues: []*os.File{far}, Label: label}); err != nil {
 				t.Fatal(err)
 			}
 			_ = far.Close()

@@ -60,17 +60,17 @@ func (m *Manager) attachVia(ctx context.Context, spec, asked nic.Spec) (nic.Resu
 
 func (m *Manager) attach(ctx context.Context, spec, asked nic.Spec) (nic.Result, error) {
 	a := &attachment{NIC: m.host.New(spec, nic.PhaseAttaching), m: m, asked: asked}
-	a.AnyModel = asked.Model == ""
 	// What is wrong on this side is told without waiting for the guest.
-	err := a.Device.Plan(ctx, &a.Record)
+	err := a.PlanInterface(ctx)
 	if now := m.renamed(ctx, spec, err); now != "" {
 		a.NIC = m.host.New(spec.WithSource(now), nic.PhaseAttaching)
 		a.Notices = append(a.Notices, fmt.Sprintf("%s is called %s now", spec.Source(), now))
-		err = a.Device.Plan(ctx, &a.Record)
+		err = a.PlanInterface(ctx)
 	}
 	if err != nil {
 		return nic.Result{}, step.WithStage(nic.ErrLink, err)
 	}
+	a.AnyModel = asked.Model == ""
 	a.asked = a.asked.WithSource(a.Record.Source) // it may have been named by an altname
 	if a.vm, err = m.open(ctx, spec.Target, spec.Via); err != nil {
 		return nic.Result{}, err
@@ -91,7 +91,11 @@ func (m *Manager) attach(ctx context.Context, spec, asked nic.Spec) (nic.Result,
 	if err := a.Plan(ctx); err != nil {
 		return nic.Result{}, err
 	}
-	if err := m.run(ctx, a.steps()); err != nil {
+	list, err := a.steps()
+	if err != nil {
+		return nic.Result{}, err
+	}
+	if err := m.run(ctx, list); err != nil {
 		return nic.Result{}, err
 	}
 	if spec.Via == nic.ViaMonitor {
@@ -120,7 +124,7 @@ func (a *attachment) Plan(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := a.NIC.Plan(queues); err != nil {
+	if err := a.PlanDevice(queues); err != nil {
 		return err
 	}
 	return step.WithStage(nic.ErrHandover, a.vm.prepare(ctx, a.NIC))

@@ -11,14 +11,18 @@ import (
 
 // steps is an attach from the first device to the last check, in order. It is
 // what a run does and undoes, a dry run prints, and tests break.
-func (a *attachment) steps() []step.Step {
+func (a *attachment) steps() ([]step.Step, error) {
+	host, err := a.HostSteps(a.vm.process())
+	if err != nil {
+		return nil, err
+	}
 	var list []step.Step
 	if a.left != nil {
 		list = append(list, a.releaseStep())
 	}
-	list = append(list, step.InStage(nic.ErrLink, a.HostSteps(a.vm.process())...)...)
+	list = append(list, step.InStage(nic.ErrLink, host...)...)
 	list = append(list, step.InStage(nic.ErrHandover, a.vm.plugSteps(a.NIC)...)...)
-	return append(list, a.verifyStep())
+	return append(list, a.verifyStep()), nil
 }
 
 func (a *attachment) releaseStep() step.Step {
@@ -51,21 +55,17 @@ func (a *attachment) replaceStep() step.Step {
 // verifyStep reads back from the kernel what should be, and only then says in
 // the alias that the NIC is plugged.
 func (a *attachment) verifyStep() step.Step {
-	r := a.Record
-	r.Phase = nic.PhasePlugged
-	alias, _ := r.Encode() // shorter than the one that plan has tried
 	return step.Step{
 		Name: "verify",
-		Text: fmt.Sprintf("read the device back; set its alias %q", alias),
+		Text: fmt.Sprintf("read the device back; set its alias %q", a.FinalAlias()),
 		Do: func(ctx context.Context) error {
-			made, err := a.Device.Verify(ctx, a.vm.process(), alias)
+			made, err := a.Verify(ctx)
 			if err != nil {
 				return step.WithStage(nic.ErrLink, err)
 			}
 			if err := a.vm.alive(); err != nil { // all steps have named it by its number
 				return step.WithStage(nic.ErrHandover, err)
 			}
-			made.Want = r
 			a.made = made
 			return nil
 		},

@@ -20,11 +20,11 @@ import (
 
 // prepare writes the XML that libvirt is asked with.
 func (d *domain) prepare(ctx context.Context, h *backend.NIC) (err error) {
-	if d.declare, d.store, err = d.keep(ctx, h.Spec, h.Record, h.Device.InterfaceName(), false); err != nil {
+	if d.declare, d.store, err = d.keep(ctx, h.Spec, h.Record, h.Interface.Name, false); err != nil {
 		return err
 	}
-	h.HandOverTo(d.user) // who has no right to open root's
-	d.xml, err = ethernet(h.Record, h.Device.InterfaceName()).XML()
+	h.Opener = d.user // who may not open root's
+	d.xml, err = ethernet(h.Record, h.Interface.Name).XML()
 	h.Notices = append(h.Notices, d.costOfNoHook(h.Record)...)
 	return err
 }
@@ -84,9 +84,9 @@ func (d *domain) plugSteps(h *backend.NIC) []step.Step {
 		Undo: func(ctx context.Context) error { return d.undoAttach(ctx, nicID) },
 	}, {
 		Name: "lifetime",
-		Text: fmt.Sprintf("TUNSETPERSIST 0 on a copy of QEMU's own fd of %s", h.Device.InterfaceName()),
+		Text: fmt.Sprintf("TUNSETPERSIST 0 on a copy of QEMU's own fd of %s", h.Interface.Name),
 		Do: func(context.Context) error {
-			link, err := d.m.host.NL.Link(h.Device.InterfaceName())
+			link, err := d.m.host.NL.Link(h.Interface.Name)
 			if err != nil {
 				return err
 			}

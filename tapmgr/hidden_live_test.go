@@ -34,8 +34,8 @@ func TestLiveHiddenMacvtapCounts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	hide(l.NICs[0].Device.Queues[0])
-	hide(l.NICs[1].Device.Netns[0])
+	hide(l.NICs[0].Files.Queues[0])
+	hide(l.NICs[1].Files.Netns)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}

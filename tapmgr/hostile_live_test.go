@@ -160,7 +160,7 @@ func TestLiveNothingOfOthersIsOpened(t *testing.T) {
 		}
 	}
 	for name, bait := range map[string]*os.File{
-		"tun": theirs.Queues()[0], "tap9": made.NICs[0].Device.Queues[0], "label": label,
+		"tun": theirs.Queues()[0], "tap9": made.NICs[0].Files.Queues[0], "label": label,
 	} {
 		fifo, path := h.fifo(name)
 		watched["the FIFO "+name] = h.opens(path)

@@ -50,9 +50,8 @@ func (h *host) launched(c testvm.Config, specs ...nic.Spec) (*guest, *backend.La
 		return fds
 	}
 	for _, n := range l.NICs {
-		take(n.Device.Netns)
-		take(n.Device.Label)
-		args, err := n.Device.Args(take(n.Device.Queues), take(n.Device.Vhosts))
+		args, err := n.Device.Args(take(n.Files.Queues), take(n.Files.Vhosts))
+		take(slices.DeleteFunc([]*os.File{n.Files.Netns, n.Files.Label}, func(f *os.File) bool { return f == nil }))
 		if err != nil {
 			h.Fatal(err)
 		}

@@ -117,7 +117,7 @@ func TestLiveAUserHasWhatItsProcessesHold(t *testing.T) {
 	l := h.launch(lower, tap)
 	var queues []*os.File
 	for _, n := range l.NICs {
-		queues = append(queues, n.Device.Queues...)
+		queues = append(queues, n.Files.Queues...)
 	}
 	h.held(user, vm, queues...)
 	if err := l.Close(); err != nil {
@@ -204,7 +204,7 @@ func TestLiveDetachAsksNoOtherUsersProcess(t *testing.T) {
 	spec := macvtapSpec(vm, "net0")
 	spec.Lower, spec.Bridge = nil, "br0"
 	l := h.launch(spec)
-	pid := h.held(user, vm, l.NICs[0].Device.Queues...)
+	pid := h.held(user, vm, l.NICs[0].Files.Queues...)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -18,8 +18,8 @@ func (r *relayed) faults() {
 	_, c := r.dial()
 	fault := errors.New("fault")
 	for i := 0; ; i++ {
-		n, closeTap := r.nic(c, "vmnet-net0", "vr0")
-		steps := c.PlugSteps(n)
+		n, files, closeTap := r.nic(c, "vmnet-net0", "vr0")
+		steps := c.PlugSteps(n, files)
 		if i == len(steps) {
 			closeTap()
 			return
@@ -45,8 +45,8 @@ func (r *relayed) qemuStops() {
 	defer r.signal(qemu, syscall.SIGCONT)
 	for i := 1; ; i++ {
 		conn, c := r.dial()
-		n, closeTap := r.nic(c, "vmnet-net0", "vr0")
-		steps := c.PlugSteps(n)
+		n, files, closeTap := r.nic(c, "vmnet-net0", "vr0")
+		steps := c.PlugSteps(n, files)
 		if i == len(steps) {
 			closeTap()
 			return
@@ -105,8 +105,8 @@ func (r *relayed) libvirtdStops() {
 // cleans up.
 func (r *relayed) libvirtdRestarts() {
 	conn, c := r.dial()
-	n, closeTap := r.nic(c, "vmnet-net0", "vr0")
-	if err := c.GetFD(r.within(20*time.Second), qmp.QueueName(n.ID, 0), n.Queues[0]); err != nil {
+	n, files, closeTap := r.nic(c, "vmnet-net0", "vr0")
+	if err := c.GetFD(r.within(20*time.Second), qmp.QueueName(n.ID, 0), files.Queues[0]); err != nil {
 		r.Fatal(err)
 	}
 	closeTap()
@@ -163,8 +163,8 @@ func (r *relayed) ended(c *qmp.Conn, s *qmp.Subscription) {
 // destroyed ends the domain while a paused guest is asked for a NIC.
 func (r *relayed) destroyed() {
 	conn, c := r.dial()
-	n, closeTap := r.nic(c, "vmnet-net0", "vr0")
-	if err := c.Plug(r.within(60*time.Second), n); err != nil {
+	n, files, closeTap := r.nic(c, "vmnet-net0", "vr0")
+	if err := c.Plug(r.within(60*time.Second), n, files); err != nil {
 		r.Fatal(err)
 	}
 	closeTap()

@@ -58,7 +58,7 @@ func (r *relayed) dial() (*libvirt.Conn, *qmp.Conn) {
 }
 
 // nic is a NIC with two queues of a new tap, for a free port.
-func (r *relayed) nic(c *qmp.Conn, id, tap string) (n qmp.NIC, close func()) {
+func (r *relayed) nic(c *qmp.Conn, id, tap string) (n qmp.NIC, f *qmp.Files, close func()) {
 	r.Helper()
 	t, err := tun.Create(r.ns, tap, true)
 	if err == nil {
@@ -73,9 +73,9 @@ func (r *relayed) nic(c *qmp.Conn, id, tap string) (n qmp.NIC, close func()) {
 		r.Fatal(err)
 	}
 	return qmp.NIC{
-		ID: id, Queues: t.Queues(), MAC: []byte{0x52, 0x54, 0, 0, 1, 1}, Bus: port.Bus, Addr: port.Addr,
+		ID: id, Queues: 2, MAC: []byte{0x52, 0x54, 0, 0, 1, 1}, Bus: port.Bus, Addr: port.Addr,
 		Options: map[string]string{"rx_queue_size": "512"},
-	}, func() { _ = t.Close() }
+	}, &qmp.Files{Queues: t.Queues()}, func() { _ = t.Close() }
 }
 
 // wantGone fails unless the tap goes, which nobody holds then.
@@ -152,8 +152,8 @@ func (r *relayed) plug() {
 	}
 	events := c.Subscribe(64)
 	defer events.Close()
-	n, closeTap := r.nic(c, "vmnet-net0", "vr0")
-	if err := c.Plug(ctx, n); err != nil {
+	n, files, closeTap := r.nic(c, "vmnet-net0", "vr0")
+	if err := c.Plug(ctx, n, files); err != nil {
 		r.Fatal(err)
 	}
 	closeTap()
@@ -207,9 +207,9 @@ func (r *relayed) refusals() {
 	if err := c.Execute(ctx, "no-such-command", nil, nil); !errors.As(err, &refused) || refused.Class != "CommandNotFound" {
 		r.Errorf("%v", err)
 	}
-	n, closeTap := r.nic(c, "vmnet-net0", "vr0")
+	n, files, closeTap := r.nic(c, "vmnet-net0", "vr0")
 	n.Options = map[string]string{"no_such_option": "on"}
-	if err := c.Plug(ctx, n); !errors.As(err, &refused) || refused.Command != "device_add" || strings.Contains(err.Error(), "undo") {
+	if err := c.Plug(ctx, n, files); !errors.As(err, &refused) || refused.Command != "device_add" || strings.Contains(err.Error(), "undo") {
 		r.Errorf("%v", err)
 	}
 	closeTap()
@@ -239,8 +239,8 @@ func TestLiveRelayBesideLibvirt(t *testing.T) {
 		r := &relayed{t, ns, virt, virt.NewGuest(t, testvm.Domain{Name: "beside-" + machine, Machine: machine})}
 		r.g.Start()
 		conn, c := r.dial()
-		n, closeTap := r.nic(c, "vmnet-net0", "vr0")
-		if err := c.Plug(r.within(60*time.Second), n); err != nil {
+		n, files, closeTap := r.nic(c, "vmnet-net0", "vr0")
+		if err := c.Plug(r.within(60*time.Second), n, files); err != nil {
 			t.Fatal(err)
 		}
 		closeTap()

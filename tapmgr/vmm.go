@@ -118,34 +118,31 @@ func (v *vm) prepare(ctx context.Context, h *backend.NIC) (err error) {
 		return err
 	}
 	if h.AnyModel {
-		if h.Nic.Model, err = v.BestModel(ctx); err != nil {
+		if h.Device.Model, err = v.BestModel(ctx); err != nil {
 			return err
 		}
-		h.Record.Model = h.Nic.Model
-		if _, err := h.Record.Encode(); err != nil {
-			return step.WithStage(nic.ErrInvalid, err)
-		}
+		h.Record.Model = h.Device.Model
 	}
-	if h.Nic.Bus == "" {
-		port, err := v.FreePortFor(ctx, h.Nic.Model)
+	if h.Device.Bus == "" {
+		port, err := v.FreePortFor(ctx, h.Device.Model)
 		if err != nil {
 			return err
 		}
-		h.Nic.Bus = port.Bus
-		if h.Nic.Addr == "" {
-			h.Nic.Addr = port.Addr
+		h.Device.Bus = port.Bus
+		if h.Device.Addr == "" {
+			h.Device.Addr = port.Addr
 		}
 	}
-	if major, minor, _ := v.Version(); h.Nic.Backend == qmp.Socket && (major > 7 || major == 7 && minor >= 2) {
-		h.Nic.Backend = qmp.Dgram
+	if major, minor, _ := v.Version(); h.Device.Backend == qmp.Socket && (major > 7 || major == 7 && minor >= 2) {
+		h.Device.Backend = qmp.Dgram
 	}
-	h.Nic, err = v.TypeOptions(ctx, h.Nic)
+	h.Device, err = v.TypeOptions(ctx, h.Device)
 	return err
 }
 
 // plugSteps end with our copies closed: from then on the device lives as long as QEMU holds it.
 func (v *vm) plugSteps(h *backend.NIC) []step.Step {
-	return append(v.PlugSteps(h.Nic), step.Step{
+	return append(v.PlugSteps(h.Device, &h.Files), step.Step{
 		Name: "close",
 		Text: "close our copies of the fds",
 		Do:   func(context.Context) error { return h.Close() },

@@ -148,12 +148,12 @@ func TestLiveWrappers(t *testing.T) {
 		h.noTaps()
 	}
 	for want, line := range map[string][]string{
-		"is not known as QEMU":             append([]string{"wrap"}, qemu...),
-		"closes all files":                 append([]string{"sudo"}, qemu...),
-		"sh runs a text of its own":        {"sh", "-c", strings.Join(qemu, " ")},
-		`option "--colour" is not known`:   append([]string{"taskset", "--colour"}, qemu...),
-		"start qemu-netup there instead":   append([]string{"systemd-run"}, qemu...),
-		"taskset is followed by no progra": {"taskset", "-c", "0"},
+		"is not known as QEMU":           append([]string{"wrap"}, qemu...),
+		"closes all files":               append([]string{"sudo"}, qemu...),
+		"sh runs a text of its own":      {"sh", "-c", strings.Join(qemu, " ")},
+		`option "--colour" is not known`: append([]string{"taskset", "--colour"}, qemu...),
+		"start qemu-netup there instead": append([]string{"systemd-run"}, qemu...),
+		"no program follows taskset":     {"taskset", "-c", "0"},
 	} {
 		h.fails(h.nobodys(append([]string{"-v", "--vm", "Pw", "--bridge", "br0", "--"}, line...)...), exitUsage, want)
 	}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"time"
 
 	"kernel.org/pub/linux/libs/security/libcap/cap"
@@ -215,47 +214,24 @@ func (a *app) runner(o *launchOptions) func(context.Context, []step.Step) error 
 	return nil
 }
 
-// command adds the NICs to the VMM's command line. The fds keep their numbers over execve.
+// command adds the NICs to the VMM's command line.
 func (o *launchOptions) command(made *backend.Launch, monitor string) (launch.Command, error) {
-	next := 3 // numbers of a dry run
+	next := 3 // the first number of a file that a plan has not opened
 	c := launch.Config{Guest: o.guest, VM: o.vm, Place: o.place, SparePorts: o.sparePorts, Monitor: monitor}
 	for _, n := range made.NICs {
 		one := launch.NIC{
 			Device: n.Device, Name: n.NIC.ID, Interface: n.NIC.Interface, Type: n.NIC.Type, Source: n.NIC.Source, MTU: n.NIC.MTU,
-			Queues: numbers(n.Device.Queues, &next), Vhosts: numbers(n.Device.Vhosts, &next), Netns: -1,
 		}
-		if fds := numbers(n.Device.Netns, &next); len(fds) > 0 {
-			one.Netns = fds[0]
-		}
-		if fds := numbers(n.Device.Label, &next); len(fds) > 0 {
-			one.Label = fds[0]
-		}
+		one.Number(n.Files, &next)
 		c.NICs = append(c.NICs, one)
 	}
 	return c.Command(o.argv)
 }
 
-// numbers returns the files' fds, or, for files that do not exist yet, the next numbers.
-func numbers(files []*os.File, next *int) (fds []int) {
-	for _, f := range files {
-		if f != nil {
-			fds = append(fds, int(f.Fd()))
-			continue
-		}
-		fds = append(fds, *next)
-		*next++
-	}
-	return fds
-}
-
 // inherit keeps all fds of the devices open over execve.
 func inherit(made *backend.Launch) error {
 	for _, n := range made.NICs {
-		files := slices.Concat(n.Device.Queues, n.Device.Vhosts, n.Device.Netns, n.Device.Label)
-		if n.Lifeline != nil {
-			files = append(files, n.Lifeline)
-		}
-		for _, f := range files {
+		for _, f := range n.Inherited() {
 			if err := fdpass.Inherit(f); err != nil {
 				return err
 			}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 
 	"vmnet/internal/inventory"
@@ -17,74 +18,148 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// adoptedDevice is a device that libvirt has made and holds.
-type adoptedDevice interface {
-	device
-	// adopt has the steps work on that link. An error says why it is not one that libvirt has made
-	// for the guest and put nowhere. makers are the processes of which one must hold it.
-	adopt(l *rtnl.Link, makers []int) error
+// What the hook does with a tap or macvtap that libvirt makes for a guest that it starts. Its name
+// may be libvirt's choice, so a clone of a guest starts with a NIC of its own.
+
+// adoption is a NIC whose interface libvirt makes and holds.
+type adoption struct {
+	*NIC
+	found interface {
+		// adopt has the steps work on that link. Its error says why the link is not one that libvirt
+		// has made for the guest and put nowhere. One of the processes makers must hold it.
+		adopt(l *rtnl.Link, makers []int) error
+	}
+}
+
+// adopts begins a NIC on an interface that libvirt makes, and plans it; it changes nothing.
+func (m *Maker) adopts(ctx context.Context, spec nic.Spec) (*adoption, error) {
+	if err := spec.Validate(); err != nil {
+		return nil, err
+	}
+	spec = spec.WithDefaults()
+	spec.Via = nic.ViaLibvirt
+	h := m.New(spec, nic.PhaseStarting)
+	a := &adoption{NIC: h}
+	if lower, ok := h.host.(*namedMacvtap); ok {
+		adopted := &adoptedMacvtap{*lower}
+		h.host, a.found = adopted, adopted
+	} else {
+		adopted := &adoptedTap{bridgeTap{hostTap: hostTap{m: m, spec: spec, files: &h.Files}}}
+		h.host, a.found = adopted, adopted
+	}
+	return a, explainPrepare(spec, m.planPrepare(ctx, h))
+}
+
+// Expect clears the way for an interface that libvirt is about to make: the bridge or parent device
+// of the Spec is there, and no interface has its name. It removes what a former start of the guest
+// has left. An interface of that name is an error that Is nic.ErrExist and says whose it is.
+func (m *Maker) Expect(ctx context.Context, spec nic.Spec) error {
+	a, err := m.adopts(ctx, spec)
+	if err != nil {
+		return err
+	}
+	return explainPrepare(spec, m.expect(ctx, a.Spec))
+}
+
+func (m *Maker) expect(ctx context.Context, spec nic.Spec) error {
+	former, err := m.unstarted(ctx, spec)
+	if err != nil {
+		return err
+	}
+	if former != nil {
+		if err := m.run(ctx, []step.Step{m.deleteFormer(former)}); err != nil {
+			return err
+		}
+	}
+	if spec.Lower != nil {
+		if err := m.freeNode(); err != nil {
+			return step.WithStage(nic.ErrLink, err)
+		}
+	}
+	if spec.Device == "" { // libvirt finds a name
+		return nil
+	}
+	l, err := m.NL.Link(spec.Device)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return step.WithStage(nic.ErrLink, err)
+	}
+	return fmt.Errorf("%w: interface %s, %s (remove <target dev='%s'/> from the interface of one of the two, and libvirt finds a name: virsh edit %s)",
+		nic.ErrExist, l.Name, ownerText(l), spec.Device, spec.VM)
+}
+
+// Adopt turns an interface that libvirt has made for a guest, and that the Spec names as its
+// Device, into the NIC of the Spec: it puts a tap on its bridge, and gives a macvtap what libvirt
+// cannot express. From then on its alias says that it is the NIC's. An interface that is adopted
+// already is left as it is. One of the processes makers must hold it. No such interface is an error
+// that Is fs.ErrNotExist; one that is not libvirt's for that MAC, one that Is nic.ErrExist.
+func (m *Maker) Adopt(ctx context.Context, spec nic.Spec, makers ...int) (nic.Result, error) {
+	a, err := m.adopts(ctx, spec)
+	if err != nil {
+		return nic.Result{}, err
+	}
+	res, err := m.adopt(ctx, a, makers)
+	return res, explainPrepare(spec, err)
+}
+
+func (m *Maker) adopt(ctx context.Context, a *adoption, makers []int) (nic.Result, error) {
+	l, err := m.NL.Link(a.Spec.Device)
+	if err != nil {
+		return nic.Result{}, step.WithStage(nic.ErrLink, err)
+	}
+	if r, ok := nic.ParseRecord(l.Alias); ok && r.VM == a.Spec.VM && r.NIC == a.Spec.NIC {
+		return nic.Result{}, nil // adopted already
+	}
+	if err := a.found.adopt(l, makers); err != nil {
+		return nic.Result{}, err
+	}
+	steps, err := a.HostSteps(0)
+	if err != nil {
+		return nic.Result{}, err
+	}
+	if err := m.run(ctx, step.InStage(nic.ErrLink, steps...)); err != nil {
+		return nic.Result{}, err
+	}
+	return a.prepared()
 }
 
 // adoptedTap is a tap that libvirt has made. It goes with the process that holds it.
 type adoptedTap struct{ bridgeTap }
 
-// adoptedMacvtap is a macvtap that libvirt has made. Libvirt removes it.
-type adoptedMacvtap struct{ namedMacvtap }
-
-// NewAdopted begins a NIC on a device that libvirt makes.
-func (m *Maker) NewAdopted(spec nic.Spec, p nic.Phase) *NIC {
-	h := m.New(spec, p)
-	if spec.Lower != nil {
-		h.Device = &adoptedMacvtap{namedMacvtap{macvtapDevice: macvtapDevice{m: m, spec: spec}}}
-	} else {
-		h.Device = &adoptedTap{bridgeTap{m: m, Spec: spec}}
-	}
-	return h
-}
-
-// FindAdopted finds the device that libvirt has made, by the name that the Spec of NewAdopted has.
-// makers are the processes of which one must hold it. adopted reports that it is the NIC's already.
-// That there is none Is fs.ErrNotExist; one that is not libvirt's for that MAC is an error that Is
-// nic.ErrExist, and one that libvirt does not hold is an error that Is nic.ErrInUse.
-func (h *NIC) FindAdopted(makers []int) (adopted bool, err error) {
-	l, err := h.m.NL.Link(h.Spec.Device)
-	if err != nil {
-		return false, step.WithStage(nic.ErrLink, err)
-	}
-	if r, ok := nic.ParseRecord(l.Alias); ok && r.VM == h.Spec.VM && r.NIC == h.Spec.NIC {
-		return true, nil
-	}
-	return false, h.Device.(adoptedDevice).adopt(l, makers)
-}
-
-// adopt takes a tap that anybody holds: its name decides which one libvirt has opened.
+// adopt takes a tap whoever holds it: its name decides which one libvirt has opened.
 func (s *adoptedTap) adopt(l *rtnl.Link, _ []int) error {
 	switch {
-	case !inventory.IsForeign(l, "tun") || l.Tun == nil || !l.Tun.Attached || !bytes.Equal(l.MAC, stablemac.HostMAC(s.Spec.MAC)):
-		return fmt.Errorf("%w: interface %s, %s, and not the tap that libvirt makes for MAC %s", nic.ErrExist, l.Name, OwnerText(l), s.Spec.MAC)
+	case !inventory.IsForeign(l, "tun") || l.Tun == nil || !l.Tun.Attached || !bytes.Equal(l.MAC, stablemac.HostMAC(s.spec.MAC)):
+		return fmt.Errorf("%w: interface %s, %s, and not the tap that libvirt makes for MAC %s", nic.ErrExist, l.Name, ownerText(l), s.spec.MAC)
 	case l.Master != 0 && l.Master != s.br.Index:
 		return fmt.Errorf("%w: somebody has made %s a port of %s", nic.ErrExist, l.Name, s.m.MasterName(l))
 	}
-	s.Link = l
+	s.link = l
 	return nil
 }
 
-// steps begin with the tap down, which libvirt has set up: so it loses the addresses of the host's
+// steps first set the tap down, which libvirt has set up: so it loses the addresses of the host's
 // IPv6.
-func (s *adoptedTap) steps(_ int, alias string, _ int) []step.Step {
-	return append([]step.Step{{
+func (s *adoptedTap) steps(w making) []step.Step {
+	list := append([]step.Step{{
 		Name: "down",
 		Text: fmt.Sprintf("RTM_SETLINK %s: down", s.name),
-		Do:   func(context.Context) error { return s.m.NL.Set(s.Link.Index, rtnl.Up(false)) },
-	}}, s.portSteps(alias)...)
+		Do:   func(context.Context) error { return s.m.NL.Set(s.link.Index, rtnl.Up(false)) },
+	}}, s.linkSteps(w.underWay)...)
+	return append(list, s.portStep())
 }
 
-// adopt goes by the number of the node that libvirt has opened: by its path that may be of another
-// netns' macvtap, since in devtmpfs all have theirs.
+// adoptedMacvtap is a macvtap that libvirt has made. Libvirt removes it.
+type adoptedMacvtap struct{ namedMacvtap }
+
+// adopt compares the device numbers of the nodes that libvirt has opened: the path of a node may be
+// that of a macvtap in another netns, since devtmpfs has the nodes of all of them.
 func (s *adoptedMacvtap) adopt(l *rtnl.Link, makers []int) error {
-	if !inventory.IsForeign(l, string(vtap.Macvtap)) || l.Lower != s.lower.Index || l.LowerNS >= 0 || !bytes.Equal(l.MAC, s.spec.MAC) {
+	if !inventory.IsForeign(l, string(vtap.Macvtap)) || l.Lower != s.parent.Index || l.LowerNS >= 0 || !bytes.Equal(l.MAC, s.spec.MAC) {
 		return fmt.Errorf("%w: interface %s, %s, and not the macvtap that libvirt makes on %s for MAC %s",
-			nic.ErrExist, l.Name, OwnerText(l), s.lower.Name, s.spec.MAC)
+			nic.ErrExist, l.Name, ownerText(l), s.parent.Name, s.spec.MAC)
 	}
 	held := false
 	for _, pid := range makers {
@@ -95,18 +170,18 @@ func (s *adoptedMacvtap) adopt(l *rtnl.Link, makers []int) error {
 		held = held || len(fds) > 0
 	}
 	if !held {
-		return fmt.Errorf("%w: libvirt has not opened %s, but %s in its place, of a macvtap in another netns (start the guest again; lsns -t net shows the namespaces)",
-			nic.ErrInUse, l.Name, macvlan.NodeInTheWay(l))
+		return fmt.Errorf("%w: libvirt has not opened %s, but %s in its place, of a macvtap in another netns "+
+			"(start the guest again; lsns -t net shows the namespaces)", nic.ErrInUse, l.Name, macvlan.NodeInTheWay(l))
 	}
 	s.link = l
 	return nil
 }
 
-// steps set what libvirt has no words for. Libvirt sets the device up when the guest's processors
+// steps set what libvirt cannot express. Libvirt sets the interface up when the guest's processors
 // start.
-func (s *adoptedMacvtap) steps(_ int, alias string, _ int) []step.Step {
-	more := fmt.Sprintf(", mtu %d, alias %q", s.lower.MTU, alias)
-	list := append([]step.Step{s.settingsStep(more, rtnl.MTU(s.lower.MTU), rtnl.Alias(alias))}, s.altNameSteps()...)
+func (s *adoptedMacvtap) steps(w making) []step.Step {
+	more := fmt.Sprintf(", mtu %d, alias %q", s.parent.MTU, w.underWay)
+	list := append([]step.Step{s.linkStep(more, rtnl.MTU(s.parent.MTU), rtnl.Alias(w.underWay))}, s.altNameSteps()...)
 	if s.spec.Lower.Mode != "source" {
 		return list
 	}
@@ -119,10 +194,10 @@ func (s *adoptedMacvtap) steps(_ int, alias string, _ int) []step.Step {
 	})
 }
 
-// freeNode sees that the next macvtap that the kernel makes here, with an index of its choice,
-// finds no node of its name in /dev: devtmpfs leaves that of a macvtap in another netns where it
-// is, and libvirt would open it. Indices are used up by taps that go at once, as long as there is
-// such a node in the way.
+// freeNode makes sure that the next macvtap that the kernel makes in this netns, with an index of
+// its choice, finds no node of its name in /dev: devtmpfs keeps the node of a macvtap in another
+// netns, and libvirt would open that. Taps that are removed at once use up the indices for which
+// there is such a node.
 func (m *Maker) freeNode() error {
 	for range indexTries {
 		foreign, err := m.foreignNodes()
@@ -145,7 +220,8 @@ func (m *Maker) freeNode() error {
 		nic.ErrExist, indexTries)
 }
 
-// foreignNodes are the indices of the nodes in /dev that belong to no macvtap of the Maker's netns.
+// foreignNodes returns the indices of the nodes in /dev that belong to no macvtap of the Maker's
+// netns.
 func (m *Maker) foreignNodes() ([]int, error) {
 	foreign, err := macvlan.Nodes()
 	if err != nil || len(foreign) == 0 {

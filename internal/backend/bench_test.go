@@ -142,21 +142,28 @@ func (s *site) steps() func(int) (time.Duration, error) {
 	s.ends = append(s.ends, m.Close, func() { _ = ns.Close() })
 	return func(i int) (time.Duration, error) {
 		s.enter()
-		a, side := planned(m, s.br, s.spec(i))
-		s.ends = append(s.ends, func() { _ = side.Close() })
+		h, _ := planned(m, s.br, s.spec(i))
+		s.ends = append(s.ends, func() { _ = h.Close() })
 		start := time.Now()
-		err := step.Run(context.Background(), step.InStage(nic.ErrLink, a.HostSteps(0)...), nil)
+		steps, err := h.HostSteps(0)
+		if err == nil {
+			err = step.Run(context.Background(), step.InStage(nic.ErrLink, steps...), nil)
+		}
 		return time.Since(start), err
 	}
 }
 
-// planned is what plan makes.
+// planned is what the plan of an attach makes; a helper's, whose VMM gets its label from the attach.
 func planned(m *Maker, br *rtnl.Link, s nic.Spec) (*NIC, *bridgeTap) {
-	side := &bridgeTap{m: m, Spec: s, br: br}
-	side.name, side.altName = nic.InterfaceName(s.VM, s.NIC)
-	a := &NIC{m: m, Spec: s, Device: side, Nic: qmp.NIC{Queues: make([]*os.File, s.Queues)}}
-	a.Record = nic.Record{VM: s.VM, NIC: s.NIC, Type: nic.TypeTap, Source: s.Bridge, MAC: s.MAC, Model: s.Model, Queues: s.Queues, Phase: nic.PhaseAttaching}
-	return a, side
+	h := &NIC{m: &Maker{Owner: 1}, Spec: s, Device: qmp.NIC{Queues: s.Queues}}
+	tap := &bridgeTap{hostTap: hostTap{m: m, spec: s, files: &h.Files, mtu: br.MTU}, br: br}
+	tap.name, tap.altName = nic.InterfaceName(s.VM, s.NIC)
+	h.host = tap
+	h.Record = nic.Record{
+		VM: s.VM, NIC: s.NIC, Type: nic.TypeTap, Source: s.Bridge, MAC: s.MAC, Model: s.Model,
+		Queues: s.Queues, Phase: nic.PhaseAttaching,
+	}
+	return h, tap
 }
 
 // bare is the floor: seven system calls that leave the device as hostSteps does. The
@@ -165,16 +172,16 @@ func planned(m *Maker, br *rtnl.Link, s nic.Spec) (*NIC, *bridgeTap) {
 func (s *site) bare(i int) (time.Duration, error) {
 	s.enter()
 	spec := s.spec(i)
-	a, side := planned(nil, s.br, spec)
-	alias, err := a.Record.Encode()
+	h, tap := planned(nil, s.br, spec)
+	alias, err := h.Record.Encode()
 	if err != nil {
 		return 0, err
 	}
-	name := rtnlAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(side.name))
+	name := rtnlAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(tap.name))
 	settings := linkMessage(unix.RTM_SETLINK, 0, 0, name, rtnlAttr(unix.IFLA_IFALIAS, []byte(alias)),
 		rtnlAttr(unix.IFLA_ADDRESS, stablemac.HostMAC(spec.MAC)), rtnlAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(s.br.MTU))), noAutoconf())
 	port := linkMessage(unix.RTM_SETLINK, 0, unix.IFF_UP, name, rtnlAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(s.br.Index))))
-	ifr, err := unix.NewIfreq(side.name)
+	ifr, err := unix.NewIfreq(tap.name)
 	if err != nil {
 		return 0, err
 	}

@@ -1,66 +1,124 @@
 package backend
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
 
+	"vmnet/bridge/brport"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 
-// helperTap is a tap on a bridge that a privileged helper makes for a caller who has no right
-// to. Everything that needs none, such as the guest's monitor, stays the caller's.
+// An attach without privilege and its privileged helper exchange one JSON text in each message: a
+// request, a response with the queues, a commit, and a response again. If one of them closes the
+// socket earlier it has given up, and nothing is left behind.
+type (
+	// tapRequest asks for a tap on a bridge.
+	tapRequest struct {
+		VM      string  `json:"vm"`
+		NIC     string  `json:"nic"`
+		Bridge  string  `json:"bridge"`
+		Port    string  `json:"port"` // as brport.Settings writes it
+		MAC     string  `json:"mac"`  // the guest's
+		Model   string  `json:"model"`
+		Queues  int     `json:"queues"`
+		MTU     int     `json:"mtu"` // in bytes, that the guest sees; 0 for none
+		Vhost   bool    `json:"vhost"`
+		Options string  `json:"options"` // hash of the device's options
+		Via     nic.Via `json:"via"`     // ViaMonitor, or empty
+	}
+	// tapResponse answers; the files with the first one are the queues.
+	tapResponse struct {
+		Interface string `json:"interface"`
+		Error     string `json:"error,omitempty"`
+	}
+	// tapCommit says that QEMU has the NIC.
+	tapCommit struct {
+		Plugged bool `json:"plugged"`
+	}
+)
+
+// maxMessage bounds a message in bytes.
+const maxMessage = 16 << 10
+
+func send(sock *fdpass.Socket, message any, files ...*os.File) error {
+	text, err := json.Marshal(message)
+	if err != nil {
+		return err
+	}
+	return sock.Send(text, files...)
+}
+
+// receive decodes one message. The files that came with it are the caller's.
+func receive(sock *fdpass.Socket, to any) ([]*os.File, error) {
+	text, files, err := sock.Receive(maxMessage)
+	if err != nil {
+		return nil, err
+	}
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	err = dec.Decode(to)
+	if err == nil {
+		if _, more := dec.Token(); !errors.Is(more, io.EOF) {
+			err = errors.New("more than one JSON text in a message")
+		}
+	}
+	if err != nil {
+		fdpass.CloseAll(files)
+		return nil, err
+	}
+	return files, nil
+}
+
+// helperTap is a tap on a bridge that a privileged helper makes for a caller without privilege. The
+// caller does the rest itself, such as talking to the guest's monitor.
 type helperTap struct {
 	bridgeTap
-	record *nic.Record // what plan has decided
-
-	cmd   *exec.Cmd
-	said  head // what it cannot say otherwise
-	sock  *fdpass.Socket
-	files []*os.File
+	cmd    *exec.Cmd
+	stderr head
+	sock   *fdpass.Socket
 }
 
-func (s *helperTap) Plan(ctx context.Context, r *nic.Record) error {
-	if s.Spec.Lower != nil {
-		return fmt.Errorf("a %s is made by root alone while the guest runs (run vmnet as root, or start the guest by qemu-netup --%s %s)", s.Spec.Lower.Kind, s.Spec.Lower.Kind, s.Spec.Lower.Device)
+func (s *helperTap) plan(ctx context.Context, r *nic.Record) (Interface, error) {
+	if l := s.spec.Lower; l != nil {
+		return Interface{}, fmt.Errorf("only root makes a %s while the guest runs (run vmnet as root, or start the guest by qemu-netup --%s %s)",
+			l.Kind, l.Kind, l.Device)
 	}
-	s.record = r
-	return s.bridgeTap.Plan(ctx, r)
+	return s.bridgeTap.plan(ctx, r)
 }
 
-func (s *helperTap) queues() []*os.File { return s.files }
-
-func (s *helperTap) steps(_ int, _ string, queues int) []step.Step {
+func (s *helperTap) steps(w making) []step.Step {
 	return []step.Step{{
 		Name: "helper",
-		Text: fmt.Sprintf("%s --attach: it makes tap %s on %s%s, queues: %d", s.m.HelperPath, s.name, s.br.Name, portText(s.Spec.Port), queues),
-		Do:   s.ask,
+		Text: fmt.Sprintf("%s --attach: it makes tap %s on %s%s, queues: %d",
+			s.m.HelperPath, s.name, s.br.Name, portText(s.spec.Port), w.record.Queues),
+		Do: func(ctx context.Context) error { return s.ask(ctx, w.record) },
 		Undo: func(ctx context.Context) error {
-			err := s.Close()
+			err := s.close()
 			s.end()
-			if s.Link == nil {
+			if s.link == nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(ctx, UndoWait)
-			defer cancel()
-			return errors.Join(err, s.m.WaitGone(ctx, &inventory.Device{Link: s.Link}))
+			return errors.Join(err, s.m.WaitGoneFor(ctx, &inventory.Device{Link: s.link}, UndoWait))
 		},
 	}}
 }
 
 // ask starts the helper and gets the queues from it.
-func (s *helperTap) ask(ctx context.Context) error {
+func (s *helperTap) ask(ctx context.Context, r nic.Record) error {
 	if err := s.start(ctx); err != nil {
 		return err
 	}
-	r := s.record
 	err := send(s.sock, tapRequest{
 		VM: r.VM, NIC: r.NIC, Bridge: r.Source, Port: r.Port, MAC: r.MAC.String(), Model: r.Model,
 		Queues: r.Queues, MTU: r.MTU, Vhost: r.Vhost, Options: r.Options, Via: r.Via,
@@ -69,13 +127,13 @@ func (s *helperTap) ask(ctx context.Context) error {
 		return s.explain(err)
 	}
 	var o tapResponse
-	if s.files, err = s.answer(&o); err != nil {
+	if s.files.Queues, err = s.answer(&o); err != nil {
 		return err
 	}
-	if len(s.files) != r.Queues {
-		return fmt.Errorf("%s handed over %d queues of %d", s.m.HelperPath, len(s.files), r.Queues)
+	if n := len(s.files.Queues); n != r.Queues {
+		return fmt.Errorf("%s handed over %d queues of %d", s.m.HelperPath, n, r.Queues)
 	}
-	s.Link, err = s.m.NL.Link(o.Interface)
+	s.link, err = s.m.NL.Link(o.Interface)
 	return err
 }
 
@@ -90,14 +148,15 @@ func (s *helperTap) start(ctx context.Context) error {
 	const inherited = 3 // the first of ExtraFiles
 	s.cmd = exec.CommandContext(ctx, s.m.HelperPath, "--attach", fmt.Sprintf("--fd=%d", inherited))
 	s.cmd.ExtraFiles = []*os.File{theirs}
-	s.cmd.Stderr = &s.said
+	s.cmd.Stderr = &s.stderr
 	if err := s.cmd.Start(); err != nil {
 		s.cmd = nil
-		return fmt.Errorf("%w (attaching needs CAP_NET_ADMIN: run as root, or install qemu-netup setuid root; vmnet doctor tells more)", err)
+		return fmt.Errorf("%w (attaching needs CAP_NET_ADMIN: run as root, or install qemu-netup setuid root; see vmnet doctor)", err)
 	}
 	return nil
 }
 
+// answer receives a response. The files are the caller's.
 func (s *helperTap) answer(o *tapResponse) ([]*os.File, error) {
 	files, err := receive(s.sock, o)
 	if err != nil {
@@ -110,12 +169,12 @@ func (s *helperTap) answer(o *tapResponse) ([]*os.File, error) {
 	return files, nil
 }
 
-// explain tells of a helper that ended without a word to us.
+// explain adds what the helper has printed, or its exit status if it ended without a response.
 func (s *helperTap) explain(err error) error {
 	if waitErr := s.wait(); waitErr != nil && errors.Is(err, io.EOF) {
 		err = waitErr
 	}
-	if text := strings.TrimSpace(string(s.said)); text != "" {
+	if text := strings.TrimSpace(string(s.stderr)); text != "" {
 		err = fmt.Errorf("%w: %s", err, text)
 	}
 	return fmt.Errorf("%s: %w", s.m.HelperPath, err)
@@ -130,33 +189,8 @@ func (h *head) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (s *helperTap) wait() error {
-	if s.cmd == nil {
-		return nil
-	}
-	err := s.cmd.Wait()
-	s.cmd = nil
-	return err
-}
-
-// Close closes our copies and lets the helper end.
-func (s *helperTap) Close() error {
-	fdpass.CloseAll(s.files)
-	s.files = nil
-	return nil
-}
-
-// end lets the helper go, whose own copies go with it.
-func (s *helperTap) end() {
-	if s.sock != nil {
-		_ = s.sock.Close()
-		s.sock = nil
-	}
-	_ = s.wait() // what it had to say it has said
-}
-
-// Verify has the helper say in the alias that the NIC is plugged.
-func (s *helperTap) Verify(context.Context, int, string) (*inventory.Device, error) {
+// verify has the helper set the final alias.
+func (s *helperTap) verify(context.Context, making) (*inventory.Device, error) {
 	defer s.end()
 	if err := send(s.sock, tapCommit{Plugged: true}); err != nil {
 		return nil, s.explain(err)
@@ -167,6 +201,141 @@ func (s *helperTap) Verify(context.Context, int, string) (*inventory.Device, err
 	if err != nil {
 		return nil, err
 	}
-	l, err := s.m.NL.LinkByIndex(s.Link.Index)
-	return &inventory.Device{Link: l, MasterName: s.br.Name}, err
+	l, err := s.m.NL.LinkByIndex(s.link.Index)
+	if err != nil {
+		return nil, err
+	}
+	return &inventory.Device{Link: l, MasterName: s.br.Name}, nil
+}
+
+// close closes the queues. The helper has its own until end.
+func (s *helperTap) close() error {
+	fdpass.CloseAll(s.files.Queues)
+	s.files.Queues = nil
+	return nil
+}
+
+// end closes the helper's socket and waits until the helper has ended.
+func (s *helperTap) end() {
+	if s.sock != nil {
+		_ = s.sock.Close()
+		s.sock = nil
+	}
+	_ = s.wait() // its responses have said what went wrong
+}
+
+func (s *helperTap) wait() error {
+	if s.cmd == nil {
+		return nil
+	}
+	err := s.cmd.Wait()
+	s.cmd = nil
+	return err
+}
+
+// Serve makes the tap that one attach of another process requests over sock, hands it over, and
+// stays until that process has plugged it or given up. allow decides whether the caller may have
+// it: it is called before anything is made, and again when the tap is there.
+func (m *Maker) Serve(ctx context.Context, sock *fdpass.Socket, allow func(nic.Spec) error) error {
+	s := &service{m: m, sock: sock, allow: allow}
+	err := s.serve(ctx)
+	if err != nil {
+		_ = s.send(tapResponse{Error: err.Error()}) // the caller may have ended
+	}
+	return err
+}
+
+type service struct {
+	m     *Maker
+	sock  *fdpass.Socket
+	allow func(nic.Spec) error
+}
+
+func (s *service) serve(ctx context.Context) error {
+	var w tapRequest
+	if err := s.receive(&w); err != nil {
+		return fmt.Errorf("read the request: %w", err)
+	}
+	h, err := s.plan(ctx, w)
+	if err != nil {
+		return err
+	}
+	steps, err := h.HostSteps(0)
+	if err != nil {
+		return err
+	}
+	if err := s.m.run(ctx, steps); err != nil {
+		return err
+	}
+	// The files here are closed in any case: the tap then lives as long as QEMU holds it.
+	defer h.Close()
+	if err := s.allow(h.Spec); err != nil { // others may have taken the rest of the quota
+		return err
+	}
+	if err := s.send(tapResponse{Interface: h.Interface.Name}, h.Files.Queues...); err != nil {
+		return errors.Join(err, step.Undo(ctx, steps))
+	}
+	var p tapCommit
+	if err := s.receive(&p); err != nil || !p.Plugged {
+		return nil // it has given up, and undone its part
+	}
+	if _, err := h.Verify(ctx); err != nil {
+		return err
+	}
+	return s.send(tapResponse{Interface: h.Interface.Name})
+}
+
+// plan plans the NIC of a request that its sender may make, and trusts nothing in it.
+func (s *service) plan(ctx context.Context, w tapRequest) (*NIC, error) {
+	spec, err := w.spec()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.allow(spec); err != nil {
+		return nil, err
+	}
+	h := s.m.New(spec.WithDefaults(), nic.PhaseAttaching)
+	if err := h.PlanInterface(ctx); err != nil {
+		return nil, err
+	}
+	if err := h.PlanDevice(w.Queues); err != nil {
+		return nil, err
+	}
+	// The caller opens vhost-net with its own privileges; the record only notes the rest.
+	h.Record.Vhost, h.Record.Options, h.Record.Via = w.Vhost, w.Options, w.Via
+	return h, nil
+}
+
+// spec returns what a request asks for, checked.
+func (w tapRequest) spec() (nic.Spec, error) {
+	port, err := brport.Parse(w.Port)
+	if err != nil {
+		return nic.Spec{}, step.WithStage(nic.ErrInvalid, err)
+	}
+	mac, err := net.ParseMAC(w.MAC)
+	switch {
+	case err != nil:
+	case w.Queues < 1 || w.Queues > fdpass.MaxFiles:
+		err = fmt.Errorf("%d queues: 1 to %d can be handed over", w.Queues, fdpass.MaxFiles)
+	case !nic.ValidHash(w.Options):
+		err = fmt.Errorf("%.20q is not a hash of options", w.Options)
+	case w.Via != "" && w.Via != nic.ViaMonitor:
+		err = fmt.Errorf("via %.20q: a helper hands over files, as via %s", w.Via, nic.ViaMonitor)
+	}
+	if err != nil {
+		return nic.Spec{}, step.WithStage(nic.ErrInvalid, err)
+	}
+	spec := nic.Spec{
+		Target: nic.Target{VM: w.VM}, NIC: w.NIC, Bridge: w.Bridge, Port: port,
+		MAC: mac, MTU: w.MTU, Queues: w.Queues, Model: w.Model, Vhost: nic.VhostOff,
+	}
+	return spec, spec.Validate()
+}
+
+func (s *service) send(o tapResponse, files ...*os.File) error { return send(s.sock, o, files...) }
+
+func (s *service) receive(to any) error {
+	files, err := receive(s.sock, to)
+	fdpass.CloseAll(files) // none is expected
+	return err
 }

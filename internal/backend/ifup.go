@@ -18,11 +18,10 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// IfUp puts a tap that a VMM has made on a bridge and brings it up, as QEMU wants it of a script=.
-// Unless the caller is root it must hold a queue of the tap: QEMU's script
-// inherits it. That the tap is on that bridge already is success. allowed is asked once
-// the tap counts as the owner's, before and after it is put there.
-// Where that fails the tap is as it was.
+// IfUp puts a tap that a VMM has made on a bridge and sets it up, as QEMU expects of a script=.
+// Unless the caller is root it must hold a queue of the tap: QEMU's script inherits it. It is
+// success if the tap is on that bridge already. allowed is called once the tap counts as the
+// owner's, before and after it is put there. On an error the tap is as it was.
 func (m *Maker) IfUp(name, bridgeName string, port brport.Settings, allowed func() error) error {
 	l, err := m.ownTap(name)
 	if err != nil {
@@ -40,8 +39,8 @@ func (m *Maker) IfUp(name, bridgeName string, port brport.Settings, allowed func
 	return t.PutOn(m.NL, br, port, allowed)
 }
 
-// asPlain tells what is known of a tap, and whose it will be. One that a helper has made stays
-// that user's, whoever was passed its queue.
+// asPlain returns what is known of a tap, and whose it will be. A tap that a helper has made for a
+// user stays that user's, even if another process has got its queue.
 func (m *Maker) asPlain(l *rtnl.Link) (plaintap.Tap, error) {
 	t, known := plaintap.Parse(l.Alias)
 	t.Link = l
@@ -57,10 +56,10 @@ func (m *Maker) asPlain(l *rtnl.Link) (plaintap.Tap, error) {
 	return t, nil
 }
 
-// IfDown takes a tap that IfUp has put on a bridge off it and brings it down, as QEMU wants it of
-// a downscript=. One that is gone is success; one that is on another bridge by now is
-// left alone, with an error. The alias of one that plaintap.Make has made stays: it counts
-// as long as it is there, and IfUp puts it on a bridge again.
+// IfDown takes a tap off the bridge that IfUp has put it on, and sets it down, as QEMU expects of a
+// downscript=. It is success if the tap is gone. A tap that is on another bridge now is left alone,
+// with an error. The alias of a tap that plaintap.Make has made stays: the tap counts as long as it
+// is there, and IfUp puts it on a bridge again.
 func (m *Maker) IfDown(name string) error {
 	l, err := m.ownTap(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -72,12 +71,12 @@ func (m *Maker) IfDown(name string) error {
 	t, ok := plaintap.Parse(l.Alias)
 	t.Link = l
 	if !ok || t.Source == "" {
-		return fmt.Errorf("%s was not put on a bridge by qemu-ifup: it is left alone", name)
+		return fmt.Errorf("qemu-ifup did not put %s on a bridge: it is left alone", name)
 	}
 	return m.TakeOff(t)
 }
 
-// TakeOff takes a plain tap off the bridge that its alias names, all by one request.
+// TakeOff takes a plain tap off the bridge that its alias names and sets it down, by one request.
 func (m *Maker) TakeOff(t plaintap.Tap) error {
 	if master := m.MasterName(t.Link); master != "" && master != t.Source {
 		return fmt.Errorf("%s is a port of %s now, not of %s: it is left alone", t.Name, master, t.Source)
@@ -93,17 +92,17 @@ func (m *Maker) TakeOff(t plaintap.Tap) error {
 	return nil
 }
 
-// ownTap reads a tap that the caller may change.
+// ownTap reads the link of a tap that the caller may change.
 func (m *Maker) ownTap(name string) (*rtnl.Link, error) {
 	if !brport.ValidName(name) {
-		return nil, step.WithStage(nic.ErrInvalid, fmt.Errorf("interface name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", name))
+		return nil, step.WithStage(nic.ErrInvalid, fmt.Errorf("interface name %q: want 1 to 15 bytes without white space, '/', ':' or '%%'", name))
 	}
 	l, err := m.NL.Link(name)
 	if err != nil {
 		return nil, fmt.Errorf("interface %s: %w", name, err)
 	}
 	if l.Tun == nil || !l.Tun.Tap {
-		return nil, fmt.Errorf("interface %s is no tap", name)
+		return nil, fmt.Errorf("interface %s is not a tap", name)
 	}
 	if m.Owner == 0 {
 		return l, nil
@@ -117,7 +116,7 @@ func (m *Maker) ownTap(name string) (*rtnl.Link, error) {
 		held = held || tun.OwnQueueOf(f.FD, l.Name, inode)
 	})
 	if !held {
-		return nil, fmt.Errorf("interface %s: %w: its queue is not open here, so nothing shows that it is yours (QEMU passes it on to its script)", name, fs.ErrPermission)
+		return nil, fmt.Errorf("interface %s: %w: its queue is not open here, so nothing shows that it is yours (QEMU passes it to its script)", name, fs.ErrPermission)
 	}
 	return l, nil
 }

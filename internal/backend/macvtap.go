@@ -5,7 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -13,89 +14,70 @@ import (
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/macvtap/vtap"
+	"vmnet/qmp"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
 
-// macvtapDevice is a macvtap or ipvtap on a network card.
-type macvtapDevice struct {
+// macvtapInterface is a macvtap or ipvtap on a network card, in a netns of its own that ends with
+// its last file.
+type macvtapInterface struct {
 	m             *Maker
 	spec          nic.Spec
-	lower         *rtnl.Link
+	files         *qmp.Files
+	parent        *rtnl.Link
 	name, altName string
 
-	pid   int // of the guest's VMM, known when the steps run
-	dev   *macvlan.Device
-	ns    *os.File // a copy of its netns fd
-	inode uint64
+	pid   int             // of the guest's VMM, known when the steps run
+	dev   *macvlan.Device // with the queues that are open here; nil before its step
+	inode uint64          // of its netns
 }
 
-// config returns the settings of the device.
-func (s *macvtapDevice) config() vtap.Config {
+func (s *macvtapInterface) plan(ctx context.Context, r *nic.Record) (_ Interface, err error) {
+	l := s.spec.Lower
+	s.parent, err = s.m.NL.Link(l.Device)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w (ip link shows the devices that are here)", err)
+	}
+	if err != nil {
+		return Interface{}, fmt.Errorf("parent device %s: %w", l.Device, err)
+	}
+	if l.Kind == vtap.Macvtap && l.Mode != "passthru" {
+		if wireless, err := macvlan.IsWireless(s.m.NS, s.parent.Name); err == nil && wireless {
+			return Interface{}, fmt.Errorf("parent device %s is a Wi-Fi card: access points drop frames whose sender is not the card itself, "+
+				"so a guest with an address of its own cannot send (use --ipvtap %s, which shares the card's address, or --mode passthru)",
+				s.parent.Name, s.parent.Name)
+		}
+	}
+	if err := s.m.MayBeParent(l.Kind, s.parent); err != nil {
+		return Interface{}, err
+	}
+	if err := s.agrees(ctx); err != nil {
+		return Interface{}, err
+	}
+	if s.spec.MAC == nil {
+		r.MAC = s.parent.MAC
+	}
+	s.name, s.altName = s.spec.InterfaceName()
+	r.Type, r.Source, r.Mode, r.RxFilter = string(l.Kind), s.parent.Name, l.Mode, l.RxFilter
+	if l.Kind == vtap.IPVtap { // the kernel does not report the netns of its parent device
+		r.Netns, err = s.m.NS.Inode()
+	}
+	return Interface{Name: s.name, MaxMTU: s.parent.MTU}, err
+}
+
+// config returns the settings of the interface.
+func (s *macvtapInterface) config() vtap.Config {
 	c := s.spec.Lower.Config(s.name, s.spec.MAC)
 	if c.MAC == nil && c.Mode == "passthru" {
-		c.MAC = s.lower.MAC
+		c.MAC = s.parent.MAC
 	}
 	return c
 }
 
-func (s *macvtapDevice) Plan(ctx context.Context, r *nic.Record) (err error) {
-	l := s.spec.Lower
-	s.lower, err = s.m.NL.Link(l.Device)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("lower %s: %w (ip link shows the devices that are here)", l.Device, err)
-	}
-	if err != nil {
-		return fmt.Errorf("lower %s: %w", l.Device, err)
-	}
-	if l.Kind == vtap.Macvtap && l.Mode != "passthru" {
-		if wireless, err := macvlan.IsWireless(s.m.NS, s.lower.Name); err == nil && wireless {
-			return fmt.Errorf("lower %s is a Wi-Fi card: access points drop frames whose sender is not the card itself, and a guest with an address of its own would be mute (use --ipvtap %s, which shares the card's address, or --mode passthru)", s.lower.Name, s.lower.Name)
-		}
-	}
-	if err := s.m.MayBeParent(l.Kind, s.lower); err != nil {
-		return err
-	}
-	if err := s.agrees(ctx); err != nil {
-		return err
-	}
-	if s.spec.MAC == nil {
-		r.MAC = s.lower.MAC
-	}
-	s.name, s.altName = s.spec.InterfaceName()
-	r.Type, r.Source, r.Mode, r.RxFilter = string(l.Kind), s.lower.Name, l.Mode, l.RxFilter
-	if l.Kind == vtap.IPVtap { // the kernel does not tell the netns of its parent device
-		r.Netns, err = s.m.NS.Inode()
-	}
-	return err
-}
-
-func (s *macvtapDevice) maxMTU() int { return s.lower.MTU }
-
-func (s *macvtapDevice) queues() []*os.File {
-	if s.dev == nil {
-		return nil
-	}
-	return s.dev.Queues()
-}
-
-func (s *macvtapDevice) netns() *os.File { return s.ns }
-
-func (s *macvtapDevice) Close() error {
-	var errs []error
-	if s.dev != nil {
-		errs = append(errs, s.dev.Close())
-	}
-	if s.ns != nil {
-		errs = append(errs, s.ns.Close())
-		s.ns = nil
-	}
-	return errors.Join(errs...)
-}
-
-func (s *macvtapDevice) steps(pid int, alias string, queues int) []step.Step {
-	s.pid = pid
-	list := []step.Step{s.createStep(), s.settingsStep(alias)}
+func (s *macvtapInterface) steps(w making) []step.Step {
+	s.pid = w.pid
+	list := []step.Step{s.createStep(), s.settingsStep(w.underWay)}
 	for _, a := range s.spec.Lower.Addrs {
 		list = append(list, step.Step{
 			Name: "address " + a.String(),
@@ -103,12 +85,8 @@ func (s *macvtapDevice) steps(pid int, alias string, queues int) []step.Step {
 			Do:   func(context.Context) error { return s.dev.AddAddr(a) },
 		})
 	}
-	for i := range queues {
-		list = append(list, step.Step{
-			Name: fmt.Sprintf("queue %d", i),
-			Text: fmt.Sprintf("open the node of %s; TUNSETIFF IFF_TAP|IFF_NO_PI|IFF_VNET_HDR|IFF_MULTI_QUEUE: queue %d", s.name, i),
-			Do:   func(context.Context) error { return s.dev.OpenQueue() },
-		})
+	for i := range w.record.Queues {
+		list = append(list, s.queueStep(i))
 	}
 	if s.altName != "" {
 		list = append(list, step.Step{
@@ -120,21 +98,21 @@ func (s *macvtapDevice) steps(pid int, alias string, queues int) []step.Step {
 	return append(list, step.Step{
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
-		Do:   func(ctx context.Context) error { return s.m.Retry(ctx, s.lower, s.dev.Up) },
+		Do:   func(ctx context.Context) error { return s.m.Retry(ctx, s.parent, s.dev.Up) },
 	})
 }
 
-func (s *macvtapDevice) createStep() step.Step {
+func (s *macvtapInterface) createStep() step.Step {
 	l := s.spec.Lower
 	return step.Step{
 		Name: string(l.Kind),
 		Text: fmt.Sprintf("unshare(CLONE_NEWNET); RTM_NEWLINK %s: %s mode %s on %s, in that netns", s.name, l.Kind, l.Mode, l.Device),
 		Do: func(ctx context.Context) (err error) {
-			if err := s.agrees(ctx); err != nil { // again: to wait for the guest may take long
+			if err := s.agrees(ctx); err != nil { // again: the wait for the guest may take long
 				return err
 			}
-			err = s.m.Retry(ctx, s.lower, func() (err error) {
-				s.dev, err = macvlan.Create(s.m.NL, s.lower, s.config())
+			err = s.m.Retry(ctx, s.parent, func() (err error) {
+				s.dev, err = macvlan.Create(s.m.NL, s.parent, s.config())
 				return err
 			})
 			if err != nil {
@@ -143,15 +121,15 @@ func (s *macvtapDevice) createStep() step.Step {
 			if s.inode, err = s.dev.Netns().Inode(); err != nil {
 				return err
 			}
-			s.ns, err = s.dev.Netns().File()
+			s.files.Netns, err = s.dev.Netns().File()
 			return err
 		},
 		Undo: func(context.Context) error { return s.undo() },
 	}
 }
 
-// settingsStep comes before the device's fds go anywhere.
-func (s *macvtapDevice) settingsStep(alias string) step.Step {
+// settingsStep writes the record, before a file can go anywhere.
+func (s *macvtapInterface) settingsStep(alias string) step.Step {
 	all := s.spec.Lower.AllMulti()
 	text := fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s, alias %q", s.name, nic.OnOff(all), alias)
 	return step.Step{Name: "settings", Text: text, Do: func(context.Context) error {
@@ -159,8 +137,22 @@ func (s *macvtapDevice) settingsStep(alias string) step.Step {
 	}}
 }
 
-// undo removes the device at once, unless QEMU still holds a queue: then it goes with that.
-func (s *macvtapDevice) undo() error {
+func (s *macvtapInterface) queueStep(i int) step.Step {
+	return step.Step{
+		Name: fmt.Sprintf("queue %d", i),
+		Text: fmt.Sprintf("open the node of %s; TUNSETIFF IFF_TAP|IFF_NO_PI|IFF_VNET_HDR|IFF_MULTI_QUEUE: queue %d", s.name, i),
+		Do: func(context.Context) error {
+			if err := s.dev.OpenQueue(); err != nil {
+				return err
+			}
+			s.files.Queues = s.dev.Queues()
+			return nil
+		},
+	}
+}
+
+// undo removes the interface at once, unless QEMU still holds a queue: then it goes with that.
+func (s *macvtapInterface) undo() error {
 	if s.dev == nil {
 		return nil
 	}
@@ -168,7 +160,7 @@ func (s *macvtapDevice) undo() error {
 	if ns := s.dev.Netns(); ns != nil {
 		var fds []int
 		var err error
-		if len(s.queues()) > 0 { // else QEMU cannot have one, also where nobody may look
+		if len(s.files.Queues) > 0 { // else QEMU cannot hold one, even if its files cannot be seen
 			fds, err = macvlan.QueuesOf(s.pid, ns, s.dev.Link)
 		}
 		if err == nil && len(fds) == 0 {
@@ -176,25 +168,50 @@ func (s *macvtapDevice) undo() error {
 		}
 		errs = append(errs, err)
 	}
-	return errors.Join(append(errs, s.Close())...)
+	return errors.Join(append(errs, s.close())...)
 }
 
-// lingering is how long the kernel may take to remove a device whose last fd was closed: it does
-// so in a worker of its own.
-const lingering = 3 * time.Second
+func (s *macvtapInterface) close() error {
+	s.files.Queues = nil
+	err := closeFile(&s.files.Netns)
+	if s.dev != nil {
+		err = errors.Join(s.dev.Close(), err)
+	}
+	return err
+}
 
-// Retry does on a lower what a device may be in the way of that nobody holds any more. Where
-// one stays in the way, the error names our own NICs on the lower, which its
-// netns does not show.
-func (m *Maker) Retry(ctx context.Context, lower *rtnl.Link, do func() error) error {
-	deadline := time.Now().Add(lingering)
+func (s *macvtapInterface) verify(_ context.Context, w making) (*inventory.Device, error) {
+	dev, open, err := s.m.InNetns(w.pid, s.inode)
+	switch {
+	case err != nil:
+		return nil, err
+	case !open:
+		return nil, errors.New("the device is gone, QEMU did not keep it")
+	case dev == nil:
+		return nil, errors.New("the device cannot be found in the netns that QEMU holds")
+	case !dev.Up:
+		return nil, fmt.Errorf("somebody set %s down meanwhile", dev.Name)
+	}
+	return dev, s.m.Set(dev, rtnl.Alias(w.final))
+}
+
+// removalTime is how long the kernel may take to remove an interface whose last file was closed: a
+// worker of its own does it.
+const removalTime = 3 * time.Second
+
+// Retry runs do until no interface that nobody holds any more is in the way of it on the parent
+// device. If one stays, the error names the NICs on the parent device, which its netns does not
+// show.
+func (m *Maker) Retry(ctx context.Context, parent *rtnl.Link, do func() error) error {
+	deadline := time.Now().Add(removalTime)
 	for {
 		err := do()
-		inTheWay := errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.EBUSY) && lower.Master == 0
+		inTheWay := errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EINVAL) ||
+			errors.Is(err, syscall.EBUSY) && parent.Master == 0
 		if !inTheWay {
 			return err
 		}
-		named := m.withSiblings(ctx, err, lower.Name)
+		named := m.withSiblings(ctx, err, parent.Name)
 		if named != err || time.Now().After(deadline) {
 			return named
 		}
@@ -206,8 +223,8 @@ func (m *Maker) Retry(ctx context.Context, lower *rtnl.Link, do func() error) er
 	}
 }
 
-// withSiblings adds to an error which NICs are on a lower already.
-func (m *Maker) withSiblings(ctx context.Context, err error, lower string) error {
+// withSiblings adds to an error the names of the NICs on a parent device.
+func (m *Maker) withSiblings(ctx context.Context, err error, parent string) error {
 	if err == nil {
 		return nil
 	}
@@ -217,27 +234,94 @@ func (m *Maker) withSiblings(ctx context.Context, err error, lower string) error
 	}
 	var names string
 	for _, dev := range all {
-		if dev.NetnsFile != nil && dev.Want.Source == lower && dev.Want.Phase != nic.PhaseAttaching {
+		if dev.NetnsFile != nil && dev.Want.Source == parent && dev.Want.Phase != nic.PhaseAttaching {
 			names += fmt.Sprintf(" %s/%s (%s, MAC %s)", dev.Want.VM, dev.Want.NIC, dev.Want.Mode, dev.MAC)
 		}
 	}
 	if names == "" {
 		return err
 	}
-	return fmt.Errorf("%w; on %s there is%s", err, lower, names)
+	return fmt.Errorf("%w; on %s there is%s", err, parent, names)
 }
 
-func (s *macvtapDevice) Verify(ctx context.Context, pid int, alias string) (*inventory.Device, error) {
-	dev, open, err := s.m.InNetns(pid, s.inode)
-	switch {
-	case err != nil:
-		return nil, err
-	case !open:
-		return nil, errors.New("the device is gone, QEMU did not keep it")
-	case dev == nil:
-		return nil, errors.New("the device cannot be found in the netns that QEMU holds")
-	case !dev.Up:
-		return nil, fmt.Errorf("somebody set %s down meanwhile", dev.Name)
+// exclusive are the kinds of masters that take all frames of their ports, by the kernel's one
+// rx_handler, so that nothing can be made on the ports. A VRF does not.
+var exclusive = []string{"bridge", "bond", "team", "openvswitch"}
+
+// MayBeParent returns an error for a device on which a macvtap, ipvtap or macvlan would receive
+// nothing, or on which the kernel makes none.
+func (m *Maker) MayBeParent(kind vtap.Kind, l *rtnl.Link) error {
+	if master := m.MasterOf(l); master != nil && slices.Contains(exclusive, master.Kind) {
+		return macvlan.Explain(m.NL, fmt.Errorf("%s on %s: %w", kind, l.Name, syscall.EBUSY), kind, l)
 	}
-	return dev, s.m.Set(dev, rtnl.Alias(alias))
+	claimed, err := m.Claimed(l)
+	if err == nil && claimed {
+		err = fmt.Errorf("%w: %s", syscall.EBUSY, inventory.ClaimedText(l.Name, string(kind)))
+	}
+	return err
+}
+
+// ipvlanSibling is an ipvlan or ipvtap on the same parent device.
+type ipvlanSibling struct {
+	*rtnl.Link
+	name string // the guest and its NIC, or an interface
+}
+
+// agrees returns an error for an ipvtap that would change the guests beside it: a parent device has
+// one mode and one flag, and the kernel gives those of the latest ipvtap to all (ipvlan_link_new in
+// drivers/net/ipvlan/ipvlan_main.c).
+func (s *macvtapInterface) agrees(ctx context.Context) error {
+	l := s.spec.Lower
+	if l.Kind != vtap.IPVtap {
+		return nil
+	}
+	all, err := s.ipvlanSiblings(ctx)
+	if err != nil || len(all) == 0 {
+		return err
+	}
+	wanted := l.Mode + " " + l.FlagName()
+	there := macvlan.ModeName(all[0].Link) + " " + macvlan.FlagName(all[0].Link)
+	if wanted == there {
+		return nil
+	}
+	cure := "detach or remove what is there first"
+	if mode, flag, _ := strings.Cut(there, " "); slices.Contains(vtap.Modes(l.Kind), mode) {
+		cure = fmt.Sprintf("use --mode %s --flag %s, or %s", mode, flag, cure)
+	}
+	var names []string
+	for _, o := range all {
+		names = append(names, o.name)
+	}
+	return fmt.Errorf("%w: mode and flag are the same for all ipvtaps on %s, and %s would become %s for %s (%s)",
+		syscall.EBUSY, s.parent.Name, there, wanted, strings.Join(names, ", "), cure)
+}
+
+// ipvlanSiblings returns what shares the parent device with the NIC: other NICs, wherever they are,
+// and what the Maker's netns shows beside them. A parent device that is an ipvlan itself shares the
+// one that it is on.
+func (s *macvtapInterface) ipvlanSiblings(ctx context.Context) (found []ipvlanSibling, err error) {
+	all, err := s.m.AllDevices(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, dev := range all {
+		self := dev.Want.VM == s.spec.VM && dev.Want.NIC == s.spec.NIC
+		if dev.IPVlan != nil && dev.Lower == s.parent.Index && !self {
+			found = append(found, ipvlanSibling{dev.Link, dev.Want.VM + "/" + dev.Want.NIC})
+		}
+	}
+	for _, kind := range []string{"ipvlan", "ipvtap"} {
+		links, err := s.m.NL.Links(kind, 0)
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range links {
+			_, managed := nic.ParseRecord(l.Alias)
+			on := l.Lower == s.parent.Index && l.LowerNS < 0 || l.Index == s.parent.Index
+			if l.Kind == kind && l.IPVlan != nil && on && !managed {
+				found = append(found, ipvlanSibling{l, l.Name})
+			}
+		}
+	}
+	return found, nil
 }

@@ -1,8 +1,11 @@
 // Package backend makes the host's half of a NIC, its backend in QEMU's terms, and removes it: a
 // tap on a bridge or a switch, a socket to a switch, a macvtap or ipvtap on its parent device. It
-// knows nothing of the VMM that the files are for: a running one gets them by its monitor or by
-// libvirt (package tapmgr), one that is about to start inherits them (Launch), and a privileged
-// helper passes them to its caller (Serve).
+// knows nothing of the VMM that gets the files: a running one gets them through its monitor or
+// through libvirt (package tapmgr), one that is about to start inherits them (Launch), and a
+// privileged helper passes them to its caller (Serve).
+//
+// A NIC is planned first, as data, and then made by a list of steps. The steps add each file that
+// they open for the VMM to the NIC's qmp.Files, from which the steps of package qmp pass it on.
 package backend
 
 import (
@@ -14,16 +17,16 @@ import (
 	"vmnet/step"
 )
 
-// A Maker works in one network namespace. Its methods may be called at the same time.
+// A Maker works in one network namespace. Its methods may be called concurrently.
 type Maker struct {
 	*inventory.Host
 
 	// Run runs a list of steps; nil is step.Run alone.
 	Run func(ctx context.Context, steps []step.Step) error
-	// Owner is the uid for which a privileged helper works, as the aliases of its links say; 0
-	// where nobody but root is concerned.
+	// Owner is the uid for which a privileged helper works, as the aliases of its links say; 0 for
+	// root.
 	Owner int
-	// HelperPath, if not empty, is the path of the privileged program that makes taps where the
+	// HelperPath, if not empty, is the path of the privileged program that makes taps if the
 	// caller may not: see Serve.
 	HelperPath string
 }

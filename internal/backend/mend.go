@@ -2,7 +2,14 @@ package backend
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"slices"
 
+	"vmnet/bridge/brport"
+	"vmnet/bridge/vswitch/control"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/macvlan"
@@ -10,6 +17,70 @@ import (
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
+
+// Mending is work on several NICs: each thing that was done, or left alone, is an action.
+type Mending struct {
+	m       *Maker
+	Dry     bool // nothing is done
+	Actions []nic.Action
+}
+
+// NewMending begins one without an action.
+func NewMending(m *Maker, dry bool) Mending {
+	return Mending{m: m, Dry: dry, Actions: []nic.Action{}}
+}
+
+// Note records that a NIC is left alone.
+func (r *Mending) Note(dev inventory.Device, text string) { r.add(dev, nic.Action{Action: text}) }
+
+// Fail records that a NIC could not be inspected.
+func (r *Mending) Fail(dev inventory.Device, err error) {
+	r.add(dev, nic.Action{Action: "not looked into", Error: err.Error()})
+}
+
+// Do runs f, unless this is a dry run, and records that.
+func (r *Mending) Do(dev inventory.Device, text string, f func() error) {
+	a := nic.Action{Action: text, Changed: true}
+	if !r.Dry {
+		if err := f(); err != nil {
+			a.Error = err.Error()
+		}
+	}
+	r.add(dev, a)
+}
+
+func (r *Mending) add(dev inventory.Device, a nic.Action) {
+	a.VM, a.NIC, a.Interface = dev.Want.VM, dev.Want.NIC, dev.Name
+	r.Actions = append(r.Actions, a)
+}
+
+// Mend restores what differs from the record, and notes what it leaves alone. It needs no lock of a
+// guest.
+func (r *Mending) Mend(ctx context.Context, dev inventory.Device) {
+	v, err := r.m.View(&dev)
+	switch {
+	case err != nil && dev.IsUntrusted():
+		r.Note(dev, fmt.Sprintf("left alone: %v", err))
+	case err != nil:
+		r.Fail(dev, err)
+	}
+	for _, f := range v.Compare() {
+		if f.Fix.Kind == inventory.NotFixed {
+			r.Note(dev, "left alone: "+f.Notice())
+			continue
+		}
+		r.Do(dev, f.Done, func() error { return r.m.mend(ctx, v, f.Fix) })
+	}
+}
+
+// MendStep returns the step that mends a finding.
+func (m *Maker) MendStep(v *inventory.View, f inventory.Finding) step.Step {
+	return step.Step{
+		Name: f.What, Text: f.Text,
+		Stage: nic.ErrLink,
+		Do:    func(ctx context.Context) error { return m.mend(ctx, v, f.Fix) },
+	}
+}
 
 // mend carries out what mends a difference of a NIC.
 func (m *Maker) mend(ctx context.Context, v *inventory.View, f inventory.Fix) error {
@@ -48,11 +119,172 @@ func (m *Maker) mend(ctx context.Context, v *inventory.View, f inventory.Fix) er
 	return nil
 }
 
-// MendStep is the mending of a finding as attach runs it.
-func (m *Maker) MendStep(v *inventory.View, f inventory.Finding) step.Step {
-	return step.Step{
-		Name: f.What, Text: f.Text,
-		Stage: nic.ErrLink,
-		Do:    func(ctx context.Context) error { return m.mend(ctx, v, f.Fix) },
+// MarkPlugged sets the alias of a NIC that its VMM has.
+func (m *Maker) MarkPlugged(ctx context.Context, dev inventory.Device) error {
+	dev.Want.Phase, dev.Want.Since = nic.PhasePlugged, 0
+	alias, err := dev.Want.Encode()
+	if err != nil {
+		return err
 	}
+	return m.SetAlias(ctx, &dev, alias)
+}
+
+// SetAlias writes a NIC's record: to its link, or to its port's label. It is success if what it
+// would write to is gone.
+func (m *Maker) SetAlias(ctx context.Context, dev *inventory.Device, alias string) error {
+	switch {
+	case dev.Deleted:
+		return nil
+	case !dev.IsSocket():
+		return m.Set(dev, rtnl.Alias(alias))
+	case dev.SwitchPort.Err != nil:
+		return dev.SwitchPort.Err
+	case dev.SwitchPort.Port == nil: // the switch has no such port
+		return nil
+	}
+	err := inventory.WithSwitch(ctx, dev.SwitchPort.Path, func(ctx context.Context, c *control.Client) error {
+		return c.SetLabel(ctx, dev.SwitchPort.Port.Name, alias)
+	})
+	if errors.Is(err, control.ErrNotRunning) { // it has ended meanwhile
+		return nil
+	}
+	return rtnl.IgnoreNotExist(err)
+}
+
+// Set changes settings of a NIC's link.
+func (m *Maker) Set(dev *inventory.Device, attrs ...rtnl.Attr) error {
+	return m.On(dev, func(nl *rtnl.Conn) error { return nl.Set(dev.Index, attrs...) })
+}
+
+// putOnBridge makes a tap without a master a port of its bridge again, or of the one that was made
+// in its place.
+func (m *Maker) putOnBridge(dev *inventory.Device, br *rtnl.Link) error {
+	if err := m.NL.SetQuiet(dev.Index, rtnl.MTU(br.MTU)); err != nil {
+		return err
+	}
+	if dev.IsPlain() || dev.Want.At == br.Index {
+		return bridges.AddPort(m.NL, br, dev.Link, dev.Want.PortConfig())
+	}
+	r := dev.Want
+	r.At = br.Index
+	text, err := r.Encode()
+	if err != nil {
+		return err
+	}
+	return bridges.AddPort(m.NL, br, dev.Link, dev.Want.PortConfig(), rtnl.Alias(text))
+}
+
+// PutBack makes the taps of NICs whose bridges were deleted ports of the bridges of these names
+// that are there now, with their settings. It needs no lock of a guest. A tap that was made for
+// that very bridge was taken off it by somebody, and is left alone. Failures are in the actions;
+// the error is about reading what there is.
+func (m *Maker) PutBack(names ...string) ([]nic.Action, error) {
+	links, err := m.WithoutMaster()
+	if err != nil {
+		return nil, err
+	}
+	r := NewMending(m, false)
+	for _, dev := range links {
+		if !slices.Contains(names, dev.Want.Source) {
+			continue
+		}
+		br, err := bridges.Get(m.NL, dev.Want.Source)
+		if err == nil && dev.Outlived(br) {
+			r.Do(dev, "put back on "+br.Name, func() error { return m.putOnBridge(&dev, br) })
+		}
+	}
+	return r.Actions, nil
+}
+
+// ForeignWithoutMaster reports whether there is any tap that PutBackForeign might put on a bridge.
+func (m *Maker) ForeignWithoutMaster() (bool, error) {
+	links, err := m.NL.Links("tun", 0)
+	return slices.ContainsFunc(links, func(l *rtnl.Link) bool { return inventory.IsForeign(l, "tun") && l.Master == 0 }), err
+}
+
+// PutBackForeign is PutBack for the tap of that name that somebody else, such as libvirt, has made
+// for a guest's NIC of that MAC. It leaves the tap up or down. done is false if there is nothing to
+// do: the tap is on a bridge, or is younger than the bridge, or is none of that MAC. No tap of that
+// name, and no such bridge, is an error that Is fs.ErrNotExist.
+func (m *Maker) PutBackForeign(name string, mac net.HardwareAddr, bridgeName string, cfg brport.Settings) (done bool, err error) {
+	br, err := bridges.Get(m.NL, bridgeName)
+	if err != nil {
+		return false, err
+	}
+	l, err := m.NL.Link(name)
+	if err != nil {
+		return false, fmt.Errorf("interface %s: %w", name, err)
+	}
+	if !inventory.IsForeignTap(l, mac) || !inventory.Outlived(l, br) {
+		return false, nil
+	}
+	if l.Up {
+		return true, bridges.AddPort(m.NL, br, l, cfg)
+	}
+	if err := bridges.CheckPort(m.NL, br, l, cfg); err != nil {
+		return true, err
+	}
+	if err := m.NL.Set(l.Index, rtnl.Master(br.Index)); err != nil {
+		return true, fmt.Errorf("add port %s to %s: %w", l.Name, br.Name, err)
+	}
+	if err := bridges.SetPort(m.NL, br, l, cfg); err != nil {
+		return true, errors.Join(err, bridges.RemovePort(m.NL, l))
+	}
+	return true, nil
+}
+
+// SetForeignPort applies settings to the bridge port of the tap that somebody else has made for
+// process pid and its NIC of that MAC. It only adds to the port's settings, as bridges.AddSettings
+// does, and changes nothing if they are so already. No such tap, or one that is on no bridge, is an
+// error that Is fs.ErrNotExist.
+func (m *Maker) SetForeignPort(pid int, mac net.HardwareAddr, cfg brport.Settings) (changed bool, err error) {
+	all, err := m.Foreign(pid)
+	if err != nil {
+		return false, err
+	}
+	found := false
+	for _, f := range all {
+		if f.Type != nic.TypeTap || !f.HasGuest(mac) {
+			continue
+		}
+		found = true
+		c, err := m.setForeign(f.Link, cfg)
+		if changed = changed || c; err != nil {
+			return changed, err
+		}
+	}
+	if !found {
+		return false, fmt.Errorf("process %d holds no tap for MAC %s that somebody else made: %w", pid, mac, fs.ErrNotExist)
+	}
+	return changed, nil
+}
+
+// SetForeignPortOf is SetForeignPort for the tap of that interface index, which no process needs to
+// hold yet. It is an error that Is fs.ErrNotExist if it is no such tap any more, or on no bridge.
+func (m *Maker) SetForeignPortOf(index int, mac net.HardwareAddr, cfg brport.Settings) (changed bool, err error) {
+	l, err := m.NL.LinkByIndex(index)
+	if err != nil {
+		return false, fmt.Errorf("interface %d: %w", index, err)
+	}
+	if !inventory.IsForeignTap(l, mac) {
+		return false, fmt.Errorf("interface %s is no tap for MAC %s that somebody else made: %w", l.Name, mac, fs.ErrNotExist)
+	}
+	return m.setForeign(l, cfg)
+}
+
+// SetForeignPortNamed is SetForeignPortOf for the tap of that name.
+func (m *Maker) SetForeignPortNamed(name string, mac net.HardwareAddr, cfg brport.Settings) (changed bool, err error) {
+	l, err := m.NL.Link(name)
+	if err != nil {
+		return false, fmt.Errorf("interface %s: %w", name, err)
+	}
+	return m.SetForeignPortOf(l.Index, mac, cfg)
+}
+
+func (m *Maker) setForeign(l *rtnl.Link, cfg brport.Settings) (changed bool, err error) {
+	br, err := m.PortBridge(l)
+	if err != nil {
+		return false, err
+	}
+	return bridges.AddSettings(m.NL, br, l, cfg)
 }

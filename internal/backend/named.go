@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"syscall"
 	"time"
 
@@ -17,84 +16,71 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// What libvirt is handed by name must outlive our own fds until libvirt has opened it. So it breaks
-// the law of lifetime for as long as that takes, a macvtap for good: detach, the hook's release,
-// watch or reconcile removes it.
+// An interface that libvirt opens by its name must outlive this process's files until libvirt has
+// opened it. So it is an exception to the rule that an interface ends with its last file: a tap
+// until then, a macvtap for good. Detach, the hook's release, watch or reconcile removes it.
 
-// namedTap is a tap on a bridge that libvirt, or whoever is uid, opens by its name.
-type namedTap struct {
-	bridgeTap
-	uid int
-}
+// ReleaseWait bounds how long an interface may take to go that was released.
+const ReleaseWait = 5 * time.Second
 
-// HandOverTo names the user who opens a tap by its name; 0 for root.
-func (h *NIC) HandOverTo(uid int) {
-	if tap, ok := h.Device.(*namedTap); ok {
-		tap.uid = uid
-	}
-}
+// namedTap is a tap on a bridge that libvirt, or another process of the Opener, opens by its name.
+type namedTap struct{ bridgeTap }
 
-// steps end with a persistent tap that nobody holds: a single-queue one can be opened but once, and
-// of another a queue of ours would get frames.
-func (s *namedTap) steps(_ int, alias string, queues int) []step.Step {
-	s.multi, s.byName = queues > 1, true
-	tap := s.tapStep()
-	tap.Do = s.outOfTheWay(tap.Do)
-	list := append([]step.Step{tap}, s.portSteps(alias)...)
-	return append(list, step.Step{
+// steps end with a persistent tap that nobody holds: one of a single queue can be opened only once,
+// and a queue that is open here would receive frames of one of several.
+func (s *namedTap) steps(w making) []step.Step {
+	multi := w.record.Queues > 1
+	list := append([]step.Step{s.createStep(multi, func(ctx context.Context) error { return s.create(ctx, multi) })},
+		s.linkSteps(w.underWay)...)
+	return append(list, s.portStep(), step.Step{
 		Name: "persist",
 		Text: fmt.Sprintf("TUNSETPERSIST 1 on %s; close it", s.name),
 		Do: func(context.Context) error {
-			return errors.Join(s.tap.Persist(s.uid), s.tap.Close())
+			return errors.Join(s.tap.Persist(w.opener), s.tap.Close())
 		},
-		Undo: func(ctx context.Context) error { return s.m.RemoveNamed(ctx, s.Link) },
+		Undo: func(ctx context.Context) error { return s.m.RemoveNamed(ctx, s.link) },
 	})
 }
 
-func (s *namedTap) queues() []*os.File { return nil }
-
-// indexTries is how many interface indices a tap may get that have a node in the way.
+// indexTries is how many interface indices a tap may get of which a node is in /dev already.
 const indexTries = 64
 
-// outOfTheWay makes the tap with an index of which there is no macvtap's node in /dev.
-func (s *namedTap) outOfTheWay(do func(context.Context) error) func(context.Context) error {
-	return func(ctx context.Context) error {
-		for try := 1; ; try++ {
-			if err := do(ctx); err != nil {
-				return err
-			}
-			node := macvlan.NodeInTheWay(s.Link)
-			if node == "" {
-				return nil
-			}
-			if try == indexTries {
-				return fmt.Errorf("%w: %s is there, and %d before it, of macvtaps in other netns: libvirt would open that for %s (find who makes them: lsns -t net)", nic.ErrExist, node, try-1, s.name)
-			}
-			if err := errors.Join(s.tap.Close(), s.m.WaitGoneFor(ctx, &inventory.Device{Link: s.Link}, UndoWait)); err != nil {
-				return err
-			}
+// create makes the tap with an index that nobody can have guessed (rtnl.RandomIndex), and of which
+// no macvtap has its node in /dev: libvirt would open that node.
+func (s *namedTap) create(ctx context.Context, multi bool) error {
+	for try := 1; ; try++ {
+		if err := s.take(tun.CreateAt(s.m.NS, s.name, multi, rtnl.RandomIndex())); err != nil {
+			return err
+		}
+		node := macvlan.NodeInTheWay(s.link)
+		if node == "" {
+			return nil
+		}
+		if try == indexTries {
+			return fmt.Errorf("%w: %s is there, and %d before it, of macvtaps in other netns: libvirt would open that for %s "+
+				"(find who makes them: lsns -t net)", nic.ErrExist, node, try-1, s.name)
+		}
+		gone := &inventory.Device{Link: s.link}
+		if err := errors.Join(s.tap.Close(), s.m.WaitGoneFor(ctx, gone, UndoWait)); err != nil {
+			return err
 		}
 	}
 }
 
-// namedMacvtap is a macvtap in the Manager's netns, which libvirt opens by /dev/tap<index>.
+// namedMacvtap is a macvtap in the Maker's netns, which libvirt opens by /dev/tap<index>.
 type namedMacvtap struct {
-	macvtapDevice
-	link *rtnl.Link
+	macvtapInterface
+	link *rtnl.Link // nil until it is there
 }
 
-func (s *namedMacvtap) queues() []*os.File { return nil }
-func (s *namedMacvtap) netns() *os.File    { return nil }
-func (s *namedMacvtap) Close() error       { return nil }
-
-func (s *namedMacvtap) steps(_ int, alias string, _ int) []step.Step {
+func (s *namedMacvtap) steps(w making) []step.Step {
 	l := s.spec.Lower
 	list := []step.Step{{
 		Name: string(l.Kind),
-		Text: fmt.Sprintf("RTM_NEWLINK %s: %s mode %s on %s, alias %q", s.name, l.Kind, l.Mode, l.Device, alias),
-		Do:   func(ctx context.Context) error { return s.create(ctx, alias) },
+		Text: fmt.Sprintf("RTM_NEWLINK %s: %s mode %s on %s, alias %q", s.name, l.Kind, l.Mode, l.Device, w.underWay),
+		Do:   func(ctx context.Context) error { return s.create(ctx, w.underWay) },
 		Undo: func(ctx context.Context) error { return s.m.RemoveNamed(ctx, s.link) },
-	}, s.settingsStep(""), {
+	}, s.linkStep(""), {
 		Name: "node",
 		Text: fmt.Sprintf("see that %s has its node in /dev", s.name),
 		Do:   func(context.Context) error { return macvlan.MakeNode(s.m.NS, s.link) },
@@ -103,13 +89,20 @@ func (s *namedMacvtap) steps(_ int, alias string, _ int) []step.Step {
 		Name: "up",
 		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
 		Do: func(ctx context.Context) error {
-			return s.m.Retry(ctx, s.lower, func() error { return macvlan.Up(s.m.NL, s.link) })
+			return s.m.Retry(ctx, s.parent, func() error { return macvlan.Up(s.m.NL, s.link) })
 		},
 	})
 }
 
-// settingsStep sets what the link was not made with: attrs too, of which more is the text.
-func (s *namedMacvtap) settingsStep(more string, attrs ...rtnl.Attr) step.Step {
+func (s *namedMacvtap) create(ctx context.Context, alias string) error {
+	return s.m.Retry(ctx, s.parent, func() (err error) {
+		s.link, err = macvlan.CreateNamed(s.m.NL, s.parent, s.config(), alias)
+		return err
+	})
+}
+
+// linkStep sets what the link was not made with; more describes the further attrs.
+func (s *namedMacvtap) linkStep(more string, attrs ...rtnl.Attr) step.Step {
 	all := s.spec.Lower.AllMulti()
 	return step.Step{
 		Name: "settings",
@@ -131,14 +124,7 @@ func (s *namedMacvtap) altNameSteps() []step.Step {
 	}}
 }
 
-func (s *namedMacvtap) create(ctx context.Context, alias string) error {
-	return s.m.Retry(ctx, s.lower, func() (err error) {
-		s.link, err = macvlan.CreateNamed(s.m.NL, s.lower, s.config(), alias)
-		return err
-	})
-}
-
-func (s *namedMacvtap) Verify(_ context.Context, _ int, alias string) (*inventory.Device, error) {
+func (s *namedMacvtap) verify(_ context.Context, w making) (*inventory.Device, error) {
 	l, err := s.m.NL.LinkByIndex(s.link.Index)
 	if err != nil {
 		return nil, fmt.Errorf("the macvtap is gone: %w", err)
@@ -146,11 +132,11 @@ func (s *namedMacvtap) Verify(_ context.Context, _ int, alias string) (*inventor
 	if !l.Up {
 		return nil, fmt.Errorf("somebody set %s down meanwhile", l.Name)
 	}
-	return &inventory.Device{Link: l}, s.m.NL.Set(l.Index, rtnl.Alias(alias))
+	return &inventory.Device{Link: l}, s.m.NL.Set(l.Index, rtnl.Alias(w.final))
 }
 
-// RemoveNamed removes a link that was made to be handed over by name, at once where nobody holds
-// it. One that a VMM holds already goes with that: a macvtap cannot, and stays for reconcile.
+// RemoveNamed removes a link that was made to be opened by its name, at once if nobody holds it. A
+// tap that a VMM holds already goes with the VMM; a macvtap that one holds stays for reconcile.
 func (m *Maker) RemoveNamed(ctx context.Context, l *rtnl.Link) error {
 	if l == nil {
 		return nil
@@ -158,11 +144,11 @@ func (m *Maker) RemoveNamed(ctx context.Context, l *rtnl.Link) error {
 	ctx, cancel := context.WithTimeout(ctx, ReleaseWait)
 	defer cancel()
 	for {
-		err := m.tryDrop(ctx, l.Index)
+		err := m.tryRemove(ctx, l.Index)
 		if !errors.Is(err, nic.ErrInUse) || ctx.Err() != nil {
 			return err
 		}
-		select { // whoever held it may have let go of it, or who has opened it be seen
+		select { // its holder may close it, or a process that has just opened it become visible
 		case <-ctx.Done():
 			return err
 		case <-time.After(inventory.PollEvery):
@@ -170,7 +156,7 @@ func (m *Maker) RemoveNamed(ctx context.Context, l *rtnl.Link) error {
 	}
 }
 
-func (m *Maker) tryDrop(ctx context.Context, index int) error {
+func (m *Maker) tryRemove(ctx context.Context, index int) error {
 	now, err := m.NL.LinkByIndex(index)
 	if err != nil {
 		return rtnl.IgnoreNotExist(err)
@@ -185,8 +171,9 @@ func (m *Maker) tryDrop(ctx context.Context, index int) error {
 	return m.Delete(dev)
 }
 
-// Delete removes a link in the Manager's netns that nobody holds, and with it the node that we may
-// have made. A tap that somebody has opened meanwhile goes with that one.
+// Delete removes a link in the Maker's netns that nobody holds, and with it the node that vmnet may
+// have made; of a NIC over a socket, the port. A tap that a process has opened meanwhile goes with
+// that process.
 func (m *Maker) Delete(dev *inventory.Device) error {
 	if dev.IsSocket() {
 		return m.DisconnectSwitch(context.Background(), dev)
@@ -204,8 +191,8 @@ func (m *Maker) Delete(dev *inventory.Device) error {
 	return macvlan.RemoveNode(dev.Link, number)
 }
 
-// removePersistent removes a persistent tap, where there is the device to do that with; else it is
-// deleted as any link.
+// removePersistent makes a tap end with its last queue. If the tun device is not there for that, it
+// deletes the link.
 func (m *Maker) removePersistent(dev *inventory.Device) error {
 	err := tun.Expire(m.NS, dev.Name, dev.Tun.MultiQueue)
 	switch {
@@ -217,22 +204,34 @@ func (m *Maker) removePersistent(dev *inventory.Device) error {
 	return err
 }
 
-// clearPersistOfHolder takes persistence off a tap through whoever holds it.
+// clearPersistOfHolder makes a tap end with the process that holds it.
 func (m *Maker) clearPersistOfHolder(ctx context.Context, dev *inventory.Device) error {
+	pid, err := m.holderOf(ctx, dev)
+	switch {
+	case err != nil:
+		return err
+	case pid == 0:
+		return fmt.Errorf("%w: interface %s, by a process that cannot be seen", nic.ErrInUse, dev.Name)
+	}
+	return m.ClearPersist(dev, pid)
+}
+
+// holderOf returns a process that holds an interface of the Maker's netns; 0 if none is seen.
+func (m *Maker) holderOf(ctx context.Context, dev *inventory.Device) (pid int, err error) {
 	all, err := m.Devices(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, now := range all {
 		if now.NetnsFile == nil && now.Index == dev.Index && len(now.Holders) > 0 {
-			return m.ClearPersist(&now, now.Holders[0].PID)
+			return now.Holders[0].PID, nil
 		}
 	}
-	return fmt.Errorf("%w: interface %s, by whom cannot be seen", nic.ErrInUse, dev.Name)
+	return 0, nil
 }
 
-// ClearPersist makes a persistent tap live exactly as long as the process that holds it. A macvtap
-// cannot.
+// ClearPersist makes a persistent tap end with the process that holds it. That cannot be done to a
+// macvtap.
 func (m *Maker) ClearPersist(dev *inventory.Device, pid int) error {
 	inode, err := m.NS.Inode()
 	if err != nil || dev.Tun == nil || !dev.Tun.Persist {
@@ -245,25 +244,16 @@ func (m *Maker) ClearPersist(dev *inventory.Device, pid int) error {
 	return err
 }
 
-// waitUnheld waits until no process that is seen holds a macvtap in the Manager's netns.
+// waitUnheld waits until no process that is seen holds an interface of the Maker's netns.
 func (m *Maker) waitUnheld(ctx context.Context, dev *inventory.Device) error {
 	for {
-		all, err := m.Devices(ctx)
-		if err != nil {
+		pid, err := m.holderOf(ctx, dev)
+		if err != nil || pid == 0 {
 			return err
-		}
-		held := 0
-		for _, now := range all {
-			if now.NetnsFile == nil && now.Index == dev.Index && len(now.Holders) > 0 {
-				held = now.Holders[0].PID
-			}
-		}
-		if held == 0 {
-			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w: interface %s, which process %d holds: %w", nic.ErrInUse, dev.Name, held, context.Cause(ctx))
+			return fmt.Errorf("%w: interface %s, which process %d holds: %w", nic.ErrInUse, dev.Name, pid, context.Cause(ctx))
 		case <-time.After(inventory.PollEvery):
 		}
 	}

@@ -6,12 +6,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 
 	"vmnet/internal/endpoint"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/bridges"
+	"vmnet/internal/kernel/procfd"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/stablemac"
 	"vmnet/qmp"
 	"vmnet/step"
@@ -19,31 +22,67 @@ import (
 	"vmnet/vhost"
 )
 
-// NIC is the host's half of a NIC in the making, whoever the VMM is: a running QEMU that it is
-// plugged into, or one that is yet to start.
+// NIC is the host's half of a NIC in the making, for a running VMM or for one that is yet to start.
+// PlanInterface comes first, then PlanDevice, HostSteps and, once the steps have run, Verify.
 type NIC struct {
-	m      *Maker
-	Spec   nic.Spec // with its defaults
-	Device device
+	Spec     nic.Spec // with its defaults
+	AnyModel bool     // the caller did not name a model: the machine decides
+	Opener   int      // uid of the process that opens the interface by its name; 0 for root
 
-	AnyModel bool // none was asked for: the machine decides
+	// What the plan decides. The caller may change Record and Device until HostSteps.
+	Record    nic.Record // with the phase of the steps
+	Interface Interface
+	Device    qmp.NIC
+	Notices   []string // for a person
 
-	// what plan decides
-	Record  nic.Record // while it is under way
-	Nic     qmp.NIC
-	Notices []string
+	// Files are the open files for the VMM. The steps add to them, and Close closes them.
+	Files qmp.Files
 
-	labelText string // of the label that the VMM gets; empty for none
-
-	vhosts []*os.File // what the steps open
-	label  *os.File
+	m        *Maker
+	host     hostInterface
+	lifeline lifeline // for a switch
+	made     making   // by HostSteps
 }
 
-// New begins a NIC; p is what its alias says from the first on.
+// hostInterface makes the host interface of a NIC: there is one for each way in which a guest's
+// frames can leave its VMM. It has the Files of its NIC, adds the queues and the netns to them when
+// its steps open these, and closes these itself.
+type hostInterface interface {
+	// plan reads what the steps need and changes nothing. It sets in the record what the interface
+	// decides, and the guest's MAC if that is not free.
+	plan(ctx context.Context, r *nic.Record) (Interface, error)
+	// steps make the interface ready for the guest, after plan. The interface has its record before
+	// a file can leave this process.
+	steps(w making) []step.Step
+	// verify reads the interface back, once the VMM has it, and gives it its final record.
+	verify(ctx context.Context, w making) (*inventory.Device, error)
+	// close closes this process's files. The interface ends with them unless a VMM has copies.
+	close() error
+}
+
+// Interface is what the plan says of a host interface.
+type Interface struct {
+	Name   string     // of the link, or of the port of a switch
+	MaxMTU int        // in bytes
+	Bridge *rtnl.Link // the kernel's bridge that it becomes a port of; nil for none
+}
+
+// making is what steps are made of.
+type making struct {
+	pid      int        // of the VMM; 0 if it is not known yet
+	opener   int        // see NIC.Opener
+	record   nic.Record // once the VMM has the NIC
+	underWay string     // the record as text until then
+	final    string     // and from then on
+}
+
+// New begins a NIC; p is the phase that its record has until the VMM has it.
 func (m *Maker) New(spec nic.Spec, p nic.Phase) *NIC {
-	h := &NIC{m: m, Spec: spec, Device: m.side(spec), Record: nic.Record{
-		VM: spec.VM, NIC: spec.NIC, MAC: spec.MAC, Model: spec.Model, Options: spec.OptionsHash(), Owner: m.Owner, Via: spec.Via, Phase: p,
+	h := &NIC{m: m, Spec: spec, Record: nic.Record{
+		VM: spec.VM, NIC: spec.NIC, MAC: spec.MAC, Model: spec.Model, Options: spec.OptionsHash(),
+		Owner: m.Owner, Via: spec.Via, Phase: p,
 	}}
+	h.host = m.interfaceFor(h)
 	if bytes.Equal(spec.MAC, nic.DefaultMAC(spec.VM, spec.NIC)) {
 		if err := stablemac.Check("/"); err != nil {
 			h.Notices = append(h.Notices, fmt.Sprintf("MAC %s: %v; or choose one with --mac", spec.MAC, err))
@@ -52,29 +91,50 @@ func (m *Maker) New(spec nic.Spec, p nic.Phase) *NIC {
 	return h
 }
 
-// side is the host's side that a Spec asks for.
-func (m *Maker) side(spec nic.Spec) device {
-	if spec.Via == nic.ViaLibvirt && spec.Lower != nil {
-		return &namedMacvtap{macvtapDevice: macvtapDevice{m: m, spec: spec}}
-	}
-	if spec.Via == nic.ViaLibvirt {
-		return &namedTap{bridgeTap: bridgeTap{m: m, Spec: spec}}
-	}
+// interfaceFor returns the kind of interface that the NIC's Spec asks for.
+func (m *Maker) interfaceFor(h *NIC) hostInterface {
+	spec := h.Spec
+	tap := hostTap{m: m, spec: spec, files: &h.Files}
+	lower := macvtapInterface{m: m, spec: spec, files: &h.Files}
 	switch {
-	case spec.Switch != nil && m.by(spec) == nic.BySocket:
-		return &switchSocket{m: m, spec: spec}
+	case spec.Via == nic.ViaLibvirt && spec.Lower != nil:
+		return &namedMacvtap{macvtapInterface: lower}
+	case spec.Via == nic.ViaLibvirt:
+		return &namedTap{bridgeTap: bridgeTap{hostTap: tap}}
+	case spec.Switch != nil && m.switchEndpoint(spec) == nic.BySocket:
+		return &switchSocket{m: m, spec: spec, files: &h.Files, lifeline: &h.lifeline}
 	case spec.Switch != nil:
-		return &switchTap{bridgeTap: bridgeTap{m: m, Spec: spec}}
+		return &switchTap{hostTap: tap}
 	case m.HelperPath != "":
-		return &helperTap{bridgeTap: bridgeTap{m: m, Spec: spec}}
+		return &helperTap{bridgeTap: bridgeTap{hostTap: tap}}
 	case spec.Lower != nil:
-		return &macvtapDevice{m: m, spec: spec}
+		return &lower
 	}
-	return &bridgeTap{m: m, Spec: spec}
+	return &bridgeTap{hostTap: tap}
 }
 
-// Plan decides what the steps need, once side.plan has been asked; it changes nothing.
-func (h *NIC) Plan(queues int) (err error) {
+// switchEndpoint decides what connects QEMU and the switch if the Spec leaves that open. A tap
+// costs less for each byte, as its frames cross in super-frames.
+func (m *Maker) switchEndpoint(spec nic.Spec) nic.By {
+	switch {
+	case spec.Switch.By != nic.ByAuto:
+		return spec.Switch.By
+	case spec.CheckSocket() != nil:
+		return nic.ByTap
+	case m.HelperPath != "" || endpoint.MayOpenPacket(m.NS) != nil:
+		return nic.BySocket
+	}
+	return nic.ByTap
+}
+
+// PlanInterface plans the host interface. It reads what the steps need and changes nothing.
+func (h *NIC) PlanInterface(ctx context.Context) (err error) {
+	h.Interface, err = h.host.plan(ctx, &h.Record)
+	return err
+}
+
+// PlanDevice plans the guest's half, with that many queues. It changes nothing.
+func (h *NIC) PlanDevice(queues int) (err error) {
 	r := &h.Record
 	r.Queues = queues
 	if r.MTU, err = h.guestMTU(); err != nil {
@@ -83,39 +143,27 @@ func (h *NIC) Plan(queues int) (err error) {
 	if r.Vhost, err = h.useVhost(); err != nil {
 		return step.WithStage(nic.ErrLink, err)
 	}
-	if _, err := r.Encode(); err != nil {
+	if _, err := r.Encode(); err != nil { // before the guest is asked for anything
 		return step.WithStage(nic.ErrInvalid, err)
 	}
-	h.Nic = qmp.NIC{
-		ID: nic.DeviceID(r.NIC), Model: r.Model, MAC: r.MAC, HostMTU: r.MTU, Queues: make([]*os.File, queues),
-		Options: maps.Clone(h.Spec.DeviceOptions),
+	byName := h.Spec.Via == nic.ViaLibvirt // libvirt opens the files itself
+	h.Device = qmp.NIC{
+		ID: nic.DeviceID(r.NIC), Model: r.Model, MAC: r.MAC, HostMTU: r.MTU, Options: maps.Clone(h.Spec.DeviceOptions),
+		Queues: queues, Vhost: r.Vhost && !byName, Netns: h.Spec.Lower != nil && !byName,
 	}
-	h.Nic.Bus, h.Nic.Addr = h.Nic.Options["bus"], h.Nic.Options["addr"]
-	delete(h.Nic.Options, "bus")
-	delete(h.Nic.Options, "addr")
-	if r.Vhost && h.Spec.Via != nic.ViaLibvirt { // libvirt opens it itself
-		h.Nic.Vhosts = make([]*os.File, queues)
-	}
-	if h.Spec.Lower != nil {
-		h.Nic.Netns = make([]*os.File, 1)
-	}
-	if r.Type == nic.TypeSocket { // whose side has the label
-		h.Nic.Backend, h.Nic.Label = qmp.Socket, make([]*os.File, 1)
-		return nil
-	}
-	if err := h.planLabel(); err != nil {
-		return step.WithStage(nic.ErrLink, err)
-	}
-	if h.labelText != "" {
-		h.Nic.Label = make([]*os.File, 1)
+	h.Device.Bus, h.Device.Addr = h.Device.Options["bus"], h.Device.Options["addr"]
+	delete(h.Device.Options, "bus")
+	delete(h.Device.Options, "addr")
+	if r.Type == nic.TypeSocket {
+		h.Device.Backend = qmp.Socket
 	}
 	return nil
 }
 
-// guestMTU is what the guest is told; 0 where it needs no telling. It is also the
-// most that the guest can set later, so the usual one is not told.
+// guestMTU returns the MTU that the guest sees; 0 if it needs none. It is also the largest that the
+// guest can set later, so the usual one is left out.
 func (h *NIC) guestMTU() (int, error) {
-	most := h.Device.maxMTU()
+	most := h.Interface.MaxMTU
 	mtu := cmp.Or(h.Spec.MTU, most)
 	switch {
 	case mtu > most:
@@ -126,7 +174,7 @@ func (h *NIC) guestMTU() (int, error) {
 	return mtu, nil
 }
 
-// useVhost decides by opening the device once: only that proves it.
+// useVhost decides by opening the device once: only that proves that it works.
 func (h *NIC) useVhost() (bool, error) {
 	if h.Spec.Vhost == nic.VhostOff || !h.Spec.IsVirtio() || h.Record.Type == nic.TypeSocket {
 		return false, nil
@@ -142,37 +190,61 @@ func (h *NIC) useVhost() (bool, error) {
 	return false, nil
 }
 
-// HostSteps make the device and open vhost-net.
-func (h *NIC) HostSteps(pid int) []step.Step {
-	alias, _ := h.Record.Encode() // plan has tried it
-	list := h.Device.steps(pid, alias, h.Record.Queues)
-	for i := range list {
-		do := list[i].Do
-		list[i].Do = func(ctx context.Context) error {
-			if err := do(ctx); err != nil {
-				return err
-			}
-			h.take()
-			return nil
-		}
+// label returns the text of the label that the VMM gets; empty for none.
+//
+// The alias of a NIC's link is its record. But the link may be deleted under its guest: a macvtap
+// goes with its parent device, and an administrator can delete a tap. The guest then keeps a dead
+// NIC, whose VMM holds queues of no interface. So the VMM gets the record as a label as well. It
+// gets none from a helper that an attach has started, since the attach gives it one; and none if
+// libvirt opens the interface.
+func (h *NIC) label() (string, error) {
+	r := h.Record
+	switch {
+	case r.Type == nic.TypeSocket: // which has no link
+		r.Phase = nic.PhasePlugged
+		return r.Encode()
+	case r.Via == nic.ViaLibvirt, h.m.Owner != 0 && r.Phase == nic.PhaseAttaching:
+		return "", nil
 	}
-	for i := range h.Nic.Vhosts {
-		list = append(list, h.vhostStep(i))
-	}
-	if h.labelText != "" {
-		list = append([]step.Step{h.labelStep()}, list...)
-	}
-	return list
+	own, err := h.m.NS.Inode()
+	return r.Label(own), err
 }
 
-// take tells the hand-over which fds are open by now.
-func (h *NIC) take() {
-	copy(h.Nic.Queues, h.Device.queues())
-	for i := range h.Nic.Netns {
-		h.Nic.Netns[i] = h.Device.netns()
+// HostSteps returns the steps that make the host interface, for the VMM that is process pid, and
+// open vhost-net. The record is final from here on: its texts are written here.
+func (h *NIC) HostSteps(pid int) ([]step.Step, error) {
+	w := making{pid: pid, opener: h.Opener, record: h.Record}
+	w.record.Phase = nic.PhasePlugged
+	var err, finalErr error
+	w.underWay, err = h.Record.Encode()
+	w.final, finalErr = w.record.Encode()
+	if err := errors.Join(err, finalErr); err != nil {
+		return nil, step.WithStage(nic.ErrInvalid, err)
 	}
-	for i := range h.Nic.Label {
-		h.Nic.Label[i] = cmp.Or(h.label, h.Device.label())
+	label, err := h.label()
+	if err != nil {
+		return nil, step.WithStage(nic.ErrLink, err)
+	}
+	h.made, h.Device.Label = w, label != ""
+	var list []step.Step
+	if h.Device.Label {
+		list = append(list, h.labelStep(label))
+	}
+	list = append(list, h.host.steps(w)...)
+	if h.Device.Vhost {
+		for i := range h.Device.Queues {
+			list = append(list, h.vhostStep(i))
+		}
+	}
+	return list, nil
+}
+
+func (h *NIC) labelStep(text string) step.Step {
+	return step.Step{
+		Name: "label",
+		Text: fmt.Sprintf("memfd_create %q, for QEMU to hold", text),
+		Do:   func(context.Context) (err error) { h.Files.Label, err = procfd.NewLabel(text); return err },
+		Undo: func(context.Context) error { return closeFile(&h.Files.Label) },
 	}
 }
 
@@ -182,12 +254,10 @@ func (h *NIC) vhostStep(i int) step.Step {
 		Text: fmt.Sprintf("open %s: queue %d", vhost.Device, i),
 		Do: func(context.Context) error {
 			f, err := vhost.Open()
-			if err != nil {
-				return err
+			if err == nil {
+				h.Files.Vhosts = append(h.Files.Vhosts, f)
 			}
-			h.vhosts = append(h.vhosts, f)
-			h.Nic.Vhosts[i] = f
-			return nil
+			return err
 		},
 		Undo: func(context.Context) error { return h.closeVhosts() },
 	}
@@ -195,16 +265,42 @@ func (h *NIC) vhostStep(i int) step.Step {
 
 func (h *NIC) closeVhosts() error {
 	var errs []error
-	for _, f := range h.vhosts {
+	for _, f := range h.Files.Vhosts {
 		errs = append(errs, f.Close())
 	}
-	h.vhosts = nil
+	h.Files.Vhosts = nil
 	return errors.Join(errs...)
 }
 
-// Close closes our copies of all fds. Without a VMM's the device goes.
+// FinalAlias returns the record that Verify sets, as text. HostSteps has been called.
+func (h *NIC) FinalAlias() string { return h.made.final }
+
+// Verify reads the interface back, once the VMM has it, and gives it its final record.
+func (h *NIC) Verify(ctx context.Context) (*inventory.Device, error) {
+	dev, err := h.host.verify(ctx, h.made)
+	if err != nil {
+		return nil, err
+	}
+	dev.Want = h.made.record
+	return dev, nil
+}
+
+// Close closes this process's copies of all files. Without a VMM's the interface goes.
 func (h *NIC) Close() error {
-	return errors.Join(h.Device.Close(), h.closeVhosts(), closeFile(&h.label))
+	return errors.Join(h.host.close(), h.lifeline.close(), h.closeVhosts(), closeFile(&h.Files.Label))
+}
+
+// closeFile closes a file that may be nil, or closed already.
+func closeFile(f **os.File) error {
+	if *f == nil {
+		return nil
+	}
+	err := (*f).Close()
+	*f = nil
+	if errors.Is(err, fs.ErrClosed) {
+		return nil
+	}
+	return err
 }
 
 // Result describes the NIC that is there now. After a dry run there is none.
@@ -214,20 +310,21 @@ func (h *NIC) Result(dev *inventory.Device, changed bool) nic.Result {
 		return res
 	}
 	res.NIC = dev.AsHeld()
-	h.tellFindings(&res, dev)
-	br := h.Device.bridgeLink()
+	h.addFindings(&res, dev)
+	br := h.Interface.Bridge
 	if br == nil {
 		return res
 	}
 	res.ForwardIn = bridges.ForwardsIn(dev.Link, br)
 	if res.ForwardIn > 0 {
-		res.Notices = append(res.Notices, fmt.Sprintf("%s is %s, forwards in about %.0f s (%s runs STP)", dev.Name, dev.Port.State, res.ForwardIn.Seconds(), br.Name))
+		res.Notices = append(res.Notices, fmt.Sprintf("%s is %s, forwards in about %.0f s (%s runs STP)",
+			dev.Name, dev.Port.State, res.ForwardIn.Seconds(), br.Name))
 	}
 	return res
 }
 
-// tellFindings adds what of the NIC is not as it should be, and is not for us to mend.
-func (h *NIC) tellFindings(res *nic.Result, dev *inventory.Device) {
+// addFindings adds the differences between the NIC and its record that vmnet does not mend.
+func (h *NIC) addFindings(res *nic.Result, dev *inventory.Device) {
 	v, err := h.m.View(dev)
 	if err != nil {
 		res.Notices = append(res.Notices, fmt.Sprintf("%s was not compared with what it should be: %v", dev.Name, err))
@@ -239,18 +336,4 @@ func (h *NIC) tellFindings(res *nic.Result, dev *inventory.Device) {
 		}
 	}
 	res.Notices = append(res.Notices, v.Advice()...)
-}
-
-// by decides what is between QEMU and the switch where the Spec leaves that open; this is the one
-// place that does. A tap costs less for each byte, as its frames cross in super-frames.
-func (m *Maker) by(spec nic.Spec) nic.By {
-	switch {
-	case spec.Switch.By != nic.ByAuto:
-		return spec.Switch.By
-	case spec.CheckSocket() != nil:
-		return nic.ByTap
-	case m.HelperPath != "" || endpoint.MayOpenPacket(m.NS) != nil:
-		return nic.BySocket
-	}
-	return nic.ByTap
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"vmnet/bridge/brport"
@@ -13,6 +12,7 @@ import (
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/stablemac"
+	"vmnet/qmp"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
@@ -20,90 +20,68 @@ import (
 // maxTapMTU is MAX_MTU less an Ethernet header (drivers/net/tun.c).
 const maxTapMTU = 65535 - 14
 
-// bridgeTap is a tap on a bridge.
-type bridgeTap struct {
-	m             *Maker
-	Spec          nic.Spec
-	br            *rtnl.Link
-	mtu           int // of the tap
-	name, altName string
-	multi         bool
-	byName        bool // it is handed over by its name
+// UndoWait bounds how long an undo waits for the interface to go: it goes at once, unless QEMU does
+// not answer and so still holds it.
+const UndoWait = time.Second
 
-	tap  *tun.Tap
-	Link *rtnl.Link
+// hostTap is what the taps of all NICs have in common. Its methods are the steps that make one.
+type hostTap struct {
+	m             *Maker
+	spec          nic.Spec
+	files         *qmp.Files
+	name, altName string
+	mtu           int // in bytes
+
+	tap  *tun.Tap   // with the queues that are open here; nil before its step
+	link *rtnl.Link // nil until the tap is there
 }
 
-func (s *bridgeTap) Plan(_ context.Context, r *nic.Record) (err error) {
-	if s.br, err = bridges.Get(s.m.NL, s.Spec.Bridge); err != nil {
-		return err
+// bridgeTap is a tap on a bridge.
+type bridgeTap struct {
+	hostTap
+	br *rtnl.Link
+}
+
+func (s *bridgeTap) plan(_ context.Context, r *nic.Record) (_ Interface, err error) {
+	if s.br, err = bridges.Get(s.m.NL, s.spec.Bridge); err != nil {
+		return Interface{}, err
 	}
-	s.name, s.altName = s.Spec.InterfaceName()
-	if s.br.MTU > maxTapMTU {
-		return fmt.Errorf("bridge %s: its MTU of %d bytes is more than the %d that a tap can have (ip link set %s mtu %d)", s.br.Name, s.br.MTU, maxTapMTU, s.br.Name, maxTapMTU)
+	if err := mayHaveTap(s.br, s.spec.Port); err != nil {
+		return Interface{}, err
 	}
-	if bridges.NoVLAN(s.br, s.Spec.Port) {
-		return fmt.Errorf("bridge %s filters VLANs and has no default one (vlan_default_pvid 0), so that nothing would pass a port that is in none: name one with --vlan N, or several with --trunk", s.br.Name)
-	}
+	s.name, s.altName = s.spec.InterfaceName()
 	s.mtu = s.br.MTU
-	r.Type, r.Source, r.At, r.Port = nic.TypeTap, s.br.Name, s.br.Index, s.Spec.Port.String()
+	r.Type, r.Source, r.At, r.Port = nic.TypeTap, s.br.Name, s.br.Index, s.spec.Port.String()
+	return Interface{Name: s.name, MaxMTU: s.mtu, Bridge: s.br}, nil
+}
+
+// mayHaveTap returns an error if a tap with those settings cannot work on the bridge.
+func mayHaveTap(br *rtnl.Link, port brport.Settings) error {
+	if br.MTU > maxTapMTU {
+		return fmt.Errorf("bridge %s: its MTU of %d bytes is more than the %d that a tap can have (ip link set %s mtu %d)",
+			br.Name, br.MTU, maxTapMTU, br.Name, maxTapMTU)
+	}
+	if bridges.NoVLAN(br, port) {
+		return fmt.Errorf("bridge %s filters VLANs and has no default one (vlan_default_pvid 0), so a port in no VLAN would pass no frames: "+
+			"name one with --vlan N, or several with --trunk", br.Name)
+	}
 	return nil
 }
 
-func (s *bridgeTap) maxMTU() int { return s.mtu }
-
-func (s *bridgeTap) queues() []*os.File {
-	if s.tap == nil {
-		return nil
-	}
-	return s.tap.Queues()
+func (s *bridgeTap) steps(w making) []step.Step {
+	list := append(s.queueSteps(w.record.Queues), s.linkSteps(w.underWay)...)
+	return append(list, s.portStep())
 }
 
-func (s *bridgeTap) netns() *os.File { return nil }
-
-func (s *bridgeTap) Close() error { return s.tap.Close() }
-
-func (s *bridgeTap) steps(_ int, alias string, queues int) []step.Step {
-	return append(s.queueSteps(queues), s.portSteps(alias)...)
-}
-
-// queueSteps make the tap, with all queues open.
-func (s *bridgeTap) queueSteps(queues int) []step.Step {
-	s.multi = queues > 1
-	list := []step.Step{s.tapStep()}
-	for i := 1; i < queues; i++ {
-		list = append(list, step.Step{
-			Name: fmt.Sprintf("queue %d", i),
-			Text: fmt.Sprintf("open %s; TUNSETIFF %s: queue %d", tun.Device, s.name, i),
-			Do:   func(context.Context) error { return s.tap.AddQueue() },
-		})
-	}
-	return list
-}
-
-// portSteps make a tap that is there a port of its bridge.
-func (s *bridgeTap) portSteps(alias string) []step.Step {
-	return append(s.linkSteps(alias), step.Step{
+func (s *bridgeTap) portStep() step.Step {
+	return step.Step{
 		Name: "port",
-		Text: fmt.Sprintf("RTM_SETLINK %s: master %s%s, up", s.name, s.br.Name, portText(s.Spec.Port)),
-		Do:   func(context.Context) error { return bridges.AddPort(s.m.NL, s.br, s.Link, s.Spec.Port) },
-	})
-}
-
-// linkSteps say on the link what it is.
-func (s *bridgeTap) linkSteps(alias string) []step.Step {
-	list := []step.Step{s.settingsStep(alias)}
-	if s.altName != "" {
-		list = append(list, step.Step{
-			Name: "altname",
-			Text: fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", s.name, s.altName),
-			Do:   func(context.Context) error { return s.m.NL.AddAltName(s.Link.Index, s.altName) },
-		})
+		Text: fmt.Sprintf("RTM_SETLINK %s: master %s%s, up", s.name, s.br.Name, portText(s.spec.Port)),
+		Do:   func(context.Context) error { return bridges.AddPort(s.m.NL, s.br, s.link, s.spec.Port) },
 	}
-	return list
 }
 
-// portText names the settings of a port for a step's text.
+// portText returns the settings of a port for a step's text.
 func portText(cfg brport.Settings) string {
 	if cfg.IsZero() {
 		return ""
@@ -111,100 +89,139 @@ func portText(cfg brport.Settings) string {
 	return " with " + cfg.String()
 }
 
-// UndoWait bounds how long an undo watches for the device to go: it goes at once, unless
-// QEMU does not answer and so still holds it.
-const UndoWait = time.Second
-
-// create makes the tap. One that is handed over by its name gets an index that nobody can have
-// guessed: see rtnl.RandomIndex.
-func (s *bridgeTap) create() (*tun.Tap, error) {
-	if s.byName {
-		return tun.CreateAt(s.m.NS, s.name, s.multi, rtnl.RandomIndex())
+func (s *bridgeTap) verify(_ context.Context, w making) (*inventory.Device, error) {
+	l, err := s.read()
+	if err != nil {
+		return nil, err
 	}
-	return tun.Create(s.m.NS, s.name, s.multi)
+	if l.Master != s.br.Index || !l.Up {
+		return nil, fmt.Errorf("somebody changed %s meanwhile: up is %v, its bridge was changed: %v",
+			l.Name, l.Up, l.Master != s.br.Index)
+	}
+	return &inventory.Device{Link: l, MasterName: s.br.Name}, s.finish(l, w.final)
 }
 
-func (s *bridgeTap) tapStep() step.Step {
+// queueSteps make the tap and open all its queues, for the VMM.
+func (s *hostTap) queueSteps(queues int) []step.Step {
+	multi := queues > 1
+	list := []step.Step{s.createStep(multi, func(context.Context) error {
+		if err := s.take(tun.Create(s.m.NS, s.name, multi)); err != nil {
+			return err
+		}
+		s.files.Queues = s.tap.Queues()
+		return nil
+	})}
+	for i := 1; i < queues; i++ {
+		list = append(list, step.Step{
+			Name: fmt.Sprintf("queue %d", i),
+			Text: fmt.Sprintf("open %s; TUNSETIFF %s: queue %d", tun.Device, s.name, i),
+			Do: func(context.Context) error {
+				if err := s.tap.AddQueue(); err != nil {
+					return err
+				}
+				s.files.Queues = s.tap.Queues()
+				return nil
+			},
+		})
+	}
+	return list
+}
+
+// createStep runs create, which takes a new tap.
+func (s *hostTap) createStep(multi bool, create func(context.Context) error) step.Step {
 	flags := "IFF_TAP|IFF_NO_PI|IFF_VNET_HDR|IFF_TUN_EXCL"
-	if s.multi {
+	if multi {
 		flags += "|IFF_MULTI_QUEUE"
 	}
 	return step.Step{
 		Name: "tap",
 		Text: fmt.Sprintf("open %s; TUNSETIFF %s %s", tun.Device, s.name, flags),
-		Do: func(context.Context) (err error) {
-			if s.tap, err = s.create(); err != nil {
-				return s.explainTaken(err)
-			}
-			s.Link, err = s.m.NL.Link(s.name)
-			return err
-		},
-		// Closing our queues removes the tap, once QEMU has given back its own.
+		Do:   create,
+		// Closing the queues here removes the tap, once QEMU has closed its own.
 		Undo: func(ctx context.Context) error {
-			if s.tap == nil {
-				return nil
-			}
-			err := s.tap.Close()
-			if s.Link == nil {
+			err := s.close()
+			if s.link == nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(ctx, UndoWait)
-			defer cancel()
-			return errors.Join(err, s.m.WaitGone(ctx, &inventory.Device{Link: s.Link}))
+			return errors.Join(err, s.m.WaitGoneFor(ctx, &inventory.Device{Link: s.link}, UndoWait))
 		},
 	}
 }
 
-// explainTaken tells who has the name.
-func (s *bridgeTap) explainTaken(err error) error {
+// take keeps a tap that was just made, and reads its link.
+func (s *hostTap) take(tap *tun.Tap, err error) error {
+	if err != nil {
+		return s.explainTaken(err)
+	}
+	s.tap = tap
+	s.link, err = s.m.NL.Link(s.name)
+	return err
+}
+
+// explainTaken says what has the tap's name.
+func (s *hostTap) explainTaken(err error) error {
 	l, readErr := s.m.NL.Link(s.name)
 	if readErr != nil {
 		return err
 	}
 	cure := "use another --nic"
-	if s.Spec.Device != "" { // by a domain's XML
+	if s.spec.Device != "" { // the domain's XML has chosen the name
 		cure = "give one of the two interfaces another <target dev=...>"
 	}
-	return fmt.Errorf("%w: %w: interface %s, %s (%s)", nic.ErrExist, err, l.Name, OwnerText(l), cure)
+	return fmt.Errorf("%w: %w: interface %s, %s (%s)", nic.ErrExist, err, l.Name, ownerText(l), cure)
 }
 
-// OwnerText tells whose a device is.
-func OwnerText(l *rtnl.Link) string {
+// ownerText says whose an interface is.
+func ownerText(l *rtnl.Link) string {
 	if r, ok := nic.ParseRecord(l.Alias); ok {
 		return fmt.Sprintf("which is %s/%s", r.VM, r.NIC)
 	}
 	return "which vmnet did not make"
 }
 
-// settingsStep comes before the tap's fds go anywhere, so that whoever finds the
-// link can tell whose it is.
-func (s *bridgeTap) settingsStep(alias string) step.Step {
-	mac := stablemac.HostMAC(s.Spec.MAC)
-	return step.Step{
+// linkSteps write the record and the names. They come before the tap's files go anywhere, so that
+// the link always says whose it is.
+func (s *hostTap) linkSteps(alias string) []step.Step {
+	mac := stablemac.HostMAC(s.spec.MAC)
+	list := []step.Step{{
 		Name: "settings",
 		Text: fmt.Sprintf("RTM_SETLINK %s: address %s, mtu %d, inet6 addr_gen_mode none, alias %q", s.name, mac, s.mtu, alias),
 		Do: func(context.Context) error {
-			return s.m.NL.SetQuiet(s.Link.Index, rtnl.Alias(alias), rtnl.MAC(mac), rtnl.MTU(s.mtu))
+			return s.m.NL.SetQuiet(s.link.Index, rtnl.Alias(alias), rtnl.MAC(mac), rtnl.MTU(s.mtu))
 		},
+	}}
+	if s.altName != "" {
+		list = append(list, step.Step{
+			Name: "altname",
+			Text: fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", s.name, s.altName),
+			Do:   func(context.Context) error { return s.m.NL.AddAltName(s.link.Index, s.altName) },
+		})
 	}
+	return list
 }
 
-func (s *bridgeTap) Verify(_ context.Context, _ int, alias string) (*inventory.Device, error) {
-	l, err := s.m.NL.LinkByIndex(s.Link.Index)
+// read reads the tap's link again.
+func (s *hostTap) read() (*rtnl.Link, error) {
+	l, err := s.m.NL.LinkByIndex(s.link.Index)
 	if err != nil {
 		return nil, fmt.Errorf("the tap is gone, QEMU did not keep it: %w", err)
 	}
-	if l.Master != s.br.Index || !l.Up {
-		return nil, fmt.Errorf("somebody changed %s meanwhile: up is %v, its bridge was changed: %v", l.Name, l.Up, l.Master != s.br.Index)
-	}
-	return &inventory.Device{Link: l, MasterName: s.br.Name}, s.finish(l, alias)
+	return l, nil
 }
 
 // finish sets the final alias.
-func (s *bridgeTap) finish(l *rtnl.Link, alias string) error {
+func (s *hostTap) finish(l *rtnl.Link, alias string) error {
 	attrs := []rtnl.Attr{rtnl.Alias(alias)}
-	if want := stablemac.HostMAC(s.Spec.MAC); l.MAC.String() != want.String() {
-		attrs = append(attrs, rtnl.MAC(want)) // udev's MACAddressPolicy was quicker
+	if want := stablemac.HostMAC(s.spec.MAC); l.MAC.String() != want.String() {
+		attrs = append(attrs, rtnl.MAC(want)) // udev's MACAddressPolicy has changed it
 	}
 	return s.m.NL.Set(l.Index, attrs...)
+}
+
+func (s *hostTap) close() error {
+	s.files.Queues = nil
+	if s.tap == nil {
+		return nil
+	}
+	return s.tap.Close()
 }

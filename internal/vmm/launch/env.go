@@ -6,7 +6,7 @@ import (
 	"vmnet/internal/cli/console"
 )
 
-// description is VMNET_JSON. Its keys stay as they are.
+// description is the content of VMNET_JSON. Its keys are stable.
 type description struct {
 	VM   string    `json:"vm"`
 	NICs []nicJSON `json:"nics"`
@@ -26,7 +26,7 @@ type nicJSON struct {
 	DeviceID  string `json:"device_id"`
 }
 
-// environment says the same to programs that are not QEMU.
+// environment describes the NICs to programs that are not QEMU.
 func (c Config) environment(name string, args []string) []string {
 	d := description{VM: name}
 	for _, n := range c.NICs {
@@ -35,7 +35,7 @@ func (c Config) environment(name string, args []string) []string {
 			Queues: append([]int{}, n.Queues...), Vhosts: append([]int{}, n.Vhosts...), // [], not null
 			NetdevID: netdevID(n.Device), DeviceID: n.Device.ID,
 		}
-		if n.Netns != -1 {
+		if n.Netns != 0 {
 			one.Netns = &n.Netns
 		}
 		d.NICs = append(d.NICs, one)

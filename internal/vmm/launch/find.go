@@ -9,26 +9,26 @@ import (
 	"vmnet/internal/vmm/qemu"
 )
 
-// VMM says how the program of a command line is given its NICs.
+// VMM says how the program of a command line receives its NICs.
 type VMM string
 
 const (
-	// VMMAuto is QEMU, by its name or its arguments, behind any number of wrappers that are known;
-	// else whoever has a [Placeholder] among its arguments, or VMNET_ARGS or VMNET_JSON.
+	// VMMAuto detects QEMU, by its name or its arguments, behind any number of known wrappers;
+	// otherwise a program with a [Placeholder], VMNET_ARGS or VMNET_JSON among its arguments.
 	VMMAuto VMM = "auto"
-	// VMMQEMU is QEMU whatever it is called: it takes arguments at its end.
+	// VMMQEMU is QEMU under any name: it takes arguments at its end.
 	VMMQEMU VMM = "qemu"
 	// VMMEnv is a program that reads VMNET_ARGS or VMNET_JSON by itself.
 	VMMEnv VMM = "env"
 )
 
-// Find is QEMU's own part of a command line, from its program on; nil where that is not QEMU's, or
-// cannot be told from what stands before it, and [Placeholder] or VMNET_ARGS says where the NICs
-// go. The program is given a name by which package qemu knows it. target is what a program's path
-// leads to, by its links; nil touches no file.
+// Find returns QEMU's own part of a command line, from its program on. It returns nil if the
+// program is not QEMU, or if QEMU's part cannot be found and [Placeholder] or VMNET_ARGS says where
+// the NICs go. The returned program has a name by which package qemu recognises it. target resolves
+// the links of a program's path; if it is nil, Find touches no file.
 //
-// A command line of which it is not certain that the NICs will reach a guest is an error that Is
-// [ErrInvalid].
+// If it is not certain that the NICs will reach a guest, the error matches [ErrInvalid] with
+// errors.Is.
 func Find(vmm VMM, argv []string, target func(program string) string) ([]string, error) {
 	f := finder{vmm: vmm, argv: argv, target: target}
 	at, err := f.find()
@@ -52,14 +52,15 @@ type finder struct {
 	target func(program string) string
 }
 
-// told reports that the command line says itself where the NICs go.
+// told reports whether the command line itself says where the NICs go.
 func (f *finder) told() bool {
 	return f.vmm == VMMEnv || placeholder(f.argv) > 0 || f.vmm != VMMQEMU && slices.ContainsFunc(f.argv[1:], func(arg string) bool {
 		return strings.Contains(arg, "VMNET_ARGS") || strings.Contains(arg, "VMNET_JSON")
 	})
 }
 
-// find is the index of QEMU's program; -1 less the index of another program, behind all wrappers.
+// find returns the index of QEMU's program, behind all wrappers; for another program at index i,
+// -1-i.
 func (f *finder) find() (at int, err error) {
 	for at = 0; at < len(f.argv); {
 		w, known := wrappers[filepath.Base(f.argv[at])]
@@ -77,7 +78,7 @@ func (f *finder) find() (at int, err error) {
 		}
 		at += next
 	}
-	return 0, fmt.Errorf("%s is followed by no program", filepath.Base(f.argv[0]))
+	return 0, fmt.Errorf("no program follows %s", filepath.Base(f.argv[0]))
 }
 
 func (f *finder) unknown(program string) error {
@@ -92,7 +93,7 @@ func (f *finder) resolve(program string) string {
 	return f.target(program)
 }
 
-// own is the command line from QEMU on, with a name that is known.
+// own returns the command line from QEMU on, with a recognised name.
 func (f *finder) own(at int) []string {
 	argv := slices.Clone(f.argv[at:])
 	for _, program := range []string{argv[0], f.resolve(argv[0])} {
@@ -101,12 +102,12 @@ func (f *finder) own(at int) []string {
 			return argv
 		}
 	}
-	argv[0] = "qemu" // of the host's kind
+	argv[0] = "qemu" // of the host's architecture
 	return argv
 }
 
-// byName looks for QEMU among the arguments of a program that is not known, to read what is said of
-// the guest.
+// byName looks for QEMU among the arguments of an unknown program, to read what they say about the
+// guest.
 func (f *finder) byName() []string {
 	for at, arg := range f.argv {
 		if at == 0 && nameOf(arg) != "" || isSystem(arg) {
@@ -116,9 +117,9 @@ func (f *finder) byName() []string {
 	return nil
 }
 
-// nameOf is a name by which package qemu knows a QEMU: distributions and vendors put words around
-// "qemu-system-ARCH" (qemu-vanilla-system-x86_64, .qemu-system-x86_64-wrapped). It is empty for
-// another program.
+// nameOf returns a name by which package qemu recognises a QEMU: distributions and vendors put
+// words around "qemu-system-ARCH" (qemu-vanilla-system-x86_64, .qemu-system-x86_64-wrapped). It
+// returns "" for another program.
 func nameOf(program string) string {
 	if qemu.IsQEMU(program) {
 		return filepath.Base(program)
@@ -131,20 +132,20 @@ func nameOf(program string) string {
 	return "qemu-system-" + arch
 }
 
-// isSystem reports whether a word is surely a QEMU's path, and no guest that is called kvm.
+// isSystem reports whether a word is certainly a QEMU's path, and not a guest named kvm.
 func isSystem(word string) bool {
 	base := filepath.Base(word)
 	return strings.Contains(base, "qemu") && strings.Contains(base, "system-") && !strings.ContainsAny(word, " \t\n,=")
 }
 
-// qemuOptions are QEMU's own: other programs are not known to have them with one dash.
+// qemuOptions are options of QEMU that no other known program has with one dash.
 var qemuOptions = []string{
 	"machine", "M", "accel", "enable-kvm", "nodefaults", "no-user-config", "netdev", "device", "blockdev", "drive", "chardev", "qmp", "mon",
 	"smp", "rtc", "smbios", "object", "display", "nographic", "vga", "daemonize", "readconfig", "serial", "hda", "cdrom", "pflash", "bios",
 }
 
-// looksLikeQEMU reports whether arguments are QEMU's, by two of its options; and not those of a
-// wrapper, who names QEMU.
+// looksLikeQEMU reports whether arguments are QEMU's, by two of its options, and not those of a
+// wrapper that names QEMU.
 func looksLikeQEMU(args []string) bool {
 	if slices.ContainsFunc(args, isSystem) {
 		return false

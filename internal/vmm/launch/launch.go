@@ -1,10 +1,11 @@
-// Package launch writes the command line of a VMM that inherits the fds of its NICs. It
-// touches nothing: it is told the numbers that the fds will have.
+// Package launch writes the command line of a VMM that inherits the fds of its NICs. It opens
+// nothing: the caller supplies the numbers that the fds will have.
 package launch
 
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
@@ -12,11 +13,11 @@ import (
 	"vmnet/qmp"
 )
 
-// ErrInvalid is what all errors of this package are: what was asked for cannot be, and the
-// text says why and what to do.
+// ErrInvalid matches all errors of this package: the request is impossible, and the text gives the
+// reason and the cure.
 var ErrInvalid = errors.New("invalid command line")
 
-// Placeholder is the argument in whose place the NICs' arguments go, as often as there are.
+// Placeholder is the argument that the NICs' arguments replace. It may occur once.
 const Placeholder = "{vmnet}"
 
 // Bounds. PCI buses have 32 slots, and unix(7) socket paths 107 bytes.
@@ -28,24 +29,25 @@ const (
 	maxString    = 128<<10 - 1 // MAX_ARG_STRLEN of execve(2), without the NUL
 )
 
-// DefaultSparePorts is what a Config should have if nobody said anything else.
+// DefaultSparePorts is the default for Config.SparePorts.
 const DefaultSparePorts = 2
 
-// Config is what the command line is to say.
+// Config is the content of the command line.
 type Config struct {
-	// Guest is QEMU's own part of the command line, as Find has it, with the files that it reads in
-	// their places (qemu.Expand); nil: as Find has it, which is nil too for another program.
+	// Guest is QEMU's own part of the command line, as returned by Find, with the files that it
+	// reads expanded (qemu.Expand). If it is nil, Command calls Find, which returns nil for another
+	// program.
 	Guest []string
 
-	VM    string // the guest's name; empty: that of -name
-	Place string // "pci", "pcie" or "mmio"; "auto" or empty: what the machine has
+	VM    string // the guest's name; empty: from -name
+	Place string // "pci", "pcie" or "mmio"; "auto" or empty: by the machine's type
 
-	// SparePorts is how many empty PCI Express root ports the guest gets besides those of its
-	// NICs, for what is attached while it runs. Other places need none.
+	// SparePorts is the number of empty PCI Express root ports that the guest gets besides those of
+	// its NICs, for NICs attached while it runs. Other places need none.
 	SparePorts int
 
-	// Monitor is the path of a QMP socket for QEMU to listen on; empty: none is added. As any
-	// -qmp does, it takes QEMU's default human monitor away (-monitor brings it back).
+	// Monitor is the path of a QMP socket for QEMU to listen on; empty: none is added. Like any
+	// -qmp, it removes QEMU's default human monitor (-monitor brings it back).
 	Monitor string
 
 	NICs []NIC // at least one
@@ -53,42 +55,76 @@ type Config struct {
 
 // NIC is one NIC of the guest.
 type NIC struct {
-	Device qmp.NIC // as QEMU gets it. Its own fds count for nothing
+	Device qmp.NIC // for QEMU's arguments
 
 	Name      string // the NIC's id within the guest: "net0"
-	Interface string // the device on the host
+	Interface string // the host interface
 	Type      string // "tap", "macvtap", "ipvtap", "socket"
-	Source    string // the bridge, lower or switch that it is on
+	Source    string // the bridge, parent device or switch
 	MTU       int    // of the device, in bytes
 
-	Queues []int // numbers of the fds in the VMM, 3 or higher; of a socket its one end
+	// The numbers of the fds in the VMM, 3 or higher. Number sets them.
+	Queues []int // of a socket, its one end
 	Vhosts []int // none, or one for each queue
-	Netns  int   // the netns that the device is in, kept open for whoever looks for it; -1: none
-	Label  int   // what tells whoever looks what the NIC is, kept open; 0: none
+	Netns  int   // of the interface's netns, kept open so that it can be found; 0: none
+	Label  int   // of the label that describes the NIC, kept open; 0: none
+}
+
+// Number sets the numbers of the NIC's fds, as many as its Device has: those of the files that are
+// open, which keep their numbers over execve(2), and *next and the numbers after it for files that
+// a plan has not opened. It leaves *next behind the last one of these.
+func (n *NIC) Number(f *qmp.Files, next *int) {
+	number := func(file *os.File) int {
+		if file != nil {
+			return int(file.Fd())
+		}
+		*next++
+		return *next - 1
+	}
+	all := func(files []*os.File) (fds []int) {
+		for i := range n.Device.Queues {
+			var file *os.File
+			if i < len(files) {
+				file = files[i]
+			}
+			fds = append(fds, number(file))
+		}
+		return fds
+	}
+	n.Queues = all(f.Queues)
+	if n.Device.Vhost {
+		n.Vhosts = all(f.Vhosts)
+	}
+	if n.Device.Netns {
+		n.Netns = number(f.Netns)
+	}
+	if n.Device.Label {
+		n.Label = number(f.Label)
+	}
 }
 
 // Command is what to execute.
 type Command struct {
 	Argv []string
-	Env  []string // to be added: VMNET_ARGS and VMNET_JSON
+	Env  []string // additions: VMNET_ARGS and VMNET_JSON
 }
 
 // Command adds the NICs to a VMM's command line, whose first element is the program.
 //
-// QEMU's gets its arguments at the end, behind the wrappers that [Find] knows, that of another
-// program nothing; an argument that is exactly [Placeholder] says where they go instead. VMNET_ARGS
-// has them in any case, quoted for a shell (eval "set -- $VMNET_ARGS"), and VMNET_JSON has the same
-// as data.
+// QEMU's arguments go to the end of its command line, behind the wrappers that [Find] knows;
+// another program gets none. An argument that is exactly [Placeholder] says where they go instead.
+// VMNET_ARGS has them in any case, quoted for a shell (eval "set -- $VMNET_ARGS"), and VMNET_JSON
+// has the same as data.
 //
-// A -netdev takes away the NIC that QEMU makes if it is told nothing (default_net in QEMU's
-// softmmu/vl.c), so that nothing needs to be said about that.
+// A -netdev also keeps QEMU from making its default NIC (default_net in QEMU's softmmu/vl.c), so no
+// argument is needed for that.
 func (c Config) Command(argv []string) (Command, error) {
 	if err := c.validate(argv); err != nil {
 		return Command{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	guest := c.Guest
 	if guest == nil {
-		guest, _ = Find(VMMAuto, argv, nil) // which whoever must be sure of the guest has asked before
+		guest, _ = Find(VMMAuto, argv, nil) // callers that must be sure of the guest call Find before
 	}
 	name, err := GuestName(c.VM, guest)
 	if err != nil {
@@ -107,7 +143,7 @@ func (c Config) Command(argv []string) (Command, error) {
 	return command, nil
 }
 
-// arguments are those that are ours. guest is QEMU's own part of argv; nil where it is not known.
+// arguments returns vmnet's arguments. guest is QEMU's own part of argv; nil if unknown.
 func (c Config) arguments(name string, guest, argv []string) (args []string, err error) {
 	if guest != nil && qemu.Parse(guest).Name == "" {
 		args = append(args, "-name", "guest="+qemu.Escape(name))
@@ -134,8 +170,7 @@ func (c Config) arguments(name string, guest, argv []string) (args []string, err
 	return append(args, spare...), err
 }
 
-// insert puts args where they belong and leaves argv's other elements as they are. atEnd is for
-// QEMU's.
+// insert puts args in their place and leaves argv's other elements as they are. atEnd is for QEMU.
 func insert(argv, args []string, atEnd bool) []string {
 	if i := placeholder(argv); i > 0 {
 		return slices.Concat(argv[:i], args, argv[i+1:])
@@ -146,14 +181,14 @@ func insert(argv, args []string, atEnd bool) []string {
 	return slices.Clone(argv)
 }
 
-// placeholder is the index of the first one; 0: there is none.
+// placeholder returns the index of the first Placeholder; 0: there is none.
 func placeholder(argv []string) int { return slices.Index(argv[1:], Placeholder) + 1 }
 
-// HasMonitor reports whether a QEMU's command line, as Find has it, has a QMP monitor that vmnet
-// can use.
+// HasMonitor reports whether a QEMU's command line, as returned by Find, has a QMP monitor that
+// vmnet can use.
 func HasMonitor(guest []string) bool { return len(parse(guest).Monitors) > 0 }
 
-// parse reads QEMU's command line; of another program's nothing is known.
+// parse parses QEMU's command line; for another program the result is empty.
 func parse(guest []string) qemu.CmdLine {
 	if len(guest) == 0 || !qemu.IsQEMU(guest[0]) {
 		return qemu.CmdLine{}
@@ -161,8 +196,8 @@ func parse(guest []string) qemu.CmdLine {
 	return qemu.Parse(guest)
 }
 
-// GuestName is what the guest is called: vm, or where that is empty by QEMU's -name. Its errors
-// are that there is none, or that there are two. guest is as Find has it.
+// GuestName returns the guest's name: vm, or if that is empty, the name in QEMU's -name. It is an
+// error if there is no name, or if there are two. guest is as returned by Find.
 func GuestName(vm string, guest []string) (string, error) {
 	named := parse(guest).Name
 	switch {

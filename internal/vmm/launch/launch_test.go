@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"vmnet/internal/vmm/launch"
 	"vmnet/qmp"
@@ -20,7 +22,7 @@ import (
 func nic(name string, fd, queues int, vhost bool) launch.NIC {
 	n := launch.NIC{
 		Device: qmp.NIC{ID: "vmnet-" + name, MAC: net.HardwareAddr{0x52, 0x54, 0, 0, 0, byte(fd)}},
-		Name:   name, Interface: "vm-" + name, Type: "tap", Source: "br0", MTU: 1500, Netns: -1,
+		Name:   name, Interface: "vm-" + name, Type: "tap", Source: "br0", MTU: 1500,
 	}
 	for range queues {
 		n.Queues = append(n.Queues, fd)
@@ -138,7 +140,7 @@ func TestCommandRefuses(t *testing.T) {
 	}{
 		"there is no program":           {named, nil},
 		"at most 4096":                  {named, slices.Repeat([]string{qemu}, 4097)},
-		"{vmnet} is there twice":        {named, []string{qemu, "{vmnet}", "{vmnet}"}},
+		"{vmnet} occurs twice":          {named, []string{qemu, "{vmnet}", "{vmnet}"}},
 		`place "isa"`:                   {launch.Config{VM: "P2", Place: "isa", NICs: one}, []string{qemu}},
 		"-1 spare ports":                {launch.Config{VM: "P2", SparePorts: -1, NICs: one}, []string{qemu}},
 		"107 bytes of a socket":         {launch.Config{VM: "P2", Monitor: strings.Repeat("m", 108), NICs: one}, []string{qemu}},
@@ -148,7 +150,7 @@ func TestCommandRefuses(t *testing.T) {
 		`two NICs are called "net0"`:    {launch.Config{VM: "P2", NICs: []launch.NIC{net0, nic("net0", 4, 1, false)}}, []string{qemu}},
 		"file descriptor 3":             {launch.Config{VM: "P2", NICs: []launch.NIC{net0, nic("net1", 3, 1, false)}}, []string{qemu}},
 		"file descriptor 0":             {launch.Config{VM: "P2", NICs: []launch.NIC{{Name: "net0", Queues: []int{0}}}}, []string{qemu}},
-		"NIC net0: n has 0 queues":      {launch.Config{VM: "P2", NICs: []launch.NIC{{Name: "net0", Device: qmp.NIC{ID: "n"}, Netns: -1}}}, []string{qemu}},
+		"NIC net0: n has 0 queues":      {launch.Config{VM: "P2", NICs: []launch.NIC{{Name: "net0", Device: qmp.NIC{ID: "n"}}}}, []string{qemu}},
 		"vmnet-net0 is taken":           {named, []string{qemu, "-device", "e1000,id=vmnet-net0"}},
 		"vmnet-net0-netdev is taken":    {named, []string{qemu, "-netdev", `{"type":"user","id":"vmnet-net0-netdev"}`}},
 		"all 255 chassis":               {named, full},
@@ -160,6 +162,39 @@ func TestCommandRefuses(t *testing.T) {
 		if _, err := tc.config.Command(tc.argv); !errors.Is(err, launch.ErrInvalid) || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %q", err, want)
 		}
+	}
+}
+
+// TestNumber: open files keep their numbers, and the files of a plan get the next ones.
+func TestNumber(t *testing.T) {
+	device := qmp.NIC{Queues: 2, Vhost: true, Netns: true, Label: true}
+	next := 3
+	plain, planned := launch.NIC{Device: qmp.NIC{Queues: 1}}, launch.NIC{Device: device}
+	plain.Number(&qmp.Files{}, &next)
+	planned.Number(&qmp.Files{}, &next)
+	want := []launch.NIC{
+		{Device: plain.Device, Queues: []int{3}},
+		{Device: device, Queues: []int{4, 5}, Vhosts: []int{6, 7}, Netns: 8, Label: 9},
+	}
+	if diff := cmp.Diff(want, []launch.NIC{plain, planned}, cmpopts.IgnoreUnexported(qmp.NIC{})); diff != "" || next != 10 {
+		t.Errorf("planned, next %d (-want +got):\n%s", next, diff)
+	}
+
+	var files []*os.File
+	var fds []int
+	for range 6 {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		files, fds = append(files, f), append(fds, int(f.Fd()))
+	}
+	made := launch.NIC{Device: device}
+	made.Number(&qmp.Files{Queues: files[:2], Vhosts: files[2:4], Netns: files[4], Label: files[5]}, &next)
+	opened := launch.NIC{Device: device, Queues: fds[:2], Vhosts: fds[2:4], Netns: fds[4], Label: fds[5]}
+	if diff := cmp.Diff(opened, made, cmpopts.IgnoreUnexported(qmp.NIC{})); diff != "" || next != 10 {
+		t.Errorf("open, next %d (-want +got):\n%s", next, diff)
 	}
 }
 

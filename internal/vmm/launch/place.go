@@ -10,10 +10,10 @@ import (
 	"vmnet/qmp"
 )
 
-// rootBus is what q35 and the virt machines call theirs.
+// rootBus is the root bus of q35 and the virt machines.
 const rootBus = "pcie.0"
 
-// placement gives NICs their places, with names that nothing else has.
+// placement assigns the NICs' places, with unique names.
 type placement struct {
 	kind  qemu.Place
 	taken qemu.Taken
@@ -25,7 +25,7 @@ func (c Config) placement(guest, argv []string) (placement, error) {
 	for _, n := range c.NICs {
 		for _, id := range []string{n.Device.ID, netdevID(n.Device)} {
 			if p.taken.IDs[id] {
-				return p, fmt.Errorf("NIC %s: the id %s is taken already (give the NIC another --nic)", n.Name, id)
+				return p, fmt.Errorf("NIC %s: the id %s is taken (give the NIC another --nic)", n.Name, id)
 			}
 			p.taken.IDs[id] = true
 		}
@@ -43,7 +43,7 @@ func (p placement) place(n qmp.NIC) (device qmp.NIC, port []string, err error) {
 	return n, port, err
 }
 
-// ownPlace takes the place that the options may name out of them.
+// ownPlace moves bus and addr from the options to their fields.
 func ownPlace(n qmp.NIC) qmp.NIC {
 	n.Options = maps.Clone(n.Options)
 	for name, field := range map[string]*string{"bus": &n.Bus, "addr": &n.Addr} {
@@ -55,12 +55,12 @@ func ownPlace(n qmp.NIC) qmp.NIC {
 	return n
 }
 
-// onPCI is true of all NICs that QEMU has but a few.
+// onPCI reports whether a model is a PCI device, as nearly all of QEMU's NICs are.
 func onPCI(model string) bool {
 	return !slices.Contains([]string{"virtio-net-device", "virtio-net-ccw", "usb-net", "ne2k_isa", "spapr-vlan", "xen-net-device"}, model)
 }
 
-// port makes a root port. The pair of chassis and slot must be its own (pcie_chassis_add_slot in
+// port makes a root port. Its pair of chassis and slot must be unique (pcie_chassis_add_slot in
 // QEMU's hw/pci/pcie_port.c), and the guest may name its NICs by the chassis.
 func (p placement) port() (id string, args []string, err error) {
 	chassis := 1
@@ -77,7 +77,7 @@ func (p placement) port() (id string, args []string, err error) {
 	return id, []string{"-device", fmt.Sprintf("pcie-root-port,id=%s,bus=%s,chassis=%d", id, rootBus, chassis)}, nil
 }
 
-// spare makes empty ports, where there can be any.
+// spare makes empty ports, if the machine can have any.
 func (p placement) spare(count int) (args []string, err error) {
 	for range count {
 		if p.kind != qemu.PlacePCIe {

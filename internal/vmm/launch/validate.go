@@ -9,7 +9,7 @@ import (
 	"vmnet/internal/vmm/qemu"
 )
 
-// validate checks all but what qmp.NIC.Args checks.
+// validate checks everything that qmp.NIC.Args does not check.
 func (c Config) validate(argv []string) error {
 	switch {
 	case len(argv) == 0 || argv[0] == "":
@@ -17,7 +17,7 @@ func (c Config) validate(argv []string) error {
 	case len(argv) > maxArguments:
 		return fmt.Errorf("%d arguments: at most %d are possible", len(argv), maxArguments)
 	case placeholder(argv) > 0 && slices.Contains(argv[placeholder(argv)+1:], Placeholder):
-		return fmt.Errorf("%s is there twice: the NICs can go to one place (leave one out)", Placeholder)
+		return fmt.Errorf("%s occurs twice: the NICs can go to one place (leave one out)", Placeholder)
 	case c.Place != "" && !slices.Contains(Places(), c.Place):
 		return fmt.Errorf("place %q: want %s", c.Place, strings.Join(Places(), ", "))
 	case c.SparePorts < 0 || c.SparePorts > maxPorts:
@@ -52,16 +52,15 @@ func (c Config) uniqueNames() error {
 	return nil
 }
 
-// uniqueFDs also refuses the standard streams, which are what a forgotten number is.
+// uniqueFDs also refuses the standard streams, since a forgotten number is 0.
 func (c Config) uniqueFDs() error {
 	seen := map[int]bool{}
 	for _, n := range c.NICs {
 		fds := slices.Concat(n.Queues, n.Vhosts)
-		if n.Netns != -1 {
-			fds = append(fds, n.Netns)
-		}
-		if n.Label != 0 {
-			fds = append(fds, n.Label)
+		for _, fd := range []int{n.Netns, n.Label} {
+			if fd != 0 {
+				fds = append(fds, fd)
+			}
 		}
 		for _, fd := range fds {
 			if fd < 3 || seen[fd] {

@@ -8,22 +8,22 @@ import (
 	"strings"
 )
 
-// A wrapper is a program that executes the one that its arguments name, with the files that it has
-// inherited: its options, as its manual page has them, lead to that one.
+// A wrapper is a program that executes the program in its arguments, which inherits its files. Its
+// options, as in its manual page, are needed to find that program.
 type wrapper struct {
-	short    string // options of one letter, as getopt(3) takes them: "n:" has an argument, "m::" may have one attached
+	short    string // options of one letter, in getopt(3) form: "n:" has an argument, "m::" may have one attached
 	long     string // options of words: "adjustment=" has an argument, "mount=?" may have one attached
-	words    string // that follow the options
-	operands int    // that follow, before the program
+	words    string // words that follow the options
+	operands int    // operands that follow, before the program
 	assigns  bool   // NAME=VALUE may stand before the program
 	digits   bool   // -5 is an option
-	needs    string // an option without which it is none
+	needs    string // an option without which it is not a wrapper
 	after    string // the program follows this word, whatever stands before it
-	closes   string // why it is none: it does not pass the files on
-	shell    bool   // it is none: it reads a program of its own language
+	closes   string // why it is not a wrapper: it does not pass the files on
+	shell    bool   // not a wrapper: it runs a program in its own language
 }
 
-// wrappers are those that are known, by name. Others take a placeholder.
+// wrappers are the known ones, by name. Others need a placeholder.
 var wrappers = map[string]wrapper{
 	// coreutils
 	"nice":   {short: "n:", long: "adjustment=", digits: true},
@@ -100,15 +100,16 @@ var wrappers = map[string]wrapper{
 
 const elsewhere = "has another process start the program, which does not inherit the NICs' files: start qemu-netup there instead"
 
-// errCloses is a program that does not pass the NICs on, wherever they stand.
+// errCloses matches the error for a program that does not pass the NICs on, wherever they are.
 var errCloses = errors.New("the NICs cannot get through it")
 
 func isClosing(err error) bool { return errors.Is(err, errCloses) }
 
-// skip is how many of its arguments stand before the program that it executes, itself among them.
+// skip returns how many arguments precede the program that the wrapper executes, including the
+// wrapper.
 func (w wrapper) skip(argv []string) (int, error) {
 	name := filepath.Base(argv[0])
-	cure := fmt.Sprintf("so where QEMU begins cannot be told (put %s where QEMU's arguments go)", Placeholder)
+	cure := fmt.Sprintf("so the start of QEMU's command is unknown (put %s where QEMU's arguments go)", Placeholder)
 	switch {
 	case w.closes != "":
 		return 0, fmt.Errorf("%s %s: %w", name, w.closes, errCloses)
@@ -162,8 +163,8 @@ func dashed(option string) string {
 	return "--" + option
 }
 
-// option reports whether an argument is options of the wrapper's, and whether the next one is the
-// value of the last of them.
+// option reports whether an argument consists of the wrapper's options, and whether the next
+// argument is the value of the last of them.
 func (w wrapper) option(arg string) (takesNext, known bool) {
 	if name, ok := strings.CutPrefix(arg, "--"); ok {
 		name, _, attached := strings.Cut(name, "=")
@@ -184,7 +185,7 @@ func (w wrapper) option(arg string) (takesNext, known bool) {
 		}
 		switch rest := w.short[at+1:]; {
 		case strings.HasPrefix(rest, "::"):
-			return false, true // what is attached is its value
+			return false, true // the rest of the word is its value
 		case strings.HasPrefix(rest, ":"):
 			return i == len(arg)-1, true
 		}

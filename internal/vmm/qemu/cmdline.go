@@ -1,5 +1,5 @@
-// Package qemu finds running QEMU processes and reads from their command
-// lines what they are called and where their monitor listens.
+// Package qemu finds running QEMU processes, and reads guest names and monitor sockets from their
+// command lines.
 package qemu
 
 import (
@@ -13,33 +13,32 @@ import (
 	"strings"
 )
 
-// CmdLine is what a QEMU command line says that matters here. Everything in it
-// was written by whoever started that QEMU: trust none of it further than that
-// user, and take it for a hint where the kernel knows better.
+// CmdLine holds the relevant parts of a QEMU command line. Its author is the user who started that
+// QEMU: trust nothing in it further than that user, and take it as a hint where the kernel knows
+// better.
 type CmdLine struct {
-	Name     string    // -name guest=; empty where it has none
+	Name     string    // -name guest=; empty if absent
 	Monitors []Monitor // control (QMP) monitors on a unix socket that listens, in order
 	Others   []string  // monitors that cannot be used, and why
-	UUID     string    // -uuid, as written; empty where it has none
+	UUID     string    // -uuid, as written; empty if absent
 	Libvirt  bool      // libvirt started it, and holds its monitor
-	Dir      string    // where libvirt keeps the running domain's files; empty where that is not told
+	Dir      string    // where libvirt keeps the running domain's files; empty if unknown
 }
 
-// Monitor is a QMP monitor that listens on a unix socket: on one that QEMU binds, or on one
-// that it has inherited.
+// Monitor is a QMP monitor that listens on a unix socket, which QEMU binds or has inherited.
 type Monitor struct {
 	Path string // as written, and relative to QEMU's working directory; "@name" for an abstract one
-	FD   int    // of the inherited socket; 0 for none, which is no socket's where QEMU has a stdin
+	FD   int    // of the inherited socket; 0: none (fd 0 is QEMU's stdin)
 }
 
-// Parse reads a command line. It knows the forms of QEMU's manual page:
-// -qmp unix:PATH,server=on; -qmp chardev:ID; -mon chardev=ID,mode=control with
-// -chardev socket,id=ID,path=PATH,server=on; the deprecated ",server,nowait"; a JSON object
-// in place of key=value pairs; and the double dash. Unknown options are passed over.
+// Parse parses a command line. It knows the forms of QEMU's manual page: -qmp unix:PATH,server=on;
+// -qmp chardev:ID; -mon chardev=ID,mode=control with -chardev socket,id=ID,path=PATH,server=on; the
+// deprecated ",server,nowait"; a JSON object instead of key=value pairs; and the double dash. It
+// skips unknown options.
 func Parse(argv []string) CmdLine {
 	var c CmdLine
 	chardevs := map[string]options{}
-	var mons []options // what the monitors are on; QEMU takes the options in any order
+	var mons []options // the backends of the monitors; QEMU takes the options in any order
 	for opt, value := range valued(argv) {
 		switch opt {
 		case "name":
@@ -70,9 +69,9 @@ func Parse(argv []string) CmdLine {
 				continue // QEMU does not start
 			}
 		}
-		// Libvirt hands QEMU a socket that it listens on itself, and calls it so
-		// (qemuBuildMonitorCommandLine in src/qemu/qemu_command.c). What virsh domxml-to-native
-		// prints has a path there: QEMU binds that itself, and whoever runs that line has started
+		// Libvirt passes QEMU a socket on which it already listens, under this name
+		// (qemuBuildMonitorCommandLine in src/qemu/qemu_command.c). The output of virsh
+		// domxml-to-native has a path instead: QEMU binds that itself, and libvirt has not started
 		// it.
 		if o["id"] == "charmonitor" && o["fd"] != "" {
 			c.Libvirt = true
@@ -83,9 +82,9 @@ func Parse(argv []string) CmdLine {
 	return c
 }
 
-// masterKey is the file of the secret by which libvirt encrypts what it tells a domain's QEMU
-// (qemuBuildMasterKeyCommandLine in src/qemu/qemu_command.c): its folder is that domain's alone
-// while it runs. It is empty for another -object.
+// masterKey returns the file of the secret by which libvirt encrypts data for a domain's QEMU
+// (qemuBuildMasterKeyCommandLine in src/qemu/qemu_command.c). Its directory belongs to that domain
+// alone while it runs. For another -object it returns "".
 func masterKey(object string) string {
 	o := parseObject(object, "qom-type")
 	if o["qom-type"] != "secret" || o["id"] != "masterKey0" || !filepath.IsAbs(o["file"]) {
@@ -94,8 +93,8 @@ func masterKey(object string) string {
 	return filepath.Clean(o["file"])
 }
 
-// valued yields the options that this package reads, without their dashes and with their
-// values; a value is no option, whatever it looks like.
+// valued yields the options that this package reads, without their dashes and with their values. A
+// value is never taken for an option.
 func valued(argv []string) iter.Seq2[string, string] {
 	return func(yield func(opt, value string) bool) {
 		for i := 1; i+1 < len(argv); i++ {
@@ -123,8 +122,8 @@ func (c *CmdLine) add(m Monitor, err error) {
 	c.Monitors = append(c.Monitors, m)
 }
 
-// monitorOf is the monitor on a chardev, or why that cannot be connected to, or takes no
-// file descriptors.
+// monitorOf returns the monitor on a chardev, or an error if vmnet cannot connect to it or if it
+// takes no file descriptors.
 func monitorOf(o options) (Monitor, error) {
 	fd, err := strconv.Atoi(o["fd"])
 	switch {
@@ -146,12 +145,12 @@ func monitorOf(o options) (Monitor, error) {
 	return Monitor{Path: o["path"]}, nil
 }
 
-// options are the key=value pairs of one option argument.
+// options are the key=value pairs of one option's argument.
 type options map[string]string
 
-// parseOptions splits "a=1,b=2" with QEMU's rules: ",," is a comma in a value,
-// the first element may be the value of the implied key, a later one without
-// "=" is a switch ("server", "nowait").
+// parseOptions splits "a=1,b=2" by QEMU's rules: ",," is a comma in a value, the first element may
+// be the value of the implied key, and a later element without "=" is a switch ("server",
+// "nowait").
 func parseOptions(s, implied string) options {
 	o := options{}
 	for i, part := range splitCommas(s) {
@@ -170,8 +169,8 @@ func parseOptions(s, implied string) options {
 	return o
 }
 
-// parseDevice reads the short form "unix:PATH,server=on" that -qmp takes
-// (qemu_chr_parse_compat), where the path may be left out for another key ("unix:fd=3").
+// parseDevice parses the short form "unix:PATH,server=on" of -qmp (qemu_chr_parse_compat), where
+// another key may replace the path ("unix:fd=3").
 func parseDevice(s string) options {
 	kind, rest, _ := strings.Cut(s, ":")
 	switch kind {
@@ -188,7 +187,7 @@ func parseDevice(s string) options {
 	return options{"backend": kind}
 }
 
-// parseObject reads key=value pairs, or a JSON object in their place.
+// parseObject parses key=value pairs, or a JSON object in their place.
 func parseObject(s, implied string) options {
 	if strings.HasPrefix(s, "{") {
 		return parseJSON(s)
@@ -196,14 +195,14 @@ func parseObject(s, implied string) options {
 	return parseOptions(s, implied)
 }
 
-// parseChardev reads -chardev's value, of which the JSON form is nested as in chardev-add
-// (qapi/char.json): backend and address each have a type and data.
+// parseChardev parses -chardev's value. Its JSON form is nested as in chardev-add (qapi/char.json):
+// backend and address each have a type and data.
 func parseChardev(s string) options {
 	if !strings.HasPrefix(s, "{") {
 		return parseOptions(s, "backend")
 	}
 	var object map[string]any
-	_ = json.Unmarshal([]byte(s), &object) // QEMU says what is wrong with it
+	_ = json.Unmarshal([]byte(s), &object) // QEMU reports the error
 	o := options{}
 	var types []string
 	flatten(object, o, &types)
@@ -216,7 +215,7 @@ func parseChardev(s string) options {
 	return o
 }
 
-// flatten takes the members of an object and of those in it.
+// flatten copies the members of an object, and of the objects in it.
 func flatten(object map[string]any, o options, types *[]string) {
 	for key, value := range object {
 		switch v := value.(type) {
@@ -232,7 +231,7 @@ func flatten(object map[string]any, o options, types *[]string) {
 	}
 }
 
-// splitCommas splits at single commas and makes one of two.
+// splitCommas splits at single commas and replaces double ones by one.
 func splitCommas(s string) []string {
 	var parts []string
 	var part strings.Builder
@@ -252,5 +251,5 @@ func splitCommas(s string) []string {
 	return append(parts, part.String())
 }
 
-// Escape doubles commas, as QEMU's option values want it.
+// Escape doubles commas, as QEMU's option values require.
 func Escape(value string) string { return strings.ReplaceAll(value, ",", ",,") }

@@ -5,10 +5,10 @@ import (
 	"strings"
 )
 
-// OfDomain returns the processes that may be the QEMU of a domain of libvirt's that runs, by its
-// name and UUID: those that say so by its name and UUID, which anybody can write on a command line.
-// If several do, it is those that run as libvirt says, or where none does, as in a user namespace,
-// all of them.
+// OfDomain returns the processes that may be the QEMU of a running libvirt domain: those whose
+// command line has its name and UUID, which any user can write. If there are several, it returns
+// those that run as the uid that libvirt reports, or all of them if none does, as in a user
+// namespace.
 func OfDomain(name, uuid string, runAs int) ([]Process, error) {
 	procs, err := OfLibvirt(name)
 	if err != nil {

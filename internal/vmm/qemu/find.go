@@ -9,9 +9,9 @@ import (
 	"strings"
 )
 
-// Find returns the one running QEMU of the calling user whose guest has that
-// name. Another user's is refused, since anybody may call a process anything:
-// it must be named by its pid.
+// Find returns the one running QEMU of the calling user whose guest has that name. It refuses
+// another user's, since any user can give a process any name: such a guest must be named by its
+// pid.
 func Find(name string) (Process, error) {
 	all, doubted, err := list()
 	if err != nil {
@@ -38,14 +38,14 @@ func Find(name string) (Process, error) {
 	}
 	for _, d := range doubted {
 		if d.Name == name {
-			return Process{}, fmt.Errorf("%w: no running QEMU is %q, and of one that says so: %w", ErrNotFound, name, d.why)
+			return Process{}, fmt.Errorf("%w: no running QEMU is %q, and one that claims to be is not believed: %w", ErrNotFound, name, d.why)
 		}
 	}
 	return Process{}, fmt.Errorf("%w: no running QEMU has -name guest=%s (running: %s; --pid or --qmp name one without a name)", ErrNotFound, name, names(all))
 }
 
-// OfLibvirt returns the running QEMUs, whoever runs them, that say of themselves that libvirt has
-// started them and that the guest is called so. Libvirt must vouch for one by its UUID.
+// OfLibvirt returns the running QEMUs of all users whose command line says that libvirt started
+// them for the guest of that name. Libvirt must confirm one of them by its UUID.
 func OfLibvirt(name string) ([]Process, error) {
 	return filter(func(p Process) bool { return p.Libvirt && p.Name == name })
 }
@@ -63,13 +63,13 @@ func pids(ps []Process) string {
 	return strings.Join(s, ", ")
 }
 
-// maxNames bounds how many guests an error text lists.
+// maxNames bounds how many guests an error lists.
 const maxNames = 10
 
 func names(ps []Process) string {
 	var s []string
 	for _, p := range ps {
-		name := strconv.Quote(p.Name) // anybody's process may be called anything
+		name := strconv.Quote(p.Name) // any user can give a process any name
 		if p.Name == "" {
 			name = fmt.Sprintf("process %d", p.PID)
 		}

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// MachineOf reads -machine and -M, which QEMU merges: of each property the last one counts
+// MachineOf parses -machine and -M, which QEMU merges: the last value of each property counts
 // (machine_opts_dict in QEMU's softmmu/vl.c). For a file given by -readconfig, see Expand.
 func MachineOf(argv []string) Machine {
 	o := options{}
@@ -26,7 +26,7 @@ func MachineOf(argv []string) Machine {
 	return Machine{Type: o["type"], Place: placeIn(o["type"], o["pcie"] == "on", arch)}
 }
 
-// architecture is what the program emulates; qemu-kvm and kvm run guests of the host's kind.
+// architecture returns the emulated architecture; qemu-kvm and kvm run guests of the host's.
 func architecture(argv []string) string {
 	if len(argv) == 0 || !IsQEMU(argv[0]) {
 		return ""
@@ -43,14 +43,14 @@ func architecture(argv []string) string {
 	return name
 }
 
-// Taken are the names that a command line uses.
+// Taken are the names that a command line uses already.
 type Taken struct {
-	IDs     map[string]bool // of devices, netdevs and all else that has one
+	IDs     map[string]bool // of devices, netdevs and all other objects
 	Chassis map[uint8]bool  // numbers of root ports, switches and bridges
 }
 
-// ReadTaken looks for id=, chassis= and chassis_nr= in all arguments, whatever
-// option they belong to, also where they are written as JSON.
+// ReadTaken looks for id=, chassis= and chassis_nr= in all arguments, whatever option they belong
+// to, and also in JSON.
 func ReadTaken(argv []string) Taken {
 	t := Taken{IDs: map[string]bool{}, Chassis: map[uint8]bool{}}
 	for _, arg := range argv {
@@ -70,10 +70,10 @@ func ReadTaken(argv []string) Taken {
 	return t
 }
 
-// parseJSON reads the form that -device and -netdev also take; what is none is empty.
+// parseJSON parses the form that -device and -netdev also take; other text gives no options.
 func parseJSON(arg string) options {
 	var properties map[string]any
-	_ = json.Unmarshal([]byte(arg), &properties) // QEMU tells what is wrong with it
+	_ = json.Unmarshal([]byte(arg), &properties) // QEMU reports the error
 	o := options{}
 	for key, value := range properties {
 		o[key] = fmt.Sprint(value)

@@ -10,20 +10,21 @@ import (
 	"vmnet/internal/kernel/procview"
 )
 
-// A Socket is one on which a process listens, and which may be its monitor.
+// A Socket is a socket on which a process listens, and which may be its monitor.
 type Socket struct {
 	PID  int
 	Name string // as it was bound: see [procview.Listener]
-	// Told reports whether the command line says that it is a monitor. Else only its greeting
-	// tells.
+	// Told reports whether the command line says that it is a monitor. Otherwise only the greeting
+	// shows it.
 	Told bool
 }
 
-// Sockets are where the monitor of a process may be, most likely first: what the kernel says
-// that the process listens on and its command line says is a monitor, the last one first, which
-// leaves the first to whoever else manages the guest. Only where there is none of these, they are
-// those of which the command line says nothing: to connect to another than a monitor may do
-// harm, as gdb's stub stops the guest and a migration ends with its connection.
+// Sockets returns the sockets that may be the monitor of a process, most likely first. They are the
+// sockets on which the process listens, according to the kernel, and which its command line calls
+// monitors, the last one first: the first is left to another manager of the guest. Only if there
+// are none does it return sockets that the command line does not mention: connecting to one that is
+// not a monitor may do harm, as gdb's stub stops the guest and a migration ends with its
+// connection.
 func (p Process) Sockets() ([]Socket, error) {
 	if p.Libvirt {
 		return nil, fmt.Errorf("%s (process %d) is %w, which holds its monitor", p.label(), p.PID, ErrLibvirt)
@@ -33,10 +34,10 @@ func (p Process) Sockets() ([]Socket, error) {
 	switch {
 	case len(told) > 0:
 		return told, nil
-	case err != nil && len(p.Monitors) > 0: // it may not be looked into: its own word must do
+	case err != nil && len(p.Monitors) > 0: // the caller may not look into it: rely on its command line
 		return p.written(), nil
 	case err != nil:
-		return nil, fmt.Errorf("%w: which sockets %s (process %d) listens on cannot be seen, and its command line has no monitor (name its socket with --qmp): %w", ErrNoMonitor, p.label(), p.PID, err)
+		return nil, fmt.Errorf("%w: the sockets of %s (process %d) cannot be seen, and its command line has no monitor (name its socket with --qmp): %w", ErrNoMonitor, p.label(), p.PID, err)
 	}
 	var others []Socket
 	for _, l := range listeners {
@@ -50,7 +51,7 @@ func (p Process) Sockets() ([]Socket, error) {
 	return nil, p.noMonitor()
 }
 
-// told are the sockets of the monitors on the command line.
+// told returns the sockets of the monitors on the command line.
 func (p Process) told(listeners []procview.Listener) (found []Socket) {
 	for _, m := range slices.Backward(p.Monitors) {
 		for _, l := range listeners {
@@ -62,8 +63,7 @@ func (p Process) told(listeners []procview.Listener) (found []Socket) {
 	return found
 }
 
-// is reports whether a monitor is on a socket. Of an abstract name, NULs behind it are shown as "@"
-// too.
+// is reports whether a monitor is on a socket. NULs after an abstract name are shown as "@" too.
 func (m Monitor) is(l procview.Listener) bool {
 	if m.Path == "" {
 		return m.FD == l.FD
@@ -71,7 +71,7 @@ func (m Monitor) is(l procview.Listener) bool {
 	return m.Path == l.Name || strings.HasPrefix(m.Path, "@") && m.Path == strings.TrimRight(l.Name, "@")
 }
 
-// written are the monitors as the command line has them.
+// written returns the monitors as written on the command line.
 func (p Process) written() (all []Socket) {
 	for _, m := range slices.Backward(p.Monitors) {
 		if m.Path != "" {
@@ -81,7 +81,7 @@ func (p Process) written() (all []Socket) {
 	return all
 }
 
-// uses reports whether the command line mentions a socket, which then is no monitor's: a
+// uses reports whether the command line mentions a socket, which then is not a monitor's: a
 // console, VNC, gdb, an incoming migration.
 func (p Process) uses(l procview.Listener) bool {
 	name, fd := Escape(strings.Trim(l.Name, "@")), strconv.Itoa(l.FD)
@@ -90,8 +90,8 @@ func (p Process) uses(l procview.Listener) bool {
 	})
 }
 
-// mentions reports whether a word is a value in an argument: all of it, or what is between its
-// marks.
+// mentions reports whether a word is a value in an argument: all of it, or a part between its
+// separators.
 func mentions(arg, word string) bool {
 	const before, after = "=:\"", ",\""
 	for at := 0; word != ""; at++ {
@@ -108,12 +108,12 @@ func mentions(arg, word string) bool {
 	return false
 }
 
-// noMonitor says what there is instead of a monitor.
+// noMonitor explains what there is instead of a monitor.
 func (p Process) noMonitor() error {
 	const cure = "start it with -qmp unix:PATH,server=on,wait=off, or name its socket with --qmp"
 	for _, m := range p.Monitors {
 		if m.Path != "" {
-			return fmt.Errorf("%w: %s (process %d) does not listen on %s any more (%s)", ErrNoMonitor, p.label(), p.PID, filepath.Clean(m.Path), cure)
+			return fmt.Errorf("%w: %s (process %d) no longer listens on %s (%s)", ErrNoMonitor, p.label(), p.PID, filepath.Clean(m.Path), cure)
 		}
 	}
 	if len(p.Others) > 0 {

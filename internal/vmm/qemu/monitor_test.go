@@ -50,7 +50,7 @@ func TestSockets(t *testing.T) {
 		"-qmp unix:l,server=on -qmp unix:gone,server=on":                       "l told",
 		"-serial unix:con,server=on":                                           dir + "/a,b;l",
 		"-serial unix:con,server=on -gdb unix:" + a + ",server":                "l",
-		"-qmp unix:gone,server=on -serial unix:con -gdb unix:l -vnc unix:" + a: "does not listen on gone any more",
+		"-qmp unix:gone,server=on -serial unix:con -gdb unix:l -vnc unix:" + a: "no longer listens on gone",
 		"-qmp stdio -serial unix:con -gdb unix:l -vnc unix:" + a:               "has only",
 		"-serial unix:con -gdb unix:l -vnc unix:" + a:                          "has none on its command line",
 	} {

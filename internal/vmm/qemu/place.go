@@ -5,13 +5,13 @@ import (
 	"strings"
 )
 
-// Place is where a machine has room for a NIC of its command line.
+// Place is the kind of slot that a machine has for a NIC of its command line.
 type Place string
 
 // Places.
 const (
-	// PlacePCI is a slot of a PCI bus that QEMU chooses. It is also the answer where
-	// nothing is known, since nearly all machines have such a bus.
+	// PlacePCI is a slot of a PCI bus that QEMU chooses. It is also the default for an unknown
+	// machine, since nearly all machines have such a bus.
 	PlacePCI Place = "pci"
 	// PlacePCIe is a PCI Express root port on the bus pcie.0. A device on that bus itself
 	// cannot be unplugged while the guest runs (QEMU's docs/pcie.txt).
@@ -24,14 +24,14 @@ const (
 	PlaceUSB Place = "usb"
 	// PlaceISA is an ISA bus, of a PC without PCI.
 	PlaceISA Place = "isa"
-	// PlaceNone is none: a board that has only the NICs that are soldered onto it.
+	// PlaceNone is no place: the board has only its built-in NICs.
 	PlaceNone Place = "none"
 )
 
-// PlaceAuto is what the machine has; so is an empty Place.
+// PlaceAuto is the place that suits the machine. An empty Place means the same.
 const PlaceAuto Place = "auto"
 
-// Places are those that can be asked for.
+// Places are the places that a user can choose.
 var Places = []Place{PlacePCI, PlacePCIe, PlaceMMIO, PlaceCCW, PlaceUSB}
 
 // Of decides for a command line.
@@ -42,7 +42,7 @@ func (p Place) Of(argv []string) Place {
 	return p
 }
 
-// Model is the NIC model that guests drive fastest there; empty for PlaceNone.
+// Model returns the NIC model with the best performance there; empty for PlaceNone.
 func (p Place) Model() string {
 	switch p {
 	case PlaceMMIO:
@@ -59,22 +59,22 @@ func (p Place) Model() string {
 	return "virtio-net-pci"
 }
 
-// Machine is what a command line says about the machine.
+// Machine describes the machine of a command line.
 type Machine struct {
-	Type  string // "q35", "pc-i440fx-7.2"; empty: none is named, and the program has no default
+	Type  string // "q35", "pc-i440fx-7.2"; empty: not given, and the program has no default
 	Place Place
 }
 
-// defaultMachines are what a QEMU starts where none is named, by architecture (is_default of QEMU's
-// MachineClass); arm and aarch64 have none.
+// defaultMachines are the machines that QEMU starts by default, by architecture (is_default of
+// QEMU's MachineClass). arm and aarch64 have none.
 var defaultMachines = map[string]string{
 	"x86": "pc", "s390x": "s390-ccw-virtio", "ppc64": "pseries", "ppc": "g3beige", "loongarch64": "virt", "riscv64": "spike", "riscv32": "spike",
 	"m68k": "mcf5208evb", "alpha": "clipper", "hppa": "hppa", "or1k": "or1k-sim", "sh4": "shix",
 }
 
-// boards are the machines of QEMU 7.2 by architecture, where not all have PCI. A name may have a *
-// at either end; the first that fits counts. Other machines have PCI. On sbsa-ref a root port does
-// not start: it has no MSI-X.
+// boards are the machines of QEMU 7.2 by architecture, for architectures where not all have PCI. A
+// name may have a * at either end; the first match counts. Other machines have PCI. On sbsa-ref a
+// root port does not start: it has no MSI-X.
 var boards = map[string][]struct {
 	place Place
 	names string
@@ -99,7 +99,7 @@ var boards = map[string][]struct {
 	"none":    {{PlaceNone, "*"}},
 }
 
-// sameBoards are architectures that have another's machines, or no NICs on a bus.
+// sameBoards maps an architecture to one with the same machines, or to "none" for no NICs on a bus.
 var sameBoards = map[string]string{
 	"arm": "aarch64", "riscv32": "riscv64", "ppc": "ppc64", "ppc64le": "ppc64", "sh4eb": "sh4", "xtensaeb": "xtensa", "mipsel": "mips", "mips64": "mips",
 	"mips64el": "mips", "microblaze": "none", "microblazeel": "none", "nios2": "none", "avr": "none", "rx": "none", "tricore": "none", "cris": "none",
@@ -112,7 +112,7 @@ func placeIn(machine string, pcie bool, arch string) Place {
 	switch {
 	case family == "microvm" && !pcie:
 		return PlaceMMIO
-	case machine == "", machine == "none" && arch != "": // for QEMU to refuse
+	case machine == "", machine == "none" && arch != "": // QEMU refuses it
 		return PlacePCI
 	}
 	if same, ok := sameBoards[arch]; ok {
@@ -129,9 +129,9 @@ func placeIn(machine string, pcie bool, arch string) Place {
 	return PlacePCI
 }
 
-// Note is what to know of NICs that come and go while the machine runs; empty for nothing. The ACPI
-// tables of microvm grant no PCI Express hot plug (_OSC without ExtendedConfig): Linux uses the
-// root ports' own only when it is told to.
+// Note returns a hint about hot plug on this machine; empty if there is none. The ACPI tables of
+// microvm grant no PCI Express hot plug (_OSC without ExtendedConfig): Linux uses the root ports'
+// native hot plug only with a parameter on its command line.
 func (m Machine) Note() string {
 	if family, _, _ := strings.Cut(m.Type, "-"); family == "microvm" && m.Place == PlacePCIe {
 		return "a Linux guest on microvm notices NICs that come and go while it runs only with pcie_ports=native on its command line"
@@ -139,7 +139,7 @@ func (m Machine) Note() string {
 	return ""
 }
 
-// fits reports whether a machine has a name, which may have a * at either end.
+// fits reports whether a machine matches a name, which may have a * at either end.
 func fits(machine, name string) bool {
 	switch start, end := strings.HasPrefix(name, "*"), strings.HasSuffix(name, "*"); {
 	case start && end:

@@ -5,27 +5,27 @@ import (
 	"strings"
 )
 
-// Bounds of what is read of files given by -readconfig.
+// Bounds for files given by -readconfig.
 const (
 	maxConfigs = 16
-	// MaxConfig is the most bytes of one file.
+	// MaxConfig is the most that is read of one file, in bytes.
 	MaxConfig = 1 << 20
 )
 
-// configOptions are the options for which a file's groups stand (qemu_config_foreach in QEMU's
-// util/qemu-config.c), where they have other names.
+// configOptions maps a file's groups to options with other names (qemu_config_foreach in QEMU's
+// util/qemu-config.c).
 var configOptions = map[string]string{"smp-opts": "smp"}
 
-// Expand is a command line with the files that it has by -readconfig in their places, as options.
-// unread are those that read refuses, which stay. read is given the path as it is written, relative
-// to QEMU's working directory.
+// Expand returns a command line in which options replace the files given by -readconfig. unread are
+// the files that read refuses; they stay in the command line. read gets the path as written,
+// relative to QEMU's working directory.
 func Expand(argv []string, read func(path string) (string, error)) (expanded, unread []string) {
 	left := maxConfigs
 	for i := 0; i < len(argv); i++ {
 		opt, dashed := strings.CutPrefix(argv[i], "-")
 		opt = strings.TrimPrefix(opt, "-")
 		switch {
-		case dashed && isRead(opt) && i+1 < len(argv): // its value is no option
+		case dashed && isRead(opt) && i+1 < len(argv): // its value is not an option
 			expanded = append(expanded, argv[i], argv[i+1])
 			i++
 			continue
@@ -47,8 +47,8 @@ func Expand(argv []string, read func(path string) (string, error)) (expanded, un
 	return expanded, unread
 }
 
-// configArgs reads [GROUP "ID"] or [GROUP], and lines NAME = "VALUE" below. What QEMU would refuse
-// is passed over.
+// configArgs parses [GROUP "ID"] or [GROUP], and lines NAME = "VALUE" below. It skips what QEMU
+// refuses.
 func configArgs(text string) (args []string) {
 	var group string
 	var values []string

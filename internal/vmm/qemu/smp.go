@@ -5,9 +5,9 @@ import "strconv"
 // maxCPUs is more than QEMU gives any machine.
 const maxCPUs = 4096
 
-// CPUs is how many virtual CPUs a command line starts the guest with (-smp): its cpus=, else
-// the product of what it says of the topology, else 1 (machine_parse_smp_config in
-// QEMU's hw/core/machine-smp.c).
+// CPUs returns the number of virtual CPUs with which a command line starts the guest (-smp): its
+// cpus=, else the product of the topology's values, else 1 (machine_parse_smp_config in QEMU's
+// hw/core/machine-smp.c).
 func CPUs(argv []string) int {
 	n := 1
 	for opt, value := range valued(argv) {
@@ -27,7 +27,7 @@ func CPUs(argv []string) int {
 	return n
 }
 
-// count reads a number of CPUs; 0 for none that QEMU would take.
+// count parses a number of CPUs; 0 for a value that QEMU refuses.
 func count(s string) int {
 	n, err := strconv.Atoi(s)
 	if err != nil || n < 1 || n > maxCPUs {

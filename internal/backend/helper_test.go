@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/kernel/netns"
 	"vmnet/step"

@@ -1,0 +1,310 @@
+package backend
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+	"time"
+
+	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/endpoint"
+	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/fdpass"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/qmp"
+	"vmnet/step"
+	"vmnet/tapmgr/nic"
+)
+
+// switchSocket is a port of a userspace switch over a datagram socketpair: QEMU gets one end, the
+// switch the other one.
+type switchSocket struct {
+	m        *Maker
+	spec     nic.Spec
+	files    *qmp.Files
+	lifeline *lifeline
+	name     string   // of the port
+	near     *os.File // the switch's end, until the switch has it
+}
+
+// lifeline is a pipe whose write end every process inherits that inherits the guest's socket. The
+// switch has the read end, and keeps the port while any of them is alive: with QEMU's -daemonize,
+// and behind wrappers, that is another process than the one that the port was made for.
+type lifeline struct {
+	wanted      bool
+	read, write *os.File // read: until the switch has it
+}
+
+func (l *lifeline) close() error { return errors.Join(closeFile(&l.read), closeFile(&l.write)) }
+
+func (s *switchSocket) plan(_ context.Context, r *nic.Record) (_ Interface, err error) {
+	if err := s.spec.CheckSocket(); err != nil {
+		return Interface{}, step.WithStage(nic.ErrInvalid, err)
+	}
+	s.name, _ = nic.InterfaceName(s.spec.VM, s.spec.NIC)
+	r.Type, r.Owner = nic.TypeSocket, 0 // it takes no privilege, so no helper makes it
+	if r.Netns, err = s.m.NS.Inode(); err != nil {
+		return Interface{}, err
+	}
+	return Interface{Name: s.name, MaxMTU: switchMTU(s.spec)}, planSwitch(s.spec, r)
+}
+
+// planSwitch sets in the record what the switch decides. The switch must answer.
+func planSwitch(s nic.Spec, r *nic.Record) (err error) {
+	if r.Source, err = s.Switch.Canonical(); err != nil {
+		return err
+	}
+	r.Switch, r.Port, r.Limits = true, s.Port.String(), s.Switch.Limits()
+	if mtu := switchMTU(s); mtu > maxTapMTU {
+		return fmt.Errorf("MTU %d: a switch carries at most %d bytes", mtu, maxTapMTU)
+	}
+	return inventory.WithSwitch(context.Background(), r.Source, func(ctx context.Context, c *control.Client) error {
+		_, err := c.Info(ctx)
+		return err
+	})
+}
+
+// switchMTU returns what a port of a switch carries, in bytes: each port has its own MTU.
+func switchMTU(s nic.Spec) int { return cmp.Or(s.MTU, nic.EthernetMTU) }
+
+func (s *switchSocket) steps(w making) []step.Step {
+	list := []step.Step{{
+		Name: "socket",
+		Text: "socketpair AF_UNIX SOCK_DGRAM",
+		Do: func(context.Context) error {
+			near, far, err := endpoint.SocketFiles()
+			if err != nil {
+				return err
+			}
+			s.near, s.files.Queues = near, []*os.File{far}
+			return nil
+		},
+		Undo: func(context.Context) error { return s.close() },
+	}}
+	port := portOf(w.record, s.name, w.underWay, w.pid)
+	if s.lifeline.wanted {
+		list = append(list, s.lifelineStep(&port))
+	}
+	return append(list, addPortStep(w.record.Source, &port, func(context.Context) (files []*os.File, err error) {
+		if s.lifeline.wanted {
+			files = append(files, s.lifeline.read)
+		}
+		return append(files, s.near), nil
+	}))
+}
+
+func (s *switchSocket) lifelineStep(port *control.Port) step.Step {
+	l := s.lifeline
+	return step.Step{
+		Name: "lifeline",
+		Text: "pipe: the port ends when the last process that has the guest's end has ended",
+		Do: func(context.Context) (err error) {
+			port.Lifeline, l.read, l.write, err = control.NewLifeline()
+			return err
+		},
+		Undo: func(context.Context) error { return l.close() },
+	}
+}
+
+// verify has the switch label the port with the final record.
+func (s *switchSocket) verify(_ context.Context, w making) (*inventory.Device, error) {
+	path, err := control.Path(w.record.Source)
+	if err != nil {
+		return nil, err
+	}
+	var port *control.Port
+	err = inventory.WithSwitch(context.Background(), w.record.Source, func(ctx context.Context, c *control.Client) error {
+		ports, err := c.Ports(ctx)
+		for i := range ports {
+			if ports[i].Name == s.name && ports[i].Holder == w.pid {
+				port = &ports[i]
+				port.Label = w.final
+				return c.SetLabel(ctx, s.name, w.final)
+			}
+		}
+		return cmp.Or(err, inventory.ErrNoSwitch)
+	})
+	if err != nil {
+		return nil, err
+	}
+	dev := inventory.SocketNIC(w.record, inventory.OwnerOf(w.pid))
+	dev.Holders = []nic.Holder{{PID: w.pid, FDs: []int{}}}
+	dev.SwitchPort, dev.Alias = inventory.SwitchPort{Path: path, Port: port}, w.final
+	return &dev, nil
+}
+
+func (s *switchSocket) close() error {
+	errs := []error{closeFile(&s.near)}
+	for _, f := range s.files.Queues {
+		errs = append(errs, f.Close())
+	}
+	s.files.Queues = nil
+	return errors.Join(errs...)
+}
+
+// switchTap is a tap without a bridge. A userspace switch has its kernel side, through a packet
+// socket that this process opens.
+type switchTap struct{ hostTap }
+
+func (s *switchTap) plan(_ context.Context, r *nic.Record) (_ Interface, err error) {
+	if err := endpoint.MayOpenPacket(s.m.NS); err != nil {
+		return Interface{}, fmt.Errorf("a tap for a switch: %w (--via socket needs no privilege)", err)
+	}
+	s.name, s.altName = s.spec.InterfaceName()
+	s.mtu = switchMTU(s.spec)
+	r.Type = nic.TypeTap
+	if err := planSwitch(s.spec, r); err != nil {
+		return Interface{}, err
+	}
+	_, err = control.Path(r.Source)
+	return Interface{Name: s.name, MaxMTU: s.mtu}, err
+}
+
+// steps label the port with the final record from the start: the link's alias alone says how far
+// the attach is.
+func (s *switchTap) steps(w making) []step.Step {
+	port := portOf(w.record, s.name, w.final, w.pid)
+	list := append(s.queueSteps(w.record.Queues), s.linkSteps(w.underWay)...)
+	return append(list, step.Step{
+		Name: "up",
+		Text: fmt.Sprintf("RTM_SETLINK %s: up", s.name),
+		Do:   func(context.Context) error { return s.m.NL.Set(s.link.Index, rtnl.Up(true)) },
+	}, addPortStep(w.record.Source, &port, func(ctx context.Context) ([]*os.File, error) {
+		return s.m.packetFiles(ctx, s.name)
+	}))
+}
+
+func (s *switchTap) verify(ctx context.Context, w making) (*inventory.Device, error) {
+	l, err := s.read()
+	if err != nil {
+		return nil, err
+	}
+	if l.Master != 0 || !l.Up {
+		return nil, fmt.Errorf("somebody changed %s meanwhile: up is %v, on a bridge: %v", l.Name, l.Up, l.Master != 0)
+	}
+	dev := &inventory.Device{Link: l, Want: w.record}
+	dev.SwitchPort = s.m.ReadSwitchPort(ctx, dev)
+	switch {
+	case dev.SwitchPort.Err != nil:
+		return nil, dev.SwitchPort.Err
+	case dev.SwitchPort.Port == nil:
+		return nil, inventory.ErrNoSwitch
+	}
+	return dev, s.finish(l, w.final)
+}
+
+// claimWait bounds how long a switch may take to release the port of a former tap of the same name.
+const claimWait = time.Second
+
+// packetFiles returns the files of a switch's port on a device.
+func (m *Maker) packetFiles(ctx context.Context, device string) ([]*os.File, error) {
+	deadline := time.Now().Add(claimWait)
+	for {
+		files, err := endpoint.PacketFiles(m.NS, device)
+		switch {
+		case err == nil:
+			return files, nil
+		case !errors.Is(err, syscall.EEXIST) || time.Now().After(deadline):
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(err, context.Cause(ctx))
+		case <-time.After(inventory.PollEvery):
+		}
+	}
+}
+
+// portOf returns a NIC's port as a switch is asked for it.
+func portOf(r nic.Record, name, label string, pid int) control.Port {
+	p := control.Port{Name: name, Kind: control.Socket, Label: label, Holder: pid, Config: r.SwitchPortConfig()}
+	if r.Type != nic.TypeSocket {
+		p.Kind, p.Device = control.Packet, name
+	}
+	return p
+}
+
+// addPortStep plugs a port into a switch; p is read when the step runs. open opens its files, which
+// the step closes when the switch has them.
+func addPortStep(sw string, p *control.Port, open func(context.Context) ([]*os.File, error)) step.Step {
+	tried := false
+	return step.Step{
+		Name: "port",
+		Text: fmt.Sprintf("switch %s: add-port %s, %s, holder %d%s, label %q",
+			sw, p.Name, p.Kind, p.Holder, portText(p.Config.Settings), p.Label),
+		Do: func(ctx context.Context) error {
+			files, err := open(ctx)
+			if err != nil {
+				return err
+			}
+			defer fdpass.CloseAll(files)
+			tried = true
+			err = addPort(ctx, sw, *p, files...)
+			tried = !errors.Is(err, fs.ErrExist)
+			return err
+		},
+		Undo: func(ctx context.Context) error {
+			if !tried {
+				return nil
+			}
+			return removePort(ctx, sw, p.Name)
+		},
+	}
+}
+
+// addPort plugs a port into a switch, for as long as its holder lives.
+func addPort(ctx context.Context, sw string, p control.Port, files ...*os.File) error {
+	holder, err := control.OpenHolder(p.Holder)
+	if err != nil {
+		return err
+	}
+	defer holder.Close()
+	err = inventory.WithSwitch(ctx, sw, func(ctx context.Context, c *control.Client) error {
+		return c.AddPort(ctx, p, append([]*os.File{holder}, files...)...)
+	})
+	if errors.Is(err, fs.ErrExist) {
+		err = fmt.Errorf("%w: %w (another guest of that name? vmnet switch show %s)", nic.ErrExist, err, sw)
+	}
+	return err
+}
+
+func removePort(ctx context.Context, sw, port string) error {
+	err := inventory.WithSwitch(ctx, sw, func(ctx context.Context, c *control.Client) error { return c.RemovePort(ctx, port) })
+	if errors.Is(err, control.ErrNotRunning) {
+		return nil
+	}
+	return rtnl.IgnoreNotExist(err)
+}
+
+// ReconnectSwitch makes a tap a port of its switch again, for as long as the guest lives that holds
+// the tap.
+func (m *Maker) ReconnectSwitch(ctx context.Context, dev *inventory.Device, pid int) error {
+	files, err := m.packetFiles(ctx, dev.Name)
+	if err != nil {
+		return err
+	}
+	defer fdpass.CloseAll(files)
+	r := dev.Want
+	r.Phase = nic.PhasePlugged
+	label, err := r.Encode()
+	if err != nil {
+		return err
+	}
+	return addPort(ctx, r.Source, portOf(r, dev.Name, label, pid), files...)
+}
+
+// DisconnectSwitch removes a NIC's port from its switch. It is success if the switch or the port is
+// gone.
+func (m *Maker) DisconnectSwitch(ctx context.Context, dev *inventory.Device) error {
+	if dev.SwitchPort.Err != nil {
+		return dev.SwitchPort.Err
+	}
+	if dev.SwitchPort.Port == nil {
+		return nil
+	}
+	return removePort(ctx, dev.SwitchPort.Path, dev.SwitchPort.Port.Name)
+}
