@@ -95,7 +95,7 @@ func TestLiveAttachDenied(t *testing.T) {
 		{"", "net0", []string{"--bridge", "br1"}, []string{"no line of " + h.path("bridge.conf") + " allows it (echo 'allow br1'"}},
 		{"", "net0", []string{"--bridge", "br0", "--vlan", "10"}, []string{"policy.yaml: it does not exist", "VLAN 10 may not be asked for", "vlans: [10]"}},
 		{"", "net0", []string{"--bridge", "br0", "--hairpin"}, []string{"hairpin may not be asked for"}},
-		{"", "net0", []string{"--macvtap", "lo"}, []string{"is made by root alone while the guest runs", "qemu-netup --macvtap lo"}},
+		{"", "net0", []string{"--macvtap", "lo"}, []string{"only root makes a macvtap while the guest runs", "qemu-netup --macvtap lo"}},
 		{"{users: [65534], bridges: [br0], vlans: [20]}", "net0", []string{"--bridge", "br0", "--vlan", "10"}, []string{h.path("policy.yaml") + ":2: VLAN 10 is not among 20 (add 10 to vlans)"}},
 		{"{users: [65534], bridges: [br1]}", "net0", []string{"--bridge", "br0"}, []string{h.path("policy.yaml") + ":2: bridge br0 is not among br1 (add br0 to bridges)"}},
 		{"{users: [1], bridges: [br0]}", "net0", []string{"--bridge", "br0"}, []string{h.path("policy.yaml")}},

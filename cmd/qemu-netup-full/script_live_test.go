@@ -136,7 +136,7 @@ func TestLiveScriptsRefuse(t *testing.T) {
 	h.fails(h.do(h.command(up, "vm0")), exitFailure, "its queue is not open here")
 	h.fails(h.do(h.command(up, "vm1")), exitFailure, "its queue is not open here") // its own, but not proven
 	h.fails(h.do(h.command(down, "vm0")), exitFailure, "its queue is not open here")
-	h.fails(h.do(h.command(up, "br0")), exitFailure, "is no tap")
+	h.fails(h.do(h.command(up, "br0")), exitFailure, "is not a tap")
 	h.fails(h.do(h.command(up, "nosuch")), exitFailure, "interface nosuch")
 	h.ok(h.do(h.command(down, "nosuch")))
 	h.fails(h.do(h.command(up)), exitUsage, "0 arguments")
@@ -173,7 +173,7 @@ func TestLiveScriptsOfRoot(t *testing.T) {
 			t.Errorf("down: on %q, %+v", br, l)
 		}
 	}
-	h.fails(root(down, "vm0"), exitFailure, "was not put on a bridge by qemu-ifup")
+	h.fails(root(down, "vm0"), exitFailure, "qemu-ifup did not put vm0 on a bridge")
 	b, err := bridges.Get(h.nl, "br1")
 	if err != nil {
 		t.Fatal(err)
