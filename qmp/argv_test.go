@@ -100,7 +100,7 @@ func TestArgsRefuses(t *testing.T) {
 	}{
 		"has 0 queues":        {nic: NIC{ID: "n"}},
 		"1 vhost fds":         {nic: NIC{ID: "n"}, queues: []int{3, 4}, vhosts: []int{5}},
-		"-1 is not a file":       {nic: NIC{ID: "n"}, queues: []int{-1}},
+		"-1 is not a file":    {nic: NIC{ID: "n"}, queues: []int{-1}},
 		"device id":           {nic: NIC{ID: "a,b"}, queues: []int{3}},
 		`model "a,id=b"`:      {nic: NIC{ID: "n", Model: "a,id=b"}, queues: []int{3}},
 		`property "x=1,mac"`:  {nic: NIC{ID: "n", Options: map[string]string{"x=1,mac": "2"}}, queues: []int{3}},
