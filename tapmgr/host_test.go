@@ -42,7 +42,19 @@ type host struct {
 
 func newHost(t testing.TB) *host {
 	t.Helper()
-	ns := nstest.New(t)
+	return hostIn(t, nstest.New(t))
+}
+
+// newUserHost is newHost for a test that needs no root: what it makes is real, and its guests are
+// fake (fakeguest_test.go).
+func newUserHost(t testing.TB) *host {
+	t.Helper()
+	nstest.RequireTun(t)
+	return hostIn(t, nstest.NewInUserNS(t))
+}
+
+func hostIn(t testing.TB, ns *netns.NS) *host {
+	t.Helper()
 	nl, err := rtnl.Open(ns)
 	if err != nil {
 		t.Fatal(err)
