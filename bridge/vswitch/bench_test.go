@@ -11,9 +11,9 @@ import (
 	"vmnet/bridge/vswitch/vport"
 )
 
-// BenchmarkForward sends batches of frames from one station to another, through the switch's own
-// goroutine and two socketpairs. The figure is the time for a frame, with the test's own two system
-// calls for it.
+// BenchmarkForward sends batches of frames from one station to another, through the switch's
+// goroutine and two socketpairs. It measures the time per frame, which includes the test's two
+// system calls.
 func BenchmarkForward(b *testing.B) {
 	for _, size := range []int{64, 1514} {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
@@ -44,8 +44,8 @@ func BenchmarkForward(b *testing.B) {
 	}
 }
 
-// BenchmarkInput is the switch's own work for a batch, without system calls: from a tap to ports of
-// each kind.
+// BenchmarkInput measures the switch's work for a batch without system calls: from a tap to ports
+// of each kind.
 func BenchmarkInput(b *testing.B) {
 	for name, c := range inputCases() {
 		b.Run(name, func(b *testing.B) {
@@ -69,7 +69,7 @@ func TestInputDoesNotAllocate(t *testing.T) {
 	}
 }
 
-// An inputCase is a batch of one frame over and over, and the port "to" that it is for.
+// An inputCase is a batch of one frame repeated, and the port "to" to which it goes.
 type inputCase struct {
 	data   []byte
 	to     vport.Config
@@ -90,7 +90,7 @@ func inputCases() map[string]inputCase {
 	}
 }
 
-// A sink is a queue that counts.
+// A sink is a queue that only counts frames.
 type sink struct{ memory }
 
 func memoryWire(limits offload.Limits) *Wire {

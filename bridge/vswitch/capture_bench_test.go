@@ -7,12 +7,12 @@ import (
 	"vmnet/bridge/vswitch/vport"
 )
 
-// captureCases are which ports are captured while frames go from "from" to "to".
+// captureCases are the sets of ports that are captured while frames go from "from" to "to".
 func captureCases() map[string][]string {
 	return map[string][]string{"nobody": nil, "another port": {"idle"}, "both ports": {"from", "to"}}
 }
 
-// captured runs do with a reader that reads all it can.
+// captured runs do while a reader reads as fast as it can.
 func captured(tb testing.TB, sw *Switch, ports []string, do func()) {
 	if len(ports) == 0 {
 		do()
@@ -53,7 +53,8 @@ func BenchmarkCapture(b *testing.B) {
 	}
 }
 
-// TestCaptureDoesNotAllocate has a reader that does not read, too.
+// TestCaptureDoesNotAllocate checks batches with and without a capture, and with a reader that does
+// not read.
 func TestCaptureDoesNotAllocate(t *testing.T) {
 	for name, c := range inputCases() {
 		r := c.receiver(t)

@@ -9,7 +9,7 @@ import (
 	"vmnet/bridge/vswitch/vport"
 )
 
-// captureTurns starts and ends a capture of ports. Its reader reads, or stands still.
+// captureTurns starts and ends a capture of ports. Its reader reads, or never does.
 func captureTurns(tb testing.TB, sw *vswitch.Switch, reads bool, ports ...string) (turn func(on bool)) {
 	var r *capture.Reader
 	var wg sync.WaitGroup
@@ -55,7 +55,7 @@ func startCapture(sw *vswitch.Switch, cfg capture.Config) (*capture.Reader, erro
 	return r, nil
 }
 
-// A captured is what is captured while a stream goes from h0 to h1.
+// A captured names what is captured while a stream goes from h0 to h1.
 type captured struct {
 	reads bool
 	ports []string
@@ -70,8 +70,8 @@ func captures() map[string]captured {
 	}
 }
 
-// BenchmarkLiveCapture tells how much of its rate a stream keeps while its ports, or another one,
-// are captured.
+// BenchmarkLiveCapture measures how much of its rate a stream keeps while its ports, or another
+// one, are captured.
 func BenchmarkLiveCapture(b *testing.B) {
 	for name, c := range captures() {
 		b.Run(name, func(b *testing.B) {
@@ -85,7 +85,7 @@ func BenchmarkLiveCapture(b *testing.B) {
 	}
 }
 
-// threeHosts has a stream go from the first to the second.
+// threeHosts makes three hosts, with a stream from the first to the second.
 func threeHosts(tb testing.TB, sw *vswitch.Switch) *stream {
 	tb.Helper()
 	a, b := tapHost(tb, sw, 0, 1, vport.Config{}), tapHost(tb, sw, 1, 1, vport.Config{})
@@ -93,8 +93,8 @@ func threeHosts(tb testing.TB, sw *vswitch.Switch) *stream {
 	return newStream(tb, a, b)
 }
 
-// TestLiveCaptureStallsNobody asks for less than the benchmark finds, for the machine may have
-// something else to do.
+// TestLiveCaptureStallsNobody requires less than the benchmark measures, since the machine may be
+// busy with something else.
 func TestLiveCaptureStallsNobody(t *testing.T) {
 	for name, least := range map[string]float64{
 		"another port": 0.7, "both ports, nobody reads": 0.5,

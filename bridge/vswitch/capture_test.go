@@ -22,7 +22,7 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// startCapture captures, and gives the reader's end.
+// startCapture starts a capture and returns its reader.
 func startCapture(tb testing.TB, sw *Switch, cfg capture.Config) *capture.Reader {
 	tb.Helper()
 	r, far, err := capture.Pipe()
@@ -37,8 +37,8 @@ func startCapture(tb testing.TB, sw *Switch, cfg capture.Config) *capture.Reader
 	return r
 }
 
-// awaitSeen waits until the switch's only capture, or all together, have seen that many frames:
-// they are told of after they were delivered.
+// awaitSeen waits until the captures of the switch have seen that many frames in all. A frame is
+// captured after it was delivered.
 func awaitSeen(tb testing.TB, sw *Switch, want int) {
 	tb.Helper()
 	nstest.Eventually(tb, 20*time.Second, fmt.Sprintf("%d frames are captured", want), func() bool {
@@ -54,7 +54,7 @@ func awaitSeen(tb testing.TB, sw *Switch, want int) {
 	})
 }
 
-// stopCapture reads what there is, up to the end.
+// stopCapture stops the capture and reads the rest of it.
 func stopCapture(tb testing.TB, r *capture.Reader) (frames []capture.Frame) {
 	tb.Helper()
 	if err := errors.Join(r.Stop(), r.SetDeadline(time.Now().Add(10*time.Second))); err != nil {
@@ -73,7 +73,7 @@ func stopCapture(tb testing.TB, r *capture.Reader) (frames []capture.Frame) {
 	}
 }
 
-// told is a frame as the tests compare it.
+// told formats a captured frame for comparison.
 func told(port int, d capture.Direction, reason string, data []byte) string {
 	return fmt.Sprintf("%d %s %q %x", port, d, reason, data)
 }
@@ -164,8 +164,8 @@ func TestCapture(t *testing.T) {
 	}
 }
 
-// TestCaptureShowsAFrameAsItCame has frames whose tags the switch changes, in VLANs of every way in
-// and out.
+// TestCaptureShowsAFrameAsItCame captures frames whose tags the switch changes, for each
+// combination of VLANs on the way in and out.
 func TestCaptureShowsAFrameAsItCame(t *testing.T) {
 	l := newLAN(t, map[string]vport.Config{
 		"access": access(10), "native": trunk(10, 20),
@@ -187,8 +187,8 @@ func TestCaptureShowsAFrameAsItCame(t *testing.T) {
 	}
 }
 
-// TestCaptureOfOffloads has a super-frame come in, and leave in one piece, with a tag less, and
-// cut.
+// TestCaptureOfOffloads captures a super-frame on its way in, and on its way out whole, with one
+// tag less, and segmented.
 func TestCaptureOfOffloads(t *testing.T) {
 	ports := map[string]vport.Config{"in": trunkAll(0), "tap": trunkAll(0), "vlan": access(10), "socket": trunkAll(0)}
 	sw, queues := memoryLAN(t, ports,
@@ -217,7 +217,7 @@ func TestCaptureOfOffloads(t *testing.T) {
 	}
 }
 
-// TestCaptureCountsWhatItLost has a reader that does not read.
+// TestCaptureCountsWhatItLost uses a reader that does not read.
 func TestCaptureCountsWhatItLost(t *testing.T) {
 	l := newLAN(t, plain("a", "b"))
 	l.send("b", etherFrame(all, mac(2), nil, 46))
@@ -239,7 +239,7 @@ func TestCaptureCountsWhatItLost(t *testing.T) {
 		sent += len(l.send("a", slices.Repeat([][]byte{etherFrame(mac(2), mac(1), nil, 1000)}, 20)...)["b"])
 	}
 	if sent != 1000 {
-		t.Errorf("%d of 1000 frames came: the capture is in their way", sent)
+		t.Errorf("%d of 1000 frames arrived: the capture impedes them", sent)
 	}
 	awaitSeen(t, l.sw, 2000)
 	got := stopCapture(t, r)
@@ -249,7 +249,7 @@ func TestCaptureCountsWhatItLost(t *testing.T) {
 		lost += n.Lost
 	}
 	if len(got) == 0 || lost < 1000 || seen != 2000 || uint64(len(got))+lost != seen {
-		t.Errorf("%d were read, %d lost of %d", len(got), lost, seen)
+		t.Errorf("%d read, %d lost, of %d", len(got), lost, seen)
 	}
 }
 
@@ -258,7 +258,7 @@ func TestCaptureEnds(t *testing.T) {
 		t.Helper()
 		_ = r.SetDeadline(time.Now().Add(10 * time.Second))
 		if _, err := r.Next(); err != io.EOF {
-			t.Errorf("it goes on: %v", err)
+			t.Errorf("the capture continues: %v", err)
 		}
 	}
 	captures := func(sw *Switch) int {
@@ -273,7 +273,7 @@ func TestCaptureEnds(t *testing.T) {
 				t.Fatal(err)
 			}
 			if captures(l.sw) != 1 {
-				t.Error("it ended with its first port")
+				t.Error("the capture ended with its first port")
 			}
 			if err := l.sw.RemovePort("b"); err != nil {
 				t.Fatal(err)
@@ -293,7 +293,7 @@ func TestCaptureEnds(t *testing.T) {
 			how(t, l, r)
 			nstest.Eventually(t, 20*time.Second, "the capture ends", func() bool { return captures(l.sw) == 0 })
 			if w := l.sw.table.Load().find("a"); w != nil && len(w.path.Load().views) != 0 {
-				t.Error("the port is captured still")
+				t.Error("the port is still captured")
 			}
 		})
 	}
@@ -320,7 +320,7 @@ func TestCaptureRefusals(t *testing.T) {
 		_ = far.Close()
 	}
 	if err := l.sw.Capture(os.Stdin, capture.Config{Ports: []string{"a"}}); err == nil {
-		t.Error("a file that is no socket was taken")
+		t.Error("a file that is not a socket was accepted")
 	}
 	for range maxCaptures {
 		startCapture(t, l.sw, capture.Config{Ports: []string{"a"}})
@@ -333,7 +333,7 @@ func TestCaptureRefusals(t *testing.T) {
 	defer r.Close()
 	if err := l.sw.Capture(far, capture.Config{Ports: []string{"a"}}); err == nil ||
 		!strings.Contains(err.Error(), "already has") {
-		t.Errorf("one more than there may be: %v", err)
+		t.Errorf("one capture over the limit: %v", err)
 	}
 	_ = l.sw.Close()
 	if err := l.sw.Capture(far, capture.Config{Ports: []string{"a"}}); !errors.Is(err, fs.ErrClosed) {
@@ -341,8 +341,8 @@ func TestCaptureRefusals(t *testing.T) {
 	}
 }
 
-// TestCapturesComeAndGo starts and stops captures while frames pass: each has all frames of its
-// time, or counts them.
+// TestCapturesComeAndGo starts and stops captures while frames pass. Each capture must have all
+// frames of its time, or count those that it lost.
 func TestCapturesComeAndGo(t *testing.T) {
 	l := newLAN(t, plain("a", "b", "c"))
 	l.send("b", etherFrame(all, mac(2), nil, 46))
@@ -378,7 +378,7 @@ func TestCapturesComeAndGo(t *testing.T) {
 					n -= total.Seen - total.Lost
 				}
 				if n != 0 {
-					t.Errorf("%d frames more or less than the totals say: %+v", int64(n), r.Totals())
+					t.Errorf("the totals are off by %d frames: %+v", int64(n), r.Totals())
 				}
 			}
 		})

@@ -6,7 +6,7 @@ import (
 	"vmnet/internal/endpoint"
 )
 
-// TestLiveClaimed asks for a claim before, while and after a switch has it.
+// TestLiveClaimed looks for a claim before, while and after a switch has the device.
 func TestLiveClaimed(t *testing.T) {
 	h, other := newHost(t, 0, "lan0"), newHost(t, 1, "lan0")
 	veth(t, h, other, "lan0", 1500)

@@ -12,10 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BenchmarkLiveBesideTheBridge sends the same traffic through a kernel bridge, through a switch
-// between two taps, and through one between a packet port and a tap, in turns. It reports the
-// medians and the last one's ratios to the others: TCP as it is and in VXLAN, in Mbit/s, and UDP of
-// 64 bytes, in thousands of packets a second. Super-frames are held against the taps, whose copies
+// BenchmarkLiveBesideTheBridge sends the same traffic in turn through a kernel bridge, through a
+// switch between two taps, and through a switch between a packet port and a tap. It reports the
+// medians, and the ratios of the last one to the others: TCP, plain and in VXLAN, in Mbit/s, and
+// UDP of 64 bytes in thousands of packets a second. Super-frames are compared with the switch
+// between taps, since a bridge needs no copies into and out of a switch; small frames are compared
+// with the bridge.
 // into the switch and out of it a bridge does without; small frames against the bridge.
 func BenchmarkLiveBesideTheBridge(b *testing.B) {
 	for name, tunnel := range map[string]*tunnel{"TCP": nil, "VXLAN": &vxlans[0], "VXLAN, checksum": &vxlans[1]} {
@@ -65,10 +67,10 @@ func beside(b *testing.B, c *tunnel, inwards bool, rate func(from, to *host) flo
 	b.ReportMetric(0, "ns/op")
 }
 
-// median returns that of sorted values.
+// median returns the median of sorted values.
 func median(sorted []float64) float64 { return sorted[len(sorted)/2] }
 
-// tapLine has a switch between two taps.
+// tapLine makes a line with a switch between two taps.
 func tapLine(tb testing.TB, m mtus) *line {
 	l := &line{outside: newHost(tb, 20, "lan0"), inside: newHost(tb, 22, "lan0")}
 	sw := newSwitch(tb)
@@ -77,7 +79,7 @@ func tapLine(tb testing.TB, m mtus) *line {
 	return l
 }
 
-// ends are the line's ends with addresses, in the tunnel where there is one.
+// ends returns the ends of the line with their addresses, inside the tunnel if there is one.
 func (l *line) ends(c *tunnel) (outside, inside *host) {
 	if c != nil {
 		return l.through(*c)
@@ -95,7 +97,7 @@ const (
 	window = 300 * time.Millisecond
 )
 
-// tcpRate is how many bits a second come.
+// tcpRate measures how many bits arrive in a second.
 func tcpRate(tb testing.TB, from, to *host) float64 {
 	out, in := connect(tb, from, to)
 	var bytes atomic.Int64
@@ -127,8 +129,8 @@ func tcpRate(tb testing.TB, from, to *host) float64 {
 	return 8 * r
 }
 
-// udpRate is how many datagrams a second arrive of those that are sent as fast as possible. Both
-// ends use batches: system calls of theirs would take the processor's time from what is measured.
+// udpRate measures how many datagrams arrive in a second when they are sent as fast as possible.
+// Both ends use batches, so that their own system calls take less of the processor's time.
 func udpRate(tb testing.TB, from, to *host) float64 {
 	in, at := udpSocket(tb, to, sockaddr4(to.v4))
 	out, _ := udpSocket(tb, from, nil, at)
@@ -162,13 +164,13 @@ func udpRate(tb testing.TB, from, to *host) float64 {
 	return r
 }
 
-// A batch is what sendmmsg(2) or recvmmsg(2) handle in one call.
+// A batch holds what sendmmsg(2) or recvmmsg(2) handle in one call.
 type batch struct {
 	msgs [64]struct {
 		hdr unix.Msghdr
 		_   uint32
 	}
-	iov unix.Iovec // of all: what is received is not looked at
+	iov unix.Iovec // shared: the received data is not read
 }
 
 func newBatch(size int) *batch {
@@ -182,7 +184,8 @@ func newBatch(size int) *batch {
 	return b
 }
 
-// call returns how many messages were sent or received, less than 1 for none.
+// call returns the number of messages that were sent or received, which is less than 1 if there
+// were none.
 func (b *batch) call(number uintptr, fd, flags int) int {
 	n, _, _ := unix.Syscall6(number, uintptr(fd), uintptr(unsafe.Pointer(&b.msgs)),
 		uintptr(len(b.msgs)), uintptr(flags), 0, 0)
@@ -191,8 +194,8 @@ func (b *batch) call(number uintptr, fd, flags int) int {
 }
 
 func perSecond(n *atomic.Int64) float64 {
-	time.Sleep(warmUp) // not a wait: what is measured runs
+	time.Sleep(warmUp) // not a wait: the benchmark runs
 	before, start := n.Load(), time.Now()
-	time.Sleep(window) // not a wait: what is measured runs
+	time.Sleep(window) // not a wait: the benchmark runs
 	return float64(n.Load()-before) / time.Since(start).Seconds()
 }

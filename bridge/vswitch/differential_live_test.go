@@ -26,7 +26,7 @@ type line struct {
 	outside, middle, inside *host
 }
 
-// mtus are those of a line's devices in the middle, where the limit is that is compared.
+// mtus are the MTUs of a line's devices in the middle, which limit what passes.
 type mtus struct{ toOutside, toInside int }
 
 func newLine(t testing.TB, first int, m mtus) *line {
@@ -36,8 +36,8 @@ func newLine(t testing.TB, first int, m mtus) *line {
 	return l
 }
 
-// join makes a veth pair between a host's lan0 and a device in the middle. The host's may receive
-// more than the other's MTU.
+// join makes a veth pair between a host's lan0 and a device in the middle. The host's end may
+// receive more than the other end's MTU.
 func join(t testing.TB, h, middle *host, port string, mtu int) {
 	t.Helper()
 	attrs := netlink.NewLinkAttrs()
@@ -56,7 +56,7 @@ func join(t testing.TB, h, middle *host, port string, mtu int) {
 	}
 }
 
-// bridgeLine has a kernel bridge in the middle.
+// bridgeLine makes a line with a kernel bridge in the middle.
 func bridgeLine(t testing.TB, m mtus) *line {
 	t.Helper()
 	l := newLine(t, 0, m)
@@ -78,8 +78,8 @@ func bridgeLine(t testing.TB, m mtus) *line {
 	return l
 }
 
-// switchLine has a switch in the middle, with a packet port on p1 and the tap that is lan0 of the
-// inside.
+// switchLine makes a line with a switch in the middle, which has a packet port on p1 and the tap
+// that is the lan0 of the inside.
 func switchLine(t testing.TB, m mtus) (*line, *vswitch.Switch) {
 	t.Helper()
 	l, sw := newLine(t, 10, m), newSwitch(t)
@@ -88,7 +88,7 @@ func switchLine(t testing.TB, m mtus) (*line, *vswitch.Switch) {
 	return l, sw
 }
 
-// tapPort gives the switch a port whose tap is the host's lan0.
+// tapPort adds a port on a tap to the switch. The tap is the host's lan0.
 func tapPort(t testing.TB, sw *vswitch.Switch, name string, h *host, mtu int) {
 	t.Helper()
 	tap, err := tun.Create(h.ns, "lan0", false)
@@ -117,7 +117,7 @@ func tapPort(t testing.TB, sw *vswitch.Switch, name string, h *host, mtu int) {
 	}
 }
 
-// A probe sends and receives frames at a host's lan0, with their vnet headers.
+// A probe sends and receives frames, with their vnet headers, at a host's lan0.
 type probe struct {
 	t     *testing.T
 	fd    int
@@ -156,10 +156,10 @@ func newProbe(t *testing.T, h *host) *probe {
 	return p
 }
 
-// ours is how the source addresses of the test's frames begin.
+// ours is the prefix of the source addresses of the test's frames.
 var ours = []byte{2, 0x0d, 0x1f}
 
-// receive waits for a frame of the test's, finished, in one or more pieces.
+// receive waits for a frame of the test and returns it finished, in one or more pieces.
 func (p *probe) receive() [][]byte {
 	p.t.Helper()
 	b, oob := make([]byte, 1<<17), make([]byte, 128)
@@ -190,7 +190,7 @@ func (p *probe) receive() [][]byte {
 	}
 }
 
-// tag is what the kernel has taken out of a frame.
+// tag returns the tag that the kernel has removed from a frame.
 func (p *probe) tag(oob []byte) []byte {
 	controls, _ := unix.ParseSocketControlMessage(oob)
 	i := slices.IndexFunc(controls, func(c unix.SocketControlMessage) bool {
@@ -206,7 +206,7 @@ func (p *probe) tag(oob []byte) []byte {
 	return binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, aux.Vlan_tpid), aux.Vlan_tci)
 }
 
-// A sample is a frame that is sent, with its number in the source address.
+// A sample is a frame to be sent, with its number in the source address.
 type sample struct {
 	h     offload.Header
 	frame []byte
@@ -214,12 +214,12 @@ type sample struct {
 	what  string
 }
 
-// carried sends the samples from one probe to another, and tells what became of each.
+// carried sends samples from one probe to another, and returns what arrived of each.
 func carried(from, to *probe, samples []sample) map[uint16][][]byte {
 	from.t.Helper()
 	out := map[uint16][][]byte{}
 	for len(samples) > 0 {
-		n := min(20, len(samples)) // a tap queues more, also where each becomes a hundred
+		n := min(20, len(samples)) // a tap queues more, even if each becomes a hundred frames
 		for _, s := range samples[:n] {
 			b := make([]byte, offload.HeaderLen)
 			s.h.Put(b)
@@ -228,7 +228,7 @@ func carried(from, to *probe, samples []sample) map[uint16][][]byte {
 			}
 		}
 		samples = samples[n:]
-		// a port may take these in by two ways
+		// A port may receive these in two ways.
 		marks := [][]byte{from.mark(0x88b6, 0), from.mark(unix.ETH_P_IP, unix.IPPROTO_SCTP)}
 		for _, mark := range marks {
 			if _, err := unix.Write(from.fd, append(make([]byte, offload.HeaderLen), mark...)); err != nil {
@@ -248,7 +248,7 @@ func carried(from, to *probe, samples []sample) map[uint16][][]byte {
 	return out
 }
 
-// mark is a frame of that EtherType that is sent once; it has an IPv4 header of that protocol.
+// mark returns a frame of that EtherType, with an IPv4 header of that protocol.
 func (p *probe) mark(kind uint16, protocol byte) []byte {
 	p.marks++
 	ip := append([]byte{0x45, 0, 0, 46, 0, 0, 0, 0, 64, protocol, 0, 0, 10, 9, 8, 1, 10, 9, 8, 2}, make([]byte, 26)...)
@@ -257,7 +257,7 @@ func (p *probe) mark(kind uint16, protocol byte) []byte {
 	return slices.Concat([]byte{2, 0, 0, 0, 0, 9}, ours, []byte{0xff, 0xff, 0xff, byte(kind >> 8), byte(kind)}, ip)
 }
 
-// samples are n random ones, around an MTU of 1500.
+// samples returns n random samples with lengths around an MTU of 1500.
 func samples(r *rand.Rand, n int) []sample {
 	out := make([]sample, 0, n)
 	for number := range n {
@@ -297,7 +297,7 @@ func samples(r *rand.Rand, n int) []sample {
 	return out
 }
 
-// super makes a super-frame, or a frame with a partial checksum only.
+// super makes a super-frame, or a frame with only a partial checksum.
 func (s *sample) super(r *rand.Rand, head []byte, proto byte) {
 	payload, gso, l4 := make([]byte, r.IntN(1440)), 0, 20
 	if proto == unix.IPPROTO_UDP {
@@ -336,8 +336,8 @@ func (s *sample) super(r *rand.Rand, head []byte, proto byte) {
 	}
 }
 
-// network is an EtherType and an IP header for a transport header that gets the pseudo header's
-// sum.
+// network returns an EtherType and an IP header, for a transport header that gets the sum of the
+// pseudo header.
 func (s *sample) network(r *rand.Rand, proto byte, transport []byte) []byte {
 	var ip, addresses []byte
 	if r.IntN(2) == 0 {
@@ -376,7 +376,7 @@ func onesSum(b []byte, acc int) uint16 {
 }
 
 // TestLiveCarriesWhatTheBridgeCarries sends the same frames through a kernel bridge and a switch,
-// both ways: what the one carries the other does, too, byte by byte.
+// in both directions. The switch must carry what the bridge carries, byte by byte.
 func TestLiveCarriesWhatTheBridgeCarries(t *testing.T) {
 	for name, m := range map[string]mtus{"to a tap": {9000, 1500}, "to a packet port": {1500, 9000}} {
 		t.Run(name, func(t *testing.T) {
@@ -395,17 +395,17 @@ func TestLiveCarriesWhatTheBridgeCarries(t *testing.T) {
 			switches := carried(from, to, list)
 			t.Logf("the bridge carries %d of %d frames, the switch %d", len(bridges), len(list), len(switches))
 			if len(bridges) < 400 || len(bridges) > 590 {
-				t.Errorf("the bridge carries %d of %d: the test is wrong", len(bridges), len(list))
+				t.Errorf("the bridge carries only %d of %d frames: the test is wrong", len(bridges), len(list))
 			}
 			for n, f := range list {
 				got, want := switches[uint16(n)], bridges[uint16(n)]
 				what := fmt.Sprintf("%s %d with %d tags, %d bytes, %+v", f.what, n, f.tags, len(f.frame), f.h)
 				switch {
 				case len(want) == 0 && len(got) > 0 && f.tags < 3:
-					// with more, whatever is no longer than the MTU passes
+					// With more tags, any frame that is no longer than the MTU passes.
 					t.Errorf("%s: the bridge drops it, the switch does not", what)
 				case len(want) > 0 && !slices.EqualFunc(got, want, bytes.Equal):
-					t.Errorf("%s: %d frames, from the bridge %d", what, len(got), len(want))
+					t.Errorf("%s: %d frames, %d by the bridge", what, len(got), len(want))
 				}
 			}
 		})

@@ -13,9 +13,9 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// TestLiveDownPortIsForgotten has a station move silently from behind a port whose device goes
-// down, or loses its carrier, or is closed, to another port: what is sent to it is flooded at once,
-// as by the kernel's bridge.
+// TestLiveDownPortIsForgotten moves a station silently from a port whose device goes down, loses
+// its carrier or is closed to another port. Frames to the station must be flooded at once, as by
+// the kernel's bridge.
 func TestLiveDownPortIsForgotten(t *testing.T) {
 	sw := newSwitch(t)
 	tapDown, tapPort := followedTap(t, sw, 0, vport.Config{})
@@ -48,7 +48,7 @@ func TestLiveDownPortIsForgotten(t *testing.T) {
 	key := vswitch.KeyOf(station, 1)
 	for name, c := range map[string]struct {
 		port *vswitch.Port
-		from *host // which says that the station is behind it
+		from *host // its frame shows that the station is behind it
 		down func() error
 		up   func() error
 	}{
@@ -78,7 +78,7 @@ func TestLiveDownPortIsForgotten(t *testing.T) {
 					sw.FDB().Lookup(key) == -1
 			})
 		}
-		nstest.Eventually(t, 20*time.Second, name+": what is sent to the station is flooded", func() bool {
+		nstest.Eventually(t, 20*time.Second, name+": frames to the station are flooded", func() bool {
 			_, _ = speaker.Write(append(append(append([]byte{}, station...), self...), make([]byte, 48)...))
 			return hears(station)
 		})
@@ -93,7 +93,7 @@ func TestLiveDownPortIsForgotten(t *testing.T) {
 	}
 }
 
-// say sends a broadcast of that source out of the host's device.
+// say sends a broadcast with that source address from the host's device.
 func (h *host) say(src net.HardwareAddr) {
 	h.t.Helper()
 	if err := h.ns.Do(func() error {
@@ -104,14 +104,14 @@ func (h *host) say(src net.HardwareAddr) {
 		defer unix.Close(fd)
 		f := append(append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, src...), make([]byte, 48)...)
 		f[12], f[13] = 0x88, 0xb5
-		_ = unix.Sendto(fd, f, 0, &unix.SockaddrLinklayer{Ifindex: h.link(h.device).Attrs().Index}) // it may be down
+		_ = unix.Sendto(fd, f, 0, &unix.SockaddrLinklayer{Ifindex: h.link(h.device).Attrs().Index}) // the device may be down
 		return nil
 	}); err != nil {
 		h.t.Fatal(err)
 	}
 }
 
-// hearing tells whether a guest's end of a socket has got a frame to that address by now.
+// hearing reports whether a guest's end of a socket has received a frame to that address so far.
 func hearing(t *testing.T, f *os.File) func(dst net.HardwareAddr) bool {
 	fd := int(f.Fd())
 	if err := unix.SetNonblock(fd, true); err != nil {

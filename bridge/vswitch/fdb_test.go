@@ -23,8 +23,8 @@ func TestMain(m *testing.M) {
 	leaktest.Main(m)
 }
 
-// hold is a process that stands for a guest's VMM: it has the guest's end as fd 3, and answers each
-// frame.
+// hold is the process that stands for a guest's VMM. It has the guest's end as fd 3, and answers
+// each frame.
 func hold() {
 	skip, b := 0, make([]byte, 1<<17)
 	if os.Getenv("VMNET_TEST_HOLDER") == "tap" {
@@ -51,7 +51,7 @@ func TestKeysSurviveThePermutation(t *testing.T) {
 	for range 10000 {
 		k := rand.Uint64() & keyMask
 		if got := f.restore(f.permute(k)); got != k {
-			t.Fatalf("%#x became %#x", k, got)
+			t.Fatalf("%#x is restored as %#x", k, got)
 		}
 	}
 	k := keyOf(0x0254_0a0b_0c0d, 4094)
@@ -60,7 +60,7 @@ func TestKeysSurviveThePermutation(t *testing.T) {
 	}
 }
 
-// TestFDBAgainstAMap does at random what may be done to an FDB, and the same to a map.
+// TestFDBAgainstAMap applies the same random operations to an FDB and to a map.
 func TestFDBAgainstAMap(t *testing.T) {
 	type known struct {
 		port   int
@@ -70,10 +70,10 @@ func TestFDBAgainstAMap(t *testing.T) {
 	const ageing = 5
 	f, model, now := NewFDB(0, ageing*time.Second), map[Key]known{}, uint32(0)
 	keys := make([]Key, 200)
-	for i := range keys { // few addresses in few VLANs, so that they meet again
+	for i := range keys { // few addresses in few VLANs, so that they recur
 		keys[i] = keyOf(uint64(i%50)<<40|uint64(i), uint16(rand.IntN(3)))
 	}
-	keys[0] = 0 // an address and a VLAN of nothing but zeros
+	keys[0] = 0 // address and VLAN are all zeros
 	for step := range 20000 {
 		k, port := keys[rand.IntN(len(keys))], rand.IntN(5)
 		old, had := model[k]
@@ -85,7 +85,7 @@ func TestFDBAgainstAMap(t *testing.T) {
 			model[k] = known{port, true, now}
 		case 1:
 			if f.Remove(k) != had {
-				t.Fatalf("step %d: remove %v, it was there: %v", step, k.MAC(), had)
+				t.Fatalf("step %d: remove %v: found: %v", step, k.MAC(), had)
 			}
 			delete(model, k)
 		case 2:
@@ -144,12 +144,12 @@ func TestFDBAgainstAMap(t *testing.T) {
 	}
 }
 
-// TestFDBConcurrently has many goroutines learn, look up and forget: an address is never found
-// behind a port that it was not at, and none stays twice.
+// TestFDBConcurrent lets many goroutines learn, look up and remove addresses. An address must never
+// be found behind a port that it was not at, and none may remain in the table twice.
 func TestFDBConcurrently(t *testing.T) {
 	const addresses, workers = 500, 4
 	f := NewFDB(1, time.Second)
-	// An address is only ever learned at one of two ports, which its number tells.
+	// An address is only ever learned at one of two ports, which its number determines.
 	portFor := func(i, turn int) int { return i%100*2 + turn&1 }
 	var wg sync.WaitGroup
 	for w := range workers {
@@ -190,7 +190,7 @@ func TestFDBConcurrently(t *testing.T) {
 	}
 }
 
-// TestFDBConcurrentInsertion has two goroutines put in the same new addresses at once.
+// TestFDBConcurrentInsertion lets two goroutines insert the same new addresses at once.
 func TestFDBConcurrentInsertion(t *testing.T) {
 	f := NewFDB(0, 0)
 	const addresses = 5000
@@ -229,7 +229,7 @@ func TestFDBIsBounded(t *testing.T) {
 	if s.Entries > s.Slots || s.Entries < s.Slots*8/10 || s.Evicted+s.Refused+uint64(s.Entries) != uint64(3*s.Slots) {
 		t.Errorf("%+v", s)
 	}
-	// What is seen again and again outlives the crowd.
+	// An address that is seen again and again outlives the crowd.
 	kept := keyOf(0x0200_0000_0001, 9)
 	f.Learn(kept, 3)
 	for now := range uint32(20) {
@@ -240,12 +240,12 @@ func TestFDBIsBounded(t *testing.T) {
 		}
 	}
 	if got := f.Lookup(kept); got != 3 {
-		t.Errorf("a busy address was pushed out: %d", got)
+		t.Errorf("a busy address was evicted: %d", got)
 	}
 }
 
-// TestFDBIsShared: a port that sends from as many sources as it can does not have the others'
-// addresses forgotten.
+// TestFDBIsShared checks that a port that sends from as many sources as it can does not evict the
+// addresses of other ports.
 func TestFDBIsShared(t *testing.T) {
 	f := NewFDB(0, 0)
 	const others = 1000
@@ -265,10 +265,10 @@ func TestFDBIsShared(t *testing.T) {
 			t.Fatalf("address %d is behind port %d", i, got)
 		}
 	}
-	f.Learn(address(others), 12) // there is room for somebody new
+	f.Learn(address(others), 12) // there is room for a new port
 	flood()
 	if got := f.Lookup(address(others)); got != 12 {
-		t.Errorf("the new one is behind port %d", got)
+		t.Errorf("the new address is behind port %d", got)
 	}
 	if s := f.Stats(); s.Entries < s.Slots*9/10 {
 		t.Errorf("%+v", s)
@@ -281,7 +281,7 @@ func TestFDBHoldsItsCapacity(t *testing.T) {
 		f.Learn(keyOf(rand.Uint64()>>16, uint16(i&1)), 1)
 	}
 	if s := f.Stats(); s.Evicted > defaultCapacity/1000 {
-		t.Errorf("%+v: more than one in a thousand was pushed out", s)
+		t.Errorf("%+v: more than one in a thousand was evicted", s)
 	}
 }
 
@@ -302,9 +302,9 @@ func TestFDBLimitsAPort(t *testing.T) {
 	}
 }
 
-// TestFDBLimitsMoves: a port's limit holds for addresses that move to it from another port, as for
-// new ones, and for all of the port's queues together. An address that may not move stays where it
-// was, and ages there.
+// TestFDBLimitsMoves checks that a port's limit holds for addresses that move to it from another
+// port, as for new ones, and for all of the port's queues together. An address that may not move
+// stays behind its port, and ages there.
 func TestFDBLimitsMoves(t *testing.T) {
 	f := NewFDB(0, 10*time.Second)
 	f.LimitPort(1, 10)
@@ -334,7 +334,7 @@ func TestFDBLimitsMoves(t *testing.T) {
 		}
 	}
 	if s := f.Stats(); s.Entries != 10 || s.Aged != 90 {
-		t.Errorf("those that may not move do not age: %+v", s)
+		t.Errorf("addresses that may not move do not age: %+v", s)
 	}
 }
 
@@ -343,7 +343,7 @@ func TestFDBFullOfStatics(t *testing.T) {
 	k := keyOf(1, 1)
 	b, _ := f.place(k)
 	bit := Key(0)
-	for filled := 0; filled < ways; bit++ { // eight that share its bucket
+	for filled := 0; filled < ways; bit++ { // eight addresses that share its bucket
 		other := keyOf(uint64(bit)+2, 5)
 		if ob, _ := f.place(other); ob != b {
 			continue
@@ -358,7 +358,7 @@ func TestFDBFullOfStatics(t *testing.T) {
 		t.Errorf("learned at %d, %+v", got, f.Stats())
 	}
 	if err := f.AddStatic(k, 1); !errors.Is(err, ErrFDBFull) {
-		t.Errorf("one more static entry: %v", err)
+		t.Errorf("a static entry too many: %v", err)
 	}
 }
 
@@ -392,8 +392,7 @@ func BenchmarkFDB(b *testing.B) {
 	})
 }
 
-// TestFDBSingle has an address twice in its bucket, as two goroutines leave it that put it in at
-// once.
+// TestFDBSingle puts an address into its bucket twice, as two goroutines do that insert it at once.
 func TestFDBSingle(t *testing.T) {
 	for _, c := range []struct {
 		first, second uint64

@@ -11,7 +11,7 @@ import (
 
 func addrOf(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-// ethtool is an ioctl of include/uapi/linux/ethtool.h, whose request is answered in place.
+// ethtool runs an ioctl of include/uapi/linux/ethtool.h, whose request is answered in place.
 func ethtool(device string, request []byte) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -32,7 +32,7 @@ func ethtool(device string, request []byte) error {
 	return nil
 }
 
-// trySetFeatures changes features by their names (ETHTOOL_SFEATURES).
+// trySetFeatures changes features of a device by their names (ETHTOOL_SFEATURES).
 func trySetFeatures(device string, want map[string]bool) error {
 	const featureNames, nameLen = 4, 32 // ETH_SS_FEATURES, ETH_GSTRING_LEN
 	count := make([]byte, 20)

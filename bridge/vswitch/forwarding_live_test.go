@@ -25,17 +25,17 @@ import (
 	"vmnet/testvm/lab"
 )
 
-// A network is a kernel bridge or a switch, between taps whose queues the test has: what it writes
-// into one comes in by that port, what leaves by a port it reads.
+// A network is a kernel bridge or a switch between taps whose queues the test has. A frame that the
+// test writes to a queue enters by that port; it reads the frames that leave by a port.
 type network struct {
 	t    *testing.T
 	ns   *netns.NS
 	taps []*os.File
-	sw   *vswitch.Switch // nil of a bridge
-	sent []uint64        // by each tap
+	sw   *vswitch.Switch // nil for a bridge
+	sent []uint64        // number of frames by port
 }
 
-// twins are a bridge and a switch with ports of those settings.
+// twins returns a bridge and a switch with ports of the same settings.
 func twins(t *testing.T, ports []brport.Settings, filtering bool) (br, sw *network) {
 	t.Helper()
 	br, sw = newNetwork(t, len(ports)), newNetwork(t, len(ports))
@@ -49,7 +49,7 @@ func twins(t *testing.T, ports []brport.Settings, filtering bool) (br, sw *netwo
 	off := false
 	nl := nstest.Handle(t, br.ns)
 	made := &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &off}
-	if filtering { // which a kernel without it does not even take as off
+	if filtering { // a kernel without it refuses even the value for off
 		made.VlanFiltering = &filtering
 	}
 	if err := nl.LinkAdd(made); err != nil {
@@ -123,8 +123,8 @@ func (n *network) up(port int) error {
 	return nl.LinkSetUp(link)
 }
 
-// send sends a frame by a port, and tells what has left by each. A bridge delivers within the
-// write; the switch counts what it is done with.
+// send sends a frame by a port and returns what has left by each port. A bridge delivers within the
+// write; a switch counts the frames that it is done with.
 func (n *network) send(port int, frame []byte) [][]byte {
 	n.t.Helper()
 	if _, err := unix.Write(int(n.taps[port].Fd()), frame); err != nil {
@@ -133,14 +133,14 @@ func (n *network) send(port int, frame []byte) [][]byte {
 	n.sent[port]++
 	if n.sw != nil {
 		p := n.sw.Ports()[port]
-		nstest.Eventually(n.t, 20*time.Second, "the switch is done with the frame", func() bool {
+		nstest.Eventually(n.t, 20*time.Second, "the switch has handled the frame", func() bool {
 			return p.Stats().Total().RxFrames >= n.sent[port]
 		})
 	}
 	return n.left()
 }
 
-// left are the frames of the test's that have left by the ports: at most one by each.
+// left returns the test's frames that have left by the ports, at most one by each.
 func (n *network) left() [][]byte {
 	n.t.Helper()
 	out, b := make([][]byte, len(n.taps)), make([]byte, 4096)
@@ -155,7 +155,7 @@ func (n *network) left() [][]byte {
 			}
 			if got < 12 || !bytes.Equal(b[6:9], stationPrefix) && !bytes.Equal(b[6:9], []byte{0x03, 0, 0}) &&
 				!bytes.Equal(b[6:12], make([]byte, 6)) {
-				continue // the kernel's own
+				continue // the kernel's own frame
 			}
 			if out[port] != nil {
 				n.t.Errorf("two frames have left by port %d", port)
@@ -166,12 +166,12 @@ func (n *network) left() [][]byte {
 	return out
 }
 
-// stationPrefix is how the addresses of the test's stations begin.
+// stationPrefix is the prefix of the addresses of the test's stations.
 var stationPrefix = []byte{2, 0xbe, 0x51}
 
 func stationMAC(n int) []byte { return append(slices.Clone(stationPrefix), 0, 0, byte(n)) }
 
-// randomFrame is one of a station's that is at a port most of the time.
+// randomFrame returns a frame from one of the stations, which are at one port most of the time.
 func randomFrame(r *rand.Rand, ports int) (port int, frame []byte) {
 	src := r.IntN(3 * ports)
 	port = src % ports
@@ -210,8 +210,8 @@ func randomFrame(r *rand.Rand, ports int) (port int, frame []byte) {
 	return port, frame
 }
 
-// compareForwarding sends the same random frames to both, and wants the same of both, byte by byte
-// and port by port.
+// compareForwarding sends the same random frames to both, and compares what leaves by each port,
+// byte by byte.
 func compareForwarding(t *testing.T, ports []brport.Settings, filtering bool, frames int) {
 	t.Helper()
 	br, sw := twins(t, ports, filtering)
@@ -236,14 +236,14 @@ func compareForwarding(t *testing.T, ports []brport.Settings, filtering bool, fr
 		}
 	}
 	if delivered < frames {
-		t.Errorf("only %d frames were delivered of %d: the test is wrong", delivered, frames)
+		t.Errorf("only %d of %d frames were delivered: the test is wrong", delivered, frames)
 	}
 	compareAddresses(t, br, sw, filtering)
 }
 
 func head(b []byte) []byte { return b[:min(len(b), 40)] }
 
-// compareAddresses wants both to have learned the same.
+// compareAddresses checks that both have learned the same addresses.
 func compareAddresses(t *testing.T, br, sw *network, filtering bool) {
 	t.Helper()
 	c, err := rtnl.Open(br.ns)
@@ -280,11 +280,11 @@ func compareAddresses(t *testing.T, br, sw *network, filtering bool) {
 		got[fmt.Sprintf("%s %d", e.Key.MAC(), vlan)] = e.Port
 	}
 	if len(want) < 10 {
-		t.Errorf("the bridge has learned %d addresses: the test is wrong", len(want))
+		t.Errorf("the bridge has learned only %d addresses: the test is wrong", len(want))
 	}
 	for k, port := range want {
 		if at, ok := got[k]; !ok || at != port {
-			t.Errorf("%s is behind port %d of the bridge, the switch has it behind %d (%v)", k, port, at, ok)
+			t.Errorf("%s is behind port %d of the bridge, but behind %d of the switch (%v)", k, port, at, ok)
 		}
 	}
 	if len(got) != len(want) {
@@ -292,7 +292,7 @@ func compareAddresses(t *testing.T, br, sw *network, filtering bool) {
 	}
 }
 
-// portsOf are ports by their settings, as interface aliases have them.
+// portsOf parses ports' settings in the form of interface aliases.
 func portsOf(t *testing.T, settings ...string) (ports []brport.Settings) {
 	t.Helper()
 	for _, s := range settings {
@@ -312,7 +312,7 @@ func TestLiveForwardsAsTheBridge(t *testing.T) {
 		"forward:lldp,lacp,0d", "isolated;hairpin;forward:all"), false, 3000)
 }
 
-// TestLabForwardsAsTheBridge compares them with VLANs, which this machine's kernel may not have.
+// TestLabForwardsAsTheBridge compares both with VLANs, which the test machine's kernel may lack.
 func TestLabForwardsAsTheBridge(t *testing.T) {
 	lab.Inside(t)
 	compareForwarding(t, portsOf(t, "", "", "vlan:10", "vlan:10;isolated", "vlan:20;hairpin", "trunk:10,20",

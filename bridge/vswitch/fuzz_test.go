@@ -14,8 +14,8 @@ import (
 	"vmnet/bridge/vswitch/vport"
 )
 
-// A memory is a queue that keeps what is sent to it, and never receives: the test gives frames,
-// with whatever vnet header, to the port's receiver itself.
+// A memory is a queue that keeps what is sent to it, and never receives. The test passes frames
+// with any vnet header directly to the port's receiver.
 type memory struct {
 	closed chan struct{}
 	sent   [][]byte
@@ -38,10 +38,10 @@ func (m *memory) close() error {
 	return nil
 }
 
-// everything is what a tap takes.
+// everything is the limits of a tap.
 var everything = offload.Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: vnetLen}
 
-// memoryLAN is a switch whose ports are memories with those limits.
+// memoryLAN makes a switch whose ports are memories with those limits.
 func memoryLAN(
 	tb testing.TB, ports map[string]vport.Config, limits map[string]offload.Limits,
 ) (*Switch, map[string]*memory) {
@@ -61,7 +61,7 @@ func receiverOf(sw *Switch, port string) *receiver {
 	return newReceiver(sw, sw.table.Load().find(port), 0)
 }
 
-// superFrame is one of TCP over IPv4 with its vnet header.
+// superFrame returns a super-frame of TCP over IPv4 with its vnet header.
 func superFrame(payload, gso int, tags ...string) []byte {
 	const ip, tcp = 20, 20
 	f := etherFrame(mac(2), mac(1), tags, 0)
@@ -71,7 +71,7 @@ func superFrame(payload, gso int, tags ...string) []byte {
 	f[l3], f[l3+8], f[l3+9] = 0x45, 64, 6
 	binary.BigEndian.PutUint16(f[l3+2:], uint16(ip+tcp+payload))
 	f[l3+ip+12] = tcp / 4 << 4
-	binary.BigEndian.PutUint16(f[l3+ip+16:], uint16(6+tcp+payload)) // of the pseudo header
+	binary.BigEndian.PutUint16(f[l3+ip+16:], uint16(6+tcp+payload)) // sum of the pseudo header
 	h := offload.Header{
 		Flags: offload.NeedsCsum, GSOType: offload.GSOTCPv4, GSOSize: uint16(gso),
 		HdrLen: uint16(l3 + ip + tcp), CsumStart: uint16(l3 + ip), CsumOffset: 16,
@@ -84,14 +84,14 @@ func superFrame(payload, gso int, tags ...string) []byte {
 	return append(data, f...)
 }
 
-// everyTunnel is what a tap takes since Linux 6.17.
+// everyTunnel is the limits of a tap since Linux 6.17.
 var everyTunnel = func() offload.Limits {
 	l := everything
 	l.Tunnels, l.VnetHdr = true, offload.TunnelHeaderLen
 	return l
 }()
 
-// vxlanFrame is a super-frame in VXLAN.
+// vxlanFrame returns a super-frame in VXLAN.
 func vxlanFrame(csum bool) []byte {
 	inner := superFrame(5000, 1400)
 	h, _ := offload.Parse(inner)
@@ -116,8 +116,8 @@ func vxlanFrame(csum bool) []byte {
 	return append(append(data, outer...), inner...)
 }
 
-// TestTunnelsInOnePiece has a tunnel's super-frame for a target that takes it, with and without a
-// tag, and for one that does not.
+// TestTunnelsInOnePiece sends a tunnel's super-frame to a target that takes it, with and without a
+// tag, and to one that does not.
 func TestTunnelsInOnePiece(t *testing.T) {
 	for _, csum := range []bool{false, true} {
 		sw, queues := memoryLAN(t,
@@ -151,8 +151,8 @@ func TestTunnelsInOnePiece(t *testing.T) {
 	}
 }
 
-// FuzzInput gives the switch any header and any frame. What comes out must be consistent, no larger
-// than the target takes, and at no port that it was not for.
+// FuzzInput passes any header and any frame to the switch. What leaves must be consistent, no
+// larger than the target takes, and only at ports that the frame was for.
 func FuzzInput(f *testing.F) {
 	f.Add([]byte(nil))
 	f.Add(superFrame(5000, 1448))
@@ -162,7 +162,7 @@ func FuzzInput(f *testing.F) {
 	f.Add(vxlanFrame(false))
 	f.Add(vxlanFrame(true))
 	f.Add(append(make([]byte, vnetLen), etherFrame(all, mac(1), nil, 46)...))
-	for i := range vnetLen { // lying headers
+	for i := range vnetLen { // invalid headers
 		lie := superFrame(3000, 1000)
 		lie[i] ^= 0xff
 		f.Add(lie)
@@ -189,7 +189,7 @@ func FuzzInput(f *testing.F) {
 		for name, q := range queues {
 			limits := *sw.table.Load().find(name).limits.Load()
 			if len(q.sent) > 0 && (name == "in" || known && name != "tap") {
-				t.Errorf("%s got what was not for it: %x", name, before)
+				t.Errorf("%s got a frame for another port: %x", name, before)
 			}
 			sent := q.sent
 			q.sent = nil
@@ -208,8 +208,8 @@ func FuzzInput(f *testing.F) {
 	})
 }
 
-// TestFinishesWhatATargetDoesNotTake sends a super-frame, and one with a partial checksum, to ports
-// with and without tags, offloads and vnet headers.
+// TestFinishesWhatATargetDoesNotTake sends a super-frame, and a frame with a partial checksum, to
+// ports with and without tags, offloads and vnet headers.
 func TestFinishesWhatATargetDoesNotTake(t *testing.T) {
 	ports := map[string]vport.Config{
 		"in": trunkAll(1), "tap": trunkAll(1), "vlantap": access(10),
@@ -247,8 +247,8 @@ func TestFinishesWhatATargetDoesNotTake(t *testing.T) {
 	}
 }
 
-// sumOf adds up a TCP segment between addresses of zeros, and pseudo, the rest of its pseudo
-// header; right is 0xffff.
+// sumOf sums a TCP segment between addresses of zeros. pseudo is the rest of its pseudo header.
+// 0xffff is the valid result.
 func sumOf(b []byte, pseudo int) uint16 {
 	sum := uint64(pseudo)
 	for i := range b {
@@ -279,7 +279,7 @@ func TestSmallerMTU(t *testing.T) {
 	}
 }
 
-// TestOrder has frames to one port and to all in a batch: none overtakes another.
+// TestOrder sends a batch of frames to one port and to all. None may overtake another.
 func TestOrder(t *testing.T) {
 	sw, queues := memoryLAN(t, map[string]vport.Config{"in": {}, "a": {}, "b": {}}, nil)
 	for i, name := range []string{"a", "b"} {
