@@ -14,13 +14,13 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// A holder is a process that has a guest's end, and answers frames as long as it runs.
+// A holder is a process that has a guest's end and answers frames as long as it runs.
 type holder struct {
 	process *os.Process
 	port    *vswitch.Port
 }
 
-// startHolder adds port "held", of a datagram socket or of the kernel side of a tap of h's.
+// startHolder adds port "held" on a datagram socket, or on the kernel side of a tap of h.
 func startHolder(t *testing.T, sw *vswitch.Switch, kind string, h *host) *holder {
 	t.Helper()
 	var wire *vswitch.Wire
@@ -52,19 +52,19 @@ func startHolder(t *testing.T, sw *vswitch.Switch, kind string, h *host) *holder
 	return &holder{p, addPort(t, sw, "held", wire, guestPort())}
 }
 
-// end kills the process, and waits for it. Done again, it does nothing.
+// end kills the process and waits for it. A second call does nothing.
 func end(p *os.Process) {
 	_ = p.Kill()
 	_, _ = p.Wait()
 }
 
-// prober is a station that sends frames to the holder.
+// A prober is a station that sends frames to the holder.
 type prober struct {
 	t  *testing.T
 	fd int
 }
 
-// answers tells whether the holder answers within a time.
+// answers reports whether the holder answers within a time.
 func (p prober) answers(within time.Duration) bool {
 	p.t.Helper()
 	b := make([]byte, 2000)
@@ -77,7 +77,7 @@ func (p prober) answers(within time.Duration) bool {
 	return false
 }
 
-// load sends n frames to the holder, which the switch learns behind its answers.
+// load sends n frames to the holder. The switch has learned its address from its answers.
 func (p prober) load(n int) {
 	frame := append([]byte{2, 0, 0, 0, 0, 0x77, 2, 0, 0, 0, 0, 0x78, 0x88, 0xb5}, make([]byte, 1000)...)
 	for range n {
@@ -85,8 +85,8 @@ func (p prober) load(n int) {
 	}
 }
 
-// TestLiveHolders stops, continues and kills processes that have ports' other ends, and starts them
-// again, under load. The others never stall.
+// TestLiveHolders stops, continues, kills and restarts the processes that have the other ends of
+// ports, under load. The other ports must never stall.
 func TestLiveHolders(t *testing.T) {
 	for _, kind := range []string{"socket", "tap"} {
 		t.Run(kind, func(t *testing.T) {
@@ -113,8 +113,8 @@ func TestLiveHolders(t *testing.T) {
 					p.load(100)
 				}
 				moves("while it is stopped")
-				if kind == "socket" { // a tap's kernel drops without telling
-					nstest.Eventually(t, 20*time.Second, "it takes no more", func() bool {
+				if kind == "socket" { // a tap's kernel drops frames silently
+					nstest.Eventually(t, 20*time.Second, "its queue is full", func() bool {
 						p.load(10)
 						return h.port.Dropped(vswitch.Full) > 0
 					})
@@ -136,11 +136,11 @@ func TestLiveHolders(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			nstest.Eventually(t, 20*time.Second, "all is closed", func() bool {
+			nstest.Eventually(t, 20*time.Second, "all files are closed", func() bool {
 				return openFiles(t) <= files && runtime.NumGoroutine() <= goroutines
 			})
 			if _, rings := countFiles(t); rings > len(sw.Ports()) {
-				t.Errorf("%d rings for %d ports with a queue each", rings, len(sw.Ports()))
+				t.Errorf("%d rings for %d ports of one queue each", rings, len(sw.Ports()))
 			}
 		})
 	}
@@ -154,8 +154,8 @@ func stop(t *testing.T, h *holder, sig os.Signal) {
 	}
 }
 
-// openFiles counts this process's, without its rings: a port's queue has one from the first burst
-// to a tap on, for as long as it is there.
+// openFiles counts the open files of this process without its rings. Each queue of a port has a
+// ring from its first burst to a tap on, until the port is removed.
 func openFiles(t *testing.T) int {
 	t.Helper()
 	all, rings := countFiles(t)

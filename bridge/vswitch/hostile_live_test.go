@@ -19,13 +19,13 @@ import (
 	"vmnet/internal/kernel/tun"
 )
 
-// A hostile guest does its worst while it is on.
+// A hostile guest misbehaves as much as it can while it is on.
 type hostile struct {
 	on, stop atomic.Bool
 	done     sync.WaitGroup
 }
 
-// newHostile calls turn over and over, until the test ends.
+// newHostile calls turn repeatedly until the test ends.
 func newHostile(tb testing.TB, turn func(on bool)) *hostile {
 	h := &hostile{}
 	h.done.Go(func() {
@@ -40,8 +40,8 @@ func newHostile(tb testing.TB, turn func(on bool)) *hostile {
 	return h
 }
 
-// socketGuest is a port's other end, which waits up to 20 ms to send and to receive. As QEMU does,
-// it waits when the switch does not read.
+// socketGuest is the other end of a port. It waits up to 20 ms to send and to receive: as QEMU
+// does, it waits while the switch does not read.
 func socketGuest(tb testing.TB, sw *vswitch.Switch, name string, cfg vport.Config) (fd int) {
 	tb.Helper()
 	w, far, err := vswitch.SocketPair(0)
@@ -59,7 +59,7 @@ func socketGuest(tb testing.TB, sw *vswitch.Switch, name string, cfg vport.Confi
 	return int(far.Fd())
 }
 
-// floods sends what next makes, as fast as the switch reads it.
+// floods sends the frames that next makes as fast as the switch reads them.
 func floods(next func(b []byte) []byte) func(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile {
 	return func(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile {
 		fd, b := socketGuest(tb, sw, "bad", cfg), make([]byte, 64<<10)
@@ -67,14 +67,14 @@ func floods(next func(b []byte) []byte) func(tb testing.TB, sw *vswitch.Switch, 
 			if on {
 				_, _ = unix.Write(fd, next(b))
 			} else {
-				time.Sleep(time.Millisecond) // not a wait: it is quiet
+				time.Sleep(time.Millisecond) // not a wait: the guest is off
 			}
 		})
 	}
 }
 
-// floodsTap does it from behind a tap that the switch has as a packet port. Nothing makes such a
-// guest wait: while it is quiet, it burns the same time into a device that nobody listens to.
+// floodsTap floods from behind a tap on which the switch has a packet port. Nothing makes such a
+// guest wait. While it is off, it spends the same time writing to a device that nobody reads.
 func floodsTap(
 	vnet offload.Header, next func(b []byte) []byte,
 ) func(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile {
@@ -104,8 +104,8 @@ func floodsTap(
 	}
 }
 
-// floodsSuper floods super-frames of a thousand segments, which have to be cut for each of four
-// guests on sockets.
+// floodsSuper floods super-frames of a thousand segments, which the switch must segment for each of
+// four guests on sockets.
 func floodsSuper(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile {
 	for i := range 4 {
 		socketGuest(tb, sw, fmt.Sprint("socket", i), vport.Config{})
@@ -117,7 +117,7 @@ func floodsSuper(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile {
 	return floodsTap(h, superBroadcasts)(tb, sw, cfg)
 }
 
-// doesNotRead gets 20,000 frames a second, which it reads or not.
+// doesNotRead is sent 20,000 frames a second. It reads them only while it is off.
 func doesNotRead(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile {
 	fd := socketGuest(tb, sw, "bad", cfg)
 	other := socketGuest(tb, sw, "other", vport.Config{})
@@ -142,7 +142,7 @@ func doesNotRead(tb testing.TB, sw *vswitch.Switch, cfg vport.Config) *hostile {
 	})
 }
 
-// Frames of hostile guests.
+// The frames of hostile guests.
 
 func broadcasts(b []byte) []byte {
 	copy(b, "\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x66\x66\x88\xb5")
@@ -160,7 +160,7 @@ func superBroadcasts(b []byte) []byte {
 	b = b[:60000]
 	copy(b, "\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x66\x66\x08\x00\x45")
 	binary.BigEndian.PutUint16(b[16:], uint16(len(b)-14))
-	b[22], b[23] = 64, 6 // hops, TCP
+	b[22], b[23] = 64, 6 // TTL, TCP
 	b[46] = 5 << 4       // header length
 	return b
 }
@@ -191,7 +191,7 @@ func hostileGuests() map[string]func(tb testing.TB, sw *vswitch.Switch, cfg vpor
 	}
 }
 
-// A stream is TCP between two hosts, as fast as it gets, whose bytes are counted where they come.
+// A stream is TCP between two hosts as fast as possible. It counts the bytes that arrive.
 type stream struct{ bytes atomic.Int64 }
 
 func newStream(tb testing.TB, from, to *host) *stream {
@@ -224,7 +224,7 @@ func newStream(tb testing.TB, from, to *host) *stream {
 	return s
 }
 
-// connect makes a TCP connection between hosts; the caller closes both ends.
+// connect makes a TCP connection between hosts. The caller closes both ends.
 func connect(tb testing.TB, from, to *host) (out, in net.Conn) {
 	tb.Helper()
 	var l net.Listener
@@ -245,17 +245,17 @@ func connect(tb testing.TB, from, to *host) (out, in net.Conn) {
 	return out, in
 }
 
-// kept is the stream's rate while something is on, as a share of that while it is off: medians of
-// windows that take turns.
+// kept returns the rate of the stream while something is on, as a share of its rate while that is
+// off. Both are medians of alternating windows.
 func (s *stream) kept(turn func(on bool), pairs int) float64 {
 	const window = 40 * time.Millisecond
 	var rates [2][]float64
 	for range pairs {
 		for i := range rates {
 			turn(i == 1)
-			time.Sleep(window / 4) // not a wait: what is measured runs
+			time.Sleep(window / 4) // not a wait: the benchmark runs
 			before, start := s.bytes.Load(), time.Now()
-			time.Sleep(window) // not a wait: what is measured runs
+			time.Sleep(window) // not a wait: the benchmark runs
 			rates[i] = append(rates[i], float64(s.bytes.Load()-before)/time.Since(start).Seconds())
 		}
 	}
@@ -266,12 +266,12 @@ func (s *stream) kept(turn func(on bool), pairs int) float64 {
 	return rates[1][pairs/2] / rates[0][pairs/2]
 }
 
-// guestPort is how the docs recommend to have a guest's.
+// guestPort is the configuration that the documentation recommends for a guest.
 func guestPort() vport.Config {
 	return vport.Config{Storm: vport.GuestStorm(vport.GuestFrames), MaxAddresses: 64}
 }
 
-// BenchmarkLiveHostileGuest tells how much of their rate two hosts keep beside a hostile guest.
+// BenchmarkLiveHostileGuest measures how much of their rate two hosts keep beside a hostile guest.
 func BenchmarkLiveHostileGuest(b *testing.B) {
 	for _, ports := range []int{8, 64} {
 		for limits, cfg := range map[string]vport.Config{"limited": guestPort(), "unlimited": {}} {
@@ -293,9 +293,9 @@ func BenchmarkLiveHostileGuest(b *testing.B) {
 	}
 }
 
-// TestLiveHostileGuest has two hosts ask and answer, one frame at a time, beside a hostile guest:
-// each frame comes, and of the guest's no more are read than it may send. How much of their rate
-// the hosts keep, BenchmarkLiveHostileGuest tells.
+// TestLiveHostileGuest lets two hosts ask and answer, one frame at a time, beside a hostile guest.
+// Each frame must arrive, and the switch must not read more frames of the guest than its limit
+// allows. BenchmarkLiveHostileGuest measures how much of their rate the hosts keep.
 func TestLiveHostileGuest(t *testing.T) {
 	for name, guest := range hostileGuests() {
 		t.Run(name, func(t *testing.T) {
@@ -306,23 +306,23 @@ func TestLiveHostileGuest(t *testing.T) {
 			h.on.Store(true)
 			before, start := bad.Stats().Total().RxFrames, time.Now()
 			for time.Since(start) < 1500*time.Millisecond {
-				// an unlimited guest has sent ten times as much as it may by then
+				// By then, an unlimited guest has sent ten times its limit.
 				pingPong(t, a, b, 500)
 			}
 			tcp(t, a, b, 1<<20)
 			udp(t, b, a, 1400)
 			read, took := bad.Stats().Total().RxFrames-before, time.Since(start)
-			// Each of four kinds of frames has a limit, and a tenth of a second's may come at once.
-			// What a rest of a second does not make good for is let off.
+			// Each of four kinds of frames has a limit, with a burst of a tenth of a second. A debt
+			// is capped at a wait of one second.
 			if most := 4 * vport.GuestFrames * (took.Seconds() + 1.1); float64(read) > most {
-				t.Errorf("%d frames were read in %v, want %.0f at most", read, took, most)
+				t.Errorf("%d frames were read in %v, want at most %.0f", read, took, most)
 			}
-			t.Logf("%d frames of the guest's were read in %v", read, took)
+			t.Logf("%d frames of the guest were read in %v", read, took)
 		})
 	}
 }
 
-// portOf is the port of that name.
+// portOf returns the port of that name.
 func portOf(t *testing.T, sw *vswitch.Switch, name string) *vswitch.Port {
 	t.Helper()
 	for _, p := range sw.Ports() {
@@ -334,7 +334,7 @@ func portOf(t *testing.T, sw *vswitch.Switch, name string) *vswitch.Port {
 	return nil
 }
 
-// pingPong sends a datagram after the other, each when the last one has come back.
+// pingPong sends one datagram after the other, each when the previous one has come back.
 func pingPong(t *testing.T, from, to *host, n int) {
 	t.Helper()
 	out, in := udpSockets(t, from, to)
@@ -363,7 +363,7 @@ func pingPong(t *testing.T, from, to *host, n int) {
 	}
 }
 
-// udpSockets are a UDP socket that is connected, and the one that it is connected to, until the
+// udpSockets returns a UDP socket and the one to which it is connected. They are open until the
 // test ends.
 func udpSockets(t *testing.T, from, to *host) (out net.Conn, in net.PacketConn) {
 	t.Helper()

@@ -19,7 +19,8 @@ import (
 	"vmnet/testvm/traffic"
 )
 
-// A host is a netns that stands for a guest: it has one tap, whose queues the switch has.
+// A host is a network namespace that stands for a guest. It has one tap, whose queues the switch
+// has.
 type host struct {
 	t      testing.TB
 	ns     *netns.NS
@@ -50,7 +51,7 @@ func (h *host) up(mtu int) {
 		if err != nil {
 			h.t.Fatal(err)
 		}
-		addr.Flags = 2 // IFA_F_NODAD: no waiting for duplicates
+		addr.Flags = 2 // IFA_F_NODAD: skip duplicate address detection
 		if err := h.nl.AddrAdd(l, addr); err != nil {
 			h.t.Fatal(err)
 		}
@@ -69,7 +70,8 @@ func (h *host) link(name string) netlink.Link {
 	return l
 }
 
-// newSwitch makes one that ends with the test, which shows its counters if it has failed.
+// newSwitch makes a switch that is closed at the end of the test, and logs its counters if the test
+// has failed.
 func newSwitch(t testing.TB) *vswitch.Switch {
 	t.Helper()
 	sw := vswitch.New(vswitch.Config{})
@@ -95,7 +97,7 @@ func addPort(t testing.TB, sw *vswitch.Switch, name string, w *vswitch.Wire, cfg
 	return p
 }
 
-// tapHost makes host n with a tap of that many queues on a port "hN".
+// tapHost makes host n, with a tap of that many queues on port "hN".
 func tapHost(t testing.TB, sw *vswitch.Switch, n, queues int, cfg vport.Config) *host {
 	t.Helper()
 	h := newHost(t, n, "eth0")
@@ -119,7 +121,7 @@ func tapHost(t testing.TB, sw *vswitch.Switch, n, queues int, cfg vport.Config) 
 }
 
 // socketHost makes host n as a guest behind a datagram socket: a tap without vnet headers, whose
-// frames are carried from and to the socket one by one.
+// frames are copied to and from the socket one by one.
 func socketHost(t *testing.T, sw *vswitch.Switch, n int, cfg vport.Config) *host {
 	t.Helper()
 	ns := nstest.New(t)
@@ -163,7 +165,7 @@ func carry(t *testing.T, a, b *os.File) {
 	})
 }
 
-// tcp sends n verified bytes from one host to another, over IPv4 and IPv6.
+// tcp sends n bytes from one host to another and verifies them, over IPv4 and IPv6.
 func tcp(t *testing.T, from, to *host, n int64) {
 	t.Helper()
 	for _, addr := range []string{to.v4 + ":0", "[" + to.v6 + "]:0"} {
@@ -188,7 +190,7 @@ func tryTCP(t *testing.T, from, to *host, addr string, n int64, limit time.Durat
 	})
 }
 
-// udp echoes datagrams of that size.
+// udp sends datagrams of that size, which come back.
 func udp(t *testing.T, from, to *host, size int) {
 	t.Helper()
 	for _, addr := range []string{to.v4 + ":0", "[" + to.v6 + "]:0"} {
@@ -200,7 +202,7 @@ func udp(t *testing.T, from, to *host, size int) {
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			res, err := traffic.SendUDP(ctx, s.Addr, 20, size)
-			if err == nil && res.Received < 19 { // one may be lost on a busy machine
+			if err == nil && res.Received < 19 { // a busy machine may lose one
 				err = fmt.Errorf("%+v", res)
 			}
 			return err
@@ -212,7 +214,7 @@ func udp(t *testing.T, from, to *host, size int) {
 	}
 }
 
-// ping tells whether an address answers within a second.
+// ping reports whether an address answers within a second.
 func ping(t *testing.T, from *host, addr string, size int) error {
 	t.Helper()
 	return from.ns.Do(func() error {

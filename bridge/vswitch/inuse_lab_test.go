@@ -11,8 +11,8 @@ import (
 	"vmnet/testvm/lab"
 )
 
-// TestLabInUse has devices on a card, and what it belongs to, of kinds that this machine's kernel
-// may not have.
+// TestLabInUse checks a network card with devices on it and with masters, of kinds that the test
+// machine's kernel may lack.
 func TestLabInUse(t *testing.T) {
 	lab.Inside(t)
 	for name, c := range map[string]struct {
@@ -73,7 +73,7 @@ func TestLabInUse(t *testing.T) {
 	}
 }
 
-// claimedParent has a switch take lan0, on which lan0.5 is.
+// claimedParent lets a switch claim lan0, the parent device of lan0.5.
 func claimedParent(t *testing.T, h *host, c *rtnl.Conn) {
 	t.Helper()
 	vlan, err := c.Link("lan0.5")

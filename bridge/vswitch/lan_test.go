@@ -16,8 +16,7 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// A lan is a switch whose ports are socketpairs; their other ends are stations, which the test
-// speaks for.
+// A lan is a switch whose ports are socketpairs. The test has their other ends, the stations.
 type lan struct {
 	tb       testing.TB
 	sw       *Switch
@@ -74,8 +73,8 @@ func (l *lan) port(name string) *Port {
 	return p
 }
 
-// send sends frames from a station, and tells what the stations have got when the switch is done
-// with them.
+// send sends frames from a station. When the switch has handled them, it returns what each station
+// has received.
 func (l *lan) send(from string, frames ...[]byte) map[string][][]byte {
 	l.tb.Helper()
 	s := l.stations[from]
@@ -95,7 +94,8 @@ func (l *lan) send(from string, frames ...[]byte) map[string][][]byte {
 	return got
 }
 
-// settle waits until all that a station sent was counted, which comes after its delivery.
+// settle waits until all frames that a station has sent were counted, which happens after their
+// delivery.
 func (l *lan) settle(from string) {
 	l.tb.Helper()
 	s, p := l.stations[from], l.port(from)
@@ -114,7 +114,7 @@ func (s *station) read() []byte {
 	return b[:n]
 }
 
-// names are the stations that got something.
+// names returns the stations that received frames, sorted.
 func names(got map[string][][]byte) []string {
 	var all []string
 	for name := range got {
@@ -129,9 +129,10 @@ func mac(n byte) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, 0, n} }
 
 var all = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
-const testType = 0x88b5 // of IEEE 802, for experiments
+const testType = 0x88b5 // for experiments (IEEE 802)
 
-// etherFrame is a frame with those tags, written "8100:10" (type, and VLAN id with priority).
+// etherFrame returns a frame with those tags, written as "8100:10": type, and VLAN id with
+// priority.
 func etherFrame(dst, src net.HardwareAddr, tags []string, payload int) []byte {
 	b := append(append([]byte{}, dst...), src...)
 	for _, tag := range tags {
@@ -154,7 +155,7 @@ func access(vlan int) vport.Config {
 	return vport.Config{Settings: brport.Settings{VLAN: vlan}}
 }
 
-// trunkAll is a port of all VLANs, with tags.
+// trunkAll is a trunk of all VLANs.
 func trunkAll(native int) vport.Config {
 	return vport.Config{Settings: brport.Settings{Native: native, Trunk: []brport.VLANRange{{First: 1, Last: 4094}}}}
 }

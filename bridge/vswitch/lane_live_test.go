@@ -11,7 +11,7 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// lanes are the names of taps that the switch has made in a netns.
+// lanes returns the names of the taps that the switch has made in a network namespace.
 func lanes(t *testing.T, h *host) (names []string) {
 	t.Helper()
 	links, err := h.nl.LinkList()
@@ -26,8 +26,8 @@ func lanes(t *testing.T, h *host) (names []string) {
 	return names
 }
 
-// TestLiveLane looks for the tap beside a veth device: one for each, none beside a tap, and none
-// when the port is gone.
+// TestLiveLane checks that each veth device has a lane, that a tap has none, and that a lane is
+// removed with its port.
 func TestLiveLane(t *testing.T) {
 	middle, outside, other := newHost(t, 0, "lan0"), newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
 	join(t, outside, middle, "p1", 1500)
@@ -42,21 +42,21 @@ func TestLiveLane(t *testing.T) {
 		addPort(t, sw, device, openPacket(t, middle, device), vport.Config{})
 	}
 	if got := lanes(t, middle); !slices.Equal(got, []string{"vmnet-lane0", "vmnet-lane1"}) {
-		t.Errorf("beside two veth devices and a tap there are %v", got)
+		t.Errorf("two veth devices and a tap have the lanes %v", got)
 	}
-	// What the host sends there must not come in: it says nothing by itself.
+	// Frames that the host itself sends on the tap must not enter the switch; it must send none.
 	outside.up(1500)
 	other.up(1500)
 	tcp(t, outside, other, 1<<20)
 	for _, p := range sw.Ports() {
 		if st := p.Stats(); len(st.Queues) == 2 && st.Queues[1].RxFrames != 0 {
-			t.Errorf("%s: by the tap came %d frames", p.Name(), st.Queues[1].RxFrames)
+			t.Errorf("%s: %d frames entered by the lane", p.Name(), st.Queues[1].RxFrames)
 		}
 	}
 	if err := sw.RemovePort("p1"); err != nil {
 		t.Fatal(err)
 	}
-	nstest.Eventually(t, 20*time.Second, "the lane goes with its port", func() bool {
+	nstest.Eventually(t, 20*time.Second, "the lane is removed with its port", func() bool {
 		return len(lanes(t, middle)) == 1
 	})
 	addPort(t, sw, "p1", openPacket(t, middle, "p1"), vport.Config{})

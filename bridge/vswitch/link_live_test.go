@@ -10,7 +10,8 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// followedTap makes a tap in a netns of its own, as vmnet switch run does, and moves it to host n.
+// followedTap makes a tap in a network namespace of its own, as vmnet switch run does, and moves it
+// to host n.
 func followedTap(t testing.TB, sw *vswitch.Switch, n int, cfg vport.Config) (*host, *vswitch.Port) {
 	t.Helper()
 	made, h := newHost(t, 100+n, "eth0"), newHost(t, n, "eth0")
@@ -38,8 +39,8 @@ func followedTap(t testing.TB, sw *vswitch.Switch, n int, cfg vport.Config) (*ho
 	return h, p
 }
 
-// TestLivePortFollowsItsDevice changes the MTU of devices under their ports, and takes them down
-// and up.
+// TestLivePortFollowsItsDevice changes the MTU of devices under their ports, and sets them down and
+// up.
 func TestLivePortFollowsItsDevice(t *testing.T) {
 	sw := newSwitch(t)
 	guest, port := followedTap(t, sw, 0, vport.Config{})

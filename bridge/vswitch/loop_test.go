@@ -15,8 +15,7 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// cable joins two stations as a bridge behind them does: what one of them gets, the other one
-// sends.
+// cable joins two stations, as a bridge behind them does: each sends what the other one receives.
 func (l *lan) cable(a, b string) {
 	l.tb.Helper()
 	var carriers sync.WaitGroup
@@ -45,7 +44,7 @@ func (l *lan) cable(a, b string) {
 	})
 }
 
-// heard are the notices of a switch.
+// heard collects the notices of a switch.
 type heard struct {
 	mu   sync.Mutex
 	text []string
@@ -63,7 +62,7 @@ func (h *heard) all() string {
 	return strings.Join(h.text, "\n")
 }
 
-// TestLoopIsStopped has a cable between two ports, in switches with and without VLANs, and between
+// TestLoopIsStopped puts a cable between two ports, of switches with and without VLANs, and of
 // ports that do not learn.
 func TestLoopIsStopped(t *testing.T) {
 	deaf := vport.Config{Settings: brport.Settings{NoLearning: true}}
@@ -93,23 +92,23 @@ func TestLoopIsStopped(t *testing.T) {
 			if stopped() != 1 {
 				t.Errorf("both ports of the loop are stopped: %+v, %+v", b.Stats(), c.Stats())
 			}
-			nstest.Eventually(t, 10*time.Second, "it is said", func() bool {
+			nstest.Eventually(t, 10*time.Second, "the switch reports it", func() bool {
 				return strings.Contains(h.all(), "is stopped for 10s: ")
 			})
 			l.quiet()
 			if got := l.say("a", etherFrame(all, mac(1), nil, 60)); got["d"] != 1 {
-				t.Errorf("the others' frames pass no more: %v", got)
+				t.Errorf("frames of other stations no longer pass: %v", got)
 			}
 
-			// When the port is tried again and the loop is still there, it is stopped for longer;
-			// when it is gone, not.
+			// A port whose stop ends while the loop is still there is stopped for longer. If the
+			// loop is gone, it is not stopped again.
 			again := b
 			if c.stop.stopped(l.sw.now()) {
 				again = c
 			}
 			again.stop.until.Store(l.sw.now())
 			nstest.Eventually(t, 10*time.Second, "it is stopped again", func() bool {
-				_, _ = unix.Write(a.fd, etherFrame(all, mac(1), nil, 47)) // a storm limit may take one
+				_, _ = unix.Write(a.fd, etherFrame(all, mac(1), nil, 47)) // a storm limit may drop one
 				return b.Stats().Loops+c.Stats().Loops == 2 && (strings.Contains(h.all(), "for 20s: ") ||
 					again.Stats().Loops == 1)
 			})
@@ -117,7 +116,7 @@ func TestLoopIsStopped(t *testing.T) {
 	}
 }
 
-// newLANOf is newLAN of a switch with that Config.
+// newLANOf is newLAN for a switch with that Config.
 func newLANOf(tb testing.TB, cfg Config, ports map[string]vport.Config) *lan {
 	l := newLAN(tb, nil)
 	_ = l.sw.Close()
@@ -128,12 +127,12 @@ func newLANOf(tb testing.TB, cfg Config, ports map[string]vport.Config) *lan {
 	return l
 }
 
-// quiet waits until stations that nobody else reads get nothing any more.
+// quiet waits until stations that no goroutine reads receive nothing any more.
 func (l *lan) quiet() {
 	l.tb.Helper()
 	nstest.Eventually(l.tb, 10*time.Second, "the loop is over", func() bool {
 		n := 0
-		// not a wait: what goes round comes by within the time that is looked
+		// Not a wait: a circulating frame comes by within this time.
 		for end := time.Now().Add(20 * time.Millisecond); time.Now().Before(end); time.Sleep(time.Millisecond) {
 			for _, name := range []string{"a", "d"} {
 				for l.stations[name].read() != nil {
@@ -145,14 +144,14 @@ func (l *lan) quiet() {
 	})
 }
 
-// say sends a frame and counts what a and d get of it.
+// say sends a frame and counts the copies that a and d receive.
 func (l *lan) say(from string, frame []byte) map[string]int {
 	l.tb.Helper()
 	if _, err := unix.Write(l.stations[from].fd, frame); err != nil {
 		l.tb.Fatal(err)
 	}
 	got := map[string]int{}
-	nstest.Eventually(l.tb, 10*time.Second, "it arrives", func() bool {
+	nstest.Eventually(l.tb, 10*time.Second, "the frame arrives", func() bool {
 		for _, name := range []string{"a", "d"} {
 			for f := l.stations[name].read(); f != nil; f = l.stations[name].read() {
 				got[name]++
@@ -163,7 +162,7 @@ func (l *lan) say(from string, frame []byte) map[string]int {
 	return got
 }
 
-// TestLoopGuardOff has one port of a loop that is never stopped: the other one is.
+// TestLoopGuardOff makes a loop of which one port must never be stopped. The other one is.
 func TestLoopGuardOff(t *testing.T) {
 	l := newLAN(t, map[string]vport.Config{"a": {}, "b": {NoLoopGuard: true}, "c": {}})
 	l.cable("b", "c")
@@ -176,7 +175,7 @@ func TestLoopGuardOff(t *testing.T) {
 	}
 }
 
-// TestHairpinLoopIsStopped has a port that gets its own frames back, and a mirror behind it.
+// TestHairpinLoopIsStopped has a port that receives its own frames again, and a mirror behind it.
 func TestHairpinLoopIsStopped(t *testing.T) {
 	l := newLAN(t, map[string]vport.Config{"a": {}, "mirror": {Settings: brport.Settings{Hairpin: true}}})
 	m := l.stations["mirror"]
@@ -208,7 +207,7 @@ func TestHairpinLoopIsStopped(t *testing.T) {
 	})
 }
 
-// TestNoLoop has what looks like a loop and is none, each faster than it comes in nature.
+// TestNoLoop makes traffic that resembles a loop, faster than it occurs in practice.
 func TestNoLoop(t *testing.T) {
 	numbered := func(n int, src byte, tags ...string) []byte {
 		f := etherFrame(all, mac(src), tags, 60)
@@ -240,7 +239,7 @@ func TestNoLoop(t *testing.T) {
 			for range 60 {
 				l.send("a", numbered(1, 1))
 			}
-			for range echoLimit - 1 { // in no more than a second
+			for range echoLimit - 1 { // within one second
 				l.send("b", numbered(1, 1))
 			}
 		}},
@@ -279,14 +278,14 @@ func TestNoLoop(t *testing.T) {
 	}
 }
 
-// TestStopGrowsAndForgives: a loop that is there again stops its port for longer, up to a bound;
-// one that was gone for as long does not.
+// TestStopGrowsAndForgives checks that a loop that persists stops its port for longer, up to a
+// limit, and that a loop that was gone for as long does not.
 func TestStopGrowsAndForgives(t *testing.T) {
 	var s stop
 	now := int64(time.Hour)
 	for _, want := range []time.Duration{10, 20, 40, 80, 160, 300, 300} {
 		if got := s.begin(now); got != want*time.Second || !s.stopped(now+int64(got)-1) || s.stopped(now+int64(got)) {
-			t.Errorf("it is stopped for %v, want %ds", got, want)
+			t.Errorf("the port is stopped for %v, want %ds", got, want)
 		}
 		now = s.until.Load() + int64(time.Second)
 	}

@@ -51,7 +51,7 @@ func openPacket(t testing.TB, h *host, device string) *vswitch.Wire {
 	return w
 }
 
-// TestLivePacket has a veth as the uplink:
+// TestLivePacket has a veth device as the uplink:
 //
 //	guest [eth0 tap] -- switch -- packet [lan0] middle -- veth -- [lan0] outside
 func TestLivePacket(t *testing.T) {
@@ -92,8 +92,8 @@ func TestLivePacket(t *testing.T) {
 	}
 }
 
-// TestLivePacketOnATap has a guest that holds its tap itself, as QEMU does: the switch is on the
-// kernel's side of it. The guest asks by ARP for the host's address there.
+// TestLivePacketOnATap has a guest that holds its tap itself, as QEMU does, and a switch on the
+// kernel's side of the tap. The guest asks by ARP for the host's address on it.
 func TestLivePacketOnATap(t *testing.T) {
 	h := newHost(t, 0, "tap0")
 	tap, err := tun.Create(h.ns, "tap0", false)
@@ -128,8 +128,9 @@ func TestLivePacketOnATap(t *testing.T) {
 	}
 }
 
-// TestLivePacketTags sends frames with tags by a packet socket, both ways: the kernel takes the
-// first tag out of what it gives, whoever's it is, and none of a frame may be lost.
+// TestLivePacketTags sends frames with tags by a packet socket, in both directions. The kernel
+// removes the outermost tag of any type from what it delivers. The switch must lose no part of a
+// frame.
 func TestLivePacketTags(t *testing.T) {
 	h := newHost(t, 0, "tap0")
 	tap, err := tun.Create(h.ns, "tap0", false)
@@ -153,7 +154,7 @@ func TestLivePacketTags(t *testing.T) {
 	addPort(t, sw, "packet", openPacket(t, h, "tap0"), vport.Config{})
 	addPort(t, sw, "socket", w, vport.Config{})
 
-	header := make([]byte, 10) // of what the tap gives and takes
+	header := make([]byte, 10) // vnet header of the tap's frames
 	for n, tags := range []string{
 		"", "\x81\x00\x00\x05", "\x81\x00\x60\x05", "\x81\x00\x60\x00", "\x88\xa8\x00\x07\x81\x00\x00\x05",
 		"\x81\x00\x00\x05\x81\x00\x00\x06",
@@ -169,7 +170,7 @@ func TestLivePacketTags(t *testing.T) {
 	}
 }
 
-// TestLivePacketManyFullFrames sends more full frames with two tags than the ring for these has
+// TestLivePacketManyFullFrames sends more full frames with two tags than the ring for them has
 // slots.
 func TestLivePacketManyFullFrames(t *testing.T) {
 	outside, middle := newHost(t, 0, "lan0"), newHost(t, 1, "lan0")
@@ -187,7 +188,7 @@ func TestLivePacketManyFullFrames(t *testing.T) {
 	if err := outside.nl.LinkSetMTU(outside.link("lan0"), 2000); err != nil {
 		t.Fatal(err)
 	}
-	p := newProbe(t, outside) // with a receiver that asks for timestamps, as captures do
+	p := newProbe(t, outside) // its receiver asks for timestamps, as captures do
 	if err := unix.SetsockoptInt(p.fd, unix.SOL_SOCKET, unix.SO_TIMESTAMP, 1); err != nil {
 		t.Fatal(err)
 	}
@@ -201,10 +202,10 @@ func TestLivePacketManyFullFrames(t *testing.T) {
 			t.Fatalf("frame %d: %x", n, got[:30])
 		}
 	}
-	nstest.Eventually(t, 20*time.Second, "all are counted", func() bool { return up.Stats().Total().TxFrames >= 300 })
+	nstest.Eventually(t, 20*time.Second, "all frames are counted", func() bool { return up.Stats().Total().TxFrames >= 300 })
 }
 
-// expect sends a frame, and looks for the other among those that come within a second.
+// expect sends a frame, and looks for want among the frames that arrive within a second.
 func expect(t *testing.T, from *os.File, sent []byte, to *os.File, want []byte) {
 	t.Helper()
 	_, err := from.Write(sent)
@@ -219,7 +220,7 @@ func expect(t *testing.T, from *os.File, sent []byte, to *os.File, want []byte) 
 	for {
 		n, err := to.Read(b)
 		if err != nil {
-			t.Errorf("%x did not come, but %x", want, others)
+			t.Errorf("%x did not arrive, but %x did", want, others)
 			return
 		}
 		if bytes.Equal(b[:n], want) {
@@ -229,7 +230,7 @@ func expect(t *testing.T, from *os.File, sent []byte, to *os.File, want []byte) 
 	}
 }
 
-// arp asks for a host's address, and tells whether it answered within 300 ms.
+// arp asks for a host's address and reports whether the host answered within 300 ms.
 func arp(t *testing.T, guest *os.File, to *host) bool {
 	t.Helper()
 	own := []byte{2, 0, 0, 0, 0xaa, 1}
@@ -251,7 +252,7 @@ func arp(t *testing.T, guest *os.File, to *host) bool {
 		if err != nil {
 			return false
 		}
-		// An ARP reply, from that address, to us.
+		// An ARP reply from that address to the guest.
 		if e := b[10:n]; len(e) >= 42 && binary.BigEndian.Uint16(e[12:]) == 0x0806 && e[21] == 2 &&
 			bytes.Equal(e[28:32], target[:]) && bytes.Equal(e[:6], own) {
 			return true
@@ -289,7 +290,7 @@ func TestLiveTrunk(t *testing.T) {
 	if mean := meanFrame(sw2.Ports()[0]); mean < 3000 {
 		t.Errorf("super-frames with tags did not cross in one piece: mean length %d", mean)
 	}
-	// The same addresses, native VLAN: no tag on the way.
+	// The same addresses in the native VLAN, whose frames have no tag on the way.
 	for sw, name := range map[*vswitch.Switch]string{sw1: "h0", sw2: "h1"} {
 		if err := sw.RemovePort(name); err != nil {
 			t.Fatal(err)
@@ -302,7 +303,7 @@ func TestLiveTrunk(t *testing.T) {
 	}
 }
 
-// TestLivePacketDevice takes the device down and up, and away.
+// TestLivePacketDevice sets the device down and up, and removes it.
 func TestLivePacketDevice(t *testing.T) {
 	sw := newSwitch(t)
 	guest := tapHost(t, sw, 0, 1, vport.Config{})
@@ -315,7 +316,7 @@ func TestLivePacketDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := ping(t, guest, outside.v4, 0); err == nil {
-		t.Error("it answers while the device is down")
+		t.Error("the host answers while the device is down")
 	}
 	if up.Dropped(vswitch.Down) == 0 || up.Err() != nil {
 		t.Errorf("%+v", up.Stats())
@@ -328,16 +329,16 @@ func TestLivePacketDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitEnded(t, up)
-	if !errors.Is(up.Err(), unix.ENETDOWN) && !errors.Is(up.Err(), unix.ENXIO) { // by its receiver, or a sender
-		t.Errorf("it ended with %v", up.Err())
+	if !errors.Is(up.Err(), unix.ENETDOWN) && !errors.Is(up.Err(), unix.ENXIO) { // reported by its receiver or by a sender
+		t.Errorf("the port ended with %v", up.Err())
 	}
 	if _, err := vswitch.OpenPacket(middle.ns.Path(), "lan0"); !errors.Is(err, unix.ENODEV) {
 		t.Errorf("no such device: %v", err)
 	}
 }
 
-// TestLivePacketDeviceRemovedWhenDown: the kernel tells the socket that a device goes down, and
-// nothing when that is removed later.
+// TestLivePacketDeviceRemovedWhenDown removes a device that is down. The kernel tells the socket
+// only that a device goes down.
 func TestLivePacketDeviceRemovedWhenDown(t *testing.T) {
 	sw := newSwitch(t)
 	outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
@@ -347,22 +348,23 @@ func TestLivePacketDeviceRemovedWhenDown(t *testing.T) {
 		if err := middle.nl.LinkSetDown(middle.link("lan0")); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(pause) // not a wait: the switch is to stand it for so long
+		time.Sleep(pause) // not a wait: the device stays down for this long
 		if up.Err() != nil {
-			t.Errorf("it ended when it went down: %v", up.Err())
+			t.Errorf("the port ended when the device went down: %v", up.Err())
 		}
 		if err := middle.nl.LinkDel(middle.link("lan0")); err != nil {
 			t.Fatal(err)
 		}
 		waitEnded(t, up)
 		if !errors.Is(up.Err(), unix.ENETDOWN) {
-			t.Errorf("it ended with %v", up.Err())
+			t.Errorf("the port ended with %v", up.Err())
 		}
-		// Its claim is gone with it: who has the name next is somebody else.
+		// The claim is gone with the device: the next device of that name is another one.
 	}
 }
 
-// TestLivePacketDeviceRenamed: the host must not be reached by a device whose port looks well.
+// TestLivePacketDeviceRenamed checks that the switch does not keep using a renamed device, whose
+// frames reach the host.
 func TestLivePacketDeviceRenamed(t *testing.T) {
 	sw := newSwitch(t)
 	outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
@@ -379,14 +381,14 @@ func TestLivePacketDeviceRenamed(t *testing.T) {
 	}
 	waitEnded(t, up)
 	if up.Err() == nil || !strings.Contains(up.Err().Error(), "renamed to wan0") {
-		t.Errorf("it ended with %v", up.Err())
+		t.Errorf("the port ended with %v", up.Err())
 	}
-	_ = ping(t, guest, outside.v4, 0) // unknown, so that it would leave by the port
+	_ = ping(t, guest, outside.v4, 0) // an unknown destination, flooded to the port
 	if up.Dropped(vswitch.Gone) == 0 {
-		t.Errorf("what should leave by it: %+v", up.Stats())
+		t.Errorf("frames that should leave by it: %+v", up.Stats())
 	}
 
-	// The name is anybody's now, and so is the device: the port's claim is gone.
+	// Neither the name nor the device is claimed any more.
 	again := addPort(t, sw, "again", openPacket(t, middle, "wan0"), vport.Config{})
 	if err := ping(t, outside, middle.v4, 0); err == nil {
 		t.Error("the host answers by the device with its new name")
@@ -398,7 +400,7 @@ func TestLivePacketDeviceRenamed(t *testing.T) {
 	addPort(t, sw, "other", openPacket(t, middle, "lan0"), vport.Config{})
 }
 
-// TestLivePacketByAltname: the claim holds the device itself.
+// TestLivePacketByAltname checks that the claim is on the device itself.
 func TestLivePacketByAltname(t *testing.T) {
 	sw := newSwitch(t)
 	outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
@@ -420,7 +422,8 @@ func TestLivePacketByAltname(t *testing.T) {
 	}
 }
 
-// TestLivePacketDeviceRemovedBefore: the device goes between its opening and its port.
+// TestLivePacketDeviceRemovedBefore removes the device after its files were opened and before its
+// port is added.
 func TestLivePacketDeviceRemovedBefore(t *testing.T) {
 	outside, middle := newHost(t, 1, "lan0"), newHost(t, 2, "lan0")
 	veth(t, outside, middle, "lan0", 1500)

@@ -16,8 +16,8 @@ import (
 	"vmnet/internal/kernel/tun"
 )
 
-// A corner is a host on one kind of port, with an MTU, and what its kernel leaves to the port to
-// finish.
+// A corner is a host on one kind of port, with an MTU, and the offloads that its kernel leaves to
+// the port.
 type corner struct {
 	kind     string
 	mtu      int
@@ -26,7 +26,7 @@ type corner struct {
 
 func (c corner) String() string { return fmt.Sprintf("%s %d %s", c.kind, c.mtu, c.offloads) }
 
-// corners are all that there are. A tap without vnet headers, and a socket, have no offloads.
+// corners are all combinations. A tap without vnet headers and a socket have no offloads.
 func corners() []corner {
 	var all []corner
 	for _, mtu := range []int{1500, 9000} {
@@ -118,10 +118,11 @@ func (h *host) ethtool(cmd, value uint32) {
 	}
 }
 
-// seen is what came in by a port, of what its host's kernel leaves to others.
+// seen counts the frames that arrived on a port with offloads that its host's kernel leaves to
+// others.
 type seen struct{ frames, partial, super int }
 
-// watch captures what comes in by all ports of corners, until stop.
+// watch captures the incoming frames of all corners' ports, until stop is called.
 func watch(t *testing.T, sw *vswitch.Switch, ports int) (stop func() []seen) {
 	t.Helper()
 	cfg := capture.Config{In: true, Snaplen: 64}
@@ -178,7 +179,7 @@ func TestLivePairs(t *testing.T) {
 	for n, s := range stop() {
 		c := corners()[n]
 		if s.frames < 100 || (s.super > 0) != (c.offloads == "all") || (s.partial > 0) != (c.offloads != "none") {
-			t.Errorf("the mix is not what it should be: from %v came %+v", c, s)
+			t.Errorf("%v did not send the intended mix of offloads: %+v", c, s)
 		}
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// ringSender is a sender with a ring, if the kernel has one for us.
+// ringSender returns a sender with a ring, if the kernel permits one.
 func ringSender(t *testing.T) *sender {
 	t.Helper()
 	s := newSender()
@@ -22,7 +22,7 @@ func ringSender(t *testing.T) *sender {
 	return s
 }
 
-// pair is a datagram socketpair, whose frames are told apart as a tap's are.
+// pair returns a datagram socketpair, which keeps frames apart as a tap does.
 func pair(t *testing.T) (a, b int) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -39,7 +39,7 @@ func pair(t *testing.T) (a, b int) {
 func TestRingWritesInOrder(t *testing.T) {
 	s, n := ringSender(t), 0
 	a, b := pair(t)
-	for turn := range 40 { // so that the ring goes round
+	for turn := range 40 { // so that the ring wraps around
 		s.begin(0)
 		var want [][]byte
 		for i := range 1 + turn*7%batchSize {
@@ -68,7 +68,7 @@ func TestRingWritesInOrder(t *testing.T) {
 	}
 }
 
-// TestRingTellsFates has a socket take what it has room for, and then be gone.
+// TestRingTellsFates sends to a socket that has room for some frames only, and is then closed.
 func TestRingTellsFates(t *testing.T) {
 	s := ringSender(t)
 	a, _ := pair(t)
@@ -121,8 +121,8 @@ func TestSenderWithoutARing(t *testing.T) {
 	}
 }
 
-// TestSenderWithoutWaitlessWrites: a file of proc(5), as a tap before Linux 5.11, has no writes
-// that do not wait, and nothing is lost for that.
+// TestSenderWithoutWaitlessWrites writes to a file of proc(5), which supports no writes that do not
+// wait, like a tap before Linux 5.11. No frame may be lost.
 func TestSenderWithoutWaitlessWrites(t *testing.T) {
 	s := ringSender(t)
 	name, err := os.ReadFile("/proc/self/comm")

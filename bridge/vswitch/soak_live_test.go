@@ -27,7 +27,7 @@ func soakTime(t *testing.T) time.Duration {
 	return d
 }
 
-// weight is what the process has.
+// weight is what the process uses.
 type weight struct {
 	heap       uint64 // bytes, after a collection
 	resident   int    // KiB of memory
@@ -54,9 +54,9 @@ func weigh(t *testing.T) weight {
 	return w
 }
 
-// TestLiveSoak has a switch at work for VMNET_SOAK ("3m"): streams between ports of all kinds, a
-// hostile guest, ports and captures that come and go, addresses that are forgotten. Whatever the
-// process has after the first rounds is all that it ever needs.
+// TestLiveSoak keeps a switch busy for VMNET_SOAK ("3m"): streams between ports of all kinds, a
+// hostile guest, ports and captures that come and go, addresses that are removed. The process must
+// never need more than after the first rounds.
 func TestLiveSoak(t *testing.T) {
 	sw := newSwitch(t)
 	var hosts []*host
@@ -85,11 +85,11 @@ func TestLiveSoak(t *testing.T) {
 	compare(t, weights)
 }
 
-// settle waits until what was closed has ended: the numbers of goroutines and files stay the same.
+// settle waits until what was closed has ended: the numbers of goroutines and files are stable.
 func settle(t *testing.T) {
 	t.Helper()
 	goroutines, files, same := 0, 0, 0
-	nstest.Eventually(t, time.Minute, "what was closed ends", func() bool {
+	nstest.Eventually(t, time.Minute, "closed goroutines and files are gone", func() bool {
 		g, f := runtime.NumGoroutine(), openFiles(t)
 		if same++; g != goroutines || f != files {
 			goroutines, files, same = g, f, 0
@@ -133,20 +133,21 @@ func soakRound(t *testing.T, sw *vswitch.Switch, hosts []*host, where *host) {
 	stop()
 }
 
-// compare wants the last rounds no heavier than the first, but for what settles in the very first.
+// compare checks that the last rounds use no more than the first ones, except for what settles at
+// the very beginning.
 func compare(t *testing.T, weights []weight) {
 	t.Helper()
 	if len(weights) < 4 {
 		t.Fatalf("only %d rounds in that time", len(weights))
 	}
 	first, last := ends(weights[1:])
-	t.Logf("%d rounds: at first %+v, at last %+v", len(weights), first, last)
+	t.Logf("%d rounds: first %+v, last %+v", len(weights), first, last)
 	if grows(first, last) {
-		t.Errorf("it grows: %+v", weights)
+		t.Errorf("usage grows: %+v", weights)
 	}
 }
 
-// ends are the least that the process has in the first rounds and in the last.
+// ends returns the least that the process used in the first rounds and in the last ones.
 func ends(weights []weight) (first, last weight) {
 	least := func(ws []weight) weight {
 		w := ws[0]
@@ -160,20 +161,20 @@ func ends(weights []weight) (first, last weight) {
 	}
 	third := max(1, len(weights)/3)
 	first, last = least(weights[:third]), least(weights[len(weights)-third:])
-	for _, w := range weights[:third] { // what the process opens once, it may open in any of the first rounds
+	for _, w := range weights[:third] { // what the process opens once may be opened in any of the first rounds
 		first.files, first.goroutines = max(first.files, w.files), max(first.goroutines, w.goroutines)
 	}
 	return first, last
 }
 
-// grows reports whether the process has more at last than it may. A port's buffers are 2 MiB.
+// grows reports whether the process uses more at the end than it may. A port's buffers are 2 MiB.
 func grows(first, last weight) bool {
 	return last.heap > first.heap+(2<<20) || last.resident > first.resident+first.resident/2 ||
 		last.files > first.files || last.goroutines > first.goroutines
 }
 
-// TestSoakSeesALeak: what keeps one port's buffers in each round, or one file or goroutine in
-// three, is noticed in as few rounds as TestLiveSoak accepts.
+// TestSoakSeesALeak checks that a leak of one port's buffers in each round, or of one file or
+// goroutine in three, is noticed in the fewest rounds that TestLiveSoak accepts.
 func TestSoakSeesALeak(t *testing.T) {
 	const port = 2 << 20
 	for what, leak := range map[string]func(w *weight, round int){

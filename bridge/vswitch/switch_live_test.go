@@ -16,7 +16,7 @@ import (
 	"vmnet/internal/kernel/tun"
 )
 
-// pollable is a copy of f's fd that does not block.
+// pollable returns a non-blocking copy of f.
 func pollable(t *testing.T, f *os.File) *os.File {
 	t.Helper()
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
@@ -29,7 +29,7 @@ func pollable(t *testing.T, f *os.File) *os.File {
 	return os.NewFile(uintptr(fd), f.Name())
 }
 
-// meanFrame is the mean length of the frames that left by a port.
+// meanFrame returns the mean length of the frames that left by a port.
 func meanFrame(p *vswitch.Port) uint64 {
 	total := p.Stats().Total()
 	return total.TxBytes / max(1, total.TxFrames)
@@ -73,13 +73,14 @@ func TestLiveManyPorts(t *testing.T) {
 				tcp(t, hosts[n], hosts[ports-1-n], 1<<20)
 			}
 			if got := sw.FDB().Stats().Entries; got < ports {
-				t.Errorf("%d addresses were learned of %d hosts", got, ports)
+				t.Errorf("%d addresses of %d hosts were learned", got, ports)
 			}
 		})
 	}
 }
 
-// TestLiveSocket has guests without any offload: what taps send is finished for them in software.
+// TestLiveSocket has guests without any offload. The switch must finish in software what taps send
+// to them.
 func TestLiveSocket(t *testing.T) {
 	sw := newSwitch(t)
 	tap, a, b := tapHost(t, sw, 0, 1, vport.Config{}), socketHost(t, sw, 1, vport.Config{}),
@@ -151,7 +152,7 @@ func TestLivePortsUnderLoad(t *testing.T) {
 				t.Fatal(err)
 			}
 			addPort(t, sw, fmt.Sprint("s", n), w, vport.Config{})
-			// It speaks, from an address that is another's at the next turn.
+			// It sends from an address that another port has in the next turn.
 			_, _ = far.Write(append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 9, byte(n + changes%3)},
 				make([]byte, 48)...))
 			defer far.Close()
@@ -172,7 +173,7 @@ func TestLivePortsUnderLoad(t *testing.T) {
 	}
 	for _, e := range sw.FDB().Dump() {
 		if e.Port > 1 {
-			t.Errorf("an address of a removed port is left: %+v", e)
+			t.Errorf("an address of a removed port remains: %+v", e)
 		}
 	}
 }
@@ -187,7 +188,7 @@ func TestLiveTapRemoved(t *testing.T) {
 	}
 	waitEnded(t, p)
 	if !errors.Is(p.Err(), unix.EBADFD) {
-		t.Errorf("it ended with %v", p.Err())
+		t.Errorf("the port ended with %v", p.Err())
 	}
 }
 
@@ -196,11 +197,12 @@ func waitEnded(t *testing.T, p *vswitch.Port) {
 	select {
 	case <-p.Ended():
 	case <-time.After(10 * time.Second):
-		t.Fatalf("port %s does not notice: %+v", p.Name(), p.Stats())
+		t.Fatalf("port %s has not ended: %+v", p.Name(), p.Stats())
 	}
 }
 
-// TestLiveTapDown counts what a device that is down does not take, and goes on when it is up again.
+// TestLiveTapDown counts the frames that a down device refuses, and checks that frames pass once it
+// is up again.
 func TestLiveTapDown(t *testing.T) {
 	sw := newSwitch(t)
 	a, b := tapHost(t, sw, 0, 1, vport.Config{}), tapHost(t, sw, 1, 1, vport.Config{})
@@ -209,7 +211,7 @@ func TestLiveTapDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := ping(t, a, b.v4, 0); err == nil {
-		t.Error("it answers while it is down")
+		t.Error("the host answers while its device is down")
 	}
 	if p := sw.Ports()[1]; p.Dropped(vswitch.Down) == 0 || p.Err() != nil {
 		t.Errorf("%+v", p.Stats())
@@ -236,7 +238,7 @@ func TestLiveOpenTapLeavesAWrongOneAlone(t *testing.T) {
 	}
 	defer without.Close()
 	if _, err := vswitch.OpenTap(with.Queues()[0], without.Queues()[0]); err == nil {
-		t.Error("queues of two taps were taken for one's")
+		t.Error("queues of two taps were accepted as one tap")
 	}
 	if got := len(sw.Ports()); got != 0 {
 		t.Errorf("%d ports", got)

@@ -101,13 +101,13 @@ func TestVLANs(t *testing.T) {
 	for _, c := range []struct {
 		from string
 		tags []string
-		want map[string][]string // the tags that each station sees
+		want map[string][]string // tags that each station receives
 	}{
 		{"a10", nil, map[string][]string{
 			"b10": nil, "trunk": tagged("8100:10"), "native": nil,
 			"all": tagged("8100:10"),
 		}},
-		{"a10", tagged("8100:20"), nil}, // no hopping
+		{"a10", tagged("8100:20"), nil}, // no VLAN hopping
 		{"a10", tagged("8100:10"), map[string][]string{
 			"b10": nil, "trunk": tagged("8100:10"), "native": nil,
 			"all": tagged("8100:10"),
@@ -116,7 +116,7 @@ func TestVLANs(t *testing.T) {
 			"trunk": tagged("8100:20"), "native": tagged("8100:20"),
 			"all": tagged("8100:20"),
 		}},
-		{"trunk", nil, nil}, // it has no native VLAN
+		{"trunk", nil, nil}, // the trunk has no native VLAN
 		{"trunk", tagged("8100:0"), nil},
 		{"trunk", tagged("8100:30"), nil},
 		{
@@ -133,7 +133,7 @@ func TestVLANs(t *testing.T) {
 		{"all", nil, map[string][]string{"plain": nil}},
 		{"all", tagged("8100:30"), map[string][]string{"native": tagged("8100:30")}},
 		{"all", tagged("8100:4095"), nil},
-		// A port without VLANs is in VLAN 1, untagged: its tags open no other.
+		// A port without VLANs is in VLAN 1, untagged: its tags give access to no other VLAN.
 		{"plain", nil, map[string][]string{"all": nil}},
 		{"plain", tagged("8100:1"), map[string][]string{"all": nil}},
 		{"plain", tagged("8100:24576"), map[string][]string{"all": nil}},
@@ -141,7 +141,7 @@ func TestVLANs(t *testing.T) {
 		{"plain", tagged("8100:4095"), nil},
 		{"plain", tagged("8100:10", "8100:1"), nil},
 		{"plain", tagged("88a8:10"), map[string][]string{"all": tagged("88a8:10")}},
-		// A priority stays where there is a tag for it: 3<<13.
+		// The priority stays if the frame leaves with a tag: 3<<13.
 		{"a10", tagged("8100:24576"), map[string][]string{
 			"b10": nil, "trunk": tagged("8100:24586"), "native": nil,
 			"all": tagged("8100:24586"),
@@ -151,7 +151,7 @@ func TestVLANs(t *testing.T) {
 			tagged("8100:24596"),
 			map[string][]string{"a20": nil, "native": tagged("8100:24596"), "all": tagged("8100:24596")},
 		},
-		// A provider's tag is payload, and so is whatever is behind the first of ours.
+		// A provider tag is payload, and so is everything behind the first 802.1Q tag.
 		{
 			"a10", tagged("88a8:5", "8100:20"),
 			map[string][]string{
@@ -171,7 +171,7 @@ func TestVLANs(t *testing.T) {
 	}
 }
 
-// floods sends a broadcast with tags from a station, and compares what the others see of it.
+// floods sends a broadcast with tags from a station, and compares what the other stations receive.
 func (l *lan) floods(from string, tags []string, want map[string][]string) {
 	l.tb.Helper()
 	got := l.send(from, etherFrame(all, mac(1), tags, 60))
@@ -185,8 +185,8 @@ func (l *lan) floods(from string, tags []string, want map[string][]string) {
 	}
 }
 
-// TestFilteringBeginsAndStays has the first port with a VLAN come and go on a switch whose ports
-// pass on all tags.
+// TestFilteringBeginsAndStays adds and removes the first port with a VLAN on a switch whose ports
+// forward all tags.
 func TestFilteringBeginsAndStays(t *testing.T) {
 	l := newLAN(t, plain("a", "b"))
 	for _, tags := range [][]string{
@@ -195,11 +195,11 @@ func TestFilteringBeginsAndStays(t *testing.T) {
 	} {
 		l.floods("a", tags, map[string][]string{"b": tags})
 	}
-	// One station is one address, whatever tags its frames have.
+	// A station is one address, whatever tags its frames have.
 	l.send("b", etherFrame(all, mac(2), tagged("8100:7"), 46))
 	l.add("c", vport.Config{})
 	if got := names(l.send("a", etherFrame(mac(2), mac(1), tagged("8100:8"), 46))); !slices.Equal(got, []string{"b"}) {
-		t.Errorf("it reached %v", got)
+		t.Errorf("the frame reached %v", got)
 	}
 	if err := l.sw.AddStatic("b", mac(9), 10); !errors.Is(err, brport.ErrInvalid) || l.sw.FiltersVLANs() {
 		t.Errorf("an address in a VLAN: %v", err)
@@ -229,17 +229,17 @@ func TestFilteringBeginsAndStays(t *testing.T) {
 	untaggedOnly()
 }
 
-// TestVLANFilteringFromTheStart is for a switch whose first ports are not to be in one network
-// until a VLAN comes.
+// TestVLANFilteringFromTheStart is about a switch whose first ports must not share a network until
+// a port with a VLAN is added.
 func TestVLANFilteringFromTheStart(t *testing.T) {
 	sw := New(Config{VLANFiltering: true})
 	defer sw.Close()
 	if !sw.FiltersVLANs() {
-		t.Error("it does not filter")
+		t.Error("the switch does not filter")
 	}
 }
 
-// TestForward has protocols between neighbours come in by ports that do and do not forward them.
+// TestForward sends frames of link-local protocols from ports that do and do not forward them.
 func TestForward(t *testing.T) {
 	forward := func(list string) vport.Config {
 		p, err := brport.ParseProtocols(list)
@@ -261,7 +261,8 @@ func TestForward(t *testing.T) {
 			}
 		}
 	}
-	// A frame that goes no further is learned from, as by the kernel's bridge; one of pause is not.
+	// The source of a frame that is not forwarded is learned, as by the kernel's bridge. That of a
+	// pause frame is not.
 	l.send("none", etherFrame(net.HardwareAddr{1, 0x80, 0xc2, 0, 0, 2}, mac(99), nil, 46))
 	l.send("none", etherFrame(net.HardwareAddr{1, 0x80, 0xc2, 0, 0, 1}, mac(98), nil, 46))
 	index := l.port("none").PortIndex()
@@ -271,8 +272,8 @@ func TestForward(t *testing.T) {
 	}
 }
 
-// TestLockedTwice: an address that is one port's for good cannot become another's, and stays when
-// that one is refused.
+// TestLockedTwice checks that a static address of one port cannot become another's, and stays when
+// the other port is refused.
 func TestLockedTwice(t *testing.T) {
 	locked := vport.Config{MACs: []net.HardwareAddr{mac(8), mac(7)}}
 	l := newLAN(t, map[string]vport.Config{"a": {MACs: []net.HardwareAddr{mac(7)}}, "b": {}})
@@ -290,14 +291,14 @@ func TestLockedTwice(t *testing.T) {
 	}
 	l.send("b", etherFrame(all, mac(7), nil, 46))
 	if got := names(l.send("b", etherFrame(mac(7), mac(2), nil, 46))); !slices.Equal(got, []string{"a"}) {
-		t.Errorf("it went to %q", got)
+		t.Errorf("the frame went to %q", got)
 	}
-	locked.VLAN = 5 // where nobody has it
+	locked.VLAN = 5 // a VLAN in which no port has it
 	l.add("c", locked)
 }
 
-// TestStaticAddresses: where an address is may be told of each VLAN, but not that of a port which
-// is locked to it.
+// TestStaticAddresses adds and removes static entries in each VLAN. An address that a port is
+// locked to must stay.
 func TestStaticAddresses(t *testing.T) {
 	locked := access(10)
 	locked.MACs = []net.HardwareAddr{mac(7)}
@@ -341,7 +342,7 @@ func TestStaticAddresses(t *testing.T) {
 	}
 }
 
-// TestVLANsKeepAddressesApart has one address in two VLANs at two ports.
+// TestVLANsKeepAddressesApart has one address in two VLANs, at two ports.
 func TestVLANsKeepAddressesApart(t *testing.T) {
 	l := newLAN(t, map[string]vport.Config{"a10": access(10), "a20": access(20), "b10": access(10), "b20": access(20)})
 	l.send("a10", etherFrame(all, mac(1), nil, 46))
@@ -410,20 +411,20 @@ func TestBucket(t *testing.T) {
 			passed++
 		}
 	}
-	if passed < 1090 || passed > 1110 { // a second's, and a tenth at once
+	if passed < 1090 || passed > 1110 { // the frames of a second, and a tenth as the burst
 		t.Errorf("%d in a second, want 1100", passed)
 	}
 	var none bucket
 	none.limit(0)
 	for range 1000 {
 		if !none.take(0, 1) {
-			t.Fatal("held back without a limit")
+			t.Fatal("throttled without a limit")
 		}
 	}
 }
 
-// TestBucketForgives: however much a port has sent that goes nowhere, it does not wait longer than
-// for a moment.
+// TestBucketForgives checks that a port never waits longer than a second, however many frames the
+// switch has refused.
 func TestBucketForgives(t *testing.T) {
 	var b bucket
 	b.limit(1)
@@ -435,7 +436,7 @@ func TestBucketForgives(t *testing.T) {
 	}
 	now += int64(maxThrottle) + b.depth
 	if wait := b.spend(now, 1); wait > 0 {
-		t.Errorf("after its rest, a wait of %v", wait)
+		t.Errorf("after its wait, a wait of %v", wait)
 	}
 }
 
@@ -467,8 +468,8 @@ func TestStormLimit(t *testing.T) {
 	}
 }
 
-// TestStormCountsSegments has a guest flood super-frames, each of which is 500 frames to a port
-// that takes none: the first uses up the limits of seconds.
+// TestStormCountsSegments floods super-frames, each of which is 500 frames to a port that takes
+// none. The first one uses up the limits of seconds.
 func TestStormCountsSegments(t *testing.T) {
 	sw, queues := memoryLAN(t, map[string]vport.Config{"in": {Storm: vport.Storm{Unknown: 100}}, "socket": {}},
 		map[string]offload.Limits{"in": everything})
@@ -482,14 +483,14 @@ func TestStormCountsSegments(t *testing.T) {
 	}
 }
 
-// TestRefusedRests has stations that send what goes nowhere: the switch reads them no faster than
-// their limit allows.
+// TestRefusedRests lets stations send frames that the switch refuses. The switch must not read them
+// faster than their limit allows.
 func TestRefusedRests(t *testing.T) {
 	l := newLAN(t,
 		map[string]vport.Config{"a": {Storm: vport.Storm{Refused: 1000}}, "b": {Storm: vport.Storm{Refused: 1}}})
 	refused, start := etherFrame(mac(2), all, nil, 46), time.Now()
 	l.send("a", slices.Repeat([][]byte{refused}, 300)...)
-	// 100 may come at once, and a batch is read before it is counted.
+	// A burst of 100 is allowed, and a batch is read before it is counted.
 	if took := time.Since(start); took < 100*time.Millisecond {
 		t.Errorf("300 refused frames were read in %v", took)
 	}
@@ -500,12 +501,12 @@ func TestRefusedRests(t *testing.T) {
 	}
 	l.send("b", slices.Repeat([][]byte{etherFrame(mac(7), mac(3), nil, 46)}, 500)...)
 	if b := l.port("b"); b.refused.full.Load() != 0 {
-		t.Errorf("500 frames that went somewhere cost it something: %+v", b.Stats())
+		t.Errorf("500 delivered frames count against the limit: %+v", b.Stats())
 	}
 }
 
-// TestAPortThatRestsIsRemovedAtOnce removes one several times, since the machine may have something
-// else to do meanwhile.
+// TestAPortThatRestsIsRemovedAtOnce removes a throttled port several times, since the machine may
+// be busy with something else.
 func TestAPortThatRestsIsRemovedAtOnce(t *testing.T) {
 	quickest := time.Hour
 	for range 10 {
@@ -519,11 +520,11 @@ func TestAPortThatRestsIsRemovedAtOnce(t *testing.T) {
 			return
 		}
 	}
-	t.Errorf("none was removed in less than %v", quickest)
+	t.Errorf("no port was removed in less than %v", quickest)
 }
 
-// TestNobodyMakesAnotherRest has an isolated station take the address of one that the others talk
-// to.
+// TestNobodyMakesAnotherRest lets an isolated station use the address of a station that the others
+// send to.
 func TestNobodyMakesAnotherRest(t *testing.T) {
 	isolated := vport.Config{Settings: brport.Settings{Isolated: true}, Storm: vport.Storm{Refused: 1}}
 	l := newLAN(t, map[string]vport.Config{"honest": isolated, "liar": isolated, "up": {}})
@@ -531,17 +532,17 @@ func TestNobodyMakesAnotherRest(t *testing.T) {
 	l.send("liar", etherFrame(all, mac(9), nil, 46))
 	l.send("honest", slices.Repeat([][]byte{etherFrame(mac(9), mac(1), nil, 46)}, 300)...)
 	if p := l.port("honest"); p.refused.full.Load() != 0 || p.Dropped(Isolated) != 300 {
-		t.Errorf("300 frames cost it something: %+v", p.Stats())
+		t.Errorf("300 frames count against the limit: %+v", p.Stats())
 	}
 }
 
-// TestFullTargetBlocksNobody lets a station not read.
+// TestFullTargetBlocksNobody has a station that does not read.
 func TestFullTargetBlocksNobody(t *testing.T) {
 	l := newLAN(t, plain("a", "b", "c"))
 	l.send("b", etherFrame(all, mac(2), nil, 46))
 	l.send("c", etherFrame(all, mac(3), nil, 46))
 	a, before := l.stations["a"], l.port("b").Stats().Total().TxFrames
-	for range 200 { // more than b's buffers hold
+	for range 200 { // more than b's buffers can hold
 		for range 100 {
 			_, err := unix.Write(a.fd, etherFrame(mac(2), mac(1), nil, 1500))
 			if err == nil {
@@ -559,7 +560,7 @@ func TestFullTargetBlocksNobody(t *testing.T) {
 	a.sent++
 	l.settle("a")
 	if l.stations["c"].read() == nil {
-		t.Error("c got nothing")
+		t.Error("c received nothing")
 	}
 }
 
@@ -574,7 +575,7 @@ func TestPortsComeAndGo(t *testing.T) {
 		t.Errorf("a taken name: %v", err)
 	}
 	if _, err := unix.Write(int(far.Fd()), make([]byte, 60)); !errors.Is(err, unix.ECONNREFUSED) {
-		t.Errorf("the wire that was refused is open: %v", err)
+		t.Errorf("the wire of the refused port is still open: %v", err)
 	}
 	if err := l.sw.RemovePort("nobody"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no such port: %v", err)
@@ -614,29 +615,29 @@ func TestPeerThatCloses(t *testing.T) {
 	select {
 	case <-p.Ended():
 	case <-time.After(5 * time.Second):
-		t.Fatal("the port does not notice")
+		t.Fatal("the port has not ended")
 	}
 	if !errors.Is(p.Err(), unix.ECONNREFUSED) || p.Dropped(Gone) != 1 || !strings.Contains(p.Stats().Ended, "port b") {
 		t.Errorf("%v, %+v", p.Err(), p.Stats())
 	}
 }
 
-// TestPeerThatClosesInSilence: nobody sends to a socket whose other end is closed. What was behind
-// it is flooded.
+// TestPeerThatClosesInSilence closes the other end of a socket to which no frame is sent. Frames to
+// the addresses behind it must be flooded.
 func TestPeerThatClosesInSilence(t *testing.T) {
 	l := newLAN(t, plain("a", "b", "c"))
 	l.send("b", etherFrame(all, mac(2), nil, 46))
 	p := l.port("b")
 	_ = l.stations["b"].far.Close()
 	delete(l.stations, "b")
-	nstest.Eventually(t, 20*time.Second, "the port has ended, and is forgotten", func() bool {
+	nstest.Eventually(t, 20*time.Second, "the port has ended, and its addresses are removed", func() bool {
 		return p.State() == vport.StateEnded && l.sw.FDB().Lookup(KeyOf(mac(2), defaultVLAN)) == -1
 	})
 	if !errors.Is(p.Err(), unix.ECONNREFUSED) {
 		t.Error(p.Err())
 	}
 	if got := names(l.send("a", etherFrame(mac(2), mac(1), nil, 46))); !slices.Equal(got, []string{"c"}) {
-		t.Errorf("what was for it reached %v", got)
+		t.Errorf("frames for it reached %v", got)
 	}
 	for _, name := range []string{"a", "c"} {
 		if s := l.port(name).State(); s != vport.StateUp {
@@ -704,7 +705,7 @@ func TestInvalidConfig(t *testing.T) {
 func TestReasonsHaveNames(t *testing.T) {
 	seen := map[string]Reason{}
 	for r := range Reason(Reasons) {
-		if r == offloadBase { // OK, which is Delivered
+		if r == offloadBase { // OK, which stands for Delivered
 			continue
 		}
 		if other, ok := seen[r.String()]; ok || strings.Contains(r.String(), "unknown reason") {
@@ -714,8 +715,8 @@ func TestReasonsHaveNames(t *testing.T) {
 	}
 }
 
-// TestRemovedPortIsForgotten: a port's buffers are MiBs, which a receiver that has nothing to do
-// must not keep.
+// TestRemovedPortIsForgotten checks that an idle receiver does not keep the MiBs of a removed
+// port's buffers.
 func TestRemovedPortIsForgotten(t *testing.T) {
 	l := newLAN(t, plain("a", "b"))
 	removed := weak.Make(l.add("c", vport.Config{}))
@@ -725,7 +726,7 @@ func TestRemovedPortIsForgotten(t *testing.T) {
 	if err := l.sw.RemovePort("c"); err != nil {
 		t.Fatal(err)
 	}
-	nstest.Eventually(t, 20*time.Second, "nobody has the removed port", func() bool {
+	nstest.Eventually(t, 20*time.Second, "nothing refers to the removed port", func() bool {
 		runtime.GC()
 		return removed.Value() == nil
 	})
@@ -739,7 +740,7 @@ func TestCures(t *testing.T) {
 			t.Errorf("%q: cures %q, want %q", why, got, cure)
 		}
 		if got := Cures(map[string]uint64{why.String(): 0}); got != nil {
-			t.Errorf("%q never happened, and has cures %q", why, got)
+			t.Errorf("%q never happened, but has the cures %q", why, got)
 		}
 	}
 	cure := cures[Indescribable]

@@ -14,10 +14,10 @@ import (
 	"vmnet/testvm/lab"
 )
 
-// TestLabTunnels has the tunnels and tags of Debian's kernel, by a bridge and by a switch.
+// TestLabTunnels sends the tunnels and tags of Debian's kernel through a bridge and a switch.
 func TestLabTunnels(t *testing.T) {
 	lab.Inside(t)
-	for _, module := range []string{"fou", "fou6", "mpls_iptunnel"} { // what nothing asks for
+	for _, module := range []string{"fou", "fou6", "mpls_iptunnel"} { // modules that nothing loads on demand
 		if out, err := exec.Command("modprobe", module).CombinedOutput(); err != nil {
 			t.Fatalf("modprobe %s: %v: %s", module, err, out)
 		}
@@ -82,8 +82,8 @@ func TestLabVLANStack(t *testing.T) {
 	}
 }
 
-// TestLabSuperFramesWithoutAType has senders of super-frames for which the packet sockets of this
-// kernel have no type: of UDP, also in a tunnel, and of SCTP. All must come.
+// TestLabSuperFramesWithoutAType sends super-frames for which this kernel's packet sockets have no
+// type: of UDP, also in a tunnel, and of SCTP. All must arrive.
 func TestLabSuperFramesWithoutAType(t *testing.T) {
 	lab.Inside(t)
 	l, sw := switchLine(t, mtus{1500, 1500})
@@ -100,7 +100,7 @@ func TestLabSuperFramesWithoutAType(t *testing.T) {
 	datagramsTo(t, outside, inside, sockaddr4(inside.v4))
 	for _, p := range sw.Ports() {
 		if n := p.Dropped(vswitch.Indescribable) + p.Dropped(vswitch.Unreadable); n > 0 {
-			t.Errorf("%s: %d did not come", p.Name(), n)
+			t.Errorf("%s: %d did not arrive", p.Name(), n)
 		}
 	}
 }
@@ -151,7 +151,7 @@ func sctp(t *testing.T, from, to *host) {
 		for i := range messages {
 			b[0] = byte(i)
 			if _, err := unix.Write(out, b); err != nil {
-				return // it does not come then
+				return // the data does not arrive then
 			}
 		}
 	}()
@@ -159,14 +159,14 @@ func sctp(t *testing.T, from, to *host) {
 	for got := 0; got < message*messages; {
 		n, err := readAll(in, b)
 		if err != nil || n == 0 {
-			t.Fatalf("SCTP from %s: %d of %d bytes came: %v", from.v4, got, message*messages, err)
+			t.Fatalf("SCTP from %s: %d of %d bytes arrived: %v", from.v4, got, message*messages, err)
 		}
 		got += n
 	}
 }
 
-// TestLabIndescribable is a host whose kernel has no way around the packet socket: what that cannot
-// give is told by name, and what the man page advises helps.
+// TestLabIndescribable runs on a kernel without what a lane needs. Frames that the packet socket
+// cannot deliver must be counted under their own reason, and what the man page advises must help.
 func TestLabIndescribable(t *testing.T) {
 	lab.Inside(t)
 	lab.WithoutModule(t, "nft_fwd_netdev")
@@ -187,14 +187,14 @@ func TestLabIndescribable(t *testing.T) {
 		}
 	}
 	p1 := sw.Ports()[1]
-	nstest.Eventually(t, 20*time.Second, "they are counted under a name of their own", func() bool {
+	nstest.Eventually(t, 20*time.Second, "they are counted under their own reason", func() bool {
 		return p1.Dropped(vswitch.Indescribable) == calls
 	})
 	if n := p1.Dropped(vswitch.Unreadable); n != 0 {
-		t.Errorf("%d are receive errors", n)
+		t.Errorf("%d are counted as receive errors", n)
 	}
 	if _, _, err := unix.Recvfrom(in, make([]byte, 2000), unix.MSG_DONTWAIT); !errors.Is(err, unix.EAGAIN) {
-		t.Errorf("one has come, or %v: the test is wrong", err)
+		t.Errorf("a frame has arrived, or %v: the test is wrong", err)
 	}
 	setFeatures(t, l.outside, "lan0", map[string]bool{"tx-udp-segmentation": false})
 	datagrams(t, l.outside, l.inside)

@@ -17,7 +17,7 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// ip runs ip(8) in the host's netns, with the arguments in one text.
+// ip runs ip(8) in the host's network namespace, with the arguments in one text.
 func (h *host) ip(format string, args ...any) {
 	h.t.Helper()
 	words := strings.Fields(fmt.Sprintf(format, args...))
@@ -33,19 +33,19 @@ func (h *host) ip(format string, args ...any) {
 	}
 }
 
-// A tunnel is how a host makes its end, tun0. In the texts LOCAL and REMOTE stand for its and the
-// other's address, REMOTE4 and REMOTE6 for the other's of that version, FAR4 and FAR6 for those in
-// the tunnel.
+// A tunnel describes how a host makes its end, tun0. In the texts, LOCAL and REMOTE stand for the
+// two hosts' addresses, REMOTE4 and REMOTE6 for the other host's addresses of those versions, and
+// FAR4 and FAR6 for its addresses in the tunnel.
 type tunnel struct {
 	name    string
 	v6      bool              // between IPv6 addresses
-	sysctls map[string]string // of net
+	sysctls map[string]string // below /proc/sys/net
 	before  []string          // commands of ip(8)
-	link    string            // what comes behind "link add name tun0"
+	link    string            // what follows "link add name tun0"
 	after   []string
 }
 
-// through makes the tunnel between the line's ends, and gives these with their addresses in it.
+// through makes the tunnel between the line's ends, and returns them with their addresses in it.
 func (l *line) through(c tunnel) (outside, inside *host) {
 	l.outside.t.Helper()
 	ends := make([]*host, 2)
@@ -80,8 +80,8 @@ func (l *line) through(c tunnel) (outside, inside *host) {
 	return ends[0], ends[1]
 }
 
-// testTunnel has so many bytes of TCP, and UDP, go through a tunnel, by a bridge and by a switch,
-// both ways.
+// testTunnel sends that many bytes of TCP, and UDP, through a tunnel in both directions, by a
+// bridge and by a switch.
 func testTunnel(t *testing.T, c tunnel, bytes int64) *vswitch.Switch {
 	t.Helper()
 	equal := mtus{1500, 1500}
@@ -100,11 +100,11 @@ func testTunnel(t *testing.T, c tunnel, bytes int64) *vswitch.Switch {
 			}
 		}
 		if t.Failed() && l == b {
-			t.Fatal("this was through the bridge: the test is wrong")
+			t.Fatal("the bridge does not pass the tunnel: the test is wrong")
 		}
 	}
 	for _, p := range sw.Ports() {
-		for why, n := range p.Stats().Drops { // but for what the hosts' kernels say when they come up
+		for why, n := range p.Stats().Drops { // except for frames that the hosts' kernels send when they come up
 			if !slices.Contains([]string{vswitch.SamePort.String(), vswitch.NoPort.String(), vswitch.Down.String()},
 				why) {
 				t.Errorf("%s has dropped %d: %s", p.Name(), n, why)
@@ -114,7 +114,7 @@ func testTunnel(t *testing.T, c tunnel, bytes int64) *vswitch.Switch {
 	return sw
 }
 
-// describesUDP reports whether a vnet header has a type for UDP's super-frames: since Linux 6.2.
+// describesUDP reports whether a vnet header has a type for super-frames of UDP: since Linux 6.2.
 func describesUDP(t *testing.T) bool {
 	t.Helper()
 	var u unix.Utsname
@@ -133,8 +133,8 @@ func receivedMean(p *vswitch.Port) uint64 {
 	return total.RxBytes / max(1, total.RxFrames)
 }
 
-// datagrams sends UDP that the sender's kernel is to cut (UDP_SEGMENT of udp(7)), to an address of
-// IPv4 and one of IPv6. All must come.
+// datagrams sends UDP that the sender's kernel segments (UDP_SEGMENT of udp(7)), to an IPv4 and an
+// IPv6 address. All must arrive.
 func datagrams(t *testing.T, from, to *host) {
 	t.Helper()
 	datagramsTo(t, from, to, sockaddr4(to.v4))
@@ -156,14 +156,14 @@ func datagramsTo(t *testing.T, from, to *host, addr unix.Sockaddr) {
 		}
 		for end := got + each; got < end; got++ { // in step, so that no queue overflows
 			if _, err := readAll(in, b); err != nil {
-				t.Errorf("%s to %s: %d of %d datagrams came: %v", from.v4, to.v4, got, calls*each, err)
+				t.Errorf("%s to %s: %d of %d datagrams arrived: %v", from.v4, to.v4, got, calls*each, err)
 				return
 			}
 		}
 	}
 }
 
-// readAll reads from a file that blocks, over the signals of Go's scheduler.
+// readAll reads from a blocking file, despite the signals of Go's scheduler.
 func readAll(fd int, b []byte) (n int, err error) {
 	for {
 		if n, err = unix.Read(fd, b); !errors.Is(err, unix.EINTR) {
@@ -182,14 +182,14 @@ func sockaddr6(addr string) *unix.SockaddrInet6 {
 	return &unix.SockaddrInet6{Addr: addrOf(addr).As16()}
 }
 
-// TestLiveVXLAN has the tunnels that this kernel has.
+// TestLiveVXLAN tests the tunnels that the test machine's kernel has.
 func TestLiveVXLAN(t *testing.T) {
 	for _, c := range vxlans {
 		t.Run(c.name, func(t *testing.T) {
 			sw := testTunnel(t, c, 1<<20)
 			for _, p := range sw.Ports() {
 				if mean := receivedMean(p); p.Name() == "p1" && mean < 1600 {
-					t.Errorf("no super-frames came: mean length %d", mean)
+					t.Errorf("no super-frames arrived: mean length %d", mean)
 				}
 			}
 		})
@@ -210,13 +210,13 @@ var vxlans = []tunnel{
 	{name: "VXLAN, IPv6, checksum", v6: true, link: "type vxlan id 42 local LOCAL remote REMOTE dstport 4789 dev lan0"},
 }
 
-// TestLiveBigTCP has a sender of super-frames of up to 180,000 bytes.
+// TestLiveBigTCP sends super-frames of up to 180,000 bytes.
 func TestLiveBigTCP(t *testing.T) {
 	l, sw := switchLine(t, mtus{1500, 1500})
 	l.outside.ip("link set lan0 mtu 1500")
 	l.ends(nil)
 	l.outside.ip("link set lan0 gso_max_size 180000")
-	_ = l.outside.ns.Do(func() error { // Linux 6.3; iproute2 of its time knows the word
+	_ = l.outside.ns.Do(func() error { // Linux 6.3; iproute2 of that time knows the option
 		return exec.Command("ip", "link", "set", "lan0", "gso_ipv4_max_size", "180000").Run()
 	})
 	var longest uint64
@@ -232,14 +232,14 @@ func TestLiveBigTCP(t *testing.T) {
 	}
 	t.Logf("mean length %d", longest)
 	for _, p := range sw.Ports() {
-		if n := p.Dropped(vswitch.Giant); n > 64 { // those before there is room for them
+		if n := p.Dropped(vswitch.Giant); n > 64 { // those before there was room for them
 			t.Errorf("%s has dropped %d as too long", p.Name(), n)
 		}
 	}
 }
 
 // TestLiveUDPWithFullChecksums has a sender without any offload, and a port whose GRO joins
-// datagrams: super-frames come whose checksums are complete.
+// datagrams into super-frames with complete checksums.
 func TestLiveUDPWithFullChecksums(t *testing.T) {
 	l, sw := switchLine(t, mtus{1500, 1500})
 	l.ends(nil)
@@ -248,16 +248,16 @@ func TestLiveUDPWithFullChecksums(t *testing.T) {
 		"tx-tcp6-segmentation": false, "tx-udp-segmentation": false, "tx-scatter-gather": false,
 	})
 	setFeatures(t, l.middle, "p1", map[string]bool{"rx-gro": true, "rx-gro-list": true})
-	datagrams(t, l.outside, l.inside) // cut and finished by the sender's kernel, so that they come in bursts
+	datagrams(t, l.outside, l.inside) // segmented and finished by the sender's kernel, so that they arrive in bursts
 	for _, p := range sw.Ports() {
 		if mean := receivedMean(p); p.Name() == "p1" && mean < 1200 {
-			t.Errorf("GRO has joined nothing: mean length %d", mean)
+			t.Errorf("GRO has joined no datagrams: mean length %d", mean)
 		}
 	}
 }
 
-// udpSocket is one in a host's netns: bound to an address and a port that the kernel chooses, or,
-// for nil, of the family of another one.
+// udpSocket makes a UDP socket in a host's network namespace, bound to an address and a port that
+// the kernel chooses. For a nil address, it has the family of another socket.
 func udpSocket(t testing.TB, h *host, bind unix.Sockaddr, other ...unix.Sockaddr) (fd int, at unix.Sockaddr) {
 	t.Helper()
 	family := unix.AF_INET
@@ -291,7 +291,7 @@ func udpSocket(t testing.TB, h *host, bind unix.Sockaddr, other ...unix.Sockaddr
 	return fd, at
 }
 
-// setFeatures switches a device's offloads, by their names in ethtool -k's netlink form.
+// setFeatures switches a device's offloads, by their names in the netlink form of ethtool -k.
 func setFeatures(t *testing.T, h *host, device string, want map[string]bool) {
 	t.Helper()
 	err := h.ns.Do(func() error { return trySetFeatures(device, want) })

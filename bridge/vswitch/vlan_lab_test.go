@@ -12,7 +12,7 @@ import (
 	"vmnet/testvm/lab"
 )
 
-// vlanDevice makes the kernel's device for a VLAN of lan0, lan0.10.
+// vlanDevice makes lan0.10, the kernel's device for a VLAN of lan0.
 func (h *host) vlanDevice() {
 	h.t.Helper()
 	attrs := netlink.NewLinkAttrs()
@@ -26,8 +26,8 @@ func (h *host) vlanDevice() {
 	h.device = "lan0.10"
 }
 
-// TestLabVLANDevices meets the kernel's own VLANs: outside has a VLAN device, and the switch either
-// a trunk on lan0, or a VLAN device as its uplink.
+// TestLabVLANDevices tests against the kernel's own VLANs: outside has a VLAN device, and the
+// switch either has a trunk on lan0, or a VLAN device as its uplink.
 func TestLabVLANDevices(t *testing.T) {
 	lab.Inside(t)
 	vlan10 := brport.Settings{VLAN: 10}
@@ -66,16 +66,16 @@ func TestLabVLANDevices(t *testing.T) {
 	}
 }
 
-// TestLabClaimWithoutNFTables is a host whose kernel cannot keep a device's frames to the switch.
+// TestLabClaimWithoutNFTables runs on a kernel that cannot claim a device.
 func TestLabClaimWithoutNFTables(t *testing.T) {
 	lab.Inside(t)
-	lab.WithoutModule(t, "nft_fwd_netdev") // which needs it
+	lab.WithoutModule(t, "nft_fwd_netdev") // which a claim needs
 	lab.WithoutModule(t, "nf_tables")
 	h, other := newHost(t, 0, "lan0"), newHost(t, 1, "lan0")
 	veth(t, h, other, "lan0", 1500)
 	w, err := vswitch.OpenPacket(h.ns.Path(), "lan0")
 	if err == nil {
-		t.Fatalf("it was opened: %v", w.Close())
+		t.Fatalf("the device was opened: %v", w.Close())
 	}
 	if !strings.Contains(err.Error(), "modprobe nf_tables") {
 		t.Errorf("%v, want the cure", err)
