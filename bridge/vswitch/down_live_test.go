@@ -46,24 +46,22 @@ func TestLiveDownPortIsForgotten(t *testing.T) {
 
 	station, self := net.HardwareAddr{2, 9, 9, 9, 9, 1}, net.HardwareAddr{2, 9, 9, 9, 9, 2}
 	key := vswitch.KeyOf(station, 1)
+	down := func(h *host) func() error {
+		return func() error { return h.nl.LinkSetDown(h.link(h.device)) }
+	}
+	up := func(h *host) func() error {
+		return func() error { return h.nl.LinkSetUp(h.link(h.device)) }
+	}
 	for name, c := range map[string]struct {
 		port *vswitch.Port
 		from *host // its frame shows that the station is behind it
 		down func() error
 		up   func() error
 	}{
-		"tap down": {tapPort, tapDown, func() error {
-			return tapDown.nl.LinkSetDown(tapDown.link("eth0"))
-		}, func() error { return tapDown.nl.LinkSetUp(tapDown.link("eth0")) }},
-		"card down": {packetPort, outside, func() error {
-			return middle.nl.LinkSetDown(middle.link("lan0"))
-		}, func() error { return middle.nl.LinkSetUp(middle.link("lan0")) }},
-		"no carrier": {packetPort, outside, func() error {
-			return outside.nl.LinkSetDown(outside.link("lan0"))
-		}, func() error { return outside.nl.LinkSetUp(outside.link("lan0")) }},
-		"not followed": {unfollowedPort, unfollowed, func() error {
-			return unfollowed.nl.LinkSetDown(unfollowed.link("eth0"))
-		}, func() error { return unfollowed.nl.LinkSetUp(unfollowed.link("eth0")) }},
+		"tap down":     {tapPort, tapDown, down(tapDown), up(tapDown)},
+		"card down":    {packetPort, outside, down(middle), up(middle)},
+		"no carrier":   {packetPort, outside, down(outside), up(outside)},
+		"not followed": {unfollowedPort, unfollowed, down(unfollowed), up(unfollowed)},
 	} {
 		nstest.Eventually(t, 20*time.Second, name+": the station is learned", func() bool {
 			c.from.say(station)
@@ -104,7 +102,8 @@ func (h *host) say(src net.HardwareAddr) {
 		defer unix.Close(fd)
 		f := append(append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, src...), make([]byte, 48)...)
 		f[12], f[13] = 0x88, 0xb5
-		_ = unix.Sendto(fd, f, 0, &unix.SockaddrLinklayer{Ifindex: h.link(h.device).Attrs().Index}) // the device may be down
+		// The device may be down.
+		_ = unix.Sendto(fd, f, 0, &unix.SockaddrLinklayer{Ifindex: h.link(h.device).Attrs().Index})
 		return nil
 	}); err != nil {
 		h.t.Fatal(err)

@@ -108,7 +108,8 @@ func TestLoopIsStopped(t *testing.T) {
 			}
 			again.stop.until.Store(l.sw.now())
 			nstest.Eventually(t, 10*time.Second, "it is stopped again", func() bool {
-				_, _ = unix.Write(a.fd, etherFrame(all, mac(1), nil, 47)) // a storm limit may drop one
+				// A storm limit may drop one.
+				_, _ = unix.Write(a.fd, etherFrame(all, mac(1), nil, 47))
 				return b.Stats().Loops+c.Stats().Loops == 2 && (strings.Contains(h.all(), "for 20s: ") ||
 					again.Stats().Loops == 1)
 			})

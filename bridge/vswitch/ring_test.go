@@ -68,8 +68,9 @@ func TestRingWritesInOrder(t *testing.T) {
 	}
 }
 
-// TestRingTellsFates sends to a socket that has room for some frames only, and is then closed.
-func TestRingTellsFates(t *testing.T) {
+// TestRingReportsEachFrame sends to a socket that has room for some frames only, and is then
+// closed.
+func TestRingReportsEachFrame(t *testing.T) {
 	s := ringSender(t)
 	a, _ := pair(t)
 	if err := unix.SetsockoptInt(a, unix.SOL_SOCKET, unix.SO_SNDBUF, 20000); err != nil {
@@ -121,9 +122,9 @@ func TestSenderWithoutARing(t *testing.T) {
 	}
 }
 
-// TestSenderWithoutWaitlessWrites writes to a file of proc(5), which supports no writes that do not
-// wait, like a tap before Linux 5.11. No frame may be lost.
-func TestSenderWithoutWaitlessWrites(t *testing.T) {
+// TestSenderWithoutNonblockingRing writes to a file of proc(5), which supports no writes that do
+// not wait, like a tap before Linux 5.11. No frame may be lost.
+func TestSenderWithoutNonblockingRing(t *testing.T) {
 	s := ringSender(t)
 	name, err := os.ReadFile("/proc/self/comm")
 	if err != nil {

@@ -161,7 +161,8 @@ func ends(weights []weight) (first, last weight) {
 	}
 	third := max(1, len(weights)/3)
 	first, last = least(weights[:third]), least(weights[len(weights)-third:])
-	for _, w := range weights[:third] { // what the process opens once may be opened in any of the first rounds
+	// What the process opens once may be opened in any of the first rounds.
+	for _, w := range weights[:third] {
 		first.files, first.goroutines = max(first.files, w.files), max(first.goroutines, w.goroutines)
 	}
 	return first, last

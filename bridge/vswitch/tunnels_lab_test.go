@@ -17,7 +17,8 @@ import (
 // TestLabTunnels sends the tunnels and tags of Debian's kernel through a bridge and a switch.
 func TestLabTunnels(t *testing.T) {
 	lab.Inside(t)
-	for _, module := range []string{"fou", "fou6", "mpls_iptunnel"} { // modules that nothing loads on demand
+	// Modules that nothing loads on demand.
+	for _, module := range []string{"fou", "fou6", "mpls_iptunnel"} {
 		if out, err := exec.Command("modprobe", module).CombinedOutput(); err != nil {
 			t.Fatalf("modprobe %s: %v: %s", module, err, out)
 		}

@@ -104,7 +104,8 @@ func testTunnel(t *testing.T, c tunnel, bytes int64) *vswitch.Switch {
 		}
 	}
 	for _, p := range sw.Ports() {
-		for why, n := range p.Stats().Drops { // except for frames that the hosts' kernels send when they come up
+		// Except for frames that the hosts' kernels send when they come up.
+		for why, n := range p.Stats().Drops {
 			if !slices.Contains([]string{vswitch.SamePort.String(), vswitch.NoPort.String(), vswitch.Down.String()},
 				why) {
 				t.Errorf("%s has dropped %d: %s", p.Name(), n, why)
@@ -248,7 +249,8 @@ func TestLiveUDPWithFullChecksums(t *testing.T) {
 		"tx-tcp6-segmentation": false, "tx-udp-segmentation": false, "tx-scatter-gather": false,
 	})
 	setFeatures(t, l.middle, "p1", map[string]bool{"rx-gro": true, "rx-gro-list": true})
-	datagrams(t, l.outside, l.inside) // segmented and finished by the sender's kernel, so that they arrive in bursts
+	// Segmented and finished by the sender's kernel, so that they arrive in bursts.
+	datagrams(t, l.outside, l.inside)
 	for _, p := range sw.Ports() {
 		if mean := receivedMean(p); p.Name() == "p1" && mean < 1200 {
 			t.Errorf("GRO has joined no datagrams: mean length %d", mean)

@@ -20,7 +20,7 @@ func TestLiveMayOpenPacketChangesNothing(t *testing.T) {
 		}
 	}
 	if _, err := exec.LookPath("nft"); err != nil {
-		return // that the second time succeeded is what there is to see
+		return // the second success is all that can be checked
 	}
 	var out []byte
 	err := ns.Do(func() (err error) { out, err = exec.Command("nft", "list", "tables").CombinedOutput(); return err })
@@ -41,7 +41,7 @@ func TestLiveMayOpenPacketWithoutPrivilege(t *testing.T) {
 	}
 }
 
-// without runs do on this thread without some effective capabilities.
+// without runs do on this thread without some of the effective capabilities.
 func without(missing uint32, do func() error) error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var caps [2]unix.CapUserData

@@ -11,7 +11,7 @@ import (
 	"vmnet/bridge/vswitch/vport"
 )
 
-// fake listens like a switch, and answers every request with the same message again and again.
+// fake listens as a switch does, and answers every request with the same message over and over.
 func fake(t *testing.T, message string) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "s")
@@ -41,7 +41,8 @@ func fake(t *testing.T, message string) (path string) {
 	return path
 }
 
-// TestAnswersAreBounded: who runs a switch may answer anything, for ever.
+// TestAnswersAreBounded checks that an endless or invalid reply costs the client little: any user
+// can run a switch that replies arbitrarily.
 func TestAnswersAreBounded(t *testing.T) {
 	port := `{"name":"a","kind":"socket","config":{}}`
 	ports := func(n int, one string) string {
@@ -58,9 +59,9 @@ func TestAnswersAreBounded(t *testing.T) {
 			`{"more":true,"info":{"name":"` + filler + `"}}`,
 			"more than 33554432 bytes or 65536 messages",
 		},
-		"nothing without end":  {`{"more":true}`, "more than 33554432 bytes"},
-		"more than a message":  {strings.Repeat(" ", MaxMessage) + "{}", "message"},
-		"something that is no": {`{"ports":{}}`, "want a list"},
+		"nothing without end": {`{"more":true}`, "more than 33554432 bytes"},
+		"more than a message": {strings.Repeat(" ", MaxMessage) + "{}", "message"},
+		"not a list":          {`{"ports":{}}`, "want a list"},
 	} {
 		t.Run(what, func(t *testing.T) {
 			c := client(t, fake(t, test.message))

@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
-// patience limits the wait for what takes no time on an idle machine.
+// patience limits the wait for things that take no time on an idle machine.
 const patience = 20 * time.Second
 
 func soon(t testing.TB) context.Context {
@@ -48,7 +48,7 @@ func openFiles(t testing.TB) int {
 	return len(all)
 }
 
-// pretend listens and does with each connection what the test says.
+// pretend listens, and calls do with each connection.
 func pretend(t *testing.T, do func(*net.UnixConn)) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "sw")
@@ -76,7 +76,7 @@ func pretend(t *testing.T, do func(*net.UnixConn)) string {
 	return path
 }
 
-func TestClientOfALiar(t *testing.T) {
+func TestClientOfAnInvalidServer(t *testing.T) {
 	say := func(messages ...string) func(*net.UnixConn) {
 		return func(conn *net.UnixConn) {
 			_, _ = conn.Read(make([]byte, MaxMessage))
@@ -111,7 +111,7 @@ func TestClientOfALiar(t *testing.T) {
 			t.Errorf("%s: %v", test.what, err)
 		}
 		_ = c.Close()
-		nstest.Eventually(t, patience, "no file stays open of "+test.what, func() bool {
+		nstest.Eventually(t, patience, "no file stays open after "+test.what, func() bool {
 			return openFiles(t) <= before
 		})
 	}
@@ -124,7 +124,7 @@ func TestClientsContext(t *testing.T) {
 			if _, err := conn.Write([]byte(`{"more":true}`)); err != nil {
 				return
 			}
-			time.Sleep(time.Millisecond) // not a wait: the pace of what it sends
+			time.Sleep(time.Millisecond) // not a wait: the pace of the messages
 		}
 	})
 	silent := pretend(t, func(conn *net.UnixConn) { _, _ = io.Copy(io.Discard, conn) })

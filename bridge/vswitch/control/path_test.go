@@ -37,7 +37,7 @@ func TestIsOurs(t *testing.T) {
 		{"a file", func(_, _, socket string) error {
 			return errors.Join(os.Remove(socket), os.WriteFile(socket, nil, 0o600))
 		}, false},
-		{"a folder that is a link", func(_, own, _ string) error {
+		{"a directory that is a link", func(_, own, _ string) error {
 			return errors.Join(os.Rename(own, own+"2"), os.Symlink(own+"2", own))
 		}, false},
 		{"nothing", func(_, own, _ string) error { return os.RemoveAll(own) }, false},
@@ -58,7 +58,8 @@ func TestIsOurs(t *testing.T) {
 	}
 }
 
-// TestRunningIsBounded: who makes many sockets, or odd ones, hides nobody else's.
+// TestRunningIsBounded checks that a user who makes many sockets, or sockets of odd names, hides
+// none of another user.
 func TestRunningIsBounded(t *testing.T) {
 	dir := t.TempDir()
 	add := func(user, name string) {

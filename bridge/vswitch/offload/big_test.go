@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// big is a super-frame of BIG TCP: its IP length is 0. With jumbo it has the hop-by-hop header that
-// Linux puts in front of TCP before 7.0.
+// big is a super-frame of BIG TCP, whose IP length is 0. With jumbo it has the hop-by-hop header
+// that Linux before 7.0 puts in front of TCP.
 func big(s shape, jumbo bool) (Header, []byte) {
 	h, frame := s.build()
 	_, at := etherType(frame)
@@ -77,7 +77,7 @@ func TestBigTCP(t *testing.T) {
 					again = append(again, cut...)
 				}
 				if !slices.EqualFunc(segments, again, slices.Equal) {
-					t.Error("cut in two steps, other segments come out")
+					t.Error("segmented in two steps, the segments differ")
 				}
 				l4 := int(h.CsumStart)
 				seq, id := binary.BigEndian.Uint32(frame[l4+4:]), binary.BigEndian.Uint16(frame[l4-16-s.ipOptions:])
@@ -90,15 +90,15 @@ func TestBigTCP(t *testing.T) {
 					payload = append(payload, seg[got.payload:]...)
 				}
 				if !slices.Equal(payload, frame[len(frame)-s.payload:]) {
-					t.Error("the payload is another")
+					t.Error("the payload differs")
 				}
 			})
 		}
 	}
 }
 
-// TestUDPWithoutPartialChecksum has what a NIC's GRO makes of datagrams (rx-gro-list): their
-// checksums are complete in the first, or there are none.
+// TestUDPWithoutPartialChecksum has super-frames that a NIC's GRO makes of datagrams (rx-gro-list):
+// the checksums are complete in the first datagram, or absent.
 func TestUDPWithoutPartialChecksum(t *testing.T) {
 	var f Finisher
 	for _, s := range []shape{
@@ -116,7 +116,8 @@ func TestUDPWithoutPartialChecksum(t *testing.T) {
 					t.Error("it fits")
 				}
 				out, heads, why := finish(&f, h, frame, l)
-				if whole := l.USO && !none; whole && len(out) == 1 { // with a partial checksum, it fits
+				// With a partial checksum, it does fit.
+				if whole := l.USO && !none; whole && len(out) == 1 {
 					out, heads, why = finish(&f, heads[0], out[0], Limits{CSum: true, VnetHdr: HeaderLen})
 				}
 				if why != OK || len(out) != 9 {

@@ -9,11 +9,11 @@ func TestCheckTellsWhy(t *testing.T) {
 	tcp4 := shape{payload: 5000, gso: 1000}
 	tcp6 := shape{v6: true, payload: 5000, gso: 1000}
 	udp4 := shape{udp: true, payload: 5000, gso: 1000}
-	const ip, l4 = 14, 34 // of tcp4 and udp4
+	const ip, l4 = 14, 34 // in tcp4 and udp4
 	tests := []struct {
 		name   string
 		s      shape
-		change func(h *Header, f []byte) []byte // the frame, or what becomes of it
+		change func(h *Header, f []byte) []byte // returns the frame, or its replacement
 		want   Reason
 	}{
 		{"tcp4", tcp4, same, OK},
@@ -200,7 +200,7 @@ func TestFits(t *testing.T) {
 		}
 	}
 	if Fits(Header{Flags: NeedsCsum, CsumStart: 34, CsumOffset: sctpCsum}, make([]byte, 60), everything) {
-		t.Error("a partial CRC fits: whoever gets it takes it for a sum")
+		t.Error("a partial CRC fits: the receiver takes it for a sum")
 	}
 }
 

@@ -25,7 +25,7 @@ func TestAddIsThePlainSum(t *testing.T) {
 	}
 }
 
-// The largest sums: no carry is lost, whatever was there before.
+// The largest sums: no carry may be lost, whatever the initial value.
 func TestAddCarries(t *testing.T) {
 	b := make([]byte, 4096)
 	for i := range b {
@@ -44,14 +44,15 @@ func TestAddCarries(t *testing.T) {
 	}
 }
 
-// A partial checksum of SCTP is a CRC32c, here bit by bit as RFC 9260, appendix A defines it.
+// A partial checksum of SCTP is a CRC32c. Here it is computed bit by bit, as RFC 9260, appendix A
+// defines it.
 func TestSCTP(t *testing.T) {
 	s := shape{payload: 301}
 	h, frame := s.build()
 	frame[14+9] = 132
 	h.CsumOffset = sctpCsum
 	l4 := int(h.CsumStart)
-	copy(frame[l4+8:], []byte{1, 2, 3, 4}) // is not zero before
+	copy(frame[l4+8:], []byte{1, 2, 3, 4}) // not zero before
 	var f Finisher
 	out, heads, why := finish(&f, h, frame, Limits{CSum: true, VnetHdr: 12})
 	if why != OK || len(out) != 1 || heads[0] != (Header{}) {
@@ -78,7 +79,7 @@ func plainCRC(b []byte) uint32 {
 	return ^crc
 }
 
-// plainWords is a loop as one would write it first.
+// plainWords is the naive loop.
 func plainWords(b []byte, acc uint64) uint64 {
 	for ; len(b) >= 2; b = b[2:] {
 		acc += uint64(binary.BigEndian.Uint16(b))

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// BenchmarkFinish cuts 64 KiB for an MTU of 1500.
+// BenchmarkFinish segments 64 KiB for an MTU of 1500.
 func BenchmarkFinish(b *testing.B) {
 	for _, bb := range []struct {
 		name string
@@ -34,7 +34,7 @@ func BenchmarkFinish(b *testing.B) {
 	}
 }
 
-// BenchmarkFits and Check of a super-frame that passes through.
+// BenchmarkFits measures Fits and Check for a super-frame that passes through.
 func BenchmarkPassThrough(b *testing.B) {
 	h, frame := shape{payload: 65000, gso: 1448, tcpOptions: 12}.build()
 	l := Limits{CSum: true, TSO4: true, MTU: 1500, VnetHdr: HeaderLen}

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// finish is all that a Finisher gives, each frame in one piece of its own, and the vnet
-// headers before them.
+// finish returns all frames of a Finisher, each in one piece of its own, and the vnet headers
+// before them.
 func finish(f *Finisher, h Header, frame []byte, l Limits) (out [][]byte, heads []Header, why Reason) {
 	if why := f.Start(h, frame, l); why != OK {
 		return nil, nil, why
@@ -44,7 +44,7 @@ func TestSegments(t *testing.T) {
 				t.Fatalf("%+v: %v", s, err)
 			}
 			if vnet > 0 && heads[0] != (Header{}) {
-				t.Fatalf("finished frames come with the vnet header %+v", heads[0])
+				t.Fatalf("finished frames have the vnet header %+v", heads[0])
 			}
 		}
 		if !bytes.Equal(frame, was) {
@@ -53,8 +53,8 @@ func TestSegments(t *testing.T) {
 	}
 }
 
-// zeroed are frames of which the (first) checksum is zero, and how it is then written: UDP must not
-// say that it has none; what only lacked its checksum gets all ones from the kernel.
+// zeroed are frames whose (first) checksum is zero, with how that is then written. UDP must not say
+// that it has none. A checksum that was only missing gets all ones from the kernel.
 var zeroed = []struct {
 	name string
 	s    shape
@@ -68,7 +68,7 @@ var zeroed = []struct {
 	{"UDP", shape{udp: true, payload: 999}, 0xffff},
 }
 
-// buildZeroed changes the payload's first word so that the checksum becomes zero.
+// buildZeroed changes the first word of the payload so that the checksum becomes zero.
 func (s shape) buildZeroed(t *testing.T) (h Header, frame []byte, field int) {
 	t.Helper()
 	h, frame = s.build()

@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// A shape says what a super-frame, or with gso 0 a frame with a partial checksum, looks like.
+// A shape describes a super-frame or, with gso 0, a frame with a partial checksum.
 type shape struct {
 	tags       []uint16 // ethertypes of VLAN tags
 	v6, udp    bool
@@ -22,8 +22,8 @@ type shape struct {
 	seed       uint64
 }
 
-// build makes the frame and its vnet header. Addresses, ports, ids, options and
-// payload are random by the seed; addresses are those that the live tests forward.
+// build makes the frame and its vnet header. Addresses, ports, ids, options and payload are random
+// by the seed. The addresses are those that the live tests forward.
 func (s shape) build() (Header, []byte) {
 	r := rng(s.seed)
 	f := []byte{2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1}
@@ -50,7 +50,7 @@ func (s shape) build() (Header, []byte) {
 		if s.udp {
 			at = udpCsum
 		}
-		binary.BigEndian.PutUint16(l4[at:], 0x1234) // what it is does not matter
+		binary.BigEndian.PutUint16(l4[at:], 0x1234) // its value does not matter
 	}
 	s.gsoHeader(&h)
 	if s.v6 {
@@ -112,7 +112,7 @@ func (s shape) network(r *rand.Rand, proto byte, l4 int) (ip, addresses []byte) 
 	ip = random(r, ipv6Len)
 	ip[0] = 0x60
 	ip[8], ip[24] = 0xfd, 0xfd
-	next := 6 // where the number of what follows is
+	next := 6 // offset of the number of the next header
 	for _, ext := range s.exts {
 		ip[next] = ext
 		next = len(ip)
@@ -123,7 +123,7 @@ func (s shape) network(r *rand.Rand, proto byte, l4 int) (ip, addresses []byte) 
 	return ip, ip[8:40]
 }
 
-// padded is an extension header with nothing but padding (RFC 8200, 4.2).
+// padded is an extension header that has only padding (RFC 8200, 4.2).
 func padded(n int) []byte {
 	b := make([]byte, n)
 	b[1] = byte(n/8 - 1)
@@ -146,8 +146,7 @@ func random(r *rand.Rand, n int) []byte {
 	return b
 }
 
-// plainSum is the one's complement sum as RFC 1071 has it, word by word: what add is
-// held against.
+// plainSum is the one's complement sum of RFC 1071, word by word. The tests compare add with it.
 func plainSum(b []byte, acc uint32) uint16 {
 	for i, c := range b {
 		if i%2 == 0 {
@@ -161,7 +160,7 @@ func plainSum(b []byte, acc uint32) uint16 {
 	return uint16(acc>>16 + acc&0xffff)
 }
 
-// randomShape is one that a real sender might have, odd ones among them.
+// randomShape returns a shape that a real sender might use, including unusual ones.
 func randomShape(r *rand.Rand) shape {
 	s := shape{
 		v6: r.IntN(2) == 0, udp: r.IntN(3) == 0, flags: byte(r.Uint32()), ecn: r.IntN(4) == 0,

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// FuzzFinish gives a Finisher whatever comes: it must refuse it, or give right frames
-// within the limits, and leave the frame as it was.
+// FuzzFinish passes any frame to a Finisher, which must refuse it or return correct frames within
+// the limits, and leave the frame unchanged.
 func FuzzFinish(f *testing.F) {
 	r := rng(2)
 	for i := range 80 {
@@ -50,7 +50,7 @@ func FuzzFinish(f *testing.F) {
 	})
 }
 
-// right checks what has become of a frame.
+// right checks the frames that were made of a frame.
 func right(t *testing.T, h Header, l Limits, frame []byte, out [][]byte, heads []Header) {
 	t.Helper()
 	out, heads = expanded(t, l, out, heads)
@@ -92,7 +92,7 @@ func right(t *testing.T, h Header, l Limits, frame []byte, out [][]byte, heads [
 	}
 }
 
-// expanded has those cut that are super-frames, which the target cuts itself.
+// expanded segments the super-frames among frames, as the target would.
 func expanded(t *testing.T, l Limits, frames [][]byte, heads []Header) (out [][]byte, headers []Header) {
 	t.Helper()
 	for i, f := range frames {
@@ -123,8 +123,8 @@ func limits(mtu uint16, offloads byte) Limits {
 	return l
 }
 
-// fixUp gives a super-frame the checksums that an honest sender would have put into it:
-// where they lie the segments do as well, here as in the kernel.
+// fixUp gives a super-frame the checksums that an honest sender would put into it. If they are
+// wrong, those of the segments are too, here as in the kernel.
 func fixUp(h Header, frame []byte) {
 	p, why := parse(h, frame)
 	if why != OK {
@@ -152,7 +152,7 @@ func addressesOf(ip layer, frame []byte) []byte {
 	return frame[ip.at+12 : ip.at+20]
 }
 
-// rightTunnel checks lengths and checksums of a super-frame's segments in all layers, and their
+// rightTunnel checks the lengths and checksums of a super-frame's segments in all layers, and their
 // payload.
 func rightTunnel(h Header, frame []byte, out [][]byte, partial bool) error {
 	was, why := parse(h, frame)
@@ -180,7 +180,8 @@ func rightTunnel(h Header, frame []byte, out [][]byte, partial bool) error {
 }
 
 func rightLayers(p layout, frame, o []byte, number int, partial bool) error {
-	complete := bytes.Clone(o) // a partial checksum counts for tunnels as the target completes it
+	// A tunnel's checksum covers the partial one as the target completes it.
+	complete := bytes.Clone(o)
 	field := complete[p.l4+int(p.csum()):]
 	if partial {
 		binary.BigEndian.PutUint16(field, ^plainSum(complete[p.l4:], 0))

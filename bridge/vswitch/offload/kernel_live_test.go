@@ -18,13 +18,13 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// A tapQueue is the one queue of a tap that is up.
+// A tapQueue is the only queue of a tap that is up.
 type tapQueue struct {
 	link netlink.Link
 	fd   int
 }
 
-// newTap makes a tap that takes such offloads, unix.TUN_F_*.
+// newTap makes a tap that takes those offloads, unix.TUN_F_*.
 func newTap(t testing.TB, ns *netns.NS, name string, offloads int) tapQueue {
 	t.Helper()
 	dev, err := tun.Create(ns, name, false)
@@ -47,7 +47,7 @@ func newTap(t testing.TB, ns *netns.NS, name string, offloads int) tapQueue {
 	return tapQueue{link, fd}
 }
 
-// read reads one frame with its vnet header; it is nil after the timeout.
+// read reads one frame with its vnet header. It returns nil after the timeout.
 func (q tapQueue) read(buf []byte, timeout time.Duration) []byte {
 	fds := []unix.PollFd{{Fd: int32(q.fd), Events: unix.POLLIN}}
 	if n, err := unix.Poll(fds, int(timeout.Milliseconds())); n == 0 || err != nil {
@@ -60,8 +60,8 @@ func (q tapQueue) read(buf []byte, timeout time.Duration) []byte {
 	return buf[:n]
 }
 
-// A cutter has the kernel finish frames: a super-frame goes in at one tap, over a bridge, and
-// out at another, for which the kernel has to do what is in the way of its offloads.
+// A cutter lets the kernel finish frames. A super-frame enters at one tap, passes a bridge, and
+// leaves by another tap, for which the kernel must do what that tap's offloads do not allow.
 type cutter struct {
 	in, out tapQueue
 	vnet    int // length of the vnet header of in
@@ -97,8 +97,8 @@ func newCutter(t *testing.T, offloads int) *cutter {
 	return c
 }
 
-// noFilter keeps br_netfilter, where it is loaded, from dropping and fragmenting what a
-// bridge alone would forward.
+// noFilter keeps br_netfilter, if it is loaded, from dropping and fragmenting frames that a bridge
+// alone would forward.
 func noFilter(t *testing.T, ns *netns.NS) {
 	t.Helper()
 	err := ns.Do(func() error {
@@ -118,7 +118,7 @@ func noFilter(t *testing.T, ns *netns.NS) {
 
 var errNoMark = errors.New("what was sent behind the frame did not arrive")
 
-// mark is a frame of a local experimental EtherType, known by its number.
+// mark is a frame of a local experimental EtherType with a number.
 func mark(n uint32) []byte {
 	f := append(make([]byte, 0, 60), 2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x88, 0xb5)
 	return binary.BigEndian.AppendUint32(f, n)[:60]
@@ -126,8 +126,8 @@ func mark(n uint32) []byte {
 
 func isMark(f []byte) bool { return len(f) >= 18 && f[12] == 0x88 && f[13] == 0xb5 }
 
-// cut gives the frames, each behind its vnet header, that the kernel makes of one. An errno is
-// that of writing the super-frame; the kernel may also drop it in silence.
+// cut returns the frames that the kernel makes of one frame, each after its vnet header. An errno
+// is that of writing the super-frame; the kernel may also drop the frame silently.
 func (c *cutter) cut(h Header, frame []byte) ([][]byte, error) {
 	b := make([]byte, c.vnet, c.vnet+len(frame))
 	Describe(h, frame, b, 0)
@@ -135,7 +135,7 @@ func (c *cutter) cut(h Header, frame []byte) ([][]byte, error) {
 		return nil, err
 	}
 	var out [][]byte
-	for range 10 { // a mark is lost where there were more frames than the tap queues
+	for range 10 { // a mark is lost if there were more frames than the tap queues
 		c.marks++
 		if _, err := unix.Write(c.in.fd, append(make([]byte, c.vnet), mark(c.marks)...)); err != nil {
 			return nil, err
@@ -144,7 +144,7 @@ func (c *cutter) cut(h Header, frame []byte) ([][]byte, error) {
 			switch f := b[HeaderLen:]; {
 			case isMark(f) && bytes.Equal(f[:18], mark(c.marks)[:18]):
 				return out, nil
-			case !isMark(f) && f[6] == 2 && f[11] == 1: // not what the host itself sends
+			case !isMark(f) && f[6] == 2 && f[11] == 1: // skips frames that the host itself sends
 				out = append(out, bytes.Clone(b))
 			}
 		}
@@ -152,13 +152,14 @@ func (c *cutter) cut(h Header, frame []byte) ([][]byte, error) {
 	return nil, errNoMark
 }
 
-// A made frame is one that came out, with its vnet header.
+// A made frame is one that the kernel or a Finisher has made, with its vnet header.
 type made struct {
 	h     Header
 	frame []byte
 }
 
-// all is what reaches a target with such limits: the frame itself, or what a Finisher makes of it.
+// all returns what reaches a target with those limits: the frame itself, or what a Finisher makes
+// of it.
 func all(f *Finisher, h Header, frame []byte, l Limits) (out []made, why Reason) {
 	if why := Check(h, frame); why != OK {
 		return nil, why
@@ -177,11 +178,11 @@ func finished(f *Finisher, h Header, frame []byte, l Limits) (out []made, why Re
 	return out, why
 }
 
-// compare tells where ours differ from the kernel's.
+// compare returns an error that says where our frames differ from the kernel's.
 func compare(ours []made, kernels [][]byte) error {
 	for i := range min(len(ours), len(kernels)) {
 		h, _ := Parse(kernels[i])
-		h.HdrLen = ours[i].h.HdrLen // a hint
+		h.HdrLen = ours[i].h.HdrLen // only a hint
 		if ours[i].h != h {
 			return fmt.Errorf("frame %d of %d has %+v, the kernel's %+v", i, len(ours), ours[i].h, h)
 		}
@@ -206,7 +207,7 @@ func requireRoot(t testing.TB) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 }
 
-// targets are taps, and the limits that say the same.
+// targets are taps, with the limits that describe them.
 var targets = []struct {
 	name     string
 	offloads int
@@ -241,8 +242,8 @@ func TestLiveRandomFramesAsTheKernelCutsThem(t *testing.T) {
 					s.gso = 4000 + r.IntN(4000)
 					s.payload = 8001 + r.IntN(56000)
 				}
-				// The kernel, not we, gives such a frame a partial checksum first.
-				s.full = s.full && target.offloads == 0 && !s.udp // nor does a tap take UDP's
+				// The kernel gives such a frame a partial checksum first; we do not.
+				s.full = s.full && target.offloads == 0 && !s.udp // nor does a tap take one of UDP
 				h, frame := s.build()
 				kernels, err := c.cut(h, frame)
 				if err != nil {
@@ -279,7 +280,7 @@ func TestLiveChecksumOfZeroAsTheKernelWritesIt(t *testing.T) {
 	}
 }
 
-// What Check lets through, the kernel takes as well, and makes the same of it.
+// The kernel must accept what Check accepts, and make the same frames of it.
 func TestLiveLyingFrames(t *testing.T) {
 	requireRoot(t)
 	c := newCutter(t, 0)
@@ -293,8 +294,9 @@ func TestLiveLyingFrames(t *testing.T) {
 		h, frame := lie(r, s)
 		ours, why := finished(&f, h, frame, Limits{VnetHdr: HeaderLen})
 		refused[why]++
-		fewOptions := h.GSOType != GSONone && len(ours) == 1       // see Check
-		fullUDP := h.GSOType == GSOUDPL4 && h.Flags&NeedsCsum == 0 // a tap refuses it, a packet socket gives it
+		fewOptions := h.GSOType != GSONone && len(ours) == 1 // see Check
+		// A tap refuses it, a packet socket delivers it.
+		fullUDP := h.GSOType == GSOUDPL4 && h.Flags&NeedsCsum == 0
 		if why != OK || fewOptions || fullUDP || h.sctp() {
 			continue
 		}
@@ -313,7 +315,8 @@ func TestLiveLyingFrames(t *testing.T) {
 	}
 }
 
-// lie builds a frame of that shape and makes its vnet header or itself wrong, in one or two places.
+// lie builds a frame of that shape, and makes its vnet header or the frame wrong in one or two
+// places.
 func lie(r *rand.Rand, s shape) (h Header, frame []byte) {
 	h, frame = s.build()
 	for range 1 + r.IntN(2) {
@@ -330,7 +333,7 @@ func lie(r *rand.Rand, s shape) (h Header, frame []byte) {
 			h.Flags ^= NeedsCsum
 		case 5:
 			frame = frame[:etherLen+r.IntN(len(frame)-etherLen)]
-		case 6: // not in the addresses, by which the bridge forwards
+		case 6: // except for the addresses, by which the bridge forwards
 			frame[12+r.IntN(min(len(frame)-12, 80))] ^= 1 << r.IntN(8)
 		case 7:
 			h.GSOType = []uint8{GSONone, GSOTCPv4, GSOUDP, GSOTCPv6, GSOUDPL4}[r.IntN(5)] | h.GSOType&GSOECN
@@ -339,8 +342,8 @@ func lie(r *rand.Rand, s shape) (h Header, frame []byte) {
 	return h, frame
 }
 
-// TestLiveTunnelsAsTheKernelCutsThem describes tunnels' super-frames to a tap, as Linux 6.17 can,
-// and has the kernel cut them for one that takes none.
+// TestLiveTunnelsAsTheKernelCutsThem describes super-frames of tunnels to a tap, as is possible
+// since Linux 6.17, and lets the kernel segment them for a tap that takes none.
 func TestLiveTunnelsAsTheKernelCutsThem(t *testing.T) {
 	requireRoot(t)
 	c := newCutter(t, 0)

@@ -8,8 +8,8 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// BenchmarkLiveScatter writes the segments of 64 KiB into a tap, each as the two pieces that a
-// Finisher gives, and put together by a copy first.
+// BenchmarkLiveScatter writes the segments of 64 KiB to a tap: each as the two pieces that a
+// Finisher returns, or copied into one piece first.
 func BenchmarkLiveScatter(b *testing.B) {
 	requireRoot(b)
 	q := newTap(b, nstest.New(b), "x", 0)

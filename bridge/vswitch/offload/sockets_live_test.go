@@ -17,20 +17,21 @@ import (
 	"vmnet/testvm/traffic"
 )
 
-// A wire joins the taps of two network namespaces, whose kernels send and receive: what one sends
-// is finished for the other as far as that one's limits ask for it.
+// A wire joins the taps of two network namespaces, whose kernels send and receive. It finishes the
+// frames of one for the other as far as that one's limits require.
 type wire struct {
 	a, b *netns.NS
 	stop atomic.Bool
 	wg   sync.WaitGroup
 
 	mu     sync.Mutex
-	supers []made // super-frames that a sent, a few of each type
+	supers []made // super-frames that a has sent, a few of each type
 	kinds  [256]int
 	why    [Reasons]int
 }
 
-// newWire gives a the addresses 10.9.8.1 and fd00::1, b those with 2. a takes all offloads.
+// newWire gives a the addresses 10.9.8.1 and fd00::1, and b those that end in 2. a takes all
+// offloads.
 func newWire(t *testing.T, offloads int, l Limits) *wire {
 	t.Helper()
 	w := &wire{a: nstest.New(t), b: nstest.New(t)}
@@ -90,7 +91,7 @@ func (w *wire) pump(from, to tapQueue, l Limits) {
 	}
 }
 
-// keep keeps 40 super-frames of each type.
+// keep keeps up to 40 super-frames of each type.
 func (w *wire) keep(h Header, frame []byte) {
 	if h.GSOType == GSONone {
 		return
@@ -127,7 +128,7 @@ func (w *wire) sendTCP(t *testing.T, addr string) {
 	}
 }
 
-// sendUDP sends datagrams of 999 bytes, thirty in a super-frame (UDP_SEGMENT, udp(7)).
+// sendUDP sends datagrams of 999 bytes, thirty in each super-frame (UDP_SEGMENT, udp(7)).
 func (w *wire) sendUDP(t *testing.T, addr string) {
 	t.Helper()
 	const size, count = 999, 30
@@ -164,7 +165,7 @@ func (w *wire) sendUDP(t *testing.T, addr string) {
 	for rest := data; len(rest) > 0; {
 		n, _, err := local.ReadFrom(buf)
 		if err != nil {
-			t.Fatalf("UDP to %s, %d bytes to come: %v", addr, len(rest), err)
+			t.Fatalf("UDP to %s, %d bytes missing: %v", addr, len(rest), err)
 		}
 		want := rest[:min(size, len(rest))]
 		if !bytes.Equal(buf[:n], want) {
@@ -174,7 +175,7 @@ func (w *wire) sendUDP(t *testing.T, addr string) {
 	}
 }
 
-// What the kernel's own sockets send arrives at every kind of target, cut by us.
+// Frames of the kernel's own sockets must arrive at every kind of target, segmented by us.
 func TestLiveSocketsReachEveryTarget(t *testing.T) {
 	requireRoot(t)
 	for _, target := range targets {
@@ -195,7 +196,7 @@ func TestLiveSocketsReachEveryTarget(t *testing.T) {
 	}
 }
 
-// Super-frames of the kernel's own sockets, cut by us and by the kernel.
+// Super-frames of the kernel's own sockets are segmented by us and by the kernel.
 func TestLiveSocketsFramesAsTheKernelCutsThem(t *testing.T) {
 	requireRoot(t)
 	w := newWire(t, allOffloads, targets[len(targets)-1].limits)
@@ -209,7 +210,8 @@ func TestLiveSocketsFramesAsTheKernelCutsThem(t *testing.T) {
 		c := newCutter(t, target.offloads)
 		var f Finisher
 		for _, m := range w.supers {
-			copy(m.frame, []byte{2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1}) // as the cutter knows them
+			// The addresses that the cutter expects.
+			copy(m.frame, []byte{2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1})
 			kernels, err := c.cut(m.h, m.frame)
 			if err != nil {
 				t.Fatalf("%+v: the kernel: %v", m.h, err)

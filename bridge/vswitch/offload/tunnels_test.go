@@ -8,15 +8,15 @@ import (
 	"testing"
 )
 
-// A packet is what a tunnel carries, without the outer Ethernet header: it begins with what has the
-// EtherType kind.
+// A packet is what a tunnel carries, without the outer Ethernet header. It begins with a header of
+// the EtherType kind.
 type packet struct {
 	kind uint16
 	b    []byte
 }
 
-// A wrap puts a tunnel's or shim's headers in front of a packet. Its lengths and checksums are such
-// as the kernel gives them in a super-frame.
+// A wrap puts the headers of a tunnel or shim in front of a packet. Lengths and checksums are those
+// that the kernel gives them in a super-frame.
 type wrap func(r *rand.Rand, p packet) packet
 
 // over4 and over6 put the outer IP header in front of a payload of that protocol.
@@ -38,14 +38,14 @@ func over6(r *rand.Rand, proto byte, b []byte) packet {
 	return packet{typeIPv6, append(ip, b...)}
 }
 
-// encapLimit is over6 with the destination option that ip6tnl puts in (RFC 2473, 4.1.1).
+// encapLimit is over6 with the destination option of ip6tnl (RFC 2473, 4.1.1).
 func encapLimit(r *rand.Rand, proto byte, b []byte) packet {
 	return over6(r, protoDstOpts, slices.Concat([]byte{proto, 0, 4, 1, 4, 1, 1, 0}, b))
 }
 
 type over func(r *rand.Rand, proto byte, b []byte) packet
 
-// udp is a tunnel's header, with the pseudo header's sum where it has a checksum.
+// udp is the UDP header of a tunnel, with the sum of the pseudo header if it has a checksum.
 func udp(ip over, port uint16, csum bool, shim func(r *rand.Rand, p packet) []byte) wrap {
 	return func(r *rand.Rand, p packet) packet {
 		b := slices.Concat(random(r, udpLen), shim(r, p))
@@ -114,7 +114,7 @@ func pppoe(_ *rand.Rand, p packet) packet {
 	return packet{typePPPoE, append(b, p.b...)}
 }
 
-// gre has the flags and, behind them, the fields that go with these (RFC 2784, RFC 2890).
+// gre has the flags, followed by the fields that they announce (RFC 2784, RFC 2890).
 func gre(ip over, flags byte, teb bool) wrap {
 	return func(r *rand.Rand, p packet) packet {
 		b := []byte{flags, 0, byte(p.kind >> 8), byte(p.kind)}
@@ -175,10 +175,10 @@ var wraps = map[string]wrap{
 	"PPPoE":                    pppoe,
 }
 
-// onlyIP are those that say what they carry by the number of an IP version.
+// onlyIP are the wraps that identify their payload by the version of IP.
 var onlyIP = map[string]bool{"PPPoE": true, "IPIP": true, "IP6 tunnel": true, "IP6 tunnel, encap limit": true}
 
-// in puts the wraps in front of a frame, the first the innermost, behind the frame's own tags.
+// in puts the wraps in front of a frame, the innermost first, after the frame's own tags.
 func in(r *rand.Rand, h Header, frame []byte, around ...wrap) (Header, []byte) {
 	kind, at := etherType(frame)
 	p := packet{kind, frame[at:]}
@@ -211,7 +211,7 @@ func TestTunnels(t *testing.T) {
 		}
 		everything := Limits{CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true, VnetHdr: HeaderLen}
 		if Fits(h, frame, everything) {
-			t.Error("it fits, for a target that would take it for the outer headers' protocol")
+			t.Error("it fits a target that would take it for the protocol of the outer headers")
 		}
 		for _, l := range []Limits{{}, {VnetHdr: HeaderLen, CSum: true}, everything} {
 			out, heads, why := finish(&f, h, frame, l)
@@ -222,7 +222,7 @@ func TestTunnels(t *testing.T) {
 			if err := rightTunnel(h, frame, out, partial); err != nil {
 				t.Fatalf("%+v: %v", l, err)
 			}
-			inner := func(b []byte) []byte { // as a frame of its own, which a plain reader reads
+			inner := func(b []byte) []byte { // as a frame of its own, for a plain parser
 				p, _ := parse(h, b)
 				kind := uint16(typeIPv4)
 				if p.ip().kind == layerIPv6 {
@@ -258,7 +258,7 @@ func TestTunnels(t *testing.T) {
 				h, frame := s.build()
 				p := w(r, packet{typeIPv4, frame[14:]})
 				if name == "PPPoE" || p.kind != typeIPv4 && p.kind != typeIPv6 && onlyIP[other] {
-					return // nobody does that
+					return // no sender does that
 				}
 				h, frame = in(r, h, frame, w, v)
 				cut(t, h, frame, s.gso)

@@ -7,8 +7,7 @@ import (
 	"slices"
 )
 
-// seen is what a plain reader of a frame sees in it, with nothing taken from the code
-// under test.
+// seen is what a simple parser finds in a frame. It shares no code with the package.
 type seen struct {
 	ip, l4, payload int
 	proto           byte
@@ -17,7 +16,7 @@ type seen struct {
 	id              uint16
 }
 
-// look reads a frame and checks its lengths and, unless partial, its checksums.
+// look parses a frame and checks its lengths and, unless partial is set, its checksums.
 func look(f []byte, partial bool) (s seen, err error) {
 	s.ip = 14
 	for binary.BigEndian.Uint16(f[s.ip-2:]) == typeVLAN || binary.BigEndian.Uint16(f[s.ip-2:]) == typeQinQ {
@@ -57,7 +56,7 @@ func look(f []byte, partial bool) (s seen, err error) {
 	return s, nil
 }
 
-// verify checks that out is what super must become when it is cut at gso bytes.
+// verify checks that out is what super must become when it is segmented at gso bytes.
 func verify(super []byte, gso int, out [][]byte, partial bool) error {
 	was, err := look(super, true)
 	if err != nil {
@@ -102,7 +101,7 @@ func verify(super []byte, gso int, out [][]byte, partial bool) error {
 	return nil
 }
 
-// sameElsewhere compares the headers but for the fields that cutting changes.
+// sameElsewhere compares the headers except for the fields that segmentation changes.
 func sameElsewhere(super, f []byte, s seen) error {
 	changed := []int{s.l4 + 4, s.l4 + 5, s.l4 + 6, s.l4 + 7}
 	if s.proto == protoTCP {

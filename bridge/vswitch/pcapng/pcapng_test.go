@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
-// Frames, in hexadecimal with blanks, behind two addresses.
+// Frames in hexadecimal, after the two addresses.
 const (
 	arpRequest = "0806 0001 0800 06 04 0001 020000000001 0a000001 000000000000 0a000002"
 	arpReply   = "0806 0001 0800 06 04 0002 020000000002 0a000002 020000000001 0a000001"
@@ -89,11 +89,12 @@ func TestSummary(t *testing.T) {
 	}
 	if got := Summary(capture.Frame{Reason: "too long"}); got !=
 		"no Ethernet header, nothing more, length 0, dropped: too long" {
-		t.Errorf("no frame: %s", got)
+		t.Errorf("without a frame: %s", got)
 	}
 }
 
-// FuzzSummary has guests send what they like: a line comes of it, of plain characters.
+// FuzzSummary summarises arbitrary frames of guests. The result must be one line of printable
+// characters.
 func FuzzSummary(f *testing.F) {
 	for _, text := range []string{
 		arpRequest, syn, dns, echo4, echo6, syn6, later, "8100 000a " + syn, "0026 4242 03",
@@ -127,7 +128,7 @@ func TestOrder(t *testing.T) {
 	push(0, 2)
 	push(3, 4)
 	if got := fmt.Sprint(pop(0)); got != "[]" {
-		t.Errorf("it does not wait for earlier ones: %s", got)
+		t.Errorf("the order does not wait for earlier frames: %s", got)
 	}
 	if got := fmt.Sprint(pop(Patience + 10)); got != "[1 2 3 4]" {
 		t.Errorf("order %s", got)
@@ -136,7 +137,7 @@ func TestOrder(t *testing.T) {
 		t.Errorf("the rest: %+v", f)
 	}
 	if f, ok := o.Rest(); ok {
-		t.Errorf("more than was there: %+v", f)
+		t.Errorf("a frame too many: %+v", f)
 	}
 	for i := range maxFrames + 10 {
 		push(time.Hour, i)
@@ -153,12 +154,12 @@ func TestOrder(t *testing.T) {
 	}
 }
 
-// TestFile reads back what was written, byte by byte.
+// TestFile writes frames and reads them back, byte by byte.
 func TestFile(t *testing.T) {
 	at := time.Unix(1700000000, 123456789)
 	for _, c := range []struct {
 		cfg   capture.Config
-		names []string // of interfaces that frames came by
+		names []string // of interfaces that frames passed
 		faces int
 	}{
 		{
@@ -240,7 +241,7 @@ func TestFile(t *testing.T) {
 	}
 }
 
-// broken takes n bytes.
+// broken accepts n bytes and then fails.
 type broken struct{ n int }
 
 var errDisk = errors.New("the disk is full")

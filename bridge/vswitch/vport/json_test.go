@@ -9,7 +9,7 @@ import (
 	"vmnet/bridge/brport"
 )
 
-func TestPortConfigJSON(t *testing.T) {
+func TestConfigJSON(t *testing.T) {
 	full := Config{
 		Settings: brport.Settings{Trunk: []brport.VLANRange{{First: 2, Last: 5}}, Native: 7, Isolated: true},
 		MTU:      9000, MACs: []net.HardwareAddr{{2, 0, 0, 0, 0, 1}}, MaxAddresses: 3, Storm: Storm{Broadcast: 10},

@@ -41,7 +41,7 @@ func TestCapture(t *testing.T) {
 	if seen[0] != capture.Out || seen[1] != capture.In {
 		t.Errorf("%v", seen)
 	}
-	// The client's connection may end before the capture; the switch may not.
+	// The capture outlives the client's connection, but not the switch.
 	_ = c.Close()
 	send(t, a, sent)
 	if _, err := r.Next(); err != nil {

@@ -13,9 +13,10 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// TestDialFound: in another user's folder a switch may be anything.
+// TestDialFound puts files other than a user's switch into that user's directory. DialFound must
+// connect to none of them.
 func TestDialFound(t *testing.T) {
-	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root, who alone looks into others' directories")
+	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root: only root looks into other users' directories")
 	root, _ := serve(t)
 	const user = 54321
 	dir := filepath.Join(t.TempDir(), "vmnet-54321", "switch")
@@ -30,7 +31,7 @@ func TestDialFound(t *testing.T) {
 				return err
 			}
 			t.Cleanup(func() { _ = l.Close() })
-			return os.Chown(path, user, user) // it is not that user who listens
+			return os.Chown(path, user, user) // another user than that one listens
 		},
 	}
 	for name, make := range sockets {

@@ -7,14 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 	"unsafe"
@@ -30,7 +28,7 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// raw is a connection that keeps to no rules.
+// raw is a connection without a client's rules.
 func raw(t testing.TB, path string) *net.UnixConn {
 	t.Helper()
 	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
@@ -44,7 +42,7 @@ func raw(t testing.TB, path string) *net.UnixConn {
 	return conn
 }
 
-// reply is what the switch says to a message; closed, if it hangs up instead.
+// reply returns what the switch answers to a message, or "closed" if it hangs up.
 func reply(t testing.TB, conn *net.UnixConn, message []byte, files ...*os.File) string {
 	t.Helper()
 	if err := fdpass.SendOver(conn, message, files...); err != nil {
@@ -152,8 +150,8 @@ func TestMessages(t *testing.T) {
 	}
 }
 
-// TestEmptyMessage sends a file with no byte, which reads as the end does; Go's own functions would
-// add one.
+// TestEmptyMessage sends a file without a byte, which looks like the end of the connection. Go's
+// own functions would add a byte.
 func TestEmptyMessage(t *testing.T) {
 	path, _ := serve(t)
 	conn := raw(t, path)
@@ -177,10 +175,10 @@ func TestEmptyMessage(t *testing.T) {
 	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("%v", err)
 	}
-	nstest.Eventually(t, patience, "the switch has closed all", func() bool { return openFiles(t) == before-1 })
+	nstest.Eventually(t, patience, "the switch has closed all files", func() bool { return openFiles(t) == before-1 })
 }
 
-// TestFiles sends what is no port's.
+// TestFiles sends files that are not those of a port.
 func TestFiles(t *testing.T) {
 	path, _ := serve(t)
 	plain, err := os.CreateTemp(t.TempDir(), "")
@@ -233,7 +231,7 @@ func TestFiles(t *testing.T) {
 			t.Errorf("%s with %d files: %s", message, len(many), got)
 		}
 	}
-	for i := range 30 { // and nobody reads the answers
+	for i := range 30 { // no replies are read
 		conn := raw(t, path)
 		for range 10 {
 			_ = fdpass.SendOver(conn, []byte(`{"do":"info"}`), many[:20]...)
@@ -245,12 +243,12 @@ func TestFiles(t *testing.T) {
 	if got := names(t, c); len(got) != 0 {
 		t.Errorf("ports: %v", got)
 	}
-	const clients = 40 // both ends of those that are open still
+	const clients = 40 // both ends of those that are still open
 	nstest.Eventually(t, patience, "the files are closed", func() bool { return openFiles(t) < before+2*clients })
 }
 
-// TestClientLeftBeforeTheAnswer: what a switch that stood still finds in its queue of clients who
-// have given up is not done.
+// TestClientLeftBeforeTheAnswer checks that a switch that was stopped does not perform the requests
+// of clients that have given up meanwhile.
 func TestClientLeftBeforeTheAnswer(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sw")
 	l, err := Listen(path)
@@ -289,140 +287,7 @@ func TestClientLeftBeforeTheAnswer(t *testing.T) {
 	s.Close()
 }
 
-// TestThousands has more clients than there is room for: those that are silent make room.
-func TestThousands(t *testing.T) {
-	path, s := serve(t)
-	var silent []*net.UnixConn
-	for range 2000 {
-		conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		silent = append(silent, conn)
-		if len(silent) > 300 {
-			_ = silent[0].Close()
-			silent = silent[1:]
-		}
-	}
-	c := client(t, path)
-	if _, err := c.Info(soon(t)); err != nil {
-		t.Error(err)
-	}
-	s.mu.Lock()
-	if n := len(s.sessions); n > maxSessions {
-		t.Errorf("%d sessions", n)
-	}
-	s.mu.Unlock()
-	for _, conn := range silent {
-		_ = conn.Close()
-	}
-}
-
-// TestDeaf has clients that ask for much and read nothing, while another one is served.
-func TestDeaf(t *testing.T) {
-	path, s := serve(t)
-	c := client(t, path)
-	guest(t, c, control.Port{Name: "a", Label: strings.Repeat("l", control.MaxLabel)})
-	index := slices.Sorted(maps.Keys(s.ports.byIndex()))[0]
-	for i := range 4000 {
-		s.ports.sw.FDB().Learn(vswitch.KeyOf(net.HardwareAddr{2, 0, 0, 0, byte(i >> 8), byte(i)}, 0), index)
-	}
-	for range maxSessions - 1 {
-		conn := raw(t, path)
-		if err := fdpass.SendOver(conn, []byte(`{"do":"fdb"}`)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// One after the other, the deaf would take five minutes (sendTimeout); at once, they all cost
-	// work before that.
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	for range 5 {
-		if all, err := c.FDB(ctx); err != nil || len(all) < 3000 {
-			t.Fatalf("%d addresses, %v", len(all), err)
-		}
-	}
-}
-
-// TestManyPorts fills the switch, and lists it in pieces.
-func TestManyPorts(t *testing.T) {
-	path, s := serve(t)
-	c := client(t, path)
-	label := strings.Repeat("\x01", control.MaxLabel) // six bytes each, as JSON
-	near, far, err := endpoint.SocketFiles()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer near.Close()
-	defer far.Close()
-	const n = 200
-	for i := range n {
-		if err := c.AddPort(soon(t), control.Port{
-			Name: fmt.Sprintf("p%03d", i), Kind: control.Socket, Label: label,
-			Config: vport.Config{MTU: 68},
-		}, near); err != nil {
-			t.Fatal(err)
-		}
-	}
-	all, err := c.Ports(soon(t))
-	if err != nil || len(all) != n || all[n-1].Name != "p199" || all[n-1].Label != label {
-		t.Fatalf("%d ports, %v", len(all), err)
-	}
-	pieces := 0
-	err = s.perform([]byte(`{"do":"ports"}`), nil, func(a control.Reply) error {
-		pieces++
-		if b, err := json.Marshal(a); err != nil || len(b) > control.MaxMessage-16 {
-			t.Errorf("%d bytes, %v", len(b), err)
-		}
-		return nil
-	})
-	if err != nil || pieces < 5 {
-		t.Errorf("%d pieces, %v", pieces, err)
-	}
-}
-
-// TestAtOnce has many clients change ports at the same time.
-func TestAtOnce(t *testing.T) {
-	path, s := serve(t)
-	near, far, err := endpoint.SocketFiles()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer near.Close()
-	defer far.Close()
-	cmd, pidfd := sleeper(t)
-	var all sync.WaitGroup
-	for i := range 8 {
-		c := client(t, path)
-		all.Go(func() {
-			for n := range 20 {
-				name := fmt.Sprintf("p%d", (i+n)%5)
-				p, files := control.Port{Name: name, Kind: control.Socket}, []*os.File{near}
-				if n%2 == 0 {
-					p.Holder, files = cmd.Process.Pid, []*os.File{pidfd, near}
-				}
-				_ = c.AddPort(context.Background(), p, files...)
-				_ = c.SetLabel(context.Background(), name, "x")
-				_, _ = c.Ports(context.Background())
-				_, _ = c.FDB(context.Background())
-				_ = c.Flush(context.Background(), "")
-				_ = c.RemovePort(context.Background(), name)
-			}
-		})
-	}
-	all.Wait()
-	_ = cmd.Process.Kill()
-	nstest.Eventually(t, patience, "held ports are gone", func() bool {
-		for _, p := range s.Ports() {
-			if p.Holder != 0 {
-				return false
-			}
-		}
-		return true
-	})
-}
-
-// TestLiveStranger connects as another user, where the socket would let it.
+// TestLiveStranger connects as another user, also where the socket's mode permits it.
 func TestLiveStranger(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	path, _ := serve(t)
@@ -437,7 +302,7 @@ func TestLiveStranger(t *testing.T) {
 	as := func(uid int, do func() error) (err error) {
 		done := make(chan struct{})
 		go func() {
-			runtime.LockOSThread() // which ends with the goroutine
+			runtime.LockOSThread() // the thread ends with the goroutine
 			defer close(done)
 			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid),
 				uintptr(uid)); errno != 0 {
@@ -477,7 +342,7 @@ func TestLiveStranger(t *testing.T) {
 	}
 }
 
-// FuzzPerform gives a switch any message, without and with a file.
+// FuzzPerform passes any message to a switch, with and without a file.
 func FuzzPerform(f *testing.F) {
 	for _, seed := range []string{
 		`{"do":"info"}`, `{"do":"ports"}`, `{"do":"fdb"}`, `{"do":"flush","name":"a"}`,

@@ -16,7 +16,7 @@ import (
 	"vmnet/bridge/vswitch/control"
 )
 
-// killed leaves a socket behind, as a switch that was killed does.
+// killed leaves a socket behind, as a killed switch does.
 func killed(t testing.TB, path, network string) {
 	t.Helper()
 	ln, err := net.ListenUnix(network, &net.UnixAddr{Name: path, Net: network})
@@ -29,7 +29,8 @@ func killed(t testing.TB, path, network string) {
 	}
 }
 
-// TestOneListener has many want a socket at once, which one has left that was killed.
+// TestOneListener lets many processes listen at once on a path where a killed one has left its
+// socket.
 func TestOneListener(t *testing.T) {
 	for range 50 {
 		path := filepath.Join(t.TempDir(), "sw")
@@ -64,8 +65,7 @@ func TestOneListener(t *testing.T) {
 	}
 }
 
-// TestOneStarts has two start a switch of one name at once, of which the first ends up listening or
-// not.
+// TestOneStarts starts two switches of one name at once. The first one ends up listening or not.
 func TestOneStarts(t *testing.T) {
 	for _, listens := range []bool{true, false} {
 		dir := t.TempDir()
@@ -155,7 +155,7 @@ func TestListenRefused(t *testing.T) {
 	}
 }
 
-// TestCloseLeavesOthers has a socket taken from under a listener.
+// TestCloseLeavesOthers replaces the socket of a listener.
 func TestCloseLeavesOthers(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sw")
 	first, err := Listen(path)
