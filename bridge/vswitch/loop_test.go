@@ -133,7 +133,7 @@ func (l *lan) quiet() {
 	l.tb.Helper()
 	nstest.Eventually(l.tb, 10*time.Second, "the loop is over", func() bool {
 		n := 0
-		// Not a wait: a circulating frame comes by within this time.
+		// not a wait: a circulating frame comes by within this time.
 		for end := time.Now().Add(20 * time.Millisecond); time.Now().Before(end); time.Sleep(time.Millisecond) {
 			for _, name := range []string{"a", "d"} {
 				for l.stations[name].read() != nil {
