@@ -1,23 +1,32 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/base32"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"kernel.org/pub/linux/libs/security/libcap/cap"
+
 	"vmnet/internal/access/gate"
 	"vmnet/internal/access/policy"
 	"vmnet/internal/backend"
 	"vmnet/internal/cli/console"
 	"vmnet/internal/kernel/fdpass"
+	"vmnet/internal/rundir"
 	"vmnet/internal/vmm/launch"
 	"vmnet/internal/vmm/qemu"
+	"vmnet/macvtap/vtap"
 	"vmnet/step"
+	"vmnet/tapmgr/nic"
 )
 
 // launch makes the NICs and becomes the guest's VMM.
@@ -176,6 +185,16 @@ func (a *app) make(o *launchOptions) (made *backend.Launch, err error) {
 	return made, err
 }
 
+// request returns what the policy decides about for a NIC.
+func request(s nic.Spec) policy.Request {
+	r := policy.Request{Guest: s.VM, Bridge: s.Bridge, Port: s.Port, MAC: s.MAC, Queues: s.Queues}
+	if l := s.Lower; l != nil {
+		r.Lower, r.Kind, r.Addrs = l.Device, l.Kind, l.Addrs
+		r.Mode = cmp.Or(l.Mode, vtap.Modes(l.Kind)[0])
+	}
+	return r
+}
+
 // notes prints the notices of the NICs, each text once.
 func (a *app) notes(made *backend.Launch) {
 	told := map[string]bool{}
@@ -238,4 +257,61 @@ func inherit(made *backend.Launch) error {
 		}
 	}
 	return nil
+}
+
+// monitorPath returns the intended path of QEMU's QMP socket; empty for none.
+func (a *app) monitorPath(o *launchOptions) string {
+	switch {
+	case o.qmp != "auto":
+		return strings.TrimPrefix(o.qmp, "none")
+	case launch.HasMonitor(o.guest):
+		return ""
+	}
+	return filepath.Join(a.monitorDirs()[0], monitorName(o.nics[0].spec.VM))
+}
+
+// monitor makes the socket's directory, with the caller's privileges, and returns the socket's
+// path. vmnet attach finds it by QEMU's command line.
+func (a *app) monitor(o *launchOptions) (string, error) {
+	path := a.monitorPath(o)
+	if path == "" || o.qmp != "auto" || o.dryRun {
+		return path, nil
+	}
+	dir, err := rundir.Make(a.monitorDirs(), a.p.Caller.UID)
+	if err != nil {
+		return "", fmt.Errorf("--qmp auto: %w (give a path: --qmp PATH)", err)
+	}
+	path = filepath.Join(dir, filepath.Base(path))
+	if conn, err := net.Dial("unix", path); err == nil { // QEMU would replace that guest's socket
+		_ = conn.Close()
+		return "", fmt.Errorf("--qmp auto: a guest of that name already listens on %s (give another path: --qmp PATH)", path)
+	}
+	return path, nil
+}
+
+// monitorDirs returns the directories where the socket may be, the best first.
+func (a *app) monitorDirs() []string {
+	return rundir.Of(a.p.Caller.UID, a.p.Getenv("XDG_RUNTIME_DIR"))
+}
+
+// maxMonitorName leaves room for the directory in a socket's path (sun_path of unix(7), 107 bytes).
+const maxMonitorName = 60
+
+// monitorName returns a file name for a guest's name, different for each. If the guest's name
+// cannot be a file name or is too long for a socket's path, the result ends with ~ and a hash; no
+// other has a ~.
+func monitorName(vm string) string {
+	plain := strings.Map(func(r rune) rune {
+		if strings.ContainsRune("/,=~", r) || r <= ' ' {
+			return '-'
+		}
+		return r
+	}, vm)
+	plain = strings.TrimLeft(plain, ".")
+	if plain == vm && len(plain) <= maxMonitorName {
+		return plain + ".qmp"
+	}
+	sum := sha256.Sum256([]byte(vm))
+	hash := "~" + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:10])) // 16 letters
+	return strings.ToValidUTF8(plain[:min(len(plain), maxMonitorName-len(hash))], "") + hash + ".qmp"
 }

@@ -138,7 +138,7 @@ func (s *switchSocket) verify(_ context.Context, w making) (*inventory.Device, e
 }
 
 func (s *switchSocket) close() error {
-	errs := []error{closeFile(&s.near)}
+	errs := []error{closeFile(&s.near), s.lifeline.close()}
 	for _, f := range s.files.Queues {
 		errs = append(errs, f.Close())
 	}

@@ -3,12 +3,14 @@
 package launch
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
 
+	"vmnet/internal/cli/console"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
 )
@@ -209,4 +211,105 @@ func GuestName(vm string, guest []string) (string, error) {
 		return "", fmt.Errorf("%w: the guest has two names, %q by --vm and %q by QEMU's -name (leave one out)", ErrInvalid, vm, named)
 	}
 	return vm, nil
+}
+
+// validate checks everything that qmp.NIC.Args does not check.
+func (c Config) validate(argv []string) error {
+	switch {
+	case len(argv) == 0 || argv[0] == "":
+		return errors.New("there is no program to run (give it after --)")
+	case len(argv) > maxArguments:
+		return fmt.Errorf("%d arguments: at most %d are possible", len(argv), maxArguments)
+	case placeholder(argv) > 0 && slices.Contains(argv[placeholder(argv)+1:], Placeholder):
+		return fmt.Errorf("%s occurs twice: the NICs can go to one place (leave one out)", Placeholder)
+	case c.Place != "" && !slices.Contains(Places(), c.Place):
+		return fmt.Errorf("place %q: want %s", c.Place, strings.Join(Places(), ", "))
+	case c.SparePorts < 0 || c.SparePorts > maxPorts:
+		return fmt.Errorf("%d spare ports: 0 to %d are possible", c.SparePorts, maxPorts)
+	case len(c.Monitor) > maxSocket:
+		return fmt.Errorf("the monitor's path %s is longer than the %d bytes of a socket's (choose a shorter one)", c.Monitor, maxSocket)
+	case strings.Contains(c.Monitor, "="):
+		return fmt.Errorf("the monitor's path %s holds a '=', which QEMU takes for an option (choose another one)", c.Monitor)
+	case len(c.NICs) == 0 || len(c.NICs) > maxNICs:
+		return fmt.Errorf("%d NICs: 1 to %d are possible", len(c.NICs), maxNICs)
+	}
+	return errors.Join(c.uniqueNames(), c.uniqueFDs())
+}
+
+// Places are the values of Config.Place.
+func Places() []string {
+	places := []string{string(qemu.PlaceAuto)}
+	for _, p := range qemu.Places {
+		places = append(places, string(p))
+	}
+	return places
+}
+
+func (c Config) uniqueNames() error {
+	seen := map[string]bool{}
+	for _, n := range c.NICs {
+		if n.Name == "" || seen[n.Name] {
+			return fmt.Errorf("two NICs are called %q, or one has no name (give each its own --nic)", n.Name)
+		}
+		seen[n.Name] = true
+	}
+	return nil
+}
+
+// uniqueFDs also refuses the standard streams, since a forgotten number is 0.
+func (c Config) uniqueFDs() error {
+	seen := map[int]bool{}
+	for _, n := range c.NICs {
+		fds := slices.Concat(n.Queues, n.Vhosts)
+		for _, fd := range []int{n.Netns, n.Label} {
+			if fd != 0 {
+				fds = append(fds, fd)
+			}
+		}
+		for _, fd := range fds {
+			if fd < 3 || seen[fd] {
+				return fmt.Errorf("NIC %s: file descriptor %d is a standard stream or used twice", n.Name, fd)
+			}
+			seen[fd] = true
+		}
+	}
+	return nil
+}
+
+// description is the content of VMNET_JSON. Its keys are stable.
+type description struct {
+	VM   string    `json:"vm"`
+	NICs []nicJSON `json:"nics"`
+}
+
+type nicJSON struct {
+	ID        string `json:"id"`
+	Interface string `json:"interface"`
+	Type      string `json:"type"`
+	Source    string `json:"source"`
+	MAC       string `json:"mac"` // empty: the VMM chooses
+	MTU       int    `json:"mtu"`
+	Queues    []int  `json:"queues"`
+	Vhosts    []int  `json:"vhosts"`
+	Netns     *int   `json:"netns"` // null: none
+	NetdevID  string `json:"netdev_id"`
+	DeviceID  string `json:"device_id"`
+}
+
+// environment describes the NICs to programs that are not QEMU.
+func (c Config) environment(name string, args []string) []string {
+	d := description{VM: name}
+	for _, n := range c.NICs {
+		one := nicJSON{
+			ID: n.Name, Interface: n.Interface, Type: n.Type, Source: n.Source, MAC: n.Device.MAC.String(), MTU: n.MTU,
+			Queues: append([]int{}, n.Queues...), Vhosts: append([]int{}, n.Vhosts...), // [], not null
+			NetdevID: netdevID(n.Device), DeviceID: n.Device.ID,
+		}
+		if n.Netns != 0 {
+			one.Netns = &n.Netns
+		}
+		d.NICs = append(d.NICs, one)
+	}
+	text, _ := json.Marshal(d) // strings and numbers always marshal
+	return []string{"VMNET_ARGS=" + console.Quote(args), "VMNET_JSON=" + string(text)}
 }

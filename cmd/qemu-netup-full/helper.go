@@ -1,14 +1,19 @@
 package main
 
 import (
+	"context"
 	"strings"
 
 	"github.com/spf13/pflag"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"vmnet/bridge/brport"
 	"vmnet/internal/access/bridgehelper"
+	"vmnet/internal/access/gate"
 	"vmnet/internal/access/policy"
+	"vmnet/internal/backend"
 	"vmnet/internal/cli/nicflags"
+	"vmnet/tapmgr/nic"
 )
 
 // bridgeOptions is the command line of qemu-bridge-helper, and the options that may precede it.
@@ -107,19 +112,80 @@ func (o *bridgeOptions) settle(p *policy.Policy, r *bridgehelper.Request) error 
 	return nil
 }
 
-// newFlags makes an empty set of flags.
-func newFlags() *pflag.FlagSet {
-	f := pflag.NewFlagSet("qemu-netup", pflag.ContinueOnError)
-	f.SortFlags = false
-	f.Usage = func() {} // errors say where help is
-	return f
-}
-
-func parse(f *pflag.FlagSet, args []string) error {
-	if err := f.Parse(args); err != nil {
-		return usagef("%s", strings.TrimPrefix(err.Error(), "pflag: "))
+// serve makes the tap for one vmnet attach of a user without privilege. Only vmnet attach calls it.
+func (a *app) serve(args []string) error {
+	f := newFlags()
+	f.Bool("attach", false, "")
+	fd := f.Int("fd", -1, "")
+	if err := parse(f, args); err != nil {
+		return err
 	}
-	return nil
+	if f.NArg() > 0 || *fd < 0 {
+		return usagef("--attach --fd=NUMBER is for vmnet attach only (run vmnet attach)")
+	}
+	sock, err := bridgehelper.Socket(a.p, *fd)
+	if err != nil {
+		return err
+	}
+	defer sock.Close()
+	return a.manager(func(m *backend.Maker) error {
+		g, err := a.openGate(m)
+		if err != nil {
+			return err
+		}
+		asked := false
+		err = m.Serve(context.Background(), sock, func(s nic.Spec) error {
+			if asked {
+				return g.Still()
+			}
+			asked = true
+			return g.Allow(gate.ForUsers, request(s))
+		})
+		if err != nil {
+			return errSaid // reported to vmnet attach over the socket
+		}
+		return nil
+	})
 }
 
-const profileUsage = "the `NAME` of settings in policy.yaml"
+// interfaceArg returns the only argument that QEMU gives its scripts, and drops the privileges that
+// they do not need.
+func (a *app) interfaceArg(args []string) (string, error) {
+	f := newFlags()
+	if err := parse(f, args); err != nil {
+		return "", err
+	}
+	if f.NArg() != 1 {
+		return "", usagef("%d arguments: want the name of one tap, as QEMU gives it", f.NArg())
+	}
+	return f.Arg(0), a.p.Confine(cap.NET_ADMIN)
+}
+
+// ifUp is QEMU's script=: it puts the tap on the bridge that the policy has for its name.
+func (a *app) ifUp(args []string) error {
+	name, err := a.interfaceArg(args)
+	if err != nil {
+		return err
+	}
+	return a.manager(func(m *backend.Maker) error {
+		g, err := a.openGate(m)
+		if err != nil {
+			return err
+		}
+		profile := g.Policy().Script(name)
+		g.CountLater = true // the tap itself counts, once, even if it is put there again
+		if err := g.Allow(gate.ForUsers, policy.Request{Bridge: profile.Bridge, Port: profile.Port, Queues: 1}); err != nil {
+			return err
+		}
+		return m.IfUp(name, profile.Bridge, profile.Port, g.Still)
+	})
+}
+
+// ifDown is QEMU's downscript=.
+func (a *app) ifDown(args []string) error {
+	name, err := a.interfaceArg(args)
+	if err != nil {
+		return err
+	}
+	return a.manager(func(m *backend.Maker) error { return m.IfDown(name) })
+}
