@@ -1,6 +1,7 @@
 package arch
 
 import (
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -125,5 +126,28 @@ func TestUnwantedIn(t *testing.T) {
 		if got != want {
 			t.Errorf("%q: %q, want %q", text, got, want)
 		}
+	}
+}
+
+// TestTerms counts the glossary's terms: one that nobody can learn in an hour is not read.
+func TestTerms(t *testing.T) {
+	text, err := os.ReadFile("../../docs/terms.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	terms := map[string]bool{}
+	for line := range strings.Lines(string(text)) {
+		term, ok := strings.CutPrefix(line, "| ")
+		term, _, _ = strings.Cut(term, " |")
+		if !ok || term == "term" || term == "---" {
+			continue
+		}
+		if terms[term] {
+			t.Errorf("%q has two meanings", term)
+		}
+		terms[term] = true
+	}
+	if len(terms) < 40 || len(terms) > 60 {
+		t.Errorf("docs/terms.md has %d terms, want 40 to 60", len(terms))
 	}
 }
