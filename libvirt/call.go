@@ -26,20 +26,20 @@ var (
 	aDomain = func(d *decoder) { d.domain() }
 )
 
-// call is one that go-libvirt makes. It stays pending until the reply has come, even if nobody
-// waits for that any more. As many of those can exist as fit into the socket.
+// call is a call that go-libvirt makes. It stays pending until the reply has arrived, even if no
+// caller waits for it any longer. The socket's size bounds how many of those can exist.
 type call struct {
 	procedure
 	text      []string      // all strings that it sends
-	files     []*os.File    // that it sends; they stay the caller's
-	registers *registration // which the reply puts in place
+	files     []*os.File    // that it sends; the caller closes them
+	registers *registration // which the reply installs
 
 	fds     descriptors   // copies of files, closed when they are sent
 	written chan struct{} // closed when the call has been written, or cannot be
 
 	// The following are guarded by Conn.mu until the call has returned.
 	sent, replied, abandoned bool
-	err                      error      // what the reply says, if it is no result
+	err                      error      // the error in the reply, if it is not a result
 	received                 []*os.File // with the reply
 }
 
@@ -52,12 +52,12 @@ func (c *Conn) call(ctx context.Context, p procedure, do func() error, text ...s
 	return err
 }
 
-// ask makes a call through do, which calls go-libvirt. A refusal is an [*Error]. If ctx ends
-// first, the error wraps its cause, and the daemon may or may not do the call; the connection
-// stays usable. If the connection ends, the error wraps that of [Conn.Err].
+// ask makes a call through do, which calls go-libvirt. If libvirt refuses it, the error is an
+// [*Error]. If ctx ends first, the error wraps its cause, and the daemon may or may not execute the
+// call; the connection stays usable. If the connection ends, the error wraps that of [Conn.Err].
 //
-// do waits for the reply without a context. It runs in a goroutine of its own, which an ended ctx
-// leaves behind until the reply has come or the connection has ended.
+// do waits for the reply without a context. It runs in a separate goroutine, which outlives an
+// ended ctx until the reply has arrived or the connection has ended.
 func ask[T any](ctx context.Context, c *Conn, p *call, do func() (T, error)) (result T, err error) {
 	if err := c.begin(ctx, p); err != nil {
 		c.mu.Lock()
@@ -81,7 +81,7 @@ func ask[T any](ctx context.Context, c *Conn, p *call, do func() (T, error)) (re
 			err := context.Cause(ctx)
 			return result, fmt.Errorf("%s: no reply yet, it may still be done: %w", p.name, err)
 		}
-		err = <-returned // the reply has come, which counts more
+		err = <-returned // the reply has arrived, which takes precedence
 	}
 	if err := c.outcome(p, err); err != nil {
 		return result, err
@@ -89,7 +89,7 @@ func ask[T any](ctx context.Context, c *Conn, p *call, do func() (T, error)) (re
 	return value, nil
 }
 
-// begin waits for the turn to send. From then on the call is sent whole even if ctx ends, since
+// begin waits for the turn to send. After that the call is sent completely even if ctx ends, since
 // half a packet would end the connection.
 func (c *Conn) begin(ctx context.Context, p *call) (err error) {
 	switch {
@@ -120,24 +120,24 @@ func (c *Conn) begin(ctx context.Context, p *call) (err error) {
 	return err
 }
 
-// validate refuses what libvirt does not take, and strings that C would cut: a name that ends at a
-// NUL is another domain's.
+// validate refuses arguments that libvirt does not accept, and strings that C would truncate: a
+// name that ends at a NUL may be another domain's.
 func (p *call) validate() error {
 	for _, s := range p.text {
 		switch {
 		case len(s) > maxString:
-			return fmt.Errorf("string of %d bytes, libvirt takes %d", len(s), maxString)
+			return fmt.Errorf("string of %d bytes, libvirt accepts %d", len(s), maxString)
 		case strings.IndexByte(s, 0) >= 0:
 			return fmt.Errorf("string with a NUL byte: %.120q", s)
 		}
 	}
 	if len(p.files) > maxFiles {
-		return fmt.Errorf("%d files, libvirt takes %d at a time", len(p.files), maxFiles)
+		return fmt.Errorf("%d files, libvirt accepts %d at a time", len(p.files), maxFiles)
 	}
 	return nil
 }
 
-// start makes p the call that go-libvirt sends next.
+// start makes p the next call that go-libvirt sends.
 func (c *Conn) start(p *call) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -152,7 +152,7 @@ func (c *Conn) start(p *call) error {
 	return nil
 }
 
-// yield gives the turn to the next call, unless p has done so before.
+// yield passes the turn to the next call, unless p has done so before.
 func (c *Conn) yield(p *call) {
 	c.mu.Lock()
 	mine := c.sending == p
@@ -169,14 +169,14 @@ func (c *Conn) yield(p *call) {
 	}
 }
 
-// unsent releases what a call holds that libvirt will not answer. Conn.mu is held.
+// unsent releases the resources of a call that libvirt will not answer. Conn.mu is held.
 func (c *Conn) unsent(p *call) {
 	if p.registers != nil {
 		c.events.settle()
 	}
 }
 
-// leave lists p as sent, with the header that go-libvirt made.
+// leave records p as sent, with the header that go-libvirt wrote.
 func (c *Conn) leave(h header) (*call, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -192,16 +192,16 @@ func (c *Conn) leave(h header) (*call, error) {
 	return p, nil
 }
 
-// arrive takes a reply in. It returns the payload that go-libvirt may decode: a result of the form
-// that the procedure has, or nothing.
+// arrive handles a reply. It returns the payload that go-libvirt may decode: a result in the
+// procedure's form, or nothing.
 func (c *Conn) arrive(m message) (payload []byte, err error) {
 	p := c.answered(m)
 	if p == nil {
 		fdpass.CloseAll(m.files)
 		return nil, fmt.Errorf("%w: reply to no call of ours: %s", ErrProtocol, m.header)
 	}
-	// A daemon may answer a call before it has read it, and read no more. go-libvirt would wait
-	// until the call is sent, holding a lock that all calls need.
+	// A daemon may answer a call before it has read it, and then stop reading. go-libvirt would
+	// wait until the call is sent, while it holds a lock that all calls need.
 	<-p.written
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -225,7 +225,7 @@ func (c *Conn) arrive(m message) (payload []byte, err error) {
 	return m.payload, nil
 }
 
-// answered returns the call that m is the reply to, or nil.
+// answered returns the call that m answers, or nil.
 func (c *Conn) answered(m message) *call {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -236,7 +236,7 @@ func (c *Conn) answered(m message) *call {
 	return p
 }
 
-// abandon reports whether the reply has not come yet. Nobody waits for it then.
+// abandon reports whether the reply has not arrived yet. If so, no caller waits for it any longer.
 func (c *Conn) abandon(p *call) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -244,8 +244,8 @@ func (c *Conn) abandon(p *call) bool {
 	return p.abandoned
 }
 
-// outcome is a call's error; err is go-libvirt's, which knows less of refusals and ended
-// connections.
+// outcome returns a call's error. err is go-libvirt's, which has fewer details about refusals and
+// ended connections.
 func (c *Conn) outcome(p *call, err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

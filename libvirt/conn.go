@@ -16,9 +16,9 @@ import (
 // closePatience bounds how long Close waits for a daemon that does not answer.
 const closePatience = time.Second
 
-// Conn is an open connection to one daemon. Its methods may be called by many goroutines at once.
-// The daemon works on five calls of a connection at a time (max_client_requests in libvirtd.conf)
-// and queues the others. Close it.
+// Conn is an open connection to one daemon. Its methods may be called concurrently. The daemon
+// processes five calls of a connection at a time (max_client_requests in libvirtd.conf) and queues
+// the others. Close it.
 type Conn struct {
 	uri  string
 	lib  *golibvirt.Libvirt
@@ -32,7 +32,7 @@ type Conn struct {
 	err      error // why done is closed
 	opened   bool
 	sending  *call            // the holder of turn
-	pending  map[uint32]*call // sent and unanswered, by serial number, abandoned ones as well
+	pending  map[uint32]*call // sent and unanswered, by serial number, including abandoned ones
 	events   registry
 	dropping int // registrations that are being ended
 }
@@ -60,7 +60,7 @@ func newConn(uri string, uc *net.UnixConn) (*Conn, error) {
 	return c, nil
 }
 
-// URI is [System] or [Session].
+// URI returns [System] or [Session].
 func (c *Conn) URI() string { return c.uri }
 
 // Peer returns the process that listens at the daemon's socket: the daemon itself or the one that
@@ -71,19 +71,19 @@ func (c *Conn) Peer() (pid int, err error) {
 	return int(cred.Pid), err
 }
 
-// Done is closed when the connection has ended.
+// Done returns a channel that is closed when the connection has ended.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
-// Err returns why the connection ended, and nil before that. errors.Is holds with one of
-// [ErrClosed], [ErrNoConnection] and [ErrProtocol].
+// Err returns why the connection ended, and nil before that. The error matches one of [ErrClosed],
+// [ErrNoConnection] and [ErrProtocol].
 func (c *Conn) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
 }
 
-// Close says goodbye, waits at most a second for the answer, and ends the connection with all its
-// calls and subscriptions.
+// Close asks the daemon to close the connection, waits at most a second for the answer, and ends
+// the connection with all its calls and subscriptions.
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	polite := c.opened && c.err == nil
@@ -135,7 +135,7 @@ func (c *Conn) fail(reason error) {
 	_ = c.wire.UnixConn.Close()
 }
 
-// errEnded distinguishes the end of the stream from other results of a read or write.
+// errEnded marks the end of the stream among the results of a read or write.
 func errEnded(err error) error {
 	if errors.Is(err, net.ErrClosed) {
 		return ErrClosed // fail has the reason

@@ -35,8 +35,8 @@ type Dialer struct {
 	// place) and of virtqemud are tried in this order: in /run/libvirt for the system, in
 	// $XDG_RUNTIME_DIR/libvirt for a session.
 	Path string
-	// ReadOnly asks for a connection that can only query, for which a user needs no privileges: the
-	// system's daemons have a socket of their own for it.
+	// ReadOnly requests a connection that can only query, for which a user needs no privilege: the
+	// system daemons have a separate socket for it.
 	ReadOnly bool
 }
 
@@ -87,7 +87,7 @@ func (d Dialer) resolve() (uri string, paths []string, err error) {
 		return "", nil, fmt.Errorf("libvirt URI %q: want %s or %s (no other driver or host is supported)",
 			uri, System, Session)
 	}
-	uri = "qemu://" + u.Path // the form that the daemon knows, which has local drivers only
+	uri = "qemu://" + u.Path // the form that the daemon accepts: a driver without a transport
 	switch socket := u.Query().Get("socket"); {
 	case d.Path != "":
 		return uri, []string{d.Path}, nil
@@ -186,9 +186,9 @@ var (
 	connectClose  = procedure{remoteProgram, 2, "CONNECT_CLOSE", nil}
 )
 
-// open makes the calls that come before all others: AUTH_LIST, AUTH_POLKIT if the daemon wants
-// that, and CONNECT_OPEN. go-libvirt's own handshake would ignore polkit's answer and a demand
-// for SASL, and never asks for a read-only connection.
+// open makes the first calls of a connection: AUTH_LIST, AUTH_POLKIT if the daemon requires it, and
+// CONNECT_OPEN. go-libvirt's own handshake would ignore polkit's answer and a demand for SASL, and
+// never requests a read-only connection.
 func (c *Conn) open(ctx context.Context, readOnly bool) error {
 	if err := c.authenticate(ctx); err != nil {
 		return err
@@ -224,12 +224,13 @@ func (c *Conn) authenticate(ctx context.Context) error {
 		return c.askPolkit(ctx)
 	case authSASL:
 		const cure = "(set auth_unix_rw = \"polkit\" in its configuration, or connect read-only)"
-		return fmt.Errorf("%w: the daemon wants SASL, which is not supported %s", ErrAccessDenied, cure)
+		return fmt.Errorf("%w: the daemon requires SASL, which is not supported %s", ErrAccessDenied, cure)
 	}
-	return fmt.Errorf("%w: the daemon wants the unknown authentication type %d", ErrAccessDenied, wanted)
+	return fmt.Errorf("%w: the daemon requires the unknown authentication type %d", ErrAccessDenied, wanted)
 }
 
-// askPolkit has the daemon ask polkit about us. polkit may ask the user if an agent of theirs runs.
+// askPolkit makes the daemon ask polkit about this client. polkit may ask the user, through an
+// agent.
 func (c *Conn) askPolkit(ctx context.Context) error {
 	complete, err := ask(ctx, c, &call{procedure: authAskPolkit}, c.lib.AuthPolkit)
 	const cure = "(be root or in the group libvirt, or connect read-only; " +

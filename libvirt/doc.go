@@ -1,29 +1,26 @@
 // Package libvirt is a client of the daemons that serve libvirt's QEMU driver, libvirtd and
-// virtqemud, over their unix socket: calls that end with their context, many at a time; file
-// descriptors both ways; events of which none is lost unnoticed; typed errors. Package domainxml
+// virtqemud, over their unix socket. Calls end with their context and run concurrently; file
+// descriptors pass in both directions; lost events are counted; errors are typed. Package domainxml
 // reads and writes the XML that the calls carry.
 //
 // # Calls
 //
 // github.com/digitalocean/go-libvirt makes the calls: its code, generated from libvirt's sources,
 // encodes arguments and decodes results. It waits for replies without a context, passes no file
-// descriptors, trusts every length that it reads and loses events. So it has no access to the
-// socket. Its net.Conn belongs to this package:
+// descriptors, trusts every length that it reads and loses events. So it does not get the socket,
+// but a net.Conn of this package:
 //
-//   - It lets go-libvirt send one call at a time, checks that the procedure is the one asked
-//
-// for, and adds the files. A call whose context ends before its turn is not sent.
-//   - It reads every message itself, within libvirt's own bounds, and decodes each reply by the
-//
-// form that its procedure has. go-libvirt receives only replies that are complete,
-// well-formed and due. Refusals and malformed replies become errors here.
-//   - It keeps events, keepalive messages and files. Subscriptions belong to this package.
+//   - It lets go-libvirt send one call at a time, checks that it is the requested procedure, and
+//     adds the files. A call whose context ends before its turn is not sent.
+//   - It reads every message itself, within libvirt's own bounds, and checks each reply against its
+//     procedure's form. go-libvirt receives only replies that are complete, well-formed and
+//     expected. Refusals and malformed replies become errors here.
+//   - It handles events, keepalive messages and files. Subscriptions belong to this package.
 //   - It plays the daemon in go-libvirt's handshake. Authentication and opening follow as calls,
+//     since go-libvirt would ignore polkit's answer and a demand for SASL.
 //
-// since go-libvirt would ignore polkit's answer and open in spite of a demand for SASL.
-//
-// A call whose context has ended leaves a goroutine behind until the daemon has answered or the
-// connection has ended. There are never more of them than calls that fit into the socket.
+// A call whose context has ended leaves a goroutine until the daemon has answered or the connection
+// has ended. The number of calls that fit into the socket bounds the number of those goroutines.
 //
 // # Sources
 //

@@ -27,20 +27,21 @@ func domainFrom(d golibvirt.Domain) Domain {
 // ListFlags select domains by groups: virConnectListAllDomainsFlags. 0 selects all.
 type ListFlags uint32
 
-// The group of domains by whether they run.
+// Domains that run, and domains that do not.
 const (
 	ListActive   = ListFlags(golibvirt.ConnectListDomainsActive)
 	ListInactive = ListFlags(golibvirt.ConnectListDomainsInactive)
 )
 
-// XMLFlags select what a domain's XML says: virDomainXMLFlags. 0 is the domain as it is now.
+// XMLFlags select the content of a domain's XML: virDomainXMLFlags. 0 is the domain's current
+// state.
 type XMLFlags uint32
 
-// XMLInactive is the domain as it will be at the next start.
+// XMLInactive is the configuration for the domain's next start.
 const XMLInactive = XMLFlags(golibvirt.DomainXMLInactive)
 
-// Affect selects whether a change is made to the running domain, to its stored definition, or to
-// both: virDomainModificationImpact.
+// Affect selects what a change affects: the running domain, its stored definition, or both
+// (virDomainModificationImpact).
 type Affect uint32
 
 // What a change affects. With AffectLive, a domain that is not running is an error that matches
@@ -68,7 +69,7 @@ func domainList(d *decoder) {
 	d.uint32() // how many
 }
 
-// ListDomains lists the domains that flags select, in no order.
+// ListDomains returns the domains that flags select, in no particular order.
 func (c *Conn) ListDomains(ctx context.Context, flags ListFlags) ([]Domain, error) {
 	p := &call{procedure: connectListAllDomains}
 	all, err := ask(ctx, c, p, func() ([]golibvirt.Domain, error) {

@@ -12,7 +12,7 @@ var (
 	ErrNoConnection = errors.New("no connection to libvirt")
 	// ErrClosed means that Close was called on the connection.
 	ErrClosed = errors.New("the connection to libvirt is closed")
-	// ErrProtocol means that what came is not libvirt's protocol.
+	// ErrProtocol means that the daemon sent a message that violates libvirt's protocol.
 	ErrProtocol = errors.New("not libvirt's protocol")
 
 	// ErrNoDomain means that the domain does not exist.
@@ -32,7 +32,7 @@ var (
 // Code is libvirt's number of an error: virErrorNumber.
 type Code int32
 
-// The codes that the errors above stand for.
+// The codes of the errors above.
 const (
 	codeNoSupport            = Code(golibvirt.ErrNoSupport)
 	codeNoConnect            = Code(golibvirt.ErrNoConnect)
@@ -71,8 +71,8 @@ func (c Code) sentinel() error {
 	return nil
 }
 
-// Error is libvirt's refusal of a call (virNetMessageError). Many of its codes match one of this
-// package's errors: errors.Is(err, [ErrNoDomain]).
+// Error is an error that libvirt returned for a call (virNetMessageError). Many codes match one of
+// this package's errors with errors.Is, such as [ErrNoDomain].
 type Error struct {
 	Procedure string // REMOTE_PROC_... or QEMU_PROC_..., without the prefix
 	Code      Code
@@ -90,15 +90,15 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s: %s (libvirt's error %d)", e.Procedure, message, e.Code)
 }
 
-// Is reports whether the code stands for target.
+// Is reports whether target is this package's error for the code.
 func (e *Error) Is(target error) bool {
 	sentinel := e.Code.sentinel()
 	return sentinel != nil && sentinel == target
 }
 
 // decodeError reads a virNetMessageError. go-libvirt would drop its domain and level, take code 0
-// for a success and look for an unknown procedure in the message. The fields behind the level
-// repeat parts of the message.
+// for success, and search the message for an unknown procedure. The fields after the level repeat
+// parts of the message.
 func decodeError(procedure string, payload []byte) error {
 	d := decoder{buf: payload}
 	e := &Error{

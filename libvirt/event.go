@@ -9,12 +9,12 @@ import (
 // Kind is the kind of an event: virDomainEventID.
 type Kind int32
 
-// The kinds that can be subscribed to.
+// The kinds to which a client can subscribe.
 const (
 	Lifecycle           = Kind(golibvirt.DomainEventIDLifecycle)
 	DeviceRemoved       = Kind(golibvirt.DomainEventIDDeviceRemoved) // the guest has released it
 	DeviceAdded         = Kind(golibvirt.DomainEventIDDeviceAdded)
-	DeviceRemovalFailed = Kind(golibvirt.DomainEventIDDeviceRemovalFailed) // the guest refused
+	DeviceRemovalFailed = Kind(golibvirt.DomainEventIDDeviceRemovalFailed) // the guest refused to release it
 	MetadataChange      = Kind(golibvirt.DomainEventIDMetadataChange)      // running or stored
 
 	Monitor Kind = -1 // an event of QEMU; see Conn.SubscribeMonitor
@@ -40,21 +40,21 @@ const (
 type Event struct {
 	Kind   Kind
 	Domain Domain
-	Change Change // of Lifecycle
+	Change Change // for Lifecycle
 	Detail int32  // of Change: virDomainEventStoppedDetailType and so on
-	Device string // the device's alias, of the kinds that are about a device
-	URI    string // of MetadataChange: the element's namespace, or empty for a title or description
+	Device string // the device's alias, for the kinds about a device
+	URI    string // for MetadataChange: the element's namespace, or empty for a title or description
 
-	Name    string    // of Monitor: the name in QAPI, "DEVICE_DELETED"
-	Details string    // of Monitor: a JSON object, or empty
-	Time    time.Time // of Monitor: by QEMU's clock
+	Name    string    // for Monitor: the name in QAPI, such as "DEVICE_DELETED"
+	Details string    // for Monitor: a JSON object, or empty
+	Time    time.Time // for Monitor: by QEMU's clock
 }
 
 // domainMonitorEvent is the number of QEMU_PROC_DOMAIN_MONITOR_EVENT.
 const domainMonitorEvent = 6
 
-// kindOf returns the kind of event that REMOTE_PROC_DOMAIN_EVENT_CALLBACK_... or
-// QEMU_PROC_DOMAIN_MONITOR_EVENT carries.
+// kindOf returns the kind of event of REMOTE_PROC_DOMAIN_EVENT_CALLBACK_... or
+// QEMU_PROC_DOMAIN_MONITOR_EVENT.
 func kindOf(program uint32, procedure int32) (Kind, bool) {
 	if program == qemuProgram {
 		return Monitor, procedure == domainMonitorEvent
@@ -92,19 +92,19 @@ func decodeEvent(kind Kind, payload []byte) (callback int32, e Event, err error)
 	return callback, e, d.end()
 }
 
-// monitorEvent reads qemu_domain_monitor_event_msg behind the domain.
+// monitorEvent reads the part of qemu_domain_monitor_event_msg after the domain.
 func (d *decoder) monitorEvent(e *Event) {
 	e.Name = d.string()
 	seconds, micros := int64(d.hyper()), int64(d.uint32())
 	if seconds > 0 { // -1 if the host's clock failed
 		e.Time = time.Unix(seconds, micros*1000)
 	}
-	// Many events may wait in a Subscription, and the guest may have taken over QEMU's process.
+	// Many events may wait in a Subscription, and QEMU may be under the control of a hostile guest.
 	if details := d.optionalString(); len(details) <= maxDetails {
 		e.Details = details
 	}
 }
 
-// maxDetails bounds the details of a QEMU event, in bytes: QEMU's own have fewer than a thousand,
-// and libvirt passes on 4 MiB. Longer ones are left out.
+// maxDetails bounds the details of a QEMU event that are copied, in bytes: QEMU's own have fewer
+// than a thousand, and libvirt passes on up to 4 MiB. An event that long counts as lost (maxEvent).
 const maxDetails = 64 << 10

@@ -15,7 +15,7 @@ import (
 // descriptors are plain numbers, since an [os.File] would change what the copies share: O_NONBLOCK.
 type descriptors []int
 
-// duplicate makes copies that stay open whatever the caller does to its files.
+// duplicate makes copies that stay open when the caller closes its files.
 func duplicate(files []*os.File) (fds descriptors, err error) {
 	for _, f := range files {
 		raw, err := f.SyscallConn()
@@ -43,8 +43,8 @@ func (fds descriptors) close() {
 	}
 }
 
-// socket is a source. It never receives files that come with bytes other than their own: read(2)
-// has no room for them.
+// socket is a source. read(2) receives no files, so files arrive only with their own bytes, through
+// recvmsg(2).
 type socket struct{ *net.UnixConn }
 
 func (s socket) readFile() (*os.File, error) {

@@ -14,9 +14,9 @@ var (
 // metadataElement is an element, where the other types are title and description.
 const metadataElement = int32(golibvirt.DomainMetadataElement)
 
-// SetMetadata stores one element in the domain's <metadata>, in place of the one of namespace uri.
-// Empty text removes that. The text has no namespace of its own: libvirt puts all its elements into
-// uri, with that prefix. It refuses text that declares the prefix itself.
+// SetMetadata stores one element in the domain's <metadata>; it replaces the element of namespace
+// uri. Empty text removes that element. The text has no namespace of its own: libvirt puts all its
+// elements into uri, with that prefix, and refuses text that declares the prefix itself.
 func (c *Conn) SetMetadata(ctx context.Context, dom Domain, prefix, uri, text string, affect Affect) error {
 	var element golibvirt.OptString
 	if text != "" {
@@ -29,7 +29,7 @@ func (c *Conn) SetMetadata(ctx context.Context, dom Domain, prefix, uri, text st
 }
 
 // Metadata returns the element of namespace uri in the domain's <metadata>, without that namespace,
-// as [Conn.SetMetadata] takes it. If there is none, the error matches [ErrNoMetadata].
+// in the form of [Conn.SetMetadata]. If there is none, the error matches [ErrNoMetadata].
 func (c *Conn) Metadata(ctx context.Context, dom Domain, uri string, affect Affect) (string, error) {
 	p := &call{procedure: domainGetMetadata, text: []string{dom.Name, uri}}
 	return ask(ctx, c, p, func() (string, error) {

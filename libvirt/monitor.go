@@ -14,10 +14,10 @@ var (
 	}
 )
 
-// isQMP says that a command is QMP and not of QEMU's human monitor.
+// isQMP marks a command as QMP, not as one of QEMU's human monitor.
 const isQMP = 0
 
-// MonitorCommand gives a running domain's QEMU a QMP command, a JSON object, and returns QEMU's
+// MonitorCommand sends a QMP command, a JSON object, to a running domain's QEMU, and returns QEMU's
 // reply unchanged: {"return": ...} or {"error": ...}. libvirt marks the domain as tainted
 // (custom-monitor) until it ends.
 func (c *Conn) MonitorCommand(ctx context.Context, dom Domain, command string) (reply string, err error) {
@@ -27,10 +27,10 @@ func (c *Conn) MonitorCommand(ctx context.Context, dom Domain, command string) (
 	})
 }
 
-// MonitorCommandWithFiles is [Conn.MonitorCommand] with files for QEMU, which a command like
-// getfd takes. They stay the caller's; QEMU takes one per command. The caller closes the files
-// received, of which no command of today's QEMU returns any. It needs libvirt 8.2; the refusal of
-// an older one matches [ErrUnsupported].
+// MonitorCommandWithFiles is [Conn.MonitorCommand] with files for QEMU, for a command like getfd.
+// The caller closes its files; QEMU accepts one per command. The caller also closes the returned
+// files; no command of current QEMU versions returns any. It needs libvirt 8.2; with an older one,
+// the error matches [ErrUnsupported].
 func (c *Conn) MonitorCommandWithFiles(ctx context.Context, dom Domain, command string,
 	files ...*os.File,
 ) (reply string, received []*os.File, err error) {

@@ -57,15 +57,15 @@ func (h header) String() string {
 		h.program, h.version, h.procedure, h.kind, h.serial, h.status)
 }
 
-// message is one that was received. Its receiver closes the files.
+// message is a received message. Its receiver closes the files.
 type message struct {
 	header
 	payload []byte
 	files   []*os.File
 }
 
-// decode reads a reply with result, which is nil if there is nothing to read. A refusal is an
-// [*Error].
+// decode reads a reply with result, which is nil if the procedure returns nothing. If the reply is
+// an error, decode returns an [*Error].
 func (m *message) decode(name string, result func(*decoder)) error {
 	if m.status == statusError {
 		return decodeError(name, m.payload)
@@ -80,7 +80,7 @@ func (m *message) decode(name string, result func(*decoder)) error {
 	return nil
 }
 
-// packet is the message as it is sent, with that payload. Files follow it, one byte each.
+// packet returns the message in its wire form, with that payload. Files follow it, one byte each.
 func (h header) packet(payload []byte) []byte {
 	b := make([]byte, 0, lengthSize+headerSize+len(payload))
 	for _, v := range []uint32{
@@ -92,15 +92,15 @@ func (h header) packet(payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// source is where packets come from. A file comes with a byte of its own, after the packet that
-// announces it (virNetSocketSendFD in src/rpc/virnetsocket.c).
+// source delivers packets. Each file comes with a byte of its own, after the packet that announces
+// it (virNetSocketSendFD in src/rpc/virnetsocket.c).
 type source interface {
 	io.Reader
 	readFile() (*os.File, error)
 }
 
-// readMessage reads one packet and its files. io.EOF is an end between two packets. The error of a
-// malformed packet matches [ErrProtocol].
+// readMessage reads one packet and its files. It returns io.EOF at an end between two packets. The
+// error for a malformed packet matches [ErrProtocol].
 func readMessage(r source) (message, error) {
 	var length [lengthSize]byte
 	if _, err := io.ReadFull(r, length[:]); err != nil {
@@ -129,7 +129,7 @@ func readMessage(r source) (message, error) {
 	return m, nil
 }
 
-// readBody reads n bytes, and allocates as they come: n is only a claim of the other side.
+// readBody reads n bytes, and allocates memory as they arrive: n is only a claim of the peer.
 func readBody(r io.Reader, n int) ([]byte, error) {
 	const chunk = 64 << 10
 	var body []byte
@@ -146,7 +146,7 @@ func readBody(r io.Reader, n int) ([]byte, error) {
 	return body, nil
 }
 
-// parsePacket reads what follows the length of a packet, and how many files follow that.
+// parsePacket parses a packet after its length, and returns how many files follow it.
 func parsePacket(body []byte) (m message, files int, err error) {
 	d := decoder{buf: body}
 	m.header = header{

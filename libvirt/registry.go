@@ -25,11 +25,11 @@ var (
 	}
 )
 
-// topic is what can be registered for. libvirt accepts each once per connection, so subscriptions
-// to the same topic share a registration.
+// topic is a set of events for which a client can register. libvirt accepts each topic once per
+// connection, so subscriptions to the same topic share a registration.
 type topic struct {
 	kind Kind
-	name string // of Monitor; empty is all
+	name string // for Monitor; empty is all
 	all  bool   // domains
 	dom  domainxml.UUID
 }
@@ -41,7 +41,7 @@ func newTopic(kind Kind, name string, dom *Domain) topic {
 	return topic{kind: kind, name: name, dom: dom.UUID}
 }
 
-// procedures returns those that begin and end a registration for the topic.
+// procedures returns the procedures that begin and end a registration for the topic.
 func (t topic) procedures() (register, deregister procedure) {
 	if t.kind == Monitor {
 		return connectDomainMonitorEventRegister, connectDomainMonitorEventDeregister
@@ -62,7 +62,7 @@ func (t topic) register(lib *golibvirt.Libvirt, dom *Domain) (number int32, err 
 	if t.name != "" {
 		name = golibvirt.OptString{t.name}
 	}
-	const exactly = 0 // the name is no pattern
+	const exactly = 0 // the name is not a pattern
 	return lib.QEMUConnectDomainMonitorEventRegister(of, name, exactly)
 }
 
@@ -74,13 +74,13 @@ func (t topic) deregister(lib *golibvirt.Libvirt, number int32) error {
 	return lib.ConnectDomainEventCallbackDeregisterAny(number)
 }
 
-// callback is libvirt's number for a registration with a program.
+// callback is libvirt's number of a registration with a program.
 type callback struct {
 	program uint32
 	number  int32
 }
 
-// registration is a topic that libvirt sends events of.
+// registration is a topic whose events libvirt sends.
 type registration struct {
 	topic
 	callback callback
@@ -92,9 +92,9 @@ type registry struct {
 	token     chan struct{} // held until libvirt has answered a registration or its end
 	topics    map[topic]*registration
 	callbacks map[callback]*registration
-	expected  bool // the reply with a callback number has not come
+	expected  bool // the reply with a callback number has not arrived
 	early     []early
-	missed    uint64 // early ones for which there was no room
+	missed    uint64 // early events for which there was no room
 }
 
 func newRegistry() registry {
@@ -105,8 +105,8 @@ func newRegistry() registry {
 	}
 }
 
-// early is an event with a callback number that is not known yet: libvirt may send it before its
-// reply to the registration.
+// early is an event with an unknown callback number: libvirt may send it before its reply to the
+// registration.
 type early struct {
 	callback callback
 	event    Event
@@ -131,14 +131,14 @@ func (c *Conn) join(s *Subscription, t topic) bool {
 	return true
 }
 
-// settle ends the wait for the reply to a registration: it has come, or never will. Conn.mu is
+// settle ends the wait for the reply to a registration: it has arrived, or never will. Conn.mu is
 // held.
 func (r *registry) settle() {
 	r.expected, r.early, r.missed = false, nil, 0
 	<-r.token
 }
 
-// install acts on the reply to a registration. Conn.mu is held.
+// install handles the reply to a registration. Conn.mu is held.
 func (c *Conn) install(r *registration, m message) {
 	defer c.events.settle()
 	d := decoder{buf: m.payload}
@@ -162,8 +162,8 @@ func (c *Conn) install(r *registration, m message) {
 	}
 }
 
-// drop ends the registration in the background, unless it has a subscriber by then. Conn.mu is
-// held.
+// drop ends the registration in the background, unless it has a subscriber again by then. Conn.mu
+// is held.
 func (c *Conn) drop(r *registration) {
 	if c.err != nil {
 		return
@@ -215,7 +215,7 @@ func (r *registration) deliver(e Event) {
 	}
 }
 
-// event takes a message in. Events that nobody can subscribe to are ignored.
+// event handles an event message. It ignores events of kinds to which no client can subscribe.
 func (c *Conn) event(m message) error {
 	kind, ok := kindOf(m.program, m.procedure)
 	if !ok {
@@ -234,7 +234,7 @@ func (c *Conn) event(m message) error {
 	id := callback{m.program, number}
 	r := c.events.callbacks[id]
 	switch {
-	case r != nil && tooLong: // strings in it may come from outside, like the name of a VNC client
+	case r != nil && tooLong: // its strings may come from outside, such as the name of a VNC client
 		r.lose()
 	case r != nil:
 		r.deliver(e)
@@ -247,7 +247,7 @@ func (c *Conn) event(m message) error {
 	return nil
 }
 
-// endEvents closes the channels of all subscriptions, once nothing is delivered any more.
+// endEvents closes the channels of all subscriptions after the last delivery.
 func (c *Conn) endEvents() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -27,8 +27,8 @@ func (s *Subscription) Lost() uint64 { return s.lost.Load() }
 // before that.
 func (s *Subscription) Err() error { return s.conn.Err() }
 
-// Close ends the subscription, and libvirt's registration if it was the last. It may be called more
-// than once.
+// Close ends the subscription, and libvirt's registration if it was the last one. It may be called
+// more than once.
 func (s *Subscription) Close() {
 	c := s.conn
 	c.mu.Lock()
@@ -54,13 +54,13 @@ func (s *Subscription) end() {
 	}
 }
 
-// Subscribe delivers events of the given kinds of one domain, or of all if dom is nil, from now
-// on, including those that libvirt sends before Subscribe returns. Up to buffer events (at least
-// 1) wait to be received. Further ones are dropped and counted: a subscriber that has
-// [Subscription.Lost] some must look at the domain itself. Each kind is a call to libvirt.
+// Subscribe delivers events of the given kinds of one domain, or of all if dom is nil, from now on,
+// including those that libvirt sends before Subscribe returns. The channel buffers up to buffer
+// events (at least 1). Further ones are dropped and counted ([Subscription.Lost]); a subscriber
+// that has lost some must read the domain's state again. Each kind costs a call to libvirt.
 func (c *Conn) Subscribe(ctx context.Context, dom *Domain, buffer int, kinds ...Kind) (*Subscription, error) {
 	if len(kinds) == 0 {
-		return nil, errors.New("subscribe to no kind of event")
+		return nil, errors.New("subscribe: no kind of event is given")
 	}
 	var topics []topic
 	for _, kind := range kinds {
@@ -81,8 +81,8 @@ func (c *Conn) subscribe(ctx context.Context, dom *Domain, buffer int, topics []
 	return s, nil
 }
 
-// register adds one topic to s. If libvirt must be asked, the reply puts the registration in
-// place and gives the token back (install), even if ctx has ended by then.
+// register adds one topic to s. If that needs a call to libvirt, the reply installs the
+// registration and returns the token (install), even if ctx has ended by then.
 func (c *Conn) register(ctx context.Context, s *Subscription, t topic, dom *Domain) error {
 	p, _ := t.procedures()
 	select {
@@ -90,7 +90,7 @@ func (c *Conn) register(ctx context.Context, s *Subscription, t topic, dom *Doma
 	case <-c.done:
 		return fmt.Errorf("%s: %w", p.name, c.Err())
 	case <-ctx.Done():
-		return fmt.Errorf("%s: another one is not answered yet: %w", p.name, context.Cause(ctx))
+		return fmt.Errorf("%s: libvirt has not answered an earlier registration: %w", p.name, context.Cause(ctx))
 	}
 	if c.join(s, t) {
 		<-c.events.token

@@ -14,7 +14,7 @@ import (
 	"vmnet/internal/kernel/fdpass"
 )
 
-// lastWords bounds the time to read what a daemon said before it hung up.
+// lastWords bounds the time to read a daemon's last messages before it hung up.
 const lastWords = time.Second
 
 const (
@@ -22,24 +22,24 @@ const (
 	keepalivePong = 2
 )
 
-// wire is go-libvirt's connection to the daemon. What go-libvirt sends goes out as whole packets,
-// with the files of the call. What comes in is read here, and only replies to calls are passed
-// on, one packet of the right form at a time: go-libvirt trusts every length, knows no files, and
-// has no place for events that come before their registration has been answered.
+// wire is go-libvirt's connection to the daemon. It sends go-libvirt's calls as whole packets, with
+// their files. It reads all incoming messages, and passes on only replies to calls, one well-formed
+// packet at a time: go-libvirt trusts every length, knows no files, and cannot keep events that
+// arrive before the reply to their registration.
 type wire struct {
 	*net.UnixConn
 	conn      *Conn
-	handshake chan []byte   // answers to go-libvirt's own; closed when that is over
-	idle      chan struct{} // closed when nothing is read any more
+	handshake chan []byte   // answers to go-libvirt's handshake; closed when that is over
+	idle      chan struct{} // closed when reading has ended
 
-	// For the reader, which is one goroutine.
-	in    []byte // what go-libvirt is to read next
+	// For the reader, a single goroutine.
+	in    []byte // what go-libvirt reads next
 	ended bool
 
 	out     []byte        // the part of a packet that go-libvirt has written
 	shaken  bool          // handshake is closed
 	writing sync.Mutex    // held for a packet with its files
-	pings   chan struct{} // unanswered ones, of which one stands for all
+	pings   chan struct{} // unanswered pings; one stands for all
 }
 
 func newWire(uc *net.UnixConn, c *Conn) *wire {
@@ -52,16 +52,16 @@ func newWire(uc *net.UnixConn, c *Conn) *wire {
 	}
 }
 
-// Dial makes a wire the dialer that go-libvirt gets its connection from.
+// Dial makes wire the dialer from which go-libvirt gets its connection.
 func (w *wire) Dial() (net.Conn, error) { return w, nil }
 
-// connected ends the handshake. From then on the daemon is at the other end.
+// connected ends the handshake. From then on the daemon is the peer.
 func (w *wire) connected() {
 	w.shaken = true
 	close(w.handshake)
 }
 
-// Write takes the pieces in which go-libvirt writes a packet.
+// Write collects the pieces in which go-libvirt writes a packet.
 func (w *wire) Write(b []byte) (int, error) {
 	w.out = append(w.out, b...)
 	if len(w.out) < lengthSize || len(w.out) < int(binary.BigEndian.Uint32(w.out)) {
@@ -84,9 +84,9 @@ func (w *wire) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// send sends a call that go-libvirt makes. It reports no failure to write: the daemon may have
-// answered before it hung up, and go-libvirt would have forgotten the call and wait for it with a
-// lock held.
+// send sends a call of go-libvirt. It does not report a failed write: the daemon may have answered
+// before it hung up, and go-libvirt would then wait for a call that it has forgotten while it holds
+// a lock.
 func (w *wire) send(m message) error {
 	p, err := w.conn.leave(m.header)
 	if err != nil {
@@ -98,9 +98,9 @@ func (w *wire) send(m message) error {
 		m.payload = append(binary.BigEndian.AppendUint32(nil, uint32(len(p.fds))), m.payload...)
 	}
 	if err := w.write(m.packet(m.payload), p.fds); err != nil {
-		w.conn.work.Go(func() { // which p is counted in
+		w.conn.work.Go(func() { // in which p is counted
 			select {
-			case <-w.conn.done: // with what the daemon said, which tells more
+			case <-w.conn.done: // with the daemon's own reason, which says more
 			case <-time.After(lastWords):
 			}
 			w.conn.fail(errEnded(err))
@@ -146,7 +146,7 @@ func (w *wire) pong() {
 	}
 }
 
-// Read gives go-libvirt the bytes of replies. Its end is the connection's.
+// Read returns the bytes of replies to go-libvirt. It ends with the connection.
 func (w *wire) Read(b []byte) (int, error) {
 	for len(w.in) == 0 && !w.ended {
 		if err := w.receive(); err != nil {
@@ -164,7 +164,7 @@ func (w *wire) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// receive takes in one message, which may be one for go-libvirt.
+// receive reads one message, which may be for go-libvirt.
 func (w *wire) receive() error {
 	if answer, ok := <-w.handshake; ok {
 		w.in = answer
@@ -180,7 +180,8 @@ func (w *wire) receive() error {
 	return w.dispatch(m)
 }
 
-// dispatch passes a message to its receiver. The daemon makes no calls, and we open no streams.
+// dispatch passes a message to its receiver. The daemon makes no calls, and this client opens no
+// streams.
 func (w *wire) dispatch(m message) error {
 	known := m.program == remoteProgram || m.program == qemuProgram || m.program == keepaliveProgram
 	switch {

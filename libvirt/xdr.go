@@ -25,7 +25,7 @@ type decoder struct {
 
 var errShort = errors.New("ends too early")
 
-// take returns the next n bytes, which stay part of buf.
+// take returns the next n bytes, which alias buf.
 func (d *decoder) take(n int) []byte {
 	if d.err == nil && n > len(d.buf) {
 		d.err = errShort
@@ -47,7 +47,7 @@ func (d *decoder) uint32() uint32 {
 
 func (d *decoder) int32() int32 { return int32(d.uint32()) }
 
-// hyper reads 64 bits, which have that name in XDR.
+// hyper reads 64 bits, a hyper integer of XDR.
 func (d *decoder) hyper() uint64 {
 	if b := d.take(8); b != nil {
 		return binary.BigEndian.Uint64(b)
@@ -65,7 +65,7 @@ func (d *decoder) present() bool {
 
 func (d *decoder) string() string { return string(d.bytes()) }
 
-// bytes reads a string, which stays part of buf.
+// bytes reads a string, which aliases buf.
 func (d *decoder) bytes() []byte {
 	n := d.uint32()
 	if n > maxString && d.err == nil {
@@ -83,8 +83,8 @@ func (d *decoder) optionalString() string {
 	return ""
 }
 
-// count reads an array's length. Its elements have at least size bytes, so that an array that
-// cannot be there is refused before it is allocated.
+// count reads an array's length. Its elements have at least size bytes, so an array that is longer
+// than the message is refused before it is allocated.
 func (d *decoder) count(limit, size int) int {
 	n := d.uint32()
 	switch {
@@ -112,13 +112,13 @@ func (d *decoder) domain() Domain {
 	return Domain{Name: d.string(), UUID: d.uuid(), ID: d.int32()}
 }
 
-// end returns the first error, or an error if something is left over.
+// end returns the first error, or an error if bytes are left.
 func (d *decoder) end() error {
 	if d.err == nil && len(d.buf) > 0 {
-		return fmt.Errorf("%d bytes too many", len(d.buf))
+		return fmt.Errorf("%d bytes are left over", len(d.buf))
 	}
 	return d.err
 }
 
-// padding returns how many bytes are missing to a multiple of four.
+// padding returns the number of bytes that are missing to a multiple of four.
 func padding(n int) int { return -n & 3 }

@@ -17,8 +17,8 @@ type Files struct {
 	QMP, Agent, Console string
 }
 
-// CommandLine returns QEMU's whole command line. It touches nothing, and "auto"
-// as the accelerator becomes TCG.
+// CommandLine returns QEMU's complete command line. It has no side effects; the accelerator "auto"
+// becomes TCG.
 func CommandLine(c Config, f Files) ([]string, error) {
 	c = c.withDefaults()
 	if err := c.validate(); err != nil {
@@ -51,7 +51,7 @@ func CommandLine(c Config, f Files) ([]string, error) {
 	}
 	argv = append(argv,
 		"-chardev", console, "-serial", "chardev:console",
-		// Sockets are made in this order: who reaches the agent's finds the monitor's too.
+		// QEMU creates the sockets in this order: once the agent's exists, the monitor's does too.
 		"-chardev", "socket,id=agent,path="+escape(f.Agent)+",server=on,wait=off",
 		"-device", "virtio-serial-pci,id=serial0",
 		"-device", "virtserialport,bus=serial0.0,chardev=agent,name="+agent.PortName)
@@ -78,8 +78,8 @@ func (n NIC) argv() []string {
 	return []string{"-netdev", n.Netdev + ",id=host-" + n.ID, "-device", device}
 }
 
-// kernelArgs is the guest kernel's command line. A panic resets at once, so that
-// -no-reboot ends QEMU and Start can tell.
+// kernelArgs returns the guest kernel's command line. A panic resets at once, so that -no-reboot
+// ends QEMU and Start notices.
 func kernelArgs(c Config) string {
 	args := []string{
 		"console=ttyS0", "loglevel=4", "panic=-1", "net.ifnames=0", "mitigations=off", "tsc=reliable",
@@ -97,5 +97,5 @@ func kernelArgs(c Config) string {
 	return strings.Join(append(args, c.KernelArgs...), " ")
 }
 
-// escape doubles commas, as QEMU's option values want it.
+// escape doubles commas, as QEMU's option values require.
 func escape(value string) string { return strings.ReplaceAll(value, ",", ",,") }

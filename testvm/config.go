@@ -29,27 +29,28 @@ type Config struct {
 	CPUs int
 	// NICs are those that the guest boots with.
 	NICs []NIC
-	// ExtraFiles are inherited by QEMU as fd 3, 4 and so on, for a NIC's Netdev or
-	// ExtraArgs to name. The caller still closes its own.
+	// ExtraFiles are inherited by QEMU as fd 3, 4 and so on; a NIC's Netdev or ExtraArgs may name
+	// them. The caller still closes its own.
 	ExtraFiles []*os.File
 	// QMP is the path of the monitor's socket; empty means one in the machine's own directory,
 	// "none" means no monitor.
 	QMP string
 	// Agent is the path of the agent's socket; empty means one in the machine's own directory.
 	Agent string
-	// Accel is "kvm", "tcg" or "auto"; empty means "auto": KVM where it surely works, else TCG.
+	// Accel is "kvm", "tcg" or "auto"; empty means "auto": KVM if it is known to work, otherwise
+	// TCG.
 	Accel string
 	// KernelArgs are added to the kernel's command line: "acpi=off".
 	KernelArgs []string
-	// Modules are loaded besides the virtio drivers, with what they depend on: "8021q".
+	// Modules are loaded besides the virtio drivers, with their dependencies: "8021q".
 	Modules []string
 	// ExtraArgs are added to QEMU's arguments as they are.
 	ExtraArgs []string
-	// AllowReset lets the guest be reset; else a reset, also that of a panic, ends QEMU.
+	// AllowReset permits resets of the guest; otherwise a reset, also after a panic, ends QEMU.
 	AllowReset bool
 	// Paused starts QEMU with the processors stopped (-S). It implies NoWait.
 	Paused bool
-	// NoWait makes Start return once QEMU runs, while the guest still boots; see
+	// NoWait makes Start return once QEMU runs, while the guest is still booting; see
 	// agent.Guest.WaitReady.
 	NoWait bool
 	// BootTimeout bounds the wait for the guest; 0 means 60 s, or 4 minutes in a lab host.
@@ -67,8 +68,8 @@ type Config struct {
 	// process's stdin and stdout. QEMU then stays in the foreground process group,
 	// and the guest powers off when the shell ends.
 	Terminal bool
-	// Init is the path of the static program that becomes /init, a build of
-	// cmd/testvm; empty means this program if it is that, or else to build it.
+	// Init is the path of the static program that becomes /init, a build of cmd/testvm. Empty means
+	// this program if it is one, otherwise a new build.
 	Init string
 	// QEMU is the program to run; empty means qemu-system-x86_64.
 	QEMU string
@@ -84,10 +85,10 @@ type NIC struct {
 	Model string
 	// MAC is the hardware address; empty means 52:54:00:76:6d:00 and following.
 	MAC string
-	// Netdev is the value of QEMU's -netdev without its id, as it is:
-	// "user,restrict=on", "tap,fd=3". The netdev's id is that of the NIC with "host-" before it.
+	// Netdev is the value of QEMU's -netdev, unchanged and without its id: "user,restrict=on",
+	// "tap,fd=3". The netdev's id is the NIC's with the prefix "host-".
 	Netdev string
-	// Device is added to the value of -device as it is: "mq=on,vectors=6".
+	// Device is appended to the value of -device unchanged: "mq=on,vectors=6".
 	Device string
 }
 
@@ -118,7 +119,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// validate checks a Config that has its defaults. It touches nothing.
+// validate checks a Config that has its defaults. It has no side effects.
 func (c Config) validate() error {
 	var errs []error
 	refuse := func(bad bool, format string, args ...any) {
@@ -159,8 +160,8 @@ func (c Config) validate() error {
 	return nil
 }
 
-// accel says what "auto" is here. The node alone proves nothing: where only
-// kvm_pvm stands behind it, an ordinary guest hangs in its firmware for ever.
+// accel resolves "auto". The existence of /dev/kvm is not sufficient: if only kvm_pvm serves it, an
+// ordinary guest hangs in its firmware.
 func accel(want string) string {
 	if want != "auto" {
 		return want
@@ -178,8 +179,8 @@ func accel(want string) string {
 	return "tcg"
 }
 
-// bootTimeout allows for the slowness of an emulated machine in an emulated one: over a
-// minute where nothing else runs.
+// bootTimeout allows for an emulated machine inside an emulated one, which takes over a minute on
+// an idle host.
 func bootTimeout() time.Duration {
 	if guest.Inside() {
 		return 4 * time.Minute

@@ -8,9 +8,9 @@ import (
 )
 
 // cpioWriter writes the format "newc" of
-// Documentation/driver-api/early-userspace/buffer-format.rst: per file a header of 13 eight-digit
-// hexadecimal fields behind the magic number, the name with a NUL, and the content, each padded to
-// 4 bytes. All belongs to root.
+// Documentation/driver-api/early-userspace/buffer-format.rst: for each file, the magic number and a
+// header of 13 eight-digit hexadecimal fields, the name with a NUL, and the content, each padded to
+// 4 bytes. All files belong to root.
 type cpioWriter struct {
 	buf   bytes.Buffer
 	inode uint32

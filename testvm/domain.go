@@ -8,19 +8,19 @@ import (
 	"vmnet/testvm/agent"
 )
 
-// Domain is a guest as libvirt starts it.
+// Domain is a guest that libvirt starts.
 type Domain struct {
 	Name           string
 	Machine        string // "pc", or "q35", which has spare root ports; empty means q35
 	CPUs           int    // 0 means 1
 	Agent, Console string // paths of the agent's socket and of the log of the serial port
 	Interfaces     string // <interface> elements
-	Metadata       string // what <metadata> holds
+	Metadata       string // the content of <metadata>
 	Extra          string // further elements of <domain>
 	Attributes     string // further attributes of <domain>
 }
 
-// rootPorts are some that the machine's own devices take, and spare ones.
+// rootPorts is the number of root ports: some for the machine's own devices, the others spare.
 const rootPorts = 8
 
 // XML describes the domain to libvirt (formatdomain). Unlike QEMU, libvirt disables ACPI unless the

@@ -22,9 +22,9 @@ import (
 // program is the import path of the program that is host and /init.
 const program = "vmnet/cmd/testvm"
 
-// buildInitramfs packs /init, the modules with all they depend on, and, for
-// people, busybox where the host has a static one. A guest with another root needs
-// no more than the way there. It is not compressed: TCG unpacks slowly.
+// buildInitramfs packs /init, the modules with their dependencies, and, for interactive use,
+// busybox if the host has a static one. A guest with another root needs only what it takes to mount
+// that. The archive is not compressed: TCG unpacks slowly.
 func buildInitramfs(k Kernel, init []byte, c Config) ([]byte, error) {
 	modules := slices.Concat(guestModules, c.Modules)
 	if c.Root != "" {
@@ -38,7 +38,7 @@ func buildInitramfs(k Kernel, init []byte, c Config) ([]byte, error) {
 	for _, dir := range []string{"bin", "dev", "etc", "proc", "sys", "tmp", guest.ModulesDir[1:]} {
 		w.dir(dir)
 	}
-	w.charDevice("dev/console", 0o600, 5, 1) // before devtmpfs is there
+	w.charDevice("dev/console", 0o600, 5, 1) // before devtmpfs is mounted
 	w.charDevice("dev/null", 0o666, 1, 3)
 	w.file("init", 0o755, init)
 	for i, file := range files {
@@ -58,7 +58,7 @@ func buildInitramfs(k Kernel, init []byte, c Config) ([]byte, error) {
 	return w.finish(), nil
 }
 
-// addBusybox adds busybox under all its names. The guest works without it.
+// addBusybox adds busybox and links for all its applets. The guest works without it.
 func addBusybox(w *cpioWriter) {
 	path, err := exec.LookPath("busybox")
 	if err != nil || !isStatic(path) {
@@ -92,9 +92,9 @@ func isStatic(path string) bool {
 	return true
 }
 
-// initProgram returns the program that becomes /init: the one at path, or where
-// path is empty this one if it is a static cmd/testvm, or the one that a lab host
-// around us has, or else a fresh build.
+// initProgram returns the program that becomes /init: the one at path. If path is empty, it is this
+// program if that is a static cmd/testvm, or the one that the surrounding lab host has, or a new
+// build.
 func initProgram(ctx context.Context, path string) ([]byte, error) {
 	info, ok := debug.ReadBuildInfo()
 	switch {
@@ -105,7 +105,7 @@ func initProgram(ctx context.Context, path string) ([]byte, error) {
 	case path == "":
 		return built.get(ctx)
 	case !isStatic(path):
-		return nil, fmt.Errorf("use %s as the guest's /init: it is no static program (build it with CGO_ENABLED=0)",
+		return nil, fmt.Errorf("use %s as the guest's /init: it is not a static program (build it with CGO_ENABLED=0)",
 			path)
 	}
 	content, err := os.ReadFile(path)
@@ -115,7 +115,7 @@ func initProgram(ctx context.Context, path string) ([]byte, error) {
 	return content, nil
 }
 
-// built is the program as this process built it.
+// built is the program that this process has built.
 var built buildOnce
 
 type buildOnce struct {
@@ -141,8 +141,8 @@ func (b *buildOnce) get(ctx context.Context) ([]byte, error) {
 	return b.content, nil
 }
 
-// buildProgram builds cmd/testvm in dir. Processes take turns, so that each reads
-// what it built; and where the last build is still good, go leaves it alone.
+// buildProgram builds cmd/testvm in dir. Processes take turns, so that each reads what it built. If
+// the last build is up to date, go does not rebuild it.
 func buildProgram(ctx context.Context, dir string) ([]byte, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err

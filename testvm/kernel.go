@@ -9,13 +9,13 @@ import (
 	"strings"
 )
 
-// setupCure is what a person does where something that setup.sh brings is missing.
+// setupCure is the cure if something that setup.sh installs is missing.
 const setupCure = "run 'make setup', or testvm/setup.sh"
 
-// SystemCacheDir is where setup.sh unpacks kernels for root, and so for all users.
+// SystemCacheDir is the directory in which setup.sh unpacks kernels for root, and so for all users.
 const SystemCacheDir = "/var/cache/vmnet"
 
-// CacheDir is where a user's own files are kept, also the kernels that setup.sh unpacks
+// CacheDir returns the directory for a user's own files, such as the kernels that setup.sh unpacks
 // without root: $VMNET_CACHE, or vmnet in the user's cache directory.
 func CacheDir() (string, error) {
 	if dir := os.Getenv("VMNET_CACHE"); dir != "" {
@@ -30,7 +30,7 @@ func CacheDir() (string, error) {
 
 // Kernel is an unpacked kernel package.
 type Kernel struct {
-	// Release as uname -r says it.
+	// Release is what uname -r prints.
 	Release string
 	// Image is the path of the bootable kernel.
 	Image string

@@ -18,12 +18,11 @@ var guestModules = []string{"virtio_pci", "virtio_net", "virtio_console"}
 // rootModules are the further modules of a guest whose root is a directory of the machine.
 var rootModules = []string{"9pnet_virtio", "9p", "overlay"}
 
-// moduleFiles returns the files of the named modules and of all that they depend
-// on, in the order in which they can be loaded. Names that are built into the
-// kernel need no file.
+// moduleFiles returns the files of the named modules and of their dependencies, in the order in
+// which they can be loaded. Modules that are built into the kernel need no file.
 //
-// The kernel package holds no modules.dep (depmod writes it at installation), so
-// the modules themselves are asked.
+// The kernel package has no modules.dep (depmod writes it at installation), so moduleFiles reads
+// the dependencies from the modules themselves.
 func moduleFiles(dir string, names []string) ([]string, error) {
 	files := map[string]string{}
 	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
@@ -51,7 +50,7 @@ func moduleFiles(dir string, names []string) ([]string, error) {
 // moduleName is a module's name as the kernel shows it: '-' and '_' are the same.
 func moduleName(name string) string { return strings.ReplaceAll(name, "-", "_") }
 
-// builtinModules reads modules.builtin, which has a path a line.
+// builtinModules reads modules.builtin, which has one path per line.
 func builtinModules(path string) (map[string]bool, error) {
 	content, err := os.ReadFile(path)
 	if err != nil {
@@ -71,8 +70,8 @@ type resolver struct {
 	order   []string
 }
 
-// add appends a module's file behind those of its dependencies. path is the way
-// from the module that was asked for.
+// add appends a module's file after those of its dependencies. path is the chain of modules from
+// the requested one.
 func (r *resolver) add(name string, path []string) error {
 	file, ok := r.files[name]
 	switch {

@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 )
 
-// Parts are what a guest boots from.
+// Parts are the files from which a guest boots.
 type Parts struct {
 	Kernel, Initramfs string // files
 	Args              string // the kernel's command line

@@ -16,10 +16,10 @@ import (
 	"vmnet/internal/kernel/netns"
 )
 
-// keepOutput bounds what is read of a log, from its end, in bytes.
+// keepOutput is the number of bytes that are read from the end of a log.
 const keepOutput = 256 << 10
 
-// process is QEMU's. What it ended with may be read once done is closed.
+// process is the QEMU process. Its outcome may be read once done is closed.
 type process struct {
 	cancel  context.CancelFunc
 	started chan struct{} // closed when cmd.Process is set, or the start failed
@@ -30,7 +30,7 @@ type process struct {
 	console, stderr string
 }
 
-// start starts QEMU and the goroutine that owns it. Failure to start ends it.
+// start starts QEMU and the goroutine that owns it. A failed start closes done too.
 func (p *process) start(ctx context.Context, vm *VM) {
 	ctx, p.cancel = context.WithCancel(ctx)
 	p.started, p.done = make(chan struct{}), make(chan struct{})
@@ -39,15 +39,15 @@ func (p *process) start(ctx context.Context, vm *VM) {
 	p.cmd.WaitDelay = 5 * time.Second
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{
 		Pdeathsig: syscall.SIGKILL,
-		Setpgid:   !vm.config.Terminal, // Ctrl-C is for us to see first
+		Setpgid:   !vm.config.Terminal, // this program handles Ctrl-C first
 	}
 	go p.own(vm)
 	<-p.started
 }
 
-// own runs QEMU to its end and cleans up after it.
+// own waits for the end of QEMU and cleans up after it.
 func (p *process) own(vm *VM) {
-	// The death signal comes when the thread that forked ends, not the process.
+	// The kernel sends the death signal when the thread that forked ends, not the process.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if name := vm.config.Netns; name != "" {
@@ -100,7 +100,7 @@ func (p *process) run(vm *VM) {
 	p.err = p.cmd.Wait()
 }
 
-// status says how QEMU ended.
+// status returns how QEMU ended.
 func (p *process) status() string {
 	if p.err == nil {
 		return "exit status 0"
@@ -108,7 +108,7 @@ func (p *process) status() string {
 	return p.err.Error()
 }
 
-// readTail reads the last keepOutput bytes of a file; what cannot be read is empty.
+// readTail returns the last keepOutput bytes of a file, or nothing if it cannot be read.
 func readTail(name string) string {
 	f, err := os.Open(name)
 	if err != nil {
@@ -122,13 +122,13 @@ func readTail(name string) string {
 	return string(content)
 }
 
-// Pid is QEMU's process id.
+// Pid returns QEMU's process id.
 func (vm *VM) Pid() int { return vm.process.cmd.Process.Pid }
 
-// Done is closed when QEMU has ended and nothing is left of it.
+// Done returns a channel that is closed when QEMU has ended and its files are removed.
 func (vm *VM) Done() <-chan struct{} { return vm.process.done }
 
-// Wait waits until QEMU has ended and says how: nil means with status 0.
+// Wait waits until QEMU has ended and returns how: nil means with status 0.
 func (vm *VM) Wait(ctx context.Context) error {
 	select {
 	case <-vm.Done():
@@ -141,8 +141,8 @@ func (vm *VM) Wait(ctx context.Context) error {
 // Signal sends QEMU a signal.
 func (vm *VM) Signal(s os.Signal) error { return vm.process.cmd.Process.Signal(s) }
 
-// Kill sends QEMU SIGKILL, as an accident would, and does not wait. It is no error
-// that it has ended already.
+// Kill sends QEMU SIGKILL and does not wait, to simulate a crash. It is not an error if QEMU has
+// already ended.
 func (vm *VM) Kill() error {
 	if err := vm.Signal(unix.SIGKILL); !errors.Is(err, os.ErrProcessDone) {
 		return err
@@ -150,8 +150,8 @@ func (vm *VM) Kill() error {
 	return nil
 }
 
-// Stop kills QEMU, waits for its end and removes the machine's files. It may be
-// called again.
+// Stop kills QEMU, waits for its end and removes the machine's files. It may be called more than
+// once.
 func (vm *VM) Stop() {
 	vm.process.cancel()
 	<-vm.Done()
@@ -160,8 +160,8 @@ func (vm *VM) Stop() {
 	}
 }
 
-// Console returns what the guest wrote on its serial console, up to the last 256
-// KiB, also after its end.
+// Console returns the output of the guest's serial console, at most the last 256 KiB, also after
+// the guest's end.
 func (vm *VM) Console() string {
 	select {
 	case <-vm.Done():

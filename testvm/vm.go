@@ -1,6 +1,6 @@
-// Package testvm boots tiny virtual machines for tests, and for people who want
-// to try vmnet: Debian's kernel, an initramfs made on the spot, and one static
-// program in it that does what the test asks (package agent).
+// Package testvm boots tiny virtual machines for tests, and for people who want to try vmnet:
+// Debian's kernel, an initramfs built for each start, and one static program in it that serves the
+// test's requests (package agent).
 package testvm
 
 import (
@@ -20,11 +20,10 @@ import (
 	"vmnet/testvm/agent"
 )
 
-// VM is a running machine. It ends with the context of its Start, with Stop, or
-// by itself; then its files are removed. QEMU dies with this process, however
-// that ends.
+// VM is a running machine. It ends when the context of its Start ends, at Stop, or by itself; then
+// its files are removed. QEMU ends when this process does, even if that is killed.
 type VM struct {
-	// Guest speaks with the program inside. Guest.Close frees Agent for others.
+	// Guest is the connection to the program inside. Guest.Close frees Agent for other clients.
 	Guest *agent.Guest
 	// Argv is QEMU's command line.
 	Argv []string
@@ -38,9 +37,9 @@ type VM struct {
 	process process
 }
 
-// Start boots a machine and returns when its guest answers, or with NoWait when
-// QEMU runs. Its errors show what QEMU and the guest's console said last.
-// When ctx ends the machine is killed, also later.
+// Start boots a machine and returns when its guest answers, or with NoWait when QEMU runs. Its
+// errors include the last output of QEMU and of the guest's console. When ctx ends, the machine is
+// killed, also after Start has returned.
 func Start(ctx context.Context, c Config) (*VM, error) {
 	c = c.withDefaults()
 	if err := c.validate(); err != nil {
@@ -96,7 +95,7 @@ func (vm *VM) prepare(ctx context.Context) error {
 
 func (vm *VM) path(name string) string { return filepath.Join(vm.dir, name) }
 
-// boot waits until QEMU, and unless NoWait its guest, is there.
+// boot waits until QEMU runs and, without NoWait, its guest answers.
 func (vm *VM) boot(ctx context.Context) (agent.Info, error) {
 	limit := vm.config.BootTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
@@ -111,7 +110,7 @@ func (vm *VM) boot(ctx context.Context) (agent.Info, error) {
 	return vm.Guest.WaitReady(ctx)
 }
 
-// connect opens the agent's socket as soon as QEMU has made it.
+// connect opens the agent's socket once QEMU has created it.
 func (vm *VM) connect(ctx context.Context) error {
 	for {
 		var err error
@@ -128,8 +127,8 @@ func (vm *VM) connect(ctx context.Context) error {
 	}
 }
 
-// monitored waits until the monitor answers a command: QEMU does that only when all
-// devices are made, unlike its greeting. The monitor is free again after it.
+// monitored waits until the monitor answers a command: unlike the greeting, QEMU answers only once
+// all devices exist. The monitor is free again afterwards.
 func (vm *VM) monitored(ctx context.Context) error {
 	if vm.QMP == "" {
 		return nil
@@ -152,11 +151,11 @@ func (vm *VM) monitored(ctx context.Context) error {
 	return fmt.Errorf("wait for the monitor's answer: %w", cmp.Or(err, io.ErrUnexpectedEOF))
 }
 
-// failed ends the machine and adds to err what is known of the reason.
+// failed ends the machine and adds what is known about the reason to err.
 func (vm *VM) failed(err error) error {
 	select {
 	case <-vm.Done():
-	case <-time.After(time.Second / 2): // between a socket's end and the process's
+	case <-time.After(time.Second / 2): // between the end of the socket and that of the process
 	}
 	ended := ""
 	select {

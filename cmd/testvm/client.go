@@ -19,7 +19,7 @@ import (
 	"vmnet/testvm/traffic"
 )
 
-// onGuest makes cmd talk to a running guest.
+// onGuest makes cmd connect to a running guest.
 func onGuest(cmd *cobra.Command, do func(ctx context.Context, g *agent.Guest, args []string) error) *cobra.Command {
 	return onGuestBy(agent.Dial, cmd, do)
 }
@@ -55,7 +55,7 @@ type dialer func(ctx context.Context, name, path string) (*agent.Guest, error)
 // dialPause is the time between two attempts of dialStarting.
 const dialPause = 50 * time.Millisecond
 
-// dialStarting is a dialer for a guest that may not have started yet: it retries until ctx ends.
+// dialStarting dials a guest that may not have started yet: it retries until ctx ends.
 func dialStarting(ctx context.Context, name, path string) (*agent.Guest, error) {
 	for {
 		g, err := agent.Dial(ctx, name, path)

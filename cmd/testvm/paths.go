@@ -10,8 +10,9 @@ import (
 	"syscall"
 )
 
-// socketDir returns the directory for this user's sockets, and creates it if necessary. Nobody else
-// may enter it. It is $XDG_RUNTIME_DIR/testvm, or testvm-UID in the directory for temporary files.
+// socketDir returns the directory for this user's sockets, and creates it if necessary. No other
+// user may enter it. It is $XDG_RUNTIME_DIR/testvm, or testvm-UID in the directory for temporary
+// files.
 func socketDir() (string, error) {
 	dir := filepath.Join(os.TempDir(), fmt.Sprintf("testvm-%d", os.Getuid()))
 	if run := os.Getenv("XDG_RUNTIME_DIR"); run != "" {

@@ -2,9 +2,9 @@ package arch
 
 import "slices"
 
-// Knot returns the largest set of a package's files each of which needs each other, directly or by
-// others: they can only be understood together. A package whose files have no such set has a knot
-// of one.
+// Knot returns the largest set of a package's files that all depend on each other, directly or
+// through others: they can only be understood together. A package whose files have no such set has
+// a knot of one file.
 func (m *Module) Knot(p *Package) []string {
 	needs := map[string][]string{}
 	for file, syntax := range p.Files {

@@ -10,13 +10,13 @@ import (
 // A ForbiddenLink is a package that a program must not link.
 type ForbiddenLink struct {
 	Program string
-	Package string // its import path; those below it count too where it ends in "/..."
+	Package string // its import path; if it ends in "/...", packages below it count too
 	Why     string
-	NotYet  bool // it is linked all the same: make arch says so
+	NotYet  bool // the link still exists: make arch prints it
 }
 
-// ForbiddenLinks are what programs are kept apart from. The test wants NotYet to be true of those
-// that are linked, and of no other.
+// ForbiddenLinks are the packages that programs must not link. The test wants NotYet to be set for
+// those that are linked, and for no others.
 var ForbiddenLinks = []ForbiddenLink{
 	{Program: "cmd/qemu-netup", Package: "vmnet/tapmgr/...", Why: "the setuid program is small"},
 	{Program: "cmd/qemu-netup", Package: "vmnet/bridge/vswitch/...", Why: "the setuid program is small"},

@@ -45,8 +45,8 @@ type listed struct {
 	}
 }
 
-// Load reads the module in dir. What it imports from others is read as the compiler has exported
-// it.
+// Load reads the module in dir. For packages of other modules, it reads the export data that the
+// compiler wrote.
 func Load(dir string) (*Module, error) {
 	all, err := list(dir, "-deps", "-export", "./...")
 	if err != nil {

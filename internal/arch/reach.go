@@ -6,16 +6,16 @@ import (
 	"slices"
 )
 
-// A Graph says which of a module's functions each of them may call. Functions and package variables
-// are its nodes: what mentions one may call it, or what its initial value mentions. A call of a
-// method of one of the module's interfaces leads to that method in each type of the module that has
-// it.
+// A Graph holds which functions of a module each function may call. Its nodes are functions and
+// package variables: a function that mentions one may call it, or what its initial value mentions.
+// A call of a method of one of the module's interfaces leads to that method of each type of the
+// module that implements it.
 type Graph struct {
 	edges map[types.Object][]types.Object
 	file  map[types.Object]string // that declares it
 }
 
-// Graph returns the module's.
+// Graph returns the module's call graph.
 func (m *Module) Graph() *Graph {
 	g := &Graph{edges: map[types.Object][]types.Object{}, file: map[types.Object]string{}}
 	concrete := m.concreteTypes()
@@ -47,7 +47,7 @@ func (m *Module) Graph() *Graph {
 	return g
 }
 
-// concreteTypes are the module's named types that are no interfaces.
+// concreteTypes returns the module's named types that are not interfaces.
 func (m *Module) concreteTypes() (all []*types.Named) {
 	for _, p := range m.Packages {
 		for _, name := range p.Types.Scope().Names() {
@@ -61,7 +61,7 @@ func (m *Module) concreteTypes() (all []*types.Named) {
 	return all
 }
 
-// mentions are the functions and package variables of the module in a declaration.
+// mentions returns the module's functions and package variables that a declaration mentions.
 func (m *Module) mentions(p *Package, decl ast.Node, concrete []*types.Named) (all []types.Object) {
 	ast.Inspect(decl, func(n ast.Node) bool {
 		id, ok := n.(*ast.Ident)
@@ -91,7 +91,7 @@ func (m *Module) owns(o types.Object) bool {
 	return o.Pkg() != nil && m.Packages[o.Pkg().Path()] != nil
 }
 
-// implementations are the methods that a call of an interface's method may reach.
+// implementations returns the methods that a call of an interface method may reach.
 func implementations(method *types.Func, of types.Type, concrete []*types.Named) (all []types.Object) {
 	iface, ok := of.Underlying().(*types.Interface)
 	if !ok {
@@ -109,8 +109,8 @@ func implementations(method *types.Func, of types.Type, concrete []*types.Named)
 	return all
 }
 
-// Files returns the files that declare a function which can run when entry does, sorted. Where
-// enter is false for a function of another package its file counts, and what it calls does not.
+// Files returns the sorted files that declare a function that entry may call. If enter is false for
+// a function of another package, its file counts, but what it calls does not.
 func (g *Graph) Files(entry types.Object, enter func(types.Object) bool) []string {
 	seen := map[types.Object]bool{}
 	files := map[string]bool{}
@@ -157,7 +157,7 @@ func (m *Module) Func(pkg, name string) types.Object {
 	return nil
 }
 
-// FuncName is a function's name in its package: "f" or "Type.Method".
+// FuncName returns a function's name in its package: "f" or "Type.Method".
 func FuncName(f *types.Func) string {
 	recv := f.Signature().Recv()
 	if recv == nil {

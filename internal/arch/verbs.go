@@ -7,7 +7,7 @@ import (
 	"slices"
 )
 
-// A Verb is what the programs do, by the functions with which it begins.
+// A Verb is an operation of a program, with the functions at which it begins.
 type Verb struct {
 	Name    string
 	Entries [][2]string // package and function
@@ -30,10 +30,10 @@ var Verbs = []Verb{
 
 var verbRooms = []string{"cmd", "tapmgr", "internal/inventory", "internal/backend"}
 
-// FilesToOpen returns the files that declare a function which can run in the verb: first those in
-// the verb's rooms, which are read to understand it, then those of the whole module. What a room
-// calls in another package is read in that package's documentation, so the first list does not go
-// on from there.
+// FilesToOpen returns the files that declare a function that the verb may call: first those in the
+// verb's rooms, the packages that a reader must read to understand it, then those of the whole
+// module. The first list stops at calls that leave the rooms: there a reader reads the called
+// package's documentation.
 func (m *Module) FilesToOpen(g *Graph, v Verb) (rooms, all []string, err error) {
 	for _, e := range v.Entries {
 		entry := m.Func(m.Path+"/"+e[0], e[1])

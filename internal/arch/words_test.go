@@ -55,7 +55,7 @@ var unwanted = []struct {
 // quotations are phrases in which an unwanted word is the field's own, and texts of other programs.
 var quotations = []string{
 	"there is none", "There is none", "there are none", "there was none", "There was none",
-	"blank line",
+	"blank line", "Blank line",
 }
 
 // TestWordsThatDoNotComeBack looks into the comments, string literals and documents.

@@ -1,6 +1,6 @@
-// Package bench compares several ways to do the same: they take turns within one run, so that
-// whatever else the machine does meanwhile hits them alike. Who goes first changes from turn to
-// turn, for what one leaves the kernel to do, such as to remove a tap, slows the next.
+// Package bench compares several ways to do the same thing. They take turns within one run, so that
+// other load on the machine affects them alike. Their order changes from turn to turn: work that
+// one leaves to the kernel, such as the removal of a tap, slows down the next.
 package bench
 
 import (
@@ -15,11 +15,10 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// A Way is one of the ways that are compared.
+// A Way is one of the compared ways.
 type Way struct {
 	Name string
-	// Do does it for the i-th time and tells how long that took; what it needs
-	// before and after is not counted.
+	// Do does it for the i-th time and returns how long that took, without preparation and cleanup.
 	Do func(i int) (time.Duration, error)
 
 	took []time.Duration
@@ -42,13 +41,13 @@ func Turns(b *testing.B, n int, ways ...*Way) {
 	}
 }
 
-// Median is the middle of all turns so far.
+// Median returns the median of all turns so far.
 func (w *Way) Median() time.Duration {
 	s := slices.Sorted(slices.Values(w.took))
 	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
 }
 
-// Mean is the average of all turns so far.
+// Mean returns the mean of all turns so far.
 func (w *Way) Mean() time.Duration {
 	var sum time.Duration
 	for _, d := range w.took {
@@ -57,8 +56,8 @@ func (w *Way) Mean() time.Duration {
 	return sum / time.Duration(len(w.took))
 }
 
-// Report prints the ways as a table, with ratios to the first one, and gives
-// the medians to the benchmark's own line.
+// Report prints a table of the ways, with ratios to the first one, and adds the medians to the
+// benchmark's result line.
 func Report(b *testing.B, ways ...*Way) {
 	b.Helper()
 	var text strings.Builder
@@ -73,7 +72,7 @@ func Report(b *testing.B, ways ...*Way) {
 	b.Logf("medians, compared in turns:\n%s", text.String())
 }
 
-// Ratio is how often b's median fits into a's.
+// Ratio returns a's median divided by b's.
 func Ratio(a, b *Way) float64 { return float64(a.Median()) / float64(b.Median()) }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
@@ -87,7 +86,7 @@ func Available(b *testing.B, feature string, ok bool, cure string) bool {
 	return !c.out
 }
 
-// column is a TB for which to skip means to leave out one way, not the benchmark.
+// column is a TB whose Skip leaves out one way instead of the benchmark.
 type column struct {
 	testing.TB
 	out bool

@@ -187,7 +187,7 @@ func Parse(text string) (*Definition, error) {
 	return def, nil
 }
 
-// decodeXML reads one element, and refuses text behind it.
+// decodeXML reads one element, and refuses text after it.
 func decodeXML(text string, v any) error {
 	d := xml.NewDecoder(strings.NewReader(text))
 	if err := d.Decode(v); err != nil {
@@ -203,7 +203,7 @@ func decodeXML(text string, v any) error {
 			if s, ok := t.(xml.CharData); ok && len(bytes.TrimSpace(s)) == 0 {
 				continue
 			}
-			return errors.New("something follows the element")
+			return errors.New("text follows the element")
 		}
 	}
 }

@@ -28,17 +28,17 @@ func AliasNIC(alias string) (nic string) {
 	return ""
 }
 
-// Ethernet is an <interface type='ethernet'>. Unless Managed is set, the tap or macvtap exists
-// before and stays afterwards (managed='no', since libvirt 5.7): libvirt opens it by name, once per
+// Ethernet is an <interface type='ethernet'>. Unless Managed is set, the tap or macvtap must exist
+// and outlives the guest (managed='no', since libvirt 5.7): libvirt opens it by name, once per
 // queue, and changes neither its MAC, its MTU nor its state. libvirt takes a device for a macvtap
 // if /dev/tap<ifindex> exists, and then opens that.
 //
-// Of a Managed one libvirt makes the tap, gives it a MAC like the guest's, sets it up and puts it
-// on no bridge. The tap ends with the guest. With a Parent as well, libvirt makes a macvtap
-// (type='direct'), which it removes when the guest ends.
+// If Managed is set, libvirt creates the tap with a MAC derived from the guest's, brings it up, and
+// puts it on no bridge. The tap ends with the guest. With a Parent as well, libvirt creates a
+// macvtap (type='direct') and removes it when the guest ends.
 type Ethernet struct {
 	Tap      string           // name of the tap or macvtap, at most 15 bytes; not a GeneratedName
-	Managed  bool             // libvirt makes the device; no device of that name may exist
+	Managed  bool             // libvirt creates the device; no device of that name may exist
 	Parent   string           // parent device of a macvtap that is Managed; empty for a tap
 	Mode     string           // of such a macvtap: "bridge", "vepa", "private" or "passthrough"
 	MAC      net.HardwareAddr // 6 bytes, unicast
@@ -92,7 +92,7 @@ type mtuXML struct {
 	Size int `xml:"size,attr"`
 }
 
-// XML returns the element, as libvirt's attach and detach calls take it.
+// XML returns the element in the form that libvirt's attach and detach calls accept.
 func (n Ethernet) XML() (string, error) {
 	if n.Model == "" {
 		n.Model = "virtio"
@@ -126,7 +126,7 @@ func (n Ethernet) XML() (string, error) {
 	return string(text), err
 }
 
-// directModes are those of a macvtap that libvirt makes (virNetDevMacVLanMode in
+// directModes are those of a macvtap that libvirt creates (virNetDevMacVLanMode in
 // src/util/virnetdevmacvlan.c).
 var directModes = []string{"bridge", "vepa", "private", "passthrough"}
 
@@ -140,7 +140,7 @@ func (n Ethernet) validate() error {
 	case n.Parent != "" && !deviceName(n.Parent):
 		return fmt.Errorf("parent %q: want the name of a device", n.Parent)
 	case n.Parent != "" && !n.Managed:
-		return fmt.Errorf("parent %s: libvirt makes a macvtap on it only where the device is managed", n.Parent)
+		return fmt.Errorf("parent %s: libvirt creates a macvtap on it only if the device is managed", n.Parent)
 	case n.Parent != "" && !slices.Contains(directModes, n.Mode):
 		return fmt.Errorf("mode %q: want %s", n.Mode, strings.Join(directModes, ", "))
 	case GeneratedName(n.Tap):

@@ -21,8 +21,8 @@ type Guest struct {
 	log    string // of its console
 }
 
-// NewGuest defines a domain that boots a tiny guest; its agent and console are the test's. It is
-// not started.
+// NewGuest defines a domain that boots a tiny guest, and does not start it. The agent's socket and
+// the console log are the test's.
 func (d *Daemon) NewGuest(tb testing.TB, dom testvm.Domain) *Guest {
 	tb.Helper()
 	testvm.Require(tb)
@@ -40,7 +40,7 @@ func (d *Daemon) NewGuest(tb testing.TB, dom testvm.Domain) *Guest {
 	return &Guest{Name: dom.Name, daemon: d, agent: dom.Agent, log: dom.Console}
 }
 
-// Start starts the domain, and does not wait for its guest.
+// Start starts the domain and does not wait for its guest.
 func (g *Guest) Start() {
 	g.daemon.tb.Helper()
 	g.daemon.Virsh("start", g.Name)
@@ -53,7 +53,7 @@ func (g *Guest) Boot() {
 	g.Await()
 }
 
-// bootTime is how long a guest may take; it needs 3 s on an idle machine.
+// bootTime bounds the boot of a guest, which takes 3 s on an idle machine.
 const bootTime = 2 * time.Minute
 
 // Await waits until the guest of a started domain answers.
@@ -73,7 +73,7 @@ func (g *Guest) Await() {
 	}
 }
 
-// QEMU is the guest's process.
+// QEMU returns the guest's process id.
 func (g *Guest) QEMU() int {
 	g.daemon.tb.Helper()
 	return g.daemon.QEMU(g.Name)

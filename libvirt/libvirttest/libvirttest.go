@@ -19,16 +19,15 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// Private are the functions of private.sh, which begin a script of sh.
+// Private holds the functions of private.sh, for the beginning of a shell script.
 //
 //go:embed private.sh
 var Private string
 
-// script starts libvirtd (its arguments are the directory for its sockets, lines for its
-// configuration, what the command begins with, and lines for that of its guests), again
-// whenever it has ended. Nothing that it does without makes it slower. The shell stays as
-// the first process, which has to reap what libvirtd's children leave: libvirtd waits for
-// them by kill(2), 40 s long.
+// script starts libvirtd, again each time it exits. Its arguments are the directory for the
+// sockets, lines for libvirtd.conf, a prefix of the command, and lines for qemu.conf. The shell
+// stays as the first process of the PID namespace and reaps orphaned children of libvirtd: libvirtd
+// waits for them by kill(2), for up to 40 s.
 const script = `set -e
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -41,7 +40,7 @@ while :; do
 done
 `
 
-// startup is how long libvirtd may take; it needs 0.2 s on an idle machine.
+// startup bounds the start of libvirtd, which takes 0.2 s on an idle machine.
 const startup = 30 * time.Second
 
 // Daemon is a running libvirtd.
@@ -81,7 +80,7 @@ func StartPermissive(tb testing.TB, ns *netns.NS) *Daemon {
 		"clear_emulator_capabilities = 0\nseccomp_sandbox = 0")
 }
 
-// StartSession runs the libvirtd of an ordinary user, whose XDG_RUNTIME_DIR is returned as well.
+// StartSession runs the libvirtd of an ordinary user, and also returns that user's XDG_RUNTIME_DIR.
 func StartSession(tb testing.TB, ns *netns.NS) (d *Daemon, runtimeDir string) {
 	tb.Helper()
 	const nobody = 65534
@@ -133,8 +132,8 @@ func start(tb testing.TB, ns *netns.NS, d *Daemon, args ...string) *Daemon {
 	return d
 }
 
-// startOnThread starts a command with which it is all over when its parent's thread ends
-// (PR_SET_PDEATHSIG), from one that stays until then.
+// startOnThread starts a command from a thread that lives until the end of the test: the kernel
+// kills the command when that thread ends (PR_SET_PDEATHSIG).
 func startOnThread(cmd *exec.Cmd) (ended <-chan struct{}, err error) {
 	started, done := make(chan error), make(chan struct{})
 	go func() {
@@ -166,41 +165,41 @@ func (d *Daemon) Await() {
 	})
 }
 
-// Socket is the path of its socket; that for read-only connections has "-ro" added.
+// Socket returns the path of its socket; the one for read-only connections has the suffix "-ro".
 func (d *Daemon) Socket() string { return filepath.Join(d.dir, "libvirt-sock") }
 
-// URI names it for virsh.
+// URI returns the connection URI for virsh.
 func (d *Daemon) URI() string { return d.uri + "?socket=" + d.Socket() }
 
-// Log is what it has said so far.
+// Log returns the daemon's output so far.
 func (d *Daemon) Log() string {
 	log, _ := os.ReadFile(d.log)
 	return string(log)
 }
 
-// Try runs virsh on it.
+// Try runs virsh against it and returns the output.
 func (d *Daemon) Try(args ...string) (string, error) {
 	out, err := exec.Command("virsh", append([]string{"-q", "-c", d.URI()}, args...)...).CombinedOutput()
 	return strings.TrimSpace(string(out)), err
 }
 
-// Virsh is Try that must work.
+// Virsh is Try that fails the test on an error.
 func (d *Daemon) Virsh(args ...string) string {
 	d.tb.Helper()
 	out, err := d.Try(args...)
 	if err != nil {
-		d.tb.Fatalf("virsh %s: %v: %s\nlibvirtd said:\n%s", strings.Join(args, " "), err, out, d.Log())
+		d.tb.Fatalf("virsh %s: %v: %s\nlibvirtd's output:\n%s", strings.Join(args, " "), err, out, d.Log())
 	}
 	return out
 }
 
-// Define makes a domain of its XML.
+// Define defines a domain from its XML.
 func (d *Daemon) Define(xml string) {
 	d.tb.Helper()
 	d.Virsh("define", d.file(xml))
 }
 
-// Create starts a transient domain of its XML, its CPUs standing.
+// Create starts a transient domain from its XML, with paused CPUs.
 func (d *Daemon) Create(xml string) {
 	d.tb.Helper()
 	d.Virsh("create", "--paused", d.file(xml))
@@ -226,11 +225,11 @@ func (d *Daemon) PID() int {
 			}
 		}
 	}
-	d.tb.Fatalf("libvirtd does not run; it said:\n%s", d.Log())
+	d.tb.Fatalf("libvirtd does not run; its output:\n%s", d.Log())
 	return 0
 }
 
-// QEMU is the process of a domain.
+// QEMU returns the process id of a domain's QEMU.
 func (d *Daemon) QEMU(domain string) int {
 	d.tb.Helper()
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")

@@ -1,9 +1,10 @@
-# What a libvirtd that is not the machine's needs: functions for sh, in a mount namespace of its
-# own. The tests and docs/libvirt-shell.sh share them.
+# Shell functions that prepare a mount namespace for a private libvirtd. The tests and
+# docs/libvirt-shell.sh share them.
 
-# private_dirs hides /run, /var and /etc behind empty ones. /etc has what programs need to start,
-# and the user and group that libvirtd looks for before it reads its configuration: the package with
-# libvirt's units makes them, and is not needed else. Test guests' kernels stay where they are.
+# private_dirs mounts empty directories over /run, /var and /etc. The new /etc has the files that
+# programs need to start, and the user and group that libvirtd looks up before it reads its
+# configuration. (The package with libvirt's units would create them, and is otherwise not needed.)
+# Test guests' kernels keep their paths.
 private_dirs() {
 	cache=${VMNET_CACHE:-/var/cache/vmnet}
 	mount -t tmpfs none /run
@@ -21,8 +22,8 @@ private_dirs() {
 	one_qemu
 }
 
-# one_qemu hides the QEMUs of other architectures: libvirtd runs every QEMU that it finds, to learn
-# what it can do, and answers nobody before it knows.
+# one_qemu hides the QEMUs of other architectures: libvirtd runs every QEMU that it finds to probe
+# its capabilities, and serves no client before that.
 one_qemu() {
 	for qemu in /usr/bin/qemu-system-*; do
 		case $qemu in
@@ -32,9 +33,9 @@ one_qemu() {
 	done
 }
 
-# private_conf configures libvirtd, $1 being lines for libvirtd.conf and $2 for qemu.conf. Control
-# groups are off because a machine may have none; it does without a log daemon, a security driver
-# and a user as well.
+# private_conf configures libvirtd; $1 has lines for libvirtd.conf and $2 for qemu.conf. Control
+# groups are off because a machine may have none. So are the log daemon, security drivers, and the
+# change of user.
 private_conf() {
 	printf 'auth_unix_rw = "none"\n%s\n' "$1" >/etc/libvirt/libvirtd.conf
 	cat >/etc/libvirt/qemu.conf <<-E

@@ -16,16 +16,16 @@ import (
 // ErrGone is the error of requests whose connection to the guest has ended.
 var ErrGone = errors.New("the connection to the agent has ended")
 
-// noLimit is for a request that may run for as long as the connection lasts.
+// noLimit is the time limit of a request that may run as long as the connection lasts.
 const noLimit = 10000 * time.Hour
 
-// Guest is the host's end: it asks the program in the guest to do things.
-// Requests may run at the same time. Each is abandoned when its ctx ends, in the
-// guest too. Errors name the guest and the method.
+// Guest is the host's end: it sends requests to the program in the guest. Requests may run
+// concurrently. Each is abandoned when its ctx ends, in the guest too. Errors name the guest and
+// the method.
 type Guest struct {
 	name   string
 	conn   net.Conn
-	prefix string // of request ids: no other connection's late replies fit
+	prefix string // of request ids: late replies to another connection do not match
 	done   chan struct{}
 
 	writing sync.Mutex
@@ -43,7 +43,7 @@ type pending struct {
 	part func(json.RawMessage)
 }
 
-// give hands over a part, unless the request was abandoned.
+// give passes on a part, unless the request was abandoned.
 func (p *pending) give(part json.RawMessage) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -52,14 +52,14 @@ func (p *pending) give(part json.RawMessage) {
 	}
 }
 
-// drop makes sure that part runs no more.
+// drop makes sure that part is not called again.
 func (p *pending) drop() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.part = nil
 }
 
-// NewGuest speaks over conn, which it takes over. Close it.
+// NewGuest returns a Guest that uses and owns conn. Close it.
 func NewGuest(name string, conn net.Conn) *Guest {
 	g := &Guest{
 		name: name, conn: conn, prefix: rand.Text()[:8], done: make(chan struct{}),
@@ -69,8 +69,8 @@ func NewGuest(name string, conn net.Conn) *Guest {
 	return g
 }
 
-// Dial opens the agent socket at path. It serves one connection at a time: what
-// comes second waits unanswered until the first is closed.
+// Dial opens the agent socket at path. QEMU serves one connection at a time: a second one waits
+// unanswered until the first is closed.
 func Dial(ctx context.Context, name, path string) (*Guest, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
@@ -79,8 +79,8 @@ func Dial(ctx context.Context, name, path string) (*Guest, error) {
 	return NewGuest(name, conn), nil
 }
 
-// Close frees the agent's socket for others. Running requests fail with ErrGone.
-// So does the guest's end; then Close is not needed, but does no harm.
+// Close frees the agent's socket for other clients. Running requests fail with ErrGone, as they do
+// when the guest ends; Close is then unnecessary, but harmless.
 func (g *Guest) Close() error {
 	err := g.conn.Close()
 	<-g.done
@@ -126,8 +126,8 @@ func (g *Guest) call(ctx context.Context, method string, params, result any) err
 	return g.stream(ctx, method, params, nil, result)
 }
 
-// stream is call for a method with parts, which part gets one after the other
-// before stream returns. The next one waits for it, and so do all other replies.
+// stream is call for a method with parts. It calls part for each of them, one after the other,
+// before it returns. The next part, and all other replies, wait for part to return.
 func (g *Guest) stream(ctx context.Context, method string, params any, part func(json.RawMessage), result any) error {
 	res, err := g.roundTrip(ctx, method, params, part)
 	if err == nil && res.Error != "" {
@@ -151,7 +151,7 @@ func (g *Guest) roundTrip(ctx context.Context, method string, params any,
 	}
 	req := request{Method: method, Params: raw}
 	if deadline, ok := ctx.Deadline(); ok {
-		// The guest's limit is for a host that has gone; else ctx ends first, here.
+		// The guest's limit is for a host that has gone; otherwise ctx ends first, here.
 		req.TimeoutMS = max(0, time.Until(deadline).Milliseconds()) + 1000
 	} else if part != nil {
 		req.TimeoutMS = noLimit.Milliseconds()
@@ -184,7 +184,7 @@ func (g *Guest) forget(id string) {
 	g.mu.Unlock()
 }
 
-// cancel tells the guest to give up a request, as far as it listens.
+// cancel asks the guest to abandon a request, if it still listens.
 func (g *Guest) cancel(ctx context.Context, id string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 100*time.Millisecond)
 	defer cancel()
@@ -192,8 +192,8 @@ func (g *Guest) cancel(ctx context.Context, id string) {
 	_ = g.send(ctx, request{Method: cancelMethod, Params: raw})
 }
 
-// send writes one message. A guest that does not read yet, or no more, blocks it
-// once the socket is full; ctx ends that.
+// send writes one message. It blocks if the socket is full because the guest does not read; ctx
+// ends that.
 func (g *Guest) send(ctx context.Context, req request) error {
 	line, err := encode(req)
 	if err != nil {
@@ -212,7 +212,7 @@ func (g *Guest) send(ctx context.Context, req request) error {
 	})
 	_, err = g.conn.Write(line)
 	if !stopped() {
-		<-fired // else it would end a later write
+		<-fired // otherwise it would end a later write
 	}
 	switch {
 	case err == nil:

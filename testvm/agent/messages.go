@@ -20,7 +20,7 @@ const (
 	MethodPowerOff = "poweroff"
 )
 
-// Info says what runs in the guest.
+// Info describes the guest.
 type Info struct {
 	Kernel string        `json:"kernel"`
 	Uptime time.Duration `json:"uptime"`
@@ -40,15 +40,15 @@ type Command struct {
 // MaxOutput bounds each of a command's two outputs, in bytes; the rest is dropped.
 const MaxOutput = 512 << 10
 
-// Output is what a command that was started came to.
+// Output is the outcome of a command that was started.
 type Output struct {
 	Stdout string `json:"stdout"`
 	Stderr string `json:"stderr"`
-	// Code is the exit status; -1 where a signal ended the command.
+	// Code is the exit status; -1 if a signal ended the command.
 	Code int `json:"code"`
 }
 
-// Part is a piece of what a running command writes.
+// Part is a piece of a running command's output.
 type Part struct {
 	Stdout []byte `json:"stdout,omitempty"`
 	Stderr []byte `json:"stderr,omitempty"`
@@ -63,7 +63,7 @@ type Link struct {
 	MTU     int  `json:"mtu"`
 	Up      bool `json:"up"`
 	Carrier bool `json:"carrier"`
-	// Driver and PCI ("0000:00:03.0") are empty where the link is no PCI device.
+	// Driver and PCI ("0000:00:03.0") are empty if the link is not a PCI device.
 	Driver string `json:"driver,omitempty"`
 	PCI    string `json:"pci,omitempty"`
 	// RxQueues and TxQueues count the queues in use.
@@ -85,7 +85,7 @@ type Counters struct {
 	TxErrors  uint64 `json:"tx_errors"`
 }
 
-// LinkSet changes a link; nil and empty leave as is.
+// LinkSet changes a link; fields that are nil or empty leave it as it is.
 type LinkSet struct {
 	Link string `json:"link"`
 	Up   *bool  `json:"up,omitempty"`
@@ -94,34 +94,34 @@ type LinkSet struct {
 	MAC string `json:"mac,omitempty"`
 }
 
-// AddrChange puts an address (CIDR) on a link, or takes it off.
+// AddrChange adds an address (CIDR) to a link, or removes it.
 type AddrChange struct {
 	Link   string `json:"link"`
 	Addr   string `json:"addr"`
 	Remove bool   `json:"remove,omitempty"`
 }
 
-// Route sends a destination ("default" or CIDR) through a gateway, a link or both.
+// Route is a route to a destination ("default" or CIDR) through a gateway, a link or both.
 type Route struct {
 	To   string `json:"to"`
 	Via  string `json:"via,omitempty"`
 	Link string `json:"link,omitempty"`
 }
 
-// NICWait waits until a NIC is there, or until it is gone.
+// NICWait waits until a NIC exists, or until it is gone.
 type NICWait struct {
 	MAC  string `json:"mac"`
 	Gone bool   `json:"gone,omitempty"`
 }
 
-// Service is a server to start or end: "tcp" counts and hashes what it is sent, "udp" echoes.
+// Service is a server to start or end: "tcp" counts and hashes what it receives, "udp" echoes.
 type Service struct {
 	Proto string `json:"proto"`
-	// Addr is "ip:port"; port 0 lets the guest choose. The reply has the real one.
+	// Addr is "ip:port"; port 0 lets the guest choose. The reply has the actual one.
 	Addr string `json:"addr"`
 }
 
-// Send sends to such a server.
+// Send sends traffic to such a server.
 type Send struct {
 	// To is "ip:port".
 	To string `json:"to"`

@@ -12,8 +12,8 @@ import (
 	"vmnet/testvm/traffic"
 )
 
-// WaitReady waits until the guest answers. It asks again every second, since a
-// guest that is reset forgets what it was asked.
+// WaitReady waits until the guest answers. It repeats the request every second, since a guest that
+// is reset loses requests.
 func (g *Guest) WaitReady(ctx context.Context) (Info, error) {
 	for {
 		try, cancel := context.WithTimeout(ctx, time.Second)
@@ -27,16 +27,15 @@ func (g *Guest) WaitReady(ctx context.Context) (Info, error) {
 	}
 }
 
-// Run runs a command to its end and returns what it came to. A status that is
-// not zero is no error.
+// Run runs a command to its end and returns its outcome. A nonzero status is not an error.
 func (g *Guest) Run(ctx context.Context, c Command) (Output, error) {
 	var out Output
 	err := g.call(ctx, MethodExec, c, &out)
 	return out, err
 }
 
-// Exec runs a command and returns its standard output. A status that is not zero
-// is an error with what the command said.
+// Exec runs a command and returns its standard output. A nonzero status is an error with the
+// command's output.
 func (g *Guest) Exec(ctx context.Context, argv ...string) (string, error) {
 	out, err := g.Run(ctx, Command{Argv: argv})
 	if err == nil && out.Code != 0 {
@@ -46,8 +45,8 @@ func (g *Guest) Exec(ctx context.Context, argv ...string) (string, error) {
 	return out.Stdout, err
 }
 
-// Stream is Run with unbounded output, which stdout and stderr get as it comes; nil
-// drops it. While one of them blocks, so does every request to this guest.
+// Stream is Run with unbounded output, which it writes to stdout and stderr as it comes; nil
+// discards it. While one of them blocks, so does every request to this guest.
 func (g *Guest) Stream(ctx context.Context, c Command, stdout, stderr io.Writer) (code int, err error) {
 	var broken error
 	write := func(to io.Writer, content []byte) {
@@ -69,7 +68,7 @@ func (g *Guest) Stream(ctx context.Context, c Command, stdout, stderr io.Writer)
 	return out.Code, err
 }
 
-// Links returns all network interfaces, lo too.
+// Links returns all network interfaces, including lo.
 func (g *Guest) Links(ctx context.Context) ([]Link, error) {
 	var links []Link
 	err := g.call(ctx, MethodLinks, nil, &links)
@@ -98,13 +97,13 @@ func (g *Guest) SetMAC(ctx context.Context, link, mac string) error {
 	return g.call(ctx, MethodLinkSet, LinkSet{Link: link, MAC: mac}, nil)
 }
 
-// AddAddr puts an address ("10.0.0.2/24", "fd00::2/64") on a link; it is usable at
-// once, without duplicate address detection. The link stays up or down as it is.
+// AddAddr adds an address ("10.0.0.2/24", "fd00::2/64") to a link. It is usable at once, without
+// duplicate address detection. AddAddr does not bring the link up.
 func (g *Guest) AddAddr(ctx context.Context, link, cidr string) error {
 	return g.call(ctx, MethodAddr, AddrChange{Link: link, Addr: cidr}, nil)
 }
 
-// DelAddr takes an address off a link.
+// DelAddr removes an address from a link.
 func (g *Guest) DelAddr(ctx context.Context, link, cidr string) error {
 	return g.call(ctx, MethodAddr, AddrChange{Link: link, Addr: cidr, Remove: true}, nil)
 }
@@ -114,14 +113,14 @@ func (g *Guest) AddRoute(ctx context.Context, to, via string) error {
 	return g.call(ctx, MethodRoute, Route{To: to, Via: via}, nil)
 }
 
-// WaitNIC waits until a NIC with this hardware address is there.
+// WaitNIC waits until a NIC with this hardware address exists.
 func (g *Guest) WaitNIC(ctx context.Context, mac string) (Link, error) {
 	var link Link
 	err := g.call(ctx, MethodWaitNIC, NICWait{MAC: mac}, &link)
 	return link, err
 }
 
-// UseNIC waits until a NIC with this hardware address is there, gives it an address with its prefix
+// UseNIC waits until a NIC with this hardware address exists, adds an address with its prefix
 // length ("10.0.0.2/24"), and brings it up.
 func (g *Guest) UseNIC(ctx context.Context, mac, addr string) error {
 	link, err := g.WaitNIC(ctx, mac)
@@ -139,22 +138,22 @@ func (g *Guest) WaitNICGone(ctx context.Context, mac string) error {
 	return g.call(ctx, MethodWaitNIC, NICWait{MAC: mac, Gone: true}, nil)
 }
 
-// Ping returns the round-trip time of the first echo request that is answered,
-// out of five, a second each.
+// Ping sends up to five echo requests, one per second, and returns the round-trip time of the first
+// that is answered.
 func (g *Guest) Ping(ctx context.Context, addr string) (time.Duration, error) {
 	res, err := g.PingWith(ctx, traffic.Ping{Addr: addr, Count: 5, UntilFirst: true})
 	return res.Min, err
 }
 
-// PingWith pings with all options. No reply at all is an error.
+// PingWith pings with all options. It returns an error if there is no reply at all.
 func (g *Guest) PingWith(ctx context.Context, p traffic.Ping) (traffic.PingResult, error) {
 	var res traffic.PingResult
 	err := g.call(ctx, MethodPing, p, &res)
 	return res, err
 }
 
-// TCPServe starts a server for TCPSend at "ip:port" (port 0: any) and returns
-// where it listens. It ends with Unserve or the guest.
+// TCPServe starts a server for TCPSend at "ip:port" (port 0: any) and returns its address. It runs
+// until TCPUnserve or the end of the guest.
 func (g *Guest) TCPServe(ctx context.Context, addr string) (string, error) {
 	return g.serve(ctx, Service{"tcp", addr})
 }
@@ -169,26 +168,25 @@ func (g *Guest) serve(ctx context.Context, s Service) (string, error) {
 	return s.Addr, err
 }
 
-// TCPUnserve ends the server that TCPServe said to listen at addr.
+// TCPUnserve ends the server whose address TCPServe returned.
 func (g *Guest) TCPUnserve(ctx context.Context, addr string) error {
 	return g.call(ctx, MethodUnserve, Service{"tcp", addr}, nil)
 }
 
-// UDPUnserve ends the server that UDPServe said to listen at addr.
+// UDPUnserve ends the server whose address UDPServe returned.
 func (g *Guest) UDPUnserve(ctx context.Context, addr string) error {
 	return g.call(ctx, MethodUnserve, Service{"udp", addr}, nil)
 }
 
-// TCPSend sends n pseudo-random bytes to a traffic server and checks that they
-// arrived whole.
+// TCPSend sends n pseudo-random bytes to a traffic server and checks that all of them arrived.
 func (g *Guest) TCPSend(ctx context.Context, to string, n int64) (traffic.TCPResult, error) {
 	var res traffic.TCPResult
 	err := g.call(ctx, MethodTCPSend, Send{To: to, Bytes: n}, &res)
 	return res, err
 }
 
-// UDPSend sends count datagrams with size bytes each, one after the other, to a
-// traffic server, and checks each echo. No echo at all is an error.
+// UDPSend sends count datagrams of size bytes each, one after the other, to a traffic server, and
+// checks each echo. It returns an error if there is no echo at all.
 func (g *Guest) UDPSend(ctx context.Context, to string, count, size int) (traffic.UDPResult, error) {
 	var res traffic.UDPResult
 	err := g.call(ctx, MethodUDPSend, Send{To: to, Count: count, Size: size}, &res)

@@ -10,11 +10,11 @@ import (
 	"time"
 )
 
-// maxRun ends a request that named no time limit.
+// maxRun ends a request that has no time limit.
 const maxRun = 10 * time.Minute
 
-// A Handler serves one method. It must return soon after ctx ends. It may send
-// parts before its result, where the method has them.
+// A Handler serves one method. It must return soon after ctx ends. It may send parts before its
+// result if the method has them.
 type Handler func(ctx context.Context, params json.RawMessage, send func(part any)) (any, error)
 
 // Method makes a handler of a function with typed parameters.
@@ -35,9 +35,8 @@ func Streaming[P, R any](f func(context.Context, P, func(part any)) (R, error)) 
 	}
 }
 
-// Serve answers requests until reading port fails, which is its error: io.EOF
-// where the peer has gone. The requests that still run are cancelled then, and
-// not waited for. port stays open.
+// Serve answers requests until a read from port fails, and returns that error: io.EOF if the peer
+// has gone. It cancels the requests that still run and does not wait for them. port stays open.
 func Serve(ctx context.Context, port io.ReadWriter, handlers map[string]Handler) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -88,7 +87,7 @@ func (s *server) run(ctx context.Context, req request) {
 	s.reply(req.ID, s.call(ctx, req))
 }
 
-// call runs the handler; its panic is an error, since /init must not end.
+// call runs the handler; a panic becomes an error, since /init must not exit.
 func (s *server) call(ctx context.Context, req request) (res response) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -123,7 +122,7 @@ func (s *server) reply(id string, res response) {
 	}
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	_, _ = s.port.Write(line) // where the peer has gone nobody waits for it
+	_, _ = s.port.Write(line) // if the peer has gone, nobody waits for it
 }
 
 func (s *server) abandon(params json.RawMessage) {

@@ -1,10 +1,9 @@
-// Package agent is the line between a test and the program inside its guest:
-// JSON requests and replies, one a line, over a virtio-serial port.
+// Package agent connects a test with the program inside its guest: JSON requests and replies, one
+// per line, over a virtio-serial port.
 //
-// Either end may come and go. Every message starts with a newline as well as
-// ending in one, so that what a lost peer left half written spoils nothing
-// but itself; blank lines and lines that are no message are skipped. A
-// reply whose request was abandoned is dropped.
+// Either end may disconnect and connect again. Every message begins and ends with a newline, so
+// that a message that a lost peer left half written damages no other. Blank lines and lines that
+// are not a message are skipped. A reply whose request was abandoned is dropped.
 package agent
 
 import (
@@ -16,10 +15,10 @@ import (
 // PortName is the name of the virtio-serial port.
 const PortName = "vmnet.agent"
 
-// MaxLine bounds a message in bytes; what is longer is skipped.
+// MaxLine is the maximum size of a message in bytes; longer ones are skipped.
 const MaxLine = 4 << 20
 
-// cancelMethod abandons the running request whose id is its params.
+// cancelMethod abandons the running request whose id it has as params.
 const cancelMethod = "cancel"
 
 type request struct {
@@ -50,8 +49,8 @@ func encode(message any) ([]byte, error) {
 	return append(append([]byte{'\n'}, line...), '\n'), nil
 }
 
-// readLine reads up to the next newline, which it drops. A line that is longer
-// than MaxLine comes as nil, and so does an empty one.
+// readLine reads up to the next newline, which it drops. It returns nil for an empty line and for
+// one longer than MaxLine.
 func readLine(r *bufio.Reader) ([]byte, error) {
 	var line []byte
 	tooLong := false

@@ -64,8 +64,8 @@ func execute(ctx context.Context, c agent.Command, stdout, stderr io.Writer) (co
 	return cmd.ProcessState.ExitCode(), nil
 }
 
-// lookPath finds a program as its own environment's PATH says, which exec.LookPath
-// does not know.
+// lookPath finds a program by the PATH of the environment that the program will have, which
+// exec.LookPath does not know.
 func lookPath(name string, c agent.Command) (string, error) {
 	if strings.Contains(name, "/") {
 		return name, checkProgram(c.Dir, name)
@@ -84,7 +84,7 @@ func lookPath(name string, c agent.Command) (string, error) {
 	return "", exec.ErrNotFound
 }
 
-// checkProgram reports why a file, as seen from dir, cannot be run.
+// checkProgram returns an error if the file name, relative to dir, cannot be executed.
 func checkProgram(dir, file string) error {
 	if !filepath.IsAbs(file) {
 		file = filepath.Join("/", dir, file)
@@ -107,7 +107,7 @@ func (l *limited) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// writer is a function that takes all that is written.
+// writer is an io.Writer that passes everything to a function.
 type writer func([]byte)
 
 func (w writer) Write(p []byte) (int, error) {

@@ -1,6 +1,6 @@
-// Package guest is the program that runs as /init in a test guest: it loads the
-// virtio drivers and does what the host asks over the agent's port. In a lab host
-// it first moves into the machine's file system.
+// Package guest is the program that runs as /init in a test guest: it loads the virtio drivers and
+// serves the host's requests on the agent's port. In a lab host it first makes the machine's file
+// system its root.
 package guest
 
 import (
@@ -27,13 +27,13 @@ import (
 // the guest powers off when it ends.
 const ShellArg = "vmnet.shell"
 
-// HostnameArg and what follows it on the kernel's command line is the guest's name.
+// HostnameArg on the kernel's command line is followed by the guest's name.
 const HostnameArg = "vmnet.hostname="
 
 // ModulesDir holds the kernel modules to load, in the order of their names.
 const ModulesDir = "/modules"
 
-// retry is how long the guest waits for its port or its host before it looks again.
+// retry is the interval at which the guest looks for its port and its host.
 const retry = 20 * time.Millisecond
 
 type step struct {
@@ -56,7 +56,7 @@ func Main() {
 	Serve()
 }
 
-// attempt takes the steps and goes on after an error, with a line on the console.
+// attempt runs the steps. It prints an error on the console and goes on.
 func attempt(steps ...step) {
 	for _, s := range steps {
 		if err := s.do(); err != nil {
@@ -65,8 +65,8 @@ func attempt(steps ...step) {
 	}
 }
 
-// Serve does what the host asks, and runs the shell that the kernel's command line
-// asks for; it never returns.
+// Serve serves the host's requests, and runs a shell if the kernel's command line asks for one; it
+// never returns.
 func Serve() {
 	if told(ShellArg) {
 		go shell()
@@ -101,7 +101,7 @@ var initMounts = []mount{
 	{"tmpfs", "/tmp", "tmpfs", "", 0},
 }
 
-// loadModules goes on after an error: the next module may be the one that matters.
+// loadModules goes on after an error: the guest may not need that module.
 func loadModules() error {
 	files, err := filepath.Glob(ModulesDir + "/*.ko") // sorted
 	if err != nil {
@@ -136,8 +136,8 @@ func skipDAD() error {
 	return nil
 }
 
-// serveForever answers on the agent's port. Reading it returns EOF at once while
-// nobody is connected on the host; so it looks again at intervals.
+// serveForever serves the agent's port. A read returns EOF at once while no client is connected on
+// the host, so it tries again at intervals.
 func serveForever() {
 	handlers := handlers()
 	for told := false; ; time.Sleep(retry) {
@@ -158,12 +158,12 @@ func serveForever() {
 	}
 }
 
-// settle is how late the port may know that somebody is connected.
+// settle is the time that the port may take to notice a new client.
 const settle = 500 * time.Millisecond
 
-// steadyPort reads EOF only where nobody has been connected for a while. Who connects right after
-// another is read before the port knows of it: that comes by another queue. An EOF in
-// between would cancel what has just been asked for.
+// steadyPort returns EOF only if no client has been connected for a while. If a client connects
+// right after another one, its data arrives before the port learns of it, which comes through
+// another queue. An EOF in between would cancel the new client's requests.
 type steadyPort struct{ *os.File }
 
 func (p steadyPort) Read(b []byte) (n int, err error) {
@@ -206,8 +206,8 @@ func shell() {
 	powerOff()
 }
 
-// powerOff ends the guest. Without ACPI the machine cannot switch itself off; there
-// a reset ends QEMU, which runs with -no-reboot.
+// powerOff ends the guest. Without ACPI the machine cannot power itself off; then a reset ends
+// QEMU, which runs with -no-reboot.
 func powerOff() {
 	unix.Sync()
 	how := unix.LINUX_REBOOT_CMD_POWER_OFF

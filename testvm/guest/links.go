@@ -28,7 +28,7 @@ func links() ([]agent.Link, error) {
 	return out, nil
 }
 
-// describe reads what it can: a link that goes away meanwhile has the less.
+// describe reads what it can: a link that disappears meanwhile has fewer fields.
 func describe(l netlink.Link) agent.Link {
 	a := l.Attrs()
 	sys := "/sys/class/net/" + a.Name
@@ -72,7 +72,7 @@ func device(sys string) (driver, pci string) {
 	return driver, filepath.Base(path)
 }
 
-// waitNIC looks every 20 ms until a link with that address is there, or gone.
+// waitNIC checks every 20 ms until a link with that address exists, or is gone.
 func waitNIC(ctx context.Context, w agent.NICWait) (agent.Link, error) {
 	mac, err := net.ParseMAC(w.MAC)
 	if err != nil {
@@ -133,7 +133,7 @@ func addRoute(_ context.Context, r agent.Route) (none, error) {
 	route := netlink.Route{}
 	if r.Via != "" {
 		if route.Gw = net.ParseIP(r.Via); route.Gw == nil {
-			return none{}, fmt.Errorf("gateway %q is no address", r.Via)
+			return none{}, fmt.Errorf("gateway %q is not an address", r.Via)
 		}
 	}
 	if r.Link != "" {

@@ -11,29 +11,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RootArg on the kernel's command line makes the guest a lab host: its root is what
-// QEMU shares under RootTag, read-only below a tmpfs.
+// RootArg on the kernel's command line makes the guest a lab host: its root is the directory that
+// QEMU shares as RootTag, read-only below a tmpfs.
 const (
 	RootArg = "vmnet.root"
 	RootTag = "vmnet-root"
 )
 
-// Program is where a lab host has the program that it booted with, also for the
-// guests in it; run with ServeName as its own name it serves the host outside.
+// Program is the path in a lab host of the program with which it booted, also for guests inside it.
+// When it runs under the name ServeName, it serves the host outside.
 const (
 	Program   = "/run/vmnet-lab/init"
 	ServeName = "vmnet-serve"
 )
 
-// ModuleTrees holds the modules of each kernel release. The initramfs of a lab host
-// has a link in it to where the machine has them.
+// ModuleTrees holds the modules of each kernel release. The initramfs of a lab host has a link in
+// it to the machine's modules.
 const ModuleTrees = "/lib/modules/"
 
 // Inside reports whether this machine is a lab host.
 func Inside() bool { return told(RootArg) }
 
-// labHost is Main behind the loading of modules. It goes on as process 1 that reaps
-// what others leave, as on a real host, and the agent is its child.
+// labHost is the second half of Main, after the modules are loaded. As process 1 it reaps orphaned
+// processes, as on a real host; the agent is its child.
 func labHost() {
 	err := enterRoot()
 	var agent *exec.Cmd
@@ -62,8 +62,7 @@ func labHost() {
 	select {}
 }
 
-// enterRoot moves into the machine's file system. The initramfs stays below it,
-// where nobody sees it.
+// enterRoot makes the machine's file system the root. The initramfs stays hidden below it.
 func enterRoot() error {
 	modules, tree, err := moduleTree()
 	for _, s := range []step{
@@ -83,8 +82,8 @@ func enterRoot() error {
 	return nil
 }
 
-// moduleTree returns where modprobe looks for this kernel's modules, and where the
-// machine has them.
+// moduleTree returns the directory in which modprobe looks for this kernel's modules, and the one
+// in which the machine has them.
 func moduleTree() (modules, tree string, err error) {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
@@ -95,8 +94,8 @@ func moduleTree() (modules, tree string, err error) {
 	return modules, tree, err
 }
 
-// lowerMounts: the machine's files are cached for good, or each look would cost a
-// trip to QEMU. What changes on the machine after it was read here may not be seen.
+// lowerMounts mounts the machine's files. They are cached without revalidation, since each would
+// cost a round trip to QEMU. Changes on the machine after a file was read here may not be visible.
 var lowerMounts = []mount{
 	{RootTag, "/lower", "9p", "trans=virtio,version=9p2000.L,msize=512000,cache=loose", unix.MS_RDONLY},
 	{"tmpfs", "/upper", "tmpfs", "size=75%,mode=755", 0},
@@ -112,8 +111,8 @@ func overlay() error {
 	}.mount()
 }
 
-// hostMounts are those that a host has. /tmp is left as it is: the machine's may
-// hold what is tested.
+// hostMounts are the mounts of a host. /tmp stays the machine's, which may hold the tested
+// programs.
 var hostMounts = []mount{
 	{"", "/", "", "", unix.MS_REC | unix.MS_SHARED}, // as systemd does
 	{"proc", "/proc", "proc", "", 0},
@@ -147,10 +146,10 @@ func mountAll(mounts []mount) error {
 	return errors.Join(errs...)
 }
 
-// bind shows source at target as well, which create makes.
+// bind mounts source at target, which create makes.
 func bind(source, target string, create func(string) error) error {
 	if _, err := os.Stat(source); err != nil {
-		return fmt.Errorf("%w (what the machine has below /dev, /proc, /run and /sys is not seen in a lab host)", err)
+		return fmt.Errorf("%w (a lab host does not see the machine's /dev, /proc, /run and /sys)", err)
 	}
 	return errors.Join(mkdir(filepath.Dir(target)), create(target), unix.Mount(source, target, "", unix.MS_BIND, ""))
 }
@@ -168,7 +167,7 @@ func moveTo(dir string) error {
 		unix.Chdir("/"))
 }
 
-// makeNodes makes what udev would. Opening the two static nodes loads the module
+// makeNodes creates the device nodes that udev would. Opening the two static nodes loads the module
 // (include/linux/miscdevice.h: TUN_MINOR, VHOST_NET_MINOR).
 func makeNodes() error {
 	err := os.MkdirAll("/dev/net", 0o755)

@@ -1,10 +1,10 @@
-// Package lab boots lab hosts: Debian's full kernel in a virtual machine that has
-// this machine's own files as its root. What is written there stays there, in memory.
-// Programs run in it as root, as on a real host with loadable modules, vhost-net,
-// bridge VLAN filtering and all else that this machine's kernel may lack.
+// Package lab boots lab hosts: Debian's full kernel in a virtual machine whose root is this
+// machine's file system. Files written there stay in its memory. Programs run in it as root, as on
+// a real host with loadable modules, vhost-net, bridge VLAN filtering and other features that this
+// machine's kernel may lack.
 //
-// Tests for that are functions TestLab* in any package; they begin with Inside,
-// and TestLabHost of this package runs them.
+// Tests that need one are functions TestLab* in any package; they begin with Inside, and
+// TestLabHost of this package runs them.
 package lab
 
 import (
@@ -25,38 +25,37 @@ import (
 	"vmnet/testvm/agent"
 )
 
-// setupCure is what a person does where something that setup.sh brings is missing.
+// setupCure is the cure if something that setup.sh installs is missing.
 const setupCure = "run 'make setup', or testvm/setup.sh --kernel full"
 
-// Config describes a lab host. The zero value is a good one.
+// Config describes a lab host. The zero value is usable.
 type Config struct {
 	// CPUs is the number of virtual processors; 0 means 2.
 	CPUs int
-	// MemoryMiB is its memory, of which three quarters may be used up by what is
-	// written; 0 means 1536.
+	// MemoryMiB is its memory, of which written files may use three quarters; 0 means 1536.
 	MemoryMiB int
-	// Modules are loaded at once. Others are loaded when something asks for them, as
-	// on any host: a link or a queueing discipline of that kind, /dev/vhost-net.
+	// Modules are loaded at boot. Others are loaded on demand, as on any host: by a link or a
+	// queueing discipline of that kind, or by /dev/vhost-net.
 	Modules []string
 	// NICs are those that it boots with; it needs none.
 	NICs []testvm.NIC
 	// Terminal runs a shell on this process's stdin and stdout; see testvm.Config.
 	Terminal bool
-	// BootTimeout bounds the wait for it, which is 5 s where nothing else runs; 0 means
-	// 2 minutes.
+	// BootTimeout bounds the wait for the boot, which takes 5 s on an idle machine; 0 means 2
+	// minutes.
 	BootTimeout time.Duration
 	// Init and Logf are those of testvm.Config.
 	Init string
 	Logf func(format string, args ...any)
 }
 
-// Host is a running lab host. It ends with the context of its Start, with Stop, or
-// with this process, however that ends.
+// Host is a running lab host. It ends when the context of its Start ends, at Stop, or when this
+// process exits, even if it is killed.
 type Host struct {
 	*testvm.VM
 }
 
-// Start boots a lab host. Its errors show what the console said last.
+// Start boots a lab host. Its errors include the last lines of the console.
 func Start(ctx context.Context, c Config) (*Host, error) {
 	kernel, err := FindKernel()
 	if err != nil {
@@ -89,7 +88,7 @@ func (c Config) machine(k testvm.Kernel) testvm.Config {
 	}
 }
 
-// FindKernel finds the full kernel, as setup.sh unpacked it.
+// FindKernel finds the full kernel that setup.sh unpacked.
 func FindKernel() (testvm.Kernel, error) {
 	k, err := testvm.FindKernelOf("full")
 	if err == nil {
@@ -109,18 +108,18 @@ type Command struct {
 	Dir string
 	// Env is the environment; nil means this process's.
 	Env []string
-	// Stdin is what it reads, up to 1 MiB.
+	// Stdin is its standard input, up to 1 MiB.
 	Stdin string
-	// Stdout and Stderr get what it writes, as it comes; nil drops it. They may be the
-	// same. While they block, so does all else on this host.
+	// Stdout and Stderr receive its output as it comes; nil discards it. They may be the same.
+	// While one of them blocks, so does every request to this host.
 	Stdout, Stderr io.Writer
 }
 
-// maxStdin keeps a command well within agent.MaxLine.
+// maxStdin keeps a request well below agent.MaxLine.
 const maxStdin = 1 << 20
 
-// Run runs a command as root and returns its exit status, which is -1 where a signal
-// ended it. When ctx ends, the command is killed with its process group.
+// Run runs a command as root and returns its exit status, which is -1 if a signal ended it. When
+// ctx ends, the command is killed with its process group.
 func (h *Host) Run(ctx context.Context, c Command) (status int, err error) {
 	if len(c.Stdin) > maxStdin {
 		return 0, fmt.Errorf("run %s in the lab host: stdin of %d bytes is longer than %d",
@@ -132,9 +131,9 @@ func (h *Host) Run(ctx context.Context, c Command) (status int, err error) {
 	return h.Guest.Stream(ctx, agent.Command{Argv: c.Argv, Dir: c.Dir, Env: c.Env, Stdin: c.Stdin}, c.Stdout, c.Stderr)
 }
 
-// environment is this process's, without the directory in /run that a lab host does not have. Its
-// PATH has root's directories too: commands in a lab host run as root, also for a user whose own
-// PATH lacks them.
+// environment returns this process's environment, without the directory in /run that a lab host
+// does not have. Its PATH includes root's directories: commands in a lab host run as root, even if
+// the user's own PATH lacks them.
 func environment() []string {
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "XDG_RUNTIME_DIR=") })
 	path := filepath.SplitList(os.Getenv("PATH"))
@@ -146,8 +145,7 @@ func environment() []string {
 	return append(env, "PATH="+strings.Join(path, string(filepath.ListSeparator)))
 }
 
-// Output is Run for a short command: a status that is not zero is an error with what
-// it said.
+// Output is Run for a short command: a nonzero status is an error with the command's output.
 func (h *Host) Output(ctx context.Context, argv ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	status, err := h.Run(ctx, Command{Argv: argv, Stdout: &stdout, Stderr: &stderr})
@@ -158,8 +156,8 @@ func (h *Host) Output(ctx context.Context, argv ...string) (string, error) {
 	return stdout.String(), err
 }
 
-// LoadModules loads kernel modules and what they depend on. It is no error that they
-// are loaded.
+// LoadModules loads kernel modules and their dependencies. Modules that are already loaded are not
+// an error.
 func (h *Host) LoadModules(ctx context.Context, names ...string) error {
 	if len(names) == 0 {
 		return nil
@@ -168,7 +166,7 @@ func (h *Host) LoadModules(ctx context.Context, names ...string) error {
 	return err
 }
 
-// ReadFile gets a file out of the lab host.
+// ReadFile reads a file in the lab host.
 func (h *Host) ReadFile(ctx context.Context, name string) ([]byte, error) {
 	content, err := h.Output(ctx, "cat", "--", name)
 	if err != nil && strings.Contains(err.Error(), "No such file") {

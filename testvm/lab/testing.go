@@ -11,7 +11,7 @@ import (
 	"vmnet/testvm/guest"
 )
 
-// Inside skips a test that is not run in a lab host. A TestLab* begins with it.
+// Inside skips a test that does not run in a lab host. Each TestLab* begins with it.
 func Inside(tb testing.TB) {
 	tb.Helper()
 	if !guest.Inside() {
@@ -19,8 +19,8 @@ func Inside(tb testing.TB) {
 	}
 }
 
-// Require skips the test where lab hosts cannot boot, and says what to do; see
-// nstest.Require. The features are "qemu" and "full kernel".
+// Require skips the test if lab hosts cannot boot here, and names the cure; see nstest.Require. The
+// features are "qemu" and "full kernel".
 func Require(tb testing.TB) {
 	tb.Helper()
 	_, err := exec.LookPath("qemu-system-x86_64")
@@ -29,9 +29,8 @@ func Require(tb testing.TB) {
 	nstest.Require(tb, "full kernel", err == nil, setupCure)
 }
 
-// StartT is Start for a test: it requires what is needed, fails the test on an
-// error, logs to it, and stops the lab host in its cleanup; where the test has failed
-// by then, it logs the console.
+// StartT is Start for a test: it calls Require, fails the test on an error, logs to it, and stops
+// the lab host in its cleanup. If the test has failed by then, it logs the console.
 func StartT(tb testing.TB, c Config) *Host {
 	tb.Helper()
 	Require(tb)
@@ -51,8 +50,8 @@ func StartT(tb testing.TB, c Config) *Host {
 	return h
 }
 
-// WithoutModule unloads a module, inside, and keeps it from being loaded until the
-// test has ended: as on a host that has not loaded it, and cannot.
+// WithoutModule unloads a module inside the lab host and prevents it from being loaded until the
+// test ends, as on a host that does not have it.
 func WithoutModule(tb testing.TB, name string) {
 	tb.Helper()
 	file := "/etc/modprobe.d/without-" + name + ".conf"

@@ -1,9 +1,7 @@
-// Package traffic makes the traffic that tests measure by: pings, TCP streams
-// whose every byte is checked, and UDP echoes. The guest and tests on the host
-// use the same code.
+// Package traffic generates and checks test traffic: pings, TCP streams whose every byte is
+// checked, and UDP echoes. The guest and tests on the host use the same code.
 //
-// Sockets are opened by the calling goroutine, so that a call inside
-// netns.NS.Do works in that namespace.
+// The calling goroutine opens the sockets, so a call inside netns.NS.Do works in that namespace.
 package traffic
 
 import (
@@ -22,7 +20,7 @@ import (
 
 // Ping is a series of ICMP or ICMPv6 echo requests, one after the other.
 type Ping struct {
-	// Addr is where to; a link-local one has its zone: "fe80::1%2".
+	// Addr is the destination; a link-local one has a zone: "fe80::1%2".
 	Addr string `json:"addr"`
 	// Count of requests; 0 means 1.
 	Count int `json:"count,omitempty"`
@@ -31,9 +29,9 @@ type Ping struct {
 	Timeout time.Duration `json:"timeout,omitempty"`
 	// Size of the payload in bytes; 0 means 56, and less than 16 means 16.
 	Size int `json:"size,omitempty"`
-	// DontFragment makes what is longer than the path's MTU fail, instead of going in pieces.
+	// DontFragment makes requests longer than the path's MTU fail instead of being fragmented.
 	DontFragment bool `json:"dont_fragment,omitempty"`
-	// UntilFirst ends the series with the first reply.
+	// UntilFirst ends the series at the first reply.
 	UntilFirst bool `json:"until_first,omitempty"`
 }
 
@@ -54,8 +52,8 @@ const (
 	icmpHeader               = 8
 )
 
-// SendPing sends the series. It needs CAP_NET_RAW. No reply at all is an error;
-// a lost one among others is not.
+// SendPing sends the series. It needs CAP_NET_RAW. It returns an error if there is no reply at all;
+// single lost replies are not an error.
 func SendPing(ctx context.Context, p Ping) (PingResult, error) {
 	var res PingResult
 	addr, err := netip.ParseAddr(p.Addr)
@@ -148,15 +146,15 @@ func dontFragment(conn *net.IPConn, v6 bool) error {
 	return errors.Join(err, setErr)
 }
 
-// once sends one request, with fresh random bytes by which its reply is known:
-// a raw socket sees everybody's ICMP.
+// once sends one request with new random bytes that identify its reply: a raw socket receives all
+// ICMP packets of the host.
 func (e *echo) once(ctx context.Context, seq uint16) (time.Duration, error) {
 	_, _ = rand.Read(e.packet[icmpHeader:])
 	e.packet[0], e.packet[1] = e.request, 0
 	copy(e.packet[4:6], e.packet[icmpHeader:]) // the identifier
 	binary.BigEndian.PutUint16(e.packet[6:], seq)
 	binary.BigEndian.PutUint16(e.packet[2:], 0)
-	if e.request == echoRequest4 { // the kernel fills in that of ICMPv6
+	if e.request == echoRequest4 { // the kernel fills in the ICMPv6 checksum
 		binary.BigEndian.PutUint16(e.packet[2:], checksum(e.packet))
 	}
 	start := time.Now()
@@ -167,7 +165,8 @@ func (e *echo) once(ctx context.Context, seq uint16) (time.Duration, error) {
 		return 0, err
 	}
 	if _, err := e.conn.WriteTo(e.packet, e.to); err != nil {
-		_ = sleep(ctx, min(e.timeout, 100*time.Millisecond)) // ENETUNREACH and the like come at once, and may pass
+		// errors such as ENETUNREACH come at once, and may be temporary
+		_ = sleep(ctx, min(e.timeout, 100*time.Millisecond))
 		return 0, err
 	}
 	for {

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// TCPResult is what the receiver of a stream saw of it.
+// TCPResult is what the receiver of a stream reports.
 type TCPResult struct {
 	Bytes  int64  `json:"bytes"`
 	SHA256 string `json:"sha256"`
@@ -36,8 +36,8 @@ func (s *Server) Close() {
 	s.wg.Wait()
 }
 
-// ServeTCP listens at "ip:port" (port 0: any), reads each connection to its end
-// and answers with the count and the digest of what came.
+// ServeTCP listens at "ip:port" (port 0: any), reads each connection to its end and answers with
+// the number of bytes received and their digest.
 func ServeTCP(addr string) (*Server, error) {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
@@ -59,7 +59,7 @@ func ServeTCP(addr string) (*Server, error) {
 	return s, nil
 }
 
-// digest answers one connection. Its errors are the sender's to see.
+// digest answers one connection. The sender sees its errors.
 func digest(ctx context.Context, conn net.Conn) {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
@@ -71,8 +71,8 @@ func digest(ctx context.Context, conn net.Conn) {
 	_ = json.NewEncoder(conn).Encode(TCPResult{Bytes: n, SHA256: hex.EncodeToString(h.Sum(nil))})
 }
 
-// SendTCP sends n pseudo-random bytes to a ServeTCP at "ip:port" and checks that
-// it got these bytes and no others.
+// SendTCP sends n pseudo-random bytes to a ServeTCP at "ip:port" and checks that it received
+// exactly these bytes.
 func SendTCP(ctx context.Context, to string, n int64) (TCPResult, error) {
 	start := time.Now()
 	var res TCPResult

@@ -20,7 +20,7 @@ type UDPResult struct {
 	Received int `json:"received"`
 }
 
-// ServeUDP echoes the datagrams that come to "ip:port" (port 0: any).
+// ServeUDP echoes the datagrams that arrive at "ip:port" (port 0: any).
 func ServeUDP(addr string) (*Server, error) {
 	conn, err := net.ListenPacket("udp", addr)
 	if err != nil {
@@ -31,7 +31,7 @@ func ServeUDP(addr string) (*Server, error) {
 		buf := make([]byte, 1<<16)
 		for {
 			n, from, err := conn.ReadFrom(buf)
-			if err != nil { // closed: a socket that is not connected hears of no ICMP errors
+			if err != nil { // closed: an unconnected socket receives no ICMP errors
 				return
 			}
 			_, _ = conn.WriteTo(buf[:n], from)
@@ -40,9 +40,9 @@ func ServeUDP(addr string) (*Server, error) {
 	return s, nil
 }
 
-// SendUDP sends count datagrams with size bytes each (at least 16) to a ServeUDP
-// at "ip:port", each after the echo of the one before, for which it waits a second.
-// No echo at all is an error, a lost one among others is not.
+// SendUDP sends count datagrams of size bytes each (at least 16) to a ServeUDP at "ip:port", each
+// after the echo of the previous one, for which it waits one second. It returns an error if there
+// is no echo at all; single lost echoes are not an error.
 func SendUDP(ctx context.Context, to string, count, size int) (UDPResult, error) {
 	var res UDPResult
 	conn, err := (&net.Dialer{}).DialContext(ctx, "udp", to)

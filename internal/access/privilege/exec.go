@@ -112,13 +112,11 @@ func executable(path string) error {
 //
 // Go's runtime makes some changes before main that Exec does not undo, since the former state is
 // unknown (initsig and blockableSig of runtime/signal_unix.go):
-//   - of the signals that the caller ignored, only SIGHUP, SIGINT, SIGCONT, SIGTSTP, SIGTTIN
-//
-// and SIGTTOU are still ignored, and after use of os/signal only if signal.Reset was called;
-//   - of the signals that the caller blocked, these are unblocked: those that end a Go program
-//
-// (SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGABRT), those of faults (SIGILL, SIGTRAP, SIGBUS,
-// SIGFPE, SIGSEGV, SIGSTKFLT, SIGSYS), SIGCHLD, SIGPROF, SIGURG, and 32 to 34.
+//   - Of the signals that the caller ignored, only SIGHUP, SIGINT, SIGCONT, SIGTSTP, SIGTTIN and
+//     SIGTTOU are still ignored, and after use of os/signal only if signal.Reset was called.
+//   - Of the signals that the caller blocked, these are unblocked: those that end a Go program
+//     (SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGABRT), those of faults (SIGILL, SIGTRAP, SIGBUS,
+//     SIGFPE, SIGSEGV, SIGSTKFLT, SIGSYS), SIGCHLD, SIGPROF, SIGURG, and 32 to 34.
 //
 // The kernel lowers a soft stack limit above 8 MiB to 8 MiB when it starts a setuid program or one
 // with file capabilities (begin_new_exec in fs/exec.c). syscall.Exec restores the caller's limit of

@@ -21,8 +21,8 @@ const nobody = 65534
 // count is how many statements there are, and how many have run.
 type count struct{ all, run int }
 
-// coverage prints how much of tapmgr and inventory runs in the tests that need neither root
-// nor a guest, as an ordinary user runs them.
+// coverage prints how much of tapmgr and inventory the tests cover that need neither root nor a
+// guest, run as an ordinary user.
 func coverage(w io.Writer) error {
 	dir, err := os.MkdirTemp("", "vmnet-arch-")
 	if err != nil {
@@ -77,7 +77,7 @@ func coverage(w io.Writer) error {
 
 func percent(c count) float64 { return 100 * float64(c.run) / float64(max(c.all, 1)) }
 
-// runTest runs a package's tests without root and with a log that is only shown if one fails.
+// runTest runs a package's tests without root, and shows their output only if one fails.
 func runTest(program, dir, profile string) error {
 	cmd := exec.Command(program, "-test.skip=^TestLive|^TestLab", "-test.timeout=5m", "-test.coverprofile="+profile)
 	cmd.Dir = dir
@@ -95,8 +95,8 @@ func runTest(program, dir, profile string) error {
 	return nil
 }
 
-// merge adds a profile's blocks, each of which may be in several profiles: lines "FILE:RANGE
-// STATEMENTS RUNS".
+// merge adds the blocks of a profile, lines "FILE:RANGE STATEMENTS RUNS". A block may be in several
+// profiles.
 func merge(blocks map[string]count, profile string) error {
 	f, err := os.Open(profile)
 	if err != nil {

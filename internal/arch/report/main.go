@@ -1,5 +1,5 @@
-// Program report prints what `make arch` prints: figures about the module in the working directory,
-// by which its structure can be judged. It fails where a program links what it must not.
+// Program report prints the figures of `make arch`: the structure of the module in the working
+// directory. It fails if a program links a package that it must not link.
 package main
 
 import (
@@ -123,7 +123,7 @@ func verbs(w io.Writer, m *arch.Module, verbose bool) error {
 	return nil
 }
 
-// programs builds each as it is released, and looks at what it links.
+// programs builds each program as for a release, and checks what it links.
 func programs(w io.Writer, module string) error {
 	dir, err := os.MkdirTemp("", "vmnet-arch-")
 	if err != nil {
@@ -169,7 +169,7 @@ func programs(w io.Writer, module string) error {
 		fmt.Fprintf(w, "  %s %s %s (%s)\n", filepath.Base(f.Program), state, f.Package, f.Why)
 	}
 	if broken > 0 {
-		return fmt.Errorf("%d links that must not be (internal/arch/links.go)", broken)
+		return fmt.Errorf("%d forbidden links (internal/arch/links.go)", broken)
 	}
 	return nil
 }

@@ -14,7 +14,7 @@ import (
 	"vmnet/internal/arch"
 )
 
-// tracedEnv has this program be the one in the namespaces of a trace. Its value is the directory
+// tracedEnv makes this program the traced process in its namespaces. Its value is the directory
 // with the programs.
 const tracedEnv = "VMNET_ARCH_TRACE"
 
@@ -23,16 +23,16 @@ type run struct {
 	verb  string // whose files are counted; empty for a preparation
 	argv  []string
 	stdin string
-	fails bool // a launch, whose last execve(2) the kernel refuses: a program that another replaces leaves no record
+	fails bool // a launch whose last execve(2) fails: a program that another one replaces leaves no record
 }
 
-// domain is what libvirt writes to its hook of a guest that has a NIC declared.
+// domain is the XML that libvirt passes to its hook for a guest with a declared NIC.
 const domain = `<domain type='qemu'><name>P3</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid>
 <metadata><vmnet:nics xmlns:vmnet="urn:vmnet:nics:1"><vmnet:nic id="net0" bridge="br0"/></vmnet:nics></metadata>
 <devices><interface type='ethernet'><mac address='52:54:00:00:01:01'/><target dev='P3-net0' managed='no'/>
 <model type='virtio'/><alias name='ua-vmnet-net0'/></interface></devices></domain>`
 
-// runs are what an administrator does with one bridge and one guest.
+// runs are the commands of an administrator with one bridge and one guest.
 var runs = []run{
 	{"", []string{"vmnet", "bridge", "create", "br0"}, "", false},
 	{"vmnet attach", []string{"vmnet", "attach", "--vm", "P2", "--bridge", "br0"}, "", false},
@@ -54,11 +54,11 @@ var runs = []run{
 	},
 }
 
-// idle are calls of the programs that do nothing: what runs in them belongs to no verb.
+// idle are calls of the programs that do nothing: the code that runs in them belongs to no verb.
 var idle = map[string][]string{"vmnet": {"version"}, "vmnet-hook": {}, "qemu-netup-full": {"--version"}}
 
-// trace runs the programs in namespaces of its own beside a real QEMU whose guest does not run, and
-// prints for each verb how many files have code that ran: of the verb's rooms, and of the module.
+// trace runs the programs in new namespaces beside a real QEMU whose guest is paused. For each verb
+// it prints how many files have code that ran: of the verb's packages, and of the module.
 func trace(w io.Writer, verbose bool) error {
 	dir, err := os.MkdirTemp("", "vmnet-arch-")
 	if err != nil {
@@ -99,7 +99,7 @@ func trace(w io.Writer, verbose bool) error {
 	return nil
 }
 
-// ran returns the files of which a block ran in the verb, and not when the program did nothing.
+// ran returns the files with a block that ran in the verb, but not in an idle call.
 func ran(dir, verb string) (files []string, err error) {
 	program := strings.Fields(verb)[0]
 	if program == "qemu-netup" { // what does the work
@@ -120,7 +120,7 @@ func ran(dir, verb string) (files []string, err error) {
 	return slices.Compact(files), err
 }
 
-// profile reads the blocks that ran, as "FILE:RANGE", of what programs have left in a directory.
+// profile returns the blocks that ran, as "FILE:RANGE", from the records in a directory.
 func profile(dir string) (map[string]bool, error) {
 	text := dir + ".txt"
 	if _, err := output("go", "tool", "covdata", "textfmt", "-i="+dir, "-o="+text); err != nil {
@@ -139,7 +139,7 @@ func profile(dir string) (map[string]bool, error) {
 	return ran, nil
 }
 
-// traced is the program in the namespaces, as their first process.
+// traced runs the programs; it is the first process of the namespaces.
 func traced(dir string) error {
 	if err := os.WriteFile("qemu-system-x86_64", []byte("neither ELF nor a script\n"), 0o755); err != nil {
 		return err
@@ -169,10 +169,10 @@ func traced(dir string) error {
 	return nil
 }
 
-// recordOf names the directory in which programs leave what ran in them.
+// recordOf returns the directory in which programs record the code that ran.
 func recordOf(verb string) string { return "ran in " + verb }
 
-// call runs a program, which leaves its record in the directory called like the verb.
+// call runs a program, which leaves its record in a directory named after the verb.
 func call(dir string, r run) error {
 	record := filepath.Join(dir, recordOf(r.verb))
 	if err := os.MkdirAll(record, 0o755); err != nil {

@@ -23,7 +23,7 @@ var trafficSource []byte
 //go:embed c/reference.c
 var referenceSource []byte
 
-// A harness has all the switches, and what measures them.
+// A harness holds all switches and the programs that measure them.
 type harness struct {
 	tools  tools
 	lans   []*lan
@@ -32,7 +32,7 @@ type harness struct {
 	port   int // of the last workload
 }
 
-// cCompiler builds with what a Debian package would be built with.
+// cCompiler builds with the flags of a Debian package.
 var cCompiler = []string{"cc", "-O2", "-Wall", "-pthread"}
 
 func newHarness(o options) (*harness, error) {
@@ -81,20 +81,20 @@ func (h *harness) close() {
 	_ = os.RemoveAll(h.tools.dir)
 }
 
-// manyPorts are the switches that are measured with more than two ports, by which workloads.
+// manyPorts are the switches that are measured with more than two ports, and their workloads.
 var (
 	manyPorts     = []string{bridgeName, vdeName, superName, oursName}
 	manyWorkloads = []string{tcp1, small}
 	portCounts    = []int{2, 8, 64}
 )
 
-// A series is what gets a sample in each turn.
+// A series is one workload on one switch. Each turn takes a sample of it.
 type series struct {
 	lan  *lan
 	work *workload
 }
 
-// plan starts all switches, and lists what is to be measured.
+// plan starts all switches, and returns the series to measure.
 func (h *harness) plan(o options, r *results) ([]series, error) {
 	var all []series
 	candidates := peers()
@@ -130,7 +130,7 @@ func (h *harness) plan(o options, r *results) ([]series, error) {
 	return all, nil
 }
 
-// works are the workloads of a switch with that many ports.
+// works returns the workloads of a switch with that many ports.
 func (h *harness) works(o options, p *peer, ports int) (works []*workload) {
 	for _, w := range workloads() {
 		many := slices.Contains(manyPorts, p.name) && slices.Contains(manyWorkloads, w.name) && ports <= o.ports
@@ -141,7 +141,7 @@ func (h *harness) works(o options, p *peer, ports int) (works []*workload) {
 	return works
 }
 
-// quietly takes a sample while nothing else runs, or else the least disturbed of several.
+// quietly takes a sample while nothing else runs, or returns the least disturbed of several.
 func (h *harness) quietly(ctx context.Context, s series, o options) (best sample, err error) {
 	for i := range o.tries {
 		if err := h.waitForQuiet(ctx, o.patience); err != nil {
@@ -161,7 +161,7 @@ func (h *harness) quietly(ctx context.Context, s series, o options) (best sample
 	return best, ctx.Err()
 }
 
-// waitForQuiet waits, if not for ever, until the processors are idle.
+// waitForQuiet waits until the processors are idle, for a limited time.
 func (h *harness) waitForQuiet(ctx context.Context, patience time.Duration) error {
 	for end := time.Now().Add(patience); ctx.Err() == nil && time.Now().Before(end); {
 		before, err := loadNow(nil, nil, nil)
@@ -207,7 +207,7 @@ func measureAll(ctx context.Context, o options) (*results, error) {
 	return r, nil
 }
 
-// versions of all that has one.
+// versions returns the versions of all programs that have one.
 func (t *tools) versions() (all []string) {
 	for _, argv := range [][]string{
 		{"cc", "--version"},

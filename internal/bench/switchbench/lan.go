@@ -14,8 +14,8 @@ import (
 	"vmnet/testvm/traffic"
 )
 
-// A lan is one switch with its ports, each at another station: A and B, which talk, and others that
-// only are there.
+// A lan is one switch with its ports, each connected to its own station: A and B, which exchange
+// traffic, and others that are idle.
 type lan struct {
 	peer  *peer
 	ports int
@@ -35,7 +35,7 @@ type station struct {
 	ip string
 }
 
-// newLAN starts a switch of that kind, and sees that its stations reach each other.
+// newLAN starts a switch of that kind, and checks that its stations reach each other.
 func newLAN(p *peer, ports int, tools *tools) (*lan, error) {
 	l := &lan{peer: p, ports: ports}
 	err := l.open()
@@ -46,7 +46,7 @@ func newLAN(p *peer, ports int, tools *tools) (*lan, error) {
 		err = l.reachable()
 	}
 	if err != nil {
-		time.Sleep(200 * time.Millisecond) // so that who failed has said so
+		time.Sleep(200 * time.Millisecond) // so that the program that failed has written its message
 		for _, p := range l.all() {
 			err = errors.Join(err, p.alive())
 		}
@@ -69,7 +69,7 @@ func (l *lan) open() (err error) {
 	return nil
 }
 
-// namespace makes a netns with lo up and without IPv6, whose own packets nobody asked for.
+// namespace creates a netns with lo up and without IPv6, which sends packets by itself.
 func (l *lan) namespace() (*netns.NS, *netlink.Handle, error) {
 	ns, err := netns.New()
 	if err != nil {
@@ -107,7 +107,7 @@ func (l *lan) close() {
 	}
 }
 
-// spawn starts a program of the switch.
+// spawn starts a program that belongs to the switch.
 func (l *lan) spawn(prog program) error {
 	p, err := prog.start(l.in)
 	if err == nil {
@@ -116,7 +116,7 @@ func (l *lan) spawn(prog program) error {
 	return err
 }
 
-// pump starts a program in the place of a VMM.
+// pump starts a program that takes the place of a VMM.
 func (l *lan) pump(prog program) error {
 	p, err := prog.start(l.in)
 	if err == nil {
@@ -127,7 +127,7 @@ func (l *lan) pump(prog program) error {
 
 func portName(i int) string { return fmt.Sprintf("p%d", i) }
 
-// names are the ports' interfaces, by number.
+// names returns the names of the ports' interfaces, by number.
 func (l *lan) names() (names []string) {
 	for i := range l.ports {
 		names = append(names, portName(i))
@@ -135,7 +135,8 @@ func (l *lan) names() (names []string) {
 	return names
 }
 
-// move waits for an interface that a program makes beside the switch, and gives it to a station.
+// move waits for an interface that a program creates in the switch's netns, and moves it to a
+// station.
 func (l *lan) move(name string, s *station) error {
 	link, err := l.await(name)
 	if err != nil {
@@ -147,7 +148,7 @@ func (l *lan) move(name string, s *station) error {
 	return s.up(name)
 }
 
-// up gives a station's interface its address.
+// up adds the address of a station's interface and brings it up.
 func (s *station) up(name string) error {
 	link, err := s.nl.LinkByName(name)
 	if err != nil {
@@ -166,8 +167,8 @@ func (s *station) up(name string) error {
 	return nil
 }
 
-// moveTaps gives the first two ports, interfaces that the switch has made, to A and B, and lets the
-// others be.
+// moveTaps moves the first two ports, interfaces that the switch has created, to A and B. The
+// others stay.
 func (l *lan) moveTaps() error {
 	for i, name := range l.names() {
 		var err error
@@ -189,7 +190,7 @@ func (l *lan) moveTaps() error {
 	return nil
 }
 
-// veths makes a pair for each port, whose other end is at the station.
+// veths creates a pair for each port; the other end is at the station.
 func (l *lan) veths() error {
 	for i, name := range l.names() {
 		attrs := netlink.NewLinkAttrs()
@@ -240,7 +241,7 @@ func (l *lan) await(name string) (netlink.Link, error) {
 	}
 }
 
-// reachable waits until B answers A, through the switch.
+// reachable waits until B answers A through the switch.
 func (l *lan) reachable() error {
 	return l.a.ns.Do(func() error {
 		_, err := traffic.SendPing(context.Background(),

@@ -10,18 +10,19 @@ import (
 	"time"
 )
 
-// A load is what the machine's processors have done so far, in CPU seconds.
+// A load is the CPU time that the machine's processors have spent so far, in seconds.
 type load struct {
 	at   time.Time
 	idle float64
-	own  float64 // of the harness, all that it has started, and the kernel's threads for received packets
+	own  float64 // of the harness, its children, and the kernel's threads for received packets
 	peer float64 // of these, the switch's
 }
 
-// userHZ is what /proc/stat counts in (USER_HZ: 100 on every architecture that Go knows).
+// userHZ is the number of ticks of /proc/stat per second (USER_HZ: 100 on all of Go's
+// architectures).
 const userHZ = 100
 
-// parseIdle takes the seconds in which processors had nothing to do out of /proc/stat (proc(5)).
+// parseIdle returns the seconds in which processors were idle, from /proc/stat (proc(5)).
 func parseIdle(stat string) (float64, error) {
 	line, _, _ := strings.Cut(stat, "\n")
 	f := strings.Fields(line)
@@ -39,7 +40,7 @@ func parseIdle(stat string) (float64, error) {
 	return ticks / userHZ, nil
 }
 
-// kernelThreads are those that the kernel hands received packets to when it has too many.
+// kernelThreads are the threads to which the kernel defers received packets under load.
 func kernelThreads() (pids []int) {
 	dirs, _ := os.ReadDir("/proc")
 	for _, d := range dirs {
@@ -55,7 +56,7 @@ func kernelThreads() (pids []int) {
 	return pids
 }
 
-// loadNow reads it. The peer's processes are among ours.
+// loadNow reads the current load. The peer's processes are among ours.
 func loadNow(kernel []int, ours, peer []*process) (load, error) {
 	l := load{at: time.Now()}
 	stat, err := os.ReadFile("/proc/stat")
@@ -92,7 +93,7 @@ func loadNow(kernel []int, ours, peer []*process) (load, error) {
 // A spent is the difference of two loads, in seconds.
 type spent struct {
 	wall, busy, peer float64
-	foreign          float64 // share of all processors that something else had, from 0 to 1
+	foreign          float64 // share of all processors that other programs used, from 0 to 1
 }
 
 func (l load) since(start load, cpus int) spent {
@@ -103,7 +104,7 @@ func (l load) since(start load, cpus int) spent {
 	return s
 }
 
-// machine describes this one.
+// machine describes this machine.
 func machine() []string {
 	model := "unknown processor"
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
@@ -123,7 +124,7 @@ func machine() []string {
 	}
 }
 
-// version is the first line that a program says of itself; empty where there is none.
+// version returns the first line of a program's version output; empty if it has none.
 func version(argv ...string) string {
 	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
 	if err != nil && len(out) == 0 {

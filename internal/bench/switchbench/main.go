@@ -27,7 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// options are what the command line says.
+// options are those of the command line.
 type options struct {
 	repeats int
 	long    time.Duration
@@ -39,8 +39,8 @@ type options struct {
 	before  string
 	from    string
 
-	// When something else keeps the machine busy: how often a sample is taken at most, and how long
-	// it waits before each for that to end.
+	// While other programs keep the machine busy: how often a sample is taken at most, and how long
+	// to wait before each attempt.
 	tries    int
 	patience time.Duration
 }
@@ -56,10 +56,10 @@ func parse(args []string) (options, error) {
 	f.StringVar(&o.out, "out", "", "directory to write table, plots and samples into")
 	f.StringVar(&o.from, "from", "", "print the samples of this file (switch.json of -out) instead of measuring")
 	f.StringVar(&o.vmnet, "vmnet", "bin/vmnet", "our switch's program")
-	f.StringVar(&o.before, "before", "", "another build of it, which takes part to be compared with")
+	f.StringVar(&o.before, "before", "", "another build of it to compare with")
 	f.IntVar(&o.tries, "tries",
-		4, "samples that are taken at most for one that nothing disturbs; 1 does not wait for quiet either")
-	quick := f.Bool("quick", false, "short: one sample of each half as long, two ports")
+		4, "attempts to take an undisturbed sample; 1 does not wait for an idle machine either")
+	quick := f.Bool("quick", false, "short: one sample of each, half as long, and two ports")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -79,7 +79,7 @@ func parse(args []string) (options, error) {
 }
 
 func main() {
-	runtime.LockOSThread() // start tells why
+	runtime.LockOSThread() // start says why
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	err := bench(ctx, os.Args[1:])
 	stop()

@@ -14,8 +14,8 @@ import (
 // A workload is traffic from A to B, by two programs of traffic.c.
 type workload struct {
 	name     string
-	receive  []string // its mode, and what comes behind the port
-	send     []string // its mode, and what comes behind address and port
+	receive  []string // its mode, and the arguments after the port
+	send     []string // its mode, and the arguments after address and port
 	oneCPU   bool     // traffic and switch together
 	evaluate func(n counts, s spent) map[string]float64
 }
@@ -51,7 +51,7 @@ func workloadNamed(name string) *workload {
 	return nil
 }
 
-// counts are what A has sent and B received in the time that was measured.
+// counts are what A sent and B received in the measured time.
 type counts struct {
 	sent, received uint64
 	trips          []uint64 // by time
@@ -72,7 +72,7 @@ func packets(n counts, s spent) map[string]float64 {
 	}
 	return map[string]float64{
 		kpps: got / s.wall / 1e3, usPerPkt: s.busy / got * 1e6,
-		loss: 100 * max(0, 1-got/float64(n.sent)), // what was under way at the start may make it less than nothing
+		loss: 100 * max(0, 1-got/float64(n.sent)), // packets in flight at the start may make it negative
 	}
 }
 
@@ -89,8 +89,8 @@ func roundTrips(n counts, _ spent) map[string]float64 {
 	return map[string]float64{p50: quantile(n.trips, 0.5), p99: quantile(n.trips, 0.99)}
 }
 
-// quantile is the time in microseconds within which a share of the round trips was done; the last
-// bucket's where it was longer.
+// quantile returns the time in microseconds within which a share of the round trips completed, and
+// at most that of the last bucket.
 func quantile(trips []uint64, share float64) float64 {
 	var all, sum uint64
 	for _, n := range trips {
@@ -104,7 +104,7 @@ func quantile(trips []uint64, share float64) float64 {
 	return math.NaN()
 }
 
-// An end is one running traffic program, and the memory it shares with us.
+// An end is one running traffic program, and the memory that it shares with us.
 type end struct {
 	*process
 	shared []byte
@@ -164,16 +164,16 @@ func (e *end) ready() error {
 	return fmt.Errorf("%s does not become ready", e.name)
 }
 
-// settle is the time that traffic has to get going.
+// settle is the time that traffic has to reach full speed.
 const settle = 300 * time.Millisecond
 
-// A sample is what was measured once.
+// A sample is the result of one measurement.
 type sample struct {
 	Values  map[string]float64 `json:"values"`
-	Foreign float64            `json:"foreign"` // share of the processors' time that something else had
+	Foreign float64            `json:"foreign"` // share of the processors' time that other programs used
 }
 
-// measure has a workload run over l for so long, on a port that was not used lately.
+// measure runs a workload over l for that time, on a port that was not used lately.
 func (h *harness) measure(l *lan, w *workload, long time.Duration) (sample, error) {
 	s, err := h.tryMeasure(l, w, long)
 	if err != nil {
@@ -217,7 +217,7 @@ func (h *harness) tryMeasure(l *lan, w *workload, long time.Duration) (sample, e
 	return h.observe(l, w, ours, sender, receiver, long)
 }
 
-// observe takes the difference of all counters over the time.
+// observe returns the difference of all counters over the time.
 func (h *harness) observe(l *lan, w *workload, ours []*process, sender, receiver *end,
 	long time.Duration,
 ) (sample, error) {

@@ -17,16 +17,16 @@ import (
 	"vmnet/internal/endpoint"
 )
 
-// A peer is one of the switches that are compared.
+// A peer is one of the compared switches.
 type peer struct {
 	name   string // in tables and plots
 	ours   bool
-	guests bool // stations are behind programs in the place of a VMM, which cost as much again
+	guests bool // the stations are behind programs that take a VMM's place, which cost as much again
 	needs  string
 	start  func(l *lan, t *tools) error
 }
 
-// tools are the programs that the peers are.
+// tools are the paths of the peers' programs.
 type tools struct {
 	dir       string // for sockets and such; its own
 	traffic   string
@@ -36,7 +36,7 @@ type tools struct {
 	ovs       string // directory in which Open vSwitch was unpacked
 }
 
-// Names of the peers that ratios refer to.
+// Names of the peers to which ratios refer.
 const (
 	bridgeName = "kernel bridge, veth"
 	vdeName    = "vde_switch, tap"
@@ -79,7 +79,7 @@ func peerNamed(name string) *peer {
 // beforeSuffix marks the rows of another build of our switch.
 const beforeSuffix = ", before"
 
-// before are our switches of another build.
+// before returns our switches of another build.
 func before() (all []*peer) {
 	for _, p := range peers() {
 		if p.ours {
@@ -140,8 +140,8 @@ func startBridge(l *lan, _ *tools) error {
 	return nil
 }
 
-// startVDE gives vde_switch room for the ports: it has 32 else, and forgets the others without a
-// word.
+// startVDE starts a vde_switch with enough ports: by default it has 32, and drops further ones
+// silently.
 func startVDE(l *lan, t *tools) error {
 	sock, err := os.MkdirTemp(t.dir, "vde")
 	if err != nil {
@@ -151,7 +151,7 @@ func startVDE(l *lan, t *tools) error {
 	for _, name := range l.names() {
 		argv = append(argv, "-tap", name)
 	}
-	// It ends with its standard input, unless it is a daemon.
+	// It exits at the end of its standard input, unless it is a daemon.
 	in, hold, err := os.Pipe()
 	if err != nil {
 		return err
@@ -164,7 +164,7 @@ func startVDE(l *lan, t *tools) error {
 	return l.moveTaps()
 }
 
-// startOVS starts a data base and a switch of its own.
+// startOVS starts an Open vSwitch database and switch of its own.
 func startOVS(l *lan, t *tools, tso bool) error {
 	dir, err := os.MkdirTemp(t.dir, "ovs")
 	if err != nil {
@@ -210,7 +210,7 @@ func startReference(l *lan, argv ...string) error {
 	return l.moveTaps()
 }
 
-// ours starts our switch with a port of that kind for each name.
+// ours starts our switch, with a port of that kind for each name.
 func (l *lan) ours(t *tools, kind string, names ...string) (socket string, err error) {
 	dir, err := os.MkdirTemp(t.dir, "vmnet")
 	if err != nil {
@@ -231,8 +231,8 @@ func startTaps(l *lan, t *tools) error {
 	return l.moveTaps()
 }
 
-// startTapsWithoutOffloads has the stations' kernels cut and sum up by themselves, as those of the
-// taps of vde_switch do.
+// startTapsWithoutOffloads disables the taps' offloads, so that the stations' kernels segment and
+// compute checksums themselves, as with the taps of vde_switch.
 func startTapsWithoutOffloads(l *lan, t *tools) error {
 	if err := startTaps(l, t); err != nil {
 		return err
@@ -253,7 +253,7 @@ func startPackets(l *lan, t *tools) error {
 	return err
 }
 
-// startGuestSockets is what QEMU has by "netdev dgram": datagrams, one frame each.
+// startGuestSockets connects stations as QEMU's "netdev dgram" does: datagrams, one frame each.
 func startGuestSockets(l *lan, t *tools) error {
 	socket, err := l.ours(t, "")
 	if err != nil {
@@ -279,7 +279,7 @@ func startGuestSockets(l *lan, t *tools) error {
 	return nil
 }
 
-// addPort adds a port to our switch as soon as it listens.
+// addPort adds a port to our switch once it listens.
 func (l *lan) addPort(socket string, p control.Port, files ...*os.File) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -293,8 +293,8 @@ func (l *lan) addPort(socket string, p control.Port, files ...*os.File) error {
 	return errors.Join(c.AddPort(ctx, p, files...), c.Close())
 }
 
-// startGuestTaps is what QEMU has by "netdev tap": here a tap whose kernel side is the switch's, by
-// a packet socket.
+// startGuestTaps connects stations as QEMU's "netdev tap" does. The switch uses the tap's interface
+// through a packet socket.
 func startGuestTaps(l *lan, t *tools) error {
 	for i, s := range []*station{l.a, l.b} {
 		guest := fmt.Sprintf("guest%d", i)
@@ -313,8 +313,8 @@ func startGuestTaps(l *lan, t *tools) error {
 	return err
 }
 
-// offloadsOff switches off a device's checksums, and with them what builds on them (ethtool -K NAME
-// tx off).
+// offloadsOff disables a device's checksum offload, and with it the offloads that depend on it
+// (ethtool -K NAME tx off).
 func offloadsOff(name string) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 	"vmnet/internal/kernel/netns"
 )
 
-// A process is a program that the harness has started in a netns, and ends.
+// A process is a program that the harness starts in a netns and stops.
 type process struct {
 	name   string
 	cmd    *exec.Cmd
@@ -26,7 +26,7 @@ type process struct {
 	done   chan struct{} // closed when it has ended
 }
 
-// tail keeps the first few KiB of what a program says.
+// tail keeps the first few KiB of a program's output.
 type tail struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -45,7 +45,7 @@ func (t *tail) String() string {
 	return strings.TrimSpace(t.buf.String())
 }
 
-// A program is what a process runs. Files are the caller's.
+// A program is what a process runs. The caller closes Files.
 type program struct {
 	argv  []string
 	env   []string   // besides the harness' own
@@ -53,8 +53,8 @@ type program struct {
 	files []*os.File // fds 3, 4 and so on
 }
 
-// start starts a program in ns. It is killed should the harness die; that goes by the thread that
-// started it, so only main's, which is locked, may.
+// start starts a program in ns. The kernel kills it if the thread that started it ends
+// (PR_SET_PDEATHSIG), so only the main goroutine, which is locked to its thread, may call start.
 func (prog program) start(ns *netns.NS) (*process, error) {
 	p := &process{name: filepath.Base(prog.argv[0]), done: make(chan struct{})}
 	p.cmd = exec.Command("nsenter", append([]string{"--net=" + ns.Path()}, prog.argv...)...)
@@ -75,7 +75,7 @@ func (prog program) start(ns *netns.NS) (*process, error) {
 	return p, nil
 }
 
-// run runs a program to its end, of at most 10 s.
+// run runs a program and waits for its end, at most 10 s.
 func (prog program) run(ns *netns.NS) error {
 	p, err := prog.start(ns)
 	if err != nil {
@@ -93,7 +93,7 @@ func (prog program) run(ns *netns.NS) error {
 	return nil
 }
 
-// stop ends the process, in three seconds by force.
+// stop ends the process; after three seconds it kills it.
 func (p *process) stop() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
@@ -105,7 +105,7 @@ func (p *process) stop() {
 	<-p.done
 }
 
-// alive is an error where the process has ended by itself.
+// alive returns an error if the process has exited by itself.
 func (p *process) alive() error {
 	select {
 	case <-p.done:
@@ -115,7 +115,7 @@ func (p *process) alive() error {
 	}
 }
 
-// cpu is the processor time of all its threads so far.
+// cpu returns the CPU time of all its threads so far.
 func (p *process) cpu() (time.Duration, error) { return cpuOf(p.cmd.Process.Pid) }
 
 // cpuOf reads a process's clock (clock_getcpuclockid(3); MAKE_PROCESS_CPUCLOCK in

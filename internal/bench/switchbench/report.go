@@ -37,7 +37,7 @@ func (r *results) write(dir string) error {
 	return nil
 }
 
-// table writes everything in Markdown.
+// table writes all figures as Markdown.
 func (r *results) table(w io.Writer) error {
 	var t strings.Builder
 	fmt.Fprintf(&t,
@@ -101,7 +101,7 @@ func (r *results) row(t *strings.Builder, p *peer) {
 	}
 }
 
-// cell is a figure's median, marked where it is not to be relied on.
+// cell returns a figure's median, marked if it is not reliable.
 func (r *results) cell(f ref) string {
 	text := number(r.median(f))
 	if _, disturbed := r.samples(f); disturbed && text != "" {
@@ -110,7 +110,7 @@ func (r *results) cell(f ref) string {
 	return text
 }
 
-// number has three digits that count; what was not measured is empty.
+// number formats three significant digits; a figure that was not measured is empty.
 func number(v float64) string {
 	switch {
 	case math.IsNaN(v):
@@ -142,7 +142,7 @@ func (r *results) portsTable(t *strings.Builder) {
 	}
 }
 
-// changesTable compares our switches with those of another build, where there was one.
+// changesTable compares our switches with those of another build, if there is one.
 func (r *results) changesTable(t *strings.Builder) {
 	head := "\n| now, of before | " + strings.Join([]string{
 		tcp1, secPerGB, tcp4, secPerGB, kpps, loss + ", before",
@@ -164,7 +164,7 @@ func (r *results) changesTable(t *strings.Builder) {
 }
 
 func (r *results) goalsTable(t *strings.Builder) {
-	t.WriteString("\n| what we aim at | wanted | reached | |\n|---|---|---|---|\n")
+	t.WriteString("\n| goal | wanted | reached | |\n|---|---|---|---|\n")
 	for _, g := range goals() {
 		v, ok := r.reached(g)
 		if math.IsNaN(v) {

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// results are all samples of a run, as switch.json has them.
+// results are all samples of a run, in the form of switch.json.
 type results struct {
 	Date     string              `json:"date"`
 	Repeats  int                 `json:"repeats"`
@@ -18,20 +18,20 @@ type results struct {
 	Figures  map[string][]sample `json:"figures"` // by keyOf
 }
 
-// disturbing is the share of the processors' time from which on a sample counts as disturbed.
+// disturbing is the share of CPU time used by others above which a sample counts as disturbed.
 const disturbing = 0.05
 
 func keyOf(peer string, ports int, work string) string {
 	return fmt.Sprintf("%s/%d/%s", peer, ports, work)
 }
 
-// A ref names one figure: what a switch with two ports does, unless it says another number.
+// A ref names one figure: that of a switch with two ports, unless it has another number.
 type ref struct {
 	peer, work, figure string
 	ports              int
 }
 
-// samples are a figure's: those that nothing disturbed, if there are any.
+// samples returns a figure's undisturbed samples, or all if there are none.
 func (r *results) samples(f ref) (all []sample, disturbed bool) {
 	var quiet []sample
 	all = r.Figures[keyOf(f.peer, max(2, f.ports), f.work)]
@@ -46,7 +46,7 @@ func (r *results) samples(f ref) (all []sample, disturbed bool) {
 	return all, true
 }
 
-// median is the middle of a figure's samples; NaN where there is none.
+// median returns the median of a figure's samples; NaN if there is none.
 func (r *results) median(f ref) float64 {
 	var all []float64
 	samples, _ := r.samples(f)
@@ -84,7 +84,7 @@ type goal struct {
 	atMost bool // less is better
 }
 
-// goals are what the project aims at.
+// goals are the project's goals.
 func goals() []goal {
 	tcp := func(peer string) ref { return ref{peer: peer, work: tcp1, figure: gbps} }
 	four := func(peer string) ref { return ref{peer: peer, work: tcp4, figure: gbps} }
@@ -118,7 +118,7 @@ func goals() []goal {
 	}
 }
 
-// reached is the goal's figure, and whether it is as good as wanted.
+// reached returns the goal's figure, and whether it meets the goal.
 func (r *results) reached(g goal) (float64, bool) {
 	v := r.median(g.a)
 	if g.b.peer != "" {

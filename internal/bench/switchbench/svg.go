@@ -7,10 +7,10 @@ import (
 	"strings"
 )
 
-// A plot is bars, group by group.
+// A plot is a bar chart, in groups of bars.
 type plot struct {
 	file, title, unit string
-	series            []string // what the bars of a group are
+	series            []string // the names of a group's bars
 	groups            []group
 }
 
@@ -20,7 +20,7 @@ type group struct {
 	values []float64 // of each series; NaN for none
 }
 
-// plots are those of the results.
+// plots returns the plots of the results.
 func (r *results) plots() []plot {
 	bars := func(file, title, unit string, refs ...ref) plot {
 		p := plot{file: file, title: title, unit: unit}

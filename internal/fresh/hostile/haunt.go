@@ -15,23 +15,23 @@ import (
 )
 
 const (
-	uid   = 54399                // the hostile user, whom nobody else is
+	uid   = 54399                // the hostile user; no other user has this uid
 	place = "/tmp/hostile-54399" // that user's directory
 )
 
-// squatted are users in whose names the hostile user has made directories, where theirs would be.
+// squatted are the users for whom the hostile user creates directories where theirs would be.
 var squatted = []int{0, 1000, 54321, 65534}
 
-// roleEnv tells a process of the hostile user's what it is.
+// roleEnv says which part a process of the hostile user plays.
 const roleEnv = "VMNET_HOSTILE_ROLE"
 
-// part is one of those processes.
+// part is the role of one of those processes.
 type part struct {
 	role, argument string
 	argv           []string
 }
 
-// parts are all of them. Guests are called as those of tests and of README.md are.
+// parts are all of them. Their guests have the names of those in tests and in README.md.
 func parts(files int) []part {
 	const each = 13_000 // a process may have 16,384 (internal/leaktest)
 	libvirts :=
@@ -59,9 +59,9 @@ func parts(files int) []part {
 	return all
 }
 
-// haunt runs the hostile user's processes in the namespaces of this one, which is root's, until
-// SIGTERM. It says "ready" on its standard output when they all are, and fails if one of them ends
-// before.
+// haunt runs the hostile user's processes in the namespaces of this process, which runs as root,
+// until SIGTERM. It writes "ready" to standard output once all of them are, and fails if one exits
+// before that.
 func haunt(files int) (err error) {
 	runtime.LockOSThread() // Pdeathsig is about the thread that starts the children
 	asked := make(chan os.Signal, 1)
@@ -99,7 +99,7 @@ func haunt(files int) (err error) {
 	return all(running)
 }
 
-// all fails where one of the processes has ended.
+// all returns an error if one of the processes has exited.
 func all(running []*exec.Cmd) error {
 	var errs []error
 	for _, cmd := range running {
@@ -111,7 +111,7 @@ func all(running []*exec.Cmd) error {
 	return errors.Join(errs...)
 }
 
-// squat makes the user's directory, and those that are called like others'.
+// squat creates the user's directory, and directories with the names of other users' ones.
 func squat() (made []string, err error) {
 	paths := []string{place}
 	for _, uid := range squatted {
@@ -121,7 +121,7 @@ func squat() (made []string, err error) {
 	}
 	for _, path := range paths {
 		err := os.Mkdir(path, 0o777)
-		if errors.Is(err, fs.ErrExist) && path != place { // of another run beside
+		if errors.Is(err, fs.ErrExist) && path != place { // of another run at the same time
 			continue
 		}
 		if err == nil {
@@ -135,7 +135,7 @@ func squat() (made []string, err error) {
 	return made, nil
 }
 
-// start starts a process and waits until it is what it is to be.
+// start starts a process and waits until it plays its part.
 func (p part) start() (*exec.Cmd, error) {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = p.argv

@@ -1,7 +1,7 @@
-// Program hostile runs a command, such as make test, where nothing is as on a machine of one's own:
-// with SIGHUP and SIGINT ignored, 200 files inherited, room for few more, and in the namespaces of
-// each package's tests the processes of a hostile user: look-alikes of guests, forged labels, files
-// that change under /proc, very many of them.
+// Program hostile runs a command, such as make test, in a hostile environment: with SIGHUP and
+// SIGINT ignored, 200 inherited files and room for few more. The namespaces of each package's tests
+// hold the processes of a hostile user: look-alikes of guests, forged labels, files that change
+// under /proc, and very many files.
 package main
 
 import (
@@ -21,7 +21,7 @@ const (
 	openFiles = 256 // the soft limit, which leaves room for few others
 )
 
-// options are what the command is run beside, and how often.
+// options say what runs beside the command, and how often the command runs.
 type options struct {
 	files  int           // that hostile processes hold in each package's namespaces
 	killed time.Duration // after which a first run is killed; 0 for none
@@ -34,9 +34,9 @@ func main() {
 	}
 	var o options
 	beside := flag.Bool("beside",
-		false, "be the hostile user's processes, until SIGTERM: what internal/leaktest starts")
+		false, "run the hostile user's processes until SIGTERM, for internal/leaktest")
 	flag.IntVar(&o.files, "files", 2000, "how many `FILES` the hostile processes hold")
-	flag.DurationVar(&o.killed, "killed", 0, "before, kill a run of the command after this `TIME`")
+	flag.DurationVar(&o.killed, "killed", 0, "first kill a run of the command after this `TIME`")
 	flag.IntVar(&o.copies, "copies", 1, "run the command `N` times at once")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(),
@@ -55,7 +55,7 @@ func main() {
 	}
 }
 
-// fail ends the program, with the status of the command where that is why.
+// fail ends the program, with the status of the command if that is the reason.
 func fail(err error) {
 	var status *exec.ExitError
 	switch {
@@ -68,7 +68,7 @@ func fail(err error) {
 	os.Exit(1)
 }
 
-// run runs the command as often as is asked for.
+// run runs the command as often as requested.
 func run(o options, argv []string) error {
 	if err := impoverish(o.files); err != nil {
 		return err
@@ -111,7 +111,7 @@ func run(o options, argv []string) error {
 	return errors.Join(errs...)
 }
 
-// kill has a run killed, with all that it has in its process group.
+// kill kills a run with its whole process group.
 func kill(start func() (*exec.Cmd, error), after time.Duration) error {
 	cmd, err := start()
 	if err != nil {
@@ -120,14 +120,14 @@ func kill(start func() (*exec.Cmd, error), after time.Duration) error {
 	timer := time.AfterFunc(after, func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
 	defer timer.Stop()
 	if err := cmd.Wait(); err == nil {
-		return fmt.Errorf("the run that was to be killed after %v had ended by then", after)
+		return fmt.Errorf("the run that was to be killed after %v had exited before", after)
 	}
 	fmt.Printf("hostile: killed a run after %v\n", after)
 	return nil
 }
 
-// impoverish gives this process, from which the command inherits it, what people's shells and
-// service managers may have it with.
+// impoverish restricts this process as shells and service managers may do; the command inherits the
+// restrictions.
 func impoverish(files int) error {
 	self, err := os.Executable()
 	if err != nil {

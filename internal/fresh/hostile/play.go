@@ -21,7 +21,7 @@ import (
 
 func words(s string) []string { return strings.Fields(s) }
 
-// play is what a process of the hostile user's does, for ever.
+// play plays a part of the hostile user, forever.
 func play(role string) error {
 	role, argument, _ := strings.Cut(role, " ")
 	if err := lie(); err != nil {
@@ -44,7 +44,7 @@ func play(role string) error {
 
 func ready() { fmt.Println("ready") }
 
-// labels are what a process says it has NICs for, by the names of its files.
+// labels are forged labels: names of files that claim NICs.
 var labels = []string{
 	"vmnet vm=P2 nic=net0 type=socket source=lan0 switch=on netns=4026531840 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1",
 	"vmnet vm=web nic=net0 type=tap source=br0 netns=4026531840 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1 state=attaching",
@@ -52,7 +52,7 @@ var labels = []string{
 	"vmnet " + strings.Repeat("x", 200),
 }
 
-// lie has the process hold forged labels. They are closed when it ends.
+// lie opens forged labels. They are closed when the process exits.
 func lie() error {
 	for _, text := range labels {
 		f, err := procfd.NewLabel(text)
@@ -66,8 +66,8 @@ func lie() error {
 	return nil
 }
 
-// monitor listens as a guest's does, also on fd 3, as libvirt's guests do. It greets every other
-// client, answers what it was not asked, and is silent to the rest.
+// monitor listens like a guest's monitor, on fd 3 too, as with libvirt guests. It greets every
+// second client and answers with replies to other commands; to the others it sends nothing.
 func monitor(path string) error {
 	l, err := net.Listen("unix", path)
 	if err != nil {
@@ -101,7 +101,7 @@ func answer(c net.Conn) {
 	}
 }
 
-// swap exchanges, at a hundred fds, what may belong to a NIC for a FIFO.
+// swap replaces, at a hundred fds, a file that may belong to a NIC with a FIFO.
 func swap() error {
 	fifo := filepath.Join(place, "tap9")
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
@@ -146,7 +146,7 @@ func runSwitch(path string) error {
 	return s.Serve(context.Background(), l)
 }
 
-// hold has so many files open, of kinds that a look at processes stops at.
+// hold opens that many files, of kinds at which a scan of processes looks closer.
 func hold(count string) error {
 	most, err := strconv.Atoi(count)
 	if err != nil {

@@ -1,5 +1,5 @@
 // Program sessions types the sessions of Markdown files into shells, line by line as a reader does,
-// and compares the answers with the printed ones.
+// and compares the output with the printed one.
 package main
 
 import (
@@ -60,8 +60,8 @@ func run(out io.Writer, file, prompt string) error {
 // lineTime is how long a line may take: the longest ones build programs and boot guests.
 const lineTime = 5 * time.Minute
 
-// run types the session's lines into a shell of its own. It ends at the first line that
-// fails or says something else: what follows builds on it.
+// run types the session's lines into a new shell. It stops at the first line that fails or prints
+// something else: later lines depend on it.
 func (s session) run(out io.Writer) error {
 	sh, err := startShell(out)
 	if err != nil {
@@ -76,19 +76,19 @@ func (s session) run(out io.Writer) error {
 		case err != nil:
 			return fmt.Errorf("line %d: %s: %w", l.number, l.command, err)
 		case len(l.want) == 0:
-			continue // what it says is not printed
+			continue // its output is not printed
 		}
 		got := sh.answer()
 		for end := time.Now().Add(s.patience); got != normal(l.want) && time.Now().Before(end); got = sh.answer() {
 			sh.read(100 * time.Millisecond)
 		}
 		if got != normal(l.want) {
-			return fmt.Errorf("line %d: %s: it says\n%s\nand what is printed is\n%s",
+			return fmt.Errorf("line %d: %s: it prints\n%s\nand the file has\n%s",
 				l.number, l.command, got, normal(l.want))
 		}
 	}
 	return nil
 }
 
-// answer is what the last line said, fit to be compared.
+// answer returns the last line's output in a form that can be compared.
 func (s *shell) answer() string { return normal(strings.Split(s.said(), "\n")) }

@@ -17,17 +17,17 @@ type session struct {
 	patience time.Duration // for the output of a program in the background
 }
 
-// line is a line that is typed, and what is printed below it.
+// line is a line to type, and the output printed below it.
 type line struct {
 	number  int
 	command string
 	want    []string
 }
 
-// patience is that of the sessions that parse finds.
+// patience is the time limit of the sessions that parse returns.
 const patience = 20 * time.Second
 
-// parse finds the sessions of a Markdown file.
+// parse returns the sessions of a Markdown file.
 func parse(text string) ([]session, error) {
 	var all []session
 	var s *session
@@ -52,7 +52,7 @@ func parse(text string) ([]session, error) {
 		case isCommand && prompt == s.prompt:
 			s.lines = append(s.lines, line{number: i + 1, command: command})
 		case isCommand || len(s.lines) == 0:
-			return nil, fmt.Errorf("line %d: a session of prompts %q cannot have: %s", i+1, s.prompt, l)
+			return nil, fmt.Errorf("line %d: not allowed in a session with the prompts %q: %s", i+1, s.prompt, l)
 		default:
 			last := &s.lines[len(s.lines)-1]
 			last.want = append(last.want, l)
@@ -64,7 +64,7 @@ func parse(text string) ([]session, error) {
 	return all, nil
 }
 
-// varies is what no two runs have in common, and what stands for it.
+// varies are the texts that differ between runs, and their replacements.
 var varies = []struct {
 	what *regexp.Regexp
 	as   string
@@ -83,7 +83,7 @@ var varies = []struct {
 var beside = regexp.MustCompile(
 	`^(\[[0-9]+\][-+ ]|[^ ]+ runs with pid |(monitor|agent) +/|vmnet: note: vhost-net is not used|Authorization not available)`)
 
-// normal makes of printed lines a text that is the same for all runs.
+// normal returns the printed lines in a form that is equal in all runs.
 func normal(lines []string) string {
 	var kept []string
 	for _, l := range lines {

@@ -69,8 +69,8 @@ func TestSession(t *testing.T) {
 		{"as printed", "# echo one; echo two\none\ntwo\n# x=3\n# exec bash --norc\n# echo x$x\nx\n# exit", ""},
 		{"in the background", "# (sleep 0.3; echo late) & echo soon\nsoon\nlate\n# wait; exit", ""},
 		{"before the prompt", "# PROMPT_COMMAND=\"$PROMPT_COMMAND; echo news\"; echo one\none\nnews\n# exit", ""},
-		{"other output", "# echo one\nwon\n# exit", "line 2: echo one: it says\none\n"},
-		{"more output", "# echo one; echo two\none\n# exit", "it says"},
+		{"other output", "# echo one\nwon\n# exit", "line 2: echo one: it prints\none\n"},
+		{"more output", "# echo one; echo two\none\n# exit", "it prints"},
 		{"a failure", "# true\n# false\n# exit", "line 3: false: exit status 1"},
 		{"no end", "# true", ""},
 	} {

@@ -21,21 +21,21 @@ type shell struct {
 	chunks chan []byte // what comes out of it; closed at its end
 	log    io.Writer   // gets that as well
 
-	text    string // what came since the last prompt but one
-	command string // the line after which that is
+	text    string // output since the last prompt but one
+	command string // the line that wrote it
 }
 
-// promptMark is what bash, and all shells that it starts, write before each prompt: the sequence
-// that marks the end of a command and its status for terminals.
+// promptMark is the sequence that bash, and all shells that it starts, write before each prompt: it
+// marks the end of a command and its status for terminals.
 var promptMark = regexp.MustCompile("\x1b\\]133;D;([0-9]+)\a")
 
 const promptCommand = `printf '\033]133;D;%d\a' $?`
 
-// prompt is the whole of it. Only when that is written does bash read the terminal. Lines in
-// between are bash's news of ended jobs, or come from programs in the background.
+// prompt matches the whole prompt. bash reads the terminal only after it has written that. Lines in
+// between report ended jobs, or come from programs in the background.
 var prompt = regexp.MustCompile(promptMark.String() + `((?:[^\n]*\n)*?)[^\n]*?[#$] `)
 
-// startShell starts one and waits for its first prompt. What it writes goes to log, too.
+// startShell starts a shell and waits for its first prompt. Its output also goes to log.
 func startShell(log io.Writer) (*shell, error) {
 	tty, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -65,7 +65,7 @@ func startShell(log io.Writer) (*shell, error) {
 	return s, nil
 }
 
-// openSlave opens the side of a terminal that programs see. It is wide, so that no line wraps.
+// openSlave opens the slave side of a pseudoterminal. It is wide, so that no line wraps.
 func openSlave(tty *os.File) (*os.File, error) {
 	raw, err := tty.SyscallConn() // Fd would make reads that Close does not end
 	if err != nil {
@@ -84,7 +84,7 @@ func openSlave(tty *os.File) (*os.File, error) {
 	return os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
 }
 
-// copy passes on what comes out of the terminal, until all programs on it have ended.
+// copy passes on the terminal's output until all programs on it have exited.
 func (s *shell) copy() {
 	defer close(s.chunks)
 	for {
@@ -113,8 +113,8 @@ func (s *shell) read(within time.Duration) (ended bool) {
 	return false
 }
 
-// await waits for a prompt, and returns an error for a status that is not 0. io.EOF is the
-// shell's end.
+// await waits for a prompt, and returns an error for a status other than 0. io.EOF is the shell's
+// exit.
 func (s *shell) await(within time.Duration) error {
 	for end := time.Now().Add(within); time.Now().Before(end); {
 		if mark := prompt.FindStringSubmatch(s.text); mark != nil {
@@ -139,7 +139,7 @@ func (s *shell) enter(command string, within time.Duration) error {
 	return s.await(within)
 }
 
-// said is what the last line wrote so far, also what came after the prompt.
+// said returns the output of the last line so far, including output after the prompt.
 func (s *shell) said() string {
 	text := strings.ReplaceAll(s.text, "\r\n", "\n")
 	if _, after, found := strings.Cut(text, s.command); found {
@@ -148,7 +148,7 @@ func (s *shell) said() string {
 	return prompt.ReplaceAllString(text, "\n${2}")
 }
 
-// stop ends the shell, and what it has started in the foreground and the background.
+// stop ends the shell and all programs that it has started.
 func (s *shell) stop() {
 	_ = unix.Kill(-s.cmd.Process.Pid, unix.SIGHUP)
 	_ = s.tty.Close()
