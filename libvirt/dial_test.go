@@ -72,7 +72,7 @@ func TestFindsVirtqemud(t *testing.T) {
 	}
 }
 
-// staleSocket is what a daemon that was killed leaves behind.
+// staleSocket creates a socket without a listener, as a killed daemon leaves it.
 func staleSocket(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "stale")
@@ -85,7 +85,7 @@ func staleSocket(t *testing.T) string {
 	return path
 }
 
-// TestAuthentication plays daemons that want to know who we are.
+// TestAuthentication plays daemons that require authentication.
 func TestAuthentication(t *testing.T) {
 	types := func(all ...authType) func(*encoder) {
 		return func(e *encoder) {
@@ -155,7 +155,7 @@ func TestAuthentication(t *testing.T) {
 	}
 }
 
-// TestDialOfAStandingDaemon ends with its context.
+// TestDialOfAStandingDaemon: a dial to a stopped daemon ends with its context.
 func TestDialOfAStandingDaemon(t *testing.T) {
 	path, _ := listen(t)
 	if _, err := Dial(within(t, 50*time.Millisecond), path); !errors.Is(err, context.DeadlineExceeded) {
@@ -168,7 +168,7 @@ func TestDialOfAStandingDaemon(t *testing.T) {
 	}
 }
 
-// TestFullBacklog: nobody accepts, and connect(2) says EAGAIN.
+// TestFullBacklog: the daemon accepts no connection, and connect(2) returns EAGAIN.
 func TestFullBacklog(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "full")
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

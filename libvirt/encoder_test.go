@@ -20,7 +20,7 @@ func (e *encoder) domain(d Domain) {
 	e.int32(d.ID)
 }
 
-// present announces whether an optional value follows.
+// present writes whether an optional value follows.
 func (e *encoder) present(yes bool) {
 	if yes {
 		e.uint32(1)
@@ -29,7 +29,7 @@ func (e *encoder) present(yes bool) {
 	}
 }
 
-// encode makes a packet. The files themselves follow it, one byte each.
+// encode returns a packet. The files follow it, one byte each.
 func encode(h header, files int, args func(*encoder)) []byte {
 	var e encoder
 	if files > 0 {

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// subscribe makes a subscription on a fake that answers with that callback number, after the
-// events.
+// subscribe subscribes at a fake that first sends the events and then answers with that callback
+// number.
 func subscribe(t *testing.T, c *Conn, f *fake, callback int32, early func()) *Subscription {
 	t.Helper()
 	type result struct {
@@ -32,7 +32,7 @@ func subscribe(t *testing.T, c *Conn, f *fake, callback int32, early func()) *Su
 	return r.s
 }
 
-// changes are what has been delivered so far.
+// changes returns the changes that have been delivered so far.
 func changes(s *Subscription) (all []Change) {
 	for {
 		select {
@@ -51,7 +51,7 @@ func TestEventsBeforeTheReply(t *testing.T) {
 	c, f := dialFake(t)
 	s := subscribe(t, c, f, 5, func() {
 		f.event(5, Started)
-		f.event(6, Crashed) // another's
+		f.event(6, Crashed) // of another subscription
 		f.event(5, Suspended)
 	})
 	f.event(5, Resumed)
@@ -63,7 +63,7 @@ func TestEventsBeforeTheReply(t *testing.T) {
 	}
 }
 
-// TestEventFlood: neither a subscriber who sleeps nor what came too early holds up the connection.
+// TestEventFlood: neither a sleeping subscriber nor early events block the connection.
 func TestEventFlood(t *testing.T) {
 	c, f := dialFake(t)
 	s := subscribe(t, c, f, 5, func() {
@@ -109,14 +109,15 @@ func TestSubscriptionsShare(t *testing.T) {
 	if d := (decoder{buf: m.payload}); d.int32() != 5 || d.end() != nil {
 		t.Errorf("deregistered %v", m.payload)
 	}
-	f.event(5, Crashed) // on its way when we left
+	f.event(5, Crashed) // in flight when the subscriber left
 	f.reply(m, nil)
 	f.ping()
 	subscribe(t, c, f, 6, nil).Close()
 	f.reply(f.expect(connectDomainEventCallbackDeregisterAny), nil)
 }
 
-// TestSubscriberLeaves before libvirt has answered: what he asked for is undone when it does.
+// TestSubscriberLeaves: if a subscriber leaves before libvirt has answered, the reply ends the
+// registration.
 func TestSubscriberLeaves(t *testing.T) {
 	c, f := dialFake(t)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -43,14 +43,14 @@ func ExampleDial() {
 	}
 }
 
-// Errors say which kind of failure they are.
+// Errors match the kind of failure.
 func ExampleDial_noDaemon() {
 	_, err := libvirt.Dial(context.Background(), "/nowhere/libvirt-sock")
 	fmt.Println(errors.Is(err, libvirt.ErrNoConnection))
 	// Output: true
 }
 
-// Plugs a tap that exists into a running guest, and waits until libvirt reports the device.
+// Plugs an existing tap into a running guest, and waits until libvirt reports the device.
 func ExampleConn_AttachDevice() {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()

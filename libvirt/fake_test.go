@@ -17,14 +17,14 @@ import (
 	"vmnet/libvirt/domainxml"
 )
 
-// fake is a daemon's end of a connection, played by a test: for what a real one does not do on
-// demand.
+// fake is a daemon's end of a connection, played by a test, for faults that a real daemon does not
+// produce on demand.
 type fake struct {
 	testing.TB
 	uc *net.UnixConn
 }
 
-// listen makes a socket for fakes.
+// listen creates a socket for fakes.
 func listen(t testing.TB) (path string, accept func() *fake) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "fake") // short, for a socket's path
@@ -50,7 +50,7 @@ func listen(t testing.TB) (path string, accept func() *fake) {
 	}
 }
 
-// dialFake is an open connection and the daemon's end of it.
+// dialFake returns an open connection and the daemon's end of it.
 func dialFake(t testing.TB) (*Conn, *fake) {
 	t.Helper()
 	path, accept := listen(t)
@@ -66,19 +66,19 @@ func dialFake(t testing.TB) (*Conn, *fake) {
 	}
 	f := <-opened
 	t.Cleanup(func() {
-		_ = f.uc.Close() // so that Close waits for no goodbye
+		_ = f.uc.Close() // so that Close waits for no answer
 		_ = c.Close()
 	})
 	return c, f
 }
 
-// open plays a daemon that lets everybody in.
+// open plays a daemon that authenticates every client.
 func (f *fake) open() {
 	f.reply(f.expect(authList), func(e *encoder) { e.uint32(1); e.uint32(uint32(authNone)) })
 	f.reply(f.expect(connectOpen), nil)
 }
 
-// expect reads a call and says whether it is the expected one.
+// expect reads a call and checks that it is the expected one.
 func (f *fake) expect(p procedure) message {
 	f.Helper()
 	m, err := readMessage(socket{f.uc})
@@ -148,7 +148,7 @@ var guest = Domain{Name: "guest", UUID: domainxml.UUID{1, 2, 15: 3}, ID: 7}
 // TestBrokenDaemon sends bytes in place of a reply: the call and the connection fail with the
 // reason, and nothing hangs.
 func TestBrokenDaemon(t *testing.T) {
-	const serial = 5 // go-libvirt's handshake has taken two, and AUTH_LIST and CONNECT_OPEN
+	const serial = 5 // go-libvirt's handshake used two, and so did AUTH_LIST and CONNECT_OPEN
 	length := func(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
 	packet := func(h header) []byte { return h.packet(nil) }
 	for name, test := range map[string]struct {
@@ -209,7 +209,7 @@ func TestBrokenDaemon(t *testing.T) {
 	}
 }
 
-// TestBrokenReply is garbage within good packets: only its call fails.
+// TestBrokenReply sends garbage within valid packets: only its call fails.
 func TestBrokenReply(t *testing.T) {
 	c, f := dialFake(t)
 	go func() {
@@ -249,7 +249,7 @@ func TestRefusal(t *testing.T) {
 	}
 }
 
-// TestRepliesOutOfOrder also has one reply come after its caller has left.
+// TestRepliesOutOfOrder answers calls out of order, one of them after its caller has left.
 func TestRepliesOutOfOrder(t *testing.T) {
 	c, f := dialFake(t)
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -281,7 +281,7 @@ func TestRepliesOutOfOrder(t *testing.T) {
 	}
 }
 
-// expect0 has c make a call and reads it.
+// expect0 makes a call on c and reads it.
 func (f *fake) expect0(c *Conn) message {
 	done := make(chan error, 1)
 	f.Cleanup(func() {
@@ -293,8 +293,8 @@ func (f *fake) expect0(c *Conn) message {
 	return f.expect(domainAttachDeviceFlags)
 }
 
-// TestFullSocket: a call that cannot be written ends with its context; the daemon goes
-// on reading later, and finds whole packets.
+// TestFullSocket: a call that cannot be written ends with its context; when the daemon reads again,
+// it finds whole packets.
 func TestFullSocket(t *testing.T) {
 	c, f := dialFake(t)
 	big := strings.Repeat("x", maxString)
@@ -322,7 +322,7 @@ func TestFullSocket(t *testing.T) {
 	}
 }
 
-// TestFilesBothWays: also those that come for a caller who has left are closed, as leaktest sees.
+// TestFilesBothWays: files for a caller that has left are closed too, which leaktest checks.
 func TestFilesBothWays(t *testing.T) {
 	c, f := dialFake(t)
 	r, w, err := os.Pipe()
@@ -375,7 +375,7 @@ func TestFilesBothWays(t *testing.T) {
 	f.ping()
 }
 
-// ping waits for the answer, by which all that was sent before has been read.
+// ping waits for the answer: the client has then read everything that was sent before.
 func (f *fake) ping() {
 	f.Helper()
 	f.send(header{keepaliveProgram, 1, keepalivePing, typeMessage, 0, statusOK}, nil, nil)
@@ -425,7 +425,8 @@ func TestCloseSaysGoodbye(t *testing.T) {
 	}
 }
 
-// TestCloseOfAStandingDaemon takes as long as is promised, with calls in flight.
+// TestCloseOfAStandingDaemon: with calls in flight, Close of a stopped daemon takes the documented
+// time.
 func TestCloseOfAStandingDaemon(t *testing.T) {
 	c, _ := dialFake(t)
 	ended := make(chan error)

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// FuzzDecode feeds bytes to all that decodes payloads. Nothing may panic, and nothing may
-// allocate more than a multiple of what came.
+// FuzzDecode passes bytes to all decoders of payloads. None may panic, and none may allocate more
+// than a multiple of its input.
 func FuzzDecode(f *testing.F) {
 	e := encoder{}
 	e.uint32(1)
@@ -49,7 +49,7 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// procedures are all that the client calls.
+// procedures are all procedures that the client calls.
 var procedures = []procedure{
 	authList, authAskPolkit, connectOpen, connectClose, connectListAllDomains, domainLookupByName, domainLookupByUUID,
 	domainGetXMLDesc, domainIsPersistent, domainAttachDeviceFlags, domainDetachDeviceAlias, domainSetMetadata,
@@ -57,7 +57,7 @@ var procedures = []procedure{
 	connectDomainEventCallbackDeregisterAny, connectDomainMonitorEventRegister, connectDomainMonitorEventDeregister,
 }
 
-// allocated is how many bytes f allocates. Fuzzing's own goroutines add some.
+// allocated returns how many bytes f allocates. The fuzzer's own goroutines add some.
 func allocated(f func()) uint64 {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -66,7 +66,7 @@ func allocated(f func()) uint64 {
 	return after.TotalAlloc - before.TotalAlloc
 }
 
-// stream is a source whose files all are /dev/null.
+// stream is a source whose files are all /dev/null.
 type stream struct{ *bytes.Reader }
 
 func (s stream) readFile() (*os.File, error) {

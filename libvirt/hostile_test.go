@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestReplyBeforeTheCall has a daemon answer a call of which it has read the header alone, and read
-// no more. Neither that call nor others wait any longer than they want to.
+// TestReplyBeforeTheCall: a daemon reads only the header of a call, answers it, and reads no more.
+// Neither that call nor others wait beyond their contexts.
 func TestReplyBeforeTheCall(t *testing.T) {
 	c, f := dialFake(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -37,7 +37,7 @@ func TestReplyBeforeTheCall(t *testing.T) {
 	}
 }
 
-// TestLastWords has a daemon refuse a call that it has not read to its end, and hang up.
+// TestLastWords: a daemon refuses a call that it has not read to its end, and hangs up.
 func TestLastWords(t *testing.T) {
 	c, f := dialFake(t)
 	go func() {
@@ -54,7 +54,7 @@ func TestLastWords(t *testing.T) {
 	}
 }
 
-// header reads that of a call alone.
+// header reads only the header of a call.
 func (f *fake) header() (m message) {
 	b := make([]byte, lengthSize+headerSize)
 	_, err := io.ReadFull(f.uc, b)
@@ -67,7 +67,7 @@ func (f *fake) header() (m message) {
 	return m
 }
 
-// TestReplyTwice has a daemon answer again, which go-libvirt would wait for a receiver of.
+// TestReplyTwice: a daemon answers twice; go-libvirt would wait for a receiver of the second reply.
 func TestReplyTwice(t *testing.T) {
 	c, f := dialFake(t)
 	go func() {
@@ -85,7 +85,7 @@ func TestReplyTwice(t *testing.T) {
 	}
 }
 
-// TestRefusals are those that go-libvirt takes for a success or for another one.
+// TestRefusals has errors that go-libvirt takes for success or for another error.
 func TestRefusals(t *testing.T) {
 	c, f := dialFake(t)
 	go func() {
@@ -102,8 +102,8 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestAnotherProcedure has go-libvirt send another call than the one that was asked for, as a
-// changed version of it might. Nothing of it reaches the daemon.
+// TestAnotherProcedure: go-libvirt sends another call than the requested one, as a changed version
+// of it might. Nothing of it reaches the daemon.
 func TestAnotherProcedure(t *testing.T) {
 	c, f := dialFake(t)
 	err := c.call(within(t, 20*time.Second), domainAttachDeviceFlags, c.lib.ConnectClose)
@@ -115,8 +115,9 @@ func TestAnotherProcedure(t *testing.T) {
 	}
 }
 
-// FuzzReplies has one connection get any reply to any call. What is not of the procedure's form
-// fails its call alone, and go-libvirt allocates no more than a multiple of what came.
+// FuzzReplies sends any reply to any call on one connection. A reply that does not have the
+// procedure's form fails only its call, and go-libvirt allocates no more than a multiple of its
+// size.
 func FuzzReplies(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 1, 0, 0, 0, 1, 'x', 0, 0, 0}, uint8(0), false)
 	f.Add([]byte{0x7f, 0xff, 0xff, 0xff, 'x', 0, 0, 0}, uint8(1), false)

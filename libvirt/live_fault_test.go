@@ -14,8 +14,8 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// keepalive asks for the daemon's pings (VIR_DRV_FEATURE_PROGRAM_KEEPALIVE), one a second here;
-// it would hang up after the second one without an answer.
+// keepalive requests pings from the daemon (VIR_DRV_FEATURE_PROGRAM_KEEPALIVE), here one per
+// second. The daemon would hang up after the second ping without an answer.
 func (l *live) keepalive(t *testing.T) {
 	c, dom := l.dial(t)
 	ctx := within(t, 20*time.Second)
@@ -75,7 +75,7 @@ func (l *live) cancelled(t *testing.T) {
 	}
 }
 
-// calls are all that can be asked, of which none changes anything when it is answered late.
+// calls are all queries: none changes anything if it is answered late.
 func (l *live) calls(t *testing.T, c *Conn, dom Domain) map[string]func(context.Context) error {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -120,8 +120,8 @@ func signal(t *testing.T, pid int, s syscall.Signal) {
 	}
 }
 
-// subscribeAndClose closes connections whose subscriptions are being ended, which has crashed
-// libvirtd 9.0 (see Conn.awaitQuiet). It takes 2 seconds, or up to VMNET_SOAK for all rounds.
+// subscribeAndClose closes connections while their subscriptions end, which has crashed libvirtd
+// 9.0 (see Conn.awaitQuiet). It takes 2 seconds, or up to VMNET_SOAK for all rounds.
 func (l *live) subscribeAndClose(t *testing.T) {
 	const rounds = 1500
 	limit := 2 * time.Second

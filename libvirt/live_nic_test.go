@@ -35,7 +35,7 @@ func (l *live) monitor(t *testing.T) {
 	}
 }
 
-// files passes a pipe's end to QEMU and finds it there.
+// files passes one end of a pipe to QEMU and checks that QEMU has it.
 func (l *live) files(t *testing.T) {
 	c, dom := l.dial(t)
 	ctx := within(t, 20*time.Second)
@@ -75,7 +75,7 @@ func (l *live) files(t *testing.T) {
 	if _, err := io.ReadAll(r); err != nil { // ends only if nobody else holds the other end
 		t.Error(err)
 	}
-	// QEMU takes one file with a command; libvirt refuses more, and the connection goes on.
+	// QEMU accepts one file per command; libvirt refuses more, and the connection stays usable.
 	if _, _, err := c.MonitorCommandWithFiles(ctx, dom, `{"execute":"query-name"}`, r, r); err == nil {
 		t.Error("two files were taken")
 	}
@@ -167,7 +167,7 @@ func (l *live) nic(t *testing.T) {
 	}
 }
 
-// queues must be as the tap is.
+// queues: the number must match the tap.
 func (l *live) queues(t *testing.T) {
 	c, dom := l.dial(t)
 	ctx := within(t, 60*time.Second)
@@ -204,7 +204,7 @@ func (l *live) drivers(t *testing.T) {
 	c, dom := l.dial(t)
 	ctx := within(t, 60*time.Second)
 	for _, driver := range []string{"qemu", "vhost"} {
-		// which libvirt 9.0 takes for a guest without KVM and does without
+		// which libvirt 9.0 accepts for a guest without KVM and ignores
 		n := domainxml.Ethernet{
 			Tap: liveTap, MAC: []byte{2, 0, 0, 0, 0, 3}, LinkDown: true, Driver: driver, MTU: 1300,
 			Alias: domainxml.Alias("net3"),
@@ -224,7 +224,7 @@ func (l *live) drivers(t *testing.T) {
 	}
 }
 
-// macvtap hands one over by its name, with one queue and with two, and it stays.
+// macvtap hands over a macvtap by name, with one queue and with two. The device stays.
 func (l *live) macvtap(t *testing.T) {
 	c, dom := l.dial(t)
 	const name, index = "vmmv0", "917233471"
@@ -253,7 +253,7 @@ func (l *live) macvtap(t *testing.T) {
 	}
 }
 
-// attached runs look while the domain has n.
+// attached calls look while n is attached to the domain.
 func (l *live) attached(t *testing.T, c *Conn, dom Domain, n domainxml.Ethernet, look func(domainxml.Interface)) {
 	t.Helper()
 	ctx := within(t, 60*time.Second)

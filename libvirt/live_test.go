@@ -14,8 +14,8 @@ import (
 	"vmnet/libvirt/libvirttest"
 )
 
-// liveDomain never runs an instruction. Its machine is the last with PCIe's own hot plug, where
-// an unplug needs no guest as long as none has switched the slot on.
+// liveDomain never runs an instruction. Its machine type is the last one with native PCIe hot plug,
+// where an unplug needs no guest as long as no guest has powered the slot on.
 const liveDomain = `<domain type='qemu'>
   <name>standing</name><uuid>c7a5fdbd-edaf-9455-926a-d65c16db1809</uuid>
   <memory unit='MiB'>32</memory><vcpu>1</vcpu>
@@ -175,7 +175,7 @@ func (l *live) readOnly(t *testing.T) {
 	}
 }
 
-// start expects what libvirt says of a start from the subscription made before.
+// start checks the events of a start on a subscription made before.
 func (l *live) start(t *testing.T) {
 	c, dom := l.dial(t)
 	ctx := within(t, 60*time.Second)
@@ -200,7 +200,7 @@ func (l *live) start(t *testing.T) {
 	}
 }
 
-// receive waits for an event that is as wanted.
+// receive waits for the wanted event.
 func receive(t *testing.T, s *Subscription, want func(Event) bool) Event {
 	t.Helper()
 	timeout := time.After(30 * time.Second)
@@ -254,7 +254,7 @@ func (l *live) destroy(t *testing.T) {
 	}
 }
 
-// TestLiveSession finds the libvirtd of a user by its environment.
+// TestLiveSession finds a user's libvirtd by the environment.
 func TestLiveSession(t *testing.T) {
 	libvirttest.Require(t)
 	daemon, runtimeDir := libvirttest.StartSession(t, nstest.New(t))
@@ -271,7 +271,7 @@ func TestLiveSession(t *testing.T) {
 			t.Errorf("read-only %v: %v", readOnly, err)
 		}
 	}
-	_, err := Dial(within(t, 20*time.Second), daemon.Socket()) // whose driver for the system it does not have
+	_, err := Dial(within(t, 20*time.Second), daemon.Socket()) // the session daemon has no driver for the system
 	var refusal *Error
 	if !errors.As(err, &refusal) {
 		t.Error(err)

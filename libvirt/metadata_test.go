@@ -51,7 +51,7 @@ func TestMetadataCalls(t *testing.T) {
 	}
 }
 
-// metadata goes through virsh and ours, in turn.
+// metadata uses virsh and this package in turn.
 func (l *live) metadata(t *testing.T) {
 	c, dom := l.dial(t)
 	ctx := within(t, 30*time.Second)
@@ -87,7 +87,7 @@ func (l *live) metadata(t *testing.T) {
 	}
 }
 
-// squeeze takes out what libvirt adds to make XML pretty.
+// squeeze removes the white space that libvirt adds to XML.
 func squeeze(text string) string {
 	var b strings.Builder
 	for line := range strings.Lines(text) {

@@ -11,7 +11,7 @@ import (
 	"vmnet/libvirt/domainxml"
 )
 
-// monitorEvent sends an event of the guest's QEMU.
+// monitorEvent sends an event of a guest's QEMU.
 func (f *fake) monitorEvent(callback int32, name, details string, seconds int64) {
 	f.Helper()
 	f.send(header{qemuProgram, 1, domainMonitorEvent, typeMessage, 0, statusOK}, nil, func(e *encoder) {
@@ -44,7 +44,7 @@ func (f *fake) registered(names ...string) {
 
 func TestMonitorEvents(t *testing.T) {
 	c, f := dialFake(t)
-	lifecycle := subscribe(t, c, f, 1, nil) // whose number is the same, of another program
+	lifecycle := subscribe(t, c, f, 1, nil) // with the same number, in another program
 	go f.registered("DEVICE_DELETED", "STOP")
 	s, err := c.SubscribeMonitor(within(t, 20*time.Second), &guest, 4, "DEVICE_DELETED", "STOP")
 	if err != nil {
@@ -88,8 +88,8 @@ func TestMonitorEvents(t *testing.T) {
 	}
 }
 
-// TestMonitorEventsEarly: those that come before libvirt's answer are kept, and counted if they are
-// too long for that.
+// TestMonitorEventsEarly: events that arrive before libvirt's reply are kept, or counted if they
+// are too long.
 func TestMonitorEventsEarly(t *testing.T) {
 	c, f := dialFake(t)
 	go func() {
@@ -116,7 +116,7 @@ func TestMonitorEventsEarly(t *testing.T) {
 	}
 }
 
-// monitorEvents come to the connections that asked for them, and taint nothing.
+// monitorEvents: events reach the connections that subscribed, and do not taint the domain.
 func (l *live) monitorEvents(t *testing.T) {
 	c, dom := l.dial(t)
 	other, _ := l.dial(t)

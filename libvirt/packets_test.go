@@ -17,9 +17,9 @@ import (
 	"vmnet/libvirt/domainxml"
 )
 
-// packets is what the client sends at each step of TestPackets: the number of files, a slash and
-// the packet in hexadecimal digits, its serial number zeroed. libvirtd has understood all of them.
-// No program writes the file: a change there is a change of what daemons receive.
+// packets has the packets that the client sends at each step of TestPackets: the number of files, a
+// slash and the packet in hexadecimal digits with a zero serial number. libvirtd has accepted all
+// of them. No program writes the file: a change there is a change of what daemons receive.
 //
 //go:embed testdata/packets.txt
 var packets string
@@ -64,7 +64,7 @@ func (f *fake) record(offers authType, got chan<- string) {
 	}
 }
 
-// answer has a result of every call's form; a daemon's for those that are decoded.
+// answer returns a result in the form of each call; those that are decoded come from a real daemon.
 func (f *fake) answer(m message, offers authType, callbacks *int32) {
 	is := func(all ...procedure) bool {
 		for _, p := range all {
@@ -94,7 +94,7 @@ func (f *fake) answer(m message, offers authType, callbacks *int32) {
 	}
 }
 
-// TestPackets compares every packet of every call with those that are on record.
+// TestPackets compares every packet of every call with the recorded ones.
 func TestPackets(t *testing.T) {
 	want := map[string][]string{}
 	for line := range strings.Lines(packets) {
@@ -168,7 +168,7 @@ type step struct {
 	do   func(context.Context, *Conn) error
 }
 
-// steps are all calls, with strings of every length modulo four, which XDR pads.
+// steps are all calls, with strings of every length modulo four, since XDR pads them.
 func steps(t *testing.T) []step {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -260,8 +260,8 @@ func steps(t *testing.T) []step {
 	}
 }
 
-// TestNumbers compares the numbers of this package with libvirt's, written out here from its
-// headers, and with those of go-libvirt, which are generated from them.
+// TestNumbers compares this package's numbers with those in libvirt's headers, written out here,
+// and with those of go-libvirt, which are generated from the headers.
 func TestNumbers(t *testing.T) {
 	for _, n := range []struct {
 		ours    any

@@ -17,8 +17,8 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// TestCPIO reads what cpioWriter wrote with another implementation, as far as that tells and
-// extracts without root. The rest is in the headers.
+// TestCPIO reads cpioWriter's output with another implementation, as far as that lists and extracts
+// it without root. The test compares the other fields in the headers.
 func TestCPIO(t *testing.T) {
 	busybox, err := exec.LookPath("busybox")
 	nstest.Require(t, "busybox", err == nil, "apt-get install busybox-static")
@@ -141,7 +141,7 @@ func TestLiveModulesOfTheGuestKernel(t *testing.T) {
 	}
 }
 
-// kernelIn lays out what FindKernelIn takes for the kernel of that release.
+// kernelIn creates files that FindKernelIn accepts as the kernel of that release.
 func kernelIn(t *testing.T, dir, release string) {
 	t.Helper()
 	if err := errors.Join(os.MkdirAll(dir+"/boot", 0o755), os.MkdirAll(dir+"/lib/modules/"+release, 0o755),
@@ -150,7 +150,7 @@ func kernelIn(t *testing.T, dir, release string) {
 	}
 }
 
-// TestWhereKernelsAre: a user's own kernel is found first, and $VMNET_CACHE leaves no choice.
+// TestWhereKernelsAre: a user's own kernel comes first; $VMNET_CACHE excludes all others.
 func TestWhereKernelsAre(t *testing.T) {
 	own, chosen := t.TempDir(), t.TempDir()
 	t.Setenv("XDG_CACHE_HOME", own)

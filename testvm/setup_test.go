@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// setupPrograms stand in for those that setup.sh runs. apt-get notes in $LOG what it downloads.
+// setupPrograms are stand-ins for programs that setup.sh runs. apt-get logs its downloads to $LOG.
 var setupPrograms = map[string]string{
 	"id":         `echo "$UID_OF"`,
 	"dpkg-query": `shift 2; for p; do echo "$p installed"; done`,
@@ -19,7 +19,7 @@ var setupPrograms = map[string]string{
 	"depmod":     `: >"$2/lib/modules/$3/modules.dep.bin"`,
 }
 
-// machine is one to set up, whose packages are installed.
+// machine is a machine to set up; its packages are installed.
 type machine struct {
 	*testing.T
 	env        []string
@@ -40,7 +40,7 @@ func newMachine(t *testing.T, uid string) *machine {
 	return m
 }
 
-// setup runs make setup, and returns what it says.
+// setup runs make setup, and returns its output.
 func (m *machine) setup(env ...string) (string, error) {
 	m.Helper()
 	cmd := exec.CommandContext(m.Context(), "make", "--silent", "--no-print-directory", "setup")
@@ -61,8 +61,9 @@ func (m *machine) kernels() (names []string) {
 	return names
 }
 
-// TestSetupTellsItsDownloads: a user gets one kernel, root that of lab hosts as well; of each it is
-// said what comes, how much of it and to where, and nothing where there is nothing to do.
+// TestSetupTellsItsDownloads: a user gets one kernel, root also the lab hosts' one. For each
+// download, setup prints its name, size and destination; it prints nothing if there is nothing to
+// do.
 func TestSetupTellsItsDownloads(t *testing.T) {
 	const guests, hosts = "the kernel of test guests, linux-image-6.1.0-1-cloud-amd64 (31 MB)",
 		"the kernel of lab hosts, linux-image-6.1.0-1-amd64 (31 MB)"
@@ -90,7 +91,7 @@ func TestSetupTellsItsDownloads(t *testing.T) {
 	}
 }
 
-// TestSetupCutShort leaves nothing that could be taken for a kernel.
+// TestSetupCutShort: an interrupted setup leaves nothing that looks like a kernel.
 func TestSetupCutShort(t *testing.T) {
 	m := newMachine(t, "1000")
 	if out, err := m.setup("BROKEN=1"); err == nil {

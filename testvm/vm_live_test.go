@@ -144,7 +144,7 @@ func TestLiveAbandonedRequestsEndInTheGuest(t *testing.T) {
 			break
 		}
 	}
-	// Another connection, once this one has ended, finds the agent in good order.
+	// Once this connection has ended, another one finds the agent in a working state.
 	if err := g.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
-// buildCLI builds the static program that is shipped, and returns its directory.
+// buildCLI builds the static program as it is shipped, and returns its directory.
 func buildCLI(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -37,7 +37,7 @@ func runScripts(t *testing.T, files ...string) {
 	}
 	testscript.Run(t, testscript.Params{
 		Files:       files,
-		WorkdirRoot: t.TempDir(), // its own one stays where -run names a script
+		WorkdirRoot: t.TempDir(), // -run may name one script
 		Setup: func(env *testscript.Env) error {
 			sockets, err := os.MkdirTemp("", "tv") // a socket's path must be short
 			if err != nil {

@@ -18,9 +18,9 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// TestLiveCompletion asks for completions at every place of every command, where there is nothing
-// to complete with and where there is: a value comes once, and no text has what a shell would
-// expand.
+// TestLiveCompletion requests completions at every place of every command, on a host with nothing
+// to complete and on one with NICs: each value comes once, and no text has characters that a shell
+// would expand.
 func TestLiveCompletion(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	s := switchHere(t)
@@ -51,8 +51,8 @@ func TestLiveCompletion(t *testing.T) {
 	}
 }
 
-// everyPlace calls f with the words in front of the cursor: what goes without a flag, first and
-// behind a switch's path, flags themselves, and the value of each.
+// everyPlace calls f with the words in front of the cursor: arguments, also after a switch's path,
+// flags, and the value of each flag.
 func everyPlace(path string, f func(words []string)) {
 	everyCommand((&app{}).root(), func(cmd *cobra.Command) {
 		verb := strings.Fields(cmd.CommandPath())[1:]
@@ -66,7 +66,7 @@ func everyPlace(path string, f func(words []string)) {
 	})
 }
 
-// completions are the values that are offered, in order.
+// completions returns the offered values, in order.
 func completions(t *testing.T, netns string, words []string) (values []string) {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -91,13 +91,13 @@ func completions(t *testing.T, netns string, words []string) (values []string) {
 	return values
 }
 
-// namesGuest reports whether a line has the name of a guest that runs on this machine: others chose
-// it.
+// namesGuest reports whether a line has the name of a guest that runs on this machine, which the
+// test does not control.
 func namesGuest(line string) bool {
 	return slices.ContainsFunc(guestNames(), func(name string) bool { return strings.Contains(line, name) })
 }
 
-// populate makes bridges, and taps that were NICs of two guests; both had a net0.
+// populate creates bridges, and taps that were NICs of two guests, each with a net0.
 func populate(t *testing.T, netns string) {
 	ip := func(args ...string) {
 		t.Helper()

@@ -23,8 +23,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// flooding is the program of a VMM with the command line of a QEMU. Its monitor accepts the
-// capabilities of every client, and then sends without end.
+// flooding is a VMM with the command line of a QEMU. Its monitor accepts the capabilities of every
+// client, and then sends without end.
 func flooding() {
 	l, err := net.Listen("unix",
 		strings.TrimSuffix(strings.TrimPrefix(os.Args[len(os.Args)-1], "unix:"), ",server=on,wait=off"))
@@ -54,8 +54,8 @@ func flooding() {
 	}
 }
 
-// floodingGuest starts one as nobody, which has a macvtap on eth0 whose guest's filter is to be
-// followed.
+// floodingGuest starts such a VMM as the user nobody. It has a macvtap on eth0 whose receive filter
+// vmnet watch mirrors.
 func floodingGuest(t *testing.T, ns *netns.NS, vm string) {
 	t.Helper()
 	nl, err := rtnl.Open(ns)

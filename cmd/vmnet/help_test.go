@@ -14,7 +14,7 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// everyCommand calls f with root and all that is under it.
+// everyCommand calls f with root and all its subcommands.
 func everyCommand(root *cobra.Command, f func(*cobra.Command)) {
 	f(root)
 	for _, sub := range root.Commands() {
@@ -22,7 +22,7 @@ func everyCommand(root *cobra.Command, f func(*cobra.Command)) {
 	}
 }
 
-// TestHelpFits: no line is wider than a terminal, but examples, tables and what cobra writes of
+// TestHelpFits: no line is wider than a terminal, except examples, tables and cobra's texts about
 // shells.
 func TestHelpFits(t *testing.T) {
 	a := &app{out: &bytes.Buffer{}, err: &bytes.Buffer{}}
@@ -57,7 +57,7 @@ func TestFlagsOfAttachHaveGroups(t *testing.T) {
 	})
 }
 
-// TestEveryVerbHasJSON: but those that only explain, and watch, which logs.
+// TestEveryVerbHasJSON, except those that only explain, and watch, which logs.
 func TestEveryVerbHasJSON(t *testing.T) {
 	without := []string{"vmnet help", "vmnet watch"}
 	everyCommand((&app{}).root(), func(cmd *cobra.Command) {
@@ -75,7 +75,7 @@ func TestFill(t *testing.T) {
 	}
 }
 
-// TestListFits: a list drops what there is no room for, and wide is all of it.
+// TestListFits: a list drops columns for which there is no room; -o wide prints all of them.
 func TestListFits(t *testing.T) {
 	nics := []nic.NIC{
 		{
@@ -124,7 +124,7 @@ func TestListFits(t *testing.T) {
 	}
 }
 
-// TestColours: only on a terminal, and nobody must have objected.
+// TestColours: colours appear only on a terminal, unless the environment disables them.
 func TestColours(t *testing.T) {
 	f, err := os.Open(os.DevNull)
 	if err != nil {

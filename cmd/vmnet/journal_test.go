@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestJournal: stderr is the journal's where systemd says so of that very stream, and lines have
-// priorities there, no times.
+// TestJournal: if systemd says that stderr is a stream of the journal, lines have priorities and no
+// times.
 func TestJournal(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {

@@ -43,13 +43,13 @@ func (l leakChecked) Run() int {
 // TestScripts runs the scripts that need neither root nor a guest.
 func TestScripts(t *testing.T) { runScripts(t, "testdata", func(*testscript.Env) {}) }
 
-// TestLiveHost runs those that work in a network namespace of their own, $NETNS.
+// TestLiveHost runs the scripts that work in their own network namespace, $NETNS.
 func TestLiveHost(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	runScripts(t, "testdata/host", ownNetns)
 }
 
-// TestLiveGuest runs those that start guests as well, of names of their own: $VM and $VM2.
+// TestLiveGuest runs the scripts that also start guests, with unique names: $VM and $VM2.
 func TestLiveGuest(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	_, err := exec.LookPath(qemuProgram)
@@ -76,7 +76,7 @@ func TestLiveLibvirt(t *testing.T) {
 	})
 }
 
-// standingDomain is of a machine type whose slots give a device up without the guest.
+// standingDomain has a machine type whose slots release a device without the guest.
 const standingDomain = `<domain type='qemu'>
   <name>%s</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>
   <os><type arch='x86_64' machine='pc-q35-6.0'>hvm</type></os>
@@ -98,17 +98,17 @@ func ownNetns(env *testscript.Env) {
 	env.Setenv("VM2", uniqueVM())
 }
 
-// scriptTime is how long all scripts of a directory may take: what they wait for is killed
-// then. They need half a minute on an idle machine.
+// scriptTime bounds the time of all scripts of a directory; afterwards their programs are killed.
+// They take half a minute on an idle machine.
 const scriptTime = 10 * time.Minute
 
 func runScripts(t *testing.T, dir string, setup func(*testscript.Env)) {
 	testscript.Run(t, testscript.Params{
 		Dir:         dir,
-		WorkdirRoot: t.TempDir(), // its own one stays where -run names a script
+		WorkdirRoot: t.TempDir(), // -run may name one script
 		Setup: func(env *testscript.Env) error {
 			env.Values[guestsKey{}] = guests{}
-			env.Setenv("GORACE", "atexit_sleep_ms=0") // else each vmnet sleeps a second under -race
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // otherwise each vmnet sleeps a second under -race
 			setup(env)
 			return nil
 		},
@@ -127,8 +127,8 @@ func runScripts(t *testing.T, dir string, setup func(*testscript.Env)) {
 
 var vms atomic.Int64
 
-// uniqueVM is a name that no other guest on this machine has, short enough for
-// its taps to be called by it in full.
+// uniqueVM returns a name that no other guest on this machine has. It is short enough that the
+// names of its taps contain it in full.
 func uniqueVM() string {
 	name := "v" + strconv.FormatInt(int64(os.Getpid()), 36) + strconv.FormatInt(vms.Add(1), 36)
 	return strings.ToUpper(name)

@@ -83,7 +83,7 @@ func TestProgressIsThrottled(t *testing.T) {
 	}
 }
 
-// TestListOwner: the column is there only where somebody has it.
+// TestListOwner: the column appears only if a NIC has an owner.
 func TestListOwner(t *testing.T) {
 	nics := []nic.NIC{{VM: "P2", ID: "net0"}, {VM: "P3", ID: "net0"}}
 	for uid, want := range map[int][]string{
@@ -106,7 +106,7 @@ func TestListOwner(t *testing.T) {
 	}
 }
 
-// TestShowGone: of a device that was deleted, show says nothing that only a device has.
+// TestShowGone: for a deleted device, show prints no property that only an existing one has.
 func TestShowGone(t *testing.T) {
 	for _, n := range []nic.NIC{
 		{VM: "P2", ID: "net0", Interface: "P2-net0", Type: nic.TypeTap, Source: "br0", Model: "virtio-net-pci", MAC: "52:54:00:00:00:01", Queues: 1, State: nic.Gone},

@@ -19,7 +19,7 @@ import (
 	"vmnet/qmp"
 )
 
-// patience is how long things may take that need no time on an idle machine.
+// patience bounds waits for things that happen at once on an idle machine.
 const patience = 20 * time.Second
 
 // cmdExits is `exits N command...`: the command must exit with that status.
@@ -42,8 +42,8 @@ func cmdExits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// cmdEventually is `eventually REGEXP command...`: the command is run again until
-// its output matches, with ! until it does not match any more.
+// cmdEventually is `eventually REGEXP command...`: it repeats the command until its output matches,
+// with ! until it does not match any longer.
 func cmdEventually(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) < 2 {
 		ts.Fatalf("usage: [!] eventually REGEXP COMMAND...")
@@ -56,7 +56,7 @@ func cmdEventually(ts *testscript.TestScript, neg bool, args []string) {
 	})
 }
 
-// eventually is nstest.Eventually of a script, which is no testing.TB.
+// eventually is nstest.Eventually for a script, which is not a testing.TB.
 func eventually(ts *testscript.TestScript, what string, ok func() bool) {
 	for end := time.Now().Add(patience); !ok(); time.Sleep(20 * time.Millisecond) { // not a wait: a poll
 		if time.Now().After(end) {
@@ -75,9 +75,8 @@ type guest struct {
 	done chan struct{} // closed when it has ended
 }
 
-// cmdQEMU is `qemu PIDVAR argument...`: it starts a QEMU that stays paused, and
-// sets $PIDVAR, and waits until its monitor on a unix socket listens. It ends with
-// the script.
+// cmdQEMU is `qemu PIDVAR argument...`: it starts a paused QEMU, sets $PIDVAR, and waits until its
+// monitor listens on a unix socket. The QEMU ends with the script.
 func cmdQEMU(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
 		ts.Fatalf("usage: qemu PIDVAR ARGUMENT...")
@@ -89,7 +88,7 @@ func cmdQEMU(ts *testscript.TestScript, neg bool, args []string) {
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
 	go func() {
-		// Pdeathsig is about the thread that started it.
+		// Pdeathsig follows the thread that started it.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		started <- g.cmd.Start()
@@ -125,7 +124,7 @@ func (g *guest) stop() {
 	<-g.done
 }
 
-// cmdStopQEMU is `stopqemu PIDVAR`: it kills what qemu has started.
+// cmdStopQEMU is `stopqemu PIDVAR`: it kills the QEMU that qemu has started.
 func cmdStopQEMU(ts *testscript.TestScript, neg bool, args []string) {
 	all := ts.Value(guestsKey{}).(guests)
 	if neg || len(args) != 1 || all[args[0]] == nil {
@@ -134,7 +133,7 @@ func cmdStopQEMU(ts *testscript.TestScript, neg bool, args []string) {
 	all[args[0]].stop()
 }
 
-// cmdQuery is `query SOCKET COMMAND`: it prints what QEMU answers.
+// cmdQuery is `query SOCKET COMMAND`: it prints QEMU's reply.
 func cmdQuery(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: query SOCKET COMMAND")
@@ -149,8 +148,8 @@ func cmdQuery(ts *testscript.TestScript, neg bool, args []string) {
 	fmt.Fprintf(ts.Stdout(), "%s\n", answer)
 }
 
-// cmdHold is `hold SOCKET`: it waits until QEMU serves that monitor, and stays
-// its client until the script ends.
+// cmdHold is `hold SOCKET`: it waits until QEMU serves it on that monitor, and stays connected
+// until the script ends.
 func cmdHold(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: hold SOCKET")

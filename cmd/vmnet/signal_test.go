@@ -6,12 +6,11 @@ import (
 	"time"
 )
 
-// signalled is a command for scripts: it tells how untilSignal ended, and then
-// undoes something that takes long.
+// signalled is a command for scripts: it prints how untilSignal ended, and then runs a slow undo.
 func signalled() {
 	ctx := untilSignal(context.Background())
 	fmt.Println("ready")
 	<-ctx.Done()
 	fmt.Println(context.Cause(ctx))
-	time.Sleep(patience) // not a wait: what takes long
+	time.Sleep(patience) // not a wait: the slow undo
 }

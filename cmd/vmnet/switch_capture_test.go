@@ -22,8 +22,8 @@ import (
 	"vmnet/internal/endpoint"
 )
 
-// aSwitch is one that runs in this process, with guests a and b on datagram sockets. a may only
-// speak from stationMAC(1).
+// aSwitch is a switch that runs in this process, with guests a and b on datagram sockets. Guest a
+// may send only from stationMAC(1).
 type aSwitch struct {
 	t    *testing.T
 	path string
@@ -72,14 +72,14 @@ func switchHere(t *testing.T) *aSwitch {
 
 func stationMAC(n byte) []byte { return []byte{2, 0, 0, 0, 0, n} }
 
-// frameTo returns a frame from station src, which is the last byte of its address.
+// frameTo returns a frame from station src; src is the last byte of the station's address.
 func frameTo(dst []byte, src, number byte) []byte {
 	f := slices.Concat(dst, stationMAC(src), []byte{0x88, 0xb5}, make([]byte, 286))
 	f[len(f)-1] = number
 	return f
 }
 
-// send writes frames until the capture has ended: nobody tells when it has begun.
+// send writes frames until the capture has ended: its beginning is not reported.
 func (s *aSwitch) send(from *os.File, done <-chan struct{}, frames ...[]byte) {
 	for i := 0; ; i++ {
 		select {
@@ -111,7 +111,7 @@ func (s *aSwitch) capture(ctx context.Context, do func(done <-chan struct{}),
 	return status, out.String(), errs.String()
 }
 
-// readBack are the frames in a file, by the names of their interfaces.
+// readBack returns the frames in a file, by the names of their interfaces.
 func readBack(t *testing.T, r io.Reader) (names []string, frames [][]byte, lengths []int) {
 	t.Helper()
 	ng, err := pcapgo.NewNgReader(r, pcapgo.DefaultNgReaderOptions)
@@ -136,8 +136,8 @@ func readBack(t *testing.T, r io.Reader) (names []string, frames [][]byte, lengt
 	}
 }
 
-// TestSwitchCaptureFile compares what was written with what was sent, byte by byte: each frame
-// comes in by a and goes out by b.
+// TestSwitchCaptureFile compares the written frames with the sent ones, byte by byte: each frame
+// enters by a and leaves by b.
 func TestSwitchCaptureFile(t *testing.T) {
 	s := switchHere(t)
 	all := bytes.Repeat([]byte{0xff}, 6)
@@ -178,7 +178,7 @@ func TestSwitchCaptureFile(t *testing.T) {
 				if !bytes.Equal(f, one[:c.snaplen]) && !bytes.Equal(f, two[:c.snaplen]) {
 					t.Errorf("%v: frame %d is %x", c.args, i, f)
 				}
-				// One that goes out came in before.
+				// A frame that leaves has entered before.
 				if names[i] == "a in" {
 					cameIn = append(cameIn, f)
 				} else if c.in != "" && (i > 0 || len(cameIn) > 0) { // the capture may have begun in between
@@ -226,7 +226,7 @@ func TestSwitchCaptureLines(t *testing.T) {
 	}
 }
 
-// TestSwitchCaptureEnds has it end by its duration, by a signal, with the switch.
+// TestSwitchCaptureEnds ends a capture by its duration, by a signal, and with the switch.
 func TestSwitchCaptureEnds(t *testing.T) {
 	s := switchHere(t)
 	broadcast := frameTo(bytes.Repeat([]byte{0xff}, 6), 1, 1)

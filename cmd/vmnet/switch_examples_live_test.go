@@ -15,13 +15,13 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// An example is the arguments of a switch run that users are shown.
+// An example has the arguments of a documented `switch run`.
 type example struct {
 	where string
-	args  []string // behind the switch's name
+	args  []string // after the switch's name
 }
 
-// runExamples are those of the help, the manual and docs/examples, taken from these.
+// runExamples returns the examples of the help, the manual and docs/examples.
 func runExamples(t *testing.T) (all []example) {
 	t.Helper()
 	var a app
@@ -49,7 +49,7 @@ func runExamples(t *testing.T) (all []example) {
 	return all
 }
 
-// TestLiveSwitchExamples runs what users are shown: each port can reach another one.
+// TestLiveSwitchExamples runs the documented examples: each port can reach another one.
 func TestLiveSwitchExamples(t *testing.T) {
 	for _, e := range runExamples(t) {
 		t.Run(e.where+" "+strings.Join(e.args, " "), func(t *testing.T) {
@@ -60,7 +60,7 @@ func TestLiveSwitchExamples(t *testing.T) {
 					device, _, _ := strings.Cut(e.args[i+1], ",")
 					card(t, ns, device)
 				case "--user":
-					e.args[i+1] = "65534:65534" // an administrator makes the user that the text names
+					e.args[i+1] = "65534:65534" // an administrator creates the user that the text names
 				}
 			}
 			r := runSwitch(t, ns, nil, e.args...)
@@ -79,7 +79,7 @@ func TestLiveSwitchExamples(t *testing.T) {
 	}
 }
 
-// card makes a device that has a cable to another netns, where its other end is lan0.
+// card creates a veth device whose peer, lan0, is in another netns.
 func card(t *testing.T, ns *netns.NS, name string) (outside *netns.NS) {
 	t.Helper()
 	outside = nstest.New(t)
@@ -100,7 +100,7 @@ func card(t *testing.T, ns *netns.NS, name string) (outside *netns.NS) {
 	return outside
 }
 
-// TestLiveShippedOptions has the guests of docs/examples/switch.env talk to the network outside,
+// TestLiveShippedOptions: the guests of docs/examples/switch.env reach the network outside,
 // untagged and in a VLAN.
 func TestLiveShippedOptions(t *testing.T) {
 	var shipped []string
@@ -127,8 +127,8 @@ func TestLiveShippedOptions(t *testing.T) {
 	r.end()
 }
 
-// vlanOutside has a guest ask for an address that nobody has, and reads in which VLAN the question
-// gets out.
+// vlanOutside lets a guest send an ARP request for an unused address, and returns the VLAN in which
+// the request leaves the switch.
 func vlanOutside(t *testing.T, guest, outside *netns.NS) (vlan int) {
 	t.Helper()
 	fd := -1
@@ -158,7 +158,7 @@ func vlanOutside(t *testing.T, guest, outside *netns.NS) (vlan int) {
 			if err != nil || len(controls) == 0 {
 				t.Fatal("no auxiliary data", err)
 			}
-			aux := controls[0].Data // struct tpacket_auxdata: tp_vlan_tci is behind 16 bytes
+			aux := controls[0].Data // struct tpacket_auxdata: tp_vlan_tci is at offset 16
 			vlan = int(aux[16]) | int(aux[17])<<8
 			return true
 		}

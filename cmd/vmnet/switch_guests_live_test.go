@@ -15,13 +15,13 @@ import (
 	"vmnet/testvm"
 )
 
-// asNobody are setpriv's options for a user without any capability, who never gets one.
+// asNobody are setpriv's options for a user without any capability, who cannot gain one.
 var asNobody = []string{
 	"--reuid", fmt.Sprint(nobody), "--regid", fmt.Sprint(nobody), "--clear-groups",
 	"--bounding-set=-all", "--inh-caps=-all", "--no-new-privs",
 }
 
-// nobodys is a guest whose QEMU nobody runs, without any capability.
+// nobodys is a guest whose QEMU runs as the user nobody, without any capability.
 func nobodys(t *testing.T) (*testvm.VM, string) {
 	t.Helper()
 	testvm.Require(t)
@@ -40,7 +40,7 @@ func nobodys(t *testing.T) (*testvm.VM, string) {
 		t.Fatal(err)
 	}
 	kernel.Image = parts.Kernel
-	// The script is started in place of QEMU, and gives the machine's directory to nobody.
+	// The script runs in place of QEMU, and changes the owner of the machine's directory to nobody.
 	starter := filepath.Join(dir, "start")
 	script := fmt.Sprintf(`#!/bin/bash
 set -e

@@ -82,7 +82,7 @@ func startSwitch(t *testing.T, ns *netns.NS, socket string, before []string, arg
 	return r
 }
 
-// says waits for a line.
+// says waits for a line of output.
 func (r *running) says(want string) {
 	r.t.Helper()
 	late := time.After(patience)
@@ -101,13 +101,13 @@ func (r *running) says(want string) {
 	}
 }
 
-// kill is what no program can do anything about.
+// kill sends SIGKILL, which no program can handle.
 func (r *running) kill() {
 	_ = r.cmd.Process.Kill()
 	_ = r.cmd.Wait()
 }
 
-// end asks it to end, and wants success.
+// end asks the switch to exit, and checks that it succeeds.
 func (r *running) end() {
 	r.t.Helper()
 	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -173,7 +173,7 @@ func (r *running) powerless(uid int) {
 	}
 }
 
-// seat moves a device into a netns of its own, and gives it addresses there.
+// seat moves a device into a new netns, and adds addresses to it there.
 func seat(t *testing.T, from *netns.NS, device, v4 string) *netns.NS {
 	t.Helper()
 	ns := nstest.New(t)
@@ -261,8 +261,8 @@ func persistent(t *testing.T, ns *netns.NS, name string, multi bool) {
 	}
 }
 
-// TestLiveSwitchTaps has taps that are made and such that are there, of one queue and of several,
-// leave for other namespaces, and traffic between them.
+// TestLiveSwitchTaps moves new and existing taps, with one queue and with several, to other
+// namespaces, and sends traffic between them.
 func TestLiveSwitchTaps(t *testing.T) {
 	ns := nstest.New(t)
 	persistent(t, ns, "single", false)
@@ -295,7 +295,7 @@ func TestLiveSwitchTaps(t *testing.T) {
 			t.Errorf("to %s: %v", pair.v4, err)
 		}
 	}
-	holder, _ := r.guests("guest") // which nobody may not look at
+	holder, _ := r.guests("guest") // which the user nobody may not read
 	r.lose(holder, 4)
 	r.end()
 	awaitGone(t, made, "made")
@@ -317,7 +317,7 @@ func TestLiveSwitchPacket(t *testing.T) {
 	}
 	address(t, ns, "up0", "10.7.0.9")
 	address(t, outside, "lan0", "10.7.0.2")
-	awaitAnswer(t, outside, "10.7.0.9") // else the test is wrong
+	awaitAnswer(t, outside, "10.7.0.9") // otherwise the test is wrong
 
 	r := runSwitch(t, ns, nil, "--user", "nobody", "--tap", "tap0", "--packet", "up0")
 	r.powerless(nobody)
@@ -333,7 +333,7 @@ func TestLiveSwitchPacket(t *testing.T) {
 		t.Errorf("a second switch: %s, %v", out, err)
 	}
 
-	// Killed, it leaves its socket and nothing else.
+	// A killed switch leaves its socket and nothing else.
 	r.kill()
 	awaitGone(t, guest, "tap0")
 	awaitAnswer(t, outside, "10.7.0.9") // the device's frames reach the host again
@@ -352,7 +352,7 @@ func TestLiveSwitchPacket(t *testing.T) {
 	r.end()
 }
 
-// forNobody lets everybody execute the program that is tested.
+// forNobody lets every user execute the tested program.
 func forNobody(t *testing.T) {
 	t.Helper()
 	path, err := exec.LookPath("vmnet")
@@ -402,7 +402,7 @@ func (r *running) guests(names ...string) (holder *exec.Cmd, ends []*os.File) {
 	return holder, ends
 }
 
-// lose kills the holder of ports, and waits until as many as that are left.
+// lose kills the holder of ports, and waits until that many are left.
 func (r *running) lose(holder *exec.Cmd, left int) {
 	r.t.Helper()
 	if err := holder.Process.Kill(); err != nil {
@@ -413,8 +413,8 @@ func (r *running) lose(holder *exec.Cmd, left int) {
 	})
 }
 
-// TestLiveSwitchWithoutFiles has a switch that may open few files: it refuses ports, and goes on to
-// serve clients, silent ones among them.
+// TestLiveSwitchWithoutFiles: a switch that may open few files refuses ports, and continues to
+// serve clients, including silent ones.
 func TestLiveSwitchWithoutFiles(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	r := runSwitch(t, nil, []string{"prlimit", "--nofile=64"})
@@ -450,8 +450,8 @@ func TestLiveSwitchWithoutFiles(t *testing.T) {
 	r.end()
 }
 
-// TestLiveSwitchOfNobody: a switch without privilege, with two guests whose ports come by its
-// socket.
+// TestLiveSwitchOfNobody: a switch without privilege, with two guests whose ports are added over
+// its socket.
 func TestLiveSwitchOfNobody(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	forNobody(t)
@@ -470,8 +470,8 @@ func TestLiveSwitchOfNobody(t *testing.T) {
 	r.end()
 }
 
-// TestLiveSwitchWithTheRightsOfItsUnit has those that systemd gives the user it makes up, and tells
-// systemd of itself.
+// TestLiveSwitchWithTheRightsOfItsUnit runs a switch with the privileges that systemd gives its
+// dynamic user. The switch notifies systemd.
 func TestLiveSwitchWithTheRightsOfItsUnit(t *testing.T) {
 	ns := nstest.New(t)
 	forNobody(t)
@@ -497,7 +497,7 @@ func TestLiveSwitchWithTheRightsOfItsUnit(t *testing.T) {
 	}
 	t.Setenv("NOTIFY_SOCKET", told.LocalAddr().String())
 	t.Setenv("NODE", filepath.Join(t.TempDir(), "tun"))
-	// Where there is no udev, /dev/net/tun is root's alone.
+	// Without udev, only root may open /dev/net/tun.
 	const node = `mknod "$NODE" c 10 200 && chmod 666 "$NODE" && mount --bind "$NODE" /dev/net/tun && exec "$@"`
 	r := runSwitch(t, nil, []string{
 		"nsenter", "--net=" + ns.Path(), "unshare", "--mount", "sh", "-c", node, "sh",

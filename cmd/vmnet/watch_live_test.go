@@ -22,7 +22,7 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// unitCapabilities are those that the systemd unit leaves vmnet watch, as setpriv(1) wants them.
+// unitCapabilities are those that the systemd unit leaves to vmnet watch, in setpriv(1)'s form.
 func unitCapabilities(t *testing.T) string {
 	t.Helper()
 	unit, err := os.ReadFile("../../docs/systemd/vmnet-watch.service")
@@ -40,7 +40,7 @@ func unitCapabilities(t *testing.T) string {
 	return set
 }
 
-// nobodysGuest is a QEMU of another user, whose monitor nobody else can reach.
+// nobodysGuest is a QEMU of the user nobody, whose monitor no other user can reach.
 func nobodysGuest(t *testing.T, name string) (pid int) {
 	t.Helper()
 	const nobody = 65534
@@ -73,7 +73,7 @@ func nobodysGuest(t *testing.T, name string) (pid int) {
 	return cmd.Process.Pid
 }
 
-// hasDeaf gives the guest a macvtap that does not take in what it wants, for watch to find.
+// hasDeaf adds a macvtap to the guest that drops frames the guest wants, for watch to find.
 func hasDeaf(t *testing.T, ns *netns.NS, name string, pid int) {
 	t.Helper()
 	m, err := tapmgr.New(ns)
@@ -105,8 +105,8 @@ func ipIn(t *testing.T, netns string, args ...string) {
 	}
 }
 
-// TestLiveWatchWithTheRightsOfItsUnit has it do what takes each of them, and tell systemd of
-// itself.
+// TestLiveWatchWithTheRightsOfItsUnit: watch does work that needs each of the unit's capabilities,
+// and notifies systemd.
 func TestLiveWatchWithTheRightsOfItsUnit(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	_, err := exec.LookPath(qemuProgram)
@@ -115,7 +115,7 @@ func TestLiveWatchWithTheRightsOfItsUnit(t *testing.T) {
 	ipIn(t, ns.Path(), "link", "add", "eth0", "type", "veth", "peer", "name", "far0")
 	ipIn(t, ns.Path(), "link", "set", "eth0", "up")
 	ipIn(t, ns.Path(), "tuntap", "add", "lost", "mode", "tap")
-	ipIn(t, ns.Path(), "link", "set", "dev", "lost", "address", "fe:54:00:00:00:01") // else it is set back
+	ipIn(t, ns.Path(), "link", "set", "dev", "lost", "address", "fe:54:00:00:00:01") // otherwise it is reset
 	ipIn(t, ns.Path(), "link", "set", "dev", "lost", "alias",
 		"vmnet vm=dead nic=lost type=tap source=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1")
 	ipIn(t, ns.Path(), "link", "add", "br0", "type", "bridge")

@@ -9,8 +9,7 @@ import (
 	"testing"
 )
 
-// layers are the packages from top to bottom; those of one layer know nothing
-// of each other.
+// layers are the packages from top to bottom; packages of one layer do not import each other.
 var layers = [][]string{
 	{"cmd/vmnet", "cmd/qemu-netup", "cmd/qemu-netup-full", "cmd/vmnet-hook"},
 	{"internal/libvirthook/hook", "internal/watch"},
@@ -56,14 +55,14 @@ var systemCalls = []string{
 // directory by which verbs on a libvirt guest exclude each other.
 var syscallsElsewhere = []string{"Flock"}
 
-// forTests may be imported by tests and by cmd/testvm alone; internal/cli/mangen, by
-// what writes the man pages.
+// forTests may be imported only by tests and by cmd/testvm; internal/cli/mangen, by the generator
+// of the man pages.
 var forTests = []string{
 	"internal/nstest", "internal/leaktest", "internal/vmm/qmptest", "internal/bench", "internal/cli/mangen",
 	"internal/install", "internal/fresh", "internal/release", "testvm", "libvirt/libvirttest",
 }
 
-// imports lists the module's packages and what their code, without tests, imports.
+// imports returns the imports of the module's packages, without those of tests.
 func imports(t *testing.T) map[string][]string {
 	t.Helper()
 	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "vmnet/...").Output()
@@ -107,7 +106,7 @@ func TestImportsPointDown(t *testing.T) {
 	}
 }
 
-// TestSystemCalls looks for functions of package syscall, which are system calls by another name.
+// TestSystemCalls looks for calls of package syscall, which are system calls too.
 func TestSystemCalls(t *testing.T) {
 	m, err := loadOwn()
 	if err != nil {
@@ -158,8 +157,8 @@ func TestNoPackageIsCalledUtil(t *testing.T) {
 	}
 }
 
-// TestOnlyVmnetLinksGoQEMU: go-qemu imports go-libvirt, and that an SSH client, which no program
-// that runs with privileges needs.
+// TestOnlyVmnetLinksGoQEMU: go-qemu imports go-libvirt, and go-libvirt an SSH client, which no
+// privileged program needs.
 func TestOnlyVmnetLinksGoQEMU(t *testing.T) {
 	for program, want := range map[string]bool{
 		"vmnet": true, "qemu-netup": false, "qemu-netup-full": false,

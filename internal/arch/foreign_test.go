@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// foreign is a program of another module, which can use nothing below internal.
+// foreign is a program of another module, which cannot import internal packages.
 const foreign = `package main
 
 import (

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// module is a small one, by its files.
+// module is a small module, by its files.
 var module = map[string]string{
 	"go.mod":          "module m\n\ngo 1.26\n",
 	"cmd/p/main.go":   "package main\n\nimport \"m/a\"\n\nfunc main() { run() }\n\nvar hooks = []func(){a.Hooked}\n",
@@ -27,7 +27,7 @@ var module = map[string]string{
 	"low/more.go":     "package low\n\nfunc more() {}\n",
 }
 
-// loadOwn reads this module, which several tests look at.
+// loadOwn loads this module once, for several tests.
 var loadOwn = sync.OnceValues(func() (*Module, error) { return Load("../..") })
 
 func loadSmall(t *testing.T) *Module {
@@ -78,7 +78,7 @@ func TestKnot(t *testing.T) {
 	}
 }
 
-// TestVerbs wants the entries of all verbs to be there.
+// TestVerbs checks that the entry functions of all verbs exist.
 func TestVerbs(t *testing.T) {
 	m, err := loadOwn()
 	if err != nil {

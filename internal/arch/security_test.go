@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestSecurityNamesTests looks for each test that SECURITY.md names: "TestName", or "TestNam*" for
-// those whose names begin so.
+// TestSecurityNamesTests checks that each test named in SECURITY.md exists: "TestName", or
+// "TestNam*" for a prefix.
 func TestSecurityNamesTests(t *testing.T) {
 	const root = "../.."
 	text, err := os.ReadFile(filepath.Join(root, "SECURITY.md"))

@@ -45,7 +45,7 @@ func TestNoTestWaitsBySleeping(t *testing.T) {
 	}
 }
 
-// bareSleeps are the lines of a file that sleep, and say nothing about it.
+// bareSleeps returns the lines of a file that sleep without such a comment.
 func bareSleeps(all *token.FileSet, f *ast.File) (lines []int) {
 	if slices.ContainsFunc(f.Imports, func(i *ast.ImportSpec) bool { return i.Path.Value == `"testing/synctest"` }) {
 		return nil

@@ -79,7 +79,7 @@ func newLab(b *testing.B) *lab {
 	return l
 }
 
-// guest starts a QEMU whose processors stand still, and returns its name and monitor.
+// guest starts a QEMU with paused processors, and returns its name and monitor.
 func (l *lab) guest(kind string) (name, monitor string) {
 	name = kind + "-" + strconv.Itoa(os.Getpid())
 	vm := testvm.StartT(l.B, testvm.Config{Name: name, Paused: true, Netns: l.ns.Path(), Logf: func(string, ...any) {}})

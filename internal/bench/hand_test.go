@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// byHand is what one types without vmnet: a persistent tap by ip(8), then the monitor.
+// byHand does the work without vmnet: a persistent tap with ip(8), then the monitor.
 func (l *lab) byHand() func(int) (time.Duration, error) {
 	_, socket := l.guest("hand")
 	return func(i int) (time.Duration, error) {
@@ -29,7 +29,7 @@ func (l *lab) byHand() func(int) (time.Duration, error) {
 	}
 }
 
-// monitor sends commands, each when the one before it is answered.
+// monitor sends commands, each after the reply to the previous one.
 func monitor(path string, commands ...string) error {
 	conn, err := net.Dial("unix", path)
 	if err != nil {
@@ -64,7 +64,7 @@ func answered(answers *bufio.Scanner) error {
 		if a.Error != nil {
 			return errors.New(a.Error.Desc)
 		}
-		if a.Return != nil { // else it is an event
+		if a.Return != nil { // otherwise it is an event
 			return nil
 		}
 	}

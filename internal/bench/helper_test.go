@@ -21,14 +21,14 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// helperTurns is how often each way is taken: one start takes a few milliseconds, and other
-// processes of the machine disturb some of them.
+// helperTurns is the number of turns of each way: one start takes a few milliseconds, and other
+// processes on the machine disturb some of them.
 const helperTurns = 300
 
-// BenchmarkBridgeHelper has QEMU's own bridge helper and qemu-netup make taps on one bridge: from
-// fork until the fd has been received, and in the same turns until the helper has ended, for which
-// QEMU waits as well (net_bridge_run_helper of its net/tap.c). An empty Go program and /bin/true
-// are what the start of a process takes.
+// BenchmarkBridgeHelper lets QEMU's own bridge helper and qemu-netup create taps on one bridge. It
+// measures from fork until the fd is received, and in the same turns until the helper has exited,
+// for which QEMU waits too (net_bridge_run_helper in net/tap.c). An empty Go program and /bin/true
+// show the cost of starting a process.
 func BenchmarkBridgeHelper(b *testing.B) {
 	for _, user := range []struct {
 		name string
@@ -40,7 +40,7 @@ func BenchmarkBridgeHelper(b *testing.B) {
 			if h.qemu != "" {
 				helpers = slices.Insert(helpers, 0, helper{"qemu-bridge-helper", h.qemu})
 			}
-			if user.uid != 0 { // root has the right already
+			if user.uid != 0 { // root has the privilege already
 				for _, helper := range slices.Clone(helpers) {
 					helpers = append(helpers, h.withCapability(helper))
 				}
@@ -60,8 +60,8 @@ func BenchmarkBridgeHelper(b *testing.B) {
 	}
 }
 
-// BenchmarkLaunch is what qemu-netup adds to the start of a program, until that says its first
-// word. What the kernel does when the program ends, and its NICs with it, is not counted.
+// BenchmarkLaunch measures what qemu-netup adds to the start of a program, until the program's
+// first output. The kernel's work at the end of the program and its NICs is not counted.
 func BenchmarkLaunch(b *testing.B) {
 	h := newHelperLab(b, 65534)
 	nics := func(n int) func(int) (time.Duration, error) {
@@ -97,9 +97,9 @@ func compare(b *testing.B, ways []*Way) {
 type helperLab struct {
 	*testing.B
 	dir string
-	uid int // of who starts them
+	uid int // of the user that starts them
 
-	qemu    string // empty: there is none
+	qemu    string // empty if there is none
 	plain   string // qemu-netup without policy.yaml
 	limited string // qemu-netup with one that limits the number of NICs
 	empty   string
@@ -154,7 +154,7 @@ func (h *helperLab) netup(name, policyPath string) string {
 	return path
 }
 
-// withCapability is a helper that has CAP_NET_ADMIN by its file instead of being setuid root.
+// withCapability is a helper with CAP_NET_ADMIN as a file capability instead of setuid root.
 func (h *helperLab) withCapability(of helper) helper {
 	program, err := os.ReadFile(of.program)
 	path := of.program + "-cap"
@@ -183,8 +183,8 @@ func (h *helperLab) copyHelper() string {
 	return ""
 }
 
-// enter moves the calling thread, and what it starts, into the netns and into mounts of its
-// own: an /etc that has what a C program looks for, and QEMU's ACL file.
+// enter moves the calling thread, and what it starts, into the netns and a new mount namespace:
+// with an /etc that has the files that C programs read, and QEMU's ACL file.
 func (h *helperLab) enter(ns *netns.NS) {
 	runtime.LockOSThread() // never unlocked
 	etc := filepath.Join(h.dir, "etc")
@@ -195,7 +195,7 @@ func (h *helperLab) enter(ns *netns.NS) {
 			h.must(os.WriteFile(filepath.Join(etc, name), text, 0o644))
 		}
 	}
-	node := filepath.Join(h.dir, "tun") // that everybody may open, as on most machines
+	node := filepath.Join(h.dir, "tun") // with mode 0666, as on most machines
 	var st unix.Stat_t
 	h.must(unix.Stat("/dev/net/tun", &st))
 	h.must(errors.Join(unix.Mknod(node, unix.S_IFCHR|0o666, int(st.Rdev)), unix.Chmod(node, 0o666)))
@@ -207,7 +207,7 @@ func (h *helperLab) enter(ns *netns.NS) {
 		unix.Setns(int(ns.Handle()), unix.CLONE_NEWNET)))
 }
 
-// command is one that the lab's user starts.
+// command returns a command that the lab's user runs.
 func (h *helperLab) command(program string, args ...string) *exec.Cmd {
 	cmd := exec.Command(program, args...)
 	cmd.Env = []string{}
@@ -218,7 +218,7 @@ func (h *helperLab) command(program string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// run starts a program, until it says something, or says nothing and ends.
+// run starts a program and waits for its first output, or for its end.
 func (h *helperLab) run(program string, args ...string) func(int) (time.Duration, error) {
 	return func(int) (time.Duration, error) {
 		cmd := h.command(program, args...)
@@ -241,11 +241,11 @@ func (h *helperLab) run(program string, args ...string) func(int) (time.Duration
 	}
 }
 
-// helper is a program that takes the arguments of qemu-bridge-helper.
+// helper is a program with the arguments of qemu-bridge-helper.
 type helper struct{ name, program string }
 
-// tap does what QEMU does. The second way takes no turns: it is how long those of the first took in
-// all.
+// tap does what QEMU does. The second way takes no turns of its own: it is the total time of the
+// first one's.
 func (h *helperLab) tap(helper helper) (received, ended *Way) {
 	ended = &Way{Name: helper.name + " to its end"}
 	received = &Way{Name: helper.name + " to the fd", Do: func(i int) (time.Duration, error) {
@@ -258,9 +258,9 @@ func (h *helperLab) tap(helper helper) (received, ended *Way) {
 	return received, ended
 }
 
-// start tells when a helper's fd was there, and when the helper had ended.
+// start returns when the helper's fd arrived, and when the helper had exited.
 func (h *helperLab) start(program string) (received, ended time.Duration, err error) {
-	sock, theirs, err := fdpass.Pair() // QEMU's is a SOCK_STREAM, which makes no difference here
+	sock, theirs, err := fdpass.Pair() // QEMU uses a SOCK_STREAM, which makes no difference here
 	if err != nil {
 		return 0, 0, err
 	}
@@ -270,7 +270,7 @@ func (h *helperLab) start(program string) (received, ended time.Duration, err er
 	cmd.Stderr = os.Stderr // a pipe would take a goroutine's time
 	start := time.Now()
 	err = cmd.Start()
-	_ = theirs.Close() // else its end is not seen
+	_ = theirs.Close() // otherwise its end is not noticed
 	if err != nil {
 		return 0, 0, err
 	}

@@ -7,7 +7,7 @@ import (
 	"vmnet/libvirt/libvirttest"
 )
 
-// libvirtDomain is like the other guests; acpi is what hot plug needs.
+// libvirtDomain is like the other guests; hot plug needs acpi.
 const libvirtDomain = `<domain type='qemu'>
   <name>%s</name><memory unit='MiB'>128</memory><vcpu>1</vcpu>
   <os><type arch='x86_64' machine='pc'>hvm</type></os>
@@ -16,7 +16,7 @@ const libvirtDomain = `<domain type='qemu'>
 </domain>
 `
 
-// libvirt starts libvirtd with a standing guest for each way to give it NICs.
+// libvirt starts libvirtd with a paused guest for each way to attach NICs.
 func (l *lab) libvirt() []*Way {
 	daemon := libvirttest.Start(l, l.ns)
 	for _, name := range []string{"theirs", "ours", "monitored"} {

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// made is a machine of the files given by path and text; a path that ends with a
-// star is a program.
+// made returns a machine with these files, by path and text. A path that ends with a star is a
+// program.
 func made(t *testing.T, files map[string]string) Machine {
 	t.Helper()
 	root := t.TempDir()
@@ -33,7 +33,7 @@ func made(t *testing.T, files map[string]string) Machine {
 	return Machine{Root: root, Self: "/usr/bin", Path: []string{"/usr/local/bin", "/usr/bin"}}
 }
 
-// wants compares one finding, of which only a part of text and cure is given.
+// wants compares one finding. Text and cure of want need only be contained in those found.
 func wants(t *testing.T, got []Check, want Check) {
 	t.Helper()
 	for _, c := range got {

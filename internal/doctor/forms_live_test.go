@@ -7,7 +7,7 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// What the helper becomes must be there, root's, and without privilege of its own.
+// The program that the helper becomes must exist, belong to root, and have no privilege of its own.
 func TestLiveForms(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	const full = "/usr/libexec/vmnet/" + Full

@@ -10,7 +10,7 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// TestLiveHook needs root, to whom what libvirt executes has to belong.
+// TestLiveHook needs root: the programs that libvirt executes must belong to root.
 func TestLiveHook(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	const daemon, program, local = "/usr/sbin/libvirtd*", "/usr/bin/" + hookfile.Program,

@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { leaktest.Main(m) }
 
 const helperPath = "/usr/bin/" + Helper
 
-// withHelper is a made-up machine with a helper, which is then changed.
+// withHelper is a simulated machine with a helper, which the test then changes.
 func withHelper(t *testing.T, change func(helper string) error) Machine {
 	t.Helper()
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
@@ -133,7 +133,7 @@ func TestLiveHelper(t *testing.T) {
 	}
 }
 
-// A setuid program on a file system that is mounted nosuid, in a mount namespace of its own.
+// A setuid program on a file system that is mounted nosuid, in a new mount namespace.
 func TestLiveNoSuid(t *testing.T) {
 	if dir := os.Getenv("NOSUID_DIR"); dir != "" {
 		wants(t, Machine{Root: dir, Self: "/"}.helper(), Check{"helper right", Fail, "nosuid", "option suid"})
@@ -195,7 +195,7 @@ func TestLiveRules(t *testing.T) {
 	}
 }
 
-// This machine, with bridges in a netns of its own: each check says something.
+// This machine, with bridges in a new netns: each check reports a finding.
 func TestLive(t *testing.T) {
 	ns := nstest.New(t)
 	m := Machine{Self: "/usr/bin", Path: filepath.SplitList(os.Getenv("PATH")), NS: ns}

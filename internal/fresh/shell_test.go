@@ -20,11 +20,10 @@ func TestMain(m *testing.M) { leaktest.Main(m) }
 
 const top = "../.." // of the source tree
 
-// shellTime is how long a shell that cannot start may take to say so.
+// shellTime bounds the time in which a shell that cannot start must report that.
 const shellTime = 30 * time.Second
 
-// tree is a copy of what the shells are made of, with programs in place of those of the same
-// names.
+// tree is a copy of the shells' scripts, with stand-ins for programs of these names.
 func tree(t *testing.T, programs map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -48,8 +47,7 @@ func tree(t *testing.T, programs map[string]string) string {
 	return dir
 }
 
-// typed runs a shell of the tree in dir, has these lines typed into it, and returns all that
-// it said.
+// typed runs a shell of the tree in dir, types these lines into it, and returns its output.
 func typed(t *testing.T, dir, script string, lines ...string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), shellTime)
@@ -100,7 +98,8 @@ func TestShellThatCannotBeHad(t *testing.T) {
 	}
 }
 
-// TestLiveShellWithoutLibvirtd: a libvirtd that does not start ends it at once, with its words.
+// TestLiveShellWithoutLibvirtd: if libvirtd does not start, the shell ends at once with its
+// message.
 func TestLiveShellWithoutLibvirtd(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	notRun(t, tree(t, map[string]string{
@@ -127,7 +126,7 @@ func notRun(t *testing.T, dir, script, says string) {
 	}
 }
 
-// TestLivePrivateShell runs a line in the shell, and a command instead of it.
+// TestLivePrivateShell runs a line in the shell, and a command instead of the shell.
 func TestLivePrivateShell(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	dir := tree(t, map[string]string{"bin/vmnet": "echo ours"})

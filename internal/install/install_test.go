@@ -146,13 +146,13 @@ func gone(t *testing.T, dest string) {
 	}
 }
 
-// built is where TestMakeInstall has built.
+// built is the directory in which TestMakeInstall has built the programs.
 var built string
 
 func TestMakeInstall(t *testing.T) {
 	dest := t.TempDir()
 	built = filepath.Join(t.TempDir(), "bin")
-	if err := os.Chmod(filepath.Dir(filepath.Dir(built)), 0o755); err != nil { // nobody installs it, too
+	if err := os.Chmod(filepath.Dir(filepath.Dir(built)), 0o755); err != nil { // as an ordinary user installs it, too
 		t.Fatal(err)
 	}
 	install := []string{
@@ -183,7 +183,7 @@ func TestMakeInstall(t *testing.T) {
 	}
 	mustRun(t, top, nil, "make", "uninstall", "DESTDIR="+dest, "PREFIX=/usr")
 	gone(t, dest)
-	mustRun(t, top, nil, "make", "uninstall", "DESTDIR="+dest, "PREFIX=/usr") // once more is success
+	mustRun(t, top, nil, "make", "uninstall", "DESTDIR="+dest, "PREFIX=/usr") // a second uninstall succeeds too
 
 	t.Run("TestCompletion", testCompletion)
 	t.Run("TestAgain", testAgain)
@@ -192,7 +192,7 @@ func TestMakeInstall(t *testing.T) {
 	t.Run("TestWrong", testWrong)
 }
 
-// script is what the Makefile runs, once it has built.
+// script is what the Makefile runs after the build.
 func script(verb, dest, privilege, group string) []string {
 	return []string{
 		"env", "DESTDIR=" + dest, "PREFIX=/usr", "BIN=" + built, "PRIVILEGE=" + privilege, "GROUP=" + group,

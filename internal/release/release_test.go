@@ -1,4 +1,4 @@
-// Package release holds what `make release` runs, and its test.
+// Package release has the script of `make release`, and its test.
 package release
 
 import (
@@ -25,7 +25,8 @@ const (
 	name = "vmnet-" + version.Number
 )
 
-// release copies the tree to a directory of its own, as git archive would, and releases that.
+// release copies the tree to a new directory, as git archive would, and makes a release of the
+// copy.
 func release(t *testing.T, dir string, env ...string) (out, said string) {
 	t.Helper()
 	tree := filepath.Join(dir, "tree")
@@ -42,7 +43,7 @@ func release(t *testing.T, dir string, env ...string) (out, said string) {
 	return filepath.Join(tree, "dist"), run(t, tree, env, "make", "release")
 }
 
-// run runs a command in dir, without what a make above this test has set.
+// run runs a command in dir, without the variables of a make that runs this test.
 func run(t *testing.T, dir string, env []string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(args[0], args[1:]...)
@@ -101,7 +102,7 @@ func contents(t *testing.T, archive string) (modes, texts map[string]string) {
 	}
 }
 
-// TestRelease makes the same release in two places: the same bytes must come out.
+// TestRelease makes the same release in two places and compares the bytes.
 func TestRelease(t *testing.T) {
 	one, _ := release(t, t.TempDir(), "TZ=Asia/Tokyo", "SOURCE_DATE_EPOCH=")
 	other := filepath.Join(t.TempDir(), "another place")

@@ -17,7 +17,7 @@ import (
 	"vmnet/internal/stablemac"
 )
 
-// giveAddress is what the holder of a tap's queue may do without a privilege.
+// giveAddress sets a tap's address as a holder of its queue may do without privilege.
 func giveAddress(h *host, tap *tun.Tap, mac net.HardwareAddr) {
 	h.Helper()
 	ifr := struct { // struct ifreq with ifr_hwaddr (netdevice(7))
@@ -35,8 +35,8 @@ func giveAddress(h *host, tap *tun.Tap, mac net.HardwareAddr) {
 	}
 }
 
-// TestLiveAddressIsSetBack: a guest's VMM gives its tap the address of another guest, whose frames
-// the bridge would keep then.
+// TestLiveAddressIsSetBack: a guest's VMM sets its tap's address to that of another guest; the
+// bridge would then keep that guest's frames.
 func TestLiveAddressIsSetBack(t *testing.T) {
 	h := newHost(t)
 	h.watch(nil)
@@ -69,7 +69,7 @@ func TestLiveAddressIsSetBack(t *testing.T) {
 	defer foreign.Close()
 
 	victim := guestMAC(9)
-	giveAddress(h, foreign, victim) // of which nobody says what it should have
+	giveAddress(h, foreign, victim) // whose intended address is unknown
 	for _, tap := range []*tun.Tap{ours, plain} {
 		giveAddress(h, tap, victim)
 		r, _ := h.reported("address set back to fe:54:00:00:00:0", tap.Name)
@@ -95,7 +95,7 @@ func TestLiveAddressIsSetBack(t *testing.T) {
 		t.Errorf("somebody else's has %s", got)
 	}
 
-	// One that goes on is set back as often, and reported once.
+	// Repeated changes are reset each time, and reported once.
 	for i := range 20 {
 		giveAddress(h, ours, guestMAC(byte(20+i)))
 		nstest.Eventually(t, patience, fmt.Sprintf("address set back for the time %d", i), func() bool {

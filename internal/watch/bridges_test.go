@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// looks runs bridges whose ports cannot be put back the first failures times.
+// looks runs bridges whose ports cannot be put back in the first attempts; failures is their
+// number.
 func looks(t *testing.T, failures int, use func(b *bridges)) (looked []string, lasts []bool) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {

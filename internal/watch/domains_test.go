@@ -9,8 +9,8 @@ import (
 	"vmnet/libvirt"
 )
 
-// TestWithoutLibvirt: that a libvirt is not installed which nobody has named is no failure; that
-// one does not answer is.
+// TestWithoutLibvirt: it is no failure if libvirt is not installed and the user has not named it;
+// it is a failure if libvirt does not answer.
 func TestWithoutLibvirt(t *testing.T) {
 	absent := fmt.Errorf("%w: %w", libvirt.ErrNoConnection, errors.Join(syscall.ENOENT, syscall.ENOENT))
 	stopped := fmt.Errorf("%w: %w", libvirt.ErrNoConnection, errors.Join(syscall.ENOENT, syscall.ECONNREFUSED))

@@ -16,7 +16,7 @@ import (
 	"vmnet/qmp"
 )
 
-// answers is a QEMU that gives one answer to everything but query-version.
+// answers is a QEMU that sends one reply to every command but query-version.
 type answers string
 
 func (a answers) Command(_ context.Context, command string, _ *os.File) (string, error) {
@@ -36,7 +36,7 @@ func (a answers) Event(ctx context.Context) (qmp.Event, error) {
 
 func (a answers) Close() error { return nil }
 
-// filters are those that filtersBy reads from an answer.
+// filters returns the filters that filtersBy reads from the reply.
 func (a answers) filters(ctx context.Context) ([]raw.RxFilterInfo, error) {
 	c, err := qmp.Through(ctx, a)
 	if err != nil {
@@ -75,7 +75,7 @@ func TestFilters(t *testing.T) {
 	}
 }
 
-// TestFiltersAreBounded: little text makes no long list.
+// TestFiltersAreBounded: a short text does not make a long list.
 func TestFiltersAreBounded(t *testing.T) {
 	list := func(element string, n int) answers {
 		return answers(`{"return": [` + strings.Repeat(element+",", n-1) + element + `]}`)

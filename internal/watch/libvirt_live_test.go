@@ -18,11 +18,11 @@ import (
 	"vmnet/libvirt/libvirttest"
 )
 
-// machine is a host with a libvirtd, which is watched by the read-only socket.
+// machine is a host with a libvirtd, watched through the read-only socket.
 type machine struct {
 	*host
 	daemon *libvirttest.Daemon
-	conn   atomic.Pointer[libvirt.Conn] // the latest that the watcher has made
+	conn   atomic.Pointer[libvirt.Conn] // the watcher's latest connection
 }
 
 func newMachine(t testing.TB) *machine {
@@ -55,7 +55,7 @@ func (m *machine) quiet(n int) {
 	m.host.quiet(n)
 }
 
-// start starts a domain that never runs an instruction, with slots for NICs that it is given live.
+// start starts a domain that never runs an instruction, with slots for NICs that are attached live.
 func (m *machine) start(name, metadata, interfaces string) {
 	m.Helper()
 	m.daemon.Define(fmt.Sprintf(`<domain type='qemu'><name>%s</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>
@@ -74,7 +74,7 @@ func nicsElement(nics ...string) string {
 	return "<vmnet:nics xmlns:vmnet='urn:vmnet:nics:1'>" + strings.Join(nics, "") + "</vmnet:nics>"
 }
 
-// attach gives a domain a NIC on br0, as a person does, and returns its tap.
+// attach attaches a NIC on br0 to a domain with virsh, and returns its tap.
 func (m *machine) attach(domain string, mac fmt.Stringer, more ...string) (tap string) {
 	m.Helper()
 	m.daemon.Virsh(append([]string{
@@ -95,7 +95,7 @@ func (m *machine) tapOf(domain string, mac fmt.Stringer) string {
 	return ""
 }
 
-// arrivals notes when taps appear, before they are ports, by name.
+// arrivals records, by name, when taps appear, before they are ports.
 func (m *machine) arrivals() func(name string) time.Time {
 	m.Helper()
 	events, err := rtnl.OpenEvents(m.ns)
@@ -162,7 +162,7 @@ func TestLiveSettingsOfANICThatIsAttachedLive(t *testing.T) {
 	m.quiet(4)
 }
 
-// Those that a domain starts with are the hook's, if there is one; if not, they are ours.
+// The hook handles NICs at a domain's start, if it is installed; otherwise watch does.
 func TestLiveSettingsOfADomainThatStarts(t *testing.T) {
 	m := newMachine(t)
 	m.watch(m.dial)
@@ -291,13 +291,13 @@ func TestLiveLibvirtsTapsAreBackOnTheirBridge(t *testing.T) {
 	for tap := range want {
 		m.reported("put back on br0", tap)
 	}
-	// Taken off by somebody, while the bridge stays.
+	// Removed from the bridge by another program, while the bridge stays.
 	off := m.tapOf("web", guestMAC(3))
 	m.ip("link", "set", off, "nomaster")
 	m.ip("link", "add", "br9", "type", "bridge")
 	m.settled()
 	m.becomes(off, "", "")
-	// On another bridge: not stolen.
+	// On another bridge: it stays there.
 	m.ip("link", "set", off, "master", "br9")
 	m.ip("link", "del", "br0")
 	m.bridge("br0")
@@ -306,7 +306,7 @@ func TestLiveLibvirtsTapsAreBackOnTheirBridge(t *testing.T) {
 	m.becomes(off, "br9", "")
 }
 
-// A macvtap that was handed over by its name stays when its guest has ended.
+// A macvtap that was handed over by name outlives its guest.
 func TestLiveAllPIDsWhatADomainLeavesIsRemoved(t *testing.T) {
 	nstest.RequireFirstPIDNS(t)
 	m := newMachine(t)

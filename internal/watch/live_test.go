@@ -91,7 +91,7 @@ func (h *host) watch(dial func(context.Context) (*libvirt.Conn, error), more ...
 	return stop
 }
 
-// patience is how long things may take that need no time on an idle machine.
+// patience bounds waits for things that happen at once on an idle machine.
 const patience = 30 * time.Second
 
 func (h *host) report(r Report) {
@@ -101,7 +101,7 @@ func (h *host) report(r Report) {
 	h.reports, h.times = append(h.reports, r), append(h.times, time.Now())
 }
 
-// reported waits for a report that begins so, and returns it and when it came.
+// reported waits for a report that begins with that text, and returns it and its time.
 func (h *host) reported(text, iface string) (r Report, at time.Time) {
 	h.Helper()
 	nstest.Eventually(h, patience, fmt.Sprintf("%q of %s is reported", text, iface), func() bool {
@@ -118,11 +118,12 @@ func (h *host) reported(text, iface string) (r Report, at time.Time) {
 	return r, at
 }
 
-// marker is a tap, and with the prefix "br" a bridge, that settled has put back.
+// marker is the name of a tap, and with the prefix "br" of a bridge, that settled uses.
 const marker = "mark"
 
-// settled waits until the watcher has worked off the kernel's events up to now: it is given one
-// more to react to. Bridges that it knew of together it works off in any order, hence the second.
+// settled waits until the watcher has handled the kernel's events up to now: settled causes one
+// more event and waits for the reaction. The watcher handles bridges that it learned of at the same
+// time in any order, hence the second one.
 func (h *host) settled() {
 	h.Helper()
 	for range 2 {
@@ -134,7 +135,7 @@ func (h *host) settled() {
 	}
 }
 
-// quiet demands that there are no more reports than n, also when all is worked off.
+// quiet checks that there are no more than n reports once all events are handled.
 func (h *host) quiet(n int) {
 	h.Helper()
 	h.settled()
@@ -165,7 +166,7 @@ func (h *host) ip(args ...string) {
 	}
 }
 
-// ours makes a tap that nobody holds, with the alias of a NIC.
+// ours creates a tap without a holder, with the alias of a NIC.
 func (h *host) ours(name, bridge, port string) {
 	h.Helper()
 	h.ip("tuntap", "add", name, "mode", "tap")
@@ -198,7 +199,7 @@ func (h *host) portOf(name string) (bridgeName, port string) {
 	return br.Name, cfg.String()
 }
 
-// becomes waits until a tap is a port as wanted.
+// becomes waits until a tap is a port of that bridge with these settings.
 func (h *host) becomes(name, bridgeName, port string) {
 	h.Helper()
 	nstest.Eventually(h, patience, fmt.Sprintf("%s is on %q and set to %q", name, bridgeName, port), func() bool {
@@ -213,13 +214,13 @@ func TestLiveOursAreBackOnTheirBridge(t *testing.T) {
 	h.ours("off", "br0", "")
 	h.ip("link", "del", "br0")
 	h.bridge("br0")
-	h.ours("young", "br0", "") // on no bridge since somebody wants that
+	h.ours("young", "br0", "") // on no bridge on purpose
 	h.watch(nil)
 	h.becomes("lost", "br0", "isolated") // at the start
 	h.becomes("off", "br0", "")
 
 	h.ip("link", "set", "off", "nomaster")
-	h.ip("link", "set", "br0", "mtu", "1400") // a change is no new bridge
+	h.ip("link", "set", "br0", "mtu", "1400") // a changed bridge is not a new one
 	h.quiet(2)
 	h.ip("link", "del", "br0")
 	h.ip("link", "add", "other", "type", "bridge")
@@ -230,7 +231,7 @@ func TestLiveOursAreBackOnTheirBridge(t *testing.T) {
 	h.becomes("lost", "br0", "isolated")
 }
 
-// A bridge that filters VLANs only a little later is most often meant.
+// VLAN filtering is often enabled shortly after the bridge is created.
 func TestLiveAPortIsTriedAgain(t *testing.T) {
 	h := newHost(t)
 	h.ours("tap", "br1", "vlan:10")
@@ -248,7 +249,7 @@ func cpuTime() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// heap is what is in use.
+// heap returns the bytes of heap in use.
 func heap() uint64 {
 	runtime.GC()
 	var m runtime.MemStats
@@ -256,7 +257,7 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
-// TestLiveStorm has others make, change and delete a thousand links.
+// TestLiveStorm: other programs create, change and delete a thousand links.
 func TestLiveStorm(t *testing.T) {
 	h := newHost(t)
 	h.ours("lost", "br0", "")

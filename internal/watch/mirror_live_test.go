@@ -23,7 +23,7 @@ import (
 
 const farAddr = "fd00:8::1"
 
-// wire gives the host a network card, eth0, whose cable ends at an address in another netns.
+// wire adds a veth device eth0 to the host, whose peer has an address in another netns.
 func (h *host) wire() (far *netns.NS) {
 	h.Helper()
 	far = nstest.New(h)
@@ -63,7 +63,7 @@ func (h *host) attachMirrored(spec nic.Spec) (mac string) {
 	return res.NIC.MAC
 }
 
-// mirrors waits until the NIC takes in all multicast, or not.
+// mirrors waits until the NIC accepts all multicast, or does not.
 func (h *host) mirrors(vm string, want bool) {
 	h.Helper()
 	nstest.Eventually(h, patience, fmt.Sprintf("%s: mirrored is %v", vm, want), func() bool {
@@ -75,7 +75,7 @@ func (h *host) mirrors(vm string, want bool) {
 	})
 }
 
-// found waits until the guest's address is found from outside, which takes neighbour discovery.
+// found waits until the guest answers neighbour discovery from outside.
 func (h *host) found(far *netns.NS, addr string) {
 	h.Helper()
 	var err error
@@ -92,7 +92,7 @@ func (h *host) found(far *netns.NS, addr string) {
 	h.Fatalf("%s is not found: %v", addr, err)
 }
 
-// exercise has a guest join the groups of two addresses, one after the other.
+// exercise lets a guest join the groups of two addresses, one after the other.
 func (h *host) exercise(far *netns.NS, vm, mac string, g *agent.Guest, first, second string) {
 	h.Helper()
 	ctx := h.within(2 * patience)
@@ -122,7 +122,7 @@ func TestLiveMirrorOfAGuestWithAMonitorOfItsOwn(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 
-	// Another client has the monitor for long: better too much than too little.
+	// Another client has the monitor for a long time: the NIC then accepts all multicast.
 	conn, err := qmp.Dial(h.within(patience), vm.QMP)
 	if err != nil {
 		t.Fatal(err)
@@ -143,7 +143,7 @@ func TestLiveMirrorOfAGuestWithAMonitorOfItsOwn(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	stop()
-	h.mirrors(name, false) // without us all is right as well
+	h.mirrors(name, false) // the state is correct without vmnet watch too
 }
 
 func linkOf(h *host, g *agent.Guest, mac string) string {
@@ -183,8 +183,8 @@ func TestLiveMirrorOfLibvirtsGuests(t *testing.T) {
 	}
 }
 
-// TestLiveMirrorAsksNoOtherGuest has a QEMU with a macvtap say that it is a domain, which must not
-// be tainted for that.
+// TestLiveMirrorAsksNoOtherGuest: a QEMU with a macvtap claims to be a domain, which must not
+// become tainted.
 func TestLiveMirrorAsksNoOtherGuest(t *testing.T) {
 	m := newMachine(t)
 	m.wire()

@@ -17,7 +17,7 @@ import (
 	"vmnet/tapmgr"
 )
 
-// fakes are guests that are asked, and when they were.
+// fakes are guests that are asked, with the times when they were asked.
 type fakes struct {
 	mu     sync.Mutex
 	start  time.Time
@@ -26,13 +26,13 @@ type fakes struct {
 	hung   int                     // how many libvirt guests do not answer
 	awake  chan struct{}           // until this is closed
 	err    error                   // what the others answer
-	inAll  map[int]bool            // all multicast is taken in
+	inAll  map[int]bool            // all multicast is accepted
 	events chan libvirt.Event
 }
 
 func (f *fakes) Mirrors(context.Context) ([]tapmgr.Mirror, error) { return f.all, nil }
 
-// ask is how the fakes of libvirt are asked.
+// ask asks the fakes that stand for libvirt guests.
 func (f *fakes) ask(ctx context.Context, x tapmgr.Mirror) (filters []raw.RxFilterInfo, err error) {
 	err = f.WithMonitor(ctx, x, func(c *qmp.Conn) (err error) {
 		filters, err = filtersBy(ctx, c)
@@ -113,7 +113,7 @@ func mirrorFakes(t *testing.T, n, hung int, err error, use func(f *fakes)) {
 
 func uuidOf(pid int) domainxml.UUID { return domainxml.UUID{15: byte(pid)} }
 
-// times is how often a guest was asked so far, once nothing moves any more.
+// times returns how often a guest was asked, once all goroutines are blocked.
 func (f *fakes) times(pid int) int {
 	synctest.Wait()
 	f.mu.Lock()
@@ -155,7 +155,7 @@ func TestGuestsThatHangDelayNobody(t *testing.T) {
 	})
 }
 
-// TestGuestsThatCannotBeAskedTakeInAll has so many hang that libvirt cannot ask others either.
+// TestGuestsThatCannotBeAskedTakeInAll: so many guests hang that libvirt cannot ask others either.
 func TestGuestsThatCannotBeAskedTakeInAll(t *testing.T) {
 	const n = maxAsks + 1
 	mirrorFakes(t, n, n, nil, func(f *fakes) {

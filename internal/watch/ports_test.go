@@ -20,7 +20,7 @@ func tapMAC(last byte) net.HardwareAddr { return net.HardwareAddr{0xfe, 0x54, 0,
 
 var isolated = brport.Settings{Isolated: true}
 
-// recorded is a ports whose kernel is a list, and which answers as err says.
+// recorded is a ports whose kernel is a list; it returns err.
 func recorded(err *error) (p *ports, set *[]string, reports *[]Report) {
 	set, reports = &[]string{}, &[]Report{}
 	p = newPorts(func(index int, mac net.HardwareAddr, cfg brport.Settings) (bool, error) {
@@ -135,7 +135,7 @@ func TestPortsFollowWhatIsDeclared(t *testing.T) {
 	}
 }
 
-// A user who holds a tap of qemu-bridge-helper's gives it a guest's MAC.
+// A user who holds a tap of qemu-bridge-helper sets its MAC to a guest's.
 func TestPortsOfStrangersAreLeftAlone(t *testing.T) {
 	var none error
 	p, set, _ := recorded(&none)

@@ -9,7 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-// definitionXML has what libvirt 9.0 writes of NICs of several types.
+// definitionXML has NICs of several types in the form that libvirt 9.0 writes.
 const definitionXML = `<?xml version="1.0"?>
 <!-- written by libvirt -->
 <domain type='kvm' id='3' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
@@ -106,7 +106,7 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
-// TestDeepNest: what is passed over may be as deep as it likes, what is read may not.
+// TestDeepNest: elements that are skipped may nest to any depth, elements that are read may not.
 func TestDeepNest(t *testing.T) {
 	deep := func(name string) string {
 		nest := strings.Repeat("<"+name+">", 100_000) + strings.Repeat("</"+name+">", 100_000)

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// FuzzDefinition reads XML; what is read well is bounded and its NICs can be named in XML again.
+// FuzzDefinition reads XML. A valid definition is bounded, and its NICs can be written as XML
+// again.
 func FuzzDefinition(f *testing.F) {
 	f.Add(definitionXML)
 	f.Add(`<domain><name>x</name><uuid>c7a5fdbd-edaf-9455-926a-d65c16db1809</uuid></domain>`)
@@ -38,7 +39,7 @@ func FuzzDefinition(f *testing.F) {
 	})
 }
 
-// FuzzEthernet writes elements that mean what they were made of.
+// FuzzEthernet writes elements, reads them back and compares.
 func FuzzEthernet(f *testing.F) {
 	f.Add("tap0", []byte{2, 0, 0, 0, 0, 1}, "virtio", "qemu", 4, 1500, "ua-vmnet-net0", true, false)
 	f.Add("'/><x", []byte{1}, "a b", "", -1, 1<<20, "ua-\"", false, true)

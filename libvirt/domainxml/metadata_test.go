@@ -9,7 +9,7 @@ import (
 
 const testURI = "urn:vmnet:nics:1"
 
-// inMetadata is a domain with that metadata; attributes are those of <domain> and <metadata>.
+// inMetadata returns a domain with that metadata and attributes of <domain> and <metadata>.
 func inMetadata(domain, meta, elements string) string {
 	return fmt.Sprintf(
 		"<domain %s><name>x</name><uuid>c7a5fdbd-edaf-9455-926a-d65c16db1809</uuid><metadata %s>\n%s\n</metadata></domain>",
@@ -71,7 +71,7 @@ func TestDefinitionMetadata(t *testing.T) {
 	}
 }
 
-// FuzzMetadata takes out elements that mean alone what they meant in the domain.
+// FuzzMetadata extracts elements, which must have the same meaning alone as inside the domain.
 func FuzzMetadata(f *testing.F) {
 	f.Add("", "", `<v:nics xmlns:v="urn:vmnet:nics:1"><v:nic id='a'/></v:nics>`)
 	f.Add(`xmlns:v="urn:vmnet:nics:1" xmlns:a='x&quot;&lt;'`, `xmlns:a="near" xmlns="default"`,
@@ -113,7 +113,7 @@ func FuzzMetadata(f *testing.F) {
 	})
 }
 
-// anyXML is any element, as far as encoding/xml tells elements apart.
+// anyXML is any element, as far as encoding/xml distinguishes elements.
 type anyXML struct {
 	XMLName xml.Name
 	Text    string   `xml:",chardata"`

@@ -41,7 +41,7 @@ func pair(t *testing.T) (host, guest net.Conn) {
 	return ends[0], ends[1]
 }
 
-// testHandlers serve some of the real methods' names with easy results.
+// testHandlers serve some of the real methods with simple results.
 func testHandlers(cancelled *atomic.Int32) map[string]Handler {
 	return map[string]Handler{
 		MethodHello: Method(func(context.Context, struct{}) (Info, error) { return Info{Kernel: "test"}, nil }),
@@ -194,7 +194,7 @@ func TestGarbageIsSkipped(t *testing.T) {
 	go func() { served <- Serve(context.Background(), port, testHandlers(new(atomic.Int32))) }()
 	for _, garbage := range []string{
 		fmt.Sprintf("\n\n\x00\xff garbage\n[1,2]\n{\"id\": 7}\n%s\n{\"id\":\"half", strings.Repeat("x", MaxLine+10)),
-		"\n{\"id\":\"stale\",\"method\":\"hello\"}\n", // its reply fits no request of ours
+		"\n{\"id\":\"stale\",\"method\":\"hello\"}\n", // its reply matches no request of ours
 	} {
 		if _, err := host.Write([]byte(garbage)); err != nil {
 			t.Fatal(err)
@@ -259,7 +259,7 @@ func TestWaitReadyAsksAgain(t *testing.T) {
 	g := NewGuest("P2", host)
 	defer g.Close()
 	asked := make(chan error, 1)
-	go func() { // the first question goes to a guest that is reset
+	go func() { // the first request goes to a guest that is then reset
 		_, err := port.Read(make([]byte, 4096))
 		asked <- err
 		_ = Serve(context.Background(), port, testHandlers(new(atomic.Int32)))

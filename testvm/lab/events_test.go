@@ -15,7 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-// result is what a test, with its subtests, came to.
+// result is the outcome of a test with its subtests.
 type result struct {
 	name, output string
 	// bad says why it is not a success; a skip is not a success.
@@ -25,8 +25,8 @@ type result struct {
 // event is one of those that "go doc test2json" describes.
 type event struct{ Action, Test, Output string }
 
-// readEvents calls done for each test that has ended, and returns the output of what
-// has not: that of a program which crashed.
+// readEvents calls done for each test that has ended, and returns the output that belongs to none
+// of them: that of a crashed program.
 func readEvents(events io.Reader, done func(result)) (rest string, err error) {
 	running := map[string]*result{}
 	for d := json.NewDecoder(events); ; {

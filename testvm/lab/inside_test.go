@@ -57,7 +57,7 @@ func TestLabIsTheFullKernelOnThisMachinesFiles(t *testing.T) {
 	}
 }
 
-// TestLabKernelLoadsWhatIsAskedFor: no module is named here but by what it makes.
+// TestLabKernelLoadsWhatIsAskedFor: the kernel loads modules on demand; the test names none itself.
 func TestLabKernelLoadsWhatIsAskedFor(t *testing.T) {
 	lab.Inside(t)
 	for _, c := range []struct{ make, show, want string }{
@@ -111,7 +111,7 @@ func TestLabWirelessCard(t *testing.T) {
 	})
 }
 
-// TestLabReapsOrphans: what outlives its parents is not there for ever as a zombie.
+// TestLabReapsOrphans: orphaned processes do not remain as zombies.
 func TestLabReapsOrphans(t *testing.T) {
 	lab.Inside(t)
 	pid := strings.TrimSpace(run(t, "sh", "-c", "sleep 0.2 >/dev/null 2>&1 & echo $!"))

@@ -21,18 +21,18 @@ import (
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
-// packageLimit bounds the tests of one package. A guest takes over a minute to boot in a
-// lab host, and more where other things run beside it.
+// packageLimit bounds the tests of one package. A guest takes over a minute to boot in a lab host,
+// and longer under load.
 const packageLimit = 15 * time.Minute
 
-// hosts is how many lab hosts boot, each for one package at a time and with one processor: more of
-// them than this machine has would wait for each other.
+// hosts is the number of lab hosts, each for one package at a time and with one processor. More
+// than this machine has processors would wait for each other.
 const hosts = 2
 
-// TestLabHost runs the tests TestLab* of all packages in lab hosts, and has a
-// subtest for each. One that skips there fails here. The environment narrows it:
-// VMNET_LAB_PKG has patterns of packages, VMNET_LAB_RUN a pattern of tests, as for
-// go test; VMNET_LAB_NORACE builds them without the race detector.
+// TestLabHost runs the tests TestLab* of all packages in lab hosts, as subtests. A test that skips
+// there fails here. The environment selects tests: VMNET_LAB_PKG has patterns of packages and
+// VMNET_LAB_RUN a pattern of tests, as for go test; VMNET_LAB_NORACE builds them without the race
+// detector.
 func TestLabHost(t *testing.T) {
 	lab.Require(t)
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
@@ -46,7 +46,7 @@ func TestLabHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Those that boot guests begin.
+	// Packages that boot guests come first.
 	packages, err := labPackages(ctx, root,
 		strings.Fields(cmp.Or(os.Getenv("VMNET_LAB_PKG"), "./tapmgr ./cmd/qemu-netup-full ./..."))...)
 	if err != nil {
@@ -95,7 +95,7 @@ func compileAll(ctx context.Context, t *testing.T, packages []pkg) <-chan progra
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp(cache, "lab-") // where a lab host sees it
+	dir, err := os.MkdirTemp(cache, "lab-") // in a directory that a lab host sees
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +161,7 @@ func runTests(ctx context.Context, t *testing.T, h *lab.Host, p program) (ran in
 	return ran, errors.Join(err, <-ended)
 }
 
-// convert makes test events of what run writes.
+// convert turns the output of run into test events.
 func convert(ctx context.Context, events io.Writer, run func(io.Writer) (int, error)) (int, error) {
 	cmd := exec.CommandContext(ctx, "go", "tool", "test2json")
 	cmd.Stdout, cmd.Stderr = events, events

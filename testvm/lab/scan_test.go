@@ -26,7 +26,7 @@ type pkg struct {
 	Path  string `json:"ImportPath"`
 	Dir   string
 	Tests []string `json:"-"`
-	// Files of the two packages that go list tells apart.
+	// The files of the two test packages that go list distinguishes.
 	TestGoFiles, XTestGoFiles []string
 }
 

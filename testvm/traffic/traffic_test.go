@@ -167,7 +167,7 @@ func TestLiveTCPCloseEndsConnections(t *testing.T) {
 			return err
 		}
 		defer conn.Close()
-		s.Close() // returns although the connection is open
+		s.Close() // returns even if the connection is open
 		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
 		if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
 			t.Errorf("read %d, %v", n, err)

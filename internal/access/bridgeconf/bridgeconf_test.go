@@ -16,7 +16,7 @@ import (
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
-// A verdict is what QEMU's helper and this package can say.
+// A verdict is a possible answer of QEMU's helper and of this package.
 type verdict string
 
 const (
@@ -25,8 +25,8 @@ const (
 	broken  verdict = "broken" // the main file cannot be used
 )
 
-// cases are files in which DIR stands for their directory, and what holds for br0. All of them
-// are shown to QEMU's helper as well (TestLiveQEMU).
+// cases are files, in which DIR stands for their directory, and the verdict for br0. QEMU's helper
+// reads all of them too (TestLiveQEMU).
 var cases = []struct {
 	name  string
 	main  string
@@ -114,7 +114,7 @@ var cases = []struct {
 	{"twice", "include DIR/a\ninclude DIR/a\n", map[string]string{"a": "allow br0\n"}, allowed},
 }
 
-// write makes the files of a case, and returns the main one.
+// write creates the files of a case, and returns the path of the main one.
 func write(t *testing.T, main string, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -155,7 +155,7 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// Errors name file, line, what and cure; those of included files come with a denial.
+// Errors name file, line, cause and cure; those of included files come with a denial.
 func TestErrors(t *testing.T) {
 	long := "allow br0" + strings.Repeat(" ", 4095) + "\n"
 	deep := map[string]string{"f8": "deny br0\n"}
@@ -273,7 +273,7 @@ func TestDecisionNamesItsRule(t *testing.T) {
 	}
 }
 
-// A name that came from a command line is not offered for the shell.
+// A name from a command line does not appear in a shell command.
 func TestCureIsForNamesOnly(t *testing.T) {
 	for _, name := range []string{"", "a'b", "x\ny", "much-too-long-a-name"} {
 		if err := (&ACL{Path: "/f"}).Decide(name).Err(); err == nil || strings.Contains(err.Error(), "echo") {
@@ -303,7 +303,7 @@ func TestFifoDoesNotHang(t *testing.T) {
 	}
 }
 
-// What is not there, or not a caller's, is passed over; what he could hinder to be read is not.
+// Files that do not exist, or that the caller may not read, are skipped; others that fail are not.
 func TestOpenErrors(t *testing.T) {
 	loop := filepath.Join(t.TempDir(), "loop")
 	if err := os.Symlink(loop, loop); err != nil {
@@ -311,7 +311,7 @@ func TestOpenErrors(t *testing.T) {
 	}
 	for _, tc := range []struct {
 		name, file string
-		want       error // nil: passed over
+		want       error // nil: skipped
 	}{
 		{"nothing there", "DIR/nosuch", nil},
 		{"no directory", "DIR/bridge.conf/x", nil},
@@ -330,7 +330,7 @@ func TestOpenErrors(t *testing.T) {
 	}
 }
 
-// A caller may have left too few fds: a file is found, and opened, with one each.
+// A caller may leave too few fds: finding a file takes one, and opening it takes one.
 func TestFewFilesSkipNoDeny(t *testing.T) {
 	path := write(t, "allow br0\ninclude DIR/a\n", map[string]string{"a": "deny br0\n"})
 	var before syscall.Rlimit
@@ -397,7 +397,8 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// checkDenies makes sure that no deny is beaten, and that what is allowed was written.
+// checkDenies checks that no allow overrides a deny, and that every allowed bridge has an allow
+// line.
 func checkDenies(t *testing.T, acl *ACL, data []byte) {
 	lines := bytes.Split(data, []byte("\n"))
 	for _, rule := range acl.Rules {

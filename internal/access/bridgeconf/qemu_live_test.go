@@ -14,11 +14,11 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// helpers are where distributions have qemu-bridge-helper.
+// helpers are the distributions' paths of qemu-bridge-helper.
 var helpers = []string{"/usr/lib/qemu/qemu-bridge-helper", "/usr/libexec/qemu-bridge-helper"}
 
-// TestLiveQEMU shows the files of all cases to QEMU's own helper, in a netns without bridges
-// and with an /etc of its own: what it allows ends at the bridge that is not there.
+// TestLiveQEMU runs QEMU's own helper on the files of all cases, in a netns without bridges and
+// with a private /etc: a bridge that it allows fails as it does not exist.
 func TestLiveQEMU(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	helper := findHelper(t)
@@ -43,7 +43,7 @@ func findHelper(t *testing.T) string {
 	return helper
 }
 
-// TestLiveModes has files that are for one group each, read by a user in one of them.
+// TestLiveModes has files that one group each may read, and a user in one of the groups.
 func TestLiveModes(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	const ours, theirs = 4242, 4343
@@ -95,7 +95,7 @@ func asUser(t *testing.T, id int, f func()) {
 	}
 }
 
-// askQEMU runs its helper, which the words of command start, with conf as its file.
+// askQEMU runs QEMU's helper by that command, with conf as its file.
 func askQEMU(t *testing.T, conf string, command ...string) (verdict, string) {
 	t.Helper()
 	// With more files than 1024 QEMU's stack would end before a cycle does.

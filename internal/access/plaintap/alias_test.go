@@ -6,7 +6,7 @@ import (
 	"vmnet/internal/alias"
 )
 
-// FuzzParse: what is read says the same when it is written and read again.
+// FuzzParse: a parsed alias is the same after it is written and parsed again.
 func FuzzParse(f *testing.F) {
 	for _, text := range []string{
 		"vmnet plain uid=1000",

@@ -19,7 +19,7 @@ func mac(s string) net.HardwareAddr {
 	return m
 }
 
-// lower makes a request for a macvtap of one that says only where.
+// lower turns a request that has only a parent device into one for a macvtap.
 func lower(q Request) Request {
 	if q.Lower != "" && q.Kind == "" {
 		q.Kind, q.Mode = vtap.Macvtap, "bridge"
@@ -175,7 +175,7 @@ func checkVerdict(t *testing.T, v Verdict, want string) {
 	}
 }
 
-// What nobody can have is not compared with rules, not even for root.
+// Requests that are invalid for every user, root included, are denied before the rules are read.
 func TestInvalidRequests(t *testing.T) {
 	p := parse(t,
 		"rules: [{users: [\"*\"], bridges: [\"*\"], lowers: [\"*\"], ips: [0.0.0.0/0, \"::/0\"], modes: [bridge, l2], vlans: [1-4094]}]\n")
@@ -263,7 +263,7 @@ func TestWithoutFile(t *testing.T) {
 	}
 }
 
-// What a denial says to write allows the request, and others keep what they have.
+// The lines that a denial suggests allow the request, and change nothing for others.
 func TestExamplesAllow(t *testing.T) {
 	for _, q := range []Request{
 		{UID: 1000, Lower: "eth1"},
@@ -283,7 +283,7 @@ func TestExamplesAllow(t *testing.T) {
 		v := (*Policy)(nil).Decide(q)
 		p, err := Parse("f", []byte(v.Example))
 		if strings.ContainsAny(q.Bridge, "\"\\") {
-			continue // a pattern cannot have them: the example is refused, not misread
+			continue // a pattern cannot contain them: the example is refused, not misread
 		}
 		if err != nil {
 			t.Fatalf("%v\n%s", err, v.Example)
@@ -365,7 +365,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// checkDecisions: what is not on any list is denied, whatever the file.
+// checkDecisions: a request that no list contains is denied, for every file.
 func checkDecisions(t *testing.T, p *Policy) {
 	for i := range p.rules {
 		r := &p.rules[i]

@@ -83,7 +83,7 @@ func TestLiveLoadOfRoot(t *testing.T) {
 	checkError(t, err, "it does not belong to uid 0 (chown 0 ")
 }
 
-// Only a file that nobody wrote lets the defaults hold.
+// The defaults apply only if there is no file.
 func TestLoadMissing(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "policy.yaml")

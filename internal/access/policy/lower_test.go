@@ -7,7 +7,7 @@ import (
 	"vmnet/macvtap/vtap"
 )
 
-// ips are addresses as --ip takes them.
+// ips returns addresses in the form of --ip.
 func ips(texts ...string) (all []netip.Prefix) {
 	for _, text := range texts {
 		p, err := ParseIP(text)
@@ -50,7 +50,7 @@ const lowerRules = `rules:
 - {users: [3], lowers: [eth1], modes: [], ips: []}
 `
 
-// A card does not give all that could be made of it.
+// A parent device in a rule does not grant every mode.
 func TestLowers(t *testing.T) {
 	p := parse(t, lowerRules)
 	mode := func(uid int, mode string) Request {

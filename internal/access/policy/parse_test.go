@@ -267,7 +267,7 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
-// The example of the man page is one.
+// The example of the man page is valid.
 func TestManPage(t *testing.T) {
 	page, err := os.ReadFile("../../../docs/man/policy.yaml.5.md")
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// One thread has the capability; of a setuid program's no other has any.
+// One thread has the capability; the other threads of a setuid program have none.
 func TestLiveConfine(t *testing.T) {
 	l := newLab(t)
 	const admin = 1 << cap.NET_ADMIN

@@ -8,10 +8,10 @@ import (
 	labhost "vmnet/testvm/lab"
 )
 
-// At no moment does the caller get at the memory of a process of which any thread has a capability.
+// The caller can never access the memory of a process while one of its threads has a capability.
 func TestLiveDebuggers(t *testing.T) { newLab(t).debuggers(t) }
 
-// Nor where the administrator lets debuggers into programs that have changed their ids.
+// The same holds if fs.suid_dumpable admits debuggers to programs that have changed their ids.
 func TestLabDebuggers(t *testing.T) {
 	labhost.Inside(t)
 	must(t, os.WriteFile("/proc/sys/fs/suid_dumpable", []byte("1"), 0))
@@ -19,7 +19,7 @@ func TestLabDebuggers(t *testing.T) {
 	newLab(t).debuggers(t)
 }
 
-// debuggers stops each form of life at any moment.
+// debuggers stops each kind of process at random moments.
 func (l *lab) debuggers(t *testing.T) {
 	for name, argv := range map[string][]string{
 		"confined":         {l.setuid, "confine=net_admin", "drop"},

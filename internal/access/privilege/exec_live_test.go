@@ -11,8 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// asStarted is what a program sees of how it was started, less what differs from one
-// start to the next.
+// asStarted is what a program sees of its start, without what differs between two starts.
 func asStarted(out string) []string {
 	_, out, _ = strings.Cut(out, "Name:\t")
 	differs := []string{
@@ -28,7 +27,7 @@ func asStarted(out string) []string {
 	return lines
 }
 
-// The program finds everything as if the caller had started it without us.
+// The program finds everything as if the caller had started it directly.
 func TestLiveExecAsCaller(t *testing.T) {
 	l := newLab(t)
 	files := "cat /proc/self/status /proc/self/limits /proc/self/environ"

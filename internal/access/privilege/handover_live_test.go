@@ -8,8 +8,8 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// The other program has the caller's ids and exactly what was passed on, in all threads, and gives
-// it up like its own.
+// The other program has the caller's ids and exactly the capabilities that were passed on, in all
+// threads, and drops them like its own.
 func TestLiveHandOver(t *testing.T) {
 	l := newLab(t)
 	const admin = 1 << cap.NET_ADMIN
@@ -59,7 +59,7 @@ func TestLiveHandOver(t *testing.T) {
 	}
 }
 
-// Root stays root, and what is executed in the end has the caller's environment.
+// Root stays root, and the program that is finally executed has the caller's environment.
 func TestLiveHandOverByRoot(t *testing.T) {
 	l := newLab(t)
 	o := ok(t, start{path: l.plain, root: true, env: []string{"PATH=/usr/bin:/bin", "LD_X=1"}},
@@ -69,7 +69,7 @@ func TestLiveHandOverByRoot(t *testing.T) {
 	}
 }
 
-// What others can write is not executed, and then nothing is left.
+// A program that others can write is not executed, and then no privilege is left.
 func TestLiveHandOverRefuses(t *testing.T) {
 	l := newLab(t)
 	program, err := os.ReadFile(l.plain)
@@ -117,14 +117,14 @@ func TestLiveHandOverRefuses(t *testing.T) {
 	if o := ok(t, start{path: l.setuid}, "handover="+good+" net_admin name"); len(o.lines["name"]) != 1 {
 		t.Errorf("root's own link: %s", o.stdout)
 	}
-	// Who has no more than its caller may become what it likes.
+	// A process without more privilege than its caller may execute any program.
 	if o := ok(t, start{path: l.plain}, "handover="+theirs+" net_admin name"); o.lines["name"] != nil &&
 		o.lines["name"][0] != "by its own name" {
 		t.Errorf("%s", o.stdout)
 	}
 }
 
-// A caller's room for signals does not decide about privileges.
+// A caller's limit of pending signals does not affect privileges.
 func TestLiveHandOverHostile(t *testing.T) {
 	l := newLab(t)
 	for _, way := range []string{l.setuid, l.ep} {

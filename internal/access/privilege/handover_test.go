@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// No variable keeps its name on the way, and all of them come through.
+// No variable keeps its name in between, and all of them arrive.
 func TestMaskedEnvironment(t *testing.T) {
 	env := []string{
 		"LD_PRELOAD=/x.so", "GODEBUG=x=1", "GOTRACEBACK=crash", "A=1=2", "=", "NOVALUE",

@@ -14,7 +14,7 @@ func TestLiveHostileStart(t *testing.T) {
 	l := newLab(t)
 	gone, barred := l.own+"/gone", t.TempDir()
 	must(t, os.Chmod(barred, 0o700))
-	const goDies = "fatal error: " // of Go's runtime, before or without main: exit status 2
+	const goDies = "fatal error: " // from Go's runtime, before or without main: exit status 2
 	for _, test := range []struct {
 		name   string
 		launch []string
@@ -62,8 +62,8 @@ func TestLiveHostileStart(t *testing.T) {
 	}
 }
 
-// Where a user may have no more threads, a setuid program is not bound until it has
-// returned to the user's id; one with file capabilities is from the start.
+// If a user may have no more threads, the limit applies to a setuid program once it has
+// returned to the user's id, and to one with file capabilities from the start.
 func TestLiveNoMoreThreads(t *testing.T) {
 	l := newLab(t)
 	for _, path := range []string{l.setuid, l.ep} {

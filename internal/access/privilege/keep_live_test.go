@@ -21,7 +21,7 @@ import (
 
 var eachField = cmp.AllowUnexported(task{})
 
-// rights are those of this process: a container may have less than all.
+// rights are this process's capabilities: a container may not have all.
 func rights(t *testing.T) task {
 	t.Helper()
 	now, err := readTask("/proc/self/status")
@@ -29,14 +29,14 @@ func rights(t *testing.T) task {
 	return now
 }
 
-// Keep and Drop, in all threads, for each way to be privileged.
+// Keep and Drop, in all threads, for each kind of privileged program.
 func TestLiveKeepAndDrop(t *testing.T) {
 	l, full := newLab(t), rights(t).prm
 	const admin = 1 << cap.NET_ADMIN
 	setuid := [4]int{nobody, 0, 0, 0}
 	for name, test := range map[string]struct {
 		start
-		before task // its uids and gids where they are not the caller's
+		before task // its uids and gids if they are not the caller's
 		groups string
 	}{
 		"setuid root": {start: start{path: l.setuid}, before: task{uids: setuid, prm: full, eff: full}},
@@ -99,7 +99,7 @@ func TestLiveKeepAndDrop(t *testing.T) {
 	}
 }
 
-// Root keeps uid 0 and everybody's files, and has after Drop what it had before.
+// Root keeps uid 0 and access to all files, and has after Drop the capabilities that it had before.
 func TestLiveRoot(t *testing.T) {
 	l, now := newLab(t), rights(t)
 	o := ok(t, start{path: l.setuid, root: true}, "caller", "report", "keep=net_admin", "report",
@@ -116,7 +116,7 @@ func TestLiveRoot(t *testing.T) {
 	}
 }
 
-// What is missing is named, with the cure, and nothing is left.
+// The error names the missing capability and the cure, and no privilege is left.
 func TestLiveRefusal(t *testing.T) {
 	l := newLab(t)
 	for name, test := range map[string]struct {
@@ -247,7 +247,7 @@ func TestLiveHarden(t *testing.T) {
 	}
 }
 
-// An fd number is the caller's only if the caller has handed it over.
+// An fd number is the caller's only if the caller has passed the fd on.
 func TestLiveFDs(t *testing.T) {
 	l := newLab(t)
 	f, err := os.Open(os.DevNull)
@@ -272,7 +272,7 @@ func TestLiveFDs(t *testing.T) {
 	}
 }
 
-// Behind the numbers that may be ours everything is the caller's, but for what is to stay.
+// Above the numbers that may be ours, every fd is the caller's and is closed, except those to keep.
 func TestLiveManyFDs(t *testing.T) {
 	l := newLab(t)
 	f, err := os.Open(os.DevNull)
@@ -291,7 +291,7 @@ func TestLiveManyFDs(t *testing.T) {
 	}
 }
 
-// What system calls tell of a thread is what /proc tells.
+// System calls report the same credentials of a thread as /proc.
 func TestLiveOwnTask(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	var got, want task
@@ -320,8 +320,8 @@ func TestLiveOwnTask(t *testing.T) {
 	}
 }
 
-// onDyingThread runs f on a thread that has ended when it returns. The first thread of a process
-// cannot: Go keeps it.
+// onDyingThread runs f on a thread that has exited when it returns. The first thread of a process
+// cannot exit: Go keeps it.
 func onDyingThread(t *testing.T, f func()) {
 	t.Helper()
 	ran := make(chan int)

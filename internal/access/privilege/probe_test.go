@@ -29,7 +29,7 @@ type lab struct {
 	plain, setuid, setids, ep, p, other, tun, secret, own string
 }
 
-// newLab builds the probe as what ships is built, without cgo.
+// newLab builds the probe like the released programs, without cgo.
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
@@ -94,7 +94,7 @@ func fileCaps(effective bool, vs ...cap.Value) []byte {
 	return data
 }
 
-// start is how a probe is started, and by whom.
+// start describes how a probe is started, and by which user.
 type start struct {
 	path    string
 	root    bool
@@ -104,14 +104,14 @@ type start struct {
 	files   []*os.File
 }
 
-// outcome is how it ended.
+// outcome is the result of a probe.
 type outcome struct {
-	lines          map[string][]string // of stdout, by step
+	lines          map[string][]string // lines of stdout, by step
 	stdout, stderr string
 	code           int // -1: by a signal
 }
 
-// run waits 20 seconds: none of the probes may hang.
+// run waits at most 20 seconds: no probe may hang.
 func run(t *testing.T, s start, steps ...string) outcome {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -149,7 +149,7 @@ func run(t *testing.T, s start, steps ...string) outcome {
 	return o
 }
 
-// ok is run for probes that are to go through.
+// ok is run for probes that must succeed.
 func ok(t *testing.T, s start, steps ...string) outcome {
 	t.Helper()
 	o := run(t, s, steps...)
@@ -159,13 +159,13 @@ func ok(t *testing.T, s start, steps ...string) outcome {
 	return o
 }
 
-// report is what the step of that name prints.
+// report returns what the step of that name prints.
 type report struct {
 	Tasks                                []string
 	Dumpable, KeepCaps, NoNewPrivs, Core int
 }
 
-// reports decodes them, and makes sure that all threads of each are alike.
+// reports decodes them, and checks that all threads of each are equal.
 func (o outcome) reports(t *testing.T) (all []report, tasks []task) {
 	t.Helper()
 	for _, line := range o.lines["report"] {

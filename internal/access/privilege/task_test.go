@@ -72,7 +72,7 @@ func TestBits(t *testing.T) {
 	}
 }
 
-// Of a process that was started in no special way, all threads are alike.
+// All threads of an ordinary process are equal.
 func TestCheck(t *testing.T) {
 	now, err := readTask("/proc/self/status")
 	if err != nil {

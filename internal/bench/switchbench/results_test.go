@@ -175,10 +175,10 @@ func TestPlotsAreWellFormed(t *testing.T) {
 	}
 }
 
-// TestLiveMeasures has two switches take turns, for moments.
+// TestLiveMeasures lets two switches take short turns.
 func TestLiveMeasures(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
-	runtime.LockOSThread() // start tells why
+	runtime.LockOSThread() // start says why
 	o, err := parse([]string{
 		"-quick", "-time", "100ms", "-peers",
 		"^(C reference|vmnet switch, guest by (tap|socket))$",

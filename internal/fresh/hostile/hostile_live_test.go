@@ -17,7 +17,7 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// programEnv has the test binary be the program.
+// programEnv makes the test binary behave as the program.
 const programEnv = "VMNET_TEST_PROGRAM"
 
 func TestMain(m *testing.M) {
@@ -34,8 +34,8 @@ func program(t *testing.T, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// TestCommandIsPoor: a command has ignored signals, inherited files and room for few more, and its
-// status is the program's.
+// TestCommandIsPoor: the command has ignored signals, inherited files and room for few more; the
+// program exits with the command's status.
 func TestCommandIsPoor(t *testing.T) {
 	const script = `grep SigIgn: /proc/self/status; ls /proc/$$/fd | wc -l; ulimit -Sn; echo "$VMNET_TEST_BESIDE"; exit 7`
 	out, err := program(t, "-files", "5", "sh", "-c", script).Output()
@@ -51,7 +51,7 @@ func TestCommandIsPoor(t *testing.T) {
 	}
 }
 
-// TestRunThatIsKilled kills one, and runs two after it.
+// TestRunThatIsKilled kills a run, and starts two after it.
 func TestRunThatIsKilled(t *testing.T) {
 	dir := t.TempDir()
 	script := fmt.Sprintf(`cd %s; if mkdir first; then sleep 60 & wait; fi; mktemp again.XXXX`, dir)
@@ -62,8 +62,8 @@ func TestRunThatIsKilled(t *testing.T) {
 	}
 }
 
-// TestLiveHaunt has the hostile user's processes in the tests' namespaces, and then not any more.
-// They have a /tmp of their own: such processes may already run beside this test.
+// TestLiveHaunt: the hostile user's processes run in the tests' namespaces, and are gone
+// afterwards. The namespaces have their own /tmp: such processes may already run beside this test.
 func TestLiveHaunt(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	before := hostilePIDs(t)
@@ -98,7 +98,7 @@ func TestLiveHaunt(t *testing.T) {
 	nstest.Eventually(t, 20*time.Second, "they are gone", func() bool { return len(hostilePIDs(t)) == len(before) })
 }
 
-// hostilePIDs are the directories of the hostile user's processes.
+// hostilePIDs returns the directories of the hostile user's processes in /proc.
 func hostilePIDs(t *testing.T) (found []string) {
 	t.Helper()
 	dirs, err := filepath.Glob("/proc/[0-9]*")

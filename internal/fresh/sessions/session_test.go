@@ -62,7 +62,7 @@ func TestNormal(t *testing.T) {
 	}
 }
 
-// TestSession types sessions that do what is printed, and some that do not.
+// TestSession types sessions whose output matches the file, and some whose output does not.
 func TestSession(t *testing.T) {
 	t.Setenv("HOME", t.TempDir()) // without this machine's settings
 	for _, test := range []struct{ name, lines, want string }{
