@@ -42,7 +42,10 @@ func (n NIC) Args(queues, vhosts []int) ([]string, error) {
 
 // optionOrder is that of a command line: first what QEMU wants first, without its key.
 // Other properties follow by name.
-var optionOrder = []string{"type", "driver", "id", "fds", "fd", "vhostfds", "netdev", "mac", "bus", "addr", "mq", "vectors", "host_mtu"}
+var optionOrder = []string{
+	"type", "driver", "id", "fds", "fd", "vhostfds", "netdev", "mac", "bus", "addr",
+	"mq", "vectors", "host_mtu",
+}
 
 // optionText writes properties as the value of an option.
 func optionText(properties map[string]any) string {

@@ -39,7 +39,10 @@ func TestArgs(t *testing.T) {
 		},
 		{
 			"all",
-			NIC{ID: "vmnet-net0", MAC: mac, HostMTU: 1500, Bus: "port0", Addr: "1", Options: map[string]string{"rx_queue_size": "512", "mrg_rxbuf": "off"}},
+			NIC{
+				ID: "vmnet-net0", MAC: mac, HostMTU: 1500, Bus: "port0", Addr: "1",
+				Options: map[string]string{"rx_queue_size": "512", "mrg_rxbuf": "off"},
+			},
 			[]int{3, 4},
 			[]int{5, 6},
 			"tap,id=vmnet-net0-netdev,fds=3:4,vhostfds=5:6",
@@ -75,7 +78,10 @@ func TestArgs(t *testing.T) {
 		},
 		{
 			"typed",
-			NIC{ID: "n", Options: map[string]string{"mrg_rxbuf": "no", "rombar": "0x0"}, typed: map[string]any{"mrg_rxbuf": false, "rombar": int64(0)}},
+			NIC{
+				ID: "n", Options: map[string]string{"mrg_rxbuf": "no", "rombar": "0x0"},
+				typed: map[string]any{"mrg_rxbuf": false, "rombar": int64(0)},
+			},
 			[]int{3},
 			nil,
 			"tap,id=n-netdev,fds=3", "virtio-net-pci,id=n,netdev=n-netdev,mrg_rxbuf=off,rombar=0",

@@ -121,10 +121,13 @@ func TestConnectionFaults(t *testing.T) {
 		want  error
 		text  string
 	}{
-		"garbage":          {"\x00\xff{{\n", ErrProtocol, ""},
-		"half a line":      {`{"return": {}, "id": 2`, ErrClosed, "within a message"},
-		"hang-up":          {"", ErrClosed, "hung up"},
-		"error without id": {`{"error": {"class": "GenericError", "desc": "JSON parse error, stray"}}` + "\n", ErrProtocol, "JSON parse error, stray"},
+		"garbage":     {"\x00\xff{{\n", ErrProtocol, ""},
+		"half a line": {`{"return": {}, "id": 2`, ErrClosed, "within a message"},
+		"hang-up":     {"", ErrClosed, "hung up"},
+		"error without id": {
+			`{"error": {"class": "GenericError", "desc": "JSON parse error, stray"}}` + "\n",
+			ErrProtocol, "JSON parse error, stray",
+		},
 		"reply without id": {`{"return": {}}` + "\n", ErrProtocol, "without an id"},
 		"id of no number":  {`{"return": {}, "id": "x"}` + "\n", ErrProtocol, ""},
 		"neither":          {`{"id": 2}` + "\n", ErrProtocol, "neither"},

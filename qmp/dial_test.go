@@ -123,7 +123,8 @@ func TestDialFullBacklog(t *testing.T) {
 	defer func() { _ = first.Close() }()
 	waits := 0
 	d := Dialer{Waiting: func() { waits++ }}
-	if _, err := d.Dial(within(t, 2*patience), path); !errors.Is(err, ErrBusy) || !errors.Is(err, context.DeadlineExceeded) || waits != 1 {
+	if _, err := d.Dial(within(t, 2*patience), path); !errors.Is(err, ErrBusy) ||
+		!errors.Is(err, context.DeadlineExceeded) || waits != 1 {
 		t.Errorf("full backlog: %v, said %d times that it waits", err, waits)
 	}
 
@@ -187,9 +188,12 @@ func TestDialStrangers(t *testing.T) {
 // greeting or after it.
 func TestFormerClient(t *testing.T) {
 	stale := []string{
-		`{"return": {}, "id": "libvirt-7"}`, `{"id": {"a": [1]}, "error": {"class": "GenericError", "desc": "no"}}`, `{"return": []}`,
-		`{"error": {"class": "GenericError", "desc": "JSON parse error"}}`, `{"return": null, "id": null}`, `{"return": "` + strings.Repeat("x", 900<<10) + `", "id": 1}`,
-		`{"id": 1, "error": {"class": "GenericError", "desc": "no"}}`, `{"return": {}, "id": 2}`, `{"return": 7, "id": -1}`, `{"return": 7, "id": 1.5}`,
+		`{"return": {}, "id": "libvirt-7"}`, `{"id": {"a": [1]}, "error": {"class": "GenericError", "desc": "no"}}`,
+		`{"return": []}`,
+		`{"error": {"class": "GenericError", "desc": "JSON parse error"}}`, `{"return": null, "id": null}`,
+		`{"return": "` + strings.Repeat("x", 900<<10) + `", "id": 1}`,
+		`{"id": 1, "error": {"class": "GenericError", "desc": "no"}}`, `{"return": {}, "id": 2}`,
+		`{"return": 7, "id": -1}`, `{"return": 7, "id": 1.5}`,
 	}
 	event := `{"event": "STOP", "data": {}, "timestamp": {"seconds": 1, "microseconds": 2}}`
 	for name, say := range map[string]struct{ before, after []string }{
@@ -226,7 +230,8 @@ func TestFormerClientIsBounded(t *testing.T) {
 		c.register(&pending{command: "qmp_capabilities"})
 		sent := &io.LimitedReader{R: &endless{text: stale}, N: 2 * maxStale}
 		err := c.readAll(bufio.NewReader(io.MultiReader(strings.NewReader(first), sent)))
-		if read := 2*maxStale - sent.N; !errors.Is(err, ErrProtocol) || !strings.Contains(err.Error(), "not for this client") || read > maxStale+1<<20 {
+		if read := 2*maxStale - sent.N; !errors.Is(err, ErrProtocol) ||
+			!strings.Contains(err.Error(), "not for this client") || read > maxStale+1<<20 {
 			t.Errorf("%s: %d bytes were read: %v", name, read, err)
 		}
 		if len(err.Error()) > 500 {

@@ -57,18 +57,54 @@ func (e *Error) Error() string {
 var explanations = []struct{ command, part, own string }{
 	// monitor_get_fd reads what the kernel has dropped, as it does of a receiver that may open no
 	// more (unix(7), scm_detach_fds).
-	{"getfd", "No file descriptor supplied", "QEMU may open no more files: raise its limit (prlimit --pid PID --nofile=65536, LimitNOFILE= of its service, ulimit -n before its start)"},
-	{"add-fd", "No file descriptor supplied", "QEMU may open no more files: raise its limit (prlimit --pid PID --nofile=65536)"},
-	{"netdev_add", "Too many open files", "QEMU may open no more files: raise its limit (prlimit --pid PID --nofile=65536)"},
-	{"device_add", "No 'usb-bus' bus found", "the machine has no USB controller: start it with one (-device qemu-xhci), or choose another --model"},
-	{"device_add", "does not support hotplugging", "the bus takes devices only when the guest is started: name another one (--device-opt bus=ID), or " + portCure},
-	{"device_add", "no slot/function available", "the bus is full: name another one (--device-opt bus=ID), or " + portCure},
-	{"device_add", "not a valid device model name", "this QEMU has no such --model (-device help lists those that it has)"},
-	{"query-cpus-fast", "only after machine initialization", "QEMU was started with -preconfig and has no machine yet: x-exit-preconfig makes it (QMP), then attach"},
-	{"device_add", "not allowed while migrating", "the guest is being migrated or saved: try again when that has ended"},
-	{"device_del", "not allowed while migrating", "the guest is being migrated or saved: try again when that has ended"},
-	{"device_add", "' not found", "this --model has no such property (--device-opt; -device MODEL,help lists those that it has)"},
-	{"device_add", noROM, "QEMU does not see its ROMs: install them (ipxe-qemu), or do without one (--device-opt romfile=)"},
+	{
+		"getfd", "No file descriptor supplied",
+		"QEMU may open no more files: raise its limit (prlimit --pid PID --nofile=65536, LimitNOFILE= of its service, ulimit -n before its start)",
+	},
+	{
+		"add-fd", "No file descriptor supplied",
+		"QEMU may open no more files: raise its limit (prlimit --pid PID --nofile=65536)",
+	},
+	{
+		"netdev_add", "Too many open files",
+		"QEMU may open no more files: raise its limit (prlimit --pid PID --nofile=65536)",
+	},
+	{
+		"device_add", "No 'usb-bus' bus found",
+		"the machine has no USB controller: start it with one (-device qemu-xhci), or choose another --model",
+	},
+	{
+		"device_add", "does not support hotplugging",
+		"the bus takes devices only when the guest is started: name another one (--device-opt bus=ID), or " + portCure,
+	},
+	{
+		"device_add", "no slot/function available",
+		"the bus is full: name another one (--device-opt bus=ID), or " + portCure,
+	},
+	{
+		"device_add", "not a valid device model name",
+		"this QEMU has no such --model (-device help lists those that it has)",
+	},
+	{
+		"query-cpus-fast", "only after machine initialization",
+		"QEMU was started with -preconfig and has no machine yet: x-exit-preconfig makes it (QMP), then attach",
+	},
+	{
+		"device_add", "not allowed while migrating",
+		"the guest is being migrated or saved: try again when that has ended",
+	},
+	{
+		"device_del", "not allowed while migrating",
+		"the guest is being migrated or saved: try again when that has ended",
+	},
+	{
+		"device_add", "' not found",
+		"this --model has no such property (--device-opt; -device MODEL,help lists those that it has)",
+	},
+	{
+		"device_add",
+		noROM, "QEMU does not see its ROMs: install them (ipxe-qemu), or do without one (--device-opt romfile=)",
+	},
 }
 
 // noROM is in the refusal of a NIC whose boot ROM QEMU does not find (pci_add_option_rom in

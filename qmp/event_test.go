@@ -11,7 +11,9 @@ func TestEventsAreFilteredAndInOrder(t *testing.T) {
 		r, _ := s.Next()
 		for i := range 3 {
 			s.Say(`{"event": "STOP", "timestamp": {"seconds": -1, "microseconds": -1}}`,
-				fmt.Sprintf(`{"event": "DEVICE_DELETED", "data": {"device": "d%d"}, "timestamp": {"seconds": 5, "microseconds": 7}}`, i))
+				fmt.Sprintf(
+					`{"event": "DEVICE_DELETED", "data": {"device": "d%d"}, "timestamp": {"seconds": 5, "microseconds": 7}}`,
+					i))
 		}
 		s.Say(r.Returns("{}"))
 		answer(s)

@@ -25,7 +25,10 @@ func (g guest) Command(_ context.Context, command string, _ *os.File) (string, e
 	case strings.Contains(command, "query-name"):
 		return `{"return": {"name": "P2"}}`, nil
 	case strings.Contains(command, `"id":"n"`):
-		g.events <- qmp.Event{Name: "DEVICE_DELETED", Data: json.RawMessage(`{"device": "n", "path": "/machine/peripheral/n"}`)}
+		g.events <- qmp.Event{
+			Name: "DEVICE_DELETED",
+			Data: json.RawMessage(`{"device": "n", "path": "/machine/peripheral/n"}`),
+		}
 		return `{"return": {}}`, nil
 	}
 	return `{"error": {"class": "DeviceNotFound", "desc": "Device 'other' not found"}}`, nil

@@ -15,15 +15,19 @@ import (
 func FuzzReader(f *testing.F) {
 	for _, seed := range []string{
 		"",
-		qmptest.Greeting + "\r\n" + `{"return": {}, "id": 1}` + "\r\n" + `{"id": 2, "error": {"class": "GenericError", "desc": "x"}}` + "\r\n",
-		qmptest.Greeting + "\n" + `{"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}}` + "\n" + `{"event": "X", "data": {}}` + "\n",
-		qmptest.Greeting + "\n" + `{"return": [1, 2], "id": 1}` + "\n" + `{"return": {}, "id": 1}` + "\n" + `{"return": {}, "id": 99}` + "\n",
+		qmptest.Greeting + "\r\n" + `{"return": {}, "id": 1}` + "\r\n" +
+			`{"id": 2, "error": {"class": "GenericError", "desc": "x"}}` + "\r\n",
+		qmptest.Greeting + "\n" + `{"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}}` + "\n" +
+			`{"event": "X", "data": {}}` + "\n",
+		qmptest.Greeting + "\n" + `{"return": [1, 2], "id": 1}` + "\n" + `{"return": {}, "id": 1}` + "\n" +
+			`{"return": {}, "id": 99}` + "\n",
 		qmptest.Greeting + "\n" + qmptest.Greeting + "\n",
 		qmptest.Greeting + "\n" + `{"error": {"class": "GenericError", "desc": "JSON parse error"}}` + "\n",
 		qmptest.Greeting + "\n" + `{"return": null, "id": null, "event": null}` + "\n",
 		`{"QMP": null}` + "\n" + `{"QMP": {}}` + "\n",
 		"{\"QMP\":\n {\n}\r\n}{\"return\": [\n\"}\\\"\\\\\"], \"id\":\n1}\n{\"event\"\n:\"STOP\"}",
-		qmptest.Greeting + "\n{\"return\": {\"x\": \"" + string(bytes.Repeat([]byte("y"), 100)) + "\"}, \"id\": 2}\n\xff",
+		qmptest.Greeting + "\n{\"return\": {\"x\": \"" + string(bytes.Repeat([]byte("y"), 100)) +
+			"\"}, \"id\": 2}\n\xff",
 		"[[[[[[[[[[[[[[[[\n",
 	} {
 		f.Add([]byte(seed))
@@ -57,7 +61,8 @@ func FuzzReader(f *testing.F) {
 // that encoding/json finds.
 func FuzzStream(f *testing.F) {
 	for _, seed := range []string{
-		"", " \r\n{}", `{"a":"}"}{"b":[{},"\\"]}`, "{\n  \"a\": [\n1,\n2]\n}\n{}", `{"a":"\"}`, `[1]`, `{"a":1`, `{"a":1}}`, `{]`, "{\"\xff\":0}",
+		"", " \r\n{}", `{"a":"}"}{"b":[{},"\\"]}`, "{\n  \"a\": [\n1,\n2]\n}\n{}", `{"a":"\"}`, `[1]`, `{"a":1`,
+		`{"a":1}}`, `{]`, "{\"\xff\":0}",
 	} {
 		f.Add([]byte(seed))
 	}
@@ -71,7 +76,8 @@ func FuzzStream(f *testing.F) {
 			switch {
 			case err != nil && !errors.Is(err, ErrClosed) && !errors.Is(err, ErrProtocol):
 				t.Fatalf("ended with %v", err)
-			case errWant != nil && (err != nil || !json.Valid(got)), err != nil && (want[0] != '{' || len(want) > 1<<10):
+			case errWant != nil && (err != nil || !json.Valid(got)), err != nil &&
+				(want[0] != '{' || len(want) > 1<<10):
 				return
 			case err != nil, !bytes.Equal(got, want):
 				t.Fatalf("%q: got %q, %v; encoding/json finds %q, %v", data, got, err, want, errWant)

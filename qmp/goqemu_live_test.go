@@ -114,7 +114,8 @@ func TestLiveGoQEMU(t *testing.T) {
 	r := raw.NewMonitor(m)
 
 	version, err := r.QueryVersion()
-	if major, minor, micro := c.Version(); err != nil || version.Qemu != (raw.VersionTriple{Major: int64(major), Minor: int64(minor), Micro: int64(micro)}) {
+	if major, minor, micro := c.Version(); err != nil ||
+		version.Qemu != (raw.VersionTriple{Major: int64(major), Minor: int64(minor), Micro: int64(micro)}) {
 		t.Errorf("version %+v, %v", version, err)
 	}
 	if status, err := r.QueryStatus(); err != nil || status.Running || status.Status != raw.RunStatePrelaunch {
@@ -126,7 +127,8 @@ func TestLiveGoQEMU(t *testing.T) {
 	}
 	for _, f := range filters {
 		ours, err := c.RxFilter(ctx, f.Name)
-		if err != nil || ours.MainMAC != f.MainMac || len(ours.VLANTable) != len(f.VlanTable) || ours.Multicast != f.Multicast.String() || !f.Promiscuous {
+		if err != nil || ours.MainMAC != f.MainMac || len(ours.VLANTable) != len(f.VlanTable) ||
+			ours.Multicast != f.Multicast.String() || !f.Promiscuous {
 			t.Errorf("filter %+v, ours %+v, %v", f, ours, err)
 		}
 	}
@@ -136,7 +138,8 @@ func TestLiveGoQEMU(t *testing.T) {
 		Return []struct{ Name string }
 		ID     string
 	}
-	if err := errors.Join(err, json.Unmarshal(schema, &reply)); err != nil || len(schema) < 64<<10 || len(reply.Return) < 100 || reply.ID != "mine" {
+	if err := errors.Join(err, json.Unmarshal(schema, &reply)); err != nil || len(schema) < 64<<10 ||
+		len(reply.Return) < 100 || reply.ID != "mine" {
 		t.Errorf("schema: %d bytes with %d entries, id %q, %v", len(schema), len(reply.Return), reply.ID, err)
 	}
 	if err := r.DeviceDel("none"); !errors.Is(err, qmp.ErrDeviceNotFound) {

@@ -23,7 +23,8 @@ func plugInto(t *testing.T, c testvm.Config) (conn *Conn, gone func()) {
 		t.Fatal(err)
 	}
 	queues := newTap(t, ns, "vg0", 1)
-	if err := conn.Plug(ctx, NIC{ID: "n", Queues: 1, Bus: port.Bus, Addr: port.Addr}, &Files{Queues: queues}); err != nil {
+	if err := conn.Plug(ctx, NIC{ID: "n", Queues: 1, Bus: port.Bus, Addr: port.Addr},
+		&Files{Queues: queues}); err != nil {
 		t.Fatal(err)
 	}
 	closeAll(queues)
@@ -51,12 +52,20 @@ func TestLiveUnplugFromAGuest(t *testing.T) {
 	}{
 		{"pc", testvm.Config{}},
 		{"q35", testvm.Config{Machine: "q35", SparePorts: 2}},
-		{"q35 native", testvm.Config{Machine: "q35", SparePorts: 2, ExtraArgs: []string{"-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"}}},
+		{
+			"q35 native",
+			testvm.Config{
+				Machine:    "q35",
+				SparePorts: 2, ExtraArgs: []string{"-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"},
+			},
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c, gone := plugInto(t, tc.config)
 			start := time.Now()
-			if err := c.Unplug(within(t, 60*time.Second), "n", func(d time.Duration) { t.Logf("waits since %s", d.Round(time.Millisecond)) }); err != nil {
+			if err := c.Unplug(within(t, 60*time.Second), "n", func(d time.Duration) {
+				t.Logf("waits since %s", d.Round(time.Millisecond))
+			}); err != nil {
 				t.Fatal(err)
 			}
 			t.Logf("unplugged after %s", time.Since(start).Round(time.Millisecond))
@@ -70,7 +79,10 @@ func TestLiveUnplugFromAGuest(t *testing.T) {
 
 // The guest's firmware swallows the first requests; a later one gets through.
 func TestLiveUnplugFromABootingGuest(t *testing.T) {
-	for _, machine := range []testvm.Config{{Machine: "pc", NoWait: true}, {Machine: "q35", SparePorts: 1, NoWait: true}} {
+	for _, machine := range []testvm.Config{
+		{Machine: "pc", NoWait: true},
+		{Machine: "q35", SparePorts: 1, NoWait: true},
+	} {
 		t.Run(machine.Machine, func(t *testing.T) {
 			c, gone := plugInto(t, machine)
 			waits := 0

@@ -41,7 +41,8 @@ func (h *handshake) passOver(m *message, text []byte, ours bool) (pass bool, err
 		h.first = bytes.Clone(cut(text))
 	}
 	if h.stale += len(text); h.stale > maxStale {
-		return false, fmt.Errorf("%w: more than %d bytes that are not for this client, the first %q", ErrProtocol, maxStale, h.first)
+		return false, fmt.Errorf("%w: more than %d bytes that are not for this client, the first %q",
+			ErrProtocol, maxStale, h.first)
 	}
 	return true, nil
 }

@@ -117,7 +117,8 @@ func (c *Conn) qomGet(ctx context.Context, path, property string, value any) err
 // "File descriptor named 'x' not found".
 func unlessGone(err error) error {
 	var e *Error
-	if errors.As(err, &e) && (errors.Is(e, ErrDeviceNotFound) || e.Command == "closefd" && strings.Contains(e.Desc, "not found")) {
+	if errors.As(err, &e) && (errors.Is(e, ErrDeviceNotFound) ||
+		e.Command == "closefd" && strings.Contains(e.Desc, "not found")) {
 		return nil
 	}
 	return err

@@ -25,7 +25,8 @@ func TestLivePlugIntoAJail(t *testing.T) {
 		t.Errorf("romfile is %q, %v", rom, err)
 	}
 	// What somebody asks for is not replaced.
-	err := c.Plug(ctx, NIC{ID: "m", Queues: 1, Options: map[string]string{"romfile": "efi-virtio.rom"}}, &Files{Queues: newTap(t, ns, "vj1", 1)})
+	err := c.Plug(ctx, NIC{ID: "m", Queues: 1, Options: map[string]string{"romfile": "efi-virtio.rom"}},
+		&Files{Queues: newTap(t, ns, "vj1", 1)})
 	if !lacksROM(err) || !strings.Contains(err.Error(), "QEMU does not see its ROMs") {
 		t.Errorf("a ROM outside of the jail: %v", err)
 	}
@@ -48,7 +49,8 @@ func TestLiveQEMUWithoutRoomForFiles(t *testing.T) {
 	queues := newTap(t, ns, "vl0", 1)
 	err := c.Plug(within(t, 30*time.Second), NIC{ID: "n", Queues: 1}, &Files{Queues: queues})
 	closeAll(queues)
-	if err == nil || !strings.Contains(err.Error(), "QEMU may open no more files: raise its limit") || strings.Contains(err.Error(), "undo") {
+	if err == nil || !strings.Contains(err.Error(), "QEMU may open no more files: raise its limit") ||
+		strings.Contains(err.Error(), "undo") {
 		t.Errorf("got %v", err)
 	}
 	wantGone(t, ns, "vl0")

@@ -42,7 +42,9 @@ func (c *Conn) FreePortFor(ctx context.Context, model string) (Port, error) {
 		case err != nil:
 			return Port{}, fmt.Errorf("find a place for a %s: %w", model, err)
 		case only != "":
-			return Port{}, fmt.Errorf("%w: a %s sits on %s (choose another --model, or start the guest with it by qemu-netup)", ErrNoPort, model, only)
+			return Port{},
+				fmt.Errorf("%w: a %s sits on %s (choose another --model, or start the guest with it by qemu-netup)",
+					ErrNoPort, model, only)
 		case ancestor == "pci-device":
 			return c.FreePort(ctx)
 		case ancestor != "":
@@ -82,7 +84,8 @@ func (c *Conn) BestModel(ctx context.Context) (string, error) {
 // (qom-list-types).
 func (c *Conn) typesOf(ctx context.Context, ancestor string) (map[string]bool, error) {
 	var list []struct{ Name string }
-	if err := c.Execute(ctx, "qom-list-types", map[string]any{"implements": ancestor, "abstract": false}, &list); err != nil {
+	if err := c.Execute(ctx, "qom-list-types", map[string]any{"implements": ancestor, "abstract": false},
+		&list); err != nil {
 		return nil, err
 	}
 	names := make(map[string]bool, len(list))

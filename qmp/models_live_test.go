@@ -76,7 +76,8 @@ func TestLivePlaces(t *testing.T) {
 
 // TestLiveModels: all models of NICs on PCI go into a port as into a slot.
 func TestLiveModels(t *testing.T) {
-	models := strings.Fields("e1000 e1000e rtl8139 vmxnet3 pcnet tulip i82559c ne2k_pci virtio-net-pci virtio-net-pci-transitional virtio-net-pci-non-transitional")
+	models := strings.Fields(
+		"e1000 e1000e rtl8139 vmxnet3 pcnet tulip i82559c ne2k_pci virtio-net-pci virtio-net-pci-transitional virtio-net-pci-non-transitional")
 	for _, machine := range []string{"pc", "q35"} {
 		var args []string
 		for i := range models {

@@ -35,7 +35,8 @@ func TestLiveQueries(t *testing.T) {
 			t.Errorf("HasDevice(%s): %v, %v", id, has, err)
 		}
 	}
-	if f, err := c.RxFilter(ctx, "nic"); err != nil || f.MainMAC != "52:54:00:00:00:07" || !f.Promiscuous || f.Unicast != "normal" {
+	if f, err := c.RxFilter(ctx, "nic"); err != nil || f.MainMAC != "52:54:00:00:00:07" || !f.Promiscuous ||
+		f.Unicast != "normal" {
 		t.Errorf("RxFilter: %+v, %v", f, err)
 	}
 	if _, err := c.RxFilter(ctx, "none"); !refused(err) {
@@ -91,7 +92,9 @@ func TestLiveQEMUDies(t *testing.T) {
 			}
 		})
 	}
-	nstest.Eventually(t, 20*time.Second, "the commands are in flight", func() bool { return nstest.Waiting("qmp.(*Conn).await") == 3 })
+	nstest.Eventually(t, 20*time.Second, "the commands are in flight", func() bool {
+		return nstest.Waiting("qmp.(*Conn).await") == 3
+	})
 	if err := q.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -117,21 +120,82 @@ func TestLiveFreePort(t *testing.T) {
 		{"pc", "pc", nil, Port{"pci.0", ""}, ""},
 		{"pc, few slots left", "pc", fullFrom(8), Port{"pci.0", ""}, ""},
 		{"pc, full", "pc", fullFrom(2), Port{}, "all 1 are taken"},
-		{"pc, full with a bridge", "pc", concat([]string{"-device", "pci-bridge,id=br,chassis_nr=1,addr=2", "-device", "virtio-rng-pci,bus=br,addr=1"}, fullFrom(3)), Port{"br", "2"}, ""},
+		{
+			"pc, full with a bridge", "pc",
+			concat([]string{
+				"-device", "pci-bridge,id=br,chassis_nr=1,addr=2", "-device",
+				"virtio-rng-pci,bus=br,addr=1",
+			}, fullFrom(3)),
+			Port{"br", "2"},
+			"",
+		},
 		{"pc without ACPI", "pc,acpi=off", nil, Port{}, "no bus of this machine takes devices while it runs"},
-		{"pc without hot plug", "pc", []string{"-global", "PIIX4_PM.acpi-root-pci-hotplug=off"}, Port{}, "no bus of this machine"},
+		{
+			"pc without hot plug", "pc",
+			[]string{"-global", "PIIX4_PM.acpi-root-pci-hotplug=off"},
+			Port{},
+			"no bus of this machine",
+		},
 		{"q35", "q35", nil, Port{}, "pcie-root-port,id=port0,chassis=1"},
-		{"q35 with ports", "q35", concat(root("port0", "chassis=1"), root("port1", "chassis=2")), Port{"port0", ""}, ""},
-		{"q35, native hot plug", "q35", concat(root("port0", "chassis=1"), []string{"-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"}), Port{"port0", ""}, ""},
-		{"q35, first port taken", "q35", concat(root("port0", "chassis=1"), root("port1", "chassis=2"), []string{"-device", "virtio-rng-pci,bus=port0"}), Port{"port1", ""}, ""},
-		{"q35, all taken", "q35", concat(root("port0", "chassis=1"), []string{"-device", "virtio-rng-pci,bus=port0"}), Port{}, "all 1 are taken"},
+		{
+			"q35 with ports", "q35", concat(root("port0", "chassis=1"), root("port1", "chassis=2")),
+			Port{"port0", ""},
+			"",
+		},
+		{
+			"q35, native hot plug", "q35",
+			concat(root("port0", "chassis=1"),
+				[]string{"-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"}),
+			Port{"port0", ""},
+			"",
+		},
+		{
+			"q35, first port taken", "q35",
+			concat(root("port0", "chassis=1"), root("port1", "chassis=2"),
+				[]string{"-device", "virtio-rng-pci,bus=port0"}),
+			Port{"port1", ""},
+			"",
+		},
+		{
+			"q35, all taken", "q35",
+			concat(root("port0", "chassis=1"), []string{"-device", "virtio-rng-pci,bus=port0"}),
+			Port{},
+			"all 1 are taken",
+		},
 		{"q35, port without hot plug", "q35", root("port0", "chassis=1,hotplug=off"), Port{}, "pcie-root-port,id="},
-		{"q35, native, without hot plug", "q35", concat(root("port0", "chassis=1,hotplug=off"), []string{"-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"}), Port{}, "pcie-root-port,id="},
+		{
+			"q35, native, without hot plug", "q35",
+			concat(root("port0", "chassis=1,hotplug=off"),
+				[]string{"-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"}),
+			Port{},
+			"pcie-root-port,id=",
+		},
 		{"q35, port without id", "q35", []string{"-device", "pcie-root-port,chassis=1"}, Port{}, "pcie-root-port,id="},
 		{"q35 with a PCI bridge", "q35", []string{"-device", "pcie-pci-bridge,id=br"}, Port{"br", "1"}, ""},
-		{"q35, bridge, native", "q35", []string{"-device", "pcie-pci-bridge,id=br", "-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"}, Port{"br", "1"}, ""},
-		{"q35, port before bridge", "q35", concat([]string{"-device", "pcie-pci-bridge,id=br"}, root("zport", "chassis=1")), Port{"zport", ""}, ""},
-		{"q35 with a switch", "q35", concat(root("port0", "chassis=1"), []string{"-device", "x3130-upstream,id=up,bus=port0", "-device", "xio3130-downstream,id=zdown,bus=up,chassis=2"}), Port{"zdown", ""}, ""},
+		{
+			"q35, bridge, native", "q35",
+			[]string{
+				"-device", "pcie-pci-bridge,id=br", "-global",
+				"ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
+			},
+			Port{"br", "1"},
+			"",
+		},
+		{
+			"q35, port before bridge", "q35",
+			concat([]string{"-device", "pcie-pci-bridge,id=br"}, root("zport", "chassis=1")),
+			Port{"zport", ""},
+			"",
+		},
+		{
+			"q35 with a switch", "q35",
+			concat(root("port0", "chassis=1"), []string{
+				"-device", "x3130-upstream,id=up,bus=port0", "-device",
+				"xio3130-downstream,id=zdown,bus=up,chassis=2",
+			}),
+			Port{"zdown", ""},
+			"",
+		},
 		{"microvm", "microvm", nil, Port{}, "no PCI bus"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -175,7 +239,10 @@ func TestLiveFreePortThroughARelay(t *testing.T) {
 		{"pc, the last slot is taken", "pc", []string{"-device", "virtio-rng-pci,addr=1f"}, Port{"pci.0", "1e"}},
 		{"pc, full", "pc", fullFrom(2), Port{}},
 		{"q35", "q35", ports(3), Port{"pci.3", ""}},
-		{"q35, the last port is taken", "q35", append(ports(3), "-device", "virtio-rng-pci,bus=pci.3"), Port{"pci.2", ""}},
+		{
+			"q35, the last port is taken", "q35", append(ports(3), "-device", "virtio-rng-pci,bus=pci.3"),
+			Port{"pci.2", ""},
+		},
 		{"q35 with a PCI bridge", "q35", []string{"-device", "pcie-pci-bridge,id=br"}, Port{"br", "1f"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

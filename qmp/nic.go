@@ -108,8 +108,10 @@ func (f *Files) check(n NIC) error {
 	switch {
 	case err != nil:
 		return err
-	case len(f.Queues) != n.Queues || len(f.Vhosts) != n.vhosts() || (f.Netns != nil) != n.Netns || (f.Label != nil) != n.Label:
-		return fmt.Errorf("%s: the files are not those of a NIC of %d queues (vhost %v, netns %v, label %v)", n.ID, n.Queues, n.Vhost, n.Netns, n.Label)
+	case len(f.Queues) != n.Queues || len(f.Vhosts) != n.vhosts() || (f.Netns != nil) != n.Netns ||
+		(f.Label != nil) != n.Label:
+		return fmt.Errorf("%s: the files are not those of a NIC of %d queues (vhost %v, netns %v, label %v)",
+			n.ID, n.Queues, n.Vhost, n.Netns, n.Label)
 	case slices.Contains(f.Queues, nil), slices.Contains(f.Vhosts, nil):
 		return fmt.Errorf("%s: a queue or vhost file is nil", n.ID)
 	}
@@ -138,7 +140,8 @@ func (n NIC) validate(queues, vhosts int) error {
 	case n.backend() != Tap && n.backend() != Dgram && n.backend() != Socket:
 		return fmt.Errorf("%s: backend %q is none of tap, dgram and socket", n.ID, n.Backend)
 	case n.backend() != Tap && (queues > 1 || vhosts > 0):
-		return fmt.Errorf("%s has %d queues and %d vhost fds: a NIC over a socket has one queue and no vhost", n.ID, queues, vhosts)
+		return fmt.Errorf("%s has %d queues and %d vhost fds: a NIC over a socket has one queue and no vhost",
+			n.ID, queues, vhosts)
 	case queues > 1 && !n.virtio():
 		return fmt.Errorf("%s: model %s has one queue, only virtio has more", n.ID, n.model())
 	case n.MAC != nil && (len(n.MAC) != 6 || n.MAC[0]&1 != 0):
@@ -165,7 +168,8 @@ func (c *Conn) TypeOptions(ctx context.Context, n NIC) (NIC, error) {
 	}
 	var list []struct{ Name, Type string }
 	err := c.Execute(ctx, "device-list-properties", map[string]any{"typename": n.model()}, &list)
-	if err != nil && !errors.Is(err, ErrDeviceNotFound) { // device_add knows aliases of models too, and tells an unknown one better
+	if err != nil && !errors.Is(err, ErrDeviceNotFound) {
+		// device_add knows aliases of models too, and tells an unknown one better
 		return n, err
 	}
 	types := make(map[string]string, len(list))

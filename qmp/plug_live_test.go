@@ -125,10 +125,14 @@ func TestLiveUndoOfAPluggedDevice(t *testing.T) {
 	c := startQEMU(t, "pc").dial(t)
 	queues := newTap(t, ns, "vu0", 1)
 	fault := errors.New("fault")
-	steps := append(c.PlugSteps(NIC{ID: "n", Queues: 1}, &Files{Queues: queues}), step.Step{Name: "verify", Do: func(context.Context) error { return fault }})
+	steps := append(c.PlugSteps(NIC{ID: "n", Queues: 1}, &Files{Queues: queues}),
+		step.Step{Name: "verify", Do: func(context.Context) error {
+			return fault
+		}})
 	err := step.Run(within(t, 30*time.Second), steps, nil)
 	closeAll(queues)
-	if !errors.Is(err, fault) || !errors.Is(err, ErrUnplugTimeout) || !strings.Contains(err.Error(), "keeps an empty device n") {
+	if !errors.Is(err, fault) || !errors.Is(err, ErrUnplugTimeout) ||
+		!strings.Contains(err.Error(), "keeps an empty device n") {
 		t.Errorf("got %v", err)
 	}
 	wantGone(t, ns, "vu0")
@@ -139,14 +143,18 @@ func TestLiveOptions(t *testing.T) {
 	c := startQEMU(t, "pc").dial(t)
 	ctx := within(t, 30*time.Second)
 	n, err := c.TypeOptions(ctx, NIC{ID: "n", Queues: 1, Addr: "0x1a", Options: map[string]string{
-		"rx_queue_size": "512", "mrg_rxbuf": "off", "speed": "10000", "duplex": "full", "disable-legacy": "on", "romfile": "",
+		"rx_queue_size": "512", "mrg_rxbuf": "off", "speed": "10000", "duplex": "full",
+		"disable-legacy": "on", "romfile": "",
 	}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	steps := c.PlugSteps(n, &Files{Queues: newTap(t, ns, "vo0", 1)})
 	text := steps[len(steps)-1].Text
-	for _, want := range []string{`"rx_queue_size":512`, `"mrg_rxbuf":false`, `"speed":10000`, `"duplex":"full"`, `"disable-legacy":"on"`} {
+	for _, want := range []string{
+		`"rx_queue_size":512`, `"mrg_rxbuf":false`, `"speed":10000`, `"duplex":"full"`,
+		`"disable-legacy":"on"`,
+	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%s is not in %s", want, text)
 		}
@@ -154,7 +162,10 @@ func TestLiveOptions(t *testing.T) {
 	if err := step.Run(ctx, steps, nil); err != nil {
 		t.Fatal(err)
 	}
-	for property, want := range map[string]any{"rx_queue_size": 512.0, "mrg_rxbuf": false, "speed": 10000.0, "duplex": "full", "addr": float64(0x1a << 3)} {
+	for property, want := range map[string]any{
+		"rx_queue_size": 512.0, "mrg_rxbuf": false, "speed": 10000.0,
+		"duplex": "full", "addr": float64(0x1a << 3),
+	} {
 		if got, err := qomValue(ctx, c, "n", property); got != want || err != nil {
 			t.Errorf("%s is %v (%v), want %v", property, got, err, want)
 		}
@@ -174,7 +185,8 @@ func TestLiveReleaseIsIdempotent(t *testing.T) {
 		t.Fatal("the getfd name does not hold the tap")
 	}
 	for range 2 {
-		if err := errors.Join(c.CloseFD(ctx, "held"), c.NetdevDel(ctx, "none"), c.Rollback(ctx, "none", 2), c.Unplug(ctx, "none", nil)); err != nil {
+		if err := errors.Join(c.CloseFD(ctx, "held"), c.NetdevDel(ctx, "none"), c.Rollback(ctx, "none", 2),
+			c.Unplug(ctx, "none", nil)); err != nil {
 			t.Error(err)
 		}
 		wantGone(t, ns, "vi0")
@@ -224,10 +236,11 @@ func TestLiveUndoReachesAStoppedQEMU(t *testing.T) {
 	c := q.dial(t)
 	queues := newTap(t, ns, "vs0", 2)
 	fault := errors.New("fault")
-	steps := append(c.PlugSteps(NIC{ID: "n", Queues: 2}, &Files{Queues: queues})[:3], step.Step{Name: "stop", Do: func(context.Context) error {
-		q.stop(t)
-		return fault
-	}})
+	steps := append(c.PlugSteps(NIC{ID: "n", Queues: 2}, &Files{Queues: queues})[:3],
+		step.Step{Name: "stop", Do: func(context.Context) error {
+			q.stop(t)
+			return fault
+		}})
 	err := step.Run(t.Context(), steps, nil)
 	if !errors.Is(err, fault) || !errors.Is(err, ErrUnanswered) {
 		t.Errorf("got %v", err)
@@ -253,7 +266,8 @@ func TestLiveHangUpDropsUnreadCommands(t *testing.T) {
 	q := startQEMU(t, "pc")
 	c := q.dial(t)
 	q.stop(t)
-	if err := c.NetdevAdd(within(t, 50*time.Millisecond), map[string]any{"type": "hubport", "id": "h", "hubid": 1}); !errors.Is(err, context.DeadlineExceeded) {
+	if err := c.NetdevAdd(within(t, 50*time.Millisecond),
+		map[string]any{"type": "hubport", "id": "h", "hubid": 1}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatal(err)
 	}
 	_ = c.Close()

@@ -76,7 +76,10 @@ func target(r request) any {
 
 func testNIC() NIC {
 	mac, _ := net.ParseMAC("52:54:00:00:00:01")
-	return NIC{ID: "n", Queues: 2, Vhost: true, Netns: true, Label: true, MAC: mac, HostMTU: 1500, Bus: "port0", Addr: "1", Options: map[string]string{"mrg_rxbuf": "off"}}
+	return NIC{
+		ID: "n", Queues: 2, Vhost: true, Netns: true, Label: true, MAC: mac, HostMTU: 1500, Bus: "port0",
+		Addr: "1", Options: map[string]string{"mrg_rxbuf": "off"},
+	}
 }
 
 // testFiles are those of testNIC.
@@ -86,8 +89,14 @@ func testFiles(t *testing.T) *Files {
 }
 
 var (
-	plugged  = []string{"qom-list", "getfd n-netns", "getfd n-label", "getfd n-q0", "getfd n-q1", "getfd n-vhost0", "getfd n-vhost1", "netdev_add n-netdev", "device-list-properties", "device_add n"}
-	restored = []string{"netdev_del n-netdev", "closefd n-vhost1", "closefd n-vhost0", "closefd n-q1", "closefd n-q0", "closefd n-label", "closefd n-netns"}
+	plugged = []string{
+		"qom-list", "getfd n-netns", "getfd n-label", "getfd n-q0", "getfd n-q1", "getfd n-vhost0",
+		"getfd n-vhost1", "netdev_add n-netdev", "device-list-properties", "device_add n",
+	}
+	restored = []string{
+		"netdev_del n-netdev", "closefd n-vhost1", "closefd n-vhost0", "closefd n-q1", "closefd n-q0",
+		"closefd n-label", "closefd n-netns",
+	}
 )
 
 func TestPlugSteps(t *testing.T) {
@@ -104,8 +113,14 @@ func TestPlugSteps(t *testing.T) {
 		{"getfd n-q1", `{"execute":"getfd","arguments":{"fdname":"n-q1"}}`},
 		{"getfd n-vhost0", `{"execute":"getfd","arguments":{"fdname":"n-vhost0"}}`},
 		{"getfd n-vhost1", `{"execute":"getfd","arguments":{"fdname":"n-vhost1"}}`},
-		{"netdev_add n-netdev", `{"execute":"netdev_add","arguments":{"fds":"n-q0:n-q1","id":"n-netdev","type":"tap","vhost":true,"vhostfds":"n-vhost0:n-vhost1"}}`},
-		{"device_add n", `{"execute":"device_add","arguments":{"addr":"1","bus":"port0","driver":"virtio-net-pci","host_mtu":1500,"id":"n","mac":"52:54:00:00:00:01","mq":true,"mrg_rxbuf":"off","netdev":"n-netdev","vectors":6}}`},
+		{
+			"netdev_add n-netdev",
+			`{"execute":"netdev_add","arguments":{"fds":"n-q0:n-q1","id":"n-netdev","type":"tap","vhost":true,"vhostfds":"n-vhost0:n-vhost1"}}`,
+		},
+		{
+			"device_add n",
+			`{"execute":"device_add","arguments":{"addr":"1","bus":"port0","driver":"virtio-net-pci","host_mtu":1500,"id":"n","mac":"52:54:00:00:00:01","mq":true,"mrg_rxbuf":"off","netdev":"n-netdev","vectors":6}}`,
+		},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -123,7 +138,10 @@ func plugIsUndoneWhereverQEMURefuses(t *testing.T, fakeConn func(*testing.T, fun
 		"device_add":             slices.Concat(plugged, restored),
 	} {
 		t.Run(command, func(t *testing.T) {
-			g := &guestless{refusals: map[string]string{command: "no way", "closefd": "File descriptor named 'n' not found"}}
+			g := &guestless{refusals: map[string]string{
+				command:   "no way",
+				"closefd": "File descriptor named 'n' not found",
+			}}
 			err := fakeConn(t, g.serve).Plug(within(t, 10*time.Second), testNIC(), testFiles(t))
 			if want := command + ": no way"; err == nil || !strings.HasSuffix(err.Error(), want) {
 				t.Errorf("error %v, want ... %s", err, want)
@@ -164,12 +182,13 @@ func laterFailureUnplugsTheDevice(t *testing.T, fakeConn func(*testing.T, func(*
 	var g guestless
 	fault := errors.New("fault")
 	c := fakeConn(t, g.serve)
-	err := step.Run(within(t, 20*time.Second), c.PlugSteps(testNIC(), testFiles(t)), func(ctx context.Context, s step.Step, do func(context.Context) error) error {
-		if err := do(ctx); err != nil || !strings.HasPrefix(s.Name, "device_add") {
-			return err
-		}
-		return fault
-	})
+	err := step.Run(within(t, 20*time.Second), c.PlugSteps(testNIC(), testFiles(t)),
+		func(ctx context.Context, s step.Step, do func(context.Context) error) error {
+			if err := do(ctx); err != nil || !strings.HasPrefix(s.Name, "device_add") {
+				return err
+			}
+			return fault
+		})
 	if !errors.Is(err, fault) || strings.Contains(err.Error(), "undo") {
 		t.Errorf("got %v, want the fault alone", err)
 	}
@@ -229,7 +248,9 @@ func TestPlugWhileQEMUFallsSilent(t *testing.T) {
 			}
 			_ = c.Close()
 			want := append(tc.want, "getfd "+holdName, "closefd "+holdName)
-			nstest.Eventually(t, 20*time.Second, "all commands have come", func() bool { return len(g.commands()) >= len(want) })
+			nstest.Eventually(t, 20*time.Second, "all commands have come", func() bool {
+				return len(g.commands()) >= len(want)
+			})
 			if diff := cmp.Diff(want, g.commands()); diff != "" {
 				t.Errorf("commands (-want +got):\n%s", diff)
 			}

@@ -168,7 +168,8 @@ func (c *Conn) busesOf(ctx context.Context, parent string, host bool) (buses []p
 			bus.kind = rootBus
 		case kind == "child<PCI>":
 			bus.kind = bridgedBus
-		case kind == "child<PCIE>" && !host && properties["hotplug"] != "": // a port; a switch's inner bus has no such property
+		case kind == "child<PCIE>" && !host && properties["hotplug"] != "":
+			// a port; a switch's inner bus has no such property
 			bus.kind = portBus
 		default:
 			continue

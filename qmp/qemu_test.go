@@ -73,7 +73,10 @@ func startQEMUOf(t *testing.T, arch string, args ...string) *qemu {
 			t.Logf("QEMU: %s", stderr.String())
 		}
 	})
-	nstest.Eventually(t, 30*time.Second, "the monitor's socket", func() bool { _, err := os.Stat(q.path); return err == nil })
+	nstest.Eventually(t, 30*time.Second, "the monitor's socket", func() bool {
+		_, err := os.Stat(q.path)
+		return err == nil
+	})
 	return q
 }
 
@@ -168,7 +171,8 @@ func wantGone(t *testing.T, ns *netns.NS, name string) {
 func netdevs(t *testing.T, c *Conn) string {
 	t.Helper()
 	var text string
-	if err := c.Execute(within(t, 5*time.Second), "human-monitor-command", map[string]any{"command-line": "info network"}, &text); err != nil {
+	if err := c.Execute(within(t, 5*time.Second), "human-monitor-command",
+		map[string]any{"command-line": "info network"}, &text); err != nil {
 		t.Fatal(err)
 	}
 	return text

@@ -38,7 +38,10 @@ func relayTo(path string) (*fakeRelay, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &fakeRelay{uc: uc, events: make(chan Event, 10_000), ended: make(chan struct{}), waiting: map[uint64]chan string{}}
+	r := &fakeRelay{
+		uc: uc, events: make(chan Event, 10_000), ended: make(chan struct{}),
+		waiting: map[uint64]chan string{},
+	}
 	go r.read()
 	return r, nil
 }
@@ -170,7 +173,10 @@ func (h holder) Command(ctx context.Context, text string, f *os.File) (string, e
 	err := h.Execute(ctx, c.Execute, args, &reply)
 	var refusal *Error
 	if errors.As(err, &refusal) {
-		answer, err := json.Marshal(map[string]any{"error": map[string]string{"class": refusal.Class, "desc": refusal.Desc}})
+		answer, err := json.Marshal(map[string]any{"error": map[string]string{
+			"class": refusal.Class,
+			"desc":  refusal.Desc,
+		}})
 		return string(answer), err
 	}
 	return fmt.Sprintf(`{"return": %s}`, reply), err
@@ -242,13 +248,16 @@ func TestRelayFaults(t *testing.T) {
 			}
 			c := throughT(t, &faulty{r, tc.answer, tc.err})
 			sub := c.Subscribe(1)
-			if err := c.Execute(within(t, 5*time.Second), "stop", nil, nil); !errors.Is(err, tc.want) || errors.Is(err, ErrUnanswered) || refused(err) {
+			if err := c.Execute(within(t, 5*time.Second), "stop", nil, nil); !errors.Is(err, tc.want) ||
+				errors.Is(err, ErrUnanswered) || refused(err) {
 				t.Errorf("stop: %v", err)
 			}
-			if err := c.undo(within(t, 5*time.Second), "stop", nil); !errors.Is(err, tc.want) || errors.Is(err, ErrUnanswered) {
+			if err := c.undo(within(t, 5*time.Second), "stop", nil); !errors.Is(err, tc.want) ||
+				errors.Is(err, ErrUnanswered) {
 				t.Errorf("undo: %v", err)
 			}
-			if err := c.Execute(within(t, 5*time.Second), "x", nil, nil); errors.Is(err, tc.want) != tc.ends && tc.want != nil {
+			if err := c.Execute(within(t, 5*time.Second), "x", nil, nil); errors.Is(err, tc.want) != tc.ends &&
+				tc.want != nil {
 				t.Errorf("afterwards: %v", err)
 			}
 			if !tc.ends {
@@ -290,7 +299,8 @@ func TestRelayKeepsTheOrder(t *testing.T) {
 		t.Error(err)
 	}
 	_ = f.Close()
-	if err := c.Execute(within(t, 20*time.Millisecond), "nobody-waits", nil, nil); !errors.Is(err, context.DeadlineExceeded) {
+	if err := c.Execute(within(t, 20*time.Millisecond), "nobody-waits", nil, nil); !errors.Is(err,
+		context.DeadlineExceeded) {
 		t.Error(err)
 	}
 	if err := c.undo(ctx, "closefd", fdName("a")); !errors.Is(err, ErrUnanswered) {
@@ -343,7 +353,8 @@ func TestRelayedPlugWhileQEMUFallsSilent(t *testing.T) {
 			g := &guestless{mute: tc.mute}
 			c := relayedConn(t, g.serve)
 			start := time.Now()
-			if err := c.Plug(within(t, 2*time.Second), testNIC(), testFiles(t)); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, ErrUnanswered) {
+			if err := c.Plug(within(t, 2*time.Second), testNIC(), testFiles(t)); !errors.Is(err,
+				context.DeadlineExceeded) || !errors.Is(err, ErrUnanswered) {
 				t.Errorf("got %v", err)
 			}
 			_ = c.Close()

@@ -44,7 +44,8 @@ func TestLivePlugASocket(t *testing.T) {
 				t.Fatal(err)
 			}
 			_ = far.Close()
-			if text := netdevs(t, c); !strings.Contains(text, "type="+string(backend)) || strings.Contains(text, "error") {
+			if text := netdevs(t, c); !strings.Contains(text, "type="+string(backend)) ||
+				strings.Contains(text, "error") {
 				t.Errorf("netdevs: %s", text)
 			}
 			if err := c.Execute(ctx, "cont", nil, nil); err != nil { // the firmware alone then runs

@@ -73,7 +73,8 @@ func TestMessagesAreBounded(t *testing.T) {
 // slowly.
 func TestFloodingMonitor(t *testing.T) {
 	for name, text := range map[string]string{
-		"events":           `{"event": "NIC_RX_FILTER_CHANGED", "data": {"name": "` + strings.Repeat("x", 60<<10) + `"}}`,
+		"events": `{"event": "NIC_RX_FILTER_CHANGED", "data": {"name": "` + strings.Repeat("x", 60<<10) +
+			`"}}`,
 		"one long message": strings.Repeat("x", 64<<10),
 		"replies":          `{"return": {}, "id": 99999}`,
 		"blanks":           strings.Repeat(" \n", 32<<10),

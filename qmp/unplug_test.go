@@ -24,10 +24,14 @@ func unplug(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 		dels  int
 	}{
 		{"answers", func(s *session, r request, _ int) {
-			s.Say(r.Returns("{}"), `{"event": "DEVICE_DELETED", "data": {"path": "/machine/peripheral/n/virtio-backend"}}`, deleted("other"), deleted("n"))
+			s.Say(r.Returns("{}"),
+				`{"event": "DEVICE_DELETED", "data": {"path": "/machine/peripheral/n/virtio-backend"}}`,
+				deleted("other"), deleted("n"))
 		}, nil, 1},
 		{"event before the reply", func(s *session, r request, _ int) { s.Say(deleted("n"), r.Returns("{}")) }, nil, 1},
-		{"was not there", func(s *session, r request, _ int) { s.Say(r.Refuses("DeviceNotFound", "Device 'n' not found")) }, nil, 1},
+		{"was not there", func(s *session, r request, _ int) {
+			s.Say(r.Refuses("DeviceNotFound", "Device 'n' not found"))
+		}, nil, 1},
 		{"first request swallowed", func(s *session, r request, nth int) {
 			if s.Say(r.Returns("{}")); nth == 2 {
 				s.Say(deleted("n"))
@@ -52,7 +56,8 @@ func unplug(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 			s.Say(r.Refuses("GenericError", "Bus 'pcie.0' does not support hotplugging"))
 		}, &Error{"device_del", "GenericError", "Bus 'pcie.0' does not support hotplugging"}, 1},
 		{"refused by the guest", func(s *session, r request, _ int) {
-			s.Say(r.Returns("{}"), `{"event": "DEVICE_UNPLUG_GUEST_ERROR", "data": {"device": "n", "path": "/machine/peripheral/n"}}`)
+			s.Say(r.Returns("{}"),
+				`{"event": "DEVICE_UNPLUG_GUEST_ERROR", "data": {"device": "n", "path": "/machine/peripheral/n"}}`)
 		}, ErrGuestRefused, 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -84,7 +89,9 @@ func unplug(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 			}
 			_ = c.Close()
 			<-ended
-			if n := len(slices.DeleteFunc(slices.Clone(log), func(s string) bool { return s != "device_del" })); n != tc.dels {
+			if n := len(slices.DeleteFunc(slices.Clone(log), func(s string) bool {
+				return s != "device_del"
+			})); n != tc.dels {
 				t.Errorf("device_del was sent %d times, want %d: %v", n, tc.dels, log)
 			}
 			if waits != tc.dels-1 {

@@ -53,7 +53,8 @@ func (s *socket) write(ctx context.Context, c *Conn, text []byte, f *os.File) er
 	case n == 0 && errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("not sent, QEMU does not read its monitor: %w", ended(ctx))
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		err = fmt.Errorf("%w: command cut off after %d bytes, QEMU does not read its monitor: %w", ErrClosed, n, ended(ctx))
+		err = fmt.Errorf("%w: command cut off after %d bytes, QEMU does not read its monitor: %w",
+			ErrClosed, n, ended(ctx))
 	case errors.Is(err, errFile):
 		return err
 	case errors.Is(err, net.ErrClosed):

@@ -201,7 +201,9 @@ func TestLivePacketManyFullFrames(t *testing.T) {
 			t.Fatalf("frame %d: %x", n, got[:30])
 		}
 	}
-	nstest.Eventually(t, 20*time.Second, "all frames are counted", func() bool { return up.Stats().Total().TxFrames >= 300 })
+	nstest.Eventually(t, 20*time.Second, "all frames are counted", func() bool {
+		return up.Stats().Total().TxFrames >= 300
+	})
 }
 
 // expect sends a frame, and looks for want among the frames that arrive within a second.

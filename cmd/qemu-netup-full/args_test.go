@@ -139,8 +139,10 @@ func TestBridgeOptions(t *testing.T) {
 
 func FuzzArgs(f *testing.F) {
 	for _, line := range []string{
-		"--vm\x00a\x00--bridge\x00br0\x00--\x00x", "--bridge\x00br0\x00--next-nic\x00--macvtap\x00eth0\x00--\x00qemu-system-x86_64\x00-name\x00guest=a,b",
-		"--use-vnet\x00--br=br0\x00--fd=5", "--\x00", "-v\x00--trunk\x001-9,4094\x00--queues=auto\x00--vm=é\x00--\x00kvm\x00-smp\x0099999999999",
+		"--vm\x00a\x00--bridge\x00br0\x00--\x00x",
+		"--bridge\x00br0\x00--next-nic\x00--macvtap\x00eth0\x00--\x00qemu-system-x86_64\x00-name\x00guest=a,b",
+		"--use-vnet\x00--br=br0\x00--fd=5", "--\x00",
+		"-v\x00--trunk\x001-9,4094\x00--queues=auto\x00--vm=é\x00--\x00kvm\x00-smp\x0099999999999",
 		"--attach\x00--fd=3", "ifup\x00tap0",
 	} {
 		f.Add(line)
@@ -195,7 +197,8 @@ func TestLiveStepsAreTold(t *testing.T) {
 	h.far(farAddr)
 	h.policy("{users: [65534], bridges: [br0], lowers: [eth0]}")
 	options := []string{
-		"--bridge", "br0", "--queues", "2", "--mac", "52:54:00:00:00:01", "--isolated", "--vhost", "off", "--qmp", "auto",
+		"--bridge", "br0", "--queues", "2", "--mac", "52:54:00:00:00:01", "--isolated", "--vhost",
+		"off", "--qmp", "auto",
 		"--next-nic", "--macvtap", "eth0", "--mac", "52:54:00:00:00:02", "--vhost", "off",
 	}
 	qemu := []string{"--", qemuProgram, "-name", "guest=P5", "-M", "q35"}
@@ -213,17 +216,20 @@ func TestLiveStepsAreTold(t *testing.T) {
 	h.golden("verbose.txt", r.stdout+r.stderr)
 
 	// What is denied is denied to a dry run as well.
-	h.fails(h.nobodys("--dry-run", "--vm", "P5", "--bridge", "br1", "--vmm", "env", "--", "/bin/true"), exitFailure, "bridge.conf allows it")
+	h.fails(h.nobodys("--dry-run", "--vm", "P5", "--bridge", "br1", "--vmm", "env", "--", "/bin/true"), exitFailure,
+		"bridge.conf allows it")
 }
 
 // TestMonitorNames: each guest has a file name of its own, which fits into a socket's path.
 func TestMonitorNames(t *testing.T) {
 	seen := map[string]string{}
 	for _, vm := range []string{
-		"a b", "a-b", "a/b", "a,b", "a=b", "a~b", "a\tb", ".a b", "..a-b", ".", "..", "-", strings.Repeat("n", 127), strings.Repeat("n", 126), strings.Repeat("é", 40), strings.Repeat("é", 41),
+		"a b", "a-b", "a/b", "a,b", "a=b", "a~b", "a\tb", ".a b", "..a-b", ".", "..", "-", strings.Repeat("n", 127),
+		strings.Repeat("n", 126), strings.Repeat("é", 40), strings.Repeat("é", 41),
 	} {
 		name := monitorName(vm)
-		if seen[name] != "" || len(name) > maxMonitorName+len(".qmp") || strings.ContainsAny(name, "/,= \t") || name[0] == '.' && name != ".qmp" {
+		if seen[name] != "" || len(name) > maxMonitorName+len(".qmp") || strings.ContainsAny(name, "/,= \t") ||
+			name[0] == '.' && name != ".qmp" {
 			t.Errorf("%q has %q, as %q", vm, name, seen[name])
 		}
 		seen[name] = vm

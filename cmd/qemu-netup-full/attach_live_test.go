@@ -29,7 +29,8 @@ func (h *host) attach(vm, nic string, args ...string) result {
 func TestLiveAttachThroughTheHelper(t *testing.T) {
 	h := newHost(t).withVMNet()
 	h.plainQEMU("N2")
-	h.ok(h.attach("N2", "net0", "--bridge", "br0", "--queues", "4", "--isolated"), "tap N2-net0 on br0 with isolated", "4 queues")
+	h.ok(h.attach("N2", "net0", "--bridge", "br0", "--queues", "4", "--isolated"), "tap N2-net0 on br0 with isolated",
+		"4 queues")
 	h.ok(h.attach("N2", "net0", "--bridge", "br0", "--queues", "4", "--isolated"), "unchanged")
 	h.ok(h.nobodysVMNet("list"), "N2-net0", "br0(isolated)", "forwarding")
 	h.ok(h.nobodysVMNet("show", "N2"), "port with isolated", "QEMU, pid", "device vmnet-net0")
@@ -41,7 +42,8 @@ func TestLiveAttachThroughTheHelper(t *testing.T) {
 	h.ok(h.attach("N2", "net1", "--bridge", "br0", "--dry-run"), "helper: "+h.program+" --attach")
 
 	// A guest that stands still gives no device back; with force it is cut off.
-	h.fails(h.nobodysVMNet("detach", "--vm", "N2", "--nic", "net0", "--timeout", "300ms"), exitFailure, "--timeout allows more")
+	h.fails(h.nobodysVMNet("detach", "--vm", "N2", "--nic", "net0", "--timeout", "300ms"), exitFailure,
+		"--timeout allows more")
 	h.ok(h.nobodysVMNet("detach", "--vm", "N2", "--nic", "net0", "--force"), "cut off")
 	h.gone("N2-net0")
 }
@@ -92,15 +94,42 @@ func TestLiveAttachDenied(t *testing.T) {
 		args        []string
 		wants       []string
 	}{
-		{"", "net0", []string{"--bridge", "br1"}, []string{"no line of " + h.path("bridge.conf") + " allows it (echo 'allow br1'"}},
-		{"", "net0", []string{"--bridge", "br0", "--vlan", "10"}, []string{"policy.yaml: it does not exist", "VLAN 10 may not be asked for", "vlans: [10]"}},
+		{
+			"", "net0",
+			[]string{"--bridge", "br1"},
+			[]string{"no line of " + h.path("bridge.conf") + " allows it (echo 'allow br1'"},
+		},
+		{
+			"", "net0",
+			[]string{"--bridge", "br0", "--vlan", "10"},
+			[]string{"policy.yaml: it does not exist", "VLAN 10 may not be asked for", "vlans: [10]"},
+		},
 		{"", "net0", []string{"--bridge", "br0", "--hairpin"}, []string{"hairpin may not be asked for"}},
-		{"", "net0", []string{"--macvtap", "lo"}, []string{"only root makes a macvtap while the guest runs", "qemu-netup --macvtap lo"}},
-		{"{users: [65534], bridges: [br0], vlans: [20]}", "net0", []string{"--bridge", "br0", "--vlan", "10"}, []string{h.path("policy.yaml") + ":2: VLAN 10 is not among 20 (add 10 to vlans)"}},
-		{"{users: [65534], bridges: [br1]}", "net0", []string{"--bridge", "br0"}, []string{h.path("policy.yaml") + ":2: bridge br0 is not among br1 (add br0 to bridges)"}},
+		{"", "net0", []string{"--macvtap", "lo"}, []string{
+			"only root makes a macvtap while the guest runs",
+			"qemu-netup --macvtap lo",
+		}},
+		{
+			"{users: [65534], bridges: [br0], vlans: [20]}", "net0",
+			[]string{"--bridge", "br0", "--vlan", "10"},
+			[]string{h.path("policy.yaml") + ":2: VLAN 10 is not among 20 (add 10 to vlans)"},
+		},
+		{
+			"{users: [65534], bridges: [br1]}", "net0",
+			[]string{"--bridge", "br0"},
+			[]string{h.path("policy.yaml") + ":2: bridge br0 is not among br1 (add br0 to bridges)"},
+		},
 		{"{users: [1], bridges: [br0]}", "net0", []string{"--bridge", "br0"}, []string{h.path("policy.yaml")}},
-		{`{users: [65534], bridges: [br0], macs: ["02:00:00:00:00:00/24"]}`, "net0", []string{"--bridge", "br0", "--mac", "02:00:01:00:00:00"}, []string{h.path("policy.yaml") + ":2: MAC 02:00:01:00:00:00 is not among 02:00:00:00:00:00/24"}},
-		{"{users: [65534], bridges: [br0], queues: 2}", "net0", []string{"--bridge", "br0", "--queues", "3"}, []string{h.path("policy.yaml") + ":2: 3 queues are more than 2"}},
+		{
+			`{users: [65534], bridges: [br0], macs: ["02:00:00:00:00:00/24"]}`, "net0",
+			[]string{"--bridge", "br0", "--mac", "02:00:01:00:00:00"},
+			[]string{h.path("policy.yaml") + ":2: MAC 02:00:01:00:00:00 is not among 02:00:00:00:00:00/24"},
+		},
+		{
+			"{users: [65534], bridges: [br0], queues: 2}", "net0",
+			[]string{"--bridge", "br0", "--queues", "3"},
+			[]string{h.path("policy.yaml") + ":2: 3 queues are more than 2"},
+		},
 		{"{users: [65534], bridges: [br0]", "net0", []string{"--bridge", "br0"}, []string{h.path("policy.yaml")}},
 	} {
 		_ = os.Remove(h.path("policy.yaml"))
@@ -117,7 +146,8 @@ func TestLiveAttachDenied(t *testing.T) {
 	h.policy("{users: [65534], bridges: [br0], nics: 1}")
 	h.ok(h.attach("N2", "net0", "--bridge", "br0"))
 	h.fails(h.attach("N2", "net1", "--bridge", "br0"), exitFailure,
-		h.path("policy.yaml")+":2: it would be NIC 2 of uid 65534, who may have 1 at one time (detach one, or raise nics)")
+		h.path("policy.yaml")+
+			":2: it would be NIC 2 of uid 65534, who may have 1 at one time (detach one, or raise nics)")
 }
 
 // TestLiveAttachToAnothersGuest has a guest that is not nobody's, whose monitor all may connect to.
@@ -126,12 +156,14 @@ func TestLiveAttachToAnothersGuest(t *testing.T) {
 	socket := h.path("other.qmp")
 	program, err := exec.LookPath(qemuProgram)
 	nstest.Require(t, "qemu", err == nil, "install QEMU")
-	cmd := h.command(program, "-name", "guest=N7", "-S", "-nodefaults", "-machine", "none", "-display", "none", "-qmp", "unix:"+socket+",server=on,wait=off")
+	cmd := h.command(program, "-name", "guest=N7", "-S", "-nodefaults", "-machine", "none", "-display", "none", "-qmp",
+		"unix:"+socket+",server=on,wait=off")
 	cmd.SysProcAttr.Credential = nil
 	h.start(cmd)
 	h.await("QEMU's monitor", func() error { return errors.Join(listens(socket), os.Chmod(socket, 0o777)) })
 	h.fails(h.attach("N7", "net0", "--bridge", "br0"), exitFailure, "guest of another user", "runs as user root")
-	h.fails(h.nobodysVMNet("attach", "--vm", "N7", "--qmp", socket, "--bridge", "br0"), exitFailure, "guest of another user")
+	h.fails(h.nobodysVMNet("attach", "--vm", "N7", "--qmp", socket, "--bridge", "br0"), exitFailure,
+		"guest of another user")
 	if n := h.taps(); n != 0 {
 		t.Errorf("%d taps are left", n)
 	}
@@ -206,11 +238,13 @@ func TestLiveAttachWithoutAUsableHelper(t *testing.T) {
 	h := newHost(t).withVMNet()
 	h.plainQEMU("N2")
 	h.reconfigure(0o755, nil)
-	h.fails(h.attach("N2", "net0", "--bridge", "br0"), exitFailure, "CAP_NET_ADMIN is missing", "must be installed setuid root")
+	h.fails(h.attach("N2", "net0", "--bridge", "br0"), exitFailure, "CAP_NET_ADMIN is missing",
+		"must be installed setuid root")
 	if err := os.Remove(h.program); err != nil {
 		t.Fatal(err)
 	}
-	h.fails(h.attach("N2", "net0", "--bridge", "br0"), exitFailure, "needs CAP_NET_ADMIN", "or install qemu-netup setuid root")
+	h.fails(h.attach("N2", "net0", "--bridge", "br0"), exitFailure, "needs CAP_NET_ADMIN",
+		"or install qemu-netup setuid root")
 	if n := h.taps(); n != 0 {
 		t.Errorf("%d taps are left", n)
 	}

@@ -75,7 +75,8 @@ profiles:
 		cmd.Stderr = os.Stderr
 		guest := h.start(cmd)
 		n := h.nicOf("P1")
-		if n.UID != nobody || n.PID != guest.Process.Pid || n.Source != "br0" || n.Type != nic.TypeTap || n.Port != c.port {
+		if n.UID != nobody || n.PID != guest.Process.Pid || n.Source != "br0" || n.Type != nic.TypeTap ||
+			n.Port != c.port {
 			t.Errorf("listed as %+v", n)
 		}
 		h.onBridge(n.Interface, "br0", c.port)
@@ -317,7 +318,10 @@ func TestLiveHelpersAtTheSameTime(t *testing.T) {
 }
 
 func FuzzBridgeArgs(f *testing.F) {
-	for _, seed := range []string{"--use-vnet --br=br0 --fd=3", "--fd=0x3 --br=", "--profile lab --fd=3", "--vlan 7 --br=br0 --fd=3", "--", "--trunk=1-5 --fd=7 --br=x", "--fd=99999999999999"} {
+	for _, seed := range []string{
+		"--use-vnet --br=br0 --fd=3", "--fd=0x3 --br=", "--profile lab --fd=3",
+		"--vlan 7 --br=br0 --fd=3", "--", "--trunk=1-5 --fd=7 --br=x", "--fd=99999999999999",
+	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, line string) {

@@ -26,7 +26,8 @@ func TestLiveEveryFormWithEitherRight(t *testing.T) {
 			h.reconfigure(c.mode, c.caps)
 
 			for kind, helper := range map[string]string{"front": h.program, "full": h.program + " --isolated"} {
-				guest := h.start(h.qemu("P1", "-netdev", "tap,id=n0,helper="+helper+" --br=br0", "-device", "virtio-net-pci,netdev=n0"))
+				guest := h.start(h.qemu("P1", "-netdev", "tap,id=n0,helper="+helper+" --br=br0", "-device",
+					"virtio-net-pci,netdev=n0"))
 				n := h.nicOf("P1")
 				if n.UID != nobody || n.Source != "br0" || (n.Port == "isolated") != (kind == "full") {
 					t.Errorf("%s: %+v", kind, n)
@@ -34,8 +35,10 @@ func TestLiveEveryFormWithEitherRight(t *testing.T) {
 				guest.kill()
 				h.gone(n.Interface)
 			}
-			h.ok(h.nobodys(launchArgs("/bin/sh", "-c", "grep -E 'Cap|NoNew' /proc/self/status; id -ru; id -u; ip -br link show P3-net0; env")...),
-				"CapInh:\t0000000000000000", "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "CapAmb:\t0000000000000000", "NoNewPrivs:\t0", "65534\n65534\n", "\nXDG_RUNTIME_DIR=")
+			h.ok(h.nobodys(launchArgs("/bin/sh", "-c",
+				"grep -E 'Cap|NoNew' /proc/self/status; id -ru; id -u; ip -br link show P3-net0; env")...),
+				"CapInh:\t0000000000000000", "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000",
+				"CapAmb:\t0000000000000000", "NoNewPrivs:\t0", "65534\n65534\n", "\nXDG_RUNTIME_DIR=")
 
 			queue := h.held("vm" + c.name[:3])
 			h.ok(h.do(h.with(queue, up, "vm"+c.name[:3])))
@@ -112,11 +115,13 @@ func TestLiveTheRightGoesNowhereElse(t *testing.T) {
 			t.Fatal(err)
 		}
 		r := h.nobodys(launchArgs("/bin/true")...)
-		if r.code != exitFailure || !strings.Contains(r.stderr, "execute "+h.full) || !strings.Contains(r.stderr, name) {
+		if r.code != exitFailure || !strings.Contains(r.stderr, "execute "+h.full) ||
+			!strings.Contains(r.stderr, name) {
 			t.Errorf("%s: exit status %d: %s", name, r.code, r.stderr)
 		}
 		// What QEMU asks its bridge helper for needs it not.
-		guest := h.start(h.qemu("P1", "-netdev", "bridge,id=n0,br=br0,helper="+h.program, "-device", "virtio-net-pci,netdev=n0"))
+		guest := h.start(h.qemu("P1", "-netdev", "bridge,id=n0,br=br0,helper="+h.program, "-device",
+			"virtio-net-pci,netdev=n0"))
 		n := h.nicOf("P1")
 		guest.kill()
 		h.gone(n.Interface)

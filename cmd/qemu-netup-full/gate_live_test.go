@@ -67,7 +67,10 @@ func TestLiveAHiddenHolderCounts(t *testing.T) {
 	}
 	ns := nstest.New(t)
 	_ = ns.Do(func() error {
-		for _, line := range []string{"link add eth0 type veth peer name far0", "link set eth0 up", "link set far0 up"} {
+		for _, line := range []string{
+			"link add eth0 type veth peer name far0",
+			"link set eth0 up", "link set far0 up",
+		} {
 			if out, err := exec.Command("ip", strings.Fields(line)...).CombinedOutput(); err != nil {
 				t.Fatalf("ip %s: %v: %s", line, err, out)
 			}

@@ -174,7 +174,8 @@ func (a *app) ifUp(args []string) error {
 		}
 		profile := g.Policy().Script(name)
 		g.CountLater = true // the tap itself counts, once, even if it is put there again
-		if err := g.Allow(gate.ForUsers, policy.Request{Bridge: profile.Bridge, Port: profile.Port, Queues: 1}); err != nil {
+		if err := g.Allow(gate.ForUsers,
+			policy.Request{Bridge: profile.Bridge, Port: profile.Port, Queues: 1}); err != nil {
 			return err
 		}
 		return m.IfUp(name, profile.Bridge, profile.Port, g.Still)

@@ -35,22 +35,58 @@ func TestLiveHostileArguments(t *testing.T) {
 		{"no program's name", launchArgs(""), exitFailure, "a program without a name"},
 		{"no bridge", []string{"--vm", "P3", "--vmm", "env", "--", "/bin/true"}, exitUsage, "--bridge"},
 		{"no guest's name", []string{"--bridge", "br0", "--vmm", "env", "--", "/bin/true"}, exitUsage, "--vm NAME"},
-		{"a control character", []string{"--vm", "a\x1b[2Jb", "--bridge", "br0", "--vmm", "env", "--", "/bin/true"}, exitUsage, "want printable UTF-8 text"},
-		{"a line feed", []string{"--vm", "a\nvmnet: b", "--bridge", "br0", "--vmm", "env", "--", "/bin/true"}, exitUsage, "want printable UTF-8 text"},
-		{"a bridge's name", []string{"--vm", "P3", "--bridge", "../br0", "--vmm", "env", "--", "/bin/true"}, exitUsage, "../br0"},
-		{"a bridge's long name", []string{"--vm", "P3", "--bridge", long, "--vmm", "env", "--", "/bin/true"}, exitUsage, "bridge"},
-		{"a NIC's name", []string{"--vm", "P3", "--nic", "a b", "--bridge", "br0", "--vmm", "env", "--", "/bin/true"}, exitUsage, "NIC id"},
-		{"a netns", append([]string{"--netns", "/proc/1/ns/net"}, launchArgs("/bin/true")...), exitUsage, "for root only"},
-		{"4096 arguments", launchArgs(slices.Repeat([]string{"/bin/true"}, 4097)...), exitUsage, "at most 4096 are possible"},
+		{
+			"a control character",
+			[]string{"--vm", "a\x1b[2Jb", "--bridge", "br0", "--vmm", "env", "--", "/bin/true"},
+			exitUsage, "want printable UTF-8 text",
+		},
+		{
+			"a line feed",
+			[]string{"--vm", "a\nvmnet: b", "--bridge", "br0", "--vmm", "env", "--", "/bin/true"},
+			exitUsage, "want printable UTF-8 text",
+		},
+		{
+			"a bridge's name",
+			[]string{"--vm", "P3", "--bridge", "../br0", "--vmm", "env", "--", "/bin/true"},
+			exitUsage,
+			"../br0",
+		},
+		{
+			"a bridge's long name",
+			[]string{"--vm", "P3", "--bridge", long, "--vmm", "env", "--", "/bin/true"},
+			exitUsage,
+			"bridge",
+		},
+		{
+			"a NIC's name",
+			[]string{"--vm", "P3", "--nic", "a b", "--bridge", "br0", "--vmm", "env", "--", "/bin/true"},
+			exitUsage, "NIC id",
+		},
+		{
+			"a netns", append([]string{"--netns", "/proc/1/ns/net"}, launchArgs("/bin/true")...),
+			exitUsage, "for root only",
+		},
+		{
+			"4096 arguments", launchArgs(slices.Repeat([]string{"/bin/true"}, 4097)...), exitUsage,
+			"at most 4096 are possible",
+		},
 		{"4096 options", append(slices.Repeat([]string{"--isolated"}, 4096), launchArgs("/bin/true")...), 0, ""},
-		{"4096 NICs", append(slices.Repeat([]string{"--bridge", "br0", "--next-nic"}, 4096), launchArgs("/bin/true")...), exitUsage, "more than 32 NICs"},
+		{
+			"4096 NICs",
+			append(slices.Repeat([]string{"--bridge", "br0", "--next-nic"}, 4096), launchArgs("/bin/true")...),
+			exitUsage, "more than 32 NICs",
+		},
 		{"an argument of 100 kB", launchArgs("/bin/true", long), 0, ""},
 		{"no such program", launchArgs("/no/such"), exitFailure, "no such file"},
 		{"a folder", launchArgs("/"), exitFailure, "not an executable file"},
 		{"a file of root's", launchArgs("/etc/shadow"), exitFailure, "permission denied"},
 		{"bad queues", append([]string{"--queues", "0"}, launchArgs("/bin/true")...), exitUsage, "queues"},
 		{"an unknown flag", append([]string{"--\x1b[31m"}, launchArgs("/bin/true")...), exitUsage, "unknown flag"},
-		{"two NICs of one name", append([]string{"--bridge", "br0", "--next-nic", "--nic", "net0"}, launchArgs("/bin/true")...), exitUsage, "net0"},
+		{
+			"two NICs of one name",
+			append([]string{"--bridge", "br0", "--next-nic", "--nic", "net0"}, launchArgs("/bin/true")...), exitUsage,
+			"net0",
+		},
 		{"the helper's fd", []string{"--br=br0", "--fd=99"}, exitFailure, "has not handed it over"},
 		{"the helper's fd is a file", []string{"--br=br0", "--fd=0"}, exitFailure, "fd 0"},
 		{"the service's fd", []string{"--attach", "--fd=99"}, exitFailure, "has not handed it over"},
@@ -60,7 +96,8 @@ func TestLiveHostileArguments(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			h := h.in(t)
 			r := h.nobodys(c.args...)
-			if r.code != c.code || !strings.Contains(r.stderr, c.want) || strings.ContainsAny(r.stderr, "\x1b\x00") || strings.Contains(r.stderr, "panic") || len(r.stderr) > 200_000 {
+			if r.code != c.code || !strings.Contains(r.stderr, c.want) || strings.ContainsAny(r.stderr, "\x1b\x00") ||
+				strings.Contains(r.stderr, "panic") || len(r.stderr) > 200_000 {
 				t.Errorf("exit status %d, want %d: %.600s", r.code, c.code, r.stderr)
 			}
 			if n := h.taps(); n != 0 {
@@ -79,7 +116,8 @@ func TestLiveHostileStart(t *testing.T) {
 	shell := func(script string, args ...string) result {
 		return h.do(h.command("/bin/bash", append([]string{"-c", script, "bash", h.program}, args...)...))
 	}
-	h.ok(shell(`"$@" 0<&- 2<&-`, launchArgs("/bin/sh", "-c", "readlink /proc/self/fd/0 /proc/self/fd/2")...), "/dev/null\n/dev/null\n")
+	h.ok(shell(`"$@" 0<&- 2<&-`, launchArgs("/bin/sh", "-c", "readlink /proc/self/fd/0 /proc/self/fd/2")...),
+		"/dev/null\n/dev/null\n")
 	if r := shell(`"$@" 0<&- 1>&- 2>&-`, launchArgs("/bin/sh", "-c", "exit 5")...); r.code != 5 {
 		t.Errorf("without standard files: exit status %d", r.code)
 	}
@@ -104,7 +142,10 @@ func TestLiveHostileEnvironment(t *testing.T) {
 	h.ok(h.do(cmd), "65534\n65534\nCapEff:\t0000000000000000\n")
 
 	cmd = h.command(h.program, launchArgs("/usr/bin/env", "-0")...)
-	env := []string{"LD_PRELOAD=/no/such.so", "GOFLAGS=-x", "GOGC=17", "PATH=/nowhere", "TMPDIR=/root", "IFS=x", "VMNET_JSON=forged"}
+	env := []string{
+		"LD_PRELOAD=/no/such.so", "GOFLAGS=-x", "GOGC=17", "PATH=/nowhere", "TMPDIR=/root",
+		"IFS=x", "VMNET_JSON=forged",
+	}
 	cmd.Env = env
 	r := h.do(cmd)
 	got := strings.Split(r.stdout, "\x00")
@@ -169,7 +210,8 @@ func TestLiveMonitorFolder(t *testing.T) {
 		{"relative", false},
 		{"", false},
 	} {
-		cmd := h.command(h.program, "--bridge", "br0", "--qmp", "auto", "--vhost", "off", "--vm", "P3", "--", "/bin/sh", "-c", "echo $VMNET_ARGS")
+		cmd := h.command(h.program, "--bridge", "br0", "--qmp", "auto", "--vhost", "off", "--vm", "P3", "--", "/bin/sh",
+			"-c", "echo $VMNET_ARGS")
 		cmd.Env = []string{"XDG_RUNTIME_DIR=" + c.run, "TMPDIR=" + c.run}
 		r := h.do(cmd)
 		where := "unix:" + inTmp + "/P3.qmp"
@@ -186,7 +228,8 @@ func TestLiveMonitorFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer sock.Close()
-	h.fails(h.nobodys(append([]string{"--qmp", "auto"}, launchArgs("/bin/true")...)...), exitFailure, "a guest of that name already listens on "+h.path("run/vmnet/P3.qmp"))
+	h.fails(h.nobodys(append([]string{"--qmp", "auto"}, launchArgs("/bin/true")...)...), exitFailure,
+		"a guest of that name already listens on "+h.path("run/vmnet/P3.qmp"))
 	if entries, err := os.ReadDir(filepath.Join(others, "vmnet")); err != nil || len(entries) != 0 {
 		t.Errorf("left in another user's directory: %v, %v", entries, err)
 	}
@@ -206,7 +249,8 @@ func TestLiveFileCapabilities(t *testing.T) {
 	h.far(farAddr)
 	h.policy("{users: [65534], bridges: [br0], lowers: [eth0]}")
 	h.reconfigure(0o755, fileCaps(cap.NET_ADMIN))
-	h.ok(h.nobodys(launchArgs("/bin/sh", "-c", "grep Cap /proc/self/status; id -u")...), "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "65534")
+	h.ok(h.nobodys(launchArgs("/bin/sh", "-c", "grep Cap /proc/self/status; id -u")...), "CapPrm:\t0000000000000000",
+		"CapEff:\t0000000000000000", "65534")
 	h.fails(h.nobodys("--vm", "P3", "--macvtap", "eth0", "--vmm", "env", "--", "/bin/true"), exitFailure,
 		"macvtap on eth0: needs CAP_SYS_ADMIN and CAP_MKNOD (install qemu-netup setuid root")
 	h.plainQEMU("N2")
@@ -226,7 +270,8 @@ func TestLiveSignals(t *testing.T) {
 		t.Errorf("exit status %d: PROGRAM's signal does not end it", r.code)
 	}
 	if _, err := exec.LookPath("nohup"); err == nil {
-		r := h.do(h.command("/usr/bin/nohup", append([]string{h.program}, launchArgs("/bin/sh", "-c", "grep SigIgn /proc/self/status")...)...))
+		r := h.do(h.command("/usr/bin/nohup",
+			append([]string{h.program}, launchArgs("/bin/sh", "-c", "grep SigIgn /proc/self/status")...)...))
 		// The disposition of signal 32 is inherited: make(1) ignores it.
 		if !regexp.MustCompile(`SigIgn:\t00000000[08]0000001`).MatchString(r.stdout) {
 			t.Errorf("SIGHUP is not ignored as it was: %+v", r)

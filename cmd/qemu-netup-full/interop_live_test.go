@@ -118,7 +118,8 @@ func (h *helpers) ask(program string, u user, args ...string) (a answer, said st
 	err = h.ns.Do(cmd.Run)
 	theirs.Close()
 	var exit interface{ ExitCode() int }
-	if err != nil && (!errors.As(err, &exit) || program == h.ours && exit.ExitCode() != 1) { // QEMU's may die by a signal
+	if err != nil && (!errors.As(err, &exit) || program == h.ours && exit.ExitCode() != 1) {
+		// QEMU's may die by a signal
 		h.Errorf("%s %q: %v: %s", program, args, err, &stderr)
 	}
 	a.ok = err == nil
@@ -166,7 +167,8 @@ func (h *helpers) both(what, stricter string, u user, args ...string) answer {
 	case stricter == "" && ours != theirs:
 		h.Errorf("%s, uid %d:\nours   %+v %stheirs %+v %s", what, u.uid, ours, weSay, theirs, theySay)
 	case stricter != "" && (ours != refused || !theirs.ok):
-		h.Errorf("%s, uid %d: no difference any more (%s):\nours   %+v %stheirs %+v %s", what, u.uid, stricter, ours, weSay, theirs, theySay)
+		h.Errorf("%s, uid %d: no difference any more (%s):\nours   %+v %stheirs %+v %s", what, u.uid, stricter, ours,
+			weSay, theirs, theySay)
 	}
 	return ours
 }
@@ -222,7 +224,10 @@ func TestLiveSameCommandLines(t *testing.T) {
 		{args: "--fd=0b11 --br=br0"},
 		{args: "--fd=3_0 --br=br0", stricter: "a number is digits alone: QEMU's takes it for 3"},
 		{args: "--fd=99999999999999999999 --br=br0"},
-		{args: "--fd=4294967299 --br=br0", stricter: "such a large number is invalid: QEMU's helper keeps its lower 32 bits"},
+		{
+			args:     "--fd=4294967299 --br=br0",
+			stricter: "such a large number is invalid: QEMU's helper keeps its lower 32 bits",
+		},
 		{args: "--fd=3x --br=br0", stricter: "a number is digits alone: QEMU's reads as far as it can"},
 		{args: "--fd=+3 --br=br0", stricter: "a number is digits alone"},
 		{args: "--fd=03 --br=br0", stricter: "a zero in front may mean octal"},
@@ -242,7 +247,10 @@ func TestLiveSameCommandLines(t *testing.T) {
 			t.Errorf("%s: %+v", args, got)
 		}
 	}
-	want := answer{ok: true, sent: true, flags: unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR, bridge: "br0", up: true, mtu: 1400, mac0: 0xfe}
+	want := answer{
+		ok: true, sent: true, flags: unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR, bridge: "br0",
+		up: true, mtu: 1400, mac0: 0xfe,
+	}
 	if got, said := h.ask(h.ours, user{uid: nobody}, vnet, "--br=br0", "--fd=3"); got != want {
 		t.Errorf("got %+v, want %+v: %s", got, want, said)
 	}
@@ -266,29 +274,50 @@ func (h *helpers) acl(c aclCase) {
 func TestLiveSameACL(t *testing.T) {
 	h := newHelpers(t)
 	for name, c := range map[string]aclCase{
-		"allowed":            {main: "allow br0\n"},
-		"another":            {main: "allow br1\n"},
-		"empty":              {},
-		"all":                {main: "allow all\n"},
-		"deny beats allow":   {main: "deny br0\nallow br0\n"},
-		"deny beats all":     {main: "allow all\ndeny br0\n"},
-		"deny all":           {main: "allow br0\ndeny all\n"},
-		"comments":           {main: "# x\n\n  # allow br1\nallow br0"},
-		"tabs":               {main: "\tallow\tbr0\t\n"},
-		"bad word":           {main: "allow br0\npermit br1\n"},
-		"no argument":        {main: "allow br0\nallow\n"},
-		"name too long":      {main: "allow br0\nallow " + longName + "p\n"},
-		"include":            {main: "include DIR/a.conf\n", files: map[string]string{"a.conf": "allow br0\n"}},
-		"include denies":     {main: "allow br0\ninclude DIR/a.conf\n", files: map[string]string{"a.conf": "deny br0\n"}},
-		"broken include":     {main: "include DIR/a.conf\nallow br0\n", files: map[string]string{"a.conf": "deny br1\nx y z\ndeny br0\n"}},
-		"missing include":    {main: "include DIR/none.conf\nallow br0\n"},
-		"folder included":    {main: "include DIR\nallow br0\n"},
-		"two deep":           {main: "include DIR/a.conf\n", files: map[string]string{"a.conf": "include DIR/b.conf\n", "b.conf": "allow br0\n"}},
-		"twice":              {main: "include DIR/a.conf\ninclude DIR/a.conf\n", files: map[string]string{"a.conf": "allow br0\n"}},
-		"altname":            {main: "allow altbr\n"},
-		"relative":           {main: "allow br0\ninclude a.conf\n", files: map[string]string{"a.conf": "#\n"}, stricter: "a relative path would be one from a folder that the caller chooses"},
-		"long line":          {main: "allow br0" + strings.Repeat(" ", 5000) + "\n", stricter: "QEMU's splits a line of 4096 bytes and more, and reads its rest as a line of its own"},
-		"device included":    {main: "allow br0\ninclude /dev/null\n", stricter: "a fifo or device is no file of rules"},
+		"allowed":          {main: "allow br0\n"},
+		"another":          {main: "allow br1\n"},
+		"empty":            {},
+		"all":              {main: "allow all\n"},
+		"deny beats allow": {main: "deny br0\nallow br0\n"},
+		"deny beats all":   {main: "allow all\ndeny br0\n"},
+		"deny all":         {main: "allow br0\ndeny all\n"},
+		"comments":         {main: "# x\n\n  # allow br1\nallow br0"},
+		"tabs":             {main: "\tallow\tbr0\t\n"},
+		"bad word":         {main: "allow br0\npermit br1\n"},
+		"no argument":      {main: "allow br0\nallow\n"},
+		"name too long":    {main: "allow br0\nallow " + longName + "p\n"},
+		"include":          {main: "include DIR/a.conf\n", files: map[string]string{"a.conf": "allow br0\n"}},
+		"include denies": {
+			main:  "allow br0\ninclude DIR/a.conf\n",
+			files: map[string]string{"a.conf": "deny br0\n"},
+		},
+		"broken include": {
+			main:  "include DIR/a.conf\nallow br0\n",
+			files: map[string]string{"a.conf": "deny br1\nx y z\ndeny br0\n"},
+		},
+		"missing include": {main: "include DIR/none.conf\nallow br0\n"},
+		"folder included": {main: "include DIR\nallow br0\n"},
+		"two deep": {
+			main:  "include DIR/a.conf\n",
+			files: map[string]string{"a.conf": "include DIR/b.conf\n", "b.conf": "allow br0\n"},
+		},
+		"twice": {
+			main:  "include DIR/a.conf\ninclude DIR/a.conf\n",
+			files: map[string]string{"a.conf": "allow br0\n"},
+		},
+		"altname": {main: "allow altbr\n"},
+		"relative": {
+			main: "allow br0\ninclude a.conf\n", files: map[string]string{"a.conf": "#\n"},
+			stricter: "a relative path would be one from a folder that the caller chooses",
+		},
+		"long line": {
+			main:     "allow br0" + strings.Repeat(" ", 5000) + "\n",
+			stricter: "QEMU's splits a line of 4096 bytes and more, and reads its rest as a line of its own",
+		},
+		"device included": {
+			main:     "allow br0\ninclude /dev/null\n",
+			stricter: "a fifo or device is no file of rules",
+		},
 		"includes of 9 deep": nineDeep(),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -302,11 +331,13 @@ func TestLiveSameACL(t *testing.T) {
 		})
 	}
 	h.config("bridge.conf", "allow altbr\n")
-	h.both("altname", "a rule is about the bridge, by whatever name it is asked for", user{uid: nobody}, "--fd=3", "--br=altbr")
+	h.both("altname", "a rule is about the bridge, by whatever name it is asked for", user{uid: nobody}, "--fd=3",
+		"--br=altbr")
 	h.config("bridge.conf", "allow altbr\nallow br0\n")
 	h.both("altname and name", "", user{uid: nobody}, "--fd=3", "--br=altbr")
 	h.config("bridge.conf", "allow all\ndeny br0\n")
-	h.both("denied by name", "a rule is about the bridge, by whatever name it is asked for", user{uid: nobody}, "--fd=3", "--br=altbr")
+	h.both("denied by name", "a rule is about the bridge, by whatever name it is asked for",
+		user{uid: nobody}, "--fd=3", "--br=altbr")
 	h.must(os.Remove(h.path("bridge.conf")))
 	for _, uid := range []int{nobody, 0} {
 		h.both("no ACL file", "", user{uid: uid}, "--fd=3", "--br=br0")
@@ -314,7 +345,10 @@ func TestLiveSameACL(t *testing.T) {
 }
 
 func nineDeep() aclCase {
-	c := aclCase{main: "allow br0\ninclude DIR/d1.conf\n", files: map[string]string{}, stricter: "files may include each other 8 deep: without a bound QEMU's runs out of fds"}
+	c := aclCase{
+		main: "allow br0\ninclude DIR/d1.conf\n", files: map[string]string{},
+		stricter: "files may include each other 8 deep: without a bound QEMU's runs out of fds",
+	}
 	for i := 1; i < 9; i++ {
 		c.files[fmt.Sprintf("d%d.conf", i)] = fmt.Sprintf("include DIR/d%d.conf\n", i+1)
 	}
@@ -362,7 +396,10 @@ func TestLiveSameRandomACL(t *testing.T) {
 	allowed := 0
 	const files = 300
 	for n := range files {
-		c := aclCase{main: randomACL(r, "a", "b"), files: map[string]string{"a.conf": randomACL(r, "b"), "b.conf": randomACL(r)}}
+		c := aclCase{
+			main:  randomACL(r, "a", "b"),
+			files: map[string]string{"a.conf": randomACL(r, "b"), "b.conf": randomACL(r)},
+		}
 		h.acl(c)
 		u := user{uid: nobody}
 		if n%10 == 0 {
@@ -375,7 +412,8 @@ func TestLiveSameRandomACL(t *testing.T) {
 			allowed++
 		}
 		if ours != theirs && (ours.ok || !strings.Contains(weSay, "refused:")) {
-			t.Fatalf("%s for uid %d:\nours   %+v %stheirs %+v %s%q\n%q", br, u.uid, ours, weSay, theirs, theySay, c.main, c.files)
+			t.Fatalf("%s for uid %d:\nours   %+v %stheirs %+v %s%q\n%q", br, u.uid, ours, weSay, theirs,
+				theySay, c.main, c.files)
 		}
 	}
 	if allowed < files/10 || allowed > files*9/10 {
@@ -392,7 +430,8 @@ func randomACL(r *rand.Rand, files ...string) string {
 		b.WriteString(pick("", "", "", " ", "\t", " \t"))
 		switch n := r.IntN(40); {
 		case n < 22:
-			b.WriteString("allow" + pick(" ", " ", " ", "\t", "  ", " \t") + pick("br0", "br0", "br1", longName, "all", "all", "other"))
+			b.WriteString("allow" + pick(" ", " ", " ", "\t", "  ", " \t") + pick("br0", "br0", "br1",
+				longName, "all", "all", "other"))
 		case n < 27:
 			b.WriteString("deny" + pick(" ", "\t") + pick("br0", "br1", longName, "other", "other", "all"))
 		case n < 33:
@@ -400,7 +439,8 @@ func randomACL(r *rand.Rand, files ...string) string {
 		case n < 38:
 			b.WriteString(pick("", "#", "# allow br0", "#deny all"))
 		default:
-			b.WriteString(pick("allow", "permit br0", "allow "+longName+"p", "allow br0 br1", "deny", "include", "allow br0 # mine", "Allow br0"))
+			b.WriteString(pick("allow", "permit br0", "allow "+longName+"p", "allow br0 br1", "deny", "include",
+				"allow br0 # mine", "Allow br0"))
 		}
 		b.WriteString(pick("", "", "", " ", "\t", "\r") + "\n")
 	}

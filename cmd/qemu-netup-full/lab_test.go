@@ -82,7 +82,8 @@ func TestLabVLAN(t *testing.T) {
 	h.config("bridge.conf", "allow br2\n")
 	h.policy("{users: [65534], bridges: [br2], vlans: [20]}")
 	launch := []string{"--vm", "P4", "--bridge", "br2", "--vhost", "off", "--vlan"}
-	h.fails(h.nobodys(append(launch, "21", "--vmm", "env", "--", "/bin/true")...), exitFailure, "VLAN 21 is not among 20")
+	h.fails(h.nobodys(append(launch, "21", "--vmm", "env", "--", "/bin/true")...), exitFailure,
+		"VLAN 21 is not among 20")
 	task := h.start(h.command(h.program, append(launch, "20", "--vmm", "env", "--", "/bin/sleep", "1000")...))
 	h.await("the port", func() error {
 		nics, err := h.List(t.Context(), "P4")

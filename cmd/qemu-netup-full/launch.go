@@ -115,7 +115,9 @@ func readConfig(path string) (string, error) {
 // own (CAP_SYS_ADMIN) and opened by a node of its own (CAP_MKNOD).
 func (a *app) keepFor(o *launchOptions) error {
 	if o.netns != "" && !a.p.Caller.Root() {
-		return usagef("--netns %s: for root only, since this program has privileges in every netns that you may not have", o.netns)
+		return usagef(
+			"--netns %s: for root only, since this program has privileges in every netns that you may not have",
+			o.netns)
 	}
 	if o.dryRun {
 		return a.p.Drop()
@@ -127,7 +129,9 @@ func (a *app) keepFor(o *launchOptions) error {
 			continue
 		}
 		if !a.p.Has(cap.SYS_ADMIN) || !a.p.Has(cap.MKNOD) {
-			return fmt.Errorf("%s on %s: needs CAP_SYS_ADMIN and CAP_MKNOD (install qemu-netup setuid root with chmod u+s, or run it as root; see vmnet doctor)", n.spec.Lower.Kind, n.spec.Lower.Device)
+			return fmt.Errorf(
+				"%s on %s: needs CAP_SYS_ADMIN and CAP_MKNOD (install qemu-netup setuid root with chmod u+s, or run it as root; see vmnet doctor)",
+				n.spec.Lower.Kind, n.spec.Lower.Device)
 		}
 		// A macvtap is in a netns that only /proc of its holders shows, and they can hide from
 		// other processes of their user: the count must be able to inspect all of them.
@@ -239,7 +243,8 @@ func (o *launchOptions) command(made *backend.Launch, monitor string) (launch.Co
 	c := launch.Config{Guest: o.guest, VM: o.vm, Place: o.place, SparePorts: o.sparePorts, Monitor: monitor}
 	for _, n := range made.NICs {
 		one := launch.NIC{
-			Device: n.Device, Name: n.NIC.ID, Interface: n.NIC.Interface, Type: n.NIC.Type, Source: n.NIC.Source, MTU: n.NIC.MTU,
+			Device: n.Device, Name: n.NIC.ID, Interface: n.NIC.Interface, Type: n.NIC.Type,
+			Source: n.NIC.Source, MTU: n.NIC.MTU,
 		}
 		one.Number(n.Files, &next)
 		c.NICs = append(c.NICs, one)
@@ -284,7 +289,8 @@ func (a *app) monitor(o *launchOptions) (string, error) {
 	path = filepath.Join(dir, filepath.Base(path))
 	if conn, err := net.Dial("unix", path); err == nil { // QEMU would replace that guest's socket
 		_ = conn.Close()
-		return "", fmt.Errorf("--qmp auto: a guest of that name already listens on %s (give another path: --qmp PATH)", path)
+		return "", fmt.Errorf("--qmp auto: a guest of that name already listens on %s (give another path: --qmp PATH)",
+			path)
 	}
 	return path, nil
 }

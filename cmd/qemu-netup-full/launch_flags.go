@@ -46,7 +46,10 @@ const nextNIC = "--next-nic"
 
 // newLaunchOptions returns the defaults.
 func newLaunchOptions() *launchOptions {
-	return &launchOptions{qmp: "none", place: string(qemu.PlaceAuto), vmm: string(launch.VMMAuto), sparePorts: launch.DefaultSparePorts}
+	return &launchOptions{
+		qmp: "none", place: string(qemu.PlaceAuto), vmm: string(launch.VMMAuto),
+		sparePorts: launch.DefaultSparePorts,
+	}
 }
 
 // parseLaunch reads everything before and after --.
@@ -54,7 +57,9 @@ func parseLaunch(args []string) (*launchOptions, error) {
 	o := newLaunchOptions()
 	end := slices.Index(args, "--")
 	if end < 0 {
-		return nil, usagef("the program is missing: want -- and then the guest's command line, such as -- qemu-system-x86_64 -m 1G disk.img")
+		return nil,
+			usagef(
+				"the program is missing: want -- and then the guest's command line, such as -- qemu-system-x86_64 -m 1G disk.img")
 	}
 	args, o.argv = args[:end], args[end+1:]
 	if len(o.argv) == 0 {
@@ -134,10 +139,15 @@ func (o *launchOptions) flags(f *pflag.FlagSet) *nicflags.NIC {
 	nic.AddSwitch(f)
 	f.StringVar(&o.vm, "vm", o.vm, "the guest's `NAME` (default that of QEMU's -name guest=)")
 	f.StringVar(&o.qmp, "qmp", o.qmp, "give QEMU a monitor: auto (where vmnet attach finds it), a `PATH`, or none")
-	nicflags.Number(f, &o.sparePorts, "spare-ports", "N", "N empty PCI Express ports (q35, virt) for NICs that are attached later")
-	nicflags.Choice(f, &o.place, "place", "", "where NICs are plugged (default by the machine's type)", launch.Places()...)
-	nicflags.Choice(f, &o.vmm, "vmm", "", "how PROGRAM takes its NICs: qemu, as arguments at its end; env, by VMNET_ARGS or VMNET_JSON; default: by the program", "auto", "qemu", "env")
-	f.StringVar(&o.netns, "netns", o.netns, "the network namespace of bridges and taps, a `NAME` of ip-netns(8) or a path; for root")
+	nicflags.Number(f, &o.sparePorts, "spare-ports", "N",
+		"N empty PCI Express ports (q35, virt) for NICs that are attached later")
+	nicflags.Choice(f, &o.place, "place", "", "where NICs are plugged (default by the machine's type)",
+		launch.Places()...)
+	nicflags.Choice(f, &o.vmm, "vmm", "",
+		"how PROGRAM takes its NICs: qemu, as arguments at its end; env, by VMNET_ARGS or VMNET_JSON; default: by the program",
+		"auto", "qemu", "env")
+	f.StringVar(&o.netns, "netns",
+		o.netns, "the network namespace of bridges and taps, a `NAME` of ip-netns(8) or a path; for root")
 	f.BoolVar(&o.dryRun, "dry-run", o.dryRun, "print every step and the command line, and change nothing")
 	f.BoolVarP(&o.verbose, "verbose", "v", o.verbose, "print every step with the time it took to stderr")
 	return nic
@@ -165,7 +175,9 @@ func (o *launchOptions) name(files guestFiles) error {
 		s := &o.nics[i].spec
 		s.VM = name
 		if s.Model = cmp.Or(s.Model, place.Model()); s.Model == "" {
-			return usagef("the machine %s has no bus for a NIC, only those of its board (--place or --model overrides this)", qemu.MachineOf(o.guest).Type)
+			return usagef(
+				"the machine %s has no bus for a NIC, only those of its board (--place or --model overrides this)",
+				qemu.MachineOf(o.guest).Type)
 		}
 		switch {
 		case s.Queues != nic.QueuesAuto:

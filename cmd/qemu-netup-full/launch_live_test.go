@@ -26,10 +26,12 @@ import (
 
 func TestLiveNobodyGetsWhatIsAllowed(t *testing.T) {
 	h := newHost(t)
-	h.ok(h.nobodys("--vm", "P3", "--bridge", "br0", "--queues", "2", "--", "/bin/sh", "-c", "echo $VMNET_JSON; grep Cap /proc/self/status"),
+	h.ok(h.nobodys("--vm", "P3", "--bridge", "br0", "--queues", "2", "--", "/bin/sh", "-c",
+		"echo $VMNET_JSON; grep Cap /proc/self/status"),
 		`"interface":"P3-net0"`, "CapPrm:\t0000000000000000")
 	h.gone("P3-net0")
-	h.fails(h.nobodys("--vm", "P3", "--bridge", "br1", "--vmm", "env", "--", "/bin/true"), exitFailure, "no line of "+h.path("bridge.conf")+" allows it")
+	h.fails(h.nobodys("--vm", "P3", "--bridge", "br1", "--vmm", "env", "--", "/bin/true"), exitFailure,
+		"no line of "+h.path("bridge.conf")+" allows it")
 	if n := h.taps(); n != 0 {
 		t.Errorf("%d taps are left", n)
 	}
@@ -116,7 +118,8 @@ func TestLiveGuests(t *testing.T) {
 			t.Parallel() // what they share does not change
 			h := h.in(t)
 			c.config.Name = "P" + c.name
-			g := h.boot(c.config, c.edit, "--bridge", "br0", "--queues", fmt.Sprint(c.queues), "--qmp", "auto", "--vhost", "off")
+			g := h.boot(c.config, c.edit, "--bridge", "br0", "--queues", fmt.Sprint(c.queues), "--qmp",
+				"auto", "--vhost", "off")
 			nic := h.one(g)
 			if nic.Queues != c.queues || nic.State != "forwarding" || nic.PID != g.Pid() || nic.UID != nobody {
 				t.Errorf("listed %+v", nic)
@@ -196,7 +199,8 @@ func (h *host) hasNothing(g *guest, queues, netns int) {
 		}
 		for _, want := range []string{
 			"Uid:\t65534\t65534\t65534\t65534\n", "Gid:\t65534\t65534\t65534\t65534\n", "Groups:\t \n",
-			"CapInh:\t0000000000000000\n", "CapPrm:\t0000000000000000\n", "CapEff:\t0000000000000000\n", "CapAmb:\t0000000000000000\n",
+			"CapInh:\t0000000000000000\n", "CapPrm:\t0000000000000000\n", "CapEff:\t0000000000000000\n",
+			"CapAmb:\t0000000000000000\n",
 		} {
 			if !strings.Contains(string(status), want) {
 				h.Errorf("%s lacks %q:\n%s", name, want, status)
@@ -222,10 +226,13 @@ func (h *host) fds(g *guest, queues, netns int) {
 		case strings.HasPrefix(base, "net:["):
 			gotNetns++
 		case strings.HasPrefix(target, "/memfd:"): // QEMU's own, or a label
-		case target == "/dev/net/tun", strings.HasPrefix(base, "tap"), strings.Contains(target, "macvtap"), strings.Contains(target, "(deleted)"):
+		case target == "/dev/net/tun", strings.HasPrefix(base, "tap"), strings.Contains(target, "macvtap"),
+			strings.Contains(target, "(deleted)"):
 			gotQueues++
-		case strings.HasPrefix(target, "anon_inode:"), strings.HasPrefix(target, "socket:"), strings.HasPrefix(target, "pipe:"):
-		case target == "/dev/null", target == vhost.Device, base == "console", base == "stderr", base == "vmlinuz", base == "initramfs", base == "kvm":
+		case strings.HasPrefix(target, "anon_inode:"), strings.HasPrefix(target, "socket:"),
+			strings.HasPrefix(target, "pipe:"):
+		case target == "/dev/null", target == vhost.Device, base == "console", base == "stderr", base == "vmlinuz",
+			base == "initramfs", base == "kvm":
 		default:
 			h.Errorf("QEMU has %s open as fd %s (%s)", target, filepath.Base(l), dir)
 		}
@@ -248,7 +255,8 @@ func (h *host) unplugAndPlug(g *guest, found nic.NIC) {
 	h.ok(h.nobodysVMNet("detach", "--vm", g.name, "--nic", "net0"), "detached")
 	h.gone(found.Interface)
 	for _, id := range []string{"net0", "net1"} {
-		h.ok(h.nobodysVMNet("attach", "--vm", g.name, "--nic", id, "--bridge", "br0", "--queues", "4", "--vhost", "off"), "4 queues")
+		h.ok(h.nobodysVMNet("attach", "--vm", g.name, "--nic", id, "--bridge", "br0", "--queues", "4",
+			"--vhost", "off"), "4 queues")
 	}
 	ctx := h.context(30 * time.Second)
 	if _, err := g.Guest.WaitNIC(ctx, nic.DefaultMAC(g.name, "net1").String()); err != nil {
@@ -280,7 +288,8 @@ func TestLiveMacvtap(t *testing.T) {
 	far := h.far(farAddr)
 	launch := []string{"--vm", "Pmac", "--macvtap", "eth0", "--vhost", "off"}
 	vmm := append(launch, "--vmm", "env", "--", "/bin/true")
-	h.fails(h.nobodys(vmm...), exitFailure, "it does not exist, and without it lower eth0 may not be asked for", "lowers: [eth0]")
+	h.fails(h.nobodys(vmm...), exitFailure, "it does not exist, and without it lower eth0 may not be asked for",
+		"lowers: [eth0]")
 	h.policy("{users: [65534], lowers: [eth1]}")
 	h.fails(h.nobodys(vmm...), exitFailure, "policy.yaml:2: lower eth0 is not among eth1 (add eth0 to lowers)")
 	h.free()
@@ -288,7 +297,8 @@ func TestLiveMacvtap(t *testing.T) {
 	h.policy("{users: [65534], lowers: [eth0]}")
 	g := h.boot(testvm.Config{Name: "Pmac"}, ":", launch...)
 	found := h.one(g)
-	if found.Type != "macvtap" || found.Source != "eth0" || found.State != nic.Up || found.PID != g.Pid() || found.UID != nobody {
+	if found.Type != "macvtap" || found.Source != "eth0" || found.State != nic.Up ||
+		found.PID != g.Pid() || found.UID != nobody {
 		t.Errorf("listed %+v", found)
 	}
 	h.use(g, found, "10.8.0.2/24")
@@ -331,7 +341,8 @@ func (h *host) free() {
 		if err != nil {
 			return err
 		}
-		d, err := macvlan.Create(h.nl, lower, vtap.Config{Kind: vtap.Macvtap, Name: "probe", Mode: "passthru", MAC: lower.MAC})
+		d, err := macvlan.Create(h.nl, lower,
+			vtap.Config{Kind: vtap.Macvtap, Name: "probe", Mode: "passthru", MAC: lower.MAC})
 		if err != nil {
 			return err
 		}
@@ -358,15 +369,22 @@ func TestLiveVMM(t *testing.T) {
 		{
 			[]string{"--bridge", "br0", "--queues", "2"},
 			func() { h.asks(h.ns, "10.7.0.99") },
-			seen{Frame: br0.MAC.String(), Second: "operation not permitted", Reopen: "a queue of nothing", Enter: "there is none"},
+			seen{
+				Frame: br0.MAC.String(), Second: "operation not permitted", Reopen: "a queue of nothing",
+				Enter: "there is none",
+			},
 		},
 		{
 			[]string{"--macvtap", "eth0"},
 			func() { h.asks(far, "10.8.0.99") },
-			seen{Frame: "02:00:00:00:00:01", Second: "operation not permitted", Reopen: "permission denied", Enter: "operation not permitted"},
+			seen{
+				Frame: "02:00:00:00:00:01", Second: "operation not permitted", Reopen: "permission denied",
+				Enter: "operation not permitted",
+			},
 		},
 	} {
-		cmd := h.command(h.program, append(append([]string{"--vm", "P4", "--vhost", "off"}, c.options...), "--", vmm, "before", "{vmnet}", "after")...)
+		cmd := h.command(h.program, append(append([]string{"--vm", "P4", "--vhost", "off"}, c.options...), "--",
+			vmm, "before", "{vmnet}", "after")...)
 		cmd.Env = append(cmd.Env, vmmEnv+"=1")
 		var stdout, stderr bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -384,7 +402,8 @@ func TestLiveVMM(t *testing.T) {
 			t.Fatalf("%v: %s%s", err, &stdout, &stderr)
 		}
 		line := strings.Join(got.Args, " ")
-		if !strings.HasPrefix(line, "before -netdev tap,id=vmnet-net0-netdev,fds=") || !strings.HasSuffix(line, " after") {
+		if !strings.HasPrefix(line, "before -netdev tap,id=vmnet-net0-netdev,fds=") ||
+			!strings.HasSuffix(line, " after") {
 			t.Errorf("arguments %q", line)
 		}
 		got.Args = nil

@@ -72,14 +72,16 @@ func TestLiveLibvirtSession(t *testing.T) {
 	}
 	nstest.Require(t, "qemu", available(qemuSystem), "apt install qemu-system-x86")
 	out, err := i.session("br0")
-	if err != nil || !strings.Contains(out, "alias vmnet plain uid=65534 source=br0") || strings.Count(out, "PORT ") != 1 || !strings.Contains(out, "GONE") {
+	if err != nil || !strings.Contains(out, "alias vmnet plain uid=65534 source=br0") ||
+		strings.Count(out, "PORT ") != 1 || !strings.Contains(out, "GONE") {
 		t.Errorf("%v: %s", err, out)
 	}
 	// libvirt passes on what our stderr has told when it looks, which is too early now and then.
 	reason := false
 	for range 5 {
 		out, err = i.session("br1")
-		if err == nil || !strings.Contains(out, "failed to communicate with bridge helper") || strings.Contains(out, "PORT ") {
+		if err == nil || !strings.Contains(out, "failed to communicate with bridge helper") ||
+			strings.Contains(out, "PORT ") {
 			t.Fatalf("denied: %v: %s", err, out)
 		}
 		if reason = strings.Contains(out, `qemu-netup: bridge "br1": no line of `); reason {
@@ -145,7 +147,8 @@ func TestLiveLibvirtSessionAttach(t *testing.T) {
 			t.Fatal(err)
 		}
 		h.asItShouldBe()
-		if _, err := h.Detach(h.context(20*time.Second), tapmgr.DetachSpec{Target: spec.Target, NIC: "net0"}); err != nil {
+		if _, err := h.Detach(h.context(20*time.Second),
+			tapmgr.DetachSpec{Target: spec.Target, NIC: "net0"}); err != nil {
 			t.Error(err)
 		}
 		h.gone("standing-net0")

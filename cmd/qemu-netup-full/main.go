@@ -224,5 +224,6 @@ func helpText() string {
 	f := newFlags()
 	newLaunchOptions().flags(f)
 	f.String("profile", "", profileUsage)
-	return synopsis + strings.TrimRight(f.FlagUsages(), "\n") + "\n      --next-nic                   the options that follow describe another NIC\n" + closing
+	return synopsis + strings.TrimRight(f.FlagUsages(), "\n") +
+		"\n      --next-nic                   the options that follow describe another NIC\n" + closing
 }

@@ -106,7 +106,8 @@ func install(tb testing.TB) *installation {
 	i.build(i.program, "../qemu-netup")
 	i.build(i.full, ".")
 	// TempDir's parent is the owner's alone.
-	err := errors.Join(os.Chmod(filepath.Dir(i.dir), 0o755), os.Chmod(i.dir, 0o755), os.Chmod(i.program, 0o755|os.ModeSetuid))
+	err := errors.Join(os.Chmod(filepath.Dir(i.dir), 0o755), os.Chmod(i.dir, 0o755),
+		os.Chmod(i.program, 0o755|os.ModeSetuid))
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -120,7 +121,8 @@ func install(tb testing.TB) *installation {
 // build compiles as the Makefile does.
 func (i *installation) build(to, source string) {
 	i.Helper()
-	flags := fmt.Sprintf("-s -w -X main.aclPath=%s -X main.policyPath=%s -X main.fullPath=%s", i.path("bridge.conf"), i.path("policy.yaml"), i.full)
+	flags := fmt.Sprintf("-s -w -X main.aclPath=%s -X main.policyPath=%s -X main.fullPath=%s",
+		i.path("bridge.conf"), i.path("policy.yaml"), i.full)
 	build := exec.Command("go", "build", "-trimpath", "-ldflags", flags, "-o", to, source)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {

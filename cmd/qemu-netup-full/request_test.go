@@ -24,7 +24,10 @@ func TestRequest(t *testing.T) {
 		spec nic.Spec
 		want policy.Request
 	}{
-		{nic.Spec{Target: guest, Bridge: "br0", Port: port, Queues: 2}, policy.Request{Guest: "P2", Bridge: "br0", Port: port, Queues: 2}},
+		{
+			nic.Spec{Target: guest, Bridge: "br0", Port: port, Queues: 2},
+			policy.Request{Guest: "P2", Bridge: "br0", Port: port, Queues: 2},
+		},
 		{
 			nic.Spec{Target: guest, Lower: &nic.Lower{Kind: vtap.Macvtap, Device: "eth0"}},
 			policy.Request{Guest: "P2", Lower: "eth0", Kind: vtap.Macvtap, Mode: "bridge"},
@@ -53,7 +56,8 @@ func TestRequest(t *testing.T) {
 func TestLiveACardIsNotGivenWhole(t *testing.T) {
 	i := install(t)
 	i.config("bridge.conf", "allow br0\n")
-	i.config("policy.yaml", "rules:\n- {users: ['*'], bridges: [br0], guests: ['alice-*']}\n- {users: ['*'], lowers: [eth0]}\n- {users: ['*'], lowers: [eth1], ips: [192.0.2.0/24]}\n")
+	i.config("policy.yaml",
+		"rules:\n- {users: ['*'], bridges: [br0], guests: ['alice-*']}\n- {users: ['*'], lowers: [eth0]}\n- {users: ['*'], lowers: [eth1], ips: [192.0.2.0/24]}\n")
 	ns := nstest.New(t)
 	makeBridges(t, ns, "br0")
 	_ = ns.Do(func() error {
@@ -68,12 +72,16 @@ func TestLiveACardIsNotGivenWhole(t *testing.T) {
 		for _, c := range []struct{ args, want string }{
 			{"--vm P3 --macvtap eth0 --mode passthru", "policy.yaml:3: mode passthru is not among"},
 			{"--vm P3 --ipvtap eth0 --ip 192.0.2.7", "policy.yaml:3: IP address 192.0.2.7 may not be asked for"},
-			{"--vm P3 --ipvtap eth1 --ip 192.0.2.7 --ip 198.51.100.1", "policy.yaml:4: IP address 198.51.100.1 is not among 192.0.2.0/24"},
+			{
+				"--vm P3 --ipvtap eth1 --ip 192.0.2.7 --ip 198.51.100.1",
+				"policy.yaml:4: IP address 198.51.100.1 is not among 192.0.2.0/24",
+			},
 			{"--vm lab --bridge br0 --nic 1", "policy.yaml:2: guest lab is not among alice-*"},
 			{"--vm P3 --macvtap eth0 --vhost off", ""},
 			{"--vm alice-1 --bridge br0 --vhost off", ""},
 		} {
-			out, err := i.as(nobody, append(strings.Fields(c.args), "--vmm", "env", "--", "/bin/true")...).CombinedOutput()
+			out, err := i.as(nobody, append(strings.Fields(c.args), "--vmm", "env", "--",
+				"/bin/true")...).CombinedOutput()
 			if (err == nil) != (c.want == "") || !strings.Contains(string(out), c.want) {
 				t.Errorf("%s: %v: %s, want %q", c.args, err, out, c.want)
 			}

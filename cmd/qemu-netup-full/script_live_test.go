@@ -84,7 +84,8 @@ func TestLiveQEMUCallsTheScripts(t *testing.T) {
 			user = "root"
 		}
 		h.tap(c.tap, user)
-		cmd := h.qemu("P1", "-netdev", "tap,id=n0,ifname="+c.tap+",script="+up+",downscript="+down, "-device", "virtio-net-pci,netdev=n0")
+		cmd := h.qemu("P1", "-netdev", "tap,id=n0,ifname="+c.tap+",script="+up+",downscript="+down, "-device",
+			"virtio-net-pci,netdev=n0")
 		cmd.Stderr = os.Stderr
 		if c.root {
 			cmd.SysProcAttr.Credential = nil
@@ -92,7 +93,8 @@ func TestLiveQEMUCallsTheScripts(t *testing.T) {
 		guest := h.start(cmd)
 		n := h.nicOf("P1")
 		br, l := h.port(c.tap)
-		if n.Interface != c.tap || n.Source != c.bridge || n.Port != c.port || n.PID != guest.Process.Pid || br != c.bridge || !l.Up || l.Port.Isolated != (c.port != "") {
+		if n.Interface != c.tap || n.Source != c.bridge || n.Port != c.port || n.PID != guest.Process.Pid ||
+			br != c.bridge || !l.Up || l.Port.Isolated != (c.port != "") {
 			t.Errorf("%s: listed as %+v, on %q as %+v", c.tap, n, br, l)
 		}
 		h.catches(guest.Process.Pid, unix.SIGTERM)
@@ -128,7 +130,8 @@ func TestLiveScriptsRefuse(t *testing.T) {
 	up, down := h.scripts()
 	h.tap("lab0", "nobody")
 	r := h.do(h.qemu("P1", "-netdev", "tap,id=n0,ifname=lab0,script="+up+",downscript="+down))
-	if r.code == 0 || !strings.Contains(r.stderr, `qemu-netup: bridge "br1": no line of `) || !strings.Contains(r.stderr, "network script "+up+" failed with status 256") {
+	if r.code == 0 || !strings.Contains(r.stderr, `qemu-netup: bridge "br1": no line of `) ||
+		!strings.Contains(r.stderr, "network script "+up+" failed with status 256") {
 		t.Errorf("a denial: exit status %d, %s", r.code, r.stderr)
 	}
 	h.tap("vm0", "root")
@@ -162,7 +165,10 @@ func TestLiveScriptsOfRoot(t *testing.T) {
 		cmd.SysProcAttr.Credential = nil
 		return h.do(cmd)
 	}
-	for _, steps := range [][2][]string{{{up, "vm0"}, {down, "vm0"}}, {{h.program, "ifup", "vm0"}, {h.program, "ifdown", "vm0"}}} {
+	for _, steps := range [][2][]string{
+		{{up, "vm0"}, {down, "vm0"}},
+		{{h.program, "ifup", "vm0"}, {h.program, "ifdown", "vm0"}},
+	} {
 		h.ok(root(steps[0][0], steps[0][1:]...))
 		h.ok(root(steps[0][0], steps[0][1:]...)) // it is there already
 		if br, l := h.port("vm0"); br != "br0" || !l.Up {

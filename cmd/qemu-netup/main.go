@@ -55,7 +55,8 @@ func run(p *privilege.Process, argv []string) error {
 		return bridgehelper.Serve(p, gate.Files{ACL: aclPath, Policy: policyPath}, r)
 	}
 	// The capabilities that any form of that program needs; each form drops what it does not need.
-	return p.HandOver(full(p.Elevated()), argv, cap.NET_ADMIN, cap.SYS_ADMIN, cap.MKNOD, cap.SYS_PTRACE, cap.DAC_READ_SEARCH)
+	return p.HandOver(full(p.Elevated()), argv, cap.NET_ADMIN, cap.SYS_ADMIN, cap.MKNOD,
+		cap.SYS_PTRACE, cap.DAC_READ_SEARCH)
 }
 
 // full returns the path of qemu-netup-full. A source tree and $GOBIN have it beside this program,

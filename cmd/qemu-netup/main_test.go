@@ -16,7 +16,8 @@ func TestMain(m *testing.M) { leaktest.Main(m) }
 func TestFull(t *testing.T) {
 	dir := t.TempDir()
 	link := filepath.Join(t.TempDir(), "link")
-	build := exec.Command("go", "build", "-o", dir, "-ldflags", "-X main.fullPath=/nonexistent/full", ".", "../qemu-netup-full")
+	build := exec.Command("go", "build", "-o", dir, "-ldflags", "-X main.fullPath=/nonexistent/full",
+		".", "../qemu-netup-full")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -77,7 +78,8 @@ func TestAsQEMU(t *testing.T) {
 		"/etc/qemu-ifdown --br=br0 --fd=3":               {},
 	} {
 		r, ok := asQEMU(strings.Fields(line))
-		if ok != (want != request{}) || ok && (request{r.Bridge, r.VnetHdr, r.FD}) != want || r.Settle != nil || !r.Port.IsZero() {
+		if ok != (want != request{}) || ok && (request{r.Bridge, r.VnetHdr, r.FD}) != want ||
+			r.Settle != nil || !r.Port.IsZero() {
 			t.Errorf("%s: %+v, %v, want %+v", line, r, ok, want)
 		}
 	}

@@ -61,7 +61,8 @@ func (h *host) clone(of, name string) {
 // named is the definition of a guest with another name and UUID.
 func (h *host) named(of, name string) string {
 	h.Helper()
-	return uuid.ReplaceAllString(strings.Replace(h.virt.Virsh("dumpxml", "--inactive", of), "<name>"+of+"</name>", "<name>"+name+"</name>", 1), "")
+	return uuid.ReplaceAllString(strings.Replace(h.virt.Virsh("dumpxml", "--inactive", of), "<name>"+of+"</name>",
+		"<name>"+name+"</name>", 1), "")
 }
 
 // TestLiveClone: a clone of a guest starts with NICs of its own, beside the first guest.
@@ -89,7 +90,8 @@ func TestLiveClone(t *testing.T) {
 		for i, spec := range []nic.Spec{first, second} {
 			got := h.nics(guest)[spec.NIC]
 			want := nic.NIC{
-				VM: guest, ID: spec.NIC, Interface: got.Interface, Type: "tap", Source: "br0", Port: spec.Port.String(), MAC: mac(spec.NIC, 0x41+i), PID: h.virt.QEMU(guest),
+				VM: guest, ID: spec.NIC, Interface: got.Interface, Type: "tap", Source: "br0", Port: spec.Port.String(),
+				MAC: mac(spec.NIC, 0x41+i), PID: h.virt.QEMU(guest),
 				Model: "virtio-net-pci", Queues: 2, MTU: 1400, Vhost: "off", State: "forwarding", Via: nic.ViaLibvirt,
 			}
 			if i == 1 {
@@ -117,13 +119,15 @@ func TestLiveClone(t *testing.T) {
 	// A copy with the names in it says what to do while the first guest runs, and starts when that
 	// is off.
 	h.virt.Define(h.named("web", "copy"))
-	if out, err := h.virt.Try("start", "copy"); err == nil || !strings.Contains(out, "interface web-net0, which is web/net0 (remove <target dev='web-net0'/>") {
+	if out, err := h.virt.Try("start", "copy"); err == nil ||
+		!strings.Contains(out, "interface web-net0, which is web/net0 (remove <target dev='web-net0'/>") {
 		t.Errorf("start copy: %v: %s", err, out)
 	}
 	h.virt.Virsh("destroy", "web")
 	h.nothingLeft()
 	h.virt.Virsh("start", "copy")
-	if out, err := h.virt.Try("start", "web"); err == nil || !strings.Contains(out, "interface web-net0, which is copy/net0") {
+	if out, err := h.virt.Try("start", "web"); err == nil ||
+		!strings.Contains(out, "interface web-net0, which is copy/net0") {
 		t.Errorf("start web: %v: %s", err, out)
 	}
 	h.virt.Virsh("destroy", "copy")
@@ -168,8 +172,10 @@ func TestLiveCloneMacvtap(t *testing.T) {
 			if guest == "web" {
 				mac = nic.DefaultMAC(guest, spec.NIC)
 			}
-			if d.ID != spec.NIC || d.State != nic.Up || d.Mode != spec.Lower.Mode || d.MAC != mac.String() || d.HostMAC != mac.String() ||
-				!strings.HasPrefix(d.Interface, device) || d.Queues != max(spec.Queues, 1) || d.PID != h.virt.QEMU(guest) || d.Source != "eth1" {
+			if d.ID != spec.NIC || d.State != nic.Up || d.Mode != spec.Lower.Mode || d.MAC != mac.String() ||
+				d.HostMAC != mac.String() ||
+				!strings.HasPrefix(d.Interface, device) || d.Queues != max(spec.Queues, 1) ||
+				d.PID != h.virt.QEMU(guest) || d.Source != "eth1" {
 				t.Errorf("%s: %+v", guest, d)
 			}
 		}
@@ -219,18 +225,23 @@ func TestLiveCloneByName(t *testing.T) {
 		t.Errorf("%+v", n)
 	}
 	h.clone("web", "clone")
-	if out, err := h.virt.Try("start", "clone"); err == nil || !strings.Contains(out, "add <target dev='clone-net0' managed='no'/> to its interface: virsh edit clone") {
+	if out, err := h.virt.Try("start", "clone"); err == nil ||
+		!strings.Contains(out, "add <target dev='clone-net0' managed='no'/> to its interface: virsh edit clone") {
 		t.Errorf("start: %v: %s", err, out)
 	}
-	h.virt.Define(strings.Replace(h.virt.Virsh("dumpxml", "--inactive", "clone"), "<target managed='no'/>", "<target dev='clone-net0' managed='no'/>", 1))
+	h.virt.Define(strings.Replace(h.virt.Virsh("dumpxml", "--inactive", "clone"), "<target managed='no'/>",
+		"<target dev='clone-net0' managed='no'/>", 1))
 	h.virt.Virsh("start", "clone")
 	if n := h.nics("clone")["net0"]; n.State != nic.Up || n.MAC != guestMAC(0x41).String() {
 		t.Errorf("%+v", n)
 	}
-	h.define("old", metadata(`<vmnet:nic id="net0" mac="`+guestMAC(9).String()+`" bridge="br0"/>`), handed("old-net0", "net0", 9, ""))
+	h.define("old", metadata(`<vmnet:nic id="net0" mac="`+guestMAC(9).String()+`" bridge="br0"/>`),
+		handed("old-net0", "net0", 9, ""))
 	h.clone("old", "older")
 	out, err := h.virt.Try("start", "older")
-	if err == nil || !strings.Contains(out, "remove <target managed='no'/> from its interface, and libvirt makes the tap: virsh edit older") {
+	if err == nil ||
+		!strings.Contains(out,
+			"remove <target managed='no'/> from its interface, and libvirt makes the tap: virsh edit older") {
 		t.Errorf("start: %v: %s", err, out)
 	}
 	h.virt.Define(strings.Replace(h.virt.Virsh("dumpxml", "--inactive", "older"), "<target managed='no'/>", "", 1))

@@ -42,7 +42,8 @@ func direct(t *testing.T, path, stdin string, args ...string) hookRun {
 
 // ops are libvirt's operations, and one that it does not have yet.
 var ops = map[string]string{
-	"migrate": "begin", "restore": "begin", "prepare": "begin", "start": "begin", "started": "begin", "reconnect": "begin",
+	"migrate": "begin", "restore": "begin", "prepare": "begin", "start": "begin",
+	"started": "begin", "reconnect": "begin",
 	"attach": "begin", "stopped": "end", "release": "end", "later": "begin",
 }
 
@@ -59,11 +60,18 @@ func TestQuiet(t *testing.T) {
 	if got := direct(t, path, "urn:vmnet:nics:1", "web", "prepare", "end", "-"); got != (hookRun{}) {
 		t.Errorf("prepare end: %+v", got)
 	}
-	if got := direct(t, path, "", "--version"); got != (hookRun{said: got.said}) || !strings.HasPrefix(got.said, "vmnet-hook "+version.Number+" ") {
+	if got := direct(t, path, "", "--version"); got != (hookRun{said: got.said}) ||
+		!strings.HasPrefix(got.said, "vmnet-hook "+version.Number+" ") {
 		t.Errorf("version: %+v", got)
 	}
-	for _, args := range [][]string{{}, {"--help"}, {"web", "prepare", "begin"}, {"web", "prepare", "begin", "-", "-"}} {
-		if got := direct(t, path, "", args...); got.status != 1 || !strings.Contains(got.told, "libvirt calls a hook with GUEST OPERATION SUBOPERATION EXTRA") {
+	for _, args := range [][]string{
+		{},
+		{"--help"},
+		{"web", "prepare", "begin"},
+		{"web", "prepare", "begin", "-", "-"},
+	} {
+		if got := direct(t, path, "", args...); got.status != 1 ||
+			!strings.Contains(got.told, "libvirt calls a hook with GUEST OPERATION SUBOPERATION EXTRA") {
 			t.Errorf("%v: %+v", args, got)
 		}
 	}
@@ -74,12 +82,14 @@ func TestQuiet(t *testing.T) {
 func TestMalformed(t *testing.T) {
 	path := build(t)
 	refuses := map[string]bool{"prepare": true, "start": true, "started": true}
-	other := `<domain><name>other</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid><metadata>` + metadata() + `</metadata></domain>`
+	other := `<domain><name>other</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid><metadata>` +
+		metadata() + `</metadata></domain>`
 	for _, xml := range []string{"<domain>urn:vmnet:nics:1", "urn:vmnet:nics:1\x00\x1b[2J", other} {
 		for op, sub := range ops {
 			got := direct(t, path, xml, "no such guest", op, sub, "-")
 			tells := refuses[op] || op == "reconnect"
-			if (got.status == 1) != refuses[op] || got.said != "" || tells != strings.HasPrefix(got.told, "vmnet-hook: "+op+" no such guest: ") {
+			if (got.status == 1) != refuses[op] || got.said != "" ||
+				tells != strings.HasPrefix(got.told, "vmnet-hook: "+op+" no such guest: ") {
 				t.Errorf("%s: %+v", op, got)
 			}
 			if strings.Count(got.told, "\n") > 1 || strings.Contains(got.told, "\x1b") {
@@ -105,7 +115,8 @@ func TestTimeOut(t *testing.T) {
 			cmd.Stdin = r
 			begin := time.Now()
 			got := finish(t, cmd)
-			if took := time.Since(begin); got.status != want || took < limit || took > limit+grace+patience || !strings.Contains(got.told, "gave up") {
+			if took := time.Since(begin); got.status != want || took < limit || took > limit+grace+patience ||
+				!strings.Contains(got.told, "gave up") {
 				t.Errorf("%+v after %v", got, took)
 			}
 		})
@@ -132,7 +143,10 @@ func TestNobodyReads(t *testing.T) {
 
 // TestChild: however a child ends, its parent goes on.
 func TestChild(t *testing.T) {
-	for how, want := range map[string]string{"ok": "", "fails": "", "panic": "exit status 2: panic: a", "killed": "signal: killed"} {
+	for how, want := range map[string]string{
+		"ok": "", "fails": "", "panic": "exit status 2: panic: a",
+		"killed": "signal: killed",
+	} {
 		var told strings.Builder
 		err := runChild([]string{how}, "<domain/>", &told)
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
@@ -178,13 +192,15 @@ func TestLiveFullDisk(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	xml := filepath.Join(t.TempDir(), "xml")
 	text := `<domain type='qemu'><name>web</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid><metadata>` +
-		metadata(`<vmnet:nic id="net1" macvtap="eth1"/>`, `<vmnet:nic id="net0" bridge="br0"/>`) + `</metadata><devices>` +
+		metadata(`<vmnet:nic id="net1" macvtap="eth1"/>`, `<vmnet:nic id="net0" bridge="br0"/>`) +
+		`</metadata><devices>` +
 		handed("web-0", "net0", 1, "") + handed("web-1", "net1", 2, "") + `</devices></domain>`
 	if err := os.WriteFile(xml, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	out, err := exec.Command("unshare", "--net", "--mount", "sh", "-c", fullDisk, "sh", build(t), xml).CombinedOutput()
-	if err != nil || !strings.HasSuffix(string(out), "all done\n") || !strings.Contains(string(out), "vmnet-hook: prepare web: prepare web/net1: node: mknod /dev/tap") {
+	if err != nil || !strings.HasSuffix(string(out), "all done\n") ||
+		!strings.Contains(string(out), "vmnet-hook: prepare web: prepare web/net1: node: mknod /dev/tap") {
 		t.Errorf("%v: %s", err, out)
 	}
 }
@@ -194,12 +210,15 @@ func TestLiveFullDisk(t *testing.T) {
 func TestLiveAllOrNothing(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	text := `<domain type='qemu'><name>web</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid><metadata>` +
-		metadata(`<vmnet:nic id="net0" bridge="br0"/>`, `<vmnet:nic id="net1" bridge="br7"/>`) + `</metadata><devices>` +
+		metadata(`<vmnet:nic id="net0" bridge="br0"/>`, `<vmnet:nic id="net1" bridge="br7"/>`) +
+		`</metadata><devices>` +
 		handed("web-0", "net0", 1, "") + handed("web-1", "net1", 2, "") + `</devices></domain>`
-	cmd := exec.Command("unshare", "--net", "sh", "-c", `ip link add br0 type bridge; "$1" web prepare begin -; echo status $?; ip -o link`, "sh", build(t))
+	cmd := exec.Command("unshare", "--net", "sh", "-c",
+		`ip link add br0 type bridge; "$1" web prepare begin -; echo status $?; ip -o link`, "sh", build(t))
 	cmd.Stdin = strings.NewReader(text)
 	got := finish(t, cmd)
-	if !strings.HasPrefix(got.said, "status 1\n") || !strings.Contains(got.said, "br0") || strings.Contains(got.said, "web-0") ||
+	if !strings.HasPrefix(got.said, "status 1\n") || !strings.Contains(got.said, "br0") ||
+		strings.Contains(got.said, "web-0") ||
 		!strings.Contains(got.told, "prepare web/net1: ") {
 		t.Errorf("%+v", got)
 	}

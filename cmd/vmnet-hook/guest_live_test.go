@@ -20,8 +20,9 @@ func TestLiveGuest(t *testing.T) {
 	h.lower("eth1")
 	h.sh("ip address add 10.7.0.1/24 dev br0; ip address add 10.8.0.1/24 dev eth1-far")
 	g := h.virt.NewGuest(t, testvm.Domain{
-		Name:       "web",
-		Metadata:   metadata(`<vmnet:nic id="net0" bridge="br0" isolated="yes"/>`, `<vmnet:nic id="net1" macvtap="eth1"/>`),
+		Name: "web",
+		Metadata: metadata(`<vmnet:nic id="net0" bridge="br0" isolated="yes"/>`,
+			`<vmnet:nic id="net1" macvtap="eth1"/>`),
 		Interfaces: handed("web-0", "net0", 1, "") + handed("web-1", "net1", 2, ""),
 	})
 	g.Boot()

@@ -26,17 +26,20 @@ func TestLiveStart(t *testing.T) {
 		`<vmnet:nic id="net1" bridge="br0" no-flood="yes"/>`,
 		`<vmnet:nic id="net2" macvtap="eth1"/>`,
 		`<vmnet:nic id="net3" macvtap="eth2" mode="passthru" rx-filter="none"/>`,
-	), handed("web-0", "net0", 1, "")+handed("web-1", "net1", 2, "<driver queues='2'/>")+handed("web-2", "net2", 3, "")+handed("web-3", "net3", 4, ""))
+	), handed("web-0", "net0", 1, "")+handed("web-1", "net1", 2, "<driver queues='2'/>")+handed("web-2", "net2", 3, "")+
+		handed("web-3", "net3", 4, ""))
 	for range 2 {
 		h.virt.Virsh("start", "web")
 		pid := h.virt.QEMU("web")
 		newNIC := func(id, device string, n int) nic.NIC {
 			return nic.NIC{
-				VM: "web", ID: id, Interface: device, Type: "tap", Source: "br0", Model: "virtio-net-pci", MAC: guestMAC(n).String(), Queues: 1,
+				VM: "web", ID: id, Interface: device, Type: "tap", Source: "br0", Model: "virtio-net-pci",
+				MAC: guestMAC(n).String(), Queues: 1,
 				Vhost: "off", State: "forwarding", MTU: 1500, PID: pid, Via: nic.ViaLibvirt,
 			}
 		}
-		isolated, flood, bridged, passthru := newNIC("net0", "web-0", 1), newNIC("net1", "web-1", 2), newNIC("net2", "web-2", 3), newNIC("net3", "web-3", 4)
+		isolated, flood, bridged, passthru := newNIC("net0", "web-0", 1), newNIC("net1", "web-1", 2),
+			newNIC("net2", "web-2", 3), newNIC("net3", "web-3", 4)
 		isolated.Port = "isolated"
 		flood.Port, flood.Queues = "noflood", 2
 		bridged.Type, bridged.Source, bridged.Mode, bridged.State = "macvtap", "eth1", "bridge", "up"
@@ -104,7 +107,8 @@ func TestLiveMTU(t *testing.T) {
 // gets them back.
 func TestLivePortOfLibvirt(t *testing.T) {
 	h := installed(t)
-	h.script("zz", `[ $2 != start ] || for p in /sys/class/net/br0/brif/*; do echo ${p##*/} $(cat $p/isolated) >>$DIR/seen; done; cat >/dev/null`)
+	h.script("zz",
+		`[ $2 != start ] || for p in /sys/class/net/br0/brif/*; do echo ${p##*/} $(cat $p/isolated) >>$DIR/seen; done; cat >/dev/null`)
 	h.define("web", metadata(`<vmnet:nic mac="`+guestMAC(2).String()+`" isolated="yes"/>`), onBridge(1)+onBridge(2))
 	h.virt.Virsh("start", "web")
 	seen, _ := os.ReadFile(filepath.Join(h.dir(), "seen"))
@@ -138,7 +142,8 @@ func TestLivePortOfLibvirt(t *testing.T) {
 func TestLiveNetwork(t *testing.T) {
 	h := installed(t)
 	file := filepath.Join(h.dir(), "network.xml")
-	if err := os.WriteFile(file, []byte(`<network><name>lan</name><forward mode='bridge'/><bridge name='br0'/></network>`), 0o600); err != nil {
+	if err := os.WriteFile(file,
+		[]byte(`<network><name>lan</name><forward mode='bridge'/><bridge name='br0'/></network>`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	h.virt.Virsh("net-create", file)
@@ -173,7 +178,9 @@ func TestLiveNobodyElsesGuest(t *testing.T) {
 	h := installed(t)
 	h.define("plain", "", onBridge(1))
 	h.define("none", metadata(), onBridge(2))
-	h.define("other", `<o:nics xmlns:o="urn:other"><o:nic wrong="x"/></o:nics><t:note xmlns:t="urn:t">urn:vmnet:nics:1</t:note>`, onBridge(3))
+	h.define("other",
+		`<o:nics xmlns:o="urn:other"><o:nic wrong="x"/></o:nics><t:note xmlns:t="urn:t">urn:vmnet:nics:1</t:note>`,
+		onBridge(3))
 	for _, name := range []string{"plain", "none", "other"} {
 		h.virt.Virsh("start", name)
 		h.virt.Virsh("destroy", name)
@@ -206,7 +213,8 @@ func TestLiveTwoAtOnce(t *testing.T) {
 	h := installed(t)
 	names := []string{"one", "two", "three"}
 	for i, name := range names {
-		h.define(name, metadata(`<vmnet:nic id="net0" bridge="br0" isolated="yes"/>`, `<vmnet:nic mac="`+guestMAC(10+i).String()+`" isolated="yes"/>`),
+		h.define(name, metadata(`<vmnet:nic id="net0" bridge="br0" isolated="yes"/>`,
+			`<vmnet:nic mac="`+guestMAC(10+i).String()+`" isolated="yes"/>`),
 			handed(name+"-0", "net0", i, "")+onBridge(10+i))
 	}
 	each := func(verb string) {
@@ -241,14 +249,30 @@ func TestLiveRefused(t *testing.T) {
 	good := `<vmnet:nic id="net0" bridge="br0"/>`
 	both := handed("web-0", "net0", 1, "") + handed("web-1", "net1", 2, "")
 	for name, test := range map[string]struct{ metadata, interfaces, want string }{
-		"attribute": {metadata(good, `<vmnet:nic id="net1" bridge="br0" isolatd="yes"/>`), both, `vmnet-hook: prepare attribute: nic "net1": attribute "isolatd" is not known`},
-		"bridge":    {metadata(good, `<vmnet:nic id="net1" bridge="br7"/>`), both, `vmnet-hook: prepare bridge: prepare bridge/net1: `},
-		"vlan":      {metadata(good, `<vmnet:nic id="net1" bridge="br0" vlan="7"/>`), both, `vmnet-hook: prepare vlan: prepare vlan/net1: `},
-		"lower":     {metadata(good, `<vmnet:nic id="net1" macvtap="eth7"/>`), both, `vmnet-hook: prepare lower: prepare lower/net1: `},
-		"interface": {metadata(good, `<vmnet:nic id="net2" bridge="br0"/>`), both, `no interface has <alias name='ua-vmnet-net2'/>`},
+		"attribute": {
+			metadata(good, `<vmnet:nic id="net1" bridge="br0" isolatd="yes"/>`), both,
+			`vmnet-hook: prepare attribute: nic "net1": attribute "isolatd" is not known`,
+		},
+		"bridge": {
+			metadata(good, `<vmnet:nic id="net1" bridge="br7"/>`), both,
+			`vmnet-hook: prepare bridge: prepare bridge/net1: `,
+		},
+		"vlan": {
+			metadata(good, `<vmnet:nic id="net1" bridge="br0" vlan="7"/>`), both,
+			`vmnet-hook: prepare vlan: prepare vlan/net1: `,
+		},
+		"lower": {
+			metadata(good, `<vmnet:nic id="net1" macvtap="eth7"/>`), both,
+			`vmnet-hook: prepare lower: prepare lower/net1: `,
+		},
+		"interface": {
+			metadata(good, `<vmnet:nic id="net2" bridge="br0"/>`), both,
+			`no interface has <alias name='ua-vmnet-net2'/>`,
+		},
 		"direct": {
 			metadata(`<vmnet:nic mac="` + guestMAC(1).String() + `" isolated="yes"/>`),
-			`<interface type='user'><mac address='` + guestMAC(1).String() + `'/></interface>`, `its interface has type "user"`,
+			`<interface type='user'><mac address='` + guestMAC(1).String() + `'/></interface>`,
+			`its interface has type "user"`,
 		},
 	} {
 		h.define(name, test.metadata, test.interfaces)
@@ -260,7 +284,8 @@ func TestLiveRefused(t *testing.T) {
 // from starting.
 func TestLiveAbsent(t *testing.T) {
 	h := installed(t)
-	h.define("web", metadata(`<vmnet:nic id="net0" bridge="br0"/>`, `<vmnet:nic id="net1" bridge="br0"/>`), handed("web-0", "net0", 1, "")+handed("web-1", "net1", 2, ""))
+	h.define("web", metadata(`<vmnet:nic id="net0" bridge="br0"/>`, `<vmnet:nic id="net1" bridge="br0"/>`),
+		handed("web-0", "net0", 1, "")+handed("web-1", "net1", 2, ""))
 	h.virt.Virsh("detach-interface", "web", "ethernet", "--mac", guestMAC(2).String(), "--config")
 	h.virt.Virsh("start", "web")
 	if nics := h.nics("web"); len(nics) != 1 || nics["net0"].State == "" {
@@ -290,8 +315,10 @@ func TestLiveAllPIDsKilled(t *testing.T) {
 	nstest.RequireFirstPIDNS(t)
 	h := installed(t)
 	h.lower("eth1")
-	h.define("web", metadata(`<vmnet:nic id="net0" bridge="br0"/>`, `<vmnet:nic id="net1" macvtap="eth1"/>`, `<vmnet:nic id="net2" bridge="br0"/>`),
-		handed("web-0", "net0", 1, "")+handed("web-1", "net1", 2, "")+handed("web-2", "net2", 3, "<driver queues='2'/>"))
+	h.define("web", metadata(`<vmnet:nic id="net0" bridge="br0"/>`, `<vmnet:nic id="net1" macvtap="eth1"/>`,
+		`<vmnet:nic id="net2" bridge="br0"/>`),
+		handed("web-0", "net0", 1, "")+handed("web-1", "net1", 2, "")+handed("web-2", "net2",
+			3, "<driver queues='2'/>"))
 	// killing runs the hook, but kills it after a while at one operation.
 	killing := func(op, after string) {
 		h.script("vmnet", `[ $2 = `+op+` ] || exec $HOOK "$@"
@@ -343,7 +370,8 @@ exec 3<&0; $HOOK "$@" <&3 & sleep `+after+`; kill -9 $! && touch $DIR/killed; wa
 func TestLiveReconnect(t *testing.T) {
 	h := installed(t)
 	h.lower("eth1")
-	h.define("web", metadata(`<vmnet:nic id="net0" bridge="br0" isolated="yes"/>`, `<vmnet:nic id="net1" macvtap="eth1"/>`),
+	h.define("web",
+		metadata(`<vmnet:nic id="net0" bridge="br0" isolated="yes"/>`, `<vmnet:nic id="net1" macvtap="eth1"/>`),
 		handed("web-0", "net0", 1, "")+handed("web-1", "net1", 2, "")+onBridge(3))
 	h.virt.Virsh("start", "web")
 	pid := h.virt.QEMU("web")
@@ -358,7 +386,9 @@ func TestLiveReconnect(t *testing.T) {
 		}
 		h.script("zz", `[ $2 != reconnect ] || touch $DIR/reconnected; cat >/dev/null`)
 		h.restart()
-		h.eventually("libvirtd reconnects", func() bool { return os.Remove(filepath.Join(h.dir(), "reconnected")) == nil })
+		h.eventually("libvirtd reconnects", func() bool {
+			return os.Remove(filepath.Join(h.dir(), "reconnected")) == nil
+		})
 		if state := h.virt.Virsh("domstate", "web"); state != "running" || h.virt.QEMU("web") != pid {
 			t.Fatalf("it is %s", state)
 		}
@@ -374,7 +404,9 @@ func TestLiveReconnect(t *testing.T) {
 func TestLiveSaveRestore(t *testing.T) {
 	h := installed(t)
 	h.lower("eth1")
-	h.define("web", metadata(`<vmnet:nic id="net0" bridge="br0" isolated="yes"/>`, `<vmnet:nic id="net1" macvtap="eth1"/>`, `<vmnet:nic mac="`+guestMAC(3).String()+`" isolated="yes"/>`),
+	h.define("web",
+		metadata(`<vmnet:nic id="net0" bridge="br0" isolated="yes"/>`, `<vmnet:nic id="net1" macvtap="eth1"/>`,
+			`<vmnet:nic mac="`+guestMAC(3).String()+`" isolated="yes"/>`),
 		handed("web-0", "net0", 1, "")+handed("web-1", "net1", 2, "")+onBridge(3))
 	h.virt.Virsh("start", "web")
 	h.virt.Virsh("managedsave", "web")

@@ -120,7 +120,8 @@ func (h *handler) say(text string) {
 // place returns where a panic came from: the innermost file of vmnet on the stack.
 func place() string {
 	for l := range strings.Lines(string(debug.Stack())) {
-		if l = strings.TrimSpace(l); strings.Contains(l, ".go:") && strings.Contains(l, "vmnet/") && !strings.Contains(l, "vmnet-hook/") {
+		if l = strings.TrimSpace(l); strings.Contains(l, ".go:") && strings.Contains(l, "vmnet/") &&
+			!strings.Contains(l, "vmnet-hook/") {
 			return l
 		}
 	}

@@ -21,15 +21,19 @@ func TestLiveMigrate(t *testing.T) {
 		hosts[i].lower("eth1")
 	}
 	from, to := hosts[0], hosts[1]
-	from.define("web", metadata(`<vmnet:nic id="net0" bridge="br0" isolated="yes"/>`, `<vmnet:nic id="net1" macvtap="eth1"/>`, `<vmnet:nic mac="`+guestMAC(3).String()+`" isolated="yes"/>`),
+	from.define("web",
+		metadata(`<vmnet:nic id="net0" bridge="br0" isolated="yes"/>`, `<vmnet:nic id="net1" macvtap="eth1"/>`,
+			`<vmnet:nic mac="`+guestMAC(3).String()+`" isolated="yes"/>`),
 		handed("web-0", "net0", 1, "")+handed("web-1", "net1", 2, "")+onBridge(3))
 	from.virt.Virsh("start", "web")
 	for range 2 {
 		socket := filepath.Join(to.dir(), "migrate")
-		from.virt.Virsh("migrate", "--live", "--persistent", "--undefinesource", "web", to.virt.URI(), "--migrateuri", "unix://"+socket, "--timeout", "60")
+		from.virt.Virsh("migrate", "--live", "--persistent", "--undefinesource", "web", to.virt.URI(), "--migrateuri",
+			"unix://"+socket, "--timeout", "60")
 		from.nothingLeft()
 		found := to.nics("web")["net0"]
-		if found.State != "forwarding" || found.Port != "isolated" || found.PID != to.virt.QEMU("web") || to.nics("web")["net1"].State != nic.Up {
+		if found.State != "forwarding" || found.Port != "isolated" || found.PID != to.virt.QEMU("web") ||
+			to.nics("web")["net1"].State != nic.Up {
 			t.Errorf("it has %+v", to.nics("web"))
 		}
 		for _, l := range to.links() {
@@ -38,7 +42,8 @@ func TestLiveMigrate(t *testing.T) {
 			}
 		}
 		ops, _ := os.ReadFile(filepath.Join(to.dir(), "ops"))
-		if got := strings.Fields(string(ops)); len(got) < 4 || strings.Join(got[len(got)-4:], " ") != "migrate prepare start started" {
+		if got := strings.Fields(string(ops)); len(got) < 4 ||
+			strings.Join(got[len(got)-4:], " ") != "migrate prepare start started" {
 			t.Errorf("operations: %v", got)
 		}
 		from, to = to, from
@@ -52,7 +57,8 @@ func TestLiveMigrate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := from.virt.Try("migrate", "--live", "web", to.virt.URI(), "--migrateuri", "unix://"+filepath.Join(to.dir(), "migrate"))
+	out, err := from.virt.Try("migrate", "--live", "web", to.virt.URI(), "--migrateuri",
+		"unix://"+filepath.Join(to.dir(), "migrate"))
 	if err == nil || !strings.Contains(out, "vmnet-hook: prepare web: prepare web/net0: ") {
 		t.Errorf("migrate: %v: %s", err, out)
 	}

@@ -29,7 +29,8 @@ func TestLiveStrangersTap(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer monitor.Close()
-	stranger := exec.Command("nsenter", "--target", fmt.Sprint(h.virt.PID()), "--net", "--pid", "--mount", "qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-machine", "pc,accel=tcg", "-m", "32",
+	stranger := exec.Command("nsenter", "--target", fmt.Sprint(h.virt.PID()), "--net", "--pid", "--mount",
+		"qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-machine", "pc,accel=tcg", "-m", "32",
 		"-name", "guest=web", "-uuid", h.virt.Virsh("domuuid", "web"),
 		"-chardev", "socket,id=charmonitor,server=on,wait=off,fd=3", "-mon", "chardev=charmonitor,mode=control",
 		"-netdev", "tap,id=n,ifname=tap7,script=no,downscript=no", "-device", "virtio-net-pci,netdev=n")

@@ -106,7 +106,8 @@ func missingFlags(cmd *cobra.Command) error {
 			missing = append(missing, typed(f))
 		}
 	})
-	if names := strings.Fields(cmd.Annotations[oneOf]); len(names) > 0 && !slices.ContainsFunc(names, cmd.Flags().Changed) {
+	if names := strings.Fields(cmd.Annotations[oneOf]); len(names) > 0 &&
+		!slices.ContainsFunc(names, cmd.Flags().Changed) {
 		var choice []string
 		for _, n := range names {
 			choice = append(choice, typed(cmd.Flags().Lookup(n)))

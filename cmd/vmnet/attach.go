@@ -88,9 +88,11 @@ the NIC, cannot migrate the guest with it, and marks the domain as tainted.`,
 	complete(cmd, "via", cobra.FixedCompletions(slices.Concat(nicflags.LibvirtWays, nicflags.SwitchWays), noFiles))
 	complete(cmd, "switch", switchNames)
 	var persistent bool
-	f.BoolVar(&persistent, "persistent", false, "also store the NIC in libvirt, so that the guest starts with it (needs vmnet hook install)")
+	f.BoolVar(&persistent, "persistent",
+		false, "also store the NIC in libvirt, so that the guest starts with it (needs vmnet hook install)")
 	f.BoolVar(&o.wait, "wait", false, "wait until the bridge port forwards, which takes 30 s if the bridge runs STP")
-	durationFlag(f, &o.timeout, "timeout", 10*time.Second, time.Millisecond, "give up after this time; --wait is not counted")
+	durationFlag(f, &o.timeout, "timeout", 10*time.Second, time.Millisecond,
+		"give up after this time; --wait is not counted")
 	o.steps.add(cmd)
 	format := outputFlag(cmd)
 	cmd.InitDefaultHelpFlag()
@@ -167,7 +169,8 @@ func (a *app) waitForwarding(ctx context.Context, m *tapmgr.Manager, res *nic.Re
 	}
 	limit := res.ForwardIn + forwardSlack
 	a.say(fmt.Sprintf("waiting until %s forwards, %.0f s at most", res.NIC.Interface, limit.Seconds()))
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it does not forward after %v", limit.Round(time.Second)))
+	ctx, cancel := context.WithTimeoutCause(ctx, limit,
+		fmt.Errorf("it does not forward after %v", limit.Round(time.Second)))
 	defer cancel()
 	if err := m.WaitForwarding(ctx, res.NIC); err != nil {
 		return fmt.Errorf("attach %s/%s: the NIC is attached, but: %w", res.NIC.VM, res.NIC.ID, err)

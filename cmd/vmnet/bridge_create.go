@@ -30,8 +30,10 @@ error says how it differs.`,
 	nicflags.MTU(f, &cfg.MTU, "BYTES, 68 to 65535 (default that of the smallest port)")
 	nicflags.AddMAC(f, &cfg.MAC, "the bridge's own address (default one derived from its name and the machine id)")
 	f.BoolVar(&cfg.STP, "stp", false, "run the spanning tree protocol; ports then need 30 s until they forward")
-	f.BoolVar(&cfg.VLANFiltering, "vlan-filtering", false, "separate VLANs by the settings of each port; ports without any are in VLAN 1, and so is the host")
-	durationFlag(f, &cfg.Ageing, "ageing", 300*time.Second, time.Second, "how long the bridge remembers an address that sends nothing")
+	f.BoolVar(&cfg.VLANFiltering, "vlan-filtering",
+		false, "separate VLANs by the settings of each port; ports without any are in VLAN 1, and so is the host")
+	durationFlag(f, &cfg.Ageing, "ageing", 300*time.Second, time.Second,
+		"how long the bridge remembers an address that sends nothing")
 	outputFlag(cmd)
 	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) error {
 		cfg.Name = args[0]

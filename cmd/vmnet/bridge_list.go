@@ -36,7 +36,8 @@ func (a *app) printBridges(all []bridge.Info) error {
 	rows := [][]string{{"BRIDGE", "LINK", "MTU", "MAC", "STP", "VLANS", "PORTS", "ADDRESSES"}}
 	for _, b := range all {
 		rows = append(rows, []string{
-			b.Name, upDown(b.Up), strconv.Itoa(b.MTU), b.MAC, onOff(b.STP), onOff(b.VLANFiltering), strconv.Itoa(len(b.Ports)), strings.Join(b.Addresses, " "),
+			b.Name, upDown(b.Up), strconv.Itoa(b.MTU), b.MAC, onOff(b.STP), onOff(b.VLANFiltering),
+			strconv.Itoa(len(b.Ports)), strings.Join(b.Addresses, " "),
 		})
 	}
 	return a.table(rows, nil)

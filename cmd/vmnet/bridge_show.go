@@ -59,7 +59,8 @@ func (a *app) printBridge(b bridge.Info) error {
 		for _, l := range p.Learned {
 			macs = append(macs, learnedIn(l))
 		}
-		rows = append(rows, []string{p.Interface, state, strconv.Itoa(p.MTU), p.Config.String(), strings.Join(macs, ", "), p.Alias})
+		rows = append(rows,
+			[]string{p.Interface, state, strconv.Itoa(p.MTU), p.Config.String(), strings.Join(macs, ", "), p.Alias})
 	}
 	return a.table(rows, nil)
 }

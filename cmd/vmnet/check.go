@@ -44,7 +44,8 @@ difference, the exit status is 1.`,
 
 func (a *app) printChecked(c tapmgr.Checked) error {
 	for _, d := range c.Differences {
-		err := a.line("%s: %s: want %s, found %s", linkText(d.VM, d.NIC, d.Interface), d.What, orNone(d.Want), orNone(d.Found))
+		err := a.line("%s: %s: want %s, found %s", linkText(d.VM, d.NIC, d.Interface), d.What,
+			orNone(d.Want), orNone(d.Found))
 		if err == nil && d.Mend != "" {
 			err = a.line("    mend: %s", d.Mend)
 		}

@@ -93,7 +93,9 @@ func (a *app) nics(ctx context.Context, vm string) []nic.NIC {
 }
 
 // attachedGuests completes the names of guests that have NICs.
-func (a *app) attachedGuests(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+func (a *app) attachedGuests(cmd *cobra.Command, args []string,
+	_ string,
+) ([]cobra.Completion, cobra.ShellCompDirective) {
 	if len(args) > 0 {
 		return nil, noFiles
 	}

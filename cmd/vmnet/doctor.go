@@ -73,8 +73,10 @@ func (a *app) printCheckLines(checks []doctor.Check) error {
 		if c.Cure != "" {
 			cure = " (" + c.Cure + ")"
 		}
-		status := a.painted(map[doctor.Status]colour{doctor.OK: green, doctor.Warn: yellow, doctor.Fail: red}[c.Status], fmt.Sprintf("%-4s", c.Status))
-		if err := a.print("%s  %s\n", status, console.Clean(fmt.Sprintf("%-*s  %s%s", width, c.Name, c.Text, cure))); err != nil {
+		status := a.painted(map[doctor.Status]colour{doctor.OK: green, doctor.Warn: yellow, doctor.Fail: red}[c.Status],
+			fmt.Sprintf("%-4s", c.Status))
+		if err := a.print("%s  %s\n",
+			status, console.Clean(fmt.Sprintf("%-*s  %s%s", width, c.Name, c.Text, cure))); err != nil {
 			return err
 		}
 	}

@@ -61,7 +61,8 @@ Only root may be able to change the program, since libvirt executes it as root.`
 		Args: noArgs(),
 	}
 	o.add(cmd)
-	cmd.Flags().StringVar(&program, "program", "", "`PATH` of the program (default "+hookfile.Program+" beside vmnet, or in $PATH)")
+	cmd.Flags().StringVar(&program, "program", "",
+		"`PATH` of the program (default "+hookfile.Program+" beside vmnet, or in $PATH)")
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
 		if err := o.check(); err != nil {
@@ -81,7 +82,8 @@ func (a *app) hookInstall(cmd *cobra.Command, o hookFlags, program string) error
 	if program == "" {
 		found := false
 		if program, found = m.FindHook(); !found {
-			return fmt.Errorf("%s is neither beside vmnet nor in $PATH (make install, or name it with --program)", hookfile.Program)
+			return fmt.Errorf("%s is neither beside vmnet nor in $PATH (make install, or name it with --program)",
+				hookfile.Program)
 		}
 	}
 	if o.root == "" { // an image cannot be checked yet
@@ -97,7 +99,8 @@ func (a *app) hookInstall(cmd *cobra.Command, o hookFlags, program string) error
 		return fmt.Errorf("install the hook: %w", err)
 	}
 	if profile := m.Confined(program); profile != "" && o.root == "" {
-		a.note(fmt.Sprintf("AppArmor's profile %s does not let libvirt execute the hook (%s)", profile, doctor.AppArmorCure(program)))
+		a.note(fmt.Sprintf("AppArmor's profile %s does not let libvirt execute the hook (%s)",
+			profile, doctor.AppArmorCure(program)))
 	}
 	if change.Reload && o.root == "" {
 		a.note("libvirt knew of no hook and must be reloaded (systemctl reload libvirtd, or virtqemud)")

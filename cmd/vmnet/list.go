@@ -34,7 +34,9 @@ is hidden if no process is seen to hold it: its files are somewhere that /proc d
 	}
 	cmd.Flags().StringVar(&vm, "vm", "", "only the NICs of the guest `NAME` (default all)")
 	format := "text"
-	choice(cmd, cmd.Flags(), &format, "output", "o", "text for people, as much as fits; wide for all columns; name for names only; json for programs", "text", "wide", "name", "json")
+	choice(cmd, cmd.Flags(), &format, "output", "o",
+		"text for people, as much as fits; wide for all columns; name for names only; json for programs", "text",
+		"wide", "name", "json")
 	complete(cmd, "vm", a.attachedGuests)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
@@ -95,9 +97,15 @@ func (a *app) printList(nics []nic.NIC, wide bool) error {
 
 // listRows returns all columns of a list except OWNER and VIA if they would be empty.
 func listRows(nics []nic.NIC, source func(nic.NIC) string) [][]string {
-	rows := [][]string{{"VM", "NIC", "INTERFACE", "TYPE", "SOURCE", "MODEL", "MAC", "QUEUES", "VHOST", "STATE", "OWNER", "VIA"}}
+	rows := [][]string{{
+		"VM", "NIC", "INTERFACE", "TYPE", "SOURCE", "MODEL", "MAC", "QUEUES", "VHOST",
+		"STATE", "OWNER", "VIA",
+	}}
 	for _, n := range nics {
-		rows = append(rows, []string{n.VM, n.ID, n.Interface, n.Type, source(n), n.Model, n.MAC, queuesText(n), n.Vhost, string(n.State), ownerText(n.UID), viaText(n)})
+		rows = append(rows, []string{
+			n.VM, n.ID, n.Interface, n.Type, source(n), n.Model, n.MAC, queuesText(n), n.Vhost,
+			string(n.State), ownerText(n.UID), viaText(n),
+		})
 	}
 	if !slices.ContainsFunc(nics, func(n nic.NIC) bool { return n.UID != 0 }) {
 		rows = without(rows, "OWNER")

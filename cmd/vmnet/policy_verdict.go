@@ -57,7 +57,8 @@ root, and only if qemu-netup replaces QEMU's helper: the answer for root is for 
 
 func (o *policyTest) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.user, "user", "", "the `USER` who asks, by name or id, with the groups that this machine lists for the user")
+	f.StringVar(&o.user, "user", "",
+		"the `USER` who asks, by name or id, with the groups that this machine lists for the user")
 	f.StringVar(&o.request.Guest, "vm", "", "the guest's `NAME` (default none, since QEMU's bridge helper gets none)")
 	f.StringVar(&o.request.Bridge, "bridge", "", "the requested `BRIDGE`")
 	f.StringVar(&o.macvtap, "macvtap", "", "the `PARENT` device of a requested macvtap")
@@ -74,7 +75,8 @@ func (o *policyTest) flags(cmd *cobra.Command) {
 	nicflags.Number(f, &o.request.Queues, "queues", "N", "requested queue pairs")
 	nicflags.Number(f, &o.request.NICs, "nics", "N", "how many NICs the user would then have")
 	f.StringVar(&o.file, "file", "", "`FILE` with the policy; any user may own it (default "+policy.DefaultPath+")")
-	f.StringVar(&o.bridgeConf, "bridge-conf", bridgeconf.DefaultPath, "`FILE` with the bridges that QEMU's users may have")
+	f.StringVar(&o.bridgeConf, "bridge-conf",
+		bridgeconf.DefaultPath, "`FILE` with the bridges that QEMU's users may have")
 	require(cmd, "user")
 	cmd.MarkFlagsMutuallyExclusive("bridge", "macvtap", "ipvtap")
 	cmd.MarkFlagsOneRequired("bridge", "macvtap", "ipvtap")
@@ -196,7 +198,10 @@ func (a *app) askBridgeConf(w *policyAnswer, o *policyTest) {
 	d := acl.Decide(o.request.Bridge)
 	included := len(d.Skipped) > 0 || d.Rule != nil && d.Rule.File != acl.Path
 	if included && o.request.UID != os.Getuid() {
-		a.note(fmt.Sprintf("files that %s includes were read with your privileges, which may differ from those of %s (run it as that user)", acl.Path, o.user))
+		a.note(
+			fmt.Sprintf(
+				"files that %s includes were read with your privileges, which may differ from those of %s (run it as that user)",
+				acl.Path, o.user))
 	}
 	if err := d.Err(); err != nil {
 		w.Reasons = append(w.Reasons, policy.Reason{Text: err.Error()})

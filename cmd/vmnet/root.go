@@ -60,12 +60,15 @@ Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong u
 	explain(root, a.out)
 	root.SetHelpCommand(a.helpCommand())
 	root.SetFlagErrorFunc(a.flagError)
-	root.PersistentFlags().StringVar(&a.netns, "netns", "", "network namespace of bridges and taps: a `NAME` of ip-netns(8), or a path with a slash (default the current one)")
-	root.PersistentFlags().StringVar(&a.libvirt, "libvirt", os.Getenv("LIBVIRT_DEFAULT_URI"), "`URI` or socket of the libvirt that manages guests: qemu:///system, qemu:///session (default $LIBVIRT_DEFAULT_URI, else your own libvirt for your guests and the system's for others)")
+	root.PersistentFlags().StringVar(&a.netns, "netns", "",
+		"network namespace of bridges and taps: a `NAME` of ip-netns(8), or a path with a slash (default the current one)")
+	root.PersistentFlags().StringVar(&a.libvirt, "libvirt", os.Getenv("LIBVIRT_DEFAULT_URI"),
+		"`URI` or socket of the libvirt that manages guests: qemu:///system, qemu:///session (default $LIBVIRT_DEFAULT_URI, else your own libvirt for your guests and the system's for others)")
 	root.PersistentFlags().Lookup("libvirt").DefValue = ""
 	root.AddCommand(
 		a.attachCommand(), a.detachCommand(), a.listCommand(), a.showCommand(), a.checkCommand(),
-		a.reconcileCommand(), a.watchCommand(), a.bridgeCommand(), a.switchCommand(), a.lowerCommand(), a.hookCommand(), a.policyCommand(), a.doctorCommand(), a.versionCommand(),
+		a.reconcileCommand(), a.watchCommand(), a.bridgeCommand(), a.switchCommand(), a.lowerCommand(), a.hookCommand(),
+		a.policyCommand(), a.doctorCommand(), a.versionCommand(),
 	)
 	addGroups(root)
 	strict(root)
@@ -86,7 +89,9 @@ func (a *app) helpCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [COMMAND]",
 		Short: "Explain a command",
-		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion,
+			cobra.ShellCompDirective,
+		) {
 			var names []cobra.Completion
 			if of, _, err := cmd.Root().Find(args); err == nil {
 				for _, c := range of.Commands() {

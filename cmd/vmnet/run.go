@@ -11,7 +11,10 @@ import (
 
 // run is the whole program; the result is its exit status.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	a := &app{out: stdout, err: stderr, args: args, journal: isJournal(stderr), json: asksJSON(args), colours: hasColours(stdout)}
+	a := &app{
+		out: stdout, err: stderr, args: args, journal: isJournal(stderr), json: asksJSON(args),
+		colours: hasColours(stdout),
+	}
 	root := a.root()
 	root.SetArgs(args)
 	root.SetIn(stdin)

@@ -70,13 +70,16 @@ func (a *app) show(ctx context.Context, vm string, json bool) error {
 func noNICs(vm string) error {
 	names := guestNames()
 	if slices.Contains(names, vm) {
-		return fmt.Errorf("show %s: the guest has no NIC of vmnet here (vmnet attach --vm %s --bridge BRIDGE gives it one; --netns names another netns)", vm, vm)
+		return fmt.Errorf(
+			"show %s: the guest has no NIC of vmnet here (vmnet attach --vm %s --bridge BRIDGE gives it one; --netns names another netns)",
+			vm, vm)
 	}
 	running := "none"
 	if len(names) > 0 {
 		running = strings.Join(names, ", ")
 	}
-	return fmt.Errorf("show %s: %w, nor a NIC of one (running: %s; vmnet list shows all NICs)", vm, qemu.ErrNotFound, running)
+	return fmt.Errorf("show %s: %w, nor a NIC of one (running: %s; vmnet list shows all NICs)",
+		vm, qemu.ErrNotFound, running)
 }
 
 func detailFields(d tapmgr.Detail) []field {

@@ -26,7 +26,8 @@ the port's files and passes them to the switch. See vmnet-switch(8).`,
 	group(cmd)
 	cmd.AddCommand(
 		a.switchRunCommand(), a.switchListCommand(), a.switchShowCommand(), a.switchFDBCommand(),
-		a.switchAddPortCommand(), a.switchRemovePortCommand(), a.switchStatsCommand(), a.switchCaptureCommand(), a.switchStopCommand(),
+		a.switchAddPortCommand(), a.switchRemovePortCommand(), a.switchStatsCommand(), a.switchCaptureCommand(),
+		a.switchStopCommand(),
 	)
 	return cmd
 }
@@ -36,7 +37,8 @@ const switchPatience = 10 * time.Second
 
 // withSwitch calls f with a client that is connected to the running switch name.
 func withSwitch(ctx context.Context, name string, f func(context.Context, *control.Client) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, switchPatience, fmt.Errorf("timed out after %v (is it stopped, or the machine busy?)", switchPatience))
+	ctx, cancel := context.WithTimeoutCause(ctx, switchPatience,
+		fmt.Errorf("timed out after %v (is it stopped, or the machine busy?)", switchPatience))
 	defer cancel()
 	c, err := control.Dial(ctx, name)
 	if errors.Is(err, control.ErrNotRunning) {

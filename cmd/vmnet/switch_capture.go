@@ -52,11 +52,13 @@ capture: frames for which there is no room are lost and counted.`,
 	f := cmd.Flags()
 	f.StringArrayVar(&o.cfg.Ports, "port", nil, "only this `PORT` (repeatable; default all that the switch has now)")
 	f.StringVarP(&o.file, "write", "w", "", "write pcapng to a new `FILE`; - is stdout")
-	nicflags.Number(f, &o.cfg.Snaplen, "snaplen", "BYTES", "only the first BYTES of each frame (default all; 256 without -w)")
+	nicflags.Number(f, &o.cfg.Snaplen, "snaplen", "BYTES",
+		"only the first BYTES of each frame (default all; 256 without -w)")
 	nicflags.Number(f, &o.count, "count", "N", "end after N frames (default never)")
 	durationFlag(f, &o.duration, "duration", 0, 100*time.Millisecond, "end after this time")
 	f.Lookup("duration").DefValue = ""
-	choice(cmd, f, &o.direction, "direction", "", "frames that come in by the port, leave by it, or both", "in", "out", "both")
+	choice(cmd, f, &o.direction, "direction", "", "frames that come in by the port, leave by it, or both", "in", "out",
+		"both")
 	f.BoolVar(&o.cfg.Drops, "drops", false, "only frames that the switch has dropped, with the reason")
 	complete(cmd, "port", switchPorts)
 	format := outputFlag(cmd)
@@ -198,7 +200,9 @@ func follow(ctx context.Context, r *capture.Reader, sink frameSink, wanted int) 
 		case err == nil:
 			w.order.Push(f)
 		case err == io.EOF && ctx.Err() == nil:
-			return w.n, errors.Join(w.write(w.order.Rest), errors.New("the switch ended the capture: it was stopped, or the ports were removed"))
+			return w.n,
+				errors.Join(w.write(w.order.Rest),
+					errors.New("the switch ended the capture: it was stopped, or the ports were removed"))
 		case err == io.EOF, !leave.IsZero() && now.After(leave):
 			return w.n, w.write(w.order.Rest)
 		case !errors.Is(err, os.ErrDeadlineExceeded):

@@ -110,11 +110,14 @@ func (a *app) switchRemovePortCommand() *cobra.Command {
 		Example: "  vmnet switch remove-port sw0 tap2",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 2 {
-				return fmt.Errorf("%s takes the names of a switch and of a port, got %s", cmd.CommandPath(), count(len(args), "argument"))
+				return fmt.Errorf("%s takes the names of a switch and of a port, got %s",
+					cmd.CommandPath(), count(len(args), "argument"))
 			}
 			return nil
 		},
-		ValidArgsFunction: func(cmd *cobra.Command, args []string, text string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, text string) ([]cobra.Completion,
+			cobra.ShellCompDirective,
+		) {
 			if len(args) == 1 {
 				return switchPorts(cmd, args, text)
 			}

@@ -54,7 +54,8 @@ func (a *app) printFDB(entries []control.FDBEntry) error {
 // addressArgs requires the name of a switch and an address.
 func addressArgs(cmd *cobra.Command, args []string) error {
 	if len(args) != 2 {
-		return fmt.Errorf("%s takes the name of a switch and an address, got %s", cmd.CommandPath(), count(len(args), "argument"))
+		return fmt.Errorf("%s takes the name of a switch and an address, got %s",
+			cmd.CommandPath(), count(len(args), "argument"))
 	}
 	return nil
 }
@@ -115,7 +116,8 @@ func (a *app) switchFDBDelCommand() *cobra.Command {
 		Args:              addressArgs,
 		ValidArgsFunction: addressNames,
 	}
-	nicflags.Number(cmd.Flags(), &e.VLAN, "vlan", "ID", "the VLAN of its frames (default the only VLAN in which the switch knows it)")
+	nicflags.Number(cmd.Flags(), &e.VLAN, "vlan", "ID",
+		"the VLAN of its frames (default the only VLAN in which the switch knows it)")
 	outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		e.MAC = args[1]

@@ -90,7 +90,8 @@ func TestLiveSwitchAndGuestsOfNobody(t *testing.T) {
 	cmd := exec.Command("setpriv",
 		append(append([]string{}, asNobody...), "vmnet", "attach", "--vm", redName, "--switch", sw.socket, "--nic",
 			"more", "--via", "tap")...)
-	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "(--via socket needs no privilege)") {
+	if out, err := cmd.CombinedOutput(); err == nil ||
+		!strings.Contains(string(out), "(--via socket needs no privilege)") {
 		t.Errorf("a tap without privilege: %v: %s", err, out)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -54,11 +54,14 @@ only, and not the host's own stack.
 	}
 	f := cmd.Flags()
 	devicePorts(cmd, a, &o.ports)
-	durationFlag(f, &o.ageing, "ageing", 300*time.Second, time.Second, "how long the switch remembers an address that sends nothing")
+	durationFlag(f, &o.ageing, "ageing", 300*time.Second, time.Second,
+		"how long the switch remembers an address that sends nothing")
 	o.addresses = 16384
-	nicflags.Number(f, &o.addresses, "addresses", "N", "size of the FDB in addresses, 1 to 2097152; when it is full, those that were silent longest are forgotten")
+	nicflags.Number(f, &o.addresses, "addresses", "N",
+		"size of the FDB in addresses, 1 to 2097152; when it is full, those that were silent longest are forgotten")
 	outputFlag(cmd)
-	f.StringVar(&o.user, "user", "", "the `USER` or UID:GID that it runs as once its ports are open (default the caller)")
+	f.StringVar(&o.user, "user", "",
+		"the `USER` or UID:GID that it runs as once its ports are open (default the caller)")
 	f.BoolVar(&o.filter, "vlan-filtering", false, "separate VLANs from the start, and not only once a port has a VLAN")
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		o.name = args[0]
@@ -83,7 +86,12 @@ func (a *app) runSwitch(ctx context.Context, o *runVerb) error {
 		return err
 	}
 	roomForOthers()
-	sw := vswitch.New(vswitch.Config{Ageing: o.ageing, Addresses: o.addresses, VLANFiltering: o.filter, Notice: func(text string) { a.note("switch " + o.name + ": " + text) }})
+	sw := vswitch.New(vswitch.Config{
+		Ageing: o.ageing, Addresses: o.addresses, VLANFiltering: o.filter,
+		Notice: func(text string) {
+			a.note("switch " + o.name + ": " + text)
+		},
+	})
 	s := server.New(sw, control.Info{Name: o.name, Version: versionText(), Ageing: int(o.ageing.Seconds())})
 	opened, err := a.plugIn(ctx, s, o.ports)
 	var l *server.Listener
@@ -169,7 +177,9 @@ func listenAs(place *server.Place, to privilege.Caller) (*server.Listener, error
 	return place.Listen()
 }
 
-func (a *app) serveSwitch(ctx context.Context, name string, s *server.Server, l *server.Listener, opened []openPort) error {
+func (a *app) serveSwitch(ctx context.Context, name string, s *server.Server, l *server.Listener,
+	opened []openPort,
+) error {
 	status := fmt.Sprintf("switch %s: runs with %s, socket %s", name, count(len(opened), "port"), l.Path())
 	if err := a.printRunning(name, l.Path(), status, opened); err != nil {
 		return err
@@ -212,6 +222,7 @@ const fewFiles = 2048
 
 func (a *app) tellLimit() {
 	if limit, err := fdroom.Limit(); err == nil && limit < fewFiles {
-		a.note(fmt.Sprintf("the switch may open %d files, which is enough for about %d ports (raise ulimit -Hn)", limit, max(0, int(limit)-100)/6))
+		a.note(fmt.Sprintf("the switch may open %d files, which is enough for about %d ports (raise ulimit -Hn)",
+			limit, max(0, int(limit)-100)/6))
 	}
 }

@@ -41,7 +41,10 @@ func (a *app) switchListCommand() *cobra.Command {
 		for _, s := range seen {
 			row := []string{filepath.Base(filepath.Dir(s.Socket)), s.State, "", "", "", "", "", "", s.Socket}
 			if i := s.Info; i != nil {
-				row = []string{i.Name, s.State, strconv.Itoa(i.PID), userName(i.UID), strconv.Itoa(i.Ports), strconv.Itoa(i.Down), strconv.Itoa(i.FDB.Entries), uptime(i.Started), s.Socket}
+				row = []string{
+					i.Name, s.State, strconv.Itoa(i.PID), userName(i.UID), strconv.Itoa(i.Ports),
+					strconv.Itoa(i.Down), strconv.Itoa(i.FDB.Entries), uptime(i.Started), s.Socket,
+				}
 			}
 			rows = append(rows, row)
 		}
@@ -106,14 +109,21 @@ func (a *app) printSwitch(s shownSwitch) error {
 		{"version", s.Version},
 		{"up", uptime(s.Started)},
 		{"ageing", fmt.Sprintf("%d s", s.Ageing)},
-		{"addresses", fmt.Sprintf("%d, %d moved, %d aged, %d pushed out, %d refused", s.FDB.Entries, s.FDB.Moves, s.FDB.Aged, s.FDB.Evicted, s.FDB.Refused)},
+		{
+			"addresses",
+			fmt.Sprintf("%d, %d moved, %d aged, %d pushed out, %d refused", s.FDB.Entries, s.FDB.Moves, s.FDB.Aged,
+				s.FDB.Evicted, s.FDB.Refused),
+		},
 		{"VLANs", vlansText(s.VLANFiltering)},
 		{"ports", strconv.Itoa(len(s.Plugged))},
 	})
 	if err != nil || len(s.Plugged) == 0 {
 		return err
 	}
-	rows := [][]string{{"PORT", "KIND", "DEVICE", "STATE", "MTU", "QUEUES", "SETTINGS", "RECEIVED", "SENT", "DROPPED", "HOLDER", "LABEL"}}
+	rows := [][]string{{
+		"PORT", "KIND", "DEVICE", "STATE", "MTU", "QUEUES", "SETTINGS", "RECEIVED", "SENT",
+		"DROPPED", "HOLDER", "LABEL",
+	}}
 	for _, p := range s.Plugged {
 		rows = append(rows, portRow(p))
 	}
@@ -173,7 +183,8 @@ func alone(ports []control.Port, filters bool) (names []string) {
 // other port, and a switch where only some ports have VLANs.
 func (a *app) tellAlone(ports []control.Port, filters bool) {
 	if names := alone(ports, filters); len(names) > 0 {
-		a.note(fmt.Sprintf("ports that can reach no other port: %s (no other is in the same VLAN, or all are isolated)", namesText(names)))
+		a.note(fmt.Sprintf("ports that can reach no other port: %s (no other is in the same VLAN, or all are isolated)",
+			namesText(names)))
 	}
 	var without []string
 	for _, p := range ports {
@@ -182,7 +193,10 @@ func (a *app) tellAlone(ports []control.Port, filters bool) {
 		}
 	}
 	if filters && len(without) > 0 && len(without) < len(ports) {
-		a.note(fmt.Sprintf("ports without vlan and trunk are in VLAN 1, untagged: %s (trunk=all carries all VLANs, tagged)", namesText(without)))
+		a.note(
+			fmt.Sprintf(
+				"ports without vlan and trunk are in VLAN 1, untagged: %s (trunk=all carries all VLANs, tagged)",
+				namesText(without)))
 	}
 }
 

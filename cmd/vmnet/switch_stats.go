@@ -177,7 +177,8 @@ func ratesOf(before, now []vport.Stats, seconds float64) []rate {
 		then := was.Total()
 		all = append(all, rate{
 			Name: st.Name, RxFrames: each(is.RxFrames, then.RxFrames), RxBits: 8 * each(is.RxBytes, then.RxBytes),
-			TxFrames: each(is.TxFrames, then.TxFrames), TxBits: 8 * each(is.TxBytes, then.TxBytes), Drops: each(sum(st.Drops), sum(was.Drops)),
+			TxFrames: each(is.TxFrames, then.TxFrames), TxBits: 8 * each(is.TxBytes, then.TxBytes),
+			Drops: each(sum(st.Drops), sum(was.Drops)),
 		})
 	}
 	return all

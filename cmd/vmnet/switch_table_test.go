@@ -28,7 +28,9 @@ func TestPortTable(t *testing.T) {
 	var options, fields []string
 	for line := range strings.Lines(table) {
 		columns := regexp.MustCompile(` {2,}`).Split(strings.TrimSpace(strings.TrimPrefix(line, "//\t")), 3)
-		options = append(options, strings.FieldsFunc(columns[0], func(r rune) bool { return strings.ContainsRune(", ", r) })...)
+		options = append(options, strings.FieldsFunc(columns[0], func(r rune) bool {
+			return strings.ContainsRune(", ", r)
+		})...)
 		if len(columns) < 3 {
 			continue
 		}

@@ -38,7 +38,7 @@ var unwanted = []struct {
 	{`(a|no|any|its|own|every|the|without|all|that|which|gives? up|\w+'s) rights`, "privilege, permission"},
 	{`(a|no|any|own|every|without) right`, "privilege, permission"},
 	{`rights? (of|to) (its|their|a|the)`, "privilege, permission"},
-	{`nobody's`, "unowned"},
+	{`(is|are|was) nobody's`, "unowned"},
 	{`mute`, "disconnected, cannot send"},
 	{`(makes?|made) (no )?sense`, "is valid, is consistent"},
 	{`blanks?`, "space"},

@@ -86,7 +86,8 @@ func (m *Maker) expect(ctx context.Context, spec nic.Spec) error {
 	if err != nil {
 		return step.WithStage(nic.ErrLink, err)
 	}
-	return fmt.Errorf("%w: interface %s, %s (remove <target dev='%s'/> from the interface of one of the two, and libvirt finds a name: virsh edit %s)",
+	return fmt.Errorf(
+		"%w: interface %s, %s (remove <target dev='%s'/> from the interface of one of the two, and libvirt finds a name: virsh edit %s)",
 		nic.ErrExist, l.Name, ownerText(l), spec.Device, spec.VM)
 }
 
@@ -131,8 +132,10 @@ type adoptedTap struct{ bridgeTap }
 // adopt takes a tap whoever holds it: its name decides which one libvirt has opened.
 func (s *adoptedTap) adopt(l *rtnl.Link, _ []int) error {
 	switch {
-	case !inventory.IsForeign(l, "tun") || l.Tun == nil || !l.Tun.Attached || !bytes.Equal(l.MAC, stablemac.HostMAC(s.spec.MAC)):
-		return fmt.Errorf("%w: interface %s, %s, and not the tap that libvirt makes for MAC %s", nic.ErrExist, l.Name, ownerText(l), s.spec.MAC)
+	case !inventory.IsForeign(l, "tun") || l.Tun == nil || !l.Tun.Attached ||
+		!bytes.Equal(l.MAC, stablemac.HostMAC(s.spec.MAC)):
+		return fmt.Errorf("%w: interface %s, %s, and not the tap that libvirt makes for MAC %s",
+			nic.ErrExist, l.Name, ownerText(l), s.spec.MAC)
 	case l.Master != 0 && l.Master != s.br.Index:
 		return fmt.Errorf("%w: somebody has made %s a port of %s", nic.ErrExist, l.Name, s.m.MasterName(l))
 	}
@@ -157,7 +160,8 @@ type adoptedMacvtap struct{ namedMacvtap }
 // adopt compares the device numbers of the nodes that libvirt has opened: the path of a node may be
 // that of a macvtap in another netns, since devtmpfs has the nodes of all of them.
 func (s *adoptedMacvtap) adopt(l *rtnl.Link, makers []int) error {
-	if !inventory.IsForeign(l, string(vtap.Macvtap)) || l.Lower != s.parent.Index || l.LowerNS >= 0 || !bytes.Equal(l.MAC, s.spec.MAC) {
+	if !inventory.IsForeign(l, string(vtap.Macvtap)) || l.Lower != s.parent.Index || l.LowerNS >= 0 ||
+		!bytes.Equal(l.MAC, s.spec.MAC) {
 		return fmt.Errorf("%w: interface %s, %s, and not the macvtap that libvirt makes on %s for MAC %s",
 			nic.ErrExist, l.Name, ownerText(l), s.parent.Name, s.spec.MAC)
 	}
@@ -216,7 +220,8 @@ func (m *Maker) freeNode() error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%w: macvtaps in other netns have the nodes in /dev of the next %d that libvirt could make (find who makes them: lsns -t net)",
+	return fmt.Errorf(
+		"%w: macvtaps in other netns have the nodes in /dev of the next %d that libvirt could make (find who makes them: lsns -t net)",
 		nic.ErrExist, indexTries)
 }
 

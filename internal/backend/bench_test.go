@@ -48,7 +48,8 @@ func BenchmarkHostSteps(b *testing.B) {
 
 func benchmarkTaps(b *testing.B, taps, rounds int, helper bool) {
 	runtime.LockOSThread() // never unlocked: its namespaces are changed
-	bare, own, byHelper := &bench.Way{Name: "bare system calls"}, &bench.Way{Name: "vmnet"}, &bench.Way{Name: "qemu-bridge-helper"}
+	bare, own, byHelper := &bench.Way{Name: "bare system calls"}, &bench.Way{Name: "vmnet"},
+		&bench.Way{Name: "qemu-bridge-helper"}
 	ways := []*bench.Way{bare, own}
 	if helper {
 		if err := allowBridge(); err != nil {
@@ -124,7 +125,10 @@ func (s *site) enter() {
 // spec is what the i-th NIC should be.
 func (s *site) spec(i int) nic.Spec {
 	mac := net.HardwareAddr{0x52, 0x54, 0, 0, byte(i >> 8), byte(i)}
-	return nic.Spec{Target: nic.Target{VM: fmt.Sprintf("guest%d", i)}, NIC: "net0", Bridge: "br0", MAC: mac, Vhost: nic.VhostOff}.WithDefaults()
+	return nic.Spec{
+		Target: nic.Target{VM: fmt.Sprintf("guest%d", i)}, NIC: "net0", Bridge: "br0",
+		MAC: mac, Vhost: nic.VhostOff,
+	}.WithDefaults()
 }
 
 // steps is vmnet's way. Its Manager works in the netns that it is called in, as
@@ -179,8 +183,10 @@ func (s *site) bare(i int) (time.Duration, error) {
 	}
 	name := rtnlAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(tap.name))
 	settings := linkMessage(unix.RTM_SETLINK, 0, 0, name, rtnlAttr(unix.IFLA_IFALIAS, []byte(alias)),
-		rtnlAttr(unix.IFLA_ADDRESS, stablemac.HostMAC(spec.MAC)), rtnlAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(s.br.MTU))), noAutoconf())
-	port := linkMessage(unix.RTM_SETLINK, 0, unix.IFF_UP, name, rtnlAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(s.br.Index))))
+		rtnlAttr(unix.IFLA_ADDRESS, stablemac.HostMAC(spec.MAC)),
+		rtnlAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(s.br.MTU))), noAutoconf())
+	port := linkMessage(unix.RTM_SETLINK, 0, unix.IFF_UP, name,
+		rtnlAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(s.br.Index))))
 	ifr, err := unix.NewIfreq(tap.name)
 	if err != nil {
 		return 0, err
@@ -192,7 +198,8 @@ func (s *site) bare(i int) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	err = errors.Join(unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr), unix.IoctlSetInt(fd, unix.TUNSETOWNER, 0), request(s.sock, settings), request(s.sock, port))
+	err = errors.Join(unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr), unix.IoctlSetInt(fd, unix.TUNSETOWNER, 0),
+		request(s.sock, settings), request(s.sock, port))
 	took := time.Since(start)
 	s.ends = append(s.ends, func() { _ = unix.Close(fd) })
 	return took, err

@@ -91,8 +91,10 @@ type helperTap struct {
 
 func (s *helperTap) plan(ctx context.Context, r *nic.Record) (Interface, error) {
 	if l := s.spec.Lower; l != nil {
-		return Interface{}, fmt.Errorf("only root makes a %s while the guest runs (run vmnet as root, or start the guest by qemu-netup --%s %s)",
-			l.Kind, l.Kind, l.Device)
+		return Interface{},
+			fmt.Errorf(
+				"only root makes a %s while the guest runs (run vmnet as root, or start the guest by qemu-netup --%s %s)",
+				l.Kind, l.Kind, l.Device)
 	}
 	return s.bridgeTap.plan(ctx, r)
 }
@@ -151,7 +153,8 @@ func (s *helperTap) start(ctx context.Context) error {
 	s.cmd.Stderr = &s.stderr
 	if err := s.cmd.Start(); err != nil {
 		s.cmd = nil
-		return fmt.Errorf("%w (attaching needs CAP_NET_ADMIN: run as root, or install qemu-netup setuid root; see vmnet doctor)", err)
+		return fmt.Errorf(
+			"%w (attaching needs CAP_NET_ADMIN: run as root, or install qemu-netup setuid root; see vmnet doctor)", err)
 	}
 	return nil
 }

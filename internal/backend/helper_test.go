@@ -18,7 +18,10 @@ import (
 // FuzzServe shows arbitrary messages to a helper whose policy denies all: whatever they say,
 // nothing is made, what is asked of the policy makes sense, and the answer is an error.
 func FuzzServe(f *testing.F) {
-	good, err := json.Marshal(tapRequest{VM: "P1", NIC: "net0", Bridge: "br0", MAC: "52:54:00:00:00:01", Model: "virtio-net-pci", Queues: 1})
+	good, err := json.Marshal(tapRequest{
+		VM: "P1", NIC: "net0", Bridge: "br0", MAC: "52:54:00:00:00:01",
+		Model: "virtio-net-pci", Queues: 1,
+	})
 	if err != nil {
 		f.Fatal(err)
 	}

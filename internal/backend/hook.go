@@ -137,7 +137,8 @@ func (m *Maker) Opened(name string) error {
 		return nil
 	}
 	if node := macvlan.NodeInTheWay(l); node != "" {
-		return fmt.Errorf("%w: libvirt has not opened %s, but %s in its place, of a macvtap in another netns", nic.ErrInUse, name, node)
+		return fmt.Errorf("%w: libvirt has not opened %s, but %s in its place, of a macvtap in another netns",
+			nic.ErrInUse, name, node)
 	}
 	return fmt.Errorf("libvirt has not opened %s", name)
 }

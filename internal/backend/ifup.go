@@ -95,7 +95,9 @@ func (m *Maker) TakeOff(t plaintap.Tap) error {
 // ownTap reads the link of a tap that the caller may change.
 func (m *Maker) ownTap(name string) (*rtnl.Link, error) {
 	if !brport.ValidName(name) {
-		return nil, step.WithStage(nic.ErrInvalid, fmt.Errorf("interface name %q: want 1 to 15 bytes without white space, '/', ':' or '%%'", name))
+		return nil,
+			step.WithStage(nic.ErrInvalid,
+				fmt.Errorf("interface name %q: want 1 to 15 bytes without white space, '/', ':' or '%%'", name))
 	}
 	l, err := m.NL.Link(name)
 	if err != nil {
@@ -116,7 +118,10 @@ func (m *Maker) ownTap(name string) (*rtnl.Link, error) {
 		held = held || tun.OwnQueueOf(f.FD, l.Name, inode)
 	})
 	if !held {
-		return nil, fmt.Errorf("interface %s: %w: its queue is not open here, so nothing shows that it is yours (QEMU passes it to its script)", name, fs.ErrPermission)
+		return nil,
+			fmt.Errorf(
+				"interface %s: %w: its queue is not open here, so nothing shows that it is yours (QEMU passes it to its script)",
+				name, fs.ErrPermission)
 	}
 	return l, nil
 }

@@ -89,9 +89,11 @@ func (m *Maker) planLaunch(ctx context.Context, spec nic.Spec) (*NIC, error) {
 		if err != nil {
 			return nil, err
 		}
-		there = slices.DeleteFunc(there, func(dev inventory.Device) bool { return !dev.HasLink() }) // anybody can claim one without
+		// anybody can claim one without
+		there = slices.DeleteFunc(there, func(dev inventory.Device) bool { return !dev.HasLink() })
 		if len(there) > 0 {
-			return nil, fmt.Errorf("%w: %s on %s (use another --nic)", nic.ErrExist, there[0].Name, there[0].Want.Source)
+			return nil,
+				fmt.Errorf("%w: %s on %s (use another --nic)", nic.ErrExist, there[0].Name, there[0].Want.Source)
 		}
 	}
 	return h, h.PlanDevice(spec.Queues)

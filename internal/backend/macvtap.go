@@ -44,9 +44,11 @@ func (s *macvtapInterface) plan(ctx context.Context, r *nic.Record) (_ Interface
 	}
 	if l.Kind == vtap.Macvtap && l.Mode != "passthru" {
 		if wireless, err := macvlan.IsWireless(s.m.NS, s.parent.Name); err == nil && wireless {
-			return Interface{}, fmt.Errorf("parent device %s is a Wi-Fi card: access points drop frames whose sender is not the card itself, "+
-				"so a guest with an address of its own cannot send (use --ipvtap %s, which shares the card's address, or --mode passthru)",
-				s.parent.Name, s.parent.Name)
+			return Interface{},
+				fmt.Errorf(
+					"parent device %s is a Wi-Fi card: access points drop frames whose sender is not the card itself, "+
+						"so a guest with an address of its own cannot send (use --ipvtap %s, which shares the card's address, or --mode passthru)",
+					s.parent.Name, s.parent.Name)
 		}
 	}
 	if err := s.m.MayBeParent(l.Kind, s.parent); err != nil {
@@ -106,7 +108,8 @@ func (s *macvtapInterface) createStep() step.Step {
 	l := s.spec.Lower
 	return step.Step{
 		Name: string(l.Kind),
-		Text: fmt.Sprintf("unshare(CLONE_NEWNET); RTM_NEWLINK %s: %s mode %s on %s, in that netns", s.name, l.Kind, l.Mode, l.Device),
+		Text: fmt.Sprintf("unshare(CLONE_NEWNET); RTM_NEWLINK %s: %s mode %s on %s, in that netns",
+			s.name, l.Kind, l.Mode, l.Device),
 		Do: func(ctx context.Context) (err error) {
 			if err := s.agrees(ctx); err != nil { // again: the wait for the guest may take long
 				return err
@@ -131,7 +134,8 @@ func (s *macvtapInterface) createStep() step.Step {
 // settingsStep writes the record, before a file can go anywhere.
 func (s *macvtapInterface) settingsStep(alias string) step.Step {
 	all := s.spec.Lower.AllMulti()
-	text := fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s, alias %q", s.name, nic.OnOff(all), alias)
+	text := fmt.Sprintf("RTM_SETLINK %s: inet6 addr_gen_mode none, allmulti %s, alias %q",
+		s.name, nic.OnOff(all), alias)
 	return step.Step{Name: "settings", Text: text, Do: func(context.Context) error {
 		return s.dev.NL().SetQuiet(s.dev.Link.Index, rtnl.Alias(alias), rtnl.AllMulti(all))
 	}}
@@ -140,7 +144,8 @@ func (s *macvtapInterface) settingsStep(alias string) step.Step {
 func (s *macvtapInterface) queueStep(i int) step.Step {
 	return step.Step{
 		Name: fmt.Sprintf("queue %d", i),
-		Text: fmt.Sprintf("open the node of %s; TUNSETIFF IFF_TAP|IFF_NO_PI|IFF_VNET_HDR|IFF_MULTI_QUEUE: queue %d", s.name, i),
+		Text: fmt.Sprintf("open the node of %s; TUNSETIFF IFF_TAP|IFF_NO_PI|IFF_VNET_HDR|IFF_MULTI_QUEUE: queue %d",
+			s.name, i),
 		Do: func(context.Context) error {
 			if err := s.dev.OpenQueue(); err != nil {
 				return err

@@ -199,14 +199,18 @@ func (m *Maker) PutBack(names ...string) ([]nic.Action, error) {
 // ForeignWithoutMaster reports whether there is any tap that PutBackForeign might put on a bridge.
 func (m *Maker) ForeignWithoutMaster() (bool, error) {
 	links, err := m.NL.Links("tun", 0)
-	return slices.ContainsFunc(links, func(l *rtnl.Link) bool { return inventory.IsForeign(l, "tun") && l.Master == 0 }), err
+	return slices.ContainsFunc(links, func(l *rtnl.Link) bool {
+		return inventory.IsForeign(l, "tun") && l.Master == 0
+	}), err
 }
 
 // PutBackForeign is PutBack for the tap of that name that somebody else, such as libvirt, has made
 // for a guest's NIC of that MAC. It leaves the tap up or down. done is false if there is nothing to
 // do: the tap is on a bridge, or is younger than the bridge, or is none of that MAC. No tap of that
 // name, and no such bridge, is an error that Is fs.ErrNotExist.
-func (m *Maker) PutBackForeign(name string, mac net.HardwareAddr, bridgeName string, cfg brport.Settings) (done bool, err error) {
+func (m *Maker) PutBackForeign(name string, mac net.HardwareAddr, bridgeName string,
+	cfg brport.Settings,
+) (done bool, err error) {
 	br, err := bridges.Get(m.NL, bridgeName)
 	if err != nil {
 		return false, err
@@ -254,7 +258,8 @@ func (m *Maker) SetForeignPort(pid int, mac net.HardwareAddr, cfg brport.Setting
 		}
 	}
 	if !found {
-		return false, fmt.Errorf("process %d holds no tap for MAC %s that somebody else made: %w", pid, mac, fs.ErrNotExist)
+		return false, fmt.Errorf("process %d holds no tap for MAC %s that somebody else made: %w",
+			pid, mac, fs.ErrNotExist)
 	}
 	return changed, nil
 }
@@ -267,7 +272,8 @@ func (m *Maker) SetForeignPortOf(index int, mac net.HardwareAddr, cfg brport.Set
 		return false, fmt.Errorf("interface %d: %w", index, err)
 	}
 	if !inventory.IsForeignTap(l, mac) {
-		return false, fmt.Errorf("interface %s is no tap for MAC %s that somebody else made: %w", l.Name, mac, fs.ErrNotExist)
+		return false, fmt.Errorf("interface %s is no tap for MAC %s that somebody else made: %w",
+			l.Name, mac, fs.ErrNotExist)
 	}
 	return m.setForeign(l, cfg)
 }

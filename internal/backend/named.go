@@ -57,8 +57,9 @@ func (s *namedTap) create(ctx context.Context, multi bool) error {
 			return nil
 		}
 		if try == indexTries {
-			return fmt.Errorf("%w: %s is there, and %d before it, of macvtaps in other netns: libvirt would open that for %s "+
-				"(find who makes them: lsns -t net)", nic.ErrExist, node, try-1, s.name)
+			return fmt.Errorf(
+				"%w: %s is there, and %d before it, of macvtaps in other netns: libvirt would open that for %s "+
+					"(find who makes them: lsns -t net)", nic.ErrExist, node, try-1, s.name)
 		}
 		gone := &inventory.Device{Link: s.link}
 		if err := errors.Join(s.tap.Close(), s.m.WaitGoneFor(ctx, gone, UndoWait)); err != nil {
@@ -253,7 +254,8 @@ func (m *Maker) waitUnheld(ctx context.Context, dev *inventory.Device) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w: interface %s, which process %d holds: %w", nic.ErrInUse, dev.Name, pid, context.Cause(ctx))
+			return fmt.Errorf("%w: interface %s, which process %d holds: %w",
+				nic.ErrInUse, dev.Name, pid, context.Cause(ctx))
 		case <-time.After(inventory.PollEvery):
 		}
 	}

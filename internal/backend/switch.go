@@ -117,17 +117,18 @@ func (s *switchSocket) verify(_ context.Context, w making) (*inventory.Device, e
 		return nil, err
 	}
 	var port *control.Port
-	err = inventory.WithSwitch(context.Background(), w.record.Source, func(ctx context.Context, c *control.Client) error {
-		ports, err := c.Ports(ctx)
-		for i := range ports {
-			if ports[i].Name == s.name && ports[i].Holder == w.pid {
-				port = &ports[i]
-				port.Label = w.final
-				return c.SetLabel(ctx, s.name, w.final)
+	err = inventory.WithSwitch(context.Background(), w.record.Source,
+		func(ctx context.Context, c *control.Client) error {
+			ports, err := c.Ports(ctx)
+			for i := range ports {
+				if ports[i].Name == s.name && ports[i].Holder == w.pid {
+					port = &ports[i]
+					port.Label = w.final
+					return c.SetLabel(ctx, s.name, w.final)
+				}
 			}
-		}
-		return cmp.Or(err, inventory.ErrNoSwitch)
-	})
+			return cmp.Or(err, inventory.ErrNoSwitch)
+		})
 	if err != nil {
 		return nil, err
 	}
@@ -273,7 +274,9 @@ func addPort(ctx context.Context, sw string, p control.Port, files ...*os.File) 
 }
 
 func removePort(ctx context.Context, sw, port string) error {
-	err := inventory.WithSwitch(ctx, sw, func(ctx context.Context, c *control.Client) error { return c.RemovePort(ctx, port) })
+	err := inventory.WithSwitch(ctx, sw, func(ctx context.Context, c *control.Client) error {
+		return c.RemovePort(ctx, port)
+	})
 	if errors.Is(err, control.ErrNotRunning) {
 		return nil
 	}

@@ -58,12 +58,14 @@ func (s *bridgeTap) plan(_ context.Context, r *nic.Record) (_ Interface, err err
 // mayHaveTap returns an error if a tap with those settings cannot work on the bridge.
 func mayHaveTap(br *rtnl.Link, port brport.Settings) error {
 	if br.MTU > maxTapMTU {
-		return fmt.Errorf("bridge %s: its MTU of %d bytes is more than the %d that a tap can have (ip link set %s mtu %d)",
+		return fmt.Errorf(
+			"bridge %s: its MTU of %d bytes is more than the %d that a tap can have (ip link set %s mtu %d)",
 			br.Name, br.MTU, maxTapMTU, br.Name, maxTapMTU)
 	}
 	if bridges.NoVLAN(br, port) {
-		return fmt.Errorf("bridge %s filters VLANs and has no default one (vlan_default_pvid 0), so a port in no VLAN would pass no frames: "+
-			"name one with --vlan N, or several with --trunk", br.Name)
+		return fmt.Errorf(
+			"bridge %s filters VLANs and has no default one (vlan_default_pvid 0), so a port in no VLAN would pass no frames: "+
+				"name one with --vlan N, or several with --trunk", br.Name)
 	}
 	return nil
 }
@@ -185,7 +187,8 @@ func (s *hostTap) linkSteps(alias string) []step.Step {
 	mac := stablemac.HostMAC(s.spec.MAC)
 	list := []step.Step{{
 		Name: "settings",
-		Text: fmt.Sprintf("RTM_SETLINK %s: address %s, mtu %d, inet6 addr_gen_mode none, alias %q", s.name, mac, s.mtu, alias),
+		Text: fmt.Sprintf("RTM_SETLINK %s: address %s, mtu %d, inet6 addr_gen_mode none, alias %q",
+			s.name, mac, s.mtu, alias),
 		Do: func(context.Context) error {
 			return s.m.NL.SetQuiet(s.link.Index, rtnl.Alias(alias), rtnl.MAC(mac), rtnl.MTU(s.mtu))
 		},

@@ -33,7 +33,10 @@ type Finding struct {
 }
 
 func (f Finding) Difference(dev *Device) nic.Difference {
-	return nic.Difference{VM: dev.Want.VM, NIC: dev.Want.NIC, Interface: dev.Name, What: f.What, Want: f.Want, Found: f.Found, MendedBy: f.By, Mend: f.Cure}
+	return nic.Difference{
+		VM: dev.Want.VM, NIC: dev.Want.NIC, Interface: dev.Name, What: f.What, Want: f.Want,
+		Found: f.Found, MendedBy: f.By, Mend: f.Cure,
+	}
 }
 
 // String is the finding in one line, with its cure.
@@ -78,28 +81,66 @@ func (v *View) Compare() []Finding {
 // properties lists them in the order in which they are mended: a port has its settings before it
 // goes up.
 var properties = []property{
-	{"detach", func(v *View) bool { return v.Want.Phase == nic.PhaseDetaching }, is("done"), is("the guest has not let go of it"), mendDetach},
+	{"detach", func(v *View) bool {
+		return v.Want.Phase == nic.PhaseDetaching
+	}, is("done"), is("the guest has not let go of it"), mendDetach},
 	{"lifetime", (*View).lives, is("that of its guest"), lifetime, mendLifetime},
 	{"host MAC", func(v *View) bool { return v.HasLink() }, wantMAC, foundMAC, mendMAC},
-	{"MTU", func(v *View) bool { return v.WantMTU() != 0 }, wantMTU, func(v *View) string { return strconv.Itoa(v.MTU) }, mendMTU},
-	{"IPv6 of the host", func(v *View) bool { return v.HasLink() }, is("off"), func(v *View) string { return nic.OnOff(v.HostIPv6) }, mendIPv6},
-	{"mode", func(v *View) bool { return v.Want.Mode != "" }, func(v *View) string { return v.Want.Mode }, func(v *View) string { return macvlan.ModeName(v.Link) }, mendMode},
-	{"rx filter", func(v *View) bool { return v.Want.RxFilter != "" }, func(v *View) string { return v.Want.RxFilter }, func(v *View) string { return RxFilter(v.Device) }, mendRxFilter},
-	{"queues", (*View).countsQueues, func(v *View) string { return strconv.Itoa(v.Want.Queues) }, func(v *View) string { return strconv.Itoa(len(v.Holders[0].FDs)) }, byDetach},
-	{"vhost", func(v *View) bool { return v.Want.Vhost && v.vhosts >= 0 }, is("on"), func(v *View) string { return nic.OnOff(v.vhosts > 0) }, byDetach},
+	{"MTU", func(v *View) bool {
+		return v.WantMTU() != 0
+	}, wantMTU, func(v *View) string { return strconv.Itoa(v.MTU) }, mendMTU},
+	{"IPv6 of the host", func(v *View) bool {
+		return v.HasLink()
+	}, is("off"), func(v *View) string { return nic.OnOff(v.HostIPv6) }, mendIPv6},
+	{"mode", func(v *View) bool {
+		return v.Want.Mode != ""
+	}, func(v *View) string { return v.Want.Mode }, func(v *View) string { return macvlan.ModeName(v.Link) }, mendMode},
+	{"rx filter", func(v *View) bool {
+		return v.Want.RxFilter != ""
+	}, func(v *View) string {
+		return v.Want.RxFilter
+	}, func(v *View) string { return RxFilter(v.Device) }, mendRxFilter},
+	{"queues", (*View).countsQueues, func(v *View) string {
+		return strconv.Itoa(v.Want.Queues)
+	}, func(v *View) string { return strconv.Itoa(len(v.Holders[0].FDs)) }, byDetach},
+	{"vhost", func(v *View) bool {
+		return v.Want.Vhost && v.vhosts >= 0
+	}, is("on"), func(v *View) string { return nic.OnOff(v.vhosts > 0) }, byDetach},
 	{"name", func(v *View) bool { return v.HasLink() && !v.IsPlain() }, wantName, foundName, mendName},
-	{"bridge", func(v *View) bool { return v.isTap() }, wantBridge, func(v *View) string { return v.MasterName }, mendBridge},
-	{"port", (*View).hasSettings, func(v *View) string { return bridges.Effective(v.Home, v.Want.PortConfig()).String() }, func(v *View) string { return v.port.String() }, mendPort},
+	{"bridge", func(v *View) bool {
+		return v.isTap()
+	}, wantBridge, func(v *View) string { return v.MasterName }, mendBridge},
+	{"port", (*View).hasSettings, func(v *View) string {
+		return bridges.Effective(v.Home, v.Want.PortConfig()).String()
+	}, func(v *View) string { return v.port.String() }, mendPort},
 	{"VLAN", (*View).needsVLAN, is("one at least"), is(""), mendVLAN},
-	{"switch", (*View).knowsSeat, func(v *View) string { return "a port of switch " + v.Want.Source }, foundSeat, mendSeat},
-	{"settings", func(v *View) bool { return v.SwitchPort.Port != nil }, func(v *View) string { return settingsText(v.Want.SwitchPortConfig()) }, func(v *View) string { return settingsText(v.SwitchPort.Port.Config) }, mendSettings},
+	{"switch", (*View).knowsSeat, func(v *View) string {
+		return "a port of switch " + v.Want.Source
+	}, foundSeat, mendSeat},
+	{"settings", func(v *View) bool {
+		return v.SwitchPort.Port != nil
+	}, func(v *View) string {
+		return settingsText(v.Want.SwitchPortConfig())
+	}, func(v *View) string { return settingsText(v.SwitchPort.Port.Config) }, mendSettings},
 	{"switch port", func(v *View) bool { return v.SwitchPort.Port != nil }, is("no loop"), foundLoop, mendLoop},
-	{"link", func(v *View) bool { return v.HasLink() }, is("up"), func(v *View) string { return upDown(v.Up) }, mendLink},
-	{"carrier", func(v *View) bool { return v.isTap() && v.Up && !v.IsPlain() }, is("on"), func(v *View) string { return nic.OnOff(v.Carrier) }, mendCarrier},
-	{"port state", (*View).hasPortState, is(rtnl.Forwarding.String()), func(v *View) string { return v.Port.State.String() }, mendPortState},
-	{"bridge state", func(v *View) bool { return v.onBridge() && v.Home != nil }, is("up"), func(v *View) string { return upDown(v.Home.Up) }, mendHome},
-	{"parent device", func(v *View) bool { return !v.onBridge() && v.Home != nil }, is("up"), func(v *View) string { return upDown(v.Home.Up) }, mendHome},
-	{"frames of the parent device", func(v *View) bool { return !v.onBridge() && v.Home != nil }, is("its own"), foundClaim, mendClaim},
+	{"link", func(v *View) bool {
+		return v.HasLink()
+	}, is("up"), func(v *View) string { return upDown(v.Up) }, mendLink},
+	{"carrier", func(v *View) bool {
+		return v.isTap() && v.Up && !v.IsPlain()
+	}, is("on"), func(v *View) string { return nic.OnOff(v.Carrier) }, mendCarrier},
+	{"port state", (*View).hasPortState, is(rtnl.Forwarding.String()), func(v *View) string {
+		return v.Port.State.String()
+	}, mendPortState},
+	{"bridge state", func(v *View) bool {
+		return v.onBridge() && v.Home != nil
+	}, is("up"), func(v *View) string { return upDown(v.Home.Up) }, mendHome},
+	{"parent device", func(v *View) bool {
+		return !v.onBridge() && v.Home != nil
+	}, is("up"), func(v *View) string { return upDown(v.Home.Up) }, mendHome},
+	{"frames of the parent device", func(v *View) bool {
+		return !v.onBridge() && v.Home != nil
+	}, is("its own"), foundClaim, mendClaim},
 }
 
 // goneFinding is the one thing that is to be said of a NIC without its device.
@@ -111,8 +152,15 @@ func goneFinding(v *View) Finding {
 	case v.Want.Type != nic.TypeTap:
 		on, with = v.Want.Source, ", most likely with its parent device"
 	}
-	r := Remedy{By: nic.MendAttach, Cure: fmt.Sprintf("%s; the same vmnet attach again does so and replaces it, once %s is there", v.detachCommand(), v.Want.Source)}
-	return Finding{"device on the host", fmt.Sprintf("a %s on %s", v.Want.Type, on), "none: it was deleted under the guest" + with, r}
+	r := Remedy{
+		By: nic.MendAttach,
+		Cure: fmt.Sprintf("%s; the same vmnet attach again does so and replaces it, once %s is there",
+			v.detachCommand(), v.Want.Source),
+	}
+	return Finding{
+		"device on the host", fmt.Sprintf("a %s on %s", v.Want.Type, on),
+		"none: it was deleted under the guest" + with, r,
+	}
 }
 
 const (

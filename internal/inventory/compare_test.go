@@ -20,11 +20,13 @@ func tapView() *View {
 	v := &View{
 		Device: &Device{
 			Link: &rtnl.Link{
-				Name: "P2-net0", Index: 7, Kind: "tun", MAC: stablemac.HostMAC(guestMAC), MTU: 1500, Up: true, Carrier: true, OperUp: true, Master: 3,
+				Name: "P2-net0", Index: 7, Kind: "tun", MAC: stablemac.HostMAC(guestMAC), MTU: 1500, Up: true,
+				Carrier: true, OperUp: true, Master: 3,
 				Tun: &rtnl.Tun{Tap: true, Attached: true}, Port: &rtnl.Port{State: rtnl.Forwarding},
 			},
 			Want: nic.Record{
-				VM: "P2", NIC: "net0", Type: nic.TypeTap, Source: "br0", At: 3, Port: "isolated", MAC: guestMAC, Model: nic.DefaultModel, Queues: 2, Vhost: true,
+				VM: "P2", NIC: "net0", Type: nic.TypeTap, Source: "br0", At: 3, Port: "isolated",
+				MAC: guestMAC, Model: nic.DefaultModel, Queues: 2, Vhost: true,
 			},
 			MasterName: "br0", Holders: []nic.Holder{{PID: 1, FDs: []int{9, 10}}},
 		},
@@ -40,15 +42,20 @@ func macvtapView() *View {
 	return &View{
 		Device: &Device{
 			Link: &rtnl.Link{
-				Name: "P2-net0", Index: 70000, Kind: "macvtap", MAC: guestMAC, MTU: 1500, Up: true, Carrier: true, OperUp: true, AllMulti: true, Lower: 3,
+				Name: "P2-net0", Index: 70000, Kind: "macvtap", MAC: guestMAC, MTU: 1500, Up: true, Carrier: true,
+				OperUp: true, AllMulti: true, Lower: 3,
 				Macvlan: &rtnl.Macvlan{Mode: 4},
 			},
 			Want: nic.Record{
-				VM: "P2", NIC: "net0", Type: "macvtap", Source: "eth0", Mode: "bridge", RxFilter: nic.RxAllMulti, MAC: guestMAC, Model: nic.DefaultModel, Queues: 1,
+				VM: "P2", NIC: "net0", Type: "macvtap", Source: "eth0", Mode: "bridge", RxFilter: nic.RxAllMulti,
+				MAC: guestMAC, Model: nic.DefaultModel, Queues: 1,
 			},
 			Holders: []nic.Holder{{PID: 1, FDs: []int{9}}},
 		},
-		Home:   &rtnl.Link{Name: "eth0", Index: 3, MTU: 1500, Up: true, Carrier: true, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}},
+		Home: &rtnl.Link{
+			Name: "eth0", Index: 3, MTU: 1500, Up: true, Carrier: true,
+			MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1},
+		},
 		vhosts: -1,
 	}
 }
@@ -94,9 +101,15 @@ func TestCompare(t *testing.T) {
 		{"", socketView, func(*View) {}, "", ""},
 		{"", plainView, func(*View) {}, "", ""},
 
-		{"link", tapView, func(v *View) { v.Up, v.OperUp, v.Carrier = false, false, false }, nic.MendReconcile, "vmnet reconcile"},
-		{"carrier", tapView, func(v *View) { v.OperUp, v.Carrier = false, false }, nic.MendReconcile, "vmnet reconcile"},
-		{"host MAC", tapView, func(v *View) { v.MAC = net.HardwareAddr{0x52, 0x54, 0, 9, 9, 9} }, nic.MendReconcile, "vmnet reconcile"},
+		{"link", tapView, func(v *View) {
+			v.Up, v.OperUp, v.Carrier = false, false, false
+		}, nic.MendReconcile, "vmnet reconcile"},
+		{"carrier", tapView, func(v *View) {
+			v.OperUp, v.Carrier = false, false
+		}, nic.MendReconcile, "vmnet reconcile"},
+		{"host MAC", tapView, func(v *View) {
+			v.MAC = net.HardwareAddr{0x52, 0x54, 0, 9, 9, 9}
+		}, nic.MendReconcile, "vmnet reconcile"},
 		{"MTU", tapView, func(v *View) { v.MTU = 1400 }, nic.MendReconcile, "vmnet reconcile"},
 		{"MTU", tapView, func(v *View) { v.Home.MTU = 9000 }, nic.MendReconcile, "vmnet reconcile"},
 		{"IPv6 of the host", tapView, func(v *View) { v.HostIPv6 = true }, nic.MendReconcile, "vmnet reconcile"},
@@ -106,9 +119,15 @@ func TestCompare(t *testing.T) {
 		{"", tapView, func(v *View) { v.vhosts = -1 }, "", ""},
 		{"name", tapView, func(v *View) { v.Name = "other" }, nic.MendReconcile, "vmnet reconcile"},
 		{"", tapView, func(v *View) { v.Name, v.AltNames = "other", []string{"P2-net0"} }, "", ""},
-		{"bridge", tapView, func(v *View) { v.MasterName, v.Master, v.port = "", 0, nil }, nic.MendReconcile, "vmnet reconcile"},
-		{"bridge", tapView, func(v *View) { v.MasterName, v.Master, v.port, v.Home = "", 0, nil, nil }, nic.MendAdmin, "vmnet bridge create br0"},
-		{"bridge", tapView, func(v *View) { v.MasterName, v.Master, v.port = "br1", 4, nil }, nic.MendAdmin, "ip link set P2-net0 nomaster"},
+		{"bridge", tapView, func(v *View) {
+			v.MasterName, v.Master, v.port = "", 0, nil
+		}, nic.MendReconcile, "vmnet reconcile"},
+		{"bridge", tapView, func(v *View) {
+			v.MasterName, v.Master, v.port, v.Home = "", 0, nil, nil
+		}, nic.MendAdmin, "vmnet bridge create br0"},
+		{"bridge", tapView, func(v *View) {
+			v.MasterName, v.Master, v.port = "br1", 4, nil
+		}, nic.MendAdmin, "ip link set P2-net0 nomaster"},
 		{"port", tapView, func(v *View) { v.port.Isolated = false }, nic.MendReconcile, "vmnet reconcile"},
 		{"port", tapView, func(v *View) { v.port.NoLearning = true }, nic.MendReconcile, "vmnet reconcile"},
 		{"port", tapView, func(v *View) { v.port.NoFlood = true }, nic.MendReconcile, "vmnet reconcile"},
@@ -121,31 +140,53 @@ func TestCompare(t *testing.T) {
 		{"", tapView, func(v *View) { v.Port.State, v.Home.Bridge.STP = rtnl.Listening, true }, "", ""},
 		{"", tapView, func(v *View) { v.Port.State, v.OperUp = rtnl.Disabled, false }, "", ""},
 		{"bridge state", tapView, func(v *View) { v.Home.Up = false }, nic.MendAdmin, "ip link set br0 up"},
-		{"detach", tapView, func(v *View) { v.Want.Phase, v.Up, v.MasterName, v.MTU = nic.PhaseDetaching, false, "", 1 }, nic.MendDetach, detachFirst},
+		{"detach", tapView, func(v *View) {
+			v.Want.Phase, v.Up, v.MasterName, v.MTU = nic.PhaseDetaching, false, "", 1
+		}, nic.MendDetach, detachFirst},
 
 		{"link", macvtapView, func(v *View) { v.Up = false }, nic.MendReconcile, "vmnet reconcile"},
-		{"host MAC", macvtapView, func(v *View) { v.MAC = stablemac.HostMAC(guestMAC) }, nic.MendReconcile, "vmnet reconcile"},
-		{"host MAC", macvtapView, func(v *View) { v.Want.Mode, v.Macvlan.Mode = "passthru", 8 }, nic.MendReconcile, "vmnet reconcile"},
+		{"host MAC", macvtapView, func(v *View) {
+			v.MAC = stablemac.HostMAC(guestMAC)
+		}, nic.MendReconcile, "vmnet reconcile"},
+		{"host MAC", macvtapView, func(v *View) {
+			v.Want.Mode, v.Macvlan.Mode = "passthru", 8
+		}, nic.MendReconcile, "vmnet reconcile"},
 		{"MTU", macvtapView, func(v *View) { v.MTU = 1400 }, nic.MendReconcile, "vmnet reconcile"},
 		{"mode", macvtapView, func(v *View) { v.Macvlan.Mode = 1 }, nic.MendReconcile, "vmnet reconcile"},
 		{"mode", macvtapView, func(v *View) { v.Want.Mode = "source" }, nic.MendDetach, detachFirst},
 		{"rx filter", macvtapView, func(v *View) { v.AllMulti = false }, nic.MendReconcile, "vmnet reconcile"},
-		{"rx filter", macvtapView, func(v *View) { v.Want.RxFilter = nic.RxNone }, nic.MendReconcile, "vmnet reconcile"},
+		{"rx filter", macvtapView, func(v *View) {
+			v.Want.RxFilter = nic.RxNone
+		}, nic.MendReconcile, "vmnet reconcile"},
 		{"", macvtapView, func(v *View) { v.Want.RxFilter, v.AllMulti = nic.RxMirror, false }, "", ""},
 		{"IPv6 of the host", macvtapView, func(v *View) { v.HostIPv6 = true }, nic.MendReconcile, "vmnet reconcile"},
 		{"parent device", macvtapView, func(v *View) { v.Home.Up = false }, nic.MendAdmin, "ip link set eth0 up"},
 
-		{"frames of the parent device", macvtapView, func(v *View) { v.claimed = true }, nic.MendAdmin, "vmnet switch remove-port SWITCH eth0"},
+		{"frames of the parent device", macvtapView, func(v *View) {
+			v.claimed = true
+		}, nic.MendAdmin, "vmnet switch remove-port SWITCH eth0"},
 
 		{"bridge", switchView, func(v *View) { v.MasterName = "br0" }, nic.MendAdmin, "nomaster"},
-		{"bridge", switchView, func(v *View) { v.MasterName, v.SwitchPort.Port, v.MTU = "br0", nil, 1400 }, nic.MendAdmin, "nomaster"},
+		{"bridge", switchView, func(v *View) {
+			v.MasterName, v.SwitchPort.Port, v.MTU = "br0", nil, 1400
+		}, nic.MendAdmin, "nomaster"},
 		{"MTU", switchView, func(v *View) { v.MTU = 9000 }, nic.MendReconcile, "vmnet reconcile"},
 		{"switch", switchView, func(v *View) { v.SwitchPort.Port = nil }, nic.MendReconcile, "vmnet reconcile"},
-		{"switch", switchView, func(v *View) { v.SwitchPort.Port, v.notRuns = nil, control.ErrNotRunning }, nic.MendAdmin, "once the switch runs"},
-		{"settings", switchView, func(v *View) { v.SwitchPort.Port.Config.MaxAddresses = 1 }, nic.MendReconcile, "vmnet reconcile"},
-		{"switch port", socketView, func(v *View) { v.SwitchPort.Port.Stats = &vport.Stats{State: vport.StateStopped} }, nic.MendAdmin, "loop"},
-		{"switch", socketView, func(v *View) { v.SwitchPort.Port = nil }, nic.MendAttach, "the same vmnet attach again"},
-		{"settings", socketView, func(v *View) { v.SwitchPort.Port.Config = vport.Config{} }, nic.MendDetach, detachFirst},
+		{"switch", switchView, func(v *View) {
+			v.SwitchPort.Port, v.notRuns = nil, control.ErrNotRunning
+		}, nic.MendAdmin, "once the switch runs"},
+		{"settings", switchView, func(v *View) {
+			v.SwitchPort.Port.Config.MaxAddresses = 1
+		}, nic.MendReconcile, "vmnet reconcile"},
+		{"switch port", socketView, func(v *View) {
+			v.SwitchPort.Port.Stats = &vport.Stats{State: vport.StateStopped}
+		}, nic.MendAdmin, "loop"},
+		{"switch", socketView, func(v *View) {
+			v.SwitchPort.Port = nil
+		}, nic.MendAttach, "the same vmnet attach again"},
+		{"settings", socketView, func(v *View) {
+			v.SwitchPort.Port.Config = vport.Config{}
+		}, nic.MendDetach, detachFirst},
 
 		{"host MAC", plainView, func(v *View) { v.MAC = guestMAC }, nic.MendReconcile, "vmnet reconcile"},
 		{"port", plainView, func(v *View) { v.port.Isolated = false }, nic.MendReconcile, "vmnet reconcile"},
@@ -157,11 +198,13 @@ func TestCompare(t *testing.T) {
 		if test.what == "" && len(got) == 0 {
 			continue
 		}
-		if len(got) != 1 || got[0].What != test.what || got[0].By != test.by || !strings.Contains(got[0].Cure, test.cure) {
+		if len(got) != 1 || got[0].What != test.what || got[0].By != test.by ||
+			!strings.Contains(got[0].Cure, test.cure) {
 			t.Errorf("%s: %+v, want one of %s, by %s, with %q", test.what, got, test.what, test.by, test.cure)
 			continue
 		}
-		if mends := got[0].Fix.Kind != NotFixed; mends != (test.by == nic.MendReconcile) || mends && (got[0].Text == "" || got[0].Done == "") {
+		if mends := got[0].Fix.Kind != NotFixed; mends != (test.by == nic.MendReconcile) ||
+			mends && (got[0].Text == "" || got[0].Done == "") {
 			t.Errorf("%s is said to be mended by %s: %+v", test.what, test.by, got[0].Remedy)
 		}
 	}
@@ -202,7 +245,14 @@ func TestPropertiesInOrder(t *testing.T) {
 	for i, p := range properties {
 		at[p.name] = i
 	}
-	for _, pair := range [][2]string{{"detach", "lifetime"}, {"MTU", "IPv6 of the host"}, {"host MAC", "bridge"}, {"bridge", "port"}, {"port", "link"}, {"link", "port state"}} {
+	for _, pair := range [][2]string{
+		{"detach", "lifetime"},
+		{"MTU", "IPv6 of the host"},
+		{"host MAC", "bridge"},
+		{"bridge", "port"},
+		{"port", "link"},
+		{"link", "port state"},
+	} {
 		if at[pair[0]] >= at[pair[1]] {
 			t.Errorf("%s comes after %s", pair[0], pair[1])
 		}

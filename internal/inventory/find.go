@@ -31,7 +31,8 @@ func (h *Host) ByName(ctx context.Context, vm string) ([]Device, error) {
 	all, err := h.AllDevices(ctx)
 	var found []Device
 	for _, dev := range all {
-		if (vm == "" || dev.Want.VM == vm) && dev.Want.Via == nic.ViaLibvirt && dev.NetnsFile == nil && !dev.IsSocket() {
+		if (vm == "" || dev.Want.VM == vm) && dev.Want.Via == nic.ViaLibvirt &&
+			dev.NetnsFile == nil && !dev.IsSocket() {
 			found = append(found, dev)
 		}
 	}
@@ -106,7 +107,8 @@ func (h *Host) FindFor(ctx context.Context, pid int, vm, nicID, sw string) (*Dev
 func (h *Host) Reread(ctx context.Context, dev *Device) (*Device, error) {
 	all, err := h.Named(ctx, dev.Want.VM, dev.Want.NIC)
 	for _, now := range all {
-		if dev.sameWithoutLink(&now) || dev.HasLink() && now.HasLink() && now.NetnsInode == dev.NetnsInode && now.Index == dev.Index {
+		if dev.sameWithoutLink(&now) || dev.HasLink() && now.HasLink() && now.NetnsInode == dev.NetnsInode &&
+			now.Index == dev.Index {
 			return &now, err
 		}
 	}
@@ -168,7 +170,9 @@ func (h *Host) WaitGone(ctx context.Context, dev *Device) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("interface %s is still %w: it goes when QEMU answers and lets go of it, or by vmnet reconcile: %w", dev.Name, nic.ErrInUse, context.Cause(ctx))
+			return fmt.Errorf(
+				"interface %s is still %w: it goes when QEMU answers and lets go of it, or by vmnet reconcile: %w",
+				dev.Name, nic.ErrInUse, context.Cause(ctx))
 		case <-time.After(PollEvery):
 		}
 	}

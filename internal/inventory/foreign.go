@@ -155,7 +155,8 @@ func (h *Host) foreignMacvtaps(nodes []procfd.File) ([]ForeignLink, error) {
 		}
 		slices.Sort(fds)
 		f := ForeignLink{
-			Interface: l.Name, Index: l.Index, Type: string(vtap.Macvtap), MAC: l.MAC, State: LinkState(l), MTU: l.MTU, Queues: fds, Link: l,
+			Interface: l.Name, Index: l.Index, Type: string(vtap.Macvtap), MAC: l.MAC, State: LinkState(l),
+			MTU: l.MTU, Queues: fds, Link: l,
 		}
 		if lower, err := h.NL.LinkByIndex(l.Lower); err == nil && l.LowerNS < 0 {
 			f.Source = lower.Name
@@ -176,7 +177,8 @@ func (h *Host) PortBridge(l *rtnl.Link) (*rtnl.Link, error) {
 		return nil, fmt.Errorf("the bridge of %s: %w", l.Name, err)
 	}
 	if br.Bridge == nil {
-		return nil, fmt.Errorf("interface %s is a port of %s, which is no Linux bridge: %w", l.Name, br.Name, fs.ErrNotExist)
+		return nil, fmt.Errorf("interface %s is a port of %s, which is no Linux bridge: %w",
+			l.Name, br.Name, fs.ErrNotExist)
 	}
 	return br, nil
 }
@@ -238,7 +240,8 @@ func (h *Host) WithoutMaster() ([]Device, error) {
 	}
 	all := append(h.records(links), h.plain(links)...)
 	return slices.DeleteFunc(all, func(dev Device) bool {
-		working := dev.Want.Phase == nic.PhaseAttaching || dev.Want.Phase == nic.PhaseDetaching && !dev.Up // cut off by force
+		// cut off by force
+		working := dev.Want.Phase == nic.PhaseAttaching || dev.Want.Phase == nic.PhaseDetaching && !dev.Up
 		return dev.Want.Type != nic.TypeTap || dev.Want.Switch || dev.Master != 0 || working
 	}), nil
 }

@@ -67,7 +67,8 @@ func followLifelines(op *openFiles, all []switchReply) {
 			r, _ := nic.ParseRecord(p.Label)
 			pipe := fmt.Sprintf("pipe:[%d]", p.Lifeline)
 			for _, l := range op.labels {
-				if l.Type == nic.TypeSocket && l.VM == r.VM && l.NIC == r.NIC && (op.isVMM(l.PID) || !op.isVMM(p.Holder)) && holds(l.PID, pipe) {
+				if l.Type == nic.TypeSocket && l.VM == r.VM && l.NIC == r.NIC && (op.isVMM(l.PID) ||
+					!op.isVMM(p.Holder)) && holds(l.PID, pipe) {
 					p.Holder = l.PID
 				}
 			}
@@ -168,7 +169,9 @@ func deadNICs(op *openFiles, all []Device) (found []Device) {
 		there := slices.ContainsFunc(all, func(dev Device) bool {
 			return dev.Want.VM == l.VM && dev.Want.NIC == l.NIC && (len(dev.Holders) == 0 || dev.IsHeldBy(l.PID))
 		})
-		if l.Type == nic.TypeSocket || there || slices.ContainsFunc(found, func(dev Device) bool { return dev.Want.VM == l.VM && dev.Want.NIC == l.NIC && dev.IsHeldBy(l.PID) }) {
+		if l.Type == nic.TypeSocket || there || slices.ContainsFunc(found, func(dev Device) bool {
+			return dev.Want.VM == l.VM && dev.Want.NIC == l.NIC && dev.IsHeldBy(l.PID)
+		}) {
 			continue
 		}
 		if _, counted := queues[l.PID]; !counted {
@@ -201,7 +204,9 @@ func deadQueues(op *openFiles, pid int, all []Device) (n int) {
 // isQueueOf reports whether a file is a queue of one of these NICs.
 func isQueueOf(all []Device, f procfd.File) bool {
 	return slices.ContainsFunc(all, func(dev Device) bool {
-		return slices.ContainsFunc(dev.Holders, func(h nic.Holder) bool { return h.PID == f.PID && slices.Contains(h.FDs, f.FD) })
+		return slices.ContainsFunc(dev.Holders, func(h nic.Holder) bool {
+			return h.PID == f.PID && slices.Contains(h.FDs, f.FD)
+		})
 	})
 }
 
@@ -209,7 +214,10 @@ func deadNIC(l label) Device {
 	r := l.Record
 	name, _ := nic.InterfaceName(r.VM, r.NIC)
 	link := &rtnl.Link{Name: name, Kind: r.Type, MTU: r.GuestMTU()}
-	return Device{Link: link, Want: r, Deleted: true, allSeen: true, UID: l.uid, vouched: isTrusted(l.uid), Holders: []nic.Holder{{PID: l.PID, FDs: []int{}}}}
+	return Device{
+		Link: link, Want: r, Deleted: true, allSeen: true, UID: l.uid, vouched: isTrusted(l.uid),
+		Holders: []nic.Holder{{PID: l.PID, FDs: []int{}}},
+	}
 }
 
 // EndLabels ends what labels of a process say of a NIC that it has no more: one that it was started

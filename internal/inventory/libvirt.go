@@ -198,7 +198,8 @@ func (h *Host) deadOfLibvirt(ctx context.Context, op *openFiles, all []Device) (
 			continue
 		}
 		found = append(found, Device{
-			Link: &rtnl.Link{Name: n.Interface, Kind: n.Type, MTU: n.GuestMTU()}, Want: n.Record, Deleted: true, allSeen: true,
+			Link: &rtnl.Link{Name: n.Interface, Kind: n.Type, MTU: n.GuestMTU()}, Want: n.Record,
+			Deleted: true, allSeen: true,
 			UID: os.Geteuid(), vouched: true, // by libvirt, which the caller has chosen
 			Holders: []nic.Holder{{PID: n.PID, FDs: []int{}}},
 		})

@@ -161,7 +161,8 @@ func (h *Host) newOpened() (*openFiles, error) {
 	own, err := h.NS.Inode()
 	return &openFiles{
 		own: own, queues: map[string][]procfd.File{}, nodes: map[int][]procfd.File{},
-		orphans: map[int]bool{}, vmms: map[int]bool{}, held: map[heldSpace]bool{}, said: map[saying]bool{}, closer: map[quota]int{}, over: map[int]bool{},
+		orphans: map[int]bool{}, vmms: map[int]bool{}, held: map[heldSpace]bool{}, said: map[saying]bool{},
+		closer: map[quota]int{}, over: map[int]bool{},
 		seesAll: sync.OnceValue(seesAll),
 	}, err
 }
@@ -216,7 +217,8 @@ func (op *openFiles) visit(f procfd.File) {
 // say the same of a former one.
 func (op *openFiles) visitLabel(f procfd.File, text string) {
 	s := saying{f.PID, text}
-	if !strings.HasPrefix(text, alias.Prefix) || op.said[s] || !op.within(f.UID, "sayings", MaxCloser) || f.LabelEnded() {
+	if !strings.HasPrefix(text, alias.Prefix) || op.said[s] || !op.within(f.UID, "sayings", MaxCloser) ||
+		f.LabelEnded() {
 		return
 	}
 	op.said[s] = true

@@ -58,11 +58,15 @@ func setting(v *View, what string, attrs ...rtnl.Attr) Remedy {
 }
 
 func mendDetach(v *View) Remedy {
-	return Remedy{By: nic.MendDetach, Cure: v.detachCommand() + " waits for it; so does its restart", left: "the guest has not let go of it yet"}
+	return Remedy{
+		By: nic.MendDetach, Cure: v.detachCommand() + " waits for it; so does its restart",
+		left: "the guest has not let go of it yet",
+	}
 }
 
 func mendLifetime(v *View) Remedy {
-	return byReconcile(fmt.Sprintf("TUNSETPERSIST 0 on a copy of QEMU's own fd of %s", v.Name), "made to go with its guest",
+	return byReconcile(fmt.Sprintf("TUNSETPERSIST 0 on a copy of QEMU's own fd of %s", v.Name),
+		"made to go with its guest",
 		Fix{Kind: FixLifetime})
 }
 
@@ -106,7 +110,8 @@ func mendRxFilter(v *View) Remedy {
 
 func mendName(v *View) Remedy {
 	name := v.missingName()
-	return byReconcile(fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", v.Name, name), "given the altname "+name, Fix{Kind: FixAltName, Name: name})
+	return byReconcile(fmt.Sprintf("RTM_NEWLINKPROP %s: altname %q", v.Name, name), "given the altname "+name,
+		Fix{Kind: FixAltName, Name: name})
 }
 
 func mendBridge(v *View) Remedy {
@@ -124,29 +129,41 @@ func mendBridge(v *View) Remedy {
 		return byAdmin("vmnet bridge create %s && vmnet reconcile", v.Want.Source)
 	}
 	br := v.Home
-	return byReconcile(fmt.Sprintf("RTM_SETLINK %s: mtu %d, master %s, up", v.Name, br.MTU, br.Name), "put back on "+br.Name, Fix{Kind: FixBridge})
+	return byReconcile(fmt.Sprintf("RTM_SETLINK %s: mtu %d, master %s, up", v.Name, br.MTU, br.Name),
+		"put back on "+br.Name, Fix{Kind: FixBridge})
 }
 
 func mendPort(v *View) Remedy {
 	want := v.Want.PortConfig()
-	text := fmt.Sprintf("port set to %s, it was %s", OrNothing(bridges.Effective(v.Home, want).String()), OrNothing(v.port.String()))
-	return byReconcile(fmt.Sprintf("RTM_SETLINK %s, of AF_BRIDGE: %s", v.Name, OrNothing(want.String())), text, Fix{Kind: FixPort})
+	text := fmt.Sprintf("port set to %s, it was %s", OrNothing(bridges.Effective(v.Home, want).String()),
+		OrNothing(v.port.String()))
+	return byReconcile(fmt.Sprintf("RTM_SETLINK %s, of AF_BRIDGE: %s", v.Name, OrNothing(want.String())),
+		text, Fix{Kind: FixPort})
 }
 
 func mendVLAN(v *View) Remedy {
-	return Remedy{By: nic.MendDetach, Cure: fmt.Sprintf("%s has no default VLAN, so that nothing passes a port without --vlan: %s; then attach it with --vlan", v.Home.Name, v.detachCommand())}
+	return Remedy{
+		By: nic.MendDetach,
+		Cure: fmt.Sprintf(
+			"%s has no default VLAN, so that nothing passes a port without --vlan: %s; then attach it with --vlan",
+			v.Home.Name, v.detachCommand()),
+	}
 }
 
 func mendSeat(v *View) Remedy {
 	switch {
 	case v.IsSocket():
-		return Remedy{By: nic.MendAttach, Cure: cureOfLost, left: fmt.Sprintf("switch %s has lost it, and it leads nowhere (%s)", v.Want.Source, cureOfLost)}
+		return Remedy{
+			By: nic.MendAttach, Cure: cureOfLost,
+			left: fmt.Sprintf("switch %s has lost it, and it leads nowhere (%s)", v.Want.Source, cureOfLost),
+		}
 	case v.notRuns != nil:
 		r := byAdmin("vmnet reconcile, once the switch runs")
 		r.left = v.notRuns.Error()
 		return r
 	}
-	return byReconcile(fmt.Sprintf("switch %s: add-port %s again, which it has lost", v.Want.Source, v.Name), "joined again to switch "+v.Want.Source, Fix{Kind: FixSwitch})
+	return byReconcile(fmt.Sprintf("switch %s: add-port %s again, which it has lost", v.Want.Source, v.Name),
+		"joined again to switch "+v.Want.Source, Fix{Kind: FixSwitch})
 }
 
 // mendSettings: a switch's port has its settings from the first, and one by a socket cannot be made
@@ -155,7 +172,8 @@ func mendSettings(v *View) Remedy {
 	if v.IsSocket() {
 		return byDetach(v)
 	}
-	return byReconcile(fmt.Sprintf("switch %s: remove-port %s, add-port %s", v.Want.Source, v.SwitchPort.Port.Name, v.Name), "given its port's settings again",
+	return byReconcile(fmt.Sprintf("switch %s: remove-port %s, add-port %s", v.Want.Source, v.SwitchPort.Port.Name,
+		v.Name), "given its port's settings again",
 		Fix{Kind: FixSwitchPort})
 }
 
@@ -195,5 +213,7 @@ func mendClaim(v *View) Remedy {
 const cureOfLost = "the same vmnet attach again replaces it"
 
 func ClaimedText(device, kind string) string {
-	return fmt.Sprintf("%s is a port of a userspace switch, which takes all its frames, and a %s on it would hear nothing (attach with --switch instead; vmnet switch list shows those that run)", device, kind)
+	return fmt.Sprintf(
+		"%s is a port of a userspace switch, which takes all its frames, and a %s on it would hear nothing (attach with --switch instead; vmnet switch list shows those that run)",
+		device, kind)
 }

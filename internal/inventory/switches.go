@@ -46,7 +46,8 @@ const (
 
 // WithSwitch asks one switch, by its name or its socket's path.
 func WithSwitch(ctx context.Context, name string, f func(context.Context, *control.Client) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, switchWait, fmt.Errorf("no answer within %v (does it stand still?)", switchWait))
+	ctx, cancel := context.WithTimeoutCause(ctx, switchWait,
+		fmt.Errorf("no answer within %v (does it stand still?)", switchWait))
 	defer cancel()
 	c, err := control.Dial(ctx, name)
 	if errors.Is(err, control.ErrNotRunning) {
@@ -123,7 +124,8 @@ func (h *Host) askNamed(ctx context.Context, names ...string) []switchReply {
 // root's are asked beside the others; of other users' switches four at a time are asked, one of
 // each user.
 func (h *Host) askAll(ctx context.Context, paths []string, named int) []switchReply {
-	ctx, cancel := context.WithTimeoutCause(ctx, askWait, fmt.Errorf("no answer within %v (does it stand still?)", askWait))
+	ctx, cancel := context.WithTimeoutCause(ctx, askWait,
+		fmt.Errorf("no answer within %v (does it stand still?)", askWait))
 	defer cancel()
 	all := make([]switchReply, len(paths))
 	others := map[int][]*switchReply{} // by user
@@ -163,7 +165,8 @@ func askGroups(ctx context.Context, groups [][]*switchReply, wait time.Duration)
 		room <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-room }()
-			ctx, cancel := context.WithTimeoutCause(ctx, wait, fmt.Errorf("no answer within %v (does it stand still?)", wait))
+			ctx, cancel := context.WithTimeoutCause(ctx, wait,
+				fmt.Errorf("no answer within %v (does it stand still?)", wait))
 			defer cancel()
 			ports := maxLabels
 			for _, a := range group {

@@ -76,7 +76,8 @@ func TestVerdicts(t *testing.T) {
 		},
 		"held by another": {
 			heldTap, func(dev *Device) { dev.Holders = heldBy(aProcess) },
-			"forwarding", LeaveAlone, "process 200 holds it", LeaveAlone, true, "process 200 holds it, which is no QEMU",
+			"forwarding", LeaveAlone, "process 200 holds it",
+			LeaveAlone, true, "process 200 holds it, which is no QEMU",
 		},
 		"held by who is not seen": {
 			heldTap, func(dev *Device) { dev.Holders = nil },
@@ -147,7 +148,9 @@ func TestVerdicts(t *testing.T) {
 			nic.Up, AskGuest, "", AskGuest, true, "",
 		},
 		"macvtap without a carrier": {
-			func() *Device { return macvtapView().Device }, func(dev *Device) { dev.Holders, dev.Carrier = heldBy(aQEMU), false },
+			func() *Device {
+				return macvtapView().Device
+			}, func(dev *Device) { dev.Holders, dev.Carrier = heldBy(aQEMU), false },
 			nic.NoCarrier, AskGuest, "", AskGuest, true, "",
 		},
 		"macvtap that nobody holds, if all were seen": {
@@ -159,7 +162,9 @@ func TestVerdicts(t *testing.T) {
 			nic.Up, LeaveAlone, "cannot be seen", LeaveAlone, true, "cannot be seen",
 		},
 		"macvtap in a netns of its own": {
-			func() *Device { return macvtapView().Device }, func(dev *Device) { dev.Holders, dev.allSeen, dev.NetnsFile = nil, true, &procfd.File{} },
+			func() *Device {
+				return macvtapView().Device
+			}, func(dev *Device) { dev.Holders, dev.allSeen, dev.NetnsFile = nil, true, &procfd.File{} },
 			nic.Up, LeaveAlone, "cannot be seen", LeaveAlone, true, "cannot be seen",
 		},
 		"socket": {
@@ -171,7 +176,9 @@ func TestVerdicts(t *testing.T) {
 			nic.NoSwitch, AskGuest, "", AskGuest, true, "",
 		},
 		"socket whose switch is silent": {
-			heldSocket, func(dev *Device) { dev.SwitchPort = SwitchPort{Path: "/run/sw0", Err: os.ErrDeadlineExceeded} },
+			heldSocket, func(dev *Device) {
+				dev.SwitchPort = SwitchPort{Path: "/run/sw0", Err: os.ErrDeadlineExceeded}
+			},
 			nic.Unknown, AskGuest, "", AskGuest, true, "",
 		},
 		"socket that nobody holds": {
@@ -184,7 +191,8 @@ func TestVerdicts(t *testing.T) {
 		},
 		"socket by another user's word, lost": {
 			heldSocket, func(dev *Device) { dev.UID, dev.SwitchPort.Port = anotherUser, nil },
-			nic.NoSwitch, LeaveAlone, "process 100 of user 4321", LeaveAlone, false, "nothing but process 100 of user 4321 says",
+			nic.NoSwitch, LeaveAlone, "process 100 of user 4321",
+			LeaveAlone, false, "nothing but process 100 of user 4321 says",
 		},
 		"socket of another user, vouched for": {
 			heldSocket, func(dev *Device) { dev.UID, dev.vouched = anotherUser, true },
@@ -197,11 +205,13 @@ func TestVerdicts(t *testing.T) {
 			t.Errorf("%s: state %q, want %q", name, got, test.state)
 		}
 		reconcile := dev.reconcileVerdict(madeUp)
-		if reconcile.Do != test.reconcile || (reconcile.Note == "") != (test.note == "") || !strings.Contains(reconcile.Note, test.note) {
+		if reconcile.Do != test.reconcile || (reconcile.Note == "") != (test.note == "") ||
+			!strings.Contains(reconcile.Note, test.note) {
 			t.Errorf("%s: reconcile %+v, want %d and %q", name, reconcile, test.reconcile, test.note)
 		}
 		check := dev.checkVerdict(madeUp)
-		if check.Do != test.check || check.Compare != test.compare || (check.Note == "") != (test.said == "") || !strings.Contains(check.Note, test.said) {
+		if check.Do != test.check || check.Compare != test.compare || (check.Note == "") != (test.said == "") ||
+			!strings.Contains(check.Note, test.said) {
 			t.Errorf("%s: check %+v, want %d, %v and %q", name, check, test.check, test.compare, test.said)
 		}
 	}
@@ -293,9 +303,10 @@ func TestWhichDeviceIsMeant(t *testing.T) {
 		want *Device // nil for none
 		err  bool
 	}{
-		"none":                                {nil, 0, nil, false},
-		"the one":                             {[]Device{tap}, 0, &tap, false},
-		"the one, of another process":         {[]Device{tap}, aProcess, &tap, false}, // the caller finds out who holds it
+		"none":    {nil, 0, nil, false},
+		"the one": {[]Device{tap}, 0, &tap, false},
+		// the caller finds out who holds it
+		"the one, of another process":         {[]Device{tap}, aProcess, &tap, false},
 		"two":                                 {[]Device{tap, other}, 0, nil, true},
 		"two, one of the process":             {[]Device{tap, other}, aProcess, &other, false},
 		"two, none of the process":            {[]Device{tap, other}, 300, nil, false},
@@ -309,7 +320,8 @@ func TestWhichDeviceIsMeant(t *testing.T) {
 		switch {
 		case (err != nil) != test.err:
 			t.Errorf("%s: %v", name, err)
-		case (got == nil) != (test.want == nil), got != nil && (got.Name != test.want.Name || got.IsSocket() != test.want.IsSocket() || got.UID != test.want.UID):
+		case (got == nil) != (test.want == nil), got != nil && (got.Name != test.want.Name ||
+			got.IsSocket() != test.want.IsSocket() || got.UID != test.want.UID):
 			t.Errorf("%s: got %+v", name, got)
 		}
 	}
@@ -330,16 +342,30 @@ func TestSwitchPortOfANIC(t *testing.T) {
 		ports []control.Port
 		want  string // the port's name; empty for none
 	}{
-		"no port":              {nil, ""},
-		"its port":             {[]control.Port{{Name: "a", Label: mine, Holder: aQEMU}}, "a"},
-		"another holder's":     {[]control.Port{{Name: "a", Label: mine, Holder: aProcess}}, ""},
-		"another NIC's":        {[]control.Port{{Name: "a", Label: label(func(r *nic.Record) { r.NIC = "net1" }), Holder: aQEMU}}, ""},
-		"another guest's":      {[]control.Port{{Name: "a", Label: label(func(r *nic.Record) { r.VM = "P3" }), Holder: aQEMU}}, ""},
-		"no label":             {[]control.Port{{Name: "P2-net0", Holder: aQEMU}}, ""},
-		"two, one of its name": {[]control.Port{{Name: "a", Label: mine, Holder: aQEMU}, {Name: "P2-net0", Label: mine, Holder: aQEMU}}, "P2-net0"},
-		"two, the first":       {[]control.Port{{Name: "a", Label: mine, Holder: aQEMU}, {Name: "b", Label: mine, Holder: aQEMU}}, "a"},
+		"no port":          {nil, ""},
+		"its port":         {[]control.Port{{Name: "a", Label: mine, Holder: aQEMU}}, "a"},
+		"another holder's": {[]control.Port{{Name: "a", Label: mine, Holder: aProcess}}, ""},
+		"another NIC's": {[]control.Port{{Name: "a", Label: label(func(r *nic.Record) {
+			r.NIC = "net1"
+		}), Holder: aQEMU}}, ""},
+		"another guest's": {[]control.Port{{Name: "a", Label: label(func(r *nic.Record) {
+			r.VM = "P3"
+		}), Holder: aQEMU}}, ""},
+		"no label": {[]control.Port{{Name: "P2-net0", Holder: aQEMU}}, ""},
+		"two, one of its name": {[]control.Port{
+			{Name: "a", Label: mine, Holder: aQEMU},
+			{Name: "P2-net0", Label: mine, Holder: aQEMU},
+		}, "P2-net0"},
+		"two, the first": {[]control.Port{
+			{Name: "a", Label: mine, Holder: aQEMU},
+			{Name: "b", Label: mine, Holder: aQEMU},
+		}, "a"},
 	} {
-		got := switchPortGiven(madeUp, dev, []switchReply{{path: "/run/vmnet/other", ports: []control.Port{{Name: "x", Label: mine, Holder: aQEMU}}}, {path: "/run/vmnet/sw0", ports: test.ports}})
+		got := switchPortGiven(madeUp, dev,
+			[]switchReply{
+				{path: "/run/vmnet/other", ports: []control.Port{{Name: "x", Label: mine, Holder: aQEMU}}},
+				{path: "/run/vmnet/sw0", ports: test.ports},
+			})
 		if got.Err != nil || (got.Port == nil) != (test.want == "") || got.Port != nil && got.Port.Name != test.want {
 			t.Errorf("%s: %+v, want %q", name, got, test.want)
 		}
@@ -347,7 +373,8 @@ func TestSwitchPortOfANIC(t *testing.T) {
 	if got := switchPortGiven(madeUp, dev, nil); got.Err == nil || got.Port != nil {
 		t.Errorf("a switch that was not asked: %+v", got)
 	}
-	if got := switchPortGiven(madeUp, dev, []switchReply{{path: "/run/vmnet/sw0", err: os.ErrDeadlineExceeded}}); got.Err != os.ErrDeadlineExceeded {
+	if got := switchPortGiven(madeUp, dev,
+		[]switchReply{{path: "/run/vmnet/sw0", err: os.ErrDeadlineExceeded}}); got.Err != os.ErrDeadlineExceeded {
 		t.Errorf("a switch that is silent: %+v", got)
 	}
 }

@@ -95,11 +95,16 @@ func (h *Host) Claimed(l *rtnl.Link) (bool, error) {
 func (v *View) Advice() []string {
 	var list []string
 	if told, most := v.Want.GuestMTU(), v.WantMTU(); !v.Want.Switch && !v.IsPlain() && most != 0 && told > most {
-		list = append(list, fmt.Sprintf("the guest may send %d bytes in a frame, and %s carries %d: longer ones are lost (ip link set %s mtu %d; or detach it and attach it again)",
-			told, v.Home.Name, most, v.Home.Name, told))
+		list = append(list,
+			fmt.Sprintf(
+				"the guest may send %d bytes in a frame, and %s carries %d: longer ones are lost (ip link set %s mtu %d; or detach it and attach it again)",
+				told, v.Home.Name, most, v.Home.Name, told))
 	}
 	if v.Home != nil && !v.onBridge() && v.Home.Up && !v.Home.Carrier {
-		list = append(list, fmt.Sprintf("parent device %s has no carrier: nothing passes it until its cable, or what stands for that, is connected", v.Home.Name))
+		list = append(list,
+			fmt.Sprintf(
+				"parent device %s has no carrier: nothing passes it until its cable, or what stands for that, is connected",
+				v.Home.Name))
 	}
 	return list
 }

@@ -83,7 +83,9 @@ func (m *Monitor) RunWithFile(command []byte, file *os.File) ([]byte, error) {
 	})
 }
 
-func (m *Monitor) run(command []byte, execute func(ctx context.Context, name string, args, reply any) error) ([]byte, error) {
+func (m *Monitor) run(command []byte,
+	execute func(ctx context.Context, name string, args, reply any) error,
+) ([]byte, error) {
 	r, err := parse(command)
 	if err != nil {
 		return nil, fmt.Errorf("not a command: %.120q: %w", command, err)

@@ -50,7 +50,9 @@ func (f *fake) Event(ctx context.Context) (qmp.Event, error) {
 func (f *fake) Close() error { return nil }
 
 // connect makes a Conn to a QEMU that answers so.
-func connect(t *testing.T, answer func(ctx context.Context, command string, f *os.File) (string, error)) (*qmp.Conn, *fake) {
+func connect(t *testing.T,
+	answer func(ctx context.Context, command string, f *os.File) (string, error),
+) (*qmp.Conn, *fake) {
 	t.Helper()
 	f := &fake{answer: answer, events: make(chan qmp.Event)}
 	c, err := qmp.Through(t.Context(), f)
@@ -62,7 +64,9 @@ func connect(t *testing.T, answer func(ctx context.Context, command string, f *o
 }
 
 // monitor makes a Monitor that ends with the test.
-func monitor(t *testing.T, answer func(ctx context.Context, command string, f *os.File) (string, error)) (*Monitor, *fake) {
+func monitor(t *testing.T,
+	answer func(ctx context.Context, command string, f *os.File) (string, error),
+) (*Monitor, *fake) {
 	t.Helper()
 	c, f := connect(t, answer)
 	m := New(t.Context(), c)
@@ -78,13 +82,28 @@ func always(answer string) func(context.Context, string, *os.File) (string, erro
 func TestRun(t *testing.T) {
 	large := `"` + strings.Repeat("<&\u2028é", 100_000) + `"`
 	for name, tc := range map[string]struct{ command, sent, answer, reply string }{
-		"no arguments":    {`{"execute": "stop"}`, `{"execute":"stop"}`, `{"return": {}}`, `{"return": {}}`},
-		"arguments":       {` {"arguments": {"a": [1, 2.50]}, "execute": "x"}` + "\r\n", `{"execute":"x","arguments":{"a":[1,2.50]}}`, `{"return": {}}`, `{"return": {}}`},
-		"empty arguments": {`{"execute": "x", "arguments": {}}`, `{"execute":"x","arguments":{}}`, `{"return": {}}`, `{"return": {}}`},
-		"null arguments":  {`{"execute": "x", "arguments": null}`, `{"execute":"x","arguments":null}`, `{"return": {}}`, `{"return": {}}`},
-		"an id":           {`{"execute": "x", "id": {"a": 1}}`, `{"execute":"x"}`, `{"return": [1,  2], "id": "libvirt-7"}`, `{"return": [1,  2], "id": {"a": 1}}`},
-		"null":            {`{"execute": "x"}`, `{"execute":"x"}`, `{"return": null}`, `{"return": null}`},
-		"a large reply":   {`{"execute": "x"}`, `{"execute":"x"}`, `{"return": ` + large + `}`, `{"return": ` + large + `}`},
+		"no arguments": {`{"execute": "stop"}`, `{"execute":"stop"}`, `{"return": {}}`, `{"return": {}}`},
+		"arguments": {
+			` {"arguments": {"a": [1, 2.50]}, "execute": "x"}` + "\r\n",
+			`{"execute":"x","arguments":{"a":[1,2.50]}}`, `{"return": {}}`, `{"return": {}}`,
+		},
+		"empty arguments": {
+			`{"execute": "x", "arguments": {}}`, `{"execute":"x","arguments":{}}`,
+			`{"return": {}}`, `{"return": {}}`,
+		},
+		"null arguments": {
+			`{"execute": "x", "arguments": null}`, `{"execute":"x","arguments":null}`,
+			`{"return": {}}`, `{"return": {}}`,
+		},
+		"an id": {
+			`{"execute": "x", "id": {"a": 1}}`, `{"execute":"x"}`,
+			`{"return": [1,  2], "id": "libvirt-7"}`, `{"return": [1,  2], "id": {"a": 1}}`,
+		},
+		"null": {`{"execute": "x"}`, `{"execute":"x"}`, `{"return": null}`, `{"return": null}`},
+		"a large reply": {
+			`{"execute": "x"}`, `{"execute":"x"}`, `{"return": ` + large + `}`,
+			`{"return": ` + large + `}`,
+		},
 	} {
 		var sent string
 		m, _ := monitor(t, func(_ context.Context, command string, f *os.File) (string, error) {
@@ -231,7 +250,10 @@ func TestEvents(t *testing.T) {
 	}
 	f.events <- qmp.Event{Name: "STOP"}
 	f.events <- qmp.Event{Name: "JOB", Data: []byte(`7`)} // no object
-	f.events <- qmp.Event{Name: "DEVICE_DELETED", Data: []byte(`{"device": "n", "path": "/n"}`), Time: time.Unix(5, 7000)}
+	f.events <- qmp.Event{
+		Name: "DEVICE_DELETED", Data: []byte(`{"device": "n", "path": "/n"}`),
+		Time: time.Unix(5, 7000),
+	}
 
 	var stop, deleted foreign.Event
 	stop.Event, stop.Timestamp.Seconds, stop.Timestamp.Microseconds = "STOP", -1, -1

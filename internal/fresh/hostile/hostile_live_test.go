@@ -68,7 +68,8 @@ func TestLiveHaunt(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	before := hostilePIDs(t)
 	cmd := program(t)
-	cmd.Path, cmd.Args = "/bin/sh", []string{"sh", "-c", "mount -t tmpfs -o mode=1777 none /tmp && exec /proc/$PPID/exe -beside -files 15000"}
+	cmd.Path, cmd.Args = "/bin/sh",
+		[]string{"sh", "-c", "mount -t tmpfs -o mode=1777 none /tmp && exec /proc/$PPID/exe -beside -files 15000"}
 	cmd.Stderr, cmd.SysProcAttr = os.Stderr, &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	out, err := cmd.StdoutPipe()
 	if err == nil {

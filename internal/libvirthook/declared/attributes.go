@@ -177,7 +177,9 @@ func (a attributes) check() error {
 	for _, x := range a {
 		switch {
 		case slices.Contains(refused, x.name):
-			return fmt.Errorf("attribute %q: libvirt cannot take an %s by name: in the host's netns the guest's address would be the host's (vmnet attach --via monitor)", x.name, vtap.IPVtap)
+			return fmt.Errorf(
+				"attribute %q: libvirt cannot take an %s by name: in the host's netns the guest's address would be the host's (vmnet attach --via monitor)",
+				x.name, vtap.IPVtap)
 		case !slices.Contains(allNames, x.name):
 			return fmt.Errorf("attribute %q is not known: want %s", x.name, names(allNames))
 		case x.value == "":
@@ -194,7 +196,8 @@ func (a attributes) check() error {
 	case !a.has("id", "mac"):
 		return errors.New("it needs an id or a mac to find its interface")
 	case !a.has("bridge", "macvtap") && !a.has(portNames...):
-		return fmt.Errorf("it declares nothing: want bridge= or macvtap=, or settings of its port: %s", names(portNames))
+		return fmt.Errorf("it declares nothing: want bridge= or macvtap=, or settings of its port: %s",
+			names(portNames))
 	}
 	return nil
 }

@@ -103,12 +103,14 @@ func elements(def *domainxml.Definition) ([]attributes, error) {
 // mistaken separates an Absent NIC from one whose id differs from the id of its intended interface.
 func mistaken(def *domainxml.Definition, nics []NIC, taken map[int]string) error {
 	for i, x := range def.Interfaces {
-		if _, known := taken[i]; known || x.Type != "ethernet" && x.Type != direct || domainxml.AliasNIC(x.Alias) == "" {
+		if _, known := taken[i]; known || x.Type != "ethernet" && x.Type != direct ||
+			domainxml.AliasNIC(x.Alias) == "" {
 			continue
 		}
 		for _, n := range nics {
 			if n.Absent() {
-				return fmt.Errorf("nic %q: no interface has <alias name='%s'/> (the one with %s is not declared)", n.ID, domainxml.Alias(n.ID), x.Alias)
+				return fmt.Errorf("nic %q: no interface has <alias name='%s'/> (the one with %s is not declared)",
+					n.ID, domainxml.Alias(n.ID), x.Alias)
 			}
 		}
 	}
@@ -176,7 +178,8 @@ func find(all []domainxml.Interface, n NIC) (int, error) {
 	case byID >= 0 && (byMAC < 0 || byID == byMAC):
 		return byID, nil
 	case byID >= 0:
-		return 0, fmt.Errorf("the interface with <alias name='%s'/> has the MAC %s, and another one %s", domainxml.Alias(n.ID), all[byID].MAC, n.MAC)
+		return 0, fmt.Errorf("the interface with <alias name='%s'/> has the MAC %s, and another one %s",
+			domainxml.Alias(n.ID), all[byID].MAC, n.MAC)
 	case byMAC < 0:
 		return 0, fmt.Errorf("no interface has the MAC %s%s", n.MAC, ofClone)
 	}
@@ -192,7 +195,9 @@ func (n NIC) onTapOfLibvirt() error {
 	case "bridge", "network":
 		return nil
 	}
-	return fmt.Errorf("its interface has type %q, which has no bridge port (use type bridge or network, or add bridge= or macvtap=)", n.Interface.Type)
+	return fmt.Errorf(
+		"its interface has type %q, which has no bridge port (use type bridge or network, or add bridge= or macvtap=)",
+		n.Interface.Type)
 }
 
 // handedOver checks an interface that vmnet puts in its place.
@@ -207,11 +212,16 @@ func (n NIC) handedOver(guest string) error {
 	case n.Adopted() && n.Spec.Lower == nil:
 		return n.Spec.Validate()
 	case !x.Unmanaged || x.Target == "" && n.Spec.Lower != nil:
-		return fmt.Errorf("the macvtap's name is missing, as after virt-clone (add <target dev='%s' managed='no'/> to its interface: virsh edit %s)", device(), guest)
+		return fmt.Errorf(
+			"the macvtap's name is missing, as after virt-clone (add <target dev='%s' managed='no'/> to its interface: virsh edit %s)",
+			device(), guest)
 	case x.Target == "":
-		return fmt.Errorf("the device's name is missing, as after virt-clone (remove <target managed='no'/> from its interface, and libvirt makes the tap: virsh edit %s)", guest)
+		return fmt.Errorf(
+			"the device's name is missing, as after virt-clone (remove <target managed='no'/> from its interface, and libvirt makes the tap: virsh edit %s)",
+			guest)
 	case domainxml.GeneratedName(x.Target):
-		return fmt.Errorf("device %s: libvirt drops names of this form, which it makes itself (choose another)", x.Target)
+		return fmt.Errorf("device %s: libvirt drops names of this form, which it makes itself (choose another)",
+			x.Target)
 	}
 	return n.Spec.Validate()
 }
@@ -225,11 +235,16 @@ func (n NIC) asDirect(guest string) error {
 	source, l := n.Interface.Source, n.Spec.Lower
 	switch {
 	case source.Device != l.Device:
-		return fmt.Errorf("its interface is on %q, and macvtap=%q: name the same parent device (virsh edit %s)", source.Device, l.Device, guest)
+		return fmt.Errorf("its interface is on %q, and macvtap=%q: name the same parent device (virsh edit %s)",
+			source.Device, l.Device, guest)
 	case (source.Mode == "passthrough") != (l.Mode == "passthru"):
-		return fmt.Errorf("its interface has mode %q, and mode=%q: the kernel changes a macvtap neither into passthru nor out of it (virsh edit %s)", source.Mode, l.Mode, guest)
+		return fmt.Errorf(
+			"its interface has mode %q, and mode=%q: the kernel changes a macvtap neither into passthru nor out of it (virsh edit %s)",
+			source.Mode, l.Mode, guest)
 	case l.NoPromisc:
-		return fmt.Errorf("nopromisc needs a macvtap that vmnet makes: <interface type='ethernet'> with <target dev=... managed='no'/> (virsh edit %s)", guest)
+		return fmt.Errorf(
+			"nopromisc needs a macvtap that vmnet makes: <interface type='ethernet'> with <target dev=... managed='no'/> (virsh edit %s)",
+			guest)
 	}
 	return n.Spec.Validate()
 }

@@ -60,12 +60,19 @@ func TestParse(t *testing.T) {
 			Vhost: nic.VhostAuto, Via: nic.ViaLibvirt, DeviceOptions: map[string]string{},
 		}
 	}
-	trunk := brport.Settings{Trunk: []brport.VLANRange{{First: 2, Last: 5}, {First: 7, Last: 7}}, Native: 1, Isolated: true}
+	trunk := brport.Settings{
+		Trunk:  []brport.VLANRange{{First: 2, Last: 5}, {First: 7, Last: 7}},
+		Native: 1, Isolated: true,
+	}
 	onBridge := spec("net0", "web-0", 1)
-	onBridge.Bridge, onBridge.Port, onBridge.Queues, onBridge.MTU, onBridge.Model = "br0", trunk, 4, 1400, "virtio-net-pci"
+	onBridge.Bridge, onBridge.Port, onBridge.Queues, onBridge.MTU, onBridge.Model = "br0",
+		trunk, 4, 1400, "virtio-net-pci"
 	source := spec("net1", "web-1", 2)
 	source.Model = "e1000e"
-	source.Lower = &nic.Lower{Kind: vtap.Macvtap, Device: "eth0", Mode: "source", RxFilter: "none", Sources: []net.HardwareAddr{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}}
+	source.Lower = &nic.Lower{
+		Kind: vtap.Macvtap, Device: "eth0", Mode: "source", RxFilter: "none",
+		Sources: []net.HardwareAddr{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}},
+	}
 	passthru := spec("net9", "web-9", 9)
 	passthru.Model, passthru.Vhost = "virtio-net-pci-transitional", nic.VhostOff
 	passthru.Lower = &nic.Lower{Kind: vtap.Macvtap, Device: "eth1", Mode: "passthru", NoPromisc: true}
@@ -73,7 +80,10 @@ func TestParse(t *testing.T) {
 		{ID: "net0", MAC: mac(1), Interface: def.Interfaces[0], Made: true, Spec: onBridge, Port: trunk},
 		{ID: "net1", MAC: mac(2), Interface: def.Interfaces[1], Made: true, Spec: source},
 		{MAC: mac(3), Interface: def.Interfaces[2], Port: brport.Settings{VLAN: 20}},
-		{ID: "net3", MAC: mac(4), Interface: def.Interfaces[3], Port: brport.Settings{NoLearning: true, NoFlood: true, Forward: 1<<2 | 1<<14}},
+		{
+			ID: "net3", MAC: mac(4), Interface: def.Interfaces[3],
+			Port: brport.Settings{NoLearning: true, NoFlood: true, Forward: 1<<2 | 1<<14},
+		},
 		{ID: "net9", MAC: mac(9), Interface: def.Interfaces[9], Made: true, Spec: passthru},
 	}
 	got, err := Parse(def)
@@ -112,8 +122,16 @@ func TestParseClone(t *testing.T) {
 		mac     byte
 		device  string
 		adopted bool
-	}{{1, "web-0", false}, {4, "", false}, {8, "web-8", true}, {0x0b, "", true}, {0x0c, "", true}, {0x0d, "web-13", true}} {
-		if n := got[i]; n.MAC.String() != mac(want.mac).String() || n.Spec.Device != want.device || n.Adopted() != want.adopted {
+	}{
+		{1, "web-0", false},
+		{4, "", false},
+		{8, "web-8", true},
+		{0x0b, "", true},
+		{0x0c, "", true},
+		{0x0d, "web-13", true},
+	} {
+		if n := got[i]; n.MAC.String() != mac(want.mac).String() || n.Spec.Device != want.device ||
+			n.Adopted() != want.adopted {
 			t.Errorf("%+v, want %+v", n, want)
 		}
 	}
@@ -125,7 +143,10 @@ func namespaced(text string) string {
 }
 
 func TestParseNothing(t *testing.T) {
-	for _, metadata := range []string{"", `<o:nics xmlns:o="urn:other"><o:nic wrong="x"/></o:nics>`, "<nics/>", nics(""), "<x xmlns='urn:x'>" + nics("<v:nic/>") + "</x>"} {
+	for _, metadata := range []string{
+		"", `<o:nics xmlns:o="urn:other"><o:nic wrong="x"/></o:nics>`, "<nics/>",
+		nics(""), "<x xmlns='urn:x'>" + nics("<v:nic/>") + "</x>",
+	} {
 		if got, err := Parse(definition(t, "web", metadata)); err != nil || len(got) != 0 {
 			t.Errorf("%s: %v, %v", metadata, got, err)
 		}
@@ -191,11 +212,13 @@ func TestParseRefuses(t *testing.T) {
 		}
 	}
 	attr := strings.Replace(nics(`<v:nic id="net0" bridge="br0"/>`), "<v:nics", `<v:nics version="2"`, 1)
-	if _, err := Parse(definition(t, "web", attr)); err == nil || !strings.Contains(err.Error(), "nics has no attributes") {
+	if _, err := Parse(definition(t, "web", attr)); err == nil ||
+		!strings.Contains(err.Error(), "nics has no attributes") {
 		t.Errorf("attribute of nics: %v", err)
 	}
 	long := strings.Repeat("g", nic.MaxVMName+1)
-	if _, err := Parse(definition(t, long, nics(`<v:nic id="net0" bridge="br0"/>`))); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("guest name of %d bytes", len(long))) {
+	if _, err := Parse(definition(t, long, nics(`<v:nic id="net0" bridge="br0"/>`))); err == nil ||
+		!strings.Contains(err.Error(), fmt.Sprintf("guest name of %d bytes", len(long))) {
 		t.Errorf("a long name: %v", err)
 	}
 }
@@ -212,10 +235,12 @@ func TestParseAbsent(t *testing.T) {
 	if err != nil || len(got) != 1 || !got[0].Absent() || got[0].ID != "net5" {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if _, err := Parse(definition(t, "web", nics(absent))); err == nil || !strings.Contains(err.Error(), "(the one with ua-vmnet-net0 is not declared)") {
+	if _, err := Parse(definition(t, "web", nics(absent))); err == nil ||
+		!strings.Contains(err.Error(), "(the one with ua-vmnet-net0 is not declared)") {
 		t.Errorf("an id that is mistaken: %v", err)
 	}
-	for element, want := range map[string]bool{"": false, "<nics>" + strings.ReplaceAll(absent, "v:", "") + "</nics>": true, "<nics/>": false} {
+	for element, want := range map[string]bool{"": false, "<nics>" + strings.ReplaceAll(absent, "v:", "") +
+		"</nics>": true, "<nics/>": false} {
 		if has, err := Declares(element, "net5"); has != want || err != nil {
 			t.Errorf("%s has it: %v, %v", element, has, err)
 		}
@@ -229,10 +254,17 @@ func TestPutAndRemove(t *testing.T) {
 		nic  NIC
 		put  string
 	}{
-		{"", NIC{ID: "net0", Made: true, Spec: nic.Spec{Bridge: "br<1"}}, `<nics><nic id="net0" bridge="br&lt;1"/></nics>`},
+		{
+			"",
+			NIC{ID: "net0", Made: true, Spec: nic.Spec{Bridge: "br<1"}},
+			`<nics><nic id="net0" bridge="br&lt;1"/></nics>`,
+		},
 		{
 			element,
-			NIC{ID: "net0", MAC: mac(1), Made: true, Spec: nic.Spec{Bridge: "br1"}, Port: brport.Settings{Isolated: true}},
+			NIC{
+				ID: "net0", MAC: mac(1), Made: true, Spec: nic.Spec{Bridge: "br1"},
+				Port: brport.Settings{Isolated: true},
+			},
 			`<nics><nic mac="52:54:00:00:00:03" vlan="20"/><nic id="net0" mac="52:54:00:00:00:01" bridge="br1" isolated="yes"/></nics>`,
 		},
 		{
@@ -256,8 +288,12 @@ func TestPutAndRemove(t *testing.T) {
 	if got, err := Remove(nics(`<v:nic id="net0" bridge="br0"/>`), NIC{ID: "net0"}); err != nil || got != "" {
 		t.Errorf("the last one: %q, %v", got, err)
 	}
-	spec := nic.Spec{Target: nic.Target{VM: "web"}, NIC: "net0", Bridge: "br0", MAC: mac(1), Port: brport.Settings{Isolated: true}}
-	if got, err := Declare("", spec); err != nil || got != `<nics><nic id="net0" bridge="br0" isolated="yes"/></nics>` { // no MAC, which a clone would not have
+	spec := nic.Spec{
+		Target: nic.Target{VM: "web"}, NIC: "net0", Bridge: "br0",
+		MAC: mac(1), Port: brport.Settings{Isolated: true},
+	}
+	if got, err := Declare("", spec); err != nil || got != `<nics><nic id="net0" bridge="br0" isolated="yes"/></nics>` {
+		// no MAC, which a clone would not have
 		t.Errorf("declared as %s, %v", got, err)
 	}
 	for _, wrong := range []NIC{
@@ -279,11 +315,14 @@ func TestPutAndRemove(t *testing.T) {
 // FuzzParse: what is taken is valid, and means the same when it is written and read again.
 func FuzzParse(f *testing.F) {
 	f.Add(`<v:nic id="net0" bridge="br0" trunk="2-5,7" native="1" isolated="yes"/>`)
-	f.Add(`<v:nic id="net1" macvtap="eth0" mode="source" source-mac="02:00:00:00:00:01 02:00:00:00:00:02" rx-filter="none"/>`)
+	f.Add(
+		`<v:nic id="net1" macvtap="eth0" mode="source" source-mac="02:00:00:00:00:01 02:00:00:00:00:02" rx-filter="none"/>`)
 	f.Add(`<v:nic mac="52:54:00:00:00:03" vlan="20"/><!-- x --><v:nic id="net3" no-flood="yes"/>`)
 	f.Add(`<v:nic id="net0"><v:nic/></v:nic></v:nics><v:nics>`)
 	f.Fuzz(func(t *testing.T, inside string) {
-		text := fmt.Sprintf(`<domain type='qemu'><name>web</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid><metadata>%s</metadata><devices>%s</devices></domain>`, nics(inside), interfaces)
+		text := fmt.Sprintf(
+			`<domain type='qemu'><name>web</name><uuid>00112233-4455-6677-8899-aabbccddeeff</uuid><metadata>%s</metadata><devices>%s</devices></domain>`,
+			nics(inside), interfaces)
 		def, err := domainxml.Parse(text)
 		if err != nil {
 			return

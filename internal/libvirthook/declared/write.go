@@ -54,7 +54,8 @@ func without(text string, nic NIC) ([]attributes, error) {
 	}
 	all, err := decode(text)
 	return slices.DeleteFunc(all, func(a attributes) bool {
-		return nic.ID != "" && a.get("id") == nic.ID || nic.MAC != nil && strings.EqualFold(a.get("mac"), nic.MAC.String())
+		return nic.ID != "" && a.get("id") == nic.ID ||
+			nic.MAC != nil && strings.EqualFold(a.get("mac"), nic.MAC.String())
 	}), err
 }
 

@@ -58,7 +58,8 @@ func Explain(def *domainxml.Definition) (Explanation, error) {
 
 func describe(n declared.NIC) Declared {
 	d := Declared{
-		ID: n.ID, MAC: n.MAC.String(), Made: n.Made && !n.Adopted(), Type: "tap", Source: n.Place(), Port: n.Port.String(), Queues: max(n.Interface.Queues, 1),
+		ID: n.ID, MAC: n.MAC.String(), Made: n.Made && !n.Adopted(), Type: "tap",
+		Source: n.Place(), Port: n.Port.String(), Queues: max(n.Interface.Queues, 1),
 	}
 	if n.Made {
 		d.Interface = n.Interface.Target
@@ -78,7 +79,8 @@ func texts(op string, nics []declared.NIC) []string {
 		made = made || n.Made && !n.Absent()
 		switch {
 		case n.Absent() && op == "prepare":
-			does = append(does, fmt.Sprintf("make nothing for %s: no interface has <alias name='%s'/>", n.ID, domainxml.Alias(n.ID)))
+			does = append(does, fmt.Sprintf("make nothing for %s: no interface has <alias name='%s'/>",
+				n.ID, domainxml.Alias(n.ID)))
 		case n.Absent():
 		case n.Adopted() && op == "prepare":
 			does = append(does, fmt.Sprintf("make sure that libvirt can make %s", d.tap()))
@@ -87,11 +89,14 @@ func texts(op string, nics []declared.NIC) []string {
 		case n.Made && op == "prepare":
 			does = append(does, d.making())
 		case !n.Made && op == "start":
-			does = append(does, fmt.Sprintf("set the port of the tap that libvirt has made for %s: %s", n.MAC, cmp.Or(d.Port, "nothing")))
+			does = append(does, fmt.Sprintf("set the port of the tap that libvirt has made for %s: %s",
+				n.MAC, cmp.Or(d.Port, "nothing")))
 		case !n.Made && (op == "started" || op == "reconnect"):
-			does = append(does, fmt.Sprintf("check that the port of the tap for %s is set: %s", n.MAC, cmp.Or(d.Port, "nothing")))
+			does = append(does, fmt.Sprintf("check that the port of the tap for %s is set: %s",
+				n.MAC, cmp.Or(d.Port, "nothing")))
 		case n.Made && d.Type == "tap" && (op == "started" || op == "reconnect"):
-			does = append(does, fmt.Sprintf("check that %s ends with QEMU and is on bridge %s; log it if not", d.tap(), d.Source))
+			does = append(does, fmt.Sprintf("check that %s ends with QEMU and is on bridge %s; log it if not",
+				d.tap(), d.Source))
 		}
 	}
 	if made && op == "release" {

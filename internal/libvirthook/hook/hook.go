@@ -41,7 +41,8 @@ type Call struct {
 // is not used. XML beyond maxXML is cut off.
 func Read(args []string, stdin io.Reader, caller int) (Call, error) {
 	if len(args) != 4 {
-		return Call{}, fmt.Errorf("%d arguments: libvirt calls a hook with GUEST OPERATION SUBOPERATION EXTRA", len(args))
+		return Call{}, fmt.Errorf("%d arguments: libvirt calls a hook with GUEST OPERATION SUBOPERATION EXTRA",
+			len(args))
 	}
 	c := Call{Guest: args[0], Op: args[1], SubOp: args[2], Caller: caller}
 	var b strings.Builder
@@ -56,7 +57,8 @@ func Read(args []string, stdin io.Reader, caller int) (Call, error) {
 // Concerns reports whether the hook has anything to do. It is quick: libvirt calls the hook for
 // every guest.
 func (c Call) Concerns() bool {
-	return c.operation().do != nil && (strings.Contains(c.XML, declared.Namespace) || strings.Contains(c.XML, domainxml.Alias("")))
+	return c.operation().do != nil && (strings.Contains(c.XML, declared.Namespace) ||
+		strings.Contains(c.XML, domainxml.Alias("")))
 }
 
 // MustSucceed reports whether a failure has to reach libvirt. For other operations a failure would
@@ -170,7 +172,10 @@ func (w *work) prepare(ctx context.Context) error {
 	}
 	for _, n := range nics {
 		if n.Absent() {
-			w.notes = append(w.notes, fmt.Sprintf("guest %s, nic %s: declared, but no interface has <alias name='%s'/>: nothing is made for it (vmnet detach --persistent removes it)", w.Guest, n.ID, domainxml.Alias(n.ID)))
+			w.notes = append(w.notes,
+				fmt.Sprintf(
+					"guest %s, nic %s: declared, but no interface has <alias name='%s'/>: nothing is made for it (vmnet detach --persistent removes it)",
+					w.Guest, n.ID, domainxml.Alias(n.ID)))
 		}
 		var err error
 		switch {
@@ -285,7 +290,8 @@ func (w *work) finish(ctx context.Context, nics []declared.NIC, pids []int) erro
 	for _, pid := range pids {
 		actions, err := w.m.Started(ctx, w.Guest, pid)
 		if err = errors.Join(err, failures(actions)); err != nil {
-			w.notes = append(w.notes, fmt.Sprintf("guest %s, process %d: %v (vmnet reconcile tries again)", w.Guest, pid, err))
+			w.notes = append(w.notes,
+				fmt.Sprintf("guest %s, process %d: %v (vmnet reconcile tries again)", w.Guest, pid, err))
 		}
 	}
 	return nil

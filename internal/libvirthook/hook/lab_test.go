@@ -93,5 +93,7 @@ func TestLabVLANs(t *testing.T) {
 }
 
 func handed(n int) string {
-	return fmt.Sprintf(`<interface type='ethernet'><mac address='52:54:00:00:01:%02x'/><target dev='web-%[1]d' managed='no'/><alias name='ua-vmnet-net%[1]d'/></interface>`, n)
+	return fmt.Sprintf(
+		`<interface type='ethernet'><mac address='52:54:00:00:01:%02x'/><target dev='web-%[1]d' managed='no'/><alias name='ua-vmnet-net%[1]d'/></interface>`,
+		n)
 }

@@ -89,7 +89,8 @@ func makeDir(root, dir string) error {
 		return fmt.Errorf("directory %s: %w (libvirt's is %s)", at, fs.ErrNotExist, Dir)
 	}
 	if _, err := os.Stat(conf); err != nil {
-		return fmt.Errorf("libvirt's configuration: %w (install libvirt, or name its directory of hooks with --dir)", err)
+		return fmt.Errorf("libvirt's configuration: %w (install libvirt, or name its directory of hooks with --dir)",
+			err)
 	}
 	return os.MkdirAll(at, 0o755)
 }

@@ -50,7 +50,10 @@ func TestInstallAndRemove(t *testing.T) {
 		{func() (Change, error) { return Remove(root, Dir) }, Change{Path: link}, ""},
 		{func() (Change, error) { return Install(root, Dir, program) }, Change{link, program, true, true}, program},
 		{func() (Change, error) { return Install(root, Dir, program) }, Change{link, program, false, false}, program},
-		{func() (Change, error) { return Install(root, Dir, "/new/"+Program) }, Change{link, "/new/" + Program, true, true}, "/new/" + Program}, // dangling, seen from here
+		// dangling, seen from here
+		{func() (Change, error) {
+			return Install(root, Dir, "/new/"+Program)
+		}, Change{link, "/new/" + Program, true, true}, "/new/" + Program},
 		{func() (Change, error) { return Remove(root, Dir) }, Change{link, "/new/" + Program, true, false}, ""},
 	} {
 		got, err := step.do()
@@ -88,7 +91,10 @@ func TestReload(t *testing.T) {
 
 // TestNoDirectory: nothing is made where libvirt would not look.
 func TestNoDirectory(t *testing.T) {
-	for _, dir := range []string{"/nowhere", "/etc/libvirt/hook/qemu.d", "/etc/libvirt/hooks/network.d", "/usr/local/etc/libvirt/hooks/qemu.d", "/hooks/qemu.d/x"} {
+	for _, dir := range []string{
+		"/nowhere", "/etc/libvirt/hook/qemu.d", "/etc/libvirt/hooks/network.d",
+		"/usr/local/etc/libvirt/hooks/qemu.d", "/hooks/qemu.d/x",
+	} {
 		root := machine(t)
 		if got, err := Install(root, dir, program); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: %+v, %v", dir, got, err)

@@ -54,9 +54,10 @@ type finder struct {
 
 // told reports whether the command line itself says where the NICs go.
 func (f *finder) told() bool {
-	return f.vmm == VMMEnv || placeholder(f.argv) > 0 || f.vmm != VMMQEMU && slices.ContainsFunc(f.argv[1:], func(arg string) bool {
-		return strings.Contains(arg, "VMNET_ARGS") || strings.Contains(arg, "VMNET_JSON")
-	})
+	return f.vmm == VMMEnv || placeholder(f.argv) > 0 ||
+		f.vmm != VMMQEMU && slices.ContainsFunc(f.argv[1:], func(arg string) bool {
+			return strings.Contains(arg, "VMNET_ARGS") || strings.Contains(arg, "VMNET_JSON")
+		})
 }
 
 // find returns the index of QEMU's program, behind all wrappers; for another program at index i,
@@ -82,8 +83,10 @@ func (f *finder) find() (at int, err error) {
 }
 
 func (f *finder) unknown(program string) error {
-	return fmt.Errorf("%s is not known as QEMU, by its name or by its arguments, nor as a wrapper of it: the NICs might not reach the guest "+
-		"(put %s where QEMU's arguments go, as in: sh -c 'exec qemu-system-x86_64 -m 1G \"$@\"' sh %[2]s; or --vmm qemu if it is QEMU, or hands what stands at its end to QEMU; or --vmm env if it reads VMNET_ARGS or VMNET_JSON)", program, Placeholder)
+	return fmt.Errorf(
+		"%s is not known as QEMU, by its name or by its arguments, nor as a wrapper of it: the NICs might not reach the guest "+
+			"(put %s where QEMU's arguments go, as in: sh -c 'exec qemu-system-x86_64 -m 1G \"$@\"' sh %[2]s; or --vmm qemu if it is QEMU, or hands what stands at its end to QEMU; or --vmm env if it reads VMNET_ARGS or VMNET_JSON)",
+		program, Placeholder)
 }
 
 func (f *finder) resolve(program string) string {
@@ -140,8 +143,10 @@ func isSystem(word string) bool {
 
 // qemuOptions are options of QEMU that no other known program has with one dash.
 var qemuOptions = []string{
-	"machine", "M", "accel", "enable-kvm", "nodefaults", "no-user-config", "netdev", "device", "blockdev", "drive", "chardev", "qmp", "mon",
-	"smp", "rtc", "smbios", "object", "display", "nographic", "vga", "daemonize", "readconfig", "serial", "hda", "cdrom", "pflash", "bios",
+	"machine", "M", "accel", "enable-kvm", "nodefaults", "no-user-config", "netdev", "device", "blockdev", "drive",
+	"chardev", "qmp", "mon",
+	"smp", "rtc", "smbios", "object", "display", "nographic", "vga", "daemonize", "readconfig", "serial", "hda",
+	"cdrom", "pflash", "bios",
 }
 
 // looksLikeQEMU reports whether arguments are QEMU's, by two of its options, and not those of a

@@ -118,7 +118,8 @@ func TestFindTold(t *testing.T) {
 	} {
 		got, err := launch.Find(c.vmm, strings.Fields(c.line), nil)
 		text, refused := strings.CutPrefix(c.want, "!")
-		if refused && (err == nil || !strings.Contains(err.Error(), text)) || !refused && (err != nil || "["+strings.Join(got, " ")+"]" != c.want) {
+		if refused && (err == nil || !strings.Contains(err.Error(), text)) ||
+			!refused && (err != nil || "["+strings.Join(got, " ")+"]" != c.want) {
 			t.Errorf("%s %s: %q, %v; want %s", c.vmm, c.line, got, err, c.want)
 		}
 	}
@@ -129,7 +130,8 @@ func FuzzFind(f *testing.F) {
 	f.Add("gdb\x00--args")
 	f.Fuzz(func(t *testing.T, line string) {
 		argv := strings.Split(line, "\x00")
-		if got, err := launch.Find("", argv, nil); err != nil && !errors.Is(err, launch.ErrInvalid) || len(got) > len(argv) {
+		if got, err := launch.Find("", argv, nil); err != nil && !errors.Is(err, launch.ErrInvalid) ||
+			len(got) > len(argv) {
 			t.Errorf("%q: %q, %v", argv, got, err)
 		}
 	})

@@ -139,7 +139,9 @@ func (c Config) Command(argv []string) (Command, error) {
 	command := Command{Argv: insert(argv, args, guest != nil), Env: c.environment(name, args)}
 	for _, s := range slices.Concat(command.Argv, command.Env) {
 		if len(s) > maxString || strings.Contains(s, "\x00") {
-			return Command{}, fmt.Errorf("%w: %.40q... is longer than the %d bytes that the kernel takes, or holds a NUL", ErrInvalid, s, maxString)
+			return Command{},
+				fmt.Errorf("%w: %.40q... is longer than the %d bytes that the kernel takes, or holds a NUL",
+					ErrInvalid, s, maxString)
 		}
 	}
 	return command, nil
@@ -204,11 +206,14 @@ func GuestName(vm string, guest []string) (string, error) {
 	named := parse(guest).Name
 	switch {
 	case vm == "" && named == "":
-		return "", fmt.Errorf("%w: the guest has no name (give it one with --vm NAME, or QEMU's -name guest=NAME)", ErrInvalid)
+		return "", fmt.Errorf("%w: the guest has no name (give it one with --vm NAME, or QEMU's -name guest=NAME)",
+			ErrInvalid)
 	case vm == "":
 		return named, nil
 	case named != "" && named != vm:
-		return "", fmt.Errorf("%w: the guest has two names, %q by --vm and %q by QEMU's -name (leave one out)", ErrInvalid, vm, named)
+		return "",
+			fmt.Errorf("%w: the guest has two names, %q by --vm and %q by QEMU's -name (leave one out)",
+				ErrInvalid, vm, named)
 	}
 	return vm, nil
 }
@@ -227,9 +232,11 @@ func (c Config) validate(argv []string) error {
 	case c.SparePorts < 0 || c.SparePorts > maxPorts:
 		return fmt.Errorf("%d spare ports: 0 to %d are possible", c.SparePorts, maxPorts)
 	case len(c.Monitor) > maxSocket:
-		return fmt.Errorf("the monitor's path %s is longer than the %d bytes of a socket's (choose a shorter one)", c.Monitor, maxSocket)
+		return fmt.Errorf("the monitor's path %s is longer than the %d bytes of a socket's (choose a shorter one)",
+			c.Monitor, maxSocket)
 	case strings.Contains(c.Monitor, "="):
-		return fmt.Errorf("the monitor's path %s holds a '=', which QEMU takes for an option (choose another one)", c.Monitor)
+		return fmt.Errorf("the monitor's path %s holds a '=', which QEMU takes for an option (choose another one)",
+			c.Monitor)
 	case len(c.NICs) == 0 || len(c.NICs) > maxNICs:
 		return fmt.Errorf("%d NICs: 1 to %d are possible", len(c.NICs), maxNICs)
 	}

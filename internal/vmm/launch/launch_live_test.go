@@ -32,10 +32,33 @@ func TestLiveQEMUAcceptsTheLine(t *testing.T) {
 		spare   string   // where the next NIC would go; empty: nowhere
 	}{
 		{"pc", nil, []string{"model=virtio-net-pci", "model=virtio-net-pci"}, "/pci.0", "pci.0"},
-		{"q35", []string{"-M", "q35"}, []string{"model=virtio-net-pci", "model=virtio-net-pci"}, "/vmnet-port0/vmnet-port0", "vmnet-port2"},
-		{"q35 with ports", []string{"-M", "q35", "-device", "pcie-root-port,id=vmnet-port0,chassis=1", "-device", `{"driver":"pcie-root-port","id":"x","chassis":2}`}, []string{"model=virtio-net-pci", "model=virtio-net-pci"}, "/vmnet-port1/vmnet-port1", "vmnet-port0"},
-		{"microvm", []string{"-M", "microvm"}, []string{"model=virtio-net-device", "model=virtio-net-device"}, "/virtio-mmio-bus.", ""},
-		{"microvm with PCI", []string{"-M", "microvm,pcie=on"}, []string{"model=virtio-net-pci", "model=virtio-net-pci"}, "/vmnet-port0/vmnet-port0", "vmnet-port2"},
+		{
+			"q35",
+			[]string{"-M", "q35"},
+			[]string{"model=virtio-net-pci", "model=virtio-net-pci"},
+			"/vmnet-port0/vmnet-port0", "vmnet-port2",
+		},
+		{
+			"q35 with ports",
+			[]string{
+				"-M", "q35", "-device", "pcie-root-port,id=vmnet-port0,chassis=1", "-device",
+				`{"driver":"pcie-root-port","id":"x","chassis":2}`,
+			},
+			[]string{"model=virtio-net-pci", "model=virtio-net-pci"},
+			"/vmnet-port1/vmnet-port1", "vmnet-port0",
+		},
+		{
+			"microvm",
+			[]string{"-M", "microvm"},
+			[]string{"model=virtio-net-device", "model=virtio-net-device"},
+			"/virtio-mmio-bus.", "",
+		},
+		{
+			"microvm with PCI",
+			[]string{"-M", "microvm,pcie=on"},
+			[]string{"model=virtio-net-pci", "model=virtio-net-pci"},
+			"/vmnet-port0/vmnet-port0", "vmnet-port2",
+		},
 	} {
 		t.Run(tc.machine, func(t *testing.T) {
 			c := start(t, launch.Config{VM: "P,2", SparePorts: launch.DefaultSparePorts}, tc.line)
@@ -49,10 +72,15 @@ func TestLiveQEMUAcceptsTheLine(t *testing.T) {
 					t.Errorf("device %s: %v, %v", id, has, err)
 				}
 			}
-			if bus := ask[string](t, c, "qom-get", map[string]any{"path": "/machine/peripheral/vmnet-net0", "property": "parent_bus"}); !strings.Contains(bus, tc.bus) {
+			if bus := ask[string](t, c, "qom-get",
+				map[string]any{
+					"path":     "/machine/peripheral/vmnet-net0",
+					"property": "parent_bus",
+				}); !strings.Contains(bus, tc.bus) {
 				t.Errorf("vmnet-net0 is on %s, want %s", bus, tc.bus)
 			}
-			wantNetwork(t, ask[string](t, c, "human-monitor-command", map[string]any{"command-line": "info network"}), tc.nics)
+			wantNetwork(t, ask[string](t, c, "human-monitor-command", map[string]any{"command-line": "info network"}),
+				tc.nics)
 			port, err := c.FreePort(ctx)
 			if port.Bus != tc.spare || (tc.spare == "") != errors.Is(err, qmp.ErrNoPort) {
 				t.Errorf("free port %q, %v, want %q", port.Bus, err, tc.spare)
@@ -94,7 +122,8 @@ func wantNetwork(t *testing.T, got string, models []string) {
 	t.Helper()
 	lines := strings.Split(strings.TrimSpace(strings.ReplaceAll(got, "\r", "")), "\n")
 	for i, model := range models {
-		if id := "vmnet-net" + string(rune('0'+i)); !strings.Contains(got, id+": index=0,type=nic,"+model) || !strings.Contains(got, id+"-netdev: index=0,type=tap,") {
+		if id := "vmnet-net" + string(rune('0'+i)); !strings.Contains(got, id+": index=0,type=nic,"+model) ||
+			!strings.Contains(got, id+"-netdev: index=0,type=tap,") {
 			t.Errorf("no %s with %s in\n%s", id, model, got)
 		}
 	}
@@ -147,7 +176,8 @@ func start(t *testing.T, config launch.Config, line []string) *qmp.Conn {
 	files, nics := taps(t, nstest.New(t))
 	config.NICs = nics
 	config.Monitor = filepath.Join(dir, "q,mp")
-	command, err := config.Command(append([]string{bin, "-S", "-m", "64", "-display", "none", "-no-user-config"}, line...))
+	command, err := config.Command(append([]string{bin, "-S", "-m", "64", "-display", "none", "-no-user-config"},
+		line...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +219,8 @@ func dial(t *testing.T, path string) *qmp.Conn {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
 		var err error
-		if c, err = qmp.Dial(ctx, path); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
+		if c, err = qmp.Dial(ctx, path); err != nil && !errors.Is(err, fs.ErrNotExist) &&
+			!errors.Is(err, syscall.ECONNREFUSED) {
 			t.Fatal(err)
 		}
 		return err == nil

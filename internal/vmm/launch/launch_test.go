@@ -54,21 +54,37 @@ func TestCommand(t *testing.T) {
 		line   string
 		want   string // {} is line
 	}{
-		{"pc", launch.Config{VM: "P2", SparePorts: 2, NICs: []launch.NIC{net0, net1}}, "qemu-system-x86_64 -m 64", "{} -name guest=P2" + netdev0 + device0 + netdev1 + device1 + mq},
+		{
+			"pc",
+			launch.Config{VM: "P2", SparePorts: 2, NICs: []launch.NIC{net0, net1}},
+			"qemu-system-x86_64 -m 64",
+			"{} -name guest=P2" + netdev0 + device0 + netdev1 + device1 + mq,
+		},
 		{
 			"q35",
 			launch.Config{SparePorts: 2, NICs: []launch.NIC{net0, net1}},
 			"qemu-system-x86_64 -name guest=P2 -M q35",
-			"{}" + ports(0, 1) + netdev0 + device0 + ",bus=vmnet-port0" + ports(1, 2) + netdev1 + device1 + ",bus=vmnet-port1" + mq + ports(2, 3) + ports(3, 4),
+			"{}" + ports(0, 1) + netdev0 + device0 + ",bus=vmnet-port0" + ports(1, 2) + netdev1 + device1 +
+				",bus=vmnet-port1" + mq + ports(2, 3) + ports(3, 4),
 		},
-		{"virt", launch.Config{VM: "P2", NICs: one}, "qemu-system-aarch64 -name P2 -M virt", "{}" + ports(0, 1) + netdev0 + device0 + ",bus=vmnet-port0"},
+		{
+			"virt",
+			launch.Config{VM: "P2", NICs: one},
+			"qemu-system-aarch64 -name P2 -M virt",
+			"{}" + ports(0, 1) + netdev0 + device0 + ",bus=vmnet-port0",
+		},
 		{
 			"microvm",
 			launch.Config{VM: "P2", SparePorts: 2, NICs: []launch.NIC{net1}},
 			"qemu-system-x86_64 -M microvm",
 			"{} -name guest=P2" + netdev1 + strings.Replace(device1, "-pci", "-device", 1) + ",mq=on",
 		},
-		{"microvm with PCI", launch.Config{VM: "P2", SparePorts: 2, NICs: one}, "kvm -M microvm,pcie=on", "{} -name guest=P2" + ports(0, 1) + netdev0 + device0 + ",bus=vmnet-port0" + ports(1, 2) + ports(2, 3)},
+		{
+			"microvm with PCI",
+			launch.Config{VM: "P2", SparePorts: 2, NICs: one},
+			"kvm -M microvm,pcie=on",
+			"{} -name guest=P2" + ports(0, 1) + netdev0 + device0 + ",bus=vmnet-port0" + ports(1, 2) + ports(2, 3),
+		},
 		{
 			"the line's ports",
 			launch.Config{VM: "P2", SparePorts: 1, NICs: one},
@@ -79,12 +95,15 @@ func TestCommand(t *testing.T) {
 			"a NIC called port0",
 			launch.Config{VM: "P2", NICs: []launch.NIC{nic("port0", 3, 1, false)}},
 			"qemu-kvm -M q35",
-			"{} -name guest=P2" + ports(1, 1) + strings.ReplaceAll(netdev0+device0, "net0", "port0") + ",bus=vmnet-port1",
+			"{} -name guest=P2" + ports(1, 1) + strings.ReplaceAll(netdev0+device0, "net0",
+				"port0") + ",bus=vmnet-port1",
 		},
 		{
 			"a place of its own",
 			launch.Config{VM: "P2", NICs: []launch.NIC{
-				with(net0, func(n *launch.NIC) { n.Device.Options = map[string]string{"bus": "a,b", "addr": "3", "rombar": "0"} }),
+				with(net0, func(n *launch.NIC) {
+					n.Device.Options = map[string]string{"bus": "a,b", "addr": "3", "rombar": "0"}
+				}),
 				with(net1, func(n *launch.NIC) { n.Device.Addr = "4" }),
 			}},
 			"qemu-system-x86_64 -M q35",
@@ -96,18 +115,73 @@ func TestCommand(t *testing.T) {
 			"qemu-system-x86_64 -M q35",
 			"{} -name guest=P2" + netdev0 + strings.Replace(device0, "virtio-net-pci", "usb-net", 1),
 		},
-		{"place told", launch.Config{VM: "P2", Place: "pci", SparePorts: 2, NICs: one}, "qemu-system-x86_64 -M q35", "{} -name guest=P2" + netdev0 + device0},
-		{"monitor", launch.Config{VM: "P,2", Monitor: "/run/a,b", NICs: one}, "qemu-system-x86_64", "{} -name guest=P,,2 -qmp unix:/run/a,,b,server=on,wait=off" + netdev0 + device0},
-		{"a name without a guest", launch.Config{VM: "P2", NICs: one}, "qemu-system-x86_64 -name process=x", "{} -name guest=P2" + netdev0 + device0},
-		{"where they go", launch.Config{NICs: one}, "qemu-system-x86_64 {vmnet} -name P2", "qemu-system-x86_64" + netdev0 + device0 + " -name P2"},
+		{
+			"place told",
+			launch.Config{VM: "P2", Place: "pci", SparePorts: 2, NICs: one},
+			"qemu-system-x86_64 -M q35",
+			"{} -name guest=P2" + netdev0 + device0,
+		},
+		{
+			"monitor",
+			launch.Config{VM: "P,2", Monitor: "/run/a,b", NICs: one},
+			"qemu-system-x86_64",
+			"{} -name guest=P,,2 -qmp unix:/run/a,,b,server=on,wait=off" + netdev0 + device0,
+		},
+		{
+			"a name without a guest",
+			launch.Config{VM: "P2", NICs: one},
+			"qemu-system-x86_64 -name process=x",
+			"{} -name guest=P2" + netdev0 + device0,
+		},
+		{
+			"where they go",
+			launch.Config{NICs: one},
+			"qemu-system-x86_64 {vmnet} -name P2",
+			"qemu-system-x86_64" + netdev0 + device0 + " -name P2",
+		},
 		{"another program", launch.Config{VM: "P2", NICs: one}, "vmm --name x", "{}"},
-		{"behind wrappers", launch.Config{VM: "P2", NICs: one}, "taskset -c 0 nice qemu-system-x86_64 -m 64", "{} -name guest=P2" + netdev0 + device0},
-		{"a vendor's", launch.Config{VM: "P2", NICs: one}, "qemu-vanilla-system-aarch64 -M virt", "{} -name guest=P2" + ports(0, 1) + netdev0 + device0 + ",bus=vmnet-port0"},
-		{"s390x", launch.Config{VM: "P2", SparePorts: 2, NICs: []launch.NIC{net1}}, "qemu-system-s390x", "{} -name guest=P2" + netdev1 + strings.Replace(device1, "-pci", "-ccw", 1) + ",mq=on"},
-		{"a board with USB", launch.Config{VM: "P2", NICs: one}, "qemu-system-aarch64 -M raspi3b", "{} -name guest=P2" + netdev0 + strings.Replace(device0, "virtio-net-pci", "usb-net", 1)},
-		{"a script that hands them on", launch.Config{VM: "P2", NICs: one}, "sh -c script sh {vmnet}", "sh -c script sh" + netdev0 + device0},
-		{"another program that takes them", launch.Config{VM: "P2", NICs: one}, "vmm {vmnet} -name x a{vmnet}", "vmm" + netdev0 + device0 + " -name x a{vmnet}"},
-		{"another program with ports", launch.Config{VM: "P2", Place: "pcie", SparePorts: 1, NICs: one}, "vmm {vmnet}", "vmm" + ports(0, 1) + netdev0 + device0 + ",bus=vmnet-port0" + ports(1, 2)},
+		{
+			"behind wrappers",
+			launch.Config{VM: "P2", NICs: one},
+			"taskset -c 0 nice qemu-system-x86_64 -m 64",
+			"{} -name guest=P2" + netdev0 + device0,
+		},
+		{
+			"a vendor's",
+			launch.Config{VM: "P2", NICs: one},
+			"qemu-vanilla-system-aarch64 -M virt",
+			"{} -name guest=P2" + ports(0, 1) + netdev0 + device0 + ",bus=vmnet-port0",
+		},
+		{
+			"s390x",
+			launch.Config{VM: "P2", SparePorts: 2, NICs: []launch.NIC{net1}},
+			"qemu-system-s390x",
+			"{} -name guest=P2" + netdev1 + strings.Replace(device1, "-pci", "-ccw", 1) + ",mq=on",
+		},
+		{
+			"a board with USB",
+			launch.Config{VM: "P2", NICs: one},
+			"qemu-system-aarch64 -M raspi3b",
+			"{} -name guest=P2" + netdev0 + strings.Replace(device0, "virtio-net-pci", "usb-net", 1),
+		},
+		{
+			"a script that hands them on",
+			launch.Config{VM: "P2", NICs: one},
+			"sh -c script sh {vmnet}",
+			"sh -c script sh" + netdev0 + device0,
+		},
+		{
+			"another program that takes them",
+			launch.Config{VM: "P2", NICs: one},
+			"vmm {vmnet} -name x a{vmnet}",
+			"vmm" + netdev0 + device0 + " -name x a{vmnet}",
+		},
+		{
+			"another program with ports",
+			launch.Config{VM: "P2", Place: "pcie", SparePorts: 1, NICs: one},
+			"vmm {vmnet}",
+			"vmm" + ports(0, 1) + netdev0 + device0 + ",bus=vmnet-port0" + ports(1, 2),
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			argv := strings.Fields(tc.line)
@@ -138,19 +212,34 @@ func TestCommandRefuses(t *testing.T) {
 		config launch.Config
 		argv   []string
 	}{
-		"there is no program":           {named, nil},
-		"at most 4096":                  {named, slices.Repeat([]string{qemu}, 4097)},
-		"{vmnet} occurs twice":          {named, []string{qemu, "{vmnet}", "{vmnet}"}},
-		`place "isa"`:                   {launch.Config{VM: "P2", Place: "isa", NICs: one}, []string{qemu}},
-		"-1 spare ports":                {launch.Config{VM: "P2", SparePorts: -1, NICs: one}, []string{qemu}},
-		"107 bytes of a socket":         {launch.Config{VM: "P2", Monitor: strings.Repeat("m", 108), NICs: one}, []string{qemu}},
-		"holds a '='":                   {launch.Config{VM: "P2", Monitor: "/run/a=b", NICs: one}, []string{qemu}},
-		"0 NICs":                        {launch.Config{VM: "P2"}, []string{qemu}},
-		"33 NICs":                       {launch.Config{VM: "P2", NICs: make([]launch.NIC, 33)}, []string{qemu}},
-		`two NICs are called "net0"`:    {launch.Config{VM: "P2", NICs: []launch.NIC{net0, nic("net0", 4, 1, false)}}, []string{qemu}},
-		"file descriptor 3":             {launch.Config{VM: "P2", NICs: []launch.NIC{net0, nic("net1", 3, 1, false)}}, []string{qemu}},
-		"file descriptor 0":             {launch.Config{VM: "P2", NICs: []launch.NIC{{Name: "net0", Queues: []int{0}}}}, []string{qemu}},
-		"NIC net0: n has 0 queues":      {launch.Config{VM: "P2", NICs: []launch.NIC{{Name: "net0", Device: qmp.NIC{ID: "n"}}}}, []string{qemu}},
+		"there is no program":  {named, nil},
+		"at most 4096":         {named, slices.Repeat([]string{qemu}, 4097)},
+		"{vmnet} occurs twice": {named, []string{qemu, "{vmnet}", "{vmnet}"}},
+		`place "isa"`:          {launch.Config{VM: "P2", Place: "isa", NICs: one}, []string{qemu}},
+		"-1 spare ports":       {launch.Config{VM: "P2", SparePorts: -1, NICs: one}, []string{qemu}},
+		"107 bytes of a socket": {
+			launch.Config{VM: "P2", Monitor: strings.Repeat("m", 108), NICs: one},
+			[]string{qemu},
+		},
+		"holds a '='": {launch.Config{VM: "P2", Monitor: "/run/a=b", NICs: one}, []string{qemu}},
+		"0 NICs":      {launch.Config{VM: "P2"}, []string{qemu}},
+		"33 NICs":     {launch.Config{VM: "P2", NICs: make([]launch.NIC, 33)}, []string{qemu}},
+		`two NICs are called "net0"`: {
+			launch.Config{VM: "P2", NICs: []launch.NIC{net0, nic("net0", 4, 1, false)}},
+			[]string{qemu},
+		},
+		"file descriptor 3": {
+			launch.Config{VM: "P2", NICs: []launch.NIC{net0, nic("net1", 3, 1, false)}},
+			[]string{qemu},
+		},
+		"file descriptor 0": {
+			launch.Config{VM: "P2", NICs: []launch.NIC{{Name: "net0", Queues: []int{0}}}},
+			[]string{qemu},
+		},
+		"NIC net0: n has 0 queues": {launch.Config{
+			VM:   "P2",
+			NICs: []launch.NIC{{Name: "net0", Device: qmp.NIC{ID: "n"}}},
+		}, []string{qemu}},
 		"vmnet-net0 is taken":           {named, []string{qemu, "-device", "e1000,id=vmnet-net0"}},
 		"vmnet-net0-netdev is taken":    {named, []string{qemu, "-netdev", `{"type":"user","id":"vmnet-net0-netdev"}`}},
 		"all 255 chassis":               {named, full},
@@ -159,7 +248,8 @@ func TestCommandRefuses(t *testing.T) {
 		`two names, "P2" by --vm and "`: {named, []string{qemu, "-name", "guest=P3"}},
 		"holds a NUL":                   {named, []string{qemu, "a\x00b"}},
 	} {
-		if _, err := tc.config.Command(tc.argv); !errors.Is(err, launch.ErrInvalid) || !strings.Contains(err.Error(), want) {
+		if _, err := tc.config.Command(tc.argv); !errors.Is(err, launch.ErrInvalid) ||
+			!strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %q", err, want)
 		}
 	}
@@ -176,7 +266,8 @@ func TestNumber(t *testing.T) {
 		{Device: plain.Device, Queues: []int{3}},
 		{Device: device, Queues: []int{4, 5}, Vhosts: []int{6, 7}, Netns: 8, Label: 9},
 	}
-	if diff := cmp.Diff(want, []launch.NIC{plain, planned}, cmpopts.IgnoreUnexported(qmp.NIC{})); diff != "" || next != 10 {
+	if diff := cmp.Diff(want, []launch.NIC{plain, planned}, cmpopts.IgnoreUnexported(qmp.NIC{})); diff != "" ||
+		next != 10 {
 		t.Errorf("planned, next %d (-want +got):\n%s", next, diff)
 	}
 
@@ -257,7 +348,10 @@ func FuzzCommand(f *testing.F) {
 	f.Add("kvm\x00-name\x00P2", "")
 	f.Fuzz(func(t *testing.T, line, vm string) {
 		argv := strings.Split(line, "\x00")
-		c, err := launch.Config{VM: vm, SparePorts: 2, NICs: []launch.NIC{nic("net0", 3, 1, false), nic("net1", 4, 2, true)}}.Command(argv)
+		c, err := launch.Config{
+			VM: vm, SparePorts: 2,
+			NICs: []launch.NIC{nic("net0", 3, 1, false), nic("net1", 4, 2, true)},
+		}.Command(argv)
 		if err != nil {
 			if !errors.Is(err, launch.ErrInvalid) {
 				t.Errorf("%q: %v", line, err)

@@ -53,7 +53,8 @@ func TestLiveMachines(t *testing.T) {
 			c := startLine(t, launch.Config{VM: "P2", SparePorts: 1, NICs: []launch.NIC{nic}}, argv, files[0])
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
-			bus := ask[string](t, c, "qom-get", map[string]any{"path": "/machine/peripheral/vmnet-net0", "property": "parent_bus"})
+			bus := ask[string](t, c, "qom-get",
+				map[string]any{"path": "/machine/peripheral/vmnet-net0", "property": "parent_bus"})
 			if !strings.Contains(bus, tc.bus) {
 				t.Errorf("vmnet-net0 is on %s, want %s", bus, tc.bus)
 			}
@@ -62,7 +63,8 @@ func TestLiveMachines(t *testing.T) {
 				t.Fatal(err)
 			}
 			place, err := c.FreePortFor(ctx, model)
-			if want := strings.TrimPrefix(tc.spare, "-"); place.Bus != want || (tc.spare == "") != errors.Is(err, qmp.ErrNoPort) {
+			if want := strings.TrimPrefix(tc.spare, "-"); place.Bus != want ||
+				(tc.spare == "") != errors.Is(err, qmp.ErrNoPort) {
 				t.Errorf("a %s goes to %q, %v; want %q", model, place.Bus, err, want)
 			}
 		})

@@ -57,7 +57,10 @@ func ownPlace(n qmp.NIC) qmp.NIC {
 
 // onPCI reports whether a model is a PCI device, as nearly all of QEMU's NICs are.
 func onPCI(model string) bool {
-	return !slices.Contains([]string{"virtio-net-device", "virtio-net-ccw", "usb-net", "ne2k_isa", "spapr-vlan", "xen-net-device"}, model)
+	return !slices.Contains([]string{
+		"virtio-net-device", "virtio-net-ccw", "usb-net", "ne2k_isa", "spapr-vlan",
+		"xen-net-device",
+	}, model)
 }
 
 // port makes a root port. Its pair of chassis and slot must be unique (pcie_chassis_add_slot in
@@ -68,7 +71,8 @@ func (p placement) port() (id string, args []string, err error) {
 		chassis++
 	}
 	if chassis > 255 {
-		return "", nil, fmt.Errorf("all 255 chassis numbers of PCI ports are taken (place the NIC with --device-opt bus=ID)")
+		return "",
+			nil, fmt.Errorf("all 255 chassis numbers of PCI ports are taken (place the NIC with --device-opt bus=ID)")
 	}
 	for i := 0; id == "" || p.taken.IDs[id]; i++ {
 		id = fmt.Sprintf("vmnet-port%d", i)

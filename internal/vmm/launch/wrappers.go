@@ -26,9 +26,12 @@ type wrapper struct {
 // wrappers are the known ones, by name. Others need a placeholder.
 var wrappers = map[string]wrapper{
 	// coreutils
-	"nice":   {short: "n:", long: "adjustment=", digits: true},
-	"nohup":  {},
-	"env":    {short: "i0vu:C:", long: "ignore-environment null unset= chdir= debug block-signal=? default-signal=? ignore-signal=? list-signal-handling", assigns: true},
+	"nice":  {short: "n:", long: "adjustment=", digits: true},
+	"nohup": {},
+	"env": {
+		short: "i0vu:C:",
+		long:  "ignore-environment null unset= chdir= debug block-signal=? default-signal=? ignore-signal=? list-signal-handling", assigns: true,
+	},
 	"stdbuf": {short: "i:o:e:", long: "input= output= error="},
 	"chroot": {long: "groups= userspec= skip-chdir", operands: 1},
 	"timeout": {
@@ -41,9 +44,13 @@ var wrappers = map[string]wrapper{
 		short: "abdfiorvRT:P:D:", operands: 1,
 		long: "all-tasks batch deadline fifo idle other rr verbose reset-on-fork sched-runtime= sched-period= sched-deadline=",
 	},
-	"ionice":  {short: "c:n:t", long: "class= classdata= ignore"},
-	"setsid":  {short: "cfw", long: "ctty fork wait"},
-	"flock":   {short: "esxnuoFw:E:", long: "exclusive shared nonblock nb unlock close no-fork timeout= wait= conflict-exit-code= verbose", operands: 1},
+	"ionice": {short: "c:n:t", long: "class= classdata= ignore"},
+	"setsid": {short: "cfw", long: "ctty fork wait"},
+	"flock": {
+		short:    "esxnuoFw:E:",
+		long:     "exclusive shared nonblock nb unlock close no-fork timeout= wait= conflict-exit-code= verbose",
+		operands: 1,
+	},
 	"runuser": {short: "u:g:G:m", long: "user= group= supp-group= preserve-environment", needs: "u"},
 	"prlimit": {
 		short: "c::d::e::f::i::l::m::n::q::r::s::t::u::v::x::y::",
@@ -51,7 +58,8 @@ var wrappers = map[string]wrapper{
 			"noheadings raw verbose output=",
 	},
 	"setpriv": {
-		short: "d", long: "no-new-privs nnp ambient-caps= inh-caps= bounding-set= ruid= euid= rgid= egid= reuid= regid= clear-groups keep-groups " +
+		short: "d",
+		long: "no-new-privs nnp ambient-caps= inh-caps= bounding-set= ruid= euid= rgid= egid= reuid= regid= clear-groups keep-groups " +
 			"init-groups groups= securebits= pdeathsig= selinux-label= apparmor-profile= reset-env",
 	},
 	"unshare": {
@@ -91,11 +99,15 @@ var wrappers = map[string]wrapper{
 	"doas":              {closes: "closes all files that it inherits: run qemu-netup by it instead (doas qemu-netup ... -- qemu-system-x86_64 ...)"},
 	"pkexec":            {closes: "closes all files that it inherits: run qemu-netup by it instead (pkexec qemu-netup ... -- qemu-system-x86_64 ...)"},
 	"start-stop-daemon": {closes: "may close all files that it inherits: have it start qemu-netup instead (... --exec /usr/local/bin/qemu-netup -- ... -- qemu-system-x86_64 ...)"},
-	"docker":            {closes: elsewhere}, "podman": {closes: elsewhere}, "ssh": {closes: elsewhere}, "machinectl": {closes: elsewhere},
-	"screen": {closes: elsewhere}, "tmux": {closes: elsewhere}, "at": {closes: elsewhere}, "batch": {closes: elsewhere},
+	"docker":            {closes: elsewhere}, "podman": {closes: elsewhere}, "ssh": {closes: elsewhere},
+	"machinectl": {closes: elsewhere},
+	"screen":     {closes: elsewhere}, "tmux": {closes: elsewhere}, "at": {closes: elsewhere},
+	"batch": {closes: elsewhere},
 
-	"sh": {shell: true}, "bash": {shell: true}, "dash": {shell: true}, "zsh": {shell: true}, "ksh": {shell: true}, "ash": {shell: true}, "fish": {shell: true},
-	"su": {shell: true}, "xargs": {shell: true}, "python": {shell: true}, "python3": {shell: true}, "perl": {shell: true},
+	"sh": {shell: true}, "bash": {shell: true}, "dash": {shell: true}, "zsh": {shell: true}, "ksh": {shell: true},
+	"ash": {shell: true}, "fish": {shell: true},
+	"su": {shell: true}, "xargs": {shell: true}, "python": {shell: true}, "python3": {shell: true},
+	"perl": {shell: true},
 }
 
 const elsewhere = "has another process start the program, which does not inherit the NICs' files: start qemu-netup there instead"
@@ -114,7 +126,9 @@ func (w wrapper) skip(argv []string) (int, error) {
 	case w.closes != "":
 		return 0, fmt.Errorf("%s %s: %w", name, w.closes, errCloses)
 	case w.shell:
-		return 0, fmt.Errorf("%s runs a text of its own, %s; such as: sh -c 'exec qemu-system-x86_64 -m 1G \"$@\"' sh %s", name, cure, Placeholder)
+		return 0,
+			fmt.Errorf("%s runs a text of its own, %s; such as: sh -c 'exec qemu-system-x86_64 -m 1G \"$@\"' sh %s",
+				name, cure, Placeholder)
 	case w.after != "":
 		at := slices.Index(argv, w.after)
 		if at < 0 {
@@ -136,7 +150,8 @@ func (w wrapper) skip(argv []string) (int, error) {
 		if !known {
 			return 0, fmt.Errorf("%s: the option %q is not known here, %s", name, arg, cure)
 		}
-		given = given || w.needs != "" && (arg == "--"+w.needs || len(w.needs) == 1 && strings.HasPrefix(arg, "-"+w.needs))
+		given = given ||
+			w.needs != "" && (arg == "--"+w.needs || len(w.needs) == 1 && strings.HasPrefix(arg, "-"+w.needs))
 		if takesNext {
 			at++
 		}

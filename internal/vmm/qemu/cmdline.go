@@ -111,7 +111,10 @@ func valued(argv []string) iter.Seq2[string, string] {
 }
 
 func isRead(opt string) bool {
-	return slices.Contains([]string{"name", "qmp", "qmp-pretty", "chardev", "mon", "machine", "M", "smp", "uuid", "object"}, opt)
+	return slices.Contains([]string{
+		"name", "qmp", "qmp-pretty", "chardev", "mon", "machine", "M", "smp",
+		"uuid", "object",
+	}, opt)
 }
 
 func (c *CmdLine) add(m Monitor, err error) {

@@ -11,21 +11,40 @@ import (
 
 func TestParse(t *testing.T) {
 	for line, want := range map[string]qemu.CmdLine{
-		"-name P2 -qmp unix:/run/p2.qmp,server=on,wait=off":           {Name: "P2", Monitors: []qemu.Monitor{{Path: "/run/p2.qmp"}}},
-		"--name guest=P2,debug-threads=on --qmp unix:q,server,nowait": {Name: "P2", Monitors: []qemu.Monitor{{Path: "q"}}},
+		"-name P2 -qmp unix:/run/p2.qmp,server=on,wait=off": {
+			Name:     "P2",
+			Monitors: []qemu.Monitor{{Path: "/run/p2.qmp"}},
+		},
+		"--name guest=P2,debug-threads=on --qmp unix:q,server,nowait": {
+			Name:     "P2",
+			Monitors: []qemu.Monitor{{Path: "q"}},
+		},
 		"-name a,,b,process=x": {Name: "a,b"},
 		"-mon m,mode=control -chardev socket,id=m,path=/q,server=on": {Monitors: []qemu.Monitor{{Path: "/q"}}},
 		"-chardev socket,id=m,path=/q,server=on -mon chardev=m":      {},
 		"-mon chardev=gone,mode=control":                             {},
-		"-qmp unix:/a,server=on -qmp-pretty unix:/b,server=on":       {Monitors: []qemu.Monitor{{Path: "/a"}, {Path: "/b"}}},
-		"-qmp tcp:localhost:4444,server=on":                          {Others: []string{"a monitor on TCP, which carries no file descriptors"}},
-		"-qmp stdio":                                                 {Others: []string{`a monitor on "stdio", which takes no file descriptors`}},
-		"-qmp unix:/q":                                               {Others: []string{"a monitor that connects to /q instead of listening"}},
-		"-qmp unix:/q,server=on,abstract=on":                         {Monitors: []qemu.Monitor{{Path: "@/q"}}},
-		"-chardev socket,id=c,fd=5,server=on -mon c,mode=control":    {Monitors: []qemu.Monitor{{FD: 5}}},
-		"-qmp unix:fd=5,server=on,wait=off":                          {Monitors: []qemu.Monitor{{FD: 5}}},
-		"-chardev socket,id=c,fd=5 -mon c,mode=control":              {Others: []string{"a monitor on a connection that it has inherited"}},
-		"-chardev socket,id=c,fd=x,server -mon c,mode=control":       {Others: []string{`a monitor on the file descriptor "x"`}},
+		"-qmp unix:/a,server=on -qmp-pretty unix:/b,server=on": {Monitors: []qemu.Monitor{
+			{Path: "/a"},
+			{Path: "/b"},
+		}},
+		"-qmp tcp:localhost:4444,server=on": {Others: []string{
+			"a monitor on TCP, which carries no file descriptors",
+		}},
+		"-qmp stdio": {Others: []string{
+			`a monitor on "stdio", which takes no file descriptors`,
+		}},
+		"-qmp unix:/q": {Others: []string{
+			"a monitor that connects to /q instead of listening",
+		}},
+		"-qmp unix:/q,server=on,abstract=on":                      {Monitors: []qemu.Monitor{{Path: "@/q"}}},
+		"-chardev socket,id=c,fd=5,server=on -mon c,mode=control": {Monitors: []qemu.Monitor{{FD: 5}}},
+		"-qmp unix:fd=5,server=on,wait=off":                       {Monitors: []qemu.Monitor{{FD: 5}}},
+		"-chardev socket,id=c,fd=5 -mon c,mode=control": {Others: []string{
+			"a monitor on a connection that it has inherited",
+		}},
+		"-chardev socket,id=c,fd=x,server -mon c,mode=control": {Others: []string{
+			`a monitor on the file descriptor "x"`,
+		}},
 		"-chardev socket,id=c,path=/q,server=on,wait=off -qmp chardev:c -chardev socket,id=d,path=/d,server=on -serial chardev:d":                                     {Monitors: []qemu.Monitor{{Path: "/q"}}},
 		`-chardev {"id":"c","backend":{"type":"socket","data":{"addr":{"type":"unix","data":{"path":"/q"}},"wait":false,"server":true}}} -mon chardev=c,mode=control`: {Monitors: []qemu.Monitor{{Path: "/q"}}},
 		`-chardev {"id":"c","backend":{"type":"socket","data":{"addr":{"type":"fd","data":{"str":"7"}},"server":true}}} -mon {"chardev":"c","mode":"control"}`:        {Monitors: []qemu.Monitor{{FD: 7}}},
@@ -48,7 +67,10 @@ func TestParse(t *testing.T) {
 }
 
 func TestParseKeepsBlanksAndEquals(t *testing.T) {
-	got := qemu.Parse([]string{"qemu", "-name", "guest=my vm=1", "-chardev", "socket,id=q,path=/tmp/a b=c,server=on", "-qmp", "chardev:q"})
+	got := qemu.Parse([]string{
+		"qemu", "-name", "guest=my vm=1", "-chardev", "socket,id=q,path=/tmp/a b=c,server=on",
+		"-qmp", "chardev:q",
+	})
 	want := qemu.CmdLine{Name: "my vm=1", Monitors: []qemu.Monitor{{Path: "/tmp/a b=c"}}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

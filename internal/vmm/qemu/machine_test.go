@@ -12,18 +12,19 @@ import (
 
 func TestMachineOf(t *testing.T) {
 	for line, want := range map[string]qemu.Machine{
-		"qemu-system-x86_64":                                      {Type: "pc", Place: qemu.PlacePCI},
-		"/usr/bin/qemu-system-i386 -m 64":                         {Type: "pc", Place: qemu.PlacePCI},
-		"qemu-system-x86_64 -machine accel=kvm":                   {Type: "pc", Place: qemu.PlacePCI},
-		"qemu-system-x86_64 -M pc-i440fx-7.2":                     {Type: "pc-i440fx-7.2", Place: qemu.PlacePCI},
-		"qemu-system-x86_64 -machine q35":                         {Type: "q35", Place: qemu.PlacePCIe},
-		"qemu-system-x86_64 --machine q35,accel=kvm":              {Type: "q35", Place: qemu.PlacePCIe},
-		"qemu-system-x86_64 -machine accel=kvm,type=pc-q35-7.2":   {Type: "pc-q35-7.2", Place: qemu.PlacePCIe},
-		"qemu-system-x86_64 -M ubuntu-q35":                        {Type: "ubuntu-q35", Place: qemu.PlacePCIe},
-		"qemu-system-x86_64 -M q35 -machine accel=kvm":            {Type: "q35", Place: qemu.PlacePCIe},
-		"qemu-system-x86_64 -M q35 -machine pc":                   {Type: "pc", Place: qemu.PlacePCI},
-		"qemu-system-x86_64 -M q35,type=pc":                       {Type: "pc", Place: qemu.PlacePCI},
-		"qemu-system-x86_64 -append -M q35":                       {Type: "q35", Place: qemu.PlacePCIe}, // not told from an option
+		"qemu-system-x86_64":                                    {Type: "pc", Place: qemu.PlacePCI},
+		"/usr/bin/qemu-system-i386 -m 64":                       {Type: "pc", Place: qemu.PlacePCI},
+		"qemu-system-x86_64 -machine accel=kvm":                 {Type: "pc", Place: qemu.PlacePCI},
+		"qemu-system-x86_64 -M pc-i440fx-7.2":                   {Type: "pc-i440fx-7.2", Place: qemu.PlacePCI},
+		"qemu-system-x86_64 -machine q35":                       {Type: "q35", Place: qemu.PlacePCIe},
+		"qemu-system-x86_64 --machine q35,accel=kvm":            {Type: "q35", Place: qemu.PlacePCIe},
+		"qemu-system-x86_64 -machine accel=kvm,type=pc-q35-7.2": {Type: "pc-q35-7.2", Place: qemu.PlacePCIe},
+		"qemu-system-x86_64 -M ubuntu-q35":                      {Type: "ubuntu-q35", Place: qemu.PlacePCIe},
+		"qemu-system-x86_64 -M q35 -machine accel=kvm":          {Type: "q35", Place: qemu.PlacePCIe},
+		"qemu-system-x86_64 -M q35 -machine pc":                 {Type: "pc", Place: qemu.PlacePCI},
+		"qemu-system-x86_64 -M q35,type=pc":                     {Type: "pc", Place: qemu.PlacePCI},
+		// not told from an option
+		"qemu-system-x86_64 -append -M q35":                       {Type: "q35", Place: qemu.PlacePCIe},
 		"qemu-system-x86_64 -name -M q35":                         {Type: "pc", Place: qemu.PlacePCI},
 		"qemu-system-x86_64 -M":                                   {Type: "pc", Place: qemu.PlacePCI},
 		"qemu-system-x86_64 -M microvm":                           {Type: "microvm", Place: qemu.PlaceMMIO},

@@ -37,7 +37,10 @@ func (p Process) Sockets() ([]Socket, error) {
 	case err != nil && len(p.Monitors) > 0: // the caller may not look into it: rely on its command line
 		return p.written(), nil
 	case err != nil:
-		return nil, fmt.Errorf("%w: the sockets of %s (process %d) cannot be seen, and its command line has no monitor (name its socket with --qmp): %w", ErrNoMonitor, p.label(), p.PID, err)
+		return nil,
+			fmt.Errorf(
+				"%w: the sockets of %s (process %d) cannot be seen, and its command line has no monitor (name its socket with --qmp): %w",
+				ErrNoMonitor, p.label(), p.PID, err)
 	}
 	var others []Socket
 	for _, l := range listeners {
@@ -101,7 +104,8 @@ func mentions(arg, word string) bool {
 		}
 		at += i
 		end := at + len(word)
-		if (at == 0 || strings.IndexByte(before, arg[at-1]) >= 0) && (end == len(arg) || strings.IndexByte(after, arg[end]) >= 0) {
+		if (at == 0 || strings.IndexByte(before, arg[at-1]) >= 0) && (end == len(arg) ||
+			strings.IndexByte(after, arg[end]) >= 0) {
 			return true
 		}
 	}
@@ -113,13 +117,16 @@ func (p Process) noMonitor() error {
 	const cure = "start it with -qmp unix:PATH,server=on,wait=off, or name its socket with --qmp"
 	for _, m := range p.Monitors {
 		if m.Path != "" {
-			return fmt.Errorf("%w: %s (process %d) no longer listens on %s (%s)", ErrNoMonitor, p.label(), p.PID, filepath.Clean(m.Path), cure)
+			return fmt.Errorf("%w: %s (process %d) no longer listens on %s (%s)", ErrNoMonitor, p.label(), p.PID,
+				filepath.Clean(m.Path), cure)
 		}
 	}
 	if len(p.Others) > 0 {
-		return fmt.Errorf("%w: %s (process %d) has only %s (%s)", ErrNoMonitor, p.label(), p.PID, strings.Join(p.Others, "; "), cure)
+		return fmt.Errorf("%w: %s (process %d) has only %s (%s)", ErrNoMonitor, p.label(), p.PID,
+			strings.Join(p.Others, "; "), cure)
 	}
-	return fmt.Errorf("%w: %s (process %d) has none on its command line, and listens on no other socket (%s)", ErrNoMonitor, p.label(), p.PID, cure)
+	return fmt.Errorf("%w: %s (process %d) has none on its command line, and listens on no other socket (%s)",
+		ErrNoMonitor, p.label(), p.PID, cure)
 }
 
 func (p Process) label() string {

@@ -68,7 +68,8 @@ type Machine struct {
 // defaultMachines are the machines that QEMU starts by default, by architecture (is_default of
 // QEMU's MachineClass). arm and aarch64 have none.
 var defaultMachines = map[string]string{
-	"x86": "pc", "s390x": "s390-ccw-virtio", "ppc64": "pseries", "ppc": "g3beige", "loongarch64": "virt", "riscv64": "spike", "riscv32": "spike",
+	"x86": "pc", "s390x": "s390-ccw-virtio", "ppc64": "pseries", "ppc": "g3beige", "loongarch64": "virt",
+	"riscv64": "spike", "riscv32": "spike",
 	"m68k": "mcf5208evb", "alpha": "clipper", "hppa": "hppa", "or1k": "or1k-sim", "sh4": "shix",
 }
 
@@ -84,8 +85,11 @@ var boards = map[string][]struct {
 		{PlacePCIe, "virt virt-*"},
 		{PlaceMMIO, "vexpress-* xlnx-versal-virt"},
 		{PlacePCI, "versatile* realview-eb* mcimx7d-sabre sbsa-ref"},
-		{PlaceUSB, "raspi* orangepi-pc sabrelite mcimx6ul-evk imx25-pdk npcm750-evb quanta-* kudo-bmc mori-bmc *-bmc ast2* fby35* g220a-bmc fp5280g2-bmc " +
-			"smdkc210 nuri xilinx-zynq-a9 xlnx-zcu102 akita borzoi spitz terrier mainstone z2"},
+		{
+			PlaceUSB,
+			"raspi* orangepi-pc sabrelite mcimx6ul-evk imx25-pdk npcm750-evb quanta-* kudo-bmc mori-bmc *-bmc ast2* fby35* g220a-bmc fp5280g2-bmc " +
+				"smdkc210 nuri xilinx-zynq-a9 xlnx-zcu102 akita borzoi spitz terrier mainstone z2",
+		},
 		{PlaceNone, "*"},
 	},
 	"riscv64": {{PlacePCIe, "virt virt-*"}, {PlaceNone, "*"}},
@@ -101,8 +105,10 @@ var boards = map[string][]struct {
 
 // sameBoards maps an architecture to one with the same machines, or to "none" for no NICs on a bus.
 var sameBoards = map[string]string{
-	"arm": "aarch64", "riscv32": "riscv64", "ppc": "ppc64", "ppc64le": "ppc64", "sh4eb": "sh4", "xtensaeb": "xtensa", "mipsel": "mips", "mips64": "mips",
-	"mips64el": "mips", "microblaze": "none", "microblazeel": "none", "nios2": "none", "avr": "none", "rx": "none", "tricore": "none", "cris": "none",
+	"arm": "aarch64", "riscv32": "riscv64", "ppc": "ppc64", "ppc64le": "ppc64", "sh4eb": "sh4", "xtensaeb": "xtensa",
+	"mipsel": "mips", "mips64": "mips",
+	"mips64el": "mips", "microblaze": "none", "microblazeel": "none", "nios2": "none", "avr": "none", "rx": "none",
+	"tricore": "none", "cris": "none",
 }
 
 // placeIn knows types with their versions ("pc-q35-7.2") and distributions' own names

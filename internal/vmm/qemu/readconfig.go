@@ -73,7 +73,8 @@ func configArgs(text string) (args []string) {
 			continue
 		}
 		name, value, ok := strings.Cut(line, "=")
-		if name = strings.TrimSpace(name); !ok || group == "" || strings.HasPrefix(line, "#") || strings.ContainsAny(name, " ,") {
+		if name = strings.TrimSpace(name); !ok || group == "" || strings.HasPrefix(line, "#") ||
+			strings.ContainsAny(name, " ,") {
 			continue
 		}
 		value = strings.TrimSpace(value)

@@ -46,7 +46,8 @@ func read(path string) (string, error) {
 }
 
 func TestExpand(t *testing.T) {
-	line := strings.Fields("qemu-system-x86_64 -M accel=kvm --readconfig rc -name process=x -readconfig other -m 64 -readconfig")
+	line := strings.Fields(
+		"qemu-system-x86_64 -M accel=kvm --readconfig rc -name process=x -readconfig other -m 64 -readconfig")
 	argv, unread := qemu.Expand(line, read)
 	if diff := cmp.Diff([]string{"other"}, unread); diff != "" {
 		t.Error(diff)
@@ -75,7 +76,8 @@ func TestExpandIsBounded(t *testing.T) {
 		t.Errorf("%d files were not read", len(unread))
 	}
 	// A value is no option, whatever it looks like.
-	if got, unread := qemu.Expand([]string{"qemu", "-name", "-readconfig", "rc"}, read); fmt.Sprint(got, unread) != "[qemu -name -readconfig rc] []" {
+	if got, unread := qemu.Expand([]string{"qemu", "-name", "-readconfig", "rc"}, read); fmt.Sprint(got,
+		unread) != "[qemu -name -readconfig rc] []" {
 		t.Errorf("%q, %q", got, unread)
 	}
 }

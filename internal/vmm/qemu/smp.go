@@ -20,7 +20,10 @@ func CPUs(argv []string) int {
 			continue
 		}
 		n = 1
-		for _, level := range []string{"drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads"} {
+		for _, level := range []string{
+			"drawers", "books", "sockets", "dies", "clusters",
+			"modules", "cores", "threads",
+		} {
 			n = min(n*max(count(o[level]), 1), maxCPUs)
 		}
 	}

@@ -50,8 +50,9 @@ type machine struct {
 
 func newMachine(name string) *machine {
 	return &machine{
-		name: name, devices: map[string]map[string]any{}, netdevs: map[string]map[string]any{}, backends: map[string][]int{},
-		fds: map[string]int{},
+		name: name, devices: map[string]map[string]any{}, netdevs: map[string]map[string]any{},
+		backends: map[string][]int{},
+		fds:      map[string]int{},
 	}
 }
 
@@ -148,14 +149,22 @@ func init() { // their functions name the map
 			}
 			return nil, fails("Property '%s' not found", r.text("property"))
 		},
-		"qom-list-types": func(_ *machine, r Request, _ *Session) (any, *failure) { return typesOf(r.text("implements")), nil },
+		"qom-list-types": func(_ *machine, r Request, _ *Session) (any, *failure) {
+			return typesOf(r.text("implements")), nil
+		},
 		"device-list-properties": func(*machine, Request, *Session) (any, *failure) {
-			return []object{{"name": "romfile", "type": "str"}, {"name": "rombar", "type": "uint32"}, {"name": "mrg_rxbuf", "type": "bool"}}, nil
+			return []object{
+				{"name": "romfile", "type": "str"},
+				{"name": "rombar", "type": "uint32"},
+				{"name": "mrg_rxbuf", "type": "bool"},
+			}, nil
 		},
 		"query-cpus-fast": func(m *machine, _ Request, _ *Session) (any, *failure) {
 			return make([]struct{}, max(1, m.behaviour.CPUs)), nil
 		},
-		"query-name":      func(m *machine, _ Request, _ *Session) (any, *failure) { return object{"name": m.name}, nil },
+		"query-name": func(m *machine, _ Request, _ *Session) (any, *failure) {
+			return object{"name": m.name}, nil
+		},
 		"query-rx-filter": (*machine).rxFilter,
 	}
 }

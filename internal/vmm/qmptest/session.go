@@ -58,7 +58,8 @@ func (s *Session) Next() (r Request, ok bool) {
 			r.Files = len(s.fds)
 			return r, json.Unmarshal(line, &r) == nil
 		}
-		data, oob := make([]byte, 1), make([]byte, 128) // byte by byte like QEMU, so that an fd comes with its own command
+		// byte by byte like QEMU, so that an fd comes with its own command
+		data, oob := make([]byte, 1), make([]byte, 128)
 		n, oobn, _, _, err := s.Conn.ReadMsgUnix(data, oob)
 		if err != nil || n == 0 {
 			closeAll(s.Take())

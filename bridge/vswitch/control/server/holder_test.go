@@ -129,7 +129,9 @@ func TestPortGoesWithItsLifeline(t *testing.T) {
 		if err := ends[1](); err != nil {
 			t.Fatal(err)
 		}
-		nstest.Eventually(t, patience, "the port is removed with its "+last, func() bool { return len(names(t, c)) == 0 })
+		nstest.Eventually(t, patience, "the port is removed with its "+last, func() bool {
+			return len(names(t, c)) == 0
+		})
 	}
 }
 
