@@ -119,7 +119,8 @@ func (h *Host) Delete(name string, force bool) error {
 		for _, p := range ports {
 			names = append(names, p.Name)
 		}
-		return fmt.Errorf("delete bridge %s: it has ports: %s (detach them first, or use --force)", name, strings.Join(names, ", "))
+		return fmt.Errorf("delete bridge %s: it has ports: %s (detach them first, or use --force)",
+			name, strings.Join(names, ", "))
 	}
 	if err := h.nl.Delete(br.Index); err != nil {
 		return fmt.Errorf("delete bridge %s: %w", name, bridges.Explain(err))

@@ -14,8 +14,9 @@ import (
 // but none may after Close.
 type Host struct{ nl *rtnl.Conn }
 
-// Open opens a network namespace: that of the calling thread if nameOrPath is empty, the one of that
-// name in ip-netns(8), or, if nameOrPath contains a slash, the one at that path. Close the Host.
+// Open opens a network namespace: that of the calling thread if nameOrPath is empty, the one of
+// that name in ip-netns(8), or, if nameOrPath contains a slash, the one at that path. Close the
+// Host.
 func Open(nameOrPath string) (*Host, error) {
 	ns, err := netns.Open(nameOrPath)
 	if err != nil {

@@ -84,7 +84,8 @@ func TestLiveHostPorts(t *testing.T) {
 	must(h.SetPort("br0", "tap0", brport.Settings{Hairpin: true}))
 	want("hairpin")
 	for _, lacking := range []bool{true, false} {
-		if changed, err := h.AddSettings("br0", "tap0", brport.Settings{NoFlood: true}); err != nil || changed != lacking {
+		if changed, err := h.AddSettings("br0", "tap0", brport.Settings{NoFlood: true}); err != nil ||
+			changed != lacking {
 			t.Errorf("changed is %v, %v, want %v", changed, err, lacking)
 		}
 	}

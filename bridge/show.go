@@ -11,9 +11,10 @@ import (
 
 // Info is the current state of a bridge.
 type Info struct {
-	Name   string  `json:"bridge"`
-	MAC    string  `json:"mac"`
-	MACOf  string  `json:"mac_of,omitempty"` // the guest's or container's port with the same address, with which the bridge may lose it
+	Name string `json:"bridge"`
+	MAC  string `json:"mac"`
+	// the guest's or container's port with the same address, with which the bridge may lose it
+	MACOf  string  `json:"mac_of,omitempty"`
 	MTU    int     `json:"mtu"`
 	Up     bool    `json:"up"`
 	STP    bool    `json:"stp"`

@@ -9,8 +9,8 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// A Device is a macvtap or ipvtap, and the fds of this process that keep it. Its methods are for one
-// goroutine at a time, and none may be called after Close but Close.
+// A Device is a macvtap or ipvtap, and the fds of this process that keep it. Its methods are for
+// one goroutine at a time, and none may be called after Close but Close.
 type Device struct {
 	dev    *macvlan.Device
 	parent string
@@ -30,8 +30,9 @@ func (d *Device) Info() (Info, error) {
 // in /dev, but CAP_SYS_ADMIN and CAP_MKNOD.
 func (d *Device) OpenQueue() error { return d.dev.OpenQueue() }
 
-// Queues returns the open queues, in the order in which they were opened. The Device keeps ownership
-// and closes them in Close: a VMM that inherits or receives them has copies, and keeps the device.
+// Queues returns the open queues, in the order in which they were opened. The Device keeps
+// ownership and closes them in Close: a VMM that inherits or receives them has copies, and keeps
+// the device.
 func (d *Device) Queues() []*os.File { return d.dev.Queues() }
 
 // Netns returns a copy of the fd of the device's namespace, which the caller owns. It keeps the
@@ -59,8 +60,8 @@ func (d *Device) AddAltName(name string) error { return d.dev.AddAltName(name) }
 // address.
 func (d *Device) AddAddr(p netip.Prefix) error { return d.dev.AddAddr(p) }
 
-// SetMode changes the mode. The kernel refuses to change to or from passthru. If it changes the mode
-// of an ipvtap, it changes that of all others on the parent device too.
+// SetMode changes the mode. The kernel refuses to change to or from passthru. If it changes the
+// mode of an ipvtap, it changes that of all others on the parent device too.
 func (d *Device) SetMode(mode string) error { return macvlan.SetMode(d.dev.NL(), d.dev.Link, mode) }
 
 // SetSources changes a macvtap that is not in mode passthru to mode source, in which it receives

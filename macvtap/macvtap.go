@@ -1,7 +1,7 @@
 // Package macvtap makes macvtaps and ipvtaps: taps that sit directly on a network card, their
 // parent device, without a bridge. It is how a program gives a VMM such a device: [Open] a network
-// namespace, [Host.Create] a device, [Device.OpenQueue] and [Device.Up], and pass [Device.Queues] to
-// the VMM. Package vtap has the settings.
+// namespace, [Host.Create] a device, [Device.OpenQueue] and [Device.Up], and pass [Device.Queues]
+// to the VMM. Package vtap has the settings.
 //
 // A device lives as long as its fds. It is made in an unnamed network namespace, and its queues are
 // opened from inside. Each queue's socket pins that namespace, and so does the namespace's own fd.
@@ -31,8 +31,9 @@ type Host struct {
 	nl *rtnl.Conn
 }
 
-// Open opens a network namespace: that of the calling thread if nameOrPath is empty, the one of that
-// name in ip-netns(8), or, if nameOrPath contains a slash, the one at that path. Close the Host.
+// Open opens a network namespace: that of the calling thread if nameOrPath is empty, the one of
+// that name in ip-netns(8), or, if nameOrPath contains a slash, the one at that path. Close the
+// Host.
 func Open(nameOrPath string) (*Host, error) {
 	ns, err := netns.Open(nameOrPath)
 	if err != nil {

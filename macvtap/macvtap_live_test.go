@@ -56,7 +56,8 @@ func must(t *testing.T, err error) {
 
 func TestLiveDeviceChangesAndIsListed(t *testing.T) {
 	h, _ := open(t)
-	if _, err := h.Create("nosuch", vtap.Config{Kind: vtap.Macvtap, Name: "P2", Mode: "bridge"}); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := h.Create("nosuch", vtap.Config{Kind: vtap.Macvtap, Name: "P2", Mode: "bridge"}); !errors.Is(err,
+		fs.ErrNotExist) {
 		t.Errorf("without a parent device: got %v, want ErrNotExist", err)
 	}
 	if _, err := h.Create("eth0", vtap.Config{Kind: vtap.Macvtap, Name: "P2", Mode: "l2"}); err == nil {
@@ -87,7 +88,8 @@ func TestLiveDeviceChangesAndIsListed(t *testing.T) {
 		t.Errorf("groups: %v, %v, want %v", got, err, group)
 	}
 	want := macvtap.Info{
-		Name: "P2", Alias: "of P2", Kind: vtap.Macvtap, Parent: "eth0", Mode: "private", MAC: guestMAC, MTU: 1300, Up: true,
+		Name: "P2", Alias: "of P2", Kind: vtap.Macvtap, Parent: "eth0", Mode: "private",
+		MAC: guestMAC, MTU: 1300, Up: true,
 	}
 	got, err := d.Info()
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
@@ -167,7 +169,10 @@ func TestLabIPVtap(t *testing.T) {
 	lab.Inside(t)
 	h, _ := open(t)
 	addr := netip.MustParsePrefix("10.9.0.2/24")
-	d, err := h.Create("eth0", vtap.Config{Kind: vtap.IPVtap, Name: "P2", Mode: "l2", Flag: "private", Addrs: []netip.Prefix{addr}})
+	d, err := h.Create("eth0", vtap.Config{
+		Kind: vtap.IPVtap, Name: "P2", Mode: "l2", Flag: "private",
+		Addrs: []netip.Prefix{addr},
+	})
 	must(t, err)
 	defer d.Close()
 	must(t, d.AddAddr(addr))

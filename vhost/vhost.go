@@ -40,7 +40,9 @@ func Open() (*os.File, error) {
 	}
 	bits, err := Features(f)
 	if err == nil && bits&FeatureMrgRxbuf == 0 {
-		err = fmt.Errorf("%s offers features %#x without mergeable buffers: the guest would be slower with it than without", Device, bits)
+		err = fmt.Errorf(
+			"%s offers features %#x without mergeable buffers: the guest would be slower with it than without",
+			Device, bits)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())

@@ -32,7 +32,8 @@ type Settings struct {
 	Isolated   bool `json:"isolated,omitempty"`    // no frames to and from other isolated ports
 	Hairpin    bool `json:"hairpin,omitempty"`     // frames may leave by the port on which they arrived
 	NoLearning bool `json:"no_learning,omitempty"` // addresses behind the port are not learned
-	NoFlood    bool `json:"no_flood,omitempty"`    // no unicast to unknown addresses; broadcast and multicast still pass
+	// no unicast to unknown addresses; broadcast and multicast still pass
+	NoFlood bool `json:"no_flood,omitempty"`
 
 	// Forward is the set of link-local protocols whose frames are forwarded when they arrive on
 	// the port. (A bridge that takes no part in a spanning tree always forwards BPDUs.)
@@ -59,9 +60,11 @@ func (cfg Settings) validate() error {
 	case cfg.Other != "":
 		return fmt.Errorf("%q cannot be requested", cfg.Other)
 	case cfg.VLAN != 0 && len(cfg.Trunk) > 0:
-		return errors.New("both VLAN and trunk: a port is an access port of one VLAN or a trunk of several (use the native VLAN for a trunk's untagged frames)")
+		return errors.New(
+			"both VLAN and trunk: a port is an access port of one VLAN or a trunk of several (use the native VLAN for a trunk's untagged frames)")
 	case cfg.Native != 0 && len(cfg.Trunk) == 0:
-		return errors.New("native VLAN without trunk: it is the VLAN of a trunk's untagged frames (give an access port a VLAN only)")
+		return errors.New(
+			"native VLAN without trunk: it is the VLAN of a trunk's untagged frames (give an access port a VLAN only)")
 	case cfg.VLAN != 0 && !validVLAN(cfg.VLAN):
 		return vlanError(cfg.VLAN)
 	case cfg.Native != 0 && !validVLAN(cfg.Native):

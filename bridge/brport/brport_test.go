@@ -106,8 +106,10 @@ func TestSettingsDiffer(t *testing.T) {
 
 func TestParseRefuses(t *testing.T) {
 	for _, text := range []string{
-		";", "vlan", "vlan:", "vlan:0", "vlan:+1", "vlan:10;vlan:11", "vlan:10;", "vlan: 10", "isolated:1", "isolated;isolated",
-		"trunk:", "trunk:1-", "trunk:-1", "trunk:1-2-3", "trunk:5-2", "trunk:1,,2", "native:1", "vlan:1;trunk:2", "untagged:20", "Hairpin",
+		";", "vlan", "vlan:", "vlan:0", "vlan:+1", "vlan:10;vlan:11", "vlan:10;", "vlan: 10",
+		"isolated:1", "isolated;isolated",
+		"trunk:", "trunk:1-", "trunk:-1", "trunk:1-2-3", "trunk:5-2", "trunk:1,,2", "native:1", "vlan:1;trunk:2",
+		"untagged:20", "Hairpin",
 	} {
 		if cfg, err := brport.Parse(text); !errors.Is(err, brport.ErrInvalid) {
 			t.Errorf("%q: got %+v, %v, want ErrInvalid", text, cfg, err)
@@ -142,7 +144,10 @@ func TestSettingsJSON(t *testing.T) {
 // FuzzSettings: what is taken is valid, says the same when it is written and
 // read again, and has one way to be written.
 func FuzzSettings(f *testing.F) {
-	for _, text := range []string{"", "vlan:10", "trunk:2-5,7;native:1;isolated;hairpin;nolearn;noflood", "trunk:3,1-2;native:3", "trunk:4094-4094", "forward:lldp,lacp"} {
+	for _, text := range []string{
+		"", "vlan:10", "trunk:2-5,7;native:1;isolated;hairpin;nolearn;noflood",
+		"trunk:3,1-2;native:3", "trunk:4094-4094", "forward:lldp,lacp",
+	} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -178,10 +183,12 @@ func TestProtocols(t *testing.T) {
 		}
 	}
 	for list, want := range map[string]string{
-		"": "want stp, lacp", "LLDP": "want stp", "lldp,": "want stp", "e": "want stp", "10": "00 to 0f", "1e": "00 to 0f", "-1": "00 to 0f", "+1": "00 to 0f",
+		"": "want stp, lacp", "LLDP": "want stp", "lldp,": "want stp", "e": "want stp", "10": "00 to 0f",
+		"1e": "00 to 0f", "-1": "00 to 0f", "+1": "00 to 0f",
 		"pause": "no bridge forwards pause frames", "01": "ethtool -A", "lldp,pause": "ethtool -A",
 	} {
-		if p, err := brport.ParseProtocols(list); !errors.Is(err, brport.ErrInvalid) || !strings.Contains(err.Error(), want) {
+		if p, err := brport.ParseProtocols(list); !errors.Is(err, brport.ErrInvalid) ||
+			!strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, %v, want %q", list, p, err, want)
 		}
 	}
@@ -191,7 +198,8 @@ func TestProtocols(t *testing.T) {
 	cfg := brport.Settings{Forward: brport.AllProtocols &^ 1}
 	text, err := json.Marshal(cfg)
 	var back brport.Settings
-	if want := `{"forward":"lacp,eapol,04,05,06,elmi,08,09,0a,0b,0c,0d,lldp,0f"}`; err != nil || string(text) != want || json.Unmarshal(text, &back) != nil || !back.Equal(cfg) {
+	if want := `{"forward":"lacp,eapol,04,05,06,elmi,08,09,0a,0b,0c,0d,lldp,0f"}`; err != nil || string(text) != want ||
+		json.Unmarshal(text, &back) != nil || !back.Equal(cfg) {
 		t.Errorf("%s, %v", text, err)
 	}
 	if back, err := brport.Parse(cfg.String()); err != nil || !back.Equal(cfg) || back.Equal(brport.Settings{}) {
@@ -205,7 +213,8 @@ func TestProtocols(t *testing.T) {
 func TestValidName(t *testing.T) {
 	for name, want := range map[string]bool{
 		"br0": true, "a-b_c.d": true, "fifteen-bytes-x": true,
-		"": false, ".": false, "..": false, "sixteen-bytes-xx": false, "a/b": false, "a:b": false, "tap%d": false, "a b": false,
+		"": false, ".": false, "..": false, "sixteen-bytes-xx": false, "a/b": false, "a:b": false,
+		"tap%d": false, "a b": false,
 	} {
 		if got := brport.ValidName(name); got != want {
 			t.Errorf("ValidName(%q) = %v", name, got)

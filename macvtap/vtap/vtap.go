@@ -1,5 +1,5 @@
-// Package vtap describes macvtaps and ipvtaps as data: their kinds, modes and settings. It touches no
-// kernel.
+// Package vtap describes macvtaps and ipvtaps as data: their kinds, modes and settings. It touches
+// no kernel.
 package vtap
 
 import (
@@ -20,9 +20,9 @@ const (
 	IPVtap  Kind = "ipvtap"
 )
 
-// MaxGroups limits the multicast addresses that a device is set to receive. A virtio-net guest asks for at
-// most 64 (MAC_TABLE_ENTRIES in QEMU's hw/net/virtio-net.c), and for all multicast if it needs
-// more.
+// MaxGroups limits the multicast addresses that a device is set to receive. A virtio-net guest asks
+// for at most 64 (MAC_TABLE_ENTRIES in QEMU's hw/net/virtio-net.c), and for all multicast if it
+// needs more.
 const MaxGroups = 256
 
 // Config says how a new device should be.
@@ -58,7 +58,8 @@ func (cfg Config) Validate() error {
 	case cfg.Kind == IPVtap && cfg.Mode == "l3s":
 		// ipvlan_nf_input in drivers/net/ipvlan/ipvlan_l3s.c assigns packets to the ipvtap
 		// only after its rx_handler would have run.
-		return errors.New("ipvtap mode l3s: incoming packets go to the host's IP stack, so that the guest could only send (use mode l3 or l2)")
+		return errors.New(
+			"ipvtap mode l3s: incoming packets go to the host's IP stack, so that the guest could only send (use mode l3 or l2)")
 	case !slices.Contains(Modes(cfg.Kind), cfg.Mode):
 		return fmt.Errorf("%s mode %q: want %s", cfg.Kind, cfg.Mode, strings.Join(Modes(cfg.Kind), ", "))
 	case cfg.NoPromisc && cfg.Mode != "passthru":

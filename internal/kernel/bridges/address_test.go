@@ -26,7 +26,12 @@ func TestWanders(t *testing.T) {
 		{"of an uplink", card.MAC, []*rtnl.Link{tap(3), card, veth}, false, ""},
 		{"of a container", veth.MAC, []*rtnl.Link{tap(3), veth}, true, "veth"},
 		{"of an uplink that the tap is below", odd.MAC, []*rtnl.Link{odd}, true, ""},
-		{"of an uplink with a veth of its address", card.MAC, []*rtnl.Link{{Kind: "veth", MAC: card.MAC}, card}, false, ""},
+		{
+			"of an uplink with a veth of its address", card.MAC,
+			[]*rtnl.Link{{Kind: "veth", MAC: card.MAC}, card},
+			false,
+			"",
+		},
 	} {
 		br := &rtnl.Link{Name: "br0", MAC: test.mac}
 		if got := wanders(br, test.ports, tap(1)); got != test.want {

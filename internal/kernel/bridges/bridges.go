@@ -59,7 +59,9 @@ func StartFiltering(c *rtnl.Conn, br *rtnl.Link) error {
 }
 
 func cannotFilter(bridge string) error {
-	return fmt.Errorf("bridge %s cannot filter VLANs: %w, which lacks CONFIG_BRIDGE_VLAN_FILTERING (use one bridge for each VLAN, or another kernel)", bridge, brport.ErrNotSupported)
+	return fmt.Errorf(
+		"bridge %s cannot filter VLANs: %w, which lacks CONFIG_BRIDGE_VLAN_FILTERING (use one bridge for each VLAN, or another kernel)",
+		bridge, brport.ErrNotSupported)
 }
 
 // Explain adds the cause and cure to errors of bridge requests.

@@ -81,7 +81,8 @@ func TestLivePortsAreNotStolen(t *testing.T) {
 	if err != nil || port.Master != br0.Index || !port.Up || port.Port == nil {
 		t.Fatalf("port %+v, %v: want it up on br0", port, err)
 	}
-	if err := bridges.AddPort(c, br1, port, brport.Settings{}); err == nil || !strings.Contains(err.Error(), "port of br0") {
+	if err := bridges.AddPort(c, br1, port, brport.Settings{}); err == nil ||
+		!strings.Contains(err.Error(), "port of br0") {
 		t.Errorf("got %v, want an error that names br0", err)
 	}
 	if err := bridgesOf(t, ns).Delete("br0", false); err == nil || !strings.Contains(err.Error(), "tap0") {
@@ -93,7 +94,8 @@ func TestLivePortsAreNotStolen(t *testing.T) {
 	if err := bridgesOf(t, ns).Delete("br0", false); err != nil {
 		t.Error(err)
 	}
-	if err := bridges.AddPort(c, br1, br1, brport.Settings{}); !errors.Is(err, syscall.ELOOP) && !errors.Is(err, syscall.EINVAL) {
+	if err := bridges.AddPort(c, br1, br1, brport.Settings{}); !errors.Is(err, syscall.ELOOP) &&
+		!errors.Is(err, syscall.EINVAL) {
 		t.Errorf("a bridge on itself: got %v", err)
 	}
 }

@@ -93,7 +93,8 @@ func explainPort(c *rtnl.Conn, err error, br, port *rtnl.Link) error {
 		if now, readErr := c.LinkByIndex(port.Index); readErr == nil && now.Master != 0 && now.Master != br.Index {
 			return fmt.Errorf("%w (it is a port of %s now)", err, nameOf(c, now.Master))
 		}
-		return fmt.Errorf("%w (something else receives its frames: a macvlan or macvtap on it, a bond or Open vSwitch)", err)
+		return fmt.Errorf("%w (something else receives its frames: a macvlan or macvtap on it, a bond or Open vSwitch)",
+			err)
 	case errors.Is(err, syscall.EXFULL):
 		return fmt.Errorf("%w (a bridge takes at most 1024 ports, fewer on some kernels)", err)
 	case errors.Is(err, syscall.ELOOP):

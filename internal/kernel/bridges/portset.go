@@ -53,13 +53,17 @@ func fits(br *rtnl.Link, cfg brport.Settings) error {
 	case err != nil:
 		return err
 	case cfg.Forward.Has(bpdus) && br.Bridge != nil && br.Bridge.STP:
-		return fmt.Errorf("bridge %s takes part in a spanning tree and must not forward stp (list the other protocols, or ip link set %s type bridge stp_state 0)", br.Name, br.Name)
+		return fmt.Errorf(
+			"bridge %s takes part in a spanning tree and must not forward stp (list the other protocols, or ip link set %s type bridge stp_state 0)",
+			br.Name, br.Name)
 	case !cfg.HasVLANs() || Filters(br):
 		return nil
 	case br.Bridge != nil && !br.Bridge.CanFilterVLANs:
 		return cannotFilter(br.Name)
 	}
-	return fmt.Errorf("bridge %s does not filter VLANs (vmnet bridge create --vlan-filtering, or ip link set %s type bridge vlan_filtering 1)", br.Name, br.Name)
+	return fmt.Errorf(
+		"bridge %s does not filter VLANs (vmnet bridge create --vlan-filtering, or ip link set %s type bridge vlan_filtering 1)",
+		br.Name, br.Name)
 }
 
 // explainSet adds the cause and cure to errors of requests about a port's settings.
@@ -151,7 +155,10 @@ func otherFlags(other string) string {
 
 // flags returns the kernel's form of the flags of cfg.
 func flags(cfg brport.Settings) rtnl.PortFlags {
-	return rtnl.PortFlags{Hairpin: cfg.Hairpin, Isolated: cfg.Isolated, Learning: !cfg.NoLearning, Flood: !cfg.NoFlood, Forward: uint16(cfg.Forward)}
+	return rtnl.PortFlags{
+		Hairpin: cfg.Hairpin, Isolated: cfg.Isolated, Learning: !cfg.NoLearning, Flood: !cfg.NoFlood,
+		Forward: uint16(cfg.Forward),
+	}
 }
 
 // vlansOf returns the kernel's form of the VLANs of cfg, which must be in normal form.
@@ -201,10 +208,10 @@ func NoVLAN(br *rtnl.Link, cfg brport.Settings) bool {
 	return Filters(br) && !Effective(br, cfg).HasVLANs()
 }
 
-// ReadPort returns the current settings of a port of br. The caller must have read port
-// after it became one. After SetPort with cfg, ReadPort returns Effective(br, cfg): on a bridge that
-// filters VLANs, a port that was given none is an access port of the default VLAN. On a
-// bridge that does not filter, the result has no VLANs.
+// ReadPort returns the current settings of a port of br. The caller must have read port after it
+// became one. After SetPort with cfg, ReadPort returns Effective(br, cfg): on a bridge that filters
+// VLANs, a port that was given none is an access port of the default VLAN. On a bridge that does
+// not filter, the result has no VLANs.
 func ReadPort(c *rtnl.Conn, br, port *rtnl.Link) (brport.Settings, error) {
 	cfg, err := readPort(c, br, port)
 	if err != nil {
@@ -227,7 +234,10 @@ func readPort(c *rtnl.Conn, br, port *rtnl.Link) (brport.Settings, error) {
 // SettingsOf returns the settings of a port from what the kernel reports.
 func SettingsOf(port *rtnl.Link, vlans []rtnl.VLANs) brport.Settings {
 	f := port.Port.PortFlags
-	cfg := brport.Settings{Isolated: f.Isolated, Hairpin: f.Hairpin, NoLearning: !f.Learning, NoFlood: !f.Flood, Forward: brport.Protocols(f.Forward)}
+	cfg := brport.Settings{
+		Isolated: f.Isolated, Hairpin: f.Hairpin, NoLearning: !f.Learning, NoFlood: !f.Flood,
+		Forward: brport.Protocols(f.Forward),
+	}
 	var untagged []brport.VLANRange
 	var other []string
 	for _, v := range vlans {

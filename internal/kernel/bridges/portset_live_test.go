@@ -112,7 +112,10 @@ func TestLiveNoFloodDropsTheUnknownOnly(t *testing.T) {
 func TestLiveSetPortFromAnyToAny(t *testing.T) {
 	l := newLAN(t, bridge.Config{})
 	l.add("a", "")
-	all := []string{"", "isolated", "hairpin", "nolearn", "noflood", "isolated;hairpin;nolearn;noflood", "hairpin;noflood", "forward:lldp", "noflood;forward:all"}
+	all := []string{
+		"", "isolated", "hairpin", "nolearn", "noflood", "isolated;hairpin;nolearn;noflood",
+		"hairpin;noflood", "forward:lldp", "noflood;forward:all",
+	}
 	for _, from := range all {
 		for _, to := range all {
 			l.set("a", from)
@@ -177,7 +180,8 @@ func TestLiveAddSettingsKeepsTheRest(t *testing.T) {
 	if got := l.read("a").String(); err != nil || got != "isolated;hairpin;nolearn;noflood" {
 		t.Errorf("it is %q: %v", got, err)
 	}
-	if _, err := bridges.AddSettings(l.c, l.br, l.link("a"), brport.Settings{VLAN: 5000}); !errors.Is(err, brport.ErrInvalid) {
+	if _, err := bridges.AddSettings(l.c, l.br, l.link("a"), brport.Settings{VLAN: 5000}); !errors.Is(err,
+		brport.ErrInvalid) {
 		t.Error(err)
 	}
 }
@@ -192,7 +196,8 @@ func TestLiveSetPortAgainChangesNothing(t *testing.T) {
 		t.Errorf("set as it is: %v", err)
 	}
 	err = withoutNetAdmin(t, func() error { return bridges.SetPort(l.c, l.br, a, l.parse("noflood")) })
-	if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "set port a of br0: operation not permitted (needs CAP_NET_ADMIN)") {
+	if !errors.Is(err, fs.ErrPermission) ||
+		!strings.Contains(err.Error(), "set port a of br0: operation not permitted (needs CAP_NET_ADMIN)") {
 		t.Errorf("set otherwise: got %v", err)
 	}
 }
@@ -224,13 +229,15 @@ func TestLiveVLANsNeedABridgeThatFilters(t *testing.T) {
 	l.add("b", "isolated")
 	for what, err := range map[string]error{
 		"add": bridges.AddPort(l.c, l.br, link, brport.Settings{VLAN: 10}),
-		"set": bridges.SetPort(l.c, l.br, l.link("b"), brport.Settings{Trunk: []brport.VLANRange{{First: 2, Last: 5}}, Hairpin: true}),
+		"set": bridges.SetPort(l.c, l.br, l.link("b"),
+			brport.Settings{Trunk: []brport.VLANRange{{First: 2, Last: 5}}, Hairpin: true}),
 	} {
 		want := "bridge br0 does not filter VLANs (vmnet bridge create --vlan-filtering, or ip link set br0 type bridge vlan_filtering 1)"
 		if !l.br.Bridge.CanFilterVLANs {
 			want = "lacks CONFIG_BRIDGE_VLAN_FILTERING"
 		}
-		if err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, brport.ErrNotSupported) == l.br.Bridge.CanFilterVLANs {
+		if err == nil || !strings.Contains(err.Error(), want) ||
+			errors.Is(err, brport.ErrNotSupported) == l.br.Bridge.CanFilterVLANs {
 			t.Errorf("%s: got %v, want %q", what, err, want)
 		}
 	}
@@ -245,10 +252,12 @@ func TestLiveVLANsNeedABridgeThatFilters(t *testing.T) {
 func TestLiveSetPortOfNoPort(t *testing.T) {
 	l := newLAN(t, bridge.Config{})
 	_, link := tap(t, l.ns, l.c, "a")
-	if err := bridges.SetPort(l.c, l.br, link, brport.Settings{Isolated: true}); err == nil || !strings.Contains(err.Error(), "not a port of that bridge") {
+	if err := bridges.SetPort(l.c, l.br, link, brport.Settings{Isolated: true}); err == nil ||
+		!strings.Contains(err.Error(), "not a port of that bridge") {
 		t.Errorf("set: got %v", err)
 	}
-	if _, err := bridges.ReadPort(l.c, l.br, link); err == nil || !strings.Contains(err.Error(), "read port a of br0: it is not a port") {
+	if _, err := bridges.ReadPort(l.c, l.br, link); err == nil ||
+		!strings.Contains(err.Error(), "read port a of br0: it is not a port") {
 		t.Errorf("read: got %v", err)
 	}
 	if err := bridges.SetPort(l.c, l.br, link, brport.Settings{VLAN: 5000}); !errors.Is(err, brport.ErrInvalid) {

@@ -102,7 +102,10 @@ func TestPlusOnlyAddsFlagsAndReplacesVLANs(t *testing.T) {
 
 // A bridge that takes part in a spanning tree must see its frames itself.
 func TestSpanningTreeIsNotForwarded(t *testing.T) {
-	for settings, want := range map[string]bool{"forward:stp": true, "forward:all": true, "forward:lldp": false, "": false} {
+	for settings, want := range map[string]bool{
+		"forward:stp": true, "forward:all": true,
+		"forward:lldp": false, "": false,
+	} {
 		cfg, err := brport.Parse(settings)
 		if err == nil {
 			err = fits(&rtnl.Link{Name: "br0", Bridge: &rtnl.Bridge{STP: true}}, cfg)

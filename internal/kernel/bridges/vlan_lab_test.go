@@ -44,11 +44,15 @@ func (l *lan) describe(s sending) string {
 	if s.vlan == untagged {
 		return s.from + " (" + l.read(s.from).String() + ") untagged"
 	}
-	return s.from + " (" + l.read(s.from).String() + ") tagged " + brport.FormatVLANs([]brport.VLANRange{{First: s.vlan, Last: s.vlan}})
+	return s.from + " (" + l.read(s.from).String() + ") tagged " +
+		brport.FormatVLANs([]brport.VLANRange{{First: s.vlan, Last: s.vlan}})
 }
 
 func TestLabAccessPorts(t *testing.T) {
-	l := newVLANs(t, map[string]string{"a10": "vlan:10", "b10": "vlan:10", "a20": "vlan:20", "a1": "", "b1": "", "trunk": "trunk:10"})
+	l := newVLANs(t, map[string]string{
+		"a10": "vlan:10", "b10": "vlan:10", "a20": "vlan:20", "a1": "",
+		"b1": "", "trunk": "trunk:10",
+	})
 	l.check([]sending{
 		{"a10", untagged, map[string]int{"b10": untagged, "trunk": 10}},
 		{"a10", 10, map[string]int{"b10": untagged, "trunk": 10}}, // as the kernel has it
@@ -66,7 +70,8 @@ func TestLabAccessPorts(t *testing.T) {
 
 func TestLabTrunk(t *testing.T) {
 	l := newVLANs(t, map[string]string{
-		"t": "trunk:10,20-21;native:30", "every": "trunk:1-4094", "a10": "vlan:10", "a20": "vlan:20", "a30": "vlan:30", "a1": "",
+		"t": "trunk:10,20-21;native:30", "every": "trunk:1-4094", "a10": "vlan:10", "a20": "vlan:20",
+		"a30": "vlan:30", "a1": "",
 	})
 	l.check([]sending{
 		{"t", 10, map[string]int{"a10": untagged, "every": 10}},
@@ -95,7 +100,10 @@ func TestLabTrunk(t *testing.T) {
 }
 
 func TestLabLearnedInItsVLAN(t *testing.T) {
-	l := newVLANs(t, map[string]string{"a10": "vlan:10", "b10": "vlan:10", "c10": "vlan:10", "a20": "vlan:20", "b20": "vlan:20"})
+	l := newVLANs(t, map[string]string{
+		"a10": "vlan:10", "b10": "vlan:10", "c10": "vlan:10",
+		"a20": "vlan:20", "b20": "vlan:20",
+	})
 	l.send("a10", everybody, 5, untagged)
 	info, err := bridgesOf(t, l.ns).Show("br0")
 	if err != nil || !info.VLANFiltering || info.DefaultVLAN != 1 {
@@ -190,7 +198,8 @@ func TestLabAddSettings(t *testing.T) {
 		for _, changes := range []bool{true, false} {
 			changed, err := bridges.AddSettings(l.c, l.br, l.link("a"), l.parse(test.add))
 			if got := l.read("a").String(); err != nil || changed != changes || got != test.want {
-				t.Errorf("%q and %q: it is %q, want %q; changed is %v: %v", test.have, test.add, got, test.want, changed, err)
+				t.Errorf("%q and %q: it is %q, want %q; changed is %v: %v", test.have, test.add, got,
+					test.want, changed, err)
 			}
 		}
 	}
@@ -238,7 +247,8 @@ func TestLabReadPortOfWhatOthersSet(t *testing.T) {
 func TestLabTheDefaultVLANIsTheBridges(t *testing.T) {
 	l := newVLANs(t, nil)
 	for pvid, want := range map[string]string{"0": "", "77": "vlan:77"} {
-		cmd := exec.Command("nsenter", "--net="+l.ns.Path(), "ip", "link", "set", "br0", "type", "bridge", "vlan_default_pvid", pvid)
+		cmd := exec.Command("nsenter", "--net="+l.ns.Path(), "ip", "link", "set", "br0", "type", "bridge",
+			"vlan_default_pvid", pvid)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}

@@ -13,7 +13,8 @@ import (
 // are, also those that the runtime's poller waits for.
 func SendOver(c *net.UnixConn, payload []byte, files ...*os.File) error {
 	if len(payload) == 0 || len(files) > MaxFiles {
-		return fmt.Errorf("send %d bytes with %d files: at least 1 byte, at most %d files", len(payload), len(files), MaxFiles)
+		return fmt.Errorf("send %d bytes with %d files: at least 1 byte, at most %d files",
+			len(payload), len(files), MaxFiles)
 	}
 	return withFDs(files, nil, func(fds []int) error {
 		var rights []byte
@@ -51,7 +52,8 @@ func ReceiveOver(c *net.UnixConn, b []byte, maxFiles int) (payload []byte, files
 	case readErr != nil: // an empty message may have files, and reads as the end
 		err = readErr
 	case err == nil && (flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || len(files) > maxFiles):
-		err = fmt.Errorf("a message of more than %d bytes or %d files, or no room for files here (ulimit -n)", len(b), maxFiles)
+		err = fmt.Errorf("a message of more than %d bytes or %d files, or no room for files here (ulimit -n)",
+			len(b), maxFiles)
 	}
 	if err != nil {
 		CloseAll(files)
@@ -62,7 +64,9 @@ func ReceiveOver(c *net.UnixConn, b []byte, maxFiles int) (payload []byte, files
 
 // PeerOf is who is at the other end: who connected, or who listened (SO_PEERCRED, unix(7)).
 func PeerOf(c *net.UnixConn) (cred unix.Ucred, err error) {
-	got, err := sockopt(c, func(fd int) (*unix.Ucred, error) { return unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	got, err := sockopt(c, func(fd int) (*unix.Ucred, error) {
+		return unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
 	if err != nil {
 		return unix.Ucred{}, fmt.Errorf("SO_PEERCRED: %w", err)
 	}
@@ -72,7 +76,9 @@ func PeerOf(c *net.UnixConn) (cred unix.Ucred, err error) {
 // PeerPidfd is a pidfd of the process that PeerOf names (SO_PEERPIDFD), which the caller
 // closes. It is nil where the kernel has none: before Linux 6.5, or if the process has ended.
 func PeerPidfd(c *net.UnixConn) *os.File {
-	fd, err := sockopt(c, func(fd int) (int, error) { return unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD) })
+	fd, err := sockopt(c, func(fd int) (int, error) {
+		return unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+	})
 	if err != nil || fd < 0 {
 		return nil
 	}

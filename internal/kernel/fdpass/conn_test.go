@@ -66,7 +66,8 @@ func TestOverConnection(t *testing.T) {
 		if err := SendOver(a, []byte("hello"), w, w, w); err != nil {
 			t.Fatal(err)
 		}
-		if _, files, err := ReceiveOver(b, room, limit); err == nil || len(files) > 0 || !strings.Contains(err.Error(), "a message of more than") {
+		if _, files, err := ReceiveOver(b, room, limit); err == nil || len(files) > 0 ||
+			!strings.Contains(err.Error(), "a message of more than") {
 			t.Errorf("at most %d files: %d, %v", limit, len(files), err)
 		}
 	}

@@ -50,7 +50,8 @@ func (s *Socket) File() *os.File { return s.f }
 // at least one byte. A peer that has gone is an error that Is EPIPE, never a signal.
 func (s *Socket) Send(payload []byte, files ...*os.File) error {
 	if len(payload) == 0 || len(files) > MaxFiles {
-		return fmt.Errorf("send %d bytes with %d files: at least 1 byte, at most %d files", len(payload), len(files), MaxFiles)
+		return fmt.Errorf("send %d bytes with %d files: at least 1 byte, at most %d files",
+			len(payload), len(files), MaxFiles)
 	}
 	var rights []byte
 	if len(files) > 0 {

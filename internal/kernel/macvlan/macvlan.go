@@ -40,8 +40,8 @@ type Device struct {
 	queues []*os.File
 }
 
-// Create makes a device on the parent device lower, which is in nl's namespace. The device is down and
-// in a netns of its own. Create needs CAP_NET_ADMIN, and CAP_SYS_ADMIN for the netns.
+// Create makes a device on the parent device lower, which is in nl's namespace. The device is down
+// and in a netns of its own. Create needs CAP_NET_ADMIN, and CAP_SYS_ADMIN for the netns.
 func Create(nl *rtnl.Conn, lower *rtnl.Link, cfg vtap.Config) (*Device, error) {
 	if err := check(lower, cfg); err != nil {
 		return nil, err

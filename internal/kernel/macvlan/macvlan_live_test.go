@@ -93,15 +93,18 @@ func (w *wire) create(cfg vtap.Config) *macvlan.Device {
 func TestLiveDeviceIsAsAskedForAndUnseenByTheHost(t *testing.T) {
 	w := newWire(t)
 	d := w.create(w.config())
-	if err := errors.Join(d.OpenQueue(), d.OpenQueue(), d.Set(rtnl.Alias("x"), rtnl.AllMulti(true)), d.Up()); err != nil {
+	if err := errors.Join(d.OpenQueue(), d.OpenQueue(), d.Set(rtnl.Alias("x"), rtnl.AllMulti(true)),
+		d.Up()); err != nil {
 		t.Fatal(err)
 	}
 	l, err := d.Read()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l.Kind != "macvtap" || macvlan.ModeName(l) != "bridge" || l.MAC.String() != guestMAC.String() || l.Index < 1<<20 ||
-		l.TxQLen != 1000 || !l.Up || !l.AllMulti || l.Alias != "x" || l.MTU != w.lower.MTU || l.Lower != w.lower.Index || l.LowerNS < 0 {
+	if l.Kind != "macvtap" || macvlan.ModeName(l) != "bridge" || l.MAC.String() != guestMAC.String() ||
+		l.Index < 1<<20 ||
+		l.TxQLen != 1000 || !l.Up || !l.AllMulti || l.Alias != "x" || l.MTU != w.lower.MTU ||
+		l.Lower != w.lower.Index || l.LowerNS < 0 {
 		t.Errorf("made %+v", l)
 	}
 	rt, err := rtnl.Open(d.Netns())
@@ -228,7 +231,8 @@ func TestLiveExplainedErrors(t *testing.T) {
 	w.ip("link", "add", "br0", "type", "bridge")
 	w.ip("link", "set", "eth0", "master", "br0")
 	w.read()
-	if _, err := macvlan.Create(w.nl, w.lower, w.config()); !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "port of br0") {
+	if _, err := macvlan.Create(w.nl, w.lower, w.config()); !errors.Is(err, syscall.EBUSY) ||
+		!strings.Contains(err.Error(), "port of br0") {
 		t.Errorf("a bridge port: got %v", err)
 	}
 	w.ip("link", "set", "eth0", "nomaster")
@@ -236,7 +240,8 @@ func TestLiveExplainedErrors(t *testing.T) {
 	w.read()
 	cfg := w.config()
 	cfg.Mode = "passthru"
-	if _, err := macvlan.Create(w.nl, w.lower, cfg); !errors.Is(err, syscall.EINVAL) || !strings.Contains(err.Error(), "host0") {
+	if _, err := macvlan.Create(w.nl, w.lower, cfg); !errors.Is(err, syscall.EINVAL) ||
+		!strings.Contains(err.Error(), "host0") {
 		t.Errorf("passthru with a sibling: got %v", err)
 	}
 	first, second := w.create(w.config()), w.create(w.config())
@@ -253,7 +258,8 @@ func TestLiveExplainedErrors(t *testing.T) {
 		t.Errorf("more than the lower carries: got %v", err)
 	}
 	w.read()
-	if _, err := macvlan.Create(w.nl, w.lower, w.config()); !errors.Is(err, syscall.ENETDOWN) || !strings.Contains(err.Error(), "ip link set eth0 up") {
+	if _, err := macvlan.Create(w.nl, w.lower, w.config()); !errors.Is(err, syscall.ENETDOWN) ||
+		!strings.Contains(err.Error(), "ip link set eth0 up") {
 		t.Errorf("lower down: got %v", err)
 	}
 }

@@ -89,7 +89,8 @@ func Explain(nl *rtnl.Conn, err error, kind vtap.Kind, lower *rtnl.Link) error {
 		if holders := siblings(nl, lower); holders != "" {
 			return fmt.Errorf("%w (passthru allows only one device on %s, which has %s)", err, lower.Name, holders)
 		}
-		return fmt.Errorf("%w (passthru allows only one device on %s: look for another one, also in other netns)", err, lower.Name)
+		return fmt.Errorf("%w (passthru allows only one device on %s: look for another one, also in other netns)",
+			err, lower.Name)
 	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("%w (another device on %s has that MAC)", err, lower.Name)
 	}
@@ -99,7 +100,8 @@ func Explain(nl *rtnl.Conn, err error, kind vtap.Kind, lower *rtnl.Link) error {
 // taker describes what receives the frames of the parent device instead of a device of that kind.
 func taker(nl *rtnl.Conn, kind vtap.Kind, lower *rtnl.Link) string {
 	if master := masterOf(nl, lower); master != "" {
-		return fmt.Sprintf("%s is a port of %s, and a port cannot be a parent device: use %s instead", lower.Name, master, master)
+		return fmt.Sprintf("%s is a port of %s, and a port cannot be a parent device: use %s instead",
+			lower.Name, master, master)
 	}
 	excluded, rival := "a macvtap", "an ipvtap"
 	if kind == vtap.IPVtap {

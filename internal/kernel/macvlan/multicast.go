@@ -133,7 +133,8 @@ func multicastIoctl(fd int, request uint, name string, group net.HardwareAddr) e
 	copy(req.addr[:], group)
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), uintptr(unsafe.Pointer(&req)))
 	switch {
-	case errno == 0, errno == unix.EEXIST && request == unix.SIOCADDMULTI, errno == unix.ENOENT && request == unix.SIOCDELMULTI:
+	case errno == 0, errno == unix.EEXIST && request == unix.SIOCADDMULTI, errno == unix.ENOENT &&
+		request == unix.SIOCDELMULTI:
 		return nil
 	case errno == unix.EPERM:
 		return fmt.Errorf("%s: %w (needs CAP_NET_ADMIN)", group, errno)

@@ -83,7 +83,9 @@ func setNodev(root int, on bool) error {
 	case errors.Is(err, unix.ENOSYS) && os.Getuid() == 0:
 		return nil
 	case errors.Is(err, unix.ENOSYS):
-		return fmt.Errorf("mount_setattr nodev: %w (needs root or Linux 5.12: otherwise the user could open later macvtaps through this node)", err)
+		return fmt.Errorf(
+			"mount_setattr nodev: %w (needs root or Linux 5.12: otherwise the user could open later macvtaps through this node)",
+			err)
 	case err != nil:
 		return fmt.Errorf("mount_setattr nodev: %w", err)
 	}

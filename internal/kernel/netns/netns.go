@@ -50,7 +50,8 @@ func Open(nameOrPath string) (*NS, error) {
 	}
 	h, err := open(path)
 	if err != nil {
-		return nil, fmt.Errorf("open netns %q: %w (ip netns list names them; a path must hold a slash)", nameOrPath, err)
+		return nil, fmt.Errorf("open netns %q: %w (ip netns list names them; a path must hold a slash)",
+			nameOrPath, err)
 	}
 	if kind, err := unix.IoctlRetInt(int(h), unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
 		h.Close()

@@ -32,11 +32,13 @@ func Owner(pid int) (uid int, err error) {
 	}
 	for _, id := range ids[1:] {
 		if id != ids[0] {
-			return -1, fmt.Errorf("process %d: %w: it runs with the real uid %d and the effective uid %d", pid, ErrDoubtful, ids[0], ids[1])
+			return -1, fmt.Errorf("process %d: %w: it runs with the real uid %d and the effective uid %d",
+				pid, ErrDoubtful, ids[0], ids[1])
 		}
 	}
 	if started, ran, ok := executedAs(pid); ok && started != ran {
-		return -1, fmt.Errorf("process %d: %w: uid %d has started its set-user-ID program of uid %d", pid, ErrDoubtful, started, ran)
+		return -1, fmt.Errorf("process %d: %w: uid %d has started its set-user-ID program of uid %d",
+			pid, ErrDoubtful, started, ran)
 	}
 	return ids[0], nil
 }

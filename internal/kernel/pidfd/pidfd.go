@@ -24,7 +24,8 @@ type Handle struct {
 func Open(pid int) (*Handle, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	switch {
-	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL): // EINVAL: no process, but a thread of one, or no number of one
+	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL):
+		// EINVAL: no process, but a thread of one, or no number of one
 		return nil, fmt.Errorf("process %d: %w", pid, fs.ErrNotExist)
 	case err != nil:
 		return nil, fmt.Errorf("pidfd of process %d: %w", pid, err)

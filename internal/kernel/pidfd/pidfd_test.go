@@ -79,7 +79,8 @@ func TestOwnerOfASetuidProgram(t *testing.T) {
 	}
 	text, err := os.ReadFile(cat)
 	program := filepath.Join(dir, "cat")
-	if err = errors.Join(err, os.Chmod(dir, 0o755), os.WriteFile(program, text, 0o755), os.Chmod(program, 0o755|os.ModeSetuid)); err != nil {
+	if err = errors.Join(err, os.Chmod(dir, 0o755), os.WriteFile(program, text, 0o755),
+		os.Chmod(program, 0o755|os.ModeSetuid)); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(program)

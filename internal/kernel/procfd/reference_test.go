@@ -55,7 +55,8 @@ func others(t *testing.T) map[string]string {
 	t.Cleanup(func() { _ = pty.Close() })
 	n, err := unix.IoctlGetInt(int(pty.Fd()), unix.TIOCGPTN)
 	err = errors.Join(err, unix.Mkfifo(paths["fifo"], 0o666), os.Mkdir(paths["directory"], 0o700),
-		os.Symlink(filepath.Join("/dev/pts", strconv.Itoa(n)), paths["device"]), os.Symlink(paths["fifo"], paths["link"]))
+		os.Symlink(filepath.Join("/dev/pts", strconv.Itoa(n)), paths["device"]),
+		os.Symlink(paths["fifo"], paths["link"]))
 	if err != nil {
 		t.Fatal(err)
 	}

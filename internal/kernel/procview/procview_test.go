@@ -44,7 +44,8 @@ func names(t *testing.T) (all []string) {
 		t.Fatal(err)
 	}
 	for _, l := range found {
-		if target, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", l.FD)); err != nil || !strings.HasPrefix(target, "socket:") {
+		if target, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", l.FD)); err != nil ||
+			!strings.HasPrefix(target, "socket:") {
 			t.Errorf("%+v: its fd is %q, %v", l, target, err)
 		}
 		all = append(all, l.Name)
@@ -138,7 +139,8 @@ func TestLocate(t *testing.T) {
 // TestReadOpensFilesOnly: whatever a process names is opened only if that has no effect.
 func TestReadOpensFilesOnly(t *testing.T) {
 	dir := shortDir(t)
-	if err := errors.Join(unix.Mkfifo("fifo", 0o600), os.WriteFile("long", make([]byte, 5), 0o600), os.Symlink("/proc/self/fd/0", "magic")); err != nil {
+	if err := errors.Join(unix.Mkfifo("fifo", 0o600), os.WriteFile("long", make([]byte, 5), 0o600),
+		os.Symlink("/proc/self/fd/0", "magic")); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)

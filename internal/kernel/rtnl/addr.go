@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AddAddr gives a link an IP address with its prefix length. IPv6 addresses are
-// usable at once (no duplicate address detection).
+// AddAddr gives a link an IP address with its prefix length. An IPv6 address is usable at once,
+// without duplicate address detection.
 func (c *Conn) AddAddr(index int, p netip.Prefix) error {
 	req := c.request(unix.RTM_NEWADDR, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	msg := nl.NewIfAddrmsg(family(p.Addr()))
@@ -27,7 +27,7 @@ func (c *Conn) AddAddr(index int, p netip.Prefix) error {
 	return c.do(req)
 }
 
-// DeleteAddr takes an IP address off a link. One that is not there is success.
+// DeleteAddr removes an IP address from a link. It is no error if the link does not have it.
 func (c *Conn) DeleteAddr(index int, p netip.Prefix) error {
 	req := c.request(unix.RTM_DELADDR, unix.NLM_F_ACK)
 	msg := nl.NewIfAddrmsg(family(p.Addr()))
@@ -53,9 +53,9 @@ func (c *Conn) Addrs(index int) ([]netip.Prefix, error) {
 	return c.addrs(index, func(a netip.Addr) bool { return !a.IsLinkLocalUnicast() })
 }
 
-// Quieten keeps the host from using a link for IPv6 from now on: it gets no further address by
-// itself, and loses the link-local ones that it has. Where the kernel does not run IPv6, nothing
-// needs to be done.
+// Quieten keeps the host from using a link for IPv6 from now on: the kernel assigns no further
+// address to it, and Quieten removes its link-local addresses. It does nothing if the kernel does
+// not run IPv6.
 func (c *Conn) Quieten(index int) error {
 	if err := c.SetQuiet(index); err != nil {
 		return err
@@ -67,7 +67,7 @@ func (c *Conn) Quieten(index int) error {
 	return err
 }
 
-// addrs lists those addresses of a link that keep keeps.
+// addrs lists the addresses of a link for which keep returns true.
 func (c *Conn) addrs(index int, keep func(netip.Addr) bool) ([]netip.Prefix, error) {
 	msgs, err := c.dump(func() *nl.NetlinkRequest {
 		req := c.request(unix.RTM_GETADDR, unix.NLM_F_DUMP)
@@ -97,7 +97,8 @@ func (c *Conn) addrs(index int, keep func(netip.Addr) bool) ([]netip.Prefix, err
 	return found, nil
 }
 
-// An FDBEntry is a MAC address that a bridge has learned behind a port, or was told.
+// An FDBEntry is a MAC address that a bridge has learned behind a port, or that was added to its
+// FDB.
 type FDBEntry struct {
 	MAC    net.HardwareAddr
 	Port   int // index of the port's link
@@ -108,11 +109,10 @@ type FDBEntry struct {
 // sizeofNdmsg is the size of struct ndmsg (include/uapi/linux/neighbour.h).
 const sizeofNdmsg = 12
 
-// FDB lists a bridge's forwarding database, or only one port's part where port
-// is not 0. The bridge's and ports' own addresses are left out.
-//
-// The request carries struct ifinfomsg, as `bridge fdb` once did, because the
-// kernel filters by port only then, or with strict checking (rtnl_fdb_dump).
+// FDB lists the entries of a bridge's forwarding database or, if port is not 0, only those of that
+// port. It omits the addresses of the bridge itself and of its ports. The request carries struct
+// ifinfomsg, as older versions of bridge(8) sent it: without strict checking, the kernel filters by
+// port only then (rtnl_fdb_dump).
 func (c *Conn) FDB(bridge, port int) ([]FDBEntry, error) {
 	msgs, err := c.dump(func() *nl.NetlinkRequest {
 		req := c.request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP)

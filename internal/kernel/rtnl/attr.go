@@ -12,16 +12,16 @@ import (
 // An Attr is one setting of a link in a request.
 type Attr struct {
 	rta  *nl.RtAttr
-	info bool // belongs into IFLA_INFO_DATA of a new link
+	info bool // belongs in IFLA_INFO_DATA
 
-	// What stands in the header, struct ifinfomsg, instead.
+	// What goes into the header, struct ifinfomsg, instead.
 	flagMask, flags uint32
 	index           int
 }
 
 func attr(kind int, data []byte) Attr { return Attr{rta: nl.NewRtAttr(kind, data)} }
 
-// Name is the interface name, at most 15 bytes.
+// Name is the interface's name, of at most 15 bytes.
 func Name(name string) Attr { return attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)) }
 
 // Alias is free text of at most 255 bytes (IFLA_IFALIAS).
@@ -30,13 +30,13 @@ func Alias(text string) Attr { return attr(unix.IFLA_IFALIAS, []byte(text)) }
 // MAC is the link-layer address.
 func MAC(mac net.HardwareAddr) Attr { return attr(unix.IFLA_ADDRESS, mac) }
 
-// MTU is in bytes, without the Ethernet header.
+// MTU is the largest frame in bytes, without the Ethernet header.
 func MTU(bytes int) Attr { return attr(unix.IFLA_MTU, nl.Uint32Attr(uint32(bytes))) }
 
-// Master is the index of the bridge that the link is a port of; 0 takes it off.
+// Master is the index of the bridge or bond that the link is a port of; 0 removes it from there.
 func Master(index int) Attr { return attr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(index))) }
 
-// Up sets the link administratively up or down.
+// Up sets the link up or down (IFF_UP).
 func Up(up bool) Attr { return flag(unix.IFF_UP, up) }
 
 // AllMulti makes the link receive every multicast frame.
@@ -57,32 +57,32 @@ func Netns(ns *netns.NS) Attr {
 	return attr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(ns.Handle())))
 }
 
-// Lower is the index of the link that a new one sits on, in the namespace of the socket.
+// Lower is the index of a new link's parent device, in the namespace of the socket.
 func Lower(index int) Attr { return attr(unix.IFLA_LINK, nl.Uint32Attr(uint32(index))) }
 
-// TxQLen is the length of the transmit queue in frames; a macvtap sizes its ring by it.
+// TxQLen is the length of the transmit queue in frames. A macvtap's ring has that many entries.
 func TxQLen(frames int) Attr { return attr(unix.IFLA_TXQLEN, nl.Uint32Attr(uint32(frames))) }
 
-// Carrier says whether a tap has a link partner (IFLA_CARRIER); only some kinds of links can be
-// told.
+// Carrier says whether a tap has a link partner (IFLA_CARRIER). Only drivers with
+// ndo_change_carrier accept it.
 func Carrier(on bool) Attr { return attr(unix.IFLA_CARRIER, boolByte(on)) }
 
 // addrGenModeNone is IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h).
 const addrGenModeNone = 1
 
-// NoIPv6Autoconf keeps the host from giving the link an IPv6 address of its
-// own: IFLA_INET6_ADDR_GEN_MODE is IN6_ADDR_GEN_MODE_NONE. It must be set
-// before the link goes up, and works where /proc/sys cannot be written.
+// NoIPv6Autoconf keeps the kernel from assigning an IPv6 address to the link
+// (IFLA_INET6_ADDR_GEN_MODE). It must be set before the link goes up. Unlike a sysctl, it does not
+// need a writable /proc/sys.
 func NoIPv6Autoconf() Attr {
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{addrGenModeNone})
 	return Attr{rta: spec}
 }
 
-// clockTick is USER_HZ: the kernel tells bridge times in hundredths of a second.
+// clockTick is USER_HZ: the kernel reports a bridge's times in hundredths of a second.
 const clockTick = 100
 
-// BridgeSTP switches the spanning tree protocol of a new bridge.
+// BridgeSTP turns the spanning tree protocol of a new bridge on or off.
 func BridgeSTP(on bool) Attr {
 	var v uint32
 	if on {
@@ -100,18 +100,18 @@ func BridgeAgeing(seconds int) Attr {
 // CONFIG_BRIDGE_VLAN_FILTERING answers EOPNOTSUPP (br_vlan_filter_toggle).
 func BridgeVLANFiltering() Attr { return infoAttr(nl.IFLA_BR_VLAN_FILTERING, boolByte(true)) }
 
-// MacvlanMode is MACVLAN_MODE_* of a new macvlan or macvtap (include/uapi/linux/if_link.h).
+// MacvlanMode is the mode of a macvlan or macvtap, MACVLAN_MODE_* (include/uapi/linux/if_link.h).
 func MacvlanMode(mode uint32) Attr { return infoAttr(unix.IFLA_MACVLAN_MODE, nl.Uint32Attr(mode)) }
 
-// MacvlanNoPromisc keeps a passthru macvlan from making its lower promiscuous
+// MacvlanNoPromisc keeps a passthru macvlan from making its parent device promiscuous
 // (MACVLAN_FLAG_NOPROMISC).
 func MacvlanNoPromisc() Attr {
 	const flagNoPromisc = 1
 	return infoAttr(unix.IFLA_MACVLAN_FLAGS, nl.Uint16Attr(flagNoPromisc))
 }
 
-// MacvlanSources are the only senders that a macvlan in source mode hears: two
-// attributes, the operation (MACVLAN_MACADDR_SET) and the list.
+// MacvlanSources are the only senders whose frames a macvlan in source mode receives. They take two
+// attributes: the operation (MACVLAN_MACADDR_SET) and the list.
 func MacvlanSources(macs []net.HardwareAddr) []Attr {
 	list := nl.NewRtAttr(unix.IFLA_MACVLAN_MACADDR_DATA, nil)
 	for _, mac := range macs {
@@ -123,10 +123,10 @@ func MacvlanSources(macs []net.HardwareAddr) []Attr {
 	}
 }
 
-// IPVlanMode is IPVLAN_MODE_* of a new ipvlan or ipvtap.
+// IPVlanMode is the mode of an ipvlan or ipvtap, IPVLAN_MODE_*.
 func IPVlanMode(mode uint16) Attr { return infoAttr(unix.IFLA_IPVLAN_MODE, nl.Uint16Attr(mode)) }
 
-// IPVlanFlags are IPVLAN_F_* of a new ipvlan or ipvtap.
+// IPVlanFlags are the flags of an ipvlan or ipvtap, IPVLAN_F_*.
 func IPVlanFlags(flags uint16) Attr { return infoAttr(unix.IFLA_IPVLAN_FLAGS, nl.Uint16Attr(flags)) }
 
 func infoAttr(kind int, data []byte) Attr { return Attr{rta: nl.NewRtAttr(kind, data), info: true} }

@@ -7,7 +7,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 )
 
-// PortState is a bridge port's state (BR_STATE_* of include/uapi/linux/if_bridge.h).
+// PortState is the state of a bridge port (BR_STATE_* in include/uapi/linux/if_bridge.h).
 type PortState uint8
 
 // The states of IEEE 802.1D.
@@ -19,6 +19,7 @@ const (
 	Blocking
 )
 
+// String returns the state's name in IEEE 802.1D.
 func (s PortState) String() string {
 	names := [...]string{"disabled", "listening", "learning", "forwarding", "blocking"}
 	if int(s) < len(names) {
@@ -30,24 +31,24 @@ func (s PortState) String() string {
 // Port is a bridge port's data (IFLA_BRPORT_*).
 type Port struct {
 	State PortState
-	Timer time.Duration // until the forward delay timer ends and the next state comes
+	Timer time.Duration // until the forward delay timer expires and the next state begins
 	PortFlags
 }
 
-// PortFlags are a bridge port's switches (IFLA_BRPORT_*). A new port learns and floods.
+// PortFlags are the flags of a bridge port (IFLA_BRPORT_*). A new port learns and floods.
 type PortFlags struct {
-	Hairpin  bool // a frame may leave by the port that it came in by (IFLA_BRPORT_MODE)
+	Hairpin  bool // a frame may leave by the port on which it arrived (IFLA_BRPORT_MODE)
 	Isolated bool // no frames to and from other isolated ports
-	Learning bool // senders' addresses are put into the FDB
-	Flood    bool // unicast frames to unknown addresses are sent out here
+	Learning bool // senders' addresses are added to the FDB
+	Flood    bool // unicast frames to unknown addresses leave by this port
 
-	NoMulticast bool // no multicast to groups that nobody has joined (IFLA_BRPORT_MCAST_FLOOD is off)
+	NoMulticast bool // no multicast to groups without members (IFLA_BRPORT_MCAST_FLOOD is off)
 	NoBroadcast bool // no broadcasts (IFLA_BRPORT_BCAST_FLOOD is off)
-	Locked      bool // only frames from addresses in the FDB are taken in (IFLA_BRPORT_LOCKED)
+	Locked      bool // only frames from addresses in the FDB are accepted (IFLA_BRPORT_LOCKED)
 
-	// Forward has a bit for each of the addresses 01:80:c2:00:00:00 to 0f whose frames are
-	// forwarded that come in here (IFLA_BRPORT_GROUP_FWD_MASK, Linux 4.15; an older kernel leaves
-	// it out and ignores it).
+	// Forward has a bit for each of the addresses 01:80:c2:00:00:00 to 0f. Frames to them that
+	// arrive on this port are forwarded (IFLA_BRPORT_GROUP_FWD_MASK, Linux 4.15; older kernels
+	// neither report it nor heed it).
 	Forward uint16
 }
 
@@ -59,7 +60,7 @@ type Bridge struct {
 
 	CanFilterVLANs bool // the kernel has CONFIG_BRIDGE_VLAN_FILTERING
 	VLANFiltering  bool // frames pass only in VLANs that both ports are members of
-	DefaultPVID    int  // the VLAN that new ports are put into, untagged; 0 for none
+	DefaultPVID    int  // the VLAN that new ports join, untagged; 0 for none
 }
 
 func parsePort(b []byte) *Port {
@@ -103,7 +104,7 @@ func parseBridge(b []byte) *Bridge {
 			br.Ageing = ticks(uint64(u32(v)))
 		case nl.IFLA_BR_VLAN_FILTERING:
 			br.VLANFiltering = u8(v) != 0
-		case nl.IFLA_BR_VLAN_DEFAULT_PVID: // left out by a kernel that cannot (br_fill_info)
+		case nl.IFLA_BR_VLAN_DEFAULT_PVID: // omitted by a kernel that cannot filter (br_fill_info)
 			br.CanFilterVLANs, br.DefaultPVID = true, int(u16(v))
 		}
 	})

@@ -10,24 +10,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// VLANs is a range of VLAN ids that a bridge port is a member of.
+// VLANs is a range of VLANs that a bridge port is a member of.
 type VLANs struct {
 	First, Last int
-	PVID        bool // untagged frames that come in belong to it; a range of one only
+	PVID        bool // incoming untagged frames belong to it; only for a range of one
 	Untagged    bool // its frames leave without a tag
 }
 
-// PortChange is what SetPort changes of a bridge port.
+// PortChange is what SetPort changes on a bridge port.
 type PortChange struct {
 	PortFlags
-	From  *PortFlags // the flags as they were read: those that stay are not sent; nil sends all
+	From  *PortFlags // the flags as they were read; SetPort sends only those that change, or all if nil
 	Flush bool       // forget the addresses learned behind the port
-	VLANs []VLANs    // to become a member of; of those that it has, PVID and Untagged are changed
+	VLANs []VLANs    // to join; if the port is a member already, PVID and Untagged change
 }
 
-// SetPort changes a bridge port in one message: RTM_SETLINK of AF_BRIDGE, where
-// br_setlink (net/bridge/br_netlink.c) takes the flags of IFLA_PROTINFO before the
-// VLANs of IFLA_AF_SPEC. VLANs that it does not name are kept.
+// SetPort changes a bridge port with one message, RTM_SETLINK of AF_BRIDGE: br_setlink
+// (net/bridge/br_netlink.c) sets the flags of IFLA_PROTINFO before the VLANs of IFLA_AF_SPEC. The
+// port stays a member of all other VLANs.
 func (c *Conn) SetPort(index int, p PortChange) error {
 	req := c.portRequest(unix.RTM_SETLINK, index)
 	info := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
@@ -47,8 +47,8 @@ func (c *Conn) SetPort(index int, p PortChange) error {
 	return c.do(req)
 }
 
-// SetPortState sets the state of a bridge port that is up. The kernel refuses it on a bridge that
-// runs STP, with EBUSY (br_set_port_state).
+// SetPortState sets the state of a bridge port that is up. On a bridge that runs STP, the kernel
+// refuses with EBUSY (br_set_port_state).
 func (c *Conn) SetPortState(index int, s PortState) error {
 	req := c.portRequest(unix.RTM_SETLINK, index)
 	info := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
@@ -57,7 +57,7 @@ func (c *Conn) SetPortState(index int, s PortState) error {
 	return c.do(req)
 }
 
-// byKind are the flags by IFLA_BRPORT_*; none of nil.
+// byKind returns the values of the flags by IFLA_BRPORT_*; nil if f is nil.
 func (f *PortFlags) byKind() map[int][]byte {
 	if f == nil {
 		return nil
@@ -71,16 +71,17 @@ func (f *PortFlags) byKind() map[int][]byte {
 	}
 }
 
-// DeletePortVLANs takes a bridge port out of VLANs. It is no error that it is not in
-// them (br_vlan_info ignores that), and what was learned in them is forgotten.
+// DeletePortVLANs removes a bridge port from VLANs. It is no error if the port is not a member
+// (br_vlan_info ignores that). The bridge forgets the addresses that it learned behind the port in
+// these VLANs.
 func (c *Conn) DeletePortVLANs(index int, vlans []VLANs) error {
 	req := c.portRequest(unix.RTM_DELLINK, index)
 	req.AddData(vlanSpec(vlans))
 	return c.do(req)
 }
 
-// portRequest is a request to the bridge that the link is a port of
-// (rtnl_bridge_setlink, rtnl_bridge_dellink of net/core/rtnetlink.c).
+// portRequest makes a request to the bridge of which the link is a port
+// (rtnl_bridge_setlink and rtnl_bridge_dellink in net/core/rtnetlink.c).
 func (c *Conn) portRequest(kind, index int) *nl.NetlinkRequest {
 	req := c.request(kind, unix.NLM_F_ACK)
 	msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
@@ -89,8 +90,8 @@ func (c *Conn) portRequest(kind, index int) *nl.NetlinkRequest {
 	return req
 }
 
-// vlanSpec is IFLA_AF_SPEC with a struct bridge_vlan_info for each VLAN, or for each
-// end of a range: a range of one must go as one (br_process_vlan_info).
+// vlanSpec returns IFLA_AF_SPEC with a struct bridge_vlan_info for each VLAN, or for both ends of a
+// range. A range of one VLAN must be sent as one (br_process_vlan_info).
 func vlanSpec(vlans []VLANs) *nl.RtAttr {
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC|unix.NLA_F_NESTED, nil)
 	for _, v := range vlans {
@@ -111,25 +112,23 @@ func vlanSpec(vlans []VLANs) *nl.RtAttr {
 	return spec
 }
 
-// vlanInfo is struct bridge_vlan_info (include/uapi/linux/if_bridge.h).
+// vlanInfo returns a struct bridge_vlan_info (include/uapi/linux/if_bridge.h).
 func vlanInfo(flags uint16, vid int) []byte {
 	b := binary.NativeEndian.AppendUint16(nil, flags)
 	return binary.NativeEndian.AppendUint16(b, uint16(vid))
 }
 
-// Of include/uapi/linux/if_bridge.h.
+// The attributes of RTM_NEWVLAN (include/uapi/linux/if_bridge.h).
 const (
 	vlandbEntry      = 1 // BRIDGE_VLANDB_ENTRY
 	vlandbEntryInfo  = 1 // BRIDGE_VLANDB_ENTRY_INFO
 	vlandbEntryRange = 2 // BRIDGE_VLANDB_ENTRY_RANGE
 )
 
-// PortVLANs reads the VLANs of one bridge port, or where index is 0 those of every
-// bridge and port, by the link's index. A kernel without CONFIG_BRIDGE_VLAN_FILTERING
-// answers EOPNOTSUPP.
-//
-// It asks by RTM_GETVLAN, since the older RTM_GETLINK of AF_BRIDGE cannot be
-// limited to one port (rtnl_bridge_getlink).
+// PortVLANs reads the VLANs of one bridge port or, if index is 0, of every bridge and port. The
+// result is by the index of the link. A kernel without CONFIG_BRIDGE_VLAN_FILTERING answers
+// EOPNOTSUPP. It sends RTM_GETVLAN, since the older RTM_GETLINK of AF_BRIDGE cannot be limited to
+// one port (rtnl_bridge_getlink).
 func (c *Conn) PortVLANs(index int) (map[int][]VLANs, error) {
 	msgs, err := c.dump(func() *nl.NetlinkRequest {
 		req := c.request(unix.RTM_GETVLAN, unix.NLM_F_DUMP)
@@ -137,7 +136,8 @@ func (c *Conn) PortVLANs(index int) (map[int][]VLANs, error) {
 		return req
 	}, unix.RTM_NEWVLAN)
 	if errors.Is(err, unix.EOPNOTSUPP) {
-		return nil, fmt.Errorf("read the VLANs of bridge ports: %w (needs Linux 5.6 with CONFIG_BRIDGE_VLAN_FILTERING)", err)
+		return nil, fmt.Errorf("read the VLANs of bridge ports: %w (needs Linux 5.6 with CONFIG_BRIDGE_VLAN_FILTERING)",
+			err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the VLANs of bridge ports: %w", notExist(err))

@@ -12,27 +12,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The kernel sends a listing in pieces and lets others change what is listed between them. It marks
-// such a listing (NLM_F_DUMP_INTR, include/uapi/linux/netlink.h), which may lack entries that were
-// there all the time: before Linux 6.10 one is counted into its place by how many are before it in
-// a hash bucket (rtnl_dump_ifinfo in net/core/rtnetlink.c). On a host where links come and go all
-// the time no long listing is undisturbed.
+// The kernel sends a dump in pieces, and what is dumped may change between them. The kernel marks
+// such a dump (NLM_F_DUMP_INTR, include/uapi/linux/netlink.h). It may lack entries that existed all
+// the time: before Linux 6.10, the kernel finds where to continue by the number of entries that it
+// has sent of a hash bucket (rtnl_dump_ifinfo in net/core/rtnetlink.c). On a host where links are
+// made and removed all the time, every long dump is interrupted.
 
-// ErrDisturbed is a listing that changes have disturbed each time it was tried.
+// ErrDisturbed is returned for a dump that changes have interrupted at each attempt.
 var ErrDisturbed = nl.ErrDumpInterrupted
 
-// dumpTries bounds how often a listing that was disturbed is read again.
+// dumpTries bounds how often an interrupted dump is read again.
 const dumpTries = 64
 
-// linkTries is how many disturbed listings of links are put together to one.
+// linkTries is how many interrupted dumps of links are merged into one list.
 const linkTries = 8
 
-// Links lists the links of that kind, unless it is empty, and with that master, unless it is 0, by
-// index. Links that come or go meanwhile may be in it or not; one that is there all the time is.
-//
-// The kernel filters, but for a kind whose module is not loaded, or a master that is gone, it may
-// list all (link_kind_filtered and link_master_filtered in net/core/rtnetlink.c); so what it sends
-// is filtered here.
+// Links lists the links of that kind (any if empty) and with that master (any if 0), ordered by
+// index. Every link that exists during the whole call is in the result. A link that is made or
+// removed in the meantime may be. The kernel filters, but if the module of the kind is not loaded
+// or the master does not exist, it may list all links (link_kind_filtered and link_master_filtered
+// in net/core/rtnetlink.c). So Links filters what it receives.
 func (c *Conn) Links(kind string, master int) ([]*Link, error) {
 	var attrs []Attr
 	if kind != "" {
@@ -49,15 +48,15 @@ func (c *Conn) Links(kind string, master int) ([]*Link, error) {
 	}), err
 }
 
-// links lists what the kernel finds by attrs, by index.
+// links lists the links that the kernel selects by attrs, ordered by index.
 func (c *Conn) links(attrs []Attr) ([]*Link, error) {
 	return c.together(func() (map[int]*Link, error) { return c.dumpLinks(attrs) })
 }
 
-// together reads listings until one is undisturbed, or enough of them to put one together that has
-// each link that was there all the time.
+// together reads dumps until one is not interrupted, or merges linkTries of them into a list that
+// has every link that existed all the time.
 func (c *Conn) together(list func() (map[int]*Link, error)) ([]*Link, error) {
-	known := map[int]*Link{} // in listings that were disturbed
+	known := map[int]*Link{} // from interrupted dumps
 	for try := 1; ; try++ {
 		latest, err := list()
 		disturbed := errors.Is(err, ErrDisturbed)
@@ -78,7 +77,7 @@ func (c *Conn) together(list func() (map[int]*Link, error)) ([]*Link, error) {
 	}
 }
 
-// complete adds to a disturbed listing those links of earlier ones that are still there.
+// complete adds the links of earlier dumps that still exist to an interrupted one.
 func (c *Conn) complete(latest, missing map[int]*Link) ([]*Link, error) {
 	for index := range missing {
 		l, err := c.LinkByIndex(index)
@@ -97,7 +96,8 @@ func byIndex(links map[int]*Link) []*Link {
 	return slices.SortedFunc(maps.Values(links), func(a, b *Link) int { return cmp.Compare(a.Index, b.Index) })
 }
 
-// dumpLinks reads one listing; with an error that Is ErrDisturbed, what there was of it.
+// dumpLinks reads one dump. If its error matches ErrDisturbed with errors.Is, it also returns what
+// it has read.
 func (c *Conn) dumpLinks(attrs []Attr) (map[int]*Link, error) {
 	msgs, err := c.sock.execute(c.linkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP, 0, attrs), unix.RTM_NEWLINK)
 	links := map[int]*Link{}
@@ -111,7 +111,7 @@ func (c *Conn) dumpLinks(attrs []Attr) (map[int]*Link, error) {
 	return links, err
 }
 
-// dump reads a listing of anything else, again where it was disturbed.
+// dump reads a dump of anything but links, and reads it again if it was interrupted.
 func (c *Conn) dump(request func() *nl.NetlinkRequest, kind uint16) ([][]byte, error) {
 	for try := 1; ; try++ {
 		msgs, err := c.sock.execute(request(), kind)

@@ -66,7 +66,8 @@ func TestLiveLinksThatComeAndGo(t *testing.T) {
 	}
 	disturbed := 0
 	for range listings {
-		if _, err := c.sock.execute(c.linkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP, 0, nil), unix.RTM_NEWLINK); err != nil {
+		if _, err := c.sock.execute(c.linkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP, 0, nil),
+			unix.RTM_NEWLINK); err != nil {
 			disturbed++
 		}
 		found, err := c.Links("bridge", 0)

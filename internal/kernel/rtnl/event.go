@@ -13,17 +13,17 @@ import (
 	"vmnet/internal/kernel/netns"
 )
 
-// ErrLost is that the kernel had more to tell than there was room for: what there is must be read
-// again.
+// ErrLost is returned when the socket's buffer had no room for all events. The caller must read the
+// current state again.
 var ErrLost = errors.New("netlink events were lost")
 
-// An Event is a link that is new or was changed, as it was then, or that is gone.
+// An Event reports that a link was made, changed or removed. Link is its state at that time.
 type Event struct {
 	*Link
 	Gone bool
 }
 
-// Events tells what happens to the links of one netns (RTNLGRP_LINK of rtnetlink(7)). Close it.
+// Events receives the changes of the links in one netns (RTNLGRP_LINK in rtnetlink(7)). Close it.
 type Events struct {
 	file   *os.File
 	conn   syscall.RawConn
@@ -31,11 +31,11 @@ type Events struct {
 	rest   []syscall.NetlinkMessage // of the last datagram
 }
 
-// eventBuffer is how many bytes of events may wait; an event is of some 1500 to 2000. Without
-// CAP_NET_ADMIN it is as many as net.core.rmem_max allows.
+// eventBuffer is how many bytes of events may wait. An event has some 1500 to 2000 bytes. Without
+// CAP_NET_ADMIN, net.core.rmem_max limits the buffer.
 const eventBuffer = 4 << 20
 
-// OpenEvents subscribes in ns, which may be closed afterwards. What happens from now on is told.
+// OpenEvents subscribes to the changes in ns that happen after it returns. The caller may close ns.
 func OpenEvents(ns *netns.NS) (*Events, error) {
 	var e *Events
 	err := ns.Do(func() (err error) {
@@ -69,11 +69,11 @@ func openEvents() (*Events, error) {
 	return e, nil
 }
 
-// Close ends the subscription, and a Next that waits.
+// Close ends the subscription. It makes a Next that waits return.
 func (e *Events) Close() error { return e.file.Close() }
 
-// Next waits for an event. Its error Is ErrLost where some were lost, and fs.ErrClosed after Close.
-// It is for one goroutine.
+// Next waits for an event. Its error matches ErrLost with errors.Is if events were lost, and
+// fs.ErrClosed after Close. Only one goroutine may call it at a time.
 func (e *Events) Next() (Event, error) {
 	for {
 		for len(e.rest) > 0 {
@@ -89,7 +89,7 @@ func (e *Events) Next() (Event, error) {
 	}
 }
 
-// Drain throws away what waits, and what was lost before.
+// Drain discards all waiting events, and forgets that some were lost.
 func (e *Events) Drain() error {
 	e.rest = nil
 	for {
@@ -121,15 +121,17 @@ func (e *Events) receive() error {
 	return e.took(n, from, err)
 }
 
-// try is a receive that does not wait.
+// try is receive without waiting.
 func (e *Events) try() (n int, from unix.Sockaddr, err error) {
-	if waitErr := e.conn.Control(func(fd uintptr) { n, from, err = unix.Recvfrom(int(fd), e.buffer, unix.MSG_TRUNC) }); waitErr != nil {
+	if waitErr := e.conn.Control(func(fd uintptr) {
+		n, from, err = unix.Recvfrom(int(fd), e.buffer, unix.MSG_TRUNC)
+	}); waitErr != nil {
 		return 0, nil, closed(waitErr)
 	}
 	return n, from, err
 }
 
-// took keeps the messages of a datagram that the kernel has sent.
+// took keeps the messages of a datagram if the kernel sent it.
 func (e *Events) took(n int, from unix.Sockaddr, err error) error {
 	switch sender, ok := from.(*unix.SockaddrNetlink); {
 	case errors.Is(err, unix.ENOBUFS), err == nil && n > len(e.buffer):
@@ -143,14 +145,14 @@ func (e *Events) took(n int, from unix.Sockaddr, err error) error {
 	return err
 }
 
-// closed is the only error that the poller has for a file without deadlines, under a name of its
-// own.
+// closed wraps the poller's error so that it matches fs.ErrClosed. The poller has no other error
+// for a file without a deadline.
 func closed(err error) error {
 	return fmt.Errorf("netlink events: %w: %w", fs.ErrClosed, err)
 }
 
-// parseEvent reads a message. Those of AF_BRIDGE tell of a port, once more: that a link is no
-// port any more comes as RTM_DELLINK.
+// parseEvent decodes a message. It skips those of AF_BRIDGE, which repeat the change of a port:
+// RTM_DELLINK of that family only means that the link is no longer a port.
 func parseEvent(m syscall.NetlinkMessage) (Event, bool) {
 	kind := m.Header.Type
 	if kind != unix.RTM_NEWLINK && kind != unix.RTM_DELLINK || len(m.Data) == 0 || m.Data[0] == unix.AF_BRIDGE {

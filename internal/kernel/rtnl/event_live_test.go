@@ -82,7 +82,9 @@ func TestLiveEvents(t *testing.T) {
 func TestLiveEventsAreLostAndDrained(t *testing.T) {
 	e, c := eventsIn(t)
 	var err error
-	if e.conn.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4096) }) != nil || err != nil {
+	if e.conn.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4096)
+	}) != nil || err != nil {
 		t.Fatal(err)
 	}
 	for i := range 50 {
@@ -121,7 +123,9 @@ func TestLiveEventsEndByClose(t *testing.T) {
 			}
 		}
 	}()
-	nstest.Eventually(t, 20*time.Second, "Next waits", func() bool { return nstest.Waiting("internal/kernel/rtnl.(*Events).receive") == 1 })
+	nstest.Eventually(t, 20*time.Second, "Next waits", func() bool {
+		return nstest.Waiting("internal/kernel/rtnl.(*Events).receive") == 1
+	})
 	_ = e.Close()
 	if err := <-done; !errors.Is(err, fs.ErrClosed) {
 		t.Error(err)

@@ -15,11 +15,10 @@ import (
 	"vmnet/internal/kernel/netns"
 )
 
-// FollowFile opens the netlink socket that a Follower needs in the netns of its link. Another
-// process may follow by it, without a privilege of its own. The caller closes it.
-//
-// With CAP_NET_BROADCAST the socket also hears of the netns that this one has an id for, so of a
-// link that moves there (NETLINK_LISTEN_ALL_NSID of netlink(7)).
+// FollowFile opens a netlink socket for a Follower, in the netns of its link. A process that
+// receives the file needs no privilege to follow the link. The caller owns the file. With
+// CAP_NET_BROADCAST, the socket also receives the events of all netns for which ns has an id, and
+// so those of a link that moves there (NETLINK_LISTEN_ALL_NSID in netlink(7)).
 func FollowFile(ns *netns.NS) (*os.File, error) {
 	fd := -1
 	err := ns.Do(func() (err error) {
@@ -39,7 +38,7 @@ func FollowFile(ns *netns.NS) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "netlink socket"), nil
 }
 
-// A LinkState is how a followed link is.
+// A LinkState is the state of a followed link.
 type LinkState struct {
 	Index   int
 	Name    string
@@ -47,13 +46,13 @@ type LinkState struct {
 	MAC     net.HardwareAddr
 	Up      bool
 	Carrier bool
-	// Lost says that the link has gone where the kernel does not report on it, such as a netns that
-	// the first one has no id for. The rest is as it was last heard of.
+	// Lost says that the kernel no longer reports the link's changes, such as after a move to a
+	// netns for which the first one has no id. The other fields are as last reported.
 	Lost bool
 }
 
-// A Follower hears of one link: how it is, and each change, also behind a rename or a move to
-// another netns. It is for one goroutine, but for Close.
+// A Follower reports the state of one link and its changes, also after the link was renamed or
+// moved to another netns. Its methods, except Close, are for one goroutine at a time.
 type Follower struct {
 	file   *os.File
 	conn   syscall.RawConn
@@ -61,12 +60,12 @@ type Follower struct {
 	oob    []byte
 
 	state LinkState
-	nsid  int  // of the netns that the link is in
-	moved bool // to a netns that is not known yet
+	nsid  int  // of the link's netns
+	moved bool // to a netns whose id is not known yet
 }
 
-// Follow takes over a file of FollowFile, and finds the link of that name in the file's netns. None
-// is an error that Is fs.ErrNotExist.
+// Follow takes ownership of a file from FollowFile and finds the link of that name in the file's
+// netns. If there is none, the error matches fs.ErrNotExist with errors.Is.
 func Follow(f *os.File, name string) (*Follower, error) {
 	w := &Follower{file: f, buffer: make([]byte, maxMessage), oob: make([]byte, 64), nsid: OwnNS}
 	err := w.begin(name)
@@ -106,14 +105,14 @@ func (w *Follower) begin(name string) (err error) {
 	return w.file.SetReadDeadline(time.Time{})
 }
 
-// State is how the link was when Follow or Next returned.
+// State returns the state of the link when Follow or Next returned.
 func (w *Follower) State() LinkState { return w.state }
 
-// Close ends a Next that waits.
+// Close closes the file. It makes a Next that waits return.
 func (w *Follower) Close() error { return w.file.Close() }
 
-// Next waits until the link changes, and tells how it is then. A link that is removed does not
-// change any more: Next waits until Close. Then its error Is fs.ErrClosed or os.ErrClosed.
+// Next waits until the link changes, and returns its new state. After the link was removed, Next
+// waits until Close. The error then matches fs.ErrClosed or os.ErrClosed with errors.Is.
 func (w *Follower) Next() (LinkState, error) {
 	for was := w.state; ; {
 		messages, nsid, err := w.receive()
@@ -139,9 +138,9 @@ func same(a, b LinkState) bool {
 		a.Carrier == b.Carrier && a.Lost == b.Lost && string(a.MAC) == string(b.MAC)
 }
 
-// take heeds an event, if it is of the link. A link that moves is gone from its netns with a word
-// of where it goes to, is down, and new in the other one (dev_change_net_namespace in
-// net/core/dev.c).
+// take applies an event if it is about the link. If a link moves, the kernel reports that it is
+// gone from its netns, with the id of the new one. The link is then down, and new in the other
+// netns (dev_change_net_namespace in net/core/dev.c).
 func (w *Follower) take(e Event, m syscall.NetlinkMessage, nsid int) {
 	if e.Index != w.state.Index {
 		return
@@ -155,7 +154,7 @@ func (w *Follower) take(e Event, m syscall.NetlinkMessage, nsid int) {
 		renamed := e.Name != w.state.Name
 		w.set(e.Link)
 		if renamed {
-			_ = w.filter() // it was possible before
+			_ = w.filter() // it succeeded before
 		}
 	default:
 		w.move(m.Data)
@@ -178,8 +177,8 @@ func (w *Follower) move(msg []byte) {
 	_ = w.filter()
 }
 
-// overrun asks how the link is, for events of it may be among those that were lost. Only of the
-// socket's own netns may it ask.
+// overrun requests the state of the link, whose events may be among the lost ones. It can do so
+// only in the socket's own netns.
 func (w *Follower) overrun() {
 	if w.nsid != OwnNS || w.moved || w.ask(nil) != nil {
 		w.state.Lost = true
@@ -190,8 +189,8 @@ func (w *Follower) set(l *Link) {
 	w.state = LinkState{Index: l.Index, Name: l.Name, MTU: l.MTU, MAC: l.MAC, Up: l.Up, Carrier: l.Carrier}
 }
 
-// ask requests the link with that attribute, else that of the index. The answer comes as an event
-// does.
+// ask requests the link with that attribute or, if it is nil, the one with the known index. The
+// kernel answers with a message like an event.
 func (w *Follower) ask(attr *nl.RtAttr) error {
 	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
@@ -207,7 +206,7 @@ func (w *Follower) ask(attr *nl.RtAttr) error {
 	return errors.Join(err, inner)
 }
 
-// receive waits for a datagram of the kernel's, and tells which netns it is about.
+// receive waits for a datagram from the kernel, and returns the id of the netns that it is about.
 func (w *Follower) receive() (messages []syscall.NetlinkMessage, nsid int, err error) {
 	var n, oobn int
 	var from unix.Sockaddr
@@ -232,7 +231,7 @@ func (w *Follower) receive() (messages []syscall.NetlinkMessage, nsid int, err e
 	return messages, nsidOf(w.oob[:oobn]), err
 }
 
-// nsidOf reads the id that an event of another netns comes with (netlink_cmsg_listen_all_nsid in
+// nsidOf returns the id that accompanies an event of another netns (netlink_cmsg_listen_all_nsid in
 // net/netlink/af_netlink.c).
 func nsidOf(oob []byte) int {
 	controls, err := unix.ParseSocketControlMessage(oob)
@@ -247,15 +246,19 @@ func nsidOf(oob []byte) int {
 	return OwnNS
 }
 
-// filter has the kernel give the socket no other links' messages (socket(7)): on a host of a
-// thousand links each change would else wake a thousand followers. Where a move gives the link
-// another index, its first event there has the old name. BPF loads big endian.
+// filter makes the kernel drop the messages of other links (SO_ATTACH_FILTER in socket(7)): on a
+// host with a thousand links, each change would otherwise wake a thousand followers. If a move
+// gives the link another index, its first event there still has the old name. BPF loads words in
+// big endian.
 func (w *Follower) filter() error {
 	load := func(at int) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: uint32(at)}
 	}
-	unless := func(b []byte, skip int) unix.SockFilter { // the word is b, skip so many instructions
-		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: uint8(skip), K: binary.BigEndian.Uint32(b)}
+	unless := func(b []byte, skip int) unix.SockFilter { // unless the word is b, skip that many instructions
+		return unix.SockFilter{
+			Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: uint8(skip),
+			K: binary.BigEndian.Uint32(b),
+		}
 	}
 	pass := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: maxMessage}
 
@@ -271,7 +274,8 @@ func (w *Follower) filter() error {
 	program = append(program, pass, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K})
 	var inner error
 	err := w.conn.Control(func(fd uintptr) {
-		inner = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
+		inner = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+			&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
 	})
 	return errors.Join(err, inner)
 }

@@ -57,7 +57,8 @@ func TestLiveFollow(t *testing.T) {
 	link, err := a.LinkByName("d0")
 	must(err)
 	w := follow(t, first, "d0")
-	if s := w.State(); s.Index != link.Attrs().Index || s.MTU != 1500 || s.Up || string(s.MAC) != string(link.Attrs().HardwareAddr) {
+	if s := w.State(); s.Index != link.Attrs().Index || s.MTU != 1500 || s.Up ||
+		string(s.MAC) != string(link.Attrs().HardwareAddr) {
 		t.Errorf("at first: %+v", s)
 	}
 	must(a.LinkSetUp(link))

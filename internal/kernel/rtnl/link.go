@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Link is what the kernel tells of a network interface.
+// A Link is a network interface as the kernel reports it.
 type Link struct {
 	Index    int
 	Name     string
@@ -21,21 +21,21 @@ type Link struct {
 	MTU      int // bytes
 	Up       bool
 	Carrier  bool
-	OperUp   bool   // up and ready, in the eyes of its master too (IF_OPER_UP of RFC 2863)
+	OperUp   bool   // up and ready, also for its master (IF_OPER_UP, RFC 2863)
 	AllMulti bool   // receives every multicast frame
-	HostIPv6 bool   // the kernel gives it an IPv6 address by itself: see NoIPv6Autoconf
+	HostIPv6 bool   // the kernel assigns an IPv6 address by itself: see NoIPv6Autoconf
 	TxQLen   int    // frames
-	Master   int    // index of the bridge or bond it belongs to; 0 for none
-	Lower    int    // index of the link that it sits on; 0 for none
-	Group    uint32 // its group number, 0 by default
-	LowerNS  int    // the kernel's id for the other netns that Lower is in; -1 where it is in the same
+	Master   int    // index of the bridge or bond of which it is a port; 0 for none
+	Lower    int    // index of its parent device; 0 for none
+	Group    uint32 // 0 by default
+	LowerNS  int    // id of the parent device's netns; -1 if it is the link's own
 	Stats    Stats
 
-	Port    *Port    // its port data, where its master is a bridge
-	Bridge  *Bridge  // where it is a bridge
-	Tun     *Tun     // where it is a tun or tap device
-	Macvlan *Macvlan // where it is a macvlan or macvtap
-	IPVlan  *IPVlan  // where it is an ipvlan or ipvtap
+	Port    *Port    // if its master is a bridge
+	Bridge  *Bridge  // if it is a bridge
+	Tun     *Tun     // if it is a tun or tap device
+	Macvlan *Macvlan // if it is a macvlan or macvtap
+	IPVlan  *IPVlan  // if it is an ipvlan or ipvtap
 }
 
 // Stats are the link's counters as the host sees them (struct rtnl_link_stats64).
@@ -50,14 +50,14 @@ type Stats struct {
 	TxDropped uint64 `json:"tx_dropped"`
 }
 
-// Tun is a tun or tap device's data (IFLA_TUN_*).
+// Tun is the data of a tun or tap device (IFLA_TUN_*).
 type Tun struct {
 	Tap        bool
 	Persist    bool
 	VnetHdr    bool
 	MultiQueue bool
-	Queues     int  // open, of a multi-queue device
-	Attached   bool // some process has it open
+	Queues     int  // open queues of a multi-queue device
+	Attached   bool // a process has it open
 }
 
 // Macvlan is the data of a macvlan or macvtap (IFLA_MACVLAN_*).
@@ -81,7 +81,8 @@ func parseLink(msg []byte) (*Link, error) {
 	info := nl.DeserializeIfInfomsg(msg)
 	l := &Link{
 		Index: int(info.Index), LowerNS: -1,
-		Up: info.Flags&unix.IFF_UP != 0, Carrier: info.Flags&unix.IFF_LOWER_UP != 0, AllMulti: info.Flags&unix.IFF_ALLMULTI != 0,
+		Up: info.Flags&unix.IFF_UP != 0, Carrier: info.Flags&unix.IFF_LOWER_UP != 0,
+		AllMulti: info.Flags&unix.IFF_ALLMULTI != 0,
 	}
 	carrier := false
 	each(msg[unix.SizeofIfInfomsg:], func(kind uint16, v []byte) {
@@ -123,14 +124,15 @@ func parseLink(msg []byte) (*Link, error) {
 			l.parseInfo(v)
 		}
 	})
-	if l.Tun != nil { // the carrier of a tap goes with its last queue
+	if l.Tun != nil { // a tap loses its carrier with its last queue
 		l.Tun.Attached = carrier || l.Tun.Queues > 0
 	}
 	return l, nil
 }
 
-// hostIPv6 reads IFLA_AF_SPEC. A link for which the kernel does not run IPv6, such as one with an
-// MTU below 1280 bytes, has no part for it (inet6_fill_link_af in net/ipv6/addrconf.c).
+// hostIPv6 reports whether the kernel assigns IPv6 addresses to a link, by its IFLA_AF_SPEC. There
+// is no part for IPv6 if the kernel does not run it on the link, such as with an MTU below 1280
+// bytes (inet6_fill_link_af in net/ipv6/addrconf.c).
 func hostIPv6(b []byte) (on bool) {
 	each(b, func(family uint16, v []byte) {
 		if family != unix.AF_INET6 {
@@ -145,8 +147,7 @@ func hostIPv6(b []byte) (on bool) {
 	return on
 }
 
-// parseInfo decodes IFLA_LINKINFO: the link's own kind and data, and what it is
-// to its master.
+// parseInfo decodes IFLA_LINKINFO: the kind and data of the link, and those of the link as a port.
 func (l *Link) parseInfo(b []byte) {
 	var data, slave []byte
 	var slaveKind string

@@ -12,8 +12,8 @@ import (
 	"vmnet/internal/kernel/netns"
 )
 
-// NetnsID is the id by which the socket's netns knows another one; -1 where it knows
-// it by none (RTM_GETNSID, rtnetlink(7)).
+// NetnsID returns the id of another netns in the socket's netns, or -1 if it has none there
+// (RTM_GETNSID, rtnetlink(7)).
 func (c *Conn) NetnsID(other *netns.NS) (int, error) {
 	req := c.request(unix.RTM_GETNSID, 0)
 	req.AddData(&rtgenmsg{})
@@ -36,8 +36,9 @@ func (c *Conn) NetnsID(other *netns.NS) (int, error) {
 	return id, nil
 }
 
-// AssignNetnsID gives another netns an id in the socket's, unless it has one: by that id it is
-// found, whoever holds it and however, for as long as it is there. It needs CAP_NET_ADMIN.
+// AssignNetnsID gives another netns an id in the socket's netns, unless it has one. While the other
+// netns exists, it can be found by that id, regardless of how and by which process it is held.
+// AssignNetnsID needs CAP_NET_ADMIN.
 func (c *Conn) AssignNetnsID(other *netns.NS) error {
 	req := c.request(unix.RTM_NEWNSID, unix.NLM_F_ACK)
 	req.AddData(&rtgenmsg{})
@@ -50,7 +51,7 @@ func (c *Conn) AssignNetnsID(other *netns.NS) error {
 	return nil
 }
 
-// NetnsIDs lists the ids by which the socket's netns knows others.
+// NetnsIDs lists the ids that other netns have in the socket's netns.
 func (c *Conn) NetnsIDs() (ids []int, err error) {
 	msgs, err := c.dump(func() *nl.NetlinkRequest {
 		req := c.request(unix.RTM_GETNSID, unix.NLM_F_DUMP)
@@ -73,9 +74,9 @@ func (c *Conn) NetnsIDs() (ids []int, err error) {
 	return ids, nil
 }
 
-// LinksIn is Links for the netns of that id, which takes CAP_NET_ADMIN over it and Linux 4.20. The
-// ids of other namespaces in what it returns are the socket's own netns's. A netns that has gone is
-// an error that Is fs.ErrNotExist.
+// LinksIn is Links in the netns with that id. It needs CAP_NET_ADMIN over that netns, and Linux
+// 4.20. The LowerNS of the result are ids in the socket's own netns. If the netns no longer exists,
+// the error matches fs.ErrNotExist with errors.Is.
 func (c *Conn) LinksIn(id int, kind string) ([]*Link, error) {
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(kind))

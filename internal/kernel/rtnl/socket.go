@@ -12,22 +12,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socket is a netlink socket that blocks. The kernel has worked a request off when sendto(2)
-// returns (netlink_rcv_skb), so there is nothing to wait for that Go's poller would be
-// worth, which wakes a thread of its own for each answer.
+// socket is a blocking netlink socket. The kernel has handled a request when sendto(2) returns
+// (netlink_rcv_skb), so the answer is there at once. Go's poller would only add the wake-up of a
+// thread for each answer.
 type socket struct {
 	mu     sync.Mutex
 	fd     int    // -1 when closed
-	port   uint32 // the kernel's name for it
+	port   uint32 // the socket's netlink port id
 	seq    uint32 // of the last request
-	buffer []byte // made by the first answer
+	buffer []byte // allocated for the first answer
 }
 
-// maxMessage bounds one datagram of the kernel's: a dump comes in pieces of 32 KiB at most
-// (netlink_dump), a single link with all its attributes in less than 64 KiB.
+// maxMessage bounds one datagram from the kernel. A dump comes in pieces of at most 32 KiB
+// (netlink_dump), and a single link with all its attributes has less than 64 KiB.
 const maxMessage = 64 << 10
 
-// openSocket opens one in the netns of the calling thread.
+// openSocket opens a socket in the netns of the calling thread.
 func openSocket() (*socket, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -57,7 +57,7 @@ func (s *socket) setUp() error {
 	return err
 }
 
-// close waits for a request that is under way.
+// close waits for a running request.
 func (s *socket) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -67,9 +67,10 @@ func (s *socket) close() {
 	s.fd = -1
 }
 
-// execute sends a request and collects the answers of that type (0: of any). The last one is
-// the acknowledgement, where the request asks for one or is for a dump, else the first. A
-// dump that a change has disturbed is nl.ErrDumpInterrupted, with what there was of it.
+// execute sends a request and collects the answers of that type, or of any type if kind is 0. If
+// the request asks for an acknowledgement or a dump, the last answer is the acknowledgement.
+// Otherwise there is only one answer. If a change has interrupted a dump, execute returns what it
+// has read, and ErrDisturbed.
 func (s *socket) execute(req *nl.NetlinkRequest, kind uint16) ([][]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -102,17 +103,17 @@ func (s *socket) execute(req *nl.NetlinkRequest, kind uint16) ([][]byte, error) 
 	return a.found, nil
 }
 
-// together sends requests that answer with an acknowledgement only in one datagram, and returns the
-// errors of each. The kernel works off all of a datagram within the one sendto(2), the next request
-// also where one has failed (netlink_rcv_skb in net/netlink/af_netlink.c): a signal, SIGKILL too,
-// comes before them or after them.
+// together sends requests whose only answers are acknowledgements in one datagram, and returns the
+// error of each. The kernel handles the whole datagram within one sendto(2), and continues after a
+// request that fails (netlink_rcv_skb in net/netlink/af_netlink.c). No signal, not even SIGKILL,
+// can end this process between two of them.
 func (s *socket) together(reqs ...*nl.NetlinkRequest) ([]error, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fd < 0 {
 		return nil, fmt.Errorf("netlink: %w", fs.ErrClosed)
 	}
-	var datagram []byte // all attributes are padded, and with them the messages
+	var datagram []byte // the messages are aligned, since all attributes are padded
 	first := s.seq + 1
 	for _, req := range reqs {
 		s.seq++
@@ -149,7 +150,7 @@ func (s *socket) send(request []byte) error {
 	}
 }
 
-// receive reads one datagram of the kernel's; its messages are valid until the next.
+// receive reads one datagram from the kernel. Its messages are valid until the next call.
 func (s *socket) receive() ([]syscall.NetlinkMessage, error) {
 	if s.buffer == nil {
 		s.buffer = make([]byte, maxMessage)
@@ -170,7 +171,7 @@ func (s *socket) receive() ([]syscall.NetlinkMessage, error) {
 	}
 }
 
-// late tells a timeout, whose errno says no more than that there is nothing yet.
+// late makes the EAGAIN of SO_RCVTIMEO match os.ErrDeadlineExceeded.
 func late(err error) error {
 	if errors.Is(err, unix.EAGAIN) {
 		return fmt.Errorf("netlink: no answer within %d s: %w", timeout.Sec, os.ErrDeadlineExceeded)
@@ -178,7 +179,7 @@ func late(err error) error {
 	return err
 }
 
-// answers are what comes back for one request.
+// answers are the kernel's answers to one request.
 type answers struct {
 	kind      uint16
 	single    bool
@@ -201,10 +202,10 @@ func (a *answers) add(m syscall.NetlinkMessage) error {
 	return nil
 }
 
-// answerError is the errno of struct nlmsgerr with the kernel's own words, which stand behind
-// the copy of the request (NLMSGERR_ATTR_MSG of include/uapi/linux/netlink.h).
+// answerError returns the errno of struct nlmsgerr with the kernel's own message, which follows the
+// copy of the request (NLMSGERR_ATTR_MSG in include/uapi/linux/netlink.h).
 func answerError(m syscall.NetlinkMessage) error {
-	if len(m.Data) < 4 { // of a dump that ended well
+	if len(m.Data) < 4 { // of a dump that succeeded
 		return nil
 	}
 	errno := -int32(u32(m.Data))

@@ -19,7 +19,10 @@ func TestMain(m *testing.M) { leaktest.Main(m) }
 // answer is a struct nlmsgerr, the request and attributes.
 func answer(flags uint16, errno int32, rest ...byte) syscall.NetlinkMessage {
 	data := binary.NativeEndian.AppendUint32(nil, uint32(errno))
-	return syscall.NetlinkMessage{Header: syscall.NlMsghdr{Type: unix.NLMSG_ERROR, Flags: flags}, Data: append(data, rest...)}
+	return syscall.NetlinkMessage{
+		Header: syscall.NlMsghdr{Type: unix.NLMSG_ERROR, Flags: flags},
+		Data:   append(data, rest...),
+	}
 }
 
 func TestAnswerError(t *testing.T) {
@@ -32,11 +35,15 @@ func TestAnswerError(t *testing.T) {
 		"success":       {answer(0, 0), ""},
 		"end of a dump": {syscall.NetlinkMessage{Header: syscall.NlMsghdr{Type: unix.NLMSG_DONE}}, ""},
 		"errno":         {answer(0, -int32(unix.ENODEV)), "no such device"},
-		"words":         {answer(unix.NLM_F_ACK_TLVS, -int32(unix.EINVAL), append(append(append([]byte{}, header...), 0, 0, 0, 0), words...)...), "invalid argument: no!"},
-		"capped":        {answer(unix.NLM_F_ACK_TLVS|unix.NLM_F_CAPPED, -int32(unix.EINVAL), append(append([]byte{}, header...), words...)...), "invalid argument: no!"},
-		"cut":           {answer(unix.NLM_F_ACK_TLVS, -int32(unix.EINVAL), header...), "invalid argument"},
-		"cut words":     {answer(unix.NLM_F_ACK_TLVS|unix.NLM_F_CAPPED, -int32(unix.EINVAL), append(append([]byte{}, header...), words[:6]...)...), "invalid argument"},
-		"long request":  {answer(unix.NLM_F_ACK_TLVS, -int32(unix.EINVAL), 255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), "invalid argument"},
+		"words": {answer(unix.NLM_F_ACK_TLVS, -int32(unix.EINVAL),
+			append(append(append([]byte{}, header...), 0, 0, 0, 0), words...)...), "invalid argument: no!"},
+		"capped": {answer(unix.NLM_F_ACK_TLVS|unix.NLM_F_CAPPED, -int32(unix.EINVAL),
+			append(append([]byte{}, header...), words...)...), "invalid argument: no!"},
+		"cut": {answer(unix.NLM_F_ACK_TLVS, -int32(unix.EINVAL), header...), "invalid argument"},
+		"cut words": {answer(unix.NLM_F_ACK_TLVS|unix.NLM_F_CAPPED, -int32(unix.EINVAL),
+			append(append([]byte{}, header...), words[:6]...)...), "invalid argument"},
+		"long request": {answer(unix.NLM_F_ACK_TLVS, -int32(unix.EINVAL), 255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0,
+			0, 0, 0, 0), "invalid argument"},
 	} {
 		err := answerError(test.m)
 		if got := errorText(err); got != test.want {
@@ -55,7 +62,10 @@ func errorText(err error) string {
 func FuzzAnswerError(f *testing.F) {
 	f.Add(uint16(unix.NLM_F_ACK_TLVS), []byte("12345678901234567890"))
 	f.Fuzz(func(t *testing.T, flags uint16, data []byte) {
-		_ = answerError(syscall.NetlinkMessage{Header: syscall.NlMsghdr{Type: unix.NLMSG_ERROR, Flags: flags}, Data: data})
+		_ = answerError(syscall.NetlinkMessage{
+			Header: syscall.NlMsghdr{Type: unix.NLMSG_ERROR, Flags: flags},
+			Data:   data,
+		})
 	})
 }
 
@@ -80,7 +90,8 @@ func TestSocket(t *testing.T) {
 		if _, err := c.Link("no-such-link"); !errors.Is(err, fs.ErrNotExist) {
 			t.Error(err)
 		}
-		if _, err := c.Links(strings.Repeat("k", 200), 0); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ERANGE) {
+		if _, err := c.Links(strings.Repeat("k", 200), 0); err != nil && !errors.Is(err, unix.EINVAL) &&
+			!errors.Is(err, unix.ERANGE) {
 			t.Error(err)
 		}
 	}

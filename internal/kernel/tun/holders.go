@@ -31,7 +31,8 @@ func InterfaceOf(f procfd.File) string {
 		return ""
 	}
 	defer info.Close()
-	start := make([]byte, 1024) // of a tap it is all; of another file, such as an epoll(7)'s, it may be any number of bytes
+	// of a tap it is all; of another file, such as an epoll(7)'s, it may be any number of bytes
+	start := make([]byte, 1024)
 	n, _ := info.Read(start)
 	for line := range bytes.Lines(start[:max(n, 0)]) {
 		if name, ok := bytes.CutPrefix(line, []byte("iff:")); ok {

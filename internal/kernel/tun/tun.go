@@ -160,7 +160,8 @@ func setIff(fd int, name string, flags uint16) (string, error) {
 func openError(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return fmt.Errorf("open %s: %w (load the driver: modprobe tun; in a container, pass the device in)", Device, err)
+		return fmt.Errorf("open %s: %w (load the driver: modprobe tun; in a container, pass the device in)",
+			Device, err)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("open %s: %w (run as root, or give this user access to it)", Device, err)
 	}
