@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SendOver is Send for a connection that has deadlines. Unlike that it leaves the files as they
-// are, also those that the runtime's poller waits for.
+// SendOver is Send over a connection of package net, whose deadlines apply. Unlike Send, it does
+// not make the files blocking.
 func SendOver(c *net.UnixConn, payload []byte, files ...*os.File) error {
 	if len(payload) == 0 || len(files) > MaxFiles {
 		return fmt.Errorf("send %d bytes with %d files: at least 1 byte, at most %d files",
@@ -26,7 +26,7 @@ func SendOver(c *net.UnixConn, payload []byte, files ...*os.File) error {
 	})
 }
 
-// withFDs runs do while nobody can close the files.
+// withFDs calls do with the fds of the files, which cannot be closed during the call.
 func withFDs(files []*os.File, fds []int, do func(fds []int) error) error {
 	if len(files) == 0 {
 		return do(fds)
@@ -42,14 +42,14 @@ func withFDs(files []*os.File, fds []int, do func(fds []int) error) error {
 	return inner
 }
 
-// ReceiveOver is Receive for a connection that has deadlines, and with at most that many files. The
-// message is put into b.
+// ReceiveOver is Receive over a connection of package net, whose deadlines apply, for at most that
+// many files. The payload is a part of b.
 func ReceiveOver(c *net.UnixConn, b []byte, maxFiles int) (payload []byte, files []*os.File, err error) {
 	oob := make([]byte, unix.CmsgSpace(4*maxFiles))
 	n, oobn, flags, _, readErr := c.ReadMsgUnix(b, oob)
 	files, err = filesIn(oob[:oobn])
 	switch {
-	case readErr != nil: // an empty message may have files, and reads as the end
+	case readErr != nil: // an empty message, which may have files, reads as io.EOF
 		err = readErr
 	case err == nil && (flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || len(files) > maxFiles):
 		err = fmt.Errorf("a message of more than %d bytes or %d files, or no room for files here (ulimit -n)",
@@ -62,7 +62,8 @@ func ReceiveOver(c *net.UnixConn, b []byte, maxFiles int) (payload []byte, files
 	return b[:n], files, nil
 }
 
-// PeerOf is who is at the other end: who connected, or who listened (SO_PEERCRED, unix(7)).
+// PeerOf returns the credentials of the process that connected, or that listened (SO_PEERCRED in
+// unix(7)).
 func PeerOf(c *net.UnixConn) (cred unix.Ucred, err error) {
 	got, err := sockopt(c, func(fd int) (*unix.Ucred, error) {
 		return unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
@@ -73,8 +74,8 @@ func PeerOf(c *net.UnixConn) (cred unix.Ucred, err error) {
 	return *got, nil
 }
 
-// PeerPidfd is a pidfd of the process that PeerOf names (SO_PEERPIDFD), which the caller
-// closes. It is nil where the kernel has none: before Linux 6.5, or if the process has ended.
+// PeerPidfd returns a pidfd of the process that PeerOf names (SO_PEERPIDFD), which the caller owns.
+// It returns nil before Linux 6.5, or if the process has ended.
 func PeerPidfd(c *net.UnixConn) *os.File {
 	fd, err := sockopt(c, func(fd int) (int, error) {
 		return unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)

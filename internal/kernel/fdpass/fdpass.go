@@ -10,14 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MaxFiles is how many files fit into one message (SCM_MAX_FD of include/net/scm.h).
+// MaxFiles is how many files one message can carry (SCM_MAX_FD in include/net/scm.h).
 const MaxFiles = 253
 
-// A Socket is one end of a connected unix socket that sends and receives blocking.
+// A Socket is one end of a connected unix socket. Its methods block.
 type Socket struct{ f *os.File }
 
-// Pair makes two connected sockets that keep messages apart (SOCK_SEQPACKET). The second
-// one is for another process, which finds it as whatever fd its starter says.
+// Pair makes two connected sockets that preserve message boundaries (SOCK_SEQPACKET). The second
+// one is for another process, which opens it with Inherited.
 func Pair() (*Socket, *os.File, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -26,8 +26,8 @@ func Pair() (*Socket, *os.File, error) {
 	return &Socket{os.NewFile(uintptr(fds[0]), "helper")}, os.NewFile(uintptr(fds[1]), "client"), nil
 }
 
-// Inherited takes over a socket that this process was started with. It is an error
-// if the fd is none. Nobody that we start inherits it.
+// Inherited takes ownership of a socket that this process inherited as that fd. It fails if the fd
+// is not a unix socket. Children of this process do not inherit it.
 func Inherited(fd int) (*Socket, error) {
 	family, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 	switch {
@@ -43,11 +43,12 @@ func Inherited(fd int) (*Socket, error) {
 // Close closes this end.
 func (s *Socket) Close() error { return s.f.Close() }
 
-// File is the socket's, and stays its own.
+// File returns the socket's file. The Socket keeps ownership.
 func (s *Socket) File() *os.File { return s.f }
 
-// Send sends one message with copies of the files, which stay the caller's. A message needs
-// at least one byte. A peer that has gone is an error that Is EPIPE, never a signal.
+// Send sends one message, of at least one byte, with copies of the files, of which the caller keeps
+// ownership. If the peer has closed its end, the error matches EPIPE with errors.Is, and there is
+// no signal.
 func (s *Socket) Send(payload []byte, files ...*os.File) error {
 	if len(payload) == 0 || len(files) > MaxFiles {
 		return fmt.Errorf("send %d bytes with %d files: at least 1 byte, at most %d files",
@@ -75,9 +76,9 @@ func (s *Socket) Send(payload []byte, files ...*os.File) error {
 	}
 }
 
-// Receive waits for one message of at most limit bytes and the files with it, which the caller
-// owns. It returns io.EOF when the peer has closed its end. A message that was cut is an error, and
-// its files are closed.
+// Receive waits for one message of at most limit bytes and for its files, which the caller owns. It
+// returns io.EOF when the peer has closed its end. If the message was truncated, Receive closes its
+// files and returns an error.
 func (s *Socket) Receive(limit int) ([]byte, []*os.File, error) {
 	payload, oob := make([]byte, limit), make([]byte, unix.CmsgSpace(4*MaxFiles))
 	var n, oobn, flags int
@@ -87,7 +88,7 @@ func (s *Socket) Receive(limit int) ([]byte, []*os.File, error) {
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
-		if errors.Is(err, unix.ECONNRESET) { // it left without reading what we have sent
+		if errors.Is(err, unix.ECONNRESET) { // it closed its end before it read what we sent
 			err = io.EOF
 		}
 		if err != nil {
@@ -110,8 +111,7 @@ func (s *Socket) Receive(limit int) ([]byte, []*os.File, error) {
 	return payload[:n], files, nil
 }
 
-// filesIn takes the files out of control messages; it returns those it has found also with an
-// error.
+// filesIn returns the files in control messages. With an error, it returns those before it.
 func filesIn(oob []byte) (files []*os.File, err error) {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
@@ -129,14 +129,14 @@ func filesIn(oob []byte) (files []*os.File, err error) {
 	return files, nil
 }
 
-// CloseAll closes files, whose errors tell nothing: nothing was written to them.
+// CloseAll closes files and ignores errors, since nothing was written to the files.
 func CloseAll(files []*os.File) {
 	for _, f := range files {
 		_ = f.Close()
 	}
 }
 
-// Inherit leaves a file open over execve(2), under the number that it has.
+// Inherit keeps a file open across execve(2), under its number.
 func Inherit(f *os.File) error {
 	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETFD, 0); err != nil {
 		return fmt.Errorf("leave %s open: %w", f.Name(), err)

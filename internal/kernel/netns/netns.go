@@ -1,5 +1,5 @@
-// Package netns names network namespaces and runs code in them. A namespace is
-// a value that is passed down; nothing here changes what the caller is in.
+// Package netns opens network namespaces and runs code in them. A namespace is a value that is
+// passed to functions: none of them changes the namespace of the caller's thread.
 package netns
 
 import (
@@ -34,9 +34,8 @@ func Current() (*NS, error) {
 	return &NS{h, ""}, nil
 }
 
-// Open opens a network namespace by the name that ip-netns(8) knows, or by a
-// path, which holds a slash: /proc/123/ns/net, /var/run/netns/blue. The empty
-// name is the current one.
+// Open opens a network namespace by its name in ip-netns(8), or by a path, which contains a slash:
+// /proc/123/ns/net or /var/run/netns/blue. The empty name stands for the current one.
 func Open(nameOrPath string) (*NS, error) {
 	if nameOrPath == "" {
 		return Current()
@@ -50,7 +49,7 @@ func Open(nameOrPath string) (*NS, error) {
 	}
 	h, err := open(path)
 	if err != nil {
-		return nil, fmt.Errorf("open netns %q: %w (ip netns list names them; a path must hold a slash)",
+		return nil, fmt.Errorf("open netns %q: %w (ip netns list names them; a path must contain a slash)",
 			nameOrPath, err)
 	}
 	if kind, err := unix.IoctlRetInt(int(h), unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
@@ -60,9 +59,9 @@ func Open(nameOrPath string) (*NS, error) {
 	return &NS{h, nameOrPath}, nil
 }
 
-// open opens a namespace's file, and nothing else whatever the path leads to by now. All such files
-// are on the kernel's one nsfs, whose device number tells it without asking anybody: fstatfs(2) for
-// its NSFS_MAGIC would wait for the server of a FUSE file.
+// open opens the file of a namespace, and no other file, even if the path is replaced in the
+// meantime. All such files are on the kernel's only nsfs, which open recognizes by its device
+// number. To look for NSFS_MAGIC, fstatfs(2) would wait for the server of a FUSE file.
 func open(path string) (vnetns.NsHandle, error) {
 	r, err := procfd.Refer(path)
 	if err != nil {
@@ -81,7 +80,7 @@ func open(path string) (vnetns.NsHandle, error) {
 	return vnetns.NsHandle(fd), err
 }
 
-// OpenHeld opens the namespace that a process has open as an fd.
+// OpenHeld opens the namespace of which a process has an fd open.
 func OpenHeld(f procfd.File) (*NS, error) {
 	ns, err := Open(f.Path())
 	if err != nil {
@@ -91,7 +90,8 @@ func OpenHeld(f procfd.File) (*NS, error) {
 	return ns, nil
 }
 
-// InodeOf tells which namespace a file of a process is; ok is false where it is none.
+// InodeOf returns the inode of the namespace that a file of a process is. ok is false for any other
+// file.
 func InodeOf(f procfd.File) (inode uint64, ok bool) {
 	text, ok := strings.CutPrefix(f.Target, "net:[")
 	if !ok {
@@ -101,8 +101,8 @@ func InodeOf(f procfd.File) (inode uint64, ok bool) {
 	return inode, err == nil
 }
 
-// New makes an unnamed network namespace, which lives while it is open
-// or something in it is. It needs CAP_SYS_ADMIN.
+// New makes an unnamed network namespace. It exists while an fd of it, a socket in it or a process
+// in it does. New needs CAP_SYS_ADMIN.
 func New() (*NS, error) {
 	var ns *NS
 	err := onOwnThread(func() error {
@@ -121,10 +121,10 @@ func New() (*NS, error) {
 // Close closes the namespace's fd.
 func (ns *NS) Close() error { return ns.handle.Close() }
 
-// Handle is the open fd, for netlink handles; ns keeps it.
+// Handle returns the open fd, for netlink handles. ns keeps ownership.
 func (ns *NS) Handle() vnetns.NsHandle { return ns.handle }
 
-// File is a copy of the open fd, which the caller owns.
+// File returns a copy of the open fd, which the caller owns.
 func (ns *NS) File() (*os.File, error) {
 	fd, err := unix.FcntlInt(uintptr(ns.handle), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
@@ -133,13 +133,13 @@ func (ns *NS) File() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "netns "+ns.label), nil
 }
 
-// String is the name or path that the namespace was opened by; empty for the current one.
+// String returns the name or path by which the namespace was opened, or "" for the current one.
 func (ns *NS) String() string { return ns.label }
 
-// Path names the namespace for as long as ns is open, for this process and those it starts.
+// Path returns a path of the namespace. While ns is open, this process and its children can use it.
 func (ns *NS) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(ns.handle)) }
 
-// Inode identifies the namespace among all of this kernel's.
+// Inode returns the inode of the namespace, which no other existing namespace has.
 func (ns *NS) Inode() (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(ns.handle), &st); err != nil {
@@ -148,9 +148,9 @@ func (ns *NS) Inode() (uint64, error) {
 	return st.Ino, nil
 }
 
-// Owner identifies the user namespace that owns ns, whose privileged users may do anything in it.
-// It is an error where that is not the caller's own or one beneath it (NS_GET_USERNS,
-// ioctl_nsfs(2)).
+// Owner returns the inode of the user namespace that owns ns: whoever has capabilities there has
+// them over ns. It fails unless that is the caller's user namespace or a descendant of it
+// (NS_GET_USERNS in ioctl_nsfs(2)).
 func (ns *NS) Owner() (inode uint64, err error) {
 	fd, err := unix.IoctlRetInt(int(ns.handle), unix.NS_GET_USERNS)
 	if err != nil {
@@ -164,7 +164,7 @@ func (ns *NS) Owner() (inode uint64, err error) {
 	return st.Ino, nil
 }
 
-// OwnUser identifies the user namespace that this process is in, as Owner does.
+// OwnUser returns the inode of this process's user namespace, to compare with Owner's.
 func OwnUser() (inode uint64, err error) {
 	var st unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/user", &st); err != nil {
@@ -173,12 +173,12 @@ func OwnUser() (inode uint64, err error) {
 	return st.Ino, nil
 }
 
-// IsCurrent tells whether ns was opened as the one that this process is in. A nil NS is that too,
-// for who asks no more of it than this and Do.
+// IsCurrent reports whether ns was opened as the current namespace. A nil *NS means that one too,
+// but only IsCurrent and Do accept it.
 func (ns *NS) IsCurrent() bool { return ns == nil || ns.label == "" }
 
-// Do runs f with its thread in ns. f must not start goroutines that rely on it.
-// Where it is the namespace that the thread is in anyway, nothing is switched.
+// Do calls f on a thread that is in ns. Goroutines that f starts may run in another namespace. If
+// ns is the current namespace, Do only calls f.
 func (ns *NS) Do(f func() error) error {
 	if ns.IsCurrent() {
 		return f()
@@ -191,13 +191,53 @@ func (ns *NS) Do(f func() error) error {
 	})
 }
 
-// onOwnThread runs f on a thread that ends with it: a thread whose namespace
-// was changed is never given back to the Go runtime.
+// onOwnThread calls f on a thread that ends afterwards. The Go runtime must not reuse a thread
+// whose namespace was changed.
 func onOwnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked, so the thread dies with the goroutine
+		runtime.LockOSThread() // never unlocked, so the thread ends with the goroutine
 		done <- f()
 	}()
 	return <-done
+}
+
+// Others calls f for each other network namespace that has a name (ip-netns(8)) or a process in it,
+// and that the caller may open. It stops at the first error of f.
+func (ns *NS) Others(f func(*NS) error) error {
+	own, err := ns.Inode()
+	if err != nil {
+		return err
+	}
+	seen := map[uint64]bool{own: true}
+	for _, path := range paths() {
+		other, err := Open(path)
+		if err != nil {
+			continue // it no longer exists, or the caller may not open it
+		}
+		inode, err := other.Inode()
+		if err == nil && !seen[inode] {
+			seen[inode] = true
+			err = f(other)
+		}
+		if closeErr := other.Close(); err == nil {
+			err = closeErr
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// paths returns the paths of the named namespaces, and of those of all processes.
+func paths() []string {
+	named, _ := filepath.Glob(filepath.Join(RunDir, "*"))
+	processes, _ := os.ReadDir("/proc")
+	for _, p := range processes {
+		if _, err := strconv.Atoi(p.Name()); err == nil {
+			named = append(named, filepath.Join("/proc", p.Name(), "ns", "net"))
+		}
+	}
+	return named
 }

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DetachedMount mounts a new file system of that kind nowhere and returns its root, an
-// fd that the caller closes. sysfs shows the netns of the calling thread.
+// DetachedMount makes a new mount of that kind of file system without attaching it to a path, and
+// returns its root, an fd that the caller owns. A sysfs shows the netns of the calling thread.
 func DetachedMount(kind string) (int, error) {
 	fsfd, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
 	if errors.Is(err, unix.ENOSYS) {
@@ -30,8 +30,8 @@ func DetachedMount(kind string) (int, error) {
 	return root, nil
 }
 
-// ReadSys reads a file of sysfs, at most 4096 bytes, as the namespace sees it:
-// "class/net/br0/address". It takes CAP_SYS_ADMIN.
+// ReadSys reads at most 4096 bytes of a file in the sysfs of the namespace, such as
+// "class/net/br0/address". It needs CAP_SYS_ADMIN.
 func (ns *NS) ReadSys(path string) (text string, err error) {
 	err = ns.Do(func() error {
 		sys, err := DetachedMount("sysfs")

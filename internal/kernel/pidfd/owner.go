@@ -13,18 +13,17 @@ import (
 	"vmnet/internal/kernel/procfd"
 )
 
-// ErrDoubtful is for a process that may be somebody else's than it looks.
-var ErrDoubtful = errors.New("not believed to be anybody's")
+// ErrDoubtful is returned for a process that may belong to another user than it seems.
+var ErrDoubtful = errors.New("its owner is doubtful")
 
-// Owner returns the user whose process this is, for whoever decides by what the process
-// says of itself, such as its command line or its open files. Whoever starts a set-user-ID
-// program chooses both, and the program then runs with its owner's ids: wholly if it calls
-// setuid(2), else with the real id of its starter. So all four user ids must be equal, and
-// must have been when the program was executed. The owner of /proc/PID is the effective id
-// alone, or root.
-//
-// An error Is [ErrDoubtful], or the process has ended. Where the caller may not read how
-// the program was executed (ptrace(2), PTRACE_MODE_READ_FSCREDS), the ids must do.
+// Owner returns the user to whom a process belongs. A caller needs it before it trusts what the
+// process says about itself, such as by its command line or its open files. The user who starts a
+// set-user-ID program chooses both, but the program runs with the ids of its owner: with all of
+// them if it calls setuid(2), otherwise with the real id of the user. So all four user ids must be
+// equal, and must have been equal when the program was executed. The owner of /proc/PID is only the
+// effective id, or root. An error matches [ErrDoubtful] with errors.Is, or the process has ended.
+// If the caller may not read the ids at execution (PTRACE_MODE_READ_FSCREDS in ptrace(2)), Owner
+// checks only the current ones.
 func Owner(pid int) (uid int, err error) {
 	ids, err := procfd.UserIDs(pid)
 	if err != nil {
@@ -43,19 +42,18 @@ func Owner(pid int) (uid int, err error) {
 	return ids[0], nil
 }
 
-// Entries of the auxiliary vector (getauxval(3), linux/auxvec.h).
+// Entries of the auxiliary vector (getauxval(3), include/uapi/linux/auxvec.h).
 const (
 	atUID  = 11
 	atEUID = 12
 )
 
-// maxAuxv is more than AT_VECTOR_SIZE entries of any architecture, in bytes.
+// maxAuxv is in bytes, and more than the AT_VECTOR_SIZE entries of any architecture.
 const maxAuxv = 4096
 
-// executedAs returns the real and the effective uid that the process had when it executed
-// its program, from its auxiliary vector. They are ids of its own user namespace. A process
-// can change that vector (PR_SET_MM_MAP), but not before it executes a program whose
-// owner's ids it would get.
+// executedAs returns the real and the effective uid that the process had when it executed its
+// program, from its auxiliary vector. They are ids in its own user namespace. A process can change
+// the vector (PR_SET_MM_MAP), but executing a set-user-ID program replaces it.
 func executedAs(pid int) (started, ran uint64, ok bool) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/auxv", pid))
 	if err != nil {
@@ -70,7 +68,7 @@ func executedAs(pid int) (started, ran uint64, ok bool) {
 }
 
 func idsIn(auxv []byte) (started, ran uint64, ok bool) {
-	for _, word := range []int{8, 4} { // that of a 32-bit program has words of 4 bytes
+	for _, word := range []int{8, 4} { // a 32-bit program's vector has words of 4 bytes
 		words := wordsOf(auxv, word)
 		started, okStarted := entry(words, atUID)
 		ran, okRan := entry(words, atEUID)
@@ -103,9 +101,9 @@ func entry(words []uint64, key uint64) (value uint64, ok bool) {
 	return 0, false
 }
 
-// Started is when a process was started, in clock ticks since the machine's start
-// (proc_pid_stat(5), field 22). With its number it names the process for as long as the
-// machine runs: a number is not used again within a tick.
+// Started returns when a process was started, in clock ticks since boot (field 22 in
+// proc_pid_stat(5)). Together with the PID it identifies the process until the next boot: the
+// kernel does not reuse a PID within a tick.
 func Started(pid int) (uint64, error) {
 	path := fmt.Sprintf("/proc/%d/stat", pid)
 	text, err := os.ReadFile(path)

@@ -1,5 +1,5 @@
-// Package pidfd holds on to processes: a number names another process once the first has
-// ended, a pidfd never does (pidfd_open(2)).
+// Package pidfd holds processes by pidfds (pidfd_open(2)). After a process has ended, its PID may
+// name another one, but a pidfd never does.
 package pidfd
 
 import (
@@ -13,19 +13,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Handle is a process that is held by a pidfd. While [Handle.Alive] reports true, PID has
-// named that process, and no other, ever since it was opened. Close it.
+// Handle is a process that is held by a pidfd. While [Handle.Alive] reports true, PID has named
+// that process, and no other, since Open. Close it.
 type Handle struct {
 	PID int
 	f   *os.File
 }
 
-// Open holds the process of that number. That there is none is an error that Is fs.ErrNotExist.
+// Open holds the process with that PID. If there is none, the error matches fs.ErrNotExist with
+// errors.Is.
 func Open(pid int) (*Handle, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	switch {
 	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL):
-		// EINVAL: no process, but a thread of one, or no number of one
+		// EINVAL: the id of a thread, or no valid PID
 		return nil, fmt.Errorf("process %d: %w", pid, fs.ErrNotExist)
 	case err != nil:
 		return nil, fmt.Errorf("pidfd of process %d: %w", pid, err)
@@ -33,13 +34,13 @@ func Open(pid int) (*Handle, error) {
 	return &Handle{pid, os.NewFile(uintptr(fd), fmt.Sprintf("pidfd of %d", pid))}, nil
 }
 
-// Alive reports whether the process has not ended yet: a pidfd is readable from then on.
+// Alive reports whether the process has not ended. A pidfd becomes readable when it does.
 func (h *Handle) Alive() bool {
 	alive := false
 	err := h.control(func(fd int) {
 		err := error(unix.EINTR)
-		// A pending signal, such as the one by which Go's runtime preempts, ends even a poll(2)
-		// that does not wait, and says nothing of the fd.
+		// A pending signal, such as the one that Go's runtime sends to preempt, interrupts even a
+		// poll(2) that does not wait, which then reports nothing about the fd.
 		for n := 0; errors.Is(err, unix.EINTR); alive = n == 0 && err == nil {
 			n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
 		}
@@ -47,7 +48,7 @@ func (h *Handle) Alive() bool {
 	return err == nil && alive
 }
 
-// Check is an error that Is fs.ErrNotExist where the process has ended.
+// Check returns an error that matches fs.ErrNotExist with errors.Is if the process has ended.
 func (h *Handle) Check() error {
 	if h.Alive() {
 		return nil
@@ -55,7 +56,7 @@ func (h *Handle) Check() error {
 	return fmt.Errorf("process %d has ended: %w", h.PID, fs.ErrNotExist)
 }
 
-// Close lets go of the process. A nil Handle may be closed.
+// Close closes the pidfd. A nil Handle may be closed.
 func (h *Handle) Close() error {
 	if h == nil {
 		return nil
@@ -63,7 +64,7 @@ func (h *Handle) Close() error {
 	return h.f.Close()
 }
 
-// Is reports whether f, which stays the caller's, is a pidfd of the same process.
+// Is reports whether f is a pidfd of the same process. The caller keeps ownership of f.
 func (h *Handle) Is(f *os.File) bool {
 	conn, err := f.SyscallConn()
 	if err != nil {
@@ -71,11 +72,11 @@ func (h *Handle) Is(f *os.File) bool {
 	}
 	same := false
 	err = conn.Control(func(fd uintptr) { same = pidOf(int(fd)) == strconv.Itoa(h.PID) })
-	return err == nil && same && h.Alive() // the number means one process as long as that is alive
+	return err == nil && same && h.Alive() // while a process is alive, its PID names no other
 }
 
-// pidOf is the number of a pidfd's process: -1 if it has ended, 0 if it is not in our pid
-// namespace, empty where fd is no pidfd (pidfd_open(2); "Pid:" in /proc/self/fdinfo).
+// pidOf returns the PID of a pidfd's process: "-1" if it has ended, "0" if it is not in our PID
+// namespace, "" if fd is not a pidfd (pidfd_open(2), "Pid:" in /proc/self/fdinfo).
 func pidOf(fd int) string {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
 	if err != nil {

@@ -9,13 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What another process has open, and what a path of somebody else's leads to, may be replaced at
-// any moment: by a FIFO, whose open(2) waits for a writer; by a device, whose open(2) has effects
-// (watchdog(4) reboots the machine); by a file of a FUSE server that never answers. So it is opened
-// as a reference (O_PATH), which asks neither driver nor file system, and it is that reference that
-// is looked at and, if it is what was wanted, opened.
+// A file that another process has open, or a path that another user controls, may be replaced at
+// any time: by a FIFO, whose open(2) waits for a writer, by a device, whose open(2) has effects (a
+// watchdog reboots the machine), or by a file of a FUSE server that never answers. So this package
+// opens a reference (O_PATH), which involves neither a driver nor the file system, inspects the
+// reference, and opens the file through it only if it is the wanted one.
 
-// Stat is what is known of a file without asking its file system (AT_STATX_DONT_SYNC, statx(2)).
+// Stat is what the kernel knows about a file without asking its file system (AT_STATX_DONT_SYNC in
+// statx(2)).
 type Stat struct {
 	Dev, Ino uint64 // which file it is
 	Rdev     uint64 // of a device, as unix.Mkdev makes it
@@ -24,21 +25,21 @@ type Stat struct {
 	Size     uint64 // bytes
 }
 
-// IsCharDevice reports whether the file is the character device of that number.
+// IsCharDevice reports whether the file is the character device with that number.
 func (s Stat) IsCharDevice(number uint64) bool {
 	return s.Mode&unix.S_IFMT == unix.S_IFCHR && s.Rdev == number
 }
 
-// IsRegular reports whether it is a regular file.
+// IsRegular reports whether the file is a regular one.
 func (s Stat) IsRegular() bool { return s.Mode&unix.S_IFMT == unix.S_IFREG }
 
-// IsSocket reports whether it is a socket in the file system.
+// IsSocket reports whether the file is a socket in the file system.
 func (s Stat) IsSocket() bool { return s.Mode&unix.S_IFMT == unix.S_IFSOCK }
 
-// StatFD looks at an open file.
+// StatFD inspects an open file.
 func StatFD(fd int) (Stat, error) { return statx(fd, "", unix.AT_EMPTY_PATH) }
 
-// Stat looks at the file without opening it.
+// Stat inspects the file without opening it.
 func (f File) Stat() (Stat, error) { return statx(unix.AT_FDCWD, f.Path(), 0) }
 
 func statx(dir int, path string, flags int) (Stat, error) {
@@ -53,20 +54,20 @@ func statx(dir int, path string, flags int) (Stat, error) {
 	}, nil
 }
 
-// A Reference is a file that was found and not opened (O_PATH, open(2)). Close it.
+// A Reference refers to a file without having opened it (O_PATH in open(2)). Close it.
 type Reference struct {
 	Stat
 	fd int
 }
 
-// Refer finds a file.
+// Refer returns a Reference to the file at a path.
 func Refer(path string) (*Reference, error) {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	return refer(path, fd, err)
 }
 
-// ReferWithin finds a file by a path that no symbolic link has a part in (RESOLVE_NO_SYMLINKS,
-// openat2(2)): whoever owns one of the directories cannot lead elsewhere.
+// ReferWithin is Refer for a path without symbolic links (RESOLVE_NO_SYMLINKS in openat2(2)): the
+// owner of one of the directories cannot redirect it to another place.
 func ReferWithin(path string) (*Reference, error) {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS}
 	fd, err := unix.Openat2(unix.AT_FDCWD, path, &how)
@@ -85,12 +86,12 @@ func refer(path string, fd int, err error) (*Reference, error) {
 	return &Reference{st, fd}, nil
 }
 
-// Path leads to the file for as long as the Reference is open, whatever has become of the path by
-// which it was found.
+// Path returns a path of the file. While the Reference is open, it works even if the file was
+// renamed or removed.
 func (r *Reference) Path() string { return "/proc/self/fd/" + strconv.Itoa(r.fd) }
 
-// Open opens the file itself, with the access mode and flags of open(2). Whether that may have
-// effects, the caller has seen in Stat. The caller owns the fd.
+// Open opens the file itself, with the access mode and flags of open(2). The caller has checked by
+// Stat that this has no effects. The caller owns the fd.
 func (r *Reference) Open(flags int) (int, error) {
 	fd, err := unix.Open(r.Path(), flags|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -102,10 +103,10 @@ func (r *Reference) Open(flags int) (int, error) {
 // Close closes the reference.
 func (r *Reference) Close() { _ = unix.Close(r.fd) }
 
-// ErrNotRegular is returned for a directory, FIFO, device or socket where a regular file is wanted.
+// ErrNotRegular is returned for a directory, FIFO, device or socket in place of a regular file.
 var ErrNotRegular = errors.New("it is not a regular file")
 
-// OpenRegular opens a regular file to read it. Anything else is refused without having been opened.
+// OpenRegular opens a regular file for reading. It refuses any other file without opening it.
 func OpenRegular(path string) (*os.File, error) {
 	r, err := Refer(path)
 	if err != nil {

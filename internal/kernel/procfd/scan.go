@@ -7,21 +7,22 @@ import (
 	"slices"
 )
 
-// A Scan visits what all processes have open that the caller may inspect: its own user's, or all
-// with CAP_SYS_PTRACE. Anybody may have any number of processes with any number of files; so of
-// users other than root and the caller no more is looked at than the bounds allow. That hides no
-// more than those users' own processes.
+// A Scan visits the open files of all processes that the caller may inspect: those of its own user,
+// or all with CAP_SYS_PTRACE. Any user may have many processes with many files, so a Scan limits
+// the files of every user except root and the caller. A user can thereby hide only processes of its
+// own.
 type Scan struct {
-	// PerProcess and PerUser bound how many files are looked at of one process, and of all
+	// PerProcess and PerUser limit how many files the Scan visits of one process, and of all
 	// processes of one user.
 	PerProcess, PerUser int
 
 	self  int
-	spent map[int]int // files, by the user whose they are
+	spent map[int]int // visited files by user
 	over  []int
 }
 
-// All visits the files. Processes that end meanwhile are left out. It ends with ctx.
+// All calls visit for the files, and skips processes that end in the meantime. It stops when ctx
+// ends.
 func (s *Scan) All(ctx context.Context, visit func(File)) error {
 	pids, err := PIDs()
 	if err != nil {
@@ -37,7 +38,7 @@ func (s *Scan) All(ctx context.Context, visit func(File)) error {
 	return nil
 }
 
-// Over lists the users, by their real uids, of whose files not all were looked at.
+// Over returns the real uids of the users of whom All has not visited all files.
 func (s *Scan) Over() []int {
 	slices.Sort(s.over)
 	return slices.Compact(s.over)

@@ -13,25 +13,25 @@ import (
 
 // A Listener is an AF_UNIX stream socket on which a process listens.
 type Listener struct {
-	FD   int    // the first of the process's that is the socket
-	Name string // as it was bound: a path, relative or not and gone or not; "@name" for an abstract one
+	FD   int    // the lowest of the process's fds that is the socket
+	Name string // as it was bound: a path, which may be relative or removed; "@name" for an abstract one
 }
 
 const (
-	// maxTable bounds what is read of a list of sockets: it has all of a network namespace.
+	// maxTable bounds in bytes how much of a list of sockets is read, which has all those of a
+	// network namespace.
 	maxTable = 32 << 20
-	// maxFiles bounds how many files of a process are looked at; no VMM has nearly as many.
+	// maxFiles bounds how many files of a process are inspected. No VMM has nearly as many.
 	maxFiles = 1 << 14
-	// maxListeners bounds how many are returned.
+	// maxListeners bounds how many Listeners are returned.
 	maxListeners = 64
 )
 
-// Listening returns the sockets on which a process listens, by fd. Whoever may not look into
-// the process (ptrace(2), PTRACE_MODE_READ_FSCREDS) gets an error that Is fs.ErrPermission.
-//
-// A name is to be checked by the one who connects: anybody can bind a name with a line feed
-// in it, after which another line of the kernel's list seems to begin. So a socket may be
-// returned with several names.
+// Listening returns the sockets on which a process listens, ordered by fd. If the caller may not
+// inspect the process (PTRACE_MODE_READ_FSCREDS in ptrace(2)), the error matches fs.ErrPermission
+// with errors.Is. The caller must check that the process itself answers at a name. Any process can
+// bind a name that contains a line feed, after which another line of the kernel's list seems to
+// begin. So a socket may be returned with several names.
 func Listening(pid int) ([]Listener, error) {
 	sockets, err := socketsOf(pid)
 	if err != nil {
@@ -67,8 +67,8 @@ func HasFile(pid int, target string) bool {
 	})
 }
 
-// filesOf lists the names in /proc/PID/fd. Anybody can have any number of files open: no more than
-// maxFiles are looked at.
+// filesOf lists the names in /proc/PID/fd, at most maxFiles of them: a process may have many files
+// open.
 func filesOf(dir string) ([]string, error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -93,7 +93,7 @@ func socketsOf(pid int) (map[uint64]int, error) {
 	for _, name := range names {
 		target, err := os.Readlink(dir + "/" + name)
 		if err != nil {
-			continue // closed meanwhile
+			continue // closed in the meantime
 		}
 		inode, ok := strings.CutPrefix(target, "socket:[")
 		if !ok {
@@ -111,8 +111,9 @@ func socketsOf(pid int) (map[uint64]int, error) {
 	return sockets, nil
 }
 
-// tables are the lists of the network namespaces in which the sockets of a process may be:
-// its own, and of those that it has inherited, the caller's and that of the first process.
+// tables returns the paths of the lists of sockets in which those of a process may be: that of its
+// own network namespace and, for inherited sockets, those of the caller's and of the first
+// process's.
 func tables(pid int) (paths []string) {
 	var seen []string
 	for _, proc := range []string{strconv.Itoa(pid), "thread-self", "1"} {
@@ -126,7 +127,7 @@ func tables(pid int) (paths []string) {
 	return paths
 }
 
-// listenersIn reads one list (unix_seq_show in the kernel's net/unix/af_unix.c).
+// listenersIn reads one list (unix_seq_show in net/unix/af_unix.c).
 func listenersIn(path string, sockets map[uint64]int) (found []Listener, err error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -151,8 +152,8 @@ func listenersIn(path string, sockets map[uint64]int) (found []Listener, err err
 	return found, nil
 }
 
-// parseListener reads one line: "address: count protocol flags type state inode name", all but
-// the last two hexadecimal.
+// parseListener parses one line: "address: count protocol flags type state inode name". All fields
+// but the last two are hexadecimal.
 func parseListener(line string) (inode uint64, name string, ok bool) {
 	const acceptsConnections, stream = "00010000", "0001" // __SO_ACCEPTCON of linux/net.h, SOCK_STREAM
 	var fields []string

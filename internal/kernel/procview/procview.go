@@ -1,6 +1,6 @@
-// Package procview finds what a process means by a path, and the sockets on which it listens.
-// It opens nothing of another process with effects: the paths may be anybody's, and lead
-// anywhere.
+// Package procview finds the file that a process means by a path, and the sockets on which a
+// process listens. The paths may be those of any user and lead to any file, so it opens files only
+// in ways that have no effects.
 package procview
 
 import (
@@ -16,13 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Locate returns what a path may have meant to a process when that used it, most likely
-// first, as open files that can only be looked at (O_PATH). The caller closes them. An
-// absolute path is looked up in the process's root, and in the caller's, which it was before
-// a chroot(2). A relative one is looked up in the process's working directory, and in that
-// which it was started in, which it has left if it has become a daemon. What is nowhere is
-// an error that Is fs.ErrNotExist. A file system that does not answer is left alone when ctx
-// ends.
+// Locate returns the files that a process may have meant by a path when it used the path, the most
+// likely first. They are references (O_PATH), which the caller closes. Locate looks an absolute
+// path up in the root directory of the process, and in that of the caller, in case the process has
+// called chroot(2) since. It looks a relative path up in the working directory of the process, and
+// in the one in which it was started, in case it has become a daemon since. If there is no such
+// file, the error matches fs.ErrNotExist with errors.Is. If a file system does not answer, Locate
+// returns when ctx ends.
 func Locate(ctx context.Context, pid int, path string) ([]*os.File, error) {
 	type result struct {
 		files []*os.File
@@ -81,7 +81,7 @@ func locate(pid int, path string) (files []*os.File, err error) {
 	return files, nil
 }
 
-// openIn opens a path below a directory; how is openat2(2)'s resolve.
+// openIn opens a path below a directory. how are flags of openat2(2), RESOLVE_*.
 func openIn(dir, path string, how uint64) (*os.File, error) {
 	dirfd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -104,11 +104,11 @@ func identity(f *os.File) (id [2]uint64, err error) {
 	return [2]uint64{st.Dev, st.Ino}, nil
 }
 
-// maxEnviron bounds what is read of an environment.
+// maxEnviron bounds in bytes how much of an environment is read.
 const maxEnviron = 256 << 10
 
-// startedIn is the working directory of the shell that has started a process; empty where
-// that is not known.
+// startedIn returns the working directory of the shell that started a process, or "" if it is
+// unknown.
 func startedIn(proc string) string {
 	f, err := os.Open(proc + "/environ")
 	if err != nil {
@@ -124,12 +124,12 @@ func startedIn(proc string) string {
 	return ""
 }
 
-// Address is where to connect(2) to the socket that f is, which must stay open. It is short
-// enough for a sockaddr_un, however long its path was.
+// Address returns a path by which to connect(2) to the socket f, which must stay open. Unlike the
+// socket's own path, it always fits into a sockaddr_un.
 func Address(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
-// Read returns the contents of a regular file, of at most most bytes, that a process means by
-// a path. Anything else is an error, and not opened.
+// Read returns the contents of the regular file, of at most most bytes, that a process means by a
+// path. It refuses any other file without opening it.
 func Read(ctx context.Context, pid int, path string, most int64) ([]byte, error) {
 	files, err := Locate(ctx, pid, path)
 	if err != nil {

@@ -16,22 +16,22 @@ import (
 	"vmnet/internal/kernel/procfd"
 )
 
-// LooksLikeQueue tells quickly whether a file may be a queue of a tap.
+// LooksLikeQueue reports whether a file may be a queue of a tap, by its path alone.
 func LooksLikeQueue(f procfd.File) bool {
-	// The path differs in containers, the name of the node does not.
+	// Containers may have another path, but not another name of the node.
 	return strings.HasPrefix(f.Target, "/") && strings.Contains(filepath.Base(f.Target), "tun")
 }
 
-// InterfaceOf tells of which tap a file is a queue, in whatever netns that is, by the
-// "iff:" line that the tun driver adds to fdinfo. It is empty for other files, and
-// for a tap that was deleted under its holder.
+// InterfaceOf returns the name of the tap of which a file is a queue, in the tap's own netns. The
+// tun driver reports it in fdinfo, as "iff:". The result is empty for other files, and for a tap
+// that was deleted while a process held it.
 func InterfaceOf(f procfd.File) string {
 	info, err := os.Open(fmt.Sprintf("/proc/%d/fdinfo/%d", f.PID, f.FD))
 	if err != nil {
 		return ""
 	}
 	defer info.Close()
-	// of a tap it is all; of another file, such as an epoll(7)'s, it may be any number of bytes
+	// all of a tap's; that of another file, such as of an epoll(7), may be of any length
 	start := make([]byte, 1024)
 	n, _ := info.Read(start)
 	for line := range bytes.Lines(start[:max(n, 0)]) {
@@ -42,14 +42,14 @@ func InterfaceOf(f procfd.File) string {
 	return ""
 }
 
-// InNetns tells whether the tap behind a queue is in the netns of that inode. fdinfo does not
-// say, so a copy of the fd is asked (TUNGETDEVNETNS). Where the kernel does
-// not let us, the answer is yes: whoever asks must then treat the tap as held. It
-// is no proof that somebody holds it; see OwnQueueOf.
+// InNetns reports whether the tap of a queue is in the netns with that inode. fdinfo does not have
+// it, so InNetns asks a copy of the fd (TUNGETDEVNETNS). If the kernel refuses that, InNetns
+// returns true, so that the caller treats the tap as held. That proves nothing about the process:
+// see OwnQueueOf.
 func InNetns(f procfd.File, inode uint64) bool {
 	dev, err := devNetns(f)
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EBADF) || errors.Is(err, fs.ErrNotExist) {
-		return false // ended, or closed meanwhile
+		return false // the process has ended, or has closed the file
 	}
 	return err != nil || dev == inode
 }
@@ -59,19 +59,19 @@ func devNetns(f procfd.File) (inode uint64, err error) {
 	return inode, err
 }
 
-// errNoQueue is returned for a file that is no queue of a tap, or is none any more.
-var errNoQueue = fmt.Errorf("no queue of a tap: %w", fs.ErrNotExist)
+// errNoQueue is returned for a file that is not a queue of a tap, or no longer one.
+var errNoQueue = fmt.Errorf("not a queue of a tap: %w", fs.ErrNotExist)
 
-// withCopy calls do with a copy of a process's queue (pidfd_getfd(2)), which takes the right to
-// trace the process (PTRACE_MODE_ATTACH_REALCREDS, ptrace(2)) and Linux 5.6. An ioctl on another
-// driver's file could have effects, or wait for a FUSE server, so the file is looked at before it
-// is copied and after.
+// withCopy calls do with a copy of a process's queue (pidfd_getfd(2)). It needs permission to trace
+// the process (PTRACE_MODE_ATTACH_REALCREDS in ptrace(2)) and Linux 5.6. An ioctl on a file of
+// another driver could have effects, or wait for a FUSE server, so withCopy inspects the file
+// before and after it is copied.
 func withCopy(f procfd.File, do func(fd int) error) error {
 	if st, err := f.Stat(); err != nil || !st.IsCharDevice(number) {
 		return cmp.Or(err, errNoQueue)
 	}
 	if kept.Load() >= maxKept {
-		return errors.New("processes exchange their files while they are looked at")
+		return errors.New("processes replace their files while these are inspected")
 	}
 	pidfd, err := unix.PidfdOpen(f.PID, 0)
 	if err != nil {
@@ -80,27 +80,27 @@ func withCopy(f procfd.File, do func(fd int) error) error {
 	defer unix.Close(pidfd)
 	dup, err := unix.PidfdGetfd(pidfd, f.FD, 0)
 	if err != nil {
-		return fmt.Errorf("copy fd %d of process %d: %w (needs the right to trace it)", f.FD, f.PID, err)
+		return fmt.Errorf("copy fd %d of process %d: %w (needs permission to trace it)", f.FD, f.PID, err)
 	}
 	if !isQueue(dup) {
-		letGo(dup)
+		release(dup)
 		return errNoQueue
 	}
 	defer unix.Close(dup)
 	return do(dup)
 }
 
-// kept counts the files that letGo did not close.
+// kept counts the files that release did not close.
 var kept atomic.Int32
 
-// maxKept bounds them: after so many attempts to mislead us no process is asked any more.
+// maxKept bounds them: after that many attempts to mislead us, withCopy copies no more files.
 const maxKept = 16
 
-// letGo closes a copy of a file that took a queue's place between two looks. Its owner has chosen
-// it: close(2) waits for the server of a FUSE file, for ever if that does not answer (fuse_flush in
-// fs/fuse/file.c), and for a socket that lingers (SO_LINGER, socket(7)). Such a one stays open
-// until this process ends, which waits for neither (for FUSE since Linux 6.2).
-func letGo(fd int) {
+// release closes a copy of a file that a process has put in the place of a queue. The process may
+// have chosen one for which close(2) waits: a FUSE file whose server does not answer (fuse_flush in
+// fs/fuse/file.c), or a socket that lingers (SO_LINGER in socket(7)). Such a copy stays open until
+// this process ends. The kernel then waits for neither (for FUSE since Linux 6.2).
+func release(fd int) {
 	st, err := procfd.StatFD(fd)
 	if err != nil || st.Mode&unix.S_IFMT == unix.S_IFCHR || st.Mode&unix.S_IFMT == unix.S_IFIFO {
 		_ = unix.Close(fd)
@@ -109,14 +109,15 @@ func letGo(fd int) {
 	kept.Add(1)
 }
 
-// isQueue reports whether an fd of this process is of the tun driver. Another driver's file may
-// answer anything.
+// isQueue reports whether an fd of this process is a file of the tun driver. A file of another
+// driver may give any answer.
 func isQueue(fd int) bool {
 	st, err := procfd.StatFD(fd)
 	return err == nil && st.IsCharDevice(number)
 }
 
-// netnsOf asks an open queue, which takes CAP_NET_ADMIN over the tap's netns.
+// netnsOf returns the inode of the tap's netns from an open queue. It needs CAP_NET_ADMIN over that
+// netns.
 func netnsOf(fd int) (inode uint64, err error) {
 	ns, err := unix.IoctlRetInt(fd, unix.TUNGETDEVNETNS)
 	if err != nil {
@@ -130,9 +131,9 @@ func netnsOf(fd int) (inode uint64, err error) {
 	return st.Ino, nil
 }
 
-// OwnQueueOf tells whether an fd of this process is surely a queue of the tap of that name in the
-// netns of that inode, as a proof of who may change the tap: the fd itself is asked, and no
-// answer (such as EMFILE, by the limits of whoever has started us) is a no.
+// OwnQueueOf reports whether an fd of this process is certainly a queue of the tap with that name
+// in the netns with that inode. It serves as proof that a caller may change the tap, so it asks the
+// fd itself and returns false on any error, such as EMFILE by a limit that the caller has set.
 func OwnQueueOf(fd int, name string, inode uint64) bool {
 	if !isQueue(fd) {
 		return false

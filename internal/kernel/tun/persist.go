@@ -11,8 +11,8 @@ import (
 	"vmnet/internal/kernel/procfd"
 )
 
-// Persist keeps the tap when its last queue is closed (TUNSETPERSIST), so that another process can
-// open it by its name. Who has owner's uid may do that without CAP_NET_ADMIN; 0 is root.
+// Persist makes the tap outlive its last queue (TUNSETPERSIST), so that another process can open it
+// by its name. A process with the uid owner needs no CAP_NET_ADMIN for that. 0 is root.
 func (t *Tap) Persist(owner int) error {
 	fd := int(t.queues[0].Fd())
 	if owner != 0 {
@@ -26,10 +26,10 @@ func (t *Tap) Persist(owner int) error {
 	return nil
 }
 
-// Expire removes a persistent tap that nobody holds. Unlike RTM_DELLINK it cannot take it from
-// under a process that opens it in the same moment: that one finds a single-queue tap busy, and
-// keeps one of several queues, as long as it holds it. A single-queue tap that is held Is
-// unix.EBUSY. One that is not there is success.
+// Expire removes a persistent tap that no process holds. Unlike RTM_DELLINK, it cannot remove the
+// tap from a process that opens it at the same time: that process finds a single-queue tap busy,
+// and keeps a multi-queue tap for as long as it holds it. If a single-queue tap is held, the error
+// matches unix.EBUSY with errors.Is. It is no error if the tap does not exist.
 func Expire(ns *netns.NS, name string, multi bool) error {
 	t := &Tap{Name: name, ns: ns, flags: flags}
 	if multi {
@@ -42,11 +42,11 @@ func Expire(ns *netns.NS, name string, multi bool) error {
 	return errors.Join(err, t.Close())
 }
 
-// Unpersist lets a tap go with the process that holds it: TUNSETPERSIST 0 on a copy of that one's
-// own queue (pidfd_getfd(2)), since a queue opened for it would get some of the guest's frames.
-// inode is that of the tap's netns. A process that has no such queue is an error that Is
-// fs.ErrNotExist. It needs the right to trace the process (ptrace(2), PTRACE_MODE_ATTACH_REALCREDS)
-// and Linux 5.6.
+// Unpersist makes a tap end with the process that holds it, by TUNSETPERSIST 0 on a copy of the
+// process's own queue (pidfd_getfd(2)): a queue that Unpersist opened would receive some of the
+// guest's frames. inode is that of the tap's netns. If the process has no such queue, the error
+// matches fs.ErrNotExist with errors.Is. Unpersist needs permission to trace the process
+// (PTRACE_MODE_ATTACH_REALCREDS in ptrace(2)) and Linux 5.6.
 func Unpersist(pid int, name string, inode uint64) error {
 	err := fmt.Errorf("process %d holds no queue of %s: %w", pid, name, fs.ErrNotExist)
 	procfd.Of(pid, func(f procfd.File) {
@@ -60,7 +60,7 @@ func Unpersist(pid int, name string, inode uint64) error {
 func unpersist(f procfd.File, name string, inode uint64) error {
 	return withCopy(f, func(fd int) error {
 		if !OwnQueueOf(fd, name, inode) {
-			return fmt.Errorf("fd %d of process %d is no queue of %s: %w", f.FD, f.PID, name, fs.ErrNotExist)
+			return fmt.Errorf("fd %d of process %d is not a queue of %s: %w", f.FD, f.PID, name, fs.ErrNotExist)
 		}
 		if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0); err != nil {
 			return fmt.Errorf("TUNSETPERSIST %s: %w", name, err)

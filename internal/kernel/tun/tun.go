@@ -19,35 +19,35 @@ import (
 // Device is the tun driver's clone device.
 const Device = "/dev/net/tun"
 
-// flags are passed on every open, as far as the tap has them: an attach overwrites the
-// device's NO_PI and VNET_HDR with the caller's.
+// flags are passed with every open, as far as the tap has them: attaching a queue overwrites NO_PI
+// and VNET_HDR of the device with those of the caller.
 const flags = unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR
 
 // A Tap is a tap device made by Create, and the queues that this process opened. It is not
-// persistent: the kernel removes it when its last queue fd is closed, here and in whatever process
-// was given a copy. It belongs to root, so that to add a queue by name takes CAP_NET_ADMIN: to a
-// tap without an owner anybody who may open the clone device could, and get some of its frames
-// (tun_not_capable in drivers/net/tun.c). Who holds a queue can do more: give the tap to somebody
-// else (TUNSETOWNER) and make it persistent (TUNSETPERSIST), which no right is asked for.
+// persistent: the kernel removes it when the last queue fd is closed, in this and all other
+// processes. It belongs to root, so that adding a queue by name needs CAP_NET_ADMIN. Any process
+// that may open the clone device could add a queue to a tap without an owner, and receive some of
+// its frames (tun_not_capable in drivers/net/tun.c). A process that holds a queue can do more:
+// change the owner (TUNSETOWNER) and make the tap persistent (TUNSETPERSIST), for which the kernel
+// checks no privilege.
 type Tap struct {
 	Name string // at most 15 bytes
 
 	ns     *netns.NS
 	flags  uint16
-	index  int // to be made with; 0: the kernel's choice
+	index  int // of a new tap; 0 lets the kernel choose
 	queues []*os.File
 }
 
-// Create makes a new tap in ns with its first queue open. multi makes it
-// IFF_MULTI_QUEUE, which every later open must match. A device of that name,
-// or with that altname, is an error that Is unix.EBUSY; without CAP_NET_ADMIN it Is
-// unix.EPERM.
+// Create makes a new tap in ns with its first queue open. multi sets IFF_MULTI_QUEUE, which every
+// later open must match. If a device has that name or altname, the error matches unix.EBUSY with
+// errors.Is; without CAP_NET_ADMIN, unix.EPERM.
 func Create(ns *netns.NS, name string, multi bool) (*Tap, error) {
 	return CreateAt(ns, name, multi, 0)
 }
 
-// CreateAt is Create for a tap of that interface index (TUNSETIFINDEX), unless it is 0. An index
-// that is taken is an error that Is unix.EBUSY.
+// CreateAt is Create for a tap with that interface index (TUNSETIFINDEX), unless it is 0. If the
+// index is taken, the error matches unix.EBUSY with errors.Is.
 func CreateAt(ns *netns.NS, name string, multi bool, index int) (*Tap, error) {
 	t := &Tap{Name: name, ns: ns, flags: flags, index: index}
 	if multi {
@@ -59,9 +59,9 @@ func CreateAt(ns *netns.NS, name string, multi bool, index int) (*Tap, error) {
 	return t, nil
 }
 
-// CreateNumbered makes a new tap with one queue, whose name, tap0 or tap1 and so on, the kernel
-// chooses. Without vnetHdr frames come without a vnet header, as a VMM needs
-// it that does not know of that. Errors are those of Create.
+// CreateNumbered makes a new tap with one queue. The kernel chooses its name: tap0, tap1 and so on.
+// Without vnetHdr, frames have no vnet header, for a VMM that does not know of it. Errors are those
+// of Create.
 func CreateNumbered(ns *netns.NS, vnetHdr bool) (*Tap, error) {
 	f := uint16(flags)
 	if !vnetHdr {
@@ -70,8 +70,8 @@ func CreateNumbered(ns *netns.NS, vnetHdr bool) (*Tap, error) {
 	return create(ns, "tap%d", f)
 }
 
-// CreateLike makes a new tap with one queue, for whose name the kernel chooses a number in the
-// place of the pattern's %d. Errors are those of Create.
+// CreateLike makes a new tap with one queue. The kernel replaces the %d of the pattern by a number.
+// Errors are those of Create.
 func CreateLike(ns *netns.NS, pattern string) (*Tap, error) { return create(ns, pattern, flags) }
 
 func create(ns *netns.NS, name string, flags uint16) (*Tap, error) {
@@ -85,11 +85,10 @@ func create(ns *netns.NS, name string, flags uint16) (*Tap, error) {
 // AddQueue opens one more queue. The tap must have been created with multi.
 func (t *Tap) AddQueue() error { return t.open(0) }
 
-// Queues are the open queues, one fd each. They stay the Tap's: who needs one
-// longer duplicates it.
+// Queues returns the open queues, one fd each. The Tap keeps ownership and closes them in Close.
 func (t *Tap) Queues() []*os.File { return t.queues }
 
-// Close closes this process's copies of the queues. Called again, it does nothing.
+// Close closes this process's fds of the queues. A second call does nothing.
 func (t *Tap) Close() error {
 	var errs []error
 	for _, q := range t.queues {
@@ -99,8 +98,8 @@ func (t *Tap) Close() error {
 	return errors.Join(errs...)
 }
 
-// open opens a queue. The order matters: the file belongs to the netns that
-// the thread is in at open(2), and it becomes an os.File only when it is a tap.
+// open opens a queue. The order matters: the file belongs to the thread's netns at the time of
+// open(2), and it may become an os.File only after TUNSETIFF.
 func (t *Tap) open(extra uint16) error {
 	var fd int
 	err := t.ns.Do(func() (err error) {
@@ -135,7 +134,8 @@ func (t *Tap) open(extra uint16) error {
 	return nil
 }
 
-// setOwner makes the tap root's, or where a user namespace has no root, this process's user's.
+// setOwner makes root the owner of the tap or, if the user namespace has no root, the user of this
+// process.
 func setOwner(fd int) error {
 	err := unix.IoctlSetInt(fd, unix.TUNSETOWNER, 0)
 	if errors.Is(err, unix.EINVAL) {
@@ -144,7 +144,7 @@ func setOwner(fd int) error {
 	return err
 }
 
-// setIff is TUNSETIFF; it returns the name that the kernel gave.
+// setIff calls TUNSETIFF and returns the name that the kernel has chosen.
 func setIff(fd int, name string, flags uint16) (string, error) {
 	ifr, err := unix.NewIfreq(name)
 	if err != nil {
@@ -176,4 +176,21 @@ func explain(err error) error {
 		return fmt.Errorf("%w (a device has that name or altname already)", err)
 	}
 	return err
+}
+
+// Open opens queues of an existing tap, such as a persistent one. multi must match the tap
+// (IFF_MULTI_QUEUE); without it, queues must be 1. If the caller has neither CAP_NET_ADMIN nor the
+// uid of the tap's owner, the error matches unix.EPERM with errors.Is; if the only queue is held,
+// unix.EBUSY. If there is no tap of that name, the kernel makes one: check before.
+func Open(ns *netns.NS, name string, multi bool, queues int) (*Tap, error) {
+	t := &Tap{Name: name, ns: ns, flags: flags}
+	if multi {
+		t.flags |= unix.IFF_MULTI_QUEUE
+	}
+	for range queues {
+		if err := t.open(0); err != nil {
+			return nil, errors.Join(err, t.Close())
+		}
+	}
+	return t, nil
 }
