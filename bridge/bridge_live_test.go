@@ -74,7 +74,7 @@ func TestLiveCreateLeavesNothingWhenAStepFails(t *testing.T) {
 	h, c := open(t)
 	twice := netip.MustParsePrefix("10.1.2.3/24")
 	if err := h.Create(bridge.Config{Name: "br0", Addresses: []netip.Prefix{twice, twice}}); err == nil {
-		t.Fatal("the same address twice was taken")
+		t.Fatal("the same address was added twice")
 	}
 	if _, err := c.Link("br0"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the bridge was left behind: %v", err)
@@ -106,7 +106,7 @@ func TestLiveCreateWithVLANFilteringOrNotAtAll(t *testing.T) {
 	}
 }
 
-// The test knows both answers; here the kernel is one that can filter.
+// The test knows both answers. Here the kernel can filter.
 func TestLabCreateWithVLANFiltering(t *testing.T) {
 	lab.Inside(t)
 	TestLiveCreateWithVLANFilteringOrNotAtAll(t)

@@ -36,15 +36,13 @@ func (h *Host) Ensure(cfg Config) (Ensured, error) {
 		return Ensured{}, errors.Join(err, readErr)
 	}
 	if br.Bridge == nil {
-		return Ensured{},
-			fmt.Errorf("create bridge %s: %w",
-				cfg.Name, there("a device of that name already exists and is not a bridge (ip link show %s)", cfg.Name))
+		err := there("a device of that name already exists and is not a bridge (ip link show %s)", cfg.Name)
+		return Ensured{}, fmt.Errorf("create bridge %s: %w", cfg.Name, err)
 	}
 	if diff := cfg.differences(br); len(diff) > 0 {
-		return Ensured{},
-			fmt.Errorf("create bridge %s: %w",
-				cfg.Name, there("it already exists with other settings: %s (change it with ip link set %s type bridge ...)",
-					strings.Join(diff, ", "), cfg.Name))
+		err := there("it already exists with other settings: %s (change it with ip link set %s type bridge ...)",
+			strings.Join(diff, ", "), cfg.Name)
+		return Ensured{}, fmt.Errorf("create bridge %s: %w", cfg.Name, err)
 	}
 	done, err := h.complete(br, cfg.Addresses)
 	if err != nil {

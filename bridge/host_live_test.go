@@ -13,7 +13,7 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// TestLiveHost does by names what programs outside of this module do.
+// TestLiveHost uses a Host as programs outside of this module do.
 func TestLiveHost(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	ns := nstest.New(t)
@@ -114,7 +114,7 @@ func TestLiveHostPorts(t *testing.T) {
 	}
 }
 
-// TestLiveExample runs the example, which the documentation shows, where it can be root.
+// TestLiveExample runs the example of the documentation, which needs root.
 func TestLiveExample(t *testing.T) {
 	ns := nstest.New(t)
 	tap, err := tun.Create(ns, "tap0", false)

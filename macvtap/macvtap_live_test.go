@@ -29,7 +29,7 @@ func TestMain(m *testing.M) { leaktest.Main(m) }
 
 var guestMAC = net.HardwareAddr{0x52, 0x54, 0, 1, 2, 3}
 
-// open returns a namespace with the parent device eth0, a veth device.
+// open makes a namespace with the parent device eth0, a veth device.
 func open(t *testing.T) (*macvtap.Host, *netns.NS) {
 	t.Helper()
 	ns := nstest.New(t)
@@ -190,7 +190,7 @@ func TestLiveOpenRefuses(t *testing.T) {
 	}
 }
 
-// TestLiveExample runs the example, which the documentation shows, where it can be root.
+// TestLiveExample runs the example of the documentation, which needs root.
 func TestLiveExample(t *testing.T) {
 	_, ns := open(t)
 	must(t, ns.Do(func() error { ExampleHost_Create(); return nil }))

@@ -1,8 +1,6 @@
-// Package vhost opens /dev/vhost-net for a VMM.
-//
-// A vhost-net fd serves one queue pair. It is handed over unused, since
-// VHOST_SET_OWNER binds it to the address space of the process that issues it,
-// which must be the VMM (include/uapi/linux/vhost.h).
+// Package vhost opens /dev/vhost-net for a VMM. A vhost-net fd serves one queue pair. It is handed
+// over unused: VHOST_SET_OWNER binds it to the address space of the calling process, which must be
+// the VMM (include/uapi/linux/vhost.h).
 package vhost
 
 import (
@@ -18,8 +16,7 @@ import (
 	"vmnet/internal/kernel/procfd"
 )
 
-// Device is the path of vhost-net's node. It is a static device name: opening it
-// loads the module.
+// Device is the path of vhost-net's node. Opening it loads the module, since its number is static.
 const Device = "/dev/vhost-net"
 
 // VHOST_GET_FEATURES, _IOR(VHOST_VIRTIO, 0x00, __u64).

@@ -11,7 +11,7 @@ import (
 	"vmnet/bridge/brport"
 )
 
-// vlans is ParseVLANs for tables.
+// vlans is ParseVLANs without an error, for tables.
 func vlans(list string) []brport.VLANRange {
 	ranges, err := brport.ParseVLANs(list)
 	if err != nil {
@@ -56,8 +56,8 @@ func TestSettingsText(t *testing.T) {
 		"":                         {},
 		"vlan:10":                  {VLAN: 10},
 		"trunk:2-5,7;native:1":     {Trunk: []brport.VLANRange{{7, 7}, {3, 5}, {2, 4}}, Native: 1},
-		"trunk:2,4-5;native:3":     {Trunk: vlans("2-5"), Native: 3}, // the native VLAN need not be told twice
-		"vlan:3":                   {Trunk: vlans("3"), Native: 3},   // is the same to the kernel
+		"trunk:2,4-5;native:3":     {Trunk: vlans("2-5"), Native: 3}, // the native VLAN need not be in the trunk
+		"vlan:3":                   {Trunk: vlans("3"), Native: 3},   // the same to the kernel
 		"trunk:1-4094":             {Trunk: vlans("1-2000,2001-4094")},
 		"isolated":                 {Isolated: true},
 		"vlan:4094;hairpin":        {VLAN: 4094, Hairpin: true},
@@ -141,8 +141,8 @@ func TestSettingsJSON(t *testing.T) {
 	}
 }
 
-// FuzzSettings: what is taken is valid, says the same when it is written and
-// read again, and has one way to be written.
+// FuzzSettings: settings that Parse accepts are valid, are the same after they are written and
+// parsed again, and are written in one way.
 func FuzzSettings(f *testing.F) {
 	for _, text := range []string{
 		"", "vlan:10", "trunk:2-5,7;native:1;isolated;hairpin;nolearn;noflood",
@@ -164,7 +164,7 @@ func FuzzSettings(f *testing.F) {
 			t.Fatalf("%q: %+v is written %q and read %+v, %v", text, cfg, written, again, err)
 		}
 		if strings.ContainsAny(written, " \t\n") {
-			t.Fatalf("%q is written with blanks: %q", text, written)
+			t.Fatalf("%q is written with spaces: %q", text, written)
 		}
 	})
 }

@@ -133,7 +133,7 @@ func (h *Host) mayBeParent(l *rtnl.Link) error {
 	if l.Macvlan != nil || l.IPVlan != nil {
 		return fmt.Errorf("%s is a %s itself: name the device that it sits on", l.Name, l.Kind)
 	}
-	if err := macvlan.CheckLower(Type, l); err != nil {
+	if err := macvlan.CheckParent(Type, l); err != nil {
 		return err
 	}
 	if err := h.maker.MayBeParent(Type, l); err != nil {

@@ -9,8 +9,8 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// TestLiveABridgeKeepsItsAddress: one that somebody else has made, without an address, has the same
-// one whichever of its guests come and go; and one with an uplink has the uplink's.
+// TestLiveABridgeKeepsItsAddress: a bridge without a set address keeps the one that it has while
+// guests come and go, and one with an uplink has the uplink's.
 func TestLiveABridgeKeepsItsAddress(t *testing.T) {
 	ns, c := open(t)
 	must := func(err error) {
@@ -51,7 +51,7 @@ func TestLiveABridgeKeepsItsAddress(t *testing.T) {
 		t.Errorf("address %s without them, was %s", got, before)
 	}
 
-	// One that has had a guest before we came.
+	// A bridge that had a guest before.
 	br = plain("br1")
 	old, oldLink := tap(t, ns, c, "t2")
 	must(c.Set(oldLink.Index, mac(3), rtnl.Master(br.Index)))
@@ -61,7 +61,7 @@ func TestLiveABridgeKeepsItsAddress(t *testing.T) {
 	must(bridges.AddPort(c, br, newLink, brport.Settings{}))
 	must(old.Close())
 	if got := address(br); got != before || before != "fe:00:00:00:00:03" {
-		t.Errorf("address %s without the guest whose it was, was %s", got, before)
+		t.Errorf("address %s without the guest that had it, was %s", got, before)
 	}
 
 	br = plain("br2")
@@ -77,6 +77,6 @@ func TestLiveABridgeKeepsItsAddress(t *testing.T) {
 	must(err)
 	must(c.Delete(eth0.Index))
 	if got := address(br); got == card.String() {
-		t.Error("the uplink's address was kept for good, which the next one could not replace")
+		t.Error("the uplink's address was set, so that the next uplink could not replace it")
 	}
 }

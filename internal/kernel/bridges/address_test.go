@@ -18,7 +18,7 @@ func TestWanders(t *testing.T) {
 		mac   net.HardwareAddr
 		ports []*rtnl.Link
 		want  bool
-		of    string // what follows names
+		of    string // what MACOf returns
 	}{
 		{"new", mac(0x06, 1), nil, true, ""},
 		{"of a tap", mac(0xfe, 2), []*rtnl.Link{tap(3), tap(2)}, true, "tap"},
@@ -38,7 +38,7 @@ func TestWanders(t *testing.T) {
 			t.Errorf("%s: %v, want %v", test.name, got, test.want)
 		}
 		if got := MACOf(br, test.ports); got != test.of {
-			t.Errorf("%s: follows %q, want %q", test.name, got, test.of)
+			t.Errorf("%s: MACOf is %q, want %q", test.name, got, test.of)
 		}
 	}
 }

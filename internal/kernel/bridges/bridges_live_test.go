@@ -33,7 +33,7 @@ func open(t *testing.T) (*netns.NS, *rtnl.Conn) {
 	return ns, c
 }
 
-// bridgesOf opens package bridge's view of ns.
+// bridgesOf opens the bridges of ns by package bridge.
 func bridgesOf(t *testing.T, ns *netns.NS) *bridge.Host {
 	t.Helper()
 	h, err := bridge.Open(ns.Path())

@@ -18,14 +18,14 @@ import (
 	"vmnet/internal/kernel/tun"
 )
 
-// A lan is a bridge br0 with taps as its ports, and frames sent and read raw.
+// A lan is a bridge br0 whose ports are taps. The test sends and receives their frames.
 type lan struct {
 	t    *testing.T
 	ns   *netns.NS
 	c    *rtnl.Conn
 	br   *rtnl.Link
 	taps map[string]*tun.Tap
-	sent uint16 // counts the frames, to tell them apart
+	sent uint16 // counts the frames, to distinguish them
 }
 
 func newLAN(t *testing.T, cfg bridge.Config) *lan {
@@ -35,7 +35,7 @@ func newLAN(t *testing.T, cfg bridge.Config) *lan {
 	return &lan{t: t, ns: ns, c: c, br: create(t, ns, c, cfg), taps: map[string]*tun.Tap{}}
 }
 
-// add makes a tap a port with those settings.
+// add makes a tap, and makes it a port with those settings.
 func (l *lan) add(name, settings string) {
 	l.t.Helper()
 	dev, link := tap(l.t, l.ns, l.c, name)
@@ -45,7 +45,7 @@ func (l *lan) add(name, settings string) {
 	}
 }
 
-// set changes a port, and says so where it does not read as it was set.
+// set changes a port, and fails the test if reading it returns other settings.
 func (l *lan) set(name, settings string) {
 	l.t.Helper()
 	cfg := l.parse(settings)
@@ -84,7 +84,7 @@ func (l *lan) link(name string) *rtnl.Link {
 	return link
 }
 
-// host is the last byte of a MAC address; everybody is the broadcast address.
+// host is the last byte of a MAC address. everybody is the broadcast address.
 type host byte
 
 const everybody host = 0xff
@@ -115,7 +115,7 @@ func frame(to, from host, vlan int, id uint16) []byte {
 	return b[:cap(b)]
 }
 
-// parseFrame reads what frame makes; ok is false for other frames, such as the host's own.
+// parseFrame parses what frame returns. ok is false for other frames, such as those of the host.
 func parseFrame(b []byte) (vlan int, id uint16, ok bool) {
 	const typeAt = vnetHdr + 12
 	if len(b) < typeAt+8 {
@@ -129,9 +129,8 @@ func parseFrame(b []byte) (vlan int, id uint16, ok bool) {
 	return vlan, binary.BigEndian.Uint16(rest[2:]), binary.BigEndian.Uint16(rest) == etherTest
 }
 
-// send lets a port's tap send one frame and tells which ports got it, with which
-// tag. The kernel delivers within the write (tun_get_user), so a short wait is enough
-// to know that nothing more comes.
+// send makes a port's tap send one frame, and returns the ports that received it and its tag there.
+// The kernel delivers within the write (tun_get_user), so after a short wait no more frames come.
 func (l *lan) send(port string, to, from host, vlan int) map[string]int {
 	l.t.Helper()
 	l.sent++
@@ -146,7 +145,7 @@ func (l *lan) send(port string, to, from host, vlan int) map[string]int {
 				continue
 			}
 			if _, twice := got[name]; twice {
-				l.t.Errorf("%s got the frame twice", name)
+				l.t.Errorf("%s received the frame twice", name)
 			}
 			got[name] = vlan
 		}
@@ -154,7 +153,7 @@ func (l *lan) send(port string, to, from host, vlan int) map[string]int {
 	return got
 }
 
-// frames reads all that the taps got until nothing came for a while.
+// frames reads the frames that the taps received, until none has come for a while.
 func (l *lan) frames() map[string][][]byte {
 	l.t.Helper()
 	const quiet = 50 * time.Millisecond

@@ -86,7 +86,7 @@ func RemovePort(c *rtnl.Conn, port *rtnl.Link) error {
 }
 
 // explainPort adds the cause to the error of a request to add a port. It reads the
-// link again, since another process may have made it a port meanwhile.
+// link again, since another process may have made it a port in the meantime.
 func explainPort(c *rtnl.Conn, err error, br, port *rtnl.Link) error {
 	switch {
 	case errors.Is(err, syscall.EBUSY):

@@ -19,7 +19,7 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// heard is which ports an untagged frame must come out of.
+// heard returns the ports that must send an untagged frame.
 func heard(ports ...string) map[string]int {
 	m := map[string]int{}
 	for _, p := range ports {
@@ -56,7 +56,7 @@ func TestLiveHairpinReflects(t *testing.T) {
 	l.set("a", "hairpin")
 	diff(t, "with", heard("a", "b"), l.send("a", everybody, 1, untagged))
 	diff(t, "to another behind the same port", heard("a"), func() map[string]int {
-		l.send("a", everybody, 9, untagged) // so that 9 is known to be behind a
+		l.send("a", everybody, 9, untagged) // so that the bridge learns that 9 is behind a
 		return l.send("a", 9, 1, untagged)
 	}())
 	l.set("a", "")
@@ -80,7 +80,7 @@ func TestLiveNoLearningKeepsTheFDBEmpty(t *testing.T) {
 	}
 	l.set("a", "nolearn")
 	if n := learned(); n != 0 {
-		t.Errorf("%d addresses are kept that were learned before", n)
+		t.Errorf("%d addresses that were learned before are kept", n)
 	}
 	l.send("a", everybody, 2, untagged)
 	if n := learned(); n != 0 {
@@ -124,8 +124,8 @@ func TestLiveSetPortFromAnyToAny(t *testing.T) {
 	}
 }
 
-// The kernel forwards per port all of 01:80:c2:00:00:00 to 0f but pause frames, also those that it
-// refuses for a whole bridge.
+// By a port's mask the kernel forwards all of 01:80:c2:00:00:00 to 0f but pause frames, also those
+// that it refuses in a bridge's mask.
 func TestLiveForward(t *testing.T) {
 	l := newLAN(t, bridge.Config{})
 	for name, settings := range map[string]string{"none": "", "some": "forward:lldp,lacp", "every": "forward:all"} {
@@ -152,7 +152,7 @@ func TestLiveForward(t *testing.T) {
 				}
 			}
 			if got != 0 && !want || got != 2 && want {
-				t.Errorf("address %02x from %s: %d ports have got it", last, from, got)
+				t.Errorf("address %02x from %s: %d ports have received it", last, from, got)
 			}
 		}
 	}
@@ -162,7 +162,7 @@ func TestLiveForward(t *testing.T) {
 	}
 }
 
-// What somebody else has set of a port stays, also what is set while we are at it.
+// AddSettings keeps what another program has set on a port, even at the same time.
 func TestLiveAddSettingsKeepsTheRest(t *testing.T) {
 	l := newLAN(t, bridge.Config{})
 	l.add("a", "nolearn;hairpin")
@@ -175,7 +175,7 @@ func TestLiveAddSettingsKeepsTheRest(t *testing.T) {
 			t.Errorf("it is %q", got)
 		}
 	}
-	stale := rtnl.PortFlags{Learning: true, Flood: true} // as it was before somebody set hairpin and nolearn
+	stale := rtnl.PortFlags{Learning: true, Flood: true} // as before another program set hairpin and nolearn
 	err := l.c.SetPort(l.link("a").Index, rtnl.PortChange{PortFlags: rtnl.PortFlags{Learning: true}, From: &stale})
 	if got := l.read("a").String(); err != nil || got != "isolated;hairpin;nolearn;noflood" {
 		t.Errorf("it is %q: %v", got, err)
@@ -186,7 +186,7 @@ func TestLiveAddSettingsKeepsTheRest(t *testing.T) {
 	}
 }
 
-// Who may only read learns that a port is as it should be, and why it cannot be changed.
+// A caller without privilege can set what is set already, and otherwise learns why not.
 func TestLiveSetPortAgainChangesNothing(t *testing.T) {
 	l := newLAN(t, bridge.Config{})
 	l.add("a", "isolated;noflood")
@@ -202,7 +202,7 @@ func TestLiveSetPortAgainChangesNothing(t *testing.T) {
 	}
 }
 
-// withoutNetAdmin runs f on a thread without CAP_NET_ADMIN, which ends with it.
+// withoutNetAdmin calls f on a thread without CAP_NET_ADMIN, which ends afterwards.
 func withoutNetAdmin(t *testing.T, f func() error) error {
 	t.Helper()
 	done := make(chan error)
@@ -269,8 +269,7 @@ func TestLiveSetPortOfNoPort(t *testing.T) {
 	}
 }
 
-// What was read of the bridge is out of date: it does not filter VLANs any more, and
-// the kernel refuses to tell of any.
+// The bridge was read before it stopped filtering VLANs, so that the kernel refuses to report any.
 func TestLiveAddPortIsUndone(t *testing.T) {
 	l := newLAN(t, bridge.Config{})
 	if l.br.Bridge.CanFilterVLANs {
@@ -288,7 +287,7 @@ func TestLiveAddPortIsUndone(t *testing.T) {
 	}
 }
 
-// A guest that sends all the time must not slip through while its port is added.
+// No frame of a guest that sends all the time passes while its port is added.
 func TestLiveAddPortHasNoGap(t *testing.T) {
 	l := newLAN(t, bridge.Config{})
 	l.add("listener", "isolated")
@@ -311,7 +310,7 @@ func TestLiveAddPortHasNoGap(t *testing.T) {
 	})
 	for _, f := range l.frames()["listener"] {
 		if _, _, ok := parseFrame(f); ok {
-			t.Fatal("a frame slipped through")
+			t.Fatal("a frame passed")
 		}
 	}
 }
@@ -330,7 +329,7 @@ func floodWhile(t *testing.T, q *os.File, f func()) {
 			default:
 			}
 			if _, err := q.Write(frame(everybody, 1, untagged, 1)); err != nil {
-				time.Sleep(10 * time.Microsecond) // not a wait: the pace while it is down
+				time.Sleep(10 * time.Microsecond) // not a wait: the pace while the tap is down
 			} else {
 				sent++
 			}

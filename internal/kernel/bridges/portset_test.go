@@ -11,7 +11,7 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
-// TestWithoutIsTheComplement compares with sets that are counted out one by one.
+// TestWithoutIsTheComplement compares with sets of single VLANs.
 func TestWithoutIsTheComplement(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 300 {
@@ -32,7 +32,7 @@ func TestWithoutIsTheComplement(t *testing.T) {
 		before := -1
 		for _, r := range brport.WithoutVLANs(brport.MergeVLANs(ranges[0]), brport.MergeVLANs(ranges[1])) {
 			if r.First <= before+1 && before >= 0 && !all[1][before+1] {
-				t.Fatalf("%v without %v: %v begins where the one before ended", ranges[0], ranges[1], r)
+				t.Fatalf("%v without %v: %v begins where the previous range ended", ranges[0], ranges[1], r)
 			}
 			for v := r.First; v <= r.Last; v++ {
 				got[v] = true
@@ -96,11 +96,11 @@ func TestPlusOnlyAddsFlagsAndReplacesVLANs(t *testing.T) {
 	}
 	odd := brport.Settings{VLAN: 10, Other: "tagged-native:10"}
 	if got := plus(odd, brport.Settings{VLAN: 20}); !got.Equal(brport.Settings{VLAN: 20}) {
-		t.Errorf("what was odd of the old VLANs is kept: %q", got)
+		t.Errorf("a word about the old VLANs is kept: %q", got)
 	}
 }
 
-// A bridge that takes part in a spanning tree must see its frames itself.
+// A bridge that takes part in a spanning tree must process its frames itself.
 func TestSpanningTreeIsNotForwarded(t *testing.T) {
 	for settings, want := range map[string]bool{
 		"forward:stp": true, "forward:all": true,

@@ -15,7 +15,7 @@ import (
 	"vmnet/testvm/lab"
 )
 
-// newVLANs is a bridge that filters VLANs, with a port for each of settings.
+// newVLANs makes a bridge that filters VLANs, with a port for each of settings.
 func newVLANs(t *testing.T, settings map[string]string) *lan {
 	t.Helper()
 	lab.Inside(t)
@@ -26,7 +26,7 @@ func newVLANs(t *testing.T, settings map[string]string) *lan {
 	return l
 }
 
-// A sending is what a port sends to everybody, and which ports get it with which tag.
+// A sending is a broadcast from a port, and the ports that receive it with their tags.
 type sending struct {
 	from string
 	vlan int
@@ -55,7 +55,7 @@ func TestLabAccessPorts(t *testing.T) {
 	})
 	l.check([]sending{
 		{"a10", untagged, map[string]int{"b10": untagged, "trunk": 10}},
-		{"a10", 10, map[string]int{"b10": untagged, "trunk": 10}}, // as the kernel has it
+		{"a10", 10, map[string]int{"b10": untagged, "trunk": 10}}, // as the kernel does it
 		{"a10", 20, map[string]int{}},
 		{"a10", 1, map[string]int{}},
 		{"a20", untagged, map[string]int{}},
@@ -87,7 +87,7 @@ func TestLabTrunk(t *testing.T) {
 		{"every", 4094, map[string]int{}},
 		{"every", untagged, map[string]int{}},
 	})
-	l.set("t", "trunk:10,30") // 30 is tagged now, and nothing is native
+	l.set("t", "trunk:10,30") // 30 is tagged now, and there is no native VLAN
 	l.set("every", "trunk:1-4094;native:20")
 	l.check([]sending{
 		{"t", untagged, map[string]int{}},
@@ -118,7 +118,7 @@ func TestLabLearnedInItsVLAN(t *testing.T) {
 	diff(t, "to it in VLAN 10, which it has left", map[string]int{"c10": untagged}, l.send("b10", 5, 6, untagged))
 }
 
-// known is what the kernel tells of a port by the other way to ask, RTM_GETLINK of AF_BRIDGE.
+// known returns what the kernel reports about a port by another request, RTM_GETLINK of AF_BRIDGE.
 func (l *lan) known(nl *netlink.Handle, name string) string {
 	l.t.Helper()
 	all, err := nl.BridgeVlanList()
@@ -149,7 +149,7 @@ func (l *lan) known(nl *netlink.Handle, name string) string {
 func TestLabSetPortFromAnyToAny(t *testing.T) {
 	l := newVLANs(t, map[string]string{"a": ""})
 	nl := nstest.Handle(t, l.ns)
-	settings := map[string]string{ // and what the port then is
+	settings := map[string]string{ // with what reading the port then returns
 		"":                           "untagged 1",
 		"vlan:1;isolated":            "untagged 1",
 		"vlan:10":                    "untagged 10",
@@ -185,7 +185,7 @@ func TestLabSetPortFromAnyToAny(t *testing.T) {
 	}
 }
 
-// TestLabAddSettings adds to what somebody else has set of a port.
+// TestLabAddSettings adds settings to those of another program.
 func TestLabAddSettings(t *testing.T) {
 	l := newVLANs(t, map[string]string{"a": ""})
 	for _, test := range []struct{ have, add, want string }{
@@ -238,7 +238,7 @@ func TestLabReadPortOfWhatOthersSet(t *testing.T) {
 	}
 	expect("")
 	if bridges.Effective(l.br, brport.Settings{}).Equal(l.read("a")) {
-		t.Error("a port in no VLAN passes for one in the default VLAN")
+		t.Error("a port in no VLAN equals one in the default VLAN")
 	}
 	l.set("a", "")
 	expect("vlan:1")
@@ -263,7 +263,7 @@ func TestLabTheDefaultVLANIsTheBridges(t *testing.T) {
 	}
 }
 
-// A guest that sends all the time must not reach the default VLAN while its port is added.
+// A guest that sends all the time does not reach the default VLAN while its port is added.
 func TestLabAddPortHasNoGap(t *testing.T) {
 	l := newVLANs(t, map[string]string{"plain": "", "every": "trunk:1-4094"})
 	dev, link := tap(t, l.ns, l.c, "a")
@@ -280,7 +280,7 @@ func TestLabAddPortHasNoGap(t *testing.T) {
 	l.onlyIn(map[string][]int{"plain": {}, "every": {10}})
 }
 
-// A port that changes from one VLAN to another is in none but those two meanwhile.
+// A port that changes from one VLAN to another is in no third one in the meantime.
 func TestLabSetPortHasNoGap(t *testing.T) {
 	l := newVLANs(t, map[string]string{"a": "vlan:10", "plain": "", "a30": "vlan:30"})
 	l.add("every", "trunk:1-4094")
@@ -293,20 +293,20 @@ func TestLabSetPortHasNoGap(t *testing.T) {
 	l.onlyIn(map[string][]int{"plain": {}, "a30": {untagged}, "every": {10, 30}})
 }
 
-// onlyIn checks with which tags the frames came that each port got.
+// onlyIn checks the tags of the frames that each port received.
 func (l *lan) onlyIn(allowed map[string][]int) {
 	l.t.Helper()
 	got := l.frames()
 	for name, tags := range allowed {
 		for _, f := range got[name] {
 			if vlan, _, ok := parseFrame(f); ok && !slices.Contains(tags, vlan) {
-				l.t.Errorf("%s got a frame with tag %d", name, vlan)
+				l.t.Errorf("%s received a frame with tag %d", name, vlan)
 			}
 		}
 	}
 }
 
-// These know both answers; here the kernel is one that can filter.
+// The test knows both answers. Here the kernel can filter.
 
 func TestLabVLANsNeedABridgeThatFilters(t *testing.T) {
 	lab.Inside(t)

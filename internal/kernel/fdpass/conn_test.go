@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// connected are both ends of a connection that keeps messages apart.
+// connected returns both ends of a connection that preserves message boundaries.
 func connected(t *testing.T) (a, b *net.UnixConn) {
 	t.Helper()
 	addr := &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unixpacket"}
@@ -35,7 +35,7 @@ func connected(t *testing.T) (a, b *net.UnixConn) {
 
 func TestOverConnection(t *testing.T) {
 	a, b := connected(t)
-	r, w, err := os.Pipe() // which the runtime's poller waits for
+	r, w, err := os.Pipe() // registered with the runtime's poller
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,9 +60,10 @@ func TestOverConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := r.Read(room); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("the file has become another one: %v", err)
+		t.Errorf("the file was changed: %v", err)
 	}
-	for _, limit := range []int{0, 1, 2} { // a control message has room for one file more than an odd number
+	// For an odd limit, the buffer of the control message has room for one file more.
+	for _, limit := range []int{0, 1, 2} {
 		if err := SendOver(a, []byte("hello"), w, w, w); err != nil {
 			t.Fatal(err)
 		}
@@ -72,7 +73,7 @@ func TestOverConnection(t *testing.T) {
 		}
 	}
 	if err := SendOver(a, nil); err == nil {
-		t.Error("an empty message is sent")
+		t.Error("an empty message was sent")
 	}
 	peer, err := PeerOf(b)
 	if int(peer.Pid) != os.Getpid() || int(peer.Uid) != os.Geteuid() || err != nil {

@@ -13,7 +13,7 @@ import (
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
-// pair makes two connected ends, the second as a process would take over its own.
+// pair makes two connected ends. The second is opened as by the process that inherits it.
 func pair(t *testing.T) (a, b *Socket) {
 	t.Helper()
 	a, theirs, err := Pair()
@@ -89,7 +89,7 @@ func TestWhatIsTooMuchIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, files, err := b.Receive(4); err == nil {
-		t.Errorf("got %q with %d files, want an error since it was cut", got, len(files))
+		t.Errorf("got %q with %d files, want an error since it was truncated", got, len(files))
 	}
 }
 
@@ -107,7 +107,7 @@ func TestOnlyUnixSocketsAreTakenOver(t *testing.T) {
 	defer unix.Close(inet)
 	for _, fd := range []int{-1, 1 << 20, int(r.Fd()), inet} {
 		if _, err := Inherited(fd); err == nil {
-			t.Errorf("fd %d was taken over", fd)
+			t.Errorf("fd %d was accepted", fd)
 		}
 	}
 }

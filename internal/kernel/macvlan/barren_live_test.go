@@ -18,8 +18,8 @@ import (
 
 const barrenEnv = "VMNET_TEST_BARREN"
 
-// TestLiveQueuesOpenWithoutUdevAndDev opens queues where a container leaves nothing to open them
-// by: no /sys, /dev without a node but a wrong one, all else mounted nodev.
+// TestLiveQueuesOpenWithoutUdevAndDev opens queues as in a container that has no /sys, only a wrong
+// node in /dev, and everything else mounted nodev.
 func TestLiveQueuesOpenWithoutUdevAndDev(t *testing.T) {
 	w := newWire(t)
 	ns, err := os.Open(w.ns.Path())
@@ -36,7 +36,7 @@ func TestLiveQueuesOpenWithoutUdevAndDev(t *testing.T) {
 	}
 }
 
-// barren is that process's main; its fd 3 is the wire's netns.
+// barren is the main function of that process. Its fd 3 is the wire's netns.
 func barren() int {
 	if err := inBarrenPlace(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -57,7 +57,7 @@ func inBarrenPlace() error {
 	if err != nil {
 		return err
 	}
-	// Somebody else's device of the same index, as in another netns.
+	// The node of a device with the same index in another netns.
 	wrong := fmt.Sprintf("/dev/tap%d", d.Link.Index)
 	if err := unix.Mknod(wrong, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
 		return err
@@ -65,7 +65,7 @@ func inBarrenPlace() error {
 	return errors.Join(d.OpenQueue(), d.OpenQueue(), d.Up(), d.Close())
 }
 
-// createOnWire makes a device on eth0 of the netns that a test's process has as fd 3.
+// createOnWire makes a device on eth0 in the netns that is fd 3 of this process.
 func createOnWire() (*macvlan.Device, error) {
 	ns, err := netns.Open("/proc/self/fd/3")
 	if err != nil {
@@ -75,9 +75,9 @@ func createOnWire() (*macvlan.Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	lower, err := nl.Link("eth0")
+	parent, err := nl.Link("eth0")
 	if err != nil {
 		return nil, err
 	}
-	return macvlan.Create(nl, lower, vtap.Config{Kind: vtap.Macvtap, Name: "P2-net0", Mode: "bridge", MAC: guestMAC})
+	return macvlan.Create(nl, parent, vtap.Config{Kind: vtap.Macvtap, Name: "P2-net0", Mode: "bridge", MAC: guestMAC})
 }

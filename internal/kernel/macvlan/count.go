@@ -50,9 +50,9 @@ func CountOf(uid int) (int, error) {
 	return len(devices), nil
 }
 
-// notOurs reports that a process's real uid is not our effective uid: otherwise kill(2) would
-// permit the signal. It takes a hundredth of the time that /proc takes. Security modules refuse
-// with EACCES.
+// notOurs reports whether a process's real uid certainly differs from our effective uid: otherwise
+// kill(2) would permit the signal. It takes a hundredth of the time that reading /proc takes. A
+// refusal by a security module is EACCES.
 func notOurs(pid int) bool { return errors.Is(unix.Kill(pid, 0), unix.EPERM) }
 
 // ownProc reports whether /proc numbers processes as kill(2) does, by our PID namespace.

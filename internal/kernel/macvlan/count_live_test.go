@@ -9,7 +9,7 @@ import (
 	"vmnet/internal/kernel/macvlan"
 )
 
-// TestLiveCountOfAUser counts devices whose queues alone processes of a user hold.
+// TestLiveCountOfAUser counts devices that a user's processes hold only by their queues.
 func TestLiveCountOfAUser(t *testing.T) {
 	const uid, other = 54321, 54322
 	w := newWire(t)
@@ -41,7 +41,7 @@ func TestLiveCountOfAUser(t *testing.T) {
 	counts(other, 0)
 }
 
-// hold starts a process of a user that has files open, and nothing else of ours.
+// hold starts a process of a user that has only these files of this process open.
 func hold(t *testing.T, uid uint32, files ...*os.File) {
 	t.Helper()
 	cmd := exec.Command("sleep", "60")

@@ -13,8 +13,8 @@ import (
 	"vmnet/testvm/lab"
 )
 
-// TestLabBondPortIsNoLower: a bond takes the frames of its ports, as a bridge does.
-func TestLabBondPortIsNoLower(t *testing.T) {
+// TestLabBondPortIsNoParent: a bond receives the frames of its ports, as a bridge does.
+func TestLabBondPortIsNoParent(t *testing.T) {
 	lab.Inside(t)
 	w := newWire(t)
 	w.ip("link", "add", "bond0", "type", "bond")
@@ -22,26 +22,26 @@ func TestLabBondPortIsNoLower(t *testing.T) {
 	w.ip("link", "set", "eth0", "master", "bond0")
 	w.ip("link", "set", "eth0", "up")
 	w.read()
-	_, err := macvlan.Create(w.nl, w.lower, w.config())
+	_, err := macvlan.Create(w.nl, w.parent, w.config())
 	if !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "bond0 (bond)") {
 		t.Errorf("got %v, want bond0 named", err)
 	}
 }
 
-// TestLabMacvtapAndIPVtapDoNotShareALower: each takes all frames of its lower.
-func TestLabMacvtapAndIPVtapDoNotShareALower(t *testing.T) {
+// TestLabMacvtapAndIPVtapDoNotShareAParent: each receives all frames of its parent device.
+func TestLabMacvtapAndIPVtapDoNotShareAParent(t *testing.T) {
 	lab.Inside(t)
 	w := newWire(t)
 	w.create(w.config())
 	cfg := w.config()
 	cfg.Kind, cfg.Mode, cfg.MAC, cfg.Addrs = vtap.IPVtap, "l2", nil, prefixes(t, "10.9.0.2/24")
-	_, err := macvlan.Create(w.nl, w.lower, cfg)
+	_, err := macvlan.Create(w.nl, w.parent, cfg)
 	if !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "a macvtap, which excludes an ipvtap") {
 		t.Errorf("got %v", err)
 	}
 }
 
-// TestLabGroupsOfAnIPVtap: it takes in what it was told to, as a macvtap does.
+// TestLabGroupsOfAnIPVtap: an ipvtap has the groups that were set, as a macvtap does.
 func TestLabGroupsOfAnIPVtap(t *testing.T) {
 	lab.Inside(t)
 	w := newWire(t)

@@ -40,10 +40,10 @@ type Device struct {
 	queues []*os.File
 }
 
-// Create makes a device on the parent device lower, which is in nl's namespace. The device is down
+// Create makes a device on a parent device, which is in nl's namespace. The device is down
 // and in a netns of its own. Create needs CAP_NET_ADMIN, and CAP_SYS_ADMIN for the netns.
-func Create(nl *rtnl.Conn, lower *rtnl.Link, cfg vtap.Config) (*Device, error) {
-	if err := check(lower, cfg); err != nil {
+func Create(nl *rtnl.Conn, parent *rtnl.Link, cfg vtap.Config) (*Device, error) {
+	if err := check(parent, cfg); err != nil {
 		return nil, err
 	}
 	ns, err := netns.New()
@@ -51,25 +51,25 @@ func Create(nl *rtnl.Conn, lower *rtnl.Link, cfg vtap.Config) (*Device, error) {
 		return nil, fmt.Errorf("%w (a %s gets a netns of its own, which needs CAP_SYS_ADMIN)", err, cfg.Kind)
 	}
 	d := &Device{ns: ns, kind: cfg.Kind}
-	if err := d.create(nl, lower, cfg); err != nil {
+	if err := d.create(nl, parent, cfg); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
 }
 
-func (d *Device) create(nl *rtnl.Conn, lower *rtnl.Link, cfg vtap.Config) (err error) {
+func (d *Device) create(nl *rtnl.Conn, parent *rtnl.Link, cfg vtap.Config) (err error) {
 	if d.nl, err = rtnl.Open(d.ns); err != nil {
 		return err
 	}
 	if err := nl.AssignNetnsID(d.ns); err != nil { // see Everywhere
 		return err
 	}
-	attrs, err := attrsOf(lower, cfg)
+	attrs, err := attrsOf(parent, cfg)
 	if err != nil {
 		return err
 	}
 	attrs = append(attrs, rtnl.Netns(d.ns))
-	err = newLink(nl, lower, cfg, func(index int) error {
+	err = newLink(nl, parent, cfg, func(index int) error {
 		return nl.Create(string(cfg.Kind), append(slices.Clone(attrs), rtnl.Index(index))...)
 	})
 	if err != nil {
@@ -80,21 +80,21 @@ func (d *Device) create(nl *rtnl.Conn, lower *rtnl.Link, cfg vtap.Config) (err e
 }
 
 // newLink calls create with a random index, which other netns are unlikely to use.
-func newLink(nl *rtnl.Conn, lower *rtnl.Link, cfg vtap.Config, create func(index int) error) error {
+func newLink(nl *rtnl.Conn, parent *rtnl.Link, cfg vtap.Config, create func(index int) error) error {
 	for try := 1; ; try++ {
 		err := create(rtnl.RandomIndex())
 		if err == nil {
 			return nil
 		}
 		if !errors.Is(err, fs.ErrExist) || try == tries {
-			return fmt.Errorf("create %s on %s: %w", cfg.Kind, lower.Name, Explain(nl, err, cfg.Kind, lower))
+			return fmt.Errorf("create %s on %s: %w", cfg.Kind, parent.Name, Explain(nl, err, cfg.Kind, parent))
 		}
 	}
 }
 
 // attrsOf returns the attributes of cfg for RTM_NEWLINK.
-func attrsOf(lower *rtnl.Link, cfg vtap.Config) ([]rtnl.Attr, error) {
-	attrs := []rtnl.Attr{rtnl.Name(cfg.Name), rtnl.Lower(lower.Index), rtnl.TxQLen(txQLen)}
+func attrsOf(parent *rtnl.Link, cfg vtap.Config) ([]rtnl.Attr, error) {
+	attrs := []rtnl.Attr{rtnl.Name(cfg.Name), rtnl.Lower(parent.Index), rtnl.TxQLen(txQLen)}
 	if cfg.MTU != 0 {
 		attrs = append(attrs, rtnl.MTU(cfg.MTU))
 	}

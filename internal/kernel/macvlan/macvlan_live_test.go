@@ -29,12 +29,12 @@ func TestMain(m *testing.M) {
 	leaktest.Main(m)
 }
 
-// wire is a netns with a lower, eth0, and the far end of its cable, far0.
+// wire is a netns with a parent device, eth0, and the other end of its veth pair, far0.
 type wire struct {
 	testing.TB
-	ns    *netns.NS
-	nl    *rtnl.Conn
-	lower *rtnl.Link
+	ns     *netns.NS
+	nl     *rtnl.Conn
+	parent *rtnl.Link
 }
 
 func newWire(t testing.TB) *wire {
@@ -55,7 +55,7 @@ func newWire(t testing.TB) *wire {
 func (w *wire) read() {
 	w.Helper()
 	var err error
-	if w.lower, err = w.nl.Link("eth0"); err != nil {
+	if w.parent, err = w.nl.Link("eth0"); err != nil {
 		w.Fatal(err)
 	}
 }
@@ -82,7 +82,7 @@ func (w *wire) config() vtap.Config {
 
 func (w *wire) create(cfg vtap.Config) *macvlan.Device {
 	w.Helper()
-	d, err := macvlan.Create(w.nl, w.lower, cfg)
+	d, err := macvlan.Create(w.nl, w.parent, cfg)
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -103,8 +103,8 @@ func TestLiveDeviceIsAsAskedForAndUnseenByTheHost(t *testing.T) {
 	}
 	if l.Kind != "macvtap" || macvlan.ModeName(l) != "bridge" || l.MAC.String() != guestMAC.String() ||
 		l.Index < 1<<20 ||
-		l.TxQLen != 1000 || !l.Up || !l.AllMulti || l.Alias != "x" || l.MTU != w.lower.MTU ||
-		l.Lower != w.lower.Index || l.LowerNS < 0 {
+		l.TxQLen != 1000 || !l.Up || !l.AllMulti || l.Alias != "x" || l.MTU != w.parent.MTU ||
+		l.Lower != w.parent.Index || l.LowerNS < 0 {
 		t.Errorf("made %+v", l)
 	}
 	rt, err := rtnl.Open(d.Netns())
@@ -113,17 +113,17 @@ func TestLiveDeviceIsAsAskedForAndUnseenByTheHost(t *testing.T) {
 	}
 	defer rt.Close()
 	if id, err := rt.NetnsID(w.ns); err != nil || id != l.LowerNS {
-		t.Errorf("its lower is in netns %d, ours is %d, %v", l.LowerNS, id, err)
+		t.Errorf("its parent device is in netns %d, ours is %d, %v", l.LowerNS, id, err)
 	}
 	if other, err := rt.NetnsID(nstest.New(t)); err != nil || other == l.LowerNS {
-		t.Errorf("a stranger's netns is %d, %v: the lower's too", other, err)
+		t.Errorf("another netns has the id %d, %v, as the parent device's has", other, err)
 	}
 	if _, err := w.nl.Link("P2-net0"); err == nil {
 		t.Error("the host's netns shows it")
 	}
 }
 
-// A queue is no way to another one, not even for root: whoever is given it may own the node.
+// A queue does not let its holder open another one, not even root: the holder may own the node.
 func TestLiveAQueueOpensNoOther(t *testing.T) {
 	w := newWire(t)
 	d := w.create(w.config())
@@ -181,8 +181,8 @@ func TestLiveFramesPass(t *testing.T) {
 	}
 }
 
-// TestLiveDeviceLivesAsLongAsAnyOfItsFDs sees by passthru, which a lower allows only when
-// it has nothing else on it, whether the device is gone.
+// TestLiveDeviceLivesAsLongAsAnyOfItsFDs finds out by passthru whether the device is gone: the
+// kernel allows it only for a single device on the parent device.
 func TestLiveDeviceLivesAsLongAsAnyOfItsFDs(t *testing.T) {
 	for name, dup := range map[string]func(*macvlan.Device) int{
 		"queue": func(d *macvlan.Device) int { return int(d.Queues()[0].Fd()) },
@@ -203,7 +203,7 @@ func TestLiveDeviceLivesAsLongAsAnyOfItsFDs(t *testing.T) {
 				t.Fatal(err)
 			}
 			if w.isFree() {
-				t.Error("the device went while a copy was open")
+				t.Error("the device ended while a copy was open")
 			}
 			kept.Close()
 			nstest.Eventually(t, 20*time.Second, "the device goes", w.isFree)
@@ -215,7 +215,7 @@ func (w *wire) isFree() bool {
 	w.Helper()
 	cfg := w.config()
 	cfg.Mode, cfg.MAC = "passthru", nil
-	d, err := macvlan.Create(w.nl, w.lower, cfg)
+	d, err := macvlan.Create(w.nl, w.parent, cfg)
 	if err == nil {
 		err = d.Close()
 		return err == nil
@@ -231,7 +231,7 @@ func TestLiveExplainedErrors(t *testing.T) {
 	w.ip("link", "add", "br0", "type", "bridge")
 	w.ip("link", "set", "eth0", "master", "br0")
 	w.read()
-	if _, err := macvlan.Create(w.nl, w.lower, w.config()); !errors.Is(err, syscall.EBUSY) ||
+	if _, err := macvlan.Create(w.nl, w.parent, w.config()); !errors.Is(err, syscall.EBUSY) ||
 		!strings.Contains(err.Error(), "port of br0") {
 		t.Errorf("a bridge port: got %v", err)
 	}
@@ -240,7 +240,7 @@ func TestLiveExplainedErrors(t *testing.T) {
 	w.read()
 	cfg := w.config()
 	cfg.Mode = "passthru"
-	if _, err := macvlan.Create(w.nl, w.lower, cfg); !errors.Is(err, syscall.EINVAL) ||
+	if _, err := macvlan.Create(w.nl, w.parent, cfg); !errors.Is(err, syscall.EINVAL) ||
 		!strings.Contains(err.Error(), "host0") {
 		t.Errorf("passthru with a sibling: got %v", err)
 	}
@@ -254,12 +254,12 @@ func TestLiveExplainedErrors(t *testing.T) {
 	w.ip("link", "set", "eth0", "down")
 	cfg = w.config()
 	cfg.MTU = 1501
-	if _, err := macvlan.Create(w.nl, w.lower, cfg); err == nil || !strings.Contains(err.Error(), "at most 1500") {
-		t.Errorf("more than the lower carries: got %v", err)
+	if _, err := macvlan.Create(w.nl, w.parent, cfg); err == nil || !strings.Contains(err.Error(), "at most 1500") {
+		t.Errorf("more than the parent device carries: got %v", err)
 	}
 	w.read()
-	if _, err := macvlan.Create(w.nl, w.lower, w.config()); !errors.Is(err, syscall.ENETDOWN) ||
+	if _, err := macvlan.Create(w.nl, w.parent, w.config()); !errors.Is(err, syscall.ENETDOWN) ||
 		!strings.Contains(err.Error(), "ip link set eth0 up") {
-		t.Errorf("lower down: got %v", err)
+		t.Errorf("parent device down: got %v", err)
 	}
 }

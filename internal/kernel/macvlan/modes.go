@@ -53,62 +53,62 @@ func FlagName(l *rtnl.Link) string {
 }
 
 // check checks cfg and the parent device as it was read.
-func check(lower *rtnl.Link, cfg vtap.Config) error {
-	if err := cmp.Or(cfg.Validate(), CheckLower(cfg.Kind, lower)); err != nil {
+func check(parent *rtnl.Link, cfg vtap.Config) error {
+	if err := cmp.Or(cfg.Validate(), CheckParent(cfg.Kind, parent)); err != nil {
 		return err
 	}
-	if cfg.MTU > lower.MTU {
-		return fmt.Errorf("MTU %d: %s carries at most %d bytes", cfg.MTU, lower.Name, lower.MTU)
+	if cfg.MTU > parent.MTU {
+		return fmt.Errorf("MTU %d: %s carries at most %d bytes", cfg.MTU, parent.Name, parent.MTU)
 	}
 	return nil
 }
 
-// CheckLower returns why a device of that kind could not work on a parent device, as far as its
+// CheckParent returns why a device of that kind could not work on a parent device, as far as its
 // link shows that, or nil. The kind may be "macvlan".
-func CheckLower(kind vtap.Kind, lower *rtnl.Link) error {
+func CheckParent(kind vtap.Kind, parent *rtnl.Link) error {
 	switch {
-	case len(lower.MAC) != 6 || lower.MAC.String() == "00:00:00:00:00:00":
-		return fmt.Errorf("%s is not an Ethernet device, so it cannot have a %s", lower.Name, kind)
-	case !lower.Up:
-		return fmt.Errorf("parent device %s: %w (ip link set %s up)", lower.Name, syscall.ENETDOWN, lower.Name)
+	case len(parent.MAC) != 6 || parent.MAC.String() == "00:00:00:00:00:00":
+		return fmt.Errorf("%s is not an Ethernet device, so it cannot have a %s", parent.Name, kind)
+	case !parent.Up:
+		return fmt.Errorf("parent device %s: %w (ip link set %s up)", parent.Name, syscall.ENETDOWN, parent.Name)
 	}
 	return nil
 }
 
 // Explain adds the cause and cure to an error of making or setting up a device of that kind: what
 // uses the parent device already, and what to do. The kind may be "macvlan".
-func Explain(nl *rtnl.Conn, err error, kind vtap.Kind, lower *rtnl.Link) error {
+func Explain(nl *rtnl.Conn, err error, kind vtap.Kind, parent *rtnl.Link) error {
 	switch {
 	case errors.Is(err, syscall.EPERM):
 		return fmt.Errorf("%w (needs CAP_NET_ADMIN)", err)
 	case errors.Is(err, syscall.EOPNOTSUPP):
 		return fmt.Errorf("%w (the kernel's %s driver is missing or not loaded: modprobe %s)", err, kind, kind)
 	case errors.Is(err, syscall.EBUSY):
-		return fmt.Errorf("%w (%s)", err, taker(nl, kind, lower))
+		return fmt.Errorf("%w (%s)", err, taker(nl, kind, parent))
 	case errors.Is(err, syscall.EINVAL) && kind != vtap.IPVtap:
-		if holders := siblings(nl, lower); holders != "" {
-			return fmt.Errorf("%w (passthru allows only one device on %s, which has %s)", err, lower.Name, holders)
+		if holders := siblings(nl, parent); holders != "" {
+			return fmt.Errorf("%w (passthru allows only one device on %s, which has %s)", err, parent.Name, holders)
 		}
 		return fmt.Errorf("%w (passthru allows only one device on %s: look for another one, also in other netns)",
-			err, lower.Name)
+			err, parent.Name)
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("%w (another device on %s has that MAC)", err, lower.Name)
+		return fmt.Errorf("%w (another device on %s has that MAC)", err, parent.Name)
 	}
 	return err
 }
 
 // taker describes what receives the frames of the parent device instead of a device of that kind.
-func taker(nl *rtnl.Conn, kind vtap.Kind, lower *rtnl.Link) string {
-	if master := masterOf(nl, lower); master != "" {
+func taker(nl *rtnl.Conn, kind vtap.Kind, parent *rtnl.Link) string {
+	if master := masterOf(nl, parent); master != "" {
 		return fmt.Sprintf("%s is a port of %s, and a port cannot be a parent device: use %s instead",
-			lower.Name, master, master)
+			parent.Name, master, master)
 	}
 	excluded, rival := "a macvtap", "an ipvtap"
 	if kind == vtap.IPVtap {
 		excluded, rival = rival, excluded
 	}
 	return fmt.Sprintf("something else receives the frames of %s: Open vSwitch, a bond, or %s, which excludes %s",
-		lower.Name, rival, excluded)
+		parent.Name, rival, excluded)
 }
 
 func masterOf(nl *rtnl.Conn, l *rtnl.Link) string {
@@ -126,7 +126,7 @@ func masterOf(nl *rtnl.Conn, l *rtnl.Link) string {
 }
 
 // siblings names the other devices on the parent device that are in its own netns.
-func siblings(nl *rtnl.Conn, lower *rtnl.Link) string {
+func siblings(nl *rtnl.Conn, parent *rtnl.Link) string {
 	var names []string
 	for _, kind := range []string{"macvtap", "macvlan"} {
 		links, err := nl.Links(kind, 0)
@@ -134,7 +134,7 @@ func siblings(nl *rtnl.Conn, lower *rtnl.Link) string {
 			continue
 		}
 		for _, l := range links {
-			if l.Lower == lower.Index && l.LowerNS < 0 {
+			if l.Lower == parent.Index && l.LowerNS < 0 {
 				names = append(names, l.Name)
 			}
 		}
@@ -153,8 +153,8 @@ func SetMode(nl *rtnl.Conn, l *rtnl.Link, mode string) error {
 	return nl.Change(l.Kind, l.Index, attr)
 }
 
-// SetSources changes a device of ours that is not in mode passthru to mode source, in which it
-// hears those senders alone. nl is in its netns.
+// SetSources changes a device that is not in mode passthru to mode source, in which it receives
+// only the frames of these senders. nl is in its netns.
 func SetSources(nl *rtnl.Conn, l *rtnl.Link, senders []net.HardwareAddr) error {
 	attrs := append([]rtnl.Attr{rtnl.MacvlanMode(macvlanModes["source"])}, rtnl.MacvlanSources(senders)...)
 	return nl.Change(l.Kind, l.Index, attrs...)

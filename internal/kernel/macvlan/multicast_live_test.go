@@ -18,7 +18,7 @@ func TestLiveGroups(t *testing.T) {
 		t.Fatal(err)
 	}
 	mdns, neighbour := net.HardwareAddr{1, 0, 0x5e, 0, 0, 0xfb}, net.HardwareAddr{0x33, 0x33, 0xff, 1, 2, 3}
-	own := net.HardwareAddr{1, 0, 0x5e, 0, 0, 1} // which the kernel has joined, and keeps
+	own := net.HardwareAddr{1, 0, 0x5e, 0, 0, 1} // the kernel has joined it, and keeps it
 	for i, test := range []struct {
 		groups  []net.HardwareAddr
 		changed bool
@@ -47,9 +47,9 @@ func TestLiveGroups(t *testing.T) {
 		}
 	}
 	if _, err := macvlan.SetGroups(d.Netns(), d.Link, []net.HardwareAddr{guestMAC}); err == nil {
-		t.Error("an address that is no group's is taken")
+		t.Error("an address that is not multicast was accepted")
 	}
 	if _, err := macvlan.SetGroups(d.Netns(), d.Link, make([]net.HardwareAddr, vtap.MaxGroups+1)); err == nil {
-		t.Error("any number of groups is taken")
+		t.Error("too many groups were accepted")
 	}
 }

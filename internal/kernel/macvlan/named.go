@@ -17,15 +17,15 @@ import (
 
 // CreateNamed makes a device in the namespace of nl and the parent device, for a VMM that gets its
 // name. The device is down. It never exists without the alias, and stays until it is deleted.
-func CreateNamed(nl *rtnl.Conn, lower *rtnl.Link, cfg vtap.Config, alias string) (*rtnl.Link, error) {
-	if err := check(lower, cfg); err != nil {
+func CreateNamed(nl *rtnl.Conn, parent *rtnl.Link, cfg vtap.Config, alias string) (*rtnl.Link, error) {
+	if err := check(parent, cfg); err != nil {
 		return nil, err
 	}
-	attrs, err := attrsOf(lower, cfg)
+	attrs, err := attrsOf(parent, cfg)
 	if err != nil {
 		return nil, err
 	}
-	err = newLink(nl, lower, cfg, func(index int) error {
+	err = newLink(nl, parent, cfg, func(index int) error {
 		return nl.CreateWithAlias(string(cfg.Kind), index, alias, attrs...)
 	})
 	if err != nil {

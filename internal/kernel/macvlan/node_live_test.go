@@ -15,8 +15,8 @@ import (
 	"vmnet/internal/kernel/procfd"
 )
 
-// TestLiveAKeptNodeOpensNoLaterDevice keeps a device's node and its folder as whoever was given a
-// queue may, until the kernel has given the device's number to another one.
+// TestLiveAKeptNodeOpensNoLaterDevice keeps a device's node and the node's directory open, as a
+// process that received a queue may, until another device has the same number.
 func TestLiveAKeptNodeOpensNoLaterDevice(t *testing.T) {
 	w := newWire(t)
 	first := w.create(w.config())
@@ -29,7 +29,7 @@ func TestLiveAKeptNodeOpensNoLaterDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(node)
-	folder := nodeFolder(t, number)
+	folder := nodeDirectory(t, number)
 	defer unix.Close(folder)
 	if err := errors.Join(first.Delete(), first.Close()); err != nil {
 		t.Fatal(err)
@@ -47,7 +47,7 @@ func TestLiveAKeptNodeOpensNoLaterDevice(t *testing.T) {
 			t.Fatal(err)
 		}
 		if try == 100 {
-			t.Fatal("its number was not used again")
+			t.Fatal("the number was not used again")
 		}
 	}
 	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", node), unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -57,7 +57,7 @@ func TestLiveAKeptNodeOpensNoLaterDevice(t *testing.T) {
 	}
 	fd, err = unix.Openat(folder, "tap", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if !errors.Is(err, unix.EACCES) {
-		t.Errorf("by its folder: %v, want EACCES", err)
+		t.Errorf("by its directory: %v, want EACCES", err)
 		_ = unix.Close(fd)
 	}
 }
@@ -71,8 +71,8 @@ func rdev(t *testing.T, fd int) uint64 {
 	return st.Rdev
 }
 
-// nodeFolder is a copy of the fd of the folder that has the node.
-func nodeFolder(t *testing.T, number uint64) int {
+// nodeDirectory returns a copy of the fd of the directory that has the node.
+func nodeDirectory(t *testing.T, number uint64) int {
 	t.Helper()
 	folder := -1
 	procfd.Of(os.Getpid(), func(f procfd.File) {
@@ -82,14 +82,15 @@ func nodeFolder(t *testing.T, number uint64) int {
 		}
 	})
 	if folder < 0 {
-		t.Fatal("the node's folder is not open")
+		t.Fatal("the node's directory is not open")
 	}
 	return folder
 }
 
 const oldEnv = "VMNET_TEST_OLD"
 
-// TestLiveOldKernelGivesUsersNoQueue has a kernel without mount_setattr, as before Linux 5.12.
+// TestLiveOldKernelGivesUsersNoQueue runs as on a kernel without mount_setattr(2), before Linux
+// 5.12.
 func TestLiveOldKernelGivesUsersNoQueue(t *testing.T) {
 	w := newWire(t)
 	ns, err := os.Open(w.ns.Path())
@@ -107,7 +108,7 @@ func TestLiveOldKernelGivesUsersNoQueue(t *testing.T) {
 	}
 }
 
-// old is that process's main; its fd 3 is the wire's netns.
+// old is the main function of that process. Its fd 3 is the wire's netns.
 func old() int {
 	if err := onOldKernel(); err != nil {
 		fmt.Println(err)
@@ -134,10 +135,10 @@ func onOldKernel() error {
 	return errors.Join(d.OpenQueue(), d.Delete(), d.Close())
 }
 
-// withoutMountSetattr has the system call answer ENOSYS in all threads (seccomp(2)).
+// withoutMountSetattr makes the system call fail with ENOSYS in all threads (seccomp(2)).
 func withoutMountSetattr() error {
 	filter := []unix.SockFilter{
-		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, // nr, the first of struct seccomp_data
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, // nr, the first field of struct seccomp_data
 		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_MOUNT_SETATTR, Jf: 1},
 		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)},
 		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},

@@ -184,8 +184,8 @@ func NumberOf(f procfd.File) (number uint64, ok bool) {
 	return st.Rdev, err == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR
 }
 
-// LooksLikeQueue reports quickly whether a file may be a queue of a macvtap or ipvtap: its
-// path is that of OpenQueue's node, which is detached, or /dev/tapN.
+// LooksLikeQueue reports whether a file may be a queue of a macvtap or ipvtap, by its path alone:
+// it is that of OpenQueue's node, which is detached, or /dev/tapN.
 func LooksLikeQueue(f procfd.File) bool {
 	return strings.HasPrefix(f.Target, "/") && strings.HasPrefix(filepath.Base(f.Target), nodeName)
 }

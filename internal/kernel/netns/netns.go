@@ -148,7 +148,7 @@ func (ns *NS) Inode() (uint64, error) {
 	return st.Ino, nil
 }
 
-// Owner returns the inode of the user namespace that owns ns: whoever has capabilities there has
+// Owner returns the inode of the user namespace that owns ns: a process with capabilities there has
 // them over ns. It fails unless that is the caller's user namespace or a descendant of it
 // (NS_GET_USERNS in ioctl_nsfs(2)).
 func (ns *NS) Owner() (inode uint64, err error) {

@@ -65,7 +65,7 @@ func TestOwnerIsTheUserOfAPlainProcess(t *testing.T) {
 	}
 }
 
-// TestOwnerOfASetuidProgram runs cat with root's ids for nobody.
+// TestOwnerOfASetuidProgram: the user nobody runs a set-user-ID copy of cat, which belongs to root.
 func TestOwnerOfASetuidProgram(t *testing.T) {
 	nstest.Require(t, "root", os.Geteuid() == 0, "run it as root")
 	dir, err := os.MkdirTemp("", "owner")
@@ -95,7 +95,7 @@ func TestOwnerOfASetuidProgram(t *testing.T) {
 	uid, err := Owner(cmd.Process.Pid)
 	_, _ = stdin.Close(), cmd.Wait()
 	if !errors.Is(err, ErrDoubtful) {
-		t.Errorf("%d, %v: want it not believed", uid, err)
+		t.Errorf("%d, %v: want ErrDoubtful", uid, err)
 	}
 }
 
@@ -115,6 +115,6 @@ func TestAuxiliaryVectorOfBothSizes(t *testing.T) {
 		}
 	}
 	if _, _, ok := idsIn([]byte("short")); ok {
-		t.Error("ids in a vector without")
+		t.Error("a vector without ids has some")
 	}
 }

@@ -42,7 +42,7 @@ func TestLabelThatDoesNotFit(t *testing.T) {
 	for _, text := range []string{strings.Repeat("x", procfd.MaxLabel+1), "a\x00b"} {
 		if f, err := procfd.NewLabel(text); err == nil {
 			_ = f.Close()
-			t.Errorf("%.10q of %d bytes was taken", text, len(text))
+			t.Errorf("%.10q of %d bytes was accepted", text, len(text))
 		}
 	}
 }
@@ -73,8 +73,8 @@ func TestLabelEnds(t *testing.T) {
 	}
 }
 
-// TestEndLabelLeavesOthersAlone: a process may have anything else there by now, under a label's
-// name too.
+// TestEndLabelLeavesOthersAlone: a process may have put another file there, even under a label's
+// name.
 func TestEndLabelLeavesOthersAlone(t *testing.T) {
 	dir := t.TempDir()
 	regular, err := os.Create(filepath.Join(dir, "memfd:x"))

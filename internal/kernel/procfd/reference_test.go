@@ -14,7 +14,7 @@ import (
 	"vmnet/internal/kernel/procfd"
 )
 
-// opens counts how often a file is opened, by whoever does it.
+// opens counts how often any process opens a file.
 func opens(t *testing.T, path string) func() int {
 	t.Helper()
 	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
@@ -34,7 +34,7 @@ func opens(t *testing.T, path string) func() int {
 	}
 }
 
-// others makes one of each kind of file that is no regular one, by a name of its kind.
+// others makes a file of each kind but a regular one, by the name of its kind.
 func others(t *testing.T) map[string]string {
 	t.Helper()
 	dir := t.TempDir()
@@ -47,7 +47,7 @@ func others(t *testing.T) map[string]string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	// The peer of a pty would see its open.
+	// The other end of a pty would notice its open(2).
 	pty, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +66,7 @@ func others(t *testing.T) map[string]string {
 func TestOpenRegularOpensNothingElse(t *testing.T) {
 	for kind, path := range others(t) {
 		opened := opens(t, path)
-		f, err := procfd.OpenRegular(path) // of a FIFO nobody is the writer
+		f, err := procfd.OpenRegular(path) // the FIFO has no writer
 		if !errors.Is(err, procfd.ErrNotRegular) {
 			t.Errorf("%s: %v", kind, err)
 		}
@@ -97,7 +97,7 @@ func TestOpenRegular(t *testing.T) {
 	}
 }
 
-// TestReferenceStaysTheFile has another file put in the place of the one that was found.
+// TestReferenceStaysTheFile replaces a file after a Reference to it was opened.
 func TestReferenceStaysTheFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(path, []byte("first"), 0o600); err != nil {

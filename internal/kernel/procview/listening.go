@@ -112,8 +112,7 @@ func socketsOf(pid int) (map[uint64]int, error) {
 }
 
 // tables returns the paths of the lists of sockets in which those of a process may be: that of its
-// own network namespace and, for inherited sockets, those of the caller's and of the first
-// process's.
+// own network namespace and, for inherited sockets, those of the caller and of the first process.
 func tables(pid int) (paths []string) {
 	var seen []string
 	for _, proc := range []string{strconv.Itoa(pid), "thread-self", "1"} {

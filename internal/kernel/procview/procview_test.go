@@ -25,7 +25,7 @@ func listen(t *testing.T, network, name string) {
 	t.Cleanup(func() { _ = l.Close() })
 }
 
-// shortDir is the working directory, for a socket's path has little room.
+// shortDir returns the working directory by a short path, since a socket's path is limited.
 func shortDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "view")
@@ -64,7 +64,7 @@ func TestListening(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer connected.Close()
-	if err := os.Remove(dir + "/a b"); err != nil { // its name stays
+	if err := os.Remove(dir + "/a b"); err != nil { // the socket keeps its name
 		t.Fatal(err)
 	}
 	want := []string{"relative", dir + "/a b", "@view" + filepath.Base(dir)}
@@ -76,7 +76,7 @@ func TestListening(t *testing.T) {
 	}
 }
 
-// TestAForgedLine: a name with a line feed makes another line of the kernel's list.
+// TestAForgedLine: a name with a line feed begins another line of the kernel's list.
 func TestAForgedLine(t *testing.T) {
 	shortDir(t)
 	listen(t, "unix", "real")
@@ -122,7 +122,7 @@ func TestLocate(t *testing.T) {
 	}
 	for _, path := range []string{"file", dir + "/file"} {
 		files, err := Locate(t.Context(), os.Getpid(), path)
-		if err != nil || len(files) != 1 { // both roots have the same
+		if err != nil || len(files) != 1 { // it is the same file in both root directories
 			t.Errorf("%s: %d, %v", path, len(files), err)
 		}
 		closeAll(files)
@@ -132,11 +132,11 @@ func TestLocate(t *testing.T) {
 		}
 	}
 	if _, err := Locate(t.Context(), os.Getpid(), dir+"/none"); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("what is not there: %v", err)
+		t.Errorf("a missing file: %v", err)
 	}
 }
 
-// TestReadOpensFilesOnly: whatever a process names is opened only if that has no effect.
+// TestReadOpensFilesOnly: a file that a process names is opened only if that has no effects.
 func TestReadOpensFilesOnly(t *testing.T) {
 	dir := shortDir(t)
 	if err := errors.Join(unix.Mkfifo("fifo", 0o600), os.WriteFile("long", make([]byte, 5), 0o600),

@@ -22,7 +22,7 @@ func open(t testing.TB, ns *netns.NS) *Conn {
 	return c
 }
 
-// many makes so many links of kind bridge, br0 and so on.
+// many makes that many bridges, br0 and so on.
 func many(t testing.TB, c *Conn, n int) {
 	t.Helper()
 	for i := range n {
@@ -32,8 +32,8 @@ func many(t testing.TB, c *Conn, n int) {
 	}
 }
 
-// TestLiveLinksThatComeAndGo: while others add and delete links all the time, every listing
-// succeeds and has all links that stay.
+// TestLiveLinksThatComeAndGo: while links are made and deleted all the time, every list succeeds
+// and has all links that stay.
 func TestLiveLinksThatComeAndGo(t *testing.T) {
 	const links, listings = 300, 20
 	ns := nstest.New(t)
@@ -86,11 +86,11 @@ func TestLiveLinksThatComeAndGo(t *testing.T) {
 	}
 	close(done)
 	busy.Wait()
-	t.Logf("%d of %d single listings were disturbed", disturbed, listings)
+	t.Logf("%d of %d single dumps were interrupted", disturbed, listings)
 }
 
-// TestLiveCompleteListing: what earlier listings had and the last one lacks is in the result as it
-// is by now.
+// TestLiveCompleteListing: links that only earlier dumps had are in the result in their current
+// state.
 func TestLiveCompleteListing(t *testing.T) {
 	c := open(t, nstest.New(t))
 	many(t, c, 3)
@@ -122,8 +122,8 @@ func TestLiveCompleteListing(t *testing.T) {
 	}
 }
 
-// TestLiveEachListingIsDisturbed: no listing is undisturbed, and each lacks another link. All that
-// are still there are found.
+// TestLiveEachListingIsDisturbed: each dump is interrupted, and lacks another link. The result has
+// all links that still exist.
 func TestLiveEachListingIsDisturbed(t *testing.T) {
 	c := open(t, nstest.New(t))
 	many(t, c, 12)
@@ -148,7 +148,7 @@ func TestLiveEachListingIsDisturbed(t *testing.T) {
 		return some, errors.Join(ErrDisturbed, err)
 	})
 	if err != nil || read != linkTries || len(found) != 12 {
-		t.Errorf("%d links, %v, after %d listings", len(found), err, read)
+		t.Errorf("%d links, %v, after %d dumps", len(found), err, read)
 	}
 	for _, l := range found {
 		if l.Index == gone.Index {

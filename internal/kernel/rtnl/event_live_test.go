@@ -30,8 +30,8 @@ func eventsIn(t *testing.T) (*Events, *Conn) {
 	return e, c
 }
 
-// next waits for an event that is wanted. It ends because the kernel sends events at once, before
-// the request that made them is answered; whatever is left of a test's time ends it else.
+// next waits for a wanted event. The kernel sends events before it answers the request that causes
+// them, so the wait is short. Otherwise the time limit of the test ends it.
 func next(t *testing.T, e *Events, wanted func(Event) bool) Event {
 	t.Helper()
 	stuck := time.AfterFunc(20*time.Second, func() { _ = e.Close() })
@@ -63,7 +63,7 @@ func TestLiveEvents(t *testing.T) {
 	must(c.Create("veth", Name("a")))
 	a := next(t, e, func(e Event) bool { return e.Name == "a" })
 	must(c.Set(a.Index, Up(true)))
-	must(c.Set(a.Index, Alias("somebody's"))) // of which a link that is down does not tell (netdev_state_change)
+	must(c.Set(a.Index, Alias("somebody's"))) // a link that is down sends no event of it (netdev_state_change)
 	next(t, e, func(e Event) bool { return e.Index == a.Index && e.Alias == "somebody's" })
 	must(c.Set(a.Index, Master(br.Index)))
 	port := next(t, e, func(e Event) bool { return e.Index == a.Index && e.Master != 0 })
@@ -73,7 +73,7 @@ func TestLiveEvents(t *testing.T) {
 	must(c.Set(a.Index, Master(0)))
 	off := next(t, e, func(e Event) bool { return e.Index == a.Index && e.Master == 0 })
 	if off.Gone {
-		t.Error("that it is no port any more is told as its end")
+		t.Error("that it is no longer a port is reported as its removal")
 	}
 	must(c.Delete(a.Index))
 	next(t, e, func(e Event) bool { return e.Index == a.Index && e.Gone })
@@ -108,7 +108,7 @@ func TestLiveEventsAreLostAndDrained(t *testing.T) {
 		t.Fatal(err)
 	}
 	if event := next(t, e, func(Event) bool { return true }); event.Name != "last" {
-		t.Errorf("after it was drained, it tells of %s", event.Name)
+		t.Errorf("after Drain, there is an event of %s", event.Name)
 	}
 }
 

@@ -26,7 +26,7 @@ func follow(t *testing.T, ns *netns.NS, name string) *Follower {
 	return w
 }
 
-// until waits for a state that is wanted.
+// until waits for a wanted state.
 func (w *Follower) until(t *testing.T, what string, wanted func(LinkState) bool) {
 	t.Helper()
 	stuck := time.AfterFunc(20*time.Second, func() { _ = w.Close() })
@@ -70,7 +70,7 @@ func TestLiveFollow(t *testing.T) {
 	must(a.LinkSetName(link, "d1"))
 	w.until(t, "renamed", func(s LinkState) bool { return s.Name == "d1" })
 
-	// Its index is another link's where it goes to, so that it gets a new one there.
+	// In the other netns its index is taken, so that it gets a new one there.
 	must(b.LinkAdd(veth("same-index", "its-peer", link.Attrs().Index)))
 	must(a.LinkSetNsFd(link, int(second.Handle())))
 	w.until(t, "moved", func(s LinkState) bool { return !s.Up })

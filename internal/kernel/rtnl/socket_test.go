@@ -16,7 +16,7 @@ import (
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
-// answer is a struct nlmsgerr, the request and attributes.
+// answer returns a struct nlmsgerr with the request and attributes.
 func answer(flags uint16, errno int32, rest ...byte) syscall.NetlinkMessage {
 	data := binary.NativeEndian.AppendUint32(nil, uint32(errno))
 	return syscall.NetlinkMessage{

@@ -31,7 +31,7 @@ func InterfaceOf(f procfd.File) string {
 		return ""
 	}
 	defer info.Close()
-	// all of a tap's; that of another file, such as of an epoll(7), may be of any length
+	// enough for a tap; the fdinfo of another file, such as an epoll(7), may be of any length
 	start := make([]byte, 1024)
 	n, _ := info.Read(start)
 	for line := range bytes.Lines(start[:max(n, 0)]) {

@@ -13,7 +13,7 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// TestLiveExpire has taps that are held and not, and one that is not there.
+// TestLiveExpire expires taps that are held, one that is not, and one that does not exist.
 func TestLiveExpire(t *testing.T) {
 	ns := nstest.New(t)
 	nl, err := rtnl.Open(ns)
@@ -71,7 +71,8 @@ func TestLiveExpire(t *testing.T) {
 	}
 }
 
-// TestLiveUnpersist takes persistence off by a copy of the holder's fd; it must be of that tap.
+// TestLiveUnpersist clears persistence by a copy of the holder's fd, which must be a queue of that
+// tap.
 func TestLiveUnpersist(t *testing.T) {
 	ns := nstest.New(t)
 	inode, err := ns.Inode()

@@ -39,7 +39,7 @@ func TestLiveTapLivesAsLongAsItsQueues(t *testing.T) {
 		t.Fatal(err)
 	}
 	if l, err := nl.LinkByName("tap0"); err == nil {
-		t.Errorf("after close the link is still there: %+v", l)
+		t.Errorf("after Close the link still exists: %+v", l)
 	}
 	if err := tap.Close(); err != nil {
 		t.Errorf("second close: %v", err)
@@ -68,7 +68,7 @@ func TestLiveNobodyElseAddsAQueue(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tap.Close()
-	// On a thread that ends: from setresuid on it is another user's.
+	// On a thread that ends: it keeps the other user's ids.
 	err = ns.Do(func() error {
 		fd, err := unix.Open(tun.Device, unix.O_RDWR|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -136,7 +136,7 @@ func TestLiveOwnQueueOf(t *testing.T) {
 	inodeA, errA := a.Inode()
 	inodeB, errB := b.Inode()
 	unattached, errC := os.OpenFile(tun.Device, os.O_RDWR, 0)
-	// A file that is called as the clone device is.
+	// A file with the name of the clone device.
 	namesake, errD := os.Create(filepath.Join(t.TempDir(), "tun"))
 	if err := errors.Join(errA, errB, errC, errD); err != nil {
 		t.Fatal(err)
