@@ -1,4 +1,5 @@
-// Package bridge makes and reads Linux bridges and their ports.
+// Package bridge makes, changes and reads Linux bridges and their ports: [Open] a network
+// namespace, and use the methods of [Host]. Package brport has the settings of ports.
 package bridge
 
 import (

@@ -13,9 +13,12 @@ import (
 type Info struct {
 	Name string `json:"bridge"`
 	MAC  string `json:"mac"`
-	// the guest's or container's port with the same address, with which the bridge may lose it
-	MACOf  string  `json:"mac_of,omitempty"`
-	MTU    int     `json:"mtu"`
+
+	// MACOf is the guest's or container's port from which the bridge has its address. The bridge
+	// may lose the address with that port.
+	MACOf string `json:"mac_of,omitempty"`
+
+	MTU    int     `json:"mtu"` // bytes
 	Up     bool    `json:"up"`
 	STP    bool    `json:"stp"`
 	Ageing float64 `json:"ageing_seconds"`
@@ -30,9 +33,9 @@ type Info struct {
 // Port is the current state of a bridge's port.
 type Port struct {
 	Interface string           `json:"interface"`
-	State     string           `json:"state"`
-	ForwardIn float64          `json:"forwards_in_seconds,omitempty"`
-	MTU       int              `json:"mtu"`
+	State     string           `json:"state"`                         // of IEEE 802.1D, such as "forwarding"
+	ForwardIn float64          `json:"forwards_in_seconds,omitempty"` // until it forwards; 0 if it does
+	MTU       int              `json:"mtu"`                           // bytes
 	Alias     string           `json:"alias,omitempty"`
 	Config    brport.Settings  `json:"config"`
 	Learned   []brport.Learned `json:"learned"`

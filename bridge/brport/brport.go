@@ -1,5 +1,6 @@
 // Package brport describes the ports of bridges and switches as data: their settings, VLANs and
-// link-local protocols, and how these are written. It touches no kernel.
+// link-local protocols, and how these are written. It touches no kernel. The kernel abbreviates
+// "bridge port" in the same way (IFLA_BRPORT_*).
 package brport
 
 import (
@@ -32,7 +33,9 @@ type Settings struct {
 	Isolated   bool `json:"isolated,omitempty"`    // no frames to and from other isolated ports
 	Hairpin    bool `json:"hairpin,omitempty"`     // frames may leave by the port on which they arrived
 	NoLearning bool `json:"no_learning,omitempty"` // addresses behind the port are not learned
-	// no unicast to unknown addresses; broadcast and multicast still pass
+
+	// NoFlood keeps unicast frames to unknown addresses from leaving by the port. Broadcast and
+	// multicast frames still do.
 	NoFlood bool `json:"no_flood,omitempty"`
 
 	// Forward is the set of link-local protocols whose frames are forwarded when they arrive on

@@ -1,6 +1,7 @@
 package brport
 
 import (
+	"errors"
 	"fmt"
 	"math/bits"
 	"strconv"
@@ -68,9 +69,8 @@ func parseProtocol(word string) (Protocols, error) {
 	address, err := strconv.ParseUint(word, 16, 8)
 	switch {
 	case word == "pause", err == nil && address == pause && len(word) == 2:
-		return 0,
-			fmt.Errorf(
-				"no bridge forwards pause frames (01:80:c2:00:00:01), which concern only one link (turn flow control off at the sender: ethtool -A)")
+		return 0, errors.New("no bridge forwards pause frames (01:80:c2:00:00:01), which concern only one link " +
+			"(turn flow control off at the sender: ethtool -A)")
 	case err != nil, len(word) != 2, address > 0x0f:
 		return 0, fmt.Errorf("%q: want %s, all, or the last byte of an address 01:80:c2:00:00:XX, 00 to 0f",
 			word, strings.Join(words, ", "))
