@@ -222,7 +222,8 @@ func TestLiveSwitchStandsStill(t *testing.T) {
 	}
 }
 
-// TestLiveSwitchStopsInTheMiddle: what a switch has taken and not answered is found by reconcile.
+// TestLiveSwitchStopsInTheMiddle stops the switch just before it is asked for a port. If the port
+// exists afterwards, reconcile must remove it.
 func TestLiveSwitchStopsInTheMiddle(t *testing.T) {
 	eachBy(t, func(t *testing.T, s *userSwitch, by nic.By) {
 		h := s.host
@@ -240,8 +241,7 @@ func TestLiveSwitchStopsInTheMiddle(t *testing.T) {
 			t.Errorf("after %v: %v", d, err)
 		}
 		s.signal(syscall.SIGCONT)
-		s.asksAgain()
-		h.settled()
+		s.settledByAnswer()
 		s.left(g)
 	})
 }

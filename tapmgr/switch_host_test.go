@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -113,6 +114,26 @@ func (s *userSwitch) asksAgain() {
 	s.Cleanup(m.Close)
 	m.Switches, m.Notice = s.Switches, s.Notice
 	s.Manager = m
+}
+
+// settledByAnswer reconciles with the answer of the switch. A switch that does not answer in time,
+// as on a busy machine, is left alone, so that reconcile is repeated then.
+func (s *userSwitch) settledByAnswer() {
+	s.Helper()
+	notice := s.Notice
+	nstest.Eventually(s, 30*time.Second, "the switch answers reconcile in time", func() bool {
+		var silent atomic.Bool
+		s.asksAgain()
+		s.Notice = func(text string) {
+			notice(text)
+			if strings.Contains(text, "no answer within") {
+				silent.Store(true)
+			}
+		}
+		s.settled()
+		return !silent.Load()
+	})
+	s.Notice = notice
 }
 
 func (s *userSwitch) signal(sig syscall.Signal) {
