@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"vmnet/internal/backend"
+	"vmnet/internal/guest"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/vmm/qemu"
@@ -14,53 +16,80 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// Attach gives a running guest a NIC, or leaves nothing of it behind. The same
-// Spec again is success without a change; another one under the same id is an
-// error that Is ErrExist and tells the difference. What a crashed attach of the same
-// NIC left is taken away first.
+// Attach gives a running guest a NIC, or leaves nothing of it behind. The same Spec again succeeds
+// without a change. Another one for the same NIC is an error that matches nic.ErrExist and names
+// the differences. What an interrupted attach of the same NIC has left is removed first.
 func (m *Manager) Attach(ctx context.Context, spec nic.Spec) (nic.Result, error) {
 	if err := spec.Validate(); err != nil {
 		return nic.Result{}, err
 	}
-	asked := spec
+	requested := spec
 	spec = spec.WithDefaults()
-	res, err := m.attachVia(ctx, spec, asked)
+	res, err := m.attach(ctx, spec, requested)
 	if err != nil {
 		return nic.Result{}, fmt.Errorf("attach %s/%s: %w", spec.VM, spec.NIC, err)
 	}
 	return res, nil
 }
 
-// attachVia decides how the guest gets the NIC, without waiting for anything.
-func (m *Manager) attachVia(ctx context.Context, spec, asked nic.Spec) (nic.Result, error) {
-	ofLibvirt, err := managed(spec.Target)
-	switch {
-	case err != nil:
+// attach attaches spec, which is requested with its defaults.
+func (m *Manager) attach(ctx context.Context, spec, requested nic.Spec) (nic.Result, error) {
+	found, err := m.finder().Find(spec.Target)
+	if err != nil {
 		return nic.Result{}, err
-	case !ofLibvirt && (spec.Via != "" || spec.Persistent):
-		if _, err := locate(spec.Target); errors.Is(err, qemu.ErrNotFound) {
-			return nic.Result{}, err
+	}
+	defer found.Close()
+	if spec.Via, err = wayOf(spec, found.IsLibvirts(), m.HasHelper()); err != nil {
+		if !found.IsLibvirts() && errors.Is(found.Missing(), qemu.ErrNotFound) {
+			err = found.Missing()
 		}
-		return nic.Result{}, step.WithStage(nic.ErrInvalid, fmt.Errorf("guest %s is not libvirt's: --via and --persistent do not concern it", spec.VM))
-	case ofLibvirt && spec.Via == "" && spec.Switch != nil:
-		return nic.Result{}, step.WithStage(nic.ErrInvalid, fmt.Errorf("guest %s is libvirt's, which cannot plug a port of a userspace switch (--via monitor hands it to QEMU, without libvirt's knowledge)", spec.VM))
-	case ofLibvirt && spec.Via == "":
-		spec.Via = nic.ViaLibvirt
+		return nic.Result{}, err
 	}
-	if spec.Via == nic.ViaLibvirt {
-		if err := spec.CheckLibvirt(); err != nil {
-			return nic.Result{}, step.WithStage(nic.ErrInvalid, err)
-		}
+	a, err := m.begin(ctx, spec, requested)
+	if err != nil {
+		return nic.Result{}, err
 	}
-	if spec.Via == nic.ViaLibvirt && m.HasHelper() {
-		return nic.Result{}, step.WithStage(nic.ErrLink, fmt.Errorf("to hand libvirt a device by its name takes root (--via monitor does without, of which libvirt then knows nothing)"))
+	if a.guest, err = m.finder().Open(ctx, found, spec.Via); err != nil {
+		return nic.Result{}, err
 	}
-	return m.attach(ctx, spec, asked)
+	defer a.guest.Close()
+	return a.run(ctx)
 }
 
-func (m *Manager) attach(ctx context.Context, spec, asked nic.Spec) (nic.Result, error) {
-	a := &attachment{NIC: m.host.New(spec, nic.PhaseAttaching), m: m, asked: asked}
-	// What is wrong on this side is told without waiting for the guest.
+// wayOf decides how the guest gets the NIC: by its monitor, or a libvirt guest unless asked
+// otherwise by libvirt.
+func wayOf(spec nic.Spec, isLibvirts, hasHelper bool) (nic.Via, error) {
+	switch {
+	case !isLibvirts && (spec.Via != "" || spec.Persistent):
+		return "", step.WithStage(nic.ErrInvalid, fmt.Errorf("guest %s is not libvirt's: --via and --persistent do not concern it", spec.VM))
+	case !isLibvirts || spec.Via == nic.ViaMonitor:
+		return spec.Via, nil
+	case spec.Via == "" && spec.Switch != nil:
+		return "", step.WithStage(nic.ErrInvalid, fmt.Errorf("guest %s is libvirt's, which cannot plug a port of a userspace switch (--via monitor hands it to QEMU, without libvirt's knowledge)", spec.VM))
+	}
+	spec.Via = nic.ViaLibvirt
+	if err := spec.CheckLibvirt(); err != nil {
+		return "", step.WithStage(nic.ErrInvalid, err)
+	}
+	if hasHelper {
+		return "", step.WithStage(nic.ErrLink, errors.New("to hand libvirt a device by its name takes root (--via monitor does without, of which libvirt then knows nothing)"))
+	}
+	return spec.Via, nil
+}
+
+// attachment is an attach under way.
+type attachment struct {
+	*backend.NIC
+	m         *Manager
+	guest     *guest.Guest
+	requested nic.Spec // without its defaults
+	handover  guest.Handover
+	made      *inventory.Device
+}
+
+// begin plans the host's half, whose errors need not wait for the guest.
+func (m *Manager) begin(ctx context.Context, spec, requested nic.Spec) (*attachment, error) {
+	a := &attachment{NIC: m.host.New(spec, nic.PhaseAttaching), m: m, requested: requested}
 	err := a.PlanInterface(ctx)
 	if now := m.renamed(ctx, spec, err); now != "" {
 		a.NIC = m.host.New(spec.WithSource(now), nic.PhaseAttaching)
@@ -68,58 +97,70 @@ func (m *Manager) attach(ctx context.Context, spec, asked nic.Spec) (nic.Result,
 		err = a.PlanInterface(ctx)
 	}
 	if err != nil {
-		return nic.Result{}, step.WithStage(nic.ErrLink, err)
+		return nil, step.WithStage(nic.ErrLink, err)
 	}
-	a.AnyModel = asked.Model == ""
-	a.asked = a.asked.WithSource(a.Record.Source) // it may have been named by an altname
-	if a.vm, err = m.open(ctx, spec.Target, spec.Via); err != nil {
-		return nic.Result{}, err
+	a.AnyModel = requested.Model == ""
+	a.requested = requested.WithSource(a.Record.Source) // it may have been named by an altname
+	return a, nil
+}
+
+// renamed returns the present name of the bridge or parent device that a Spec names as it was
+// called when the guest got the NIC, if why, the error of a plan, is that there is no such device;
+// otherwise it returns an empty string.
+func (m *Manager) renamed(ctx context.Context, spec nic.Spec, why error) string {
+	if !errors.Is(why, fs.ErrNotExist) {
+		return ""
 	}
-	defer a.vm.Close()
+	all, err := m.host.Named(ctx, spec.VM, spec.NIC)
+	if err != nil {
+		return ""
+	}
+	for _, dev := range all {
+		if dev.FormerSource != "" && dev.FormerSource == spec.Source() && (spec.PID == 0 || dev.IsHeldBy(spec.PID)) {
+			return dev.Want.Source
+		}
+	}
+	return ""
+}
+
+// run attaches the NIC now that the guest is locked.
+func (a *attachment) run(ctx context.Context) (nic.Result, error) {
 	there, err := a.existing(ctx)
 	if err != nil {
 		return nic.Result{}, err
 	}
-	if there != nil {
-		return a.repaired(ctx, there)
-	}
-	if a.dead != nil { // first: it may have the only free place
-		if err := m.run(ctx, []step.Step{a.replaceStep()}); err != nil {
+	switch there.verdict {
+	case asRequested:
+		return a.repaired(ctx, there.dev)
+	case disconnected: // it is replaced first, since it may have the only free place
+		if err := a.m.run(ctx, []step.Step{a.replaceStep(there.dev)}); err != nil {
 			return nic.Result{}, err
 		}
 	}
-	if err := a.Plan(ctx); err != nil {
+	if err := a.plan(ctx); err != nil {
 		return nic.Result{}, err
 	}
 	list, err := a.steps()
 	if err != nil {
 		return nic.Result{}, err
 	}
-	if err := m.run(ctx, list); err != nil {
+	if there.verdict == leftover {
+		list = append([]step.Step{a.releaseStep(there.dev)}, list...)
+	}
+	if err := a.m.run(ctx, list); err != nil {
 		return nic.Result{}, err
 	}
-	if spec.Via == nic.ViaMonitor {
+	if a.Spec.Via == nic.ViaMonitor {
 		a.Notices = append(a.Notices, costOfMonitor)
 	}
 	return a.Result(a.made, true), nil
 }
 
-// costOfMonitor is what a person should know of a NIC that libvirt does not.
+// costOfMonitor is what the caller should know of a NIC that libvirt does not know.
 const costOfMonitor = "libvirt does not know this NIC: it is not in the guest's XML, virsh does not show it, the guest cannot be migrated with it, and the domain is marked as tainted (custom-monitor)"
 
-// attachment is one attach under way, while its guest is locked.
-type attachment struct {
-	*backend.NIC
-	m     *Manager
-	vm    vmm
-	asked nic.Spec          // without its defaults
-	left  *inventory.Device // what a crash left under our id
-	dead  *inventory.Device // what leads nowhere under our id, as its switch has ended
-	made  *inventory.Device
-}
-
-// Plan decides everything that the steps need; it changes nothing.
-func (a *attachment) Plan(ctx context.Context) error {
+// plan decides everything that the steps need. It changes nothing.
+func (a *attachment) plan(ctx context.Context) error {
 	queues, err := a.queues(ctx)
 	if err != nil {
 		return err
@@ -127,7 +168,12 @@ func (a *attachment) Plan(ctx context.Context) error {
 	if err := a.PlanDevice(queues); err != nil {
 		return err
 	}
-	return step.WithStage(nic.ErrHandover, a.vm.prepare(ctx, a.NIC))
+	if a.handover, err = a.guest.Plan(ctx, a.NIC); err != nil {
+		return step.WithStage(nic.ErrHandover, err)
+	}
+	a.Opener = a.handover.Opener
+	a.Notices = append(a.Notices, a.handover.Notices...)
+	return nil
 }
 
 func (a *attachment) queues(ctx context.Context) (int, error) {
@@ -137,15 +183,74 @@ func (a *attachment) queues(ctx context.Context) (int, error) {
 	if !a.Spec.IsVirtio() || a.Record.Type == nic.TypeSocket {
 		return 1, nil
 	}
-	cpus, err := a.vm.cpus(ctx)
+	cpus, err := a.guest.CPUs(ctx)
 	if err != nil {
 		return 0, step.WithStage(nic.ErrHandover, err)
 	}
 	return max(1, min(cpus, nic.MaxAutoQueues)), nil
 }
 
-// WaitForwarding waits until the NIC's bridge port forwards. What is on none of the kernel's
-// bridges does so at once.
+// steps is an attach from the first device to the last check, in order. It is what a run does and
+// undoes, a dry run prints, and tests break.
+func (a *attachment) steps() ([]step.Step, error) {
+	list, err := a.HostSteps(a.guest.PID())
+	if err != nil {
+		return nil, err
+	}
+	list = append(step.InStage(nic.ErrLink, list...), step.InStage(nic.ErrHandover, a.handover.Steps...)...)
+	return append(list, a.verifyStep()), nil
+}
+
+// releaseStep removes what an interrupted attach has left.
+func (a *attachment) releaseStep(left *inventory.Device) step.Step {
+	return step.Step{
+		Name: "release",
+		Text: fmt.Sprintf("take back what a crash left of %s in the guest", left.Name),
+		Do:   func(ctx context.Context) error { return a.m.release(ctx, a.guest, left) },
+	}
+}
+
+// replaceStep removes a NIC that is disconnected: QEMU's end of its socket cannot be given another
+// peer.
+func (a *attachment) replaceStep(dead *inventory.Device) step.Step {
+	why := fmt.Sprintf("switch %s has lost %s", dead.Want.Source, dead.Name)
+	if dead.Deleted {
+		why = fmt.Sprintf("%s was deleted under the guest", dead.Name)
+	}
+	return step.Step{
+		Name:  "replace",
+		Text:  fmt.Sprintf("%s: %s", why, a.guest.UnplugText(a.Spec.NIC)),
+		Stage: nic.ErrHandover,
+		Do: func(ctx context.Context) error {
+			return a.guest.Unplug(ctx, a.Spec.NIC, func(elapsed time.Duration) {
+				a.m.progress("waiting for the guest to let go of the former %s for %.0f s", a.Spec.NIC, elapsed.Seconds())
+			})
+		},
+	}
+}
+
+// verifyStep reads back from the kernel what should be there, and only then says in the alias that
+// the NIC is plugged.
+func (a *attachment) verifyStep() step.Step {
+	return step.Step{
+		Name: "verify",
+		Text: fmt.Sprintf("read the device back; set its alias %q", a.FinalAlias()),
+		Do: func(ctx context.Context) error {
+			made, err := a.Verify(ctx)
+			if err != nil {
+				return step.WithStage(nic.ErrLink, err)
+			}
+			if err := a.guest.Alive(); err != nil { // all steps have named it by its PID
+				return step.WithStage(nic.ErrHandover, err)
+			}
+			a.made = made
+			return nil
+		},
+	}
+}
+
+// WaitForwarding waits until the NIC's bridge port forwards. A NIC that is not on a Linux bridge
+// forwards at once.
 func (m *Manager) WaitForwarding(ctx context.Context, found nic.NIC) error {
 	if found.Type != nic.TypeTap || found.Switch {
 		return nil

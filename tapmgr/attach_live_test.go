@@ -15,6 +15,7 @@ import (
 	"vmnet/internal/nstest"
 	"vmnet/qmp"
 	"vmnet/step"
+	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 )
@@ -236,7 +237,7 @@ func TestLiveListWaitsForNobody(t *testing.T) {
 		t.Errorf("list %+v, %v", got, err)
 	}
 	waits := false
-	h.Progress = func(string) { waits = true }
+	h.Progress = func(tapmgr.ProgressKind, string) { waits = true }
 	_, err = h.Attach(h.context(time.Second), g.spec("net1"))
 	if !errors.Is(err, qmp.ErrBusy) || !errors.Is(err, context.DeadlineExceeded) || !waits {
 		t.Errorf("attach: got %v, said that it waits: %v: want ErrBusy", err, waits)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 
+	"vmnet/internal/guest"
 	"vmnet/internal/inventory"
 	"vmnet/tapmgr/nic"
 )
@@ -45,7 +46,7 @@ func (m *Manager) Check(ctx context.Context) (Checked, error) {
 		case inventory.LeaveAlone:
 		}
 	}
-	for _, part := range eachGuest(ctx, held, m.checkGuest) {
+	for _, part := range guest.Each(ctx, held, m.checkGuest) {
 		c.Differences = append(c.Differences, part.Differences...)
 		c.Notices = append(c.Notices, part.Notices...)
 	}
@@ -88,12 +89,12 @@ func (m *Manager) checkGuest(_, reading context.Context, nics []inventory.Device
 
 // guest asks a guest whether it has its devices.
 func (c *checker) guest(ctx context.Context, nics []inventory.Device) {
-	vm, err := c.m.openRead(ctx, nics[0])
+	g, err := c.m.openToRead(ctx, nics[0])
 	if err != nil {
 		c.Notices = append(c.Notices, fmt.Sprintf("%s was not asked: %v", nics[0].Want.VM, err))
 		return
 	}
-	defer vm.Close()
+	defer g.Close()
 	for _, dev := range nics {
 		dev, err := c.m.host.Refresh(ctx, dev)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -101,7 +102,7 @@ func (c *checker) guest(ctx context.Context, nics []inventory.Device) {
 		}
 		has := false
 		if err == nil {
-			has, err = vm.has(ctx, dev.Want.NIC)
+			has, err = g.Has(ctx, dev.Want.NIC)
 		}
 		if err != nil {
 			c.Notices = append(c.Notices, fmt.Sprintf("%s/%s was not asked for: %v", dev.Want.VM, dev.Want.NIC, err))

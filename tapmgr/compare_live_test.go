@@ -223,7 +223,7 @@ func TestLiveRenamed(t *testing.T) {
 		t.Errorf("check %+v", got)
 	}
 	h.reconciled()
-	if info, err := h.HostAccess().Show(t.Context(), "wan0"); err != nil || len(info.NICs) != 1 {
+	if info, err := h.ShowParent(t.Context(), "wan0"); err != nil || len(info.NICs) != 1 {
 		t.Errorf("lower %+v, %v", info, err)
 	}
 	for _, name := range []string{"br0", "lan0"} {
@@ -300,7 +300,7 @@ func TestLiveParentIsTaken(t *testing.T) {
 	}
 	end := claim()
 	refused("eth0 is a port of a userspace switch")
-	if _, _, err := h.HostAccess().Set(h.context(20*time.Second), "eth0", true, nil); err == nil || !strings.Contains(err.Error(), "userspace switch") {
+	if _, _, err := h.SetHostAccess(h.context(20*time.Second), "eth0", true, nil); err == nil || !strings.Contains(err.Error(), "userspace switch") {
 		t.Errorf("host access: %v", err)
 	}
 	end()

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	"vmnet/internal/backend"
+	"vmnet/internal/guest"
 	"vmnet/internal/inventory"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/qmp"
@@ -18,22 +18,22 @@ import (
 type DetachSpec struct {
 	nic.Target
 	NIC string
-	// Force cuts the NIC off at once instead of waiting for the guest, which then
-	// keeps a dead device until it lets go of it.
+	// Force disconnects the NIC at once instead of waiting for the guest, which then keeps a dead
+	// device until it releases that.
 	Force bool
-	// Persistent removes it from what libvirt has stored of the guest, too.
+	// Persistent also removes the NIC from the domain that libvirt stores.
 	Persistent bool
 }
 
 // DetachResult is what Detach did.
 type DetachResult struct {
-	Changed bool     // false where there was nothing to detach
-	Notices []string // what a person should know, though it is no error
+	Changed bool     // false if there was nothing to detach
+	Notices []string // what a person should know although it is no error
 }
 
-// Detach takes a NIC away: it asks the guest, waits until that has let go of it or
-// ctx ends, then removes QEMU's end, with which the tap goes. What is gone
-// already is success. A guest that refuses, or does not answer, keeps a working NIC.
+// Detach takes a NIC away: it asks the guest, waits until that has released the NIC or ctx ends,
+// then removes QEMU's end, with which the tap goes. If the NIC is gone already, Detach succeeds. A
+// guest that refuses, or does not answer, keeps a working NIC.
 func (m *Manager) Detach(ctx context.Context, spec DetachSpec) (DetachResult, error) {
 	if err := errors.Join(nic.ValidVM(spec.VM), nic.ValidNIC(spec.NIC)); err != nil {
 		return DetachResult{}, step.WithStage(nic.ErrInvalid, err)
@@ -46,205 +46,218 @@ func (m *Manager) Detach(ctx context.Context, spec DetachSpec) (DetachResult, er
 }
 
 func (m *Manager) detach(ctx context.Context, spec DetachSpec) (DetachResult, error) {
-	link, err := m.host.Find(ctx, spec.Target, spec.NIC)
+	dev, err := m.host.Find(ctx, spec.Target, spec.NIC)
 	if err != nil {
 		return DetachResult{}, err
 	}
-	if err := mayOpen(spec.Target, link); err != nil {
+	if dev != nil {
+		if err := guest.MayOpen(spec.Target, dev.Name, dev.VMMPID()); err != nil {
+			return DetachResult{}, err
+		}
+	}
+	found, findErr := m.findHolder(spec.Target, dev)
+	if findErr == nil {
+		defer found.Close()
+	}
+	isCut, err := m.cutFirst(ctx, spec, dev)
+	if err != nil {
 		return DetachResult{}, err
 	}
-	d := &detachment{m: m, spec: spec, link: link}
-	if err := d.cutFirst(ctx); err != nil {
-		return DetachResult{}, err
-	}
-	d.vm, err = m.openHolder(ctx, spec.Target, link)
+	g, err := m.openFound(ctx, found, findErr, dev)
 	switch {
 	case errors.Is(err, qemu.ErrNotFound) && spec.Persistent:
-		return m.detachStored(ctx, spec, link)
+		return m.detachStored(ctx, spec, dev)
 	case errors.Is(err, qemu.ErrNotFound) && spec.PID == 0 && spec.QMP == "":
-		return m.detachDead(ctx, spec, link)
-	case err != nil && d.cut:
-		return DetachResult{Changed: true}, fmt.Errorf("%w; %s is cut off, down and on no bridge: detach again when the monitor answers", err, link.Name)
+		return m.detachDead(ctx, spec, dev)
+	case err != nil && isCut:
+		return DetachResult{Changed: true}, fmt.Errorf("%w; %s is cut off, down and on no bridge: detach again when the monitor answers", err, dev.Name)
 	case err != nil:
 		return DetachResult{}, err
 	}
-	defer func() { _ = d.vm.Close() }()
-	return d.run(ctx)
+	return m.detachFrom(ctx, spec, g, dev, isCut)
 }
 
-// cutFirst cuts a NIC off before its guest is asked for anything, where that is wanted: it
-// needs no monitor. Not where the guest is named by its monitor alone, which may be another's.
-func (d *detachment) cutFirst(ctx context.Context) error {
-	if !d.spec.Force || !d.mayChange() || d.link.VMMPID() == 0 || d.spec.QMP != "" || d.link.IsSocket() && d.link.SwitchPort.Err != nil {
-		return nil
+// findHolder finds the guest that holds the NIC, which is more certain than one of that name. If
+// there is no NIC, or no holder is seen, it finds the guest that the target names.
+func (m *Manager) findHolder(t nic.Target, dev *inventory.Device) (*guest.Found, error) {
+	if dev != nil && t.PID == 0 && t.QMP == "" {
+		if dev.IsOrphaned() {
+			return nil, fmt.Errorf("%w: nobody holds %s", qemu.ErrNotFound, dev.Name)
+		}
+		t.PID = dev.VMMPID()
 	}
-	if err := d.isOurs(d.spec.PID); err != nil {
-		return err
-	}
-	d.cut = true
-	return d.m.run(ctx, []step.Step{d.markStep(), d.cutStep()})
+	return m.finder().Find(t)
 }
 
-// isOurs tells by an error that the link is held by another process than the guest's; 0 is any.
-func (d *detachment) isOurs(pid int) error {
-	if held := d.link.VMMPID(); pid != 0 && held != 0 && held != pid {
-		return fmt.Errorf("%w: interface %s belongs to process %d, not to %d (two guests of one name?)", nic.ErrInUse, d.link.Name, held, pid)
+func (m *Manager) openFound(ctx context.Context, found *guest.Found, findErr error, dev *inventory.Device) (*guest.Guest, error) {
+	if findErr != nil {
+		return nil, findErr
+	}
+	via := nic.Via("")
+	if dev != nil {
+		via = dev.Want.Via
+	}
+	return m.finder().Open(ctx, found, via)
+}
+
+// cutFirst disconnects a NIC by force before its guest is asked for anything: that needs no
+// monitor. It does not if the guest is named by its monitor alone, which may be another guest's.
+func (m *Manager) cutFirst(ctx context.Context, spec DetachSpec, dev *inventory.Device) (isCut bool, err error) {
+	if !spec.Force || !m.mayChange(dev) || dev.VMMPID() == 0 || spec.QMP != "" || dev.IsSocket() && dev.SwitchPort.Err != nil {
+		return false, nil
+	}
+	if err := isHeldBy(dev, spec.PID); err != nil {
+		return false, err
+	}
+	return true, m.run(ctx, m.cutSteps(dev))
+}
+
+// isHeldBy returns an error if another process than pid holds the NIC; 0 is any.
+func isHeldBy(dev *inventory.Device, pid int) error {
+	if held := dev.VMMPID(); pid != 0 && held != 0 && held != pid {
+		return fmt.Errorf("%w: interface %s belongs to process %d, not to %d (two guests of one name?)", nic.ErrInUse, dev.Name, held, pid)
 	}
 	return nil
 }
 
-// run detaches, now that the guest is locked.
-func (d *detachment) run(ctx context.Context) (res DetachResult, err error) {
-	if d.link, err = d.m.host.Find(ctx, nic.Target{VM: d.spec.VM, PID: d.vm.process()}, d.spec.NIC); err != nil { // again: it may have changed
-		return res, err
+// detachFrom detaches dev, nil if it was not found, now that the guest is locked. It closes g.
+func (m *Manager) detachFrom(ctx context.Context, spec DetachSpec, g *guest.Guest, dev *inventory.Device, isCut bool) (DetachResult, error) {
+	d := &detachment{m: m, spec: spec, guest: g, isCut: isCut}
+	defer func() { _ = d.guest.Close() }()
+	var err error
+	if d.dev, err = m.findAgain(ctx, dev, nic.Target{VM: spec.VM, PID: g.PID()}, spec.NIC); err != nil {
+		return DetachResult{}, err
 	}
-	if d.link != nil {
-		if err := d.isOurs(d.vm.process()); err != nil {
-			return res, err
+	if d.dev != nil {
+		if err := isHeldBy(d.dev, g.PID()); err != nil {
+			return DetachResult{}, err
 		}
 	}
-	if err := d.byMonitor(ctx); err != nil {
-		return res, err
+	// The label of a libvirt user's QEMU, which says that the NIC was handed over by its monitor,
+	// counts only since libvirt has vouched for the process.
+	if g.Domain != nil && d.dev != nil && d.dev.Want.Via == nic.ViaMonitor {
+		if g, err = g.Domain.ByMonitor(ctx); err != nil {
+			return DetachResult{}, err
+		}
+		d.guest = g
 	}
-	device, err := d.vm.has(ctx, d.spec.NIC)
+	return d.run(ctx)
+}
+
+// findAgain finds the NIC again after the wait for the guest's lock, in which it may have changed.
+// Processes are looked through only if the link that was found is not the guest's any more.
+func (m *Manager) findAgain(ctx context.Context, dev *inventory.Device, t nic.Target, nicID string) (*inventory.Device, error) {
+	if dev != nil && dev.HasLink() {
+		now, err := m.host.Refresh(ctx, *dev)
+		if err == nil {
+			if held, err := m.host.HeldBy(&now, t.PID); err == nil && held {
+				return &now, nil
+			}
+		}
+	}
+	return m.host.Find(ctx, t, nicID)
+}
+
+// run detaches.
+func (d *detachment) run(ctx context.Context) (DetachResult, error) {
+	plugged, err := d.guest.Has(ctx, d.spec.NIC)
 	if err != nil {
-		return res, step.WithStage(nic.ErrHandover, err)
+		return DetachResult{}, step.WithStage(nic.ErrHandover, err)
 	}
-	forget, err := d.forget(ctx)
+	forget, err := d.forgetSteps(ctx)
 	if err != nil {
-		return res, err
+		return DetachResult{}, err
 	}
-	res.Changed = d.link != nil || device || len(forget) > 0
-	err = d.m.run(ctx, append(d.steps(device), forget...))
+	changed := d.dev != nil || plugged || len(forget) > 0
+	err = d.m.run(ctx, append(d.steps(plugged), forget...))
 	if errors.Is(err, qmp.ErrClosed) && d.wentWithGuest(ctx) {
-		d.notices, err = append(d.notices, "the guest ended meanwhile, and the NIC with it"), nil
+		d.notice("the guest ended meanwhile, and the NIC with it")
+		err = nil
 	}
 	if err == nil {
 		d.endLabels()
 	}
-	res.Notices = d.notices
-	return res, err
+	return DetachResult{Changed: changed, Notices: d.notices}, err
 }
 
-// endLabels has the guest's process say no more that it has the NIC.
+// endLabels ends what the guest's process says of the NIC, which it has no more.
 func (d *detachment) endLabels() {
-	if err := d.m.host.EndLabels(d.vm.process(), d.spec.VM, d.spec.NIC); err != nil {
-		d.notices = append(d.notices, fmt.Sprintf("its label in process %d stays, so the NIC is listed as gone if another one there loses its device: %v", d.vm.process(), err))
+	pid := d.guest.PID()
+	if err := d.m.host.EndLabels(pid, d.spec.VM, d.spec.NIC); err != nil {
+		d.notice("its label in process %d stays, so the NIC is listed as gone if another one there loses its device: %v", pid, err)
 	}
 }
 
-// byMonitor goes on over the monitor of a guest of libvirt's, where it is seen only now that the
-// NIC was handed over by that: the label of a QEMU of libvirt's user counts since libvirt has
-// vouched for the process.
-func (d *detachment) byMonitor(ctx context.Context) error {
-	dom, ok := d.vm.(*domain)
-	if !ok || d.link == nil || d.link.Want.Via != nic.ViaMonitor {
-		return nil
-	}
-	vm, err := dom.monitor(ctx)
-	if err == nil {
-		d.vm = vm
-	}
-	return err
-}
-
-// forget are the steps after which the NIC does not come back: when the guest is restored, and
-// where that is asked for when it starts.
-func (d *detachment) forget(ctx context.Context) ([]step.Step, error) {
-	dom, ok := d.vm.(*domain)
-	if !ok {
+// forgetSteps keep the NIC from coming back: when the guest is restored and, if the spec is
+// Persistent, when it starts.
+func (d *detachment) forgetSteps(ctx context.Context) ([]step.Step, error) {
+	dom := d.guest.Domain
+	if dom == nil {
 		if d.spec.Persistent {
 			return nil, step.WithStage(nic.ErrInvalid, errors.New("libvirt has not stored this NIC (without --persistent)"))
 		}
 		return nil, nil
 	}
-	list, err := dom.forgetSteps(ctx, d.spec.NIC, d.spec.Persistent)
-	if err != nil || d.spec.Persistent {
-		return step.InStage(nic.ErrHandover, list...), step.WithStage(nic.ErrHandover, err)
+	list, err := dom.ForgetSteps(ctx, d.spec.NIC, d.spec.Persistent)
+	if err == nil && !d.spec.Persistent {
+		isStored := false
+		if isStored, err = dom.Stored(ctx, d.spec.NIC); isStored {
+			d.notice("libvirt has it stored, the guest will start with it again (vmnet detach --persistent)")
+		}
 	}
-	stored, err := dom.stored(ctx, d.spec.NIC)
 	if err != nil {
 		return nil, step.WithStage(nic.ErrHandover, err)
-	}
-	if stored != nil {
-		d.notices = append(d.notices, "libvirt has it stored, the guest will start with it again (vmnet detach --persistent)")
 	}
 	return step.InStage(nic.ErrHandover, list...), nil
 }
 
-// wentWithGuest tells whether the guest has ended, and so nothing is left to detach.
+// wentWithGuest reports whether the guest has ended, so that nothing is left to detach.
 func (d *detachment) wentWithGuest(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), backend.ReleaseWait)
 	defer cancel()
-	if _, err := qemu.ByPID(d.vm.process()); !errors.Is(err, qemu.ErrNotFound) && d.vm.alive() == nil {
+	if _, err := qemu.ByPID(d.guest.PID()); !errors.Is(err, qemu.ErrNotFound) && d.guest.Alive() == nil {
 		return false
 	}
-	return d.link == nil || d.m.host.WaitGone(ctx, d.link) == nil
+	return d.dev == nil || d.m.host.WaitGone(ctx, d.dev) == nil
 }
 
-// mayOpen refuses the monitor of a holder of the link that is run by another user than root and the
-// caller, unless the guest is named by more than its name, as qemu.Find does: anybody may choose
-// that.
-func mayOpen(t nic.Target, link *inventory.Device) error {
-	if link == nil || t.PID != 0 || t.QMP != "" {
-		return nil
-	}
-	proc, err := qemu.ByPID(link.VMMPID())
-	if err != nil || proc.UID == 0 || proc.UID == os.Geteuid() || proc.Libvirt { // no holder is seen: qemu.Find decides; libvirt knows its own
-		return nil
-	}
-	return fmt.Errorf("%w: %s is held by process %d, which uid %d runs (name it with --pid %d if that is the guest you mean)", qemu.ErrOtherUser, link.Name, proc.PID, proc.UID, proc.PID)
-}
-
-// openHolder opens the guest that holds the link, which is surer than one of
-// that name; without a link, or where no holder is seen, the one that is named.
-func (m *Manager) openHolder(ctx context.Context, t nic.Target, link *inventory.Device) (vmm, error) {
-	if link != nil && t.PID == 0 && t.QMP == "" {
-		if link.IsOrphaned() {
-			return nil, fmt.Errorf("%w: nobody holds %s", qemu.ErrNotFound, link.Name)
-		}
-		t.PID = link.VMMPID()
-	}
-	via := nic.Via("")
-	if link != nil {
-		via = link.Want.Via
-	}
-	return m.open(ctx, t, via)
-}
-
-// detachDead detaches from a guest that is not there (any more): at most its link is.
-func (m *Manager) detachDead(ctx context.Context, spec DetachSpec, link *inventory.Device) (DetachResult, error) {
-	if link == nil {
+// detachDead detaches from a guest that does not run: at most its link is there.
+func (m *Manager) detachDead(ctx context.Context, spec DetachSpec, dev *inventory.Device) (DetachResult, error) {
+	if dev == nil {
 		return DetachResult{Notices: []string{fmt.Sprintf("nothing to do: no guest %q runs, and no link is its %s", spec.VM, spec.NIC)}}, nil
 	}
-	err := m.run(ctx, []step.Step{m.deleteStep(link)})
+	err := m.run(ctx, []step.Step{m.deleteStep(dev)})
 	return DetachResult{Changed: true}, err
 }
 
-// detachStored detaches from a guest of libvirt's that is off.
-func (m *Manager) detachStored(ctx context.Context, spec DetachSpec, link *inventory.Device) (DetachResult, error) {
-	d, err := m.openStored(ctx, spec.VM)
+// detachStored detaches from a libvirt guest that is off.
+func (m *Manager) detachStored(ctx context.Context, spec DetachSpec, dev *inventory.Device) (DetachResult, error) {
+	d, err := m.finder().OpenStored(ctx, spec.VM)
 	if err != nil {
 		return DetachResult{}, err
 	}
 	defer d.Close()
-	forget, err := d.forgetSteps(ctx, spec.NIC, true)
+	forget, err := d.ForgetSteps(ctx, spec.NIC, true)
 	if err != nil {
 		return DetachResult{}, step.WithStage(nic.ErrHandover, err)
 	}
 	var list []step.Step
-	if link != nil {
-		list = append(list, m.deleteStep(link))
+	if dev != nil {
+		list = append(list, m.deleteStep(dev))
 	}
 	list = append(list, step.InStage(nic.ErrHandover, forget...)...)
 	return DetachResult{Changed: len(list) > 0}, m.run(ctx, list)
 }
 
-// deleteStep deletes a link that nobody holds.
+// deleteStep deletes a link that no process holds.
 func (m *Manager) deleteStep(dev *inventory.Device) step.Step {
+	text := fmt.Sprintf("RTM_DELLINK %s, which nobody holds", dev.Name)
+	if dev.IsSocket() {
+		text = dev.SwitchPortText() + ", which nobody holds"
+	}
 	return step.Step{
 		Name: "delete",
-		Text: deleteText(dev),
+		Text: text,
 		Do: func(ctx context.Context) error {
 			now, err := m.host.Reread(ctx, dev)
 			if err != nil || now == nil {
@@ -256,11 +269,4 @@ func (m *Manager) deleteStep(dev *inventory.Device) step.Step {
 			return m.host.Delete(now)
 		},
 	}
-}
-
-func deleteText(dev *inventory.Device) string {
-	if dev.IsSocket() {
-		return dev.SwitchPortText() + ", which nobody holds"
-	}
-	return fmt.Sprintf("RTM_DELLINK %s, which nobody holds", dev.Name)
 }

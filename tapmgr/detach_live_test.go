@@ -38,7 +38,7 @@ func TestLiveGuestThatIgnoresTheUnplug(t *testing.T) {
 	h.reach(g, found, guestAddr)
 
 	waits := 0
-	h.Progress = func(string) { waits++ }
+	h.Progress = func(tapmgr.ProgressKind, string) { waits++ }
 	_, err := h.tryDetach(g, 2500*time.Millisecond, false)
 	if !errors.Is(err, qmp.ErrUnplugTimeout) || !errors.Is(err, context.DeadlineExceeded) || waits < 2 {
 		t.Errorf("got %v after telling %d times that it waits, want a time-out", err, waits)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"vmnet/internal/guest"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
@@ -14,231 +15,261 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// detachment is one detach under way, while its guest is locked.
+// detachment is a detach under way, whose guest is locked.
 type detachment struct {
 	m       *Manager
-	vm      vmm
+	guest   *guest.Guest
 	spec    DetachSpec
-	link    *inventory.Device // nil where the tap is gone, or in another netns
-	asked   bool              // the guest may let go of it at any time
-	cut     bool              // it is cut off on our side already
+	dev     *inventory.Device // nil if its link is gone, or in another netns
+	isCut   bool              // the host has disconnected it already
 	notices []string
 }
 
-func (d *detachment) steps(device bool) []step.Step {
+func (d *detachment) notice(format string, args ...any) {
+	d.notices = append(d.notices, fmt.Sprintf(format, args...))
+}
+
+// steps detach the NIC. plugged reports whether the guest has its device.
+func (d *detachment) steps(plugged bool) []step.Step {
 	switch {
-	case !device && d.link == nil:
-		return []step.Step{d.blindStep()}
-	case !device:
+	case !plugged && d.dev == nil:
+		return d.blindSteps()
+	case !plugged:
 		return []step.Step{d.releaseStep()}
 	case d.spec.Force:
 		return d.forceSteps()
 	}
-	list := []step.Step{d.unplugStep()}
-	if d.link != nil && !d.link.IsSocket() {
-		list = append(list, d.goneStep())
-	}
-	if d.unknownSeat() {
-		d.tellSeat()
+	list := d.unplugSteps()
+	if d.dev == nil {
 		return list
 	}
-	if d.link != nil && d.link.Want.Switch {
-		list = append(list, d.leaveStep())
+	if !d.dev.IsSocket() {
+		list = append(list, d.goneStep())
 	}
-	if d.mayChange() {
-		list = append([]step.Step{d.markStep()}, list...)
+	switch {
+	case isPortUnknown(d.dev):
+		d.noticePort()
+	case d.dev.Want.Switch:
+		list = append(list, d.m.removePortStep("leave", d.dev))
 	}
 	return list
 }
 
-// unknownSeat tells that none of the switches that were asked is known to be the NIC's: its guest
-// is another user's, and the switch has ended or is that user's own.
-func (d *detachment) unknownSeat() bool {
-	return d.link != nil && d.link.IsSocket() && errors.Is(d.link.SwitchPort.Err, inventory.ErrNotAsked)
+// isPortUnknown reports whether none of the switches that were asked is known to be the NIC's: its
+// guest is another user's, and the switch has ended or is that user's own.
+func isPortUnknown(dev *inventory.Device) bool {
+	return dev.IsSocket() && errors.Is(dev.SwitchPort.Err, inventory.ErrNotAsked)
 }
 
-func (d *detachment) tellSeat() {
-	d.notices = append(d.notices, fmt.Sprintf("its port stays in switch %s until the guest ends: %v", d.link.Want.Source, d.link.SwitchPort.Err))
+func (d *detachment) noticePort() {
+	d.notice("its port stays in switch %s until the guest ends: %v", d.dev.Want.Source, d.dev.SwitchPort.Err)
 }
 
-// mayChange tells whether there is a link that the caller has the right to change. Without, the
-// guest and QEMU still let go of it, and so it goes.
-func (d *detachment) mayChange() bool {
-	return d.link != nil && !d.link.Deleted && d.m.mayChange(d.link)
+// mayChange reports whether there is a host interface that the caller has the privilege to change.
+// If not, the guest and QEMU release it all the same, and it goes with that.
+func (m *Manager) mayChange(dev *inventory.Device) bool {
+	return dev != nil && !dev.Deleted && m.hasPrivilege(dev)
 }
 
-// blindStep removes a netdev whose tap was deleted under it: nothing shows that one.
-func (d *detachment) blindStep() step.Step {
+// blindSteps remove a netdev whose tap was deleted: neither link nor device shows that one. libvirt
+// removes it with the device.
+func (d *detachment) blindSteps() []step.Step {
 	netdev := qmp.NetdevID(nic.DeviceID(d.spec.NIC))
-	return step.Step{
+	return []step.Step{{
 		Name:  "netdev_del",
 		Text:  fmt.Sprintf("neither link nor device is there: netdev_del %s, if that is", netdev),
 		Stage: nic.ErrHandover,
-		Do:    func(ctx context.Context) error { return d.vm.cutOff(ctx, d.spec.NIC) },
-	}
+		Do:    d.removeNetdev,
+	}}
 }
 
-// releaseStep finishes a detach, or takes back an attach, that was cut short.
+func (d *detachment) removeNetdev(ctx context.Context) error {
+	if d.guest.Monitor == nil {
+		return nil
+	}
+	return d.guest.Monitor.RemoveNetdev(ctx, d.spec.NIC)
+}
+
+// releaseStep completes an interrupted detach, or undoes an interrupted attach.
 func (d *detachment) releaseStep() step.Step {
 	return step.Step{
 		Name: "release",
 		Text: fmt.Sprintf("the guest has no device %s: release its netdev and fds", nic.DeviceID(d.spec.NIC)),
 		Do: func(ctx context.Context) error {
-			if err := d.m.mayRelease(ctx, d.link, d.vm); err != nil {
+			if err := d.m.mayRelease(ctx, d.dev, d.guest); err != nil {
 				return err
 			}
-			return d.m.release(ctx, d.vm, d.link)
+			return d.m.release(ctx, d.guest, d.dev)
 		},
 	}
 }
 
-// markStep says in the alias what is under way. When the guest refuses, it is taken back.
-func (d *detachment) markStep() step.Step {
-	former := d.link.Alias
-	r := d.link.Want
+// markStep says in the alias that the NIC is being detached. Its undo says so no more, unless
+// *stays by then.
+func (m *Manager) markStep(dev *inventory.Device, stays *bool) step.Step {
+	former := dev.Alias
+	r := dev.Want
 	r.Phase = nic.PhaseDetaching
 	alias, err := r.Encode()
 	return step.Step{
 		Name: "mark",
-		Text: fmt.Sprintf("alias of %s: %q", d.link.Name, alias),
+		Text: fmt.Sprintf("alias of %s: %q", dev.Name, alias),
 		Do: func(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			return d.m.host.SetAlias(ctx, d.link, alias)
+			return m.host.SetAlias(ctx, dev, alias)
 		},
 		Undo: func(ctx context.Context) error {
-			if d.asked {
+			if *stays {
 				return nil
 			}
-			return rtnl.IgnoreNotExist(d.m.host.SetAlias(ctx, d.link, former))
+			return rtnl.IgnoreNotExist(m.host.SetAlias(ctx, dev, former))
 		},
 	}
 }
 
-func (d *detachment) unplugStep() step.Step {
-	return step.Step{
-		Name: "unplug",
-		Text: d.vm.unplugText(d.spec.NIC),
+// unplugSteps mark the NIC, and wait until the guest has released it. The mark stays if the guest
+// may still do so after the wait, and goes if the guest has refused.
+func (d *detachment) unplugSteps() []step.Step {
+	mayRelease := false
+	unplug := step.Step{
+		Name:  "unplug",
+		Text:  d.guest.UnplugText(d.spec.NIC),
+		Stage: nic.ErrHandover,
 		Do: func(ctx context.Context) error {
-			err := d.m.letGo(d.link, d.vm.process(), func() error {
-				return d.vm.unplug(ctx, d.spec.NIC, func(elapsed time.Duration) {
+			err := d.m.removeReleased(d.dev, d.guest.PID(), func() error {
+				return d.guest.Unplug(ctx, d.spec.NIC, func(elapsed time.Duration) {
 					d.m.progress("waiting for the guest to let go of %s for %.0f s", d.spec.NIC, elapsed.Seconds())
 				})
 			})
-			var refusal *qmp.Error // QEMU itself did not pass it on, as during a migration
-			d.asked = !errors.Is(err, qmp.ErrGuestRefused) && !errors.As(err, &refusal)
+			mayRelease = !isRefusal(err)
 			if errors.Is(err, qmp.ErrUnplugTimeout) {
 				err = fmt.Errorf("%w (the NIC works until then; try again, or cut it off with --force)", err)
 			}
-			return step.WithStage(nic.ErrHandover, err)
+			return err
 		},
 	}
+	if !d.m.mayChange(d.dev) || isPortUnknown(d.dev) {
+		return []step.Step{unplug}
+	}
+	return []step.Step{d.m.markStep(d.dev, &mayRelease), unplug}
 }
 
-// goneStep ends with the device gone: with what held it, or where that does not take it along, by
-// us.
+// isRefusal reports whether the guest has refused to release a device, or QEMU to ask it, as during
+// a migration.
+func isRefusal(err error) bool {
+	var refusal *qmp.Error
+	return errors.Is(err, qmp.ErrGuestRefused) || errors.As(err, &refusal)
+}
+
+// goneStep ends with the host interface gone: with the process that held it, or removed if it
+// outlives that.
 func (d *detachment) goneStep() step.Step {
-	if l := d.link; l.StaysBehind() {
+	dev := d.dev
+	if dev.StaysBehind() {
 		return step.Step{
 			Name: "delete",
-			Text: fmt.Sprintf("wait until nobody holds %s; RTM_DELLINK", l.Name),
-			Do:   func(ctx context.Context) error { return d.m.host.RemoveNamed(ctx, l.Link) },
+			Text: fmt.Sprintf("wait until nobody holds %s; RTM_DELLINK", dev.Name),
+			Do:   func(ctx context.Context) error { return d.m.host.RemoveNamed(ctx, dev.Link) },
 		}
 	}
 	return step.Step{
 		Name: "gone",
-		Text: fmt.Sprintf("wait until %s is gone", d.link.Name),
-		Do:   func(ctx context.Context) error { return d.m.host.WaitGone(ctx, d.link) },
+		Text: fmt.Sprintf("wait until %s is gone", dev.Name),
+		Do:   func(ctx context.Context) error { return d.m.host.WaitGone(ctx, dev) },
 	}
 }
 
-// leaveStep removes the port from its switch, which does not hear that QEMU has closed its end of a
-// socket.
-func (d *detachment) leaveStep() step.Step {
+// removePortStep removes the port from its switch, which does not notice that QEMU has closed its
+// end of a socket.
+func (m *Manager) removePortStep(name string, dev *inventory.Device) step.Step {
 	return step.Step{
-		Name:  "leave",
-		Text:  d.link.SwitchPortText(),
+		Name:  name,
+		Text:  dev.SwitchPortText(),
 		Stage: nic.ErrLink,
-		Do:    func(ctx context.Context) error { return d.m.host.DisconnectSwitch(ctx, d.link) },
+		Do:    func(ctx context.Context) error { return m.host.DisconnectSwitch(ctx, dev) },
 	}
 }
 
-// forceWait is how long a forced detach watches for the tap to go by itself.
-// QEMU 7.2 closes it with the netdev; newer ones only with the device.
-const forceWait = 500 * time.Millisecond
-
-// cutStep ends all traffic on our side, whatever QEMU and the guest do.
-func (d *detachment) cutStep() step.Step {
-	l := d.link
-	if l.IsSocket() {
-		return d.cutSocketStep()
+// cutSteps mark the NIC and end all its traffic on the host's side, whatever QEMU and the guest do.
+// The mark stays once that has begun: the NIC does not work any more.
+func (m *Manager) cutSteps(dev *inventory.Device) []step.Step {
+	begun := false
+	var cut step.Step
+	if dev.IsSocket() {
+		cut = m.removePortStep("cut", dev)
+	} else {
+		cut = m.downStep(dev)
 	}
+	do := cut.Do
+	cut.Do = func(ctx context.Context) error {
+		begun = true
+		return do(ctx)
+	}
+	return []step.Step{m.markStep(dev, &begun), cut}
+}
+
+func (m *Manager) downStep(dev *inventory.Device) step.Step {
 	return step.Step{
 		Name: "cut",
-		Text: fmt.Sprintf("RTM_SETLINK %s: down, no master", l.Name),
+		Text: fmt.Sprintf("RTM_SETLINK %s: down, no master", dev.Name),
 		Do: func(context.Context) error {
-			err := d.m.host.Set(l, rtnl.Up(false))
-			if l.Port != nil {
-				err = errors.Join(err, bridges.RemovePort(d.m.host.NL, l.Link))
+			err := m.host.Set(dev, rtnl.Up(false))
+			if dev.Port != nil {
+				err = errors.Join(err, bridges.RemovePort(m.host.NL, dev.Link))
 			}
-			d.asked = true // the mark stays: this is no working NIC any more
 			return err
 		},
 	}
 }
 
-// cutSocketStep takes the port from the switch.
-func (d *detachment) cutSocketStep() step.Step {
-	s := d.leaveStep()
-	leave := s.Do
-	s.Name = "cut"
-	s.Do = func(ctx context.Context) error {
-		d.asked = true
-		return leave(ctx)
-	}
-	return s
-}
-
+// forceSteps disconnect the NIC on the host's side first, then in QEMU, without waiting for the
+// guest.
 func (d *detachment) forceSteps() []step.Step {
 	id := nic.DeviceID(d.spec.NIC)
 	var list []step.Step
 	switch {
-	case d.cut: // already
-	case d.link != nil && d.link.IsSocket() && d.link.SwitchPort.Err != nil: // QEMU's end is cut off all the same
-		d.tellSeat()
-	case d.mayChange():
-		list = append(list, d.markStep(), d.cutStep())
+	case d.isCut:
+	case d.dev != nil && d.dev.IsSocket() && d.dev.SwitchPort.Err != nil: // QEMU's end is removed all the same
+		d.noticePort()
+	case d.m.mayChange(d.dev):
+		list = append(list, d.m.cutSteps(d.dev)...)
 	}
 	return append(list, step.Step{
-		Name: "netdev_del",
-		Text: fmt.Sprintf("device_del %s, without waiting; netdev_del %s", id, qmp.NetdevID(id)),
+		Name:  "netdev_del",
+		Text:  fmt.Sprintf("device_del %s, without waiting; netdev_del %s", id, qmp.NetdevID(id)),
+		Stage: nic.ErrHandover,
 		Do: func(ctx context.Context) error {
-			if err := d.vm.request(ctx, d.spec.NIC); err != nil {
-				d.notices = append(d.notices, fmt.Sprintf("the guest was not asked: %v", err))
+			if err := d.guest.RequestUnplug(ctx, d.spec.NIC); err != nil {
+				d.notice("the guest was not asked: %v", err)
 			}
-			return step.WithStage(nic.ErrHandover, d.m.letGo(d.link, d.vm.process(), func() error { return d.vm.cutOff(ctx, d.spec.NIC) }))
+			return d.m.removeReleased(d.dev, d.guest.PID(), func() error { return d.removeNetdev(ctx) })
 		},
 	}, step.Step{
 		Name: "left",
 		Text: "see what remains until the guest lets go of the device",
-		Do:   d.tellLeft,
+		Do:   d.noticeRest,
 	})
 }
 
-func (d *detachment) tellLeft(ctx context.Context) error {
+// forceWait is how long a forced detach waits for the tap to go by itself. QEMU 7.2 closes it with
+// the netdev; newer ones only with the device.
+const forceWait = 500 * time.Millisecond
+
+func (d *detachment) noticeRest(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, forceWait)
 	defer cancel()
-	if d.link != nil {
-		if err := d.m.host.WaitGone(ctx, d.link); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+	if d.dev != nil {
+		if err := d.m.host.WaitGone(ctx, d.dev); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 			return err
 		} else if err != nil {
-			d.notices = append(d.notices, fmt.Sprintf("%s stays, down and on no bridge, until the guest lets go of the device", d.link.Name))
+			d.notice("%s stays, down and on no bridge, until the guest lets go of the device", d.dev.Name)
 		}
 	}
-	has, err := d.vm.has(ctx, d.spec.NIC)
+	has, err := d.guest.Has(ctx, d.spec.NIC)
 	if has && err == nil {
-		d.notices = append(d.notices, fmt.Sprintf("the guest keeps the dead device %s until it lets go of it", nic.DeviceID(d.spec.NIC)))
+		d.notice("the guest keeps the dead device %s until it lets go of it", nic.DeviceID(d.spec.NIC))
 	}
 	return nil
 }

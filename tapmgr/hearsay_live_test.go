@@ -123,7 +123,7 @@ func TestLiveCostIsBounded(t *testing.T) {
 	processes := (all + files - 1) / files
 	h := newHost(t)
 	var notices []string
-	h.Notice = func(text string) { notices = append(notices, text) }
+	h.onUnseen(func(text string) { notices = append(notices, text) })
 	tun := h.file(os.OpenFile("/dev/net/tun", os.O_RDWR, 0))
 	node, _ := h.fifo("tap9")
 	null := h.file(os.Open(os.DevNull))
@@ -229,14 +229,13 @@ func TestLiveOthersSwitchesAreBounded(t *testing.T) {
 	if n, err := r.Read(make([]byte, 7)); n == 0 {
 		t.Fatal(err)
 	}
-	h.Switches = func() (paths []string, err error) {
-		for i := range 64 {
-			paths = append(paths, filepath.Join(dir, fmt.Sprint("s", i), "socket"))
-		}
-		return append(paths, s.path), nil
+	h.AskSwitches, h.Switches = true, nil
+	for i := range 64 {
+		h.Switches = append(h.Switches, filepath.Join(dir, fmt.Sprint("s", i), "socket"))
 	}
+	h.Switches = append(h.Switches, s.path)
 	notices := map[string]bool{}
-	h.Notice = func(text string) { notices[text] = true }
+	h.onUnseen(func(text string) { notices[text] = true })
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)

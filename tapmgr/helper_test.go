@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"vmnet/internal/kernel/netns"
 	"vmnet/step"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
@@ -111,16 +110,12 @@ func helper() int {
 }
 
 func (o order) run() error {
-	ns, err := netns.Open("/proc/self/fd/3")
-	if err != nil {
-		return err
-	}
-	m, err := tapmgr.New(ns)
+	m, err := tapmgr.Open("/proc/self/fd/3")
 	if err != nil {
 		return err
 	}
 	m.Libvirt = o.Libvirt
-	m.Switches = func() ([]string, error) { return o.Switches, nil }
+	m.AskSwitches, m.Switches = true, o.Switches
 	m.Run = func(ctx context.Context, list []step.Step) error {
 		return step.Run(ctx, list, func(ctx context.Context, s step.Step, do func(context.Context) error) error {
 			if s.Name == o.KillAt && !o.After {

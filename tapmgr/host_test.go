@@ -60,7 +60,7 @@ func hostIn(t testing.TB, ns *netns.NS) *host {
 		t.Fatal(err)
 	}
 	t.Cleanup(nl.Close)
-	m, err := tapmgr.New(ns)
+	m, err := tapmgr.Open(ns.Path())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,6 +74,15 @@ func hostIn(t testing.TB, ns *netns.NS) *host {
 func (h *host) List(vm string) ([]nic.NIC, error) {
 	h.Helper()
 	return h.Manager.List(h.context(30*time.Second), vm)
+}
+
+// onUnseen has f called with what could not be seen.
+func (h *host) onUnseen(f func(text string)) {
+	h.Progress = func(kind tapmgr.ProgressKind, text string) {
+		if kind == tapmgr.Unseen {
+			f(text)
+		}
+	}
 }
 
 func (h *host) bridge(cfg bridge.Config) {

@@ -15,16 +15,15 @@ import (
 
 	"vmnet/step"
 	"vmnet/tapmgr"
-	"vmnet/tapmgr/hostaccess"
 	"vmnet/tapmgr/nic"
 	"vmnet/testvm"
 	"vmnet/testvm/traffic"
 )
 
 // hostOn switches host access on and demands that it is there then.
-func (h *host) hostOn(changed bool, addrs ...string) hostaccess.Access {
+func (h *host) hostOn(changed bool, addrs ...string) nic.HostAccess {
 	h.Helper()
-	got, did, err := h.HostAccess().Set(h.context(10*time.Second), "eth0", true, hostAddrs(addrs...))
+	got, did, err := h.SetHostAccess(h.context(10*time.Second), "eth0", true, hostAddrs(addrs...))
 	if err != nil || did != changed || got.Interface != "eth0-host" || got.State != nic.Up {
 		h.Fatalf("on: %+v, changed %v, %v", got, did, err)
 	}
@@ -33,7 +32,7 @@ func (h *host) hostOn(changed bool, addrs ...string) hostaccess.Access {
 
 func (h *host) hostOff(changed bool) {
 	h.Helper()
-	if _, did, err := h.HostAccess().Set(h.context(10*time.Second), "eth0", false, nil); err != nil || did != changed {
+	if _, did, err := h.SetHostAccess(h.context(10*time.Second), "eth0", false, nil); err != nil || did != changed {
 		h.Fatalf("off: changed %v, %v; want changed %v", did, err, changed)
 	}
 	h.gone("eth0-host")
@@ -85,12 +84,12 @@ func TestLiveHostAccessLetsHostAndGuestsReachEachOther(t *testing.T) {
 	}
 	h.pings(g, farAddr)
 
-	info, err := h.HostAccess().Show(t.Context(), "eth0")
-	if err != nil || info.Access == nil || len(info.NICs) != 1 || info.NICs[0].VM != g.name {
+	info, err := h.ShowParent(t.Context(), "eth0")
+	if err != nil || info.HostAccess == nil || len(info.NICs) != 1 || info.NICs[0].VM != g.name {
 		t.Errorf("show %+v, %v", info, err)
 	}
 	list, err := h.ListAll(t.Context(), "")
-	if err != nil || len(list) != 2 || list[0].VM != g.name || list[1].VM != "" || list[1].Type != hostaccess.Type || list[1].Source != "eth0" {
+	if err != nil || len(list) != 2 || list[0].VM != g.name || list[1].VM != "" || list[1].Type != "macvlan" || list[1].Source != "eth0" {
 		t.Errorf("list %+v, %v: want the guest's NIC, then the host access", list, err)
 	}
 	if list, err := h.List(""); err != nil || len(list) != 1 {
@@ -142,7 +141,7 @@ func TestLiveHostAccessAgain(t *testing.T) {
 	}
 	h.ip("link", "set", "eth0", "down")
 	h.ip("link", "set", "eth0", "name", "lan0")
-	if all, err := h.HostAccess().List(); err != nil || len(all) != 1 || all[0].Parent != "lan0" {
+	if all, err := h.HostAccesses(); err != nil || len(all) != 1 || all[0].Parent != "lan0" {
 		t.Errorf("after the lower was renamed: %+v, %v", all, err)
 	}
 	h.ip("link", "set", "lan0", "name", "eth0")
@@ -152,7 +151,7 @@ func TestLiveHostAccessAgain(t *testing.T) {
 		t.Errorf("MAC %s, was %s", again.MAC, first.MAC)
 	}
 	h.ip("link", "set", "eth0", "netns", h.far.Path()) // what sits on it stays behind
-	if _, did, err := h.HostAccess().Set(h.context(10*time.Second), "eth0", false, nil); err != nil || !did {
+	if _, did, err := h.SetHostAccess(h.context(10*time.Second), "eth0", false, nil); err != nil || !did {
 		t.Errorf("off without the lower: %v, %v", did, err)
 	}
 	h.gone("eth0-host")
@@ -169,7 +168,7 @@ func TestLiveHostAccessFaults(t *testing.T) {
 	h.hostOn(true)
 	h.ip("link", "set", "eth0-host", "down")
 	h.faults(steps[3:], addrs, func(name string) {
-		all, err := h.HostAccess().List()
+		all, err := h.HostAccesses()
 		if err != nil || len(all) != 1 || len(all[0].Addresses) != 0 || all[0].State != nic.Down {
 			t.Errorf("after %s: %+v, %v: want it down and without addresses", name, all, err)
 		}
@@ -191,7 +190,7 @@ func (h *host) faults(steps, addrs []string, then func(name string)) {
 				}
 				return errFault
 			})
-			_, _, err := h.HostAccess().Set(h.context(10*time.Second), "eth0", true, hostAddrs(addrs...))
+			_, _, err := h.SetHostAccess(h.context(10*time.Second), "eth0", true, hostAddrs(addrs...))
 			if !reached || !errors.Is(err, errFault) || strings.Contains(err.Error(), "undo") {
 				h.Errorf("%s, done %v: got %v, want only the fault", name, after, err)
 			}
@@ -214,11 +213,11 @@ func TestLiveHostAccessCutShort(t *testing.T) {
 			return errFault
 		}
 		addrs := hostAddrs("10.9.0.1/24")
-		if _, _, err := h.HostAccess().Set(h.context(10*time.Second), "eth0", true, addrs); !errors.Is(err, errFault) {
+		if _, _, err := h.SetHostAccess(h.context(10*time.Second), "eth0", true, addrs); !errors.Is(err, errFault) {
 			t.Fatalf("%d steps: %v", n, err)
 		}
 		h.Run = nil
-		if all, err := h.HostAccess().List(); err != nil || len(all) != 1 || n == 1 && all[0].State != nic.Incomplete {
+		if all, err := h.HostAccesses(); err != nil || len(all) != 1 || n == 1 && all[0].State != nic.Incomplete {
 			t.Errorf("%d steps: %+v, %v", n, all, err)
 		}
 		if n%2 == 1 { // else what was cut short is removed as it is
@@ -236,13 +235,13 @@ func TestLiveHostAccessByTwoAtOnce(t *testing.T) {
 	h.wire()
 	var all sync.WaitGroup
 	for range 4 {
-		m, err := tapmgr.New(h.ns)
+		m, err := tapmgr.Open(h.ns.Path())
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(m.Close)
 		all.Go(func() {
-			if _, _, err := m.HostAccess().Set(h.context(10*time.Second), "eth0", true, hostAddrs("10.9.0.1/24")); err != nil {
+			if _, _, err := m.SetHostAccess(h.context(10*time.Second), "eth0", true, hostAddrs("10.9.0.1/24")); err != nil {
 				t.Error(err)
 			}
 		})
@@ -256,7 +255,7 @@ func TestLiveHostAccessRefused(t *testing.T) {
 	h.wire()
 	refused := func(lower string, want error, texts ...string) {
 		t.Helper()
-		_, _, err := h.HostAccess().Set(h.context(10*time.Second), lower, true, nil)
+		_, _, err := h.SetHostAccess(h.context(10*time.Second), lower, true, nil)
 		if err == nil || want != nil && !errors.Is(err, want) {
 			t.Errorf("%s: got %v, want %v", lower, err, want)
 		}
@@ -269,17 +268,17 @@ func TestLiveHostAccessRefused(t *testing.T) {
 	refused("nosuch", fs.ErrNotExist, "lower nosuch")
 	refused("", nic.ErrInvalid)
 	refused("lo", nil, "not an Ethernet device")
-	if _, _, err := h.HostAccess().Set(h.context(time.Second), "nosuch", false, nil); !errors.Is(err, fs.ErrNotExist) {
+	if _, _, err := h.SetHostAccess(h.context(time.Second), "nosuch", false, nil); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("off without the lower: %v", err)
 	}
-	if _, _, err := h.HostAccess().Set(h.context(time.Second), "eth0", false, hostAddrs("10.9.0.1/24")); !errors.Is(err, nic.ErrInvalid) {
+	if _, _, err := h.SetHostAccess(h.context(time.Second), "eth0", false, hostAddrs("10.9.0.1/24")); !errors.Is(err, nic.ErrInvalid) {
 		t.Errorf("off with an address: %v", err)
 	}
 
 	h.ip("link", "add", "eth0-host", "link", "eth0", "type", "macvlan", "mode", "bridge")
 	refused("eth0", fs.ErrExist, "eth0-host", "macvlan")
 	refused("eth0-host", nil, "is a macvlan itself")
-	if all, err := h.HostAccess().List(); err != nil || len(all) != 0 {
+	if all, err := h.HostAccesses(); err != nil || len(all) != 0 {
 		t.Errorf("somebody else's macvlan is taken for ours: %+v, %v", all, err)
 	}
 	h.ip("link", "del", "eth0-host")

@@ -252,7 +252,7 @@ func TestLabIPvtapRenamed(t *testing.T) {
 	if got := h.check(); len(got) != 0 {
 		t.Errorf("check %+v", got)
 	}
-	if info, err := h.HostAccess().Show(t.Context(), "wan0"); err != nil || len(info.NICs) != 1 {
+	if info, err := h.ShowParent(t.Context(), "wan0"); err != nil || len(info.NICs) != 1 {
 		t.Errorf("lower %+v, %v", info, err)
 	}
 	for _, name := range []string{"eth0", "wan0"} {

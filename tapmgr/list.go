@@ -31,7 +31,7 @@ func (m *Manager) ListAll(ctx context.Context, vm string) ([]nic.NIC, error) {
 		return nics, err
 	}
 	nics = append(nics, plain...)
-	accesses, err := m.HostAccess().List()
+	accesses, err := m.HostAccesses()
 	for _, a := range accesses {
 		nics = append(nics, a.NIC())
 	}

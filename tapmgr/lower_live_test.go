@@ -331,7 +331,7 @@ func TestLiveMacvtapReachability(t *testing.T) {
 	h.wire()
 	h.ip("addr", "add", lowerAddr+"/24", "dev", "eth0")
 	const hostAddr = "10.11.0.1" // of the host's macvlan, which is in mode bridge
-	if _, _, err := h.HostAccess().Set(h.context(10*time.Second), "eth0", true, []netip.Prefix{netip.MustParsePrefix(hostAddr + "/24")}); err != nil {
+	if _, _, err := h.SetHostAccess(h.context(10*time.Second), "eth0", true, []netip.Prefix{netip.MustParsePrefix(hostAddr + "/24")}); err != nil {
 		t.Fatal(err)
 	}
 	a, b := h.booted(testvm.Config{}), h.booted(testvm.Config{Name: "P3"})

@@ -1,61 +1,80 @@
+// Package tapmgr gives guests their NICs: it makes the host interface, puts it on its bridge, hands
+// its queues to the VMM, and takes all of that away again.
+//
+// The kernel is the only database. What a NIC should be is stored in the alias of its link
+// (IFLA_IFALIAS); what it is, is read from the kernel and the VMM each time. A host interface lives
+// as long as its VMM holds its file descriptors, so nothing outlives a guest.
+//
+// The VMM's monitor is the lock of a guest: it serves one client at a time. A verb connects to it
+// before it makes the first device, and stays connected until its last step is done.
 package tapmgr
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"vmnet/internal/backend"
+	"vmnet/internal/guest"
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/netns"
 	"vmnet/step"
-	"vmnet/tapmgr/hostaccess"
+	"vmnet/tapmgr/nic"
 )
 
-// A Manager works on the taps and bridges of one network namespace. Its methods
-// may be called at the same time, and by several processes.
+// A Manager works on the NICs of one network namespace. Its methods may be called at the same time,
+// and by several processes. Set its fields before the first call.
 type Manager struct {
-	// Run runs a list of steps; nil is step.Run alone. It is where steps are
-	// printed, timed and, in tests, broken.
+	// Run runs a list of steps; nil is step.Run. A Run that calls no step makes a dry run.
 	Run func(ctx context.Context, steps []step.Step) error
-	// Progress, if not nil, is told what is being waited for.
-	Progress func(text string)
-	// Libvirt is the URI or socket of the libvirt that manages guests; empty: the caller's own for
-	// the caller's guests, else the machine's.
+	// Progress, if not nil, is called while a verb runs, by one goroutine at a time.
+	Progress func(kind ProgressKind, text string)
+
+	// Libvirt is the URI or socket of the libvirt that manages guests. If it is empty, the caller's
+	// own libvirt has the caller's guests, and the machine's all others.
 	Libvirt string
+	// AskSwitches has userspace switches asked for the guests' NICs: those that are in Switches,
+	// paths of control sockets as control.Running returns them, and those that NICs' records name.
+	// A privileged helper must not ask: anybody can run a switch.
+	AskSwitches bool
+	Switches    []string
 
-	// Switches, if not nil, lists the control sockets of the userspace switches that are asked for
-	// guests' NICs, as control.Running does; nil asks none, as a privileged helper must: a switch
-	// is anybody's.
-	Switches func() ([]string, error)
-	// Notice, if not nil, is told of what could not be seen, such as a switch that does not answer.
-	Notice func(text string)
-
-	host   *backend.Maker
-	speech sync.Mutex // held while Progress or Notice is called
+	host     *backend.Maker
+	ns       *netns.NS
+	reported sync.Mutex // held while Progress is called
 }
 
-// New returns a Manager for ns, which stays the caller's and must stay open.
-// Close the Manager.
-func New(ns *netns.NS) (*Manager, error) {
-	host, err := backend.Open(ns)
+// ProgressKind is what Progress is called about.
+type ProgressKind int
+
+const (
+	Waiting ProgressKind = iota // for what the verb waits
+	Unseen                      // what it could not see, such as a switch that does not answer
+)
+
+// Open returns a Manager for a network namespace: that of the calling thread if nameOrPath is
+// empty, the one of that name in ip-netns(8), or, if nameOrPath contains a slash, the one at that
+// path, such as /proc/self/fd/7. Close the Manager.
+func Open(nameOrPath string) (*Manager, error) {
+	ns, err := netns.Open(nameOrPath)
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{host: host}
-	host.Switches, host.Notice, host.Run = m.switches, m.notice, m.run
+	host, err := backend.Open(ns)
+	if err != nil {
+		return nil, errors.Join(err, ns.Close())
+	}
+	m := &Manager{host: host, ns: ns}
+	host.Run = m.run
+	host.Notice = func(text string) { m.report(Unseen, text) }
+	host.Switches = func() (paths []string, ok bool, err error) { return m.Switches, m.AskSwitches, nil }
 	return m, nil
 }
 
-// In runs f with a Manager for a namespace that netns.Open knows by that name or path; empty
-// for the current one.
+// In runs f with a Manager for a network namespace, named as for Open.
 func In(nameOrPath string, f func(*Manager) error) error {
-	ns, err := netns.Open(nameOrPath)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	m, err := New(ns)
+	m, err := Open(nameOrPath)
 	if err != nil {
 		return err
 	}
@@ -63,18 +82,25 @@ func In(nameOrPath string, f func(*Manager) error) error {
 	return f(m)
 }
 
-// Close closes the netlink socket.
-func (m *Manager) Close() { m.host.Close() }
+// Close closes the netlink socket and the namespace.
+func (m *Manager) Close() {
+	m.host.Close()
+	_ = m.ns.Close()
+}
 
-// UseHelper has taps made by the privileged program at that path (qemu-netup), where the caller may
-// not make them. What else needs a privilege is then not done.
+// UseHelper has host interfaces made by the privileged program at that path (qemu-netup), since the
+// caller may not make them. What else needs a privilege is then not done.
 func (m *Manager) UseHelper(path string) { m.host.HelperPath = path }
 
-// HasHelper reports whether a helper makes taps.
+// HasHelper reports whether a helper makes host interfaces.
 func (m *Manager) HasHelper() bool { return m.host.HelperPath != "" }
 
-// HostAccess returns what switches host access on and off in the Manager's network namespace.
-func (m *Manager) HostAccess() *hostaccess.Host { return hostaccess.On(m.host) }
+// AskLibvirt has libvirt asked what a NIC was whose host interface was deleted under its guest. It
+// waits for a second at most. A program that libvirt waits for, such as its hook, must not ask, nor
+// must a privileged helper.
+func (m *Manager) AskLibvirt() {
+	m.host.OfLibvirt = func(ctx context.Context, pids []int) []inventory.LibvirtNIC { return m.finder().OfLibvirt(ctx, pids) }
+}
 
 func (m *Manager) run(ctx context.Context, steps []step.Step) error {
 	if m.Run != nil {
@@ -83,35 +109,49 @@ func (m *Manager) run(ctx context.Context, steps []step.Step) error {
 	return step.Run(ctx, steps, nil)
 }
 
-func (m *Manager) progress(format string, args ...any) {
-	m.speech.Lock()
-	defer m.speech.Unlock()
+func (m *Manager) report(kind ProgressKind, text string) {
+	m.reported.Lock()
+	defer m.reported.Unlock()
 	if m.Progress != nil {
-		m.Progress(fmt.Sprintf(format, args...))
+		m.Progress(kind, text)
 	}
 }
 
-func (m *Manager) notice(text string) {
-	m.speech.Lock()
-	defer m.speech.Unlock()
-	if m.Notice != nil {
-		m.Notice(text)
+func (m *Manager) progress(format string, args ...any) {
+	m.report(Waiting, fmt.Sprintf(format, args...))
+}
+
+func (m *Manager) finder() *guest.Finder {
+	return &guest.Finder{Maker: m.host, Libvirt: m.Libvirt, Progress: m.progress}
+}
+
+// openGuest is a guest that was found and opened in one go.
+type openGuest struct{ *guest.Guest }
+
+// Close closes the guest and releases its process.
+func (g *openGuest) Close() error { return errors.Join(g.Guest.Close(), g.Found.Close()) }
+
+// open finds a guest and waits for its lock.
+func (m *Manager) open(ctx context.Context, t nic.Target, via nic.Via) (*openGuest, error) {
+	return m.findAnd(t, func(g *guest.Found) (*guest.Guest, error) { return m.finder().Open(ctx, g, via) })
+}
+
+// openToRead opens the guest that holds a NIC only to look at it.
+func (m *Manager) openToRead(ctx context.Context, dev inventory.Device) (*openGuest, error) {
+	t := nic.Target{VM: dev.Want.VM, PID: dev.VMMPID()}
+	return m.findAnd(t, func(g *guest.Found) (*guest.Guest, error) {
+		return m.finder().OpenToRead(ctx, g, dev.Want.Via)
+	})
+}
+
+func (m *Manager) findAnd(t nic.Target, open func(*guest.Found) (*guest.Guest, error)) (*openGuest, error) {
+	found, err := m.finder().Find(t)
+	if err != nil {
+		return nil, err
 	}
-}
-
-func (m *Manager) switches() (paths []string, ok bool, err error) {
-	if m.Switches == nil {
-		return nil, false, nil
+	g, err := open(found)
+	if err != nil {
+		return nil, errors.Join(err, found.Close())
 	}
-	paths, err = m.Switches()
-	return paths, true, err
-}
-
-// monitorTimeout is the cause of giving up on a monitor where no limit was asked for.
-func monitorTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, monitorWait, noAnswer(monitorWait))
-}
-
-func noAnswer(within time.Duration) error {
-	return fmt.Errorf("no answer within %v: %w", within, context.DeadlineExceeded)
+	return &openGuest{g}, nil
 }

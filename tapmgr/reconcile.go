@@ -7,12 +7,10 @@ import (
 	"time"
 
 	"vmnet/internal/backend"
+	"vmnet/internal/guest"
 	"vmnet/internal/inventory"
 	"vmnet/tapmgr/nic"
 )
-
-// monitorWait bounds how long reading verbs and reconcile wait for a guest's monitor.
-const monitorWait = 2 * time.Second
 
 // Reconcile makes what is agree with what should be: it removes what is ours
 // and has no guest any more, takes back attaches and ends detaches that were cut
@@ -42,7 +40,7 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]nic.Action, error)
 			r.Note(dev, v.Note)
 		}
 	}
-	for _, actions := range eachGuest(ctx, held, r.reconcileGuest) {
+	for _, actions := range guest.Each(ctx, held, r.reconcileGuest) {
 		r.Actions = append(r.Actions, actions...)
 	}
 	return r.Actions, r.plainTaps(ctx)
@@ -75,13 +73,13 @@ func (r *reconciler) reconcileGuest(ctx, reading context.Context, nics []invento
 
 // guest looks at the NICs that one QEMU holds, under that guest's lock.
 func (r *reconciler) guest(ctx, reading context.Context, nics []inventory.Device) {
-	ctx, cancel := context.WithTimeout(ctx, monitorWait+time.Duration(len(nics))*backend.ReleaseWait)
+	ctx, cancel := context.WithTimeout(ctx, guest.Wait+time.Duration(len(nics))*backend.ReleaseWait)
 	defer cancel()
 	pid := nics[0].VMMPID()
 	if pid == 0 { // it has ended since, and its NICs with it
 		return
 	}
-	vm, err := r.m.open(reading, nic.Target{VM: nics[0].Want.VM, PID: pid}, nics[0].Want.Via)
+	g, err := r.m.open(reading, nic.Target{VM: nics[0].Want.VM, PID: pid}, nics[0].Want.Via)
 	if err != nil {
 		if nics[0].VMMPID() == 0 { // likewise, whatever its end has cut off
 			return
@@ -94,26 +92,26 @@ func (r *reconciler) guest(ctx, reading context.Context, nics []inventory.Device
 		}
 		return
 	}
-	defer vm.Close()
+	defer g.Close()
 	for i, dev := range nics {
 		if i > 0 { // it has answered, and what was done since may have taken its time
 			var cancel context.CancelFunc
-			reading, cancel = monitorTimeout(ctx)
+			reading, cancel = guest.WithTimeout(ctx)
 			defer cancel()
 		}
-		r.nic(ctx, reading, vm, dev)
+		r.nic(ctx, reading, g.Guest, dev)
 	}
 }
 
 // nic decides about one NIC whose guest is locked.
-func (r *reconciler) nic(ctx, reading context.Context, vm vmm, dev inventory.Device) {
+func (r *reconciler) nic(ctx, reading context.Context, g *guest.Guest, dev inventory.Device) {
 	now, err := r.m.host.Refresh(ctx, dev)
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}
 	has := false
 	if err == nil {
-		has, err = vm.has(reading, dev.Want.NIC)
+		has, err = g.Has(reading, dev.Want.NIC)
 	}
 	switch {
 	case err != nil && dev.VMMPID() == 0: // it has ended since
@@ -121,10 +119,10 @@ func (r *reconciler) nic(ctx, reading context.Context, vm vmm, dev inventory.Dev
 		r.Fail(dev, err)
 	case !has:
 		r.Do(now, "removed: the guest has no such device", func() error {
-			if err := r.m.mayRelease(ctx, &now, vm); err != nil {
+			if err := r.m.mayRelease(ctx, &now, g); err != nil {
 				return err
 			}
-			return r.m.release(ctx, vm, &now)
+			return r.m.release(ctx, g, &now)
 		})
 	default:
 		if now.Want.Phase == nic.PhaseAttaching || now.Want.Phase == nic.PhaseStarting {

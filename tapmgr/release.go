@@ -7,6 +7,7 @@ import (
 	"io/fs"
 
 	"vmnet/internal/backend"
+	"vmnet/internal/guest"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
@@ -16,11 +17,11 @@ import (
 
 // release makes QEMU let go of a device that is not plugged, and waits until it is
 // gone. The caller has made sure that nobody else holds it.
-func (m *Manager) release(ctx context.Context, vm vmm, dev *inventory.Device) error {
+func (m *Manager) release(ctx context.Context, g *guest.Guest, dev *inventory.Device) error {
 	if dev != nil && !dev.HasLink() {
-		return m.releaseSocket(ctx, vm, dev)
+		return m.releaseSocket(ctx, g, dev)
 	}
-	err := m.letGo(dev, vm.process(), func() error { return vm.giveBack(ctx, dev) })
+	err := m.removeReleased(dev, g.PID(), func() error { return g.Rollback(ctx, dev.Want) })
 	if err != nil {
 		return err
 	}
@@ -34,13 +35,13 @@ func (m *Manager) release(ctx context.Context, vm vmm, dev *inventory.Device) er
 	if m.host.WaitGoneFor(ctx, dev, backend.UndoWait) == nil {
 		return nil
 	}
-	tried := vm.elsewhere(ctx, dev)
+	tried := g.RollbackElsewhere(ctx, dev.Want)
 	return errors.Join(m.host.WaitGoneFor(ctx, dev, backend.ReleaseWait), tried)
 }
 
 // releaseSocket does so where there is no link: port and label say whether it is gone.
-func (m *Manager) releaseSocket(ctx context.Context, vm vmm, dev *inventory.Device) error {
-	err := errors.Join(vm.giveBack(ctx, dev), m.host.DisconnectSwitch(ctx, dev))
+func (m *Manager) releaseSocket(ctx context.Context, g *guest.Guest, dev *inventory.Device) error {
+	err := errors.Join(g.Rollback(ctx, dev.Want), m.host.DisconnectSwitch(ctx, dev))
 	if err != nil {
 		return err
 	}
@@ -48,16 +49,17 @@ func (m *Manager) releaseSocket(ctx context.Context, vm vmm, dev *inventory.Devi
 	if err != nil || now == nil {
 		return err
 	}
-	tried := vm.elsewhere(ctx, dev)
+	tried := g.RollbackElsewhere(ctx, dev.Want)
 	if now, err = m.host.Reread(ctx, dev); err != nil || now == nil {
 		return err
 	}
 	return errors.Join(fmt.Errorf("%w: NIC %s, by process %d", nic.ErrInUse, dev.Name, now.VMMPID()), tried)
 }
 
-// letGo runs what makes a VMM let go of a device. A macvtap is then deleted, since the kernel would
-// do so only some time later, and its address and lower would be taken until then.
-func (m *Manager) letGo(dev *inventory.Device, pid int, release func() error) error {
+// removeReleased runs release, which makes a VMM release a device, and then deletes a macvtap that
+// is not held any more. The kernel would do so only some time later, and the macvtap's address and
+// parent device would be taken until then.
+func (m *Manager) removeReleased(dev *inventory.Device, pid int, release func() error) error {
 	if dev == nil || dev.NetnsFile == nil {
 		return release()
 	}
@@ -86,15 +88,15 @@ func (m *Manager) letGo(dev *inventory.Device, pid int, release func() error) er
 
 // mayRelease tells whether a device that is not plugged into the guest whose lock we
 // hold may be taken away: an error names the process that uses it.
-func (m *Manager) mayRelease(ctx context.Context, dev *inventory.Device, vm vmm) error {
+func (m *Manager) mayRelease(ctx context.Context, dev *inventory.Device, g *guest.Guest) error {
 	now, err := m.host.Reread(ctx, dev)
 	if err != nil || now == nil {
 		return err
 	}
 	for _, h := range now.Holders {
-		if h.PID != vm.process() {
+		if h.PID != g.PID() {
 			return fmt.Errorf("%w: interface %s, which process %d holds", nic.ErrInUse, dev.Name, h.PID)
 		}
 	}
-	return vm.alive() // its number means it
+	return g.Alive() // its number means it
 }

@@ -6,9 +6,9 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/guest"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/bridges"
-	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 	"vmnet/vhost"
 )
@@ -30,10 +30,22 @@ type Detail struct {
 	Netns     string            `json:"netns,omitempty"`     // path of the netns that a macvtap or ipvtap is in
 	ForwardIn float64           `json:"forwards_in_seconds,omitempty"`
 	Learned   []brport.Learned  `json:"learned"`
-	Counters  rtnl.Stats        `json:"counters"`        // as the host counts: rx comes from the guest
+	Counters  Counters          `json:"counters"`        // as the host counts: rx comes from the guest
 	Drops     map[string]uint64 `json:"drops,omitempty"` // at a switch's port, by reason
 	Guest     *GuestView        `json:"guest"`           // nil where it could not be asked
 	Notices   []string          `json:"notices,omitempty"`
+}
+
+// Counters count frames and bytes since the host interface was made.
+type Counters struct {
+	RxPackets uint64 `json:"rx_packets"`
+	TxPackets uint64 `json:"tx_packets"`
+	RxBytes   uint64 `json:"rx_bytes"`
+	TxBytes   uint64 `json:"tx_bytes"`
+	RxErrors  uint64 `json:"rx_errors"`
+	TxErrors  uint64 `json:"tx_errors"`
+	RxDropped uint64 `json:"rx_dropped"`
+	TxDropped uint64 `json:"tx_dropped"`
 }
 
 // GuestView is what the guest's VMM says of the NIC.
@@ -55,7 +67,7 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 	}
 	details := []Detail{}
 	guests := map[int]*guestViews{} // there may be two of one name, or any number that say so
-	asking, cancel := context.WithTimeoutCause(ctx, othersWait, fmt.Errorf("guests have taken %v", othersWait))
+	asking, cancel := context.WithTimeoutCause(ctx, guest.OthersWait, fmt.Errorf("guests have taken %v", guest.OthersWait))
 	defer cancel()
 	for _, dev := range links {
 		if dev.Want.VM != vm {
@@ -82,7 +94,7 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 func (m *Manager) detail(ctx context.Context, dev inventory.Device) (Detail, error) {
 	d := Detail{
 		NIC: dev.NIC(), Index: dev.Index, AltNames: dev.AltNames, HostMAC: dev.MAC.String(), HostMTU: dev.MTU,
-		Holders: append([]nic.Holder{}, dev.Holders...), VhostFDs: []int{}, Bridge: dev.MasterName, Learned: []brport.Learned{}, Counters: dev.Stats,
+		Holders: append([]nic.Holder{}, dev.Holders...), VhostFDs: []int{}, Bridge: dev.MasterName, Learned: []brport.Learned{}, Counters: Counters(dev.Stats),
 	}
 	if dev.Want.Switch {
 		m.detailSeat(ctx, &d, dev)
@@ -137,7 +149,7 @@ func (m *Manager) detailSeat(ctx context.Context, d *Detail, dev inventory.Devic
 		d.Drops = st.Drops
 		if dev.IsSocket() {
 			t := st.Total()
-			d.Counters = rtnl.Stats{RxPackets: t.RxFrames, RxBytes: t.RxBytes, TxPackets: t.TxFrames, TxBytes: t.TxBytes}
+			d.Counters = Counters{RxPackets: t.RxFrames, RxBytes: t.RxBytes, TxPackets: t.TxFrames, TxBytes: t.TxBytes}
 		}
 	}
 	err := inventory.WithSwitch(ctx, dev.SwitchPort.Path, func(ctx context.Context, c *control.Client) error {
@@ -155,26 +167,26 @@ func (m *Manager) detailSeat(ctx context.Context, d *Detail, dev inventory.Devic
 
 // guestViews asks one guest about its NICs.
 type guestViews struct {
-	vm     vmm
+	guest  *openGuest
 	err    error
 	cancel context.CancelFunc
 }
 
 func (m *Manager) openViews(ctx context.Context, dev inventory.Device) *guestViews {
-	ctx, cancel := monitorTimeout(ctx)
-	vm, err := m.openRead(ctx, dev)
-	return &guestViews{vm, err, cancel}
+	ctx, cancel := guest.WithTimeout(ctx)
+	g, err := m.openToRead(ctx, dev)
+	return &guestViews{g, err, cancel}
 }
 
 func (g *guestViews) Close() {
 	g.cancel()
-	if g.vm != nil {
-		_ = g.vm.Close()
+	if g.guest != nil {
+		_ = g.guest.Close()
 	}
 }
 
 func (g *guestViews) fill(ctx context.Context, d *Detail) {
-	ctx, cancel := monitorTimeout(ctx)
+	ctx, cancel := guest.WithTimeout(ctx)
 	defer cancel()
 	err := g.err
 	if err == nil {
@@ -188,13 +200,16 @@ func (g *guestViews) fill(ctx context.Context, d *Detail) {
 func (g *guestViews) view(ctx context.Context, nicID string, via nic.Via) (*GuestView, error) {
 	v := &GuestView{Device: nic.DeviceOf(nicID, via)}
 	var err error
-	if v.Plugged, err = g.vm.has(ctx, nicID); err != nil {
+	if v.Plugged, err = g.guest.Has(ctx, nicID); err != nil {
 		return nil, err
 	}
 	if !v.Plugged {
 		return v, nil
 	}
-	f, err := g.vm.rxFilter(ctx, nicID)
+	if g.guest.Monitor == nil { // only QEMU knows the filter, and to ask it would taint the domain
+		return v, nil
+	}
+	f, err := g.guest.Monitor.RxFilter(ctx, nicID)
 	if f == nil || err != nil {
 		return v, err
 	}

@@ -161,7 +161,7 @@ func TestLiveSwitchStandsStill(t *testing.T) {
 	h.attach(s.on(g, "net1", nic.ByTap))
 	s.signal(syscall.SIGSTOP)
 	notices := 0
-	h.Notice = func(string) { notices++ }
+	h.onUnseen(func(string) { notices++ })
 	quick := func(what string, f func() error) error {
 		start := time.Now()
 		err := f()

@@ -53,8 +53,8 @@ type userSwitch struct {
 func (h *host) runSwitch() *userSwitch {
 	h.Helper()
 	s := &userSwitch{host: h, path: filepath.Join(h.tempDir(), "sw")}
-	h.Switches = func() ([]string, error) { return []string{s.path}, nil }
-	h.Notice = func(text string) { h.Log("notice: " + text) }
+	h.AskSwitches, h.Switches = true, []string{s.path}
+	h.onUnseen(func(text string) { h.Log("notice: " + text) })
 	s.start()
 	h.Cleanup(s.kill)
 	return s
@@ -107,12 +107,12 @@ func (s *userSwitch) kill() {
 // asksAgain takes another Manager: for a while one does not ask a switch that did not answer.
 func (s *userSwitch) asksAgain() {
 	s.Helper()
-	m, err := tapmgr.New(s.ns)
+	m, err := tapmgr.Open(s.ns.Path())
 	if err != nil {
 		s.Fatal(err)
 	}
 	s.Cleanup(m.Close)
-	m.Switches, m.Notice = s.Switches, s.Notice
+	m.AskSwitches, m.Switches, m.Progress = true, s.Switches, s.Progress
 	s.Manager = m
 }
 

@@ -73,7 +73,7 @@ func TestLiveSwitchOfAnotherUsersGuestEnds(t *testing.T) {
 	h.attach(spec)
 	s.forwards(g)
 	s.kill()
-	h.Switches = func() ([]string, error) { return nil, nil } // it is none of the caller's
+	h.AskSwitches, h.Switches = true, nil // it is none of the caller's
 	if nics, err := h.List(g.name); err != nil || len(nics) != 1 || nics[0].State != nic.Unknown {
 		t.Errorf("list %+v, %v: want it unknown", nics, err)
 	}
@@ -125,13 +125,12 @@ func TestLiveSwitchPortOfTheOtherGuest(t *testing.T) {
 func TestLiveSwitchAmongMany(t *testing.T) {
 	h := newHost(t)
 	s := h.runSwitch()
-	h.Switches = func() (paths []string, err error) {
-		for i := range 300 {
-			paths = append(paths, filepath.Join("/a", fmt.Sprint(i)))
-		}
-		return append(paths, s.path), nil
+	h.AskSwitches, h.Switches = true, nil
+	for i := range 300 {
+		h.Switches = append(h.Switches, filepath.Join("/a", fmt.Sprint(i)))
 	}
-	h.Notice = func(string) {}
+	h.Switches = append(h.Switches, s.path)
+	h.onUnseen(func(string) {})
 	g := h.empty()
 	for i, by := range bothBys {
 		h.attach(s.on(g, fmt.Sprintf("net%d", i), by))

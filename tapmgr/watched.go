@@ -36,3 +36,8 @@ func (m *Manager) SetForeignPortOf(index int, mac net.HardwareAddr, cfg brport.S
 func (m *Manager) Ended(ctx context.Context, vm string) (actions []nic.Action, remain bool, err error) {
 	return m.host.Ended(ctx, vm)
 }
+
+// SetBackAddress gives the tap of that interface index the address that it should have on the host's
+// side, which a process that holds the tap can change. The action's Changed is false if the tap has
+// that already, or if there is no such tap.
+func (m *Manager) SetBackAddress(index int) (nic.Action, error) { return m.host.SetBackAddress(index) }

@@ -54,7 +54,7 @@ func pidIn(file string) int {
 func TestLiveDaemonizedOnASwitch(t *testing.T) {
 	h := newHost(t).withVMNet()
 	sw := h.runSwitch(h.path("run"), nobody)
-	h.Switches = func() ([]string, error) { return []string{sw}, nil }
+	h.AskSwitches, h.Switches = true, []string{sw}
 	for _, form := range []struct {
 		name          string
 		before, after []string // QEMU's command line

@@ -66,7 +66,7 @@ func newHost(tb testing.TB) *host {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(h.nl.Close)
-	if h.Manager, err = tapmgr.New(h.ns); err != nil {
+	if h.Manager, err = tapmgr.Open(h.ns.Path()); err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(h.Manager.Close)

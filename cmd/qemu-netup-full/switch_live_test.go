@@ -82,7 +82,7 @@ func TestLiveLaunchOnASwitch(t *testing.T) {
 	testvm.Require(t)
 	h := newHost(t).withVMNet()
 	sw := h.runSwitch(h.path("run"), nobody)
-	h.Switches = func() ([]string, error) { return []string{sw}, nil }
+	h.AskSwitches, h.Switches = true, []string{sw}
 	a := h.boot(testvm.Config{Name: "Pa"}, ":", "--switch", sw, "--lock-mac")
 	b := h.boot(testvm.Config{Name: "Pb"}, ":", "--bridge", "br0", "--vhost", "off", "--next-nic", "--switch", sw)
 	nicA := h.one(a)

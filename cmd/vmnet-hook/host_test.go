@@ -47,7 +47,7 @@ func newHost(t *testing.T, conf ...string) *host {
 	t.Helper()
 	libvirttest.Require(t)
 	ns := nstest.New(t)
-	m, err := tapmgr.New(ns)
+	m, err := tapmgr.Open(ns.Path())
 	if err != nil {
 		t.Fatal(err)
 	}

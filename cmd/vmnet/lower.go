@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmnet/tapmgr"
-	"vmnet/tapmgr/hostaccess"
+	"vmnet/tapmgr/nic"
 )
 
 // lowerVerb is the command line of lower.
@@ -92,7 +92,7 @@ func (a *app) lower(ctx context.Context, o *lowerVerb) error {
 			return a.showLower(ctx, m, o)
 		}
 		o.steps.apply(a, m, o.json)
-		h, changed, err := m.HostAccess().Set(ctx, o.lower, o.hostAccess == "on", o.addrs)
+		h, changed, err := m.SetHostAccess(ctx, o.lower, o.hostAccess == "on", o.addrs)
 		if err != nil || o.steps.planned {
 			return err
 		}
@@ -100,7 +100,7 @@ func (a *app) lower(ctx context.Context, o *lowerVerb) error {
 	})
 }
 
-func (a *app) printHostAccess(h hostaccess.Access, changed bool, o *lowerVerb) error {
+func (a *app) printHostAccess(h nic.HostAccess, changed bool, o *lowerVerb) error {
 	on := o.hostAccess == "on"
 	if o.json {
 		there := &h
@@ -108,9 +108,9 @@ func (a *app) printHostAccess(h hostaccess.Access, changed bool, o *lowerVerb) e
 			there = nil
 		}
 		return a.printJSON(struct {
-			Lower      string             `json:"lower"`
-			HostAccess *hostaccess.Access `json:"host_access"`
-			Changed    bool               `json:"changed"`
+			Lower      string          `json:"lower"`
+			HostAccess *nic.HostAccess `json:"host_access"`
+			Changed    bool            `json:"changed"`
 		}{h.Parent, there, changed})
 	}
 	switch {
@@ -146,7 +146,7 @@ func addressText(all []netip.Prefix) string {
 }
 
 func (a *app) showLower(ctx context.Context, m *tapmgr.Manager, o *lowerVerb) error {
-	info, err := m.HostAccess().Show(ctx, o.lower)
+	info, err := m.ShowParent(ctx, o.lower)
 	if err != nil {
 		return err
 	}
@@ -154,7 +154,7 @@ func (a *app) showLower(ctx context.Context, m *tapmgr.Manager, o *lowerVerb) er
 		return a.printJSON(info)
 	}
 	fields := []field{{"host access", "off"}}
-	if h := info.Access; h != nil {
+	if h := info.HostAccess; h != nil {
 		a.notes(h.Notices)
 		fields = []field{
 			{"host access", "on"},

@@ -16,11 +16,10 @@ import (
 func (a *app) withManager(f func(*tapmgr.Manager) error) error {
 	return tapmgr.In(a.netns, func(m *tapmgr.Manager) error {
 		m.Progress = a.progress()
+		m.AskSwitches, m.Switches = true, a.runningSwitches()
 		m.UseHelper(helperPath())
 		m.Libvirt = a.libvirt
 		m.AskLibvirt()
-		m.Switches = control.Running
-		m.Notice = a.note
 		return f(m)
 	})
 }
@@ -54,11 +53,23 @@ func (a *app) withNetlink(f func(*rtnl.Conn) error) error {
 // jitter suppresses none of the reports.
 const progressEvery = 900 * time.Millisecond
 
-// progress returns a function that prints what is being waited for, at most once a second.
-func (a *app) progress() func(string) {
+// runningSwitches returns the control sockets of the switches that this user could reach.
+func (a *app) runningSwitches() []string {
+	paths, err := control.Running()
+	if err != nil {
+		a.note(fmt.Sprintf("the switches were not asked: %v", err))
+	}
+	return paths
+}
+
+// progress returns a function that prints what could not be seen, and at most once a second what is
+// being waited for.
+func (a *app) progress() func(tapmgr.ProgressKind, string) {
 	var last time.Time
-	return func(text string) {
-		if time.Since(last) >= progressEvery {
+	return func(kind tapmgr.ProgressKind, text string) {
+		if kind == tapmgr.Unseen {
+			a.note(text)
+		} else if time.Since(last) >= progressEvery {
 			last = time.Now()
 			a.say(text)
 		}

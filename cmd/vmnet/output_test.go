@@ -76,8 +76,8 @@ func TestReport(t *testing.T) {
 func TestProgressIsThrottled(t *testing.T) {
 	var stderr bytes.Buffer
 	tell := (&app{err: &stderr}).progress()
-	tell("one")
-	tell("two")
+	tell(tapmgr.Waiting, "one")
+	tell(tapmgr.Waiting, "two")
 	if got, want := stderr.String(), "vmnet: one\n"; got != want {
 		t.Errorf("two texts at once printed %q; want %q", got, want)
 	}

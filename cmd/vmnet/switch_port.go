@@ -330,7 +330,7 @@ func (w *wantedPort) openPacket(ctx context.Context, ns *netns.NS, c *rtnl.Conn)
 // network namespaces that only their QEMUs have open.
 func noGuestsOn(ctx context.Context, ns *netns.NS, device string) error {
 	return tapmgr.In(ns.String(), func(m *tapmgr.Manager) error {
-		info, err := m.HostAccess().Show(ctx, device)
+		info, err := m.ShowParent(ctx, device)
 		if err != nil || len(info.NICs) == 0 {
 			return err
 		}

@@ -52,7 +52,7 @@ func (a *app) watch(ctx context.Context, o *watchVerb) error {
 		return err
 	}
 	defer ns.Close()
-	m, err := tapmgr.New(ns)
+	m, err := tapmgr.Open(a.netns)
 	if err != nil {
 		return err
 	}

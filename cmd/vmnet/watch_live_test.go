@@ -76,7 +76,7 @@ func nobodysGuest(t *testing.T, name string) (pid int) {
 // hasDeaf adds a macvtap to the guest that drops frames the guest wants, for watch to find.
 func hasDeaf(t *testing.T, ns *netns.NS, name string, pid int) {
 	t.Helper()
-	m, err := tapmgr.New(ns)
+	m, err := tapmgr.Open(ns.Path())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 
 // leaky are the public packages whose API names types of internal packages. Other modules can use
 // such a part of it only with what they are given.
-var leaky = []string{"tapmgr", "tapmgr/hostaccess"}
+var leaky []string
 
 // private are the directories of packages that are no part of the API. libvirttest is for this
 // module's own tests.

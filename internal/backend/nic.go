@@ -207,7 +207,7 @@ func (h *NIC) PlanDevice(queues int) (err error) {
 	byName := h.Spec.Via == nic.ViaLibvirt // libvirt opens the files itself
 	h.Device = qmp.NIC{
 		ID: nic.DeviceID(r.NIC), Model: r.Model, MAC: r.MAC, HostMTU: r.MTU, Options: maps.Clone(h.Spec.DeviceOptions),
-		Queues: queues, Vhost: r.Vhost && !byName, Netns: h.Spec.Lower != nil && !byName,
+		Queues: queues, Vhost: r.Vhost && !byName, Netns: h.Spec.Lower != nil && !byName, Label: h.hasLabel(),
 	}
 	h.Device.Bus, h.Device.Addr = h.Device.Options["bus"], h.Device.Options["addr"]
 	delete(h.Device.Options, "bus")
@@ -248,21 +248,25 @@ func (h *NIC) useVhost() (bool, error) {
 	return false, nil
 }
 
-// label returns the text of the label that the VMM gets; empty for none.
+// hasLabel reports whether the VMM gets a label.
 //
 // The alias of a NIC's link is its record. But the link may be deleted under its guest: a macvtap
 // goes with its parent device, and an administrator can delete a tap. The guest then keeps a dead
 // NIC, whose VMM holds queues of no interface. So the VMM gets the record as a label as well. It
 // gets none from a helper that an attach has started, since the attach gives it one; and none if
 // libvirt opens the interface.
+func (h *NIC) hasLabel() bool {
+	r := h.Record
+	fromHelper := h.m.Owner != 0 && r.Phase == nic.PhaseAttaching
+	return r.Type == nic.TypeSocket || r.Via != nic.ViaLibvirt && !fromHelper
+}
+
+// label returns the label's text.
 func (h *NIC) label() (string, error) {
 	r := h.Record
-	switch {
-	case r.Type == nic.TypeSocket: // which has no link
+	if r.Type == nic.TypeSocket { // which has no link
 		r.Phase = nic.PhasePlugged
 		return r.Encode()
-	case r.Via == nic.ViaLibvirt, h.m.Owner != 0 && r.Phase == nic.PhaseAttaching:
-		return "", nil
 	}
 	own, err := h.m.NS.Inode()
 	return r.Label(own), err
@@ -279,13 +283,13 @@ func (h *NIC) HostSteps(pid int) ([]step.Step, error) {
 	if err := errors.Join(err, finalErr); err != nil {
 		return nil, step.WithStage(nic.ErrInvalid, err)
 	}
-	label, err := h.label()
-	if err != nil {
-		return nil, step.WithStage(nic.ErrLink, err)
-	}
-	h.made, h.Device.Label = w, label != ""
+	h.made = w
 	var list []step.Step
 	if h.Device.Label {
+		label, err := h.label()
+		if err != nil {
+			return nil, step.WithStage(nic.ErrLink, err)
+		}
 		list = append(list, h.labelStep(label))
 	}
 	list = append(list, h.host.steps(w)...)

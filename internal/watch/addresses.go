@@ -6,8 +6,8 @@ import (
 	"maps"
 	"time"
 
+	"vmnet/internal/backend"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
 
@@ -15,7 +15,7 @@ import (
 // change it without end.
 const tellEvery = 10 * time.Second
 
-// addresses resets the addresses of taps that their holders have changed; see tapmgr.HostAddress.
+// addresses resets the addresses of taps that their holders have changed; see backend.HostAddress.
 // Only the goroutine that handles the kernel's events uses it, and events come no faster than it
 // handles them: excess events are lost, and the links are read again after a pause.
 type addresses struct {
@@ -36,7 +36,7 @@ func newAddresses(setBack func(int) (nic.Action, error), report func(Report)) *a
 
 // link checks a tap that is new or was changed.
 func (a *addresses) link(l *rtnl.Link) {
-	want, ok := tapmgr.HostAddress(l)
+	want, ok := backend.HostAddress(l)
 	if !ok || bytes.Equal(want, l.MAC) {
 		return
 	}

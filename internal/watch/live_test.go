@@ -40,7 +40,7 @@ func newHost(t testing.TB) *host {
 		t.Fatal(err)
 	}
 	t.Cleanup(h.nl.Close)
-	if h.m, err = tapmgr.New(h.ns); err != nil {
+	if h.m, err = tapmgr.Open(h.ns.Path()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(h.m.Close)

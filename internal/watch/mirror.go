@@ -146,7 +146,7 @@ func (m *mirrors) look(ctx context.Context, n int) {
 	}
 	guests := map[int]*guest{}
 	for _, x := range all {
-		pid := x.Guest.PID
+		pid := x.PID
 		if guests[pid] == nil {
 			guests[pid] = m.known(pid)
 		}

@@ -35,7 +35,7 @@ func TestReportsThatAGuestCausesAreBounded(t *testing.T) {
 func TestChangesAreOfTheGuestOfThatUUID(t *testing.T) {
 	m := newMirrors(nil, nil)
 	var x tapmgr.Mirror
-	x.Guest.UUID = "AA000000-0000-0000-0000-000000000000"
+	x.UUID = "AA000000-0000-0000-0000-000000000000"
 	m.guests[7] = &guest{nics: []tapmgr.Mirror{x}}
 	if m.noteChange(libvirt.Event{Domain: libvirt.Domain{UUID: domainxml.UUID{0xbb}}}) || m.guests[7].due {
 		t.Error("another guest's change is taken for this one's")

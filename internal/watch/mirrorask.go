@@ -55,7 +55,7 @@ func (m *mirrors) tick(all bool) {
 	}
 }
 
-func (g *guest) ofLibvirt() bool { return g.nics[0].Guest.Libvirt }
+func (g *guest) ofLibvirt() bool { return g.nics[0].IsLibvirts }
 
 // askDue asks the marked guests, except those that have still not answered: libvirtd does not stop
 // asking when its client stops waiting. It would ask a stopped QEMU again and again until it has no
@@ -108,7 +108,7 @@ func (m *mirrors) poll(ctx context.Context, x tapmgr.Mirror) (filters []raw.RxFi
 func (m *mirrors) answered(a answer) {
 	g := a.g
 	g.asking = false
-	if m.guests[g.nics[0].Guest.PID] != g {
+	if m.guests[g.nics[0].PID] != g {
 		return // it is gone
 	}
 	if a.err != nil {

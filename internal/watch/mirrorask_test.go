@@ -43,9 +43,9 @@ func (f *fakes) ask(ctx context.Context, x tapmgr.Mirror) (filters []raw.RxFilte
 
 func (f *fakes) WithMonitor(ctx context.Context, x tapmgr.Mirror, use func(*qmp.Conn) error) error {
 	f.mu.Lock()
-	f.asked[x.Guest.PID] = append(f.asked[x.Guest.PID], time.Since(f.start))
+	f.asked[x.PID] = append(f.asked[x.PID], time.Since(f.start))
 	f.mu.Unlock()
-	if err := f.answer(ctx, x.Guest.PID); err != nil {
+	if err := f.answer(ctx, x.PID); err != nil {
 		return err
 	}
 	c, err := qmp.Through(ctx, answers(`{"return": [{"name": "`+x.Device+`"}]}`))
@@ -71,8 +71,8 @@ func (f *fakes) answer(ctx context.Context, pid int) error {
 func (f *fakes) set(x tapmgr.Mirror, all bool) (changed bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	changed = f.inAll[x.Guest.PID] != all
-	f.inAll[x.Guest.PID] = all
+	changed = f.inAll[x.PID] != all
+	f.inAll[x.PID] = all
 	return changed, nil
 }
 
@@ -92,9 +92,9 @@ func mirrorFakes(t *testing.T, n, hung int, err error, use func(f *fakes)) {
 		for i := range n {
 			for _, pid := range []int{i, 100 + i} {
 				x := tapmgr.Mirror{Device: "net0"}
-				x.Guest.PID, x.Guest.Libvirt = pid, pid < 100
-				if x.Guest.Libvirt {
-					x.Guest.UUID = uuidOf(pid).String()
+				x.PID, x.IsLibvirts = pid, pid < 100
+				if x.IsLibvirts {
+					x.UUID = uuidOf(pid).String()
 				}
 				f.all = append(f.all, x)
 			}

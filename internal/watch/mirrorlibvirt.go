@@ -35,7 +35,7 @@ func (m *mirrors) reach(ctx context.Context) ask {
 	}
 	conn := m.monitor // it may be replaced before the answer arrives
 	return func(ctx context.Context, x tapmgr.Mirror) ([]raw.RxFilterInfo, error) {
-		return filtersOf(ctx, conn, x.Guest)
+		return filtersOf(ctx, conn, x)
 	}
 }
 
@@ -77,7 +77,7 @@ func (m *mirrors) hangUp() {
 // noteChange reports whether an event is about a guest that is asked.
 func (m *mirrors) noteChange(e libvirt.Event) (is bool) {
 	for _, g := range m.guests {
-		if strings.EqualFold(g.nics[0].Guest.UUID, e.Domain.UUID.String()) {
+		if strings.EqualFold(g.nics[0].UUID, e.Domain.UUID.String()) {
 			g.due, g.rested = true, time.Time{}
 			is = true // of several that claim to be the guest, any
 		}
@@ -88,8 +88,8 @@ func (m *mirrors) noteChange(e libvirt.Event) (is bool) {
 // filtersOf asks a guest for its receive filters. Only its command line says that it has that UUID:
 // libvirt must confirm it, or a user could write another guest's UUID there and have that guest
 // tainted.
-func filtersOf(ctx context.Context, conn *libvirt.Conn, q qemu.Process) ([]raw.RxFilterInfo, error) {
-	uuid, err := domainxml.ParseUUID(q.UUID)
+func filtersOf(ctx context.Context, conn *libvirt.Conn, x tapmgr.Mirror) ([]raw.RxFilterInfo, error) {
+	uuid, err := domainxml.ParseUUID(x.UUID)
 	if err != nil {
 		return nil, err
 	}
@@ -105,9 +105,9 @@ func filtersOf(ctx context.Context, conn *libvirt.Conn, q qemu.Process) ([]raw.R
 	if err != nil {
 		return nil, err
 	}
-	if len(all) != 1 || all[0].PID != q.PID {
+	if len(all) != 1 || all[0].PID != x.PID {
 		return nil, fmt.Errorf("%w: process %d says that it is libvirt's domain %s, and so does another",
-			qemu.ErrAmbiguous, q.PID, dom.Name)
+			qemu.ErrAmbiguous, x.PID, dom.Name)
 	}
 	c, err := qmp.Through(ctx, relay{conn, dom})
 	if err != nil {

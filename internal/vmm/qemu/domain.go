@@ -9,14 +9,10 @@ import (
 // command line has its name and UUID, which any user can write. If there are several, it returns
 // those that run as the uid that libvirt reports, or all of them if none does, as in a user
 // namespace.
-func OfDomain(name, uuid string, runAs int) ([]Process, error) {
-	procs, err := OfLibvirt(name)
-	if err != nil {
-		return nil, err
-	}
-	procs = slices.DeleteFunc(procs, func(p Process) bool { return !strings.EqualFold(p.UUID, uuid) })
+func (r Running) OfDomain(name, uuid string, runAs int) []Process {
+	procs := slices.DeleteFunc(r.OfLibvirt(name), func(p Process) bool { return !strings.EqualFold(p.UUID, uuid) })
 	if len(procs) < 2 || runAs < 0 {
-		return procs, nil
+		return procs
 	}
 	var vouched []Process
 	for _, p := range procs {
@@ -25,7 +21,13 @@ func OfDomain(name, uuid string, runAs int) ([]Process, error) {
 		}
 	}
 	if len(vouched) == 0 {
-		return procs, nil
+		return procs
 	}
-	return vouched, nil
+	return vouched
+}
+
+// OfDomain is [Running.OfDomain] with a look at /proc of its own.
+func OfDomain(name, uuid string, runAs int) ([]Process, error) {
+	r, err := Look()
+	return r.OfDomain(name, uuid, runAs), err
 }

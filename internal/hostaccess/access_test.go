@@ -15,8 +15,8 @@ func prefixes(texts ...string) (all []netip.Prefix) {
 	return all
 }
 
-// TestRecognize: a macvlan is an Access by its alias, or by a name and an address that only vmnet
-// chooses.
+// TestRecognize: a macvlan is a host access by its alias, or by a name and an address that only
+// vmnet chooses.
 func TestRecognize(t *testing.T) {
 	for name, tc := range map[string]struct {
 		link    rtnl.Link
@@ -37,13 +37,17 @@ func TestRecognize(t *testing.T) {
 	} {
 		m, ok := recognize(&tc.link, tc.parent)
 		if ok != (tc.want != "") || ok && (m.parent != tc.want || m.unnamed != tc.unnamed) {
-			t.Errorf("%s: %v, on %q, unnamed %v; want %q, unnamed %v", name, ok, m.parent, m.unnamed, tc.want, tc.unnamed)
+			t.Errorf("%s: %v, on %q, unnamed %v; want %q, unnamed %v",
+				name, ok, m.parent, m.unnamed, tc.want, tc.unnamed)
 		}
 	}
 }
 
 func TestShadowed(t *testing.T) {
-	m := accessLink{Link: &rtnl.Link{Name: "eth0-host"}, parent: "eth0", addresses: prefixes("10.9.0.1/24", "192.0.2.9/24", "fd00:9::1/64")}
+	m := accessLink{
+		Link: &rtnl.Link{Name: "eth0-host"}, parent: "eth0",
+		addresses: prefixes("10.9.0.1/24", "192.0.2.9/24", "fd00:9::1/64"),
+	}
 	for name, tc := range map[string]struct {
 		addrs []netip.Prefix
 		want  int
@@ -94,11 +98,20 @@ func TestSteps(t *testing.T) {
 		addrs   []netip.Prefix
 		want    []string
 	}{
-		"a new one":                   {nil, "", prefixes("10.9.0.1/24"), []string{"alias", "no router", "address 10.9.0.1/24", "up"}},
-		"a new one with a long name":  {nil, "long", nil, []string{"alias", "altname", "no router", "up"}},
-		"the same address twice":      {nil, "", prefixes("10.9.0.1/24", "10.9.0.1/24"), []string{"alias", "no router", "address 10.9.0.1/24", "up"}},
-		"all is there":                {whole, "", prefixes("10.9.0.1/24"), nil},
-		"another address":             {whole, "", prefixes("10.9.0.1/24", "10.9.1.1/24"), []string{"address 10.9.1.1/24"}},
+		"a new one": {
+			nil, "", prefixes("10.9.0.1/24"),
+			[]string{"alias", "no router", "address 10.9.0.1/24", "up"},
+		},
+		"a new one with a long name": {nil, "long", nil, []string{"alias", "altname", "no router", "up"}},
+		"the same address twice": {
+			nil, "", prefixes("10.9.0.1/24", "10.9.0.1/24"),
+			[]string{"alias", "no router", "address 10.9.0.1/24", "up"},
+		},
+		"all is there": {whole, "", prefixes("10.9.0.1/24"), nil},
+		"another address": {
+			whole, "", prefixes("10.9.0.1/24", "10.9.1.1/24"),
+			[]string{"address 10.9.1.1/24"},
+		},
 		"it is down":                  {down, "", nil, []string{"up"}},
 		"cut short, with its altname": {unnamed, "long", nil, []string{"alias", "no router", "up"}},
 	} {

@@ -1,4 +1,4 @@
-package tapmgr
+package guest
 
 import (
 	"context"
@@ -15,15 +15,15 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// What libvirt opens by its name must be there before the guest starts: the hook makes it, of what
-// the domain's metadata declares. A guest that is saved, snapshot with its memory or migrated
-// starts again from its running definition, and one that was off from the stored one: so a NIC is
-// declared in each of the two that has its interface.
+// What libvirt opens by its name must be there before the guest starts: the hook makes it from what
+// the domain's metadata declares. A guest that was saved, migrated, or reverted to a snapshot with
+// its memory starts from its running definition, a guest that was off from the stored one. So a NIC
+// is declared in each of the two that has its interface.
 
 // missing returns the definitions that do not declare the NIC.
-func (d *domain) missing(ctx context.Context, nic string, in []libvirt.Affect) (missing []libvirt.Affect, err error) {
+func (d *Domain) missing(ctx context.Context, nicID string, in []libvirt.Affect) (missing []libvirt.Affect, err error) {
 	for _, affect := range in {
-		has, err := d.declares(ctx, nic, affect)
+		has, err := d.declares(ctx, nicID, affect)
 		if err != nil {
 			return nil, err
 		}
@@ -34,9 +34,9 @@ func (d *domain) missing(ctx context.Context, nic string, in []libvirt.Affect) (
 	return missing, nil
 }
 
-// declares reports whether the NIC is declared in the domain's running or stored definition. There
-// is none of a domain that is off, or transient.
-func (d *domain) declares(ctx context.Context, nic string, in libvirt.Affect) (bool, error) {
+// declares reports whether the NIC is declared in the domain's running or stored definition. A
+// domain that is off has no running definition, and a transient domain no stored one.
+func (d *Domain) declares(ctx context.Context, nicID string, in libvirt.Affect) (bool, error) {
 	if in == libvirt.AffectLive && d.dom.ID < 0 {
 		return false, nil
 	}
@@ -52,27 +52,31 @@ func (d *domain) declares(ctx context.Context, nic string, in libvirt.Affect) (b
 	if err != nil {
 		return false, explainStopped(err)
 	}
-	return declared.Declares(element, nic)
+	return declared.Declares(element, nicID)
 }
 
-// declareStep comes before the interface: the hook passes over a NIC that is declared and has none.
-func (d *domain) declareStep(spec nic.Spec, in []libvirt.Affect) step.Step {
-	return d.editStep("declare", fmt.Sprintf("libvirt: metadata of %s: NIC %s, for the hook to make when the guest starts again", d.dom.Name, spec.NIC), in,
+// declareStep declares the NIC. It comes before the interface: the hook skips a NIC that is
+// declared without an interface.
+func (d *Domain) declareStep(spec nic.Spec, in []libvirt.Affect) step.Step {
+	return d.editStep("declare",
+		fmt.Sprintf("libvirt: metadata of %s: NIC %s, for the hook to make when the guest starts again",
+			d.dom.Name, spec.NIC), in,
 		func(element string) (string, error) { return declared.Declare(element, spec) })
 }
 
-func (d *domain) undeclareStep(name, nic string, in libvirt.Affect) step.Step {
+func (d *Domain) undeclareStep(name, nic string, in libvirt.Affect) step.Step {
 	return d.editStep(name, fmt.Sprintf("libvirt: metadata of %s: no NIC %s", d.dom.Name, nic), []libvirt.Affect{in},
 		func(element string) (string, error) { return declared.Undeclare(element, nic) })
 }
 
-// undeclareRunning comes after the interface has gone. What a guest keeps of a NIC that was cut off
-// stays declared: else the guest could be saved, and not be restored.
-func (d *domain) undeclareRunning(nic string) step.Step {
+// undeclareRunning comes after the interface has gone. If a guest keeps the device of a NIC that
+// was disconnected by force, the NIC stays declared: otherwise the guest could be saved, but not be
+// restored.
+func (d *Domain) undeclareRunning(nic string) step.Step {
 	s := d.undeclareStep("undeclare", nic, libvirt.AffectLive)
 	edit := s.Do
 	s.Do = func(ctx context.Context) error {
-		if has, err := d.has(ctx, nic); err != nil || has {
+		if has, err := d.Has(ctx, nic); err != nil || has {
 			return explainStopped(err)
 		}
 		return edit(ctx)
@@ -81,7 +85,7 @@ func (d *domain) undeclareRunning(nic string) step.Step {
 }
 
 // editStep edits the element in those definitions.
-func (d *domain) editStep(name, text string, in []libvirt.Affect, edit func(string) (string, error)) step.Step {
+func (d *Domain) editStep(name, text string, in []libvirt.Affect, edit func(string) (string, error)) step.Step {
 	former := map[libvirt.Affect]string{}
 	set := func(ctx context.Context, affect libvirt.Affect, element string) error {
 		return explainStopped(d.SetMetadata(ctx, d.dom, declared.Prefix, declared.Namespace, element, affect))
@@ -109,7 +113,8 @@ func (d *domain) editStep(name, text string, in []libvirt.Affect, edit func(stri
 		Undo: func(ctx context.Context) error {
 			var errs []error
 			for affect, element := range former {
-				if err := set(ctx, affect, element); !errors.Is(err, errEnded) { // the running definition has gone with it
+				if err := set(ctx, affect, element); !errors.Is(err, errEnded) {
+					// the running definition has gone with it
 					errs = append(errs, err)
 				}
 			}
@@ -118,9 +123,10 @@ func (d *domain) editStep(name, text string, in []libvirt.Affect, edit func(stri
 	}
 }
 
-// costOfNoHook is what a person should know of a NIC whose device nobody will make again. Where
-// libvirtd's hooks cannot be seen, as in another process namespace, nothing is known of them.
-func (d *domain) costOfNoHook(r nic.Record) []string {
+// costOfNoHook returns what the caller should know of a NIC if libvirt does not call the hook,
+// which makes the NIC's device again. If libvirt's hooks cannot be seen, as in another PID
+// namespace, it returns nothing.
+func (d *Domain) costOfNoHook(r nic.Record, isStored bool) []string {
 	pid, err := d.Peer()
 	if err != nil || pid == 0 {
 		return nil
@@ -135,7 +141,7 @@ func (d *domain) costOfNoHook(r nic.Record) []string {
 	}
 	cost := "cannot be restored with this NIC once it was saved, migrated or put back to a snapshot"
 	switch {
-	case len(d.store) == 0:
+	case !isStored:
 	case r.Type == nic.TypeTap:
 		cost = "starts without a network at this NIC, or not at all, and " + cost
 	default:

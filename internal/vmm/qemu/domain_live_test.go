@@ -1,4 +1,4 @@
-package tapmgr_test
+package qemu_test
 
 import (
 	"fmt"

@@ -1,4 +1,4 @@
-package tapmgr
+package backend
 
 import (
 	"bytes"
@@ -13,13 +13,13 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// Whoever has a tap's queue open may give the tap any address: SIOCSIFHWADDR on that fd asks for no
-// privilege (__tun_chr_ioctl in drivers/net/tun.c). With the address of another guest, the tap's
-// bridge keeps that guest's frames to itself, as frames for a port's own address
-// (br_handle_frame_finish), whatever isolates the ports.
+// A process that has a queue of a tap open can give the tap any address: SIOCSIFHWADDR on that fd
+// needs no privilege (__tun_chr_ioctl in drivers/net/tun.c). If that is the address of another
+// guest, the tap's bridge keeps that guest's frames, as frames for a port's own address
+// (br_handle_frame_finish), even if the ports are isolated.
 
-// HostAddress is the address that a tap of ours on a bridge should have on the host's side, by what
-// its alias says; ok is false of other links, of taps that are on no bridge, and while one is being
+// HostAddress returns the address that a managed tap on a bridge should have on the host's side, as
+// its alias says. ok is false for other links, for a tap on no bridge, and while one is being
 // attached.
 func HostAddress(l *rtnl.Link) (mac net.HardwareAddr, ok bool) {
 	if l.Tun == nil || len(l.MAC) != 6 || l.Master == 0 {
@@ -35,10 +35,10 @@ func HostAddress(l *rtnl.Link) (mac net.HardwareAddr, ok bool) {
 	return stablemac.HostMAC(r.MAC), true
 }
 
-// SetBackAddress gives the tap of that interface index the address of HostAddress. Changed is false
-// in the result where it has that, or is no such tap (any more).
-func (m *Manager) SetBackAddress(index int) (nic.Action, error) {
-	l, err := m.host.NL.LinkByIndex(index)
+// SetBackAddress gives the tap of that interface index the address of HostAddress. The action's
+// Changed is false if the tap has that already, or if there is no such tap (any more).
+func (m *Maker) SetBackAddress(index int) (nic.Action, error) {
+	l, err := m.NL.LinkByIndex(index)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nic.Action{}, nil
 	}
@@ -51,5 +51,5 @@ func (m *Manager) SetBackAddress(index int) (nic.Action, error) {
 	}
 	r, _ := nic.ParseRecord(l.Alias)
 	a := nic.Action{VM: r.VM, NIC: r.NIC, Interface: l.Name, Action: fmt.Sprintf("address set back to %s: whoever holds it had made it %s", want, l.MAC), Changed: true}
-	return a, rtnl.IgnoreNotExist(m.host.NL.Set(index, rtnl.MAC(want)))
+	return a, rtnl.IgnoreNotExist(m.NL.Set(index, rtnl.MAC(want)))
 }

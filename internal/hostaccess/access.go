@@ -33,36 +33,11 @@ type Host struct {
 // On returns the Host for what a Maker works in, which must stay open.
 func On(m *backend.Maker) *Host { return &Host{m} }
 
-// Access is a macvlan in mode bridge by which the host and the macvtap guests on the same parent
-// device reach each other. It stays until it is switched off. Its JSON keys are stable.
-type Access struct {
-	Parent    string         `json:"lower"` // the parent device's name
-	Interface string         `json:"interface"`
-	MAC       string         `json:"mac"`
-	MTU       int            `json:"mtu"`       // bytes
-	Addresses []netip.Prefix `json:"addresses"` // of the host on it, without IPv6 link-local ones
-	State     nic.State      `json:"state"`
-	Notices   []string       `json:"notices,omitempty"` // what a person should know although it is no error
-
-	Added []netip.Prefix `json:"-"` // the Addresses that Set has added
-}
-
-// Type is the type that an Access has in a list of NICs.
-const Type = "macvlan"
-
-// mode is what such a list shows as the mode of an Access.
-const mode = "host access"
-
-// NIC returns the Access as a row of a list of NICs. It has neither guest nor model nor queues.
-func (a Access) NIC() nic.NIC {
-	return nic.NIC{Interface: a.Interface, Type: Type, Source: a.Parent, Mode: mode, MAC: a.MAC, MTU: a.MTU, State: a.State}
-}
-
 // aliasPrefix begins the alias of such a macvlan. nic.ParseRecord does not take it for a NIC, since
 // it names no guest.
 const aliasPrefix = alias.Prefix + "host-access lower="
 
-// accessLink is the link of an Access as it is now.
+// accessLink is the link of a host access as it is now.
 type accessLink struct {
 	*rtnl.Link
 	parent    string // its present name, or the alias's if it was moved to another netns
@@ -70,18 +45,18 @@ type accessLink struct {
 	unnamed   bool // it has no alias yet: a vmnet was killed while it made it
 }
 
-// macOf returns the address of the Access on a parent device of that name.
+// macOf returns the address of the host access on a parent device of that name.
 func macOf(parent string) net.HardwareAddr {
 	return stablemac.New([]byte{0x02}, "host-access", parent)
 }
 
 // List returns what there is, by parent device.
-func (h *Host) List() ([]Access, error) {
+func (h *Host) List() ([]nic.HostAccess, error) {
 	all, err := h.macvlans()
 	if err != nil {
 		return nil, err
 	}
-	list := []Access{}
+	list := []nic.HostAccess{}
 	for _, m := range all {
 		list = append(list, h.describe(m))
 	}
@@ -89,7 +64,7 @@ func (h *Host) List() ([]Access, error) {
 }
 
 func (h *Host) macvlans() ([]accessLink, error) {
-	links, err := h.maker.NL.Links(Type, 0)
+	links, err := h.maker.NL.Links(nic.TypeMacvlan, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +85,7 @@ func (h *Host) macvlans() ([]accessLink, error) {
 	return found, nil
 }
 
-// recognize reports whether a macvlan is an Access.
+// recognize reports whether a macvlan is a host access.
 func (h *Host) recognize(l *rtnl.Link) (accessLink, bool) {
 	parent := ""
 	if l.LowerNS < 0 {
@@ -121,8 +96,8 @@ func (h *Host) recognize(l *rtnl.Link) (accessLink, bool) {
 	return recognize(l, parent)
 }
 
-// recognize decides whether a macvlan is an Access: by its alias or, if that is not set yet, by a
-// name and an address that nobody else would choose. parent is the present name of its parent
+// recognize decides whether a macvlan is a host access: by its alias or, if that is not set yet, by
+// a name and an address that nobody else would choose. parent is the present name of its parent
 // device; empty if that is in another netns.
 func recognize(l *rtnl.Link, parent string) (m accessLink, ok bool) {
 	text, ok := strings.CutPrefix(l.Alias, aliasPrefix)
@@ -134,7 +109,7 @@ func recognize(l *rtnl.Link, parent string) (m accessLink, ok bool) {
 	return accessLink{Link: l, parent: parent, unnamed: unnamed}, ok || unnamed
 }
 
-// on returns the macvlan of the Access on a parent device; nil if there is none.
+// on returns the macvlan of the host access on a parent device; nil if there is none.
 func (h *Host) on(parent string) (*accessLink, error) {
 	all, err := h.macvlans()
 	for _, m := range all {
@@ -145,12 +120,12 @@ func (h *Host) on(parent string) (*accessLink, error) {
 	return nil, err
 }
 
-func (h *Host) describe(m accessLink) Access {
+func (h *Host) describe(m accessLink) nic.HostAccess {
 	state := inventory.LinkState(m.Link)
 	if m.unnamed {
 		state = nic.Incomplete
 	}
-	a := Access{
+	a := nic.HostAccess{
 		Parent: m.parent, Interface: m.Name, MAC: m.MAC.String(), MTU: m.MTU,
 		Addresses: append([]netip.Prefix{}, m.addresses...), State: state,
 	}
@@ -169,34 +144,30 @@ func shadowed(m accessLink, addrs []netip.Prefix) (notices []string) {
 	for _, a := range m.addresses {
 		i := slices.IndexFunc(addrs, a.Overlaps)
 		if i >= 0 {
-			notices = append(notices, fmt.Sprintf("%s is in the network of %s on %s, through which the host may send what is for guests: they answer only once their addresses are routed here (ip route add GUEST dev %s), or use a network of its own", a, addrs[i], m.parent, m.Name))
+			notices = append(notices,
+				fmt.Sprintf(
+					"%s is in the network of %s on %s, through which the host may send what is for guests: they answer only once their addresses are routed here (ip route add GUEST dev %s), or use a network of its own",
+					a, addrs[i], m.parent, m.Name))
 		}
 	}
 	return notices
 }
 
-// Parent describes a parent device.
-type Parent struct {
-	Name   string    `json:"lower"`
-	Access *Access   `json:"host_access"` // nil if it is off
-	NICs   []nic.NIC `json:"nics"`        // of guests, on that device
-}
-
 // Show describes the parent device of that name or altname: whether it has host access, and which
 // guests' NICs sit on it.
-func (h *Host) Show(ctx context.Context, name string) (Parent, error) {
+func (h *Host) Show(ctx context.Context, name string) (nic.Parent, error) {
 	link, err := h.parent(name)
 	if err != nil {
-		return Parent{}, err
+		return nic.Parent{}, err
 	}
-	p := Parent{Name: link.Name, NICs: []nic.NIC{}}
+	p := nic.Parent{Name: link.Name, NICs: []nic.NIC{}}
 	m, err := h.on(link.Name)
 	if err != nil {
 		return p, err
 	}
 	if m != nil {
 		a := h.describe(*m)
-		p.Access = &a
+		p.HostAccess = &a
 	}
 	all, err := h.maker.Devices(ctx)
 	for _, n := range inventory.NICs(all, "") {

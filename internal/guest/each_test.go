@@ -1,4 +1,4 @@
-package tapmgr
+package guest
 
 import (
 	"context"
@@ -81,10 +81,11 @@ func TestGuestsAreAskedNoLongerThan(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		stop := time.AfterFunc(tc.interrupt, func() { cancel(interrupted) })
 		start := time.Now()
-		found := atOnce(ctx, tc.within, "guests have taken", slices.Collect(slices.Chunk(guestsHeld(100), 1)), func(_, reading context.Context, _ []inventory.Device) error {
-			<-reading.Done()
-			return errors.Join(reading.Err(), context.Cause(reading))
-		})
+		found := atOnce(ctx, tc.within, "guests have taken", slices.Collect(slices.Chunk(guestsHeld(100), 1)),
+			func(_, reading context.Context, _ []inventory.Device) error {
+				<-reading.Done()
+				return errors.Join(reading.Err(), context.Cause(reading))
+			})
 		if took := time.Since(start); took > time.Second {
 			t.Errorf("%s: took %v", name, took)
 		}

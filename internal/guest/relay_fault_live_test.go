@@ -1,4 +1,4 @@
-package tapmgr
+package guest
 
 import (
 	"context"
@@ -24,12 +24,13 @@ func (r *relayed) faults() {
 			closeTap()
 			return
 		}
-		err := step.Run(r.within(60*time.Second), steps, func(ctx context.Context, s step.Step, do func(context.Context) error) error {
-			if err := do(ctx); err != nil || s.Name != steps[i].Name {
-				return err
-			}
-			return fault
-		})
+		err := step.Run(r.within(60*time.Second), steps,
+			func(ctx context.Context, s step.Step, do func(context.Context) error) error {
+				if err := do(ctx); err != nil || s.Name != steps[i].Name {
+					return err
+				}
+				return fault
+			})
 		if !errors.Is(err, fault) || strings.Contains(err.Error(), "undo") {
 			r.Errorf("%s: %v", steps[i].Name, err)
 		}
@@ -38,8 +39,8 @@ func (r *relayed) faults() {
 	}
 }
 
-// qemuStops ends the context of each step while QEMU stands still. Nothing hangs, and once QEMU
-// goes on it gives everything back, though nobody of ours is there any more.
+// qemuStops ends the context of each step while QEMU is paused. Nothing hangs, and once QEMU
+// continues it closes everything, although nothing waits for that any more.
 func (r *relayed) qemuStops() {
 	qemu := r.g.QEMU()
 	defer r.signal(qemu, syscall.SIGCONT)
@@ -52,16 +53,17 @@ func (r *relayed) qemuStops() {
 			return
 		}
 		var start time.Time
-		err := step.Run(r.within(60*time.Second), steps, func(ctx context.Context, s step.Step, do func(context.Context) error) error {
-			if s.Name != steps[i].Name {
+		err := step.Run(r.within(60*time.Second), steps,
+			func(ctx context.Context, s step.Step, do func(context.Context) error) error {
+				if s.Name != steps[i].Name {
+					return do(ctx)
+				}
+				r.signal(qemu, syscall.SIGSTOP)
+				start = time.Now()
+				ctx, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+				defer cancel()
 				return do(ctx)
-			}
-			r.signal(qemu, syscall.SIGSTOP)
-			start = time.Now()
-			ctx, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
-			defer cancel()
-			return do(ctx)
-		})
+			})
 		if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, qmp.ErrUnanswered) {
 			r.Errorf("%s: %v", steps[i].Name, err)
 		}
@@ -84,7 +86,8 @@ func (r *relayed) libvirtdStops() {
 	r.signal(pid, syscall.SIGSTOP)
 	defer r.signal(pid, syscall.SIGCONT)
 	for range 3 {
-		if _, err := c.Name(r.within(100 * time.Millisecond)); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, qmp.ErrClosed) {
+		if _, err := c.Name(r.within(100 * time.Millisecond)); !errors.Is(err, context.DeadlineExceeded) ||
+			errors.Is(err, qmp.ErrClosed) {
 			r.Error(err)
 		}
 	}

@@ -1,4 +1,4 @@
-package tapmgr
+package guest
 
 import (
 	"errors"

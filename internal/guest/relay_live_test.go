@@ -1,4 +1,4 @@
-package tapmgr
+package guest
 
 import (
 	"context"
@@ -23,7 +23,7 @@ import (
 	"vmnet/testvm"
 )
 
-// relayed is a guest of libvirt's whose monitor is reached through libvirt.
+// relayed is a libvirt guest whose monitor is reached through libvirt.
 type relayed struct {
 	*testing.T
 	ns   *netns.NS
@@ -124,8 +124,8 @@ func TestLiveRelay(t *testing.T) {
 		{"refusals", (*relayed).refusals},
 		{"a foreign client", (*relayed).foreignClient},
 		{"fault at every step", (*relayed).faults},
-		{"QEMU stands still", (*relayed).qemuStops},
-		{"libvirtd stands still", (*relayed).libvirtdStops},
+		{"QEMU is paused", (*relayed).qemuStops},
+		{"libvirtd is paused", (*relayed).libvirtdStops},
 		{"libvirtd is restarted", (*relayed).libvirtdRestarts},
 		{"destroyed", (*relayed).destroyed},
 		{"killed", (*relayed).killed},
@@ -137,7 +137,7 @@ func TestLiveRelay(t *testing.T) {
 	}
 }
 
-// plug gives the guest a NIC, which it sees and lets go of again.
+// plug plugs a NIC into the guest and unplugs it again.
 func (r *relayed) plug() {
 	_, c := r.dial()
 	ctx := r.within(60 * time.Second)
@@ -182,7 +182,7 @@ func (r *relayed) plug() {
 	r.wantEvents(events, n.ID)
 }
 
-// wantEvents expects what a NIC that came and went is told with.
+// wantEvents expects the events of a NIC that was plugged and unplugged.
 func (r *relayed) wantEvents(s *qmp.Subscription, id string) {
 	r.Helper()
 	missing := map[string]bool{"DEVICE_DELETED": true, "NIC_RX_FILTER_CHANGED": true}
@@ -190,7 +190,8 @@ func (r *relayed) wantEvents(s *qmp.Subscription, id string) {
 		select {
 		case e := <-s.C:
 			var data struct{ Device, Name string }
-			if json.Unmarshal(e.Data, &data) == nil && (data.Device == id || data.Name == id) && time.Since(e.Time).Abs() < time.Minute {
+			if json.Unmarshal(e.Data, &data) == nil && (data.Device == id || data.Name == id) &&
+				time.Since(e.Time).Abs() < time.Minute {
 				delete(missing, e.Name)
 			}
 		case <-time.After(10 * time.Second):
@@ -204,12 +205,14 @@ func (r *relayed) refusals() {
 	_, c := r.dial()
 	ctx := r.within(60 * time.Second)
 	var refused *qmp.Error
-	if err := c.Execute(ctx, "no-such-command", nil, nil); !errors.As(err, &refused) || refused.Class != "CommandNotFound" {
+	if err := c.Execute(ctx, "no-such-command", nil, nil); !errors.As(err, &refused) ||
+		refused.Class != "CommandNotFound" {
 		r.Errorf("%v", err)
 	}
 	n, files, closeTap := r.nic(c, "vmnet-net0", "vr0")
 	n.Options = map[string]string{"no_such_option": "on"}
-	if err := c.Plug(ctx, n, files); !errors.As(err, &refused) || refused.Command != "device_add" || strings.Contains(err.Error(), "undo") {
+	if err := c.Plug(ctx, n, files); !errors.As(err, &refused) || refused.Command != "device_add" ||
+		strings.Contains(err.Error(), "undo") {
 		r.Errorf("%v", err)
 	}
 	closeTap()
@@ -253,7 +256,10 @@ func TestLiveRelayBesideLibvirt(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = tap.Close() // a single queue is libvirt's or ours
-		text, err := domainxml.Ethernet{Tap: "vr1", MAC: []byte{0x52, 0x54, 0, 0, 1, 2}, Alias: domainxml.Alias("net1")}.XML()
+		text, err := domainxml.Ethernet{
+			Tap: "vr1", MAC: []byte{0x52, 0x54, 0, 0, 1, 2},
+			Alias: domainxml.Alias("net1"),
+		}.XML()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -21,11 +21,13 @@ import (
 
 // Set switches the host access of a parent device on or off, by its name or altname. On again adds
 // the addresses that are missing and changes nothing else; off again succeeds. Set returns what is
-// there now, or was until now. If it fails it leaves everything as it was. An argument that makes
-// no sense is an error that matches nic.ErrInvalid.
-func (h *Host) Set(ctx context.Context, parent string, on bool, addrs []netip.Prefix) (a Access, changed bool, err error) {
+// there now, or was until now. If it fails it leaves everything as it was. Inconsistent
+// arguments are an error that matches nic.ErrInvalid.
+func (h *Host) Set(ctx context.Context, parent string, on bool,
+	addrs []netip.Prefix,
+) (a nic.HostAccess, changed bool, err error) {
 	if err := validate(parent, on, addrs); err != nil {
-		return Access{}, false, step.WithStage(nic.ErrInvalid, err)
+		return nic.HostAccess{}, false, step.WithStage(nic.ErrInvalid, err)
 	}
 	if !on {
 		a, changed, err = h.switchOff(ctx, parent)
@@ -36,7 +38,7 @@ func (h *Host) Set(ctx context.Context, parent string, on bool, addrs []netip.Pr
 		}
 	}
 	if err != nil {
-		return Access{}, false, fmt.Errorf("host access on %s: %w", parent, err)
+		return nic.HostAccess{}, false, fmt.Errorf("host access on %s: %w", parent, err)
 	}
 	return a, changed, nil
 }
@@ -53,22 +55,23 @@ func validate(parent string, on bool, addrs []netip.Prefix) error {
 	}
 	for _, a := range addrs {
 		if ip := a.Addr(); !a.IsValid() || ip.Is4In6() || ip.IsMulticast() || ip.IsUnspecified() {
-			return fmt.Errorf("address %s: want one of a host with its prefix length, such as 10.0.0.1/24 or fd00::1/64", a)
+			return fmt.Errorf(
+				"address %s: want one of a host with its prefix length, such as 10.0.0.1/24 or fd00::1/64", a)
 		}
 	}
 	return nil
 }
 
-func (h *Host) switchOff(ctx context.Context, parent string) (Access, bool, error) {
+func (h *Host) switchOff(ctx context.Context, parent string) (nic.HostAccess, bool, error) {
 	link, err := h.parent(parent)
 	if err == nil {
 		parent = link.Name // it may have been named by an altname
 	} else if !errors.Is(err, fs.ErrNotExist) {
-		return Access{}, false, err
+		return nic.HostAccess{}, false, err
 	}
 	m, findErr := h.on(parent) // it stays behind when its parent device is moved to another netns
 	if findErr != nil || m == nil {
-		return Access{Parent: parent}, false, cmp.Or(findErr, err)
+		return nic.HostAccess{Parent: parent}, false, cmp.Or(findErr, err)
 	}
 	was := h.describe(*m)
 	return was, true, h.run(ctx, []step.Step{{
@@ -92,21 +95,21 @@ func (h *Host) run(ctx context.Context, steps []step.Step) error {
 }
 
 // switchOn switches host access on, unless it is on already.
-func (h *Host) switchOn(ctx context.Context, parent string, addrs []netip.Prefix) (Access, bool, error) {
+func (h *Host) switchOn(ctx context.Context, parent string, addrs []netip.Prefix) (nic.HostAccess, bool, error) {
 	link, err := h.parent(parent)
 	if err != nil {
-		return Access{}, false, err
+		return nic.HostAccess{}, false, err
 	}
 	there, err := h.on(link.Name)
 	if err != nil {
-		return Access{}, false, err
+		return nic.HostAccess{}, false, err
 	}
 	c := &completion{Host: h, parentLink: link}
 	c.name, c.altName = nic.InterfaceName(link.Name, "host")
 	var list []step.Step
 	if there == nil {
 		if err := cmp.Or(h.mayBeParent(link), c.nameIsFree()); err != nil {
-			return Access{}, false, err
+			return nic.HostAccess{}, false, err
 		}
 		list = append(list, c.createStep())
 	} else {
@@ -117,11 +120,11 @@ func (h *Host) switchOn(ctx context.Context, parent string, addrs []netip.Prefix
 		return h.describe(*there), false, nil
 	}
 	if err := h.run(ctx, list); err != nil {
-		return Access{}, false, err
+		return nic.HostAccess{}, false, err
 	}
 	now, err := h.on(link.Name)
 	if err != nil || now == nil { // after a dry run there is none
-		return Access{Parent: link.Name, Interface: c.name}, true, err
+		return nic.HostAccess{Parent: link.Name, Interface: c.name}, true, err
 	}
 	a := h.describe(*now)
 	a.Added = c.added
@@ -133,14 +136,16 @@ func (h *Host) mayBeParent(l *rtnl.Link) error {
 	if l.Macvlan != nil || l.IPVlan != nil {
 		return fmt.Errorf("%s is a %s itself: name the device that it sits on", l.Name, l.Kind)
 	}
-	if err := macvlan.CheckParent(Type, l); err != nil {
+	if err := macvlan.CheckParent(nic.TypeMacvlan, l); err != nil {
 		return err
 	}
-	if err := h.maker.MayBeParent(Type, l); err != nil {
+	if err := h.maker.MayBeParent(nic.TypeMacvlan, l); err != nil {
 		return err
 	}
 	if wireless, err := macvlan.IsWireless(h.maker.NS, l.Name); err == nil && wireless {
-		return fmt.Errorf("%s is a Wi-Fi card: access points drop frames with another sender address than the card's, so a macvlan or macvtap on it gets no answers (use a bridge of its own for host and guests, and route)", l.Name)
+		return fmt.Errorf(
+			"%s is a Wi-Fi card: access points drop frames from other addresses than the card's (use a bridge for host and guests, and route)",
+			l.Name)
 	}
 	return nil
 }
@@ -167,9 +172,12 @@ func (c *completion) nameIsFree() error {
 	if m, ok := c.recognize(l); ok && m.parent == c.parentLink.Name {
 		return errConcurrent
 	} else if ok {
-		return fmt.Errorf("interface %s: %w, and is the host access of %s, which was called %s before (switch that off first)", c.name, fs.ErrExist, m.parent, c.parentLink.Name)
+		return fmt.Errorf(
+			"interface %s: %w, and is the host access of %s, which was called %s before (switch that off first)",
+			c.name, fs.ErrExist, m.parent, c.parentLink.Name)
 	}
-	return fmt.Errorf("interface %s: %w, and is not vmnet's host access but a %s (rename or remove it)", c.name, fs.ErrExist, cmp.Or(l.Kind, "physical device"))
+	return fmt.Errorf("interface %s: %w, and is not vmnet's host access but a %s (rename or remove it)",
+		c.name, fs.ErrExist, cmp.Or(l.Kind, "physical device"))
 }
 
 // createStep makes the macvlan. The request has its address, so that udev does not choose another.
@@ -178,11 +186,13 @@ func (c *completion) createStep() step.Step {
 	mac := macOf(parent.Name)
 	return step.Step{
 		Name: "macvlan",
-		Text: fmt.Sprintf("RTM_NEWLINK %s: macvlan mode bridge on %s, MAC %s, MTU %d", c.name, parent.Name, mac, parent.MTU),
+		Text: fmt.Sprintf("RTM_NEWLINK %s: macvlan mode bridge on %s, MAC %s, MTU %d",
+			c.name, parent.Name, mac, parent.MTU),
 		Do: func(ctx context.Context) error {
 			err := c.maker.Retry(ctx, parent, func() error {
 				const modeBridge = 4 // MACVLAN_MODE_BRIDGE of include/uapi/linux/if_link.h
-				err := c.maker.NL.Create(Type, rtnl.Name(c.name), rtnl.Lower(parent.Index), rtnl.MAC(mac), rtnl.MTU(parent.MTU), rtnl.MacvlanMode(modeBridge))
+				err := c.maker.NL.Create(nic.TypeMacvlan, rtnl.Name(c.name), rtnl.Lower(parent.Index), rtnl.MAC(mac),
+					rtnl.MTU(parent.MTU), rtnl.MacvlanMode(modeBridge))
 				return c.explain(err)
 			})
 			if errors.Is(err, fs.ErrExist) {
@@ -200,7 +210,7 @@ func (c *completion) createStep() step.Step {
 }
 
 func (c *completion) explain(err error) error {
-	return macvlan.Explain(c.maker.NL, err, Type, c.parentLink)
+	return macvlan.Explain(c.maker.NL, err, nic.TypeMacvlan, c.parentLink)
 }
 
 // remove removes what createStep made.
@@ -286,7 +296,8 @@ func (c *completion) addressStep(a netip.Prefix) step.Step {
 				return nil // a link-local one, or another vmnet was quicker
 			}
 			if errors.Is(err, syscall.EACCES) && a.Addr().Is6() {
-				return fmt.Errorf("%w (IPv6 is switched off: sysctl net.ipv6.conf.%s.disable_ipv6=0)", err, strings.ReplaceAll(c.name, ".", "/"))
+				return fmt.Errorf("%w (IPv6 is switched off: sysctl net.ipv6.conf.%s.disable_ipv6=0)",
+					err, strings.ReplaceAll(c.name, ".", "/"))
 			}
 			if err != nil {
 				return explainEPERM(err)

@@ -1,4 +1,4 @@
-package tapmgr
+package guest
 
 import (
 	"context"
@@ -13,16 +13,16 @@ import (
 	"vmnet/qmp"
 )
 
-// relayEvents is how many events of a guest's may wait to be looked at. A lost one costs a second:
-// see [qmp.Conn.Unplug].
+// relayEvents is how many events of a guest may be queued. A lost event costs a second: see
+// [qmp.Conn.Unplug].
 const relayEvents = 256
 
-// lastWords bounds the wait for the news that the domain has ended, after a failure that may come
-// of that.
+// lastWords bounds the wait for the event that the domain has ended, after an error that its end
+// may have caused.
 const lastWords = time.Second
 
-// dialThroughLibvirt reaches the monitor of a running domain through libvirt, whose own it is.
-// Libvirt marks the domain as tainted (custom-monitor) from then on. Closing the Conn does not
+// dialThroughLibvirt connects to the monitor of a running domain through libvirt. From then on
+// libvirt marks the domain as tainted (custom-monitor). Closing the Conn does not
 // close c, which must stay open until then; c's end ends the Conn, and so does the domain's.
 func dialThroughLibvirt(ctx context.Context, c *libvirt.Conn, dom libvirt.Domain) (*qmp.Conn, error) {
 	events, err := c.Subscribe(ctx, &dom, relayEvents, libvirt.Lifecycle, libvirt.Monitor)
@@ -36,9 +36,10 @@ func dialThroughLibvirt(ctx context.Context, c *libvirt.Conn, dom libvirt.Domain
 	return conn, nil
 }
 
-// relay is libvirt as a [qmp.Relay]. Of what is not answered any more libvirt goes on with five
-// commands at most (max_client_requests in libvirtd.conf), and gives each up if QEMU answers none
-// before it for 30 s: what an undo then leaves in QEMU, the next attach, detach or reconcile finds.
+// relay is libvirt as a [qmp.Relay]. libvirt continues with at most five commands that nobody waits
+// for any more (max_client_requests in libvirtd.conf), and gives up each of them if QEMU does not
+// answer the one before for 30 s. The next attach, detach or reconcile removes what an undo has
+// then left in QEMU.
 type relay struct {
 	conn   *libvirt.Conn
 	dom    libvirt.Domain
@@ -54,13 +55,15 @@ func (r *relay) Command(ctx context.Context, command string, f *os.File) (answer
 		fdpass.CloseAll(received)
 	}
 	switch {
-	case err == nil, errors.Is(err, libvirt.ErrTimeout), errors.Is(err, libvirt.ErrAccessDenied), errors.Is(err, libvirt.ErrUnsupported):
+	case err == nil, errors.Is(err, libvirt.ErrTimeout), errors.Is(err, libvirt.ErrAccessDenied),
+		errors.Is(err, libvirt.ErrUnsupported):
 		return answer, err
 	case r.conn.Err() != nil:
 		return "", fmt.Errorf("%w: %w", qmp.ErrClosed, err)
 	}
 	err = explainStopped(err)
-	if !errors.Is(err, qmp.ErrClosed) { // "Unable to read from monitor" is what libvirt says first of a QEMU that has ended
+	if !errors.Is(err, qmp.ErrClosed) {
+		// "Unable to read from monitor" is what libvirt says first of a QEMU that has ended
 		select {
 		case <-ctx.Done():
 		case <-time.After(lastWords):
