@@ -120,20 +120,20 @@ func (s *userSwitch) asksAgain() {
 // as on a busy machine, is left alone, so that reconcile is repeated then.
 func (s *userSwitch) settledByAnswer() {
 	s.Helper()
-	notice := s.Notice
+	former := s.Progress
 	nstest.Eventually(s, 30*time.Second, "the switch answers reconcile in time", func() bool {
 		var silent atomic.Bool
 		s.asksAgain()
-		s.Notice = func(text string) {
-			notice(text)
+		s.onUnseen(func(text string) {
+			former(tapmgr.Unseen, text)
 			if strings.Contains(text, "no answer within") {
 				silent.Store(true)
 			}
-		}
+		})
 		s.settled()
 		return !silent.Load()
 	})
-	s.Notice = notice
+	s.Progress = former
 }
 
 func (s *userSwitch) signal(sig syscall.Signal) {
