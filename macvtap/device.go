@@ -1,12 +1,17 @@
 package macvtap
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/macvtap/vtap"
 )
 
 // A Device is a macvtap or ipvtap, and the fds of this process that keep it. Its methods are for
@@ -62,11 +67,23 @@ func (d *Device) AddAddr(p netip.Prefix) error { return d.dev.AddAddr(p) }
 
 // SetMode changes the mode. The kernel refuses to change to or from passthru. If it changes the
 // mode of an ipvtap, it changes that of all others on the parent device too.
-func (d *Device) SetMode(mode string) error { return macvlan.SetMode(d.dev.NL(), d.dev.Link, mode) }
+func (d *Device) SetMode(mode string) error {
+	kind := vtap.Kind(d.dev.Link.Kind)
+	if modes := vtap.Modes(kind); !slices.Contains(modes, mode) {
+		return fmt.Errorf("%s mode %q: want %s", kind, mode, strings.Join(modes, ", "))
+	}
+	if mode == "source" {
+		return errors.New("mode source needs source addresses (use SetSources)")
+	}
+	return macvlan.SetMode(d.dev.NL(), d.dev.Link, mode)
+}
 
 // SetSources changes a macvtap that is not in mode passthru to mode source, in which it receives
 // only the frames of these senders.
 func (d *Device) SetSources(senders []net.HardwareAddr) error {
+	if kind := vtap.Kind(d.dev.Link.Kind); kind != vtap.Macvtap {
+		return fmt.Errorf("an %s has no source addresses", kind)
+	}
 	return macvlan.SetSources(d.dev.NL(), d.dev.Link, senders)
 }
 

@@ -18,6 +18,7 @@ import (
 	"io/fs"
 	"net"
 
+	"vmnet/bridge/brport"
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
@@ -58,6 +59,9 @@ func (h *Host) Close() error {
 func (h *Host) Create(parent string, cfg vtap.Config) (*Device, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
+	}
+	if !brport.ValidName(cfg.Name) {
+		return nil, fmt.Errorf("device name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", cfg.Name)
 	}
 	l, err := h.nl.Link(parent)
 	if err != nil {

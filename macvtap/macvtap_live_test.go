@@ -63,6 +63,12 @@ func TestLiveDeviceChangesAndIsListed(t *testing.T) {
 	if _, err := h.Create("eth0", vtap.Config{Kind: vtap.Macvtap, Name: "P2", Mode: "l2"}); err == nil {
 		t.Error("a macvtap got the mode of an ipvtap")
 	}
+	for _, name := range []string{"", "tap%d", "a/b", "sixteen-bytes-xx"} {
+		cfg := vtap.Config{Kind: vtap.Macvtap, Name: name, Mode: "bridge"}
+		if _, err := h.Create("eth0", cfg); err == nil || !strings.Contains(err.Error(), "device name") {
+			t.Errorf("name %q: got %v", name, err)
+		}
+	}
 	if wireless, err := h.IsWireless("eth0"); err != nil || wireless {
 		t.Errorf("wireless: %v, %v", wireless, err)
 	}
@@ -76,6 +82,11 @@ func TestLiveDeviceChangesAndIsListed(t *testing.T) {
 	must(t, d.SetMTU(1300))
 	must(t, d.SetAlias("of P2"))
 	must(t, d.SetMode("private"))
+	for _, mode := range []string{"l2", "", "source"} {
+		if err := d.SetMode(mode); err == nil {
+			t.Errorf("mode %q was set", mode)
+		}
+	}
 	must(t, d.SetAllMulti(true))
 	must(t, d.AddAltName("the-first-network-card-of-P2"))
 	must(t, d.OpenQueue())
@@ -177,6 +188,12 @@ func TestLabIPVtap(t *testing.T) {
 	defer d.Close()
 	must(t, d.AddAddr(addr))
 	must(t, d.SetMode("l3"))
+	if err := d.SetMode("bridge"); err == nil {
+		t.Error("an ipvtap got the mode of a macvtap")
+	}
+	if err := d.SetSources([]net.HardwareAddr{guestMAC}); err == nil {
+		t.Error("an ipvtap got source addresses")
+	}
 	if got, err := d.Info(); err != nil || got.Kind != vtap.IPVtap || got.Mode != "l3" || got.Flag != "private" {
 		t.Errorf("%+v, %v, want an ipvtap in mode l3, private", got, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -55,9 +56,19 @@ func Features(f *os.File) (uint64, error) {
 	}
 	var bits uint64
 	var ioErr error
-	err = conn.Control(func(fd uintptr) { bits, ioErr = getFeatures(int(fd)) })
+	err = conn.Control(func(fd uintptr) {
+		bits, ioErr = getFeatures(fd)
+	})
 	if err = errors.Join(err, ioErr); err != nil {
 		return 0, fmt.Errorf("VHOST_GET_FEATURES on %s: %w", f.Name(), err)
+	}
+	return bits, nil
+}
+
+func getFeatures(fd uintptr) (bits uint64, err error) {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, vhostGetFeatures, uintptr(unsafe.Pointer(&bits)))
+	if errno != 0 {
+		return 0, errno
 	}
 	return bits, nil
 }

@@ -33,9 +33,9 @@ func Get(c *rtnl.Conn, name string) (*rtnl.Link, error) {
 	return br, nil
 }
 
-// DefaultMAC returns the address of a bridge for which none is asked. It is always the same
-// on one machine. A new bridge gets it because a bridge without one takes the lowest address of its
-// ports, which changes as guests start and stop.
+// DefaultMAC returns the address of a new bridge for which no other is requested. It is always the
+// same on one machine. A bridge without a set address would take the lowest address of its ports,
+// which changes as guests start and stop.
 func DefaultMAC(name string) net.HardwareAddr {
 	return stablemac.New([]byte{0x02}, "bridge", name)
 }

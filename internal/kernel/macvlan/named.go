@@ -15,8 +15,9 @@ import (
 	"vmnet/macvtap/vtap"
 )
 
-// CreateNamed makes a device in the namespace of nl and the parent device, for a VMM that gets its
-// name. The device is down. It never exists without the alias, and stays until it is deleted.
+// CreateNamed makes a device in the namespace of nl and the parent device, for a VMM that opens it
+// by its name. The device is down. It never exists without the alias, and stays until it is
+// deleted.
 func CreateNamed(nl *rtnl.Conn, parent *rtnl.Link, cfg vtap.Config, alias string) (*rtnl.Link, error) {
 	if err := check(parent, cfg); err != nil {
 		return nil, err
@@ -47,8 +48,8 @@ func Up(nl *rtnl.Conn, l *rtnl.Link) error {
 	return nil
 }
 
-// Number returns the number of a device's node, as unix.Mkdev makes it. ns is the namespace of the
-// device.
+// Number returns the device number of a device's node, in the form of unix.Mkdev. ns is the
+// device's namespace.
 func Number(ns *netns.NS, l *rtnl.Link) (number uint64, err error) {
 	d := &Device{Link: l, ns: ns, kind: vtap.Kind(l.Kind)}
 	err = ns.Do(func() (err error) { number, err = d.number(); return err })

@@ -5,17 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"slices"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"vmnet/internal/kernel/netns"
-	"vmnet/internal/kernel/procfd"
-	"vmnet/internal/kernel/rtnl"
-	"vmnet/macvtap/vtap"
 )
 
 // nodeName is the name of the node on its tmpfs, and the prefix of the N in /dev/tapN.
@@ -152,58 +146,4 @@ func parseNumber(text []byte) (uint64, error) {
 		return 0, fmt.Errorf("device number %q: want MAJOR:MINOR", text)
 	}
 	return unix.Mkdev(uint32(a), uint32(b)), nil
-}
-
-// QueuesOf returns the fds of a process that are queues of a device, in ascending order.
-// ns is the device's namespace. Only the device number identifies them, since the node's
-// path is gone.
-func QueuesOf(pid int, ns *netns.NS, l *rtnl.Link) ([]int, error) {
-	d := &Device{Link: l, ns: ns, kind: vtap.Kind(l.Kind)}
-	var dev uint64
-	err := ns.Do(func() (err error) { dev, err = d.number(); return err })
-	if err != nil {
-		return nil, err
-	}
-	var fds []int
-	procfd.Of(pid, func(f procfd.File) {
-		if !LooksLikeQueue(f) {
-			return
-		}
-		if number, ok := NumberOf(f); ok && number == dev {
-			fds = append(fds, f.FD)
-		}
-	})
-	slices.Sort(fds)
-	return fds, nil
-}
-
-// NumberOf returns the device number of a file that may be a queue, in the form of Number. It never
-// waits for the file's file system, which may be FUSE and not answer.
-func NumberOf(f procfd.File) (number uint64, ok bool) {
-	st, err := f.Stat()
-	return st.Rdev, err == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR
-}
-
-// LooksLikeQueue reports whether a file may be a queue of a macvtap or ipvtap, by its path alone:
-// it is that of OpenQueue's node, which is detached, or /dev/tapN.
-func LooksLikeQueue(f procfd.File) bool {
-	return strings.HasPrefix(f.Target, "/") && strings.HasPrefix(filepath.Base(f.Target), nodeName)
-}
-
-// IsWireless reports whether a link of that netns is a Wi-Fi card, by its sysfs directory.
-func IsWireless(ns *netns.NS, link string) (wireless bool, err error) {
-	err = ns.Do(func() error {
-		sys, err := netns.DetachedMount("sysfs")
-		if err != nil {
-			return err
-		}
-		defer unix.Close(sys)
-		err = unix.Faccessat(sys, "class/net/"+link+"/phy80211", unix.F_OK, 0)
-		wireless = err == nil
-		if errors.Is(err, unix.ENOENT) {
-			return nil
-		}
-		return err
-	})
-	return wireless, err
 }
