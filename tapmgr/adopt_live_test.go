@@ -36,10 +36,10 @@ func (h *host) libvirtTap(name string, mac net.HardwareAddr) *rtnl.Link {
 	return l
 }
 
-// TestLiveAdopt: a tap that libvirt has made becomes ours as it is asked for, once; nobody else's
+// TestAdopt: a tap that libvirt has made becomes ours as it is asked for, once; nobody else's
 // does.
-func TestLiveAdopt(t *testing.T) {
-	h := newHost(t)
+func TestAdopt(t *testing.T) {
+	h := newUserHost(t)
 	h.bridge(bridge.Config{Name: "br1"})
 	mac := net.HardwareAddr{0x52, 0x54, 0, 0, 1, 1}
 	spec := nic.Spec{

@@ -96,8 +96,8 @@ func TestLiveDetachOfWhatIsGone(t *testing.T) {
 	}
 }
 
-func TestLiveLeftOverTapIsRemoved(t *testing.T) {
-	h := newHost(t)
+func TestLeftOverTapIsRemoved(t *testing.T) {
+	h := newUserHost(t)
 	makeLeftOver := func() {
 		t.Helper()
 		h.ip("tuntap", "add", "dead-net0", "mode", "tap")

@@ -359,8 +359,8 @@ func TestLiveForeignDeviceOfOurName(t *testing.T) {
 	}
 }
 
-func TestLiveReconcileLeavesStrangersAlone(t *testing.T) {
-	h := newHost(t)
+func TestReconcileLeavesStrangersAlone(t *testing.T) {
+	h := newUserHost(t)
 	const alias = "vmnet vm=%s nic=net0 type=tap source=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1 state=attaching"
 	for name, alias := range map[string]string{
 		"plain":   "",

@@ -74,8 +74,8 @@ func TestLiveForeignLinks(t *testing.T) {
 	}
 }
 
-func TestLiveSetForeignPort(t *testing.T) {
-	h := newHost(t)
+func TestSetForeignPort(t *testing.T) {
+	h := newUserHost(t)
 	h.likeLibvirt("vnet7")
 	h.ip("link", "set", "vnet7", "type", "bridge_slave", "learning", "off")
 	for _, want := range []bool{true, false} {

@@ -89,9 +89,9 @@ func TestLiveOthersLabelsDecideNothing(t *testing.T) {
 	}
 }
 
-// TestLiveRootsLabelsDecide: root's own process may say so.
-func TestLiveRootsLabelsDecide(t *testing.T) {
-	h := newHost(t)
+// TestRootsLabelsDecide: root's own process may say so.
+func TestRootsLabelsDecide(t *testing.T) {
+	h := newUserHost(t)
 	label := h.labelOf("web", "net0") // held by this process
 	if nics, err := h.List("web"); err != nil || len(nics) != 1 || nics[0].UID != 0 {
 		t.Errorf("list %+v, %v", nics, err)

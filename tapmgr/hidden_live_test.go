@@ -58,11 +58,11 @@ func TestLiveHiddenMacvtapCounts(t *testing.T) {
 	}
 }
 
-// TestLiveNamedTapHasAnIndexThatNobodyGuesses: libvirt opens it by its name, and takes it for a
+// TestNamedTapHasAnIndexThatNobodyGuesses: libvirt opens it by its name, and takes it for a
 // macvtap where somebody else's is at the same index. That it is not counted does not keep it from
 // being put back on a bridge that is made again.
-func TestLiveNamedTapHasAnIndexThatNobodyGuesses(t *testing.T) {
-	h := newHost(t)
+func TestNamedTapHasAnIndexThatNobodyGuesses(t *testing.T) {
+	h := newUserHost(t)
 	seen := map[int]bool{}
 	for _, nic := range []string{"net0", "net1", "net2"} {
 		if err := h.prepared("web", nic); err != nil {

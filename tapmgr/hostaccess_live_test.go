@@ -122,8 +122,8 @@ func TestLiveHostAccessInTheLowersNetwork(t *testing.T) {
 	}
 }
 
-func TestLiveHostAccessAgain(t *testing.T) {
-	h := newHost(t)
+func TestHostAccessAgain(t *testing.T) {
+	h := newUserHost(t)
 	h.wire()
 	h.ip("link", "set", "eth0", "mtu", "1400", "alias", "mine")
 	first := h.hostOn(true, "10.9.0.1/24", "10.9.0.1/24")
@@ -157,9 +157,9 @@ func TestLiveHostAccessAgain(t *testing.T) {
 	h.gone("eth0-host")
 }
 
-// TestLiveHostAccessFaults fails at every step, and demands what was there before.
-func TestLiveHostAccessFaults(t *testing.T) {
-	h := newHost(t)
+// TestHostAccessFaults fails at every step, and demands what was there before.
+func TestHostAccessFaults(t *testing.T) {
+	h := newUserHost(t)
 	h.wire()
 	addrs := []string{"10.9.0.1/24", "10.9.1.1/24"}
 	steps := []string{"macvlan", "alias", "no router", "address " + addrs[0], "address " + addrs[1], "up"}
@@ -199,9 +199,9 @@ func (h *host) faults(steps, addrs []string, then func(name string)) {
 	}
 }
 
-// TestLiveHostAccessCutShort leaves what a vmnet leaves that is killed at any step.
-func TestLiveHostAccessCutShort(t *testing.T) {
-	h := newHost(t)
+// TestHostAccessCutShort leaves what a vmnet leaves that is killed at any step.
+func TestHostAccessCutShort(t *testing.T) {
+	h := newUserHost(t)
 	h.wire()
 	for n := 1; n <= 5; n++ {
 		h.Run = func(ctx context.Context, list []step.Step) error {
@@ -230,8 +230,8 @@ func TestLiveHostAccessCutShort(t *testing.T) {
 	}
 }
 
-func TestLiveHostAccessByTwoAtOnce(t *testing.T) {
-	h := newHost(t)
+func TestHostAccessByTwoAtOnce(t *testing.T) {
+	h := newUserHost(t)
 	h.wire()
 	var all sync.WaitGroup
 	for range 4 {

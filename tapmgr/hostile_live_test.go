@@ -196,9 +196,9 @@ func TestLiveNothingOfOthersIsOpened(t *testing.T) {
 	}
 }
 
-// TestLiveContextEndsAnInventory: who interrupts a verb does not wait for the look at processes.
-func TestLiveContextEndsAnInventory(t *testing.T) {
-	h := newHost(t)
+// TestContextEndsAnInventory: who interrupts a verb does not wait for the look at processes.
+func TestContextEndsAnInventory(t *testing.T) {
+	h := newUserHost(t)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	why := errors.New("interrupted")
 	cancel(why)

@@ -110,8 +110,8 @@ func TestLiveLaunchedNICsGoWithTheirVMM(t *testing.T) {
 	h.free()
 }
 
-func TestLiveLaunchMakesAllOrNothing(t *testing.T) {
-	h := newHost(t)
+func TestLaunchMakesAllOrNothing(t *testing.T) {
+	h := newUserHost(t)
 	ctx := h.context(10 * time.Second)
 	good := nic.Spec{Target: nic.Target{VM: "P3"}, NIC: "net0", Bridge: "br0"}
 	bad := good
@@ -129,8 +129,8 @@ func TestLiveLaunchMakesAllOrNothing(t *testing.T) {
 	}
 }
 
-func TestLivePlainTap(t *testing.T) {
-	h := newHost(t)
+func TestPlainTap(t *testing.T) {
+	h := newUserHost(t)
 	h.Host().Owner = 1000
 	tap, err := h.PlainTap("br0", brport.Settings{Isolated: true}, true)
 	if err != nil {
@@ -168,8 +168,8 @@ func TestLivePlainTap(t *testing.T) {
 // yes allows everything.
 func yes() error { return nil }
 
-func TestLiveScripts(t *testing.T) {
-	h := newHost(t)
+func TestScripts(t *testing.T) {
+	h := newUserHost(t)
 	tap, err := tun.Create(h.ns, "vm7", false)
 	if err != nil {
 		t.Fatal(err)
@@ -197,16 +197,16 @@ func TestLiveScripts(t *testing.T) {
 	if err := h.Host().IfDown("vm8"); err != nil {
 		t.Errorf("one that is gone: %v", err)
 	}
-	for name, want := range map[string]string{"br0": "no tap", "vm8": "no such network device", "a/b": "1 to 15 bytes"} {
+	for name, want := range map[string]string{"br0": "is not a tap", "vm8": "no such network device", "a/b": "1 to 15 bytes"} {
 		if err := h.Host().IfUp(name, "br0", brport.Settings{}, yes); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", name, err, want)
 		}
 	}
 }
 
-// TestLiveScriptsOfOthers has no queue of the tap open.
-func TestLiveScriptsOfOthers(t *testing.T) {
-	h := newHost(t)
+// TestScriptsOfOthers has no queue of the tap open.
+func TestScriptsOfOthers(t *testing.T) {
+	h := newUserHost(t)
 	h.ip("tuntap", "add", "vm7", "mode", "tap")
 	if err := h.Host().IfUp("vm7", "br0", brport.Settings{}, yes); err != nil {
 		t.Errorf("root: %v", err)
@@ -248,8 +248,8 @@ func (h *host) serving(allow func(nic.Spec) error) (client *fdpass.Socket, done 
 
 const tapRequest = `{"vm":"P3","nic":"net0","bridge":"br0","port":"","mac":"52:54:00:00:00:01","model":"virtio-net-pci","queues":2,"mtu":0,"vhost":true,"options":""}`
 
-func TestLiveServe(t *testing.T) {
-	h := newHost(t)
+func TestServe(t *testing.T) {
+	h := newUserHost(t)
 	asked := 0
 	client, done := h.serving(func(s nic.Spec) error { asked++; return nil })
 	if err := client.Send([]byte(tapRequest)); err != nil {
@@ -278,8 +278,8 @@ func TestLiveServe(t *testing.T) {
 	h.gone("P3-net0")
 }
 
-func TestLiveServeLeavesNothing(t *testing.T) {
-	h := newHost(t)
+func TestServeLeavesNothing(t *testing.T) {
+	h := newUserHost(t)
 	late := errors.New("too late")
 	calls := 0
 	for _, c := range []struct {
@@ -326,8 +326,8 @@ func TestLiveServeLeavesNothing(t *testing.T) {
 	h.TB = t
 }
 
-func TestLiveLaunchDry(t *testing.T) {
-	h := newHost(t)
+func TestLaunchDry(t *testing.T) {
+	h := newUserHost(t)
 	h.wire()
 	var names []string
 	h.Run = func(_ context.Context, steps []step.Step) error {

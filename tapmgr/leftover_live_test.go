@@ -303,10 +303,10 @@ func TestLiveAllPIDsLeftOversWhenReconcileIsInterrupted(t *testing.T) {
 	}
 }
 
-// TestLiveMacvtapIsNoLeftOverWhereHoldersAreUnseen reconciles in a pid namespace: of a tap the
+// TestMacvtapIsNoLeftOverWhereHoldersAreUnseen reconciles in a pid namespace: of a tap the
 // kernel tells that nobody holds it, of a macvtap only /proc.
-func TestLiveMacvtapIsNoLeftOverWhereHoldersAreUnseen(t *testing.T) {
-	h := newHost(t)
+func TestMacvtapIsNoLeftOverWhereHoldersAreUnseen(t *testing.T) {
+	h := newUserHost(t)
 	h.wire()
 	h.leftOvers(1)
 	cmd := h.command(order{Reconcile: true})

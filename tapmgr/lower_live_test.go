@@ -29,7 +29,7 @@ const (
 // bridge with an address that guests can ping.
 func (h *host) wire() {
 	h.Helper()
-	h.far = nstest.New(h)
+	h.far = nstest.NewInUserNS(h)
 	h.ip("link", "add", "eth0", "type", "veth", "peer", "name", "far0", "netns", h.far.Path())
 	h.ip("link", "set", "eth0", "up")
 	h.farIP("link", "add", "switch0", "address", farMAC, "type", "bridge")

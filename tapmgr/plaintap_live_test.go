@@ -67,13 +67,13 @@ func (h *host) owned(want int) {
 	}
 }
 
-// TestLiveATapElsewhereProvesNothing has the queue of a tap of the same name in another netns open,
+// TestATapElsewhereProvesNothing has the queue of a tap of the same name in another netns open,
 // and no fd left with which to find out.
-func TestLiveATapElsewhereProvesNothing(t *testing.T) {
-	h := newHost(t)
+func TestATapElsewhereProvesNothing(t *testing.T) {
+	h := newUserHost(t)
 	h.ip("tuntap", "add", "vm7", "mode", "tap")
 	was := h.link("vm7")
-	other, err := tun.Create(nstest.New(t), "vm7", false)
+	other, err := tun.Create(nstest.NewInUserNS(t), "vm7", false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,8 +125,8 @@ func starved(t *testing.T, f func() error) func() error {
 	}
 }
 
-func TestLiveARefusedIfUpChangesNothing(t *testing.T) {
-	h := newHost(t)
+func TestARefusedIfUpChangesNothing(t *testing.T) {
+	h := newUserHost(t)
 	h.bridge(bridge.Config{Name: "jumbo", MTU: 9000})
 	h.ip("tuntap", "add", "vm7", "mode", "tap")
 	h.ip("tuntap", "add", "vm8", "mode", "tap")
@@ -165,9 +165,9 @@ func TestLiveARefusedIfUpChangesNothing(t *testing.T) {
 	}
 }
 
-// TestLiveARefusedIfUpLeavesThePort has a tap that is on the bridge already.
-func TestLiveARefusedIfUpLeavesThePort(t *testing.T) {
-	h := newHost(t)
+// TestARefusedIfUpLeavesThePort has a tap that is on the bridge already.
+func TestARefusedIfUpLeavesThePort(t *testing.T) {
+	h := newUserHost(t)
 	h.tap("vm7", false)
 	if err := h.Host().IfUp("vm7", "br0", brport.Settings{Isolated: true}, yes); err != nil {
 		t.Fatal(err)
@@ -189,8 +189,8 @@ func TestLiveARefusedIfUpLeavesThePort(t *testing.T) {
 	}
 }
 
-func TestLiveIfDownLeavesOtherBridgesAlone(t *testing.T) {
-	h := newHost(t)
+func TestIfDownLeavesOtherBridgesAlone(t *testing.T) {
+	h := newUserHost(t)
 	h.bridge(bridge.Config{Name: "br1"})
 	h.tap("vm7", false)
 	if err := h.Host().IfUp("vm7", "br0", brport.Settings{}, yes); err != nil {
@@ -204,8 +204,8 @@ func TestLiveIfDownLeavesOtherBridgesAlone(t *testing.T) {
 	h.same(was)
 }
 
-func TestLiveATapThatWasMadeForAUserCountsUntilItIsGone(t *testing.T) {
-	h := newHost(t)
+func TestATapThatWasMadeForAUserCountsUntilItIsGone(t *testing.T) {
+	h := newUserHost(t)
 	h.Host().Owner = 1000
 	tap, err := h.PlainTap("br0", brport.Settings{}, true)
 	if err != nil {
@@ -248,8 +248,8 @@ func TestLiveATapThatWasMadeForAUserCountsUntilItIsGone(t *testing.T) {
 	h.owned(1)
 }
 
-func TestLiveATapThatWasThereIsGivenBack(t *testing.T) {
-	h := newHost(t)
+func TestATapThatWasThereIsGivenBack(t *testing.T) {
+	h := newUserHost(t)
 	h.Host().Owner = 1000
 	h.tap("vm7", true)
 	if err := h.Host().IfUp("vm7", "br0", brport.Settings{}, func() error { h.owned(1); return nil }); err != nil {
@@ -264,9 +264,9 @@ func TestLiveATapThatWasThereIsGivenBack(t *testing.T) {
 	h.owned(0)
 }
 
-// TestLivePlainTapsLeftOver has two of each kind, one of which a process holds.
-func TestLivePlainTapsLeftOver(t *testing.T) {
-	h := newHost(t)
+// TestPlainTapsLeftOver has two of each kind, one of which a process holds.
+func TestPlainTapsLeftOver(t *testing.T) {
+	h := newUserHost(t)
 	h.Host().Owner = 1000
 	made := map[bool]string{} // by whether it is held
 	for _, held := range []bool{true, false} {

@@ -34,8 +34,8 @@ func (h *host) on(name, want string, up bool) {
 	}
 }
 
-func TestLivePutBackAfterTheBridge(t *testing.T) {
-	h := newHost(t)
+func TestPutBackAfterTheBridge(t *testing.T) {
+	h := newUserHost(t)
 	h.persistentTaps("a", "off", "moved", "other", "young", "attaching", "plain")
 	h.markOurs("a", "off", "moved", "other", "young")
 	alias := func(name, text string) { h.ip("link", "set", "dev", name, "alias", text) }
@@ -82,8 +82,8 @@ func TestLivePutBackAfterTheBridge(t *testing.T) {
 	}
 }
 
-func TestLivePutBackForeign(t *testing.T) {
-	h := newHost(t)
+func TestPutBackForeign(t *testing.T) {
+	h := newUserHost(t)
 	h.likeLibvirt("vnet7")
 	isolated := brport.Settings{Isolated: true}
 	put := func(want bool) {
@@ -121,8 +121,8 @@ func TestLivePutBackForeign(t *testing.T) {
 	put(false)
 }
 
-func TestLiveSetForeignPortOf(t *testing.T) {
-	h := newHost(t)
+func TestSetForeignPortOf(t *testing.T) {
+	h := newUserHost(t)
 	h.likeLibvirt("vnet7")
 	l, err := h.nl.Link("vnet7")
 	if err != nil {

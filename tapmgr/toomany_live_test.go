@@ -89,10 +89,10 @@ func TestLiveAllPIDsTooManyFilesKeepNothingAlive(t *testing.T) {
 	}
 }
 
-// TestLivePrepareKilledAtEveryStep kills the hook's part of a guest's start. No device is ever
+// TestPrepareKilledAtEveryStep kills the hook's part of a guest's start. No device is ever
 // without its record, by which the guest's end removes it.
-func TestLivePrepareKilledAtEveryStep(t *testing.T) {
-	h := newHost(t)
+func TestPrepareKilledAtEveryStep(t *testing.T) {
+	h := newUserHost(t)
 	h.wire()
 	specs := map[string]nic.Spec{
 		"tap":     {Bridge: "br0"},

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vmnet/internal/nstest"
 )
 
 // roleEnv has the test binary run as a QEMU: the value is its monitor's path, or empty for none.
@@ -148,6 +150,14 @@ func (q *QEMU) Pause() {
 	if err := q.cmd.Process.Signal(unix.SIGSTOP); err != nil {
 		q.tb.Fatal(err)
 	}
+	nstest.Eventually(q.tb, answerWithin, "all threads stand still", func() bool {
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", q.PID))
+		return !slices.ContainsFunc(tasks, func(path string) bool {
+			stat, _ := os.ReadFile(path)
+			_, state, _ := strings.Cut(string(stat), ") ") // proc_pid_stat(5), field 3
+			return !strings.HasPrefix(state, "T")
+		})
+	})
 }
 
 // Resume undoes Pause.
