@@ -220,7 +220,7 @@ func (h *libvirtHost) detachWhile(g *libvirttest.Guest, end func()) {
 		_, err := h.Detach(h.context(20*time.Second), tapmgr.DetachSpec{Target: h.target(g), NIC: "net0"})
 		done <- err
 	}()
-	nstest.Eventually(h, 20*time.Second, "the guest was asked", func() bool { return nstest.Waiting("guest.(*Domain).awaitRemoved") == 1 })
+	nstest.Eventually(h, 20*time.Second, "the guest was asked", func() bool { return nstest.Waiting("internal/guest.(*Domain).awaitRemoved") == 1 })
 	end()
 	if err := <-done; err != nil {
 		h.Errorf("the guest ended meanwhile: %v", err)
