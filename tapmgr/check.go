@@ -117,3 +117,18 @@ func (c *checker) guest(ctx context.Context, nics []inventory.Device) {
 		}
 	}
 }
+
+// plainTaps compares the taps of which only their bridge is known.
+func (c *checker) plainTaps(ctx context.Context) error {
+	taps, err := c.m.host.PlainHeld(ctx)
+	for _, dev := range taps {
+		c.NICs++
+		switch {
+		case dev.IsOrphaned():
+			c.leftOver(dev)
+		case dev.Want.Source != "":
+			c.link(dev)
+		}
+	}
+	return err
+}

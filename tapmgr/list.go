@@ -2,8 +2,15 @@ package tapmgr
 
 import (
 	"context"
+	"net/netip"
+	"slices"
 
+	"vmnet/bridge/brport"
+	"vmnet/internal/hostaccess"
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/bridges"
+	"vmnet/internal/vmm/qemu"
+	"vmnet/libvirt/domainxml"
 	"vmnet/tapmgr/nic"
 )
 
@@ -36,4 +43,99 @@ func (m *Manager) ListAll(ctx context.Context, vm string) ([]nic.NIC, error) {
 		nics = append(nics, a.NIC())
 	}
 	return nics, err
+}
+
+// foreignNIC is a NIC that libvirt has made itself, and its link.
+type foreignNIC struct {
+	nic.NIC
+	inventory.ForeignLink
+}
+
+// foreignNICs lists what libvirt has made itself for its guests, or for one where vm is not empty.
+// Where libvirt does not answer at once, it is what the kernel alone knows.
+func (m *Manager) foreignNICs(ctx context.Context, vm string) ([]foreignNIC, error) {
+	procs, err := qemu.List()
+	if err != nil {
+		return nil, err
+	}
+	var found []foreignNIC
+	reader := m.finder().Reader()
+	defer reader.Close()
+	left := map[int]*inventory.Allowance{} // by user: anybody may call processes QEMUs of libvirt's
+	for _, p := range procs {
+		if !p.Libvirt || vm != "" && p.Name != vm {
+			continue
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if left[p.UID] == nil {
+			left[p.UID] = &inventory.Allowance{Files: inventory.MaxUserFiles, Closer: inventory.MaxCloser}
+		}
+		links, err := m.host.ForeignWithin(p.PID, left[p.UID])
+		if err != nil || len(links) == 0 {
+			continue // it has ended meanwhile, or may not be looked into
+		}
+		found = append(found, describeForeign(p, links, reader.Interfaces(ctx, p))...)
+	}
+	return found, nil
+}
+
+func describeForeign(p qemu.Process, links []inventory.ForeignLink, interfaces []domainxml.Interface) (found []foreignNIC) {
+	for _, l := range links {
+		n := nic.NIC{
+			VM: p.Name, Interface: l.Interface, Type: l.Type, Source: l.Source, Port: l.Port.String(), Queues: len(l.Queues),
+			State: l.State, MTU: l.MTU, PID: p.PID, UID: 0, Foreign: true, Vhost: nic.OnOff(false),
+		}
+		i := slices.IndexFunc(interfaces, func(i domainxml.Interface) bool { return i.Target == l.Interface })
+		if i >= 0 {
+			n.ID, n.MAC, n.Model, n.Mode = interfaces[i].Alias, interfaces[i].MAC.String(), nic.ModelOf(interfaces[i].Model), interfaces[i].Source.Mode
+		}
+		found = append(found, foreignNIC{n, l})
+	}
+	return found
+}
+
+// foreignDetails explain the NICs of a guest that libvirt has made itself.
+func (m *Manager) foreignDetails(ctx context.Context, vm string) ([]Detail, error) {
+	all, err := m.foreignNICs(ctx, vm)
+	details := []Detail{}
+	for _, f := range all {
+		d := Detail{
+			NIC: f.NIC, Index: f.Link.Index, AltNames: f.Link.AltNames, HostMAC: f.Link.MAC.String(), HostMTU: f.Link.MTU,
+			Holders: []nic.Holder{{PID: f.PID, FDs: f.ForeignLink.Queues}}, VhostFDs: []int{}, Learned: []brport.Learned{}, Counters: Counters(f.Link.Stats),
+		}
+		if f.NIC.Type != nic.TypeTap {
+			d.Lower, d.RxFilter = f.NIC.Source, inventory.RxFilter(&inventory.Device{Link: f.Link})
+		} else {
+			d.Bridge = f.NIC.Source
+		}
+		if f.Link.Port != nil {
+			if learned, err := bridges.LearnedBy(m.host.NL, f.Link.Master, f.Link.Index); err == nil {
+				d.Learned = append(d.Learned, learned[f.Link.Index]...)
+			}
+		}
+		details = append(details, d)
+	}
+	return details, err
+}
+
+// SetHostAccess switches the host access of a parent device on or off, by its name or altname: a
+// macvlan by which the host and the macvtap guests on that device reach each other. It stays until
+// it is switched off, or the machine shuts down. On again adds the addresses that are missing and
+// changes nothing else; off again succeeds. SetHostAccess returns what is there now, or was until
+// now. If it fails it leaves everything as it was.
+func (m *Manager) SetHostAccess(ctx context.Context, parent string, on bool, addrs []netip.Prefix) (
+	a nic.HostAccess, changed bool, err error,
+) {
+	return hostaccess.On(m.host).Set(ctx, parent, on, addrs)
+}
+
+// HostAccesses returns the host accesses, by parent device.
+func (m *Manager) HostAccesses() ([]nic.HostAccess, error) { return hostaccess.On(m.host).List() }
+
+// ShowParent describes the parent device of that name or altname: whether it has host access, and
+// which guests' NICs are on it.
+func (m *Manager) ShowParent(ctx context.Context, name string) (nic.Parent, error) {
+	return hostaccess.On(m.host).Show(ctx, name)
 }
