@@ -14,6 +14,9 @@ import (
 	"vmnet/internal/kernel/tun"
 )
 
+// A lane is a tap beside the packet socket on a veth device. Package vswitch says what it is for
+// (lane.go).
+
 // laneName is the pattern of the taps' names, which the kernel fills in.
 const laneName = "vmnet-lane%d"
 

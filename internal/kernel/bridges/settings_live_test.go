@@ -11,12 +11,14 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"vmnet/bridge"
 	"vmnet/bridge/brport"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/nstest"
 )
 
 // heard returns the ports that must send an untagged frame.
@@ -269,17 +271,27 @@ func TestLiveSetPortOfNoPort(t *testing.T) {
 	}
 }
 
-// The bridge was read before it stopped filtering VLANs, so that the kernel refuses to report any.
+// TestLiveAddPortIsUndone lets the kernel refuse a port's settings after the link has become a port.
 func TestLiveAddPortIsUndone(t *testing.T) {
 	l := newLAN(t, bridge.Config{})
-	if l.br.Bridge.CanFilterVLANs {
-		t.Skip("this kernel can filter VLANs, so it refuses nothing here")
+	br, cfg, text := *l.br, brport.Settings{VLAN: 10}, "set port a of br0: read the VLANs"
+	want := errors.ErrUnsupported
+	if br.Bridge.CanFilterVLANs {
+		// Such a kernel has VLAN devices (net/bridge/Kconfig), which cannot be up while their
+		// parent device is down (vlan_dev_open in net/8021q/vlan_dev.c).
+		_, parent := tap(t, l.ns, l.c, "parent")
+		vlan := &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: "a", ParentIndex: parent.Index}, VlanId: 5}
+		if err := nstest.Handle(t, l.ns).LinkAdd(vlan); err != nil {
+			t.Fatal(err)
+		}
+		cfg, text, want = brport.Settings{Isolated: true}, "add port a to br0", unix.ENETDOWN
+	} else {
+		// The bridge was read before it stopped filtering VLANs, so that the kernel reports none.
+		br.Bridge = &rtnl.Bridge{CanFilterVLANs: true, VLANFiltering: true, DefaultPVID: 1}
+		tap(t, l.ns, l.c, "a")
 	}
-	_, link := tap(t, l.ns, l.c, "a")
-	stale := *l.br
-	stale.Bridge = &rtnl.Bridge{CanFilterVLANs: true, VLANFiltering: true, DefaultPVID: 1}
-	err := bridges.AddPort(l.c, &stale, link, brport.Settings{VLAN: 10})
-	if !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "set port a of br0: read the VLANs") {
+	err := bridges.AddPort(l.c, &br, l.link("a"), cfg)
+	if !errors.Is(err, want) || !strings.Contains(err.Error(), text) {
 		t.Errorf("got %v", err)
 	}
 	if a := l.link("a"); a.Master != 0 || a.Up {
