@@ -18,6 +18,8 @@ import (
 
 	"vmnet/bridge"
 	"vmnet/bridge/brport"
+	"vmnet/bridge/vswitch"
+	"vmnet/bridge/vswitch/vport"
 	"vmnet/libvirt"
 	"vmnet/macvtap"
 	"vmnet/macvtap/vtap"
@@ -40,7 +42,11 @@ func device(host *macvtap.Host) (*macvtap.Device, error) {
 	return host.Create("eth0", vtap.Config{Kind: vtap.Macvtap, Name: "P2", Mode: vtap.Modes(vtap.Macvtap)[0]})
 }
 
-var uses = []any{attach, port, device, bridge.Open, libvirt.Dial, macvtap.Open, qmp.Dial, testvm.Start, vhost.Open}
+func guest(sw *vswitch.Switch, wire *vswitch.Wire) (*vswitch.Port, error) {
+	return sw.AddPort("P2", wire, vport.Config{Storm: vport.GuestStorm(vport.GuestFrames)})
+}
+
+var uses = []any{attach, port, device, guest, bridge.Open, libvirt.Dial, macvtap.Open, qmp.Dial, testvm.Start, vhost.Open}
 
 func main() {
 	vlans, err := brport.ParseVLANs("7,2-4")
@@ -78,7 +84,7 @@ func TestForeignModule(t *testing.T) {
 		want string
 	}{
 		{[]string{"go", "build", "-mod=mod", "-o", program, "."}, ""},
-		{[]string{program}, "2-4,7 <nil> 9\n"},
+		{[]string{program}, "2-4,7 <nil> 10\n"},
 	} {
 		cmd := exec.Command(c.args[0], c.args[1:]...)
 		cmd.Dir = dir

@@ -271,7 +271,8 @@ func TestLiveSetPortOfNoPort(t *testing.T) {
 	}
 }
 
-// TestLiveAddPortIsUndone lets the kernel refuse a port's settings after the link has become a port.
+// TestLiveAddPortIsUndone lets the kernel refuse a port's settings after the link has become a
+// port.
 func TestLiveAddPortIsUndone(t *testing.T) {
 	l := newLAN(t, bridge.Config{})
 	br, cfg, text := *l.br, brport.Settings{VLAN: 10}, "set port a of br0: read the VLANs"
