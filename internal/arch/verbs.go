@@ -28,7 +28,7 @@ var Verbs = []Verb{
 	},
 }
 
-var verbRooms = []string{"cmd", "tapmgr", "internal/inventory", "internal/backend"}
+var verbRooms = []string{"cmd", "tapmgr", "internal/guest", "internal/inventory", "internal/backend"}
 
 // FilesToOpen returns the files that declare a function that the verb may call: first those in the
 // verb's rooms, the packages that a reader must read to understand it, then those of the whole
