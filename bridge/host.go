@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"errors"
+	"fmt"
 
 	"vmnet/bridge/brport"
 	"vmnet/internal/kernel/bridges"
@@ -80,7 +81,7 @@ func (h *Host) ReadPort(bridge, port string) (brport.Settings, error) {
 
 // RemovePort removes a link from its bridge.
 func (h *Host) RemovePort(port string) error {
-	l, err := h.nl.Link(port)
+	l, err := h.link(port)
 	if err != nil {
 		return err
 	}
@@ -99,6 +100,14 @@ func (h *Host) Learned(bridge, port string) ([]brport.Learned, error) {
 
 func (h *Host) links(bridge, port string) (br, l *rtnl.Link, err error) {
 	br, brErr := bridges.Get(h.nl, bridge)
-	l, err = h.nl.Link(port)
+	l, err = h.link(port)
 	return br, l, errors.Join(brErr, err)
+}
+
+func (h *Host) link(port string) (*rtnl.Link, error) {
+	l, err := h.nl.Link(port)
+	if err != nil {
+		return nil, fmt.Errorf("port %s: %w", port, err)
+	}
+	return l, nil
 }
