@@ -106,21 +106,21 @@ func (r Reason) String() string {
 	return offload.Reason(r - offloadBase).String()
 }
 
-// cures are what an administrator does about frames that are dropped although nobody meant them to
-// be. Reasons that a port's own settings are, or that only the sender answers for, have none.
+// cures says what an administrator can do about unintended drops. Reasons that follow from a port's
+// settings, or for which only the sender is responsible, have no cure.
 var cures = map[Reason]string{
-	Indescribable: "have the device that they leave by cut them: " +
+	Indescribable: "let the device by which they leave segment them: " +
 		"ethtool -K DEVICE tx-udp-segmentation off tx-sctp-segmentation off, " +
-		"such as the container's end of a veth pair; for a network card that joins what it receives, " +
+		"such as the container's end of a veth pair; for a network card that joins frames on receipt, " +
 		"ethtool -K DEVICE rx-udp-gro-forwarding off",
-	offloadBase + Reason(offload.Tunnel): "have the device that they leave by cut them: " +
+	offloadBase + Reason(offload.Tunnel): "let the device by which they leave segment them: " +
 		"ethtool -K DEVICE tso off gso off",
 	TooBig: "give the devices behind all ports one MTU, or the port a larger one (mtu=BYTES)",
-	Looped: "take away what joins the ports beside the switch",
+	Looped: "remove the other connection between the ports",
 }
 
-// Cures are what helps against some reasons for which frames were dropped, by the same labels as
-// [vport.Stats].Drops; nil if nothing helps against any.
+// Cures returns what helps against reasons of drops, by the same labels as [vport.Stats].Drops. It
+// is nil if there is a cure for none of them.
 func Cures(drops map[string]uint64) map[string]string {
 	var found map[string]string
 	for why, cure := range cures {

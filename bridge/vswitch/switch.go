@@ -17,7 +17,7 @@ type Config struct {
 	Ageing    time.Duration // how long the FDB keeps an address that is not seen; 0 means 300 s
 	Addresses int           // number of addresses for which the FDB has room; 0 means 16384
 
-	// VLANFiltering keeps VLANs apart from the start. Otherwise the switch starts to filter
+	// VLANFiltering filters VLANs from the start. Otherwise the switch starts to filter
 	// when the first port with VLANs is added.
 	VLANFiltering bool
 
@@ -185,8 +185,8 @@ func (sw *Switch) addPort(name string, w *Wire, cfg vport.Config) (*Port, error)
 	if next.filters && !old.filters {
 		sw.fdb.FlushLearned() // it has tagged frames in the default VLAN
 		if len(old.ports) > 0 {
-			sw.notice("VLANs are kept apart from now on, since port %s has VLANs: "+
-				"ports without are in VLAN %d, untagged", name, defaultVLAN)
+			sw.notice("the switch filters VLANs from now on, since port %s has VLANs: "+
+				"ports without VLANs are in VLAN %d, untagged", name, defaultVLAN)
 		}
 	}
 	if w.link != nil {
@@ -288,7 +288,7 @@ func (sw *Switch) Ports() []*Port { return slices.Clone(sw.table.Load().ports) }
 // FDB returns the switch's FDB, which identifies ports by PortIndex.
 func (sw *Switch) FDB() *FDB { return sw.fdb }
 
-// FiltersVLANs reports whether the switch keeps VLANs apart: from the start, or since a port with
+// FiltersVLANs reports whether the switch filters VLANs: from the start, or since a port with
 // VLANs was added.
 func (sw *Switch) FiltersVLANs() bool { return sw.table.Load().filters }
 

@@ -68,7 +68,7 @@ func (c *Client) EachPort(ctx context.Context, visit func(Port) error) error {
 				return fmt.Errorf("the switch has sent more than %d ports, the most that a switch can have",
 					vport.MaxPorts)
 			}
-			if err := p.answered(); err != nil {
+			if err := p.checkReply(); err != nil {
 				return fmt.Errorf("port %.40q: %w", p.Name, err)
 			}
 			if err := visit(p); err != nil {
@@ -79,8 +79,8 @@ func (c *Client) EachPort(ctx context.Context, visit func(Port) error) error {
 	})
 }
 
-// answered checks a port that a switch has sent.
-func (p Port) answered() error {
+// checkReply checks a port that a switch has sent.
+func (p Port) checkReply() error {
 	stats := p.Stats
 	p.Stats = nil
 	if stats != nil && len(stats.Drops) > maxReasons {

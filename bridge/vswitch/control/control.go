@@ -137,7 +137,7 @@ type Info struct {
 	FDB     FDBStats  `json:"fdb"`
 	Ageing  int       `json:"ageing"` // seconds
 
-	VLANFiltering bool `json:"vlan_filtering"` // it keeps VLANs apart
+	VLANFiltering bool `json:"vlan_filtering"` // the switch filters VLANs
 }
 
 // FDBStats counts what happened to addresses of the FDB since the switch began (vswitch.FDBStats).

@@ -116,7 +116,7 @@ func runningIn(pattern string) ([]string, error) {
 	return slices.DeleteFunc(found, func(path string) bool {
 		own := filepath.Dir(path)
 		all := filepath.Dir(own)
-		if of[all] == maxOfUser || CheckName(filepath.Base(own)) != nil || !isOurs(path) {
+		if of[all] == maxOfUser || CheckName(filepath.Base(own)) != nil || !isSwitchSocket(path) {
 			return true
 		}
 		of[all]++
@@ -134,9 +134,9 @@ func NameOf(path string) string {
 	return path
 }
 
-// isOurs reports whether a switch's socket can have that path: only one user, or root, can have
-// created it.
-func isOurs(path string) bool {
+// isSwitchSocket reports whether a switch's socket can have that path: only one user, or root, can
+// have created it.
+func isSwitchSocket(path string) bool {
 	own := filepath.Dir(path)
 	all := filepath.Dir(own)
 	user, ok := ownerOf(filepath.Dir(all))

@@ -22,7 +22,7 @@ func leaveSocket(t testing.TB, path string) {
 	}
 }
 
-func TestIsOurs(t *testing.T) {
+func TestIsSwitchSocket(t *testing.T) {
 	for _, test := range []struct {
 		what   string
 		change func(top, own, socket string) error
@@ -52,7 +52,7 @@ func TestIsOurs(t *testing.T) {
 		if err := test.change(top, own, socket); err != nil {
 			t.Fatal(err)
 		}
-		if got := isOurs(socket); got != test.want {
+		if got := isSwitchSocket(socket); got != test.want {
 			t.Errorf("%s: %v", test.what, got)
 		}
 	}
