@@ -1,0 +1,82 @@
+package rtnl
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// A Route is where packets to a range of addresses go.
+type Route struct {
+	Dst  netip.Prefix // of length 0 for a default route
+	Link int          // index of the link; 0 for none, or for several
+	RA   bool         // it comes from a router advertisement (RTPROT_RA)
+}
+
+// Routes lists the routes of all tables, without those to multicast, broadcast and anycast
+// addresses.
+func (c *Conn) Routes() ([]Route, error) {
+	var found []Route
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		msgs, err := c.dump(func() *nl.NetlinkRequest {
+			req := c.request(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
+			req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: family}})
+			return req
+		}, unix.RTM_NEWROUTE)
+		if err != nil {
+			return nil, fmt.Errorf("list routes: %w", err)
+		}
+		for _, m := range msgs {
+			if r, ok := parseRoute(m); ok {
+				found = append(found, r)
+			}
+		}
+	}
+	return found, nil
+}
+
+// parseRoute decodes an RTM_NEWROUTE message (struct rtmsg of include/uapi/linux/rtnetlink.h); ok
+// is false for one that Routes leaves out.
+func parseRoute(m []byte) (r Route, ok bool) {
+	if len(m) < unix.SizeofRtMsg {
+		return r, false
+	}
+	family, bits, protocol, kind := m[0], int(m[1]), m[5], m[7]
+	var dst netip.Addr
+	switch {
+	case kind == unix.RTN_MULTICAST || kind == unix.RTN_BROADCAST || kind == unix.RTN_ANYCAST:
+		return r, false
+	case family == unix.AF_INET:
+		dst = netip.IPv4Unspecified()
+	case family == unix.AF_INET6:
+		dst = netip.IPv6Unspecified()
+	default:
+		return r, false
+	}
+	r.RA = protocol == unix.RTPROT_RA
+	each(m[unix.SizeofRtMsg:], func(kind uint16, v []byte) {
+		switch kind {
+		case unix.RTA_DST:
+			if a, ok := netip.AddrFromSlice(v); ok {
+				dst = a
+			}
+		case unix.RTA_OIF:
+			r.Link = int(u32(v))
+		}
+	})
+	r.Dst = netip.PrefixFrom(dst, bits)
+	return r, r.Dst.IsValid() && !dst.IsMulticast() && !dst.IsLinkLocalUnicast()
+}
+
+// AddDefaultRoute makes a router the one for all addresses of its IP version.
+func (c *Conn) AddDefaultRoute(router netip.Addr) error {
+	req := c.request(unix.RTM_NEWROUTE, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{
+		Family: uint8(family(router)), Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_STATIC,
+		Scope: unix.RT_SCOPE_UNIVERSE, Type: unix.RTN_UNICAST,
+	}})
+	req.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, router.AsSlice()))
+	return c.do(req)
+}
