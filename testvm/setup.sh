@@ -20,7 +20,8 @@ umask 022
 
 # The QEMUs besides x86 are for tests of their machines. gcc is for the race detector, groff for the
 # man pages, libcap2-bin has setcap. Of libvirt, these packages start no daemon.
-packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients'
+# nftables and dnsmasq-base are what networks are made of: nft and dnsmasq, without a service.
+packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients nftables dnsmasq-base'
 kernels=cloud
 updated=
 

@@ -1,0 +1,268 @@
+package network
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+
+	"vmnet/internal/network/config"
+	"vmnet/internal/network/dhcp"
+	"vmnet/internal/network/firewall"
+	"vmnet/internal/network/ruleset"
+	"vmnet/internal/network/server"
+)
+
+// Difference is what is not as a network's file says.
+type Difference struct {
+	Network string `json:"network"`
+	What    string `json:"what"` // "bridge", "address", "rules", ...
+	Want    string `json:"want"`
+	Found   string `json:"found"`
+	Mend    string `json:"mend"` // what to do
+}
+
+// Checked is the result of Check.
+type Checked struct {
+	Networks    int          `json:"networks"`
+	Differences []Difference `json:"differences"`
+	Notices     []string     `json:"notices"`
+}
+
+// Check compares networks with their files; all if names is empty.
+func (m *Manager) Check(ctx context.Context, names ...string) (Checked, error) {
+	checked := Checked{Differences: []Difference{}, Notices: []string{}}
+	var networks []*config.Network
+	add := func(network, what, want, found, mend string) {
+		checked.Differences = append(checked.Differences, Difference{network, what, want, found, mend})
+	}
+	if len(names) > 0 {
+		for _, name := range names {
+			n, err := m.Dir.Read(name)
+			if err != nil {
+				return checked, err
+			}
+			networks = append(networks, n)
+		}
+	} else {
+		all, broken, err := m.Dir.All()
+		if err != nil {
+			return checked, err
+		}
+		networks = all
+		for _, err := range broken {
+			add("", "file", "a file without errors", err.Error(), "correct the file")
+		}
+		left, err := m.leftovers(all)
+		if err != nil {
+			return checked, err
+		}
+		for _, name := range left {
+			add(name, "file", m.Dir.Path(name), "", "vmnet network delete "+name)
+		}
+	}
+	checked.Networks = len(networks)
+	found, err := m.compare(ctx, networks)
+	checked.Differences = append(checked.Differences, found...)
+	for _, n := range networks {
+		checked.Notices = append(checked.Notices, m.UpstreamNotices(n)...)
+	}
+	return checked, err
+}
+
+// leftovers are the bridges of networks that have no file: not even one that cannot be read.
+func (m *Manager) leftovers(networks []*config.Network) (left []string, err error) {
+	records, err := m.bridges()
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range records {
+		if slices.ContainsFunc(networks, func(n *config.Network) bool { return n.Name == r.network }) {
+			continue
+		}
+		if _, err := os.Lstat(m.Dir.Path(r.network)); errors.Is(err, fs.ErrNotExist) {
+			left = append(left, r.network)
+		}
+	}
+	slices.Sort(left)
+	return left, nil
+}
+
+func (m *Manager) compare(ctx context.Context, networks []*config.Network) (found []Difference, err error) {
+	var ours []*config.Network // whose names nothing else has
+	for _, n := range networks {
+		if _, _, err := m.bridge(n.Name); errors.Is(err, ErrForeign) {
+			found = append(found, Difference{n.Name, "bridge", "its own", err.Error(), "rename one of them"})
+		} else if err != nil {
+			return found, err
+		} else {
+			ours = append(ours, n)
+		}
+	}
+	if len(ours) == 0 {
+		return found, nil
+	}
+	states, err := m.readAll(ctx, ours)
+	if err != nil {
+		return found, err
+	}
+	for i, st := range states {
+		differs, err := m.differences(ours[i], st)
+		if err != nil {
+			return found, err
+		}
+		found = append(found, differs...)
+	}
+	return found, nil
+}
+
+func (m *Manager) differences(n *config.Network, st *state) (found []Difference, err error) {
+	mend := "vmnet network apply " + n.Name
+	add := func(what, want, is string) { found = append(found, Difference{n.Name, what, want, is, mend}) }
+	switch {
+	case st.bridge == nil:
+		add("bridge", n.Name, "")
+	case !st.bridge.Up:
+		add("bridge", "up", "down")
+	}
+	if st.bridge != nil {
+		for _, a := range st.missing {
+			add("address", a.String(), "")
+		}
+		for _, a := range st.surplus {
+			add("address", "", a.String())
+		}
+	}
+	switch {
+	case len(st.families) == 0:
+		add("rules", "table "+ruleset.Table(n.Name), "")
+	case !st.sameRules:
+		add("rules", "table "+ruleset.Table(n.Name), "other rules in it")
+	}
+	switch {
+	case n.DHCP && st.server == nil:
+		add("server", "running", "")
+	case n.DHCP && st.server.Alias != m.ServerConfig(n).Mark():
+		add("server", "started as the file says", "started with other settings")
+	case n.DHCP && st.bridge != nil && st.server.Master != st.bridge.Index:
+		add("server", "on bridge "+n.Name, "on another or none")
+	case !n.DHCP && st.server != nil:
+		add("server", "", "running")
+	}
+	if err := m.checkForwarding(n, add); err != nil {
+		return nil, err
+	}
+	obstacles, err := m.obstacles(n, st)
+	for _, o := range obstacles {
+		if o.Blocks && (n.NAT || len(n.Forwards) > 0) {
+			found = append(found, Difference{
+				n.Name, "firewall", "nothing that drops its traffic",
+				fmt.Sprintf("%s of %s %s", o.Chain, o.Owner, o.Effect), o.Cure,
+			})
+		}
+	}
+	return found, err
+}
+
+func (m *Manager) checkForwarding(n *config.Network, add func(what, want, is string)) error {
+	ip4, ip6 := needsForwarding(n)
+	for _, v := range []struct {
+		needed bool
+		sysctl string
+	}{{ip4, sysctlIP4}, {ip6, sysctlIP6}} {
+		off, err := m.isOff(v.sysctl)
+		if err != nil {
+			return err
+		}
+		if v.needed && off {
+			add("sysctl "+strings.ReplaceAll(v.sysctl, "/", "."), "1", "0")
+		}
+	}
+	return nil
+}
+
+// Obstacles returns the chains of other firewalls that drop traffic of a network.
+func (m *Manager) Obstacles(ctx context.Context, n *config.Network) ([]firewall.Obstacle, error) {
+	st, err := m.read(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	return m.obstacles(n, st)
+}
+
+// tablePrefix begins the names of the tables of all networks.
+var tablePrefix = ruleset.Table("")
+
+func (m *Manager) obstacles(n *config.Network, st *state) ([]firewall.Obstacle, error) {
+	filter, _, err := m.sysctl("net/bridge/bridge-nf-call-iptables")
+	if err != nil {
+		return nil, err
+	}
+	legacy, err := m.legacyTables()
+	if err != nil {
+		return nil, err
+	}
+	h := firewall.Host{Ruleset: st.rules, BridgeNetfilter: filter == "1", Legacy: legacy}
+	return h.Obstacles(n.Name, tablePrefix), nil
+}
+
+// legacyTables are those of iptables-legacy.
+func (m *Manager) legacyTables() (tables []string, err error) {
+	err = m.NS.Do(func() error {
+		for _, name := range []string{"ip_tables_names", "ip6_tables_names"} {
+			text, err := os.ReadFile("/proc/thread-self/net/" + name)
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			tables = append(tables, strings.Fields(string(text))...)
+		}
+		return nil
+	})
+	return tables, err
+}
+
+// UpstreamNotices says so if the server of a network cannot ask the host's name servers.
+func (m *Manager) UpstreamNotices(n *config.Network) []string {
+	if !n.DHCP || !n.NAT {
+		return nil
+	}
+	path := cmp.Or(m.Resolv, server.ResolvConf())
+	text, err := readBounded(path, 1<<16)
+	if err != nil {
+		return []string{fmt.Sprintf("network %s: guests resolve names of the network only: %v", n.Name, err)}
+	}
+	reachable, local := dhcp.Upstream(string(text))
+	switch {
+	case len(reachable) > 0:
+		return nil
+	case len(local) > 0:
+		return []string{fmt.Sprintf("network %s: guests resolve names of the network only: %s names %s, the host's "+
+			"loopback interface (let the host's name server listen on %s, and name that in %[2]s)",
+			n.Name, path, strings.Join(local, ", "), n.Router().Addr())}
+	}
+	return []string{fmt.Sprintf("network %s: guests resolve names of the network only: %s names no name server",
+		n.Name, path)}
+}
+
+// readBounded reads a regular file, at most that many bytes.
+func readBounded(path string, most int64) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(text)) > most {
+		err = fmt.Errorf("%s: it has more than %d bytes", path, most)
+	}
+	return text, err
+}

@@ -1,0 +1,226 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/token"
+
+	"vmnet/internal/strictyaml"
+)
+
+// maxBytes bounds a file.
+const maxBytes = 1 << 20
+
+// none is the value of ipv6 for a network without IPv6.
+const none = "none"
+
+// byteOrderMark is written at the start of a file by some editors.
+var byteOrderMark = []byte("\ufeff")
+
+// Parse parses the content of a file of the network name. Its errors are of type *strictyaml.Error;
+// file is for them.
+func Parse(file, name string, data []byte) (*Network, error) {
+	data = bytes.TrimPrefix(data, byteOrderMark)
+	d := &decoder{Document: strictyaml.New(file, data), n: &Network{Name: name, Domain: DefaultDomain(name)}}
+	if len(data) > maxBytes {
+		return nil, d.Errorf(nil, "the file has more than %d bytes", maxBytes)
+	}
+	if err := CheckName(name); err != nil {
+		return nil, d.Errorf(nil, "%v (rename the file)", err)
+	}
+	root, err := d.Root(data)
+	if err != nil {
+		return nil, err
+	}
+	if root == nil {
+		return nil, d.Errorf(nil, "the file is empty (write subnet: 10.66.0.0/24)")
+	}
+	if err := d.network(root); err != nil {
+		return nil, err
+	}
+	if err := d.check(root); err != nil {
+		return nil, err
+	}
+	return d.n, nil
+}
+
+// decoder makes a Network from a document.
+type decoder struct {
+	*strictyaml.Document
+	n               *Network
+	hosts, forwards []*token.Token // where each begins
+}
+
+func (d *decoder) network(root ast.Node) error {
+	n := d.n
+	return d.Mapping(
+		root, "the file",
+		d.flag("nat", &n.NAT),
+		strictyaml.Key("subnet", func(node ast.Node) error {
+			return d.prefix(node, "subnet", &n.Subnet, checkSubnet)
+		}),
+		strictyaml.Key("ipv6", func(node ast.Node) error {
+			if text, err := d.Text(node, "ipv6"); err != nil || text == none {
+				return err
+			}
+			return d.prefix(node, "ipv6", &n.IPv6, checkIPv6)
+		}),
+		d.flag("dhcp", &n.DHCP),
+		strictyaml.Key("domain", func(node ast.Node) (err error) {
+			if n.Domain, err = d.Text(node, "domain"); err != nil {
+				return err
+			}
+			return d.at(node, checkDomain(n.Domain))
+		}),
+		d.flag("isolated", &n.Isolated),
+		strictyaml.Key("hosts", func(node ast.Node) error { return d.List(node, "hosts", d.host) }),
+		strictyaml.Key("forwards", func(node ast.Node) error { return d.List(node, "forwards", d.forward) }),
+	)
+}
+
+func (d *decoder) flag(key string, to *bool) strictyaml.Field {
+	return strictyaml.Key(key, func(n ast.Node) (err error) { *to, err = d.Flag(n, key); return err })
+}
+
+// at gives an error the place of n.
+func (d *decoder) at(n ast.Node, err error) error {
+	if err == nil {
+		return nil
+	}
+	return d.Errorf(strictyaml.TokenOf(n), "%v", err)
+}
+
+func (d *decoder) prefix(n ast.Node, key string, to *netip.Prefix, check func(netip.Prefix) error) error {
+	text, err := d.Text(n, key)
+	if err != nil {
+		return err
+	}
+	if *to, err = netip.ParsePrefix(text); err != nil {
+		return d.at(n, fmt.Errorf("%s %q: want a network with its prefix length", key, text))
+	}
+	return d.at(n, check(*to))
+}
+
+func (d *decoder) host(node ast.Node) error {
+	var h Host
+	text := func(key string, take func(string) error) strictyaml.Field {
+		return strictyaml.Key(key, func(n ast.Node) error {
+			text, err := d.Text(n, key)
+			if err != nil {
+				return err
+			}
+			return d.at(n, take(text))
+		})
+	}
+	err := d.Mapping(
+		node, "a host",
+		text("name", func(s string) error { h.Name = s; return nil }),
+		text("mac", func(s string) (err error) { h.MAC, err = ParseMAC(s); return err }),
+		text("ip", func(s string) (err error) {
+			if h.IP, err = netip.ParseAddr(s); err != nil {
+				return fmt.Errorf("ip %q: want an IPv4 address", s)
+			}
+			return nil
+		}),
+	)
+	if err == nil && (h.Name == "" || h.MAC == nil || !h.IP.IsValid()) {
+		err = d.Errorf(strictyaml.TokenOf(node), "a host needs name, mac and ip")
+	}
+	d.n.Hosts = append(d.n.Hosts, h)
+	d.hosts = append(d.hosts, strictyaml.TokenOf(node))
+	return err
+}
+
+// ParseMAC parses the address of a guest.
+func ParseMAC(s string) (net.HardwareAddr, error) {
+	mac, err := net.ParseMAC(s)
+	if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+		return nil, fmt.Errorf("mac %q: want six bytes, not multicast, such as 52:54:00:12:34:56", s)
+	}
+	return mac, nil
+}
+
+func (d *decoder) forward(node ast.Node) error {
+	var texts [3]string
+	var fields []strictyaml.Field
+	for i, key := range []string{"from", "to", "listen"} {
+		fields = append(fields, strictyaml.Key(key, func(n ast.Node) (err error) {
+			texts[i], err = d.Text(n, key)
+			if err == nil && texts[i] == "" {
+				err = d.Errorf(strictyaml.TokenOf(n), "%s is empty", key)
+			}
+			return err
+		}))
+	}
+	if err := d.Mapping(node, "a forward", fields...); err != nil {
+		return err
+	}
+	if texts[0] == "" || texts[1] == "" {
+		return d.Errorf(strictyaml.TokenOf(node), "a forward needs from and to")
+	}
+	f, err := ParseForward(texts[0], texts[1], texts[2])
+	d.n.Forwards = append(d.n.Forwards, f)
+	d.forwards = append(d.forwards, strictyaml.TokenOf(node))
+	return d.at(node, err)
+}
+
+// check runs last, since keys may come in any order.
+func (d *decoder) check(root ast.Node) error {
+	if !d.n.Subnet.IsValid() {
+		return d.Errorf(strictyaml.TokenOf(root), "subnet is missing (write subnet: 10.66.0.0/24)")
+	}
+	for i, t := range d.hosts {
+		if err := d.n.checkHost(i); err != nil {
+			return d.Errorf(t, "%v", err)
+		}
+	}
+	for i, t := range d.forwards {
+		if err := d.n.checkForward(i); err != nil {
+			return d.Errorf(t, "%v", err)
+		}
+	}
+	return nil
+}
+
+// Format returns the content of a file that Parse reads as n.
+func (n *Network) Format() []byte {
+	var b strings.Builder
+	fmt.Fprintf(
+		&b,
+		"# Network %s of vmnet: see vmnet-network(8). After a change: vmnet network apply %s\n",
+		n.Name,
+		n.Name,
+	)
+	fmt.Fprintf(&b, "nat: %v\nsubnet: %s\n", n.NAT, n.Subnet)
+	if n.IPv6.IsValid() {
+		fmt.Fprintf(&b, "ipv6: %q\n", n.IPv6)
+	} else {
+		fmt.Fprintf(&b, "ipv6: %s\n", none)
+	}
+	fmt.Fprintf(&b, "dhcp: %v\ndomain: %q\n", n.DHCP, n.Domain)
+	if n.Isolated {
+		b.WriteString("isolated: true\n")
+	}
+	if len(n.Hosts) > 0 {
+		b.WriteString("hosts:\n")
+	}
+	for _, h := range n.Hosts {
+		fmt.Fprintf(&b, "  - {name: %q, mac: %q, ip: %s}\n", h.Name, h.MAC, h.IP)
+	}
+	if len(n.Forwards) > 0 {
+		b.WriteString("forwards:\n")
+	}
+	for _, f := range n.Forwards {
+		listen := ""
+		if f.Listen.IsValid() {
+			listen = fmt.Sprintf(", listen: %q", f.Listen)
+		}
+		fmt.Fprintf(&b, "  - {from: %q, to: %q%s}\n", f.From(), f.To(), listen)
+	}
+	return []byte(b.String())
+}

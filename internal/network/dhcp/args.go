@@ -1,0 +1,99 @@
+// Package dhcp is a network's server as data: the arguments of dnsmasq(8), which gives guests
+// addresses and answers their questions for names, and the leases that it writes.
+package dhcp
+
+import (
+	"fmt"
+	"net"
+	"strings"
+
+	"vmnet/internal/network/config"
+)
+
+// Program is the program that serves.
+const Program = "dnsmasq"
+
+// Link is the name of the server's interface in its own namespace.
+const Link = "eth0"
+
+// LeaseTime is how long a guest may use an address before it asks again.
+const LeaseTime = "1h"
+
+// maxLeases bounds how many addresses guests can take, by however many MACs, and so the lease file.
+const maxLeases = 4096
+
+// Args returns the arguments of the dnsmasq that runs in the server's namespace. leases is the path
+// of its lease file; resolv that of the host's resolv.conf, which it reads again when it changes.
+func Args(n *config.Network, leases, resolv string) []string {
+	first, last := n.Leased()
+	args := common()
+	args = append(
+		args,
+		"--interface="+Link, "--bind-interfaces", "--except-interface=lo",
+		"--dhcp-authoritative",
+		"--no-ping", // it would keep a guest waiting that asks twice
+		"--dhcp-leasefile="+leases, fmt.Sprintf("--dhcp-lease-max=%d", maxLeases),
+		fmt.Sprintf("--dhcp-range=%s,%s,%s,%s", first, last, net.IP(mask(n)), LeaseTime),
+		"--domain="+n.Domain+","+n.Subnet.String()+",local",
+		"--local=/"+n.Domain+"/",
+		"--domain-needed",
+		// A guest that calls itself wpad would be the proxy of the others.
+		"--dhcp-name-match=set:wpad-ignore,wpad", "--dhcp-ignore-names=tag:wpad-ignore",
+	)
+	if n.NAT {
+		args = append(args, "--dhcp-option=option:router,"+n.Router().Addr().String(), "--resolv-file="+resolv)
+	} else {
+		args = append(args, "--dhcp-option=option:router", "--no-resolv") // no way out, so no router
+	}
+	for _, h := range n.Hosts {
+		// As a record of its own, no other guest can claim the name.
+		args = append(args, fmt.Sprintf("--dhcp-host=%s,%s,%s", h.MAC, h.IP, h.Name),
+			fmt.Sprintf("--host-record=%s.%s,%[1]s,%[3]s", h.Name, n.Domain, h.IP))
+	}
+	return args
+}
+
+// RouterArgs returns the arguments of the dnsmasq that sends router advertisements from the bridge,
+// for a network with IPv6. It answers no other question.
+func RouterArgs(n *config.Network) []string {
+	// A solicitation that another firewall drops is answered by the next advertisement.
+	const interval = 10 // s
+	lifetime := 1800    // s
+	if !n.NAT {
+		lifetime = 0 // no way out, so no router
+	}
+	return append(
+		common(),
+		"--port=0", "--no-resolv", "--leasefile-ro",
+		"--interface="+n.Name, "--bind-dynamic", "--except-interface=lo",
+		"--enable-ra", fmt.Sprintf("--dhcp-range=%s,ra-only,%d", n.IPv6.Addr(), n.IPv6.Bits()),
+		fmt.Sprintf("--ra-param=%s,%d,%d", n.Name, interval, lifetime),
+		fmt.Sprintf("--dhcp-option=option6:dns-server,[%s]", n.Server6().Addr()),
+		"--dhcp-option=option6:domain-search,"+n.Domain,
+	)
+}
+
+// common are the arguments of every dnsmasq: it stays the process that was started, reads no file
+// that is not named, and logs to syslog.
+func common() []string {
+	return []string{"--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--no-hosts"}
+}
+
+func mask(n *config.Network) net.IPMask { return net.CIDRMask(n.Subnet.Bits(), 32) }
+
+// Upstream returns the addresses of the name servers in a resolv.conf. local are those of the
+// host's loopback interface, which a server in a namespace of its own does not reach.
+func Upstream(resolvConf string) (reachable, local []string) {
+	for line := range strings.Lines(resolvConf) {
+		f := strings.Fields(line)
+		if len(f) < 2 || f[0] != "nameserver" {
+			continue
+		}
+		if ip := net.ParseIP(f[1]); ip != nil && ip.IsLoopback() {
+			local = append(local, f[1])
+		} else {
+			reachable = append(reachable, f[1])
+		}
+	}
+	return reachable, local
+}

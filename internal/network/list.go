@@ -1,0 +1,206 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"vmnet/internal/network/config"
+	"vmnet/internal/network/dhcp"
+	"vmnet/internal/network/firewall"
+	"vmnet/internal/network/ruleset"
+	"vmnet/internal/network/server"
+)
+
+// States of a network.
+const (
+	StateUp      = "up"      // as its file says
+	StateDiffers = "differs" // check says how
+	StateAbsent  = "absent"  // it was not applied since the last boot
+	StateBroken  = "broken"  // its file cannot be read, or its name is taken
+	StateLeft    = "left"    // its file has gone
+)
+
+// Info is what there is of a network. Its JSON keys are stable.
+type Info struct {
+	Network  string        `json:"network"`
+	State    string        `json:"state"`
+	Subnet   string        `json:"subnet,omitempty"`
+	IPv6     string        `json:"ipv6,omitempty"`
+	NAT      bool          `json:"nat"`
+	DHCP     bool          `json:"dhcp"`
+	Isolated bool          `json:"isolated"`
+	Domain   string        `json:"domain,omitempty"`
+	Hosts    []HostInfo    `json:"hosts"`
+	Forwards []ForwardInfo `json:"forwards"`
+	Ports    []string      `json:"ports"` // of the bridge, without the server's
+	Error    string        `json:"error,omitempty"`
+}
+
+// HostInfo is a guest whose name and address are fixed.
+type HostInfo struct {
+	Name string     `json:"name"`
+	MAC  string     `json:"mac"`
+	IP   netip.Addr `json:"ip"`
+}
+
+// ForwardInfo is a forward as it is typed.
+type ForwardInfo struct {
+	From   string `json:"from"`
+	To     string `json:"to"`
+	Listen string `json:"listen,omitempty"`
+}
+
+// Describe returns what a network's file says.
+func Describe(n *config.Network) Info {
+	i := Info{
+		Network: n.Name, Subnet: n.Subnet.String(), NAT: n.NAT, DHCP: n.DHCP, Isolated: n.Isolated, Domain: n.Domain,
+		Hosts: []HostInfo{}, Forwards: []ForwardInfo{}, Ports: []string{},
+	}
+	if n.IPv6.IsValid() {
+		i.IPv6 = n.IPv6.String()
+	}
+	for _, h := range n.Hosts {
+		i.Hosts = append(i.Hosts, HostInfo{h.Name, h.MAC.String(), h.IP})
+	}
+	for _, f := range n.Forwards {
+		info := ForwardInfo{From: f.From(), To: f.To()}
+		if f.Listen.IsValid() {
+			info.Listen = f.Listen.String()
+		}
+		i.Forwards = append(i.Forwards, info)
+	}
+	return i
+}
+
+// List returns all networks, by name: those with a file, and those of which only a bridge is left.
+func (m *Manager) List(ctx context.Context) ([]Info, error) {
+	names, err := m.Dir.Names()
+	if err != nil {
+		return nil, err
+	}
+	infos := []Info{}
+	var networks []*config.Network
+	for _, name := range names {
+		n, err := m.Dir.Read(name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			infos = append(infos, broken(name, err))
+		default:
+			networks = append(networks, n)
+		}
+	}
+	left, err := m.leftovers(networks)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range left {
+		i := Describe(&config.Network{Name: name})
+		i.State, i.Subnet = StateLeft, ""
+		infos = append(infos, i)
+	}
+	known, err := m.infos(ctx, networks)
+	infos = append(infos, known...)
+	slices.SortFunc(infos, func(a, b Info) int { return strings.Compare(a.Network, b.Network) })
+	return infos, err
+}
+
+func broken(name string, err error) Info {
+	i := Describe(&config.Network{Name: name})
+	i.State, i.Subnet, i.Error = StateBroken, "", err.Error()
+	return i
+}
+
+// infos describes networks whose files can be read.
+func (m *Manager) infos(ctx context.Context, networks []*config.Network) (infos []Info, err error) {
+	differs, err := m.compare(ctx, networks)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range networks {
+		i := Describe(n)
+		br, _, err := m.bridge(n.Name)
+		switch {
+		case errors.Is(err, ErrForeign):
+			i.State, i.Error = StateBroken, err.Error()
+		case err != nil:
+			return nil, err
+		case br == nil:
+			i.State = StateAbsent
+		default:
+			i.State = StateUp
+			if slices.ContainsFunc(differs, func(d Difference) bool { return d.Network == n.Name }) {
+				i.State = StateDiffers
+			}
+			ports, err := m.nl.Links("", br.Index)
+			if err != nil {
+				return nil, err
+			}
+			for _, p := range ports {
+				if !strings.HasPrefix(p.Alias, server.MarkOf(n.Name)) {
+					i.Ports = append(i.Ports, p.Name)
+				}
+			}
+		}
+		infos = append(infos, i)
+	}
+	return infos, nil
+}
+
+// Shown is all that is known of one network.
+type Shown struct {
+	Info
+	Ruleset   string              `json:"ruleset"` // as the file wants it
+	Server    []string            `json:"server"`  // the programs of the server with their arguments
+	Leases    []dhcp.Lease        `json:"leases"`
+	Obstacles []firewall.Obstacle `json:"obstacles"`
+}
+
+// Show describes a network that has a file.
+func (m *Manager) Show(ctx context.Context, name string) (Shown, error) {
+	n, err := m.Dir.Read(name)
+	if err != nil {
+		return Shown{}, err
+	}
+	infos, err := m.infos(ctx, []*config.Network{n})
+	if err != nil {
+		return Shown{}, err
+	}
+	s := Shown{Info: infos[0], Leases: []dhcp.Lease{}, Obstacles: []firewall.Obstacle{}}
+	s.Ruleset, s.Server, err = m.Programs(n)
+	if err != nil || s.State == StateBroken {
+		return s, err
+	}
+	if s.Obstacles, err = m.Obstacles(ctx, n); err == nil {
+		s.Leases, err = m.Leases(name)
+	}
+	return s, err
+}
+
+// Programs returns the ruleset of a network, and the programs of its server with their arguments.
+func (m *Manager) Programs(n *config.Network) (rules string, programs []string, err error) {
+	rules, err = ruleset.Text(n)
+	if n.DHCP {
+		return rules, m.ServerConfig(n).Lines(), err
+	}
+	return rules, []string{}, err
+}
+
+// Leases returns the addresses that guests of a network have.
+func (m *Manager) Leases(name string) ([]dhcp.Lease, error) {
+	if err := config.CheckName(name); err != nil {
+		return nil, err
+	}
+	text, err := readBounded(server.LeaseFile(m.State, name), dhcp.MaxLeaseBytes)
+	if errors.Is(err, fs.ErrNotExist) {
+		return []dhcp.Lease{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return dhcp.ParseLeases(text)
+}

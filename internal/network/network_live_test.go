@@ -1,0 +1,331 @@
+package network
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"vmnet/internal/network/config"
+	"vmnet/internal/network/nft"
+	"vmnet/internal/nstest"
+)
+
+const (
+	webMAC = "52:54:00:00:66:01"
+	dbMAC  = "52:54:00:00:66:02"
+)
+
+// labNetwork is a network with a host.
+func labNetwork() *config.Network {
+	web, _ := net.ParseMAC(webMAC)
+	return &config.Network{
+		Name: "lab", NAT: true, DHCP: true, Subnet: netip.MustParsePrefix("10.66.0.0/24"),
+		IPv6:  netip.MustParsePrefix("fd66:1:2:3::/64"),
+		Hosts: []config.Host{{Name: "web", MAC: web, IP: netip.MustParseAddr("10.66.0.11")}},
+	}
+}
+
+// TestLiveNetwork: two guests get addresses and names, reach each other and the world, and are not
+// reached from there but by forwards; nothing is left when the network is deleted.
+func TestLiveNetwork(t *testing.T) {
+	x := newHost(t)
+	before := x.left()
+	n := x.create(labNetwork())
+	x.consistent()
+	if _, changed, err := x.m.Apply(x.ctx(), "lab"); err != nil || changed {
+		t.Errorf("a second apply: %v, changed %v", err, changed)
+	}
+
+	web, db := x.guest("lab", webMAC), x.guest("lab", dbMAC)
+	told, err := web.dhcp("")
+	x.wants("lease of web", told, "lease 10.66.0.11 router 10.66.0.1 dns 10.66.0.2 domain lab.internal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.lease("db")
+	for _, name := range []string{"web", "web.lab.internal", "db.lab.internal"} {
+		addrs, err := x.lookup(db.ns, "10.66.0.2", name)
+		want := web.ip
+		if strings.HasPrefix(name, "db") {
+			want = db.ip
+		}
+		if err != nil || len(addrs) != 1 || addrs[0] != want {
+			t.Errorf("%s is %q, %v, want %s", name, addrs, err, want)
+		}
+	}
+	leases, err := x.m.Leases("lab")
+	if err != nil || len(leases) != 2 {
+		t.Errorf("leases: %+v, %v", leases, err)
+	}
+
+	web6 := web.globalIPv6(n.IPv6)
+	db.globalIPv6(n.IPv6)
+	x.answers(x.wan, ":7")
+	x.wants("out by IPv4", x.ask(web.ns, wanIP+":7"), hostIP)
+	x.wants("out by IPv6", x.ask(web.ns, "["+wanIP6+"]:7"), hostIP6)
+
+	x.answers(web.ns, ":80")
+	x.ip(x.wan, "route", "add", "10.66.0.0/24", "via", hostIP)
+	x.ip(x.wan, "-6", "route", "add", n.IPv6.String(), "via", hostIP6)
+	x.wants("from a guest", x.ask(db.ns, "10.66.0.11:80"), db.ip)
+	x.wants("unasked by IPv4", x.ask(x.wan, "10.66.0.11:80"), "timeout")
+	x.wants("unasked by IPv6", x.ask(x.wan, "["+web6+"]:80"), "timeout")
+
+	if err := x.m.Delete(x.ctx(), "lab", false); err == nil ||
+		!strings.Contains(err.Error(), "guests are on it: g1, g2") {
+		t.Errorf("delete with guests: %v", err)
+	}
+	x.consistent()
+	if err := x.m.Delete(x.ctx(), "lab", true); err != nil {
+		t.Fatal(err)
+	}
+	for _, port := range []string{"g1", "g2"} {
+		x.ip(x.host, "link", "del", port)
+	}
+	x.wants("left", x.left(), before)
+}
+
+func TestLiveForwards(t *testing.T) {
+	x := newHost(t)
+	n := labNetwork()
+	n.Forwards = []config.Forward{
+		{Protocol: "tcp", First: 8080, Last: 8080, Guest: "web", Port: 80},
+		{Protocol: "tcp", First: 9000, Last: 9001, Listen: netip.MustParseAddr(hostIP), Guest: "web"},
+	}
+	x.create(n)
+	web, db := x.guest("lab", webMAC).lease(""), x.guest("lab", dbMAC).lease("")
+	x.answers(web.ns, ":80")
+	x.answers(web.ns, ":9001")
+	x.wants("from outside", x.ask(x.wan, hostIP+":8080"), wanIP)
+	x.wants("from the host", x.ask(x.host, hostIP+":8080"), "10.66.0.1")
+	x.wants("from a guest", x.ask(db.ns, hostIP+":8080"), "10.66.0.1")
+	x.wants("from a guest, to the bridge's address", x.ask(db.ns, "10.66.0.1:8080"), "10.66.0.1")
+	x.wants("from the guest itself", x.ask(web.ns, hostIP+":8080"), "10.66.0.1")
+	x.wants("of a range", x.ask(x.wan, hostIP+":9001"), wanIP)
+	if got := x.ask(db.ns, "10.66.0.1:9001"); !strings.Contains(got, "refused") {
+		t.Errorf("to another address than it listens on: %q", got)
+	}
+
+	if x.bridgeNetfilter("1") {
+		x.wants("from a guest, with br_netfilter", x.ask(db.ns, hostIP+":8080"), "10.66.0.1")
+		x.wants("from outside, with br_netfilter", x.ask(x.wan, hostIP+":8080"), wanIP)
+		x.bridgeNetfilter("0")
+	}
+
+	web6 := web.globalIPv6(n.IPv6)
+	err := x.m.Replace(x.ctx(), "lab", func(n *config.Network) error {
+		n.Forwards = append(
+			n.Forwards[1:],
+			config.Forward{Protocol: "tcp", First: 8081, Last: 8081, Guest: web6, Port: 80},
+		)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.consistent()
+	x.wants("by IPv6", x.ask(x.wan, "["+hostIP6+"]:8081"), wanIP6)
+	if got := x.ask(x.wan, hostIP+":8080"); !strings.Contains(got, "refused") {
+		t.Errorf("removed: %q", got)
+	}
+
+	other := &config.Network{
+		Name:   "other",
+		NAT:    true,
+		Domain: "x",
+		Subnet: netip.MustParsePrefix("10.67.0.0/24"),
+		Forwards: []config.Forward{
+			{Protocol: "tcp", First: 9001, Last: 9001, Guest: "10.67.0.9"},
+		},
+	}
+	err = x.m.Create(x.ctx(), Wanted{Network: other})
+	if err == nil || !strings.Contains(err.Error(), "forward tcp:9001: network lab has tcp:9000-9001") {
+		t.Errorf("ports of another network: %v", err)
+	}
+	broken := func(n *config.Network) error {
+		n.Forwards = append(n.Forwards, config.Forward{Protocol: "tcp", First: 1, Last: 1, Guest: "nobody"})
+		return nil
+	}
+	if err := x.m.Replace(x.ctx(), "lab", broken); err == nil || !strings.Contains(err.Error(), "no host nobody") {
+		t.Errorf("an unknown guest: %v", err)
+	}
+	x.consistent()
+}
+
+// TestLiveUpstream: names of the world are asked of the host's name servers, also when they change.
+func TestLiveUpstream(t *testing.T) {
+	x := newHost(t)
+	x.m.Resolv = filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.Chmod(filepath.Dir(filepath.Dir(x.m.Resolv)), 0o755); err != nil { // for dnsmasq's user
+		t.Fatal(err)
+	}
+	resolv := func(text string) {
+		if err := os.WriteFile(x.m.Resolv, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	resolv("nameserver 127.0.0.1\n")
+	n := x.create(labNetwork())
+	if notices := x.m.UpstreamNotices(n); len(notices) != 1 ||
+		!strings.Contains(notices[0], "names 127.0.0.1, the host's") {
+		t.Errorf("%q", notices)
+	}
+	g := x.guest("lab", webMAC).lease("")
+	stop := x.nameServer("outside.test", "192.0.2.7")
+	defer stop()
+	resolv("nameserver " + wanIP + "\n")
+	nstest.Eventually(t, patience, "the new name server is asked", func() bool {
+		addrs, err := x.lookup(g.ns, "10.66.0.2", "outside.test")
+		return err == nil && len(addrs) == 1 && addrs[0] == "192.0.2.7"
+	})
+	if notices := x.m.UpstreamNotices(n); len(notices) != 0 {
+		t.Errorf("%q", notices)
+	}
+}
+
+// nameServer answers for one name in the outside machine's namespace.
+func (x *h) nameServer(name, ip string) (stop func()) {
+	x.Helper()
+	program, err := nft.Find("dnsmasq", "dnsmasq-base")
+	if err != nil {
+		x.Fatal(err)
+	}
+	cmd := exec.Command(
+		program,
+		"--keep-in-foreground",
+		"--conf-file=/dev/null",
+		"--pid-file=",
+		"--no-hosts",
+		"--no-resolv",
+		"--user=root",
+		"--listen-address="+wanIP,
+		"--bind-interfaces",
+		"--address=/"+name+"/"+ip,
+	)
+	if err := x.wan.Do(cmd.Start); err != nil {
+		x.Fatal(err)
+	}
+	return func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
+}
+
+// TestLiveWithoutNAT: guests reach the host and each other, and nothing beyond.
+func TestLiveWithoutNAT(t *testing.T) {
+	x := newHost(t)
+	n := labNetwork()
+	n.NAT = false
+	x.create(n)
+	x.sysctl(x.host, sysctlIP4, "1")
+	web, db := x.guest("lab", webMAC), x.guest("lab", dbMAC).lease("")
+	told, err := web.dhcp("")
+	x.wants("lease", told, "lease 10.66.0.11 router  dns 10.66.0.2 domain lab.internal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.answers(web.ns, ":80")
+	x.answers(x.host, ":7")
+	x.answers(x.wan, ":7")
+	x.wants("a guest", x.ask(db.ns, "10.66.0.11:80"), db.ip)
+	x.wants("the host", x.ask(db.ns, "10.66.0.1:7"), db.ip)
+	x.ip(db.ns, "route", "add", "default", "via", "10.66.0.1")
+	x.wants("beyond", x.ask(db.ns, wanIP+":7"), "timeout")
+}
+
+// TestLiveForeignFirewalls: what others drop does not keep guests from their addresses, and check
+// names who drops it and the cure.
+func TestLiveForeignFirewalls(t *testing.T) {
+	x := newHost(t)
+	x.create(labNetwork())
+	x.answers(x.wan, ":7")
+	g := x.guest("lab", webMAC)
+
+	x.nft(`table ip filter {
+		chain ufw-before-input { }
+		chain INPUT { type filter hook input priority filter; policy drop; jump ufw-before-input
+			ct state established,related accept
+		}
+	}
+	table ip6 filter {
+		chain INPUT { type filter hook input priority filter; policy drop; meta l4proto ipv6-icmp accept
+		}
+	}`)
+	g.lease("")
+	g.globalIPv6(netip.MustParsePrefix("fd66:1:2:3::/64"))
+	x.wants("with dropped input", x.ask(g.ns, wanIP+":7"), hostIP)
+	x.consistent()
+	found := x.obstacles()
+	if !strings.Contains(
+		found,
+		"ip filter INPUT of ufw drops IPv4 traffic of guests to the host itself; DHCP and DNS are "+
+			"not affected (ufw allow in on lab)",
+	) {
+		t.Error(found)
+	}
+	x.nft("flush ruleset")
+
+	x.nft(`table ip filter {
+		chain DOCKER-USER { }
+		chain FORWARD { type filter hook forward priority filter; policy drop; jump DOCKER-USER
+		}
+	}`)
+	if _, _, err := x.m.Apply(x.ctx(), "lab"); err != nil {
+		t.Fatal(err)
+	}
+	x.ip(g.ns, "addr", "flush", "dev", "eth0")
+	g.lease("")
+	x.wants("with dropped forwards", x.ask(g.ns, wanIP+":7"), "timeout")
+	c, err := x.m.Check(x.ctx())
+	if err != nil || len(c.Differences) != 1 || c.Differences[0].What != "firewall" {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	d := c.Differences[0]
+	x.wants("the chain", d.Found, "ip filter FORWARD of Docker drops IPv4 traffic of guests to other networks")
+	x.wants(
+		"the cure",
+		d.Mend,
+		"iptables -I DOCKER-USER -i lab -j ACCEPT; iptables -I DOCKER-USER -o lab -m conntrack "+
+			"--ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT",
+	)
+	if x.bridgeNetfilter("1") {
+		if found := x.obstacles(); !strings.Contains(found, "and to each other and their DHCP server, since "+
+			"net.bridge.bridge-nf-call-iptables is 1") {
+			t.Error(found)
+		}
+	}
+	x.nft(`add rule ip filter DOCKER-USER iifname "lab" accept
+		add rule ip filter DOCKER-USER oifname "lab" ct state established,related accept`)
+	x.consistent()
+	x.ip(g.ns, "addr", "flush", "dev", "eth0")
+	g.lease("")
+	x.wants("cured", x.ask(g.ns, wanIP+":7"), hostIP)
+}
+
+func (x *h) nft(text string) {
+	x.Helper()
+	if err := nft.Apply(x.ctx(), x.host, text); err != nil {
+		x.Fatal(err)
+	}
+}
+
+func (x *h) obstacles() string {
+	x.Helper()
+	n, err := x.m.Dir.Read("lab")
+	if err != nil {
+		x.Fatal(err)
+	}
+	all, err := x.m.Obstacles(x.ctx(), n)
+	if err != nil {
+		x.Fatal(err)
+	}
+	var texts []string
+	for _, o := range all {
+		texts = append(texts, o.String())
+	}
+	return strings.Join(texts, "\n")
+}

@@ -1,0 +1,90 @@
+package network
+
+import (
+	"slices"
+	"strings"
+
+	"vmnet/internal/alias"
+	"vmnet/internal/kernel/rtnl"
+)
+
+// record is what the alias of a network's bridge says: whose it is, and what the network has
+// changed of the host and the last one sets back.
+type record struct {
+	network string
+	memory
+}
+
+// memory is how the host was before a network changed it.
+type memory struct {
+	ip4, ip6 bool     // forwarding was off
+	acceptRA []string // links whose accept_ra was 1
+}
+
+func (m memory) empty() bool { return !m.ip4 && !m.ip6 && len(m.acceptRA) == 0 }
+
+// and returns what both remember.
+func (m memory) and(other memory) memory {
+	links := append(slices.Clone(m.acceptRA), other.acceptRA...)
+	slices.Sort(links)
+	return memory{m.ip4 || other.ip4, m.ip6 || other.ip6, slices.Compact(links)}
+}
+
+// without returns what m remembers and other does not.
+func (m memory) without(other memory) memory {
+	links := slices.DeleteFunc(slices.Clone(m.acceptRA), func(l string) bool {
+		return slices.Contains(other.acceptRA, l)
+	})
+	return memory{m.ip4 && !other.ip4, m.ip6 && !other.ip6, links}
+}
+
+// includes reports whether m remembers all that other does.
+func (m memory) includes(other memory) bool { return other.without(m).empty() }
+
+const (
+	keyNetwork  = "network"
+	keyIP4      = "ip_forward"
+	keyIP6      = "ip6_forward"
+	keyAcceptRA = "accept_ra"
+	wasOff      = "0"
+)
+
+// String returns the alias.
+func (r record) String() string {
+	text := alias.Prefix + keyNetwork + "=" + alias.Escape(r.network)
+	if r.ip4 {
+		text += " " + keyIP4 + "=" + wasOff
+	}
+	if r.ip6 {
+		text += " " + keyIP6 + "=" + wasOff
+	}
+	if len(r.acceptRA) > 0 {
+		text += " " + keyAcceptRA + "=" + alias.Escape(strings.Join(r.acceptRA, ","))
+	}
+	return text
+}
+
+// recordOf reads the alias of a link; ok is false if it is no network's bridge.
+func recordOf(l *rtnl.Link) (r record, ok bool) {
+	rest, ok := strings.CutPrefix(l.Alias, alias.Prefix)
+	if !ok || l.Bridge == nil {
+		return r, false
+	}
+	for field := range strings.SplitSeq(rest, " ") {
+		key, value, err := alias.Field(field)
+		if err != nil {
+			continue
+		}
+		switch key {
+		case keyNetwork:
+			r.network = value
+		case keyIP4:
+			r.ip4 = value == wasOff
+		case keyIP6:
+			r.ip6 = value == wasOff
+		case keyAcceptRA:
+			r.acceptRA = strings.Split(value, ",")
+		}
+	}
+	return r, r.network != ""
+}

@@ -1,0 +1,67 @@
+package network
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/network/config"
+)
+
+func TestRecord(t *testing.T) {
+	for text, want := range map[string]record{
+		"vmnet network=lab":                            {network: "lab"},
+		"vmnet network=lab ip_forward=0 ip6_forward=0": {"lab", memory{ip4: true, ip6: true}},
+		"vmnet network=lab accept_ra=eth0,eth1":        {"lab", memory{acceptRA: []string{"eth0", "eth1"}}},
+	} {
+		got, ok := recordOf(&rtnl.Link{Alias: text, Bridge: &rtnl.Bridge{}})
+		if !ok || !reflect.DeepEqual(got, want) || got.String() != text {
+			t.Errorf("%s: %+v, %v", text, got, ok)
+		}
+		if _, ok := recordOf(&rtnl.Link{Alias: text}); ok {
+			t.Errorf("%s, of what is no bridge", text)
+		}
+	}
+	for _, text := range []string{
+		"", "vmnet", "vmnet vm=P2 nic=net0", "network=lab",
+		"vmnet network=%zz", "vmnet network=",
+	} {
+		if r, ok := recordOf(&rtnl.Link{Alias: text, Bridge: &rtnl.Bridge{}}); ok {
+			t.Errorf("%q: %+v", text, r)
+		}
+	}
+	a := memory{ip4: true, acceptRA: []string{"eth0"}}
+	b := memory{ip6: true, acceptRA: []string{"eth0", "eth1"}}
+	if both := a.and(b); !both.includes(a) || !both.includes(b) || a.includes(b) ||
+		!both.without(b).without(a).empty() {
+		t.Errorf("%+v", both)
+	}
+}
+
+// TestSystemd: which commands systemd gets.
+func TestSystemd(t *testing.T) {
+	dir := t.TempDir()
+	log := filepath.Join(dir, "log")
+	script := "#!/bin/sh\necho \"$@\" >>" + log + "\n[ \"$1\" != disable ] || { echo no such unit >&2; exit 5; }\n"
+	if err := os.WriteFile(filepath.Join(dir, "systemctl"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	n := &config.Network{Name: "lab"}
+	if err := (Systemd{}).Start(context.Background(), nil, n); err != nil {
+		t.Error(err)
+	}
+	err := Systemd{}.Stop(context.Background(), nil, n)
+	if err == nil || err.Error() != "systemctl disable --now vmnet-network@lab.service: exit status 5: no such unit "+
+		"(journalctl -u 'vmnet-network@*' says more)" {
+		t.Error(err)
+	}
+	got, err := os.ReadFile(log)
+	const want = "enable vmnet-network@lab.service\nrestart vmnet-network@lab.service\ndisable --now vmnet-network@lab.service\n"
+	if err != nil || string(got) != want {
+		t.Errorf("%s, %v", got, err)
+	}
+}

@@ -1,0 +1,237 @@
+// Package server runs a network's server: dnsmasq in a network namespace that has no name and lives
+// as long as dnsmasq does, behind a port of the network's bridge. So another program's firewall for
+// the host does not drop what guests ask, and nothing is left of a server that was killed.
+package server
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"vmnet/internal/alias"
+	"vmnet/internal/kernel/bridges"
+	"vmnet/internal/kernel/ethtool"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/network/config"
+	"vmnet/internal/network/dhcp"
+	"vmnet/internal/network/nft"
+)
+
+// Config is what a server needs.
+type Config struct {
+	NS      *netns.NS // of the bridge
+	Network *config.Network
+	State   string // the directory of the lease files
+	Resolv  string // the host's resolv.conf; empty for ResolvConf
+}
+
+// LeaseFile returns the path of a network's lease file in the directory state.
+func LeaseFile(state, network string) string { return filepath.Join(state, network+".leases") }
+
+// Mark returns the alias of the server's port. It names the network, and by a sum all that the
+// server was started with: a server with another mark is out of date.
+func (c Config) Mark() string {
+	args := append(c.args(), c.routerArgs()...)
+	for _, a := range append(c.addresses(), c.Network.Addresses()...) {
+		args = append(args, a.String())
+	}
+	sum := sha256.Sum256([]byte(strings.Join(args, "\x00")))
+	return MarkOf(c.Network.Name) + hex.EncodeToString(sum[:8])
+}
+
+// MarkOf is the beginning of the alias of the port of any server of a network.
+func MarkOf(network string) string {
+	return alias.Prefix + "network=" + alias.Escape(network) + " server="
+}
+
+func (c Config) args() []string {
+	return dhcp.Args(c.Network, LeaseFile(c.State, c.Network.Name), c.resolv())
+}
+
+// routerArgs are the arguments of the dnsmasq that sends router advertisements; nil without IPv6.
+func (c Config) routerArgs() []string {
+	if !c.Network.IPv6.IsValid() {
+		return nil
+	}
+	return dhcp.RouterArgs(c.Network)
+}
+
+func (c Config) resolv() string {
+	return cmp.Or(c.Resolv, ResolvConf())
+}
+
+// resolvedConf has the name servers that systemd-resolved asks, where /etc/resolv.conf names only
+// its own address, which is the host's loopback interface.
+const resolvedConf = "/run/systemd/resolve/resolv.conf"
+
+// ResolvConf returns the path of the file that names the host's name servers.
+func ResolvConf() string {
+	if to, err := filepath.EvalSymlinks("/etc/resolv.conf"); err == nil &&
+		strings.HasPrefix(to, "/run/systemd/resolve/") {
+		return resolvedConf
+	}
+	return "/etc/resolv.conf"
+}
+
+// Lines returns what is run, for people.
+func (c Config) Lines() []string {
+	lines := []string{strings.Join(append([]string{dhcp.Program}, c.args()...), " ")}
+	if args := c.routerArgs(); args != nil {
+		lines = append(lines, strings.Join(append([]string{dhcp.Program}, args...), " "))
+	}
+	return lines
+}
+
+// Serve runs the server until ctx ends, which is success, or one of its programs does. It calls
+// ready once guests are answered. The bridge must be there. Nothing is left when it returns.
+func Serve(ctx context.Context, c Config, ready func()) (err error) {
+	program, err := nft.Find(dhcp.Program, "dnsmasq-base")
+	if err != nil {
+		return err
+	}
+	who, err := account()
+	if err != nil {
+		return err
+	}
+	if err := prepareLeases(LeaseFile(c.State, c.Network.Name), who); err != nil {
+		return err
+	}
+	nl, err := rtnl.Open(c.NS)
+	if err != nil {
+		return err
+	}
+	defer nl.Close()
+	inner, port, err := c.namespace(nl)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rtnl.IgnoreNotExist(nl.Delete(port))) }()
+	main, err := start(inner, program, c.args(), who)
+	// From now on only dnsmasq keeps the namespace.
+	if err = errors.Join(err, inner.Close()); err != nil {
+		return err
+	}
+	all := []*process{main}
+	defer func() { err = errors.Join(err, stop(all)) }()
+	if args := c.routerArgs(); args != nil {
+		router, err := start(c.NS, program, args, who)
+		if err != nil {
+			return err
+		}
+		all = append(all, router)
+	}
+	if err := main.listening(ctx); err != nil {
+		return err
+	}
+	ready()
+	return wait(ctx, all)
+}
+
+// namespace makes the server's namespace and its port, whose index it returns. The caller closes
+// the namespace, with which the port goes unless a process is in it.
+func (c Config) namespace(nl *rtnl.Conn) (inner *netns.NS, port int, err error) {
+	n := c.Network
+	br, err := bridges.Get(nl, n.Name)
+	if err != nil {
+		return nil, 0, err
+	}
+	if inner, err = netns.New(); err != nil {
+		return nil, 0, err
+	}
+	port, err = c.plug(nl, br, inner)
+	if err == nil {
+		err = c.configure(inner)
+	}
+	if err != nil {
+		return nil, 0, errors.Join(fmt.Errorf("server of network %s: %w", n.Name, err), inner.Close())
+	}
+	return inner, port, nil
+}
+
+// plug makes the bridge's port.
+func (c Config) plug(nl *rtnl.Conn, br *rtnl.Link, inner *netns.NS) (port int, err error) {
+	name := c.Network.ServerLink()
+	port = rtnl.RandomIndex()
+	err = nl.CreateWithAlias("veth", port, c.Mark(), rtnl.Name(name), rtnl.VethPeer(dhcp.Link, inner))
+	if errors.Is(err, fs.ErrExist) {
+		return 0, fmt.Errorf(
+			"%s is there already (another server runs, or the name is taken: ip link show %[1]s)",
+			name,
+		)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("make %s: %w", name, err)
+	}
+	if err := nl.SetQuiet(port, rtnl.Master(br.Index), rtnl.Up(true)); err != nil {
+		return 0, fmt.Errorf("put %s on bridge %s: %w", name, br.Name, bridges.Explain(err))
+	}
+	return port, nil
+}
+
+// addresses are those of the server.
+func (c Config) addresses() []netip.Prefix {
+	if c.Network.IPv6.IsValid() {
+		return []netip.Prefix{c.Network.Server(), c.Network.Server6()}
+	}
+	return []netip.Prefix{c.Network.Server()}
+}
+
+// configure sets up the server's own end.
+func (c Config) configure(inner *netns.NS) error {
+	nl, err := rtnl.Open(inner)
+	if err != nil {
+		return err
+	}
+	defer nl.Close()
+	for _, name := range []string{"lo", dhcp.Link} {
+		l, err := nl.Link(name)
+		if err == nil {
+			err = nl.Set(l.Index, rtnl.Up(true))
+		}
+		if err != nil {
+			return fmt.Errorf("bring %s up: %w", name, err)
+		}
+		if name == "lo" {
+			continue
+		}
+		for _, a := range c.addresses() {
+			if err := nl.AddAddr(l.Index, a); err != nil {
+				return fmt.Errorf("add address %s: %w", a, err)
+			}
+		}
+	}
+	if c.Network.NAT {
+		for _, router := range c.Network.Addresses() {
+			if err := nl.AddDefaultRoute(router.Addr()); err != nil {
+				return fmt.Errorf("route by %s: %w", router.Addr(), err)
+			}
+		}
+	}
+	return ethtool.NoTxChecksums(inner, dhcp.Link)
+}
+
+// prepareLeases makes the lease file, which dnsmasq writes in place as its user.
+func prepareLeases(path string, who *syscall.Credential) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("lease file: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|syscall.O_NOFOLLOW, 0o644)
+	if err != nil {
+		return fmt.Errorf("lease file: %w", err)
+	}
+	err = f.Chown(int(who.Uid), int(who.Gid))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("lease file: %w", err)
+	}
+	return nil
+}
