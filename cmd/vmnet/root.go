@@ -67,8 +67,8 @@ Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong u
 	root.PersistentFlags().Lookup("libvirt").DefValue = ""
 	root.AddCommand(
 		a.attachCommand(), a.detachCommand(), a.listCommand(), a.showCommand(), a.checkCommand(),
-		a.reconcileCommand(), a.watchCommand(), a.bridgeCommand(), a.switchCommand(), a.lowerCommand(), a.hookCommand(),
-		a.policyCommand(), a.doctorCommand(), a.versionCommand(),
+		a.reconcileCommand(), a.watchCommand(), a.networkCommand(), a.forwardCommand(), a.bridgeCommand(),
+		a.switchCommand(), a.lowerCommand(), a.hookCommand(), a.policyCommand(), a.doctorCommand(), a.versionCommand(),
 	)
 	addGroups(root)
 	strict(root)

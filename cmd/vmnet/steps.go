@@ -32,27 +32,22 @@ func (s *stepFlags) apply(a *app, m *tapmgr.Manager, json bool) {
 			return a.printSteps(steps, json)
 		}
 	case s.verbose:
-		format := "text"
-		if json {
-			format = "json"
-		}
-		log := a.logger(format)
+		log := a.logger(logFormat(json))
 		m.Run = func(ctx context.Context, steps []step.Step) error { return runLogged(ctx, log, steps) }
 	}
 }
 
+// logFormat returns the format of a log beside a result that is text or JSON.
+func logFormat(json bool) string {
+	if json {
+		return "json"
+	}
+	return "text"
+}
+
 func (a *app) printSteps(steps []step.Step, json bool) error {
 	if json {
-		type plan struct {
-			Step int    `json:"step"`
-			Name string `json:"name"`
-			Text string `json:"text"`
-		}
-		plans := []plan{}
-		for i, s := range steps {
-			plans = append(plans, plan{i + 1, s.Name, s.Text})
-		}
-		return a.printJSON(plans)
+		return a.printJSON(planSteps(steps))
 	}
 	for i, s := range steps {
 		if err := a.print("%2d. %s: %s\n", i+1, s.Name, console.Clean(s.Text)); err != nil {
@@ -60,6 +55,21 @@ func (a *app) printSteps(steps []step.Step, json bool) error {
 		}
 	}
 	return nil
+}
+
+// planStep is a step as JSON.
+type planStep struct {
+	Step int    `json:"step"`
+	Name string `json:"name"`
+	Text string `json:"text"`
+}
+
+func planSteps(steps []step.Step) []planStep {
+	plans := []planStep{}
+	for i, s := range steps {
+		plans = append(plans, planStep{i + 1, s.Name, s.Text})
+	}
+	return plans
 }
 
 // runLogged runs steps and logs each step and each undo.

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/internal/cli/console"
+	"vmnet/internal/kernel/netns"
+	"vmnet/internal/network"
+	"vmnet/internal/network/config"
+	"vmnet/step"
+)
+
+// networkFlags are those of all verbs about networks.
+type networkFlags struct {
+	config, state string
+	json          bool
+}
+
+func (a *app) networkCommand() *cobra.Command {
+	var o networkFlags
+	cmd := &cobra.Command{
+		Use:   "network",
+		Short: "Make networks that give guests addresses, names and a way out",
+		Long: `Make networks for guests: a bridge, rules by which its guests reach the world and are
+protected from it, and a server that gives them addresses (DHCP, router advertisements) and names
+(DNS). A network is one file, ` + config.DefaultDir + `/NAME.yaml, and its bridge has its name.
+vmnet-network(8) describes the file. Guests get NICs on it with vmnet attach --bridge NAME.
+
+Needs the programs nft and dnsmasq (apt install nftables dnsmasq-base).`,
+		Example: `  vmnet network create lab --nat --dhcp
+  vmnet attach --vm P2 --bridge lab
+  vmnet network leases lab
+  vmnet network check || vmnet network apply --all
+  vmnet network delete lab`,
+	}
+	group(cmd)
+	o.add(cmd)
+	cmd.AddCommand(
+		a.networkCreateCommand(&o), a.networkApplyCommand(&o), a.networkDeleteCommand(&o), a.networkListCommand(&o),
+		a.networkShowCommand(&o), a.networkCheckCommand(&o), a.networkLeasesCommand(&o), a.networkServeCommand(&o),
+	)
+	return cmd
+}
+
+// add adds the flags to a command and to those below it.
+func (o *networkFlags) add(cmd *cobra.Command) {
+	f := cmd.PersistentFlags()
+	f.StringVar(&o.config, "config-dir", config.DefaultDir, "`DIRECTORY` of the networks' files")
+	f.StringVar(&o.state, "state-dir", network.DefaultState, "`DIRECTORY` of the servers' lease files")
+}
+
+// withNetworks calls f with the networks of --netns.
+func (a *app) withNetworks(ctx context.Context, o *networkFlags, f func(*network.Manager) error) error {
+	ns, err := netns.Open(a.netns)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	m := &network.Manager{NS: ns, Dir: config.Dir(o.config), State: o.state}
+	if m.Service, err = a.networkService(ctx, o, ns); err != nil {
+		return err
+	}
+	if err := m.Open(); err != nil {
+		return err
+	}
+	defer m.Close()
+	return f(m)
+}
+
+// networkService returns what runs servers: systemd, if it runs this machine and finds the files.
+func (a *app) networkService(ctx context.Context, o *networkFlags, ns *netns.NS) (network.Service, error) {
+	usual := o.config == config.DefaultDir && o.state == network.DefaultState
+	if usual && network.HasSystemd(ctx, ns) {
+		return network.Systemd{}, nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	command := []string{self, "network", "serve", "--config-dir", o.config, "--state-dir", o.state}
+	if a.netns != "" {
+		command = append(command, "--netns", a.netns)
+	}
+	return network.Detached{Command: append(command, "--")}, nil
+}
+
+// applyToNetworks sets m.Run to what the flags ask for. describe is of the network that a dry run
+// describes.
+func (s *stepFlags) applyToNetworks(a *app, m *network.Manager, json bool, describe func() (*networkPlan, error)) {
+	switch {
+	case s.dryRun:
+		m.Run = func(_ context.Context, steps []step.Step) error {
+			s.planned = true
+			plan, err := describe()
+			if err != nil {
+				return err
+			}
+			return a.printNetworkPlan(plan, steps, json)
+		}
+	case s.verbose:
+		log := a.logger(logFormat(json))
+		m.Run = func(ctx context.Context, steps []step.Step) error { return runLogged(ctx, log, steps) }
+	}
+}
+
+// networkNames completes the names of networks.
+func (a *app) networkNames(o *networkFlags) cobra.CompletionFunc {
+	return func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, noFiles
+		}
+		names, _ := config.Dir(o.config).Names()
+		return names, noFiles
+	}
+}
+
+// networkPlan is what --dry-run prints.
+type networkPlan struct {
+	Network string     `json:"network"`
+	Steps   []planStep `json:"steps"`
+	Ruleset string     `json:"ruleset"`
+	Server  []string   `json:"server"`
+}
+
+// planOf describes a network for --dry-run.
+func planOf(m *network.Manager, n *config.Network) (*networkPlan, error) {
+	rules, programs, err := m.Programs(n)
+	return &networkPlan{Network: n.Name, Ruleset: rules, Server: programs}, err
+}
+
+func (a *app) printNetworkPlan(p *networkPlan, steps []step.Step, json bool) error {
+	p.Steps = planSteps(steps)
+	if json {
+		return a.printJSON(p)
+	}
+	if err := a.printSteps(steps, false); err != nil {
+		return err
+	}
+	if p.Ruleset != "" {
+		if err := a.print("\n%s", p.Ruleset); err != nil {
+			return err
+		}
+	}
+	for _, line := range p.Server {
+		if err := a.print("\n%s\n", console.Clean(line)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,158 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/internal/cli/nicflags"
+	"vmnet/internal/network"
+	"vmnet/internal/network/config"
+)
+
+// networkCreateVerb is the command line of network create.
+type networkCreateVerb struct {
+	*networkFlags
+	n     config.Network
+	ipv6  string // "auto", "none" or a prefix
+	steps stepFlags
+}
+
+func (a *app) networkCreateCommand(flags *networkFlags) *cobra.Command {
+	o := networkCreateVerb{networkFlags: flags}
+	cmd := &cobra.Command{
+		Use:   "create NAME",
+		Short: "Create a network",
+		Long: `Create a network: write its file and make it. What is not given is chosen: a /24 that
+the host has no route to, an IPv6 network of unique local addresses, and addresses for hosts.
+
+With --nat, guests reach what the host reaches, by the host's addresses; from there nothing reaches
+them but answers and what vmnet forward leads on. Without it they reach the host and each other.`,
+		Example: `  vmnet network create lab --nat --dhcp
+  vmnet network create lab --nat --dhcp --subnet 10.66.0.0/24 --ipv6 none --host web=52:54:00:00:00:01,10.66.0.11
+  vmnet network create lab --nat --dhcp --dry-run`,
+		Args:              oneArg("a name for the network"),
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	f := cmd.Flags()
+	f.BoolVar(&o.n.NAT, "nat", false, "let guests reach other networks by the host's addresses")
+	f.BoolVar(&o.n.DHCP, "dhcp", false, "run a server that gives guests addresses and names")
+	f.Var(nicflags.Value("CIDR", "", func(s string) (err error) {
+		if o.n.Subnet, err = netip.ParsePrefix(s); err != nil {
+			return fmt.Errorf("want an IPv4 network, such as 10.66.0.0/24")
+		}
+		return nil
+	}), "subnet", "the IPv4 network (default a free /24)")
+	f.StringVar(&o.ipv6, "ipv6", "auto", "the IPv6 network: a `PREFIX` of length 64, none, or auto for a unique local one")
+	f.StringVar(&o.n.Domain, "domain", "", "`DOMAIN` of the guests' names (default NAME.internal)")
+	f.Var(nicflags.Value("NAME=MAC[,IP]", "", func(s string) error {
+		h, err := parseHost(s)
+		o.n.Hosts = append(o.n.Hosts, h)
+		return err
+	}), "host", "a guest that always has this name and address (repeatable)")
+	f.BoolVar(&o.n.Isolated, "isolated", false, "keep guests from reaching each other")
+	complete(cmd, "ipv6", cobra.FixedCompletions([]string{"auto", "none"}, noFiles))
+	o.steps.add(cmd)
+	format := outputFlag(cmd)
+	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
+		o.n.Name, o.json = args[0], *format == "json"
+		return a.networkCreate(cmd.Context(), &o)
+	})
+	return cmd
+}
+
+// parseHost parses NAME=MAC or NAME=MAC,IP.
+func parseHost(s string) (h config.Host, err error) {
+	name, rest, ok := strings.Cut(s, "=")
+	mac, ip, hasIP := strings.Cut(rest, ",")
+	if !ok {
+		return h, fmt.Errorf("want NAME=MAC or NAME=MAC,IP, such as web=52:54:00:00:00:01,10.66.0.11")
+	}
+	h.Name = name
+	if h.MAC, err = config.ParseMAC(mac); err != nil || !hasIP {
+		return h, err
+	}
+	if h.IP, err = netip.ParseAddr(ip); err != nil {
+		return h, fmt.Errorf("ip %q: want an IPv4 address", ip)
+	}
+	return h, nil
+}
+
+func (a *app) networkCreate(ctx context.Context, o *networkCreateVerb) error {
+	n := &o.n
+	if err := config.CheckName(n.Name); err != nil {
+		return usagef("%w", err)
+	}
+	if n.Domain == "" {
+		n.Domain = config.DefaultDomain(n.Name)
+	}
+	want := network.Wanted{Network: n}
+	switch o.ipv6 {
+	case "auto":
+		want.AutoIPv6 = true
+	case "none":
+	default:
+		var err error
+		if n.IPv6, err = netip.ParsePrefix(o.ipv6); err != nil {
+			return usagef("--ipv6 %q: want auto, none, or a network such as fd66:1:2:3::/64", o.ipv6)
+		}
+	}
+	return a.withNetworks(ctx, o.networkFlags, func(m *network.Manager) error {
+		o.steps.applyToNetworks(a, m, o.json, func() (*networkPlan, error) { return planOf(m, n) })
+		if err := m.Create(ctx, want); err != nil {
+			return err
+		}
+		if o.steps.planned {
+			return nil
+		}
+		return a.printCreated(ctx, m, n, o.json)
+	})
+}
+
+func (a *app) printCreated(ctx context.Context, m *network.Manager, n *config.Network, json bool) error {
+	if err := a.tellObstacles(ctx, m, n); err != nil {
+		return err
+	}
+	if json {
+		return a.printJSON(struct {
+			network.Info
+			Changed bool `json:"changed"`
+		}{applied(n), true})
+	}
+	ipv6 := "no IPv6"
+	if n.IPv6.IsValid() {
+		ipv6 = n.IPv6.String()
+	}
+	if err := a.line("network %s created: bridge %s, %s, %s", n.Name, n.Name, n.Subnet, ipv6); err != nil {
+		return err
+	}
+	for _, h := range n.Hosts {
+		if err := a.line("  host %s: %s, %s", h.Name, h.MAC, h.IP); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// applied describes a network that was just made.
+func applied(n *config.Network) network.Info {
+	i := network.Describe(n)
+	i.State = network.StateUp
+	return i
+}
+
+// tellObstacles notes what drops the traffic of a network, and what else its guests lack.
+func (a *app) tellObstacles(ctx context.Context, m *network.Manager, n *config.Network) error {
+	found, err := m.Obstacles(ctx, n)
+	if err != nil {
+		return err
+	}
+	for _, o := range found {
+		a.note(fmt.Sprintf("network %s: %s", n.Name, o))
+	}
+	a.notes(m.UpstreamNotices(n))
+	return nil
+}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"vmnet/internal/network"
+	"vmnet/internal/network/server"
+)
+
+func (a *app) networkServeCommand(o *networkFlags) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve NAME",
+		Short: "Make a network and run its server, until it is stopped",
+		Long: `Make a network as its file says, and run its server in the foreground until it is asked
+to end: what the unit vmnet-network@NAME runs. The server is dnsmasq as an ordinary user, in a
+network namespace that has no name and lives as long as dnsmasq does. Of a server that is killed
+nothing is left.`,
+		Example:           "  vmnet network serve lab\n  systemctl enable --now vmnet-network@lab",
+		Args:              oneArg("the name of a network"),
+		ValidArgsFunction: a.networkNames(o),
+	}
+	outputFlag(cmd)
+	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
+		return a.withNetworks(cmd.Context(), o, func(m *network.Manager) error {
+			m.Service = nil // this process is the server
+			return a.networkServe(cmd.Context(), m, args[0])
+		})
+	})
+	return cmd
+}
+
+// networkServed is what serve prints when guests are answered and when it ends.
+type networkServed struct {
+	Network string `json:"network"`
+	State   string `json:"state"` // "running", "ended"
+}
+
+func (a *app) networkServe(ctx context.Context, m *network.Manager, name string) error {
+	n, _, err := m.ApplyUnlocked(ctx, name)
+	if err != nil {
+		return err
+	}
+	var printed error
+	ready := func() {
+		status := fmt.Sprintf("network %s: guests are answered", name)
+		if !n.DHCP {
+			status = fmt.Sprintf("network %s: made, without a server", name)
+		}
+		printed = a.result(networkServed{name, "running"}, "%s", status)
+		if err := notify("READY=1\nSTATUS=" + status); err != nil {
+			a.note(err.Error())
+		}
+	}
+	if n.DHCP {
+		err = server.Serve(ctx, m.ServerConfig(n), ready)
+	} else {
+		ready()
+		<-ctx.Done()
+	}
+	if err := notify("STOPPING=1"); err != nil {
+		a.note(err.Error())
+	}
+	return errors.Join(err, printed, a.result(networkServed{name, "ended"}, "network %s: ended", name))
+}
