@@ -1,8 +1,6 @@
-// Package step runs a list of reversible changes: forwards, and backwards
-// when one of them fails.
-//
-// The list is data, so that one list serves the run, its undo, a dry run (print
-// the texts), a verbose run (time the steps) and the tests (fail any of them).
+// Package step runs a list of reversible changes, and undoes them in reverse order if one fails.
+// The list is data, so that the same list serves the run, its undo, a dry run (print the texts), a
+// verbose run (time the steps) and tests (make any step fail).
 package step
 
 import (
@@ -16,8 +14,8 @@ import (
 type Step struct {
 	// Name is short, stable and unique in its list: "tap", "getfd q0".
 	Name string
-	// Text says what is done, with the system call or command and its
-	// arguments: "TUNSETIFF P2-net0 IFF_TAP|IFF_NO_PI".
+	// Text describes the change by the system call or command and its arguments: "TUNSETIFF P2-net0
+	// IFF_TAP|IFF_NO_PI".
 	Text string
 	// Stage, if not nil, is an error that every error of Do matches by errors.Is as well.
 	Stage error

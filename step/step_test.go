@@ -11,7 +11,7 @@ import (
 	"vmnet/step"
 )
 
-// recorder makes steps that note their runs; names in fail fail.
+// recorder makes steps that record their runs. Those whose names are in fail return an error.
 type recorder struct{ log []string }
 
 func (r *recorder) step(name string, do, undo error) step.Step {

@@ -24,7 +24,8 @@ func TestOwner(t *testing.T) {
 	}
 }
 
-// FuzzEscape: a value is read as it was written, whatever stands around it.
+// FuzzEscape: parsing an alias returns the value that was escaped, regardless of the fields around
+// it.
 func FuzzEscape(f *testing.F) {
 	for _, s := range []string{"br0", "a b", "100%", "\x00\x7f\n", "", "uid=0"} {
 		f.Add(s)

@@ -28,7 +28,7 @@ type beside struct {
 }
 
 // startBeside starts the program if one is asked for, and waits until it is ready. The tests do not
-// see the variable. The calling thread must be the one that lives on.
+// see the variable. The calling thread must not end before the program does.
 func startBeside() (*beside, error) {
 	argv := strings.Fields(os.Getenv(besideEnv))
 	if err := os.Unsetenv(besideEnv); err != nil || len(argv) == 0 {

@@ -10,7 +10,8 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// TestLiveBeside runs programs beside tests that do nothing: good ones, and such as fail the tests.
+// TestLiveBeside runs programs beside tests that do nothing: good ones, and ones that fail the
+// tests.
 func TestLiveBeside(t *testing.T) {
 	nstest.RequireRoot(t)
 	const good = `trap 'touch "$0.asked"; kill $!; exit 0' TERM; sleep 600 & echo ready; wait`

@@ -21,7 +21,7 @@ import (
 	"vmnet/internal/nstest"
 )
 
-// doEnv has a program of tests do something else than its tests.
+// doEnv makes a test program do something other than its tests.
 const doEnv = "VMNET_LEAKTEST_DO"
 
 func TestMain(m *testing.M) {
@@ -43,13 +43,13 @@ func TestMain(m *testing.M) {
 // ordinaryUser is an id without privileges.
 const ordinaryUser = 65534
 
-// do is what a package's tests might do.
+// do does what a package's tests might do.
 func do(what string) error {
 	switch what {
 	case "nothing":
 		return nil
 	case "patience":
-		time.Sleep(time.Second) // not a wait: what runs beside it ends meanwhile
+		time.Sleep(time.Second) // not a wait: what runs beside it ends in the meantime
 		return nil
 	case "process":
 		cmd := exec.Command("sleep", "600")
@@ -77,8 +77,8 @@ func do(what string) error {
 	return fmt.Errorf("do %q: unknown", what)
 }
 
-// inherited fails for what an enclosed program, or one that it starts, has of
-// the process that started the tests.
+// inherited returns an error for anything that an enclosed program, or one that it starts, has
+// inherited from the process that started the tests.
 func inherited() error {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
@@ -112,7 +112,8 @@ func inherited() error {
 	return nil
 }
 
-// ownNamespaces fails unless an ordinary user's tests are root in namespaces of their own.
+// ownNamespaces returns an error unless an ordinary user's tests are root in namespaces of their
+// own.
 func ownNamespaces() error {
 	if in, err := leaktest.UserNS(); !in || os.Geteuid() != 0 {
 		return fmt.Errorf("no user namespace, uid %d: %w", os.Geteuid(), err)
@@ -127,7 +128,7 @@ func ownNamespaces() error {
 	return nil
 }
 
-// enclosed is this program, as go test starts it, to do that.
+// enclosed returns a command that runs this program as go test does, to do that.
 func enclosed(t *testing.T, what string) *exec.Cmd {
 	t.Helper()
 	self, err := os.Executable()
@@ -221,7 +222,7 @@ func TestUserNS(t *testing.T) {
 	}
 }
 
-// readableCopy is this program where every user may run it.
+// readableCopy returns the path of a copy of this program that every user may run.
 func readableCopy(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "readable")
@@ -237,7 +238,7 @@ func readableCopy(t *testing.T) string {
 	return path
 }
 
-// All that runs ends with the process that go test started, also by SIGKILL.
+// Everything that runs ends with the process that go test started, even if SIGKILL ends that one.
 func TestLiveKilled(t *testing.T) {
 	nstest.RequireRoot(t)
 	for _, s := range []os.Signal{unix.SIGKILL, unix.SIGTERM, unix.SIGINT} {

@@ -1,5 +1,5 @@
-// Package nstest gives kernel tests a network namespace of their own, and says how to make a
-// machine run them that cannot.
+// Package nstest gives tests of the kernel a network namespace of their own, and says how to
+// prepare a machine that cannot run them.
 package nstest
 
 import (
@@ -116,7 +116,7 @@ func newNetns(tb testing.TB) *netns.NS {
 	return ns
 }
 
-// Handle is a netlink handle in ns, which ends with the test.
+// Handle opens a netlink handle in ns, which is closed when the test ends.
 func Handle(tb testing.TB, ns *netns.NS) *netlink.Handle {
 	tb.Helper()
 	nl, err := netlink.NewHandleAt(ns.Handle(), unix.NETLINK_ROUTE)

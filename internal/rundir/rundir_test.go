@@ -38,7 +38,7 @@ func TestMake(t *testing.T) {
 	if err := errors.Join(os.Mkdir(others, 0o700), os.Chmod(others, 0o777)); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // it is made, and taken
+	for range 2 { // the first call makes it, the second one finds it
 		if got, err := Make([]string{filepath.Join(dir, "none", "x"), others, own}, me); got != own || err != nil {
 			t.Errorf("%s, %v", got, err)
 		}

@@ -14,7 +14,7 @@ import (
 	"strings"
 )
 
-// The files that tell machines apart.
+// The files that distinguish machines.
 const (
 	machineIDFile = "/etc/machine-id"                 // machine-id(5)
 	bootIDFile    = "/proc/sys/kernel/random/boot_id" // random(4): a UUID, new at each boot

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// machine makes the files of one, those that are not empty.
+// machine makes the files of a machine, except those without a text.
 func machine(t *testing.T, machineID, bootID, name string) (root string) {
 	t.Helper()
 	root = t.TempDir()
@@ -51,7 +51,7 @@ func TestHostsWithoutAMachineIDDiffer(t *testing.T) {
 func TestAMachineIDOutlastsABoot(t *testing.T) {
 	const id = "b08dfa6083e7567a1921a715000001fb"
 	before, after := machine(t, id+"\n", "a3c0\n", "debian\n"), machine(t, id, "77f1\n", "other\n")
-	// The address is the one that earlier versions have made of it.
+	// Earlier versions made the same address of it.
 	if got := address(before); got.String() != address(after).String() || got.String() != "52:54:00:68:d5:b6" {
 		t.Errorf("%s, and after a boot %s", got, address(after))
 	}
