@@ -104,14 +104,14 @@ func TestArgsRefuses(t *testing.T) {
 		nic            NIC
 		queues, vhosts []int
 	}{
-		"has 0 queues":        {nic: NIC{ID: "n"}},
-		"1 vhost fds":         {nic: NIC{ID: "n"}, queues: []int{3, 4}, vhosts: []int{5}},
-		"-1 is not a file":    {nic: NIC{ID: "n"}, queues: []int{-1}},
-		"device id":           {nic: NIC{ID: "a,b"}, queues: []int{3}},
-		`model "a,id=b"`:      {nic: NIC{ID: "n", Model: "a,id=b"}, queues: []int{3}},
-		`property "x=1,mac"`:  {nic: NIC{ID: "n", Options: map[string]string{"x=1,mac": "2"}}, queues: []int{3}},
-		"it is set otherwise": {nic: NIC{ID: "n", Options: map[string]string{"mq": "on"}}, queues: []int{3}},
-		"has one queue":       {nic: NIC{ID: "n", Model: "e1000"}, queues: []int{3, 4}},
+		"has 0 queues":       {nic: NIC{ID: "n"}},
+		"1 vhost fds":        {nic: NIC{ID: "n"}, queues: []int{3, 4}, vhosts: []int{5}},
+		"-1 is not a file":   {nic: NIC{ID: "n"}, queues: []int{-1}},
+		"device id":          {nic: NIC{ID: "a,b"}, queues: []int{3}},
+		`model "a,id=b"`:     {nic: NIC{ID: "n", Model: "a,id=b"}, queues: []int{3}},
+		`property "x=1,mac"`: {nic: NIC{ID: "n", Options: map[string]string{"x=1,mac": "2"}}, queues: []int{3}},
+		"another setting":    {nic: NIC{ID: "n", Options: map[string]string{"mq": "on"}}, queues: []int{3}},
+		"has one queue":      {nic: NIC{ID: "n", Model: "e1000"}, queues: []int{3, 4}},
 	} {
 		if _, err := tc.nic.Args(tc.queues, tc.vhosts); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %q", err, want)

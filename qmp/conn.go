@@ -9,8 +9,8 @@ import (
 	"sync"
 )
 
-// Conn is a negotiated connection to one QEMU's monitor. Its methods may be
-// called by many goroutines at once. Close it.
+// Conn is a negotiated connection to one QEMU's monitor. Its methods may be called concurrently.
+// Close it.
 type Conn struct {
 	way     way
 	peer    Peer
@@ -30,19 +30,19 @@ type Conn struct {
 }
 
 // way is how a Conn's commands reach QEMU: its socket, or a Relay. It has a reader, which
-// deals out what comes and closes Conn.idle at its end.
+// distributes what arrives and closes Conn.idle when it ends.
 type way interface {
-	// send hands over one command, whole or not at all and after those before, with a copy of f
-	// unless that is nil. It may end the connection.
+	// send passes one command on, whole or not at all and after the earlier ones, with a copy of f
+	// unless f is nil. It may end the connection.
 	send(ctx context.Context, c *Conn, p *pending, cmd command, f *os.File) error
-	// leave sees to it that QEMU runs the undo commands that it has not answered.
+	// leave makes sure that QEMU runs the undo commands that it has not answered.
 	leave(c *Conn)
-	// close makes the reader end. Conn.mu is held.
+	// close ends the reader. Conn.mu is held.
 	close()
 }
 
-// pending is a command that was sent, or is about to be. It stays listed until
-// its reply has come, whether or not somebody still waits.
+// pending is a command that was sent, or is about to be. It stays listed until its reply has
+// arrived, whether or not a caller still waits.
 type pending struct {
 	command string
 	id      uint64
@@ -51,7 +51,7 @@ type pending struct {
 	undoes  bool         // must reach QEMU even if nobody waits
 }
 
-// command is QMP's request.
+// command is a request of QMP.
 type command struct {
 	Execute   string `json:"execute"`
 	Arguments any    `json:"arguments,omitempty"`
@@ -70,28 +70,28 @@ func newConn(w way) *Conn {
 	}
 }
 
-// Peer is who listened on the socket, taken when the connection was made. Through a
+// Peer returns the process that listened on the socket when the connection was made. Through a
 // [Relay] it is zero.
 func (c *Conn) Peer() Peer { return c.peer }
 
-// Version is QEMU's, from the greeting: 7, 2, 22.
+// Version returns QEMU's version from the greeting: 7, 2, 22.
 func (c *Conn) Version() (major, minor, micro int) {
 	return c.version.Major, c.version.Minor, c.version.Micro
 }
 
-// Done is closed when the connection has ended.
+// Done returns a channel that is closed when the connection has ended.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
-// Err says why the connection ended, and is nil before. It Is [ErrClosed] or [ErrProtocol].
+// Err returns why the connection has ended, and nil before. The error matches [ErrClosed] or
+// [ErrProtocol].
 func (c *Conn) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
 }
 
-// Close ends the connection, and with it all commands and subscriptions.
-// Undo commands that a stopped or very busy QEMU has not answered yet are left
-// behind for it to run.
+// Close ends the connection, and with it all commands and subscriptions. It leaves undo commands
+// that a stopped or very busy QEMU has not answered yet for QEMU to run.
 func (c *Conn) Close() error {
 	if c.owes() {
 		c.way.leave(c)
@@ -113,11 +113,11 @@ func (c *Conn) fail(reason error) {
 	c.way.close()
 }
 
-// Execute runs a command and decodes what it returns into reply.
-// args is nil or marshals to a JSON object; reply is nil or a pointer.
-// QEMU's refusal is an [*Error]. When ctx ends first, the error Is ctx's, and QEMU
-// may or may not run the command. When the connection ends, it Is [ErrClosed] or
-// [ErrProtocol]. A message of QEMU may have up to 1 MiB, the reply to query-qmp-schema 8 MiB.
+// Execute runs a command and decodes what it returns into reply. args is nil or marshals to a JSON
+// object; reply is nil or a pointer. A refusal by QEMU is an [*Error]. If ctx ends first, the error
+// matches ctx.Err(), and QEMU may or may not run the command. If the connection ends, it matches
+// [ErrClosed] or [ErrProtocol]. A message from QEMU may have up to 1 MiB, the reply to
+// query-qmp-schema 8 MiB.
 func (c *Conn) Execute(ctx context.Context, command string, args, reply any) error {
 	p, err := c.send(ctx, &pending{command: command}, args, nil)
 	if err != nil {
@@ -129,9 +129,8 @@ func (c *Conn) Execute(ctx context.Context, command string, args, reply any) err
 // ExecuteFD is [Conn.Execute] with a copy of f sent along (SCM_RIGHTS); f stays
 // the caller's, who may close it once ExecuteFD has returned.
 //
-// Only one such command is in flight at a time, since QEMU keeps one received
-// fd: the next waits until the former was answered, even if nobody awaits that
-// answer any more.
+// Only one such command is in flight at a time, since QEMU keeps one received fd: the next one
+// waits for the reply to the former one, even if no caller does any more.
 func (c *Conn) ExecuteFD(ctx context.Context, command string, args any, f *os.File, reply any) error {
 	if f == nil {
 		return fmt.Errorf("%s: no file to pass", command)
@@ -158,7 +157,8 @@ func (c *Conn) send(ctx context.Context, p *pending, args any, f *os.File) (*pen
 	return p, nil
 }
 
-// await waits for the reply; one that has come counts more than an end.
+// await waits for the reply. A reply that has arrived takes precedence over the end of the
+// connection.
 func (c *Conn) await(ctx context.Context, p *pending, reply any) error {
 	var cause error
 	select {
@@ -204,7 +204,7 @@ func (c *Conn) register(p *pending) {
 	c.pending[p.id] = p
 }
 
-// forget takes a command off the list: it was answered, or never sent.
+// forget removes a command from the list: it was answered, or never sent.
 func (c *Conn) forget(p *pending) {
 	c.mu.Lock()
 	_, listed := c.pending[p.id]

@@ -21,36 +21,35 @@ import (
 const (
 	// maxPath is what sockaddr_un's sun_path holds besides the final zero (unix(7)).
 	maxPath = 107
-	// connectRetry is the pause before the next try at a full listen backlog.
+	// connectRetry is the pause before the next attempt if the listen backlog is full.
 	connectRetry = 20 * time.Millisecond
 	// patience is how long a greeting may take before the monitor counts as busy.
 	patience = 300 * time.Millisecond
 )
 
-// Peer is who made the socket listen: QEMU itself, unless somebody passed it the
-// socket ready-made (SO_PEERCRED, unix(7)).
+// Peer is the process that called listen(2) on the socket: QEMU itself, unless QEMU has inherited
+// the socket (SO_PEERCRED, unix(7)).
 type Peer struct{ PID, UID, GID int }
 
 // A Dialer connects to monitors. The zero value is what [Dial] uses.
 type Dialer struct {
-	// CheckPeer, if not nil, sees who listens before anything is awaited from or
-	// sent to it, with a pidfd of that process (SO_PEERPIDFD) that is closed afterwards. The
-	// pidfd is nil before Linux 6.5, or if the process has ended. An error ends Dial.
+	// CheckPeer, if not nil, is called with the process that listens, before Dial waits for its
+	// greeting or sends it anything. The pidfd of that process (SO_PEERPIDFD) is closed afterwards;
+	// it is nil before Linux 6.5, or if the process has ended. An error ends Dial.
 	CheckPeer func(p Peer, pidfd *os.File) error
-	// Name, if not empty, is what errors call the socket instead of by its path.
+	// Name, if not empty, stands for the socket's path in errors.
 	Name string
-	// In, if not nil, runs what makes the connection: the network namespace that it is run
-	// in has the abstract sockets ("@name"). Those with a path are in none.
+	// In, if not nil, runs the function that connects, in the network namespace that has the
+	// abstract socket ("@name"). Sockets with a path are not in a namespace.
 	In func(connect func() error) error
-	// Waiting, if not nil, is called once where there was no greeting within 0.3 s.
+	// Waiting, if not nil, is called once if there was no greeting within 0.3 s.
 	Waiting func()
 }
 
-// Dial connects to the QMP socket at path, awaits the greeting and negotiates
-// capabilities. QEMU greets one client at a time: while another is connected,
-// Dial waits until ctx ends, and then returns an error that Is [ErrBusy] and ctx's.
-// A missing socket (fs.ErrNotExist) or one that nobody listens on
-// (unix.ECONNREFUSED) is an error at once. A path may be of any length.
+// Dial connects to the QMP socket at path, awaits the greeting and negotiates capabilities. QEMU
+// greets one client at a time: while another one is connected, Dial waits until ctx ends, and then
+// returns an error that matches [ErrBusy] and ctx.Err(). A missing socket (fs.ErrNotExist) or one
+// without a listener (unix.ECONNREFUSED) is an error at once. A path may have any length.
 func Dial(ctx context.Context, path string) (*Conn, error) { return Dialer{}.Dial(ctx, path) }
 
 // Dial is [Dial] with d's hooks.
@@ -65,7 +64,7 @@ func (d Dialer) Dial(ctx context.Context, path string) (*Conn, error) {
 		return nil, fmt.Errorf("connect to monitor %s: %w", name, err)
 	}
 	c := newConn(&socket{uc, make(chan struct{}, 1)})
-	c.lastID = uint64(rand.Uint32()) // others than a former client's, whose reply may come late
+	c.lastID = uint64(rand.Uint32()) // ids of a former client, whose replies may be late, differ
 	if c.peer, err = peerOf(uc); err != nil {
 		_ = uc.Close()
 		return nil, fmt.Errorf("monitor %s: %w", name, err)
@@ -116,8 +115,8 @@ func (d Dialer) awaitGreeting(ctx context.Context, c *Conn) error {
 	}
 }
 
-// connect retries while the listener's backlog is full, which a non-blocking
-// connect(2) on a unix socket tells by EAGAIN.
+// connect retries while the listener's backlog is full: a non-blocking connect(2) on a Unix socket
+// then fails with EAGAIN.
 func (d Dialer) connect(ctx context.Context, path string) (*net.UnixConn, error) {
 	addr := path
 	if len(path) > maxPath && path[0] != '@' {

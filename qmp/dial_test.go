@@ -162,14 +162,14 @@ func TestDialStrangers(t *testing.T) {
 		say  string
 		want error
 	}{
-		"hangs up":          {"", ErrClosed},
-		"not JSON":          {"SSH-2.0-OpenSSH_9.2\n", ErrProtocol},
-		"no greeting":       {`{"return": {}}` + "\n", ErrProtocol},
-		"two greetings":     {qmptest.Greeting + "\n" + qmptest.Greeting + "\n", ErrProtocol},
-		"half a greeting":   {qmptest.Greeting[:40], ErrClosed},
-		"not an object":     {"[]\n", ErrProtocol},
-		"endless text":      {strings.Repeat("x", 1<<20) + "\n", ErrProtocol},
-		"blank, then leave": {"\r\n\r\n", ErrClosed},
+		"hangs up":                {"", ErrClosed},
+		"not JSON":                {"SSH-2.0-OpenSSH_9.2\n", ErrProtocol},
+		"no greeting":             {`{"return": {}}` + "\n", ErrProtocol},
+		"two greetings":           {qmptest.Greeting + "\n" + qmptest.Greeting + "\n", ErrProtocol},
+		"half a greeting":         {qmptest.Greeting[:40], ErrClosed},
+		"not an object":           {"[]\n", ErrProtocol},
+		"endless text":            {strings.Repeat("x", 1<<20) + "\n", ErrProtocol},
+		"white space, then leave": {"\r\n\r\n", ErrClosed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := fake(t, func(s *session) { _, _ = s.Conn.Write([]byte(tc.say)) })

@@ -8,39 +8,40 @@ import (
 )
 
 var (
-	// ErrBusy is a monitor that has not greeted: another client holds it, or QEMU is stopped.
+	// ErrBusy is returned if a monitor does not greet: another client holds it, or QEMU is stopped.
 	ErrBusy = errors.New("the monitor does not answer")
-	// ErrClosed is a connection that has ended: QEMU died, or Close was called.
+	// ErrClosed is returned once the connection has ended: QEMU has died, or Close was called.
 	ErrClosed = errors.New("the monitor connection is closed")
-	// ErrProtocol is a peer that does not speak QMP. It ends the connection.
+	// ErrProtocol is returned if the peer does not speak QMP. It ends the connection.
 	ErrProtocol = errors.New("not a QMP message")
 	// ErrDeviceNotFound matches an [Error] of class DeviceNotFound.
 	ErrDeviceNotFound = errors.New("device not found")
-	// ErrNoPort is a machine without a place for another hot-plugged NIC.
+	// ErrNoPort is returned if the machine has no place for another hot-plugged NIC.
 	ErrNoPort = errors.New("no free hot-plug port")
-	// ErrGuestRefused is a guest that answered an unplug with a refusal
-	// (DEVICE_UNPLUG_GUEST_ERROR).
-	ErrGuestRefused = errors.New("the guest refused to let go of the device")
-	// ErrUnplugTimeout is a guest that did not react to an unplug in time.
-	ErrUnplugTimeout = errors.New("the guest has not let go of the device (is it still booting, paused or without ACPI?)")
-	// ErrUnanswered is an undo command that QEMU has been sent but has not answered yet; see
-	// [Conn.Close].
+	// ErrGuestRefused is returned if the guest refuses an unplug (DEVICE_UNPLUG_GUEST_ERROR).
+	ErrGuestRefused = errors.New("the guest refused to release the device")
+	// ErrUnplugTimeout is returned if the guest does not react to an unplug in time.
+	ErrUnplugTimeout = errors.New(
+		"the guest has not released the device (is it still booting, paused or without ACPI?)")
+	// ErrUnanswered is returned for an undo command that was sent and that QEMU has not answered
+	// yet; see [Conn.Close].
 	ErrUnanswered = errors.New("no answer yet; QEMU runs the command when it reads its monitor again")
 )
 
-// errNoReply is a command that nobody waits for any more.
+// errNoReply is the error of a command whose caller waits no longer.
 var errNoReply = errors.New("no reply")
 
-// Error is QEMU's refusal of a command.
+// Error is a refusal of a command by QEMU.
 type Error struct {
 	Command string // as executed: "netdev_add"
 	Class   string // QapiErrorClass: "GenericError", "DeviceNotFound", "CommandNotFound", ...
 	Desc    string // for people
 }
 
-// maxDesc bounds what an error repeats of QEMU's words, in bytes.
+// maxDesc bounds QEMU's text in an error, in bytes.
 const maxDesc = 500
 
+// Error returns what the refusal means in vmnet's words, if it has any, and QEMU's text.
 func (e *Error) Error() string {
 	desc := strings.Join(strings.Fields(e.Desc), " ") // on one line
 	if len(desc) > maxDesc {
@@ -52,11 +53,11 @@ func (e *Error) Error() string {
 	return e.Command + ": " + desc
 }
 
-// explanations are what refusals mean that QEMU words for its developers, by a part of the text,
-// and what helps.
+// explanations say what a refusal means that QEMU words for its developers, and what helps. part is
+// in QEMU's text.
 var explanations = []struct{ command, part, own string }{
-	// monitor_get_fd reads what the kernel has dropped, as it does of a receiver that may open no
-	// more (unix(7), scm_detach_fds).
+	// The kernel has dropped the file that monitor_get_fd looks for: it does that if the receiver
+	// may open no more (unix(7), scm_detach_fds).
 	{
 		"getfd", "No file descriptor supplied",
 		"QEMU may open no more files: raise its limit (prlimit --pid PID --nofile=65536, LimitNOFILE= of its service, ulimit -n before its start)",
@@ -107,11 +108,11 @@ var explanations = []struct{ command, part, own string }{
 	},
 }
 
-// noROM is in the refusal of a NIC whose boot ROM QEMU does not find (pci_add_option_rom in
+// noROM is in QEMU's text if QEMU does not find the boot ROM of a NIC (pci_add_option_rom in
 // hw/pci/pci.c).
 const noROM = "failed to find romfile"
 
-// explain is the refusal in our own words; empty where QEMU's are good.
+// explain returns what the refusal means; empty if QEMU's text says it.
 func (e *Error) explain() string {
 	for _, x := range explanations {
 		if x.command == e.Command && strings.Contains(e.Desc, x.part) {
@@ -121,24 +122,25 @@ func (e *Error) explain() string {
 	return ""
 }
 
-// lacksROM reports whether QEMU has refused a device only for want of its boot ROM.
+// lacksROM reports whether QEMU has refused a device only because its boot ROM is missing.
 func lacksROM(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && e.Command == "device_add" && strings.Contains(e.Desc, noROM)
 }
 
-// Is makes an Error of class DeviceNotFound match [ErrDeviceNotFound].
+// Is reports whether target is [ErrDeviceNotFound] and the error has the class DeviceNotFound.
 func (e *Error) Is(target error) bool {
 	return target == ErrDeviceNotFound && e.Class == "DeviceNotFound"
 }
 
-// refused tells QEMU's own refusal from a command whose fate is unknown.
+// refused reports whether QEMU has refused a command and so has not run it. After other errors that
+// is unknown.
 func refused(err error) bool {
 	var e *Error
 	return errors.As(err, &e)
 }
 
-// ended says why ctx ended; the result matches both ctx.Err and the cause.
+// ended returns why ctx has ended, as an error that matches both ctx.Err and the cause.
 func ended(ctx context.Context) error {
 	cause := context.Cause(ctx)
 	if errors.Is(cause, ctx.Err()) {

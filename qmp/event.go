@@ -10,8 +10,8 @@ import (
 // Event is a message that QEMU sends unasked.
 type Event struct {
 	Name string          // QAPI's: "DEVICE_DELETED"
-	Data json.RawMessage // the event's own members; nil where it has none
-	Time time.Time       // QEMU's clock; zero where it sent none
+	Data json.RawMessage // the event's own members; nil if it has none
+	Time time.Time       // by QEMU's clock; zero if QEMU sent none
 }
 
 // A Subscription receives events. Close it.
@@ -26,9 +26,9 @@ type Subscription struct {
 	lost  atomic.Uint64
 }
 
-// Subscribe delivers the events of the given names, or all of them if none is
-// given, from now on. At most buffer events (at least 1) wait to be received;
-// further ones are dropped and counted, never waited for.
+// Subscribe delivers the events of the given names, or all events if no name is given, from now on.
+// At most buffer events (at least 1) wait to be received; further ones are dropped and counted, and
+// nothing waits for them.
 func (c *Conn) Subscribe(buffer int, names ...string) *Subscription {
 	ch := make(chan Event, max(buffer, 1))
 	s := &Subscription{C: ch, conn: c, c: ch, names: names}
@@ -42,7 +42,7 @@ func (c *Conn) Subscribe(buffer int, names ...string) *Subscription {
 	return s
 }
 
-// Lost counts the events that were dropped because C was full.
+// Lost returns how many events were dropped because C was full.
 func (s *Subscription) Lost() uint64 { return s.lost.Load() }
 
 // Close ends the subscription. It may be called more than once.

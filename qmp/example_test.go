@@ -14,8 +14,8 @@ import (
 	"vmnet/qmp"
 )
 
-// guest is a Relay to a QEMU that has one device, n. A real one gives the commands to whoever holds
-// the monitor, such as libvirt.
+// guest is a Relay to a QEMU that has one device, n. A real one passes the commands to the process
+// that holds the monitor, such as libvirt.
 type guest struct{ events chan qmp.Event }
 
 func (g guest) Command(_ context.Context, command string, _ *os.File) (string, error) {
@@ -92,7 +92,7 @@ func ExampleDialer() {
 	fmt.Println(conn.Version())
 }
 
-// Commands go through whoever holds the monitor.
+// Commands go through the process that holds the monitor.
 func ExampleThrough() {
 	ctx := context.Background()
 	conn, err := qmp.Through(ctx, guest{})
@@ -123,7 +123,7 @@ func ExampleConn_Execute() {
 	// Output: P2
 }
 
-// A refusal of QEMU's has a class.
+// A refusal by QEMU has a class.
 func ExampleError() {
 	ctx := context.Background()
 	conn, err := qmp.Through(ctx, guest{})

@@ -176,7 +176,7 @@ func TestLiveGoQEMU(t *testing.T) {
 		}
 	}
 
-	// A QEMU that stands still holds nobody up for longer than their context.
+	// A stopped QEMU holds no caller up for longer than its context.
 	pid := c.Peer().PID
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
@@ -187,6 +187,6 @@ func TestLiveGoQEMU(t *testing.T) {
 	brief := goqemu.New(short, c)
 	defer brief.Disconnect()
 	if _, err := raw.NewMonitor(brief).QueryName(); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("of a QEMU that stands still: %v", err)
+		t.Errorf("of a stopped QEMU: %v", err)
 	}
 }

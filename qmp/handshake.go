@@ -6,26 +6,27 @@ import (
 	"fmt"
 )
 
-// maxStale bounds what is passed over of a former client's, in bytes: as much as one schema.
+// maxStale bounds how many bytes for a former client are skipped: as much as one schema.
 const maxStale = maxSchema
 
-// handshake is how far a monitor is ours yet, for the reader of its connection.
+// handshake tracks for a connection's reader whether messages are for this client yet.
 //
-// Until then QEMU may send what a former client left behind: the reply to a command of that one,
-// whose id may be any JSON value or missing, and, before the greeting, events. QEMU answers a
-// command whose client has gone to whoever is connected by then (monitor_qmp_dispatch in
-// monitor/qmp.c). After the reply to our first command, qmp_capabilities, no such reply can come:
-// QEMU runs one command after the other. What did not fit into the socket of a former client it
-// forgets (monitor_flush_locked in monitor/monitor.c), so that all of this is whole messages.
+// At first QEMU may send what a former client has left behind: the reply to a command of that
+// client, whose id may be any JSON value or missing, and, before the greeting, events. QEMU sends
+// the reply to a command whose client has gone to the client that is connected by then
+// (monitor_qmp_dispatch in monitor/qmp.c). After the reply to the first command of this client,
+// qmp_capabilities, there can be no such reply: QEMU runs one command after the other. QEMU drops
+// what did not fit into the socket of a former client (monitor_flush_locked in monitor/monitor.c),
+// so all of this is whole messages.
 type handshake struct {
 	greeted bool
-	over    bool   // the first command of ours was answered
-	stale   int    // bytes that were passed over
-	first   []byte // the first of the messages passed over, shortened
+	over    bool   // this client's first command was answered
+	stale   int    // bytes that were skipped
+	first   []byte // the first skipped message, shortened
 }
 
-// passOver reports whether a message is not for us. The greeting comes once, and other messages
-// that are for us come after it.
+// passOver reports whether a message is not for this client. The greeting comes once, before all
+// other messages for this client.
 func (h *handshake) passOver(m *message, text []byte, ours bool) (pass bool, err error) {
 	switch {
 	case m.QMP != nil && h.greeted:
@@ -47,8 +48,8 @@ func (h *handshake) passOver(m *message, text []byte, ours bool) (pass bool, err
 	return true, nil
 }
 
-// ended is why the connection has ended. A peer that has said something, and no greeting, is no
-// QEMU.
+// ended returns why the connection has ended. A peer that has sent something, but no greeting, is
+// not a QEMU.
 func (h *handshake) ended(err error) error {
 	if h.greeted || h.first == nil || errors.Is(err, ErrProtocol) {
 		return err

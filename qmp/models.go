@@ -14,9 +14,9 @@ var aliases = map[string][]string{
 	"virtio-net":    {CCWModel, DefaultModel, "virtio-net-device"}, // the first that there is
 }
 
-// families are the kinds of models, by the QOM type that those of one bus descend from, in the
-// order in which they are likely. only says why a device of that kind comes when the machine
-// starts, or not at all; empty where one can be hot-plugged.
+// families are the kinds of models, by the QOM type from which those of one bus descend, the likely
+// ones first. only says why a device of that kind comes when the machine starts, or not at all; it
+// is empty if one can be hot-plugged.
 var families = []struct{ ancestor, only string }{
 	{"pci-device", ""},
 	{"virtio-ccw-device", ""},
@@ -27,10 +27,9 @@ var families = []struct{ ancestor, only string }{
 	{"sys-bus-device", "the board, which has its own and takes no further one"},
 }
 
-// FreePortFor finds where a NIC of that model can be hot-plugged: as [Conn.FreePort] for one on
-// PCI; on channel I/O and USB QEMU chooses, so that the Port is empty. A model that can come only
-// with the start of the guest is an error that Is [ErrNoPort]; so is one that this QEMU does not
-// have, but not that.
+// FreePortFor finds where a NIC of that model can be hot-plugged: on PCI like [Conn.FreePort]; on
+// channel I/O and USB QEMU chooses, so the Port is empty. The error matches [ErrNoPort] if the
+// model can come only with the start of the guest, and not if this QEMU does not have it.
 func (c *Conn) FreePortFor(ctx context.Context, model string) (Port, error) {
 	names := aliases[model]
 	if names == nil {
@@ -54,7 +53,7 @@ func (c *Conn) FreePortFor(ctx context.Context, model string) (Port, error) {
 	return Port{}, fmt.Errorf("this QEMU has no device %q (-device help lists those that it has)", model)
 }
 
-// family is what a model descends from; empty where QEMU does not have it.
+// family returns the type that a model descends from; empty if QEMU does not have the model.
 func (c *Conn) family(ctx context.Context, model string) (ancestor, only string, err error) {
 	for _, f := range families {
 		types, err := c.typesOf(ctx, f.ancestor)
@@ -68,8 +67,8 @@ func (c *Conn) family(ctx context.Context, model string) (ancestor, only string,
 	return "", "", nil
 }
 
-// BestModel is the NIC model that this QEMU's guests drive fastest: virtio's for channel I/O, PCI
-// or virtio-mmio.
+// BestModel returns the NIC model that guests of this QEMU drive fastest: virtio's for channel I/O,
+// PCI or virtio-mmio.
 func (c *Conn) BestModel(ctx context.Context) (string, error) {
 	for _, model := range aliases["virtio-net"] {
 		types, err := c.typesOf(ctx, model)
@@ -80,8 +79,8 @@ func (c *Conn) BestModel(ctx context.Context) (string, error) {
 	return DefaultModel, nil
 }
 
-// typesOf are the names of the QOM types that descend from one, itself among them, and can be made
-// (qom-list-types).
+// typesOf returns the names of the QOM types that descend from one, itself included, and can be
+// made (qom-list-types).
 func (c *Conn) typesOf(ctx context.Context, ancestor string) (map[string]bool, error) {
 	var list []struct{ Name string }
 	if err := c.Execute(ctx, "qom-list-types", map[string]any{"implements": ancestor, "abstract": false},

@@ -222,7 +222,7 @@ func TestLiveFreePort(t *testing.T) {
 	}
 }
 
-// TestLiveFreePortThroughARelay: the last place, where whoever holds the monitor comes last.
+// TestLiveFreePortThroughARelay: the last place, which the owner of the monitor uses last.
 func TestLiveFreePortThroughARelay(t *testing.T) {
 	ports := func(n int) (args []string) {
 		for i := range n {

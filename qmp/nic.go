@@ -138,30 +138,30 @@ func (n NIC) validate(queues, vhosts int) error {
 	case vhosts != 0 && vhosts != queues:
 		return fmt.Errorf("%s has %d queues and %d vhost fds: each queue needs one, or none has", n.ID, queues, vhosts)
 	case n.backend() != Tap && n.backend() != Dgram && n.backend() != Socket:
-		return fmt.Errorf("%s: backend %q is none of tap, dgram and socket", n.ID, n.Backend)
+		return fmt.Errorf("%s: backend %q is not tap, dgram or socket", n.ID, n.Backend)
 	case n.backend() != Tap && (queues > 1 || vhosts > 0):
 		return fmt.Errorf("%s has %d queues and %d vhost fds: a NIC over a socket has one queue and no vhost",
 			n.ID, queues, vhosts)
 	case queues > 1 && !n.virtio():
 		return fmt.Errorf("%s: model %s has one queue, only virtio has more", n.ID, n.model())
 	case n.MAC != nil && (len(n.MAC) != 6 || n.MAC[0]&1 != 0):
-		return fmt.Errorf("%s: %s is not the address of one Ethernet card", n.ID, n.MAC)
+		return fmt.Errorf("%s: %s is not a unicast Ethernet address", n.ID, n.MAC)
 	case n.HostMTU != 0 && !n.virtio():
-		return fmt.Errorf("%s: model %s cannot tell the guest an MTU, only virtio can", n.ID, n.model())
+		return fmt.Errorf("%s: model %s cannot show the guest an MTU, only virtio can", n.ID, n.model())
 	case n.HostMTU != 0 && (n.HostMTU < 68 || n.HostMTU > 65535):
 		return fmt.Errorf("%s: MTU %d: 68 to 65535 are possible", n.ID, n.HostMTU)
 	}
 	for name := range n.Options {
 		if name == "" || slices.Contains(ownProperties, name) {
-			return fmt.Errorf("%s: device property %q is not an option, it is set otherwise", n.ID, name)
+			return fmt.Errorf("%s: device property %q is not an option: another setting determines it", n.ID, name)
 		}
 	}
 	return nil
 }
 
-// TypeOptions returns n with its options given the types that the model's
-// properties have (device-list-properties), so that [Conn.PlugSteps] prints exactly
-// what is sent. Without it that is done when device_add is reached.
+// TypeOptions returns n with the types that the model's properties have for its options
+// (device-list-properties), so that [Conn.PlugSteps] shows exactly what is sent. Without it that is
+// done when device_add is reached.
 func (c *Conn) TypeOptions(ctx context.Context, n NIC) (NIC, error) {
 	if len(n.Options) == 0 || n.typed != nil {
 		return n, nil
@@ -169,7 +169,7 @@ func (c *Conn) TypeOptions(ctx context.Context, n NIC) (NIC, error) {
 	var list []struct{ Name, Type string }
 	err := c.Execute(ctx, "device-list-properties", map[string]any{"typename": n.model()}, &list)
 	if err != nil && !errors.Is(err, ErrDeviceNotFound) {
-		// device_add knows aliases of models too, and tells an unknown one better
+		// device_add knows aliases of models too, and explains an unknown one better
 		return n, err
 	}
 	types := make(map[string]string, len(list))
@@ -183,8 +183,8 @@ func (c *Conn) TypeOptions(ctx context.Context, n NIC) (NIC, error) {
 	return n, nil
 }
 
-// typeValue turns a command-line value into what a JSON property of that QOM type takes.
-// What does not fit stays a string, for QEMU to refuse in its own words.
+// typeValue turns a command-line value into what a JSON property of that QOM type takes. What does
+// not fit stays a string, which QEMU refuses in its own words.
 func typeValue(name, qomType, value string) any {
 	switch {
 	case name == "addr": // listed as int32, but a number means slot*8+function and a string the hexadecimal slot
@@ -207,8 +207,8 @@ func typeValue(name, qomType, value string) any {
 	return value
 }
 
-// netdevArgs are netdev_add's (NetdevTapOptions, NetdevDgramOptions and NetdevSocketOptions in
-// qapi/net.json).
+// netdevArgs returns the arguments of netdev_add (NetdevTapOptions, NetdevDgramOptions and
+// NetdevSocketOptions in qapi/net.json).
 func (n NIC) netdevArgs() map[string]any {
 	if n.backend() == Dgram {
 		local := map[string]any{"type": "fd", "str": QueueName(n.ID, 0)}
@@ -221,8 +221,8 @@ func (n NIC) netdevArgs() map[string]any {
 	return args
 }
 
-// netdevOver is the netdev over fds as QEMU lists them, with colons, as far as it is the same in
-// JSON and on a command line. vhostfds turn vhost on.
+// netdevOver returns the netdev over fds as QEMU lists them, with colons, as far as it is the same
+// in JSON and on a command line. vhostfds turn vhost on.
 func (n NIC) netdevOver(fds, vhostfds string) map[string]any {
 	switch n.backend() {
 	case Dgram:
@@ -245,7 +245,7 @@ func (n NIC) names(count int, name func(string, int) string) string {
 	return strings.Join(names, ":")
 }
 
-// deviceArgs are device_add's.
+// deviceArgs returns the arguments of device_add.
 func (n NIC) deviceArgs() map[string]any { return n.device(n.Queues) }
 
 func (n NIC) device(queues int) map[string]any {
@@ -293,7 +293,8 @@ func (n NIC) model() string {
 
 func (n NIC) virtio() bool { return strings.HasPrefix(n.model(), "virtio-net") }
 
-// wellFormed is id_wellformed of QEMU's util/id.c; it also makes valid getfd names.
+// wellFormed reports whether id_wellformed in QEMU's util/id.c accepts an id; such an id is also
+// valid in getfd names.
 func wellFormed(id string) bool {
 	other := func(r rune) bool { return !isLetter(r) && !strings.ContainsRune("-._0123456789", r) }
 	return id != "" && isLetter(rune(id[0])) && !strings.ContainsFunc(id, other)

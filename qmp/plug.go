@@ -167,13 +167,14 @@ func (c *Conn) Rollback(ctx context.Context, deviceID string, queues int) error 
 	return errors.Join(errs...)
 }
 
-// isDuplicate recognises the refusal of an id in use, which has no class of its own.
+// isDuplicate reports whether QEMU has refused an id that is in use. Such a refusal has no class of
+// its own.
 func isDuplicate(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && strings.HasPrefix(e.Desc, "Duplicate ID")
 }
 
-// commandText is a command as it is sent, without its id.
+// commandText returns a command as it is sent, without its id.
 func commandText(name string, args map[string]any) string {
 	text, err := json.Marshal(command{Execute: name, Arguments: args})
 	if err != nil { // strings, numbers and bools always marshal

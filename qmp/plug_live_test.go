@@ -248,7 +248,7 @@ func TestLiveUndoReachesAStoppedQEMU(t *testing.T) {
 	_ = c.Close()
 	closeAll(queues)
 	if !hasLink(t, ns, "vs0") {
-		t.Fatal("a stopped QEMU has let go of its tap")
+		t.Fatal("a stopped QEMU has closed its tap")
 	}
 	q.signal(t, unix.SIGCONT)
 	wantGone(t, ns, "vs0")

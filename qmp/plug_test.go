@@ -281,7 +281,7 @@ func TestValidate(t *testing.T) {
 		{"", func(n *NIC) { n.Backend, n.Queues, n.Vhost = Dgram, 1, false }},
 		{"one queue", func(n *NIC) { n.Backend, n.Vhost = Socket, false }},
 		{"no vhost", func(n *NIC) { n.Backend, n.Queues = Dgram, 1 }},
-		{"none of tap", func(n *NIC) { n.Backend = "l2tpv3" }},
+		{"not tap, dgram or socket", func(n *NIC) { n.Backend = "l2tpv3" }},
 		{"device id", func(n *NIC) { n.ID = "" }},
 		{"device id", func(n *NIC) { n.ID = "0n" }},
 		{"device id", func(n *NIC) { n.ID = "n:1" }},
@@ -290,12 +290,12 @@ func TestValidate(t *testing.T) {
 		{"-1 queues", func(n *NIC) { n.Queues = -1 }},
 		{"queues: 1 to 1024", func(n *NIC) { n.Queues = 1025 }},
 		{"has one queue", func(n *NIC) { n.Model = "e1000e" }},
-		{"not the address", func(n *NIC) { n.MAC = mac("01:00:5e:00:00:01") }},
-		{"not the address", func(n *NIC) { n.MAC = mac("02:00:00:00:00:00:00:01") }},
-		{"cannot tell the guest", func(n *NIC) { n.Model, n.Queues, n.Vhost = "e1000e", 1, false }},
+		{"is not a unicast Ethernet address", func(n *NIC) { n.MAC = mac("01:00:5e:00:00:01") }},
+		{"is not a unicast Ethernet address", func(n *NIC) { n.MAC = mac("02:00:00:00:00:00:00:01") }},
+		{"cannot show the guest", func(n *NIC) { n.Model, n.Queues, n.Vhost = "e1000e", 1, false }},
 		{"MTU 67", func(n *NIC) { n.HostMTU = 67 }},
 		{"MTU 65536", func(n *NIC) { n.HostMTU = 65536 }},
-		{"is set otherwise", func(n *NIC) { n.Options = map[string]string{"netdev": "x"} }},
+		{"another setting determines it", func(n *NIC) { n.Options = map[string]string{"netdev": "x"} }},
 	} {
 		n := testNIC()
 		tc.edit(&n)

@@ -15,7 +15,7 @@ type Port struct {
 	Addr string // hexadecimal slot; empty: QEMU chooses
 }
 
-// What to do about a machine without a free port, and about one without PCI.
+// The cures for a machine without a free port, and for one without PCI.
 const (
 	portCure  = "start the guest with spare ones: -device pcie-root-port,id=port0,chassis=1 -device pcie-root-port,id=port1,chassis=2 ... (q35, virt), or with ACPI on (pc)"
 	noPCICure = "it takes a NIC when it is started (qemu-netup), by USB where it has a USB controller (--model usb-net), or as another machine (-M microvm,pcie=on with a -device pcie-root-port,id=port0)"
@@ -36,16 +36,16 @@ const (
 	bridgedBus                // conventional PCI, behind a bridge that has an id
 )
 
-// pciSlots is how many a conventional PCI bus has.
+// pciSlots is how many slots a conventional PCI bus has.
 const pciSlots = 32
 
-// FreePort finds where a PCI NIC can be hot-plugged: a root bus that allows it, as a pc, pseries or
-// s390x machine has, else an empty PCI Express port that allows it, else a slot behind a PCI
-// bridge. Ports and bridges must have been given an id. Where there is none, the error Is
-// [ErrNoPort] and says what to change about the machine. It rests on QOM, which unlike query-pci is
-// right before the firmware has numbered the buses.
+// FreePort finds where a PCI NIC can be hot-plugged: a root bus that allows it, as on a pc, pseries
+// or s390x machine, else an empty PCI Express port that allows it, else a slot behind a PCI bridge.
+// Ports and bridges must have an id. If there is no place, the error matches [ErrNoPort] and says
+// what to change about the machine. FreePort reads QOM, which unlike query-pci is right before the
+// firmware has numbered the buses.
 //
-// Through a [Relay] it is the last place in that order instead of the first: whoever holds the
+// Through a [Relay] it returns the last place in that order instead of the first: the owner of the
 // monitor knows nothing of the device, and libvirt would put its own next one into the first.
 func (c *Conn) FreePort(ctx context.Context) (Port, error) {
 	hosts, err := c.pciHosts(ctx)
@@ -73,8 +73,8 @@ func (c *Conn) FreePort(ctx context.Context) (Port, error) {
 	}
 }
 
-// pciHosts are the bridges from the machine to its PCI buses: of the board, where QEMU keeps those
-// that were given no name, or further ones of the command line (spapr-pci-host-bridge).
+// pciHosts returns the bridges from the machine to its PCI buses: those of the board, where QEMU
+// keeps bridges without a name, or further ones of the command line (spapr-pci-host-bridge).
 func (c *Conn) pciHosts(ctx context.Context) (hosts []string, err error) {
 	types, err := c.typesOf(ctx, "pci-host-bridge")
 	if err != nil {
@@ -90,7 +90,7 @@ func (c *Conn) pciHosts(ctx context.Context) (hosts []string, err error) {
 	return hosts, nil
 }
 
-// named matches types whose names have one of the parts.
+// named returns a function that matches types whose names have one of the parts.
 func named(parts ...string) func(kind string) bool {
 	return func(kind string) bool {
 		return slices.ContainsFunc(parts, func(p string) bool { return strings.Contains(kind, p) })
@@ -113,14 +113,14 @@ func (c *Conn) children(ctx context.Context, path string, match func(kind string
 	return found, nil
 }
 
-// portSearch asks no more than it needs: each question is a round trip.
+// portSearch asks QEMU no more than it needs: each query is a round trip.
 type portSearch struct {
 	c         *Conn
 	backwards bool // the last place comes first
-	buses     int  // that take devices, and are full
+	buses     int  // full ones that take devices
 }
 
-// underDevices looks at ports before bridges. Other devices have no bus to offer.
+// underDevices looks at ports before bridges. Other devices have no bus.
 func (s *portSearch) underDevices(ctx context.Context) (Port, bool, error) {
 	for _, parts := range [][]string{{"root-port", "downstream", "ioh3420"}, {"bridge"}} {
 		parents, err := s.c.children(ctx, peripheral, named(parts...))
@@ -218,7 +218,7 @@ func (s *portSearch) freeSlot(ctx context.Context, bus pciBus) (Port, bool, erro
 		return Port{Bus: bus.name}, true, nil
 	}
 	var taken [pciSlots]bool
-	taken[0] = bus.kind == bridgedBus // the hot-plug controller's own where the bridge has one
+	taken[0] = bus.kind == bridgedBus // the hot-plug controller's own, if the bridge has one
 	for _, name := range devices {
 		slot, err := s.c.slotOf(ctx, bus.path, name)
 		if err != nil {

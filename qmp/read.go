@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// Bounds of what QEMU sends, in bytes: its process may be the guest's by now.
+// Bounds of what QEMU sends, in bytes: the guest may have taken over its process.
 const (
-	// maxMessage bounds one message. What this package asks for has some kilobytes.
+	// maxMessage bounds one message. The replies that this package needs have a few kilobytes.
 	maxMessage = 1 << 20
 	// maxSchema bounds a message while query-qmp-schema is unanswered. That reply has about
 	// 200 KiB in QEMU 7.2, and five times that on a -qmp-pretty monitor.
@@ -32,7 +32,7 @@ type outcome struct {
 		Desc  string `json:"desc"`
 	} `json:"error"`
 
-	failure error // why there is none
+	failure error // why there is no reply
 }
 
 // message is anything that QEMU sends: a greeting, a reply or an event.
@@ -52,14 +52,14 @@ type message struct {
 	} `json:"timestamp"`
 }
 
-// read is the connection's one reader; it ends when the connection does.
+// read is the connection's only reader; it ends with the connection.
 func (c *Conn) read(r io.Reader) {
 	defer close(c.idle)
 	defer c.closeSubscriptions()
 	c.fail(c.readAll(bufio.NewReaderSize(newThrottle(r, c.done), 64<<10)))
 }
 
-// limit is how long the next message may be.
+// limit returns how long the next message may be, in bytes.
 func (c *Conn) limit() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -70,7 +70,7 @@ func (c *Conn) limit() int {
 	return limit
 }
 
-// limitOf is how long the reply to a command may be.
+// limitOf returns how long the reply to a command may be, in bytes.
 func limitOf(p *pending) int {
 	if p.command == querySchema {
 		return maxSchema
@@ -78,7 +78,7 @@ func limitOf(p *pending) int {
 	return maxMessage
 }
 
-// readAll deals out messages until something is wrong, and returns what.
+// readAll distributes messages until an error, which it returns.
 func (c *Conn) readAll(r *bufio.Reader) error {
 	stream := stream{r: r, limit: c.limit}
 	var shake handshake
@@ -120,7 +120,7 @@ func (c *Conn) dispatch(m *message) error {
 	case id == nil && m.Error != nil:
 		return fmt.Errorf("%w: QEMU could not read a command: %s", ErrProtocol, m.Error.Desc)
 	case id == nil:
-		return fmt.Errorf("%w: reply without an id of ours", ErrProtocol)
+		return fmt.Errorf("%w: reply without an id of this client", ErrProtocol)
 	}
 	if p := c.listed(id); p != nil {
 		c.forget(p)
@@ -129,7 +129,7 @@ func (c *Conn) dispatch(m *message) error {
 	return nil
 }
 
-// listed is the command that awaits the reply with that id, or nil.
+// listed returns the command that awaits the reply with that id, or nil.
 func (c *Conn) listed(id *uint64) *pending {
 	if id == nil {
 		return nil
@@ -139,7 +139,7 @@ func (c *Conn) listed(id *uint64) *pending {
 	return c.pending[*id]
 }
 
-// id is that of a command of ours, or nil.
+// id returns the id of a command of this client, or nil.
 func (m *message) id() (id *uint64) {
 	if json.Unmarshal(m.ID, &id) != nil {
 		return nil
@@ -148,7 +148,7 @@ func (m *message) id() (id *uint64) {
 }
 
 func (m *message) time() time.Time {
-	if m.Timestamp.Seconds <= 0 { // -1 where the host's clock failed
+	if m.Timestamp.Seconds <= 0 { // -1 if the host's clock failed
 		return time.Time{}
 	}
 	return time.Unix(m.Timestamp.Seconds, m.Timestamp.Microseconds*1000)

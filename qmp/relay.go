@@ -12,16 +12,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Relay is another way to a QEMU's monitor than its own socket: through whoever holds that. Both
-// methods may be called at once.
+// Relay is another way to a QEMU's monitor than its own socket: through the process that holds the
+// socket. Both methods may be called concurrently.
 type Relay interface {
 	// Command gives QEMU one command, a JSON object without an id, and with it a copy of f unless
-	// that is nil. It returns QEMU's answer, {"return": ...} or {"error": ...}, whatever id that
-	// has. Once ctx has ended nobody waits for the answer, but what was given to QEMU still reaches
-	// it. An error that Is [ErrClosed] or [ErrProtocol] ends the Conn.
+	// that is nil. It returns QEMU's answer, {"return": ...} or {"error": ...}, with any id. Once
+	// ctx has ended Command does not wait for the answer, but QEMU still receives the command. An
+	// error that matches [ErrClosed] or [ErrProtocol] ends the Conn.
 	Command(ctx context.Context, command string, f *os.File) (answer string, err error)
-	// Event waits for the next of QEMU's events, all of them. Its error ends the Conn, and Is
-	// ErrClosed.
+	// Event waits for the next event of QEMU, whatever its name. Its error ends the Conn, and
+	// matches ErrClosed.
 	Event(ctx context.Context) (Event, error)
 	// Close is called once, when neither method is running or will be called.
 	Close() error
@@ -30,12 +30,12 @@ type Relay interface {
 const (
 	// maxOrders bounds the commands that wait for their turn.
 	maxOrders = 1024
-	// leavePatience bounds the wait for undo commands to be answered that are left behind.
+	// leavePatience bounds the wait for the replies to undo commands that are left behind.
 	leavePatience = time.Second
 )
 
-// relayed is a Relay as a way: QEMU gets one command at a time, in their order, since who relays
-// them need not keep it.
+// relayed is a Relay as a way. QEMU gets one command at a time, in their order, which the process
+// that relays them need not keep.
 type relayed struct {
 	relay  Relay
 	ctx    context.Context // of all that Relay does
@@ -44,19 +44,19 @@ type relayed struct {
 
 	mu    sync.Mutex
 	queue []*order
-	ended bool // nothing takes the queue's orders any more
+	ended bool // nothing takes orders from the queue any more
 }
 
 // order is a command that waits for its turn. It has its file.
 type order struct {
 	*pending
-	ctx  context.Context // of the one who waits for the answer
+	ctx  context.Context // of the caller that waits for the answer
 	text string
 	f    *os.File
 }
 
-// Through makes a Conn of r, which it takes over also where it returns an error. All of Conn works
-// through it as it does over a socket. r has no lock on the guest's configuration to give.
+// Through returns a Conn over r. It owns r from then on, even if it returns an error. All of Conn
+// works as it does over a socket, but is not a lock on the guest's configuration.
 func Through(ctx context.Context, r Relay) (*Conn, error) {
 	w := &relayed{relay: r, wake: make(chan struct{}, 1)}
 	w.ctx, w.cancel = context.WithCancel(context.WithoutCancel(ctx))
@@ -77,7 +77,7 @@ func (w *relayed) close() { w.cancel() }
 
 // send queues the command.
 func (w *relayed) send(ctx context.Context, c *Conn, p *pending, cmd command, f *os.File) (err error) {
-	cmd.ID = 0 // libvirt sets its own, and stumbles over another
+	cmd.ID = 0 // libvirt sets its own, and fails on another
 	text, err := json.Marshal(cmd)
 	if err != nil {
 		return err
@@ -115,7 +115,7 @@ func (w *relayed) enqueue(c *Conn, o *order) error {
 	return nil
 }
 
-// next takes the first order, or nil.
+// next takes the first order from the queue; nil if it is empty.
 func (w *relayed) next() *order {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -172,7 +172,7 @@ func (w *relayed) orders(c *Conn) {
 	w.queue = nil
 }
 
-// fill gives QEMU the command, unless nobody waits for it any more, and delivers the answer.
+// fill gives QEMU the command, unless its caller waits no longer, and delivers the answer.
 func (w *relayed) fill(ctx context.Context, c *Conn, o *order) {
 	defer o.close()
 	if o.ctx.Err() != nil && !o.undoes {
@@ -208,9 +208,9 @@ func parseAnswer(text string) (a outcome, err error) {
 	return a, nil
 }
 
-// leave gives away what waits for its turn, all at once: whoever relays it may still do so when
-// this side has gone. They come after the one whose answer is awaited, and the order among undo
-// commands does not matter.
+// leave passes on all undo commands that wait for their turn at once: the process that relays them
+// may still do so when this one has ended. They come after the command whose answer is awaited, and
+// their order does not matter.
 func (w *relayed) leave(c *Conn) {
 	ctx, cancel := context.WithTimeout(w.ctx, leavePatience)
 	defer cancel()
@@ -231,7 +231,7 @@ func (o *order) close() {
 	}
 }
 
-// duplicate makes a copy of f that the caller may outlive.
+// duplicate returns a copy of f, so the caller may close f earlier.
 func duplicate(f *os.File) (dup *os.File, err error) {
 	raw, err := f.SyscallConn()
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// stream cuts what QEMU sends into JSON objects. How they are written does not matter: a
-// message may take many lines (-qmp-pretty), and several may share one.
+// stream splits what QEMU sends into JSON objects, whatever their white space: a message may take
+// many lines (-qmp-pretty), and several may share one.
 type stream struct {
 	r     *bufio.Reader
 	limit func() int // bytes of the next message
@@ -25,7 +25,7 @@ func (s *stream) next() ([]byte, error) {
 	if s.buf = s.buf[:0]; cap(s.buf) > keptBuffer {
 		s.buf = nil
 	}
-	if err := s.skipBlanks(); err != nil {
+	if err := s.skipSpace(); err != nil {
 		return nil, err
 	}
 	limit := s.limit()
@@ -46,8 +46,8 @@ func (s *stream) next() ([]byte, error) {
 	}
 }
 
-// skipBlanks goes to the start of an object.
-func (s *stream) skipBlanks() error {
+// skipSpace discards what precedes the next object.
+func (s *stream) skipSpace() error {
 	for {
 		data, err := s.buffered()
 		if err != nil {
@@ -65,7 +65,7 @@ func (s *stream) skipBlanks() error {
 	}
 }
 
-// buffered is what has come and was not discarded, at least one byte.
+// buffered returns what has arrived and was not discarded, at least one byte.
 func (s *stream) buffered() ([]byte, error) {
 	if _, err := s.r.Peek(1); err != nil {
 		return nil, err
@@ -83,12 +83,12 @@ func (s *stream) hungUp(err error) error {
 	return fmt.Errorf("%w: %w", ErrClosed, err)
 }
 
-// object finds the end of a JSON object of which it sees one piece after the other. That it
-// is one is for the JSON decoder to see.
+// object finds the end of a JSON object, which it gets piece by piece. The JSON decoder checks that
+// it is one.
 type object struct {
 	depth    int
 	inString bool
-	escaped  bool // the next byte of the string is not looked at
+	escaped  bool // the next byte of the string is skipped
 }
 
 // scan returns how many bytes belong to the object, and whether its end is among them.
@@ -113,15 +113,15 @@ func (o *object) scan(data []byte) (n int, whole bool) {
 	return len(data), false
 }
 
-// Bytes of a monitor that are read at once, and in each second after those. QEMU itself
-// sends less than a thousand bytes for most commands.
+// How many bytes are read from a monitor at once, and in each second after those. QEMU itself sends
+// less than a thousand bytes for most commands.
 const (
 	throttleBurst = 4 << 20
 	throttleRate  = 1 << 20
 )
 
-// throttle reads from a monitor no faster than that, so that one that floods its client
-// takes little of its time.
+// throttle reads from a monitor no faster than that, so a monitor that floods its client costs the
+// client little time.
 type throttle struct {
 	r    io.Reader
 	done <-chan struct{} // ends a pause
@@ -138,7 +138,7 @@ func (t *throttle) Read(p []byte) (int, error) {
 		need := time.Duration(len(p)-t.left) * time.Second / throttleRate
 		select {
 		case <-time.After(need):
-		case <-t.done: // and so the connection is closed
+		case <-t.done: // the connection is closed by then
 			return t.r.Read(p)
 		}
 	}

@@ -77,7 +77,7 @@ func TestFloodingMonitor(t *testing.T) {
 			`"}}`,
 		"one long message": strings.Repeat("x", 64<<10),
 		"replies":          `{"return": {}, "id": 99999}`,
-		"blanks":           strings.Repeat(" \n", 32<<10),
+		"white space":      strings.Repeat(" \n", 32<<10),
 	} {
 		t.Run(name, func(t *testing.T) {
 			sent := 0

@@ -12,16 +12,15 @@ const (
 	undoSend = 100 * time.Millisecond
 	// undoReply is how long the first undo command awaits its reply.
 	undoReply = 3 * time.Second
-	// undoReplySilent is how long the next ones do once one has waited in vain.
+	// undoReplySilent is how long the next ones do after a first one was not answered.
 	undoReplySilent = 20 * time.Millisecond
 	// holdName is the getfd name under which leave's socket passes through QEMU.
 	holdName = "vmnet-hold"
 )
 
-// undo executes a command that takes something back. It is sent even if ctx has
-// ended, and its reply is awaited only for a while: a QEMU that is stopped must
-// not keep the rest of an undo list from being sent. Its error then Is
-// [ErrUnanswered].
+// undo executes a command that reverses another one. It sends the command even if ctx has ended,
+// and waits for the reply only for a while: a stopped QEMU must not keep the rest of an undo list
+// from being sent. The error then matches [ErrUnanswered].
 func (c *Conn) undo(ctx context.Context, command string, args any) error {
 	c.mu.Lock()
 	patience := undoReply
@@ -48,7 +47,7 @@ func (c *Conn) undo(ctx context.Context, command string, args any) error {
 	return err
 }
 
-// owes tells whether an undo command is still unanswered.
+// owes reports whether an undo command is still unanswered.
 func (c *Conn) owes() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -60,13 +59,12 @@ func (c *Conn) owes() bool {
 	return false
 }
 
-// leave makes QEMU run what it was sent even though this side closes its socket.
+// leave makes QEMU run what was sent even though this process closes its socket.
 //
-// QEMU forgets unread commands when the peer hangs up, and a name given by getfd
-// would hold its tap for as long as QEMU lives. So the socket is sent through itself:
-// the copy that waits in QEMU's own queue keeps it from hanging up, until QEMU has run
-// all that came before, takes the copy as a getfd name, and closes that by the
-// last command. Where QEMU dies first, the queue and the copy die with it.
+// QEMU drops unread commands when its peer hangs up, and a getfd name would hold its tap for as
+// long as QEMU lives. So the socket is sent through itself: the copy that waits in QEMU's queue
+// keeps the connection open, until QEMU has run all earlier commands, takes the copy as a getfd
+// name, and closes it by the last command. If QEMU dies first, the queue and the copy end with it.
 func (s *socket) leave(c *Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), undoSend)
 	defer cancel()
@@ -75,8 +73,8 @@ func (s *socket) leave(c *Conn) {
 		return
 	}
 	defer func() { _ = self.Close() }()
-	// Not by ExecuteFD, which awaits the reply to an earlier fd. If that one is
-	// lost by this, then so is a tap that was to be given back anyway.
+	// Not by ExecuteFD, which waits for the reply to an earlier fd. If this displaces that fd, then
+	// only a tap is lost that was to be removed anyway.
 	name := map[string]any{"fdname": holdName}
 	if _, err := c.send(ctx, &pending{command: "getfd"}, name, self); err != nil {
 		return

@@ -12,17 +12,16 @@ import (
 // unplugRepeat is the pause before device_del is sent again.
 const unplugRepeat = time.Second
 
-// Unplug takes a NIC away: the device, and once the guest has let go of it, its netdev
-// NetdevID(deviceID). What is not there is success.
+// Unplug takes a NIC away: the device, and once the guest has released it, its netdev
+// NetdevID(deviceID). It is success if they are not there.
 //
-// device_del only asks the guest, and one that boots swallows the request: it is
-// repeated each second until the device has gone, the guest has refused ([ErrGuestRefused]),
-// or ctx has ended ([ErrUnplugTimeout], which also Is ctx's error). In both cases the NIC
-// goes on working, unless the guest gives in later; its netdev stays until
-// Unplug is called again, or [Conn.Release], which also takes the NIC's
-// backend from under a guest that will not let go.
+// device_del only asks the guest, and a guest that boots drops the request. Unplug repeats it each
+// second until the device has gone, the guest has refused ([ErrGuestRefused]), or ctx has ended
+// ([ErrUnplugTimeout], which also matches ctx.Err()). In both cases the NIC continues to work,
+// unless the guest releases it later; its netdev stays until the next Unplug, or [Conn.Release],
+// which also takes the backend from a NIC that the guest does not release.
 //
-// progress, if not nil, is told each second how long the wait has been.
+// progress, if not nil, is called each second with how long the wait has been.
 func (c *Conn) Unplug(ctx context.Context, deviceID string, progress func(elapsed time.Duration)) error {
 	if err := c.removeDevice(ctx, deviceID, progress); err != nil {
 		return err
@@ -30,8 +29,8 @@ func (c *Conn) Unplug(ctx context.Context, deviceID string, progress func(elapse
 	return c.Release(ctx, deviceID)
 }
 
-// Release takes the backend from a NIC: its netdev, and the names of its netns and its label. What
-// is not there is success. A device that is still there is dead from then on.
+// Release takes the backend from a NIC: its netdev, and the names of its netns and its label. It is
+// success if they are not there. A device that is still there is dead from then on.
 func (c *Conn) Release(ctx context.Context, deviceID string) error {
 	if err := c.NetdevDel(ctx, NetdevID(deviceID)); err != nil {
 		return err
@@ -39,7 +38,7 @@ func (c *Conn) Release(ctx context.Context, deviceID string) error {
 	return errors.Join(c.CloseFD(ctx, NetnsName(deviceID)), c.CloseFD(ctx, LabelName(deviceID)))
 }
 
-// removeDevice is the device's half of Unplug.
+// removeDevice does the device's part of Unplug.
 func (c *Conn) removeDevice(ctx context.Context, id string, progress func(time.Duration)) error {
 	// Before the first request, so that no answer is missed.
 	events := c.Subscribe(16, "DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR")
@@ -68,8 +67,8 @@ func (c *Conn) removeDevice(ctx context.Context, id string, progress func(time.D
 	}
 }
 
-// RequestUnplug asks the guest once to let go of a device, and does not wait. A device
-// that is not there, or that it was asked for before, is success.
+// RequestUnplug asks the guest once to release a device, and does not wait. It is success if the
+// device is not there, or the guest was asked before.
 func (c *Conn) RequestUnplug(ctx context.Context, deviceID string) error {
 	if _, err := c.askUnplug(ctx, deviceID); err != nil {
 		return fmt.Errorf("unplug %s: %w", deviceID, err)
@@ -77,7 +76,7 @@ func (c *Conn) RequestUnplug(ctx context.Context, deviceID string) error {
 	return nil
 }
 
-// askUnplug requests the device. It also tells a device that has gone unnoticed.
+// askUnplug sends the request. gone reports that the device has gone already, without an event.
 func (c *Conn) askUnplug(ctx context.Context, id string) (gone bool, err error) {
 	err = c.Execute(ctx, "device_del", idArg(id), nil)
 	var e *Error
@@ -91,8 +90,8 @@ func (c *Conn) askUnplug(ctx context.Context, id string) (gone bool, err error) 
 	}
 }
 
-// underWay recognises the refusals that mean "the guest has been asked already". They
-// have no class of their own.
+// underWay reports whether a refusal means that the guest was asked already. Such refusals have no
+// class of their own.
 func underWay(desc string) bool {
 	return strings.Contains(desc, "already in the process of unplug") || strings.Contains(desc, "guest is busy")
 }
@@ -109,7 +108,7 @@ func awaitGone(ctx context.Context, events *Subscription, id string, tick <-chan
 			if !open {
 				return false, ErrClosed
 			}
-			var data struct{ Device string } // missing where a part of a device went
+			var data struct{ Device string } // missing if a part of a device went
 			if json.Unmarshal(e.Data, &data) != nil || data.Device != id {
 				continue
 			}

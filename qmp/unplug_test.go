@@ -95,7 +95,7 @@ func unplug(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 				t.Errorf("device_del was sent %d times, want %d: %v", n, tc.dels, log)
 			}
 			if waits != tc.dels-1 {
-				t.Errorf("progress was told %d times, want %d", waits, tc.dels-1)
+				t.Errorf("progress was called %d times, want %d", waits, tc.dels-1)
 			}
 			if deleted := slices.Contains(log, "netdev_del"); deleted != (tc.want == nil) {
 				t.Errorf("netdev_del sent: %v", deleted)

@@ -12,19 +12,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lastWords bounds the reading of what a peer said before it hung up.
+// lastWords bounds the reading of what a peer has sent before it hung up.
 const lastWords = time.Second
 
-// socket is QEMU's own.
+// socket is a connection to QEMU's own socket.
 type socket struct {
 	uc      *net.UnixConn
-	writing chan struct{} // holds a token while somebody writes
+	writing chan struct{} // holds a token during a write
 }
 
 func (s *socket) close() { _ = s.uc.Close() }
 
-// send writes one whole command. Where ctx ends with the command half written the
-// connection is lost: what follows would be taken for the other half.
+// send writes one whole command. If ctx ends with the command half written the connection is lost:
+// QEMU would take what follows for the other half.
 func (s *socket) send(ctx context.Context, c *Conn, _ *pending, cmd command, f *os.File) error {
 	text, err := json.Marshal(cmd)
 	if err != nil {
@@ -59,7 +59,7 @@ func (s *socket) write(ctx context.Context, c *Conn, text []byte, f *os.File) er
 		return err
 	case errors.Is(err, net.ErrClosed):
 		return c.Err()
-	default: // the peer has hung up; what it said before is still to be read, and tells more
+	default: // the peer has hung up; what it sent before is still to be read, and says why
 		select {
 		case <-c.idle:
 		case <-time.After(lastWords):
@@ -73,11 +73,11 @@ func (s *socket) write(ctx context.Context, c *Conn, text []byte, f *os.File) er
 	return err
 }
 
-// errFile is a file to pass that is closed already.
+// errFile is the error of a file to pass that is closed already.
 var errFile = errors.New("pass the file")
 
-// writeFD sends the descriptor with the first bytes; sendmsg(2) may take only
-// some of them, and the rest goes without it.
+// writeFD sends the descriptor with the first bytes. sendmsg(2) may take only some of them; the
+// rest goes without the descriptor.
 func writeFD(uc *net.UnixConn, text []byte, f *os.File) (n int, err error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -104,7 +104,7 @@ func bindDeadline(ctx context.Context, uc *net.UnixConn) (unbound func()) {
 	})
 	return func() {
 		if !stop() {
-			<-fired // else it could strike the next writer
+			<-fired // else it could hit the next writer
 			_ = uc.SetWriteDeadline(time.Time{})
 		}
 	}

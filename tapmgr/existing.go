@@ -70,7 +70,7 @@ func judge(requested nic.Spec, dev *inventory.Device, plugged, held bool, pid in
 	id := requested.NIC
 	switch {
 	case dev == nil && plugged:
-		return existing{}, fmt.Errorf("%w: the guest has device %s, but there is no such link here: it was attached in another netns, or the guest has not let go of a former one (vmnet detach --vm %s --nic %s)", nic.ErrExist, nic.DeviceID(id), requested.VM, id)
+		return existing{}, fmt.Errorf("%w: the guest has device %s, but there is no such link here: it was attached in another netns, or the guest has not released a former one (vmnet detach --vm %s --nic %s)", nic.ErrExist, nic.DeviceID(id), requested.VM, id)
 	case dev == nil:
 		return existing{}, nil
 	case !plugged:

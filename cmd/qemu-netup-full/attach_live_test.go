@@ -41,7 +41,7 @@ func TestLiveAttachThroughTheHelper(t *testing.T) {
 	h.asItShouldBe()
 	h.ok(h.attach("N2", "net1", "--bridge", "br0", "--dry-run"), "helper: "+h.program+" --attach")
 
-	// A guest that stands still gives no device back; with force it is cut off.
+	// A paused guest releases no device; with force it is cut off.
 	h.fails(h.nobodysVMNet("detach", "--vm", "N2", "--nic", "net0", "--timeout", "300ms"), exitFailure,
 		"--timeout allows more")
 	h.ok(h.nobodysVMNet("detach", "--vm", "N2", "--nic", "net0", "--force"), "cut off")
@@ -150,7 +150,8 @@ func TestLiveAttachDenied(t *testing.T) {
 			":2: it would be NIC 2 of uid 65534, who may have 1 at one time (detach one, or raise nics)")
 }
 
-// TestLiveAttachToAnothersGuest has a guest that is not nobody's, whose monitor all may connect to.
+// TestLiveAttachToAnothersGuest has a guest of another user than nobody, whose monitor all may
+// connect to.
 func TestLiveAttachToAnothersGuest(t *testing.T) {
 	h := newHost(t).withVMNet()
 	socket := h.path("other.qmp")
@@ -267,7 +268,7 @@ func TestLiveAttachKilled(t *testing.T) {
 				if !h.recovers(name) {
 					done++
 				}
-				q.kill() // a guest that stands still gives nothing back
+				q.kill() // a paused guest releases nothing
 				h.gone(name + "-net0")
 				q = h.plainQEMU(name)
 			}
@@ -318,9 +319,9 @@ func childOf(t *task) (child int) {
 	}
 }
 
-// deadDevice is told of a guest that an attach was undone in once it had the device: one that
-// stands still lets go of none.
-const deadDevice = "the guest has not let go of a former one"
+// deadDevice is in the error about a guest that had the device when an attach was undone: a paused
+// guest does not release it.
+const deadDevice = "the guest has not released a former one"
 
 // recovers demands that the same attach again gives the guest a NIC, whatever a kill left, and that
 // all is as it should be then. It is not whole where the guest keeps a dead device.
@@ -342,7 +343,7 @@ func (h *host) recovers(vm string) (whole bool) {
 	if err != nil || len(nics) != 1 {
 		h.Fatalf("%s has %+v, %v", vm, nics, err)
 	}
-	if nics[0].State == nic.Incomplete { // the alias is out of nobody's reach
+	if nics[0].State == nic.Incomplete { // the user nobody may not write the alias
 		if got, err := h.Reconcile(h.context(5*time.Second), false); err != nil || len(got) != 1 {
 			h.Errorf("reconcile %+v, %v", got, err)
 		}
@@ -404,8 +405,8 @@ func (h *host) wish(sock *fdpass.Socket, vm string, queues int) {
 	}
 }
 
-// TestLiveHelperOfASlowClient stands still at each message, and goes away there: the helper ends,
-// and with the client's own queues all is gone.
+// TestLiveHelperOfASlowClient pauses the client at each message and then ends it there: the helper
+// ends, and with the client's own queues the tap.
 func TestLiveHelperOfASlowClient(t *testing.T) {
 	h := newHost(t)
 	for _, step := range []string{"connected", "asked", "offered", "plugged", "killed while offered"} {

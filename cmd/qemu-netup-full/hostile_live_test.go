@@ -78,8 +78,8 @@ func TestLiveHostileArguments(t *testing.T) {
 		},
 		{"an argument of 100 kB", launchArgs("/bin/true", long), 0, ""},
 		{"no such program", launchArgs("/no/such"), exitFailure, "no such file"},
-		{"a folder", launchArgs("/"), exitFailure, "not an executable file"},
-		{"a file of root's", launchArgs("/etc/shadow"), exitFailure, "permission denied"},
+		{"a directory", launchArgs("/"), exitFailure, "not an executable file"},
+		{"a file that only root may read", launchArgs("/etc/shadow"), exitFailure, "permission denied"},
 		{"bad queues", append([]string{"--queues", "0"}, launchArgs("/bin/true")...), exitUsage, "queues"},
 		{"an unknown flag", append([]string{"--\x1b[31m"}, launchArgs("/bin/true")...), exitUsage, "unknown flag"},
 		{
@@ -190,7 +190,7 @@ func TestLiveMonitorFolder(t *testing.T) {
 		}
 	}
 	mustOwn(filepath.Join(others, "vmnet"), 0o777, 1)    // somebody else's
-	mustOwn(filepath.Join(open, "vmnet"), 0o777, nobody) // nobody's, but all may write
+	mustOwn(filepath.Join(open, "vmnet"), 0o777, nobody) // of the user nobody, but all may write
 	inTmp := fmt.Sprintf("/tmp/vmnet-%d", nobody)
 	if of, err := os.Lstat(inTmp); err == nil && of.Sys().(*syscall.Stat_t).Uid != nobody { // another user squats it
 		inTmp = "/var" + inTmp

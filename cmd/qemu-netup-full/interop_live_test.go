@@ -66,8 +66,8 @@ func (h *helpers) must(err error) {
 	}
 }
 
-// mountEtc gives the mounts that the tests have for themselves (see TestMain) an /etc whose
-// folder qemu is ours, with what a C program looks for besides.
+// mountEtc gives the mount namespace of the tests (see TestMain) an /etc with a directory qemu of
+// the test, and with what a C program looks for besides.
 func (h *helpers) mountEtc() {
 	etc := h.path("etc")
 	h.must(errors.Join(os.Mkdir(etc, 0o755), os.Symlink(h.dir, filepath.Join(etc, "qemu"))))
@@ -295,8 +295,8 @@ func TestLiveSameACL(t *testing.T) {
 			main:  "include DIR/a.conf\nallow br0\n",
 			files: map[string]string{"a.conf": "deny br1\nx y z\ndeny br0\n"},
 		},
-		"missing include": {main: "include DIR/none.conf\nallow br0\n"},
-		"folder included": {main: "include DIR\nallow br0\n"},
+		"missing include":    {main: "include DIR/none.conf\nallow br0\n"},
+		"directory included": {main: "include DIR\nallow br0\n"},
 		"two deep": {
 			main:  "include DIR/a.conf\n",
 			files: map[string]string{"a.conf": "include DIR/b.conf\n", "b.conf": "allow br0\n"},
@@ -308,7 +308,7 @@ func TestLiveSameACL(t *testing.T) {
 		"altname": {main: "allow altbr\n"},
 		"relative": {
 			main: "allow br0\ninclude a.conf\n", files: map[string]string{"a.conf": "#\n"},
-			stricter: "a relative path would be one from a folder that the caller chooses",
+			stricter: "a relative path would be one from a directory that the caller chooses",
 		},
 		"long line": {
 			main:     "allow br0" + strings.Repeat(" ", 5000) + "\n",
@@ -356,7 +356,7 @@ func nineDeep() aclCase {
 	return c
 }
 
-// Whom a file is for is chosen by its mode: it is read with the caller's rights.
+// A file's mode decides whom the file is for: it is read with the caller's permissions.
 func TestLiveSameFileModes(t *testing.T) {
 	const group = 4242
 	h := newHelpers(t)

@@ -68,7 +68,7 @@ func (h *host) kernel() testvm.Kernel {
 	return kernel
 }
 
-// starter is a program that is started in QEMU's place: it gives the machine's folder to nobody
+// starter is a program that is started in QEMU's place: it gives the machine's directory to nobody
 // and becomes nobody, and then qemu-netup and QEMU.
 func (h *host) starter(name, edit string, options []string) string {
 	h.Helper()

@@ -14,9 +14,10 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// sessionScript is libvirt's session mode: nobody's own libvirtd, which has no rights, starts a
-// guest with an interface on br0. $1 is its bridge_helper. Machine, network, /run, /var and /etc
-// are the script's own. The shell is the first process of a process namespace, so all ends with it.
+// sessionScript is libvirt's session mode: a libvirtd of the user nobody, which has no privilege,
+// starts a guest with an interface on br0. $1 is its bridge_helper. Machine, network, /run, /var
+// and /etc are the script's own. The shell is the first process of a process namespace, so all ends
+// with it.
 const sessionScript = `set -e
 mount -t proc proc /proc
 private_dirs
@@ -121,7 +122,7 @@ const standing = `<domain type='qemu'>
   </devices>
 </domain>`
 
-// TestLiveLibvirtSessionAttach has nobody attach to a guest of nobody's own libvirt.
+// TestLiveLibvirtSessionAttach has the user nobody attach to a guest of its own libvirt.
 func TestLiveLibvirtSessionAttach(t *testing.T) {
 	libvirttest.Require(t)
 	h := newHost(t).withVMNet()

@@ -63,8 +63,8 @@ scripts:
 - {interface: "lab*", profile: lab}
 `
 
-// Real QEMUs call the scripts, root's and nobody's; when one goes its tap is off the bridge and
-// down.
+// Real QEMUs of root and of the user nobody call the scripts; when one ends its tap is off the
+// bridge and down.
 func TestLiveQEMUCallsTheScripts(t *testing.T) {
 	h := newHost(t)
 	h.config("policy.yaml", scriptPolicy)
@@ -197,8 +197,8 @@ func TestLiveScriptsOfRoot(t *testing.T) {
 	}
 }
 
-// held makes a persistent tap of nobody's and opens its queue, as a VMM does that then calls its
-// script.
+// held makes a persistent tap of the user nobody and opens its queue, as a VMM does that then calls
+// its script.
 func (h *host) held(name string) *os.File {
 	h.Helper()
 	h.tap(name, "nobody")

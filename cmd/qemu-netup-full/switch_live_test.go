@@ -76,8 +76,8 @@ func TestLiveLaunchOnANamedSwitch(t *testing.T) {
 	})
 }
 
-// TestLiveLaunchOnASwitch: two guests that nobody starts talk over nobody's switch, one of them on
-// a bridge as well.
+// TestLiveLaunchOnASwitch: two guests that the user nobody starts talk over a switch of that user,
+// one of them on a bridge as well.
 func TestLiveLaunchOnASwitch(t *testing.T) {
 	testvm.Require(t)
 	h := newHost(t).withVMNet()

@@ -52,7 +52,7 @@ func (m *Maker) adopts(ctx context.Context, spec nic.Spec) (*adoption, error) {
 
 // Expect clears the way for an interface that libvirt is about to make: the bridge or parent device
 // of the Spec is there, and no interface has its name. It removes what a former start of the guest
-// has left. An interface of that name is an error that Is nic.ErrExist and says whose it is.
+// has left. If an interface has that name, the error matches nic.ErrExist and says whose it is.
 func (m *Maker) Expect(ctx context.Context, spec nic.Spec) error {
 	a, err := m.adopts(ctx, spec)
 	if err != nil {
@@ -94,8 +94,9 @@ func (m *Maker) expect(ctx context.Context, spec nic.Spec) error {
 // Adopt turns an interface that libvirt has made for a guest, and that the Spec names as its
 // Device, into the NIC of the Spec: it puts a tap on its bridge, and gives a macvtap what libvirt
 // cannot express. From then on its alias says that it is the NIC's. An interface that is adopted
-// already is left as it is. One of the processes makers must hold it. No such interface is an error
-// that Is fs.ErrNotExist; one that is not libvirt's for that MAC, one that Is nic.ErrExist.
+// already is left as it is. One of the processes makers must hold it. The error matches
+// fs.ErrNotExist if there is no such interface, and nic.ErrExist if libvirt has not made it for
+// that MAC.
 func (m *Maker) Adopt(ctx context.Context, spec nic.Spec, makers ...int) (nic.Result, error) {
 	a, err := m.adopts(ctx, spec)
 	if err != nil {
@@ -129,7 +130,7 @@ func (m *Maker) adopt(ctx context.Context, a *adoption, makers []int) (nic.Resul
 // adoptedTap is a tap that libvirt has made. It goes with the process that holds it.
 type adoptedTap struct{ bridgeTap }
 
-// adopt takes a tap whoever holds it: its name decides which one libvirt has opened.
+// adopt takes a tap with any holder: its name decides which one libvirt has opened.
 func (s *adoptedTap) adopt(l *rtnl.Link, _ []int) error {
 	switch {
 	case !inventory.IsForeign(l, "tun") || l.Tun == nil || !l.Tun.Attached ||

@@ -15,8 +15,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// FuzzServe shows arbitrary messages to a helper whose policy denies all: whatever they say,
-// nothing is made, what is asked of the policy makes sense, and the answer is an error.
+// FuzzServe sends arbitrary messages to a helper whose policy denies all: nothing is made, the
+// policy is only called with valid Specs, and the answer is an error.
 func FuzzServe(f *testing.F) {
 	good, err := json.Marshal(tapRequest{
 		VM: "P1", NIC: "net0", Bridge: "br0", MAC: "52:54:00:00:00:01",

@@ -19,8 +19,8 @@ import (
 // Prepare makes the interface of a NIC for a guest that libvirt is about to start: a persistent tap
 // on its bridge, or a macvtap in the Maker's netns. Its alias says so, and Reconcile leaves it
 // alone for a while. QueuesAuto must have been decided. An interface that a former start of the
-// same guest has left and that nobody holds is replaced; any other of that id is an error that Is
-// ErrExist. Nothing is left on an error.
+// same guest has left and that nobody holds is replaced; for any other of that id the error matches
+// nic.ErrExist. Nothing is left on an error.
 func (m *Maker) Prepare(ctx context.Context, spec nic.Spec) (nic.Result, error) {
 	if err := spec.Validate(); err != nil {
 		return nic.Result{}, err

@@ -46,7 +46,7 @@ func (l Launched) Inherited() []*os.File {
 
 // PlanLaunch decides everything about the NICs of one guest, and changes nothing. The ids are those
 // of Attach, so List, Show, Check and Detach treat the NICs like any other. QueuesAuto must have
-// been decided. A NIC of that name that is there already is an error that Is ErrExist.
+// been decided. If there is a NIC of that name already, the error matches nic.ErrExist.
 func (m *Maker) PlanLaunch(ctx context.Context, specs ...nic.Spec) (*Launch, error) {
 	l := &Launch{m: m}
 	for _, spec := range specs {

@@ -42,13 +42,12 @@ func (s *macvtapInterface) plan(ctx context.Context, r *nic.Record) (_ Interface
 	if err != nil {
 		return Interface{}, fmt.Errorf("parent device %s: %w", l.Device, err)
 	}
+	// Access points drop frames whose sender is not the card. An ipvtap shares the card's address.
 	if l.Kind == vtap.Macvtap && l.Mode != "passthru" {
 		if wireless, err := macvlan.IsWireless(s.m.NS, s.parent.Name); err == nil && wireless {
-			return Interface{},
-				fmt.Errorf(
-					"parent device %s is a Wi-Fi card: access points drop frames whose sender is not the card itself, "+
-						"so a guest with an address of its own cannot send (use --ipvtap %s, which shares the card's address, or --mode passthru)",
-					s.parent.Name, s.parent.Name)
+			return Interface{}, fmt.Errorf(
+				"parent device %s is a Wi-Fi card, which sends for no other address than its own (use --ipvtap %s, or --mode passthru)",
+				s.parent.Name, s.parent.Name)
 		}
 	}
 	if err := s.m.MayBeParent(l.Kind, s.parent); err != nil {

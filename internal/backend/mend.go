@@ -206,11 +206,11 @@ func (m *Maker) ForeignWithoutMaster() (bool, error) {
 
 // PutBackForeign is PutBack for the tap of that name that somebody else, such as libvirt, has made
 // for a guest's NIC of that MAC. It leaves the tap up or down. done is false if there is nothing to
-// do: the tap is on a bridge, or is younger than the bridge, or is none of that MAC. No tap of that
-// name, and no such bridge, is an error that Is fs.ErrNotExist.
-func (m *Maker) PutBackForeign(name string, mac net.HardwareAddr, bridgeName string,
-	cfg brport.Settings,
-) (done bool, err error) {
+// do: the tap is on a bridge, or younger than the bridge, or not for that MAC. The error matches
+// fs.ErrNotExist if there is no tap of that name, or no such bridge.
+func (m *Maker) PutBackForeign(name string, mac net.HardwareAddr, bridgeName string, cfg brport.Settings) (done bool,
+	err error,
+) {
 	br, err := bridges.Get(m.NL, bridgeName)
 	if err != nil {
 		return false, err
@@ -239,8 +239,8 @@ func (m *Maker) PutBackForeign(name string, mac net.HardwareAddr, bridgeName str
 
 // SetForeignPort applies settings to the bridge port of the tap that somebody else has made for
 // process pid and its NIC of that MAC. It only adds to the port's settings, as bridges.AddSettings
-// does, and changes nothing if they are so already. No such tap, or one that is on no bridge, is an
-// error that Is fs.ErrNotExist.
+// does, and changes nothing if they are so already. The error matches fs.ErrNotExist if there is no
+// such tap, or if it is on no bridge.
 func (m *Maker) SetForeignPort(pid int, mac net.HardwareAddr, cfg brport.Settings) (changed bool, err error) {
 	all, err := m.Foreign(pid)
 	if err != nil {
@@ -265,7 +265,7 @@ func (m *Maker) SetForeignPort(pid int, mac net.HardwareAddr, cfg brport.Setting
 }
 
 // SetForeignPortOf is SetForeignPort for the tap of that interface index, which no process needs to
-// hold yet. It is an error that Is fs.ErrNotExist if it is no such tap any more, or on no bridge.
+// hold yet. The error matches fs.ErrNotExist if it is no such tap any more, or on no bridge.
 func (m *Maker) SetForeignPortOf(index int, mac net.HardwareAddr, cfg brport.Settings) (changed bool, err error) {
 	l, err := m.NL.LinkByIndex(index)
 	if err != nil {

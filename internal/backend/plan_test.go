@@ -374,7 +374,7 @@ func TestAdoptedTap(t *testing.T) {
 	}{
 		"libvirt's":     {func(*rtnl.Link) {}, true},
 		"on our bridge": {func(l *rtnl.Link) { l.Master = 7 }, true},
-		"nobody's":      {func(l *rtnl.Link) { l.Tun = &rtnl.Tun{Tap: true} }, false},
+		"not held":      {func(l *rtnl.Link) { l.Tun = &rtnl.Tun{Tap: true} }, false},
 		"another MAC":   {func(l *rtnl.Link) { l.MAC = guestMAC }, false},
 		"managed":       {func(l *rtnl.Link) { l.Alias = alias.Prefix + "vm=P3 nic=net0" }, false},
 		"no tap":        {func(l *rtnl.Link) { l.Kind, l.Tun = "dummy", nil }, false},

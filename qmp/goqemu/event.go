@@ -12,10 +12,10 @@ import (
 // eventBuffer is how many events of one stream may wait to be received.
 const eventBuffer = 256
 
-// Events delivers the events of QEMU from now on, to each caller all of them, until ctx or the
-// Monitor ends, or the Conn has ended and what came before was received; then the channel is
-// closed. A caller may cease to receive at any time: while 256 events wait, further ones are
-// dropped and counted by Lost, and no command waits for them.
+// Events delivers all events of QEMU from now on to each caller, until ctx or the Monitor ends, or
+// the Conn has ended and the earlier events were received; then the channel is closed. A caller may
+// stop receiving at any time: while 256 events wait, further ones are dropped and counted by Lost,
+// and no command waits for them.
 func (m *Monitor) Events(ctx context.Context) (<-chan foreign.Event, error) {
 	if err := m.Connect(); err != nil {
 		return nil, err

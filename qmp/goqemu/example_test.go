@@ -53,7 +53,7 @@ func ExampleMonitor_RunWithFile() {
 	}
 }
 
-// guest stands for whoever can give a QEMU its commands.
+// guest stands for a process that can give a QEMU commands.
 type guest struct{}
 
 func (guest) Command(_ context.Context, command string, _ *os.File) (string, error) {

@@ -42,8 +42,8 @@ func New(ctx context.Context, c *qmp.Conn) *Monitor {
 }
 
 // Connect reports whether the Monitor can be used, and does nothing else: a [qmp.Conn] is connected
-// and negotiated already. Its error Is [qmp.ErrClosed] after Disconnect, the one of [qmp.Conn.Err]
-// once the Conn has ended, and the cause of the context once that has ended.
+// and negotiated already. Its error matches [qmp.ErrClosed] after Disconnect, is the one of
+// [qmp.Conn.Err] once the Conn has ended, and the cause of the context once that has ended.
 func (m *Monitor) Connect() error {
 	if err := m.conn.Err(); err != nil {
 		return err
@@ -83,9 +83,10 @@ func (m *Monitor) RunWithFile(command []byte, file *os.File) ([]byte, error) {
 	})
 }
 
-func (m *Monitor) run(command []byte,
-	execute func(ctx context.Context, name string, args, reply any) error,
-) ([]byte, error) {
+// execute is Execute or ExecuteFD of a Conn.
+type execute = func(ctx context.Context, name string, args, reply any) error
+
+func (m *Monitor) run(command []byte, execute execute) ([]byte, error) {
 	r, err := parse(command)
 	if err != nil {
 		return nil, fmt.Errorf("not a command: %.120q: %w", command, err)

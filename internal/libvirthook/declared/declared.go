@@ -56,7 +56,7 @@ func (n NIC) Place() string {
 	return n.Spec.Bridge
 }
 
-// Absent reports that the domain has no such interface, so that there is nothing to make: somebody
+// Absent reports whether the domain has no such interface, so there is nothing to make: somebody
 // has removed the interface but not the declaration, or vmnet was killed between the two. A
 // starting guest misses nothing then.
 func (n NIC) Absent() bool { return n.Made && n.Interface.Type == "" }

@@ -29,7 +29,7 @@ type Declared struct {
 	Queues    int    `json:"queues"`
 }
 
-// Operation says what the hook does at one of libvirt's operations.
+// Operation says what the hook does at an operation of libvirt.
 type Operation struct {
 	Op      string   `json:"operation"` // "prepare begin"
 	Does    []string `json:"does"`      // in words

@@ -79,7 +79,7 @@ func (c Call) Run(ctx context.Context, m *backend.Maker) (notes []string, err er
 	return w.notes, nil
 }
 
-// operation is one of libvirt's hook operations.
+// operation is a hook operation of libvirt.
 type operation struct {
 	name, subOp string
 	do          func(*work, context.Context) error // nil for nothing
@@ -241,7 +241,8 @@ func (w *work) adopt(ctx context.Context, nics []declared.NIC, pass func(error) 
 	return nil
 }
 
-// started sets the ports of libvirt's taps that are not set yet, and finishes prepare's work.
+// started sets the ports that are not set yet of the taps that libvirt made, and finishes the work
+// of prepare.
 func (w *work) started(ctx context.Context) error {
 	nics, err := w.nics()
 	if err != nil {

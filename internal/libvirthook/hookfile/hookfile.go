@@ -137,7 +137,7 @@ func found(dir string) bool {
 	return false
 }
 
-// executable is libvirt's own condition (virFileIsExecutable in src/util/virfile.c).
+// executable reports whether libvirt would run a file (virFileIsExecutable in src/util/virfile.c).
 func executable(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0

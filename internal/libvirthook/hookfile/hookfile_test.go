@@ -12,7 +12,7 @@ import (
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
-// machine is a folder that is taken for /, with two programs in it.
+// machine is a directory that stands for /, with two programs in it.
 func machine(t *testing.T) (root string) {
 	t.Helper()
 	root = t.TempDir()
@@ -65,11 +65,11 @@ func TestInstallAndRemove(t *testing.T) {
 		}
 	}
 	if entries, _ := os.ReadDir(filepath.Dir(root + Dir)); len(entries) != 1 {
-		t.Errorf("beside the folder: %v", entries)
+		t.Errorf("beside the directory: %v", entries)
 	}
 }
 
-// TestReload: libvirt has to be told of the first hook alone.
+// TestReload: only the first hook needs a reload of libvirt.
 func TestReload(t *testing.T) {
 	for path, want := range map[string]bool{
 		"/etc/libvirt/hooks/network":         true,
@@ -120,9 +120,9 @@ func TestRefuses(t *testing.T) {
 		}
 	}
 	for name, make := range map[string]func(path string) error{
-		"file":   func(path string) error { return os.WriteFile(path, []byte("#!/bin/sh\n"), 0o755) },
-		"folder": func(path string) error { return os.Mkdir(path, 0o755) },
-		"link":   func(path string) error { return os.Symlink("/bin/other", path) },
+		"file":      func(path string) error { return os.WriteFile(path, []byte("#!/bin/sh\n"), 0o755) },
+		"directory": func(path string) error { return os.Mkdir(path, 0o755) },
+		"link":      func(path string) error { return os.Symlink("/bin/other", path) },
 	} {
 		root := machine(t)
 		if err := errors.Join(os.MkdirAll(root+Dir, 0o755), make(root+link)); err != nil {

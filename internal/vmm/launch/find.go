@@ -83,9 +83,8 @@ func (f *finder) find() (at int, err error) {
 }
 
 func (f *finder) unknown(program string) error {
-	return fmt.Errorf(
-		"%s is not known as QEMU, by its name or by its arguments, nor as a wrapper of it: the NICs might not reach the guest "+
-			"(put %s where QEMU's arguments go, as in: sh -c 'exec qemu-system-x86_64 -m 1G \"$@\"' sh %[2]s; or --vmm qemu if it is QEMU, or hands what stands at its end to QEMU; or --vmm env if it reads VMNET_ARGS or VMNET_JSON)",
+	return fmt.Errorf("%s is not known as QEMU or as a wrapper of it "+
+		"(put %s where QEMU's arguments go, or use --vmm qemu or --vmm env: see qemu-netup(8))",
 		program, Placeholder)
 }
 

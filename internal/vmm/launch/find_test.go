@@ -101,8 +101,8 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// TestFindTold: whoever knows better is believed, but not that a file gets through a program that
-// closes it.
+// TestFindTold: the caller's word counts, but not that a file gets through a program that closes
+// it.
 func TestFindTold(t *testing.T) {
 	for _, c := range []struct {
 		vmm  launch.VMM

@@ -46,7 +46,8 @@ func (r Running) find(name string, caller int) (Process, error) {
 	}
 	for _, d := range r.doubted {
 		if d.Name == name {
-			return Process{}, fmt.Errorf("%w: no running QEMU is %q, and one that claims to be is not believed: %w", ErrNotFound, name, d.why)
+			return Process{}, fmt.Errorf("%w: no running QEMU is %q, and one that claims to be is not trusted: %w",
+				ErrNotFound, name, d.why)
 		}
 	}
 	return Process{}, fmt.Errorf("%w: no running QEMU has -name guest=%s (running: %s; --pid or --qmp name one without a name)", ErrNotFound, name, names(r.All))

@@ -26,7 +26,7 @@ func MachineOf(argv []string) Machine {
 	return Machine{Type: o["type"], Place: placeIn(o["type"], o["pcie"] == "on", arch)}
 }
 
-// architecture returns the emulated architecture; qemu-kvm and kvm run guests of the host's.
+// architecture returns the emulated architecture; qemu-kvm and kvm have that of the host.
 func architecture(argv []string) string {
 	if len(argv) == 0 || !IsQEMU(argv[0]) {
 		return ""

@@ -92,7 +92,7 @@ func closeAll(fds []int) {
 	}
 }
 
-// Negotiate greets, and accepts the capabilities.
+// Negotiate greets and accepts the capabilities. It reports whether the client has sent them.
 func (s *Session) Negotiate() bool {
 	s.Say(Greeting)
 	r, ok := s.Next()
