@@ -46,28 +46,29 @@ func TestHelpNamesEveryFlag(t *testing.T) {
 }
 
 func TestParseLaunchRefuses(t *testing.T) {
-	for line, want := range map[string]string{
-		"--bridge br0":                                                 "-- and then the guest's command line",
-		"--":                                                           "nothing follows --",
-		"--vm a --bridge br0 extra -- x":                               `argument "extra": the program to run comes after --`,
-		"--vm a --bridge br0 --mac x -- x":                             "--mac",
-		"--vm a --bridge br0 --queues 0 -- x":                          "want 1 to 256, or auto",
-		"--vm a --bridge br0 --vhost maybe -- x":                       "want auto or on or off",
-		"--vm a --bridge br0 --place moon -- x":                        "want auto or pci or pcie or mmio or ccw or usb",
-		"--vm a --bridge br0 --macvtap eth0 -- x":                      "--bridge and --macvtap: a NIC can have only one of them",
-		"--vm a --mode bridge --bridge br0 -- x":                       "go with --macvtap or --ipvtap",
-		"--vm a --switch sw0 --bridge br0 -- x":                        "--bridge and --switch: a NIC can have only one of them",
-		"--vm a --switch sw0 --profile lab -- x":                       "a NIC on a switch takes no profile",
-		"--vm a --bridge br0 --lock-mac -- x":                          "go with --switch",
-		"--bridge br0 -- x":                                            "the guest has no name",
-		"--vm a --bridge br0 -- qemu-system-x86_64 -name b":            "the guest has two names",
-		"--vm a --bridge br0 --spare-ports many -- qemu-system-x86_64": "--spare-ports",
-		"--vm a --bridge br0 --netsn x -- x":                           "unknown flag: --netsn",
-		"--vm a --bridge br0 -- x -m 1G":                               "x is not known as QEMU",
-		"--vm a --bridge br0 --vmm kvm -- x":                           "want auto or qemu or env",
-		"--vm a --bridge br0 -- sudo qemu-system-x86_64":               "closes all files that it inherits",
-		"--vm a --bridge br0 -- qemu-system-microblaze -M x":           "has no bus for a NIC",
+	for _, row := range [][2]string{
+		{"--bridge br0", "-- and then the guest's command line"},
+		{"--", "nothing follows --"},
+		{"--vm a --bridge br0 extra -- x", `argument "extra": the program to run comes after --`},
+		{"--vm a --bridge br0 --mac x -- x", "--mac"},
+		{"--vm a --bridge br0 --queues 0 -- x", "want 1 to 256, or auto"},
+		{"--vm a --bridge br0 --vhost maybe -- x", "want auto or on or off"},
+		{"--vm a --bridge br0 --place moon -- x", "want auto or pci or pcie or mmio or ccw or usb"},
+		{"--vm a --bridge br0 --macvtap eth0 -- x", "--bridge and --macvtap: a NIC can have only one of them"},
+		{"--vm a --mode bridge --bridge br0 -- x", "go with --macvtap or --ipvtap"},
+		{"--vm a --switch sw0 --bridge br0 -- x", "--bridge and --switch: a NIC can have only one of them"},
+		{"--vm a --switch sw0 --profile lab -- x", "a NIC on a switch takes no profile"},
+		{"--vm a --bridge br0 --lock-mac -- x", "go with --switch"},
+		{"--bridge br0 -- x", "the guest has no name"},
+		{"--vm a --bridge br0 -- qemu-system-x86_64 -name b", "the guest has two names"},
+		{"--vm a --bridge br0 --spare-ports many -- qemu-system-x86_64", "--spare-ports"},
+		{"--vm a --bridge br0 --netsn x -- x", "unknown flag: --netsn"},
+		{"--vm a --bridge br0 -- x -m 1G", "x is not known as QEMU"},
+		{"--vm a --bridge br0 --vmm kvm -- x", "want auto or qemu or env"},
+		{"--vm a --bridge br0 -- sudo qemu-system-x86_64", "closes all files that it inherits"},
+		{"--vm a --bridge br0 -- qemu-system-microblaze -M x", "has no bus for a NIC"},
 	} {
+		line, want := row[0], row[1]
 		_, err := parsed(strings.Fields(line))
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", line, err, want)
@@ -197,8 +198,8 @@ func TestLiveStepsAreTold(t *testing.T) {
 	h.far(farAddr)
 	h.policy("{users: [65534], bridges: [br0], lowers: [eth0]}")
 	options := []string{
-		"--bridge", "br0", "--queues", "2", "--mac", "52:54:00:00:00:01", "--isolated", "--vhost",
-		"off", "--qmp", "auto",
+		"--bridge", "br0", "--queues", "2", "--mac", "52:54:00:00:00:01", "--isolated", "--vhost", "off", "--qmp",
+		"auto",
 		"--next-nic", "--macvtap", "eth0", "--mac", "52:54:00:00:00:02", "--vhost", "off",
 	}
 	qemu := []string{"--", qemuProgram, "-name", "guest=P5", "-M", "q35"}

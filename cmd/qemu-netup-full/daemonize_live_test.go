@@ -17,7 +17,8 @@ import (
 func (h *host) daemon(name string) (args []string, pid func() int) {
 	file := h.path("run/" + name + ".pid")
 	args = []string{
-		"qemu-system-x86_64", "-M", "pc,accel=tcg", "-m", "16", "-nodefaults", "-display", "none", "-S", "-name", "guest=" + name, "-pidfile", file,
+		"qemu-system-x86_64", "-M", "pc,accel=tcg", "-m", "16", "-nodefaults", "-display", "none", "-S", "-name",
+		"guest=" + name, "-pidfile", file,
 	}
 	h.Cleanup(func() { // whatever has become of it
 		if pid := pidIn(file); pid > 1 {
@@ -63,7 +64,10 @@ func TestLiveDaemonizedOnASwitch(t *testing.T) {
 		{"Ps", []string{"sh", "-c", `exec >/dev/null 2>&1; "$@" &`, "sh"}, []string{"{vmnet}"}},
 	} {
 		args, pid := h.daemon(form.name)
-		command := append(append([]string{"--vm", form.name, "--switch", sw, "--next-nic", "--bridge", "br0", "--vhost", "off", "--qmp", h.path("run/" + form.name + ".qmp"), "--"}, form.before...), args...)
+		command := append(append([]string{
+			"--vm", form.name, "--switch", sw, "--next-nic", "--bridge", "br0", "--vhost",
+			"off", "--qmp", h.path("run/" + form.name + ".qmp"), "--",
+		}, form.before...), args...)
 		h.ok(h.nobodys(append(command, form.after...)...))
 		qemu := pid()
 		h.await("both NICs to be there", func() error {
@@ -104,17 +108,24 @@ func TestLiveWrappers(t *testing.T) {
 		t.Fatal(err)
 	}
 	config := h.path("run/rc")
-	if err := os.WriteFile(config, []byte("[machine]\n  type = \"q35\"\n[name]\n  guest = \"Pw\"\n"), 0o644); err != nil {
+	if err := os.WriteFile(config, []byte("[machine]\n  type = \"q35\"\n[name]\n  guest = \"Pw\"\n"),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
 	qemu := strings.Fields("qemu-system-x86_64 -accel tcg -m 16 -nodefaults -display none -S -name guest=Pw")
 	for what, line := range map[string][]string{
 		"wrappers": append(strings.Fields("env -u X taskset -c 0 nice -n 1"), qemu...),
 		"a link":   append([]string{link}, qemu[1:]...),
-		"a file":   {"qemu-system-x86_64", "-accel", "tcg", "-m", "16", "-nodefaults", "-display", "none", "-S", "-readconfig", config},
-		"a shell":  append([]string{"sh", "-c", `"$@"; true`, "sh"}, append(qemu, "{vmnet}")...),
+		"a file": {
+			"qemu-system-x86_64", "-accel", "tcg", "-m", "16", "-nodefaults", "-display", "none", "-S", "-readconfig",
+			config,
+		},
+		"a shell": append([]string{"sh", "-c", `"$@"; true`, "sh"}, append(qemu, "{vmnet}")...),
 	} {
-		task := h.start(h.command(h.program, append([]string{"--vm", "Pw", "--bridge", "br0", "--vhost", "off", "--qmp", "auto", "--"}, line...)...))
+		task := h.start(h.command(h.program, append([]string{
+			"--vm", "Pw", "--bridge", "br0", "--vhost", "off", "--qmp",
+			"auto", "--",
+		}, line...)...))
 		var nic nic.NIC
 		h.await(what+": the NIC to be held by QEMU", func() error {
 			nics, err := h.List(h.Context(), "Pw")

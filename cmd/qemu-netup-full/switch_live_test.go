@@ -65,7 +65,8 @@ func TestLiveLaunchOnANamedSwitch(t *testing.T) {
 	for _, more := range [][]string{nil, {"--next-nic", "--bridge", "br0", "--vhost", "off"}} {
 		args := append([]string{"--vm", "P3", "--switch", "sw7"}, more...)
 		h.ok(h.nobodys(append(args, "--", "/bin/sh", "-c", "grep Cap /proc/self/status; env | grep -v VMNET_JSON")...),
-			"CapInh:\t0000000000000000", "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "CapAmb:\t0000000000000000",
+			"CapInh:\t0000000000000000", "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000",
+			"CapAmb:\t0000000000000000",
 			"XDG_RUNTIME_DIR="+h.path("run"))
 	}
 	h.await("the ports to go", func() error {
@@ -86,7 +87,8 @@ func TestLiveLaunchOnASwitch(t *testing.T) {
 	a := h.boot(testvm.Config{Name: "Pa"}, ":", "--switch", sw, "--lock-mac")
 	b := h.boot(testvm.Config{Name: "Pb"}, ":", "--bridge", "br0", "--vhost", "off", "--next-nic", "--switch", sw)
 	nicA := h.one(a)
-	if nicA.Type != "socket" || nicA.State != "forwarding" || nicA.PID != a.Pid() || nicA.Limits != "locked" || nicA.UID != nobody {
+	if nicA.Type != "socket" || nicA.State != "forwarding" || nicA.PID != a.Pid() || nicA.Limits != "locked" ||
+		nicA.UID != nobody {
 		t.Errorf("listed %+v", nicA)
 	}
 	h.hasNothing(a, 0, 0)
@@ -107,7 +109,8 @@ func TestLiveLaunchOnASwitch(t *testing.T) {
 	if err := b.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	nstest.Eventually(t, 20*time.Second, "the ports of guests that have ended go", func() bool { return len(h.ports(sw)) == 0 })
+	nstest.Eventually(t, 20*time.Second, "the ports of guests that have ended go",
+		func() bool { return len(h.ports(sw)) == 0 })
 }
 
 // TestLiveLaunchOnAnothersSwitch: the program is root's, and asks as nobody all the same, whom
@@ -135,5 +138,6 @@ func TestLiveLaunchOnAnothersSwitch(t *testing.T) {
 	if err := os.Chmod(sw, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	h.fails(h.nobodys("--vm", "P3", "--switch", sw, "--vmm", "env", "--", "/bin/true"), exitFailure, "permission denied")
+	h.fails(h.nobodys("--vm", "P3", "--switch", sw, "--vmm", "env", "--", "/bin/true"), exitFailure,
+		"permission denied")
 }

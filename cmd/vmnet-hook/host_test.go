@@ -235,13 +235,16 @@ func metadata(nics ...string) string {
 
 // handed is an interface whose device is made by the hook.
 func handed(device, id string, n int, more string) string {
-	return fmt.Sprintf(`<interface type='ethernet'><mac address='%s'/><target dev='%s' managed='no'/><model type='virtio'/>%s<alias name='ua-vmnet-%s'/></interface>`,
+	return fmt.Sprintf(
+		`<interface type='ethernet'><mac address='%s'/><target dev='%s' managed='no'/><model type='virtio'/>%s<alias name='ua-vmnet-%s'/></interface>`,
 		guestMAC(n), device, more, id)
 }
 
 // onBridge is an interface whose tap libvirt makes.
 func onBridge(n int) string {
-	return fmt.Sprintf(`<interface type='bridge'><mac address='%s'/><source bridge='br0'/><model type='virtio'/></interface>`, guestMAC(n))
+	return fmt.Sprintf(
+		`<interface type='bridge'><mac address='%s'/><source bridge='br0'/><model type='virtio'/></interface>`,
+		guestMAC(n))
 }
 
 func guestMAC(n int) net.HardwareAddr { return net.HardwareAddr{0x52, 0x54, 0, 0, 1, byte(n)} }

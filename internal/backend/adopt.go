@@ -25,8 +25,8 @@ import (
 type adoption struct {
 	*NIC
 	found interface {
-		// adopt has the steps work on that link. Its error says why the link is not one that libvirt
-		// has made for the guest and put nowhere. One of the processes makers must hold it.
+		// adopt has the steps work on that link. Its error says why the link is not one that
+		// libvirt has made for the guest and put nowhere. One of the processes makers must hold it.
 		adopt(l *rtnl.Link, makers []int) error
 	}
 }

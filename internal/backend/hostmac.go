@@ -50,6 +50,10 @@ func (m *Maker) SetBackAddress(index int) (nic.Action, error) {
 		return nic.Action{}, nil
 	}
 	r, _ := nic.ParseRecord(l.Alias)
-	a := nic.Action{VM: r.VM, NIC: r.NIC, Interface: l.Name, Action: fmt.Sprintf("address set back to %s: whoever holds it had made it %s", want, l.MAC), Changed: true}
+	a := nic.Action{
+		VM: r.VM, NIC: r.NIC, Interface: l.Name,
+		Action:  fmt.Sprintf("address set back to %s: a process that holds it had made it %s", want, l.MAC),
+		Changed: true,
+	}
 	return a, rtnl.IgnoreNotExist(m.NL.Set(index, rtnl.MAC(want)))
 }

@@ -41,7 +41,10 @@ var guestMAC = net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}
 
 // ask is a Spec with its defaults.
 func ask(edit func(*nic.Spec)) nic.Spec {
-	s := nic.Spec{Target: nic.Target{VM: "P2"}, NIC: "net0", Bridge: "br0", MAC: guestMAC, Vhost: nic.VhostOff, Queues: 2}
+	s := nic.Spec{
+		Target: nic.Target{VM: "P2"}, NIC: "net0", Bridge: "br0", MAC: guestMAC, Vhost: nic.VhostOff,
+		Queues: 2,
+	}
 	edit(&s)
 	return s.WithDefaults()
 }
@@ -65,7 +68,8 @@ func byName(and func(*nic.Spec)) func(*nic.Spec) {
 
 func onBridge(*nic.Spec) {}
 
-// withoutHost stands in for PlanInterface: it gives the kind what its plan would read from the host.
+// withoutHost stands in for PlanInterface: it gives the kind what its plan would read from the
+// host.
 func (h *NIC) withoutHost() *NIC {
 	br, parent := &rtnl.Link{Index: 7, Name: "br0", MTU: 1500}, &rtnl.Link{Index: 8, Name: "eth0", MTU: 1500}
 	h.Record.Type, h.Record.Source = nic.TypeTap, "br0"
@@ -124,7 +128,8 @@ func TestPlanByKind(t *testing.T) {
 			qmp.NIC{Backend: qmp.Socket, Queues: 1, Label: true},
 		},
 		"switch, several queues and helper": {
-			func(s *nic.Spec) { onSwitch(nic.ByAuto)(s); s.Queues = 2 }, true, "switchTap", "label, tap, queue 1, settings, up, port", tap,
+			func(s *nic.Spec) { onSwitch(nic.ByAuto)(s); s.Queues = 2 }, true, "switchTap",
+			"label, tap, queue 1, settings, up, port", tap,
 		},
 		"parent device": {
 			onLower, false, "macvtapInterface", "label, macvtap, settings, queue 0, queue 1, up",
@@ -194,7 +199,8 @@ func TestRecordOfSteps(t *testing.T) {
 	if strings.Contains(final, "state=") || !strings.Contains(final, "model=virtio-net-ccw") {
 		t.Errorf("the final record is %s", final)
 	}
-	if label := textOf(steps, "label"); !strings.Contains(label, "virtio-net-ccw") || strings.Contains(label, "state=") {
+	if label := textOf(steps, "label"); !strings.Contains(label, "virtio-net-ccw") ||
+		strings.Contains(label, "state=") {
 		t.Errorf("the label is %s", label)
 	}
 }
@@ -254,7 +260,10 @@ func TestPlanDevice(t *testing.T) {
 			func(s *nic.Spec) { s.DeviceOptions = map[string]string{"bus": "port0", "addr": "1", "rombar": "0"} },
 			func(n *qmp.NIC) { n.Bus, n.Addr, n.Options = "port0", "1", map[string]string{"rombar": "0"} }, "",
 		},
-		{"names that no alias has room for", 1500, func(s *nic.Spec) { s.VM = strings.Repeat("g", 250) }, nil, "use a guest name that is shorter"},
+		{
+			"names that no alias has room for", 1500, func(s *nic.Spec) { s.VM = strings.Repeat("g", 250) }, nil,
+			"use a guest name that is shorter",
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			spec := ask(tc.spec)
@@ -269,7 +278,8 @@ func TestPlanDevice(t *testing.T) {
 			}
 			want := qmp.NIC{ID: "vmnet-net0", MAC: guestMAC, Model: nic.DefaultModel, Queues: 2}
 			tc.want(&want)
-			if diff := cmp.Diff(want, h.Device, cmpopts.IgnoreUnexported(qmp.NIC{}), cmpopts.EquateEmpty()); err != nil || diff != "" {
+			if diff := cmp.Diff(want, h.Device, cmpopts.IgnoreUnexported(qmp.NIC{}),
+				cmpopts.EquateEmpty()); err != nil || diff != "" {
 				t.Errorf("%v (-want +got):\n%s", err, diff)
 			}
 			if len(spec.DeviceOptions) > 0 && spec.DeviceOptions["bus"] == "" {
@@ -331,10 +341,14 @@ func TestMayHaveTap(t *testing.T) {
 		port brport.Settings
 		want string
 	}{
-		"ordinary":         {rtnl.Link{MTU: 1500, Bridge: &rtnl.Bridge{}}, brport.Settings{}, ""},
-		"MTU":              {rtnl.Link{Name: "br0", MTU: 65535, Bridge: &rtnl.Bridge{}}, brport.Settings{}, "more than the 65521"},
-		"no VLAN":          {rtnl.Link{MTU: 1500, Bridge: &rtnl.Bridge{VLANFiltering: true}}, brport.Settings{}, "name one with --vlan N"},
-		"a VLAN of itself": {rtnl.Link{MTU: 1500, Bridge: &rtnl.Bridge{VLANFiltering: true}}, brport.Settings{VLAN: 7}, ""},
+		"ordinary": {rtnl.Link{MTU: 1500, Bridge: &rtnl.Bridge{}}, brport.Settings{}, ""},
+		"MTU":      {rtnl.Link{MTU: 65535, Bridge: &rtnl.Bridge{}}, brport.Settings{}, "more than the 65521"},
+		"no VLAN": {
+			rtnl.Link{MTU: 1500, Bridge: &rtnl.Bridge{VLANFiltering: true}},
+			brport.Settings{},
+			"name one with --vlan N",
+		},
+		"in a VLAN": {rtnl.Link{MTU: 1500, Bridge: &rtnl.Bridge{VLANFiltering: true}}, brport.Settings{VLAN: 7}, ""},
 	} {
 		err := mayHaveTap(&tc.br, tc.port)
 		if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
@@ -345,7 +359,10 @@ func TestMayHaveTap(t *testing.T) {
 
 // TestRequestOfAnAttach: a helper trusts nothing in a request.
 func TestRequestOfAnAttach(t *testing.T) {
-	good := tapRequest{VM: "P2", NIC: "net0", Bridge: "br0", MAC: guestMAC.String(), Model: nic.DefaultModel, Queues: 2, Via: nic.ViaMonitor}
+	good := tapRequest{
+		VM: "P2", NIC: "net0", Bridge: "br0", MAC: guestMAC.String(), Model: nic.DefaultModel, Queues: 2,
+		Via: nic.ViaMonitor,
+	}
 	if s, err := good.spec(); err != nil || s.VM != "P2" || s.Queues != 2 || s.Vhost != nic.VhostOff || s.Via != "" {
 		t.Errorf("%+v, %v", s, err)
 	}
@@ -380,8 +397,14 @@ func TestAdoptedTap(t *testing.T) {
 		"no tap":        {func(l *rtnl.Link) { l.Kind, l.Tun = "dummy", nil }, false},
 	} {
 		h := unprivileged(t).New(ask(byName(onBridge)), nic.PhaseStarting)
-		s := &adoptedTap{bridgeTap{hostTap: hostTap{m: h.m, spec: h.Spec, files: &h.Files}, br: &rtnl.Link{Index: 7, Name: "br0"}}}
-		l := &rtnl.Link{Name: "vnet0", Kind: "tun", MAC: stablemac.HostMAC(guestMAC), Tun: &rtnl.Tun{Tap: true, Attached: true}}
+		s := &adoptedTap{bridgeTap{
+			hostTap: hostTap{m: h.m, spec: h.Spec, files: &h.Files},
+			br:      &rtnl.Link{Index: 7, Name: "br0"},
+		}}
+		l := &rtnl.Link{
+			Name: "vnet0", Kind: "tun", MAC: stablemac.HostMAC(guestMAC),
+			Tun: &rtnl.Tun{Tap: true, Attached: true},
+		}
 		tc.edit(l)
 		if err := s.adopt(l, nil); (err == nil) != tc.ok || err != nil && !errors.Is(err, nic.ErrExist) {
 			t.Errorf("%s: %v", name, err)
@@ -399,7 +422,8 @@ func TestPrepareRefuses(t *testing.T) {
 		"options of a device":             func(s *nic.Spec) { s.DeviceOptions = map[string]string{"rombar": "0"} },
 		"an ipvtap by name":               func(s *nic.Spec) { onLower(s); onIPVtap(s) },
 	} {
-		if _, err := unprivileged(t).Prepare(t.Context(), ask(edit)); !errors.Is(err, nic.ErrInvalid) || !strings.Contains(err.Error(), want) {
+		if _, err := unprivileged(t).Prepare(t.Context(), ask(edit)); !errors.Is(err, nic.ErrInvalid) ||
+			!strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
 	}

@@ -61,12 +61,12 @@ func TestParse(t *testing.T) {
 		}
 	}
 	trunk := brport.Settings{
-		Trunk:  []brport.VLANRange{{First: 2, Last: 5}, {First: 7, Last: 7}},
-		Native: 1, Isolated: true,
+		Trunk: []brport.VLANRange{{First: 2, Last: 5}, {First: 7, Last: 7}}, Native: 1,
+		Isolated: true,
 	}
 	onBridge := spec("net0", "web-0", 1)
-	onBridge.Bridge, onBridge.Port, onBridge.Queues, onBridge.MTU, onBridge.Model = "br0",
-		trunk, 4, 1400, "virtio-net-pci"
+	onBridge.Bridge, onBridge.Port, onBridge.Queues, onBridge.MTU, onBridge.Model = "br0", trunk, 4, 1400,
+		"virtio-net-pci"
 	source := spec("net1", "web-1", 2)
 	source.Model = "e1000e"
 	source.Lower = &nic.Lower{
@@ -154,58 +154,86 @@ func TestParseNothing(t *testing.T) {
 }
 
 func TestParseRefuses(t *testing.T) {
-	for inside, want := range map[string]string{
-		`<v:nic id="net0" bridge="br0" isolatd="yes"/>`:                      `nic "net0": attribute "isolatd" is not known: want id, mac, bridge, macvtap, mode,`,
-		`<v:nic id="net0" bridge="br0" isolated="true"/>`:                    `nic "net0": attribute isolated="true": want yes or no`,
-		`<v:nic id="net0" bridge="br0" vlan="4095"/>`:                        `VLAN 4095: want 1 to 4094`,
-		`<v:nic id="net0" bridge="br0" vlan="x"/>`:                           `nic "net0": attribute vlan="x":`,
-		`<v:nic id="net0" bridge="br0" trunk="5-2"/>`:                        `want the lower number first`,
-		`<v:nic id="net0" bridge="br0" vlan="2" trunk="3"/>`:                 `both VLAN and trunk`,
-		`<v:nic id="net0" bridge="br0" isolated="yes" isolated="no"/>`:       `attribute "isolated" occurs twice`,
-		`<v:nic id="net0" bridge="br0" v:isolated="yes"/>`:                   `attribute "isolated" has a namespace`,
-		`<v:nic id="net0" bridge=""/>`:                                       `attribute "bridge" is empty`,
-		`<v:nic id="net0" bridge="a b"/>`:                                    `bridge name "a b"`,
-		`<v:nic id="net0" bridge="br0" macvtap="eth0"/>`:                     `bridge and macvtap: a NIC has only one of them`,
-		`<v:nic id="net0" bridge="br0" mode="passthru"/>`:                    `attribute "mode" needs macvtap`,
-		`<v:nic id="net0" macvtap="eth0" mode="l2"/>`:                        `mode "l2"`,
-		`<v:nic id="net0" macvtap="eth0" mode="source" source-mac="x"/>`:     `want six bytes`,
-		`<v:nic id="net0" macvtap="eth0" rx-filter="all"/>`:                  `attribute rx-filter="all": want allmulti`,
-		`<v:nic id="net0" macvtap="eth0" isolated="yes"/>`:                   `settings of a port of a bridge or switch`,
-		`<v:nic id="net0" ipvtap="eth0"/>`:                                   `attribute "ipvtap": libvirt cannot take an ipvtap by name`,
-		`<v:nic id="net0" bridge="br0" queues="4"/>`:                         `attribute "queues" is not known`,
-		`<v:nic id="NET" bridge="br0"/>`:                                     `NIC id "NET"`,
-		`<v:nic bridge="br0"/>`:                                              `nic without id and mac: it needs an id, since vmnet makes its device`,
-		`<v:nic mac="52:54:00:00:00:01" bridge="br0"/>`:                      `it needs an id, since`,
-		`<v:nic isolated="yes"/>`:                                            `it needs an id or a mac`,
-		`<v:nic id="net0"/>`:                                                 `it declares nothing`,
-		`<v:nic mac="1:2" isolated="yes"/>`:                                  `attribute mac="1:2":`,
-		`<v:nic mac="00:00:00:00:00:00:00:01" isolated="yes"/>`:              `want 6 bytes`,
-		`<v:nic id="net5" bridge="br0"/>`:                                    `no interface has <alias name='ua-vmnet-net5'/>`,
-		`<v:nic id="net5" isolated="yes"/>`:                                  `no interface has <alias name='ua-vmnet-net5'/> (or name it by mac=)`,
-		`<v:nic mac="52:54:00:00:00:ff" isolated="yes"/>`:                    `no interface has the MAC 52:54:00:00:00:ff (a clone of a guest has other MACs: use id=`,
-		`<v:nic id="net5" mac="52:54:00:00:00:ff" isolated="yes"/>`:          `no interface has the MAC 52:54:00:00:00:ff`,
-		`<v:nic id="net0" mac="52:54:00:00:00:02" bridge="br0"/>`:            `has the MAC 52:54:00:00:00:01, and another one 52:54:00:00:00:02`,
-		`<v:nic mac="52:54:00:00:00:06" isolated="yes"/>`:                    `two interfaces have the MAC 52:54:00:00:00:06`,
-		`<v:nic mac="52:54:00:00:00:05" isolated="yes"/>`:                    `its interface has type "direct"`,
-		`<v:nic id="net0" isolated="yes"/>`:                                  `its interface has type "ethernet"`,
-		`<v:nic id="net3" bridge="br0"/>`:                                    `its interface must be <interface type='ethernet'>, not "network"`,
-		`<v:nic id="net8" macvtap="eth0"/>`:                                  `add <target dev='web-net8' managed='no'/> to its interface: virsh edit web)`,
-		`<v:nic id="net10" macvtap="eth0"/>`:                                 `add <target dev='web-net10' managed='no'/> to its interface: virsh edit web)`,
-		`<v:nic id="net10" bridge="br0"/>`:                                   `remove <target managed='no'/> from its interface, and libvirt makes the tap: virsh edit web)`,
-		`<v:nic id="net12" macvtap="eth1"/>`:                                 `its interface is on "eth0", and macvtap="eth1": name the same parent device (virsh edit web)`,
-		`<v:nic id="net12" macvtap="eth0" mode="passthru"/>`:                 `its interface has mode "private", and mode="passthru"`,
-		`<v:nic id="net13" macvtap="eth1"/>`:                                 `its interface has mode "passthrough", and mode=""`,
-		`<v:nic id="net13" macvtap="eth1" mode="passthru" nopromisc="yes"/>`: `nopromisc needs a macvtap that vmnet makes`,
-		`<v:nic id="net12" bridge="br0"/>`:                                   `its interface must be <interface type='ethernet'>, not "direct"`,
-		`<v:nic id="net7" bridge="br0"/>`:                                    `device vnet7: libvirt drops names of this form`,
-		`<v:nic id="net0" bridge="br0"/><v:nic id="net0" bridge="br0"/>`:     `nic "net0": its interface already belongs to nic "net0"`,
-		`<v:nic id="net0" bridge="br0"><v:vlan/></v:nic>`:                    `nic "net0": it contains elements`,
-		`<v:nic id="net0" bridge="br0">text</v:nic>`:                         `nic "net0": text "text"`,
-		`<v:nic id="net0" bridge="br0"/>text`:                                `text "text"`,
-		`<v:net id="net0" bridge="br0"/>`:                                    `element "net" is not known: want nic`,
-		`<nic id="net0" bridge="br0"/>`:                                      `element "nic" is not known: want nic, in namespace ` + Namespace,
-		strings.Repeat(`<v:nic mac="52:54:00:00:00:03" vlan="20"/>`, 257):    `more than 256 elements nic`,
+	for _, row := range [][2]string{
+		{
+			`<v:nic id="net0" bridge="br0" isolatd="yes"/>`,
+			`nic "net0": attribute "isolatd" is not known: want id, mac, bridge, macvtap, mode,`,
+		},
+		{`<v:nic id="net0" bridge="br0" isolated="true"/>`, `nic "net0": attribute isolated="true": want yes or no`},
+		{`<v:nic id="net0" bridge="br0" vlan="4095"/>`, `VLAN 4095: want 1 to 4094`},
+		{`<v:nic id="net0" bridge="br0" vlan="x"/>`, `nic "net0": attribute vlan="x":`},
+		{`<v:nic id="net0" bridge="br0" trunk="5-2"/>`, `want the lower number first`},
+		{`<v:nic id="net0" bridge="br0" vlan="2" trunk="3"/>`, `both VLAN and trunk`},
+		{`<v:nic id="net0" bridge="br0" isolated="yes" isolated="no"/>`, `attribute "isolated" occurs twice`},
+		{`<v:nic id="net0" bridge="br0" v:isolated="yes"/>`, `attribute "isolated" has a namespace`},
+		{`<v:nic id="net0" bridge=""/>`, `attribute "bridge" is empty`},
+		{`<v:nic id="net0" bridge="a b"/>`, `bridge name "a b"`},
+		{`<v:nic id="net0" bridge="br0" macvtap="eth0"/>`, `bridge and macvtap: a NIC has only one of them`},
+		{`<v:nic id="net0" bridge="br0" mode="passthru"/>`, `attribute "mode" needs macvtap`},
+		{`<v:nic id="net0" macvtap="eth0" mode="l2"/>`, `mode "l2"`},
+		{`<v:nic id="net0" macvtap="eth0" mode="source" source-mac="x"/>`, `want six bytes`},
+		{`<v:nic id="net0" macvtap="eth0" rx-filter="all"/>`, `attribute rx-filter="all": want allmulti`},
+		{`<v:nic id="net0" macvtap="eth0" isolated="yes"/>`, `settings of a port of a bridge or switch`},
+		{`<v:nic id="net0" ipvtap="eth0"/>`, `attribute "ipvtap": libvirt cannot take an ipvtap by name`},
+		{`<v:nic id="net0" bridge="br0" queues="4"/>`, `attribute "queues" is not known`},
+		{`<v:nic id="NET" bridge="br0"/>`, `NIC id "NET"`},
+		{`<v:nic bridge="br0"/>`, `nic without id and mac: it needs an id, since vmnet makes its device`},
+		{`<v:nic mac="52:54:00:00:00:01" bridge="br0"/>`, `it needs an id, since`},
+		{`<v:nic isolated="yes"/>`, `it needs an id or a mac`},
+		{`<v:nic id="net0"/>`, `it declares nothing`},
+		{`<v:nic mac="1:2" isolated="yes"/>`, `attribute mac="1:2":`},
+		{`<v:nic mac="00:00:00:00:00:00:00:01" isolated="yes"/>`, `want 6 bytes`},
+		{`<v:nic id="net5" bridge="br0"/>`, `no interface has <alias name='ua-vmnet-net5'/>`},
+		{`<v:nic id="net5" isolated="yes"/>`, `no interface has <alias name='ua-vmnet-net5'/> (or name it by mac=)`},
+		{
+			`<v:nic mac="52:54:00:00:00:ff" isolated="yes"/>`,
+			`no interface has the MAC 52:54:00:00:00:ff (a clone of a guest has other MACs: use id=`,
+		},
+		{`<v:nic id="net5" mac="52:54:00:00:00:ff" isolated="yes"/>`, `no interface has the MAC 52:54:00:00:00:ff`},
+		{
+			`<v:nic id="net0" mac="52:54:00:00:00:02" bridge="br0"/>`,
+			`has the MAC 52:54:00:00:00:01, and another one 52:54:00:00:00:02`,
+		},
+		{`<v:nic mac="52:54:00:00:00:06" isolated="yes"/>`, `two interfaces have the MAC 52:54:00:00:00:06`},
+		{`<v:nic mac="52:54:00:00:00:05" isolated="yes"/>`, `its interface has type "direct"`},
+		{`<v:nic id="net0" isolated="yes"/>`, `its interface has type "ethernet"`},
+		{`<v:nic id="net3" bridge="br0"/>`, `its interface must be <interface type='ethernet'>, not "network"`},
+		{
+			`<v:nic id="net8" macvtap="eth0"/>`,
+			`add <target dev='web-net8' managed='no'/> to its interface: virsh edit web)`,
+		},
+		{
+			`<v:nic id="net10" macvtap="eth0"/>`,
+			`add <target dev='web-net10' managed='no'/> to its interface: virsh edit web)`,
+		},
+		{
+			`<v:nic id="net10" bridge="br0"/>`,
+			`remove <target managed='no'/> from its interface, and libvirt makes the tap: virsh edit web)`,
+		},
+		{
+			`<v:nic id="net12" macvtap="eth1"/>`,
+			`its interface is on "eth0", and macvtap="eth1": name the same parent device (virsh edit web)`,
+		},
+		{`<v:nic id="net12" macvtap="eth0" mode="passthru"/>`, `its interface has mode "private", and mode="passthru"`},
+		{`<v:nic id="net13" macvtap="eth1"/>`, `its interface has mode "passthrough", and mode=""`},
+		{
+			`<v:nic id="net13" macvtap="eth1" mode="passthru" nopromisc="yes"/>`,
+			`nopromisc needs a macvtap that vmnet makes`,
+		},
+		{`<v:nic id="net12" bridge="br0"/>`, `its interface must be <interface type='ethernet'>, not "direct"`},
+		{`<v:nic id="net7" bridge="br0"/>`, `device vnet7: libvirt drops names of this form`},
+		{
+			`<v:nic id="net0" bridge="br0"/><v:nic id="net0" bridge="br0"/>`,
+			`nic "net0": its interface already belongs to nic "net0"`,
+		},
+		{`<v:nic id="net0" bridge="br0"><v:vlan/></v:nic>`, `nic "net0": it contains elements`},
+		{`<v:nic id="net0" bridge="br0">text</v:nic>`, `nic "net0": text "text"`},
+		{`<v:nic id="net0" bridge="br0"/>text`, `text "text"`},
+		{`<v:net id="net0" bridge="br0"/>`, `element "net" is not known: want nic`},
+		{`<nic id="net0" bridge="br0"/>`, `element "nic" is not known: want nic, in namespace ` + Namespace},
+		{strings.Repeat(`<v:nic mac="52:54:00:00:00:03" vlan="20"/>`, 257), `more than 256 elements nic`},
 	} {
+		inside, want := row[0], row[1]
 		got, err := Parse(definition(t, "web", nics(inside)))
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s\nis %+v, %v\nwant an error with %s", inside, got, err, want)
@@ -289,11 +317,11 @@ func TestPutAndRemove(t *testing.T) {
 		t.Errorf("the last one: %q, %v", got, err)
 	}
 	spec := nic.Spec{
-		Target: nic.Target{VM: "web"}, NIC: "net0", Bridge: "br0",
-		MAC: mac(1), Port: brport.Settings{Isolated: true},
+		Target: nic.Target{VM: "web"}, NIC: "net0", Bridge: "br0", MAC: mac(1),
+		Port: brport.Settings{Isolated: true},
 	}
+	// no MAC, which a clone would not have
 	if got, err := Declare("", spec); err != nil || got != `<nics><nic id="net0" bridge="br0" isolated="yes"/></nics>` {
-		// no MAC, which a clone would not have
 		t.Errorf("declared as %s, %v", got, err)
 	}
 	for _, wrong := range []NIC{

@@ -29,8 +29,9 @@ var wrappers = map[string]wrapper{
 	"nice":  {short: "n:", long: "adjustment=", digits: true},
 	"nohup": {},
 	"env": {
-		short: "i0vu:C:",
-		long:  "ignore-environment null unset= chdir= debug block-signal=? default-signal=? ignore-signal=? list-signal-handling", assigns: true,
+		short:   "i0vu:C:",
+		long:    "ignore-environment null unset= chdir= debug block-signal=? default-signal=? ignore-signal=? list-signal-handling",
+		assigns: true,
 	},
 	"stdbuf": {short: "i:o:e:", long: "input= output= error="},
 	"chroot": {long: "groups= userspec= skip-chdir", operands: 1},
@@ -101,8 +102,8 @@ var wrappers = map[string]wrapper{
 	"start-stop-daemon": {closes: "may close all files that it inherits: have it start qemu-netup instead (... --exec /usr/local/bin/qemu-netup -- ... -- qemu-system-x86_64 ...)"},
 	"docker":            {closes: elsewhere}, "podman": {closes: elsewhere}, "ssh": {closes: elsewhere},
 	"machinectl": {closes: elsewhere},
-	"screen":     {closes: elsewhere}, "tmux": {closes: elsewhere}, "at": {closes: elsewhere},
-	"batch": {closes: elsewhere},
+	"screen":     {closes: elsewhere}, "tmux": {closes: elsewhere},
+	"at": {closes: elsewhere}, "batch": {closes: elsewhere},
 
 	"sh": {shell: true}, "bash": {shell: true}, "dash": {shell: true}, "zsh": {shell: true}, "ksh": {shell: true},
 	"ash": {shell: true}, "fish": {shell: true},
@@ -150,8 +151,8 @@ func (w wrapper) skip(argv []string) (int, error) {
 		if !known {
 			return 0, fmt.Errorf("%s: the option %q is not known here, %s", name, arg, cure)
 		}
-		given = given ||
-			w.needs != "" && (arg == "--"+w.needs || len(w.needs) == 1 && strings.HasPrefix(arg, "-"+w.needs))
+		given = given || w.needs != "" && (arg == "--"+w.needs || len(w.needs) == 1 &&
+			strings.HasPrefix(arg, "-"+w.needs))
 		if takesNext {
 			at++
 		}

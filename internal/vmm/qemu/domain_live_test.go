@@ -40,7 +40,8 @@ func TestLiveQEMUsOf(t *testing.T) {
 	ofRoot, ofNobody := pretender(0), pretender(nobody)
 	both := []int{ofRoot, ofNobody}
 	for label, want := range map[string][]int{
-		"": both, "+0:+0": {ofRoot}, fmt.Sprintf("+%d:+%[1]d", nobody): {ofNobody}, "+4242:+4242": both, "root:root": both,
+		"": both, "+0:+0": {ofRoot}, fmt.Sprintf("+%d:+%[1]d", nobody): {ofNobody}, "+4242:+4242": both,
+		"root:root": both,
 	} {
 		def, err := domainxml.Parse(fmt.Sprintf(`<domain type='qemu' id='1'><name>web</name><uuid>%s</uuid>
 			<seclabel type='dynamic' model='apparmor'><label>+1:+1</label></seclabel><seclabel type='dynamic' model='dac'><label>%s</label></seclabel></domain>`, uuid, label))

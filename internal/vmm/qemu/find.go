@@ -42,7 +42,8 @@ func (r Running) find(name string, caller int) (Process, error) {
 		return Process{}, fmt.Errorf("%w: %q: processes %s (name one with --pid)", ErrAmbiguous, name, pids(own))
 	case len(others) > 0:
 		p := others[0]
-		return Process{}, fmt.Errorf("%w: %q runs as %s (name it with --pid %d if that is the guest you mean)", ErrOtherUser, name, userName(p.UID), p.PID)
+		return Process{}, fmt.Errorf("%w: %q runs as %s (name it with --pid %d if that is the guest you mean)",
+			ErrOtherUser, name, userName(p.UID), p.PID)
 	}
 	for _, d := range r.doubted {
 		if d.Name == name {
@@ -50,7 +51,9 @@ func (r Running) find(name string, caller int) (Process, error) {
 				ErrNotFound, name, d.why)
 		}
 	}
-	return Process{}, fmt.Errorf("%w: no running QEMU has -name guest=%s (running: %s; --pid or --qmp name one without a name)", ErrNotFound, name, names(r.All))
+	return Process{},
+		fmt.Errorf("%w: no running QEMU has -name guest=%s (running: %s; --pid or --qmp name one without a name)",
+			ErrNotFound, name, names(r.All))
 }
 
 // OfLibvirt returns those of all users whose command line says that libvirt started them for the

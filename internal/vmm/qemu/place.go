@@ -140,7 +140,8 @@ func placeIn(machine string, pcie bool, arch string) Place {
 // native hot plug only with a parameter on its command line.
 func (m Machine) Note() string {
 	if family, _, _ := strings.Cut(m.Type, "-"); family == "microvm" && m.Place == PlacePCIe {
-		return "a Linux guest on microvm notices NICs that come and go while it runs only with pcie_ports=native on its command line"
+		return "a Linux guest on microvm notices NICs that come and go while it runs " +
+			"only with pcie_ports=native on its command line"
 	}
 	return ""
 }

@@ -97,7 +97,10 @@ func list() (found []Process, doubted []doubtful, err error) {
 func ByPID(pid int) (Process, error) {
 	p, err := look(pid, isQEMU)
 	if errors.Is(err, errNoQEMU) {
-		return Process{}, fmt.Errorf("process %d is not a QEMU (its program is not called so, and it has no QEMU's options and listens on no socket): %w", pid, ErrNotFound)
+		return Process{},
+			fmt.Errorf(
+				"process %d is not a QEMU (its program is not called so, and it has no QEMU's options and listens on no socket): %w",
+				pid, ErrNotFound)
 	}
 	return p, ended(pid, err)
 }
@@ -194,7 +197,8 @@ func split(text []byte) []string {
 // it must have QEMU's options, and what a wrapper before QEMU has not: a socket to
 // be managed by, or a KVM guest.
 func isQEMU(pid int, argv []string) bool {
-	return IsQEMU(argv[0]) || IsQEMU(exe(pid)) || hasQEMUOptions(argv) && (procview.HasFile(pid, "anon_inode:kvm-vm") || listens(pid))
+	return IsQEMU(argv[0]) || IsQEMU(exe(pid)) || hasQEMUOptions(argv) &&
+		(procview.HasFile(pid, "anon_inode:kvm-vm") || listens(pid))
 }
 
 func listens(pid int) bool {
@@ -217,7 +221,10 @@ func hasQEMUOptions(argv []string) bool {
 }
 
 // qemuOptions are QEMU's own: few other programs have one of them.
-var qemuOptions = []string{"-qmp", "-qmp-pretty", "-mon", "-chardev", "-readconfig", "-machine", "-netdev", "-nodefaults", "-accel"}
+var qemuOptions = []string{
+	"-qmp", "-qmp-pretty", "-mon", "-chardev", "-readconfig", "-machine", "-netdev",
+	"-nodefaults", "-accel",
+}
 
 // exe is the program that runs, which argv[0] may hide; empty where the caller may not see it.
 func exe(pid int) string {
