@@ -17,18 +17,18 @@ import (
 	"vmnet/internal/kernel/procview"
 )
 
-// A Process is a running QEMU, as it was when it was looked at.
+// A Process is a running QEMU as it was when it was read.
 type Process struct {
 	PID     int
-	UID     int    // whose it is: see [pidfd.Owner]
+	UID     int    // its owner: see [pidfd.Owner]
 	Started uint64 // see [pidfd.Started]
 	CmdLine
 
-	args []string // its command line, with the files of -readconfig in their places
+	args []string // its command line, with the files of -readconfig expanded
 }
 
-// Hold holds the process. That it has ended is an error that Is [ErrNotFound], also where
-// its number has been given to another one. The caller closes the Handle.
+// Hold opens a handle of the process. If it has ended, even if its PID was reused, the error
+// matches [ErrNotFound] with errors.Is. The caller closes the Handle.
 func (p Process) Hold() (*pidfd.Handle, error) {
 	h, err := pidfd.Open(p.PID)
 	if err != nil {
@@ -54,18 +54,18 @@ var (
 	ErrLibvirt   = errors.New("managed by libvirt")
 )
 
-// maxCmdLine bounds what is read of one command line (the kernel's own limit is
-// far higher, QEMU's command lines are far shorter).
+// maxCmdLine bounds how much of one command line is read, in bytes (the kernel's own limit is far
+// higher, QEMU's command lines are far shorter).
 const maxCmdLine = 256 << 10
 
-// List returns the running QEMU processes of all network namespaces that /proc shows, but
-// not those of which nobody knows whose they are: see [pidfd.Owner].
+// List returns the running QEMU processes that /proc shows, in all network namespaces, except those
+// whose owner is unknown: see [pidfd.Owner].
 func List() ([]Process, error) {
 	found, _, err := list()
 	return found, err
 }
 
-// A doubtful process has the command line of a QEMU, and is not believed to be anybody's.
+// A doubtful process has the command line of a QEMU and an unknown owner.
 type doubtful struct {
 	CmdLine
 	why error
@@ -92,8 +92,8 @@ func list() (found []Process, doubted []doubtful, err error) {
 	return found, doubted, nil
 }
 
-// ByPID reads one process, which must be a QEMU. The error Is [ErrNotFound] where it is
-// none or has ended, and [pidfd.ErrDoubtful] too where nobody knows whose it is.
+// ByPID reads one process, which must be a QEMU. The error matches [ErrNotFound] with errors.Is if
+// it is not one or has ended, and [pidfd.ErrDoubtful] too if its owner is unknown.
 func ByPID(pid int) (Process, error) {
 	p, err := look(pid, isQEMU)
 	if errors.Is(err, errNoQEMU) {
@@ -123,8 +123,8 @@ func ended(pid int, err error) error {
 
 var errNoQEMU = errors.New("not a QEMU")
 
-// look reads one process that is wanted. Of one that Is [pidfd.ErrDoubtful] it returns the
-// command line too.
+// look reads one process that is wanted. With an error that matches [pidfd.ErrDoubtful] it returns
+// the command line too.
 func look(pid int, wanted func(pid int, argv []string) bool) (Process, error) {
 	argv, err := arguments(pid, wanted)
 	if err != nil {
@@ -139,11 +139,11 @@ func look(pid int, wanted func(pid int, argv []string) bool) (Process, error) {
 	if p.UID, err = pidfd.Owner(pid); err == nil {
 		p.Started, err = pidfd.Started(pid)
 	}
-	// The command line once more: it is the word of whoever is the owner only if the same
-	// process had it both before and after.
+	// Read the command line again: it is the owner's only if the same process had it both before
+	// and after.
 	again, errAgain := arguments(pid, wanted)
 	if err = errors.Join(h.Check(), errAgain, err); err == nil && !slices.Equal(again, argv) {
-		err = errNoQEMU // it has executed another program meanwhile
+		err = errNoQEMU // it has executed another program in between
 	}
 	p.args = argv
 	if err == nil {
@@ -153,11 +153,11 @@ func look(pid int, wanted func(pid int, argv []string) bool) (Process, error) {
 	return p, err
 }
 
-// configWait bounds the wait for a file system that has a file of -readconfig.
+// configWait bounds the wait for a file system that holds a file of -readconfig.
 const configWait = time.Second
 
-// expanded puts the files of -readconfig in their places. Only those are read that the
-// caller's own processes name, or root's.
+// expanded expands the files of -readconfig. It reads only files that are named by a process of the
+// caller or of root.
 func (p Process) expanded(argv []string) []string {
 	if p.UID != 0 && p.UID != os.Geteuid() {
 		return argv
@@ -171,8 +171,8 @@ func (p Process) expanded(argv []string) []string {
 	return all
 }
 
-// arguments reads the command line of a process that is wanted. Most are not, which their
-// first arguments tell.
+// arguments reads the command line of a process that is wanted. Most are not, as their first
+// arguments show.
 func arguments(pid int, wanted func(pid int, argv []string) bool) ([]string, error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
@@ -182,7 +182,7 @@ func arguments(pid int, wanted func(pid int, argv []string) bool) ([]string, err
 	text := make([]byte, 4096)
 	n, _ := f.Read(text)
 	text = text[:max(n, 0)]
-	if len(text) == 0 || !wanted(pid, split(text)) { // of a thread of the kernel's, or one that ends, it is empty
+	if len(text) == 0 || !wanted(pid, split(text)) { // a kernel thread's, or an exiting process's, is empty
 		return nil, errNoQEMU
 	}
 	rest, err := io.ReadAll(io.LimitReader(f, maxCmdLine))
@@ -193,9 +193,9 @@ func split(text []byte) []string {
 	return strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00")
 }
 
-// isQEMU reports whether a process runs guests. Where the name of its program does not say so,
-// it must have QEMU's options, and what a wrapper before QEMU has not: a socket to
-// be managed by, or a KVM guest.
+// isQEMU reports whether a process runs guests. If the name of its program does not say so, it must
+// have QEMU's options, and one thing that a wrapper before QEMU lacks: a management socket, or a
+// KVM guest.
 func isQEMU(pid int, argv []string) bool {
 	return IsQEMU(argv[0]) || IsQEMU(exe(pid)) || hasQEMUOptions(argv) &&
 		(procview.HasFile(pid, "anon_inode:kvm-vm") || listens(pid))
@@ -226,13 +226,13 @@ var qemuOptions = []string{
 	"-nodefaults", "-accel",
 }
 
-// exe is the program that runs, which argv[0] may hide; empty where the caller may not see it.
+// exe returns the running program, which argv[0] may hide; empty if the caller may not see it.
 func exe(pid int) string {
 	target, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 	return strings.TrimSuffix(target, " (deleted)")
 }
 
-// IsQEMU tells by a program's name or path whether it is a QEMU that runs guests.
+// IsQEMU reports whether a program's name or path is that of a QEMU that runs guests.
 func IsQEMU(program string) bool {
 	base := filepath.Base(program)
 	return strings.HasPrefix(base, "qemu-system-") || base == "qemu-kvm" || base == "kvm" || base == "qemu"
