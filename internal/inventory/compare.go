@@ -16,10 +16,10 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// View is what is read of a plugged NIC for its comparison. compare decides by it alone.
+// View is what is read of a plugged NIC for its comparison with its record.
 type View struct {
 	*Device
-	Home    *rtnl.Link       // the bridge or parent device that the NIC belongs on; nil where there is none
+	Home    *rtnl.Link       // the bridge or parent device that the NIC belongs on; nil if there is none
 	port    *brport.Settings // of a tap that is on home; nil else
 	claimed bool             // a userspace switch takes all frames of the parent device
 	vhosts  int              // open vhost-net fds of its VMM; -1 where that was not read
@@ -32,6 +32,7 @@ type Finding struct {
 	Remedy
 }
 
+// Difference returns the finding as check reports it.
 func (f Finding) Difference(dev *Device) nic.Difference {
 	return nic.Difference{
 		VM: dev.Want.VM, NIC: dev.Want.NIC, Interface: dev.Name, What: f.What, Want: f.Want,
@@ -39,12 +40,12 @@ func (f Finding) Difference(dev *Device) nic.Difference {
 	}
 }
 
-// String is the finding in one line, with its cure.
+// String returns the finding in one line, with its cure.
 func (f Finding) String() string {
 	return fmt.Sprintf("%s: want %s, found %s (%s)", f.What, cmp.Or(f.Want, "none"), cmp.Or(f.Found, "none"), f.Cure)
 }
 
-// Notice is what a finding is to someone who has not asked for it.
+// Notice returns the finding as a verb reports it that was not asked to compare.
 func (f Finding) Notice() string { return cmp.Or(f.left, f.String()) }
 
 // A property is one thing in which a NIC can differ from what its record says. The table of them
@@ -57,7 +58,7 @@ type property struct {
 	mend  func(v *View) Remedy
 }
 
-// Compare finds what is not as it should be.
+// Compare returns the properties that differ from the record, in the order of properties.
 func (v *View) Compare() []Finding {
 	var all []Finding
 	if v.Deleted {
@@ -143,7 +144,7 @@ var properties = []property{
 	}, is("its own"), foundClaim, mendClaim},
 }
 
-// goneFinding is the one thing that is to be said of a NIC without its device.
+// goneFinding is the only finding about a NIC whose device was deleted.
 func goneFinding(v *View) Finding {
 	on, with := "bridge "+v.Want.Source, ""
 	switch {
@@ -180,8 +181,8 @@ const (
 
 func is(text string) func(*View) string { return func(*View) string { return text } }
 
-// lives reports whether the NIC is a tap, which should go with its guest: who holds it can make it
-// persistent. Of a tap of which only its bridge is known, that is its holder's own affair.
+// lives reports whether the NIC is a tap that should end with its guest: any process that holds a
+// tap can make it persistent. The holder of a plain tap may do so.
 func (v *View) lives() bool {
 	return v.isTap() && v.Want.Phase != nic.PhaseDetaching && !v.IsPlain() && len(v.Holders) > 0
 }
@@ -193,8 +194,8 @@ func lifetime(v *View) string {
 	return "that of its guest"
 }
 
-// wantMAC is an address that is no guest's: a bridge keeps frames for its ports' own addresses to
-// itself.
+// wantMAC returns the device's address. A tap's must not be a guest's: a bridge does not forward
+// frames for its ports' own addresses.
 func wantMAC(v *View) string {
 	if v.IsPlain() {
 		return stablemac.HostMAC(v.MAC).String()
@@ -205,7 +206,7 @@ func wantMAC(v *View) string {
 	return v.Want.MAC.String()
 }
 
-// foundMAC is the device's address; where that is its parent's, the parent's counts.
+// foundMAC returns the device's address, or its parent's if the device shares that.
 func foundMAC(v *View) string {
 	if v.Home != nil && (v.isIPVtap() || v.Want.Mode == "passthru") {
 		return v.Home.MAC.String()
@@ -213,7 +214,7 @@ func foundMAC(v *View) string {
 	return v.MAC.String()
 }
 
-// WantMTU is what the device should carry; 0 where that is not known.
+// WantMTU returns the MTU in bytes that the device should have, or 0 if that is not known.
 func (v *View) WantMTU() int {
 	switch {
 	case v.IsSocket(), v.isElsewhere(): // there it might become a bridge's MTU
@@ -228,7 +229,7 @@ func (v *View) WantMTU() int {
 
 func wantMTU(v *View) string { return strconv.Itoa(v.WantMTU()) }
 
-// countsQueues reports whether it is known how many the VMM has open.
+// countsQueues reports whether the number of queues that the VMM has open is known.
 func (v *View) countsQueues() bool { return len(v.Holders) > 0 && v.HasLink() && !v.IsPlain() }
 
 // A NIC is found by the name that InterfaceName makes, or by an altname.
@@ -236,8 +237,8 @@ func wantName(v *View) string { return cmp.Or(v.missingName(), v.Name) }
 
 func foundName(v *View) string { return v.Name }
 
-// missingName is one of its names that the link has neither as its name nor as an altname; empty
-// for none. The full name is an altname only beside the short one, as Spec.interfaceName has it.
+// missingName returns one of the NIC's names that the link has neither as its name nor as an
+// altname, or "". The full name is an altname only beside the short one: see nic.InterfaceName.
 func (dev *Device) missingName() string {
 	name, altName := nic.InterfaceName(dev.Want.VM, dev.Want.NIC)
 	switch {
@@ -260,9 +261,8 @@ func wantBridge(v *View) string {
 	return v.Want.Source
 }
 
-// hasSettings reports whether the port's settings are known, and those of its bridge. A tap of
-// which only its bridge is known may have some that somebody else has given it, unless the policy
-// has.
+// hasSettings reports whether the port's settings are known and have to be as recorded. Those of a
+// plain tap may be changed by others, unless the policy has set them.
 func (v *View) hasSettings() bool { return v.port != nil && (!v.IsPlain() || v.Want.Port != "") }
 
 // needsVLAN reports whether the port should be, and is, in no VLAN of a bridge that filters them.
@@ -270,14 +270,14 @@ func (v *View) needsVLAN() bool {
 	return v.hasSettings() && bridges.NoVLAN(v.Home, v.Want.PortConfig()) && bridges.NoVLAN(v.Home, *v.port)
 }
 
-// isElsewhere reports whether somebody has put a tap where it does not belong. There it is left
+// isElsewhere reports whether a tap has another master than its record says. Such a tap is left
 // alone.
 func (v *View) isElsewhere() bool {
 	return v.isTap() && v.MasterName != "" && v.MasterName != wantBridge(v)
 }
 
-// knowsSeat reports whether the NIC belongs on a switch, of which it is known whether it has the
-// NIC.
+// knowsSeat reports whether the NIC belongs on a switch that has said whether it has the NIC's
+// port.
 func (v *View) knowsSeat() bool {
 	return v.Want.Switch && v.SwitchPort.Err == nil && v.SwitchPort.Path != "" && !v.isElsewhere()
 }
@@ -289,7 +289,7 @@ func foundSeat(v *View) string {
 	return "a port of switch " + v.Want.Source
 }
 
-// settingsText is a switch's port's settings, for comparison.
+// settingsText returns the settings of a switch's port as text, for comparison.
 func settingsText(cfg vport.Config) string {
 	text, err := json.Marshal(cfg)
 	if err != nil {
@@ -305,8 +305,8 @@ func foundLoop(v *View) string {
 	return "no loop"
 }
 
-// hasPortState reports whether the state of the bridge's port should be the one that it has without
-// STP.
+// hasPortState reports whether the port of the bridge should forward: nothing is down, and STP is
+// off.
 func (v *View) hasPortState() bool {
 	return v.port != nil && v.OperUp && v.Home.Up && !v.Home.Bridge.STP
 }
@@ -325,7 +325,8 @@ func upDown(up bool) string {
 	return "down"
 }
 
-// RxFilter is what a device takes in. Of one that mirrors its guest both can be right: see show.
+// RxFilter returns the receive filter of a macvtap or ipvtap. A device that mirrors its guest's
+// groups may or may not have allmulti on: see show.
 func RxFilter(dev *Device) string {
 	switch {
 	case dev.Want.RxFilter == nic.RxMirror:
@@ -336,4 +337,5 @@ func RxFilter(dev *Device) string {
 	return nic.RxNone
 }
 
+// OrNothing returns s, or words for no port settings.
 func OrNothing(s string) string { return cmp.Or(s, "nothing special") }

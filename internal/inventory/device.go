@@ -17,33 +17,33 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// Device is a link that carries our alias, where it is, and who holds it. A NIC by a socket has no
-// link: see labels.go.
+// Device is an interface with vmnet's alias, where it is, and which processes hold it. The Link of
+// a NIC by a socket, or of a device that was deleted, is made up from the record: see labels.go.
 type Device struct {
 	*rtnl.Link
-	Want         nic.Record // as its alias says
-	FormerSource string     // the name that its bridge or parent device had then; empty where it has it still
-	MasterName   string     // what a tap is a port of; empty for nothing
+	Want         nic.Record // what its alias says
+	FormerSource string     // former name of its bridge or parent device, if that was renamed
+	MasterName   string     // the master of a tap; empty for none
 
-	// A macvtap is in a netns of its own, which is reached through who has it open. One that
-	// was handed over by name is in the Manager's.
-	NetnsFile  *procfd.File // nil: the link is in the Manager's netns
+	// A macvtap is in a netns of its own, which is reached through a process that has the netns
+	// open. One that was handed over by name is in the Host's.
+	NetnsFile  *procfd.File // nil: the link is in the Host's netns
 	NetnsInode uint64       // of that netns
 
 	SwitchPort SwitchPort // of a NIC that belongs on a userspace switch
 	Deleted    bool       // its device was deleted under its VMM: see labels.go
 
-	// Of a NIC by a socket: whose its process is, and whether root or the caller says that it is
-	// there, by a label of theirs or by a switch that is theirs.
+	// Of a NIC by a socket: the user of its process, and whether root or the caller confirms it, by
+	// a label or by a switch of theirs.
 	UID     int
 	vouched bool
 
 	Holders []nic.Holder // as far as the caller may see, the VMM first
-	allSeen bool         // of a macvtap in the Manager's netns: whoever held it would be among them
-	Pending bool         // nobody holds it, since an attach is about to hand it over by its name
+	allSeen bool         // of a macvtap in the Host's netns: no holder can be missing
+	Pending bool         // nobody holds it yet: an attach is about to hand it over by its name
 }
 
-// Title names a NIC, or a tap of which only its bridge is known.
+// Title returns the names of guest and NIC, or the interface name of a plain tap.
 func (dev *Device) Title() string {
 	if dev.IsPlain() {
 		return dev.Name
@@ -54,36 +54,32 @@ func (dev *Device) Title() string {
 // IsPlain reports whether only the tap's bridge is known, and no guest or NIC.
 func (dev *Device) IsPlain() bool { return dev.Want.VM == "" }
 
+// HasLink reports whether the kernel has an interface for the NIC.
 func (dev *Device) HasLink() bool { return !dev.IsSocket() && !dev.Deleted }
 
-// A NIC by a socket has no link that could tell of it. Two others do: its port in the switch, with
-// a label as a link's alias; and a label that QEMU holds beside the socket, which is there without
-// the switch, too. It is in no netns, and belongs to the one for which it was attached, as a tap
-// would.
-
-// IsSocket tells that there is no link.
+// IsSocket reports whether the NIC is a socket between QEMU and a userspace switch, without an
+// interface.
 func (dev *Device) IsSocket() bool { return dev.Want.Type == nic.TypeSocket }
 
 func (dev *Device) isTap() bool { return dev.Tun != nil }
 
 func (dev *Device) isIPVtap() bool { return dev.Want.Type == string(vtap.IPVtap) }
 
-// onBridge reports whether the NIC belongs on a bridge of the kernel's.
+// onBridge reports whether the NIC belongs on a kernel bridge.
 func (dev *Device) onBridge() bool { return dev.Want.Type == nic.TypeTap && !dev.Want.Switch }
 
-// IsDisconnected tells that a NIC belongs on a switch that has lost it: that was ended, or has
-// removed its port.
+// IsDisconnected reports whether the NIC belongs on a switch that has lost it: the switch has
+// ended, or has removed the port.
 func (dev *Device) IsDisconnected() bool {
 	return dev.Want.Switch && dev.SwitchPort.Path != "" && dev.SwitchPort.Port == nil && dev.SwitchPort.Err == nil
 }
 
-// IsHealthy reports whether nothing is to be mended of a NIC by a socket, as far as its switch
-// says.
+// IsHealthy reports whether a NIC by a socket needs no mending, as far as its switch can say.
 func (dev *Device) IsHealthy() bool {
 	return dev.Want.Phase == nic.PhasePlugged && dev.SwitchPort.Err == nil && !dev.IsDisconnected()
 }
 
-// isCutOff reports whether a forced detach has taken the NIC off the network, and the guest keeps
+// isCutOff reports whether a forced detach has taken the NIC off the network while the guest keeps
 // the dead device.
 func (dev *Device) isCutOff() bool { return dev.Want.Phase == nic.PhaseDetaching && !dev.Up }
 
@@ -92,8 +88,8 @@ func (dev *Device) StaysBehind() bool {
 	return dev.Want.Via == nic.ViaLibvirt && dev.NetnsFile == nil && !dev.Deleted && (dev.Tun == nil || dev.Tun.Persist)
 }
 
-// addHolders notes who has files open that are the link's, in the order in which they were seen;
-// but a guest's VMM comes first, whoever else holds one.
+// addHolders adds the processes that have these files of the device open, in the order in which
+// they were seen, but VMMs first.
 func (dev *Device) addHolders(op *openFiles, files []procfd.File) {
 	at := map[int]int{}
 	for i, h := range dev.Holders {
@@ -128,17 +124,18 @@ func isQEMU(pid int) bool {
 	return err == nil
 }
 
+// IsHeldBy reports whether a process is among the holders.
 func (dev *Device) IsHeldBy(pid int) bool {
 	return slices.ContainsFunc(dev.Holders, func(h nic.Holder) bool { return h.PID == pid })
 }
 
-// VMMPID returns the QEMU that holds the link; 0 where none is seen.
+// VMMPID returns the QEMU that holds the device, or 0 if the caller sees none.
 func (dev *Device) VMMPID() int { return dev.vmmPID(now()) }
 
 func (dev *Device) vmmPID(m moment) int { return dev.firstHolder(m.isVMM) }
 
 // OtherHolder returns a process that holds the device and is no QEMU, such as a vmnet that works on
-// it, or 0 if there is none that the caller may see.
+// it, or 0 if the caller sees none.
 func (dev *Device) OtherHolder() int { return dev.otherHolder(now()) }
 
 func (dev *Device) otherHolder(m moment) int {
@@ -154,10 +151,10 @@ func (dev *Device) firstHolder(is func(pid int) bool) int {
 	return 0
 }
 
-// HasNoHolder tells that surely nobody holds the link, whatever the caller may see: a tap that is
-// not persistent is there only because somebody holds it, and a persistent one
-// has neither carrier nor queues without. Of a macvtap the kernel does not tell, so all
-// processes must have been seen; one that is in a netns of its own is not there unheld.
+// HasNoHolder reports whether certainly no process holds the device, whatever the caller may see. A
+// tap that is not persistent exists only while a process holds it, and a persistent one without a
+// holder has no queue attached. The kernel does not say who holds a macvtap, so all processes must
+// have been seen; one in a netns of its own does not exist without a holder.
 func (dev *Device) HasNoHolder() bool {
 	if dev.Tun == nil {
 		return dev.NetnsFile == nil && dev.allSeen && len(dev.Holders) == 0
@@ -165,14 +162,14 @@ func (dev *Device) HasNoHolder() bool {
 	return dev.Tun != nil && dev.Tun.Persist && !dev.Tun.Attached && len(dev.Holders) == 0
 }
 
-// IsOrphaned reports whether certainly nobody holds the device, nor is about to.
+// IsOrphaned reports whether certainly no process holds the device, or is about to.
 func (dev *Device) IsOrphaned() bool { return dev.isOrphaned(now()) }
 
 func (dev *Device) isOrphaned(m moment) bool {
 	return dev.HasNoHolder() && !dev.Pending && !dev.isStarting(m)
 }
 
-// StillUnheld tells whether l is the same link of ours as it is later, and still held by nobody.
+// StillUnheld reports whether l, read later, is the same device, and still orphaned.
 func (dev Device) StillUnheld(l *rtnl.Link) bool {
 	if dev.Link == nil || l.Alias != dev.Alias {
 		return false
@@ -181,7 +178,7 @@ func (dev Device) StillUnheld(l *rtnl.Link) bool {
 	return dev.IsOrphaned()
 }
 
-// startingFor is how long a guest may take from the making of its device until its QEMU opens that.
+// startingFor bounds the time from the creation of a guest's device until its QEMU opens it.
 const startingFor = 5 * time.Minute
 
 // IsStarting reports whether the device was made for a guest that is about to start.
@@ -195,7 +192,8 @@ func (dev *Device) isStarting(m moment) bool {
 	return age >= 0 && age < int64(startingFor.Seconds())
 }
 
-// SinceBoot is CLOCK_BOOTTIME in whole seconds (proc(5), /proc/uptime).
+// SinceBoot returns CLOCK_BOOTTIME in whole seconds (/proc/uptime, proc(5)), or 0 if it cannot be
+// read.
 func SinceBoot() int64 {
 	var seconds float64
 	text, err := os.ReadFile("/proc/uptime")
@@ -208,16 +206,16 @@ func SinceBoot() int64 {
 	return int64(seconds)
 }
 
-// IsUntrusted reports whether a NIC without a link is held by another user's process, than root's
-// and the caller's: it is meant only where that process is named.
+// IsUntrusted reports whether a NIC without a link is held by a process of another user than root
+// and the caller. Such a NIC is meant only if its process is named.
 func (dev *Device) IsUntrusted() bool { return !dev.HasLink() && !isTrusted(dev.UID) }
 
-// IsUnconfirmed reports whether nothing but the word of another user's processes says that there is
-// a NIC: a label is whatever its maker wrote, for whatever guest. It is shown, with that user. Of
-// no other guest does it decide anything.
+// IsUnconfirmed reports whether only another user's processes claim that the NIC exists: a user may
+// write any guest's name into a label. Such a NIC is listed with that user, and decides nothing
+// about other guests.
 func (dev *Device) IsUnconfirmed() bool { return dev.IsUntrusted() && !dev.vouched }
 
-// UnconfirmedText names whose word it is.
+// UnconfirmedText names the process and user who claim that the NIC exists.
 func (dev *Device) UnconfirmedText() string {
 	text := "nothing but"
 	if len(dev.Holders) > 0 {
@@ -229,7 +227,7 @@ func (dev *Device) UnconfirmedText() string {
 	return fmt.Sprintf("%s user %d says that it is there", text, dev.UID)
 }
 
-// Whose names links, and who holds them.
+// Whose returns the names of devices with their holders, for an error.
 func Whose(all []Device) string {
 	var list []string
 	for _, dev := range all {
@@ -246,13 +244,13 @@ func Whose(all []Device) string {
 	return strings.Join(list, ", ")
 }
 
-// sameWithoutLink tells whether two readings are of one NIC that has no link.
+// sameWithoutLink reports whether two readings are of the same NIC without a link.
 func (dev *Device) sameWithoutLink(now *Device) bool {
 	same := !dev.HasLink() && !now.HasLink() && dev.Want.VM == now.Want.VM && dev.Want.NIC == now.Want.NIC
 	return same && slices.ContainsFunc(dev.Holders, func(h nic.Holder) bool { return now.IsHeldBy(h.PID) })
 }
 
-// AsHeld describes a NIC, provided that its guest holds it.
+// AsHeld describes the NIC as if its guest held it.
 func (dev *Device) AsHeld() nic.NIC {
 	r := dev.Want
 	return nic.NIC{
@@ -263,10 +261,10 @@ func (dev *Device) AsHeld() nic.NIC {
 	}
 }
 
-// NIC describes a NIC as it is, with what its holders tell.
+// NIC describes the NIC, with its VMM and the state that follows from its holders.
 func (dev *Device) NIC() nic.NIC { return dev.withHolders(dev.AsHeld()) }
 
-// NICs describes those devices that a guest of that name has, or all where vm is empty.
+// NICs describes the devices of guests of that name, or all if vm is empty.
 func NICs(all []Device, vm string) []nic.NIC {
 	nics := []nic.NIC{}
 	for _, dev := range all {
@@ -277,7 +275,7 @@ func NICs(all []Device, vm string) []nic.NIC {
 	return nics
 }
 
-// owner is the user for whom qemu-netup made a NIC, or on whose word alone it is listed.
+// owner returns the user for whom qemu-netup made the NIC, or the only one who claims it.
 func (dev *Device) owner() int {
 	if dev.IsUnconfirmed() {
 		return dev.UID
@@ -285,7 +283,7 @@ func (dev *Device) owner() int {
 	return dev.Want.Owner
 }
 
-// withHolders adds what the device's holders say.
+// withHolders adds the holder's PID and the state that follows from the holders.
 func (dev *Device) withHolders(found nic.NIC) nic.NIC {
 	if len(dev.Holders) > 0 {
 		found.PID = dev.Holders[0].PID
@@ -297,7 +295,8 @@ func (dev *Device) withHolders(found nic.NIC) nic.NIC {
 // state returns the state of the NIC, which its holders decide before its device.
 func (dev *Device) state(m moment) nic.State { return dev.stateByHolders(m, dev.ownState()) }
 
-// stateByHolders returns what a device's holders and record make of the state that it has by itself.
+// stateByHolders returns what a device's holders and record make of the state that it has by
+// itself.
 func (dev *Device) stateByHolders(m moment, own nic.State) nic.State {
 	attaching := dev.Want.Phase == nic.PhaseAttaching
 	switch {
@@ -317,7 +316,7 @@ func (dev *Device) stateByHolders(m moment, own nic.State) nic.State {
 	return own
 }
 
-// ownState is how a link of ours, or a port of a userspace switch, is.
+// ownState returns the state of the device, or of its switch's port, regardless of its holders.
 func (dev *Device) ownState() nic.State {
 	switch {
 	case dev.Deleted:
@@ -334,7 +333,7 @@ func (dev *Device) ownState() nic.State {
 	return portState(dev.SwitchPort.Port)
 }
 
-// portState is how a port of a userspace switch is, as the switch says.
+// portState returns the state of a userspace switch's port.
 func portState(p *control.Port) nic.State {
 	switch {
 	case p.Stats == nil:
@@ -346,7 +345,7 @@ func portState(p *control.Port) nic.State {
 	return nic.State(rtnl.Forwarding.String())
 }
 
-// LinkState is a tap's port state, or whether a macvtap's lower has a link.
+// LinkState returns the state of a tap's bridge port, or whether a macvtap's parent has a carrier.
 func LinkState(l *rtnl.Link) nic.State {
 	switch {
 	case l.Kind == "tun" && l.Port == nil:

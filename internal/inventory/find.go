@@ -18,15 +18,15 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// Named lists the links of that NIC of guests of that name, wherever they are: two users may both
-// have one.
+// Named lists the devices of that NIC of guests of that name, wherever they are: two users may each
+// have such a guest.
 func (h *Host) Named(ctx context.Context, vm, nic string) ([]Device, error) {
 	all, err := h.AllDevices(ctx)
 	return slices.DeleteFunc(all, func(dev Device) bool { return dev.Want.VM != vm || dev.Want.NIC != nic }), err
 }
 
-// ByName lists the links of a guest, or of all where vm is empty, that were handed over by their
-// names.
+// ByName lists the devices of a guest, or of all guests if vm is empty, that were handed over by
+// their names.
 func (h *Host) ByName(ctx context.Context, vm string) ([]Device, error) {
 	all, err := h.AllDevices(ctx)
 	var found []Device
@@ -69,9 +69,9 @@ func chosen(all []Device, t nic.Target, nicID string) (*Device, error) {
 	return nil, fmt.Errorf("%w, with NIC %s: %s (name one guest with --pid)", qemu.ErrAmbiguous, nicID, Whose(all))
 }
 
-// FindFor is find at a cost that does not grow with what else there is: by the tap's name, and
-// among what the guest's process holds. sw is the switch that it is looked for in; empty for none.
-// The holders of a link are not filled in.
+// FindFor is [Host.Find] at a cost that does not grow with the number of other devices: it looks
+// for the tap's name, and among what the guest's process holds. sw is the switch to look in; empty
+// for none. The holders of a device with a link are not filled in.
 func (h *Host) FindFor(ctx context.Context, pid int, vm, nicID, sw string) (*Device, error) {
 	name, _ := nic.InterfaceName(vm, nicID)
 	l, err := h.NL.Link(name)
@@ -103,7 +103,7 @@ func (h *Host) FindFor(ctx context.Context, pid int, vm, nicID, sw string) (*Dev
 	return nil, nil
 }
 
-// Reread reads the same link and its holders again; nil where it is gone.
+// Reread reads the same device and its holders again; nil if it is gone.
 func (h *Host) Reread(ctx context.Context, dev *Device) (*Device, error) {
 	all, err := h.Named(ctx, dev.Want.VM, dev.Want.NIC)
 	for _, now := range all {
@@ -115,7 +115,8 @@ func (h *Host) Reread(ctx context.Context, dev *Device) (*Device, error) {
 	return nil, err
 }
 
-// Refresh reads a link anew: it may have changed while we waited for the lock.
+// Refresh reads a device again, which may have changed while the caller waited for the guest's
+// lock. Its holders are not read again.
 func (h *Host) Refresh(ctx context.Context, dev Device) (now Device, err error) {
 	now = dev
 	if !dev.HasLink() {
@@ -144,8 +145,8 @@ func (h *Host) Refresh(ctx context.Context, dev Device) (now Device, err error) 
 	return now, err
 }
 
-// Exists tells whether a link still exists. Who closes its netns last is of no matter: a VMM
-// that was started with the fd can keep that without the link.
+// Exists reports whether a device still exists. Its netns may outlive it: a VMM that was started
+// with an fd of the netns keeps that.
 func (h *Host) Exists(ctx context.Context, dev *Device) (bool, error) {
 	if !dev.HasLink() {
 		now, err := h.Reread(ctx, dev)
@@ -161,7 +162,7 @@ func (h *Host) Exists(ctx context.Context, dev *Device) (bool, error) {
 	return err == nil, err
 }
 
-// WaitGone waits until a link is gone from its netns, or with it.
+// WaitGone waits until a device is gone, or ctx ends.
 func (h *Host) WaitGone(ctx context.Context, dev *Device) error {
 	for {
 		there, err := h.Exists(ctx, dev)
@@ -178,16 +179,17 @@ func (h *Host) WaitGone(ctx context.Context, dev *Device) error {
 	}
 }
 
+// WaitGoneFor is WaitGone with a timeout.
 func (h *Host) WaitGoneFor(ctx context.Context, dev *Device, d time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
 	return h.WaitGone(ctx, dev)
 }
 
-// PollEvery is how often the kernel is asked for something that has no event we could wait for.
+// PollEvery is the pause between two looks at something of which the kernel sends no event.
 const PollEvery = 5 * time.Millisecond
 
-// HeldBy tells whether a process holds the link.
+// HeldBy reports whether a process holds the device.
 func (h *Host) HeldBy(dev *Device, pid int) (bool, error) {
 	if !dev.HasLink() {
 		return dev.IsHeldBy(pid), nil
@@ -199,7 +201,7 @@ func (h *Host) HeldBy(dev *Device, pid int) (bool, error) {
 	return len(fds) > 0, err
 }
 
-// QueuesOf are a process's fds that are queues of the link, ascending.
+// QueuesOf returns a process's fds that are queues of the device, ascending.
 func (h *Host) QueuesOf(dev *Device, pid int) (fds []int, err error) {
 	switch {
 	case !dev.HasLink():
@@ -224,7 +226,7 @@ func (h *Host) QueuesOf(dev *Device, pid int) (fds []int, err error) {
 	return fds, nil
 }
 
-// LowerName names the device that a macvtap of ours sits on now.
+// LowerName returns the name of the parent device that a macvtap or ipvtap has now.
 func (h *Host) LowerName(dev *Device) string {
 	if l, err := h.NL.LinkByIndex(dev.Lower); err == nil {
 		return l.Name

@@ -24,13 +24,14 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// ForeignLink is a tap or macvtap of a guest that somebody else has made for it, such as libvirt.
+// ForeignLink is a tap or macvtap of a guest that was not made by vmnet, but for example by
+// libvirt.
 type ForeignLink struct {
 	Interface string
 	Index     int
 	Type      string           // TypeTap or "macvtap"
 	MAC       net.HardwareAddr // the link's own, which HasGuest compares with the guest's
-	Source    string           // the bridge that it is a port of, or its lower; empty for none
+	Source    string           // the bridge that it is a port of, or its parent device; empty for none
 	Port      brport.Settings  // how the port of a bridge is set
 	State     nic.State
 	MTU       int   // bytes
@@ -39,9 +40,9 @@ type ForeignLink struct {
 	Link *rtnl.Link
 }
 
-// HasGuest tells whether the link may belong to the guest's NIC of that MAC: a macvtap has the
-// same, a tap one whose first byte is fe (virNetDevTapCreateInBridgePort of libvirt's
-// src/util/virnetdevtap.c), as one of ours.
+// HasGuest reports whether the link may belong to the guest's NIC of that MAC: a macvtap has the
+// same, a tap one whose first byte is fe (virNetDevTapCreateInBridgePort in libvirt's
+// src/util/virnetdevtap.c), as vmnet's have.
 func (l ForeignLink) HasGuest(mac net.HardwareAddr) bool {
 	if len(mac) != 6 {
 		return false
@@ -52,18 +53,18 @@ func (l ForeignLink) HasGuest(mac net.HardwareAddr) bool {
 	return bytes.Equal(l.MAC, mac)
 }
 
-// Foreign lists the links in the Manager's netns that the QEMU process pid holds and that are not
-// ours, by interface index. To look at other users' processes takes CAP_SYS_PTRACE, to tell who
-// holds a macvtap CAP_SYS_ADMIN.
+// Foreign lists the foreign links in the Host's netns that the QEMU process pid holds, by interface
+// index. Looking at other users' processes takes CAP_SYS_PTRACE; finding out which process holds a
+// macvtap takes CAP_SYS_ADMIN.
 func (h *Host) Foreign(pid int) ([]ForeignLink, error) {
 	return h.ForeignWithin(pid, &Allowance{Files: MaxUserFiles, Closer: MaxUserFiles})
 }
 
-// Allowance is how many files of a user's processes are looked at, and how many of these more
-// closely.
+// Allowance is how many files of a user's processes may still be looked at, and how many of these
+// more closely.
 type Allowance struct{ Files, Closer int }
 
-// ForeignWithin is Foreign within what is left of an allowance.
+// ForeignWithin is Foreign within what is left of an allowance, which it reduces.
 func (h *Host) ForeignWithin(pid int, left *Allowance) ([]ForeignLink, error) {
 	inode, err := h.NS.Inode()
 	if err != nil {
@@ -104,7 +105,7 @@ func (h *Host) ForeignWithin(pid int, left *Allowance) ([]ForeignLink, error) {
 	return found, nil
 }
 
-// IsForeign tells whether a link is of that kind and carries no alias of ours.
+// IsForeign reports whether a link is of that kind and carries no alias of vmnet's.
 func IsForeign(l *rtnl.Link, kind string) bool {
 	return l.Kind == kind && !strings.HasPrefix(l.Alias, alias.Prefix)
 }
@@ -121,8 +122,8 @@ func (h *Host) foreignTap(l *rtnl.Link, fds []int) ForeignLink {
 	return f
 }
 
-// foreignMacvtaps are those of which a process has nodes open, with a parent device in the
-// Manager's netns or elsewhere.
+// foreignMacvtaps lists the macvtaps whose nodes a process has open, with a parent device in the
+// Host's netns or elsewhere.
 func (h *Host) foreignMacvtaps(nodes []procfd.File) ([]ForeignLink, error) {
 	queues := map[uint64][]int{} // fds by the node's number
 	for _, f := range nodes {
@@ -166,8 +167,8 @@ func (h *Host) foreignMacvtaps(nodes []procfd.File) ([]ForeignLink, error) {
 	return found, nil
 }
 
-// PortBridge is the bridge that a link is a port of. No bridge, or another kind of master, is an
-// error that Is fs.ErrNotExist.
+// PortBridge returns the bridge that a link is a port of. The error matches fs.ErrNotExist if the
+// link has no master, or one of another kind.
 func (h *Host) PortBridge(l *rtnl.Link) (*rtnl.Link, error) {
 	if l.Master == 0 {
 		return nil, fmt.Errorf("interface %s is on no bridge: %w", l.Name, fs.ErrNotExist)
@@ -183,7 +184,7 @@ func (h *Host) PortBridge(l *rtnl.Link) (*rtnl.Link, error) {
 	return br, nil
 }
 
-// plain are the plain taps among links, by name.
+// plain lists the plain taps among links, by name.
 func (h *Host) plain(links []*rtnl.Link) (found []Device) {
 	for _, l := range links {
 		if t, ok := plaintap.Parse(l.Alias); ok && l.Tun != nil {
@@ -195,7 +196,7 @@ func (h *Host) plain(links []*rtnl.Link) (found []Device) {
 	return found
 }
 
-// plainOf is plain, and who of those that the caller may look into holds them.
+// plainOf is plain with the holders that the caller may see.
 func (h *Host) plainOf(ctx context.Context, links []*rtnl.Link, op *openFiles) []Device {
 	found := h.plain(links)
 	for i := range found {
@@ -204,7 +205,7 @@ func (h *Host) plainOf(ctx context.Context, links []*rtnl.Link, op *openFiles) [
 	return found
 }
 
-// PlainHeld is plainOf for all links and processes.
+// PlainHeld lists all plain taps, with the holders that the caller may see.
 func (h *Host) PlainHeld(ctx context.Context) ([]Device, error) {
 	links, err := h.ownLinks()
 	if err != nil {
@@ -217,7 +218,8 @@ func (h *Host) PlainHeld(ctx context.Context) ([]Device, error) {
 	return h.plainOf(ctx, links, op), context.Cause(ctx)
 }
 
-// plainNICs are the plain taps as rows of ListAll, with the guest's name where QEMU tells it.
+// plainNICs lists the plain taps as rows of ListAll, with the guest's name if QEMU's command line
+// has it.
 func (h *Host) plainNICs(ctx context.Context, links []*rtnl.Link, op *openFiles) (nics []nic.NIC) {
 	for _, dev := range h.plainOf(ctx, links, op) {
 		nic := dev.withHolders(nic.NIC{
@@ -232,7 +234,8 @@ func (h *Host) plainNICs(ctx context.Context, links []*rtnl.Link, op *openFiles)
 	return nics
 }
 
-// WithoutMaster lists the taps of ours that are on no bridge, and that nobody keeps off it.
+// WithoutMaster lists vmnet's taps that are on no bridge, except those that an attach or a forced
+// detach keeps off it.
 func (h *Host) WithoutMaster() ([]Device, error) {
 	links, err := h.ownLinks()
 	if err != nil {
@@ -246,8 +249,8 @@ func (h *Host) WithoutMaster() ([]Device, error) {
 	}), nil
 }
 
-// Outlived reports whether a tap of ours is on no bridge, and was on one of br's name before br was
-// made: it was made for a bridge of another index. Where its alias has no room for that, it is
+// Outlived reports whether a tap is on no bridge, and was on one of br's name before br was made:
+// its alias has the index of another bridge, or, if the alias has no room for that, the tap is
 // older than br.
 func (dev *Device) Outlived(br *rtnl.Link) bool {
 	if dev.Want.At != 0 {
@@ -256,9 +259,11 @@ func (dev *Device) Outlived(br *rtnl.Link) bool {
 	return Outlived(dev.Link, br)
 }
 
-// Outlived tells whether a link is on no bridge, and was there before br.
+// Outlived reports whether a link is on no bridge, and existed before br.
 func Outlived(l, br *rtnl.Link) bool { return l.Master == 0 && l.Index < br.Index }
 
+// IsForeignTap reports whether a link is a foreign tap that may belong to the guest's NIC of that
+// MAC.
 func IsForeignTap(l *rtnl.Link, mac net.HardwareAddr) bool {
 	return IsForeign(l, "tun") && ForeignLink{Type: nic.TypeTap, MAC: l.MAC}.HasGuest(mac)
 }

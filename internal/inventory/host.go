@@ -20,7 +20,7 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// Devices reads all links of ours and who holds them, by guest and id.
+// Devices reads all devices of vmnet's and their holders, sorted by guest and id.
 func (h *Host) Devices(ctx context.Context) ([]Device, error) {
 	links, err := h.ownLinks()
 	if err != nil {
@@ -33,13 +33,14 @@ func (h *Host) Devices(ctx context.Context) ([]Device, error) {
 	return h.devicesOf(ctx, links, op)
 }
 
-// AllDevices is the inventory with all processes looked into, as far as may be.
+// AllDevices is [Host.Devices] with the privilege to look into other users' processes, if the Host
+// has it.
 func (h *Host) AllDevices(ctx context.Context) (all []Device, err error) {
 	err = h.WithPrivilege(func() error { all, err = h.Devices(ctx); return err })
 	return all, err
 }
 
-// devicesOf is the inventory where links and processes were looked at already.
+// devicesOf is Devices for links and files that were read already.
 func (h *Host) devicesOf(ctx context.Context, links []*rtnl.Link, op *openFiles) ([]Device, error) {
 	own := h.records(links)
 	for i := range own {
@@ -64,7 +65,7 @@ func (h *Host) devicesOf(ctx context.Context, links []*rtnl.Link, op *openFiles)
 	return all, nil
 }
 
-// ownLinks lists the links in the Manager's netns whose aliases begin as ours do: taps, and
+// ownLinks lists the links in the Host's netns whose aliases begin as vmnet's do: taps, and
 // macvtaps that were handed over by name.
 func (h *Host) ownLinks() ([]*rtnl.Link, error) {
 	var found []*rtnl.Link
@@ -74,7 +75,7 @@ func (h *Host) ownLinks() ([]*rtnl.Link, error) {
 			return nil, err
 		}
 		for _, l := range all {
-			// A macvtap whose lower is elsewhere belongs to the Manager there.
+			// A macvtap whose parent device is elsewhere belongs to the Host there.
 			if strings.HasPrefix(l.Alias, alias.Prefix) && (l.Tun != nil || l.LowerNS < 0) {
 				found = append(found, l)
 			}
@@ -83,7 +84,7 @@ func (h *Host) ownLinks() ([]*rtnl.Link, error) {
 	return found, nil
 }
 
-// records are those of the links in the Manager's netns that are NICs.
+// records lists those of the links in the Host's netns that are NICs.
 func (h *Host) records(links []*rtnl.Link) []Device {
 	var found []Device
 	masters := map[int]*rtnl.Link{0: nil}
@@ -100,7 +101,7 @@ func (h *Host) records(links []*rtnl.Link) []Device {
 	return found
 }
 
-// own is a link of ours in the Manager's netns, with its master; nil for none.
+// own returns the device of a link in the Host's netns. master is nil if it has none.
 func (h *Host) own(l *rtnl.Link, r nic.Record, master *rtnl.Link) Device {
 	dev := Device{Link: l, Want: r}
 	if master != nil {
@@ -114,9 +115,9 @@ func (h *Host) own(l *rtnl.Link, r nic.Record, master *rtnl.Link) Device {
 	return dev
 }
 
-// follow finds a bridge or parent device that was renamed under a NIC: the kernel numbers links,
-// and people name them. Its present name becomes the one that the NIC belongs on. on is the link
-// that the NIC is on now; nil for none.
+// follow finds a bridge or parent device that was renamed under a NIC, by the interface index, and
+// makes its present name the one that the NIC belongs on. on is the link that the NIC is on now, or
+// nil.
 func (h *Host) follow(dev *Device, on *rtnl.Link) {
 	r := &dev.Want
 	var now *rtnl.Link
@@ -127,7 +128,7 @@ func (h *Host) follow(dev *Device, on *rtnl.Link) {
 		now = on
 	case on != nil && on.Index == r.At:
 		now = on
-	case on != nil: // nothing tells but that neither the name nor the index is anybody's
+	case on != nil: // the only evidence: neither the former name nor the index exists any more
 		_, err := h.NL.Link(r.Source)
 		if errors.Is(err, fs.ErrNotExist) && r.At != 0 {
 			_, err = h.NL.LinkByIndex(r.At)
@@ -145,7 +146,7 @@ func (h *Host) follow(dev *Device, on *rtnl.Link) {
 	}
 }
 
-// MasterOf reads the link that another one is a port of; nil for none.
+// MasterOf reads the master of a link; nil if it has none.
 func (h *Host) MasterOf(l *rtnl.Link) *rtnl.Link {
 	if l.Master == 0 {
 		return nil
@@ -157,7 +158,7 @@ func (h *Host) MasterOf(l *rtnl.Link) *rtnl.Link {
 	return master
 }
 
-// MasterName names what a link is a port of; empty for nothing.
+// MasterName returns the name of a link's master, or "" if it has none.
 func (h *Host) MasterName(l *rtnl.Link) string {
 	if master := h.MasterOf(l); master != nil {
 		return master.Name
@@ -165,8 +166,8 @@ func (h *Host) MasterName(l *rtnl.Link) string {
 	return ""
 }
 
-// seats asks the switches for the links that belong on them, and for the NICs that have no link,
-// which it returns.
+// seats asks the switches. It sets the ports of the devices that belong on switches, and returns
+// the NICs without a link.
 func (h *Host) seats(ctx context.Context, links []Device, op *openFiles) []Device {
 	names := sources(op.labels)
 	for _, dev := range links {
@@ -183,7 +184,7 @@ func (h *Host) seats(ctx context.Context, links []Device, op *openFiles) []Devic
 	return h.socketNICs(op, all)
 }
 
-// Within runs f with the link's netns and a netlink socket there.
+// Within runs f with the device's netns and a netlink socket in it. Both are closed afterwards.
 func (h *Host) Within(dev *Device, f func(ns *netns.NS, nl *rtnl.Conn) error) error {
 	if dev.NetnsFile == nil {
 		return f(h.NS, h.NL)
@@ -198,12 +199,13 @@ func (h *Host) Within(dev *Device, f func(ns *netns.NS, nl *rtnl.Conn) error) er
 	})
 }
 
-// On runs f with a netlink socket in the link's netns.
+// On runs f with a netlink socket in the device's netns, which is closed afterwards.
 func (h *Host) On(dev *Device, f func(nl *rtnl.Conn) error) error {
 	return h.Within(dev, func(_ *netns.NS, nl *rtnl.Conn) error { return f(nl) })
 }
 
-// withinOpen runs f with the netns of a link that is not in the Manager's.
+// withinOpen runs f with the netns of a device that is not in the Host's. The error matches
+// fs.ErrNotExist if the process that had the netns open does not have it any more.
 func (h *Host) withinOpen(dev *Device, f func(*netns.NS) error) error {
 	ns, err := netns.OpenHeld(*dev.NetnsFile)
 	if err != nil {
@@ -216,21 +218,21 @@ func (h *Host) withinOpen(dev *Device, f func(*netns.NS) error) error {
 	return f(ns)
 }
 
-// A Host is one network namespace, and the processes that can be seen from here. Its methods may be
-// called at the same time.
+// A Host is one network namespace, and the processes that the caller sees. Its methods may be
+// called concurrently.
 type Host struct {
 	NS *netns.NS
 	NL *rtnl.Conn // in NS
 
-	// Switches, if not nil, lists the control sockets of the userspace switches that are asked for
-	// guests' NICs; where ok is false, none is asked. So a privileged helper does: anybody can run
-	// a switch.
+	// Switches, if not nil, lists the control sockets of the userspace switches to ask about
+	// guests' NICs; ok is false if none is to be asked. A privileged helper asks none: any user can
+	// run a switch.
 	Switches func() (paths []string, ok bool, err error)
-	// OfLibvirt, if not nil, asks libvirt what vmnet's NICs are of the guests whose VMMs these
-	// processes are. It is called where a VMM holds a queue of a device that may have been deleted,
-	// and returns none where libvirt does not answer soon.
+	// OfLibvirt, if not nil, asks libvirt for vmnet's NICs of the guests whose VMMs these processes
+	// are. It is called if a VMM holds a queue of a device that may have been deleted, and returns
+	// none if libvirt does not answer soon.
 	OfLibvirt func(ctx context.Context, pids []int) []LibvirtNIC
-	// Notice, if not nil, is called with what could not be seen, such as a switch that does not
+	// Notice, if not nil, is called with what could not be read, such as a switch that does not
 	// answer.
 	Notice func(text string)
 	// LookInto, if not nil, runs f with the privilege to look into other users' processes, which a
@@ -246,7 +248,7 @@ func (h *Host) notice(format string, args ...any) {
 	}
 }
 
-// WithPrivilege runs f with the privilege to look into other users' processes, where there is one.
+// WithPrivilege runs f with the privilege to look into other users' processes, if the Host has it.
 func (h *Host) WithPrivilege(f func() error) error {
 	if h.LookInto != nil {
 		return h.LookInto(f)
@@ -254,9 +256,9 @@ func (h *Host) WithPrivilege(f func() error) error {
 	return f()
 }
 
-// NICs reads all NICs of a guest of that name, or of all guests where vm is empty, and those of
-// which no process is seen to hold the device. With all guests' go the taps of which only the
-// bridge is known.
+// NICs reads all NICs of guests of that name, or of all guests if vm is empty, also those whose
+// holders the caller cannot see. plain are the taps of which only the bridge is known, if vm is
+// empty.
 func (h *Host) NICs(ctx context.Context, vm string) (nics, plain []nic.NIC, err error) {
 	links, err := h.ownLinks()
 	if err != nil {

@@ -13,8 +13,12 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// socketNICs are the NICs by sockets that labels tell of, those of the switches that were asked, or
-// both.
+// A NIC by a socket has no link whose alias could describe it. Two labels do: that of its port in
+// the switch, and one that QEMU holds beside the socket, which exists also without the switch. The
+// NIC is in no netns, and belongs to the one for which it was attached, as a tap would.
+
+// socketNICs lists the NICs by sockets that the labels of processes, or of ports in the replies of
+// switches, describe.
 func (h *Host) socketNICs(op *openFiles, all []switchReply) []Device {
 	var found []Device
 	followLifelines(op, all)
@@ -54,9 +58,9 @@ func (h *Host) socketNICs(op *openFiles, all []switchReply) []Device {
 	return found
 }
 
-// followLifelines names, of each port with a lifeline, the process that has it now: the one that
-// the port was made for may have started QEMU and waits for it, or have passed its files on and
-// ended. That is a process with the port's own label.
+// followLifelines sets the holder of each port with a lifeline to the process that has the lifeline
+// now: the process that the port was made for may have started QEMU and wait for it, or have passed
+// its files on and exited. The new holder has the port's own label.
 func followLifelines(op *openFiles, all []switchReply) {
 	for _, a := range all {
 		for i := range a.ports {
@@ -76,14 +80,14 @@ func followLifelines(op *openFiles, all []switchReply) {
 	}
 }
 
-// holds reports whether a process has a file open whose link in /proc reads so, among those that a
-// VMM has from the start.
+// holds reports whether a process has a file with that target of its link in /proc, among the files
+// that a VMM has from its start.
 func holds(pid int, target string) (found bool) {
 	procfd.First(pid, maxEarly, func(f procfd.File) { found = found || f.Target == target })
 	return found
 }
 
-// setSwitchPort notes where a NIC by a socket is. Only the port's label tells the phase.
+// setSwitchPort sets the port of a NIC by a socket. Only the port's label has the phase.
 func (dev *Device) setSwitchPort(s SwitchPort) {
 	dev.SwitchPort = s
 	if s.Port == nil {
@@ -94,8 +98,8 @@ func (dev *Device) setSwitchPort(s SwitchPort) {
 	}
 }
 
-// withPort notes a switch's port at the NIC whose label its holder has, or adds the NIC that
-// nothing else tells of.
+// withPort sets a switch's port of the NIC whose label its holder has, or adds a NIC that only the
+// port describes.
 func withPort(found []Device, r nic.Record, s SwitchPort, trusted bool) []Device {
 	i := slices.IndexFunc(found, func(dev Device) bool {
 		return dev.Want.VM == r.VM && dev.Want.NIC == r.NIC && dev.IsHeldBy(s.Port.Holder)
@@ -110,15 +114,15 @@ func withPort(found []Device, r nic.Record, s SwitchPort, trusted bool) []Device
 	return found
 }
 
-// SocketNIC is one that a process of that user holds.
+// SocketNIC returns a NIC by a socket that a process of that user holds.
 func SocketNIC(r nic.Record, uid int) Device {
 	name, _ := nic.InterfaceName(r.VM, r.NIC)
 	link := &rtnl.Link{Name: name, Kind: nic.TypeSocket, Up: true, MTU: r.GuestMTU()}
 	return Device{Link: link, Want: r, allSeen: true, UID: uid}
 }
 
-// sources are the switches that labels of root's and the caller's processes name. Another user's
-// may name any socket.
+// sources returns the switches that the labels of root's and the caller's processes name. Another
+// user's label may name any socket.
 func sources(labels []label) (names []string) {
 	for _, l := range labels {
 		if l.Type == nic.TypeSocket && isTrusted(l.uid) {
@@ -128,8 +132,8 @@ func sources(labels []label) (names []string) {
 	return names
 }
 
-// socketFor finds a NIC by a socket that a process holds, by its label, or as a port of the switch
-// that is named, in which a crash may have left it alone; nil for none.
+// socketFor finds a NIC by a socket that a process holds, by its label, or as a port of switch sw,
+// which is all that a crash may have left; nil if there is none.
 func (h *Host) socketFor(ctx context.Context, pid int, op *openFiles, vm, nic, sw string) *Device {
 	names := sources(op.labels)
 	if sw != "" {
@@ -152,7 +156,7 @@ func (h *Host) socketFor(ctx context.Context, pid int, op *openFiles, vm, nic, s
 	return nil
 }
 
-// SwitchPortText is where a port is, for a step's text.
+// SwitchPortText says which port to remove from which switch, for a step's text.
 func (dev *Device) SwitchPortText() string {
 	if dev.SwitchPort.Port == nil {
 		return fmt.Sprintf("switch %s, if it is there", dev.Want.Source)
@@ -160,9 +164,9 @@ func (dev *Device) SwitchPortText() string {
 	return fmt.Sprintf("switch %s: remove-port %s", dev.Want.Source, dev.SwitchPort.Port.Name)
 }
 
-// deadNICs are the NICs whose device was deleted under their VMM: it holds a label that none of the
-// NICs that are there goes with, and a queue that leads nowhere. all are those NICs. A label alone,
-// as a VMM keeps it that was started with it after a detach, is no NIC.
+// deadNICs lists the NICs whose device was deleted under their VMM: it holds a label that none of
+// the existing devices, all, matches, and an orphaned queue. A label alone is no NIC: a VMM that
+// was started with one keeps it after a detach.
 func deadNICs(op *openFiles, all []Device) (found []Device) {
 	queues := map[int]int{} // dead ones, by process
 	for _, l := range op.labels {
@@ -184,9 +188,8 @@ func deadNICs(op *openFiles, all []Device) (found []Device) {
 	return found
 }
 
-// deadQueues counts the queues of a process that are those of no device any more: of a tap the
-// kernel has no name for the fd, and of a macvtap it has the number of the node, by which no NIC
-// has the fd.
+// deadQueues counts the queues of a process whose devices are gone: the kernel has no interface
+// name for such a tap's fd, and a macvtap's fd belongs to none of the existing devices.
 func deadQueues(op *openFiles, pid int, all []Device) (n int) {
 	for _, f := range op.nodes[pid] {
 		if !isQueueOf(all, f) {
@@ -220,8 +223,9 @@ func deadNIC(l label) Device {
 	}
 }
 
-// EndLabels ends what labels of a process say of a NIC that it has no more: one that it was started
-// with stays open, and would tell of the NIC when another one of the process has lost its device.
+// EndLabels ends a process's labels of a NIC that it has no more. A label that it was started with
+// stays open, and would describe the NIC as deleted once another NIC of the process has lost its
+// device.
 func (h *Host) EndLabels(pid int, vm, nicID string) error {
 	op, err := h.openedBy(pid)
 	if err != nil {

@@ -19,8 +19,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// awaitsLibvirt tells whether an attach that another vmnet works on is about to hand over the link
-// by its name: nobody holds it for that moment, but the guest's lock is taken.
+// awaitsLibvirt reports whether another vmnet is about to hand the device over by its name: nobody
+// holds the device at that moment, but the guest's lock is taken.
 func (dev *Device) awaitsLibvirt() bool {
 	if dev.Want.Via != nic.ViaLibvirt || dev.Want.Phase != nic.PhaseAttaching || len(dev.Holders) > 0 {
 		return false
@@ -41,10 +41,10 @@ func (dev *Device) awaitsLibvirt() bool {
 // (LOCALSTATEDIR and RUNSTATEDIR of its build).
 var libvirtsDirs = []string{"/var/lib/libvirt/", "/run/libvirt/"}
 
-// openClaimed opens the directory that a process says libvirt has made for it. Anybody can call a
-// process a guest, show a directory of his own, and have the open wait for a file system of his
-// own. So for another user than root and the caller it is opened where only libvirt makes
-// directories, as this process sees it.
+// openClaimed opens the directory that a process says libvirt has made for it. Any user can give a
+// process a guest's command line, name a directory of their own, and make the open wait for a file
+// system of their own. So the directory of a process of another user than root and the caller is
+// opened only where libvirt alone makes directories, as this process sees them.
 func openClaimed(p qemu.Process) (*os.File, error) {
 	if isTrusted(p.UID) {
 		return OpenLock(p)
@@ -61,7 +61,7 @@ func isLibvirts(dir string) bool {
 	return slices.ContainsFunc(libvirtsDirs, func(in string) bool { return strings.HasPrefix(dir, in) })
 }
 
-// isLocked reports whether somebody has the lock of a guest of libvirt's.
+// isLocked reports whether a process has the lock of a libvirt guest.
 func isLocked(p qemu.Process) bool {
 	f, err := openClaimed(p)
 	if err != nil {
@@ -71,7 +71,8 @@ func isLocked(p qemu.Process) bool {
 	return syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB) != nil
 }
 
-// OpenLock opens the folder, in whatever mount namespace it is.
+// OpenLock opens the directory that libvirt has made for a guest, in the guest's mount namespace. A
+// lock on it (flock(2)) is the guest's lock. The caller closes the file.
 func OpenLock(p qemu.Process) (*os.File, error) {
 	if p.Dir == "" {
 		return nil, fmt.Errorf("the command line of process %d does not tell where libvirt keeps its files", p.PID)
@@ -84,9 +85,9 @@ func OpenLock(p qemu.Process) (*os.File, error) {
 	return f, nil
 }
 
-// isVouched reports whether the directory that a process names is one that libvirt has made, for a
-// guest of that process's user (virDomainDir of struct qemuDomainObjPrivate in
-// src/qemu/qemu_domain.h is chowned to it).
+// isVouched reports whether libvirt has made the directory that a process names, for a guest of
+// that process's user: libvirt gives the directory to that user (libDir of struct
+// qemuDomainObjPrivate in src/qemu/qemu_domain.h).
 func isVouched(p qemu.Process) bool {
 	f, err := openClaimed(p)
 	if err != nil {
@@ -101,21 +102,21 @@ func isVouched(p qemu.Process) bool {
 	return ok && int(st.Uid) == p.UID
 }
 
-// Who holds a macvtap in the Manager's netns, the kernel does not tell: its node must be found
-// among the open files of processes. Root alone may open that node. Libvirt does, and hands it to
-// the one guest that the device was made for. So a user of whose files not all were looked at may
-// hold one only where that guest is a process of that user's, and that process is then looked at by
-// itself: too many files keep no left-over alive.
+// The kernel does not say which process holds a macvtap in the Host's netns: its node must be found
+// among the open files of processes. Only root may open that node. Libvirt does, and hands it to
+// the one guest that the device was made for. So a user with too many files to look at may hold one
+// only if that guest is a process of that user, and that process is then looked at by itself:
+// opening many files keeps no left-over device alive.
 
-// What is looked at of such guests' processes: anybody may run any number of processes that say
-// they are that guest.
+// Bounds of what is looked at for such guests: a user may run any number of processes that claim to
+// be the guest.
 const (
 	maxGuestFiles = 1 << 12 // of one process; no VMM has nearly as many
 	maxGuests     = 1 << 6
 )
 
-// lookAtGuests looks at the processes of libvirt's guests that have macvtaps among these links,
-// where those are of users of whose files not all were looked at.
+// lookAtGuests looks at the processes of libvirt guests that have macvtaps among these links, if
+// they belong to users with too many files to look at.
 func (op *openFiles) lookAtGuests(links []*rtnl.Link) error {
 	names := map[string]bool{}
 	for _, l := range links {
@@ -150,7 +151,7 @@ func (op *openFiles) lookAtGuests(links []*rtnl.Link) error {
 	return nil
 }
 
-// lookAtGuest looks at one process for queues of macvtaps, whatever was seen of it before.
+// lookAtGuest looks for macvtap queues of one process, and forgets what was seen of it before.
 func (op *openFiles) lookAtGuest(pid int) {
 	delete(op.nodes, pid)
 	procfd.First(pid, maxGuestFiles, func(f procfd.File) {
@@ -160,7 +161,7 @@ func (op *openFiles) lookAtGuest(pid int) {
 	})
 }
 
-// addNodeHolders notes who has the node of a macvtap in the Manager's netns open.
+// addNodeHolders adds the processes that have the node of a macvtap in the Host's netns open.
 func (h *Host) addNodeHolders(dev *Device, op *openFiles) {
 	if len(op.nodes) > 0 {
 		number, err := macvlan.Number(h.NS, dev.Link)
@@ -175,15 +176,15 @@ func (h *Host) addNodeHolders(dev *Device, op *openFiles) {
 // A device that libvirt opens by its name has no label in QEMU, which libvirt alone could hand
 // over. When it was deleted, libvirt still knows what it was.
 
-// LibvirtNIC is a NIC of vmnet's as libvirt knows it, whether its device is there or not.
+// LibvirtNIC is a NIC of vmnet's as libvirt knows it, whether or not its device still exists.
 type LibvirtNIC struct {
 	nic.Record
 	Interface string // name of its device
 	PID       int    // its guest's VMM
 }
 
-// deadOfLibvirt are NICs as deadNICs, of libvirt's guests. Libvirt is asked of those processes
-// alone that hold a queue of no device that is known; all are the NICs that are there.
+// deadOfLibvirt is deadNICs for libvirt guests. It asks libvirt only about the processes that hold
+// a queue of no known device; all are the devices that exist.
 func (h *Host) deadOfLibvirt(ctx context.Context, op *openFiles, all []Device) (found []Device) {
 	if h.OfLibvirt == nil {
 		return nil
@@ -207,8 +208,8 @@ func (h *Host) deadOfLibvirt(ctx context.Context, op *openFiles, all []Device) (
 	return found
 }
 
-// suspects are the processes that hold a queue of a tap that is gone, or of a macvtap of which none
-// of these NICs has the file: it may be libvirt's own.
+// suspects lists the processes that hold a queue of a tap that is gone, or a macvtap's queue that
+// belongs to none of these devices: the macvtap may be libvirt's own.
 func (op *openFiles) suspects(all []Device) []int {
 	found := maps.Clone(op.orphans)
 	for pid, files := range op.nodes {

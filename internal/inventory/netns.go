@@ -12,9 +12,9 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// inSpaces lists the macvtaps of ours in namespaces that processes have open, whose lower is
-// in the Manager's. A namespace that cannot be looked into is passed over: it may
-// be anybody's.
+// inSpaces lists vmnet's macvtaps and ipvtaps in namespaces that processes have open, with a parent
+// device in the Host's. A namespace that cannot be looked into is passed over: it may be another
+// user's.
 func (h *Host) inSpaces(ctx context.Context, op *openFiles) []Device {
 	byInode := map[uint64]*Device{}
 	var order []uint64
@@ -46,11 +46,11 @@ func (h *Host) inSpaces(ctx context.Context, op *openFiles) []Device {
 	return found
 }
 
-// hasLower reports whether the parent of a device, which at is the netns of, is in the Manager's.
-// Of a macvtap the kernel tells which netns that is, unless it is the device's own; of an ipvtap it
-// does not (no get_link_net), so the alias must do, which anybody can choose who may do as he likes
-// in his netns: the same user namespace must own it and the Manager's. An alias without a netns is
-// an older vmnet's, and tells the parent device by its name.
+// hasLower reports whether a device in netns ns, of record r, has its parent device in the Host's.
+// The kernel says which netns a macvtap's parent is in, unless it is the device's own. It does not
+// say so for an ipvtap (no get_link_net), so the alias must do. A user may choose any alias in a
+// netns of their own, so the same user namespace must own that netns and the Host's. An alias
+// without a netns was written by an older vmnet, and names the parent device.
 func (h *Host) hasLower(ns *netns.NS, nl *rtnl.Conn, l *rtnl.Link, r nic.Record) bool {
 	if l.LowerNS >= 0 {
 		id, err := nl.NetnsID(h.NS)
@@ -75,9 +75,9 @@ func (h *Host) hasLower(ns *netns.NS, nl *rtnl.Conn, l *rtnl.Link, r nic.Record)
 	return err == nil && (r.Netns == inode || lower.Name == r.Source)
 }
 
-// mayHoldOurs reports whether a netns can be one that vmnet has made for a device: the user
-// namespace that owns the Manager's netns owns it, or this process's own. One that a user has made
-// is owned by that user's, whose root says there what he likes.
+// mayHoldOurs reports whether vmnet may have made a netns for a device: it is owned by the user
+// namespace that owns the Host's netns, or by this process's own. In a netns that a user has made,
+// the root of that user's namespace may write any alias.
 func (h *Host) mayHoldOurs(ns *netns.NS) bool {
 	owner, err := ns.Owner()
 	if err != nil {
@@ -90,7 +90,7 @@ func (h *Host) mayHoldOurs(ns *netns.NS) bool {
 	return err == nil && self == owner
 }
 
-// inSpace looks for a macvtap or ipvtap of ours in one namespace; nil for none.
+// inSpace looks for a macvtap or ipvtap of vmnet's in one namespace; nil if there is none.
 func (h *Host) inSpace(f procfd.File, inode uint64) (found *Device) {
 	at := &Device{Link: &rtnl.Link{}, NetnsFile: &f, NetnsInode: inode}
 	_ = h.withinOpen(at, func(ns *netns.NS) error {
@@ -159,7 +159,7 @@ func (h *Host) InNetns(pid int, inode uint64) (dev *Device, open bool, err error
 	return nil, false, nil
 }
 
-// hidden lists the macvtaps of ours that are on parent devices in the Manager's netns and that no
+// hidden lists vmnet's macvtaps that are on parent devices in the Host's netns and that no
 // process is seen to hold: nobody can reach them but by the id of their netns. Where vm is not
 // empty, they are that guest's.
 func (h *Host) hidden(known []Device, vm string) ([]nic.NIC, error) {

@@ -23,8 +23,8 @@ import (
 // include/linux/proc_ns.h).
 const initPidNS = "pid:[4026531836]"
 
-// seesAll tells whether the caller sees what all processes have open. Process 1 may be shielded
-// even from root; it is seen where it can be, and else taken for what it is: no VMM.
+// seesAll reports whether the caller sees what all processes have open. Process 1 is left out: it
+// may be shielded even from root, and is no VMM.
 func seesAll() bool {
 	if ns, err := os.Readlink("/proc/self/ns/pid"); err != nil || ns != initPidNS {
 		return false
@@ -46,7 +46,7 @@ func seesAll() bool {
 	return err == nil
 }
 
-// OwnerOf is the user whose process it is, or nobody: see pidfd.Owner.
+// OwnerOf returns the user of a process, or nobodys if that is in doubt: see pidfd.Owner.
 func OwnerOf(pid int) int {
 	uid, err := pidfd.Owner(pid)
 	if err != nil {
@@ -55,13 +55,12 @@ func OwnerOf(pid int) int {
 	return uid
 }
 
-// nobodys is the user whose word is not believed to be anybody's.
+// nobodys is the user of a process whose user is in doubt. It is trusted by nobody.
 const nobodys = -1
 
-// What users other than root and the caller can make a look at all processes cost is bounded, per
-// user: the files whose names are read, those that are looked at more closely, the namespaces that
-// are entered, and the labels that are kept. What is beyond is a notice, and hides those users' own
-// NICs alone.
+// Bounds, per user other than root and the caller, of what a look at all processes costs: the files
+// whose names are read, those that are looked at more closely, the namespaces that are entered, and
+// the labels that are kept. Going beyond one gives a notice, and hides only that user's own NICs.
 const (
 	maxProcessFiles = 1 << 14
 	MaxUserFiles    = 1 << 17
@@ -71,10 +70,10 @@ const (
 	maxEarly        = 1 << 11 // files in which the process with a label has its lifeline
 )
 
-// openFiles is what processes have open that NICs of the Manager's netns may hang on.
+// openFiles is what processes have open that NICs of the Host's netns may depend on.
 type openFiles struct {
-	own    uint64                   // inode of the Manager's netns
-	queues map[string][]procfd.File // of taps of ours, by the tap's name
+	own    uint64                   // inode of the Host's netns
+	queues map[string][]procfd.File // of vmnet's taps, by the tap's name
 	nodes  map[int][]procfd.File    // that may be queues of macvtaps, by process
 	spaces []procfd.File            // netns, one of each process
 	labels []label
@@ -93,11 +92,11 @@ type openFiles struct {
 	seesAll func() bool // see seesAll
 }
 
-// label is one that tells of a NIC of the Manager's netns, and the file.
+// label is a file whose name describes a NIC of the Host's netns.
 type label struct {
 	procfd.File
 	nic.Record
-	uid int // whose process has it; nobodys where that is in doubt
+	uid int // user of the process that has it; nobodys if that is in doubt
 }
 
 // saying is the text of a label of a process, which may have it open any number of times.
@@ -111,7 +110,7 @@ type heldSpace struct {
 	inode uint64
 }
 
-// quota is what a bound is about, of which user.
+// quota identifies what is bounded, for which user.
 type quota struct {
 	uid  int
 	what string
@@ -123,8 +122,8 @@ func isTrusted(uid int) bool { return trustsUser(os.Geteuid(), uid) }
 // trustsUser reports whether a caller believes a user's processes: root's and the caller's own.
 func trustsUser(caller, uid int) bool { return uid == 0 || uid == caller }
 
-// look looks at all processes, for what those of these links that are taps hang on, and all NICs
-// elsewhere.
+// look looks at all processes for the queues of those of these links that are taps, and for the
+// NICs elsewhere.
 func (h *Host) look(ctx context.Context, links []*rtnl.Link) (*openFiles, error) {
 	op, err := h.newOpened()
 	if err != nil {
@@ -148,7 +147,7 @@ func (h *Host) look(ctx context.Context, links []*rtnl.Link) (*openFiles, error)
 	return op, op.lookAtGuests(links)
 }
 
-// openedBy looks at one process, for what NICs elsewhere hang on.
+// openedBy looks at one process for the NICs elsewhere.
 func (h *Host) openedBy(pid int) (*openFiles, error) {
 	op, err := h.newOpened()
 	if err == nil {
@@ -167,7 +166,7 @@ func (h *Host) newOpened() (*openFiles, error) {
 	}, err
 }
 
-// within reports whether a user stays within a bound with one more of what is counted.
+// within counts one more of what is bounded, and reports whether the user stays within the bound.
 func (op *openFiles) within(uid int, what string, most int) bool {
 	if isTrusted(uid) {
 		return true
@@ -181,7 +180,7 @@ func (op *openFiles) within(uid int, what string, most int) bool {
 	return true
 }
 
-// visit keeps what matters of a file. The targets of links, which may be long, are not kept.
+// visit records a file that matters. The targets of links, which may be long, are not kept.
 func (op *openFiles) visit(f procfd.File) {
 	target := f.Target
 	f.Target = ""
@@ -213,8 +212,8 @@ func (op *openFiles) visit(f procfd.File) {
 	}
 }
 
-// visitLabel keeps a label that tells of a NIC which the process has now: one that has ended may
-// say the same of a former one.
+// visitLabel records a label of a NIC that the process has now. A label that has ended may have the
+// same text for a former NIC.
 func (op *openFiles) visitLabel(f procfd.File, text string) {
 	s := saying{f.PID, text}
 	if !strings.HasPrefix(text, alias.Prefix) || op.said[s] || !op.within(f.UID, "sayings", MaxCloser) ||
@@ -228,8 +227,8 @@ func (op *openFiles) visitLabel(f procfd.File, text string) {
 	}
 }
 
-// queuesOf lists who has queues of a tap in the Manager's netns open. A process that only looked at
-// somebody else's has closed its copy by now.
+// queuesOf lists the open queues of a tap in the Host's netns. A process that only looked at
+// another's has closed its copy by now.
 func (op *openFiles) queuesOf(ctx context.Context, name string) (found []procfd.File) {
 	for _, f := range op.queues[name] {
 		if ctx.Err() == nil && tun.InNetns(f, op.own) && tun.InterfaceOf(f) == name {
@@ -239,7 +238,7 @@ func (op *openFiles) queuesOf(ctx context.Context, name string) (found []procfd.
 	return found
 }
 
-// isVMM is isQEMU, asked once of each process.
+// isVMM is isQEMU, evaluated once for each process.
 func (op *openFiles) isVMM(pid int) bool {
 	is, known := op.vmms[pid]
 	if !known {
@@ -249,7 +248,7 @@ func (op *openFiles) isVMM(pid int) bool {
 	return is
 }
 
-// nodesOf lists who has the node of that number open.
+// nodesOf lists the open files of the node with that number.
 func (op *openFiles) nodesOf(number uint64) []procfd.File {
 	if op.devices == nil {
 		op.devices = map[uint64][]procfd.File{}

@@ -23,7 +23,7 @@ type Remedy struct {
 	left string
 }
 
-// A fix is what mends a difference, as data: whoever mends carries it out.
+// A Fix says what mends a difference, as data. Package backend carries it out.
 type Fix struct {
 	Kind  FixKind
 	Attrs []rtnl.Attr // of FixLink
@@ -34,7 +34,7 @@ type FixKind int
 
 const ReconcileCommand = "vmnet reconcile"
 
-// byReconcile is a remedy that reconcile has.
+// byReconcile returns a remedy that reconcile carries out.
 func byReconcile(text, done string, f Fix) Remedy {
 	return Remedy{By: nic.MendReconcile, Cure: ReconcileCommand, Text: text, Done: done, Fix: f}
 }
@@ -43,7 +43,7 @@ func byAdmin(format string, args ...any) Remedy {
 	return Remedy{By: nic.MendAdmin, Cure: fmt.Sprintf(format, args...)}
 }
 
-// byDetach is for what only a NIC that is made again has.
+// byDetach returns the remedy of what is fixed when the NIC is made.
 func byDetach(v *View) Remedy {
 	return Remedy{By: nic.MendDetach, Cure: v.detachCommand() + "; then attach it again"}
 }
@@ -52,7 +52,7 @@ func (dev *Device) detachCommand() string {
 	return console.Quote([]string{"vmnet", "detach", "--vm", dev.Want.VM, "--nic", dev.Want.NIC})
 }
 
-// setting is the remedy of a link's setting.
+// setting returns the remedy of a link's setting.
 func setting(v *View, what string, attrs ...rtnl.Attr) Remedy {
 	return byReconcile(fmt.Sprintf("RTM_SETLINK %s: %s", v.Name, what), "set: "+what, Fix{Kind: FixLink, Attrs: attrs})
 }
@@ -166,8 +166,8 @@ func mendSeat(v *View) Remedy {
 		"joined again to switch "+v.Want.Source, Fix{Kind: FixSwitch})
 }
 
-// mendSettings: a switch's port has its settings from the first, and one by a socket cannot be made
-// again.
+// mendSettings: a switch's port gets its settings when it is made, and the port of a socket cannot
+// be made again.
 func mendSettings(v *View) Remedy {
 	if v.IsSocket() {
 		return byDetach(v)
@@ -177,7 +177,7 @@ func mendSettings(v *View) Remedy {
 		Fix{Kind: FixSwitchPort})
 }
 
-// mendLoop: the port goes on by itself, once there is no loop any more.
+// mendLoop: the switch starts the port again once the loop has ended.
 func mendLoop(v *View) Remedy {
 	return byAdmin("end the loop behind it (vmnet switch show %s)", v.Want.Source)
 }
@@ -209,9 +209,11 @@ func mendClaim(v *View) Remedy {
 	return r
 }
 
-// cureOfLost is what helps a NIC by a socket whose switch has ended.
+// cureOfLost is the cure of a NIC by a socket whose switch has ended.
 const cureOfLost = "the same vmnet attach again replaces it"
 
+// ClaimedText says that a userspace switch has a device, and what that means for a device of that
+// kind on it.
 func ClaimedText(device, kind string) string {
 	return fmt.Sprintf(
 		"%s is a port of a userspace switch, which takes all its frames, and a %s on it would hear nothing (attach with --switch instead; vmnet switch list shows those that run)",

@@ -19,7 +19,7 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// runs tells by an error that a switch does not run, or does not answer.
+// runs returns an error if a switch does not run, or does not answer.
 func (h *Host) runs(name string) error {
 	return WithSwitch(context.Background(), name, func(ctx context.Context, c *control.Client) error {
 		_, err := c.Info(ctx)
@@ -27,7 +27,7 @@ func (h *Host) runs(name string) error {
 	})
 }
 
-// ErrNoSwitch is a NIC by a socket whose switch has ended, or has lost it.
+// ErrNoSwitch is returned for a NIC by a socket whose switch has ended, or has lost it.
 var ErrNoSwitch = fmt.Errorf("its switch has no such port any more: %w", fs.ErrNotExist)
 
 const (
@@ -38,13 +38,14 @@ const (
 	askWait   = time.Second
 	userWait  = askWait / 4 // for all switches of another user
 	silentFor = 5 * time.Second
-	// maxSwitches bounds how many are asked: anybody may make folders in /tmp.
+	// maxSwitches bounds how many are asked: any user may make directories in /tmp.
 	maxSwitches = 256
 	// askedAtOnce bounds how many are asked at a time: what one may answer takes memory.
 	askedAtOnce = 4
 )
 
-// WithSwitch asks one switch, by its name or its socket's path.
+// WithSwitch runs f with a client of one switch, by its name or its socket's path, which is closed
+// afterwards.
 func WithSwitch(ctx context.Context, name string, f func(context.Context, *control.Client) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, switchWait,
 		fmt.Errorf("no answer within %v (does it stand still?)", switchWait))
@@ -70,8 +71,8 @@ type switchReply struct {
 	err     error
 }
 
-// askSwitches asks the switches that run, and those of these names, for their ports. One that
-// nobody runs has none; one that does not answer has an error, of which Notice is told.
+// askSwitches asks the switches that run, and those of these names, for their ports. One that does
+// not run has none; one that does not answer has an error, which Notice gets too.
 func (h *Host) askSwitches(ctx context.Context, names ...string) []switchReply {
 	if h.Switches == nil {
 		return nil
@@ -92,7 +93,7 @@ func (h *Host) askSwitches(ctx context.Context, names ...string) []switchReply {
 	return h.askAll(ctx, paths, len(named))
 }
 
-// pathsOf are the control sockets of switches of these names.
+// pathsOf returns the control sockets of switches of these names.
 func pathsOf(names []string) (paths []string) {
 	for _, name := range names {
 		if path, err := control.Path(name); err == nil {
@@ -120,9 +121,9 @@ func (h *Host) askNamed(ctx context.Context, names ...string) []switchReply {
 	return h.askAll(ctx, paths, len(paths))
 }
 
-// askAll asks switches for their ports, the first of which were named. They and the caller's and
-// root's are asked beside the others; of other users' switches four at a time are asked, one of
-// each user.
+// askAll asks switches for their ports; the first of them, as many as named, were named. These and
+// the caller's and root's are asked apart from other users' switches, of which four at a time are
+// asked, one of each user.
 func (h *Host) askAll(ctx context.Context, paths []string, named int) []switchReply {
 	ctx, cancel := context.WithTimeoutCause(ctx, askWait,
 		fmt.Errorf("no answer within %v (does it stand still?)", askWait))
@@ -156,8 +157,8 @@ func (h *Host) askAll(ctx context.Context, paths []string, named int) []switchRe
 	return all
 }
 
-// askGroups asks groups of switches, four groups at a time and a group's one after the other, for
-// as long as wait.
+// askGroups asks groups of switches, four groups at a time and those of a group one after the
+// other, for at most wait.
 func askGroups(ctx context.Context, groups [][]*switchReply, wait time.Duration) {
 	var wg sync.WaitGroup
 	room := make(chan struct{}, askedAtOnce)
@@ -179,8 +180,8 @@ func askGroups(ctx context.Context, groups [][]*switchReply, wait time.Duration)
 	wg.Wait()
 }
 
-// ask asks a switch for its ports. Of another user's switch no more than most are kept, all of NICs
-// of that user's own processes; the result is how many.
+// ask asks a switch for its ports, and returns how many were kept. Of another user's switch, these
+// are at most so many, and only NICs of that user's own processes.
 func (a *switchReply) ask(ctx context.Context, most int) (kept int) {
 	dial := control.Dial
 	if a.found {
@@ -220,7 +221,7 @@ func trustsSwitch(caller, uid int, path string) bool {
 }
 
 // mayHold reports whether the switch's claim that a process holds one of its ports is trustworthy:
-// anybody can run a switch that says anything of others' guests.
+// any user can run a switch that claims anything about others' guests.
 func (a *switchReply) mayHold(pid int) bool {
 	uid, err := procfd.RealUID(pid)
 	return a.believed(uid, err)
@@ -235,7 +236,7 @@ func (a *switchReply) believed(uid int, err error) bool {
 	return a.trusted || uid == a.uid
 }
 
-// silence remembers which switches did not answer a moment ago.
+// silence remembers which switches have not answered lately.
 type silence struct {
 	mu    sync.Mutex
 	since map[string]time.Time
@@ -260,18 +261,19 @@ func (s *silence) add(path string, why error) {
 	s.since[path], s.why[path] = time.Now(), why
 }
 
-// SwitchPort is what a switch has of a NIC, or should have.
+// SwitchPort is the port that a switch has, or should have, for a NIC.
 type SwitchPort struct {
-	Path string        // of the switch's control socket; empty where that was not looked for
+	Path string        // of the switch's control socket; empty if that is not known
 	Port *control.Port // nil where it has none
 	Err  error         // why it could not be asked
 }
 
+// ErrNotAsked is why the port of a NIC is unknown if its switch was not asked.
 var ErrNotAsked = errors.New("its switch was not asked")
 
 // switchPortOf finds the port of a NIC that belongs on a switch among the replies. The switch that
-// the NIC's record names is believed, whoever runs it: the user who attached the NIC chose it. Of
-// two guests of one name each has the port that it holds. A port keeps its name when its tap is
+// the NIC's record names is trusted regardless of its user: the user who attached the NIC chose it.
+// Of two guests of one name each has the port that it holds. A port keeps its name when its tap is
 // renamed.
 func switchPortOf(dev *Device, all []switchReply) SwitchPort {
 	return switchPortGiven(now(), dev, all)

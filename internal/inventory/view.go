@@ -11,8 +11,8 @@ import (
 	"vmnet/vhost"
 )
 
-// View reads what a NIC is compared by. An error is about what could not be read, and the rest is
-// there.
+// View reads what a NIC is compared by. It returns the View also with an error, which is about what
+// could not be read.
 func (h *Host) View(dev *Device) (*View, error) {
 	v := &View{Device: dev, vhosts: -1}
 	if dev.Deleted {
@@ -49,7 +49,7 @@ func (h *Host) View(dev *Device) (*View, error) {
 }
 
 // home reads the bridge that a tap belongs on, or the parent device of a macvtap or ipvtap; nil
-// where there is none.
+// if there is none.
 func (h *Host) home(dev *Device) (*rtnl.Link, error) {
 	var l *rtnl.Link
 	var err error
@@ -69,11 +69,11 @@ func (h *Host) home(dev *Device) (*rtnl.Link, error) {
 	return l, err
 }
 
-// maxParents bounds how many VLAN devices are taken for one on another.
+// maxParents bounds the depth of VLAN devices on VLAN devices.
 const maxParents = 8
 
-// Claimed reports whether a switch has a device, or the one of which it is a VLAN; not where the
-// caller lacks the privilege to see that.
+// Claimed reports whether a userspace switch takes all frames of a device, or of the device of
+// which it is a VLAN. It is false if the caller lacks the privilege to see that.
 func (h *Host) Claimed(l *rtnl.Link) (bool, error) {
 	for range maxParents {
 		claimed, err := endpoint.Claimed(h.NS, l.Name)
@@ -90,8 +90,8 @@ func (h *Host) Claimed(l *rtnl.Link) (bool, error) {
 	return false, nil
 }
 
-// Advice is what a person should know of a NIC that is as it should be, and does not work as the
-// guest expects.
+// Advice returns notices about a NIC that is as recorded, and yet does not work as its guest
+// expects.
 func (v *View) Advice() []string {
 	var list []string
 	if told, most := v.Want.GuestMTU(), v.WantMTU(); !v.Want.Switch && !v.IsPlain() && most != 0 && told > most {

@@ -23,7 +23,7 @@ func main() {
 		}
 		return
 	}
-	covers := flag.Bool("coverage", true, "run the tests of tapmgr that need no root")
+	covers := flag.Bool("coverage", true, "run the tests of the rooms of tapmgr that need no root")
 	traces := flag.Bool("trace", os.Geteuid() == 0, "run the verbs in namespaces of their own: needs root and QEMU")
 	verbose := flag.Bool("v", false, "list the files to open")
 	flag.Parse()
