@@ -6,4 +6,4 @@ import (
 	"vmnet/internal/leaktest"
 )
 
-func TestMain(m *testing.M) { leaktest.Main(m) }
+func TestMain(m *testing.M) { leaktest.MainInUserNS(m) }

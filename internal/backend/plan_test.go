@@ -231,8 +231,8 @@ func TestLabels(t *testing.T) {
 		m := unprivileged(t)
 		m.Owner = tc.owner
 		h := m.New(ask(tc.spec), tc.phase).withoutHost()
-		if label, err := h.label(); err != nil || (label != "") != tc.want {
-			t.Errorf("%s: label %q, %v", tc.name, label, err)
+		if label, err := h.label(); h.hasLabel() != tc.want || err != nil || label == "" {
+			t.Errorf("%s: has a label: %v, %q, %v", tc.name, h.hasLabel(), label, err)
 		}
 	}
 }
@@ -276,7 +276,7 @@ func TestPlanDevice(t *testing.T) {
 				}
 				return
 			}
-			want := qmp.NIC{ID: "vmnet-net0", MAC: guestMAC, Model: nic.DefaultModel, Queues: 2}
+			want := qmp.NIC{ID: "vmnet-net0", MAC: guestMAC, Model: nic.DefaultModel, Queues: 2, Label: true}
 			tc.want(&want)
 			if diff := cmp.Diff(want, h.Device, cmpopts.IgnoreUnexported(qmp.NIC{}),
 				cmpopts.EquateEmpty()); err != nil || diff != "" {
