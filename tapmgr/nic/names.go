@@ -24,15 +24,15 @@ const (
 	letters   = lowerCase + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 )
 
-// formed reports whether s is of 1 to most bytes, the first one of first, the others
-// of first or more. Both are ASCII. A regexp would cost every start of the program.
+// formed reports whether s has 1 to most bytes, the first one from first and the others from first
+// or more, which are ASCII. A regexp would cost time at every start of the program.
 func formed(s string, most int, first, more string) bool {
 	return s != "" && len(s) <= most && strings.Contains(first, s[:1]) && strings.Trim(s, first+more) == ""
 }
 
-// InterfaceName is the tap's name: <vm>-<nic> where the kernel takes that as it
-// is, else a cleaned and shortened form with a hash of both. altName is then
-// the full one, and empty otherwise.
+// InterfaceName returns the name of a NIC's interface: <vm>-<nic> if the kernel accepts that, else
+// a cleaned and shortened form with a hash of both. altName is then the full name, if it fits, and
+// empty otherwise.
 func InterfaceName(vm, nic string) (name, altName string) {
 	full := vm + "-" + nic
 	if formed(vm, maxName, letters+digits+"_", "-") && len(full) <= maxName {
@@ -56,7 +56,7 @@ func plainRune(r rune) rune {
 	return '-'
 }
 
-// shortHash hashes texts so that no two lists of them are alike.
+// shortHash hashes a list of texts; texts that only join alike give another hash.
 func shortHash(texts ...string) string {
 	h := sha256.New()
 	for _, t := range texts {
@@ -66,22 +66,22 @@ func shortHash(texts ...string) string {
 	return strings.ToLower(base32.StdEncoding.EncodeToString(h.Sum(nil)))[:hashLen]
 }
 
-// DefaultMAC is the guest's address where none is asked for: the same each time
-// on the same machine, in the range that QEMU uses, 52:54:00.
+// DefaultMAC returns the guest's address if the Spec has none: always the same on one machine, in
+// the range that QEMU uses, 52:54:00.
 func DefaultMAC(vm, nic string) net.HardwareAddr {
 	return stablemac.New([]byte{0x52, 0x54, 0x00}, vm, nic)
 }
 
-// DeviceID is the QEMU device of a NIC. netdev id and getfd names derive from
+// DeviceID returns the id of a NIC's QEMU device. The netdev's id and the getfd names derive from
 // it (package qmp), since QMP lists neither.
 func DeviceID(nic string) string { return "vmnet-" + nic }
 
-// LibvirtAlias is libvirt's alias, and so QEMU's id, of a NIC that was handed over by name. Libvirt
-// takes aliases from others only where they begin with "ua-" (virDomainDeviceAliasIsUserAlias in
+// LibvirtAlias returns libvirt's alias, and so QEMU's id, of a NIC that was handed over by name.
+// Libvirt accepts only aliases that begin with "ua-" (virDomainDeviceAliasIsUserAlias in
 // src/conf/domain_conf.c).
 func LibvirtAlias(nic string) string { return "ua-" + DeviceID(nic) }
 
-// DeviceOf is the QEMU device of a NIC that was handed over in that way.
+// DeviceOf returns the id of the QEMU device of a NIC that was handed over in that way.
 func DeviceOf(nic string, via Via) string {
 	if via == ViaLibvirt {
 		return LibvirtAlias(nic)
@@ -89,7 +89,7 @@ func DeviceOf(nic string, via Via) string {
 	return DeviceID(nic)
 }
 
-// libvirtModels are those that libvirt calls by other names than QEMU (virDomainNetModel in
+// libvirtModels are the models that libvirt calls by other names than QEMU (virDomainNetModel in
 // src/conf/domain_conf.c, qemuBuildVirtioDevProps in src/qemu/qemu_command.c).
 var libvirtModels = map[string]string{
 	"virtio-net-pci":                  "virtio",
@@ -97,10 +97,10 @@ var libvirtModels = map[string]string{
 	"virtio-net-pci-non-transitional": "virtio-non-transitional",
 }
 
-// LibvirtModel is libvirt's name for a model of QEMU's.
+// LibvirtModel returns libvirt's name for a QEMU model.
 func LibvirtModel(model string) string { return cmp.Or(libvirtModels[model], model) }
 
-// ModelOf is QEMU's name for a model of a NIC that libvirt calls so.
+// ModelOf returns QEMU's name for a libvirt model.
 func ModelOf(libvirtModel string) string {
 	for qemu, libvirt := range libvirtModels {
 		if libvirt == libvirtModel {

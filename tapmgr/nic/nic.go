@@ -1,18 +1,22 @@
+// Package nic describes a guest's NIC as data: the request (Spec), what the host remembers (Record,
+// in the alias of its interface), what verbs report (NIC, Action, Difference), and its names.
+// Nothing here calls the kernel or a VMM.
 package nic
 
 import (
+	"errors"
 	"time"
 )
 
 // NIC is one NIC of a guest as it is. Its JSON keys are stable.
 type NIC struct {
-	VM        string `json:"vm"` // empty for a host access, which is no guest's
+	VM        string `json:"vm"` // empty for a host access, which belongs to no guest
 	ID        string `json:"nic"`
-	Interface string `json:"interface"`        // of a socket, the name of the switch's port
+	Interface string `json:"interface"`        // for a socket, the name of the switch's port
 	Type      string `json:"type"`             // "tap", "macvtap", "ipvtap" or "socket"; "macvlan" for a host access
-	Source    string `json:"source"`           // the bridge or switch that it belongs on, or its lower
+	Source    string `json:"source"`           // the bridge or switch that it belongs on, or its parent device
 	Switch    bool   `json:"switch,omitempty"` // Source is a userspace switch
-	Limits    string `json:"limits,omitempty"` // of a switch's port, where they are not the defaults: "locked;storm:off"
+	Limits    string `json:"limits,omitempty"` // of a switch's port, unless they are the defaults: "locked;storm:off"
 	Mode      string `json:"mode,omitempty"`   // of a macvtap or ipvtap; "host access"
 	Port      string `json:"port,omitempty"`   // settings of the bridge port: "vlan:10;isolated"
 	Model     string `json:"model"`
@@ -20,32 +24,31 @@ type NIC struct {
 	Queues    int    `json:"queues"`
 	Vhost     string `json:"vhost"` // "on" or "off"
 	State     State  `json:"state"`
-	MTU       int    `json:"mtu"`               // bytes, as the guest was told; 1500 where it was told nothing
-	PID       int    `json:"pid,omitempty"`     // of the process that holds it; 0 where none is seen
-	UID       int    `json:"uid,omitempty"`     // of the user for whom qemu-netup made it, or whose word alone it is; 0 for none
-	Via       Via    `json:"via,omitempty"`     // how a guest of libvirt's got it; empty for other guests
-	Foreign   bool   `json:"foreign,omitempty"` // libvirt has made it itself; it is never touched
+	MTU       int    `json:"mtu"`               // bytes, as the guest sees it; 1500 if it was given none
+	PID       int    `json:"pid,omitempty"`     // of the process that holds it; 0 if the caller sees none
+	UID       int    `json:"uid,omitempty"`     // of the user for whom qemu-netup made it, or who alone claims it; 0 for none
+	Via       Via    `json:"via,omitempty"`     // how a libvirt guest got it; empty for other guests
+	Foreign   bool   `json:"foreign,omitempty"` // made by libvirt itself; vmnet never changes it
 }
 
-// State says in one word how a NIC is: its bridge port's state, or what else
-// there is to say.
+// State is the state of a NIC: that of its bridge port, or one of the following.
 type State string
 
-// States besides those of a bridge port.
+// States besides those of a bridge port (BR_STATE_* in include/uapi/linux/if_bridge.h).
 const (
-	Attaching   State = "attaching"    // a vmnet works on it
+	Attaching   State = "attaching"    // a vmnet is working on it
 	Starting    State = "starting"     // made for a guest that libvirt is about to start
-	Detaching   State = "detaching"    // the guest was asked to let go of it
+	Detaching   State = "detaching"    // the guest was asked to release it
 	Incomplete  State = "incomplete"   // an attach was cut short: vmnet reconcile
 	LeftOver    State = "left-over"    // nobody holds it: vmnet reconcile
-	NoBridge    State = "no-bridge"    // it is on none
-	OtherBridge State = "other-bridge" // somebody has moved it
+	NoBridge    State = "no-bridge"    // it has no master
+	OtherBridge State = "other-bridge" // it has another master than its record says
 	Down        State = "down"
-	NoCarrier   State = "no-carrier" // its lower has no link
+	NoCarrier   State = "no-carrier" // its parent device has no carrier
 	Up          State = "up"         // a macvtap or ipvtap, which has no port
-	Hidden      State = "hidden"     // no process is seen to hold it: its files are where none has them open
+	Hidden      State = "hidden"     // the caller sees no process that holds it
 	NoSwitch    State = "no-switch"  // its switch has ended, or has lost it
-	Stopped     State = "stopped"    // its switch has stopped its port, which is part of a loop
+	Stopped     State = "stopped"    // its switch has stopped its port, since that is part of a loop
 	Gone        State = "gone"       // its device was deleted, alone or with its parent device; the guest's NIC is dead
 	Unknown     State = "unknown"    // its switch could not be asked
 )
@@ -53,20 +56,70 @@ const (
 // TypeTap is the type of a NIC on a bridge; the others are those of package macvtap.
 const TypeTap = "tap"
 
-// Holder is a process that holds queues of a tap, or the netns that a macvtap is in. What
-// is alive and what is left over is told by that alone, never by a guest's name.
+// Holder is a process that holds queues of a tap, or the netns that a macvtap is in. Only holders
+// decide what is in use and what is left over, never a guest's name.
 type Holder struct {
 	PID int   `json:"pid"`
 	FDs []int `json:"fds"` // its queues, ascending
 }
 
-// Result is what Attach did.
+// Result is the result of an attach.
 type Result struct {
 	NIC       NIC
-	Changed   bool          // false where the NIC was there already, as asked for
-	ForwardIn time.Duration // until the bridge port forwards; 0 where it does
-	Notices   []string      // what a person should know, though it is no error
+	Changed   bool          // false if the NIC existed already, as asked for
+	ForwardIn time.Duration // until the bridge port forwards; 0 if it does
+	Notices   []string      // for the user; they are no errors
 
-	// Differences is what of the NIC is not as it should be, and is not for an attach to mend.
+	// Differences lists what differs from the record and cannot be mended by an attach.
 	Differences []Difference
 }
+
+// Action is one thing that Reconcile did, would do, or left alone.
+type Action struct {
+	VM        string `json:"vm"`
+	NIC       string `json:"nic"`
+	Interface string `json:"interface"`
+	Action    string `json:"action"`          // in words
+	Changed   bool   `json:"changed"`         // it changes something
+	Error     string `json:"error,omitempty"` // why it did not succeed
+}
+
+// Difference is one property of a NIC that differs from its record.
+type Difference struct {
+	VM        string `json:"vm"`
+	NIC       string `json:"nic"`
+	Interface string `json:"interface"`
+	What      string `json:"what"`
+	Want      string `json:"want"`
+	Found     string `json:"found"`
+	MendedBy  Mender `json:"mended_by"`
+	Mend      string `json:"mend"` // the command that mends it, or what to do
+}
+
+// Mender is what can mend a Difference.
+type Mender string
+
+// What mends a Difference; reconcile includes the same attach again.
+const (
+	MendReconcile Mender = "reconcile" // vmnet reconcile, as root
+	MendAttach    Mender = "attach"    // the same attach again, which replaces the NIC
+	MendDetach    Mender = "detach"    // a detach, and another attach if the NIC is still wanted
+	MendAdmin     Mender = "admin"     // the administrator who has changed the host
+)
+
+// Errors that errors.Is finds in those of package tapmgr, besides the cause: the errno,
+// fs.ErrNotExist, the errors of packages qmp and qemu.
+var (
+	// ErrInvalid is returned for a Spec that is inconsistent.
+	ErrInvalid = errors.New("invalid request")
+	// ErrExist is returned if another NIC has that id, or another device that name.
+	ErrExist = errors.New("exists already")
+	// ErrLink is returned if the host's part fails: device, port, vhost.
+	ErrLink = errors.New("host side")
+	// ErrHandover is returned if the VMM cannot be given the NIC.
+	ErrHandover = errors.New("hand-over")
+	// ErrOtherGuest is returned if a process or monitor is not that of the named guest.
+	ErrOtherGuest = errors.New("another guest")
+	// ErrInUse is returned if a running process still holds the device.
+	ErrInUse = errors.New("in use")
+)

@@ -14,49 +14,48 @@ import (
 	"vmnet/macvtap/vtap"
 )
 
-// Phase is what an alias says of work under way.
+// Phase is how far an attach or detach is, as the alias says.
 type Phase string
 
 const (
 	PhaseAttaching Phase = "attaching" // not yet plugged
 	PhaseStarting  Phase = "starting"  // made for a guest that is about to start
 	PhasePlugged   Phase = ""
-	PhaseDetaching Phase = "detaching" // the guest was asked to let go
+	PhaseDetaching Phase = "detaching" // the guest was asked to release it
 )
 
-// Record is what a link's alias says: what the NIC should be. It is all that
-// vmnet remembers.
+// Record is what an interface's alias says: how the NIC should be. It is all that vmnet remembers.
 type Record struct {
 	VM, NIC  string
 	Type     string       // TypeTap, TypeSocket, "macvtap" or "ipvtap"
-	Source   string       // the bridge, lower or switch
+	Source   string       // the bridge, parent device or switch
 	Switch   bool         // Source is a userspace switch
-	At       int          // interface index of the bridge; 0 where that is not known
+	At       int          // interface index of the bridge; 0 if that is not known
 	Port     string       // settings of the port, as brport.Settings writes them
 	Limits   SwitchLimits // further ones of a switch's port
-	Netns    uint64       // inode of the Manager's, of a socket, which is in none, and of an ipvtap; 0 of all else
+	Netns    uint64       // inode of the Manager's netns, for a socket and an ipvtap; 0 for others
 	Mode     string       // of a macvtap or ipvtap
 	RxFilter string       // of a macvtap or ipvtap
 	MAC      net.HardwareAddr
 	Model    string
 	Queues   int
 	Vhost    bool
-	MTU      int    // that the guest was told; 0 where it was not told
-	Options  string // hash of what else was asked for; empty for nothing
+	MTU      int    // bytes, that the guest was given; 0 for none
+	Options  string // hash of the other options of the request; empty for none
 	Owner    int    // uid for whom a privileged helper made it; 0 for none
 	Via      Via    // ViaLibvirt: handed over by name; ViaMonitor: as fds through libvirt; empty: as fds
 	Phase    Phase
 	Since    int64 // of phase starting: seconds since the machine booted (CLOCK_BOOTTIME)
 }
 
-// PortConfig is how the bridge port should be.
+// PortConfig returns the settings that the bridge port should have.
 func (r Record) PortConfig() brport.Settings {
 	cfg, _ := brport.Parse(r.Port) // ParseRecord has tried it
 	return cfg
 }
 
-// Encode writes the alias, without what goes without saying where it would be too long else. It
-// fails where it still is.
+// Encode returns the alias. If it would be too long, defaults are left out; it is an error if it is
+// still too long (IFALIASZ, 256 bytes).
 func (r Record) Encode() (string, error) {
 	most := alias.Max
 	if r.Type == TypeSocket { // which has a label, that is shorter
@@ -72,7 +71,7 @@ func (r Record) Encode() (string, error) {
 	return text, nil
 }
 
-// text is the alias; a terse one leaves out the default model and the one queue.
+// text returns the alias; a terse one leaves out the default model and the single queue.
 func (r Record) text(terse bool) string {
 	var b strings.Builder
 	b.WriteString(strings.TrimSpace(alias.Prefix))
@@ -123,8 +122,8 @@ func (r Record) text(terse bool) string {
 	return b.String()
 }
 
-// ParseRecord reads an alias. ok is false where the link is not one of vmnet's. Keys that
-// this version does not know are passed over.
+// ParseRecord reads an alias. ok is false if it is not one of vmnet's. Keys that this version does
+// not know are ignored.
 func ParseRecord(text string) (r Record, ok bool) {
 	rest, ok := strings.CutPrefix(text, alias.Prefix)
 	if !ok || len(text) > alias.Max {
@@ -141,7 +140,7 @@ func ParseRecord(text string) (r Record, ok bool) {
 	return r, known && ValidVM(r.VM) == nil && ValidNIC(r.NIC) == nil && r.Queues >= 1 && len(r.MAC) == 6
 }
 
-// set takes one field; false for a value that encode never writes.
+// set sets one field; it returns false for a value that Encode never writes.
 func (r *Record) set(key, value string) bool {
 	var err error
 	switch key {
@@ -197,7 +196,7 @@ func (r *Record) set(key, value string) bool {
 // ValidHash reports whether a text can be an optionsHash.
 func ValidHash(text string) bool { return text == "" || formed(text, hashLen, letters+digits, "") }
 
-// OptionsHash is what a record keeps of the rest of a Spec: enough to see that two differ.
+// OptionsHash returns what a record keeps of the rest of a Spec: enough to see that two differ.
 func (s Spec) OptionsHash() string {
 	var texts []string
 	for _, k := range slices.Sorted(maps.Keys(s.DeviceOptions)) {
@@ -212,7 +211,7 @@ func (s Spec) OptionsHash() string {
 	return shortHash(texts...)
 }
 
-// EthernetMTU is what a guest assumes by default, in bytes.
+// EthernetMTU is the MTU that a guest assumes by default, in bytes.
 const EthernetMTU = 1500
 
 func (r Record) GuestMTU() int {
@@ -222,9 +221,9 @@ func (r Record) GuestMTU() int {
 	return r.MTU
 }
 
-// Label is the record as a label has it, for a NIC of the netns of that inode. Where there is no
-// room, it leaves out what goes without saying, and then all but what the NIC is; it is empty where
-// even that is too long.
+// Label returns the record as the text of a label, for a NIC of the netns with that inode. If it is
+// too long, defaults are left out, and then everything but the NIC's identity; it is empty if even
+// that is too long.
 func (r Record) Label(own uint64) string {
 	r.Phase, r.Since, r.Netns = PhasePlugged, 0, own
 	if text := r.text(true); len(text) <= procfd.MaxLabel {

@@ -19,60 +19,59 @@ import (
 // Target names the guest that a NIC belongs to, and how to reach its VMM.
 type Target struct {
 	VM  string // the guest's name, as in QEMU's -name guest=
-	QMP string // its monitor's socket; empty: read from its command line
-	PID int    // its process; 0: the one of that name
+	QMP string // path of its monitor's socket; empty means as its command line says
+	PID int    // its process; 0 means the one of that name
 }
 
-// Spec says what NIC a guest should get. It is data: nothing of it exists
-// before Attach.
+// Spec is the request for a NIC. It is data: nothing exists before the attach.
 type Spec struct {
 	Target
 	NIC           string            // id within the guest, [a-z0-9_]{1,12}; empty means net0
 	Bridge        string            // the bridge that a tap becomes a port of; or else:
-	Lower         *Lower            // the device that a macvtap or ipvtap sits on; or:
+	Lower         *Lower            // the parent device of a macvtap or ipvtap; or:
 	Switch        *Switch           // the userspace switch that it becomes a port of
 	Port          brport.Settings   // how the port of bridge or switch is set
-	MAC           net.HardwareAddr  // of the guest's side; nil means DefaultMAC, or the lower's where it has to be that
-	MTU           int               // bytes, told to the guest; 0 means the bridge's or the lower's, 1500 on a switch
+	MAC           net.HardwareAddr  // the guest's; nil means DefaultMAC, or the parent's if the kernel demands that
+	MTU           int               // bytes, that the guest gets; 0 means the bridge's or parent's, 1500 on a switch
 	Queues        int               // queue pairs; 0 means 1, QueuesAuto the number of vCPUs
 	Vhost         Vhost             // empty means auto
 	Model         string            // QEMU's device; empty means virtio-net-pci
 	DeviceOptions map[string]string // further properties of the device
-	Via           Via               // how a guest of libvirt's gets it; empty means ViaLibvirt where that can be
+	Via           Via               // how a libvirt guest gets it; empty means ViaLibvirt if that is possible
 	Device        string            // name of the interface; empty means InterfaceName
-	Persistent    bool              // libvirt keeps the NIC in what it has stored of the guest, too
+	Persistent    bool              // libvirt stores the NIC in the guest's persistent definition, too
 }
 
 // Via says how a guest that libvirt manages gets a NIC.
 type Via string
 
-// ViaLibvirt hands the ready device over by its name: libvirt plugs it, and knows it. ViaMonitor
-// hands fds to QEMU through libvirt's monitor commands: libvirt knows nothing of the NIC, marks the
-// domain as tainted, and cannot migrate it.
+// ViaLibvirt gives libvirt the name of the finished device: libvirt plugs it, and knows it.
+// ViaMonitor passes fds to QEMU through libvirt's monitor commands: libvirt does not know the NIC,
+// marks the domain as tainted, and cannot migrate it.
 const (
 	ViaLibvirt Via = "libvirt"
 	ViaMonitor Via = "monitor"
 )
 
-// Lower says how a NIC sits on a network card without a bridge.
+// Lower is the parent device of a NIC without a bridge, and how the NIC uses it.
 type Lower struct {
 	Kind      vtap.Kind
-	Device    string             // the lower's interface name
+	Device    string             // the parent's interface name
 	Mode      string             // of vtap.Modes(Kind); empty means the first of them
-	NoPromisc bool               // mode passthru: do not make the lower promiscuous
-	Sources   []net.HardwareAddr // mode source: whom the guest hears
+	NoPromisc bool               // mode passthru: do not make the parent promiscuous
+	Sources   []net.HardwareAddr // mode source: the senders whose frames the guest gets
 	Flag      string             // ipvtap: "bridge", "private", "vepa"
 	Addrs     []netip.Prefix     // ipvtap: the guest's own addresses, by which the kernel delivers
 	RxFilter  string             // RxAllMulti, RxNone or RxMirror; empty means RxAllMulti
 }
 
-// What a macvtap or ipvtap takes in besides frames for its guest's address and broadcasts.
-// The guest's own list of multicast groups does not reach the host: with RxNone
-// its IPv6 neighbours cannot find it, nor does mDNS reach it. Hence the default.
+// What a macvtap or ipvtap receives besides frames for its guest's address and broadcasts. The
+// guest's own list of multicast groups does not reach the host: with RxNone its IPv6 neighbours
+// cannot find it, and mDNS does not reach it. Hence the default.
 const (
 	RxAllMulti = "allmulti"
 	RxNone     = "none"
-	// RxMirror takes in the groups that the guest's driver has asked for, which vmnet watch finds
+	// RxMirror receives the groups that the guest's driver has asked for, which vmnet watch finds
 	// out; until it has, all of them.
 	RxMirror = "mirror"
 )
@@ -93,24 +92,24 @@ const (
 // Vhost says whether the kernel's vhost-net moves the frames.
 type Vhost string
 
-// VhostAuto uses vhost-net where it can be had.
+// VhostAuto uses vhost-net if the host has it.
 const (
 	VhostAuto Vhost = "auto"
 	VhostOn   Vhost = "on"
 	VhostOff  Vhost = "off"
 )
 
-// DefaultModel is the QEMU device of a NIC for which none is asked.
+// DefaultModel is the QEMU device of a NIC whose Spec has no model.
 const DefaultModel = "virtio-net-pci"
 
-// ownOptions are device properties that the Spec or the hand-over sets.
+// ownOptions are the device properties that the Spec or the hand-over sets, with the flag for each.
 var ownOptions = map[string]string{
 	"driver": "--model", "id": "--nic", "netdev": "", "mac": "--mac",
 	"mq": "--queues", "vectors": "--queues", "host_mtu": "--mtu",
 }
 
-// InterfaceName is the name of the device, and an altname where that is not the guest's and the
-// NIC's own.
+// InterfaceName returns the name of the device, and an altname if that name is not made from those
+// of guest and NIC.
 func (s Spec) InterfaceName() (name, altName string) {
 	name, altName = InterfaceName(s.VM, s.NIC)
 	if s.Device == "" || s.Device == name {
@@ -119,7 +118,7 @@ func (s Spec) InterfaceName() (name, altName string) {
 	return s.Device, name // by which it is found
 }
 
-// WithDefaults fills in what an empty field means, save what depends on the guest.
+// WithDefaults fills in what an empty field means, except what depends on the guest.
 func (s Spec) WithDefaults() Spec {
 	if s.NIC == "" {
 		s.NIC = "net0"

@@ -18,18 +18,18 @@ type Switch struct {
 	Name string // as vmnet switch run was given it, or its control socket's path, with a slash
 	By   By     // empty means ByAuto
 
-	// LockMAC drops frames from the guest that have another source than the NIC's own address.
+	// LockMAC drops frames from the guest whose source is not the NIC's own address.
 	LockMAC bool
-	// Storm is how many broadcasts, multicast frames and frames to unknown addresses the guest may
-	// have flooded, each in a second; 0 means DefaultStorm, NoLimit any number. Of a guest that
-	// sends more the switch reads less often.
+	// Storm limits the broadcasts, multicast frames and frames to unknown addresses, each per
+	// second, that are flooded for the guest; 0 means DefaultStorm, NoLimit any number. The switch
+	// reads less often from a guest that sends more.
 	Storm int
 	// MaxAddresses is how many addresses the switch learns behind the port; 0 means
 	// DefaultMaxAddresses, NoLimit as many as it has room for.
 	MaxAddresses int
 }
 
-// By says what is between QEMU and the switch.
+// By is what connects QEMU with the switch.
 type By string
 
 const (
@@ -39,19 +39,19 @@ const (
 	// ByTap is a tap whose kernel side the switch takes by a packet socket: queues, offloads and
 	// vhost. It needs CAP_NET_ADMIN and CAP_NET_RAW.
 	ByTap By = "tap"
-	// ByAuto is a tap where that can be, else a socket.
+	// ByAuto is a tap if the caller may make one, else a socket.
 	ByAuto By = "auto"
 )
 
-// What a guest may do to the others of its switch by default. A port's broadcasts cost a system
-// call at each other port, and its addresses the room of others'.
+// Default limits of a guest on a switch. Each broadcast of a port costs a system call at every
+// other port, and its addresses take room from those of others.
 const (
 	DefaultStorm        = vport.GuestFrames // frames per second of each kind
 	DefaultMaxAddresses = 256
 	NoLimit             = -1
 )
 
-// TypeSocket is the type of a NIC that is a switch's port by a socket.
+// TypeSocket is the type of a NIC that a socket connects with a userspace switch.
 const TypeSocket = "socket"
 
 // Limits of a Switch; those of the switch itself are higher.
@@ -86,7 +86,7 @@ func (s *Switch) validate(spec Spec) error {
 	return nil
 }
 
-// CheckSocket returns an error where the NIC needs a tap, and a socket will not do.
+// CheckSocket returns an error if the NIC needs a tap.
 func (s Spec) CheckSocket() error {
 	switch {
 	case s.Queues > 1:
@@ -99,7 +99,7 @@ func (s Spec) CheckSocket() error {
 	return nil
 }
 
-// Canonical is the name for which there is one way to write it.
+// Canonical returns the switch's name in its only canonical form.
 func (s *Switch) Canonical() (string, error) {
 	if !strings.Contains(s.Name, "/") {
 		return s.Name, nil
@@ -120,7 +120,7 @@ func (s *Switch) Differences(r Record, add func(what string, is, want any)) {
 	s.limitDifferences(r.Limits, add)
 }
 
-// limitDifferences compares what is asked for, and leaves the rest open.
+// limitDifferences compares only the limits that were requested.
 func (s *Switch) limitDifferences(is SwitchLimits, add func(what string, is, want any)) {
 	if !s.LockMAC {
 		is.LockMAC = false
@@ -165,7 +165,7 @@ func (g SwitchLimits) encode(add func(key, value string)) {
 	}
 }
 
-// set takes one field; false for a value that encode never writes.
+// set sets one field; it returns false for a value that Encode never writes.
 func (g *SwitchLimits) set(key, value string) bool {
 	if key == "lock" {
 		g.LockMAC = value == "on"
@@ -180,7 +180,7 @@ func (g *SwitchLimits) set(key, value string) bool {
 	return err == nil && n >= NoLimit && n <= maxAddresses
 }
 
-// String is the limits for people, empty for the defaults: "locked;storm:off".
+// String returns the limits for people, such as "locked;storm:off"; empty for the defaults.
 func (g SwitchLimits) String() string {
 	var words []string
 	if g.LockMAC {
@@ -200,7 +200,7 @@ func (g SwitchLimits) String() string {
 	return strings.Join(words, ";")
 }
 
-// SwitchPortConfig is how the port should be.
+// SwitchPortConfig returns the settings that the switch's port should have.
 func (r Record) SwitchPortConfig() vport.Config {
 	limit := func(n, def int) int { return max(0, cmp.Or(n, def)) } // the switch's 0 is no limit
 	storm := limit(r.Limits.Storm, DefaultStorm)
