@@ -106,7 +106,8 @@ func (g *fakeGuest) state() nic.State {
 // killedAttach attaches in a process that dies by SIGKILL when it has done the step of that name.
 func (g *fakeGuest) killedAttach(spec nic.Spec, step string) {
 	g.h.Helper()
-	if out, err := g.h.command(order{Spec: spec, KillAt: step, After: true}).CombinedOutput(); err == nil || !strings.Contains(err.Error(), "killed") {
+	if out, err := g.h.command(order{Spec: spec, KillAt: step, After: true}).CombinedOutput(); err == nil ||
+		!strings.Contains(err.Error(), "killed") {
 		g.h.Fatalf("the attach that is to be killed at %s: %v: %s", step, err, out)
 	}
 }

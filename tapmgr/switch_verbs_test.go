@@ -46,18 +46,21 @@ func TestSwitchAttachAndDetach(t *testing.T) {
 		made := s.attach(spec)
 		p := s.port()
 		r, ok := nic.ParseRecord(p.Label)
-		if !ok || r.VM != g.Name || r.NIC != "net0" || r.Phase != nic.PhasePlugged || p.Holder != g.PID && spec.Switch.By == nic.BySocket {
+		if !ok || r.VM != g.Name || r.NIC != "net0" || r.Phase != nic.PhasePlugged ||
+			p.Holder != g.PID && spec.Switch.By == nic.BySocket {
 			t.Errorf("port %+v", p)
 		}
 		if p.Config.VLAN != 10 || !p.Config.Isolated || len(p.Config.MACs) != 1 || p.Config.Storm.Unknown != 100 {
 			t.Errorf("settings %+v", p.Config)
 		}
 		g.has("net0")
-		if list, err := s.List(""); err != nil || len(list) != 1 || list[0].PID != g.PID || !list[0].Switch || list[0].State != "forwarding" {
+		if list, err := s.List(""); err != nil || len(list) != 1 || list[0].PID != g.PID || !list[0].Switch ||
+			list[0].State != "forwarding" {
 			t.Errorf("list %+v, %v", list, err)
 		}
 		details, err := s.Show(s.context(10*time.Second), g.Name)
-		if err != nil || len(details) != 1 || details[0].Socket != s.path || details[0].Guest == nil || !details[0].Guest.Plugged {
+		if err != nil || len(details) != 1 || details[0].Socket != s.path || details[0].Guest == nil ||
+			!details[0].Guest.Plugged {
 			t.Errorf("show %+v, %v", details, err)
 		}
 		if got := s.check(); len(got) > 0 {
@@ -106,7 +109,8 @@ func TestSwitchThatEnds(t *testing.T) {
 		}
 		s.start()
 		if spec.Switch.By == nic.ByTap {
-			if actions, err := s.Reconcile(s.context(20*time.Second), false); err != nil || len(actions) != 1 || !actions[0].Changed {
+			if actions, err := s.Reconcile(s.context(20*time.Second), false); err != nil ||
+				len(actions) != 1 || !actions[0].Changed {
 				t.Errorf("reconcile %+v, %v", actions, err)
 			}
 		} else if res, err := g.tryAttach(spec); err != nil || !res.Changed {
@@ -134,7 +138,9 @@ func TestSwitchThatIsSilent(t *testing.T) {
 			t.Errorf("state %q", state)
 		}
 		checked, err := s.Check(s.context(20 * time.Second))
-		if err != nil || !slices.ContainsFunc(checked.Notices, func(text string) bool { return strings.Contains(text, "no answer within") }) {
+		if err != nil || !slices.ContainsFunc(checked.Notices, func(text string) bool {
+			return strings.Contains(text, "no answer within")
+		}) {
 			t.Errorf("check %+v, %v", checked, err)
 		}
 		s.signal(syscall.SIGCONT)

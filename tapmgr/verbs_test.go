@@ -34,7 +34,8 @@ func TestAttachAndDetach(t *testing.T) {
 	l := g.tap("net0")
 	r, ok := nic.ParseRecord(l.Alias)
 	switch {
-	case !ok || r.VM != g.Name || r.NIC != "net0" || r.Source != "br0" || r.Phase != nic.PhasePlugged || r.MAC.String() != res.NIC.MAC:
+	case !ok || r.VM != g.Name || r.NIC != "net0" || r.Source != "br0" || r.Phase != nic.PhasePlugged ||
+		r.MAC.String() != res.NIC.MAC:
 		t.Errorf("alias %q", l.Alias)
 	case l.Tun == nil || l.Tun.Persist || !l.Up || l.HostIPv6 || l.MTU != 1500:
 		t.Errorf("link %+v", l)
@@ -46,15 +47,18 @@ func TestAttachAndDetach(t *testing.T) {
 	g.has("net0")
 	s := g.State()
 	device, netdev := s.Devices["vmnet-net0"], s.Netdevs["vmnet-net0-netdev"]
-	if device["driver"] != "virtio-net-pci" || device["mac"] != res.NIC.MAC || device["mq"] != true || device["bus"] != "pci.0" || netdev["type"] != "tap" {
+	if device["driver"] != "virtio-net-pci" || device["mac"] != res.NIC.MAC || device["mq"] != true ||
+		device["bus"] != "pci.0" || netdev["type"] != "tap" {
 		t.Errorf("device %v on netdev %v", device, netdev)
 	}
 	list, err := h.List("")
-	if err != nil || len(list) != 1 || list[0].PID != g.PID || list[0].Queues != 2 || list[0].State != "forwarding" || list[0].Port != "isolated" {
+	if err != nil || len(list) != 1 || list[0].PID != g.PID || list[0].Queues != 2 || list[0].State != "forwarding" ||
+		list[0].Port != "isolated" {
 		t.Errorf("list %+v, %v", list, err)
 	}
 	details, err := h.Show(h.context(10*time.Second), g.Name)
-	if err != nil || len(details) != 1 || len(details[0].Holders) != 1 || len(details[0].Holders[0].FDs) != 2 || details[0].Guest == nil || !details[0].Guest.Plugged {
+	if err != nil || len(details) != 1 || len(details[0].Holders) != 1 || len(details[0].Holders[0].FDs) != 2 ||
+		details[0].Guest == nil || !details[0].Guest.Plugged {
 		t.Errorf("show %+v, %v", details, err)
 	}
 	if got := h.check(); len(got) > 0 {
@@ -131,7 +135,10 @@ func TestFaultAtEachStep(t *testing.T) {
 // TestRefusalOfEachCommand: whatever QEMU refuses is the error, and nothing is left.
 func TestRefusalOfEachCommand(t *testing.T) {
 	_, g := fakeTest(t)
-	for _, command := range []string{"query-cpus-fast", "qom-list", "qom-list-types", "getfd", "netdev_add", "device_add"} {
+	for _, command := range []string{
+		"query-cpus-fast", "qom-list", "qom-list-types", "getfd",
+		"netdev_add", "device_add",
+	} {
 		g.Behave(qmptest.Behaviour{Refuse: map[string]string{command: "not today"}})
 		_, err := g.tryAttach(g.spec("net0"))
 		var refusal *qmp.Error
@@ -195,17 +202,22 @@ func TestGuestThatKeepsItsNIC(t *testing.T) {
 	if got := h.check(); len(got) != 1 || got[0].What != "detach" || got[0].MendedBy != nic.MendDetach {
 		t.Errorf("check %+v", got)
 	}
-	h.reconciled(nic.Action{VM: g.Name, NIC: "net0", Interface: g.link("net0"), Action: "left alone: the guest has not let go of it yet"})
+	h.reconciled(nic.Action{
+		VM: g.Name, NIC: "net0", Interface: g.link("net0"),
+		Action: "left alone: the guest has not let go of it yet",
+	})
 	g.has("net0")
 
-	if res, err := g.tryDetach("net0", 20*time.Second, true); err != nil || !strings.Contains(strings.Join(res.Notices, " "), "keeps the dead device") {
+	if res, err := g.tryDetach("net0", 20*time.Second, true); err != nil ||
+		!strings.Contains(strings.Join(res.Notices, " "), "keeps the dead device") {
 		t.Errorf("forced: %+v, %v", res, err)
 	}
 	h.gone(g.link("net0"))
 	if s := g.State(); len(s.Netdevs) > 0 || len(s.Devices) != 1 {
 		t.Errorf("after a forced detach the guest has %+v", s)
 	}
-	if _, err := g.tryAttach(g.spec("net0")); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "vmnet detach") {
+	if _, err := g.tryAttach(g.spec("net0")); !errors.Is(err, nic.ErrExist) ||
+		!strings.Contains(err.Error(), "vmnet detach") {
 		t.Errorf("attach over the dead device: %v", err)
 	}
 	g.Behave(qmptest.Behaviour{})
@@ -259,7 +271,10 @@ func TestAttachKilled(t *testing.T) {
 	}{
 		"getfd vmnet-net0-q0":          {nic.Incomplete, "device", false, "removed: the guest has no such device"},
 		"netdev_add vmnet-net0-netdev": {nic.Incomplete, "device", false, "removed: the guest has no such device"},
-		"device_add vmnet-net0":        {nic.Incomplete, "attach", true, "kept: it is plugged, which its alias did not say yet"},
+		"device_add vmnet-net0": {
+			nic.Incomplete, "attach",
+			true, "kept: it is plugged, which its alias did not say yet",
+		},
 	} {
 		for _, mend := range []string{"reconcile", "attach", "detach"} {
 			t.Run(strings.Fields(step)[0]+" "+mend, func(t *testing.T) {
@@ -268,12 +283,17 @@ func TestAttachKilled(t *testing.T) {
 				if state := g.state(); state != test.state {
 					t.Errorf("state %q, want %q", state, test.state)
 				}
-				if got := h.check(); !slices.ContainsFunc(got, func(d nic.Difference) bool { return d.What == test.finding }) {
+				if got := h.check(); !slices.ContainsFunc(got, func(d nic.Difference) bool {
+					return d.What == test.finding
+				}) {
 					t.Errorf("check %+v, want %s", got, test.finding)
 				}
 				switch mend {
 				case "reconcile":
-					h.reconciled(nic.Action{VM: g.Name, NIC: "net0", Interface: g.link("net0"), Action: test.reconcile, Changed: true})
+					h.reconciled(nic.Action{
+						VM: g.Name, NIC: "net0", Interface: g.link("net0"),
+						Action: test.reconcile, Changed: true,
+					})
 					if !test.plugged {
 						g.nothingLeft()
 						return
@@ -326,14 +346,16 @@ func TestWhatDiffersIsMended(t *testing.T) {
 			if err := spoil(); err != nil {
 				t.Fatalf("%s: %v", what, err)
 			}
-			if got := h.check(); len(got) != 1 || got[0].What != what || got[0].MendedBy != nic.MendReconcile || got[0].Interface != made.Interface {
+			if got := h.check(); len(got) != 1 || got[0].What != what || got[0].MendedBy != nic.MendReconcile ||
+				got[0].Interface != made.Interface {
 				t.Errorf("%s: check %+v", what, got)
 			}
 			if mend == "attach" {
 				if res, err := g.tryAttach(spec); err != nil || !res.Changed {
 					t.Errorf("%s: the same again %+v, %v", what, res, err)
 				}
-			} else if actions, err := h.Reconcile(h.context(20*time.Second), false); err != nil || len(actions) != 1 || !actions[0].Changed || actions[0].Error != "" {
+			} else if actions, err := h.Reconcile(h.context(20*time.Second), false); err != nil || len(actions) != 1 ||
+				!actions[0].Changed || actions[0].Error != "" {
 				t.Errorf("%s: reconcile %+v, %v", what, actions, err)
 			}
 			if got := h.check(); len(got) > 0 {
@@ -353,7 +375,8 @@ func TestLeftOverTap(t *testing.T) {
 	for _, remove := range []string{"reconcile", "detach", "attach"} {
 		h.ip("tuntap", "add", g.link("net0"), "mode", "tap")
 		h.ip("tuntap", "add", "theirs", "mode", "tap")
-		alias := "vmnet vm=" + g.Name + " nic=net0 type=tap source=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1"
+		alias := "vmnet vm=" + g.Name +
+			" nic=net0 type=tap source=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1"
 		if err := h.nl.Set(g.tap("net0").Index, rtnl.Alias(alias)); err != nil {
 			t.Fatal(err)
 		}
@@ -369,7 +392,10 @@ func TestLeftOverTap(t *testing.T) {
 		left := g.tap("net0").Index
 		switch remove {
 		case "reconcile":
-			h.reconciled(nic.Action{VM: g.Name, NIC: "net0", Interface: g.link("net0"), Action: "removed: nobody holds it", Changed: true})
+			h.reconciled(nic.Action{
+				VM: g.Name, NIC: "net0", Interface: g.link("net0"),
+				Action: "removed: nobody holds it", Changed: true,
+			})
 			h.noLink(g.link("net0"))
 		case "detach":
 			if res, err := g.tryDetach("net0", 20*time.Second, false); err != nil || !res.Changed {
@@ -430,7 +456,8 @@ func TestAttachRefusals(t *testing.T) {
 		if got := q.State().Devices; len(got) != 1 {
 			t.Errorf("process %d has %v", pid, got)
 		}
-		if _, err := h.Detach(h.context(20*time.Second), tapmgr.DetachSpec{Target: spec.Target, NIC: "net0"}); err != nil {
+		if _, err := h.Detach(h.context(20*time.Second),
+			tapmgr.DetachSpec{Target: spec.Target, NIC: "net0"}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -441,7 +468,8 @@ func TestGuestWithoutAMonitor(t *testing.T) {
 	t.Parallel()
 	h := newUserHost(t)
 	g := h.fake(qmptest.Config{Monitors: -1})
-	if _, err := g.tryAttach(g.spec("net0")); !errors.Is(err, qemu.ErrNoMonitor) || !strings.Contains(err.Error(), "-qmp unix:") {
+	if _, err := g.tryAttach(g.spec("net0")); !errors.Is(err, qemu.ErrNoMonitor) ||
+		!strings.Contains(err.Error(), "-qmp unix:") {
 		t.Errorf("got %v", err)
 	}
 	h.noLink(g.link("net0"))
@@ -451,7 +479,10 @@ func TestGuestWithoutAMonitor(t *testing.T) {
 func TestDryRun(t *testing.T) {
 	h, g := fakeTest(t)
 	names := h.stepNames(g.spec("net0"))
-	for _, want := range []string{"getfd vmnet-net0-q0", "netdev_add vmnet-net0-netdev", "device_add vmnet-net0", "verify"} {
+	for _, want := range []string{
+		"getfd vmnet-net0-q0", "netdev_add vmnet-net0-netdev", "device_add vmnet-net0",
+		"verify",
+	} {
 		if !slices.Contains(names, want) {
 			t.Errorf("steps %q: no %s", names, want)
 		}
@@ -477,7 +508,8 @@ func TestBridgeThatGoes(t *testing.T) {
 	if got := h.check(); len(got) == 0 || got[0].What != "bridge" || got[0].MendedBy != nic.MendReconcile {
 		t.Errorf("check with the bridge back %+v", got)
 	}
-	if actions, err := h.Reconcile(h.context(20*time.Second), false); err != nil || len(actions) == 0 || !actions[0].Changed {
+	if actions, err := h.Reconcile(h.context(20*time.Second), false); err != nil ||
+		len(actions) == 0 || !actions[0].Changed {
 		t.Errorf("reconcile %+v, %v", actions, err)
 	}
 	if l := g.tap("net0"); h.masterOf(l) != "br0" {
@@ -487,7 +519,8 @@ func TestBridgeThatGoes(t *testing.T) {
 	if list, err := h.List(g.Name); err != nil || len(list) != 1 || list[0].Source != "br9" {
 		t.Errorf("list %+v, %v: want it on br9", list, err)
 	}
-	if res, err := g.tryAttach(g.spec("net0")); err != nil || !strings.Contains(strings.Join(res.Notices, " "), "br0 is called br9 now") {
+	if res, err := g.tryAttach(g.spec("net0")); err != nil ||
+		!strings.Contains(strings.Join(res.Notices, " "), "br0 is called br9 now") {
 		t.Errorf("the same attach, by the former name: %+v, %v", res, err)
 	}
 }
@@ -530,7 +563,8 @@ func TestWaitForwarding(t *testing.T) {
 	if err := h.deleteBridge("br0"); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.WaitForwarding(h.context(10*time.Second), made); err == nil || !strings.Contains(err.Error(), "on no bridge") {
+	if err := h.WaitForwarding(h.context(10*time.Second), made); err == nil ||
+		!strings.Contains(err.Error(), "on no bridge") {
 		t.Errorf("without its bridge: %v", err)
 	}
 }

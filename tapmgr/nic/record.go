@@ -66,7 +66,8 @@ func (r Record) Encode() (string, error) {
 		text = r.text(true)
 	}
 	if len(text) > most {
-		return "", fmt.Errorf("the names need %d bytes of the %d that an interface alias has: use a guest name that is shorter by %d bytes, or fewer VLAN ranges", len(text), most, len(text)-most)
+		return "", fmt.Errorf("the names need %d bytes of the %d that an interface alias has: "+
+			"use a guest name that is shorter by %d bytes, or fewer VLAN ranges", len(text), most, len(text)-most)
 	}
 	return text, nil
 }
@@ -116,7 +117,8 @@ func (r Record) text(terse bool) string {
 	if r.Phase == PhaseStarting {
 		add("since", strconv.FormatInt(r.Since, 10))
 	}
-	if at := " at=" + strconv.Itoa(r.At); r.At != 0 && b.Len()+len(at) <= alias.Max { // it can be done without: see follow
+	if at := " at=" + strconv.Itoa(r.At); r.At != 0 && b.Len()+len(at) <= alias.Max {
+		// it can be done without: see follow
 		b.WriteString(at)
 	}
 	return b.String()
@@ -136,7 +138,8 @@ func ParseRecord(text string) (r Record, ok bool) {
 			return Record{}, false
 		}
 	}
-	known := r.Type == TypeTap || r.Type == TypeSocket && r.Switch || r.Type == string(vtap.Macvtap) || r.Type == string(vtap.IPVtap)
+	known := r.Type == TypeTap || r.Type == TypeSocket && r.Switch || r.Type == string(vtap.Macvtap) ||
+		r.Type == string(vtap.IPVtap)
 	return r, known && ValidVM(r.VM) == nil && ValidNIC(r.NIC) == nil && r.Queues >= 1 && len(r.MAC) == 6
 }
 

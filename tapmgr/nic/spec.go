@@ -234,7 +234,8 @@ func (s Spec) validateHost() error {
 		}
 	}
 	if s.Lower != nil && !s.Port.IsZero() {
-		return fmt.Errorf("VLANs, isolation, hairpin, learning and flooding are settings of a port of a bridge or switch: a NIC on a lower has none")
+		return fmt.Errorf("VLANs, isolation, hairpin, learning and flooding are settings of a port of a bridge or " +
+			"switch: a NIC on a parent device has none")
 	}
 	return cmp.Or(s.Port.Validate(), s.Lower.validate(s.MAC), s.Switch.validate(s))
 }
@@ -342,7 +343,8 @@ func (s Spec) CheckLibvirt() error {
 	const cure = "(--via monitor can, of which libvirt then knows nothing)"
 	switch {
 	case s.Lower.isIPVtap():
-		return fmt.Errorf("libvirt cannot be handed an ipvtap by name: in the host's netns its guest's address would be the host's own %s", cure)
+		return fmt.Errorf("libvirt cannot be given an ipvtap by name: in the host's netns its guest's address would be "+
+			"the host's own %s", cure)
 	case len(s.DeviceOptions) > 0:
 		return fmt.Errorf("libvirt decides the further options of a device %s", cure)
 	case s.IsVirtio() && libvirtModels[s.Model] == "":

@@ -73,7 +73,10 @@ func TestInterfaceName(t *testing.T) {
 
 func TestInterfaceNamesOfLikeGuestsDiffer(t *testing.T) {
 	seen := map[string]string{}
-	for _, vm := range []string{"production-database-1", "production-database-2", "production.database-1", "production_database"} {
+	for _, vm := range []string{
+		"production-database-1", "production-database-2", "production.database-1",
+		"production_database",
+	} {
 		for _, nic := range []string{"net0", "net1"} {
 			name, _ := InterfaceName(vm, nic)
 			if other, ok := seen[name]; ok {
@@ -133,7 +136,8 @@ func TestAliasOfALongName(t *testing.T) {
 		func(r *Record) { r.Type, r.Source, r.Switch, r.Netns = TypeSocket, "sw0", true, 4026531840 },
 	} {
 		want := Record{
-			VM: strings.Repeat("n", 127), NIC: "net0", Type: TypeTap, Source: "br0", MAC: net.HardwareAddr{0x52, 0x54, 0, 1, 2, 3},
+			VM: strings.Repeat("n", 127), NIC: "net0", Type: TypeTap, Source: "br0",
+			MAC:   net.HardwareAddr{0x52, 0x54, 0, 1, 2, 3},
 			Model: "virtio-net-pci", Queues: 1, Phase: PhaseAttaching,
 		}
 		change(&want)
@@ -152,9 +156,12 @@ func TestAliasOfALongName(t *testing.T) {
 func TestAliasRefuses(t *testing.T) {
 	for _, alias := range []string{
 		"", "vmnet", "vmnet ", "vmnetx vm=a nic=b queues=1 mac=52:54:00:01:02:03", "web server uplink",
-		"vmnet vm=a nic=b type=tap queues=1", "vmnet vm=a nic=b type=tun queues=1 mac=52:54:00:01:02:03", "vmnet vm=a nic=B type=tap queues=1 mac=52:54:00:01:02:03",
-		"vmnet vm=a nic=b type=tap queues=0 mac=52:54:00:01:02:03", "vmnet vm=a nic=b type=tap queues=9999999 mac=52:54:00:01:02:03",
-		"vmnet vm=%zz nic=b type=tap queues=1 mac=52:54:00:01:02:03", "vmnet vm=a%0Ab nic=b type=tap queues=1 mac=52:54:00:01:02:03",
+		"vmnet vm=a nic=b type=tap queues=1", "vmnet vm=a nic=b type=tun queues=1 mac=52:54:00:01:02:03",
+		"vmnet vm=a nic=B type=tap queues=1 mac=52:54:00:01:02:03",
+		"vmnet vm=a nic=b type=tap queues=0 mac=52:54:00:01:02:03",
+		"vmnet vm=a nic=b type=tap queues=9999999 mac=52:54:00:01:02:03",
+		"vmnet vm=%zz nic=b type=tap queues=1 mac=52:54:00:01:02:03",
+		"vmnet vm=a%0Ab nic=b type=tap queues=1 mac=52:54:00:01:02:03",
 	} {
 		if r, ok := ParseRecord(alias); ok {
 			t.Errorf("%q was taken for ours: %+v", alias, r)

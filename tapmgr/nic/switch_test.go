@@ -22,18 +22,20 @@ func TestValidateSwitch(t *testing.T) {
 		}
 	}
 	for want, change := range map[string]func(*Spec){
-		"either on a bridge":       func(s *Spec) { s.Bridge = "br0" },
-		"on a lower or on a sw":    func(s *Spec) { s.Lower = &Lower{Device: "eth0"} },
-		"switch name":              func(s *Spec) { s.Switch.Name = "a b" },
-		"at most 107 bytes":        func(s *Spec) { s.Switch.Name = "/" + strings.Repeat("x", 107) },
-		`by "magic"`:               func(s *Spec) { s.Switch.By = "magic" },
-		"2 queues: a socket":       func(s *Spec) { s.Switch.By, s.Queues = BySocket, 2 },
-		"cannot serve a socket":    func(s *Spec) { s.Switch.By, s.Vhost = BySocket, VhostOn },
-		"no interface that":        func(s *Spec) { s.Switch.By, s.Device = BySocket, "tap7" },
-		"--via monitor":            func(s *Spec) { s.Via = ViaLibvirt },
-		"storm limit of -2":        func(s *Spec) { s.Switch.Storm = -2 },
-		"65537 addresses":          func(s *Spec) { s.Switch.MaxAddresses = 65537 },
-		"both VLAN and trunk":      func(s *Spec) { s.Port = brport.Settings{VLAN: 1, Trunk: []brport.VLANRange{{First: 2, Last: 3}}} },
+		"either on a bridge":    func(s *Spec) { s.Bridge = "br0" },
+		"on a lower or on a sw": func(s *Spec) { s.Lower = &Lower{Device: "eth0"} },
+		"switch name":           func(s *Spec) { s.Switch.Name = "a b" },
+		"at most 107 bytes":     func(s *Spec) { s.Switch.Name = "/" + strings.Repeat("x", 107) },
+		`by "magic"`:            func(s *Spec) { s.Switch.By = "magic" },
+		"2 queues: a socket":    func(s *Spec) { s.Switch.By, s.Queues = BySocket, 2 },
+		"cannot serve a socket": func(s *Spec) { s.Switch.By, s.Vhost = BySocket, VhostOn },
+		"no interface that":     func(s *Spec) { s.Switch.By, s.Device = BySocket, "tap7" },
+		"--via monitor":         func(s *Spec) { s.Via = ViaLibvirt },
+		"storm limit of -2":     func(s *Spec) { s.Switch.Storm = -2 },
+		"65537 addresses":       func(s *Spec) { s.Switch.MaxAddresses = 65537 },
+		"both VLAN and trunk": func(s *Spec) {
+			s.Port = brport.Settings{VLAN: 1, Trunk: []brport.VLANRange{{First: 2, Last: 3}}}
+		},
 		"cannot store a NIC":       func(s *Spec) { s.Via, s.Persistent = ViaMonitor, true },
 		"begin with fe are those ": func(s *Spec) { s.MAC = net.HardwareAddr{0xfe, 0, 0, 0, 0, 1} },
 	} {
@@ -47,8 +49,10 @@ func TestValidateSwitch(t *testing.T) {
 
 func TestAliasOfASwitchPort(t *testing.T) {
 	want := Record{
-		VM: "P2", NIC: "net0", Type: TypeSocket, Source: "/run/a b/sw", Switch: true, Port: "vlan:10", Model: DefaultModel,
-		Limits: SwitchLimits{LockMAC: true, Storm: NoLimit, MaxAddresses: 7}, MAC: net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}, Queues: 1, Phase: PhaseAttaching,
+		VM: "P2", NIC: "net0", Type: TypeSocket, Source: "/run/a b/sw", Switch: true, Port: "vlan:10",
+		Model:  DefaultModel,
+		Limits: SwitchLimits{LockMAC: true, Storm: NoLimit, MaxAddresses: 7},
+		MAC:    net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}, Queues: 1, Phase: PhaseAttaching,
 		Netns: 4026531840,
 	}
 	text, err := want.Encode()
@@ -57,7 +61,8 @@ func TestAliasOfASwitchPort(t *testing.T) {
 	}
 	got, ok := ParseRecord(text)
 	again, _ := got.Encode()
-	if !ok || again != text || got.Limits != want.Limits || !got.Switch || got.Source != want.Source || got.Netns != want.Netns {
+	if !ok || again != text || got.Limits != want.Limits || !got.Switch || got.Source != want.Source ||
+		got.Netns != want.Netns {
 		t.Errorf("%s became %+v, %v", text, got, ok)
 	}
 	for _, bad := range []string{
@@ -76,11 +81,13 @@ func TestAliasOfASwitchPort(t *testing.T) {
 
 func TestSwitchPortOfARecord(t *testing.T) {
 	r := Record{Type: TypeSocket, Switch: true, MAC: net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}}
-	if cfg := r.SwitchPortConfig(); cfg.Storm.Broadcast != DefaultStorm || cfg.MaxAddresses != DefaultMaxAddresses || cfg.MTU != 1500 || cfg.MACs != nil {
+	if cfg := r.SwitchPortConfig(); cfg.Storm.Broadcast != DefaultStorm || cfg.MaxAddresses != DefaultMaxAddresses ||
+		cfg.MTU != 1500 || cfg.MACs != nil {
 		t.Errorf("by default %+v", cfg)
 	}
 	r.Limits, r.MTU, r.Type = SwitchLimits{LockMAC: true, Storm: NoLimit, MaxAddresses: 9}, 9000, TypeTap
-	if cfg := r.SwitchPortConfig(); cfg.Storm.Unknown != 0 || cfg.MaxAddresses != 9 || cfg.MTU != 0 || len(cfg.MACs) != 1 {
+	if cfg := r.SwitchPortConfig(); cfg.Storm.Unknown != 0 || cfg.MaxAddresses != 9 ||
+		cfg.MTU != 0 || len(cfg.MACs) != 1 {
 		t.Errorf("with limits of its own %+v", cfg)
 	}
 	if text := r.Limits.String(); text != "locked;storm:off;addresses:9" {
