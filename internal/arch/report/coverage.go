@@ -38,8 +38,8 @@ var totals = []struct {
 	{"with the host's part too: all that was tapmgr", rooms, 60},
 }
 
-// coverage prints how much of these rooms runs in their tests that need neither root nor a guest, as
-// an ordinary user runs them.
+// coverage prints how much of these rooms their tests cover that need neither root nor a guest, run
+// as an ordinary user.
 func coverage(w io.Writer) error {
 	dir, err := os.MkdirTemp("", "vmnet-arch-")
 	if err != nil {
