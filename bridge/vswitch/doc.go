@@ -39,6 +39,7 @@
 // # Around the datapath
 //
 // Package vport has a port's settings and counters as data, with a table of where each setting
-// acts. Package capture is a capture's reader. Package control asks a switch that runs in another
-// process, whose side of the socket is package control/server.
+// acts. Package internal/endpoint opens the files of packet ports: the socket, the claim of the
+// device, the lane beside it. Package capture is a capture's reader. Package control asks a switch
+// that runs in another process, whose side of the socket is package control/server.
 package vswitch
