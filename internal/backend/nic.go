@@ -207,7 +207,7 @@ func (h *NIC) PlanDevice(queues int) (err error) {
 	byName := h.Spec.Via == nic.ViaLibvirt // libvirt opens the files itself
 	h.Device = qmp.NIC{
 		ID: nic.DeviceID(r.NIC), Model: r.Model, MAC: r.MAC, HostMTU: r.MTU, Options: maps.Clone(h.Spec.DeviceOptions),
-		Queues: queues, Vhost: r.Vhost && !byName, Netns: h.Spec.Lower != nil && !byName, Label: h.hasLabel(),
+		Queues: queues, Vhost: r.Vhost && !byName, Netns: h.Spec.Lower != nil && !byName,
 	}
 	h.Device.Bus, h.Device.Addr = h.Device.Options["bus"], h.Device.Options["addr"]
 	delete(h.Device.Options, "bus")
@@ -215,7 +215,9 @@ func (h *NIC) PlanDevice(queues int) (err error) {
 	if r.Type == nic.TypeSocket {
 		h.Device.Backend = qmp.Socket
 	}
-	return nil
+	label, err := h.label()
+	h.Device.Label = label != ""
+	return step.WithStage(nic.ErrLink, err)
 }
 
 // guestMTU returns the MTU that the guest sees; 0 if it needs none. It is also the largest that the
@@ -261,8 +263,11 @@ func (h *NIC) hasLabel() bool {
 	return r.Type == nic.TypeSocket || r.Via != nic.ViaLibvirt && !fromHelper
 }
 
-// label returns the label's text.
+// label returns the label's text; empty if the VMM gets none, or if the names have no room in one.
 func (h *NIC) label() (string, error) {
+	if !h.hasLabel() {
+		return "", nil
+	}
 	r := h.Record
 	if r.Type == nic.TypeSocket { // which has no link
 		r.Phase = nic.PhasePlugged

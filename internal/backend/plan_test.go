@@ -227,6 +227,7 @@ func TestLabels(t *testing.T) {
 		{"helper, whose caller gives it", onBridge, nic.PhaseAttaching, 1000, false},
 		{"libvirt opens it", byName(onBridge), nic.PhaseStarting, 0, false},
 		{"socket of a user", onSwitch(nic.BySocket), nic.PhaseAttaching, 1000, true},
+		{"no room", func(s *nic.Spec) { s.VM = strings.Repeat("g", 200) }, nic.PhaseAttaching, 0, false},
 	} {
 		m := unprivileged(t)
 		m.Owner = tc.owner
