@@ -15,7 +15,7 @@ import (
 
 var guestMAC = net.HardwareAddr{0x52, 0x54, 0, 1, 2, 3}
 
-// tapView is a NIC on a bridge that is as it should be.
+// tapView returns a NIC on a bridge that is as recorded.
 func tapView() *View {
 	v := &View{
 		Device: &Device{
@@ -37,7 +37,7 @@ func tapView() *View {
 	return v
 }
 
-// macvtapView is a macvtap that is as it should be.
+// macvtapView returns a macvtap that is as recorded.
 func macvtapView() *View {
 	return &View{
 		Device: &Device{
@@ -60,7 +60,7 @@ func macvtapView() *View {
 	}
 }
 
-// switchView is a tap of a userspace switch that is as it should be.
+// switchView returns a tap on a userspace switch that is as recorded.
 func switchView() *View {
 	v := tapView()
 	v.Want.Switch, v.Want.Source, v.Want.Port, v.MasterName, v.Master = true, "sw0", "", "", 0
@@ -84,8 +84,7 @@ func plainView() *View {
 	return v
 }
 
-// TestCompare spoils each property, and demands what is told of it and who mends it. The last
-// column is what the cure names.
+// TestCompare changes each property, and wants the finding, what mends it, and its cure.
 func TestCompare(t *testing.T) {
 	const detachFirst = "vmnet detach --vm P2 --nic net0"
 	for _, test := range []struct {
@@ -210,12 +209,12 @@ func TestCompare(t *testing.T) {
 	}
 }
 
-// filters makes the view's bridge one that filters VLANs.
+// filters turns VLAN filtering on at the view's bridge.
 func (v *View) filters(pvid int) {
 	v.Home.Bridge.VLANFiltering, v.Home.Bridge.DefaultPVID = true, pvid
 }
 
-// TestAdvice: what is as it should be, and does not work as the guest expects.
+// TestAdvice: a NIC that is as recorded may still not work as its guest expects.
 func TestAdvice(t *testing.T) {
 	for _, test := range []struct {
 		of    func() *View
@@ -238,8 +237,8 @@ func TestAdvice(t *testing.T) {
 	}
 }
 
-// TestPropertiesInOrder: a port is set before it goes up, so that no frame passes that it should
-// not let through.
+// TestPropertiesInOrder: a port gets its settings before it goes up, so that it never passes frames
+// that it should drop.
 func TestPropertiesInOrder(t *testing.T) {
 	at := map[string]int{}
 	for i, p := range properties {

@@ -9,8 +9,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// TestStateOfASwitchPort: a port that its switch has stopped, or that is down there, is not said to
-// forward.
+// TestStateOfASwitchPort: a port that its switch has stopped, or that is down, is not listed as
+// forwarding.
 func TestStateOfASwitchPort(t *testing.T) {
 	for state, want := range map[vport.State]nic.State{
 		vport.StateUp: "forwarding", vport.StateDown: nic.Down, vport.StateStopped: nic.Stopped, "": "forwarding",

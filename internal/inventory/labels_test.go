@@ -10,8 +10,7 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// TestLabelsThatHaveEnded: a NIC that is attached again has a label of the same text as the former
-// one.
+// TestLabelsThatHaveEnded: a NIC that is attached again has a label with the same text as before.
 func TestLabelsThatHaveEnded(t *testing.T) {
 	own, err := netns.Current()
 	if err != nil {

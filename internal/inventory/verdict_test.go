@@ -238,7 +238,7 @@ func TestHolders(t *testing.T) {
 	}
 }
 
-// TestWhoIsBelieved: anybody can write a label, run a switch and call a process a guest.
+// TestWhoIsBelieved: any user can write a label, run a switch and give a process a guest's name.
 func TestWhoIsBelieved(t *testing.T) {
 	const root, caller = 0, 1000
 	for _, test := range []struct {
