@@ -92,6 +92,7 @@ func (a *app) networkService(ctx context.Context, o *networkFlags, ns *netns.NS)
 func (s *stepFlags) applyToNetworks(a *app, m *network.Manager, json bool, describe func() (*networkPlan, error)) {
 	switch {
 	case s.dryRun:
+		m.DryRun = true
 		m.Run = func(_ context.Context, steps []step.Step) error {
 			s.planned = true
 			plan, err := describe()

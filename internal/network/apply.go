@@ -34,7 +34,7 @@ func (e invalid) Unwrap() error      { return e.error }
 // Create stores a network's file and makes the network. What w leaves open is chosen, and set in
 // its Network. That there is such a network already is an error.
 func (m *Manager) Create(ctx context.Context, w Wanted) error {
-	unlock, err := m.Dir.Lock(ctx)
+	unlock, err := m.lock(ctx)
 	if err != nil {
 		return err
 	}
@@ -120,7 +120,7 @@ func (m *Manager) fileStep(n *config.Network) step.Step {
 // Replace stores a changed file of a network and makes the network so. change gets the network as
 // its file says; an error of it ends Replace. After any other error the file is as it was.
 func (m *Manager) Replace(ctx context.Context, name string, change func(*config.Network) error) error {
-	unlock, err := m.Dir.Lock(ctx)
+	unlock, err := m.lock(ctx)
 	if err != nil {
 		return err
 	}
@@ -152,7 +152,7 @@ func (m *Manager) replace(ctx context.Context, name string, change func(*config.
 
 // Apply makes a network as its file says. changed reports whether it was not so before.
 func (m *Manager) Apply(ctx context.Context, name string) (n *config.Network, changed bool, err error) {
-	unlock, err := m.Dir.Lock(ctx)
+	unlock, err := m.lock(ctx)
 	if err != nil {
 		return nil, false, err
 	}
@@ -204,7 +204,7 @@ func (m *Manager) applySteps(ctx context.Context, n *config.Network) ([]step.Ste
 	if !st.sameRules {
 		steps = append(steps, m.rulesStep(n, st))
 	}
-	return append(steps, m.serverSteps(n, st)...), nil
+	return append(steps, m.serverSteps(ctx, n, st)...), nil
 }
 
 func (m *Manager) bridgeStep(n *config.Network) step.Step {
@@ -318,24 +318,22 @@ func (m *Manager) rulesStep(n *config.Network, st *state) step.Step {
 }
 
 // serverSteps start the server where it should run, and end it where it should not.
-func (m *Manager) serverSteps(n *config.Network, st *state) []step.Step {
+func (m *Manager) serverSteps(ctx context.Context, n *config.Network, st *state) []step.Step {
 	if m.Service == nil {
 		return nil
 	}
-	up := n.DHCP && (st.server == nil || st.server.Alias != m.ServerConfig(n).Mark() ||
-		st.bridge == nil || st.server.Master != st.bridge.Index)
-	down := !n.DHCP && st.server != nil
-	stop := func(ctx context.Context) error {
-		return errors.Join(m.Service.Stop(ctx, m, n), server.Stop(ctx, m.nl, n))
+	differs := n.DHCP != (st.server != nil)
+	if n.DHCP && st.server != nil {
+		differs = st.server.Alias != m.ServerConfig(n).Mark() || st.bridge == nil || st.server.Master != st.bridge.Index
 	}
-	switch {
-	case up:
-		return []step.Step{{
-			Name: "server", Text: m.Service.Text(n), Undo: stop,
-			Do: func(ctx context.Context) error { return m.Service.Start(ctx, m, n) },
-		}}
-	case down:
-		return []step.Step{{Name: "no server", Text: "end " + n.ServerLink(), Do: stop}}
+	if !differs && m.Service.AtBoot(ctx, n) {
+		return nil
 	}
-	return nil
+	return []step.Step{{
+		Name: "server", Text: m.Service.Text(n),
+		Do: func(ctx context.Context) error { return m.Service.Start(ctx, m, n) },
+		Undo: func(ctx context.Context) error {
+			return errors.Join(m.Service.Stop(ctx, m, n), server.Stop(ctx, m.nl, n))
+		},
+	}}
 }

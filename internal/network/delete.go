@@ -22,7 +22,7 @@ import (
 // the host. It needs no file, so it also removes what an interrupted verb has left. Without force
 // it refuses to disconnect guests. The file goes last, so an interrupted Delete can be repeated.
 func (m *Manager) Delete(ctx context.Context, name string, force bool) error {
-	unlock, err := m.Dir.Lock(ctx)
+	unlock, err := m.lock(ctx)
 	if err != nil {
 		return err
 	}

@@ -99,6 +99,9 @@ func (s *inProcess) Start(ctx context.Context, m *Manager, n *config.Network) er
 	if err := s.Stop(ctx, m, n); err != nil {
 		return err
 	}
+	if !n.DHCP {
+		return nil
+	}
 	own, cancel := context.WithCancel(context.Background())
 	ready, ended := make(chan struct{}), make(chan error, 1)
 	go func() { ended <- server.Serve(own, m.ServerConfig(n), func() { close(ready) }) }()
@@ -120,6 +123,8 @@ func (s *inProcess) Stop(_ context.Context, _ *Manager, n *config.Network) error
 	}
 	return stop()
 }
+
+func (s *inProcess) AtBoot(context.Context, *config.Network) bool { return true }
 
 func (s *inProcess) Text(n *config.Network) string { return "serve " + n.Name }
 

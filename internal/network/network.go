@@ -29,17 +29,22 @@ type Manager struct {
 	Service Service
 	// Run runs steps; nil is step.Run.
 	Run func(context.Context, []step.Step) error
+	// DryRun says that Run changes nothing, so that nothing is locked.
+	DryRun bool
 
 	nl *rtnl.Conn
 }
 
 // A Service starts and ends servers, as processes other than this one.
 type Service interface {
-	// Start starts a network's server, or replaces one that is out of date. It returns once guests
-	// are answered.
+	// Start starts a network's server, or replaces one that is out of date, and has the network made
+	// at boot, if the Service can. It returns once guests are answered. For a network without a
+	// server it ends one that runs.
 	Start(ctx context.Context, m *Manager, n *config.Network) error
-	// Stop ends a network's server, and keeps it from being started at boot.
+	// Stop ends a network's server, and keeps the network from being made at boot.
 	Stop(ctx context.Context, m *Manager, n *config.Network) error
+	// AtBoot reports whether the network is made at boot, or the Service cannot do that.
+	AtBoot(ctx context.Context, n *config.Network) bool
 	// Text returns what Start does, for people.
 	Text(n *config.Network) string
 }
@@ -52,6 +57,14 @@ func (m *Manager) Open() (err error) {
 
 // Close closes what Open has opened.
 func (m *Manager) Close() { m.nl.Close() }
+
+// lock takes the networks' lock, unless nothing is changed.
+func (m *Manager) lock(ctx context.Context) (unlock func() error, err error) {
+	if m.DryRun {
+		return func() error { return nil }, nil
+	}
+	return m.Dir.Lock(ctx)
+}
 
 func (m *Manager) run(ctx context.Context, steps []step.Step) error {
 	if m.Run != nil {

@@ -45,7 +45,7 @@ func TestRecord(t *testing.T) {
 func TestSystemd(t *testing.T) {
 	dir := t.TempDir()
 	log := filepath.Join(dir, "log")
-	script := "#!/bin/sh\necho \"$@\" >>" + log + "\n[ \"$1\" != disable ] || { echo no such unit >&2; exit 5; }\n"
+	script := "#!/bin/sh\necho \"$@\" >>" + log + "\n[ \"$1\" = enable -o \"$1\" = restart ] || { echo no such unit >&2; exit 5; }\n"
 	if err := os.WriteFile(filepath.Join(dir, "systemctl"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -54,13 +54,17 @@ func TestSystemd(t *testing.T) {
 	if err := (Systemd{}).Start(context.Background(), nil, n); err != nil {
 		t.Error(err)
 	}
+	if (Systemd{}).AtBoot(context.Background(), n) {
+		t.Error("it is enabled, says a systemctl that fails")
+	}
 	err := Systemd{}.Stop(context.Background(), nil, n)
 	if err == nil || err.Error() != "systemctl disable --now vmnet-network@lab.service: exit status 5: no such unit "+
 		"(journalctl -u 'vmnet-network@*' says more)" {
 		t.Error(err)
 	}
 	got, err := os.ReadFile(log)
-	const want = "enable vmnet-network@lab.service\nrestart vmnet-network@lab.service\ndisable --now vmnet-network@lab.service\n"
+	const want = "enable vmnet-network@lab.service\nrestart vmnet-network@lab.service\n" +
+		"is-enabled --quiet vmnet-network@lab.service\ndisable --now vmnet-network@lab.service\n"
 	if err != nil || string(got) != want {
 		t.Errorf("%s, %v", got, err)
 	}

@@ -26,6 +26,9 @@ func (d Detached) Start(ctx context.Context, m *Manager, n *config.Network) erro
 	if err := server.Stop(ctx, m.nl, n); err != nil {
 		return err
 	}
+	if !n.DHCP {
+		return nil
+	}
 	return server.Spawn(ctx, append(d.Command[:len(d.Command):len(d.Command)], n.Name))
 }
 
@@ -36,8 +39,14 @@ func (d Detached) Stop(ctx context.Context, m *Manager, n *config.Network) error
 
 // Text implements Service.
 func (d Detached) Text(n *config.Network) string {
+	if !n.DHCP {
+		return "end " + n.ServerLink()
+	}
 	return "in the background: " + strings.Join(append(d.Command[:len(d.Command):len(d.Command)], n.Name), " ")
 }
+
+// AtBoot implements Service.
+func (Detached) AtBoot(context.Context, *config.Network) bool { return true }
 
 // Systemd has systemd run servers, also at each boot.
 type Systemd struct{}
@@ -74,6 +83,11 @@ func (Systemd) Start(ctx context.Context, _ *Manager, n *config.Network) error {
 // Stop implements Service.
 func (Systemd) Stop(ctx context.Context, _ *Manager, n *config.Network) error {
 	return systemctl(ctx, "disable", "--now", unit(n.Name))
+}
+
+// AtBoot implements Service.
+func (Systemd) AtBoot(ctx context.Context, n *config.Network) bool {
+	return systemctl(ctx, "is-enabled", "--quiet", unit(n.Name)) == nil
 }
 
 // Text implements Service.

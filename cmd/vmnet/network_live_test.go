@@ -1,0 +1,68 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"vmnet/internal/network/nft"
+	"vmnet/internal/nstest"
+)
+
+// TestLiveNetworkWithThePrivilegesOfItsUnit: the capabilities that the unit allows are enough to
+// serve a network twice, and to leave nothing of its server.
+func TestLiveNetworkWithThePrivilegesOfItsUnit(t *testing.T) {
+	ns := nstest.New(t)
+	_, err := nft.Find("dnsmasq", "dnsmasq-base")
+	nstest.Require(t, "dnsmasq", err == nil, "apt install dnsmasq-base")
+	unit, err := os.ReadFile("../../docs/systemd/vmnet-network@.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`(?m)^CapabilityBoundingSet=(.*)$`).FindSubmatch(unit)
+	if found == nil {
+		t.Fatal("the unit names no capabilities")
+	}
+	caps := ""
+	for _, name := range strings.Fields(string(found[1])) {
+		caps += ",+" + strings.ToLower(strings.TrimPrefix(name, "CAP_"))
+	}
+	dir, err := os.MkdirTemp("", "network")
+	if err == nil {
+		err = os.Chmod(dir, 0o755) // for dnsmasq's user
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	text := "nat: true\nsubnet: 10.66.0.0/24\nipv6: \"fd66:1:2:3::/64\"\ndhcp: true\n"
+	if err := os.WriteFile(filepath.Join(dir, "lab.yaml"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	heard := systemd(t)
+	for range 2 {
+		cmd := exec.Command("nsenter", "--net="+ns.Path(), "setpriv", "--no-new-privs", "--bounding-set", "-all"+caps,
+			"vmnet", "network", "serve", "lab", "--config-dir", dir, "--state-dir", filepath.Join(dir, "state"))
+		cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+heard.LocalAddr().String(), "GORACE=atexit_sleep_ms=0")
+		cmd.Stderr = os.Stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		hear(t, heard, "READY=1\nSTATUS=network lab: guests are answered")
+		ipIn(t, ns.Path(), "link", "show", "lab-srv")
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Error(err)
+		}
+		hear(t, heard, "STOPPING=1")
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+		if _, err := nstest.Handle(t, ns).LinkByName("lab-srv"); err == nil {
+			t.Error("lab-srv is left")
+		}
+	}
+}
