@@ -187,6 +187,9 @@ func (m *Manager) applySteps(ctx context.Context, n *config.Network) ([]step.Ste
 	if st.bridge == nil {
 		steps = append(steps, m.bridgeStep(n))
 	}
+	if st.bridge == nil || st.bridge.Alias == "" {
+		steps = append(steps, m.aliasStep(n))
+	}
 	for _, a := range st.missing {
 		steps = append(steps, m.addressStep(n, a))
 	}
@@ -208,17 +211,13 @@ func (m *Manager) applySteps(ctx context.Context, n *config.Network) ([]step.Ste
 }
 
 func (m *Manager) bridgeStep(n *config.Network) step.Step {
-	mac := bridges.DefaultMAC(n.Name)
+	mac := macOf(n.Name)
 	return step.Step{
-		Name: "bridge",
-		Text: fmt.Sprintf("ip link add %s type bridge, MAC %s, alias %q", n.Name, mac, record{network: n.Name}),
+		Name: "bridge", Text: fmt.Sprintf("ip link add %s address %s type bridge", n.Name, mac),
 		Do: func(context.Context) error {
-			err := m.nl.CreateWithAlias("bridge", rtnl.RandomIndex(), record{network: n.Name}.String(),
-				rtnl.Name(n.Name), rtnl.MAC(mac))
-			if err != nil {
-				return bridges.Explain(err)
-			}
-			return nil
+			// The kernel chooses the index, since a bridge with a higher one than its ports counts
+			// as younger than they are.
+			return bridges.Explain(m.nl.Create("bridge", rtnl.Name(n.Name), rtnl.MAC(mac)))
 		},
 		Undo: func(context.Context) error {
 			br, _, err := m.bridge(n.Name)
@@ -227,6 +226,13 @@ func (m *Manager) bridgeStep(n *config.Network) step.Step {
 			}
 			return rtnl.IgnoreNotExist(m.nl.Delete(br.Index))
 		},
+	}
+}
+
+func (m *Manager) aliasStep(n *config.Network) step.Step {
+	return step.Step{
+		Name: "alias", Text: fmt.Sprintf("ip link set %s alias %q", n.Name, record{network: n.Name}),
+		Do: func(context.Context) error { return m.remember(n.Name, func(*memory) {}) },
 	}
 }
 

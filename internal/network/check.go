@@ -128,6 +128,8 @@ func (m *Manager) differences(n *config.Network, st *state) (found []Difference,
 	switch {
 	case st.bridge == nil:
 		add("bridge", n.Name, "")
+	case st.bridge.Alias == "":
+		add("bridge", "with the network's alias", "without one")
 	case !st.bridge.Up:
 		add("bridge", "up", "down")
 	}

@@ -221,6 +221,7 @@ func TestLiveDrift(t *testing.T) {
 		{"address", func() { x.ip(x.host, "addr", "del", "10.66.0.1/24", "dev", "lab") }},
 		{"address", func() { x.ip(x.host, "addr", "add", "10.99.0.1/24", "dev", "lab") }},
 		{"bridge", func() { x.ip(x.host, "link", "del", "lab") }},
+		{"bridge", func() { x.ip(x.host, "link", "set", "lab", "alias", "") }},
 		{"sysctl net.ipv4.ip_forward", func() { x.sysctl(x.host, sysctlIP4, "0") }},
 		{"server", func() { x.ip(x.host, "link", "set", "lab-srv", "nomaster") }},
 		{"server", func() { x.ip(x.host, "link", "set", "lab-srv", "alias", server.MarkOf("lab")+"0") }},

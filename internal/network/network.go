@@ -37,9 +37,9 @@ type Manager struct {
 
 // A Service starts and ends servers, as processes other than this one.
 type Service interface {
-	// Start starts a network's server, or replaces one that is out of date, and has the network made
-	// at boot, if the Service can. It returns once guests are answered. For a network without a
-	// server it ends one that runs.
+	// Start starts a network's server, or replaces one that is out of date, and has the network
+	// made at boot, if the Service can. It returns once guests are answered. For a network without
+	// a server it ends one that runs.
 	Start(ctx context.Context, m *Manager, n *config.Network) error
 	// Stop ends a network's server, and keeps the network from being made at boot.
 	Stop(ctx context.Context, m *Manager, n *config.Network) error

@@ -1,11 +1,14 @@
 package network
 
 import (
+	"bytes"
+	"net"
 	"slices"
 	"strings"
 
 	"vmnet/internal/alias"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/stablemac"
 )
 
 // record is what the alias of a network's bridge says: whose it is, and what the network has
@@ -64,8 +67,15 @@ func (r record) String() string {
 	return text
 }
 
+// macOf returns the address of a network's bridge. No other bridge of that name has it, so it tells
+// one whose making was cut off before it had an alias.
+func macOf(network string) net.HardwareAddr { return stablemac.New([]byte{0x02}, "network", network) }
+
 // recordOf reads the alias of a link; ok is false if it is no network's bridge.
 func recordOf(l *rtnl.Link) (r record, ok bool) {
+	if l.Alias == "" && l.Bridge != nil && bytes.Equal(l.MAC, macOf(l.Name)) {
+		return record{network: l.Name}, true
+	}
 	rest, ok := strings.CutPrefix(l.Alias, alias.Prefix)
 	if !ok || l.Bridge == nil {
 		return r, false

@@ -45,7 +45,7 @@ func (d Detached) Text(n *config.Network) string {
 	return "in the background: " + strings.Join(append(d.Command[:len(d.Command):len(d.Command)], n.Name), " ")
 }
 
-// AtBoot implements Service.
+// AtBoot reports whether the Service need do nothing for the next boot.
 func (Detached) AtBoot(context.Context, *config.Network) bool { return true }
 
 // Systemd has systemd run servers, also at each boot.
@@ -85,7 +85,7 @@ func (Systemd) Stop(ctx context.Context, _ *Manager, n *config.Network) error {
 	return systemctl(ctx, "disable", "--now", unit(n.Name))
 }
 
-// AtBoot implements Service.
+// AtBoot reports whether the Service need do nothing for the next boot.
 func (Systemd) AtBoot(ctx context.Context, n *config.Network) bool {
 	return systemctl(ctx, "is-enabled", "--quiet", unit(n.Name)) == nil
 }
