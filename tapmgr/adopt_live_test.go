@@ -43,7 +43,8 @@ func TestAdopt(t *testing.T) {
 	h.bridge(bridge.Config{Name: "br1"})
 	mac := net.HardwareAddr{0x52, 0x54, 0, 0, 1, 1}
 	spec := nic.Spec{
-		Target: nic.Target{VM: "clone"}, NIC: "net0", Bridge: "br0", Device: "vnet0", MAC: mac, Queues: 1, Vhost: nic.VhostOff,
+		Target: nic.Target{VM: "clone"}, NIC: "net0", Bridge: "br0", Device: "vnet0",
+		MAC: mac, Queues: 1, Vhost: nic.VhostOff,
 		Port: brport.Settings{Isolated: true},
 	}
 	ctx := h.context(20 * time.Second)
@@ -54,7 +55,8 @@ func TestAdopt(t *testing.T) {
 		t.Error(err)
 	}
 	l := h.libvirtTap("vnet0", mac)
-	if err := h.Host().Expect(ctx, spec); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "remove <target dev='vnet0'/>") {
+	if err := h.Host().Expect(ctx, spec); !errors.Is(err, nic.ErrExist) ||
+		!strings.Contains(err.Error(), "remove <target dev='vnet0'/>") {
 		t.Errorf("its name is taken: %v", err)
 	}
 	for range 2 {
@@ -62,7 +64,8 @@ func TestAdopt(t *testing.T) {
 			t.Fatal(err)
 		}
 		all, err := h.List("clone")
-		if err != nil || len(all) != 1 || all[0].Interface != "vnet0" || all[0].Port != "isolated" || all[0].Source != "br0" || all[0].Via != nic.ViaLibvirt {
+		if err != nil || len(all) != 1 || all[0].Interface != "vnet0" || all[0].Port != "isolated" ||
+			all[0].Source != "br0" || all[0].Via != nic.ViaLibvirt {
 			t.Errorf("listed %+v, %v", all, err)
 		}
 	}

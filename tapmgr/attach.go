@@ -61,18 +61,27 @@ func (m *Manager) attach(ctx context.Context, spec, requested nic.Spec) (nic.Res
 func wayOf(spec nic.Spec, isLibvirts, hasHelper bool) (nic.Via, error) {
 	switch {
 	case !isLibvirts && (spec.Via != "" || spec.Persistent):
-		return "", step.WithStage(nic.ErrInvalid, fmt.Errorf("guest %s is not libvirt's: --via and --persistent do not concern it", spec.VM))
+		return "",
+			step.WithStage(nic.ErrInvalid,
+				fmt.Errorf("guest %s is not libvirt's: --via and --persistent do not concern it", spec.VM))
 	case !isLibvirts || spec.Via == nic.ViaMonitor:
 		return spec.Via, nil
 	case spec.Via == "" && spec.Switch != nil:
-		return "", step.WithStage(nic.ErrInvalid, fmt.Errorf("guest %s is libvirt's, which cannot plug a port of a userspace switch (--via monitor hands it to QEMU, without libvirt's knowledge)", spec.VM))
+		return "",
+			step.WithStage(nic.ErrInvalid,
+				fmt.Errorf(
+					"guest %s is libvirt's, which cannot plug a port of a userspace switch (--via monitor hands it to QEMU, without libvirt's knowledge)",
+					spec.VM))
 	}
 	spec.Via = nic.ViaLibvirt
 	if err := spec.CheckLibvirt(); err != nil {
 		return "", step.WithStage(nic.ErrInvalid, err)
 	}
 	if hasHelper {
-		return "", step.WithStage(nic.ErrLink, errors.New("to hand libvirt a device by its name takes root (--via monitor does without, of which libvirt then knows nothing)"))
+		return "",
+			step.WithStage(nic.ErrLink,
+				errors.New(
+					"only root can hand libvirt a device by its name (--via monitor needs no root, and libvirt does not know the NIC then)"))
 	}
 	return spec.Via, nil
 }
@@ -205,7 +214,7 @@ func (a *attachment) steps() ([]step.Step, error) {
 func (a *attachment) releaseStep(left *inventory.Device) step.Step {
 	return step.Step{
 		Name: "release",
-		Text: fmt.Sprintf("take back what a crash left of %s in the guest", left.Name),
+		Text: fmt.Sprintf("remove what a crash left of %s in the guest", left.Name),
 		Do:   func(ctx context.Context) error { return a.m.release(ctx, a.guest, left) },
 	}
 }
@@ -223,7 +232,7 @@ func (a *attachment) replaceStep(dead *inventory.Device) step.Step {
 		Stage: nic.ErrHandover,
 		Do: func(ctx context.Context) error {
 			return a.guest.Unplug(ctx, a.Spec.NIC, func(elapsed time.Duration) {
-				a.m.progress("waiting for the guest to let go of the former %s for %.0f s", a.Spec.NIC, elapsed.Seconds())
+				a.m.progress("waiting for the guest to release the former %s for %.0f s", a.Spec.NIC, elapsed.Seconds())
 			})
 		},
 	}

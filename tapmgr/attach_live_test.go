@@ -86,7 +86,8 @@ func (h *host) shown(g *guest, nic nic.NIC) {
 	if len(d.Learned) == 0 || d.Learned[0].MAC != nic.MAC {
 		h.Errorf("learned %+v, want %s", d.Learned, nic.MAC)
 	}
-	if d.Counters.RxPackets == 0 || d.Counters.TxPackets == 0 || d.Bridge != "br0" || !strings.HasPrefix(d.HostMAC, "fe:") {
+	if d.Counters.RxPackets == 0 || d.Counters.TxPackets == 0 || d.Bridge != "br0" ||
+		!strings.HasPrefix(d.HostMAC, "fe:") {
 		h.Errorf("%+v: want traffic both ways on br0 and a host MAC in fe:", d)
 	}
 }
@@ -100,7 +101,8 @@ func (h *host) refusesAnother(spec nic.Spec) {
 	}
 	spec.Queues, spec.Model = 1, "virtio-net-pci-non-transitional"
 	_, err := h.Attach(ctx, spec)
-	if !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "queues is 2, asked for 1") || !strings.Contains(err.Error(), "model is") {
+	if !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "queues is 2, asked for 1") ||
+		!strings.Contains(err.Error(), "model is") {
 		h.Errorf("another Spec: got %v, want ErrExist and both differences", err)
 	}
 }
@@ -261,13 +263,15 @@ func TestLiveDryRunChangesNothing(t *testing.T) {
 	}
 	want := []string{
 		"label", "tap", "queue 1", "settings", "altname", "port",
-		"check vmnet-net0", "getfd vmnet-net0-label", "getfd vmnet-net0-q0", "getfd vmnet-net0-q1", "netdev_add vmnet-net0-netdev", "device_add vmnet-net0",
+		"check vmnet-net0", "getfd vmnet-net0-label", "getfd vmnet-net0-q0", "getfd vmnet-net0-q1",
+		"netdev_add vmnet-net0-netdev", "device_add vmnet-net0",
 		"close", "verify",
 	}
 	if diff := cmp.Diff(want, names); diff != "" {
 		t.Errorf("steps (-want +got):\n%s", diff)
 	}
-	if device := steps[slices.Index(want, "device_add vmnet-net0")].Text; !strings.Contains(device, `"bus":"port0"`) || !strings.Contains(device, `"vectors":6`) {
+	if device := steps[slices.Index(want, "device_add vmnet-net0")].Text; !strings.Contains(device, `"bus":"port0"`) ||
+		!strings.Contains(device, `"vectors":6`) {
 		t.Errorf("device_add: %s", device)
 	}
 	if after := monitorState(h, g); after != before {

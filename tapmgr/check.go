@@ -18,8 +18,8 @@ type Checked struct {
 	Notices     []string         `json:"notices"` // what could not be compared, and why
 }
 
-// Check compares what every NIC should be, which its alias says, with what it is:
-// in the kernel, and in the guest where its monitor is free.
+// Check compares what every NIC should be, as its alias says, with what it is: in the kernel and,
+// if the guest's monitor is free, in the guest.
 func (m *Manager) Check(ctx context.Context) (Checked, error) {
 	links, err := m.host.Devices(ctx)
 	if err != nil {
@@ -76,9 +76,12 @@ func (c *checker) add(dev inventory.Device, f inventory.Finding) {
 	c.Differences = append(c.Differences, f.Difference(&dev))
 }
 
-// leftOver tells of a link that nobody holds.
+// leftOver adds a link that no process holds.
 func (c *checker) leftOver(dev inventory.Device) {
-	c.add(dev, inventory.Finding{What: "holder", Want: "a guest", Found: "nobody: it is left over", Remedy: inventory.Remedy{By: nic.MendReconcile, Cure: inventory.ReconcileCommand}})
+	c.add(dev, inventory.Finding{
+		What: "holder", Want: "a guest", Found: "nobody: it is left over",
+		Remedy: inventory.Remedy{By: nic.MendReconcile, Cure: inventory.ReconcileCommand},
+	})
 }
 
 func (m *Manager) checkGuest(_, reading context.Context, nics []inventory.Device) Checked {
@@ -98,7 +101,7 @@ func (c *checker) guest(ctx context.Context, nics []inventory.Device) {
 	for _, dev := range nics {
 		dev, err := c.m.host.Refresh(ctx, dev)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // detached meanwhile
+			continue // it has been detached
 		}
 		has := false
 		if err == nil {
@@ -113,7 +116,10 @@ func (c *checker) guest(ctx context.Context, nics []inventory.Device) {
 			c.add(dev, inventory.Finding{What: "attach", Want: "done", Found: "cut short", Remedy: byReconcile})
 		}
 		if !has {
-			c.add(dev, inventory.Finding{What: "device", Want: nic.DeviceOf(dev.Want.NIC, dev.Want.Via), Found: "the guest has none", Remedy: byReconcile})
+			c.add(dev, inventory.Finding{
+				What: "device", Want: nic.DeviceOf(dev.Want.NIC, dev.Want.Via),
+				Found: "the guest has none", Remedy: byReconcile,
+			})
 		}
 	}
 }

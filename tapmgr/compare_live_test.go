@@ -54,7 +54,8 @@ func (h *host) mended(spec nic.Spec, made nic.NIC, ways []spoiled) {
 		for name, mend := range mends {
 			h.runIn(in, made, way.change)
 			got := h.check()
-			if len(got) != 1 || got[0].What != way.what || got[0].MendedBy != nic.MendReconcile || got[0].Mend != "vmnet reconcile" {
+			if len(got) != 1 || got[0].What != way.what || got[0].MendedBy != nic.MendReconcile ||
+				got[0].Mend != "vmnet reconcile" {
 				h.Errorf("%s: check %+v, want %s", way.change, got, way.what)
 			}
 			mend()
@@ -140,7 +141,8 @@ func TestLiveTapIsMended(t *testing.T) {
 	for _, line := range []string{"nomaster", "address 52:54:00:09:09:09", "addrgenmode eui64", "mtu 1200", "down"} {
 		h.runIn(h.ns, nic, "ip link set DEV "+line)
 	}
-	if res, err := h.Attach(h.context(20*time.Second), spec); err != nil || !res.Changed || res.NIC.State != "forwarding" {
+	if res, err := h.Attach(h.context(20*time.Second), spec); err != nil || !res.Changed ||
+		res.NIC.State != "forwarding" {
 		t.Errorf("the same again: %+v, %v", res, err)
 	}
 	if got := h.check(); len(got) != 0 {
@@ -165,7 +167,8 @@ func TestLiveMacvtapIsMended(t *testing.T) {
 	})
 }
 
-// TestLiveAdminMends: what is not for vmnet to mend is told with the command, by all three.
+// TestLiveAdminMends: attach, check and reconcile report what only an administrator can mend, with
+// the command.
 func TestLiveAdminMends(t *testing.T) {
 	h := newHost(t)
 	h.wire()
@@ -181,7 +184,8 @@ func TestLiveAdminMends(t *testing.T) {
 		{"eth0", "parent device", "ip link set eth0 up", lower},
 	} {
 		h.ip("link", "set", c.down, "down")
-		if got := h.check(); len(got) != 1 || got[0].What != c.what || got[0].MendedBy != nic.MendAdmin || got[0].Mend != c.cure {
+		if got := h.check(); len(got) != 1 || got[0].What != c.what || got[0].MendedBy != nic.MendAdmin ||
+			got[0].Mend != c.cure {
 			t.Errorf("check %+v, want %s", got, c.what)
 		}
 		actions, err := h.Reconcile(h.context(20*time.Second), false)
@@ -189,7 +193,8 @@ func TestLiveAdminMends(t *testing.T) {
 			t.Errorf("reconcile %+v, %v", actions, err)
 		}
 		res, err := h.Attach(h.context(20*time.Second), c.spec)
-		if err != nil || res.Changed || len(res.Differences) != 1 || res.Differences[0].What != c.what || !strings.Contains(strings.Join(res.Notices, " "), c.cure) {
+		if err != nil || res.Changed || len(res.Differences) != 1 || res.Differences[0].What != c.what ||
+			!strings.Contains(strings.Join(res.Notices, " "), c.cure) {
 			t.Errorf("the same again: %+v, %v", res, err)
 		}
 		h.runIn(h.ns, nic.NIC{}, c.cure)
@@ -216,7 +221,8 @@ func TestLiveRenamed(t *testing.T) {
 		h.ip("link", "set", name, "up")
 	}
 	nics, err := h.List(g.name)
-	if err != nil || len(nics) != 3 || nics[0].Source != "lan0" || nics[0].State != "forwarding" || nics[1].Source != "wan0" || nics[2].Source != "lan0" {
+	if err != nil || len(nics) != 3 || nics[0].Source != "lan0" || nics[0].State != "forwarding" ||
+		nics[1].Source != "wan0" || nics[2].Source != "lan0" {
 		t.Errorf("list %+v, %v", nics, err)
 	}
 	if got := h.check(); len(got) != 0 {
@@ -234,7 +240,8 @@ func TestLiveRenamed(t *testing.T) {
 	}
 	for _, name := range []string{"eth0", "wan0"} {
 		lower.Lower.Device = name
-		if res, err := h.Attach(h.context(20*time.Second), lower); err != nil || res.Changed || res.NIC.Source != "wan0" {
+		if res, err := h.Attach(h.context(20*time.Second), lower); err != nil || res.Changed ||
+			res.NIC.Source != "wan0" {
 			t.Errorf("attach to %s again: %+v, %v", name, res, err)
 		}
 	}
@@ -245,7 +252,8 @@ func TestLiveRenamed(t *testing.T) {
 		t.Errorf("with a new br0: check %+v", got)
 	}
 	tap.Bridge = "br0"
-	if _, err := h.Attach(h.context(20*time.Second), tap); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "bridge is lan0, asked for br0") {
+	if _, err := h.Attach(h.context(20*time.Second), tap); !errors.Is(err, nic.ErrExist) ||
+		!strings.Contains(err.Error(), "bridge is lan0, asked for br0") {
 		t.Errorf("attach to the new br0: %v", err)
 	}
 
@@ -273,8 +281,8 @@ func TestLiveRenamed(t *testing.T) {
 	}
 }
 
-// TestLiveParentIsTaken: a device whose frames somebody else takes is no parent device; and where a
-// switch takes them later, that is told.
+// TestLiveParentIsTaken: a device whose frames another device or a switch takes cannot be a parent
+// device. If a switch takes them later, check reports it.
 func TestLiveParentIsTaken(t *testing.T) {
 	h := newHost(t)
 	h.wire()
@@ -300,13 +308,15 @@ func TestLiveParentIsTaken(t *testing.T) {
 	}
 	end := claim()
 	refused("eth0 is a port of a userspace switch")
-	if _, _, err := h.SetHostAccess(h.context(20*time.Second), "eth0", true, nil); err == nil || !strings.Contains(err.Error(), "userspace switch") {
+	if _, _, err := h.SetHostAccess(h.context(20*time.Second), "eth0", true, nil); err == nil ||
+		!strings.Contains(err.Error(), "userspace switch") {
 		t.Errorf("host access: %v", err)
 	}
 	end()
 	h.attach(spec)
 	end = claim() // which vmnet switch itself refuses by now
-	if got := h.check(); len(got) != 1 || got[0].What != "frames of the parent device" || got[0].MendedBy != nic.MendAdmin {
+	if got := h.check(); len(got) != 1 || got[0].What != "frames of the parent device" ||
+		got[0].MendedBy != nic.MendAdmin {
 		t.Errorf("check %+v", got)
 	}
 	end()

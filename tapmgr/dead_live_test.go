@@ -11,8 +11,8 @@ import (
 	"vmnet/testvm"
 )
 
-// TestLiveDeviceDeleted: NICs whose devices were deleted under their guest are still told of, with
-// what to do, and can be detached and replaced.
+// TestLiveDeviceDeleted: NICs whose devices were deleted under their guest are still listed, with
+// the cure, and can be detached and replaced.
 func TestLiveDeviceDeleted(t *testing.T) {
 	h := newHost(t)
 	h.wire()
@@ -37,15 +37,18 @@ func TestLiveDeviceDeleted(t *testing.T) {
 		}
 	}
 	diff := h.check()
-	if len(diff) != 3 || diff[1].MendedBy != nic.MendAttach || !strings.Contains(diff[1].Found, "parent device") || !strings.Contains(diff[1].Mend, "vmnet detach --vm "+g.name+" --nic net1") {
+	if len(diff) != 3 || diff[1].MendedBy != nic.MendAttach || !strings.Contains(diff[1].Found, "parent device") ||
+		!strings.Contains(diff[1].Mend, "vmnet detach --vm "+g.name+" --nic net1") {
 		t.Errorf("check %+v", diff)
 	}
 	details, err := h.Show(h.context(20*time.Second), g.name)
-	if err != nil || len(details) != 3 || details[1].State != nic.Gone || details[1].Guest == nil || !details[1].Guest.Plugged {
+	if err != nil || len(details) != 3 || details[1].State != nic.Gone || details[1].Guest == nil ||
+		!details[1].Guest.Plugged {
 		t.Errorf("show %+v, %v", details, err)
 	}
 	actions, err := h.Reconcile(h.context(20*time.Second), false)
-	if err != nil || len(actions) != 3 || actions[0].Changed || !strings.Contains(actions[0].Action, "left alone: device on the host") {
+	if err != nil || len(actions) != 3 || actions[0].Changed ||
+		!strings.Contains(actions[0].Action, "left alone: device on the host") {
 		t.Errorf("reconcile %+v, %v", actions, err)
 	}
 
@@ -56,7 +59,8 @@ func TestLiveDeviceDeleted(t *testing.T) {
 		t.Errorf("the same attach again: %+v, %v", res, err)
 	}
 	h.reach(g, res.NIC, guestAddr)
-	if nics, err = h.List(g.name); err != nil || len(nics) != 2 || nics[0].State != "forwarding" || nics[1].State != nic.Gone {
+	if nics, err = h.List(g.name); err != nil || len(nics) != 2 || nics[0].State != "forwarding" ||
+		nics[1].State != nic.Gone {
 		t.Errorf("list %+v, %v", nics, err)
 	}
 	if _, err := h.tryDetach(g, 20*time.Second, true); err != nil { // net0 only
@@ -68,8 +72,8 @@ func TestLiveDeviceDeleted(t *testing.T) {
 	}
 }
 
-// TestLiveLaunchedDeviceDeleted: a tap and a macvtap with which a guest was started are told of as
-// well once they were deleted, as long as the guest has not let go of them.
+// TestLiveLaunchedDeviceDeleted: a tap and a macvtap with which a guest was started are listed as
+// well after they were deleted, until the guest releases their devices.
 func TestLiveLaunchedDeviceDeleted(t *testing.T) {
 	h := newHost(t)
 	h.wire()
@@ -86,7 +90,8 @@ func TestLiveLaunchedDeviceDeleted(t *testing.T) {
 		t.Fatalf("list %+v, %v", nics, err)
 	}
 	for i, want := range []nic.State{nic.Gone, "forwarding", nic.Gone} {
-		if n := nics[i]; n.State != want || n.PID != g.Pid() || n.Port != l.NICs[i].NIC.Port || n.Source != l.NICs[i].NIC.Source {
+		if n := nics[i]; n.State != want || n.PID != g.Pid() || n.Port != l.NICs[i].NIC.Port ||
+			n.Source != l.NICs[i].NIC.Source {
 			t.Errorf("listed as %+v, want %s", n, want)
 		}
 	}
@@ -95,8 +100,8 @@ func TestLiveLaunchedDeviceDeleted(t *testing.T) {
 	}
 }
 
-// TestLiveLibvirtDeviceDeleted: devices that libvirt has opened by name are told of once they were
-// deleted, as libvirt knows what they were, and can be detached and replaced.
+// TestLiveLibvirtDeviceDeleted: NICs whose devices libvirt has opened by name are listed after
+// these were deleted, since libvirt knows what they were. They can be detached and replaced.
 func TestLiveLibvirtDeviceDeleted(t *testing.T) {
 	h := newLibvirtHost(t)
 	h.AskLibvirt()
@@ -119,11 +124,13 @@ func TestLiveLibvirtDeviceDeleted(t *testing.T) {
 		}
 	}
 	diff := h.check()
-	if len(diff) != 2 || diff[0].MendedBy != nic.MendAttach || !strings.Contains(diff[1].Mend, "vmnet detach --vm "+g.Name+" --nic net1") {
+	if len(diff) != 2 || diff[0].MendedBy != nic.MendAttach ||
+		!strings.Contains(diff[1].Mend, "vmnet detach --vm "+g.Name+" --nic net1") {
 		t.Errorf("check %+v", diff)
 	}
 	details, err := h.Show(h.context(20*time.Second), g.Name)
-	if err != nil || len(details) != 2 || details[0].State != nic.Gone || details[0].Guest == nil || !details[0].Guest.Plugged {
+	if err != nil || len(details) != 2 || details[0].State != nic.Gone || details[0].Guest == nil ||
+		!details[0].Guest.Plugged {
 		t.Errorf("show %+v, %v", details, err)
 	}
 	res, err := h.Attach(h.context(40*time.Second), tap)

@@ -141,7 +141,9 @@ func TestDetachPlan(t *testing.T) {
 	stays := tapOn(func(dev *inventory.Device) { dev.Want.Via, dev.Tun.Persist = nic.ViaLibvirt, true })
 	deleted := tapOn(func(dev *inventory.Device) { dev.Deleted = true })
 	inNetns := tapOn(func(dev *inventory.Device) { dev.NetnsFile = &procfd.File{PID: 7} })
-	unasked := onSocket(func(dev *inventory.Device) { dev.SwitchPort = inventory.SwitchPort{Err: inventory.ErrNotAsked} })
+	unasked := onSocket(func(dev *inventory.Device) {
+		dev.SwitchPort = inventory.SwitchPort{Err: inventory.ErrNotAsked}
+	})
 	for name, tc := range map[string]struct {
 		dev                 *inventory.Device
 		plugged, force, cut bool
@@ -157,13 +159,25 @@ func TestDetachPlan(t *testing.T) {
 		"a tap, without privilege":     {tapOn(nil), true, false, false, "/helper", []string{"unplug", "gone"}, 0},
 		"one that outlives its holder": {stays, true, false, false, "", []string{"mark", "unplug", "delete"}, 0},
 		"a deleted tap":                {deleted, true, false, false, "", []string{"unplug", "gone"}, 0},
-		"a socket":                     {onSocket(nil), true, false, false, "/helper", []string{"mark", "unplug", "leave"}, 0},
-		"a socket, switch not asked":   {unasked, true, false, false, "", []string{"unplug"}, 1},
-		"by force":                     {tapOn(nil), true, true, false, "", []string{"mark", "cut", "netdev_del", "left"}, 0},
-		"by force, cut already":        {tapOn(nil), true, true, true, "", []string{"netdev_del", "left"}, 0},
-		"by force, without privilege":  {tapOn(nil), true, true, false, "/helper", []string{"netdev_del", "left"}, 0},
-		"by force, a socket":           {onSocket(nil), true, true, false, "", []string{"mark", "cut", "netdev_del", "left"}, 0},
-		"by force, switch not asked":   {unasked, true, true, false, "", []string{"netdev_del", "left"}, 1},
+		"a socket": {
+			onSocket(nil), true, false, false, "/helper",
+			[]string{"mark", "unplug", "leave"},
+			0,
+		},
+		"a socket, switch not asked": {unasked, true, false, false, "", []string{"unplug"}, 1},
+		"by force": {
+			tapOn(nil), true, true, false, "",
+			[]string{"mark", "cut", "netdev_del", "left"},
+			0,
+		},
+		"by force, cut already":       {tapOn(nil), true, true, true, "", []string{"netdev_del", "left"}, 0},
+		"by force, without privilege": {tapOn(nil), true, true, false, "/helper", []string{"netdev_del", "left"}, 0},
+		"by force, a socket": {
+			onSocket(nil), true, true, false, "",
+			[]string{"mark", "cut", "netdev_del", "left"},
+			0,
+		},
+		"by force, switch not asked": {unasked, true, true, false, "", []string{"netdev_del", "left"}, 1},
 	} {
 		d := detaching(&Manager{host: &backend.Maker{HelperPath: tc.helper}}, tc.dev, nil)
 		d.spec.Force, d.isCut = tc.force, tc.cut

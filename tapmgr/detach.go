@@ -70,7 +70,8 @@ func (m *Manager) detach(ctx context.Context, spec DetachSpec) (DetachResult, er
 	case errors.Is(err, qemu.ErrNotFound) && spec.PID == 0 && spec.QMP == "":
 		return m.detachDead(ctx, spec, dev)
 	case err != nil && isCut:
-		return DetachResult{Changed: true}, fmt.Errorf("%w; %s is cut off, down and on no bridge: detach again when the monitor answers", err, dev.Name)
+		return DetachResult{Changed: true},
+			fmt.Errorf("%w; %s is cut off, down and on no bridge: detach again when the monitor answers", err, dev.Name)
 	case err != nil:
 		return DetachResult{}, err
 	}
@@ -89,7 +90,9 @@ func (m *Manager) findHolder(t nic.Target, dev *inventory.Device) (*guest.Found,
 	return m.finder().Find(t)
 }
 
-func (m *Manager) openFound(ctx context.Context, found *guest.Found, findErr error, dev *inventory.Device) (*guest.Guest, error) {
+func (m *Manager) openFound(ctx context.Context, found *guest.Found, findErr error,
+	dev *inventory.Device,
+) (*guest.Guest, error) {
 	if findErr != nil {
 		return nil, findErr
 	}
@@ -103,7 +106,8 @@ func (m *Manager) openFound(ctx context.Context, found *guest.Found, findErr err
 // cutFirst disconnects a NIC by force before its guest is asked for anything: that needs no
 // monitor. It does not if the guest is named by its monitor alone, which may be another guest's.
 func (m *Manager) cutFirst(ctx context.Context, spec DetachSpec, dev *inventory.Device) (isCut bool, err error) {
-	if !spec.Force || !m.mayChange(dev) || dev.VMMPID() == 0 || spec.QMP != "" || dev.IsSocket() && dev.SwitchPort.Err != nil {
+	if !spec.Force || !m.mayChange(dev) || dev.VMMPID() == 0 || spec.QMP != "" ||
+		dev.IsSocket() && dev.SwitchPort.Err != nil {
 		return false, nil
 	}
 	if err := isHeldBy(dev, spec.PID); err != nil {
@@ -115,13 +119,16 @@ func (m *Manager) cutFirst(ctx context.Context, spec DetachSpec, dev *inventory.
 // isHeldBy returns an error if another process than pid holds the NIC; 0 is any.
 func isHeldBy(dev *inventory.Device, pid int) error {
 	if held := dev.VMMPID(); pid != 0 && held != 0 && held != pid {
-		return fmt.Errorf("%w: interface %s belongs to process %d, not to %d (two guests of one name?)", nic.ErrInUse, dev.Name, held, pid)
+		return fmt.Errorf("%w: interface %s belongs to process %d, not to %d (two guests of one name?)",
+			nic.ErrInUse, dev.Name, held, pid)
 	}
 	return nil
 }
 
 // detachFrom detaches dev, nil if it was not found, now that the guest is locked. It closes g.
-func (m *Manager) detachFrom(ctx context.Context, spec DetachSpec, g *guest.Guest, dev *inventory.Device, isCut bool) (DetachResult, error) {
+func (m *Manager) detachFrom(ctx context.Context, spec DetachSpec, g *guest.Guest, dev *inventory.Device,
+	isCut bool,
+) (DetachResult, error) {
 	d := &detachment{m: m, spec: spec, guest: g, isCut: isCut}
 	defer func() { _ = d.guest.Close() }()
 	var err error
@@ -146,7 +153,9 @@ func (m *Manager) detachFrom(ctx context.Context, spec DetachSpec, g *guest.Gues
 
 // findAgain finds the NIC again after the wait for the guest's lock, in which it may have changed.
 // Processes are looked through only if the link that was found is not the guest's any more.
-func (m *Manager) findAgain(ctx context.Context, dev *inventory.Device, t nic.Target, nicID string) (*inventory.Device, error) {
+func (m *Manager) findAgain(ctx context.Context, dev *inventory.Device, t nic.Target,
+	nicID string,
+) (*inventory.Device, error) {
 	if dev != nil && dev.HasLink() {
 		now, err := m.host.Refresh(ctx, *dev)
 		if err == nil {
@@ -184,7 +193,9 @@ func (d *detachment) run(ctx context.Context) (DetachResult, error) {
 func (d *detachment) endLabels() {
 	pid := d.guest.PID()
 	if err := d.m.host.EndLabels(pid, d.spec.VM, d.spec.NIC); err != nil {
-		d.notice("its label in process %d stays, so the NIC is listed as gone if another one there loses its device: %v", pid, err)
+		d.notice(
+			"its label in process %d stays, so the NIC is listed as gone if another one there loses its device: %v",
+			pid, err)
 	}
 }
 
@@ -194,7 +205,8 @@ func (d *detachment) forgetSteps(ctx context.Context) ([]step.Step, error) {
 	dom := d.guest.Domain
 	if dom == nil {
 		if d.spec.Persistent {
-			return nil, step.WithStage(nic.ErrInvalid, errors.New("libvirt has not stored this NIC (without --persistent)"))
+			return nil,
+				step.WithStage(nic.ErrInvalid, errors.New("libvirt has not stored this NIC (without --persistent)"))
 		}
 		return nil, nil
 	}
@@ -224,7 +236,8 @@ func (d *detachment) wentWithGuest(ctx context.Context) bool {
 // detachDead detaches from a guest that does not run: at most its link is there.
 func (m *Manager) detachDead(ctx context.Context, spec DetachSpec, dev *inventory.Device) (DetachResult, error) {
 	if dev == nil {
-		return DetachResult{Notices: []string{fmt.Sprintf("nothing to do: no guest %q runs, and no link is its %s", spec.VM, spec.NIC)}}, nil
+		return DetachResult{Notices: []string{fmt.Sprintf("nothing to do: no guest %q runs, and no link is its %s",
+			spec.VM, spec.NIC)}}, nil
 	}
 	err := m.run(ctx, []step.Step{m.deleteStep(dev)})
 	return DetachResult{Changed: true}, err

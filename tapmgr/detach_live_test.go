@@ -50,11 +50,14 @@ func TestLiveGuestThatIgnoresTheUnplug(t *testing.T) {
 	if _, err := h.Attach(h.context(10*time.Second), g.spec("net0")); !errors.Is(err, nic.ErrExist) {
 		t.Errorf("attach meanwhile: got %v, want ErrExist", err)
 	}
-	h.reconciled(nic.Action{VM: g.name, NIC: "net0", Interface: found.Interface, Action: "left alone: the guest has not let go of it yet"})
+	h.reconciled(nic.Action{
+		VM: g.name, NIC: "net0", Interface: found.Interface,
+		Action: "left alone: the guest has not released it yet",
+	})
 
 	res, err := h.tryDetach(g, 10*time.Second, true)
 	if err != nil || !strings.Contains(strings.Join(res.Notices, " "), "keeps the dead device") {
-		t.Errorf("forced: %+v, %v: want to be told what stays", res, err)
+		t.Errorf("forced: %+v, %v: want a notice of what stays", res, err)
 	}
 	h.gone(found.Interface)
 	if _, err := h.tryDetach(g, 2*time.Second, false); !errors.Is(err, qmp.ErrUnplugTimeout) {
@@ -103,7 +106,9 @@ func TestLeftOverTapIsRemoved(t *testing.T) {
 		h.ip("tuntap", "add", "dead-net0", "mode", "tap")
 		l, err := h.nl.Link("dead-net0")
 		if err == nil {
-			err = h.nl.Set(l.Index, rtnl.Alias("vmnet vm=dead nic=net0 type=tap source=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1"))
+			err = h.nl.Set(l.Index,
+				rtnl.Alias(
+					"vmnet vm=dead nic=net0 type=tap source=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1"))
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -120,7 +125,10 @@ func TestLeftOverTapIsRemoved(t *testing.T) {
 	if _, err := h.nl.Link("dead-net0"); err != nil {
 		t.Errorf("the dry run changed something: %v", err)
 	}
-	h.reconciled(nic.Action{VM: "dead", NIC: "net0", Interface: "dead-net0", Action: "removed: nobody holds it", Changed: true})
+	h.reconciled(nic.Action{
+		VM: "dead", NIC: "net0", Interface: "dead-net0", Action: "removed: nobody holds it",
+		Changed: true,
+	})
 	h.gone("dead-net0")
 
 	makeLeftOver()
@@ -164,7 +172,8 @@ func TestLiveSTPIsANoticeAndCanBeWaitedFor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if res.ForwardIn < 3*time.Second || res.ForwardIn > 4*time.Second || !strings.Contains(strings.Join(res.Notices, " "), "forwards in about") {
+	if res.ForwardIn < 3*time.Second || res.ForwardIn > 4*time.Second ||
+		!strings.Contains(strings.Join(res.Notices, " "), "forwards in about") {
 		t.Errorf("%+v: want a notice of nearly 4 s", res)
 	}
 	if err := h.WaitForwarding(h.context(10*time.Second), res.NIC); err != nil {
@@ -179,8 +188,8 @@ func TestLiveWhichGuest(t *testing.T) {
 	h := newHost(t)
 	g := h.empty()
 	twin := testvm.StartT(t, testvm.Config{Name: g.name, Paused: true})
-	muteName := h.name("mute")
-	mute := testvm.StartT(t, testvm.Config{Name: muteName, Paused: true, QMP: "none"})
+	silentName := h.name("silent")
+	silent := testvm.StartT(t, testvm.Config{Name: silentName, Paused: true, QMP: "none"})
 	ctx := h.context(20 * time.Second)
 
 	attempt := func(change func(*nic.Target)) error {
@@ -198,10 +207,14 @@ func TestLiveWhichGuest(t *testing.T) {
 	if err := attempt(func(s *nic.Target) { s.QMP = twin.QMP }); err != nil {
 		t.Errorf("named by socket: %v", err)
 	}
-	if err := attempt(func(s *nic.Target) { s.PID, s.QMP = g.Pid(), twin.QMP }); err == nil || !strings.Contains(err.Error(), "listens there") {
+	if err := attempt(func(s *nic.Target) {
+		s.PID, s.QMP = g.Pid(), twin.QMP
+	}); err == nil || !strings.Contains(err.Error(), "listens there") {
 		t.Errorf("another guest's socket: got %v", err)
 	}
-	if err := attempt(func(s *nic.Target) { s.VM, s.PID = "someone-else", g.Pid() }); !errors.Is(err, nic.ErrOtherGuest) {
+	if err := attempt(func(s *nic.Target) {
+		s.VM, s.PID = "someone-else", g.Pid()
+	}); !errors.Is(err, nic.ErrOtherGuest) {
 		t.Errorf("another guest's process: got %v", err)
 	}
 	if err := attempt(func(s *nic.Target) { s.VM, s.QMP = "someone-else", g.QMP }); !errors.Is(err, nic.ErrOtherGuest) {
@@ -210,13 +223,13 @@ func TestLiveWhichGuest(t *testing.T) {
 	if err := attempt(func(s *nic.Target) { s.VM = "no-such-guest" }); !errors.Is(err, qemu.ErrNotFound) {
 		t.Errorf("none: got %v", err)
 	}
-	if err := attempt(func(s *nic.Target) { s.VM, s.PID = "x", mute.Pid() }); !errors.Is(err, nic.ErrOtherGuest) {
+	if err := attempt(func(s *nic.Target) { s.VM, s.PID = "x", silent.Pid() }); !errors.Is(err, nic.ErrOtherGuest) {
 		t.Errorf("a process of another name: got %v", err)
 	}
 	if err := attempt(func(s *nic.Target) { s.VM = h.likeLibvirts() }); !errors.Is(err, qemu.ErrLibvirt) {
 		t.Errorf("libvirt's: got %v", err)
 	}
-	if err := attempt(func(s *nic.Target) { s.VM = muteName }); !errors.Is(err, qemu.ErrNoMonitor) {
+	if err := attempt(func(s *nic.Target) { s.VM = silentName }); !errors.Is(err, qemu.ErrNoMonitor) {
 		t.Errorf("no monitor: got %v", err)
 	}
 }
@@ -237,7 +250,10 @@ func (h *host) likeLibvirts() string {
 	name := h.name("virt")
 	testvm.StartT(h, testvm.Config{
 		Name: name, Paused: true, QMP: "none", ExtraFiles: []*os.File{f},
-		ExtraArgs: []string{"-chardev", "socket,id=charmonitor,fd=3,server=on,wait=off", "-mon", "chardev=charmonitor,id=monitor,mode=control"},
+		ExtraArgs: []string{
+			"-chardev", "socket,id=charmonitor,fd=3,server=on,wait=off", "-mon",
+			"chardev=charmonitor,id=monitor,mode=control",
+		},
 	})
 	return name
 }

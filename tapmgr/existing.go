@@ -70,22 +70,31 @@ func judge(requested nic.Spec, dev *inventory.Device, plugged, held bool, pid in
 	id := requested.NIC
 	switch {
 	case dev == nil && plugged:
-		return existing{}, fmt.Errorf("%w: the guest has device %s, but there is no such link here: it was attached in another netns, or the guest has not released a former one (vmnet detach --vm %s --nic %s)", nic.ErrExist, nic.DeviceID(id), requested.VM, id)
+		return existing{},
+			fmt.Errorf(
+				"%w: the guest has device %s without a link here: it is another netns's, or the guest has not released a former one (vmnet detach --vm %s --nic %s)",
+				nic.ErrExist, nic.DeviceID(id), requested.VM, id)
 	case dev == nil:
 		return existing{}, nil
 	case !plugged:
 		return existing{leftover, dev}, nil
 	case !held:
-		return existing{}, fmt.Errorf("%w: %s belongs to another process than %d, whose device %s was attached in another netns (two guests of one name?)", nic.ErrExist, dev.Name, pid, nic.DeviceID(id))
+		return existing{},
+			fmt.Errorf(
+				"%w: %s belongs to another process than %d, whose device %s was attached in another netns (two guests of one name?)",
+				nic.ErrExist, dev.Name, pid, nic.DeviceID(id))
 	}
 	diff := differences(requested, dev)
 	switch {
 	case (dev.Deleted || dev.IsSocket() && dev.IsDisconnected()) && len(diff) == 0:
 		return existing{disconnected, dev}, nil
 	case dev.Want.Phase == nic.PhaseDetaching:
-		return existing{}, fmt.Errorf("%w: it is being detached, but the guest has not let go of it yet (vmnet detach waits for it)", nic.ErrExist)
+		return existing{},
+			fmt.Errorf("%w: it is being detached, but the guest has not released it yet (vmnet detach waits for it)",
+				nic.ErrExist)
 	case len(diff) > 0:
-		return existing{}, fmt.Errorf("%w, but not as asked for: %s (detach it first, or use another --nic)", nic.ErrExist, strings.Join(diff, ", "))
+		return existing{}, fmt.Errorf("%w, but not as asked for: %s (detach it first, or use another --nic)",
+			nic.ErrExist, strings.Join(diff, ", "))
 	}
 	return existing{asRequested, dev}, nil
 }
@@ -98,7 +107,9 @@ func (a *attachment) otherVia(ctx context.Context, dev *inventory.Device) (exist
 	case err != nil || now == nil:
 		return existing{}, err
 	case len(now.Holders) > 0:
-		return existing{}, fmt.Errorf("%w, but not as asked for: via is %s, asked for %s (detach it first, or use another --nic)", nic.ErrExist, viaText(now.Want.Via), viaText(a.Spec.Via))
+		return existing{},
+			fmt.Errorf("%w, but not as asked for: via is %s, asked for %s (detach it first, or use another --nic)",
+				nic.ErrExist, viaText(now.Want.Via), viaText(a.Spec.Via))
 	}
 	return existing{leftover, now}, nil
 }
@@ -133,7 +144,11 @@ func (a *attachment) repaired(ctx context.Context, dev *inventory.Device) (nic.R
 			continue
 		}
 		if !a.m.hasPrivilege(dev) {
-			return nic.Result{}, step.WithStage(nic.ErrLink, fmt.Errorf("%s: %s: want %s, found %s, and to mend that takes root (vmnet reconcile as root; or detach it, and attach it again)", dev.Name, f.What, cmp.Or(f.Want, "none"), cmp.Or(f.Found, "none")))
+			return nic.Result{},
+				step.WithStage(nic.ErrLink,
+					fmt.Errorf(
+						"%s: %s: want %s, found %s, and to mend that takes root (vmnet reconcile as root; or detach it, and attach it again)",
+						dev.Name, f.What, cmp.Or(f.Want, "none"), cmp.Or(f.Found, "none")))
 		}
 		list = append(list, a.m.host.MendStep(v, f))
 	}
@@ -144,7 +159,10 @@ func (a *attachment) repaired(ctx context.Context, dev *inventory.Device) (nic.R
 	list = append(list, keep...)
 	if len(list) > 0 && !a.m.hasPrivilege(dev) { // only its alias belies it
 		res := a.Result(dev, false)
-		res.Notices = append(res.Notices, fmt.Sprintf("a former attach of %s was cut short after the guest had it: it works, and is listed as %s (until vmnet reconcile as root; or detach it, and attach it again)", dev.Name, nic.Incomplete))
+		res.Notices = append(res.Notices,
+			fmt.Sprintf(
+				"a former attach of %s was cut short after the guest had it: it works, and is listed as %s (until vmnet reconcile as root; or detach it, and attach it again)",
+				dev.Name, nic.Incomplete))
 		return res, nil
 	}
 	if len(list) > 0 {
@@ -166,14 +184,8 @@ func (a *attachment) keepSteps(ctx context.Context, dev *inventory.Device) ([]st
 	return step.InStage(nic.ErrHandover, list...), err
 }
 
-// hasPrivilege reports whether the caller has the privilege to change a NIC that is there. A caller
-// that has a helper for that has not, unless the NIC is on a socket.
-func (m *Manager) hasPrivilege(dev *inventory.Device) bool {
-	return !m.HasHelper() || !dev.HasLink()
-}
-
-// differences returns where a NIC that is there is not what the Spec asks for. What
-// the Spec leaves open matches anything.
+// differences returns how a NIC that is there differs from what the Spec asks for. What the Spec
+// leaves open matches anything.
 func differences(s nic.Spec, dev *inventory.Device) []string {
 	r := dev.Want
 	var diff []string

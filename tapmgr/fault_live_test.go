@@ -152,7 +152,8 @@ func TestLiveSilentMonitor(t *testing.T) {
 		}
 		h.Run = nil
 		if err == nil { // it had all it needed from QEMU before
-			_, err := h.Detach(h.context(10*time.Second), tapmgr.DetachSpec{Target: nic.Target{VM: g.name}, NIC: "net0", Force: true})
+			_, err := h.Detach(h.context(10*time.Second),
+				tapmgr.DetachSpec{Target: nic.Target{VM: g.name}, NIC: "net0", Force: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -200,7 +201,10 @@ func TestLiveBridgeDeletedUnderThePort(t *testing.T) {
 		t.Errorf("list %+v, %v", list, err)
 	}
 	h.bridge(bridge.Config{Name: "br0"})
-	h.reconciled(nic.Action{VM: g.name, NIC: "net0", Interface: found.Interface, Action: "put back on br0", Changed: true})
+	h.reconciled(nic.Action{
+		VM: g.name, NIC: "net0", Interface: found.Interface, Action: "put back on br0",
+		Changed: true,
+	})
 	if got := h.check(); len(got) != 0 {
 		t.Errorf("check after reconcile: %+v", got)
 	}
@@ -234,7 +238,10 @@ func TestLivePortOnAnotherBridgeIsReportedNotMoved(t *testing.T) {
 	if got := h.check(); len(got) != 1 || got[0].Found != "br1" {
 		t.Errorf("check %+v: want br1 found", got)
 	}
-	h.reconciled(nic.Action{VM: g.name, NIC: "net0", Interface: made.Interface, Action: "left alone: it is a port of br1, not of br0"})
+	h.reconciled(nic.Action{
+		VM: g.name, NIC: "net0", Interface: made.Interface,
+		Action: "left alone: it is a port of br1, not of br0",
+	})
 	if l, err := h.nl.Link(made.Interface); err != nil || h.masterOf(l) != "br1" {
 		t.Errorf("%+v, %v: want it on br1 still", l, err)
 	}
@@ -262,7 +269,8 @@ func TestLivePortSettingsAreKeptTrue(t *testing.T) {
 		t.Errorf("the same again: %+v, %v", res, err)
 	}
 	spec.Port = brport.Settings{Hairpin: true}
-	if _, err := h.Attach(h.context(10*time.Second), spec); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "port setting is isolated;nolearn") {
+	if _, err := h.Attach(h.context(10*time.Second), spec); !errors.Is(err, nic.ErrExist) ||
+		!strings.Contains(err.Error(), "port setting is isolated;nolearn") {
 		t.Errorf("another setting: %v", err)
 	}
 	h.ip("link", "set", found.Interface, "type", "bridge_slave", "isolated", "off")
@@ -301,7 +309,8 @@ func TestLiveNameTaken(t *testing.T) {
 	}
 	defer stranger.Close()
 	_, err = h.Attach(h.context(10*time.Second), g.spec("net0"))
-	if !errors.Is(err, nic.ErrExist) || !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "which vmnet did not make") {
+	if !errors.Is(err, nic.ErrExist) || !errors.Is(err, syscall.EBUSY) ||
+		!strings.Contains(err.Error(), "which vmnet did not make") {
 		t.Errorf("got %v", err)
 	}
 	if _, err := h.nl.Link(mustName(g)); err != nil {
@@ -328,7 +337,8 @@ func TestLiveRefusedByQEMU(t *testing.T) {
 		}
 		_, err := h.Attach(ctx, spec)
 		var refusal *qmp.Error
-		if !errors.Is(err, nic.ErrHandover) || !errors.As(err, &refusal) && !strings.Contains(err.Error(), "-device help") {
+		if !errors.Is(err, nic.ErrHandover) ||
+			!errors.As(err, &refusal) && !strings.Contains(err.Error(), "-device help") {
 			t.Errorf("%+v: got %v, want QEMU's refusal", spec, err)
 		}
 		h.nothingLeft(g, "net0")

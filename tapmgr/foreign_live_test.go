@@ -66,8 +66,9 @@ func TestLiveForeignLinks(t *testing.T) {
 	if len(tap.Queues) != 1 || len(macvtap.Queues) != 1 {
 		t.Errorf("queues %v and %v, want one each", tap.Queues, macvtap.Queues)
 	}
-	if !tap.HasGuest(foreignMAC) || tap.HasGuest(foreignTap[:5]) || tap.HasGuest(macvtap.MAC) || !macvtap.HasGuest(macvtap.MAC) || macvtap.HasGuest(foreignMAC) {
-		t.Error("which guest a link has is told wrongly")
+	if !tap.HasGuest(foreignMAC) || tap.HasGuest(foreignTap[:5]) || tap.HasGuest(macvtap.MAC) ||
+		!macvtap.HasGuest(macvtap.MAC) || macvtap.HasGuest(foreignMAC) {
+		t.Error("a link is attributed to the wrong guest")
 	}
 	if none, err := h.Host().Foreign(1 << 30); err != nil || len(none) != 0 {
 		t.Errorf("of no process: %v, %v", none, err)
@@ -90,7 +91,8 @@ func TestSetForeignPort(t *testing.T) {
 	}
 	refused := func(what string, pid int, mac net.HardwareAddr) {
 		t.Helper()
-		if _, err := h.Host().SetForeignPort(pid, mac, brport.Settings{Isolated: true}); !errors.Is(err, fs.ErrNotExist) {
+		if _, err := h.Host().SetForeignPort(pid, mac, brport.Settings{Isolated: true}); !errors.Is(err,
+			fs.ErrNotExist) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

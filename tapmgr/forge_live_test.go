@@ -16,8 +16,8 @@ import (
 	"vmnet/testvm"
 )
 
-// TestLiveASetuidProgramIsNoGuest: whoever starts a set-user-ID program of root's chooses its
-// command line and its open files, and it is not root's guest for that.
+// TestLiveASetuidProgramIsNoGuest: the user who starts a set-user-ID program chooses its command
+// line and its open files. That does not make it root's guest.
 func TestLiveASetuidProgramIsNoGuest(t *testing.T) {
 	for name, program := range map[string]string{
 		"runs for its starter": "/usr/bin/passwd",
@@ -30,8 +30,10 @@ func TestLiveASetuidProgramIsNoGuest(t *testing.T) {
 			spec := g.spec("net0")
 			for _, spec.PID = range []int{0, pid} {
 				_, err := h.Attach(h.context(10*time.Second), spec)
-				if !errors.Is(err, qemu.ErrNotFound) || !errors.Is(err, pidfd.ErrDoubtful) || !strings.Contains(err.Error(), fmt.Sprintf("process %d", pid)) {
-					t.Errorf("attach with --pid %d: %v: want the process named, and why it is not believed", spec.PID, err)
+				if !errors.Is(err, qemu.ErrNotFound) || !errors.Is(err, pidfd.ErrDoubtful) ||
+					!strings.Contains(err.Error(), fmt.Sprintf("process %d", pid)) {
+					t.Errorf("attach with --pid %d: %v: want the process named, and why it is not trusted",
+						spec.PID, err)
 				}
 			}
 			gone := tapmgr.DetachSpec{Target: nic.Target{VM: g.name}, NIC: "net0"}
@@ -50,8 +52,8 @@ func TestLiveASetuidProgramIsNoGuest(t *testing.T) {
 	}
 }
 
-// TestLiveLibvirtASetuidProgramIsNoGuest: nor does it come before a guest of libvirt's, also where
-// it says to be that one.
+// TestLiveLibvirtASetuidProgramIsNoGuest: nor does it come before a libvirt guest, even if
+// it claims to be that guest.
 func TestLiveLibvirtASetuidProgramIsNoGuest(t *testing.T) {
 	h := newLibvirtHost(t)
 	g := h.virt.NewGuest(h, testvm.Domain{Name: h.name("web")})
@@ -59,7 +61,10 @@ func TestLiveLibvirtASetuidProgramIsNoGuest(t *testing.T) {
 	uuid := strings.TrimSpace(h.virt.Virsh("domuuid", g.Name))
 	for name, args := range map[string][]string{
 		"a guest of its own": nil,
-		"libvirt's":          {"-uuid", uuid, "-chardev", "socket,id=charmonitor,fd=9,server=on", "-mon", "chardev=charmonitor,id=monitor,mode=control"},
+		"libvirt's": {
+			"-uuid", uuid, "-chardev", "socket,id=charmonitor,fd=9,server=on", "-mon",
+			"chardev=charmonitor,id=monitor,mode=control",
+		},
 	} {
 		h.forgeQEMU(setuidCopy(t), g.Name, args...)
 		var steps []string

@@ -21,7 +21,7 @@ import (
 )
 
 // forgery is a process that a user makes look like root's guest: a set-user-ID program with
-// the command line of a QEMU, which stands still as nobody reads what it has to say. It
+// the command line of a QEMU, which blocks, as nobody reads its output. It
 // inherits a monitor's listening socket, which another process of the user serves.
 type forgery struct {
 	Program string
@@ -41,7 +41,10 @@ func (h *host) forgeQEMU(program, vm string, args ...string) (pid int) {
 	}
 	h.Cleanup(func() { _ = os.RemoveAll(dir) })
 	f := forgery{Program: program, Listen: filepath.Join(dir, "evil.qmp")}
-	f.Argv = append([]string{"qemu-system-x86_64", "-name", "guest=" + vm, "-qmp", "unix:" + f.Listen + ",server=on,wait=off"}, args...)
+	f.Argv = append([]string{
+		"qemu-system-x86_64", "-name", "guest=" + vm, "-qmp",
+		"unix:" + f.Listen + ",server=on,wait=off",
+	}, args...)
 	cmd := h.command(order{Forge: &f})
 	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: user, Gid: user}
 	stdin, err := cmd.StdinPipe() // its end ends who serves the monitor
@@ -66,7 +69,7 @@ func asleep(pid int) bool {
 	return err == nil && found && strings.HasPrefix(state, "S")
 }
 
-// setuidCopy is a set-user-ID program of root's that takes on root's real id too: this test binary.
+// setuidCopy is this test binary as a set-user-ID program of root, which takes root's real id too.
 func setuidCopy(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "forge")

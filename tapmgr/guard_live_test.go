@@ -56,7 +56,8 @@ func TestLiveTwoGuestsOfOneName(t *testing.T) {
 	found := h.attach(specA)
 	elsewhere.attach(specB)
 
-	if _, err := h.Attach(h.context(10*time.Second), specB); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "another process") {
+	if _, err := h.Attach(h.context(10*time.Second), specB); !errors.Is(err, nic.ErrExist) ||
+		!strings.Contains(err.Error(), "another process") {
 		t.Errorf("attach to the other: got %v", err)
 	}
 	_, err := h.Detach(h.context(10*time.Second), tapmgr.DetachSpec{Target: specB.Target, NIC: "net0", Force: true})
@@ -80,7 +81,7 @@ func TestLiveForceNeedsNoMonitor(t *testing.T) {
 	}
 	_, err := h.tryDetach(g, time.Second, true)
 	if !errors.Is(err, qmp.ErrBusy) || !strings.Contains(err.Error(), "is cut off") {
-		t.Errorf("got %v, want to be told that it is cut off", err)
+		t.Errorf("got %v, want an error that says that it is cut off", err)
 	}
 	if l, err := h.nl.Link(nic.Interface); err != nil || l.Up || l.Master != 0 {
 		t.Errorf("%+v, %v: want it down and on no bridge", l, err)
@@ -121,7 +122,8 @@ func TestLiveAttachAgainPutsRight(t *testing.T) {
 		t.Errorf("after a crash: %+v, %v: want it put right", res, err)
 	}
 	h.ip("link", "set", mustName(g), "nomaster")
-	if res, err := h.Attach(h.context(10*time.Second), g.spec("net0")); err != nil || !res.Changed || res.NIC.State != "forwarding" {
+	if res, err := h.Attach(h.context(10*time.Second), g.spec("net0")); err != nil || !res.Changed ||
+		res.NIC.State != "forwarding" {
 		t.Errorf("without a master: %+v, %v: want it put back", res, err)
 	}
 	if got := h.check(); len(got) != 0 {
@@ -129,7 +131,8 @@ func TestLiveAttachAgainPutsRight(t *testing.T) {
 	}
 	h.ip("link", "add", "br1", "type", "bridge")
 	h.ip("link", "set", mustName(g), "master", "br1")
-	if _, err := h.Attach(h.context(10*time.Second), g.spec("net0")); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "port of br1") {
+	if _, err := h.Attach(h.context(10*time.Second), g.spec("net0")); !errors.Is(err, nic.ErrExist) ||
+		!strings.Contains(err.Error(), "port of br1") {
 		t.Errorf("on another bridge: got %v", err)
 	}
 	if list, err := h.List(g.name); err != nil || list[0].State != nic.OtherBridge {
@@ -138,7 +141,7 @@ func TestLiveAttachAgainPutsRight(t *testing.T) {
 }
 
 // TestLiveMigrationRefusesTheUnplug: QEMU itself does not pass it on, so the guest
-// cannot let go later.
+// cannot release the device later.
 func TestLiveMigrationRefusesTheUnplug(t *testing.T) {
 	h := newHost(t)
 	g := h.booted(testvm.Config{})
@@ -176,6 +179,6 @@ func TestLiveTheLastWordOfAReconcileThatCouldNotLook(t *testing.T) {
 	defer c.Close()
 	got, err := h.Reconcile(context.Background(), false)
 	if err != nil || len(got) != 1 || got[0].Error == "" {
-		t.Errorf("%+v, %v: want to be told that it was not looked into", got, err)
+		t.Errorf("%+v, %v: want an error that says that it was not looked into", got, err)
 	}
 }

@@ -26,7 +26,11 @@ func (h *host) labelOf(vm, nic string) *os.File {
 	if err != nil {
 		h.Fatal(err)
 	}
-	return h.file(procfd.NewLabel(fmt.Sprintf("vmnet vm=%s nic=%s type=socket source=/run/none/socket switch=on netns=%d mac=52:54:00:00:00:09 model=e1000 queues=1", vm, nic, inode)))
+	return h.file(
+		procfd.NewLabel(
+			fmt.Sprintf(
+				"vmnet vm=%s nic=%s type=socket source=/run/none/socket switch=on netns=%d mac=52:54:00:00:00:09 model=e1000 queues=1",
+				vm, nic, inode)))
 }
 
 // fill has the helper duplicate its fd 3 until it has n files, and say so.
@@ -44,7 +48,7 @@ func fill(n int) int {
 	return 0
 }
 
-// prepared makes a NIC as the hook does, for a guest of libvirt's that is about to start.
+// prepared makes a NIC as the hook does, for a libvirt guest that is about to start.
 func (h *host) prepared(vm, nicID string) error {
 	h.Helper()
 	_, err := h.Host().Prepare(h.context(10*time.Second), nic.Spec{
@@ -72,7 +76,8 @@ func TestLiveOthersLabelsDecideNothing(t *testing.T) {
 	}
 	ctx := h.context(20 * time.Second)
 	checked, err := h.Check(ctx)
-	if err != nil || len(checked.Differences) != 0 || !strings.Contains(strings.Join(checked.Notices, "\n"), fmt.Sprintf("of user %d says that it is there", user)) {
+	if err != nil || len(checked.Differences) != 0 ||
+		!strings.Contains(strings.Join(checked.Notices, "\n"), fmt.Sprintf("of user %d says that it is there", user)) {
 		t.Errorf("check %+v, %v", checked, err)
 	}
 	actions, err := h.Reconcile(ctx, false)
@@ -136,7 +141,8 @@ func TestLiveCostIsBounded(t *testing.T) {
 		argv := fmt.Sprintf("qemu-system-x86_64 -name guest=g%d", i)
 		switch f {
 		case tun, node: // as libvirt's
-			argv += " -chardev socket,id=charmonitor,fd=3,server=on,wait=off -mon chardev=charmonitor,id=monitor,mode=control"
+			argv += " -chardev socket,id=charmonitor,fd=3,server=on,wait=off" +
+				" -mon chardev=charmonitor,id=monitor,mode=control"
 		case null: // as one of another name
 			argv = "vmm -name guest=web -machine pc -nodefaults"
 		}
@@ -156,12 +162,14 @@ func TestLiveCostIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("listed %d NICs in %v, %v of a processor, %d KiB of heap more, %d KiB allocated in all", len(nics), took, worked,
+	t.Logf("listed %d NICs in %v, %v of a processor, %d KiB of heap more, %d KiB allocated in all",
+		len(nics), took, worked,
 		more/1024, (after.TotalAlloc-before.TotalAlloc)/1024)
 	if worked > 3*time.Second || more > 32<<20 {
 		t.Errorf("list took %v and %d bytes", worked, more)
 	}
-	if !strings.Contains(strings.Join(notices, "\n"), fmt.Sprintf("of the files of user %d's processes not all were looked at", user)) {
+	if !strings.Contains(strings.Join(notices, "\n"),
+		fmt.Sprintf("of the files of user %d's processes not all were looked at", user)) {
 		t.Errorf("notices %q", notices)
 	}
 	if len(nics) > 10 {
@@ -174,14 +182,18 @@ func TestLiveCostIsBounded(t *testing.T) {
 func flood(dir string, inode uint64) int {
 	var ports []string
 	for i := range 100 {
-		label := fmt.Sprintf("vmnet vm=web nic=n%d type=socket source=/run/none/socket switch=on netns=%d mac=52:54:00:00:00:09 model=e1000 queues=1", i, inode)
-		ports = append(ports, fmt.Sprintf(`{"name":"p%d","kind":"socket","label":%q,"holder":%d,"config":{}}`, i, label, os.Getpid()))
+		label := fmt.Sprintf(
+			"vmnet vm=web nic=n%d type=socket source=/run/none/socket switch=on netns=%d mac=52:54:00:00:00:09 model=e1000 queues=1",
+			i, inode)
+		ports = append(ports, fmt.Sprintf(`{"name":"p%d","kind":"socket","label":%q,"holder":%d,"config":{}}`,
+			i, label, os.Getpid()))
 	}
 	answer := []byte(`{"more":true,"ports":[` + strings.Join(ports, ",") + `]}`)
 	for i := range 64 {
 		own := filepath.Join(dir, fmt.Sprint("s", i))
 		err := os.Mkdir(own, 0o700)
-		l, listenErr := net.ListenUnix("unixpacket", &net.UnixAddr{Name: filepath.Join(own, "socket"), Net: "unixpacket"})
+		l, listenErr := net.ListenUnix("unixpacket",
+			&net.UnixAddr{Name: filepath.Join(own, "socket"), Net: "unixpacket"})
 		if err = errors.Join(err, listenErr); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
@@ -258,14 +270,17 @@ func TestLiveOthersSwitchesAreBounded(t *testing.T) {
 	}
 }
 
-// TestLiveOthersLocksDecideNothing: an attach of libvirt's guest was cut short, and a user's
+// TestLiveOthersLocksDecideNothing: an attach to a libvirt guest was cut short, and a user's
 // process says that it is that guest, and is locked. That keeps the guest from starting no more
 // than a label does.
 func TestLiveOthersLocksDecideNothing(t *testing.T) {
 	h := newHost(t)
 	h.persistentTaps("web-net0")
 	l := h.link("web-net0")
-	if err := h.nl.Set(l.Index, rtnl.Alias("vmnet vm=web nic=net0 type=tap source=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1 via=libvirt state=attaching")); err != nil {
+	if err := h.nl.Set(l.Index,
+		rtnl.Alias(
+			"vmnet vm=web nic=net0 type=tap source=br0 mac=52:54:00:00:00:01"+
+				" model=virtio-net-pci queues=1 via=libvirt state=attaching")); err != nil {
 		t.Fatal(err)
 	}
 	dir := h.tempDir()
@@ -276,9 +291,10 @@ func TestLiveOthersLocksDecideNothing(t *testing.T) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	cmd := h.hostile(order{Hold: true}, "qemu-system-x86_64 -name guest=web -chardev socket,id=charmonitor,fd=3,server=on,wait=off -mon chardev=charmonitor,id=monitor,mode=control "+
-		`-object {"qom-type":"secret","id":"masterKey0","format":"raw","file":"`+dir+`/master-key.aes"}`, lock)
-	nstest.Eventually(t, 10*time.Second, "it looks like a guest of libvirt's", func() bool {
+	cmd := h.hostile(order{Hold: true},
+		"qemu-system-x86_64 -name guest=web -chardev socket,id=charmonitor,fd=3,server=on,wait=off -mon chardev=charmonitor,id=monitor,mode=control "+
+			`-object {"qom-type":"secret","id":"masterKey0","format":"raw","file":"`+dir+`/master-key.aes"}`, lock)
+	nstest.Eventually(t, 10*time.Second, "it looks like a libvirt guest", func() bool {
 		p, err := qemu.ByPID(cmd.Process.Pid)
 		return err == nil && p.Libvirt && p.Dir == dir
 	})

@@ -32,7 +32,7 @@ type order struct {
 	Reconcile bool   // reconciles instead, with a /proc of its own pid namespace
 	Hold      bool   // only holds the fds that it was given
 	Flood     string // directory: listens like 64 switches there, says so, and answers ports without end
-	Netns     uint64 // inode of the host's, for those
+	Netns     uint64 // inode of the host's netns, for those
 	Fill      int    // duplicates its fd 3 until it has so many files, says so and waits
 	Race      int    // exchanges the files of that many fds for one another, those that it was given, for ever
 
@@ -94,7 +94,8 @@ func helper() int {
 		return race(o.Race)
 	}
 	if err == nil && o.Reconcile {
-		err = errors.Join(syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""), syscall.Mount("proc", "/proc", "proc", 0, ""))
+		err = errors.Join(syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""),
+			syscall.Mount("proc", "/proc", "proc", 0, ""))
 	}
 	if err == nil && o.NoTun {
 		err = syscall.Mount("none", "/dev/net", "tmpfs", 0, "")
@@ -178,7 +179,8 @@ func TestLiveKilledAtEveryStep(t *testing.T) {
 			}
 			plugged++
 			if res, err := h.Attach(h.context(10*time.Second), spec); err != nil || res.Changed {
-				t.Errorf("killed at %s, done %v: the same again %+v, %v: want it there, unchanged", name, after, res, err)
+				t.Errorf("killed at %s, done %v: the same again %+v, %v: want it there, unchanged",
+					name, after, res, err)
 			}
 			if nics[0].State != "forwarding" {
 				t.Errorf("killed at %s, done %v: %+v does not forward", name, after, nics[0])

@@ -40,7 +40,8 @@ func TestLiveHiddenMacvtapCounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	nics, err := h.ListAll(h.context(10*time.Second), vm)
-	if err != nil || len(nics) != 2 || nics[0].State != nic.Hidden || nics[1].State != nic.Hidden || nics[0].UID != user {
+	if err != nil || len(nics) != 2 || nics[0].State != nic.Hidden || nics[1].State != nic.Hidden ||
+		nics[0].UID != user {
 		t.Errorf("list %+v, %v", nics, err)
 	}
 	if n, err := h.Host().Owned(user); err != nil || n != 2 {

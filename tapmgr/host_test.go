@@ -204,7 +204,8 @@ func monitorState(h *host, g *guest) string {
 	}
 	defer c.Close()
 	var netdevs string
-	if err := c.Execute(ctx, "human-monitor-command", map[string]any{"command-line": "info network"}, &netdevs); err != nil {
+	if err := c.Execute(ctx, "human-monitor-command", map[string]any{"command-line": "info network"},
+		&netdevs); err != nil {
 		h.Fatal(err)
 	}
 	var devices []struct{ Name string }

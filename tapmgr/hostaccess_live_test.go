@@ -45,8 +45,8 @@ func hostAddrs(texts ...string) (addrs []netip.Prefix) {
 	return addrs
 }
 
-// mute demands that nothing answers the guest from addr.
-func (h *host) mute(g *guest, addr string) {
+// silent demands that nothing answers the guest from addr.
+func (h *host) silent(g *guest, addr string) {
 	h.Helper()
 	if _, err := g.Guest.Ping(h.context(time.Second), addr); err == nil {
 		h.Errorf("%s answered", addr)
@@ -56,7 +56,8 @@ func (h *host) mute(g *guest, addr string) {
 // hostPings pings from the host.
 func (h *host) hostPings(addr string) error {
 	return h.ns.Do(func() error {
-		_, err := traffic.SendPing(h.context(5*time.Second), traffic.Ping{Addr: addr, UntilFirst: true, Count: 3, Timeout: time.Second})
+		_, err := traffic.SendPing(h.context(5*time.Second),
+			traffic.Ping{Addr: addr, UntilFirst: true, Count: 3, Timeout: time.Second})
 		return err
 	})
 }
@@ -71,8 +72,8 @@ func TestLiveHostAccessLetsHostAndGuestsReachEachOther(t *testing.T) {
 	h.use(g, nic, "10.9.0.2/24")
 	h.use(g, nic, "fd00:9::2/64")
 	h.pings(g, farAddr)
-	h.mute(g, lowerAddr)
-	h.mute(g, "10.9.0.1")
+	h.silent(g, lowerAddr)
+	h.silent(g, "10.9.0.1")
 
 	h.hostOn(true, "10.9.0.1/24", "fd00:9::1/64")
 	h.pings(g, "10.9.0.1")
@@ -89,7 +90,8 @@ func TestLiveHostAccessLetsHostAndGuestsReachEachOther(t *testing.T) {
 		t.Errorf("show %+v, %v", info, err)
 	}
 	list, err := h.ListAll(t.Context(), "")
-	if err != nil || len(list) != 2 || list[0].VM != g.name || list[1].VM != "" || list[1].Type != "macvlan" || list[1].Source != "eth0" {
+	if err != nil || len(list) != 2 || list[0].VM != g.name || list[1].VM != "" || list[1].Type != "macvlan" ||
+		list[1].Source != "eth0" {
 		t.Errorf("list %+v, %v: want the guest's NIC, then the host access", list, err)
 	}
 	if list, err := h.List(""); err != nil || len(list) != 1 {
@@ -111,10 +113,11 @@ func TestLiveHostAccessInTheLowersNetwork(t *testing.T) {
 	h.ip("addr", "add", lowerAddr+"/24", "dev", "eth0")
 	g := h.booted(testvm.Config{})
 	h.use(g, h.attach(g.lowerSpec("net0", nic.Lower{})), "10.8.0.2/24")
-	if got := h.hostOn(true, "10.8.0.10/24"); len(got.Notices) != 1 || !strings.Contains(got.Notices[0], "ip route add GUEST dev eth0-host") {
+	if got := h.hostOn(true, "10.8.0.10/24"); len(got.Notices) != 1 ||
+		!strings.Contains(got.Notices[0], "ip route add GUEST dev eth0-host") {
 		t.Errorf("notices %q", got.Notices)
 	}
-	h.mute(g, "10.8.0.10")
+	h.silent(g, "10.8.0.10")
 	h.ip("route", "add", "10.8.0.2", "dev", "eth0-host")
 	h.pings(g, "10.8.0.10")
 	if err := h.hostPings("10.8.0.2"); err != nil {
@@ -132,7 +135,8 @@ func TestHostAccessAgain(t *testing.T) {
 	}
 	h.hostOn(false, "10.9.0.1/24")
 	h.hostOn(false)
-	if got := h.hostOn(true, "10.9.0.1/24", "10.9.1.1/24"); !slices.Equal(got.Added, hostAddrs("10.9.1.1/24")) || len(got.Addresses) != 2 {
+	if got := h.hostOn(true, "10.9.0.1/24", "10.9.1.1/24"); !slices.Equal(got.Added, hostAddrs("10.9.1.1/24")) ||
+		len(got.Addresses) != 2 {
 		t.Errorf("added %v, has %v", got.Added, got.Addresses)
 	}
 	h.ip("link", "set", "eth0-host", "down")
@@ -241,7 +245,8 @@ func TestHostAccessByTwoAtOnce(t *testing.T) {
 		}
 		t.Cleanup(m.Close)
 		all.Go(func() {
-			if _, _, err := m.SetHostAccess(h.context(10*time.Second), "eth0", true, hostAddrs("10.9.0.1/24")); err != nil {
+			if _, _, err := m.SetHostAccess(h.context(10*time.Second), "eth0",
+				true, hostAddrs("10.9.0.1/24")); err != nil {
 				t.Error(err)
 			}
 		})
@@ -271,7 +276,8 @@ func TestLiveHostAccessRefused(t *testing.T) {
 	if _, _, err := h.SetHostAccess(h.context(time.Second), "nosuch", false, nil); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("off without the lower: %v", err)
 	}
-	if _, _, err := h.SetHostAccess(h.context(time.Second), "eth0", false, hostAddrs("10.9.0.1/24")); !errors.Is(err, nic.ErrInvalid) {
+	if _, _, err := h.SetHostAccess(h.context(time.Second), "eth0", false, hostAddrs("10.9.0.1/24")); !errors.Is(err,
+		nic.ErrInvalid) {
 		t.Errorf("off with an address: %v", err)
 	}
 

@@ -67,7 +67,8 @@ func (h *host) hostileTo(out *os.File, o order, argv string, files ...*os.File) 
 // processes meanwhile.
 func (h *host) opens(path string) func() int {
 	h.Helper()
-	fd, err := unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK|unix.FAN_REPORT_FID, unix.O_RDONLY)
+	fd, err := unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK|unix.FAN_REPORT_FID,
+		unix.O_RDONLY)
 	if err == nil {
 		err = unix.FanotifyMark(fd, unix.FAN_MARK_ADD, unix.FAN_OPEN, unix.AT_FDCWD, path)
 	}
@@ -82,7 +83,8 @@ func (h *host) opens(path string) func() int {
 			h.Fatal(err)
 		}
 		// struct fanotify_event_metadata: its length first, the process last.
-		for rest := events[:max(length, 0)]; len(rest) >= unix.FAN_EVENT_METADATA_LEN; rest = rest[binary.NativeEndian.Uint32(rest):] {
+		for rest := events[:max(length,
+			0)]; len(rest) >= unix.FAN_EVENT_METADATA_LEN; rest = rest[binary.NativeEndian.Uint32(rest):] {
 			if int(binary.NativeEndian.Uint32(rest[unix.FAN_EVENT_METADATA_LEN-4:])) == os.Getpid() {
 				n++
 			}
@@ -142,7 +144,11 @@ func TestLiveNothingOfOthersIsOpened(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	label := h.file(procfd.NewLabel(fmt.Sprintf("vmnet vm=web nic=net2 type=socket source=none switch=on netns=%d mac=52:54:00:00:00:09 model=e1000 queues=1", inode)))
+	label := h.file(
+		procfd.NewLabel(
+			fmt.Sprintf(
+				"vmnet vm=web nic=net2 type=socket source=none switch=on netns=%d mac=52:54:00:00:00:09 model=e1000 queues=1",
+				inode)))
 	pty, path := h.terminal()
 
 	watched := map[string]func() int{"the terminal": h.opens(path)}
@@ -220,7 +226,10 @@ func TestOpenNetnsOpensNothingElse(t *testing.T) {
 	h := &host{TB: t}
 	fifo, path := h.fifo("fifo")
 	opened := h.opens(path)
-	for _, p := range []string{path, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fifo.Fd()), "/proc/self/ns/mnt", "/proc/self/ns/user", t.TempDir()} {
+	for _, p := range []string{
+		path, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fifo.Fd()), "/proc/self/ns/mnt",
+		"/proc/self/ns/user", t.TempDir(),
+	} {
 		if ns, err := netns.Open(p); err == nil || !strings.Contains(err.Error(), "is not a network namespace") {
 			_ = ns.Close()
 			t.Errorf("%s: %v", p, err)

@@ -48,7 +48,8 @@ func (h *host) standIn(mode, flag, addr string) *standIn {
 	}
 	s := &standIn{ns: nstest.New(h), dev: dev}
 	tap, tapErr := tun.Create(s.ns, "eth0", false)
-	if err := errors.Join(tapErr, dev.OpenQueue(), dev.AddAddr(prefix), dev.Set(rtnl.AllMulti(true)), dev.Up()); err != nil {
+	if err := errors.Join(tapErr, dev.OpenQueue(), dev.AddAddr(prefix), dev.Set(rtnl.AllMulti(true)),
+		dev.Up()); err != nil {
 		h.Fatal(err)
 	}
 	arp := "on"
@@ -102,11 +103,12 @@ func carry(from, to *os.File, count *atomic.Int64) {
 	}
 }
 
-// answers tells whether a ping from a netns is answered.
+// answers reports whether a ping from a netns is answered.
 func (h *host) answers(from *netns.NS, addr string, patience time.Duration) bool {
 	h.Helper()
 	return from.Do(func() error {
-		_, err := traffic.SendPing(h.context(patience), traffic.Ping{Addr: addr, Count: 5, Timeout: patience / 5, UntilFirst: true})
+		_, err := traffic.SendPing(h.context(patience),
+			traffic.Ping{Addr: addr, Count: 5, Timeout: patience / 5, UntilFirst: true})
 		return err
 	}) == nil
 }
@@ -199,14 +201,16 @@ func TestLabIPvtapsShareModeAndFlag(t *testing.T) {
 	h.ip("link", "property", "add", "dev", "eth0", "altname", "uplink")
 	a, b := h.empty(), h.empty()
 	spec := func(g *guest, mode, flag, addr string) nic.Spec {
-		s := g.lowerSpec("net0", nic.Lower{Mode: mode, Flag: flag, Addrs: []netip.Prefix{netip.MustParsePrefix(addr + "/24")}})
+		s := g.lowerSpec("net0",
+			nic.Lower{Mode: mode, Flag: flag, Addrs: []netip.Prefix{netip.MustParsePrefix(addr + "/24")}})
 		s.Lower.Kind = vtap.IPVtap
 		return s
 	}
 	h.attach(spec(a, "l2", "private", standInA))
 	for _, c := range []struct{ mode, flag string }{{"", ""}, {"l2", "vepa"}, {"l3", "private"}} {
 		_, err := h.Attach(h.context(20*time.Second), spec(b, c.mode, c.flag, standInB))
-		if !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), a.name+"/net0 (use --mode l2 --flag private, or") {
+		if !errors.Is(err, syscall.EBUSY) ||
+			!strings.Contains(err.Error(), a.name+"/net0 (use --mode l2 --flag private, or") {
 			t.Errorf("mode %q, flag %q: got %v, want the sibling and the cure", c.mode, c.flag, err)
 		}
 	}
@@ -237,7 +241,8 @@ func TestLabIPvtapRenamed(t *testing.T) {
 	h.wire()
 	other.wire()
 	g := h.empty()
-	spec := g.lowerSpec("net0", nic.Lower{Kind: vtap.IPVtap, Addrs: []netip.Prefix{netip.MustParsePrefix(standInA + "/24")}})
+	spec := g.lowerSpec("net0",
+		nic.Lower{Kind: vtap.IPVtap, Addrs: []netip.Prefix{netip.MustParsePrefix(standInA + "/24")}})
 	spec.Lower.Kind = vtap.IPVtap
 	h.attach(spec)
 	if nics, err := other.List(g.name); err != nil || len(nics) != 0 {
@@ -246,7 +251,8 @@ func TestLabIPvtapRenamed(t *testing.T) {
 	h.ip("link", "set", "eth0", "down")
 	h.ip("link", "set", "eth0", "name", "wan0")
 	h.ip("link", "set", "wan0", "up")
-	if nics, err := h.List(g.name); err != nil || len(nics) != 1 || nics[0].Source != "wan0" || nics[0].State != nic.Up {
+	if nics, err := h.List(g.name); err != nil || len(nics) != 1 || nics[0].Source != "wan0" ||
+		nics[0].State != nic.Up {
 		t.Errorf("list %+v, %v", nics, err)
 	}
 	if got := h.check(); len(got) != 0 {
@@ -257,7 +263,8 @@ func TestLabIPvtapRenamed(t *testing.T) {
 	}
 	for _, name := range []string{"eth0", "wan0"} {
 		spec.Lower.Device = name
-		if res, err := h.Attach(h.context(20*time.Second), spec); err != nil || res.Changed || res.NIC.Source != "wan0" {
+		if res, err := h.Attach(h.context(20*time.Second), spec); err != nil || res.Changed ||
+			res.NIC.Source != "wan0" {
 			t.Errorf("attach to %s again: %+v, %v", name, res, err)
 		}
 	}

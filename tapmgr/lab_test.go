@@ -44,7 +44,8 @@ func (h *host) vhostOnABridge(g *guest) {
 		h.Errorf("no kernel thread vhost-%d", g.Pid())
 	}
 	details, err := h.Show(h.context(20*time.Second), g.name)
-	if err != nil || len(details) != 1 || len(details[0].VhostFDs) != 2 || len(details[0].Holders[0].FDs) != 2 || nic.Vhost != "on" {
+	if err != nil || len(details) != 1 || len(details[0].VhostFDs) != 2 || len(details[0].Holders[0].FDs) != 2 ||
+		nic.Vhost != "on" {
 		h.Errorf("show %+v, %v: want 2 vhost fds and 2 queues", details, err)
 	}
 	h.tcpBothWays(g)
@@ -184,7 +185,7 @@ func TestLabKilledWithVhost(t *testing.T) {
 	}
 }
 
-// TestLabFaultsWithVhost fails each step while there are vhost fds to give back.
+// TestLabFaultsWithVhost fails each step while there are vhost fds to close.
 func TestLabFaultsWithVhost(t *testing.T) {
 	lab.Inside(t)
 	h := newHost(t)
@@ -201,7 +202,8 @@ func TestLabFaultsWithVhost(t *testing.T) {
 			}
 			return errFault
 		})
-		if _, err := h.Attach(h.context(30*time.Second), spec); !errors.Is(err, errFault) || strings.Contains(err.Error(), "undo") {
+		if _, err := h.Attach(h.context(30*time.Second), spec); !errors.Is(err, errFault) ||
+			strings.Contains(err.Error(), "undo") {
 			t.Errorf("%s: got %v, want only the fault", name, err)
 		}
 		h.Run = nil
@@ -239,13 +241,14 @@ func TestLabVhostNotToBeHad(t *testing.T) {
 		return h.Attach(h.context(20*time.Second), spec)
 	}
 	lab.WithoutModule(t, "vhost_net")
-	if _, err := try(nic.VhostOn); !errors.Is(err, nic.ErrLink) || !strings.Contains(err.Error(), "modprobe vhost_net") {
+	if _, err := try(nic.VhostOn); !errors.Is(err, nic.ErrLink) ||
+		!strings.Contains(err.Error(), "modprobe vhost_net") {
 		t.Errorf("not loaded: got %v", err)
 	}
 	h.nothingLeft(g, "net0")
 	res, err := try(nic.VhostAuto)
 	if err != nil || res.NIC.Vhost != "off" || !strings.Contains(strings.Join(res.Notices, " "), "modprobe vhost_net") {
-		t.Errorf("auto: %+v, %v: want to be told why it is off", res, err)
+		t.Errorf("auto: %+v, %v: want a notice that says why it is off", res, err)
 	}
 }
 
@@ -312,12 +315,14 @@ func TestLabNoDefaultVLAN(t *testing.T) {
 		t.Errorf("check %+v", got)
 	}
 	h.ip("link", "set", "br1", "type", "bridge", "vlan_default_pvid", "0")
-	if got := h.check(); len(got) != 1 || got[0].What != "VLAN" || got[0].MendedBy != nic.MendDetach || !strings.Contains(got[0].Mend, "--vlan") {
+	if got := h.check(); len(got) != 1 || got[0].What != "VLAN" || got[0].MendedBy != nic.MendDetach ||
+		!strings.Contains(got[0].Mend, "--vlan") {
 		t.Errorf("check %+v", got)
 	}
 	spec.NIC = "net1"
 	const cure = "vlan_default_pvid 0), so a port in no VLAN would pass no frames: name one with --vlan N"
-	if _, err := h.Attach(h.context(20*time.Second), spec); !errors.Is(err, nic.ErrLink) || !strings.Contains(err.Error(), cure) {
+	if _, err := h.Attach(h.context(20*time.Second), spec); !errors.Is(err, nic.ErrLink) ||
+		!strings.Contains(err.Error(), cure) {
 		t.Errorf("attach: %v", err)
 	}
 	launched := spec
@@ -347,7 +352,10 @@ func TestLabWiFiTakesNoMacvtap(t *testing.T) {
 	if !errors.Is(err, nic.ErrLink) || !strings.Contains(err.Error(), "--ipvtap") {
 		t.Errorf("got %v, want ipvtap to be suggested", err)
 	}
-	spec.Lower = &nic.Lower{Kind: vtap.IPVtap, Device: wlan, Addrs: []netip.Prefix{netip.MustParsePrefix("10.8.0.4/24")}}
+	spec.Lower = &nic.Lower{
+		Kind: vtap.IPVtap, Device: wlan,
+		Addrs: []netip.Prefix{netip.MustParsePrefix("10.8.0.4/24")},
+	}
 	if nic := h.attach(spec); nic.Type != "ipvtap" {
 		t.Errorf("attached %+v", nic)
 	}

@@ -19,7 +19,8 @@ func TestLiveDetachedIsNotGone(t *testing.T) {
 		return nic.Spec{NIC: id, Lower: &nic.Lower{Kind: vtap.Macvtap, Device: "eth0"}, Vhost: nic.VhostOff}
 	}
 	g, _ := h.launched(testvm.Config{Paused: true}, macvtapOn("net0"), macvtapOn("net1"))
-	res, err := h.Detach(h.context(20*time.Second), tapmgr.DetachSpec{Target: nic.Target{VM: g.name}, NIC: "net0", Force: true})
+	res, err := h.Detach(h.context(20*time.Second),
+		tapmgr.DetachSpec{Target: nic.Target{VM: g.name}, NIC: "net0", Force: true})
 	if err != nil || !res.Changed {
 		t.Fatalf("detach: %+v, %v", res, err)
 	}

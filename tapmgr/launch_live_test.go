@@ -75,7 +75,8 @@ func TestLiveLaunchedNICsAreLikeAttachedOnes(t *testing.T) {
 	h.use(g, l.NICs[1].NIC, "10.8.0.2/24")
 	h.pings(g, farAddr)
 	nics, err := h.List(g.name)
-	if err != nil || len(nics) != 2 || nics[0].PID != g.Pid() || nics[0].State != "forwarding" || nics[0].Queues != 2 || nics[1].Type != "macvtap" || nics[1].State != nic.Up {
+	if err != nil || len(nics) != 2 || nics[0].PID != g.Pid() || nics[0].State != "forwarding" || nics[0].Queues != 2 ||
+		nics[1].Type != "macvtap" || nics[1].State != nic.Up {
 		t.Errorf("list %+v, %v", nics, err)
 	}
 	if got := h.check(); len(got) != 0 {
@@ -116,10 +117,12 @@ func TestLaunchMakesAllOrNothing(t *testing.T) {
 	good := nic.Spec{Target: nic.Target{VM: "P3"}, NIC: "net0", Bridge: "br0"}
 	bad := good
 	bad.NIC, bad.Bridge = "net1", "br9"
-	if _, err := h.tryLaunch(ctx, good, bad); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "P3/net1") {
+	if _, err := h.tryLaunch(ctx, good, bad); !errors.Is(err, fs.ErrNotExist) ||
+		!strings.Contains(err.Error(), "P3/net1") {
 		t.Errorf("got %v, want br9 to be missed", err)
 	}
-	if _, err := h.tryLaunch(ctx, good, good); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "--nic") {
+	if _, err := h.tryLaunch(ctx, good, good); !errors.Is(err, nic.ErrExist) ||
+		!strings.Contains(err.Error(), "--nic") {
 		t.Errorf("got %v, want the second one's name to be taken", err)
 	}
 	h.gone("P3-net0")
@@ -142,7 +145,8 @@ func TestPlainTap(t *testing.T) {
 		t.Errorf("made %+v, %v", l, err)
 	}
 	nics, err := h.ListAll(t.Context(), "")
-	if err != nil || len(nics) != 1 || nics[0].Interface != tap.Name || nics[0].Source != "br0" || nics[0].UID != 1000 || nics[0].Port != "isolated" || nics[0].PID != os.Getpid() {
+	if err != nil || len(nics) != 1 || nics[0].Interface != tap.Name || nics[0].Source != "br0" ||
+		nics[0].UID != 1000 || nics[0].Port != "isolated" || nics[0].PID != os.Getpid() {
 		t.Errorf("list %+v, %v", nics, err)
 	}
 	for uid, want := range map[int]int{1000: 1, 1001: 0} {
@@ -197,8 +201,12 @@ func TestScripts(t *testing.T) {
 	if err := h.Host().IfDown("vm8"); err != nil {
 		t.Errorf("one that is gone: %v", err)
 	}
-	for name, want := range map[string]string{"br0": "is not a tap", "vm8": "no such network device", "a/b": "1 to 15 bytes"} {
-		if err := h.Host().IfUp(name, "br0", brport.Settings{}, yes); err == nil || !strings.Contains(err.Error(), want) {
+	for name, want := range map[string]string{
+		"br0": "is not a tap", "vm8": "no such network device",
+		"a/b": "1 to 15 bytes",
+	} {
+		if err := h.Host().IfUp(name, "br0", brport.Settings{}, yes); err == nil ||
+			!strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", name, err, want)
 		}
 	}
@@ -259,7 +267,8 @@ func TestServe(t *testing.T) {
 	if err != nil || len(queues) != 2 || !strings.Contains(string(answer), `"P3-net0"`) {
 		t.Fatalf("%s with %d files, %v", answer, len(queues), err)
 	}
-	if l, err := h.nl.Link("P3-net0"); err != nil || !strings.Contains(l.Alias, "state=attaching") || !strings.Contains(l.Alias, "vhost=on") {
+	if l, err := h.nl.Link("P3-net0"); err != nil || !strings.Contains(l.Alias, "state=attaching") ||
+		!strings.Contains(l.Alias, "vhost=on") {
 		t.Errorf("%+v, %v", l, err)
 	}
 	if err := client.Send([]byte(`{"plugged":true}`)); err != nil {
@@ -302,7 +311,10 @@ func TestServeLeavesNothing(t *testing.T) {
 		{"bad queues", strings.Replace(tapRequest, `"queues":2`, `"queues":-1`, 1), nil, "queues"},
 		{"many queues", strings.Replace(tapRequest, `"queues":2`, `"queues":254`, 1), nil, "254"},
 		{"bad name", strings.Replace(tapRequest, `"net0"`, `"../x"`, 1), nil, "NIC id"},
-		{"long hash", strings.Replace(tapRequest, `"options":""`, `"options":"`+strings.Repeat("x", 20)+`"`, 1), nil, "hash"},
+		{
+			"long hash", strings.Replace(tapRequest, `"options":""`, `"options":"`+strings.Repeat("x", 20)+`"`, 1), nil,
+			"hash",
+		},
 		{"odd hash", strings.Replace(tapRequest, `"options":""`, `"options":"\u009b"`, 1), nil, "hash"},
 	} {
 		t.Run(c.what, func(t *testing.T) {
@@ -339,11 +351,17 @@ func TestLaunchDry(t *testing.T) {
 	defer func() { h.Run = nil }()
 	l, err := h.tryLaunch(h.context(10*time.Second),
 		nic.Spec{Target: nic.Target{VM: "P3"}, NIC: "net0", Bridge: "br0", Vhost: nic.VhostOff},
-		nic.Spec{Target: nic.Target{VM: "P3"}, NIC: "net1", Lower: &nic.Lower{Kind: "macvtap", Device: "eth0"}, Vhost: nic.VhostOff})
+		nic.Spec{
+			Target: nic.Target{VM: "P3"}, NIC: "net1", Lower: &nic.Lower{Kind: "macvtap", Device: "eth0"},
+			Vhost: nic.VhostOff,
+		})
 	if err != nil || len(l.NICs) != 2 {
 		t.Fatalf("%+v, %v", l, err)
 	}
-	want := []string{"net0 label", "net0 tap", "net0 settings", "net0 port", "net1 label", "net1 macvtap", "net1 settings", "net1 queue 0", "net1 up"}
+	want := []string{
+		"net0 label", "net0 tap", "net0 settings", "net0 port", "net1 label", "net1 macvtap",
+		"net1 settings", "net1 queue 0", "net1 up",
+	}
 	if !slices.Equal(names, want) {
 		t.Errorf("steps %q, want %q", names, want)
 	}

@@ -13,10 +13,10 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// deleteLeftOvers deletes links that nobody holds, and tells by link index which it could
-// not delete. Each deletion takes some 20 ms, in which the kernel waits until nothing of it
-// looks at the link any more; for a group of links it waits once. What cannot go
-// with a group is deleted alone.
+// deleteLeftOvers deletes links that no process holds. It returns the errors by link index. Each
+// deletion takes about 20 ms, in which the kernel waits until no CPU uses the link any more
+// (synchronize_net); for a group of links it waits once. What cannot be deleted with a group is
+// deleted alone.
 func (m *Manager) deleteLeftOvers(ctx context.Context, links []inventory.Device) map[int]error {
 	g := &grouping{m: m, links: links, former: map[int]uint32{}, deleted: map[int]bool{}}
 	var refused error
@@ -39,22 +39,23 @@ func (m *Manager) deleteLeftOvers(ctx context.Context, links []inventory.Device)
 	return failed
 }
 
-// grouping deletes links of ours in the Manager's netns by a group number that nobody uses.
+// grouping deletes managed links in the Manager's netns by an unused group number.
 type grouping struct {
 	m       *Manager
 	links   []inventory.Device
 	number  uint32
-	former  map[int]uint32 // group by link index, of those that were put into ours
+	former  map[int]uint32 // group by link index, of the links that were put into the new group
 	deleted map[int]bool   // by link index
 }
 
-// steps leave nothing between the last look at who holds the links and their
-// deletion: both are one step.
+// steps look for the links' holders and delete the links in one step, so that nothing is between
+// the two.
 func (g *grouping) steps() []step.Step {
 	return []step.Step{
 		{
 			Name: "group",
-			Text: fmt.Sprintf("RTM_SETLINK of %d links which nobody holds: IFLA_GROUP, a number that no link has", len(g.links)),
+			Text: fmt.Sprintf("RTM_SETLINK of %d links that no process holds: IFLA_GROUP, a number that no link has",
+				len(g.links)),
 			Do:   g.fill,
 			Undo: g.empty,
 		},
@@ -91,7 +92,7 @@ func (g *grouping) fill(context.Context) error {
 	return nil
 }
 
-// groupBase begins the numbers that we draw from, which end where the kernel's int does
+// groupBase is the lowest number that is drawn. The highest is that of the kernel's int
 // (netif_set_group). People and their tools count from 0.
 const groupBase = 1 << 30
 
@@ -103,7 +104,7 @@ func unusedGroup(used map[uint32][]*rtnl.Link) uint32 {
 	}
 }
 
-// empty puts the links that are still in the group back to where they were.
+// empty puts the links that are still in the group back into their former ones.
 func (g *grouping) empty(context.Context) error {
 	all, err := g.m.host.NL.Groups()
 	if err != nil {
@@ -145,7 +146,7 @@ func (g *grouping) delete(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// nodesOf tells the numbers of the nodes of those links that have one, by link index.
+// nodesOf returns the numbers of the links' device nodes, by link index.
 func (m *Manager) nodesOf(links []*rtnl.Link) map[int]uint64 {
 	nodes := map[int]uint64{}
 	for _, l := range links {
@@ -159,10 +160,10 @@ func (m *Manager) nodesOf(links []*rtnl.Link) map[int]uint64 {
 	return nodes
 }
 
-// deletable takes out of the group what somebody holds meanwhile, and returns what is
-// left in it. What it looks at last is what the kernel deletes from: the group's members, with what
-// the kernel says of a tap's queues. Whoever opens a macvtap in the moment since its holders were
-// looked for is not seen, as when one link is deleted alone.
+// deletable takes the links that a process holds now out of the group, and returns those that are
+// left in it. What it reads last is what the kernel deletes: the group's members, with the kernel's
+// word on a tap's queues. A process that opens a macvtap after its holders were looked for is not
+// seen, as when one link is deleted alone.
 func (g *grouping) deletable(ctx context.Context) ([]*rtnl.Link, error) {
 	links, err := g.m.host.Devices(ctx)
 	if err != nil {
@@ -183,7 +184,8 @@ func (g *grouping) deletable(ctx context.Context) ([]*rtnl.Link, error) {
 		out := 0
 		for _, l := range members {
 			if _, ok := g.former[l.Index]; !ok {
-				return nil, fmt.Errorf("%w: group %d, by interface %s, which somebody put there", nic.ErrInUse, g.number, l.Name)
+				return nil, fmt.Errorf("%w: group %d, by interface %s, which another program put there",
+					nic.ErrInUse, g.number, l.Name)
 			}
 			if known[l.Index].StillUnheld(l) {
 				continue

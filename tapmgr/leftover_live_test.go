@@ -60,7 +60,8 @@ func (h *host) markOurs(names ...string) {
 				side = "type=macvtap source=eth0 mode=bridge rx=allmulti"
 			}
 			nic := strings.ReplaceAll(name, "-", "_")
-			err = h.nl.Set(l.Index, rtnl.Alias("vmnet vm=dead nic="+nic+" "+side+" mac=52:54:00:00:00:01 model=virtio-net-pci queues=1"))
+			err = h.nl.Set(l.Index,
+				rtnl.Alias("vmnet vm=dead nic="+nic+" "+side+" mac=52:54:00:00:00:01 model=virtio-net-pci queues=1"))
 		}
 		if err != nil {
 			h.Fatal(err)
@@ -182,7 +183,8 @@ func TestLiveAllPIDsManyLeftOversGoAtOnceAndNothingElse(t *testing.T) {
 		delete(actions, name)
 	}
 	for _, name := range []string{"held", "held-persist", "held-macvtap"} {
-		if want := fmt.Sprintf("left alone: process %d holds it", os.Getpid()); actions[name].Action != want || actions[name].Changed {
+		if want := fmt.Sprintf("left alone: process %d holds it", os.Getpid()); actions[name].Action != want ||
+			actions[name].Changed {
 			t.Errorf("%s: %+v: want %s", name, actions[name], want)
 		}
 		delete(actions, name)
@@ -303,8 +305,8 @@ func TestLiveAllPIDsLeftOversWhenReconcileIsInterrupted(t *testing.T) {
 	}
 }
 
-// TestMacvtapIsNoLeftOverWhereHoldersAreUnseen reconciles in a pid namespace: of a tap the
-// kernel tells that nobody holds it, of a macvtap only /proc.
+// TestMacvtapIsNoLeftOverWhereHoldersAreUnseen reconciles in a PID namespace: the kernel
+// reports that no process holds a tap, but of a macvtap only /proc shows it.
 func TestMacvtapIsNoLeftOverWhereHoldersAreUnseen(t *testing.T) {
 	h := newUserHost(t)
 	h.wire()

@@ -30,7 +30,8 @@ func (h *libvirtHost) nothingLeft(g *libvirttest.Guest, nicID string) {
 	name, _ := nic.InterfaceName(g.Name, nicID)
 	h.gone(name)
 	for _, args := range [][]string{{"dumpxml", g.Name}, {"dumpxml", "--inactive", g.Name}} {
-		if out := h.virt.Virsh(args...); strings.Contains(out, "ua-vmnet-"+nicID) || strings.Contains(out, `id="`+nicID+`"`) {
+		if out := h.virt.Virsh(args...); strings.Contains(out, "ua-vmnet-"+nicID) ||
+			strings.Contains(out, `id="`+nicID+`"`) {
 			h.Errorf("virsh %v still has it:\n%s", args, out)
 		}
 	}
@@ -45,13 +46,15 @@ func TestLiveLibvirtFaultAtEveryStep(t *testing.T) {
 	spec := h.stored(g, "net1")
 	h.faultAtEveryStep(spec, func() { h.nothingLeft(g, "net1") })
 	h.attach(spec)
-	if out := h.virt.Virsh("dumpxml", "--inactive", g.Name); !strings.Contains(out, "ua-vmnet-net1") || !strings.Contains(out, `id="net1"`) {
+	if out := h.virt.Virsh("dumpxml", "--inactive", g.Name); !strings.Contains(out, "ua-vmnet-net1") ||
+		!strings.Contains(out, `id="net1"`) {
 		t.Errorf("it is not stored:\n%s", out)
 	}
 	if res := h.take(g, "net1"); len(res.Notices) != 1 || !strings.Contains(res.Notices[0], "stored") {
 		t.Errorf("notices %q", res.Notices)
 	}
-	res, err := h.Detach(h.context(20*time.Second), tapmgr.DetachSpec{Target: h.target(g), NIC: "net1", Persistent: true})
+	res, err := h.Detach(h.context(20*time.Second),
+		tapmgr.DetachSpec{Target: h.target(g), NIC: "net1", Persistent: true})
 	if err != nil || !res.Changed {
 		t.Errorf("%+v, %v", res, err)
 	}
@@ -82,7 +85,8 @@ func TestLiveLibvirtKilledAtEveryStep(t *testing.T) {
 				if _, err := h.Attach(h.context(20*time.Second), spec); err != nil {
 					t.Errorf("%s: attach again: %v", what, err)
 				}
-				if c, err := h.Check(h.context(20 * time.Second)); err != nil || c.NICs != 1 || len(c.Differences)+len(c.Notices) != 0 {
+				if c, err := h.Check(h.context(20 * time.Second)); err != nil || c.NICs != 1 ||
+					len(c.Differences)+len(c.Notices) != 0 {
 					t.Errorf("%s: check %+v, %v", what, c, err)
 				}
 				h.take(g, "net0")
@@ -98,7 +102,8 @@ func (h *libvirtHost) reconciled(what string) {
 	for round := range 2 {
 		actions, err := h.Reconcile(h.context(20*time.Second), false)
 		text, _ := json.Marshal(actions)
-		if err != nil || strings.Contains(string(text), `"error"`) || round == 1 && strings.Contains(string(text), `"changed":true`) {
+		if err != nil || strings.Contains(string(text), `"error"`) ||
+			round == 1 && strings.Contains(string(text), `"changed":true`) {
 			h.Errorf("%s: reconcile: %s, %v", what, text, err)
 		}
 	}
@@ -183,9 +188,10 @@ func TestLiveLibvirtDetachMeanwhile(t *testing.T) {
 	g.Await()
 
 	found = h.attach(h.spec(g, "net0"))
-	h.virt.Virsh("suspend", g.Name) // paused, it never lets go of anything
+	h.virt.Virsh("suspend", g.Name) // paused, it never releases a device
 	ctx := h.context(2 * time.Second)
-	if _, err := h.Detach(ctx, tapmgr.DetachSpec{Target: h.target(g), NIC: "net0"}); err == nil || !strings.Contains(err.Error(), "the guest") {
+	if _, err := h.Detach(ctx, tapmgr.DetachSpec{Target: h.target(g), NIC: "net0"}); err == nil ||
+		!strings.Contains(err.Error(), "the guest") {
 		t.Errorf("detached from a paused guest: %v", err)
 	}
 	if n := h.listed(g); n.State != nic.Detaching {
@@ -220,7 +226,9 @@ func (h *libvirtHost) detachWhile(g *libvirttest.Guest, end func()) {
 		_, err := h.Detach(h.context(20*time.Second), tapmgr.DetachSpec{Target: h.target(g), NIC: "net0"})
 		done <- err
 	}()
-	nstest.Eventually(h, 20*time.Second, "the guest was asked", func() bool { return nstest.Waiting("internal/guest.(*Domain).awaitRemoved") == 1 })
+	nstest.Eventually(h, 20*time.Second, "the guest was asked", func() bool {
+		return nstest.Waiting("internal/guest.(*Domain).awaitRemoved") == 1
+	})
 	end()
 	if err := <-done; err != nil {
 		h.Errorf("the guest ended meanwhile: %v", err)
@@ -240,9 +248,13 @@ func TestLiveLibvirtRefusals(t *testing.T) {
 		want   error
 		text   string
 	}{
-		{"options", func(s *nic.Spec) { s.DeviceOptions = map[string]string{"rx_queue_size": "1024"} }, nic.ErrInvalid, "--via monitor"},
+		{"options", func(s *nic.Spec) {
+			s.DeviceOptions = map[string]string{"rx_queue_size": "1024"}
+		}, nic.ErrInvalid, "--via monitor"},
 		{"model", func(s *nic.Spec) { s.Model = "virtio-net-device" }, nic.ErrInvalid, "no model"},
-		{"no guest of libvirt's", func(s *nic.Spec) { s.VM, s.Via = plain.name, nic.ViaLibvirt }, nic.ErrInvalid, "not libvirt's"},
+		{"not a libvirt guest", func(s *nic.Spec) {
+			s.VM, s.Via = plain.name, nic.ViaLibvirt
+		}, nic.ErrInvalid, "not libvirt's"},
 		{"another way", func(s *nic.Spec) { s.NIC, s.Via = "net0", nic.ViaMonitor }, nic.ErrExist, "via is libvirt"},
 		{"other queues", func(s *nic.Spec) { s.NIC, s.Queues = "net0", 2 }, nic.ErrExist, "queues is 1"},
 		{"vhost", func(s *nic.Spec) { s.Vhost = nic.VhostOn }, nic.ErrLink, "vhost"},
@@ -256,7 +268,8 @@ func TestLiveLibvirtRefusals(t *testing.T) {
 	}
 	h.nothingLeft(g, "net7")
 	h.Libvirt = h.virt.Socket() + "-none"
-	if _, err := h.Attach(h.context(20*time.Second), h.spec(g, "net7")); err == nil || !strings.Contains(err.Error(), "is libvirtd or virtqemud running") {
+	if _, err := h.Attach(h.context(20*time.Second), h.spec(g, "net7")); err == nil ||
+		!strings.Contains(err.Error(), "is libvirtd or virtqemud running") {
 		t.Errorf("no libvirt: %v", err)
 	}
 }

@@ -33,7 +33,7 @@ func newLibvirtHost(t *testing.T) *libvirtHost {
 	return &libvirtHost{h, virt}
 }
 
-// domain is a guest of libvirt's, which is up.
+// domain returns a libvirt guest that is up.
 func (h *libvirtHost) domain(dom testvm.Domain) *libvirttest.Guest {
 	h.Helper()
 	dom.Name = h.name("P2")
@@ -80,7 +80,8 @@ func TestLiveLibvirtAttach(t *testing.T) {
 			spec.Queues, spec.MTU = queues, 1400
 			found := h.attach(spec)
 			want := nic.NIC{
-				VM: g.Name, ID: "net0", Interface: found.Interface, Type: "tap", Source: "br0", Model: "virtio-net-pci", MAC: nic.DefaultMAC(g.Name, "net0").String(),
+				VM: g.Name, ID: "net0", Interface: found.Interface, Type: "tap", Source: "br0", Model: "virtio-net-pci",
+				MAC:    nic.DefaultMAC(g.Name, "net0").String(),
 				Queues: queues, Vhost: "off", State: "forwarding", MTU: 1400, Via: nic.ViaLibvirt,
 			}
 			found.PID = 0
@@ -101,9 +102,11 @@ func TestLiveLibvirtAttach(t *testing.T) {
 			}
 		}
 		nic, old := h.attach(h.spec(g, "net0")), h.spec(g, "net1")
-		old.Model = map[string]string{"pc": "e1000", "q35": "e1000e"}[machine] // to which libvirt gives a tap without a vnet header
+		// to which libvirt gives a tap without a vnet header
+		old.Model = map[string]string{"pc": "e1000", "q35": "e1000e"}[machine]
 		other := h.attach(old)
-		if c, err := h.Check(h.context(20 * time.Second)); err != nil || c.NICs != 2 || len(c.Differences)+len(c.Notices) != 0 {
+		if c, err := h.Check(h.context(20 * time.Second)); err != nil || c.NICs != 2 ||
+			len(c.Differences)+len(c.Notices) != 0 {
 			t.Errorf("check %+v, %v", c, err)
 		}
 		h.virt.Virsh("destroy", g.Name)
@@ -115,16 +118,21 @@ func TestLiveLibvirtAttach(t *testing.T) {
 // agrees demands that virsh and we say the same.
 func (h *libvirtHost) agrees(g *libvirttest.Guest, nic nic.NIC) {
 	h.Helper()
-	if out := h.virt.Virsh("domiflist", g.Name); !strings.Contains(out, nic.Interface) || !strings.Contains(out, nic.MAC) {
+	if out := h.virt.Virsh("domiflist", g.Name); !strings.Contains(out, nic.Interface) ||
+		!strings.Contains(out, nic.MAC) {
 		h.Errorf("virsh domiflist: %s", out)
 	}
-	if out := h.virt.Virsh("dumpxml", g.Name); !strings.Contains(out, "<alias name='ua-vmnet-"+nic.ID+"'/>") || !strings.Contains(out, "<target dev='"+nic.Interface+"' managed='no'/>") {
+	if out := h.virt.Virsh("dumpxml", g.Name); !strings.Contains(out, "<alias name='ua-vmnet-"+nic.ID+"'/>") ||
+		!strings.Contains(out, "<target dev='"+nic.Interface+"' managed='no'/>") {
 		h.Errorf("virsh dumpxml: %s", out)
 	}
-	if running, stored := h.virt.Virsh("metadata", g.Name, declared.Namespace), h.virt.Virsh("dumpxml", "--inactive", g.Name); !strings.Contains(running, `id="`+nic.ID+`" bridge="br0"`) || strings.Contains(stored, nic.ID) {
+	if running, stored := h.virt.Virsh("metadata", g.Name, declared.Namespace),
+		h.virt.Virsh("dumpxml", "--inactive", g.Name); !strings.Contains(running, `id="`+nic.ID+`" bridge="br0"`) ||
+		strings.Contains(stored, nic.ID) {
 		h.Errorf("declared: %s\nstored:\n%s", running, stored)
 	}
-	if out := h.virt.Virsh("domifstat", g.Name, nic.Interface); !strings.Contains(out, "rx_packets") || strings.Contains(out, "rx_packets 0") {
+	if out := h.virt.Virsh("domifstat", g.Name, nic.Interface); !strings.Contains(out, "rx_packets") ||
+		strings.Contains(out, "rx_packets 0") {
 		h.Errorf("virsh domifstat: %s", out)
 	}
 	all, err := h.List(g.Name)
@@ -136,7 +144,8 @@ func (h *libvirtHost) agrees(g *libvirttest.Guest, nic nic.NIC) {
 		h.Errorf("check %+v, %v", c, err)
 	}
 	details, err := h.Show(ctx, g.Name)
-	if err != nil || len(details) != 1 || details[0].Guest == nil || !details[0].Guest.Plugged || details[0].Guest.Device != "ua-vmnet-"+nic.ID {
+	if err != nil || len(details) != 1 || details[0].Guest == nil || !details[0].Guest.Plugged ||
+		details[0].Guest.Device != "ua-vmnet-"+nic.ID {
 		h.Errorf("show %+v, %v", details, err)
 	}
 	if actions, err := h.Reconcile(ctx, true); err != nil || len(actions) != 0 {
@@ -193,11 +202,13 @@ func TestLiveLibvirtForeign(t *testing.T) {
 		t.Fatalf("listed %+v, %v", all, err)
 	}
 	tap := nic.NIC{
-		VM: g.Name, ID: "net0", Interface: "theirs", Type: "tap", Source: "br0", Model: "virtio-net-pci", MAC: "52:54:00:00:00:07",
+		VM: g.Name, ID: "net0", Interface: "theirs", Type: "tap", Source: "br0", Model: "virtio-net-pci",
+		MAC:    "52:54:00:00:00:07",
 		Queues: 1, Vhost: "off", State: all[1].State, MTU: 1500, PID: g.QEMU(), Foreign: true,
 	}
 	direct := nic.NIC{
-		VM: g.Name, ID: "net1", Interface: all[2].Interface, Type: "macvtap", Source: "eth0", Mode: "bridge", Model: "e1000e", MAC: "52:54:00:00:00:08",
+		VM: g.Name, ID: "net1", Interface: all[2].Interface, Type: "macvtap", Source: "eth0", Mode: "bridge",
+		Model: "e1000e", MAC: "52:54:00:00:00:08",
 		Queues: 1, Vhost: "off", State: nic.Up, MTU: 1500, PID: g.QEMU(), Foreign: true,
 	}
 	if all[1] != tap || all[2] != direct || all[1].State == "" {
@@ -207,7 +218,8 @@ func TestLiveLibvirtForeign(t *testing.T) {
 		t.Errorf("ours: %+v", all[0])
 	}
 	details, err := h.Show(h.context(20*time.Second), g.Name)
-	if err != nil || len(details) != 3 || details[1].NIC != tap || details[1].Bridge != "br0" || len(details[1].Holders) != 1 || details[1].HostMAC != "fe:54:00:00:00:07" || details[2].Lower != "eth0" {
+	if err != nil || len(details) != 3 || details[1].NIC != tap || details[1].Bridge != "br0" ||
+		len(details[1].Holders) != 1 || details[1].HostMAC != "fe:54:00:00:00:07" || details[2].Lower != "eth0" {
 		t.Errorf("show %+v, %v", details, err)
 	}
 	h.take(g, "net0")
@@ -215,12 +227,14 @@ func TestLiveLibvirtForeign(t *testing.T) {
 		t.Error("detach has touched what is libvirt's")
 	}
 	h.reconciled("foreign")
-	if out := h.virt.Virsh("domiflist", g.Name); !strings.Contains(out, "theirs") || !strings.Contains(out, direct.Interface) {
+	if out := h.virt.Virsh("domiflist", g.Name); !strings.Contains(out, "theirs") ||
+		!strings.Contains(out, direct.Interface) {
 		t.Errorf("virsh domiflist: %s", out)
 	}
 	h.Libvirt = h.virt.Socket() + "-none" // without libvirt, the kernel alone tells
 	all, err = h.ListAll(t.Context(), g.Name)
-	if err != nil || len(all) != 2 || !all[0].Foreign || all[0].Interface != "theirs" || all[0].MAC != "" || all[1].Type != "macvtap" {
+	if err != nil || len(all) != 2 || !all[0].Foreign || all[0].Interface != "theirs" || all[0].MAC != "" ||
+		all[1].Type != "macvtap" {
 		t.Errorf("without libvirt: %+v, %v", all, err)
 	}
 }
@@ -240,7 +254,8 @@ func TestLiveLibvirtMonitor(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(res.Notices) != 1 || !strings.Contains(res.Notices[0], "tainted") || res.NIC.Via != nic.ViaMonitor || res.NIC.Queues != 2 {
+			if len(res.Notices) != 1 || !strings.Contains(res.Notices[0], "tainted") || res.NIC.Via != nic.ViaMonitor ||
+				res.NIC.Queues != 2 {
 				t.Errorf("%+v", res)
 			}
 			h.useNIC(g, res.NIC, guestAddr, hostAddr)

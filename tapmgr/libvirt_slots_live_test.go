@@ -9,8 +9,8 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// TestLiveLibvirtWithoutSlots: a domain that has no PCI Express port for another device takes no
-// NIC, which is told with the cure, and nothing is left of the attempt.
+// TestLiveLibvirtWithoutSlots: a domain that has no PCI Express port for another device gets no
+// NIC. The error has the cure, and nothing is left of the attempt.
 func TestLiveLibvirtWithoutSlots(t *testing.T) {
 	h := newLibvirtHost(t)
 	name := h.name("P2")
@@ -20,7 +20,10 @@ func TestLiveLibvirtWithoutSlots(t *testing.T) {
 	h.virt.Virsh("start", name, "--paused")
 	spec := nic.Spec{Target: nic.Target{VM: name}, NIC: "net0", Bridge: "br0", Vhost: nic.VhostOff}
 	_, err := h.Attach(h.context(20*time.Second), spec)
-	if err == nil || !strings.Contains(err.Error(), "the guest has no free PCI port: give it some while it is off, <controller type='pci' model='pcie-root-port'/>") {
+	if err == nil ||
+		!strings.Contains(err.Error(),
+			"the guest has no free PCI port: give it some while it is off, "+
+				"<controller type='pci' model='pcie-root-port'/>") {
 		t.Errorf("attach: %v", err)
 	}
 	device, _ := nic.InterfaceName(name, "net0")

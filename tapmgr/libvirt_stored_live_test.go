@@ -15,7 +15,8 @@ import (
 // isStored demands that libvirt has the NIC's interface stored, and declared for the hook.
 func (h *libvirtHost) isStored(name, nic string) {
 	h.Helper()
-	if out := h.virt.Virsh("dumpxml", "--inactive", name); !strings.Contains(out, "ua-vmnet-"+nic) || !strings.Contains(out, `id="`+nic+`"`) {
+	if out := h.virt.Virsh("dumpxml", "--inactive", name); !strings.Contains(out, "ua-vmnet-"+nic) ||
+		!strings.Contains(out, `id="`+nic+`"`) {
 		h.Errorf("it is not stored:\n%s", out)
 	}
 }
@@ -49,7 +50,8 @@ func TestLiveLibvirtStored(t *testing.T) {
 	// What was stored before stays, whatever fails.
 	for _, step := range []string{"declare", "port", "attach-device", "lifetime", "verify"} {
 		h.at(step, func(do func() error) error { return errors.Join(do(), errFault) })
-		if _, err := h.Attach(h.context(20*time.Second), spec); !errors.Is(err, errFault) || strings.Contains(err.Error(), "undo") {
+		if _, err := h.Attach(h.context(20*time.Second), spec); !errors.Is(err, errFault) ||
+			strings.Contains(err.Error(), "undo") {
 			t.Errorf("%s: got %v, want only the fault", step, err)
 		}
 		h.isStored(g.Name, "net0")
@@ -60,7 +62,8 @@ func TestLiveLibvirtStored(t *testing.T) {
 	h.take(g, "net0")
 	other := spec
 	other.MAC = []byte{0x52, 0x54, 0, 0, 0, 0x77}
-	if _, err := h.Attach(h.context(20*time.Second), other); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "stored another NIC as ua-vmnet-net0") {
+	if _, err := h.Attach(h.context(20*time.Second), other); !errors.Is(err, nic.ErrExist) ||
+		!strings.Contains(err.Error(), "stored another NIC as ua-vmnet-net0") {
 		t.Errorf("another NIC: %v", err)
 	}
 	h.isStored(g.Name, "net0")
@@ -68,7 +71,8 @@ func TestLiveLibvirtStored(t *testing.T) {
 	// What virsh leaves of it, we take out.
 	h.virt.Virsh("detach-interface", g.Name, "ethernet", "--mac", nic.DefaultMAC(g.Name, "net0").String(), "--config")
 	for _, changed := range []bool{true, false} {
-		res, err := h.Detach(h.context(20*time.Second), tapmgr.DetachSpec{Target: h.target(g), NIC: "net0", Persistent: true})
+		res, err := h.Detach(h.context(20*time.Second),
+			tapmgr.DetachSpec{Target: h.target(g), NIC: "net0", Persistent: true})
 		if err != nil || res.Changed != changed {
 			t.Errorf("detach: %+v, want changed %v: %v", res, changed, err)
 		}

@@ -14,17 +14,16 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// List returns the NICs of all guests that are vmnet's, or of one where vm is not empty, by
-// guest and id. It opens no monitor, so it never waits for anybody.
+// List returns the managed NICs of all guests, or of one if vm is not empty, by guest and id. It
+// opens no monitor, so it does not wait for a guest.
 func (m *Manager) List(ctx context.Context, vm string) ([]nic.NIC, error) {
 	all, err := m.host.Devices(ctx)
 	return inventory.NICs(all, vm), err
 }
 
-// ListAll returns the NICs of all guests as List does, or of one where vm is not empty, and after
-// them those that libvirt has made itself, whose guest's side libvirt is asked for, a second at
-// most. With all guests' go the taps of which qemu-netup knows the bridge alone, and the host
-// accesses, which have no guest.
+// ListAll returns the NICs that List returns, and after them those that libvirt has made itself. It
+// asks libvirt for the guests' half of these, for a second at most. If vm is empty, it also returns
+// the taps of which qemu-netup knows only the bridge, and the host accesses, which have no guest.
 func (m *Manager) ListAll(ctx context.Context, vm string) ([]nic.NIC, error) {
 	nics, plain, err := m.host.NICs(ctx, vm)
 	if err != nil {
@@ -51,8 +50,8 @@ type foreignNIC struct {
 	inventory.ForeignLink
 }
 
-// foreignNICs lists what libvirt has made itself for its guests, or for one where vm is not empty.
-// Where libvirt does not answer at once, it is what the kernel alone knows.
+// foreignNICs returns the NICs that libvirt has made itself for its guests, or for one if vm is not
+// empty. If libvirt does not answer soon, it returns what the kernel knows of them.
 func (m *Manager) foreignNICs(ctx context.Context, vm string) ([]foreignNIC, error) {
 	procs, err := qemu.List()
 	if err != nil {
@@ -61,7 +60,7 @@ func (m *Manager) foreignNICs(ctx context.Context, vm string) ([]foreignNIC, err
 	var found []foreignNIC
 	reader := m.finder().Reader()
 	defer reader.Close()
-	left := map[int]*inventory.Allowance{} // by user: anybody may call processes QEMUs of libvirt's
+	left := map[int]*inventory.Allowance{} // by user, since any user can start processes that look like libvirt's QEMUs
 	for _, p := range procs {
 		if !p.Libvirt || vm != "" && p.Name != vm {
 			continue
@@ -74,36 +73,42 @@ func (m *Manager) foreignNICs(ctx context.Context, vm string) ([]foreignNIC, err
 		}
 		links, err := m.host.ForeignWithin(p.PID, left[p.UID])
 		if err != nil || len(links) == 0 {
-			continue // it has ended meanwhile, or may not be looked into
+			continue // it has ended, or the caller may not look into it
 		}
 		found = append(found, describeForeign(p, links, reader.Interfaces(ctx, p))...)
 	}
 	return found, nil
 }
 
-func describeForeign(p qemu.Process, links []inventory.ForeignLink, interfaces []domainxml.Interface) (found []foreignNIC) {
+func describeForeign(p qemu.Process, links []inventory.ForeignLink,
+	interfaces []domainxml.Interface,
+) (found []foreignNIC) {
 	for _, l := range links {
 		n := nic.NIC{
-			VM: p.Name, Interface: l.Interface, Type: l.Type, Source: l.Source, Port: l.Port.String(), Queues: len(l.Queues),
+			VM: p.Name, Interface: l.Interface, Type: l.Type, Source: l.Source,
+			Port: l.Port.String(), Queues: len(l.Queues),
 			State: l.State, MTU: l.MTU, PID: p.PID, UID: 0, Foreign: true, Vhost: nic.OnOff(false),
 		}
 		i := slices.IndexFunc(interfaces, func(i domainxml.Interface) bool { return i.Target == l.Interface })
 		if i >= 0 {
-			n.ID, n.MAC, n.Model, n.Mode = interfaces[i].Alias, interfaces[i].MAC.String(), nic.ModelOf(interfaces[i].Model), interfaces[i].Source.Mode
+			n.ID, n.MAC, n.Model, n.Mode = interfaces[i].Alias, interfaces[i].MAC.String(),
+				nic.ModelOf(interfaces[i].Model), interfaces[i].Source.Mode
 		}
 		found = append(found, foreignNIC{n, l})
 	}
 	return found
 }
 
-// foreignDetails explain the NICs of a guest that libvirt has made itself.
+// foreignDetails returns details of the NICs of a guest that libvirt has made itself.
 func (m *Manager) foreignDetails(ctx context.Context, vm string) ([]Detail, error) {
 	all, err := m.foreignNICs(ctx, vm)
 	details := []Detail{}
 	for _, f := range all {
 		d := Detail{
-			NIC: f.NIC, Index: f.Link.Index, AltNames: f.Link.AltNames, HostMAC: f.Link.MAC.String(), HostMTU: f.Link.MTU,
-			Holders: []nic.Holder{{PID: f.PID, FDs: f.ForeignLink.Queues}}, VhostFDs: []int{}, Learned: []brport.Learned{}, Counters: Counters(f.Link.Stats),
+			NIC: f.NIC, Index: f.Link.Index, AltNames: f.Link.AltNames, HostMAC: f.Link.MAC.String(),
+			HostMTU: f.Link.MTU,
+			Holders: []nic.Holder{{PID: f.PID, FDs: f.ForeignLink.Queues}}, VhostFDs: []int{},
+			Learned: []brport.Learned{}, Counters: Counters(f.Link.Stats),
 		}
 		if f.NIC.Type != nic.TypeTap {
 			d.Lower, d.RxFilter = f.NIC.Source, inventory.RxFilter(&inventory.Device{Link: f.Link})

@@ -75,7 +75,8 @@ func (h *host) free() {
 		if err != nil {
 			h.Fatal(err)
 		}
-		d, err := macvlan.Create(h.nl, lower, vtap.Config{Kind: vtap.Macvtap, Name: "probe", Mode: "passthru", MAC: lower.MAC})
+		d, err := macvlan.Create(h.nl, lower,
+			vtap.Config{Kind: vtap.Macvtap, Name: "probe", Mode: "passthru", MAC: lower.MAC})
 		if err != nil {
 			return false
 		}
@@ -105,7 +106,8 @@ func TestLiveMacvtapOfABootedGuest(t *testing.T) {
 				t.Errorf("the same again: %+v, %v", res, err)
 			}
 			spec.Lower.Mode = "private"
-			if _, err := h.Attach(h.context(10*time.Second), spec); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "mode is bridge, asked for private") {
+			if _, err := h.Attach(h.context(10*time.Second), spec); !errors.Is(err, nic.ErrExist) ||
+				!strings.Contains(err.Error(), "mode is bridge, asked for private") {
 				t.Errorf("another mode: %v", err)
 			}
 			if got := h.check(); len(got) != 0 {
@@ -181,7 +183,8 @@ func TestLiveMacvtapFaults(t *testing.T) {
 				}
 				return errFault
 			})
-			if _, err := h.Attach(h.context(20*time.Second), spec); !errors.Is(err, errFault) || strings.Contains(err.Error(), "undo") {
+			if _, err := h.Attach(h.context(20*time.Second), spec); !errors.Is(err, errFault) ||
+				strings.Contains(err.Error(), "undo") {
 				t.Errorf("%s, done %v: got %v, want only the fault", name, after, err)
 			}
 			h.Run = nil
@@ -215,7 +218,10 @@ func (h *host) settled() {
 }
 
 func TestLiveMacvtapKilledLate(t *testing.T) {
-	for _, machine := range []testvm.Config{{Machine: "pc", Paused: true}, {Machine: "q35", SparePorts: 1, Paused: true}} {
+	for _, machine := range []testvm.Config{
+		{Machine: "pc", Paused: true},
+		{Machine: "q35", SparePorts: 1, Paused: true},
+	} {
 		t.Run(machine.Machine, func(t *testing.T) { killedLate(t, machine) })
 	}
 }
@@ -307,7 +313,8 @@ func (h *host) received(g *guest, link string) uint64 {
 func (h *host) sendMulticast(n int) {
 	h.Helper()
 	err := h.far.Do(func() error {
-		c, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.ParseIP(farAddr)}, &net.UDPAddr{IP: net.IPv4(224, 0, 0, 251), Port: 5353})
+		c, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.ParseIP(farAddr)},
+			&net.UDPAddr{IP: net.IPv4(224, 0, 0, 251), Port: 5353})
 		if err != nil {
 			return err
 		}
@@ -331,14 +338,17 @@ func TestLiveMacvtapReachability(t *testing.T) {
 	h.wire()
 	h.ip("addr", "add", lowerAddr+"/24", "dev", "eth0")
 	const hostAddr = "10.11.0.1" // of the host's macvlan, which is in mode bridge
-	if _, _, err := h.SetHostAccess(h.context(10*time.Second), "eth0", true, []netip.Prefix{netip.MustParsePrefix(hostAddr + "/24")}); err != nil {
+	if _, _, err := h.SetHostAccess(h.context(10*time.Second), "eth0",
+		true, []netip.Prefix{netip.MustParsePrefix(hostAddr + "/24")}); err != nil {
 		t.Fatal(err)
 	}
 	a, b := h.booted(testvm.Config{}), h.booted(testvm.Config{Name: "P3"})
 	for _, mode := range []string{"bridge", "vepa", "private"} {
 		for _, reflect := range []bool{false, true} {
 			h.reflective(reflect)
-			h.ip("neigh", "flush", "all") // else the host may still ask a guest in mode private, who thereby learns the host's MAC
+			// else the host may still ask a guest in mode private, who thereby learns the host's
+			// MAC
+			h.ip("neigh", "flush", "all")
 			h.use(a, h.attach(a.lowerSpec("net0", nic.Lower{Mode: mode})), "10.8.0.2/24")
 			h.use(b, h.attach(b.lowerSpec("net0", nic.Lower{Mode: mode})), "10.8.0.3/24")
 			h.use(a, h.listedOne(a), "10.11.0.2/24")
@@ -354,7 +364,8 @@ func TestLiveMacvtapReachability(t *testing.T) {
 				}
 				_, err := a.Guest.Ping(h.context(timeout), addr)
 				if (err == nil) != want {
-					t.Errorf("mode %s, reflective switch %v: %s answered: %v, want %v (%v)", mode, reflect, addr, err == nil, want, err)
+					t.Errorf("mode %s, reflective switch %v: %s answered: %v, want %v (%v)",
+						mode, reflect, addr, err == nil, want, err)
 				}
 			}
 			h.detach(a, "net0")
@@ -410,7 +421,10 @@ func TestLivePassthruMayLeaveTheLowerUnpromiscuous(t *testing.T) {
 		g := h.empty()
 		h.attach(g.lowerSpec("net0", nic.Lower{Mode: "passthru", NoPromisc: noPromisc}))
 		var out []byte
-		err := h.ns.Do(func() (err error) { out, err = exec.Command("ip", "-d", "link", "show", "eth0").Output(); return err })
+		err := h.ns.Do(func() (err error) {
+			out, err = exec.Command("ip", "-d", "link", "show", "eth0").Output()
+			return err
+		})
 		if err != nil || !strings.Contains(string(out), want) {
 			t.Errorf("nopromisc %v: %v: %s: want %s", noPromisc, err, out, want)
 		}
@@ -430,7 +444,8 @@ func TestLiveSourceModeHearsOnlyItsSources(t *testing.T) {
 	h.pings(g, farAddr)
 	h.farIP("link", "set", "switch0", "address", "02:00:00:00:00:77")
 	err := h.far.Do(func() error {
-		_, err := traffic.SendPing(h.context(2*time.Second), traffic.Ping{Addr: "10.8.0.2", Count: 1, Timeout: time.Second})
+		_, err := traffic.SendPing(h.context(2*time.Second),
+			traffic.Ping{Addr: "10.8.0.2", Count: 1, Timeout: time.Second})
 		return err
 	})
 	if err == nil {

@@ -99,7 +99,15 @@ func (m *Manager) HasHelper() bool { return m.host.HelperPath != "" }
 // waits for a second at most. A program that libvirt waits for, such as its hook, must not ask, nor
 // must a privileged helper.
 func (m *Manager) AskLibvirt() {
-	m.host.OfLibvirt = func(ctx context.Context, pids []int) []inventory.LibvirtNIC { return m.finder().OfLibvirt(ctx, pids) }
+	m.host.OfLibvirt = func(ctx context.Context, pids []int) []inventory.LibvirtNIC {
+		return m.finder().OfLibvirt(ctx, pids)
+	}
+}
+
+// hasPrivilege reports whether the caller may change a NIC that is there. A caller that needs a
+// helper may change only a NIC on a socket.
+func (m *Manager) hasPrivilege(dev *inventory.Device) bool {
+	return !m.HasHelper() || !dev.HasLink()
 }
 
 func (m *Manager) run(ctx context.Context, steps []step.Step) error {

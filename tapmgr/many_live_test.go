@@ -46,7 +46,8 @@ func TestLiveManyNICsAtOnce(t *testing.T) {
 		for i := range perGuest {
 			all.add(func() error {
 				nicID := fmt.Sprintf("net%d", i)
-				_, err := h.Detach(h.context(60*time.Second), tapmgr.DetachSpec{Target: nic.Target{VM: g.name}, NIC: nicID, Force: true})
+				_, err := h.Detach(h.context(60*time.Second),
+					tapmgr.DetachSpec{Target: nic.Target{VM: g.name}, NIC: nicID, Force: true})
 				return err
 			})
 		}
@@ -57,7 +58,7 @@ func TestLiveManyNICsAtOnce(t *testing.T) {
 	t.Logf("%d detaches, and the death of %d guests, took %v", guests*perGuest/2, guests/2, all.run(t))
 	h.settled()
 	for _, g := range running {
-		_ = g.Kill() // where QEMU keeps the tap until the standing guest lets go, it goes now
+		_ = g.Kill() // if QEMU keeps the tap until the paused guest releases it, it goes now
 	}
 	h.noPorts()
 	if list, err := h.List(""); err != nil || len(list) > 0 {
@@ -70,7 +71,9 @@ func TestLiveManyNICsAtOnce(t *testing.T) {
 func (h *host) allForward(want int) {
 	h.Helper()
 	list, err := h.List("")
-	wrong := slices.DeleteFunc(slices.Clone(list), func(nic nic.NIC) bool { return nic.State == "forwarding" && nic.PID != 0 })
+	wrong := slices.DeleteFunc(slices.Clone(list), func(nic nic.NIC) bool {
+		return nic.State == "forwarding" && nic.PID != 0
+	})
 	if err != nil || len(list) != want || len(wrong) > 0 {
 		h.Errorf("list: %d NICs, %v; these are wrong: %+v", len(list), err, wrong)
 	}

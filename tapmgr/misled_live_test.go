@@ -50,7 +50,8 @@ exec 3</proc/self/ns/net 4<"$NODE"
 echo made
 exec sleep 60`, h.lower().Index, kind)
 	node := filepath.Join(h.TempDir(), "tap9") // vmnet looks only at who has something like a queue
-	if err := errors.Join(os.WriteFile(node, nil, 0o644), os.Chmod(filepath.Dir(node), 0o755), os.Chmod(filepath.Dir(filepath.Dir(node)), 0o755)); err != nil {
+	if err := errors.Join(os.WriteFile(node, nil, 0o644), os.Chmod(filepath.Dir(node), 0o755),
+		os.Chmod(filepath.Dir(filepath.Dir(node)), 0o755)); err != nil {
 		h.Fatal(err)
 	}
 	cmd := exec.Command("unshare", "-Urn", "sh", "-c", script)
@@ -176,7 +177,10 @@ func TestLiveTwoMacvtapsOfOneName(t *testing.T) {
 	if !errors.Is(err, qemu.ErrAmbiguous) {
 		t.Fatalf("without a pid: %v", err)
 	}
-	for _, want := range []string{fmt.Sprintf("process %d (uid 0)", a.Pid()), fmt.Sprintf("process %d (uid 0)", b.Pid()), "--pid"} {
+	for _, want := range []string{
+		fmt.Sprintf("process %d (uid 0)", a.Pid()),
+		fmt.Sprintf("process %d (uid 0)", b.Pid()), "--pid",
+	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: want %q in it", err, want)
 		}
@@ -187,7 +191,9 @@ func TestLiveTwoMacvtapsOfOneName(t *testing.T) {
 			t.Errorf("with the pid: %+v, %v", res, err)
 		}
 		list, err := h.List(a.name)
-		if slices.ContainsFunc(list, func(n nic.NIC) bool { return n.PID == g.Pid() && n.State == nic.Up }) || err != nil {
+		if slices.ContainsFunc(list, func(n nic.NIC) bool {
+			return n.PID == g.Pid() && n.State == nic.Up
+		}) || err != nil {
 			t.Errorf("after the detach from %d: %+v, %v", g.Pid(), list, err)
 		}
 		if g == b && !slices.ContainsFunc(list, func(n nic.NIC) bool { return n.PID == a.Pid() && n.State == nic.Up }) {

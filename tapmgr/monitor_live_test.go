@@ -28,7 +28,7 @@ type ownQEMU struct {
 	daemon  bool // it leaves the process that was started
 }
 
-// dir is a short directory of the test's own: a socket's path has no room for t.TempDir.
+// dir returns a new directory with a short path: a socket's path has no room for t.TempDir.
 func (h *host) dir() string {
 	h.Helper()
 	dir, err := os.MkdirTemp("", "own")
@@ -53,7 +53,8 @@ func (h *host) startOwn(q ownQEMU, dir string) (vm string) {
 	if filepath.Base(program) == "timeout" {
 		args, q.args = append(args, q.args[:2]...), q.args[2:]
 	}
-	args = append(args, "-M", "pc,accel=tcg", "-m", "16", "-nodefaults", "-no-user-config", "-display", "none", "-L", "/usr/share/qemu", "-L", "/usr/share/seabios")
+	args = append(args, "-M", "pc,accel=tcg", "-m", "16", "-nodefaults", "-no-user-config", "-display", "none", "-L",
+		"/usr/share/qemu", "-L", "/usr/share/seabios")
 	if !q.running {
 		args = append(args, "-S")
 	}
@@ -134,24 +135,48 @@ const config = `[chardev "q"]
   mode = "control"
 `
 
-// TestLiveMonitorsOfEveryForm: however a QEMU was told of its monitor, the guest's name is all that
-// is needed.
+// TestLiveMonitorsOfEveryForm: in whatever form a QEMU gets its monitor, the guest's name is all
+// that is needed.
 func TestLiveMonitorsOfEveryForm(t *testing.T) {
 	const named = "guest=%s"
 	for name, q := range map[string]ownQEMU{
-		"chardev, relative":        {args: []string{"-name", named, "-chardev", "socket,id=q,path=l,server=on,wait=off", "-qmp", "chardev:q"}},
-		"qmp, relative":            {args: []string{"-name", named, "-qmp", "unix:k,server=on,wait=off"}},
-		"pretty":                   {args: []string{"-name", named, "-qmp-pretty", "unix:@/p,server=on,wait=off"}},
-		"all in a file":            {args: []string{"-readconfig", "rc"}},
-		"domxml-to-native":         {args: []string{"-name", named + ",debug-threads=on", "-chardev", "socket,id=charmonitor,path=@/libvirt/qemu/domain--1-v/monitor.sock,server=on,wait=off", "-mon", "chardev=charmonitor,id=monitor,mode=control"}},
-		"abstract":                 {args: []string{"-name", named, "-qmp", "unix:%s,server=on,wait=off,abstract=on"}},
-		"abstract, padded":         {args: []string{"-name", named, "-qmp", "unix:%s,server=on,wait=off,abstract=on,tight=off"}},
-		"daemon, relative":         {daemon: true, args: []string{"-name", named, "-daemonize", "-pidfile", "pid", "-qmp", "unix:d,server=on,wait=off"}},
-		"chroot":                   {args: []string{"-name", named, "-chroot", "@/jail", "-qmp", "unix:@/c,server=on,wait=off"}},
-		"inherited socket":         {args: []string{"-name", named, "-qmp", "unix:fd=3,server=on,wait=off"}},
-		"inherited, by its name":   {args: []string{"-name", named, "-chardev", "socket,id=q,fd=3,server=on,wait=off", "-mon", "chardev=q,mode=control"}},
-		"vendor's program":         {program: "vanilla", args: []string{"-name", named, "-qmp", "unix:v,server=on,wait=off"}},
-		"vendor's, behind timeout": {program: "timeout", args: []string{"120", "vanilla", "-name", named, "-qmp", "unix:@/v,server=on,wait=off"}},
+		"chardev, relative": {args: []string{
+			"-name", named, "-chardev", "socket,id=q,path=l,server=on,wait=off",
+			"-qmp", "chardev:q",
+		}},
+		"qmp, relative": {args: []string{"-name", named, "-qmp", "unix:k,server=on,wait=off"}},
+		"pretty":        {args: []string{"-name", named, "-qmp-pretty", "unix:@/p,server=on,wait=off"}},
+		"all in a file": {args: []string{"-readconfig", "rc"}},
+		"domxml-to-native": {args: []string{
+			"-name", named + ",debug-threads=on", "-chardev",
+			"socket,id=charmonitor,path=@/libvirt/qemu/domain--1-v/monitor.sock,server=on,wait=off", "-mon",
+			"chardev=charmonitor,id=monitor,mode=control",
+		}},
+		"abstract": {args: []string{"-name", named, "-qmp", "unix:%s,server=on,wait=off,abstract=on"}},
+		"abstract, padded": {
+			args: []string{"-name", named, "-qmp", "unix:%s,server=on,wait=off,abstract=on,tight=off"},
+		},
+		"daemon, relative": {daemon: true, args: []string{
+			"-name", named, "-daemonize", "-pidfile", "pid",
+			"-qmp", "unix:d,server=on,wait=off",
+		}},
+		"chroot": {args: []string{
+			"-name", named, "-chroot", "@/jail", "-qmp",
+			"unix:@/c,server=on,wait=off",
+		}},
+		"inherited socket": {args: []string{"-name", named, "-qmp", "unix:fd=3,server=on,wait=off"}},
+		"inherited, by its name": {args: []string{
+			"-name", named, "-chardev", "socket,id=q,fd=3,server=on,wait=off",
+			"-mon", "chardev=q,mode=control",
+		}},
+		"vendor's program": {
+			program: "vanilla",
+			args:    []string{"-name", named, "-qmp", "unix:v,server=on,wait=off"},
+		},
+		"vendor's, behind timeout": {
+			program: "timeout",
+			args:    []string{"120", "vanilla", "-name", named, "-qmp", "unix:@/v,server=on,wait=off"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t)
@@ -262,11 +287,14 @@ func TestLiveOnlyAMonitorIsConnectedTo(t *testing.T) {
 	}
 }
 
-// TestLivePreconfig: a QEMU that has no machine yet is found, and what it waits for is told.
+// TestLivePreconfig: a QEMU that has no machine yet is found, and the error says what it waits for.
 func TestLivePreconfig(t *testing.T) {
 	h := newHost(t)
 	dir := h.dir()
-	vm := h.startOwn(ownQEMU{running: true, args: []string{"-name", "guest=%s", "-preconfig", "-qmp", "unix:q,server=on,wait=off"}}, dir)
+	vm := h.startOwn(ownQEMU{running: true, args: []string{
+		"-name", "guest=%s", "-preconfig", "-qmp",
+		"unix:q,server=on,wait=off",
+	}}, dir)
 	nstest.Eventually(t, 30*time.Second, "the monitor", func() bool {
 		c, err := qmp.Dial(h.context(20*time.Second), filepath.Join(dir, "q"))
 		if err == nil {
@@ -275,7 +303,8 @@ func TestLivePreconfig(t *testing.T) {
 		return err == nil
 	})
 	spec := nic.Spec{Target: nic.Target{VM: vm}, NIC: "net0", Bridge: "br0", Vhost: nic.VhostOff}
-	if _, err := h.Attach(h.context(20*time.Second), spec); err == nil || !strings.Contains(err.Error(), "x-exit-preconfig") {
+	if _, err := h.Attach(h.context(20*time.Second), spec); err == nil ||
+		!strings.Contains(err.Error(), "x-exit-preconfig") {
 		t.Errorf("attach: %v: want it to say what QEMU waits for", err)
 	}
 	ctx := h.context(20 * time.Second)

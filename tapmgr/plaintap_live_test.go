@@ -198,7 +198,8 @@ func TestIfDownLeavesOtherBridgesAlone(t *testing.T) {
 	}
 	h.ip("link", "set", "vm7", "master", "br1")
 	was := h.link("vm7")
-	if err := h.Host().IfDown("vm7"); err == nil || !strings.Contains(err.Error(), "vm7 is a port of br1 now, not of br0") {
+	if err := h.Host().IfDown("vm7"); err == nil ||
+		!strings.Contains(err.Error(), "vm7 is a port of br1 now, not of br0") {
 		t.Errorf("got %v", err)
 	}
 	h.same(was)

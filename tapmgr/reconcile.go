@@ -15,14 +15,14 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// Reconcile makes what is agree with what should be: it removes what is ours
-// and has no guest any more, takes back attaches and ends detaches that were cut
-// short, and mends what Check says that it does. What a living vmnet works on and
-// what is on another bridge is left alone. Of the taps of
-// which only their bridge is known, those that nobody holds are removed, or taken off the
-// bridge if they were there before. dry only tells.
+// Reconcile makes the host equal to the records: it removes leftovers, undoes interrupted attaches
+// and completes interrupted detaches, and mends the differences that Check says it mends. It leaves
+// alone what another vmnet works on, and what is on another bridge. Of the taps of which only the
+// bridge is known, it removes those that no process holds, or takes them off the bridge if they
+// were there before. If dry is set it changes nothing, and returns what it would do.
 //
-// Failures are told in the actions; the error is about the reading of what is.
+// Failures are reported in the actions; the error is set only if the present state could not be
+// read.
 func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]nic.Action, error) {
 	links, err := m.host.Devices(ctx)
 	if err != nil {
@@ -54,7 +54,7 @@ type reconciler struct {
 	m *Manager
 }
 
-// leftOvers deletes the links that nobody holds, and tells by link index which it could not.
+// leftOvers deletes the links that no process holds. It returns the errors by link index.
 func (r *reconciler) leftOvers(ctx context.Context, links []inventory.Device) map[int]error {
 	if r.Dry {
 		return nil
@@ -84,7 +84,7 @@ func (r *reconciler) guest(ctx, reading context.Context, nics []inventory.Device
 	}
 	g, err := r.m.open(reading, nic.Target{VM: nics[0].Want.VM, PID: pid}, nics[0].Want.Via)
 	if err != nil {
-		if nics[0].VMMPID() == 0 { // likewise, whatever its end has cut off
+		if nics[0].VMMPID() == 0 { // likewise
 			return
 		}
 		for _, dev := range nics {
@@ -97,7 +97,7 @@ func (r *reconciler) guest(ctx, reading context.Context, nics []inventory.Device
 	}
 	defer g.Close()
 	for i, dev := range nics {
-		if i > 0 { // it has answered, and what was done since may have taken its time
+		if i > 0 { // it has answered, and the work since may have taken long
 			var cancel context.CancelFunc
 			reading, cancel = guest.WithTimeout(ctx)
 			defer cancel()
@@ -129,14 +129,16 @@ func (r *reconciler) nic(ctx, reading context.Context, g *guest.Guest, dev inven
 		})
 	default:
 		if now.Want.Phase == nic.PhaseAttaching || now.Want.Phase == nic.PhaseStarting {
-			r.Do(now, "kept: it is plugged, which its alias did not say yet", func() error { return r.m.host.MarkPlugged(ctx, now) })
+			r.Do(now, "kept: it is plugged, which its alias did not say yet", func() error {
+				return r.m.host.MarkPlugged(ctx, now)
+			})
 		}
 		r.Mend(ctx, now)
 	}
 }
 
-// plainTaps removes those that nobody holds, and mends the others. One that was there before it was
-// put on a bridge is taken off that instead of being removed.
+// plainTaps removes the taps of which only the bridge is known and that no process holds, and mends
+// the others. A tap that was there before it was put on its bridge is taken off that instead.
 func (r *reconciler) plainTaps(ctx context.Context) error {
 	taps, err := r.m.host.PlainHeld(ctx)
 	for _, dev := range taps {
@@ -148,7 +150,9 @@ func (r *reconciler) plainTaps(ctx context.Context) error {
 		}
 		if t, _ := plaintap.Parse(dev.Alias); t.Elsewhere {
 			t.Link = dev.Link
-			r.Do(dev, "taken off its bridge: nobody holds it", func() error { return r.m.ifUnheld(dev, func() error { return r.m.host.TakeOff(t) }) })
+			r.Do(dev, "taken off its bridge: nobody holds it", func() error {
+				return r.m.ifUnheld(dev, func() error { return r.m.host.TakeOff(t) })
+			})
 			continue
 		}
 		r.Do(dev, "removed: nobody holds it", func() error {
@@ -158,7 +162,7 @@ func (r *reconciler) plainTaps(ctx context.Context) error {
 	return err
 }
 
-// ifUnheld looks at a plain tap once more, right before something is done to it.
+// ifUnheld runs do if still no process holds a plain tap.
 func (m *Manager) ifUnheld(dev inventory.Device, do func() error) error {
 	l, err := m.host.NL.LinkByIndex(dev.Index)
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// replaced makes br0 anew.
+// replaced deletes br0 and makes it again.
 func (h *host) replaced() {
 	h.Helper()
 	h.ip("link", "del", "br0")
@@ -39,8 +39,10 @@ func TestPutBackAfterTheBridge(t *testing.T) {
 	h.persistentTaps("a", "off", "moved", "other", "young", "attaching", "plain")
 	h.markOurs("a", "off", "moved", "other", "young")
 	alias := func(name, text string) { h.ip("link", "set", "dev", name, "alias", text) }
-	alias("a", "vmnet vm=dead nic=a type=tap source=br0 port=isolated mac=52:54:00:00:00:01 model=virtio-net-pci queues=1")
-	alias("attaching", "vmnet vm=dead nic=attaching type=tap source=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1 state=attaching")
+	alias("a",
+		"vmnet vm=dead nic=a type=tap source=br0 port=isolated mac=52:54:00:00:00:01 model=virtio-net-pci queues=1")
+	alias("attaching",
+		"vmnet vm=dead nic=attaching type=tap source=br0 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1 state=attaching")
 	alias("other", "vmnet vm=dead nic=other type=tap source=br7 mac=52:54:00:00:00:01 model=virtio-net-pci queues=1")
 	alias("plain", "vmnet plain uid=0 source=br0 port=hairpin")
 	h.bridge(bridge.Config{Name: "br1"})
@@ -61,7 +63,10 @@ func TestPutBackAfterTheBridge(t *testing.T) {
 	if len(done) != 3 || !done["a"] || !done["off"] || !done["plain"] {
 		t.Errorf("actions %+v", actions)
 	}
-	for name, want := range map[string]string{"a": "br0", "off": "br0", "plain": "br0", "moved": "br1", "other": "", "young": "", "attaching": ""} {
+	for name, want := range map[string]string{
+		"a": "br0", "off": "br0", "plain": "br0", "moved": "br1", "other": "",
+		"young": "", "attaching": "",
+	} {
 		h.on(name, want, want == "br0")
 	}
 	br, _ := h.nl.Link("br0")
@@ -78,7 +83,7 @@ func TestPutBackAfterTheBridge(t *testing.T) {
 		t.Errorf("no bridge: %+v, %v", none, err)
 	}
 	if foreign, err := h.Host().ForeignWithoutMaster(); err != nil || foreign {
-		t.Errorf("foreign taps are told without one: %v", err)
+		t.Errorf("foreign taps are reported although there is none: %v", err)
 	}
 }
 
@@ -107,7 +112,8 @@ func TestPutBackForeign(t *testing.T) {
 	if foreign, err := h.Host().ForeignWithoutMaster(); err != nil || !foreign {
 		t.Errorf("the foreign tap is not told: %v", err)
 	}
-	if done, err := h.Host().PutBackForeign("vnet7", foreignMAC, "br0", brport.Settings{VLAN: 10}); err == nil || !done {
+	if done, err := h.Host().PutBackForeign("vnet7", foreignMAC, "br0", brport.Settings{VLAN: 10}); err == nil ||
+		!done {
 		t.Errorf("VLANs on a bridge that does not filter: %v, %v", done, err)
 	}
 	h.on("vnet7", "", false)
@@ -128,10 +134,12 @@ func TestSetForeignPortOf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if changed, err := h.Host().SetForeignPortOf(l.Index, foreignMAC, brport.Settings{Isolated: true}); !changed || err != nil {
+	if changed, err := h.Host().SetForeignPortOf(l.Index, foreignMAC, brport.Settings{Isolated: true}); !changed ||
+		err != nil {
 		t.Errorf("changed is %v: %v", changed, err)
 	}
-	if _, err := h.Host().SetForeignPortOf(l.Index, nic.DefaultMAC("x", "y"), brport.Settings{}); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := h.Host().SetForeignPortOf(l.Index, nic.DefaultMAC("x", "y"), brport.Settings{}); !errors.Is(err,
+		fs.ErrNotExist) {
 		t.Errorf("another MAC: %v", err)
 	}
 	if _, err := h.Host().SetForeignPortOf(1<<30, foreignMAC, brport.Settings{}); !errors.Is(err, fs.ErrNotExist) {

@@ -19,7 +19,8 @@ import (
 // farPings pings from the far end of the wire.
 func (h *host) farPings(addr string) error {
 	return h.far.Do(func() error {
-		_, err := traffic.SendPing(h.context(5*time.Second), traffic.Ping{Addr: addr, UntilFirst: true, Count: 3, Timeout: time.Second})
+		_, err := traffic.SendPing(h.context(5*time.Second),
+			traffic.Ping{Addr: addr, UntilFirst: true, Count: 3, Timeout: time.Second})
 		return err
 	})
 }
@@ -64,7 +65,7 @@ func groupsIn(tb testing.TB, f qmp.RxFilter) (groups []net.HardwareAddr) {
 	return groups
 }
 
-// followed follows until an address of the guest's is found from outside, which takes neighbour
+// followed follows until the guest's address is found from outside, which takes neighbour
 // discovery: a driver joins its groups one by one.
 func (h *host) followed(addr string) (x tapmgr.Mirror) {
 	h.Helper()
@@ -133,7 +134,8 @@ func TestLiveMirrorLetsInWhatTheGuestAskedFor(t *testing.T) {
 func TestLiveMirrorOfAnUnknownFilterIsRefused(t *testing.T) {
 	h := newHost(t)
 	spec := (&guest{name: "x"}).lowerSpec("net0", nic.Lower{RxFilter: "some"})
-	if err := spec.Validate(); !errors.Is(err, nic.ErrInvalid) || !strings.Contains(err.Error(), "want allmulti, none or mirror") {
+	if err := spec.Validate(); !errors.Is(err, nic.ErrInvalid) ||
+		!strings.Contains(err.Error(), "want allmulti, none or mirror") {
 		t.Error(err)
 	}
 	if all, err := h.Mirrors(h.context(30 * time.Second)); err != nil || len(all) != 0 {

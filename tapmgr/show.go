@@ -16,23 +16,25 @@ import (
 // Detail explains one NIC.
 type Detail struct {
 	nic.NIC
-	Index     int               `json:"index"`
-	AltNames  []string          `json:"altnames,omitempty"`
-	HostMAC   string            `json:"host_mac"`
-	HostMTU   int               `json:"host_mtu"` // bytes, of the tap
-	Holders   []nic.Holder      `json:"holders"`  // who has its queues open
-	VhostFDs  []int             `json:"vhost_fds"`
-	Bridge    string            `json:"bridge,omitempty"`    // that a tap is on now
-	Lower     string            `json:"lower,omitempty"`     // that a macvtap or ipvtap is on now
-	RxFilter  string            `json:"rx_filter,omitempty"` // of a macvtap or ipvtap
-	Mirrored  bool              `json:"mirrored,omitempty"`  // with RxMirror: the guest's groups are taken in, and no others
-	Socket    string            `json:"socket,omitempty"`    // of the userspace switch that it belongs on: path of its control socket
-	Netns     string            `json:"netns,omitempty"`     // path of the netns that a macvtap or ipvtap is in
+	Index    int          `json:"index"`
+	AltNames []string     `json:"altnames,omitempty"`
+	HostMAC  string       `json:"host_mac"`
+	HostMTU  int          `json:"host_mtu"` // bytes, of the tap
+	Holders  []nic.Holder `json:"holders"`  // who has its queues open
+	VhostFDs []int        `json:"vhost_fds"`
+	Bridge   string       `json:"bridge,omitempty"`    // that a tap is a port of now
+	Lower    string       `json:"lower,omitempty"`     // that a macvtap or ipvtap is on now
+	RxFilter string       `json:"rx_filter,omitempty"` // of a macvtap or ipvtap
+	// with RxMirror: the guest's groups are taken in, and no others
+	Mirrored bool `json:"mirrored,omitempty"`
+	// of the userspace switch that it belongs on: path of its control socket
+	Socket    string            `json:"socket,omitempty"`
+	Netns     string            `json:"netns,omitempty"` // path of the netns that a macvtap or ipvtap is in
 	ForwardIn float64           `json:"forwards_in_seconds,omitempty"`
 	Learned   []brport.Learned  `json:"learned"`
 	Counters  Counters          `json:"counters"`        // as the host counts: rx comes from the guest
 	Drops     map[string]uint64 `json:"drops,omitempty"` // at a switch's port, by reason
-	Guest     *GuestView        `json:"guest"`           // nil where it could not be asked
+	Guest     *GuestView        `json:"guest"`           // nil if it could not be asked
 	Notices   []string          `json:"notices,omitempty"`
 }
 
@@ -48,18 +50,18 @@ type Counters struct {
 	TxDropped uint64 `json:"tx_dropped"`
 }
 
-// GuestView is what the guest's VMM says of the NIC.
+// GuestView is what the guest's VMM says of a NIC.
 type GuestView struct {
 	Device      string   `json:"device"`
 	Plugged     bool     `json:"plugged"`
 	MAC         string   `json:"mac,omitempty"` // that the guest's driver uses
 	Promiscuous bool     `json:"promiscuous"`
 	Multicast   []string `json:"multicast,omitempty"`
-	VLANs       []int    `json:"vlans,omitempty"` // that the driver asked for; none where it takes all
+	VLANs       []int    `json:"vlans,omitempty"` // that the driver asked for; none if it receives all
 }
 
-// Show explains all NICs of a guest, at last those that libvirt has made itself. The guest's view
-// needs its monitor; where that is in use, a notice says so instead.
+// Show returns details of all NICs of a guest, those that libvirt has made itself last. The guest's
+// view needs its monitor; if that is in use, a notice says so instead.
 func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 	links, err := m.host.Devices(ctx)
 	if err != nil {
@@ -67,7 +69,8 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 	}
 	details := []Detail{}
 	guests := map[int]*guestViews{} // there may be two of one name, or any number that say so
-	asking, cancel := context.WithTimeoutCause(ctx, guest.OthersWait, fmt.Errorf("guests have taken %v", guest.OthersWait))
+	asking, cancel := context.WithTimeoutCause(ctx, guest.OthersWait,
+		fmt.Errorf("guests have taken %v", guest.OthersWait))
 	defer cancel()
 	for _, dev := range links {
 		if dev.Want.VM != vm {
@@ -90,14 +93,15 @@ func (m *Manager) Show(ctx context.Context, vm string) ([]Detail, error) {
 	return append(details, foreign...), err
 }
 
-// detail is what the kernel says.
+// detail returns what the kernel says of a NIC.
 func (m *Manager) detail(ctx context.Context, dev inventory.Device) (Detail, error) {
 	d := Detail{
 		NIC: dev.NIC(), Index: dev.Index, AltNames: dev.AltNames, HostMAC: dev.MAC.String(), HostMTU: dev.MTU,
-		Holders: append([]nic.Holder{}, dev.Holders...), VhostFDs: []int{}, Bridge: dev.MasterName, Learned: []brport.Learned{}, Counters: Counters(dev.Stats),
+		Holders: append([]nic.Holder{}, dev.Holders...), VhostFDs: []int{}, Bridge: dev.MasterName,
+		Learned: []brport.Learned{}, Counters: Counters(dev.Stats),
 	}
 	if dev.Want.Switch {
-		m.detailSeat(ctx, &d, dev)
+		m.detailPort(ctx, &d, dev)
 	} else if dev.Want.Type != nic.TypeTap {
 		d.Lower, d.RxFilter = m.host.LowerName(&dev), inventory.RxFilter(&dev)
 		d.Mirrored = d.RxFilter == nic.RxMirror && !dev.AllMulti
@@ -129,11 +133,11 @@ func (m *Manager) detail(ctx context.Context, dev inventory.Device) (Detail, err
 	return d, nil
 }
 
-// maxLearned is how many addresses behind one port are told of: the switch may be anybody's.
+// maxLearned bounds the addresses behind one port: any user can run the switch.
 const maxLearned = 4096
 
-// detailSeat is what the switch says.
-func (m *Manager) detailSeat(ctx context.Context, d *Detail, dev inventory.Device) {
+// detailPort adds what the switch says of a NIC.
+func (m *Manager) detailPort(ctx context.Context, d *Detail, dev inventory.Device) {
 	d.Socket = dev.SwitchPort.Path
 	if dev.IsSocket() {
 		d.HostMAC = ""
@@ -214,7 +218,7 @@ func (g *guestViews) view(ctx context.Context, nicID string, via nic.Via) (*Gues
 		return v, err
 	}
 	v.MAC, v.Promiscuous, v.Multicast = f.MainMAC, f.Promiscuous, f.MulticastTable
-	if f.VLAN == "normal" { // else it is none or all of them
+	if f.VLAN == "normal" { // otherwise it receives none or all of them
 		v.VLANs = f.VLANTable
 	}
 	return v, nil

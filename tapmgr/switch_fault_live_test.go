@@ -50,7 +50,10 @@ func TestLiveSwitchKilledAtEveryStep(t *testing.T) {
 		for _, name := range h.stepNames(s.on(g, "net0", by)) {
 			for _, after := range []bool{false, true} {
 				spec := s.on(g, "net0", by)
-				out, err := h.command(order{Spec: spec, KillAt: name, After: after, Switches: []string{s.path}}).CombinedOutput()
+				out, err := h.command(order{
+					Spec: spec, KillAt: name, After: after,
+					Switches: []string{s.path},
+				}).CombinedOutput()
 				if !strings.Contains(err.Error(), "killed") {
 					t.Fatalf("%s: %v: %s", name, err, out)
 				}
@@ -93,7 +96,8 @@ func TestLiveSwitchQEMUKilled(t *testing.T) {
 		h := s.host
 		g := h.empty()
 		h.attach(s.on(g, "net0", by))
-		if ports := s.ports(); len(ports) != 1 || ports[0].Holder != g.Pid() || ports[0].Config.Storm.Broadcast != nic.DefaultStorm {
+		if ports := s.ports(); len(ports) != 1 || ports[0].Holder != g.Pid() ||
+			ports[0].Config.Storm.Broadcast != nic.DefaultStorm {
 			t.Errorf("ports %+v", ports)
 		}
 		if err := g.Kill(); err != nil {
@@ -123,11 +127,13 @@ func TestLiveSwitchKilled(t *testing.T) {
 		t.Errorf("list %+v, %v", nics, err)
 	}
 	diff := h.check()
-	if len(diff) != 2 || !strings.Contains(diff[0].Mend, "attach again replaces it") || !strings.Contains(diff[1].Mend, "reconcile") {
+	if len(diff) != 2 || !strings.Contains(diff[0].Mend, "attach again replaces it") ||
+		!strings.Contains(diff[1].Mend, "reconcile") {
 		t.Errorf("check %+v", diff)
 	}
 	ctx := h.context(60 * time.Second)
-	if _, err := h.Attach(ctx, socket); !errors.Is(err, control.ErrNotRunning) || !strings.Contains(err.Error(), "vmnet switch run") {
+	if _, err := h.Attach(ctx, socket); !errors.Is(err, control.ErrNotRunning) ||
+		!strings.Contains(err.Error(), "vmnet switch run") {
 		t.Errorf("attach without a switch: %v", err)
 	}
 
@@ -193,7 +199,10 @@ func TestLiveSwitchStandsStill(t *testing.T) {
 	if err := quick("show", func() error { _, err := h.Show(ctx, g.name); return err }); err != nil {
 		t.Error(err)
 	}
-	if err := quick("attach", func() error { _, err := h.Attach(ctx, s.on(g, "net2", nic.ByAuto)); return err }); err == nil || !strings.Contains(err.Error(), "stand still") {
+	if err := quick("attach", func() error {
+		_, err := h.Attach(ctx, s.on(g, "net2", nic.ByAuto))
+		return err
+	}); err == nil || !strings.Contains(err.Error(), "stand still") {
 		t.Errorf("attach: %v", err)
 	}
 	if err := quick("detach", func() error {
@@ -254,7 +263,8 @@ func TestLiveSwitchNameTaken(t *testing.T) {
 	specA, specB := s.on(a, "net0", nic.BySocket), s.on(b, "net0", nic.BySocket)
 	specA.PID, specB.PID = a.Pid(), b.Pid()
 	h.attach(specA)
-	if _, err := h.Attach(h.context(10*time.Second), specB); !errors.Is(err, nic.ErrExist) || !strings.Contains(err.Error(), "another guest of that name") {
+	if _, err := h.Attach(h.context(10*time.Second), specB); !errors.Is(err, nic.ErrExist) ||
+		!strings.Contains(err.Error(), "another guest of that name") {
 		t.Errorf("the other guest: %v", err)
 	}
 	h.nothingLeft(b, "net0")
@@ -286,7 +296,7 @@ func TestLiveSwitchQEMUKilledAtEveryStep(t *testing.T) {
 	})
 }
 
-// TestLiveSwitchAttachesAtOnce: each NIC is made once, whoever asks for it at the same time.
+// TestLiveSwitchAttachesAtOnce: each NIC is made once, even if several ask for it at the same time.
 func TestLiveSwitchAttachesAtOnce(t *testing.T) {
 	h := newHost(t)
 	s := h.runSwitch()
@@ -296,7 +306,8 @@ func TestLiveSwitchAttachesAtOnce(t *testing.T) {
 	nics := []string{"net0", "net1", "net2", "net0", "net1", "net0"}
 	for i, nicID := range nics {
 		go func() {
-			res, err := h.Attach(ctx, s.on(g, nicID, map[string]nic.By{"net0": nic.BySocket, "net1": nic.ByTap, "net2": nic.ByAuto}[nicID]))
+			res, err := h.Attach(ctx,
+				s.on(g, nicID, map[string]nic.By{"net0": nic.BySocket, "net1": nic.ByTap, "net2": nic.ByAuto}[nicID]))
 			if err != nil {
 				t.Errorf("%d, %s: %v", i, nicID, err)
 			}

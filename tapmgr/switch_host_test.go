@@ -142,7 +142,7 @@ func (s *userSwitch) signal(sig syscall.Signal) {
 		s.Fatal(err)
 	}
 	if sig == syscall.SIGSTOP {
-		nstest.Eventually(s, 10*time.Second, "the switch stands still", func() bool {
+		nstest.Eventually(s, 10*time.Second, "the switch is stopped", func() bool {
 			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
 			return err == nil && strings.Contains(string(status), "State:\tT")
 		})

@@ -22,7 +22,8 @@ func TestLiveSwitchOfLibvirtsGuest(t *testing.T) {
 	spec := h.spec(g, "net0")
 	spec.Bridge, spec.Switch = "", &nic.Switch{Name: s.path}
 	ctx := h.context(60 * time.Second)
-	if _, err := h.Attach(ctx, spec); !errors.Is(err, nic.ErrInvalid) || !strings.Contains(err.Error(), "--via monitor") {
+	if _, err := h.Attach(ctx, spec); !errors.Is(err, nic.ErrInvalid) ||
+		!strings.Contains(err.Error(), "--via monitor") {
 		t.Errorf("without --via monitor: %v", err)
 	}
 	for _, by := range bothBys {

@@ -121,10 +121,12 @@ func TestLiveSwitchGuestsTalk(t *testing.T) {
 			specA.Queues = nic.QueuesAuto
 		}
 		nicA, nicB := h.attach(specA), h.attach(specB)
-		if want := map[nic.By]int{nic.BySocket: 1, nic.ByTap: 2}[by[0]]; nicA.Queues != want || nicA.Type != string(by[0]) {
+		if want := map[nic.By]int{nic.BySocket: 1, nic.ByTap: 2}[by[0]]; nicA.Queues != want ||
+			nicA.Type != string(by[0]) {
 			t.Errorf("%+v: want %s with %d queues", nicA, by[0], want)
 		}
-		if err := errors.Join(a.Guest.UseNIC(ctx, nicA.MAC, guestA+"/24"), b.Guest.UseNIC(ctx, nicB.MAC, guestB+"/24")); err != nil {
+		if err := errors.Join(a.Guest.UseNIC(ctx, nicA.MAC, guestA+"/24"),
+			b.Guest.UseNIC(ctx, nicB.MAC, guestB+"/24")); err != nil {
 			t.Fatal(err)
 		}
 		tcp, err := b.Guest.TCPServe(ctx, guestB+":0")
@@ -153,7 +155,8 @@ func TestLiveSwitchGuestsTalk(t *testing.T) {
 func (h *host) switchShown(g *guest, nic nic.NIC) {
 	h.Helper()
 	nic.PID = g.Pid()
-	if list, err := h.List(g.name); err != nil || len(list) != 1 || list[0] != nic || nic.State != "forwarding" || !nic.Switch || nic.Limits != "locked" {
+	if list, err := h.List(g.name); err != nil || len(list) != 1 || list[0] != nic || nic.State != "forwarding" ||
+		!nic.Switch || nic.Limits != "locked" {
 		h.Errorf("list %+v, %v: want %+v, forwarding", list, err, nic)
 	}
 	details, err := h.Show(h.context(10*time.Second), g.name)
@@ -161,7 +164,8 @@ func (h *host) switchShown(g *guest, nic nic.NIC) {
 		h.Fatalf("show %+v, %v", details, err)
 	}
 	d := details[0]
-	if len(d.Learned) == 0 || d.Learned[0].MAC != nic.MAC || d.Counters.RxPackets == 0 || d.Counters.TxPackets == 0 || d.Guest == nil || !d.Guest.Plugged {
+	if len(d.Learned) == 0 || d.Learned[0].MAC != nic.MAC || d.Counters.RxPackets == 0 || d.Counters.TxPackets == 0 ||
+		d.Guest == nil || !d.Guest.Plugged {
 		h.Errorf("show %+v: want its address learned, and traffic both ways", d)
 	}
 	if diff := h.check(); len(diff) != 0 {
@@ -196,7 +200,7 @@ func TestLiveSwitchSameAgainAndAnother(t *testing.T) {
 	}
 }
 
-// TestLiveSwitchPortSettings: what is asked for is what the switch has been told.
+// TestLiveSwitchPortSettings: the switch gets the settings that are asked for.
 func TestLiveSwitchPortSettings(t *testing.T) {
 	eachBy(t, func(t *testing.T, s *userSwitch, by nic.By) {
 		g := s.empty()
@@ -209,7 +213,8 @@ func TestLiveSwitchPortSettings(t *testing.T) {
 			t.Fatalf("ports %+v", ports)
 		}
 		p := ports[0]
-		if p.Config.VLAN != 10 || !p.Config.Isolated || p.Config.Storm.Unknown != 100 || p.Config.MaxAddresses != 0 || len(p.Config.MACs) != 1 || p.Stats.MTU != 9000 {
+		if p.Config.VLAN != 10 || !p.Config.Isolated || p.Config.Storm.Unknown != 100 || p.Config.MaxAddresses != 0 ||
+			len(p.Config.MACs) != 1 || p.Stats.MTU != 9000 {
 			t.Errorf("port %+v, %+v", p, p.Stats)
 		}
 		if nic.MTU != 9000 || nic.Port != "vlan:10;isolated" || nic.Limits != "locked;storm:100;addresses:off" {

@@ -37,7 +37,10 @@ func TestLiveSwitchOfAServicesUser(t *testing.T) {
 				if diff := h.check(); len(diff) != 0 {
 					t.Errorf("check %+v", diff)
 				}
-				if _, err := h.Detach(h.context(10*time.Second), tapmgr.DetachSpec{Target: spec.Target, NIC: "net0", Force: true}); err != nil {
+				if _, err := h.Detach(h.context(10*time.Second), tapmgr.DetachSpec{
+					Target: spec.Target, NIC: "net0",
+					Force: true,
+				}); err != nil {
 					t.Error(err)
 				}
 				s.noPort()
@@ -46,7 +49,7 @@ func TestLiveSwitchOfAServicesUser(t *testing.T) {
 	}
 }
 
-// runAs is an empty guest whose QEMU gives its rights up.
+// runAs is an empty guest whose QEMU drops its privileges.
 func (h *host) runAs(user string) *guest {
 	h.Helper()
 	if user == "root" {
@@ -57,7 +60,8 @@ func (h *host) runAs(user string) *guest {
 
 func (s *userSwitch) forwards(g *guest) {
 	s.Helper()
-	if nics, err := s.List(g.name); err != nil || len(nics) != 1 || nics[0].State != "forwarding" || nics[0].PID != g.Pid() {
+	if nics, err := s.List(g.name); err != nil || len(nics) != 1 || nics[0].State != "forwarding" ||
+		nics[0].PID != g.Pid() {
 		s.Errorf("list %+v, %v: want it forwarding", nics, err)
 	}
 }
@@ -73,7 +77,7 @@ func TestLiveSwitchOfAnotherUsersGuestEnds(t *testing.T) {
 	h.attach(spec)
 	s.forwards(g)
 	s.kill()
-	h.AskSwitches, h.Switches = true, nil // it is none of the caller's
+	h.AskSwitches, h.Switches = true, nil // the switch is another user's
 	if nics, err := h.List(g.name); err != nil || len(nics) != 1 || nics[0].State != nic.Unknown {
 		t.Errorf("list %+v, %v: want it unknown", nics, err)
 	}
@@ -112,7 +116,10 @@ func TestLiveSwitchPortOfTheOtherGuest(t *testing.T) {
 	if err != nil || len(nics) != 2 {
 		t.Errorf("list %+v, %v", nics, err)
 	}
-	if _, err := h.Detach(h.context(10*time.Second), tapmgr.DetachSpec{Target: specB.Target, NIC: "net0", Force: true}); err != nil {
+	if _, err := h.Detach(h.context(10*time.Second), tapmgr.DetachSpec{
+		Target: specB.Target, NIC: "net0",
+		Force: true,
+	}); err != nil {
 		t.Error(err)
 	}
 	if ports := s.ports(); len(ports) != 1 || ports[0].Holder != a.Pid() {
@@ -136,7 +143,9 @@ func TestLiveSwitchAmongMany(t *testing.T) {
 		h.attach(s.on(g, fmt.Sprintf("net%d", i), by))
 	}
 	nics, err := h.List(g.name)
-	if err != nil || len(nics) != 2 || slices.ContainsFunc(nics, func(n nic.NIC) bool { return n.State != "forwarding" }) {
+	if err != nil || len(nics) != 2 || slices.ContainsFunc(nics, func(n nic.NIC) bool {
+		return n.State != "forwarding"
+	}) {
 		t.Errorf("list %+v, %v", nics, err)
 	}
 }
@@ -164,7 +173,8 @@ func TestLiveSwitchLimitsAskedFor(t *testing.T) {
 		"other numbers": {nic.Switch{MaxAddresses: 3}, false},
 	} {
 		again := s.on(g, "net0", nic.BySocket)
-		again.Switch.LockMAC, again.Switch.Storm, again.Switch.MaxAddresses = c.switchReply.LockMAC, c.switchReply.Storm, c.switchReply.MaxAddresses
+		again.Switch.LockMAC, again.Switch.Storm, again.Switch.MaxAddresses = c.switchReply.LockMAC,
+			c.switchReply.Storm, c.switchReply.MaxAddresses
 		res, err := h.Attach(h.context(10*time.Second), again)
 		if c.same && (err != nil || res.Changed) || !c.same && !errors.Is(err, nic.ErrExist) {
 			t.Errorf("%s: %+v, %v", name, res, err)
@@ -172,8 +182,8 @@ func TestLiveSwitchLimitsAskedFor(t *testing.T) {
 	}
 }
 
-// TestLiveSwitchTapChanged: what somebody does to the tap is told, and none of it makes it a port
-// twice.
+// TestLiveSwitchTapChanged: check reports what another program does to the tap, and none of it
+// makes the tap a port twice.
 func TestLiveSwitchTapChanged(t *testing.T) {
 	h := newHost(t)
 	s := h.runSwitch()
@@ -187,7 +197,8 @@ func TestLiveSwitchTapChanged(t *testing.T) {
 	if diff := h.check(); len(diff) != 2 || diff[0].What != "name" || diff[1].What != "switch" {
 		t.Errorf("renamed: check %+v", diff)
 	}
-	if actions, err := h.Reconcile(h.context(10*time.Second), false); err != nil || len(actions) != 2 || !actions[0].Changed || !actions[1].Changed {
+	if actions, err := h.Reconcile(h.context(10*time.Second), false); err != nil || len(actions) != 2 ||
+		!actions[0].Changed || !actions[1].Changed {
 		t.Errorf("renamed: reconcile %+v, %v", actions, err)
 	}
 	s.forwards(g)
@@ -209,7 +220,8 @@ func TestLiveSwitchTapChanged(t *testing.T) {
 		t.Errorf("on a bridge: reconcile %+v, %v", actions, err)
 	}
 	h.ip("link", "set", "renamed0", "mtu", "1500", "nomaster")
-	if res, err := h.Attach(h.context(10*time.Second), spec); err != nil || !res.Changed || res.NIC.State != "forwarding" {
+	if res, err := h.Attach(h.context(10*time.Second), spec); err != nil || !res.Changed ||
+		res.NIC.State != "forwarding" {
 		t.Errorf("the same attach again: %+v, %v: want it back on its switch", res, err)
 	}
 	if diff := h.check(); len(diff) != 0 {
@@ -242,7 +254,8 @@ func TestLiveCheckIsNotKeptWaiting(t *testing.T) {
 	const most = 9 * time.Second // one after the other they take 12 s
 	start := time.Now()
 	c, err := h.Check(h.context(60 * time.Second))
-	if d := time.Since(start); d > most || err != nil || c.NICs != len(silent)+1 || len(c.Differences) != 0 || len(c.Notices) != len(silent) {
+	if d := time.Since(start); d > most || err != nil || c.NICs != len(silent)+1 || len(c.Differences) != 0 ||
+		len(c.Notices) != len(silent) {
 		t.Fatalf("check after %v: %+v, %v", d, c, err)
 	}
 	start = time.Now()
@@ -251,7 +264,8 @@ func TestLiveCheckIsNotKeptWaiting(t *testing.T) {
 		t.Fatalf("reconcile after %v: %+v, %v", d, actions, err)
 	}
 	for i, g := range silent {
-		if !strings.HasPrefix(c.Notices[i], g.name+" was not asked") || actions[i].VM != g.name || actions[i].Error == "" {
+		if !strings.HasPrefix(c.Notices[i], g.name+" was not asked") || actions[i].VM != g.name ||
+			actions[i].Error == "" {
 			t.Errorf("%d: %q, %+v: want %s, not asked", i, c.Notices[i], actions[i], g.name)
 		}
 	}
@@ -270,7 +284,10 @@ func TestLiveSwitchOfAServicesUserAfterACrash(t *testing.T) {
 	s := h.nobodysSwitch()
 	g := h.empty()
 	for _, by := range bothBys {
-		out, err := h.command(order{Spec: s.on(g, "net0", by), KillAt: "port", After: true, Switches: []string{s.path}}).CombinedOutput()
+		out, err := h.command(order{
+			Spec: s.on(g, "net0", by), KillAt: "port",
+			After: true, Switches: []string{s.path},
+		}).CombinedOutput()
 		if err == nil || !strings.Contains(err.Error(), "killed") {
 			t.Fatalf("%s: %v: %s", by, err, out)
 		}
@@ -310,7 +327,7 @@ func TestLiveSwitchEndsInADetach(t *testing.T) {
 	}
 }
 
-// TestLiveSwitchEndedAndAnotherAsked: only the same attach again replaces a NIC that leads nowhere.
+// TestLiveSwitchEndedAndAnotherAsked: only the same attach again replaces a disconnected NIC.
 func TestLiveSwitchEndedAndAnotherAsked(t *testing.T) {
 	h := newHost(t)
 	s := h.runSwitch()

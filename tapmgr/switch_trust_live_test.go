@@ -53,7 +53,8 @@ func TestLiveSwitchOfAnotherUserIsNotBelieved(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer holder.Close()
-	label := "vmnet vm=" + g.name + " nic=net1 type=socket source=sw switch=on netns=" + s.inode() + " mac=52:54:00:00:00:01 model=virtio-net-pci queues=1 state=attaching"
+	label := "vmnet vm=" + g.name + " nic=net1 type=socket source=sw switch=on netns=" + s.inode() +
+		" mac=52:54:00:00:00:01 model=virtio-net-pci queues=1 state=attaching"
 	s.addPort(control.Port{Name: "lie", Kind: control.Socket, Label: label, Holder: g.Pid()}, holder, near)
 	if nics, err := h.List(""); err != nil || len(nics) != 1 || nics[0].ID != "net0" {
 		t.Errorf("list %+v, %v: want the NIC that is there", nics, err)
@@ -74,12 +75,14 @@ func (h *host) inode() string {
 	return strconv.FormatUint(inode, 10)
 }
 
-// TestLiveLabelOfAnotherUserIsNotMeant: whoever gives a file such a name has it listed as his own,
-// and is meant only by his pid.
+// TestLiveLabelOfAnotherUserIsNotMeant: a user who gives a file such a name has the NIC listed
+// with that user, and it is meant only if its process is named by its PID.
 func TestLiveLabelOfAnotherUserIsNotMeant(t *testing.T) {
 	h := newHost(t)
 	h.runSwitch()
-	label, err := procfd.NewLabel("vmnet vm=web-" + uniqueSuffix(h.ns) + " nic=net0 type=socket source=sw0 switch=on netns=" + h.inode() + " mac=52:54:00:00:00:01 model=virtio-net-pci queues=1")
+	label, err := procfd.NewLabel("vmnet vm=web-" + uniqueSuffix(h.ns) +
+		" nic=net0 type=socket source=sw0 switch=on netns=" + h.inode() +
+		" mac=52:54:00:00:00:01 model=virtio-net-pci queues=1")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,10 +40,13 @@ func libvirtsGuest(name string) string {
 		" -chardev socket,id=charmonitor,fd=3,server=on,wait=off -mon chardev=charmonitor,id=monitor,mode=control"
 }
 
-// markNamed gives a macvtap the alias of one that was handed to a guest of libvirt's.
+// markNamed gives a macvtap the alias of one that was handed to a libvirt guest.
 func (h *host) markNamed(name, vm string) {
 	h.Helper()
-	h.ip("link", "set", "dev", name, "alias", fmt.Sprintf("vmnet vm=%s nic=net0 type=macvtap source=eth0 mode=bridge rx=allmulti mac=52:54:00:00:00:01 model=virtio-net-pci queues=1 via=libvirt", vm))
+	h.ip("link", "set", "dev", name, "alias",
+		fmt.Sprintf(
+			"vmnet vm=%s nic=net0 type=macvtap source=eth0 mode=bridge rx=allmulti mac=52:54:00:00:00:01 model=virtio-net-pci queues=1 via=libvirt",
+			vm))
 }
 
 // TestLiveAllPIDsTooManyFilesKeepNothingAlive: a user has more files than are looked at, and calls
@@ -77,7 +80,8 @@ func TestLiveAllPIDsTooManyFilesKeepNothingAlive(t *testing.T) {
 	if err != nil || remain || len(actions) != 1 || !actions[0].Changed || actions[0].Error != "" {
 		t.Errorf("ended: %+v, remain %v, %v", actions, remain, err)
 	}
-	if actions, remain, err := h.Host().Ended(h.context(20*time.Second), "web"); err != nil || !remain || len(actions) != 0 {
+	if actions, remain, err := h.Host().Ended(h.context(20*time.Second), "web"); err != nil ||
+		!remain || len(actions) != 0 {
 		t.Errorf("still held: %+v, remain %v, %v", actions, remain, err)
 	}
 	all, err := h.Reconcile(h.context(20*time.Second), false)
@@ -113,7 +117,8 @@ func TestPrepareKilledAtEveryStep(t *testing.T) {
 					t.Fatalf("%s: not killed: %v: %s", what, err, out)
 				}
 				h.recorded(what, spec.VM)
-				if actions, err := h.Host().Release(h.context(20*time.Second), spec.VM); err != nil || strings.Contains(fmt.Sprint(actions), "left alone") {
+				if actions, err := h.Host().Release(h.context(20*time.Second), spec.VM); err != nil ||
+					strings.Contains(fmt.Sprint(actions), "left alone") {
 					t.Errorf("%s: release: %+v, %v", what, actions, err)
 				}
 				if left := h.devices(); len(left) > 0 {
@@ -124,7 +129,7 @@ func TestPrepareKilledAtEveryStep(t *testing.T) {
 	}
 }
 
-// recorded demands that each device of a guest's has an alias that says so.
+// recorded demands that each device that a guest has carries an alias that says so.
 func (h *host) recorded(what, vm string) {
 	h.Helper()
 	for name, alias := range h.devices() {

@@ -177,7 +177,7 @@ func TestSilentGuest(t *testing.T) {
 	g.has("net0")
 }
 
-// TestGuestThatKeepsItsNIC: it goes on working until the guest lets go of it, or the detach is
+// TestGuestThatKeepsItsNIC: the NIC works until the guest releases it, or the detach is
 // forced.
 func TestGuestThatKeepsItsNIC(t *testing.T) {
 	h, g := fakeTest(t)
@@ -204,7 +204,7 @@ func TestGuestThatKeepsItsNIC(t *testing.T) {
 	}
 	h.reconciled(nic.Action{
 		VM: g.Name, NIC: "net0", Interface: g.link("net0"),
-		Action: "left alone: the guest has not let go of it yet",
+		Action: "left alone: the guest has not released it yet",
 	})
 	g.has("net0")
 
@@ -246,7 +246,7 @@ func TestForceOnASilentGuest(t *testing.T) {
 	g.nothingLeft()
 }
 
-// TestGuestThatEnds: its taps go with it, whoever looks.
+// TestGuestThatEnds: its taps go with it.
 func TestGuestThatEnds(t *testing.T) {
 	h, g := fakeTest(t)
 	h.attach(g.spec("net0"))
@@ -435,7 +435,7 @@ func TestAttachRefusals(t *testing.T) {
 		"two of one name":        {func(s *nic.Spec) { s.VM = other.Name }, qemu.ErrAmbiguous, "--pid"},
 		"another's monitor":      {func(s *nic.Spec) { s.PID, s.QMP = g.PID, other.Sockets[0] }, fs.ErrPermission, ""},
 		"no monitor there":       {func(s *nic.Spec) { s.QMP = "/nonexistent" }, fs.ErrNotExist, "/nonexistent"},
-		"no guest of libvirt's":  {func(s *nic.Spec) { s.Via = nic.ViaMonitor }, nic.ErrInvalid, "--via"},
+		"not a libvirt guest":    {func(s *nic.Spec) { s.Via = nic.ViaMonitor }, nic.ErrInvalid, "--via"},
 		"no NIC id":              {func(s *nic.Spec) { s.NIC = "a b" }, nic.ErrInvalid, "a b"},
 		"no such model":          {func(s *nic.Spec) { s.Model = "ne7k" }, nic.ErrHandover, "ne7k"},
 		"the interface is there": {func(s *nic.Spec) { s.NIC = "taken" }, nic.ErrLink, g.link("taken")},
@@ -463,7 +463,7 @@ func TestAttachRefusals(t *testing.T) {
 	}
 }
 
-// TestGuestWithoutAMonitor is told what to change about it.
+// TestGuestWithoutAMonitor: the error says what to change about it.
 func TestGuestWithoutAMonitor(t *testing.T) {
 	t.Parallel()
 	h := newUserHost(t)

@@ -15,38 +15,40 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// What vmnet watch does by itself when links or guests come and go.
+// The methods in this file are what vmnet watch does when links or guests come and go.
 
-// PutBack makes the taps that belong on the bridges of these names, and are on none since those
-// were deleted, ports of them again. Failures are in the actions; the error is about reading what
-// there is.
+// PutBack makes taps ports of the bridges of these names again, which were deleted and made again.
+// Failures of a tap are in its action; the error is set only if the taps could not be read.
 func (m *Manager) PutBack(bridges ...string) ([]nic.Action, error) { return m.host.PutBack(bridges...) }
 
-// PutBackForeign is PutBack for the tap of that name that somebody else has made for a guest's NIC
-// of that MAC. done is false where there is nothing to do.
-func (m *Manager) PutBackForeign(name string, mac net.HardwareAddr, bridgeName string, cfg brport.Settings) (done bool, err error) {
+// PutBackForeign is PutBack for the foreign tap of that name, of a guest's NIC of that MAC. done is
+// false if there is nothing to do.
+func (m *Manager) PutBackForeign(name string, mac net.HardwareAddr, bridgeName string,
+	cfg brport.Settings,
+) (done bool, err error) {
 	return m.host.PutBackForeign(name, mac, bridgeName, cfg)
 }
 
 // ForeignWithoutMaster reports whether there is any tap that PutBackForeign might put on a bridge.
 func (m *Manager) ForeignWithoutMaster() (bool, error) { return m.host.ForeignWithoutMaster() }
 
-// SetForeignPortOf adds settings to the bridge port of the tap of that interface index, which
-// somebody else has made for a guest's NIC of that MAC. That it is no such tap, or on no bridge, Is
+// SetForeignPortOf adds settings to the bridge port of the foreign tap of that interface index, of
+// a guest's NIC of that MAC. If there is no such tap, or it is on no bridge, the error matches
 // fs.ErrNotExist.
 func (m *Manager) SetForeignPortOf(index int, mac net.HardwareAddr, cfg brport.Settings) (changed bool, err error) {
 	return m.host.SetForeignPortOf(index, mac, cfg)
 }
 
-// Ended removes what was handed over by name to a guest of libvirt's, or to any where vm is empty,
-// and nobody holds any more. remain reports that something stays that may be orphaned yet.
+// Ended removes the host interfaces that were handed over by their names to a libvirt guest, or to
+// any if vm is empty, and that no process holds any more. remain reports whether there are others
+// that may be orphaned later.
 func (m *Manager) Ended(ctx context.Context, vm string) (actions []nic.Action, remain bool, err error) {
 	return m.host.Ended(ctx, vm)
 }
 
-// SetBackAddress gives the tap of that interface index the address that it should have on the host's
-// side, which a process that holds the tap can change. The action's Changed is false if the tap has
-// that already, or if there is no such tap.
+// SetBackAddress gives the tap of that interface index the address that it should have on the
+// host's side, which a process that holds the tap can change. The action's Changed is false if the
+// tap has that already, or if there is no such tap.
 func (m *Manager) SetBackAddress(index int) (nic.Action, error) { return m.host.SetBackAddress(index) }
 
 // A Mirror is a macvtap or ipvtap that receives the multicast groups that its guest's driver has
@@ -78,7 +80,10 @@ func (m *Manager) Mirrors(ctx context.Context) ([]Mirror, error) {
 		if err != nil {
 			continue
 		}
-		x := Mirror{VM: dev.Want.VM, NIC: dev.Want.NIC, Interface: dev.Name, MAC: dev.Want.MAC, Device: nic.DeviceID(dev.Want.NIC), PID: guest.PID, IsLibvirts: guest.Libvirt, UUID: guest.UUID, dev: dev}
+		x := Mirror{
+			VM: dev.Want.VM, NIC: dev.Want.NIC, Interface: dev.Name, MAC: dev.Want.MAC,
+			Device: nic.DeviceID(dev.Want.NIC), PID: guest.PID, IsLibvirts: guest.Libvirt, UUID: guest.UUID, dev: dev,
+		}
 		if dev.Want.Via == nic.ViaLibvirt {
 			x.Device = nic.LibvirtAlias(dev.Want.NIC)
 		}
@@ -87,8 +92,8 @@ func (m *Manager) Mirrors(ctx context.Context) ([]Mirror, error) {
 	return found, nil
 }
 
-// Follow makes the device take in those multicast groups and no others. The guest's address stays
-// the one that it was given. A device that is gone Is fs.ErrNotExist.
+// Follow makes the host interface receive those multicast groups and no others. The guest's address
+// stays. If the interface is gone, the error matches fs.ErrNotExist.
 func (m *Manager) Follow(x Mirror, groups []net.HardwareAddr) (changed bool, err error) {
 	err = m.host.Within(&x.dev, func(ns *netns.NS, nl *rtnl.Conn) error {
 		if changed, err = macvlan.SetGroups(ns, x.dev.Link, groups); err != nil {
@@ -101,7 +106,7 @@ func (m *Manager) Follow(x Mirror, groups []net.HardwareAddr) (changed bool, err
 	return changed, err
 }
 
-// TakeAll makes the device take in all multicast, as it did before it was first told to follow.
+// TakeAll makes the host interface receive all multicast, as before the first Follow.
 func (m *Manager) TakeAll(x Mirror) (changed bool, err error) {
 	err = m.host.Within(&x.dev, func(_ *netns.NS, nl *rtnl.Conn) error {
 		changed, err = setAllMulti(nl, x.dev.Index, true)
@@ -118,9 +123,8 @@ func setAllMulti(nl *rtnl.Conn, index int, on bool) (changed bool, err error) {
 	return true, nl.Set(index, rtnl.AllMulti(on))
 }
 
-// WithMonitor runs use with a connection to the monitor of the guest that holds x, which must not
-// be one of libvirt's. It waits for the monitor as long as ctx allows, and closes the connection
-// afterwards.
+// WithMonitor runs use with a connection to the monitor of the guest that holds x, which libvirt
+// must not manage. It waits for the monitor until ctx ends, and closes the connection afterwards.
 func (m *Manager) WithMonitor(ctx context.Context, x Mirror, use func(*qmp.Conn) error) error {
 	g, err := m.open(ctx, nic.Target{VM: x.VM, PID: x.PID}, "")
 	if err != nil {

@@ -22,13 +22,7 @@ type attachOptions struct {
 	json    bool
 }
 
-func (a *app) attachCommand() *cobra.Command {
-	var o attachOptions
-	cmd := &cobra.Command{
-		Use:        "attach --vm NAME {--bridge|--macvtap|--ipvtap|--switch} PLACE",
-		SuggestFor: []string{"add", "plug", "connect"},
-		Short:      "Give a running guest a NIC",
-		Long: `Give a running guest a NIC, on a bridge, on a userspace switch, or directly on a
+const attachLong = `Give a running guest a NIC, on a bridge, on a userspace switch, or directly on a
 network card (its parent device). A failed attach leaves nothing behind. The same command again
 succeeds; it changes nothing if the NIC is as it should be, and otherwise restores it as vmnet
 reconcile does, or says who must. It finds a bridge or parent device that was renamed under a NIC by
@@ -68,16 +62,26 @@ migrated and reverted to a snapshot with the NIC. With --persistent, libvirt als
 the guest then starts with it, and a clone of the guest starts with a NIC of its own. Use --via
 monitor for settings that libvirt's XML cannot express, and for a port of a switch (--via
 monitor,socket): QEMU gets the fds through libvirt's monitor commands. libvirt then does not know
-the NIC, cannot migrate the guest with it, and marks the domain as tainted.`,
-		Example: `  vmnet attach --vm P2 --bridge br0
+the NIC, cannot migrate the guest with it, and marks the domain as tainted.`
+
+const attachExamples = `  vmnet attach --vm P2 --bridge br0
   vmnet attach --vm P2 --bridge br0 --nic net1 --queues auto --wait
   vmnet attach --vm P2 --bridge br0 --mtu 1400 --device-opt rx_queue_size=1024
   vmnet attach --vm P2 --macvtap eth0 --mode bridge
   vmnet attach --vm P2 --ipvtap wlan0 --ip 192.0.2.7/24
   vmnet attach --vm P2 --switch sw0 --via socket     # without any privilege
   vmnet attach --vm web --bridge br0 --persistent   # a libvirt guest
-  vmnet attach --vm P2 --bridge br0 --dry-run`,
-		Args: noArgs("vm", "bridge"),
+  vmnet attach --vm P2 --bridge br0 --dry-run`
+
+func (a *app) attachCommand() *cobra.Command {
+	var o attachOptions
+	cmd := &cobra.Command{
+		Use:        "attach --vm NAME {--bridge|--macvtap|--ipvtap|--switch} PLACE",
+		SuggestFor: []string{"add", "plug", "connect"},
+		Short:      "Give a running guest a NIC",
+		Long:       attachLong,
+		Example:    attachExamples,
+		Args:       noArgs("vm", "bridge"),
 	}
 	f := cmd.Flags()
 	var target nic.Target

@@ -1,9 +1,13 @@
 package main
 
 import (
+	"cmp"
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	"vmnet/tapmgr"
+	"vmnet/tapmgr/nic"
 )
 
 func (a *app) checkCommand() *cobra.Command {
@@ -72,4 +76,69 @@ func orNone(s string) string {
 		return "none"
 	}
 	return s
+}
+
+func (a *app) reconcileCommand() *cobra.Command {
+	var dry bool
+	cmd := &cobra.Command{
+		Use:   "reconcile",
+		Short: "Restore NICs, and remove leftovers",
+		Long: `Remove NICs whose guest has ended, and taps that a program got from qemu-netup, made
+persistent and left behind. Undo interrupted attaches, and finish interrupted detaches. Fix what
+vmnet check finds on the other NICs: put ports that have no bridge back on theirs, and restore
+links, addresses, MTUs and port settings. Leave alone what only somebody else can fix, NICs that
+another vmnet is working on, and NICs that are on another bridge, and list them with their cure.`,
+		Example: `  vmnet reconcile --dry-run
+  vmnet reconcile`,
+		Args: noArgs(),
+	}
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "only print what would be done")
+	format := outputFlag(cmd)
+	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
+		return a.withManager(func(m *tapmgr.Manager) error {
+			actions, err := m.Reconcile(cmd.Context(), dry)
+			if err != nil && len(actions) == 0 {
+				return err
+			}
+			show := func() error { return a.printActions(actions, dry) }
+			if *format == "json" {
+				show = func() error { return a.printJSON(actions) }
+			}
+			return cmp.Or(show(), err, failures(actions)) // print what was done even if it was interrupted
+		})
+	})
+	return cmd
+}
+
+func (a *app) printActions(actions []nic.Action, dry bool) error {
+	for _, act := range actions {
+		text := act.Action
+		switch {
+		case act.Error != "":
+			text = fmt.Sprintf("failed: %s: %s", text, act.Error)
+		case dry && act.Changed:
+			text = "would be " + text
+		}
+		if err := a.line("%s: %s", linkText(act.VM, act.NIC, act.Interface), text); err != nil {
+			return err
+		}
+	}
+	if len(actions) == 0 {
+		return a.print("nothing to do\n")
+	}
+	return nil
+}
+
+// failures returns an error if an action failed.
+func failures(actions []nic.Action) error {
+	failed := 0
+	for _, act := range actions {
+		if act.Error != "" {
+			failed++
+		}
+	}
+	if failed > 0 {
+		return fmt.Errorf("reconcile: %d of %s failed", failed, count(len(actions), "action"))
+	}
+	return nil
 }

@@ -3,12 +3,15 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"vmnet/bridge/brport"
 	"vmnet/internal/network"
+	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
 
@@ -54,4 +57,74 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 		return a.fail(err, exitUsage, cmd.CommandPath()+" --help")
 	}
 	return a.fail(withCure(err), exitFailure, "")
+}
+
+// cures has the cures for errors of the kernel that any request can meet and that no lower layer
+// has explained.
+var cures = []struct {
+	errno syscall.Errno
+	cure  string
+}{
+	{syscall.EMFILE, "vmnet may open no more files: raise its limit with ulimit -n, or with LimitNOFILE= in its unit"},
+	{syscall.ENFILE, "the system may open no more files: raise sysctl fs.file-max"},
+	{syscall.ENOMEM, "the kernel has no memory left, or the cgroup has reached its limit"},
+	{
+		syscall.ENOBUFS,
+		"the kernel has no memory left, or the socket has reached its limit: raise sysctl net.core.rmem_max and wmem_max",
+	},
+	{
+		syscall.ENOSPC,
+		"a limit of the kernel is reached: for namespaces raise sysctl user.max_net_namespaces and user.max_mnt_namespaces",
+	},
+	{syscall.EUSERS, "namespaces are nested too deep: run vmnet in an outer one"},
+	{syscall.EXFULL, "the bridge has all the ports that the kernel allows, 1023: use another bridge"},
+	{
+		syscall.EROFS,
+		"the file system is mounted read-only, as in many containers: run vmnet outside, or mount it writable",
+	},
+	{syscall.ENOSYS, "this kernel lacks the system call, or a seccomp filter refuses it, as in many containers"},
+	{syscall.EAFNOSUPPORT, "this kernel was built without the socket family"},
+	{syscall.EPROTONOSUPPORT, "this kernel was built without the protocol"},
+	{syscall.EOPNOTSUPP, "this kernel, or the device's driver, cannot do that"},
+	{syscall.EPERM, "needs a capability that this user lacks here: run vmnet as root, CAP_NET_ADMIN included"},
+}
+
+// withCure appends the cure in brackets, unless the error already has one after the errno's text.
+func withCure(err error) error {
+	text := err.Error()
+	for _, c := range cures {
+		words := c.errno.Error()
+		_, behind, found := strings.Cut(text, words)
+		if errors.Is(err, c.errno) && found && !strings.ContainsAny(behind, "(;") {
+			return fmt.Errorf("%w (%s)", err, c.cure)
+		}
+	}
+	return err
+}
+
+// tellOfHelper adds a cure to the error of an attach that failed for lack of privilege and a
+// helper.
+func tellOfHelper(m *tapmgr.Manager, err error) error {
+	if !m.HasHelper() && errors.Is(err, nic.ErrLink) && errors.Is(err, syscall.EPERM) {
+		return fmt.Errorf("%w; %s", err, cureOfEPERM(os.Geteuid(), inUserNamespace()))
+	}
+	return err
+}
+
+// cureOfEPERM returns the cure for EPERM from the kernel when a NIC's device is made.
+func cureOfEPERM(uid int, inUserNamespace bool) string {
+	switch {
+	case uid == 0 && inUserNamespace:
+		return "root of a user namespace may not make device nodes (user_namespaces(7)): use --bridge or --switch here, or make a NIC on a network card from outside the namespace"
+	case uid == 0:
+		return "this root lacks capabilities: CAP_NET_ADMIN, and for a NIC on a network card CAP_SYS_ADMIN and CAP_MKNOD (a container's manager gives them: --cap-add, AmbientCapabilities=)"
+	}
+	return "run vmnet as root, or install qemu-netup setuid root, which gives users what a policy allows"
+}
+
+// inUserNamespace reports whether this process is outside the initial user namespace, the only one
+// that maps all ids (user_namespaces(7)).
+func inUserNamespace() bool {
+	text, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && strings.Join(strings.Fields(string(text)), " ") != "0 0 4294967295"
 }

@@ -74,27 +74,6 @@ func sourceText(n nic.NIC) string {
 	return n.Source
 }
 
-// nicSettings returns the port's settings that are not the default.
-func nicSettings(n nic.NIC) string { return strings.Trim(n.Port+";"+n.Limits, ";") }
-
-// printList prints the columns that fit the terminal, or all of them.
-func (a *app) printList(nics []nic.NIC, wide bool) error {
-	rows := listRows(nics, sourceText)
-	if screen := terminalWidth(a.out); !wide && tableWidth(rows) > screen {
-		first := []string{"MODEL", "VHOST", "QUEUES"}
-		if rows = fitted(rows, screen, first...); tableWidth(rows) > screen {
-			rows = without(listRows(nics, func(n nic.NIC) string { return n.Source }), first...)
-			rows = fitted(rows, screen, "TYPE", "OWNER", "MAC", "VIA")
-		}
-	}
-	return a.table(rows, func(column, cell string) string {
-		if column != "STATE" {
-			return cell
-		}
-		return a.painted(stateColour(nic.State(cell)), cell)
-	})
-}
-
 // listRows returns all columns of a list except OWNER and VIA if they would be empty.
 func listRows(nics []nic.NIC, source func(nic.NIC) string) [][]string {
 	rows := [][]string{{
@@ -169,4 +148,22 @@ func queuesText(n nic.NIC) string {
 		return ""
 	}
 	return strconv.Itoa(n.Queues)
+}
+
+// printList prints the columns that fit the terminal, or all of them.
+func (a *app) printList(nics []nic.NIC, wide bool) error {
+	rows := listRows(nics, sourceText)
+	if screen := terminalWidth(a.out); !wide && tableWidth(rows) > screen {
+		first := []string{"MODEL", "VHOST", "QUEUES"}
+		if rows = fitted(rows, screen, first...); tableWidth(rows) > screen {
+			rows = without(listRows(nics, func(n nic.NIC) string { return n.Source }), first...)
+			rows = fitted(rows, screen, "TYPE", "OWNER", "MAC", "VIA")
+		}
+	}
+	return a.table(rows, func(column, cell string) string {
+		if column != "STATE" {
+			return cell
+		}
+		return a.painted(stateColour(nic.State(cell)), cell)
+	})
 }

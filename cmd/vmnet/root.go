@@ -1,13 +1,18 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"vmnet/internal/cli/version"
 	"vmnet/libvirt"
 )
 
@@ -128,3 +133,57 @@ func (a *app) shells(root *cobra.Command) {
 		}
 	}
 }
+
+// run is the whole program; the result is its exit status.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	a := &app{
+		out: stdout, err: stderr, args: args, journal: isJournal(stderr), json: asksJSON(args),
+		colours: hasColours(stdout),
+	}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	a.shells(root)
+	if completes(args) {
+		plainUsages(root)
+	}
+	cmd, err := root.ExecuteContextC(ctx)
+	return a.report(cmd, err)
+}
+
+var errInterrupted = errors.New("interrupted")
+
+// untilSignal returns a context that the first SIGINT, SIGTERM or SIGHUP cancels, so that the verb
+// undoes its steps. The second signal ends the process at once.
+func untilSignal(parent context.Context) context.Context {
+	ctx, cancel := context.WithCancelCause(parent)
+	signals := make(chan os.Signal, 1)
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(s) { // nohup(1) ignores SIGHUP
+			signal.Notify(signals, s)
+		}
+	}
+	go func() {
+		<-signals
+		signal.Stop(signals)
+		cancel(errInterrupted)
+	}()
+	return ctx
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "version",
+		Short: "Print the version of vmnet",
+		Args:  noArgs(),
+		RunE: a.verb(func(*cobra.Command, []string) error {
+			return a.result(version.Get(), "%s", versionText())
+		}),
+	}
+	outputFlag(cmd)
+	return cmd
+}
+
+func versionText() string { return version.Text("vmnet") }

@@ -60,7 +60,7 @@ func setting(v *View, what string, attrs ...rtnl.Attr) Remedy {
 func mendDetach(v *View) Remedy {
 	return Remedy{
 		By: nic.MendDetach, Cure: v.detachCommand() + " waits for it; so does its restart",
-		left: "the guest has not let go of it yet",
+		left: "the guest has not released it yet",
 	}
 }
 
