@@ -78,8 +78,8 @@ func (f *FDB) insert(b int, rest uint64, port int, now uint32) {
 
 // replace stores a learned entry in a slot, for a new address or one that moves. Only it checks a
 // port's limit. It counts before it compares, so that two queues of a port cannot pass the limit
-// together. If another goroutine has changed the slot, replace returns false, and the next frame
-// learns the address.
+// together. It reports whether it has stored the entry: if another goroutine has changed the slot,
+// the next frame learns the address.
 func (f *FDB) replace(b, i int, old, word uint64, now uint32) bool {
 	learned, limit := &f.learned[portOf(word)], f.limit[portOf(word)].Load()
 	if n := learned.Add(1); limit > 0 && n > limit {
@@ -145,8 +145,8 @@ func (f *FDB) single(b int, rest uint64) {
 	}
 }
 
-// swap changes an entry unless another goroutine has changed it, and updates the ports' counts of
-// learned entries.
+// swap changes an entry and updates the ports' counts of learned entries, unless another goroutine
+// has changed the entry. It reports whether it has changed it.
 func (f *FDB) swap(slot *atomic.Uint64, old, word uint64) bool {
 	if !slot.CompareAndSwap(old, word) {
 		return false

@@ -119,8 +119,8 @@ func (s *stop) begin(now int64) time.Duration {
 	return time.Duration(length)
 }
 
-// looped checks whether a frame that is about to be flooded has come back. It returns true if it
-// has stopped the port, and the frame must be dropped.
+// looped checks whether a frame that is about to be flooded has come back. It reports whether it
+// has stopped the port, so that the frame must be dropped.
 func (r *receiver) looped(f *frame) bool {
 	sw, p, limit := r.sw, r.port, int32(echoLimit)
 	if p.cfg.Hairpin {

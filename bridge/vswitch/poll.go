@@ -91,7 +91,7 @@ func (p *polled) read(try func(fd uintptr) (n int, err error)) (n int, err error
 	return p.n, p.err
 }
 
-// takeTurn returns false to wait.
+// takeTurn reports whether the caller need not wait.
 func (p *polled) takeTurn(epoll uintptr) bool {
 	p.ep = int(epoll)
 	if err := p.conn.Control(p.visit); err != nil {

@@ -86,7 +86,7 @@ func (q *tapQueue) receive(frames []frame) (int, error) {
 	return q.n, q.err
 }
 
-// drainQueue returns false to wait until there is something to read.
+// drainQueue reports whether it is done; if not, the caller waits until there is something to read.
 func (q *tapQueue) drainQueue(fd uintptr) bool {
 	room := q.room
 	pad := max(0, vnetLen-q.vnet)

@@ -52,7 +52,8 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 		return exitUsage
 	case errors.Is(err, syscall.EPIPE) && errors.Is(err, errOutput):
 		return exitFailure // no reader is left for a message
-	case !a.started || errors.Is(err, errUsage) || errors.Is(err, nic.ErrInvalid) || errors.Is(err, brport.ErrInvalid) ||
+	case !a.started || errors.Is(err, errUsage) || errors.Is(err, nic.ErrInvalid) ||
+		errors.Is(err, brport.ErrInvalid) ||
 		errors.Is(err, network.ErrInvalid):
 		return a.fail(err, exitUsage, cmd.CommandPath()+" --help")
 	}

@@ -144,7 +144,8 @@ func (a *app) changeForwards(ctx context.Context, o *networkFlags, name string, 
 		if !changed {
 			done = "unchanged"
 		}
-		return a.result(forwardChanged{name, infoOf(*f), changed}, "network %s: %s: %s", name, done, forwardText(infoOf(*f)))
+		return a.result(forwardChanged{name, infoOf(*f), changed}, "network %s: %s: %s",
+			name, done, forwardText(infoOf(*f)))
 	})
 }
 

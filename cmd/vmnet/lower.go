@@ -60,9 +60,11 @@ guest's address is routed: ip route add GUEST dev PARENT-host.`,
 		ValidArgsFunction: a.lowerNames,
 	}
 	f := cmd.Flags()
-	choice(cmd, f, &o.hostAccess, "host-access", "", "on lets host and guests reach each other, off ends that (default: show the current state)", "on", "off")
+	choice(cmd, f, &o.hostAccess, "host-access", "",
+		"on lets host and guests reach each other, off ends that (default: show the current state)", "on", "off")
 	addressFlag(f, &o.addrs)
-	f.Lookup("address").Usage = "with --host-access on: IP address of the host among the guests, such as 10.9.0.1/24 (repeatable)"
+	f.Lookup("address").Usage = "with --host-access on: IP address of the host among the guests, " +
+		"such as 10.9.0.1/24 (repeatable)"
 	o.steps.add(cmd)
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
@@ -73,7 +75,9 @@ guest's address is routed: ip route add GUEST dev PARENT-host.`,
 }
 
 // lowerNames completes the one argument.
-func (a *app) lowerNames(cmd *cobra.Command, args []string, text string) ([]cobra.Completion, cobra.ShellCompDirective) {
+func (a *app) lowerNames(cmd *cobra.Command, args []string,
+	text string,
+) ([]cobra.Completion, cobra.ShellCompDirective) {
 	if len(args) > 0 {
 		return nil, noFiles
 	}
@@ -127,7 +131,8 @@ func (a *app) printHostAccess(h nic.HostAccess, changed bool, o *lowerVerb) erro
 	if len(h.Added) > 0 {
 		added = ", added " + prefixes(h.Added)
 	}
-	return a.line("%s: %shost access on, %s with %s%s", h.Parent, unchanged, h.Interface, addressText(h.Addresses), added)
+	return a.line("%s: %shost access on, %s with %s%s", h.Parent, unchanged, h.Interface, addressText(h.Addresses),
+		added)
 }
 
 func prefixes(all []netip.Prefix) string {

@@ -54,7 +54,9 @@ that is not a network's is never touched.`,
 }
 
 // networkApply applies all of the networks, whichever fail.
-func (a *app) networkApply(ctx context.Context, m *network.Manager, o *networkFlags, names []string, steps *stepFlags) error {
+func (a *app) networkApply(ctx context.Context, m *network.Manager, o *networkFlags, names []string,
+	steps *stepFlags,
+) error {
 	var errs []error
 	done := []networkChanged{}
 	for _, name := range names {

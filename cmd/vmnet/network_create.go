@@ -46,7 +46,8 @@ them but answers and what vmnet forward leads on. Without it they reach the host
 		}
 		return nil
 	}), "subnet", "the IPv4 network (default a free /24)")
-	f.StringVar(&o.ipv6, "ipv6", "auto", "the IPv6 network: a `PREFIX` of length 64, none, or auto for a unique local one")
+	f.StringVar(&o.ipv6, "ipv6", "auto",
+		"the IPv6 network: a `PREFIX` of length 64, none, or auto for a unique local one")
 	f.StringVar(&o.n.Domain, "domain", "", "`DOMAIN` of the guests' names (default NAME.internal)")
 	f.Var(nicflags.Value("NAME=MAC[,IP]", "", func(s string) error {
 		h, err := parseHost(s)

@@ -109,18 +109,31 @@ func TestListOwner(t *testing.T) {
 // TestShowGone: for a deleted device, show prints no property that only an existing one has.
 func TestShowGone(t *testing.T) {
 	for _, n := range []nic.NIC{
-		{VM: "P2", ID: "net0", Interface: "P2-net0", Type: nic.TypeTap, Source: "br0", Model: "virtio-net-pci", MAC: "52:54:00:00:00:01", Queues: 1, State: nic.Gone},
-		{VM: "P2", ID: "net1", Interface: "P2-net1", Type: "macvtap", Source: "eth0", Mode: "bridge", Model: "virtio-net-pci", MAC: "52:54:00:00:00:02", Queues: 2, State: nic.Gone},
+		{
+			VM: "P2", ID: "net0", Interface: "P2-net0", Type: nic.TypeTap, Source: "br0", Model: "virtio-net-pci",
+			MAC: "52:54:00:00:00:01", Queues: 1, State: nic.Gone,
+		},
+		{
+			VM: "P2", ID: "net1", Interface: "P2-net1", Type: "macvtap", Source: "eth0", Mode: "bridge",
+			Model: "virtio-net-pci", MAC: "52:54:00:00:00:02", Queues: 2, State: nic.Gone,
+		},
 	} {
 		var names []string
-		for _, f := range detailFields(tapmgr.Detail{NIC: n, Guest: &tapmgr.GuestView{Device: "vmnet-" + n.ID, Plugged: true}}) {
+		for _, f := range detailFields(tapmgr.Detail{
+			NIC:   n,
+			Guest: &tapmgr.GuestView{Device: "vmnet-" + n.ID, Plugged: true},
+		}) {
 			names = append(names, f.key)
-			if f.key == "interface" && f.value != n.Interface+" ("+n.Type+"), deleted" || strings.Contains(f.value, "should be") || strings.HasPrefix(f.value, ",") {
+			if f.key == "interface" && f.value != n.Interface+" ("+n.Type+"), deleted" ||
+				strings.Contains(f.value, "should be") || strings.HasPrefix(f.value, ",") {
 				t.Errorf("%s: %q", f.key, f.value)
 			}
 		}
 		place := map[string]string{nic.TypeTap: "bridge", "macvtap": "lower"}[n.Type]
-		if want := []string{"interface", "state", place, "model", "MAC", "queues", "held by", "guest's view"}; !slices.Equal(names, want) {
+		if want := []string{
+			"interface", "state", place, "model", "MAC", "queues", "held by",
+			"guest's view",
+		}; !slices.Equal(names, want) {
 			t.Errorf("fields %q, want %q", names, want)
 		}
 	}

@@ -90,7 +90,7 @@ func (a *app) checkCapture(o *captureVerb) error {
 	return o.cfg.Validate()
 }
 
-// isTerminal treats any character device but /dev/null as a terminal.
+// isTerminal reports whether w is a character device other than /dev/null.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {

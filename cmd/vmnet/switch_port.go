@@ -61,8 +61,14 @@ VLAN 1, untagged; until then tags are payload, and all ports are in one network.
 // devicePorts adds the flags --tap and --packet, which append to ports in the order given.
 func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {
 	for _, kind := range []struct{ name, usage string }{
-		{control.Tap, "a port on the queues of a tap, which is created if it is missing and opened if it is persistent (repeatable)"},
-		{control.Packet, "a port on an existing device, by a packet socket, such as a network card or a QEMU's tap (repeatable)"},
+		{
+			control.Tap,
+			"a port on the queues of a tap, which is created if it is missing and opened if it is persistent (repeatable)",
+		},
+		{
+			control.Packet,
+			"a port on an existing device, by a packet socket, such as a network card or a QEMU's tap (repeatable)",
+		},
 	} {
 		cmd.Flags().Var(nicflags.Value("DEVICE[,OPTION...]", "", func(s string) error {
 			p, err := parsePort(kind.name, s)
@@ -235,9 +241,14 @@ func (w *wantedPort) openTap(ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	case t == nil || !t.Tap:
 		return openPort{}, fmt.Errorf("%s is not a tap (use --packet for other devices)", w.Device)
 	case !t.Persist || t.Attached:
-		return openPort{}, fmt.Errorf("another process has the tap %s open (use --packet to take its frames on the kernel's side)", w.Device)
+		return openPort{},
+			fmt.Errorf("another process has the tap %s open (use --packet to take its frames on the kernel's side)",
+				w.Device)
 	case w.queues > 1 && !t.MultiQueue:
-		return openPort{}, fmt.Errorf("the tap %s was made with one queue (ask for one, or recreate it: ip tuntap add %s mode tap multi_queue)", w.Device, w.Device)
+		return openPort{},
+			fmt.Errorf(
+				"the tap %s was made with one queue (ask for one, or recreate it: ip tuntap add %s mode tap multi_queue)",
+				w.Device, w.Device)
 	}
 	w.Segments = endpoint.SegmentsOf(c, link, false)
 	tap, err := tun.Open(ns, w.Device, link.Tun.MultiQueue, w.queues)
@@ -294,7 +305,9 @@ func (w *wantedPort) followed(ns *netns.NS, tap *tun.Tap, how string) (openPort,
 func (w *wantedPort) openPacket(ctx context.Context, ns *netns.NS, c *rtnl.Conn) (openPort, error) {
 	link, err := c.Link(w.Device)
 	if errors.Is(err, fs.ErrNotExist) {
-		return openPort{}, fmt.Errorf("device %s: %w (ip link shows the devices here; --netns names another network namespace)", w.Device, err)
+		return openPort{},
+			fmt.Errorf("device %s: %w (ip link shows the devices here; --netns names another network namespace)",
+				w.Device, err)
 	}
 	if err != nil {
 		return openPort{}, err
@@ -338,7 +351,8 @@ func noGuestsOn(ctx context.Context, ns *netns.NS, device string) error {
 		for _, n := range info.NICs {
 			names = append(names, fmt.Sprintf("%s of %s", n.ID, n.VM))
 		}
-		return fmt.Errorf("NICs of guests on %s would be cut off: %s (vmnet detach them, or use another device)", device, namesText(names))
+		return fmt.Errorf("NICs of guests on %s would be cut off: %s (vmnet detach them, or use another device)",
+			device, namesText(names))
 	})
 }
 

@@ -40,7 +40,8 @@ vmnet watch, nor when it ends. See vmnet-watch(8).`,
 		Args: noArgs(),
 	}
 	o.log = "text"
-	choice(cmd, cmd.Flags(), &o.log, "log", "", "how lines are logged: text for people, json for programs", "text", "json")
+	choice(cmd, cmd.Flags(), &o.log, "log", "", "how lines are logged: text for people, json for programs", "text",
+		"json")
 	cmd.Flags().BoolVar(&o.noLibvirt, "no-libvirt", false, "do not look for libvirt")
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error { return a.watch(cmd.Context(), &o) })
 	return cmd
@@ -87,7 +88,11 @@ func dialer(target string, readOnly bool) func(context.Context) (*libvirt.Conn, 
 func logReport(ctx context.Context, log *slog.Logger, r watch.Report) {
 	level := slog.LevelInfo
 	var attrs []slog.Attr
-	for _, field := range []struct{ key, value string }{{"guest", r.Guest}, {"nic", r.NIC}, {"interface", r.Interface}} {
+	for _, field := range []struct{ key, value string }{
+		{"guest", r.Guest},
+		{"nic", r.NIC},
+		{"interface", r.Interface},
+	} {
 		if field.value != "" {
 			attrs = append(attrs, slog.String(field.key, field.value))
 		}
@@ -108,7 +113,8 @@ func notify(state string) error {
 	if path == "" {
 		return nil
 	}
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"}) // both read a leading @ as an abstract name
+	// both read a leading @ as an abstract name
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err == nil {
 		defer c.Close()
 		err = c.SetWriteDeadline(time.Now().Add(notifyTimeout))

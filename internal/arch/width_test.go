@@ -21,9 +21,6 @@ var unbreakable = regexp.MustCompile(`^\s*(//|#|[-*>]|\d+\.)?\s*\S+$`)
 // that cannot be broken may be wider.
 func TestLinesFit(t *testing.T) {
 	for _, s := range sources(t) {
-		if notYet(s.path) {
-			continue
-		}
 		for _, line := range s.tooWide() {
 			t.Errorf("%s:%d: %d columns", s.path, line.number, line.columns)
 		}
@@ -58,12 +55,16 @@ func (s source) wideGo() (wide []wideLine) {
 			limit = maxTextColumns
 		}
 		if n := columns(line); n > limit && !literals[number] && !unbreakable.MatchString(line) && !oneLiteral(line) &&
+			!caseRow.MatchString(line) &&
 			!strings.HasPrefix(line, "//go:") && !strings.HasPrefix(strings.TrimSpace(line), "// Output:") {
 			wide = append(wide, wideLine{number, n})
 		}
 	}
 	return wide
 }
+
+// caseRow is a row of a table of cases whose key is a string, which gofmt keeps on one line.
+var caseRow = regexp.MustCompile("^\\s*(\"([^\"\\\\]|\\\\.)*\"|`[^`]*`):\\s")
 
 // oneLiteral reports whether a line of Go ends with a string literal, after no more than its name:
 // such a text is looked for as a whole.
@@ -79,7 +80,7 @@ func oneLiteral(line string) bool {
 		case token.STRING:
 			literal = literal || len(lit) > maxCodeColumns/2
 		case token.COMMA, token.SEMICOLON, token.ADD, token.RPAREN, token.RBRACE, token.COLON:
-		case token.CONST, token.IDENT, token.PERIOD, token.AND, token.ASSIGN, token.DEFINE, token.LBRACE:
+		case token.RETURN, token.CONST, token.IDENT, token.PERIOD, token.AND, token.ASSIGN, token.DEFINE, token.LBRACE:
 			if literal {
 				return false
 			}
@@ -129,6 +130,7 @@ func TestTooWide(t *testing.T) {
 		{"a.go", "var a = f(" + strings.ReplaceAll(words, " ", ", ") + ")", true},
 		{"a.go", "\t\"" + words + "\",", false},
 		{"a.go", "\tf(\"" + words + "\",", true},
+		{"a.go", "\t\"" + words + "\": {a, b},", false},
 		{"a.go", "var a = `\n" + words + "\n`", false},
 		{"a.md", words, true},
 		{"a.md", "| " + words + " |", false},

@@ -237,7 +237,7 @@ func (m *Maker) PutBackForeign(name string, mac net.HardwareAddr, bridgeName str
 	return true, nil
 }
 
-// SetForeignPort applies settings to the bridge port of the tap that somebody else has made for
+// SetForeignPort applies settings to the bridge port of the tap that another program has made for
 // process pid and its NIC of that MAC. It only adds to the port's settings, as bridges.AddSettings
 // does, and changes nothing if they are so already. The error matches fs.ErrNotExist if there is no
 // such tap, or if it is on no bridge.

@@ -84,7 +84,7 @@ func (v *View) Compare() []Finding {
 var properties = []property{
 	{"detach", func(v *View) bool {
 		return v.Want.Phase == nic.PhaseDetaching
-	}, is("done"), is("the guest has not let go of it"), mendDetach},
+	}, is("done"), is("the guest has not released it"), mendDetach},
 	{"lifetime", (*View).lives, is("that of its guest"), lifetime, mendLifetime},
 	{"host MAC", func(v *View) bool { return v.HasLink() }, wantMAC, foundMAC, mendMAC},
 	{"MTU", func(v *View) bool {
@@ -168,7 +168,7 @@ const (
 	NotFixed      FixKind = iota // by a person, or by another verb
 	FixLink                      // the settings of the link
 	FixMTU                       // the device's, to what it should carry
-	FixIPv6                      // none of the host's on the device
+	FixIPv6                      // no address of the host on the device
 	FixMode                      // of a macvtap, to that of its record
 	FixAltName                   // a further name of the link
 	FixBridge                    // it becomes a port of its bridge again

@@ -172,7 +172,7 @@ func (h *Host) WaitGone(ctx context.Context, dev *Device) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf(
-				"interface %s is still %w: it goes when QEMU answers and lets go of it, or by vmnet reconcile: %w",
+				"interface %s is still %w: it goes when QEMU answers and releases it, or by vmnet reconcile: %w",
 				dev.Name, nic.ErrInUse, context.Cause(ctx))
 		case <-time.After(PollEvery):
 		}

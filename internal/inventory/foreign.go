@@ -105,7 +105,7 @@ func (h *Host) ForeignWithin(pid int, left *Allowance) ([]ForeignLink, error) {
 	return found, nil
 }
 
-// IsForeign reports whether a link is of that kind and carries no alias of vmnet's.
+// IsForeign reports whether a link is of that kind and is not managed by vmnet.
 func IsForeign(l *rtnl.Link, kind string) bool {
 	return l.Kind == kind && !strings.HasPrefix(l.Alias, alias.Prefix)
 }

@@ -20,7 +20,7 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// Devices reads all devices of vmnet's and their holders, sorted by guest and id.
+// Devices reads all managed devices and their holders, sorted by guest and id.
 func (h *Host) Devices(ctx context.Context) ([]Device, error) {
 	links, err := h.ownLinks()
 	if err != nil {

@@ -121,7 +121,7 @@ func SocketNIC(r nic.Record, uid int) Device {
 	return Device{Link: link, Want: r, allSeen: true, UID: uid}
 }
 
-// sources returns the switches that the labels of root's and the caller's processes name. Another
+// sources returns the switches named in labels of processes of root or the caller. Another
 // user's label may name any socket.
 func sources(labels []label) (names []string) {
 	for _, l := range labels {

@@ -51,7 +51,7 @@ func openClaimed(p qemu.Process) (*os.File, error) {
 	}
 	dir := filepath.Clean(p.Dir)
 	if !isLibvirts(dir) {
-		return nil, fmt.Errorf("%s, which process %d names, is no directory of libvirt's", dir, p.PID)
+		return nil, fmt.Errorf("%s, which process %d names, is not a libvirt directory", dir, p.PID)
 	}
 	return os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
 }
@@ -176,7 +176,7 @@ func (h *Host) addNodeHolders(dev *Device, op *openFiles) {
 // A device that libvirt opens by its name has no label in QEMU, which libvirt alone could hand
 // over. When it was deleted, libvirt still knows what it was.
 
-// LibvirtNIC is a NIC of vmnet's as libvirt knows it, whether or not its device still exists.
+// LibvirtNIC is a managed NIC in a libvirt domain, whether or not its device still exists.
 type LibvirtNIC struct {
 	nic.Record
 	Interface string // name of its device

@@ -90,7 +90,7 @@ func (h *Host) mayHoldOurs(ns *netns.NS) bool {
 	return err == nil && self == owner
 }
 
-// inSpace looks for a macvtap or ipvtap of vmnet's in one namespace; nil if there is none.
+// inSpace looks for a managed macvtap or ipvtap in one namespace; nil if there is none.
 func (h *Host) inSpace(f procfd.File, inode uint64) (found *Device) {
 	at := &Device{Link: &rtnl.Link{}, NetnsFile: &f, NetnsInode: inode}
 	_ = h.withinOpen(at, func(ns *netns.NS) error {

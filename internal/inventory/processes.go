@@ -38,7 +38,7 @@ func seesAll() bool {
 		if openErr == nil {
 			_ = fds.Close()
 		}
-		_, linkErr := os.Readlink(p + "/ns/net") // asks for the same rights as the links in fd (proc_fd_link)
+		_, linkErr := os.Readlink(p + "/ns/net") // needs the same privilege as the links in fd (proc_fd_link)
 		if errors.Is(openErr, fs.ErrPermission) || errors.Is(linkErr, fs.ErrPermission) {
 			return false
 		}
@@ -116,10 +116,10 @@ type quota struct {
 	what string
 }
 
-// isTrusted reports whether what a user's processes say about themselves is believed.
+// isTrusted reports whether this process trusts what a user's processes say about themselves.
 func isTrusted(uid int) bool { return trustsUser(os.Geteuid(), uid) }
 
-// trustsUser reports whether a caller believes a user's processes: root's and the caller's own.
+// trustsUser reports whether a caller trusts a user's processes: root's and the caller's own.
 func trustsUser(caller, uid int) bool { return uid == 0 || uid == caller }
 
 // look looks at all processes for the queues of those of these links that are taps, and for the
@@ -238,7 +238,7 @@ func (op *openFiles) queuesOf(ctx context.Context, name string) (found []procfd.
 	return found
 }
 
-// isVMM is isQEMU, evaluated once for each process.
+// isVMM reports whether a process is a QEMU. It looks at each process once.
 func (op *openFiles) isVMM(pid int) bool {
 	is, known := op.vmms[pid]
 	if !known {

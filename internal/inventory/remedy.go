@@ -30,8 +30,10 @@ type Fix struct {
 	Name  string      // of FixAltName
 }
 
+// FixKind is the kind of a Fix.
 type FixKind int
 
+// ReconcileCommand is the cure of differences that reconcile mends.
 const ReconcileCommand = "vmnet reconcile"
 
 // byReconcile returns a remedy that reconcile carries out.
@@ -155,7 +157,7 @@ func mendSeat(v *View) Remedy {
 	case v.IsSocket():
 		return Remedy{
 			By: nic.MendAttach, Cure: cureOfLost,
-			left: fmt.Sprintf("switch %s has lost it, and it leads nowhere (%s)", v.Want.Source, cureOfLost),
+			left: fmt.Sprintf("switch %s has lost it, so it is disconnected (%s)", v.Want.Source, cureOfLost),
 		}
 	case v.notRuns != nil:
 		r := byAdmin("vmnet reconcile, once the switch runs")

@@ -224,12 +224,13 @@ func trustsSwitch(caller, uid int, path string) bool {
 // any user can run a switch that claims anything about others' guests.
 func (a *switchReply) mayHold(pid int) bool {
 	uid, err := procfd.RealUID(pid)
-	return a.believed(uid, err)
+	return a.mayHoldFor(uid, err)
 }
 
-// believed decides mayHold by the user whose process it is, or why that is not known: only a
-// trusted switch is believed of a process that this one cannot see, and none of one that has ended.
-func (a *switchReply) believed(uid int, err error) bool {
+// mayHoldFor decides mayHold by the process's owner, or by the error why the owner is unknown. It
+// reports whether the claim is trustworthy: for a process that is not visible here, only that of a
+// trusted switch; for a process that has exited, that of none.
+func (a *switchReply) mayHoldFor(uid int, err error) bool {
 	if err != nil {
 		return a.trusted && !errors.Is(err, fs.ErrNotExist)
 	}

@@ -17,6 +17,7 @@ func now() moment { return moment{SinceBoot, isQEMU} }
 // Do is what a verb does with a device before it asks a guest.
 type Do int
 
+// What a verb may do.
 const (
 	LeaveAlone Do = iota
 	Remove        // nobody holds it

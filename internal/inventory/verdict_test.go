@@ -249,7 +249,7 @@ func TestWhoIsBelieved(t *testing.T) {
 		{caller, caller, "/run/user/1000/vmnet/sw0", true},
 		{caller, root, "/run/vmnet/sw0", true},
 		{caller, anotherUser, "/run/user/4321/vmnet/sw0", false},
-		{caller, anotherUser, "/run/vmnet/sw0", false}, // a user cannot tell who has made it
+		{caller, anotherUser, "/run/vmnet/sw0", false}, // a user cannot know who created it
 		{root, anotherUser, "/run/vmnet/sw0", true},    // root has started it for that user
 		{root, anotherUser, "/run/vmnetwork/sw0", false},
 		{root, anotherUser, "/tmp/run/vmnet/sw0", false},
@@ -275,7 +275,7 @@ func TestWhoIsBelieved(t *testing.T) {
 		{caller, true, 0, os.ErrNotExist, false},
 	} {
 		a := switchReply{uid: test.switchOf, trusted: test.trusted}
-		if got := a.believed(test.processOf, test.notReadable); got != test.want {
+		if got := a.mayHoldFor(test.processOf, test.notReadable); got != test.want {
 			t.Errorf("%+v: %v", test, got)
 		}
 	}
@@ -327,8 +327,8 @@ func TestWhichDeviceIsMeant(t *testing.T) {
 	}
 }
 
-// TestSwitchPortOfANIC: of two guests of one name each has the port that it holds, and the switch
-// that the record names is believed.
+// TestSwitchPortOfANIC: if two guests have one name, each has the port that it holds; the switch
+// named in the record is trusted.
 func TestSwitchPortOfANIC(t *testing.T) {
 	dev := heldSocket()
 	dev.Want.Source = "/run/vmnet/sw0"

@@ -45,7 +45,8 @@ func TestRecord(t *testing.T) {
 func TestSystemd(t *testing.T) {
 	dir := t.TempDir()
 	log := filepath.Join(dir, "log")
-	script := "#!/bin/sh\necho \"$@\" >>" + log + "\n[ \"$1\" = enable -o \"$1\" = restart ] || { echo no such unit >&2; exit 5; }\n"
+	script := "#!/bin/sh\necho \"$@\" >>" + log +
+		"\n[ \"$1\" = enable -o \"$1\" = restart ] || { echo no such unit >&2; exit 5; }\n"
 	if err := os.WriteFile(filepath.Join(dir, "systemctl"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -24,11 +24,12 @@ type NIC struct {
 	Queues    int    `json:"queues"`
 	Vhost     string `json:"vhost"` // "on" or "off"
 	State     State  `json:"state"`
-	MTU       int    `json:"mtu"`               // bytes, as the guest sees it; 1500 if it was given none
-	PID       int    `json:"pid,omitempty"`     // of the process that holds it; 0 if the caller sees none
-	UID       int    `json:"uid,omitempty"`     // of the user for whom qemu-netup made it, or who alone claims it; 0 for none
-	Via       Via    `json:"via,omitempty"`     // how a libvirt guest got it; empty for other guests
-	Foreign   bool   `json:"foreign,omitempty"` // made by libvirt itself; vmnet never changes it
+	MTU       int    `json:"mtu"`           // bytes, as the guest sees it; 1500 if it was given none
+	PID       int    `json:"pid,omitempty"` // of the process that holds it; 0 if the caller sees none
+	// of the user for whom qemu-netup made it, or who alone claims it; 0 for none
+	UID     int  `json:"uid,omitempty"`
+	Via     Via  `json:"via,omitempty"`     // how a libvirt guest got it; empty for other guests
+	Foreign bool `json:"foreign,omitempty"` // made by libvirt itself; vmnet never changes it
 }
 
 // State is the state of a NIC: that of its bridge port, or one of the following.

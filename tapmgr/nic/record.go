@@ -20,7 +20,7 @@ type Phase string
 const (
 	PhaseAttaching Phase = "attaching" // not yet plugged
 	PhaseStarting  Phase = "starting"  // made for a guest that is about to start
-	PhasePlugged   Phase = ""
+	PhasePlugged   Phase = ""          // the guest has it
 	PhaseDetaching Phase = "detaching" // the guest was asked to release it
 )
 
@@ -124,7 +124,7 @@ func (r Record) text(terse bool) string {
 	return b.String()
 }
 
-// ParseRecord reads an alias. ok is false if it is not one of vmnet's. Keys that this version does
+// ParseRecord reads an alias. ok is false if it is not vmnet's. Keys that this version does
 // not know are ignored.
 func ParseRecord(text string) (r Record, ok bool) {
 	rest, ok := strings.CutPrefix(text, alias.Prefix)
@@ -143,7 +143,7 @@ func ParseRecord(text string) (r Record, ok bool) {
 	return r, known && ValidVM(r.VM) == nil && ValidNIC(r.NIC) == nil && r.Queues >= 1 && len(r.MAC) == 6
 }
 
-// set sets one field; it returns false for a value that Encode never writes.
+// set sets one field, and reports whether Encode writes such a value.
 func (r *Record) set(key, value string) bool {
 	var err error
 	switch key {
@@ -217,6 +217,7 @@ func (s Spec) OptionsHash() string {
 // EthernetMTU is the MTU that a guest assumes by default, in bytes.
 const EthernetMTU = 1500
 
+// GuestMTU returns the MTU that the guest uses, in bytes.
 func (r Record) GuestMTU() int {
 	if r.MTU == 0 {
 		return EthernetMTU

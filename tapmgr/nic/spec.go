@@ -178,8 +178,7 @@ func (s Spec) Source() string {
 	return s.Bridge
 }
 
-// Validate checks the Spec alone; it touches neither kernel nor VMM. Its error
-// Is ErrInvalid.
+// Validate checks the Spec alone; it uses neither kernel nor VMM. Its error matches ErrInvalid.
 func (s Spec) Validate() error {
 	d := s.WithDefaults()
 	return step.WithStage(ErrInvalid, cmp.Or(ValidVM(d.VM), ValidNIC(d.NIC), d.validateHost(), d.validateDevice()))
@@ -214,7 +213,7 @@ func (s Spec) validateHost() error {
 	case s.Bridge != "" && s.Lower != nil, s.Switch != nil && (s.Bridge != "" || s.Lower != nil):
 		return fmt.Errorf("a NIC is either on a bridge, on a lower or on a switch")
 	case s.Bridge != "" && !brport.ValidName(s.Bridge):
-		return fmt.Errorf("bridge name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", s.Bridge)
+		return fmt.Errorf("bridge name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", s.Bridge)
 	case s.MTU != 0 && (s.MTU < minMTU || s.MTU > maxMTU):
 		return fmt.Errorf("MTU %d: want %d to %d bytes", s.MTU, minMTU, maxMTU)
 	case s.Vhost != VhostAuto && s.Vhost != VhostOn && s.Vhost != VhostOff:
@@ -222,7 +221,7 @@ func (s Spec) validateHost() error {
 	case s.Via != "" && s.Via != ViaLibvirt && s.Via != ViaMonitor:
 		return fmt.Errorf("via %q: want %s or %s", s.Via, ViaLibvirt, ViaMonitor)
 	case s.Device != "" && !brport.ValidName(s.Device):
-		return fmt.Errorf("interface name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", s.Device)
+		return fmt.Errorf("interface name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", s.Device)
 	case s.Via == ViaMonitor && s.Persistent:
 		return fmt.Errorf("libvirt cannot store a NIC that it does not know (--persistent without --via monitor)")
 	case s.Queues != QueuesAuto && (s.Queues < 1 || s.Queues > MaxQueues):
@@ -256,7 +255,7 @@ func (l *Lower) validate(mac net.HardwareAddr) error {
 	case l == nil:
 		return nil
 	case !brport.ValidName(l.Device):
-		return fmt.Errorf("lower name %q: want 1 to 15 bytes without blanks, '/', ':' or '%%'", l.Device)
+		return fmt.Errorf("lower name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", l.Device)
 	case !slices.Contains([]string{RxAllMulti, RxNone, RxMirror}, l.RxFilter):
 		return fmt.Errorf("rx filter %q: want %s, %s or %s", l.RxFilter, RxAllMulti, RxNone, RxMirror)
 	}
@@ -292,7 +291,7 @@ func (s Spec) validateDevice() error {
 		case s.Vhost == VhostOn:
 			return fmt.Errorf("model %s cannot use vhost-net: only virtio models can", s.Model)
 		case s.MTU != 0:
-			return fmt.Errorf("model %s cannot be told an MTU: only virtio models can", s.Model)
+			return fmt.Errorf("model %s cannot announce an MTU: only virtio models can", s.Model)
 		}
 	}
 	if len(s.DeviceOptions) > maxOptions {
@@ -318,11 +317,13 @@ func (s Spec) validateDevice() error {
 // vhost and an MTU.
 func (s Spec) IsVirtio() bool { return IsVirtio(s.Model) }
 
+// IsVirtio reports whether a model is a virtio-net device.
 func IsVirtio(model string) bool { return strings.HasPrefix(model, virtioNet) }
 
 // virtioNet begins the names of virtio's models.
 const virtioNet = "virtio-net"
 
+// OnOff returns "on" or "off".
 func OnOff(b bool) string {
 	if b {
 		return "on"
@@ -343,8 +344,9 @@ func (s Spec) CheckLibvirt() error {
 	const cure = "(--via monitor can, of which libvirt then knows nothing)"
 	switch {
 	case s.Lower.isIPVtap():
-		return fmt.Errorf("libvirt cannot be given an ipvtap by name: in the host's netns its guest's address would be "+
-			"the host's own %s", cure)
+		return fmt.Errorf(
+			"libvirt cannot be given an ipvtap by name: in the host's netns its guest's address would be "+
+				"the host's own %s", cure)
 	case len(s.DeviceOptions) > 0:
 		return fmt.Errorf("libvirt decides the further options of a device %s", cure)
 	case s.IsVirtio() && libvirtModels[s.Model] == "":

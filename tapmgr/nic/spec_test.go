@@ -36,7 +36,7 @@ func TestValidate(t *testing.T) {
 		`vhost "yes"`:              func(s *Spec) { s.Vhost = "yes" },
 		"has one queue":            func(s *Spec) { s.Model, s.Queues = "e1000", 2 },
 		"cannot use vhost-net":     func(s *Spec) { s.Model, s.Vhost = "e1000", VhostOn },
-		"cannot be told an MTU":    func(s *Spec) { s.Model, s.MTU = "e1000", 1400 },
+		"cannot announce an MTU":   func(s *Spec) { s.Model, s.MTU = "e1000", 1400 },
 		"model":                    func(s *Spec) { s.Model = "a b" },
 		"set by --mac":             func(s *Spec) { s.DeviceOptions = map[string]string{"mac": "x"} },
 		"set by vmnet":             func(s *Spec) { s.DeviceOptions = map[string]string{"netdev": "x"} },

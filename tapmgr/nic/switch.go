@@ -77,7 +77,8 @@ func (s *Switch) validate(spec Spec) error {
 	case !slices.Contains([]By{ByAuto, BySocket, ByTap}, s.By):
 		return fmt.Errorf("by %q: want %s, %s or %s", s.By, ByAuto, BySocket, ByTap)
 	case spec.Via == ViaLibvirt:
-		return fmt.Errorf("libvirt cannot plug a port of a userspace switch: a guest of its gets one with --via monitor")
+		return fmt.Errorf(
+			"libvirt cannot plug a port of a userspace switch: a guest of its gets one with --via monitor")
 	case s.Storm < NoLimit || s.Storm > maxStorm:
 		return fmt.Errorf("storm limit of %d frames per second: want 1 to %d, or off", s.Storm, maxStorm)
 	case s.MaxAddresses < NoLimit || s.MaxAddresses > maxAddresses:
@@ -165,7 +166,7 @@ func (g SwitchLimits) encode(add func(key, value string)) {
 	}
 }
 
-// set sets one field; it returns false for a value that Encode never writes.
+// set sets one field, and reports whether Encode writes such a value.
 func (g *SwitchLimits) set(key, value string) bool {
 	if key == "lock" {
 		g.LockMAC = value == "on"

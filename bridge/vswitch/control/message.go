@@ -57,7 +57,7 @@ type Refusal struct {
 // Error returns the text.
 func (r *Refusal) Error() string { return r.Text }
 
-// Is makes errors.Is report fs.ErrExist, fs.ErrNotExist and brport.ErrInvalid by the kind.
+// Is reports whether the kind stands for target: fs.ErrExist, fs.ErrNotExist or brport.ErrInvalid.
 func (r *Refusal) Is(target error) bool {
 	return r.Kind == "exist" && target == fs.ErrExist ||
 		r.Kind == "not-exist" && target == fs.ErrNotExist ||

@@ -224,7 +224,8 @@ var targets = []struct {
 	{"all", allOffloads, Limits{VnetHdr: HeaderLen, CSum: true, TSO4: true, TSO6: true, TSOECN: true, USO: true}},
 }
 
-const allOffloads = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN | unix.TUN_F_USO4 | unix.TUN_F_USO6
+const allOffloads = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN |
+	unix.TUN_F_USO4 | unix.TUN_F_USO6
 
 func TestLiveRandomFramesAsTheKernelCutsThem(t *testing.T) {
 	requireRoot(t)

@@ -102,7 +102,7 @@ func parse(h Header, frame []byte) (p layout, why Reason) {
 	return p, p.checkCut(h, frame)
 }
 
-// push adds a layer.
+// push adds a layer, and reports whether there was room for it.
 func (p *layout) push(kind layerKind, at int) bool {
 	if p.n == maxLayers {
 		return false

@@ -83,7 +83,10 @@ func TestParseErrors(t *testing.T) {
 			"domain", subnet + "domain: a_b",
 			"2:9: domain \"a_b\": want a lower-case domain name of at most 200 bytes, such as lab.internal, in `domain: a_b`",
 		},
-		{"half a host", subnet + "hosts: [{name: web}]", "2:9: a host needs name, mac and ip, in `hosts: [{name: web}]`"},
+		{
+			"half a host", subnet + "hosts: [{name: web}]",
+			"2:9: a host needs name, mac and ip, in `hosts: [{name: web}]`",
+		},
 		{
 			"router", subnet + "hosts:\n- {name: web, mac: \"52:54:00:00:00:01\", ip: 10.66.0.1}",
 			"3:3: host web: ip 10.66.0.1: want an address from 10.66.0.3 to 10.66.0.254 (10.66.0.1 is the host's own, " +
@@ -114,7 +117,8 @@ func TestParseErrors(t *testing.T) {
 				"in `- {from: \"tcp:8080\", to: \"10.67.0.1:80\"}`",
 		},
 		{
-			"collision", subnet + "forwards:\n- {from: \"tcp:80-90\", to: 10.66.0.11}\n- {from: \"tcp:90\", to: 10.66.0.12}",
+			"collision",
+			subnet + "forwards:\n- {from: \"tcp:80-90\", to: 10.66.0.11}\n- {from: \"tcp:90\", to: 10.66.0.12}",
 			"4:3: forward tcp:90: tcp:80-90 to 10.66.0.11 has the same ports, in `- {from: \"tcp:90\", to: 10.66.0.12}`",
 		},
 	} {

@@ -68,7 +68,8 @@ func TestLiveObstacles(t *testing.T) {
 			[]string{"ip x FORWARD of the table x"},
 		},
 		{
-			"firewalld", "table inet firewalld { chain filter_FORWARD { type filter hook forward priority filter + 10; " +
+			"firewalld",
+			"table inet firewalld { chain filter_FORWARD { type filter hook forward priority filter + 10; " +
 				"policy accept; ct state established accept; reject with icmpx admin-prohibited; }\n}",
 			Host{},
 			[]string{"inet firewalld filter_FORWARD of firewalld drops traffic of guests to other networks " +

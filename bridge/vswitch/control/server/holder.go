@@ -150,10 +150,10 @@ func (h *holder) unnamed() (int, error) {
 // anyProcess stands for an existing process whose PID is unknown.
 const anyProcess = -2
 
-// wait waits until the process has ended and no process has the lifeline's write end, and returns
-// true. After close it returns false. A pidfd becomes readable when its process ends. A pipe
-// reports POLLHUP when its last writer is gone, so that a guest cannot affect it by writing to its
-// lifeline.
+// wait waits until the process has ended and no process has the lifeline's write end, or until
+// close, and reports whether the former happened. A pidfd becomes readable when its process ends. A
+// pipe reports POLLHUP when its last writer is gone, so that a guest cannot affect it by writing to
+// its lifeline.
 func (h *holder) wait() (ended bool) {
 	return h.pidfd.wait(readable) && (h.lifeline == nil || h.lifeline.wait(hungUp))
 }

@@ -150,7 +150,8 @@ func (s *Server) evict() {
 	s.evictSilent()
 }
 
-// evictSilent closes the session that was idle for the longest time. The caller holds s.mu.
+// evictSilent closes the session that was idle for the longest time, and reports whether there was
+// one. The caller holds s.mu.
 func (s *Server) evictSilent() bool {
 	var silent *session
 	for c := range s.sessions {
