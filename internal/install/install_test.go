@@ -96,7 +96,8 @@ func want(t *testing.T, helper string) map[string]string {
 		"fish/vendor_completions.d/vmnet.fish",
 		"doc/vmnet/README.md", "doc/vmnet/LICENSE", "doc/vmnet/libvirt.md", "doc/vmnet/switch.md",
 		"doc/vmnet/launch.md", "doc/vmnet/terms.md", "doc/vmnet/libraries.md", "doc/vmnet/examples/bridge.conf",
-		"doc/vmnet/examples/policy.yaml", "doc/vmnet/examples/switch.env", "doc/vmnet/files",
+		"doc/vmnet/examples/network.yaml", "doc/vmnet/examples/policy.yaml", "doc/vmnet/examples/switch.env",
+		"doc/vmnet/files",
 	}
 	sources, err := filepath.Glob(filepath.Join(top, "docs/man/*.md"))
 	if err != nil || len(sources) == 0 {

@@ -117,7 +117,7 @@ func (m *Manager) remember(name string, change func(*memory)) error {
 	return nil
 }
 
-// bridges returns the records of all networks' bridges, and the links by their indices.
+// bridges returns the records of all networks' bridges, by the indices of their links.
 func (m *Manager) bridges() (map[int]record, error) {
 	links, err := m.nl.Links("bridge", 0)
 	if err != nil {

@@ -352,3 +352,29 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestExamples: the example file is one, and so is that of the man page.
+func TestExamples(t *testing.T) {
+	example, err := os.ReadFile("../../../docs/examples/network.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Parse("network.yaml", "lab", example); err != nil {
+		t.Error(err)
+	}
+	page, err := os.ReadFile("../../../docs/man/vmnet-network.8.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(page), "\n# FILE\n")
+	text, _, _ = strings.Cut(text, "\n# OPTIONS\n")
+	var code strings.Builder
+	for line := range strings.Lines(text) {
+		if rest, ok := strings.CutPrefix(line, "    "); ok {
+			code.WriteString(rest)
+		}
+	}
+	if n, err := Parse("vmnet-network.8.md", "lab", []byte(code.String())); err != nil || len(n.Forwards) != 2 {
+		t.Errorf("%+v, %v", n, err)
+	}
+}
