@@ -17,6 +17,20 @@ var ErrNotSupported = errors.New("not supported by this kernel")
 
 // Settings says how a bridge port should be. Its zero value is how the kernel sets up a
 // new port. VLAN and Trunk need a bridge that filters VLANs.
+//
+// A new setting, of a port of a kernel bridge and of a switch, needs
+//
+//	a field here, in Equal, and a word in String and setWord (text.go)
+//	rtnl.PortFlags, parsePort, byKind      internal/kernel/rtnl/bridge.go, brport.go
+//	flags, SettingsOf, plus                internal/kernel/bridges/settings.go
+//	a flag in AddPort                      internal/cli/nicflags/port.go, and cmd/vmnet/help.go
+//	who may choose it                      internal/access/policy/rule.go, parse.go
+//	an attribute of a declared NIC         internal/libvirthook/declared/attributes.go, write.go
+//	what a switch does with it             bridge/vswitch/vport/config.go; or Validate refuses it
+//	docs/man                               qemu-netup, policy.yaml, vmnet-hook, vmnet-switch
+//
+// Aliases carry the words of String ("noflood"), flags, policies and XML write "no-flood", JSON
+// "no_flood". An older vmnet takes a link whose alias has an unknown word for a foreign one.
 type Settings struct {
 	// VLAN makes an access port: incoming untagged frames belong to that VLAN, and its
 	// frames leave untagged. (The port also accepts frames that are tagged with that VLAN.)

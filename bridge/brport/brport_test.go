@@ -3,6 +3,7 @@ package brport_test
 import (
 	"encoding/json"
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -218,6 +219,34 @@ func TestValidName(t *testing.T) {
 	} {
 		if got := brport.ValidName(name); got != want {
 			t.Errorf("ValidName(%q) = %v", name, got)
+		}
+	}
+}
+
+// TestEachSettingCounts: no field can be forgotten in Equal, and in String and Parse.
+func TestEachSettingCounts(t *testing.T) {
+	set := map[reflect.Kind]any{
+		reflect.Int: 7, reflect.Bool: true, reflect.Uint16: brport.AllProtocols, reflect.String: "locked",
+	}
+	for _, field := range reflect.VisibleFields(reflect.TypeFor[brport.Settings]()) {
+		base := brport.Settings{}
+		if field.Name == "Native" {
+			base.Trunk = vlans("2-5")
+		}
+		cfg := base
+		v := reflect.ValueOf(&cfg).Elem().FieldByIndex(field.Index)
+		if field.Name == "Trunk" {
+			cfg.Trunk = vlans("2-5")
+		} else if value, ok := set[v.Kind()]; ok {
+			v.Set(reflect.ValueOf(value).Convert(v.Type()))
+		} else {
+			t.Fatalf("this test has no value of %s", v.Type())
+		}
+		if cfg.Equal(base) || cfg.String() == base.String() {
+			t.Errorf("%s: %q, and Equal reports %v", field.Name, cfg, cfg.Equal(base))
+		}
+		if back, err := brport.Parse(cfg.String()); field.Name != "Other" && (err != nil || !back.Equal(cfg)) {
+			t.Errorf("%s: %q is read as %+v, %v", field.Name, cfg, back, err)
 		}
 	}
 }

@@ -28,7 +28,7 @@ func (cfg Settings) String() string {
 	return strings.Join(words, ";")
 }
 
-// Parse parses what String returns. Its errors match ErrInvalid with errors.Is.
+// Parse parses what String returns, except Other. Its errors match ErrInvalid with errors.Is.
 func Parse(text string) (Settings, error) {
 	var cfg Settings
 	if text == "" {

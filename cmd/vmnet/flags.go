@@ -12,13 +12,9 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"vmnet/bridge/brport"
 	"vmnet/internal/cli/nicflags"
 	"vmnet/tapmgr/nic"
 )
-
-// portFlags adds the flags for the settings of the NIC's bridge port.
-func portFlags(cmd *cobra.Command, p *brport.Settings) { nicflags.AddPort(cmd.Flags(), p) }
 
 // choice adds a flag that takes one of words, and completes it; *p is the default.
 func choice(cmd *cobra.Command, fs *pflag.FlagSet, p *string, name, short, usage string, words ...string) {

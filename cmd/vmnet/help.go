@@ -134,10 +134,10 @@ func groupNICFlags(fs *pflag.FlagSet) {
 	nicflags.Group(fs, "Where (one of them)", "bridge", "macvtap", "ipvtap", "switch")
 	nicflags.Group(fs, "NIC", "nic", "mac", "mtu", "queues", "vhost", "model", "device-opt")
 	nicflags.Group(fs, "Port of a bridge or switch", "vlan", "trunk", "native", "isolated", "hairpin",
-		"no-learning", "no-flood")
+		"no-learning", "no-flood", "forward")
 	nicflags.Group(fs, "Parent device (--macvtap, --ipvtap)", "mode", "source-mac", "nopromisc",
 		"ip", "flag", "rx-filter")
-	nicflags.Group(fs, "Userspace switch (--switch)", "lock-mac", "storm", "max-addresses", "forward")
+	nicflags.Group(fs, "Userspace switch (--switch)", "lock-mac", "storm", "max-addresses")
 	nicflags.Group(fs, "libvirt, and how QEMU gets the NIC", "via", "persistent")
 	nicflags.Group(fs, "General", "wait", "timeout", "dry-run", "verbose", "output", "help")
 }

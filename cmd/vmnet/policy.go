@@ -124,7 +124,7 @@ func (o *policyTest) flags(cmd *cobra.Command) {
 		o.request.Addrs = append(o.request.Addrs, ip)
 		return err
 	}), "ip", "a requested address of an ipvtap's guest (repeatable)")
-	portFlags(cmd, &o.request.Port)
+	nicflags.AddPort(cmd.Flags(), &o.request.Port)
 	nicflags.AddMAC(f, &o.request.MAC, "the requested address (default none: it is derived from names)")
 	o.request.Queues, o.request.NICs = 1, 1
 	nicflags.Number(f, &o.request.Queues, "queues", "N", "requested queue pairs")

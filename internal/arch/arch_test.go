@@ -4,6 +4,7 @@ import (
 	"go/types"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -175,6 +176,24 @@ func TestOnlyVmnetLinksGoQEMU(t *testing.T) {
 		}
 		if links := strings.Contains(string(out), "github.com/digitalocean/go-qemu/"); links != want {
 			t.Errorf("%s links go-qemu: %v, want %v", program, links, want)
+		}
+	}
+}
+
+// TestArchitectureNamesFiles: the paths in ARCHITECTURE.md exist.
+func TestArchitectureNamesFiles(t *testing.T) {
+	text, err := os.ReadFile("../../ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile("`((?:cmd|internal|tapmgr|bridge|macvtap|qmp|docs)/[a-z0-9_/.-]+)`")
+	paths := named.FindAllSubmatch(text, -1)
+	if len(paths) < 20 {
+		t.Errorf("it names only %d paths", len(paths))
+	}
+	for _, path := range paths {
+		if _, err := os.Stat("../../" + string(path[1])); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -125,7 +125,7 @@ func (r Record) text(terse bool) string {
 }
 
 // ParseRecord reads an alias. ok is false if it is not vmnet's. Keys that this version does
-// not know are ignored.
+// not know are ignored, but not unknown words of port=.
 func ParseRecord(text string) (r Record, ok bool) {
 	rest, ok := strings.CutPrefix(text, alias.Prefix)
 	if !ok || len(text) > alias.Max {
@@ -160,8 +160,6 @@ func (r *Record) set(key, value string) bool {
 		_, err = brport.Parse(value)
 	case "switch":
 		r.Switch = value == "on"
-	case "lock", "storm", "addresses":
-		return r.Limits.set(key, value)
 	case "netns":
 		r.Netns, err = strconv.ParseUint(value, 10, 64)
 	case "mode":
@@ -192,6 +190,8 @@ func (r *Record) set(key, value string) bool {
 		r.Phase = Phase(value)
 	case "since":
 		r.Since, err = strconv.ParseInt(value, 10, 64)
+	default:
+		return r.Limits.set(key, value)
 	}
 	return err == nil
 }

@@ -166,19 +166,25 @@ func (g SwitchLimits) encode(add func(key, value string)) {
 	}
 }
 
-// set sets one field, and reports whether Encode writes such a value.
+// set sets one field of a record, and reports whether Encode writes such a value. It ignores a key
+// that is not a limit's.
 func (g *SwitchLimits) set(key, value string) bool {
-	if key == "lock" {
+	switch key {
+	case "lock":
 		g.LockMAC = value == "on"
 		return g.LockMAC
+	case "storm":
+		return setLimit(&g.Storm, value, maxStorm)
+	case "addresses":
+		return setLimit(&g.MaxAddresses, value, maxAddresses)
 	}
+	return true
+}
+
+func setLimit(limit *int, value string, most int) bool {
 	n, err := strconv.Atoi(value)
-	if key == "storm" {
-		g.Storm = n
-		return err == nil && n >= NoLimit && n <= maxStorm
-	}
-	g.MaxAddresses = n
-	return err == nil && n >= NoLimit && n <= maxAddresses
+	*limit = n
+	return err == nil && n >= NoLimit && n <= most
 }
 
 // String returns the limits for people, such as "locked;storm:off"; empty for the defaults.

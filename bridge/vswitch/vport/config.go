@@ -27,14 +27,15 @@ import (
 //	no-loop-guard          NoLoopGuard           loop.go: looped
 //	storm, storm-broadcast,
 //	storm-multicast,
-//	storm-unknown          Storm                 forward.go: forward; storm.go: take
+//	storm-unknown          Storm                 port.go: newPort; storm.go: limit, take
 //	storm-refused          Storm.Refused         forward.go: run; storm.go: throttle
 //
 // A new setting needs a field here, a check in Validate, and the code in package vswitch that reads
 // it from Port.cfg. As JSON it reaches the switch without more. Its option is parsed by
 // wantedPort.options and shown by portSettings (cmd/vmnet/switch_port.go, with portHelp, and
-// docs/man/vmnet-switch.8.md). If vmnet attach has it too, add it to Switch, SwitchLimits and
-// SwitchPortConfig (tapmgr/nic/switch.go) and to internal/cli/nicflags/switch.go.
+// docs/man/vmnet-switch.8.md). If vmnet attach has it too, add it to Switch, to all methods of
+// SwitchLimits and to SwitchPortConfig (tapmgr/nic/switch.go), and to AddSwitch
+// (internal/cli/nicflags/switch.go) and qemu-netup(8).
 type Config struct {
 	// Settings has the same meaning as for a port of a kernel bridge. The switch filters
 	// VLANs once a port has any. A port without VLAN and Trunk is then in VLAN 1, untagged.

@@ -9,7 +9,8 @@ import (
 	"vmnet/bridge/brport"
 )
 
-// AddPort adds the flags for the settings of a NIC's port.
+// AddPort adds the flags for the settings of a NIC's port. What a flag without a value sets is off
+// by default. Package declared parses the attributes of a domain's metadata by the same flags.
 func AddPort(f *pflag.FlagSet, p *brport.Settings) {
 	vlan := func(to *int) func(string) error {
 		return func(s string) error {
@@ -17,7 +18,7 @@ func AddPort(f *pflag.FlagSet, p *brport.Settings) {
 			switch {
 			case err != nil:
 				return errors.New("want a whole number, 1 to 4094")
-			case id == 0: // in PortConfig 0 means no VLAN
+			case id == 0: // in Settings 0 means no VLAN
 				return errors.New("VLAN 0 only marks a priority (want 1 to 4094)")
 			}
 			*to = id
