@@ -275,22 +275,37 @@ func (g *guest) lease(name string) *guest {
 	return g
 }
 
+// lookupTimeout is for questions that nobody may answer: tests that expect an answer ask again.
+const lookupTimeout = time.Second
+
+// resolves waits until a network's name server has the one address for a name.
+func (x *h) resolves(ns *netns.NS, nameserver, name, want string) {
+	x.Helper()
+	nstest.Eventually(x, patience, name+" is "+want, func() bool {
+		addrs, err := x.lookup(ns, nameserver, name)
+		return err == nil && slices.Equal(addrs, []string{want})
+	})
+}
+
 // lookup asks a network's name server from ns.
 func (x *h) lookup(ns *netns.NS, nameserver, name string) ([]string, error) {
 	r := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return x.dial(ns, "udp", net.JoinHostPort(nameserver, "53"))
+		return x.dial(ns, dialTimeout, "udp", net.JoinHostPort(nameserver, "53"))
 	}}
-	ctx, cancel := context.WithTimeout(x.ctx(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(x.ctx(), lookupTimeout)
 	defer cancel()
 	return r.LookupHost(ctx, name)
 }
 
-// dialTimeout is for connections that may be dropped.
-const dialTimeout = 2 * time.Second
+// Times for connections that should be answered, and for those that should be dropped.
+const (
+	dialTimeout = 5 * time.Second
+	dropTimeout = 500 * time.Millisecond
+)
 
-func (x *h) dial(ns *netns.NS, network, address string) (c net.Conn, err error) {
+func (x *h) dial(ns *netns.NS, within time.Duration, network, address string) (c net.Conn, err error) {
 	err = ns.Do(func() error {
-		c, err = net.DialTimeout(network, address, dialTimeout)
+		c, err = net.DialTimeout(network, address, within)
 		return err
 	})
 	return c, err
@@ -322,12 +337,8 @@ func (x *h) answers(ns *netns.NS, address string) {
 
 // ask returns what such a server answers, or what went wrong.
 func (x *h) ask(ns *netns.NS, address string) string {
-	c, err := x.dial(ns, "tcp", address)
+	c, err := x.dial(ns, dialTimeout, "tcp", address)
 	if err != nil {
-		var timeout net.Error
-		if errors.As(err, &timeout) && timeout.Timeout() {
-			return "timeout"
-		}
 		return err.Error()
 	}
 	defer c.Close()
@@ -337,6 +348,19 @@ func (x *h) ask(ns *netns.NS, address string) string {
 		return err.Error()
 	}
 	return string(b)
+}
+
+// drops reports a connection that is not dropped.
+func (x *h) drops(what string, ns *netns.NS, address string) {
+	x.Helper()
+	c, err := x.dial(ns, dropTimeout, "tcp", address)
+	if err == nil {
+		_ = c.Close()
+	}
+	var timeout net.Error
+	if !errors.As(err, &timeout) || !timeout.Timeout() {
+		x.Errorf("%s: %v, want a timeout", what, err)
+	}
 }
 
 // wants reports an answer other than the one wanted.
