@@ -20,9 +20,8 @@ var (
 	ErrNoPort = errors.New("no free hot-plug port")
 	// ErrGuestRefused is returned if the guest refuses an unplug (DEVICE_UNPLUG_GUEST_ERROR).
 	ErrGuestRefused = errors.New("the guest refused to release the device")
-	// ErrUnplugTimeout is returned if the guest does not react to an unplug in time.
-	ErrUnplugTimeout = errors.New(
-		"the guest has not released the device (is it still booting, paused or without ACPI?)")
+	// ErrUnplugTimeout is returned if the guest has not released a device when ctx ends.
+	ErrUnplugTimeout = errors.New("the guest has not released the device")
 	// ErrUnanswered is returned for an undo command that was sent and that QEMU has not answered
 	// yet; see [Conn.Close].
 	ErrUnanswered = errors.New("no answer yet; QEMU runs the command when it reads its monitor again")

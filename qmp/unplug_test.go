@@ -114,8 +114,11 @@ func unplugEnds(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 		t.Errorf("silent guest: %v", err)
 	}
 	c = fakeConn(t, swallow)
-	if err := c.Unplug(within(t, 50*time.Millisecond), "n", nil); !errors.Is(err, ErrUnplugTimeout) {
-		t.Errorf("silent QEMU: %v", err)
+	waits := 0
+	err = c.Unplug(within(t, 1500*time.Millisecond), "n", func(time.Duration) { waits++ })
+	if !errors.Is(err, ErrUnplugTimeout) || !errors.Is(err, context.DeadlineExceeded) ||
+		!strings.Contains(err.Error(), "device_del: no reply") || waits != 1 {
+		t.Errorf("silent QEMU: %v after %d reports; want the command that has no reply, and one", err, waits)
 	}
 	c = fakeConn(t, func(s *session) {
 		r, _ := s.Next()
@@ -123,6 +126,49 @@ func unplugEnds(t *testing.T, fakeConn func(*testing.T, func(*session)) *Conn) {
 	})
 	if err := c.Unplug(within(t, 5*time.Second), "n", nil); !errors.Is(err, ErrClosed) {
 		t.Errorf("QEMU died: %v", err)
+	}
+}
+
+// TestAnswerAtTheEnd: what the guest has answered by the time that ctx ends is what counts.
+func TestAnswerAtTheEnd(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, tc := range map[string]struct {
+		event string
+		gone  bool
+		err   error
+	}{
+		"released": {"DEVICE_DELETED", true, nil},
+		"refused":  {"DEVICE_UNPLUG_GUEST_ERROR", false, ErrGuestRefused},
+		"neither":  {"", false, context.Canceled},
+	} {
+		for range 50 { // of which a select without an order would miss half
+			events := make(chan Event, 2)
+			events <- Event{Name: "DEVICE_DELETED", Data: []byte(`{"device": "other"}`)}
+			if tc.event != "" {
+				events <- Event{Name: tc.event, Data: []byte(`{"device": "n"}`)}
+			}
+			gone, err := awaitGone(ctx, &Subscription{C: events}, "n", nil)
+			if gone != tc.gone || !errors.Is(err, tc.err) {
+				t.Fatalf("%s: gone %v, %v", name, gone, err)
+			}
+		}
+	}
+}
+
+// TestIsUnplugPending: QEMU's texts, by itself and through libvirt.
+func TestIsUnplugPending(t *testing.T) {
+	for text, want := range map[string]bool{
+		"Device n is already in the process of unplug":                                                              true,
+		"internal error: unable to execute QEMU command 'device_del': Device n is already in the process of unplug": true,
+		"Hot-unplug failed: guest is busy (power indicator blinking)":                                               true,
+		"PCI device unplug already in progress for device n":                                                        true,
+		"Hot-unplug failed: unsupported by the port device 'p'":                                                     false,
+		"device_del not allowed while migrating":                                                                    false,
+	} {
+		if got := IsUnplugPending(text); got != want {
+			t.Errorf("%s: %v", text, got)
+		}
 	}
 }
 

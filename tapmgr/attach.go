@@ -232,7 +232,7 @@ func (a *attachment) replaceStep(dead *inventory.Device) step.Step {
 		Stage: nic.ErrHandover,
 		Do: func(ctx context.Context) error {
 			return a.guest.Unplug(ctx, a.Spec.NIC, func(elapsed time.Duration) {
-				a.m.progress("waiting for the guest to release the former %s for %.0f s", a.Spec.NIC, elapsed.Seconds())
+				a.m.progress("waited %.0f s for the guest to release the former %s", elapsed.Seconds(), a.Spec.NIC)
 			})
 		},
 	}

@@ -3,7 +3,9 @@ package tapmgr
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/libvirt"
 	"vmnet/qmp"
 	"vmnet/tapmgr/nic"
 )
@@ -191,27 +194,51 @@ func TestDetachPlan(t *testing.T) {
 	}
 }
 
-// TestMarkAfterUnplug: a guest that has refused keeps a NIC without the mark; one that may still
-// release it keeps the mark.
+// TestMarkAfterUnplug: a guest that will not release the NIC keeps it without the mark; one that
+// may still release it keeps the mark.
 func TestMarkAfterUnplug(t *testing.T) {
+	refusal := &libvirt.Error{Message: "cannot acquire state change lock"}
 	for name, tc := range map[string]struct {
-		err     error
-		refused bool
+		err            error
+		isAsked        bool
+		refused, hints bool
 	}{
-		"released":                   {nil, false},
-		"the guest refused":          {qmp.ErrGuestRefused, true},
-		"QEMU refused":               {&qmp.Error{Desc: "migrating"}, true},
-		"no answer":                  {qmp.ErrUnplugTimeout, false},
-		"the monitor's end":          {qmp.ErrClosed, false},
-		"an interrupt while waiting": {context.Canceled, false},
+		"released":                   {nil, false, false, false},
+		"the guest refused":          {qmp.ErrGuestRefused, false, true, false},
+		"the guest refused later":    {qmp.ErrGuestRefused, true, true, false},
+		"QEMU refused":               {&qmp.Error{Command: "device_del"}, false, true, false},
+		"QEMU refused to repeat":     {&qmp.Error{Command: "device_del"}, true, false, false},
+		"QEMU kept the netdev":       {&qmp.Error{Command: "netdev_del"}, false, false, false},
+		"libvirt refused":            {fmt.Errorf("why (%w)", refusal), false, true, false},
+		"libvirt refused to repeat":  {refusal, true, false, false},
+		"the domain's end":           {fmt.Errorf("%w: %w", qmp.ErrClosed, refusal), false, false, false},
+		"no answer":                  {qmp.ErrUnplugTimeout, true, false, true},
+		"the monitor's end":          {qmp.ErrClosed, true, false, false},
+		"an interrupt while waiting": {context.Canceled, true, false, false},
 	} {
-		if got := isRefusal(tc.err); got != tc.refused {
+		if got := isRefusal(tc.err, tc.isAsked); got != tc.refused {
 			t.Errorf("%s: refused %v", name, got)
 		}
 		d := detaching(&Manager{host: &backend.Maker{}}, tapOn(nil), tc.err)
-		list := d.unplugSteps()
-		if err := list[1].Do(t.Context()); !errors.Is(err, tc.err) {
+		err := d.unplugSteps()[1].Do(t.Context())
+		if !errors.Is(err, tc.err) || tc.hints != (err != nil && strings.Contains(err.Error(), "--force")) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestCureOfASilentGuest: after a time-out the error asks for the guest's reason; after Ctrl-C it
+// does not.
+func TestCureOfASilentGuest(t *testing.T) {
+	late, cancel := context.WithDeadline(t.Context(), time.Time{})
+	defer cancel()
+	interrupted, cancel := context.WithCancel(t.Context())
+	cancel()
+	for ctx, asks := range map[context.Context]bool{late: true, interrupted: false} {
+		err := explainUnreleased(ctx, qmp.ErrUnplugTimeout)
+		if !errors.Is(err, qmp.ErrUnplugTimeout) || !strings.Contains(err.Error(), "--force") ||
+			strings.Contains(err.Error(), "booting") != asks {
+			t.Errorf("%v: %v", ctx.Err(), err)
 		}
 	}
 }

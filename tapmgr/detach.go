@@ -31,9 +31,14 @@ type DetachResult struct {
 	Notices []string // what a person should know although it is no error
 }
 
-// Detach takes a NIC away: it asks the guest, waits until that has released the NIC or ctx ends,
-// then removes QEMU's end, with which the tap goes. If the NIC is gone already, Detach succeeds. A
-// guest that refuses, or does not answer, keeps a working NIC.
+// Detach takes a NIC away. Under the one ctx it waits for the guest's lock (another vmnet or client
+// of the monitor), for the guest's release of the device, and for the end of the host interface,
+// which goes with QEMU's end. If the NIC is gone already, Detach succeeds.
+//
+// A guest that refuses (qmp.ErrGuestRefused), or whose VMM refuses to ask it, keeps a working NIC.
+// A guest that has not answered when ctx ends (qmp.ErrUnplugTimeout) keeps it too, marked as
+// detaching: it may still release the device, and then the next Detach, Attach or Reconcile removes
+// the rest. If the guest ends meanwhile, Detach succeeds.
 func (m *Manager) Detach(ctx context.Context, spec DetachSpec) (DetachResult, error) {
 	if err := errors.Join(nic.ValidVM(spec.VM), nic.ValidNIC(spec.NIC)); err != nil {
 		return DetachResult{}, step.WithStage(nic.ErrInvalid, err)

@@ -14,6 +14,7 @@ import (
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/libvirt"
 	"vmnet/qmp"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
@@ -100,7 +101,7 @@ func (d *detachment) releaseStep() step.Step {
 		Name: "release",
 		Text: fmt.Sprintf("the guest has no device %s: release its netdev and fds", nic.DeviceID(d.spec.NIC)),
 		Do: func(ctx context.Context) error {
-			if err := d.m.mayRelease(ctx, d.dev, d.guest); err != nil {
+			if err := d.m.checkReleasable(ctx, d.dev, d.guest); err != nil {
 				return err
 			}
 			return d.m.release(ctx, d.guest, d.dev)
@@ -108,9 +109,9 @@ func (d *detachment) releaseStep() step.Step {
 	}
 }
 
-// markStep says in the alias that the NIC is being detached. Its undo says so no more, unless
-// *stays by then.
-func (m *Manager) markStep(dev *inventory.Device, stays *bool) step.Step {
+// markStep marks the NIC as being detached, in its alias. The undo removes the mark, unless *keep
+// is true by then.
+func (m *Manager) markStep(dev *inventory.Device, keep *bool) step.Step {
 	former := dev.Alias
 	r := dev.Want
 	r.Phase = nic.PhaseDetaching
@@ -125,7 +126,7 @@ func (m *Manager) markStep(dev *inventory.Device, stays *bool) step.Step {
 			return m.host.SetAlias(ctx, dev, alias)
 		},
 		Undo: func(ctx context.Context) error {
-			if *stays {
+			if *keep {
 				return nil
 			}
 			return rtnl.IgnoreNotExist(m.host.SetAlias(ctx, dev, former))
@@ -133,10 +134,11 @@ func (m *Manager) markStep(dev *inventory.Device, stays *bool) step.Step {
 	}
 }
 
-// unplugSteps mark the NIC, and wait until the guest has released it. The mark stays if the guest
-// may still do so after the wait, and goes if the guest has refused.
+// unplugSteps mark the NIC, and wait until the guest has released it. After a timeout, Ctrl-C or a
+// lost monitor the mark stays: the guest may still release the device. After a refusal it is
+// undone.
 func (d *detachment) unplugSteps() []step.Step {
-	mayRelease := false
+	var isAsked, stillPending bool
 	unplug := step.Step{
 		Name:  "unplug",
 		Text:  d.guest.UnplugText(d.spec.NIC),
@@ -144,27 +146,47 @@ func (d *detachment) unplugSteps() []step.Step {
 		Do: func(ctx context.Context) error {
 			err := d.m.removeReleased(d.dev, d.guest.PID(), func() error {
 				return d.guest.Unplug(ctx, d.spec.NIC, func(elapsed time.Duration) {
-					d.m.progress("waiting for the guest to release %s for %.0f s", d.spec.NIC, elapsed.Seconds())
+					isAsked = true
+					d.m.progress("waited %.0f s for the guest to release %s", elapsed.Seconds(), d.spec.NIC)
 				})
 			})
-			mayRelease = !isRefusal(err)
-			if errors.Is(err, qmp.ErrUnplugTimeout) {
-				err = fmt.Errorf("%w (the NIC works until then; try again, or cut it off with --force)", err)
-			}
-			return err
+			stillPending = !isRefusal(err, isAsked)
+			return explainUnreleased(ctx, err)
 		},
 	}
 	if !d.m.mayChange(d.dev) || isPortUnknown(d.dev) {
 		return []step.Step{unplug}
 	}
-	return []step.Step{d.m.markStep(d.dev, &mayRelease), unplug}
+	return []step.Step{d.m.markStep(d.dev, &stillPending), unplug}
 }
 
-// isRefusal reports whether the guest has refused to release a device, or QEMU to ask it, as during
-// a migration.
-func isRefusal(err error) bool {
-	var refusal *qmp.Error
-	return errors.Is(err, qmp.ErrGuestRefused) || errors.As(err, &refusal)
+// isRefusal reports whether an unplug has failed so that the guest will not release the device: it
+// has refused, or QEMU or libvirt has refused to ask it, as during a migration. isAsked reports
+// that an earlier request may have reached the guest; the refusal of a later one does not cancel
+// it.
+func isRefusal(err error, isAsked bool) bool {
+	switch {
+	case errors.Is(err, qmp.ErrGuestRefused):
+		return true
+	case isAsked || errors.Is(err, qmp.ErrClosed):
+		return false
+	}
+	var byQEMU *qmp.Error
+	var byLibvirt *libvirt.Error
+	return errors.As(err, &byQEMU) && byQEMU.Command == "device_del" || errors.As(err, &byLibvirt)
+}
+
+// explainUnreleased adds the cure to the error of a guest that has not released a NIC in time.
+// After Ctrl-C it does not ask for the guest's reason: the guest may have had too little time.
+func explainUnreleased(ctx context.Context, err error) error {
+	const cure = "the NIC works until then; try again, or cut it off with --force"
+	switch {
+	case !errors.Is(err, qmp.ErrUnplugTimeout):
+		return err
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return fmt.Errorf("%w (is the guest still booting, paused or without ACPI? %s)", err, cure)
+	}
+	return fmt.Errorf("%w (%s)", err, cure)
 }
 
 // goneStep ends with the host interface gone: with the process that held it, or removed if it
@@ -350,9 +372,9 @@ func (m *Manager) removeReleased(dev *inventory.Device, pid int, release func() 
 	return rtnl.IgnoreNotExist(nl.Delete(dev.Index))
 }
 
-// mayRelease returns an error if a host interface, whose device is not plugged into the locked
+// checkReleasable returns an error if a host interface, whose device is not plugged into the locked
 // guest, must not be removed: another process holds it.
-func (m *Manager) mayRelease(ctx context.Context, dev *inventory.Device, g *guest.Guest) error {
+func (m *Manager) checkReleasable(ctx context.Context, dev *inventory.Device, g *guest.Guest) error {
 	now, err := m.host.Reread(ctx, dev)
 	if err != nil || now == nil {
 		return err

@@ -59,7 +59,7 @@ func (a *attachment) existing(ctx context.Context) (existing, error) {
 	}
 	e, err := judge(a.requested, dev, plugged, held, a.guest.PID())
 	if e.verdict == leftover {
-		err = a.m.mayRelease(ctx, dev, a.guest)
+		err = a.m.checkReleasable(ctx, dev, a.guest)
 	}
 	return e, err
 }

@@ -227,7 +227,7 @@ func (h *libvirtHost) detachWhile(g *libvirttest.Guest, end func()) {
 		done <- err
 	}()
 	nstest.Eventually(h, 20*time.Second, "the guest was asked", func() bool {
-		return nstest.Waiting("internal/guest.(*Domain).awaitRemoved") == 1
+		return nstest.Waiting("internal/guest.(*unplugging).awaitRemoved") == 1
 	})
 	end()
 	if err := <-done; err != nil {

@@ -122,7 +122,7 @@ func (r *reconciler) nic(ctx, reading context.Context, g *guest.Guest, dev inven
 		r.Fail(dev, err)
 	case !has:
 		r.Do(now, "removed: the guest has no such device", func() error {
-			if err := r.m.mayRelease(ctx, &now, g); err != nil {
+			if err := r.m.checkReleasable(ctx, &now, g); err != nil {
 				return err
 			}
 			return r.m.release(ctx, g, &now)

@@ -189,8 +189,17 @@ func TestGuestThatKeepsItsNIC(t *testing.T) {
 	if l := g.tap("net0"); !l.Up || h.masterOf(l) != "br0" {
 		t.Errorf("a guest that objects has lost its NIC: %+v", l)
 	}
+	g.Behave(qmptest.Behaviour{Refuse: map[string]string{"device_del": "device_del not allowed while migrating"}})
+	if _, err := g.tryDetach("net0", 20*time.Second, false); err == nil || g.state() != "forwarding" {
+		t.Errorf("a guest that QEMU does not ask: %v, state %q", err, g.state())
+	}
+	g.Behave(qmptest.Behaviour{Ignore: []string{"device_del"}})
+	if _, err := g.tryDetach("net0", time.Second, false); !errors.Is(err, qmp.ErrUnplugTimeout) ||
+		!strings.Contains(err.Error(), "device_del: no reply") || g.state() != nic.Detaching {
+		t.Errorf("a QEMU that stops answering: %v, state %q", err, g.state())
+	}
 	g.Behave(qmptest.Behaviour{Keep: true})
-	if _, err := g.tryDetach("net0", 50*time.Millisecond, false); !errors.Is(err, qmp.ErrUnplugTimeout) {
+	if _, err := g.tryDetach("net0", time.Second, false); !errors.Is(err, qmp.ErrUnplugTimeout) {
 		t.Errorf("a guest that keeps it: %v", err)
 	}
 	if state := g.state(); state != nic.Detaching {

@@ -37,7 +37,8 @@ NIC, unless --force cuts it off.`,
 	f.StringVar(&spec.NIC, "nic", "", "`ID` of the NIC within the guest")
 	f.BoolVar(&spec.Force, "force", false, "cut the NIC off at once, without waiting for the guest")
 	f.BoolVar(&spec.Persistent, "persistent", false, "also remove it from the domain that libvirt stores")
-	durationFlag(f, &timeout, "timeout", 30*time.Second, time.Millisecond, "give up after this time")
+	durationFlag(f, &timeout, "timeout", 30*time.Second, time.Millisecond,
+		"give up after this time, for the monitor, the guest and the interface together")
 	steps.add(cmd)
 	outputFlag(cmd)
 	require(cmd, "nic")

@@ -156,7 +156,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 var errInterrupted = errors.New("interrupted")
 
 // untilSignal returns a context that the first SIGINT, SIGTERM or SIGHUP cancels, so that the verb
-// undoes its steps. The second signal ends the process at once.
+// undoes its steps; a detach keeps its mark. The second signal ends the process at once.
 func untilSignal(parent context.Context) context.Context {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 1)

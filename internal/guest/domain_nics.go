@@ -13,7 +13,6 @@ import (
 	"vmnet/libvirt"
 	"vmnet/libvirt/domainxml"
 	"vmnet/macvtap/vtap"
-	"vmnet/qmp"
 	"vmnet/step"
 	"vmnet/tapmgr/nic"
 )
@@ -46,7 +45,7 @@ func (d *Domain) attachStep(nicID, xml string) step.Step {
 		Name: "attach-device",
 		Text: fmt.Sprintf("libvirt: attach %s to %s: %s", nic.LibvirtAlias(nicID), d.dom.Name, xml),
 		Do: func(ctx context.Context) error {
-			return explainPlug(d.AttachDevice(ctx, d.dom, xml, libvirt.AffectLive))
+			return explainRefusal(d.AttachDevice(ctx, d.dom, xml, libvirt.AffectLive))
 		},
 		Undo: func(ctx context.Context) error { return d.undoAttach(ctx, nicID) },
 	}
@@ -119,95 +118,11 @@ func (d *Domain) undoAttach(ctx context.Context, nicID string) error {
 	return d.Unplug(ctx, nicID, func(time.Duration) {})
 }
 
-// askAgain is the time after which a guest that does not answer is asked again: a guest that boots
-// drops requests.
-const askAgain = time.Second
-
-// UnplugText describes Unplug.
-func (d *Domain) UnplugText(nicID string) string {
-	return fmt.Sprintf("libvirt: detach %s from %s, again each second until the guest releases it",
-		nic.LibvirtAlias(nicID), d.dom.Name)
-}
-
-// Unplug asks libvirt to detach the NIC, and again each second until the guest has released it.
-func (d *Domain) Unplug(ctx context.Context, nicID string, waiting func(time.Duration)) error {
-	events, err := d.Subscribe(ctx, &d.dom, 64, libvirt.DeviceRemoved, libvirt.DeviceRemovalFailed, libvirt.Lifecycle)
-	if err != nil {
-		return err
-	}
-	defer events.Close()
-	start := time.Now()
-	for {
-		err := d.RequestUnplug(ctx, nicID)
-		if absent, err := d.refused(ctx, nicID, err); absent || err != nil {
-			return err
-		}
-		done, err := d.awaitRemoved(ctx, events, nicID)
-		if done || err != nil {
-			return err
-		}
-		waiting(time.Since(start))
-	}
-}
-
-// refused decides what the refusal of a request means, in any language of libvirt. absent is true
-// if the device is not there (any more). The error is nil if the request is pending already.
-func (d *Domain) refused(ctx context.Context, nicID string, refusal error) (absent bool, err error) {
-	if refusal == nil || isPending(refusal) {
-		return false, nil
-	}
-	if ended := explainStopped(refusal); ended != refusal {
-		return false, ended
-	}
-	has, err := d.Has(ctx, nicID)
-	if err == nil && !has {
-		return true, nil
-	}
-	return false, refusal
-}
-
-// isPending reports whether QEMU refuses a request because an earlier one is pending (acpi_pcihp
-// and pcie_cap_slot_unplug_request_cb in QEMU's hw).
-func isPending(err error) bool {
-	var refusal *libvirt.Error
-	return errors.As(err, &refusal) && (strings.Contains(refusal.Message, "in the process of unplug") ||
-		strings.Contains(refusal.Message, "unplug pending") || strings.Contains(refusal.Message, "power indicator"))
-}
-
-// awaitRemoved waits for the answer to a request. done is false if libvirt should be asked again.
-func (d *Domain) awaitRemoved(ctx context.Context, events *libvirt.Subscription, nicID string) (done bool, err error) {
-	again := time.NewTimer(askAgain)
-	defer again.Stop()
-	for {
-		select {
-		case e, open := <-events.C:
-			switch {
-			case !open:
-				return false, explainStopped(d.Err())
-			case e.Kind == libvirt.DeviceRemoved && e.Device == nic.LibvirtAlias(nicID):
-				return true, nil
-			case e.Kind == libvirt.DeviceRemovalFailed && e.Device == nic.LibvirtAlias(nicID):
-				return false, fmt.Errorf("%w (libvirt: device %s)", qmp.ErrGuestRefused, e.Device)
-			case e.Kind == libvirt.Lifecycle && (e.Change == libvirt.Stopped || e.Change == libvirt.Crashed):
-				return false, errEnded
-			}
-		case <-again.C:
-			has, err := d.Has(ctx, nicID) // an event may have been lost
-			return !has && err == nil, explainStopped(err)
-		case <-ctx.Done():
-			return false, fmt.Errorf("%w: %w", qmp.ErrUnplugTimeout, context.Cause(ctx))
-		}
-	}
-}
-
-// errEnded is returned for a guest that has ended. It matches the error of a closed monitor.
-var errEnded = fmt.Errorf("%w: the domain has ended", qmp.ErrClosed)
-
-// plugExplanations explain messages of libvirt and QEMU that name no cure, by a part of their
-// texts: those of virDomainPCIAddressGetNextAddr in libvirt's src/conf/domain_addr.c,
+// explanations explain refusals of libvirt and QEMU to plug or unplug a NIC that name no cure, by a
+// part of their texts: those of virDomainPCIAddressGetNextAddr in libvirt's src/conf/domain_addr.c,
 // virDomainObjBeginJobInternal in src/conf/virdomainjob.c, virNetDevTapCreate in
 // src/util/virnetdevtap.c, and QEMU's.
-var plugExplanations = []struct{ part, own string }{
+var explanations = []struct{ part, own string }{
 	{
 		"No more available PCI slots",
 		"the guest has no free PCI port: give it some while it is off, <controller type='pci' model='pcie-root-port'/> for each NIC (virsh edit), or detach another device",
@@ -241,29 +156,16 @@ var plugExplanations = []struct{ part, own string }{
 	},
 }
 
-// explainPlug puts the explanation and the cure before libvirt's error.
-func explainPlug(err error) error {
+// explainRefusal puts the explanation and the cure before libvirt's error.
+func explainRefusal(err error) error {
 	var refusal *libvirt.Error
 	if !errors.As(err, &refusal) {
 		return err
 	}
-	for _, x := range plugExplanations {
+	for _, x := range explanations {
 		if strings.Contains(refusal.Message, x.part) {
 			return fmt.Errorf("%s (%w)", x.own, err)
 		}
 	}
 	return err
-}
-
-// explainStopped makes an error of libvirt that means that the domain has ended match errEnded.
-func explainStopped(err error) error {
-	if errors.Is(err, libvirt.ErrOperationInvalid) || errors.Is(err, libvirt.ErrNoDomain) {
-		return fmt.Errorf("%w: %w", errEnded, err)
-	}
-	return err
-}
-
-// RequestUnplug asks libvirt to detach the NIC, and does not wait.
-func (d *Domain) RequestUnplug(ctx context.Context, nicID string) error {
-	return d.DetachDeviceAlias(ctx, d.dom, nic.LibvirtAlias(nicID), libvirt.AffectLive)
 }

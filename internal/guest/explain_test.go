@@ -8,9 +8,9 @@ import (
 	"vmnet/libvirt"
 )
 
-// TestExplainPlug: refusals in the words of libvirt 9.0 get an explanation and a cure, and stay the
-// same errors.
-func TestExplainPlug(t *testing.T) {
+// TestExplainRefusal: refusals in the words of libvirt 9.0 get an explanation and a cure, and stay
+// the same errors.
+func TestExplainRefusal(t *testing.T) {
 	for _, tc := range []struct{ message, want string }{
 		{"internal error: No more available PCI slots", "pcie-root-port"},
 		{
@@ -32,14 +32,14 @@ func TestExplainPlug(t *testing.T) {
 		{"access denied by policy", "polkit"},
 	} {
 		refusal := &libvirt.Error{Message: tc.message}
-		if got := explainPlug(refusal); !errors.Is(got, refusal) || !strings.Contains(got.Error(), tc.want) ||
+		if got := explainRefusal(refusal); !errors.Is(got, refusal) || !strings.Contains(got.Error(), tc.want) ||
 			!strings.Contains(got.Error(), tc.message) {
 			t.Errorf("%s became %v, want %s", tc.message, got, tc.want)
 		}
 	}
 	foreign := errors.New("of another program: No more available PCI slots")
 	for _, err := range []error{nil, foreign, &libvirt.Error{Message: "no"}} {
-		if got := explainPlug(err); got != err {
+		if got := explainRefusal(err); got != err {
 			t.Errorf("%v became %v", err, got)
 		}
 	}
