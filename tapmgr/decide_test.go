@@ -227,6 +227,30 @@ func TestMarkAfterUnplug(t *testing.T) {
 	}
 }
 
+// TestUnmarked: a refusal also ends an earlier detach, unless that has cut the NIC off.
+func TestUnmarked(t *testing.T) {
+	marked := func(up bool) func(*inventory.Device) {
+		return func(dev *inventory.Device) {
+			dev.Want.Phase, dev.Up = nic.PhaseDetaching, up
+			dev.Alias, _ = dev.Want.Encode()
+		}
+	}
+	cut := tapOn(marked(false))
+	for name, tc := range map[string]struct {
+		dev   *inventory.Device
+		stays bool
+	}{
+		"marked": {tapOn(marked(true)), false},
+		"cut":    {cut, true},
+		"socket": {onSocket(func(dev *inventory.Device) { dev.Want.Phase, dev.Alias = nic.PhaseDetaching, cut.Alias }), true},
+	} {
+		got := unmarked(tc.dev)
+		if stays := strings.Contains(got, "state=detaching"); stays != tc.stays || !strings.Contains(got, "nic=net0") {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}
+
 // TestCureOfASilentGuest: after a time-out the error asks for the guest's reason; after Ctrl-C it
 // does not.
 func TestCureOfASilentGuest(t *testing.T) {

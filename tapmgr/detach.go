@@ -121,6 +121,12 @@ func (m *Manager) cutFirst(ctx context.Context, spec DetachSpec, dev *inventory.
 	return true, m.run(ctx, m.cutSteps(dev))
 }
 
+// mayChange reports whether there is a host interface that the caller has the privilege to change.
+// If not, the guest and QEMU release it all the same, and it goes with that.
+func (m *Manager) mayChange(dev *inventory.Device) bool {
+	return dev != nil && !dev.Deleted && m.hasPrivilege(dev)
+}
+
 // isHeldBy returns an error if another process than pid holds the NIC; 0 is any.
 func isHeldBy(dev *inventory.Device, pid int) error {
 	if held := dev.VMMPID(); pid != 0 && held != 0 && held != pid {

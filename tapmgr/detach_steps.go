@@ -70,12 +70,6 @@ func (d *detachment) noticePort() {
 	d.notice("its port stays in switch %s until the guest ends: %v", d.dev.Want.Source, d.dev.SwitchPort.Err)
 }
 
-// mayChange reports whether there is a host interface that the caller has the privilege to change.
-// If not, the guest and QEMU release it all the same, and it goes with that.
-func (m *Manager) mayChange(dev *inventory.Device) bool {
-	return dev != nil && !dev.Deleted && m.hasPrivilege(dev)
-}
-
 // blindSteps remove a netdev whose tap was deleted: neither link nor device shows that one. libvirt
 // removes it with the device.
 func (d *detachment) blindSteps() []step.Step {
@@ -112,7 +106,7 @@ func (d *detachment) releaseStep() step.Step {
 // markStep marks the NIC as being detached, in its alias. The undo removes the mark, unless *keep
 // is true by then.
 func (m *Manager) markStep(dev *inventory.Device, keep *bool) step.Step {
-	former := dev.Alias
+	former := unmarked(dev)
 	r := dev.Want
 	r.Phase = nic.PhaseDetaching
 	alias, err := r.Encode()
@@ -134,11 +128,29 @@ func (m *Manager) markStep(dev *inventory.Device, keep *bool) step.Step {
 	}
 }
 
+// unmarked returns the alias without the mark of an earlier detach, which has ended if the guest
+// now refuses. The mark of a NIC that was cut off stays: reconcile would connect it again.
+func unmarked(dev *inventory.Device) string {
+	if isMarked(dev) && dev.HasLink() && dev.Up {
+		r := dev.Want
+		r.Phase = nic.PhasePlugged
+		if alias, err := r.Encode(); err == nil {
+			return alias
+		}
+	}
+	return dev.Alias
+}
+
+// isMarked reports whether an earlier detach of the NIC has not ended.
+func isMarked(dev *inventory.Device) bool {
+	return dev != nil && dev.Want.Phase == nic.PhaseDetaching
+}
+
 // unplugSteps mark the NIC, and wait until the guest has released it. After a timeout, Ctrl-C or a
 // lost monitor the mark stays: the guest may still release the device. After a refusal it is
 // undone.
 func (d *detachment) unplugSteps() []step.Step {
-	var isAsked, stillPending bool
+	isAsked, stillPending := isMarked(d.dev), false
 	unplug := step.Step{
 		Name:  "unplug",
 		Text:  d.guest.UnplugText(d.spec.NIC),
@@ -221,7 +233,7 @@ func (m *Manager) removePortStep(name string, dev *inventory.Device) step.Step {
 // cutSteps mark the NIC and end all its traffic on the host's side, whatever QEMU and the guest do.
 // The mark stays once that has begun: the NIC does not work any more.
 func (m *Manager) cutSteps(dev *inventory.Device) []step.Step {
-	begun := false
+	begun := isMarked(dev)
 	var cut step.Step
 	if dev.IsSocket() {
 		cut = m.removePortStep("cut", dev)

@@ -198,6 +198,15 @@ func TestGuestThatKeepsItsNIC(t *testing.T) {
 		!strings.Contains(err.Error(), "device_del: no reply") || g.state() != nic.Detaching {
 		t.Errorf("a QEMU that stops answering: %v, state %q", err, g.state())
 	}
+	g.Behave(qmptest.Behaviour{Refuse: map[string]string{"device_del": "device_del not allowed while migrating"}})
+	if _, err := g.tryDetach("net0", 20*time.Second, false); err == nil || g.state() != nic.Detaching {
+		t.Errorf("a guest that was asked before: %v, state %q", err, g.state())
+	}
+	g.Behave(qmptest.Behaviour{Object: true})
+	if _, err := g.tryDetach("net0", 20*time.Second, false); !errors.Is(err, qmp.ErrGuestRefused) ||
+		g.state() != "forwarding" {
+		t.Errorf("a guest that objects in the end: %v, state %q", err, g.state())
+	}
 	g.Behave(qmptest.Behaviour{Keep: true})
 	if _, err := g.tryDetach("net0", time.Second, false); !errors.Is(err, qmp.ErrUnplugTimeout) {
 		t.Errorf("a guest that keeps it: %v", err)
