@@ -170,7 +170,7 @@ func (v *view) received(r *receiver, frames []frame, at time.Time) {
 	w := r.out.recordWriter()
 	for i := range frames {
 		if f := &frames[i]; !v.drops || f.lost != Delivered {
-			w.add(v, record{at: at, queue: r.n, why: f.lost, vnet: f.vnetLen(), head: f.data})
+			w.add(v, record{at: at, queue: r.n, why: f.lost, vnet: f.headerLen(), head: f.data})
 		}
 	}
 	w.send(v, capture.In)

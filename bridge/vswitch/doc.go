@@ -10,31 +10,82 @@
 // The switch follows IEEE 802.1D and 802.1Q as the kernel's bridge does (net/bridge/br_input.c,
 // br_forward.c), without a spanning tree and without multicast snooping.
 //
+// # Wires
+//
+// A port's frames pass through its wire (wire.go), which is of one of three kinds. A tap is on a
+// tap wire only if the switch itself has the tap's queues. A guest's tap is on a packet wire: QEMU
+// has its queues, and the switch has its kernel side. A lane is a tap beside a packet wire.
+//
+//	attached                     wire    opened by      queue        a received tag is
+//	tap (--tap)                  tap     OpenTap        tapQueue     in the frame
+//	device (--packet)            packet  OpenPacket     packetQueue  beside the frame
+//	  and its lane, on a veth            takeLane       laneQueue    in the frame
+//	guest (--via tap)            packet  OpenPacket     packetQueue  beside the frame
+//	guest (--via socket)         socket  OpenSocket     mmsgQueue    in the frame
+//
+// A packetQueue is an mmsgQueue with a second path, and a laneQueue is a tapQueue. Package
+// internal/backend decides which wire a guest has (portOf). vmnet's programs open a packet wire in
+// two steps: PacketFiles where the privilege is, and OpenPacketFiles in the switch's process.
+//
 // # A frame's path
 //
-// The steps, with the functions and files that take them:
+// The functions as they call each other, with the reasons for which they drop a frame (reason.go):
 //
-//	receive a batch   queue.receive      tap.go, mmsg.go, poll.go, lane.go
-//	parse the frame   frame.parse        frame.go
-//	check its source  receiver.accept    forward.go
-//	find its VLAN     table.classify     vlan.go
-//	learn its source  FDB.Learn          fdb.go, fdb_slots.go
-//	pick the targets  receiver.forward   forward.go, with storm.go and loop.go
-//	check a target    receiver.between   forward.go
-//	tag it            table.leaving      vlan.go, frame.go (retag)
-//	segment it        receiver.finish    forward.go, package offload
-//	send the list     queue.send         sender.go, ring.go, oversize.go
+//	step                      function             files              drops with
+//	serve a queue             receiver.run         forward.go
+//	  receive a batch
+//	    from a tap, a lane    tapQueue.receive     tap.go
+//	    from a packet wire    packetQueue.receive  packet.go          Overrun
+//	      or a socket wire    mmsgQueue.receive    mmsg.go, poll.go   Giant, Unreadable,
+//	                                                                  Indescribable
+//	  handle it               receiver.input       forward.go
+//	    check a frame         receiver.accept      forward.go         Looped, BadSource,
+//	                                                                  Spoofed, LinkLocal
+//	      parse it            frame.parse          frame.go           Short, Giant
+//	      find its VLAN       table.classify       vlan.go            VLAN
+//	      learn its source    FDB.Learn            fdb.go
+//	    pick the targets      receiver.forward     forward.go
+//	      detect a loop       receiver.looped      loop.go            Looped
+//	      limit storms        bucket.take          storm.go           Broadcasts, Multicasts,
+//	                                                                  Unknowns
+//	      find its port       FDB.Lookup           fdb.go
+//	        check it          receiver.between     forward.go         SamePort, Isolated,
+//	                                                                  Looped, VLAN
+//	      or flood it         receiver.flood       forward.go         NoPort
+//	        check each port   receiver.between     forward.go
+//	        add, send         as in flush
+//	    send to the targets   receiver.flush       forward.go
+//	      add a frame         receiver.add         forward.go
+//	        choose its tag    table.leaving        vlan.go
+//	        write the tag     frame.retag          frame.go
+//	        segment it        receiver.finish      forward.go         TooBig
+//	      send the list       receiver.send        forward.go
+//	        to a tap          tapQueue.send        tap.go, ring.go
+//	        to a packet wire  packetQueue.send     packet.go
+//	          or by a lane    lane.send            lane.go
+//	          or, without one oversize.send        oversize.go
+//	        to a socket wire  mmsgQueue.send       mmsg.go
+//	          note a result   sender.note          sender.go          Full, Down, Gone,
+//	                                                                  Rejected, TooBig
 //
-// A frame that a step refuses is counted with a [Reason] (reason.go). A capture wraps the first and
-// the last step of a port's path (capture.go).
+// frame.parse and receiver.finish also drop with the reasons of package offload. The kernel counts
+// Overrun, and Port.Stats asks it for the number. A frame for one port is dropped with the reason
+// of between. A flooded frame is dropped only if it may leave by no port at all, and then with
+// NoPort: flood does not report why it left out each port. A capture wraps receiver.input and
+// queue.send (capture.go).
 //
 // # VLAN tags
 //
-// A frame's 802.1Q tag is in the frame, or beside it when a packet socket delivers it; putBack
-// (mmsg.go) then inserts it. frame.parse reads the tag. If the switch filters VLANs, classify finds
-// the frame's VLAN from the tag or the port, between compares it with the target's VLANs, and
-// leaving says with which tag the frame leaves. retag writes that tag. A switch that does not
-// filter leaves tags alone, and all frames are in VLAN 1. An 802.1ad tag is payload.
+// The kernel puts a tag into the frame when a tap is read (tun_put_user in drivers/net/tun.c). QEMU
+// sends it in a socket's datagram. A packet socket delivers the outermost tag, of 802.1Q or
+// 802.1ad, beside the frame: tagOf reads it, and putBack inserts it (mmsg.go). Then all tags are in
+// the frame, as they are when it leaves.
+//
+// frame.parse reads an outermost 802.1Q tag; a frame whose outermost tag is of 802.1ad counts as
+// untagged. If the switch filters VLANs, classify finds the frame's VLAN from the tag or the port,
+// between compares it with the target's VLANs, leaving decides with which tag the frame leaves, and
+// retag writes that tag. A switch that does not filter forwards tags unchanged, and all frames are
+// in VLAN 1. TestVLANs has the rules as a table: what arrives with which tags, and where it leaves.
 //
 // # Around the datapath
 //

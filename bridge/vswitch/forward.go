@@ -143,7 +143,8 @@ func (r *receiver) forward(frames []frame, i int) Reason {
 	return r.flood(f)
 }
 
-// between returns Delivered if a frame of this port may leave by to, or why it may not.
+// between returns Delivered if a frame of this port may leave by to, or why it may not. On a switch
+// that does not filter VLANs, has is always true (see vlans).
 func (r *receiver) between(to *Port, f *frame) Reason {
 	switch {
 	case to == r.port && !to.cfg.Hairpin:
@@ -158,7 +159,7 @@ func (r *receiver) between(to *Port, f *frame) Reason {
 	return Delivered
 }
 
-// flood sends a frame to all ports that may send it.
+// flood sends a frame to all ports that may send it. It does not report why others may not.
 func (r *receiver) flood(f *frame) Reason {
 	unknown, sent := f.dst&groupBit == 0, false
 	for _, to := range r.ports.ports {
@@ -198,7 +199,8 @@ func (r *receiver) add(to *Port, f *frame) {
 	limits := to.limits.Load()
 	tci, tagged := r.ports.leaving(to, f)
 	retag := tagged != f.tagged || tci != f.tci
-	// The limits do not depend on the tag.
+	// The answer is the same for the frame as it leaves: a frame may be one tag longer than the
+	// MTU allows, and its outermost tag does not count (Limits.admits in package offload).
 	fits := offload.Fits(f.vnet, f.ether(), *limits)
 	switch {
 	case fits && !retag && limits.VnetHdr <= vnetLen:

@@ -40,8 +40,8 @@ type frame struct {
 // ether returns the Ethernet frame.
 func (f *frame) ether() []byte { return f.data[vnetLen:] }
 
-// vnetLen returns the length of the vnet header, or 0 if data is too short for one.
-func (f *frame) vnetLen() int {
+// headerLen returns the length of the vnet header, or 0 if data is too short for one.
+func (f *frame) headerLen() int {
 	if len(f.data) < vnetLen {
 		return 0
 	}

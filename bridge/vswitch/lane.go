@@ -11,8 +11,8 @@ import (
 	"vmnet/internal/endpoint"
 )
 
-// A lane is a second path between a veth device and the switch, for frames that a packet socket
-// cannot pass but a bridge can:
+// A lane is the second path (see secondary) between a veth device and the switch, for frames that a
+// packet socket cannot pass but a bridge can:
 //   - outgoing super-frames of tunnels, for which the socket's vnet header has no type;
 //   - outgoing full frames with several tags. veth drops a frame that is longer than its peer's MTU
 //     plus one tag, unless the outermost tag is in the skb's metadata, where a packet socket cannot
@@ -28,7 +28,7 @@ type lane struct {
 	limits offload.Limits
 }
 
-// takeLane makes a lane from a copy of the file that openLane returned.
+// takeLane makes a lane from a copy of the tap's queue among the files of endpoint.PacketFiles.
 func takeLane(f *os.File) (*lane, error) {
 	l := &lane{}
 	own, err := duplicateAs(f, func(fd int) (err error) {

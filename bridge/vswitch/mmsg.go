@@ -11,19 +11,18 @@ import (
 	"vmnet/bridge/vswitch/offload"
 )
 
-// socketQueue receives and sends in batches, with recvmmsg(2) and sendmmsg(2).
-type socketQueue struct {
+// mmsgQueue receives and sends in batches, with recvmmsg(2) and sendmmsg(2). It is the queue of a
+// socket wire, and a part of a packet wire's queue (packetQueue).
+type mmsgQueue struct {
 	*polled
+	mmsgConfig
 	msgs []mmsghdr
 	iovs []unix.Iovec
-	aux  [][auxLen]byte // control messages of frames; nil if the socket has none
+	aux  [][auxLen]byte // control messages of frames, if lacks is lacksTag
 
 	slots []byte // buffers for one frame each
 	slot  int    // size of a slot in bytes
-	head  int    // room in bytes before the data that the kernel writes
-	// big is the frame size in bytes to which slots grow after a frame did not fit; 0 means
-	// that they do not grow.
-	big int
+	room  int    // bytes before the data that the kernel writes, for what take adds
 
 	ended func(errno syscall.Errno) bool // reports whether an error ends the queue
 
@@ -33,28 +32,48 @@ type socketQueue struct {
 	grow   bool // enlarge the slots before the next receive
 }
 
+// mmsgConfig says what an mmsgQueue receives. Lengths are in bytes, as the kernel writes a frame.
+type mmsgConfig struct {
+	batch int // at most that many frames at a time
+	size  int // longest frame
+	big   int // longest frame after one did not fit, bigFrames at a time; 0 means size
+	lacks lacking
+}
+
+// lacking is the part of a frame that is not in the data which the kernel writes. take adds it.
+type lacking uint8
+
+const (
+	// lacksHeader is for a socket wire: a datagram is an Ethernet frame with all its tags. take
+	// adds a vnet header of zeros.
+	lacksHeader lacking = iota
+
+	// lacksTag is for a packet wire: the data begins with a vnet header, and the kernel has moved
+	// the outermost tag, if any, into a control message. take puts it back.
+	lacksTag
+)
+
 // auxLen is the room for one control message, struct tpacket_auxdata (packet(7)).
 const auxLen = unix.SizeofCmsghdr + 24
 
-// newSocketQueue takes ownership of f. The queue receives up to that many frames at a time, each of
-// at most size bytes, and leaves head bytes before each.
-func newSocketQueue(f *polled, frames, size, head int, aux bool) *socketQueue {
-	q := &socketQueue{polled: f, head: head}
+// newMmsgQueue takes ownership of f.
+func newMmsgQueue(f *polled, cfg mmsgConfig) *mmsgQueue {
+	q := &mmsgQueue{polled: f, mmsgConfig: cfg, room: vnetLen}
 	q.fill = q.fillFrames
-	if aux {
-		q.aux = make([][auxLen]byte, frames)
+	if cfg.lacks == lacksTag {
+		q.room, q.aux = tagLen, make([][auxLen]byte, cfg.batch)
 	}
-	q.makeRoom(frames, size)
+	q.makeSlots(cfg.batch, cfg.size)
 	return q
 }
 
-// makeRoom allocates slots for that many frames, of at most size bytes each.
-func (q *socketQueue) makeRoom(frames, size int) {
+// makeSlots allocates slots for that many frames, of at most size bytes each.
+func (q *mmsgQueue) makeSlots(frames, size int) {
 	q.msgs, q.iovs = make([]mmsghdr, frames), make([]unix.Iovec, frames)
-	q.slot = (q.head + size + 63) &^ 63
+	q.slot = (q.room + size + 63) &^ 63
 	q.slots = make([]byte, q.slot*frames)
 	for i := range q.msgs {
-		at := q.slots[i*q.slot+q.head:]
+		at := q.slots[i*q.slot+q.room:]
 		q.iovs[i].Base = &at[0]
 		q.iovs[i].SetLen(size)
 		q.msgs[i].hdr.Iov = &q.iovs[i]
@@ -62,10 +81,10 @@ func (q *socketQueue) makeRoom(frames, size int) {
 	}
 }
 
-func (q *socketQueue) receive(frames []frame) (int, error) {
+func (q *mmsgQueue) receive(frames []frame) (int, error) {
 	q.frames = frames
 	if q.grow {
-		q.makeRoom(bigFrames, q.big)
+		q.makeSlots(bigFrames, q.big)
 		q.grow, q.big = false, 0
 	}
 	return q.read(q.fill)
@@ -75,7 +94,7 @@ func (q *socketQueue) receive(frames []frame) (int, error) {
 // for one lost frame. A packet socket returns EINVAL for a super-frame for which the vnet header
 // has no type, such as one of SCTP, or of UDP before Linux 6.2 (virtio_net_hdr_from_skb in
 // include/linux/virtio_net.h).
-func (q *socketQueue) fillFrames(fd uintptr) (n int, err error) {
+func (q *mmsgQueue) fillFrames(fd uintptr) (n int, err error) {
 	want := min(len(q.frames), len(q.msgs))
 	for i := range q.aux[:min(want, len(q.aux))] { // the kernel has set the length to what it wrote
 		q.msgs[i].hdr.Control = &q.aux[i][0]
@@ -105,28 +124,28 @@ func (q *socketQueue) fillFrames(fd uintptr) (n int, err error) {
 	}
 }
 
-// take returns the frame in message i, with the vnet header or room for it in front, and the tag
-// restored.
-func (q *socketQueue) take(i int) frame {
+// take returns the frame in message i, with what its data lacks.
+func (q *mmsgQueue) take(i int) frame {
 	if q.msgs[i].hdr.Flags&unix.MSG_TRUNC != 0 {
 		q.grow = q.big > 0
 		return frame{lost: Giant}
 	}
 	start := i * q.slot
-	data := q.slots[start : start+q.head+int(q.msgs[i].len) : start+q.slot]
-	if q.aux == nil {
-		clear(data[:q.head])
+	data := q.slots[start : start+q.room+int(q.msgs[i].len) : start+q.slot]
+	if q.lacks == lacksHeader {
+		clear(data[:q.room])
 		return frame{data: data}
 	}
 	tag, ok := tagOf(&q.msgs[i].hdr, &q.aux[i])
-	if !ok || len(data) < q.head+vnetLen+macsLen {
-		return frame{data: data[q.head:]}
+	if !ok || len(data) < q.room+vnetLen+macsLen {
+		return frame{data: data[q.room:]}
 	}
 	return frame{data: putBack(data, tag)}
 }
 
 // tagOf returns the tag that the kernel has removed from a frame (TP_STATUS_VLAN_VALID in
-// include/uapi/linux/if_packet.h).
+// include/uapi/linux/if_packet.h): the outermost one, of 802.1Q or 802.1ad (skb_vlan_untag in
+// __netif_receive_skb_core, net/core/dev.c).
 func tagOf(hdr *unix.Msghdr, aux *[auxLen]byte) (tag [tagLen]byte, ok bool) {
 	const auxSize = int(unsafe.Sizeof(unix.TpacketAuxdata{}))
 	c := (*unix.Cmsghdr)(unsafe.Pointer(aux))
@@ -146,8 +165,8 @@ func tagOf(hdr *unix.Msghdr, aux *[auxLen]byte) (tag [tagLen]byte, ok bool) {
 	return tag, true
 }
 
-// putBack moves the vnet header and the addresses into the 4 bytes of room before them, and inserts
-// the tag after them. It adapts the offsets in the header, which do not count the tag
+// putBack moves the vnet header and the addresses into the room of tagLen bytes before them, and
+// inserts the tag after them. It adapts the offsets in the header, which do not count the tag
 // (virtio_net_hdr_from_skb in include/linux/virtio_net.h).
 func putBack(data []byte, tag [tagLen]byte) []byte {
 	copy(data, data[tagLen:tagLen+vnetLen+macsLen])
@@ -157,4 +176,4 @@ func putBack(data []byte, tag [tagLen]byte) []byte {
 	return data
 }
 
-func (q *socketQueue) send(s *sender) { s.use(q.conn, s.burst) }
+func (q *mmsgQueue) send(s *sender) { s.use(q.conn, s.burst) }

@@ -17,11 +17,11 @@ import (
 	"vmnet/internal/endpoint"
 )
 
-// An oversize sends frames that are too long for a packet socket, whose limit is the device's MTU
-// plus an Ethernet header and one 802.1Q tag (packet_snd in net/packet/af_packet.c). A kernel
-// bridge does not count the outermost tag, so that it also sends full frames with two tags, or with
-// one 802.1ad tag. A transmit ring with vnet headers has no such limit (tpacket_snd there). It is
-// slower, so only these frames use it.
+// An oversize is a second path (see secondary). It sends frames that are too long for a packet
+// socket, whose limit is the device's MTU plus an Ethernet header and one 802.1Q tag (packet_snd in
+// net/packet/af_packet.c). A kernel bridge does not count the outermost tag, so that it also sends
+// full frames with two tags, or with one 802.1ad tag. A transmit ring with vnet headers has no such
+// limit (tpacket_snd there). It is slower, so only these frames use it.
 //
 // The socket has no ring until the first such frame, and receives nothing.
 type oversize struct {

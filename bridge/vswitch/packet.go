@@ -85,8 +85,9 @@ func OpenPacketFiles(files []*os.File) (*Wire, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open packet socket: %w", err), w.Close())
 	}
-	q := &packetQueue{socketQueue: newSocketQueue(own, packetFrames, vnetLen+maxFrame, tagLen, true), device: d}
-	q.big = vnetLen + maxBig
+	q := &packetQueue{device: d, mmsgQueue: newMmsgQueue(own, mmsgConfig{
+		batch: packetFrames, size: vnetLen + maxFrame, big: vnetLen + maxBig, lacks: lacksTag,
+	})}
 	q.ended = q.deviceGone
 	q.lookAfter(lookEvery)
 	w.queues = []queue{q}
@@ -101,12 +102,14 @@ func OpenPacketFiles(files []*os.File) (*Wire, error) {
 }
 
 type packetQueue struct {
-	*socketQueue
+	*mmsgQueue
 	device endpoint.Device
 	second secondary
 }
 
-// A secondary sends frames that the packet socket cannot send. send returns the result as an errno.
+// A secondary is the second path of a packet wire: it sends frames that the packet socket cannot
+// send. It is a lane on a veth device that can have one, otherwise an oversize. send returns the
+// result as an errno.
 type secondary interface {
 	send(f *offload.Frame) syscall.Errno
 	close() error
@@ -136,12 +139,12 @@ func (q *packetQueue) takeSecond(f *os.File, w *Wire) error {
 // send sends the list. Frames that the socket cannot send go through the secondary.
 func (q *packetQueue) send(s *sender) {
 	s.second = q.second
-	q.socketQueue.send(s)
+	q.mmsgQueue.send(s)
 	s.second = nil
 }
 
 func (q *packetQueue) close() error {
-	err := q.socketQueue.close()
+	err := q.mmsgQueue.close()
 	if q.second != nil {
 		err = errors.Join(err, q.second.close())
 	}
@@ -159,7 +162,7 @@ const (
 // report these to the socket (packet_notifier in net/packet/af_packet.c).
 func (q *packetQueue) receive(frames []frame) (int, error) {
 	for {
-		n, err := q.socketQueue.receive(frames)
+		n, err := q.mmsgQueue.receive(frames)
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			return n, err
 		}

@@ -10,16 +10,21 @@ type Reason uint8
 const (
 	Delivered Reason = iota // not dropped
 
-	Short      // the Ethernet header or the tag is missing or incomplete
-	Giant      // longer than any valid frame, or than the port's buffers
-	BadSource  // the source is a multicast address, or all zeros
-	Spoofed    // the port does not accept that source (vport.Config.MACs)
-	VLAN       // the port is not in that VLAN
+	Short     // the Ethernet header or the tag is missing or incomplete
+	Giant     // longer than any valid frame, or than the port's buffers
+	BadSource // the source is a multicast address, or all zeros
+	Spoofed   // the port does not accept that source (vport.Config.MACs)
+
+	// VLAN means that the port on which the frame arrived, or the one behind which its destination
+	// is, is not in the frame's VLAN, or that the frame has no tag and arrived on a trunk without
+	// a native VLAN.
+	VLAN
+
 	LinkLocal  // link-local destination, which bridges do not forward
 	Looped     // the port on which it arrived, or by which it should leave, is stopped for a loop
 	SamePort   // the destination is behind the port on which the frame arrived
 	Isolated   // both ports are isolated
-	NoPort     // no other port is in that VLAN
+	NoPort     // flooded to no port: all are in other VLANs, isolated, stopped or no-flood
 	Broadcasts // exceeds the port's storm limit of broadcasts
 	Multicasts // exceeds the limit of multicast frames
 	Unknowns   // exceeds the limit of frames to unknown addresses

@@ -15,8 +15,10 @@ import (
 // fd too.
 //
 // mtu is the longest frame that the other end sends, in bytes, without Ethernet header and VLAN
-// tags. Longer frames are dropped. 0 means 65535. When the other end is closed, the port ends with
-// ECONNREFUSED: at the next frame that is sent to it, or within a second or two (peer.go).
+// tags; 0 means 65535. A frame of that length may have two tags: the port receives up to mtu+22
+// bytes, at most offload.MaxFrame. Longer frames are dropped as Giant. When the other end is
+// closed, the port ends with ECONNREFUSED: at the next frame that is sent to it, or within a second
+// or two (peer.go).
 func OpenSocket(f *os.File, mtu int) (*Wire, error) {
 	if mtu <= 0 {
 		mtu = 65535
@@ -25,7 +27,9 @@ func OpenSocket(f *os.File, mtu int) (*Wire, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open socket: %w", err)
 	}
-	q := newSocketQueue(own, batchSize, min(mtu+etherLen+2*tagLen, maxFrame), vnetLen, false)
+	q := newMmsgQueue(own, mmsgConfig{
+		batch: batchSize, size: min(mtu+etherLen+2*tagLen, maxFrame), lacks: lacksHeader,
+	})
 	q.ended = func(syscall.Errno) bool { return true }
 	return &Wire{kind: "socket", queues: []queue{q}}, nil
 }

@@ -39,11 +39,11 @@ func (t *table) keyAt(p *Port, mac net.HardwareAddr, vlan int) (Key, error) {
 			"(leave it out, or run the switch with --vlan-filtering)", brport.ErrInvalid, vlan)
 	case !t.filters:
 		return KeyOf(mac, defaultVLAN), nil
-	case vlan == 0 && !p.vlans.untagged:
+	case vlan == 0 && !p.vlans.hasPVID:
 		return 0, fmt.Errorf("%w VLAN 0: port %s has no VLAN for untagged frames (name a VLAN of its trunk)",
 			brport.ErrInvalid, p.name)
 	case vlan == 0:
-		return KeyOf(mac, p.vlans.native), nil
+		return KeyOf(mac, p.vlans.pvid), nil
 	case !p.vlans.has(uint16(vlan)):
 		return 0, fmt.Errorf("%w VLAN %d: port %s is not in it", brport.ErrInvalid, vlan, p.name)
 	}

@@ -130,7 +130,7 @@ func (sw *Switch) tick(peers *peers) {
 // addresses that were learned from frames in flight.
 func (sw *Switch) forgetDead(peers *peers) {
 	for _, p := range sw.table.Load().ports {
-		switch q, ok := p.wire.queues[0].(*socketQueue); {
+		switch q, ok := p.wire.queues[0].(*mmsgQueue); {
 		case p.down.Load():
 			p.forget()
 		case ok && peers.closed(q.file):
@@ -221,12 +221,12 @@ func (p *Port) owns(t *table, k Key) error {
 // locked returns the keys of the addresses that a port is locked to, in the VLAN of its untagged
 // frames.
 func (p *Port) locked() []Key {
-	if !p.vlans.untagged {
+	if !p.vlans.hasPVID {
 		return nil
 	}
 	var keys []Key
 	for _, mac := range p.macs {
-		keys = append(keys, keyOf(mac, p.vlans.native))
+		keys = append(keys, keyOf(mac, p.vlans.pvid))
 	}
 	return keys
 }

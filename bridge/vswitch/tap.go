@@ -111,7 +111,8 @@ func (q *tapQueue) drainQueue(fd uintptr) bool {
 	return true
 }
 
-// take makes a frame from the data of one read. If the tap has no vnet header, take adds a zero
+// take makes a frame from the data of one read, into which the kernel has put the frame's tag
+// (tun_put_user in drivers/net/tun.c). If the tap has no vnet header, take adds a zero
 // one. It shortens a long one to its first part.
 func (q *tapQueue) take(data []byte) frame {
 	if q.vnet == 0 {

@@ -5,7 +5,7 @@ import "vmnet/bridge/brport"
 // A switch filters VLANs from the start with Config.VLANFiltering, and otherwise since the first
 // port with VLANs was added. It never stops to filter, so that the removal of a port cannot let
 // tagged frames of the others pass. Before, it works like a kernel bridge with vlan_filtering 0:
-// tags are payload, and all ports are in one network.
+// frames are forwarded with the tags that they have, and all ports are in one network.
 //
 // With filtering, it works like a kernel bridge with vlan_filtering 1 (net/bridge/br_vlan.c).
 
@@ -14,20 +14,26 @@ import "vmnet/bridge/brport"
 // valid when the switch starts to filter.
 const defaultVLAN = 1
 
-// vlans says which VLANs a port is in, on a switch that filters.
+// vlans says which VLANs a port is in. A port without VLAN and Trunk is in defaultVLAN. On a switch
+// that does not filter, all ports are like that and all frames are in defaultVLAN (classify), so
+// that receiver.between need not know whether the switch filters.
 type vlans struct {
-	native   uint16     // VLAN of untagged frames
-	untagged bool       // untagged frames are accepted; those of the native VLAN leave untagged
-	tagged   [64]uint64 // one bit for each VLAN whose frames enter and leave tagged
+	// pvid is the VLAN of untagged frames, under the kernel's name: that of an access port, or
+	// the native VLAN of a trunk. Its frames leave untagged.
+	pvid    uint16
+	hasPVID bool // otherwise untagged frames are dropped
+
+	// members has one bit for each VLAN of a trunk. The frames of all but the pvid leave tagged.
+	members [64]uint64
 }
 
 func newVLANs(cfg brport.Settings) *vlans {
-	v := &vlans{native: uint16(cfg.Native), untagged: cfg.Native != 0}
+	v := &vlans{pvid: uint16(cfg.Native), hasPVID: cfg.Native != 0}
 	switch {
 	case cfg.VLAN != 0:
-		v.native, v.untagged = uint16(cfg.VLAN), true
+		v.pvid, v.hasPVID = uint16(cfg.VLAN), true
 	case len(cfg.Trunk) == 0:
-		v.native, v.untagged = defaultVLAN, true
+		v.pvid, v.hasPVID = defaultVLAN, true
 	}
 	for _, r := range cfg.Trunk {
 		v.allow(r)
@@ -37,24 +43,25 @@ func newVLANs(cfg brport.Settings) *vlans {
 
 func (v *vlans) allow(r brport.VLANRange) {
 	for id := r.First; id <= r.Last; id++ {
-		v.tagged[id/64] |= 1 << (id % 64)
+		v.members[id/64] |= 1 << (id % 64)
 	}
 }
 
-func (v *vlans) isNative(vid uint16) bool { return v.untagged && vid == v.native }
+// isPVID reports whether the VLAN's frames leave untagged.
+func (v *vlans) isPVID(vid uint16) bool { return v.hasPVID && vid == v.pvid }
 
 // has reports whether the port is in a VLAN.
 func (v *vlans) has(vid uint16) bool {
-	return v.isNative(vid) || v.tagged[vid/64]&(1<<(vid%64)) != 0
+	return v.isPVID(vid) || v.members[vid/64]&(1<<(vid%64)) != 0
 }
 
 // meets reports whether two ports have a VLAN in common, so that frames can pass between them.
 func (v *vlans) meets(other *vlans) bool {
-	if v.untagged && other.has(v.native) || other.untagged && v.has(other.native) {
+	if v.hasPVID && other.has(v.pvid) || other.hasPVID && v.has(other.pvid) {
 		return true
 	}
-	for i := range v.tagged {
-		if v.tagged[i]&other.tagged[i] != 0 {
+	for i := range v.members {
+		if v.members[i]&other.members[i] != 0 {
 			return true
 		}
 	}
@@ -70,10 +77,10 @@ func (t *table) classify(p *Port, f *frame) bool {
 	case f.tagged && f.tagVID() != 0:
 		f.vid = f.tagVID()
 		return p.vlans.has(f.vid)
-	case !p.vlans.untagged:
+	case !p.vlans.hasPVID:
 		return false
 	default:
-		f.vid = p.vlans.native
+		f.vid = p.vlans.pvid
 	}
 	return true
 }
@@ -84,7 +91,7 @@ func (t *table) leaving(to *Port, f *frame) (tci uint16, tagged bool) {
 	switch {
 	case !t.filters:
 		return f.tci, f.tagged
-	case to.vlans.isNative(f.vid):
+	case to.vlans.isPVID(f.vid):
 		return 0, false
 	}
 	return f.tci&^maxVID | f.vid, true

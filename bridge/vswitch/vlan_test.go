@@ -3,6 +3,7 @@ package vswitch
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"slices"
 	"testing"
 
@@ -10,6 +11,8 @@ import (
 	"vmnet/bridge/vswitch/vport"
 )
 
+// TestVLANs is the specification of VLANs: from which port, with which tags, a frame reaches which
+// ports, and with which tags it leaves there. A frame that reaches none is dropped with VLAN.
 func TestVLANs(t *testing.T) {
 	l := newLAN(t, map[string]vport.Config{
 		"a10": access(10), "b10": access(10), "a20": access(20),
@@ -89,9 +92,17 @@ func TestVLANs(t *testing.T) {
 }
 
 // floods sends a broadcast with tags from a station, and compares what the other stations receive.
+// If none is to receive it, the port must drop it with the reason VLAN.
 func (l *lan) floods(from string, tags []string, want map[string][]string) {
 	l.tb.Helper()
+	dropped := l.port(from).Stats().Drops
+	if len(want) == 0 {
+		dropped[VLAN.String()]++
+	}
 	got := l.send(from, etherFrame(all, mac(1), tags, 60))
+	if drops := l.port(from).Stats().Drops; !maps.Equal(drops, dropped) {
+		l.tb.Errorf("%s %v: the port has dropped %v, want %v", from, tags, drops, dropped)
+	}
 	if len(got) != len(want) {
 		l.tb.Errorf("%s %v: reached %v, want %v", from, tags, names(got), want)
 	}

@@ -220,7 +220,10 @@ func (m *Maker) packetFiles(ctx context.Context, device string) ([]*os.File, err
 	}
 }
 
-// portOf returns a NIC's port as a switch is asked for it.
+// portOf returns a NIC's port as a switch is asked for it. A guest's port is never of kind
+// control.Tap, for which the switch has the queues of a tap. A NIC of type socket has a port of
+// kind control.Socket. A NIC of type tap has one of kind control.Packet: QEMU has the tap's queues,
+// and the switch has a packet socket on the tap's kernel side.
 func portOf(r nic.Record, name, label string, pid int) control.Port {
 	p := control.Port{Name: name, Kind: control.Socket, Label: label, Holder: pid, Config: r.SwitchPortConfig()}
 	if r.Type != nic.TypeSocket {

@@ -137,7 +137,7 @@ func CheckPacket(fd int) (d Device, err error) {
 	return deviceOf(fd, ll.Ifindex)
 }
 
-// DeviceOf returns the device with that index. It fails unless it is an Ethernet device
+// deviceOf returns the device with that index. It fails unless it is an Ethernet device
 // (ARPHRD_ETHER in include/uapi/linux/if_arp.h), which excludes tunnels and the loopback device.
 // The host needs the latter itself.
 func deviceOf(fd, index int) (Device, error) {
