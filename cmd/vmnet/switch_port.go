@@ -56,7 +56,7 @@ const portHelp = `A port is written DEVICE[,OPTION...], with the options
                            frames in a second, such as frames over these limits; for guests
 
 As soon as a port has a VLAN, the switch separates VLANs, and ports without vlan and trunk are in
-VLAN 1, untagged; until then tags are payload, and all ports are in one network.`
+VLAN 1, untagged; until then tags pass unchanged, and all ports are in one network.`
 
 // devicePorts adds the flags --tap and --packet, which append to ports in the order given.
 func devicePorts(cmd *cobra.Command, a *app, ports *[]wantedPort) {

@@ -164,7 +164,7 @@ func vlansText(filters bool) string {
 	if filters {
 		return "separated"
 	}
-	return "not separated: tags are payload"
+	return "not separated: tags pass unchanged"
 }
 
 // alone returns the names of the ports that can reach no other port.

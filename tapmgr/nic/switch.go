@@ -16,7 +16,7 @@ import (
 // Switch says how a NIC is a port of a userspace switch (package vswitch).
 type Switch struct {
 	Name string // as vmnet switch run was given it, or its control socket's path, with a slash
-	By   By     // empty means ByAuto
+	By   By     // --via of attach; empty means ByAuto
 
 	// LockMAC drops frames from the guest whose source is not the NIC's own address.
 	LockMAC bool
@@ -29,7 +29,8 @@ type Switch struct {
 	MaxAddresses int
 }
 
-// By is what connects QEMU with the switch.
+// By is what connects QEMU with the switch: a word of attach's --via for a NIC on a switch. The
+// other words of --via say how a libvirt guest gets the NIC (Via).
 type By string
 
 const (

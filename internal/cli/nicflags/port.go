@@ -26,7 +26,7 @@ func AddPort(f *pflag.FlagSet, p *brport.Settings) {
 		}
 	}
 	f.Var(Value("N", "", vlan(&p.VLAN)), "vlan",
-		"the port is in VLAN N only, untagged; 1 to 4094, on a bridge with --vlan-filtering")
+		"the port is in VLAN N only, untagged; 1 to 4094, on a bridge that filters VLANs, or on any switch")
 	f.Var(Value("LIST", "", func(s string) (err error) {
 		p.Trunk, err = brport.ParseVLANs(s)
 		return err
