@@ -3,7 +3,9 @@ package inventory
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strconv"
 
@@ -14,6 +16,7 @@ import (
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/stablemac"
 	"vmnet/tapmgr/nic"
+	"vmnet/vhost"
 )
 
 // View is what is read of a plugged NIC for its comparison with its record.
@@ -143,41 +146,6 @@ var properties = []property{
 		return !v.onBridge() && v.Home != nil
 	}, is("its own"), foundClaim, mendClaim},
 }
-
-// goneFinding is the only finding about a NIC whose device was deleted.
-func goneFinding(v *View) Finding {
-	on, with := "bridge "+v.Want.Source, ""
-	switch {
-	case v.Want.Switch:
-		on = "switch " + v.Want.Source
-	case v.Want.Type != nic.TypeTap:
-		on, with = v.Want.Source, ", most likely with its parent device"
-	}
-	r := Remedy{
-		By: nic.MendAttach,
-		Cure: fmt.Sprintf("%s; the same vmnet attach again does so and replaces it, once %s is there",
-			v.detachCommand(), v.Want.Source),
-	}
-	return Finding{
-		"device on the host", fmt.Sprintf("a %s on %s", v.Want.Type, on),
-		"none: it was deleted under the guest" + with, r,
-	}
-}
-
-const (
-	NotFixed      FixKind = iota // by a person, or by another verb
-	FixLink                      // the settings of the link
-	FixMTU                       // the device's, to what it should carry
-	FixIPv6                      // no address of the host on the device
-	FixMode                      // of a macvtap, to that of its record
-	FixAltName                   // a further name of the link
-	FixBridge                    // it becomes a port of its bridge again
-	FixPort                      // the settings of its bridge's port
-	FixPortState                 // forwarding
-	FixLifetime                  // that of its guest
-	FixSwitch                    // it becomes a port of its switch again
-	FixSwitchPort                // the settings of its switch's port
-)
 
 func is(text string) func(*View) string { return func(*View) string { return text } }
 
@@ -339,3 +307,83 @@ func RxFilter(dev *Device) string {
 
 // OrNothing returns s, or words for no port settings.
 func OrNothing(s string) string { return cmp.Or(s, "nothing special") }
+
+// View reads what a NIC is compared by. It returns the View also with an error, which is about what
+// could not be read.
+func (h *Host) View(dev *Device) (*View, error) {
+	v := &View{Device: dev, vhosts: -1}
+	if dev.Deleted {
+		return v, nil
+	}
+	var errs []error
+	var err error
+	if v.Home, err = h.home(dev); err != nil {
+		errs = append(errs, err)
+	}
+	if dev.onBridge() && v.Home != nil && dev.Master == v.Home.Index {
+		found, err := bridges.ReadPort(h.NL, v.Home, dev.Link)
+		if err == nil {
+			v.port = &found
+		} else {
+			errs = append(errs, fmt.Errorf("its port was not compared: %w", err))
+		}
+	}
+	if !dev.onBridge() && v.Home != nil {
+		if v.claimed, err = h.Claimed(v.Home); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if dev.Want.Vhost && dev.VMMPID() != 0 {
+		v.vhosts = len(vhost.FDs(dev.VMMPID()))
+	}
+	if dev.Want.Switch && dev.SwitchPort.Err != nil {
+		errs = append(errs, fmt.Errorf("its port was not compared: %w", dev.SwitchPort.Err))
+	}
+	if dev.IsDisconnected() && dev.HasLink() {
+		v.notRuns = h.runs(dev.Want.Source)
+	}
+	return v, errors.Join(errs...)
+}
+
+// home reads the bridge that a tap belongs on, or the parent device of a macvtap or ipvtap; nil
+// if there is none.
+func (h *Host) home(dev *Device) (*rtnl.Link, error) {
+	var l *rtnl.Link
+	var err error
+	switch {
+	case dev.Want.Switch:
+		return nil, nil
+	case !dev.onBridge():
+		l, err = h.NL.LinkByIndex(dev.Lower)
+	case dev.Master != 0 && dev.MasterName == dev.Want.Source:
+		l, err = h.NL.LinkByIndex(dev.Master)
+	default:
+		l, err = h.NL.Link(dev.Want.Source)
+	}
+	if errors.Is(err, fs.ErrNotExist) || err == nil && dev.onBridge() && l.Bridge == nil {
+		return nil, nil
+	}
+	return l, err
+}
+
+// maxParents bounds the depth of VLAN devices on VLAN devices.
+const maxParents = 8
+
+// Advice returns notices about a NIC that is as recorded, and yet does not work as its guest
+// expects.
+func (v *View) Advice() []string {
+	var list []string
+	if told, most := v.Want.GuestMTU(), v.WantMTU(); !v.Want.Switch && !v.IsPlain() && most != 0 && told > most {
+		list = append(list,
+			fmt.Sprintf(
+				"the guest may send %d bytes in a frame, and %s carries %d: longer ones are lost (ip link set %s mtu %d; or detach it and attach it again)",
+				told, v.Home.Name, most, v.Home.Name, told))
+	}
+	if v.Home != nil && !v.onBridge() && v.Home.Up && !v.Home.Carrier {
+		list = append(list,
+			fmt.Sprintf(
+				"parent device %s has no carrier: nothing passes it until its cable, or what stands for that, is connected",
+				v.Home.Name))
+	}
+	return list
+}

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"vmnet/internal/alias"
+	"vmnet/internal/endpoint"
+	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/macvtap/vtap"
@@ -280,4 +282,59 @@ func (h *Host) NICs(ctx context.Context, vm string) (nics, plain []nic.NIC, err 
 		plain = h.plainNICs(ctx, links, op)
 	}
 	return append(NICs(all, vm), hidden...), plain, nil
+}
+
+// Claimed reports whether a userspace switch takes all frames of a device, or of the device of
+// which it is a VLAN. It is false if the caller lacks the privilege to see that.
+func (h *Host) Claimed(l *rtnl.Link) (bool, error) {
+	for range maxParents {
+		claimed, err := endpoint.Claimed(h.NS, l.Name)
+		if errors.Is(err, fs.ErrPermission) {
+			return false, nil
+		}
+		if claimed || err != nil || l.Kind != "vlan" || l.LowerNS >= 0 {
+			return claimed, err
+		}
+		if l, err = h.NL.LinkByIndex(l.Lower); err != nil {
+			return false, rtnl.IgnoreNotExist(err)
+		}
+	}
+	return false, nil
+}
+
+// hidden lists vmnet's macvtaps that are on parent devices in the Host's netns and that no
+// process is seen to hold: nobody can reach them but by the id of their netns. Where vm is not
+// empty, they are that guest's.
+func (h *Host) hidden(known []Device, vm string) ([]nic.NIC, error) {
+	devices, err := macvlan.Everywhere(h.NL)
+	if err != nil {
+		return nil, err
+	}
+	// The kernel gives this netns an id in itself when it reports the first of these devices.
+	self, err := h.NL.NetnsID(h.NS)
+	if err != nil || self < 0 { // none of them has its parent device here
+		return nil, err
+	}
+	seen := map[int]bool{}
+	for i := range known {
+		if dev := &known[i]; dev.NetnsFile != nil {
+			seen[h.netnsID(dev)] = true
+		}
+	}
+	var nics []nic.NIC
+	for _, d := range devices {
+		if r, ok := nic.ParseRecord(d.Alias); ok && d.LowerNS == self && !seen[d.NetnsID] && (vm == "" || r.VM == vm) {
+			found := (&Device{Link: d.Link, Want: r}).AsHeld()
+			found.State = nic.Hidden
+			nics = append(nics, found)
+		}
+	}
+	return nics, nil
+}
+
+// netnsID is the id of the netns that a link is in; -1 for none.
+func (h *Host) netnsID(dev *Device) int {
+	id := -1
+	_ = h.withinOpen(dev, func(ns *netns.NS) (err error) { id, err = h.NL.NetnsID(ns); return err })
+	return id
 }

@@ -33,6 +33,22 @@ type Fix struct {
 // FixKind is the kind of a Fix.
 type FixKind int
 
+// What a Fix mends.
+const (
+	NotFixed      FixKind = iota // by a person, or by another verb
+	FixLink                      // the settings of the link
+	FixMTU                       // the device's, to what it should carry
+	FixIPv6                      // no address of the host on the device
+	FixMode                      // of a macvtap, to that of its record
+	FixAltName                   // a further name of the link
+	FixBridge                    // it becomes a port of its bridge again
+	FixPort                      // the settings of its bridge's port
+	FixPortState                 // forwarding
+	FixLifetime                  // that of its guest
+	FixSwitch                    // it becomes a port of its switch again
+	FixSwitchPort                // the settings of its switch's port
+)
+
 // ReconcileCommand is the cure of differences that reconcile mends.
 const ReconcileCommand = "vmnet reconcile"
 
@@ -220,4 +236,24 @@ func ClaimedText(device, kind string) string {
 	return fmt.Sprintf(
 		"%s is a port of a userspace switch, which takes all its frames, and a %s on it would hear nothing (attach with --switch instead; vmnet switch list shows those that run)",
 		device, kind)
+}
+
+// goneFinding is the only finding about a NIC whose device was deleted.
+func goneFinding(v *View) Finding {
+	on, with := "bridge "+v.Want.Source, ""
+	switch {
+	case v.Want.Switch:
+		on = "switch " + v.Want.Source
+	case v.Want.Type != nic.TypeTap:
+		on, with = v.Want.Source, ", most likely with its parent device"
+	}
+	r := Remedy{
+		By: nic.MendAttach,
+		Cure: fmt.Sprintf("%s; the same vmnet attach again does so and replaces it, once %s is there",
+			v.detachCommand(), v.Want.Source),
+	}
+	return Finding{
+		"device on the host", fmt.Sprintf("a %s on %s", v.Want.Type, on),
+		"none: it was deleted under the guest" + with, r,
+	}
 }

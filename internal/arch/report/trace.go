@@ -18,6 +18,9 @@ import (
 // with the programs.
 const tracedEnv = "VMNET_ARCH_TRACE"
 
+// mostFiles is how many files one may have to open to follow a verb.
+const mostFiles = 20
+
 // A run is one call of a program in a trace.
 type run struct {
 	verb  string // whose files are counted; empty for a preparation
@@ -83,6 +86,7 @@ func trace(w io.Writer, verbose bool) error {
 	if out, err := self.CombinedOutput(); err != nil {
 		return fmt.Errorf("run the verbs: %w: %s", err, out)
 	}
+	var tooMany []string
 	for _, v := range arch.Verbs {
 		all, err := ran(dir, v.Name)
 		if err != nil {
@@ -92,9 +96,16 @@ func trace(w io.Writer, verbose bool) error {
 			return !arch.Under(filepath.Dir(file), v.Rooms)
 		})
 		fmt.Fprintf(w, "  %6d %6d  %s\n", len(rooms), len(all), v.Name)
+		if len(rooms) > mostFiles {
+			tooMany = append(tooMany, v.Name)
+		}
 		if verbose {
 			fmt.Fprintln(w, "                "+strings.Join(rooms, "\n                "))
 		}
+	}
+	if len(tooMany) > 0 {
+		return fmt.Errorf("over %d files: %s (cut or merge files by what they are about)",
+			mostFiles, strings.Join(tooMany, ", "))
 	}
 	return nil
 }
