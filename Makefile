@@ -119,7 +119,7 @@ soak: ## the switch under load for SOAK (3m; root)
 # same for the switch.
 bench: ## attach and launch against other ways, docs/bench (5 minutes; root)
 	sh testvm/setup.sh --packages libvirt-daemon,libvirt-clients,qemu-system-common
-	$(GO) test -v -run '^$$' -bench 'HostSteps|Attach|BridgeHelper|Launch' -benchtime 1x -p 1 -timeout 10m ./tapmgr ./internal/bench
+	$(GO) test -v -run '^$$' -bench 'HostSteps|Attach|BridgeHelper|Launch' -benchtime 1x -p 1 -timeout 10m ./internal/backend ./internal/bench
 
 # The switch against others: table and plots in docs/bench. It takes 15 minutes on a quiet machine.
 # With BENCH=-quick it takes a minute, and prints the table. BENCH=-h prints all options.

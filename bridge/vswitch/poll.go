@@ -103,8 +103,13 @@ func (p *polled) takeTurn(epoll uintptr) bool {
 func (p *polled) visitSocket(fd uintptr) {
 	switch p.n, p.err = p.try(fd); {
 	case p.err != nil:
-	case p.n == 0 && !p.armed: // frames that have arrived since try count as an event too
-		p.arm(fd, unix.EPOLLIN)
+	case p.n == 0 && !p.armed:
+		// A frame that has arrived since try need not wake the runtime's poller: arming a socket
+		// that the instance still has on its list of ready ones wakes nobody (ep_modify in
+		// fs/eventpoll.c), and nobody takes it off that list.
+		if p.arm(fd, unix.EPOLLIN); p.err == nil {
+			p.n, p.err = p.try(fd)
+		}
 	case p.n >= crowd && p.armed:
 		p.arm(fd, 0)
 	}
