@@ -257,7 +257,7 @@ func TestLiveCacheThatIsNotSeenInside(t *testing.T) {
 		h.Stop()
 		t.Fatal("it started")
 	}
-	if !strings.Contains(err.Error(), "is not seen in a lab host") {
+	if !strings.Contains(err.Error(), "a lab host does not see the machine's /dev") {
 		t.Errorf("got %v", err)
 	}
 }
