@@ -130,7 +130,7 @@ func TestLiveLibvirtSessionAttach(t *testing.T) {
 	daemon, _ := libvirttest.StartSession(t, h.ns)
 	daemon.Create(standing)
 	attach := []string{"--libvirt", daemon.URI(), "attach", "--vm", "standing", "--bridge", "br0"}
-	h.fails(h.nobodysVMNet(attach...), exitFailure, "takes root", "--via monitor")
+	h.fails(h.nobodysVMNet(attach...), exitFailure, "only root can", "--via monitor")
 	h.ok(h.nobodysVMNet(append(attach, "--via", "monitor", "--queues", "2")...), "standing/net0: tap", "2 queues")
 	h.ok(h.nobodysVMNet(append(attach, "--via", "monitor")...), "unchanged")
 	nics, err := h.List(t.Context(), "standing")

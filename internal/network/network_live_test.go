@@ -245,7 +245,7 @@ func TestLiveForeignFirewalls(t *testing.T) {
 		}
 	}
 	table ip6 filter {
-		chain INPUT { type filter hook input priority filter; policy drop; meta l4proto ipv6-icmp accept
+		chain INPUT { type filter hook input priority filter; policy drop; meta l4proto 58 accept
 		}
 	}`)
 	g.lease("")

@@ -74,12 +74,12 @@ func TestLiveLinks(t *testing.T) {
 		_, err := changeAddr(ctx, agent.AddrChange{Link: "a", Addr: "10.1.0.1/24", Remove: true})
 		check("remove", err, "")
 		for want, r := range map[string]agent.Route{
-			"":                        {To: "default", Via: "fd01::2"},
-			"route needs a gateway":   {To: "default"},
-			`gateway "x" is no addr`:  {To: "default", Via: "x"},
-			"invalid CIDR address: x": {To: "x", Link: "a"},
-			"link c: Link not found":  {To: "default", Link: "c"},
-			"route to 10.8.0.0/16":    {To: "10.8.0.0/16", Via: "10.7.0.1"},
+			"":                           {To: "default", Via: "fd01::2"},
+			"route needs a gateway":      {To: "default"},
+			`gateway "x" is not an addr`: {To: "default", Via: "x"},
+			"invalid CIDR address: x":    {To: "x", Link: "a"},
+			"link c: Link not found":     {To: "default", Link: "c"},
+			"route to 10.8.0.0/16":       {To: "10.8.0.0/16", Via: "10.7.0.1"},
 		} {
 			_, err := addRoute(ctx, r)
 			check("route", err, want)
