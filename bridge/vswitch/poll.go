@@ -103,15 +103,24 @@ func (p *polled) takeTurn(epoll uintptr) bool {
 func (p *polled) visitSocket(fd uintptr) {
 	switch p.n, p.err = p.try(fd); {
 	case p.err != nil:
-	case p.n == 0 && !p.armed:
-		// A frame that has arrived since try need not wake the runtime's poller: arming a socket
-		// that the instance still has on its list of ready ones wakes nobody (ep_modify in
-		// fs/eventpoll.c), and nobody takes it off that list.
-		if p.arm(fd, unix.EPOLLIN); p.err == nil {
-			p.n, p.err = p.try(fd)
-		}
+	case p.n == 0 && !p.armed: // frames that have arrived since try count as an event too
+		p.arm(fd, unix.EPOLLIN)
 	case p.n >= crowd && p.armed:
-		p.arm(fd, 0)
+		p.disarm(fd)
+	}
+}
+
+// disarm has the epoll instance watch for nothing, and takes the socket off its list of ready ones,
+// on which it has been since the last event. Arming a socket that is on that list wakes nobody
+// (ep_modify in fs/eventpoll.c): a frame that had arrived before would wait for the next one.
+func (p *polled) disarm(fd uintptr) {
+	if p.arm(fd, 0); p.err != nil {
+		return
+	}
+	for {
+		if _, err := unix.EpollWait(p.ep, p.events[:], 0); err != unix.EINTR {
+			return
+		}
 	}
 }
 
