@@ -4,8 +4,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -19,18 +17,6 @@ func TestLiveNetworkWithThePrivilegesOfItsUnit(t *testing.T) {
 	ns := nstest.New(t)
 	_, err := nft.Find("dnsmasq", "dnsmasq-base")
 	nstest.Require(t, "dnsmasq", err == nil, "apt install dnsmasq-base")
-	unit, err := os.ReadFile("../../docs/systemd/vmnet-network@.service")
-	if err != nil {
-		t.Fatal(err)
-	}
-	found := regexp.MustCompile(`(?m)^CapabilityBoundingSet=(.*)$`).FindSubmatch(unit)
-	if found == nil {
-		t.Fatal("the unit names no capabilities")
-	}
-	caps := ""
-	for _, name := range strings.Fields(string(found[1])) {
-		caps += ",+" + strings.ToLower(strings.TrimPrefix(name, "CAP_"))
-	}
 	dir, err := os.MkdirTemp("", "network")
 	if err == nil {
 		err = os.Chmod(dir, 0o755) // for dnsmasq's user
@@ -45,8 +31,9 @@ func TestLiveNetworkWithThePrivilegesOfItsUnit(t *testing.T) {
 	}
 	heard := systemd(t)
 	for range 2 {
-		cmd := exec.Command("nsenter", "--net="+ns.Path(), "setpriv", "--no-new-privs", "--bounding-set", "-all"+caps,
-			"vmnet", "network", "serve", "lab", "--config-dir", dir, "--state-dir", filepath.Join(dir, "state"))
+		cmd := exec.Command("nsenter", "--net="+ns.Path(), "setpriv", "--no-new-privs", "--bounding-set",
+			unitCapabilities(t, "vmnet-network@.service"), "vmnet", "network", "serve", "lab",
+			"--config-dir", dir, "--state-dir", filepath.Join(dir, "state"))
 		cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+heard.LocalAddr().String(), "GORACE=atexit_sleep_ms=0")
 		cmd.Stderr = os.Stderr
 		if err := cmd.Start(); err != nil {

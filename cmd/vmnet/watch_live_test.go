@@ -22,10 +22,10 @@ import (
 	"vmnet/tapmgr/nic"
 )
 
-// unitCapabilities are those that the systemd unit leaves to vmnet watch, in setpriv(1)'s form.
-func unitCapabilities(t *testing.T) string {
+// unitCapabilities are those that a systemd unit leaves to its program, in setpriv(1)'s form.
+func unitCapabilities(t *testing.T, name string) string {
 	t.Helper()
-	unit, err := os.ReadFile("../../docs/systemd/vmnet-watch.service")
+	unit, err := os.ReadFile("../../docs/systemd/" + name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +123,8 @@ func TestLiveWatchWithTheRightsOfItsUnit(t *testing.T) {
 	hasDeaf(t, ns, vm, nobodysGuest(t, vm))
 
 	told := systemd(t)
-	cmd := exec.Command("setpriv", "--bounding-set", unitCapabilities(t), "--no-new-privs", "vmnet", "--netns",
+	cmd := exec.Command("setpriv", "--bounding-set", unitCapabilities(t, "vmnet-watch.service"),
+		"--no-new-privs", "vmnet", "--netns",
 		ns.Path(), "watch", "--no-libvirt", "--log", "json")
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+told.LocalAddr().String(), "GORACE=atexit_sleep_ms=0")
 	log, err := cmd.StderrPipe()

@@ -26,6 +26,17 @@ func TestMain(m *testing.M) { leaktest.Main(m) }
 // patience limits the wait for things that take no time on an idle machine.
 const patience = 20 * time.Second
 
+// socketFiles returns both ends of a socket port, which the test closes at its end.
+func socketFiles(t testing.TB) (near, far *os.File) {
+	t.Helper()
+	near, far, err := endpoint.SocketFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = near.Close(), far.Close() })
+	return near, far
+}
+
 // serve runs a switch and its server until the test ends.
 func serve(t testing.TB) (path string, s *Server) {
 	t.Helper()

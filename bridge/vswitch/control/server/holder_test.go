@@ -12,7 +12,6 @@ import (
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch/control"
-	"vmnet/internal/endpoint"
 	"vmnet/internal/nstest"
 )
 
@@ -138,12 +137,7 @@ func TestPortGoesWithItsLifeline(t *testing.T) {
 func TestLifelineRefused(t *testing.T) {
 	path, _ := serve(t)
 	c := client(t, path)
-	near, far, err := endpoint.SocketFiles()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer near.Close()
-	defer far.Close()
+	near, far := socketFiles(t)
 	cmd, pidfd := sleeper(t)
 	inode, read, _ := lifeline(t)
 	for what, files := range map[string][]*os.File{
@@ -163,12 +157,7 @@ func TestLifelineRefused(t *testing.T) {
 func TestHolderRefused(t *testing.T) {
 	path, _ := serve(t)
 	c := client(t, path)
-	near, far, err := endpoint.SocketFiles()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer near.Close()
-	defer far.Close()
+	near, _ := socketFiles(t)
 	cmd, pidfd := sleeper(t)
 	dead, deadFD := sleeper(t)
 	_ = dead.Process.Kill()

@@ -118,12 +118,7 @@ func TestMessages(t *testing.T) {
 		}
 	}
 	c := client(t, path)
-	near, far, err := endpoint.SocketFiles()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer near.Close()
-	defer far.Close()
+	near, _ := socketFiles(t)
 	for _, p := range []control.Port{
 		{Name: "", Kind: control.Socket},
 		{Name: "two words", Kind: control.Socket},
@@ -198,12 +193,7 @@ func TestFiles(t *testing.T) {
 	}
 	other := os.NewFile(uintptr(stream), "stream")
 	defer other.Close()
-	near, far, err := endpoint.SocketFiles()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer near.Close()
-	defer far.Close()
+	_, far := socketFiles(t)
 	before := openFiles(t)
 	c := client(t, path)
 	_, pidfd := sleeper(t)
@@ -255,12 +245,7 @@ func TestClientLeftBeforeTheAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	near, far, err := endpoint.SocketFiles()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer near.Close()
-	defer far.Close()
+	near, _ := socketFiles(t)
 	gone, stays := raw(t, path), raw(t, path)
 	for conn, name := range map[*net.UnixConn]string{gone: "gone", stays: "stays"} {
 		message := fmt.Sprintf(`{"do":"add-port","port":{"name":%q,"kind":"socket","config":{}}}`, name)

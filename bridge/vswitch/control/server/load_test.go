@@ -16,7 +16,6 @@ import (
 	"vmnet/bridge/vswitch"
 	"vmnet/bridge/vswitch/control"
 	"vmnet/bridge/vswitch/vport"
-	"vmnet/internal/endpoint"
 	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/nstest"
 )
@@ -81,12 +80,7 @@ func TestManyPorts(t *testing.T) {
 	path, s := serve(t)
 	c := client(t, path)
 	label := strings.Repeat("\x01", control.MaxLabel) // six bytes each, as JSON
-	near, far, err := endpoint.SocketFiles()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer near.Close()
-	defer far.Close()
+	near, _ := socketFiles(t)
 	const n = 200
 	for i := range n {
 		if err := c.AddPort(soon(t), control.Port{
@@ -116,12 +110,7 @@ func TestManyPorts(t *testing.T) {
 // TestAtOnce lets many clients change ports at the same time.
 func TestAtOnce(t *testing.T) {
 	path, s := serve(t)
-	near, far, err := endpoint.SocketFiles()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer near.Close()
-	defer far.Close()
+	near, _ := socketFiles(t)
 	cmd, pidfd := sleeper(t)
 	var all sync.WaitGroup
 	for i := range 8 {
