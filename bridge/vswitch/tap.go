@@ -80,10 +80,16 @@ type tapQueue struct {
 
 func (q *tapQueue) receive(frames []frame) (int, error) {
 	q.frames, q.n, q.err = frames, 0, nil
-	if err := q.conn.Read(q.drain); err != nil {
+	err := q.conn.Read(q.drain)
+	switch {
+	case err == nil:
+		return q.n, q.err
+	case errors.Is(err, os.ErrDeadlineExceeded), q.conn.Control(func(uintptr) {}) != nil: // or closed
 		return 0, err
 	}
-	return q.n, q.err
+	// The runtime's poller has seen EPOLLERR alone, which it calls "not pollable": the device is
+	// being deleted (tun_chr_poll in drivers/net/tun.c). Reads will return EBADFD soon.
+	return 0, fmt.Errorf("read: %w", unix.EBADFD)
 }
 
 // drainQueue reports whether it is done; if not, the caller waits until there is something to read.
