@@ -228,3 +228,13 @@ func TestFindByMonitor(t *testing.T) {
 		t.Errorf("%+v, %v", g, err)
 	}
 }
+
+// TestOpenMissing: a guest that has ended is missing, also if its NIC was handed over by libvirt.
+func TestOpenMissing(t *testing.T) {
+	for _, via := range []nic.Via{"", nic.ViaLibvirt, nic.ViaMonitor} {
+		g := &Found{target: nic.Target{VM: "P2"}, missing: qemu.ErrNotFound}
+		if _, err := (&Finder{}).Open(t.Context(), g, via); !errors.Is(err, qemu.ErrNotFound) {
+			t.Errorf("via %q: %v", via, err)
+		}
+	}
+}

@@ -83,7 +83,7 @@ type Handover struct {
 // says how the NIC is or was handed over; empty is the guest's usual way. Close the Guest before g.
 func (f *Finder) Open(ctx context.Context, g *Found, via nic.Via) (*Guest, error) {
 	if !g.IsLibvirts() {
-		if via != "" {
+		if via != "" && g.missing == nil {
 			return nil, fmt.Errorf("%w: guest %s is not libvirt's, --via does not concern it",
 				nic.ErrInvalid, g.target.VM)
 		}
