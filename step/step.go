@@ -30,6 +30,17 @@ type Step struct {
 // error.
 type Around func(ctx context.Context, s Step, do func(context.Context) error) error
 
+// A Runner runs a list of steps in place of Run, for example to print or to break them.
+type Runner func(ctx context.Context, steps []Step) error
+
+// Do runs the steps by r; a nil Runner is Run with nothing around the steps.
+func (r Runner) Do(ctx context.Context, steps []Step) error {
+	if r != nil {
+		return r(ctx, steps)
+	}
+	return Run(ctx, steps, nil)
+}
+
 // UndoTimeout bounds the undoing of all steps. It starts when a step has failed, and is independent
 // of the run's own context, which may be the reason for the failure.
 const UndoTimeout = 10 * time.Second

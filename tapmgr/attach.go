@@ -142,7 +142,7 @@ func (a *attachment) run(ctx context.Context) (nic.Result, error) {
 	case asRequested:
 		return a.repaired(ctx, there.dev)
 	case disconnected: // it is replaced first, since it may have the only free place
-		if err := a.m.run(ctx, []step.Step{a.replaceStep(there.dev)}); err != nil {
+		if err := a.m.Run.Do(ctx, []step.Step{a.replaceStep(there.dev)}); err != nil {
 			return nic.Result{}, err
 		}
 	}
@@ -156,7 +156,7 @@ func (a *attachment) run(ctx context.Context) (nic.Result, error) {
 	if there.verdict == leftover {
 		list = append([]step.Step{a.releaseStep(there.dev)}, list...)
 	}
-	if err := a.m.run(ctx, list); err != nil {
+	if err := a.m.Run.Do(ctx, list); err != nil {
 		return nic.Result{}, err
 	}
 	if a.Spec.Via == nic.ViaMonitor {

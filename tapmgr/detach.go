@@ -118,7 +118,7 @@ func (m *Manager) cutFirst(ctx context.Context, spec DetachSpec, dev *inventory.
 	if err := isHeldBy(dev, spec.PID); err != nil {
 		return false, err
 	}
-	return true, m.run(ctx, m.cutSteps(dev))
+	return true, m.Run.Do(ctx, m.cutSteps(dev))
 }
 
 // mayChange reports whether there is a host interface that the caller has the privilege to change.
@@ -189,7 +189,7 @@ func (d *detachment) run(ctx context.Context) (DetachResult, error) {
 		return DetachResult{}, err
 	}
 	changed := d.dev != nil || plugged || len(forget) > 0
-	err = d.m.run(ctx, append(d.steps(plugged), forget...))
+	err = d.m.Run.Do(ctx, append(d.steps(plugged), forget...))
 	if errors.Is(err, qmp.ErrClosed) && d.wentWithGuest(ctx) {
 		d.notice("the guest ended meanwhile, and the NIC with it")
 		err = nil
@@ -250,7 +250,7 @@ func (m *Manager) detachDead(ctx context.Context, spec DetachSpec, dev *inventor
 		return DetachResult{Notices: []string{fmt.Sprintf("nothing to do: no guest %q runs, and no link is its %s",
 			spec.VM, spec.NIC)}}, nil
 	}
-	err := m.run(ctx, []step.Step{m.deleteStep(dev)})
+	err := m.Run.Do(ctx, []step.Step{m.deleteStep(dev)})
 	return DetachResult{Changed: true}, err
 }
 
@@ -270,7 +270,7 @@ func (m *Manager) detachStored(ctx context.Context, spec DetachSpec, dev *invent
 		list = append(list, m.deleteStep(dev))
 	}
 	list = append(list, step.InStage(nic.ErrHandover, forget...)...)
-	return DetachResult{Changed: len(list) > 0}, m.run(ctx, list)
+	return DetachResult{Changed: len(list) > 0}, m.Run.Do(ctx, list)
 }
 
 // deleteStep deletes a link that no process holds.

@@ -166,7 +166,7 @@ func (a *attachment) repaired(ctx context.Context, dev *inventory.Device) (nic.R
 		return res, nil
 	}
 	if len(list) > 0 {
-		if err := a.m.run(ctx, list); err != nil {
+		if err := a.m.Run.Do(ctx, list); err != nil {
 			return nic.Result{}, err
 		}
 	}

@@ -27,7 +27,7 @@ import (
 // and by several processes. Set its fields before the first call.
 type Manager struct {
 	// Run runs a list of steps; nil is step.Run. A Run that calls no step makes a dry run.
-	Run func(ctx context.Context, steps []step.Step) error
+	Run step.Runner
 	// Progress, if not nil, is called while a verb runs, by one goroutine at a time.
 	Progress func(kind ProgressKind, text string)
 
@@ -66,7 +66,7 @@ func Open(nameOrPath string) (*Manager, error) {
 		return nil, errors.Join(err, ns.Close())
 	}
 	m := &Manager{host: host, ns: ns}
-	host.Run = m.run
+	host.Run = func(ctx context.Context, steps []step.Step) error { return m.Run.Do(ctx, steps) }
 	host.Notice = func(text string) { m.report(Unseen, text) }
 	host.Switches = func() (paths []string, ok bool, err error) { return m.Switches, m.AskSwitches, nil }
 	return m, nil
@@ -108,13 +108,6 @@ func (m *Manager) AskLibvirt() {
 // helper may change only a NIC on a socket.
 func (m *Manager) hasPrivilege(dev *inventory.Device) bool {
 	return !m.HasHelper() || !dev.HasLink()
-}
-
-func (m *Manager) run(ctx context.Context, steps []step.Step) error {
-	if m.Run != nil {
-		return m.Run(ctx, steps)
-	}
-	return step.Run(ctx, steps, nil)
 }
 
 func (m *Manager) report(kind ProgressKind, text string) {

@@ -185,7 +185,7 @@ func (m *Manager) deleteLeftOvers(ctx context.Context, links []inventory.Device)
 	g := &grouping{m: m, links: links, former: map[int]uint32{}, deleted: map[int]bool{}}
 	var refused error
 	if len(links) > 1 {
-		refused = m.run(ctx, g.steps())
+		refused = m.Run.Do(ctx, g.steps())
 	}
 	failed := map[int]error{}
 	for _, dev := range links {

@@ -67,7 +67,7 @@ func (m *Maker) expect(ctx context.Context, spec nic.Spec) error {
 		return err
 	}
 	if former != nil {
-		if err := m.run(ctx, []step.Step{m.deleteFormer(former)}); err != nil {
+		if err := m.Run.Do(ctx, []step.Step{m.deleteFormer(former)}); err != nil {
 			return err
 		}
 	}
@@ -121,7 +121,7 @@ func (m *Maker) adopt(ctx context.Context, a *adoption, makers []int) (nic.Resul
 	if err != nil {
 		return nic.Result{}, err
 	}
-	if err := m.run(ctx, step.InStage(nic.ErrLink, steps...)); err != nil {
+	if err := m.Run.Do(ctx, step.InStage(nic.ErrLink, steps...)); err != nil {
 		return nic.Result{}, err
 	}
 	return a.prepared()

@@ -267,7 +267,7 @@ func (s *service) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.m.run(ctx, steps); err != nil {
+	if err := s.m.Run.Do(ctx, steps); err != nil {
 		return err
 	}
 	// The files here are closed in any case: the tap then lives as long as QEMU holds it.

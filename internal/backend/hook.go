@@ -56,7 +56,7 @@ func (m *Maker) prepare(ctx context.Context, h *NIC) (nic.Result, error) {
 		return nic.Result{}, err
 	}
 	list = append(list, step.InStage(nic.ErrLink, steps...)...)
-	if err := m.run(ctx, list); err != nil {
+	if err := m.Run.Do(ctx, list); err != nil {
 		return nic.Result{}, err
 	}
 	return h.prepared()

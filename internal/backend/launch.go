@@ -108,7 +108,7 @@ func (h *NIC) planned() nic.NIC {
 
 // Make makes all of the NICs, or leaves nothing behind. A dry run leaves them planned.
 func (l *Launch) Make(ctx context.Context) error {
-	if err := l.m.run(ctx, l.steps); err != nil {
+	if err := l.m.Run.Do(ctx, l.steps); err != nil {
 		return fmt.Errorf("launch %s: %w", l.nics[0].Spec.VM, err)
 	}
 	if err := l.verify(ctx); err != nil {

@@ -18,7 +18,6 @@ import (
 	"maps"
 	"os"
 
-	"vmnet/internal/endpoint"
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/netns"
@@ -36,7 +35,7 @@ type Maker struct {
 	*inventory.Host
 
 	// Run runs a list of steps; nil is step.Run alone.
-	Run func(ctx context.Context, steps []step.Step) error
+	Run step.Runner
 	// Owner is the uid for which a privileged helper works, as the aliases of its links say; 0 for
 	// root.
 	Owner int
@@ -72,13 +71,6 @@ func In(nameOrPath string, f func(*Maker) error) error {
 
 // Close closes the netlink socket.
 func (m *Maker) Close() { m.NL.Close() }
-
-func (m *Maker) run(ctx context.Context, steps []step.Step) error {
-	if m.Run != nil {
-		return m.Run(ctx, steps)
-	}
-	return step.Run(ctx, steps, nil)
-}
 
 // NIC is the host's half of a NIC in the making, for a running VMM or for one that is yet to start.
 // PlanInterface comes first, then PlanDevice, HostSteps and, once the steps have run, Verify.
@@ -169,20 +161,6 @@ func (m *Maker) interfaceFor(h *NIC) hostInterface {
 		return &lower
 	}
 	return &bridgeTap{hostTap: tap}
-}
-
-// switchEndpoint decides what connects QEMU and the switch if the Spec leaves that open. A tap
-// costs less for each byte, as its frames cross in super-frames.
-func (m *Maker) switchEndpoint(spec nic.Spec) nic.By {
-	switch {
-	case spec.Switch.By != nic.ByAuto:
-		return spec.Switch.By
-	case spec.CheckSocket() != nil:
-		return nic.ByTap
-	case m.HelperPath != "" || endpoint.MayOpenPacket(m.NS) != nil:
-		return nic.BySocket
-	}
-	return nic.ByTap
 }
 
 // PlanInterface plans the host interface. It reads what the steps need and changes nothing.

@@ -74,7 +74,7 @@ func (h *Host) switchOff(ctx context.Context, parent string) (nic.HostAccess, bo
 		return nic.HostAccess{Parent: parent}, false, cmp.Or(findErr, err)
 	}
 	was := h.describe(*m)
-	return was, true, h.run(ctx, []step.Step{{
+	return was, true, h.maker.Run.Do(ctx, []step.Step{{
 		Name: "delete",
 		Text: fmt.Sprintf("RTM_DELLINK %s", m.Name),
 		Do: func(context.Context) error {
@@ -85,13 +85,6 @@ func (h *Host) switchOff(ctx context.Context, parent string) (nic.HostAccess, bo
 			return explainEPERM(rtnl.IgnoreNotExist(h.maker.NL.Delete(m.Index)))
 		},
 	}})
-}
-
-func (h *Host) run(ctx context.Context, steps []step.Step) error {
-	if h.maker.Run != nil {
-		return h.maker.Run(ctx, steps)
-	}
-	return step.Run(ctx, steps, nil)
 }
 
 // switchOn switches host access on, unless it is on already.
@@ -119,7 +112,7 @@ func (h *Host) switchOn(ctx context.Context, parent string, addrs []netip.Prefix
 	if len(list) == 0 {
 		return h.describe(*there), false, nil
 	}
-	if err := h.run(ctx, list); err != nil {
+	if err := h.maker.Run.Do(ctx, list); err != nil {
 		return nic.HostAccess{}, false, err
 	}
 	now, err := h.on(link.Name)

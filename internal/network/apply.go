@@ -40,7 +40,7 @@ func (m *Manager) Create(ctx context.Context, w Wanted) error {
 	}
 	steps, err := m.createSteps(ctx, w)
 	if err == nil {
-		err = m.run(ctx, steps)
+		err = m.Run.Do(ctx, steps)
 	}
 	return errors.Join(err, unlock())
 }
@@ -147,7 +147,7 @@ func (m *Manager) replace(ctx context.Context, name string, change func(*config.
 	}
 	file := m.fileStep(&n)
 	file.Undo = func(context.Context) error { return m.Dir.Write(old) }
-	return m.run(ctx, append([]step.Step{file}, steps...))
+	return m.Run.Do(ctx, append([]step.Step{file}, steps...))
 }
 
 // Apply makes a network as its file says. changed reports whether it was not so before.
@@ -171,7 +171,7 @@ func (m *Manager) ApplyUnlocked(ctx context.Context, name string) (n *config.Net
 	if err != nil || len(steps) == 0 {
 		return n, false, err
 	}
-	return n, true, m.run(ctx, steps)
+	return n, true, m.Run.Do(ctx, steps)
 }
 
 // applySteps are those that make a network from what there is of it; none if nothing differs.

@@ -28,7 +28,7 @@ func (m *Manager) Delete(ctx context.Context, name string, force bool) error {
 	}
 	steps, err := m.deleteSteps(ctx, name, force)
 	if err == nil {
-		err = m.run(ctx, steps)
+		err = m.Run.Do(ctx, steps)
 	}
 	return errors.Join(err, unlock())
 }

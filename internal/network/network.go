@@ -28,7 +28,7 @@ type Manager struct {
 	Resolv  string // the host's resolv.conf; empty for server.ResolvConf
 	Service Service
 	// Run runs steps; nil is step.Run.
-	Run func(context.Context, []step.Step) error
+	Run step.Runner
 	// DryRun says that Run changes nothing, so that nothing is locked.
 	DryRun bool
 
@@ -64,13 +64,6 @@ func (m *Manager) lock(ctx context.Context) (unlock func() error, err error) {
 		return func() error { return nil }, nil
 	}
 	return m.Dir.Lock(ctx)
-}
-
-func (m *Manager) run(ctx context.Context, steps []step.Step) error {
-	if m.Run != nil {
-		return m.Run(ctx, steps)
-	}
-	return step.Run(ctx, steps, nil)
 }
 
 // ErrForeign is the error for a bridge or another device that has a network's name and is something
