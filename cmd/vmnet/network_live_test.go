@@ -7,7 +7,7 @@ import (
 	"syscall"
 	"testing"
 
-	"vmnet/internal/network/nft"
+	"vmnet/internal/network/tool"
 	"vmnet/internal/nstest"
 )
 
@@ -15,7 +15,7 @@ import (
 // serve a network twice, and to leave nothing of its server.
 func TestLiveNetworkWithThePrivilegesOfItsUnit(t *testing.T) {
 	ns := nstest.New(t)
-	_, err := nft.Find("dnsmasq", "dnsmasq-base")
+	_, err := tool.Find("dnsmasq", "dnsmasq-base")
 	nstest.Require(t, "dnsmasq", err == nil, "apt install dnsmasq-base")
 	dir, err := os.MkdirTemp("", "network")
 	if err == nil {

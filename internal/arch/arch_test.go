@@ -35,6 +35,7 @@ var layers = [][]string{
 		"internal/kernel/tun", "internal/kernel/rtnl", "internal/vmm/qemu", "libvirt/domainxml",
 		"internal/kernel/ethtool", "internal/network/nft", "internal/network/ruleset", "internal/network/dhcp",
 	},
+	{"internal/network/tool"},
 	{"internal/kernel/netns", "step", "internal/stablemac", "internal/network/config"},
 	{"internal/kernel/pidfd"},
 	{

@@ -20,8 +20,8 @@ import (
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/leaktest"
 	"vmnet/internal/network/config"
-	"vmnet/internal/network/nft"
 	"vmnet/internal/network/server"
+	"vmnet/internal/network/tool"
 	"vmnet/internal/nstest"
 )
 
@@ -87,7 +87,7 @@ func requirePrograms(tb testing.TB) {
 	for program, pkg := range map[string]string{
 		"nft": "nftables", "dnsmasq": "dnsmasq-base", "busybox": "busybox-static",
 	} {
-		_, err := nft.Find(program, pkg)
+		_, err := tool.Find(program, pkg)
 		nstest.Require(tb, program, err == nil, "apt install "+pkg)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/nft"
+	"vmnet/internal/network/tool"
 )
 
 const (
@@ -183,7 +184,7 @@ func TestLiveUpstream(t *testing.T) {
 // nameServer answers for one name in the outside machine's namespace.
 func (x *h) nameServer(name, ip string) (stop func()) {
 	x.Helper()
-	program, err := nft.Find("dnsmasq", "dnsmasq-base")
+	program, err := tool.Find("dnsmasq", "dnsmasq-base")
 	if err != nil {
 		x.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 
 	"vmnet/internal/leaktest"
 	"vmnet/internal/network/nft"
+	"vmnet/internal/network/tool"
 	"vmnet/internal/nstest"
 )
 
@@ -14,7 +15,7 @@ func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // TestLiveObstacles: rulesets as other programs make them, listed by nft itself.
 func TestLiveObstacles(t *testing.T) {
-	_, err := nft.Find("nft", "nftables")
+	_, err := tool.Find("nft", "nftables")
 	nstest.Require(t, "nft", err == nil, "apt install nftables")
 	const forward = "chain FORWARD { type filter hook forward priority filter; policy "
 	for _, tc := range []struct {

@@ -2,43 +2,14 @@
 package nft
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os/exec"
-	"path/filepath"
 	"strings"
-	"time"
 
 	"vmnet/internal/kernel/netns"
+	"vmnet/internal/network/tool"
 )
-
-// timeout bounds one run of nft: the kernel may let it wait for other transactions.
-const timeout = 30 * time.Second
-
-// maxOutput bounds what is read of nft: a ruleset of 100,000 rules.
-const maxOutput = 64 << 20
-
-// sbin is where programs are that PATH of an ordinary login lacks.
-var sbin = []string{"/usr/sbin", "/sbin"}
-
-// Find returns the path of a program for administrators. pkg is the Debian package that has it,
-// for the error.
-func Find(program, pkg string) (string, error) {
-	path, err := exec.LookPath(program)
-	for _, dir := range sbin {
-		if err == nil {
-			break
-		}
-		path, err = exec.LookPath(filepath.Join(dir, program))
-	}
-	if err != nil {
-		return "", fmt.Errorf("%s is not installed (apt install %s)", program, pkg)
-	}
-	return path, nil
-}
 
 // Apply runs the commands of text in ns, all in one transaction or none.
 func Apply(ctx context.Context, ns *netns.NS, text string) error {
@@ -69,24 +40,15 @@ func List(ctx context.Context, ns *netns.NS) (*Ruleset, error) {
 
 // run runs nft in ns with that standard input.
 func run(ctx context.Context, ns *netns.NS, input string, args ...string) ([]byte, error) {
-	program, err := Find("nft", "nftables")
+	program, err := tool.Find("nft", "nftables")
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	out, words := &bounded{most: maxOutput}, &bounded{most: 4096}
-	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), out, words
-	cmd.Env = []string{"LC_ALL=C"}
-	err = ns.Do(cmd.Run)
-	switch {
-	case errors.Is(err, errTooMuch):
-		return nil, fmt.Errorf("nft %s: it prints more than %d bytes", strings.Join(args, " "), maxOutput)
-	case err != nil:
-		return nil, fmt.Errorf("nft %s: %w: %s", strings.Join(args, " "), err, explain(words.b.String()))
+	out, err := tool.Run(ctx, ns, input, append([]string{program}, args...)...)
+	if failed := new(tool.Failure); errors.As(err, &failed) {
+		return nil, fmt.Errorf("%s: %w: %s", failed.Line, failed.Err, explain(failed.Words))
 	}
-	return out.b.Bytes(), nil
+	return out, err
 }
 
 // explain returns the first line of what nft says, with the cure where there is one.
@@ -104,20 +66,3 @@ func explain(words string) string {
 	}
 	return line
 }
-
-// bounded keeps what is written to it, up to most bytes; more is an error.
-type bounded struct {
-	b    bytes.Buffer
-	most int
-}
-
-var errTooMuch = errors.New("too much output")
-
-func (w *bounded) Write(p []byte) (int, error) {
-	if w.b.Len()+len(p) > w.most {
-		return 0, errTooMuch
-	}
-	return w.b.Write(p)
-}
-
-var _ io.Writer = (*bounded)(nil)

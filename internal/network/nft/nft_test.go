@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"vmnet/internal/leaktest"
+	"vmnet/internal/network/tool"
 	"vmnet/internal/nstest"
 )
 
@@ -58,7 +59,7 @@ func FuzzParse(f *testing.F) {
 }
 
 func TestLiveErrors(t *testing.T) {
-	_, err := Find("nft", "nftables")
+	_, err := tool.Find("nft", "nftables")
 	nstest.Require(t, "nft", err == nil, "apt install nftables")
 	ns := nstest.New(t)
 	if err := Apply(t.Context(), ns, "nonsense\n"); err == nil || !strings.Contains(err.Error(), "syntax error") {
@@ -72,7 +73,7 @@ func TestLiveErrors(t *testing.T) {
 		t.Errorf("half of the commands were run: %v", err)
 	}
 	t.Setenv("PATH", t.TempDir())
-	if _, err := Find("no-such-program", "pkg"); err == nil ||
+	if _, err := tool.Find("no-such-program", "pkg"); err == nil ||
 		err.Error() != "no-such-program is not installed (apt install pkg)" {
 		t.Error(err)
 	}

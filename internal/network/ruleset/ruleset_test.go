@@ -11,6 +11,7 @@ import (
 	"vmnet/internal/leaktest"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/nft"
+	"vmnet/internal/network/tool"
 	"vmnet/internal/nstest"
 )
 
@@ -76,7 +77,7 @@ func TestReplaceAndDelete(t *testing.T) {
 
 // TestLiveNftTakes: the kernel takes the rules, again over what is there, and gives up all of them.
 func TestLiveNftTakes(t *testing.T) {
-	_, err := nft.Find("nft", "nftables")
+	_, err := tool.Find("nft", "nftables")
 	nstest.Require(t, "nft", err == nil, "apt install nftables")
 	ns := nstest.New(t)
 	for name, n := range networks() {

@@ -24,7 +24,7 @@ import (
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/dhcp"
-	"vmnet/internal/network/nft"
+	"vmnet/internal/network/tool"
 )
 
 // Config is what a server needs.
@@ -95,7 +95,7 @@ func (c Config) Lines() []string {
 // Serve runs the server until ctx ends, which is success, or one of its programs does. It calls
 // ready once guests are answered. The bridge must be there. Nothing is left when it returns.
 func Serve(ctx context.Context, c Config, ready func()) (err error) {
-	program, err := nft.Find(dhcp.Program, "dnsmasq-base")
+	program, err := tool.Find(dhcp.Program, "dnsmasq-base")
 	if err != nil {
 		return err
 	}
