@@ -64,11 +64,14 @@ func (m *Manager) createSteps(ctx context.Context, w Wanted) ([]step.Step, error
 
 // choose fills in what is left open.
 func (m *Manager) choose(w Wanted) error {
+	if err := w.CheckUplink(); err != nil {
+		return invalid{err}
+	}
 	taken, err := m.Taken(w.Name)
-	if err == nil && !w.Subnet.IsValid() {
+	if err == nil && !w.Subnet.IsValid() && w.Uplink == nil {
 		w.Subnet, err = config.FreeSubnet(taken)
 	}
-	if err == nil && w.AutoIPv6 {
+	if err == nil && w.AutoIPv6 && w.Uplink == nil {
 		off, sysctlErr := m.ipv6Disabled()
 		if err = sysctlErr; err == nil && !off {
 			w.IPv6, err = config.FreeIPv6(taken)

@@ -142,7 +142,7 @@ func (m *Manager) differences(n *config.Network, st *state) (found []Difference,
 		}
 	}
 	switch {
-	case len(st.families) == 0:
+	case len(st.families) == 0 && len(ruleset.Families(n)) > 0:
 		add("rules", "table "+ruleset.Table(n.Name), "")
 	case !st.sameRules:
 		add("rules", "table "+ruleset.Table(n.Name), "other rules in it")
@@ -234,7 +234,7 @@ func (m *Manager) legacyTables() (tables []string, err error) {
 
 // UpstreamNotices says so if the server of a network cannot ask the host's name servers.
 func (m *Manager) UpstreamNotices(n *config.Network) []string {
-	if !n.DHCP || !n.NAT {
+	if !n.DHCP || !n.Gateway().IsValid() {
 		return nil
 	}
 	path := cmp.Or(m.Resolv, server.ResolvConf())
@@ -249,7 +249,7 @@ func (m *Manager) UpstreamNotices(n *config.Network) []string {
 	case len(local) > 0:
 		return []string{fmt.Sprintf("network %s: guests resolve names of the network only: %s names %s, the host's "+
 			"loopback interface (let the host's name server listen on %s, and name that in %[2]s)",
-			n.Name, path, strings.Join(local, ", "), n.Router().Addr())}
+			n.Name, path, strings.Join(local, ", "), n.Gateway())}
 	}
 	return []string{fmt.Sprintf("network %s: guests resolve names of the network only: %s names no name server",
 		n.Name, path)}

@@ -30,6 +30,7 @@ type Info struct {
 	State    string        `json:"state"`
 	Subnet   string        `json:"subnet,omitempty"`
 	IPv6     string        `json:"ipv6,omitempty"`
+	Uplink   string        `json:"uplink,omitempty"`
 	NAT      bool          `json:"nat"`
 	DHCP     bool          `json:"dhcp"`
 	Isolated bool          `json:"isolated"`
@@ -57,11 +58,17 @@ type ForwardInfo struct {
 // Describe returns what a network's file says.
 func Describe(n *config.Network) Info {
 	i := Info{
-		Network: n.Name, Subnet: n.Subnet.String(), NAT: n.NAT, DHCP: n.DHCP, Isolated: n.Isolated, Domain: n.Domain,
+		Network: n.Name, NAT: n.NAT, DHCP: n.DHCP, Isolated: n.Isolated, Domain: n.Domain,
 		Hosts: []HostInfo{}, Forwards: []ForwardInfo{}, Ports: []string{},
+	}
+	if n.Subnet.IsValid() {
+		i.Subnet = n.Subnet.String()
 	}
 	if n.IPv6.IsValid() {
 		i.IPv6 = n.IPv6.String()
+	}
+	if n.Uplink != nil {
+		i.Uplink = n.Uplink.Device
 	}
 	for _, h := range n.Hosts {
 		i.Hosts = append(i.Hosts, HostInfo{h.Name, h.MAC.String(), h.IP})
@@ -100,7 +107,7 @@ func (m *Manager) List(ctx context.Context) ([]Info, error) {
 	}
 	for _, name := range left {
 		i := Describe(&config.Network{Name: name})
-		i.State, i.Subnet = StateLeft, ""
+		i.State = StateLeft
 		infos = append(infos, i)
 	}
 	known, err := m.infos(ctx, networks)
@@ -111,7 +118,7 @@ func (m *Manager) List(ctx context.Context) ([]Info, error) {
 
 func broken(name string, err error) Info {
 	i := Describe(&config.Network{Name: name})
-	i.State, i.Subnet, i.Error = StateBroken, "", err.Error()
+	i.State, i.Error = StateBroken, err.Error()
 	return i
 }
 

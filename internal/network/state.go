@@ -78,7 +78,9 @@ func (m *Manager) readAddresses(n *config.Network, st *state) error {
 		return func(p netip.Prefix) bool { return slices.Contains(in, p) }
 	}
 	st.missing = slices.DeleteFunc(slices.Clone(want), lacks(has))
-	st.surplus = slices.DeleteFunc(slices.Clone(has), lacks(want))
+	if n.Uplink == nil { // on an uplink, the host's addresses are not the network's
+		st.surplus = slices.DeleteFunc(slices.Clone(has), lacks(want))
+	}
 	return nil
 }
 

@@ -24,6 +24,8 @@ type Network struct {
 	Isolated bool         // guests do not reach each other
 	Hosts    []Host
 	Forwards []Forward
+
+	Uplink *Uplink // nil for a network of this host's own
 }
 
 // Host is a guest whose name and address are fixed.
@@ -60,8 +62,25 @@ func (n *Network) ServerLink() string {
 // Router returns the host's own IPv4 address in the network, the first one.
 func (n *Network) Router() netip.Prefix { return at(n.Subnet, 1) }
 
-// Server returns the IPv4 address of the DHCP and DNS server, the second one.
-func (n *Network) Server() netip.Prefix { return at(n.Subnet, 2) }
+// Server returns the IPv4 address of the DHCP and DNS server: the second one, or on an uplink the
+// first of the range.
+func (n *Network) Server() netip.Prefix {
+	if n.Uplink != nil {
+		return netip.PrefixFrom(n.Uplink.Range.First, n.Subnet.Bits())
+	}
+	return at(n.Subnet, 2)
+}
+
+// Gateway returns the address of the router that guests learn; the zero Addr for none.
+func (n *Network) Gateway() netip.Addr {
+	switch {
+	case n.Uplink != nil:
+		return n.Uplink.Router
+	case n.NAT:
+		return n.Router().Addr()
+	}
+	return netip.Addr{}
+}
 
 // Router6 returns the host's own IPv6 address in the network.
 func (n *Network) Router6() netip.Prefix { return at(n.IPv6, 1) }
@@ -69,8 +88,12 @@ func (n *Network) Router6() netip.Prefix { return at(n.IPv6, 1) }
 // Server6 returns the IPv6 address of the DNS server.
 func (n *Network) Server6() netip.Prefix { return at(n.IPv6, 2) }
 
-// Addresses returns the addresses of the host in the network, with their prefix lengths.
+// Addresses returns the addresses of the host in the network, with their prefix lengths; none on an
+// uplink, where the network does not choose them.
 func (n *Network) Addresses() []netip.Prefix {
+	if n.Uplink != nil {
+		return nil
+	}
 	addrs := []netip.Prefix{n.Router()}
 	if n.IPv6.IsValid() {
 		addrs = append(addrs, n.Router6())
@@ -80,12 +103,18 @@ func (n *Network) Addresses() []netip.Prefix {
 
 // Leased returns the first and the last address that the server gives to guests that are no Hosts.
 func (n *Network) Leased() (first, last netip.Addr) {
+	if n.Uplink != nil {
+		return n.Uplink.Range.First.Next(), n.Uplink.Range.Last
+	}
 	size := uint32(1) << (32 - n.Subnet.Bits())
 	return at(n.Subnet, max(3, size/leaseStart)).Addr(), at(n.Subnet, size-2).Addr()
 }
 
-// Prefixes returns the subnets of the network.
+// Prefixes returns the subnets of the network, as far as they are known.
 func (n *Network) Prefixes() []netip.Prefix {
+	if !n.Subnet.IsValid() {
+		return nil
+	}
 	if n.IPv6.IsValid() {
 		return []netip.Prefix{n.Subnet, n.IPv6}
 	}
@@ -112,8 +141,17 @@ func (n *Network) Host(name string) (Host, bool) {
 
 // ChooseIPs gives each Host without an address a free one, from the start of the subnet.
 func (n *Network) ChooseIPs() error {
-	if err := checkSubnet(n.Subnet); err != nil {
+	if err := n.checkSubnet(); err != nil {
 		return err
+	}
+	if n.Uplink != nil {
+		for _, h := range n.Hosts {
+			if !h.IP.IsValid() {
+				return fmt.Errorf("host %s: on an uplink it needs an address (write %[1]s=%s,ADDRESS)",
+					h.Name, h.MAC)
+			}
+		}
+		return nil
 	}
 	taken := map[netip.Addr]bool{}
 	for _, h := range n.Hosts {
@@ -139,7 +177,7 @@ func (n *Network) ChooseIPs() error {
 // Validate checks all that can be checked without the machine.
 func (n *Network) Validate() error {
 	for _, err := range []error{
-		CheckName(n.Name), checkSubnet(n.Subnet), checkIPv6(n.IPv6), checkDomain(n.Domain),
+		CheckName(n.Name), n.checkSubnet(), checkIPv6(n.IPv6), checkDomain(n.Domain), n.CheckUplink(),
 	} {
 		if err != nil {
 			return err
@@ -231,10 +269,20 @@ func (n *Network) checkHost(i int) error {
 		return fmt.Errorf("host name %q: want 1 to %d lower-case letters, digits or hyphens", h.Name, maxLabel)
 	case len(h.MAC) != 6 || h.MAC[0]&1 != 0:
 		return fmt.Errorf("host %s: mac %s: want six bytes, not multicast", h.Name, h.MAC)
+	case n.Uplink != nil:
+		if err := n.checkIPOnUplink(h); err != nil {
+			return err
+		}
 	case !h.IP.Is4() || !n.Subnet.Contains(h.IP) || last.Less(h.IP) || h.IP.Less(at(n.Subnet, 3).Addr()):
 		return fmt.Errorf("host %s: ip %s: want an address from %s to %s (%s is the host's own, %s its server's)",
 			h.Name, h.IP, at(n.Subnet, 3).Addr(), last, n.Router().Addr(), n.Server().Addr())
 	}
+	return n.checkHostAlone(i)
+}
+
+// checkHostAlone returns what a host has in common with one before it.
+func (n *Network) checkHostAlone(i int) error {
+	h := n.Hosts[i]
 	for _, other := range n.Hosts[:i] {
 		switch {
 		case other.Name == h.Name:

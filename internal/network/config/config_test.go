@@ -39,6 +39,9 @@ func TestFormatIsParsed(t *testing.T) {
 	for _, n := range []*Network{
 		lab(),
 		{Name: "a", Domain: "a.internal", Subnet: netip.MustParsePrefix("192.168.7.0/29")},
+		{Name: "lan", Domain: "lan.internal", Uplink: &Uplink{Device: "eth1.100"}},
+		{Name: "lan", Domain: "lan.internal", Uplink: &Uplink{Device: "eth1", Move: Unconfirmed}},
+		onUplink(),
 	} {
 		if err := n.Validate(); err != nil {
 			t.Fatal(err)
@@ -58,7 +61,7 @@ func TestParseErrors(t *testing.T) {
 		{"no subnet", "nat: true", "1:1: subnet is missing (write subnet: 10.66.0.0/24), in `nat: true`"},
 		{
 			"unknown key", subnet + "nta: true",
-			"2:1: the file has no key \"nta\" (want nat, subnet, ipv6, dhcp, domain, isolated, hosts, forwards), in `nta: true`",
+			"2:1: the file has no key \"nta\" (want nat, subnet, ipv6, dhcp, domain, isolated, hosts, forwards, uplink, move-address, dhcp-range, router), in `nta: true`",
 		},
 		{"flag", subnet + "nat: yes", "2:6: nat is neither true nor false, in `nat: yes`"},
 		{

@@ -54,12 +54,12 @@ type decoder struct {
 	*strictyaml.Document
 	n               *Network
 	hosts, forwards []*token.Token // where each begins
+	uplink          Uplink         // what keys about one say
 }
 
 func (d *decoder) network(root ast.Node) error {
 	n := d.n
-	return d.Mapping(
-		root, "the file",
+	fields := []strictyaml.Field{
 		d.flag("nat", &n.NAT),
 		strictyaml.Key("subnet", func(node ast.Node) error {
 			return d.prefix(node, "subnet", &n.Subnet, checkSubnet)
@@ -80,7 +80,12 @@ func (d *decoder) network(root ast.Node) error {
 		d.flag("isolated", &n.Isolated),
 		strictyaml.Key("hosts", func(node ast.Node) error { return d.List(node, "hosts", d.host) }),
 		strictyaml.Key("forwards", func(node ast.Node) error { return d.List(node, "forwards", d.forward) }),
-	)
+	}
+	err := d.Mapping(root, "the file", append(fields, d.uplinkFields()...)...)
+	if err == nil && d.uplink != (Uplink{}) {
+		n.Uplink = &d.uplink
+	}
+	return err
 }
 
 func (d *decoder) flag(key string, to *bool) strictyaml.Field {
@@ -171,8 +176,11 @@ func (d *decoder) forward(node ast.Node) error {
 
 // check runs last, since keys may come in any order.
 func (d *decoder) check(root ast.Node) error {
-	if !d.n.Subnet.IsValid() {
+	if !d.n.Subnet.IsValid() && d.n.Uplink == nil {
 		return d.Errorf(strictyaml.TokenOf(root), "subnet is missing (write subnet: 10.66.0.0/24)")
+	}
+	if err := d.n.CheckUplink(); err != nil {
+		return d.Errorf(strictyaml.TokenOf(root), "%v", err)
 	}
 	for i, t := range d.hosts {
 		if err := d.n.checkHost(i); err != nil {
@@ -196,11 +204,13 @@ func (n *Network) Format() []byte {
 		n.Name,
 		n.Name,
 	)
-	fmt.Fprintf(&b, "nat: %v\nsubnet: %s\n", n.NAT, n.Subnet)
-	if n.IPv6.IsValid() {
-		fmt.Fprintf(&b, "ipv6: %q\n", n.IPv6)
-	} else {
-		fmt.Fprintf(&b, "ipv6: %s\n", none)
+	switch {
+	case n.Uplink != nil:
+		n.formatUplink(&b)
+	case n.IPv6.IsValid():
+		fmt.Fprintf(&b, "nat: %v\nsubnet: %s\nipv6: %q\n", n.NAT, n.Subnet, n.IPv6)
+	default:
+		fmt.Fprintf(&b, "nat: %v\nsubnet: %s\nipv6: %s\n", n.NAT, n.Subnet, none)
 	}
 	fmt.Fprintf(&b, "dhcp: %v\ndomain: %q\n", n.DHCP, n.Domain)
 	if n.Isolated {

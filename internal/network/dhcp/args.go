@@ -40,8 +40,8 @@ func Args(n *config.Network, leases, resolv string) []string {
 		// A guest that calls itself wpad would be the proxy of the others.
 		"--dhcp-name-match=set:wpad-ignore,wpad", "--dhcp-ignore-names=tag:wpad-ignore",
 	)
-	if n.NAT {
-		args = append(args, "--dhcp-option=option:router,"+n.Router().Addr().String(), "--resolv-file="+resolv)
+	if router := n.Gateway(); router.IsValid() {
+		args = append(args, "--dhcp-option=option:router,"+router.String(), "--resolv-file="+resolv)
 	} else {
 		args = append(args, "--dhcp-option=option:router", "--no-resolv") // no way out, so no router
 	}

@@ -19,9 +19,13 @@ const (
 // Table returns the name of a network's tables.
 func Table(network string) string { return "vmnet-" + network }
 
-// Families returns those in which a network has a table.
+// Families returns those in which a network has a table: none on an uplink, where the host is not
+// between the guests and the world.
 func Families(n *config.Network) []string {
-	if n.Isolated {
+	switch {
+	case n.Uplink != nil:
+		return nil
+	case n.Isolated:
 		return []string{Inet, Bridge}
 	}
 	return []string{Inet}
@@ -47,6 +51,9 @@ func Delete(network string, there []string) string {
 // Text returns a network's tables. nft 1.0.6 takes neither chains named "fwd" nor names of
 // priorities at the hook output.
 func Text(n *config.Network) (string, error) {
+	if n.Uplink != nil {
+		return "", nil
+	}
 	w := &writer{br: fmt.Sprintf("%q", n.Name)}
 	w.line(0, "table inet %s {", Table(n.Name))
 	forwards, err := forwardRules(n)

@@ -186,6 +186,17 @@ func (c Config) addresses() []netip.Prefix {
 	return []netip.Prefix{c.Network.Server()}
 }
 
+// routers are those by which the server asks other name servers.
+func (c Config) routers() (routers []netip.Addr) {
+	if router := c.Network.Gateway(); router.IsValid() {
+		routers = append(routers, router)
+	}
+	if c.Network.NAT && c.Network.IPv6.IsValid() {
+		routers = append(routers, c.Network.Router6().Addr())
+	}
+	return routers
+}
+
 // configure sets up the server's own end.
 func (c Config) configure(inner *netns.NS) error {
 	nl, err := rtnl.Open(inner)
@@ -210,11 +221,9 @@ func (c Config) configure(inner *netns.NS) error {
 			}
 		}
 	}
-	if c.Network.NAT {
-		for _, router := range c.Network.Addresses() {
-			if err := nl.AddDefaultRoute(router.Addr()); err != nil {
-				return fmt.Errorf("route by %s: %w", router.Addr(), err)
-			}
+	for _, router := range c.routers() {
+		if err := nl.AddDefaultRoute(router); err != nil {
+			return fmt.Errorf("route by %s: %w", router, err)
 		}
 	}
 	return ethtool.NoTxChecksums(inner, dhcp.Link)

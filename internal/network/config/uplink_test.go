@@ -1,0 +1,88 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+// onUplink is a network with everything that one on a LAN may have.
+func onUplink() *Network {
+	return &Network{
+		Name: "lan", Domain: "lan.internal", DHCP: true, Subnet: netip.MustParsePrefix("192.168.1.0/24"),
+		Hosts: []Host{{"web", net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}, netip.MustParseAddr("192.168.1.11")}},
+		Uplink: &Uplink{
+			Device: "eth1", Move: Confirmed, Router: netip.MustParseAddr("192.168.1.1"),
+			Range: Range{netip.MustParseAddr("192.168.1.200"), netip.MustParseAddr("192.168.1.220")},
+		},
+	}
+}
+
+func TestSplitVLAN(t *testing.T) {
+	for device, want := range map[string]string{
+		"eth1": "", "eth1.100": "eth1 100", "br0.1.4094": "br0.1 4094", "eth1.0": "", "eth1.4095": "", "eth1.": "",
+		".1": "", "eth1.01": "", "eth1.+1": "", "eth1.x": "",
+	} {
+		parent, vlan, ok := SplitVLAN(device)
+		got := ""
+		if ok {
+			got = fmt.Sprint(parent, " ", vlan)
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", device, got, want)
+		}
+	}
+}
+
+func TestUplinkErrors(t *testing.T) {
+	const dhcp = "uplink: eth1\ndhcp: true\nsubnet: 192.168.1.0/24\n"
+	const up, one = "uplink: eth1\n", "{name: a, mac: \"52:54:00:00:00:01\", ip: "
+	const lan = dhcp + "dhcp-range: 192.168.1.200-192.168.1.220\n"
+	for text, want := range map[string]string{
+		"uplink: \"a b\"":                       "1:9: uplink \"a b\": want the name of an interface",
+		"uplink: abcdefghijklmnop":              "uplink \"abcdefghijklmnop\": want the name of an interface",
+		"uplink: \"..\"":                        "want the name of an interface",
+		"uplink: lan":                           "the bridge of the network has this name",
+		"subnet: 10.0.0.0/24\nrouter: 10.0.0.1": "are about an uplink (write uplink: eth1)",
+		up + "nat: true":                        "need no nat",
+		up + "ipv6: fd66:1:2:3::/64":            "whose router announces ipv6",
+		up + "isolated: true":                   "so they cannot be isolated",
+		up + "forwards: [{from: \"tcp:1\", to: \"10.0.0.1\"}]":     "forwards do not work",
+		up + "move-address: maybe":                                 "2:15: move-address is neither true nor false",
+		up + "subnet: 192.168.1.0/24":                              "are for a DHCP server (write dhcp: true)",
+		up + "dhcp: true":                                          "needs a range of addresses",
+		up + "dhcp: true\ndhcp-range: 192.168.1.200-192.168.1.220": "needs the LAN's subnet",
+		dhcp + "dhcp-range: 192.168.1.220-192.168.1.200":           "the lower one first",
+		dhcp + "dhcp-range: 192.168.2.1-192.168.2.9":               "want addresses of hosts in 192.168.1.0/24",
+		dhcp + "dhcp-range: 192.168.1.200-192.168.1.255":           "want addresses of hosts in 192.168.1.0/24",
+		lan + "router: 192.168.2.1":                                "router 192.168.2.1: want the address of a host in",
+		lan + "router: 192.168.1.210":                              "it is in dhcp-range 192.168.1.200-192.168.1.220",
+		lan + "router: \"::1\"":                                    "want an IPv4 address",
+		lan + "hosts: [" + one + "10.0.0.1}]":                      "want the address of a host in the LAN's subnet",
+		lan + "hosts: [" + one + "192.168.1.200}]":                 "the DHCP server or the router has it",
+	} {
+		if _, err := Parse("f", "lan", []byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s:\n%v, want %s", text, err, want)
+		}
+	}
+}
+
+func TestUplinkAddresses(t *testing.T) {
+	n := onUplink()
+	first, last := n.Leased()
+	if got := n.Server().String(); got != "192.168.1.200/24" {
+		t.Errorf("server %s", got)
+	}
+	if first.String() != "192.168.1.201" || last.String() != "192.168.1.220" || n.Gateway().String() != "192.168.1.1" {
+		t.Errorf("%s to %s by %s", first, last, n.Gateway())
+	}
+	if len(n.Addresses()) > 0 || len(n.Prefixes()) != 1 {
+		t.Errorf("%v, %v", n.Addresses(), n.Prefixes())
+	}
+	n.Hosts[0].IP = netip.Addr{}
+	if err := n.ChooseIPs(); err == nil || !strings.Contains(err.Error(), "web=52:54:00:00:00:01,ADDRESS") {
+		t.Error(err)
+	}
+}
