@@ -30,7 +30,11 @@ var layers = [][]string{
 	{"bridge/vswitch/capture", "internal/endpoint"},
 	{"bridge/vswitch/vport"},
 	{"bridge", "macvtap", "internal/access/plaintap", "qmp/goqemu", "internal/network/server"},
-	{"internal/kernel/bridges", "internal/kernel/macvlan", "vhost", "qmp", "libvirt", "internal/network/firewall"},
+	{
+		"internal/kernel/bridges", "internal/kernel/macvlan", "vhost", "qmp", "libvirt", "internal/network/firewall",
+		"internal/routed",
+	},
+	{"internal/kernel/forwarding"},
 	{
 		"internal/kernel/tun", "internal/kernel/rtnl", "internal/vmm/qemu", "libvirt/domainxml",
 		"internal/kernel/ethtool", "internal/network/nft", "internal/network/ruleset", "internal/network/dhcp",

@@ -88,7 +88,7 @@ func (m *Manager) choose(w Wanted) error {
 
 // ipv6Disabled reports whether new links of the host have no IPv6.
 func (m *Manager) ipv6Disabled() (bool, error) {
-	value, ok, err := m.sysctl("net/ipv6/conf/default/disable_ipv6")
+	value, ok, err := m.settings().Read("net/ipv6/conf/default/disable_ipv6")
 	return err == nil && (!ok || value != "0"), err
 }
 

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"vmnet/internal/kernel/forwarding"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/dhcp"
 	"vmnet/internal/network/firewall"
@@ -177,13 +178,13 @@ func (m *Manager) checkForwarding(n *config.Network, add func(what, want, is str
 	for _, v := range []struct {
 		needed bool
 		sysctl string
-	}{{ip4, sysctlIP4}, {ip6, sysctlIP6}} {
-		off, err := m.isOff(v.sysctl)
+	}{{ip4, forwarding.IP4}, {ip6, forwarding.IP6}} {
+		off, err := m.settings().IsOff(v.sysctl)
 		if err != nil {
 			return err
 		}
 		if v.needed && off {
-			add("sysctl "+strings.ReplaceAll(v.sysctl, "/", "."), "1", "0")
+			add("sysctl "+forwarding.Dotted(v.sysctl), "1", "0")
 		}
 	}
 	return nil
@@ -202,7 +203,7 @@ func (m *Manager) Obstacles(ctx context.Context, n *config.Network) ([]firewall.
 var tablePrefix = ruleset.Table("")
 
 func (m *Manager) obstacles(n *config.Network, st *state) ([]firewall.Obstacle, error) {
-	filter, _, err := m.sysctl("net/bridge/bridge-nf-call-iptables")
+	filter, _, err := m.settings().Read("net/bridge/bridge-nf-call-iptables")
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"vmnet/internal/kernel/forwarding"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/server"
 	"vmnet/internal/nstest"
@@ -222,7 +223,7 @@ func TestLiveDrift(t *testing.T) {
 		{"address", func() { x.ip(x.host, "addr", "add", "10.99.0.1/24", "dev", "lab") }},
 		{"bridge", func() { x.ip(x.host, "link", "del", "lab") }},
 		{"bridge", func() { x.ip(x.host, "link", "set", "lab", "alias", "") }},
-		{"sysctl net.ipv4.ip_forward", func() { x.sysctl(x.host, sysctlIP4, "0") }},
+		{"sysctl net.ipv4.ip_forward", func() { x.sysctl(x.host, forwarding.IP4, "0") }},
 		{"server", func() { x.ip(x.host, "link", "set", "lab-srv", "nomaster") }},
 		{"server", func() { x.ip(x.host, "link", "set", "lab-srv", "alias", server.MarkOf("lab")+"0") }},
 	} {
@@ -307,8 +308,8 @@ func TestLiveTaken(t *testing.T) {
 func TestLiveForwardingIsSetBack(t *testing.T) {
 	x := newHost(t)
 	was := func() string {
-		ip4, _, err4 := x.m.sysctl(sysctlIP4)
-		ip6, _, err6 := x.m.sysctl(sysctlIP6)
+		ip4, _, err4 := x.m.settings().Read(forwarding.IP4)
+		ip6, _, err6 := x.m.settings().Read(forwarding.IP6)
 		if err := errors.Join(err4, err6); err != nil {
 			t.Fatal(err)
 		}
@@ -324,7 +325,7 @@ func TestLiveForwardingIsSetBack(t *testing.T) {
 		}
 		x.wants(fmt.Sprintf("after %d deletes", i+1), was(), want)
 	}
-	x.sysctl(x.host, sysctlIP4, "1")
+	x.sysctl(x.host, forwarding.IP4, "1")
 	x.create(&config.Network{Name: "c", NAT: true})
 	if err := x.m.Delete(x.ctx(), "c", false); err != nil {
 		t.Fatal(err)
@@ -340,7 +341,7 @@ func TestLiveDefaultRouteSurvives(t *testing.T) {
 	x.ip(x.host, "-6", "route", "add", "default", "via", wanIP6, "dev", "up0", "proto", "ra")
 	x.create(&config.Network{Name: "a", NAT: true})
 	accept := func() string {
-		value, _, err := x.m.sysctl(acceptRA("up0"))
+		value, _, err := x.m.settings().Read(forwarding.AcceptRA("up0"))
 		if err != nil {
 			t.Fatal(err)
 		}

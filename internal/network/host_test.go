@@ -17,6 +17,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"vmnet/internal/kernel/forwarding"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/leaktest"
 	"vmnet/internal/network/config"
@@ -70,7 +71,7 @@ func newHost(tb testing.TB) *h {
 func (x *h) bridgeNetfilter(on string) (can bool) {
 	x.Helper()
 	const name = "net/bridge/bridge-nf-call-iptables"
-	_, can, err := x.m.sysctl(name)
+	_, can, err := x.m.settings().Read(name)
 	if err != nil {
 		x.Fatal(err)
 	}
@@ -397,8 +398,8 @@ func (x *h) left() string {
 		x.Fatal(err)
 	}
 	b.WriteString(rules)
-	for _, name := range []string{sysctlIP4, sysctlIP6} {
-		value, _, err := x.m.sysctl(name)
+	for _, name := range []string{forwarding.IP4, forwarding.IP6} {
+		value, _, err := x.m.settings().Read(name)
 		if err != nil {
 			x.Fatal(err)
 		}

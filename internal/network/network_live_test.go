@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"vmnet/internal/kernel/forwarding"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/nft"
 	"vmnet/internal/network/tool"
@@ -215,7 +216,7 @@ func TestLiveWithoutNAT(t *testing.T) {
 	n := labNetwork()
 	n.NAT = false
 	x.create(n)
-	x.sysctl(x.host, sysctlIP4, "1")
+	x.sysctl(x.host, forwarding.IP4, "1")
 	web, db := x.guest("lab", webMAC), x.guest("lab", dbMAC).lease("")
 	told, err := web.dhcp("")
 	x.wants("lease", told, "lease 10.66.0.11 router  dns 10.66.0.2 domain lab.internal")

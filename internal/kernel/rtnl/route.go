@@ -1,6 +1,7 @@
 package rtnl
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -13,6 +14,8 @@ type Route struct {
 	Dst  netip.Prefix // of length 0 for a default route
 	Link int          // index of the link; 0 for none, or for several
 	RA   bool         // it comes from a router advertisement (RTPROT_RA)
+
+	Protocol uint8 // who has made it (RTPROT_*)
 }
 
 // Routes lists the routes of all tables, without those to multicast, broadcast and anycast
@@ -55,7 +58,7 @@ func parseRoute(m []byte) (r Route, ok bool) {
 	default:
 		return r, false
 	}
-	r.RA = protocol == unix.RTPROT_RA
+	r.RA, r.Protocol = protocol == unix.RTPROT_RA, protocol
 	each(m[unix.SizeofRtMsg:], func(kind uint16, v []byte) {
 		switch kind {
 		case unix.RTA_DST:
@@ -79,4 +82,31 @@ func (c *Conn) AddDefaultRoute(router netip.Addr) error {
 	}})
 	req.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, router.AsSlice()))
 	return c.do(req)
+}
+
+// AddHostRoute leads packets for one address to a link. If there is a route to the address already,
+// the error matches fs.ErrExist with errors.Is. The route is of global scope, so that the host
+// sends with a global address of its own and not with one of the link.
+func (c *Conn) AddHostRoute(a netip.Addr, link int, protocol uint8) error {
+	return c.do(hostRoute(c.request(unix.RTM_NEWROUTE, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL),
+		a, link, protocol))
+}
+
+// DeleteHostRoute removes what AddHostRoute has made. It is no error if that is gone.
+func (c *Conn) DeleteHostRoute(a netip.Addr, link int, protocol uint8) error {
+	err := c.do(hostRoute(c.request(unix.RTM_DELROUTE, unix.NLM_F_ACK), a, link, protocol))
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	return IgnoreNotExist(err)
+}
+
+func hostRoute(req *nl.NetlinkRequest, a netip.Addr, link int, protocol uint8) *nl.NetlinkRequest {
+	req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{
+		Family: uint8(family(a)), Dst_len: uint8(a.BitLen()), Table: unix.RT_TABLE_MAIN, Protocol: protocol,
+		Scope: unix.RT_SCOPE_UNIVERSE, Type: unix.RTN_UNICAST,
+	}})
+	req.AddData(nl.NewRtAttr(unix.RTA_DST, a.AsSlice()))
+	req.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(link))))
+	return req
 }
