@@ -147,16 +147,18 @@ func connectFirst(ctx context.Context, paths []string) (*net.UnixConn, string, e
 // connect retries while the listener's backlog is full, for which connect(2) on a non-blocking unix
 // socket returns EAGAIN.
 func connect(ctx context.Context, path string) (*net.UnixConn, error) {
+	full := false
 	for {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
-		if err == nil {
+		switch {
+		case err == nil:
 			return conn.(*net.UnixConn), nil
-		}
-		if errors.Is(err, context.DeadlineExceeded) {
+		case errors.Is(err, context.DeadlineExceeded) && full:
 			<-ctx.Done() // the dialer's clock may be ahead of it
-		}
-		if !errors.Is(err, syscall.EAGAIN) {
+		case !errors.Is(err, syscall.EAGAIN):
 			return nil, err
+		default:
+			full = true
 		}
 		select {
 		case <-time.After(connectRetry):

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -55,16 +56,22 @@ type dialer func(ctx context.Context, name, path string) (*agent.Guest, error)
 // dialPause is the time between two attempts of dialStarting.
 const dialPause = 50 * time.Millisecond
 
-// dialStarting dials a guest that may not have started yet: it retries until ctx ends.
+// dialStarting dials a guest that may not have started yet: it retries until ctx ends. The error
+// is that of the last attempt that ctx did not end.
 func dialStarting(ctx context.Context, name, path string) (*agent.Guest, error) {
+	var last error
 	for {
 		g, err := agent.Dial(ctx, name, path)
+		if err != nil && ctx.Err() != nil {
+			return nil, cmp.Or(last, err)
+		}
 		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
 			return g, err
 		}
+		last = err
 		select {
 		case <-ctx.Done():
-			return nil, err
+			return nil, last
 		case <-time.After(dialPause):
 		}
 	}
