@@ -90,6 +90,10 @@ var explanations = []struct{ command, part, own string }{
 		"QEMU was started with -preconfig and has no machine yet: x-exit-preconfig makes it (QMP), then attach",
 	},
 	{
+		"device_add", "only after machine initialization",
+		"QEMU was started with -preconfig and has no machine yet: x-exit-preconfig makes it (QMP), then attach",
+	},
+	{
 		"device_add", "not allowed while migrating",
 		"the guest is being migrated or saved: try again when that has ended",
 	},

@@ -94,13 +94,16 @@ func (c *Conn) RxFilter(ctx context.Context, device string) (RxFilter, error) {
 	return filters[0], nil
 }
 
-// qomList maps an object's properties to their types (qom-list).
-func (c *Conn) qomList(ctx context.Context, path string) (map[string]string, error) {
+// objects maps the properties of an object in QOM, its children among them, to their types.
+type objects map[string]string
+
+// qomList lists an object's properties (qom-list).
+func (c *Conn) qomList(ctx context.Context, path string) (objects, error) {
 	var list []struct{ Name, Type string }
 	if err := c.Execute(ctx, "qom-list", map[string]any{"path": path}, &list); err != nil {
 		return nil, err
 	}
-	types := make(map[string]string, len(list))
+	types := make(objects, len(list))
 	for _, p := range list {
 		types[p.Name] = p.Type
 	}

@@ -166,21 +166,28 @@ func (c *Conn) TypeOptions(ctx context.Context, n NIC) (NIC, error) {
 	if len(n.Options) == 0 || n.typed != nil {
 		return n, nil
 	}
-	var list []struct{ Name, Type string }
-	err := c.Execute(ctx, "device-list-properties", map[string]any{"typename": n.model()}, &list)
+	types, err := c.deviceProperties(ctx, n.model())
 	if err != nil && !errors.Is(err, ErrDeviceNotFound) {
 		// device_add knows aliases of models too, and explains an unknown one better
 		return n, err
-	}
-	types := make(map[string]string, len(list))
-	for _, p := range list {
-		types[p.Name] = p.Type
 	}
 	n.typed = make(map[string]any, len(n.Options))
 	for name, value := range n.Options {
 		n.typed[name] = typeValue(name, types[name], value)
 	}
 	return n, nil
+}
+
+// deviceProperties maps the properties of a model to their types (device-list-properties). The
+// error matches [ErrDeviceNotFound] if QEMU does not have the model.
+func (c *Conn) deviceProperties(ctx context.Context, model string) (map[string]string, error) {
+	var list []struct{ Name, Type string }
+	err := c.Execute(ctx, "device-list-properties", map[string]any{"typename": model}, &list)
+	types := make(map[string]string, len(list))
+	for _, p := range list {
+		types[p.Name] = p.Type
+	}
+	return types, err
 }
 
 // typeValue turns a command-line value into what a JSON property of that QOM type takes. What does

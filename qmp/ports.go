@@ -48,24 +48,32 @@ const pciSlots = 32
 // Through a [Relay] it returns the last place in that order instead of the first: the owner of the
 // monitor knows nothing of the device, and libvirt would put its own next one into the first.
 func (c *Conn) FreePort(ctx context.Context) (Port, error) {
-	hosts, err := c.pciHosts(ctx)
+	machine, err := c.machine(ctx)
 	if err != nil {
 		return Port{}, fmt.Errorf("find a free PCI port: %w", err)
 	}
-	if len(hosts) == 0 {
-		return Port{}, fmt.Errorf("%w: this machine has no PCI bus; %s", ErrNoPort, noPCICure)
-	}
-	s := portSearch{c: c}
+	return c.freePort(ctx, machine)
+}
+
+func (c *Conn) freePort(ctx context.Context, machine objects) (Port, error) {
+	s := portSearch{c: c, machine: machine}
 	_, s.backwards = c.way.(*relayed)
-	port, free, err := s.under(ctx, hosts, true)
-	if err == nil && !free {
-		port, free, err = s.underDevices(ctx)
+	type places func(context.Context) (Port, bool, error)
+	for _, under := range []places{s.underHosts, s.underDevices, s.underOtherHosts} {
+		port, free, err := under(ctx)
+		if err != nil {
+			return Port{}, fmt.Errorf("find a free PCI port: %w", err)
+		}
+		if free {
+			return port, nil
+		}
+	}
+	if _, err := c.CPUs(ctx); err != nil { // with -preconfig there is no machine to look into
+		return Port{}, fmt.Errorf("find a free PCI port: %w", err)
 	}
 	switch {
-	case err != nil:
-		return Port{}, fmt.Errorf("find a free PCI port: %w", err)
-	case free:
-		return port, nil
+	case s.hosts == 0:
+		return Port{}, fmt.Errorf("%w: this machine has no PCI bus; %s", ErrNoPort, noPCICure)
 	case s.buses == 0:
 		return Port{}, fmt.Errorf("%w: no bus of this machine takes devices while it runs; %s", ErrNoPort, portCure)
 	default:
@@ -73,22 +81,14 @@ func (c *Conn) FreePort(ctx context.Context) (Port, error) {
 	}
 }
 
-// pciHosts returns the bridges from the machine to its PCI buses: those of the board, where QEMU
-// keeps bridges without a name, or further ones of the command line (spapr-pci-host-bridge).
-func (c *Conn) pciHosts(ctx context.Context) (hosts []string, err error) {
-	types, err := c.typesOf(ctx, "pci-host-bridge")
-	if err != nil {
-		return nil, err
-	}
-	for _, path := range []string{"/machine", "/machine/unattached", peripheral} {
-		found, err := c.children(ctx, path, func(kind string) bool { return types[kind] })
-		if err != nil {
-			return nil, err
-		}
-		hosts = append(hosts, found...)
-	}
-	return hosts, nil
-}
+// machinePath is the machine's path in QOM.
+const machinePath = "/machine"
+
+// machine lists what is in the machine itself.
+func (c *Conn) machine(ctx context.Context) (objects, error) { return c.qomList(ctx, machinePath) }
+
+// isHostBridge reports whether a type is by its name a bridge from the machine to a PCI bus.
+var isHostBridge = named("pcihost", "pci-host", "pcie-host")
 
 // named returns a function that matches types whose names have one of the parts.
 func named(parts ...string) func(kind string) bool {
@@ -97,33 +97,64 @@ func named(parts ...string) func(kind string) bool {
 	}
 }
 
-// children lists the children of a QOM object whose types match, by name.
-func (c *Conn) children(ctx context.Context, path string, match func(kind string) bool) ([]string, error) {
-	properties, err := c.qomList(ctx, path)
-	if err != nil {
-		return nil, err
-	}
-	var found []string
-	for _, name := range slices.Sorted(maps.Keys(properties)) {
-		kind, child := strings.CutPrefix(properties[name], "child<")
+// children returns the names of those objects whose types match, sorted. It leaves out links.
+func (o objects) children(match func(kind string) bool) (found []string) {
+	for _, name := range slices.Sorted(maps.Keys(o)) {
+		kind, child := strings.CutPrefix(o[name], "child<")
 		if child && match(strings.TrimSuffix(kind, ">")) {
-			found = append(found, path+"/"+name)
+			found = append(found, name)
 		}
 	}
-	return found, nil
+	return found
 }
 
 // portSearch asks QEMU no more than it needs: each query is a round trip.
 type portSearch struct {
 	c         *Conn
-	backwards bool // the last place comes first
-	buses     int  // full ones that take devices
+	machine   objects // what is in machinePath
+	backwards bool    // the last place comes first
+	hosts     int     // bridges from the machine to a PCI bus
+	buses     int     // full ones that take devices
+}
+
+// underHosts looks at the machine's own buses.
+func (s *portSearch) underHosts(ctx context.Context) (Port, bool, error) {
+	return s.underHostsOf(ctx, isHostBridge)
+}
+
+// underOtherHosts looks at those whose bridge has another name, for which it asks QEMU.
+func (s *portSearch) underOtherHosts(ctx context.Context) (Port, bool, error) {
+	types, err := s.c.typesOf(ctx, "pci-host-bridge")
+	if err != nil {
+		return Port{}, false, err
+	}
+	return s.underHostsOf(ctx, func(kind string) bool { return types[kind] && !isHostBridge(kind) })
+}
+
+// underHostsOf looks at the bridges whose type matches: those of the board, where QEMU keeps
+// bridges without a name, and further ones of the command line (spapr-pci-host-bridge).
+func (s *portSearch) underHostsOf(ctx context.Context, match func(kind string) bool) (Port, bool, error) {
+	paths := []string{machinePath, machinePath + "/unattached", peripheral}
+	if s.backwards {
+		slices.Reverse(paths)
+	}
+	for _, path := range paths {
+		hosts, err := s.children(ctx, path, match)
+		if err != nil {
+			return Port{}, false, err
+		}
+		s.hosts += len(hosts)
+		if port, free, err := s.under(ctx, hosts, true); free || err != nil {
+			return port, free, err
+		}
+	}
+	return Port{}, false, nil
 }
 
 // underDevices looks at ports before bridges. Other devices have no bus.
 func (s *portSearch) underDevices(ctx context.Context) (Port, bool, error) {
 	for _, parts := range [][]string{{"root-port", "downstream", "ioh3420"}, {"bridge"}} {
-		parents, err := s.c.children(ctx, peripheral, named(parts...))
+		parents, err := s.children(ctx, peripheral, named(parts...))
 		if err != nil {
 			return Port{}, false, err
 		}
@@ -132,6 +163,22 @@ func (s *portSearch) underDevices(ctx context.Context) (Port, bool, error) {
 		}
 	}
 	return Port{}, false, nil
+}
+
+// children lists the paths of the children of a QOM object whose types match.
+func (s *portSearch) children(ctx context.Context, path string, match func(kind string) bool) ([]string, error) {
+	all := s.machine
+	if path != machinePath {
+		var err error
+		if all, err = s.c.qomList(ctx, path); err != nil {
+			return nil, err
+		}
+	}
+	found := all.children(match)
+	for i, name := range found {
+		found[i] = path + "/" + name
+	}
+	return found, nil
 }
 
 // under finds the first free place on the buses of these devices.

@@ -135,12 +135,13 @@ func TestFaultAtEachStep(t *testing.T) {
 // TestRefusalOfEachCommand: whatever QEMU refuses is the error, and nothing is left.
 func TestRefusalOfEachCommand(t *testing.T) {
 	_, g := fakeTest(t)
+	spec := g.spec("net0")
+	spec.Queues = nic.QueuesAuto // for which QEMU is asked for the guest's CPUs
 	for _, command := range []string{
-		"query-cpus-fast", "qom-list", "qom-list-types", "getfd",
-		"netdev_add", "device_add",
+		"query-cpus-fast", "qom-list", "qom-get", "getfd", "netdev_add", "device_add",
 	} {
 		g.Behave(qmptest.Behaviour{Refuse: map[string]string{command: "not today"}})
-		_, err := g.tryAttach(g.spec("net0"))
+		_, err := g.tryAttach(spec)
 		var refusal *qmp.Error
 		if !errors.As(err, &refusal) || refusal.Command != command || !errors.Is(err, nic.ErrHandover) {
 			t.Errorf("%s: got %v, want its refusal while it is handed over", command, err)
@@ -148,6 +149,15 @@ func TestRefusalOfEachCommand(t *testing.T) {
 		g.Behave(qmptest.Behaviour{})
 		g.nothingLeft()
 	}
+}
+
+// TestNoTypesAreListed: to attach the best NIC takes no list of QEMU's types, for which a QEMU of
+// several modules loads all of them.
+func TestNoTypesAreListed(t *testing.T) {
+	h, g := fakeTest(t)
+	g.Behave(qmptest.Behaviour{Refuse: map[string]string{"qom-list-types": "not today"}})
+	h.attach(g.spec("net0"))
+	g.has("net0")
 }
 
 // TestSilentGuest: a guest that does not answer costs no more than the caller's patience, and what

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,21 +55,8 @@ func (m *Monitor) RxFilter(ctx context.Context, nicID string) (*qmp.RxFilter, er
 // Plan finds a place for the device, unless its options name one, and the types of its options. The
 // steps end with our copies closed: from then on the host interface lives as long as QEMU holds it.
 func (m *Monitor) Plan(ctx context.Context, n *backend.NIC) (Handover, error) {
-	if _, err := m.conn.CPUs(ctx); err != nil { // with -preconfig there is no machine to look into
+	if err := m.choosePlace(ctx, n); err != nil {
 		return Handover{}, err
-	}
-	if err := m.chooseModel(ctx, n); err != nil {
-		return Handover{}, err
-	}
-	if n.Device.Bus == "" {
-		port, err := m.conn.FreePortFor(ctx, n.Device.Model)
-		if err != nil {
-			return Handover{}, err
-		}
-		n.Device.Bus = port.Bus
-		if n.Device.Addr == "" {
-			n.Device.Addr = port.Addr
-		}
 	}
 	if major, minor, _ := m.conn.Version(); n.Device.Backend == qmp.Socket && (major > 7 || major == 7 && minor >= 2) {
 		n.Device.Backend = qmp.Dgram
@@ -84,16 +72,25 @@ func (m *Monitor) Plan(ctx context.Context, n *backend.NIC) (Handover, error) {
 	})}, nil
 }
 
-// chooseModel chooses the model that fits the machine best, if none was asked for.
-func (m *Monitor) chooseModel(ctx context.Context, n *backend.NIC) error {
-	if !n.AnyModel {
-		return nil
+// choosePlace chooses the model that fits the machine best, if none was asked for, and a place for
+// it, unless the options name one.
+func (m *Monitor) choosePlace(ctx context.Context, n *backend.NIC) (err error) {
+	model, port := n.Device.Model, qmp.Port{Bus: n.Device.Bus}
+	switch placed := n.Device.Bus != ""; {
+	case n.AnyModel && placed:
+		model, err = m.conn.BestModel(ctx)
+	case n.AnyModel:
+		model, port, err = m.conn.BestPlace(ctx)
+	case !placed:
+		port, err = m.conn.FreePortFor(ctx, model)
 	}
-	model, err := m.conn.BestModel(ctx)
 	if err != nil {
 		return err
 	}
-	n.Device.Model, n.Record.Model = model, model
+	n.Device.Model, n.Device.Bus, n.Device.Addr = model, port.Bus, cmp.Or(n.Device.Addr, port.Addr)
+	if n.AnyModel {
+		n.Record.Model = model
+	}
 	return nil
 }
 
