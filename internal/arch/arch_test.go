@@ -32,7 +32,7 @@ var layers = [][]string{
 	{"bridge", "macvtap", "internal/access/plaintap", "qmp/goqemu", "internal/network/server"},
 	{
 		"internal/kernel/bridges", "internal/kernel/macvlan", "vhost", "qmp", "libvirt", "internal/network/firewall",
-		"internal/routed",
+		"internal/kernel/peers", "internal/routed",
 	},
 	{"internal/kernel/forwarding"},
 	{
@@ -46,7 +46,7 @@ var layers = [][]string{
 		"internal/kernel/procfd", "internal/kernel/procview", "internal/kernel/fdpass", "internal/cli/console",
 		"internal/cli/version", "internal/access/privilege", "internal/libvirthook/hookfile", "bridge/vswitch/offload",
 		"internal/rundir", "internal/alias", "internal/cli/fdroom", "bridge/brport", "macvtap/vtap",
-		"internal/kernel/sockopt", "internal/strictyaml",
+		"internal/kernel/sockopt", "internal/strictyaml", "internal/filelock",
 	},
 }
 

@@ -92,14 +92,7 @@ func OpenHeld(f procfd.File) (*NS, error) {
 
 // InodeOf returns the inode of the namespace that a file of a process is. ok is false for any other
 // file.
-func InodeOf(f procfd.File) (inode uint64, ok bool) {
-	text, ok := strings.CutPrefix(f.Target, "net:[")
-	if !ok {
-		return 0, false
-	}
-	inode, err := strconv.ParseUint(strings.TrimSuffix(text, "]"), 10, 64)
-	return inode, err == nil
-}
+func InodeOf(f procfd.File) (inode uint64, ok bool) { return procfd.NetnsInode(f.Target) }
 
 // New makes an unnamed network namespace. It exists while an fd of it, a socket in it or a process
 // in it does. New needs CAP_SYS_ADMIN.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math"
 	"slices"
 
 	"github.com/vishvananda/netlink/nl"
@@ -50,12 +51,12 @@ func (c *Conn) Links(kind string, master int) ([]*Link, error) {
 
 // links lists the links that the kernel selects by attrs, ordered by index.
 func (c *Conn) links(attrs []Attr) ([]*Link, error) {
-	return c.together(func() (map[int]*Link, error) { return c.dumpLinks(attrs) })
+	return c.together(OwnNS, func() (map[int]*Link, error) { return c.dumpLinks(noLimit, attrs) })
 }
 
-// together reads dumps until one is not interrupted, or merges linkTries of them into a list that
-// has every link that existed all the time.
-func (c *Conn) together(list func() (map[int]*Link, error)) ([]*Link, error) {
+// together reads dumps of the netns with that id until one is not interrupted, or merges linkTries
+// of them into a list that has every link that existed all the time.
+func (c *Conn) together(nsid int, list func() (map[int]*Link, error)) ([]*Link, error) {
 	known := map[int]*Link{} // from interrupted dumps
 	for try := 1; ; try++ {
 		latest, err := list()
@@ -72,15 +73,15 @@ func (c *Conn) together(list func() (map[int]*Link, error)) ([]*Link, error) {
 			delete(missing, index)
 		}
 		if try == linkTries {
-			return c.complete(latest, missing)
+			return c.complete(nsid, latest, missing)
 		}
 	}
 }
 
 // complete adds the links of earlier dumps that still exist to an interrupted one.
-func (c *Conn) complete(latest, missing map[int]*Link) ([]*Link, error) {
+func (c *Conn) complete(nsid int, latest, missing map[int]*Link) ([]*Link, error) {
 	for index := range missing {
-		l, err := c.LinkByIndex(index)
+		l, err := c.LinkIn(nsid, index)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -96,10 +97,14 @@ func byIndex(links map[int]*Link) []*Link {
 	return slices.SortedFunc(maps.Values(links), func(a, b *Link) int { return cmp.Compare(a.Index, b.Index) })
 }
 
-// dumpLinks reads one dump. If its error matches ErrDisturbed with errors.Is, it also returns what
-// it has read.
-func (c *Conn) dumpLinks(attrs []Attr) (map[int]*Link, error) {
-	msgs, err := c.sock.execute(c.linkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP, 0, attrs), unix.RTM_NEWLINK)
+// noLimit is for a dump of which every entry is wanted.
+const noLimit = math.MaxInt
+
+// dumpLinks reads the first most links of one dump. If its error matches ErrDisturbed with
+// errors.Is, it also returns what it has read.
+func (c *Conn) dumpLinks(most int, attrs []Attr) (map[int]*Link, error) {
+	req := c.linkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP, 0, attrs)
+	msgs, err := c.sock.executeUpTo(most, req, unix.RTM_NEWLINK)
 	links := map[int]*Link{}
 	for _, m := range msgs {
 		l, err := parseLink(m)

@@ -94,7 +94,7 @@ func TestLiveLinksThatComeAndGo(t *testing.T) {
 func TestLiveCompleteListing(t *testing.T) {
 	c := open(t, nstest.New(t))
 	many(t, c, 3)
-	all, err := c.dumpLinks(nil)
+	all, err := c.dumpLinks(noLimit, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +112,7 @@ func TestLiveCompleteListing(t *testing.T) {
 			latest[index] = l
 		}
 	}
-	found, err := c.complete(latest, missing)
+	found, err := c.complete(OwnNS, latest, missing)
 	var names []string
 	for _, l := range found {
 		names = append(names, l.Name)
@@ -132,8 +132,8 @@ func TestLiveEachListingIsDisturbed(t *testing.T) {
 		t.Fatal(err)
 	}
 	read := 0
-	found, err := c.together(func() (map[int]*Link, error) {
-		some, err := c.dumpLinks(nil)
+	found, err := c.together(OwnNS, func() (map[int]*Link, error) {
+		some, err := c.dumpLinks(noLimit, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -168,5 +168,49 @@ func TestLiveLinksOfAnUnknownKind(t *testing.T) {
 	}
 	if found, err := c.Links("", 12345); len(found) != 0 {
 		t.Errorf("of no master: %+v, %v", found, err)
+	}
+}
+
+// TestLiveListingElsewhere: of another netns, a disturbed listing is completed from that netns, and
+// no more links than the bound are kept.
+func TestLiveListingElsewhere(t *testing.T) {
+	here, there := nstest.New(t), nstest.New(t)
+	c, other := open(t, here), open(t, there)
+	many(t, c, 1)
+	many(t, other, 3)
+	if err := c.AssignNetnsID(there); err != nil {
+		t.Fatal(err)
+	}
+	id, err := c.NetnsID(there)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := 0
+	found, err := c.together(id, func() (map[int]*Link, error) {
+		all, err := other.dumpLinks(noLimit, nil)
+		if read++; read == linkTries {
+			for index, l := range all {
+				if l.Name != "lo" {
+					delete(all, index)
+				}
+			}
+		}
+		return all, errors.Join(ErrDisturbed, err)
+	})
+	var names []string
+	for _, l := range found {
+		names = append(names, l.Name)
+	}
+	if got := fmt.Sprint(names); err != nil || got != "[lo br0 br1 br2]" {
+		t.Errorf("%s, %v", got, err)
+	}
+	if some, err := c.dumpLinks(2, []Attr{target(id)}); err != nil || len(some) != 2 {
+		t.Errorf("%d links of at most 2, %v", len(some), err)
+	}
+	if err := c.DeleteIn(id, found[1].Index); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := c.LinksIn(id, "bridge"); err != nil || len(left) != 2 {
+		t.Errorf("%d bridges left, %v", len(left), err)
 	}
 }

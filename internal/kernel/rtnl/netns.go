@@ -74,18 +74,31 @@ func (c *Conn) NetnsIDs() (ids []int, err error) {
 	return ids, nil
 }
 
-// LinksIn is Links in the netns with that id. It needs CAP_NET_ADMIN over that netns, and Linux
-// 4.20. The LowerNS of the result are ids in the socket's own netns. If the netns no longer exists,
-// the error matches fs.ErrNotExist with errors.Is.
+// maxLinksIn bounds how many links LinksIn reads: a user may make any number in a netns.
+const maxLinksIn = 1 << 12
+
+// LinksIn is Links in the netns with that id, for at most maxLinksIn links. It needs CAP_NET_ADMIN
+// over that netns, and Linux 4.20. The LowerNS of the result are ids in the socket's own netns. If
+// the netns no longer exists, the error matches fs.ErrNotExist with errors.Is.
 func (c *Conn) LinksIn(id int, kind string) ([]*Link, error) {
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(kind))
-	all, err := c.links([]Attr{{rta: info}, attr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(id)))})
+	attrs := []Attr{{rta: info}, target(id)}
+	all, err := c.together(id, func() (map[int]*Link, error) { return c.dumpLinks(maxLinksIn, attrs) })
 	if errors.Is(err, unix.EINVAL) {
 		err = fmt.Errorf("netns %d: %w", id, fs.ErrNotExist)
 	}
 	return slices.DeleteFunc(all, func(l *Link) bool { return l.Kind != kind }), err
 }
+
+// DeleteIn removes the link with that index in the netns with that id (rtnl_dellink in
+// net/core/rtnetlink.c). It needs CAP_NET_ADMIN over that netns.
+func (c *Conn) DeleteIn(id, index int) error {
+	return c.do(c.linkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK, index, []Attr{target(id)}))
+}
+
+// target names the netns that a request is about by its id in the socket's netns.
+func target(id int) Attr { return attr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(id))) }
 
 // rtgenmsg is struct rtgenmsg with its padding (include/uapi/linux/rtnetlink.h).
 type rtgenmsg struct{}

@@ -195,7 +195,7 @@ func (c *Conn) LinkIn(nsid, index int) (*Link, error) {
 	if nsid == OwnNS {
 		return c.get(index)
 	}
-	return c.get(index, Attr{rta: nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(nsid)))})
+	return c.get(index, target(nsid))
 }
 
 func (c *Conn) get(index int, attrs ...Attr) (*Link, error) {

@@ -72,6 +72,11 @@ func (s *socket) close() {
 // Otherwise there is only one answer. If a change has interrupted a dump, execute returns what it
 // has read, and ErrDisturbed.
 func (s *socket) execute(req *nl.NetlinkRequest, kind uint16) ([][]byte, error) {
+	return s.executeUpTo(noLimit, req, kind)
+}
+
+// executeUpTo is execute that keeps only the first most answers.
+func (s *socket) executeUpTo(most int, req *nl.NetlinkRequest, kind uint16) ([][]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fd < 0 {
@@ -82,7 +87,7 @@ func (s *socket) execute(req *nl.NetlinkRequest, kind uint16) ([][]byte, error) 
 	if err := s.send(req.Serialize()); err != nil {
 		return nil, err
 	}
-	a := answers{kind: kind, single: req.Flags&(unix.NLM_F_ACK|unix.NLM_F_DUMP) == 0}
+	a := answers{kind: kind, most: most, single: req.Flags&(unix.NLM_F_ACK|unix.NLM_F_DUMP) == 0}
 	for !a.done {
 		messages, err := s.receive()
 		if err != nil {
@@ -182,6 +187,7 @@ func late(err error) error {
 // answers are the kernel's answers to one request.
 type answers struct {
 	kind      uint16
+	most      int // that are kept
 	single    bool
 	found     [][]byte
 	done      bool
@@ -196,7 +202,9 @@ func (a *answers) add(m syscall.NetlinkMessage) error {
 		return answerError(m)
 	}
 	if a.kind == 0 || m.Header.Type == a.kind {
-		a.found = append(a.found, append([]byte(nil), m.Data...))
+		if len(a.found) < a.most {
+			a.found = append(a.found, append([]byte(nil), m.Data...))
+		}
 		a.done = a.single && m.Header.Flags&unix.NLM_F_MULTI == 0
 	}
 	return nil

@@ -10,9 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
-	"time"
 
+	"vmnet/internal/filelock"
 	"vmnet/internal/kernel/procfd"
 )
 
@@ -179,34 +178,15 @@ func (d Dir) sync() error {
 // lockFile is what Lock locks: nobody but its owner may open it.
 const lockFile = ".lock"
 
-// lockPoll is how often Lock tries again.
-const lockPoll = 10 * time.Millisecond
-
 // Lock waits until no other process has the networks' lock, and takes it. Only one process at a
 // time changes networks: a subnet that one has found free stays free until its file is written.
 func (d Dir) Lock(ctx context.Context) (unlock func() error, err error) {
 	if err := os.MkdirAll(string(d), 0o755); err != nil {
 		return nil, fmt.Errorf("lock the networks: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(string(d), lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+	unlock, err = filelock.Take(ctx, filepath.Join(string(d), lockFile), "another vmnet network is changing one")
 	if err != nil {
 		return nil, fmt.Errorf("lock the networks: %w", err)
 	}
-	for {
-		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return f.Close, nil
-		}
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			err = nil
-			select {
-			case <-ctx.Done():
-				err = fmt.Errorf("%w (another vmnet network is changing one)", context.Cause(ctx))
-			case <-time.After(lockPoll):
-			}
-		}
-		if err != nil && !errors.Is(err, syscall.EINTR) {
-			return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
-		}
-	}
+	return unlock, nil
 }
