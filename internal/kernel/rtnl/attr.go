@@ -73,11 +73,18 @@ const addrGenModeNone = 1
 // NoIPv6Autoconf keeps the kernel from assigning an IPv6 address to the link
 // (IFLA_INET6_ADDR_GEN_MODE). It must be set before the link goes up. Unlike a sysctl, it does not
 // need a writable /proc/sys.
-func NoIPv6Autoconf() Attr {
+func NoIPv6Autoconf() Attr { return AddrGen(addrGenModeNone) }
+
+// AddrGen says how the kernel assigns an IPv6 address to the link: IN6_ADDR_GEN_MODE_*. Of a link
+// that is up, it changes no address.
+func AddrGen(mode uint8) Attr {
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
-	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{addrGenModeNone})
+	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{mode})
 	return Attr{rta: spec}
 }
+
+// VLANID is the ID of a new VLAN subinterface, whose frames have tags of IEEE 802.1Q.
+func VLANID(id int) Attr { return infoAttr(nl.IFLA_VLAN_ID, nl.Uint16Attr(uint16(id))) }
 
 // clockTick is USER_HZ: the kernel reports a bridge's times in hundredths of a second.
 const clockTick = 100

@@ -24,6 +24,7 @@ type Link struct {
 	OperUp   bool   // up and ready, also for its master (IF_OPER_UP, RFC 2863)
 	AllMulti bool   // receives every multicast frame
 	HostIPv6 bool   // the kernel assigns an IPv6 address by itself: see NoIPv6Autoconf
+	AddrGen  uint8  // how it does so: IN6_ADDR_GEN_MODE_*
 	TxQLen   int    // frames
 	Master   int    // index of the bridge or bond of which it is a port; 0 for none
 	Lower    int    // index of its parent device; 0 for none
@@ -36,6 +37,7 @@ type Link struct {
 	Tun     *Tun     // if it is a tun or tap device
 	Macvlan *Macvlan // if it is a macvlan or macvtap
 	IPVlan  *IPVlan  // if it is an ipvlan or ipvtap
+	VLAN    int      // ID, if it is a VLAN subinterface; 0 if not
 }
 
 // Stats are the link's counters as the host sees them (struct rtnl_link_stats64).
@@ -119,7 +121,7 @@ func parseLink(msg []byte) (*Link, error) {
 		case unix.IFLA_CARRIER:
 			carrier = u8(v) != 0
 		case unix.IFLA_AF_SPEC:
-			l.HostIPv6 = hostIPv6(v)
+			l.AddrGen, l.HostIPv6 = hostIPv6(v)
 		case unix.IFLA_LINKINFO:
 			l.parseInfo(v)
 		}
@@ -130,21 +132,22 @@ func parseLink(msg []byte) (*Link, error) {
 	return l, nil
 }
 
-// hostIPv6 reports whether the kernel assigns IPv6 addresses to a link, by its IFLA_AF_SPEC. There
-// is no part for IPv6 if the kernel does not run it on the link, such as with an MTU below 1280
-// bytes (inet6_fill_link_af in net/ipv6/addrconf.c).
-func hostIPv6(b []byte) (on bool) {
+// hostIPv6 returns how and whether the kernel assigns IPv6 addresses to a link, by its
+// IFLA_AF_SPEC. There is no part for IPv6 if the kernel does not run it on the link, such as with
+// an MTU below 1280 bytes (inet6_fill_link_af in net/ipv6/addrconf.c).
+func hostIPv6(b []byte) (mode uint8, on bool) {
 	each(b, func(family uint16, v []byte) {
 		if family != unix.AF_INET6 {
 			return
 		}
 		each(v, func(kind uint16, v []byte) {
 			if kind == unix.IFLA_INET6_ADDR_GEN_MODE {
-				on = u8(v) != addrGenModeNone
+				mode = u8(v)
+				on = mode != addrGenModeNone
 			}
 		})
 	})
-	return on
+	return mode, on
 }
 
 // parseInfo decodes IFLA_LINKINFO: the kind and data of the link, and those of the link as a port.
@@ -172,6 +175,12 @@ func (l *Link) parseInfo(b []byte) {
 		l.Macvlan = parseMacvlan(data)
 	case "ipvlan", "ipvtap":
 		l.IPVlan = parseIPVlan(data)
+	case "vlan":
+		each(data, func(kind uint16, v []byte) {
+			if kind == nl.IFLA_VLAN_ID {
+				l.VLAN = int(u16(v))
+			}
+		})
 	}
 	if slaveKind == "bridge" {
 		l.Port = parsePort(slave)

@@ -57,6 +57,13 @@ func (s *socket) setUp() error {
 	return err
 }
 
+// option sets an option of SOL_SOCKET.
+func (s *socket) option(name, value int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, name, value)
+}
+
 // close waits for a running request.
 func (s *socket) close() {
 	s.mu.Lock()
