@@ -1,6 +1,7 @@
 package tapmgr_test
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -119,7 +120,7 @@ func TestLiveLibvirtDeviceDeleted(t *testing.T) {
 			t.Fatalf("list %+v, %v", nics, err)
 		}
 		was.State, was.PID = nic.Gone, g.QEMU()
-		if nics[i] != was {
+		if !reflect.DeepEqual(nics[i], was) {
 			t.Errorf("listed as %+v, want\n%+v", nics[i], was)
 		}
 	}

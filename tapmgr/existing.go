@@ -210,7 +210,10 @@ func differences(s nic.Spec, dev *inventory.Device) []string {
 	} else {
 		if s.Switch == nil {
 			add("type", r.Type, nic.TypeTap)
-			add("bridge", r.Source, s.Bridge)
+			add("bridge", r.Source, s.Source())
+			if s.Network != "" {
+				add("network", cmp.Or(r.Network, "none"), s.Network)
+			}
 		} else {
 			s.Switch.Differences(r, add)
 		}
@@ -220,6 +223,9 @@ func differences(s nic.Spec, dev *inventory.Device) []string {
 		if dev.MasterName != "" && (r.Switch || dev.MasterName != r.Source) {
 			diff = append(diff, fmt.Sprintf("somebody has made it a port of %s", dev.MasterName))
 		}
+	}
+	if len(s.IP) > 0 {
+		add("IP", cmp.Or(nic.FormatIPs(r.IP), "none"), nic.FormatIPs(s.IP))
 	}
 	if s.MAC != nil {
 		add("MAC", r.MAC.String(), s.MAC.String())

@@ -3,6 +3,7 @@ package tapmgr_test
 import (
 	"fmt"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -85,7 +86,7 @@ func TestLiveLibvirtAttach(t *testing.T) {
 				Queues: queues, Vhost: "off", State: "forwarding", MTU: 1400, Via: nic.ViaLibvirt,
 			}
 			found.PID = 0
-			if found != want {
+			if !reflect.DeepEqual(found, want) {
 				t.Errorf("attached %+v, want %+v", found, want)
 			}
 			h.useNIC(g, found, guestAddr, hostAddr)
@@ -211,14 +212,14 @@ func TestLiveLibvirtForeign(t *testing.T) {
 		Model: "e1000e", MAC: "52:54:00:00:00:08",
 		Queues: 1, Vhost: "off", State: nic.Up, MTU: 1500, PID: g.QEMU(), Foreign: true,
 	}
-	if all[1] != tap || all[2] != direct || all[1].State == "" {
+	if !reflect.DeepEqual(all[1], tap) || !reflect.DeepEqual(all[2], direct) || all[1].State == "" {
 		t.Errorf("listed %+v, want %+v and %+v", all[1:], tap, direct)
 	}
 	if all[0].Foreign || all[0].Via != nic.ViaLibvirt {
 		t.Errorf("ours: %+v", all[0])
 	}
 	details, err := h.Show(h.context(20*time.Second), g.Name)
-	if err != nil || len(details) != 3 || details[1].NIC != tap || details[1].Bridge != "br0" ||
+	if err != nil || len(details) != 3 || !reflect.DeepEqual(details[1].NIC, tap) || details[1].Bridge != "br0" ||
 		len(details[1].Holders) != 1 || details[1].HostMAC != "fe:54:00:00:00:07" || details[2].Lower != "eth0" {
 		t.Errorf("show %+v, %v", details, err)
 	}

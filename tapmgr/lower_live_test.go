@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"reflect"
 	"strings"
 	"syscall"
 	"testing"
@@ -149,7 +150,7 @@ func (h *host) listed2(g *guest, found nic.NIC) {
 	h.Helper()
 	got, err := h.List(g.name)
 	found.PID = g.Pid()
-	if err != nil || len(got) != 1 || got[0] != found {
+	if err != nil || len(got) != 1 || !reflect.DeepEqual(got[0], found) {
 		h.Errorf("list %+v, %v: want %+v", got, err, found)
 	}
 	details, err := h.Show(h.context(10*time.Second), g.name)

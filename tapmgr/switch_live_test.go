@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -155,8 +156,8 @@ func TestLiveSwitchGuestsTalk(t *testing.T) {
 func (h *host) switchShown(g *guest, nic nic.NIC) {
 	h.Helper()
 	nic.PID = g.Pid()
-	if list, err := h.List(g.name); err != nil || len(list) != 1 || list[0] != nic || nic.State != "forwarding" ||
-		!nic.Switch || nic.Limits != "locked" {
+	if list, err := h.List(g.name); err != nil || len(list) != 1 || !reflect.DeepEqual(list[0], nic) ||
+		nic.State != "forwarding" || !nic.Switch || nic.Limits != "locked" {
 		h.Errorf("list %+v, %v: want %+v, forwarding", list, err, nic)
 	}
 	details, err := h.Show(h.context(10*time.Second), g.name)

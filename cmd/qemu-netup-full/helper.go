@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"strings"
 
@@ -103,9 +104,7 @@ func (o *bridgeOptions) settle(p *policy.Policy, r *bridgehelper.Request) error 
 	if err != nil {
 		return err
 	}
-	if from.Bridge != "" {
-		r.Bridge = from.Bridge
-	}
+	r.Bridge = cmp.Or(from.Bridge, from.Network, r.Bridge) // a network's bridge has its name
 	if r.Port.IsZero() {
 		r.Port = from.Port
 	}

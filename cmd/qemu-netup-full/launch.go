@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -191,7 +192,13 @@ func (a *app) make(o *launchOptions) (made *backend.Launch, err error) {
 
 // request returns what the policy decides about for a NIC.
 func request(s nic.Spec) policy.Request {
-	r := policy.Request{Guest: s.VM, Bridge: s.Bridge, Port: s.Port, MAC: s.MAC, Queues: s.Queues}
+	r := policy.Request{
+		Guest: s.VM, Bridge: cmp.Or(s.Bridge, s.Network), Network: s.Network, Port: s.Port, MAC: s.MAC,
+		Queues: s.Queues,
+	}
+	for _, a := range s.IP {
+		r.Addrs = append(r.Addrs, netip.PrefixFrom(a, a.BitLen()))
+	}
 	if l := s.Lower; l != nil {
 		r.Lower, r.Kind, r.Addrs = l.Device, l.Kind, l.Addrs
 		r.Mode = cmp.Or(l.Mode, vtap.Modes(l.Kind)[0])

@@ -200,8 +200,8 @@ func (o *launchOptions) settle(p *policy.Policy) ([]nic.Spec, error) {
 			if err != nil {
 				return nil, err
 			}
-			if s.Bridge == "" && s.Lower == nil {
-				s.Bridge = from.Bridge
+			if s.Source() == "" {
+				s.Bridge, s.Network = from.Bridge, from.Network
 			}
 			if s.Port.IsZero() && s.Lower == nil {
 				s.Port = from.Port

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"syscall"
 	"testing"
@@ -190,13 +191,13 @@ func (h *host) hasNIC(want nic.NIC) {
 	h.Helper()
 	var got nic.NIC
 	defer func() {
-		if got != want {
+		if !reflect.DeepEqual(got, want) {
 			h.Logf("%+v, want\n%+v", got, want)
 		}
 	}()
 	h.eventually("NIC "+want.ID+" is as wanted", func() bool {
 		got = h.nics(want.VM)[want.ID]
-		return got == want
+		return reflect.DeepEqual(got, want)
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -392,7 +393,7 @@ func TestLiveReconnect(t *testing.T) {
 		if state := h.virt.Virsh("domstate", "web"); state != "running" || h.virt.QEMU("web") != pid {
 			t.Fatalf("it is %s", state)
 		}
-		if now := h.nics("web"); !maps.Equal(now, before) {
+		if now := h.nics("web"); !reflect.DeepEqual(now, before) {
 			t.Errorf("%+v, before\n%+v", now, before)
 		}
 	}

@@ -65,6 +65,7 @@ monitor,socket): QEMU gets the fds through libvirt's monitor commands. libvirt t
 the NIC, cannot migrate the guest with it, and marks the domain as tainted.`
 
 const attachExamples = `  vmnet attach --vm P2 --bridge br0
+  vmnet attach --vm P2 --network lab --ip 10.66.0.20
   vmnet attach --vm P2 --bridge br0 --nic net1 --queues auto --wait
   vmnet attach --vm P2 --bridge br0 --mtu 1400 --device-opt rx_queue_size=1024
   vmnet attach --vm P2 --macvtap eth0 --mode bridge
@@ -76,7 +77,7 @@ const attachExamples = `  vmnet attach --vm P2 --bridge br0
 func (a *app) attachCommand() *cobra.Command {
 	var o attachOptions
 	cmd := &cobra.Command{
-		Use:        "attach --vm NAME {--bridge|--macvtap|--ipvtap|--switch} PLACE",
+		Use:        "attach --vm NAME --{bridge|network|macvtap|ipvtap|switch} PLACE",
 		SuggestFor: []string{"add", "plug", "connect"},
 		Short:      "Give a running guest a NIC",
 		Long:       attachLong,
@@ -101,7 +102,7 @@ func (a *app) attachCommand() *cobra.Command {
 	format := outputFlag(cmd)
 	cmd.InitDefaultHelpFlag()
 	groupNICFlags(f)
-	requireOne(cmd, "bridge", "macvtap", "ipvtap", "switch")
+	requireOne(cmd, "bridge", "network", "macvtap", "ipvtap", "switch")
 	complete(cmd, "vm", runningGuests)
 	a.completeNIC(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
@@ -119,6 +120,7 @@ func (a *app) attachCommand() *cobra.Command {
 // completeNIC completes the flags of nicflags.AddNIC.
 func (a *app) completeNIC(cmd *cobra.Command) {
 	complete(cmd, "bridge", a.bridgeNames)
+	complete(cmd, "network", a.networksToJoin)
 	complete(cmd, "macvtap", a.interfaceNames)
 	complete(cmd, "ipvtap", a.interfaceNames)
 	for flag, words := range map[string][]string{
@@ -206,6 +208,12 @@ func (a *app) printAttached(res nic.Result, json bool) error {
 	mode, on := "", n.Source
 	if n.Switch {
 		on = "switch " + n.Source
+	}
+	if n.Network != "" {
+		on = "network " + n.Network
+	}
+	if len(n.IP) > 0 {
+		on += ", IP " + nic.FormatIPs(n.IP)
 	}
 	if n.Mode != "" {
 		mode = " mode " + n.Mode

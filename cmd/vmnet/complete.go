@@ -15,6 +15,8 @@ import (
 	"vmnet/internal/cli/console"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/network/config"
+	"vmnet/internal/network/roster"
 	"vmnet/internal/vmm/qemu"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
@@ -137,6 +139,16 @@ func (a *app) bridgeNames(_ *cobra.Command, args []string, _ string) ([]cobra.Co
 		for _, b := range all {
 			names = append(names, cobra.CompletionWithDesc(b.Name, count(len(b.Ports), "port")))
 		}
+		return err
+	})
+	return names, noFiles
+}
+
+// networksToJoin completes the networks of which a NIC can be.
+func (a *app) networksToJoin(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	var names []cobra.Completion
+	_ = a.withNetlink(func(c *rtnl.Conn) (err error) {
+		names, err = roster.Names(c, config.DefaultDir)
 		return err
 	})
 	return names, noFiles

@@ -68,23 +68,29 @@ func sourceText(n nic.NIC) string {
 	if n.Switch {
 		how = strings.TrimSuffix("switch;"+how, ";")
 	}
+	if n.Network != "" {
+		how = strings.TrimSuffix("network;"+how, ";")
+	}
 	if how != "" {
 		return n.Source + "(" + how + ")"
 	}
 	return n.Source
 }
 
-// listRows returns all columns of a list except OWNER and VIA if they would be empty.
+// listRows returns all columns of a list except IP, OWNER and VIA if they would be empty.
 func listRows(nics []nic.NIC, source func(nic.NIC) string) [][]string {
 	rows := [][]string{{
-		"VM", "NIC", "INTERFACE", "TYPE", "SOURCE", "MODEL", "MAC", "QUEUES", "VHOST",
-		"STATE", "OWNER", "VIA",
+		"VM", "NIC", "INTERFACE", "TYPE", "SOURCE", "MODEL", "MAC", "IP", "QUEUES",
+		"VHOST", "STATE", "OWNER", "VIA",
 	}}
 	for _, n := range nics {
 		rows = append(rows, []string{
-			n.VM, n.ID, n.Interface, n.Type, source(n), n.Model, n.MAC, queuesText(n), n.Vhost,
+			n.VM, n.ID, n.Interface, n.Type, source(n), n.Model, n.MAC, nic.FormatIPs(n.IP), queuesText(n), n.Vhost,
 			string(n.State), ownerText(n.UID), viaText(n),
 		})
+	}
+	if !slices.ContainsFunc(nics, func(n nic.NIC) bool { return len(n.IP) > 0 }) {
+		rows = without(rows, "IP")
 	}
 	if !slices.ContainsFunc(nics, func(n nic.NIC) bool { return n.UID != 0 }) {
 		rows = without(rows, "OWNER")
@@ -157,7 +163,7 @@ func (a *app) printList(nics []nic.NIC, wide bool) error {
 		first := []string{"MODEL", "VHOST", "QUEUES"}
 		if rows = fitted(rows, screen, first...); tableWidth(rows) > screen {
 			rows = without(listRows(nics, func(n nic.NIC) string { return n.Source }), first...)
-			rows = fitted(rows, screen, "TYPE", "OWNER", "MAC", "VIA")
+			rows = fitted(rows, screen, "TYPE", "OWNER", "MAC", "VIA", "IP")
 		}
 	}
 	return a.table(rows, func(column, cell string) string {

@@ -27,11 +27,11 @@ func (a *app) networkCommand() *cobra.Command {
 		Long: `Make networks for guests: a bridge, rules by which its guests reach the world and are
 protected from it, and a server that gives them addresses (DHCP, router advertisements) and names
 (DNS). A network is one file, ` + config.DefaultDir + `/NAME.yaml, and its bridge has its name.
-vmnet-network(8) describes the file. Guests get NICs on it with vmnet attach --bridge NAME.
+vmnet-network(8) describes the file. Guests get NICs on it with vmnet attach --network NAME.
 
 Needs the programs nft and dnsmasq (apt install nftables dnsmasq-base).`,
 		Example: `  vmnet network create lab --nat --dhcp
-  vmnet attach --vm P2 --bridge lab
+  vmnet attach --vm P2 --network lab
   vmnet network leases lab
   vmnet network check || vmnet network apply --all
   vmnet network delete lab`,

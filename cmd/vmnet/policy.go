@@ -86,7 +86,7 @@ type policyTest struct {
 func (a *app) policyTestCommand() *cobra.Command {
 	var o policyTest
 	cmd := &cobra.Command{
-		Use:   "test --user USER {--bridge|--macvtap|--ipvtap} PLACE",
+		Use:   "test --user USER --{bridge|network|macvtap|ipvtap} PLACE",
 		Short: "Show whether a user may have a NIC, and why",
 		Long: `Show whether a user may have a NIC: the rule that allows it, or the reason for the
 denial and its cure. Exit status: 0 for allowed, 1 for denied, 2 for wrong usage.
@@ -116,6 +116,7 @@ func (o *policyTest) flags(cmd *cobra.Command) {
 		"the `USER` who asks, by name or id, with the groups that this machine lists for the user")
 	f.StringVar(&o.request.Guest, "vm", "", "the guest's `NAME` (default none, since QEMU's bridge helper gets none)")
 	f.StringVar(&o.request.Bridge, "bridge", "", "the requested `BRIDGE`")
+	f.StringVar(&o.request.Network, "network", "", "the requested `NETWORK`")
 	f.StringVar(&o.macvtap, "macvtap", "", "the `PARENT` device of a requested macvtap")
 	f.StringVar(&o.ipvtap, "ipvtap", "", "the `PARENT` device of a requested ipvtap")
 	f.StringVar(&o.request.Mode, "mode", "", "the mode of a requested macvtap or ipvtap (default bridge, or l2)")
@@ -123,7 +124,7 @@ func (o *policyTest) flags(cmd *cobra.Command) {
 		ip, err := policy.ParseIP(s)
 		o.request.Addrs = append(o.request.Addrs, ip)
 		return err
-	}), "ip", "a requested address of an ipvtap's guest (repeatable)")
+	}), "ip", "a requested address of the guest, on a network or of an ipvtap (repeatable)")
 	nicflags.AddPort(cmd.Flags(), &o.request.Port)
 	nicflags.AddMAC(f, &o.request.MAC, "the requested address (default none: it is derived from names)")
 	o.request.Queues, o.request.NICs = 1, 1
@@ -133,8 +134,8 @@ func (o *policyTest) flags(cmd *cobra.Command) {
 	f.StringVar(&o.bridgeConf, "bridge-conf",
 		bridgeconf.DefaultPath, "`FILE` with the bridges that QEMU's users may have")
 	require(cmd, "user")
-	cmd.MarkFlagsMutuallyExclusive("bridge", "macvtap", "ipvtap")
-	cmd.MarkFlagsOneRequired("bridge", "macvtap", "ipvtap")
+	cmd.MarkFlagsMutuallyExclusive("bridge", "network", "macvtap", "ipvtap")
+	cmd.MarkFlagsOneRequired("bridge", "network", "macvtap", "ipvtap")
 }
 
 func (a *app) completePolicyTest(cmd *cobra.Command) {
@@ -144,13 +145,14 @@ func (a *app) completePolicyTest(cmd *cobra.Command) {
 	complete(cmd, "vm", cobra.NoFileCompletions)
 	complete(cmd, "user", cobra.NoFileCompletions)
 	complete(cmd, "bridge", a.bridgeNames)
+	complete(cmd, "network", a.networksToJoin)
 	complete(cmd, "macvtap", a.interfaceNames)
 	complete(cmd, "ipvtap", a.interfaceNames)
 }
 
 // policyTest checks both files, even if the first denies, so that all cures are printed at once.
 func (a *app) policyTest(o *policyTest) error {
-	o.lower()
+	o.place()
 	if err := findUser(o.user, &o.request); err != nil {
 		return err
 	}
@@ -170,10 +172,14 @@ func (a *app) policyTest(o *policyTest) error {
 	return a.printAnswer(answer, o.json)
 }
 
-// lower fills in the request for a macvtap or ipvtap; the mode is the usual one if none is given.
-func (o *policyTest) lower() {
+// place fills in the request for a network, whose bridge has its name, and for a macvtap or ipvtap;
+// the mode is the usual one if none is given.
+func (o *policyTest) place() {
 	q := &o.request
 	switch {
+	case q.Network != "":
+		q.Bridge = q.Network
+		return
 	case o.macvtap != "":
 		q.Lower, q.Kind = o.macvtap, vtap.Macvtap
 	case o.ipvtap != "":

@@ -91,6 +91,8 @@ func detailFields(d tapmgr.Detail) []field {
 		{"altnames", strings.Join(d.AltNames, ", ")},
 		{"state", stateText(d)},
 		placeField(d),
+		{"network", d.Network},
+		{"IP", nic.FormatIPs(d.IP)},
 		{"via", viaText(d.NIC)},
 		{"model", d.Model},
 		{"MAC", fmt.Sprintf("%s, of the guest", d.MAC) + hostText("; %s on the host's side", d.HostMAC)},

@@ -24,6 +24,7 @@ var layers = [][]string{
 	{"internal/access/bridgeconf", "internal/access/policy"},
 	{"internal/backend"},
 	{"internal/inventory"},
+	{"internal/network/roster"},
 	{"tapmgr/nic"},
 	{"bridge/vswitch/control/server"},
 	{"bridge/vswitch/control", "bridge/vswitch/pcapng", "bridge/vswitch"},

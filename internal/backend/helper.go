@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
@@ -25,17 +26,19 @@ import (
 type (
 	// tapRequest asks for a tap on a bridge.
 	tapRequest struct {
-		VM      string  `json:"vm"`
-		NIC     string  `json:"nic"`
-		Bridge  string  `json:"bridge"`
-		Port    string  `json:"port"` // as brport.Settings writes it
-		MAC     string  `json:"mac"`  // the guest's
-		Model   string  `json:"model"`
-		Queues  int     `json:"queues"`
-		MTU     int     `json:"mtu"` // in bytes, that the guest sees; 0 for none
-		Vhost   bool    `json:"vhost"`
-		Options string  `json:"options"` // hash of the device's options
-		Via     nic.Via `json:"via"`     // ViaMonitor, or empty
+		VM      string       `json:"vm"`
+		NIC     string       `json:"nic"`
+		Bridge  string       `json:"bridge"` // or Network
+		Network string       `json:"network,omitempty"`
+		IP      []netip.Addr `json:"ip,omitempty"` // the guest's own addresses
+		Port    string       `json:"port"`         // as brport.Settings writes it
+		MAC     string       `json:"mac"`          // the guest's
+		Model   string       `json:"model"`
+		Queues  int          `json:"queues"`
+		MTU     int          `json:"mtu"` // in bytes, that the guest sees; 0 for none
+		Vhost   bool         `json:"vhost"`
+		Options string       `json:"options"` // hash of the device's options
+		Via     nic.Via      `json:"via"`     // ViaMonitor, or empty
 	}
 	// tapResponse answers; the files with the first one are the queues.
 	tapResponse struct {
@@ -121,9 +124,13 @@ func (s *helperTap) ask(ctx context.Context, r nic.Record) error {
 	if err := s.start(ctx); err != nil {
 		return err
 	}
+	bridge := r.Source
+	if r.Network != "" {
+		bridge = ""
+	}
 	err := send(s.sock, tapRequest{
-		VM: r.VM, NIC: r.NIC, Bridge: r.Source, Port: r.Port, MAC: r.MAC.String(), Model: r.Model,
-		Queues: r.Queues, MTU: r.MTU, Vhost: r.Vhost, Options: r.Options, Via: r.Via,
+		VM: r.VM, NIC: r.NIC, Bridge: bridge, Network: r.Network, IP: r.IP, Port: r.Port, MAC: r.MAC.String(),
+		Model: r.Model, Queues: r.Queues, MTU: r.MTU, Vhost: r.Vhost, Options: r.Options, Via: r.Via,
 	})
 	if err != nil {
 		return s.explain(err)
@@ -329,7 +336,7 @@ func (w tapRequest) spec() (nic.Spec, error) {
 		return nic.Spec{}, step.WithStage(nic.ErrInvalid, err)
 	}
 	spec := nic.Spec{
-		Target: nic.Target{VM: w.VM}, NIC: w.NIC, Bridge: w.Bridge, Port: port,
+		Target: nic.Target{VM: w.VM}, NIC: w.NIC, Bridge: w.Bridge, Network: w.Network, IP: w.IP, Port: port,
 		MAC: mac, MTU: w.MTU, Queues: w.Queues, Model: w.Model, Vhost: nic.VhostOff,
 	}
 	return spec, spec.Validate()

@@ -23,6 +23,7 @@ import (
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/network/config"
 	"vmnet/internal/stablemac"
 	"vmnet/qmp"
 	"vmnet/step"
@@ -42,7 +43,12 @@ type Maker struct {
 	// HelperPath, if not empty, is the path of the privileged program that makes taps if the
 	// caller may not: see Serve.
 	HelperPath string
+	// Networks is the directory of the networks' files; empty for config.DefaultDir.
+	Networks config.Dir
 }
+
+// networks returns the directory of the networks' files.
+func (m *Maker) networks() config.Dir { return cmp.Or(m.Networks, config.DefaultDir) }
 
 // Open returns a Maker for ns, which stays the caller's and must stay open. Close the Maker.
 func Open(ns *netns.NS) (*Maker, error) {
@@ -130,6 +136,7 @@ type making struct {
 func (m *Maker) New(spec nic.Spec, p nic.Phase) *NIC {
 	h := &NIC{m: m, Spec: spec, Record: nic.Record{
 		VM: spec.VM, NIC: spec.NIC, MAC: spec.MAC, Model: spec.Model, Options: spec.OptionsHash(),
+		Network: spec.Network, IP: spec.IP,
 		Owner: m.Owner, Via: spec.Via, Phase: p,
 	}}
 	h.host = m.interfaceFor(h)

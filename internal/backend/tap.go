@@ -11,6 +11,7 @@ import (
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
+	"vmnet/internal/network/roster"
 	"vmnet/internal/stablemac"
 	"vmnet/qmp"
 	"vmnet/step"
@@ -43,7 +44,12 @@ type bridgeTap struct {
 }
 
 func (s *bridgeTap) plan(_ context.Context, r *nic.Record) (_ Interface, err error) {
-	if s.br, err = bridges.Get(s.m.NL, s.spec.Bridge); err != nil {
+	if s.spec.Network != "" {
+		s.br, err = roster.Bridge(s.m.NL, s.m.networks(), s.spec.Network)
+	} else {
+		s.br, err = bridges.Get(s.m.NL, s.spec.Bridge)
+	}
+	if err != nil {
 		return Interface{}, err
 	}
 	if err := mayHaveTap(s.br, s.spec.Port); err != nil {

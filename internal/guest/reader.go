@@ -102,15 +102,16 @@ func recordOf(vm string, def *domainxml.Definition, x domainxml.Interface) (r ni
 	}
 	element, _ := def.Metadata(declared.Namespace)
 	spec, err := declared.Of(element, id)
-	if err != nil || spec.Bridge == "" && spec.Lower == nil {
+	if err != nil || spec.Source() == "" {
 		return nic.Record{}, false
 	}
 	spec.VM, spec.NIC, spec.MAC, spec.Via = vm, id, x.MAC, nic.ViaLibvirt
 	spec.Model = cmp.Or(nic.ModelOf(x.Model), nic.DefaultModel)
 	spec = spec.WithDefaults()
 	r = nic.Record{
-		VM: spec.VM, NIC: spec.NIC, Type: nic.TypeTap, Source: spec.Bridge, Port: spec.Port.String(),
-		MAC: spec.MAC, Model: spec.Model,
+		VM: spec.VM, NIC: spec.NIC, Type: nic.TypeTap, Source: spec.Source(), Network: spec.Network, IP: spec.IP,
+		Port: spec.Port.String(),
+		MAC:  spec.MAC, Model: spec.Model,
 		Options: spec.OptionsHash(), Queues: max(x.Queues, 1), Vhost: x.Driver == "vhost", MTU: x.MTU, Via: spec.Via,
 	}
 	if l := spec.Lower; l != nil {

@@ -14,6 +14,7 @@ import (
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/network/roster"
 	"vmnet/internal/stablemac"
 	"vmnet/tapmgr/nic"
 	"vmnet/vhost"
@@ -114,6 +115,11 @@ var properties = []property{
 	{"bridge", func(v *View) bool {
 		return v.isTap()
 	}, wantBridge, func(v *View) string { return v.MasterName }, mendBridge},
+	{"network", func(v *View) bool {
+		return v.Want.Network != "" && v.Home != nil
+	}, func(v *View) string {
+		return v.Want.Network
+	}, func(v *View) string { return roster.NetworkOf(v.Home) }, mendNetwork},
 	{"port", (*View).hasSettings, func(v *View) string {
 		return bridges.Effective(v.Home, v.Want.PortConfig()).String()
 	}, func(v *View) string { return v.port.String() }, mendPort},

@@ -255,6 +255,7 @@ func (dev *Device) AsHeld() nic.NIC {
 	r := dev.Want
 	return nic.NIC{
 		VM: r.VM, ID: r.NIC, Interface: dev.Name, Type: r.Type, Source: r.Source, Switch: r.Switch,
+		Network: r.Network, IP: r.IP,
 		Limits: r.Limits.String(), Mode: r.Mode, Port: r.Port, Model: r.Model, MAC: r.MAC.String(),
 		Queues: r.Queues, Vhost: nic.OnOff(r.Vhost), MTU: r.GuestMTU(), State: dev.ownState(),
 		UID: dev.owner(), Via: r.Via,

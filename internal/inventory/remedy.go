@@ -143,6 +143,8 @@ func mendBridge(v *View) Remedy {
 		r := byAdmin("%s", free)
 		r.left = fmt.Sprintf("it is a port of %s, not of %s", v.MasterName, v.Want.Source)
 		return r
+	case v.Home == nil && v.Want.Network != "":
+		return byAdmin("vmnet network apply %s && vmnet reconcile", v.Want.Network)
 	case v.Home == nil:
 		return byAdmin("vmnet bridge create %s && vmnet reconcile", v.Want.Source)
 	}
@@ -150,6 +152,9 @@ func mendBridge(v *View) Remedy {
 	return byReconcile(fmt.Sprintf("RTM_SETLINK %s: mtu %d, master %s, up", v.Name, br.MTU, br.Name),
 		"put back on "+br.Name, Fix{Kind: FixBridge})
 }
+
+// mendNetwork: the bridge is there, and is not the network's.
+func mendNetwork(v *View) Remedy { return byAdmin("vmnet network check %s", v.Want.Network) }
 
 func mendPort(v *View) Remedy {
 	want := v.Want.PortConfig()

@@ -8,6 +8,7 @@ import (
 
 	"vmnet/internal/alias"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/network/roster"
 	"vmnet/internal/stablemac"
 )
 
@@ -45,7 +46,7 @@ func (m memory) without(other memory) memory {
 func (m memory) includes(other memory) bool { return other.without(m).empty() }
 
 const (
-	keyNetwork  = "network"
+	keyNetwork  = roster.KeyNetwork
 	keyIP4      = "ip_forward"
 	keyIP6      = "ip6_forward"
 	keyAcceptRA = "accept_ra"

@@ -5,6 +5,7 @@ package nic
 
 import (
 	"errors"
+	"net/netip"
 	"time"
 )
 
@@ -16,16 +17,20 @@ type NIC struct {
 	Type      string `json:"type"`             // "tap", "macvtap", "ipvtap" or "socket"; "macvlan" for a host access
 	Source    string `json:"source"`           // the bridge or switch that it belongs on, or its parent device
 	Switch    bool   `json:"switch,omitempty"` // Source is a userspace switch
-	Limits    string `json:"limits,omitempty"` // of a switch's port, unless they are the defaults: "locked;storm:off"
-	Mode      string `json:"mode,omitempty"`   // of a macvtap or ipvtap; "host access"
-	Port      string `json:"port,omitempty"`   // settings of the bridge port: "vlan:10;isolated"
-	Model     string `json:"model"`
-	MAC       string `json:"mac"` // the guest's
-	Queues    int    `json:"queues"`
-	Vhost     string `json:"vhost"` // "on" or "off"
-	State     State  `json:"state"`
-	MTU       int    `json:"mtu"`           // bytes, as the guest sees it; 1500 if it was given none
-	PID       int    `json:"pid,omitempty"` // of the process that holds it; 0 if the caller sees none
+
+	Network string       `json:"network,omitempty"` // whose bridge Source is; empty for none
+	IP      []netip.Addr `json:"ip,omitempty"`      // the guest's own addresses
+
+	Limits string `json:"limits,omitempty"` // of a switch's port, unless the defaults: "locked;storm:off"
+	Mode   string `json:"mode,omitempty"`   // of a macvtap or ipvtap; "host access"
+	Port   string `json:"port,omitempty"`   // settings of the bridge port: "vlan:10;isolated"
+	Model  string `json:"model"`
+	MAC    string `json:"mac"` // the guest's
+	Queues int    `json:"queues"`
+	Vhost  string `json:"vhost"` // "on" or "off"
+	State  State  `json:"state"`
+	MTU    int    `json:"mtu"`           // bytes, as the guest sees it; 1500 if it was given none
+	PID    int    `json:"pid,omitempty"` // of the process that holds it; 0 if the caller sees none
 	// of the user for whom qemu-netup made it, or who alone claims it; 0 for none
 	UID     int  `json:"uid,omitempty"`
 	Via     Via  `json:"via,omitempty"`     // how a libvirt guest got it; empty for other guests

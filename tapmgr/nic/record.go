@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -134,6 +135,8 @@ type Record struct {
 	Type     string       // TypeTap, TypeSocket, "macvtap" or "ipvtap"
 	Source   string       // the bridge, parent device or switch
 	Switch   bool         // Source is a userspace switch
+	Network  string       // the network whose bridge Source is; empty for none
+	IP       []netip.Addr // the guest's own addresses
 	At       int          // interface index of the bridge; 0 if that is not known
 	Port     string       // settings of the port, as brport.Settings writes them
 	Limits   SwitchLimits // further ones of a switch's port
@@ -192,6 +195,8 @@ func (r Record) text(terse bool) string {
 	if r.Switch {
 		add("switch", "on")
 	}
+	add("network", r.Network)
+	add("ip", FormatIPs(r.IP))
 	add("port", r.Port)
 	r.Limits.encode(add)
 	if r.Netns != 0 {
@@ -259,6 +264,10 @@ func (r *Record) set(key, value string) bool {
 		r.Type = value
 	case "source":
 		r.Source = value
+	case "network":
+		r.Network = value
+	case "ip":
+		r.IP, err = parseIPs(value)
 	case "port":
 		r.Port = value
 		_, err = brport.Parse(value)

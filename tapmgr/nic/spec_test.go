@@ -3,6 +3,7 @@ package nic
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -13,34 +14,57 @@ import (
 
 func valid() Spec { return Spec{Target: Target{VM: "P2"}, Bridge: "br0"} }
 
+func ips(texts ...string) (all []netip.Addr) {
+	for _, text := range texts {
+		all = append(all, netip.MustParseAddr(text))
+	}
+	return all
+}
+
+// inLab returns a Spec of a NIC of a network.
+func inLab(ip ...string) Spec { return Spec{Target: Target{VM: "P2"}, Network: "lab", IP: ips(ip...)} }
+
 func TestValidate(t *testing.T) {
-	if err := valid().Validate(); err != nil {
-		t.Errorf("the least Spec: %v", err)
+	for _, s := range []Spec{valid(), inLab(), inLab("10.66.0.20", "fd66::20")} {
+		if err := s.Validate(); err != nil {
+			t.Errorf("%+v: %v", s, err)
+		}
 	}
 	for want, change := range map[string]func(*Spec){
-		"no guest is named":        func(s *Spec) { s.VM = "" },
-		"at most 200":              func(s *Spec) { s.VM = strings.Repeat("x", 201) },
-		"printable":                func(s *Spec) { s.VM = "a\nb" },
-		"NIC id":                   func(s *Spec) { s.NIC = "Net0" },
-		"1 to 12":                  func(s *Spec) { s.NIC = "abcdefghijklm" },
-		"neither bridge nor":       func(s *Spec) { s.Bridge = "" },
-		"bridge name":              func(s *Spec) { s.Bridge = "br%d" },
-		"multicast":                func(s *Spec) { s.MAC = net.HardwareAddr{1, 0, 0, 0, 0, 1} },
-		"zero":                     func(s *Spec) { s.MAC = make(net.HardwareAddr, 6) },
-		"begin with fe":            func(s *Spec) { s.MAC = net.HardwareAddr{0xfe, 0, 0, 0, 0, 1} },
-		"6 bytes":                  func(s *Spec) { s.MAC = make(net.HardwareAddr, 8) },
-		"MTU 67":                   func(s *Spec) { s.MTU = 67 },
-		"MTU 65536":                func(s *Spec) { s.MTU = 65536 },
-		"257 queues":               func(s *Spec) { s.Queues = 257 },
-		"-2 queues":                func(s *Spec) { s.Queues = -2 },
-		`vhost "yes"`:              func(s *Spec) { s.Vhost = "yes" },
-		"has one queue":            func(s *Spec) { s.Model, s.Queues = "e1000", 2 },
-		"cannot use vhost-net":     func(s *Spec) { s.Model, s.Vhost = "e1000", VhostOn },
-		"cannot announce an MTU":   func(s *Spec) { s.Model, s.MTU = "e1000", 1400 },
-		"model":                    func(s *Spec) { s.Model = "a b" },
-		"set by --mac":             func(s *Spec) { s.DeviceOptions = map[string]string{"mac": "x"} },
-		"set by vmnet":             func(s *Spec) { s.DeviceOptions = map[string]string{"netdev": "x"} },
-		"want the name of a prope": func(s *Spec) { s.DeviceOptions = map[string]string{"a,b": "x"} },
+		"no guest is named":         func(s *Spec) { s.VM = "" },
+		"at most 200":               func(s *Spec) { s.VM = strings.Repeat("x", 201) },
+		"printable":                 func(s *Spec) { s.VM = "a\nb" },
+		"NIC id":                    func(s *Spec) { s.NIC = "Net0" },
+		"1 to 12":                   func(s *Spec) { s.NIC = "abcdefghijklm" },
+		"neither bridge nor":        func(s *Spec) { s.Bridge = "" },
+		"bridge name":               func(s *Spec) { s.Bridge = "br%d" },
+		"multicast":                 func(s *Spec) { s.MAC = net.HardwareAddr{1, 0, 0, 0, 0, 1} },
+		"zero":                      func(s *Spec) { s.MAC = make(net.HardwareAddr, 6) },
+		"begin with fe":             func(s *Spec) { s.MAC = net.HardwareAddr{0xfe, 0, 0, 0, 0, 1} },
+		"6 bytes":                   func(s *Spec) { s.MAC = make(net.HardwareAddr, 8) },
+		"MTU 67":                    func(s *Spec) { s.MTU = 67 },
+		"MTU 65536":                 func(s *Spec) { s.MTU = 65536 },
+		"257 queues":                func(s *Spec) { s.Queues = 257 },
+		"-2 queues":                 func(s *Spec) { s.Queues = -2 },
+		`vhost "yes"`:               func(s *Spec) { s.Vhost = "yes" },
+		"has one queue":             func(s *Spec) { s.Model, s.Queues = "e1000", 2 },
+		"cannot use vhost-net":      func(s *Spec) { s.Model, s.Vhost = "e1000", VhostOn },
+		"cannot announce an MTU":    func(s *Spec) { s.Model, s.MTU = "e1000", 1400 },
+		"model":                     func(s *Spec) { s.Model = "a b" },
+		"set by --mac":              func(s *Spec) { s.DeviceOptions = map[string]string{"mac": "x"} },
+		"set by vmnet":              func(s *Spec) { s.DeviceOptions = map[string]string{"netdev": "x"} },
+		"either on a bridge, on a ": func(s *Spec) { s.Network = "lab" },
+		"network name":              func(s *Spec) { s.Bridge, s.Network = "", "l/b" },
+		"need a network":            func(s *Spec) { s.IP = ips("10.66.0.20") },
+		"without a zone":            func(s *Spec) { *s = inLab("fe80::1%eth0") },
+		"IP 0.0.0.0":                func(s *Spec) { *s = inLab("0.0.0.0") },
+		"IP 255.255.255.255":        func(s *Spec) { *s = inLab("255.255.255.255") },
+		"IP 224.0.0.1":              func(s *Spec) { *s = inLab("224.0.0.1") },
+		"IP 127.0.0.1":              func(s *Spec) { *s = inLab("127.0.0.1") },
+		"IP ::ffff:10.66.0.20":      func(s *Spec) { *s = inLab("::ffff:10.66.0.20") },
+		"IP 10.66.0.20 is given":    func(s *Spec) { *s = inLab("10.66.0.20", "fd66::20", "10.66.0.20") },
+		"9 addresses":               func(s *Spec) { *s = inLab(strings.Fields(strings.Repeat("10.66.0.20 ", 9))...) },
+		"want the name of a prope":  func(s *Spec) { s.DeviceOptions = map[string]string{"a,b": "x"} },
 	} {
 		s := valid()
 		change(&s)
@@ -104,6 +128,7 @@ func exampleRecord() Record {
 	return Record{
 		VM: "my vm=100%", NIC: "net0", Type: TypeTap, Source: "br0", MAC: net.HardwareAddr{0x52, 0x54, 0, 1, 2, 3},
 		Model: "virtio-net-pci", Queues: 2, Vhost: true, MTU: 9000, Options: "abc", Phase: PhaseAttaching,
+		Network: "lab", IP: ips("10.66.0.20", "fd66::20"),
 	}
 }
 
@@ -113,12 +138,12 @@ func TestAliasRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const text = "vmnet vm=my%20vm=100%25 nic=net0 type=tap source=br0 mac=52:54:00:01:02:03 model=virtio-net-pci queues=2 vhost=on mtu=9000 opts=abc state=attaching"
+	const text = "vmnet vm=my%20vm=100%25 nic=net0 type=tap source=br0 network=lab ip=10.66.0.20,fd66::20 mac=52:54:00:01:02:03 model=virtio-net-pci queues=2 vhost=on mtu=9000 opts=abc state=attaching"
 	if diff := cmp.Diff(text, alias); diff != "" {
 		t.Errorf("alias (-want +got):\n%s", diff)
 	}
 	got, ok := ParseRecord(alias)
-	if diff := cmp.Diff(want, got); !ok || diff != "" {
+	if diff := cmp.Diff(want, got, sameIP); !ok || diff != "" {
 		t.Errorf("parsed %v (-want +got):\n%s", ok, diff)
 	}
 	if _, ok := ParseRecord(alias + " later=1"); !ok {
@@ -147,7 +172,7 @@ func TestAliasOfALongName(t *testing.T) {
 			continue
 		}
 		got, ok := ParseRecord(alias)
-		if diff := cmp.Diff(want, got); !ok || diff != "" {
+		if diff := cmp.Diff(want, got, sameIP); !ok || diff != "" {
 			t.Errorf("parsed %v (-want +got):\n%s", ok, diff)
 		}
 	}
@@ -188,8 +213,11 @@ func FuzzParseAlias(f *testing.F) {
 		if err != nil {
 			return // longer when written our way
 		}
-		if back, ok := ParseRecord(again); !ok || !cmp.Equal(r, back) {
+		if back, ok := ParseRecord(again); !ok || !cmp.Equal(r, back, sameIP) {
 			t.Errorf("%q was read as %+v, written as %q, read as %+v", alias, r, again, back)
 		}
 	})
 }
+
+// sameIP has package cmp compare addresses as a whole.
+var sameIP = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })

@@ -85,7 +85,7 @@ func (g *Gate) byName(requests []policy.Request) []policy.Request {
 	for _, r := range requests {
 		asked := r
 		for _, name := range []*string{&r.Bridge, &r.Lower} {
-			if *name == "" {
+			if *name == "" || r.Network != "" { // an altname is no network's name
 				continue
 			}
 			if real, err := g.host.LinkName(*name); err == nil { // otherwise making the NIC reports the error

@@ -19,14 +19,16 @@ type Request struct {
 	GIDs   []int  // all groups of the process, in any order
 	Guest  string // its name, from which interface names are made; empty: none asked for
 	Bridge string // or Lower
-	Port   brport.Settings
-	Lower  string           // the parent device of a macvtap or ipvtap
-	Kind   vtap.Kind        // of the device on Lower
-	Mode   string           // of vtap.Modes(Kind), never empty
-	Addrs  []netip.Prefix   // of an ipvtap's guest
-	MAC    net.HardwareAddr // nil: none asked for
-	Queues int              // 0: 1; an automatic number must have been decided before
-	NICs   int              // how many the user would have then
+	// Network is the network of which the guest would be, and the name of Bridge; empty for none.
+	Network string
+	Port    brport.Settings
+	Lower   string           // the parent device of a macvtap or ipvtap
+	Kind    vtap.Kind        // of the device on Lower
+	Mode    string           // of vtap.Modes(Kind), never empty
+	Addrs   []netip.Prefix   // of an ipvtap's guest, or of one of a network
+	MAC     net.HardwareAddr // nil: none asked for
+	Queues  int              // 0: 1; an automatic number must have been decided before
+	NICs    int              // how many the user would have then
 }
 
 // Verdict is the answer to a Request.
@@ -144,6 +146,8 @@ func (q *Request) Validate() error {
 	switch {
 	case (q.Bridge == "") == (q.Lower == ""):
 		return errors.New("want either a bridge or a lower")
+	case q.Network != "" && q.Network != q.Bridge:
+		return fmt.Errorf("network %q: its bridge has its name", q.Network)
 	case !brport.ValidName(name):
 		return fmt.Errorf("name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", name)
 	case q.MAC != nil && (len(q.MAC) != 6 || q.MAC[0]&1 != 0 || number(q.MAC) == 0):
@@ -168,9 +172,12 @@ func (q *Request) vlans() []brport.VLANRange {
 // rule returns a rule that allows the request, as a line of the file.
 func (q *Request) rule() string {
 	items := []string{fmt.Sprintf("users: [%d]", q.UID)}
-	if q.Lower != "" {
+	switch {
+	case q.Lower != "":
 		items = append(items, "lowers: ["+scalar(q.Lower)+"]")
-	} else {
+	case q.Network != "":
+		items = append(items, "networks: ["+scalar(q.Network)+"]")
+	default:
 		items = append(items, "bridges: ["+scalar(q.Bridge)+"]")
 	}
 	if q.Lower != "" && !slices.Contains(defaultModes, q.Mode) {

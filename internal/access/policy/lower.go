@@ -57,10 +57,11 @@ func (d *decoder) ipRange(n ast.Node) (netip.Prefix, error) {
 // validateLower refuses invalid combinations for a macvtap or ipvtap.
 func (q *Request) validateLower() error {
 	switch {
-	case q.Lower == "" && (q.Kind != "" || q.Mode != "" || len(q.Addrs) > 0):
-		return errors.New("mode and IP addresses need a macvtap or ipvtap")
+	case q.Lower == "" && (q.Kind != "" || q.Mode != ""):
+		return errors.New("a mode needs a macvtap or ipvtap")
+	case q.Lower == "" && q.Network == "" && len(q.Addrs) > 0:
+		return errors.New("IP addresses need a network or an ipvtap")
 	case q.Lower == "":
-		return nil
 	case q.Kind != vtap.Macvtap && q.Kind != vtap.IPVtap:
 		return fmt.Errorf("kind %q: want macvtap or ipvtap", q.Kind)
 	case !slices.Contains(vtap.Modes(q.Kind), q.Mode):
@@ -94,8 +95,12 @@ func withMode(mode string) string {
 	return "modes: [" + strings.Join(append(slices.Clone(defaultModes), mode), ", ") + "]"
 }
 
-// checkIPs compares the addresses alone: the kernel ignores their prefixes for delivery.
+// checkIPs compares the addresses alone: the kernel ignores their prefixes for delivery. In a
+// network, guests may have any address that is free, unless the rule says which.
 func (r *rule) checkIPs(q *Request) *objection {
+	if _, limited := r.lines["ips"]; q.Network != "" && !limited {
+		return nil
+	}
 	for _, asked := range q.Addrs {
 		a := asked.Addr()
 		if slices.ContainsFunc(r.ips, func(p netip.Prefix) bool { return p.Contains(a) }) {

@@ -25,8 +25,13 @@ func (r *rule) objection(q *Request) *objection {
 
 func (r *rule) checkPlace(q *Request) *objection {
 	what, key, name, globs := "bridge", "bridges", q.Bridge, r.bridges
-	if q.Lower != "" {
+	switch {
+	case q.Lower != "":
 		what, key, name, globs = "lower", "lowers", q.Lower, r.lowers
+	case q.Network != "" && matchAny(r.bridges, q.Bridge): // who may have the bridge may be of its network
+		return nil
+	case q.Network != "":
+		what, key, name, globs = "network", "networks", q.Network, r.networks
 	}
 	if matchAny(globs, name) {
 		return nil

@@ -62,9 +62,13 @@ func (d *decoder) profile(name string, at *token.Token, n ast.Node) error {
 	number := func(key string, to *int, most int) strictyaml.Field {
 		return strictyaml.Key(key, func(n ast.Node) (err error) { *to, err = d.Number(n, key, 1, most); return err })
 	}
+	place := func(key string, to *string) strictyaml.Field {
+		return strictyaml.Key(key, func(n ast.Node) (err error) { *to, err = d.bridgeName(n, key); return err })
+	}
 	err := d.Mapping(n,
 		"a profile",
-		strictyaml.Key("bridge", func(n ast.Node) (err error) { p.Bridge, err = d.bridgeName(n); return err }),
+		place("bridge", &p.Bridge),
+		place("network", &p.Network),
 		number("vlan", &p.Port.VLAN, 4094),
 		strictyaml.Key("trunk", func(n ast.Node) (err error) { p.Port.Trunk, err = d.vlans(n, "trunk"); return err }),
 		number("native", &p.Port.Native, 4094),
@@ -81,6 +85,9 @@ func (d *decoder) profile(name string, at *token.Token, n ast.Node) error {
 	if err != nil {
 		return err
 	}
+	if p.Bridge != "" && p.Network != "" {
+		return d.Errorf(at, "profile %s: bridge and network: a NIC is on only one of them", name)
+	}
 	if err := p.Port.Validate(); err != nil {
 		return d.Errorf(at, "profile %s: %v", name, err)
 	}
@@ -88,11 +95,12 @@ func (d *decoder) profile(name string, at *token.Token, n ast.Node) error {
 	return nil
 }
 
-func (d *decoder) bridgeName(n ast.Node) (string, error) {
-	name, err := d.Text(n, "bridge")
+// bridgeName parses the name of a bridge, or of a network, whose bridge has that name.
+func (d *decoder) bridgeName(n ast.Node, what string) (string, error) {
+	name, err := d.Text(n, what)
 	if err == nil && !brport.ValidName(name) {
 		err = d.Errorf(strictyaml.TokenOf(n),
-			"bridge name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", name)
+			"%s name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", what, name)
 	}
 	return name, err
 }

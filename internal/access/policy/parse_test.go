@@ -125,7 +125,7 @@ func TestParseErrors(t *testing.T) {
 			"unknown key of a rule",
 			rule(
 				"vlan: 10"),
-			"4:5: a rule has no key \"vlan\" (want users, groups, bridges, lowers, modes, ips, guests, vlans, port, require, macs, nics, queues), in `vlan: 10`",
+			"4:5: a rule has no key \"vlan\" (want users, groups, bridges, networks, lowers, modes, ips, guests, vlans, port, require, macs, nics, queues), in `vlan: 10`",
 		},
 		{
 			"duplicate key", rule("bridges: [br1]"),
@@ -148,7 +148,7 @@ func TestParseErrors(t *testing.T) {
 		},
 		{
 			"nothing", "rules:\n  - users: [alice]\n",
-			"2:5: the rule allows nothing (add bridges or lowers), in `- users: [alice]`",
+			"2:5: the rule allows nothing (add bridges, networks or lowers), in `- users: [alice]`",
 		},
 		{"anchor", "rules: &a []\n", "1:8: rules is not a list (write [a, b]), in `rules: &a []`"},
 		{"alias", "rules: *a\n", "1:8: rules is not a list (write [a, b]), in `rules: *a`"},
@@ -222,7 +222,7 @@ func TestParseErrors(t *testing.T) {
 		{"queues as text", rule("queues: many"), "4:13: queues is \"many\": want 1 to 256, in `queues: many`"},
 		{
 			"profile key", "profiles:\n  a: {vlans: 1}\n",
-			"2:7: a profile has no key \"vlans\" (want bridge, vlan, trunk, native, isolated, hairpin, no-learning, no-flood, forward, queues), in `a: {vlans: 1}`",
+			"2:7: a profile has no key \"vlans\" (want bridge, network, vlan, trunk, native, isolated, hairpin, no-learning, no-flood, forward, queues), in `a: {vlans: 1}`",
 		},
 		{
 			"profile VLANs", "profiles:\n  a: {vlan: 1, trunk: 2-5}\n",

@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -44,9 +45,10 @@ type Policy struct {
 
 // Profile is a named group of settings.
 type Profile struct {
-	Bridge string // may be empty in one that Policy.Profile returned
-	Port   brport.Settings
-	Queues int // 0: not set in the profile
+	Bridge  string // may be empty in one that Policy.Profile returned
+	Network string // or else its bridge; empty for none
+	Port    brport.Settings
+	Queues  int // 0: not set in the profile
 }
 
 // script says which profile an interface gets.
@@ -158,8 +160,6 @@ func (p *Policy) Script(ifname string) Profile {
 			profile = p.profiles[p.scripts[i].profile]
 		}
 	}
-	if profile.Bridge == "" {
-		profile.Bridge = DefaultBridge
-	}
+	profile.Bridge = cmp.Or(profile.Bridge, profile.Network, DefaultBridge)
 	return profile
 }

@@ -18,6 +18,7 @@ type rule struct {
 	anybody       bool
 	users, groups []who
 	bridges       []string // globs
+	networks      []string // globs
 	lowers        []string // globs
 	modes         []string
 	ips           []netip.Prefix // masked
@@ -84,6 +85,7 @@ func (d *decoder) rule(n ast.Node) error {
 		of("users", func(n ast.Node) error { return d.user(n, &r) }),
 		of("groups", func(n ast.Node) error { return d.group(n, &r) }),
 		globs("bridges", &r.bridges, d.glob),
+		globs("networks", &r.networks, d.glob),
 		globs("lowers", &r.lowers, d.glob),
 		words("modes", &r.modes, allModes()...),
 		of("ips", func(n ast.Node) error {
@@ -112,8 +114,8 @@ func (d *decoder) rule(n ast.Node) error {
 		return err
 	case !r.anybody && len(r.users)+len(r.groups) == 0:
 		return d.Errorf(strictyaml.TokenOf(n), "the rule has no users (add users or groups)")
-	case len(r.bridges)+len(r.lowers) == 0:
-		return d.Errorf(strictyaml.TokenOf(n), "the rule allows nothing (add bridges or lowers)")
+	case len(r.bridges)+len(r.networks)+len(r.lowers) == 0:
+		return d.Errorf(strictyaml.TokenOf(n), "the rule allows nothing (add bridges, networks or lowers)")
 	}
 	d.p.rules = append(d.p.rules, r)
 	return nil

@@ -3,6 +3,7 @@ package nicflags
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 
@@ -15,6 +16,7 @@ type NIC struct {
 	spec  nic.Spec
 	vhost string
 	lower lower
+	ip    []netip.Prefix
 	sw    nic.Switch
 }
 
@@ -22,7 +24,10 @@ type NIC struct {
 func AddNIC(fs *pflag.FlagSet) *NIC {
 	n := &NIC{vhost: string(nic.VhostAuto)}
 	fs.StringVar(&n.spec.Bridge, "bridge", "", "the `BRIDGE` that the NIC is put on")
+	fs.StringVar(&n.spec.Network, "network", "",
+		"the `NETWORK` (vmnet network create) on whose bridge the NIC is put, instead of --bridge")
 	n.lower.add(fs)
+	addIP(fs, &n.ip)
 	AddPort(fs, &n.spec.Port)
 	fs.StringVar(&n.spec.NIC, "nic", "net0", "`ID` of the NIC within the guest: 1 to 12 of a-z, 0-9 and _")
 	AddMAC(fs, &n.spec.MAC,
@@ -50,8 +55,38 @@ func (n *NIC) Spec() (s nic.Spec, err error) {
 	if s.Switch, err = n.onSwitch(); err != nil {
 		return s, err
 	}
-	s.Lower, err = n.lower.spec(s.Bridge, n.sw.Name)
+	if err := n.onePlace(); err != nil {
+		return s, err
+	}
+	if n.lower.ipvtap != "" {
+		s.Lower, err = n.lower.spec(n.ip)
+		return s, err
+	}
+	if s.IP, err = n.ownIP(); err != nil {
+		return s, err
+	}
+	s.Lower, err = n.lower.spec(nil)
 	return s, err
+}
+
+// onePlace returns an error if more than one place was given.
+func (n *NIC) onePlace() error {
+	var given []string
+	for _, p := range []struct{ flag, value string }{
+		{"--bridge", n.spec.Bridge},
+		{"--network", n.spec.Network},
+		{"--switch", n.sw.Name},
+		{"--macvtap", n.lower.macvtap},
+		{"--ipvtap", n.lower.ipvtap},
+	} {
+		if p.value != "" {
+			given = append(given, p.flag)
+		}
+	}
+	if len(given) > 1 {
+		return fmt.Errorf("%s: a NIC can have only one of them", strings.Join(given, " and "))
+	}
+	return nil
 }
 
 // AddMAC adds --mac. It checks only the form of the address.

@@ -27,11 +27,12 @@ const maxNICs = 256
 var (
 	lowerNames = []string{"mode", "source-mac", "nopromisc", "rx-filter"} // need macvtap
 	portNames  = []string{"vlan", "trunk", "native", "isolated", "hairpin", "no-learning", "no-flood", "forward"}
-	allNames   = slices.Concat([]string{"id", "mac", "bridge", "macvtap"}, lowerNames, portNames)
+	placeNames = []string{"bridge", "network", "macvtap"} // at most one of them
+	allNames   = slices.Concat([]string{"id", "mac"}, placeNames, []string{"ip"}, lowerNames, portNames)
 )
 
 // refused are the flags of vmnet attach that a libvirt NIC cannot have.
-var refused = []string{"ipvtap", "ip", "flag"}
+var refused = []string{"ipvtap", "flag"}
 
 // An attribute is one of a nic; attributes are all of one nic, as written.
 type (
@@ -155,7 +156,7 @@ func (a attributes) nic() (NIC, error) {
 	}
 	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
 	flags := nicflags.AddNIC(fs)
-	n := NIC{Made: a.has("bridge", "macvtap")}
+	n := NIC{Made: a.has(placeNames...)}
 	for _, x := range a {
 		if err := n.take(fs, x); err != nil {
 			return NIC{}, fmt.Errorf("attribute %s=%q: %w", x.name, x.value, err)
@@ -163,7 +164,7 @@ func (a attributes) nic() (NIC, error) {
 	}
 	var err error
 	if n.Spec, err = flags.Spec(); err != nil {
-		return NIC{}, fmt.Errorf("attributes %s: %w", strings.Join(lowerNames, ", "), err)
+		return NIC{}, fmt.Errorf("attributes ip, %s: %w", strings.Join(lowerNames, ", "), err)
 	}
 	n.Port = n.Spec.Port
 	if !n.Made {
@@ -186,17 +187,25 @@ func (a attributes) check() error {
 			return fmt.Errorf("attribute %q is empty", x.name)
 		case slices.Contains(lowerNames, x.name) && !a.has("macvtap"):
 			return fmt.Errorf("attribute %q needs macvtap", x.name)
+		case x.name == "ip" && !a.has("network"):
+			return fmt.Errorf("attribute %q needs network", x.name)
+		}
+	}
+	var places []string
+	for _, name := range placeNames {
+		if a.has(name) {
+			places = append(places, name)
 		}
 	}
 	switch {
-	case a.has("bridge") && a.has("macvtap"):
-		return errors.New("bridge and macvtap: a NIC has only one of them")
-	case !a.has("id") && a.has("bridge", "macvtap"):
+	case len(places) > 1:
+		return fmt.Errorf("%s: a NIC has only one of them", strings.Join(places, " and "))
+	case !a.has("id") && len(places) > 0:
 		return errors.New("it needs an id, since vmnet makes its device")
 	case !a.has("id", "mac"):
 		return errors.New("it needs an id or a mac to find its interface")
-	case !a.has("bridge", "macvtap") && !a.has(portNames...):
-		return fmt.Errorf("it declares nothing: want bridge= or macvtap=, or settings of its port: %s",
+	case len(places) == 0 && !a.has(portNames...):
+		return fmt.Errorf("it declares nothing: want bridge=, network= or macvtap=, or settings of its port: %s",
 			names(portNames))
 	}
 	return nil
@@ -213,9 +222,9 @@ func (n *NIC) take(fs *pflag.FlagSet, x attribute) (err error) {
 			err = errors.New("want 6 bytes")
 		}
 		return err
-	case "source-mac":
-		for _, mac := range strings.Fields(x.value) {
-			if err := fs.Set(x.name, mac); err != nil {
+	case "source-mac", "ip":
+		for _, item := range strings.Fields(x.value) {
+			if err := fs.Set(x.name, item); err != nil {
 				return err
 			}
 		}

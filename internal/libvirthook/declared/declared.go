@@ -4,12 +4,13 @@
 //	<vmnet:nics xmlns:vmnet="urn:vmnet:nics:1">
 //	  <vmnet:nic id="net0" bridge="br0" vlan="10" isolated="yes"/>
 //	  <vmnet:nic id="net1" macvtap="eth0" mode="passthru"/>
+//	  <vmnet:nic id="net2" network="lab" ip="10.66.0.20"/>
 //	  <vmnet:nic mac="52:54:00:00:00:03" isolated="yes"/>
 //	</vmnet:nics>
 //
-// A NIC with bridge or macvtap is vmnet's: on a tap that libvirt makes and vmnet puts on the
-// bridge, on a macvtap that libvirt makes (type='direct') and vmnet sets up, or on a device that
-// vmnet makes before the guest starts and libvirt opens by its name (managed='no'). A NIC with
+// A NIC with bridge, network or macvtap is vmnet's: on a tap that libvirt makes and vmnet puts on
+// the bridge, on a macvtap that libvirt makes (type='direct') and vmnet sets up, or on a device
+// that vmnet makes before the guest starts and libvirt opens by its name (managed='no'). A NIC with
 // neither is libvirt's: vmnet sets the options of its bridge port for which libvirt has no words.
 // The attributes have the names of the flags of vmnet attach. Everything else about a NIC is in its
 // <interface>.
@@ -45,15 +46,9 @@ type NIC struct {
 	Port      brport.Settings     // settings of the bridge port
 }
 
-// Place returns the bridge or parent device of a made device.
+// Place returns the bridge, network or parent device of a made device; empty for others.
 func (n NIC) Place() string {
-	switch {
-	case !n.Made:
-		return ""
-	case n.Spec.Lower != nil:
-		return n.Spec.Lower.Device
-	}
-	return n.Spec.Bridge
+	return n.Spec.Source()
 }
 
 // Absent reports whether the domain has no such interface, so there is nothing to make: somebody

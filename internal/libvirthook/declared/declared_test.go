@@ -3,6 +3,7 @@ package declared
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -53,7 +54,8 @@ func TestParse(t *testing.T) {
 		<v:nic id="net1" macvtap="eth0" mode="source" source-mac="02:00:00:00:00:01  02:00:00:00:00:02" rx-filter="none" mac="52:54:00:00:00:02"></v:nic>
 		<v:nic mac="52:54:00:00:00:03" vlan="20"/>
 		<v:nic id="net3" no-learning="yes" no-flood="yes" forward="lldp,lacp"/>
-		<v:nic id="net9" macvtap="eth1" mode="passthru" nopromisc="yes"/>`))
+		<v:nic id="net9" macvtap="eth1" mode="passthru" nopromisc="yes"/>
+		<v:nic id="net8" network="lab" ip="10.66.0.20 fd66::20"/>`))
 	spec := func(nicID, device string, last byte) nic.Spec {
 		return nic.Spec{
 			Target: nic.Target{VM: "web"}, NIC: nicID, Device: device, MAC: mac(last), Queues: 1,
@@ -76,6 +78,8 @@ func TestParse(t *testing.T) {
 	passthru := spec("net9", "web-9", 9)
 	passthru.Model, passthru.Vhost = "virtio-net-pci-transitional", nic.VhostOff
 	passthru.Lower = &nic.Lower{Kind: vtap.Macvtap, Device: "eth1", Mode: "passthru", NoPromisc: true}
+	inLab := spec("net8", "web-8", 8)
+	inLab.Network, inLab.IP = "lab", []netip.Addr{netip.MustParseAddr("10.66.0.20"), netip.MustParseAddr("fd66::20")}
 	want := []NIC{
 		{ID: "net0", MAC: mac(1), Interface: def.Interfaces[0], Made: true, Spec: onBridge, Port: trunk},
 		{ID: "net1", MAC: mac(2), Interface: def.Interfaces[1], Made: true, Spec: source},
@@ -85,12 +89,13 @@ func TestParse(t *testing.T) {
 			Port: brport.Settings{NoLearning: true, NoFlood: true, Forward: 1<<2 | 1<<14},
 		},
 		{ID: "net9", MAC: mac(9), Interface: def.Interfaces[9], Made: true, Spec: passthru},
+		{ID: "net8", MAC: mac(8), Interface: def.Interfaces[8], Made: true, Spec: inLab},
 	}
 	got, err := Parse(def)
-	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+	if diff := cmp.Diff(want, got, sameIP); err != nil || diff != "" {
 		t.Fatalf("%v\n%s", err, diff)
 	}
-	for i, place := range []string{"br0", "eth0", "", "", "eth1"} {
+	for i, place := range []string{"br0", "eth0", "", "", "eth1", "lab"} {
 		if got[i].Place() != place {
 			t.Errorf("%s is at %q, want %q", got[i].Label(), got[i].Place(), place)
 		}
@@ -100,7 +105,7 @@ func TestParse(t *testing.T) {
 		t.Fatal(err)
 	}
 	again, err := Parse(definition(t, "web", namespaced(written)))
-	if diff := cmp.Diff(want, again); err != nil || diff != "" {
+	if diff := cmp.Diff(want, again, sameIP); err != nil || diff != "" {
 		t.Errorf("written as %s: %v\n%s", written, err, diff)
 	}
 }
@@ -157,7 +162,7 @@ func TestParseRefuses(t *testing.T) {
 	for _, row := range [][2]string{
 		{
 			`<v:nic id="net0" bridge="br0" isolatd="yes"/>`,
-			`nic "net0": attribute "isolatd" is not known: want id, mac, bridge, macvtap, mode,`,
+			`nic "net0": attribute "isolatd" is not known: want id, mac, bridge, network, macvtap, ip, mode,`,
 		},
 		{`<v:nic id="net0" bridge="br0" isolated="true"/>`, `nic "net0": attribute isolated="true": want yes or no`},
 		{`<v:nic id="net0" bridge="br0" vlan="4095"/>`, `VLAN 4095: want 1 to 4094`},
@@ -220,6 +225,13 @@ func TestParseRefuses(t *testing.T) {
 			`<v:nic id="net13" macvtap="eth1" mode="passthru" nopromisc="yes"/>`,
 			`nopromisc needs a macvtap that vmnet makes`,
 		},
+		{`<v:nic id="net0" bridge="br0" network="lab"/>`, "bridge and network: a NIC has only one of them"},
+		{`<v:nic id="net0" bridge="br0" ip="10.66.0.20"/>`, `attribute "ip" needs network`},
+		{
+			`<v:nic id="net0" network="lab" ip="10.66.0.20 x"/>`,
+			`invalid argument "x" for "--ip" flag: want an IP address`,
+		},
+		{`<v:nic mac="52:54:00:00:00:01" network="lab"/>`, "it needs an id"},
 		{`<v:nic id="net12" bridge="br0"/>`, `its interface must be <interface type='ethernet'>, not "direct"`},
 		{`<v:nic id="net7" bridge="br0"/>`, `device vnet7: libvirt drops names of this form`},
 		{
@@ -376,7 +388,7 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("%s: %v", written, err)
 		}
 		again, err := Parse(def2)
-		if diff := cmp.Diff(got, again); err != nil || diff != "" {
+		if diff := cmp.Diff(got, again, sameIP); err != nil || diff != "" {
 			t.Errorf("%s became %s: %v\n%s", inside, written, err, diff)
 		}
 	})
@@ -388,3 +400,6 @@ func TestAlias(t *testing.T) {
 		t.Errorf("%q, and %q", got, want)
 	}
 }
+
+// sameIP has package cmp compare addresses as a whole.
+var sameIP = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })

@@ -89,6 +89,8 @@ func (n NIC) attributes() (attributes, error) {
 	}
 	if n.Made {
 		add("bridge", n.Spec.Bridge)
+		add("network", n.Spec.Network)
+		add("ip", strings.ReplaceAll(nic.FormatIPs(n.Spec.IP), ",", " "))
 		n.addLower(add)
 	}
 	addPort(add, n.Port)

@@ -1,0 +1,57 @@
+package policy
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestNetworks: a rule names networks, or their bridges; who may be of a network may not have its
+// bridge without that.
+func TestNetworks(t *testing.T) {
+	p := parse(t, `rules:
+- {users: [1], networks: ["lab*"]}
+- {users: [2], bridges: [lab]}
+- {users: [3], networks: [lab], ips: [10.66.0.64/28]}
+`)
+	in := func(uid int, network string, addrs ...string) Request {
+		return Request{UID: uid, Bridge: network, Network: network, Addrs: ips(addrs...)}
+	}
+	for _, tc := range []struct {
+		q    Request
+		want string // of the denial; empty for none
+	}{
+		{in(1, "lab2", "10.66.0.20"), ""},
+		{in(1, "lan"), `network lan is not among lab* (add lan to networks)`},
+		{Request{UID: 1, Bridge: "lab"}, "bridge lab may not be asked for (add lab to bridges)"},
+		{in(2, "lab", "10.66.0.20", "fd66::20"), ""},
+		{in(2, "lan"), "network lan may not be asked for (add lan to networks)"},
+		{in(3, "lab", "10.66.0.65"), ""},
+		{in(3, "lab", "10.66.0.20"), "IP address 10.66.0.20 is not among 10.66.0.64/28"},
+		{in(4, "lab"), "add under rules: - {users: [4], networks: [lab]}"},
+		{Request{UID: 1, Bridge: "lan", Network: "lab"}, "its bridge has its name"},
+		{Request{UID: 1, Bridge: "lab", Addrs: ips("10.66.0.20")}, "IP addresses need a network or an ipvtap"},
+	} {
+		err := p.Decide(tc.q).Err()
+		if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%+v: %v, want %q", tc.q, err, tc.want)
+		}
+	}
+	if err := (*Policy)(nil).Decide(in(1, "lab", "10.66.0.20")).Err(); err != nil {
+		t.Errorf("without a policy: %v", err)
+	}
+}
+
+// TestNetworkOfProfile: a profile names a bridge or a network, whose bridge QEMU's scripts use.
+func TestNetworkOfProfile(t *testing.T) {
+	p := parse(t, "profiles: {lab: {network: lab}}\nscripts: [{interface: \"tap*\", profile: lab}]\n")
+	if got, err := p.Profile("lab"); err != nil || got.Network != "lab" || got.Bridge != "" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if got := p.Script("tap1"); got.Bridge != "lab" {
+		t.Errorf("%+v", got)
+	}
+	_, err := Parse("f", []byte("profiles: {lab: {network: lab, bridge: br0}}\n"))
+	if err == nil || !strings.Contains(err.Error(), "profile lab: bridge and network") {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,44 @@
+package nicflags
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/spf13/pflag"
+)
+
+// addIP adds --ip. An address without a prefix length gets that of one host.
+func addIP(fs *pflag.FlagSet, p *[]netip.Prefix) {
+	fs.Var(Value("ADDR", "", func(s string) error {
+		a, err := parseIP(s)
+		*p = append(*p, a)
+		return err
+	}), "ip", "an address of the guest: on a network, the one that its server gives the guest; "+
+		"of an ipvtap, one by which the kernel delivers packets, also with /BITS (repeatable)")
+}
+
+func parseIP(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return p, errors.New("want an IP address such as 192.0.2.7 or 192.0.2.7/24")
+	}
+	return p, nil
+}
+
+// ownIP returns the addresses of a NIC that has them to itself.
+func (n *NIC) ownIP() (ips []netip.Addr, err error) {
+	if len(n.ip) > 0 && n.spec.Network == "" {
+		return nil, errors.New("--ip goes with --network or --ipvtap")
+	}
+	for _, p := range n.ip {
+		if p.Bits() != p.Addr().BitLen() {
+			return nil, fmt.Errorf("--ip %s: on a network want an address without /BITS: %s", p, p.Addr())
+		}
+		ips = append(ips, p.Addr())
+	}
+	return ips, nil
+}

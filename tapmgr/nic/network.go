@@ -1,0 +1,63 @@
+package nic
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"vmnet/bridge/brport"
+)
+
+// maxIPs is how many addresses a NIC has at most: the alias has room for few.
+const maxIPs = 8
+
+// validateNetwork checks the network and the guest's own addresses.
+func (s Spec) validateNetwork() error {
+	switch {
+	case s.Network != "" && !brport.ValidName(s.Network):
+		return fmt.Errorf("network name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", s.Network)
+	case len(s.IP) > 0 && s.Network == "":
+		return errors.New("a guest's own addresses need a network (--ip with --network)")
+	case len(s.IP) > maxIPs:
+		return fmt.Errorf("%d addresses: at most %d", len(s.IP), maxIPs)
+	}
+	for i, a := range s.IP {
+		switch {
+		case !validIP(a):
+			return fmt.Errorf("IP %s: want the address of one guest, without a zone", a)
+		case slices.Contains(s.IP[:i], a):
+			return fmt.Errorf("IP %s is given twice", a)
+		}
+	}
+	return nil
+}
+
+// validIP reports whether one guest can have an address: it is of one host, and written in one way.
+func validIP(a netip.Addr) bool {
+	return a.IsValid() && a.Zone() == "" && !a.Is4In6() && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLoopback() &&
+		a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+}
+
+// parseIPs parses the addresses of a record, and sorts them.
+func parseIPs(text string) (ips []netip.Addr, err error) {
+	for part := range strings.SplitSeq(text, ",") {
+		a, err := netip.ParseAddr(part)
+		if err != nil || !validIP(a) || len(ips) == maxIPs || slices.Contains(ips, a) {
+			return nil, fmt.Errorf("addresses %q", text)
+		}
+		ips = append(ips, a)
+	}
+	slices.SortFunc(ips, netip.Addr.Compare)
+	return ips, nil
+}
+
+// FormatIPs returns addresses as text, sorted and separated by commas.
+func FormatIPs(ips []netip.Addr) string {
+	var texts []string
+	for _, a := range slices.SortedFunc(slices.Values(ips), netip.Addr.Compare) {
+		texts = append(texts, a.String())
+	}
+	return strings.Join(texts, ",")
+}
