@@ -41,7 +41,7 @@ var layers = [][]string{
 		"internal/kernel/ethtool", "internal/network/nft", "internal/network/ruleset", "internal/network/dhcp",
 	},
 	{"internal/network/tool"},
-	{"internal/kernel/netns", "step", "internal/stablemac", "internal/network/config"},
+	{"internal/kernel/netns", "step", "internal/stablemac", "internal/network/config", "internal/network/child"},
 	{"internal/kernel/pidfd"},
 	{
 		"internal/kernel/procfd", "internal/kernel/procview", "internal/kernel/fdpass", "internal/cli/console",

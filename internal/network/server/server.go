@@ -22,6 +22,7 @@ import (
 	"vmnet/internal/kernel/ethtool"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/network/child"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/dhcp"
 	"vmnet/internal/network/tool"
@@ -121,8 +122,8 @@ func Serve(ctx context.Context, c Config, ready func()) (err error) {
 	if err = errors.Join(err, inner.Close()); err != nil {
 		return err
 	}
-	all := []*process{main}
-	defer func() { err = errors.Join(err, stop(all)) }()
+	all := []*child.Process{main}
+	defer func() { err = errors.Join(err, child.Stop(all...)) }()
 	if args := c.routerArgs(); args != nil {
 		router, err := start(c.NS, program, args, who)
 		if err != nil {
@@ -130,11 +131,11 @@ func Serve(ctx context.Context, c Config, ready func()) (err error) {
 		}
 		all = append(all, router)
 	}
-	if err := main.listening(ctx); err != nil {
+	if err := Listening(ctx, main, fmt.Sprintf("/proc/%d", main.PID())); err != nil {
 		return err
 	}
 	ready()
-	return wait(ctx, all)
+	return child.Wait(ctx, all...)
 }
 
 // namespace makes the server's namespace and its port, whose index it returns. The caller closes

@@ -31,15 +31,3 @@ func TestSpawnErrors(t *testing.T) {
 		t.Errorf("a program that is never ready: %v", err)
 	}
 }
-
-func TestTail(t *testing.T) {
-	var w tail
-	for range 3 {
-		if n, err := w.Write([]byte(strings.Repeat("a", maxWords-1) + "b")); n != maxWords || err != nil {
-			t.Errorf("%d, %v", n, err)
-		}
-	}
-	if s := w.String(); len(s) != maxWords || !strings.HasSuffix(s, "b") {
-		t.Errorf("%d bytes are kept", len(s))
-	}
-}
