@@ -21,7 +21,9 @@ umask 022
 # The QEMUs besides x86 are for tests of their machines. gcc is for the race detector, groff for the
 # man pages, libcap2-bin has setcap. Of libvirt, these packages start no daemon.
 # nftables and dnsmasq-base are what networks are made of: nft and dnsmasq, without a service.
-packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients nftables dnsmasq-base'
+# iptables, ufw and firewalld (with Python, 30 MB) are the firewalls that networks are integrated
+# with: ufw is off unless it is enabled, and for firewalld see without_firewalld.
+packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients nftables dnsmasq-base iptables ufw firewalld dbus-daemon'
 kernels=cloud
 updated=
 
@@ -75,6 +77,20 @@ missing() {
             END { n = split(want, w, " "); for (i = 1; i <= n; i++) if (!(w[i] in have)) print w[i] }'
 }
 
+# without_firewalld runs its arguments, which may install firewalld, so that no firewall of that
+# name begins to drop this machine's traffic, neither now nor at boot.
+without_firewalld() {
+    if [ ! -d /run/systemd/system ] || [ -z "$(missing firewalld)" ]; then
+        "$@"
+        return
+    fi
+    systemctl -q mask firewalld.service
+    "$@" && status=0 || status=$?
+    systemctl -q unmask firewalld.service
+    systemctl -q disable firewalld.service || true # it may not have been installed
+    return $status
+}
+
 install_missing() {
     # shellcheck disable=SC2086 # a list of words, here and below
     need=$(missing $packages | tr '\n' ' ')
@@ -85,7 +101,7 @@ install_missing() {
     # dpkg tells of each package twice: that is for where something fails.
     log=$(mktemp)
     # shellcheck disable=SC2086
-    if apt install -y --no-install-recommends $need >"$log"; then
+    if without_firewalld apt install -y --no-install-recommends $need >"$log"; then
         rm -f "$log"
     else
         tail -n 30 "$log" >&2

@@ -19,12 +19,16 @@ type networkChanged struct {
 
 func (a *app) networkApplyCommand(o *networkFlags) *cobra.Command {
 	var steps stepFlags
-	var all bool
+	var all, integrate bool
 	cmd := &cobra.Command{
 		Use:   "apply [NAME]",
 		Short: "Make a network as its file says",
 		Long: `Make a network as its file says, and change nothing where it is so. A bridge or table
-that is not a network's is never touched.`,
+that is not a network's is never touched.
+
+With --integrate, Docker, firewalld and ufw, where they run, get rules by which they let the
+network's traffic pass. That is stored in the network's file, and delete, or --integrate=false,
+takes the rules back.`,
 		Example: `  vmnet network apply lab
   vmnet network apply --all
   vmnet network apply lab --dry-run`,
@@ -32,6 +36,8 @@ that is not a network's is never touched.`,
 		ValidArgsFunction: a.networkNames(o),
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "all networks that have a file")
+	cmd.Flags().BoolVar(&integrate, "integrate", false,
+		"from now on, have Docker, firewalld and ufw let the network's traffic pass")
 	steps.add(cmd)
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
@@ -47,7 +53,13 @@ that is not a network's is never touched.`,
 					return err
 				}
 			}
-			return a.networkApply(cmd.Context(), m, o, names, &steps)
+			apply := m.Apply
+			if cmd.Flags().Changed("integrate") {
+				apply = func(ctx context.Context, name string) (*config.Network, bool, error) {
+					return m.Integrate(ctx, name, integrate)
+				}
+			}
+			return a.networkApply(cmd.Context(), m, o, names, &steps, apply)
 		})
 	})
 	return cmd
@@ -55,7 +67,7 @@ that is not a network's is never touched.`,
 
 // networkApply applies all of the networks, whichever fail.
 func (a *app) networkApply(ctx context.Context, m *network.Manager, o *networkFlags, names []string,
-	steps *stepFlags,
+	steps *stepFlags, apply func(context.Context, string) (*config.Network, bool, error),
 ) error {
 	var errs []error
 	done := []networkChanged{}
@@ -67,7 +79,7 @@ func (a *app) networkApply(ctx context.Context, m *network.Manager, o *networkFl
 			}
 			return planOf(m, n)
 		})
-		n, changed, err := m.Apply(ctx, name)
+		n, changed, err := apply(ctx, name)
 		if err == nil && !steps.planned {
 			err = a.tellObstacles(ctx, m, n)
 		}

@@ -55,6 +55,7 @@ them but answers and what vmnet forward leads on. Without it they reach the host
 		return err
 	}), "host", "a guest that always has this name and address (repeatable)")
 	f.BoolVar(&o.n.Isolated, "isolated", false, "keep guests from reaching each other")
+	f.BoolVar(&o.n.Integrate, "integrate", false, "have Docker, firewalld and ufw let the network's traffic pass")
 	complete(cmd, "ipv6", cobra.FixedCompletions([]string{"auto", "none"}, noFiles))
 	o.steps.add(cmd)
 	format := outputFlag(cmd)

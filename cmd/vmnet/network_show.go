@@ -83,6 +83,7 @@ func (a *app) printNetwork(n network.Shown) error {
 		{"IPv6", orNone(n.IPv6)},
 		{"NAT", onOff(n.NAT)},
 		{"isolated", onOff(n.Isolated)},
+		{"integrate", onOff(n.Integrate)},
 		{"DHCP", onOff(n.DHCP)},
 		{"domain", n.Domain},
 		{"ports", orNone(strings.Join(n.Ports, " "))},

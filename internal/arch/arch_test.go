@@ -33,6 +33,7 @@ var layers = [][]string{
 	{"bridge", "macvtap", "internal/access/plaintap", "qmp/goqemu", "internal/network/server"},
 	{
 		"internal/kernel/bridges", "internal/kernel/macvlan", "vhost", "qmp", "libvirt", "internal/network/firewall",
+		"internal/network/integrate",
 		"internal/kernel/peers", "internal/routed",
 	},
 	{"internal/kernel/forwarding"},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"syscall"
 
@@ -123,34 +124,49 @@ func (m *Manager) fileStep(n *config.Network) step.Step {
 // Replace stores a changed file of a network and makes the network so. change gets the network as
 // its file says; an error of it ends Replace. After any other error the file is as it was.
 func (m *Manager) Replace(ctx context.Context, name string, change func(*config.Network) error) error {
-	unlock, err := m.lock(ctx)
-	if err != nil {
-		return err
-	}
-	err = m.replace(ctx, name, change)
-	return errors.Join(err, unlock())
+	_, _, err := m.replace(ctx, name, change)
+	return err
 }
 
-func (m *Manager) replace(ctx context.Context, name string, change func(*config.Network) error) error {
+// Integrate is Apply after a change of the network's Integrate.
+func (m *Manager) Integrate(ctx context.Context, name string, on bool) (n *config.Network, changed bool, err error) {
+	return m.replace(ctx, name, func(n *config.Network) error { n.Integrate = on; return nil })
+}
+
+func (m *Manager) replace(ctx context.Context, name string, change func(*config.Network) error,
+) (n *config.Network, changed bool, err error) {
+	unlock, err := m.lock(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	n, steps, err := m.replaceSteps(ctx, name, change)
+	if err == nil && len(steps) > 0 {
+		err = m.Run.Do(ctx, steps)
+	}
+	return n, len(steps) > 0, errors.Join(err, unlock())
+}
+
+func (m *Manager) replaceSteps(ctx context.Context, name string, change func(*config.Network) error,
+) (*config.Network, []step.Step, error) {
 	old, err := m.Dir.Read(name)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	n := *old
 	n.Hosts, n.Forwards = slices.Clone(old.Hosts), slices.Clone(old.Forwards)
 	if err := change(&n); err != nil {
-		return err
+		return nil, nil, err
 	}
 	if err := n.Validate(); err != nil {
-		return err
+		return nil, nil, err
 	}
 	steps, err := m.applySteps(ctx, &n)
-	if err != nil {
-		return err
+	if err != nil || reflect.DeepEqual(&n, old) {
+		return &n, steps, err
 	}
 	file := m.fileStep(&n)
 	file.Undo = func(context.Context) error { return m.Dir.Write(old) }
-	return m.Run.Do(ctx, append([]step.Step{file}, steps...))
+	return &n, append([]step.Step{file}, steps...), nil
 }
 
 // Apply makes a network as its file says. changed reports whether it was not so before.
@@ -190,7 +206,7 @@ func (m *Manager) applySteps(ctx context.Context, n *config.Network) ([]step.Ste
 	if st.bridge == nil {
 		steps = append(steps, m.bridgeStep(n))
 	}
-	if st.bridge == nil || st.bridge.Alias == "" {
+	if st.bridge == nil || st.bridge.Alias == "" || n.Integrate && !st.integrated {
 		steps = append(steps, m.aliasStep(n))
 	}
 	for _, a := range st.missing {
@@ -210,6 +226,11 @@ func (m *Manager) applySteps(ctx context.Context, n *config.Network) ([]step.Ste
 	if !st.sameRules {
 		steps = append(steps, m.rulesStep(n, st))
 	}
+	integration, err := m.integrationSteps(n, st)
+	if err != nil {
+		return nil, err
+	}
+	steps = append(steps, integration...)
 	return append(steps, m.serverSteps(ctx, n, st)...), nil
 }
 
@@ -234,8 +255,11 @@ func (m *Manager) bridgeStep(n *config.Network) step.Step {
 
 func (m *Manager) aliasStep(n *config.Network) step.Step {
 	return step.Step{
-		Name: "alias", Text: fmt.Sprintf("ip link set %s alias %q", n.Name, record{network: n.Name}),
-		Do: func(context.Context) error { return m.remember(n.Name, func(*memory) {}) },
+		Name: "alias",
+		Text: fmt.Sprintf("ip link set %s alias %q", n.Name, record{network: n.Name, integrated: n.Integrate}),
+		Do: func(context.Context) error {
+			return m.record(n.Name, func(r *record) { r.integrated = r.integrated || n.Integrate })
+		},
 	}
 }
 

@@ -161,9 +161,10 @@ func (m *Manager) differences(n *config.Network, st *state) (found []Difference,
 	if err := m.checkForwarding(n, add); err != nil {
 		return nil, err
 	}
+	st.integration.differences(add)
 	obstacles, err := m.obstacles(n, st)
 	for _, o := range obstacles {
-		if o.Blocks && (n.NAT || len(n.Forwards) > 0) {
+		if o.Blocks && (n.NAT || len(n.Forwards) > 0 || o.Bridged) {
 			found = append(found, Difference{
 				n.Name, "firewall", "nothing that drops its traffic",
 				fmt.Sprintf("%s of %s %s", o.Chain, o.Owner, o.Effect), o.Cure,
@@ -211,8 +212,35 @@ func (m *Manager) obstacles(n *config.Network, st *state) ([]firewall.Obstacle, 
 	if err != nil {
 		return nil, err
 	}
-	h := firewall.Host{Ruleset: st.rules, BridgeNetfilter: filter == "1", Legacy: legacy}
-	return h.Obstacles(n.Name, tablePrefix), nil
+	uplinks, err := m.uplinks()
+	if err != nil {
+		return nil, err
+	}
+	h := firewall.Host{Ruleset: st.rules, BridgeNetfilter: filter == "1", Legacy: legacy, Uplinks: uplinks}
+	found := h.Obstacles(n.Name, tablePrefix)
+	for i, o := range found {
+		if o.Blocks && o.Integrable() && !n.Integrate {
+			found[i].Cure += "; or vmnet network apply " + n.Name + " --integrate"
+		}
+	}
+	return found, nil
+}
+
+// uplinks are the links of the host's default routes.
+func (m *Manager) uplinks() (names []string, err error) {
+	routes, err := m.nl.Routes()
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range routes {
+		if r.Dst.Bits() != 0 || r.Link == 0 {
+			continue
+		}
+		if l, err := m.nl.LinkByIndex(r.Link); err == nil && !slices.Contains(names, l.Name) {
+			names = append(names, l.Name)
+		}
+	}
+	return names, nil
 }
 
 // legacyTables are those of iptables-legacy.

@@ -66,6 +66,11 @@ func (m *Manager) deleteSteps(ctx context.Context, name string, force bool) ([]s
 		}
 	}
 	steps := []step.Step{m.endServerStep(n)}
+	integration, err := m.endIntegrationSteps(ctx, name, rules, file, r.integrated)
+	if err != nil {
+		return nil, err
+	}
+	steps = append(steps, integration...)
 	if len(families) > 0 {
 		steps = append(steps, step.Step{
 			Name: "rules", Text: "nft delete table inet " + ruleset.Table(name),

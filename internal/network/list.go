@@ -26,19 +26,20 @@ const (
 
 // Info is what there is of a network. Its JSON keys are stable.
 type Info struct {
-	Network  string        `json:"network"`
-	State    string        `json:"state"`
-	Subnet   string        `json:"subnet,omitempty"`
-	IPv6     string        `json:"ipv6,omitempty"`
-	Uplink   string        `json:"uplink,omitempty"`
-	NAT      bool          `json:"nat"`
-	DHCP     bool          `json:"dhcp"`
-	Isolated bool          `json:"isolated"`
-	Domain   string        `json:"domain,omitempty"`
-	Hosts    []HostInfo    `json:"hosts"`
-	Forwards []ForwardInfo `json:"forwards"`
-	Ports    []string      `json:"ports"` // of the bridge, without the server's
-	Error    string        `json:"error,omitempty"`
+	Network   string        `json:"network"`
+	State     string        `json:"state"`
+	Subnet    string        `json:"subnet,omitempty"`
+	IPv6      string        `json:"ipv6,omitempty"`
+	Uplink    string        `json:"uplink,omitempty"`
+	NAT       bool          `json:"nat"`
+	DHCP      bool          `json:"dhcp"`
+	Isolated  bool          `json:"isolated"`
+	Integrate bool          `json:"integrate"`
+	Domain    string        `json:"domain,omitempty"`
+	Hosts     []HostInfo    `json:"hosts"`
+	Forwards  []ForwardInfo `json:"forwards"`
+	Ports     []string      `json:"ports"` // of the bridge, without the server's
+	Error     string        `json:"error,omitempty"`
 }
 
 // HostInfo is a guest whose name and address are fixed.
@@ -58,7 +59,7 @@ type ForwardInfo struct {
 // Describe returns what a network's file says.
 func Describe(n *config.Network) Info {
 	i := Info{
-		Network: n.Name, NAT: n.NAT, DHCP: n.DHCP, Isolated: n.Isolated, Domain: n.Domain,
+		Network: n.Name, NAT: n.NAT, DHCP: n.DHCP, Isolated: n.Isolated, Integrate: n.Integrate, Domain: n.Domain,
 		Hosts: []HostInfo{}, Forwards: []ForwardInfo{}, Ports: []string{},
 	}
 	if n.Subnet.IsValid() {

@@ -13,6 +13,7 @@ import (
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/network/config"
+	"vmnet/internal/network/integrate"
 	"vmnet/internal/network/server"
 	"vmnet/step"
 )
@@ -27,6 +28,8 @@ type Manager struct {
 	State   string // the directory of the lease files
 	Resolv  string // the host's resolv.conf; empty for server.ResolvConf
 	Service Service
+	// Firewall runs programs of other firewalls; nil is integrate.In(NS).
+	Firewall integrate.Run
 	// Run runs steps; nil is step.Run.
 	Run step.Runner
 	// DryRun says that Run changes nothing, so that nothing is locked.
@@ -99,11 +102,16 @@ func (m *Manager) there(name string) (*rtnl.Link, record, error) {
 
 // remember writes what a network's bridge remembers.
 func (m *Manager) remember(name string, change func(*memory)) error {
+	return m.record(name, func(r *record) { change(&r.memory) })
+}
+
+// record writes the alias of a network's bridge.
+func (m *Manager) record(name string, change func(*record)) error {
 	br, r, err := m.there(name)
 	if err != nil {
 		return err
 	}
-	change(&r.memory)
+	change(&r)
 	if err := m.nl.Set(br.Index, rtnl.Alias(r.String())); err != nil {
 		return fmt.Errorf("set the alias of %s: %w", name, bridges.Explain(err))
 	}

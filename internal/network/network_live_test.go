@@ -285,7 +285,7 @@ func TestLiveForeignFirewalls(t *testing.T) {
 		"the cure",
 		d.Mend,
 		"iptables -I DOCKER-USER -i lab -j ACCEPT; iptables -I DOCKER-USER -o lab -m conntrack "+
-			"--ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT",
+			"--ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT; or vmnet network apply lab --integrate",
 	)
 	if x.bridgeNetfilter("1") {
 		if found := x.obstacles(); !strings.Contains(found, "and to each other and their DHCP server, since "+

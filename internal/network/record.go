@@ -15,7 +15,8 @@ import (
 // record is what the alias of a network's bridge says: whose it is, and what the network has
 // changed of the host and the last one sets back.
 type record struct {
-	network string
+	network    string
+	integrated bool // other firewalls may have rules of it
 	memory
 }
 
@@ -46,16 +47,21 @@ func (m memory) without(other memory) memory {
 func (m memory) includes(other memory) bool { return other.without(m).empty() }
 
 const (
-	keyNetwork  = roster.KeyNetwork
-	keyIP4      = "ip_forward"
-	keyIP6      = "ip6_forward"
-	keyAcceptRA = "accept_ra"
-	wasOff      = "0"
+	keyNetwork    = roster.KeyNetwork
+	keyIntegrated = "integrated"
+	keyIP4        = "ip_forward"
+	keyIP6        = "ip6_forward"
+	keyAcceptRA   = "accept_ra"
+	wasOff        = "0"
+	yes           = "1"
 )
 
 // String returns the alias.
 func (r record) String() string {
 	text := alias.Prefix + keyNetwork + "=" + alias.Escape(r.network)
+	if r.integrated {
+		text += " " + keyIntegrated + "=" + yes
+	}
 	if r.ip4 {
 		text += " " + keyIP4 + "=" + wasOff
 	}
@@ -89,6 +95,8 @@ func recordOf(l *rtnl.Link) (r record, ok bool) {
 		switch key {
 		case keyNetwork:
 			r.network = value
+		case keyIntegrated:
+			r.integrated = value == yes
 		case keyIP4:
 			r.ip4 = value == wasOff
 		case keyIP6:

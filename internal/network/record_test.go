@@ -14,8 +14,9 @@ import (
 func TestRecord(t *testing.T) {
 	for text, want := range map[string]record{
 		"vmnet network=lab":                            {network: "lab"},
-		"vmnet network=lab ip_forward=0 ip6_forward=0": {"lab", memory{ip4: true, ip6: true}},
-		"vmnet network=lab accept_ra=eth0,eth1":        {"lab", memory{acceptRA: []string{"eth0", "eth1"}}},
+		"vmnet network=lab integrated=1 ip_forward=0":  {"lab", true, memory{ip4: true}},
+		"vmnet network=lab ip_forward=0 ip6_forward=0": {network: "lab", memory: memory{ip4: true, ip6: true}},
+		"vmnet network=lab accept_ra=eth0,eth1":        {network: "lab", memory: memory{acceptRA: []string{"eth0", "eth1"}}},
 	} {
 		got, ok := recordOf(&rtnl.Link{Alias: text, Bridge: &rtnl.Bridge{}})
 		if !ok || !reflect.DeepEqual(got, want) || got.String() != text {

@@ -17,13 +17,15 @@ import (
 
 // state is what there is of a network.
 type state struct {
-	bridge    *rtnl.Link     // nil if there is none
-	missing   []netip.Prefix // addresses that it should have
-	surplus   []netip.Prefix // addresses that it should not have
-	families  []string       // in which it has a table
-	sameRules bool
-	server    *rtnl.Link // the port of its server; nil if none runs
-	rules     *nft.Ruleset
+	bridge     *rtnl.Link     // nil if there is none
+	missing    []netip.Prefix // addresses that it should have
+	surplus    []netip.Prefix // addresses that it should not have
+	families   []string       // in which it has a table
+	sameRules  bool
+	server     *rtnl.Link // the port of its server; nil if none runs
+	integrated bool       // its alias says so
+	integration
+	rules *nft.Ruleset
 }
 
 // read compares a network with what there is of it.
@@ -45,6 +47,11 @@ func (m *Manager) readAll(ctx context.Context, networks []*config.Network) ([]*s
 	if err != nil {
 		return nil, err
 	}
+	legacy, err := m.legacyTables()
+	if err != nil {
+		return nil, err
+	}
+	others := m.firewalls(rules, legacy)
 	var all []*state
 	for _, n := range networks {
 		st := &state{rules: rules, families: tables(rules, n.Name), sameRules: true, missing: n.Addresses()}
@@ -52,8 +59,12 @@ func (m *Manager) readAll(ctx context.Context, networks []*config.Network) ([]*s
 			id := nft.TableID{Family: family, Name: ruleset.Table(n.Name)}
 			st.sameRules = st.sameRules && reflect.DeepEqual(rules.Table(id), want.Table(id))
 		}
-		if st.bridge, _, err = m.bridge(n.Name); err != nil {
+		var r record
+		if st.bridge, r, err = m.bridge(n.Name); err != nil {
 			return nil, err
+		}
+		if st.integrated = r.integrated; n.Integrate || r.integrated {
+			st.integration = compareIntegration(ctx, others, n)
 		}
 		if st.bridge != nil {
 			if err := m.readAddresses(n, st); err != nil {

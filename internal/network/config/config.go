@@ -22,8 +22,11 @@ type Network struct {
 	DHCP     bool         // the network has a server: addresses, names, router advertisements
 	Domain   string       // what the names of its guests end with
 	Isolated bool         // guests do not reach each other
-	Hosts    []Host
-	Forwards []Forward
+	// Integrate says that other firewalls of the host are changed so that they let the network's
+	// traffic pass.
+	Integrate bool
+	Hosts     []Host
+	Forwards  []Forward
 
 	Uplink *Uplink // nil for a network of this host's own
 }

@@ -78,6 +78,7 @@ func (d *decoder) network(root ast.Node) error {
 			return d.at(node, checkDomain(n.Domain))
 		}),
 		d.flag("isolated", &n.Isolated),
+		d.flag("integrate", &n.Integrate),
 		strictyaml.Key("hosts", func(node ast.Node) error { return d.List(node, "hosts", d.host) }),
 		strictyaml.Key("forwards", func(node ast.Node) error { return d.List(node, "forwards", d.forward) }),
 	}
@@ -215,6 +216,9 @@ func (n *Network) Format() []byte {
 	fmt.Fprintf(&b, "dhcp: %v\ndomain: %q\n", n.DHCP, n.Domain)
 	if n.Isolated {
 		b.WriteString("isolated: true\n")
+	}
+	if n.Integrate {
+		b.WriteString("integrate: true\n")
 	}
 	if len(n.Hosts) > 0 {
 		b.WriteString("hosts:\n")

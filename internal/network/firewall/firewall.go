@@ -18,6 +18,8 @@ type Obstacle struct {
 	Effect string `json:"effect"` // what does not work
 	Cure   string `json:"cure"`
 	Blocks bool   `json:"blocks"` // the network does not work as its file says
+	// Bridged says that what guests send to each other and to the server is dropped too.
+	Bridged bool `json:"bridged"`
 }
 
 // String describes the obstacle in one line.
@@ -32,6 +34,9 @@ type Host struct {
 	// (net.bridge.bridge-nf-call-iptables).
 	BridgeNetfilter bool
 	Legacy          []string // tables of iptables-legacy, whose rules nft does not list
+	// Uplinks are the interfaces by which the host reaches other networks. A chain that lets pass
+	// all that goes out by one is no obstacle.
+	Uplinks []string
 }
 
 // Obstacles returns the chains that drop traffic of the network with that bridge. own is the prefix
@@ -69,7 +74,7 @@ func (h Host) obstacle(c *nft.Chain, bridge string) Obstacle {
 		return o
 	}
 	o.Effect = "drops " + what + " of guests to other networks"
-	if h.BridgeNetfilter && c.Table.Family != "ip6" {
+	if o.Bridged = h.BridgeNetfilter && c.Table.Family != "ip6"; o.Bridged {
 		o.Effect += ", and to each other and their DHCP server, since net.bridge.bridge-nf-call-iptables is 1"
 	}
 	o.Cure = owner.forward(bridge, c)
@@ -81,25 +86,54 @@ func drops(c *nft.Chain) bool {
 	if c.Policy == "drop" {
 		return true
 	}
-	return len(c.Rules) > 0 && always(c.Rules[len(c.Rules)-1])
+	if len(c.Rules) == 0 {
+		return false
+	}
+	kind, _ := always(c.Rules[len(c.Rules)-1])
+	return kind == "drop" || kind == "reject"
 }
 
-// always reports whether a rule drops or rejects everything: it has nothing else but what counts
-// and logs.
-func always(r nft.Rule) bool {
-	final := false
+// always returns what a rule does with every packet: "accept", "drop", "reject", or "jump" and
+// "goto" with the chain that it leads to. It is empty for a rule that looks at the packet.
+func always(r nft.Rule) (kind, chain string) {
 	for _, expr := range r {
-		for kind := range expr {
-			switch kind {
-			case "drop", "reject":
-				final = true
+		for k, raw := range expr {
+			switch k {
+			case "accept", "drop", "reject":
+				kind = k
+			case "jump", "goto":
+				kind, chain = k, target(raw)
 			case "counter", "log", "comment":
 			default:
-				return false
+				return "", ""
 			}
 		}
 	}
-	return final
+	return kind, chain
+}
+
+// accepts reports whether a chain accepts everything that no rule with a condition decides on.
+// decided is false if it leaves that to the chain that it was called from.
+func (h Host) accepts(c *nft.Chain, seen map[string]bool) (accepts, decided bool) {
+	if c == nil || seen[c.Name] {
+		return false, false
+	}
+	seen[c.Name] = true
+	for _, r := range c.Rules {
+		switch kind, to := always(r); kind {
+		case "accept":
+			return true, true
+		case "drop", "reject":
+			return false, true
+		case "jump":
+			if accepts, decided := h.accepts(h.Ruleset.Chain(c.Table, to), seen); decided {
+				return accepts, true
+			}
+		case "goto":
+			return h.accepts(h.Ruleset.Chain(c.Table, to), seen)
+		}
+	}
+	return false, false
 }
 
 // lets reports whether a chain, or one that it jumps to, accepts what comes in by the bridge. seen
@@ -110,29 +144,61 @@ func (h Host) lets(c *nft.Chain, bridge string, seen map[string]bool) bool {
 	}
 	seen[c.Name] = true
 	for _, r := range c.Rules {
-		from, accepts, to := false, false, []string(nil)
+		about := h.about(r, bridge)
+		if about == nothing {
+			continue
+		}
 		for _, expr := range r {
 			for kind, raw := range expr {
 				switch kind {
-				case "match":
-					from = from || matchesInput(raw, bridge)
 				case "accept":
-					accepts = true
+					if about == guests {
+						return true
+					}
 				case "jump", "goto":
-					to = append(to, target(raw))
+					next := h.Ruleset.Chain(c.Table, target(raw))
+					if accepts, _ := h.accepts(next, map[string]bool{}); accepts && about == guests {
+						return true
+					}
+					if h.lets(next, bridge, seen) {
+						return true
+					}
 				}
-			}
-		}
-		if from && accepts {
-			return true
-		}
-		for _, name := range to {
-			if h.lets(h.Ruleset.Chain(c.Table, name), bridge, seen) {
-				return true
 			}
 		}
 	}
 	return false
+}
+
+// subject is what a rule is about.
+type subject int
+
+const (
+	nothing subject = iota // nothing that comes in by the bridge
+	some                   // some of it, or all
+	guests                 // what guests send to other networks, and little else
+)
+
+// about reads the conditions of a rule.
+func (h Host) about(r nft.Rule, bridge string) subject {
+	var from, out, other bool
+	for _, expr := range r {
+		for kind, raw := range expr {
+			if kind != "match" {
+				continue
+			}
+			in, isIn := matchesLink(raw, "iif", []string{bridge})
+			by, isOut := matchesLink(raw, "oif", h.Uplinks)
+			if isIn && !in || isOut && !by {
+				return nothing
+			}
+			from, out, other = from || isIn, out || isOut, other || !isIn && !isOut
+		}
+	}
+	if from || out && !other {
+		return guests
+	}
+	return some
 }
 
 // target returns the chain that a jump leads to.
@@ -142,8 +208,9 @@ func target(raw json.RawMessage) string {
 	return v.Target
 }
 
-// matchesInput reports whether a match is one of the interface that packets come in by, for bridge.
-func matchesInput(raw json.RawMessage, bridge string) bool {
+// matchesLink reports whether a match is one of the interface that packets come in by ("iif") or go
+// out by ("oif"), and holds for one of links.
+func matchesLink(raw json.RawMessage, direction string, links []string) (holds, ok bool) {
 	var m struct {
 		Op   string `json:"op"`
 		Left struct {
@@ -153,20 +220,23 @@ func matchesInput(raw json.RawMessage, bridge string) bool {
 		} `json:"left"`
 		Right json.RawMessage `json:"right"`
 	}
-	if json.Unmarshal(raw, &m) != nil || m.Op != "==" || m.Left.Meta.Key != "iifname" && m.Left.Meta.Key != "iif" {
-		return false
+	if json.Unmarshal(raw, &m) != nil || m.Left.Meta.Key != direction+"name" && m.Left.Meta.Key != direction {
+		return false, false
 	}
-	var one string
-	if json.Unmarshal(m.Right, &one) == nil {
-		return matchesName(one, bridge)
-	}
+	patterns := []json.RawMessage{m.Right}
 	var set struct {
 		Set []json.RawMessage `json:"set"`
 	}
-	_ = json.Unmarshal(m.Right, &set)
-	return slices.ContainsFunc(set.Set, func(raw json.RawMessage) bool {
-		return json.Unmarshal(raw, &one) == nil && matchesName(one, bridge)
+	if json.Unmarshal(m.Right, &set) == nil {
+		patterns = set.Set
+	}
+	named := slices.ContainsFunc(patterns, func(raw json.RawMessage) bool {
+		var pattern string
+		return json.Unmarshal(raw, &pattern) == nil && slices.ContainsFunc(links, func(link string) bool {
+			return matchesName(pattern, link)
+		})
 	})
+	return named == (m.Op != "!="), true
 }
 
 // matchesName reports whether a pattern, a name or the beginning of one before a "*", matches name.

@@ -78,6 +78,24 @@ func TestLiveObstacles(t *testing.T) {
 				"--zone=trusted --add-interface=lab"},
 		},
 		{
+			"firewalld, in a zone with the uplink",
+			firewalldRules,
+			Host{Uplinks: []string{"up0"}},
+			nil,
+		},
+		{
+			"firewalld, in a zone without the uplink",
+			firewalldRules,
+			Host{Uplinks: []string{"up1"}},
+			[]string{"inet firewalld filter_FORWARD of firewalld drops"},
+		},
+		{
+			"firewalld, in a zone that accepts",
+			strings.ReplaceAll(firewalldRules, "eth1", "lab"),
+			Host{Uplinks: []string{"up1"}},
+			nil,
+		},
+		{
 			"ufw", "table ip filter { chain ufw-before-forward { }\n" + forward + "drop; jump ufw-before-forward; }\n" +
 				"chain INPUT { type filter hook input priority filter; policy drop; }\n}",
 			Host{},
@@ -116,6 +134,21 @@ func TestLiveObstacles(t *testing.T) {
 		})
 	}
 }
+
+// firewalldRules are the part of firewalld's that decides on what is forwarded: eth1 is in a zone
+// that accepts, up0 in one by name, and all others are in that by default.
+const firewalldRules = `table inet firewalld {
+	chain filter_FWD_public_allow { oifname "up0" accept; }
+	chain filter_FWD_public { jump filter_FWD_public_allow; reject with icmpx admin-prohibited; }
+	chain filter_FWD_vmnet_post { }
+	chain filter_FWD_vmnet {
+		oifname "up1" meta l4proto tcp reject; jump filter_FWD_vmnet_post; counter accept
+	}
+	chain filter_FORWARD_ZONES { iifname "eth1" goto filter_FWD_vmnet; goto filter_FWD_public; }
+	chain filter_FORWARD { type filter hook forward priority filter + 10; policy accept
+		ct state { established, related } accept; jump filter_FORWARD_ZONES; reject with icmpx admin-prohibited
+	}
+}`
 
 // FuzzObstacles: rules that are not as libnftables-json(5) says are no reason to fail.
 func FuzzObstacles(f *testing.F) {

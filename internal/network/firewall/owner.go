@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"vmnet/internal/network/nft"
@@ -55,6 +56,11 @@ var (
 
 func trusted(bridge string) string {
 	return fmt.Sprintf("firewall-cmd --zone=trusted --add-interface=%s, and the same with --permanent", bridge)
+}
+
+// Integrable reports whether vmnet can change what a chain's owner lets pass.
+func (o Obstacle) Integrable() bool {
+	return slices.Contains([]string{docker.name, ufw.name, firewalld.name}, o.Owner)
 }
 
 // iptables returns a cure by two rules of a chain.

@@ -91,6 +91,14 @@ func (r *Ruleset) add(kind string, raw json.RawMessage, chains map[TableID]map[s
 	return nil
 }
 
+// Tables returns the names of all tables, of whichever family.
+func (r *Ruleset) Tables() (names []string) {
+	for id := range r.tables {
+		names = append(names, id.Name)
+	}
+	return names
+}
+
 // Table returns all that a table has, for comparisons; nil if there is none.
 func (r *Ruleset) Table(id TableID) []any { return r.tables[id] }
 

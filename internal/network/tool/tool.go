@@ -38,10 +38,13 @@ func Find(program, pkg string) (string, error) {
 		path, err = exec.LookPath(filepath.Join(dir, program))
 	}
 	if err != nil {
-		return "", fmt.Errorf("%s is not installed (apt install %s)", program, pkg)
+		return "", fmt.Errorf("%s %w (apt install %s)", program, ErrNotInstalled, pkg)
 	}
 	return path, nil
 }
+
+// ErrNotInstalled is matched by the error for a program that the machine lacks.
+var ErrNotInstalled = errors.New("is not installed")
 
 // Failure is the error for a program that has failed.
 type Failure struct {
