@@ -12,12 +12,15 @@ import (
 )
 
 // AddAddr gives a link an IP address with its prefix length. An IPv6 address is usable at once,
-// without duplicate address detection.
+// without duplicate address detection. The host does not send to other links with a link-local one.
 func (c *Conn) AddAddr(index int, p netip.Prefix) error {
 	req := c.request(unix.RTM_NEWADDR, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	msg := nl.NewIfAddrmsg(family(p.Addr()))
 	msg.Index = uint32(index)
 	msg.Prefixlen = uint8(p.Bits())
+	if p.Addr().IsLinkLocalUnicast() { // the kernel knows only IPv6's
+		msg.Scope = unix.RT_SCOPE_LINK
+	}
 	if p.Addr().Is6() {
 		msg.IfAddrmsg.Flags = unix.IFA_F_NODAD
 	}
@@ -51,6 +54,11 @@ func family(a netip.Addr) int {
 // Addrs lists the IP addresses of a link, without IPv6 link-local ones.
 func (c *Conn) Addrs(index int) ([]netip.Prefix, error) {
 	return c.addrs(index, func(a netip.Addr) bool { return !a.IsLinkLocalUnicast() })
+}
+
+// AllAddrs lists the IP addresses of a link, also link-local ones.
+func (c *Conn) AllAddrs(index int) ([]netip.Prefix, error) {
+	return c.addrs(index, func(netip.Addr) bool { return true })
 }
 
 // Quieten keeps the host from using a link for IPv6 from now on: the kernel assigns no further

@@ -26,6 +26,14 @@ func (t *Tap) Persist(owner int) error {
 	return nil
 }
 
+// Unpersist makes the tap end with its last queue.
+func (t *Tap) Unpersist() error {
+	if err := unix.IoctlSetInt(int(t.queues[0].Fd()), unix.TUNSETPERSIST, 0); err != nil {
+		return fmt.Errorf("TUNSETPERSIST %s: %w", t.Name, err)
+	}
+	return nil
+}
+
 // Expire removes a persistent tap that no process holds. Unlike RTM_DELLINK, it cannot remove the
 // tap from a process that opens it at the same time: that process finds a single-queue tap busy,
 // and keeps a multi-queue tap for as long as it holds it. If a single-queue tap is held, the error
