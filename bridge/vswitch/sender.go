@@ -49,7 +49,6 @@ func newSender() *sender {
 	s.write, s.burst = s.writeEach, s.sendmmsg
 	for i := range s.msgs {
 		s.msgs[i].hdr.Iov = &s.iovs[i][0]
-		s.msgs[i].hdr.SetIovlen(len(s.iovs[i]))
 	}
 	return s
 }
@@ -162,9 +161,11 @@ func vectorOf(f *offload.Frame) (v [2]unix.Iovec) {
 }
 
 // socketVector is vector for a socket, whose vnet header has the length vnetLen. It shortens a
-// longer header at its start. Such a header is in the sender's own memory.
+// longer header at its start. Such a header is in the sender's own memory. A message of one part
+// costs the kernel less.
 func (s *sender) socketVector(i int) {
 	s.vector(i)
+	s.msgs[i].hdr.SetIovlen(1 + min(len(s.list[i].Payload), 1))
 	if s.vnet > vnetLen {
 		head := s.list[i].Head
 		copy(head[s.vnet-vnetLen:], head[:vnetLen])
