@@ -8,6 +8,7 @@ import (
 
 	"vmnet/internal/guest"
 	"vmnet/internal/inventory"
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/tapmgr/nic"
 )
 
@@ -50,7 +51,20 @@ func (m *Manager) Check(ctx context.Context) (Checked, error) {
 		c.Differences = append(c.Differences, part.Differences...)
 		c.Notices = append(c.Notices, part.Notices...)
 	}
-	return c.Checked, c.plainTaps(ctx)
+	err = errors.Join(c.plainTaps(ctx), c.routing(ctx))
+	return c.Checked, err
+}
+
+// routing adds what routed NICs have left on the host that have gone.
+func (c *checker) routing(ctx context.Context) error {
+	left, err := c.m.host.Routed().Tidy(ctx, true)
+	for _, r := range left {
+		c.add(inventory.Device{Link: &rtnl.Link{Name: r.Link}}, inventory.Finding{
+			What: "routing", Want: "nothing of NICs that have gone", Found: "left: " + r.What,
+			Remedy: inventory.Remedy{By: nic.MendReconcile, Cure: inventory.ReconcileCommand},
+		})
+	}
+	return err
 }
 
 type checker struct {

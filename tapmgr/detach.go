@@ -250,7 +250,7 @@ func (m *Manager) detachDead(ctx context.Context, spec DetachSpec, dev *inventor
 		return DetachResult{Notices: []string{fmt.Sprintf("nothing to do: no guest %q runs, and no link is its %s",
 			spec.VM, spec.NIC)}}, nil
 	}
-	err := m.Run.Do(ctx, []step.Step{m.deleteStep(dev)})
+	err := m.Run.Do(ctx, m.andTidy(dev, m.deleteStep(dev)))
 	return DetachResult{Changed: true}, err
 }
 
@@ -267,7 +267,7 @@ func (m *Manager) detachStored(ctx context.Context, spec DetachSpec, dev *invent
 	}
 	var list []step.Step
 	if dev != nil {
-		list = append(list, m.deleteStep(dev))
+		list = m.andTidy(dev, m.deleteStep(dev))
 	}
 	list = append(list, step.InStage(nic.ErrHandover, forget...)...)
 	return DetachResult{Changed: len(list) > 0}, m.Run.Do(ctx, list)

@@ -40,7 +40,7 @@ func (d *detachment) steps(plugged bool) []step.Step {
 	case !plugged && d.dev == nil:
 		return d.blindSteps()
 	case !plugged:
-		return []step.Step{d.releaseStep()}
+		return d.m.andTidy(d.dev, d.releaseStep())
 	case d.spec.Force:
 		return d.forceSteps()
 	}
@@ -57,7 +57,21 @@ func (d *detachment) steps(plugged bool) []step.Step {
 	case d.dev.Want.Switch:
 		list = append(list, d.m.removePortStep("leave", d.dev))
 	}
-	return list
+	return d.m.andTidy(d.dev, list...)
+}
+
+// andTidy adds to the steps that end a NIC the one that removes what it leaves on the host: a
+// routed one leaves entries on its uplink, and perhaps settings.
+func (m *Manager) andTidy(dev *inventory.Device, steps ...step.Step) []step.Step {
+	if dev == nil || !dev.IsRouted() || m.HasHelper() {
+		return steps
+	}
+	return append(steps, step.Step{
+		Name:  "tidy",
+		Text:  fmt.Sprintf("RTM_DELNEIGH of entries on %s that no NIC claims; settings back", dev.Want.Source),
+		Stage: nic.ErrLink,
+		Do:    m.host.TidyRouted,
+	})
 }
 
 // isPortUnknown reports whether none of the switches that were asked is known to be the NIC's: its
@@ -245,7 +259,7 @@ func (m *Manager) cutSteps(dev *inventory.Device) []step.Step {
 		begun = true
 		return do(ctx)
 	}
-	return []step.Step{m.markStep(dev, &begun), cut}
+	return m.andTidy(dev, m.markStep(dev, &begun), cut)
 }
 
 func (m *Manager) downStep(dev *inventory.Device) step.Step {

@@ -208,19 +208,23 @@ func differences(s nic.Spec, dev *inventory.Device) []string {
 			add("rx filter", r.RxFilter, l.RxFilter)
 		}
 	} else {
-		if s.Switch == nil {
+		switch {
+		case s.Routed != "":
+			add("type", r.Type, nic.TypeRouted)
+			add("uplink", r.Source, s.Routed)
+		case s.Switch == nil:
 			add("type", r.Type, nic.TypeTap)
 			add("bridge", r.Source, s.Source())
 			if s.Network != "" {
 				add("network", cmp.Or(r.Network, "none"), s.Network)
 			}
-		} else {
+		default:
 			s.Switch.Differences(r, add)
 		}
 		if !s.Port.IsZero() {
 			add("port setting", inventory.OrNothing(r.Port), inventory.OrNothing(s.Port.String()))
 		}
-		if dev.MasterName != "" && (r.Switch || dev.MasterName != r.Source) {
+		if dev.MasterName != "" && (r.Type != nic.TypeTap || r.Switch || dev.MasterName != r.Source) {
 			diff = append(diff, fmt.Sprintf("somebody has made it a port of %s", dev.MasterName))
 		}
 	}

@@ -49,7 +49,8 @@ func (m *Manager) Reconcile(ctx context.Context, dry bool) ([]nic.Action, error)
 	for _, actions := range guest.Each(ctx, held, r.reconcileGuest) {
 		r.Actions = append(r.Actions, actions...)
 	}
-	return r.Actions, r.plainTaps(ctx)
+	err = errors.Join(r.plainTaps(ctx), r.Tidy(ctx))
+	return r.Actions, err
 }
 
 type reconciler struct {

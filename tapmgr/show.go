@@ -28,14 +28,16 @@ type Detail struct {
 	// with RxMirror: the guest's groups are taken in, and no others
 	Mirrored bool `json:"mirrored,omitempty"`
 	// of the userspace switch that it belongs on: path of its control socket
-	Socket    string            `json:"socket,omitempty"`
-	Netns     string            `json:"netns,omitempty"` // path of the netns that a macvtap or ipvtap is in
-	ForwardIn float64           `json:"forwards_in_seconds,omitempty"`
-	Learned   []brport.Learned  `json:"learned"`
-	Counters  Counters          `json:"counters"`        // as the host counts: rx comes from the guest
-	Drops     map[string]uint64 `json:"drops,omitempty"` // at a switch's port, by reason
-	Guest     *GuestView        `json:"guest"`           // nil if it could not be asked
-	Notices   []string          `json:"notices,omitempty"`
+	Socket    string  `json:"socket,omitempty"`
+	Netns     string  `json:"netns,omitempty"` // path of the netns that a macvtap or ipvtap is in
+	ForwardIn float64 `json:"forwards_in_seconds,omitempty"`
+	// of a routed NIC
+	GuestConfig *nic.GuestConfig  `json:"guest_config,omitempty"`
+	Learned     []brport.Learned  `json:"learned"`
+	Counters    Counters          `json:"counters"`        // as the host counts: rx comes from the guest
+	Drops       map[string]uint64 `json:"drops,omitempty"` // at a switch's port, by reason
+	Guest       *GuestView        `json:"guest"`           // nil if it could not be asked
+	Notices     []string          `json:"notices,omitempty"`
 }
 
 // Counters count frames and bytes since the host interface was made.
@@ -98,11 +100,11 @@ func (m *Manager) detail(ctx context.Context, dev inventory.Device) (Detail, err
 	d := Detail{
 		NIC: dev.NIC(), Index: dev.Index, AltNames: dev.AltNames, HostMAC: dev.MAC.String(), HostMTU: dev.MTU,
 		Holders: append([]nic.Holder{}, dev.Holders...), VhostFDs: []int{}, Bridge: dev.MasterName,
-		Learned: []brport.Learned{}, Counters: Counters(dev.Stats),
+		Learned: []brport.Learned{}, Counters: Counters(dev.Stats), GuestConfig: dev.NIC().GuestConfig(),
 	}
 	if dev.Want.Switch {
 		m.detailPort(ctx, &d, dev)
-	} else if dev.Want.Type != nic.TypeTap {
+	} else if dev.Want.Type != nic.TypeTap && !dev.IsRouted() {
 		d.Lower, d.RxFilter = m.host.LowerName(&dev), inventory.RxFilter(&dev)
 		d.Mirrored = d.RxFilter == nic.RxMirror && !dev.AllMulti
 	}

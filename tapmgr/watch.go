@@ -39,6 +39,12 @@ func (m *Manager) SetForeignPortOf(index int, mac net.HardwareAddr, cfg brport.S
 	return m.host.SetForeignPortOf(index, mac, cfg)
 }
 
+// KeepRouted restores what routed NICs lack of the host, and removes what others of them have left
+// there that have gone. Failures of a NIC are in its action.
+func (m *Manager) KeepRouted(ctx context.Context) ([]nic.Action, error) {
+	return m.host.KeepRouted(ctx)
+}
+
 // Ended removes the host interfaces that were handed over by their names to a libvirt guest, or to
 // any if vm is empty, and that no process holds any more. remain reports whether there are others
 // that may be orphaned later.

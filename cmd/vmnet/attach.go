@@ -6,11 +6,12 @@ import (
 	"slices"
 	"time"
 
-	"github.com/spf13/cobra"
 	"vmnet/internal/cli/nicflags"
 	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
+
+	"github.com/spf13/cobra"
 )
 
 // attachOptions is the command line of attach.
@@ -54,6 +55,18 @@ guest that are flooded, and --max-addresses the addresses that are learned. When
 vmnet reconcile connects a tap to the next switch of that name; a NIC on a socket is disconnected
 until you attach it again.
 
+With --routed the guest has addresses of the LAN behind an uplink, without a bridge: the host routes
+each --ip to the guest's tap, and answers for it on the uplink by entries of proxy ARP and NDP. The
+LAN sees the uplink's MAC alone, as Wi-Fi and hosters that filter by MAC demand. The LAN, the host
+and other guests reach the guest. An address that the host, another routed guest or a machine on the
+LAN has is refused; the LAN is asked for a second. attach and show print what the guest must be
+configured with: its addresses, and default routes via 169.254.0.1 and fe80::1. The kernel drops
+IPv4 packets from other addresses than the guest's (rp_filter); nothing checks the sources of its
+IPv6 packets. Forwarding is turned on for the tap and the uplink, before Linux 6.17 for IPv6 on all
+links, and set back after the last routed guest. The tap and its routes go with the guest. The
+entries stay until vmnet watch, detach or reconcile removes them; until then the host goes on to
+answer for the guest's IPv6 addresses.
+
 Guests that libvirt manages are recognised automatically. vmnet makes the device, libvirt plugs it
 (<interface type='ethernet'> with managed='no', alias ua-vmnet-ID), and virsh shows it. A tap
 disappears with its guest; a macvtap stays when the guest ends, until vmnet detach, the hook, vmnet
@@ -66,6 +79,7 @@ the NIC, cannot migrate the guest with it, and marks the domain as tainted.`
 
 const attachExamples = `  vmnet attach --vm P2 --bridge br0
   vmnet attach --vm P2 --network lab --ip 10.66.0.20
+  vmnet attach --vm P2 --routed wlan0 --ip 192.0.2.11 --ip 2001:db8::11
   vmnet attach --vm P2 --bridge br0 --nic net1 --queues auto --wait
   vmnet attach --vm P2 --bridge br0 --mtu 1400 --device-opt rx_queue_size=1024
   vmnet attach --vm P2 --macvtap eth0 --mode bridge
@@ -77,7 +91,7 @@ const attachExamples = `  vmnet attach --vm P2 --bridge br0
 func (a *app) attachCommand() *cobra.Command {
 	var o attachOptions
 	cmd := &cobra.Command{
-		Use:        "attach --vm NAME --{bridge|network|macvtap|ipvtap|switch} PLACE",
+		Use:        "attach --vm NAME --{bridge|network|routed|switch|...} PLACE",
 		SuggestFor: []string{"add", "plug", "connect"},
 		Short:      "Give a running guest a NIC",
 		Long:       attachLong,
@@ -102,7 +116,7 @@ func (a *app) attachCommand() *cobra.Command {
 	format := outputFlag(cmd)
 	cmd.InitDefaultHelpFlag()
 	groupNICFlags(f)
-	requireOne(cmd, "bridge", "network", "macvtap", "ipvtap", "switch")
+	requireOne(cmd, "bridge", "network", "macvtap", "ipvtap", "switch", "routed")
 	complete(cmd, "vm", runningGuests)
 	a.completeNIC(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
@@ -121,6 +135,7 @@ func (a *app) attachCommand() *cobra.Command {
 func (a *app) completeNIC(cmd *cobra.Command) {
 	complete(cmd, "bridge", a.bridgeNames)
 	complete(cmd, "network", a.networksToJoin)
+	complete(cmd, "routed", a.interfaceNames)
 	complete(cmd, "macvtap", a.interfaceNames)
 	complete(cmd, "ipvtap", a.interfaceNames)
 	for flag, words := range map[string][]string{
@@ -195,7 +210,9 @@ func (a *app) printAttached(res nic.Result, json bool) error {
 			Changed     bool             `json:"changed"`
 			ForwardIn   float64          `json:"forwards_in_seconds,omitempty"`
 			Differences []nic.Difference `json:"differences,omitempty"`
-		}{n, res.Changed, res.ForwardIn.Seconds(), res.Differences})
+			// of a routed NIC
+			GuestConfig *nic.GuestConfig `json:"guest_config,omitempty"`
+		}{n, res.Changed, res.ForwardIn.Seconds(), res.Differences, n.GuestConfig()})
 	}
 	unchanged := ""
 	switch {
@@ -221,8 +238,12 @@ func (a *app) printAttached(res nic.Result, json bool) error {
 	if settings := nicSettings(n); settings != "" {
 		mode = " with " + settings
 	}
-	return a.line("%s/%s: %s%s %s on %s%s, MAC %s, %s, vhost %s", n.VM, n.ID, unchanged,
+	err := a.line("%s/%s: %s%s %s on %s%s, MAC %s, %s, vhost %s", n.VM, n.ID, unchanged,
 		n.Type, n.Interface, on, mode, n.MAC, count(n.Queues, "queue"), n.Vhost)
+	if c := n.GuestConfig(); c != nil && err == nil {
+		return a.line("%s", c)
+	}
+	return err
 }
 
 func count(n int, what string) string {

@@ -131,7 +131,7 @@ func addGroups(root *cobra.Command) {
 func groupNICFlags(fs *pflag.FlagSet) {
 	fs.SortFlags = false
 	nicflags.Group(fs, "Guest", "vm", "pid", "qmp")
-	nicflags.Group(fs, "Where (one of them)", "bridge", "network", "macvtap", "ipvtap", "switch")
+	nicflags.Group(fs, "Where (one of them)", "bridge", "network", "macvtap", "ipvtap", "switch", "routed")
 	nicflags.Group(fs, "NIC", "nic", "mac", "ip", "mtu", "queues", "vhost", "model", "device-opt")
 	nicflags.Group(fs, "Port of a bridge or switch", "vlan", "trunk", "native", "isolated", "hairpin",
 		"no-learning", "no-flood", "forward")

@@ -62,6 +62,11 @@ func (a *app) show(ctx context.Context, vm string, json bool) error {
 			if err := a.block(d.VM+"/"+d.ID, detailFields(d)); err != nil {
 				return err
 			}
+			if d.GuestConfig != nil {
+				if err := a.line("  %s", strings.ReplaceAll(d.GuestConfig.String(), "\n", "\n  ")); err != nil {
+					return err
+				}
+			}
 		}
 		return nil
 	})
@@ -112,6 +117,8 @@ func goneFields(d tapmgr.Detail) []field {
 	place := field{"bridge", d.Source}
 	if d.Switch {
 		place = field{"switch", switchText(d)}
+	} else if d.Type == nic.TypeRouted {
+		place = field{"uplink", d.Source}
 	} else if d.Type != nic.TypeTap {
 		place = field{"lower", d.Source + ", mode " + d.Mode}
 	}
@@ -165,6 +172,9 @@ func placeField(d tapmgr.Detail) field {
 	if d.Type == nic.TypeTap {
 		return field{"bridge", bridgeText(d)}
 	}
+	if d.Type == nic.TypeRouted {
+		return field{"uplink", d.Source}
+	}
 	text := fmt.Sprintf("%s, mode %s, rx filter %s", d.Lower, d.Mode, d.RxFilter)
 	if d.RxFilter == nic.RxMirror && !d.Mirrored {
 		text += " (all multicast until vmnet watch has queried the guest)"
@@ -181,7 +191,7 @@ func counterFields(d tapmgr.Detail) []field {
 	c := d.Counters
 	rx := counterText(c.RxPackets, c.RxBytes, c.RxErrors, c.RxDropped)
 	tx := counterText(c.TxPackets, c.TxBytes, c.TxErrors, c.TxDropped)
-	if d.Type != nic.TypeTap && !d.Switch {
+	if d.Type != nic.TypeTap && d.Type != nic.TypeRouted && !d.Switch {
 		rx, tx = tx, rx
 	}
 	return []field{{"from guest", rx}, {"to guest", tx}, {"dropped by the switch", dropsText(d.Drops)}}

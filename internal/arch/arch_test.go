@@ -48,7 +48,7 @@ var layers = [][]string{
 		"internal/kernel/procfd", "internal/kernel/procview", "internal/kernel/fdpass", "internal/cli/console",
 		"internal/cli/version", "internal/access/privilege", "internal/libvirthook/hookfile", "bridge/vswitch/offload",
 		"internal/rundir", "internal/alias", "internal/cli/fdroom", "bridge/brport", "macvtap/vtap",
-		"internal/kernel/sockopt", "internal/strictyaml", "internal/filelock",
+		"internal/kernel/sockopt", "internal/strictyaml", "internal/routed/gateway", "internal/filelock",
 	},
 }
 

@@ -44,7 +44,7 @@ func (m *Maker) adopts(ctx context.Context, spec nic.Spec) (*adoption, error) {
 		adopted := &adoptedMacvtap{*lower}
 		h.host, a.found = adopted, adopted
 	} else {
-		adopted := &adoptedTap{bridgeTap{hostTap: hostTap{m: m, spec: spec, files: &h.Files}}}
+		adopted := &adoptedTap{newPlacedTap(hostTap{m: m, spec: spec, files: &h.Files})}
 		h.host, a.found = adopted, adopted
 	}
 	return a, explainPrepare(spec, m.planPrepare(ctx, h))
@@ -128,7 +128,7 @@ func (m *Maker) adopt(ctx context.Context, a *adoption, makers []int) (nic.Resul
 }
 
 // adoptedTap is a tap that libvirt has made. It goes with the process that holds it.
-type adoptedTap struct{ bridgeTap }
+type adoptedTap struct{ placedTap }
 
 // adopt takes a tap with any holder: its name decides which one libvirt has opened.
 func (s *adoptedTap) adopt(l *rtnl.Link, _ []int) error {
@@ -137,7 +137,7 @@ func (s *adoptedTap) adopt(l *rtnl.Link, _ []int) error {
 		!bytes.Equal(l.MAC, stablemac.HostMAC(s.spec.MAC)):
 		return fmt.Errorf("%w: interface %s, %s, and not the tap that libvirt makes for MAC %s",
 			nic.ErrExist, l.Name, ownerText(l), s.spec.MAC)
-	case l.Master != 0 && l.Master != s.br.Index:
+	case l.Master != 0 && (s.master() == nil || l.Master != s.master().Index):
 		return fmt.Errorf("%w: somebody has made %s a port of %s", nic.ErrExist, l.Name, s.m.MasterName(l))
 	}
 	s.link = l
@@ -147,12 +147,12 @@ func (s *adoptedTap) adopt(l *rtnl.Link, _ []int) error {
 // steps first set the tap down, which libvirt has set up: so it loses the addresses of the host's
 // IPv6.
 func (s *adoptedTap) steps(w making) []step.Step {
-	list := append([]step.Step{{
+	list := append(s.ahead(), step.Step{
 		Name: "down",
 		Text: fmt.Sprintf("RTM_SETLINK %s: down", s.name),
 		Do:   func(context.Context) error { return s.m.NL.Set(s.link.Index, rtnl.Up(false)) },
-	}}, s.linkSteps(w.underWay)...)
-	return append(list, s.portStep())
+	})
+	return append(append(list, s.linkSteps(w.underWay)...), s.put(&s.hostTap)...)
 }
 
 // adoptedMacvtap is a macvtap that libvirt has made. Libvirt removes it.

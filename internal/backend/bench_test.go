@@ -159,9 +159,9 @@ func (s *site) steps() func(int) (time.Duration, error) {
 
 // planned is what the plan of an attach makes; a helper's, whose VMM gets its label from the
 // attach.
-func planned(m *Maker, br *rtnl.Link, s nic.Spec) (*NIC, *bridgeTap) {
+func planned(m *Maker, br *rtnl.Link, s nic.Spec) (*NIC, *placedTap) {
 	h := &NIC{m: &Maker{Owner: 1}, Spec: s, Device: qmp.NIC{Queues: s.Queues}}
-	tap := &bridgeTap{hostTap: hostTap{m: m, spec: s, files: &h.Files, mtu: br.MTU}, br: br}
+	tap := &placedTap{hostTap{m: m, spec: s, files: &h.Files, mtu: br.MTU}, &bridgePlace{br}}
 	tap.name, tap.altName = nic.InterfaceName(s.VM, s.NIC)
 	h.host = tap
 	h.Record = nic.Record{

@@ -30,9 +30,10 @@ type (
 		NIC     string       `json:"nic"`
 		Bridge  string       `json:"bridge"` // or Network
 		Network string       `json:"network,omitempty"`
-		IP      []netip.Addr `json:"ip,omitempty"` // the guest's own addresses
-		Port    string       `json:"port"`         // as brport.Settings writes it
-		MAC     string       `json:"mac"`          // the guest's
+		Routed  string       `json:"routed,omitempty"` // the uplink
+		IP      []netip.Addr `json:"ip,omitempty"`     // the guest's own addresses
+		Port    string       `json:"port"`             // as brport.Settings writes it
+		MAC     string       `json:"mac"`              // the guest's
 		Model   string       `json:"model"`
 		Queues  int          `json:"queues"`
 		MTU     int          `json:"mtu"` // in bytes, that the guest sees; 0 for none
@@ -83,10 +84,10 @@ func receive(sock *fdpass.Socket, to any) ([]*os.File, error) {
 	return files, nil
 }
 
-// helperTap is a tap on a bridge that a privileged helper makes for a caller without privilege. The
+// helperTap is a tap that a privileged helper makes for a caller without privilege. The
 // caller does the rest itself, such as talking to the guest's monitor.
 type helperTap struct {
-	bridgeTap
+	placedTap
 	cmd    *exec.Cmd
 	stderr head
 	sock   *fdpass.Socket
@@ -99,14 +100,14 @@ func (s *helperTap) plan(ctx context.Context, r *nic.Record) (Interface, error) 
 				"only root makes a %s while the guest runs (run vmnet as root, or start the guest by qemu-netup --%s %s)",
 				l.Kind, l.Kind, l.Device)
 	}
-	return s.bridgeTap.plan(ctx, r)
+	return s.placedTap.plan(ctx, r)
 }
 
 func (s *helperTap) steps(w making) []step.Step {
 	return []step.Step{{
 		Name: "helper",
 		Text: fmt.Sprintf("%s --attach: it makes tap %s on %s%s, queues: %d",
-			s.m.HelperPath, s.name, s.br.Name, portText(s.spec.Port), w.record.Queues),
+			s.m.HelperPath, s.name, w.record.Source, portText(s.spec.Port), w.record.Queues),
 		Do: func(ctx context.Context) error { return s.ask(ctx, w.record) },
 		Undo: func(ctx context.Context) error {
 			err := s.close()
@@ -124,12 +125,16 @@ func (s *helperTap) ask(ctx context.Context, r nic.Record) error {
 	if err := s.start(ctx); err != nil {
 		return err
 	}
-	bridge := r.Source
-	if r.Network != "" {
+	bridge, uplink := r.Source, ""
+	switch {
+	case r.Network != "":
 		bridge = ""
+	case r.Type == nic.TypeRouted:
+		bridge, uplink = "", r.Source
 	}
 	err := send(s.sock, tapRequest{
-		VM: r.VM, NIC: r.NIC, Bridge: bridge, Network: r.Network, IP: r.IP, Port: r.Port, MAC: r.MAC.String(),
+		VM: r.VM, NIC: r.NIC, Bridge: bridge, Network: r.Network, Routed: uplink, IP: r.IP, Port: r.Port,
+		MAC:   r.MAC.String(),
 		Model: r.Model, Queues: r.Queues, MTU: r.MTU, Vhost: r.Vhost, Options: r.Options, Via: r.Via,
 	})
 	if err != nil {
@@ -215,7 +220,11 @@ func (s *helperTap) verify(context.Context, making) (*inventory.Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &inventory.Device{Link: l, MasterName: s.br.Name}, nil
+	dev := &inventory.Device{Link: l}
+	if on := s.master(); on != nil {
+		dev.MasterName = on.Name
+	}
+	return dev, nil
 }
 
 // close closes the queues. The helper has its own until end.
@@ -287,12 +296,24 @@ func (s *service) serve(ctx context.Context) error {
 	}
 	var p tapCommit
 	if err := s.receive(&p); err != nil || !p.Plugged {
-		return nil // it has given up, and undone its part
+		return s.givenUp(ctx, h) // the caller has undone its part
 	}
 	if _, err := h.Verify(ctx); err != nil {
 		return err
 	}
 	return s.send(tapResponse{Interface: h.Interface.Name})
+}
+
+// givenUp closes the files of a NIC that the caller does not want, and removes what its tap leaves.
+func (s *service) givenUp(ctx context.Context, h *NIC) error {
+	if h.Record.Type != nic.TypeRouted {
+		return nil
+	}
+	err := h.Close()
+	if l, linkErr := s.m.NL.Link(h.Interface.Name); linkErr == nil {
+		err = errors.Join(err, s.m.WaitGoneFor(ctx, &inventory.Device{Link: l}, UndoWait))
+	}
+	return errors.Join(err, s.m.TidyRouted(ctx))
 }
 
 // plan plans the NIC of a request that its sender may make, and trusts nothing in it.
@@ -336,7 +357,8 @@ func (w tapRequest) spec() (nic.Spec, error) {
 		return nic.Spec{}, step.WithStage(nic.ErrInvalid, err)
 	}
 	spec := nic.Spec{
-		Target: nic.Target{VM: w.VM}, NIC: w.NIC, Bridge: w.Bridge, Network: w.Network, IP: w.IP, Port: port,
+		Target: nic.Target{VM: w.VM}, NIC: w.NIC, Bridge: w.Bridge, Network: w.Network, Routed: w.Routed,
+		IP: w.IP, Port: port,
 		MAC: mac, MTU: w.MTU, Queues: w.Queues, Model: w.Model, Vhost: nic.VhostOff,
 	}
 	return spec, spec.Validate()

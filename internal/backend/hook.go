@@ -163,7 +163,7 @@ func (m *Maker) Started(ctx context.Context, vm string, pid int) ([]nic.Action, 
 // process that can be seen holds any of it. Failures are in the actions; the error is about reading
 // what there is.
 func (m *Maker) Release(ctx context.Context, vm string) ([]nic.Action, error) {
-	return m.eachByName(ctx, vm, func(r *Mending, dev inventory.Device) {
+	actions, err := m.eachByName(ctx, vm, func(r *Mending, dev inventory.Device) {
 		switch {
 		case len(dev.Holders) > 0 || dev.Tun != nil && dev.Tun.Attached:
 			r.Note(dev, "left alone: it is held")
@@ -172,6 +172,7 @@ func (m *Maker) Release(ctx context.Context, vm string) ([]nic.Action, error) {
 			r.Do(dev, "removed: its guest has ended", func() error { return m.Delete(&dev) })
 		}
 	})
+	return m.tidyAfter(ctx, actions, err)
 }
 
 // Ended removes what was handed over by name to a libvirt guest, or to any if vm is empty, and
@@ -187,7 +188,17 @@ func (m *Maker) Ended(ctx context.Context, vm string) (actions []nic.Action, rem
 			remain = remain || dev.StaysBehind()
 		}
 	})
+	actions, err = m.tidyAfter(ctx, actions, err)
 	return actions, remain, err
+}
+
+// tidyAfter removes what routed NICs have left on the host, after actions of which one may have
+// removed such a NIC.
+func (m *Maker) tidyAfter(ctx context.Context, actions []nic.Action, err error) ([]nic.Action, error) {
+	if !slices.ContainsFunc(actions, func(a nic.Action) bool { return a.Changed }) {
+		return actions, err
+	}
+	return actions, errors.Join(err, m.TidyRouted(ctx))
 }
 
 // eachByName runs do for each interface that was handed over by name to a guest, or to any if vm is

@@ -73,6 +73,42 @@ func (r *Mending) Mend(ctx context.Context, dev inventory.Device) {
 	}
 }
 
+// Tidy removes what routed NICs have left on the host that have gone.
+func (r *Mending) Tidy(ctx context.Context) error {
+	done, err := r.m.Routed().Tidy(ctx, r.Dry)
+	for _, d := range done {
+		r.Actions = append(r.Actions, nic.Action{Interface: d.Link, Action: d.Text(), Changed: true})
+	}
+	return err
+}
+
+// KeepRouted restores what routed NICs lack of the host, and removes what others of them have left
+// there. It needs no lock of a guest. Failures of a NIC are in the actions.
+func (m *Maker) KeepRouted(ctx context.Context) ([]nic.Action, error) {
+	links, err := m.RoutedDevices()
+	if err != nil {
+		return nil, err
+	}
+	r := NewMending(m, false)
+	for _, dev := range links {
+		if dev.Want.Phase != nic.PhasePlugged { // its steps may have yet to come
+			continue
+		}
+		v, err := m.View(&dev)
+		if err != nil {
+			r.Fail(dev, err)
+			continue
+		}
+		for _, f := range v.Compare() {
+			if f.Fix.Kind == inventory.FixRouting {
+				r.Do(dev, f.Done, func() error { return m.mend(ctx, v, f.Fix) })
+			}
+		}
+	}
+	err = r.Tidy(ctx)
+	return r.Actions, err
+}
+
 // MendStep returns the step that mends a finding.
 func (m *Maker) MendStep(v *inventory.View, f inventory.Finding) step.Step {
 	return step.Step{
@@ -108,6 +144,12 @@ func (m *Maker) mend(ctx context.Context, v *inventory.View, f inventory.Fix) er
 		return m.NL.SetPortState(v.Index, rtnl.Forwarding)
 	case inventory.FixLifetime:
 		return m.ClearPersist(v.Device, v.Holders[0].PID)
+	case inventory.FixRouting:
+		n, err := m.RoutedNIC(v.Device)
+		if err != nil {
+			return err
+		}
+		return m.Routed().Mend(ctx, n)
 	case inventory.FixSwitch:
 		return m.ReconnectSwitch(ctx, v.Device, v.VMMPID())
 	case inventory.FixSwitchPort:

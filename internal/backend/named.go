@@ -23,16 +23,16 @@ import (
 // ReleaseWait bounds how long an interface may take to go that was released.
 const ReleaseWait = 5 * time.Second
 
-// namedTap is a tap on a bridge that libvirt, or another process of the Opener, opens by its name.
-type namedTap struct{ bridgeTap }
+// namedTap is a tap that libvirt, or another process of the Opener, opens by its name.
+type namedTap struct{ placedTap }
 
 // steps end with a persistent tap that nobody holds: one of a single queue can be opened only once,
 // and a queue that is open here would receive frames of one of several.
 func (s *namedTap) steps(w making) []step.Step {
 	multi := w.record.Queues > 1
-	list := append([]step.Step{s.createStep(multi, func(ctx context.Context) error { return s.create(ctx, multi) })},
-		s.linkSteps(w.underWay)...)
-	return append(list, s.portStep(), step.Step{
+	list := append(s.ahead(), s.createStep(multi, func(ctx context.Context) error { return s.create(ctx, multi) }))
+	list = append(append(list, s.linkSteps(w.underWay)...), s.put(&s.hostTap)...)
+	return append(list, step.Step{
 		Name: "persist",
 		Text: fmt.Sprintf("TUNSETPERSIST 1 on %s; close it", s.name),
 		Do: func(context.Context) error {

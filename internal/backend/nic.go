@@ -121,6 +121,8 @@ type Interface struct {
 	Name   string     // of the link, or of the port of a switch
 	MaxMTU int        // in bytes
 	Bridge *rtnl.Link // the kernel's bridge that it becomes a port of; nil for none
+
+	Notices []string // for a person
 }
 
 // making is what steps are made of.
@@ -157,22 +159,24 @@ func (m *Maker) interfaceFor(h *NIC) hostInterface {
 	case spec.Via == nic.ViaLibvirt && spec.Lower != nil:
 		return &namedMacvtap{macvtapInterface: lower}
 	case spec.Via == nic.ViaLibvirt:
-		return &namedTap{bridgeTap: bridgeTap{hostTap: tap}}
+		return &namedTap{newPlacedTap(tap)}
 	case spec.Switch != nil && m.switchEndpoint(spec) == nic.BySocket:
 		return &switchSocket{m: m, spec: spec, files: &h.Files, lifeline: &h.lifeline}
 	case spec.Switch != nil:
 		return &switchTap{hostTap: tap}
 	case m.HelperPath != "":
-		return &helperTap{bridgeTap: bridgeTap{hostTap: tap}}
+		return &helperTap{placedTap: newPlacedTap(tap)}
 	case spec.Lower != nil:
 		return &lower
 	}
-	return &bridgeTap{hostTap: tap}
+	placed := newPlacedTap(tap)
+	return &placed
 }
 
 // PlanInterface plans the host interface. It reads what the steps need and changes nothing.
 func (h *NIC) PlanInterface(ctx context.Context) (err error) {
 	h.Interface, err = h.host.plan(ctx, &h.Record)
+	h.Notices = append(h.Notices, h.Interface.Notices...)
 	return err
 }
 

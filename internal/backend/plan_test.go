@@ -80,15 +80,15 @@ func (h *NIC) withoutHost() *NIC {
 		h.Record.Type, h.Record.Source, h.Interface.Bridge = string(vtap.Macvtap), "eth0", nil
 	}
 	switch s := h.host.(type) {
-	case *bridgeTap:
+	case *placedTap:
 		tap(&s.hostTap)
-		s.br = br
+		s.place = &bridgePlace{br}
 	case *namedTap:
 		tap(&s.hostTap)
-		s.br = br
+		s.place = &bridgePlace{br}
 	case *helperTap:
 		tap(&s.hostTap)
-		s.br = br
+		s.place = &bridgePlace{br}
 	case *switchTap:
 		tap(&s.hostTap)
 		h.Record.Switch, h.Record.Source, h.Interface.Bridge = true, "sw0", nil
@@ -114,7 +114,7 @@ func TestPlanByKind(t *testing.T) {
 		steps  string
 		device qmp.NIC
 	}{
-		"bridge":            {onBridge, false, "bridgeTap", "label, tap, queue 1, settings, port", tap},
+		"bridge":            {onBridge, false, "placedTap", "label, tap, queue 1, settings, port", tap},
 		"bridge and helper": {onBridge, true, "helperTap", "label, helper", tap},
 		"switch by tap": {
 			onSwitch(nic.ByTap), false, "switchTap", "label, tap, settings, up, port", qmp.NIC{Queues: 1, Label: true},
@@ -398,9 +398,9 @@ func TestAdoptedTap(t *testing.T) {
 		"no tap":        {func(l *rtnl.Link) { l.Kind, l.Tun = "dummy", nil }, false},
 	} {
 		h := unprivileged(t).New(ask(byName(onBridge)), nic.PhaseStarting)
-		s := &adoptedTap{bridgeTap{
-			hostTap: hostTap{m: h.m, spec: h.Spec, files: &h.Files},
-			br:      &rtnl.Link{Index: 7, Name: "br0"},
+		s := &adoptedTap{placedTap{
+			hostTap{m: h.m, spec: h.Spec, files: &h.Files},
+			&bridgePlace{&rtnl.Link{Index: 7, Name: "br0"}},
 		}}
 		l := &rtnl.Link{
 			Name: "vnet0", Kind: "tun", MAC: stablemac.HostMAC(guestMAC),

@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/kernel/tun"
 	"vmnet/internal/network/roster"
+	"vmnet/internal/routed"
 	"vmnet/internal/stablemac"
 	"vmnet/qmp"
 	"vmnet/step"
@@ -37,28 +39,123 @@ type hostTap struct {
 	link *rtnl.Link // nil until the tap is there
 }
 
-// bridgeTap is a tap on a bridge.
-type bridgeTap struct {
+// placedTap is a tap whose frames go to its place: to a bridge, or to the host that routes them.
+type placedTap struct {
 	hostTap
-	br *rtnl.Link
+	place
 }
 
-func (s *bridgeTap) plan(_ context.Context, r *nic.Record) (_ Interface, err error) {
+// place is where the frames of a tap go.
+type place interface {
+	// planPlace reads what the steps need and changes nothing. It sets the record's part of the
+	// place, and returns the place's part of the Interface.
+	planPlace(s *hostTap, r *nic.Record) (Interface, error)
+	// ahead returns the steps before the tap is made, and put those that put it there.
+	ahead() []step.Step
+	put(s *hostTap) []step.Step
+	// master returns the link that becomes the tap's master; nil for none.
+	master() *rtnl.Link
+}
+
+// newPlacedTap returns a tap with the place that its Spec asks for.
+func newPlacedTap(s hostTap) placedTap {
+	if s.spec.Routed != "" {
+		return placedTap{s, &uplinkPlace{}}
+	}
+	return placedTap{s, &bridgePlace{}}
+}
+
+func (s *placedTap) plan(_ context.Context, r *nic.Record) (Interface, error) {
+	s.name, s.altName = s.spec.InterfaceName()
+	i, err := s.planPlace(&s.hostTap, r)
+	i.Name, s.mtu = s.name, i.MaxMTU
+	return i, err
+}
+
+func (s *placedTap) steps(w making) []step.Step {
+	list := append(s.ahead(), s.queueSteps(w.record.Queues)...)
+	return append(append(list, s.linkSteps(w.underWay)...), s.put(&s.hostTap)...)
+}
+
+func (s *placedTap) verify(_ context.Context, w making) (*inventory.Device, error) {
+	l, err := s.read()
+	if err != nil {
+		return nil, err
+	}
+	dev, master := &inventory.Device{Link: l}, 0
+	if on := s.master(); on != nil {
+		dev.MasterName, master = on.Name, on.Index
+	}
+	if l.Master != master || !l.Up {
+		return nil, fmt.Errorf("somebody changed %s meanwhile: up is %v, its bridge was changed: %v",
+			l.Name, l.Up, l.Master != master)
+	}
+	return dev, s.finish(l, w.final)
+}
+
+// bridgePlace is a bridge.
+type bridgePlace struct{ br *rtnl.Link }
+
+func (p *bridgePlace) planPlace(s *hostTap, r *nic.Record) (_ Interface, err error) {
 	if s.spec.Network != "" {
-		s.br, err = roster.Bridge(s.m.NL, s.m.networks(), s.spec.Network)
+		p.br, err = roster.Bridge(s.m.NL, s.m.networks(), s.spec.Network)
 	} else {
-		s.br, err = bridges.Get(s.m.NL, s.spec.Bridge)
+		p.br, err = bridges.Get(s.m.NL, s.spec.Bridge)
 	}
 	if err != nil {
 		return Interface{}, err
 	}
-	if err := mayHaveTap(s.br, s.spec.Port); err != nil {
+	if err := mayHaveTap(p.br, s.spec.Port); err != nil {
 		return Interface{}, err
 	}
-	s.name, s.altName = s.spec.InterfaceName()
-	s.mtu = s.br.MTU
-	r.Type, r.Source, r.At, r.Port = nic.TypeTap, s.br.Name, s.br.Index, s.spec.Port.String()
-	return Interface{Name: s.name, MaxMTU: s.mtu, Bridge: s.br}, nil
+	r.Type, r.Source, r.At, r.Port = nic.TypeTap, p.br.Name, p.br.Index, s.spec.Port.String()
+	return Interface{MaxMTU: p.br.MTU, Bridge: p.br}, nil
+}
+
+func (p *bridgePlace) master() *rtnl.Link { return p.br }
+
+func (p *bridgePlace) ahead() []step.Step { return nil }
+
+func (p *bridgePlace) put(s *hostTap) []step.Step {
+	return []step.Step{{
+		Name: "port",
+		Text: fmt.Sprintf("RTM_SETLINK %s: master %s%s, up", s.name, p.br.Name, portText(s.spec.Port)),
+		Do:   func(context.Context) error { return bridges.AddPort(s.m.NL, p.br, s.link, s.spec.Port) },
+	}}
+}
+
+// uplinkPlace is the host, which routes the guest's addresses and answers for them on an uplink.
+type uplinkPlace struct{ before, then []step.Step }
+
+func (p *uplinkPlace) planPlace(s *hostTap, r *nic.Record) (i Interface, err error) {
+	h := s.m.Routed()
+	uplink, err := h.Uplink(s.spec.Routed)
+	if err != nil {
+		return i, err
+	}
+	if claimed, err := s.m.Claimed(uplink); err != nil || claimed {
+		return i, cmp.Or(err, errors.New(inventory.ClaimedText(uplink.Name, nic.TypeRouted)))
+	}
+	n := routed.NIC{Tap: s.name, Uplink: uplink.Index, IPs: s.spec.IP}
+	i.MaxMTU = min(uplink.MTU, maxTapMTU)
+	if i.Notices, err = h.Check(n, uplink); err != nil {
+		return i, err
+	}
+	r.Type, r.Source, r.At = nic.TypeRouted, uplink.Name, uplink.Index
+	p.before, p.then, err = h.Steps(n, uplink)
+	return i, err
+}
+
+func (p *uplinkPlace) master() *rtnl.Link { return nil }
+
+func (p *uplinkPlace) ahead() []step.Step { return p.before }
+
+func (p *uplinkPlace) put(*hostTap) []step.Step { return p.then }
+
+// TidyRouted removes what routed NICs have left on the host that have gone.
+func (m *Maker) TidyRouted(ctx context.Context) error {
+	_, err := m.Routed().Tidy(ctx, false)
+	return err
 }
 
 // mayHaveTap returns an error if a tap with those settings cannot work on the bridge.
@@ -76,37 +173,12 @@ func mayHaveTap(br *rtnl.Link, port brport.Settings) error {
 	return nil
 }
 
-func (s *bridgeTap) steps(w making) []step.Step {
-	list := append(s.queueSteps(w.record.Queues), s.linkSteps(w.underWay)...)
-	return append(list, s.portStep())
-}
-
-func (s *bridgeTap) portStep() step.Step {
-	return step.Step{
-		Name: "port",
-		Text: fmt.Sprintf("RTM_SETLINK %s: master %s%s, up", s.name, s.br.Name, portText(s.spec.Port)),
-		Do:   func(context.Context) error { return bridges.AddPort(s.m.NL, s.br, s.link, s.spec.Port) },
-	}
-}
-
 // portText returns the settings of a port for a step's text.
 func portText(cfg brport.Settings) string {
 	if cfg.IsZero() {
 		return ""
 	}
 	return " with " + cfg.String()
-}
-
-func (s *bridgeTap) verify(_ context.Context, w making) (*inventory.Device, error) {
-	l, err := s.read()
-	if err != nil {
-		return nil, err
-	}
-	if l.Master != s.br.Index || !l.Up {
-		return nil, fmt.Errorf("somebody changed %s meanwhile: up is %v, its bridge was changed: %v",
-			l.Name, l.Up, l.Master != s.br.Index)
-	}
-	return &inventory.Device{Link: l, MasterName: s.br.Name}, s.finish(l, w.final)
 }
 
 // queueSteps make the tap and open all its queues, for the VMM.

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"slices"
 	"strconv"
+	"strings"
 
 	"vmnet/bridge/brport"
 	"vmnet/bridge/vswitch/vport"
@@ -28,6 +29,7 @@ type View struct {
 	claimed bool             // a userspace switch takes all frames of the parent device
 	vhosts  int              // open vhost-net fds of its VMM; -1 where that was not read
 	notRuns error            // why its switch, which has lost it, cannot take it back
+	missing []string         // what a routed NIC lacks of the host
 }
 
 // Finding is a property that differs.
@@ -139,6 +141,9 @@ var properties = []property{
 	{"carrier", func(v *View) bool {
 		return v.isTap() && v.Up && !v.IsPlain()
 	}, is("on"), func(v *View) string { return nic.OnOff(v.Carrier) }, mendCarrier},
+	{"routing", func(v *View) bool {
+		return v.IsRouted() && v.HasLink()
+	}, is("complete"), foundRouting, mendRouting},
 	{"port state", (*View).hasPortState, is(rtnl.Forwarding.String()), func(v *View) string {
 		return v.Port.State.String()
 	}, mendPortState},
@@ -229,7 +234,7 @@ func (dev *Device) isNamed(name string) bool {
 }
 
 func wantBridge(v *View) string {
-	if v.Want.Switch {
+	if v.Want.Switch || v.IsRouted() {
 		return ""
 	}
 	return v.Want.Source
@@ -277,6 +282,16 @@ func foundLoop(v *View) string {
 		return "stopped: it is part of a loop"
 	}
 	return "no loop"
+}
+
+func foundRouting(v *View) string {
+	switch {
+	case v.Home == nil:
+		return "no " + v.Want.Source
+	case len(v.missing) > 0:
+		return "no " + strings.Join(v.missing, ", no ")
+	}
+	return "complete"
 }
 
 // hasPortState reports whether the port of the bridge should forward: nothing is down, and STP is
@@ -345,6 +360,15 @@ func (h *Host) View(dev *Device) (*View, error) {
 	if dev.Want.Switch && dev.SwitchPort.Err != nil {
 		errs = append(errs, fmt.Errorf("its port was not compared: %w", dev.SwitchPort.Err))
 	}
+	if dev.IsRouted() && v.Home != nil && dev.HasLink() {
+		n, err := h.RoutedNIC(dev)
+		if err == nil {
+			v.missing, err = h.Routed().Missing(n)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("its routing was not compared: %w", err))
+		}
+	}
 	if dev.IsDisconnected() && dev.HasLink() {
 		v.notRuns = h.runs(dev.Want.Source)
 	}
@@ -359,6 +383,8 @@ func (h *Host) home(dev *Device) (*rtnl.Link, error) {
 	switch {
 	case dev.Want.Switch:
 		return nil, nil
+	case dev.IsRouted():
+		l, err = h.NL.Link(dev.Want.Source)
 	case !dev.onBridge():
 		l, err = h.NL.LinkByIndex(dev.Lower)
 	case dev.Master != 0 && dev.MasterName == dev.Want.Source:

@@ -68,6 +68,9 @@ func (dev *Device) isIPVtap() bool { return dev.Want.Type == string(vtap.IPVtap)
 // onBridge reports whether the NIC belongs on a kernel bridge.
 func (dev *Device) onBridge() bool { return dev.Want.Type == nic.TypeTap && !dev.Want.Switch }
 
+// IsRouted reports whether the host routes the guest's addresses to the tap.
+func (dev *Device) IsRouted() bool { return dev.Want.Type == nic.TypeRouted }
+
 // IsDisconnected reports whether the NIC belongs on a switch that has lost it: the switch has
 // ended, or has removed the port.
 func (dev *Device) IsDisconnected() bool {
@@ -311,7 +314,7 @@ func (dev *Device) stateByHolders(m moment, own nic.State) nic.State {
 		return nic.Incomplete
 	case dev.Want.Phase == nic.PhaseDetaching:
 		return nic.Detaching
-	case dev.MasterName != "" && (dev.Want.Switch || dev.MasterName != dev.Want.Source):
+	case dev.MasterName != "" && (!dev.onBridge() || dev.MasterName != dev.Want.Source):
 		return nic.OtherBridge
 	}
 	return own
@@ -322,6 +325,10 @@ func (dev *Device) ownState() nic.State {
 	switch {
 	case dev.Deleted:
 		return nic.Gone
+	case dev.IsRouted() && dev.Up:
+		return nic.Up
+	case dev.IsRouted():
+		return nic.Down
 	case !dev.Want.Switch:
 		return LinkState(dev.Link)
 	case !dev.Up:

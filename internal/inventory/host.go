@@ -18,6 +18,7 @@ import (
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/routed"
 	"vmnet/macvtap/vtap"
 	"vmnet/tapmgr/nic"
 )
@@ -110,7 +111,10 @@ func (h *Host) own(l *rtnl.Link, r nic.Record, master *rtnl.Link) Device {
 		dev.MasterName = master.Name
 	}
 	on := master
-	if dev.Tun == nil {
+	switch {
+	case dev.IsRouted():
+		on, _ = h.NL.LinkByIndex(r.At)
+	case dev.Tun == nil:
 		on, _ = h.NL.LinkByIndex(l.Lower)
 	}
 	h.follow(&dev, on)
@@ -126,7 +130,7 @@ func (h *Host) follow(dev *Device, on *rtnl.Link) {
 	switch {
 	case r.Switch || r.Source == "" || on != nil && on.Name == r.Source:
 		return
-	case !dev.onBridge(): // the kernel never puts it on another parent device
+	case !dev.onBridge(): // the kernel never puts it on another parent device or uplink
 		now = on
 	case on != nil && on.Index == r.At:
 		now = on
@@ -184,6 +188,45 @@ func (h *Host) seats(ctx context.Context, links []Device, op *openFiles) []Devic
 		}
 	}
 	return h.socketNICs(op, all)
+}
+
+// Routed returns what makes, compares and removes what routed NICs need of the host.
+func (h *Host) Routed() *routed.Host {
+	return &routed.Host{NS: h.NS, NL: h.NL, NICs: h.routedNICs}
+}
+
+// RoutedDevices lists the routed NICs whose taps are there, without those that a forced detach has
+// cut off. Their holders are not filled in.
+func (h *Host) RoutedDevices() (found []Device, err error) {
+	links, err := h.NL.Links("tun", 0)
+	for _, l := range links {
+		if r, ok := nic.ParseRecord(l.Alias); ok && r.Type == nic.TypeRouted {
+			if dev := h.own(l, r, h.MasterOf(l)); !dev.isCutOff() {
+				found = append(found, dev)
+			}
+		}
+	}
+	return found, err
+}
+
+func (h *Host) routedNICs() (nics []routed.NIC, err error) {
+	all, err := h.RoutedDevices()
+	for _, dev := range all {
+		n, nicErr := h.RoutedNIC(&dev)
+		err = errors.Join(err, nicErr)
+		nics = append(nics, n)
+	}
+	return nics, err
+}
+
+// RoutedNIC returns what a routed NIC needs of the host. Its Uplink is -1 if that has gone.
+func (h *Host) RoutedNIC(dev *Device) (routed.NIC, error) {
+	n := routed.NIC{Tap: dev.Name, Uplink: -1, IPs: dev.Want.IP}
+	l, err := h.NL.Link(dev.Want.Source)
+	if err == nil {
+		n.Uplink = l.Index
+	}
+	return n, rtnl.IgnoreNotExist(err)
 }
 
 // Within runs f with the device's netns and a netlink socket in it. Both are closed afterwards.

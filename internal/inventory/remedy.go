@@ -3,6 +3,7 @@ package inventory
 import (
 	"fmt"
 	"net"
+	"strings"
 
 	"vmnet/internal/cli/console"
 	"vmnet/internal/kernel/bridges"
@@ -47,6 +48,7 @@ const (
 	FixLifetime                  // that of its guest
 	FixSwitch                    // it becomes a port of its switch again
 	FixSwitchPort                // the settings of its switch's port
+	FixRouting                   // what a routed NIC needs of the host
 )
 
 // ReconcileCommand is the cure of differences that reconcile mends.
@@ -135,6 +137,10 @@ func mendName(v *View) Remedy {
 func mendBridge(v *View) Remedy {
 	free := console.Quote([]string{"ip", "link", "set", v.Name, "nomaster"}) + " && vmnet reconcile"
 	switch {
+	case v.MasterName != "" && v.IsRouted():
+		r := byAdmin("%s", free)
+		r.left = fmt.Sprintf("it is a port of %s, and its guest's addresses are routed", v.MasterName)
+		return r
 	case v.MasterName != "" && v.Want.Switch:
 		r := byAdmin("%s", free)
 		r.left = fmt.Sprintf("it is a port of %s, and belongs on switch %s", v.MasterName, v.Want.Source)
@@ -243,12 +249,26 @@ func ClaimedText(device, kind string) string {
 		device, kind)
 }
 
+// mendRouting: an uplink that was taken out and put in again is another link of the same name.
+func mendRouting(v *View) Remedy {
+	if v.Home == nil {
+		r := byAdmin("bring %s back; then vmnet reconcile", v.Want.Source)
+		r.left = fmt.Sprintf("its uplink %s has gone (%s)", v.Want.Source, r.Cure)
+		return r
+	}
+	what := strings.Join(v.missing, ", ")
+	return byReconcile(fmt.Sprintf("%s of %s: %s", v.Name, v.Want.Source, what), "restored: "+what,
+		Fix{Kind: FixRouting})
+}
+
 // goneFinding is the only finding about a NIC whose device was deleted.
 func goneFinding(v *View) Finding {
 	on, with := "bridge "+v.Want.Source, ""
 	switch {
 	case v.Want.Switch:
 		on = "switch " + v.Want.Source
+	case v.IsRouted():
+		on = "the host, routed by " + v.Want.Source
 	case v.Want.Type != nic.TypeTap:
 		on, with = v.Want.Source, ", most likely with its parent device"
 	}

@@ -13,6 +13,7 @@ import (
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/leaktest"
 	"vmnet/internal/nstest"
+	"vmnet/internal/routed/gateway"
 	"vmnet/step"
 )
 
@@ -197,10 +198,10 @@ func (x *h) guest(tap string, ips ...string) *netns.NS {
 	for _, a := range addrs(ips...) {
 		if a.Is4() {
 			x.run(ns, "ip", "addr", "add", a.String()+"/32", "dev", dev)
-			x.run(ns, "ip", "route", "add", "default", "via", Gateway4.String(), "dev", dev, "onlink")
+			x.run(ns, "ip", "route", "add", "default", "via", gateway.IPv4.String(), "dev", dev, "onlink")
 		} else {
 			x.run(ns, "ip", "addr", "add", a.String()+"/128", "dev", dev, "nodad")
-			x.run(ns, "ip", "-6", "route", "add", "default", "via", Gateway6.String(), "dev", dev)
+			x.run(ns, "ip", "-6", "route", "add", "default", "via", gateway.IPv6.String(), "dev", dev)
 		}
 	}
 	return ns

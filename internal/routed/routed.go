@@ -24,15 +24,16 @@ import (
 	"vmnet/internal/kernel/forwarding"
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/routed/gateway"
 	"vmnet/step"
 )
 
-// Gateways are the addresses of the host on each guest's tap, by which the guest reaches all
-// others. A link-local address can be on any number of links.
-var (
-	Gateway4 = netip.MustParseAddr("169.254.0.1")
-	Gateway6 = netip.MustParseAddr("fe80::1")
-)
+// NIC is what a guest's NIC needs of the host. Its tap is there unless a step has yet to make it.
+type NIC struct {
+	Tap    string // name of its link
+	Uplink int    // index
+	IPs    []netip.Addr
+}
 
 // protocol is who has made a route or an entry (rtm_protocol, NDA_PROTOCOL): a number that
 // include/uapi/linux/rtnetlink.h and iproute2's rt_protos leave free.
@@ -45,13 +46,6 @@ type Host struct {
 	// NICs lists the NICs whose taps are there. It is read while nobody else changes what the host
 	// remembers.
 	NICs func() ([]NIC, error)
-}
-
-// NIC is what a guest's NIC needs of the host. Its tap is there unless a step has yet to make it.
-type NIC struct {
-	Tap    string // name of its link
-	Uplink int    // index
-	IPs    []netip.Addr
 }
 
 // has reports whether the NIC has an address of IPv6, or of IPv4.
@@ -84,10 +78,10 @@ func ofTap(n NIC) [][2]string {
 // gateways are the host's addresses on a tap.
 func gateways(n NIC) (list []netip.Prefix) {
 	if n.has(false) {
-		list = append(list, netip.PrefixFrom(Gateway4, Gateway4.BitLen()))
+		list = append(list, netip.PrefixFrom(gateway.IPv4, gateway.IPv4.BitLen()))
 	}
 	if n.has(true) {
-		list = append(list, netip.PrefixFrom(Gateway6, 64))
+		list = append(list, netip.PrefixFrom(gateway.IPv6, 64))
 	}
 	return list
 }

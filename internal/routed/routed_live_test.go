@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"vmnet/internal/nstest"
+	"vmnet/internal/routed/gateway"
 	"vmnet/step"
 )
 
@@ -93,7 +94,7 @@ func TestLiveKilled(t *testing.T) {
 	}
 	for _, dry := range []bool{true, false} {
 		done, err := x.Tidy(t.Context(), dry)
-		want := []string{"proxy entry of " + g1 + " on eth0", "proxy entry of " + g1v6 + " on eth0"}
+		want := []Removed{{"eth0", "proxy entry of " + g1}, {"eth0", "proxy entry of " + g1v6}}
 		if !slices.Equal(done, want) || err != nil {
 			t.Errorf("dry %v: %q, %v", dry, done, err)
 		}
@@ -358,7 +359,7 @@ func TestMemory(t *testing.T) {
 	if _, err := parseMemory("vmnet routed=%zz"); err == nil {
 		t.Error("no error")
 	}
-	if got := Format([]netip.Addr{Gateway4, Gateway6}); got != "169.254.0.1, fe80::1" {
+	if got := Format([]netip.Addr{gateway.IPv4, gateway.IPv6}); got != "169.254.0.1, fe80::1" {
 		t.Error(got)
 	}
 }

@@ -13,10 +13,24 @@ import (
 	"vmnet/internal/kernel/rtnl"
 )
 
+// Removed is a thing that Tidy has taken away or set back.
+type Removed struct {
+	Link string // the name of its link; "all" for a setting of all links
+	What string // "proxy entry of 192.0.2.11", "sysctl net.ipv4.conf.eth0.forwarding=0"
+}
+
+// Text returns what was done, in words.
+func (r Removed) Text() string {
+	if strings.HasPrefix(r.What, "sysctl ") {
+		return "set back: " + r.What
+	}
+	return "removed: " + r.What + ", which no NIC claims"
+}
+
 // Tidy removes the entries that no NIC claims, and sets back what no NIC needs of the host's
 // settings, where nobody has changed it since. It returns what it has done, or would do if dry is
-// set, in words.
-func (h *Host) Tidy(ctx context.Context, dry bool) (done []string, err error) {
+// set.
+func (h *Host) Tidy(ctx context.Context, dry bool) (done []Removed, err error) {
 	if there, err := h.Traces(); err != nil || !there {
 		return nil, err
 	}
@@ -40,7 +54,7 @@ func (h *Host) entries() ([]rtnl.Proxy, error) {
 }
 
 // tidy is Tidy as if the NIC of that tap had gone.
-func (h *Host) tidy(ctx context.Context, gone string, dry bool) (done []string, err error) {
+func (h *Host) tidy(ctx context.Context, gone string, dry bool) (done []Removed, err error) {
 	m, err := h.open(ctx, dry)
 	if err != nil {
 		return nil, err
@@ -60,13 +74,13 @@ func (h *Host) tidy(ctx context.Context, gone string, dry bool) (done []string, 
 		if slices.ContainsFunc(nics, func(n NIC) bool { return n.Uplink == e.Link && slices.Contains(n.IPs, e.Addr) }) {
 			continue
 		}
-		done = append(done, fmt.Sprintf("proxy entry of %s on %s", e.Addr, h.nameOf(e.Link)))
+		done = append(done, Removed{h.nameOf(e.Link), "proxy entry of " + e.Addr.String()})
 		if !dry {
 			errs = append(errs, h.NL.DeleteProxy(e))
 		}
 	}
-	texts, err := m.setBack(nics, dry)
-	return append(done, texts...), errors.Join(append(errs, err)...)
+	back, err := m.setBack(nics, dry)
+	return append(done, back...), errors.Join(append(errs, err)...)
 }
 
 func (h *Host) nameOf(link int) string {
@@ -77,7 +91,7 @@ func (h *Host) nameOf(link int) string {
 }
 
 // setBack sets back what none of these NICs needs.
-func (m *memory) setBack(nics []NIC, dry bool) (done []string, err error) {
+func (m *memory) setBack(nics []NIC, dry bool) (done []Removed, err error) {
 	networks, err := m.h.hasNetworks()
 	if err != nil {
 		return nil, err
@@ -109,7 +123,7 @@ func (m *memory) setBack(nics []NIC, dry bool) (done []string, err error) {
 			continue
 		}
 		if text != "" {
-			done = append(done, text)
+			done = append(done, Removed{m.h.nameOf(c.link), text})
 		}
 	}
 	if m.changes = kept; !dry {

@@ -13,13 +13,26 @@ import (
 // maxIPs is how many addresses a NIC has at most: the alias has room for few.
 const maxIPs = 8
 
-// validateNetwork checks the network and the guest's own addresses.
+// minIPv6MTU is the least that IPv6 works with, in bytes (RFC 8200).
+const minIPv6MTU = 1280
+
+// TypeRouted is the type of a NIC by whose tap the host routes the guest's addresses. An older
+// vmnet does not know it, and so leaves such a tap alone.
+const TypeRouted = "routed"
+
+// validateNetwork checks the network or uplink, and the guest's own addresses.
 func (s Spec) validateNetwork() error {
 	switch {
+	case s.Routed != "" && !brport.ValidName(s.Routed):
+		return fmt.Errorf("uplink name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", s.Routed)
+	case s.Routed != "" && len(s.IP) == 0:
+		return errors.New("a routed NIC needs an address of the LAN, by which packets find it (--ip)")
+	case s.Routed != "" && s.MTU != 0 && s.MTU < minIPv6MTU && slices.ContainsFunc(s.IP, netip.Addr.Is6):
+		return fmt.Errorf("MTU %d: IPv6 needs at least %d bytes", s.MTU, minIPv6MTU)
 	case s.Network != "" && !brport.ValidName(s.Network):
 		return fmt.Errorf("network name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", s.Network)
-	case len(s.IP) > 0 && s.Network == "":
-		return errors.New("a guest's own addresses need a network (--ip with --network)")
+	case len(s.IP) > 0 && s.Network == "" && s.Routed == "":
+		return errors.New("a guest's own addresses need a network or an uplink (--ip with --network or --routed)")
 	case len(s.IP) > maxIPs:
 		return fmt.Errorf("%d addresses: at most %d", len(s.IP), maxIPs)
 	}
@@ -27,6 +40,8 @@ func (s Spec) validateNetwork() error {
 		switch {
 		case !validIP(a):
 			return fmt.Errorf("IP %s: want the address of one guest, without a zone", a)
+		case s.Routed != "" && a.IsLinkLocalUnicast():
+			return fmt.Errorf("IP %s: link-local addresses are not routed", a)
 		case slices.Contains(s.IP[:i], a):
 			return fmt.Errorf("IP %s is given twice", a)
 		}

@@ -14,8 +14,8 @@ type NIC struct {
 	VM        string `json:"vm"` // empty for a host access, which belongs to no guest
 	ID        string `json:"nic"`
 	Interface string `json:"interface"`        // for a socket, the name of the switch's port
-	Type      string `json:"type"`             // "tap", "macvtap", "ipvtap" or "socket"; "macvlan" for a host access
-	Source    string `json:"source"`           // the bridge or switch that it belongs on, or its parent device
+	Type      string `json:"type"`             // "tap", "routed", "macvtap", "ipvtap", "socket"; host access: "macvlan"
+	Source    string `json:"source"`           // the bridge or switch that it belongs on, its uplink or parent device
 	Switch    bool   `json:"switch,omitempty"` // Source is a userspace switch
 
 	Network string       `json:"network,omitempty"` // whose bridge Source is; empty for none
@@ -35,6 +35,15 @@ type NIC struct {
 	UID     int  `json:"uid,omitempty"`
 	Via     Via  `json:"via,omitempty"`     // how a libvirt guest got it; empty for other guests
 	Foreign bool `json:"foreign,omitempty"` // made by libvirt itself; vmnet never changes it
+}
+
+// GuestConfig returns what the guest must be configured with for a routed NIC; nil for others.
+func (n NIC) GuestConfig() *GuestConfig {
+	if n.Type != TypeRouted {
+		return nil
+	}
+	c := configOf(n.MAC, n.IP)
+	return &c
 }
 
 // State is the state of a NIC: that of its bridge port, or one of the following.

@@ -132,12 +132,12 @@ const (
 // Record is what an interface's alias says: how the NIC should be. It is all that vmnet remembers.
 type Record struct {
 	VM, NIC  string
-	Type     string       // TypeTap, TypeSocket, "macvtap" or "ipvtap"
-	Source   string       // the bridge, parent device or switch
+	Type     string       // TypeTap, TypeRouted, TypeSocket, "macvtap" or "ipvtap"
+	Source   string       // the bridge, uplink, parent device or switch
 	Switch   bool         // Source is a userspace switch
 	Network  string       // the network whose bridge Source is; empty for none
 	IP       []netip.Addr // the guest's own addresses
-	At       int          // interface index of the bridge; 0 if that is not known
+	At       int          // interface index of the bridge or uplink; 0 if that is not known
 	Port     string       // settings of the port, as brport.Settings writes them
 	Limits   SwitchLimits // further ones of a switch's port
 	Netns    uint64       // inode of the Manager's netns, for a socket and an ipvtap; 0 for others
@@ -247,8 +247,8 @@ func ParseRecord(text string) (r Record, ok bool) {
 			return Record{}, false
 		}
 	}
-	known := r.Type == TypeTap || r.Type == TypeSocket && r.Switch || r.Type == string(vtap.Macvtap) ||
-		r.Type == string(vtap.IPVtap)
+	known := r.Type == TypeTap || r.Type == TypeRouted && len(r.IP) > 0 || r.Type == TypeSocket && r.Switch ||
+		r.Type == string(vtap.Macvtap) || r.Type == string(vtap.IPVtap)
 	return r, known && ValidVM(r.VM) == nil && ValidNIC(r.NIC) == nil && r.Queues >= 1 && len(r.MAC) == 6
 }
 

@@ -29,9 +29,10 @@ type Spec struct {
 	NIC           string            // id within the guest, [a-z0-9_]{1,12}; empty means net0
 	Bridge        string            // the bridge that a tap becomes a port of; or else:
 	Network       string            // the network (vmnet network) on whose bridge it is; or:
+	Routed        string            // the uplink on which the host answers for the guest's addresses; or:
 	Lower         *Lower            // the parent device of a macvtap or ipvtap; or:
 	Switch        *Switch           // the userspace switch that it becomes a port of
-	IP            []netip.Addr      // the guest's own addresses, which a network's server gives it
+	IP            []netip.Addr      // the guest's own addresses, on a network or routed
 	Port          brport.Settings   // how the port of bridge or switch is set
 	MAC           net.HardwareAddr  // the guest's; nil means DefaultMAC, or the parent's if the kernel demands that
 	MTU           int               // bytes, that the guest gets; 0 means the bridge's or parent's, 1500 on a switch
@@ -159,8 +160,12 @@ func (s Spec) WithSource(source string) Spec {
 		s.Switch = &sw
 		return s
 	}
-	if s.Network != "" { // its bridge has its name
+	switch {
+	case s.Network != "": // its bridge has its name
 		s.Network = source
+		return s
+	case s.Routed != "":
+		s.Routed = source
 		return s
 	}
 	if s.Lower == nil {
@@ -181,7 +186,7 @@ func (s Spec) Source() string {
 	case s.Lower != nil:
 		return s.Lower.Device
 	}
-	return cmp.Or(s.Bridge, s.Network) // whose bridge has its name
+	return cmp.Or(s.Bridge, s.Network, s.Routed) // a network's bridge has its name
 }
 
 // Validate checks the Spec alone; it uses neither kernel nor VMM. Its error matches ErrInvalid.
@@ -215,10 +220,10 @@ func ValidNIC(id string) error {
 func (s Spec) validateHost() error {
 	switch {
 	case s.places() == 0:
-		return fmt.Errorf("neither bridge nor network nor lower nor switch is named " +
-			"(--bridge, --network, --macvtap, --ipvtap or --switch)")
+		return fmt.Errorf("neither bridge nor network nor lower nor switch nor uplink is named " +
+			"(--bridge, --network, --macvtap, --ipvtap, --switch or --routed)")
 	case s.places() > 1:
-		return fmt.Errorf("a NIC is either on a bridge, on a network, on a lower or on a switch")
+		return fmt.Errorf("a NIC is either on a bridge, on a network, on a lower, on a switch or routed")
 	case s.Bridge != "" && !brport.ValidName(s.Bridge):
 		return fmt.Errorf("bridge name %q: want 1 to 15 bytes without spaces, '/', ':' or '%%'", s.Bridge)
 	case s.MTU != 0 && (s.MTU < minMTU || s.MTU > maxMTU):
@@ -239,16 +244,16 @@ func (s Spec) validateHost() error {
 			return err
 		}
 	}
-	if s.Lower != nil && !s.Port.IsZero() {
+	if (s.Lower != nil || s.Routed != "") && !s.Port.IsZero() {
 		return fmt.Errorf("VLANs, isolation, hairpin, learning and flooding are settings of a port of a bridge or " +
-			"switch: a NIC on a parent device has none")
+			"switch: a NIC on a parent device or a routed one has none")
 	}
 	return cmp.Or(s.validateNetwork(), s.Port.Validate(), s.Lower.validate(s.MAC), s.Switch.validate(s))
 }
 
 // places returns how many of the places in which a NIC can be are named.
 func (s Spec) places() (n int) {
-	for _, named := range []bool{s.Bridge != "", s.Network != "", s.Lower != nil, s.Switch != nil} {
+	for _, named := range []bool{s.Bridge != "", s.Network != "", s.Routed != "", s.Lower != nil, s.Switch != nil} {
 		if named {
 			n++
 		}

@@ -7,9 +7,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"vmnet/bridge/brport"
 	"vmnet/internal/stablemac"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func valid() Spec { return Spec{Target: Target{VM: "P2"}, Bridge: "br0"} }

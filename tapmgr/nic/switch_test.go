@@ -22,17 +22,17 @@ func TestValidateSwitch(t *testing.T) {
 		}
 	}
 	for want, change := range map[string]func(*Spec){
-		"either on a bridge":    func(s *Spec) { s.Bridge = "br0" },
-		"on a lower or on a sw": func(s *Spec) { s.Lower = &Lower{Device: "eth0"} },
-		"switch name":           func(s *Spec) { s.Switch.Name = "a b" },
-		"at most 107 bytes":     func(s *Spec) { s.Switch.Name = "/" + strings.Repeat("x", 107) },
-		`by "magic"`:            func(s *Spec) { s.Switch.By = "magic" },
-		"2 queues: a socket":    func(s *Spec) { s.Switch.By, s.Queues = BySocket, 2 },
-		"cannot serve a socket": func(s *Spec) { s.Switch.By, s.Vhost = BySocket, VhostOn },
-		"no interface that":     func(s *Spec) { s.Switch.By, s.Device = BySocket, "tap7" },
-		"--via monitor":         func(s *Spec) { s.Via = ViaLibvirt },
-		"storm limit of -2":     func(s *Spec) { s.Switch.Storm = -2 },
-		"65537 addresses":       func(s *Spec) { s.Switch.MaxAddresses = 65537 },
+		"either on a bridge":                func(s *Spec) { s.Bridge = "br0" },
+		"on a lower, on a switch or routed": func(s *Spec) { s.Lower = &Lower{Device: "eth0"} },
+		"switch name":                       func(s *Spec) { s.Switch.Name = "a b" },
+		"at most 107 bytes":                 func(s *Spec) { s.Switch.Name = "/" + strings.Repeat("x", 107) },
+		`by "magic"`:                        func(s *Spec) { s.Switch.By = "magic" },
+		"2 queues: a socket":                func(s *Spec) { s.Switch.By, s.Queues = BySocket, 2 },
+		"cannot serve a socket":             func(s *Spec) { s.Switch.By, s.Vhost = BySocket, VhostOn },
+		"no interface that":                 func(s *Spec) { s.Switch.By, s.Device = BySocket, "tap7" },
+		"--via monitor":                     func(s *Spec) { s.Via = ViaLibvirt },
+		"storm limit of -2":                 func(s *Spec) { s.Switch.Storm = -2 },
+		"65537 addresses":                   func(s *Spec) { s.Switch.MaxAddresses = 65537 },
 		"both VLAN and trunk": func(s *Spec) {
 			s.Port = brport.Settings{VLAN: 1, Trunk: []brport.VLANRange{{First: 2, Last: 3}}}
 		},

@@ -113,6 +113,12 @@ func (g *Guest) AddRoute(ctx context.Context, to, via string) error {
 	return g.call(ctx, MethodRoute, Route{To: to, Via: via}, nil)
 }
 
+// AddDefaultRouteOn adds or replaces the default route through a gateway that is on a link, though
+// no route leads to it.
+func (g *Guest) AddDefaultRouteOn(ctx context.Context, link, via string) error {
+	return g.call(ctx, MethodRoute, Route{To: "default", Via: via, Link: link}, nil)
+}
+
 // WaitNIC waits until a NIC with this hardware address exists.
 func (g *Guest) WaitNIC(ctx context.Context, mac string) (Link, error) {
 	var link Link

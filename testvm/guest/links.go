@@ -142,6 +142,9 @@ func addRoute(_ context.Context, r agent.Route) (none, error) {
 			return none{}, fmt.Errorf("link %s: %w", r.Link, err)
 		}
 		route.LinkIndex = link.Attrs().Index
+		if route.Gw != nil {
+			route.Flags = int(netlink.FLAG_ONLINK)
+		}
 	}
 	if route.Gw == nil && route.LinkIndex == 0 {
 		return none{}, errors.New("a route needs a gateway or a link")

@@ -15,6 +15,7 @@ func addIP(fs *pflag.FlagSet, p *[]netip.Prefix) {
 		*p = append(*p, a)
 		return err
 	}), "ip", "an address of the guest: on a network, the one that its server gives the guest; "+
+		"routed, one of the LAN by which it is reached; "+
 		"of an ipvtap, one by which the kernel delivers packets, also with /BITS (repeatable)")
 }
 
@@ -31,12 +32,12 @@ func parseIP(s string) (netip.Prefix, error) {
 
 // ownIP returns the addresses of a NIC that has them to itself.
 func (n *NIC) ownIP() (ips []netip.Addr, err error) {
-	if len(n.ip) > 0 && n.spec.Network == "" {
-		return nil, errors.New("--ip goes with --network or --ipvtap")
+	if len(n.ip) > 0 && n.spec.Network == "" && n.spec.Routed == "" {
+		return nil, errors.New("--ip goes with --network, --routed or --ipvtap")
 	}
 	for _, p := range n.ip {
 		if p.Bits() != p.Addr().BitLen() {
-			return nil, fmt.Errorf("--ip %s: on a network want an address without /BITS: %s", p, p.Addr())
+			return nil, fmt.Errorf("--ip %s: on a network or routed want an address without /BITS: %s", p, p.Addr())
 		}
 		ips = append(ips, p.Addr())
 	}

@@ -26,6 +26,9 @@ func AddNIC(fs *pflag.FlagSet) *NIC {
 	fs.StringVar(&n.spec.Bridge, "bridge", "", "the `BRIDGE` that the NIC is put on")
 	fs.StringVar(&n.spec.Network, "network", "",
 		"the `NETWORK` (vmnet network create) on whose bridge the NIC is put, instead of --bridge")
+	fs.StringVar(&n.spec.Routed, "routed", "",
+		"the `UPLINK` on which the host answers for the guest's addresses (--ip), without a bridge; "+
+			"for Wi-Fi and where only one MAC is allowed")
 	n.lower.add(fs)
 	addIP(fs, &n.ip)
 	AddPort(fs, &n.spec.Port)
@@ -75,6 +78,7 @@ func (n *NIC) onePlace() error {
 	for _, p := range []struct{ flag, value string }{
 		{"--bridge", n.spec.Bridge},
 		{"--network", n.spec.Network},
+		{"--routed", n.spec.Routed},
 		{"--switch", n.sw.Name},
 		{"--macvtap", n.lower.macvtap},
 		{"--ipvtap", n.lower.ipvtap},

@@ -23,6 +23,7 @@ type Link struct {
 	Carrier  bool
 	OperUp   bool   // up and ready, also for its master (IF_OPER_UP, RFC 2863)
 	AllMulti bool   // receives every multicast frame
+	ARP      bool   // of Ethernet's kind, with neighbours that are asked for by ARP
 	HostIPv6 bool   // the kernel assigns an IPv6 address by itself: see NoIPv6Autoconf
 	AddrGen  uint8  // how it does so: IN6_ADDR_GEN_MODE_*
 	TxQLen   int    // frames
@@ -85,6 +86,7 @@ func parseLink(msg []byte) (*Link, error) {
 		Index: int(info.Index), LowerNS: -1,
 		Up: info.Flags&unix.IFF_UP != 0, Carrier: info.Flags&unix.IFF_LOWER_UP != 0,
 		AllMulti: info.Flags&unix.IFF_ALLMULTI != 0,
+		ARP:      info.Type == unix.ARPHRD_ETHER && info.Flags&unix.IFF_NOARP == 0,
 	}
 	carrier := false
 	each(msg[unix.SizeofIfInfomsg:], func(kind uint16, v []byte) {

@@ -15,6 +15,7 @@ type Route struct {
 	Link int          // index of the link; 0 for none, or for several
 	RA   bool         // it comes from a router advertisement (RTPROT_RA)
 
+	Local    bool  // to the host itself (RTN_LOCAL)
 	Protocol uint8 // who has made it (RTPROT_*)
 }
 
@@ -58,7 +59,7 @@ func parseRoute(m []byte) (r Route, ok bool) {
 	default:
 		return r, false
 	}
-	r.RA, r.Protocol = protocol == unix.RTPROT_RA, protocol
+	r.RA, r.Local, r.Protocol = protocol == unix.RTPROT_RA, kind == unix.RTN_LOCAL, protocol
 	each(m[unix.SizeofRtMsg:], func(kind uint16, v []byte) {
 		switch kind {
 		case unix.RTA_DST:
