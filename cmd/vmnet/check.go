@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmnet/internal/nsport"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
@@ -87,7 +88,8 @@ func (a *app) reconcileCommand() *cobra.Command {
 persistent and left behind. Undo interrupted attaches, and finish interrupted detaches. Fix what
 vmnet check finds on the other NICs: put ports that have no bridge back on theirs, and restore
 links, addresses, MTUs and port settings. Leave alone what only somebody else can fix, NICs that
-another vmnet is working on, and NICs that are on another bridge, and list them with their cure.`,
+another vmnet is working on, and NICs that are on another bridge, and list them with their cure. Do
+the same for the interfaces of network namespaces (vmnet netns).`,
 		Example: `  vmnet reconcile --dry-run
   vmnet reconcile`,
 		Args: noArgs(),
@@ -97,6 +99,11 @@ another vmnet is working on, and NICs that are on another bridge, and list them 
 	cmd.RunE = a.verb(func(cmd *cobra.Command, _ []string) error {
 		return a.withManager(func(m *tapmgr.Manager) error {
 			actions, err := m.Reconcile(cmd.Context(), dry)
+			if err == nil {
+				var more []nic.Action
+				more, err = nsport.Reconcile(cmd.Context(), a.netns, dry)
+				actions = append(actions, more...)
+			}
 			if err != nil && len(actions) == 0 {
 				return err
 			}

@@ -112,7 +112,7 @@ func addGroups(root *cobra.Command) {
 		commands  []string
 	}{
 		{groupNICs, "NICs of guests:", []string{"attach", "detach", "list", "show", "check", "reconcile", "watch"}},
-		{groupPlaces, "Where NICs are attached:", []string{"network", "forward", "bridge", "switch", "lower"}},
+		{groupPlaces, "Where NICs are attached:", []string{"network", "forward", "netns", "bridge", "switch", "lower"}},
 		{groupMachine, "This machine:", []string{"hook", "policy", "doctor", "version", "help", "completion"}},
 	} {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})

@@ -82,7 +82,8 @@ Exit status: 0 for success, 1 for a failure or a difference found, 2 for wrong u
 	root.PersistentFlags().Lookup("libvirt").DefValue = ""
 	root.AddCommand(
 		a.attachCommand(), a.detachCommand(), a.listCommand(), a.showCommand(), a.checkCommand(),
-		a.reconcileCommand(), a.watchCommand(), a.networkCommand(), a.forwardCommand(), a.bridgeCommand(),
+		a.reconcileCommand(), a.watchCommand(), a.networkCommand(), a.forwardCommand(), a.netnsCommand(),
+		a.bridgeCommand(),
 		a.switchCommand(), a.lowerCommand(), a.hookCommand(), a.policyCommand(), a.doctorCommand(), a.versionCommand(),
 	)
 	addGroups(root)
@@ -280,16 +281,22 @@ func (s *stepFlags) add(cmd *cobra.Command) {
 
 // apply sets m.Run to what the flags ask for.
 func (s *stepFlags) apply(a *app, m *tapmgr.Manager, json bool) {
+	m.Run = s.runner(a, json)
+}
+
+// runner returns how the flags ask to run steps; nil for step.Run.
+func (s *stepFlags) runner(a *app, json bool) step.Runner {
 	switch {
 	case s.dryRun:
-		m.Run = func(_ context.Context, steps []step.Step) error {
+		return func(_ context.Context, steps []step.Step) error {
 			s.planned = true
 			return a.printSteps(steps, json)
 		}
 	case s.verbose:
 		log := a.logger(logFormat(json))
-		m.Run = func(ctx context.Context, steps []step.Step) error { return runLogged(ctx, log, steps) }
+		return func(ctx context.Context, steps []step.Step) error { return runLogged(ctx, log, steps) }
 	}
+	return nil
 }
 
 // logFormat returns the format of a log beside a result that is text or JSON.

@@ -20,7 +20,7 @@ var layers = [][]string{
 	{"internal/guest"},
 	{"internal/libvirthook/declared"},
 	{"internal/cli/nicflags"},
-	{"internal/vmm/launch", "internal/hostaccess"},
+	{"internal/vmm/launch", "internal/hostaccess", "internal/nsport"},
 	{"internal/access/bridgeconf", "internal/access/policy"},
 	{"internal/backend"},
 	{"internal/inventory"},

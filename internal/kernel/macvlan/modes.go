@@ -63,3 +63,9 @@ func SetSources(nl *rtnl.Conn, l *rtnl.Link, senders []net.HardwareAddr) error {
 	attrs := append([]rtnl.Attr{rtnl.MacvlanMode(macvlanModes["source"])}, rtnl.MacvlanSources(senders)...)
 	return nl.Change(l.Kind, l.Index, attrs...)
 }
+
+// Mode is the setting of a new macvlan for a mode of that name.
+func Mode(name string) rtnl.Attr { return rtnl.MacvlanMode(macvlanModes[name]) }
+
+// IPVlanMode is the setting of a new ipvlan for a mode of that name.
+func IPVlanMode(name string) rtnl.Attr { return rtnl.IPVlanMode(ipvlanModes[name]) }

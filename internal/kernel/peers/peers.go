@@ -43,6 +43,8 @@ type Space struct {
 	// PIDs are the lowest of its processes, and Processes is the number of all.
 	PIDs      []int
 	Processes int
+
+	held *netns.NS // if the caller of Look has it open
 }
 
 // A View is a namespace with its links, and the namespaces around it, at one time.
@@ -59,8 +61,9 @@ type View struct {
 	byInode map[uint64]*Space
 }
 
-// Look looks around in ns. nl is a socket in it. The View keeps using both.
-func Look(ctx context.Context, ns *netns.NS, nl *rtnl.Conn) (*View, error) {
+// Look looks around in ns. nl is a socket in it. The View keeps using both. The namespaces that the
+// caller has open are found even if they have neither name nor process.
+func Look(ctx context.Context, ns *netns.NS, nl *rtnl.Conn, open ...*netns.NS) (*View, error) {
 	links, err := nl.Links("", 0)
 	if err != nil {
 		return nil, err
@@ -76,6 +79,15 @@ func Look(ctx context.Context, ns *netns.NS, nl *rtnl.Conn) (*View, error) {
 	v.byInode[inode] = v.Own
 	for _, l := range links {
 		v.links[l.Index] = l
+	}
+	for _, other := range open {
+		inode, err := other.Inode()
+		if err != nil {
+			return nil, err
+		}
+		if s := v.space(inode); s != nil {
+			s.held = other
+		}
 	}
 	if err := v.find(ctx); err != nil {
 		return nil, err
@@ -150,6 +162,9 @@ var errGone = errors.New("the namespace cannot be opened")
 
 // open opens the namespace by one of the paths that lead to it, and calls f.
 func (s *Space) open(f func(*netns.NS) error) error {
+	if s.held != nil {
+		return f(s.held)
+	}
 	for _, path := range s.Paths() {
 		ns, err := netns.Open(path)
 		if err != nil {

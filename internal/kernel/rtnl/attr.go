@@ -137,3 +137,10 @@ func IPVlanMode(mode uint16) Attr { return infoAttr(unix.IFLA_IPVLAN_MODE, nl.Ui
 func IPVlanFlags(flags uint16) Attr { return infoAttr(unix.IFLA_IPVLAN_FLAGS, nl.Uint16Attr(flags)) }
 
 func infoAttr(kind int, data []byte) Attr { return Attr{rta: nl.NewRtAttr(kind, data), info: true} }
+
+// MoveTo moves an existing link to an open namespace, and gives it that index there (Linux 5.12;
+// an older kernel keeps the link's index if it is free there). If the link's name is taken there,
+// the error matches fs.ErrExist with errors.Is, and the link stays. The link must be down.
+func MoveTo(ns *netns.NS, index int) []Attr {
+	return []Attr{Netns(ns), attr(unix.IFLA_NEW_IFINDEX, nl.Uint32Attr(uint32(index)))}
+}
