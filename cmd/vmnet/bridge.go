@@ -12,6 +12,7 @@ import (
 	"vmnet/bridge"
 	"vmnet/bridge/brport"
 	"vmnet/internal/cli/nicflags"
+	"vmnet/internal/nsport"
 	"vmnet/internal/stablemac"
 )
 
@@ -154,28 +155,35 @@ func (a *app) bridgeShowCommand() *cobra.Command {
 		ValidArgsFunction: a.bridgeNames,
 	}
 	format := outputFlag(cmd)
-	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) error {
+	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		return a.withBridges(func(h *bridge.Host) error {
 			info, err := h.Show(args[0])
 			if err != nil {
 				return err
 			}
+			shown := shownBridge{info, a.peersOf(cmd.Context(), info.Ports)}
 			if *format == "json" {
-				return a.printJSON(info)
+				return a.printJSON(shown)
 			}
-			return a.printBridge(info)
+			return a.printBridge(shown)
 		})
 	})
 	return cmd
 }
 
-func (a *app) printBridge(b bridge.Info) error {
+// shownBridge is the result of show.
+type shownBridge struct {
+	bridge.Info
+	Peers map[string]nsport.Link `json:"peers,omitempty"` // of the ports that are veth devices
+}
+
+func (a *app) printBridge(b shownBridge) error {
 	err := a.block(b.Name, []field{
 		{"link", upDown(b.Up)},
 		{"MAC", b.MAC},
 		{"MTU", fmt.Sprintf("%d bytes", b.MTU)},
 		{"STP", onOff(b.STP)},
-		{"VLANs", vlanFiltering(b)},
+		{"VLANs", vlanFiltering(b.Info)},
 		{"ageing", fmt.Sprintf("%g s", b.Ageing)},
 		{"addresses", orNone(strings.Join(b.Addresses, " "))},
 		{"ports", strconv.Itoa(len(b.Ports))},
@@ -183,7 +191,7 @@ func (a *app) printBridge(b bridge.Info) error {
 	if err != nil || len(b.Ports) == 0 {
 		return err
 	}
-	rows := [][]string{{"PORT", "STATE", "MTU", "SETTINGS", "LEARNED", "ALIAS"}}
+	rows := [][]string{{"PORT", "STATE", "MTU", "SETTINGS", "LEARNED", "PEER", "ALIAS"}}
 	for _, p := range b.Ports {
 		state := p.State
 		if p.ForwardIn > 0 {
@@ -193,8 +201,13 @@ func (a *app) printBridge(b bridge.Info) error {
 		for _, l := range p.Learned {
 			macs = append(macs, learnedIn(l))
 		}
-		rows = append(rows,
-			[]string{p.Interface, state, strconv.Itoa(p.MTU), p.Config.String(), strings.Join(macs, ", "), p.Alias})
+		rows = append(rows, []string{
+			p.Interface, state, strconv.Itoa(p.MTU), p.Config.String(), strings.Join(macs, ", "),
+			peerText(b.Peers[p.Interface]), p.Alias,
+		})
+	}
+	if len(b.Peers) == 0 {
+		rows = without(rows, "PEER")
 	}
 	return a.table(rows, nil)
 }

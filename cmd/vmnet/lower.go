@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmnet/internal/nsport"
 	"vmnet/tapmgr"
 	"vmnet/tapmgr/nic"
 )
@@ -26,8 +27,8 @@ func (a *app) lowerCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "lower PARENT",
 		Short: "Show a parent device of guests, and its host access",
-		Long: `Show the NICs on a network card, the parent device of macvtap and ipvtap guests, or
-turn host access on or off.
+		Long: `Show the NICs on a network card, the parent device of macvtap and ipvtap guests, and
+the macvlans and ipvlans of containers beside them, or turn host access on or off.
 
 What guests on the same parent device reach ("back": only if an external switch sends frames back on
 the port that they arrived on, as one for VEPA does):
@@ -155,8 +156,12 @@ func (a *app) showLower(ctx context.Context, m *tapmgr.Manager, o *lowerVerb) er
 	if err != nil {
 		return err
 	}
+	others, err := a.besideNICs(ctx, info)
+	if err != nil {
+		return err
+	}
 	if o.json {
-		return a.printJSON(info)
+		return a.printJSON(shownParent{info, others})
 	}
 	fields := []field{{"host access", "off"}}
 	if h := info.HostAccess; h != nil {
@@ -170,8 +175,35 @@ func (a *app) showLower(ctx context.Context, m *tapmgr.Manager, o *lowerVerb) er
 		}
 	}
 	fields = append(fields, field{"NICs", fmt.Sprint(len(info.NICs))})
+	for _, l := range others {
+		fields = append(fields, field{"beside them", fmt.Sprintf("%s %s %s%s", l.Type, l.Mode, l.Interface,
+			inNetns(l.Netns))})
+	}
 	if err := a.block(info.Name, fields); err != nil || len(info.NICs) == 0 {
 		return err
 	}
 	return a.printList(info.NICs, false)
+}
+
+// shownParent is the result of showing a parent device.
+type shownParent struct {
+	nic.Parent
+	Beside []nsport.Link `json:"beside"` // what is on the parent device besides the NICs
+}
+
+// besideNICs lists what shares a parent device with guests' NICs, such as containers' macvlans.
+func (a *app) besideNICs(ctx context.Context, info nic.Parent) ([]nsport.Link, error) {
+	beside := []nsport.Link{}
+	err := a.withNamespaces(func(m *nsport.Manager) error {
+		list, notices, err := m.Links(ctx)
+		a.notes(notices)
+		for _, l := range list {
+			host := info.HostAccess != nil && l.Netns.Own && l.Interface == info.HostAccess.Interface
+			if l.Peer == "" && l.Source == info.Name && l.NIC == "" && !host {
+				beside = append(beside, l)
+			}
+		}
+		return err
+	})
+	return beside, err
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmnet/bridge"
 	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/network/config"
 	"vmnet/internal/nsport"
@@ -334,29 +335,49 @@ func (a *app) listLinks(ctx context.Context, m *nsport.Manager, json bool) error
 	return a.table(rows, nil)
 }
 
-// peersOf describes the other ends of veth devices by the names of the ends here. It is for people:
-// what cannot be read is left out.
-func (a *app) peersOf(ctx context.Context, names []string) map[string]nsport.Link {
+// peersOf describes the other ends of those of a bridge's ports that are veth devices, by their
+// names here. It is for people: what cannot be read is left out.
+func (a *app) peersOf(ctx context.Context, ports []bridge.Port) map[string]nsport.Link {
 	found := map[string]nsport.Link{}
-	if len(names) == 0 {
+	if len(ports) == 0 {
 		return found
 	}
+	isPort := func(name string) bool {
+		return slices.ContainsFunc(ports, func(p bridge.Port) bool { return p.Interface == name })
+	}
 	_ = a.withNamespaces(func(m *nsport.Manager) error {
-		list, _, err := m.Links(ctx)
+		list, _, err := m.Pairs(ctx)
 		for _, l := range list {
-			if l.Peer == "" {
-				continue
-			}
-			if slices.Contains(names, l.Interface) {
+			if isPort(l.Interface) {
 				found[l.Interface] = l
 			}
-			if l.Netns.Own && slices.Contains(names, l.Peer) {
+			if l.Netns.Own && isPort(l.Peer) { // both ends are here
 				other := l
-				other.Interface, other.Peer = l.Peer, l.Interface
+				other.Interface, other.Peer, other.MAC, other.Source, other.ID = l.Peer, l.Interface, "", "", ""
 				found[l.Peer] = other
 			}
 		}
 		return err
 	})
 	return found
+}
+
+// peerText names a veth device's other end, its namespace and the first process in it.
+func peerText(l nsport.Link) string {
+	if l.Peer == "" {
+		return ""
+	}
+	return l.Peer + inNetns(l.Netns)
+}
+
+// inNetns names a namespace and the first process in it; it is empty for the own one.
+func inNetns(n nsport.Netns) string {
+	if n.Own {
+		return ""
+	}
+	text := " in netns " + n.Name
+	if p := n.Process(); p != "" {
+		text += ", " + p
+	}
+	return text
 }

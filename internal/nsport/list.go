@@ -1,12 +1,10 @@
 package nsport
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/macvlan"
@@ -155,10 +153,7 @@ func (m *Manager) Links(ctx context.Context) (list []Link, notices []string, err
 	if err != nil {
 		return nil, nil, err
 	}
-	list = []Link{}
-	for _, p := range v.Pairs() {
-		list = append(list, pairLink(v, p))
-	}
+	list = pairLinks(v)
 	children, err := v.Children()
 	if err != nil {
 		return nil, nil, err
@@ -188,6 +183,23 @@ func (m *Manager) nicsAmong(ctx context.Context, children []peers.Child) (map[in
 		}
 	}
 	return names, err
+}
+
+// Pairs returns the veth pairs alone.
+func (m *Manager) Pairs(ctx context.Context) (list []Link, notices []string, err error) {
+	v, err := peers.Look(ctx, m.ns, m.nl())
+	if err != nil {
+		return nil, nil, err
+	}
+	return pairLinks(v), v.Notices, nil
+}
+
+func pairLinks(v *peers.View) []Link {
+	list := []Link{}
+	for _, p := range v.Pairs() {
+		list = append(list, pairLink(v, p))
+	}
+	return list
 }
 
 func pairLink(v *peers.View, p peers.Pair) Link {
@@ -227,9 +239,4 @@ func plainState(l *rtnl.Link) string {
 		return string(nic.NoCarrier)
 	}
 	return string(nic.Up)
-}
-
-// Place returns where the other end of a link is, for people.
-func (l Link) Place() string {
-	return strings.TrimSpace(cmp.Or(l.Peer, l.Interface) + " in " + l.Netns.Name)
 }
