@@ -23,7 +23,8 @@ umask 022
 # nftables and dnsmasq-base are what networks are made of: nft and dnsmasq, without a service.
 # iptables, ufw and firewalld (with Python, 30 MB) are the firewalls that networks are integrated
 # with: ufw is off unless it is enabled, and for firewalld see without_firewalld.
-packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients nftables dnsmasq-base iptables ufw firewalld dbus-daemon'
+# passt has pasta, by which networks of users who are not root reach the world.
+packages='qemu-system-x86 qemu-system-arm qemu-system-misc qemu-system-ppc busybox-static iproute2 gcc libc6-dev groff-base libcap2-bin procps libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients nftables dnsmasq-base iptables ufw firewalld dbus-daemon passt'
 kernels=cloud
 updated=
 

@@ -159,6 +159,9 @@ func (a *app) forwardListCommand(o *networkFlags) *cobra.Command {
 	}
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) error {
+		if err := a.networkPlaces(o); err != nil {
+			return err
+		}
 		networks, err := a.networksNamed(config.Dir(o.config), args)
 		if err != nil {
 			return err

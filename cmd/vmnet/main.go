@@ -11,9 +11,13 @@ import (
 
 	"vmnet/internal/cli/console"
 	"vmnet/internal/cli/fdroom"
+	"vmnet/internal/network/usernet"
 )
 
 func main() {
+	if usernet.IsAgent() {
+		os.Exit(usernet.Agent())
+	}
 	// The reader of stdout may go away at any time, which must not kill this process in the middle
 	// of an attach.
 	signal.Ignore(syscall.SIGPIPE)

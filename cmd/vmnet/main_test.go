@@ -21,7 +21,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	commands := map[string]func(){"vmnet": main, "signalled": signalled, "flooding": flooding}
+	commands := map[string]func(){
+		"vmnet": main, "vmnet-network-agent": main, "signalled": signalled, "flooding": flooding,
+	}
 	if _, ok := commands[filepath.Base(os.Args[0])]; !ok {
 		leaktest.Enclose()
 	}

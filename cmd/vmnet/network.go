@@ -16,6 +16,7 @@ import (
 // networkFlags are those of all verbs about networks.
 type networkFlags struct {
 	config, state string
+	user          userChoice
 	json          bool
 }
 
@@ -29,7 +30,12 @@ protected from it, and a server that gives them addresses (DHCP, router advertis
 (DNS). A network is one file, ` + config.DefaultDir + `/NAME.yaml, and its bridge has its name.
 vmnet-network(8) describes the file. Guests get NICs on it with vmnet attach --network NAME.
 
-Needs the programs nft and dnsmasq (apt install nftables dnsmasq-base).`,
+A user who is not root has networks too, without any privilege: on a switch in userspace that has
+the network's name, with the namespaces, the rules and the server behind a port of it, and pasta as
+the way out. vmnet attach --switch NAME gives guests NICs on it.
+
+Needs the programs nft and dnsmasq (apt install nftables dnsmasq-base), and for users pasta (apt
+install passt).`,
 		Example: `  vmnet network create lab --nat --dhcp
   vmnet attach --vm P2 --network lab
   vmnet network leases lab
@@ -48,19 +54,32 @@ Needs the programs nft and dnsmasq (apt install nftables dnsmasq-base).`,
 // add adds the flags to a command and to those below it.
 func (o *networkFlags) add(cmd *cobra.Command) {
 	f := cmd.PersistentFlags()
-	f.StringVar(&o.config, "config-dir", config.DefaultDir, "`DIRECTORY` of the networks' files")
-	f.StringVar(&o.state, "state-dir", network.DefaultState, "`DIRECTORY` of the servers' lease files")
+	f.StringVar(&o.config, "config-dir", "",
+		"`DIRECTORY` of the networks' files (default "+config.DefaultDir+", with --user ~/.config/vmnet/networks.d)")
+	f.StringVar(&o.state, "state-dir", "", "`DIRECTORY` of the servers' lease files (default "+
+		network.DefaultState+", with --user ~/.local/state/vmnet/networks)")
+	f.Var(&o.user, "user",
+		"networks of this user, without privilege, in namespaces of their own (default for users other than root)")
+	f.Lookup("user").NoOptDefVal = "true"
 }
 
 // withNetworks calls f with the networks of --netns.
 func (a *app) withNetworks(ctx context.Context, o *networkFlags, f func(*network.Manager) error) error {
+	if err := a.networkPlaces(o); err != nil {
+		return err
+	}
 	ns, err := netns.Open(a.netns)
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
 	m := &network.Manager{NS: ns, Dir: config.Dir(o.config), State: o.state}
-	if m.Service, err = a.networkService(ctx, o, ns); err != nil {
+	if o.user.yes() {
+		m.Elsewhere, err = userNetworks(o)
+	} else {
+		m.Service, err = a.networkService(ctx, o, ns)
+	}
+	if err != nil {
 		return err
 	}
 	if err := m.Open(); err != nil {
@@ -111,6 +130,9 @@ func (s *stepFlags) applyToNetworks(a *app, m *network.Manager, json bool, descr
 func (a *app) networkNames(o *networkFlags) cobra.CompletionFunc {
 	return func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if len(args) > 0 {
+			return nil, noFiles
+		}
+		if a.networkPlaces(o) != nil {
 			return nil, noFiles
 		}
 		names, _ := config.Dir(o.config).Names()

@@ -128,7 +128,11 @@ func (a *app) printCreated(ctx context.Context, m *network.Manager, n *config.Ne
 	if n.IPv6.IsValid() {
 		ipv6 = n.IPv6.String()
 	}
-	if err := a.line("network %s created: bridge %s, %s, %s", n.Name, n.Name, n.Subnet, ipv6); err != nil {
+	kind := "bridge"
+	if m.Elsewhere != nil {
+		kind = "switch"
+	}
+	if err := a.line("network %s created: %s %s, %s, %s", n.Name, kind, n.Name, n.Subnet, ipv6); err != nil {
 		return err
 	}
 	for _, h := range n.Hosts {

@@ -26,6 +26,9 @@ nothing is left.`,
 	outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		return a.withNetworks(cmd.Context(), o, func(m *network.Manager) error {
+			if m.Elsewhere != nil {
+				return a.networkServeUser(cmd.Context(), m, args[0])
+			}
 			m.Service = nil // this process is the server
 			return a.networkServe(cmd.Context(), m, args[0])
 		})
@@ -36,7 +39,8 @@ nothing is left.`,
 // networkServed is what serve prints when guests are answered and when it ends.
 type networkServed struct {
 	Network string `json:"network"`
-	State   string `json:"state"` // "running", "ended"
+	State   string `json:"state"`            // "running", "ended"
+	Socket  string `json:"socket,omitempty"` // of the switch of a user's network
 }
 
 func (a *app) networkServe(ctx context.Context, m *network.Manager, name string) error {
@@ -50,7 +54,7 @@ func (a *app) networkServe(ctx context.Context, m *network.Manager, name string)
 		if !n.DHCP {
 			status = fmt.Sprintf("network %s: made, without a server", name)
 		}
-		printed = a.result(networkServed{name, "running"}, "%s", status)
+		printed = a.result(networkServed{Network: name, State: "running"}, "%s", status)
 		if err := notify("READY=1\nSTATUS=" + status); err != nil {
 			a.note(err.Error())
 		}
@@ -64,5 +68,5 @@ func (a *app) networkServe(ctx context.Context, m *network.Manager, name string)
 	if err := notify("STOPPING=1"); err != nil {
 		a.note(err.Error())
 	}
-	return errors.Join(err, printed, a.result(networkServed{name, "ended"}, "network %s: ended", name))
+	return errors.Join(err, printed, a.result(networkServed{Network: name, State: "ended"}, "network %s: ended", name))
 }

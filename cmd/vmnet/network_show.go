@@ -97,6 +97,12 @@ func (a *app) printNetwork(n network.Shown) error {
 	for _, o := range n.Obstacles {
 		fields = append(fields, field{"firewall", o.String()})
 	}
+	if n.Way != "" {
+		fields = append(fields, field{"way out", n.Way})
+	}
+	for _, p := range n.Processes {
+		fields = append(fields, field{"process", fmt.Sprintf("%s, %d", p.Name, p.PID)})
+	}
 	if err := a.block(n.Network, fields); err != nil {
 		return err
 	}

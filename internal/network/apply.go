@@ -95,6 +95,9 @@ func (m *Manager) ipv6Disabled() (bool, error) {
 
 // unused returns an error if there is a network of that name, or a part of one.
 func (m *Manager) unused(name string) error {
+	if m.Elsewhere != nil {
+		return m.unusedElsewhere(name)
+	}
 	names, err := m.Dir.Names()
 	if err != nil {
 		return err
@@ -104,8 +107,7 @@ func (m *Manager) unused(name string) error {
 	case err != nil:
 		return err
 	case slices.Contains(names, name):
-		return fmt.Errorf("network %s exists already: see %s (change that and run vmnet network apply %[1]s, "+
-			"or vmnet network delete %[1]s)", name, m.Dir.Path(name))
+		return existsAlready(name, m.Dir.Path(name))
 	case br != nil:
 		return fmt.Errorf("network %s exists already, without its file %s (vmnet network delete %[1]s)",
 			name, m.Dir.Path(name))
@@ -195,6 +197,9 @@ func (m *Manager) ApplyUnlocked(ctx context.Context, name string) (n *config.Net
 
 // applySteps are those that make a network from what there is of it; none if nothing differs.
 func (m *Manager) applySteps(ctx context.Context, n *config.Network) ([]step.Step, error) {
+	if m.Elsewhere != nil {
+		return m.stepsElsewhere(ctx, n)
+	}
 	st, err := m.read(ctx, n)
 	if err != nil {
 		return nil, err

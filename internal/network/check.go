@@ -79,23 +79,38 @@ func (m *Manager) Check(ctx context.Context, names ...string) (Checked, error) {
 
 // leftovers are the bridges of networks that have no file: not even one that cannot be read.
 func (m *Manager) leftovers(networks []*config.Network) (left []string, err error) {
-	records, err := m.bridges()
+	names, err := m.made()
 	if err != nil {
 		return nil, err
 	}
-	for _, r := range records {
-		if slices.ContainsFunc(networks, func(n *config.Network) bool { return n.Name == r.network }) {
+	for _, name := range names {
+		if slices.ContainsFunc(networks, func(n *config.Network) bool { return n.Name == name }) {
 			continue
 		}
-		if _, err := os.Lstat(m.Dir.Path(r.network)); errors.Is(err, fs.ErrNotExist) {
-			left = append(left, r.network)
+		if _, err := os.Lstat(m.Dir.Path(name)); errors.Is(err, fs.ErrNotExist) {
+			left = append(left, name)
 		}
 	}
 	slices.Sort(left)
 	return left, nil
 }
 
+// made returns the names of the networks that were made.
+func (m *Manager) made() (names []string, err error) {
+	if m.Elsewhere != nil {
+		return m.Elsewhere.Names()
+	}
+	records, err := m.bridges()
+	for _, r := range records {
+		names = append(names, r.network)
+	}
+	return names, err
+}
+
 func (m *Manager) compare(ctx context.Context, networks []*config.Network) (found []Difference, err error) {
+	if m.Elsewhere != nil {
+		return m.compareElsewhere(ctx, networks)
+	}
 	var ours []*config.Network // whose names nothing else has
 	for _, n := range networks {
 		if _, _, err := m.bridge(n.Name); errors.Is(err, ErrForeign) {
@@ -193,6 +208,9 @@ func (m *Manager) checkForwarding(n *config.Network, add func(what, want, is str
 
 // Obstacles returns the chains of other firewalls that drop traffic of a network.
 func (m *Manager) Obstacles(ctx context.Context, n *config.Network) ([]firewall.Obstacle, error) {
+	if m.Elsewhere != nil {
+		return []firewall.Obstacle{}, nil // no other program has rules there
+	}
 	st, err := m.read(ctx, n)
 	if err != nil {
 		return nil, err
@@ -263,10 +281,19 @@ func (m *Manager) legacyTables() (tables []string, err error) {
 
 // UpstreamNotices says so if the server of a network cannot ask the host's name servers.
 func (m *Manager) UpstreamNotices(n *config.Network) []string {
+	if m.Elsewhere != nil {
+		return m.Elsewhere.Notices(n)
+	}
+	return upstreamNotices(n, cmp.Or(m.Resolv, server.ResolvConf()), "let the host's name server listen on "+
+		n.Gateway().String())
+}
+
+// upstreamNotices is UpstreamNotices with the path of the host's resolv.conf, and the cure for a
+// name server on the host's loopback interface.
+func upstreamNotices(n *config.Network, path, cure string) []string {
 	if !n.DHCP || !n.Gateway().IsValid() {
 		return nil
 	}
-	path := cmp.Or(m.Resolv, server.ResolvConf())
 	text, err := readBounded(path, 1<<16)
 	if err != nil {
 		return []string{fmt.Sprintf("network %s: guests resolve names of the network only: %v", n.Name, err)}
@@ -277,8 +304,8 @@ func (m *Manager) UpstreamNotices(n *config.Network) []string {
 		return nil
 	case len(local) > 0:
 		return []string{fmt.Sprintf("network %s: guests resolve names of the network only: %s names %s, the host's "+
-			"loopback interface (let the host's name server listen on %s, and name that in %[2]s)",
-			n.Name, path, strings.Join(local, ", "), n.Gateway())}
+			"loopback interface (%s, and name that in %[2]s)",
+			n.Name, path, strings.Join(local, ", "), cure)}
 	}
 	return []string{fmt.Sprintf("network %s: guests resolve names of the network only: %s names no name server",
 		n.Name, path)}

@@ -37,6 +37,9 @@ func (m *Manager) deleteSteps(ctx context.Context, name string, force bool) ([]s
 	if err := config.CheckName(name); err != nil {
 		return nil, err
 	}
+	if m.Elsewhere != nil {
+		return m.endElsewhere(ctx, name, force)
+	}
 	n := &config.Network{Name: name}
 	names, err := m.Dir.Names()
 	if err != nil {

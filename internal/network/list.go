@@ -125,6 +125,13 @@ func broken(name string, err error) Info {
 
 // infos describes networks whose files can be read.
 func (m *Manager) infos(ctx context.Context, networks []*config.Network) (infos []Info, err error) {
+	if m.Elsewhere != nil {
+		for _, n := range networks {
+			i, _ := m.infoElsewhere(ctx, n)
+			infos = append(infos, i)
+		}
+		return infos, nil
+	}
 	differs, err := m.compare(ctx, networks)
 	if err != nil {
 		return nil, err
@@ -166,6 +173,11 @@ type Shown struct {
 	Server    []string            `json:"server"`  // the programs of the server with their arguments
 	Leases    []dhcp.Lease        `json:"leases"`
 	Obstacles []firewall.Obstacle `json:"obstacles"`
+
+	// Only of a user's network.
+	Way       string    `json:"way,omitempty"`
+	Processes []Process `json:"processes,omitempty"`
+	Log       string    `json:"log,omitempty"`
 }
 
 // Show describes a network that has a file.
@@ -179,6 +191,10 @@ func (m *Manager) Show(ctx context.Context, name string) (Shown, error) {
 		return Shown{}, err
 	}
 	s := Shown{Info: infos[0], Leases: []dhcp.Lease{}, Obstacles: []firewall.Obstacle{}}
+	if m.Elsewhere != nil {
+		_, seen := m.infoElsewhere(ctx, n)
+		s.Way, s.Processes, s.Log = seen.Way, seen.Processes, seen.Log
+	}
 	s.Ruleset, s.Server, err = m.Programs(n)
 	if err != nil || s.State == StateBroken {
 		return s, err
@@ -191,6 +207,9 @@ func (m *Manager) Show(ctx context.Context, name string) (Shown, error) {
 
 // Programs returns the ruleset of a network, and the programs of its server with their arguments.
 func (m *Manager) Programs(n *config.Network) (rules string, programs []string, err error) {
+	if m.Elsewhere != nil {
+		return m.Elsewhere.Programs(n)
+	}
 	rules, err = ruleset.Text(n)
 	if n.DHCP {
 		return rules, m.ServerConfig(n).Lines(), err

@@ -28,6 +28,8 @@ type Manager struct {
 	State   string // the directory of the lease files
 	Resolv  string // the host's resolv.conf; empty for server.ResolvConf
 	Service Service
+	// Elsewhere makes the networks in place of the Manager; nil for networks of the namespace NS.
+	Elsewhere Elsewhere
 	// Firewall runs programs of other firewalls; nil is integrate.In(NS).
 	Firewall integrate.Run
 	// Run runs steps; nil is step.Run.

@@ -138,6 +138,11 @@ func (m *Manager) conflicts(n *config.Network, st *state) error {
 			return err
 		}
 	}
+	return m.forwardConflicts(n)
+}
+
+// forwardConflicts returns an error if another network has a forward from the same port.
+func (m *Manager) forwardConflicts(n *config.Network) error {
 	if len(n.Forwards) == 0 {
 		return nil
 	}

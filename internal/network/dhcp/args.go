@@ -24,12 +24,26 @@ const maxLeases = 4096
 
 // Args returns the arguments of the dnsmasq that runs in the server's namespace. leases is the path
 // of its lease file; resolv that of the host's resolv.conf, which it reads again when it changes.
-func Args(n *config.Network, leases, resolv string) []string {
+func Args(n *config.Network, leases, resolv string) []string { return args(n, Link, leases, resolv) }
+
+// UserArgs returns the arguments of the dnsmasq of a network that an ordinary user has in a network
+// namespace of its own, where the network's interface has all addresses. It also sends the router
+// advertisements, and logs to stderr.
+func UserArgs(n *config.Network, leases, resolv string) []string {
+	a := append(args(n, n.Name, leases, resolv),
+		"--log-facility=-", "--dhcp-option=option:dns-server,"+n.Server().Addr().String())
+	if n.IPv6.IsValid() {
+		a = append(a, routerArgs(n)...)
+	}
+	return a
+}
+
+func args(n *config.Network, link, leases, resolv string) []string {
 	first, last := n.Leased()
 	args := common()
 	args = append(
 		args,
-		"--interface="+Link, "--bind-interfaces", "--except-interface=lo",
+		"--interface="+link, "--bind-interfaces", "--except-interface=lo",
 		"--dhcp-authoritative",
 		"--no-ping", // it would keep a guest waiting that asks twice
 		"--dhcp-leasefile="+leases, fmt.Sprintf("--dhcp-lease-max=%d", maxLeases),
@@ -56,21 +70,24 @@ func Args(n *config.Network, leases, resolv string) []string {
 // RouterArgs returns the arguments of the dnsmasq that sends router advertisements from the bridge,
 // for a network with IPv6. It answers no other question.
 func RouterArgs(n *config.Network) []string {
+	return append(append(common(),
+		"--port=0", "--no-resolv", "--leasefile-ro",
+		"--interface="+n.Name, "--bind-dynamic", "--except-interface=lo"), routerArgs(n)...)
+}
+
+func routerArgs(n *config.Network) []string {
 	// A solicitation that another firewall drops is answered by the next advertisement.
 	const interval = 10 // s
 	lifetime := 1800    // s
 	if !n.NAT {
 		lifetime = 0 // no way out, so no router
 	}
-	return append(
-		common(),
-		"--port=0", "--no-resolv", "--leasefile-ro",
-		"--interface="+n.Name, "--bind-dynamic", "--except-interface=lo",
+	return []string{
 		"--enable-ra", fmt.Sprintf("--dhcp-range=%s,ra-only,%d", n.IPv6.Addr(), n.IPv6.Bits()),
 		fmt.Sprintf("--ra-param=%s,%d,%d", n.Name, interval, lifetime),
 		fmt.Sprintf("--dhcp-option=option6:dns-server,[%s]", n.Server6().Addr()),
-		"--dhcp-option=option6:domain-search,"+n.Domain,
-	)
+		"--dhcp-option=option6:domain-search," + n.Domain,
+	}
 }
 
 // common are the arguments of every dnsmasq: it stays the process that was started, reads no file

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"vmnet/internal/network"
+	"vmnet/internal/network/config"
+	"vmnet/internal/network/server"
+	"vmnet/internal/network/usernet"
+)
+
+// userChoice is the flag --user: whether networks are those of this user. If it is not given, they
+// are unless the user is root.
+type userChoice struct{ given, user bool }
+
+// Set implements pflag.Value.
+func (u *userChoice) Set(s string) (err error) {
+	u.given = true
+	u.user, err = strconv.ParseBool(s)
+	return err
+}
+
+// String implements pflag.Value.
+func (u *userChoice) String() string {
+	if !u.given {
+		return ""
+	}
+	return strconv.FormatBool(u.user)
+}
+
+// Type implements pflag.Value.
+func (*userChoice) Type() string { return "bool" }
+
+func (u *userChoice) yes() bool {
+	if u.given {
+		return u.user
+	}
+	return os.Geteuid() != 0
+}
+
+// networkPlaces fills in the directories that were not given.
+func (a *app) networkPlaces(o *networkFlags) error {
+	configs, state := config.Dir(config.DefaultDir), network.DefaultState
+	if o.user.yes() {
+		if a.netns != "" {
+			return usagef("--netns %s: a user's networks are in namespaces of their own (root's: --user=false)",
+				a.netns)
+		}
+		var err error
+		if configs, state, err = usernet.DefaultDirs(); err != nil {
+			return err
+		}
+	}
+	if o.config == "" {
+		o.config = string(configs)
+	}
+	if o.state == "" {
+		o.state = state
+	}
+	return nil
+}
+
+// userNetworks returns what makes the networks of this user.
+func userNetworks(o *networkFlags) (network.Elsewhere, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	return usernet.Place{
+		State: o.state, Resolv: server.ResolvConf(),
+		Command: []string{
+			self, "network", "serve", "--user", "--config-dir", o.config, "--state-dir", o.state, "--",
+		},
+	}, nil
+}
+
+// networkServeUser runs a network of this user until it is stopped. It takes no lock, since the
+// process that has it may wait for this one.
+func (a *app) networkServeUser(ctx context.Context, m *network.Manager, name string) error {
+	n, err := m.Dir.Read(name)
+	if err != nil {
+		return err
+	}
+	roomForOthers()
+	log := usernet.OpenLog(m.State, name)
+	var printed error
+	err = usernet.Serve(ctx, usernet.Config{
+		Network: n, State: m.State, Resolv: server.ResolvConf(), Version: versionText(), Notice: log.Add,
+	}, func(socket string) {
+		status := fmt.Sprintf("network %s: guests are answered, socket %s", name, socket)
+		printed = a.result(networkServed{name, "running", socket}, "%s", status)
+		if err := notify("READY=1\nSTATUS=" + status); err != nil {
+			a.note(err.Error())
+		}
+	})
+	if err != nil {
+		log.Add(err.Error())
+	}
+	if err := notify("STOPPING=1"); err != nil {
+		a.note(err.Error())
+	}
+	return errors.Join(err, printed, a.result(networkServed{Network: name, State: "ended"}, "network %s: ended", name))
+}
