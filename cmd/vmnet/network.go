@@ -40,13 +40,15 @@ install passt).`,
   vmnet attach --vm P2 --network lab
   vmnet network leases lab
   vmnet network check || vmnet network apply --all
-  vmnet network delete lab`,
+  vmnet network delete lab
+  vmnet network create lan --uplink eth1`,
 	}
 	group(cmd)
 	o.add(cmd)
 	cmd.AddCommand(
 		a.networkCreateCommand(&o), a.networkApplyCommand(&o), a.networkDeleteCommand(&o), a.networkListCommand(&o),
 		a.networkShowCommand(&o), a.networkCheckCommand(&o), a.networkLeasesCommand(&o), a.networkServeCommand(&o),
+		a.networkConfirmCommand(&o), a.networkGuardCommand(&o),
 	)
 	return cmd
 }
@@ -82,6 +84,11 @@ func (a *app) withNetworks(ctx context.Context, o *networkFlags, f func(*network
 	if err != nil {
 		return err
 	}
+	guard, err := a.networkArgv(o, "guard")
+	if err != nil {
+		return err
+	}
+	m.Guard = network.Guards{Command: guard, Systemd: network.SystemdRuns(ns)}.Start
 	if err := m.Open(); err != nil {
 		return err
 	}
@@ -95,15 +102,21 @@ func (a *app) networkService(ctx context.Context, o *networkFlags, ns *netns.NS)
 	if usual && network.HasSystemd(ctx, ns) {
 		return network.Systemd{}, nil
 	}
+	command, err := a.networkArgv(o, "serve")
+	return network.Detached{Command: command}, err
+}
+
+// networkArgv is the command line of a verb in another process, without the network's name.
+func (a *app) networkArgv(o *networkFlags, verb string) ([]string, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	command := []string{self, "network", "serve", "--config-dir", o.config, "--state-dir", o.state}
+	command := []string{self, "network", verb, "--config-dir", o.config, "--state-dir", o.state}
 	if a.netns != "" {
 		command = append(command, "--netns", a.netns)
 	}
-	return network.Detached{Command: append(command, "--")}, nil
+	return append(command, "--"), nil
 }
 
 // applyToNetworks sets m.Run to what the flags ask for. describe is of the network that a dry run

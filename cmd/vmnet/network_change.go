@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -20,6 +21,7 @@ type networkChanged struct {
 func (a *app) networkApplyCommand(o *networkFlags) *cobra.Command {
 	var steps stepFlags
 	var all, integrate bool
+	var confirm time.Duration
 	cmd := &cobra.Command{
 		Use:   "apply [NAME]",
 		Short: "Make a network as its file says",
@@ -38,10 +40,15 @@ takes the rules back.`,
 	cmd.Flags().BoolVar(&all, "all", false, "all networks that have a file")
 	cmd.Flags().BoolVar(&integrate, "integrate", false,
 		"from now on, have Docker, firewalld and ufw let the network's traffic pass")
+	cmd.Flags().DurationVar(&confirm, "confirm", 0,
+		"take a move of addresses back after `DURATION` without vmnet network confirm")
 	steps.add(cmd)
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		o.json = *format == "json"
+		if confirm < 0 {
+			return usagef("--confirm %v: want a time, or 0", confirm)
+		}
 		if all == (len(args) > 0) {
 			return usagef("vmnet network apply takes the name of a network, or --all")
 		}
@@ -53,6 +60,7 @@ takes the rules back.`,
 					return err
 				}
 			}
+			m.Confirm = confirm
 			apply := m.Apply
 			if cmd.Flags().Changed("integrate") {
 				apply = func(ctx context.Context, name string) (*config.Network, bool, error) {
@@ -82,6 +90,7 @@ func (a *app) networkApply(ctx context.Context, m *network.Manager, o *networkFl
 		n, changed, err := apply(ctx, name)
 		if err == nil && !steps.planned {
 			err = a.tellObstacles(ctx, m, n)
+			a.notes(m.MoveNotices(n))
 		}
 		if err != nil {
 			if len(names) > 1 {

@@ -18,6 +18,7 @@ type networkCreateVerb struct {
 	*networkFlags
 	n     config.Network
 	ipv6  string // "auto", "none" or a prefix
+	up    uplinkFlags
 	steps stepFlags
 }
 
@@ -30,10 +31,18 @@ func (a *app) networkCreateCommand(flags *networkFlags) *cobra.Command {
 the host has no route to, an IPv6 network of unique local addresses, and addresses for hosts.
 
 With --nat, guests reach what the host reaches, by the host's addresses; from there nothing reaches
-them but answers and what vmnet forward leads on. Without it they reach the host and each other.`,
+them but answers and what vmnet forward leads on. Without it they reach the host and each other.
+
+With --uplink, guests are on the LAN that an interface of the host is on: it becomes a port of the
+network's bridge. With --move-address, what the host has on it moves to the bridge: addresses,
+routes, rules, neighbors and the MAC address. A process in the background takes all back unless
+vmnet network confirm comes in time, also if you cannot reach the host any more.`,
 		Example: `  vmnet network create lab --nat --dhcp
   vmnet network create lab --nat --dhcp --subnet 10.66.0.0/24 --ipv6 none --host web=52:54:00:00:00:01,10.66.0.11
-  vmnet network create lab --nat --dhcp --dry-run`,
+  vmnet network create lab --nat --dhcp --dry-run
+  vmnet network create lan --uplink eth1.100
+  vmnet network create lan --uplink eth0 --move-address --confirm 60s && vmnet network confirm lan
+  vmnet network create lan --uplink eth1 --dhcp --subnet 192.168.1.0/24 --dhcp-range 192.168.1.200-192.168.1.220`,
 		Args:              oneArg("a name for the network"),
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
@@ -57,10 +66,14 @@ them but answers and what vmnet forward leads on. Without it they reach the host
 	f.BoolVar(&o.n.Isolated, "isolated", false, "keep guests from reaching each other")
 	f.BoolVar(&o.n.Integrate, "integrate", false, "have Docker, firewalld and ufw let the network's traffic pass")
 	complete(cmd, "ipv6", cobra.FixedCompletions([]string{"auto", "none"}, noFiles))
+	o.up.add(a, cmd)
 	o.steps.add(cmd)
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		o.n.Name, o.json = args[0], *format == "json"
+		if err := o.up.take(cmd, &o.n); err != nil {
+			return err
+		}
 		return a.networkCreate(cmd.Context(), &o)
 	})
 	return cmd
@@ -104,6 +117,7 @@ func (a *app) networkCreate(ctx context.Context, o *networkCreateVerb) error {
 	}
 	return a.withNetworks(ctx, o.networkFlags, func(m *network.Manager) error {
 		o.steps.applyToNetworks(a, m, o.json, func() (*networkPlan, error) { return planOf(m, n) })
+		m.Confirm = o.up.confirm
 		if err := m.Create(ctx, want); err != nil {
 			return err
 		}
@@ -122,7 +136,11 @@ func (a *app) printCreated(ctx context.Context, m *network.Manager, n *config.Ne
 		return a.printJSON(struct {
 			network.Info
 			Changed bool `json:"changed"`
-		}{applied(n), true})
+			Confirm int  `json:"confirm_seconds,omitempty"`
+		}{applied(n), true, int(confirmWithin(m, n).Seconds())})
+	}
+	if n.Uplink != nil {
+		return a.printCreatedOnUplink(m, n)
 	}
 	ipv6 := "no IPv6"
 	if n.IPv6.IsValid() {

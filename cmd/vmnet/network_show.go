@@ -79,7 +79,8 @@ func (a *app) networkShowCommand(o *networkFlags) *cobra.Command {
 func (a *app) printNetwork(n network.Shown) error {
 	fields := []field{
 		{"state", n.State},
-		{"subnet", n.Subnet},
+		{"subnet", orNone(n.Subnet)},
+		{"uplink", orNone(n.Uplink)},
 		{"IPv6", orNone(n.IPv6)},
 		{"NAT", onOff(n.NAT)},
 		{"isolated", onOff(n.Isolated)},

@@ -30,7 +30,10 @@ var layers = [][]string{
 	{"bridge/vswitch/control", "bridge/vswitch/pcapng", "bridge/vswitch"},
 	{"bridge/vswitch/capture", "internal/endpoint"},
 	{"bridge/vswitch/vport"},
-	{"bridge", "macvtap", "internal/access/plaintap", "qmp/goqemu", "internal/network/server"},
+	{
+		"bridge", "macvtap", "internal/access/plaintap", "qmp/goqemu", "internal/network/server",
+		"internal/network/uplink",
+	},
 	{
 		"internal/kernel/bridges", "internal/kernel/macvlan", "vhost", "qmp", "libvirt", "internal/network/firewall",
 		"internal/network/integrate",

@@ -39,6 +39,8 @@ func (m *Manager) Create(ctx context.Context, w Wanted) error {
 	if err != nil {
 		return err
 	}
+	m.creating = true
+	defer func() { m.creating = false }()
 	steps, err := m.createSteps(ctx, w)
 	if err == nil {
 		err = m.Run.Do(ctx, steps)
@@ -56,6 +58,9 @@ func (m *Manager) createSteps(ctx context.Context, w Wanted) ([]step.Step, error
 	if err := w.Validate(); err != nil {
 		return nil, invalid{err}
 	}
+	if w.Uplink != nil && w.Uplink.Move != config.NoMove && m.Confirm > 0 {
+		w.Uplink.Move = config.Unconfirmed
+	}
 	steps, err := m.applySteps(ctx, w.Network)
 	if err != nil {
 		return nil, err
@@ -65,6 +70,9 @@ func (m *Manager) createSteps(ctx context.Context, w Wanted) ([]step.Step, error
 
 // choose fills in what is left open.
 func (m *Manager) choose(w Wanted) error {
+	if err := m.chooseLAN(w.Network); err != nil {
+		return err
+	}
 	if err := w.CheckUplink(); err != nil {
 		return invalid{err}
 	}
@@ -211,7 +219,7 @@ func (m *Manager) applySteps(ctx context.Context, n *config.Network) ([]step.Ste
 	if st.bridge == nil {
 		steps = append(steps, m.bridgeStep(n))
 	}
-	if st.bridge == nil || st.bridge.Alias == "" || n.Integrate && !st.integrated {
+	if st.bridge == nil || st.bridge.Alias == "" || n.Integrate && !st.record.integrated {
 		steps = append(steps, m.aliasStep(n))
 	}
 	for _, a := range st.missing {
@@ -223,6 +231,11 @@ func (m *Manager) applySteps(ctx context.Context, n *config.Network) ([]step.Ste
 	if st.bridge == nil || !st.bridge.Up {
 		steps = append(steps, m.upStep(n))
 	}
+	up, err := m.uplinkSteps(n, st)
+	if err != nil {
+		return nil, err
+	}
+	steps = append(steps, up...)
 	forwarding, err := m.forwardingSteps(n)
 	if err != nil {
 		return nil, err

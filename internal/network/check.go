@@ -73,6 +73,7 @@ func (m *Manager) Check(ctx context.Context, names ...string) (Checked, error) {
 	checked.Differences = append(checked.Differences, found...)
 	for _, n := range networks {
 		checked.Notices = append(checked.Notices, m.UpstreamNotices(n)...)
+		checked.Notices = append(checked.Notices, m.MoveNotices(n)...)
 	}
 	return checked, err
 }
@@ -177,6 +178,11 @@ func (m *Manager) differences(n *config.Network, st *state) (found []Difference,
 		return nil, err
 	}
 	st.integration.differences(add)
+	differs, err := m.checkUplink(n, st)
+	if err != nil {
+		return nil, err
+	}
+	found = append(found, differs...)
 	obstacles, err := m.obstacles(n, st)
 	for _, o := range obstacles {
 		if o.Blocks && (n.NAT || len(n.Forwards) > 0 || o.Bridged) {

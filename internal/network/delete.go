@@ -59,16 +59,21 @@ func (m *Manager) deleteSteps(ctx context.Context, name string, force bool) ([]s
 		return nil, err
 	}
 	families := tables(rules, name)
-	if !file && br == nil && port == nil && len(families) == 0 {
+	back, err := m.backSteps(name, r)
+	if err != nil {
+		return nil, err
+	}
+	if !file && br == nil && port == nil && len(families) == 0 && len(back) == 0 {
 		_, err := m.Dir.Read(name)
 		return nil, err
 	}
 	if br != nil && !force {
-		if err := m.refuseGuests(br, port); err != nil {
+		if err := m.refuseGuests(br, port, r.uplink); err != nil {
 			return nil, err
 		}
 	}
-	steps := []step.Step{m.endServerStep(n)}
+	// The host's own addresses first: somebody may be logged in by them.
+	steps := append(back, m.endServerStep(n))
 	integration, err := m.endIntegrationSteps(ctx, name, rules, file, r.integrated)
 	if err != nil {
 		return nil, err
@@ -89,21 +94,25 @@ func (m *Manager) deleteSteps(ctx context.Context, name string, force bool) ([]s
 	return append(steps, m.forgetFilesStep(name)), nil
 }
 
-// refuseGuests returns an error that names the ports of a bridge other than its server's.
-func (m *Manager) refuseGuests(br, server *rtnl.Link) error {
+// ErrGuests is the error for a network with guests.
+var ErrGuests = errors.New("guests are on it")
+
+// refuseGuests returns an error that names the ports of a bridge other than its server's and its
+// uplink.
+func (m *Manager) refuseGuests(br, server *rtnl.Link, uplink string) error {
 	ports, err := m.nl.Links("", br.Index)
 	if err != nil {
 		return err
 	}
 	var names []string
 	for _, p := range ports {
-		if server == nil || p.Index != server.Index {
+		if (server == nil || p.Index != server.Index) && p.Name != uplink {
 			names = append(names, p.Name)
 		}
 	}
 	if len(names) > 0 {
-		return fmt.Errorf("network %s: guests are on it: %s (detach them first, or use --force)",
-			br.Name, strings.Join(names, ", "))
+		return fmt.Errorf("network %s: %w: %s (detach them first, or use --force)",
+			br.Name, ErrGuests, strings.Join(names, ", "))
 	}
 	return nil
 }

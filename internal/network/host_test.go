@@ -61,6 +61,7 @@ func newHost(tb testing.TB) *h {
 	x := &h{TB: tb, host: host, wan: wan, m: m}
 	m.Service = &inProcess{running: map[string]func() error{}}
 	x.bridgeNetfilter("0")
+	x.sysctl(host, "net/ipv6/conf/default/accept_dad", "0") // addresses are usable at once
 	x.cable(host, "up0", hostIP+"/24", hostIP6+"/64", wan, "e0", wanIP+"/24", wanIP6+"/64")
 	x.ip(host, "route", "add", "default", "via", wanIP)
 	x.ip(host, "-6", "route", "add", "default", "via", wanIP6)
@@ -315,6 +316,15 @@ func (x *h) dial(ns *netns.NS, within time.Duration, network, address string) (c
 // answers serves TCP in ns, and tells each client its address.
 func (x *h) answers(ns *netns.NS, address string) {
 	x.Helper()
+	x.serves(ns, address, func(c net.Conn) {
+		from, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+		_, _ = io.WriteString(c, from)
+	})
+}
+
+// serves serves TCP in ns, one connection at a time, until the test ends.
+func (x *h) serves(ns *netns.NS, address string, serve func(net.Conn)) {
+	x.Helper()
 	var l net.Listener
 	err := ns.Do(func() (err error) { l, err = net.Listen("tcp", address); return err })
 	if err != nil {
@@ -328,12 +338,17 @@ func (x *h) answers(ns *netns.NS, address string) {
 			if err != nil {
 				return
 			}
-			from, _, _ := net.SplitHostPort(c.RemoteAddr().String())
-			_, _ = io.WriteString(c, from)
+			serve(c)
 			_ = c.Close()
 		}
 	}()
 	x.Cleanup(func() { _ = l.Close(); <-done })
+}
+
+// echoes serves TCP in ns, and sends back what comes.
+func (x *h) echoes(ns *netns.NS, address string) {
+	x.Helper()
+	x.serves(ns, address, func(c net.Conn) { _, _ = io.Copy(c, c) })
 }
 
 // ask returns what such a server answers, or what went wrong.
@@ -388,7 +403,7 @@ func (x *h) left() string {
 	b.WriteString(x.ip(x.host, "-o", "link", "show", "type", "bridge"))
 	for _, kind := range []string{"veth"} {
 		for line := range strings.Lines(x.ip(x.host, "-o", "link", "show", "type", kind)) {
-			if !strings.Contains(line, " up0@") {
+			if !strings.Contains(line, ": up0@") {
 				b.WriteString(line)
 			}
 		}

@@ -60,7 +60,7 @@ func (m *Manager) integrationSteps(n *config.Network, st *state) (steps []step.S
 		s.Undo = r.Add
 		steps = append(steps, s)
 	}
-	if st.integrated && !n.Integrate {
+	if st.record.integrated && !n.Integrate {
 		steps = append(steps, step.Step{
 			Name: "alias", Text: "note in the alias of " + n.Name + " that no other firewall has rules of it",
 			Do:   func(context.Context) error { return m.record(n.Name, func(r *record) { r.integrated = false }) },

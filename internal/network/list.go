@@ -138,7 +138,7 @@ func (m *Manager) infos(ctx context.Context, networks []*config.Network) (infos 
 	}
 	for _, n := range networks {
 		i := Describe(n)
-		br, _, err := m.bridge(n.Name)
+		br, r, err := m.bridge(n.Name)
 		switch {
 		case errors.Is(err, ErrForeign):
 			i.State, i.Error = StateBroken, err.Error()
@@ -156,7 +156,7 @@ func (m *Manager) infos(ctx context.Context, networks []*config.Network) (infos 
 				return nil, err
 			}
 			for _, p := range ports {
-				if !strings.HasPrefix(p.Alias, server.MarkOf(n.Name)) {
+				if !strings.HasPrefix(p.Alias, server.MarkOf(n.Name)) && p.Name != r.uplink {
 					i.Ports = append(i.Ports, p.Name)
 				}
 			}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/netns"
@@ -36,8 +37,14 @@ type Manager struct {
 	Run step.Runner
 	// DryRun says that Run changes nothing, so that nothing is locked.
 	DryRun bool
+	// Confirm is how long a move of the host's addresses may be confirmed, before it is taken back;
+	// 0 if it need not be. Guard starts the process that takes back, which runs AwaitConfirm, and
+	// returns once that process is ready.
+	Confirm time.Duration
+	Guard   func(ctx context.Context, network string) error
 
-	nl *rtnl.Conn
+	nl       *rtnl.Conn
+	creating bool // by Create
 }
 
 // A Service starts and ends servers, as processes other than this one.
@@ -102,7 +109,7 @@ func (m *Manager) there(name string) (*rtnl.Link, record, error) {
 	return l, r, err
 }
 
-// remember writes what a network's bridge remembers.
+// remember writes what a network's bridge remembers of the host.
 func (m *Manager) remember(name string, change func(*memory)) error {
 	return m.record(name, func(r *record) { change(&r.memory) })
 }

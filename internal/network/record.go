@@ -2,9 +2,12 @@ package network
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"vmnet/internal/alias"
 	"vmnet/internal/kernel/rtnl"
@@ -18,7 +21,14 @@ type record struct {
 	network    string
 	integrated bool // other firewalls may have rules of it
 	memory
+
+	uplink   string        // the port to the LAN; empty for none
+	moved    bool          // the bridge has what the host had on the uplink
+	deadline time.Duration // since boot, until which that has to be confirmed; 0 once it is
 }
+
+// pending reports whether a move has not been confirmed.
+func (r record) pending() bool { return r.moved && r.deadline > 0 }
 
 // memory is how the host was before a network changed it.
 type memory struct {
@@ -52,8 +62,11 @@ const (
 	keyIP4        = "ip_forward"
 	keyIP6        = "ip6_forward"
 	keyAcceptRA   = "accept_ra"
+	keyUplink     = "uplink"
+	keyMoved      = "moved"
 	wasOff        = "0"
 	yes           = "1"
+	confirmed     = "confirmed" // the value of keyMoved, or the deadline in ms
 )
 
 // String returns the alias.
@@ -70,6 +83,15 @@ func (r record) String() string {
 	}
 	if len(r.acceptRA) > 0 {
 		text += " " + keyAcceptRA + "=" + alias.Escape(strings.Join(r.acceptRA, ","))
+	}
+	if r.uplink != "" {
+		text += " " + keyUplink + "=" + alias.Escape(r.uplink)
+	}
+	switch {
+	case r.pending():
+		text += fmt.Sprintf(" %s=%d", keyMoved, r.deadline.Milliseconds())
+	case r.moved:
+		text += " " + keyMoved + "=" + confirmed
 	}
 	return text
 }
@@ -103,6 +125,11 @@ func recordOf(l *rtnl.Link) (r record, ok bool) {
 			r.ip6 = value == wasOff
 		case keyAcceptRA:
 			r.acceptRA = strings.Split(value, ",")
+		case keyUplink:
+			r.uplink = value
+		case keyMoved:
+			ms, _ := strconv.Atoi(value)
+			r.moved, r.deadline = true, time.Duration(ms)*time.Millisecond
 		}
 	}
 	return r, r.network != ""

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"testing"
+	"time"
 
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/network/config"
@@ -13,10 +14,15 @@ import (
 
 func TestRecord(t *testing.T) {
 	for text, want := range map[string]record{
-		"vmnet network=lab":                            {network: "lab"},
-		"vmnet network=lab integrated=1 ip_forward=0":  {"lab", true, memory{ip4: true}},
-		"vmnet network=lab ip_forward=0 ip6_forward=0": {network: "lab", memory: memory{ip4: true, ip6: true}},
-		"vmnet network=lab accept_ra=eth0,eth1":        {network: "lab", memory: memory{acceptRA: []string{"eth0", "eth1"}}},
+		"vmnet network=lab":                             {network: "lab"},
+		"vmnet network=lab integrated=1 ip_forward=0":   {network: "lab", integrated: true, memory: memory{ip4: true}},
+		"vmnet network=lab ip_forward=0 ip6_forward=0":  {network: "lab", memory: memory{ip4: true, ip6: true}},
+		"vmnet network=lab accept_ra=eth0,eth1":         {network: "lab", memory: memory{acceptRA: []string{"eth0", "eth1"}}},
+		"vmnet network=lan uplink=eth1":                 {network: "lan", uplink: "eth1"},
+		"vmnet network=lan uplink=eth1 moved=confirmed": {network: "lan", uplink: "eth1", moved: true},
+		"vmnet network=lan uplink=eth1 moved=1500": {
+			network: "lan", uplink: "eth1", moved: true, deadline: 1500 * time.Millisecond,
+		},
 	} {
 		got, ok := recordOf(&rtnl.Link{Alias: text, Bridge: &rtnl.Bridge{}})
 		if !ok || !reflect.DeepEqual(got, want) || got.String() != text {

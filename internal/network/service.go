@@ -3,9 +3,7 @@ package network
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"strings"
 	"time"
@@ -59,17 +57,7 @@ func unit(network string) string { return "vmnet-network@" + network + ".service
 // HasSystemd reports whether systemd runs this machine, has the unit of networks, and starts
 // services in ns.
 func HasSystemd(ctx context.Context, ns *netns.NS) bool {
-	if info, err := os.Stat("/run/systemd/system"); err != nil || !info.IsDir() {
-		return false
-	}
-	first, err := netns.Open("/proc/1/ns/net")
-	if err != nil {
-		return false
-	}
-	defer first.Close()
-	a, aErr := first.Inode()
-	b, bErr := ns.Inode()
-	return errors.Join(aErr, bErr) == nil && a == b && systemctl(ctx, "cat", unit("")) == nil
+	return SystemdRuns(ns) && systemctl(ctx, "cat", unit("")) == nil
 }
 
 // Start implements Service.

@@ -17,13 +17,13 @@ import (
 
 // state is what there is of a network.
 type state struct {
-	bridge     *rtnl.Link     // nil if there is none
-	missing    []netip.Prefix // addresses that it should have
-	surplus    []netip.Prefix // addresses that it should not have
-	families   []string       // in which it has a table
-	sameRules  bool
-	server     *rtnl.Link // the port of its server; nil if none runs
-	integrated bool       // its alias says so
+	bridge    *rtnl.Link     // nil if there is none
+	record    record         // of the bridge
+	missing   []netip.Prefix // addresses that it should have
+	surplus   []netip.Prefix // addresses that it should not have
+	families  []string       // in which it has a table
+	sameRules bool
+	server    *rtnl.Link // the port of its server; nil if none runs
 	integration
 	rules *nft.Ruleset
 }
@@ -59,11 +59,10 @@ func (m *Manager) readAll(ctx context.Context, networks []*config.Network) ([]*s
 			id := nft.TableID{Family: family, Name: ruleset.Table(n.Name)}
 			st.sameRules = st.sameRules && reflect.DeepEqual(rules.Table(id), want.Table(id))
 		}
-		var r record
-		if st.bridge, r, err = m.bridge(n.Name); err != nil {
+		if st.bridge, st.record, err = m.bridge(n.Name); err != nil {
 			return nil, err
 		}
-		if st.integrated = r.integrated; n.Integrate || r.integrated {
+		if n.Integrate || st.record.integrated {
 			st.integration = compareIntegration(ctx, others, n)
 		}
 		if st.bridge != nil {

@@ -80,6 +80,32 @@ func (c *Conn) DeletePortVLANs(index int, vlans []VLANs) error {
 	return c.do(req)
 }
 
+// AddBridgeVLANs makes a bridge itself a member of VLANs: what a subinterface on it needs.
+func (c *Conn) AddBridgeVLANs(index int, vlans []VLANs) error {
+	return c.bridgeVLANs(unix.RTM_SETLINK, index, vlans)
+}
+
+// DeleteBridgeVLANs undoes AddBridgeVLANs. It is no error if the bridge is not a member.
+func (c *Conn) DeleteBridgeVLANs(index int, vlans []VLANs) error {
+	return c.bridgeVLANs(unix.RTM_DELLINK, index, vlans)
+}
+
+// bridgeVLANs sends a request to the bridge itself (BRIDGE_FLAGS_SELF). For an entry of its own, it
+// must also be marked as one of the bridge device (BRIDGE_VLAN_INFO_BRENTRY, br_vlan_add).
+func (c *Conn) bridgeVLANs(kind, index int, vlans []VLANs) error {
+	const entry = 1 << 5 // BRIDGE_VLAN_INFO_BRENTRY, include/uapi/linux/if_bridge.h
+	req := c.portRequest(kind, index)
+	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC|unix.NLA_F_NESTED, nil)
+	spec.AddRtAttr(nl.IFLA_BRIDGE_FLAGS, nl.Uint16Attr(nl.BRIDGE_FLAGS_SELF))
+	for _, v := range vlans {
+		for vid := v.First; vid <= v.Last; vid++ {
+			spec.AddRtAttr(nl.IFLA_BRIDGE_VLAN_INFO, vlanInfo(entry, vid))
+		}
+	}
+	req.AddData(spec)
+	return c.do(req)
+}
+
 // portRequest makes a request to the bridge of which the link is a port
 // (rtnl_bridge_setlink and rtnl_bridge_dellink in net/core/rtnetlink.c).
 func (c *Conn) portRequest(kind, index int) *nl.NetlinkRequest {

@@ -371,13 +371,24 @@ func TestExamples(t *testing.T) {
 	}
 	_, text, _ := strings.Cut(string(page), "\n# FILE\n")
 	text, _, _ = strings.Cut(text, "\n# OPTIONS\n")
-	var code strings.Builder
+	var examples []string
+	code := false
 	for line := range strings.Lines(text) {
-		if rest, ok := strings.CutPrefix(line, "    "); ok {
-			code.WriteString(rest)
+		rest, is := strings.CutPrefix(line, "    ")
+		if is && !code {
+			examples = append(examples, "")
+		}
+		if code = is; is {
+			examples[len(examples)-1] += rest
 		}
 	}
-	if n, err := Parse("vmnet-network.8.md", "lab", []byte(code.String())); err != nil || len(n.Forwards) != 2 {
+	if len(examples) != 2 {
+		t.Fatalf("%d examples", len(examples))
+	}
+	if n, err := Parse("vmnet-network.8.md", "lab", []byte(examples[0])); err != nil || len(n.Forwards) != 2 {
+		t.Errorf("%+v, %v", n, err)
+	}
+	if n, err := Parse("vmnet-network.8.md", "lan", []byte(examples[1])); err != nil || n.Uplink == nil {
 		t.Errorf("%+v, %v", n, err)
 	}
 }

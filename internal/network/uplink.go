@@ -1,0 +1,260 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"time"
+
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/network/config"
+	"vmnet/internal/network/uplink"
+	"vmnet/step"
+)
+
+// A network with an uplink has a port to a LAN. The bridge's alias says which, and whether what the
+// host had there was moved to the bridge: until when somebody has to confirm that, and so who gives
+// it back.
+
+// snapshot is the file with what a move took.
+func (m *Manager) snapshot(name string) uplink.Snapshot {
+	return uplink.Snapshot{Path: filepath.Join(m.State, name+".move"), NS: m.NS}
+}
+
+func (m *Manager) mover(name string) uplink.Mover {
+	return uplink.Mover{
+		C: m.nl, NS: m.NS, There: m.thereFunc(name), Own: macOf(name), Snapshot: m.snapshot(name),
+	}
+}
+
+// thereFunc returns a function that reads a network's bridge. If there is none, its error matches
+// fs.ErrNotExist with errors.Is.
+func (m *Manager) thereFunc(name string) func() (*rtnl.Link, error) {
+	return func() (*rtnl.Link, error) {
+		br, _, err := m.bridge(name)
+		if err == nil && br == nil {
+			err = fmt.Errorf("network %s: its bridge has gone: %w", name, fs.ErrNotExist)
+		}
+		return br, err
+	}
+}
+
+// chooseLAN sets the subnet of a DHCP server on an uplink, if it is left open, to the one that the
+// host has there.
+func (m *Manager) chooseLAN(n *config.Network) error {
+	if n.Uplink == nil || !n.DHCP || n.Subnet.IsValid() {
+		return nil
+	}
+	u, err := uplink.Find(m.nl, n.Name, n.Uplink.Device)
+	if err != nil || u.Port == nil {
+		return err
+	}
+	h, err := m.nl.HostConfig(u.Port)
+	if err != nil {
+		return err
+	}
+	for _, p := range h.Addresses() {
+		if p.Contains(n.Uplink.Range.First) {
+			n.Subnet = p.Masked()
+			return nil
+		}
+	}
+	return nil
+}
+
+// uplinkSteps put a network's uplink on its bridge, and move the host's addresses where the file
+// wants that. A move that nobody has confirmed in time is taken back.
+func (m *Manager) uplinkSteps(n *config.Network, st *state) (steps []step.Step, err error) {
+	r := st.record
+	if r.pending() {
+		if m.awaited(n.Name, r) {
+			return nil, nil
+		}
+		return m.backSteps(n.Name, r)
+	}
+	if n.Uplink == nil {
+		return m.backSteps(n.Name, r)
+	}
+	u, err := uplink.Find(m.nl, n.Name, n.Uplink.Device)
+	if err != nil {
+		return nil, err
+	}
+	if r.uplink != "" && r.uplink != u.Name { // the file names another one now
+		if steps, err = m.backSteps(n.Name, r); err != nil {
+			return nil, err
+		}
+		r = record{}
+	}
+	move := n.Uplink.Move != config.NoMove
+	bridge := 0
+	if st.bridge != nil {
+		bridge = st.bridge.Index
+	}
+	if err := u.Check(m.nl, bridge, move); err != nil {
+		return nil, err
+	}
+	if !move && r.moved {
+		return nil, m.refuseUnmove(n, r, st.bridge)
+	}
+	port, err := u.Steps(m.nl, m.thereFunc(n.Name))
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case !move && r.uplink == "":
+		return append(append(steps, m.markStep(n.Name, u.Name)), port...), nil
+	case !move:
+		return append(steps, port...), nil
+	case n.Uplink.Move == config.Unconfirmed && m.Confirm == 0 && !r.moved:
+		return steps, nil // check says so
+	}
+	more, err := m.moveSteps(n, u, st.bridge)
+	return append(steps, more...), err
+}
+
+// refuseUnmove returns the error for a file that wants no move any more: the interface cannot have
+// the host's addresses and be a port.
+func (m *Manager) refuseUnmove(n *config.Network, r record, bridge *rtnl.Link) error {
+	return fmt.Errorf("network %s: %w: what the host had on %s was moved to %s (write move-address: true, or "+
+		"vmnet network delete %[1]s, which gives it back)", n.Name, uplink.ErrTaken, r.uplink, bridge.Name)
+}
+
+// moveSteps move what the host has on an uplink to the bridge; none if nothing is left there.
+func (m *Manager) moveSteps(n *config.Network, u *uplink.Uplink, bridge *rtnl.Link) ([]step.Step, error) {
+	needed, err := uplink.Needed(m.nl, bridge, u.Port)
+	if err != nil {
+		return nil, err
+	}
+	if !needed {
+		return u.Steps(m.nl, m.thereFunc(n.Name))
+	}
+	if u.Port != nil {
+		if _, err := uplink.CheckMove(m.nl, u.Port); err != nil {
+			return nil, err
+		}
+	}
+	port, err := u.Steps(m.nl, m.thereFunc(n.Name))
+	if err != nil {
+		return nil, err
+	}
+	var steps []step.Step
+	if m.Confirm > 0 {
+		steps = append(steps, m.snapshotStep(n, u))
+	}
+	steps = append(steps, m.moveMarkStep(n.Name, u.Name))
+	if m.Confirm > 0 {
+		steps = append(steps, m.guardStep(n.Name))
+	}
+	return append(append(steps, port...), m.mover(n.Name).Step(u)), nil
+}
+
+// markStep has the bridge remember its uplink.
+func (m *Manager) markStep(name, port string) step.Step {
+	return step.Step{
+		Name: "uplink-alias", Text: fmt.Sprintf("remember uplink %s in the alias of %s", port, name),
+		Do:   func(context.Context) error { return m.record(name, func(r *record) { r.uplink = port }) },
+		Undo: func(context.Context) error { return m.unmark(name) },
+	}
+}
+
+// moveMarkStep has the bridge remember that something is moved, and until when somebody has to
+// confirm that.
+func (m *Manager) moveMarkStep(name, port string) step.Step {
+	s := m.markStep(name, port)
+	s.Do = func(context.Context) error {
+		var deadline time.Duration
+		if m.Confirm > 0 {
+			now, err := uplink.Now()
+			if err != nil {
+				return err
+			}
+			deadline = now + m.Confirm
+		}
+		return m.record(name, func(r *record) { r.uplink, r.moved, r.deadline = port, true, deadline })
+	}
+	return s
+}
+
+// unmark has the bridge forget its uplink.
+func (m *Manager) unmark(name string) error {
+	br, _, err := m.bridge(name)
+	if err != nil || br == nil {
+		return nil // it was not made, or is somebody else's
+	}
+	return m.record(name, func(r *record) { r.uplink, r.moved, r.deadline = "", false, 0 })
+}
+
+func (m *Manager) snapshotStep(n *config.Network, u *uplink.Uplink) step.Step {
+	s := m.snapshot(n.Name)
+	return step.Step{
+		Name: "snapshot", Text: fmt.Sprintf("write what the host has on %s to %s", u.Name, s.Path),
+		Do: func(context.Context) error {
+			if u.Port == nil {
+				return s.Write(u.Name, m.creating, &rtnl.HostConfig{})
+			}
+			h, err := m.nl.HostConfig(u.Port)
+			if err != nil {
+				return err
+			}
+			return s.Write(u.Name, m.creating, h)
+		},
+		Undo: func(context.Context) error { return s.Remove() },
+	}
+}
+
+// guardStep starts the process that takes back. It ends when the bridge's alias no longer says that
+// it should.
+func (m *Manager) guardStep(name string) step.Step {
+	return step.Step{
+		Name: "guard",
+		Text: fmt.Sprintf("in the background: take all back after %v, unless vmnet network confirm %s comes",
+			m.Confirm, name),
+		Do: func(ctx context.Context) error { return m.Guard(ctx, name) },
+	}
+}
+
+// awaited reports whether an unconfirmed move may still be confirmed.
+func (m *Manager) awaited(name string, r record) bool {
+	now, err := uplink.Now()
+	return err == nil && now < r.deadline && m.snapshot(name).Guarded()
+}
+
+// backSteps take a bridge's uplink off, restore what was moved from it, and delete what was made
+// for it.
+func (m *Manager) backSteps(name string, r record) ([]step.Step, error) {
+	left, err := uplink.Left(m.nl, name)
+	if err != nil {
+		return nil, err
+	}
+	var steps []step.Step
+	saved, err := m.snapshot(name).Read()
+	if err != nil {
+		return nil, err
+	}
+	port := r.uplink
+	if port == "" && saved != nil {
+		port = saved.Port
+	}
+	if port != "" {
+		text := fmt.Sprintf("ip link set %s nomaster", port)
+		if r.moved || saved != nil {
+			text = "addresses, routes, rules and neighbors go back to " + port + ", by one system call"
+		}
+		steps = append(steps, step.Step{
+			Name: "take back", Text: text,
+			Do: func(context.Context) error { return m.mover(name).Back(port) },
+		})
+	}
+	for _, l := range left {
+		steps = append(steps, uplink.DeleteStep(m.nl, l))
+	}
+	if port != "" {
+		steps = append(steps, step.Step{
+			Name: "no uplink", Text: "forget uplink " + port,
+			Do: func(context.Context) error { return errors.Join(m.unmark(name), m.snapshot(name).Remove()) },
+		})
+	}
+	return steps, nil
+}
