@@ -32,9 +32,10 @@ func (a *app) watchCommand() *cobra.Command {
 		Long: `Stay in the foreground, and do what libvirt has no hook for: give taps that libvirt
 makes for NICs attached live the port settings that their domain declares; put ports back on a
 bridge that was deleted and recreated; let macvtaps with rx filter mirror accept the multicast
-groups that their guests have joined; and remove macvtaps that libvirt guests leave behind. Each
-action is logged to stderr as a line, with its level for systemd's journal. Nothing breaks without
-vmnet watch, nor when it ends. See vmnet-watch(8).`,
+groups that their guests have joined; remove macvtaps that libvirt guests leave behind; and keep, or
+remove, the entries by which the host answers for routed guests. Each action is logged to stderr as
+a line, with its level for systemd's journal. Nothing breaks without vmnet watch, nor when it ends.
+See vmnet-watch(8).`,
 		Example: `  vmnet watch
   systemctl enable --now vmnet-watch`,
 		Args: noArgs(),

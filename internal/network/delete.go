@@ -133,9 +133,9 @@ func (m *Manager) endServerStep(n *config.Network) step.Step {
 
 func (m *Manager) forgetStep(name string, was memory) step.Step {
 	return step.Step{
-		Name: "host", Text: "set forwarding back, unless another network needs it",
-		Do: func(context.Context) error {
-			if err := m.passOn(name, was); err != nil {
+		Name: "host", Text: "set forwarding back, unless another network or a routed guest needs it",
+		Do: func(ctx context.Context) error {
+			if err := m.passOn(ctx, name, was); err != nil {
 				return err
 			}
 			return m.remember(name, func(now *memory) { *now = memory{} })
@@ -146,12 +146,16 @@ func (m *Manager) forgetStep(name string, was memory) step.Step {
 func (m *Manager) endBridgeStep(name string) step.Step {
 	return step.Step{
 		Name: "bridge", Text: "ip link del " + name,
-		Do: func(context.Context) error {
+		Do: func(ctx context.Context) error {
 			br, _, err := m.bridge(name)
 			if err != nil || br == nil {
 				return err
 			}
-			return bridges.Explain(rtnl.IgnoreNotExist(m.nl.Delete(br.Index)))
+			if err := rtnl.IgnoreNotExist(m.nl.Delete(br.Index)); err != nil {
+				return bridges.Explain(err)
+			}
+			_, err = m.routed().Tidy(ctx, false) // what routed guests have left to the networks
+			return err
 		},
 	}
 }

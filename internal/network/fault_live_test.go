@@ -13,10 +13,13 @@ import (
 	"time"
 
 	"vmnet/internal/kernel/forwarding"
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/server"
 	"vmnet/internal/nstest"
 	"vmnet/step"
+	"vmnet/tapmgr/nic"
 )
 
 var errBroken = errors.New("broken by the test")
@@ -436,4 +439,88 @@ func TestLiveGuestClaims(t *testing.T) {
 		}
 	}
 	x.resolves(x.host, "10.66.0.2", "web.lab.internal", "10.66.0.11")
+}
+
+// TestLiveForwardingOfRoutedGuests: what a network has turned on stays for a guest whose addresses
+// are routed, and the last of the two sets it back, whichever that is.
+func TestLiveForwardingOfRoutedGuests(t *testing.T) {
+	x := newHost(t)
+	alias, err := nic.Record{
+		VM: "P2", NIC: "net0", Type: nic.TypeRouted, Source: "up0", MAC: nic.DefaultMAC("P2", "net0"),
+		IP: []netip.Addr{netip.MustParseAddr("203.0.113.9")}, Model: nic.DefaultModel, Queues: 1,
+	}.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	routes := x.m.routed()
+	guest := func() (kill func()) {
+		tap, err := tun.Create(x.host, "P2-net0", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := x.m.nl.Link("P2-net0")
+		if err == nil {
+			err = x.m.nl.SetQuiet(l.Index, rtnl.Alias(alias), rtnl.Up(true))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		nics, err := routes.NICs()
+		if err != nil || len(nics) != 1 {
+			t.Fatal(nics, err)
+		}
+		if err := routes.Mend(t.Context(), nics[0]); err != nil {
+			t.Fatal(err)
+		}
+		return func() {
+			if err := tap.Close(); err != nil {
+				t.Fatal(err)
+			}
+			nstest.Eventually(t, patience, "the tap is gone", func() bool {
+				_, err := x.m.nl.Link("P2-net0")
+				return errors.Is(err, fs.ErrNotExist)
+			})
+			if _, err := routes.Tidy(t.Context(), false); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	forwards := func() string {
+		all, _, err := x.m.settings().Read(forwarding.IP4)
+		if err != nil {
+			t.Fatal(err)
+		}
+		up, _, err := x.m.settings().Read("net/ipv4/conf/up0/forwarding")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all + up
+	}
+	create := func() { x.create(&config.Network{Name: "a", NAT: true}) }
+	deleted := func() {
+		if err := x.m.Delete(x.ctx(), "a", false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	create()
+	kill := guest()
+	deleted()
+	x.wants("the guest alone, after the network", forwards(), "11")
+	kill()
+	x.wants("neither", forwards(), "00")
+
+	kill = guest()
+	x.wants("the guest alone", forwards(), "01")
+	create()
+	kill()
+	x.wants("the network alone", forwards(), "11")
+	deleted()
+	x.wants("neither, in the other order", forwards(), "00")
+
+	kill = guest()
+	create()
+	deleted()
+	x.wants("the guest, around a network", forwards(), "11")
+	kill()
+	x.wants("neither, at the end", forwards(), "00")
 }

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 
+	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/forwarding"
 	"vmnet/internal/network/config"
+	"vmnet/internal/routed"
 	"vmnet/step"
 )
 
@@ -74,12 +76,13 @@ func (m *Manager) forwardingStep(n *config.Network, name, sysctl string, was mem
 			}
 			return m.settings().Write(sysctl, "1")
 		},
-		Undo: func(context.Context) error {
+		Undo: func(ctx context.Context) error {
 			br, r, err := m.bridge(n.Name)
 			if err != nil || br == nil || !r.includes(was) {
 				return err // it was not reached
 			}
-			return errors.Join(m.restore(was), m.remember(n.Name, func(now *memory) { *now = now.without(was) }))
+			forget := func(now *memory) { *now = now.without(was) }
+			return errors.Join(m.passOn(ctx, n.Name, was), m.remember(n.Name, forget))
 		},
 	}
 }
@@ -98,9 +101,13 @@ func (m *Manager) restore(was memory) (err error) {
 	return err
 }
 
-// passOn gives what the deleted network remembers to another one that needs the same, or sets it
-// back where none does.
-func (m *Manager) passOn(name string, was memory) error {
+// routed returns the routed guests of the host, which need that it forwards, too. What turns
+// forwarding off on all links turns it off on theirs.
+func (m *Manager) routed() *routed.Host { return (&inventory.Host{NS: m.NS, NL: m.nl}).Routed() }
+
+// passOn gives what the deleted network remembers to another one that needs the same, or to routed
+// guests, or sets it back where there are none.
+func (m *Manager) passOn(ctx context.Context, name string, was memory) error {
 	all, err := m.bridges()
 	if err != nil {
 		return err
@@ -109,6 +116,10 @@ func (m *Manager) passOn(name string, was memory) error {
 		if r.network != name {
 			return m.remember(r.network, func(now *memory) { *now = now.and(was) })
 		}
+	}
+	taken, err := m.routed().Inherit(ctx, was.ip4, was.ip6, was.acceptRA)
+	if err != nil || taken {
+		return err
 	}
 	return m.restore(was)
 }

@@ -1,8 +1,8 @@
 // Package watch does, while it runs, what no hook can do. It gives the taps that libvirt makes for
 // NICs attached live the settings that their domain declares. It puts ports back on a bridge that
 // was deleted and made again, and resets the addresses of taps that their holders have changed. It
-// makes macvtaps accept the multicast groups that their guests ask for, and removes devices that
-// libvirt has released.
+// makes macvtaps accept the multicast groups that their guests ask for, removes devices that
+// libvirt has released, and keeps what routed NICs need of the host.
 //
 // It keeps nothing that it could not read again: declarations come from libvirt, the state of links
 // from the kernel. It remembers only what it has done already, for as long as the link exists.
@@ -67,6 +67,7 @@ type watcher struct {
 	ports   *ports
 	macs    *addresses
 	bridges *bridges
+	routes  *routes
 	mirrors *mirrors
 	domains domains
 	left    *leavings // of serve
@@ -87,6 +88,7 @@ func Run(ctx context.Context, cfg Config) error {
 	w.ports = newPorts(cfg.Manager.SetForeignPortOf, w.report)
 	w.macs = newAddresses(cfg.Manager.SetBackAddress, w.report)
 	w.bridges = newBridges(w.putBack)
+	w.routes = newRoutes(w.keepRouted)
 	w.mirrors = newMirrors(w, cfg.Manager)
 	return w.run(ctx, events)
 }
@@ -102,6 +104,7 @@ func (w *watcher) run(ctx context.Context, events *rtnl.Events) error {
 		return errors.Join(err, events.Close())
 	}
 	all.Go(func() { w.bridges.work(ctx) })
+	all.Go(func() { w.routes.work(ctx) })
 	all.Go(func() { w.mirrors.work(ctx) })
 	if w.Dial != nil {
 		all.Go(func() { w.followLibvirt(ctx) })
@@ -137,13 +140,17 @@ func (w *watcher) event(e rtnl.Event) {
 		w.ports.forget(e.Index)
 		w.macs.forget(e.Index)
 		w.bridges.gone(e.Index)
+		w.routes.gone(e.Index)
 	case e.Bridge != nil:
 		w.bridges.seen(e.Index, e.Name)
+		w.routes.link()
 	case e.Tun != nil:
 		w.macs.link(e.Link)
 		w.ports.link(e.Link)
+		w.routes.tap(e.Link)
 	default: // a new macvtap, or its parent device: the kernel reports that one when a macvtap is added
 		w.mirrors.stir()
+		w.routes.link()
 	}
 }
 
@@ -183,6 +190,7 @@ func (w *watcher) readLinks() error {
 	w.ports.keep(there)
 	w.macs.keep(there)
 	w.bridges.keep(there)
+	w.routes.keep(there)
 	w.mirrors.stir()
 	return nil
 }

@@ -1,0 +1,80 @@
+package watch
+
+import (
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"vmnet/internal/kernel/rtnl"
+	"vmnet/internal/kernel/tun"
+	"vmnet/internal/nstest"
+	"vmnet/tapmgr/nic"
+)
+
+// routedTap makes a tap with the record of a routed NIC, as an attach does that was cut off before
+// it has set the rest.
+func (h *host) routedTap(name, alias string) *tun.Tap {
+	h.Helper()
+	tap, err := tun.Create(h.ns, name, false)
+	if err != nil {
+		h.Fatal(err)
+	}
+	h.Cleanup(func() { _ = tap.Close() })
+	l, err := h.nl.Link(name)
+	if err == nil {
+		err = h.nl.SetQuiet(l.Index, rtnl.Alias(alias), rtnl.Up(true))
+	}
+	if err != nil {
+		h.Fatal(err)
+	}
+	return tap
+}
+
+// TestLiveRoutes: the host gets what a routed NIC needs and loses with its uplink, and what the NIC
+// leaves when its guest is killed goes at once.
+func TestLiveRoutes(t *testing.T) {
+	h := newHost(t)
+	h.ip("link", "add", "eth0", "type", "veth", "peer", "name", "lan0")
+	h.ip("link", "set", "eth0", "up")
+	h.ip("addr", "add", "192.0.2.2/24", "dev", "eth0")
+	alias, err := nic.Record{
+		VM: "P2", NIC: "net0", Type: nic.TypeRouted, Source: "eth0", MAC: nic.DefaultMAC("P2", "net0"),
+		IP: []netip.Addr{netip.MustParseAddr("192.0.2.11")}, Model: nic.DefaultModel, Queues: 1,
+	}.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tap := h.routedTap("P2-net0", alias)
+	h.watch(nil)
+	entries := func() int {
+		all, err := h.nl.Proxies()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	nstest.Eventually(t, patience, "the entry is there", func() bool { return entries() == 1 })
+	h.reported("restored: ", "P2-net0")
+
+	h.ip("link", "set", "eth0", "down")
+	h.ip("link", "set", "eth0", "up")
+	nstest.Eventually(t, patience, "the entry is there again", func() bool { return entries() == 1 })
+
+	killed := time.Now()
+	if err := tap.Close(); err != nil {
+		t.Fatal(err)
+	}
+	nstest.Eventually(t, patience, "the entry is gone", func() bool { return entries() == 0 })
+	t.Logf("the entry is gone after %v", time.Since(killed))
+	h.reported("removed: proxy entry of 192.0.2.11", "eth0")
+	nstest.Eventually(t, patience, "forwarding is set back", func() bool {
+		var value []byte
+		err := h.ns.Do(func() (err error) {
+			value, err = os.ReadFile("/proc/sys/net/ipv4/conf/eth0/forwarding")
+			return err
+		})
+		return err == nil && strings.TrimSpace(string(value)) == "0"
+	})
+}
