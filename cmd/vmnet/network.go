@@ -48,7 +48,7 @@ install passt).`,
 	cmd.AddCommand(
 		a.networkCreateCommand(&o), a.networkApplyCommand(&o), a.networkDeleteCommand(&o), a.networkListCommand(&o),
 		a.networkShowCommand(&o), a.networkCheckCommand(&o), a.networkLeasesCommand(&o), a.networkServeCommand(&o),
-		a.networkConfirmCommand(&o), a.networkGuardCommand(&o),
+		a.networkConfirmCommand(&o), a.networkGuardCommand(&o), a.advertiseCommand(),
 	)
 	return cmd
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmnet/internal/network"
+	"vmnet/internal/network/radv"
 	"vmnet/internal/network/server"
 )
 
@@ -33,6 +34,16 @@ nothing is left.`,
 			return a.networkServe(cmd.Context(), m, args[0])
 		})
 	})
+	return cmd
+}
+
+// advertiseCommand is run by the server itself, with files that it opens.
+func (a *app) advertiseCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: server.AdvertiseVerb[1], Short: "Send router advertisements, as a part of vmnet network serve",
+		Hidden: true, DisableFlagParsing: true,
+	}
+	cmd.RunE = a.verb(func(_ *cobra.Command, args []string) error { return radv.Main(args) })
 	return cmd
 }
 

@@ -74,7 +74,7 @@ func (m *Manager) deleteSteps(ctx context.Context, name string, force bool) ([]s
 	}
 	// The host's own addresses first: somebody may be logged in by them.
 	steps := append(back, m.endServerStep(n))
-	integration, err := m.endIntegrationSteps(ctx, name, rules, file, r.integrated)
+	integration, err := m.endIntegrationSteps(ctx, name, rules, file, br, r)
 	if err != nil {
 		return nil, err
 	}

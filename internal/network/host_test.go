@@ -21,12 +21,22 @@ import (
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/leaktest"
 	"vmnet/internal/network/config"
+	"vmnet/internal/network/radv"
 	"vmnet/internal/network/server"
 	"vmnet/internal/network/tool"
 	"vmnet/internal/nstest"
 )
 
-func TestMain(m *testing.M) { leaktest.Main(m) }
+func TestMain(m *testing.M) {
+	if n := len(server.AdvertiseVerb); len(os.Args) > n && slices.Equal(os.Args[1:n+1], server.AdvertiseVerb) {
+		if err := radv.Main(os.Args[n+1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	leaktest.Main(m)
+}
 
 // patience is how long things may take that need no time on an idle machine.
 const patience = 30 * time.Second
@@ -54,6 +64,7 @@ func newHost(tb testing.TB) *h {
 		tb.Fatal(err)
 	}
 	m := &Manager{NS: host, Dir: config.Dir(filepath.Join(dir, "networks.d")), State: filepath.Join(dir, "state")}
+	m.Firewall = func(context.Context, ...string) (string, error) { return "", tool.ErrNotInstalled }
 	if err := m.Open(); err != nil {
 		tb.Fatal(err)
 	}

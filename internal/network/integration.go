@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/integrate"
 	"vmnet/internal/network/nft"
@@ -72,11 +73,14 @@ func (m *Manager) integrationSteps(n *config.Network, st *state) (steps []step.S
 
 // endIntegrationSteps take back what other firewalls have for a network, if its file or its bridge
 // says that they may have something.
-func (m *Manager) endIntegrationSteps(ctx context.Context, name string, rules *nft.Ruleset, file, integrated bool,
+func (m *Manager) endIntegrationSteps(ctx context.Context, name string, rules *nft.Ruleset, file bool,
+	br *rtnl.Link, r record,
 ) ([]step.Step, error) {
+	integrated := r.integrated
 	if file && !integrated {
+		// A file that cannot be read may have said so, but then the bridge would know.
 		n, err := m.Dir.Read(name)
-		integrated = err != nil || n.Integrate // one that cannot be read may have said so
+		integrated = err != nil && br == nil || err == nil && n.Integrate
 	}
 	if !integrated {
 		return nil, nil

@@ -81,6 +81,9 @@ func TestLiveNetwork(t *testing.T) {
 	if err := x.m.Delete(x.ctx(), "lab", true); err != nil {
 		t.Fatal(err)
 	}
+	if routes := x.ip(web.ns, "-6", "route", "show", "default"); routes != "" {
+		t.Errorf("after the end of their router, guests have %s", routes)
+	}
 	for _, port := range []string{"g1", "g2"} {
 		x.ip(x.host, "link", "del", port)
 	}

@@ -67,16 +67,8 @@ func args(n *config.Network, link, leases, resolv string) []string {
 	return args
 }
 
-// RouterArgs returns the arguments of the dnsmasq that sends router advertisements from the bridge,
-// for a network with IPv6. It answers no other question.
-func RouterArgs(n *config.Network) []string {
-	return append(append(common(),
-		"--port=0", "--no-resolv", "--leasefile-ro",
-		"--interface="+n.Name, "--bind-dynamic", "--except-interface=lo"), routerArgs(n)...)
-}
-
+// routerArgs are those by which dnsmasq also sends router advertisements.
 func routerArgs(n *config.Network) []string {
-	// A solicitation that another firewall drops is answered by the next advertisement.
 	const interval = 10 // s
 	lifetime := 1800    // s
 	if !n.NAT {

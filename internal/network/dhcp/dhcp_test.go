@@ -44,22 +44,6 @@ func TestArgs(t *testing.T) {
 	}
 }
 
-func TestRouterArgs(t *testing.T) {
-	n := lab()
-	for nat, want := range map[bool]string{true: "--ra-param=lab,10,1800", false: "--ra-param=lab,10,0"} {
-		n.NAT = nat
-		args := RouterArgs(n)
-		for _, want := range []string{
-			want, "--port=0", "--dhcp-range=fd66:1:2:3::,ra-only,64",
-			"--dhcp-option=option6:dns-server,[fd66:1:2:3::2]",
-		} {
-			if !slices.Contains(args, want) {
-				t.Errorf("no %s in %q", want, args)
-			}
-		}
-	}
-}
-
 func TestUpstream(t *testing.T) {
 	reachable, local := Upstream(
 		"# nameserver 1.1.1.1\nnameserver 127.0.0.53\nsearch x\nnameserver 192.0.2.1\nnameserver ::1\n" +

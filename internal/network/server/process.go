@@ -47,12 +47,12 @@ const (
 	maxWords     = 2048                 // bytes of a program's words that are kept
 )
 
-// start runs a program in ns. What it has started dies with it: it is the first of a pid namespace.
-func start(ns *netns.NS, program string, args []string, who *syscall.Credential) (*child.Process, error) {
-	cmd := exec.Command(program, args...)
+// start runs a program in ns, with capabilities. What it has started dies with it: it is the first
+// of a pid namespace.
+func start(ns *netns.NS, cmd *exec.Cmd, who *syscall.Credential, capabilities []uintptr) (*child.Process, error) {
 	cmd.Dir, cmd.Env = "/", []string{"LC_ALL=C"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Credential: who, AmbientCaps: Capabilities, Cloneflags: syscall.CLONE_NEWPID,
+		Credential: who, AmbientCaps: capabilities, Cloneflags: syscall.CLONE_NEWPID,
 	}
 	return child.Start(cmd, ns.Do)
 }

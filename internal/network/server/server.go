@@ -13,9 +13,12 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"vmnet/internal/alias"
 	"vmnet/internal/kernel/bridges"
@@ -25,6 +28,7 @@ import (
 	"vmnet/internal/network/child"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/dhcp"
+	"vmnet/internal/network/radv"
 	"vmnet/internal/network/tool"
 )
 
@@ -42,7 +46,7 @@ func LeaseFile(state, network string) string { return filepath.Join(state, netwo
 // Mark returns the alias of the server's port. It names the network, and by a sum all that the
 // server was started with: a server with another mark is out of date.
 func (c Config) Mark() string {
-	args := append(c.args(), c.routerArgs()...)
+	args := append(c.args(), c.advertiseArgs()...)
 	for _, a := range append(c.addresses(), c.Network.Addresses()...) {
 		args = append(args, a.String())
 	}
@@ -59,12 +63,21 @@ func (c Config) args() []string {
 	return dhcp.Args(c.Network, LeaseFile(c.State, c.Network.Name), c.resolv())
 }
 
-// routerArgs are the arguments of the dnsmasq that sends router advertisements; nil without IPv6.
-func (c Config) routerArgs() []string {
+// AdvertiseVerb is the command of this program that runs radv.Main with the arguments after it.
+var AdvertiseVerb = []string{"network", "advertise"}
+
+// advertiseArgs are the arguments of this program as the sender of router advertisements; nil
+// without IPv6.
+func (c Config) advertiseArgs() []string {
 	if !c.Network.IPv6.IsValid() {
 		return nil
 	}
-	return dhcp.RouterArgs(c.Network)
+	const lifetime = 30 * time.Minute
+	p := radv.Params{Prefix: c.Network.IPv6, DNS: c.Network.Server6().Addr(), Domain: c.Network.Domain}
+	if c.Network.NAT {
+		p.Lifetime = lifetime // without a way out it is no router
+	}
+	return append(slices.Clone(AdvertiseVerb), p.Args()...)
 }
 
 func (c Config) resolv() string {
@@ -87,8 +100,8 @@ func ResolvConf() string {
 // Lines returns what is run, for people.
 func (c Config) Lines() []string {
 	lines := []string{strings.Join(append([]string{dhcp.Program}, c.args()...), " ")}
-	if args := c.routerArgs(); args != nil {
-		lines = append(lines, strings.Join(append([]string{dhcp.Program}, args...), " "))
+	if args := c.advertiseArgs(); args != nil {
+		lines = append(lines, strings.Join(append([]string{"vmnet"}, args...), " "))
 	}
 	return lines
 }
@@ -117,26 +130,55 @@ func Serve(ctx context.Context, c Config, ready func()) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, rtnl.IgnoreNotExist(nl.Delete(port))) }()
-	main, err := start(inner, program, c.args(), who)
-	// From now on only dnsmasq keeps the namespace.
+	all, err := c.start(nl, inner, program, who)
+	defer func() { err = errors.Join(err, child.Stop(all...)) }()
+	// From now on only those processes keep the namespace.
 	if err = errors.Join(err, inner.Close()); err != nil {
 		return err
 	}
-	all := []*child.Process{main}
-	defer func() { err = errors.Join(err, child.Stop(all...)) }()
-	if args := c.routerArgs(); args != nil {
-		router, err := start(c.NS, program, args, who)
-		if err != nil {
-			return err
-		}
-		all = append(all, router)
-	}
+	main := all[0]
 	if err := Listening(ctx, main, fmt.Sprintf("/proc/%d", main.PID())); err != nil {
 		return err
 	}
 	ready()
 	return child.Wait(ctx, all...)
 }
+
+// start starts the server's programs, dnsmasq first, in the server's namespace.
+func (c Config) start(nl *rtnl.Conn, inner *netns.NS, program string, who *syscall.Credential,
+) (all []*child.Process, err error) {
+	main, err := start(inner, exec.Command(program, c.args()...), who, Capabilities)
+	if err != nil {
+		return nil, err
+	}
+	all = append(all, main)
+	args := c.advertiseArgs()
+	if args == nil {
+		return all, nil
+	}
+	br, err := bridges.Get(nl, c.Network.Name)
+	if err != nil {
+		return all, err
+	}
+	// The sender has nothing of the host's namespace but these sockets.
+	files, err := radv.Open(c.NS, br.Index)
+	if err != nil {
+		return all, err
+	}
+	cmd := exec.Command(self, args...)
+	cmd.ExtraFiles = files
+	sender, err := start(inner, cmd, who, nil)
+	for _, f := range files {
+		err = errors.Join(err, f.Close())
+	}
+	if sender != nil {
+		all = append(all, sender)
+	}
+	return all, err
+}
+
+// self is this program, also where the user that it runs as then may not look for it.
+const self = "/proc/self/exe"
 
 // namespace makes the server's namespace and its port, whose index it returns. The caller closes
 // the namespace, with which the port goes unless a process is in it.
