@@ -36,12 +36,19 @@ func (a *app) launch(args []string) error {
 	if err != nil {
 		return err
 	}
+	own, err := a.ownNetworks(o)
+	if err != nil {
+		return err
+	}
 	if err := a.keepFor(o); err != nil {
 		return err
 	}
 	// From here on this process runs as the caller, and finds switches by name in the caller's
 	// directories.
 	if err := os.Setenv("XDG_RUNTIME_DIR", a.p.Getenv("XDG_RUNTIME_DIR")); err != nil {
+		return err
+	}
+	if err := a.startNetworks(own, o.dryRun); err != nil {
 		return err
 	}
 	if err := o.name(a.guestFiles()); err != nil {

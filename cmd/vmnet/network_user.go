@@ -10,7 +10,9 @@ import (
 	"vmnet/internal/network"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/server"
+	"vmnet/internal/network/userdirs"
 	"vmnet/internal/network/usernet"
+	"vmnet/tapmgr/nic"
 )
 
 // userChoice is the flag --user: whether networks are those of this user. If it is not given, they
@@ -51,7 +53,7 @@ func (a *app) networkPlaces(o *networkFlags) error {
 				a.netns)
 		}
 		var err error
-		if configs, state, err = usernet.DefaultDirs(); err != nil {
+		if configs, state, err = userdirs.Of(os.Getenv); err != nil {
 			return err
 		}
 	}
@@ -104,4 +106,24 @@ func (a *app) networkServeUser(ctx context.Context, m *network.Manager, name str
 		a.note(err.Error())
 	}
 	return errors.Join(err, printed, a.result(networkServed{Network: name, State: "ended"}, "network %s: ended", name))
+}
+
+// joinNetwork puts a NIC that is to be on a network of this user on its switch, and starts the
+// network if it does not run.
+func (a *app) joinNetwork(ctx context.Context, s *nic.Spec) error {
+	if s.Network == "" || a.netns != "" || os.Geteuid() == 0 {
+		return nil
+	}
+	name := s.Network
+	joined, err := userdirs.Join(s, os.Getenv)
+	if err != nil || !joined {
+		return err
+	}
+	if runs, err := userdirs.Runs(ctx, name); err != nil || runs {
+		return err
+	}
+	return a.withNetworks(ctx, &networkFlags{}, func(m *network.Manager) error {
+		_, _, err := m.Apply(ctx, name)
+		return err
+	})
 }

@@ -20,7 +20,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmnet/internal/kernel/netns"
-	"vmnet/internal/kernel/tun"
 	"vmnet/internal/network"
 	"vmnet/internal/network/tool"
 	"vmnet/internal/nstest"
@@ -48,7 +47,7 @@ func newUserHost(t *testing.T) *userHost {
 		nstest.Require(t, program, err == nil, "apt install "+pkg)
 	}
 	forNobody(t)
-	openTun(t)
+	nstest.OpenTun(t)
 	h := &userHost{T: t, ns: nstest.New(t), world: nstest.New(t)}
 	home, err := os.MkdirTemp("", "home") // a short path, for sockets
 	if err == nil {
@@ -72,24 +71,6 @@ func newUserHost(t *testing.T) *userHost {
 		}
 	})
 	return h
-}
-
-// openTun lets all users open the tun driver's device, as udev does, for the rest of the tests: in
-// their mount namespace.
-func openTun(t *testing.T) {
-	t.Helper()
-	info, err := os.Stat(tun.Device)
-	nstest.Require(t, "tun", err == nil, "modprobe tun")
-	if info.Mode().Perm() == 0o666 {
-		return
-	}
-	node := filepath.Join(os.TempDir(), "tun-for-all")
-	st := info.Sys().(*syscall.Stat_t)
-	err = errors.Join(unix.Mknod(node, unix.S_IFCHR|0o666, int(st.Rdev)), os.Chmod(node, 0o666),
-		unix.Mount(node, tun.Device, "", unix.MS_BIND, ""), os.Remove(node))
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 // connect joins the host and the world by a veth pair.
@@ -329,7 +310,7 @@ func TestLiveUserNetwork(t *testing.T) {
 	blue, blueName := nobodys(t)
 	h.ok(createLab, "network lab created")
 	for _, name := range []string{redName, blueName} {
-		h.ok([]string{"attach", "--vm", name, "--switch", "lab"}, name)
+		h.ok([]string{"attach", "--vm", name, "--network", "lab"}, name+"-net0 on switch lab")
 	}
 	h.lease(red, "red")
 	h.lease(blue, "blue")

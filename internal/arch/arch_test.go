@@ -18,7 +18,7 @@ var layers = [][]string{
 	{"internal/access/gate"},
 	{"tapmgr", "internal/doctor", "internal/network"},
 	{"internal/guest"},
-	{"internal/libvirthook/declared"},
+	{"internal/libvirthook/declared", "internal/network/userdirs"},
 	{"internal/cli/nicflags"},
 	{"internal/vmm/launch", "internal/hostaccess", "internal/nsport"},
 	{"internal/access/bridgeconf", "internal/access/policy"},

@@ -3,10 +3,13 @@
 package nstest
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -82,6 +85,24 @@ func RequireTun(tb testing.TB) {
 		err = f.Close()
 	}
 	Require(tb, "tun", err == nil, fmt.Sprintf("as root: modprobe tun; chmod 666 /dev/net/tun, as udev does (%v)", err))
+}
+
+// OpenTun lets all users open the tun driver's device, as udev does, until the tests end: in their
+// mount namespace.
+func OpenTun(tb testing.TB) {
+	tb.Helper()
+	const device = "/dev/net/tun"
+	info, err := os.Stat(device)
+	Require(tb, "tun", err == nil, "modprobe tun")
+	if info.Mode().Perm() == 0o666 {
+		return
+	}
+	node := filepath.Join(os.TempDir(), "tun-for-all")
+	err = errors.Join(unix.Mknod(node, unix.S_IFCHR|0o666, int(info.Sys().(*syscall.Stat_t).Rdev)),
+		os.Chmod(node, 0o666), unix.Mount(node, device, "", unix.MS_BIND, ""), os.Remove(node))
+	if err != nil {
+		tb.Fatal(err)
+	}
 }
 
 // NewInUserNS is [New] for a test that asks no more than [RequireUserNS] does.

@@ -121,23 +121,6 @@ func explainUserNS(err error) error {
 func leaseFile(state, name string) string { return filepath.Join(state, name+".leases") }
 func logFile(state, name string) string   { return filepath.Join(state, name+".log") }
 
-// DefaultDirs returns the directories of a user's networks: of their files, and of their leases and
-// logs, as the XDG Base Directory Specification places them.
-func DefaultDirs() (configs config.Dir, state string, err error) {
-	of := func(variable, below string) string {
-		if dir := os.Getenv(variable); filepath.IsAbs(dir) {
-			return dir
-		}
-		home, homeErr := os.UserHomeDir()
-		if homeErr != nil || !filepath.IsAbs(home) {
-			err = fmt.Errorf("neither HOME nor %s is set", variable)
-		}
-		return filepath.Join(home, below)
-	}
-	configs = config.Dir(filepath.Join(of("XDG_CONFIG_HOME", ".config"), "vmnet", "networks.d"))
-	return configs, filepath.Join(of("XDG_STATE_HOME", ".local/state"), "vmnet", "networks"), err
-}
-
 // ruled returns a network whose rules are those of its namespace: there a forward is from any
 // address, and only guests connect to it. The switch isolates guests.
 func ruled(n *config.Network) *config.Network {

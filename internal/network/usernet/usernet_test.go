@@ -112,20 +112,6 @@ func TestExplainUserNS(t *testing.T) {
 	}
 }
 
-func TestDefaultDirs(t *testing.T) {
-	t.Setenv("HOME", "/home/u")
-	t.Setenv("XDG_CONFIG_HOME", "relative")
-	t.Setenv("XDG_STATE_HOME", "/state")
-	configs, state, err := DefaultDirs()
-	if configs != "/home/u/.config/vmnet/networks.d" || state != "/state/vmnet/networks" || err != nil {
-		t.Error(configs, state, err)
-	}
-	t.Setenv("HOME", "")
-	if _, _, err := DefaultDirs(); err == nil {
-		t.Error("no HOME is no error")
-	}
-}
-
 func TestLog(t *testing.T) {
 	dir := t.TempDir()
 	l := OpenLog(dir, "lab")

@@ -1,0 +1,67 @@
+// Package userdirs knows where the networks of a user who is not root are, and puts NICs on them.
+package userdirs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"vmnet/bridge/vswitch/control"
+	"vmnet/internal/network/config"
+	"vmnet/tapmgr/nic"
+)
+
+// Of returns the directories of a user's networks: of their files, and of their leases and logs, as
+// the XDG Base Directory Specification places them. getenv returns variables of the user's
+// environment.
+func Of(getenv func(string) string) (configs config.Dir, state string, err error) {
+	of := func(variable, below string) string {
+		if dir := getenv(variable); filepath.IsAbs(dir) {
+			return dir
+		}
+		home := getenv("HOME")
+		if !filepath.IsAbs(home) {
+			err = fmt.Errorf("neither HOME nor %s is set to a path", variable)
+		}
+		return filepath.Join(home, below)
+	}
+	configs = config.Dir(filepath.Join(of("XDG_CONFIG_HOME", ".config"), "vmnet", "networks.d"))
+	return configs, filepath.Join(of("XDG_STATE_HOME", ".local/state"), "vmnet", "networks"), err
+}
+
+// Join puts a NIC on the switch of a network of the user, if the user has one of that name, and
+// reports whether it has. A network of root has the NIC otherwise.
+func Join(s *nic.Spec, getenv func(string) string) (joined bool, err error) {
+	configs, _, err := Of(getenv)
+	if err != nil || config.CheckName(s.Network) != nil {
+		return false, nil
+	}
+	if _, err := os.Lstat(configs.Path(s.Network)); err != nil {
+		return false, nil
+	}
+	if len(s.IP) > 0 {
+		return false, fmt.Errorf("--ip: network %s is yours, and its file says which guest has which address "+
+			"(vmnet network create --host NAME=MAC,IP)", s.Network)
+	}
+	sw := nic.Switch{}
+	if s.Switch != nil {
+		sw = *s.Switch
+	}
+	sw.Name = s.Network
+	s.Switch, s.Network = &sw, ""
+	return true, nil
+}
+
+// Runs reports whether the switch of a network of this user answers.
+func Runs(ctx context.Context, name string) (bool, error) {
+	c, err := control.Dial(ctx, name)
+	if errors.Is(err, control.ErrNotRunning) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, c.Close()
+}
