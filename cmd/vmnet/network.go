@@ -88,6 +88,7 @@ func (a *app) withNetworks(ctx context.Context, o *networkFlags, f func(*network
 	if err != nil {
 		return err
 	}
+	m.Managers = network.ManagersOf(ns)
 	m.Guard = network.Guards{Command: guard, Systemd: network.SystemdRuns(ns)}.Start
 	if err := m.Open(); err != nil {
 		return err

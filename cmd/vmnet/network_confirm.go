@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"vmnet/internal/cli/nicflags"
 	"vmnet/internal/network"
 	"vmnet/internal/network/config"
+	"vmnet/internal/network/managers"
 )
 
 // defaultConfirm is how long a move may be confirmed.
@@ -85,15 +87,21 @@ func (a *app) printCreatedOnUplink(m *network.Manager, n *config.Network) error 
 
 func (a *app) networkConfirmCommand(o *networkFlags) *cobra.Command {
 	var steps stepFlags
+	var write bool
 	cmd := &cobra.Command{
 		Use:   "confirm NAME",
 		Short: "Confirm that the host is in reach after its addresses have moved",
 		Long: `Confirm that the host is in reach after its addresses have moved to the bridge of a
-network (vmnet network create --move-address). Without it, all is taken back.`,
-		Example:           "  vmnet network confirm lan",
+network (vmnet network create --move-address). Without it, all is taken back.
+
+It prints what the manager of the interface (netplan, systemd-networkd, NetworkManager, ifupdown)
+needs so that the host has its addresses on the bridge after the next boot. With --write, that is
+written where it is safe.`,
+		Example:           "  vmnet network confirm lan\n  vmnet network confirm lan --write",
 		Args:              oneArg("the name of a network"),
 		ValidArgsFunction: a.networkNames(o),
 	}
+	cmd.Flags().BoolVar(&write, "write", false, "write the files of the interface's manager for the next boot")
 	steps.add(cmd)
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
@@ -106,14 +114,68 @@ network (vmnet network create --move-address). Without it, all is taken back.`,
 			if err != nil || steps.planned {
 				return err
 			}
-			text := "confirmed"
-			if !changed {
-				text = "was confirmed before"
-			}
-			return a.result(networkChanged{args[0], changed}, "network %s: %s", args[0], text)
+			return a.printConfirmed(m, args[0], changed, write, o.json)
 		})
 	})
 	return cmd
+}
+
+// networkConfirmed is the result of confirm.
+type networkConfirmed struct {
+	networkChanged
+	NextBoot managers.Boot   `json:"next_boot"`
+	Files    []managers.File `json:"files"`   // for the next boot
+	Written  bool            `json:"written"` // they are
+}
+
+func (a *app) printConfirmed(m *network.Manager, name string, changed, write, json bool) error {
+	n, err := m.Dir.Read(name)
+	if err != nil {
+		return err
+	}
+	boot, err := m.NextBoot(n, write)
+	if err != nil {
+		return err
+	}
+	if json {
+		boot.Text = append([]string{}, boot.Text...)
+		files := append([]managers.File{}, boot.Files...)
+		return a.printJSON(networkConfirmed{networkChanged{name, changed}, boot, files, write && len(files) > 0})
+	}
+	text := "confirmed"
+	if !changed {
+		text = "was confirmed before"
+	}
+	if err := a.line("network %s: %s", name, text); err != nil {
+		return err
+	}
+	return a.printNextBoot(boot, write)
+}
+
+// printNextBoot prints what the manager of an interface needs, or where it was written.
+func (a *app) printNextBoot(boot managers.Boot, written bool) error {
+	for _, f := range boot.Files {
+		if written {
+			if err := a.line("  for the next boot: %s", f.Path); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := a.line("  for the next boot, %s (--write writes it):", f.Path); err != nil {
+			return err
+		}
+		for line := range strings.Lines(f.Content) {
+			if err := a.line("    %s", strings.TrimSuffix(line, "\n")); err != nil {
+				return err
+			}
+		}
+	}
+	for _, text := range boot.Text {
+		if err := a.line("  for the next boot: %s", text); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (a *app) networkGuardCommand(o *networkFlags) *cobra.Command {

@@ -30,7 +30,8 @@ nothing is left.`,
 			if m.Elsewhere != nil {
 				return a.networkServeUser(cmd.Context(), m, args[0])
 			}
-			m.Service = nil // this process is the server
+			m.Service = nil  // this process is the server
+			m.Managers = nil // create and apply have written what they need
 			return a.networkServe(cmd.Context(), m, args[0])
 		})
 	})

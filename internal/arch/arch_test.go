@@ -32,7 +32,7 @@ var layers = [][]string{
 	{"bridge/vswitch/vport"},
 	{
 		"bridge", "macvtap", "internal/access/plaintap", "qmp/goqemu", "internal/network/server",
-		"internal/network/uplink",
+		"internal/network/uplink", "internal/network/managers",
 	},
 	{
 		"internal/kernel/bridges", "internal/kernel/macvlan", "vhost", "qmp", "libvirt", "internal/network/firewall",

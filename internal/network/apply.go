@@ -215,7 +215,10 @@ func (m *Manager) applySteps(ctx context.Context, n *config.Network) ([]step.Ste
 	if err := m.conflicts(n, st); err != nil {
 		return nil, err
 	}
-	var steps []step.Step
+	steps, err := m.managerSteps(n)
+	if err != nil {
+		return nil, err
+	}
 	if st.bridge == nil {
 		steps = append(steps, m.bridgeStep(n))
 	}

@@ -178,6 +178,9 @@ func (m *Manager) differences(n *config.Network, st *state) (found []Difference,
 		return nil, err
 	}
 	st.integration.differences(add)
+	if err := m.checkManagers(n, add); err != nil {
+		return nil, err
+	}
 	differs, err := m.checkUplink(n, st)
 	if err != nil {
 		return nil, err

@@ -91,6 +91,7 @@ func (m *Manager) deleteSteps(ctx context.Context, name string, force bool) ([]s
 		}
 		steps = append(steps, m.endBridgeStep(name))
 	}
+	steps = append(steps, m.endManagerSteps(name)...)
 	return append(steps, m.forgetFilesStep(name)), nil
 }
 

@@ -53,6 +53,11 @@ func SystemdRuns(ns *netns.NS) bool {
 	if info, err := os.Stat("/run/systemd/system"); err != nil || !info.IsDir() {
 		return false
 	}
+	return isFirst(ns)
+}
+
+// isFirst reports whether ns is the namespace of the first process.
+func isFirst(ns *netns.NS) bool {
 	first, err := netns.Open("/proc/1/ns/net")
 	if err != nil {
 		return false

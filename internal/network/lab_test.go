@@ -1,6 +1,9 @@
 package network
 
 import (
+	"errors"
+	"fmt"
+	"strings"
 	"testing"
 
 	"vmnet/testvm/lab"
@@ -29,4 +32,73 @@ func TestLabIsolated(t *testing.T) {
 		db.lease("")
 	}
 	x.wants("the host", x.ask(x.host, "10.66.0.11:80"), "10.66.0.1")
+}
+
+// TestLabVLANUplink: a VLAN of an interface, and of a bridge that filters VLANs, whose memberships
+// the network ends.
+func TestLabVLANUplink(t *testing.T) {
+	lab.Inside(t)
+	x := newLAN(t)
+	x.ip(x.wan, "link", "add", "link", "e1", "name", "e1.100", "type", "vlan", "id", "100")
+	x.ip(x.wan, "link", "set", "e1.100", "up")
+	x.ip(x.wan, "addr", "add", "198.51.100.1/24", "dev", "e1.100")
+	x.answers(x.wan, ":7")
+	there := func() string {
+		vlans, err := x.run(x.host, "bridge", "vlan", "show")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return x.left() + x.ip(x.host, "-br", "link", "show", "type", "vlan") + vlans
+	}
+	for i, prepare := range []string{
+		"link set lan0 up", "link add br0 type bridge vlan_filtering 1", "link set br0 type bridge vlan_filtering 0",
+	} {
+		x.ip(x.host, strings.Fields(prepare)...)
+		port := []string{"lan0.100", "br0.100", "br0.100"}[i]
+		if i == 1 {
+			x.ip(x.host, "link", "set", "lan0", "master", "br0")
+			x.ip(x.host, "link", "set", "br0", "up")
+		}
+		before := there()
+		create := func() error { return x.m.Create(x.ctx(), Wanted{Network: onLAN("lan0.100")}) }
+		for i := range x.steps(create) {
+			x.m.Run = at(i, false, false)
+			if err := create(); !errors.Is(err, errBroken) {
+				t.Fatalf("step %d: %v", i, err)
+			}
+			x.wants(fmt.Sprintf("left by an error in step %d", i), there(), before)
+			x.m.Run = at(i, true, true)
+			if err := create(); !errors.Is(err, errBroken) {
+				t.Fatalf("step %d: %v", i, err)
+			}
+			x.m.Run = nil
+			if err := x.m.Delete(x.ctx(), "lan", false); err != nil {
+				t.Fatal(err)
+			}
+			x.wants(fmt.Sprintf("left by a kill in step %d", i), there(), before)
+		}
+		x.create(onLAN("lan0.100"))
+		x.consistent()
+		if _, changed, err := x.m.Apply(x.ctx(), "lan"); err != nil || changed {
+			t.Errorf("a second apply: %v, changed %v", err, changed)
+		}
+		g := x.guest("lan", webMAC)
+		x.ip(g.ns, "addr", "add", "198.51.100.9/24", "dev", "eth0")
+		x.wants("VLAN 100 by "+port, x.ask(g.ns, "198.51.100.1:7"), "198.51.100.9")
+		x.ip(x.host, "link", "show", port)
+		x.ip(x.host, "link", "del", fmt.Sprintf("g%d", x.guests))
+		x.ip(x.host, "link", "del", port)
+		c, err := x.m.Check(x.ctx())
+		if err != nil || len(c.Differences) != 1 || c.Differences[0].What != "uplink" {
+			t.Errorf("without its subinterface: %+v, %v", c, err)
+		}
+		if _, changed, err := x.m.Apply(x.ctx(), "lan"); err != nil || !changed {
+			t.Errorf("apply: %v, changed %v", err, changed)
+		}
+		x.consistent()
+		if err := x.m.Delete(x.ctx(), "lan", false); err != nil {
+			t.Fatal(err)
+		}
+		x.wants("left", there(), before)
+	}
 }

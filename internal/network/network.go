@@ -15,6 +15,7 @@ import (
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/network/config"
 	"vmnet/internal/network/integrate"
+	"vmnet/internal/network/managers"
 	"vmnet/internal/network/server"
 	"vmnet/step"
 )
@@ -37,6 +38,9 @@ type Manager struct {
 	Run step.Runner
 	// DryRun says that Run changes nothing, so that nothing is locked.
 	DryRun bool
+	// Managers is where NetworkManager and systemd-networkd read what they keep off; nil where they
+	// do not work.
+	Managers *managers.Host
 	// Confirm is how long a move of the host's addresses may be confirmed, before it is taken back;
 	// 0 if it need not be. Guard starts the process that takes back, which runs AwaitConfirm, and
 	// returns once that process is ready.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"vmnet/internal/network/config"
+	"vmnet/internal/network/managers"
 	"vmnet/internal/network/uplink"
 	"vmnet/internal/nstest"
 	"vmnet/step"
@@ -564,4 +565,82 @@ func TestLiveMoveDrift(t *testing.T) {
 	if !errors.Is(err, uplink.ErrTaken) {
 		t.Errorf("the host's addresses would be on a port: %v", err)
 	}
+}
+
+// TestLiveManagers: managers of interfaces are kept off the devices of a network, and what an
+// interface needs for the next boot is written where that is wanted; delete removes all of it.
+func TestLiveManagers(t *testing.T) {
+	x := newLAN(t)
+	root := t.TempDir()
+	l, err := x.m.nl.Link("up0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{
+		"etc/NetworkManager/conf.d/x.conf": "", "etc/systemd/network/x.network": "[Match]\nName=up0\n[Network]\nDHCP=yes\n",
+		fmt.Sprintf("run/systemd/netif/links/%d", l.Index): "NETWORK_FILE=/etc/systemd/network/x.network\n",
+	} {
+		err := errors.Join(os.MkdirAll(filepath.Join(root, filepath.Dir(name)), 0o755),
+			os.WriteFile(filepath.Join(root, name), []byte(text), 0o644))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	x.m.Managers = &managers.Host{Root: root, Quiet: true}
+	files := func() string {
+		nm, _ := filepath.Glob(root + "/etc/NetworkManager/*/vmnet-*")
+		networkd, _ := filepath.Glob(root + "/etc/systemd/network/05-vmnet-*")
+		return strings.ReplaceAll(strings.Join(append(nm, networkd...), " "), root, "")
+	}
+	const kept = "/etc/NetworkManager/conf.d/vmnet-lan.conf /etc/systemd/network/05-vmnet-lan.network"
+	create := func() error { return x.m.Create(x.ctx(), Wanted{Network: onLAN("lan0")}) }
+	for i := range x.steps(create) {
+		x.m.Run = at(i, false, false)
+		if err := create(); !errors.Is(err, errBroken) {
+			t.Fatalf("step %d: %v", i, err)
+		}
+		x.wants(fmt.Sprintf("left by an error in step %d", i), files(), "")
+	}
+	x.m.Run = nil
+	x.create(onLAN("lan0"))
+	x.wants("written", files(), kept)
+	if text, err := os.ReadFile(root + "/etc/systemd/network/05-vmnet-lan.network"); err != nil ||
+		!strings.Contains(string(text), "\nName=lan lan0\n") {
+		t.Errorf("%s, %v", text, err)
+	}
+	if err := os.Remove(root + "/etc/systemd/network/05-vmnet-lan.network"); err != nil {
+		t.Fatal(err)
+	}
+	c, err := x.m.Check(x.ctx())
+	if err != nil || len(c.Differences) != 1 || c.Differences[0].What != "managers" {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if _, _, err := x.m.Apply(x.ctx(), "lan"); err != nil {
+		t.Fatal(err)
+	}
+	x.wants("after apply", files(), kept)
+	if err := x.m.Delete(x.ctx(), "lan", false); err != nil {
+		t.Fatal(err)
+	}
+	x.wants("after delete", files(), "")
+
+	w := moving()
+	if err := x.m.Create(x.ctx(), w); err != nil {
+		t.Fatal(err)
+	}
+	x.deleted("lan")
+	boot, err := x.m.NextBoot(w.Network, false)
+	if err != nil || boot.Manager != "systemd-networkd" || len(boot.Files) != 2 {
+		t.Errorf("%+v, %v", boot, err)
+	}
+	x.wants("not written", files(), "")
+	if _, err := x.m.NextBoot(w.Network, true); err != nil {
+		t.Error(err)
+	}
+	x.wants("for the next boot", files(), "/etc/systemd/network/05-vmnet-lan-bridge.network "+
+		"/etc/systemd/network/05-vmnet-lan-uplink.network")
+	if err := x.m.Delete(x.ctx(), "lan", false); err != nil {
+		t.Fatal(err)
+	}
+	x.wants("after delete", files(), "")
 }
