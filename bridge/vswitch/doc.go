@@ -1,7 +1,7 @@
 // Package vswitch is a learning Ethernet switch in userspace, for hosts on which a kernel bridge
 // cannot be used. A goroutine receives a frame from a queue, learns its source, and writes it to
 // the queues of the destination ports. It neither allocates frames, nor passes them to another
-// goroutine, nor takes a lock.
+// goroutine, nor takes a lock that another port's goroutine holds.
 //
 // A frame keeps its vnet header, so that a super-frame of 64 KiB crosses the switch in one piece if
 // the destination port takes it. If it does not, package offload segments the frame and fills in
@@ -23,7 +23,8 @@
 //	guest (--via tap)            packet  OpenPacket     packetQueue  beside the frame
 //	guest (--via socket)         socket  OpenSocket     mmsgQueue    in the frame
 //
-// A packetQueue is an mmsgQueue with a second path, and a laneQueue is a tapQueue. Package
+// A packetQueue is an mmsgQueue with a second path and a receive ring (arrivals), and a laneQueue is
+// a tapQueue. Package
 // internal/backend decides which wire a guest has (portOf). vmnet's programs open a packet wire in
 // two steps: PacketFiles where the privilege is, and OpenPacketFiles in the switch's process.
 //
@@ -35,7 +36,8 @@
 //	serve a queue             receiver.run         forward.go
 //	  receive a batch
 //	    from a tap, a lane    tapQueue.receive     tap.go
-//	    from a packet wire    packetQueue.receive  packet.go          Overrun
+//	    from a packet wire    packetQueue.receive  packet.go
+//	      by its ring         arrivals.at          arrivals.go        Overrun, Indescribable
 //	      or a socket wire    mmsgQueue.receive    mmsg.go, poll.go   Giant, Unreadable,
 //	                                                                  Indescribable
 //	  handle it               receiver.input       forward.go

@@ -91,37 +91,50 @@ func (q *mmsgQueue) receive(frames []frame) (int, error) {
 }
 
 // fillFrames returns 0 if there is nothing to receive. An error that does not end the queue stands
-// for one lost frame. A packet socket returns EINVAL for a super-frame for which the vnet header
-// has no type, such as one of SCTP, or of UDP before Linux 6.2 (virtio_net_hdr_from_skb in
-// include/linux/virtio_net.h).
+// for one lost frame.
 func (q *mmsgQueue) fillFrames(fd uintptr) (n int, err error) {
-	want := min(len(q.frames), len(q.msgs))
-	for i := range q.aux[:min(want, len(q.aux))] { // the kernel has set the length to what it wrote
-		q.msgs[i].hdr.Control = &q.aux[i][0]
-		q.msgs[i].hdr.SetControllen(auxLen)
+	switch n, errno := q.recv(fd, 0, min(len(q.frames), len(q.msgs))); errno {
+	case unix.EAGAIN:
+		return 0, nil
+	case 0:
+		for i := range n {
+			q.frames[i] = q.take(i)
+		}
+		return n, nil
+	default:
+		q.frames[0], err = q.lost(errno)
+		return 1, err
+	}
+}
+
+// recv receives up to n frames into the messages from first on.
+func (q *mmsgQueue) recv(fd uintptr, first, n int) (got int, errno syscall.Errno) {
+	if q.lacks == lacksTag {
+		for i := first; i < first+n; i++ { // the kernel has set the length to what it wrote
+			q.msgs[i].hdr.Control = &q.aux[i][0]
+			q.msgs[i].hdr.SetControllen(auxLen)
+		}
 	}
 	for {
-		got, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&q.msgs[0])), uintptr(want),
+		got, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&q.msgs[first])), uintptr(n),
 			unix.MSG_DONTWAIT, 0, 0)
-		switch {
-		case errno == unix.EINTR:
-			continue
-		case errno == unix.EAGAIN:
-			return 0, nil
-		case errno == 0:
-			for i := range int(got) {
-				q.frames[i] = q.take(i)
-			}
-			return int(got), nil
-		case q.ended(errno):
-			return 0, fmt.Errorf("receive: %w", errno)
-		case errno == unix.EINVAL:
-			q.frames[0] = frame{lost: Indescribable}
-		default:
-			q.frames[0] = frame{lost: Unreadable}
+		if errno != unix.EINTR {
+			return int(got), errno
 		}
-		return 1, nil
 	}
+}
+
+// lost returns the lost frame for which an error stands, or the error if it ends the queue. A packet
+// socket returns EINVAL for a super-frame for which the vnet header has no type, such as one of
+// SCTP, or of UDP before Linux 6.2 (virtio_net_hdr_from_skb in include/linux/virtio_net.h).
+func (q *mmsgQueue) lost(errno syscall.Errno) (frame, error) {
+	switch {
+	case q.ended(errno):
+		return frame{}, fmt.Errorf("receive: %w", errno)
+	case errno == unix.EINVAL:
+		return frame{lost: Indescribable}, nil
+	}
+	return frame{lost: Unreadable}, nil
 }
 
 // take returns the frame in message i, with what its data lacks.
@@ -153,15 +166,19 @@ func tagOf(hdr *unix.Msghdr, aux *[auxLen]byte) (tag [tagLen]byte, ok bool) {
 		return tag, false
 	}
 	a := (*unix.TpacketAuxdata)(unsafe.Pointer(&aux[unix.SizeofCmsghdr]))
-	if a.Status&unix.TP_STATUS_VLAN_VALID == 0 {
+	return tagIn(a.Status, a.Vlan_tci, a.Vlan_tpid)
+}
+
+// tagIn makes the tag from the fields that the kernel has moved it to.
+func tagIn(status uint32, tci, kind uint16) (tag [tagLen]byte, ok bool) {
+	if status&unix.TP_STATUS_VLAN_VALID == 0 {
 		return tag, false
 	}
-	kind := uint16(etherTypeVLAN)
-	if a.Status&unix.TP_STATUS_VLAN_TPID_VALID != 0 {
-		kind = a.Vlan_tpid
+	if status&unix.TP_STATUS_VLAN_TPID_VALID == 0 {
+		kind = etherTypeVLAN
 	}
 	binary.BigEndian.PutUint16(tag[:], kind)
-	binary.BigEndian.PutUint16(tag[2:], a.Vlan_tci)
+	binary.BigEndian.PutUint16(tag[2:], tci)
 	return tag, true
 }
 

@@ -15,8 +15,8 @@ import (
 	"vmnet/internal/kernel/netns"
 )
 
-// A packet socket may receive super-frames, so that each slot has room for one. The slots take 2
-// MiB. They grow to 8 MiB once a frame of BIG TCP has arrived, which few devices send.
+// A packet socket may receive super-frames, so that each buffer has room for one. The buffers take
+// 2 MiB. They grow to 8 MiB once a frame of BIG TCP has arrived, which few devices send.
 const (
 	packetFrames = 32
 	bigFrames    = 16
@@ -89,6 +89,7 @@ func OpenPacketFiles(files []*os.File) (*Wire, error) {
 		batch: packetFrames, size: vnetLen + maxFrame, big: vnetLen + maxBig, lacks: lacksTag,
 	})}
 	q.ended = q.deviceGone
+	q.useRing()
 	q.lookAfter(lookEvery)
 	w.queues = []queue{q}
 	err = w.Follow(link)
@@ -105,6 +106,8 @@ type packetQueue struct {
 	*mmsgQueue
 	device endpoint.Device
 	second secondary
+	ring   *arrivals // may be nil
+	small  []byte    // frames from the ring
 }
 
 // A secondary is the second path of a packet wire: it sends frames that the packet socket cannot
@@ -145,6 +148,9 @@ func (q *packetQueue) send(s *sender) {
 
 func (q *packetQueue) close() error {
 	err := q.mmsgQueue.close()
+	if q.ring != nil {
+		err = errors.Join(err, q.ring.close())
+	}
 	if q.second != nil {
 		err = errors.Join(err, q.second.close())
 	}
@@ -206,9 +212,10 @@ func (q *packetQueue) gone() bool {
 	return gone || err != nil
 }
 
-// overruns returns the number of frames that the kernel has dropped since the last call because the
-// socket's buffer was full (PACKET_STATISTICS in packet(7)).
-func (q *packetQueue) overruns() (n uint64) {
+// kernelDrops returns the number of frames that the kernel has dropped since the last call
+// (PACKET_STATISTICS in packet(7)), and why: the ring or the socket's queue was full, or no vnet
+// header describes them.
+func (q *packetQueue) kernelDrops() (why Reason, n uint64) {
 	_ = q.control(func(fd int) error {
 		st, err := unix.GetsockoptTpacketStats(fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
 		if err == nil {
@@ -216,5 +223,8 @@ func (q *packetQueue) overruns() (n uint64) {
 		}
 		return err
 	})
-	return n
+	if q.ring != nil && !q.ring.wasFull() {
+		return Indescribable, n
+	}
+	return Overrun, n
 }

@@ -37,8 +37,9 @@ func (p *Port) Stats() vport.Stats {
 			RxFrames: p.rx[i].frames.Load(), RxBytes: p.rx[i].bytes.Load(),
 			TxFrames: p.tx[i].frames.Load(), TxBytes: p.tx[i].bytes.Load(),
 		})
-		if k, ok := q.(interface{ overruns() uint64 }); ok {
-			p.drops[Overrun].Add(k.overruns())
+		if k, ok := q.(interface{ kernelDrops() (Reason, uint64) }); ok {
+			why, n := k.kernelDrops()
+			p.drops[why].Add(n)
 		}
 	}
 	for why := range p.drops {
