@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// arrivals is the receive ring of a packet socket (packet(7), PACKET_RX_RING, version 2): the kernel
-// writes small frames into its slots, at the expense of who sends them, and they are read without a
+// arrivals is the receive ring of a packet socket (packet(7), PACKET_RX_RING, version 2): the
+// kernel writes small frames into its slots, on the sender's CPU, and they are read without a
 // system call. A frame that is longer than a slot waits in the socket's queue, and its slot says so
 // (PACKET_COPY_THRESH).
 //
-// Whoever has the socket can write to the ring. So frames are copied out of it before they are
-// checked.
+// Any process that has the socket can write to the ring. So frames are copied out of it before they
+// are checked.
 type arrivals struct {
 	mu   sync.Mutex // close may be called during a receive
 	ring []byte

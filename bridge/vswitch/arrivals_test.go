@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestArrivals: what a slot says is not trusted, since whoever has the socket can write to the ring.
+// TestArrivals: what a slot says is not trusted, since any process that has the socket can write to
+// the ring.
 func TestArrivals(t *testing.T) {
 	const mac = slotHead + vnetLen + 4
 	content := bytes.Repeat([]byte{7}, vnetLen+60)

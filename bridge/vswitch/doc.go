@@ -23,10 +23,10 @@
 //	guest (--via tap)            packet  OpenPacket     packetQueue  beside the frame
 //	guest (--via socket)         socket  OpenSocket     mmsgQueue    in the frame
 //
-// A packetQueue is an mmsgQueue with a second path and a receive ring (arrivals), and a laneQueue is
-// a tapQueue. Package
-// internal/backend decides which wire a guest has (portOf). vmnet's programs open a packet wire in
-// two steps: PacketFiles where the privilege is, and OpenPacketFiles in the switch's process.
+// A packetQueue is an mmsgQueue with a second path and a receive ring (arrivals), and a laneQueue
+// is a tapQueue. Package internal/backend decides which wire a guest has (portOf). vmnet's programs
+// open a packet wire in two steps: PacketFiles where the privilege is, and OpenPacketFiles in the
+// switch's process.
 //
 // # A frame's path
 //

@@ -124,9 +124,9 @@ func (q *mmsgQueue) recv(fd uintptr, first, n int) (got int, errno syscall.Errno
 	}
 }
 
-// lost returns the lost frame for which an error stands, or the error if it ends the queue. A packet
-// socket returns EINVAL for a super-frame for which the vnet header has no type, such as one of
-// SCTP, or of UDP before Linux 6.2 (virtio_net_hdr_from_skb in include/linux/virtio_net.h).
+// lost returns the lost frame for which an error stands, or the error if it ends the queue. A
+// packet socket returns EINVAL for a super-frame for which the vnet header has no type, such as one
+// of SCTP, or of UDP before Linux 6.2 (virtio_net_hdr_from_skb in include/linux/virtio_net.h).
 func (q *mmsgQueue) lost(errno syscall.Errno) (frame, error) {
 	switch {
 	case q.ended(errno):

@@ -25,16 +25,18 @@ import (
 const leases = 10
 
 // BenchmarkFirstLease makes a network with NAT, DHCP and DNS and measures the time until a guest on
-// it has its first lease: `vmnet network create`, `virsh net-start` of a defined network, and ip(8),
-// nft(8) and dnsmasq(8) by hand. A guest is one end of a veth pair with busybox's DHCP client.
+// it has its first lease: `vmnet network create`, `virsh net-start` of a defined network, and
+// ip(8), nft(8) and dnsmasq(8) by hand. A guest is one end of a veth pair with busybox's DHCP
+// client.
 func BenchmarkFirstLease(b *testing.B) {
 	ways := []*Way{
 		newNetworkLab(b).way("vmnet network create", (*networkLab).create),
 		newNetworkLab(b).way("by hand", (*networkLab).byHand),
 	}
 	_, noDaemon := exec.LookPath("libvirtd")
-	_, noDriver := os.Stat("/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_network.so")
-	if Available(b, "libvirt", noDaemon == nil && noDriver == nil, "apt install libvirt-daemon libvirt-clients") {
+	_, noRules := exec.LookPath("iptables") // which libvirt runs
+	const cure = "apt install libvirt-daemon libvirt-clients iptables"
+	if Available(b, "libvirt", noDaemon == nil && noRules == nil, cure) {
 		l := newNetworkLab(b)
 		l.daemon = libvirttest.Start(b, l.host)
 		ways = append(ways, l.way("virsh net-start", (*networkLab).virsh))
@@ -98,7 +100,9 @@ const (
 func newNetworkLab(b *testing.B) *networkLab {
 	b.Helper()
 	nstest.RequireRoot(b)
-	for program, pkg := range map[string]string{"nft": "nftables", "dnsmasq": "dnsmasq-base", "busybox": "busybox-static"} {
+	for program, pkg := range map[string]string{
+		"nft": "nftables", "dnsmasq": "dnsmasq-base", "busybox": "busybox-static",
+	} {
 		_, err := exec.LookPath(program)
 		nstest.Require(b, program, err == nil, "apt install "+pkg)
 	}
@@ -114,7 +118,8 @@ func newNetworkLab(b *testing.B) *networkLab {
 	} {
 		err = errors.Join(err, l.in(l.host, argv))
 	}
-	err = errors.Join(err, l.in(l.outside, "ip addr add "+labOutside+"/24 dev eth0"), l.in(l.outside, "ip link set eth0 up"))
+	err = errors.Join(err,
+		l.in(l.outside, "ip addr add "+labOutside+"/24 dev eth0"), l.in(l.outside, "ip link set eth0 up"))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -154,7 +159,8 @@ func (l *networkLab) way(name string, make func(l *networkLab, i int) (stop func
 		if stop != nil {
 			err = errors.Join(err, stop())
 		}
-		return took, errors.Join(err, l.in(l.host, "ip link set p0 nomaster down"), l.in(l.guest, "ip link set eth0 down"))
+		return took, errors.Join(err,
+			l.in(l.host, "ip link set p0 nomaster down"), l.in(l.guest, "ip link set eth0 down"))
 	}}
 }
 
@@ -204,8 +210,9 @@ func (l *networkLab) byHand(int) (stop func() error, err error) {
 	} {
 		err = errors.Join(err, l.in(l.host, command))
 	}
-	server := exec.Command("nsenter", "--net="+l.host.Path(), "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null",
-		"--no-hosts", "--no-resolv", "--no-ping", "--interface=hand0", "--except-interface=lo", "--bind-dynamic",
+	server := exec.Command("nsenter", "--net="+l.host.Path(), "dnsmasq", "--keep-in-foreground",
+		"--conf-file=/dev/null", "--no-hosts", "--no-resolv", "--no-ping", "--interface=hand0",
+		"--except-interface=lo", "--bind-dynamic",
 		"--dhcp-range=10.66.0.2,10.66.0.254,1h", "--dhcp-leasefile="+l.dir+"/leases", "--pid-file=", "--user=root")
 	server.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	err = errors.Join(err, server.Start())

@@ -16,6 +16,7 @@ private_dirs() {
 	for file in passwd group nsswitch.conf ld.so.cache machine-id bash.bashrc; do
 		[ ! -e "/etc/$file" ] || cp "/etc/$file" /var/etc
 	done
+	[ ! -d /etc/alternatives ] || cp -a /etc/alternatives /var/etc # iptables is a link into it
 	grep -q '^libvirt-qemu:' /var/etc/group || echo 'libvirt-qemu:x:64055:' >>/var/etc/group
 	grep -q '^libvirt-qemu:' /var/etc/passwd || echo 'libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin' >>/var/etc/passwd
 	mount --bind /var/etc /etc
