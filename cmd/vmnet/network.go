@@ -10,6 +10,7 @@ import (
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/network"
 	"vmnet/internal/network/config"
+	"vmnet/internal/network/dhcp"
 	"vmnet/step"
 )
 
@@ -59,7 +60,7 @@ func (o *networkFlags) add(cmd *cobra.Command) {
 	f.StringVar(&o.config, "config-dir", "",
 		"`DIRECTORY` of the networks' files (default "+config.DefaultDir+", with --user ~/.config/vmnet/networks.d)")
 	f.StringVar(&o.state, "state-dir", "", "`DIRECTORY` of the servers' lease files (default "+
-		network.DefaultState+", with --user ~/.local/state/vmnet/networks)")
+		dhcp.DefaultState+", with --user ~/.local/state/vmnet/networks)")
 	f.Var(&o.user, "user",
 		"networks of this user, without privilege, in namespaces of their own (default for users other than root)")
 	f.Lookup("user").NoOptDefVal = "true"
@@ -99,7 +100,7 @@ func (a *app) withNetworks(ctx context.Context, o *networkFlags, f func(*network
 
 // networkService returns what runs servers: systemd, if it runs this machine and finds the files.
 func (a *app) networkService(ctx context.Context, o *networkFlags, ns *netns.NS) (network.Service, error) {
-	usual := o.config == config.DefaultDir && o.state == network.DefaultState
+	usual := o.config == config.DefaultDir && o.state == dhcp.DefaultState
 	if usual && network.HasSystemd(ctx, ns) {
 		return network.Systemd{}, nil
 	}

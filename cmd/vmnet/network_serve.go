@@ -72,7 +72,7 @@ func (a *app) networkServe(ctx context.Context, m *network.Manager, name string)
 		}
 	}
 	if n.DHCP {
-		err = server.Serve(ctx, m.ServerConfig(n), ready)
+		err = m.Serve(ctx, n, ready, func(err error) { a.note(err.Error()) })
 	} else {
 		ready()
 		<-ctx.Done()

@@ -89,6 +89,16 @@ func (a *app) printNetwork(n network.Shown) error {
 		{"domain", n.Domain},
 		{"ports", orNone(strings.Join(n.Ports, " "))},
 	}
+	for _, g := range n.Guests {
+		text := g.VM + "/" + g.NIC + ", " + g.MAC
+		for _, a := range g.IP {
+			text += ", " + a.String()
+		}
+		if g.Name != "" {
+			text += ", called " + g.Name
+		}
+		fields = append(fields, field{"guest", text})
+	}
 	for _, h := range n.Hosts {
 		fields = append(fields, field{"host", fmt.Sprintf("%s, %s, %s", h.Name, h.MAC, h.IP)})
 	}
@@ -126,10 +136,11 @@ func (a *app) networkLeasesCommand(o *networkFlags) *cobra.Command {
 	format := outputFlag(cmd)
 	cmd.RunE = a.verb(func(cmd *cobra.Command, args []string) error {
 		return a.withNetworks(cmd.Context(), o, func(m *network.Manager) error {
-			if _, err := m.Dir.Read(args[0]); err != nil {
+			n, err := m.Dir.Read(args[0])
+			if err != nil {
 				return err
 			}
-			leases, err := m.Leases(args[0])
+			leases, err := m.Leases(n)
 			if err != nil {
 				return err
 			}
@@ -143,13 +154,13 @@ func (a *app) networkLeasesCommand(o *networkFlags) *cobra.Command {
 }
 
 func (a *app) printLeases(leases []dhcp.Lease) error {
-	rows := [][]string{{"IP", "MAC", "NAME", "EXPIRES"}}
+	rows := [][]string{{"IP", "MAC", "NAME", "GUEST", "EXPIRES"}}
 	for _, l := range leases {
 		expires := "never"
 		if !l.Expires.IsZero() {
 			expires = l.Expires.Format(time.RFC3339)
 		}
-		rows = append(rows, []string{l.IP.String(), l.MAC, l.Name, expires})
+		rows = append(rows, []string{l.IP.String(), l.MAC, l.Name, l.Guest, expires})
 	}
 	return a.table(rows, nil)
 }

@@ -9,6 +9,7 @@ import (
 
 	"vmnet/internal/network"
 	"vmnet/internal/network/config"
+	"vmnet/internal/network/dhcp"
 	"vmnet/internal/network/server"
 	"vmnet/internal/network/userdirs"
 	"vmnet/internal/network/usernet"
@@ -46,7 +47,7 @@ func (u *userChoice) yes() bool {
 
 // networkPlaces fills in the directories that were not given.
 func (a *app) networkPlaces(o *networkFlags) error {
-	configs, state := config.Dir(config.DefaultDir), network.DefaultState
+	configs, state := config.Dir(config.DefaultDir), dhcp.DefaultState
 	if o.user.yes() {
 		if a.netns != "" {
 			return usagef("--netns %s: a user's networks are in namespaces of their own (root's: --user=false)",

@@ -378,7 +378,7 @@ func (m *Manager) serverSteps(ctx context.Context, n *config.Network, st *state)
 	}
 	differs := n.DHCP != (st.server != nil)
 	if n.DHCP && st.server != nil {
-		differs = st.server.Alias != m.ServerConfig(n).Mark() || st.bridge == nil || st.server.Master != st.bridge.Index
+		differs = !m.ServerConfig(n).IsCurrent(st.server) || st.bridge == nil || st.server.Master != st.bridge.Index
 	}
 	if !differs && m.Service.AtBoot(ctx, n) {
 		return nil

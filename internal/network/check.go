@@ -167,7 +167,7 @@ func (m *Manager) differences(n *config.Network, st *state) (found []Difference,
 	switch {
 	case n.DHCP && st.server == nil:
 		add("server", "running", "")
-	case n.DHCP && st.server.Alias != m.ServerConfig(n).Mark():
+	case n.DHCP && !m.ServerConfig(n).IsCurrent(st.server):
 		add("server", "started as the file says", "started with other settings")
 	case n.DHCP && st.bridge != nil && st.server.Master != st.bridge.Index:
 		add("server", "on bridge "+n.Name, "on another or none")

@@ -4,15 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
 	"strings"
 
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/network/config"
+	"vmnet/internal/network/dhcp"
 	"vmnet/internal/network/nft"
+	"vmnet/internal/network/roster"
 	"vmnet/internal/network/ruleset"
 	"vmnet/internal/network/server"
 	"vmnet/step"
@@ -105,9 +105,18 @@ func (m *Manager) refuseGuests(br, server *rtnl.Link, uplink string) error {
 	if err != nil {
 		return err
 	}
+	guests, err := roster.Of(m.nl, br)
+	if err != nil {
+		return err
+	}
 	var names []string
 	for _, p := range ports {
-		if (server == nil || p.Index != server.Index) && p.Name != uplink {
+		i := slices.IndexFunc(guests, func(g roster.Guest) bool { return g.Index == p.Index })
+		switch {
+		case server != nil && p.Index == server.Index, p.Name == uplink:
+		case i >= 0:
+			names = append(names, guests[i].Title())
+		default:
 			names = append(names, p.Name)
 		}
 	}
@@ -162,11 +171,10 @@ func (m *Manager) endBridgeStep(name string) step.Step {
 }
 
 func (m *Manager) forgetFilesStep(name string) step.Step {
-	leases := server.LeaseFile(m.State, name)
 	return step.Step{
-		Name: "file", Text: "remove " + leases + " and " + m.Dir.Path(name),
+		Name: "file", Text: "remove " + dhcp.FilesOf(m.State, name).Leases + " and " + m.Dir.Path(name),
 		Do: func(context.Context) error {
-			if err := os.Remove(leases); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := server.RemoveFiles(m.State, name); err != nil {
 				return err
 			}
 			return m.Dir.Remove(name)

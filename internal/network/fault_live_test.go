@@ -230,7 +230,9 @@ func TestLiveDrift(t *testing.T) {
 		{"bridge", func() { x.ip(x.host, "link", "set", "lab", "alias", "") }},
 		{"sysctl net.ipv4.ip_forward", func() { x.sysctl(x.host, forwarding.IP4, "0") }},
 		{"server", func() { x.ip(x.host, "link", "set", "lab-srv", "nomaster") }},
-		{"server", func() { x.ip(x.host, "link", "set", "lab-srv", "alias", server.MarkOf("lab")+"0") }},
+		{"server", func() {
+			x.ip(x.host, "link", "set", "lab-srv", "alias", config.ServerMark{Network: "lab", Settings: "0"}.String())
+		}},
 	} {
 		c.change()
 		found, err := x.m.Check(x.ctx())
@@ -431,7 +433,7 @@ func TestLiveGuestClaims(t *testing.T) {
 		"-r", "10.66.0.11", "-x", "hostname:web", "-s", "/bin/true"); err != nil {
 		t.Fatal(err)
 	}
-	leases, err := x.m.Leases("lab")
+	leases, err := x.m.Leases(labNetwork())
 	if err != nil || len(leases) != 2 {
 		t.Fatalf("%+v, %v", leases, err)
 	}

@@ -117,7 +117,7 @@ func (s *inProcess) Start(ctx context.Context, m *Manager, n *config.Network) er
 	}
 	own, cancel := context.WithCancel(context.Background())
 	ready, ended := make(chan struct{}), make(chan error, 1)
-	go func() { ended <- server.Serve(own, m.ServerConfig(n), func() { close(ready) }) }()
+	go func() { ended <- m.Serve(own, n, func() { close(ready) }, func(error) {}) }()
 	select {
 	case <-ready:
 		s.running[n.Name] = func() error { cancel(); return <-ended }
@@ -227,6 +227,9 @@ func (x *h) sysctl(ns *netns.NS, name, value string) {
 	}
 }
 
+// portName returns the name of the network's port of a guest.
+func portName(guest int) string { return fmt.Sprintf("g%d", guest) }
+
 func (x *h) guest(network, mac string) *guest {
 	x.Helper()
 	g := &guest{h: x, ns: nstest.New(x)}
@@ -234,7 +237,7 @@ func (x *h) guest(network, mac string) *guest {
 		x.sysctl(g.ns, "net/ipv6/conf/default/"+s, "0")
 	}
 	x.guests++
-	port := fmt.Sprintf("g%d", x.guests)
+	port := portName(x.guests)
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = port
 	peer, err := net.ParseMAC(mac)
@@ -286,6 +289,13 @@ func (g *guest) lease(name string) *guest {
 		g.Fatal(err)
 	}
 	return g
+}
+
+// again asks for a lease anew, as after a boot, and returns the address.
+func (g *guest) again() string {
+	g.Helper()
+	g.h.ip(g.ns, "addr", "flush", "dev", "eth0")
+	return g.lease("").ip
 }
 
 // lookupTimeout is for questions that nobody may answer: tests that expect an answer ask again.

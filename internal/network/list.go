@@ -12,7 +12,6 @@ import (
 	"vmnet/internal/network/dhcp"
 	"vmnet/internal/network/firewall"
 	"vmnet/internal/network/ruleset"
-	"vmnet/internal/network/server"
 )
 
 // States of a network.
@@ -38,7 +37,8 @@ type Info struct {
 	Domain    string        `json:"domain,omitempty"`
 	Hosts     []HostInfo    `json:"hosts"`
 	Forwards  []ForwardInfo `json:"forwards"`
-	Ports     []string      `json:"ports"` // of the bridge, without the server's
+	Ports     []string      `json:"ports"`  // of the bridge, without the server's
+	Guests    []GuestInfo   `json:"guests"` // that belong to the network
 	Error     string        `json:"error,omitempty"`
 }
 
@@ -47,6 +47,16 @@ type HostInfo struct {
 	Name string     `json:"name"`
 	MAC  string     `json:"mac"`
 	IP   netip.Addr `json:"ip"`
+}
+
+// GuestInfo is a guest's NIC that belongs to a network.
+type GuestInfo struct {
+	VM        string       `json:"vm"`
+	NIC       string       `json:"nic"`
+	Interface string       `json:"interface"`
+	MAC       string       `json:"mac"`
+	IP        []netip.Addr `json:"ip,omitempty"`   // its own addresses
+	Name      string       `json:"name,omitempty"` // in the DNS, without the domain; empty if another has it
 }
 
 // ForwardInfo is a forward as it is typed.
@@ -61,6 +71,7 @@ func Describe(n *config.Network) Info {
 	i := Info{
 		Network: n.Name, NAT: n.NAT, DHCP: n.DHCP, Isolated: n.Isolated, Integrate: n.Integrate, Domain: n.Domain,
 		Hosts: []HostInfo{}, Forwards: []ForwardInfo{}, Ports: []string{},
+		Guests: []GuestInfo{},
 	}
 	if n.Subnet.IsValid() {
 		i.Subnet = n.Subnet.String()
@@ -155,8 +166,12 @@ func (m *Manager) infos(ctx context.Context, networks []*config.Network) (infos 
 			if err != nil {
 				return nil, err
 			}
+			if i.Guests, err = m.guestInfos(n); err != nil {
+				return nil, err
+			}
 			for _, p := range ports {
-				if !strings.HasPrefix(p.Alias, server.MarkOf(n.Name)) && p.Name != r.uplink {
+				mark, ok := config.ParseServerMark(p.Alias)
+				if !(ok && mark.Network == n.Name) && p.Name != r.uplink {
 					i.Ports = append(i.Ports, p.Name)
 				}
 			}
@@ -200,7 +215,7 @@ func (m *Manager) Show(ctx context.Context, name string) (Shown, error) {
 		return s, err
 	}
 	if s.Obstacles, err = m.Obstacles(ctx, n); err == nil {
-		s.Leases, err = m.Leases(name)
+		s.Leases, err = m.Leases(n)
 	}
 	return s, err
 }
@@ -218,16 +233,21 @@ func (m *Manager) Programs(n *config.Network) (rules string, programs []string, 
 }
 
 // Leases returns the addresses that guests of a network have.
-func (m *Manager) Leases(name string) ([]dhcp.Lease, error) {
-	if err := config.CheckName(name); err != nil {
-		return nil, err
-	}
-	text, err := readBounded(server.LeaseFile(m.State, name), dhcp.MaxLeaseBytes)
-	if errors.Is(err, fs.ErrNotExist) {
-		return []dhcp.Lease{}, nil
-	}
+func (m *Manager) Leases(n *config.Network) ([]dhcp.Lease, error) {
+	leases, err := dhcp.ReadLeases(m.State, n.Name)
 	if err != nil {
 		return nil, err
 	}
-	return dhcp.ParseLeases(text)
+	guests, err := m.guestInfos(n)
+	if err != nil {
+		return nil, err
+	}
+	for i := range leases {
+		for _, g := range guests {
+			if g.MAC == leases[i].MAC {
+				leases[i].Guest = g.VM + "/" + g.NIC
+			}
+		}
+	}
+	return leases, nil
 }

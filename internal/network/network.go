@@ -20,9 +20,6 @@ import (
 	"vmnet/step"
 )
 
-// DefaultState is where the lease files are.
-const DefaultState = "/var/lib/vmnet/networks"
-
 // Manager makes, compares and deletes the networks of one network namespace. Close it.
 type Manager struct {
 	NS      *netns.NS

@@ -11,7 +11,7 @@ import (
 
 	"vmnet/internal/alias"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/network/roster"
+	"vmnet/internal/network/config"
 	"vmnet/internal/stablemac"
 )
 
@@ -57,7 +57,7 @@ func (m memory) without(other memory) memory {
 func (m memory) includes(other memory) bool { return other.without(m).empty() }
 
 const (
-	keyNetwork    = roster.KeyNetwork
+	keyNetwork    = config.KeyNetwork
 	keyIntegrated = "integrated"
 	keyIP4        = "ip_forward"
 	keyIP6        = "ip6_forward"

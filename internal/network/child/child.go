@@ -67,6 +67,14 @@ func Start(cmd *exec.Cmd, do func(func() error) error) (*Process, error) {
 // PID returns the id of the process.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
+// Signal sends the program a signal.
+func (p *Process) Signal(s syscall.Signal) error {
+	if err := p.cmd.Process.Signal(s); err != nil {
+		return fmt.Errorf("signal %s: %w", p.cmd.Path, err)
+	}
+	return nil
+}
+
 // Done returns a channel that is closed when the program has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 

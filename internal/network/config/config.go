@@ -110,7 +110,7 @@ func (n *Network) Leased() (first, last netip.Addr) {
 		return n.Uplink.Range.First.Next(), n.Uplink.Range.Last
 	}
 	size := uint32(1) << (32 - n.Subnet.Bits())
-	return at(n.Subnet, max(3, size/leaseStart)).Addr(), at(n.Subnet, size-2).Addr()
+	return at(n.Subnet, max(firstOfGuests, size/leaseStart)).Addr(), at(n.Subnet, size-2).Addr()
 }
 
 // Prefixes returns the subnets of the network, as far as they are known.
@@ -161,7 +161,7 @@ func (n *Network) ChooseIPs() error {
 		taken[h.IP] = true
 	}
 	_, last := n.Leased()
-	next := at(n.Subnet, 3).Addr()
+	next := at(n.Subnet, firstOfGuests).Addr()
 	for i := range n.Hosts {
 		if n.Hosts[i].IP.IsValid() {
 			continue
@@ -266,19 +266,16 @@ func checkDomain(domain string) error {
 // checkHost returns what is wrong with a host, or contradicts one before it.
 func (n *Network) checkHost(i int) error {
 	h := n.Hosts[i]
-	_, last := n.Leased()
 	switch {
 	case !isLabel(h.Name):
 		return fmt.Errorf("host name %q: want 1 to %d lower-case letters, digits or hyphens", h.Name, maxLabel)
 	case len(h.MAC) != 6 || h.MAC[0]&1 != 0:
 		return fmt.Errorf("host %s: mac %s: want six bytes, not multicast", h.Name, h.MAC)
-	case n.Uplink != nil:
-		if err := n.checkIPOnUplink(h); err != nil {
-			return err
-		}
-	case !h.IP.Is4() || !n.Subnet.Contains(h.IP) || last.Less(h.IP) || h.IP.Less(at(n.Subnet, 3).Addr()):
-		return fmt.Errorf("host %s: ip %s: want an address from %s to %s (%s is the host's own, %s its server's)",
-			h.Name, h.IP, at(n.Subnet, 3).Addr(), last, n.Router().Addr(), n.Server().Addr())
+	case !h.IP.Is4():
+		return fmt.Errorf("host %s: ip %s: want an IPv4 address", h.Name, h.IP)
+	}
+	if err := n.CheckIP(h.IP); err != nil {
+		return fmt.Errorf("host %s: %w", h.Name, err)
 	}
 	return n.checkHostAlone(i)
 }

@@ -167,12 +167,12 @@ func (n *Network) usableOnUplink(a netip.Addr) bool {
 	return n.Subnet.Contains(a) && a != n.Subnet.Addr() && a != last
 }
 
-func (n *Network) checkIPOnUplink(h Host) error {
+func (n *Network) checkIPOnUplink(a netip.Addr) error {
 	switch {
-	case !n.Subnet.IsValid() || !n.usableOnUplink(h.IP):
-		return fmt.Errorf("host %s: ip %s: want the address of a host in the LAN's subnet", h.Name, h.IP)
-	case h.IP == n.Server().Addr() || h.IP == n.Uplink.Router:
-		return fmt.Errorf("host %s: ip %s: the DHCP server or the router has it", h.Name, h.IP)
+	case !n.Subnet.IsValid() || !n.usableOnUplink(a):
+		return fmt.Errorf("ip %s: want the address of a host in the LAN's subnet", a)
+	case a == n.Server().Addr() || a == n.Uplink.Router:
+		return fmt.Errorf("ip %s: the DHCP server or the router has it", a)
 	}
 	return nil
 }

@@ -22,9 +22,12 @@ const LeaseTime = "1h"
 // maxLeases bounds how many addresses guests can take, by however many MACs, and so the lease file.
 const maxLeases = 4096
 
-// Args returns the arguments of the dnsmasq that runs in the server's namespace. leases is the path
-// of its lease file; resolv that of the host's resolv.conf, which it reads again when it changes.
-func Args(n *config.Network, leases, resolv string) []string { return args(n, Link, leases, resolv) }
+// Args returns the arguments of the dnsmasq that runs in the server's namespace. It reads the
+// host's resolv.conf, at the path resolv, again when it changes, and the guests' files at SIGHUP.
+func Args(n *config.Network, files Files, resolv string) []string {
+	return append(args(n, Link, files.Leases, resolv),
+		"--dhcp-hostsfile="+files.Reservations, "--addn-hosts="+files.Names)
+}
 
 // UserArgs returns the arguments of the dnsmasq of a network that an ordinary user has in a network
 // namespace of its own, where the network's interface has all addresses. It also sends the router
@@ -46,6 +49,8 @@ func args(n *config.Network, link, leases, resolv string) []string {
 		"--interface="+link, "--bind-interfaces", "--except-interface=lo",
 		"--dhcp-authoritative",
 		"--no-ping", // it would keep a guest waiting that asks twice
+		// A guest is known by its NIC: guests from one image may send the same client id.
+		"--dhcp-ignore-clid",
 		"--dhcp-leasefile="+leases, fmt.Sprintf("--dhcp-lease-max=%d", maxLeases),
 		fmt.Sprintf("--dhcp-range=%s,%s,%s,%s", first, last, net.IP(mask(n)), LeaseTime),
 		"--domain="+n.Domain+","+n.Subnet.String()+",local",

@@ -26,11 +26,12 @@ func lab() *config.Network {
 
 func TestArgs(t *testing.T) {
 	n := lab()
-	args := Args(n, "/leases", "/resolv")
+	files := FilesOf("/state", "lab")
+	args := Args(n, files, "/resolv")
 	for _, want := range []string{
 		"--dhcp-range=10.66.0.64,10.66.0.254,255.255.255.0,1h", "--dhcp-option=option:router,10.66.0.1",
 		"--dhcp-host=52:54:00:00:00:01,10.66.0.11,web", "--host-record=web.lab.internal,web,10.66.0.11",
-		"--domain=lab.internal,10.66.0.0/24,local", "--resolv-file=/resolv", "--dhcp-leasefile=/leases",
+		"--domain=lab.internal,10.66.0.0/24,local", "--resolv-file=/resolv", "--dhcp-leasefile=/state/lab.leases",
 		"--interface=eth0", "--keep-in-foreground",
 	} {
 		if !slices.Contains(args, want) {
@@ -38,7 +39,7 @@ func TestArgs(t *testing.T) {
 		}
 	}
 	n.NAT = false
-	args = Args(n, "/leases", "/resolv")
+	args = Args(n, files, "/resolv")
 	if !slices.Contains(args, "--no-resolv") || !slices.Contains(args, "--dhcp-option=option:router") {
 		t.Errorf("without NAT: %q", args)
 	}
@@ -59,7 +60,7 @@ func TestParseLeases(t *testing.T) {
 	leases, err := ParseLeases([]byte("1700000000 52:54:00:00:00:01 10.66.0.11 web 01:52:54:00:00:00:01\n" +
 		"0 52:54:00:00:00:02 10.66.0.64 * *\nduid 00:01\n1700000000 1 fd66::1 x *\n"))
 	want := []Lease{
-		{netip.MustParseAddr("10.66.0.11"), "52:54:00:00:00:01", "web", time.Unix(1700000000, 0).UTC()},
+		{netip.MustParseAddr("10.66.0.11"), "52:54:00:00:00:01", "web", time.Unix(1700000000, 0).UTC(), ""},
 		{IP: netip.MustParseAddr("10.66.0.64"), MAC: "52:54:00:00:00:02"},
 	}
 	if err != nil || !slices.Equal(leases, want) {

@@ -2,20 +2,26 @@ package dhcp
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"net"
 	"net/netip"
 	"strconv"
 	"strings"
 	"time"
+
+	"vmnet/internal/kernel/procfd"
 )
 
 // Lease is an address that a guest has.
 type Lease struct {
 	IP      netip.Addr `json:"ip"`
 	MAC     string     `json:"mac"`
-	Name    string     `json:"name,omitempty"` // which the guest has chosen, or its Host
-	Expires time.Time  `json:"expires"`        // the zero time for never
+	Name    string     `json:"name,omitempty"`  // which the guest has chosen, or its own
+	Expires time.Time  `json:"expires"`         // the zero time for never
+	Guest   string     `json:"guest,omitempty"` // VM/NIC, if the guest's NIC is known
 }
 
 // MaxLeaseBytes bounds a lease file.
@@ -23,6 +29,23 @@ const MaxLeaseBytes = 4 << 20
 
 // maxField is the most of a field that is accepted, in bytes: guests choose their names and ids.
 const maxField = 1024
+
+// ReadLeases reads the leases of a network in the directory state; none if there is no file.
+func ReadLeases(state, network string) ([]Lease, error) {
+	f, err := procfd.OpenRegular(FilesOf(state, network).Leases)
+	if errors.Is(err, fs.ErrNotExist) {
+		return []Lease{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, MaxLeaseBytes+1))
+	if err != nil {
+		return nil, err
+	}
+	return ParseLeases(text)
+}
 
 // ParseLeases parses the lease file that dnsmasq writes: lines of expiry in seconds since 1970,
 // MAC, IP address, name or *, and client id or * (lease_update_file in dnsmasq's src/lease.c).

@@ -15,9 +15,6 @@ import (
 	"vmnet/internal/network/config"
 )
 
-// KeyNetwork is the key of a bridge's alias whose value is the network's name.
-const KeyNetwork = "network"
-
 // NetworkOf returns the network whose bridge a link is; empty for any other link. The bridge has
 // the network's name.
 func NetworkOf(l *rtnl.Link) string {
@@ -27,7 +24,7 @@ func NetworkOf(l *rtnl.Link) string {
 	}
 	for field := range strings.SplitSeq(rest, " ") {
 		key, value, err := alias.Field(field)
-		if err == nil && key == KeyNetwork && value == l.Name {
+		if err == nil && key == config.KeyNetwork && value == l.Name {
 			return value
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -22,19 +21,19 @@ import (
 // somebody else's is an error.
 func Running(nl *rtnl.Conn, n *config.Network) (*rtnl.Link, error) {
 	l, err := nl.Link(n.ServerLink())
+	if err == nil {
+		if mark, ok := config.ParseServerMark(l.Alias); ok && mark.Network == n.Name {
+			return l, nil
+		}
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
 	case err != nil:
 		return nil, err
-	case !strings.HasPrefix(l.Alias, MarkOf(n.Name)):
-		return nil, fmt.Errorf(
-			"%s is not the server of network %s, but something else's (ip link show %[1]s)",
-			l.Name,
-			n.Name,
-		)
 	}
-	return l, nil
+	return nil, fmt.Errorf("%s is not the server of network %s, but something else's (ip link show %[1]s)",
+		l.Name, n.Name)
 }
 
 // Stop ends the server of a network, even if another process has started it, and waits until

@@ -20,7 +20,6 @@ import (
 	"syscall"
 	"time"
 
-	"vmnet/internal/alias"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/ethtool"
 	"vmnet/internal/kernel/netns"
@@ -40,27 +39,22 @@ type Config struct {
 	Resolv  string // the host's resolv.conf; empty for ResolvConf
 }
 
-// LeaseFile returns the path of a network's lease file in the directory state.
-func LeaseFile(state, network string) string { return filepath.Join(state, network+".leases") }
-
-// Mark returns the alias of the server's port. It names the network, and by a sum all that the
-// server was started with: a server with another mark is out of date.
-func (c Config) Mark() string {
+// Mark returns what the alias of the server's port says, before the server knows a guest. Its
+// Settings are a sum of all that the server was started with: one with others is out of date.
+func (c Config) Mark() config.ServerMark {
 	args := append(c.args(), c.advertiseArgs()...)
 	for _, a := range append(c.addresses(), c.Network.Addresses()...) {
 		args = append(args, a.String())
 	}
 	sum := sha256.Sum256([]byte(strings.Join(args, "\x00")))
-	return MarkOf(c.Network.Name) + hex.EncodeToString(sum[:8])
+	return config.ServerMark{Network: c.Network.Name, Settings: hex.EncodeToString(sum[:8])}
 }
 
-// MarkOf is the beginning of the alias of the port of any server of a network.
-func MarkOf(network string) string {
-	return alias.Prefix + "network=" + alias.Escape(network) + " server="
-}
+// files are those of the server.
+func (c Config) files() dhcp.Files { return dhcp.FilesOf(c.State, c.Network.Name) }
 
 func (c Config) args() []string {
-	return dhcp.Args(c.Network, LeaseFile(c.State, c.Network.Name), c.resolv())
+	return dhcp.Args(c.Network, c.files(), c.resolv())
 }
 
 // AdvertiseVerb is the command of this program that runs radv.Main with the arguments after it.
@@ -106,9 +100,18 @@ func (c Config) Lines() []string {
 	return lines
 }
 
-// Serve runs the server until ctx ends, which is success, or one of its programs does. It calls
-// ready once guests are answered. The bridge must be there. Nothing is left when it returns.
-func Serve(ctx context.Context, c Config, ready func()) (err error) {
+// Callbacks are what Serve tells its caller, and what the caller tells it.
+type Callbacks struct {
+	// Guests has the guests that the server should know: those at the start, and then all of them
+	// after each change.
+	Guests <-chan dhcp.Guests
+	Ready  func()      // guests are answered
+	Note   func(error) // what went wrong and is tried again
+}
+
+// Serve runs the server until ctx ends, which is success, or one of its programs does. The bridge
+// must be there. Nothing is left when it returns.
+func Serve(ctx context.Context, c Config, with Callbacks) (err error) {
 	program, err := tool.Find(dhcp.Program, "dnsmasq-base")
 	if err != nil {
 		return err
@@ -117,8 +120,17 @@ func Serve(ctx context.Context, c Config, ready func()) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := prepareLeases(LeaseFile(c.State, c.Network.Name), who); err != nil {
+	if err := prepareLeases(c.files().Leases, who); err != nil {
 		return err
+	}
+	var first dhcp.Guests
+	select {
+	case first = <-with.Guests:
+	case <-ctx.Done():
+		return nil
+	}
+	if err := c.writeGuests(first.List); err != nil {
+		return fmt.Errorf("guests of network %s: %w", c.Network.Name, err)
 	}
 	nl, err := rtnl.Open(c.NS)
 	if err != nil {
@@ -140,8 +152,12 @@ func Serve(ctx context.Context, c Config, ready func()) (err error) {
 	if err := Listening(ctx, main, fmt.Sprintf("/proc/%d", main.PID())); err != nil {
 		return err
 	}
-	ready()
-	return child.Wait(ctx, all...)
+	t := &teller{c: c, nl: nl, port: port, main: main}
+	if err := t.known(ctx, first); err != nil {
+		return err
+	}
+	with.Ready()
+	return t.follow(ctx, with.Guests, with.Note, all)
 }
 
 // start starts the server's programs, dnsmasq first, in the server's namespace.
@@ -205,7 +221,7 @@ func (c Config) namespace(nl *rtnl.Conn) (inner *netns.NS, port int, err error) 
 func (c Config) plug(nl *rtnl.Conn, br *rtnl.Link, inner *netns.NS) (port int, err error) {
 	name := c.Network.ServerLink()
 	port = rtnl.RandomIndex()
-	err = nl.CreateWithAlias("veth", port, c.Mark(), rtnl.Name(name), rtnl.VethPeer(dhcp.Link, inner))
+	err = nl.CreateWithAlias("veth", port, c.Mark().String(), rtnl.Name(name), rtnl.VethPeer(dhcp.Link, inner))
 	if errors.Is(err, fs.ErrExist) {
 		return 0, fmt.Errorf(
 			"%s is there already (another server runs, or the name is taken: ip link show %[1]s)",
