@@ -23,7 +23,7 @@ import (
 	"vmnet/internal/kernel/netns"
 	"vmnet/internal/kernel/procfd"
 	"vmnet/internal/kernel/rtnl"
-	"vmnet/internal/network/config"
+	"vmnet/internal/network/roster"
 	"vmnet/internal/stablemac"
 	"vmnet/qmp"
 	"vmnet/step"
@@ -43,12 +43,9 @@ type Maker struct {
 	// HelperPath, if not empty, is the path of the privileged program that makes taps if the
 	// caller may not: see Serve.
 	HelperPath string
-	// Networks is the directory of the networks' files; empty for config.DefaultDir.
-	Networks config.Dir
+	// Networks says where the networks' files are.
+	Networks roster.Files
 }
-
-// networks returns the directory of the networks' files.
-func (m *Maker) networks() config.Dir { return cmp.Or(m.Networks, config.DefaultDir) }
 
 // Open returns a Maker for ns, which stays the caller's and must stay open. Close the Maker.
 func Open(ns *netns.NS) (*Maker, error) {

@@ -59,8 +59,11 @@ type place interface {
 
 // newPlacedTap returns a tap with the place that its Spec asks for.
 func newPlacedTap(s hostTap) placedTap {
-	if s.spec.Routed != "" {
+	switch {
+	case s.spec.Routed != "":
 		return placedTap{s, &uplinkPlace{}}
+	case s.spec.Network != "":
+		return placedTap{s, &networkPlace{}}
 	}
 	return placedTap{s, &bridgePlace{}}
 }
@@ -97,14 +100,14 @@ func (s *placedTap) verify(_ context.Context, w making) (*inventory.Device, erro
 type bridgePlace struct{ br *rtnl.Link }
 
 func (p *bridgePlace) planPlace(s *hostTap, r *nic.Record) (_ Interface, err error) {
-	if s.spec.Network != "" {
-		p.br, err = roster.Bridge(s.m.NL, s.m.networks(), s.spec.Network)
-	} else {
-		p.br, err = bridges.Get(s.m.NL, s.spec.Bridge)
-	}
-	if err != nil {
+	if p.br, err = bridges.Get(s.m.NL, s.spec.Bridge); err != nil {
 		return Interface{}, err
 	}
+	return p.planPort(s, r)
+}
+
+// planPort is planPlace once the bridge was read.
+func (p *bridgePlace) planPort(s *hostTap, r *nic.Record) (Interface, error) {
 	if err := mayHaveTap(p.br, s.spec.Port); err != nil {
 		return Interface{}, err
 	}
@@ -122,6 +125,27 @@ func (p *bridgePlace) put(s *hostTap) []step.Step {
 		Text: fmt.Sprintf("RTM_SETLINK %s: master %s%s, up", s.name, p.br.Name, portText(s.spec.Port)),
 		Do:   func(context.Context) error { return bridges.AddPort(s.m.NL, p.br, s.link, s.spec.Port) },
 	}}
+}
+
+// networkPlace is the bridge of a network, whose server knows the guest.
+type networkPlace struct {
+	bridgePlace
+	join *roster.Join
+}
+
+func (p *networkPlace) planPlace(s *hostTap, r *nic.Record) (i Interface, err error) {
+	g := roster.Guest{VM: s.spec.VM, NIC: s.spec.NIC, MAC: s.spec.MAC, IP: s.spec.IP}
+	if p.join, err = roster.Plan(s.m.NL, s.m.Networks, s.spec.Network, g); err != nil {
+		return i, err
+	}
+	p.br = p.join.Bridge
+	i, err = p.planPort(s, r)
+	i.Notices = p.join.Notices
+	return i, err
+}
+
+func (p *networkPlace) put(s *hostTap) []step.Step {
+	return append(p.bridgePlace.put(s), p.join.Steps(func() int { return s.link.Index })...)
 }
 
 // uplinkPlace is the host, which routes the guest's addresses and answers for them on an uplink.
