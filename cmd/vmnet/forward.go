@@ -43,6 +43,9 @@ func forwardText(f network.ForwardInfo) string {
 	if f.Listen != "" {
 		text = f.Listen + " " + text
 	}
+	if f.IP != "" {
+		text += fmt.Sprintf(" (%s, MAC %s)", f.IP, f.MAC)
+	}
 	return text
 }
 
@@ -59,8 +62,12 @@ func (a *app) forwardAddCommand(o *networkFlags) *cobra.Command {
 		Use:   "add NETWORK PROTOCOL:PORT[-LAST] GUEST[:PORT]",
 		Short: "Add a forward",
 		Long: `Add a forward: from ports of the host to a guest, by the name of one of the network's
-hosts or by its address. The ports of a range stay the same. The same command again changes nothing.`,
+hosts, by that of a guest that was attached with --network, or by an address. A forward to a guest is
+bound to its NIC: as long as the forward is there, the network's server gives the guest's MAC the
+address that it has now, and no other. The ports of a range stay the same. The same command again
+changes nothing.`,
 		Example: `  vmnet forward add lab tcp:8080 web:80
+  vmnet forward add lab udp:5000-5010 P2
   vmnet forward add lab tcp:8080 [fd66:1:2:3::11]:80`,
 		Args:              threeArgs,
 		ValidArgsFunction: a.networkNames(o),
@@ -73,7 +80,10 @@ hosts or by its address. The ports of a range stay the same. The same command ag
 			return usagef("%w", err)
 		}
 		o.json = *format == "json"
-		return a.changeForwards(cmd.Context(), o, args[0], &f, "added", func(n *config.Network) error {
+		return a.changeForwards(cmd.Context(), o, args[0], &f, "added", func(m *network.Manager, n *config.Network) error {
+			if err := m.Bind(n, &f); err != nil {
+				return err
+			}
 			if slices.Contains(n.Forwards, f) {
 				return errSame
 			}
@@ -116,7 +126,7 @@ func (a *app) forwardRemoveCommand(o *networkFlags) *cobra.Command {
 		}
 		o.json = *format == "json"
 		var removed config.Forward
-		return a.changeForwards(cmd.Context(), o, args[0], &removed, "removed", func(n *config.Network) error {
+		return a.changeForwards(cmd.Context(), o, args[0], &removed, "removed", func(_ *network.Manager, n *config.Network) error {
 			i := slices.IndexFunc(n.Forwards, func(f config.Forward) bool {
 				return f.From() == args[1] && (listen == "" || infoOf(f).Listen == listen)
 			})
@@ -133,10 +143,10 @@ func (a *app) forwardRemoveCommand(o *networkFlags) *cobra.Command {
 
 // changeForwards changes the file of a network, and makes the network so.
 func (a *app) changeForwards(ctx context.Context, o *networkFlags, name string, f *config.Forward, done string,
-	change func(*config.Network) error,
+	change func(*network.Manager, *config.Network) error,
 ) error {
 	return a.withNetworks(ctx, o, func(m *network.Manager) error {
-		err := m.Replace(ctx, name, change)
+		err := m.Replace(ctx, name, func(n *config.Network) error { return change(m, n) })
 		changed := !errors.Is(err, errSame)
 		if err != nil && changed {
 			return err

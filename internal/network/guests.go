@@ -3,7 +3,10 @@ package network
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
+	"net/netip"
+	"slices"
 
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/network/config"
@@ -132,4 +135,43 @@ func (m *Manager) guestInfos(n *config.Network) ([]GuestInfo, error) {
 		infos = append(infos, GuestInfo{g.VM, g.NIC, g.Interface, g.MAC.String(), g.IP, g.Name})
 	}
 	return infos, err
+}
+
+// Bind binds a forward to the NIC of the guest that it names, unless that is one of the network's
+// hosts. The guest keeps the address that it has now. That there is no such guest is no error, but
+// one of the network's Validate.
+func (m *Manager) Bind(n *config.Network, f *config.Forward) error {
+	_, isHost := n.Host(f.Guest)
+	if _, err := netip.ParseAddr(f.Guest); err == nil || isHost {
+		return nil
+	}
+	for _, h := range n.Fixed() {
+		if h.Name == f.Guest { // another forward is bound to it
+			f.Bound = config.Binding{MAC: h.MAC.String(), IP: h.IP}
+			return nil
+		}
+	}
+	guests, err := m.guestInfos(n)
+	i := slices.IndexFunc(guests, func(g GuestInfo) bool { return g.Name == f.Guest })
+	if err != nil || i < 0 {
+		return err
+	}
+	has := guests[i].IP
+	leases, err := dhcp.ReadLeases(m.State, n.Name)
+	if err != nil {
+		return err
+	}
+	for _, l := range leases {
+		if l.MAC == guests[i].MAC {
+			has = append(has, l.IP)
+		}
+	}
+	for _, a := range has {
+		if a.Is4() {
+			f.Bound = config.Binding{MAC: guests[i].MAC, IP: a}
+			return nil
+		}
+	}
+	return fmt.Errorf("forward %s: guest %s has no IPv4 address yet (wait for its lease: vmnet network leases %s; "+
+		"or attach it with --ip)", f.From(), f.Guest, n.Name)
 }

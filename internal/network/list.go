@@ -64,6 +64,8 @@ type ForwardInfo struct {
 	From   string `json:"from"`
 	To     string `json:"to"`
 	Listen string `json:"listen,omitempty"`
+	MAC    string `json:"mac,omitempty"` // of the guest's NIC that it is bound to
+	IP     string `json:"ip,omitempty"`  // which the server gives that NIC
 }
 
 // Describe returns what a network's file says.
@@ -89,6 +91,9 @@ func Describe(n *config.Network) Info {
 		info := ForwardInfo{From: f.From(), To: f.To()}
 		if f.Listen.IsValid() {
 			info.Listen = f.Listen.String()
+		}
+		if f.Bound.IP.IsValid() {
+			info.MAC, info.IP = f.Bound.MAC, f.Bound.IP.String()
 		}
 		i.Forwards = append(i.Forwards, info)
 	}

@@ -111,7 +111,8 @@ func TestParseErrors(t *testing.T) {
 		},
 		{
 			"unknown guest", subnet + "forwards:\n- {from: \"tcp:8080\", to: \"web:80\"}",
-			"3:3: forward tcp:8080: network lab has no host web (name it with --host web=MAC, or write its address), " +
+			"3:3: forward tcp:8080: network lab has no host web, and no such guest is on it " +
+				"(attach it first, name it with --host web=MAC, or write its address), " +
 				"in `- {from: \"tcp:8080\", to: \"web:80\"}`",
 		},
 		{
@@ -390,5 +391,74 @@ func TestExamples(t *testing.T) {
 	}
 	if n, err := Parse("vmnet-network.8.md", "lan", []byte(examples[1])); err != nil || n.Uplink == nil {
 		t.Errorf("%+v, %v", n, err)
+	}
+}
+
+// TestBoundForward: a forward may be bound to the NIC of a guest that is no host. It is a host of
+// the network then, and contradicts others.
+func TestBoundForward(t *testing.T) {
+	bound := Forward{
+		Protocol: "tcp", First: 22, Last: 22, Guest: "p2",
+		Bound: Binding{MAC: "52:54:00:00:00:02", IP: netip.MustParseAddr("10.66.0.20")},
+	}
+	n := lab()
+	n.Forwards = append(n.Forwards, bound)
+	got, err := Parse("f", n.Name, n.Format())
+	if err != nil || !reflect.DeepEqual(got, n) {
+		t.Errorf("%v: got %+v\nwant %+v", err, got, n)
+	}
+	if fixed := n.Fixed(); len(fixed) != 2 || fixed[1].Name != "p2" || fixed[1].IP != bound.Bound.IP {
+		t.Errorf("fixed: %+v", fixed)
+	}
+	if a, err := n.Target(bound); err != nil || a != bound.Bound.IP {
+		t.Errorf("target %v, %v", a, err)
+	}
+	for want, change := range map[string]func(*Forward){
+		"want an IPv4 address":           func(f *Forward) { f.Bound.IP = netip.MustParseAddr("fd66:1:2:3::20") },
+		"want an address from 10.66.0.3": func(f *Forward) { f.Bound.IP = netip.MustParseAddr("10.66.0.1") },
+		`mac "x"`:                        func(f *Forward) { f.Bound.MAC = "x" },
+		"host web has mac 52:54:00:00:00:01 and ip 10.66.0.11": func(f *Forward) { f.Bound.IP = n.Hosts[0].IP },
+		"host web has mac 52:54:00:00:00:01":                   func(f *Forward) { f.Bound.MAC = n.Hosts[0].MAC.String() },
+		"host p3 has mac 52:54:00:00:00:02":                    func(f *Forward) { f.First, f.Last, f.Guest = 23, 23, "p3" },
+		"mac and ip go with the name of a guest":               func(f *Forward) { f.Guest = "10.66.0.20" },
+	} {
+		n := lab()
+		other := bound
+		n.Forwards = []Forward{bound}
+		change(&other)
+		n.Forwards = append(n.Forwards, other)
+		if other.First == bound.First {
+			n.Forwards = n.Forwards[1:]
+		}
+		if err := n.Validate(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: %v, want %s", other, err, want)
+		}
+	}
+}
+
+func TestLabel(t *testing.T) {
+	for guest, want := range map[string]string{
+		"P1": "p1", "my vm": "my-vm", "-a_b.": "a-b", "名前": "", "": "", strings.Repeat("x", 70): strings.Repeat("x", 63),
+		strings.Repeat("x", 62) + "--y": strings.Repeat("x", 62),
+	} {
+		if got := Label(guest); got != want || got != "" && !isLabel(got) {
+			t.Errorf("%q: %q, want %q", guest, got, want)
+		}
+	}
+}
+
+func TestServerMark(t *testing.T) {
+	for _, m := range []ServerMark{{"lab", "12ab", ""}, {"lab", "12ab", "34cd"}} {
+		if got, ok := ParseServerMark(m.String()); !ok || got != m {
+			t.Errorf("%q is read as %+v", m, got)
+		}
+	}
+	for _, text := range []string{
+		"", "x", "vmnet network=lab", "vmnet server=12ab", "vmnet network=lab ip_forward=0", "vmnet network=%zz server=1",
+		"vmnet vm=P2 nic=net0 type=tap source=lab network=lab mac=52:54:00:00:00:01",
+	} {
+		if m, ok := ParseServerMark(text); ok {
+			t.Errorf("%q is read as %+v", text, m)
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -15,6 +16,14 @@ type Forward struct {
 	Listen      netip.Addr // the host's address; the zero Addr for all that it has
 	Guest       string     // the name or the address of the guest
 	Port        uint16     // the guest's port for First; 0 for the same ports
+	Bound       Binding    // to the NIC of a guest that is no Host; zero for a Host, or an address
+}
+
+// Binding is a guest's NIC, and the address that the network's server gives it as long as a forward
+// leads there.
+type Binding struct {
+	MAC string // as net.HardwareAddr writes it
+	IP  netip.Addr
 }
 
 // ParseForward parses what is typed: "tcp:8080" or "udp:5000-5010", and "web:80", "10.66.0.11",
@@ -90,13 +99,14 @@ func parseTarget(s string) (guest string, port uint16, err error) {
 		}
 	}
 	a, err := netip.ParseAddr(guest)
+	name := strings.ToLower(guest) // a guest's may be typed as it is elsewhere
 	switch {
 	case err == nil && a.Zone() == "":
 		return a.Unmap().String(), port, nil
-	case !isLabel(guest):
+	case !isLabel(name):
 		return "", 0, wrong
 	}
-	return guest, port, nil
+	return name, port, nil
 }
 
 // From returns the ports as they are typed: "tcp:8080", "udp:5000-5010".
@@ -121,14 +131,17 @@ func (f Forward) To() string {
 
 // Target returns the address that a forward leads to.
 func (n *Network) Target(f Forward) (netip.Addr, error) {
+	if f.Bound.IP.IsValid() {
+		return f.Bound.IP, nil
+	}
 	if h, ok := n.Host(f.Guest); ok {
 		return h.IP, nil
 	}
 	a, err := netip.ParseAddr(f.Guest)
 	switch {
 	case err != nil:
-		return a, fmt.Errorf("forward %s: network %s has no host %s (name it with --host %s=MAC, or write its address)",
-			f.From(), n.Name, f.Guest, f.Guest)
+		return a, fmt.Errorf("forward %s: network %s has no host %s, and no such guest is on it "+
+			"(attach it first, name it with --host %[3]s=MAC, or write its address)", f.From(), n.Name, f.Guest)
 	case n.Subnet.Contains(a) || n.IPv6.IsValid() && n.IPv6.Contains(a):
 		return a, nil
 	}
@@ -147,6 +160,9 @@ func (n *Network) subnets() string {
 func (n *Network) checkForward(i int) error {
 	f := n.Forwards[i]
 	target, err := n.Target(f)
+	if err == nil {
+		err = n.checkBinding(f)
+	}
 	if err != nil {
 		return err
 	}
@@ -160,6 +176,50 @@ func (n *Network) checkForward(i int) error {
 		}
 	}
 	return nil
+}
+
+// checkBinding returns what is wrong with the NIC that a forward is bound to, or contradicts a host
+// or another forward.
+func (n *Network) checkBinding(f Forward) error {
+	if f.Bound == (Binding{}) {
+		return nil
+	}
+	wrong := func(format string, args ...any) error {
+		return fmt.Errorf("forward %s: "+format, append([]any{f.From()}, args...)...)
+	}
+	_, err := ParseMAC(f.Bound.MAC)
+	switch {
+	case !isLabel(f.Guest):
+		return wrong("mac and ip go with the name of a guest, and %q is none", f.Guest)
+	case err != nil:
+		return wrong("%w", err)
+	case !f.Bound.IP.Is4():
+		return wrong("ip %s: want an IPv4 address", f.Bound.IP)
+	}
+	if err := n.CheckIP(f.Bound.IP); err != nil {
+		return wrong("%w", err)
+	}
+	for _, h := range n.Fixed() {
+		same := []bool{h.Name == f.Guest, h.MAC.String() == f.Bound.MAC, h.IP == f.Bound.IP}
+		if slices.Contains(same, true) && slices.Contains(same, false) {
+			return wrong("guest %s with mac %s and ip %s: host %s has mac %s and ip %s", f.Guest, f.Bound.MAC, f.Bound.IP,
+				h.Name, h.MAC, h.IP)
+		}
+	}
+	return nil
+}
+
+// Fixed returns the Hosts, and the guests to which forwards are bound.
+func (n *Network) Fixed() []Host {
+	all := slices.Clone(n.Hosts)
+	for _, f := range n.Forwards {
+		mac, err := ParseMAC(f.Bound.MAC)
+		known := slices.ContainsFunc(all, func(h Host) bool { return h.Name == f.Guest && h.MAC.String() == f.Bound.MAC })
+		if err == nil && !known {
+			all = append(all, Host{f.Guest, mac, f.Bound.IP})
+		}
+	}
+	return all
 }
 
 // Collide reports whether two forwards, of one IP version, take the same connections.

@@ -152,9 +152,9 @@ func ParseMAC(s string) (net.HardwareAddr, error) {
 }
 
 func (d *decoder) forward(node ast.Node) error {
-	var texts [3]string
+	var texts [5]string
 	var fields []strictyaml.Field
-	for i, key := range []string{"from", "to", "listen"} {
+	for i, key := range []string{"from", "to", "listen", "mac", "ip"} {
 		fields = append(fields, strictyaml.Key(key, func(n ast.Node) (err error) {
 			texts[i], err = d.Text(n, key)
 			if err == nil && texts[i] == "" {
@@ -170,9 +170,25 @@ func (d *decoder) forward(node ast.Node) error {
 		return d.Errorf(strictyaml.TokenOf(node), "a forward needs from and to")
 	}
 	f, err := ParseForward(texts[0], texts[1], texts[2])
+	if mac, ip := texts[3], texts[4]; err == nil && mac+ip != "" {
+		f.Bound, err = parseBinding(mac, ip)
+	}
 	d.n.Forwards = append(d.n.Forwards, f)
 	d.forwards = append(d.forwards, strictyaml.TokenOf(node))
 	return d.at(node, err)
+}
+
+// parseBinding parses the mac and ip of a forward.
+func parseBinding(mac, ip string) (b Binding, err error) {
+	addr, err := ParseMAC(mac)
+	if err != nil {
+		return b, err
+	}
+	if b.IP, err = netip.ParseAddr(ip); err != nil {
+		return b, fmt.Errorf("ip %q: want an IPv4 address", ip)
+	}
+	b.MAC = addr.String()
+	return b, nil
 }
 
 // check runs last, since keys may come in any order.
@@ -230,11 +246,14 @@ func (n *Network) Format() []byte {
 		b.WriteString("forwards:\n")
 	}
 	for _, f := range n.Forwards {
-		listen := ""
+		more := ""
 		if f.Listen.IsValid() {
-			listen = fmt.Sprintf(", listen: %q", f.Listen)
+			more = fmt.Sprintf(", listen: %q", f.Listen)
 		}
-		fmt.Fprintf(&b, "  - {from: %q, to: %q%s}\n", f.From(), f.To(), listen)
+		if f.Bound.IP.IsValid() {
+			more += fmt.Sprintf(", mac: %q, ip: %s", f.Bound.MAC, f.Bound.IP)
+		}
+		fmt.Fprintf(&b, "  - {from: %q, to: %q%s}\n", f.From(), f.To(), more)
 	}
 	return []byte(b.String())
 }

@@ -64,7 +64,7 @@ func args(n *config.Network, link, leases, resolv string) []string {
 	} else {
 		args = append(args, "--dhcp-option=option:router", "--no-resolv") // no way out, so no router
 	}
-	for _, h := range n.Hosts {
+	for _, h := range n.Fixed() {
 		// As a record of its own, no other guest can claim the name.
 		args = append(args, fmt.Sprintf("--dhcp-host=%s,%s,%s", h.MAC, h.IP, h.Name),
 			fmt.Sprintf("--host-record=%s.%s,%[1]s,%[3]s", h.Name, n.Domain, h.IP))

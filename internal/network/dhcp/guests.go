@@ -57,8 +57,9 @@ func (g Guest) Reserved() netip.Addr {
 // --dhcp-hostsfile. Hosts of the network are among the arguments of dnsmasq, and not here.
 func Reservations(n *config.Network, guests []Guest) string {
 	var b strings.Builder
+	fixed := n.Fixed()
 	for _, g := range guests {
-		isHost := slices.ContainsFunc(n.Hosts, func(h config.Host) bool { return h.MAC.String() == g.MAC.String() })
+		isHost := slices.ContainsFunc(fixed, func(h config.Host) bool { return h.MAC.String() == g.MAC.String() })
 		fields := []string{g.MAC.String()}
 		if a := g.Reserved(); a.IsValid() {
 			fields = append(fields, a.String())

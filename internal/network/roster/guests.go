@@ -61,13 +61,14 @@ const wpad = "wpad"
 // of a guest, or the second guest of a name, is called after its NIC as well.
 func Named(n *config.Network, guests []Guest) []Guest {
 	names, ips := map[string]bool{wpad: true}, map[netip.Addr]bool{}
-	for _, h := range n.Hosts {
+	fixed := n.Fixed()
+	for _, h := range fixed {
 		names[h.Name], ips[h.IP] = true, true
 	}
 	named := slices.Clone(guests)
 	for i := range named {
 		g := &named[i]
-		host, isHost := hostOf(n, g.MAC)
+		host, isHost := hostOf(fixed, g.MAC)
 		var has []netip.Addr
 		if isHost {
 			has = append(has, host.IP)
@@ -91,11 +92,11 @@ func Named(n *config.Network, guests []Guest) []Guest {
 	return named
 }
 
-// hostOf returns the host of a network's file that has the address mac.
-func hostOf(n *config.Network, mac net.HardwareAddr) (config.Host, bool) {
-	i := slices.IndexFunc(n.Hosts, func(h config.Host) bool { return h.MAC.String() == mac.String() })
+// hostOf returns the host that has the address mac.
+func hostOf(hosts []config.Host, mac net.HardwareAddr) (config.Host, bool) {
+	i := slices.IndexFunc(hosts, func(h config.Host) bool { return h.MAC.String() == mac.String() })
 	if i < 0 {
 		return config.Host{}, false
 	}
-	return n.Hosts[i], true
+	return hosts[i], true
 }

@@ -91,7 +91,7 @@ func (j *Join) checkIP(n *config.Network, f Files, others []Guest) error {
 
 // owner returns what has an address, or the guest's own other one; empty for nothing.
 func (j *Join) owner(n *config.Network, others []Guest, a netip.Addr) string {
-	for _, h := range n.Hosts {
+	for _, h := range n.Fixed() {
 		mine := h.MAC.String() == j.guest.MAC.String()
 		switch {
 		case h.IP == a && !mine:
@@ -167,7 +167,7 @@ func (j *Join) tellName(n *config.Network, others []Guest) {
 			why = fmt.Sprintf("%s is the name of %s", label, g.Title())
 		}
 	}
-	if _, isHost := n.Host(label); isHost {
+	if slices.ContainsFunc(n.Fixed(), func(h config.Host) bool { return h.Name == label }) {
 		why = fmt.Sprintf("%s is the name of a host in its file", label)
 	}
 	j.Notices = append(j.Notices, fmt.Sprintf("network %s: %s: %s", n.Name, why, is))

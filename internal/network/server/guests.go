@@ -113,7 +113,7 @@ func replaceFile(path, text string) error {
 // addresses.
 func (t *teller) release(ctx context.Context, guests []dhcp.Guest) error {
 	reserved := slices.Clone(guests)
-	for _, h := range t.c.Network.Hosts {
+	for _, h := range t.c.Network.Fixed() {
 		reserved = append(reserved, dhcp.Guest{MAC: h.MAC, IP: []netip.Addr{h.IP}})
 	}
 	for end := time.Now().Add(releaseTimeout); ; {

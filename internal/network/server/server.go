@@ -29,6 +29,7 @@ import (
 	"vmnet/internal/network/dhcp"
 	"vmnet/internal/network/radv"
 	"vmnet/internal/network/tool"
+	"vmnet/internal/stablemac"
 )
 
 // Config is what a server needs.
@@ -265,6 +266,10 @@ func (c Config) configure(inner *netns.NS) error {
 	defer nl.Close()
 	for _, name := range []string{"lo", dhcp.Link} {
 		l, err := nl.Link(name)
+		if err == nil && name == dhcp.Link {
+			// Guests know the address of a former server of the network.
+			err = nl.Set(l.Index, rtnl.MAC(stablemac.New([]byte{0x02}, "network server", c.Network.Name)))
+		}
 		if err == nil {
 			err = nl.Set(l.Index, rtnl.Up(true))
 		}
