@@ -97,7 +97,7 @@ func (g *guest) inLab(nicID string, ip ...string) nic.Spec {
 	return s
 }
 
-// knows returns what the server's dnsmasq has been told.
+// knows returns what the server's dnsmasq has read of guests.
 func (l *labNet) knows() string {
 	l.Helper()
 	files := dhcp.FilesOf(l.m.State, "lab")
@@ -132,7 +132,9 @@ func (l *labNet) lease(g *guest, found nic.NIC, args ...string) string {
 	if err != nil {
 		l.Fatal(err)
 	}
-	argv := append([]string{"busybox", "udhcpc", "-f", "-n", "-q", "-t", "8", "-T", "1", "-i", link.Name, "-s", "/lease"}, args...)
+	argv := append(
+		[]string{"busybox", "udhcpc", "-f", "-n", "-q", "-t", "8", "-T", "1", "-i", link.Name, "-s", "/lease"},
+		args...)
 	l.sh(g, "cat > /lease; chmod +x /lease", udhcpcScript)
 	out, err := g.Guest.Run(ctx, agent.Command{Argv: argv})
 	for line := range strings.Lines(out.Stdout) {

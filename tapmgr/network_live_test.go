@@ -50,8 +50,8 @@ func TestLiveNetwork(t *testing.T) {
 	if a, err := netip.ParseAddr(ip); err != nil || !l.n.Subnet.Contains(a) || ip == "10.66.0.20" {
 		t.Errorf("another guest with that client id has %s", ip)
 	}
-	for g, addrs := range map[*guest][2]string{one: {netconfig.Label(two.name), "10.66.0.20"}, two: {netconfig.Label(one.name), ip}} {
-		name, want := addrs[0], addrs[1]
+	for g, other := range map[*guest]struct{ name, ip string }{one: {two.name, "10.66.0.20"}, two: {one.name, ip}} {
+		name, want := netconfig.Label(other.name), other.ip
 		if out := l.sh(g, "nslookup "+name+".lab.internal 10.66.0.2", ""); !strings.Contains(out, want) {
 			t.Errorf("%s looks up %s: %s, want %s", g.name, name, out, want)
 		}
@@ -166,7 +166,10 @@ func TestLiveNetworkRefuses(t *testing.T) {
 		refused(g.inLab("net0", ip), want)
 	}
 	refused(g.inLab("net0", "10.66.0.21", "10.66.0.22"), "a guest has one address of each IP version")
-	if _, err := h.Attach(h.context(20*time.Second), other.inLab("net0", "10.66.0.21")); !errors.Is(err, nic.ErrExist) ||
+	if _, err := h.Attach(h.context(20*time.Second), other.inLab("net0", "10.66.0.21")); !errors.Is(
+		err,
+		nic.ErrExist,
+	) ||
 		!strings.Contains(err.Error(), "IP is 10.66.0.20, asked for 10.66.0.21") {
 		t.Errorf("another address for a NIC that is there: %v", err)
 	}

@@ -80,16 +80,23 @@ changes nothing.`,
 			return usagef("%w", err)
 		}
 		o.json = *format == "json"
-		return a.changeForwards(cmd.Context(), o, args[0], &f, "added", func(m *network.Manager, n *config.Network) error {
-			if err := m.Bind(n, &f); err != nil {
-				return err
-			}
-			if slices.Contains(n.Forwards, f) {
-				return errSame
-			}
-			n.Forwards = append(n.Forwards, f)
-			return nil
-		})
+		return a.changeForwards(
+			cmd.Context(),
+			o,
+			args[0],
+			&f,
+			"added",
+			func(m *network.Manager, n *config.Network) error {
+				if err := m.Bind(n, &f); err != nil {
+					return err
+				}
+				if slices.Contains(n.Forwards, f) {
+					return errSame
+				}
+				n.Forwards = append(n.Forwards, f)
+				return nil
+			},
+		)
 	})
 	return cmd
 }
@@ -126,17 +133,24 @@ func (a *app) forwardRemoveCommand(o *networkFlags) *cobra.Command {
 		}
 		o.json = *format == "json"
 		var removed config.Forward
-		return a.changeForwards(cmd.Context(), o, args[0], &removed, "removed", func(_ *network.Manager, n *config.Network) error {
-			i := slices.IndexFunc(n.Forwards, func(f config.Forward) bool {
-				return f.From() == args[1] && (listen == "" || infoOf(f).Listen == listen)
-			})
-			if i < 0 {
-				return fmt.Errorf("network %s has no forward %s (vmnet forward list %[1]s)", n.Name, args[1])
-			}
-			removed = n.Forwards[i]
-			n.Forwards = slices.Delete(n.Forwards, i, i+1)
-			return nil
-		})
+		return a.changeForwards(
+			cmd.Context(),
+			o,
+			args[0],
+			&removed,
+			"removed",
+			func(_ *network.Manager, n *config.Network) error {
+				i := slices.IndexFunc(n.Forwards, func(f config.Forward) bool {
+					return f.From() == args[1] && (listen == "" || infoOf(f).Listen == listen)
+				})
+				if i < 0 {
+					return fmt.Errorf("network %s has no forward %s (vmnet forward list %[1]s)", n.Name, args[1])
+				}
+				removed = n.Forwards[i]
+				n.Forwards = slices.Delete(n.Forwards, i, i+1)
+				return nil
+			},
+		)
 	})
 	return cmd
 }

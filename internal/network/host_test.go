@@ -291,7 +291,7 @@ func (g *guest) lease(name string) *guest {
 	return g
 }
 
-// again asks for a lease anew, as after a boot, and returns the address.
+// again asks for another lease, as after a boot, and returns the address.
 func (g *guest) again() string {
 	g.Helper()
 	g.h.ip(g.ns, "addr", "flush", "dev", "eth0")

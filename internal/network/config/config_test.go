@@ -438,8 +438,8 @@ func TestBoundForward(t *testing.T) {
 
 func TestLabel(t *testing.T) {
 	for guest, want := range map[string]string{
-		"P1": "p1", "my vm": "my-vm", "-a_b.": "a-b", "名前": "", "": "", strings.Repeat("x", 70): strings.Repeat("x", 63),
-		strings.Repeat("x", 62) + "--y": strings.Repeat("x", 62),
+		"P1": "p1", "my vm": "my-vm", "-a_b.": "a-b", "名前": "", "": "",
+		strings.Repeat("x", 70): strings.Repeat("x", 63), strings.Repeat("x", 62) + "--y": strings.Repeat("x", 62),
 	} {
 		if got := Label(guest); got != want || got != "" && !isLabel(got) {
 			t.Errorf("%q: %q, want %q", guest, got, want)

@@ -190,7 +190,7 @@ func (n *Network) checkBinding(f Forward) error {
 	_, err := ParseMAC(f.Bound.MAC)
 	switch {
 	case !isLabel(f.Guest):
-		return wrong("mac and ip go with the name of a guest, and %q is none", f.Guest)
+		return wrong("mac and ip go with the name of a guest, not with %q", f.Guest)
 	case err != nil:
 		return wrong("%w", err)
 	case !f.Bound.IP.Is4():
@@ -202,8 +202,15 @@ func (n *Network) checkBinding(f Forward) error {
 	for _, h := range n.Fixed() {
 		same := []bool{h.Name == f.Guest, h.MAC.String() == f.Bound.MAC, h.IP == f.Bound.IP}
 		if slices.Contains(same, true) && slices.Contains(same, false) {
-			return wrong("guest %s with mac %s and ip %s: host %s has mac %s and ip %s", f.Guest, f.Bound.MAC, f.Bound.IP,
-				h.Name, h.MAC, h.IP)
+			return wrong(
+				"guest %s with mac %s and ip %s: host %s has mac %s and ip %s",
+				f.Guest,
+				f.Bound.MAC,
+				f.Bound.IP,
+				h.Name,
+				h.MAC,
+				h.IP,
+			)
 		}
 	}
 	return nil
@@ -214,7 +221,10 @@ func (n *Network) Fixed() []Host {
 	all := slices.Clone(n.Hosts)
 	for _, f := range n.Forwards {
 		mac, err := ParseMAC(f.Bound.MAC)
-		known := slices.ContainsFunc(all, func(h Host) bool { return h.Name == f.Guest && h.MAC.String() == f.Bound.MAC })
+		known := slices.ContainsFunc(
+			all,
+			func(h Host) bool { return h.Name == f.Guest && h.MAC.String() == f.Bound.MAC },
+		)
 		if err == nil && !known {
 			all = append(all, Host{f.Guest, mac, f.Bound.IP})
 		}

@@ -33,8 +33,8 @@ func TestGuestsFiles(t *testing.T) {
 	}
 }
 
-// TestStale: only leases of guests that are not there are ended, and only for one that has a right
-// to the address.
+// TestStale: only leases of guests that are not there are ended, and only for the one whose address
+// it is.
 func TestStale(t *testing.T) {
 	lease := func(ip string, last byte) Lease {
 		return Lease{IP: netip.MustParseAddr(ip), MAC: guest(last, "").MAC.String()}

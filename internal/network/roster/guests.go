@@ -37,7 +37,10 @@ func Of(nl *rtnl.Conn, br *rtnl.Link) ([]Guest, error) {
 	for _, p := range ports {
 		r, ok := nic.ParseRecord(p.Alias)
 		if ok && r.Network != "" && r.Network == NetworkOf(br) {
-			guests = append(guests, Guest{VM: r.VM, NIC: r.NIC, Interface: p.Name, Index: p.Index, MAC: r.MAC, IP: r.IP})
+			guests = append(
+				guests,
+				Guest{VM: r.VM, NIC: r.NIC, Interface: p.Name, Index: p.Index, MAC: r.MAC, IP: r.IP},
+			)
 		}
 	}
 	return guests, nil

@@ -21,7 +21,9 @@ func guest(index int, vm, id string, ip ...string) Guest {
 func TestNamed(t *testing.T) {
 	n := &config.Network{
 		Name: "lab", Subnet: netip.MustParsePrefix("10.66.0.0/24"), IPv6: netip.MustParsePrefix("fd66:1:2:3::/64"),
-		Hosts: []config.Host{{Name: "web", MAC: net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}, IP: netip.MustParseAddr("10.66.0.11")}},
+		Hosts: []config.Host{
+			{Name: "web", MAC: net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}, IP: netip.MustParseAddr("10.66.0.11")},
+		},
 		Forwards: []config.Forward{{
 			Protocol: "tcp", First: 22, Last: 22, Guest: "bound",
 			Bound: config.Binding{MAC: "52:54:00:00:00:02", IP: netip.MustParseAddr("10.66.0.12")},

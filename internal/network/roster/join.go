@@ -234,7 +234,13 @@ func (j *Join) known(ctx context.Context, index int) error {
 		for _, g := range guests { // a concurrent attach
 			for _, a := range j.guest.IP {
 				if g.Index < index && slices.Contains(g.IP, a) {
-					return fmt.Errorf("%w: %s is %s's, on %s (use another address)", nic.ErrInUse, a, g.Title(), g.Interface)
+					return fmt.Errorf(
+						"%w: %s is %s's, on %s (use another address)",
+						nic.ErrInUse,
+						a,
+						g.Title(),
+						g.Interface,
+					)
 				}
 			}
 		}

@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	retryAfter     = time.Second // when the server could not be told of guests
+	retryAfter     = time.Second // of the server that could not learn its guests
 	releaseTimeout = time.Second // for the end of a lease
 	releasePoll    = 20 * time.Millisecond
 )
