@@ -454,7 +454,8 @@ func TestServerMark(t *testing.T) {
 		}
 	}
 	for _, text := range []string{
-		"", "x", "vmnet network=lab", "vmnet server=12ab", "vmnet network=lab ip_forward=0", "vmnet network=%zz server=1",
+		"", "x", "vmnet network=lab", "vmnet server=12ab", "vmnet network=lab ip_forward=0",
+		"vmnet network=%zz server=1",
 		"vmnet vm=P2 nic=net0 type=tap source=lab network=lab mac=52:54:00:00:00:01",
 	} {
 		if m, ok := ParseServerMark(text); ok {
