@@ -47,6 +47,10 @@ machine, an empty PCI Express root port of q35, virt or microvm with pcie=on, ch
 notices it only with pcie_ports=native on its command line. A machine without any of these, such as
 microvm without pcie=on, can get a NIC only at its start, from qemu-netup.
 
+On a network (vmnet network create) the guest is known by its name, and its bridge is the network's.
+With --ip the network's server gives the guest that address, at most one of each IP version; one
+that is not free is refused. The attach waits until the server knows the guest.
+
 On a userspace switch (vmnet switch run), --via socket gives QEMU one end of a datagram socketpair
 and the switch the other: that needs no privilege and makes no device. --via tap gives QEMU a tap
 whose kernel side the switch takes: it has queues, offloads and vhost, and needs CAP_NET_ADMIN and

@@ -386,7 +386,7 @@ func TestExamples(t *testing.T) {
 	if len(examples) != 2 {
 		t.Fatalf("%d examples", len(examples))
 	}
-	if n, err := Parse("vmnet-network.8.md", "lab", []byte(examples[0])); err != nil || len(n.Forwards) != 2 {
+	if n, err := Parse("vmnet-network.8.md", "lab", []byte(examples[0])); err != nil || len(n.Forwards) != 3 {
 		t.Errorf("%+v, %v", n, err)
 	}
 	if n, err := Parse("vmnet-network.8.md", "lan", []byte(examples[1])); err != nil || n.Uplink == nil {
