@@ -85,7 +85,7 @@ func listRows(nics []nic.NIC, source func(nic.NIC) string) [][]string {
 	}}
 	for _, n := range nics {
 		rows = append(rows, []string{
-			n.VM, n.ID, n.Interface, n.Type, source(n), n.Model, n.MAC, nic.FormatIPs(n.IP), queuesText(n), n.Vhost,
+			n.VM, n.ID, n.Interface, n.Type, source(n), n.Model, n.MAC, ipText(n), queuesText(n), n.Vhost,
 			string(n.State), ownerText(n.UID), viaText(n),
 		})
 	}
@@ -146,6 +146,14 @@ func ownerText(uid int) string {
 		return u.Username
 	}
 	return text
+}
+
+// ipText returns the guest's own addresses, or the empty string for none.
+func ipText(n nic.NIC) string {
+	if len(n.IP) == 0 {
+		return ""
+	}
+	return nic.FormatIPs(n.IP)
 }
 
 // queuesText returns the empty string for a host access, whose queues no process can open.

@@ -196,7 +196,9 @@ func (r Record) text(terse bool) string {
 		add("switch", "on")
 	}
 	add("network", r.Network)
-	add("ip", FormatIPs(r.IP))
+	if len(r.IP) > 0 {
+		add("ip", FormatIPs(r.IP))
+	}
 	add("port", r.Port)
 	r.Limits.encode(add)
 	if r.Netns != 0 {

@@ -248,7 +248,12 @@ func (s Spec) validateHost() error {
 		return fmt.Errorf("VLANs, isolation, hairpin, learning and flooding are settings of a port of a bridge or " +
 			"switch: a NIC on a parent device or a routed one has none")
 	}
-	return cmp.Or(s.validateNetwork(), s.Port.Validate(), s.Lower.validate(s.MAC), s.Switch.validate(s))
+	if s.Network != "" || s.Routed != "" || len(s.IP) > 0 {
+		if err := s.validateNetwork(); err != nil {
+			return err
+		}
+	}
+	return cmp.Or(s.Port.Validate(), s.Lower.validate(s.MAC), s.Switch.validate(s))
 }
 
 // places returns how many of the places in which a NIC can be are named.
