@@ -407,3 +407,36 @@ func TestLiveRoutedGuest(t *testing.T) {
 		t.Errorf("after a kill: %+v, %v", proxies, err)
 	}
 }
+
+// TestLiveLibvirtRouted: a libvirt guest gets a routed tap by its name, and both its detach and the
+// guest's end with a reconcile leave nothing.
+func TestLiveLibvirtRouted(t *testing.T) {
+	h := newLibvirtHost(t)
+	h.quietLAN()
+	before := h.routing()
+	g := h.domain(testvm.Domain{})
+	spec := routedSpec(g.Name, "net0", routedAddr, routedAddr6)
+	spec.Target = h.target(g)
+	n := h.attach(spec)
+	if n.Via != nic.ViaLibvirt || n.State != nic.Up {
+		t.Errorf("%+v", n)
+	}
+	if got := h.check(); len(got) > 0 {
+		t.Errorf("check %+v", got)
+	}
+	if err := g.Guest.UseNIC(h.context(30*time.Second), n.MAC, routedAddr+"/32"); err != nil {
+		t.Fatal(err)
+	}
+	h.take(g, "net0")
+	h.gone(n.Interface)
+	if after := h.routing(); after != before {
+		t.Errorf("left:\n%s\nbefore:\n%s", after, before)
+	}
+	n = h.attach(spec)
+	h.virt.Virsh("destroy", g.Name)
+	h.gone(n.Interface)
+	h.settled()
+	if after := h.routing(); after != before {
+		t.Errorf("left after the guest:\n%s\nbefore:\n%s", after, before)
+	}
+}

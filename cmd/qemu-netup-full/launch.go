@@ -200,8 +200,8 @@ func (a *app) make(o *launchOptions) (made *backend.Launch, err error) {
 // request returns what the policy decides about for a NIC.
 func request(s nic.Spec) policy.Request {
 	r := policy.Request{
-		Guest: s.VM, Bridge: cmp.Or(s.Bridge, s.Network), Network: s.Network, Port: s.Port, MAC: s.MAC,
-		Queues: s.Queues,
+		Guest: s.VM, Bridge: cmp.Or(s.Bridge, s.Network), Network: s.Network, Routed: s.Routed, Port: s.Port,
+		MAC: s.MAC, Queues: s.Queues,
 	}
 	for _, a := range s.IP {
 		r.Addrs = append(r.Addrs, netip.PrefixFrom(a, a.BitLen()))

@@ -14,6 +14,8 @@ import (
 
 	"vmnet/internal/nstest"
 	"vmnet/tapmgr/nic"
+
+	"github.com/vishvananda/netlink"
 )
 
 // TestLiveStart: devices are there when libvirt opens them, are plugged, and are gone with the
@@ -441,4 +443,41 @@ func TestLiveReload(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.refused("web", "vmnet-hook: prepare web:")
+}
+
+// TestLiveRouted: a declared NIC whose addresses are routed to its tap, which vmnet makes, and
+// another whose tap libvirt makes. Nothing is left when the guest ends; a guest with an address of
+// the host does not start.
+func TestLiveRouted(t *testing.T) {
+	h := installed(t)
+	h.lower("eth0")
+	h.sh("ip addr add 192.0.2.2/24 dev eth0")
+	const adopted = `<interface type='ethernet'><mac address='%s'/><model type='virtio'/><alias name='ua-vmnet-net1'/></interface>`
+	h.define("web", metadata(`<vmnet:nic id="net0" routed="eth0" ip="192.0.2.11 192.0.2.12"/>`,
+		`<vmnet:nic id="net1" routed="eth0" ip="192.0.2.13"/>`),
+		handed("web-0", "net0", 1, "")+fmt.Sprintf(adopted, guestMAC(2)))
+	h.virt.Virsh("start", "web")
+	nics := h.nics("web")
+	for id, ips := range map[string]string{"net0": "192.0.2.11,192.0.2.12", "net1": "192.0.2.13"} {
+		if n := nics[id]; n.Type != nic.TypeRouted || n.State != nic.Up || nic.FormatIPs(n.IP) != ips {
+			t.Errorf("%+v", n)
+		}
+	}
+	entries := func() int {
+		all, err := h.nl.NeighProxyList(0, netlink.FAMILY_V4)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	if n := entries(); n != 3 {
+		t.Errorf("%d entries, want 3", n)
+	}
+	h.virt.Virsh("destroy", "web")
+	h.nothingLeft()
+	if n := entries(); n != 0 {
+		t.Errorf("%d entries are left", n)
+	}
+	h.define("bad", metadata(`<vmnet:nic id="net0" routed="eth0" ip="192.0.2.2"/>`), handed("bad-0", "net0", 3, ""))
+	h.refused("bad", "the host has 192.0.2.2 itself, on eth0")
 }

@@ -86,7 +86,7 @@ type policyTest struct {
 func (a *app) policyTestCommand() *cobra.Command {
 	var o policyTest
 	cmd := &cobra.Command{
-		Use:   "test --user USER --{bridge|network|macvtap|ipvtap} PLACE",
+		Use:   "test --user USER --{bridge|network|routed|...} PLACE",
 		Short: "Show whether a user may have a NIC, and why",
 		Long: `Show whether a user may have a NIC: the rule that allows it, or the reason for the
 denial and its cure. Exit status: 0 for allowed, 1 for denied, 2 for wrong usage.
@@ -117,6 +117,7 @@ func (o *policyTest) flags(cmd *cobra.Command) {
 	f.StringVar(&o.request.Guest, "vm", "", "the guest's `NAME` (default none, since QEMU's bridge helper gets none)")
 	f.StringVar(&o.request.Bridge, "bridge", "", "the requested `BRIDGE`")
 	f.StringVar(&o.request.Network, "network", "", "the requested `NETWORK`")
+	f.StringVar(&o.request.Routed, "routed", "", "the `UPLINK` of a requested routed NIC")
 	f.StringVar(&o.macvtap, "macvtap", "", "the `PARENT` device of a requested macvtap")
 	f.StringVar(&o.ipvtap, "ipvtap", "", "the `PARENT` device of a requested ipvtap")
 	f.StringVar(&o.request.Mode, "mode", "", "the mode of a requested macvtap or ipvtap (default bridge, or l2)")
@@ -124,7 +125,7 @@ func (o *policyTest) flags(cmd *cobra.Command) {
 		ip, err := policy.ParseIP(s)
 		o.request.Addrs = append(o.request.Addrs, ip)
 		return err
-	}), "ip", "a requested address of the guest, on a network or of an ipvtap (repeatable)")
+	}), "ip", "a requested address of the guest, on a network, routed or of an ipvtap (repeatable)")
 	nicflags.AddPort(cmd.Flags(), &o.request.Port)
 	nicflags.AddMAC(f, &o.request.MAC, "the requested address (default none: it is derived from names)")
 	o.request.Queues, o.request.NICs = 1, 1
@@ -134,8 +135,8 @@ func (o *policyTest) flags(cmd *cobra.Command) {
 	f.StringVar(&o.bridgeConf, "bridge-conf",
 		bridgeconf.DefaultPath, "`FILE` with the bridges that QEMU's users may have")
 	require(cmd, "user")
-	cmd.MarkFlagsMutuallyExclusive("bridge", "network", "macvtap", "ipvtap")
-	cmd.MarkFlagsOneRequired("bridge", "network", "macvtap", "ipvtap")
+	cmd.MarkFlagsMutuallyExclusive("bridge", "network", "routed", "macvtap", "ipvtap")
+	cmd.MarkFlagsOneRequired("bridge", "network", "routed", "macvtap", "ipvtap")
 }
 
 func (a *app) completePolicyTest(cmd *cobra.Command) {
@@ -146,6 +147,7 @@ func (a *app) completePolicyTest(cmd *cobra.Command) {
 	complete(cmd, "user", cobra.NoFileCompletions)
 	complete(cmd, "bridge", a.bridgeNames)
 	complete(cmd, "network", a.networksToJoin)
+	complete(cmd, "routed", a.interfaceNames)
 	complete(cmd, "macvtap", a.interfaceNames)
 	complete(cmd, "ipvtap", a.interfaceNames)
 }

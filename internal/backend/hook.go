@@ -172,7 +172,7 @@ func (m *Maker) Release(ctx context.Context, vm string) ([]nic.Action, error) {
 			r.Do(dev, "removed: its guest has ended", func() error { return m.Delete(&dev) })
 		}
 	})
-	return m.tidyAfter(ctx, actions, err)
+	return actions, errors.Join(err, m.TidyRouted(ctx))
 }
 
 // Ended removes what was handed over by name to a libvirt guest, or to any if vm is empty, and
@@ -188,17 +188,7 @@ func (m *Maker) Ended(ctx context.Context, vm string) (actions []nic.Action, rem
 			remain = remain || dev.StaysBehind()
 		}
 	})
-	actions, err = m.tidyAfter(ctx, actions, err)
-	return actions, remain, err
-}
-
-// tidyAfter removes what routed NICs have left on the host, after actions of which one may have
-// removed such a NIC.
-func (m *Maker) tidyAfter(ctx context.Context, actions []nic.Action, err error) ([]nic.Action, error) {
-	if !slices.ContainsFunc(actions, func(a nic.Action) bool { return a.Changed }) {
-		return actions, err
-	}
-	return actions, errors.Join(err, m.TidyRouted(ctx))
+	return actions, remain, errors.Join(err, m.TidyRouted(ctx))
 }
 
 // eachByName runs do for each interface that was handed over by name to a guest, or to any if vm is

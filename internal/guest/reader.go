@@ -114,6 +114,9 @@ func recordOf(vm string, def *domainxml.Definition, x domainxml.Interface) (r ni
 		MAC:  spec.MAC, Model: spec.Model,
 		Options: spec.OptionsHash(), Queues: max(x.Queues, 1), Vhost: x.Driver == "vhost", MTU: x.MTU, Via: spec.Via,
 	}
+	if spec.Routed != "" {
+		r.Type = nic.TypeRouted
+	}
 	if l := spec.Lower; l != nil {
 		r.Type, r.Source, r.Mode, r.RxFilter = string(l.Kind), l.Device, l.Mode, l.RxFilter
 	}

@@ -84,7 +84,7 @@ func (g *Gate) byName(requests []policy.Request) []policy.Request {
 	all := slices.Clone(requests)
 	for _, r := range requests {
 		asked := r
-		for _, name := range []*string{&r.Bridge, &r.Lower} {
+		for _, name := range []*string{&r.Bridge, &r.Lower, &r.Routed} {
 			if *name == "" || r.Network != "" { // an altname is no network's name
 				continue
 			}
@@ -92,7 +92,7 @@ func (g *Gate) byName(requests []policy.Request) []policy.Request {
 				*name = real
 			}
 		}
-		if asked.Bridge != r.Bridge || asked.Lower != r.Lower {
+		if asked.Bridge != r.Bridge || asked.Lower != r.Lower || asked.Routed != r.Routed {
 			all = append(all, r)
 		}
 	}

@@ -18,14 +18,15 @@ type Request struct {
 	UID    int
 	GIDs   []int  // all groups of the process, in any order
 	Guest  string // its name, from which interface names are made; empty: none asked for
-	Bridge string // or Lower
+	Bridge string // or Lower, or Routed
 	// Network is the network of which the guest would be, and the name of Bridge; empty for none.
 	Network string
+	Routed  string // the uplink on which the host would answer for Addrs
 	Port    brport.Settings
 	Lower   string           // the parent device of a macvtap or ipvtap
 	Kind    vtap.Kind        // of the device on Lower
 	Mode    string           // of vtap.Modes(Kind), never empty
-	Addrs   []netip.Prefix   // of an ipvtap's guest, or of one of a network
+	Addrs   []netip.Prefix   // of the guest of an ipvtap, of a network or of a routed NIC
 	MAC     net.HardwareAddr // nil: none asked for
 	Queues  int              // 0: 1; an automatic number must have been decided before
 	NICs    int              // how many the user would have then
@@ -142,10 +143,10 @@ func withoutFile(q *Request) Verdict {
 
 // Validate refuses what no user may ask for, such as invalid interface names. Decide denies it.
 func (q *Request) Validate() error {
-	name := q.Bridge + q.Lower
+	name := cmp.Or(q.Bridge, q.Lower, q.Routed)
 	switch {
-	case (q.Bridge == "") == (q.Lower == ""):
-		return errors.New("want either a bridge or a lower")
+	case name == "" || q.Bridge+q.Lower+q.Routed != name:
+		return errors.New("want either a bridge or a lower or an uplink")
 	case q.Network != "" && q.Network != q.Bridge:
 		return fmt.Errorf("network %q: its bridge has its name", q.Network)
 	case !brport.ValidName(name):
@@ -175,6 +176,8 @@ func (q *Request) rule() string {
 	switch {
 	case q.Lower != "":
 		items = append(items, "lowers: ["+scalar(q.Lower)+"]")
+	case q.Routed != "":
+		items = append(items, "uplinks: ["+scalar(q.Routed)+"]")
 	case q.Network != "":
 		items = append(items, "networks: ["+scalar(q.Network)+"]")
 	default:

@@ -59,8 +59,10 @@ func (q *Request) validateLower() error {
 	switch {
 	case q.Lower == "" && (q.Kind != "" || q.Mode != ""):
 		return errors.New("a mode needs a macvtap or ipvtap")
-	case q.Lower == "" && q.Network == "" && len(q.Addrs) > 0:
-		return errors.New("IP addresses need a network or an ipvtap")
+	case q.Routed != "" && len(q.Addrs) == 0:
+		return errors.New("packets find a routed guest by its IP address, and none is named")
+	case q.Lower == "" && q.Network == "" && q.Routed == "" && len(q.Addrs) > 0:
+		return errors.New("IP addresses need a network, an uplink or an ipvtap")
 	case q.Lower == "":
 	case q.Kind != vtap.Macvtap && q.Kind != vtap.IPVtap:
 		return fmt.Errorf("kind %q: want macvtap or ipvtap", q.Kind)

@@ -28,6 +28,8 @@ func (r *rule) checkPlace(q *Request) *objection {
 	switch {
 	case q.Lower != "":
 		what, key, name, globs = "lower", "lowers", q.Lower, r.lowers
+	case q.Routed != "":
+		what, key, name, globs = "uplink", "uplinks", q.Routed, r.uplinks
 	case q.Network != "" && matchAny(r.bridges, q.Bridge): // who may have the bridge may be of its network
 		return nil
 	case q.Network != "":
@@ -96,9 +98,9 @@ func (r *rule) checkPort(q *Request) *objection {
 	return nil
 }
 
-// checkRequired applies to ports of bridges only: a macvtap or ipvtap has no port.
+// checkRequired applies to ports of bridges only: a macvtap, ipvtap or routed tap has no port.
 func (r *rule) checkRequired(q *Request) *objection {
-	if q.Lower != "" {
+	if q.Lower != "" || q.Routed != "" {
 		return nil
 	}
 	has := map[string]bool{isolated: q.Port.Isolated, vlan: len(q.vlans()) > 0}

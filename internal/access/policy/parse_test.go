@@ -125,7 +125,7 @@ func TestParseErrors(t *testing.T) {
 			"unknown key of a rule",
 			rule(
 				"vlan: 10"),
-			"4:5: a rule has no key \"vlan\" (want users, groups, bridges, networks, lowers, modes, ips, guests, vlans, port, require, macs, nics, queues), in `vlan: 10`",
+			"4:5: a rule has no key \"vlan\" (want users, groups, bridges, networks, lowers, uplinks, modes, ips, guests, vlans, port, require, macs, nics, queues), in `vlan: 10`",
 		},
 		{
 			"duplicate key", rule("bridges: [br1]"),
@@ -148,7 +148,7 @@ func TestParseErrors(t *testing.T) {
 		},
 		{
 			"nothing", "rules:\n  - users: [alice]\n",
-			"2:5: the rule allows nothing (add bridges, networks or lowers), in `- users: [alice]`",
+			"2:5: the rule allows nothing (add bridges, networks, lowers or uplinks), in `- users: [alice]`",
 		},
 		{"anchor", "rules: &a []\n", "1:8: rules is not a list (write [a, b]), in `rules: &a []`"},
 		{"alias", "rules: *a\n", "1:8: rules is not a list (write [a, b]), in `rules: *a`"},

@@ -20,6 +20,7 @@ type rule struct {
 	bridges       []string // globs
 	networks      []string // globs
 	lowers        []string // globs
+	uplinks       []string // globs
 	modes         []string
 	ips           []netip.Prefix // masked
 	guests        []string       // globs
@@ -87,6 +88,7 @@ func (d *decoder) rule(n ast.Node) error {
 		globs("bridges", &r.bridges, d.glob),
 		globs("networks", &r.networks, d.glob),
 		globs("lowers", &r.lowers, d.glob),
+		globs("uplinks", &r.uplinks, d.glob),
 		words("modes", &r.modes, allModes()...),
 		of("ips", func(n ast.Node) error {
 			p, err := d.ipRange(n)
@@ -114,8 +116,8 @@ func (d *decoder) rule(n ast.Node) error {
 		return err
 	case !r.anybody && len(r.users)+len(r.groups) == 0:
 		return d.Errorf(strictyaml.TokenOf(n), "the rule has no users (add users or groups)")
-	case len(r.bridges)+len(r.networks)+len(r.lowers) == 0:
-		return d.Errorf(strictyaml.TokenOf(n), "the rule allows nothing (add bridges, networks or lowers)")
+	case len(r.bridges)+len(r.networks)+len(r.lowers)+len(r.uplinks) == 0:
+		return d.Errorf(strictyaml.TokenOf(n), "the rule allows nothing (add bridges, networks, lowers or uplinks)")
 	}
 	d.p.rules = append(d.p.rules, r)
 	return nil

@@ -27,7 +27,7 @@ const maxNICs = 256
 var (
 	lowerNames = []string{"mode", "source-mac", "nopromisc", "rx-filter"} // need macvtap
 	portNames  = []string{"vlan", "trunk", "native", "isolated", "hairpin", "no-learning", "no-flood", "forward"}
-	placeNames = []string{"bridge", "network", "macvtap"} // at most one of them
+	placeNames = []string{"bridge", "network", "routed", "macvtap"} // at most one of them
 	allNames   = slices.Concat([]string{"id", "mac"}, placeNames, []string{"ip"}, lowerNames, portNames)
 )
 
@@ -187,8 +187,8 @@ func (a attributes) check() error {
 			return fmt.Errorf("attribute %q is empty", x.name)
 		case slices.Contains(lowerNames, x.name) && !a.has("macvtap"):
 			return fmt.Errorf("attribute %q needs macvtap", x.name)
-		case x.name == "ip" && !a.has("network"):
-			return fmt.Errorf("attribute %q needs network", x.name)
+		case x.name == "ip" && !a.has("network", "routed"):
+			return fmt.Errorf("attribute %q needs network or routed", x.name)
 		}
 	}
 	var places []string
@@ -205,8 +205,8 @@ func (a attributes) check() error {
 	case !a.has("id", "mac"):
 		return errors.New("it needs an id or a mac to find its interface")
 	case len(places) == 0 && !a.has(portNames...):
-		return fmt.Errorf("it declares nothing: want bridge=, network= or macvtap=, or settings of its port: %s",
-			names(portNames))
+		return fmt.Errorf("it declares nothing: want bridge=, network=, routed= or macvtap=, "+
+			"or settings of its port: %s", names(portNames))
 	}
 	return nil
 }

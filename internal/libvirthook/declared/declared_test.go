@@ -162,7 +162,7 @@ func TestParseRefuses(t *testing.T) {
 	for _, row := range [][2]string{
 		{
 			`<v:nic id="net0" bridge="br0" isolatd="yes"/>`,
-			`nic "net0": attribute "isolatd" is not known: want id, mac, bridge, network, macvtap, ip, mode,`,
+			`nic "net0": attribute "isolatd" is not known: want id, mac, bridge, network, routed, macvtap, ip,`,
 		},
 		{`<v:nic id="net0" bridge="br0" isolated="true"/>`, `nic "net0": attribute isolated="true": want yes or no`},
 		{`<v:nic id="net0" bridge="br0" vlan="4095"/>`, `VLAN 4095: want 1 to 4094`},

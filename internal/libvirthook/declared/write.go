@@ -90,6 +90,7 @@ func (n NIC) attributes() (attributes, error) {
 	if n.Made {
 		add("bridge", n.Spec.Bridge)
 		add("network", n.Spec.Network)
+		add("routed", n.Spec.Routed)
 		add("ip", strings.ReplaceAll(nic.FormatIPs(n.Spec.IP), ",", " "))
 		n.addLower(add)
 	}

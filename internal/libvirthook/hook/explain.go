@@ -7,6 +7,7 @@ import (
 	"vmnet/internal/libvirthook/declared"
 	"vmnet/libvirt/domainxml"
 	"vmnet/macvtap/vtap"
+	"vmnet/tapmgr/nic"
 )
 
 // Explanation says what the hook does for a guest. Its JSON keys are stable.
@@ -63,6 +64,9 @@ func describe(n declared.NIC) Declared {
 	}
 	if n.Made {
 		d.Interface = n.Interface.Target
+	}
+	if n.Spec.Routed != "" {
+		d.Type = nic.TypeRouted
 	}
 	if l := n.Spec.Lower; l != nil {
 		d.Type, d.Mode = string(l.Kind), cmp.Or(l.Mode, vtap.Modes(l.Kind)[0])
