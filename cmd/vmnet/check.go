@@ -29,6 +29,11 @@ difference, the exit status is 1.`,
 			if err != nil {
 				return err
 			}
+			more, err := nsport.Check(cmd.Context(), a.netns)
+			if err != nil {
+				return err
+			}
+			checked.Differences = append(checked.Differences, more...)
 			a.notes(checked.Notices)
 			if *format == "json" {
 				err = a.printJSON(checked)

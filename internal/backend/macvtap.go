@@ -12,6 +12,7 @@ import (
 
 	"vmnet/internal/inventory"
 	"vmnet/internal/kernel/macvlan"
+	"vmnet/internal/kernel/peers"
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/macvtap/vtap"
 	"vmnet/qmp"
@@ -300,9 +301,23 @@ func (s *macvtapInterface) agrees(ctx context.Context) error {
 		syscall.EBUSY, s.parent.Name, there, wanted, strings.Join(names, ", "), cure)
 }
 
+// besideIt lists the ipvlans on the parent device, in all netns, and the ipvtaps in the Maker's.
+func (s *macvtapInterface) besideIt(ctx context.Context) (found []peers.Child, err error) {
+	err = s.m.WithPrivilege(func() error {
+		v, err := peers.Look(ctx, s.m.NS, s.m.NL)
+		if err == nil {
+			found, err = v.Children()
+		}
+		return err
+	})
+	return slices.DeleteFunc(found, func(c peers.Child) bool {
+		return c.IPVlan == nil || c.Parent.Index != s.parent.Index
+	}), err
+}
+
 // ipvlanSiblings returns what shares the parent device with the NIC: other NICs, wherever they are,
-// and what the Maker's netns shows beside them. A parent device that is an ipvlan itself shares the
-// one that it is on.
+// and what else is there, such as the ipvlans of containers. A parent device that is an ipvlan
+// itself shares the one that it is on.
 func (s *macvtapInterface) ipvlanSiblings(ctx context.Context) (found []ipvlanSibling, err error) {
 	all, err := s.m.AllDevices(ctx)
 	if err != nil {
@@ -314,18 +329,21 @@ func (s *macvtapInterface) ipvlanSiblings(ctx context.Context) (found []ipvlanSi
 			found = append(found, ipvlanSibling{dev.Link, dev.Want.VM + "/" + dev.Want.NIC})
 		}
 	}
-	for _, kind := range []string{"ipvlan", "ipvtap"} {
-		links, err := s.m.NL.Links(kind, 0)
-		if err != nil {
-			return nil, err
+	beside, err := s.besideIt(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range beside {
+		name := c.Name
+		if !c.Space.Own {
+			name += " in netns " + c.Space.Name()
+		} else if _, managed := nic.ParseRecord(c.Alias); managed {
+			continue
 		}
-		for _, l := range links {
-			_, managed := nic.ParseRecord(l.Alias)
-			on := l.Lower == s.parent.Index && l.LowerNS < 0 || l.Index == s.parent.Index
-			if l.Kind == kind && l.IPVlan != nil && on && !managed {
-				found = append(found, ipvlanSibling{l, l.Name})
-			}
-		}
+		found = append(found, ipvlanSibling{c.Link, name})
+	}
+	if s.parent.IPVlan != nil {
+		found = append(found, ipvlanSibling{s.parent, s.parent.Name})
 	}
 	return found, nil
 }

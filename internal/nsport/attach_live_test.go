@@ -319,6 +319,35 @@ func TestLiveForeignAlias(t *testing.T) {
 	}
 }
 
+// TestLiveMovedOn: users of a namespace may move its end to another one, where it is still found.
+func TestLiveMovedOn(t *testing.T) {
+	x := newHost(t)
+	s := x.onBridge()
+	x.attach(s)
+	next := nstest.New(t)
+	x.do(x.boxNL.Set(x.link(x.boxNL, "eth0").Index, rtnl.Netns(next)))
+	pid := x.sleep(next, 0)
+	where := fmt.Sprintf("/proc/%d/ns/net", pid)
+	if list := x.list(); len(list) != 1 || list[0].Netns.Name != where || list[0].State != nic.Down {
+		t.Errorf("%+v", list)
+	}
+	if _, err := x.m.Attach(x.ctx(), s); err == nil ||
+		!strings.Contains(err.Error(), "web is that of eth0 in netns "+where) {
+		t.Error(err)
+	}
+	gone := x.detach(Which{Netns: s.Netns})
+	if len(gone.Removed) != 0 || len(gone.Notices) != 1 ||
+		!strings.Contains(gone.Notices[0], "is in netns "+where) {
+		t.Errorf("%+v", gone)
+	}
+	if gone := x.detach(Which{ID: "web"}); len(gone.Removed) != 1 || len(x.list()) != 0 {
+		t.Errorf("%+v", gone)
+	}
+	if gone := x.detach(Which{Netns: "nosuch"}); len(gone.Removed) != 0 || len(gone.Notices) != 1 {
+		t.Errorf("%+v", gone)
+	}
+}
+
 // TestLiveTarget: a process that has ended has no namespace any longer, even if nobody has reaped
 // it, and a number that is a name as well is refused.
 func TestLiveTarget(t *testing.T) {

@@ -40,7 +40,7 @@ func (m *Manager) Detach(ctx context.Context, w Which) (done Detached, err error
 		return done, err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
-	found, t, err := m.find(ctx, w)
+	found, notices, t, err := m.find(ctx, w)
 	if t != nil {
 		defer t.close()
 	}
@@ -57,7 +57,7 @@ func (m *Manager) Detach(ctx context.Context, w Which) (done Detached, err error
 		})
 	}
 	if len(steps) == 0 {
-		done.Notices = unmarked(t)
+		done.Notices = append(notices, unmarked(t)...)
 	}
 	if len(steps) > 0 || m.DryRun {
 		err = m.Run.Do(ctx, steps)
@@ -76,47 +76,44 @@ func (w Which) String() string {
 	return "netns " + w.Netns
 }
 
-// find returns what w means. t is the namespace, if it was named and exists; the caller closes it.
-func (m *Manager) find(ctx context.Context, w Which) (found []attachment, t *target, err error) {
-	gone := false
+// find returns what w means, and what the user should know if that is nothing. t is the namespace,
+// if it was named and exists; the caller closes it.
+func (m *Manager) find(ctx context.Context, w Which) (found []attachment, notices []string, t *target, err error) {
+	var gone error
 	if w.Netns != "" {
 		t, err = openTarget(ctx, w.Netns)
-		if gone = errors.Is(err, fs.ErrNotExist); err != nil && !gone {
-			return nil, nil, err
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			gone, notices = err, []string{err.Error()}
+		case err != nil:
+			return nil, nil, nil, err
 		}
 	}
 	_, all, err := m.look(ctx, t)
 	if err != nil {
-		return nil, t, err
+		return nil, nil, t, err
 	}
-	ids := map[string]bool{}
+	var names []string
 	for _, a := range all {
-		var in bool
+		in := a.isIn(t)
+		if t == nil { // its name has gone, but something else may keep it
+			in = !a.claimed && (gone == nil || a.Netns == w.Netns)
+		}
 		switch {
-		case w.Netns == "":
-			in = !a.claimed
-		case gone: // its name has gone, but something else keeps it
-			in = !a.claimed && a.Netns == w.Netns
-		default:
-			in = a.isIn(t)
-		}
-		if in && (w.ID == "" || a.ID == w.ID) && (w.Interface == "" || a.Interface == w.Interface) {
+		case w.ID != "" && a.ID != w.ID, w.Interface != "" && a.Interface != w.Interface:
+		case in:
 			found = append(found, a)
-			ids[a.ID] = true
-		}
-	}
-	if len(ids) > 1 {
-		var names []string
-		for _, a := range found {
 			names = append(names, fmt.Sprintf("%s (id %s)", a.Interface, a.ID))
+		case t != nil && !a.claimed && a.Netns == w.Netns:
+			notices = append(notices, fmt.Sprintf("%s, which was attached to netns %s, is in netns %s "+
+				"(vmnet netns detach --id %s takes it away)", a.Interface, w.Netns, a.space.Name(), a.ID))
 		}
-		return nil, t, fmt.Errorf(
-			"%w: %s (name one with --ifname or --id)",
-			ErrSeveral,
-			strings.Join(names, ", "),
-		)
 	}
-	return found, t, nil
+	if slices.ContainsFunc(found, func(a attachment) bool { return a.ID != found[0].ID }) {
+		err = fmt.Errorf("%w: %s (name one with --ifname or --id)", ErrSeveral, strings.Join(names, ", "))
+		return nil, nil, t, err
+	}
+	return found, notices, t, nil
 }
 
 // unmarked names the macvlans and ipvlans in a namespace that may once have been attachments: the
@@ -176,72 +173,4 @@ func explain(err error) error {
 		return fmt.Errorf("%w (needs CAP_NET_ADMIN)", err)
 	}
 	return err
-}
-
-// Reconcile removes what interrupted attaches have left, and makes the ends here ports of their
-// bridges again, if those exist. If dry is set it changes nothing, and returns what it would do.
-// Failures are reported in the actions; the error is set only if the present state could not be
-// read.
-func (m *Manager) Reconcile(ctx context.Context, dry bool) (actions []nic.Action, err error) {
-	todo, err := m.unsound(ctx)
-	if err != nil || len(todo) == 0 {
-		return nil, err
-	}
-	if !dry {
-		unlock, err := m.lock(ctx)
-		if err != nil {
-			return nil, err
-		}
-		defer func() { err = errors.Join(err, unlock()) }()
-		if todo, err = m.unsound(ctx); err != nil { // what was under way may be complete by now
-			return nil, err
-		}
-	}
-	for _, a := range todo {
-		actions = append(actions, m.reconcile(&a, dry))
-	}
-	return actions, nil
-}
-
-// Reconcile is [Manager.Reconcile] for the namespace of that name or path.
-func Reconcile(ctx context.Context, nameOrPath string, dry bool) ([]nic.Action, error) {
-	m, err := Open(nameOrPath)
-	if err != nil {
-		return nil, err
-	}
-	defer m.Close()
-	return m.Reconcile(ctx, dry)
-}
-
-// unsound lists the attachments that are not complete, or have no bridge.
-func (m *Manager) unsound(ctx context.Context) ([]attachment, error) {
-	_, all, err := m.look(ctx, nil)
-	return slices.DeleteFunc(all, func(a attachment) bool {
-		return a.claimed || !a.Unfinished && (a.host == nil || a.host.Master != 0)
-	}), err
-}
-
-func (m *Manager) reconcile(a *attachment, dry bool) nic.Action {
-	act := nic.Action{Interface: a.Interface, Changed: true}
-	if a.host != nil {
-		act.Interface = a.host.Name
-	}
-	var err error
-	if a.Unfinished {
-		act.Action = fmt.Sprintf("removed: an interrupted vmnet netns attach left it (id %s)", a.ID)
-		if !dry {
-			err = m.remove(a)
-		}
-	} else {
-		act.Action = "put back on " + a.Source
-		err = m.putBack(a, dry)
-		if errors.Is(err, fs.ErrNotExist) {
-			act.Action = fmt.Sprintf("left alone: its bridge %s has gone (vmnet bridge create %[1]s)", a.Source)
-			act.Changed, err = false, nil
-		}
-	}
-	if err != nil {
-		act.Error = err.Error()
-	}
-	return act
 }

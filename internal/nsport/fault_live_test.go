@@ -14,6 +14,7 @@ import (
 	"vmnet/internal/kernel/rtnl"
 	"vmnet/internal/nstest"
 	"vmnet/step"
+	"vmnet/tapmgr/nic"
 )
 
 var errBroken = errors.New("broken by the test")
@@ -85,7 +86,7 @@ func stall() {
 	if err != nil {
 		panic(err)
 	}
-	m.lockDir = dir
+	m.LockDir = dir
 	m.Run = func(ctx context.Context, steps []step.Step) error {
 		do := steps[i].Do
 		steps[i].Do = func(ctx context.Context) error {
@@ -114,7 +115,7 @@ func (x *h) kill(kind string, i int, made bool) {
 	x.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %t %s %s %s %d", stallEnv, i, made,
-		x.host.Path(), x.m.lockDir, kind, x.pid))
+		x.host.Path(), x.m.LockDir, kind, x.pid))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	x.do(err)
@@ -183,7 +184,17 @@ func TestLiveReconcile(t *testing.T) {
 	if list := x.list(); len(list) != 1 || list[0].State != "no-bridge" {
 		t.Errorf("%+v", list)
 	}
+	differs := func(mender nic.Mender) {
+		t.Helper()
+		found, err := Check(x.ctx(), x.host.Path())
+		if err != nil || len(found) != 1 || found[0].Interface != "web-ns" || found[0].Want != "br0" ||
+			found[0].MendedBy != mender {
+			t.Errorf("%+v, %v", found, err)
+		}
+	}
+	differs(nic.MendAdmin)
 	x.do(x.nl.Create("bridge", rtnl.Name("br0"), rtnl.Index(br.Index), rtnl.Up(true)))
+	differs(nic.MendReconcile)
 	for _, dry := range []bool{true, false} {
 		actions, err = x.m.Reconcile(x.ctx(), dry)
 		if err != nil || len(actions) != 1 || !actions[0].Changed || actions[0].Error != "" {

@@ -56,7 +56,7 @@ func (x *h) manager() *Manager {
 		x.Fatal(err)
 	}
 	x.Cleanup(m.Close)
-	m.lockDir = x.TempDir()
+	m.LockDir = x.TempDir()
 	return m
 }
 

@@ -27,10 +27,11 @@ type Manager struct {
 	DryRun bool
 	// Networks has the files of networks; empty for config.DefaultDir.
 	Networks config.Dir
+	// LockDir has the lock; empty for the user's own directory for sockets.
+	LockDir string
 
-	ns      *netns.NS
-	maker   *backend.Maker
-	lockDir string // empty for the user's own directory for sockets
+	ns    *netns.NS
+	maker *backend.Maker
 }
 
 // Open returns a Manager for the namespace that netns.Open knows by that name or path; empty for
@@ -67,7 +68,7 @@ func (m *Manager) lock(ctx context.Context) (unlock func() error, err error) {
 	if m.DryRun {
 		return func() error { return nil }, nil
 	}
-	dir := m.lockDir
+	dir := m.LockDir
 	if uid := os.Geteuid(); dir == "" {
 		dir, err = rundir.Make(rundir.Of(uid, os.Getenv("XDG_RUNTIME_DIR")), uid)
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 
-	"vmnet/bridge/brport"
 	"vmnet/internal/kernel/bridges"
 	"vmnet/internal/kernel/macvlan"
 	"vmnet/internal/kernel/rtnl"
@@ -59,17 +58,4 @@ func (j *job) mendPort() []step.Step {
 		return nil
 	}
 	return []step.Step{port}
-}
-
-// putBack makes the end here a port of its bridge again.
-func (m *Manager) putBack(a *attachment, dry bool) error {
-	br, err := bridges.Get(m.nl(), a.Source)
-	if err != nil {
-		return err
-	}
-	cfg, err := brport.Parse(a.Port)
-	if err != nil || dry {
-		return err
-	}
-	return bridges.AddPort(m.nl(), br, a.host, cfg)
 }
