@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"vmnet/internal/kernel/fdpass"
 	"vmnet/internal/nstest"
 	"vmnet/internal/routed"
 	"vmnet/internal/vmm/qmptest"
@@ -438,5 +439,85 @@ func TestLiveLibvirtRouted(t *testing.T) {
 	h.settled()
 	if after := h.routing(); after != before {
 		t.Errorf("left after the guest:\n%s\nbefore:\n%s", after, before)
+	}
+}
+
+// TestRoutedServe: what a helper makes for a user, and what is left if the user gives up: nothing.
+func TestRoutedServe(t *testing.T) {
+	h := newUserHost(t)
+	h.quietLAN()
+	before := h.routing()
+	request := strings.Replace(tapRequest, `"bridge":"br0"`, `"routed":"eth0","ip":["`+routedAddr+`"]`, 1)
+	for _, plugged := range []bool{true, false} {
+		client, done := h.serving(func(s nic.Spec) error {
+			if s.Routed != "eth0" || len(s.IP) != 1 || s.Bridge != "" {
+				return errFault
+			}
+			return nil
+		})
+		if err := client.Send([]byte(request)); err != nil {
+			t.Fatal(err)
+		}
+		answer, queues, err := client.Receive(4096)
+		if err != nil || len(queues) != 2 {
+			t.Fatalf("%s with %d files, %v", answer, len(queues), err)
+		}
+		if proxies, err := h.nl.Proxies(); err != nil || len(proxies) != 1 {
+			t.Errorf("entries %+v, %v", proxies, err)
+		}
+		if plugged {
+			if err := client.Send([]byte(`{"plugged":true}`)); err != nil {
+				t.Fatal(err)
+			}
+			if answer, _, err = client.Receive(4096); err != nil || strings.Contains(string(answer), "error") {
+				t.Errorf("%s, %v", answer, err)
+			}
+		}
+		fdpass.CloseAll(queues)
+		_ = client.Close()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		h.gone("P3-net0")
+		if plugged { // as its guest's end leaves it
+			h.settled()
+		}
+		if after := h.routing(); after != before {
+			t.Errorf("plugged %v, left:\n%s\nbefore:\n%s", plugged, after, before)
+		}
+	}
+}
+
+// TestRoutedLaunch: the NIC of a VMM that is yet to start, beside one on a bridge; a fault at a
+// step of the second leaves nothing of the first.
+func TestRoutedLaunch(t *testing.T) {
+	h := newUserHost(t)
+	h.quietLAN()
+	before := h.routing()
+	specs := []nic.Spec{routedSpec("P3", "net0", routedAddr), {
+		Target: nic.Target{VM: "P3"}, NIC: "net1", Bridge: "br0", Vhost: nic.VhostOff,
+	}}
+	h.at("net1 port", func(func() error) error { return errFault })
+	if _, err := h.tryLaunch(h.context(20*time.Second), specs...); !errors.Is(err, errFault) {
+		t.Error(err)
+	}
+	h.Run = nil
+	if after := h.routing(); after != before {
+		t.Errorf("left:\n%s\nbefore:\n%s", after, before)
+	}
+	l, err := h.tryLaunch(h.context(20*time.Second), specs...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := l.NICs[0].NIC; n.Type != nic.TypeRouted || n.State != nic.Up {
+		t.Errorf("%+v", n)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	h.gone("P3-net0")
+	h.settled()
+	if after := h.routing(); after != before {
+		t.Errorf("left:\n%s\nbefore:\n%s", after, before)
 	}
 }

@@ -49,7 +49,7 @@ func (m Machine) Look(ctx context.Context) []Check {
 		m.tun(), m.vhost(), m.packetPorts(),
 		m.qemu(ctx), m.hook(ctx),
 		m.netfilter(), m.networkManager(), m.networkd(), m.udev(),
-		m.machineID(), m.watch(), m.bridges(),
+		m.machineID(), m.watch(), m.bridges(), m.routed(ctx),
 	)
 }
 

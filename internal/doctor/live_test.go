@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -277,5 +278,33 @@ func TestLiveBridgeAddress(t *testing.T) {
 	}
 	if got := m.bridges(); len(got) != 1 || got[0].Status != OK {
 		t.Errorf("with the address set: %+v", got)
+	}
+}
+
+// TestLiveRouted: entries that a routed guest has left are a warning, and a host that never had one
+// has no check.
+func TestLiveRouted(t *testing.T) {
+	ns := nstest.New(t)
+	m := Machine{NS: ns}
+	if got := m.routed(t.Context()); got != nil {
+		t.Errorf("on a bare host: %+v", got)
+	}
+	nl, err := rtnl.Open(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nl.Close()
+	lo, err := nl.Link("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry := rtnl.Proxy{Link: lo.Index, Addr: netip.MustParseAddr("192.0.2.11"), Protocol: 118}
+	if err := nl.AddProxy(entry); err != nil {
+		t.Fatal(err)
+	}
+	got := m.routed(t.Context())
+	if len(got) != 1 || got[0].Status != Warn || !strings.Contains(got[0].Text, "proxy entry of 192.0.2.11 (lo)") ||
+		!strings.Contains(got[0].Cure, "vmnet reconcile") {
+		t.Errorf("%+v", got)
 	}
 }
